@@ -1,4 +1,6 @@
 //! An instrument to compare the ways a language model is adapted, inside the model.
+pub mod backend;
 pub mod error;
 pub mod formats;
+pub mod shape;
 pub use error::{Error, Result};

@@ -1,0 +1,579 @@
+//! The contract between the model and a device: a narrow set of fused operations, each forward with its backward.
+//!
+//! **Buffers.** [`Backend::Wide`] holds what must not lose digits: the residual stream, norm statistics,
+//! log-sum-exps, losses, adapters, their gradients and moments. [`Backend::Real`] holds the compute dtype that matrix
+//! products read and write. [`Backend::Weight`] is a frozen matrix or vector of the checkpoint, left in the file's
+//! mapping where the device can. Shapes stand in the doc comments; matrices are row-major and dense.
+//!
+//! **Order of arguments.** Outputs, what is saved for the backward, inputs, weights, dims, scalars.
+//!
+//! **`=` or `+=`.** Each output says which. Activations and their gradients are `=` except where several
+//! contributions meet; gradients of parameters are always `+=`.
+//!
+//! **Errors.** Operations return nothing: the backend keeps its first error with the operation's name, and
+//! [`Backend::sync`] reports it. Wrong lengths are a mistake of the caller and panic with both numbers.
+//!
+//! **Determinism.** Every reduction has a fixed order; the same inputs give the same bits. A row of an output depends
+//! only on its own inputs (for attention: on its segment's path), bit for bit, whatever else is in the pack.
+
+use crate::formats::safetensors::TensorView;
+use crate::shape::{KeptSegment, Pack};
+use crate::{Error, Result};
+
+pub mod cpu;
+pub mod trace;
+
+/// The host's view of a buffer's elements, borrowed where the device lets the host read them in place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum HostSlice<'a> {
+    /// 64-bit floats (the oracle).
+    F64(&'a [f64]),
+    /// 32-bit floats.
+    F32(&'a [f32]),
+    /// bfloat16.
+    Bf16(&'a [half::bf16]),
+    /// IEEE half precision.
+    F16(&'a [half::f16]),
+}
+
+impl HostSlice<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F64(s) => s.len(),
+            Self::F32(s) => s.len(),
+            Self::Bf16(s) => s.len(),
+            Self::F16(s) => s.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Element `i`, as `f64` (exact for every dtype).
+    pub fn get(&self, i: usize) -> f64 {
+        match self {
+            Self::F64(s) => s[i],
+            Self::F32(s) => f64::from(s[i]),
+            Self::Bf16(s) => f64::from(s[i].to_f32()),
+            Self::F16(s) => f64::from(s[i].to_f32()),
+        }
+    }
+
+    /// The elements `from..from + out.len()` as `f32` (rounded for `f64`, exact otherwise).
+    pub fn copy_f32(&self, from: usize, out: &mut [f32]) {
+        let range = from..from + out.len();
+        match self {
+            Self::F64(s) => out.iter_mut().zip(&s[range]).for_each(|(o, &x)| *o = x as f32),
+            Self::F32(s) => out.copy_from_slice(&s[range]),
+            Self::Bf16(s) => out.iter_mut().zip(&s[range]).for_each(|(o, x)| *o = x.to_f32()),
+            Self::F16(s) => out.iter_mut().zip(&s[range]).for_each(|(o, x)| *o = x.to_f32()),
+        }
+    }
+}
+
+/// Element of [`Backend::Wide`] as the host sees it: `f32` everywhere but in the oracle.
+pub trait WideElement: bytemuck::Pod + Default + PartialOrd + std::fmt::Debug + Send + Sync {
+    /// From `f64`, rounded.
+    fn from_f64(x: f64) -> Self;
+    /// To `f64`, exact.
+    fn to_f64(self) -> f64;
+}
+
+impl WideElement for f32 {
+    fn from_f64(x: f64) -> Self {
+        x as f32
+    }
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl WideElement for f64 {
+    fn from_f64(x: f64) -> Self {
+        x
+    }
+    fn to_f64(self) -> f64 {
+        self
+    }
+}
+
+/// `in` and `out` widths of a matrix product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearDims {
+    /// Rows N.
+    pub rows: usize,
+    /// Input width.
+    pub input: usize,
+    /// Output width.
+    pub output: usize,
+}
+
+/// Heads of an attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionDims {
+    /// Query heads H, a multiple of `kv_heads`; head `h` reads key-value head `h / (H / K)`.
+    pub heads: usize,
+    /// Key-value heads K.
+    pub kv_heads: usize,
+    /// Head width D.
+    pub head_dim: usize,
+    /// Multiplier of the scores, usually `1 / sqrt(D)`.
+    pub scale: f64,
+    /// A row at position p attends to positions greater than `p - window` only.
+    pub window: Option<usize>,
+}
+
+/// The place of one adapted projection inside the flat parameters `[runs, stride]`.
+///
+/// Run `r` has A `[rank, input]` from element `r * stride + a` on and B `[output, rank]` from `r * stride + b` on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoraSite {
+    /// Offset of A within a run.
+    pub a: usize,
+    /// Offset of B within a run.
+    pub b: usize,
+    /// Elements of a run.
+    pub stride: usize,
+    /// Rank R.
+    pub rank: usize,
+    /// Input width.
+    pub input: usize,
+    /// Output width.
+    pub output: usize,
+    /// Multiplier of `B A x`: `alpha / R`, or `alpha / sqrt(R)` for rsLoRA.
+    pub scale: f64,
+}
+
+/// Dropout of the input of one adapted projection: an element survives, multiplied by `1 / (1 - p)`, with
+/// probability `1 - p`. The decision is a hash of `(seed of the row's run, site, row's key, column)`, so that the
+/// backward repeats it, and so that it does not depend on what else is in the pack.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout<'a> {
+    /// Probability of dropping, in `[0, 1)`.
+    pub p: f64,
+    /// One seed per run, new for every step.
+    pub seeds: &'a [u64],
+    /// Number of the projection, so that two projections drop independently.
+    pub site: u64,
+    /// One key per row `[N]`: the row's number within its run.
+    pub keys: &'a [u32],
+}
+
+/// Optimiser settings of one run for one step (AdamW, Loshchilov and Hutter 2019, with bias correction as in
+/// Kingma and Ba 2015).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamwStep {
+    /// Whether the run takes this step; otherwise its parameters and moments stay untouched.
+    pub active: bool,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// The gradient's norm is cut to this first (`g * max_norm / (norm + 1e-6)` if that is less than `g`).
+    pub max_grad_norm: Option<f64>,
+    /// Number of this step, from 1.
+    pub step: u64,
+}
+
+/// A device and its operations. See the module's documentation for the conventions.
+///
+/// Dimensions: N rows of the pack, C residual width, H query heads, K key-value heads, D head width, F feed-forward
+/// width, V vocabulary, R rank, P soft-prompt length, M label rows.
+pub trait Backend {
+    /// Wide buffer; see the module's documentation.
+    type Wide;
+    /// Compute-dtype buffer.
+    type Real;
+    /// Frozen weight of the checkpoint.
+    type Weight;
+    /// List of row numbers or ids.
+    type Index;
+    /// A pack's tables on the device.
+    type Pack;
+    /// Wide element as the host sees it.
+    type Element: WideElement;
+
+    /// The device and dtype, such as `cpu f32`.
+    fn name(&self) -> String;
+
+    // Memory
+
+    /// A wide buffer of zeros.
+    fn wide(&mut self, len: usize) -> Result<Self::Wide>;
+    /// A compute-dtype buffer of zeros.
+    fn real(&mut self, len: usize) -> Result<Self::Real>;
+    /// Bytes of one element of a wide and of a compute-dtype buffer.
+    fn element_sizes(&self) -> (usize, usize);
+    /// A frozen weight, its elements those of the file rounded to the compute dtype.
+    fn weight(&mut self, view: &TensorView) -> Result<Self::Weight>;
+    /// A weight to be trained: a copy of `len` elements of wide parameters, from `offset` on.
+    fn trainable_weight(&mut self, params: &Self::Wide, offset: usize, len: usize) -> Result<Self::Weight>;
+    /// A list of numbers.
+    fn index(&mut self, values: &[u32]) -> Result<Self::Index>;
+    /// The tables of a pack.
+    fn pack(&mut self, pack: &Pack) -> Result<Self::Pack>;
+    /// `buffer[offset..] = values`.
+    fn upload(&mut self, buffer: &mut Self::Wide, offset: usize, values: &[Self::Element]) -> Result<()>;
+    /// `values = buffer[offset..]`, after everything before it has run.
+    fn download(&mut self, values: &mut [Self::Element], buffer: &Self::Wide, offset: usize) -> Result<()>;
+    /// The whole of a wide buffer where the host can read it in place, without a copy.
+    fn borrow_wide<'a>(&self, buffer: &'a Self::Wide) -> Option<HostSlice<'a>>;
+    /// The whole of a compute-dtype buffer where the host can read it in place, without a copy.
+    fn borrow_real<'a>(&self, buffer: &'a Self::Real) -> Option<HostSlice<'a>>;
+    /// Waits for everything and reports the first error since the last call.
+    fn sync(&mut self) -> Result<()>;
+
+    // Rows
+
+    /// `x = 0`.
+    fn zero(&mut self, x: &mut Self::Wide);
+    /// `out [rows, width] = x`, rounded to the compute dtype.
+    fn cast(&mut self, out: &mut Self::Real, x: &Self::Wide, len: usize);
+    /// `out [N, C] = a + b`.
+    fn residual_fwd(&mut self, out: &mut Self::Wide, a: &Self::Wide, b: &Self::Real, len: usize);
+    /// `out [M, width] = x [N, width]` at `rows [M]`.
+    fn gather_real(&mut self, out: &mut Self::Real, x: &Self::Real, rows: &Self::Index, width: usize);
+    /// `out [M, width] = x [N, width]` at `rows [M]`.
+    fn gather_wide(&mut self, out: &mut Self::Wide, x: &Self::Wide, rows: &Self::Index, width: usize);
+    /// Backward of the gathers: `d_x [N, width] += d_out [M, width]` at `rows [M]`, which may repeat; added in the
+    /// order of `rows`.
+    fn scatter_add(&mut self, d_x: &mut Self::Wide, d_out: &Self::Wide, rows: &Self::Index, width: usize);
+
+    // Embedding
+
+    /// `out [N, C] = table [V, C]` at the row's token, or for a virtual token `p` of run `r` the prompt row at element
+    /// `r * stride + offset + p * C` of `prompt`.
+    fn embed_fwd(
+        &mut self,
+        out: &mut Self::Wide,
+        pack: &Self::Pack,
+        table: &Self::Weight,
+        prompt: Option<(&Self::Wide, PromptSite)>,
+        width: usize,
+    );
+    /// `d_prompt += d_out` at virtual rows, in row order.
+    fn embed_bwd_prompt(
+        &mut self,
+        d_prompt: &mut Self::Wide,
+        d_out: &Self::Wide,
+        pack: &Self::Pack,
+        site: PromptSite,
+        width: usize,
+    );
+    /// `d_table [V, C] (from element `offset` on) += d_out` at the rows' tokens, in row order.
+    fn embed_bwd_table(
+        &mut self,
+        d_table: &mut Self::Wide,
+        offset: usize,
+        d_out: &Self::Wide,
+        pack: &Self::Pack,
+        width: usize,
+    );
+
+    // RMS norm (Zhang and Sennrich 2019)
+
+    /// `out [N, C] = x * rstd * weight`, `rstd [N] = 1 / sqrt(mean(x^2) + eps)`.
+    ///
+    /// `x * rstd` is rounded to the compute dtype before the weight multiplies it, as the reference does.
+    #[allow(clippy::too_many_arguments)]
+    fn rms_norm_fwd(
+        &mut self,
+        out: &mut Self::Real,
+        rstd: &mut Self::Wide,
+        x: &Self::Wide,
+        weight: &Self::Weight,
+        rows: usize,
+        width: usize,
+        eps: f64,
+    );
+    /// `d_x [N, C] +=` the gradient through the norm of `d_out [N, C]`.
+    #[allow(clippy::too_many_arguments)]
+    fn rms_norm_bwd(
+        &mut self,
+        d_x: &mut Self::Wide,
+        d_out: &Self::Wide,
+        x: &Self::Wide,
+        rstd: &Self::Wide,
+        weight: &Self::Weight,
+        rows: usize,
+        width: usize,
+    );
+    /// `d_weight [C] (from element `offset` on) += sum over rows of d_out * x * rstd`.
+    #[allow(clippy::too_many_arguments)]
+    fn rms_norm_bwd_weight(
+        &mut self,
+        d_weight: &mut Self::Wide,
+        offset: usize,
+        d_out: &Self::Wide,
+        x: &Self::Wide,
+        rstd: &Self::Wide,
+        rows: usize,
+        width: usize,
+    );
+
+    // Rotary position embedding (Su et al. 2021), halves rotated as in the LLaMA checkpoints
+
+    /// `out [N, heads, D] =` each pair `(x[i], x[i + D/2])` turned by `angle[position, i]`; `cos_sin [positions, D]`
+    /// holds the cosines `[D/2]`, then the sines `[D/2]` of each position, with any attention factor multiplied in.
+    fn rope_fwd(
+        &mut self,
+        out: &mut Self::Real,
+        x: &Self::Real,
+        pack: &Self::Pack,
+        cos_sin: &Self::Wide,
+        heads: usize,
+        head_dim: usize,
+    );
+    /// `d_x [N, heads, D] =` the gradient: `d_x` (which holds the gradient of the output on entry) turned back.
+    fn rope_bwd(
+        &mut self,
+        d_x: &mut Self::Real,
+        pack: &Self::Pack,
+        cos_sin: &Self::Wide,
+        heads: usize,
+        head_dim: usize,
+    );
+
+    // Attention over the forest (online softmax: Milakov and Gimelshein 2018; Dao et al. 2022)
+
+    /// `z [N, H, D] = softmax(scale * q k^T) v` over each row's path; `lse [N, H]` the log-sum-exp of its scores.
+    ///
+    /// `q [N, H, D]`, `k, v [N, K, D]`; `kept` are the keys and values `[rows of the cache, K, D]` of kept ancestors,
+    /// needed if the pack has any. No N x N matrix is made.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_fwd(
+        &mut self,
+        z: &mut Self::Real,
+        lse: &mut Self::Wide,
+        q: &Self::Real,
+        k: &Self::Real,
+        v: &Self::Real,
+        kept: Option<(&Self::Real, &Self::Real)>,
+        pack: &Self::Pack,
+        dims: AttentionDims,
+    );
+    /// `d_q [N, H, D] =`, `d_k, d_v [N, K, D] =` from `d_z [N, H, D]`; a key's gradient collects from its own segment
+    /// and then from its readers in ascending order. `delta [N, H]` is scratch: `sum(d_z * z)` per row and head.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_bwd(
+        &mut self,
+        d_q: &mut Self::Real,
+        d_k: &mut Self::Real,
+        d_v: &mut Self::Real,
+        delta: &mut Self::Wide,
+        d_z: &Self::Wide,
+        z: &Self::Real,
+        lse: &Self::Wide,
+        q: &Self::Real,
+        k: &Self::Real,
+        v: &Self::Real,
+        pack: &Self::Pack,
+        dims: AttentionDims,
+    );
+    /// `out [rows, H, longest]`: for each of `rows`, per head, `scale * q k^T` over its path by position and then
+    /// `-inf` (`normalised = false`), or `exp(score - lse)` and then 0 (`normalised = true`).
+    #[allow(clippy::too_many_arguments)]
+    fn attention_pattern(
+        &mut self,
+        out: &mut Self::Wide,
+        q: &Self::Real,
+        k: &Self::Real,
+        kept: Option<&Self::Real>,
+        lse: &Self::Wide,
+        rows: &[usize],
+        pack: &Self::Pack,
+        dims: AttentionDims,
+        longest: usize,
+        normalised: bool,
+    );
+    /// `cache[to..] [rows, width] = x [N, width]` at the consecutive rows `from`: keeps keys or values for later
+    /// passes.
+    fn keep(&mut self, cache: &mut Self::Real, to: usize, x: &Self::Real, from: std::ops::Range<usize>, width: usize);
+
+    // Linear
+
+    /// `out [N, output] = x [N, input] weight^T + bias`, `weight [output, input]`, `bias [output]`.
+    fn linear_fwd(
+        &mut self,
+        out: &mut Self::Real,
+        x: &Self::Real,
+        weight: &Self::Weight,
+        bias: Option<&Self::Weight>,
+        dims: LinearDims,
+    );
+    /// `d_x [N, input] = d_out weight`, or `+=` if `accumulate`.
+    fn linear_bwd_input(
+        &mut self,
+        d_x: &mut Self::Wide,
+        d_out: &Self::Real,
+        weight: &Self::Weight,
+        dims: LinearDims,
+        accumulate: bool,
+    );
+    /// `d_weight [output, input] (from element `offset` on) += d_out^T x`.
+    fn linear_bwd_weight(
+        &mut self,
+        d_weight: &mut Self::Wide,
+        offset: usize,
+        d_out: &Self::Real,
+        x: &Self::Real,
+        dims: LinearDims,
+    );
+    /// `d_bias [output] (from element `offset` on) += sum over rows of d_out`.
+    fn linear_bwd_bias(
+        &mut self,
+        d_bias: &mut Self::Wide,
+        offset: usize,
+        d_out: &Self::Real,
+        rows: usize,
+        output: usize,
+    );
+
+    // LoRA over stacked runs (Hu et al. 2021): rows of run r pass through adapter r, base rows through none
+
+    /// `y [N, output] += scale * B A dropout(x)`, `xa [N, R] = A dropout(x)` (0 for base rows).
+    #[allow(clippy::too_many_arguments)]
+    fn lora_fwd(
+        &mut self,
+        y: &mut Self::Real,
+        xa: &mut Self::Wide,
+        x: &Self::Real,
+        params: &Self::Wide,
+        pack: &Self::Pack,
+        site: LoraSite,
+        dropout: Option<Dropout<'_>>,
+    );
+    /// `d_params += ` the gradients of A and B, `d_x [N, input] +=` that of the input, from `d_y [N, output]`.
+    ///
+    /// `d_x` is none where nobody below needs it. Each run's sums run over its rows in row order.
+    #[allow(clippy::too_many_arguments)]
+    fn lora_bwd(
+        &mut self,
+        d_params: &mut Self::Wide,
+        d_x: Option<&mut Self::Wide>,
+        d_y: &Self::Real,
+        xa: &Self::Wide,
+        x: &Self::Real,
+        params: &Self::Wide,
+        pack: &Self::Pack,
+        site: LoraSite,
+        dropout: Option<Dropout<'_>>,
+    );
+    /// `out [N, output] = scale * B xa`: what the adapter adds, for captures; 0 for base rows.
+    fn lora_delta(
+        &mut self,
+        out: &mut Self::Wide,
+        xa: &Self::Wide,
+        params: &Self::Wide,
+        pack: &Self::Pack,
+        site: LoraSite,
+    );
+
+    // SwiGLU (Shazeer 2020)
+
+    /// `act [len] = silu(gate) * up`.
+    fn swiglu_fwd(&mut self, act: &mut Self::Real, gate: &Self::Real, up: &Self::Real, len: usize);
+    /// `d_gate, d_up [len] =` from `d_act [len]`.
+    fn swiglu_bwd(
+        &mut self,
+        d_gate: &mut Self::Real,
+        d_up: &mut Self::Real,
+        d_act: &Self::Wide,
+        gate: &Self::Real,
+        up: &Self::Real,
+        len: usize,
+    );
+
+    // Head
+
+    /// `logits [M, V] = x [M, C] head^T`, wide.
+    fn logits_fwd(&mut self, logits: &mut Self::Wide, x: &Self::Real, head: &Self::Weight, dims: LinearDims);
+    /// `loss [M] = lse - logit of the target` for rows `x [M, C]`, `head [V, C]`, `targets [M] < V`; the logits exist
+    /// only a chunk at a time.
+    fn cross_entropy_fwd(
+        &mut self,
+        loss: &mut Self::Wide,
+        x: &Self::Real,
+        head: &Self::Weight,
+        targets: &Self::Index,
+        dims: LinearDims,
+    );
+    /// The same `loss [M] =`, and in the same sweep `d_x [M, C] = row_weight * (softmax - onehot) head`, and if asked
+    /// `d_head [V, C] (from element `offset` on) +=`; `row_weights [M]` is d total / d loss.
+    #[allow(clippy::too_many_arguments)]
+    fn cross_entropy_bwd(
+        &mut self,
+        loss: &mut Self::Wide,
+        d_x: &mut Self::Wide,
+        d_head: Option<(&mut Self::Wide, usize)>,
+        x: &Self::Real,
+        head: &Self::Weight,
+        targets: &Self::Index,
+        row_weights: &Self::Wide,
+        dims: LinearDims,
+    );
+
+    // Optimiser, over all runs at once: parameters and everything beside them are [runs, stride]
+
+    /// `norm_sq [runs] = sum of squares of the run's gradient`.
+    fn grad_norm(&mut self, norm_sq: &mut Self::Wide, d_params: &Self::Wide, runs: usize, stride: usize);
+    /// One step of every active run; gradients are cut by `norm_sq` first. `d_params` is read only.
+    #[allow(clippy::too_many_arguments)]
+    fn adamw(
+        &mut self,
+        params: &mut Self::Wide,
+        m: &mut Self::Wide,
+        v: &mut Self::Wide,
+        d_params: &Self::Wide,
+        norm_sq: &Self::Wide,
+        steps: &[AdamwStep],
+        stride: usize,
+    );
+    /// `weight = params` from element `offset` on, rounded to the compute dtype: after a step of full tuning.
+    fn refresh_weight(&mut self, weight: &mut Self::Weight, params: &Self::Wide, offset: usize);
+}
+
+/// The place of a soft prompt inside the flat parameters `[runs, stride]`: P rows of width C from `offset` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromptSite {
+    /// Offset of the prompt within a run.
+    pub offset: usize,
+    /// Elements of a run.
+    pub stride: usize,
+    /// Rows P.
+    pub rows: usize,
+}
+
+/// A cache of keys and values by layer, and the forest of the segments kept in it.
+pub struct KvCache<B: Backend> {
+    /// Keys (after the rotation) and values of each layer, `[capacity, K, D]`.
+    pub layers: Vec<(B::Real, B::Real)>,
+    /// What lies in it.
+    pub segments: Vec<KeptSegment>,
+    /// Rows in use.
+    pub used: usize,
+    /// Rows there are.
+    pub capacity: usize,
+}
+
+impl<B: Backend> KvCache<B> {
+    /// An empty cache of `capacity` rows for `layers` layers of `width = K * D`.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn new(backend: &mut B, layers: usize, capacity: usize, width: usize) -> Result<Self, Error> {
+        let layers = (0..layers)
+            .map(|_| Ok((backend.real(capacity * width)?, backend.real(capacity * width)?)))
+            .collect::<Result<_>>()?;
+        Ok(Self { layers, segments: Vec::new(), used: 0, capacity })
+    }
+}

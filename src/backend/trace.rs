@@ -1,0 +1,1 @@
+//! A null device that checks lengths and logs the names of operations.

@@ -1,0 +1,359 @@
+//! What one pass works on: a [`Pack`] of token rows that form a forest of segments, never padding.
+//!
+//! A segment continues its parent: its positions go on where the parent's end, and its rows attend to every row of
+//! its ancestors and causally to their own. Sequences that share a beginning therefore share its rows, computed
+//! once. [`PackBuilder`] declares a forest; [`forest`] finds it from token ids.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// One input row before the embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Token {
+    /// A vocabulary id, `< V`.
+    Id(u32),
+    /// Row `p` of the soft prompt of the segment's run.
+    Virtual(u32),
+}
+
+/// What a segment's rows are to the experiment; carried through to captures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Label {
+    /// Soft-prompt rows.
+    Virtual,
+    /// Demonstrations in the prompt.
+    Demonstration,
+    /// The query.
+    Query,
+    /// The answer.
+    Answer,
+    /// Anything else.
+    #[default]
+    Text,
+}
+
+/// Where a segment's path goes on to the left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Parent {
+    /// Nowhere: the segment starts a sequence.
+    #[default]
+    None,
+    /// An earlier segment of the same pack.
+    Pack(usize),
+    /// A segment kept from an earlier pass (its keys and values lie in a cache); inference only.
+    Kept(usize),
+}
+
+/// A run of consecutive rows of the pack that belong together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its rows in the pack; never empty.
+    pub rows: Range<usize>,
+    /// What it continues.
+    pub parent: Parent,
+    /// The adapter that its rows pass through; none is the base model. A child has its parent's.
+    pub run: Option<usize>,
+    /// What it is.
+    pub label: Label,
+    /// The position of its first row in its sequence.
+    pub position: usize,
+}
+
+/// A stretch of a segment's ancestors whose keys lie one after another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Whether `rows` counts rows of the cache rather than of the pack.
+    pub kept: bool,
+    /// The rows.
+    pub rows: Range<usize>,
+}
+
+/// A ragged pack of segments. Immutable once built; every table that the passes need is made at once.
+#[derive(Clone, Debug, Default)]
+pub struct Pack {
+    tokens: Vec<Token>,
+    positions: Vec<u32>,
+    segments: Vec<Segment>,
+    paths: Vec<Vec<Span>>,
+    readers: Vec<Vec<usize>>,
+    runs: Vec<(usize, Range<usize>)>,
+}
+
+impl Pack {
+    /// Number of rows N.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// The input rows `[N]`.
+    pub fn tokens(&self) -> &[Token] {
+        &self.tokens
+    }
+
+    /// The position of each row in its sequence `[N]`.
+    pub fn positions(&self) -> &[u32] {
+        &self.positions
+    }
+
+    /// The segments, in row order, parents before children.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// The ancestors' rows of segment `g`, root first; their lengths add up to `segments()[g].position`.
+    pub fn path(&self, g: usize) -> &[Span] {
+        &self.paths[g]
+    }
+
+    /// The segments that attend to the whole of segment `g` (its descendants), ascending.
+    pub fn readers(&self, g: usize) -> &[usize] {
+        &self.readers[g]
+    }
+
+    /// The maximal stretches of rows with one run, in row order; rows of the base model are in none.
+    pub fn runs(&self) -> &[(usize, Range<usize>)] {
+        &self.runs
+    }
+
+    /// The run of a row, none for the base model.
+    pub fn run_of(&self, row: usize) -> Option<usize> {
+        self.runs.iter().find(|(_, rows)| rows.contains(&row)).map(|(run, _)| *run)
+    }
+
+    /// Whether any segment continues a kept one, which no backward can pass.
+    pub fn has_kept(&self) -> bool {
+        self.segments.iter().any(|s| matches!(s.parent, Parent::Kept(_)))
+    }
+
+    /// The number of positions of the longest sequence.
+    pub fn longest(&self) -> usize {
+        self.segments.iter().map(|s| s.position + s.rows.len()).max().unwrap_or(0)
+    }
+}
+
+/// A segment whose keys and values outlive their pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptSegment {
+    /// Its rows in the cache.
+    pub rows: Range<usize>,
+    /// The kept segment that it continues.
+    pub parent: Option<usize>,
+    /// Its run.
+    pub run: Option<usize>,
+    /// The position after its last row.
+    pub end: usize,
+}
+
+/// Declares a [`Pack`] segment by segment.
+#[derive(Clone, Debug, Default)]
+pub struct PackBuilder {
+    pack: Pack,
+    kept: Vec<KeptSegment>,
+}
+
+impl PackBuilder {
+    /// A builder whose segments may continue those `kept` in a cache.
+    pub fn new(kept: &[KeptSegment]) -> Self {
+        Self { pack: Pack::default(), kept: kept.to_vec() }
+    }
+
+    /// Appends a segment and returns its index.
+    ///
+    /// # Panics
+    /// If `tokens` is empty, the parent does not exist, or `run` is not the parent's.
+    pub fn push(&mut self, tokens: &[Token], parent: Parent, run: Option<usize>, label: Label) -> usize {
+        assert!(!tokens.is_empty(), "pack: a segment has at least one row");
+        let (position, path) = match parent {
+            Parent::None => (0, Vec::new()),
+            Parent::Pack(p) => {
+                let s = self.pack.segments.get(p).unwrap_or_else(|| panic!("pack: no parent segment {p}"));
+                assert!(s.run == run, "pack: run {run:?} under a parent of run {:?}", s.run);
+                let mut path = self.pack.paths[p].clone();
+                match path.last_mut() {
+                    Some(last) if !last.kept && last.rows.end == s.rows.start => last.rows.end = s.rows.end,
+                    _ => path.push(Span { kept: false, rows: s.rows.clone() }),
+                }
+                (s.position + s.rows.len(), path)
+            }
+            Parent::Kept(p) => {
+                let s = self.kept.get(p).unwrap_or_else(|| panic!("pack: no kept segment {p}"));
+                assert!(s.run == run, "pack: run {run:?} under a kept parent of run {:?}", s.run);
+                (s.end, self.kept_path(p))
+            }
+        };
+        let g = self.pack.segments.len();
+        let mut ancestor = parent;
+        while let Parent::Pack(p) = ancestor {
+            self.pack.readers[p].push(g);
+            ancestor = self.pack.segments[p].parent;
+        }
+        let start = self.pack.tokens.len();
+        let rows = start..start + tokens.len();
+        self.pack.tokens.extend_from_slice(tokens);
+        self.pack.positions.extend((position..position + tokens.len()).map(|p| p as u32));
+        if let Some(run) = run {
+            match self.pack.runs.last_mut() {
+                Some((last, stretch)) if *last == run && stretch.end == start => stretch.end = rows.end,
+                _ => self.pack.runs.push((run, rows.clone())),
+            }
+        }
+        self.pack.segments.push(Segment { rows, parent, run, label, position });
+        self.pack.paths.push(path);
+        self.pack.readers.push(Vec::new());
+        g
+    }
+
+    /// The finished pack.
+    pub fn build(self) -> Pack {
+        self.pack
+    }
+
+    fn kept_path(&self, leaf: usize) -> Vec<Span> {
+        let mut path: Vec<Span> = Vec::new();
+        let mut next = Some(leaf);
+        while let Some(k) = next {
+            let s = &self.kept[k];
+            match path.last_mut() {
+                Some(first) if first.rows.start == s.rows.end => first.rows.start = s.rows.start,
+                _ => path.push(Span { kept: true, rows: s.rows.clone() }),
+            }
+            next = s.parent;
+        }
+        path.reverse();
+        path
+    }
+}
+
+/// A sequence to be placed into a forest by [`forest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// Its rows, from the first position on; not empty.
+    pub tokens: Vec<Token>,
+    /// Its run; only sequences of one run share rows.
+    pub run: Option<usize>,
+    /// The label of each stretch of its tokens: `(first token, label)`, ascending; before the first, [`Label::Text`].
+    pub labels: Vec<(usize, Label)>,
+}
+
+impl Sequence {
+    /// A sequence of vocabulary ids with one label.
+    pub fn ids(ids: &[u32], run: Option<usize>, label: Label) -> Self {
+        Self { tokens: ids.iter().map(|&t| Token::Id(t)).collect(), run, labels: vec![(0, label)] }
+    }
+
+    fn label_at(&self, token: usize) -> Label {
+        self.labels.iter().rev().find(|(from, _)| *from <= token).map_or(Label::Text, |(_, label)| *label)
+    }
+}
+
+/// A pack found by [`forest`], with the place of every sequence in it.
+#[derive(Clone, Debug)]
+pub struct Forest {
+    /// The pack.
+    pub pack: Pack,
+    /// For each sequence, its rows in the pack as consecutive stretches from its first token to its last.
+    pub paths: Vec<Vec<Range<usize>>>,
+}
+
+impl Forest {
+    /// The pack row of token `i` of sequence `s`.
+    pub fn row(&self, s: usize, i: usize) -> usize {
+        let mut skipped = 0;
+        for rows in &self.paths[s] {
+            if i < skipped + rows.len() {
+                return rows.start + i - skipped;
+            }
+            skipped += rows.len();
+        }
+        panic!("forest: token {i} of sequence {s}, which has {skipped}");
+    }
+
+    /// The pack row of the last token of sequence `s`.
+    pub fn last_row(&self, s: usize) -> usize {
+        self.paths[s].last().map(|rows| rows.end - 1).expect("forest: a sequence has at least one row")
+    }
+}
+
+/// Packs sequences so that common beginnings of at least `min_shared` tokens (within a run) are rows only once.
+///
+/// The beginnings are the longest common prefixes of the token ids (labels must agree too). Segments come in
+/// depth-first order, sequences in the order given within their parent.
+///
+/// # Panics
+/// If a sequence is empty.
+pub fn forest(sequences: &[Sequence], min_shared: usize) -> Forest {
+    let min_shared = min_shared.max(1);
+    let mut groups: Vec<(Option<usize>, Vec<usize>)> = Vec::new();
+    let mut group_of: HashMap<Option<usize>, usize> = HashMap::new();
+    for (i, s) in sequences.iter().enumerate() {
+        assert!(!s.tokens.is_empty(), "forest: sequence {i} is empty");
+        let group = *group_of.entry(s.run).or_insert_with(|| {
+            groups.push((s.run, Vec::new()));
+            groups.len() - 1
+        });
+        groups[group].1.push(i);
+    }
+    let mut planter =
+        Planter { sequences, min_shared, builder: PackBuilder::default(), paths: vec![Vec::new(); sequences.len()] };
+    for (run, members) in groups {
+        planter.plant(&members, 0, Parent::None, run);
+    }
+    Forest { pack: planter.builder.build(), paths: planter.paths }
+}
+
+struct Planter<'a> {
+    sequences: &'a [Sequence],
+    min_shared: usize,
+    builder: PackBuilder,
+    paths: Vec<Vec<Range<usize>>>,
+}
+
+impl Planter<'_> {
+    /// Places `members`, whose tokens before `from` are placed already as the path of `parent`.
+    fn plant(&mut self, members: &[usize], from: usize, parent: Parent, run: Option<usize>) {
+        let mut left: Vec<usize> = members.iter().copied().filter(|&m| self.sequences[m].tokens.len() > from).collect();
+        while let Some(&first) = left.first() {
+            let share = |m: usize| self.shared(first, m, from);
+            let (together, apart): (Vec<usize>, Vec<usize>) =
+                left.iter().partition(|&&m| m == first || share(m) >= self.min_shared);
+            left = apart;
+            let end = from + together.iter().map(|&m| share(m)).min().unwrap_or(0);
+            let parent = self.place(&together, from, end, parent, run);
+            self.plant(&together, end, parent, run);
+        }
+    }
+
+    /// Adds the tokens `from..end`, one segment per label, as rows of all `members`.
+    fn place(&mut self, members: &[usize], from: usize, end: usize, parent: Parent, run: Option<usize>) -> Parent {
+        let sequence = &self.sequences[members[0]];
+        let mut parent = parent;
+        let mut start = from;
+        while start < end {
+            let label = sequence.label_at(start);
+            let stop = (start + 1..end).find(|&i| sequence.label_at(i) != label).unwrap_or(end);
+            let g = self.builder.push(&sequence.tokens[start..stop], parent, run, label);
+            let rows = self.builder.pack.segments[g].rows.clone();
+            for &m in members {
+                match self.paths[m].last_mut() {
+                    Some(last) if last.end == rows.start => last.end = rows.end,
+                    _ => self.paths[m].push(rows.clone()),
+                }
+            }
+            parent = Parent::Pack(g);
+            start = stop;
+        }
+        parent
+    }
+
+    /// How many tokens from `from` on (with their labels) two sequences have in common.
+    fn shared(&self, a: usize, b: usize, from: usize) -> usize {
+        let (a, b) = (&self.sequences[a], &self.sequences[b]);
+        let n = a.tokens.len().min(b.tokens.len());
+        (from..n).take_while(|&i| a.tokens[i] == b.tokens[i] && a.label_at(i) == b.label_at(i)).count()
+    }
+}

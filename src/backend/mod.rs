@@ -3,7 +3,8 @@
 //! **Buffers.** [`Backend::Wide`] holds what must not lose digits: the residual stream, norm statistics,
 //! log-sum-exps, losses, adapters, their gradients and moments. [`Backend::Real`] holds the compute dtype that matrix
 //! products read and write. [`Backend::Weight`] is a frozen matrix or vector of the checkpoint, left in the file's
-//! mapping where the device can. Shapes stand in the doc comments; matrices are row-major and dense.
+//! mapping where the device can. Shapes stand in the doc comments; matrices are row-major and dense. A buffer may be
+//! longer than its shape (it was planned for a larger pack): operations use its leading elements.
 //!
 //! **Order of arguments.** Outputs, what is saved for the backward, inputs, weights, dims, scalars.
 //!

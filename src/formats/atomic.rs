@@ -1,0 +1,190 @@
+//! Files and directories that appear under their name only when complete.
+//!
+//! A temporary name in the same directory is written, flushed and synced, then renamed over the final name, so that a
+//! reader (or the next start after a crash) sees the old content or the new one, never a part of it. On any error,
+//! and on a panic, the temporary is removed.
+
+use std::fs;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use tempfile::{Builder, NamedTempFile, TempDir};
+
+use crate::{Error, Result};
+
+/// Prefix of everything unfinished. Such names may be deleted by anyone when no program runs.
+const PREFIX: &str = ".tmp-";
+
+/// The text of a UTF-8 file.
+///
+/// # Errors
+/// The file cannot be read, or is not UTF-8 (with the byte position).
+pub fn read_to_string(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
+    let bytes = fs::read(path).map_err(Error::io("read", path))?;
+    String::from_utf8(bytes).map_err(Error::file(path))
+}
+
+/// A file being written, not yet visible under its name.
+pub struct AtomicFile {
+    file: BufWriter<NamedTempFile>,
+    path: PathBuf,
+}
+
+impl AtomicFile {
+    /// Starts a file that will be `path`; creates the directory if it is missing.
+    ///
+    /// # Errors
+    /// The directory cannot be created or written to, or `path` is a directory.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        if path.is_dir() {
+            return Err(Error::argument(path.display().to_string(), "a file to write", "a directory"));
+        }
+        let dir = parent(&path);
+        fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        let mut builder = Builder::new();
+        builder.prefix(PREFIX);
+        #[cfg(unix)]
+        {
+            // The default of temporary files is private to the user; an output follows the umask as any other file.
+            use std::os::unix::fs::PermissionsExt;
+            builder.permissions(fs::Permissions::from_mode(0o666));
+        }
+        let file = builder.tempfile_in(&dir).map_err(Error::io("create a file in", &dir))?;
+        Ok(Self { file: BufWriter::with_capacity(1 << 18, file), path })
+    }
+
+    /// The final name.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends at the current position.
+    ///
+    /// # Errors
+    /// The write fails (a full disk).
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(Error::io("write", &self.path))
+    }
+
+    /// Writes at `offset` bytes from the start, and leaves the position after it.
+    ///
+    /// # Errors
+    /// The write fails.
+    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.file.seek(SeekFrom::Start(offset)).map_err(Error::io("seek in", &self.path))?;
+        self.write(bytes)
+    }
+
+    /// Sets the length in advance; the bytes not written are zeros.
+    ///
+    /// # Errors
+    /// The file system refuses the length.
+    pub fn set_len(&mut self, len: u64) -> Result<()> {
+        self.file.get_ref().as_file().set_len(len).map_err(Error::io("extend", &self.path))
+    }
+
+    /// Flushes, syncs and renames to the final name.
+    ///
+    /// # Errors
+    /// Any of the three fails; the temporary is then removed and an older file of that name stays as it was.
+    pub fn finish(self) -> Result<()> {
+        let path = self.path;
+        let file = self.file.into_inner().map_err(|e| Error::io("write", &path)(e.into_error()))?;
+        file.as_file().sync_all().map_err(Error::io("sync", &path))?;
+        file.persist(&path).map_err(|e| Error::io("rename to", &path)(e.error))?;
+        sync_dir(&parent(&path))
+    }
+}
+
+/// Writes a whole file atomically.
+///
+/// # Errors
+/// See [`AtomicFile`].
+pub fn write(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write(bytes)?;
+    file.finish()
+}
+
+/// Writes a value as JSON with an indent of two and a final newline, atomically.
+///
+/// # Errors
+/// See [`AtomicFile`]; a value that JSON cannot hold.
+pub fn write_json(path: impl AsRef<Path>, value: &impl Serialize) -> Result<()> {
+    let path = path.as_ref();
+    let mut text = serde_json::to_vec_pretty(value).map_err(Error::file(path))?;
+    text.push(b'\n');
+    write(path, &text)
+}
+
+/// Makes the directory `path` as a whole: `fill` writes into a sibling with a temporary name, which then takes the
+/// place of `path`.
+///
+/// An existing `path` is replaced only when all of its entries are named in `owned` (an empty directory always is);
+/// anything else in it is not ours to delete.
+///
+/// # Errors
+/// `fill` fails, `path` holds other files, or the file system refuses; `path` is then as before.
+pub fn replace_dir(path: impl AsRef<Path>, owned: &[&str], fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let path = path.as_ref();
+    if let Some(other) = foreign_entry(path, owned)? {
+        let expected = format!("a new or empty directory, or one that holds only {}", owned.join(", "));
+        return Err(Error::argument(path.display().to_string(), expected, other));
+    }
+    let dir = parent(path);
+    fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+    let stage = temp_dir(&dir)?;
+    let new = stage.path().join("new");
+    fs::create_dir(&new).map_err(Error::io("create", &new))?;
+    fill(&new)?;
+    sync_dir(&new)?;
+    if path.exists() {
+        // Two renames: a crash between them leaves the old directory complete inside the temporary one.
+        fs::rename(path, stage.path().join("old")).map_err(Error::io("rename", path))?;
+    }
+    fs::rename(&new, path).map_err(Error::io("rename to", path))?;
+    sync_dir(&dir)
+}
+
+/// The first entry of a directory that `owned` does not name; `None` for a missing directory.
+///
+/// # Errors
+/// `path` exists and cannot be listed.
+pub fn foreign_entry(path: &Path, owned: &[&str]) -> Result<Option<String>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    for entry in fs::read_dir(path).map_err(Error::io("list", path))? {
+        let name = entry.map_err(Error::io("list", path))?.file_name().to_string_lossy().into_owned();
+        if !owned.contains(&name.as_str()) && !name.starts_with(PREFIX) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+fn temp_dir(dir: &Path) -> Result<TempDir> {
+    let mut builder = Builder::new();
+    builder.prefix(PREFIX);
+    builder.tempdir_in(dir).map_err(Error::io("create a directory in", dir))
+}
+
+/// The directory of a path; `.` for a bare name.
+fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Makes a rename inside `dir` durable.
+fn sync_dir(dir: &Path) -> Result<()> {
+    // Only Unix opens directories as files; elsewhere the rename is as durable as the system makes it.
+    if cfg!(unix) {
+        fs::File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("sync", dir))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,323 @@
+//! `config.json` of the LLaMA, Mistral and Qwen2 families, in both dialects of the reference library.
+//!
+//! Absent keys take the family's own defaults, as transformers 5 does. What that library would ignore with or
+//! without a warning, and so compute something other than the file says, is an error here: unknown `rope_type`,
+//! `model_type` and activation, partial rotation, quantised weights, keys of the two dialects that contradict.
+
+mod rope;
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::json::{self, Fields, show};
+use super::safetensors::Dtype;
+use crate::{Error, Result};
+
+pub use rope::{Rope, RopeKind};
+
+/// Upper limit of widths; a larger value is a damaged file, not a model.
+const MAX_WIDTH: usize = 1 << 24;
+/// Upper limit of the layer count.
+const MAX_LAYERS: usize = 10_000;
+
+/// The family, which decides defaults and biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// LLaMA 1, 2, 3 and everything published under `"model_type": "llama"`.
+    Llama,
+    /// Mistral 7B and its kin: no biases, sliding window by default.
+    Mistral,
+    /// Qwen 2 and 2.5: biases on q, k and v.
+    Qwen2,
+}
+
+impl Family {
+    /// The `model_type` of the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+        }
+    }
+}
+
+/// What a model is, as its `config.json` says, with all defaults resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// The family.
+    pub family: Family,
+    /// Width of the residual stream, C.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer, F.
+    pub intermediate_size: usize,
+    /// Number of layers, L.
+    pub num_hidden_layers: usize,
+    /// Query heads, H.
+    pub num_attention_heads: usize,
+    /// Key and value heads, K; H is a multiple.
+    pub num_key_value_heads: usize,
+    /// Width of a head, D; not always C / H.
+    pub head_dim: usize,
+    /// Rows of the embedding table, V.
+    pub vocab_size: usize,
+    /// Longest sequence the model was made for.
+    pub max_position_embeddings: usize,
+    /// Epsilon of the RMS norms.
+    pub rms_norm_eps: f64,
+    /// Whether q, k and v have a bias.
+    pub qkv_bias: bool,
+    /// Whether o has a bias.
+    pub o_bias: bool,
+    /// Whether gate, up and down have a bias.
+    pub mlp_bias: bool,
+    /// Whether the output layer is the embedding table; the file then holds no `lm_head.weight`.
+    pub tie_word_embeddings: bool,
+    /// Attention window of each layer, `[L]`: query i sees keys j with i - window < j <= i. `None` is all j <= i.
+    pub windows: Vec<Option<usize>>,
+    /// Rotary embedding.
+    pub rope: Rope,
+    /// Token that begins a sequence.
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a sequence.
+    pub eos_token_id: Vec<u32>,
+    /// Padding token; this library never pads.
+    pub pad_token_id: Option<u32>,
+    /// Type of the weights as the file says; `None` where it does not.
+    pub dtype: Option<Dtype>,
+}
+
+impl ModelConfig {
+    /// Reads `config.json`, or the one in a directory.
+    ///
+    /// # Errors
+    /// The file is missing or not JSON, lacks a dimension, or says something that this library does not compute.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if path.is_dir() {
+            return Self::load(path.join("config.json"));
+        }
+        Self::from_value(path, &json::read(path)?)
+    }
+
+    /// Parses the text of a `config.json`; `path` names it in errors.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::load`].
+    pub fn parse(path: impl AsRef<Path>, text: &str) -> Result<Self> {
+        Self::from_value(path.as_ref(), &json::parse(&path, text)?)
+    }
+
+    fn from_value(path: &Path, value: &Value) -> Result<Self> {
+        let f = Fields::new(path, value)?;
+        let family = match f.require("model_type", f.str("model_type")?, "a model type")? {
+            "llama" => Family::Llama,
+            "mistral" => Family::Mistral,
+            "qwen2" => Family::Qwen2,
+            other => return Err(unsupported(path, "model_type", other, "llama, mistral, qwen2")),
+        };
+        refuse_unknown(&f, family)?;
+        let width = |key: &str| f.require(key, f.usize_in(key, 1..=MAX_WIDTH)?, "a positive integer");
+        let hidden_size = width("hidden_size")?;
+        let num_hidden_layers =
+            f.require("num_hidden_layers", f.usize_in("num_hidden_layers", 1..=MAX_LAYERS)?, "a positive integer")?;
+        let num_attention_heads = width("num_attention_heads")?;
+        let head_dim = head_dim(&f, hidden_size, num_attention_heads)?;
+        let num_key_value_heads = kv_heads(&f, family, num_attention_heads)?;
+        let max_position_embeddings = f.usize_in("max_position_embeddings", 1..=usize::MAX)?.unwrap_or(match family {
+            Family::Llama => 2048,
+            Family::Mistral => 4096 * 32,
+            Family::Qwen2 => 32768,
+        });
+        let rms_norm_eps = f.f64("rms_norm_eps")?.unwrap_or(1e-6);
+        if !(0.0..1.0).contains(&rms_norm_eps) {
+            return Err(f.error("rms_norm_eps", "a number from 0 to 1"));
+        }
+        let (qkv_bias, o_bias, mlp_bias) = biases(&f, family)?;
+        let vocab_size = width("vocab_size")?;
+        Ok(Self {
+            family,
+            hidden_size,
+            intermediate_size: width("intermediate_size")?,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size,
+            max_position_embeddings,
+            rms_norm_eps,
+            qkv_bias,
+            o_bias,
+            mlp_bias,
+            tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(false),
+            windows: windows(&f, family, num_hidden_layers)?,
+            rope: Rope::read(&f, head_dim, max_position_embeddings)?,
+            bos_token_id: token(&f, "bos_token_id", family, 1, vocab_size)?,
+            eos_token_id: tokens(&f, family, vocab_size)?,
+            // Never used to compute, and often out of the table in published files, so not checked.
+            pad_token_id: f.get("pad_token_id").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok()),
+            dtype: dtype(&f)?,
+        })
+    }
+}
+
+fn unsupported(path: &Path, field: &str, found: &str, supported: &str) -> Error {
+    Error::unsupported(format!("{}: {field}", path.display()), found, supported)
+}
+
+/// Keys that change the computation and that nothing here acts on.
+fn refuse_unknown(f: &Fields, family: Family) -> Result<()> {
+    let act = f.str("hidden_act")?.unwrap_or("silu");
+    if !["silu", "swish"].contains(&act) {
+        return Err(unsupported(f.path(), "hidden_act", act, "silu"));
+    }
+    if f.has("quantization_config") && f.get("quantization_config").is_some() {
+        return Err(f.error("quantization_config", "unquantised weights (no such key)"));
+    }
+    if f.bool("use_mrope")?.unwrap_or(false) {
+        return Err(f.error("use_mrope", "false"));
+    }
+    if f.get("per_layer_config").is_some() {
+        return Err(f.error("per_layer_config", "equal layers (no such key)"));
+    }
+    if family != Family::Llama {
+        if f.bool("mlp_bias")?.unwrap_or(false) {
+            return Err(f.error("mlp_bias", format!("false: {} has none", family.name())));
+        }
+        let always = family == Family::Qwen2;
+        if f.bool("attention_bias")?.is_some_and(|b| b != always) {
+            return Err(f.error("attention_bias", format!("{always}, as {} always has it", family.name())));
+        }
+    }
+    Ok(())
+}
+
+fn head_dim(f: &Fields, hidden_size: usize, heads: usize) -> Result<usize> {
+    let head_dim = match f.usize_in("head_dim", 1..=MAX_WIDTH)? {
+        Some(d) => d,
+        None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
+        None => return Err(f.error("num_attention_heads", format!("a divisor of hidden_size {hidden_size}"))),
+    };
+    if !head_dim.is_multiple_of(2) {
+        let field = if f.get("head_dim").is_some() { "head_dim" } else { "num_attention_heads" };
+        return Err(f.error(field, format!("an even head width for rotary embedding, not {head_dim}")));
+    }
+    Ok(head_dim)
+}
+
+fn kv_heads(f: &Fields, family: Family, heads: usize) -> Result<usize> {
+    let key = "num_key_value_heads";
+    let default = match family {
+        // An explicit null means "as many as query heads" in every family; absence is the family's default.
+        _ if f.has(key) => heads,
+        Family::Llama => heads,
+        Family::Mistral => 8,
+        Family::Qwen2 => 32,
+    };
+    let kv = f.usize_in(key, 1..=MAX_WIDTH)?.unwrap_or(default);
+    if kv > heads || !heads.is_multiple_of(kv) {
+        return Err(f.error(key, format!("a divisor of num_attention_heads {heads} (default here {default})")));
+    }
+    Ok(kv)
+}
+
+fn biases(f: &Fields, family: Family) -> Result<(bool, bool, bool)> {
+    Ok(match family {
+        Family::Llama => {
+            let attention = f.bool("attention_bias")?.unwrap_or(false);
+            (attention, attention, f.bool("mlp_bias")?.unwrap_or(false))
+        }
+        Family::Mistral => (false, false, false),
+        Family::Qwen2 => (true, false, false),
+    })
+}
+
+/// The window of each layer.
+fn windows(f: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize>>> {
+    let key = "sliding_window";
+    let given = f.usize_in(key, 1..=usize::MAX)?;
+    let window = match family {
+        Family::Llama => {
+            // The reference LLaMA has no window and ignores the key.
+            if given.is_some() {
+                return Err(f.error(key, "no such key for llama"));
+            }
+            None
+        }
+        Family::Mistral if f.has(key) => given,
+        Family::Mistral => Some(4096),
+        Family::Qwen2 if !f.bool("use_sliding_window")?.unwrap_or(false) => None,
+        Family::Qwen2 if f.has(key) => given,
+        Family::Qwen2 => Some(4096),
+    };
+    let first = match family {
+        Family::Qwen2 => f.usize("max_window_layers")?.unwrap_or(28),
+        _ => 0,
+    };
+    let by_rule = |i: usize| window.filter(|_| i >= first);
+    let Some(types) = f.list("layer_types")? else {
+        return Ok((0..layers).map(by_rule).collect());
+    };
+    if types.len() != layers {
+        let expected = format!("num_hidden_layers = {layers} entries");
+        return Err(Error::field(f.path(), "layer_types", expected, types.len().to_string()));
+    }
+    let mut windows = Vec::with_capacity(layers);
+    for (i, value) in types.iter().enumerate() {
+        let here = match value.as_str() {
+            Some("full_attention" | "attention") => None,
+            Some("sliding_attention") if window.is_some() => window,
+            Some("sliding_attention") => {
+                return Err(Error::field(
+                    f.path(),
+                    format!("layer_types[{i}]"),
+                    "a window for it",
+                    "sliding_window off",
+                ));
+            }
+            _ => return Err(unsupported(f.path(), "layer_types", &show(value), "full_attention, sliding_attention")),
+        };
+        // Only Qwen2 reads the list; the others would silently follow sliding_window.
+        if family != Family::Qwen2 && here != by_rule(i) {
+            let expected = format!("agreement with sliding_window ({window:?})");
+            return Err(Error::field(f.path(), format!("layer_types[{i}]"), expected, show(value)));
+        }
+        windows.push(here);
+    }
+    Ok(windows)
+}
+
+/// A special token; `default` is that of LLaMA and Mistral, Qwen2 has none.
+fn token(f: &Fields, key: &str, family: Family, default: u32, vocab: usize) -> Result<Option<u32>> {
+    if !f.has(key) {
+        return Ok(Some(default).filter(|&id| family != Family::Qwen2 && (id as usize) < vocab));
+    }
+    f.get(key).map(|v| in_vocab(f, key, v, vocab)).transpose()
+}
+
+fn tokens(f: &Fields, family: Family, vocab: usize) -> Result<Vec<u32>> {
+    let key = "eos_token_id";
+    match f.get(key) {
+        Some(Value::Array(list)) => list.iter().map(|v| in_vocab(f, key, v, vocab)).collect(),
+        _ => Ok(token(f, key, family, 2, vocab)?.into_iter().collect()),
+    }
+}
+
+fn in_vocab(f: &Fields, key: &str, value: &Value, vocab: usize) -> Result<u32> {
+    let id = value.as_u64().filter(|&id| id < vocab as u64).and_then(|id| u32::try_from(id).ok());
+    id.ok_or_else(|| f.error(key, format!("token ids below vocab_size {vocab}")))
+}
+
+/// `dtype` (new dialect) goes before `torch_dtype` (old one).
+fn dtype(f: &Fields) -> Result<Option<Dtype>> {
+    let key = if f.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+    match f.str(key)? {
+        None => Ok(None),
+        Some("float32") => Ok(Some(Dtype::F32)),
+        Some("float16") => Ok(Some(Dtype::F16)),
+        Some("bfloat16") => Ok(Some(Dtype::BF16)),
+        Some("float64") => Ok(Some(Dtype::F64)),
+        Some(other) => Err(unsupported(f.path(), key, other, "float32, float16, bfloat16, float64")),
+    }
+}

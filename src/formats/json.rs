@@ -1,0 +1,223 @@
+//! JSON configuration files, read strictly: a repeated key is an error, and so is a value of another type.
+//!
+//! [`Fields`] reads one object of such a file; its errors carry the file and the dotted path of the key.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::atomic::read_to_string;
+use crate::{Error, Result};
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// The file cannot be read, is not UTF-8, is not JSON, or repeats a key in an object.
+pub fn read(path: impl AsRef<Path>) -> Result<Value> {
+    let path = path.as_ref();
+    parse(path, &read_to_string(path)?)
+}
+
+/// Parses JSON text; `path` is only for the error.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(path: impl AsRef<Path>, text: &str) -> Result<Value> {
+    let mut de = serde_json::Deserializer::from_str(text);
+    Strict.deserialize(&mut de).and_then(|v| de.end().map(|()| v)).map_err(Error::file(path))
+}
+
+/// A [`Value`] without repeated keys. serde_json keeps the last one, other readers the first: nobody may guess.
+struct Strict;
+
+impl<'de> DeserializeSeed<'de> for Strict {
+    type Value = Value;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, de: D) -> Result<Value, D::Error> {
+        de.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(value) = seq.next_element_seed(Strict)? {
+            list.push(value);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            let value = map.next_value_seed(Strict)?;
+            if object.contains_key(&key) {
+                return Err(A::Error::custom(format!("{key}: expected once, found twice")));
+            }
+            object.insert(key, value);
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+/// One object of a JSON file. `null` and an absent key are the same, except to [`Fields::has`].
+#[derive(Clone)]
+pub struct Fields<'a> {
+    path: &'a Path,
+    prefix: String,
+    map: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    /// The top object of a file.
+    ///
+    /// # Errors
+    /// The value is not an object.
+    pub fn new(path: &'a Path, value: &'a Value) -> Result<Self> {
+        match value {
+            Value::Object(map) => Ok(Self { path, prefix: String::new(), map }),
+            other => Err(Error::field(path, "top level", "an object", show(other))),
+        }
+    }
+
+    /// The file this object is from.
+    pub fn path(&self) -> &'a Path {
+        self.path
+    }
+
+    /// The keys, in file order.
+    pub fn keys(&self) -> impl Iterator<Item = &'a str> {
+        self.map.keys().map(String::as_str)
+    }
+
+    /// Whether the key is there at all, be it `null`.
+    pub fn has(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
+    /// The value of a key that is there and not `null`.
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(key).filter(|v| !v.is_null())
+    }
+
+    /// The error that this key holds the wrong thing.
+    pub fn error(&self, key: &str, expected: impl Into<String>) -> Error {
+        let found = self.map.get(key).map_or("nothing".to_string(), show);
+        Error::field(self.path, format!("{}{key}", self.prefix), expected, found)
+    }
+
+    /// A value that must be there.
+    ///
+    /// # Errors
+    /// It is `None`.
+    pub fn require<T>(&self, key: &str, value: Option<T>, expected: &str) -> Result<T> {
+        value.ok_or_else(|| self.error(key, expected))
+    }
+
+    /// A non-negative integer.
+    ///
+    /// # Errors
+    /// The value is something else; a float such as `8.0` is.
+    pub fn usize(&self, key: &str) -> Result<Option<usize>> {
+        self.typed(key, "a non-negative integer", |v| v.as_u64().and_then(|n| usize::try_from(n).ok()))
+    }
+
+    /// An integer from `range`.
+    ///
+    /// # Errors
+    /// The value is something else.
+    pub fn usize_in(&self, key: &str, range: std::ops::RangeInclusive<usize>) -> Result<Option<usize>> {
+        match self.usize(key)? {
+            Some(n) if !range.contains(&n) => {
+                Err(self.error(key, format!("an integer from {} to {}", range.start(), range.end())))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// A finite number.
+    ///
+    /// # Errors
+    /// The value is something else.
+    pub fn f64(&self, key: &str) -> Result<Option<f64>> {
+        self.typed(key, "a finite number", |v| v.as_f64().filter(|x| x.is_finite()))
+    }
+
+    /// A boolean.
+    ///
+    /// # Errors
+    /// The value is something else.
+    pub fn bool(&self, key: &str) -> Result<Option<bool>> {
+        self.typed(key, "true or false", Value::as_bool)
+    }
+
+    /// A string.
+    ///
+    /// # Errors
+    /// The value is something else.
+    pub fn str(&self, key: &str) -> Result<Option<&'a str>> {
+        self.typed(key, "a string", Value::as_str)
+    }
+
+    /// A list of any values.
+    ///
+    /// # Errors
+    /// The value is something else.
+    pub fn list(&self, key: &str) -> Result<Option<&'a [Value]>> {
+        self.typed(key, "a list", |v| v.as_array().map(Vec::as_slice))
+    }
+
+    /// An object.
+    ///
+    /// # Errors
+    /// The value is something else.
+    pub fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
+        let map = self.typed(key, "an object", Value::as_object)?;
+        Ok(map.map(|map| Fields { path: self.path, prefix: format!("{}{key}.", self.prefix), map }))
+    }
+
+    fn typed<T>(&self, key: &str, expected: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        self.get(key).map(|v| read(v).ok_or_else(|| self.error(key, expected))).transpose()
+    }
+}
+
+/// A value as an error message shows it: its JSON, cut to a line.
+pub fn show(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}

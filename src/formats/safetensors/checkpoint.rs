@@ -1,0 +1,234 @@
+//! The tensors of a model: one file, or shards with an index.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::header::{Header, Info};
+use super::{Bytes, SafetensorsError, TensorView};
+use crate::formats::json::{self, Fields};
+use crate::{Error, Result};
+
+/// File name of a model in one file.
+const SINGLE: &str = "model.safetensors";
+/// File name of the index of a model in shards.
+const INDEX: &str = "model.safetensors.index.json";
+
+/// An open set of tensors. All headers are checked; no data is read yet.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    files: Vec<(PathBuf, Bytes)>,
+    /// Name to the file's index and the place in it.
+    tensors: BTreeMap<String, (usize, Info)>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens a safetensors file, an index file (`*.index.json`), or a directory that holds `model.safetensors` or
+    /// `model.safetensors.index.json` (the first when both are there).
+    ///
+    /// # Errors
+    /// Nothing to open, an invalid file ([`SafetensorsError`] inside [`Error::File`]), or an index and shards that
+    /// do not agree.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if !path.is_dir() {
+            return if path.extension().is_some_and(|e| e == "json") {
+                Self::open_index(path)
+            } else {
+                Self::from_bytes(path, Bytes::map(path)?)
+            };
+        }
+        if path.join(SINGLE).exists() {
+            return Self::open(path.join(SINGLE));
+        }
+        if path.join(INDEX).exists() {
+            return Self::open_index(&path.join(INDEX));
+        }
+        let found = if path.join("pytorch_model.bin").exists() {
+            "pytorch_model.bin (convert it to safetensors)"
+        } else {
+            "neither"
+        };
+        Err(Error::field(path, "weights", format!("{SINGLE} or {INDEX}"), found))
+    }
+
+    /// A checkpoint in memory; `path` names it in errors.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_bytes(path: impl AsRef<Path>, bytes: Bytes) -> Result<Self> {
+        let path = path.as_ref();
+        let header = Header::parse(&bytes).map_err(Error::file(path))?;
+        Ok(Self {
+            tensors: header.tensors.into_iter().map(|t| (t.name.clone(), (0, t))).collect(),
+            metadata: header.metadata,
+            files: vec![(path.to_path_buf(), bytes)],
+            path: path.to_path_buf(),
+        })
+    }
+
+    fn open_index(path: &Path) -> Result<Self> {
+        let value = json::read(path)?;
+        let top = Fields::new(path, &value)?;
+        let map = top.require("weight_map", top.object("weight_map")?, "an object of tensor names and file names")?;
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let mut placed: HashMap<&str, &str> = HashMap::new();
+        let mut shards: Vec<&str> = Vec::new();
+        for name in map.keys() {
+            let shard = map.require(name, map.str(name)?, "a file name")?;
+            // A plain name only: an index must not reach outside its own directory.
+            if shard.is_empty() || shard.contains(['/', '\\', '\0']) || shard == ".." || shard == "." {
+                return Err(map.error(name, "the name of a file beside the index"));
+            }
+            if !shards.contains(&shard) {
+                shards.push(shard);
+            }
+            placed.insert(name, shard);
+        }
+        if shards.is_empty() {
+            return Err(top.error("weight_map", "at least one tensor"));
+        }
+        shards.sort_unstable();
+        let mut all =
+            Self { path: path.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new(), metadata: BTreeMap::new() };
+        for shard in shards {
+            let file = dir.join(shard);
+            if !file.exists() {
+                return Err(Error::field(path, "weight_map", format!("a shard {shard}"), "no such file"));
+            }
+            let one = Self::from_bytes(&file, Bytes::map(&file)?)?;
+            all.metadata.extend(one.metadata);
+            let at = all.files.len();
+            for (name, (_, info)) in one.tensors {
+                let expected = placed.get(name.as_str());
+                if expected != Some(&shard) {
+                    let found = expected.map_or("no entry".to_string(), |s| s.to_string());
+                    return Err(Error::field(
+                        path,
+                        format!("weight_map.{name}"),
+                        format!("{shard}, which holds it"),
+                        found,
+                    ));
+                }
+                all.tensors.insert(name, (at, info));
+            }
+            all.files.extend(one.files);
+        }
+        let mut absent: Vec<_> = placed.iter().filter(|(name, _)| !all.tensors.contains_key(**name)).collect();
+        absent.sort_unstable();
+        if let Some((name, shard)) = absent.first() {
+            return Err(Error::field(path, format!("weight_map.{name}"), format!("a tensor in {shard}"), "none there"));
+        }
+        Ok(all)
+    }
+
+    /// What was opened: a file, or the index.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The files, in shard order.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|(path, _)| path.as_path())
+    }
+
+    /// The tensors' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The `__metadata__` of the file, of all shards together.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Number of tensors.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether there are no tensors.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// Bytes of all tensors.
+    pub fn total_bytes(&self) -> usize {
+        self.tensors.values().map(|(_, t)| t.end - t.begin).sum()
+    }
+
+    /// A tensor, if there is one of that name.
+    pub fn get(&self, name: &str) -> Option<TensorView> {
+        self.tensors.get(name).map(|(file, info)| self.view(*file, info))
+    }
+
+    /// All tensors, by name.
+    pub fn iter(&self) -> impl Iterator<Item = TensorView> {
+        self.tensors.values().map(|(file, info)| self.view(*file, info))
+    }
+
+    /// A tensor that must be there with this shape.
+    ///
+    /// # Errors
+    /// [`SafetensorsError::Missing`] (with the nearest name), [`SafetensorsError::WrongShape`].
+    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorView> {
+        let Some((file, info)) = self.tensors.get(name) else {
+            return Err(self.error(SafetensorsError::Missing { name: name.to_string(), hint: self.nearest(name) }));
+        };
+        let path = &self.files[*file].0;
+        if info.shape != shape {
+            let (name, expected, found) = (name.to_string(), shape.to_vec(), info.shape.clone());
+            return Err(Error::file(path)(SafetensorsError::WrongShape { name, expected, found }));
+        }
+        Ok(self.view(*file, info))
+    }
+
+    /// Checks that there is no tensor but the `known` ones.
+    ///
+    /// # Errors
+    /// [`SafetensorsError::Unexpected`] with the first other.
+    pub fn deny_unexpected(&self, known: impl Fn(&str) -> bool) -> Result<()> {
+        match self.tensors.iter().find(|(name, _)| !known(name)) {
+            Some((name, (file, info))) => {
+                let (name, shape) = (name.clone(), info.shape.clone());
+                Err(Error::file(&self.files[*file].0)(SafetensorsError::Unexpected { name, shape }))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Reads all data and checks that every float is finite.
+    ///
+    /// # Errors
+    /// [`SafetensorsError::NotFinite`], [`SafetensorsError::Misaligned`].
+    pub fn check_finite(&self) -> Result<()> {
+        let all: Vec<_> = self.tensors.values().collect();
+        let check = |(file, info): &&(usize, Info)| {
+            self.view(*file, info).check_finite().map_err(Error::file(&self.files[*file].0))
+        };
+        // The first error by name, whichever thread meets one first.
+        all.par_iter().map(check).find_first(Result::is_err).unwrap_or(Ok(()))
+    }
+
+    /// An error about this checkpoint.
+    pub fn error(&self, error: SafetensorsError) -> Error {
+        Error::file(&self.path)(error)
+    }
+
+    fn view(&self, file: usize, info: &Info) -> TensorView {
+        TensorView {
+            name: info.name.clone(),
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            data: self.files[file].1.slice(info.begin..info.end),
+        }
+    }
+
+    fn nearest(&self, name: &str) -> String {
+        let near = self.names().map(|n| (strsim::jaro_winkler(n, name), n)).max_by(|a, b| a.0.total_cmp(&b.0));
+        near.map_or(String::new(), |(_, n)| format!("; the nearest is {n}"))
+    }
+}

@@ -165,7 +165,8 @@ impl PackBuilder {
     /// Appends a segment and returns its index.
     ///
     /// # Panics
-    /// If `tokens` is empty, the parent does not exist, or `run` is not the parent's.
+    /// If `tokens` is empty, the parent does not exist, `run` is not the parent's, or a kept parent's `end` is not the
+    /// number of rows up to there.
     pub fn push(&mut self, tokens: &[Token], parent: Parent, run: Option<usize>, label: Label) -> usize {
         assert!(!tokens.is_empty(), "pack: a segment has at least one row");
         let (position, path) = match parent {
@@ -183,7 +184,10 @@ impl PackBuilder {
             Parent::Kept(p) => {
                 let s = self.kept.get(p).unwrap_or_else(|| panic!("pack: no kept segment {p}"));
                 assert!(s.run == run, "pack: run {run:?} under a kept parent of run {:?}", s.run);
-                (s.end, self.kept_path(p))
+                let path = self.kept_path(p);
+                let rows: usize = path.iter().map(|span| span.rows.len()).sum();
+                assert!(rows == s.end, "pack: kept segment {p} ends at position {}, its path has {rows} rows", s.end);
+                (s.end, path)
             }
         };
         let g = self.pack.segments.len();
@@ -279,9 +283,11 @@ impl Forest {
     }
 }
 
-/// Packs sequences so that common beginnings of at least `min_shared` tokens (within a run) are rows only once.
+/// Packs sequences so that common beginnings (within a run) are rows only once.
 ///
-/// The beginnings are the longest common prefixes of the token ids (labels must agree too). Segments come in
+/// The beginnings are the longest common prefixes of the token ids (labels must agree too). A stretch is shared if it
+/// has at least `min_shared` tokens, counted from the last parting: with 1 nothing common is repeated, with more there
+/// are no tiny segments, and at most `min_shared - 1` common tokens are repeated per parting. Segments come in
 /// depth-first order, sequences in the order given within their parent.
 ///
 /// # Panics

@@ -121,8 +121,7 @@ impl Backend for Trace {
     }
 
     fn weight(&mut self, view: &TensorView) -> Result<NullWeight> {
-        let len = std::mem::size_of_val(view);
-        Ok(self.null_weight(len))
+        Ok(self.null_weight(view.len()))
     }
 
     fn trainable_weight(&mut self, params: &NullWide, offset: usize, len: usize) -> Result<NullWeight> {

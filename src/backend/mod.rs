@@ -75,6 +75,14 @@ impl HostSlice<'_> {
     }
 }
 
+/// A buffer of either role, to be read.
+pub enum Tensor<'a, B: Backend + ?Sized> {
+    /// In the wide dtype.
+    Wide(&'a B::Wide),
+    /// In the compute dtype.
+    Real(&'a B::Real),
+}
+
 /// Element of [`Backend::Wide`] as the host sees it: `f32` everywhere but in the oracle.
 pub trait WideElement: bytemuck::Pod + Default + PartialOrd + std::fmt::Debug + Send + Sync {
     /// From `f64`, rounded.
@@ -230,6 +238,20 @@ pub trait Backend {
     fn borrow_wide<'a>(&self, buffer: &'a Self::Wide) -> Option<HostSlice<'a>>;
     /// The whole of a compute-dtype buffer where the host can read it in place, without a copy.
     fn borrow_real<'a>(&self, buffer: &'a Self::Real) -> Option<HostSlice<'a>>;
+    /// Capture: `out [rows, width] = x [N, width]` at `rows`, as `f32` on the host.
+    ///
+    /// The default reads in place; a device that the host cannot read brings its own.
+    fn capture(&mut self, out: &mut [f32], x: Tensor<'_, Self>, rows: &[usize], width: usize) {
+        assert!(out.len() == rows.len() * width, "capture: {} elements for {} x {width}", out.len(), rows.len());
+        let host = match x {
+            Tensor::Wide(buffer) => self.borrow_wide(buffer),
+            Tensor::Real(buffer) => self.borrow_real(buffer),
+        };
+        let host = host.expect("capture: the host reads this device's buffers in place");
+        for (out, &row) in out.chunks_exact_mut(width).zip(rows) {
+            host.copy_f32(row * width, out);
+        }
+    }
     /// Waits for everything and reports the first error since the last call.
     fn sync(&mut self) -> Result<()>;
 

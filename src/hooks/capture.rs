@@ -1,0 +1,153 @@
+//! Ready-made taps: [`Record`] keeps rows, [`Reduce`] keeps one vector per sequence.
+
+use std::collections::BTreeMap;
+
+use super::{Selection, Site, Taps, Tapped};
+use crate::backend::Backend;
+
+/// Copies chosen rows of chosen places to the host as `f32`.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    selection: Selection,
+    rows: Vec<usize>,
+    taken: Vec<Option<(usize, Vec<f32>)>>,
+}
+
+impl Record {
+    /// Will keep, at every place of `selection`, the pack rows `rows` in the order given.
+    pub fn new(selection: Selection, rows: Vec<usize>) -> Self {
+        let taken = selection.places.iter().map(|_| None).collect();
+        Self { selection, rows, taken }
+    }
+
+    /// The rows of a place, `[rows, width]`; none if the pass has not reached it.
+    pub fn get(&self, site: Site, layer: usize) -> Option<&[f32]> {
+        self.taken.get(self.place(site, layer)?)?.as_ref().map(|(_, rows)| rows.as_slice())
+    }
+
+    /// The width of a place, once the pass has reached it.
+    pub fn width(&self, site: Site, layer: usize) -> Option<usize> {
+        self.taken.get(self.place(site, layer)?)?.as_ref().map(|(width, _)| *width)
+    }
+
+    /// Every place that the pass has reached, with its width and rows, in the order of the selection.
+    pub fn iter(&self) -> impl Iterator<Item = (Site, usize, usize, &[f32])> {
+        self.selection.places.iter().zip(&self.taken).filter_map(|(&(site, layer), taken)| {
+            taken.as_ref().map(|(width, rows)| (site, layer, *width, rows.as_slice()))
+        })
+    }
+
+    fn place(&self, site: Site, layer: usize) -> Option<usize> {
+        self.selection.places.iter().position(|&place| place == (site, layer))
+    }
+}
+
+impl<B: Backend> Taps<B> for Record {
+    fn wants(&self, site: Site, layer: usize) -> bool {
+        self.selection.contains(site, layer)
+    }
+
+    fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>) {
+        let Some(place) = self.place(tapped.site, tapped.layer) else { return };
+        let found: Vec<usize> = match tapped.rows {
+            None => self.rows.clone(),
+            Some(_) => self.rows.iter().filter_map(|&row| tapped.find(row)).collect(),
+        };
+        assert!(found.len() == self.rows.len(), "record: {} of {} rows tapped", found.len(), self.rows.len());
+        let mut rows = vec![0.0; found.len() * tapped.width];
+        backend.capture(&mut rows, tapped.data, &found, tapped.width);
+        self.taken[place] = Some((tapped.width, rows));
+    }
+
+    fn rows(&self) -> Option<&[usize]> {
+        Some(&self.rows)
+    }
+
+    fn stop_at_layer(&self) -> Option<usize> {
+        self.selection.stop_at_layer()
+    }
+}
+
+/// How a sequence's rows become one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduction {
+    /// The last of its rows.
+    Last,
+    /// The mean over its rows, summed in `f64` in row order.
+    Mean,
+}
+
+/// Reduces chosen places to one vector per sequence while the pass runs, so that long sequences leave little behind.
+#[derive(Clone, Debug)]
+pub struct Reduce {
+    selection: Selection,
+    reduction: Reduction,
+    sequences: Vec<Vec<usize>>,
+    every_row: Vec<usize>,
+    taken: BTreeMap<usize, (usize, Vec<f32>)>,
+}
+
+impl Reduce {
+    /// Will keep, at every place of `selection`, one vector for each of `sequences`, given as its pack rows.
+    ///
+    /// # Panics
+    /// If a sequence has no rows.
+    pub fn new(selection: Selection, reduction: Reduction, sequences: Vec<Vec<usize>>) -> Self {
+        assert!(sequences.iter().all(|rows| !rows.is_empty()), "reduce: a sequence has at least one row");
+        let mut every_row: Vec<usize> = match reduction {
+            Reduction::Last => sequences.iter().filter_map(|rows| rows.last().copied()).collect(),
+            Reduction::Mean => sequences.iter().flatten().copied().collect(),
+        };
+        every_row.sort_unstable();
+        every_row.dedup();
+        Self { selection, reduction, sequences, every_row, taken: BTreeMap::new() }
+    }
+
+    /// The vectors of a place, `[sequences, width]`; none if the pass has not reached it.
+    pub fn get(&self, site: Site, layer: usize) -> Option<&[f32]> {
+        let place = self.selection.places.iter().position(|&place| place == (site, layer))?;
+        self.taken.get(&place).map(|(_, vectors)| vectors.as_slice())
+    }
+}
+
+impl<B: Backend> Taps<B> for Reduce {
+    fn wants(&self, site: Site, layer: usize) -> bool {
+        self.selection.contains(site, layer)
+    }
+
+    fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>) {
+        let Some(place) = self.selection.places.iter().position(|&p| p == (tapped.site, tapped.layer)) else { return };
+        let width = tapped.width;
+        let mut vectors = vec![0.0; self.sequences.len() * width];
+        let found = |row: usize| tapped.find(row).unwrap_or_else(|| panic!("reduce: row {row} was not tapped"));
+        match self.reduction {
+            Reduction::Last => {
+                let last: Vec<usize> = self.sequences.iter().filter_map(|r| r.last()).map(|&row| found(row)).collect();
+                backend.capture(&mut vectors, tapped.data, &last, width);
+            }
+            Reduction::Mean => {
+                let rows: Vec<usize> = self.every_row.iter().map(|&row| found(row)).collect();
+                let mut values = vec![0.0f32; rows.len() * width];
+                backend.capture(&mut values, tapped.data, &rows, width);
+                for (sequence, out) in self.sequences.iter().zip(vectors.chunks_exact_mut(width)) {
+                    let mut sum = vec![0.0f64; width];
+                    for row in sequence {
+                        let i = self.every_row.binary_search(row).expect("reduce: every row was listed");
+                        let value = &values[i * width..(i + 1) * width];
+                        sum.iter_mut().zip(value).for_each(|(sum, &x)| *sum += f64::from(x));
+                    }
+                    out.iter_mut().zip(&sum).for_each(|(out, sum)| *out = (sum / sequence.len() as f64) as f32);
+                }
+            }
+        }
+        self.taken.insert(place, (width, vectors));
+    }
+
+    fn rows(&self) -> Option<&[usize]> {
+        Some(&self.every_row)
+    }
+
+    fn stop_at_layer(&self) -> Option<usize> {
+        self.selection.stop_at_layer()
+    }
+}

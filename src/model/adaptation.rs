@@ -1,0 +1,239 @@
+//! Adapters of many runs, stacked in one flat buffer `[runs, stride]`, and where in it everything lies.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::spec::Spec;
+use crate::backend::{Backend, LoraSite, PromptSite, WideElement};
+use crate::formats::adapter::{LoraAdapter, LoraConfig, LoraModule, Target};
+use crate::{Error, Result};
+
+/// A LoRA that is the same in every layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraShape {
+    /// Rank R.
+    pub rank: usize,
+    /// Alpha; the update is multiplied by `alpha / R`, or `alpha / sqrt(R)`.
+    pub alpha: f64,
+    /// Whether it is `alpha / sqrt(R)` (Kalajdzievski 2023).
+    pub rslora: bool,
+    /// The adapted projections.
+    pub targets: Vec<Target>,
+}
+
+/// Where the parameters of a run lie.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layout {
+    /// Elements of a run.
+    pub stride: usize,
+    /// The adapted projections of each layer, by `Target as usize`.
+    pub lora: Vec<[Option<LoraSite>; 7]>,
+    /// The soft prompt.
+    pub prompt: Option<PromptSite>,
+}
+
+impl Layout {
+    /// The layout of a LoRA that is the same in every layer.
+    pub fn lora(spec: &Spec, shape: &LoraShape) -> Self {
+        let root = if shape.rslora { (shape.rank as f64).sqrt() } else { shape.rank as f64 };
+        let mut layout = Self::empty(spec);
+        for layer in 0..spec.layers {
+            for target in Target::ALL.into_iter().filter(|target| shape.targets.contains(target)) {
+                layout.push(spec, layer, target, shape.rank, shape.alpha / root);
+            }
+        }
+        layout.sealed()
+    }
+
+    /// The layout of an adapter as read, whatever its ranks.
+    ///
+    /// # Errors
+    /// A module in a layer that the model has not, or with other widths than the model's.
+    pub fn of_adapter(spec: &Spec, adapter: &LoraAdapter) -> Result<Self> {
+        let mut layout = Self::empty(spec);
+        for module in &adapter.modules {
+            let name = || format!("adapter module layers.{}.{}", module.layer, module.target.name());
+            if module.layer >= spec.layers {
+                return Err(Error::argument(name(), format!("a layer below {}", spec.layers), module.layer));
+            }
+            let (input, output) = spec.widths(module.target);
+            let (a, b) = (module.r * input, output * module.r);
+            if (module.a.len(), module.b.len()) != (a, b) {
+                let found = format!("{} and {} elements", module.a.len(), module.b.len());
+                return Err(Error::argument(name(), format!("A and B of {a} and {b} elements"), found));
+            }
+            if layout.lora[module.layer][module.target as usize].is_some() {
+                return Err(Error::argument(name(), "one A and one B", "two"));
+            }
+            layout.push(spec, module.layer, module.target, module.r, module.scale);
+        }
+        Ok(layout.sealed())
+    }
+
+    /// The layout of a soft prompt of `rows` rows alone.
+    pub fn prompt(spec: &Spec, rows: usize) -> Self {
+        let mut layout = Self::empty(spec);
+        layout.prompt = Some(PromptSite { offset: 0, stride: 0, rows });
+        layout.stride = rows * spec.width;
+        layout.sealed()
+    }
+
+    fn empty(spec: &Spec) -> Self {
+        Self { stride: 0, lora: vec![[None; 7]; spec.layers], prompt: None }
+    }
+
+    fn push(&mut self, spec: &Spec, layer: usize, target: Target, rank: usize, scale: f64) {
+        let (input, output) = spec.widths(target);
+        let (a, b) = (self.stride, self.stride + rank * input);
+        self.stride = b + output * rank;
+        self.lora[layer][target as usize] = Some(LoraSite { a, b, stride: 0, rank, input, output, scale });
+    }
+
+    /// Writes the final stride into every site.
+    fn sealed(mut self) -> Self {
+        let stride = self.stride;
+        self.lora.iter_mut().flatten().flatten().for_each(|site| site.stride = stride);
+        self.prompt.iter_mut().for_each(|site| site.stride = stride);
+        self
+    }
+
+    /// The site of a projection, if it is adapted.
+    pub fn site(&self, layer: usize, target: Target) -> Option<LoraSite> {
+        self.lora[layer][target as usize]
+    }
+
+    /// Every adapted projection, by layer, then by target.
+    pub fn sites(&self) -> impl Iterator<Item = (usize, Target, LoraSite)> {
+        self.lora.iter().enumerate().flat_map(|(layer, sites)| {
+            Target::ALL.into_iter().filter_map(move |target| sites[target as usize].map(|site| (layer, target, site)))
+        })
+    }
+
+    /// The largest rank of a projection over all layers.
+    pub fn rank(&self, layer: usize, target: Target) -> usize {
+        self.site(layer, target).map_or(0, |site| site.rank)
+    }
+
+    /// The first layer that holds an adapter: the backward need go no further down.
+    pub fn lowest(&self) -> Option<usize> {
+        self.lora.iter().position(|sites| sites.iter().any(Option::is_some))
+    }
+}
+
+/// The adapters of `runs` runs.
+pub struct Adaptation<B: Backend> {
+    /// Where everything lies.
+    pub layout: Layout,
+    /// Number of runs.
+    pub runs: usize,
+    /// `[runs, stride]`.
+    pub params: B::Wide,
+}
+
+impl<B: Backend> Adaptation<B> {
+    /// Adapters of zeros, which change nothing.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn new(backend: &mut B, layout: Layout, runs: usize) -> Result<Self> {
+        let params = backend.wide(runs * layout.stride)?;
+        Ok(Self { layout, runs, params })
+    }
+
+    /// Adapters as read, one a run; all must have the layout of the first.
+    ///
+    /// # Errors
+    /// No adapter, one that does not fit the model, or one of another shape than the first.
+    pub fn of_adapters(backend: &mut B, spec: &Spec, adapters: &[LoraAdapter]) -> Result<Self> {
+        let first = adapters.first().ok_or_else(|| Error::argument("adapters", "at least one", "none"))?;
+        let mut adaptation = Self::new(backend, Layout::of_adapter(spec, first)?, adapters.len())?;
+        for (run, adapter) in adapters.iter().enumerate() {
+            adaptation.set_run(backend, spec, run, adapter)?;
+        }
+        Ok(adaptation)
+    }
+
+    /// Sets a run to an adapter as read.
+    ///
+    /// # Errors
+    /// If the adapter's modules, ranks or scales are not those of this layout.
+    pub fn set_run(&mut self, backend: &mut B, spec: &Spec, run: usize, adapter: &LoraAdapter) -> Result<()> {
+        let theirs = Layout::of_adapter(spec, adapter)?;
+        for layer in 0..spec.layers {
+            for target in Target::ALL {
+                let describe = |site: Option<LoraSite>| match site {
+                    Some(site) => format!("rank {} and scale {}", site.rank, site.scale),
+                    None => "no adapter".to_owned(),
+                };
+                let (ours, found) = (self.layout.site(layer, target), theirs.site(layer, target));
+                if describe(ours) != describe(found) {
+                    let name = format!("adapter module layers.{layer}.{}", target.name());
+                    return Err(Error::argument(name, describe(ours), describe(found)));
+                }
+            }
+        }
+        let mut values = vec![B::Element::default(); self.layout.stride];
+        for module in &adapter.modules {
+            let site = self.layout.site(module.layer, module.target).expect("adaptation: compared above");
+            let convert = |x: &f32| B::Element::from_f64(f64::from(*x));
+            values[site.a..site.a + module.a.len()].iter_mut().zip(&module.a).for_each(|(v, x)| *v = convert(x));
+            values[site.b..site.b + module.b.len()].iter_mut().zip(&module.b).for_each(|(v, x)| *v = convert(x));
+        }
+        self.upload_run(backend, run, &values)
+    }
+
+    /// Starts a run as PEFT does: A uniform in `±1 / sqrt(input)` (Kaiming's with a = sqrt 5), B zero. The same seed
+    /// gives the same values on every device.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn init_run(&mut self, backend: &mut B, run: usize, seed: u64) -> Result<()> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut values = vec![B::Element::default(); self.layout.stride];
+        for (_, _, site) in self.layout.sites() {
+            let bound = 1.0 / (site.input as f32).sqrt();
+            for value in &mut values[site.a..site.a + site.rank * site.input] {
+                *value = B::Element::from_f64(f64::from(rng.random_range(-bound..bound)));
+            }
+        }
+        self.upload_run(backend, run, &values)
+    }
+
+    /// Reads a run out, described by `config`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn adapter(&self, backend: &mut B, run: usize, config: &LoraConfig) -> Result<LoraAdapter> {
+        let values = self.download_run(backend, run)?;
+        let read = |from: usize, len: usize| values[from..from + len].iter().map(|x| x.to_f64() as f32).collect();
+        let modules = self.layout.sites().map(|(layer, target, site)| LoraModule {
+            layer,
+            target,
+            r: site.rank,
+            scale: site.scale,
+            a: read(site.a, site.rank * site.input),
+            b: read(site.b, site.output * site.rank),
+        });
+        Ok(LoraAdapter { config: config.clone(), modules: modules.collect() })
+    }
+
+    /// The parameters of a run `[stride]`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn download_run(&self, backend: &mut B, run: usize) -> Result<Vec<B::Element>> {
+        let mut values = vec![B::Element::default(); self.layout.stride];
+        backend.download(&mut values, &self.params, run * self.layout.stride)?;
+        Ok(values)
+    }
+
+    /// Sets the parameters of a run `[stride]`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn upload_run(&mut self, backend: &mut B, run: usize, values: &[B::Element]) -> Result<()> {
+        assert!(run < self.runs, "adaptation: run {run} of {}", self.runs);
+        assert!(values.len() == self.layout.stride, "adaptation: {} of {} values", values.len(), self.layout.stride);
+        backend.upload(&mut self.params, run * self.layout.stride, values)
+    }
+}

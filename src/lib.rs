@@ -2,5 +2,7 @@
 pub mod backend;
 pub mod error;
 pub mod formats;
+pub mod hooks;
+pub mod model;
 pub mod shape;
 pub use error::{Error, Result};

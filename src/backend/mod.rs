@@ -418,6 +418,19 @@ pub trait Backend {
         longest: usize,
         normalised: bool,
     );
+    /// `out [rows, H, C] =` each head's share of the output projection: `z` of that head times the columns of `weight
+    /// [C, H D]` that read it.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_result(
+        &mut self,
+        out: &mut Self::Wide,
+        z: &Self::Real,
+        weight: &Self::Weight,
+        rows: &[usize],
+        heads: usize,
+        head_dim: usize,
+        width: usize,
+    );
     /// `cache[to..] [rows, width] = x [N, width]` at the consecutive rows `from`: keeps keys or values for later
     /// passes.
     fn keep(&mut self, cache: &mut Self::Real, to: usize, x: &Self::Real, from: std::ops::Range<usize>, width: usize);

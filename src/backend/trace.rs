@@ -22,7 +22,7 @@ use std::ops::Range;
 use self::check::{
     below, check_dropout, check_heads, check_site, check_virtual, kept_rows, labels, need, product, rows_of, runs, same,
 };
-use super::{AdamwStep, AttentionDims, Backend, Dropout, HostSlice, LinearDims, LoraSite, PromptSite};
+use super::{AdamwStep, AttentionDims, Backend, Dropout, HostSlice, LinearDims, LoraSite, PromptSite, Tensor};
 use crate::Result;
 use crate::formats::safetensors::TensorView;
 use crate::shape::{Pack, Parent, Token};
@@ -157,6 +157,17 @@ impl Backend for Trace {
 
     fn borrow_real<'a>(&self, _: &'a NullReal) -> Option<HostSlice<'a>> {
         None
+    }
+
+    fn capture(&mut self, out: &mut [f32], x: Tensor<'_, Self>, rows: &[usize], width: usize) {
+        let op = self.log("capture");
+        let last = rows.iter().max().map_or(0, |row| row + 1);
+        let len = match x {
+            Tensor::Wide(buffer) => buffer.0,
+            Tensor::Real(buffer) => buffer.0,
+        };
+        need(op, "out", out.len(), rows.len() * width);
+        need(op, "x", len, last * width);
     }
 
     fn sync(&mut self) -> Result<()> {
@@ -392,6 +403,23 @@ impl Backend for Trace {
             below(op, "a row", row, pack.len());
             below(op, "a row's position", pack.positions()[row] as usize, longest);
         }
+    }
+
+    fn attention_result(
+        &mut self,
+        out: &mut NullWide,
+        z: &NullReal,
+        weight: &NullWeight,
+        rows: &[usize],
+        heads: usize,
+        head_dim: usize,
+        width: usize,
+    ) {
+        let op = self.log("attention_result");
+        let last = rows.iter().max().map_or(0, |row| row + 1);
+        need(op, "out", out.0, rows.len() * heads * width);
+        need(op, "z", z.0, last * heads * head_dim);
+        need(op, "weight", weight.0, width * heads * head_dim);
     }
 
     fn keep(&mut self, cache: &mut NullReal, to: usize, x: &NullReal, from: Range<usize>, width: usize) {

@@ -4,6 +4,7 @@
 //! file, the field, what was expected and what was found. Every writer goes through [`atomic`]: a file appears under
 //! its final name only when it is complete and on disk.
 
+pub mod adapter;
 pub mod atomic;
 pub mod config;
 pub mod json;

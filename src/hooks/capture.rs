@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Selection, Site, Taps, Tapped};
+use super::{Selection, Site, Tapped, Taps};
 use crate::backend::Backend;
 
 /// Copies chosen rows of chosen places to the host as `f32`.

@@ -113,6 +113,11 @@ impl Spec {
         }
     }
 
+    /// Whether the rotation's table depends on the number of positions asked for.
+    pub fn rope_depends_on_length(&self) -> bool {
+        matches!(self.rope.kind, RopeKind::Dynamic { .. })
+    }
+
     /// The table that rotates positions `0..positions`: for each, `[D/2]` cosines, then `[D/2]` sines.
     ///
     /// Frequencies and angles are rounded to `f32`, as the reference computes them; a difference in the angle of a
@@ -133,9 +138,8 @@ impl Spec {
 /// Angle per position of each pair of a head `[D/2]`, and the factor on cosines and sines.
 fn frequencies(rope: &Rope, head_dim: usize, positions: usize) -> (Vec<f32>, f64) {
     let dim = head_dim as f32;
-    let plain = |theta: f32| -> Vec<f32> {
-        (0..head_dim / 2).map(|i| 1.0 / theta.powf((2 * i) as f32 / dim)).collect()
-    };
+    let plain =
+        |theta: f32| -> Vec<f32> { (0..head_dim / 2).map(|i| 1.0 / theta.powf((2 * i) as f32 / dim)).collect() };
     let theta = rope.theta as f32;
     let base = plain(theta);
     match rope.kind {
@@ -159,8 +163,7 @@ fn frequencies(rope: &Rope, head_dim: usize, positions: usize) -> (Vec<f32>, f64
                 if wavelength < high {
                     return f;
                 }
-                let smooth =
-                    (original as f64 / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                let smooth = (original as f64 / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
                 ((1.0 - smooth) * f64::from(f) / factor + smooth * f64::from(f)) as f32
             });
             (scaled.collect(), 1.0)

@@ -85,15 +85,19 @@ impl<B: Backend> Weights<B> {
     /// Every weight, in the order of [`Place::all`].
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut B::Weight> {
         let layers = self.layers.iter_mut().flat_map(|layer| {
-            let projections = layer.projections.iter_mut().flat_map(|p| std::iter::once(&mut p.weight).chain(&mut p.bias));
+            let projections =
+                layer.projections.iter_mut().flat_map(|p| std::iter::once(&mut p.weight).chain(&mut p.bias));
             [&mut layer.attn_norm, &mut layer.mlp_norm].into_iter().chain(projections)
         });
-        std::iter::once(&mut self.embed).chain(layers).chain(std::iter::once(&mut self.final_norm)).chain(&mut self.head)
+        std::iter::once(&mut self.embed)
+            .chain(layers)
+            .chain(std::iter::once(&mut self.final_norm))
+            .chain(&mut self.head)
     }
 }
 
 /// One weight of the base model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     /// Embedding table.
     Embed,

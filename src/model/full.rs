@@ -1,0 +1,101 @@
+//! Full tuning: all base weights as one flat buffer of wide parameters, `[1, total]`.
+
+use std::collections::HashMap;
+
+use super::Model;
+use super::spec::Spec;
+use super::weights::{Place, Weights};
+use crate::backend::{Backend, WideElement};
+use crate::formats::safetensors::{Checkpoint, Dtype, TensorView};
+use crate::{Error, Result};
+
+/// Where each weight lies in the flat parameters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightLayout {
+    /// Number of parameters.
+    pub total: usize,
+    places: Vec<(Place, usize)>,
+    offsets: HashMap<Place, usize>,
+}
+
+impl WeightLayout {
+    /// The layout of a model's weights.
+    pub fn new(spec: &Spec) -> Self {
+        let mut total = 0;
+        let mut places = Vec::new();
+        for place in Place::all(spec) {
+            places.push((place, total));
+            total += place.len(spec);
+        }
+        let offsets = places.iter().copied().collect();
+        Self { total, places, offsets }
+    }
+
+    /// The first element of a weight.
+    ///
+    /// # Panics
+    /// If the model has no such weight.
+    pub fn offset(&self, place: Place) -> usize {
+        *self.offsets.get(&place).unwrap_or_else(|| panic!("weight layout: no {place:?}"))
+    }
+
+    /// Every weight with its first element, in order.
+    pub fn places(&self) -> &[(Place, usize)] {
+        &self.places
+    }
+}
+
+/// Trainable copies of all base weights.
+pub struct FullTuning<B: Backend> {
+    /// Where each weight lies.
+    pub layout: WeightLayout,
+    /// The weights `[total]`, in the wide dtype.
+    pub params: B::Wide,
+}
+
+impl<B: Backend> FullTuning<B> {
+    /// Copies a checkpoint's weights and makes `model` compute with the copies.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape or dtype; a device out of memory.
+    pub fn new(backend: &mut B, model: &mut Model<B>, checkpoint: &Checkpoint) -> Result<Self> {
+        let layout = WeightLayout::new(&model.spec);
+        let mut params = backend.wide(layout.total)?;
+        for &(place, offset) in layout.places() {
+            let view = checkpoint.expect(&place.tensor(), &place.shape(&model.spec))?;
+            let values: Vec<B::Element> = elements(&view)?;
+            backend.upload(&mut params, offset, &values)?;
+        }
+        Self::install(backend, model, layout, params)
+    }
+
+    /// Makes `model` compute with the parameters `params`, laid out as [`WeightLayout`] says.
+    ///
+    /// # Errors
+    /// A device out of memory.
+    pub fn install(backend: &mut B, model: &mut Model<B>, layout: WeightLayout, params: B::Wide) -> Result<Self> {
+        let weights = layout
+            .places()
+            .iter()
+            .map(|&(place, offset)| backend.trainable_weight(&params, offset, place.len(&model.spec)))
+            .collect::<Result<_>>()?;
+        model.weights = Weights::assemble(&model.spec, weights);
+        Ok(Self { layout, params })
+    }
+
+    /// Makes `model` compute with the parameters as they are now: after a step of the optimiser.
+    pub fn refresh(&self, backend: &mut B, model: &mut Model<B>) {
+        for (weight, &(_, offset)) in model.weights.iter_mut().zip(self.layout.places()) {
+            backend.refresh_weight(weight, &self.params, offset);
+        }
+    }
+}
+
+fn elements<E: WideElement>(view: &TensorView) -> Result<Vec<E>> {
+    if view.dtype == Dtype::F64 {
+        let values = view.as_slice::<f64>().map_err(Error::file(&view.name))?;
+        return Ok(values.iter().map(|&x| E::from_f64(x)).collect());
+    }
+    let values = view.to_f32().map_err(Error::file(&view.name))?;
+    Ok(values.into_iter().map(|x| E::from_f64(f64::from(x))).collect())
+}

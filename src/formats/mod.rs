@@ -6,6 +6,8 @@
 
 pub mod adapter;
 pub mod atomic;
+pub mod chat;
 pub mod config;
 pub mod json;
 pub mod safetensors;
+pub mod tokenizer;

@@ -1,0 +1,203 @@
+//! Text to token ids and back, as `AutoTokenizer` of the reference library (version 5) does it.
+//!
+//! Two deliberate differences: truncation and padding stored in a file are switched off, and a text that begins with
+//! the BOS token's own text does not get a second one ([`Tokenizer::encode`]).
+//!
+//! Where a prompt is put together from pieces (instruction, demonstration, query, answer), the *whole* text is
+//! tokenised and each token is assigned to a piece by its character offsets: tokenising pieces apart gives other ids
+//! at the seams. See [`Encoding::pieces`] for the rule.
+
+mod load;
+
+use std::path::PathBuf;
+
+use tokenizers::Tokenizer as Inner;
+
+use super::chat::{ChatTemplate, Message};
+use crate::{Error, Result};
+
+/// Token ids of a text, with the place each comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoding {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// For each token, start and end in characters (not bytes) of the whole text. Added special tokens are empty.
+    pub offsets: Vec<(usize, usize)>,
+}
+
+impl Encoding {
+    /// The piece of each token, `[ids.len()]`, when the text is cut at `seams`: ascending positions in characters,
+    /// each the first character of the next piece.
+    ///
+    /// A token belongs to the piece that its last character is in. So a token that straddles a seam belongs to the
+    /// later piece: an answer owns every token with a character of it, and no part of an answer is ever given away
+    /// in its prompt. A token without characters (an added BOS or EOS) belongs to the piece of the token before it,
+    /// the first to piece 0. Pieces never decrease along the tokens.
+    pub fn pieces(&self, seams: &[usize]) -> Vec<usize> {
+        debug_assert!(seams.is_sorted(), "seams out of order: {seams:?}");
+        let mut last = 0;
+        let piece = |&(_, end): &(usize, usize)| {
+            if end > 0 {
+                last = last.max(seams.partition_point(|&s| s < end));
+            }
+            last
+        };
+        self.offsets.iter().map(piece).collect()
+    }
+}
+
+/// A loaded tokenizer.
+pub struct Tokenizer {
+    inner: Inner,
+    path: PathBuf,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    stops: Vec<u32>,
+    /// Texts of the special tokens, as template variables.
+    specials: Vec<(&'static str, String)>,
+    chat: Option<ChatTemplate>,
+}
+
+impl Tokenizer {
+    /// The file the vocabulary came from.
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    /// Number of tokens, special ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The token that begins a sequence.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The token that ends a sequence, as the tokenizer has it; training appends this one.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// All tokens at which generation stops: of `generation_config.json`, else of `config.json`, and [`Self::eos`].
+    pub fn stops(&self) -> &[u32] {
+        &self.stops
+    }
+
+    /// The id of a token's text.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The vocabulary's text of an id (`▁the`, `Ġthe`); for readable output see [`Self::decode`].
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Tokenises a text. `add_special` adds what the tokenizer's post-processor says (a BOS, for LLaMA), unless the
+    /// text itself begins with the BOS token: then there is one, not two.
+    ///
+    /// # Errors
+    /// The tokenizer's model cannot represent the text (it has no unknown token).
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoding> {
+        let encoding = self.inner.encode_char_offsets(text, add_special).map_err(Error::file(&self.path))?;
+        let mut out = Encoding { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() };
+        if let (true, Some(bos)) = (add_special, self.bos)
+            && out.ids.starts_with(&[bos, bos])
+            && out.offsets[0] == (0, 0)
+        {
+            out.ids.remove(0);
+            out.offsets.remove(0);
+        }
+        Ok(out)
+    }
+
+    /// Tokenises pieces as one text; the second result is the piece of each token ([`Encoding::pieces`]).
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_pieces(&self, pieces: &[&str], add_special: bool) -> Result<(Encoding, Vec<usize>)> {
+        let encoding = self.encode(&pieces.concat(), add_special)?;
+        let mut seams = Vec::with_capacity(pieces.len());
+        let mut at = 0;
+        for piece in &pieces[..pieces.len().saturating_sub(1)] {
+            at += piece.chars().count();
+            seams.push(at);
+        }
+        let owner = encoding.pieces(&seams);
+        Ok((encoding, owner))
+    }
+
+    /// The text of ids; `skip_special` leaves BOS, EOS and their like out.
+    ///
+    /// # Errors
+    /// The tokenizer's decoder fails. Unknown ids are skipped.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special).map_err(Error::file(&self.path))
+    }
+
+    /// Starts decoding ids one at a time, for generation.
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream { tokenizer: self, ids: Vec::new(), context: 0, emitted: 0 }
+    }
+
+    /// Whether there is a chat template.
+    pub fn has_chat_template(&self) -> bool {
+        self.chat.is_some()
+    }
+
+    /// A conversation as text. Encode it with `add_special = false`: the template writes its own special tokens.
+    ///
+    /// # Errors
+    /// There is no template, or it refuses the conversation.
+    pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let Some(chat) = &self.chat else {
+            let expected = "a chat_template, in tokenizer_config.json or chat_template.jinja";
+            return Err(Error::field(&self.path, "chat_template", expected, "none"));
+        };
+        let specials: Vec<_> = self.specials.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        chat.render(messages, add_generation_prompt, &specials)
+    }
+}
+
+/// Text that grows with the tokens, see [`Tokenizer::stream`].
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    ids: Vec<u32>,
+    /// Ids from here are decoded together, so that the decoder knows what is before the new ones.
+    context: usize,
+    /// Ids before this one are out.
+    emitted: usize,
+}
+
+impl TextStream<'_> {
+    /// Adds a token and returns the text that it completes; empty while a character is still in parts.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.ids.push(id);
+        let text = self.rest()?;
+        // An unfinished UTF-8 sequence decodes to the replacement character at the end.
+        if text.is_empty() || text.ends_with('\u{FFFD}') {
+            return Ok(String::new());
+        }
+        self.context = self.emitted;
+        self.emitted = self.ids.len();
+        Ok(text)
+    }
+
+    /// What is left: an unfinished character, as the replacement character.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn finish(self) -> Result<String> {
+        self.rest()
+    }
+
+    fn rest(&self) -> Result<String> {
+        let before = self.tokenizer.decode(&self.ids[self.context..self.emitted], true)?;
+        let now = self.tokenizer.decode(&self.ids[self.context..], true)?;
+        Ok(now.get(before.len()..).unwrap_or_default().to_string())
+    }
+}

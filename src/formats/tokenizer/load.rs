@@ -1,0 +1,306 @@
+//! Finding and assembling a tokenizer from the files of a model directory.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tokenizers::models::bpe::BPE;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{AddedToken, Tokenizer as Inner};
+
+use super::Tokenizer;
+use crate::formats::atomic::read_to_string;
+use crate::formats::chat::ChatTemplate;
+use crate::formats::json::{self, Fields};
+use crate::{Error, Result};
+
+/// Special tokens a file may name, in the order in which they are registered.
+const SPECIALS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// Texts that are special when a directory has a vocabulary and nothing that names its special tokens.
+const USUAL: [&str; 5] = ["<s>", "<pad>", "</s>", "<unk>", "<|endoftext|>"];
+
+impl Tokenizer {
+    /// Loads from a model directory (`tokenizer.json`, or `vocab.json` with `merges.txt`, and the configuration
+    /// files beside them) or from a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// No vocabulary, a file that does not follow its format, or a special token that the vocabulary lacks.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let (dir, file) = if path.is_dir() {
+            (path, path.join("tokenizer.json"))
+        } else {
+            (path.parent().unwrap_or(Path::new("")), path.to_path_buf())
+        };
+        let config = Sources::read(dir)?;
+        let (vocab_only, path, mut inner) = if file.exists() || !path.is_dir() {
+            (false, file.clone(), from_json(&file, &config)?)
+        } else if dir.join("vocab.json").exists() && dir.join("merges.txt").exists() {
+            (true, dir.join("vocab.json"), from_vocab(dir)?)
+        } else {
+            return Err(Error::field(dir, "tokenizer", "tokenizer.json, or vocab.json and merges.txt", "neither"));
+        };
+        inner.with_truncation(None).map_err(Error::file(&path))?.with_padding(None);
+        let specials = config.specials()?;
+        register(&mut inner, &specials, vocab_only && specials.is_empty(), &config)?;
+        let text = |key: &str| specials.iter().find(|(k, _, _)| *k == key);
+        let id = |key: &str| match text(key) {
+            None => Ok(None),
+            Some((_, token, file)) => match inner.token_to_id(token) {
+                Some(id) => Ok(Some(id)),
+                None => Err(Error::field(dir.join(file), key, "a token of the vocabulary", format!("{token:?}"))),
+            },
+        };
+        let (bos, eos) = (id("bos_token")?, id("eos_token")?);
+        let bos_text = text("bos_token").map(|(_, token, _)| token.as_str());
+        let eos_text = text("eos_token").map(|(_, token, _)| token.as_str());
+        config.post_processor(&mut inner, bos_text.zip(bos), eos_text.zip(eos))?;
+        let (model_bos, mut stops) = config.model_tokens()?;
+        if let Some(eos) = eos
+            && !stops.contains(&eos)
+        {
+            stops.push(eos);
+        }
+        Ok(Self {
+            bos: bos.or(model_bos),
+            eos: eos.or(stops.first().copied()),
+            stops,
+            chat: config.chat(dir)?,
+            specials: specials.into_iter().map(|(key, token, _)| (key, token)).collect(),
+            inner,
+            path,
+        })
+    }
+}
+
+/// The configuration files beside a vocabulary; an absent one is an empty object.
+struct Sources {
+    tokenizer_config: (std::path::PathBuf, Value),
+    special_tokens_map: (std::path::PathBuf, Value),
+    generation_config: (std::path::PathBuf, Value),
+    model_config: (std::path::PathBuf, Value),
+}
+
+impl Sources {
+    fn read(dir: &Path) -> Result<Self> {
+        let read = |name: &str| {
+            let path = dir.join(name);
+            let value = if path.exists() { json::read(&path)? } else { json!({}) };
+            Fields::new(&path, &value)?;
+            Ok::<_, Error>((path, value))
+        };
+        Ok(Self {
+            tokenizer_config: read("tokenizer_config.json")?,
+            special_tokens_map: read("special_tokens_map.json")?,
+            generation_config: read("generation_config.json")?,
+            model_config: read("config.json")?,
+        })
+    }
+
+    fn config(&self) -> Result<Fields<'_>> {
+        Fields::new(&self.tokenizer_config.0, &self.tokenizer_config.1)
+    }
+
+    /// Whether the reference library rebuilds the pipeline of a LLaMA tokenizer instead of taking the file's.
+    fn is_llama_class(&self) -> Result<bool> {
+        let class = self.config()?.str("tokenizer_class")?.unwrap_or_default();
+        let model = Fields::new(&self.model_config.0, &self.model_config.1)?;
+        Ok(class.strip_suffix("Fast").unwrap_or(class) == "LlamaTokenizer" && model.str("model_type")? != Some("qwen2"))
+    }
+
+    /// Named special tokens: key, text and the file that names it.
+    fn specials(&self) -> Result<Vec<(&'static str, String, &'static str)>> {
+        let mut found = Vec::new();
+        let llama = self.is_llama_class()?;
+        for key in SPECIALS {
+            let files = [
+                ("tokenizer_config.json", &self.tokenizer_config),
+                ("special_tokens_map.json", &self.special_tokens_map),
+            ];
+            for (name, (path, value)) in files {
+                let f = Fields::new(path, value)?;
+                let text = match f.get(key) {
+                    None => continue,
+                    Some(Value::String(text)) => Some(text.as_str()),
+                    Some(Value::Object(token)) => token.get("content").and_then(Value::as_str),
+                    Some(_) => None,
+                };
+                let text = text.ok_or_else(|| f.error(key, "a token's text, or an object with its content"))?;
+                found.push((key, text.to_string(), name));
+                break;
+            }
+            let default = match key {
+                "bos_token" => "<s>",
+                "eos_token" => "</s>",
+                "unk_token" => "<unk>",
+                _ => continue,
+            };
+            if llama && !self.config()?.has(key) && found.last().is_none_or(|(k, _, _)| *k != key) {
+                found.push((key, default.to_string(), "tokenizer_config.json"));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Further special tokens, of either name of the list.
+    fn extra(&self) -> Result<Vec<String>> {
+        let f = self.config()?;
+        let mut extra = Vec::new();
+        for key in ["additional_special_tokens", "extra_special_tokens"] {
+            let Some(Value::Array(list)) = f.get(key) else { continue };
+            for value in list {
+                let text = value.as_str().or_else(|| value.get("content").and_then(Value::as_str));
+                extra.push(text.ok_or_else(|| f.error(key, "a list of tokens' texts"))?.to_string());
+            }
+        }
+        Ok(extra)
+    }
+
+    /// `add_bos_token` and `add_eos_token`, where given, replace the file's own post-processor.
+    fn post_processor(
+        &self,
+        inner: &mut Inner,
+        bos: Option<(&str, u32)>,
+        eos: Option<(&str, u32)>,
+    ) -> Result<()> {
+        let f = self.config()?;
+        if !f.has("add_bos_token") && !f.has("add_eos_token") {
+            return Ok(());
+        }
+        let bos = bos.filter(|_| f.bool("add_bos_token").ok().flatten().unwrap_or(false));
+        let eos = eos.filter(|_| f.bool("add_eos_token").ok().flatten().unwrap_or(false));
+        f.bool("add_bos_token")?;
+        f.bool("add_eos_token")?;
+        let single: Vec<String> = [bos.map(|b| b.0), Some("$A"), eos.map(|e| e.0)]
+            .into_iter()
+            .flatten()
+            .map(|part| format!("{part}:0"))
+            .collect();
+        let specials: Vec<(String, u32)> = [bos, eos].into_iter().flatten().map(|(t, id)| (t.to_string(), id)).collect();
+        let template = TemplateProcessing::builder()
+            .try_single(single)
+            .and_then(|b| b.special_tokens(specials).build().map_err(|e| e.to_string()))
+            .map_err(Error::file(f.path()))?;
+        inner.with_post_processor(Some(template));
+        Ok(())
+    }
+
+    /// BOS of `config.json`; ends of `generation_config.json`, else of `config.json`.
+    fn model_tokens(&self) -> Result<(Option<u32>, Vec<u32>)> {
+        let mut stops = Vec::new();
+        let mut bos = None;
+        for (path, value) in [&self.generation_config, &self.model_config] {
+            let f = Fields::new(path, value)?;
+            let id = |key: &str, v: &Value| {
+                v.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| f.error(key, "a token id"))
+            };
+            if let (true, Some(value)) = (stops.is_empty(), f.get("eos_token_id")) {
+                let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+                stops = list.iter().map(|v| id("eos_token_id", v)).collect::<Result<_>>()?;
+            }
+            bos = f.get("bos_token_id").map(|v| id("bos_token_id", v)).transpose()?.or(bos);
+        }
+        Ok((bos, stops))
+    }
+
+    /// `chat_template.jinja` goes before the key of `tokenizer_config.json`.
+    fn chat(&self, dir: &Path) -> Result<Option<ChatTemplate>> {
+        let file = dir.join("chat_template.jinja");
+        if file.exists() {
+            return ChatTemplate::new(&file, &read_to_string(&file)?).map(Some);
+        }
+        let f = self.config()?;
+        let expected = "a template, or a list of named ones with one named default";
+        let source = match f.get("chat_template") {
+            None => return Ok(None),
+            Some(Value::String(source)) => Some(source.as_str()),
+            Some(Value::Array(list)) => list
+                .iter()
+                .find(|t| t.get("name").and_then(Value::as_str) == Some("default"))
+                .and_then(|t| t.get("template").and_then(Value::as_str)),
+            Some(_) => None,
+        };
+        let source = source.ok_or_else(|| f.error("chat_template", expected))?;
+        ChatTemplate::new(f.path(), source).map(Some)
+    }
+}
+
+/// Makes the special tokens whole in text. Those the vocabulary lacks are left out: they have no embedding.
+fn register(
+    inner: &mut Inner,
+    specials: &[(&str, String, &str)],
+    usual: bool,
+    config: &Sources,
+) -> Result<()> {
+    let mut texts: Vec<String> = specials.iter().map(|(_, text, _)| text.clone()).collect();
+    texts.extend(config.extra()?);
+    if usual {
+        texts.extend(USUAL.map(String::from));
+    }
+    let known: Vec<AddedToken> = texts
+        .into_iter()
+        .filter(|text| inner.token_to_id(text).is_some())
+        .map(|text| AddedToken::from(text, true).normalized(false))
+        .collect();
+    inner.add_special_tokens(&known);
+    Ok(())
+}
+
+fn from_json(path: &Path, config: &Sources) -> Result<Inner> {
+    let text = read_to_string(path)?;
+    if !config.is_llama_class()? || text.contains("\"ByteLevel\"") {
+        return Inner::from_bytes(text).map_err(Error::file(path));
+    }
+    let mut value = json::parse(path, &text)?;
+    let f = config.config()?;
+    if value.pointer("/model/type").and_then(Value::as_str) == Some("BPE") {
+        let prefix = f.bool("add_prefix_space")?.unwrap_or(true);
+        let legacy = f.bool("legacy")?.unwrap_or(false);
+        metaspace(&mut value, prefix, legacy);
+    }
+    Inner::from_bytes(value.to_string()).map_err(Error::file(path))
+}
+
+/// The pipeline of the reference's LLaMA tokenizer: spaces become ▁, one is put before the text (before every part
+/// between special tokens with `legacy`), unknown characters become bytes.
+fn metaspace(tokenizer: &mut Value, prefix: bool, legacy: bool) {
+    let scheme = match (prefix, legacy) {
+        (false, _) => "never",
+        (true, true) => "always",
+        (true, false) => "first",
+    };
+    let mut decoders = vec![
+        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    if prefix {
+        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    tokenizer["normalizer"] = Value::Null;
+    tokenizer["pre_tokenizer"] =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
+    tokenizer["decoder"] = json!({"type": "Sequence", "decoders": decoders});
+    let model = &mut tokenizer["model"];
+    model["fuse_unk"] = json!(true);
+    model["byte_fallback"] = json!(true);
+    model["unk_token"] = Value::Null;
+    model["dropout"] = Value::Null;
+    model["ignore_merges"] = json!(false);
+}
+
+/// Byte-level BPE of GPT-2 and OPT from its two files.
+fn from_vocab(dir: &Path) -> Result<Inner> {
+    let (vocab, merges) = (dir.join("vocab.json"), dir.join("merges.txt"));
+    // The crate's own reader takes names; checking first gives the error a file.
+    json::read(&vocab)?;
+    read_to_string(&merges)?;
+    let bpe = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy());
+    let mut inner = Inner::new(bpe.build().map_err(Error::file(&merges))?);
+    inner
+        .with_pre_tokenizer(Some(ByteLevel::new(false, false, true)))
+        .with_post_processor(Some(ByteLevel::new(false, false, true)))
+        .with_decoder(Some(ByteLevel::new(false, false, true)));
+    Ok(inner)
+}

@@ -117,7 +117,17 @@ impl Formatter for Spaced {
 /// The time in UTC, for the conversions that templates use.
 fn strftime(format: &str, now: SystemTime) -> Result<String, minijinja::Error> {
     const MONTHS: [&str; 12] = [
-        "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
         "December",
     ];
     const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
@@ -147,7 +157,9 @@ fn strftime(format: &str, now: SystemTime) -> Result<String, minijinja::Error> {
             Some('%') => out.push('%'),
             other => {
                 let found = other.map_or(String::new(), String::from);
-                return raise_exception(format!("strftime_now: %{found} is not one of %Y %y %m %d %B %b %A %a %H %M %S"));
+                return raise_exception(format!(
+                    "strftime_now: %{found} is not one of %Y %y %m %d %B %b %A %a %H %M %S"
+                ));
             }
         }
     }

@@ -17,8 +17,9 @@ use crate::{Error, Result};
 /// Special tokens a file may name, in the order in which they are registered.
 const SPECIALS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// Texts that are special when a directory has a vocabulary and nothing that names its special tokens.
-const USUAL: [&str; 5] = ["<s>", "<pad>", "</s>", "<unk>", "<|endoftext|>"];
+/// Texts that are special when a directory has a vocabulary and nothing that names its special tokens: those of OPT
+/// and GPT-2.
+const USUAL: [&str; 3] = ["</s>", "<pad>", "<|endoftext|>"];
 
 impl Tokenizer {
     /// Loads from a model directory (`tokenizer.json`, or `vocab.json` with `merges.txt`, and the configuration
@@ -158,12 +159,7 @@ impl Sources {
     }
 
     /// `add_bos_token` and `add_eos_token`, where given, replace the file's own post-processor.
-    fn post_processor(
-        &self,
-        inner: &mut Inner,
-        bos: Option<(&str, u32)>,
-        eos: Option<(&str, u32)>,
-    ) -> Result<()> {
+    fn post_processor(&self, inner: &mut Inner, bos: Option<(&str, u32)>, eos: Option<(&str, u32)>) -> Result<()> {
         let f = self.config()?;
         if !f.has("add_bos_token") && !f.has("add_eos_token") {
             return Ok(());
@@ -177,7 +173,8 @@ impl Sources {
             .flatten()
             .map(|part| format!("{part}:0"))
             .collect();
-        let specials: Vec<(String, u32)> = [bos, eos].into_iter().flatten().map(|(t, id)| (t.to_string(), id)).collect();
+        let specials: Vec<(String, u32)> =
+            [bos, eos].into_iter().flatten().map(|(t, id)| (t.to_string(), id)).collect();
         let template = TemplateProcessing::builder()
             .try_single(single)
             .and_then(|b| b.special_tokens(specials).build().map_err(|e| e.to_string()))
@@ -227,12 +224,7 @@ impl Sources {
 }
 
 /// Makes the special tokens whole in text. Those the vocabulary lacks are left out: they have no embedding.
-fn register(
-    inner: &mut Inner,
-    specials: &[(&str, String, &str)],
-    usual: bool,
-    config: &Sources,
-) -> Result<()> {
+fn register(inner: &mut Inner, specials: &[(&str, String, &str)], usual: bool, config: &Sources) -> Result<()> {
     let mut texts: Vec<String> = specials.iter().map(|(_, text, _)| text.clone()).collect();
     texts.extend(config.extra()?);
     if usual {

@@ -1,0 +1,178 @@
+use llamaprobe::formats::chat::Message;
+use llamaprobe::formats::tokenizer::{Encoding, Tokenizer};
+use serde_json::Value;
+
+use crate::support::{shared, temp};
+
+const GOLDEN: &str = include_str!("../golden/tokenizer_ids.json");
+
+fn strings(v: &Value) -> Vec<&str> {
+    v.as_array().expect("a list").iter().map(|s| s.as_str().expect("a string")).collect()
+}
+
+fn ids(v: &Value) -> Vec<u32> {
+    v.as_array().expect("a list").iter().map(|n| n.as_u64().expect("an id") as u32).collect()
+}
+
+/// Every id and every decoded text is the reference library's; the one difference is the guard against two BOS.
+#[test]
+fn ids_are_those_of_the_reference() {
+    let Some(shared) = shared() else { return };
+    let golden: Value = serde_json::from_str(GOLDEN).expect("golden file");
+    let texts = strings(&golden["texts"]);
+    for (name, expected) in golden["tokenizers"].as_object().expect("tokenizers") {
+        let tok = Tokenizer::load(shared.join(name)).expect(name);
+        for (i, text) in texts.iter().enumerate() {
+            let plain = tok.encode(text, false).expect("encodes");
+            assert_eq!(plain.ids, ids(&expected["plain"][i]), "{name}: plain ids of {text:?}");
+            let full = tok.encode(text, true).expect("encodes");
+            let mut want = ids(&expected["ids"][i]);
+            if tok.bos().is_some_and(|bos| want.starts_with(&[bos, bos])) {
+                want.remove(0);
+            }
+            assert_eq!(full.ids, want, "{name}: ids of {text:?}");
+            assert_eq!(full.ids.len(), full.offsets.len());
+            let decoded = tok.decode(&ids(&expected["ids"][i]), false).expect("decodes");
+            assert_eq!(decoded, expected["decoded"][i].as_str().expect("text"), "{name}: text of {text:?}");
+        }
+    }
+}
+
+/// Offsets count characters of the whole text, and the tokens of a text without special tokens cover it.
+#[test]
+fn offsets_are_characters_of_the_whole_text() {
+    let Some(shared) = shared() else { return };
+    let golden: Value = serde_json::from_str(GOLDEN).expect("golden file");
+    for name in ["models/stories260K", "tokenizers/llama2", "tokenizers/gpt2", "tokenizers/opt"] {
+        let tok = Tokenizer::load(shared.join(name)).expect(name);
+        for text in strings(&golden["texts"]) {
+            let encoding = tok.encode(text, false).expect("encodes");
+            let chars = text.chars().count();
+            let mut at = 0;
+            for &(start, end) in &encoding.offsets {
+                assert!(start <= at && at <= end && end <= chars, "{name} {text:?}: {:?}", encoding.offsets);
+                at = end;
+            }
+            assert_eq!(at, chars, "{name} {text:?}: {:?}", encoding.offsets);
+        }
+    }
+}
+
+#[test]
+fn a_straddling_token_belongs_to_the_later_piece() {
+    let encoding = Encoding { ids: vec![9; 6], offsets: vec![(0, 0), (0, 2), (2, 5), (5, 5), (5, 7), (0, 0)] };
+    assert_eq!(encoding.pieces(&[]), [0, 0, 0, 0, 0, 0]);
+    assert_eq!(encoding.pieces(&[2]), [0, 0, 1, 1, 1, 1]);
+    assert_eq!(encoding.pieces(&[3]), [0, 0, 1, 1, 1, 1]);
+    assert_eq!(encoding.pieces(&[4, 5]), [0, 0, 1, 1, 2, 2]);
+    assert_eq!(encoding.pieces(&[5, 5]), [0, 0, 0, 0, 2, 2], "an empty piece has no tokens");
+    assert_eq!(encoding.pieces(&[7]), [0; 6]);
+}
+
+/// The ids of pieces are the ids of the whole text, wherever the cuts are; the answer's tokens decode to the answer.
+#[test]
+fn pieces_are_never_tokenised_apart() {
+    let Some(shared) = shared() else { return };
+    let text = "Review: naïve 漢字 but fun .\nSentiment: positive\n\n";
+    for name in ["models/stories260K", "tokenizers/llama2", "tokenizers/gpt2", "tokenizers/opt"] {
+        let tok = Tokenizer::load(shared.join(name)).expect(name);
+        let whole = tok.encode(text, true).expect("encodes");
+        for (cut, _) in text.char_indices() {
+            let (a, b) = text.split_at(cut);
+            let (encoding, owner) = tok.encode_pieces(&[a, b], true).expect("encodes");
+            assert_eq!(encoding, whole, "{name} cut at {cut}");
+            let seam = a.chars().count();
+            for (&(_, end), &piece) in encoding.offsets.iter().zip(&owner) {
+                assert!(end == 0 || piece == usize::from(end > seam), "{name} cut at {cut}: {owner:?}");
+            }
+        }
+        let prompt = "Review: good film .\nSentiment:";
+        let (encoding, owner) = tok.encode_pieces(&[prompt, " positive"], true).expect("encodes");
+        let first = owner.iter().position(|&p| p == 1).expect("answer tokens");
+        let answer = tok.decode(&encoding.ids[first..], false).expect("decodes");
+        assert_eq!(answer.trim(), "positive", "{name}");
+    }
+}
+
+#[test]
+fn streamed_text_is_the_decoded_text() {
+    let Some(shared) = shared() else { return };
+    let text = "Lily's naïve 漢字 😀 fox,  twice\n";
+    for name in ["models/stories260K", "tokenizers/llama2", "tokenizers/gpt2"] {
+        let tok = Tokenizer::load(shared.join(name)).expect(name);
+        let ids = tok.encode(text, true).expect("encodes").ids;
+        let mut stream = tok.stream();
+        let mut streamed = String::new();
+        for &id in &ids {
+            let piece = stream.push(id).expect("decodes");
+            assert!(!piece.contains('\u{FFFD}'), "{name}: half a character in {piece:?}");
+            streamed += &piece;
+        }
+        streamed += &stream.finish().expect("decodes");
+        assert_eq!(streamed, tok.decode(&ids, true).expect("decodes"), "{name}");
+    }
+}
+
+#[test]
+fn special_tokens_come_from_the_configuration() {
+    let Some(shared) = shared() else { return };
+    for name in ["models/stories260K", "models/babyllama105", "tokenizers/llama2"] {
+        let tok = Tokenizer::load(shared.join(name)).expect(name);
+        assert_eq!((tok.bos(), tok.eos()), (Some(1), Some(2)), "{name}");
+        assert_eq!(tok.stops(), [2], "{name}");
+    }
+    let gpt2 = Tokenizer::load(shared.join("tokenizers/gpt2")).expect("gpt2");
+    assert_eq!((gpt2.bos(), gpt2.eos(), gpt2.vocab_size()), (None, None, 50257));
+}
+
+/// The file's own post-processor, replaced by `add_bos_token` and `add_eos_token`; stops from generation_config.
+#[test]
+fn flags_of_the_configuration_are_followed() {
+    let Some(shared) = shared() else { return };
+    let dir = temp();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::copy(shared.join("tokenizers/gpt2/tokenizer.json"), path("tokenizer.json")).expect("copies");
+    let config = r#"{"bos_token": "<|endoftext|>", "eos_token": {"content": "<|endoftext|>"}, "add_bos_token": true,
+        "add_eos_token": true, "model_max_length": 4}"#;
+    std::fs::write(path("tokenizer_config.json"), config).expect("writes");
+    std::fs::write(path("generation_config.json"), r#"{"eos_token_id": [7, 50256]}"#).expect("writes");
+    let tok = Tokenizer::load(dir.path()).expect("loads");
+    assert_eq!(tok.encode("Hello world", true).expect("encodes").ids, [50256, 15496, 995, 50256]);
+    assert_eq!(tok.encode("Hello world", false).expect("encodes").ids, [15496, 995]);
+    assert_eq!(tok.stops(), [7, 50256]);
+    assert_eq!(tok.encode("Hello world ".repeat(50).as_str(), false).expect("encodes").ids.len(), 101);
+}
+
+fn chat(template: &str) -> (tempfile::TempDir, Tokenizer) {
+    let shared = shared().expect("asked before");
+    let dir = temp();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(shared.join("models/stories260K").join(name), dir.path().join(name)).expect("copies");
+    }
+    std::fs::write(dir.path().join("chat_template.jinja"), template).expect("writes");
+    let tok = Tokenizer::load(dir.path()).expect("loads");
+    (dir, tok)
+}
+
+#[test]
+fn chat_templates_render_as_in_jinja() {
+    if shared().is_none() {
+        return;
+    }
+    let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let talk = [message("system", "be <kind>"), message("user", " hi "), message("assistant", "yo")];
+    let template = "{{- bos_token }}\n{%- if not tools is defined %}{%- set tools = none %}{%- endif %}\n\
+        {%- for m in messages %}\n    {%- if m.role == 'system' %}\n        {%- continue %}\n    {%- endif %}\n\
+        {{- '<|' + m['role'] + '|>' + m.content.strip().upper() + eos_token }}\n{%- endfor %}\n\
+        {%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}\n{{- messages[0] | tojson }}";
+    let (_dir, tok) = chat(template);
+    let text = tok.render_chat(&talk, false).expect("renders");
+    assert_eq!(text, r#"<s><|user|>HI</s><|assistant|>YO</s>{"role": "system", "content": "be <kind>"}"#);
+    let open = tok.render_chat(&talk[..2], true).expect("renders");
+    assert_eq!(open, r#"<s><|user|>HI</s><|assistant|>{"role": "system", "content": "be <kind>"}"#);
+    let once = tok.encode(&text, true).expect("encodes");
+    assert_eq!(once.ids.iter().filter(|&&id| id == 1).count(), 1, "one BOS, from the template: {:?}", once.ids);
+    let (_dir, tok) = chat("{{ raise_exception('roles must alternate') }}");
+    let error = tok.render_chat(&talk, false).expect_err("refuses").to_string();
+    assert!(error.contains("chat_template.jinja") && error.contains("roles must alternate"), "{error}");
+}

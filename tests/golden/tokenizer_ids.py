@@ -1,0 +1,68 @@
+"""Writes tokenizer_ids.json: ids and decoded text of the reference library for the tokenizers of SHARED.
+
+Usage: python tokenizer_ids.py SHARED > tokenizer_ids.json
+"""
+
+import json
+import pathlib
+import sys
+
+from transformers import AutoTokenizer, GPT2Tokenizer
+
+TEXTS = [
+    "",
+    " ",
+    "  ",
+    "\n",
+    "Hello world",
+    " lead",
+    "  two leading",
+    "trail ",
+    "a  b   c",
+    "line\nthen\ttab\r\nend",
+    "x</s> y",
+    "</s>",
+    "<s>begins",
+    "<unk><s></s>",
+    "a<|endoftext|>b",
+    "é café naïve",
+    "漢字かな交じり文",
+    "emoji 😀👩‍👩‍👧 end",
+    "Příliš žluťoučký kůň úpěl ďábelské ódy.",
+    "e\u0301 combining",
+    "numbers 123456 3.14 1e-5 0x1F",
+    "don't we'll they've I'm",
+    "▁already ▁there",
+    "Review: it 's a charming and often affecting journey .\nSentiment: positive\n\n",
+    "Once upon a time, there was a little girl named Lily.",
+    "CamelCase snake_case kebab-case",
+    "tabs\t\t\tand spaces    and\n\n\nnewlines",
+    "\u00a0nbsp\u2003em space\u200bzero",
+    "(a)[b]{c}<d>\"e\"'f'`g`",
+    "\x00\x01\x7f control",
+    "مرحبا שלום",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "The quick brown fox jumps over the lazy dog. " * 4,
+]
+
+
+def main():
+    shared = pathlib.Path(sys.argv[1])
+    out = {"texts": TEXTS, "tokenizers": {}}
+    for name in ["models/stories260K", "models/babyllama105", "tokenizers/llama2", "tokenizers/gpt2", "tokenizers/opt"]:
+        path = shared / name
+        if (path / "tokenizer.json").exists():
+            tok = AutoTokenizer.from_pretrained(path)
+        else:
+            special = dict(bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>")
+            tok = GPT2Tokenizer(str(path / "vocab.json"), str(path / "merges.txt"), **special)
+        out["tokenizers"][name] = {
+            "ids": [tok(t)["input_ids"] for t in TEXTS],
+            "plain": [tok(t, add_special_tokens=False)["input_ids"] for t in TEXTS],
+            "decoded": [tok.decode(tok(t)["input_ids"]) for t in TEXTS],
+        }
+    json.dump(out, sys.stdout, ensure_ascii=True, separators=(",", ":"))
+    print()
+
+
+main()

@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+pub mod tiny_model;
+
 /// The folder of models, tokenizers and data beside the checkout, or the one that `LLAMAPROBE_SHARED` names; `None`
 /// (and a line that says so) where there is none.
 pub fn shared() -> Option<PathBuf> {

@@ -12,6 +12,7 @@ pub mod adaptation;
 pub mod backward;
 pub mod forward;
 pub mod full;
+pub mod generate;
 pub mod spec;
 pub mod weights;
 
@@ -20,6 +21,7 @@ pub use adaptation::{Adaptation, Layout, LoraShape};
 pub use backward::{Gradients, Labels, Wanted};
 pub use forward::{Cache, DropoutPlan, Input};
 pub use full::{FullTuning, WeightLayout};
+pub use generate::{Generation, Prompt, Sampling};
 pub use spec::Spec;
 pub use weights::Weights;
 

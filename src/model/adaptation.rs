@@ -70,15 +70,15 @@ impl Layout {
         Ok(layout.sealed())
     }
 
-    /// The layout of a soft prompt of `rows` rows alone.
-    pub fn prompt(spec: &Spec, rows: usize) -> Self {
-        let mut layout = Self::empty(spec);
-        layout.prompt = Some(PromptSite { offset: 0, stride: 0, rows });
-        layout.stride = rows * spec.width;
-        layout.sealed()
+    /// With a soft prompt of `rows` rows behind everything else.
+    pub fn with_prompt(mut self, spec: &Spec, rows: usize) -> Self {
+        self.prompt = Some(PromptSite { offset: self.stride, stride: 0, rows });
+        self.stride += rows * spec.width;
+        self.sealed()
     }
 
-    fn empty(spec: &Spec) -> Self {
+    /// No adapter at all.
+    pub fn empty(spec: &Spec) -> Self {
         Self { stride: 0, lora: vec![[None; 7]; spec.layers], prompt: None }
     }
 

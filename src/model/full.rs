@@ -54,33 +54,34 @@ pub struct FullTuning<B: Backend> {
 }
 
 impl<B: Backend> FullTuning<B> {
-    /// Copies a checkpoint's weights and makes `model` compute with the copies.
+    /// A model of a checkpoint's weights, to be trained.
     ///
     /// # Errors
     /// A tensor that is missing or of another shape or dtype; a device out of memory.
-    pub fn new(backend: &mut B, model: &mut Model<B>, checkpoint: &Checkpoint) -> Result<Self> {
-        let layout = WeightLayout::new(&model.spec);
+    pub fn load(backend: &mut B, spec: Spec, checkpoint: &Checkpoint) -> Result<(Model<B>, Self)> {
+        let layout = WeightLayout::new(&spec);
         let mut params = backend.wide(layout.total)?;
         for &(place, offset) in layout.places() {
-            let view = checkpoint.expect(&place.tensor(), &place.shape(&model.spec))?;
+            let view = checkpoint.expect(&place.tensor(), &place.shape(&spec))?;
             let values: Vec<B::Element> = elements(&view)?;
             backend.upload(&mut params, offset, &values)?;
         }
-        Self::install(backend, model, layout, params)
+        Self::new(backend, spec, params)
     }
 
-    /// Makes `model` compute with the parameters `params`, laid out as [`WeightLayout`] says.
+    /// A model whose weights are the parameters `params`, laid out as [`WeightLayout`] says.
     ///
     /// # Errors
     /// A device out of memory.
-    pub fn install(backend: &mut B, model: &mut Model<B>, layout: WeightLayout, params: B::Wide) -> Result<Self> {
-        let weights = layout
+    pub fn new(backend: &mut B, spec: Spec, params: B::Wide) -> Result<(Model<B>, Self)> {
+        let layout = WeightLayout::new(&spec);
+        let copies = layout
             .places()
             .iter()
-            .map(|&(place, offset)| backend.trainable_weight(&params, offset, place.len(&model.spec)))
+            .map(|&(place, offset)| backend.trainable_weight(&params, offset, place.len(&spec)))
             .collect::<Result<_>>()?;
-        model.weights = Weights::assemble(&model.spec, weights);
-        Ok(Self { layout, params })
+        let weights = Weights::assemble(&spec, copies);
+        Ok((Model { spec, weights }, Self { layout, params }))
     }
 
     /// Makes `model` compute with the parameters as they are now: after a step of the optimiser.

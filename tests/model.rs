@@ -1,0 +1,436 @@
+//! The whole model: forests against flat sequences, independence of rows, gradients in `f64`, and what a pass does to
+//! the device.
+
+use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::trace::Trace;
+use llamaprobe::backend::{Backend, KvCache, WideElement};
+use llamaprobe::formats::adapter::Target;
+use llamaprobe::formats::config::ModelConfig;
+use llamaprobe::hooks::{NoTaps, Record, Selection, Site};
+use llamaprobe::model::{
+    Activations, Adaptation, Cache, DropoutPlan, FullTuning, Generation, Gradients, Input, Keep, Labels, Layout,
+    LoraShape, Model, Prompt, Sampling, Spec, Wanted, WeightLayout,
+};
+use llamaprobe::shape::{Forest, Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const CONFIG: &str = r#"{"model_type": "llama", "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4, "vocab_size": 23, "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 64, "rope_theta": 100.0, "attention_bias": true, "mlp_bias": true,
+    "tie_word_embeddings": TIED}"#;
+
+fn spec(tied: bool) -> Spec {
+    let text = CONFIG.replace("TIED", if tied { "true" } else { "false" });
+    Spec::from_config(&ModelConfig::parse("config.json", &text).expect("a configuration"))
+}
+
+fn noise<E: WideElement>(n: usize, seed: u64, scale: f64) -> Vec<E> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..n).map(|_| E::from_f64(scale * (2.0 * rng.random::<f64>() - 1.0))).collect()
+}
+
+/// A random model whose weights are the flat parameters of full tuning.
+fn random<B: Backend>(backend: &mut B, tied: bool) -> (Model<B>, FullTuning<B>) {
+    let spec = spec(tied);
+    let layout = WeightLayout::new(&spec);
+    let mut params = backend.wide(layout.total).expect("memory");
+    backend.upload(&mut params, 0, &noise(layout.total, 1, 0.6)).expect("upload");
+    FullTuning::new(backend, spec, params).expect("memory")
+}
+
+fn ids(n: usize, seed: u64) -> Vec<u32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..n).map(|_| rng.random_range(0..23)).collect()
+}
+
+const ALL: [Site; 6] = [Site::ResidPre, Site::Pattern, Site::Z, Site::MlpPost, Site::ResidPost, Site::FinalNorm];
+
+/// The states of every row.
+fn states<B: Backend>(backend: &mut B, model: &Model<B>, pack: &Pack, adaptation: Option<&Adaptation<B>>) -> Record {
+    let layers: Vec<usize> = (0..model.spec.layers).collect();
+    let mut record = Record::new(Selection::new(&ALL, &layers), (0..pack.len()).collect());
+    let layout = adaptation.map(|a| &a.layout);
+    let mut acts = Activations::new(backend, &model.spec, layout, pack.len(), Keep::Layer).expect("memory");
+    let device = backend.pack(pack).expect("pack");
+    let input = Input { pack, device: &device, adaptation, dropout: None };
+    model.forward(backend, &mut acts, &input, None, &mut record).expect("forward");
+    record
+}
+
+fn flat(sequences: &[Sequence]) -> Forest {
+    let mut builder = PackBuilder::default();
+    let mut start = 0;
+    let mut place = |s: &Sequence| {
+        builder.push(&s.tokens, Parent::None, s.run, Label::Text);
+        start += s.tokens.len();
+        vec![start - s.tokens.len()..start]
+    };
+    let paths = sequences.iter().map(&mut place).collect();
+    Forest { pack: builder.build(), paths }
+}
+
+fn branching(run: impl Fn(usize) -> Option<usize>) -> Vec<Sequence> {
+    let (root, left) = (ids(9, 1), ids(5, 2));
+    let mut sequences = Vec::new();
+    for (i, tail) in [(3u64, 4), (4, 1), (5, 7)] {
+        sequences.push([&root[..], &ids(tail, i)].concat());
+        sequences.push([&root[..], &left[..], &ids(tail, i + 10)].concat());
+    }
+    sequences.push(ids(6, 99));
+    let place = |(i, s): (usize, &Vec<u32>)| Sequence::ids(s, run(i), Label::Text);
+    sequences.iter().enumerate().map(place).collect()
+}
+
+fn lora(spec: &Spec, targets: &[Target]) -> Layout {
+    Layout::lora(spec, &LoraShape { rank: 3, alpha: 6.0, rslora: false, targets: targets.to_vec() })
+}
+
+fn adapters<B: Backend>(backend: &mut B, layout: Layout, runs: usize) -> Adaptation<B> {
+    let mut adaptation = Adaptation::new(backend, layout, runs).expect("memory");
+    for run in 0..runs {
+        let values = noise(adaptation.layout.stride, 50 + run as u64, 0.4);
+        adaptation.upload_run(backend, run, &values).expect("upload");
+    }
+    adaptation
+}
+
+#[test]
+fn a_forest_has_the_states_of_its_flat_sequences_bit_for_bit() {
+    let backend = &mut Cpu::<f32>::new();
+    let (model, _) = random(backend, false);
+    let adaptation = adapters(backend, lora(&model.spec, &Target::ALL), 2);
+    let sequences = branching(|i| [None, Some(0), Some(1)][i / 2 % 3]);
+    let (tree, flat) = (forest(&sequences, 2), flat(&sequences));
+    assert!(tree.pack.len() < flat.pack.len(), "nothing is shared");
+    let a = states(backend, &model, &tree.pack, Some(&adaptation));
+    let b = states(backend, &model, &flat.pack, Some(&adaptation));
+    for (site, layer, width, found) in a.iter().filter(|(site, ..)| *site != Site::Pattern) {
+        let expected = b.get(site, layer).expect("recorded");
+        for (s, sequence) in sequences.iter().enumerate() {
+            for i in 0..sequence.tokens.len() {
+                let (r, q) = (tree.row(s, i) * width, flat.row(s, i) * width);
+                assert_eq!(found[r..r + width], expected[q..q + width], "{} sequence {s} token {i}", site.name(layer));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sequence_does_not_depend_on_its_neighbours() {
+    let backend = &mut Cpu::<f32>::new();
+    let (model, _) = random(backend, true);
+    let adaptation = adapters(backend, lora(&model.spec, &[Target::Q, Target::Down]), 3);
+    let sequences: Vec<Sequence> = [(1, None), (17, Some(2)), (33, None), (5, Some(0))]
+        .iter()
+        .enumerate()
+        .map(|(i, &(n, run))| Sequence::ids(&ids(n, 40 + i as u64), run, Label::Text))
+        .collect();
+    let together = flat(&sequences);
+    let all = states(backend, &model, &together.pack, Some(&adaptation));
+    for (s, sequence) in sequences.iter().enumerate() {
+        let alone = flat(std::slice::from_ref(sequence));
+        let one = states(backend, &model, &alone.pack, Some(&adaptation));
+        for (site, layer, width, found) in one.iter().filter(|(site, ..)| *site != Site::Pattern) {
+            let from = together.row(s, 0) * width;
+            let beside = &all.get(site, layer).expect("recorded")[from..from + found.len()];
+            assert_eq!(found, beside, "{} of sequence {s}", site.name(layer));
+        }
+    }
+}
+
+#[test]
+fn kept_segments_continue_as_if_they_were_in_the_pack() {
+    let backend = &mut Cpu::<f32>::new();
+    let (model, _) = random(backend, false);
+    let (prefix, suffix) = (ids(70, 5), ids(9, 6));
+    let tokens = |ids: &[u32]| ids.iter().map(|&t| Token::Id(t)).collect::<Vec<_>>();
+    let whole = flat(&[Sequence::ids(&[&prefix[..], &suffix[..]].concat(), None, Label::Text)]);
+    let expected = states(backend, &model, &whole.pack, None);
+
+    let mut cache = KvCache::new(backend, model.spec.layers, 100, model.spec.kv_width()).expect("memory");
+    let mut builder = PackBuilder::default();
+    builder.push(&tokens(&prefix), Parent::None, None, Label::Text);
+    let first = builder.build();
+    let mut acts = Activations::new(backend, &model.spec, None, 70, Keep::Layer).expect("memory");
+    let device = backend.pack(&first).expect("pack");
+    let keep = Cache { cache: &mut cache, keep: &[0] };
+    model.forward(backend, &mut acts, &Input::new(&first, &device), Some(keep), &mut NoTaps).expect("forward");
+    let mut builder = PackBuilder::new(&cache.segments);
+    builder.push(&tokens(&suffix), Parent::Kept(0), None, Label::Text);
+    let second = builder.build();
+    let layers: Vec<usize> = (0..model.spec.layers).collect();
+    let mut record =
+        Record::new(Selection::new(&[Site::ResidPost, Site::Pattern, Site::FinalNorm], &layers), (0..9).collect());
+    let device = backend.pack(&second).expect("pack");
+    let keep = Cache { cache: &mut cache, keep: &[] };
+    model.forward(backend, &mut acts, &Input::new(&second, &device), Some(keep), &mut record).expect("forward");
+    for (site, layer, width, found) in record.iter() {
+        let all = expected.get(site, layer).expect("recorded");
+        assert_eq!(found, &all[70 * width..], "{}", site.name(layer));
+    }
+}
+
+#[test]
+fn patterns_are_causal_and_sum_to_one() {
+    let backend = &mut Cpu::<f32>::new();
+    let (model, _) = random(backend, false);
+    let pack = flat(&[Sequence::ids(&ids(11, 8), None, Label::Text)]).pack;
+    let record = states(backend, &model, &pack, None);
+    let pattern = record.get(Site::Pattern, 1).expect("recorded");
+    for row in 0..11 {
+        for head in 0..6 {
+            let p = &pattern[(row * 6 + head) * 11..][..11];
+            assert!((p.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+            assert!(p[row + 1..].iter().all(|&x| x == 0.0) && p[..=row].iter().all(|&x| x > 0.0));
+        }
+    }
+}
+
+#[test]
+fn greedy_generation_follows_the_full_pass() {
+    let backend = &mut Cpu::<f32>::new();
+    let (model, _) = random(backend, false);
+    let prompts: Vec<Prompt> = [ids(4, 1), ids(9, 2), ids(4, 1)[..2].to_vec(), ids(4, 1)]
+        .into_iter()
+        .map(|ids| Prompt { ids, run: None })
+        .collect();
+    let generation = Generation { max_new_tokens: 7, stop: vec![], sampling: Sampling::Greedy };
+    let mut heard = vec![Vec::new(); prompts.len()];
+    let mut listen = |i: usize, token: u32| heard[i].push(token);
+    let found = model.generate(backend, &prompts, None, &generation, &mut listen).expect("generation");
+    assert_eq!(found, heard);
+    for (prompt, found) in prompts.iter().zip(&found) {
+        let mut ids = prompt.ids.clone();
+        for &token in found {
+            let pack = flat(&[Sequence::ids(&ids, None, Label::Text)]).pack;
+            let device = backend.pack(&pack).expect("pack");
+            let mut acts = Activations::new(backend, &model.spec, None, pack.len(), Keep::Layer).expect("memory");
+            model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut NoTaps).expect("forward");
+            let logits = model.logits(backend, &acts, &[pack.len() - 1]).expect("logits");
+            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
+            assert_eq!(Some(token as usize), best);
+            ids.push(token);
+        }
+    }
+    let random = |n: usize| {
+        let sampling = Sampling::Random { temperature: 0.8, top_k: Some(5), top_p: Some(0.9), seed: 3 };
+        let generation = Generation { max_new_tokens: 7, stop: vec![], sampling };
+        model.generate(&mut Cpu::<f32>::new(), &prompts[..n], None, &generation, &mut |_, _| ()).expect("generation")
+    };
+    assert_eq!(random(2), random(4)[..2], "a prompt's stream depends on the others");
+}
+
+/// One forward and backward: the total loss, and the gradients of adapters, weights and embeddings.
+struct Task<'a> {
+    sequences: &'a [Sequence],
+    dropout: f64,
+}
+
+struct Outcome {
+    total: f64,
+    d_params: Vec<f64>,
+    d_weights: Vec<f64>,
+    d_embed: Vec<f64>,
+    planted: Forest,
+}
+
+impl Task<'_> {
+    fn run<B: Backend>(
+        &self,
+        backend: &mut B,
+        model: &Model<B>,
+        tuning: &FullTuning<B>,
+        adaptation: &Adaptation<B>,
+        planted: Forest,
+    ) -> Outcome {
+        let pack = &planted.pack;
+        let (mut rows, mut targets, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        for (s, sequence) in self.sequences.iter().enumerate() {
+            for i in 0..sequence.tokens.len() - 1 {
+                let Token::Id(target) = sequence.tokens[i + 1] else { continue };
+                rows.push(planted.row(s, i) as u32);
+                targets.push(target);
+                weights.push(0.3 + 0.1 * ((s + i) % 5) as f64);
+            }
+        }
+        let labels = Labels::new(backend, &rows, &targets, &weights).expect("memory");
+        let mut grads = Gradients::new(backend, &model.spec, pack.len(), rows.len()).expect("memory");
+        let mut acts =
+            Activations::new(backend, &model.spec, Some(&adaptation.layout), pack.len(), Keep::All).expect("memory");
+        let device = backend.pack(pack).expect("pack");
+        let (seeds, keys) = (vec![7, 8, 9], (0..pack.len() as u32).collect::<Vec<_>>());
+        let dropout = (self.dropout > 0.0).then_some(DropoutPlan { p: self.dropout, seeds: &seeds, keys: &keys });
+        let input = Input { pack, device: &device, adaptation: Some(adaptation), dropout };
+        model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("forward");
+        let mut d_params = backend.wide(adaptation.runs * adaptation.layout.stride).expect("memory");
+        let mut d_weights = backend.wide(tuning.layout.total).expect("memory");
+        let wanted =
+            Wanted { d_params: Some(&mut d_params), d_weights: Some((&mut d_weights, &tuning.layout)), d_embed: true };
+        model.backward(backend, &acts, &mut grads, &input, &labels, wanted);
+        let mut read = |buffer: &B::Wide, n: usize| -> Vec<f64> {
+            let mut host = vec![B::Element::default(); n];
+            backend.download(&mut host, buffer, 0).expect("download");
+            host.into_iter().map(WideElement::to_f64).collect()
+        };
+        let losses = read(&grads.losses, rows.len());
+        Outcome {
+            total: losses.iter().zip(&weights).map(|(l, w)| l * w).sum(),
+            d_params: read(&d_params, adaptation.runs * adaptation.layout.stride),
+            d_weights: read(&d_weights, tuning.layout.total),
+            d_embed: read(&grads.d_resid, pack.len() * model.spec.width),
+            planted,
+        }
+    }
+}
+
+/// Central differences of fourth order along a random direction.
+fn directional(n: usize, seed: u64, mut total: impl FnMut(&[f64]) -> f64) -> (Vec<f64>, f64) {
+    let direction: Vec<f64> = noise(n, seed, 1.0);
+    let h = 1e-3 / (n as f64).sqrt();
+    let mut at = |t: f64| total(&direction.iter().map(|d| t * h * d).collect::<Vec<_>>());
+    let slope = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * h);
+    (direction, slope)
+}
+
+fn assert_slope(what: &str, gradient: &[f64], direction: &[f64], slope: f64) {
+    let along: f64 = gradient.iter().zip(direction).map(|(g, d)| g * d).sum();
+    let error = (along - slope).abs() / slope.abs().max(along.abs());
+    println!("{what}: {along:.9} against {slope:.9}, relative difference {error:.1e}");
+    assert!(error < 1e-6, "{what}: {along} against {slope}: {error:.1e}");
+    assert!((along * 1.00001 - slope).abs() / slope.abs() > 1e-6, "{what}: the check cannot fail");
+}
+
+fn gradients_of_the_whole_model(tied: bool, dropout: f64) {
+    let backend = &mut Cpu::<f64>::new();
+    let (mut model, mut tuning) = random(backend, tied);
+    let layout = lora(&model.spec, &Target::ALL).with_prompt(&model.spec, 2);
+    let mut adaptation = adapters(backend, layout, 3);
+    let mut sequences = branching(|i| [None, Some(0), Some(2)][i / 2 % 3]);
+    for sequence in sequences.iter_mut().filter(|s| s.run.is_some()) {
+        sequence.tokens.splice(0..0, [Token::Virtual(0), Token::Virtual(1)]);
+    }
+    let task = Task { sequences: &sequences, dropout };
+    let run = |backend: &mut Cpu<f64>,
+               model: &Model<Cpu<f64>>,
+               tuning: &FullTuning<Cpu<f64>>,
+               adaptation: &Adaptation<Cpu<f64>>| {
+        task.run(backend, model, tuning, adaptation, forest(&sequences, 2))
+    };
+    let at = run(backend, &model, &tuning, &adaptation);
+
+    let base: Vec<f64> = adaptation.params.clone();
+    for seed in [11, 12] {
+        let (direction, slope) = directional(base.len(), seed, |step| {
+            let moved: Vec<f64> = base.iter().zip(step).map(|(x, d)| x + d).collect();
+            backend.upload(&mut adaptation.params, 0, &moved).expect("upload");
+            run(backend, &model, &tuning, &adaptation).total
+        });
+        assert_slope("adapters and prompt", &at.d_params, &direction, slope);
+    }
+    backend.upload(&mut adaptation.params, 0, &base).expect("upload");
+
+    // Each kind of weight alone, so that a large gradient hides no small one.
+    let base: Vec<f64> = tuning.params.clone();
+    let places = tuning.layout.places().to_vec();
+    for (i, &(place, offset)) in places.iter().enumerate() {
+        let n = place.len(&model.spec);
+        let (direction, slope) = directional(n, 100 + i as u64, |step| {
+            let mut moved = base.clone();
+            moved[offset..offset + n].iter_mut().zip(step).for_each(|(x, d)| *x += d);
+            backend.upload(&mut tuning.params, 0, &moved).expect("upload");
+            tuning.refresh(backend, &mut model);
+            run(backend, &model, &tuning, &adaptation).total
+        });
+        assert_slope(&format!("{place:?}"), &at.d_weights[offset..offset + n], &direction, slope);
+    }
+    backend.upload(&mut tuning.params, 0, &base).expect("upload");
+    tuning.refresh(backend, &mut model);
+
+    // The embeddings' gradient, summed by token, is what the table gets (for an untied head, that is all it gets).
+    if !tied {
+        let mut table = vec![0.0; 23 * 12];
+        for (row, token) in at.planted.pack.tokens().iter().enumerate() {
+            if let Token::Id(id) = token {
+                (0..12).for_each(|j| table[*id as usize * 12 + j] += at.d_embed[row * 12 + j]);
+            }
+        }
+        let worst = table.iter().zip(&at.d_weights).fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
+        assert!(worst < 1e-12, "embedding rows against the table: {worst:.1e}");
+    }
+}
+
+#[test]
+fn gradients_untied() {
+    gradients_of_the_whole_model(false, 0.0);
+}
+
+#[test]
+fn gradients_tied_with_dropout() {
+    gradients_of_the_whole_model(true, 0.25);
+}
+
+#[test]
+fn gradients_of_a_forest_are_those_of_its_flat_sequences() {
+    let backend = &mut Cpu::<f32>::new();
+    let (model, tuning) = random(backend, false);
+    let adaptation = adapters(backend, lora(&model.spec, &Target::ALL), 3);
+    let sequences = branching(|i| [None, Some(0), Some(2)][i / 2 % 3]);
+    let task = Task { sequences: &sequences, dropout: 0.0 };
+    let a = task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2));
+    let b = task.run(backend, &model, &tuning, &adaptation, flat(&sequences));
+    assert!(a.planted.pack.len() < b.planted.pack.len());
+    for (what, a, b) in [("adapters", &a.d_params, &b.d_params), ("weights", &a.d_weights, &b.d_weights)] {
+        let largest = b.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let worst = a.iter().zip(b).fold(0.0f64, |m, (x, y)| m.max((x - y).abs())) / largest;
+        println!("{what}: forest against flat {worst:.1e} of the largest gradient");
+        assert!(worst < 1e-5, "{what}: {worst:.1e}");
+    }
+}
+
+#[test]
+fn passes_allocate_nothing_and_never_wait() {
+    let backend = &mut Trace::new();
+    let (model, _) = random(backend, false);
+    let adaptation = Adaptation::new(backend, lora(&model.spec, &[Target::Q, Target::V]), 2).expect("memory");
+    let pack = forest(&branching(|_| Some(1)), 2).pack;
+    let device = backend.pack(&pack).expect("pack");
+    let mut acts =
+        Activations::new(backend, &model.spec, Some(&adaptation.layout), pack.len(), Keep::All).expect("memory");
+    let mut grads = Gradients::new(backend, &model.spec, pack.len(), 3).expect("memory");
+    let labels = Labels::new(backend, &[0, 1, 1], &[1, 2, 3], &[1.0; 3]).expect("memory");
+    let mut d_params = backend.wide(2 * adaptation.layout.stride).expect("memory");
+    let input = Input::new(&pack, &device).adapted(&adaptation);
+    backend.clear();
+    let (allocations, syncs) = (backend.allocations(), backend.syncs());
+    model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("forward");
+    let forward = backend.ops().len();
+    let wanted = Wanted { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
+    model.backward(backend, &acts, &mut grads, &input, &labels, wanted);
+    assert_eq!((backend.allocations(), backend.syncs()), (allocations, syncs));
+    let ops = backend.ops();
+    assert_eq!(ops[0], "embed_fwd");
+    assert_eq!(ops[forward - 1], "rms_norm_fwd");
+    assert!(!ops.contains(&"linear_bwd_weight"), "a frozen base has no weight gradients");
+    let count = |op: &str| ops.iter().filter(|&&o| o == op).count();
+    assert_eq!(count("attention_fwd"), 3);
+    assert_eq!(count("attention_bwd"), 3);
+    // The lowest layer's input has no reader: q, k and v of layer 0 need no input gradient.
+    assert_eq!(count("linear_bwd_input"), 3 * 7 - 3);
+}
+
+#[test]
+fn the_memory_plan_is_what_is_allocated() {
+    let backend = &mut Trace::new();
+    let spec = spec(false);
+    let layout = lora(&spec, &[Target::Q, Target::Up]);
+    for keep in [Keep::All, Keep::Layer] {
+        let before = backend.bytes();
+        let _acts = Activations::new(backend, &spec, Some(&layout), 17, keep).expect("memory");
+        let plan = Activations::<Trace>::bytes(&spec, Some(&layout), 17, keep, backend.element_sizes());
+        assert_eq!(backend.bytes() - before, plan);
+    }
+    let before = backend.bytes();
+    let _grads = Gradients::new(backend, &spec, 17, 5).expect("memory");
+    assert_eq!(backend.bytes() - before, Gradients::<Trace>::bytes(&spec, 17, 5, backend.element_sizes()));
+}

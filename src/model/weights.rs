@@ -2,6 +2,8 @@
 //!
 //! The only file that knows the names of a checkpoint's tensors.
 
+use std::collections::HashSet;
+
 use super::spec::Spec;
 use crate::Result;
 use crate::backend::Backend;
@@ -51,12 +53,14 @@ impl<B: Backend> Weights<B> {
     /// # Errors
     /// A tensor that is missing, has another shape than `spec` says, or is unknown; a device out of memory.
     pub fn load(backend: &mut B, spec: &Spec, checkpoint: &Checkpoint) -> Result<Self> {
-        let mut weights = Vec::new();
-        for name in Place::all(spec) {
-            let view = checkpoint.expect(&name.tensor(), &name.shape(spec))?;
-            weights.push(backend.weight(&view)?);
-        }
-        Ok(Self::assemble(spec, weights))
+        let places = Place::all(spec);
+        let known: HashSet<String> = places.iter().map(|place| place.tensor()).collect();
+        // Old exports hold a table of the rotation, and some hold the tied head once more: neither is read.
+        let passed_over =
+            |name: &str| name.ends_with(".rotary_emb.inv_freq") || (spec.tied && name == Place::Head.tensor());
+        checkpoint.deny_unexpected(|name| known.contains(name) || passed_over(name))?;
+        let load = |place: &Place| backend.weight(&checkpoint.expect(&place.tensor(), &place.shape(spec))?);
+        Ok(Self::assemble(spec, places.iter().map(load).collect::<Result<_>>()?))
     }
 
     /// Puts weights in the order of [`Place::all`] into their places.

@@ -5,4 +5,5 @@ pub mod formats;
 pub mod hooks;
 pub mod model;
 pub mod shape;
+pub mod train;
 pub use error::{Error, Result};

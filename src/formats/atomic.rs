@@ -166,6 +166,59 @@ pub fn foreign_entry(path: &Path, owned: &[&str]) -> Result<Option<String>> {
     Ok(None)
 }
 
+/// Removes a directory so that it is gone at once under its name, however long its content takes.
+///
+/// # Errors
+/// The file system refuses.
+pub fn remove_dir(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    let stage = temp_dir(&parent(path))?;
+    fs::rename(path, stage.path().join("old")).map_err(Error::io("rename", path))?;
+    stage.close().map_err(Error::io("remove", path))
+}
+
+/// Removes what killed programs have left unfinished in `dir`, which nobody else may be writing to. Nothing happens
+/// if there is no such directory.
+///
+/// # Errors
+/// The file system refuses.
+pub fn sweep(dir: impl AsRef<Path>) -> Result<()> {
+    let dir = dir.as_ref();
+    if !dir.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let entry = entry.map_err(Error::io("list", dir))?;
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            let path = entry.path();
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// The directories in `dir` whose name is `prefix` and a number, by number; none if there is no such `dir`.
+///
+/// # Errors
+/// `dir` exists and cannot be listed.
+pub fn numbered_dirs(dir: impl AsRef<Path>, prefix: &str) -> Result<Vec<(u64, PathBuf)>> {
+    let dir = dir.as_ref();
+    let mut found = Vec::new();
+    if dir.exists() {
+        for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
+            let entry = entry.map_err(Error::io("list", dir))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let number = name.strip_prefix(prefix).and_then(|number| number.parse().ok());
+            if let (Some(number), true) = (number, entry.path().is_dir()) {
+                found.push((number, entry.path()));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 fn temp_dir(dir: &Path) -> Result<TempDir> {
     let mut builder = Builder::new();
     builder.prefix(PREFIX);

@@ -9,5 +9,6 @@ pub mod atomic;
 pub mod chat;
 pub mod config;
 pub mod json;
+pub mod lines;
 pub mod safetensors;
 pub mod tokenizer;

@@ -1,0 +1,172 @@
+//! `trainer_log.jsonl`: a line per logged step, with the field names of LLaMA-Factory's file and, beside them,
+//! `grad_norm` and `tokens_per_sec`; with several runs also `run`.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::trainer::{RunReport, StepReport};
+use crate::formats::lines::LineFile;
+use crate::{Error, Result};
+
+/// Name of the file in the output directory.
+pub const LOG_FILE: &str = "trainer_log.jsonl";
+
+/// One line. All but the times repeat exactly when a training does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// The run, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<usize>,
+    /// Optimiser steps done.
+    pub current_steps: u64,
+    /// Optimiser steps in all.
+    pub total_steps: u64,
+    /// Mean of the steps' losses since the last line of the run.
+    pub loss: f64,
+    /// Learning rate of the step. (transformers writes that of the next one.)
+    pub lr: f64,
+    /// Passes over the data done.
+    pub epoch: f64,
+    /// Per cent of the steps done, to two digits.
+    pub percentage: f64,
+    /// Since the start, without pauses between a checkpoint and its resumption, as `H:MM:SS`.
+    pub elapsed_time: String,
+    /// Expected until the end, as `H:MM:SS`.
+    pub remaining_time: String,
+    /// Tokens of the run a second, since the start.
+    pub throughput: f64,
+    /// Tokens of the run so far, unlabelled ones included.
+    pub total_tokens: u64,
+    /// Norm of the step's gradient, before it is cut.
+    pub grad_norm: f64,
+    /// Tokens of the run a second, since the last line of the run.
+    pub tokens_per_sec: f64,
+}
+
+/// What has been gathered for a run's next line.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interval {
+    /// Sum of the losses.
+    pub loss: f64,
+    /// Steps.
+    pub steps: u64,
+    /// Tokens.
+    pub tokens: u64,
+    /// The log's seconds at the last line.
+    pub since: f64,
+}
+
+/// What a log must know to be continued.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogState {
+    /// Seconds of training.
+    pub seconds: f64,
+    /// By run.
+    pub intervals: Vec<Interval>,
+}
+
+/// The open file.
+pub struct TrainLog {
+    file: LineFile,
+    every: u64,
+    started: Instant,
+    before: f64,
+    intervals: Vec<Interval>,
+}
+
+impl TrainLog {
+    /// Opens `dir/trainer_log.jsonl` for `runs` runs and a line every `every` steps. Lines after step `step` are
+    /// dropped: they belong to steps that are going to be repeated.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn open(dir: &Path, runs: usize, every: u64, step: u64, state: LogState) -> Result<Self> {
+        if every == 0 {
+            return Err(Error::argument("--logging-steps", "at least 1", every));
+        }
+        let file = LineFile::open(dir.join(LOG_FILE), |line| {
+            serde_json::from_str::<LogLine>(line).is_ok_and(|line| line.current_steps <= step)
+        })?;
+        let mut intervals = state.intervals;
+        intervals.resize(runs, Interval::default());
+        Ok(Self { file, every, started: Instant::now(), before: state.seconds, intervals })
+    }
+
+    /// Takes a step into account, and writes the lines that are due: every `every` steps and at a run's last one.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn record(&mut self, report: &StepReport) -> Result<()> {
+        let seconds = self.seconds();
+        let several = self.intervals.len() > 1;
+        for run in &report.runs {
+            let interval = &mut self.intervals[run.run];
+            interval.loss += run.loss;
+            interval.steps += 1;
+            interval.tokens += run.tokens;
+            if run.step % self.every == 0 || run.step == run.total_steps {
+                let line = line(run, interval, seconds, several);
+                *interval = Interval { since: seconds, ..Interval::default() };
+                self.file.append(&serde_json::to_string(&line).map_err(Error::file(LOG_FILE))?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a checkpoint keeps of the log.
+    pub fn state(&self) -> LogState {
+        LogState { seconds: self.seconds(), intervals: self.intervals.clone() }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.before + self.started.elapsed().as_secs_f64()
+    }
+}
+
+fn line(run: &RunReport, interval: &Interval, seconds: f64, several: bool) -> LogLine {
+    let per_second = |tokens: u64, seconds: f64| (tokens as f64 / seconds.max(1e-9) * 100.0).round() / 100.0;
+    let remaining = seconds * (run.total_steps - run.step) as f64 / run.step as f64;
+    LogLine {
+        run: several.then_some(run.run),
+        current_steps: run.step,
+        total_steps: run.total_steps,
+        loss: interval.loss / interval.steps as f64,
+        lr: run.learning_rate,
+        epoch: run.epoch,
+        percentage: (run.step as f64 / run.total_steps as f64 * 1e4).round() / 100.0,
+        elapsed_time: clock(seconds),
+        remaining_time: clock(remaining),
+        throughput: per_second(run.total_tokens, seconds),
+        total_tokens: run.total_tokens,
+        grad_norm: run.grad_norm,
+        tokens_per_sec: per_second(interval.tokens, seconds - interval.since),
+    }
+}
+
+/// Whole seconds as `H:MM:SS`, with the days before it where there are any, as Python writes a duration.
+fn clock(seconds: f64) -> String {
+    let s = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
+    let time = format!("{}:{:02}:{:02}", s / 3600 % 24, s / 60 % 60, s % 60);
+    match s / 86400 {
+        0 => time,
+        1 => format!("1 day, {time}"),
+        days => format!("{days} days, {time}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::clock;
+
+    #[test]
+    fn durations_read_as_python_writes_them() {
+        assert_eq!(clock(0.9), "0:00:00");
+        assert_eq!(clock(3_725.2), "1:02:05");
+        assert_eq!(clock(86_400.0), "1 day, 0:00:00");
+        assert_eq!(clock(2.0 * 86_400.0 + 36_000.0), "2 days, 10:00:00");
+    }
+}

@@ -1,0 +1,157 @@
+//! How the batches of all runs become packs: as few passes as fit the row budget, in such a way that a run's own
+//! sums do not depend on which other runs there are.
+
+use std::collections::BTreeMap;
+
+use super::data::TrainSequence;
+use crate::shape::{Forest, Label, Pack, Sequence, Token, forest};
+
+/// Common beginnings shorter than this are computed once per sequence. Each shared stretch splits attention into one
+/// more span per sequence below it, whose fixed cost is about that of the rows it would save when they are this few.
+pub const MIN_SHARED: usize = 4;
+
+/// Default of the row budget. Twice what saturates the matrix products of small models, while the activations of
+/// a 7B model in half precision stay below 7 GB.
+pub const ROW_BUDGET: usize = 2048;
+
+/// A part of one run's batch that goes through the model as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The run.
+    pub run: usize,
+    /// Its sequences, by number in the run's data.
+    pub sequences: Vec<usize>,
+    /// Rows at most.
+    pub rows: usize,
+    /// Labels at most.
+    pub labels: usize,
+}
+
+/// One forward and backward: a pack and its labels.
+pub struct Pass {
+    /// The pack.
+    pub pack: Pack,
+    /// The label rows, ascending within a run.
+    pub rows: Vec<u32>,
+    /// The token after each label row.
+    pub targets: Vec<u32>,
+    /// For each label row the number of labels that it stands for (equal labels after shared rows are one).
+    pub counts: Vec<u32>,
+    /// The run of each label row.
+    pub runs: Vec<usize>,
+}
+
+/// How sequences become rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packing {
+    /// Rows, and labels, of a pass at most, unless a single sequence has more.
+    pub budget: usize,
+    /// Shortest common beginning that is computed once.
+    pub min_shared: usize,
+    /// Soft-prompt rows before every sequence.
+    pub prompt: usize,
+    /// Whether rows belong to a run's adapter, rather than to the base model.
+    pub adapted: bool,
+}
+
+impl Packing {
+    /// Rows and labels of a sequence. Rows after the last label row have no part in any loss and are left out.
+    fn size(&self, sequence: &TrainSequence) -> (usize, usize) {
+        let labels = sequence.targets(self.prompt);
+        (labels.clone().last().map_or(0, |(row, _)| row + 1), labels.count())
+    }
+
+    /// Largest numbers of rows and of labels that a pass can have. `runs` are each run's data and batch size.
+    pub fn capacity<'a>(&self, runs: impl Iterator<Item = (&'a [TrainSequence], usize)>) -> (usize, usize) {
+        let (mut sum, mut longest) = ((0, 0), (0, 0));
+        for (data, batch) in runs {
+            let sizes: Vec<(usize, usize)> = data.iter().map(|s| self.size(s)).collect();
+            let largest = |mut lens: Vec<usize>| {
+                lens.sort_unstable_by(|a, b| b.cmp(a));
+                (lens[0], lens.iter().take(batch).sum::<usize>())
+            };
+            let rows = largest(sizes.iter().map(|s| s.0).collect());
+            let labels = largest(sizes.iter().map(|s| s.1).collect());
+            longest = (longest.0.max(rows.0), longest.1.max(labels.0));
+            sum = (sum.0 + rows.1, sum.1 + labels.1);
+        }
+        let cap = |sum: usize, longest: usize| sum.min(self.budget).max(longest);
+        (cap(sum.0, longest.0), cap(sum.1, longest.1))
+    }
+
+    /// Cuts a batch into pieces that fit the budget, by halves, which looks at nothing but the batch.
+    pub fn pieces(&self, run: usize, data: &[TrainSequence], batch: &[usize]) -> Vec<Piece> {
+        let sizes = batch.iter().map(|&s| self.size(&data[s]));
+        let (mut rows, labels) = sizes.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
+        if rows > self.budget && batch.len() > 1 && labels <= self.budget {
+            rows = self.forest(&[(run, data, batch)]).pack.len();
+        }
+        if batch.len() > 1 && rows.max(labels) > self.budget {
+            let (left, right) = batch.split_at(batch.len() / 2);
+            let mut pieces = self.pieces(run, data, left);
+            pieces.extend(self.pieces(run, data, right));
+            return pieces;
+        }
+        vec![Piece { run, sequences: batch.to_vec(), rows, labels }]
+    }
+
+    /// Groups the pieces of all runs into passes. A pass has at most one piece of a run, the first pieces come first:
+    /// so a run's sums are over its own pieces in its own order.
+    pub fn group(&self, mut runs: Vec<Vec<Piece>>) -> Vec<Vec<Piece>> {
+        let mut passes = Vec::new();
+        while runs.iter().any(|pieces| !pieces.is_empty()) {
+            let (mut pass, mut rows, mut labels) = (Vec::new(), 0, 0);
+            for pieces in runs.iter_mut().filter(|pieces| !pieces.is_empty()) {
+                let piece = pieces.remove(0);
+                if !pass.is_empty() && (rows + piece.rows > self.budget || labels + piece.labels > self.budget) {
+                    passes.push(std::mem::take(&mut pass));
+                    (rows, labels) = (0, 0);
+                }
+                rows += piece.rows;
+                labels += piece.labels;
+                pass.push(piece);
+            }
+            passes.push(pass);
+        }
+        passes
+    }
+
+    /// Builds a pass; `data` gives each run's sequences.
+    pub fn pass<'a>(&self, pieces: &[Piece], data: impl Fn(usize) -> &'a [TrainSequence]) -> Pass {
+        let parts: Vec<_> = pieces.iter().map(|p| (p.run, data(p.run), p.sequences.as_slice())).collect();
+        let forest = self.forest(&parts);
+        let mut pass = Pass { pack: Pack::default(), rows: vec![], targets: vec![], counts: vec![], runs: vec![] };
+        let mut s = 0;
+        for (run, data, sequences) in parts {
+            let mut counts: BTreeMap<(u32, u32), u32> = BTreeMap::new();
+            for &sequence in sequences {
+                for (row, target) in data[sequence].targets(self.prompt) {
+                    *counts.entry((forest.row(s, row) as u32, target)).or_default() += 1;
+                }
+                s += 1;
+            }
+            for ((row, target), count) in counts {
+                pass.rows.push(row);
+                pass.targets.push(target);
+                pass.counts.push(count);
+                pass.runs.push(run);
+            }
+        }
+        pass.pack = forest.pack;
+        pass
+    }
+
+    fn forest(&self, parts: &[(usize, &[TrainSequence], &[usize])]) -> Forest {
+        let mut sequences = Vec::new();
+        for &(run, data, numbers) in parts {
+            for &number in numbers {
+                let rows = self.size(&data[number]).0;
+                let ids = data[number].ids.iter().map(|&id| Token::Id(id));
+                let tokens = (0..self.prompt as u32).map(Token::Virtual).chain(ids).take(rows).collect();
+                let run = self.adapted.then_some(run);
+                sequences.push(Sequence { tokens, run, labels: vec![(0, Label::Text)] });
+            }
+        }
+        forest(&sequences, self.min_shared)
+    }
+}

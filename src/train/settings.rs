@@ -1,0 +1,115 @@
+//! How one run is trained. The defaults are those of torch's AdamW and transformers' `TrainingArguments`, except where
+//! a field says otherwise.
+
+use serde::Serialize;
+
+use super::schedule::{Schedule, Warmup};
+use crate::{Error, Result};
+
+/// When a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Length {
+    /// After so many passes over the data.
+    Epochs(f64),
+    /// After so many optimiser steps.
+    Steps(u64),
+}
+
+/// Settings of one run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RunSettings {
+    /// Seed of the data order and of dropout (default 42).
+    pub seed: u64,
+    /// Whether each epoch is shuffled; otherwise the order is the file's (default true).
+    pub shuffle: bool,
+    /// When the run ends (default 3 epochs).
+    pub length: Length,
+    /// Sequences of one forward and backward pass (default 8).
+    pub batch_size: usize,
+    /// Passes whose gradients make one optimiser step (default 1). Their loss is the mean over the label tokens of
+    /// all of them, so that 2 passes of 4 sequences are 1 of 8. At the end of an epoch there are fewer.
+    pub accumulation: usize,
+    /// Peak learning rate (default 2e-4, a usual one for LoRA).
+    pub learning_rate: f64,
+    /// Its course (default linear).
+    pub schedule: Schedule,
+    /// Its rise (default none).
+    pub warmup: Warmup,
+    /// Decay of the first moment (default 0.9).
+    pub beta1: f64,
+    /// Decay of the second moment (default 0.999).
+    pub beta2: f64,
+    /// Added to the root of the second moment (default 1e-8).
+    pub epsilon: f64,
+    /// Decoupled weight decay of every trained parameter (default 0).
+    pub weight_decay: f64,
+    /// The gradient's norm is cut to this; none leaves it (default 1).
+    pub max_grad_norm: Option<f64>,
+}
+
+impl Default for RunSettings {
+    fn default() -> Self {
+        Self {
+            seed: 42,
+            shuffle: true,
+            length: Length::Epochs(3.0),
+            batch_size: 8,
+            accumulation: 1,
+            learning_rate: 2e-4,
+            schedule: Schedule::Linear,
+            warmup: Warmup::Steps(0),
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: Some(1.0),
+        }
+    }
+}
+
+impl RunSettings {
+    /// Optimiser steps of the run over `sequences` sequences. An epoch's last step takes what is left.
+    pub fn total_steps(&self, sequences: usize) -> u64 {
+        match self.length {
+            Length::Steps(n) => n,
+            Length::Epochs(e) => {
+                let per_epoch = sequences.div_ceil(self.batch_size * self.accumulation);
+                (e * per_epoch as f64).ceil() as u64
+            }
+        }
+    }
+
+    /// Checks every field's domain.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] with the name of the field's option.
+    pub fn validate(&self) -> Result<()> {
+        fn check(ok: bool, name: &str, expected: &str, found: impl ToString) -> Result<()> {
+            if ok { Ok(()) } else { Err(Error::argument(name, expected, found)) }
+        }
+        match self.length {
+            Length::Epochs(e) => check(e.is_finite() && e > 0.0, "--epochs", "a number above 0", e)?,
+            Length::Steps(n) => check(n > 0, "--max-steps", "at least 1", n)?,
+        }
+        check(self.batch_size > 0, "--batch-size", "at least 1", self.batch_size)?;
+        check(self.accumulation > 0, "--gradient-accumulation-steps", "at least 1", self.accumulation)?;
+        let product = self.batch_size.checked_mul(self.accumulation);
+        check(product.is_some(), "--gradient-accumulation-steps", "a product with --batch-size below 2^64", "more")?;
+        let lr = self.learning_rate;
+        check(lr.is_finite() && lr >= 0.0, "--learning-rate", "a number from 0", lr)?;
+        if let Warmup::Ratio(r) = self.warmup {
+            check((0.0..=1.0).contains(&r), "--warmup-ratio", "a number from 0 to 1", r)?;
+        }
+        for (name, beta) in [("--adam-beta1", self.beta1), ("--adam-beta2", self.beta2)] {
+            check((0.0..1.0).contains(&beta), name, "a number from 0 to below 1", beta)?;
+        }
+        check(self.epsilon.is_finite() && self.epsilon > 0.0, "--adam-epsilon", "a number above 0", self.epsilon)?;
+        let decay = self.weight_decay;
+        check(decay.is_finite() && decay >= 0.0, "--weight-decay", "a number from 0", decay)?;
+        if let Some(norm) = self.max_grad_norm {
+            check(norm.is_finite() && norm > 0.0, "--max-grad-norm", "a number above 0", norm)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,437 @@
+//! The trainer: optimiser steps of many runs at once.
+
+use super::data::TrainSequence;
+use super::optim::{Optimizer, adamw_step};
+use super::order::{Cursor, Order};
+use super::passes::{MIN_SHARED, Packing, Pass, Piece, ROW_BUDGET};
+use super::settings::RunSettings;
+use crate::backend::{AdamwStep, Backend, WideElement};
+use crate::hooks::NoTaps;
+use crate::model::{
+    Activations, Adaptation, DropoutPlan, FullTuning, Gradients, Input, Keep, Labels, Layout, Model, Spec, Wanted,
+};
+use crate::shape::Pack;
+use crate::{Error, Result};
+
+/// What is trained.
+pub enum Tuned<B: Backend> {
+    /// An adapter (or soft prompt) per run, over the frozen base.
+    Adapters(Adaptation<B>),
+    /// All base weights, in one run.
+    Weights(FullTuning<B>),
+}
+
+impl<B: Backend> Tuned<B> {
+    /// Number of runs and parameters of each.
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Adapters(adaptation) => (adaptation.runs, adaptation.layout.stride),
+            Self::Weights(full) => (1, full.layout.total),
+        }
+    }
+
+    /// The parameters `[runs, stride]`.
+    pub fn params(&self) -> &B::Wide {
+        match self {
+            Self::Adapters(adaptation) => &adaptation.params,
+            Self::Weights(full) => &full.params,
+        }
+    }
+
+    /// The parameters `[runs, stride]`, to be changed.
+    pub fn params_mut(&mut self) -> &mut B::Wide {
+        match self {
+            Self::Adapters(adaptation) => &mut adaptation.params,
+            Self::Weights(full) => &mut full.params,
+        }
+    }
+
+    /// The adapters.
+    pub fn adaptation(&self) -> Option<&Adaptation<B>> {
+        match self {
+            Self::Adapters(adaptation) => Some(adaptation),
+            Self::Weights(_) => None,
+        }
+    }
+
+    fn layout(&self) -> Option<&Layout> {
+        self.adaptation().map(|adaptation| &adaptation.layout)
+    }
+}
+
+/// The data and settings of one run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// What it learns from.
+    pub data: Vec<TrainSequence>,
+    /// How.
+    pub settings: RunSettings,
+}
+
+/// What holds for all runs of a trainer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrainerOptions {
+    /// Probability with which an element of an adapted projection's input is dropped (default 0). Rows with dropout
+    /// are never shared between sequences, so that each draws its own.
+    pub dropout: f64,
+    /// Rows of a pass at most (default [`ROW_BUDGET`]); it bounds memory, and larger batches take several passes.
+    pub row_budget: usize,
+}
+
+impl Default for TrainerOptions {
+    fn default() -> Self {
+        Self { dropout: 0.0, row_budget: ROW_BUDGET }
+    }
+}
+
+/// One run's part of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunReport {
+    /// The run.
+    pub run: usize,
+    /// Optimiser steps that it has done.
+    pub step: u64,
+    /// Optimiser steps that it has in all.
+    pub total_steps: u64,
+    /// Mean loss of the step's label tokens.
+    pub loss: f64,
+    /// Norm of the gradient, before it is cut.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Passes over the data done.
+    pub epoch: f64,
+    /// Tokens of the step's sequences, unlabelled ones included.
+    pub tokens: u64,
+    /// Label tokens of the step.
+    pub label_tokens: u64,
+    /// Tokens since the beginning.
+    pub total_tokens: u64,
+}
+
+/// What a step did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// Number of the step, from 1.
+    pub step: u64,
+    /// The runs that took it, ascending.
+    pub runs: Vec<RunReport>,
+}
+
+/// A run's data and its place in it.
+pub(super) struct RunState {
+    pub data: Vec<TrainSequence>,
+    pub settings: RunSettings,
+    pub total_steps: u64,
+    pub order: Order,
+    pub total_tokens: u64,
+}
+
+/// What [`Trainer::step`] has taken from a run's data.
+struct Batch {
+    run: usize,
+    sequences: Vec<usize>,
+    tokens: u64,
+    labels: u64,
+}
+
+/// Trains the runs of one [`Tuned`].
+///
+/// A run's numbers do not depend on which other runs it advances with.
+pub struct Trainer<B: Backend> {
+    pub(super) tuned: Tuned<B>,
+    pub(super) optimizer: Optimizer<B>,
+    pub(super) runs: Vec<RunState>,
+    pub(super) options: TrainerOptions,
+    pub(super) steps: u64,
+    packing: Packing,
+    acts: Activations<B>,
+    grads: Gradients<B>,
+}
+
+impl<B: Backend> Trainer<B> {
+    /// A trainer of `tuned` with one entry of `runs` for each of its runs.
+    ///
+    /// # Errors
+    /// Settings or options out of their domain; a run without data; a sequence without a label, or with a token or
+    /// label that the model does not know; a device out of memory.
+    pub fn new(
+        backend: &mut B,
+        model: &Model<B>,
+        tuned: Tuned<B>,
+        runs: Vec<Run>,
+        options: TrainerOptions,
+    ) -> Result<Self> {
+        let (count, stride) = tuned.shape();
+        assert!(runs.len() == count, "trainer: data of {} runs for {count}", runs.len());
+        let packing = packing(&tuned, options)?;
+        for (run, Run { data, settings }) in runs.iter().enumerate() {
+            settings.validate()?;
+            check_data(run, data, model.spec.vocab, packing.prompt)?;
+        }
+        let sizes = runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size));
+        let (rows, labels) = packing.capacity(sizes);
+        let runs = runs.into_iter().map(|Run { data, settings }| RunState {
+            total_steps: settings.total_steps(data.len()),
+            order: Order::new(data.len(), settings.shuffle.then_some(settings.seed)),
+            data,
+            settings,
+            total_tokens: 0,
+        });
+        Ok(Self {
+            optimizer: Optimizer::new(backend, count, stride)?,
+            acts: Activations::new(backend, &model.spec, tuned.layout(), rows, Keep::All)?,
+            grads: Gradients::new(backend, &model.spec, rows, labels)?,
+            runs: runs.collect(),
+            steps: 0,
+            packing,
+            options,
+            tuned,
+        })
+    }
+
+    /// Bytes of activations, gradients and optimiser that [`Trainer::new`] would take, in this order.
+    ///
+    /// # Errors
+    /// Options out of their domain.
+    pub fn plan(
+        spec: &Spec,
+        tuned: &Tuned<B>,
+        runs: &[Run],
+        options: TrainerOptions,
+        element_sizes: (usize, usize),
+    ) -> Result<[usize; 3]> {
+        let sizes = runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size));
+        let (rows, labels) = packing(tuned, options)?.capacity(sizes);
+        let (count, stride) = tuned.shape();
+        Ok([
+            Activations::<B>::bytes(spec, tuned.layout(), rows, Keep::All, element_sizes),
+            Gradients::<B>::bytes(spec, rows, labels, element_sizes),
+            Optimizer::<B>::bytes(count, stride, element_sizes),
+        ])
+    }
+
+    /// Steps done.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Steps of the longest run.
+    pub fn total_steps(&self) -> u64 {
+        self.runs.iter().map(|run| run.total_steps).max().unwrap_or(0)
+    }
+
+    /// Whether every run is at its end.
+    pub fn done(&self) -> bool {
+        self.steps >= self.total_steps()
+    }
+
+    /// What is trained, as it is now.
+    pub fn tuned(&self) -> &Tuned<B> {
+        &self.tuned
+    }
+
+    /// Ends the training.
+    pub fn finish(self) -> Tuned<B> {
+        self.tuned
+    }
+
+    /// One optimiser step of every run that is not at its end: forward and backward over each one's next batch, then
+    /// the optimiser over all of them at once. `model` is only changed where its own weights are trained.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not finite, naming run and step; a failure of the device. The parameters and
+    /// everything beside them are then as before the step.
+    ///
+    /// # Panics
+    /// When every run is at its end.
+    pub fn step(&mut self, backend: &mut B, model: &mut Model<B>) -> Result<StepReport> {
+        assert!(!self.done(), "trainer: step {} of {}", self.steps + 1, self.total_steps());
+        let before: Vec<Cursor> = self.runs.iter().map(|run| run.order.cursor()).collect();
+        let batches = self.take_batches();
+        match self.gradients(backend, model, &batches) {
+            Ok((losses, norms)) => Ok(self.optimise(backend, model, batches, &losses, &norms)),
+            Err(error) => {
+                self.runs.iter_mut().zip(before).for_each(|(run, cursor)| {
+                    run.order.seek(cursor);
+                });
+                Err(error)
+            }
+        }
+    }
+
+    fn take_batches(&mut self) -> Vec<Batch> {
+        let (steps, prompt) = (self.steps, self.packing.prompt);
+        let active = self.runs.iter_mut().enumerate().filter(|(_, run)| steps < run.total_steps);
+        active
+            .map(|(number, RunState { data, settings, order, .. })| {
+                let sequences = order.take(settings.batch_size * settings.accumulation).to_vec();
+                let tokens = sequences.iter().map(|&s| data[s].ids.len() as u64).sum();
+                let labels = sequences.iter().map(|&s| data[s].targets(prompt).count() as u64).sum();
+                Batch { run: number, sequences, tokens, labels }
+            })
+            .collect()
+    }
+
+    /// Collects the gradients of a step; returns losses and gradient norms by run.
+    fn gradients(&mut self, backend: &mut B, model: &Model<B>, batches: &[Batch]) -> Result<(Vec<f64>, Vec<f64>)> {
+        let pieces: Vec<Vec<Piece>> = batches
+            .iter()
+            .map(|batch| {
+                let RunState { data, settings, .. } = &self.runs[batch.run];
+                let passes = batch.sequences.chunks(settings.batch_size);
+                passes.flat_map(|sequences| self.packing.pieces(batch.run, data, sequences)).collect()
+            })
+            .collect();
+        let seeds: Vec<u64> = self.runs.iter().map(|run| step_seed(run.settings.seed, self.steps)).collect();
+        let mut labels = vec![0; self.runs.len()];
+        batches.iter().for_each(|batch| labels[batch.run] = batch.labels);
+        let mut rows_before = vec![0; self.runs.len()];
+        let mut losses = vec![0.0; self.runs.len()];
+        backend.zero(&mut self.optimizer.d_params);
+        for pieces in self.packing.group(pieces) {
+            let pass = self.packing.pass(&pieces, |run| &self.runs[run].data);
+            self.pass(backend, model, &pass, &labels, &seeds, &mut rows_before, &mut losses)?;
+        }
+        let norms = self.optimizer.gradient_norms(backend)?;
+        backend.sync()?;
+        for batch in batches {
+            for (what, values) in [("loss", &losses), ("gradient norm", &norms)] {
+                let found = values[batch.run];
+                if !found.is_finite() {
+                    let what = format!("{what} of run {} at step {}", batch.run, self.steps + 1);
+                    return Err(Error::NotFinite { what, found });
+                }
+            }
+        }
+        Ok((losses, norms))
+    }
+
+    /// Forward and backward of one pack: gradients into the optimiser, losses added to `losses` by run.
+    #[allow(clippy::too_many_arguments)]
+    fn pass(
+        &mut self,
+        backend: &mut B,
+        model: &Model<B>,
+        pass: &Pass,
+        label_tokens: &[u64],
+        seeds: &[u64],
+        rows_before: &mut [u32],
+        losses: &mut [f64],
+    ) -> Result<()> {
+        let weight = |i: usize| f64::from(pass.counts[i]) / label_tokens[pass.runs[i]] as f64;
+        let weights: Vec<f64> = (0..pass.rows.len()).map(weight).collect();
+        let labels = Labels::new(backend, &pass.rows, &pass.targets, &weights)?;
+        let device = backend.pack(&pass.pack)?;
+        let keys = (self.options.dropout > 0.0).then(|| dropout_keys(&pass.pack, rows_before));
+        let mut input = Input::new(&pass.pack, &device);
+        input.adaptation = self.tuned.adaptation();
+        input.dropout = keys.as_deref().map(|keys| DropoutPlan { p: self.options.dropout, seeds, keys });
+        model.forward(backend, &mut self.acts, &input, None, &mut NoTaps)?;
+        let d_params = &mut self.optimizer.d_params;
+        let wanted = match &self.tuned {
+            Tuned::Adapters(_) => Wanted { d_params: Some(d_params), d_weights: None, d_embed: false },
+            Tuned::Weights(full) => {
+                Wanted { d_params: None, d_weights: Some((d_params, &full.layout)), d_embed: false }
+            }
+        };
+        model.backward(backend, &self.acts, &mut self.grads, &input, &labels, wanted);
+        let mut host = vec![B::Element::default(); labels.count];
+        backend.download(&mut host, &self.grads.losses, 0)?;
+        for (i, loss) in host.into_iter().enumerate() {
+            losses[pass.runs[i]] += weights[i] * loss.to_f64();
+        }
+        Ok(())
+    }
+
+    /// Moves the parameters, and says what happened.
+    fn optimise(
+        &mut self,
+        backend: &mut B,
+        model: &mut Model<B>,
+        batches: Vec<Batch>,
+        losses: &[f64],
+        norms: &[f64],
+    ) -> StepReport {
+        let adamw: Vec<AdamwStep> =
+            self.runs.iter().map(|run| adamw_step(&run.settings, self.steps, run.total_steps)).collect();
+        self.optimizer.step(backend, self.tuned.params_mut(), &adamw);
+        if let Tuned::Weights(full) = &self.tuned {
+            full.refresh(backend, model);
+        }
+        self.steps += 1;
+        let runs = batches.into_iter().map(|batch| {
+            let run = &mut self.runs[batch.run];
+            run.total_tokens += batch.tokens;
+            RunReport {
+                run: batch.run,
+                step: self.steps,
+                total_steps: run.total_steps,
+                loss: losses[batch.run],
+                grad_norm: norms[batch.run],
+                learning_rate: adamw[batch.run].learning_rate,
+                epoch: run.order.epochs(),
+                tokens: batch.tokens,
+                label_tokens: batch.labels,
+                total_tokens: run.total_tokens,
+            }
+        });
+        StepReport { step: self.steps, runs: runs.collect() }
+    }
+}
+
+fn packing<B: Backend>(tuned: &Tuned<B>, options: TrainerOptions) -> Result<Packing> {
+    if !(0.0..1.0).contains(&options.dropout) {
+        return Err(Error::argument("--lora-dropout", "a number from 0 to below 1", options.dropout));
+    }
+    if options.row_budget == 0 {
+        return Err(Error::argument("row budget", "at least 1", options.row_budget));
+    }
+    Ok(Packing {
+        budget: options.row_budget,
+        min_shared: if options.dropout > 0.0 { usize::MAX } else { MIN_SHARED },
+        prompt: tuned.layout().and_then(|layout| layout.prompt).map_or(0, |site| site.rows),
+        adapted: tuned.adaptation().is_some(),
+    })
+}
+
+fn check_data(run: usize, data: &[TrainSequence], vocab: usize, prompt: usize) -> Result<()> {
+    if data.is_empty() {
+        return Err(Error::argument(format!("data of run {run}"), "at least one sequence", "none"));
+    }
+    for (i, sequence) in data.iter().enumerate() {
+        let name = || format!("sequence {i} of run {run}");
+        assert!(sequence.ids.len() == sequence.labels.len(), "trainer: {} has ids and labels of two lengths", name());
+        if let Some(id) = sequence.ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::argument(name(), format!("token ids below {vocab}"), id));
+        }
+        let mut targets = sequence.targets(prompt).peekable();
+        if targets.peek().is_none() {
+            return Err(Error::argument(name(), "at least one label after the first token", "none"));
+        }
+        if let Some((_, label)) = targets.find(|&(_, label)| label as usize >= vocab) {
+            return Err(Error::argument(name(), format!("labels below {vocab}"), label));
+        }
+    }
+    Ok(())
+}
+
+/// For each row, its number within its run's part of the step, of which `rows_before` (by run) are in earlier passes.
+fn dropout_keys(pack: &Pack, rows_before: &mut [u32]) -> Vec<u32> {
+    let mut keys = vec![0; pack.len()];
+    for (run, rows) in pack.runs() {
+        for (key, row) in (rows_before[*run]..).zip(rows.clone()) {
+            keys[row] = key;
+        }
+        rows_before[*run] += rows.len() as u32;
+    }
+    keys
+}
+
+/// The seed of a run's dropout in step `step`: the pair, mixed by the finaliser of SplitMix64 (Steele et al. 2014).
+fn step_seed(seed: u64, step: u64) -> u64 {
+    let mut x = seed ^ step.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}

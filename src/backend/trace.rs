@@ -20,7 +20,8 @@ mod check;
 use std::ops::Range;
 
 use self::check::{
-    below, check_dropout, check_heads, check_site, check_virtual, kept_rows, labels, need, product, rows_of, runs, same,
+    below, check_dropout, check_heads, check_site, check_virtual, kept_rows, labels, need, needs, product, rows_of,
+    runs, same,
 };
 use super::{AdamwStep, AttentionDims, Backend, Dropout, HostSlice, LinearDims, LoraSite, PromptSite, Tensor};
 use crate::Result;
@@ -168,6 +169,7 @@ impl Backend for Trace {
         };
         need(op, "out", out.len(), rows.len() * width);
         need(op, "x", len, last * width);
+        out.fill(0.0);
     }
 
     fn sync(&mut self) -> Result<()> {
@@ -181,15 +183,12 @@ impl Backend for Trace {
 
     fn cast(&mut self, out: &mut NullReal, x: &NullWide, len: usize) {
         let op = self.log("cast");
-        need(op, "out", out.0, len);
-        need(op, "x", x.0, len);
+        needs(op, len, &[("out", out.0), ("x", x.0)]);
     }
 
     fn residual_fwd(&mut self, out: &mut NullWide, a: &NullWide, b: &NullReal, len: usize) {
         let op = self.log("residual_fwd");
-        need(op, "out", out.0, len);
-        need(op, "a", a.0, len);
-        need(op, "b", b.0, len);
+        needs(op, len, &[("out", out.0), ("a", a.0), ("b", b.0)]);
     }
 
     fn gather_real(&mut self, out: &mut NullReal, x: &NullReal, rows: &Vec<u32>, width: usize) {
@@ -260,9 +259,8 @@ impl Backend for Trace {
         _eps: f64,
     ) {
         let op = self.log("rms_norm_fwd");
-        need(op, "out", out.0, rows * width);
+        needs(op, rows * width, &[("out", out.0), ("x", x.0)]);
         need(op, "rstd", rstd.0, rows);
-        need(op, "x", x.0, rows * width);
         same(op, "the weight's length", weight.0, width);
     }
 
@@ -277,9 +275,7 @@ impl Backend for Trace {
         width: usize,
     ) {
         let op = self.log("rms_norm_bwd");
-        need(op, "d_x", d_x.0, rows * width);
-        need(op, "d_out", d_out.0, rows * width);
-        need(op, "x", x.0, rows * width);
+        needs(op, rows * width, &[("d_x", d_x.0), ("d_out", d_out.0), ("x", x.0)]);
         need(op, "rstd", rstd.0, rows);
         same(op, "the weight's length", weight.0, width);
     }
@@ -296,8 +292,7 @@ impl Backend for Trace {
     ) {
         let op = self.log("rms_norm_bwd_weight");
         need(op, "d_weight", d_weight.0, offset + width);
-        need(op, "d_out", d_out.0, rows * width);
-        need(op, "x", x.0, rows * width);
+        needs(op, rows * width, &[("d_out", d_out.0), ("x", x.0)]);
         need(op, "rstd", rstd.0, rows);
     }
 
@@ -312,8 +307,7 @@ impl Backend for Trace {
     ) {
         let op = self.log("rope_fwd");
         same(op, "the head width modulo 2", head_dim % 2, 0);
-        need(op, "out", out.0, pack.len() * heads * head_dim);
-        need(op, "x", x.0, pack.len() * heads * head_dim);
+        needs(op, pack.len() * heads * head_dim, &[("out", out.0), ("x", x.0)]);
         need(op, "cos_sin", cos_sin.0, pack.longest() * head_dim);
     }
 
@@ -338,14 +332,15 @@ impl Backend for Trace {
         let op = self.log("attention_fwd");
         check_heads(op, dims);
         let (queries, keys) = (pack.len() * dims.heads * dims.head_dim, pack.len() * dims.kv_heads * dims.head_dim);
-        need(op, "z", z.0, queries);
+        needs(op, queries, &[("z", z.0), ("q", q.0)]);
         need(op, "lse", lse.0, pack.len() * dims.heads);
-        need(op, "q", q.0, queries);
-        need(op, "k", k.0, keys);
-        need(op, "v", v.0, keys);
+        needs(op, keys, &[("k", k.0), ("v", v.0)]);
         let (kept_k, kept_v) = kept.map_or((0, 0), |(k, v)| (k.0, v.0));
-        need(op, "the kept keys", kept_k, kept_rows(pack) * dims.kv_heads * dims.head_dim);
-        need(op, "the kept values", kept_v, kept_rows(pack) * dims.kv_heads * dims.head_dim);
+        needs(
+            op,
+            kept_rows(pack) * dims.kv_heads * dims.head_dim,
+            &[("the kept keys", kept_k), ("the kept values", kept_v)],
+        );
     }
 
     fn attention_bwd(
@@ -369,14 +364,9 @@ impl Backend for Trace {
             panic!("{op}: segment {g} continues a kept one, which no backward can pass");
         }
         let (queries, keys) = (pack.len() * dims.heads * dims.head_dim, pack.len() * dims.kv_heads * dims.head_dim);
-        for (what, has) in [("d_q", d_q.0), ("d_z", d_z.0), ("z", z.0), ("q", q.0)] {
-            need(op, what, has, queries);
-        }
-        for (what, has) in [("d_k", d_k.0), ("d_v", d_v.0), ("k", k.0), ("v", v.0)] {
-            need(op, what, has, keys);
-        }
-        need(op, "delta", delta.0, pack.len() * dims.heads);
-        need(op, "lse", lse.0, pack.len() * dims.heads);
+        needs(op, queries, &[("d_q", d_q.0), ("d_z", d_z.0), ("z", z.0), ("q", q.0)]);
+        needs(op, keys, &[("d_k", d_k.0), ("d_v", d_v.0), ("k", k.0), ("v", v.0)]);
+        needs(op, pack.len() * dims.heads, &[("delta", delta.0), ("lse", lse.0)]);
     }
 
     fn attention_pattern(
@@ -419,7 +409,7 @@ impl Backend for Trace {
         let last = rows.iter().max().map_or(0, |row| row + 1);
         need(op, "out", out.0, rows.len() * heads * width);
         need(op, "z", z.0, last * heads * head_dim);
-        need(op, "weight", weight.0, width * heads * head_dim);
+        same(op, "the weight's length", weight.0, width * heads * head_dim);
     }
 
     fn keep(&mut self, cache: &mut NullReal, to: usize, x: &NullReal, from: Range<usize>, width: usize) {
@@ -506,10 +496,9 @@ impl Backend for Trace {
         check_site(op, site, params.0, pack);
         check_dropout(op, dropout, pack);
         need(op, "d_params", d_params.0, runs(pack) * site.stride);
-        need(op, "d_x", d_x.map_or(usize::MAX, |d| d.0), pack.len() * site.input);
+        needs(op, pack.len() * site.input, &[("d_x", d_x.map_or(usize::MAX, |d| d.0)), ("x", x.0)]);
         need(op, "d_y", d_y.0, pack.len() * site.output);
         need(op, "xa", xa.0, pack.len() * site.rank);
-        need(op, "x", x.0, pack.len() * site.input);
     }
 
     fn lora_delta(&mut self, out: &mut NullWide, xa: &NullWide, params: &NullWide, pack: &Pack, site: LoraSite) {
@@ -521,9 +510,7 @@ impl Backend for Trace {
 
     fn swiglu_fwd(&mut self, act: &mut NullReal, gate: &NullReal, up: &NullReal, len: usize) {
         let op = self.log("swiglu_fwd");
-        for (what, has) in [("act", act.0), ("gate", gate.0), ("up", up.0)] {
-            need(op, what, has, len);
-        }
+        needs(op, len, &[("act", act.0), ("gate", gate.0), ("up", up.0)]);
     }
 
     fn swiglu_bwd(
@@ -536,10 +523,7 @@ impl Backend for Trace {
         len: usize,
     ) {
         let op = self.log("swiglu_bwd");
-        for (what, has) in [("d_gate", d_gate.0), ("d_up", d_up.0), ("d_act", d_act.0), ("gate", gate.0), ("up", up.0)]
-        {
-            need(op, what, has, len);
-        }
+        needs(op, len, &[("d_gate", d_gate.0), ("d_up", d_up.0), ("d_act", d_act.0), ("gate", gate.0), ("up", up.0)]);
     }
 
     fn logits_fwd(&mut self, logits: &mut NullWide, x: &NullReal, head: &NullWeight, dims: LinearDims) {
@@ -594,9 +578,7 @@ impl Backend for Trace {
         stride: usize,
     ) {
         let op = self.log("adamw");
-        for (what, has) in [("params", params.0), ("m", m.0), ("v", v.0), ("d_params", d_params.0)] {
-            need(op, what, has, steps.len() * stride);
-        }
+        needs(op, steps.len() * stride, &[("params", params.0), ("m", m.0), ("v", v.0), ("d_params", d_params.0)]);
         need(op, "norm_sq", norm_sq.0, steps.len());
         for step in steps.iter().filter(|s| s.active) {
             assert!(step.step > 0, "{op}: step is {}, must be at least 1", step.step);

@@ -10,6 +10,12 @@ pub(super) fn need(op: &'static str, what: &str, has: usize, wanted: usize) {
     assert!(has >= wanted, "{op}: {what} has {has} elements, needs {wanted}");
 }
 
+/// Asserts that several buffers hold what `op` needs of each.
+#[track_caller]
+pub(super) fn needs(op: &'static str, wanted: usize, buffers: &[(&str, usize)]) {
+    buffers.iter().for_each(|&(what, has)| need(op, what, has, wanted));
+}
+
 /// Asserts that two numbers agree.
 #[track_caller]
 pub(super) fn same(op: &'static str, what: &str, has: usize, wanted: usize) {

@@ -1,4 +1,18 @@
-//! PEFT adapters.
+//! PEFT LoRA adapter directories: `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! An adapted projection computes `W x + scale * B A x` with `scale = lora_alpha / r`, or `/ sqrt(r)` with
+//! `use_rslora` (Hu et al., arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732).
+//!
+//! PEFT loads many wrong adapters without a word: an extra tensor, a missing `r`, a feature it does not know. Here a
+//! missing and an unexpected tensor are errors, and so is every field that asks for something this library does not
+//! compute.
+
+mod config;
+mod directory;
+
+use super::config::ModelConfig;
+
+pub use config::{LoraConfig, Modules, Slot};
 
 /// A projection of a block that an adapter can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,7 +38,7 @@ impl Target {
     pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
 
     /// The module's name in a checkpoint.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Q => "q_proj",
             Self::K => "k_proj",
@@ -35,11 +49,29 @@ impl Target {
             Self::Down => "down_proj",
         }
     }
-}
 
-/// An adapter's settings.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LoraConfig {}
+    /// The module's path in a checkpoint: `model.layers.3.self_attn.q_proj`.
+    pub fn path(self, layer: usize) -> String {
+        let part = match self {
+            Self::Q | Self::K | Self::V | Self::O => "self_attn",
+            Self::Gate | Self::Up | Self::Down => "mlp",
+        };
+        format!("model.layers.{layer}.{part}.{}", self.name())
+    }
+
+    /// Widths of the input and the output.
+    pub fn widths(self, model: &ModelConfig) -> (usize, usize) {
+        let c = model.hidden_size;
+        let (q, kv) = (model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim);
+        match self {
+            Self::Q => (c, q),
+            Self::K | Self::V => (c, kv),
+            Self::O => (q, c),
+            Self::Gate | Self::Up => (c, model.intermediate_size),
+            Self::Down => (model.intermediate_size, c),
+        }
+    }
+}
 
 /// One adapted projection.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,11 +90,11 @@ pub struct LoraModule {
     pub b: Vec<f32>,
 }
 
-/// A LoRA adapter.
+/// A LoRA adapter: read with [`LoraAdapter::read`], written with [`LoraAdapter::write`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraAdapter {
     /// Settings.
     pub config: LoraConfig,
-    /// Modules.
+    /// Modules, by layer, then by target.
     pub modules: Vec<LoraModule>,
 }

@@ -1,11 +1,63 @@
-//! A file of lines that grows by one line at a time, such as a log.
+//! Text files by lines: read with numbers from 1, and grown by one line at a time, such as a log.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use super::atomic;
 use crate::{Error, Result};
+
+/// The lines of a UTF-8 file without their ends (`\n` or `\r\n`), read one at a time.
+pub struct Lines {
+    path: PathBuf,
+    reader: BufReader<File>,
+    number: usize,
+}
+
+impl Lines {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        if path.is_dir() {
+            return Err(Error::field(&path, "type", "a text file", "a directory"));
+        }
+        let file = File::open(&path).map_err(Error::io("open", &path))?;
+        Ok(Self { path, reader: BufReader::with_capacity(1 << 16, file), number: 0 })
+    }
+
+    fn read(&mut self) -> Result<Option<String>> {
+        let mut bytes = Vec::new();
+        if self.reader.read_until(b'\n', &mut bytes).map_err(Error::io("read", &self.path))? == 0 {
+            return Ok(None);
+        }
+        self.number += 1;
+        if bytes.last() == Some(&b'\n') {
+            bytes.pop();
+            if bytes.last() == Some(&b'\r') {
+                bytes.pop();
+            }
+        }
+        String::from_utf8(bytes).map(Some).map_err(Error::file(at(&self.path, self.number)))
+    }
+}
+
+impl Iterator for Lines {
+    /// The line's number and text.
+    type Item = Result<(usize, String)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let line = self.read().transpose()?;
+        Some(line.map(|text| (self.number, text)))
+    }
+}
+
+/// `path:line`, as errors name a place.
+pub fn at(path: &Path, line: usize) -> PathBuf {
+    PathBuf::from(format!("{}:{line}", path.display()))
+}
 
 /// A file of lines, open for appending.
 pub struct LineFile {

@@ -1,5 +1,6 @@
 //! Writing safetensors files: all at once, or row by row into a file whose shapes are known before.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -70,6 +71,7 @@ struct Slot {
 pub struct TensorFile {
     file: AtomicFile,
     slots: Vec<Slot>,
+    index: HashMap<String, usize>,
 }
 
 impl TensorFile {
@@ -110,7 +112,8 @@ impl TensorFile {
             slot.end += start;
         }
         file.set_len(start + offset as u64)?;
-        Ok(Self { file, slots })
+        let index = slots.iter().enumerate().map(|(i, slot)| (slot.spec.name.clone(), i)).collect();
+        Ok(Self { file, slots, index })
     }
 
     /// Appends elements to a tensor.
@@ -121,7 +124,7 @@ impl TensorFile {
     /// # Panics
     /// For a name that was not announced, or more bytes than its shape holds.
     pub fn append(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let slot = self.slots.iter_mut().find(|s| s.spec.name == name);
+        let slot = self.index.get(name).map(|&i| &mut self.slots[i]);
         let slot = slot.unwrap_or_else(|| panic!("append to {name}, which is not a tensor of this file"));
         let room = slot.end - slot.cursor - slot.pending.len() as u64;
         assert!(bytes.len() as u64 <= room, "append to {name}: {} bytes, room for {room}", bytes.len());

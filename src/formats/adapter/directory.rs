@@ -1,0 +1,92 @@
+//! The directory of an adapter, read strictly and written whole.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use super::{LoraAdapter, LoraConfig, LoraModule, Slot};
+use crate::formats::atomic::{foreign_entry, replace_dir, write_json};
+use crate::formats::config::ModelConfig;
+use crate::formats::safetensors::{self, Checkpoint, Dtype, Tensor};
+use crate::{Error, Result};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+/// What PEFT puts into an adapter's directory; a directory with nothing else may be replaced.
+const OWNED: [&str; 3] = [CONFIG, WEIGHTS, "README.md"];
+
+impl LoraAdapter {
+    /// Reads a directory, for a base model. Weights of f32, f16 and bf16 become f32.
+    ///
+    /// # Errors
+    /// A file is missing or invalid, the configuration is not supported ([`LoraConfig::read`]), a tensor is missing,
+    /// unexpected, of another shape than rank and model demand, or not finite.
+    pub fn read(dir: impl AsRef<Path>, model: &ModelConfig) -> Result<Self> {
+        let dir = dir.as_ref();
+        let path = dir.join(CONFIG);
+        let config = LoraConfig::read(&path)?;
+        let slots = config.slots_of(&path, model.num_hidden_layers)?;
+        let file = dir.join(WEIGHTS);
+        let tensors = Checkpoint::open(&file)?;
+        let mut known = HashSet::new();
+        let mut modules = Vec::with_capacity(slots.len());
+        for Slot { layer, target, r, scale } in slots {
+            let (input, output) = target.widths(model);
+            let mut load = |part: char, shape: [usize; 2]| {
+                let name = spelling(&tensors, &target.path(layer), part);
+                let view = tensors.expect(&name, &shape)?;
+                known.insert(name);
+                view.check_finite().and_then(|()| view.to_f32()).map_err(Error::file(&file))
+            };
+            let a = load('A', [r, input])?;
+            let b = load('B', [output, r])?;
+            modules.push(LoraModule { layer, target, r, scale, a, b });
+        }
+        tensors.deny_unexpected(|name| known.contains(name))?;
+        Ok(Self { config, modules })
+    }
+
+    /// Writes a directory that PEFT loads, in f32. A directory that is absent, empty or holds only an adapter is
+    /// replaced as a whole; in one with other files the two files are replaced one by one, weights first.
+    ///
+    /// # Errors
+    /// The files cannot be written; an adapter that was there before then still is.
+    ///
+    /// # Panics
+    /// When the modules' sizes do not fit each other.
+    pub fn write(&self, dir: impl AsRef<Path>) -> Result<()> {
+        let dir = dir.as_ref();
+        if foreign_entry(dir, &OWNED)?.is_some() {
+            return self.write_files(dir);
+        }
+        replace_dir(dir, &OWNED, |stage| self.write_files(stage))
+    }
+
+    fn write_files(&self, dir: &Path) -> Result<()> {
+        let mut parts = Vec::with_capacity(2 * self.modules.len());
+        for m in &self.modules {
+            let path = m.target.path(m.layer);
+            for (part, data) in [('A', &m.a), ('B', &m.b)] {
+                let width = data.len() / m.r;
+                assert!(width * m.r == data.len(), "{path}: lora_{part} of {} values, rank {}", data.len(), m.r);
+                let shape = if part == 'A' { [m.r, width] } else { [width, m.r] };
+                parts.push((tensor_name(&path, part, ""), shape, data));
+            }
+        }
+        let tensors: Vec<_> = parts
+            .iter()
+            .map(|(name, shape, data)| Tensor { name, dtype: Dtype::F32, shape, data: bytemuck::cast_slice(data) })
+            .collect();
+        safetensors::write(dir.join(WEIGHTS), &tensors, &[("format", "pt")])?;
+        write_json(dir.join(CONFIG), &self.config.to_json())
+    }
+}
+
+fn tensor_name(path: &str, part: char, adapter: &str) -> String {
+    format!("base_model.model.{path}.lora_{part}{adapter}.weight")
+}
+
+/// The name in the file: PEFT also reads the one with the adapter's name in it.
+fn spelling(tensors: &Checkpoint, path: &str, part: char) -> String {
+    let long = tensor_name(path, part, ".default");
+    if tensors.get(&long).is_some() { long } else { tensor_name(path, part, "") }
+}

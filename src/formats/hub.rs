@@ -1,0 +1,131 @@
+//! Models by name in the Hugging Face cache, without a network.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::atomic::read_to_string;
+use crate::{Error, Result};
+
+/// The variables that say where the cache is. Only the command line reads the environment; this is its copy.
+#[derive(Clone, Debug, Default)]
+pub struct CacheEnv {
+    /// `HF_HUB_CACHE`.
+    pub hf_hub_cache: Option<PathBuf>,
+    /// `HUGGINGFACE_HUB_CACHE`, the older name.
+    pub huggingface_hub_cache: Option<PathBuf>,
+    /// `HF_HOME`; the cache is `hub` in it.
+    pub hf_home: Option<PathBuf>,
+    /// `XDG_CACHE_HOME`; the cache is `huggingface/hub` in it.
+    pub xdg_cache_home: Option<PathBuf>,
+    /// `HOME`; the cache is `.cache/huggingface/hub` in it.
+    pub home: Option<PathBuf>,
+}
+
+impl CacheEnv {
+    /// The cache, by the first variable that is set and not empty, in the order of the fields.
+    pub fn hub(&self) -> Option<PathBuf> {
+        let under = |dir: &Option<PathBuf>, rest: &str| {
+            let dir = dir.as_ref().filter(|d| !d.as_os_str().is_empty())?;
+            let dir = match (dir.strip_prefix("~"), &self.home) {
+                (Ok(tail), Some(home)) => home.join(tail),
+                _ => dir.clone(),
+            };
+            Some(if rest.is_empty() { dir } else { dir.join(rest) })
+        };
+        under(&self.hf_hub_cache, "")
+            .or_else(|| under(&self.huggingface_hub_cache, ""))
+            .or_else(|| under(&self.hf_home, "hub"))
+            .or_else(|| under(&self.xdg_cache_home, "huggingface/hub"))
+            .or_else(|| under(&self.home, ".cache/huggingface/hub"))
+    }
+}
+
+/// The directory of a model: `model` itself where it is one, else the snapshot of the repository `org/name` in the
+/// cache. `revision` is a branch, a tag or a commit of 40 hexadecimal digits; `main` by default.
+///
+/// # Errors
+/// There is no such directory, and the cache has no such repository, revision or snapshot; the error lists the places.
+pub fn resolve(model: &str, revision: Option<&str>, env: &CacheEnv) -> Result<PathBuf> {
+    let local = Path::new(model);
+    if local.is_dir() {
+        return match revision {
+            Some(r) => Err(Error::argument("revision", format!("none for the directory {model}"), r)),
+            None => Ok(local.to_path_buf()),
+        };
+    }
+    if local.exists() {
+        return Err(Error::argument("model", "a directory with config.json, or org/name", model));
+    }
+    let missing = |expected: String, looked: &[&Path]| {
+        let places: Vec<_> = looked.iter().map(|p| p.display().to_string()).collect();
+        Error::argument("model", expected, format!("{model:?} (looked at {})", places.join(", ")))
+    };
+    if !is_repository(model) {
+        return Err(missing("a directory, or the name org/name of a cached model".to_string(), &[local]));
+    }
+    let Some(hub) = env.hub() else {
+        let expected = "a directory (no cache: HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME and HOME are not set)".to_string();
+        return Err(missing(expected, &[local]));
+    };
+    let repository = hub.join(format!("models--{}", model.replace('/', "--")));
+    if !repository.is_dir() {
+        return Err(missing("a directory, or a model in the cache".to_string(), &[local, &repository]));
+    }
+    let revision = revision.unwrap_or("main");
+    let commit = if is_commit(revision) { revision.to_string() } else { commit(&repository, revision)? };
+    let snapshot = repository.join("snapshots").join(&commit);
+    if !snapshot.is_dir() {
+        let expected = format!("a snapshot of revision {revision}; cached: {}", entries(&repository.join("snapshots")));
+        return Err(missing(expected, &[local, &snapshot]));
+    }
+    if !snapshot.join("config.json").exists() {
+        let known = repository.join(".no_exist").join(&commit).join("config.json").exists();
+        let found = if known { "none (the repository has no such file)" } else { "none (not downloaded)" };
+        return Err(Error::field(&snapshot, "config.json", "a model's configuration", found));
+    }
+    Ok(snapshot)
+}
+
+/// Reads `refs/{revision}`.
+fn commit(repository: &Path, revision: &str) -> Result<String> {
+    let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0']);
+    if !revision.split('/').all(plain) {
+        return Err(Error::argument("revision", "a branch, a tag or a commit", revision));
+    }
+    let path = repository.join("refs").join(revision);
+    if !path.is_file() {
+        let expected = format!("a cached revision ({})", entries(&repository.join("refs")));
+        return Err(Error::argument("revision", expected, format!("{revision:?} (looked at {})", path.display())));
+    }
+    let text = read_to_string(&path)?;
+    let commit = text.trim();
+    if !is_commit(commit) {
+        return Err(Error::field(&path, "commit", "40 hexadecimal digits", format!("{:.60}", format!("{commit:?}"))));
+    }
+    Ok(commit.to_string())
+}
+
+fn is_commit(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// `name` or `org/name`, of the characters the hub allows.
+fn is_repository(model: &str) -> bool {
+    let part = |p: &str| {
+        let edge = |c: char| c == '-' || c == '.';
+        let legal = p.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        !p.is_empty() && legal && !p.starts_with(edge) && !p.ends_with(edge) && !p.contains("--") && !p.contains("..")
+    };
+    model.split('/').count() <= 2 && model.split('/').all(part)
+}
+
+/// The names in a directory, for a message.
+fn entries(dir: &Path) -> String {
+    let mut names: Vec<_> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()))
+        .collect();
+    names.sort_unstable();
+    if names.is_empty() { "none".to_string() } else { names.join(", ") }
+}

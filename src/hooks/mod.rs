@@ -3,6 +3,59 @@
 //! [`NoTaps`] is a zero-sized type whose answers are constants, so that a pass without taps pays nothing. A tapped
 //! tensor is a buffer that the forward makes anyway; the tap sees it before anything else is written to it. On the CPU
 //! the host reads it in place ([`Tapped::host`]).
+//!
+//! # Examples
+//!
+//! A tap of one's own reads borrowed slices; nothing is copied:
+//!
+//! ```
+//! use llamaprobe::backend::{Backend, HostSlice, cpu::Cpu};
+//! use llamaprobe::hooks::{Site, Tapped, Taps};
+//! # use llamaprobe::model::{Activations, FullTuning, Input, Keep, Spec};
+//! # use llamaprobe::shape::{Label, PackBuilder, Parent, Token};
+//! # use llamaprobe::formats::config::ModelConfig;
+//! # let config = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
+//! #     "num_attention_heads": 2, "vocab_size": 11}"#;
+//! # let backend = &mut Cpu::<f32>::new();
+//! # let spec = Spec::from_config(&ModelConfig::parse("config.json", config)?);
+//! # let (model, _) = FullTuning::random(backend, spec, 0.2, 0)?;
+//!
+//! /// The largest value of the residual stream after each layer.
+//! struct Largest(Vec<f32>);
+//!
+//! impl Taps<Cpu<f32>> for Largest {
+//!     fn wants(&self, site: Site, _: usize) -> bool {
+//!         site == Site::ResidPost
+//!     }
+//!     fn tap(&mut self, backend: &mut Cpu<f32>, tapped: Tapped<'_, Cpu<f32>>) {
+//!         if let Some(HostSlice::F32(values)) = tapped.host(backend) {
+//!             let values = &values[..tapped.len() * tapped.width];
+//!             self.0.push(values.iter().fold(f32::MIN, |a, &b| a.max(b)));
+//!         }
+//!     }
+//! }
+//!
+//! let mut builder = PackBuilder::default();
+//! builder.push(&[1, 5, 7].map(Token::Id), Parent::None, None, Label::Text);
+//! let pack = builder.build();
+//! let device = backend.pack(&pack)?;
+//! let mut acts = Activations::new(backend, &model.spec, None, pack.len(), Keep::Layer)?;
+//! let mut largest = Largest(Vec::new());
+//! model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut largest)?;
+//! assert_eq!(largest.0.len(), 2);
+//!
+//! // Ready-made taps keep rows, or one vector per sequence, at places asked for by name.
+//! use llamaprobe::hooks::{Record, Reduce, Reduction, Selection};
+//! let places = Selection::parse("resid_post,ln_final.hook_normalized", &[0, 1], model.spec.layers)?;
+//! let mut last = Record::new(places.clone(), vec![2]);
+//! model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut last)?;
+//! assert_eq!(last.get(Site::FinalNorm, 0).map(<[f32]>::len), Some(8));
+//!
+//! let mut mean = Reduce::new(places, Reduction::Mean, vec![vec![0, 1, 2]]);
+//! model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut mean)?;
+//! assert_eq!(mean.get(Site::ResidPost, 1).map(<[f32]>::len), Some(8));
+//! # Ok::<(), llamaprobe::Error>(())
+//! ```
 
 use crate::backend::{Backend, HostSlice, Tensor};
 use crate::shape::Pack;

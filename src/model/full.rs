@@ -2,6 +2,10 @@
 
 use std::collections::HashMap;
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+
 use super::Model;
 use super::spec::Spec;
 use super::weights::{Place, Weights};
@@ -64,6 +68,27 @@ impl<B: Backend> FullTuning<B> {
         for &(place, offset) in layout.places() {
             let view = checkpoint.expect(&place.tensor(), &place.shape(&spec))?;
             let values: Vec<B::Element> = elements(&view)?;
+            backend.upload(&mut params, offset, &values)?;
+        }
+        Self::new(backend, spec, params)
+    }
+
+    /// A model of random weights, to be trained from the start: matrices normal with standard deviation `std`, norms one,
+    /// biases zero. The same seed gives the same weights on every device.
+    ///
+    /// # Errors
+    /// A device out of memory.
+    pub fn random(backend: &mut B, spec: Spec, std: f64, seed: u64) -> Result<(Model<B>, Self)> {
+        let layout = WeightLayout::new(&spec);
+        let mut params = backend.wide(layout.total)?;
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        for &(place, offset) in layout.places() {
+            let mut value = |place| match place {
+                Place::AttnNorm(_) | Place::MlpNorm(_) | Place::FinalNorm => 1.0,
+                Place::Bias(..) => 0.0,
+                Place::Embed | Place::Weight(..) | Place::Head => std * rng.sample::<f64, _>(StandardNormal),
+            };
+            let values: Vec<_> = (0..place.len(&spec)).map(|_| B::Element::from_f64(value(place))).collect();
             backend.upload(&mut params, offset, &values)?;
         }
         Self::new(backend, spec, params)

@@ -83,6 +83,14 @@ pub enum Tensor<'a, B: Backend + ?Sized> {
     Real(&'a B::Real),
 }
 
+impl<B: Backend + ?Sized> Clone for Tensor<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend + ?Sized> Copy for Tensor<'_, B> {}
+
 /// Element of [`Backend::Wide`] as the host sees it: `f32` everywhere but in the oracle.
 pub trait WideElement: bytemuck::Pod + Default + PartialOrd + std::fmt::Debug + Send + Sync {
     /// From `f64`, rounded.

@@ -1,9 +1,11 @@
-//! Ready-made taps: [`Record`] keeps rows, [`Reduce`] keeps one vector per sequence.
+//! Ready-made taps: [`Record`] keeps rows, [`Reduce`] keeps one vector per sequence, [`Stream`] sends rows to a file.
 
 use std::collections::BTreeMap;
 
 use super::{Selection, Site, Tapped, Taps};
 use crate::backend::Backend;
+use crate::formats::activations::ActivationWriter;
+use crate::{Error, Result};
 
 /// Copies chosen rows of chosen places to the host as `f32`.
 #[derive(Clone, Debug, Default)]
@@ -49,14 +51,7 @@ impl<B: Backend> Taps<B> for Record {
 
     fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>) {
         let Some(place) = self.place(tapped.site, tapped.layer) else { return };
-        let found: Vec<usize> = match tapped.rows {
-            None => self.rows.clone(),
-            Some(_) => self.rows.iter().filter_map(|&row| tapped.find(row)).collect(),
-        };
-        assert!(found.len() == self.rows.len(), "record: {} of {} rows tapped", found.len(), self.rows.len());
-        let mut rows = vec![0.0; found.len() * tapped.width];
-        backend.capture(&mut rows, tapped.data, &found, tapped.width);
-        self.taken[place] = Some((tapped.width, rows));
+        self.taken[place] = Some((tapped.width, take(backend, &tapped, &self.rows)));
     }
 
     fn rows(&self) -> Option<&[usize]> {
@@ -66,6 +61,63 @@ impl<B: Backend> Taps<B> for Record {
     fn stop_at_layer(&self) -> Option<usize> {
         self.selection.stop_at_layer()
     }
+}
+
+/// Appends chosen rows of chosen places to an activation file as they arise; nothing stays in memory.
+///
+/// One stream serves one pass. The file's sites are named by [`Site::name`] and must have the tensors' widths.
+pub struct Stream<'w> {
+    writer: &'w mut ActivationWriter,
+    selection: Selection,
+    rows: Vec<usize>,
+    error: Option<Error>,
+}
+
+impl<'w> Stream<'w> {
+    /// Will append, for every place of `selection`, the pack rows `rows` in the order given.
+    pub fn new(writer: &'w mut ActivationWriter, selection: Selection, rows: Vec<usize>) -> Self {
+        Self { writer, selection, rows, error: None }
+    }
+
+    /// Ends the stream.
+    ///
+    /// # Errors
+    /// The first write that failed; nothing was written after it.
+    pub fn finish(self) -> Result<()> {
+        self.error.map_or(Ok(()), Err)
+    }
+}
+
+impl<B: Backend> Taps<B> for Stream<'_> {
+    fn wants(&self, site: Site, layer: usize) -> bool {
+        self.error.is_none() && self.selection.contains(site, layer)
+    }
+
+    fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>) {
+        let rows = take(backend, &tapped, &self.rows);
+        if let Err(error) = self.writer.push(&tapped.site.name(tapped.layer), &rows) {
+            self.error = Some(error);
+        }
+    }
+
+    fn rows(&self) -> Option<&[usize]> {
+        Some(&self.rows)
+    }
+
+    fn stop_at_layer(&self) -> Option<usize> {
+        self.selection.stop_at_layer()
+    }
+}
+
+/// The pack rows `rows` of a tapped tensor, `[rows, width]`.
+fn take<B: Backend>(backend: &mut B, tapped: &Tapped<'_, B>, rows: &[usize]) -> Vec<f32> {
+    let place = |&row: &usize| {
+        tapped.find(row).unwrap_or_else(|| panic!("{}: row {row} was not tapped", tapped.site.name(tapped.layer)))
+    };
+    let found: Vec<usize> = rows.iter().map(place).collect();
+    let mut values = vec![0.0; found.len() * tapped.width];
+    backend.capture(&mut values, tapped.data, &found, tapped.width);
+    values
 }
 
 /// How a sequence's rows become one vector.
@@ -118,28 +170,26 @@ impl<B: Backend> Taps<B> for Reduce {
     fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>) {
         let Some(place) = self.selection.places.iter().position(|&p| p == (tapped.site, tapped.layer)) else { return };
         let width = tapped.width;
-        let mut vectors = vec![0.0; self.sequences.len() * width];
-        let found = |row: usize| tapped.find(row).unwrap_or_else(|| panic!("reduce: row {row} was not tapped"));
-        match self.reduction {
+        let vectors = match self.reduction {
             Reduction::Last => {
-                let last: Vec<usize> = self.sequences.iter().filter_map(|r| r.last()).map(|&row| found(row)).collect();
-                backend.capture(&mut vectors, tapped.data, &last, width);
+                let last: Vec<usize> = self.sequences.iter().filter_map(|rows| rows.last().copied()).collect();
+                take(backend, &tapped, &last)
             }
             Reduction::Mean => {
-                let rows: Vec<usize> = self.every_row.iter().map(|&row| found(row)).collect();
-                let mut values = vec![0.0f32; rows.len() * width];
-                backend.capture(&mut values, tapped.data, &rows, width);
-                for (sequence, out) in self.sequences.iter().zip(vectors.chunks_exact_mut(width)) {
+                let values = take(backend, &tapped, &self.every_row);
+                let mut means = Vec::with_capacity(self.sequences.len() * width);
+                for sequence in &self.sequences {
                     let mut sum = vec![0.0f64; width];
                     for row in sequence {
                         let i = self.every_row.binary_search(row).expect("reduce: every row was listed");
                         let value = &values[i * width..(i + 1) * width];
                         sum.iter_mut().zip(value).for_each(|(sum, &x)| *sum += f64::from(x));
                     }
-                    out.iter_mut().zip(&sum).for_each(|(out, sum)| *out = (sum / sequence.len() as f64) as f32);
+                    means.extend(sum.iter().map(|sum| (sum / sequence.len() as f64) as f32));
                 }
+                means
             }
-        }
+        };
         self.taken.insert(place, (width, vectors));
     }
 

@@ -54,6 +54,26 @@
 //! let mut mean = Reduce::new(places, Reduction::Mean, vec![vec![0, 1, 2]]);
 //! model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut mean)?;
 //! assert_eq!(mean.get(Site::ResidPost, 1).map(<[f32]>::len), Some(8));
+//!
+//! // Or rows go to a file while the model runs.
+//! use llamaprobe::formats::{activations::{ActivationWriter, Layout}, safetensors::Dtype};
+//! use llamaprobe::hooks::Stream;
+//! # let folder = tempfile::tempdir().expect("a temporary directory");
+//! # let path = folder.path().join("activations.safetensors");
+//! let embeddings = Selection::new(&[Site::Embed], &[]);
+//! let mut writer = ActivationWriter::create(&path, Layout {
+//!     sites: vec![("hook_embed".to_owned(), 8)],
+//!     labels: vec!["pos".to_owned()],
+//!     rows: 3,
+//!     dtype: Dtype::F32,
+//!     max_rows: None,
+//!     metadata: vec![],
+//! })?;
+//! writer.push_labels("pos", &[0, 1, 2])?;
+//! let mut stream = Stream::new(&mut writer, embeddings, vec![0, 1, 2]);
+//! model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut stream)?;
+//! stream.finish()?;
+//! assert_eq!(writer.finish()?, path);
 //! # Ok::<(), llamaprobe::Error>(())
 //! ```
 
@@ -63,7 +83,7 @@ use crate::shape::Pack;
 pub mod capture;
 pub mod site;
 
-pub use capture::{Record, Reduce, Reduction};
+pub use capture::{Record, Reduce, Reduction, Stream};
 pub use site::{Selection, Site};
 
 /// A tensor handed to a tap.

@@ -1,8 +1,12 @@
 //! Training: many runs over one frozen base in the same passes, or all weights of the base in one run.
 //!
-//! [`trainer`] takes optimiser steps;
+//! [`trainer`] takes optimiser steps; [`fit`] makes of it a whole training with a log and checkpoints; [`examples`] makes
+//! its data from files.
 
+pub mod checkpoint;
 pub mod data;
+pub mod examples;
+pub mod fit;
 pub mod log;
 pub mod optim;
 pub mod order;

@@ -1,0 +1,271 @@
+//! Checkpoints from which a training continues bit for bit.
+//!
+//! `checkpoint-{step}` holds the adapters as PEFT has them (of several runs, in `run-{r}`), `optimizer.safetensors`
+//! (parameters and moments in full precision) and `trainer_state.json` (steps, places in the data, the log's state, and
+//! the settings that a continuation must share). The order of the data and dropout are functions of seed, epoch and
+//! step, so that there is no other state of random numbers. The directory appears when it is complete.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::data::TrainSequence;
+use super::log::LogState;
+use super::order::Cursor;
+use super::trainer::{Trainer, Tuned};
+use crate::backend::Backend;
+use crate::formats::adapter::LoraConfig;
+use crate::formats::safetensors::{Checkpoint, Dtype, Tensor, write};
+use crate::formats::{atomic, json as files};
+use crate::model::Model;
+use crate::{Error, Result};
+
+const PREFIX: &str = "checkpoint-";
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+const STATE_FILE: &str = "trainer_state.json";
+/// Version of the directory's content.
+const FORMAT: u32 = 1;
+
+/// A run's place.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Place {
+    cursor: Cursor,
+    total_tokens: u64,
+}
+
+/// `trainer_state.json`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    format: u32,
+    global_step: u64,
+    runs: Vec<Place>,
+    log: LogState,
+    settings: Value,
+}
+
+/// The checkpoint of the most steps in `dir`, if there is one.
+///
+/// # Errors
+/// `dir` exists and cannot be listed.
+pub fn latest(dir: &Path) -> Result<Option<PathBuf>> {
+    Ok(atomic::numbered_dirs(dir, PREFIX)?.pop().map(|(_, path)| path))
+}
+
+/// Removes the checkpoints of the fewest steps until there are at most `limit`.
+///
+/// # Errors
+/// The file system refuses.
+pub fn prune(dir: &Path, limit: usize) -> Result<()> {
+    let found = atomic::numbered_dirs(dir, PREFIX)?;
+    let surplus = found.len().saturating_sub(limit);
+    found.iter().take(surplus).try_for_each(|(_, path)| atomic::remove_dir(path))
+}
+
+impl<B: Backend> Trainer<B> {
+    /// Writes `dir/checkpoint-{steps}`. `configs` describe the adapters, one a run (none for tuned weights);
+    /// `identity` is what the caller wants a continuation to share, beside settings and data.
+    ///
+    /// # Errors
+    /// The device fails, or the files cannot be written.
+    pub fn save(
+        &self,
+        backend: &mut B,
+        dir: &Path,
+        configs: &[LoraConfig],
+        identity: &Value,
+        log: LogState,
+    ) -> Result<PathBuf> {
+        let place =
+            |run: &super::trainer::RunState| Place { cursor: run.order.cursor(), total_tokens: run.total_tokens };
+        let state = State {
+            format: FORMAT,
+            global_step: self.steps,
+            runs: self.runs.iter().map(place).collect(),
+            log,
+            settings: self.fingerprint(backend, identity),
+        };
+        let path = dir.join(format!("{PREFIX}{}", self.steps));
+        let several = self.runs.len() > 1;
+        let folders: Vec<String> = (0..self.runs.len()).map(|run| format!("run-{run}")).collect();
+        let mut owned = vec![OPTIMIZER_FILE, STATE_FILE, "adapter_config.json", "adapter_model.safetensors"];
+        owned.extend(folders.iter().map(String::as_str));
+        atomic::replace_dir(&path, &owned, |stage| {
+            if let Tuned::Adapters(adaptation) = &self.tuned {
+                assert!(
+                    configs.len() == adaptation.runs,
+                    "checkpoint: {} configs, {} runs",
+                    configs.len(),
+                    adaptation.runs
+                );
+                for (run, config) in configs.iter().enumerate() {
+                    let adapter = adaptation.adapter(backend, run, config)?;
+                    adapter.write(if several { stage.join(&folders[run]) } else { stage.to_path_buf() })?;
+                }
+            }
+            self.save_tensors(backend, &stage.join(OPTIMIZER_FILE))?;
+            atomic::write_json(stage.join(STATE_FILE), &state)
+        })?;
+        Ok(path)
+    }
+
+    /// Continues from a checkpoint of the same training: the steps that follow are bit for bit those that would have
+    /// followed then. Returns the state of its log.
+    ///
+    /// # Errors
+    /// A checkpoint that is malformed, or of other settings, data or `identity`, naming the first difference.
+    pub fn restore(
+        &mut self,
+        backend: &mut B,
+        model: &mut Model<B>,
+        path: &Path,
+        identity: &Value,
+    ) -> Result<LogState> {
+        let file = path.join(STATE_FILE);
+        let value = files::read(&file)?;
+        let version = value.get("format").unwrap_or(&Value::Null);
+        if version != &json!(FORMAT) {
+            return Err(Error::field(&file, "format", FORMAT.to_string(), version.to_string()));
+        }
+        let state: State = serde_json::from_value(value).map_err(Error::file(&file))?;
+        // Numbers pass through text on both sides, so that equal ones are equal.
+        let ours = self.fingerprint(backend, identity).to_string();
+        let ours = files::parse("settings", &ours)?;
+        if let Some((field, expected, found)) = difference("settings", &ours, &state.settings) {
+            let expected = format!("{expected} as in this training");
+            return Err(Error::field(&file, field, expected, found));
+        }
+        if state.global_step > self.total_steps() {
+            let expected = format!("at most {}", self.total_steps());
+            return Err(Error::field(&file, "global_step", expected, state.global_step.to_string()));
+        }
+        if state.runs.len() != self.runs.len() {
+            return Err(Error::field(&file, "runs", self.runs.len().to_string(), state.runs.len().to_string()));
+        }
+        self.restore_tensors(backend, &path.join(OPTIMIZER_FILE))?;
+        for (r, (run, place)) in self.runs.iter_mut().zip(&state.runs).enumerate() {
+            if !run.order.seek(place.cursor) {
+                let expected = format!("a place in {} sequences", run.data.len());
+                let found = place.cursor.position.to_string();
+                return Err(Error::field(&file, format!("runs[{r}].cursor.position"), expected, found));
+            }
+            run.total_tokens = place.total_tokens;
+        }
+        self.steps = state.global_step;
+        if let Tuned::Weights(full) = &self.tuned {
+            full.refresh(backend, model);
+        }
+        Ok(state.log)
+    }
+
+    fn save_tensors(&self, backend: &mut B, path: &Path) -> Result<()> {
+        let (runs, stride) = self.tuned.shape();
+        let mut host = Vec::new();
+        for (name, buffer) in [("params", self.tuned.params()), ("m", &self.optimizer.m), ("v", &self.optimizer.v)] {
+            let mut values = vec![B::Element::default(); runs * stride];
+            backend.download(&mut values, buffer, 0)?;
+            host.push((name, values));
+        }
+        backend.sync()?;
+        let shape = [runs, stride];
+        let tensors: Vec<Tensor> = host
+            .iter()
+            .map(|(name, values)| Tensor {
+                name,
+                dtype: dtype::<B>(),
+                shape: &shape,
+                data: bytemuck::cast_slice(values),
+            })
+            .collect();
+        write(path, &tensors, &[])
+    }
+
+    fn restore_tensors(&mut self, backend: &mut B, path: &Path) -> Result<()> {
+        let (runs, stride) = self.tuned.shape();
+        let file = Checkpoint::open(path)?;
+        file.deny_unexpected(|name| ["params", "m", "v"].contains(&name))?;
+        file.check_finite()?;
+        let buffers = [("params", self.tuned.params_mut()), ("m", &mut self.optimizer.m), ("v", &mut self.optimizer.v)];
+        for (name, buffer) in buffers {
+            let view = file.expect(name, &[runs, stride])?;
+            if view.dtype != dtype::<B>() {
+                return Err(Error::field(path, name, dtype::<B>().to_string(), view.dtype.to_string()));
+            }
+            let elements = view.data.chunks_exact(size_of::<B::Element>());
+            let values: Vec<B::Element> = elements.map(bytemuck::pod_read_unaligned).collect();
+            backend.upload(buffer, 0, &values)?;
+        }
+        backend.sync()
+    }
+
+    /// Everything that decides what a training computes, to be compared by [`Trainer::restore`].
+    fn fingerprint(&self, backend: &B, identity: &Value) -> Value {
+        let run = |run: &super::trainer::RunState| {
+            json!({
+                "settings": run.settings,
+                "total_steps": run.total_steps,
+                "sequences": run.data.len(),
+                "data": format!("{:016x}", hash(&run.data)),
+            })
+        };
+        let runs: Vec<Value> = self.runs.iter().map(run).collect();
+        let mut adapter = Map::new();
+        if let Some(adaptation) = self.tuned.adaptation() {
+            for (layer, target, site) in adaptation.layout.sites() {
+                let found = format!("rank {}, scale {}", site.rank, site.scale);
+                adapter.insert(format!("layers.{layer}.{}", target.name()), found.into());
+            }
+            if let Some(prompt) = adaptation.layout.prompt {
+                adapter.insert("prompt".into(), prompt.rows.into());
+            }
+        }
+        json!({
+            "identity": identity,
+            "backend": backend.name(),
+            "parameters": self.tuned.shape().1,
+            "adapter": adapter,
+            "dropout": self.options.dropout,
+            "row_budget": self.options.row_budget,
+            "runs": runs,
+        })
+    }
+}
+
+fn dtype<B: Backend>() -> Dtype {
+    if size_of::<B::Element>() == 8 { Dtype::F64 } else { Dtype::F32 }
+}
+
+/// FNV-1a of the data: it is to notice a changed file, not to withstand a forger.
+fn hash(data: &[TrainSequence]) -> u64 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut add = |value: u64| {
+        for byte in value.to_le_bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    for sequence in data {
+        add(sequence.ids.len() as u64);
+        sequence.ids.iter().for_each(|&id| add(u64::from(id)));
+        sequence.labels.iter().for_each(|&label| add(label as u64));
+    }
+    hash
+}
+
+/// The first difference of two values: where, ours, theirs.
+fn difference(path: &str, ours: &Value, theirs: &Value) -> Option<(String, String, String)> {
+    match (ours, theirs) {
+        (Value::Object(a), Value::Object(b)) => {
+            let keys = a.keys().chain(b.keys().filter(|key| !a.contains_key(*key)));
+            let value = |map: &Map<String, Value>, key: &str| map.get(key).cloned().unwrap_or(Value::Null);
+            keys.map(|key| (key, value(a, key), value(b, key)))
+                .find_map(|(key, a, b)| difference(&format!("{path}.{key}"), &a, &b))
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            let pairs = a.iter().zip(b).enumerate();
+            pairs.into_iter().find_map(|(i, (a, b))| difference(&format!("{path}[{i}]"), a, b))
+        }
+        (a, b) => (a != b).then(|| (path.to_owned(), files::show(a), files::show(b))),
+    }
+}

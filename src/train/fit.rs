@@ -1,0 +1,84 @@
+//! A whole training: steps to the end, with a log and checkpoints.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::checkpoint;
+use super::log::{LogState, TrainLog};
+use super::trainer::{StepReport, Trainer};
+use crate::backend::Backend;
+use crate::formats::adapter::LoraConfig;
+use crate::formats::atomic;
+use crate::model::Model;
+use crate::{Error, Result};
+
+/// Where a training writes, and how often.
+#[derive(Clone, Copy, Debug)]
+pub struct Output<'a> {
+    /// The directory of log and checkpoints.
+    pub dir: &'a Path,
+    /// Steps between lines of the log.
+    pub logging_steps: u64,
+    /// Steps between checkpoints; none for no checkpoints.
+    pub save_steps: Option<u64>,
+    /// Checkpoints that are kept; none keeps all.
+    pub save_total_limit: Option<usize>,
+    /// The adapters' settings, one a run; empty where weights are tuned.
+    pub configs: &'a [LoraConfig],
+    /// What a continuation must share beside settings and data, such as the model's name.
+    pub identity: &'a Value,
+}
+
+impl Output<'_> {
+    fn validate(&self) -> Result<()> {
+        for (name, value) in
+            [("--save-steps", self.save_steps), ("--save-total-limit", self.save_total_limit.map(|n| n as u64))]
+        {
+            if value == Some(0) {
+                return Err(Error::argument(name, "at least 1", 0));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Trains to the end, from the checkpoint `resume` on if there is one, and calls `on_step` after every step.
+///
+/// # Errors
+/// A checkpoint that is not of this training; without one, a directory that has checkpoints already; whatever
+/// [`Trainer::step`] meets; files that cannot be written. What has been written by then stays.
+pub fn fit<B: Backend>(
+    backend: &mut B,
+    model: &mut Model<B>,
+    trainer: &mut Trainer<B>,
+    output: &Output<'_>,
+    resume: Option<&Path>,
+    mut on_step: impl FnMut(&StepReport),
+) -> Result<()> {
+    output.validate()?;
+    atomic::sweep(output.dir)?;
+    let state = match resume {
+        Some(path) => trainer.restore(backend, model, path, output.identity)?,
+        None => match checkpoint::latest(output.dir)? {
+            Some(found) => {
+                let expected = "a directory without checkpoints, unless --resume-from-checkpoint continues from one";
+                return Err(Error::argument("--output-dir", expected, found.display()));
+            }
+            None => LogState::default(),
+        },
+    };
+    let mut log = TrainLog::open(output.dir, trainer.tuned().shape().0, output.logging_steps, trainer.steps(), state)?;
+    while !trainer.done() {
+        let report = trainer.step(backend, model)?;
+        log.record(&report)?;
+        on_step(&report);
+        if output.save_steps.is_some_and(|every| report.step.is_multiple_of(every)) {
+            trainer.save(backend, output.dir, output.configs, output.identity, log.state())?;
+            if let Some(limit) = output.save_total_limit {
+                checkpoint::prune(output.dir, limit)?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -5,5 +5,6 @@ pub mod formats;
 pub mod hooks;
 pub mod model;
 pub mod shape;
+pub mod task;
 pub mod train;
 pub use error::{Error, Result};

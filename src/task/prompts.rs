@@ -1,0 +1,136 @@
+//! Prompts and answers as tokens.
+//!
+//! A text is always tokenised as a whole, demonstrations, query and answer at once, and never in pieces: what a piece
+//! becomes depends on what stands around it. The answer's tokens are found by offsets: those that cover any
+//! character of the answer. A token across the seam therefore belongs to the answer, and is learned and scored with
+//! it; and since an answer may change how the end of its prompt is tokenised, an [`Answer`] says how many of the
+//! prompt's last tokens it replaces (none, with almost every tokenizer and template).
+
+use serde::{Deserialize, Serialize};
+
+use super::templates::Template;
+use crate::formats::tokenizer::{Encoding, Tokenizer};
+use crate::{Error, Result};
+
+/// An answer that can follow a prompt, as the tokenisation of both as one text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answer {
+    /// The prompt's last tokens that are no longer there when the answer follows.
+    pub replaces: usize,
+    /// The tokens that follow the rest of the prompt.
+    pub token_ids: Vec<u32>,
+    /// How many of the last tokens cover characters of the answer; at least 1.
+    pub scored: usize,
+}
+
+impl Answer {
+    /// The tokens of prompt and answer.
+    pub fn after(&self, prompt: &[u32]) -> Vec<u32> {
+        let kept = prompt.len().saturating_sub(self.replaces);
+        [&prompt[..kept], &self.token_ids].concat()
+    }
+}
+
+/// A prompt and the answers that are compared after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// Its tokens.
+    pub token_ids: Vec<u32>,
+    /// Its answers.
+    pub answers: Vec<Answer>,
+}
+
+/// Tokens to learn from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lesson {
+    /// All tokens.
+    pub input_ids: Vec<u32>,
+    /// The token itself where it is part of the answer, else -100.
+    pub labels: Vec<i64>,
+}
+
+impl Lesson {
+    /// The number of labels: they must stand on the last tokens, at least one of them and not the first, and be those
+    /// tokens; otherwise none.
+    pub fn scored(&self) -> Option<usize> {
+        let from = self.labels.iter().take_while(|&&label| label == -100).count();
+        let own = |(label, id): (&i64, &u32)| *label == i64::from(*id);
+        let rest = self.labels.iter().zip(&self.input_ids).skip(from);
+        let valid = self.labels.len() == self.input_ids.len() && (1..self.labels.len()).contains(&from);
+        (valid && rest.clone().all(own)).then(|| rest.count())
+    }
+}
+
+/// Makes tokens of texts.
+pub struct Prompts<'a> {
+    tokenizer: &'a Tokenizer,
+    template: &'a Template,
+}
+
+impl<'a> Prompts<'a> {
+    /// With the tokenizer of a model and the template of a task.
+    pub fn new(tokenizer: &'a Tokenizer, template: &'a Template) -> Self {
+        Self { tokenizer, template }
+    }
+
+    /// The prompt `text` with its `outputs` as answers.
+    ///
+    /// # Errors
+    /// The tokenizer fails, or gives the prompt or an answer no token.
+    pub fn prompt<S: AsRef<str>>(&self, text: &str, outputs: &[S]) -> Result<Prompt> {
+        let (token_ids, _) = self.encode(text, None)?;
+        let answer = |output: &S| {
+            let (whole, scored) = self.encode(text, Some(&self.template.answer(output.as_ref())))?;
+            let kept = common_prefix(&token_ids, &whole).min(whole.len() - scored);
+            Ok(Answer { replaces: token_ids.len() - kept, token_ids: whole[kept..].to_vec(), scored })
+        };
+        let answers = outputs.iter().map(answer).collect::<Result<_>>()?;
+        Ok(Prompt { token_ids, answers })
+    }
+
+    /// The prompt `text` and the answer `output` as a sequence to learn, with the labels on the answer.
+    ///
+    /// # Errors
+    /// See [`Prompts::prompt`].
+    pub fn lesson(&self, text: &str, output: &str) -> Result<Lesson> {
+        let (input_ids, scored) = self.encode(text, Some(&self.template.answer(output)))?;
+        let from = input_ids.len() - scored;
+        let label = |(i, &id): (usize, &u32)| if i < from { -100 } else { i64::from(id) };
+        let labels = input_ids.iter().enumerate().map(label).collect();
+        Ok(Lesson { input_ids, labels })
+    }
+
+    /// The tokens of `text` and `answer` as one string, and how many of the last cover the answer.
+    ///
+    /// Special tokens that the tokenizer puts at the beginning stay; those that it would put at the end are dropped,
+    /// since the text goes on.
+    fn encode(&self, text: &str, answer: Option<&str>) -> Result<(Vec<u32>, usize)> {
+        let pieces = [text, answer.unwrap_or_default()];
+        let (Encoding { mut ids, offsets }, owners) = self.tokenizer.encode_pieces(&pieces, true)?;
+        let last = offsets.iter().rposition(|&(_, end)| end > 0);
+        ids.truncate(last.map_or(0, |last| last + 1));
+        let mut scored = owners[..ids.len()].iter().filter(|&&owner| owner == 1).count();
+        let covered = last.map_or(0, |last| offsets[last].1);
+        if answer.is_some() && covered < pieces.concat().chars().count() {
+            // A vocabulary without some characters leaves them out, and then the offsets of all that follows are too
+            // small. What the answer adds to the tokens of the prompt is left to go by.
+            let (prompt, _) = self.encode(text, None)?;
+            scored = ids.len() - common_prefix(&prompt, &ids);
+        }
+        let missing = |what: &str| {
+            Err(Error::argument("--template", format!("a token of the {what}"), format!("{:?}", pieces.concat())))
+        };
+        match answer {
+            Some(_) if scored == 0 => missing("answer"),
+            _ if ids.len() == scored => missing("query, before the answer's first"),
+            _ => Ok((ids, scored)),
+        }
+    }
+}
+
+/// The number of tokens with which both begin.
+pub fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(x, y)| x == y).count()
+}

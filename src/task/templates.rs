@@ -1,0 +1,134 @@
+//! All templates, and how they are filled.
+//!
+//! A template has two strings: `query` holds `{input}`, `answer` holds `{output}`; `{{` and `}}` are literal braces. A
+//! demonstration is both, filled, one after the other. The text that is learned or scored is the filled answer
+//! without the template's trailing white space, which only separates a demonstration from what follows: with the
+//! default sentiment template that is ` positive`, not ` positive\n\n`.
+
+use serde::{Deserialize, Serialize};
+
+use super::datasets::Example;
+use crate::{Error, Result};
+
+/// Binary sentiment.
+pub const SENTIMENT: (&str, &str) = ("Review: {input}\nSentiment:", " {output}\n\n");
+
+/// English to Czech.
+pub const TRANSLATION: (&str, &str) = ("English: {input}\nCzech:", " {output}\n\n");
+
+/// The two strings of a template, checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Strings")]
+pub struct Template {
+    query: String,
+    answer: String,
+}
+
+/// A template as written, before the check.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Strings {
+    query: Option<String>,
+    answer: Option<String>,
+}
+
+impl TryFrom<Strings> for Template {
+    type Error = Error;
+
+    fn try_from(s: Strings) -> Result<Self> {
+        let missing = |key: &str| Error::argument(format!("template.{key}"), "a string", "nothing");
+        Self::new(&s.query.ok_or_else(|| missing("query"))?, &s.answer.ok_or_else(|| missing("answer"))?)
+    }
+}
+
+impl Template {
+    /// A template of the two strings.
+    ///
+    /// # Errors
+    /// `query` lacks `{input}`, `answer` lacks `{output}`, either names anything else in braces or has a brace alone.
+    pub fn new(query: &str, answer: &str) -> Result<Self> {
+        check("template.query", query, "input")?;
+        check("template.answer", answer, "output")?;
+        Ok(Self { query: query.to_string(), answer: answer.to_string() })
+    }
+
+    /// Reads a `--template` value: a YAML (hence also JSON) mapping with the keys `query` and `answer`, such as
+    /// `{query: "Text: {input}\nLabel:", answer: " {output}\n"}`. A key left out is that of `default`.
+    ///
+    /// # Errors
+    /// The value is no such mapping, or the template is not valid (see [`Template::new`]).
+    pub fn parse(value: &str, default: &Template) -> Result<Self> {
+        let strings: Strings = serde_norway::from_str(value).map_err(|e| {
+            Error::argument("--template", "a mapping with the keys query and answer", format!("{value:?} ({e})"))
+        })?;
+        Self::new(
+            strings.query.as_deref().unwrap_or(&default.query),
+            strings.answer.as_deref().unwrap_or(&default.answer),
+        )
+    }
+
+    /// The query of an example.
+    pub fn query(&self, example: &Example) -> String {
+        fill(&self.query, &example.input)
+    }
+
+    /// A demonstration: query and answer, with the separator that ends it.
+    pub fn demonstration(&self, example: &Example) -> String {
+        self.query(example) + &fill(&self.answer, &example.output)
+    }
+
+    /// The answer that is learned or scored: without the template's trailing white space.
+    pub fn answer(&self, output: &str) -> String {
+        fill(self.answer.trim_end(), output)
+    }
+}
+
+/// Replaces the placeholder and unfolds doubled braces; the template is valid.
+fn fill(template: &str, value: &str) -> String {
+    let mut out = String::with_capacity(template.len() + value.len());
+    let mut chars = template.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '{' | '}' if chars.peek() == Some(&c) => {
+                chars.next();
+                out.push(c);
+            }
+            '{' => {
+                out.push_str(value);
+                chars.by_ref().find(|&c| c == '}');
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Requires exactly one `{placeholder}` and no other single brace.
+fn check(field: &str, template: &str, placeholder: &str) -> Result<()> {
+    let error = |found: String| {
+        let expected = format!("one {{{placeholder}}} (literal braces are doubled: {{{{ and }}}})");
+        Err(Error::argument(field, expected, found))
+    };
+    let mut count = 0;
+    let mut rest = template;
+    while let Some(at) = rest.find(['{', '}']) {
+        let brace = &rest[at..=at];
+        if rest[at + 1..].starts_with(brace) {
+            rest = &rest[at + 2..];
+            continue;
+        }
+        let Some(end) = rest[at..].find('}').filter(|_| brace == "{") else {
+            return error(format!("{template:?}, with a single {brace}"));
+        };
+        let name = &rest[at + 1..at + end];
+        if name != placeholder {
+            return error(format!("{template:?}, with {{{name}}}"));
+        }
+        count += 1;
+        rest = &rest[at + end + 1..];
+    }
+    match count {
+        1 => Ok(()),
+        n => error(format!("{template:?}, with {n}")),
+    }
+}

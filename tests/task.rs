@@ -1,0 +1,237 @@
+//! Templates, data sets, demonstrations, prompts as tokens, metrics.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use llamaprobe::formats::tokenizer::Tokenizer;
+use llamaprobe::task::demonstrations::sample;
+use llamaprobe::task::metrics::score;
+use llamaprobe::task::prompts::{Lesson, Prompts, common_prefix};
+use llamaprobe::task::{Example, Task, Template};
+
+fn example(input: &str, output: &str) -> Example {
+    Example { input: input.to_string(), output: output.to_string() }
+}
+
+fn examples(count: usize) -> Vec<Example> {
+    (0..count).map(|i| example(&format!("text {i}"), "positive")).collect()
+}
+
+fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::write(&path, text).expect("writes");
+    path
+}
+
+#[test]
+fn sentiment_template_is_the_contract() {
+    let template = Task::Sst2.template();
+    let film = example("a fine film", "positive");
+    assert_eq!(template.query(&film), "Review: a fine film\nSentiment:");
+    assert_eq!(template.demonstration(&film), "Review: a fine film\nSentiment: positive\n\n");
+    assert_eq!(template.answer(&film.output), " positive");
+}
+
+#[test]
+fn a_template_value_overrides_what_it_names() {
+    let default = Task::Sst2.template();
+    let json = Template::parse(r#"{"query": "{input} =>", "answer": " {output};\n"}"#, &default).expect("JSON");
+    assert_eq!(json.demonstration(&example("x", "y")), "x => y;\n");
+    assert_eq!(json.answer("y"), " y;", "only trailing white space is a separator");
+    let yaml = Template::parse("answer: \" {{{output}}} \"", &default).expect("YAML");
+    assert_eq!(yaml.demonstration(&example("{output}", "{input}")), "Review: {output}\nSentiment: {{input}} ");
+    let back: Template = serde_json::from_str(&serde_json::to_string(&json).expect("writes")).expect("reads");
+    assert_eq!(back, json);
+}
+
+#[test]
+fn a_bad_template_is_an_error_that_says_why() {
+    let default = Task::Sst2.template();
+    for (value, says) in [
+        ("query: no place", "with 0"),
+        ("query: \"{input} {input}\"", "with 2"),
+        ("query: \"{inptu}\"", "{inptu}"),
+        ("query: \"{input} {output}\"", "{output}"),
+        ("query: \"{input\"", "single {"),
+        ("query: \"{input} }\"", "single }"),
+        ("answer: \"{input}\"", "{input}"),
+        ("anwser: \"{output}\"", "anwser"),
+        ("just text", "--template"),
+        ("{", "--template"),
+    ] {
+        let error = Template::parse(value, &default).expect_err(value).to_string();
+        assert!(error.contains(says), "{value}: {error}");
+    }
+    assert!(serde_json::from_str::<Template>(r#"{"query": "{input}", "answer": "none"}"#).is_err());
+}
+
+#[test]
+fn demonstrations_are_a_seeded_draw_without_replacement() {
+    let pool = examples(50);
+    let queries = pool[10..20].to_vec();
+    let mut seen = BTreeSet::new();
+    for seed in 0..200 {
+        let drawn = sample(&pool, &queries, 7, seed).expect("enough");
+        assert_eq!(drawn, sample(&pool, &queries, 7, seed).expect("enough"), "the same seed, the same draw");
+        assert_eq!(drawn.iter().collect::<BTreeSet<_>>().len(), 7, "no example twice");
+        assert!(drawn.iter().all(|i| !(10..20).contains(i)), "seed {seed} shows a query: {drawn:?}");
+        seen.extend(drawn);
+    }
+    assert_eq!(seen.len(), 40, "every other example is drawn some time");
+    assert_eq!(sample(&pool, &queries, 40, 1).expect("all that are left").len(), 40);
+    let error = sample(&pool, &queries, 41, 1).expect_err("too many").to_string();
+    assert_eq!(error, "--demos: expected at most 40, found 41, of 50 examples of which 10 are queries");
+    // A query that stands in the pool as another row is no demonstration either.
+    let other_rows = [examples(3), examples(3)].concat();
+    assert!(sample(&other_rows, &queries[..0], 6, 0).is_ok());
+    assert!(sample(&other_rows, &other_rows[..1], 5, 0).is_err());
+}
+
+#[test]
+fn draws_are_uniform() {
+    // 2000 draws of 1 in 10: each 200 times, SD 13.4. Six of these are never passed by chance.
+    let pool = examples(10);
+    let mut counts = [0i32; 10];
+    (0..2000).for_each(|seed| counts[sample(&pool, &[], 1, seed).expect("enough")[0]] += 1);
+    assert!(counts.iter().all(|c| (c - 200).abs() < 81), "{counts:?}");
+}
+
+#[test]
+fn scores_compare_whole_answers() {
+    let log_probs = vec![vec![-1.0, -2.0], vec![-5.0, -4.0], vec![-3.0, -3.0], vec![-0.5, -0.1]];
+    let scores = score(&log_probs, &[0, 1, 0, 0], true);
+    assert_eq!(scores.accuracy, Some(0.75), "of equal answers the first is the model's");
+    assert_eq!(scores.log_prob, (-1.0 - 4.0 - 3.0 - 0.5) / 4.0);
+    assert_eq!(score(&log_probs, &[1, 0, 1, 1], true).accuracy, Some(0.25));
+    assert_eq!(score(&[vec![-7.0]], &[0], false).accuracy, None);
+}
+
+#[test]
+fn sentiment_files_are_read_strictly() {
+    let dir = support::temp();
+    let load = |text: &str| Task::Sst2.load(&[write(dir.path(), "x.tsv", text)]);
+    let read = load("label\tsentence\n1\t fine \n0\tbad\n").expect("columns by name");
+    assert_eq!(read, vec![example("fine", "positive"), example("bad", "negative")]);
+    for (text, says) in [
+        ("sentence\n", "header: expected a column label"),
+        ("", "header: expected a column sentence"),
+        ("sentence\tlabel\nfine\n", "x.tsv:2: line: expected 2 columns, found 1"),
+        ("sentence\tlabel\nfine\t1\nfine\t2\n", "x.tsv:3: label: expected 0 or 1, found \"2\""),
+        ("sentence\tlabel\n \t1\n", "x.tsv:2: sentence: expected a text, found nothing"),
+    ] {
+        let error = load(text).expect_err(text).to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    assert!(Task::Sst2.load(&[]).is_err());
+    assert!(Task::Sst2.load(&[dir.path().join("missing")]).is_err());
+}
+
+#[test]
+fn aligned_files_must_be_aligned() {
+    let dir = support::temp();
+    let english = write(dir.path(), "a.en", "One.\nTwo.\n");
+    let czech = write(dir.path(), "a.cs", "Jedna.\nDva.\n");
+    let short = write(dir.path(), "b.cs", "Jedna.\n");
+    let empty = write(dir.path(), "c.cs", "Jedna.\n\n");
+    let read = Task::EnCs.load(&[english.clone(), czech]).expect("aligned");
+    assert_eq!(read, vec![example("One.", "Jedna."), example("Two.", "Dva.")]);
+    let error = Task::EnCs.load(&[english.clone(), short]).expect_err("a line less").to_string();
+    assert!(error.contains("lines: expected 2") && error.contains("found 1"), "{error}");
+    let error = Task::EnCs.load(&[english.clone(), empty]).expect_err("an empty line").to_string();
+    assert!(error.contains("c.cs:2"), "{error}");
+    assert!(Task::EnCs.load(&[english]).is_err());
+}
+
+#[test]
+fn real_data_is_read_whole() {
+    let Some(shared) = support::shared() else { return };
+    let sst2 = |name: &str| Task::Sst2.load(&[shared.join("data/sst2").join(name)]).expect("reads");
+    assert_eq!((sst2("train.tsv").len(), sst2("dev.tsv").len()), (6735, 436));
+    let encs = Task::EnCs.load(&["en", "cs"].map(|l| shared.join("data/encs/pud.".to_string() + l))).expect("reads");
+    assert_eq!(encs.len(), 1000);
+    assert!(encs[0].output.starts_with("„V tomto procesu"));
+}
+
+/// For every tokenizer at hand: what the prompts give is the tokenisation of the whole text, and the answer's tokens
+/// are those that cover it.
+#[test]
+fn prompts_are_whole_tokenisations() {
+    let Some(shared) = support::shared() else { return };
+    let (labels, czech) = (["negative", "positive"], ["příliš žluťoučký kůň", "úpěl"]);
+    for (name, task, outputs) in [
+        ("models/stories260K", Task::EnCs, czech),
+        ("models/babyllama105", Task::Sst2, labels), // it has no letters but English ones
+        ("tokenizers/llama2", Task::EnCs, czech),
+        ("tokenizers/gpt2", Task::Sst2, labels),
+        ("tokenizers/opt", Task::EnCs, czech),
+    ] {
+        let tokenizer = Tokenizer::load(shared.join(name)).expect("loads");
+        let template = task.template();
+        let prompts = Prompts::new(&tokenizer, &template);
+        let whole = |text: &str| tokenizer.encode(text, true).expect("encodes").ids;
+        let demonstration = template.demonstration(&example("naïve ,  but 'tis fine \t!", "positive"));
+        for before in ["", &demonstration] {
+            let text = before.to_string() + &template.query(&example("well-conceived", "positive"));
+            let prompt = prompts.prompt(&text, &outputs).expect("tokens");
+            assert_eq!(prompt.token_ids, whole(&text), "{name}");
+            for (answer, output) in prompt.answers.iter().zip(outputs) {
+                let ids = whole(&format!("{text} {output}"));
+                assert_eq!(answer.after(&prompt.token_ids), ids, "{name}");
+                let learnt = tokenizer.decode(&ids[ids.len() - answer.scored..], true).expect("decodes");
+                assert_eq!(learnt.trim_start(), output, "{name}");
+                let kept = tokenizer.decode(&ids[..ids.len() - answer.scored], true).expect("decodes");
+                assert_eq!(kept, tokenizer.decode(&prompt.token_ids, true).expect("decodes"), "{name}");
+                let lesson = prompts.lesson(&text, output).expect("tokens");
+                assert_eq!(lesson.input_ids, ids, "{name}");
+                assert_eq!(lesson.scored(), Some(answer.scored), "{name}");
+            }
+        }
+    }
+}
+
+/// A tokenizer of single characters that has one longer token, across the seam of query and answer.
+fn seam_tokenizer(dir: &Path) -> Tokenizer {
+    let mut vocab: Vec<String> = (32u8..127).map(|c| (c as char).to_string()).collect();
+    vocab.extend(["\n".to_string(), ": ".to_string()]);
+    let vocab: serde_json::Map<_, _> = vocab.into_iter().enumerate().map(|(i, t)| (t, i.into())).collect();
+    let model = serde_json::json!({"type": "BPE", "vocab": vocab, "merges": [[":", " "]], "unk_token": null,
+        "dropout": null, "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false});
+    let file = serde_json::json!({"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
+        "post_processor": null, "decoder": {"type": "Fuse"}, "model": model});
+    Tokenizer::load(write(dir, "tokenizer.json", &file.to_string())).expect("loads")
+}
+
+#[test]
+fn a_token_across_the_seam_belongs_to_the_answer() {
+    let dir = support::temp();
+    let tokenizer = seam_tokenizer(dir.path());
+    let template = Task::Sst2.template();
+    let prompts = Prompts::new(&tokenizer, &template);
+    let text = template.query(&example("ok", "positive"));
+    let prompt = prompts.prompt(&text, &["positive"]).expect("tokens");
+    let whole = tokenizer.encode("Review: ok\nSentiment: positive", true).expect("encodes").ids;
+    let answer = &prompt.answers[0];
+    assert_eq!(answer.replaces, 1, "the colon is gone");
+    assert_eq!(answer.scored, 9, "colon-and-space, then eight letters");
+    assert_eq!(answer.after(&prompt.token_ids), whole);
+    assert_eq!(prompts.lesson(&text, "positive").expect("tokens").scored(), Some(9));
+    // Nothing but the answer: no token is left to predict it from.
+    let bare = Template::new("{input}", "{output}").expect("valid");
+    let error = Prompts::new(&tokenizer, &bare).prompt("", &["x"]).expect_err("no prompt").to_string();
+    assert!(error.contains("--template"), "{error}");
+    let error = Prompts::new(&tokenizer, &bare).prompt("x", &[""]).expect_err("no answer").to_string();
+    assert!(error.contains("a token of the answer"), "{error}");
+}
+
+#[test]
+fn lessons_have_their_labels_at_the_end() {
+    let lesson = |input_ids: &[u32], labels: &[i64]| Lesson { input_ids: input_ids.to_vec(), labels: labels.to_vec() };
+    assert_eq!(lesson(&[5, 6, 7], &[-100, 6, 7]).scored(), Some(2));
+    for labels in [&[-100, -100, -100][..], &[5, 6, 7], &[-100, 6, -100], &[-100, 6], &[-100, 6, 8], &[]] {
+        assert_eq!(lesson(&[5, 6, 7], labels).scored(), None, "{labels:?}");
+    }
+    assert_eq!(common_prefix(&[1, 2, 3], &[1, 2, 4, 5]), 2);
+    assert_eq!(common_prefix(&[], &[1]), 0);
+}

@@ -4,6 +4,7 @@ pub mod error;
 pub mod formats;
 pub mod hooks;
 pub mod model;
+pub mod probe;
 pub mod shape;
 pub mod task;
 pub mod train;

@@ -112,12 +112,12 @@ fn scores_compare_whole_answers() {
 fn sentiment_files_are_read_strictly() {
     let dir = support::temp();
     let load = |text: &str| Task::Sst2.load(&[write(dir.path(), "x.tsv", text)]);
-    let read = load("label\tsentence\n1\t fine \n0\tbad\n").expect("columns by name");
+    let read = load("label\tid\tsentence\n1\ta\t fine \n0\tb\tbad\n").expect("columns by name");
     assert_eq!(read, vec![example("fine", "positive"), example("bad", "negative")]);
     for (text, says) in [
-        ("sentence\n", "header: expected a column label"),
-        ("", "header: expected a column sentence"),
-        ("sentence\tlabel\nfine\n", "x.tsv:2: line: expected 2 columns, found 1"),
+        ("sentence\n", "header: expected label"),
+        ("", "header"),
+        ("sentence\tlabel\nfine\n", "x.tsv:2: fields: expected 2"),
         ("sentence\tlabel\nfine\t1\nfine\t2\n", "x.tsv:3: label: expected 0 or 1, found \"2\""),
         ("sentence\tlabel\n \t1\n", "x.tsv:2: sentence: expected a text, found nothing"),
     ] {

@@ -7,7 +7,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::templates::{SENTIMENT, TRANSLATION, Template};
-use crate::formats::atomic::read_to_string;
+use crate::formats::lines::at;
+use crate::formats::tables::{aligned, tsv};
 use crate::{Error, Result};
 
 /// One example: what is asked and what is right.
@@ -58,7 +59,10 @@ impl Task {
     pub fn load(self, files: &[PathBuf]) -> Result<Vec<Example>> {
         match (self, files) {
             (Self::Sst2, [file]) => sst2(file),
-            (Self::EnCs, [english, czech]) => aligned(english, czech),
+            (Self::EnCs, [english, czech]) => {
+                let pair = |(e, c): (String, String)| Example { input: e.trim().into(), output: c.trim().into() };
+                Ok(aligned(english, czech)?.into_iter().map(pair).collect())
+            }
             (Self::Sst2, _) => Err(Error::argument("sst2 data", "one file", files.len())),
             (Self::EnCs, _) => Err(Error::argument("en-cs data", "two aligned files, English and Czech", files.len())),
         }
@@ -87,51 +91,19 @@ impl FromStr for Task {
 }
 
 fn sst2(path: &Path) -> Result<Vec<Example>> {
-    let text = read_to_string(path)?;
-    let mut lines = text.lines().enumerate();
-    let header: Vec<&str> = lines.next().map_or(vec![], |(_, line)| line.split('\t').collect());
-    let column = |name: &str| {
-        let place = header.iter().position(|h| h.trim() == name);
-        place.ok_or_else(|| Error::field(path, "header", format!("a column {name}"), header.join(", ")))
-    };
-    let (sentence, label) = (column("sentence")?, column("label")?);
     let labels = Task::Sst2.labels().expect("task: sst2 has labels");
-    let example = |(number, line): (usize, &str)| {
-        let place = format!("{}:{}", path.display(), number + 1);
-        let fields: Vec<&str> = line.split('\t').collect();
-        if fields.len() != header.len() {
-            return Err(Error::field(place, "line", format!("{} columns", header.len()), fields.len().to_string()));
-        }
-        let output = match fields[label].trim() {
+    let rows = tsv(path, ["sentence", "label"])?.into_iter().enumerate();
+    let example = |(i, [sentence, label]): (usize, [String; 2])| {
+        let place = at(path, i + 2);
+        let output = match label.trim() {
             "0" => labels[0],
             "1" => labels[1],
-            other => return Err(Error::field(place, "label", "0 or 1", format!("{other:?}"))),
+            _ => return Err(Error::field(place, "label", "0 or 1", format!("{label:?}"))),
         };
-        Ok(Example { input: text_of(&place, "sentence", fields[sentence])?, output: output.to_string() })
+        match sentence.trim() {
+            "" => Err(Error::field(place, "sentence", "a text", "nothing")),
+            input => Ok(Example { input: input.to_string(), output: output.to_string() }),
+        }
     };
-    lines.filter(|(_, line)| !line.trim().is_empty()).map(example).collect()
-}
-
-fn aligned(english: &Path, czech: &Path) -> Result<Vec<Example>> {
-    let (inputs, outputs) = (read_to_string(english)?, read_to_string(czech)?);
-    let (lines, found) = (inputs.lines().count(), outputs.lines().count());
-    if lines != found {
-        return Err(Error::field(czech, "lines", format!("{lines}, as {}", english.display()), found.to_string()));
-    }
-    let example = |(number, (input, output)): (usize, (&str, &str))| {
-        let place = |path: &Path| format!("{}:{}", path.display(), number + 1);
-        Ok(Example {
-            input: text_of(&place(english), "sentence", input)?,
-            output: text_of(&place(czech), "sentence", output)?,
-        })
-    };
-    inputs.lines().zip(outputs.lines()).enumerate().map(example).collect()
-}
-
-/// A text without the white space around it; it must not be empty.
-fn text_of(place: &str, field: &str, text: &str) -> Result<String> {
-    match text.trim() {
-        "" => Err(Error::field(place, field, "a text", "nothing")),
-        text => Ok(text.to_string()),
-    }
+    rows.map(example).collect()
 }

@@ -1,0 +1,82 @@
+//! Reading states and scores: the part that the three arms have in common.
+
+use super::Count;
+use super::packing::{Group, Packer};
+use crate::Result;
+use crate::backend::{Backend, KvCache, WideElement};
+use crate::hooks::{Record, Selection, Site};
+use crate::model::{Activations, Adaptation, Cache, Gradients, Input, Keep, Labels, Model};
+
+/// What one group of prompts gave.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Reading {
+    /// The state at the last token of every prompt `[prompts, C]`: of every layer's `hook_resid_post`, then of the
+    /// final norm.
+    pub states: Vec<Vec<f32>>,
+    /// The log-probability of every answer of every prompt.
+    pub log_probs: Vec<Vec<f64>>,
+}
+
+/// Reads groups of prompts; returns one reading per group and the number of rows computed.
+///
+/// What the prompts of a group share is computed once: it is one segment above them, and goes from pack to pack in a
+/// cache where they need several packs of `rows` rows. `count` hears of every prompt read.
+pub(super) fn read<B: Backend>(
+    backend: &mut B,
+    model: &Model<B>,
+    adaptation: Option<&Adaptation<B>>,
+    groups: &[Group],
+    rows: usize,
+    count: &mut Count<'_>,
+) -> Result<(Vec<Reading>, usize)> {
+    let spec = &model.spec;
+    let places: Vec<(Site, usize)> =
+        (0..spec.layers).map(|l| (Site::ResidPost, l)).chain([(Site::FinalNorm, 0)]).collect();
+    let selection = Selection::new(&[Site::ResidPost, Site::FinalNorm], &(0..spec.layers).collect::<Vec<_>>());
+    let mut readings: Vec<Reading> = groups.iter().map(|g| Reading::empty(g, places.len(), spec.width)).collect();
+
+    let mut packer = Packer::new(groups, rows);
+    let layout = adaptation.map(|a| &a.layout);
+    let mut acts = Activations::new(backend, spec, layout, packer.capacity(), Keep::Layer)?;
+    let mut cache = KvCache::new(backend, spec.layers, packer.cache_rows(), spec.kv_width())?;
+    let mut computed = 0;
+    while let Some(batch) = packer.next(&cache.segments) {
+        let device = backend.pack(&batch.pack)?;
+        let mut input = Input::new(&batch.pack, &device);
+        input.adaptation = adaptation;
+        let mut record = Record::new(selection.clone(), batch.last.iter().map(|&(_, _, row)| row).collect());
+        let kept = Cache { cache: &mut cache, keep: &batch.keep };
+        model.forward(backend, &mut acts, &input, Some(kept), &mut record)?;
+        for (l, &(site, layer)) in places.iter().enumerate() {
+            let states = record.get(site, layer).expect("probe: the forward passes every layer");
+            for (&(group, prompt, _), state) in batch.last.iter().zip(states.chunks_exact(spec.width)) {
+                readings[group].states[l][prompt * spec.width..][..spec.width].copy_from_slice(state);
+            }
+        }
+
+        let label_rows: Vec<u32> = batch.targets.iter().map(|t| t.row as u32).collect();
+        let tokens: Vec<u32> = batch.targets.iter().map(|t| t.token).collect();
+        let labels = Labels::new(backend, &label_rows, &tokens, &vec![1.0; tokens.len()])?;
+        // Only losses are wanted: scratch for a backward of no rows.
+        let mut scratch = Gradients::new(backend, spec, 0, labels.count)?;
+        model.loss(backend, &acts, &labels, &mut scratch);
+        let mut losses = vec![B::Element::default(); labels.count];
+        backend.download(&mut losses, &scratch.losses, 0)?;
+        backend.sync()?;
+        for (target, loss) in batch.targets.iter().zip(losses) {
+            readings[target.group].log_probs[target.prompt][target.answer] -= loss.to_f64();
+        }
+        computed += batch.pack.len();
+        count.add(batch.last.len());
+    }
+    Ok((readings, computed))
+}
+
+impl Reading {
+    fn empty(group: &Group, layers: usize, width: usize) -> Self {
+        Self {
+            states: vec![vec![0.0; group.prompts.len() * width]; layers],
+            log_probs: group.prompts.iter().map(|p| vec![0.0; p.answers.len()]).collect(),
+        }
+    }
+}

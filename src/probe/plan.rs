@@ -1,0 +1,251 @@
+//! What a probe does, down to the token, decided before anything is computed.
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::ProbeSettings;
+use crate::formats::tokenizer::Tokenizer;
+use crate::task::demonstrations::sample;
+use crate::task::prompts::{Answer, Lesson, Prompt, Prompts, common_prefix};
+use crate::task::{Example, Task};
+use crate::{Error, Result};
+
+/// Queries and, for each seed, the demonstrations in both their uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// The labels that every query's answers stand for, in order; none for free text, where the only answer is the
+    /// reference.
+    pub labels: Option<Vec<String>>,
+    /// The queries.
+    pub queries: Vec<Query>,
+    /// The seeds.
+    pub seeds: Vec<SeedPlan>,
+}
+
+/// A query alone, as the anchor and IT arms read it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    /// Its number in the data set.
+    pub index: usize,
+    /// Its tokens.
+    pub token_ids: Vec<u32>,
+    /// Its possible answers.
+    pub answers: Vec<Answer>,
+    /// Which answer is right.
+    pub right: usize,
+}
+
+/// The demonstrations of one seed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SeedPlan {
+    /// Seed of the choice of demonstrations, of the adapter's start and of the Gaussian baseline.
+    pub seed: u64,
+    /// Their numbers in the pool, in the order shown.
+    pub demonstrations: Vec<usize>,
+    /// The longest common beginning of all queries' ICL prompts, at least a token short of the shortest.
+    pub icl_prefix_token_ids: Vec<u32>,
+    /// The rest of each query's ICL prompt.
+    pub icl_suffix_token_ids: Vec<Vec<u32>>,
+    /// Each query's possible answers after its ICL prompt.
+    pub icl_answers: Vec<Vec<Answer>>,
+    /// What the adapter learns.
+    pub train: Vec<Lesson>,
+}
+
+impl Plan {
+    /// Draws the demonstrations of every seed from `pool`, and makes tokens of everything. The queries are the first
+    /// of `queries`.
+    ///
+    /// # Errors
+    /// Too few examples, an output that is not a label of the task, or a failure of the tokenizer.
+    pub fn new(
+        tokenizer: &Tokenizer,
+        task: Task,
+        pool: &[Example],
+        queries: &[Example],
+        settings: &ProbeSettings,
+    ) -> Result<Self> {
+        let wanted = settings.queries.unwrap_or(queries.len());
+        if wanted == 0 || wanted > queries.len() {
+            return Err(Error::argument("--queries", format!("from 1 to {}", queries.len()), wanted));
+        }
+        let queries = &queries[..wanted];
+        let prompts = Prompts::new(tokenizer, &settings.template);
+        let candidates: Vec<Candidates> = queries.iter().map(|q| Candidates::of(task, q)).collect::<Result<_>>()?;
+        let read = |before: &str, (query, candidates): (&Example, &Candidates)| {
+            prompts.prompt(&format!("{before}{}", settings.template.query(query)), &candidates.outputs)
+        };
+        let read_all = |before: &str| -> Result<Vec<Prompt>> {
+            queries.par_iter().zip(&candidates).map(|pair| read(before, pair)).collect()
+        };
+        let seed_plan = |&seed: &u64| {
+            let demonstrations = sample(pool, queries, settings.demonstrations, seed)?;
+            let shown: Vec<&Example> = demonstrations.iter().map(|&i| &pool[i]).collect();
+            let text: String = shown.iter().map(|d| settings.template.demonstration(d)).collect();
+            let lesson = |d: &&Example| prompts.lesson(&settings.template.query(d), &d.output);
+            let train = shown.iter().map(lesson).collect::<Result<_>>()?;
+            Ok(SeedPlan::new(seed, demonstrations, read_all(&text)?, train))
+        };
+        let seeds = settings.seeds.iter().map(seed_plan).collect::<Result<_>>()?;
+        let alone = read_all("")?.into_iter().zip(&candidates).enumerate().map(|(index, (p, c))| Query {
+            index,
+            token_ids: p.token_ids,
+            answers: p.answers,
+            right: c.right,
+        });
+        let labels = task.labels().map(|labels| labels.iter().map(ToString::to_string).collect());
+        Ok(Self { labels, queries: alone.collect(), seeds })
+    }
+
+    /// Checks a plan that was read from a file against the vocabulary of the model: shapes agree, ids are in range,
+    /// prompts are not empty, answers and lessons have something to score.
+    ///
+    /// # Errors
+    /// [`Error::Field`] with `path` and the plan's field.
+    pub fn validate(&self, path: &str, vocab: usize) -> Result<()> {
+        Check { path, vocab }.plan(self)
+    }
+
+    /// The queries alone.
+    pub fn prompts(&self) -> Vec<Prompt> {
+        let prompt = |q: &Query| Prompt { token_ids: q.token_ids.clone(), answers: q.answers.clone() };
+        self.queries.iter().map(prompt).collect()
+    }
+
+    /// The number of the right answer of every query.
+    pub fn right(&self) -> Vec<usize> {
+        self.queries.iter().map(|q| q.right).collect()
+    }
+
+    /// The number of tokens of the longest sequence that any arm reads.
+    pub fn longest(&self) -> usize {
+        let prompts = self.seeds.iter().flat_map(SeedPlan::icl_prompts).chain(self.prompts());
+        let read = prompts.flat_map(|p| p.answers.iter().map(|a| a.after(&p.token_ids).len()).max());
+        read.chain(self.seeds.iter().flat_map(|s| s.train.iter().map(|l| l.input_ids.len()))).max().unwrap_or(0)
+    }
+}
+
+impl SeedPlan {
+    fn new(seed: u64, demonstrations: Vec<usize>, prompts: Vec<Prompt>, train: Vec<Lesson>) -> Self {
+        let first = &prompts[0].token_ids;
+        let shared = |p: &Prompt| common_prefix(first, &p.token_ids).min(p.token_ids.len() - 1);
+        let prefix = prompts.iter().map(shared).min().unwrap_or(0);
+        Self {
+            seed,
+            demonstrations,
+            icl_prefix_token_ids: first[..prefix].to_vec(),
+            icl_suffix_token_ids: prompts.iter().map(|p| p.token_ids[prefix..].to_vec()).collect(),
+            icl_answers: prompts.into_iter().map(|p| p.answers).collect(),
+            train,
+        }
+    }
+
+    /// The queries after the demonstrations.
+    pub fn icl_prompts(&self) -> Vec<Prompt> {
+        let whole = |suffix: &Vec<u32>| [&self.icl_prefix_token_ids[..], suffix].concat();
+        let pairs = self.icl_suffix_token_ids.iter().zip(&self.icl_answers);
+        pairs.map(|(suffix, answers)| Prompt { token_ids: whole(suffix), answers: answers.clone() }).collect()
+    }
+}
+
+/// The outputs compared for one query, and the right one.
+struct Candidates {
+    outputs: Vec<String>,
+    right: usize,
+}
+
+impl Candidates {
+    fn of(task: Task, query: &Example) -> Result<Self> {
+        let Some(labels) = task.labels() else {
+            return Ok(Self { outputs: vec![query.output.clone()], right: 0 });
+        };
+        let right = labels.iter().position(|l| *l == query.output);
+        let right = right.ok_or_else(|| Error::argument("label", labels.join(" or "), &query.output))?;
+        Ok(Self { outputs: labels.iter().map(ToString::to_string).collect(), right })
+    }
+}
+
+struct Check<'a> {
+    path: &'a str,
+    vocab: usize,
+}
+
+impl Check<'_> {
+    fn plan(&self, plan: &Plan) -> Result<()> {
+        self.that(!plan.queries.is_empty(), "plan.queries", "at least one", "none")?;
+        self.that(!plan.seeds.is_empty(), "plan.seeds", "at least one", "none")?;
+        let answers = plan.labels.as_ref().map_or(1, Vec::len);
+        for (i, q) in plan.queries.iter().enumerate() {
+            let field = format!("plan.queries[{i}]");
+            self.ids(&format!("{field}.token_ids"), &q.token_ids)?;
+            self.answers(&field, &q.token_ids, &q.answers, answers)?;
+            self.that(q.right < answers, &format!("{field}.right"), format!("less than {answers}"), q.right)?;
+        }
+        for (s, seed) in plan.seeds.iter().enumerate() {
+            self.seed(&format!("plan.seeds[{s}]"), seed, plan.queries.len(), answers)?;
+        }
+        Ok(())
+    }
+
+    fn seed(&self, field: &str, seed: &SeedPlan, queries: usize, answers: usize) -> Result<()> {
+        if !seed.icl_prefix_token_ids.is_empty() {
+            self.ids(&format!("{field}.icl_prefix_token_ids"), &seed.icl_prefix_token_ids)?;
+        }
+        for (name, found) in
+            [("icl_suffix_token_ids", seed.icl_suffix_token_ids.len()), ("icl_answers", seed.icl_answers.len())]
+        {
+            self.that(
+                found == queries,
+                &format!("{field}.{name}"),
+                format!("one for each of {queries} queries"),
+                found,
+            )?;
+        }
+        for (i, (suffix, list)) in seed.icl_suffix_token_ids.iter().zip(&seed.icl_answers).enumerate() {
+            self.ids(&format!("{field}.icl_suffix_token_ids[{i}]"), suffix)?;
+            let whole = [&seed.icl_prefix_token_ids[..], suffix].concat();
+            self.answers(&format!("{field}.icl_answers[{i}]"), &whole, list, answers)?;
+        }
+        self.that(!seed.train.is_empty(), &format!("{field}.train"), "at least one sequence", "none")?;
+        for (i, lesson) in seed.train.iter().enumerate() {
+            let field = format!("{field}.train[{i}]");
+            self.ids(&format!("{field}.input_ids"), &lesson.input_ids)?;
+            let expected = "-100 up to the answer, then its ids, at least one after the first token";
+            self.that(lesson.scored().is_some(), &format!("{field}.labels"), expected, "other labels")?;
+        }
+        Ok(())
+    }
+
+    fn answers(&self, field: &str, prompt: &[u32], answers: &[Answer], count: usize) -> Result<()> {
+        let expected = format!("one for each of {count} labels");
+        self.that(answers.len() == count, &format!("{field}.answers"), expected, answers.len())?;
+        for (c, answer) in answers.iter().enumerate() {
+            let field = format!("{field}.answers[{c}]");
+            self.ids(&format!("{field}.token_ids"), &answer.token_ids)?;
+            let most = prompt.len().saturating_sub(1);
+            self.that(
+                answer.replaces <= most,
+                &format!("{field}.replaces"),
+                format!("at most {most}"),
+                answer.replaces,
+            )?;
+            let range = 1..=answer.token_ids.len();
+            let expected = format!("from 1 to {}", range.end());
+            self.that(range.contains(&answer.scored), &format!("{field}.scored"), expected, answer.scored)?;
+        }
+        Ok(())
+    }
+
+    fn ids(&self, field: &str, ids: &[u32]) -> Result<()> {
+        self.that(!ids.is_empty(), field, "at least one id", "none")?;
+        let outside = ids.iter().find(|&&id| id as usize >= self.vocab);
+        outside.map_or(Ok(()), |id| self.that(false, field, format!("ids below {}", self.vocab), id))
+    }
+
+    fn that(&self, ok: bool, field: &str, expected: impl Into<String>, found: impl ToString) -> Result<()> {
+        if ok { Ok(()) } else { Err(Error::field(self.path, field, expected, found.to_string())) }
+    }
+}

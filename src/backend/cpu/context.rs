@@ -1,0 +1,45 @@
+//! What operations work with besides their arguments: the instruction set, product kernels and scratch memory.
+
+use super::gemm::{Gemm, grow};
+use super::simd::{Float, Isa};
+
+/// The threads' memory and kernels. Scratch grows to what the largest operation needs and stays.
+pub struct Context<W> {
+    /// The instruction set.
+    pub isa: Isa,
+    /// Products shared by all threads.
+    pub gemm: Gemm<W>,
+    /// Scratch of the calling thread.
+    pub memory: Vec<W>,
+    /// Scratch for sums in `f64`.
+    pub sums: Vec<f64>,
+    /// What each thread has to itself.
+    pub tasks: Vec<Task<W>>,
+}
+
+/// What one thread has to itself.
+pub struct Task<W> {
+    /// Products on this thread alone.
+    pub gemm: Gemm<W>,
+    /// Scratch.
+    pub memory: Vec<W>,
+}
+
+impl<W: Float> Context<W> {
+    /// For the current thread pool.
+    pub fn new(isa: Isa) -> Self {
+        let threads = rayon::current_num_threads();
+        let tasks = (0..threads).map(|_| Task { gemm: Gemm::new(isa, 1), memory: Vec::new() }).collect();
+        Self { isa, gemm: Gemm::new(isa, threads), memory: Vec::new(), sums: Vec::new(), tasks }
+    }
+}
+
+/// Parts of scratch memory with the given lengths; what is in them is left over from earlier.
+pub fn carve<W: Float, const N: usize>(memory: &mut Vec<W>, lens: [usize; N]) -> [&mut [W]; N] {
+    let mut rest = grow(memory, lens.iter().sum());
+    lens.map(|len| {
+        let (part, behind) = std::mem::take(&mut rest).split_at_mut(len);
+        rest = behind;
+        part
+    })
+}

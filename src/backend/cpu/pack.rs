@@ -1,0 +1,137 @@
+//! Operands of matrix products brought into the order and the type in which the tile reads them.
+
+use super::gemm::Operand;
+use super::simd::{Element, Float, Isa, Visit, multiversion};
+use super::tile::DEPTH;
+
+/// Packs `count` rows of `depth` elements at distance [`DEPTH`], and zeros up to `width` rows.
+pub fn pack_rows<W: Float>(isa: Isa, to: &mut [W], from: Operand<'_, W>, count: usize, width: usize, depth: usize) {
+    W::visit(from.data, Rows { isa, to, from, count, depth });
+    for row in to.chunks_mut(DEPTH).take(width).skip(count) {
+        row.fill(W::ZERO);
+    }
+    if let Some(round) = from.rounding {
+        to.chunks_mut(DEPTH).take(count).for_each(|row| round(isa, &mut row[..depth]));
+    }
+}
+
+/// Packs `count` lanes of `depth` elements into panels of twice `lanes`, the last of `lanes` if that is enough, with
+/// zeros for lanes that there are not.
+pub fn pack_panels<W: Float>(isa: Isa, lanes: usize, to: &mut [W], from: Operand<'_, W>, count: usize, depth: usize) {
+    W::visit(from.data, Panels { isa, lanes, to, from, count, depth });
+    if let Some(round) = from.rounding {
+        round(isa, &mut to[..count.next_multiple_of(lanes) * depth]);
+    }
+}
+
+struct Rows<'a, 'b, W> {
+    isa: Isa,
+    to: &'a mut [W],
+    from: Operand<'b, W>,
+    count: usize,
+    depth: usize,
+}
+
+impl<W: Float> Visit<W> for Rows<'_, '_, W> {
+    fn visit<S: Element<W>>(self, data: &[S]) {
+        let data = &data[self.from.from..];
+        if self.from.transposed {
+            transpose(self.isa, self.to, DEPTH, data, self.from.stride, self.depth, self.count);
+        } else {
+            copy(self.isa, self.to, DEPTH, data, self.from.stride, self.count, self.depth);
+        }
+    }
+}
+
+struct Panels<'a, 'b, W> {
+    isa: Isa,
+    lanes: usize,
+    to: &'a mut [W],
+    from: Operand<'b, W>,
+    count: usize,
+    depth: usize,
+}
+
+impl<W: Float> Visit<W> for Panels<'_, '_, W> {
+    fn visit<S: Element<W>>(self, data: &[S]) {
+        let (isa, depth) = (self.isa, self.depth);
+        for first in (0..self.count).step_by(2 * self.lanes) {
+            let count = (self.count - first).min(2 * self.lanes);
+            let width = count.next_multiple_of(self.lanes);
+            let panel = &mut self.to[first * depth..][..width * depth];
+            if count < width {
+                panel.fill(W::ZERO);
+            }
+            let from = self.from.skip(first);
+            let data = &data[from.from..];
+            if from.transposed {
+                copy(isa, panel, width, data, from.stride, depth, count);
+            } else {
+                transpose(isa, panel, width, data, from.stride, count, depth);
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// `to[r * to_stride + c] = from[r * stride + c]`.
+    fn copy[W: Float, S: Element<W>](
+        to: &mut [W],
+        to_stride: usize,
+        from: &[S],
+        stride: usize,
+        rows: usize,
+        columns: usize,
+    ) {
+        for r in 0..rows {
+            let (to, from) = (&mut to[r * to_stride..][..columns], &from[r * stride..][..columns]);
+            for (o, x) in to.iter_mut().zip(from) {
+                *o = x.widen();
+            }
+        }
+    }
+}
+
+/// Edge of the squares that are transposed at once.
+const SQUARE: usize = 8;
+
+multiversion! {
+    /// `to[c * to_stride + r] = from[r * stride + c]`.
+    pub fn transpose[W: Float, S: Element<W>](
+        to: &mut [W],
+        to_stride: usize,
+        from: &[S],
+        stride: usize,
+        rows: usize,
+        columns: usize,
+    ) {
+        let (whole_rows, whole_columns) = (rows - rows % SQUARE, columns - columns % SQUARE);
+        for r in (0..whole_rows).step_by(SQUARE) {
+            for c in (0..whole_columns).step_by(SQUARE) {
+                let mut square = [[W::ZERO; SQUARE]; SQUARE];
+                for (i, row) in square.iter_mut().enumerate() {
+                    let from = &from[(r + i) * stride + c..][..SQUARE];
+                    for (x, s) in row.iter_mut().zip(from) {
+                        *x = s.widen();
+                    }
+                }
+                for j in 0..SQUARE {
+                    let to = &mut to[(c + j) * to_stride + r..][..SQUARE];
+                    for (o, row) in to.iter_mut().zip(&square) {
+                        *o = row[j];
+                    }
+                }
+            }
+            for c in whole_columns..columns {
+                for i in r..r + SQUARE {
+                    to[c * to_stride + i] = from[i * stride + c].widen();
+                }
+            }
+        }
+        for r in whole_rows..rows {
+            for c in 0..columns {
+                to[c * to_stride + r] = from[r * stride + c].widen();
+            }
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! Element types, instruction sets and the vectorised functions that the operations share.
+//!
+//! Loops are written plainly and compiled once per instruction set ([`multiversion`]); only the matrix product's
+//! inner tile is written in vectors. Nothing but that tile contracts `a * b + c` into one rounding, so
+//! that every instruction set gives the same bits elsewhere.
+
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+use half::{bf16, f16};
+
+use super::tile::Tiles;
+use crate::backend::{HostSlice, WideElement};
+
+/// What arithmetic is done in: `f32`, or `f64` in the oracle.
+pub trait Float:
+    WideElement
+    + Element<Self>
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+{
+    /// 0.
+    const ZERO: Self;
+    /// 1.
+    const ONE: Self;
+    /// Minus infinity.
+    const NEG_INFINITY: Self;
+    /// Its name.
+    const NAME: &'static str;
+    /// `e^x`; 1 at 0, 0 at minus infinity.
+    fn exp(self) -> Self;
+    /// Natural logarithm.
+    fn ln(self) -> Self;
+    /// Square root.
+    fn sqrt(self) -> Self;
+    /// The tile kernels for an instruction set.
+    fn tiles(isa: Isa) -> Tiles<Self>;
+    /// Does something with elements of whatever type.
+    fn visit<V: Visit<Self>>(slice: HostSlice<'_>, visitor: V);
+
+    /// The larger; `self` if `other` is not a number.
+    #[inline(always)]
+    fn larger(self, other: Self) -> Self {
+        if other > self { other } else { self }
+    }
+}
+
+/// A stored number that converts to and from the wide type `W` with one rounding to nearest, ties to even.
+pub trait Element<W>: bytemuck::Pod + Default + Send + Sync {
+    /// To wide; exact unless this is wider.
+    fn widen(self) -> W;
+    /// From wide, rounded.
+    fn narrow(x: W) -> Self;
+    /// The host's view of a slice.
+    fn host(slice: &[Self]) -> HostSlice<'_>;
+}
+
+macro_rules! elements {
+    ($($wide:ty, $stored:ty, $host:ident, $x:ident: $widen:expr, $narrow:expr;)*) => {
+        $(impl Element<$wide> for $stored {
+            #[inline(always)]
+            fn widen(self) -> $wide {
+                let $x = self;
+                $widen
+            }
+            #[inline(always)]
+            fn narrow($x: $wide) -> Self {
+                $narrow
+            }
+            fn host(slice: &[Self]) -> HostSlice<'_> {
+                HostSlice::$host(slice)
+            }
+        })*
+    };
+}
+elements! {
+    f32, f32, F32, x: x, x;
+    f32, f64, F64, x: x as f32, f64::from(x);
+    f32, bf16, Bf16, x: f32::from_bits(u32::from(x.to_bits()) << 16), bf16::from_bits(bf16_bits(x));
+    f32, f16, F16, x: f16_to_f32(x.to_bits()), f16::from_bits(f16_bits(x));
+    f64, f64, F64, x: x, x;
+    f64, f32, F32, x: f64::from(x), x as f32;
+    f64, bf16, Bf16, x: f64::from(x.to_f32()), bf16::from_f64(x);
+    f64, f16, F16, x: f64::from(x.to_f32()), f16::from_f64(x);
+}
+
+#[inline(always)]
+fn bf16_bits(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let nan = (bits >> 16) | 0x40;
+    (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) as u16
+}
+
+#[inline(always)]
+fn f16_to_f32(bits: u16) -> f32 {
+    // The exponent is rebased by a multiplication, which also turns subnormals into normal numbers.
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    let scaled = f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23);
+    let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(scaled.to_bits() | special | (u32::from(bits & 0x8000) << 16))
+}
+
+#[inline(always)]
+fn f16_bits(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let sign = (bits >> 16) & 0x8000;
+    let magnitude = bits & 0x7fff_ffff;
+    // Below 2^-14 the sum with 0.5 leaves the rounded subnormal in the low mantissa bits.
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let normal = magnitude.wrapping_add(0xfff + ((magnitude >> 13) & 1)).wrapping_sub(112 << 23) >> 13;
+    let finite = if magnitude < (113 << 23) { subnormal } else { normal.min(0x7c00) };
+    (sign | if magnitude > 0x7f80_0000 { 0x7e00 } else { finite }) as u16
+}
+
+impl Float for f32 {
+    const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
+    const NEG_INFINITY: Self = f32::NEG_INFINITY;
+    const NAME: &'static str = "f32";
+
+    /// Within 2 units in the last place, also where the result is subnormal. No branches, so that it vectorises.
+    #[inline(always)]
+    #[allow(clippy::excessive_precision)]
+    fn exp(self) -> Self {
+        // 1.5 * 2^23: adding it rounds to an integer, whose two's complement is then in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        let x = if self < -104.0 { -104.0 } else { self };
+        let x = if x > 89.0 { 89.0 } else { x };
+        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        let n = shifted - ROUND;
+        // ln 2 in two parts; the product with the first is exact.
+        let r = (x - n * 0.693_359_375) - n * -2.121_944_4e-4;
+        let p = 1.987_569_15e-4;
+        let p = p * r + 1.398_199_95e-3;
+        let p = p * r + 8.333_451_9e-3;
+        let p = p * r + 4.166_579_6e-2;
+        let p = p * r + 1.666_666_55e-1;
+        let p = p * r + 0.5;
+        let p = p * (r * r) + r + 1.0;
+        // 2^n in two factors: the whole would not be a normal number near the ends of the range.
+        let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+        let half = n >> 1;
+        let power = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
+        p * power(half) * power(n.wrapping_sub(half))
+    }
+    #[inline(always)]
+    fn ln(self) -> Self {
+        self.ln()
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        self.sqrt()
+    }
+    fn tiles(isa: Isa) -> Tiles<Self> {
+        Tiles::f32(isa)
+    }
+    fn visit<V: Visit<Self>>(slice: HostSlice<'_>, visitor: V) {
+        match slice {
+            HostSlice::F64(s) => visitor.visit(s),
+            HostSlice::F32(s) => visitor.visit(s),
+            HostSlice::Bf16(s) => visitor.visit(s),
+            HostSlice::F16(s) => visitor.visit(s),
+        }
+    }
+}
+
+impl Float for f64 {
+    const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
+    const NEG_INFINITY: Self = f64::NEG_INFINITY;
+    const NAME: &'static str = "f64";
+
+    #[inline(always)]
+    fn exp(self) -> Self {
+        self.exp()
+    }
+    #[inline(always)]
+    fn ln(self) -> Self {
+        self.ln()
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        self.sqrt()
+    }
+    fn tiles(isa: Isa) -> Tiles<Self> {
+        Tiles::f64(isa)
+    }
+    fn visit<V: Visit<Self>>(slice: HostSlice<'_>, visitor: V) {
+        match slice {
+            HostSlice::F64(s) => visitor.visit(s),
+            HostSlice::F32(s) => visitor.visit(s),
+            HostSlice::Bf16(s) => visitor.visit(s),
+            HostSlice::F16(s) => visitor.visit(s),
+        }
+    }
+}
+
+/// An instruction set that loops are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// What every processor of the architecture has.
+    Plain,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+impl Isa {
+    /// The best of this processor.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            if avx2 && avx512 {
+                return Self::Avx512;
+            }
+            if avx2 {
+                return Self::Avx2;
+            }
+        }
+        Self::Plain
+    }
+
+    /// Those this processor has, the plainest first.
+    pub fn available() -> &'static [Self] {
+        match Self::detect() {
+            Self::Plain => &[Self::Plain],
+            Self::Avx2 => &[Self::Plain, Self::Avx2],
+            Self::Avx512 => &[Self::Plain, Self::Avx2, Self::Avx512],
+        }
+    }
+}
+
+/// Compiles a function for every [`Isa`]; its first argument chooses, and must be one that this processor has.
+macro_rules! multiversion {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident[$($generic:ident: $bound:path),*](
+        $($arg:ident: $type:ty),* $(,)?
+    ) $(-> $result:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name<$($generic: $bound),*>(isa: $crate::backend::cpu::simd::Isa, $($arg: $type),*) $(-> $result)? {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments)]
+            fn body<$($generic: $bound),*>($($arg: $type),*) $(-> $result)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            #[allow(clippy::too_many_arguments)]
+            fn avx2<$($generic: $bound),*>($($arg: $type),*) $(-> $result)? {
+                body::<$($generic),*>($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+            #[allow(clippy::too_many_arguments)]
+            fn avx512<$($generic: $bound),*>($($arg: $type),*) $(-> $result)? {
+                body::<$($generic),*>($($arg),*)
+            }
+            match isa {
+                // SAFETY: the value is only made where detection found the instructions.
+                #[cfg(target_arch = "x86_64")]
+                $crate::backend::cpu::simd::Isa::Avx2 => unsafe { avx2::<$($generic),*>($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::backend::cpu::simd::Isa::Avx512 => unsafe { avx512::<$($generic),*>($($arg),*) },
+                _ => body::<$($generic),*>($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use multiversion;
+
+multiversion! {
+    /// `out = x`, widened.
+    pub fn widen[W: Float, S: Element<W>](out: &mut [W], x: &[S]) {
+        for (o, &x) in out.iter_mut().zip(x) {
+            *o = x.widen();
+        }
+    }
+}
+
+multiversion! {
+    /// `out = x`, rounded.
+    pub fn narrow[W: Float, S: Element<W>](out: &mut [S], x: &[W]) {
+        for (o, &x) in out.iter_mut().zip(x) {
+            *o = S::narrow(x);
+        }
+    }
+}
+
+/// Something done with the elements of a [`HostSlice`], whatever their type.
+pub trait Visit<W> {
+    /// Does it.
+    fn visit<S: Element<W>>(self, slice: &[S]);
+}
+
+struct Read<'a, W> {
+    isa: Isa,
+    out: &'a mut [W],
+    from: usize,
+}
+
+impl<W: Float> Visit<W> for Read<'_, W> {
+    fn visit<S: Element<W>>(self, slice: &[S]) {
+        widen(self.isa, self.out, &slice[self.from..self.from + self.out.len()]);
+    }
+}
+
+/// `out = x[from..]`, widened.
+pub fn read<W: Float>(isa: Isa, out: &mut [W], x: HostSlice<'_>, from: usize) {
+    W::visit(x, Read { isa, out, from });
+}
+
+/// Sums that are kept apart while a row is added up, so that it vectorises; their number fixes the order.
+const SUMS: usize = 16;
+
+/// The sum of `f(i)` for `i < len`, always in the same order.
+#[inline(always)]
+pub fn sum<W: Float>(len: usize, f: impl Fn(usize) -> W) -> W {
+    let mut sums = [W::ZERO; SUMS];
+    let whole = len - len % SUMS;
+    for i in (0..whole).step_by(SUMS) {
+        for (l, s) in sums.iter_mut().enumerate() {
+            *s += f(i + l);
+        }
+    }
+    for i in whole..len {
+        sums[i - whole] += f(i);
+    }
+    let mut width = SUMS / 2;
+    while width > 0 {
+        for l in 0..width {
+            let other = sums[l + width];
+            sums[l] += other;
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+/// The largest of `x`; minus infinity if there are none. Not-a-numbers are passed over.
+#[inline(always)]
+pub fn largest<W: Float>(x: &[W]) -> W {
+    let mut best = [W::NEG_INFINITY; SUMS];
+    let whole = x.len() - x.len() % SUMS;
+    for part in x[..whole].chunks_exact(SUMS) {
+        for (b, &v) in best.iter_mut().zip(part) {
+            *b = b.larger(v);
+        }
+    }
+    let rest = x[whole..].iter().fold(W::NEG_INFINITY, |b, &v| b.larger(v));
+    best.iter().fold(rest, |b, &v| b.larger(v))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_accurate_over_the_whole_range() {
+        assert_eq!(Float::exp(0.0f32), 1.0);
+        assert_eq!(Float::exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(Float::exp(f32::INFINITY), f32::INFINITY);
+        assert!(Float::exp(f32::NAN).is_nan());
+        let mut worst = 0.0f64;
+        for i in 0..2_000_000 {
+            let x = -105.0 + i as f32 * 1e-4;
+            let (found, exact) = (f64::from(Float::exp(x)), f64::from(x).exp());
+            if exact > f64::from(f32::MAX) {
+                assert!(found >= f64::from(f32::MAX), "exp({x}) = {found}");
+                continue;
+            }
+            let ulp = f64::from((exact as f32).next_up()) - f64::from(exact as f32);
+            worst = worst.max((found - exact).abs() / ulp);
+        }
+        assert!(worst < 2.0, "{worst} units in the last place");
+    }
+
+    #[test]
+    fn sixteen_bit_conversions_agree_with_the_reference_crate() {
+        for bits in 0..=u16::MAX {
+            let (half, brain) = (f16::from_bits(bits), bf16::from_bits(bits));
+            let (h, b): (f32, f32) = (half.widen(), brain.widen());
+            assert!(h.to_bits() == half.to_f32().to_bits() || h.is_nan() && half.is_nan(), "f16 {bits:#x}");
+            assert!(b.to_bits() == brain.to_f32().to_bits() || b.is_nan() && brain.is_nan(), "bf16 {bits:#x}");
+        }
+        for i in 0..=u32::MAX / 977 {
+            let x = f32::from_bits(i * 977);
+            let (h, b) = (<f16 as Element<f32>>::narrow(x), <bf16 as Element<f32>>::narrow(x));
+            if x.is_nan() {
+                assert!(h.is_nan() && b.is_nan());
+            } else {
+                assert_eq!(h.to_bits(), f16::from_f32(x).to_bits(), "f16 of {x}");
+                assert_eq!(b.to_bits(), bf16::from_f32(x).to_bits(), "bf16 of {x}");
+            }
+        }
+    }
+}

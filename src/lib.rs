@@ -1,5 +1,6 @@
 //! An instrument to compare the ways a language model is adapted, inside the model.
 pub mod backend;
+pub mod cli;
 pub mod error;
 pub mod formats;
 pub mod hooks;

@@ -110,7 +110,10 @@ impl<B: Backend> Taps<B> for Stream<'_> {
 }
 
 /// The pack rows `rows` of a tapped tensor, `[rows, width]`.
-fn take<B: Backend>(backend: &mut B, tapped: &Tapped<'_, B>, rows: &[usize]) -> Vec<f32> {
+///
+/// # Panics
+/// If the tensor has no such row.
+pub fn take<B: Backend>(backend: &mut B, tapped: &Tapped<'_, B>, rows: &[usize]) -> Vec<f32> {
     let place = |&row: &usize| {
         tapped.find(row).unwrap_or_else(|| panic!("{}: row {row} was not tapped", tapped.site.name(tapped.layer)))
     };

@@ -1,0 +1,476 @@
+//! The command line as typed: every flag, its aliases, its default and its help. What it means is `resolve`'s.
+//!
+//! This is the only list of flags. The keys of a `--config` file are these same flags, and the resolved configuration
+//! written beside the outputs is these structures serialised.
+
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use crate::task::Task;
+use crate::train::schedule::Schedule;
+use crate::train::settings::RunSettings;
+
+const EXAMPLES: &str = "\
+Examples:
+  llamaprobe probe --model org/name --task sst2 --train train.tsv --test dev.tsv --demos 10 --seeds 3 --out run
+  llamaprobe train-lora --model DIR --train data.jsonl --out adapter --r 8 --max-steps 100
+  llamaprobe capture --model DIR --input texts.jsonl --sites resid_post --tokens last --out states
+  llamaprobe generate --model DIR --adapter adapter --prompt 'Once upon a time'
+  llamaprobe inspect --model DIR --adapter adapter
+
+Every flag can stand in a YAML file given with --config; a flag on the command line wins over the file.";
+
+/// The trainer's own defaults.
+static DEFAULTS: LazyLock<RunSettings> = LazyLock::new(RunSettings::default);
+
+/// Compare in-context learning, instruction tuning and prompt tuning inside a language model.
+#[derive(Debug, Parser)]
+#[command(name = "llamaprobe", version, after_help = EXAMPLES, args_override_self = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Writes internal states of a model, token by token, to a safetensors file.
+    Capture(CaptureArgs),
+    /// Tunes a LoRA adapter, and writes it as PEFT does.
+    TrainLora(TrainLoraArgs),
+    /// Compares in-context learning with instruction tuning on the same demonstrations, layer by layer.
+    Probe(ProbeArgs),
+    /// Continues prompts.
+    Generate(GenerateArgs),
+    /// Shows a model's shape, its memory plan, and what an adapter holds and what PEFT would make of it.
+    Inspect(InspectArgs),
+}
+
+/// Where to compute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "String")]
+pub enum Device {
+    /// The best there is.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// A CUDA device by its number.
+    Cuda(usize),
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Auto => "auto".into(),
+            Device::Cpu => "cpu".into(),
+            Device::Cuda(n) => format!("cuda:{n}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => s
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| "expected auto, cpu or cuda:N".into()),
+        }
+    }
+}
+
+/// The dtype of the matrix products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DtypeArg {
+    /// The checkpoint's own.
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16, accumulated in f32.
+    Bf16,
+    /// IEEE half precision, accumulated in f32.
+    F16,
+}
+
+/// Flags of every command.
+#[derive(Debug, Args, Serialize)]
+pub struct CommonArgs {
+    /// Where to compute: auto, cpu or cuda:N.
+    #[arg(long, default_value = "auto", help_heading = "Running")]
+    pub device: Device,
+    /// Dtype of the matrix products; auto is the checkpoint's own.
+    #[arg(long, value_enum, default_value = "auto", alias = "torch-dtype", help_heading = "Running")]
+    pub dtype: DtypeArg,
+    /// Branch, tag or commit of a model in the cache [default: main].
+    #[arg(long, help_heading = "Running")]
+    pub revision: Option<String>,
+    /// Threads of the processor to use [default: all].
+    #[arg(long, help_heading = "Running")]
+    pub threads: Option<usize>,
+    /// Print results as JSON on stdout.
+    #[arg(long, help_heading = "Running")]
+    #[serde(skip)]
+    pub json: bool,
+    /// A YAML file of these flags as keys; the command line wins.
+    #[arg(long, value_name = "FILE", help_heading = "Running")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+}
+
+/// Which model and adapter.
+#[derive(Debug, Args, Serialize)]
+pub struct ModelArgs {
+    /// A directory with config.json and safetensors, or org/name in the Hugging Face cache.
+    #[arg(long, value_name = "DIR|org/name", aliases = ["model-name-or-path", "base-model"])]
+    pub model: String,
+    /// A PEFT adapter directory to apply.
+    #[arg(long, value_name = "DIR", alias = "lora")]
+    pub adapter: Option<PathBuf>,
+}
+
+/// Which tokens of each input are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tokens {
+    /// All of them.
+    All,
+    /// The last one.
+    Last,
+}
+
+/// A dtype to store activations in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreDtype {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+/// `capture`.
+#[derive(Debug, Args, Serialize)]
+#[command(after_help = "\
+Example:
+  llamaprobe capture --model DIR --input texts.jsonl --sites resid_post,ln_final.hook_normalized --layers 0,3 \\
+      --tokens last --out states
+
+Writes states/activations.safetensors: one tensor [tokens, width] per site and layer, named as TransformerLens names
+hooks (blocks.3.hook_resid_post, hook_embed, ln_final.hook_normalized, logits), and doc_id, pos, token_id [tokens].")]
+pub struct CaptureArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// JSONL; each line {"text": …} or {"input_ids": […]}.
+    #[arg(long, value_name = "FILE")]
+    pub input: PathBuf,
+    /// Sites to keep: resid_post, attn_out, mlp_out, embed, ln_final.hook_normalized, logits, blocks.3.hook_z, …
+    #[arg(long, value_delimiter = ',', default_value = "resid_post", alias = "hooks")]
+    pub sites: Vec<String>,
+    /// Layers of the sites that name none: all, or numbers such as 0,3.
+    #[arg(long, default_value = "all")]
+    pub layers: String,
+    /// Tokens of each input to keep.
+    #[arg(long, value_enum, default_value = "all")]
+    pub tokens: Tokens,
+    /// Dtype of the file.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub store_dtype: StoreDtype,
+    /// Most rows of one pass.
+    #[arg(long, default_value_t = 2048, value_name = "ROWS")]
+    pub batch_tokens: usize,
+    /// Split the file into shards of this many tokens, with an index.
+    #[arg(long, value_name = "TOKENS")]
+    pub shard_tokens: Option<usize>,
+    /// Directory to write.
+    #[arg(long, value_name = "DIR", alias = "output-dir")]
+    pub out: PathBuf,
+    /// Print the memory plan and stop.
+    #[arg(long)]
+    #[serde(skip)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
+/// A new adapter's shape.
+#[derive(Debug, Args, Serialize)]
+pub struct LoraArgs {
+    /// Rank of the adapter.
+    #[arg(long, default_value_t = 8, aliases = ["lora-r", "lora-rank"], help_heading = "Adapter")]
+    pub r: usize,
+    /// The adapter's output is multiplied by lora-alpha / r.
+    #[arg(long, default_value_t = 16.0, help_heading = "Adapter")]
+    pub lora_alpha: f64,
+    /// Projections to adapt: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, all-linear, or (in
+    /// train-lora) a regular expression for whole module paths.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "q_proj,v_proj",
+        aliases = ["lora-target", "lora-target-modules"],
+        help_heading = "Adapter"
+    )]
+    pub target_modules: Vec<String>,
+}
+
+/// The optimiser.
+#[derive(Debug, Args, Serialize)]
+pub struct OptimArgs {
+    /// Peak learning rate.
+    #[arg(long, default_value_t = DEFAULTS.learning_rate, alias = "lr", help_heading = "Optimiser")]
+    pub learning_rate: f64,
+    /// How it moves after the warm-up: linear, cosine or constant.
+    #[arg(long, value_name = "NAME", default_value_t = DEFAULTS.schedule, alias = "lr-scheduler", help_heading = "Optimiser")]
+    pub lr_scheduler_type: Schedule,
+    /// Steps in which the learning rate rises from 0.
+    #[arg(long, value_name = "STEPS", conflicts_with = "warmup_ratio", help_heading = "Optimiser")]
+    pub warmup_steps: Option<u64>,
+    /// The same as a part of all steps.
+    #[arg(long, value_name = "PART", help_heading = "Optimiser")]
+    pub warmup_ratio: Option<f64>,
+    /// Decoupled weight decay.
+    #[arg(long, default_value_t = DEFAULTS.weight_decay, help_heading = "Optimiser")]
+    pub weight_decay: f64,
+    /// Norm to which a larger gradient is cut; 0 never cuts.
+    #[arg(long, value_name = "NORM", default_value_t = DEFAULTS.max_grad_norm.unwrap_or(0.0), help_heading = "Optimiser")]
+    pub max_grad_norm: f64,
+    /// Decay of AdamW's first moment.
+    #[arg(long, value_name = "BETA", default_value_t = DEFAULTS.beta1, help_heading = "Optimiser")]
+    pub adam_beta1: f64,
+    /// Decay of AdamW's second moment.
+    #[arg(long, value_name = "BETA", default_value_t = DEFAULTS.beta2, help_heading = "Optimiser")]
+    pub adam_beta2: f64,
+    /// Added to the root of AdamW's second moment.
+    #[arg(long, value_name = "EPSILON", default_value_t = DEFAULTS.epsilon, help_heading = "Optimiser")]
+    pub adam_epsilon: f64,
+    /// Examples of one pass.
+    #[arg(
+        long,
+        default_value_t = DEFAULTS.batch_size,
+        aliases = ["per-device-train-batch-size", "micro-batch-size"],
+        help_heading = "Optimiser"
+    )]
+    pub batch_size: usize,
+    /// Passes of one step; the loss is the mean over all label tokens of the step.
+    #[arg(long, value_name = "PASSES", default_value_t = DEFAULTS.accumulation, help_heading = "Optimiser")]
+    pub gradient_accumulation_steps: usize,
+    /// Times through the data [default: 3].
+    #[arg(long, aliases = ["num-train-epochs", "num-epochs"], help_heading = "Optimiser")]
+    pub epochs: Option<f64>,
+    /// Number of steps, in place of epochs.
+    #[arg(long, value_name = "STEPS", conflicts_with = "epochs", help_heading = "Optimiser")]
+    pub max_steps: Option<u64>,
+}
+
+/// `train-lora`.
+#[derive(Debug, Args, Serialize)]
+#[command(after_help = "\
+Examples:
+  llamaprobe train-lora --model DIR --train data.jsonl --out adapter --epochs 3
+  llamaprobe train-lora --config run.yaml --resume-from-checkpoint latest
+
+Lines of the data: {\"prompt\",\"completion\"} (loss on the completion), {\"text\"}, {\"messages\"} (loss on the assistant)
+or {\"input_ids\",\"labels\"} (-100 carries no loss).")]
+pub struct TrainLoraArgs {
+    /// A directory with config.json and safetensors, or org/name in the Hugging Face cache.
+    #[arg(long, value_name = "DIR|org/name", aliases = ["model-name-or-path", "base-model"])]
+    pub model: String,
+    /// JSONL of examples.
+    #[arg(long, value_name = "FILE", aliases = ["dataset", "train-file"])]
+    pub train: PathBuf,
+    /// Directory to write: the adapter, trainer_log.jsonl, checkpoint-N.
+    #[arg(long, value_name = "DIR", alias = "output-dir")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub lora: LoraArgs,
+    /// Multiply the adapter's output by lora-alpha / sqrt(r) instead.
+    #[arg(long, help_heading = "Adapter")]
+    pub use_rslora: bool,
+    /// Probability of dropping an input of the adapter.
+    #[arg(long, default_value_t = 0.0, help_heading = "Adapter")]
+    pub lora_dropout: f64,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub optim: OptimArgs,
+    /// Seed of the adapter's start, the order of the data and the dropout.
+    #[arg(long, default_value_t = DEFAULTS.seed)]
+    pub seed: u64,
+    /// Take the examples in the file's order in every epoch.
+    #[arg(long)]
+    pub no_shuffle: bool,
+    /// Longest example in tokens; longer ones are cut at the end.
+    #[arg(long, aliases = ["cutoff-len", "sequence-len"])]
+    pub max_length: Option<usize>,
+    /// A PEFT adapter directory to start from, in place of a fresh one.
+    #[arg(long, value_name = "DIR")]
+    pub init_adapter: Option<PathBuf>,
+    /// Append the end-of-sequence token to every text and completion, and learn it.
+    #[arg(long)]
+    pub add_eos: bool,
+    /// Steps between two checkpoints; 0 writes none.
+    #[arg(long, default_value_t = 500)]
+    pub save_steps: u64,
+    /// Checkpoints that are kept, the newest; 0 keeps all.
+    #[arg(long, default_value_t = 2)]
+    pub save_total_limit: usize,
+    /// Steps between two lines of the log.
+    #[arg(long, default_value_t = 1)]
+    pub logging_steps: u64,
+    /// Continue from a checkpoint directory; latest is the newest one in --out, or the beginning if there is none.
+    #[arg(long, value_name = "DIR|latest")]
+    #[serde(skip)]
+    pub resume_from_checkpoint: Option<String>,
+    /// Print the memory plan and stop.
+    #[arg(long)]
+    #[serde(skip)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
+/// `probe`.
+#[derive(Debug, Args, Serialize)]
+#[command(after_help = "\
+Examples:
+  llamaprobe probe --model DIR --task sst2 --train train.tsv --test dev.tsv --demos 10 --queries 100 --seeds 3 --out run
+  llamaprobe probe --model DIR --task en-cs --train pud.en,pud.cs --test pud.en,pud.cs --out run
+  llamaprobe probe --model DIR --plan run/report.json --out again
+
+Arms: the query alone (anchor), after demonstrations (ICL), and alone in a model tuned on those demonstrations (IT).
+Writes run/report.json and prints the table of cosines by layer.")]
+pub struct ProbeArgs {
+    /// A directory with config.json and safetensors, or org/name in the Hugging Face cache.
+    #[arg(long, value_name = "DIR|org/name", aliases = ["model-name-or-path", "base-model"])]
+    pub model: Option<String>,
+    /// The task: sst2 (binary sentiment, GLUE's tsv) or en-cs (English to Czech, two aligned text files).
+    #[arg(long, default_value = "sst2")]
+    pub task: Task,
+    /// Demonstrations are drawn from here; for en-cs two files with a comma between.
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    pub train: Vec<PathBuf>,
+    /// Queries are taken from here, in order.
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    pub test: Vec<PathBuf>,
+    /// Demonstrations of each seed.
+    #[arg(long, default_value_t = 10)]
+    pub demos: usize,
+    /// Queries.
+    #[arg(long, default_value_t = 100)]
+    pub queries: usize,
+    /// Resamplings of the demonstrations.
+    #[arg(long, default_value_t = 3)]
+    pub seeds: u64,
+    /// The first of their seeds; the others follow it.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// A mapping {query: "Text: {input}\nLabel:", answer: " {output}\n"} in place of the task's own.
+    #[arg(long, value_name = "YAML")]
+    pub template: Option<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub lora: LoraArgs,
+    /// Learning rate of the tuning.
+    #[arg(long, default_value_t = 1e-3, alias = "lr", help_heading = "Optimiser")]
+    pub learning_rate: f64,
+    /// Times through the demonstrations; 0 leaves an adapter that changes nothing.
+    #[arg(long, default_value_t = 10.0, aliases = ["num-train-epochs", "num-epochs"], help_heading = "Optimiser")]
+    pub epochs: f64,
+    /// Demonstrations of a step [default: all].
+    #[arg(long, help_heading = "Optimiser")]
+    pub batch_size: Option<usize>,
+    /// Decoupled weight decay.
+    #[arg(long, default_value_t = 0.0, help_heading = "Optimiser")]
+    pub weight_decay: f64,
+    /// Norm to which a larger gradient is cut; 0 never cuts.
+    #[arg(long, value_name = "NORM", default_value_t = 0.0, help_heading = "Optimiser")]
+    pub max_grad_norm: f64,
+    /// Most rows of one pass; changes no result.
+    #[arg(long, default_value_t = 4096, value_name = "ROWS")]
+    pub batch_tokens: usize,
+    /// Repeat the experiment of a report.
+    #[arg(long, value_name = "report.json")]
+    pub plan: Option<PathBuf>,
+    /// Write each seed's adapter as a PEFT directory.
+    #[arg(long)]
+    pub save_adapters: bool,
+    /// Directory to write.
+    #[arg(long, value_name = "DIR", alias = "output-dir")]
+    pub out: PathBuf,
+    /// Print the memory plan and stop.
+    #[arg(long)]
+    #[serde(skip)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
+/// `generate`.
+#[derive(Debug, Args, Serialize)]
+#[command(after_help = "\
+Examples:
+  llamaprobe generate --model DIR --prompt 'Once upon a time' --max-new-tokens 40
+  llamaprobe generate --model DIR --input prompts.jsonl --temperature 0.8 --top-p 0.95 --seed 1 --json")]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// A text to continue; may be repeated.
+    #[arg(long, action = ArgAction::Append, conflicts_with = "input")]
+    pub prompt: Vec<String>,
+    /// JSONL of prompts; each line {"text": …} or {"input_ids": […]}.
+    #[arg(long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// Most tokens to add.
+    #[arg(long, default_value_t = 64)]
+    pub max_new_tokens: usize,
+    /// Temperature of the sampling; 0 takes the most probable token.
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Sample from this many most probable tokens only; 0 from all.
+    #[arg(long, default_value_t = 0)]
+    pub top_k: usize,
+    /// Sample from the most probable tokens that make up this probability.
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f64,
+    /// Seed of the sampling.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
+/// `inspect`.
+#[derive(Debug, Args, Serialize)]
+#[command(after_help = "\
+Example:
+  llamaprobe inspect --model DIR --adapter adapter --json")]
+pub struct InspectArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// Rows of the pass that the memory plan is for.
+    #[arg(long, default_value_t = 512)]
+    pub rows: usize,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}

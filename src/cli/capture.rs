@@ -1,0 +1,251 @@
+//! `capture`: states of a model at chosen sites, layers and tokens, as a safetensors file.
+
+use serde_json::json;
+
+use super::args::{CaptureArgs, StoreDtype, Tokens};
+use super::device::{Job, dispatch};
+use super::plan::Plan;
+use super::resolve::{self, Found};
+use super::{Failure, output, texts};
+use crate::backend::Backend;
+use crate::formats::activations::{self, ActivationWriter};
+use crate::formats::adapter::LoraAdapter;
+use crate::formats::safetensors::Dtype;
+use crate::hooks::capture::take;
+use crate::hooks::{Selection, Site, Tapped, Taps};
+use crate::model::{self, Activations, Adaptation, Input, Keep, Model, Spec};
+use crate::shape::{Label, Pack, PackBuilder, Parent, Token};
+use crate::{Error, Result};
+
+/// The file in the output directory.
+const FILE: &str = "activations.safetensors";
+
+/// Its label columns.
+const LABELS: [&str; 3] = ["doc_id", "pos", "token_id"];
+
+pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
+    let found = resolve::model(&args.model.model, &args.common)?;
+    let layers = resolve::layers(&args.layers, found.spec.layers)?;
+    let selection = Selection::parse(&args.sites.join(","), &layers, found.spec.layers)?;
+    let adapter = resolve::adapter(args.model.adapter.as_deref(), &found)?;
+    let docs = texts::read(&args.input, &found)?;
+    let dtype = found.dtype;
+    dispatch(&args.common, dtype, Capture { args, found, selection, adapter, docs })
+}
+
+struct Capture<'a> {
+    args: &'a CaptureArgs,
+    found: Found,
+    selection: Selection,
+    adapter: Option<LoraAdapter>,
+    docs: Vec<Vec<u32>>,
+}
+
+impl Job for Capture<'_> {
+    fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
+        let Self { args, found, selection, adapter, docs } = self;
+        let run = adapter.as_ref().map(|_| 0);
+        let batches = batches(&docs, run, args.batch_tokens)?;
+        let rows = batches.iter().map(|docs| docs.pack.len()).max().unwrap_or(0);
+        let model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
+        let adaptation = match &adapter {
+            Some(adapter) => Some(Adaptation::of_adapters(&mut backend, &model.spec, std::slice::from_ref(adapter))?),
+            None => None,
+        };
+        let layout = adaptation.as_ref().map(|a| &a.layout);
+        if args.dry_run {
+            return Plan::new(&backend, &found).inference::<B>(&model.spec, layout, rows).print(args.common.json);
+        }
+        let sink = Sink {
+            selection: &selection,
+            heads: model.spec.heads,
+            longest: docs.iter().map(Vec::len).max().unwrap_or(0),
+        };
+        let sites = sink.sites(&model.spec, layout)?;
+        let mut acts = Activations::new(&mut backend, &model.spec, layout, rows, Keep::Layer)?;
+        let rows = docs.iter().map(|doc| if args.tokens == Tokens::All { doc.len() } else { 1 }).sum();
+        let file = activations::Layout {
+            sites: sites.clone(),
+            labels: LABELS.map(str::to_owned).to_vec(),
+            rows,
+            dtype: match args.store_dtype {
+                StoreDtype::F32 => Dtype::F32,
+                StoreDtype::Bf16 => Dtype::BF16,
+                StoreDtype::F16 => Dtype::F16,
+            },
+            max_rows: args.shard_tokens,
+            metadata: vec![("format".to_owned(), "pt".to_owned())],
+        };
+        let dtype = file.dtype;
+        let mut writer = ActivationWriter::create(args.out.join(FILE), file)?;
+        let bar = output::progress(docs.iter().map(|doc| doc.len() as u64).sum(), "tokens");
+        for batch in &batches {
+            let device = backend.pack(&batch.pack)?;
+            let mut input = Input::new(&batch.pack, &device);
+            input.adaptation = adaptation.as_ref();
+            let kept = batch.rows(args.tokens);
+            batch.label(&mut writer, &kept)?;
+            let mut taps = Pass { sink: &sink, writer: &mut writer, rows: kept, error: None };
+            model.forward(&mut backend, &mut acts, &input, None, &mut taps)?;
+            taps.error.map_or(Ok(()), Err)?;
+            backend.sync()?;
+            bar.inc(batch.pack.len() as u64);
+        }
+        bar.finish_and_clear();
+        let file = writer.finish()?;
+        resolve::write_config(&args.out, "capture", args)?;
+        if args.common.json {
+            let tensors: Vec<_> = sites
+                .iter()
+                .map(|(name, width)| json!({"name": name, "shape": [rows, width], "dtype": dtype.name()}))
+                .collect();
+            return output::json(&json!({"file": file, "documents": docs.len(), "tokens": rows, "tensors": tensors}));
+        }
+        let row = |(name, width): &(String, usize)| {
+            vec![name.clone(), rows.to_string(), width.to_string(), dtype.to_string()]
+        };
+        output::table(&["tensor", "tokens", "width", "dtype"], sites.iter().map(row))?;
+        output::line(file.display())
+    }
+}
+
+/// Consecutive documents that are computed together. They share no rows: a document's numbers must not depend on
+/// where its neighbours happen to begin alike.
+struct Batch {
+    pack: Pack,
+    /// Number of the first document.
+    first: usize,
+}
+
+impl Batch {
+    /// The pack rows to keep.
+    fn rows(&self, tokens: Tokens) -> Vec<usize> {
+        match tokens {
+            Tokens::All => (0..self.pack.len()).collect(),
+            Tokens::Last => self.pack.segments().iter().map(|s| s.rows.end - 1).collect(),
+        }
+    }
+
+    /// Writes where the rows `kept` come from.
+    fn label(&self, writer: &mut ActivationWriter, kept: &[usize]) -> Result<()> {
+        let segments = self.pack.segments();
+        let doc = |row: usize| (self.first + segments.partition_point(|s| s.rows.end <= row)) as i64;
+        let position = |row: usize| i64::from(self.pack.positions()[row]);
+        let token = |row: usize| match self.pack.tokens()[row] {
+            Token::Id(id) => i64::from(id),
+            Token::Virtual(_) => -1,
+        };
+        let labels: [&dyn Fn(usize) -> i64; 3] = [&doc, &position, &token];
+        LABELS.into_iter().zip(labels).try_for_each(|(name, label)| {
+            writer.push_labels(name, &kept.iter().map(|&row| label(row)).collect::<Vec<_>>())
+        })
+    }
+}
+
+fn batches(docs: &[Vec<u32>], run: Option<usize>, most: usize) -> Result<Vec<Batch>> {
+    if most == 0 {
+        return Err(Error::argument("--batch-tokens", "at least 1", most));
+    }
+    let mut batches = Vec::new();
+    let mut builder = PackBuilder::default();
+    let (mut rows, mut first) = (0, 0);
+    for (i, doc) in docs.iter().enumerate() {
+        if rows > 0 && rows + doc.len() > most {
+            batches.push(Batch { pack: std::mem::take(&mut builder).build(), first });
+            (rows, first) = (0, i);
+        }
+        let tokens: Vec<Token> = doc.iter().map(|&id| Token::Id(id)).collect();
+        builder.push(&tokens, Parent::None, run, Label::Text);
+        rows += doc.len();
+    }
+    batches.push(Batch { pack: builder.build(), first });
+    Ok(batches)
+}
+
+/// What goes into the file.
+struct Sink<'a> {
+    selection: &'a Selection,
+    heads: usize,
+    /// Positions of the longest document: the width of a row by position.
+    longest: usize,
+}
+
+impl Sink<'_> {
+    /// Name and width of every tensor.
+    fn sites(&self, spec: &Spec, layout: Option<&model::Layout>) -> Result<Vec<(String, usize)>> {
+        let site = |&(site, layer): &(Site, usize)| {
+            let name = site.name(layer);
+            let adapted = |target| layout.and_then(|l| l.site(layer, target));
+            let width = match site {
+                Site::Ln1Scale | Site::Ln2Scale | Site::FinalScale => 1,
+                Site::Q | Site::RotQ | Site::Z => spec.q_width(),
+                Site::K | Site::V | Site::RotK => spec.kv_width(),
+                Site::AttnScores | Site::Pattern => self.heads * self.longest,
+                Site::Result => self.heads * spec.width,
+                Site::MlpPre | Site::MlpPreLinear | Site::MlpPost => spec.ffn,
+                Site::Logits => spec.vocab,
+                Site::LoraA(target) | Site::LoraDelta(target) => {
+                    let lora = adapted(target).ok_or_else(|| {
+                        Error::argument("--sites", format!("an --adapter on {} for {name}", target.path(layer)), "none")
+                    })?;
+                    if matches!(site, Site::LoraA(_)) { lora.rank } else { lora.output }
+                }
+                _ => spec.width,
+            };
+            Ok((name, width))
+        };
+        self.selection.places.iter().map(site).collect()
+    }
+}
+
+/// Sends the tensors of one pass to the file as they arise.
+struct Pass<'a> {
+    sink: &'a Sink<'a>,
+    writer: &'a mut ActivationWriter,
+    rows: Vec<usize>,
+    error: Option<Error>,
+}
+
+impl<B: Backend> Taps<B> for Pass<'_> {
+    fn wants(&self, site: Site, layer: usize) -> bool {
+        self.error.is_none() && self.sink.selection.contains(site, layer)
+    }
+
+    fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>) {
+        let Sink { heads, longest, .. } = *self.sink;
+        let mut values = take(backend, &tapped, &self.rows);
+        if let Some(fill) = by_position(tapped.site) {
+            values = widened(&values, tapped.width / heads, longest, fill);
+        }
+        if let Err(error) = self.writer.push(&tapped.site.name(tapped.layer), &values) {
+            self.error = Some(error);
+        }
+    }
+
+    fn rows(&self) -> Option<&[usize]> {
+        Some(&self.rows)
+    }
+
+    fn stop_at_layer(&self) -> Option<usize> {
+        self.sink.selection.stop_at_layer()
+    }
+}
+
+/// For sites whose rows are `[heads, positions]`, what stands at positions that a sequence has not.
+fn by_position(site: Site) -> Option<f32> {
+    match site {
+        Site::AttnScores => Some(f32::NEG_INFINITY),
+        Site::Pattern => Some(0.0),
+        _ => None,
+    }
+}
+
+/// Rows of `from` positions per head as rows of `to`: batches have different longest sequences, the file has one width.
+fn widened(values: &[f32], from: usize, to: usize, fill: f32) -> Vec<f32> {
+    let mut out = Vec::with_capacity(values.len() / from * to);
+    for head in values.chunks_exact(from) {
+        out.extend_from_slice(head);
+        out.resize(out.len() + to - from, fill);
+    }
+    out
+}

@@ -1,0 +1,110 @@
+//! `generate`: continuations of prompts.
+
+use std::io::Write;
+
+use serde_json::json;
+
+use super::args::GenerateArgs;
+use super::device::{Job, dispatch};
+use super::resolve::{self, Found};
+use super::{Failure, output, texts};
+use crate::backend::Backend;
+use crate::formats::adapter::LoraAdapter;
+use crate::formats::tokenizer::Tokenizer;
+use crate::model::{Adaptation, Generation, Model, Prompt, Sampling};
+use crate::{Error, Result};
+
+pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
+    let found = resolve::model(&args.model.model, &args.common)?;
+    let adapter = resolve::adapter(args.model.adapter.as_deref(), &found)?;
+    let sampling = sampling(args)?;
+    let tokenizer = Tokenizer::load(&found.path)?;
+    let prompts = match (&args.input, args.prompt.as_slice()) {
+        (Some(input), _) => texts::read(input, &found)?,
+        (None, []) => return Err(Error::argument("--prompt", "a prompt, or --input FILE", "neither").into()),
+        (None, prompts) => prompts
+            .iter()
+            .map(|text| texts::encode(&tokenizer, text, "--prompt", &found.spec))
+            .collect::<Result<_>>()?,
+    };
+    let dtype = found.dtype;
+    dispatch(&args.common, dtype, Generate { args, found, adapter, tokenizer, prompts, sampling })
+}
+
+fn sampling(args: &GenerateArgs) -> Result<Sampling> {
+    let temperature = args.temperature;
+    if !(temperature.is_finite() && temperature >= 0.0) {
+        return Err(Error::argument("--temperature", "a number from 0", temperature));
+    }
+    if !(args.top_p > 0.0 && args.top_p <= 1.0) {
+        return Err(Error::argument("--top-p", "a number above 0 and up to 1", args.top_p));
+    }
+    Ok(match temperature {
+        0.0 => Sampling::Greedy,
+        temperature => Sampling::Random {
+            temperature,
+            top_k: (args.top_k > 0).then_some(args.top_k),
+            top_p: (args.top_p < 1.0).then_some(args.top_p),
+            seed: args.seed,
+        },
+    })
+}
+
+struct Generate<'a> {
+    args: &'a GenerateArgs,
+    found: Found,
+    adapter: Option<LoraAdapter>,
+    tokenizer: Tokenizer,
+    prompts: Vec<Vec<u32>>,
+    sampling: Sampling,
+}
+
+impl Job for Generate<'_> {
+    fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
+        let Self { args, found, adapter, tokenizer, prompts, sampling } = self;
+        let model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
+        let adaptation = match &adapter {
+            Some(adapter) => Some(Adaptation::of_adapters(&mut backend, &model.spec, std::slice::from_ref(adapter))?),
+            None => None,
+        };
+        let run = adaptation.as_ref().map(|_| 0);
+        let generation = Generation { max_new_tokens: args.max_new_tokens, stop: tokenizer.stops().to_vec(), sampling };
+        let inputs: Vec<Prompt> = prompts.iter().map(|ids| Prompt { ids: ids.clone(), run }).collect();
+        // One text is shown as it grows; several would interleave.
+        let growing = inputs.len() == 1 && !args.common.json;
+        let mut stream = tokenizer.stream();
+        let mut shown: Result<(), Failure> = Ok(());
+        let mut show = |ids: &[u32]| -> Result<(), Failure> {
+            let mut out = std::io::stdout().lock();
+            for &id in ids {
+                out.write_all(stream.push(id)?.as_bytes())?;
+            }
+            Ok(out.flush()?)
+        };
+        if growing {
+            show(&inputs[0].ids)?;
+        }
+        let done = model.generate(&mut backend, &inputs, adaptation.as_ref(), &generation, &mut |_, id| {
+            if growing && shown.is_ok() {
+                shown = show(&[id]);
+            }
+        })?;
+        shown?;
+        if growing {
+            return output::line(stream.finish()?);
+        }
+        let mut results = Vec::new();
+        for (prompt, tokens) in prompts.iter().zip(&done) {
+            if args.common.json {
+                let text = tokenizer.decode(tokens, true)?;
+                results.push(json!({"prompt_ids": prompt, "ids": tokens, "text": text}));
+            } else {
+                output::line(tokenizer.decode(&[prompt.as_slice(), tokens].concat(), true)?)?;
+            }
+        }
+        if args.common.json {
+            output::json(&json!({ "results": results }))?;
+        }
+        Ok(())
+    }
+}

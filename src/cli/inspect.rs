@@ -1,0 +1,68 @@
+//! `inspect`: what a model is, what a pass over it needs, and what an adapter holds.
+
+use serde_json::{Value, json};
+
+use super::args::InspectArgs;
+use super::device::{Job, dispatch};
+use super::peft::{self, Look};
+use super::plan::Plan;
+use super::resolve::{self, Found};
+use super::{Failure, output};
+use crate::backend::Backend;
+use crate::formats::adapter::Target;
+use crate::model::{Layout, LoraShape};
+
+pub fn run(args: &InspectArgs) -> Result<(), Failure> {
+    let found = resolve::model(&args.model.model, &args.common)?;
+    let look = args.model.adapter.as_deref().map(|path| peft::look(path, &found)).transpose()?;
+    let dtype = found.dtype;
+    dispatch(&args.common, dtype, Inspect { args, found, look })
+}
+
+struct Inspect<'a> {
+    args: &'a InspectArgs,
+    found: Found,
+    look: Option<Look>,
+}
+
+impl Job for Inspect<'_> {
+    fn run<B: Backend>(self, backend: B) -> Result<(), Failure> {
+        let Self { args, found, look } = self;
+        let spec = &found.spec;
+        let reading = Plan::new(&backend, &found).inference::<B>(spec, None, args.rows);
+        let shape = LoraShape { rank: 8, alpha: 16.0, rslora: false, targets: vec![Target::Q, Target::V] };
+        let tuning = Plan::new(&backend, &found).tuning::<B>(spec, &Layout::lora(spec, &shape), 1, args.rows);
+        if args.common.json {
+            return output::json(&json!({
+                "model": shapes(&found), "rows": args.rows, "capture": reading.json(), "train_lora": tuning.json(),
+                "adapter": look.map(|look| look.json()),
+            }));
+        }
+        output::line(found.path.display())?;
+        let Value::Object(shapes) = shapes(&found) else { return Ok(()) };
+        output::table(
+            &["model", ""],
+            shapes.iter().map(|(key, value)| vec![key.clone(), value.to_string().replace('"', "")]),
+        )?;
+        output::line(format_args!("\ncapture, {} rows, {}", args.rows, backend.name()))?;
+        reading.print(false)?;
+        output::line(format_args!("\ntrain-lora, {} rows, rank 8 on q_proj and v_proj", args.rows))?;
+        tuning.print(false)?;
+        if let Some(look) = look {
+            look.print()?;
+        }
+        Ok(())
+    }
+}
+
+fn shapes(found: &Found) -> Value {
+    let spec = &found.spec;
+    json!({
+        "family": found.config.family.name(), "dtype": found.dtype.name(), "parameters": spec.parameters(),
+        "vocabulary": spec.vocab, "width": spec.width, "layers": spec.layers, "heads": spec.heads,
+        "kv_heads": spec.kv_heads, "head_dim": spec.head_dim, "feed_forward": spec.ffn, "tied": spec.tied,
+        "qkv_bias": spec.qkv_bias, "o_bias": spec.o_bias, "mlp_bias": spec.mlp_bias,
+        "positions": spec.max_positions, "rope": format!("{:?}", spec.rope.kind), "rope_theta": spec.rope.theta,
+        "windows": spec.windows.iter().filter(|w| w.is_some()).count(),
+    })
+}

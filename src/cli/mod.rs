@@ -1,0 +1,79 @@
+//! The command line: the only part that reads arguments and the environment, and that prints.
+//!
+//! [`args`] is the line as typed, [`resolve`] what it means, [`device`] the one choice of device and dtype, and every
+//! subcommand has a file. Results go to stdout, everything else to stderr; exit code 0, 1 for an error (one line),
+//! 2 for a wrong usage.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use crate::Error;
+
+mod args;
+mod capture;
+mod device;
+mod generate;
+mod inspect;
+mod output;
+mod parse;
+mod peft;
+mod plan;
+mod probe;
+mod resolve;
+mod texts;
+mod train_lora;
+
+/// Why there is no result.
+enum Failure {
+    /// The line could not be parsed, or asks for help, which clap treats alike.
+    Usage(clap::Error),
+    /// Something went wrong.
+    Error(Error),
+    /// Whoever read stdout has gone, which is not our error.
+    Closed,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Error(Error::io("write", "stdout")(error)),
+        }
+    }
+}
+
+/// Runs a command line whose first word is the program's name.
+pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match parse::parse(words).and_then(run) {
+        Ok(()) | Err(Failure::Closed) => ExitCode::SUCCESS,
+        Err(Failure::Usage(error)) => {
+            // Help and version are "errors" of exit code 0; a closed stream is nobody's concern here.
+            let _ = error.print();
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+        }
+        Err(Failure::Error(error)) => {
+            // A message of a file's own format may have several lines; scripts read one.
+            let line = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            output::note(line);
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(cli: args::Cli) -> Result<(), Failure> {
+    match cli.command {
+        args::Command::Capture(args) => capture::run(&args),
+        args::Command::TrainLora(args) => train_lora::run(&args),
+        args::Command::Probe(args) => probe::run(&args),
+        args::Command::Generate(args) => generate::run(&args),
+        args::Command::Inspect(args) => inspect::run(&args),
+    }
+}

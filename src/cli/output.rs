@@ -1,0 +1,63 @@
+//! What the person sees: results on stdout as a table or JSON, progress on stderr.
+
+use std::io::Write;
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+use super::Failure;
+
+/// Writes a line of result.
+pub fn line(text: impl std::fmt::Display) -> Result<(), Failure> {
+    Ok(writeln!(std::io::stdout().lock(), "{text}")?)
+}
+
+/// Writes a JSON result.
+pub fn json(value: &Value) -> Result<(), Failure> {
+    line(format_args!("{value:#}"))
+}
+
+/// Writes a table whose first column is text and whose others are numbers.
+pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), Failure> {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header);
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    for row in table.lines() {
+        line(row.trim_end())?;
+    }
+    Ok(())
+}
+
+/// Tells the person something that is no result and no error.
+pub fn note(text: impl std::fmt::Display) {
+    // Nobody can be told that stderr is closed.
+    let _ = writeln!(std::io::stderr(), "llamaprobe: {text}");
+}
+
+/// A number of bytes with a unit.
+pub fn bytes(n: usize) -> String {
+    match n {
+        0..1_000 => format!("{n} B"),
+        1_000..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        _ => format!("{:.2} GB", n as f64 / 1e9),
+    }
+}
+
+/// A bar on stderr with rate and time left; nothing where stderr is not a terminal.
+pub fn progress(total: u64, unit: &str) -> ProgressBar {
+    let bar = ProgressBar::new(total);
+    let template = format!("{{msg}} [{{bar:30}}] {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left");
+    if let Ok(style) = ProgressStyle::with_template(&template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}

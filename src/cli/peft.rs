@@ -1,0 +1,159 @@
+//! What an adapter directory holds, what PEFT would make of it, and what llamaprobe does.
+//!
+//! PEFT's loader forgives a lot in silence; llamaprobe's reader refuses what it would not apply exactly. This looks
+//! at an adapter without either, so that a directory that one of them mistreats can still be described. What PEFT does
+//! was observed with its version 0.21.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::resolve::Found;
+use super::{Failure, output};
+use crate::Result;
+use crate::formats::adapter::{LoraAdapter, LoraConfig, Modules, Slot};
+use crate::formats::json as json_file;
+use crate::formats::safetensors::Checkpoint;
+
+const PREFIX: &str = "base_model.model.";
+
+/// The description of an adapter directory.
+pub struct Look {
+    config: Value,
+    /// `(module path, rank)` of every adapted projection found.
+    modules: Vec<(String, usize)>,
+    tensors: usize,
+    parameters: usize,
+    /// What PEFT would do that the directory's author may not expect.
+    peft: Vec<String>,
+    /// The error of our own reader.
+    refusal: Option<String>,
+}
+
+/// Looks at an adapter for a model.
+pub fn look(path: &Path, found: &Found) -> Result<Look> {
+    let config_path = path.join("adapter_config.json");
+    let config = json_file::read(&config_path)?;
+    let file = Checkpoint::open(path.join("adapter_model.safetensors"))?;
+    let mut peft = settings(&config);
+    match as_peft_takes_it(&config_path, &config).slots(found.spec.layers) {
+        Ok(slots) => peft.extend(tensors(&file, &expected(&slots, found))),
+        Err(error) => peft.push(format!("meets settings that do not fit this model: {error}")),
+    }
+    let modules = file.iter().filter_map(|t| {
+        let module = t.name.strip_prefix(PREFIX).unwrap_or(&t.name).split(".lora_A").next()?.to_owned();
+        t.name.contains(".lora_A").then(|| (module, t.shape.first().copied().unwrap_or(0)))
+    });
+    Ok(Look {
+        modules: modules.collect(),
+        tensors: file.len(),
+        parameters: file.iter().map(|t| t.shape.iter().product::<usize>()).sum(),
+        peft,
+        refusal: LoraAdapter::read(path, &found.config).err().map(|e| e.to_string()),
+        config,
+    })
+}
+
+/// What PEFT assumes where the configuration is silent.
+fn settings(config: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    match config.get("peft_type").and_then(Value::as_str) {
+        None => found.push("stops: KeyError, peft_type is missing".to_owned()),
+        Some("LORA") => {}
+        Some(other) => found.push(format!("loads a {other}, which is not a LoRA")),
+    }
+    for (key, default) in [("r", "8"), ("lora_alpha", "8"), ("target_modules", "q_proj and v_proj")] {
+        if config.get(key).is_none_or(Value::is_null) {
+            found.push(format!("silently takes {default} for {key}, which is missing"));
+        }
+    }
+    found
+}
+
+/// The configuration as PEFT would take it, silently filled up.
+fn as_peft_takes_it(path: &Path, config: &Value) -> LoraConfig {
+    LoraConfig::read(path).unwrap_or_else(|_| {
+        let modules = match config.get("target_modules") {
+            Some(Value::String(all)) if all == "all-linear" => Modules::AllLinear,
+            Some(Value::String(regex)) => Modules::Regex(regex.clone()),
+            Some(Value::Array(list)) => {
+                Modules::List(list.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+            }
+            _ => Modules::List(vec!["q_proj".to_owned(), "v_proj".to_owned()]),
+        };
+        let r = config.get("r").and_then(Value::as_u64).map_or(8, |r| r as usize);
+        LoraConfig::new(r, config.get("lora_alpha").and_then(Value::as_f64).unwrap_or(8.0), modules)
+    })
+}
+
+/// Name and shape of every tensor that PEFT will look for.
+fn expected(slots: &[Slot], found: &Found) -> BTreeMap<String, [usize; 2]> {
+    let tensors = |slot: &Slot| {
+        let (input, output) = slot.target.widths(&found.config);
+        let path = slot.target.path(slot.layer);
+        [("lora_A", [slot.r, input]), ("lora_B", [output, slot.r])]
+            .map(|(side, shape)| (format!("{PREFIX}{path}.{side}.weight"), shape))
+    };
+    slots.iter().flat_map(tensors).collect()
+}
+
+/// Tensors that are not looked for, and tensors that are looked for in vain.
+fn tensors(file: &Checkpoint, expected: &BTreeMap<String, [usize; 2]>) -> Vec<String> {
+    // `lora_A.default.weight`, as in a model's own state, is taken as `lora_A.weight`.
+    let plain: BTreeMap<String, Vec<usize>> =
+        file.iter().map(|t| (t.name.replace(".default.weight", ".weight"), t.shape.to_vec())).collect();
+    let mut found = Vec::new();
+    let example = |of: &[&String]| of.first().map_or(String::new(), |name| format!(" (such as {name})"));
+    if !plain.is_empty() && plain.keys().all(|name| !name.starts_with(PREFIX)) {
+        found.push(format!("finds no tensor, since no name begins with {PREFIX}: a warning, then the base model"));
+        return found;
+    }
+    if let Some((name, shape)) =
+        plain.iter().find(|(name, shape)| expected.get(*name).is_some_and(|e| e[..] != shape[..]))
+    {
+        found.push(format!("stops: size mismatch, {name} is {shape:?}, expected {:?}", expected[name]));
+    }
+    let missing: Vec<&String> = expected.keys().filter(|name| !plain.contains_key(*name)).collect();
+    if !missing.is_empty() {
+        found.push(format!("warns of {} missing tensors{}, and goes on", missing.len(), example(&missing)));
+    }
+    let extra: Vec<&String> = plain.keys().filter(|name| !expected.contains_key(*name)).collect();
+    if !extra.is_empty() {
+        let text = format!("{} tensors{}", extra.len(), example(&extra));
+        found.push(format!("ignores {text} without a warning: target_modules does not name their modules"));
+    }
+    found
+}
+
+impl Look {
+    /// As JSON.
+    pub fn json(&self) -> Value {
+        let modules: Vec<Value> =
+            self.modules.iter().map(|(module, rank)| json!({"module": module, "rank": rank})).collect();
+        json!({
+            "config": self.config, "tensors": self.tensors, "parameters": self.parameters, "modules": modules,
+            "peft": self.peft, "readable": self.refusal.is_none(), "refusal": self.refusal,
+        })
+    }
+
+    /// As text.
+    pub fn print(&self) -> Result<(), Failure> {
+        output::line("")?;
+        let text = |key: &str| self.config.get(key).map_or("-".to_owned(), |v| v.to_string().replace('"', ""));
+        let keys = ["peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "base_model_name_or_path"];
+        let mut rows: Vec<Vec<String>> = keys.iter().map(|key| vec![(*key).to_owned(), text(key)]).collect();
+        rows.push(vec!["modules".into(), self.modules.len().to_string()]);
+        rows.push(vec!["tensors".into(), self.tensors.to_string()]);
+        rows.push(vec!["parameters".into(), self.parameters.to_string()]);
+        output::table(&["adapter", ""], rows)?;
+        match self.peft.as_slice() {
+            [] => output::line("PEFT: loads it as it is")?,
+            found => found.iter().try_for_each(|line| output::line(format_args!("PEFT: {line}")))?,
+        }
+        match &self.refusal {
+            None => output::line("llamaprobe: reads it"),
+            Some(error) => output::line(format_args!("llamaprobe: refuses it: {error}")),
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! `probe`: the experiment that the program is named for.
+
+use indicatif::ProgressBar;
+
+use super::args::ProbeArgs;
+use super::device::{Job, dispatch};
+use super::plan::Plan as MemoryPlan;
+use super::resolve::{self, Found};
+use super::{Failure, output};
+use crate::backend::Backend;
+use crate::formats::adapter::{Modules, Target};
+use crate::formats::tokenizer::Tokenizer;
+use crate::model::{Layout, LoraShape, Model};
+use crate::probe::plan::Plan;
+use crate::probe::report::Report;
+use crate::probe::{Outcome, Phase, ProbeSettings, Progress};
+use crate::task::Template;
+use crate::{Error, Result};
+
+pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
+    let Some(name) = &args.model else {
+        let expected = "a model (no model is built in): a directory with config.json and model.safetensors, or \
+                        org/name in the Hugging Face cache";
+        return Err(Error::argument("--model", expected, "none").into());
+    };
+    let found = resolve::model(name, &args.common)?;
+    let (settings, plan) = match &args.plan {
+        // A run is repeated with its own settings; only where it is computed may differ.
+        Some(path) => {
+            let report = Report::read(path)?;
+            report.plan.validate(&path.display().to_string(), found.spec.vocab)?;
+            (report.settings, report.plan)
+        }
+        None => {
+            let settings = settings(args)?;
+            settings.validate()?;
+            let plan = draw(args, &found, &settings)?;
+            (settings, plan)
+        }
+    };
+    let dtype = found.dtype;
+    dispatch(&args.common, dtype, Probe { args, name, found, settings, plan })
+}
+
+fn settings(args: &ProbeArgs) -> Result<ProbeSettings> {
+    let defaults = ProbeSettings::new(args.task);
+    let template = match &args.template {
+        Some(text) => Template::parse(text, &defaults.template)?,
+        None => defaults.template.clone(),
+    };
+    let last =
+        args.seed.checked_add(args.seeds).ok_or_else(|| Error::argument("--seed", "a smaller seed", args.seed))?;
+    Ok(ProbeSettings {
+        template,
+        demonstrations: args.demos,
+        queries: Some(args.queries),
+        seeds: (args.seed..last).collect(),
+        r: args.lora.r,
+        lora_alpha: args.lora.lora_alpha,
+        target_modules: match resolve::modules(&args.lora.target_modules) {
+            Modules::AllLinear => Target::ALL.map(|t| t.name().to_owned()).to_vec(),
+            _ => args.lora.target_modules.clone(),
+        },
+        learning_rate: args.learning_rate,
+        epochs: args.epochs,
+        batch_size: args.batch_size,
+        weight_decay: args.weight_decay,
+        max_grad_norm: resolve::cut(args.max_grad_norm),
+        rows: args.batch_tokens,
+        ..defaults
+    })
+}
+
+fn draw(args: &ProbeArgs, found: &Found, settings: &ProbeSettings) -> Result<Plan> {
+    for (flag, files) in [("--train", &args.train), ("--test", &args.test)] {
+        if files.is_empty() {
+            return Err(Error::argument(flag, "the task's data (or --plan REPORT, to repeat a run)", "none"));
+        }
+    }
+    let tokenizer = Tokenizer::load(&found.path)?;
+    let (pool, queries) = (args.task.load(&args.train)?, args.task.load(&args.test)?);
+    Plan::new(&tokenizer, args.task, &pool, &queries, settings)
+}
+
+struct Probe<'a> {
+    args: &'a ProbeArgs,
+    name: &'a str,
+    found: Found,
+    settings: ProbeSettings,
+    plan: Plan,
+}
+
+impl Job for Probe<'_> {
+    fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
+        let Self { args, name, found, settings, plan } = self;
+        if args.dry_run {
+            let shape =
+                LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets: settings.targets()? };
+            let layout = Layout::lora(&found.spec, &shape);
+            let rows = settings.rows.max(plan.longest());
+            return MemoryPlan::new(&backend, &found)
+                .tuning::<B>(&found.spec, &layout, plan.seeds.len(), rows)
+                .print(args.common.json);
+        }
+        let mut model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
+        let mut bars = Bars::default();
+        let outcome =
+            crate::probe::run(&mut backend, &mut model, name, &plan, &settings, &mut |progress| bars.show(progress));
+        bars.clear();
+        let Outcome { mut report, adapters } = outcome?;
+        resolve::write_config(&args.out, "probe", args)?;
+        report.save(&args.out, if args.save_adapters { &adapters } else { &[] })?;
+        if args.common.json {
+            let report = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
+            return output::json(&report);
+        }
+        output::line(report.table())?;
+        output::line(args.out.join("report.json").display())
+    }
+}
+
+/// A bar for the phase that is running.
+#[derive(Default)]
+struct Bars {
+    current: Option<(Phase, ProgressBar)>,
+}
+
+impl Bars {
+    fn show(&mut self, progress: Progress) {
+        if self.current.as_ref().is_none_or(|(phase, _)| *phase != progress.phase) {
+            self.clear();
+            let (name, unit) = match progress.phase {
+                Phase::Anchor => ("anchor", "prompts"),
+                Phase::Icl => ("ICL", "prompts"),
+                Phase::Tune => ("tuning", "steps"),
+                Phase::It => ("IT", "prompts"),
+            };
+            self.current = Some((progress.phase, output::progress(progress.total as u64, unit).with_message(name)));
+        }
+        if let Some((_, bar)) = &self.current {
+            bar.set_position(progress.done as u64);
+        }
+    }
+
+    fn clear(&mut self) {
+        if let Some((_, bar)) = self.current.take() {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What the command line means: names become paths, lists become numbers, and what was left out gets its default.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::args::{CommonArgs, LoraArgs, OptimArgs};
+use crate::formats::adapter::{LoraAdapter, LoraConfig, LoraModule, Modules, Slot};
+use crate::formats::atomic;
+use crate::formats::config::ModelConfig;
+use crate::formats::hub::{self, CacheEnv};
+use crate::formats::safetensors::{Checkpoint, Dtype};
+use crate::model::Spec;
+use crate::train::schedule::Warmup;
+use crate::train::settings::{Length, RunSettings};
+use crate::{Error, Result};
+
+/// Name of the resolved configuration in an output directory.
+pub const CONFIG_FILE: &str = "llamaprobe.yaml";
+
+/// A model found on disk, its weights not loaded yet.
+pub struct Found {
+    /// Its directory.
+    pub path: PathBuf,
+    /// What it is.
+    pub config: ModelConfig,
+    /// The same in the numbers of the passes.
+    pub spec: Spec,
+    /// Its opened weights.
+    pub checkpoint: Checkpoint,
+    /// Dtype of its weights.
+    pub dtype: Dtype,
+}
+
+/// Finds `--model`: a directory, or a repository in the Hugging Face cache.
+pub fn model(name: &str, common: &CommonArgs) -> Result<Found> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let env = CacheEnv {
+        hf_hub_cache: variable("HF_HUB_CACHE"),
+        huggingface_hub_cache: variable("HUGGINGFACE_HUB_CACHE"),
+        hf_home: variable("HF_HOME"),
+        xdg_cache_home: variable("XDG_CACHE_HOME"),
+        home: variable("HOME"),
+    };
+    let path = hub::resolve(name, common.revision.as_deref(), &env)?;
+    let config = ModelConfig::load(&path)?;
+    let checkpoint = Checkpoint::open(&path)?;
+    // The reference takes the file's word, and where there is none, the first float tensor's dtype.
+    let first = || checkpoint.iter().map(|t| t.dtype).find(|d| d.is_float());
+    let dtype = config.dtype.or_else(first).unwrap_or(Dtype::F32);
+    Ok(Found { spec: Spec::from_config(&config), path, config, checkpoint, dtype })
+}
+
+/// Reads `--adapter`.
+pub fn adapter(path: Option<&Path>, model: &Found) -> Result<Option<LoraAdapter>> {
+    path.map(|path| LoraAdapter::read(path, &model.config)).transpose()
+}
+
+/// `--layers`: all, numbers, ranges (both ends included).
+pub fn layers(text: &str, depth: usize) -> Result<Vec<usize>> {
+    if text == "all" {
+        return Ok((0..depth).collect());
+    }
+    let wrong = |part: &str| Error::argument("--layers", "all, or layers such as 0,3 or 0-3", format!("`{part}`"));
+    let mut layers = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        let number = |s: &str| s.trim().parse::<usize>().map_err(|_| wrong(part));
+        let (from, to) = (number(from)?, number(to)?);
+        if from > to {
+            return Err(wrong(part));
+        }
+        if to >= depth {
+            return Err(Error::argument("--layers", format!("layers below {depth}"), to));
+        }
+        layers.extend(from..=to);
+    }
+    layers.sort_unstable();
+    layers.dedup();
+    Ok(layers)
+}
+
+/// `--target-modules`: a list of names, `all-linear`, or a regular expression.
+pub fn modules(names: &[String]) -> Modules {
+    let plain = |name: &String| name.chars().all(|c| c.is_alphanumeric() || "._-".contains(c));
+    match names {
+        [all] if all == "all-linear" => Modules::AllLinear,
+        names if names.iter().all(plain) => Modules::List(names.to_vec()),
+        // The commas at which the flag was split are the expression's own.
+        names => Modules::Regex(names.join(",")),
+    }
+}
+
+/// The settings of a new adapter for `model`.
+pub fn lora(args: &LoraArgs, model: &str) -> LoraConfig {
+    LoraConfig {
+        base_model_name_or_path: Some(model.to_owned()),
+        ..LoraConfig::new(args.r, args.lora_alpha, modules(&args.target_modules))
+    }
+}
+
+/// An adapter of zeros, which has the layout that its settings ask for.
+pub fn empty(config: LoraConfig, model: &ModelConfig) -> Result<LoraAdapter> {
+    let zeros = |slot: Slot| {
+        let (input, output) = slot.target.widths(model);
+        let Slot { layer, target, r, scale } = slot;
+        LoraModule { layer, target, r, scale, a: vec![0.0; r * input], b: vec![0.0; output * r] }
+    };
+    let modules = config.slots(model.num_hidden_layers)?.into_iter().map(zeros).collect();
+    Ok(LoraAdapter { config, modules })
+}
+
+/// The optimiser's settings.
+pub fn settings(args: &OptimArgs, seed: u64, shuffle: bool) -> Result<RunSettings> {
+    let defaults = RunSettings::default();
+    let settings = RunSettings {
+        seed,
+        shuffle,
+        length: match (args.max_steps, args.epochs) {
+            (Some(steps), _) => Length::Steps(steps),
+            (None, Some(epochs)) => Length::Epochs(epochs),
+            (None, None) => defaults.length,
+        },
+        batch_size: args.batch_size,
+        accumulation: args.gradient_accumulation_steps,
+        learning_rate: args.learning_rate,
+        schedule: args.lr_scheduler_type,
+        warmup: match (args.warmup_steps, args.warmup_ratio) {
+            (Some(steps), _) => Warmup::Steps(steps),
+            (None, Some(ratio)) => Warmup::Ratio(ratio),
+            (None, None) => defaults.warmup,
+        },
+        beta1: args.adam_beta1,
+        beta2: args.adam_beta2,
+        epsilon: args.adam_epsilon,
+        weight_decay: args.weight_decay,
+        max_grad_norm: cut(args.max_grad_norm),
+    };
+    settings.validate()?;
+    Ok(settings)
+}
+
+/// `--max-grad-norm`, where 0 never cuts, as in other trainers.
+pub fn cut(norm: f64) -> Option<f64> {
+    (norm != 0.0).then_some(norm)
+}
+
+/// Writes the resolved configuration beside the outputs, in the form that `--config` reads.
+pub fn write_config(out: &Path, command: &str, args: &impl Serialize) -> Result<()> {
+    let path = out.join(CONFIG_FILE);
+    let mut keys: BTreeMap<String, Value> =
+        serde_json::to_value(args).and_then(serde_json::from_value).map_err(Error::file(&path))?;
+    keys.retain(|_, value| !value.is_null());
+    let yaml = serde_norway::to_string(&keys).map_err(Error::file(&path))?;
+    atomic::write(&path, format!("# llamaprobe {} {command}\n{yaml}", env!("CARGO_PKG_VERSION")).as_bytes())
+}

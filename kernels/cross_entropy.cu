@@ -1,0 +1,63 @@
+// Cross-entropy of label rows, for a chunk of rows whose logits have been made: all of them never exist at once.
+//
+//   cross_entropy_fwd  loss [rows] = log-sum-exp(logits [rows, vocab]) - logits at targets [rows]
+//   cross_entropy_bwd  the same loss; d_logits [rows, vocab] = row_weights [rows] * (softmax - onehot), rounded
+//
+// Launch: one block of 256 a row. Static shared memory; any alignment. (d_x = d_logits head, d_head += d_logits^T x
+// are dense products.)
+// Determinism: fixed order (each thread's strided maximum and sum, then a tree, then warps in order).
+// Reference: online softmax, Milakov and Gimelshein 2018.
+
+struct Softmax {
+    float top, total;
+};
+
+DEV Softmax softmax_of(const float* __restrict__ logits, int vocab, float* parts) {
+    float top = -INFINITE, total = 0.0f, v[8];
+    for (int c = threadIdx.x * 8; c < vocab; c += blockDim.x * 8) {
+        load8(v, logits + c, vocab - c);
+        float largest = top;
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            if (c + j < vocab) largest = fmaxf(largest, v[j]);
+        total *= expf(top - largest);
+        top = largest;
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            if (c + j < vocab) total += expf(v[j] - top);
+    }
+    float all = block_max(top, parts);
+    return {all, block_sum(top == -INFINITE ? 0.0f : total * expf(top - all), parts)};
+}
+
+extern "C" __global__ void __launch_bounds__(256) cross_entropy_fwd(float* __restrict__ loss,
+                                                                    const float* __restrict__ logits,
+                                                                    const int* __restrict__ targets, int rows,
+                                                                    int vocab) {
+    __shared__ float parts[32];
+    int row = blockIdx.x;
+    logits += (i64)row * vocab;
+    Softmax s = softmax_of(logits, vocab, parts);
+    if (threadIdx.x == 0) loss[row] = logf(s.total) + (s.top - logits[targets[row]]);
+}
+
+extern "C" __global__ void __launch_bounds__(256) cross_entropy_bwd(float* __restrict__ loss,
+                                                                    real* __restrict__ d_logits,
+                                                                    const float* __restrict__ logits,
+                                                                    const int* __restrict__ targets,
+                                                                    const float* __restrict__ row_weights, int rows,
+                                                                    int vocab) {
+    __shared__ float parts[32];
+    int row = blockIdx.x, target = targets[row];
+    logits += (i64)row * vocab;
+    d_logits += (i64)row * vocab;
+    Softmax s = softmax_of(logits, vocab, parts);
+    if (threadIdx.x == 0) loss[row] = logf(s.total) + (s.top - logits[target]);
+    float weight = row_weights[row], scale = weight / s.total, v[8];
+    for (int c = threadIdx.x * 8; c < vocab; c += blockDim.x * 8) {
+        load8(v, logits + c, vocab - c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) v[j] = scale * expf(v[j] - s.top) - (c + j == target ? weight : 0.0f);
+        store8(d_logits + c, v, vocab - c);
+    }
+}

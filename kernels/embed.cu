@@ -1,0 +1,51 @@
+// Embedding with soft-prompt rows.
+//
+//   embed_fwd         out [rows, width] = table [V, width] at tokens [rows], or for a virtual token -(p + 1) of run r
+//                     (run [rows]) row p of the prompt: element r * stride + offset + p * width of `prompt`
+//   embed_bwd_prompt  d_prompt += d_out [rows, width]: group u is prompt row ids[u] of run runs[u]
+//   embed_bwd_table   d_table [V, width] += d_out: group u is row ids[u]
+//
+// A group adds rows order[starts[u]..starts[u+1]] of d_out, in that order.
+// Launch: one block of 256 a row (fwd) or a group (bwd). No shared memory, any alignment.
+// Determinism: every element has one writer and a fixed order of sums.
+
+extern "C" __global__ void __launch_bounds__(256) embed_fwd(float* __restrict__ out, const real* __restrict__ table,
+                                                            const float* __restrict__ prompt,
+                                                            const int* __restrict__ tokens,
+                                                            const int* __restrict__ run, int rows, int width,
+                                                            i64 stride, i64 offset) {
+    int row = blockIdx.x, token = tokens[row];
+    out += (i64)row * width;
+    const float* virtual_row = token < 0 ? prompt + run[row] * stride + offset + (i64)(-token - 1) * width : prompt;
+    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+        float v[8];
+        if (token < 0) {
+            load8(v, virtual_row + c, width - c);
+        } else {
+            load8(v, table + (i64)token * width + c, width - c);
+        }
+        store8(out + c, v, width - c);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) embed_bwd_prompt(float* __restrict__ d_prompt,
+                                                                   const float* __restrict__ d_out,
+                                                                   const int* __restrict__ ids,
+                                                                   const int* __restrict__ runs,
+                                                                   const int* __restrict__ starts,
+                                                                   const int* __restrict__ order, int groups,
+                                                                   int width, i64 stride, i64 offset) {
+    int u = blockIdx.x;
+    float* to = d_prompt + runs[u] * stride + offset + (i64)ids[u] * width;
+    add_rows(to, d_out, order + starts[u], starts[u + 1] - starts[u], width);
+}
+
+extern "C" __global__ void __launch_bounds__(256) embed_bwd_table(float* __restrict__ d_table,
+                                                                  const float* __restrict__ d_out,
+                                                                  const int* __restrict__ ids,
+                                                                  const int* __restrict__ starts,
+                                                                  const int* __restrict__ order, int groups,
+                                                                  int width) {
+    int u = blockIdx.x;
+    add_rows(d_table + (i64)ids[u] * width, d_out, order + starts[u], starts[u + 1] - starts[u], width);
+}

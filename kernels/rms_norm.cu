@@ -1,0 +1,92 @@
+// RMS norm (Zhang and Sennrich 2019).
+//
+//   rms_norm_fwd          rstd [rows] = 1 / sqrt(mean(x^2) + eps); out [rows, width] = round(x * rstd) * weight [width]
+//   rms_norm_bwd          d_x [rows, width] += rstd * (g - n * mean(g * n)), g = d_out * weight, n = x * rstd
+//   rms_norm_bwd_weight   d_weight [width] += sum over rows of d_out * x * rstd
+//
+// Launch: fwd and bwd one block of 256 a row; bwd_weight ceil(width / 32) blocks of 256. Any alignment; static shared
+// memory only. A row of up to 2048 elements is read once.
+// Determinism: fixed order (threads' strided sums, then a tree, then warps in order).
+
+extern "C" __global__ void __launch_bounds__(256) rms_norm_fwd(real* __restrict__ out, float* __restrict__ rstd,
+                                                               const float* __restrict__ x,
+                                                               const real* __restrict__ weight, int rows, int width,
+                                                               float eps) {
+    __shared__ float parts[32];
+    x += (i64)blockIdx.x * width;
+    out += (i64)blockIdx.x * width;
+    float squares = 0.0f, v[8], w[8];
+    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+        load8(v, x + c, width - c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) squares = fmaf(v[j], v[j], squares);
+    }
+    float scale = 1.0f / sqrtf(block_sum(squares, parts) / width + eps);
+    if (threadIdx.x == 0) rstd[blockIdx.x] = scale;
+    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+        if (width > blockDim.x * 8) load8(v, x + c, width - c);
+        load8(w, weight + c, width - c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) v[j] = rounded(v[j] * scale) * w[j];
+#ifdef PLANT_BOUND
+        store8(out + c + 1, v, width - c);
+#else
+        store8(out + c, v, width - c);
+#endif
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) rms_norm_bwd(float* __restrict__ d_x,
+                                                               const float* __restrict__ d_out,
+                                                               const float* __restrict__ x,
+                                                               const float* __restrict__ rstd,
+                                                               const real* __restrict__ weight, int rows, int width) {
+    __shared__ float parts[32];
+    x += (i64)blockIdx.x * width;
+    d_x += (i64)blockIdx.x * width;
+    d_out += (i64)blockIdx.x * width;
+    float scale = rstd[blockIdx.x], dot = 0.0f, g[8], v[8], w[8];
+    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+        load8(g, d_out + c, width - c);
+        load8(w, weight + c, width - c);
+        load8(v, x + c, width - c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            g[j] *= w[j];
+            dot = fmaf(g[j], v[j], dot);
+        }
+    }
+    float along = block_sum(dot, parts) * scale * scale / width;
+    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+        if (width > blockDim.x * 8) {
+            load8(g, d_out + c, width - c);
+            load8(w, weight + c, width - c);
+            load8(v, x + c, width - c);
+#pragma unroll
+            for (int j = 0; j < 8; j++) g[j] *= w[j];
+        }
+        load8(w, d_x + c, width - c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) w[j] += scale * (g[j] - v[j] * along);
+        store8(d_x + c, w, width - c);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) rms_norm_bwd_weight(float* __restrict__ d_weight,
+                                                                      const float* __restrict__ d_out,
+                                                                      const float* __restrict__ x,
+                                                                      const float* __restrict__ rstd, int rows,
+                                                                      int width) {
+    __shared__ float sums[8][32];
+    int lane = threadIdx.x % 32, part = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
+    float sum = 0.0f;
+    if (c < width)
+        for (int row = part; row < rows; row += 8)
+            sum = fmaf(d_out[(i64)row * width + c] * x[(i64)row * width + c], rstd[row], sum);
+    sums[part][lane] = sum;
+    __syncthreads();
+    if (part == 0 && c < width) {
+        for (int i = 1; i < 8; i++) sum += sums[i][lane];
+        d_weight[c] += sum;
+    }
+}

@@ -1,0 +1,43 @@
+// Rotary position embedding with rotated halves (Su et al. 2021), as in the LLaMA checkpoints.
+//
+//   rope_fwd  out [rows, heads, D] = (a cos - b sin, b cos + a sin) for a = x[i], b = x[i + D/2]
+//   rope_bwd  d_x [rows, heads, D] = the same turned back, in place
+//
+// cos_sin [positions, D] holds the cosines [D/2], then the sines [D/2], of each position; positions [rows].
+// Launch: one block of 256 a row. No shared memory, any alignment; vectors where D/2 is a multiple of 8.
+// Determinism: elementwise.
+
+DEV void turn(real* out, const real* x, const float* __restrict__ cos_sin, int heads, int head_dim, float sign) {
+    int half_dim = head_dim / 2, chunks = (half_dim + 7) / 8;
+    for (int i = threadIdx.x; i < heads * chunks; i += blockDim.x) {
+        int c = i % chunks * 8, head = i / chunks * head_dim, valid = half_dim - c;
+        float a[8], b[8], cosine[8], sine[8];
+        load8(a, x + head + c, valid);
+        load8(b, x + head + half_dim + c, valid);
+        load8(cosine, cos_sin + c, valid);
+        load8(sine, cos_sin + half_dim + c, valid);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            float first = a[j] * cosine[j] - b[j] * (sign * sine[j]);
+            b[j] = b[j] * cosine[j] + a[j] * (sign * sine[j]);
+            a[j] = first;
+        }
+        store8(out + head + c, a, valid);
+        store8(out + head + half_dim + c, b, valid);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) rope_fwd(real* __restrict__ out, const real* __restrict__ x,
+                                                           const int* __restrict__ positions,
+                                                           const float* __restrict__ cos_sin, int rows, int heads,
+                                                           int head_dim) {
+    i64 row = (i64)blockIdx.x * heads * head_dim;
+    turn(out + row, x + row, cos_sin + (i64)positions[blockIdx.x] * head_dim, heads, head_dim, 1.0f);
+}
+
+extern "C" __global__ void __launch_bounds__(256) rope_bwd(real* __restrict__ d_x, const int* __restrict__ positions,
+                                                           const float* __restrict__ cos_sin, int rows, int heads,
+                                                           int head_dim) {
+    i64 row = (i64)blockIdx.x * heads * head_dim;
+    turn(d_x + row, d_x + row, cos_sin + (i64)positions[blockIdx.x] * head_dim, heads, head_dim, -1.0f);
+}

@@ -1,0 +1,71 @@
+// Rows: casts, sums, gathers and their backward, captures. (Filling with zeros and keeping keys and values are copies
+// of the driver.)
+//
+//   cast          out [len] = x [len], rounded
+//   residual_fwd  out [len] = a [len] + b [len]
+//   gather_*      out [M, width] = x [N, width] at rows [M]
+//   scatter_add   d_x [N, width] += d_out [M, width]: row ids[u] += rows order[starts[u]..starts[u+1]] of d_out
+//   capture_*     out [M, width] f32 = x at rows; `out` may be host memory mapped into the device, each element is
+//                 written once and never read
+//
+// Launch: cast and residual_fwd (ceil(len / 2048)) x 256; the others one block of 256 a row (scatter_add: a group).
+// No shared memory. Any alignment; vectors of 16 bytes where addresses and widths allow.
+// Determinism: every element has one writer; scatter_add adds in the order of `order`.
+
+extern "C" __global__ void __launch_bounds__(256) cast(real* __restrict__ out, const float* __restrict__ x, i64 len) {
+    i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (i >= len) return;
+    float v[8];
+    load8(v, x + i, len - i);
+    store8(out + i, v, len - i);
+}
+
+extern "C" __global__ void __launch_bounds__(256) residual_fwd(float* __restrict__ out, const float* __restrict__ a,
+                                                               const real* __restrict__ b, i64 len) {
+    i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (i >= len) return;
+    float sum[8], v[8];
+    load8(sum, a + i, len - i);
+    load8(v, b + i, len - i);
+#pragma unroll
+    for (int j = 0; j < 8; j++) sum[j] += v[j];
+    store8(out + i, sum, len - i);
+}
+
+// One row, of one type to another.
+template <class To, class From>
+DEV void copy_row(To* __restrict__ out, const From* __restrict__ x, int width) {
+    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+        float v[8];
+        load8(v, x + c, width - c);
+        store8(out + c, v, width - c);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) gather_real(real* __restrict__ out, const real* __restrict__ x,
+                                                              const int* __restrict__ rows, int count, int width) {
+    copy_row(out + (i64)blockIdx.x * width, x + (i64)rows[blockIdx.x] * width, width);
+}
+
+extern "C" __global__ void __launch_bounds__(256) gather_wide(float* __restrict__ out, const float* __restrict__ x,
+                                                              const int* __restrict__ rows, int count, int width) {
+    copy_row(out + (i64)blockIdx.x * width, x + (i64)rows[blockIdx.x] * width, width);
+}
+
+extern "C" __global__ void __launch_bounds__(256) scatter_add(float* __restrict__ d_x, const float* __restrict__ d_out,
+                                                              const int* __restrict__ ids,
+                                                              const int* __restrict__ starts,
+                                                              const int* __restrict__ order, int groups, int width) {
+    int u = blockIdx.x;
+    add_rows(d_x + (i64)ids[u] * width, d_out, order + starts[u], starts[u + 1] - starts[u], width);
+}
+
+extern "C" __global__ void __launch_bounds__(256) capture_real(float* __restrict__ out, const real* __restrict__ x,
+                                                               const int* __restrict__ rows, int count, int width) {
+    copy_row(out + (i64)blockIdx.x * width, x + (i64)rows[blockIdx.x] * width, width);
+}
+
+extern "C" __global__ void __launch_bounds__(256) capture_wide(float* __restrict__ out, const float* __restrict__ x,
+                                                               const int* __restrict__ rows, int count, int width) {
+    copy_row(out + (i64)blockIdx.x * width, x + (i64)rows[blockIdx.x] * width, width);
+}

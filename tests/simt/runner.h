@@ -1,0 +1,72 @@
+// Runs launches that a test wrote down. Include after SIMT_KERNELS.
+//
+//   runner <case file> <result file>
+//
+// A case file (numbers are little-endian u64): the number of buffers, for each its bytes' count and the bytes; the
+// number of launches, for each the length of the kernel's name and the name, grid x y z, block x y z, bytes of
+// dynamic shared memory, the number of arguments, and each argument as a kind and a value: kind 0 a null pointer,
+// kind 1 a pointer into buffer `value >> 32` at byte `value & 0xffffffff`, kind 4 or 8 a number of that many bytes.
+// The result is all buffers, one after another. Every buffer is an allocation of its exact size, so that
+// AddressSanitizer sees its ends.
+#pragma once
+
+namespace simt {
+
+struct Reader {
+    FILE* file;
+    uint64_t number() {
+        uint64_t value;
+        bytes(&value, sizeof value);
+        return value;
+    }
+    void bytes(void* to, size_t count) {
+        if (count && fread(to, 1, count, file) != count) fail("the case file ends early");
+    }
+};
+
+inline int run_cases(const char* from, const char* to) {
+    Reader in{fopen(from, "rb")};
+    if (!in.file) fail("no case file");
+    std::vector<std::pair<char*, size_t>> buffers(in.number());
+    for (auto& [data, size] : buffers) {
+        size = in.number();
+        void* memory = nullptr;
+        if (posix_memalign(&memory, 256, size)) fail("no memory");
+        data = static_cast<char*>(memory);
+        in.bytes(data, size);
+    }
+    for (uint64_t launches = in.number(); launches; launches--) {
+        std::string name(in.number(), ' ');
+        in.bytes(name.data(), name.size());
+        const SimtKernel* kernel = simt_find(name.c_str());
+        if (!kernel) fail(("no kernel " + name).c_str());
+        unsigned size[6];
+        for (unsigned& n : size) n = in.number();
+        size_t shared = in.number();
+        std::vector<uint64_t> values(in.number());
+        std::vector<void*> arguments;
+        if (values.size() != size_t(kernel->arguments)) fail(("wrong number of arguments for " + name).c_str());
+        for (size_t i = 0; i < values.size(); i++) {
+            uint64_t kind = in.number(), value = in.number();
+            if (kernel->sizes[i] != (kind < 4 ? sizeof(void*) : kind)) {
+                fail((name + ": wrong size of argument " + std::to_string(i)).c_str());
+            }
+            if (kind == 1) value = uint64_t(buffers.at(value >> 32).first + (value & 0xffffffff));
+            values[i] = value;
+            arguments.push_back(&values[i]);
+        }
+        kernel->launch(arguments.data(), dim3(size[0], size[1], size[2]), dim3(size[3], size[4], size[5]), shared);
+    }
+    fclose(in.file);
+    FILE* out = fopen(to, "wb");
+    if (!out) fail("no result file");
+    for (auto& [data, size] : buffers) fwrite(data, 1, size, out);
+    return fclose(out);
+}
+
+}  // namespace simt
+
+int main(int count, char** names) {
+    if (count != 3) return 2;
+    return simt::run_cases(names[1], names[2]);
+}

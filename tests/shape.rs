@@ -214,6 +214,7 @@ fn no_sequences_make_an_empty_pack() {
 }
 
 #[test]
+#[allow(clippy::single_range_in_vec_init, reason = "a path of one stretch")]
 fn the_longest_common_prefix_is_stored_once() {
     let sequences = [text(&[1, 2, 3, 4]), text(&[1, 2, 3, 5]), text(&[1, 2, 6]), text(&[9])];
     let found = forest(&sequences, 1);

@@ -1,0 +1,53 @@
+//! The optimiser over the adapters of many runs. Bytes are those that must be read and written.
+#![allow(missing_docs, reason = "the macros of the harness")]
+
+mod common;
+
+use common::{SHAPES, bytes, wait, wide};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::{AdamwStep, Backend};
+
+/// Runs that step at once.
+const RUNS: usize = 30;
+
+fn adamw<B: Backend>(c: &mut Criterion, mut b: B) {
+    let mut group = common::group(c, &format!("adamw/{}", b.name()));
+    for shape in SHAPES {
+        // Rank 8 on the queries and values of one layer.
+        let stride = 2 * 8 * 2 * shape.width;
+        let len = RUNS * stride;
+        let [mut params, mut m, d_params] = [(); 3].map(|()| wide(&mut b, len));
+        let mut v = b.wide(len).expect("memory for a bench");
+        let mut norm_sq = wide(&mut b, RUNS);
+        let step = AdamwStep {
+            active: true,
+            learning_rate: 1e-4,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+            max_grad_norm: Some(1.0),
+            step: 10,
+        };
+        let steps = vec![step; RUNS];
+        group.throughput(Throughput::Bytes(bytes(&b, len, 0)));
+        group.bench_function(BenchmarkId::new("grad_norm", shape.name), |bench| {
+            bench.iter(|| wait(&mut b, |b| b.grad_norm(&mut norm_sq, &d_params, RUNS, stride)));
+        });
+        group.throughput(Throughput::Bytes(bytes(&b, 7 * len, 0)));
+        group.bench_function(BenchmarkId::new("step", shape.name), |bench| {
+            bench.iter(|| {
+                wait(&mut b, |b| b.adamw(&mut params, &mut m, &mut v, &d_params, &norm_sq, &steps, stride));
+            });
+        });
+    }
+    group.finish();
+}
+
+fn all(c: &mut Criterion) {
+    adamw(c, Cpu::<f32>::new());
+}
+
+criterion_group!(benches, all);
+criterion_main!(benches);

@@ -1,0 +1,57 @@
+//! Attention over sequences and over forests. Elements are floating-point operations on the pairs that attend.
+#![allow(missing_docs, reason = "the macros of the harness")]
+
+mod common;
+
+use common::{SHAPES, flat, real, shared_prefix, wait, wide};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use llamaprobe::backend::Backend;
+use llamaprobe::backend::cpu::Cpu;
+
+fn attention<B: Backend>(c: &mut Criterion, mut b: B) {
+    let mut group = common::group(c, &format!("attention/{}", b.name()));
+    let packs = [
+        ("64", flat(&[64], None)),
+        ("512", flat(&[512], None)),
+        ("8x64", flat(&[64; 8], None)),
+        ("512+16x32", shared_prefix(512, 16, 32)),
+    ];
+    for shape in SHAPES {
+        let dims = shape.attention();
+        for (name, pack) in &packs {
+            let (n, pairs) = (pack.len(), pack.positions().iter().map(|&p| p as usize + 1).sum::<usize>());
+            let (queries, keys) = (n * dims.heads * dims.head_dim, n * dims.kv_heads * dims.head_dim);
+            let [q, mut z, mut d_q] = [(); 3].map(|()| real(&mut b, queries));
+            let [k, v, mut d_k, mut d_v] = [(); 4].map(|()| real(&mut b, keys));
+            let [mut lse, mut delta] = [(); 2].map(|()| wide(&mut b, n * dims.heads));
+            let d_z = wide(&mut b, queries);
+            let pack = b.pack(pack).expect("memory for a bench");
+            let flops = (4 * pairs * dims.heads * dims.head_dim) as u64;
+            let id = format!("{}/{name}", shape.name);
+            group.throughput(Throughput::Elements(flops));
+            group.bench_function(BenchmarkId::new("fwd", &id), |bench| {
+                bench.iter(|| wait(&mut b, |b| b.attention_fwd(&mut z, &mut lse, &q, &k, &v, None, &pack, dims)));
+            });
+            // The backward has five products to the forward's two.
+            group.throughput(Throughput::Elements(flops / 2 * 5));
+            group.bench_function(BenchmarkId::new("bwd", &id), |bench| {
+                bench.iter(|| {
+                    wait(&mut b, |b| {
+                        b.attention_bwd(
+                            &mut d_q, &mut d_k, &mut d_v, &mut delta, &d_z, &z, &lse, &q, &k, &v, &pack, dims,
+                        );
+                    });
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+fn all(c: &mut Criterion) {
+    attention(c, Cpu::<f32>::new());
+    attention(c, Cpu::<f32, half::bf16>::new());
+}
+
+criterion_group!(benches, all);
+criterion_main!(benches);

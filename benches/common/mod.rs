@@ -1,0 +1,130 @@
+//! What the benches share: layer shapes, buffers of noise, packs.
+//!
+//! Throughput is counted in elements for products (one element is one floating-point operation, so that `Gelem/s` reads
+//! as GFLOP/s) and in bytes for everything that memory bounds.
+#![allow(dead_code, reason = "each bench uses its own part")]
+
+use std::time::Duration;
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion};
+use llamaprobe::backend::{AttentionDims, Backend, WideElement};
+use llamaprobe::shape::{Label, Pack, PackBuilder, Parent, Token};
+
+/// The sizes of a model's layer and head.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Its parameters, roughly.
+    pub name: &'static str,
+    /// Residual width C.
+    pub width: usize,
+    /// Feed-forward width F.
+    pub feed_forward: usize,
+    /// Query heads H.
+    pub heads: usize,
+    /// Key-value heads K.
+    pub kv_heads: usize,
+    /// Vocabulary V.
+    pub vocab: usize,
+}
+
+const fn shape(
+    name: &'static str,
+    width: usize,
+    feed_forward: usize,
+    heads: usize,
+    kv_heads: usize,
+    vocab: usize,
+) -> Shape {
+    Shape { name, width, feed_forward, heads, kv_heads, vocab }
+}
+
+/// From the smallest story model to one layer of LLaMA-2-7B.
+pub const SHAPES: [Shape; 4] = [
+    shape("15M", 288, 768, 6, 6, 32000),
+    shape("110M", 768, 2048, 12, 12, 32000),
+    shape("1B", 2048, 8192, 32, 8, 128_256),
+    shape("7B", 4096, 11008, 32, 32, 32000),
+];
+
+impl Shape {
+    /// Heads of the attention.
+    pub fn attention(&self) -> AttentionDims {
+        let head_dim = self.width / self.heads;
+        let scale = 1.0 / (head_dim as f64).sqrt();
+        AttentionDims { heads: self.heads, kv_heads: self.kv_heads, head_dim, scale, window: None }
+    }
+}
+
+/// A group with short measurements.
+pub fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = c.benchmark_group(name);
+    group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(800));
+    group
+}
+
+/// Small numbers of both signs.
+fn noise<B: Backend>(len: usize) -> Vec<B::Element> {
+    let mut state = 1u32;
+    let next = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        B::Element::from_f64(f64::from(state >> 8) / f64::from(1 << 23) - 1.0)
+    };
+    (0..len).map(next).collect()
+}
+
+/// A wide buffer of noise.
+pub fn wide<B: Backend>(b: &mut B, len: usize) -> B::Wide {
+    let mut buffer = b.wide(len).expect("memory for a bench");
+    b.upload(&mut buffer, 0, &noise::<B>(len)).expect("memory for a bench");
+    buffer
+}
+
+/// A compute-dtype buffer of noise.
+pub fn real<B: Backend>(b: &mut B, len: usize) -> B::Real {
+    let values = wide(b, len);
+    let mut buffer = b.real(len).expect("memory for a bench");
+    b.cast(&mut buffer, &values, len);
+    buffer
+}
+
+/// A weight of noise.
+pub fn weight<B: Backend>(b: &mut B, len: usize) -> B::Weight {
+    let values = wide(b, len);
+    b.trainable_weight(&values, 0, len).expect("memory for a bench")
+}
+
+/// Bytes of `wide` wide and `real` compute-dtype elements.
+pub fn bytes<B: Backend>(b: &B, wide: usize, real: usize) -> u64 {
+    let (of_wide, of_real) = b.element_sizes();
+    (wide * of_wide + real * of_real) as u64
+}
+
+/// Runs `op` once and waits for it.
+pub fn wait<B: Backend>(b: &mut B, op: impl FnOnce(&mut B)) {
+    op(b);
+    b.sync().expect("the device works");
+}
+
+fn tokens(n: usize) -> Vec<Token> {
+    (0..n as u32).map(|i| Token::Id(i * 37 % 1000)).collect()
+}
+
+/// One sequence of each length, the runs given in turn.
+pub fn flat(lengths: &[usize], runs: Option<usize>) -> Pack {
+    let mut b = PackBuilder::default();
+    for (i, &n) in lengths.iter().enumerate() {
+        b.push(&tokens(n), Parent::None, runs.map(|runs| i % runs), Label::Text);
+    }
+    b.build()
+}
+
+/// `queries` sequences of `query` rows below one prefix.
+pub fn shared_prefix(prefix: usize, queries: usize, query: usize) -> Pack {
+    let mut b = PackBuilder::default();
+    let root = b.push(&tokens(prefix), Parent::None, None, Label::Demonstration);
+    for _ in 0..queries {
+        b.push(&tokens(query), Parent::Pack(root), None, Label::Query);
+    }
+    b.build()
+}

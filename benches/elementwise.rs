@@ -1,0 +1,87 @@
+//! Operations that memory bounds: norm, rotation, SwiGLU, residual. Bytes are those that must be read and written.
+#![allow(missing_docs, reason = "the macros of the harness")]
+
+mod common;
+
+use common::{SHAPES, Shape, bytes, flat, real, wait, weight, wide};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use llamaprobe::backend::Backend;
+use llamaprobe::backend::cpu::Cpu;
+
+/// Rows of the pack.
+const ROWS: usize = 256;
+
+fn rms_norm<B: Backend>(c: &mut Criterion, b: &mut B, Shape { name, width, .. }: Shape) {
+    let mut group = common::group(c, &format!("rms_norm/{}", b.name()));
+    let len = ROWS * width;
+    let (mut out, mut rstd, x, gain) = (real(b, len), wide(b, ROWS), wide(b, len), weight(b, width));
+    group.throughput(Throughput::Bytes(bytes(b, len, len)));
+    group.bench_function(BenchmarkId::new("fwd", name), |bench| {
+        bench.iter(|| wait(b, |b| b.rms_norm_fwd(&mut out, &mut rstd, &x, &gain, ROWS, width, 1e-5)));
+    });
+    let (mut d_x, d_out) = (wide(b, len), wide(b, len));
+    group.throughput(Throughput::Bytes(bytes(b, 4 * len, 0)));
+    group.bench_function(BenchmarkId::new("bwd", name), |bench| {
+        bench.iter(|| wait(b, |b| b.rms_norm_bwd(&mut d_x, &d_out, &x, &rstd, &gain, ROWS, width)));
+    });
+    group.finish();
+}
+
+fn rope<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
+    let mut group = common::group(c, &format!("rope/{}", b.name()));
+    let (heads, head_dim, len) = (shape.heads, shape.width / shape.heads, ROWS * shape.width);
+    let (mut out, x, cos_sin) = (real(b, len), real(b, len), wide(b, ROWS * head_dim));
+    let pack = b.pack(&flat(&[ROWS], None)).expect("memory for a bench");
+    group.throughput(Throughput::Bytes(bytes(b, 0, 2 * len)));
+    group.bench_function(BenchmarkId::new("fwd", shape.name), |bench| {
+        bench.iter(|| wait(b, |b| b.rope_fwd(&mut out, &x, &pack, &cos_sin, heads, head_dim)));
+    });
+    group.bench_function(BenchmarkId::new("bwd", shape.name), |bench| {
+        bench.iter(|| wait(b, |b| b.rope_bwd(&mut out, &pack, &cos_sin, heads, head_dim)));
+    });
+    group.finish();
+}
+
+fn swiglu<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
+    let mut group = common::group(c, &format!("swiglu/{}", b.name()));
+    let len = ROWS * shape.feed_forward;
+    let [mut act, gate, up, mut d_gate] = [(); 4].map(|()| real(b, len));
+    group.throughput(Throughput::Bytes(bytes(b, 0, 3 * len)));
+    group.bench_function(BenchmarkId::new("fwd", shape.name), |bench| {
+        bench.iter(|| wait(b, |b| b.swiglu_fwd(&mut act, &gate, &up, len)));
+    });
+    let d_act = wide(b, len);
+    group.throughput(Throughput::Bytes(bytes(b, len, 4 * len)));
+    group.bench_function(BenchmarkId::new("bwd", shape.name), |bench| {
+        bench.iter(|| wait(b, |b| b.swiglu_bwd(&mut d_gate, &mut act, &d_act, &gate, &up, len)));
+    });
+    group.finish();
+}
+
+fn residual<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
+    let mut group = common::group(c, &format!("residual/{}", b.name()));
+    let len = ROWS * shape.width;
+    let (mut out, x, y) = (wide(b, len), wide(b, len), real(b, len));
+    group.throughput(Throughput::Bytes(bytes(b, 2 * len, len)));
+    group.bench_function(BenchmarkId::new("fwd", shape.name), |bench| {
+        bench.iter(|| wait(b, |b| b.residual_fwd(&mut out, &x, &y, len)));
+    });
+    group.finish();
+}
+
+fn on<B: Backend>(c: &mut Criterion, mut b: B) {
+    for shape in SHAPES {
+        rms_norm(c, &mut b, shape);
+        rope(c, &mut b, shape);
+        swiglu(c, &mut b, shape);
+        residual(c, &mut b, shape);
+    }
+}
+
+fn all(c: &mut Criterion) {
+    on(c, Cpu::<f32>::new());
+    on(c, Cpu::<f32, half::bf16>::new());
+}
+
+criterion_group!(benches, all);
+criterion_main!(benches);

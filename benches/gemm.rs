@@ -1,0 +1,49 @@
+//! Products with weights, forward and backward. Elements are floating-point operations.
+#![allow(missing_docs, reason = "the macros of the harness")]
+
+mod common;
+
+use common::{SHAPES, real, wait, weight, wide};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::{Backend, LinearDims};
+
+fn linear<B: Backend>(c: &mut Criterion, mut b: B) {
+    let mut group = common::group(c, &format!("gemm/{}", b.name()));
+    for shape in SHAPES {
+        for (part, input, output) in [("attention", shape.width, shape.width), ("mlp", shape.width, shape.feed_forward)]
+        {
+            let matrix = weight(&mut b, output * input);
+            for rows in [1, 64, 256] {
+                let dims = LinearDims { rows, input, output };
+                let (x, mut out) = (real(&mut b, rows * input), real(&mut b, rows * output));
+                let mut d_x = wide(&mut b, rows * input);
+                group.throughput(Throughput::Elements(2 * (rows * input * output) as u64));
+                let id = format!("{}/{part}/{rows}", shape.name);
+                group.bench_function(BenchmarkId::new("fwd", &id), |bench| {
+                    bench.iter(|| wait(&mut b, |b| b.linear_fwd(&mut out, &x, &matrix, None, dims)));
+                });
+                group.bench_function(BenchmarkId::new("bwd_input", &id), |bench| {
+                    bench.iter(|| wait(&mut b, |b| b.linear_bwd_input(&mut d_x, &out, &matrix, dims, false)));
+                });
+                if shape.width > 1000 {
+                    // Full tuning is for small models.
+                    continue;
+                }
+                let mut d_weight = wide(&mut b, output * input);
+                group.bench_function(BenchmarkId::new("bwd_weight", &id), |bench| {
+                    bench.iter(|| wait(&mut b, |b| b.linear_bwd_weight(&mut d_weight, 0, &out, &x, dims)));
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
+fn all(c: &mut Criterion) {
+    linear(c, Cpu::<f32>::new());
+    linear(c, Cpu::<f32, half::bf16>::new());
+}
+
+criterion_group!(benches, all);
+criterion_main!(benches);

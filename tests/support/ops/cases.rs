@@ -240,7 +240,7 @@ pub fn large<B: Backend>(b: &mut B) -> Vec<Case> {
         Case::new("large rms_norm", Op::RmsNorm { rows: 9, width: 288, eps: 1e-5 }),
         Case::new("large swiglu", Op::SwiGlu { len: 5000 }),
         Case::new("large logits", Op::Logits { dims: linear(9, 288, 517) }),
-        Case::new("large grad_norm", Op::GradNorm { runs: 3, stride: 40_000 }),
+        Case::new("large grad_norm", Op::GradNorm { runs: 3, stride: 4099 }),
     ];
     for (rows, input, output) in [(70, 288, 100), (7, 600, 300), (130, 33, 65)] {
         let op = Op::Linear { dims: linear(rows, input, output), bias: true };

@@ -103,10 +103,9 @@ impl Op {
                     ("kept v", cached, Real, 1.0),
                 ]
             }
-            Self::AttentionResult { from, heads, head_dim, width, .. } => vec![
-                ("z", from * heads * head_dim, Real, 1.0),
-                ("weight", width * heads * head_dim, Real, 0.5),
-            ],
+            Self::AttentionResult { from, heads, head_dim, width, .. } => {
+                vec![("z", from * heads * head_dim, Real, 1.0), ("weight", width * heads * head_dim, Real, 0.5)]
+            }
             Self::Keep { capacity, rows, width, .. } => {
                 vec![("cache", capacity * width, Real, 1.0), ("x", rows * width, Real, 1.0)]
             }

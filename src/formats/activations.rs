@@ -175,7 +175,8 @@ impl ActivationWriter {
             self.shard(shard)?.append(&part, now)?;
             self.columns[i].rows += n;
             let end = (shard * limit + limit).min(self.layout.rows);
-            if self.columns.iter().all(|c| c.rows >= end) {
+            // A shard is done before the whole is; a single file gets its name in `finish`.
+            if self.layout.max_rows.is_some() && self.columns.iter().all(|c| c.rows >= end) {
                 self.close(shard)?;
             }
             bytes = later;

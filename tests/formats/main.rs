@@ -3,4 +3,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../attacks/mod.rs"]
+mod attacks;
+
+mod activations;
+mod adapter;
+mod config;
+mod hub;
+mod lines;
+mod safetensors;
 mod tokenizer;

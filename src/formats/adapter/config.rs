@@ -351,7 +351,12 @@ fn modules(f: &Fields, key: &str) -> Result<Option<Modules>> {
         None => None,
         Some(Value::String(text)) if text.eq_ignore_ascii_case("all-linear") => Some(Modules::AllLinear),
         Some(Value::String(text)) => Some(Modules::Regex(text.clone())),
-        Some(_) => list(f, key, "module names", |v| v.as_str().map(String::from))?.map(Modules::List),
+        // PEFT holds the names as a set and saves them in any order: sorted, equal adapters are equal.
+        Some(_) => list(f, key, "module names", |v| v.as_str().map(String::from))?.map(|mut names| {
+            names.sort_unstable();
+            names.dedup();
+            Modules::List(names)
+        }),
     })
 }
 

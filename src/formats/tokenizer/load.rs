@@ -17,9 +17,9 @@ use crate::{Error, Result};
 /// Special tokens a file may name, in the order in which they are registered.
 const SPECIALS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// Texts that are special when a directory has a vocabulary and nothing that names its special tokens: those of OPT
-/// and GPT-2.
-const USUAL: [&str; 3] = ["</s>", "<pad>", "<|endoftext|>"];
+/// Texts that are special when a directory has a vocabulary and nothing that names its special tokens: OPT's, else
+/// GPT-2's (which OPT has too, as an ordinary token).
+const USUAL: [&[&str]; 2] = [&["</s>", "<pad>"], &["<|endoftext|>"]];
 
 impl Tokenizer {
     /// Loads from a model directory (`tokenizer.json`, or `vocab.json` with `merges.txt`, and the configuration
@@ -228,7 +228,8 @@ fn register(inner: &mut Inner, specials: &[(&str, String, &str)], usual: bool, c
     let mut texts: Vec<String> = specials.iter().map(|(_, text, _)| text.clone()).collect();
     texts.extend(config.extra()?);
     if usual {
-        texts.extend(USUAL.map(String::from));
+        let known = USUAL.into_iter().find(|set| set.iter().all(|text| inner.token_to_id(text).is_some()));
+        texts.extend(known.unwrap_or_default().iter().map(|text| text.to_string()));
     }
     let known: Vec<AddedToken> = texts
         .into_iter()

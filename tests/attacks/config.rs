@@ -1,0 +1,96 @@
+use llamaprobe::formats::config::ModelConfig;
+use serde_json::{Value, json};
+
+use super::{Case, case, put};
+
+pub fn cases() -> Vec<Case> {
+    let text = |name: &str, text: Vec<u8>, words: &[&str]| {
+        let words = [&["config.json"], words].concat();
+        case(format!("config: {name}"), &words, move |dir| {
+            put(dir, "config.json", &text);
+            ModelConfig::load(dir).map(|_| ())
+        })
+    };
+    let with = |patch: Value, words: &[&str]| {
+        let mut config = json!({"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "vocab_size": 100,
+            "num_hidden_layers": 4, "num_attention_heads": 8});
+        config.as_object_mut().expect("object").extend(patch.as_object().expect("object").clone());
+        text(&patch.to_string(), config.to_string().into_bytes(), words)
+    };
+    let rope = |rope: Value, words: &[&str]| with(json!({"rope_scaling": rope}), words);
+    let mut cases = vec![
+        case("config: absent", &["config.json"], |dir| ModelConfig::load(dir).map(|_| ())),
+        text("empty", vec![], &["EOF"]),
+        text("not UTF-8", vec![b'{', 0xFF], &["utf-8"]),
+        text("a list", b"[1]".to_vec(), &["object"]),
+        text("cut off", br#"{"model_type": "llama""#.to_vec(), &["EOF"]),
+        text("a key twice", br#"{"model_type": "llama", "model_type": "llama"}"#.to_vec(), &["model_type", "twice"]),
+        text("deep", [b"{\"a\":".to_vec(), vec![b'['; 100_000]].concat(), &["recursion"]),
+        text("NaN", br#"{"rms_norm_eps": NaN}"#.to_vec(), &["line 1"]),
+        text("no model_type", b"{}".to_vec(), &["model_type"]),
+    ];
+    for key in ["hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers", "num_attention_heads"] {
+        for bad in [json!(null), json!(0), json!(-1), json!(1.5), json!("64"), json!(u64::MAX)] {
+            cases.push(with(json!({ key: bad }), &[key]));
+        }
+    }
+    cases.extend([
+        with(json!({"model_type": "gpt2"}), &["model_type", "gpt2", "mistral"]),
+        with(json!({"model_type": 3}), &["model_type", "3"]),
+        with(json!({"hidden_act": "gelu"}), &["hidden_act", "gelu", "silu"]),
+        with(json!({"num_attention_heads": 7}), &["num_attention_heads", "64"]),
+        with(json!({"num_attention_heads": 64}), &["num_attention_heads", "even"]),
+        with(json!({"head_dim": 7}), &["head_dim", "even"]),
+        with(json!({"head_dim": 0}), &["head_dim", "0"]),
+        with(json!({"num_key_value_heads": 3}), &["num_key_value_heads", "8"]),
+        with(json!({"num_key_value_heads": 16}), &["num_key_value_heads", "8"]),
+        with(json!({"num_key_value_heads": 0}), &["num_key_value_heads", "0"]),
+        with(json!({"rms_norm_eps": -1e-5}), &["rms_norm_eps"]),
+        with(json!({"rms_norm_eps": "1e-5"}), &["rms_norm_eps"]),
+        with(json!({"rms_norm_eps": 2}), &["rms_norm_eps"]),
+        with(json!({"max_position_embeddings": 0}), &["max_position_embeddings"]),
+        with(json!({"tie_word_embeddings": "yes"}), &["tie_word_embeddings"]),
+        with(json!({"attention_bias": 1}), &["attention_bias"]),
+        with(json!({"bos_token_id": 100}), &["bos_token_id", "100"]),
+        with(json!({"eos_token_id": [2, 1000]}), &["eos_token_id", "1000"]),
+        with(json!({"eos_token_id": "</s>"}), &["eos_token_id"]),
+        with(json!({"torch_dtype": "int8"}), &["torch_dtype", "int8"]),
+        with(json!({"dtype": "float8_e4m3fn"}), &["dtype", "float8_e4m3fn"]),
+        with(json!({"quantization_config": {"bits": 4}}), &["quantization_config"]),
+        with(json!({"sliding_window": 128}), &["sliding_window", "llama"]),
+        with(json!({"layer_types": ["full_attention"]}), &["layer_types", "4", "1"]),
+        with(json!({"layer_types": ["full_attention", "linear_attention", "full_attention", "full_attention"]}), &["layer_types", "linear_attention"]),
+        with(json!({"model_type": "mistral", "num_key_value_heads": 3}), &["num_key_value_heads"]),
+        with(json!({"model_type": "mistral", "sliding_window": 0}), &["sliding_window"]),
+        with(json!({"model_type": "mistral", "attention_bias": true}), &["attention_bias", "mistral"]),
+        with(json!({"model_type": "mistral", "layer_types": ["full_attention", "full_attention", "full_attention", "full_attention"]}), &["layer_types[0]"]),
+        with(json!({"model_type": "qwen2"}), &["num_key_value_heads", "32"]),
+        with(json!({"model_type": "qwen2", "num_key_value_heads": 2, "attention_bias": false}), &["attention_bias", "qwen2"]),
+        with(json!({"model_type": "qwen2", "num_key_value_heads": 2, "use_mrope": true}), &["use_mrope"]),
+        with(json!({"model_type": "qwen2", "num_key_value_heads": 2, "layer_types": ["sliding_attention", "full_attention", "full_attention", "full_attention"]}), &["layer_types[0]"]),
+        with(json!({"rope_theta": 0}), &["rope_theta", "0"]),
+        with(json!({"rope_theta": "10000"}), &["rope_theta"]),
+        with(json!({"partial_rotary_factor": 0.5}), &["partial_rotary_factor", "0.5"]),
+        with(json!({"rope_theta": 5000.0, "rope_parameters": {"rope_theta": 10000.0}}), &["rope_parameters.rope_theta"]),
+        with(json!({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "linear", "factor": 4.0}}), &["rope_scaling", "rope_parameters"]),
+        rope(json!("linear"), &["rope_scaling", "object"]),
+        rope(json!({"type": "su", "factor": 2.0}), &["rope_type", "su", "llama3"]),
+        rope(json!({"rope_type": "longrope"}), &["rope_type", "longrope"]),
+        rope(json!({"rope_type": 1}), &["rope_scaling.rope_type"]),
+        rope(json!({"rope_type": "linear", "type": "yarn", "factor": 2.0}), &["rope_scaling.type", "yarn"]),
+        rope(json!({"type": "linear"}), &["rope_scaling.factor"]),
+        rope(json!({"type": "linear", "factor": 0.5}), &["rope_scaling.factor", "0.5"]),
+        rope(json!({"type": "linear", "factor": "8"}), &["rope_scaling.factor"]),
+        rope(json!({"factor": 8.0}), &["rope_scaling.factor", "default"]),
+        rope(json!({"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 7}), &["rope_scaling.original_max_position_embeddings", "2048"]),
+        rope(json!({"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}), &["rope_scaling.low_freq_factor"]),
+        rope(json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}), &["rope_scaling.high_freq_factor"]),
+        rope(json!({"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}), &["rope_scaling.factor"]),
+        rope(json!({"rope_type": "yarn", "factor": 4.0, "beta_fast": 1.0, "beta_slow": 32.0}), &["rope_scaling.beta_fast"]),
+        rope(json!({"rope_type": "yarn", "factor": 4.0, "attention_factor": -1.0}), &["rope_scaling.attention_factor"]),
+        rope(json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0}), &["original_max_position_embeddings"]),
+        rope(json!({"rope_type": "yarn", "factor": 4.0, "truncate": 1}), &["rope_scaling.truncate"]),
+        rope(json!({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.25}), &["rope_scaling.partial_rotary_factor"]),
+    ]);
+    cases
+}

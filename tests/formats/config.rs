@@ -1,0 +1,105 @@
+use llamaprobe::formats::config::{ModelConfig, RopeKind};
+use llamaprobe::formats::safetensors::Dtype;
+use serde_json::{Value, json};
+
+use crate::support::shared;
+
+fn rope_json(config: &ModelConfig) -> (Value, f64) {
+    let theta = config.rope.theta;
+    match config.rope.kind {
+        RopeKind::Default => (json!({"rope_type": "default", "rope_theta": theta}), 1.0),
+        RopeKind::Linear { factor } => (json!({"rope_type": "linear", "rope_theta": theta, "factor": factor}), 1.0),
+        RopeKind::Dynamic { factor, original } => {
+            assert_eq!(original, config.max_position_embeddings);
+            (json!({"rope_type": "dynamic", "rope_theta": theta, "factor": factor}), 1.0)
+        }
+        RopeKind::Llama3 { factor, low_freq_factor, high_freq_factor, original } => (
+            json!({"rope_type": "llama3", "rope_theta": theta, "factor": factor, "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original}),
+            1.0,
+        ),
+        RopeKind::Yarn { factor, original, beta_fast, beta_slow, attention_factor, truncate } => (
+            json!({"rope_type": "yarn", "rope_theta": theta, "factor": factor, "beta_fast": beta_fast,
+                "beta_slow": beta_slow, "truncate": truncate, "original_max_position_embeddings": original}),
+            attention_factor,
+        ),
+    }
+}
+
+/// The reference's dictionary with its defaults put in, and without what only enters the attention factor.
+fn normal(rope: &Value) -> Value {
+    let mut rope = rope.clone();
+    let map = rope.as_object_mut().expect("an object");
+    for key in ["type", "mscale", "mscale_all_dim", "attention_factor"] {
+        map.remove(key);
+    }
+    if map["rope_type"] == "yarn" {
+        for (key, default) in [("beta_fast", 32.0), ("beta_slow", 1.0)] {
+            if map.get(key).and_then(Value::as_f64).is_none_or(|x| x == 0.0) {
+                map.insert(key.to_string(), json!(default));
+            }
+        }
+        map.entry("truncate").or_insert(json!(true));
+    }
+    for (_, value) in map.iter_mut() {
+        if let Some(x) = value.as_f64() {
+            *value = json!(x);
+        }
+    }
+    rope
+}
+
+#[test]
+fn every_form_means_what_the_reference_says() {
+    let cases: Vec<Value> = serde_json::from_str(include_str!("../golden/configs.json")).expect("golden file");
+    assert!(cases.len() > 30);
+    for case in &cases {
+        let (given, want) = (&case["config"], &case["expect"]);
+        let config = ModelConfig::parse("config.json", &given.to_string()).unwrap_or_else(|e| panic!("{given}: {e}"));
+        let number = |key: &str| want[key].as_u64().map(|n| n as usize);
+        assert_eq!(Some(config.num_key_value_heads), number("num_key_value_heads"), "{given}");
+        assert_eq!(Some(config.head_dim), number("head_dim"), "{given}");
+        assert_eq!(Some(config.max_position_embeddings), number("max_position_embeddings"), "{given}");
+        assert_eq!(Some(config.rms_norm_eps), want["rms_norm_eps"].as_f64(), "{given}");
+        assert_eq!(Some(config.tie_word_embeddings), want["tie_word_embeddings"].as_bool(), "{given}");
+        assert_eq!(json!(config.windows), want["windows"], "{given}");
+        assert_eq!(json!(config.bos_token_id), want["bos"], "{given}");
+        assert_eq!(json!(config.eos_token_id), want["eos"], "{given}");
+        assert_eq!(json!(config.pad_token_id), want["pad"], "{given}");
+        let dtype = config.dtype.map(|d| match d {
+            Dtype::F32 => "float32",
+            Dtype::F16 => "float16",
+            Dtype::BF16 => "bfloat16",
+            other => panic!("{other}"),
+        });
+        assert_eq!(json!(dtype), want["dtype"], "{given}");
+        let (rope, scaling) = rope_json(&config);
+        assert_eq!(normal(&rope), normal(&want["rope"]), "{given}");
+        let expected = want["attention_scaling"].as_f64().expect("a number");
+        assert!((scaling - expected).abs() < 1e-12, "{given}: {scaling} {expected}");
+    }
+}
+
+#[test]
+fn biases_follow_the_family() {
+    let bias = |model_type: &str, keys: Value| {
+        let mut config = json!({"model_type": model_type, "hidden_size": 32, "intermediate_size": 8, "vocab_size": 10,
+            "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2});
+        config.as_object_mut().expect("object").extend(keys.as_object().expect("object").clone());
+        let c = ModelConfig::parse("config.json", &config.to_string()).expect("valid");
+        (c.qkv_bias, c.o_bias, c.mlp_bias)
+    };
+    assert_eq!(bias("llama", json!({})), (false, false, false));
+    assert_eq!(bias("llama", json!({"attention_bias": true})), (true, true, false));
+    assert_eq!(bias("llama", json!({"mlp_bias": true})), (false, false, true));
+    assert_eq!(bias("mistral", json!({})), (false, false, false));
+    assert_eq!(bias("qwen2", json!({})), (true, false, false));
+}
+
+#[test]
+fn the_models_at_hand_load() {
+    let Some(shared) = shared() else { return };
+    let c = ModelConfig::load(shared.join("models/stories260K")).expect("loads");
+    assert_eq!((c.hidden_size, c.num_hidden_layers, c.head_dim, c.num_key_value_heads), (64, 5, 8, 4));
+    assert!(c.tie_word_embeddings && c.windows == vec![None; 5] && c.dtype == Some(Dtype::F32));
+}

@@ -1,0 +1,142 @@
+use half::{bf16, f16};
+use llamaprobe::formats::safetensors::{Bytes, Checkpoint, Dtype, Tensor, TensorFile, TensorSpec, write};
+use proptest::prelude::*;
+use serde_json::json;
+
+use crate::support::{shared, temp};
+
+/// What is written is, byte for byte, what the format's own library writes, whatever the order of the tensors.
+#[test]
+fn the_writer_is_the_reference_writer() {
+    let dir = temp();
+    let f: Vec<f32> = (0..6).map(|x| x as f32).collect();
+    let data: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = vec![
+        ("b", Dtype::F32, vec![2, 3], bytemuck::cast_slice(&f).to_vec()),
+        ("a", Dtype::F32, vec![], 1f32.to_le_bytes().to_vec()),
+        ("z", Dtype::I64, vec![2], bytemuck::cast_slice(&[1i64, -2]).to_vec()),
+        ("h", Dtype::BF16, vec![3], bytemuck::cast_slice(&[bf16::ONE; 3]).to_vec()),
+        ("g", Dtype::F16, vec![1], bytemuck::cast_slice(&[f16::ONE]).to_vec()),
+        ("u", Dtype::U8, vec![5], vec![7; 5]),
+        ("empty", Dtype::F32, vec![0, 4], vec![]),
+    ];
+    let view = |(name, dtype, shape, bytes): &(&'static str, Dtype, Vec<usize>, Vec<u8>)| {
+        let dtype: safetensors::Dtype = serde_json::from_value(json!(dtype.name())).expect("a dtype of the library");
+        (name.to_string(), dtype, shape.clone(), bytes.clone())
+    };
+    let views: Vec<_> = data.iter().map(view).collect();
+    let views = views.iter().map(|(name, dtype, shape, bytes)| {
+        let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).expect("valid");
+        (name.clone(), view)
+    });
+    let meta = Some([("format".to_string(), "pt".to_string())].into());
+    let want = safetensors::serialize(views, meta).expect("serialises");
+    for turn in 0..data.len() {
+        let mut data: Vec<_> =
+            data.iter().map(|(name, dtype, shape, data)| Tensor { name, dtype: *dtype, shape, data }).collect();
+        data.rotate_left(turn);
+        let path = dir.path().join("x.safetensors");
+        write(&path, &data, &[("format", "pt")]).expect("writes");
+        assert_eq!(std::fs::read(&path).expect("reads"), want);
+    }
+    let open = Checkpoint::open(dir.path().join("x.safetensors")).expect("opens");
+    assert_eq!(open.names().collect::<Vec<_>>(), ["a", "b", "empty", "g", "h", "u", "z"]);
+    assert_eq!(open.expect("b", &[2, 3]).expect("there").as_slice::<f32>().expect("f32"), &f[..]);
+    assert_eq!(open.expect("h", &[3]).expect("there").to_f32().expect("widens"), [1.0; 3]);
+    assert_eq!(open.get("z").expect("there").as_slice::<i64>().expect("i64"), [1, -2]);
+    assert_eq!(open.metadata()["format"], "pt");
+    assert_eq!(open.get("empty").expect("there").len(), 0);
+}
+
+#[test]
+fn rows_in_any_interleaving_make_the_same_file() {
+    let dir = temp();
+    let rows: Vec<Vec<u8>> = (0..7u8).map(|i| vec![i; 70_000 * 4]).collect();
+    let labels: Vec<u8> = (0..7i64).flat_map(i64::to_le_bytes).collect();
+    let whole = dir.path().join("whole.safetensors");
+    let all = rows.concat();
+    let tensors = [
+        Tensor { name: "site", dtype: Dtype::F32, shape: &[7, 70_000], data: &all },
+        Tensor { name: "pos", dtype: Dtype::I64, shape: &[7], data: &labels },
+    ];
+    write(&whole, &tensors, &[]).expect("writes");
+    let path = dir.path().join("rows.safetensors");
+    let spec = |name: &str, dtype, shape| TensorSpec { name: name.to_string(), dtype, shape };
+    let specs = vec![spec("pos", Dtype::I64, vec![7]), spec("site", Dtype::F32, vec![7, 70_000])];
+    let mut file = TensorFile::create(&path, specs, &[]).expect("creates");
+    for (i, row) in rows.iter().enumerate() {
+        file.append("site", &row[..8]).expect("appends");
+        file.append("pos", &labels[8 * i..8 * i + 8]).expect("appends");
+        file.append("site", &row[8..]).expect("appends");
+        assert!(!path.exists(), "an unfinished file has no name");
+    }
+    file.finish().expect("finishes");
+    assert!(std::fs::read(&path).expect("reads") == std::fs::read(&whole).expect("reads"));
+    assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 2, "no temporaries");
+}
+
+#[test]
+fn an_abandoned_file_leaves_nothing() {
+    let dir = temp();
+    let path = dir.path().join("x.safetensors");
+    let spec = TensorSpec { name: "a".to_string(), dtype: Dtype::F32, shape: vec![4] };
+    drop(TensorFile::create(&path, vec![spec], &[]).expect("creates"));
+    assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 0);
+}
+
+#[test]
+fn shards_are_one_checkpoint() {
+    let dir = temp();
+    let one = [1f32, 2.0];
+    let two = [3f32];
+    let put = |file: &str, name: &str, data: &[f32]| {
+        let tensor = Tensor { name, dtype: Dtype::F32, shape: &[data.len()], data: bytemuck::cast_slice(data) };
+        write(dir.path().join(file), &[tensor], &[]).expect("writes");
+    };
+    put("model-00001-of-00002.safetensors", "a", &one);
+    put("model-00002-of-00002.safetensors", "b", &two);
+    let index = json!({"metadata": {"total_size": 12}, "weight_map":
+        {"b": "model-00002-of-00002.safetensors", "a": "model-00001-of-00002.safetensors"}});
+    std::fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).expect("writes");
+    let open = Checkpoint::open(dir.path()).expect("opens");
+    assert_eq!((open.len(), open.files().count(), open.total_bytes()), (2, 2, 12));
+    assert_eq!(open.expect("a", &[2]).expect("there").as_slice::<f32>().expect("f32"), one);
+    assert_eq!(open.expect("b", &[1]).expect("there").as_slice::<f32>().expect("f32"), two);
+    let error = open.expect("c", &[1]).expect_err("absent").to_string();
+    assert!(error.contains("tensor c") && error.contains("nearest"), "{error}");
+}
+
+#[test]
+fn the_models_at_hand_open() {
+    let Some(shared) = shared() else { return };
+    let open = Checkpoint::open(shared.join("models/stories260K")).expect("opens");
+    let embed = open.expect("model.embed_tokens.weight", &[512, 64]).expect("there");
+    assert_eq!(embed.as_slice::<f32>().expect("f32").len(), 512 * 64);
+    open.check_finite().expect("finite");
+    assert!(open.get("lm_head.weight").is_none(), "tied");
+}
+
+proptest! {
+    /// Arbitrary bytes, and arbitrary damage to a good file: an error or a checkpoint whose views are in range.
+    #[test]
+    fn damage_never_panics(cut in 0usize..200, flip in 0usize..120, byte in any::<u8>(), junk in prop::collection::vec(any::<u8>(), 0..40)) {
+        let dir = temp();
+        let path = dir.path().join("x.safetensors");
+        let data = [0u8; 24];
+        let tensors = [
+            Tensor { name: "a", dtype: Dtype::F32, shape: &[2, 2], data: &data[..16] },
+            Tensor { name: "b", dtype: Dtype::BF16, shape: &[4], data: &data[..8] },
+        ];
+        write(&path, &tensors, &[]).expect("writes");
+        let mut bytes = std::fs::read(&path).expect("reads");
+        let place = flip % bytes.len();
+        bytes[place] = byte;
+        bytes.truncate(cut.max(1).min(bytes.len()));
+        for bytes in [bytes, junk] {
+            if let Ok(open) = Checkpoint::from_bytes("x", Bytes::from(bytes)) {
+                for view in open.iter() {
+                    prop_assert_eq!(view.data.len(), view.shape.iter().product::<usize>() * view.dtype.size());
+                }
+            }
+        }
+    }
+}

@@ -12,10 +12,12 @@ use llamaprobe::Result;
 
 use crate::support::temp;
 
+type Read = Box<dyn Fn(&Path) -> Result<()>>;
+
 /// One hostile input: how to lay it out in a folder and read it, and the words its error must have.
 pub struct Case {
     name: String,
-    read: Box<dyn Fn(&Path) -> Result<()>>,
+    read: Read,
     words: Vec<String>,
 }
 

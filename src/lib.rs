@@ -1,12 +1,21 @@
-//! An instrument to compare the ways a language model is adapted, inside the model.
+#![doc = include_str!("../README.md")]
+
 pub mod backend;
+#[forbid(unsafe_code)]
 pub mod cli;
+#[forbid(unsafe_code)]
 pub mod error;
 pub mod formats;
+#[forbid(unsafe_code)]
 pub mod hooks;
+#[forbid(unsafe_code)]
 pub mod model;
+#[forbid(unsafe_code)]
 pub mod probe;
+#[forbid(unsafe_code)]
 pub mod shape;
+#[forbid(unsafe_code)]
 pub mod task;
+#[forbid(unsafe_code)]
 pub mod train;
 pub use error::{Error, Result};

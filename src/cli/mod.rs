@@ -4,8 +4,6 @@
 //! subcommand has a file. Results go to stdout, everything else to stderr; exit code 0, 1 for an error (one line),
 //! 2 for a wrong usage.
 
-#![forbid(unsafe_code)]
-
 use std::ffi::OsString;
 use std::process::ExitCode;
 

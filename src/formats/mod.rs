@@ -4,15 +4,26 @@
 //! file, the field, what was expected and what was found. Every writer goes through [`atomic`]: a file appears under
 //! its final name only when it is complete and on disk.
 
+#[forbid(unsafe_code)]
 pub mod activations;
+#[forbid(unsafe_code)]
 pub mod adapter;
+#[forbid(unsafe_code)]
 pub mod atomic;
+#[forbid(unsafe_code)]
 pub mod chat;
+#[forbid(unsafe_code)]
 pub mod config;
+#[forbid(unsafe_code)]
 pub mod hub;
+#[forbid(unsafe_code)]
 pub mod json;
+#[forbid(unsafe_code)]
 pub mod jsonl;
+#[forbid(unsafe_code)]
 pub mod lines;
 pub mod safetensors;
+#[forbid(unsafe_code)]
 pub mod tables;
+#[forbid(unsafe_code)]
 pub mod tokenizer;

@@ -8,8 +8,11 @@
 //! dropped by the system under memory pressure. A mapped file must not be changed while it is open: write new files
 //! and rename them, as this library does.
 
+#[forbid(unsafe_code)]
 mod checkpoint;
+#[forbid(unsafe_code)]
 mod header;
+#[forbid(unsafe_code)]
 mod writer;
 
 use std::fs::File;

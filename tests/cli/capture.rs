@@ -1,0 +1,102 @@
+//! `capture`.
+
+use std::fs;
+
+use super::{line, put, tensor, workplace};
+use crate::support::tiny_model::TinyModel;
+
+#[test]
+fn every_site_has_a_row_per_token() {
+    let dir = workplace();
+    let d = dir.path();
+    line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/out --sites embed,resid_post,pattern,ln_final.hook_normalized,logits").ok();
+    let file = d.join("out/activations.safetensors");
+    let (shape, doc) = tensor(&file, "doc_id");
+    let (_, pos) = tensor(&file, "pos");
+    let (_, token) = tensor(&file, "token_id");
+    let lengths: Vec<usize> = (0..4).map(|i| doc.iter().filter(|&&x| x == i as f64).count()).collect();
+    let rows: usize = lengths.iter().sum();
+    assert_eq!(shape, [rows]);
+    assert_eq!(lengths[1], 4, "input_ids are taken as they are");
+    let second = lengths[0];
+    assert_eq!(&token[second..second + 4], &[5.0, 6.0, 7.0, 8.0]);
+    assert_eq!(&pos[second..second + 4], &[0.0, 1.0, 2.0, 3.0]);
+    assert_eq!(token[0], 1.0, "a text begins with <s>");
+    let longest = *lengths.iter().max().expect("documents");
+    for (name, width) in [
+        ("hook_embed", 24),
+        ("blocks.0.hook_resid_post", 24),
+        ("blocks.1.hook_resid_post", 24),
+        ("ln_final.hook_normalized", 24),
+        ("logits", TinyModel::default().vocab),
+        ("blocks.1.attn.hook_pattern", 4 * longest),
+    ] {
+        let (shape, values) = tensor(&file, name);
+        assert_eq!(shape, [rows, width], "{name}");
+        assert!(values.iter().all(|x| x.is_finite()), "{name}");
+    }
+    let (_, pattern) = tensor(&file, "blocks.1.attn.hook_pattern");
+    for (row, position) in pattern.chunks(4 * longest).zip(&pos) {
+        for head in row.chunks(longest) {
+            let (seen, unseen) = head.split_at(*position as usize + 1);
+            assert!((seen.iter().sum::<f64>() - 1.0).abs() < 1e-5, "a pattern's row adds up to 1");
+            assert!(unseen.iter().all(|&x| x == 0.0), "nothing after the row itself");
+        }
+    }
+    assert!(d.join("out/llamaprobe.yaml").exists());
+}
+
+#[test]
+fn neither_batches_nor_the_choice_of_tokens_change_a_number() {
+    let dir = workplace();
+    let d = dir.path();
+    let sites = "--sites resid_post,logits";
+    line(d, &format!("capture --model {{}}/model --input {{}}/texts.jsonl --out {{}}/all {sites}")).ok();
+    line(d, &format!("capture --model {{}}/model --input {{}}/texts.jsonl --out {{}}/one {sites} --batch-tokens 1"))
+        .ok();
+    line(d, &format!("capture --model {{}}/model --input {{}}/texts.jsonl --out {{}}/last {sites} --tokens last")).ok();
+    let read = |name: &str| fs::read(d.join(name).join("activations.safetensors")).expect("activations");
+    assert_eq!(read("all"), read("one"), "a document's numbers depend on its neighbours");
+    let (all, last) = (d.join("all/activations.safetensors"), d.join("last/activations.safetensors"));
+    let (_, doc) = tensor(&all, "doc_id");
+    for name in ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "logits"] {
+        let ((shape, every), (_, kept)) = (tensor(&all, name), tensor(&last, name));
+        let width = shape[1];
+        let ends = (0..doc.len()).filter(|&i| i + 1 == doc.len() || doc[i + 1] != doc[i]);
+        let expected: Vec<f64> = ends.flat_map(|row| every[row * width..(row + 1) * width].to_vec()).collect();
+        assert_eq!(kept, expected, "{name}");
+    }
+}
+
+#[test]
+fn layers_shards_and_dtypes_are_as_asked() {
+    let dir = workplace();
+    let d = dir.path();
+    let json = line(
+        d,
+        "capture --model {}/model --input {}/texts.jsonl --out {}/out --sites resid_post,attn_out --layers 1 \
+         --store-dtype bf16 --shard-tokens 16 --json",
+    )
+    .json();
+    let names: Vec<&str> =
+        json["tensors"].as_array().expect("tensors").iter().filter_map(|t| t["name"].as_str()).collect();
+    assert_eq!(names, ["blocks.1.hook_attn_out", "blocks.1.hook_resid_post"]);
+    assert_eq!(json["documents"], 4);
+    let index = fs::read_to_string(json["file"].as_str().expect("a file")).expect("the index");
+    let index: serde_json::Value = serde_json::from_str(&index).expect("JSON");
+    assert!(index["weight_map"].as_object().expect("a map").len() > 2, "several shards: {index}");
+}
+
+#[test]
+fn an_adapters_own_sites_need_the_adapter() {
+    let dir = workplace();
+    let d = dir.path();
+    let command = "capture --model {}/model --input {}/texts.jsonl --out {}/out --sites q_proj.hook_lora_a";
+    assert!(line(d, command).refused().contains("--adapter"));
+    assert!(!d.join("out").exists());
+    put(d, "train.jsonl", "{\"prompt\": \"a\", \"completion\": \" b\"}\n");
+    line(d, "train-lora --model {}/model --train {}/train.jsonl --out {}/adapter --r 3 --max-steps 1").ok();
+    line(d, &format!("{command} --adapter {{}}/adapter")).ok();
+    let (shape, _) = tensor(&d.join("out/activations.safetensors"), "blocks.1.q_proj.hook_lora_a");
+    assert_eq!(shape[1], 3);
+}

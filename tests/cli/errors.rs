@@ -1,0 +1,192 @@
+//! What goes wrong outside the program is one line and exit code 1; a line that cannot be understood is 2.
+
+use std::fs;
+use std::path::Path;
+
+use super::{Ran, line, put, run, workplace};
+
+#[test]
+fn a_wrong_usage_is_exit_code_2() {
+    for args in [
+        &[][..],
+        &["fly"],
+        &["capture"],
+        &["capture", "--model", "m"],
+        &["capture", "--model", "m", "--input", "i", "--out", "o", "--colour", "red"],
+        &["capture", "--model", "m", "--input", "i", "--out", "o", "--tokens", "some"],
+        &["capture", "--model", "m", "--input", "i", "--out", "o", "--dtype", "f8"],
+        &["capture", "--model", "m", "--input", "i", "--out", "o", "--device", "tpu"],
+        &["train-lora", "--model", "m", "--train", "t", "--out", "o", "--r", "-1"],
+        &["train-lora", "--model", "m", "--train", "t", "--out", "o", "--epochs", "1", "--max-steps", "2"],
+        &["train-lora", "--model", "m", "--train", "t", "--out", "o", "--lr-scheduler-type", "zigzag"],
+        &["probe", "--out"],
+        &["generate", "--model", "m", "--prompt", "a", "--input", "f"],
+    ] {
+        let ran = run(args);
+        assert_eq!(ran.code, Some(2), "{args:?}: {}", ran.err);
+        assert!(ran.out.is_empty() && !ran.err.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn help_has_examples_and_exit_code_0() {
+    assert!(run(["--help"]).ok().out.contains("Examples:"));
+    assert!(run(["--version"]).ok().out.contains(env!("CARGO_PKG_VERSION")));
+    for command in ["capture", "train-lora", "probe", "generate", "inspect"] {
+        let help = run([command, "--help"]).ok().out;
+        assert!(help.contains("Example") && help.contains("--config") && help.contains("--json"), "{command}: {help}");
+    }
+}
+
+/// Runs a capture that must be refused with `expected` in the line, and must leave no output.
+fn refused(dir: &Path, args: &str, expected: &str) {
+    let base = "capture --model {}/model --input {}/texts.jsonl --out {}/out";
+    let ran: Ran = line(dir, &format!("{base} {args}"));
+    let text = ran.refused();
+    assert!(text.contains(expected), "{args}: {text}");
+    assert!(
+        !dir.join("out/activations.safetensors").exists() && super::leftovers(dir).is_empty(),
+        "{args}: output left"
+    );
+}
+
+#[test]
+fn arguments_out_of_their_domain_are_named() {
+    let dir = workplace();
+    let d = dir.path();
+    for (args, expected) in [
+        ("--model {}/nowhere", "nowhere"),
+        ("--model nobody/nothing", "nobody/nothing"),
+        ("--input {}/nowhere.jsonl", "nowhere.jsonl"),
+        ("--input {}", "cannot read"),
+        ("--sites resid_pots", "resid_post"),
+        ("--sites blocks.9.hook_resid_post", "below 2"),
+        ("--layers 2", "below 2"),
+        ("--layers 1-0", "--layers"),
+        ("--layers few", "--layers"),
+        ("--device cuda:0", "cuda:0"),
+        ("--threads 0", "--threads"),
+        ("--batch-tokens 0", "--batch-tokens"),
+        ("--adapter {}/nowhere", "adapter_config.json"),
+        ("--out {}/texts.jsonl", "texts.jsonl"),
+    ] {
+        refused(d, args, expected);
+    }
+    let ran = run(["probe", "--out", "never"]).refused();
+    assert!(ran.contains("--model") && ran.contains("org/name") && !Path::new("never").exists(), "{ran}");
+}
+
+#[test]
+fn hostile_inputs_are_refused_by_line_and_field() {
+    let dir = workplace();
+    let d = dir.path();
+    for (text, expected) in [
+        ("", "bad.jsonl"),
+        ("\n", "bad.jsonl:1"),
+        ("{\"text\": \"a\"}\n\n{\"text\": \"b\"}\n", "bad.jsonl:2"),
+        ("{\"text\": \"a\"}\nnot json\n", "bad.jsonl:2"),
+        ("{\"text\": 5}\n", "text"),
+        ("{\"txt\": \"a\"}\n", "bad.jsonl:1"),
+        ("[1, 2]\n", "bad.jsonl:1"),
+        ("{\"input_ids\": []}\n", "bad.jsonl:1"),
+        ("{\"input_ids\": [1, 272]}\n", "272"),
+        ("{\"input_ids\": [1, -4]}\n", "bad.jsonl:1"),
+        ("{\"input_ids\": [1, 99999999999999]}\n", "bad.jsonl:1"),
+        ("{\"input_ids\": [1.5]}\n", "bad.jsonl:1"),
+        ("{\"prompt\": \"a\", \"completion\": \"b\"}\n", "bad.jsonl:1"),
+        ("{\"text\": \"a\", \"text\": \"b\"}\n", "bad.jsonl:1"),
+        ("{\"text\": \"a\"", "bad.jsonl:1"),
+    ] {
+        put(d, "bad.jsonl", text);
+        refused(d, "--input {}/bad.jsonl", expected);
+    }
+    fs::write(d.join("bad.jsonl"), b"{\"text\": \"\xff\xfe\"}\n").expect("write");
+    refused(d, "--input {}/bad.jsonl", "bad.jsonl");
+}
+
+#[test]
+fn hostile_models_are_refused_by_the_file() {
+    let dir = workplace();
+    let d = dir.path();
+    let weights = d.join("model/model.safetensors");
+    let intact = fs::read(&weights).expect("weights");
+    let header = 8 + u64::from_le_bytes(intact[..8].try_into().expect("8 bytes")) as usize;
+    let mut huge = intact.clone();
+    huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    let mut garbled = intact.clone();
+    garbled[20] = b'\0';
+    for (bytes, what) in [
+        (&[][..], "empty"),
+        (&intact[..7], "shorter than a length"),
+        (&intact[..header / 2], "cut in the header"),
+        (&intact[..header], "without data"),
+        (&intact[..intact.len() - 1], "a byte short"),
+        (&huge, "a header without an end"),
+        (&garbled, "a broken header"),
+    ] {
+        fs::write(&weights, bytes).expect("write");
+        let text = line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/out").refused();
+        assert!(text.contains("model.safetensors"), "{what}: {text}");
+        assert!(!d.join("out").exists(), "{what}");
+    }
+    fs::write(&weights, &intact).expect("write");
+
+    let config = d.join("model/config.json");
+    let text = fs::read_to_string(&config).expect("config");
+    for (from, to, expected) in [
+        ("\"llama\"", "\"gpt5\"", "model_type"),
+        ("\"silu\"", "\"swoosh\"", "swoosh"),
+        ("\"hidden_size\": 24", "\"hidden_size\": 25", "model.safetensors"),
+        ("\"hidden_size\": 24", "\"hidden_size\": \"wide\"", "hidden_size"),
+        ("\"hidden_size\": 24", "\"hidden_size\": 0", "hidden_size"),
+        ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", "layers.2"),
+        ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1", "layers.1"),
+        ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "num_key_value_heads"),
+        ("\"vocab_size\": 272", "\"vocab_size\": 100", "embed_tokens"),
+        ("\"rope_theta\": 10000.0", "\"rope_scaling\": {\"rope_type\": \"spiral\", \"factor\": 2}", "spiral"),
+    ] {
+        assert!(text.contains(from), "{from}");
+        fs::write(&config, text.replace(from, to)).expect("write");
+        refused(d, "", expected);
+    }
+    for broken in ["", "{", "[]", "null"] {
+        fs::write(&config, broken).expect("write");
+        refused(d, "", "config.json");
+    }
+    fs::remove_file(&config).expect("remove");
+    refused(d, "", "config.json");
+}
+
+#[test]
+fn hostile_tokenizers_and_adapters_are_refused_by_the_file() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", "{\"prompt\": \"a\", \"completion\": \" b\"}\n");
+    line(d, "train-lora --model {}/model --train {}/train.jsonl --out {}/adapter --max-steps 1").ok();
+    let config = d.join("adapter/adapter_config.json");
+    let text = fs::read_to_string(&config).expect("config");
+    for (from, to, expected) in [
+        ("\"LORA\"", "\"LOHA\"", "peft_type"),
+        ("\"r\": 8", "\"r\": 4", "adapter_model.safetensors"),
+        ("\"r\": 8", "\"r\": 0", "r"),
+        ("\"q_proj\"", "\"x_proj\"", "x_proj"),
+        ("\"q_proj\"", "\"o_proj\"", "adapter_model.safetensors"),
+        ("\"bias\": \"none\"", "\"bias\": \"all\"", "bias"),
+        ("\"bias\": \"none\"", "\"use_dora\": true", "use_dora"),
+    ] {
+        assert!(text.contains(from), "{from} in {text}");
+        fs::write(&config, text.replace(from, to)).expect("write");
+        refused(d, "--adapter {}/adapter", expected);
+    }
+    fs::write(&config, &text).expect("write");
+    fs::write(d.join("adapter/adapter_model.safetensors"), b"").expect("write");
+    refused(d, "--adapter {}/adapter", "adapter_model.safetensors");
+    for broken in ["", "{}", "{\"model\": 3}"] {
+        fs::write(d.join("model/tokenizer.json"), broken).expect("write");
+        refused(d, "", "tokenizer");
+    }
+    fs::remove_file(d.join("model/tokenizer.json")).expect("remove");
+    refused(d, "", "tokenizer.json");
+    put(d, "texts.jsonl", "{\"input_ids\": [1, 2, 3]}\n");
+    line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/out").ok();
+}

@@ -1,0 +1,47 @@
+//! `generate`.
+
+use std::process::Stdio;
+
+use super::{line, program, put, words, workplace};
+
+#[test]
+fn continuations_are_reproducible_and_independent() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "prompts.jsonl", "{\"text\": \"the pen\"}\n{\"text\": \"the pen\"}\n{\"input_ids\": [1, 9, 10]}\n");
+    let both = line(d, "generate --model {}/model --input {}/prompts.jsonl --max-new-tokens 6 --json").json();
+    let results = both["results"].as_array().expect("results");
+    assert_eq!(results.len(), 3);
+    assert_eq!(results[0], results[1], "the same prompt, greedily");
+    assert_eq!(results[2]["prompt_ids"], serde_json::json!([1, 9, 10]));
+    let one = line(d, "generate --model {}/model --prompt the --prompt in --max-new-tokens 6 --json").json();
+    let alone = line(d, "generate --model {}/model --prompt in --max-new-tokens 6 --json").json();
+    assert_eq!(one["results"][1], alone["results"][0], "a neighbour changes a continuation");
+    let drawn = |seed: u32| {
+        let text = format!("generate --model {{}}/model --prompt the --temperature 1.5 --seed {seed} --json");
+        line(d, &text).json()
+    };
+    assert_eq!(drawn(1), drawn(1));
+    assert_ne!(drawn(1), drawn(2));
+}
+
+#[test]
+fn text_is_the_prompt_and_what_follows() {
+    let dir = workplace();
+    let shown = line(dir.path(), "generate --model {}/model --prompt the --max-new-tokens 0").ok();
+    assert_eq!(shown.out, "the\n");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_stdout_is_an_error_and_a_closed_one_is_not() {
+    let dir = workplace();
+    let args = words(dir.path(), "inspect --model {}/model");
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+    let status = program(&args).stdout(full).stderr(Stdio::null()).status().expect("run");
+    assert_eq!(status.code(), Some(1), "results that could not be written");
+    let mut child = program(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start");
+    drop(child.stdout.take());
+    let out = child.wait_with_output().expect("run");
+    assert_eq!((out.status.code(), out.stderr.len()), (Some(0), 0), "a reader that has enough");
+}

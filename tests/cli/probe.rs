@@ -1,0 +1,98 @@
+//! `probe`.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::{line, put, workplace};
+
+fn data(d: &Path) {
+    let rows = |from: usize, n: usize| {
+        let row = |i: usize| format!("the pen number {} is {}\t{}\n", i, ["thin", "fine"][i % 2], i % 2);
+        std::iter::once("sentence\tlabel\n".to_owned()).chain((from..from + n).map(row)).collect::<String>()
+    };
+    put(d, "train.tsv", &rows(0, 12));
+    put(d, "dev.tsv", &rows(100, 6));
+}
+
+const PROBE: &str = "probe --model {}/model --task sst2 --train {}/train.tsv --test {}/dev.tsv --demos 3 --queries 4 \
+                     --seeds 2 --epochs 2 --r 2";
+
+fn report(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).expect("the report")).expect("JSON")
+}
+
+#[test]
+fn the_report_has_every_arm_layer_and_seed() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    let shown = line(d, &format!("{PROBE} --out {{}}/run --save-adapters")).ok().out;
+    assert!(shown.contains("ICL-IT") && shown.contains("final") && shown.contains("report.json"), "{shown}");
+    let report = report(&d.join("run/report.json"));
+    assert_eq!(report["plan"]["queries"].as_array().map(Vec::len), Some(4));
+    let seeds = report["seeds"].as_array().expect("seeds");
+    assert_eq!(seeds.len(), 2);
+    for (i, seed) in seeds.iter().enumerate() {
+        assert_eq!(seed["seed"], i);
+        assert_eq!(seed["loss"].as_array().map(Vec::len), Some(2), "a loss per step");
+        let layers = seed["layers"].as_array().expect("layers");
+        assert_eq!(layers.len(), 3);
+        assert_eq!(layers[2]["layer"], "final");
+        for layer in layers {
+            for pair in ["icl_it", "anchor_icl", "anchor_it"] {
+                let mean = layer[pair]["mean"].as_f64().expect("a mean");
+                assert!((-1.0..=1.000_001).contains(&mean), "{pair} {mean}");
+            }
+        }
+        for arm in ["anchor", "icl", "it"] {
+            assert!(seed["accuracy"][arm].as_f64().is_some_and(|a| (0.0..=1.0).contains(&a)), "{arm}");
+        }
+        let adapter = d.join("run").join(seed["adapter"].as_str().expect("the adapter's folder"));
+        assert!(adapter.join("adapter_config.json").exists() && adapter.join("adapter_model.safetensors").exists());
+    }
+    let plan = &report["plan"]["seeds"][0];
+    assert_eq!(plan["icl_suffix_token_ids"].as_array().map(Vec::len), Some(4));
+    assert_eq!(plan["train"].as_array().map(Vec::len), Some(3));
+}
+
+#[test]
+fn a_plan_repeats_a_run_exactly() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    let first = line(d, &format!("{PROBE} --out {{}}/a --json")).json();
+    assert_eq!(first, report(&d.join("a/report.json")));
+    let again = line(d, "probe --model {}/model --plan {}/a/report.json --out {}/b --json").json();
+    for part in ["plan", "settings", "seeds", "summary", "tokens"] {
+        assert_eq!(first[part], again[part], "{part}");
+    }
+}
+
+#[test]
+fn what_cannot_be_probed_is_refused() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    put(d, "bad.tsv", "sentence\tlabel\nno label here\n");
+    for (args, expected) in [
+        ("--demos 13", "--demos"),
+        ("--demos 0", "--demos"),
+        ("--queries 7", "--queries"),
+        ("--seeds 0", "--seeds"),
+        ("--train {}/bad.tsv", "bad.tsv"),
+        ("--train {}/none.tsv", "none.tsv"),
+        ("--task en-cs", "two"),
+        ("--template {query:x}", "template"),
+        ("--target-modules z_proj", "z_proj"),
+        ("--plan {}/model/config.json", "config.json"),
+        ("--device cuda:1", "cuda:1"),
+    ] {
+        let text = line(d, &format!("{PROBE} --out {{}}/out {args}")).refused();
+        assert!(text.contains(expected), "{args}: {text}");
+    }
+    let missing = line(d, "probe --model {}/model --out {}/out").refused();
+    assert!(missing.contains("--train"), "{missing}");
+    assert!(!d.join("out").exists());
+}

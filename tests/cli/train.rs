@@ -1,0 +1,221 @@
+//! `train-lora`.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{leftovers, line, program, put, tensor, words, workplace};
+
+const DATA: &str = "{\"prompt\": \"the pen is\", \"completion\": \" in the pot\"}\n\
+                    {\"prompt\": \"the pot is\", \"completion\": \" thin\"}\n\
+                    {\"text\": \"there is a pen in the pot\"}\n\
+                    {\"input_ids\": [1, 30, 31, 32, 33], \"labels\": [-100, -100, 31, 32, 33]}\n\
+                    {\"prompt\": \"a\", \"completion\": \" b\"}\n";
+
+fn log(out: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(out.join("trainer_log.jsonl")).expect("the log");
+    text.lines().map(|l| serde_json::from_str(l).expect("a line of JSON")).collect()
+}
+
+fn adapter(out: &Path) -> (Vec<u8>, Vec<u8>) {
+    let read = |name: &str| fs::read(out.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    (read("adapter_model.safetensors"), read("adapter_config.json"))
+}
+
+#[test]
+fn an_adapter_is_learnt_logged_and_applied() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", DATA);
+    let json = line(
+        d,
+        "train-lora --model {}/model --train {}/train.jsonl --out {}/out --r 4 --lora-alpha 8 --learning-rate 1e-2 \
+         --batch-size 5 --max-steps 40 --lr-scheduler-type constant --seed 0 --save-steps 25 --json",
+    )
+    .json();
+    assert_eq!(json["steps"], 40);
+    let lines = log(&d.join("out"));
+    assert_eq!(lines.len(), 40);
+    for (i, line) in lines.iter().enumerate() {
+        assert_eq!(line["current_steps"], i + 1);
+        for field in [
+            "total_steps",
+            "loss",
+            "lr",
+            "epoch",
+            "percentage",
+            "elapsed_time",
+            "remaining_time",
+            "throughput",
+            "total_tokens",
+            "grad_norm",
+        ] {
+            assert!(line.get(field).is_some(), "{field} in {line}");
+        }
+    }
+    let loss = |i: usize| lines[i]["loss"].as_f64().expect("a loss");
+    assert!(loss(39) < 0.8 * loss(0), "{} to {}", loss(0), loss(39));
+    let config: Value = serde_json::from_slice(&adapter(&d.join("out")).1).expect("JSON");
+    assert_eq!(
+        (&config["r"], &config["peft_type"], &config["task_type"]),
+        (&4.into(), &"LORA".into(), &"CAUSAL_LM".into())
+    );
+    assert_eq!(config["target_modules"], serde_json::json!(["q_proj", "v_proj"]));
+    let name = "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight";
+    let (shape, values) = tensor(&d.join("out/adapter_model.safetensors"), name);
+    assert_eq!(shape, [16, 4]);
+    assert!(values.iter().any(|&x| x != 0.0), "B has not moved");
+    assert!(d.join("out/checkpoint-25/adapter_model.safetensors").exists());
+    assert!(leftovers(d).is_empty());
+
+    line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/base").ok();
+    line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/tuned --adapter {}/out").ok();
+    let states = |name: &str| tensor(&d.join(name).join("activations.safetensors"), "blocks.1.hook_resid_post").1;
+    assert_ne!(states("base"), states("tuned"), "the adapter has no effect");
+}
+
+#[test]
+fn a_start_from_an_adapter_is_that_adapter() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", DATA);
+    let train =
+        "train-lora --model {}/model --train {}/train.jsonl --no-shuffle --lr 0.01 --lr-scheduler-type constant";
+    line(d, &format!("{train} --out {{}}/a --max-steps 1 --target-modules all-linear --r 2")).ok();
+    line(d, &format!("{train} --out {{}}/b --max-steps 1 --init-adapter {{}}/a --lr 0")).ok();
+    assert_eq!(adapter(&d.join("a")).0, adapter(&d.join("b")).0, "nothing is learnt at a rate of 0");
+    line(d, &format!("{train} --out {{}}/c --max-steps 1 --target-modules .*layers\\.1\\..*(up|down)_proj")).ok();
+    let file = d.join("c/adapter_model.safetensors");
+    let bytes = fs::read(&file).expect("weights");
+    let names = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors").len();
+    assert_eq!(names, 4, "two projections of one layer");
+}
+
+#[test]
+fn a_dry_run_plans_and_writes_nothing() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", DATA);
+    let plan = line(d, "train-lora --model {}/model --train {}/train.jsonl --out {}/out --dry-run --json").json();
+    for purpose in ["adapters", "activations", "gradients", "optimiser", "total"] {
+        assert!(plan["plan"][purpose].as_u64().is_some_and(|n| n > 0), "{purpose}: {plan}");
+    }
+    line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/out --dry-run").ok();
+    assert!(!d.join("out").exists());
+}
+
+#[test]
+fn bad_data_and_settings_are_refused_before_anything_is_written() {
+    let dir = workplace();
+    let d = dir.path();
+    let train = "train-lora --model {}/model --train {}/train.jsonl --out {}/out";
+    for (text, expected) in [
+        ("", "train.jsonl"),
+        ("{\"prompt\": \"a\"}\n", "train.jsonl:1"),
+        ("{\"text\": \"a\"}\n{\"input_ids\": [1, 2], \"labels\": [1]}\n", "train.jsonl:2"),
+        ("{\"input_ids\": [1, 2], \"labels\": [-100, -100]}\n", "train.jsonl:1"),
+        ("{\"input_ids\": [1, 5000]}\n", "5000"),
+        ("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n", "train"),
+    ] {
+        put(d, "train.jsonl", text);
+        let found = line(d, train).refused();
+        assert!(found.contains(expected), "{text}: {found}");
+    }
+    put(d, "train.jsonl", DATA);
+    for (args, expected) in [
+        ("--r 0", "r"),
+        ("--lora-alpha nan", "alpha"),
+        ("--lora-dropout 1", "--lora-dropout"),
+        ("--target-modules lm_head", "target_modules"),
+        ("--target-modules q_proj,x_proj", "x_proj"),
+        ("--learning-rate nan", "--learning-rate"),
+        ("--batch-size 0", "--batch-size"),
+        ("--max-steps 0", "--max-steps"),
+        ("--epochs 0", "--epochs"),
+        ("--max-length 1", "labels"),
+        ("--logging-steps 0", "--logging-steps"),
+        ("--init-adapter {}/none", "adapter_config.json"),
+        ("--resume-from-checkpoint {}/none", "--resume-from-checkpoint"),
+    ] {
+        let found = line(d, &format!("{train} {args}")).refused();
+        assert!(found.contains(expected), "{args}: {found}");
+    }
+    assert!(!d.join("out/adapter_model.safetensors").exists() && leftovers(d).is_empty());
+}
+
+#[test]
+fn killed_at_any_moment_and_resumed_it_ends_in_the_same_bytes() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", DATA);
+    let train = "train-lora --model {}/model --train {}/train.jsonl --batch-size 2 --max-steps 60 --lora-dropout 0.1 \
+                 --gradient-accumulation-steps 2 --save-steps 3 --save-total-limit 2 --learning-rate 0.01";
+    line(d, &format!("{train} --out {{}}/calm")).ok();
+    let args = words(d, &format!("{train} --out {{}}/torn --resume-from-checkpoint latest"));
+    let mut killed = 0;
+    // From before the first file to after the last step, in uneven strides.
+    for pause in [3, 250, 20, 90, 45, 160, 70, 120] {
+        let mut child = program(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start");
+        std::thread::sleep(Duration::from_millis(pause));
+        killed += usize::from(child.try_wait().expect("its state").is_none());
+        child.kill().expect("SIGKILL");
+        child.wait().expect("its end");
+    }
+    assert!(killed > 2, "the runs ended before they could be killed");
+    line(d, &format!("{train} --out {{}}/torn --resume-from-checkpoint latest")).ok();
+    assert_eq!(adapter(&d.join("calm")), adapter(&d.join("torn")));
+    let (calm, torn) = (log(&d.join("calm")), log(&d.join("torn")));
+    assert_eq!(torn.len(), 60);
+    for (a, b) in calm.iter().zip(&torn) {
+        for field in ["current_steps", "loss", "lr", "epoch", "grad_norm", "total_tokens"] {
+            assert_eq!(a[field], b[field], "{field} of step {}", a["current_steps"]);
+        }
+    }
+    assert!(leftovers(&d.join("torn")).is_empty());
+    // Without the word, a directory with checkpoints is not overwritten.
+    line(d, &format!("{train} --out {{}}/torn")).refused();
+}
+
+/// A small file system of its own, if the test may make one.
+struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    fn mount(at: &'a Path) -> Option<Self> {
+        fs::create_dir_all(at).expect("a folder");
+        let options = ["-t", "tmpfs", "-o", "size=64k", "tmpfs"];
+        let mounted = Command::new("mount").args(options).arg(at).stderr(Stdio::null()).status();
+        mounted.is_ok_and(|s| s.success()).then_some(Self(at))
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_one_error_and_loses_nothing() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", DATA);
+    let at = d.join("disk");
+    let Some(_disk) = SmallDisk::mount(&at) else {
+        println!("skipped: no right to mount a file system");
+        return;
+    };
+    let train =
+        "train-lora --model {}/model --train {}/train.jsonl --out {}/disk/out --save-steps 1 --save-total-limit 0";
+    let text = line(d, &format!("{train} --max-steps 500 --r 4")).refused();
+    assert!(text.contains("disk/out") && text.contains("space"), "{text}");
+    // What was complete is intact: the training goes on from it where there is room.
+    let copied = Command::new("cp").arg("-r").arg(at.join("out")).arg(d.join("out")).status().expect("cp");
+    assert!(copied.success());
+    let resumed = train.replace("disk/out", "out").replace("--save-steps 1 ", "");
+    line(d, &format!("{resumed} --max-steps 500 --r 4 --resume-from-checkpoint latest --dry-run")).ok();
+    line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/disk/states").refused();
+    assert!(!at.join("states/activations.safetensors").exists() && leftovers(&at).is_empty());
+}

@@ -1,0 +1,379 @@
+//! The architecture's invariants, read off the sources themselves.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const LONGEST: usize = 600;
+
+/// Layers in the order in which they may import: each only from those before it. Equal rank means siblings.
+const LAYERS: [(&str, u8); 10] = [
+    ("error", 0),
+    ("shape", 1),
+    ("formats", 2),
+    ("backend", 3),
+    ("hooks", 4),
+    ("model", 5),
+    ("train", 6),
+    ("task", 6),
+    ("probe", 7),
+    ("cli", 8),
+];
+
+struct Source {
+    /// Path from the repository's root, with `/`.
+    path: String,
+    text: String,
+}
+
+impl Source {
+    /// The numbered lines that are code: without comments, and without what follows `#[cfg(test)]`.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.text
+            .lines()
+            .enumerate()
+            .take_while(|(_, line)| !line.contains("#[cfg(test)]"))
+            .map(|(i, line)| (i + 1, line.split("//").next().unwrap_or_default()))
+    }
+
+    /// The layer of a library file: the first component below `src`.
+    fn layer(&self) -> Option<(&str, u8)> {
+        let rest = self.path.strip_prefix("src/")?;
+        let name = rest.split('/').next()?.trim_end_matches(".rs");
+        LAYERS.iter().find(|(layer, _)| *layer == name).copied()
+    }
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(dir: &Path, extensions: &[&str], out: &mut Vec<Source>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    let mut entries: Vec<PathBuf> = entries.map(|e| e.expect("a directory entry").path()).collect();
+    entries.sort();
+    for path in entries {
+        if path.is_dir() {
+            files(&path, extensions, out);
+        } else if path.extension().is_some_and(|e| extensions.iter().any(|x| e == *x)) {
+            let name = path.strip_prefix(root()).expect("below the root").to_string_lossy().replace('\\', "/");
+            out.push(Source { path: name, text: fs::read_to_string(&path).expect("a readable source") });
+        }
+    }
+}
+
+/// All sources under the named directories.
+fn sources(dirs: &[&str]) -> Vec<Source> {
+    let mut out = Vec::new();
+    for dir in dirs {
+        files(&root().join(dir), &["rs", "cu", "cuh", "cpp", "h"], &mut out);
+    }
+    assert!(!out.is_empty(), "no sources under {dirs:?}");
+    out
+}
+
+fn report(rule: &str, found: Vec<String>) {
+    assert!(found.is_empty(), "{rule}:\n  {}", found.join("\n  "));
+}
+
+/// The lines of `src` that hold any of `words`, where `allowed` does not exempt the file.
+fn lines_with(words: &[&str], allowed: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut found = Vec::new();
+    for source in sources(&["src"]).iter().filter(|s| !allowed(&s.path)) {
+        for (i, line) in source.code() {
+            if let Some(word) = words.iter().find(|w| has_word(line, w)) {
+                found.push(format!("{}:{i}: {word}", source.path));
+            }
+        }
+    }
+    found
+}
+
+/// Whether `line` holds `word` not as a part of a longer name.
+fn has_word(line: &str, word: &str) -> bool {
+    let name = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    line.match_indices(word).any(|(at, _)| {
+        let first = word.chars().next().is_some_and(|c| c.is_alphanumeric());
+        let last = word.chars().last().is_some_and(|c| c.is_alphanumeric());
+        !(first && name(line[..at].chars().last())) && !(last && name(line[at + word.len()..].chars().next()))
+    })
+}
+
+/// The layers that a line of code names: `crate::x`, and `crate::{x, y::z}`.
+fn imports(line: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (at, _) in line.match_indices("crate::") {
+        let rest = &line[at + "crate::".len()..];
+        let names = match rest.strip_prefix('{') {
+            None => vec![rest],
+            Some(group) => top_level(group),
+        };
+        for name in names {
+            let end = name.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(name.len());
+            found.push(name[..end].to_owned());
+        }
+    }
+    found
+}
+
+/// The comma-separated parts of a brace group, up to its closing brace.
+fn top_level(group: &str) -> Vec<&str> {
+    let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
+    for (i, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => {
+                parts.push(group[start..i].trim());
+                return parts;
+            }
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(group[start..i].trim());
+                start = i + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(group[start..].trim());
+    parts
+}
+
+#[test]
+fn imports_run_one_way() {
+    let mut found = Vec::new();
+    for source in sources(&["src"]) {
+        let Some((layer, rank)) = source.layer() else { continue };
+        // One statement may span lines, so the code is read as one text; a name's line does not matter.
+        let code: String = source.code().map(|(_, line)| line).collect::<Vec<_>>().join(" ");
+        for name in imports(&code) {
+            let other = LAYERS.iter().find(|(l, _)| *l == name);
+            if let Some((other, other_rank)) = other
+                && *other != layer
+                && *other_rank >= rank
+            {
+                found.push(format!("{}: {layer} imports {other}", source.path));
+            }
+        }
+    }
+    report("layers import only from the layers before them", found);
+}
+
+#[test]
+fn every_library_file_has_a_layer() {
+    let known = |s: &Source| s.layer().is_some() || s.path == "src/lib.rs" || s.path == "src/main.rs";
+    let found = sources(&["src"]).iter().filter(|s| !known(s)).map(|s| s.path.clone()).collect();
+    report("a file outside the layers", found);
+}
+
+#[test]
+fn files_are_short() {
+    let long = |s: &Source| s.text.lines().count() > LONGEST;
+    let all = sources(&["src", "tests", "benches", "kernels"]);
+    let found = all.iter().filter(|s| long(s)).map(|s| format!("{} has {}", s.path, s.text.lines().count())).collect();
+    report("a file has at most 600 lines", found);
+}
+
+/// `unsafe` may stand in these files.
+fn may_be_unsafe(path: &str) -> bool {
+    path.starts_with("src/backend/") || path == "src/formats/safetensors.rs"
+}
+
+#[test]
+fn unsafe_stays_in_its_places_and_gives_reasons() {
+    let names_it = |line: &str| line.contains("unsafe_code") || line.contains("unsafe_op");
+    let mut found = Vec::new();
+    for source in sources(&["src"]) {
+        let lines: Vec<&str> = source.text.lines().collect();
+        for (i, line) in source.code().filter(|(_, line)| has_word(line, "unsafe") && !names_it(line)) {
+            if !may_be_unsafe(&source.path) {
+                found.push(format!("{}:{i}: unsafe", source.path));
+            }
+            // An unsafe function's contract is its documentation (`# Safety`); a function type has none.
+            if line.contains("unsafe fn") || line.contains("unsafe extern") {
+                continue;
+            }
+            let reasoned = lines[..i].iter().rev().take(8).any(|l| l.contains("// SAFETY:"));
+            if !reasoned {
+                found.push(format!("{}:{i}: no SAFETY comment", source.path));
+            }
+        }
+    }
+    report("unsafe only in backend and formats/safetensors.rs, with a reason", found);
+}
+
+#[test]
+fn unsafe_is_forbidden_elsewhere() {
+    // The attribute at a module's declaration covers all that is below it.
+    let mut found = Vec::new();
+    for (file, free) in [
+        ("src/lib.rs", &["backend", "formats"][..]),
+        ("src/formats/mod.rs", &["safetensors"]),
+        ("src/formats/safetensors.rs", &[]),
+    ] {
+        let text = fs::read_to_string(root().join(file)).expect("a source");
+        let mut before = "";
+        let mut modules = 0;
+        for line in text.lines() {
+            let declared =
+                line.strip_prefix("pub ").unwrap_or(line).strip_prefix("mod ").and_then(|l| l.strip_suffix(';'));
+            if let Some(name) = declared {
+                modules += 1;
+                if before != "#[forbid(unsafe_code)]" && !free.contains(&name) {
+                    found.push(format!("{file}: mod {name}"));
+                }
+            }
+            before = line;
+        }
+        assert!(modules > 1, "{file}: the modules are declared where this test looks");
+    }
+    let main = fs::read_to_string(root().join("src/main.rs")).expect("src/main.rs");
+    assert!(main.contains("#![forbid(unsafe_code)]"), "src/main.rs");
+    report("#[forbid(unsafe_code)] is missing before", found);
+}
+
+#[test]
+fn only_the_command_line_reads_the_environment() {
+    let cli = |path: &str| path.starts_with("src/cli/") || path == "src/main.rs";
+    let words = ["std::env", "env::var", "env::args", "clap", "println!", "eprintln!", "print!", "std::process"];
+    report("arguments, environment and terminal belong to cli", lines_with(&words, cli));
+}
+
+#[test]
+fn only_formats_opens_files() {
+    let words = ["std::fs", "fs::", "File::", "OpenOptions", "memmap2", "tempfile"];
+    report("files are opened in formats only", lines_with(&words, |path| path.starts_with("src/formats/")));
+}
+
+/// The operations of the contract: the methods of the trait from its first operation on.
+fn operations() -> Vec<String> {
+    let text = fs::read_to_string(root().join("src/backend/mod.rs")).expect("the contract");
+    let start = text.find("pub trait Backend").expect("the trait");
+    let end = start + text[start..].find("\n}").expect("its end");
+    let body = &text[start..end];
+    let body = &body[body.find("fn cast").expect("the first operation")..];
+    let name = |(at, _): (usize, &str)| {
+        let rest = &body[at + 3..];
+        rest[..rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(0)].to_owned()
+    };
+    body.match_indices("fn ").map(name).filter(|name| !name.is_empty()).collect()
+}
+
+#[test]
+fn no_operation_is_missing_from_a_row() {
+    let operations = operations();
+    assert!(operations.len() > 25, "{operations:?}");
+    let mut found = Vec::new();
+    for forward in operations.iter().filter_map(|op| op.strip_suffix("_fwd")) {
+        // The logits of a chunk exist inside the cross-entropy, whose backward is theirs; a gather's is the scatter.
+        let backward = match forward {
+            "logits" => "cross_entropy_bwd",
+            "residual" => continue, // its gradient is the gradient of its output, for both summands
+            _ => &format!("{forward}_bwd"),
+        };
+        if !operations.iter().any(|op| op.starts_with(backward)) {
+            found.push(format!("{forward}_fwd has no {backward}"));
+        }
+    }
+    let text = |dir: &str| sources(&[dir]).into_iter().map(|s| s.text).collect::<String>();
+    let (cases, benches) = (text("tests/support/ops"), text("benches"));
+    found.extend(operations.iter().filter(|op| !cases.contains(&format!(".{op}("))).map(|op| format!("{op}: no case")));
+    // What only moves rows has no speed of its own to watch, and logits are the product of `linear_fwd` at another shape.
+    let timed = operations.iter().filter(|op| *op != "logits_fwd");
+    for op in timed.filter(|op| op.ends_with("_fwd") || ["adamw", "grad_norm"].contains(&op.as_str())) {
+        let family = op.strip_suffix("_fwd").map_or(op.clone(), |stem| format!("{stem}_"));
+        if !benches.contains(&format!(".{family}")) {
+            found.push(format!("{op}: no bench"));
+        }
+    }
+    for test in ["tests/gradcheck.rs", "tests/parity.rs"] {
+        let text = fs::read_to_string(root().join(test)).unwrap_or_default();
+        if !text.contains("cases") {
+            found.push(format!("{test} does not go through the cases"));
+        }
+    }
+    report("an operation has a forward, a backward, a case for every check, and a bench", found);
+}
+
+#[test]
+fn the_readmes_commands_exist() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("README.md");
+    let commands = ["capture", "train-lora", "probe", "generate", "inspect"];
+    let args = fs::read_to_string(root().join("src/cli/args.rs")).expect("the flags");
+    let mut found = Vec::new();
+    let mut seen = 0;
+    let mut lines = readme.lines();
+    while let Some(line) = lines.next() {
+        let Some(mut command) = line
+            .trim()
+            .strip_prefix("llamaprobe ")
+            .or_else(|| line.trim().split_once("-- ").map(|l| l.1))
+            .map(str::to_owned)
+        else {
+            continue;
+        };
+        while let Some(more) = command.strip_suffix('\\').map(str::to_owned) {
+            command = more + lines.next().unwrap_or_default();
+        }
+        let mut words = command.split_whitespace();
+        let name = words.next().unwrap_or_default();
+        if !commands.contains(&name) {
+            continue;
+        }
+        seen += 1;
+        for flag in words.filter_map(|w| w.strip_prefix("--")) {
+            let field = format!("pub {}:", flag.replace('-', "_"));
+            if !args.contains(&field) {
+                found.push(format!("{name} --{flag}"));
+            }
+        }
+    }
+    assert!(seen > 3, "README.md shows no commands");
+    report("README.md uses flags that do not exist", found);
+}
+
+#[test]
+fn nothing_is_left_undone() {
+    let words = [".unwrap()", "todo!", "unimplemented!", "dbg!"];
+    report("not in the library", lines_with(&words, |_| false));
+    let marks = ["TODO", "FIXME", "XXX"];
+    let mut found = Vec::new();
+    for source in sources(&["src", "tests", "benches"]).iter().filter(|s| s.path != "tests/tidy.rs") {
+        for (i, line) in source.text.lines().enumerate() {
+            if marks.iter().any(|m| has_word(line, m)) {
+                found.push(format!("{}:{}", source.path, i + 1));
+            }
+        }
+    }
+    report("marks of unfinished work", found);
+}
+
+#[test]
+fn no_paths_of_one_machine() {
+    let homes: Vec<String> = ["home", "root", "Users", "work", "tmp"].iter().map(|d| format!("/{d}/")).collect();
+    let mut all = sources(&["src", "tests", "benches"]);
+    files(&root(), &["md", "toml"], &mut all);
+    all.retain(|s| !s.path.starts_with("target/"));
+    let mut found = Vec::new();
+    for source in all {
+        for (i, line) in source.text.lines().enumerate() {
+            // As a path's beginning, not as a part of a longer one.
+            let starts = |h: &String| {
+                line.match_indices(h.as_str()).any(|(at, _)| {
+                    !line[..at].chars().last().is_some_and(|c| c.is_alphanumeric() || ".~_-/}".contains(c))
+                })
+            };
+            if homes.iter().any(starts) {
+                found.push(format!("{}:{}: {}", source.path, i + 1, line.trim()));
+            }
+        }
+    }
+    report("paths of one machine", found);
+}
+
+#[test]
+fn the_checks_themselves_see_what_they_should() {
+    assert_eq!(imports("use crate::{Error, model::{a, b}, train::x};"), ["Error", "model", "train"]);
+    assert_eq!(imports("fn f(x: crate::cli::Args)"), ["cli"]);
+    assert!(has_word("x.unwrap()", ".unwrap()") && !has_word("x.unwrap_or(1)", ".unwrap()"));
+    assert!(has_word("fs::read(p)", "fs::") && !has_word("offs::read", "fs::"));
+    assert!(has_word("unsafe {", "unsafe") && !has_word("unsafe_code", "unsafe"));
+}

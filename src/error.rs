@@ -121,3 +121,10 @@ impl Error {
         Self::Unsupported { what: what.into(), found: found.to_string(), supported: supported.into() }
     }
 }
+
+/// The name among `known` that a mistyped `name` was probably meant to be (Jaro and Winkler's similarity); of equals
+/// the last.
+pub fn nearest<S: AsRef<str>>(name: &str, known: impl IntoIterator<Item = S>) -> Option<S> {
+    let similarity = |known: &S| strsim::jaro_winkler(known.as_ref(), name);
+    known.into_iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)))
+}

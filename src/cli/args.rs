@@ -330,7 +330,7 @@ pub struct TrainLoraArgs {
     #[arg(long, default_value_t = 2)]
     pub save_total_limit: usize,
     /// Steps between two lines of the log.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub logging_steps: u64,
     /// Continue from a checkpoint directory; latest is the newest one in --out, or the beginning if there is none.
     #[arg(long, value_name = "DIR|latest")]

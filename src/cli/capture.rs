@@ -92,8 +92,9 @@ impl Job for Capture<'_> {
             bar.inc(batch.pack.len() as u64);
         }
         bar.finish_and_clear();
-        let file = writer.finish()?;
+        // The file of states comes last: where it is, all is.
         resolve::write_config(&args.out, "capture", args)?;
+        let file = writer.finish()?;
         if args.common.json {
             let tensors: Vec<_> = sites
                 .iter()

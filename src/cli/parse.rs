@@ -9,6 +9,7 @@ use serde_norway::{Mapping, Value};
 
 use super::Failure;
 use super::args::Cli;
+use crate::error::nearest;
 use crate::formats::atomic;
 use crate::{Error, Result};
 
@@ -89,12 +90,8 @@ fn find<'a>(command: &'a clap::Command, key: &str, path: &Path) -> Result<&'a cl
         all
     };
     command.get_arguments().filter(named).find(|a| spellings(a).contains(&dashed)).ok_or_else(|| {
-        let nearest = command
-            .get_arguments()
-            .filter(named)
-            .flat_map(spellings)
-            .max_by(|a, b| strsim::jaro_winkler(a, &dashed).total_cmp(&strsim::jaro_winkler(b, &dashed)))
-            .unwrap_or_default();
+        let flags = command.get_arguments().filter(named).flat_map(spellings);
+        let nearest = nearest(&dashed, flags).unwrap_or_default();
         Error::field(
             path,
             key,

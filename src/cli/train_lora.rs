@@ -117,7 +117,14 @@ impl Job for Train<'_> {
 /// The checkpoint to continue from.
 fn resume(args: &TrainLoraArgs) -> Result<Option<PathBuf>> {
     match args.resume_from_checkpoint.as_deref() {
-        None => Ok(None),
+        None => match checkpoint::latest(&args.out)? {
+            None => Ok(None),
+            // Before anything is written, since what lies there belongs to another training.
+            Some(found) => {
+                let expected = "a directory without checkpoints, or --resume-from-checkpoint to continue from one";
+                Err(Error::argument("--out", expected, found.display()))
+            }
+        },
         Some("latest") => {
             let found = checkpoint::latest(&args.out)?;
             if found.is_none() {

@@ -30,6 +30,7 @@
 //!
 //! Note the `hook_scale` sites: TransformerLens gives the denominator, here it is the factor that multiplies.
 
+use crate::error::nearest;
 use crate::formats::adapter::Target;
 use crate::{Error, Result};
 
@@ -287,10 +288,6 @@ fn find(name: &str, depth: usize) -> Result<(Site, Option<usize>)> {
     if let (None, Ok(layer), Some(site)) = (layer, local[stem.len()..].parse(), named(stem)) {
         return Ok((site, Some(layer)));
     }
-    let nearest = sites
-        .iter()
-        .flat_map(|site| site.spellings())
-        .max_by(|a, b| strsim::jaro_winkler(a, stem).total_cmp(&strsim::jaro_winkler(b, stem)))
-        .unwrap_or_default();
+    let nearest = nearest(stem, sites.iter().flat_map(|site| site.spellings())).unwrap_or_default();
     Err(Error::argument("--sites", format!("a hook site (nearest: `{nearest}`)"), format!("`{name}`")))
 }

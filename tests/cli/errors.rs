@@ -19,6 +19,7 @@ fn a_wrong_usage_is_exit_code_2() {
         &["train-lora", "--model", "m", "--train", "t", "--out", "o", "--r", "-1"],
         &["train-lora", "--model", "m", "--train", "t", "--out", "o", "--epochs", "1", "--max-steps", "2"],
         &["train-lora", "--model", "m", "--train", "t", "--out", "o", "--lr-scheduler-type", "zigzag"],
+        &["train-lora", "--model", "m", "--train", "t", "--out", "o", "--logging-steps", "0"],
         &["probe", "--out"],
         &["generate", "--model", "m", "--prompt", "a", "--input", "f"],
     ] {
@@ -58,7 +59,7 @@ fn arguments_out_of_their_domain_are_named() {
         ("--model {}/nowhere", "nowhere"),
         ("--model nobody/nothing", "nobody/nothing"),
         ("--input {}/nowhere.jsonl", "nowhere.jsonl"),
-        ("--input {}", "cannot read"),
+        ("--input {}", "directory"),
         ("--sites resid_pots", "resid_post"),
         ("--sites blocks.9.hook_resid_post", "below 2"),
         ("--layers 2", "below 2"),
@@ -142,7 +143,7 @@ fn hostile_models_are_refused_by_the_file() {
         ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", "layers.2"),
         ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1", "layers.1"),
         ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "num_key_value_heads"),
-        ("\"vocab_size\": 272", "\"vocab_size\": 100", "embed_tokens"),
+        ("\"vocab_size\": 272", "\"vocab_size\": 300", "embed_tokens"),
         ("\"rope_theta\": 10000.0", "\"rope_scaling\": {\"rope_type\": \"spiral\", \"factor\": 2}", "spiral"),
     ] {
         assert!(text.contains(from), "{from}");

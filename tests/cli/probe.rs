@@ -89,7 +89,12 @@ fn what_cannot_be_probed_is_refused() {
         ("--plan {}/model/config.json", "config.json"),
         ("--device cuda:1", "cuda:1"),
     ] {
-        let text = line(d, &format!("{PROBE} --out {{}}/out {args}")).refused();
+        let probe = if args.starts_with("--train") {
+            PROBE.replace("--train {}/train.tsv", args)
+        } else {
+            format!("{PROBE} {args}")
+        };
+        let text = line(d, &format!("{probe} --out {{}}/out")).refused();
         assert!(text.contains(expected), "{args}: {text}");
     }
     let missing = line(d, "probe --model {}/model --out {}/out").refused();

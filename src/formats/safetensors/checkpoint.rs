@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::header::{Header, Info};
 use super::{Bytes, SafetensorsError, TensorView};
+use crate::error::nearest;
 use crate::formats::json::{self, Fields};
 use crate::{Error, Result};
 
@@ -228,7 +229,6 @@ impl Checkpoint {
     }
 
     fn nearest(&self, name: &str) -> String {
-        let near = self.names().map(|n| (strsim::jaro_winkler(n, name), n)).max_by(|a, b| a.0.total_cmp(&b.0));
-        near.map_or(String::new(), |(_, n)| format!("; the nearest is {n}"))
+        nearest(name, self.names()).map_or(String::new(), |n| format!("; the nearest is {n}"))
     }
 }

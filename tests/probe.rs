@@ -1,0 +1,449 @@
+//! The probe: its plan, its packs, its three arms against a reader of one sequence at a time, and its report.
+
+mod support;
+
+use std::path::Path;
+
+use llamaprobe::backend::Backend;
+use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::formats::adapter::LoraAdapter;
+use llamaprobe::formats::config::ModelConfig;
+use llamaprobe::formats::tokenizer::Tokenizer;
+use llamaprobe::hooks::{Record, Selection, Site};
+use llamaprobe::model::{Activations, Adaptation, Input, Keep, Layout, Model};
+use llamaprobe::probe::plan::Plan;
+use llamaprobe::probe::report::{Layer, Report, SeedReport};
+use llamaprobe::probe::similarity::{compare, cosine, gaussian};
+use llamaprobe::probe::statistics::MeanSd;
+use llamaprobe::probe::{Outcome, Phase, ProbeSettings, run};
+use llamaprobe::shape::{Label, Sequence, forest};
+use llamaprobe::task::prompts::Prompt;
+use llamaprobe::task::{Example, Task};
+use support::tiny_model::TinyModel;
+
+type Device = Cpu<f32>;
+
+/// `gaussian(0, 0, 0, 5)` and `gaussian(2**63 + 5, 7, 123, 4)` of `tests/golden/check_probe.py`.
+const GAUSSIAN: [&[f64]; 2] = [
+    &[-1.291225130504602, -1.3999155270394388, 0.5376785883892461, 0.4898122561137322, 0.6245023037287527],
+    &[0.27239026937642985, 0.5139167031096711, -0.2224617462653755, 0.210491539748677],
+];
+
+/// A model with its tokenizer, and the numbers of a run over it.
+struct Bench {
+    dir: tempfile::TempDir,
+    backend: Device,
+    model: Model<Device>,
+    tokenizer: Tokenizer,
+    pool: Vec<Example>,
+    queries: Vec<Example>,
+    settings: ProbeSettings,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = support::temp();
+        TinyModel { tied: true, ..TinyModel::default() }.write(dir.path());
+        let mut backend = Device::new();
+        let model = Model::load(&mut backend, dir.path()).expect("loads");
+        let tokenizer = Tokenizer::load(dir.path()).expect("loads");
+        let text = |i: usize| ["the thin prince", "the inner path, then", "a père", "winter", "in the theatre"][i % 5];
+        let word = |i: usize| if i.is_multiple_of(2) { "negative" } else { "positive" };
+        let example = |i: usize| Example { input: format!("{} {i}", text(i)), output: word(i).to_string() };
+        let settings = ProbeSettings {
+            demonstrations: 4,
+            queries: Some(6),
+            seeds: vec![3, 8],
+            r: 2,
+            epochs: 3.0,
+            learning_rate: 1e-2,
+            ..ProbeSettings::new(Task::Sst2)
+        };
+        let (pool, queries) = ((0..30).map(example).collect(), (100..110).map(example).collect());
+        Self { dir, backend, model, tokenizer, pool, queries, settings }
+    }
+
+    fn plan(&self) -> Plan {
+        Plan::new(&self.tokenizer, self.settings.task, &self.pool, &self.queries, &self.settings).expect("a plan")
+    }
+
+    fn run(&mut self, plan: &Plan) -> Outcome {
+        run(&mut self.backend, &mut self.model, "tiny", plan, &self.settings, &mut |_| ()).expect("runs")
+    }
+}
+
+/// The report's text without what the clock says.
+fn timeless(report: &Report) -> String {
+    let mut report = report.clone();
+    report.seconds = Default::default();
+    serde_json::to_string(&report).expect("JSON")
+}
+
+#[test]
+fn icl_prompts_are_whole_tokenisations_cut_where_all_agree() {
+    let bench = Bench::new();
+    let plan = bench.plan();
+    let template = &bench.settings.template;
+    let whole = |text: &str| bench.tokenizer.encode(text, true).expect("encodes").ids;
+    assert_eq!(plan.labels.as_deref(), Some(&["negative".to_string(), "positive".to_string()][..]));
+    for (q, example) in plan.queries.iter().zip(&bench.queries) {
+        assert_eq!(q.token_ids, whole(&template.query(example)));
+        assert_eq!(example.output, ["negative", "positive"][q.right]);
+    }
+    for seed in &plan.seeds {
+        let before: String = seed.demonstrations.iter().map(|&d| template.demonstration(&bench.pool[d])).collect();
+        let prompts = seed.icl_prompts();
+        for (prompt, example) in prompts.iter().zip(&bench.queries) {
+            let text = before.clone() + &template.query(example);
+            assert_eq!(prompt.token_ids, whole(&text));
+            for (answer, word) in prompt.answers.iter().zip(["negative", "positive"]) {
+                assert_eq!(answer.after(&prompt.token_ids), whole(&format!("{text} {word}")));
+            }
+        }
+        let firsts: Vec<u32> = seed.icl_suffix_token_ids.iter().map(|s| s[0]).collect();
+        assert!(firsts.iter().any(|&t| t != firsts[0]), "the prefix could be longer: {firsts:?}");
+        assert!(seed.icl_prefix_token_ids.len() >= whole(&before).len() - 1, "the demonstrations are in the prefix");
+        assert_eq!(seed.train.len(), 4);
+    }
+    assert_ne!(plan.seeds[0].demonstrations, plan.seeds[1].demonstrations);
+}
+
+#[test]
+fn a_single_query_still_has_a_suffix() {
+    let mut bench = Bench::new();
+    bench.settings.queries = Some(1);
+    let plan = bench.plan();
+    assert!(plan.seeds.iter().all(|s| s.icl_suffix_token_ids[0].len() == 1));
+    let report = bench.run(&plan).report;
+    let last = report.seeds[0].layers.last().expect("layers");
+    assert_eq!((last.icl_it.sd, last.update_shuffled.mean), (None, None), "nothing to spread, nothing to shuffle");
+    assert!(last.icl_it.mean.is_some());
+    for queries in [0, 11] {
+        bench.settings.queries = Some(queries);
+        let task = bench.settings.task;
+        assert!(Plan::new(&bench.tokenizer, task, &bench.pool, &bench.queries, &bench.settings).is_err());
+    }
+}
+
+#[test]
+fn an_adapter_that_was_not_tuned_changes_nothing() {
+    let mut bench = Bench::new();
+    bench.settings.epochs = 0.0;
+    let plan = bench.plan();
+    for seed in bench.run(&plan).report.seeds {
+        assert_eq!(seed.accuracy.it, seed.accuracy.anchor);
+        assert_eq!(seed.log_prob.it.to_bits(), seed.log_prob.anchor.to_bits());
+        assert!(seed.loss.is_empty());
+        for layer in seed.layers {
+            assert_eq!(layer.anchor_it, MeanSd { mean: Some(1.0), sd: Some(0.0) });
+            assert_eq!(layer.icl_it, layer.anchor_icl);
+            assert_eq!((layer.update.mean, layer.update_shuffled.mean), (Some(0.0), Some(0.0)));
+            assert_ne!(layer.update_gaussian.mean, Some(0.0), "ICL moved the state");
+        }
+    }
+}
+
+#[test]
+fn packs_of_any_size_give_the_same_bits() {
+    let mut bench = Bench::new();
+    let plan = bench.plan();
+    let whole = bench.run(&plan);
+    for rows in [1, 60, 150, 333] {
+        bench.settings.rows = rows;
+        // The tuning's sums run over its own passes; everything that is only read must not change.
+        bench.settings.epochs = 0.0;
+        let split = bench.run(&plan).report;
+        bench.settings.rows = 1 << 20;
+        let one = bench.run(&plan).report;
+        assert_eq!(split.seeds, one.seeds, "{rows} rows");
+        assert_eq!(split.tokens, one.tokens, "{rows} rows: shared rows are kept, not computed again");
+    }
+    // What is shared is computed once: prefix, suffixes, and the answers' tokens but the last.
+    let icl: usize = plan.seeds.iter().map(|s| rows_of(&s.icl_prompts())).sum();
+    assert_eq!(whole.report.tokens.icl, icl);
+}
+
+/// Rows of the trie of all prompts and answers, in which a prompt's own tree is a branch of its own after the prefix.
+fn rows_of(prompts: &[Prompt]) -> usize {
+    let sequences = |p: &Prompt| {
+        let read = |ids: Vec<u32>| Sequence::ids(&ids, None, Label::Text);
+        let answers = p.answers.iter().map(|a| a.after(&p.token_ids)).map(|ids| read(ids[..ids.len() - 1].to_vec()));
+        std::iter::once(read(p.token_ids.clone())).chain(answers).collect::<Vec<_>>()
+    };
+    let all: Vec<Vec<Sequence>> = prompts.iter().map(sequences).collect();
+    let first = &all[0][0].tokens;
+    let shared = |s: &Sequence| first.iter().zip(&s.tokens).take_while(|(a, b)| a == b).count();
+    let prefix = all.iter().flatten().map(shared).min().expect("prompts");
+    prefix + all.iter().map(|s| forest(s, 1).pack.len() - prefix).sum::<usize>()
+}
+
+#[test]
+fn a_plan_repeats_a_run_exactly() {
+    let mut bench = Bench::new();
+    let plan = bench.plan();
+    let Outcome { mut report, adapters } = bench.run(&plan);
+    let out = bench.dir.path().join("run");
+    report.save(&out, &adapters).expect("writes");
+    let read = Report::read(&out.join("report.json")).expect("reads");
+    assert_eq!(read, report);
+    read.plan.validate("report.json", bench.model.spec.vocab).expect("valid");
+    bench.settings = read.settings.clone();
+    let mut again = bench.run(&read.plan);
+    again.report.save(&bench.dir.path().join("again"), &again.adapters).expect("writes");
+    assert_eq!(timeless(&again.report), timeless(&report));
+    let config = ModelConfig::load(bench.dir.path()).expect("a configuration");
+    for (seed, adapter) in report.seeds.iter().zip(&adapters) {
+        let name = format!("adapters/seed-{}", seed.seed);
+        assert_eq!(seed.adapter.as_deref(), Some(name.as_str()));
+        let saved = LoraAdapter::read(out.join(name), &config).expect("a PEFT directory");
+        assert_eq!(saved.modules, adapter.modules);
+        assert!(saved.modules.iter().any(|m| m.b.iter().any(|&b| b != 0.0)), "tuned");
+    }
+    let (table, text) = (report.table(), std::fs::read_to_string(out.join("report.json")).expect("reads"));
+    assert!(table.contains("final") && table.contains("accuracy"), "{table}");
+    assert!(text.contains("\"layer\": \"final\""));
+}
+
+/// State of every layer at the last token, and log-probabilities of the next token after every one, for one sequence
+/// read alone.
+fn alone(bench: &mut Bench, adaptation: Option<&Adaptation<Device>>, run: Option<usize>, ids: &[u32]) -> Alone {
+    let f = forest(&[Sequence::ids(ids, run, Label::Text)], 1);
+    let (backend, model) = (&mut bench.backend, &bench.model);
+    let layers: Vec<usize> = (0..model.spec.layers).collect();
+    let layout = adaptation.map(|a| &a.layout);
+    let mut acts = Activations::new(backend, &model.spec, layout, ids.len(), Keep::Layer).expect("memory");
+    let device = backend.pack(&f.pack).expect("pack");
+    let mut input = Input::new(&f.pack, &device);
+    input.adaptation = adaptation;
+    let mut record = Record::new(Selection::new(&[Site::ResidPost, Site::FinalNorm], &layers), vec![ids.len() - 1]);
+    model.forward(backend, &mut acts, &input, None, &mut record).expect("forward");
+    let mut states: Vec<Vec<f32>> =
+        layers.iter().map(|&l| record.get(Site::ResidPost, l).expect("recorded").to_vec()).collect();
+    states.push(record.get(Site::FinalNorm, 0).expect("recorded").to_vec());
+    let rows: Vec<usize> = (0..ids.len()).collect();
+    let logits = model.logits(backend, &acts, &rows).expect("logits");
+    let log_probs = logits.chunks_exact(model.spec.vocab).map(|row| {
+        let total: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+        row.iter().map(|&x| f64::from(x) - total.ln()).collect()
+    });
+    Alone { states, log_probs: log_probs.collect() }
+}
+
+struct Alone {
+    states: Vec<Vec<f32>>,
+    log_probs: Vec<Vec<f64>>,
+}
+
+/// Everything of one seed's report that does not need the tuning, computed one sequence at a time.
+#[test]
+fn the_arms_are_those_of_a_reader_of_single_sequences() {
+    let mut bench = Bench::new();
+    let plan = bench.plan();
+    let Outcome { report, adapters } = bench.run(&plan);
+    let layout = Layout::of_adapter(&bench.model.spec, &adapters[0]).expect("a layout");
+    let mut adaptation = Adaptation::new(&mut bench.backend, layout, 2).expect("memory");
+    for (run, adapter) in adapters.iter().enumerate() {
+        adaptation.set_run(&mut bench.backend, run, adapter).expect("fits");
+    }
+    for (s, (seed, found)) in plan.seeds.iter().zip(&report.seeds).enumerate() {
+        let mut arm = |adapted: bool, prompts: &[Prompt]| {
+            let (adaptation, run) = if adapted { (Some(&adaptation), Some(s)) } else { (None, None) };
+            let mut states = vec![Vec::new(); bench.model.spec.layers + 1];
+            let (mut hits, mut log_prob) = (0.0, 0.0);
+            for (prompt, query) in prompts.iter().zip(&plan.queries) {
+                let read = alone(&mut bench, adaptation, run, &prompt.token_ids);
+                states.iter_mut().zip(&read.states).for_each(|(all, state)| all.extend_from_slice(state));
+                let mut score = |answer: usize| {
+                    let ids = prompt.answers[answer].after(&prompt.token_ids);
+                    let read = alone(&mut bench, adaptation, run, &ids);
+                    let from = ids.len() - prompt.answers[answer].scored;
+                    (from..ids.len()).map(|i| read.log_probs[i - 1][ids[i] as usize]).sum::<f64>()
+                };
+                let (right, wrong) = (score(query.right), score(1 - query.right));
+                log_prob += right / prompts.len() as f64;
+                hits += f64::from(u8::from(right > wrong)) / prompts.len() as f64;
+            }
+            (states, hits, log_prob)
+        };
+        let (anchor, icl, it) =
+            (arm(false, &plan.prompts()), arm(false, &seed.icl_prompts()), arm(true, &plan.prompts()));
+        for (name, (_, accuracy, log_prob), found_accuracy, found_log_prob) in [
+            ("anchor", &anchor, found.accuracy.anchor, found.log_prob.anchor),
+            ("icl", &icl, found.accuracy.icl, found.log_prob.icl),
+            ("it", &it, found.accuracy.it, found.log_prob.it),
+        ] {
+            assert!((found_accuracy.expect("labels") - accuracy).abs() < 1e-9, "{name} accuracy");
+            assert!((found_log_prob - log_prob).abs() < 1e-4, "{name}: {found_log_prob} {log_prob}");
+        }
+        for (l, layer) in found.layers.iter().enumerate() {
+            let expected = compare(&anchor.0[l], &icl.0[l], &it.0[l], bench.model.spec.width, seed.seed, l);
+            for (name, found, expected) in [
+                ("icl_it", layer.icl_it, expected.icl_it),
+                ("anchor_icl", layer.anchor_icl, expected.anchor_icl),
+                ("anchor_it", layer.anchor_it, expected.anchor_it),
+                ("update", layer.update, expected.update),
+                ("update_gaussian", layer.update_gaussian, expected.update_gaussian),
+                ("update_shuffled", layer.update_shuffled, expected.update_shuffled),
+            ] {
+                let expected = MeanSd::of(expected);
+                for (found, expected) in [(found.mean, expected.mean), (found.sd, expected.sd)] {
+                    let (found, expected) = (found.expect("six queries"), expected.expect("six queries"));
+                    assert!((found - expected).abs() < 2e-5, "seed {s}, layer {l}, {name}: {found}, {expected}");
+                }
+            }
+        }
+        assert!(found.final_loss < found.loss[0], "it learns: {:?}, {}", found.loss, found.final_loss);
+        assert_eq!(found.loss.len(), 3);
+    }
+}
+
+#[test]
+fn progress_counts_every_prompt_and_step() {
+    let mut bench = Bench::new();
+    bench.settings.rows = 100;
+    let plan = bench.plan();
+    let mut seen = Vec::new();
+    run(&mut bench.backend, &mut bench.model, "tiny", &plan, &bench.settings, &mut |p| seen.push(p)).expect("runs");
+    for (phase, total) in [(Phase::Anchor, 6), (Phase::Icl, 12), (Phase::Tune, 3), (Phase::It, 20)] {
+        let of: Vec<usize> = seen.iter().filter(|p| p.phase == phase).map(|p| p.done).collect();
+        assert!(of.is_sorted() && of.last() == Some(&total), "{phase:?}: {of:?}");
+        assert!(seen.iter().filter(|p| p.phase == phase).all(|p| p.total == total));
+    }
+}
+
+#[test]
+fn a_plan_from_a_file_is_checked() {
+    let bench = Bench::new();
+    let plan = bench.plan();
+    type Spoil = fn(&mut Plan);
+    let spoilt: [(&str, Spoil); 12] = [
+        ("plan.queries:", |p| p.queries.clear()),
+        ("plan.seeds:", |p| p.seeds.clear()),
+        ("plan.queries[1].token_ids", |p| p.queries[1].token_ids[0] = 272),
+        ("plan.queries[0].token_ids", |p| p.queries[0].token_ids.clear()),
+        ("plan.queries[2].answers", |p| drop(p.queries[2].answers.pop())),
+        ("plan.queries[2].answers[1].scored", |p| p.queries[2].answers[1].scored = 0),
+        ("plan.queries[2].answers[1].replaces", |p| p.queries[2].answers[1].replaces = 1000),
+        ("plan.queries[3].right", |p| p.queries[3].right = 2),
+        ("plan.seeds[1].icl_suffix_token_ids", |p| drop(p.seeds[1].icl_suffix_token_ids.pop())),
+        ("plan.seeds[0].icl_prefix_token_ids", |p| p.seeds[0].icl_prefix_token_ids.push(u32::MAX)),
+        ("plan.seeds[0].train[1].labels", |p| p.seeds[0].train[1].labels[0] = 5),
+        ("plan.seeds[1].train", |p| p.seeds[1].train.clear()),
+    ];
+    for (field, spoil) in spoilt {
+        let mut bad = plan.clone();
+        spoil(&mut bad);
+        let error = bad.validate("report.json", 272).expect_err(field).to_string();
+        assert!(error.starts_with("report.json: ") && error.contains(field), "{field}: {error}");
+    }
+    plan.validate("report.json", 272).expect("valid");
+}
+
+#[test]
+fn settings_out_of_their_domain_are_errors() {
+    type Spoil = fn(&mut ProbeSettings);
+    let spoilt: [(&str, Spoil); 9] = [
+        ("--demos", |s| s.demonstrations = 0),
+        ("--seeds", |s| s.seeds.clear()),
+        ("--seeds", |s| s.seeds = vec![1, 2, 1]),
+        ("--r", |s| s.r = 0),
+        ("--lora-alpha", |s| s.lora_alpha = f64::NAN),
+        ("--epochs", |s| s.epochs = -1.0),
+        ("--target-modules", |s| s.target_modules.clear()),
+        ("c_attn", |s| s.target_modules = vec!["c_attn".to_string()]),
+        ("--learning-rate", |s| s.learning_rate = -1.0),
+    ];
+    for (name, spoil) in spoilt {
+        let mut settings = ProbeSettings::new(Task::Sst2);
+        spoil(&mut settings);
+        let error = settings.validate().expect_err(name).to_string();
+        assert!(error.contains(name), "{name}: {error}");
+    }
+    ProbeSettings::new(Task::EnCs).validate().expect("defaults");
+}
+
+#[test]
+fn similarities_are_what_they_say() {
+    assert_eq!(cosine(&[3.0, 4.0], &[4.0, 3.0]), 24.0 / 25.0);
+    assert_eq!(cosine(&[1e-30, 0.1, 7.0], &[1e-30, 0.1, 7.0]), 1.0);
+    assert_eq!(cosine(&[0.0, 0.0], &[1.0, 2.0]), 0.0);
+    // Three queries of two elements.
+    let anchor = [1.0, 0.0, 1.0, 1.0, 0.0, 2.0];
+    let icl = [2.0, 1.0, 1.0, 3.0, 4.0, 2.0];
+    let it = [1.0, 1.0, 0.0, 1.0, 1.0, 3.0];
+    let found = compare(&anchor, &icl, &it, 2, 5, 1);
+    let r = 0.5f64.sqrt();
+    // Updates of ICL: (1, 1), (0, 2), (4, 0); of IT: (0, 1), (-1, 0), (1, 1).
+    let close = |a: &[f64], b: &[f64]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
+    assert!(close(&found.update, &[r, 0.0, r]), "{:?}", found.update);
+    assert!(close(&found.update_shuffled, &[(1.0 - r) / 2.0, (1.0 + r) / 2.0, -0.5]), "{:?}", found.update_shuffled);
+    assert!(close(&found.anchor_icl, &[2.0 / 5f64.sqrt(), 4.0 / 20f64.sqrt(), 4.0 / 80f64.sqrt()]));
+    let noise = cosine(&[0.0, 2.0], &gaussian(5, 1, 1, 2));
+    assert_eq!(found.update_gaussian[1], noise);
+}
+
+#[test]
+fn the_gaussian_baseline_is_as_documented() {
+    let close = |a: Vec<f64>, b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-14) && a.len() == b.len();
+    assert!(close(gaussian(0, 0, 0, 5), GAUSSIAN[0]));
+    assert!(close(gaussian((1 << 63) + 5, 7, 123, 4), GAUSSIAN[1]));
+}
+
+#[test]
+fn statistics_are_of_a_sample() {
+    assert_eq!(MeanSd::of([]), MeanSd { mean: None, sd: None });
+    assert_eq!(MeanSd::of([2.5]), MeanSd { mean: Some(2.5), sd: None });
+    assert_eq!(MeanSd::of([1.0, 2.0, 4.0, 5.0]), MeanSd { mean: Some(3.0), sd: Some((10.0f64 / 3.0).sqrt()) });
+}
+
+fn stories(shared: &Path, settings: &ProbeSettings, data: [&[&str]; 2]) -> Report {
+    let dir = shared.join("models/stories260K");
+    let mut backend = Device::new();
+    let mut model = Model::load(&mut backend, &dir).expect("loads");
+    let tokenizer = Tokenizer::load(&dir).expect("loads");
+    let load = |files: &[&str]| {
+        let files: Vec<_> = files.iter().map(|f| shared.join("data").join(f)).collect();
+        settings.task.load(&files).expect("reads")
+    };
+    let plan = Plan::new(&tokenizer, settings.task, &load(data[0]), &load(data[1]), settings).expect("a plan");
+    run(&mut backend, &mut model, "stories260K", &plan, settings, &mut |_| ()).expect("runs").report
+}
+
+#[test]
+fn sentiment_on_a_trained_model() {
+    let Some(shared) = support::shared() else { return };
+    let settings =
+        ProbeSettings { demonstrations: 3, queries: Some(8), seeds: vec![0, 1], ..ProbeSettings::new(Task::Sst2) };
+    let report = stories(&shared, &settings, [&["sst2/train.tsv"], &["sst2/dev.tsv"]]);
+    for SeedReport { layers, loss, final_loss, .. } in &report.seeds {
+        assert_eq!(layers.len(), 6);
+        assert_eq!(layers[4].layer, Layer::Block(4));
+        assert!(final_loss < &loss[0] && loss.len() == 10, "{loss:?}, {final_loss}");
+        for layer in layers {
+            let (anchor_icl, update) = (layer.anchor_icl.mean.expect("queries"), layer.update.mean.expect("queries"));
+            assert!(anchor_icl > 0.0 && anchor_icl < 0.9999, "the demonstrations move the state: {anchor_icl}");
+            assert!(update.abs() < 1.0 && update != 0.0);
+        }
+    }
+    let icl = report.summary.log_prob.icl.mean.expect("seeds");
+    assert!(icl > report.summary.log_prob.anchor.mean.expect("seeds") + 1.0, "a model copies from its prompt");
+    assert_eq!(report.summary.log_prob.anchor.sd, Some(0.0), "one anchor for all seeds");
+}
+
+#[test]
+fn translation_has_no_accuracy() {
+    let Some(shared) = support::shared() else { return };
+    let settings = ProbeSettings {
+        demonstrations: 2,
+        queries: Some(3),
+        seeds: vec![0],
+        epochs: 2.0,
+        ..ProbeSettings::new(Task::EnCs)
+    };
+    let files: &[&str] = &["encs/pud.en", "encs/pud.cs"];
+    let report = stories(&shared, &settings, [files, files]);
+    assert_eq!(report.plan.labels, None);
+    assert!(report.seeds[0].accuracy.icl.is_none() && report.summary.accuracy.it.mean.is_none());
+    assert!(report.seeds[0].log_prob.it > report.seeds[0].log_prob.anchor, "it learns some Czech");
+    assert!(report.plan.seeds[0].demonstrations.iter().all(|&d| d > 2), "queries of the same pool are not shown");
+}

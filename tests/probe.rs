@@ -243,7 +243,7 @@ fn the_arms_are_those_of_a_reader_of_single_sequences() {
     let layout = Layout::of_adapter(&bench.model.spec, &adapters[0]).expect("a layout");
     let mut adaptation = Adaptation::new(&mut bench.backend, layout, 2).expect("memory");
     for (run, adapter) in adapters.iter().enumerate() {
-        adaptation.set_run(&mut bench.backend, run, adapter).expect("fits");
+        adaptation.set_run(&mut bench.backend, &bench.model.spec, run, adapter).expect("fits");
     }
     for (s, (seed, found)) in plan.seeds.iter().zip(&report.seeds).enumerate() {
         let mut arm = |adapted: bool, prompts: &[Prompt]| {

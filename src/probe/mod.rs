@@ -113,7 +113,10 @@ impl ProbeSettings {
         seeds.sort_unstable();
         let twice = seeds.windows(2).find(|pair| pair[0] == pair[1]);
         check(twice.is_none(), "--seeds", "each seed once", format!("{} twice", twice.map_or(0, |pair| pair[0])))?;
-        self.targets().map(|_| ())
+        self.targets()?;
+        // Without an epoch there is nothing to train, which is no error here as it is to the trainer.
+        let epochs = if self.epochs == 0.0 { 1.0 } else { self.epochs };
+        tuning::run_settings(&Self { epochs, ..self.clone() }, 0, self.demonstrations).validate()
     }
 
     /// The adapted projections.

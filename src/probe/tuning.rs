@@ -5,6 +5,7 @@ use super::{Phase, ProbeSettings, Progress};
 use crate::Result;
 use crate::backend::Backend;
 use crate::model::{Adaptation, Layout, LoraShape, Model};
+use crate::task::prompts::Lesson;
 use crate::train::data::TrainSequence;
 use crate::train::schedule::{Schedule, Warmup};
 use crate::train::settings::{Length, RunSettings};
@@ -37,10 +38,7 @@ pub(super) fn tune<B: Backend>(
     if settings.epochs == 0.0 {
         return Ok(Tuning { adaptation, losses, tokens: 0 });
     }
-    let sequence = |lesson: &crate::task::prompts::Lesson| TrainSequence {
-        ids: lesson.input_ids.clone(),
-        labels: lesson.labels.clone(),
-    };
+    let sequence = |lesson: &Lesson| TrainSequence { ids: lesson.input_ids.clone(), labels: lesson.labels.clone() };
     let runs = plan.seeds.iter().map(|seed| Run {
         data: seed.train.iter().map(sequence).collect(),
         settings: run_settings(settings, seed.seed, seed.train.len()),
@@ -63,7 +61,8 @@ pub(super) fn tune<B: Backend>(
     }
 }
 
-fn run_settings(settings: &ProbeSettings, seed: u64, sequences: usize) -> RunSettings {
+/// The trainer's settings for a seed with so many sequences.
+pub(super) fn run_settings(settings: &ProbeSettings, seed: u64, sequences: usize) -> RunSettings {
     let batch_size = settings.batch_size.unwrap_or(sequences).min(sequences);
     RunSettings {
         seed,

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 pub mod tiny_model;
+pub mod training;
 
 /// The folder of models, tokenizers and data beside the checkout, or the one that `LLAMAPROBE_SHARED` names; `None`
 /// (and a line that says so) where there is none.

@@ -1,0 +1,27 @@
+#!/usr/bin/env python3
+"""Loads the adapters that tests/golden_peft.rs has trained into peft, and compares logits.
+
+    LLAMAPROBE_KEEP=DIR cargo test --test golden_peft
+    check_adapter.py STORIES260K DIR
+
+Each DIR/case is an adapter with `logits.json`, this program's logits after the last token of the case's first sequence.
+"""
+import json, os, sys, warnings
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+stories, kept = sys.argv[1], sys.argv[2]
+golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peft")
+for name in sorted(os.listdir(kept)):
+    case = json.load(open(os.path.join(golden, name, "case.json")))
+    base = AutoModelForCausalLM.from_pretrained(os.path.join(golden, "tiny") if case["model"] == "tiny" else stories, dtype=torch.float32)
+    ids = torch.tensor([case["data"][0]["input_ids"]])
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error", UserWarning)  # peft only warns of a missing tensor
+        plain = base(input_ids=ids).logits[0, -1]
+        theirs = PeftModel.from_pretrained(base, os.path.join(kept, name)).eval()(input_ids=ids).logits[0, -1]
+    ours = torch.tensor(json.load(open(os.path.join(kept, name, "logits.json"))))
+    apart = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+    print(f"{name}: {apart:.1e} of the largest logit; the adapter moves it by {((plain - theirs).abs().max() / theirs.abs().max()).item():.1e}")
+    assert apart <= 2e-5, name

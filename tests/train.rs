@@ -1,0 +1,264 @@
+//! The trainer on a small model: what a run computes, alone and with others.
+
+mod support;
+
+use llamaprobe::Error;
+use llamaprobe::backend::Backend;
+use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::formats::config::ModelConfig;
+use llamaprobe::formats::safetensors::Checkpoint;
+use llamaprobe::model::{Adaptation, FullTuning, Layout, Model, Spec};
+use llamaprobe::train::data::TrainSequence;
+use llamaprobe::train::schedule::{Schedule, Warmup};
+use llamaprobe::train::settings::{Length, RunSettings};
+use llamaprobe::train::trainer::{Run, RunReport, StepReport, Trainer, TrainerOptions, Tuned};
+use support::tiny_model::TinyModel;
+use support::training::{data, difference, model, params, settings, trainer};
+
+/// Trains to the end.
+fn train<B: Backend>(backend: &mut B, model: &mut Model<B>, trainer: &mut Trainer<B>) -> Vec<StepReport> {
+    let mut reports = Vec::new();
+    while !trainer.done() {
+        reports.push(trainer.step(backend, model).expect("a step"));
+    }
+    reports
+}
+
+/// Trains runs together from their seeds; reports of every run, and parameters.
+fn outcome<B: Backend>(backend: &mut B, runs: &[Run], options: TrainerOptions) -> (Vec<Vec<RunReport>>, Vec<f64>) {
+    let mut model = model(backend);
+    let mut trainer = trainer(backend, &model, runs.to_vec(), options);
+    let mut by_run = vec![Vec::new(); runs.len()];
+    for report in train(backend, &mut model, &mut trainer) {
+        report.runs.into_iter().for_each(|run| by_run[run.run].push(run));
+    }
+    let params = params(backend, &trainer);
+    (by_run, params)
+}
+
+fn different_runs() -> Vec<Run> {
+    let slow = RunSettings { learning_rate: 1e-3, max_grad_norm: None, schedule: Schedule::Cosine, ..settings(2) };
+    let short = RunSettings { length: Length::Steps(4), batch_size: 5, accumulation: 1, shuffle: false, ..settings(3) };
+    vec![
+        Run { data: data(1, 10), settings: settings(1) },
+        Run { data: data(2, 7), settings: slow },
+        Run { data: data(1, 10), settings: short },
+    ]
+}
+
+#[test]
+fn runs_in_one_pass_are_those_runs_alone_bit_for_bit() {
+    let backend = &mut Cpu::<f32>::new();
+    let runs = different_runs();
+    for options in [
+        TrainerOptions::default(),
+        TrainerOptions { row_budget: 20, ..Default::default() },
+        TrainerOptions { dropout: 0.3, row_budget: 40 },
+    ] {
+        let (together, params) = outcome(backend, &runs, options);
+        let stride = params.len() / runs.len();
+        for (r, run) in runs.iter().enumerate() {
+            let (alone, expected) = outcome(backend, std::slice::from_ref(run), options);
+            let renumbered: Vec<RunReport> = alone[0].iter().map(|report| RunReport { run: r, ..*report }).collect();
+            assert_eq!(together[r], renumbered, "run {r}, {options:?}");
+            assert!(params[r * stride..(r + 1) * stride] == expected, "run {r}, {options:?}");
+        }
+    }
+}
+
+#[test]
+fn a_run_at_its_end_stays_as_it_is() {
+    let backend = &mut Cpu::<f32>::new();
+    let mut model = model(backend);
+    let mut trainer = trainer(backend, &model, different_runs(), TrainerOptions::default());
+    assert_eq!(trainer.total_steps(), 9);
+    let mut at_end = Vec::new();
+    while !trainer.done() {
+        let report = trainer.step(backend, &mut model).expect("a step");
+        let took: Vec<usize> = report.runs.iter().map(|run| run.run).collect();
+        let expected: &[usize] = match report.step {
+            1..=4 => &[0, 1, 2],
+            5..=6 => &[0, 1],
+            _ => &[0],
+        };
+        assert_eq!(took, expected, "step {}", report.step);
+        let stride = trainer.tuned().shape().1;
+        let third = params(backend, &trainer)[2 * stride..].to_vec();
+        if report.step == 4 {
+            at_end = third;
+        } else if report.step > 4 {
+            assert!(third == at_end);
+        }
+    }
+}
+
+#[test]
+fn two_passes_of_four_are_one_of_eight() {
+    let backend = &mut Cpu::<f64>::new();
+    let one = |batch_size, accumulation| {
+        vec![Run { data: data(5, 19), settings: RunSettings { batch_size, accumulation, ..settings(5) } }]
+    };
+    let (reports, expected) = outcome(backend, &one(8, 1), TrainerOptions::default());
+    for (batch_size, accumulation) in [(4, 2), (1, 8), (3, 3)] {
+        let (found, params) = outcome(backend, &one(batch_size, accumulation), TrainerOptions::default());
+        let same = batch_size * accumulation == 8;
+        assert_eq!(difference(&params, &expected) < 1e-9, same, "{batch_size} x {accumulation}");
+        if same {
+            let losses = |reports: &[RunReport]| reports.iter().map(|r| r.loss).collect::<Vec<_>>();
+            assert!(difference(&losses(&found[0]), &losses(&reports[0])) < 1e-9);
+        }
+    }
+}
+
+#[test]
+fn the_row_budget_changes_nothing_but_memory() {
+    let backend = &mut Cpu::<f64>::new();
+    let runs = different_runs();
+    let (_, expected) = outcome(backend, &runs, TrainerOptions::default());
+    for row_budget in [1, 13, 50] {
+        let (_, params) = outcome(backend, &runs, TrainerOptions { row_budget, ..Default::default() });
+        assert!(difference(&params, &expected) < 1e-9, "budget {row_budget}");
+    }
+}
+
+#[test]
+fn dropout_is_drawn_anew_each_step_and_does_not_depend_on_the_passes() {
+    let backend = &mut Cpu::<f64>::new();
+    // The first steps of a warm-up have rate zero: the same parameters and batch, other draws.
+    let still = RunSettings {
+        warmup: Warmup::Steps(9),
+        learning_rate: 0.0,
+        batch_size: 10,
+        accumulation: 1,
+        shuffle: false,
+        ..settings(1)
+    };
+    // B must not be zero for A's input to matter.
+    let losses = |backend: &mut Cpu<f64>, seed: u64, options| {
+        let mut model = model(backend);
+        let run = Run { data: data(1, 10), settings: RunSettings { seed, ..still.clone() } };
+        let mut adaptation = support::training::adaptation(backend, &model, &[7]);
+        let values: Vec<f64> = (0..adaptation.layout.stride).map(|i| (i as f64).sin() * 0.3).collect();
+        adaptation.upload_run(backend, 0, &values).expect("parameters");
+        let mut trainer =
+            Trainer::new(backend, &model, Tuned::Adapters(adaptation), vec![run], options).expect("a trainer");
+        train(backend, &mut model, &mut trainer).iter().map(|step| step.runs[0].loss).collect::<Vec<f64>>()
+    };
+    let dropout = TrainerOptions { dropout: 0.2, ..Default::default() };
+    let found = losses(backend, 1, dropout);
+    assert_eq!(found.len(), 3);
+    assert!(found[0] != found[1] && found[1] != found[2], "{found:?}");
+    let plain = losses(backend, 1, TrainerOptions::default());
+    assert!(plain[0] == plain[1] && plain[0] != found[0], "{plain:?}");
+    assert_ne!(losses(backend, 2, dropout), found, "the seed matters");
+    let split = losses(backend, 1, TrainerOptions { row_budget: 20, ..dropout });
+    assert!(difference(&split, &found) < 1e-12, "{split:?} for {found:?}");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_is_an_error_and_leaves_everything_as_it_was() {
+    let backend = &mut Cpu::<f32>::new();
+    let mut model = model(backend);
+    let plain = |seed, learning_rate| Run {
+        data: data(seed, 6),
+        settings: RunSettings {
+            learning_rate,
+            warmup: Warmup::Steps(0),
+            schedule: Schedule::Constant,
+            max_grad_norm: None,
+            weight_decay: 0.0,
+            ..settings(seed)
+        },
+    };
+    let mut trainer = trainer(backend, &model, vec![plain(1, 1e-3), plain(2, 1e38)], TrainerOptions::default());
+    trainer.step(backend, &mut model).expect("the first step starts from a sane adapter");
+    // Of the run that is lost some parameters are not numbers: bits are compared.
+    let bits = |backend: &mut Cpu<f32>, trainer: &Trainer<_>| {
+        params(backend, trainer).into_iter().map(f64::to_bits).collect::<Vec<_>>()
+    };
+    let before = bits(backend, &trainer);
+    for _ in 0..2 {
+        let error = trainer.step(backend, &mut model).expect_err("not finite");
+        assert!(matches!(error, Error::NotFinite { .. }), "{error}");
+        assert!(error.to_string().starts_with("loss of run 1 at step 2"), "{error}");
+        assert_eq!(trainer.steps(), 1);
+        assert!(bits(backend, &trainer) == before);
+    }
+}
+
+#[test]
+fn bad_data_is_refused_by_run_and_sequence() {
+    let backend = &mut Cpu::<f32>::new();
+    let model = model(backend);
+    let good = TrainSequence::all(vec![1, 2]);
+    let bad = [
+        (vec![], "data of run 1"),
+        (vec![good.clone(), TrainSequence::all(vec![1, 272])], "sequence 1 of run 1"),
+        (vec![TrainSequence { ids: vec![1, 2], labels: vec![-100, 300] }], "sequence 0 of run 1"),
+        (vec![TrainSequence { ids: vec![1, 2], labels: vec![1, -100] }], "sequence 0 of run 1"),
+    ];
+    for (data, name) in bad {
+        let run = |data| Run { data, settings: settings(1) };
+        let adaptation = support::training::adaptation(backend, &model, &[1, 2]);
+        let runs = vec![run(vec![good.clone()]), run(data)];
+        let tuned = Tuned::Adapters(adaptation);
+        let result = Trainer::new(backend, &model, tuned, runs, TrainerOptions::default());
+        let error = result.err().expect("bad data").to_string();
+        assert!(error.starts_with(name), "{error}");
+    }
+}
+
+#[test]
+fn all_weights_can_be_trained() {
+    let backend = &mut Cpu::<f32>::new();
+    let dir = support::temp();
+    TinyModel { tied: true, bias: true, ..TinyModel::default() }.write(dir.path());
+    let checkpoint = Checkpoint::open(dir.path()).expect("the weights open");
+    let spec = Spec::from_config(&ModelConfig::load(dir.path()).expect("the configuration loads"));
+    let (mut model, full) = FullTuning::load(backend, spec, &checkpoint).expect("copies");
+    assert_eq!(full.layout.total, model.spec.parameters());
+    let settings = RunSettings { length: Length::Epochs(30.0), max_grad_norm: None, weight_decay: 0.0, ..settings(1) };
+    let run = Run { data: data(1, 8), settings };
+    let options = TrainerOptions::default();
+    let mut trainer = Trainer::new(backend, &model, Tuned::Weights(full), vec![run], options).expect("a trainer");
+    let reports = train(backend, &mut model, &mut trainer);
+    let (first, last) = (reports[0].runs[0].loss, reports[reports.len() - 1].runs[0].loss);
+    assert!(first > 4.0 && last < 0.1, "from {first} to {last}");
+}
+
+#[test]
+fn a_soft_prompt_can_be_trained() {
+    let backend = &mut Cpu::<f32>::new();
+    let mut model = model(backend);
+    let mut adaptation =
+        Adaptation::new(backend, Layout::empty(&model.spec).with_prompt(&model.spec, 4), 2).expect("prompts");
+    for run in 0..2 {
+        let start: Vec<f32> = (0..adaptation.layout.stride).map(|i| ((i + 7 * run) as f32).sin() * 0.2).collect();
+        adaptation.upload_run(backend, run, &start).expect("a start");
+    }
+    let settings = RunSettings { length: Length::Epochs(60.0), max_grad_norm: None, weight_decay: 0.0, ..settings(1) };
+    let runs = (0..2).map(|seed| Run { data: data(seed, 2), settings: settings.clone() }).collect();
+    let tuned = Tuned::Adapters(adaptation);
+    let mut trainer = Trainer::new(backend, &model, tuned, runs, TrainerOptions::default()).expect("a trainer");
+    let reports = train(backend, &mut model, &mut trainer);
+    for run in 0..2 {
+        let (first, last) = (reports[0].runs[run].loss, reports[reports.len() - 1].runs[run].loss);
+        assert!(last < 0.7 * first, "run {run}: from {first} to {last}");
+    }
+}
+
+#[test]
+fn the_plan_is_what_the_buffers_take() {
+    let backend = &mut llamaprobe::backend::trace::Trace::new();
+    let dir = support::temp();
+    TinyModel::default().write(dir.path());
+    let model = Model::load(backend, dir.path()).expect("the model loads");
+    let runs = different_runs();
+    let seeds: Vec<u64> = runs.iter().map(|run| run.settings.seed).collect();
+    let tuned = Tuned::Adapters(support::training::adaptation(backend, &model, &seeds));
+    let options = TrainerOptions::default();
+    let plan = Trainer::plan(&model.spec, &tuned, &runs, options, backend.element_sizes()).expect("a plan");
+    let before = backend.bytes();
+    let _trainer = Trainer::new(backend, &model, tuned, runs, options).expect("a trainer");
+    assert_eq!(plan.iter().sum::<usize>(), backend.bytes() - before);
+}

@@ -1,0 +1,296 @@
+//! Checkpoints: a training that stops anywhere and is resumed ends as one that never stopped, byte for byte.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use llamaprobe::Result;
+use llamaprobe::backend::Backend;
+use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::formats::adapter::{LoraAdapter, LoraConfig, Modules};
+use llamaprobe::formats::config::ModelConfig;
+use llamaprobe::formats::safetensors::Checkpoint;
+use llamaprobe::model::{FullTuning, Spec};
+use llamaprobe::train::checkpoint;
+use llamaprobe::train::fit::{Output, fit};
+use llamaprobe::train::log::{LOG_FILE, LogLine};
+use llamaprobe::train::settings::{Length, RunSettings};
+use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions, Tuned};
+use serde_json::{Value, json};
+use support::tiny_model::TinyModel;
+use support::training::{data, model, params, settings, trainer};
+
+fn config() -> LoraConfig {
+    let targets = ["down_proj", "q_proj", "v_proj"].map(String::from).to_vec();
+    LoraConfig::new(3, 6.0, Modules::List(targets))
+}
+
+fn runs() -> Vec<Run> {
+    let short = RunSettings { length: Length::Steps(5), ..settings(9) };
+    vec![Run { data: data(1, 10), settings: settings(4) }, Run { data: data(2, 9), settings: short }]
+}
+
+/// A step with dropout, so that its draws must continue too.
+const OPTIONS: TrainerOptions = TrainerOptions { dropout: 0.1, row_budget: 60 };
+
+struct Training<'a> {
+    dir: &'a Path,
+    runs: Vec<Run>,
+    options: TrainerOptions,
+    identity: Value,
+    save_steps: u64,
+    save_total_limit: Option<usize>,
+}
+
+impl<'a> Training<'a> {
+    fn new(dir: &'a Path) -> Self {
+        let identity = json!({"model": "tiny"});
+        Self { dir, runs: runs(), options: OPTIONS, identity, save_steps: 1, save_total_limit: None }
+    }
+
+    /// Trains to the end and returns the parameters.
+    fn fit(&self, resume: Option<&Path>) -> Result<Vec<f64>> {
+        let backend = &mut Cpu::<f32>::new();
+        let mut model = model(backend);
+        let mut trainer = trainer(backend, &model, self.runs.clone(), self.options);
+        let configs = vec![config(); self.runs.len()];
+        let output = Output {
+            dir: self.dir,
+            logging_steps: 2,
+            save_steps: Some(self.save_steps),
+            save_total_limit: self.save_total_limit,
+            configs: &configs,
+            identity: &self.identity,
+        };
+        let mut steps = Vec::new();
+        fit(backend, &mut model, &mut trainer, &output, resume, |report| steps.push(report.step))?;
+        assert_eq!(steps.last().copied().unwrap_or(9), 9);
+        Ok(params(backend, &trainer))
+    }
+
+    fn refused(&self, resume: Option<&Path>) -> String {
+        self.fit(resume).expect_err("a refusal").to_string()
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// All files below, with their content.
+fn tree(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for name in names(dir) {
+        let path = dir.join(name);
+        if path.is_dir() {
+            found.extend(tree(&path))
+        } else {
+            found.push((path.clone(), fs::read(&path).expect("a file")))
+        }
+    }
+    found
+}
+
+/// The log without its times.
+fn log(dir: &Path) -> Vec<LogLine> {
+    let text = fs::read_to_string(dir.join(LOG_FILE)).expect("a log");
+    let untimed = |line: &str| {
+        let line: LogLine = serde_json::from_str(line).expect("a line");
+        assert!(line.throughput > 0.0 && line.tokens_per_sec > 0.0, "{line:?}");
+        LogLine {
+            elapsed_time: String::new(),
+            remaining_time: String::new(),
+            throughput: 0.0,
+            tokens_per_sec: 0.0,
+            ..line
+        }
+    };
+    text.lines().map(untimed).collect()
+}
+
+#[test]
+fn resumed_from_any_step_a_training_ends_byte_for_byte_as_if_never_stopped() {
+    let undisturbed = support::temp();
+    let expected = Training::new(undisturbed.path()).fit(None).expect("a training");
+    let expected_log = log(undisturbed.path());
+    let steps: Vec<(Option<usize>, u64)> = expected_log.iter().map(|line| (line.run, line.current_steps)).collect();
+    let every_other = [(0, 2), (1, 2), (0, 4), (1, 4), (1, 5), (0, 6), (0, 8), (0, 9)];
+    assert_eq!(steps, every_other.map(|(run, step)| (Some(run), step)));
+    for step in 1..=9 {
+        // What a kill leaves: the checkpoint, later lines of the log, a torn one, something unfinished.
+        let dir = support::temp();
+        let from = format!("checkpoint-{step}");
+        let path = dir.path().join(&from);
+        for (file, bytes) in tree(&undisturbed.path().join(&from)) {
+            let target = path.join(file.strip_prefix(undisturbed.path().join(&from)).expect("below"));
+            fs::create_dir_all(target.parent().expect("a parent")).expect("a directory");
+            fs::write(target, bytes).expect("a file");
+        }
+        let text = fs::read_to_string(undisturbed.path().join(LOG_FILE)).expect("a log");
+        fs::write(dir.path().join(LOG_FILE), format!("{text}{{\"current_st")).expect("a log");
+        fs::create_dir_all(dir.path().join(".tmp-dead/new")).expect("a directory");
+        fs::write(dir.path().join(".tmp-file"), "half").expect("a file");
+        assert_eq!(checkpoint::latest(dir.path()).expect("a listing"), Some(path.clone()));
+
+        let training = Training { save_steps: 9, ..Training::new(dir.path()) };
+        assert!(training.fit(Some(&path)).expect("a continuation") == expected, "from step {step}");
+        assert_eq!(log(dir.path()), expected_log, "from step {step}");
+        let last = |dir: &Path| fs::read(dir.join("checkpoint-9/optimizer.safetensors")).expect("a file");
+        assert!(last(dir.path()) == last(undisturbed.path()), "from step {step}");
+        let left = names(dir.path());
+        assert!(left.iter().all(|name| !name.starts_with(".tmp-")), "{left:?}");
+    }
+}
+
+#[test]
+fn a_checkpoint_holds_adapters_that_can_be_loaded() {
+    let dir = support::temp();
+    let training = Training::new(dir.path());
+    let expected = training.fit(None).expect("a training");
+    let model_dir = support::temp();
+    TinyModel::default().write(model_dir.path());
+    let model = ModelConfig::load(model_dir.path()).expect("the configuration loads");
+    let mut found = Vec::new();
+    for run in 0..2 {
+        let adapter =
+            LoraAdapter::read(dir.path().join(format!("checkpoint-9/run-{run}")), &model).expect("an adapter");
+        assert_eq!(adapter.config, config());
+        adapter.modules.iter().for_each(|m| found.extend(m.a.iter().chain(&m.b).map(|&x| f64::from(x))));
+    }
+    assert!(found == expected);
+
+    let alone = support::temp();
+    let training = Training { runs: runs()[..1].to_vec(), ..Training::new(alone.path()) };
+    training.fit(None).expect("a training");
+    let files = ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"];
+    assert_eq!(names(&alone.path().join("checkpoint-9")), files);
+    assert!(log(alone.path()).iter().all(|line| line.run.is_none()));
+}
+
+#[test]
+fn the_number_of_checkpoints_is_limited_and_the_latest_is_the_last() {
+    let dir = support::temp();
+    let long = RunSettings { length: Length::Steps(12), ..settings(1) };
+    let runs = vec![Run { data: data(1, 10), settings: long }];
+    let training = Training { runs, save_steps: 3, save_total_limit: Some(2), ..Training::new(dir.path()) };
+    let backend = &mut Cpu::<f32>::new();
+    let mut model = model(backend);
+    let mut trainer = trainer(backend, &model, training.runs.clone(), training.options);
+    let output = Output {
+        dir: dir.path(),
+        logging_steps: 100,
+        save_steps: Some(3),
+        save_total_limit: Some(2),
+        configs: &[config()],
+        identity: &training.identity,
+    };
+    fit(backend, &mut model, &mut trainer, &output, None, |_| ()).expect("a training");
+    assert_eq!(names(dir.path()), ["checkpoint-12", "checkpoint-9", LOG_FILE]);
+    let latest = checkpoint::latest(dir.path()).expect("a listing").expect("a checkpoint");
+    assert!(latest.ends_with("checkpoint-12"), "by number, not by name");
+    assert_eq!(checkpoint::latest(&dir.path().join("none")).expect("nothing to list"), None);
+    assert_eq!(log(dir.path()).len(), 1, "the last step is logged in any case");
+}
+
+#[test]
+fn another_training_is_refused_by_the_field_that_differs() {
+    let dir = support::temp();
+    Training::new(dir.path()).fit(None).expect("a training");
+    let path = dir.path().join("checkpoint-4");
+    let error = Training::new(dir.path()).refused(None);
+    assert!(error.starts_with("--output-dir: ") && error.contains("checkpoint-9"), "{error}");
+
+    let changed = |change: fn(&mut Training<'_>)| {
+        let mut training = Training::new(dir.path());
+        change(&mut training);
+        training.refused(Some(&path))
+    };
+    let cases = [
+        (changed(|t| t.runs[1].settings.learning_rate = 0.5), "settings.runs[1].settings.learning_rate"),
+        (changed(|t| t.runs[0].settings.seed = 5), "settings.runs[0].settings.seed"),
+        (changed(|t| t.runs[0].settings.length = Length::Steps(9)), "settings.runs[0].settings.length"),
+        (changed(|t| t.runs[0].data[3].ids[1] += 1), "settings.runs[0].data"),
+        (changed(|t| t.runs[0].data[3].labels[1] = 7), "settings.runs[0].data"),
+        (changed(|t| drop(t.runs[1].data.pop())), "settings.runs[1]."),
+        (changed(|t| drop(t.runs.pop())), "settings.runs"),
+        (changed(|t| t.options.dropout = 0.2), "settings.dropout"),
+        (changed(|t| t.options.row_budget = 61), "settings.row_budget"),
+        (changed(|t| t.identity = json!({"model": "other"})), "settings.identity.model"),
+    ];
+    for (error, field) in cases {
+        let start = format!("{}: {field}", path.join("trainer_state.json").display());
+        assert!(error.starts_with(&start), "{error}\nshould start with {start}");
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused() {
+    let dir = support::temp();
+    Training::new(dir.path()).fit(None).expect("a training");
+    let path = dir.path().join("checkpoint-4");
+    let state = path.join("trainer_state.json");
+    let text = fs::read_to_string(&state).expect("the state");
+    let refused = |from: &str, to: &str| {
+        assert!(text.contains(from), "{from}");
+        fs::write(&state, text.replacen(from, to, 1)).expect("write");
+        Training::new(dir.path()).refused(Some(&path))
+    };
+    let cases = [
+        (refused("\"format\": 1", "\"format\": 2"), "format"),
+        (refused("\"global_step\": 4", "\"global_step\": 400"), "global_step"),
+        (refused("\"position\"", "\"positron\""), "positron"),
+        (refused("\"position\": ", "\"position\": 99"), "runs[0].cursor.position"),
+        (refused("{", "["), "trainer_state.json"),
+    ];
+    for (error, part) in cases {
+        assert!(error.contains(part), "{error}");
+    }
+    fs::write(&state, &text).expect("write");
+    let tensors = path.join("optimizer.safetensors");
+    let bytes = fs::read(&tensors).expect("the tensors");
+    fs::write(&tensors, &bytes[..bytes.len() - 1]).expect("write");
+    let error = Training::new(dir.path()).refused(Some(&path));
+    assert!(error.contains("optimizer.safetensors"), "{error}");
+    fs::remove_file(&tensors).expect("remove");
+    let error = Training::new(dir.path()).refused(Some(&path));
+    assert!(error.contains("optimizer.safetensors"), "{error}");
+    let error = Training::new(dir.path()).refused(Some(&dir.path().join("checkpoint-77")));
+    assert!(error.contains("checkpoint-77"), "{error}");
+}
+
+#[test]
+fn tuned_weights_continue_bit_for_bit() {
+    let dir = support::temp();
+    let model_dir = support::temp();
+    TinyModel::default().write(model_dir.path());
+    let backend = &mut Cpu::<f32>::new();
+    let start = |backend: &mut Cpu<f32>| {
+        let weights = Checkpoint::open(model_dir.path()).expect("the weights open");
+        let spec = Spec::from_config(&ModelConfig::load(model_dir.path()).expect("the configuration loads"));
+        let (model, full) = FullTuning::load(backend, spec, &weights).expect("copies");
+        let run = Run { data: data(1, 8), settings: settings(1) };
+        let options = TrainerOptions::default();
+        let trainer = Trainer::new(backend, &model, Tuned::Weights(full), vec![run], options).expect("a trainer");
+        (model, trainer)
+    };
+    let (mut model, mut trainer) = start(backend);
+    for _ in 0..2 {
+        trainer.step(backend, &mut model).expect("a step");
+    }
+    let identity = json!({});
+    let path = trainer.save(backend, dir.path(), &[], &identity, Default::default()).expect("a checkpoint");
+    let (mut other_model, mut other) = start(backend);
+    other.restore(backend, &mut other_model, &path, &identity).expect("a continuation");
+    while !trainer.done() {
+        let expected = trainer.step(backend, &mut model).expect("a step");
+        assert_eq!(other.step(backend, &mut other_model).expect("a step"), expected);
+    }
+    assert!(params(backend, &other) == params(backend, &trainer));
+    backend.sync().expect("sync");
+}

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use super::data::TrainSequence;
 use crate::shape::{Forest, Label, Pack, Sequence, Token, forest};
 
-/// Common beginnings shorter than this are computed once per sequence. Each shared stretch splits attention into one
-/// more span per sequence below it, whose fixed cost is about that of the rows it would save when they are this few.
+/// Common beginnings shorter than this are computed once per sequence: each shared stretch is one more span in the
+/// attention of every sequence below it, which a few rows are not worth.
 pub const MIN_SHARED: usize = 4;
 
-/// Default of the row budget. Twice what saturates the matrix products of small models, while the activations of
-/// a 7B model in half precision stay below 7 GB.
+/// Default of the row budget: large matrix products, while the activations of a 7B model in half precision stay below
+/// 7 GB (some 93 KB a row and layer).
 pub const ROW_BUDGET: usize = 2048;
 
 /// A part of one run's batch that goes through the model as a whole.

@@ -64,7 +64,7 @@ fn flat(sequences: &[Sequence]) -> Forest {
     let mut place = |s: &Sequence| {
         builder.push(&s.tokens, Parent::None, s.run, Label::Text);
         start += s.tokens.len();
-        vec![start - s.tokens.len()..start]
+        Vec::from([start - s.tokens.len()..start])
     };
     let paths = sequences.iter().map(&mut place).collect();
     Forest { pack: builder.build(), paths }

@@ -90,7 +90,7 @@ fn as_peft_takes_it(path: &Path, config: &Value) -> LoraConfig {
 /// Name and shape of every tensor that PEFT will look for.
 fn expected(slots: &[Slot], found: &Found) -> BTreeMap<String, [usize; 2]> {
     let tensors = |slot: &Slot| {
-        let (input, output) = slot.target.widths(&found.config);
+        let (input, output) = slot.target.widths(found.config.block_widths());
         let path = slot.target.path(slot.layer);
         [("lora_A", [slot.r, input]), ("lora_B", [output, slot.r])]
             .map(|(side, shape)| (format!("{PREFIX}{path}.{side}.weight"), shape))

@@ -104,7 +104,7 @@ pub fn lora(args: &LoraArgs, model: &str) -> LoraConfig {
 /// An adapter of zeros, which has the layout that its settings ask for.
 pub fn empty(config: LoraConfig, model: &ModelConfig) -> Result<LoraAdapter> {
     let zeros = |slot: Slot| {
-        let (input, output) = slot.target.widths(model);
+        let (input, output) = slot.target.widths(model.block_widths());
         let Slot { layer, target, r, scale } = slot;
         LoraModule { layer, target, r, scale, a: vec![0.0; r * input], b: vec![0.0; output * r] }
     };

@@ -10,8 +10,6 @@
 mod config;
 mod directory;
 
-use super::config::ModelConfig;
-
 pub use config::{LoraConfig, Modules, Slot};
 
 /// A projection of a block that an adapter can change.
@@ -59,16 +57,15 @@ impl Target {
         format!("model.layers.{layer}.{part}.{}", self.name())
     }
 
-    /// Widths of the input and the output.
-    pub fn widths(self, model: &ModelConfig) -> (usize, usize) {
-        let c = model.hidden_size;
-        let (q, kv) = (model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim);
+    /// Widths of the input and the output in a block of the given widths: residual stream C, queries H D, keys K D and
+    /// feed-forward layer F.
+    pub const fn widths(self, [c, q, kv, f]: [usize; 4]) -> (usize, usize) {
         match self {
             Self::Q => (c, q),
             Self::K | Self::V => (c, kv),
             Self::O => (q, c),
-            Self::Gate | Self::Up => (c, model.intermediate_size),
-            Self::Down => (model.intermediate_size, c),
+            Self::Gate | Self::Up => (c, f),
+            Self::Down => (f, c),
         }
     }
 }

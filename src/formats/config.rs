@@ -109,6 +109,12 @@ impl ModelConfig {
         Self::from_value(path.as_ref(), &json::parse(&path, text)?)
     }
 
+    /// Widths of a block: residual stream C, queries H D, keys K D, feed-forward layer F.
+    pub const fn block_widths(&self) -> [usize; 4] {
+        let heads = [self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim];
+        [self.hidden_size, heads[0], heads[1], self.intermediate_size]
+    }
+
     fn from_value(path: &Path, value: &Value) -> Result<Self> {
         let f = Fields::new(path, value)?;
         let family = match f.require("model_type", f.str("model_type")?, "a model type")? {

@@ -73,13 +73,7 @@ impl Spec {
 
     /// `(input, output)` widths of a projection.
     pub fn widths(&self, target: Target) -> (usize, usize) {
-        match target {
-            Target::Q => (self.width, self.q_width()),
-            Target::K | Target::V => (self.width, self.kv_width()),
-            Target::O => (self.q_width(), self.width),
-            Target::Gate | Target::Up => (self.width, self.ffn),
-            Target::Down => (self.ffn, self.width),
-        }
+        target.widths([self.width, self.q_width(), self.kv_width(), self.ffn])
     }
 
     /// Whether a projection has a bias.

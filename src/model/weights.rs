@@ -141,19 +141,12 @@ impl Place {
 
     /// The tensor's name in a checkpoint.
     pub fn tensor(self) -> String {
-        let projection = |layer: usize, target: Target| {
-            let part = match target {
-                Target::Gate | Target::Up | Target::Down => "mlp",
-                Target::Q | Target::K | Target::V | Target::O => "self_attn",
-            };
-            format!("model.layers.{layer}.{part}.{}", target.name())
-        };
         match self {
             Self::Embed => "model.embed_tokens.weight".to_owned(),
             Self::AttnNorm(layer) => format!("model.layers.{layer}.input_layernorm.weight"),
             Self::MlpNorm(layer) => format!("model.layers.{layer}.post_attention_layernorm.weight"),
-            Self::Weight(layer, target) => format!("{}.weight", projection(layer, target)),
-            Self::Bias(layer, target) => format!("{}.bias", projection(layer, target)),
+            Self::Weight(layer, target) => format!("{}.weight", target.path(layer)),
+            Self::Bias(layer, target) => format!("{}.bias", target.path(layer)),
             Self::FinalNorm => "model.norm.weight".to_owned(),
             Self::Head => "lm_head.weight".to_owned(),
         }

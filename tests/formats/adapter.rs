@@ -92,7 +92,7 @@ fn writing_replaces_an_adapter_and_spares_other_files() {
 fn widths_are_those_of_the_projections() {
     let m = model();
     assert_eq!(
-        Target::ALL.map(|t| t.widths(&m)),
+        Target::ALL.map(|t| t.widths(m.block_widths())),
         [(16, 24), (16, 12), (16, 12), (24, 16), (16, 24), (16, 24), (24, 16)]
     );
     let all = LoraConfig::new(4, 8.0, Modules::AllLinear).slots(3).expect("all");

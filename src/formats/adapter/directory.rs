@@ -30,7 +30,7 @@ impl LoraAdapter {
         let mut known = HashSet::new();
         let mut modules = Vec::with_capacity(slots.len());
         for Slot { layer, target, r, scale } in slots {
-            let (input, output) = target.widths(model);
+            let (input, output) = target.widths(model.block_widths());
             let mut load = |part: char, shape: [usize; 2]| {
                 let name = spelling(&tensors, &target.path(layer), part);
                 let view = tensors.expect(&name, &shape)?;

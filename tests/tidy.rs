@@ -94,7 +94,8 @@ fn has_word(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| {
         let first = word.chars().next().is_some_and(|c| c.is_alphanumeric());
         let last = word.chars().last().is_some_and(|c| c.is_alphanumeric());
-        !(first && name(line[..at].chars().last())) && !(last && name(line[at + word.len()..].chars().next()))
+        let goes_on = first && name(line[..at].chars().last()) || last && name(line[at + word.len()..].chars().next());
+        !goes_on
     })
 }
 

@@ -1,6 +1,6 @@
 //! The command line: the only part that reads arguments and the environment, and that prints.
 //!
-//! [`args`] is the line as typed, [`resolve`] what it means, [`device`] the one choice of device and dtype, and every
+//! `args` is the line as typed, `resolve` what it means, `device` the one choice of device and dtype, and every
 //! subcommand has a file. Results go to stdout, everything else to stderr; exit code 0, 1 for an error (one line),
 //! 2 for a wrong usage.
 

@@ -64,7 +64,7 @@ fn flat(sequences: &[Sequence]) -> Forest {
     let mut place = |s: &Sequence| {
         builder.push(&s.tokens, Parent::None, s.run, Label::Text);
         start += s.tokens.len();
-        Vec::from([start - s.tokens.len()..start])
+        std::iter::once(start - s.tokens.len()..start).collect()
     };
     let paths = sequences.iter().map(&mut place).collect();
     Forest { pack: builder.build(), paths }

@@ -95,31 +95,92 @@ multiversion! {
 /// Edge of the squares that are transposed at once.
 const SQUARE: usize = 8;
 
+/// A square of elements.
+pub type Square<W> = [[W; SQUARE]; SQUARE];
+
+/// Transposes a square, element by element.
+pub fn turn<W: Copy>(square: &mut Square<W>) {
+    for r in 0..SQUARE {
+        for c in 0..r {
+            (square[r][c], square[c][r]) = (square[c][r], square[r][c]);
+        }
+    }
+}
+
+/// [`turn`] in vectors, if the instruction set has them.
+pub fn turn_f32(isa: Isa) -> fn(&mut Square<f32>) {
+    #[cfg(target_arch = "x86_64")]
+    if isa != Isa::Plain {
+        // SAFETY: both other instruction sets include AVX2, and an `Isa` is only made where it was detected.
+        return |square| unsafe { turn_avx2(square) };
+    }
+    let _ = isa;
+    turn
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn turn_avx2(square: &mut Square<f32>) {
+    use std::arch::x86_64::*;
+    // SAFETY: every row of the square has the eight elements of a vector.
+    let r = std::array::from_fn::<__m256, 8, _>(|i| unsafe { _mm256_loadu_ps(square[i].as_ptr()) });
+    // Pairs of rows, then fours, within the halves of the vectors; then the halves.
+    let pair = |i: usize| (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
+    let four = |i: usize| {
+        let ((a, b), (c, d)) = (pair(i), pair(i + 2));
+        [
+            _mm256_shuffle_ps::<0x44>(a, c),
+            _mm256_shuffle_ps::<0xee>(a, c),
+            _mm256_shuffle_ps::<0x44>(b, d),
+            _mm256_shuffle_ps::<0xee>(b, d),
+        ]
+    };
+    let (upper, lower) = (four(0), four(4));
+    for i in 0..4 {
+        // SAFETY: as above.
+        unsafe {
+            _mm256_storeu_ps(square[i].as_mut_ptr(), _mm256_permute2f128_ps::<0x20>(upper[i], lower[i]));
+            _mm256_storeu_ps(square[i + 4].as_mut_ptr(), _mm256_permute2f128_ps::<0x31>(upper[i], lower[i]));
+        }
+    }
+}
+
+/// `to[c * to_stride + r] = from[r * stride + c]`.
+pub fn transpose<W: Float, S: Element<W>>(
+    isa: Isa,
+    to: &mut [W],
+    to_stride: usize,
+    from: &[S],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+) {
+    transpose_squares(isa, to, to_stride, from, stride, rows, columns, W::turn(isa));
+}
+
 multiversion! {
-    /// `to[c * to_stride + r] = from[r * stride + c]`.
-    pub fn transpose[W: Float, S: Element<W>](
+    fn transpose_squares[W: Float, S: Element<W>](
         to: &mut [W],
         to_stride: usize,
         from: &[S],
         stride: usize,
         rows: usize,
         columns: usize,
+        turn: fn(&mut Square<W>),
     ) {
         let (whole_rows, whole_columns) = (rows - rows % SQUARE, columns - columns % SQUARE);
+        let mut square = [[W::ZERO; SQUARE]; SQUARE];
         for r in (0..whole_rows).step_by(SQUARE) {
             for c in (0..whole_columns).step_by(SQUARE) {
-                let mut square = [[W::ZERO; SQUARE]; SQUARE];
                 for (i, row) in square.iter_mut().enumerate() {
                     let from = &from[(r + i) * stride + c..][..SQUARE];
                     for (x, s) in row.iter_mut().zip(from) {
                         *x = s.widen();
                     }
                 }
-                for j in 0..SQUARE {
-                    let to = &mut to[(c + j) * to_stride + r..][..SQUARE];
-                    for (o, row) in to.iter_mut().zip(&square) {
-                        *o = row[j];
-                    }
+                turn(&mut square);
+                for (i, row) in square.iter().enumerate() {
+                    to[(c + i) * to_stride + r..][..SQUARE].copy_from_slice(row);
                 }
             }
             for c in whole_columns..columns {

@@ -8,6 +8,7 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 use half::{bf16, f16};
 
+use super::pack::{self, Square};
 use super::tile::Tiles;
 use crate::backend::{HostSlice, WideElement};
 
@@ -38,6 +39,8 @@ pub trait Float:
     fn sqrt(self) -> Self;
     /// The tile kernels for an instruction set.
     fn tiles(isa: Isa) -> Tiles<Self>;
+    /// What transposes squares of elements.
+    fn turn(isa: Isa) -> fn(&mut Square<Self>);
     /// Does something with elements of whatever type.
     fn visit<V: Visit<Self>>(slice: HostSlice<'_>, visitor: V);
 
@@ -158,6 +161,9 @@ impl Float for f32 {
     fn tiles(isa: Isa) -> Tiles<Self> {
         Tiles::f32(isa)
     }
+    fn turn(isa: Isa) -> fn(&mut Square<Self>) {
+        pack::turn_f32(isa)
+    }
     fn visit<V: Visit<Self>>(slice: HostSlice<'_>, visitor: V) {
         match slice {
             HostSlice::F64(s) => visitor.visit(s),
@@ -188,6 +194,9 @@ impl Float for f64 {
     }
     fn tiles(isa: Isa) -> Tiles<Self> {
         Tiles::f64(isa)
+    }
+    fn turn(_: Isa) -> fn(&mut Square<Self>) {
+        pack::turn
     }
     fn visit<V: Visit<Self>>(slice: HostSlice<'_>, visitor: V) {
         match slice {

@@ -111,7 +111,7 @@ def layers(anchor, icl, it, seed):
         u, v = c - a, t - a
         n, width = a.shape
         noise = np.stack([gaussian(seed, l, i, width) for i in range(n)])
-        others = [np.mean([cosine(u[i], v[j]) for j in range(n) if j != i]) for i in range(n)] if n > 1 else []
+        others = [cosine(np.repeat(u[i : i + 1], n - 1, 0), np.delete(v, i, 0)).mean() for i in range(n)] if n > 1 else []
         out.append({"layer": "final" if l == len(anchor) - 1 else l, "icl_it": mean_sd(cosine(c, t)),
                     "anchor_icl": mean_sd(cosine(a, c)), "anchor_it": mean_sd(cosine(a, t)), "update": mean_sd(cosine(u, v)),
                     "update_gaussian": mean_sd(cosine(u, noise)), "update_shuffled": mean_sd(others)})
@@ -178,6 +178,7 @@ def main():
     p.add_argument("--test")
     p.add_argument("--tolerance", type=float, help="default 1e-4, for bf16 and f16 0.05")
     a = p.parse_args()
+    torch.set_num_threads(1)  # sequences are short and alone
     report = json.load(open(a.report))
     plan, labelled = report["plan"], report["plan"]["labels"] is not None
     if a.train and a.test:

@@ -90,7 +90,7 @@ worst = {}
 
 
 def compare(name, found, expected):
-    """Walks both, keeps the largest difference under `name`."""
+    """Walks both, keeps the largest difference (relative where the value is above 1) under `name`."""
     if isinstance(expected, dict):
         for key in expected:
             compare(name, found[key], expected[key])
@@ -101,7 +101,7 @@ def compare(name, found, expected):
     elif expected is None or isinstance(expected, str):
         assert found == expected, (name, found, expected)
     else:
-        worst[name] = max(worst.get(name, 0.0), abs(found - expected))
+        worst[name] = max(worst.get(name, 0.0), abs(found - expected) / max(1.0, abs(expected)))
 
 
 def layers(anchor, icl, it, seed):

@@ -1,5 +1,7 @@
 //! Operands of matrix products brought into the order and the type in which the tile reads them.
 
+use std::array::from_fn;
+
 use super::gemm::Operand;
 use super::simd::{Element, Float, Isa, Visit, multiversion};
 use super::tile::DEPTH;
@@ -100,11 +102,8 @@ pub type Square<W> = [[W; SQUARE]; SQUARE];
 
 /// Transposes a square, element by element.
 pub fn turn<W: Copy>(square: &mut Square<W>) {
-    for r in 0..SQUARE {
-        for c in 0..r {
-            (square[r][c], square[c][r]) = (square[c][r], square[r][c]);
-        }
-    }
+    let old = *square;
+    *square = from_fn(|r| from_fn(|c| old[c][r]));
 }
 
 /// [`turn`] in vectors, if the instruction set has them.
@@ -123,7 +122,7 @@ pub fn turn_f32(isa: Isa) -> fn(&mut Square<f32>) {
 fn turn_avx2(square: &mut Square<f32>) {
     use std::arch::x86_64::*;
     // SAFETY: every row of the square has the eight elements of a vector.
-    let r = std::array::from_fn::<__m256, 8, _>(|i| unsafe { _mm256_loadu_ps(square[i].as_ptr()) });
+    let r = from_fn::<__m256, 8, _>(|i| unsafe { _mm256_loadu_ps(square[i].as_ptr()) });
     // Pairs of rows, then fours, within the halves of the vectors; then the halves.
     let pair = |i: usize| (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
     let four = |i: usize| {

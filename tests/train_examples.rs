@@ -28,7 +28,7 @@ fn tokenizer(chat: Option<&str>) -> Tokenizer {
 fn read(tokenizer: &Tokenizer, lines: &[serde_json::Value], options: DataOptions) -> Result<Prepared> {
     let parse = |line: &serde_json::Value| Example::parse(Path::new("data.jsonl:1"), &line.to_string());
     let examples: Vec<Example> = lines.iter().map(|line| parse(line).expect("an example")).collect();
-    prepare(Path::new("data.jsonl"), &examples, tokenizer, VOCAB, options)
+    prepare(Path::new("data.jsonl"), &examples, Some(tokenizer), VOCAB, options)
 }
 
 fn one(tokenizer: &Tokenizer, line: serde_json::Value, options: DataOptions) -> TrainSequence {

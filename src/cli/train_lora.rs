@@ -11,7 +11,7 @@ use super::resolve::{self, Found};
 use super::{Failure, output};
 use crate::backend::Backend;
 use crate::formats::adapter::{LoraAdapter, LoraConfig};
-use crate::formats::jsonl;
+use crate::formats::jsonl::{self, Example};
 use crate::formats::tokenizer::Tokenizer;
 use crate::model::{Adaptation, Layout, Model};
 use crate::train::checkpoint;
@@ -32,10 +32,12 @@ pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
             resolve::empty(config, &found.config)?
         }
     };
-    let tokenizer = Tokenizer::load(&found.path)?;
     let options = DataOptions { max_length: args.max_length, add_eos: args.add_eos };
     let lines = jsonl::examples(&args.train)?;
-    let prepared = examples::prepare(&args.train, &lines, &tokenizer, found.spec.vocab, options)?;
+    // Ids need no tokenizer, and a model may have none.
+    let texts = lines.iter().any(|example| !matches!(example, Example::Ids { .. }));
+    let tokenizer = texts.then(|| Tokenizer::load(&found.path)).transpose()?;
+    let prepared = examples::prepare(&args.train, &lines, tokenizer.as_ref(), found.spec.vocab, options)?;
     if prepared.truncated > 0 {
         let (cut, lost) = (prepared.truncated, prepared.dropped);
         output::note(format_args!("{cut} examples cut to --max-length, {lost} of them left out for lack of a label"));

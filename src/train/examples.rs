@@ -35,6 +35,7 @@ pub struct Prepared {
 }
 
 /// Makes the examples of the file `path` into sequences for a model of `vocab` tokens. Example `i` is line `i + 1`.
+/// Examples that are token ids already need no tokenizer.
 ///
 /// | form | learnt |
 /// |---|---|
@@ -50,7 +51,7 @@ pub struct Prepared {
 pub fn prepare(
     path: &Path,
     examples: &[Example],
-    tokenizer: &Tokenizer,
+    tokenizer: Option<&Tokenizer>,
     vocab: usize,
     options: DataOptions,
 ) -> Result<Prepared> {
@@ -60,7 +61,13 @@ pub fn prepare(
     let mut prepared = Prepared::default();
     for (i, example) in examples.iter().enumerate() {
         let place = at(path, i + 1);
-        let mut sequence = sequence(&place, example, tokenizer, options.add_eos)?;
+        let mut sequence = match (example, tokenizer) {
+            (Example::Ids { input_ids, labels }, _) => tokenised(input_ids, labels.as_deref()),
+            (example, Some(tokenizer)) => sequence(&place, example, tokenizer, options.add_eos)?,
+            (example, None) => {
+                return Err(Error::field(place, "form", "input_ids, as there is no tokenizer", example.form()));
+            }
+        };
         check(&place, example.form(), &sequence, vocab)?;
         let truncated = options.max_length.is_some_and(|length| sequence.truncate(length));
         prepared.truncated += usize::from(truncated);
@@ -109,12 +116,14 @@ fn sequence(place: &Path, example: &Example, tokenizer: &Tokenizer, add_eos: boo
             conversation(place, tokenizer, &given, &[message("assistant", output)])
         }
         Example::Instruction { prompt, output, .. } => completed(tokenizer, &format!("{prompt}\n"), output, add_eos),
-        Example::Ids { input_ids, labels: None } => Ok(TrainSequence::all(input_ids.clone())),
-        Example::Ids { input_ids, labels: Some(labels) } => {
-            let labels = labels.iter().map(|label| label.map_or(NO_LABEL, i64::from)).collect();
-            Ok(TrainSequence { ids: input_ids.clone(), labels })
-        }
+        Example::Ids { input_ids, labels } => Ok(tokenised(input_ids, labels.as_deref())),
     }
+}
+
+fn tokenised(ids: &[u32], labels: Option<&[Option<u32>]>) -> TrainSequence {
+    let Some(labels) = labels else { return TrainSequence::all(ids.to_vec()) };
+    let labels = labels.iter().map(|label| label.map_or(NO_LABEL, i64::from)).collect();
+    TrainSequence { ids: ids.to_vec(), labels }
 }
 
 fn completed(tokenizer: &Tokenizer, prompt: &str, completion: &str, add_eos: bool) -> Result<TrainSequence> {

@@ -114,17 +114,33 @@ impl Tokenizer {
 
     /// Tokenises pieces as one text; the second result is the piece of each token ([`Encoding::pieces`]).
     ///
+    /// A vocabulary without some characters leaves them out, and then the offsets of all that follows are too small.
+    /// Where offsets do not reach the end of the text, a piece's tokens are instead those that it adds to the longest
+    /// common beginning with the text before it.
+    ///
     /// # Errors
     /// As [`Self::encode`].
     pub fn encode_pieces(&self, pieces: &[&str], add_special: bool) -> Result<(Encoding, Vec<usize>)> {
-        let encoding = self.encode(&pieces.concat(), add_special)?;
+        let whole = pieces.concat();
+        let encoding = self.encode(&whole, add_special)?;
         let mut seams = Vec::with_capacity(pieces.len());
         let mut at = 0;
         for piece in &pieces[..pieces.len().saturating_sub(1)] {
-            at += piece.chars().count();
+            at += piece.len();
             seams.push(at);
         }
-        let owner = encoding.pieces(&seams);
+        let covered = encoding.offsets.iter().map(|&(_, end)| end).max().unwrap_or(0);
+        if covered == whole.chars().count() {
+            let seams: Vec<usize> = seams.iter().map(|&at| whole[..at].chars().count()).collect();
+            let owner = encoding.pieces(&seams);
+            return Ok((encoding, owner));
+        }
+        let mut owner = vec![0; encoding.ids.len()];
+        for &at in &seams {
+            let before = self.encode(&whole[..at], add_special)?.ids;
+            let common = encoding.ids.iter().zip(&before).take_while(|(a, b)| a == b).count();
+            owner[common..].iter_mut().for_each(|piece| *piece += 1);
+        }
         Ok((encoding, owner))
     }
 

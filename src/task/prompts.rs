@@ -111,14 +111,7 @@ impl<'a> Prompts<'a> {
         let (Encoding { mut ids, offsets }, owners) = self.tokenizer.encode_pieces(&pieces, true)?;
         let last = offsets.iter().rposition(|&(_, end)| end > 0);
         ids.truncate(last.map_or(0, |last| last + 1));
-        let mut scored = owners[..ids.len()].iter().filter(|&&owner| owner == 1).count();
-        let covered = last.map_or(0, |last| offsets[last].1);
-        if answer.is_some() && covered < pieces.concat().chars().count() {
-            // A vocabulary without some characters leaves them out, and then the offsets of all that follows are too
-            // small. What the answer adds to the tokens of the prompt is left to go by.
-            let (prompt, _) = self.encode(text, None)?;
-            scored = ids.len() - common_prefix(&prompt, &ids);
-        }
+        let scored = owners[..ids.len()].iter().filter(|&&owner| owner == 1).count();
         let missing = |what: &str| {
             Err(Error::argument("--template", format!("a token of the {what}"), format!("{:?}", pieces.concat())))
         };

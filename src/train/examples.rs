@@ -150,19 +150,21 @@ fn with_eos(tokenizer: &Tokenizer, mut sequence: TrainSequence) -> Result<TrainS
 fn conversation(place: &Path, tokenizer: &Tokenizer, given: &[Message], said: &[Message]) -> Result<TrainSequence> {
     let messages = [given, said].concat();
     let whole = tokenizer.render_chat(&messages, false)?;
-    let mut seams = Vec::new();
+    let mut pieces = Vec::new();
+    let mut end_of_last = 0;
     for turn in (given.len()..messages.len()).filter(|&i| messages[i].role == "assistant") {
         for (end, speaks) in [(turn, true), (turn + 1, false)] {
             let part = tokenizer.render_chat(&messages[..end], speaks)?;
-            if !whole.starts_with(&part) {
+            if !whole.starts_with(&part) || part.len() < end_of_last {
                 let expected = "a chat template that renders a conversation's beginning as the beginning of its text";
                 return Err(Error::field(place, format!("messages[{turn}]"), expected, "another text"));
             }
-            seams.push(part.chars().count());
+            pieces.push(&whole[end_of_last..part.len()]);
+            end_of_last = part.len();
         }
     }
-    let encoding = tokenizer.encode(&whole, false)?;
-    // Before the first seam piece 0 is given, piece 1 is learnt, piece 2 is given, and so on.
-    let pieces = encoding.pieces(&seams);
-    Ok(TrainSequence::marked(encoding.ids, |i| pieces[i] % 2 == 1))
+    pieces.push(&whole[end_of_last..]);
+    // Piece 0 is given, piece 1 is learnt, piece 2 is given, and so on.
+    let (encoding, owner) = tokenizer.encode_pieces(&pieces, false)?;
+    Ok(TrainSequence::marked(encoding.ids, |i| owner[i] % 2 == 1))
 }

@@ -94,6 +94,19 @@ fn pieces_are_never_tokenised_apart() {
     }
 }
 
+/// A vocabulary without some characters drops them, and the offsets after them do not count them.
+#[test]
+fn pieces_survive_dropped_characters() {
+    let Some(shared) = shared() else { return };
+    let tok = Tokenizer::load(shared.join("models/babyllama105")).expect("loads");
+    let pieces = ["Review: \u{6f22}\u{5b57} good\u{6f22} .\u{6f22} Sentiment:", " positive", " and so on"];
+    let dropped = pieces.concat().chars().count() - tok.encode(&pieces.concat(), false).expect("encodes").ids.len();
+    assert!(dropped > 0, "this vocabulary has every character");
+    let (encoding, owner) = tok.encode_pieces(&pieces, true).expect("encodes");
+    let mine: Vec<u32> = encoding.ids.iter().zip(&owner).filter(|(_, o)| **o == 1).map(|(id, _)| *id).collect();
+    assert_eq!(tok.decode(&mine, false).expect("decodes").trim(), "positive");
+}
+
 #[test]
 fn streamed_text_is_the_decoded_text() {
     let Some(shared) = shared() else { return };

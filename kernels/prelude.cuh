@@ -199,6 +199,18 @@ DEV void store2(T* p, float a, float b, int valid, bool whole) {
         if (valid > 1) narrow(p[1], b);
     }
 }
+// As store8.
+template <class T>
+DEV void store4(T* p, const float (&v)[4], int valid) {
+    if (valid >= 4 && aligned4(p)) {
+        store2(p, v[0], v[1], 2, true);
+        store2(p + 2, v[2], v[3], 2, true);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        if (i < valid) narrow(p[i], v[i]);
+}
 
 // ---- Reductions in a fixed order
 
@@ -256,7 +268,7 @@ DEV void add_rows(float* __restrict__ to, const float* __restrict__ from, const 
     }
 }
 
-// ---- Tensor-core fragments: C [16, 8] += A [16, 16] B [16, 8], of 16-bit numbers or (as plain FMA) of float
+// ---- Tensor-core fragments: C [16, 8] += A [16, 16] B [16, 8] of 16-bit numbers, or by plain FMA of float
 //
 // Lane 4 g + t of a warp holds these elements:
 //   A: pair 0 = rows g, columns 2t, 2t+1; pair 1 = the same of row g+8; pairs 2 and 3 = columns 2t+8, 2t+9 of both
@@ -373,8 +385,6 @@ template <class T>
 DEV float element(const FragmentB<T>* f, int i) {
     return element(f->pair, i, T());
 }
-DEV float element(const FragmentA<float>* f, int i) { return f->x[i]; }
-DEV float element(const FragmentB<float>* f, int i) { return f->x[i]; }
 
 template <class T>
 inline void mma_at(const char* where, float (&c)[4], const FragmentA<T>& a, const FragmentB<T>& b) {
@@ -395,11 +405,9 @@ inline void mma_at(const char* where, float (&c)[4], const FragmentA<T>& a, cons
             }
     });
 }
-#ifdef PLAIN_SHUFFLES
 DEV void mma_at(const char*, float (&c)[4], const FragmentA<float>& a, const FragmentB<float>& b) {
     mma_by_shuffles(c, a, b);
 }
-#endif
 #define mma(...) mma_at(SIMT_HERE, __VA_ARGS__)
 
 inline void load_matrices_at(const char* where, u32 (&r)[4], const void* row, bool transposed) {
@@ -486,58 +494,71 @@ DEV void load_b_rows(FragmentB<T>& left, FragmentB<T>& right, const T* tile, int
     left.pair[0] = r[0], left.pair[1] = r[1];
     right.pair[0] = r[2], right.pair[1] = r[3];
 }
-DEV void load_a(FragmentA<float>& f, const float* tile, int stride) {
-    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-#pragma unroll
-    for (int i = 0; i < 8; i++) f.x[i] = tile[(g + i / 2 % 2 * 8) * stride + 2 * t + i % 2 + i / 4 * 8];
-}
-DEV void load_b(FragmentB<float>& left, FragmentB<float>& right, const float* tile, int stride) {
-    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        left.x[i] = tile[g * stride + 2 * t + i % 2 + i / 2 * 8];
-        right.x[i] = tile[(g + 8) * stride + 2 * t + i % 2 + i / 2 * 8];
-    }
-}
-DEV void load_b_rows(FragmentB<float>& left, FragmentB<float>& right, const float* tile, int stride) {
-    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        left.x[i] = tile[(2 * t + i % 2 + i / 2 * 8) * stride + g];
-        right.x[i] = tile[(2 * t + i % 2 + i / 2 * 8) * stride + g + 8];
-    }
-}
 
-// c [16, n] += A [16, depth] B^T for tiles A [16, .] and B [n, .] in shared memory.
-template <int n, int depth>
-DEV void multiply_transposed(float (&c)[n / 8][4], const real* a, const real* b, int stride) {
+// c [16, n] += A [16, depth] B^T for tiles A [16, .] and B [n, .] in shared memory, their rows aligned to 16 bytes.
+template <int n, int depth, class T>
+DEV void multiply_transposed(float (&c)[n / 8][4], const T* a, const T* b, int stride) {
 #pragma unroll
     for (int k = 0; k < depth; k += 16) {
-        FragmentA<real> left;
+        FragmentA<T> left;
         load_a(left, a + k, stride);
 #pragma unroll
         for (int j = 0; j < n; j += 16) {
-            FragmentB<real> first, second;
+            FragmentB<T> first, second;
             load_b(first, second, b + j * stride + k, stride);
             mma(c[j / 8], left, first);
             mma(c[j / 8 + 1], left, second);
         }
     }
 }
-// c [16, n] += A [16, depth] B for sums A as the C fragments of an earlier product, rounded, and a tile B [depth, .].
 template <int n, int depth>
-DEV void multiply_sums(float (&c)[n / 8][4], const float (&a)[depth / 8][4], const real* b, int stride) {
+DEV void multiply_transposed(float (&c)[n / 8][4], const float* a, const float* b, int stride) {
+    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll 1
+    for (int k = 0; k < depth; k += 4) {
+        float rows[2][4], column[4];
+        load4_aligned(rows[0], a + g * stride + k);
+        load4_aligned(rows[1], a + (g + 8) * stride + k);
+#pragma unroll
+        for (int j = 0; j < n / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                load4_aligned(column, b + (j * 8 + 2 * t + e) * stride + k);
+#pragma unroll
+                for (int i = 0; i < 8; i++) c[j][i / 4 * 2 + e] = fmaf(rows[i / 4][i % 4], column[i % 4], c[j][i / 4 * 2 + e]);
+            }
+    }
+}
+// c [16, n] += A [16, depth] B for sums A as the C fragments of an earlier product, rounded, and a tile B [depth, .].
+template <int n, int depth, class T>
+DEV void multiply_sums(float (&c)[n / 8][4], const float (&a)[depth / 8][4], const T* b, int stride) {
 #pragma unroll
     for (int k = 0; k < depth; k += 16) {
-        FragmentA<real> left;
+        FragmentA<T> left;
 #pragma unroll
         for (int i = 0; i < 4; i++) set_pair(left, i, a[k / 8 + i / 2][i % 2 * 2], a[k / 8 + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
         for (int j = 0; j < n; j += 16) {
-            FragmentB<real> first, second;
+            FragmentB<T> first, second;
             load_b_rows(first, second, b + k * stride + j, stride);
             mma(c[j / 8], left, first);
             mma(c[j / 8 + 1], left, second);
+        }
+    }
+}
+template <int n, int depth>
+DEV void multiply_sums(float (&c)[n / 8][4], const float (&a)[depth / 8][4], const float* b, int stride) {
+    int lane = threadIdx.x % 32, t = lane % 4;
+#pragma unroll
+    for (int k = 0; k < depth; k++) {
+        int owner = (lane & ~3) + k % 8 / 2;
+        float top = __shfl_sync(WARP_ALL, a[k / 8][k % 2], owner);
+        float bottom = __shfl_sync(WARP_ALL, a[k / 8][2 + k % 2], owner);
+#pragma unroll
+        for (int j = 0; j < n / 8; j++) {
+            float2 row = *reinterpret_cast<const float2*>(b + k * stride + j * 8 + 2 * t);
+            c[j][0] = fmaf(top, row.x, c[j][0]), c[j][1] = fmaf(top, row.y, c[j][1]);
+            c[j][2] = fmaf(bottom, row.x, c[j][2]), c[j][3] = fmaf(bottom, row.y, c[j][3]);
         }
     }
 }

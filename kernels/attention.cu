@@ -1,0 +1,480 @@
+// Causal attention over a forest of segments, with grouped key-value heads.
+//
+//   attention_fwd        z [N, H, D] = softmax(scale q k^T) v over each row's path; lse [N, H] = log-sum-exp of its scores
+//   attention_bwd_delta  delta [N, H] = sum(d_z z); d_z_real [N, H, D] = d_z, rounded
+//   attention_bwd_dq     d_q [N, H, D] =
+//   attention_bwd_dkv    d_k, d_v [N, K, D] =, collected from all rows that see a key, over the heads of its group
+//   attention_pattern    out [M, H, longest] = scale q k^T by position, then -inf; or exp(score - lse), then 0
+//   attention_result     out [M, H, C] = z [N, H, D] of each head times the columns of weight [C, H D] that read it
+//
+// Built for one HEAD_DIM, a multiple of 16; `width` <= HEAD_DIM is the real D, and what is missing counts as zeros.
+// WARPS, FWD_STEP and BWD_STEP are chosen by the host so that everything fits shared memory.
+//
+// Tables (made from the pack by the host, src/backend/cuda/forest.rs). Rows are taken in depth-first order of the
+// forest, so that the rows of all children of a segment follow one another: one long block of queries over its keys.
+//   slots [blocks, 64]     rows of the pack that are handled together, or NO_ROW
+//   tiles [tiles, 64]      rows of the keys at 64 consecutive positions of some path, from a multiple of 64 on: a row
+//                          of the pack, -(r + 1) for row r of the cache, or NO_ROW
+//   visits [., 4]          tile, position of its first key, first slot and end of the slots whose path it lies on;
+//                          those of block b are visit_starts[b]..visit_starts[b + 1], ascending by position
+//   order [N], ends [N]    depth-first order of the rows; row order[j] sees row order[i] if i <= j < ends[i]
+// A row sees a key if it lies on its path (by visits or ends), at no later position, and, if window > 0, at a position
+// greater than its own minus window.
+//
+// Launch: all blocks have 32 * WARPS threads and handle 16 * WARPS rows, each warp 16 of them:
+//   fwd, dq  (blocks * 64 / (16 * WARPS), H); dkv (ceil(N / (16 * WARPS)), K)
+//   dynamic shared memory, in rows of HEAD_DIM + 16 bytes: fwd 16 * WARPS + 4 * FWD_STEP; dq, dkv 32 * WARPS + 4 * BWD_STEP
+//   delta ceil(N H / 8) x 256; pattern (M, H) x 128; result (M, H) x 256
+// q, k, v, d_z_real and the cache start at multiples of 16 bytes.
+//
+// Determinism: everything has one writer and a fixed order. Keys are taken in tiles at fixed positions, and a masked key
+// or a tile that a row does not see leaves its sums as they are, bit for bit: a row's z, lse and d_q are the same bits
+// however its path is cut into segments and whatever else is in the pack.
+//
+// References: Milakov and Gimelshein 2018 (online softmax); Dao et al. 2022, Dao 2023 (tiles in shared memory, the
+// backward from lse and delta).
+
+constexpr int TILE = 64;
+constexpr int SLOTS = 16 * WARPS;
+constexpr int STRIDE = HEAD_DIM + 16 / (int)sizeof(real);  // odd in units of 16 bytes: no bank conflicts
+constexpr int PARTS = HEAD_DIM / 8;                        // C fragments of a row of heads
+constexpr int NO_ROW = -0x7fffffff - 1;
+
+// `count` rows of one head into shared memory; row i is row rows[i] of x, or of `kept`, or none (also from `valid` on).
+template <int count>
+DEV void fetch(real* tile, const real* x, const real* kept, const int* rows, int valid, i64 pitch, int width) {
+    constexpr int CHUNK = 16 / (int)sizeof(real), CHUNKS = HEAD_DIM / CHUNK;
+    bool whole = width % CHUNK == 0;
+    for (int i = threadIdx.x; i < count * CHUNKS; i += 32 * WARPS) {
+        int r = i / CHUNKS, c = i % CHUNKS * CHUNK, row = r < valid ? rows[r] : NO_ROW;
+        bool none = row == NO_ROW || c >= width;
+        const real* from = none ? x : (row >= 0 ? x + row * pitch : kept + -(i64)(row + 1) * pitch) + c;
+        real* to = tile + r * STRIDE + c;
+        if (whole) {
+            copy_async(to, from, none);
+        } else {
+#pragma unroll
+            for (int j = 0; j < CHUNK; j++) to[j] = none || c + j >= width ? to_real(0.0f) : from[j];
+        }
+    }
+}
+
+// A part of a tile of keys.
+struct Step {
+    int visit, part;
+};
+
+// The next visit, from the given one on, that concerns any of SLOTS slots.
+DEV int concerned(int visit, int end, const int4* visits, int first) {
+    while (visit < end && (visits[visit].w <= first || visits[visit].z >= first + SLOTS)) visit++;
+    return visit;
+}
+template <int step>
+DEV Step after(Step s, int end, const int4* visits, int first) {
+    if (s.part + 1 < TILE / step) return {s.visit, s.part + 1};
+    return {concerned(s.visit + 1, end, visits, first), 0};
+}
+
+// What a thread knows of its two rows of queries and of the 16 of its warp.
+struct Rows {
+    int row[2], slot[2], last[2], low[2];  // of the pack, in the block, and the last and first position seen
+    int warp_first, warp_last, warp_low, warp_high;
+};
+
+DEV Rows rows_of(const int* slots, int first, const int* positions, int window) {
+    Rows rows;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        rows.slot[i] = first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i * 8;
+        rows.row[i] = slots[rows.slot[i]];
+        rows.last[i] = rows.row[i] < 0 ? -1 : positions[rows.row[i]];
+        rows.low[i] = window > 0 ? max(0, rows.last[i] - window + 1) : 0;
+    }
+    rows.warp_last = warp_max(max(rows.last[0], rows.last[1]));
+    rows.warp_first = -warp_max(max(-rows.last[0], -rows.last[1]));
+    rows.warp_high = warp_max(max(rows.low[0], rows.low[1]));
+    rows.warp_low = -warp_max(max(-rows.low[0], -rows.low[1]));
+    return rows;
+}
+// Whether any, and whether every row of the warp sees something, and everything, of `step` keys from position `key` on.
+template <int step>
+DEV bool any_seen(const Rows& rows, int4 visit, int key, int warp_slot) {
+    return visit.w > warp_slot && visit.z < warp_slot + 16 && key <= rows.warp_last && key + step > rows.warp_low;
+}
+template <int step>
+DEV bool all_seen(const Rows& rows, int4 visit, int key, int warp_slot) {
+    return visit.z <= warp_slot && visit.w >= warp_slot + 16 && key + step - 1 <= rows.warp_first &&
+           key >= rows.warp_high;
+}
+// The same of one element: sum e of a C fragment, for the key at `position`.
+DEV bool seen(const Rows& rows, int4 visit, int position, int e) {
+    int i = e / 2;
+    return rows.slot[i] >= visit.z && rows.slot[i] < visit.w && position <= rows.last[i] && position >= rows.low[i];
+}
+
+template <int n>
+DEV void clear(float (&c)[n][4]) {
+#pragma unroll
+    for (int i = 0; i < n; i++) c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0.0f;
+}
+// Row `row` of one head = row i (0, 1) of the thread's sums, times `scale`.
+DEV void store_row(real* to, const float (&c)[PARTS][4], int i, float scale, int width) {
+    int t = threadIdx.x % 4;
+#pragma unroll
+    for (int n = 0; n < PARTS; n++) {
+        int column = n * 8 + 2 * t;
+        store2(to + column, c[n][2 * i] * scale, c[n][2 * i + 1] * scale, width - column,
+               width % 2 == 0 && column < width);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
+    attention_fwd(real* __restrict__ z, float* __restrict__ lse, const real* __restrict__ q, const real* __restrict__ k,
+                  const real* __restrict__ v, const real* __restrict__ kept_k, const real* __restrict__ kept_v,
+                  const int* __restrict__ slots, const int* __restrict__ visit_starts, const int* __restrict__ visit_list,
+                  const int* __restrict__ tiles, const int* __restrict__ positions, int heads, int kv_heads, int width,
+                  float scale, int window) {
+    DYNAMIC_SHARED(memory);
+    real* queries = reinterpret_cast<real*>(memory);
+    real* buffers = queries + SLOTS * STRIDE;
+    constexpr int BUFFER = 2 * FWD_STEP * STRIDE;
+    int block = blockIdx.x / (TILE / SLOTS), first = blockIdx.x % (TILE / SLOTS) * SLOTS;
+    int head = blockIdx.y, group = head / (heads / kv_heads), t = threadIdx.x % 4, warp = threadIdx.x / 32;
+    int warp_slot = first + warp * 16, end = visit_starts[block + 1];
+    i64 pitch = (i64)kv_heads * width;
+    q += head * width, z += head * width;
+    k += group * width, v += group * width, kept_k += group * width, kept_v += group * width;
+    slots += block * TILE;
+    const int4* visits = reinterpret_cast<const int4*>(visit_list);
+    Step now = {concerned(visit_starts[block], end, visits, first), 0};
+    auto fetch_step = [&](Step s, real* to) {
+        const int* rows = tiles + (i64)visits[s.visit].x * TILE + s.part * FWD_STEP;
+        fetch<FWD_STEP>(to, k, kept_k, rows, FWD_STEP, pitch, width);
+        fetch<FWD_STEP>(to + FWD_STEP * STRIDE, v, kept_v, rows, FWD_STEP, pitch, width);
+    };
+    fetch<SLOTS>(queries, q, q, slots + first, SLOTS, (i64)heads * width, width);
+    if (now.visit < end) fetch_step(now, buffers);
+    copy_commit();
+    Rows rows = rows_of(slots, first, positions, window);
+    float sums[PARTS][4], top[2] = {-INFINITE, -INFINITE}, total[2] = {0.0f, 0.0f}, base2 = scale * LOG2_E;
+    clear(sums);
+    for (int turn = 0; now.visit < end; turn ^= 1) {
+        Step next = after<FWD_STEP>(now, end, visits, first);
+        if (next.visit < end) fetch_step(next, buffers + (turn ^ 1) * BUFFER);
+        copy_commit();
+#ifndef PLANT_NO_WAIT
+        copy_wait<1>();
+#endif
+        __syncthreads();
+        int4 visit = visits[now.visit];
+        int key = visit.y + now.part * FWD_STEP;
+        const real *keys = buffers + turn * BUFFER, *values = keys + FWD_STEP * STRIDE;
+        if (any_seen<FWD_STEP>(rows, visit, key, warp_slot)) {
+            float s[FWD_STEP / 8][4];
+            clear(s);
+            multiply_transposed<FWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
+            if (!all_seen<FWD_STEP>(rows, visit, key, warp_slot)) {
+#pragma unroll
+                for (int n = 0; n < FWD_STEP / 8; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        if (!seen(rows, visit, key + n * 8 + 2 * t + e % 2, e)) s[n][e] = -INFINITE;
+            }
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float largest = top[i];
+#pragma unroll
+                for (int n = 0; n < FWD_STEP / 8; n++) largest = fmaxf(largest, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
+                largest = fmaxf(largest, __shfl_xor_sync(WARP_ALL, largest, 1));
+                largest = fmaxf(largest, __shfl_xor_sync(WARP_ALL, largest, 2));
+                float shift = largest == -INFINITE ? 0.0f : largest * base2;
+                float fade = exp2_fast(top[i] * base2 - shift), part = 0.0f;
+                top[i] = largest;
+#pragma unroll
+                for (int n = 0; n < FWD_STEP / 8; n++)
+#pragma unroll
+                    for (int e = 2 * i; e < 2 * i + 2; e++) {
+                        s[n][e] = exp2_fast(s[n][e] * base2 - shift);
+                        part += s[n][e];
+                    }
+                part += __shfl_xor_sync(WARP_ALL, part, 1);
+                part += __shfl_xor_sync(WARP_ALL, part, 2);
+                total[i] = total[i] * fade + part;
+#pragma unroll
+                for (int n = 0; n < PARTS; n++) sums[n][2 * i] *= fade, sums[n][2 * i + 1] *= fade;
+            }
+            multiply_sums<HEAD_DIM, FWD_STEP>(sums, s, values, STRIDE);
+        }
+#ifndef PLANT_NO_BARRIER
+        __syncthreads();  // before what was read is filled again
+#endif
+        now = next;
+    }
+    copy_wait<0>();
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        if (rows.row[i] < 0) continue;
+        i64 at = (i64)rows.row[i] * heads;
+        store_row(z + at * width, sums, i, 1.0f / total[i], width);
+        if (t == 0) lse[at + head] = top[i] * scale + logf(total[i]);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    attention_bwd_delta(float* __restrict__ delta, real* __restrict__ d_z_real, const float* __restrict__ d_z,
+                        const real* __restrict__ z, int rows, int heads, int width) {
+    i64 at = (i64)blockIdx.x * 8 + threadIdx.x / 32;
+    if (at >= (i64)rows * heads) return;
+    float sum = 0.0f, d[8], x[8];
+    for (int c = threadIdx.x % 32 * 8; c < width; c += 256) {
+        load8(d, d_z + at * width + c, width - c);
+        load8(x, z + at * width + c, width - c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum = fmaf(d[j], x[j], sum);
+        store8(d_z_real + at * width + c, d, width - c);
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) delta[at] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
+    attention_bwd_dq(real* __restrict__ d_q, const float* __restrict__ delta, const real* __restrict__ d_z,
+                     const float* __restrict__ lse, const real* __restrict__ q, const real* __restrict__ k,
+                     const real* __restrict__ v, const int* __restrict__ slots, const int* __restrict__ visit_starts,
+                     const int* __restrict__ visit_list, const int* __restrict__ tiles,
+                     const int* __restrict__ positions, int heads, int kv_heads, int width, float scale, int window) {
+    DYNAMIC_SHARED(memory);
+    real *queries = reinterpret_cast<real*>(memory), *gradients = queries + SLOTS * STRIDE;
+    real* buffers = gradients + SLOTS * STRIDE;
+    constexpr int BUFFER = 2 * BWD_STEP * STRIDE;
+    int block = blockIdx.x / (TILE / SLOTS), first = blockIdx.x % (TILE / SLOTS) * SLOTS;
+    int head = blockIdx.y, group = head / (heads / kv_heads), t = threadIdx.x % 4, warp = threadIdx.x / 32;
+    int warp_slot = first + warp * 16, end = visit_starts[block + 1];
+    i64 pitch = (i64)kv_heads * width;
+    q += head * width, d_z += head * width, d_q += head * width, k += group * width, v += group * width;
+    slots += block * TILE;
+    const int4* visits = reinterpret_cast<const int4*>(visit_list);
+    Step now = {concerned(visit_starts[block], end, visits, first), 0};
+    auto fetch_step = [&](Step s, real* to) {
+        const int* rows = tiles + (i64)visits[s.visit].x * TILE + s.part * BWD_STEP;
+        fetch<BWD_STEP>(to, k, k, rows, BWD_STEP, pitch, width);
+        fetch<BWD_STEP>(to + BWD_STEP * STRIDE, v, v, rows, BWD_STEP, pitch, width);
+    };
+    fetch<SLOTS>(queries, q, q, slots + first, SLOTS, (i64)heads * width, width);
+    fetch<SLOTS>(gradients, d_z, d_z, slots + first, SLOTS, (i64)heads * width, width);
+    if (now.visit < end) fetch_step(now, buffers);
+    copy_commit();
+    Rows rows = rows_of(slots, first, positions, window);
+    float sums[PARTS][4], shift[2], along[2], base2 = scale * LOG2_E;
+    clear(sums);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        shift[i] = rows.row[i] < 0 ? 0.0f : lse[(i64)rows.row[i] * heads + head] * LOG2_E;
+        along[i] = rows.row[i] < 0 ? 0.0f : delta[(i64)rows.row[i] * heads + head];
+    }
+    for (int turn = 0; now.visit < end; turn ^= 1) {
+        Step next = after<BWD_STEP>(now, end, visits, first);
+        if (next.visit < end) fetch_step(next, buffers + (turn ^ 1) * BUFFER);
+        copy_commit();
+        copy_wait<1>();
+        __syncthreads();
+        int4 visit = visits[now.visit];
+        int key = visit.y + now.part * BWD_STEP;
+        const real *keys = buffers + turn * BUFFER, *values = keys + BWD_STEP * STRIDE;
+        if (any_seen<BWD_STEP>(rows, visit, key, warp_slot)) {
+            float s[BWD_STEP / 8][4], d_p[BWD_STEP / 8][4];
+            clear(s);
+            clear(d_p);
+            multiply_transposed<BWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
+            multiply_transposed<BWD_STEP, HEAD_DIM>(d_p, gradients + warp * 16 * STRIDE, values, STRIDE);
+            bool all = all_seen<BWD_STEP>(rows, visit, key, warp_slot);
+#pragma unroll
+            for (int n = 0; n < BWD_STEP / 8; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    bool sees = all || seen(rows, visit, key + n * 8 + 2 * t + e % 2, e);
+                    s[n][e] = sees ? exp2_fast(s[n][e] * base2 - shift[e / 2]) * (d_p[n][e] - along[e / 2]) : 0.0f;
+                }
+            multiply_sums<HEAD_DIM, BWD_STEP>(sums, s, keys, STRIDE);
+        }
+        __syncthreads();  // before what was read is filled again
+        now = next;
+    }
+    copy_wait<0>();
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        if (rows.row[i] >= 0) store_row(d_q + (i64)rows.row[i] * heads * width, sums, i, scale, width);
+}
+
+// What a block of keys collects, and from whom.
+struct Keys {
+    const real *d_z, *q, *k, *v;
+    const float *lse, *delta;
+    const int *order, *ends, *positions;
+    int rows, heads, kv_heads, width, window;
+    float scale;
+};
+
+// d_k, d_v [16, D] of the warp's keys = over all heads of the group and all queries that see them. The gradients that
+// are not wanted are one fragment that nobody touches.
+template <bool want_k, bool want_v>
+DEV void collect(float (&d_k)[want_k ? PARTS : 1][4], float (&d_v)[want_v ? PARTS : 1][4], const Keys& in,
+                 const real* keys, const real* values, real* buffers, float (*shifts)[BWD_STEP],
+                 float (*along)[BWD_STEP], int first, int last) {
+    constexpr int BUFFER = 2 * BWD_STEP * STRIDE;
+    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    int heads_of_group = in.heads / in.kv_heads, own = first + warp * 16;
+    int index[2] = {own + g, own + g + 8}, until[2], position[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        until[i] = index[i] < in.rows ? in.ends[index[i]] : 0;
+        position[i] = index[i] < in.rows ? in.positions[in.order[index[i]]] : 0;
+    }
+    int warp_end = warp_max(max(until[0], until[1])), warp_all = -warp_max(max(-until[0], -until[1]));
+    int steps = (last - first + BWD_STEP - 1) / BWD_STEP;
+    float base2 = in.scale * LOG2_E;
+    auto fetch_step = [&](int step, int turn) {
+        int head = blockIdx.y * heads_of_group + step / steps, from = first + step % steps * BWD_STEP;
+        i64 offset = head * in.width, pitch = (i64)in.heads * in.width;
+        real* to = buffers + turn * BUFFER;
+        fetch<BWD_STEP>(to, in.q + offset, in.q, in.order + from, in.rows - from, pitch, in.width);
+        fetch<BWD_STEP>(to + BWD_STEP * STRIDE, in.d_z + offset, in.d_z, in.order + from, in.rows - from, pitch, in.width);
+        if (threadIdx.x < BWD_STEP) {
+            int j = from + threadIdx.x;
+            bool none = j >= in.rows;
+            i64 at = none ? 0 : (i64)in.order[j] * in.heads + head;
+            shifts[turn][threadIdx.x] = none ? 0.0f : in.lse[at] * LOG2_E;
+            along[turn][threadIdx.x] = none ? 0.0f : in.delta[at];
+        }
+    };
+    fetch_step(0, 0);
+    copy_commit();
+    for (int step = 0; step < steps * heads_of_group; step++) {
+        int turn = step % 2;
+        if (step + 1 < steps * heads_of_group) fetch_step(step + 1, turn ^ 1);
+        copy_commit();
+        copy_wait<1>();
+        __syncthreads();
+        int query = first + step % steps * BWD_STEP;
+        const real *queries = buffers + turn * BUFFER, *gradients = queries + BWD_STEP * STRIDE;
+        if (query + BWD_STEP > own && query < warp_end) {
+            float p[BWD_STEP / 8][4], d_s[BWD_STEP / 8][4];
+            clear(p);
+            multiply_transposed<BWD_STEP, HEAD_DIM>(p, keys + warp * 16 * STRIDE, queries, STRIDE);
+            bool all = query >= own + 15 && query + BWD_STEP <= warp_all && in.window == 0;
+#pragma unroll
+            for (int n = 0; n < BWD_STEP / 8; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    int column = n * 8 + 2 * t + e % 2, j = query + column, i = e / 2;
+                    bool sees = all || (j >= index[i] && j < until[i]);
+                    if (in.window > 0 && sees) sees = in.positions[in.order[j]] - position[i] < in.window;
+                    p[n][e] = sees ? exp2_fast(p[n][e] * base2 - shifts[turn][column]) : 0.0f;
+                }
+            if (want_v) multiply_sums<want_v ? HEAD_DIM : 8, BWD_STEP>(d_v, p, gradients, STRIDE);
+            if (want_k) {
+                clear(d_s);
+                multiply_transposed<BWD_STEP, HEAD_DIM>(d_s, values + warp * 16 * STRIDE, gradients, STRIDE);
+#pragma unroll
+                for (int n = 0; n < BWD_STEP / 8; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        d_s[n][e] = p[n][e] * (d_s[n][e] - along[turn][n * 8 + 2 * t + e % 2]);
+                multiply_sums<want_k ? HEAD_DIM : 8, BWD_STEP>(d_k, d_s, queries, STRIDE);
+            }
+        }
+        __syncthreads();  // before what was read is filled again
+    }
+    copy_wait<0>();
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
+    attention_bwd_dkv(real* __restrict__ d_k, real* __restrict__ d_v, const float* __restrict__ delta,
+                      const real* __restrict__ d_z, const float* __restrict__ lse, const real* __restrict__ q,
+                      const real* __restrict__ k, const real* __restrict__ v, const int* __restrict__ order,
+                      const int* __restrict__ ends, const int* __restrict__ positions, int rows, int heads,
+                      int kv_heads, int width, float scale, int window) {
+    __shared__ float shifts[2][BWD_STEP], along[2][BWD_STEP];
+    DYNAMIC_SHARED(memory);
+    real *keys = reinterpret_cast<real*>(memory), *values = keys + SLOTS * STRIDE, *buffers = values + SLOTS * STRIDE;
+    int first = blockIdx.x * SLOTS, last = 0;
+    for (int i = first + threadIdx.x % 32; i < min(first + SLOTS, rows); i += 32) last = max(last, ends[i]);
+    last = warp_max(last);
+    i64 pitch = (i64)kv_heads * width, offset = blockIdx.y * width;
+    fetch<SLOTS>(keys, k + offset, k, order + first, rows - first, pitch, width);
+    fetch<SLOTS>(values, v + offset, v, order + first, rows - first, pitch, width);
+    Keys in = {d_z, q, k, v, lse, delta, order, ends, positions, rows, heads, kv_heads, width, window, scale};
+    auto store = [&](real* to, const float(&sums)[PARTS][4], float scale) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            int index = first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i * 8;
+            if (index < rows) store_row(to + order[index] * pitch + offset, sums, i, scale, width);
+        }
+    };
+    float sums[PARTS][4];
+    clear(sums);
+    if (HEAD_DIM <= 128) {
+        float more[PARTS][4];
+        clear(more);
+        collect<true, true>(sums, more, in, keys, values, buffers, shifts, along, first, last);
+        store(d_k, sums, scale);
+        store(d_v, more, 1.0f);
+    } else {
+        // Both sums of a wide head do not fit the registers: the scores are made twice.
+        float none[1][4];
+        collect<false, true>(none, sums, in, keys, values, buffers, shifts, along, first, last);
+        store(d_v, sums, 1.0f);
+        clear(sums);
+        collect<true, false>(sums, none, in, keys, values, buffers, shifts, along, first, last);
+        store(d_k, sums, scale);
+    }
+}
+
+// The place of each position's key stands in keys [M, longest]: a row, -(r + 1) for row r of the cache, or NO_ROW
+// where the window or the end of the row's path leaves it out. rows [M].
+extern "C" __global__ void __launch_bounds__(128)
+    attention_pattern(float* __restrict__ out, const real* __restrict__ q, const real* __restrict__ k,
+                      const real* __restrict__ kept_k, const float* __restrict__ lse, const int* __restrict__ rows,
+                      const int* __restrict__ keys, int heads, int kv_heads, int width, float scale, int longest,
+                      int normalised) {
+    int head = blockIdx.y, group = head / (heads / kv_heads), row = rows[blockIdx.x];
+    out += ((i64)blockIdx.x * heads + head) * longest;
+    keys += (i64)blockIdx.x * longest;
+    q += ((i64)row * heads + head) * width;
+    for (int p = threadIdx.x; p < longest; p += blockDim.x) {
+        if (keys[p] == NO_ROW) {
+            out[p] = normalised ? 0.0f : -INFINITE;
+            continue;
+        }
+        const real* key = keys[p] >= 0 ? k + ((i64)keys[p] * kv_heads + group) * width
+                                       : kept_k + (-(i64)(keys[p] + 1) * kv_heads + group) * width;
+        float sum = 0.0f, a[8], b[8];
+        for (int c = 0; c < width; c += 8) {
+            load8(a, q + c, width - c);
+            load8(b, key + c, width - c);
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum = fmaf(a[j], b[j], sum);
+        }
+        out[p] = normalised ? expf(sum * scale - lse[(i64)row * heads + head]) : sum * scale;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    attention_result(float* __restrict__ out, const real* __restrict__ z, const real* __restrict__ weight,
+                     const int* __restrict__ rows, int heads, int head_dim, int width) {
+    int head = blockIdx.y;
+    i64 pitch = (i64)heads * head_dim;
+    out += ((i64)blockIdx.x * heads + head) * width;
+    z += rows[blockIdx.x] * pitch + head * head_dim;
+    for (int c = threadIdx.x; c < width; c += blockDim.x) {
+        const real* column = weight + c * pitch + head * head_dim;
+        float sum = 0.0f, a[8], b[8];
+        for (int d = 0; d < head_dim; d += 8) {
+            load8(a, z + d, head_dim - d);
+            load8(b, column + d, head_dim - d);
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum = fmaf(a[j], b[j], sum);
+        }
+        out[c] = sum;
+    }
+}

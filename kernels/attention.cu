@@ -59,6 +59,11 @@ DEV void fetch(real* tile, const real* x, const real* kept, const int* rows, int
     }
 }
 
+// A number of row `row` of a tile, in the 16 bytes that keep its rows apart.
+DEV float* beside(const real* tile, int row) {
+    return reinterpret_cast<float*>(const_cast<real*>(tile) + row * STRIDE + HEAD_DIM);
+}
+
 // A part of a tile of keys.
 struct Step {
     int visit, part;
@@ -319,8 +324,7 @@ struct Keys {
 // are not wanted are one fragment that nobody touches.
 template <bool want_k, bool want_v>
 DEV void collect(float (&d_k)[want_k ? PARTS : 1][4], float (&d_v)[want_v ? PARTS : 1][4], const Keys& in,
-                 const real* keys, const real* values, real* buffers, float (*shifts)[BWD_STEP],
-                 float (*along)[BWD_STEP], int first, int last) {
+                 const real* keys, const real* values, real* buffers, int first, int last) {
     constexpr int BUFFER = 2 * BWD_STEP * STRIDE;
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     int heads_of_group = in.heads / in.kv_heads, own = first + warp * 16;
@@ -343,8 +347,8 @@ DEV void collect(float (&d_k)[want_k ? PARTS : 1][4], float (&d_v)[want_v ? PART
             int j = from + threadIdx.x;
             bool none = j >= in.rows;
             i64 at = none ? 0 : (i64)in.order[j] * in.heads + head;
-            shifts[turn][threadIdx.x] = none ? 0.0f : in.lse[at] * LOG2_E;
-            along[turn][threadIdx.x] = none ? 0.0f : in.delta[at];
+            *beside(to, threadIdx.x) = none ? 0.0f : in.lse[at] * LOG2_E;
+            *beside(to + BWD_STEP * STRIDE, threadIdx.x) = none ? 0.0f : in.delta[at];
         }
     };
     fetch_step(0, 0);
@@ -369,7 +373,7 @@ DEV void collect(float (&d_k)[want_k ? PARTS : 1][4], float (&d_v)[want_v ? PART
                     int column = n * 8 + 2 * t + e % 2, j = query + column, i = e / 2;
                     bool sees = all || (j >= index[i] && j < until[i]);
                     if (in.window > 0 && sees) sees = in.positions[in.order[j]] - position[i] < in.window;
-                    p[n][e] = sees ? exp2_fast(p[n][e] * base2 - shifts[turn][column]) : 0.0f;
+                    p[n][e] = sees ? exp2_fast(p[n][e] * base2 - *beside(queries, column)) : 0.0f;
                 }
             if (want_v) multiply_sums<want_v ? HEAD_DIM : 8, BWD_STEP>(d_v, p, gradients, STRIDE);
             if (want_k) {
@@ -379,7 +383,7 @@ DEV void collect(float (&d_k)[want_k ? PARTS : 1][4], float (&d_v)[want_v ? PART
                 for (int n = 0; n < BWD_STEP / 8; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++)
-                        d_s[n][e] = p[n][e] * (d_s[n][e] - along[turn][n * 8 + 2 * t + e % 2]);
+                        d_s[n][e] = p[n][e] * (d_s[n][e] - *beside(gradients, n * 8 + 2 * t + e % 2));
                 multiply_sums<want_k ? HEAD_DIM : 8, BWD_STEP>(d_k, d_s, queries, STRIDE);
             }
         }
@@ -394,7 +398,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                       const real* __restrict__ k, const real* __restrict__ v, const int* __restrict__ order,
                       const int* __restrict__ ends, const int* __restrict__ positions, int rows, int heads,
                       int kv_heads, int width, float scale, int window) {
-    __shared__ float shifts[2][BWD_STEP], along[2][BWD_STEP];
     DYNAMIC_SHARED(memory);
     real *keys = reinterpret_cast<real*>(memory), *values = keys + SLOTS * STRIDE, *buffers = values + SLOTS * STRIDE;
     int first = blockIdx.x * SLOTS, last = 0;
@@ -416,16 +419,16 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     if (HEAD_DIM <= 128) {
         float more[PARTS][4];
         clear(more);
-        collect<true, true>(sums, more, in, keys, values, buffers, shifts, along, first, last);
+        collect<true, true>(sums, more, in, keys, values, buffers, first, last);
         store(d_k, sums, scale);
         store(d_v, more, 1.0f);
     } else {
         // Both sums of a wide head do not fit the registers: the scores are made twice.
         float none[1][4];
-        collect<false, true>(none, sums, in, keys, values, buffers, shifts, along, first, last);
+        collect<false, true>(none, sums, in, keys, values, buffers, first, last);
         store(d_v, sums, 1.0f);
         clear(sums);
-        collect<true, false>(sums, none, in, keys, values, buffers, shifts, along, first, last);
+        collect<true, false>(sums, none, in, keys, values, buffers, first, last);
         store(d_k, sums, scale);
     }
 }

@@ -20,8 +20,9 @@
 // only. Any alignment; vectors where addresses allow. Fragments come straight from global memory: each operand is read
 // once, and a sum over k may take its terms in any order that both sides agree on, here 4 neighbours a lane.
 //
-// Adapters are f32: in 16-bit builds a factor is the sum of its rounded value and the rounded rest, multiplied one after
-// another, which keeps 16 bits and more of it.
+// Adapters and what they make are f32, whatever the compute dtype, as in the reference: a factor is taken apart into its
+// bf16 value, that of the rest, and that of the rest's rest (a bf16 number is one such term, a half number two), and
+// products of terms that matter in f32 are made on the tensor cores.
 // Determinism: every element has one writer; partial sums of warps are added in order, a run's rows in row order.
 
 DEV u64 mix(u64 x) {
@@ -51,18 +52,51 @@ DEV void drop(float (&v)[n], const Dropout& dropout, int run, int row, int colum
     }
 }
 
-// A fragment's rounded values, and the rounded rest of them (unused for float, where there is none).
-constexpr bool EXACT = sizeof(real) == sizeof(float);
+// Terms that the compute dtype is the sum of.
+template <class T>
+struct Terms {
+    static constexpr int count = 1;
+};
+template <>
+struct Terms<half> {
+    static constexpr int count = 2;
+};
+template <>
+struct Terms<float> {
+    static constexpr int count = 3;
+};
+constexpr int TERMS = Terms<real>::count, TERMS_F32 = Terms<float>::count;
 
-DEV float rest(float x) { return x - rounded(x); }
-DEV void set_b(FragmentB<real>& high, FragmentB<real>& low, const float (&v)[4]) {
-    set_pair(high, 0, v[0], v[1]), set_pair(high, 1, v[2], v[3]);
-    if (!EXACT) set_pair(low, 0, rest(v[0]), rest(v[1])), set_pair(low, 1, rest(v[2]), rest(v[3]));
+// The next terms of two numbers, which become the rests.
+DEV void take(float& low, float& high, float& a, float& b) {
+    bf16 term;
+    narrow(term, a), low = widen(term), a -= low;
+    narrow(term, b), high = widen(term), b -= high;
+}
+template <int terms, class Fragment>
+DEV void set_terms(Fragment (&f)[terms], int pair, float a, float b) {
+#pragma unroll
+    for (int i = 0; i < terms; i++) {
+        float low, high;
+        take(low, high, a, b);
+        set_pair(f[i], pair, low, high);
+    }
+}
+DEV void set_b(FragmentB<bf16> (&f)[TERMS_F32], const float (&v)[4]) {
+    set_terms(f, 0, v[0], v[1]), set_terms(f, 1, v[2], v[3]);
 }
 // Of rows g and g + 8.
-DEV void set_a(FragmentA<real>& f, const float (&top)[4], const float (&bottom)[4]) {
-    set_pair(f, 0, top[0], top[1]), set_pair(f, 1, bottom[0], bottom[1]);
-    set_pair(f, 2, top[2], top[3]), set_pair(f, 3, bottom[2], bottom[3]);
+template <int terms>
+DEV void set_a(FragmentA<bf16> (&f)[terms], const float (&top)[4], const float (&bottom)[4]) {
+    set_terms(f, 0, top[0], top[1]), set_terms(f, 1, bottom[0], bottom[1]);
+    set_terms(f, 2, top[2], top[3]), set_terms(f, 3, bottom[2], bottom[3]);
+}
+template <int terms>
+DEV void multiply(float (&c)[4], const FragmentA<bf16> (&a)[terms], const FragmentB<bf16> (&b)[TERMS_F32]) {
+#pragma unroll
+    for (int i = 0; i < terms; i++)
+#pragma unroll
+        for (int j = 0; i + j < TERMS_F32; j++) mma(c, a[i], b[j]);
 }
 
 // w[i * pitch] for 4 indices from k on; those from `end` on are zeros.
@@ -93,7 +127,7 @@ DEV void narrow_product(float* __restrict__ out, const real* __restrict__ u, con
             load4(x[i], u + (i64)(first + row) * depth + k, row < rows ? depth - k : 0);
             if (dropout.seeds && row < rows) drop(x[i], dropout, run, first + row, k);
         }
-        FragmentA<real> a;
+        FragmentA<bf16> a[TERMS];
         set_a(a, x[0], x[1]);
 #pragma unroll
         for (int n = 0; n < 4; n++) {
@@ -101,10 +135,9 @@ DEV void narrow_product(float* __restrict__ out, const real* __restrict__ u, con
             int r = from + n * 8 + g;
             float v[4];
             load_strided(v, w + (i64)r * pitch_r, k, r < rank ? depth : 0, pitch_k);
-            FragmentB<real> high, low;
-            set_b(high, low, v);
-            mma(c[n], a, high);
-            if (!EXACT) mma(c[n], a, low);
+            FragmentB<bf16> b[TERMS_F32];
+            set_b(b, v);
+            multiply(c[n], a, b);
         }
     }
 #pragma unroll
@@ -129,28 +162,21 @@ DEV void wide_product(float (&c)[4][2][4], const float* __restrict__ u, const fl
     for (int base = 0; base < rank; base += 16) {
         int k = base + 4 * t;
         float x[2][4];
-        FragmentA<real> a, a_rest;
+        FragmentA<bf16> a[TERMS_F32];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             int row = g + i * 8;
             load4(x[i], u + (i64)(first + row) * rank + k, row < rows ? rank - k : 0);
         }
         set_a(a, x[0], x[1]);
-        if (!EXACT) {
-#pragma unroll
-            for (int j = 0; j < 8; j++) x[j / 4][j % 4] = rest(x[j / 4][j % 4]);
-            set_a(a_rest, x[0], x[1]);
-        }
 #pragma unroll
         for (int n = 0; n < 8; n++) {
             int column = from + n / 2 * 16 + g / 2 * 4 + g % 2 + n % 2 * 2;
             float v[4];
             load_strided(v, w + (i64)column * pitch_c, k, column < width ? rank : 0, pitch_r);
-            FragmentB<real> high, low;
-            set_b(high, low, v);
-            mma(c[n / 2][n % 2], a, high);
-            if (!EXACT) mma(c[n / 2][n % 2], a, low);
-            if (!EXACT) mma(c[n / 2][n % 2], a_rest, high);
+            FragmentB<bf16> b[TERMS_F32];
+            set_b(b, v);
+            multiply(c[n / 2][n % 2], a, b);
         }
     }
 }
@@ -169,7 +195,7 @@ DEV void each_four(float (&c)[4][2][4], const int* tile, int from, int width, St
         }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     lora_fwd_shrink(float* __restrict__ xa, const real* __restrict__ x, const float* __restrict__ params,
                     const int* __restrict__ tiles, const u64* __restrict__ seeds, const u32* __restrict__ keys,
                     u64 site, u32 threshold, float keep_scale, int rank, int input, i64 stride, i64 a) {
@@ -179,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(256)
     narrow_product(xa, x, adapter, tile, rank, input, 1, input, keep_scale, dropout);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     lora_fwd_expand(real* __restrict__ y, const float* __restrict__ xa, const float* __restrict__ params,
                     const int* __restrict__ tiles, int rank, int output, i64 stride, i64 b, float scale) {
     const int* tile = tiles + blockIdx.x * 3;
@@ -196,7 +222,7 @@ extern "C" __global__ void __launch_bounds__(256)
     });
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     lora_delta(float* __restrict__ out, const float* __restrict__ xa, const float* __restrict__ params,
                const int* __restrict__ tiles, int rank, int output, i64 stride, i64 b, float scale) {
     const int* tile = tiles + blockIdx.x * 3;
@@ -210,7 +236,7 @@ extern "C" __global__ void __launch_bounds__(256)
     });
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     lora_bwd_xa(float* __restrict__ d_xa, const real* __restrict__ d_y, const float* __restrict__ params,
                 const int* __restrict__ tiles, int rank, int output, i64 stride, i64 b, float scale) {
     const int* tile = tiles + blockIdx.x * 3;
@@ -218,7 +244,7 @@ extern "C" __global__ void __launch_bounds__(256)
     narrow_product(d_xa, d_y, adapter, tile, rank, output, rank, 1, scale, {});
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
     lora_bwd_params(float* __restrict__ d_params, const real* __restrict__ d_y, const float* __restrict__ xa,
                     const real* __restrict__ x, const float* __restrict__ d_xa, const int* __restrict__ tiles,
                     const int* __restrict__ runs, const u64* __restrict__ seeds, const u32* __restrict__ keys,
@@ -249,19 +275,16 @@ extern "C" __global__ void __launch_bounds__(128)
                 r[n][j] = row < rows && at < rank ? w[(i64)(first + row) * rank + at] : 0.0f;
             }
         }
-        FragmentB<real> high[2], low[2];
-        set_b(high[0], low[0], r[0]);
-        set_b(high[1], low[1], r[1]);
+        FragmentB<bf16> right[2][TERMS_F32];
+        set_b(right[0], r[0]);
+        set_b(right[1], r[1]);
 #pragma unroll
         for (int m = 0; m < 4; m++) {
-            FragmentA<real> left;
-            set_pair(left, 0, v[0][2 * m], v[1][2 * m]), set_pair(left, 1, v[0][2 * m + 1], v[1][2 * m + 1]);
-            set_pair(left, 2, v[2][2 * m], v[3][2 * m]), set_pair(left, 3, v[2][2 * m + 1], v[3][2 * m + 1]);
+            FragmentA<bf16> left[TERMS];
+            set_terms(left, 0, v[0][2 * m], v[1][2 * m]), set_terms(left, 1, v[0][2 * m + 1], v[1][2 * m + 1]);
+            set_terms(left, 2, v[2][2 * m], v[3][2 * m]), set_terms(left, 3, v[2][2 * m + 1], v[3][2 * m + 1]);
 #pragma unroll
-            for (int n = 0; n < 2; n++) {
-                mma(c[m][n], left, high[n]);
-                if (!EXACT) mma(c[m][n], left, low[n]);
-            }
+            for (int n = 0; n < 2; n++) multiply(c[m][n], left, right[n]);
         }
     }
 #pragma unroll
@@ -281,7 +304,7 @@ extern "C" __global__ void __launch_bounds__(128)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     lora_bwd_x(float* __restrict__ d_x, const float* __restrict__ d_xa, const float* __restrict__ params,
                const int* __restrict__ tiles, const u64* __restrict__ seeds, const u32* __restrict__ keys, u64 site,
                u32 threshold, float keep_scale, int rank, int input, i64 stride, i64 a) {

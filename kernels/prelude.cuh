@@ -268,7 +268,7 @@ DEV void add_rows(float* __restrict__ to, const float* __restrict__ from, const 
     }
 }
 
-// ---- Tensor-core fragments: C [16, 8] += A [16, 16] B [16, 8] of 16-bit numbers, or by plain FMA of float
+// ---- Tensor-core fragments: C [16, 8] += A [16, 16] B [16, 8] of 16-bit numbers
 //
 // Lane 4 g + t of a warp holds these elements:
 //   A: pair 0 = rows g, columns 2t, 2t+1; pair 1 = the same of row g+8; pairs 2 and 3 = columns 2t+8, 2t+9 of both
@@ -283,14 +283,6 @@ template <class T>
 struct FragmentB {
     u32 pair[2];
 };
-template <>
-struct FragmentA<float> {
-    float x[8];
-};
-template <>
-struct FragmentB<float> {
-    float x[4];
-};
 
 template <class T>
 DEV void set_pair(FragmentA<T>& f, int i, float low, float high) {
@@ -299,23 +291,6 @@ DEV void set_pair(FragmentA<T>& f, int i, float low, float high) {
 template <class T>
 DEV void set_pair(FragmentB<T>& f, int i, float low, float high) {
     f.pair[i] = pack(low, high, T());
-}
-DEV void set_pair(FragmentA<float>& f, int i, float low, float high) { f.x[2 * i] = low, f.x[2 * i + 1] = high; }
-DEV void set_pair(FragmentB<float>& f, int i, float low, float high) { f.x[2 * i] = low, f.x[2 * i + 1] = high; }
-
-// Plain FMA: each lane fetches the elements that its own sums need from the lanes that hold them.
-DEV void mma_by_shuffles(float (&c)[4], const FragmentA<float>& a, const FragmentB<float>& b) {
-    int lane = threadIdx.x % 32, row = lane & ~3, column = lane % 4 * 8;
-#pragma unroll
-    for (int k = 0; k < 16; k++) {
-        int owner = k % 8 / 2, i = k / 8 * 2, j = k % 2;
-        float top = __shfl_sync(WARP_ALL, a.x[2 * i + j], row + owner);
-        float bottom = __shfl_sync(WARP_ALL, a.x[2 * i + 2 + j], row + owner);
-        float left = __shfl_sync(WARP_ALL, b.x[i + j], column + owner);
-        float right = __shfl_sync(WARP_ALL, b.x[i + j], column + 4 + owner);
-        c[0] = fmaf(top, left, c[0]), c[1] = fmaf(top, right, c[1]);
-        c[2] = fmaf(bottom, left, c[2]), c[3] = fmaf(bottom, right, c[3]);
-    }
 }
 
 #ifndef SIMT
@@ -332,7 +307,6 @@ DEV void mma(float (&c)[4], const FragmentA<half>& a, const FragmentB<half>& b) 
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a.pair[0]), "r"(a.pair[1]), "r"(a.pair[2]), "r"(a.pair[3]), "r"(b.pair[0]), "r"(b.pair[1]));
 }
-DEV void mma(float (&c)[4], const FragmentA<float>& a, const FragmentB<float>& b) { mma_by_shuffles(c, a, b); }
 
 DEV u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 DEV void load_matrices(u32 (&r)[4], const void* row) {
@@ -404,9 +378,6 @@ inline void mma_at(const char* where, float (&c)[4], const FragmentA<T>& a, cons
                 lanes[lane]->c[i] = sum;
             }
     });
-}
-DEV void mma_at(const char*, float (&c)[4], const FragmentA<float>& a, const FragmentB<float>& b) {
-    mma_by_shuffles(c, a, b);
 }
 #define mma(...) mma_at(SIMT_HERE, __VA_ARGS__)
 

@@ -1,0 +1,218 @@
+//! The text of every kernel, compiled by g++ and run on the CPU: against the oracle under several schedules, then under
+//! the sanitizers. Each check is shown to fail on a planted bug.
+//!
+//! A kernel may be wrong by twice what the plain loops of its precision are wrong by, both against `Cpu<f64>` on the
+//! same rounded inputs.
+
+#[path = "simt/launches.rs"]
+mod launches;
+#[path = "simt/machine.rs"]
+mod machine;
+#[path = "support/ops/mod.rs"]
+mod ops;
+#[path = "simt/tables.rs"]
+mod tables;
+
+use launches::{Output, Recorder};
+use llamaprobe::backend::cpu::Cpu;
+use machine::{Attention, Dtype, Machine, Mode, SCHEDULES, SIMPLE, Tape};
+use ops::cases::{self, Case};
+use ops::device;
+use ops::naive::{self, Precision};
+use ops::op::{Kind, Op};
+
+const FACTOR: f64 = 2.0;
+
+/// What a build and a set of cases are for.
+struct Subject {
+    dtype: Dtype,
+    files: &'static [&'static str],
+    attention: Attention,
+    cases: Vec<Case>,
+}
+
+/// A case with what must come out of it.
+struct Expected {
+    name: String,
+    exact: Vec<Vec<f64>>,
+    plain: Vec<Vec<f64>>,
+    kinds: Vec<Kind>,
+}
+
+fn precision(dtype: Dtype) -> Precision {
+    match dtype {
+        Dtype::F32 => Precision::F32,
+        Dtype::Bf16 => Precision::BF16,
+        Dtype::F16 => Precision::F16,
+    }
+}
+
+fn rounded(mut case: Case, p: Precision) -> Case {
+    let round = |kind: Kind, values: &mut Vec<f64>| {
+        values.iter_mut().for_each(|x| *x = if kind == Kind::Wide { (p.wide)(*x) } else { (p.real)(*x) });
+    };
+    let kinds: Vec<Kind> = case.op.inputs().iter().map(|array| array.2).collect();
+    case.inputs.iter_mut().zip(kinds).for_each(|(values, kind)| round(kind, values));
+    let kinds = case.op.output_gradients();
+    case.d_outputs.iter_mut().zip(kinds).for_each(|(values, kind)| round(kind.unwrap_or(Kind::Wide), values));
+    case
+}
+
+fn expected(case: &Case, dtype: Dtype) -> Expected {
+    let mut oracle = Cpu::<f64>::new();
+    let mut exact = device::forward(&mut oracle, &case.op, &case.inputs, 0.0);
+    let zeros: Vec<Vec<f64>> = case.inputs.iter().map(|x| vec![0.0; x.len()]).collect();
+    let gradients = device::backward(&mut oracle, &case.op, &case.inputs, &case.d_outputs, &zeros, false);
+    let mut plain = naive::forward(precision(dtype), &case.op, &case.inputs);
+    let plain_gradients = naive::backward(precision(dtype), &case.op, &case.inputs, &case.d_outputs);
+    let mut kinds: Vec<Kind> = case.op.outputs().iter().map(|o| o.2).collect();
+    for (i, (gradient, plain_gradient)) in gradients.into_iter().zip(plain_gradients).enumerate() {
+        if let Some(gradient) = gradient {
+            exact.push(gradient);
+            plain.push(plain_gradient);
+            kinds.push(case.op.gradient_kind(i));
+        }
+    }
+    Expected { name: case.name.clone(), exact, plain, kinds }
+}
+
+fn largest(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(0.0, |max, x| if x.is_nan() { f64::INFINITY } else { max.max(x) })
+}
+
+fn difference(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    largest(a.iter().zip(b).map(|(a, b)| if a == b { 0.0 } else { (a - b).abs() }))
+}
+
+/// Half the distance between 1 and the next larger number.
+fn unit(round: fn(f64) -> f64) -> f64 {
+    (1..60).map(|bits| 0.5f64.powi(bits)).find(|&x| round(1.0 + x) == 1.0).unwrap()
+}
+
+/// What is wrong with the results of a run, if anything.
+fn compare(
+    subject: &Subject,
+    tape: &Tape,
+    outputs: &[(usize, Output)],
+    wanted: &[Expected],
+    run: &[Vec<u8>],
+) -> Vec<String> {
+    let p = precision(subject.dtype);
+    let mut wrong = Vec::new();
+    for (case, output) in outputs {
+        let wanted = &wanted[*case];
+        let Output { result, buffer, wide, skip, start, head } = output;
+        let got = if *wide { Tape::read_wide(run, *buffer) } else { tape.read_real(run, *buffer) };
+        if got[..*skip].iter().any(|x| x != start) {
+            wrong.push(format!("{} {result}: written before the gradient", wanted.name));
+        }
+        let mut got: Vec<f64> = got[*skip..].iter().map(|x| x - start).collect();
+        if let Some((head, dims)) = head {
+            let (c, v) = (dims.input, dims.output);
+            let sum = |i: usize| (0..v).map(|j| got[i / c * v + j] * head[j * c + i % c]).sum();
+            got = (0..dims.rows * c).map(sum).collect();
+        }
+        let (exact, plain) = (&wanted.exact[*result], &wanted.plain[*result]);
+        let finite = |values: &[f64]| largest(values.iter().filter(|x| x.is_finite()).map(|x| x.abs()));
+        let own = if wanted.kinds[*result] == Kind::Wide { p.wide } else { p.real };
+        let scale = finite(exact) + start;
+        let least = scale * unit(own).max(4.0 * unit(p.wide));
+        let limit = FACTOR * difference(plain, exact).max(least);
+        let error = difference(&got, exact);
+        if error > limit {
+            wrong.push(format!("{} result {result}: error {error:.2e}, limit {limit:.2e}", wanted.name));
+        }
+    }
+    wrong
+}
+
+/// Records all cases of a subject on one tape.
+fn record(subject: &Subject) -> (Tape, Vec<(usize, Output)>, Vec<Expected>) {
+    let mut tape = Tape::new(subject.dtype);
+    let (mut outputs, mut wanted) = (Vec::new(), Vec::new());
+    for case in &subject.cases {
+        let case = rounded(case.clone(), precision(subject.dtype));
+        let mut recorder = Recorder { tape: &mut tape, attention: subject.attention, outputs: Vec::new() };
+        if recorder.record(&case) {
+            outputs.extend(recorder.outputs.into_iter().map(|output| (wanted.len(), output)));
+            wanted.push(expected(&case, subject.dtype));
+        }
+    }
+    (tape, outputs, wanted)
+}
+
+fn build(subject: &Subject, mode: Mode, plant: Option<&str>) -> Machine {
+    let mut macros = subject.attention.macros();
+    macros.extend(plant.map(|plant| format!("-D{plant}")));
+    Machine::new(subject.files, subject.dtype, mode, &macros)
+}
+
+/// Runs a subject under all schedules; what is wrong, by schedule.
+fn schedules(subject: &Subject, plant: Option<&str>) -> Vec<Vec<String>> {
+    let machine = build(subject, Mode::Plain, plant);
+    let (tape, outputs, wanted) = record(subject);
+    let run = |&schedule| match machine.run(&tape, schedule) {
+        Ok(run) => compare(subject, &tape, &outputs, &wanted, &run),
+        Err(said) => vec![said],
+    };
+    SCHEDULES.iter().map(run).collect()
+}
+
+fn proves(subject: &Subject) {
+    for (wrong, schedule) in schedules(subject, None).iter().zip(SCHEDULES) {
+        assert!(wrong.is_empty(), "{:?} {:?} {schedule:?}:\n{}", subject.dtype, subject.attention, wrong.join("\n"));
+    }
+}
+
+fn is_attention(case: &Case) -> bool {
+    matches!(case.op, Op::Attention { .. } | Op::Pattern { .. } | Op::AttentionResult { .. })
+}
+
+fn simple(dtype: Dtype) -> Subject {
+    let mut b = Cpu::<f64>::new();
+    let mut cases = cases::small(&mut b);
+    cases.extend(cases::large(&mut b));
+    cases.retain(|case| !is_attention(case));
+    Subject { dtype, files: &SIMPLE, attention: Attention::new(dtype, 16), cases }
+}
+
+/// The build for a head width, and cases of that width and of the narrower ones that are padded to it.
+fn attention(dtype: Dtype, head_dim: usize) -> Subject {
+    let mut b = Cpu::<f64>::new();
+    let mut cases = if head_dim == 16 { cases::small(&mut b) } else { Vec::new() };
+    cases.retain(is_attention);
+    let large = cases::large(&mut b).into_iter().find(is_attention).unwrap();
+    let Op::Attention { pack, .. } = large.op else { panic!("{} is no attention", large.name) };
+    let widths = if head_dim == 64 { vec![64, 56, 42] } else { vec![head_dim] };
+    for width in widths {
+        for (heads, kv_heads, window) in [(2, 1, None), (1, 1, Some(50))] {
+            let dims = cases::heads(heads, kv_heads, width, window);
+            let op = Op::Attention { pack: pack.clone(), kept: vec![], dims };
+            cases.push(Case::new(format!("attention {width} {heads} {window:?}"), op));
+        }
+    }
+    Subject { dtype, files: &["attention"], attention: Attention::new(dtype, head_dim), cases }
+}
+
+#[test]
+fn simple_kernels_compute_what_they_say() {
+    if machine::compiler() {
+        [Dtype::F32, Dtype::Bf16, Dtype::F16].into_iter().for_each(|dtype| proves(&simple(dtype)));
+    }
+}
+
+#[test]
+fn attention_computes_what_it_says() {
+    if machine::compiler() {
+        [16, 48, 64, 80, 96, 128, 256].into_iter().for_each(|width| proves(&attention(Dtype::Bf16, width)));
+    }
+}
+
+#[test]
+fn attention_of_the_other_dtypes_computes_what_it_says() {
+    if machine::compiler() {
+        [16, 64, 128, 256].into_iter().for_each(|width| proves(&attention(Dtype::F32, width)));
+        [16, 64, 128].into_iter().for_each(|width| proves(&attention(Dtype::F16, width)));
+    }
+}

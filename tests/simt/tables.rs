@@ -1,0 +1,117 @@
+//! The tables that the kernels read, made in the plainest way from a pack, apart from those that the backend makes.
+
+use std::collections::HashMap;
+
+use llamaprobe::shape::{KeptSegment, Pack, Parent};
+
+use crate::ops::naive;
+
+/// No row stands here.
+pub const NO_ROW: i32 = i32::MIN;
+/// Rows of a block, and keys of a tile.
+pub const TILE: usize = 64;
+
+/// Groups of rows by where they add up: what each group is, where its rows begin, and the rows.
+pub fn groups<K: PartialEq + Copy>(ids: impl Iterator<Item = (usize, K)>) -> (Vec<K>, Vec<i32>, Vec<i32>) {
+    let mut groups: Vec<(K, Vec<i32>)> = Vec::new();
+    for (row, id) in ids {
+        match groups.iter_mut().find(|(other, _)| *other == id) {
+            Some((_, rows)) => rows.push(row as i32),
+            None => groups.push((id, vec![row as i32])),
+        }
+    }
+    let mut starts = vec![0];
+    for (_, rows) in &groups {
+        starts.push(starts.last().unwrap() + rows.len() as i32);
+    }
+    (groups.iter().map(|g| g.0).collect(), starts, groups.iter().flat_map(|g| g.1.clone()).collect())
+}
+
+/// LoRA: the tiles `{run, first row, rows}`, and `{run, first tile, tiles}`.
+pub fn adapted(pack: &Pack, step: usize) -> (Vec<i32>, Vec<i32>) {
+    let (mut tiles, mut runs) = (Vec::new(), Vec::new());
+    let last = pack.runs().iter().map(|(run, _)| run + 1).max().unwrap_or(0);
+    for run in 0..last {
+        let first = tiles.len();
+        for (_, rows) in pack.runs().iter().filter(|(r, _)| *r == run) {
+            let starts = rows.clone().step_by(step);
+            tiles.extend(starts.map(|from| [run, from, step.min(rows.end - from)]));
+        }
+        if tiles.len() > first {
+            runs.push([run, first, tiles.len() - first]);
+        }
+    }
+    let flat = |list: Vec<[usize; 3]>| list.into_iter().flatten().map(|n| n as i32).collect();
+    (flat(tiles), flat(runs))
+}
+
+/// The key at each position of a row's path: a row, or `-(r + 1)` for row `r` of the cache.
+pub fn path(pack: &Pack, kept: &[KeptSegment], row: usize) -> Vec<i32> {
+    let path = naive::path(pack, kept, row).into_iter();
+    path.map(|(cached, row)| if cached { -(row as i32) - 1 } else { row as i32 }).collect()
+}
+
+/// Attention; see the head of `kernels/attention.cu`.
+#[derive(Default)]
+pub struct Forest {
+    pub slots: Vec<i32>,
+    pub visit_starts: Vec<i32>,
+    pub visits: Vec<i32>,
+    pub tiles: Vec<i32>,
+    pub order: Vec<i32>,
+    pub ends: Vec<i32>,
+}
+
+impl Forest {
+    pub fn new(pack: &Pack, kept: &[KeptSegment]) -> Self {
+        let mut forest = Self::default();
+        for g in 0..pack.segments().len() {
+            if !matches!(pack.segments()[g].parent, Parent::Pack(_)) {
+                forest.descend(pack, g);
+            }
+        }
+        let order = forest.order.clone();
+        let mut ids: HashMap<Vec<i32>, i32> = HashMap::new();
+        for block in order.chunks(TILE) {
+            forest.slots.extend(block);
+            forest.slots.resize(forest.slots.len().next_multiple_of(TILE), NO_ROW);
+            forest.visit_starts.push(forest.visits.len() as i32 / 4);
+            let mut visits: Vec<[i32; 4]> = Vec::new();
+            for (slot, &row) in block.iter().enumerate() {
+                let g = pack.segments().iter().position(|s| s.rows.contains(&(row as usize))).unwrap();
+                let whole = path(pack, kept, pack.segments()[g].rows.end - 1);
+                let seen = pack.positions()[row as usize] as usize / TILE;
+                for (place, keys) in whole.chunks(TILE).take(seen + 1).enumerate() {
+                    let next = ids.len() as i32;
+                    let id = *ids.entry(keys.to_vec()).or_insert_with(|| {
+                        forest.tiles.extend(keys);
+                        forest.tiles.resize(forest.tiles.len().next_multiple_of(TILE), NO_ROW);
+                        next
+                    });
+                    match visits.iter_mut().find(|v| v[0] == id && v[3] == slot as i32) {
+                        Some(visit) => visit[3] += 1,
+                        None => visits.push([id, (place * TILE) as i32, slot as i32, slot as i32 + 1]),
+                    }
+                }
+            }
+            visits.sort_by_key(|visit| (visit[1], visit[2]));
+            forest.visits.extend(visits.into_iter().flatten());
+        }
+        forest.visit_starts.push(forest.visits.len() as i32 / 4);
+        forest
+    }
+
+    fn descend(&mut self, pack: &Pack, g: usize) {
+        let first = self.order.len();
+        let own = pack.segments()[g].rows.clone();
+        self.order.extend(own.clone().map(|row| row as i32));
+        self.ends.resize(self.order.len(), 0);
+        for child in 0..pack.segments().len() {
+            if pack.segments()[child].parent == Parent::Pack(g) {
+                self.descend(pack, child);
+            }
+        }
+        let end = self.order.len() as i32;
+        self.ends[first..first + own.len()].fill(end);
+    }
+}

@@ -1,7 +1,7 @@
 // Causal attention over a forest of segments, with grouped key-value heads.
 //
 //   attention_fwd        z [N, H, D] = softmax(scale q k^T) v over each row's path; lse [N, H] = log-sum-exp of its scores
-//   attention_bwd_delta  delta [N, H] = sum(d_z z); d_z_real [N, H, D] = d_z, rounded
+//   attention_bwd_delta  d_z_real [N, H, D] = d_z, rounded; delta [N, H] = sum(d_z_real z)
 //   attention_bwd_dq     d_q [N, H, D] =
 //   attention_bwd_dkv    d_k, d_v [N, K, D] =, collected from all rows that see a key, over the heads of its group
 //   attention_pattern    out [M, H, longest] = scale q k^T by position, then -inf; or exp(score - lse), then 0
@@ -177,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         if (any_seen<FWD_STEP>(rows, visit, key, warp_slot)) {
             float s[FWD_STEP / 8][4];
             clear(s);
-            multiply_transposed<FWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
+            Product<real>::transposed<FWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
             if (!all_seen<FWD_STEP>(rows, visit, key, warp_slot)) {
 #pragma unroll
                 for (int n = 0; n < FWD_STEP / 8; n++)
@@ -208,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
 #pragma unroll
                 for (int n = 0; n < PARTS; n++) sums[n][2 * i] *= fade, sums[n][2 * i + 1] *= fade;
             }
-            multiply_sums<HEAD_DIM, FWD_STEP>(sums, s, values, STRIDE);
+            Product<real>::of_sums<HEAD_DIM, FWD_STEP>(sums, s, values, STRIDE);
         }
 #ifndef PLANT_NO_BARRIER
         __syncthreads();  // before what was read is filled again
@@ -235,7 +235,7 @@ extern "C" __global__ void __launch_bounds__(256)
         load8(d, d_z + at * width + c, width - c);
         load8(x, z + at * width + c, width - c);
 #pragma unroll
-        for (int j = 0; j < 8; j++) sum = fmaf(d[j], x[j], sum);
+        for (int j = 0; j < 8; j++) sum = fmaf(rounded(d[j]), x[j], sum);
         store8(d_z_real + at * width + c, d, width - c);
     }
     sum = warp_sum(sum);
@@ -290,8 +290,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             float s[BWD_STEP / 8][4], d_p[BWD_STEP / 8][4];
             clear(s);
             clear(d_p);
-            multiply_transposed<BWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
-            multiply_transposed<BWD_STEP, HEAD_DIM>(d_p, gradients + warp * 16 * STRIDE, values, STRIDE);
+            Product<real>::transposed<BWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
+            Product<real>::transposed<BWD_STEP, HEAD_DIM>(d_p, gradients + warp * 16 * STRIDE, values, STRIDE);
             bool all = all_seen<BWD_STEP>(rows, visit, key, warp_slot);
 #pragma unroll
             for (int n = 0; n < BWD_STEP / 8; n++)
@@ -300,7 +300,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                     bool sees = all || seen(rows, visit, key + n * 8 + 2 * t + e % 2, e);
                     s[n][e] = sees ? exp2_fast(s[n][e] * base2 - shift[e / 2]) * (d_p[n][e] - along[e / 2]) : 0.0f;
                 }
-            multiply_sums<HEAD_DIM, BWD_STEP>(sums, s, keys, STRIDE);
+            Product<real>::of_sums<HEAD_DIM, BWD_STEP>(sums, s, keys, STRIDE);
         }
         __syncthreads();  // before what was read is filled again
         now = next;
@@ -364,7 +364,7 @@ DEV void collect(float (&d_k)[want_k ? PARTS : 1][4], float (&d_v)[want_v ? PART
         if (query + BWD_STEP > own && query < warp_end) {
             float p[BWD_STEP / 8][4], d_s[BWD_STEP / 8][4];
             clear(p);
-            multiply_transposed<BWD_STEP, HEAD_DIM>(p, keys + warp * 16 * STRIDE, queries, STRIDE);
+            Product<real>::transposed<BWD_STEP, HEAD_DIM>(p, keys + warp * 16 * STRIDE, queries, STRIDE);
             bool all = query >= own + 15 && query + BWD_STEP <= warp_all && in.window == 0;
 #pragma unroll
             for (int n = 0; n < BWD_STEP / 8; n++)
@@ -375,16 +375,16 @@ DEV void collect(float (&d_k)[want_k ? PARTS : 1][4], float (&d_v)[want_v ? PART
                     if (in.window > 0 && sees) sees = in.positions[in.order[j]] - position[i] < in.window;
                     p[n][e] = sees ? exp2_fast(p[n][e] * base2 - *beside(queries, column)) : 0.0f;
                 }
-            if (want_v) multiply_sums<want_v ? HEAD_DIM : 8, BWD_STEP>(d_v, p, gradients, STRIDE);
+            if (want_v) Product<real>::of_sums<want_v ? HEAD_DIM : 8, BWD_STEP>(d_v, p, gradients, STRIDE);
             if (want_k) {
                 clear(d_s);
-                multiply_transposed<BWD_STEP, HEAD_DIM>(d_s, values + warp * 16 * STRIDE, gradients, STRIDE);
+                Product<real>::transposed<BWD_STEP, HEAD_DIM>(d_s, values + warp * 16 * STRIDE, gradients, STRIDE);
 #pragma unroll
                 for (int n = 0; n < BWD_STEP / 8; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++)
                         d_s[n][e] = p[n][e] * (d_s[n][e] - *beside(gradients, n * 8 + 2 * t + e % 2));
-                multiply_sums<want_k ? HEAD_DIM : 8, BWD_STEP>(d_k, d_s, queries, STRIDE);
+                Product<real>::of_sums<want_k ? HEAD_DIM : 8, BWD_STEP>(d_k, d_s, queries, STRIDE);
             }
         }
         __syncthreads();  // before what was read is filled again

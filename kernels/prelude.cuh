@@ -466,70 +466,82 @@ DEV void load_b_rows(FragmentB<T>& left, FragmentB<T>& right, const T* tile, int
     right.pair[0] = r[2], right.pair[1] = r[3];
 }
 
-// c [16, n] += A [16, depth] B^T for tiles A [16, .] and B [n, .] in shared memory, their rows aligned to 16 bytes.
-template <int n, int depth, class T>
-DEV void multiply_transposed(float (&c)[n / 8][4], const T* a, const T* b, int stride) {
+// Products of a warp with tiles in shared memory, their rows aligned to 16 bytes.
+template <class T>
+struct Product {
+    // c [16, n] += A [16, depth] B^T for tiles A [16, .] and B [n, .].
+    template <int n, int depth>
+    static DEV void transposed(float (&c)[n / 8][4], const T* a, const T* b, int stride) {
 #pragma unroll
-    for (int k = 0; k < depth; k += 16) {
-        FragmentA<T> left;
-        load_a(left, a + k, stride);
+        for (int k = 0; k < depth; k += 16) {
+            FragmentA<T> left;
+            load_a(left, a + k, stride);
 #pragma unroll
-        for (int j = 0; j < n; j += 16) {
-            FragmentB<T> first, second;
-            load_b(first, second, b + j * stride + k, stride);
-            mma(c[j / 8], left, first);
-            mma(c[j / 8 + 1], left, second);
-        }
-    }
-}
-template <int n, int depth>
-DEV void multiply_transposed(float (&c)[n / 8][4], const float* a, const float* b, int stride) {
-    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-#pragma unroll 1
-    for (int k = 0; k < depth; k += 4) {
-        float rows[2][4], column[4];
-        load4_aligned(rows[0], a + g * stride + k);
-        load4_aligned(rows[1], a + (g + 8) * stride + k);
-#pragma unroll
-        for (int j = 0; j < n / 8; j++)
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                load4_aligned(column, b + (j * 8 + 2 * t + e) * stride + k);
-#pragma unroll
-                for (int i = 0; i < 8; i++) c[j][i / 4 * 2 + e] = fmaf(rows[i / 4][i % 4], column[i % 4], c[j][i / 4 * 2 + e]);
+            for (int j = 0; j < n; j += 16) {
+                FragmentB<T> first, second;
+                load_b(first, second, b + j * stride + k, stride);
+                mma(c[j / 8], left, first);
+                mma(c[j / 8 + 1], left, second);
             }
-    }
-}
-// c [16, n] += A [16, depth] B for sums A as the C fragments of an earlier product, rounded, and a tile B [depth, .].
-template <int n, int depth, class T>
-DEV void multiply_sums(float (&c)[n / 8][4], const float (&a)[depth / 8][4], const T* b, int stride) {
-#pragma unroll
-    for (int k = 0; k < depth; k += 16) {
-        FragmentA<T> left;
-#pragma unroll
-        for (int i = 0; i < 4; i++) set_pair(left, i, a[k / 8 + i / 2][i % 2 * 2], a[k / 8 + i / 2][i % 2 * 2 + 1]);
-#pragma unroll
-        for (int j = 0; j < n; j += 16) {
-            FragmentB<T> first, second;
-            load_b_rows(first, second, b + k * stride + j, stride);
-            mma(c[j / 8], left, first);
-            mma(c[j / 8 + 1], left, second);
         }
     }
-}
-template <int n, int depth>
-DEV void multiply_sums(float (&c)[n / 8][4], const float (&a)[depth / 8][4], const float* b, int stride) {
-    int lane = threadIdx.x % 32, t = lane % 4;
+    // c [16, n] += A [16, depth] B for sums A (the C fragments of an earlier product), rounded, and a tile B [depth, .].
+    template <int n, int depth>
+    static DEV void of_sums(float (&c)[n / 8][4], const float (&a)[depth / 8][4], const T* b, int stride) {
 #pragma unroll
-    for (int k = 0; k < depth; k++) {
-        int owner = (lane & ~3) + k % 8 / 2;
-        float top = __shfl_sync(WARP_ALL, a[k / 8][k % 2], owner);
-        float bottom = __shfl_sync(WARP_ALL, a[k / 8][2 + k % 2], owner);
+        for (int k = 0; k < depth; k += 16) {
+            FragmentA<T> left;
 #pragma unroll
-        for (int j = 0; j < n / 8; j++) {
-            float2 row = *reinterpret_cast<const float2*>(b + k * stride + j * 8 + 2 * t);
-            c[j][0] = fmaf(top, row.x, c[j][0]), c[j][1] = fmaf(top, row.y, c[j][1]);
-            c[j][2] = fmaf(bottom, row.x, c[j][2]), c[j][3] = fmaf(bottom, row.y, c[j][3]);
+            for (int i = 0; i < 4; i++)
+                set_pair(left, i, a[k / 8 + i / 2][i % 2 * 2], a[k / 8 + i / 2][i % 2 * 2 + 1]);
+#pragma unroll
+            for (int j = 0; j < n; j += 16) {
+                FragmentB<T> first, second;
+                load_b_rows(first, second, b + k * stride + j, stride);
+                mma(c[j / 8], left, first);
+                mma(c[j / 8 + 1], left, second);
+            }
         }
     }
-}
+};
+// The same by plain FMA: each lane makes the sums that it would hold.
+template <>
+struct Product<float> {
+    template <int n, int depth>
+    static DEV void transposed(float (&c)[n / 8][4], const float* a, const float* b, int stride) {
+        int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll 1
+        for (int k = 0; k < depth; k += 4) {
+            float rows[2][4], column[4];
+            load4_aligned(rows[0], a + g * stride + k);
+            load4_aligned(rows[1], a + (g + 8) * stride + k);
+#pragma unroll
+            for (int j = 0; j < n / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    load4_aligned(column, b + (j * 8 + 2 * t + e) * stride + k);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        c[j][e] = fmaf(rows[0][i], column[i], c[j][e]);
+                        c[j][2 + e] = fmaf(rows[1][i], column[i], c[j][2 + e]);
+                    }
+                }
+        }
+    }
+    template <int n, int depth>
+    static DEV void of_sums(float (&c)[n / 8][4], const float (&a)[depth / 8][4], const float* b, int stride) {
+        int lane = threadIdx.x % 32, t = lane % 4;
+#pragma unroll
+        for (int k = 0; k < depth; k++) {
+            int owner = (lane & ~3) + k % 8 / 2;
+            float top = __shfl_sync(WARP_ALL, a[k / 8][k % 2], owner);
+            float bottom = __shfl_sync(WARP_ALL, a[k / 8][2 + k % 2], owner);
+#pragma unroll
+            for (int j = 0; j < n / 8; j++) {
+                float2 row = *reinterpret_cast<const float2*>(b + k * stride + j * 8 + 2 * t);
+                c[j][0] = fmaf(top, row.x, c[j][0]), c[j][1] = fmaf(top, row.y, c[j][1]);
+                c[j][2] = fmaf(bottom, row.x, c[j][2]), c[j][3] = fmaf(bottom, row.y, c[j][3]);
+            }
+        }
+    }
+};

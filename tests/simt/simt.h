@@ -274,6 +274,7 @@ inline void finish() {
 
 extern "C" inline void simt_enter() {
     sanitize::enter(the_scheduler.host);
+    sanitize::acquire(&the_scheduler);
     the_scheduler.body(the_scheduler.argument);
     finish();
 }
@@ -303,6 +304,7 @@ inline void run_block(uint3 block) {
         f.stack_pointer = top;
         s.ready.push_back(i);
     }
+    sanitize::release(&the_scheduler);
     switch_to(pick());
 }
 

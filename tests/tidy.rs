@@ -244,6 +244,12 @@ fn only_formats_opens_files() {
     report("files are opened in formats only", lines_with(&words, |path| path.starts_with("src/formats/")));
 }
 
+#[test]
+fn only_the_cuda_backend_knows_the_driver() {
+    let words = ["cudarc", "libloading"];
+    report("the driver belongs to backend/cuda", lines_with(&words, |path| path.starts_with("src/backend/cuda/")));
+}
+
 /// The operations of the contract: the methods of the trait from its first operation on.
 fn operations() -> Vec<String> {
     let text = fs::read_to_string(root().join("src/backend/mod.rs")).expect("the contract");

@@ -22,11 +22,14 @@ use crate::formats::safetensors::TensorView;
 use crate::shape::Pack;
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod trace;
 mod values;
 
 pub use values::{
-    AdamwStep, AttentionDims, Dropout, HostSlice, KvCache, LinearDims, LoraSite, PromptSite, Tensor, WideElement,
+    AdamwStep, AttentionDims, Captured, Dropout, HostSlice, KvCache, Landing, LinearDims, LoraSite, PromptSite, Tensor,
+    WideElement,
 };
 
 /// A device and its operations. See the module's documentation for the conventions.
@@ -74,19 +77,20 @@ pub trait Backend {
     fn borrow_wide<'a>(&self, buffer: &'a Self::Wide) -> Option<HostSlice<'a>>;
     /// The whole of a compute-dtype buffer where the host can read it in place, without a copy.
     fn borrow_real<'a>(&self, buffer: &'a Self::Real) -> Option<HostSlice<'a>>;
-    /// Capture: `out [rows, width] = x [N, width]` at `rows`, as `f32` on the host.
+    /// Capture: `x [N, width]` at `rows`, as `f32` on the host, to be read after the next [`Backend::sync`].
     ///
-    /// The default reads in place; a device that the host cannot read brings its own.
-    fn capture(&mut self, out: &mut [f32], x: Tensor<'_, Self>, rows: &[usize], width: usize) {
-        assert!(out.len() == rows.len() * width, "capture: {} elements for {} x {width}", out.len(), rows.len());
+    /// The default copies in place; a device that the host cannot read brings its own.
+    fn capture(&mut self, x: Tensor<'_, Self>, rows: &[usize], width: usize) -> Captured {
         let host = match x {
             Tensor::Wide(buffer) => self.borrow_wide(buffer),
             Tensor::Real(buffer) => self.borrow_real(buffer),
         };
         let host = host.expect("capture: the host reads this device's buffers in place");
+        let mut out = vec![0.0; rows.len() * width];
         for (out, &row) in out.chunks_exact_mut(width).zip(rows) {
             host.copy_f32(row * width, out);
         }
+        Captured::Here(out)
     }
     /// Waits for everything and reports the first error since the last call.
     fn sync(&mut self) -> Result<()>;

@@ -23,7 +23,9 @@ use self::check::{
     below, check_dropout, check_heads, check_site, check_virtual, kept_rows, labels, need, needs, product, rows_of,
     runs, same,
 };
-use super::{AdamwStep, AttentionDims, Backend, Dropout, HostSlice, LinearDims, LoraSite, PromptSite, Tensor};
+use super::{
+    AdamwStep, AttentionDims, Backend, Captured, Dropout, HostSlice, LinearDims, LoraSite, PromptSite, Tensor,
+};
 use crate::Result;
 use crate::formats::safetensors::TensorView;
 use crate::shape::{Pack, Parent, Token};
@@ -160,16 +162,15 @@ impl Backend for Trace {
         None
     }
 
-    fn capture(&mut self, out: &mut [f32], x: Tensor<'_, Self>, rows: &[usize], width: usize) {
+    fn capture(&mut self, x: Tensor<'_, Self>, rows: &[usize], width: usize) -> Captured {
         let op = self.log("capture");
         let last = rows.iter().max().map_or(0, |row| row + 1);
         let len = match x {
             Tensor::Wide(buffer) => buffer.0,
             Tensor::Real(buffer) => buffer.0,
         };
-        need(op, "out", out.len(), rows.len() * width);
         need(op, "x", len, last * width);
-        out.fill(0.0);
+        Captured::Here(vec![0.0; rows.len() * width])
     }
 
     fn sync(&mut self) -> Result<()> {

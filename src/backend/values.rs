@@ -1,5 +1,7 @@
 //! What operations are told: views of buffers, dimensions, the places of parameters, settings.
 
+use std::sync::Arc;
+
 use super::Backend;
 use crate::Result;
 use crate::shape::KeptSegment;
@@ -70,6 +72,52 @@ impl<B: Backend + ?Sized> Clone for Tensor<'_, B> {
 }
 
 impl<B: Backend + ?Sized> Copy for Tensor<'_, B> {}
+
+/// Captured rows that the device is still to write, or has written.
+pub trait Landing: Send + Sync {
+    /// The elements, once they are there.
+    fn rows(&self) -> Option<&[f32]>;
+}
+
+/// Captured rows `[rows, width]`.
+#[derive(Clone)]
+pub enum Captured {
+    /// They are there.
+    Here(Vec<f32>),
+    /// The device writes them into memory of the host, from which they are read without a copy. The memory goes back to
+    /// the device when the last clone is dropped.
+    Coming(Arc<dyn Landing>),
+}
+
+impl Captured {
+    /// Whether they are there.
+    pub fn is_here(&self) -> bool {
+        match self {
+            Self::Here(_) => true,
+            Self::Coming(landing) => landing.rows().is_some(),
+        }
+    }
+
+    /// The elements.
+    ///
+    /// # Panics
+    /// Before the [`Backend::sync`] that they need.
+    pub fn rows(&self) -> &[f32] {
+        match self {
+            Self::Here(rows) => rows,
+            Self::Coming(landing) => landing.rows().expect("capture: read before the device was waited for"),
+        }
+    }
+}
+
+impl std::fmt::Debug for Captured {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Here(rows) => f.debug_tuple("Here").field(rows).finish(),
+            Self::Coming(landing) => f.debug_tuple("Coming").field(&landing.rows()).finish(),
+        }
+    }
+}
 
 /// Element of [`Backend::Wide`] as the host sees it: `f32` everywhere but in the oracle.
 pub trait WideElement: bytemuck::Pod + Default + PartialOrd + std::fmt::Debug + Send + Sync {

@@ -7,7 +7,7 @@ use super::device::{Job, dispatch};
 use super::plan::Plan;
 use super::resolve::{self, Found};
 use super::{Failure, output, texts};
-use crate::backend::Backend;
+use crate::backend::{Backend, Captured};
 use crate::formats::activations::{self, ActivationWriter};
 use crate::formats::adapter::LoraAdapter;
 use crate::formats::safetensors::Dtype;
@@ -85,7 +85,7 @@ impl Job for Capture<'_> {
             input.adaptation = adaptation.as_ref();
             let kept = batch.rows(args.tokens);
             batch.label(&mut writer, &kept)?;
-            let mut taps = Pass { sink: &sink, writer: &mut writer, rows: kept, error: None };
+            let mut taps = Pass { sink: &sink, writer: &mut writer, rows: kept, coming: Vec::new(), error: None };
             model.forward(&mut backend, &mut acts, &input, None, &mut taps)?;
             taps.error.map_or(Ok(()), Err)?;
             backend.sync()?;
@@ -204,7 +204,20 @@ struct Pass<'a> {
     sink: &'a Sink<'a>,
     writer: &'a mut ActivationWriter,
     rows: Vec<usize>,
+    coming: Vec<((Site, usize, usize), Captured)>,
     error: Option<Error>,
+}
+
+impl Pass<'_> {
+    /// Appends rows of a site, layer and width.
+    fn write(&mut self, (site, layer, width): (Site, usize, usize), rows: &[f32]) -> Result<()> {
+        let Sink { heads, longest, .. } = *self.sink;
+        let name = site.name(layer);
+        match by_position(site) {
+            Some(fill) => self.writer.push(&name, &widened(rows, width / heads, longest, fill)),
+            None => self.writer.push(&name, rows),
+        }
+    }
 }
 
 impl<B: Backend> Taps<B> for Pass<'_> {
@@ -213,14 +226,21 @@ impl<B: Backend> Taps<B> for Pass<'_> {
     }
 
     fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>) {
-        let Sink { heads, longest, .. } = *self.sink;
-        let mut values = take(backend, &tapped, &self.rows);
-        if let Some(fill) = by_position(tapped.site) {
-            values = widened(&values, tapped.width / heads, longest, fill);
-        }
-        if let Err(error) = self.writer.push(&tapped.site.name(tapped.layer), &values) {
+        let rows = take(backend, &tapped, &self.rows);
+        let place = (tapped.site, tapped.layer, tapped.width);
+        if !rows.is_here() {
+            self.coming.push((place, rows));
+        } else if let Err(error) = self.write(place, rows.rows()) {
             self.error = Some(error);
         }
+    }
+
+    fn finish(&mut self, backend: &mut B) -> Result<()> {
+        backend.sync()?;
+        for (place, rows) in std::mem::take(&mut self.coming) {
+            self.write(place, rows.rows())?;
+        }
+        Ok(())
     }
 
     fn rows(&self) -> Option<&[usize]> {

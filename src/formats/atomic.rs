@@ -26,6 +26,27 @@ pub fn read_to_string(path: impl AsRef<Path>) -> Result<String> {
     String::from_utf8(bytes).map_err(Error::file(path))
 }
 
+/// The content of a file; none if there is no such file.
+///
+/// # Errors
+/// The file is there and cannot be read.
+pub fn read_if_there(path: impl AsRef<Path>) -> Result<Option<Vec<u8>>> {
+    let path = path.as_ref();
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("read", path)(e)),
+    }
+}
+
+/// The paths in a directory, sorted; none if it cannot be read.
+pub fn entries(dir: impl AsRef<Path>) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.sort();
+    paths
+}
+
 /// A file being written, not yet visible under its name.
 pub struct AtomicFile {
     file: BufWriter<NamedTempFile>,

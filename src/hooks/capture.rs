@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Selection, Site, Tapped, Taps};
-use crate::backend::Backend;
+use crate::backend::{Backend, Captured};
 use crate::formats::activations::ActivationWriter;
 use crate::{Error, Result};
 
@@ -12,7 +12,7 @@ use crate::{Error, Result};
 pub struct Record {
     selection: Selection,
     rows: Vec<usize>,
-    taken: Vec<Option<(usize, Vec<f32>)>>,
+    taken: Vec<Option<(usize, Captured)>>,
 }
 
 impl Record {
@@ -24,7 +24,7 @@ impl Record {
 
     /// The rows of a place, `[rows, width]`; none if the pass has not reached it.
     pub fn get(&self, site: Site, layer: usize) -> Option<&[f32]> {
-        self.taken.get(self.place(site, layer)?)?.as_ref().map(|(_, rows)| rows.as_slice())
+        self.taken.get(self.place(site, layer)?)?.as_ref().map(|(_, rows)| rows.rows())
     }
 
     /// The width of a place, once the pass has reached it.
@@ -35,7 +35,7 @@ impl Record {
     /// Every place that the pass has reached, with its width and rows, in the order of the selection.
     pub fn iter(&self) -> impl Iterator<Item = (Site, usize, usize, &[f32])> {
         self.selection.places.iter().zip(&self.taken).filter_map(|(&(site, layer), taken)| {
-            taken.as_ref().map(|(width, rows)| (site, layer, *width, rows.as_slice()))
+            taken.as_ref().map(|(width, rows)| (site, layer, *width, rows.rows()))
         })
     }
 
@@ -54,6 +54,10 @@ impl<B: Backend> Taps<B> for Record {
         self.taken[place] = Some((tapped.width, take(backend, &tapped, &self.rows)));
     }
 
+    fn finish(&mut self, backend: &mut B) -> Result<()> {
+        backend.sync()
+    }
+
     fn rows(&self) -> Option<&[usize]> {
         Some(&self.rows)
     }
@@ -70,20 +74,21 @@ pub struct Stream<'w> {
     writer: &'w mut ActivationWriter,
     selection: Selection,
     rows: Vec<usize>,
+    coming: Vec<(String, Captured)>,
     error: Option<Error>,
 }
 
 impl<'w> Stream<'w> {
     /// Will append, for every place of `selection`, the pack rows `rows` in the order given.
     pub fn new(writer: &'w mut ActivationWriter, selection: Selection, rows: Vec<usize>) -> Self {
-        Self { writer, selection, rows, error: None }
+        Self { writer, selection, rows, coming: Vec::new(), error: None }
     }
 
     /// Ends the stream.
     ///
     /// # Errors
     /// The first write that failed; nothing was written after it.
-    pub fn finish(self) -> Result<()> {
+    pub fn close(self) -> Result<()> {
         self.error.map_or(Ok(()), Err)
     }
 }
@@ -95,9 +100,20 @@ impl<B: Backend> Taps<B> for Stream<'_> {
 
     fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>) {
         let rows = take(backend, &tapped, &self.rows);
-        if let Err(error) = self.writer.push(&tapped.site.name(tapped.layer), &rows) {
+        let name = tapped.site.name(tapped.layer);
+        if !rows.is_here() {
+            self.coming.push((name, rows));
+        } else if let Err(error) = self.writer.push(&name, rows.rows()) {
             self.error = Some(error);
         }
+    }
+
+    fn finish(&mut self, backend: &mut B) -> Result<()> {
+        backend.sync()?;
+        for (name, rows) in std::mem::take(&mut self.coming) {
+            self.writer.push(&name, rows.rows())?;
+        }
+        Ok(())
     }
 
     fn rows(&self) -> Option<&[usize]> {
@@ -109,18 +125,16 @@ impl<B: Backend> Taps<B> for Stream<'_> {
     }
 }
 
-/// The pack rows `rows` of a tapped tensor, `[rows, width]`.
+/// Captures the pack rows `rows` of a tapped tensor, `[rows, width]`.
 ///
 /// # Panics
 /// If the tensor has no such row.
-pub fn take<B: Backend>(backend: &mut B, tapped: &Tapped<'_, B>, rows: &[usize]) -> Vec<f32> {
+pub fn take<B: Backend>(backend: &mut B, tapped: &Tapped<'_, B>, rows: &[usize]) -> Captured {
     let place = |&row: &usize| {
         tapped.find(row).unwrap_or_else(|| panic!("{}: row {row} was not tapped", tapped.site.name(tapped.layer)))
     };
     let found: Vec<usize> = rows.iter().map(place).collect();
-    let mut values = vec![0.0; found.len() * tapped.width];
-    backend.capture(&mut values, tapped.data, &found, tapped.width);
-    values
+    backend.capture(tapped.data, &found, tapped.width)
 }
 
 /// How a sequence's rows become one vector.
@@ -139,6 +153,7 @@ pub struct Reduce {
     reduction: Reduction,
     sequences: Vec<Vec<usize>>,
     every_row: Vec<usize>,
+    coming: Vec<(usize, usize, Captured)>,
     taken: BTreeMap<usize, (usize, Vec<f32>)>,
 }
 
@@ -155,13 +170,36 @@ impl Reduce {
         };
         every_row.sort_unstable();
         every_row.dedup();
-        Self { selection, reduction, sequences, every_row, taken: BTreeMap::new() }
+        Self { selection, reduction, sequences, every_row, coming: Vec::new(), taken: BTreeMap::new() }
     }
 
     /// The vectors of a place, `[sequences, width]`; none if the pass has not reached it.
     pub fn get(&self, site: Site, layer: usize) -> Option<&[f32]> {
         let place = self.selection.places.iter().position(|&place| place == (site, layer))?;
         self.taken.get(&place).map(|(_, vectors)| vectors.as_slice())
+    }
+}
+
+impl Reduce {
+    /// Keeps one vector per sequence of a place's rows.
+    fn reduce(&mut self, place: usize, width: usize, rows: &[f32]) {
+        let vectors = match self.reduction {
+            Reduction::Last => rows.to_vec(),
+            Reduction::Mean => {
+                let mut means = Vec::with_capacity(self.sequences.len() * width);
+                for sequence in &self.sequences {
+                    let mut sum = vec![0.0f64; width];
+                    for row in sequence {
+                        let i = self.every_row.binary_search(row).expect("reduce: every row was listed");
+                        let value = &rows[i * width..(i + 1) * width];
+                        sum.iter_mut().zip(value).for_each(|(sum, &x)| *sum += f64::from(x));
+                    }
+                    means.extend(sum.iter().map(|sum| (sum / sequence.len() as f64) as f32));
+                }
+                means
+            }
+        };
+        self.taken.insert(place, (width, vectors));
     }
 }
 
@@ -173,27 +211,26 @@ impl<B: Backend> Taps<B> for Reduce {
     fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>) {
         let Some(place) = self.selection.places.iter().position(|&p| p == (tapped.site, tapped.layer)) else { return };
         let width = tapped.width;
-        let vectors = match self.reduction {
+        let rows = match self.reduction {
             Reduction::Last => {
                 let last: Vec<usize> = self.sequences.iter().filter_map(|rows| rows.last().copied()).collect();
                 take(backend, &tapped, &last)
             }
-            Reduction::Mean => {
-                let values = take(backend, &tapped, &self.every_row);
-                let mut means = Vec::with_capacity(self.sequences.len() * width);
-                for sequence in &self.sequences {
-                    let mut sum = vec![0.0f64; width];
-                    for row in sequence {
-                        let i = self.every_row.binary_search(row).expect("reduce: every row was listed");
-                        let value = &values[i * width..(i + 1) * width];
-                        sum.iter_mut().zip(value).for_each(|(sum, &x)| *sum += f64::from(x));
-                    }
-                    means.extend(sum.iter().map(|sum| (sum / sequence.len() as f64) as f32));
-                }
-                means
-            }
+            Reduction::Mean => take(backend, &tapped, &self.every_row),
         };
-        self.taken.insert(place, (width, vectors));
+        if rows.is_here() {
+            self.reduce(place, width, rows.rows());
+        } else {
+            self.coming.push((place, width, rows));
+        }
+    }
+
+    fn finish(&mut self, backend: &mut B) -> Result<()> {
+        backend.sync()?;
+        for (place, width, rows) in std::mem::take(&mut self.coming) {
+            self.reduce(place, width, rows.rows());
+        }
+        Ok(())
     }
 
     fn rows(&self) -> Option<&[usize]> {

@@ -72,11 +72,12 @@
 //! writer.push_labels("pos", &[0, 1, 2])?;
 //! let mut stream = Stream::new(&mut writer, embeddings, vec![0, 1, 2]);
 //! model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut stream)?;
-//! stream.finish()?;
+//! stream.close()?;
 //! assert_eq!(writer.finish()?, path);
 //! # Ok::<(), llamaprobe::Error>(())
 //! ```
 
+use crate::Result;
 use crate::backend::{Backend, HostSlice, Tensor};
 use crate::shape::Pack;
 
@@ -137,6 +138,14 @@ pub trait Taps<B: Backend> {
 
     /// Called as soon as the tensor is there.
     fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>);
+
+    /// Called once after the last tensor of a pass. What was captured is to be read after [`Backend::sync`].
+    ///
+    /// # Errors
+    /// Whatever stands in the way of what the taps are for.
+    fn finish(&mut self, _: &mut B) -> Result<()> {
+        Ok(())
+    }
 
     /// The pack rows for which the sites computed on demand ([`Site::on_demand`]) are computed; none means all.
     fn rows(&self) -> Option<&[usize]> {

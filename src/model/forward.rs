@@ -76,11 +76,24 @@ impl<B: Backend> Model<B> {
     /// stop earlier.
     ///
     /// # Errors
-    /// If the device has no memory for a longer rotation table or for a tensor computed on demand.
+    /// If the device has no memory for a longer rotation table or for a tensor computed on demand; what
+    /// [`Taps::finish`] reports.
     ///
     /// # Panics
     /// If the pack is larger than the buffers or than what is left of the cache, or names runs that are not there.
     pub fn forward<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        acts: &mut Activations<B>,
+        input: &Input<'_, B>,
+        cache: Option<Cache<'_, B>>,
+        taps: &mut T,
+    ) -> Result<()> {
+        self.layers(backend, acts, input, cache, taps)?;
+        taps.finish(backend)
+    }
+
+    fn layers<T: Taps<B>>(
         &self,
         backend: &mut B,
         acts: &mut Activations<B>,

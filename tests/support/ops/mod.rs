@@ -5,6 +5,7 @@ pub mod cases;
 pub mod device;
 pub mod naive;
 pub mod op;
+pub mod parity;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;

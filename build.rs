@@ -1,0 +1,101 @@
+//! Embeds the text of the CUDA kernels, and on request what `nvcc` makes of it.
+//!
+//! `LLAMAPROBE_NVCC` unset: text only; the kernels are compiled at run time. `LLAMAPROBE_NVCC=/path/to/nvcc`, or `1` for
+//! the one in `$CUDA_HOME/bin`, `/usr/local/cuda/bin` or on `PATH`: also fat binaries for sm_80 and sm_90a with PTX 80.
+//! A value that does not lead to a compiler stops the build: what a binary holds never depends on what is installed.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+#[path = "src/backend/cuda/variant.rs"]
+mod variant;
+use variant::Variant;
+
+/// Types of `real`, one variant of each kernel for each.
+const REALS: [&str; 3] = ["float", "bf16", "half"];
+/// Bytes of each of them.
+const ELEMENTS: [usize; 3] = [4, 2, 2];
+/// Head widths of the attention's variants in fat binaries; others are compiled at run time.
+const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
+/// The file whose kernels vary with the head width.
+const BY_HEAD: &str = "attention";
+
+fn main() {
+    println!("cargo:rerun-if-env-changed=LLAMAPROBE_NVCC");
+    println!("cargo:rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    println!("cargo:rerun-if-changed=kernels");
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+    let kernels = root.join("kernels");
+    let prelude = read(&kernels.join("prelude.cuh"));
+    let nvcc = env::var("LLAMAPROBE_NVCC").ok().filter(|value| !value.is_empty()).map(|value| find_nvcc(&value));
+    let mut names: Vec<String> = fs::read_dir(&kernels)
+        .unwrap_or_else(|e| panic!("{}: {e}", kernels.display()))
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok()?.strip_suffix(".cu").map(str::to_owned))
+        .collect();
+    names.sort();
+    let mut sources = String::new();
+    let mut binaries = String::new();
+    for name in &names {
+        let text = format!("{prelude}\n#line 1 \"{name}.cu\"\n{}", read(&kernels.join(format!("{name}.cu"))));
+        let file = out.join(format!("{name}.cu"));
+        fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        writeln!(sources, "    ({name:?}, include_str!({file:?})),").expect("a string takes everything");
+        let Some(nvcc) = &nvcc else { continue };
+        let heads: &[usize] = if name == BY_HEAD { &HEAD_DIMS } else { &[0] };
+        for (real, element) in REALS.into_iter().zip(ELEMENTS) {
+            for &head in heads {
+                let fatbin = out.join(format!("{name}.{real}.{head}.fatbin"));
+                compile(nvcc, &file, &fatbin, real, (head > 0).then(|| Variant::new(head, element)));
+                writeln!(binaries, "    ({name:?}, {real:?}, {head}, include_bytes!({fatbin:?})),")
+                    .expect("a string takes everything");
+            }
+        }
+    }
+    let table = format!(
+        "/// Name and text of each kernel file, its prelude in front.\n\
+         pub static SOURCES: &[(&str, &str)] = &[\n{sources}];\n\
+         /// Kernel file, type of `real`, head width (0 where there is none) and fat binary.\n\
+         pub static BINARIES: &[(&str, &str, usize, &[u8])] = &[\n{binaries}];\n"
+    );
+    fs::write(out.join("kernels.rs"), table).unwrap_or_else(|e| panic!("kernels.rs: {e}"));
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The compiler that `LLAMAPROBE_NVCC` asks for.
+fn find_nvcc(value: &str) -> PathBuf {
+    let places: Vec<PathBuf> = if value == "1" {
+        let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin"));
+        let path = env::var_os("PATH").unwrap_or_default();
+        let dirs = home.into_iter().chain([PathBuf::from("/usr/local/cuda/bin")]).chain(env::split_paths(&path));
+        dirs.map(|dir| dir.join("nvcc")).collect()
+    } else {
+        vec![PathBuf::from(value)]
+    };
+    let works = |nvcc: &PathBuf| Command::new(nvcc).arg("--version").output().is_ok_and(|out| out.status.success());
+    places.into_iter().find(works).unwrap_or_else(|| {
+        panic!(
+            "LLAMAPROBE_NVCC={value}: no working nvcc there; expected the path of nvcc, or 1 to look in \
+             $CUDA_HOME/bin, /usr/local/cuda/bin and PATH, or unset to compile the kernels at run time"
+        )
+    })
+}
+
+fn compile(nvcc: &Path, source: &Path, fatbin: &Path, real: &str, variant: Option<Variant>) {
+    let mut command = Command::new(nvcc);
+    command.args(["-fatbin", "-std=c++17", "-O3"]);
+    command.args(["-gencode=arch=compute_80,code=[sm_80,compute_80]", "-gencode=arch=compute_90a,code=sm_90a"]);
+    command.arg(format!("-DREAL={real}"));
+    command.args(variant.iter().flat_map(Variant::options));
+    let out = command.arg(source).arg("-o").arg(fatbin).output();
+    let out = out.unwrap_or_else(|e| panic!("{}: {e}", nvcc.display()));
+    assert!(out.status.success(), "{} {}:\n{}", nvcc.display(), source.display(), String::from_utf8_lossy(&out.stderr));
+}

@@ -1,0 +1,225 @@
+//! Dense products by cuBLASLt: what algorithm serves a shape is asked once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cudarc::cublaslt::{result, sys};
+
+use super::driver::{Device, error};
+use super::library;
+use super::memory::Block;
+use super::{Compute, Settings};
+use crate::Result;
+
+/// Bytes that cuBLASLt may use beside the operands; what NVIDIA recommends for Hopper.
+pub const WORKSPACE: usize = 32 << 20;
+
+/// A row-major product `d [n, m] = a op b`, as cuBLASLt sees it: column-major `d [m, n]`, inner length `k`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// Columns of the row-major result.
+    pub m: usize,
+    /// Rows of the row-major result.
+    pub n: usize,
+    /// Inner length.
+    pub k: usize,
+    /// Whether the first operand, `[k, m]` row-major, is stored as `[m, k]`.
+    pub transpose_a: bool,
+    /// Whether the second operand, `[n, k]` row-major, is stored as `[k, n]`.
+    pub transpose_b: bool,
+    /// Whether the result is wide.
+    pub wide: bool,
+    /// Whether `bias [m]` is added.
+    pub bias: bool,
+    /// Whether it is added to what is there.
+    pub accumulate: bool,
+    /// What the addresses of the operands and the result are multiples of.
+    pub alignment: u32,
+}
+
+/// A product of operands at addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Product {
+    /// The shape.
+    pub shape: Shape,
+    /// First operand (the weights, as a rule).
+    pub a: u64,
+    /// Second operand.
+    pub b: u64,
+    /// Result.
+    pub d: u64,
+    /// Bias, 0 for none.
+    pub bias: u64,
+}
+
+impl Product {
+    /// A product whose shape takes its alignment from the addresses.
+    pub fn new(mut shape: Shape, a: u64, b: u64, d: u64, bias: u64) -> Self {
+        let lowest = (a | b | d | bias | 256).trailing_zeros();
+        shape.alignment = 1 << lowest;
+        Self { shape, a, b, d, bias }
+    }
+}
+
+struct Plan {
+    desc: sys::cublasLtMatmulDesc_t,
+    a: sys::cublasLtMatrixLayout_t,
+    b: sys::cublasLtMatrixLayout_t,
+    d: sys::cublasLtMatrixLayout_t,
+    algo: sys::cublasLtMatmulAlgo_t,
+}
+
+/// cuBLASLt with the plans made so far.
+pub struct Blas {
+    device: Arc<Device>,
+    handle: sys::cublasLtHandle_t,
+    data: sys::cudaDataType_t,
+    workspace: Block,
+    plans: HashMap<Shape, Plan>,
+}
+
+// SAFETY: handles and descriptors are plain objects of the library, used by one thread at a time (`&mut self`).
+unsafe impl Send for Blas {}
+
+impl Blas {
+    /// Opens the library; `workspace` has [`WORKSPACE`] bytes.
+    ///
+    /// # Errors
+    /// If it is not found, naming what to install, or does not start.
+    pub fn new<R: Compute>(device: Arc<Device>, settings: &Settings, workspace: Block) -> Result<Self> {
+        library::find("cublasLt", &settings.library_dirs).map_err(|found| {
+            error(device.name(), "start", &format!("{found}; matrix products need cuBLAS: pip install nvidia-cublas"))
+        })?;
+        device.bind();
+        let handle = result::create_handle().map_err(|e| error(device.name(), "start", &format!("cuBLASLt: {e}")))?;
+        Ok(Self { device, handle, data: R::DATA, workspace, plans: HashMap::new() })
+    }
+
+    /// Sees to it that there is a plan for a shape.
+    ///
+    /// # Errors
+    /// If cuBLASLt has no algorithm for it.
+    pub fn plan(&mut self, op: &'static str, shape: &Shape) -> Result<()> {
+        if !self.plans.contains_key(shape) {
+            self.device.bind();
+            let plan = make_plan(self.handle, self.data, shape);
+            let plan = plan.map_err(|e| error(self.device.name(), op, &format!("cuBLASLt: {e} for {shape:?}")))?;
+            self.plans.insert(*shape, plan);
+        }
+        Ok(())
+    }
+
+    /// Gives a product to the device's stream.
+    ///
+    /// # Panics
+    /// If there is no plan for its shape.
+    pub fn run(&self, product: &Product) -> Result<(), String> {
+        let Product { shape, a, b, d, bias } = product;
+        let plan = self.plans.get(shape).unwrap_or_else(|| panic!("cuBLASLt: no plan for {shape:?}"));
+        let (one, beta) = (1.0f32, if shape.accumulate { 1.0f32 } else { 0.0 });
+        let bias_pointer = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+        // SAFETY: plan and handle live as long as `self`; the addresses are those of buffers of the plan's sizes, which
+        // outlive the work on the stream because their memory is only reused in stream order.
+        let done = unsafe {
+            if shape.bias {
+                set_desc(plan.desc, bias_pointer, bias).map_err(|e| e.to_string())?;
+            }
+            result::matmul(
+                self.handle,
+                plan.desc,
+                (&raw const one).cast(),
+                (&raw const beta).cast(),
+                *a as *const _,
+                plan.a,
+                *b as *const _,
+                plan.b,
+                *d as *const _,
+                plan.d,
+                *d as *mut _,
+                plan.d,
+                &raw const plan.algo,
+                self.workspace.address as *mut _,
+                self.workspace.bytes,
+                self.device.stream.cast(),
+            )
+        };
+        done.map_err(|e| format!("cuBLASLt: {e}"))
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        self.device.bind();
+        // SAFETY: each object was made by this value and is destroyed once.
+        unsafe {
+            for plan in self.plans.values() {
+                let _ = result::destroy_matmul_desc(plan.desc);
+                for layout in [plan.a, plan.b, plan.d] {
+                    let _ = result::destroy_matrix_layout(layout);
+                }
+            }
+            let _ = result::destroy_handle(self.handle);
+        }
+    }
+}
+
+/// Sets an attribute to a value of its own size.
+///
+/// # Safety
+/// The descriptor exists, and the attribute is of type `T`.
+unsafe fn set_desc<T>(
+    desc: sys::cublasLtMatmulDesc_t,
+    attribute: sys::cublasLtMatmulDescAttributes_t,
+    value: &T,
+) -> Result<(), result::CublasError> {
+    // SAFETY: the caller's; the value is read before the call returns.
+    unsafe { result::set_matmul_desc_attribute(desc, attribute, std::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
+fn make_plan(
+    handle: sys::cublasLtHandle_t,
+    data: sys::cudaDataType_t,
+    shape: &Shape,
+) -> Result<Plan, result::CublasError> {
+    use sys::cublasLtMatmulDescAttributes_t as Desc;
+    use sys::cublasLtMatmulPreferenceAttributes_t as Pref;
+    let Shape { m, n, k, transpose_a, transpose_b, .. } = *shape;
+    let wide = sys::cudaDataType_t::CUDA_R_32F;
+    let layout = |dtype, rows: usize, columns: usize| {
+        result::create_matrix_layout(dtype, rows as u64, columns as u64, rows as i64)
+    };
+    let desc = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, wide)?;
+    let transpose = |yes: bool| i32::from(yes);
+    // SAFETY: the descriptor has just been made; these attributes are 32-bit integers.
+    unsafe {
+        set_desc(desc, Desc::CUBLASLT_MATMUL_DESC_TRANSA, &transpose(transpose_a))?;
+        set_desc(desc, Desc::CUBLASLT_MATMUL_DESC_TRANSB, &transpose(transpose_b))?;
+        if shape.bias {
+            set_desc(desc, Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+        }
+    }
+    let a = if transpose_a { layout(data, k, m)? } else { layout(data, m, k)? };
+    let b = if transpose_b { layout(data, n, k)? } else { layout(data, k, n)? };
+    let d = layout(if shape.wide { wide } else { data }, m, n)?;
+    let preference = result::create_matmul_pref()?;
+    // SAFETY: the preference has just been made, and is destroyed once; workspace is a `size_t`, alignments are 32-bit
+    // integers; the layouts and the descriptor exist.
+    let heuristic = unsafe {
+        let set = |attribute, value: *const std::ffi::c_void, size| {
+            result::set_matmul_pref_attribute(preference, attribute, value, size)
+        };
+        set(Pref::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::ptr::from_ref(&WORKSPACE).cast(), size_of::<usize>())?;
+        for attribute in [
+            Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ] {
+            set(attribute, (&raw const shape.alignment).cast(), size_of::<u32>())?;
+        }
+        let heuristic = result::get_matmul_algo_heuristic(handle, desc, a, b, d, d, preference);
+        result::destroy_matmul_pref(preference)?;
+        heuristic?
+    };
+    Ok(Plan { desc, a, b, d, algo: heuristic.algo })
+}

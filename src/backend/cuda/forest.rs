@@ -1,0 +1,278 @@
+//! The forest as the attention's kernels read it (see the head of `kernels/attention.cu`). Pure functions.
+
+use std::collections::HashMap;
+
+use super::geometry::entry;
+use crate::shape::{Pack, Parent};
+
+/// Rows of a block of queries, and keys of a tile.
+pub const SLOTS: usize = 64;
+/// No row stands here.
+pub const NO_ROW: i32 = i32::MIN;
+
+/// The tables of one pack.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forest {
+    /// Rows that are handled together `[blocks, 64]`, or [`NO_ROW`].
+    pub slots: Vec<i32>,
+    /// Where the visits of each block begin, and the end `[blocks + 1]`.
+    pub visit_starts: Vec<i32>,
+    /// `{tile, position of its first key, first slot, end of the slots}`, in each block ascending by position.
+    pub visits: Vec<[i32; 4]>,
+    /// The key rows at 64 consecutive positions of a path `[tiles, 64]`: of the pack, `-(r + 1)` for row `r` of the
+    /// cache, or [`NO_ROW`].
+    pub tiles: Vec<i32>,
+    /// The rows in depth-first order `[N]`.
+    pub order: Vec<i32>,
+    /// Row `order[j]` sees row `order[i]` if `i <= j < ends[i]` `[N]`.
+    pub ends: Vec<i32>,
+}
+
+impl Forest {
+    /// The tables of a pack.
+    pub fn new(pack: &Pack) -> Self {
+        let mut forest = Self::default();
+        let mut walk = Walk::new(pack);
+        for g in walk.roots.clone() {
+            walk.descend(&mut forest, g);
+        }
+        let n = forest.order.len();
+        forest.slots.clone_from(&forest.order);
+        forest.slots.resize(n.next_multiple_of(SLOTS), NO_ROW);
+        for first in (0..n).step_by(SLOTS) {
+            forest.visit_starts.push(entry(forest.visits.len()));
+            walk.visit(&mut forest, first, n.min(first + SLOTS));
+        }
+        forest.visit_starts.push(entry(forest.visits.len()));
+        forest
+    }
+}
+
+/// The tile at a place of the path of a segment of the pack, or of a kept one.
+type TileKey = (Parent, usize);
+
+struct Walk<'a> {
+    pack: &'a Pack,
+    roots: Vec<usize>,
+    children: Vec<Vec<usize>>,
+    /// The segment of each row in depth-first order.
+    segments: Vec<usize>,
+    tiles: HashMap<TileKey, i32>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(pack: &'a Pack) -> Self {
+        let (mut roots, mut children) = (Vec::new(), vec![Vec::new(); pack.segments().len()]);
+        for (g, segment) in pack.segments().iter().enumerate() {
+            match segment.parent {
+                Parent::Pack(p) => children[p].push(g),
+                Parent::None | Parent::Kept(_) => roots.push(g),
+            }
+        }
+        Self { pack, roots, children, segments: Vec::new(), tiles: HashMap::new() }
+    }
+
+    /// Appends a segment and all its descendants to the order.
+    fn descend(&mut self, forest: &mut Forest, root: usize) {
+        // Parents and children by hand: a chain of segments may be longer than the stack is deep.
+        let mut open: Vec<(usize, usize, usize)> = Vec::new();
+        let mut next = Some(root);
+        loop {
+            if let Some(g) = next.take() {
+                open.push((g, 0, forest.order.len()));
+                let rows = self.pack.segments()[g].rows.clone();
+                self.segments.extend(rows.clone().map(|_| g));
+                forest.order.extend(rows.map(entry));
+                forest.ends.resize(forest.order.len(), 0);
+            }
+            let Some((g, child, first)) = open.last_mut() else { return };
+            next = self.children[*g].get(*child).copied();
+            *child += 1;
+            if next.is_none() {
+                let own = self.pack.segments()[*g].rows.len();
+                let end = entry(forest.order.len());
+                forest.ends[*first..*first + own].fill(end);
+                open.pop();
+            }
+        }
+    }
+
+    /// Lists the tiles that the rows `first..end` of the order see.
+    fn visit(&mut self, forest: &mut Forest, first: usize, end: usize) {
+        let start = forest.visits.len();
+        let mut last: HashMap<i32, usize> = HashMap::new();
+        let mut from = first;
+        while from < end {
+            let g = self.segments[from];
+            let to = (from..end).find(|&i| self.segments[i] != g).unwrap_or(end);
+            let seen = self.pack.positions()[forest.order[to - 1] as usize] as usize / SLOTS;
+            for place in 0..=seen {
+                let tile = self.tile(forest, g, place);
+                let (slot, stop) = (entry(from - first), entry(to - first));
+                // The rows under the segment that owns a tile follow one another.
+                match last.get(&tile).map(|&at| &mut forest.visits[at]).filter(|visit| visit[3] == slot) {
+                    Some(visit) => visit[3] = stop,
+                    None => {
+                        last.insert(tile, forest.visits.len());
+                        forest.visits.push([tile, entry(place * SLOTS), slot, stop]);
+                    }
+                }
+            }
+            from = to;
+        }
+        forest.visits[start..].sort_by_key(|visit| (visit[1], visit[2]));
+    }
+
+    /// The tile at positions `place * 64..` of the path of segment `g`, itself included.
+    fn tile(&mut self, forest: &mut Forest, g: usize, place: usize) -> i32 {
+        // A tile that lies wholly among the ancestors is theirs.
+        let mut owner = Parent::Pack(g);
+        let mut under = g;
+        while let Parent::Pack(s) = owner
+            && (place + 1) * SLOTS <= self.pack.segments()[s].position
+        {
+            under = s;
+            owner = self.pack.segments()[s].parent;
+        }
+        if let Some(&tile) = self.tiles.get(&(owner, place)) {
+            return tile;
+        }
+        let range = place * SLOTS..(place + 1) * SLOTS;
+        let tile = entry(forest.tiles.len() / SLOTS);
+        let mut position = 0;
+        let own = match owner {
+            Parent::Pack(s) => {
+                under = s;
+                Some((false, self.pack.segments()[s].rows.clone()))
+            }
+            Parent::None | Parent::Kept(_) => None,
+        };
+        for (kept, rows) in self.pack.path(under).iter().map(|span| (span.kept, span.rows.clone())).chain(own) {
+            let from = range.start.saturating_sub(position).min(rows.len());
+            let to = range.end.saturating_sub(position).min(rows.len());
+            position += rows.len();
+            let row = |row| if kept { -entry(row) - 1 } else { entry(row) };
+            forest.tiles.extend((rows.start + from..rows.start + to).map(row));
+        }
+        forest.tiles.resize((tile as usize + 1) * SLOTS, NO_ROW);
+        self.tiles.insert((owner, place), tile);
+        tile
+    }
+}
+
+/// The key row at each position of the path of each of `rows` `[rows, longest]`, or [`NO_ROW`] where the row sees none.
+pub fn keys(pack: &Pack, rows: &[usize], longest: usize, window: Option<usize>) -> Vec<i32> {
+    let mut keys = vec![NO_ROW; rows.len() * longest];
+    for (keys, &row) in keys.chunks_exact_mut(longest.max(1)).zip(rows) {
+        let g = pack.segments().partition_point(|segment| segment.rows.end <= row);
+        let own = pack.segments()[g].rows.start..row + 1;
+        let spans = pack.path(g).iter().map(|span| (span.kept, span.rows.clone())).chain([(false, own)]);
+        let path = spans.flat_map(|(kept, rows)| rows.map(move |r| if kept { -entry(r) - 1 } else { entry(r) }));
+        keys.iter_mut().zip(path).for_each(|(key, row)| *key = row);
+        let position = pack.positions()[row] as usize;
+        let hidden = window.map_or(0, |window| (position + 1).saturating_sub(window));
+        keys[..hidden].fill(NO_ROW);
+    }
+    keys
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::shape::{KeptSegment, Label, PackBuilder, Token};
+
+    fn pack(kept: &[KeptSegment], segments: &[(usize, Parent)]) -> Pack {
+        let mut builder = PackBuilder::new(kept);
+        for &(rows, parent) in segments {
+            builder.push(&vec![Token::Id(0); rows], parent, None, Label::Text);
+        }
+        builder.build()
+    }
+
+    /// What a row sees by the visits, as `(position, key)`, must be what the pack allows, each once; the same by the
+    /// order and its ends.
+    fn check(pack: &Pack) {
+        let forest = Forest::new(pack);
+        let n = pack.len();
+        let longest = pack.longest();
+        let rows: Vec<usize> = (0..n).collect();
+        let allowed = keys(pack, &rows, longest, None);
+        let mut seen: Vec<BTreeSet<(usize, i32)>> = vec![BTreeSet::new(); n];
+        for (block, slots) in forest.slots.chunks(SLOTS).enumerate() {
+            let range = forest.visit_starts[block] as usize..forest.visit_starts[block + 1] as usize;
+            let visits = &forest.visits[range];
+            assert!(visits.is_sorted_by_key(|visit| visit[1]), "ascending by position");
+            for &[tile, position, first, end] in visits {
+                let tile = &forest.tiles[tile as usize * SLOTS..][..SLOTS];
+                for &row in &slots[first as usize..end as usize] {
+                    for (p, &key) in (position as usize..).zip(tile) {
+                        if p <= pack.positions()[row as usize] as usize {
+                            assert!(seen[row as usize].insert((p, key)), "row {row} sees {key} twice");
+                        }
+                    }
+                }
+            }
+        }
+        let mut order = forest.order.clone();
+        order.sort_unstable();
+        assert!(order.iter().map(|&row| row as usize).eq(0..n), "each row once");
+        for row in 0..n {
+            let path = allowed[row * longest..][..longest].iter().copied().enumerate();
+            let expected: BTreeSet<_> = path.filter(|(_, key)| *key != NO_ROW).collect();
+            assert_eq!(seen[row], expected, "row {row}");
+        }
+        for (j, &row) in forest.order.iter().enumerate() {
+            let by_order = (0..=j).filter(|&i| j < forest.ends[i] as usize).map(|i| forest.order[i]);
+            let expected = seen[row as usize].iter().map(|(_, key)| *key).filter(|key| *key >= 0);
+            assert!(by_order.collect::<BTreeSet<_>>() == expected.collect(), "row {row} by the order");
+        }
+    }
+
+    #[test]
+    fn every_row_sees_its_path_once() {
+        use Parent::{None as Root, Pack as Under};
+        for segments in [
+            vec![(1, Root)],
+            vec![(64, Root)],
+            vec![(200, Root)],
+            vec![(3, Root), (70, Root), (5, Root)],
+            vec![(100, Root), (7, Under(0)), (60, Under(0)), (9, Under(0))],
+            vec![(64, Root), (7, Under(0)), (60, Under(0)), (9, Under(1))],
+            vec![(10, Root), (5, Under(0)), (4, Under(1)), (6, Under(1)), (8, Under(0)), (130, Under(4)), (2, Root)],
+            vec![(70, Root), (1, Root), (70, Under(0)), (70, Under(1)), (3, Under(2)), (3, Under(0))],
+        ] {
+            check(&pack(&[], &segments));
+        }
+    }
+
+    #[test]
+    fn kept_ancestors_stand_before_the_pack() {
+        use Parent::{Kept, None as Root, Pack as Under};
+        let kept = [
+            KeptSegment { rows: 5..75, parent: None, run: None, end: 70 },
+            KeptSegment { rows: 75..78, parent: Some(0), run: None, end: 73 },
+        ];
+        check(&pack(&kept, &[(4, Kept(0)), (90, Kept(1)), (5, Root), (3, Under(1)), (2, Kept(0))]));
+    }
+
+    #[test]
+    fn siblings_share_the_tiles_of_their_ancestors() {
+        let mut segments = vec![(128, Parent::None)];
+        segments.extend([(16, Parent::Pack(0)); 8]);
+        let forest = Forest::new(&pack(&[], &segments));
+        // Two tiles of the parent, and one for each child.
+        assert_eq!(forest.tiles.len() / SLOTS, 2 + 8);
+        let of_block = &forest.visits[forest.visit_starts[2] as usize..forest.visit_starts[3] as usize];
+        assert_eq!(of_block[..2], [[0, 0, 0, 64], [1, 64, 0, 64]], "all children of the block at once");
+        assert_eq!(of_block.len(), 2 + 4);
+    }
+
+    #[test]
+    fn a_window_hides_what_is_far() {
+        let pack = pack(&[], &[(4, Parent::None), (2, Parent::Pack(0))]);
+        assert_eq!(keys(&pack, &[5], 6, Some(3)), [NO_ROW, NO_ROW, NO_ROW, 3, 4, 5]);
+        assert_eq!(keys(&pack, &[1], 4, None), [0, 1, NO_ROW, NO_ROW]);
+    }
+}

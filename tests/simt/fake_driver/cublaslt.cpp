@@ -1,0 +1,142 @@
+// libcublasLt.so.13 for tests: dense column-major products with a bias, as the backend asks for them.
+#include "fake.h"
+
+enum { OK = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
+enum { R_32F = 0, R_16F = 2, R_16BF = 14 };
+enum { TRANSA = 3, TRANSB = 4, EPILOGUE = 7, BIAS_POINTER = 8 };
+enum { EPILOGUE_DEFAULT = 1, EPILOGUE_BIAS = 4 };
+
+struct Layout {
+    int type;
+    uint64_t rows, columns;
+    int64_t stride;
+};
+struct Description {
+    int transpose_a = 0, transpose_b = 0, epilogue = EPILOGUE_DEFAULT;
+    Address bias = 0;
+};
+struct Heuristic {
+    uint64_t algorithm[8];
+    size_t workspace;
+    int state;
+    float waves;
+    int reserved[4];
+};
+
+static int handle_object;
+static const uint64_t MARK = 0x6c6f6769;
+
+static size_t size_of(int type) { return type == R_32F ? 4 : 2; }
+
+static float load(int type, Address at, int64_t i) {
+    if (type == R_32F) return reinterpret_cast<float*>(at)[i];
+    uint16_t bits = reinterpret_cast<uint16_t*>(at)[i];
+    if (type == R_16F) {
+        _Float16 x;
+        memcpy(&x, &bits, 2);
+        return x;
+    }
+    uint32_t wide = uint32_t(bits) << 16;
+    float x;
+    memcpy(&x, &wide, 4);
+    return x;
+}
+
+static void store(int type, Address at, int64_t i, float x) {
+    if (type == R_32F) {
+        reinterpret_cast<float*>(at)[i] = x;
+    } else if (type == R_16F) {
+        _Float16 y = x;
+        memcpy(reinterpret_cast<uint16_t*>(at) + i, &y, 2);
+    } else {
+        uint32_t bits;
+        memcpy(&bits, &x, 4);
+        reinterpret_cast<uint16_t*>(at)[i] = x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    }
+}
+
+static void check(const Layout& layout, Address at) {
+    size_t bytes = ((layout.columns - 1) * layout.stride + layout.rows) * size_of(layout.type);
+    if (!device_owns(at, bytes)) wrong("a product's operand lies outside of an allocation");
+}
+
+API cublasLtCreate(void** handle) {
+    *handle = &handle_object;
+    return OK;
+}
+API cublasLtDestroy(void*) { return OK; }
+API cublasLtMatrixLayoutCreate(void** layout, int type, uint64_t rows, uint64_t columns, int64_t stride) {
+    if (stride < (int64_t)rows || !rows || !columns) return INVALID_VALUE;
+    *layout = new Layout{type, rows, columns, stride};
+    return OK;
+}
+API cublasLtMatrixLayoutDestroy(void* layout) {
+    delete static_cast<Layout*>(layout);
+    return OK;
+}
+API cublasLtMatmulDescCreate(void** description, int compute, int scale) {
+    if (compute != 68 || scale != R_32F) return NOT_SUPPORTED;  // accumulation in f32 only
+    *description = new Description;
+    return OK;
+}
+API cublasLtMatmulDescDestroy(void* description) {
+    delete static_cast<Description*>(description);
+    return OK;
+}
+API cublasLtMatmulDescSetAttribute(void* handle, int attribute, const void* value, size_t size) {
+    Description* description = static_cast<Description*>(handle);
+    if (size != (attribute == BIAS_POINTER ? 8 : 4)) return INVALID_VALUE;
+    int number = *static_cast<const int*>(value);
+    switch (attribute) {
+        case TRANSA: description->transpose_a = number; break;
+        case TRANSB: description->transpose_b = number; break;
+        case EPILOGUE: description->epilogue = number; break;
+        case BIAS_POINTER: description->bias = *static_cast<const Address*>(value); break;
+        default: return INVALID_VALUE;
+    }
+    return description->epilogue == EPILOGUE_DEFAULT || description->epilogue == EPILOGUE_BIAS ? OK : NOT_SUPPORTED;
+}
+API cublasLtMatmulPreferenceCreate(void** preference) {
+    *preference = &handle_object;
+    return OK;
+}
+API cublasLtMatmulPreferenceDestroy(void*) { return OK; }
+API cublasLtMatmulPreferenceSetAttribute(void*, int, const void*, size_t) { return OK; }
+API cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int, Heuristic* found, int* count) {
+    *found = Heuristic();
+    found->algorithm[0] = MARK;
+    *count = 1;
+    return OK;
+}
+API cublasLtMatmul(void*, void* description, const float* alpha, Address a, void* layout_a, Address b, void* layout_b,
+                   const float* beta, Address c, void* layout_c, Address d, void* layout_d, const uint64_t* algorithm,
+                   void* workspace, size_t workspace_size, void* stream) {
+    Description of = *static_cast<Description*>(description);
+    Layout la = *static_cast<Layout*>(layout_a), lb = *static_cast<Layout*>(layout_b);
+    Layout lc = *static_cast<Layout*>(layout_c), ld = *static_cast<Layout*>(layout_d);
+    float scale = *alpha, keep = *beta;
+    uint64_t m = of.transpose_a ? la.columns : la.rows, k = of.transpose_a ? la.rows : la.columns;
+    uint64_t n = of.transpose_b ? lb.rows : lb.columns, inner = of.transpose_b ? lb.columns : lb.rows;
+    if (k != inner || m != ld.rows || n != ld.columns || lc.rows != m || lc.columns != n) return INVALID_VALUE;
+    if (algorithm[0] != MARK || la.type != lb.type || lc.type != ld.type) return INVALID_VALUE;
+    if (!device_owns(reinterpret_cast<Address>(workspace), workspace_size)) return INVALID_VALUE;
+    check(la, a), check(lb, b), check(lc, c), check(ld, d);
+    return enqueue(stream, [=] {
+        std::vector<float> sums(m);
+        for (uint64_t j = 0; j < n; j++) {
+            std::fill(sums.begin(), sums.end(), 0.0f);
+            for (uint64_t q = 0; q < k; q++) {
+                float right = load(lb.type, b, of.transpose_b ? j + q * lb.stride : q + j * lb.stride);
+                for (uint64_t i = 0; i < m; i++) {
+                    sums[i] += right * load(la.type, a, of.transpose_a ? q + i * la.stride : i + q * la.stride);
+                }
+            }
+            for (uint64_t i = 0; i < m; i++) {
+                float x = scale * sums[i];
+                if (keep != 0) x += keep * load(lc.type, c, i + j * lc.stride);
+                if (of.epilogue == EPILOGUE_BIAS) x += load(ld.type, of.bias, i);
+                store(ld.type, d, i + j * ld.stride, x);
+            }
+        }
+    });
+}

@@ -1,0 +1,404 @@
+// libcuda.so.1 for tests: the part of the CUDA driver that cudarc and the backend use, on the CPU.
+//
+// Work is queued per stream and runs only when something waits for it, so that a missing wait reads old bytes. Memory is
+// filled with NaNs when it is allocated and again when it is freed. Copies and fills outside of an allocation end the
+// process. FAKE_DEVICES (default 1) is the number of devices; FAKE_MEMORY the bytes of one; FAKE_FAIL_OP=<kernel> makes
+// that kernel fail as an illegal address does: the error shows at the next wait, and the context is lost.
+#include "fake.h"
+
+#include <dlfcn.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <mutex>
+
+enum {
+    OK = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    NO_DEVICE = 100,
+    INVALID_DEVICE = 101,
+    INVALID_IMAGE = 200,
+    INVALID_CONTEXT = 201,
+    NOT_FOUND = 500,
+    NOT_READY = 600,
+    ILLEGAL_ADDRESS = 700,
+    CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_INVALIDATED = 901,
+    CAPTURE_UNMATCHED = 904,
+};
+
+struct dim3 {
+    unsigned x, y, z;
+};
+// As the simulator's kernels.h has it.
+struct SimtKernel {
+    const char* name;
+    int arguments;
+    const size_t* sizes;
+    void (*launch)(void** arguments, dim3 grid, dim3 block, size_t shared);
+};
+
+struct Stream;
+struct Event {
+    Stream* stream = nullptr;
+    uint64_t place = 0;
+};
+struct Item {
+    Operation operation;
+    Event wait;
+};
+struct Graph {
+    std::vector<Operation> operations;
+};
+struct Stream {
+    std::deque<Item> items;
+    uint64_t issued = 0, done = 0;
+    Graph* recording = nullptr;
+};
+struct Function {
+    const SimtKernel* kernel;
+    unsigned shared = 48 << 10;
+};
+struct Module {
+    void* library;
+    std::map<std::string, Function> functions;
+};
+
+static std::recursive_mutex mutex;
+static Stream default_stream;
+static std::vector<Stream*> streams{&default_stream};
+static std::map<Address, size_t> device_memory, pinned_memory;
+static size_t allocated;
+static int sticky;
+static int context_object;
+static thread_local void* current;
+
+#define LOCK std::lock_guard<std::recursive_mutex> lock(mutex)
+#define NEED_CONTEXT                            \
+    LOCK;                                       \
+    if (!current) return INVALID_CONTEXT;       \
+    if (sticky) return sticky
+
+void wrong(const std::string& what) {
+    fprintf(stderr, "fake driver: %s\n", what.c_str());
+    abort();
+}
+
+static size_t number(const char* name, size_t otherwise) {
+    const char* text = getenv(name);
+    return text ? strtoull(text, nullptr, 10) : otherwise;
+}
+
+static bool inside(const std::map<Address, size_t>& memory, Address address, size_t bytes) {
+    auto after = memory.upper_bound(address);
+    if (after == memory.begin()) return false;
+    --after;
+    return address + bytes <= after->first + after->second;
+}
+
+bool device_owns(Address address, size_t bytes) {
+    LOCK;
+    return inside(device_memory, address, bytes) || inside(pinned_memory, address, bytes);
+}
+
+static void check(Address address, size_t bytes, const char* what) {
+    if (!device_owns(address, bytes)) wrong(std::string(what) + " outside of an allocation");
+}
+
+static Stream* stream_of(void* handle) { return handle ? static_cast<Stream*>(handle) : &default_stream; }
+
+static void drain(Stream* stream, uint64_t until) {
+    while (stream->done < until && !stream->items.empty()) {
+        Item item = std::move(stream->items.front());
+        stream->items.pop_front();
+        if (item.wait.stream && item.wait.stream != stream) drain(item.wait.stream, item.wait.place);
+        if (item.operation && !sticky) item.operation();
+        stream->done++;
+    }
+}
+
+static void drain_all() {
+    for (size_t i = 0; i < streams.size(); i++) drain(streams[i], streams[i]->issued);
+}
+
+static bool recording() {
+    return std::any_of(streams.begin(), streams.end(), [](Stream* s) { return s->recording != nullptr; });
+}
+
+static int put(void* handle, Operation operation, Event wait = {}) {
+    LOCK;
+    Stream* stream = stream_of(handle);
+    if (stream->recording) {
+        if (wait.stream) return CAPTURE_UNSUPPORTED;
+        if (operation) stream->recording->operations.push_back(std::move(operation));
+        return OK;
+    }
+    stream->items.push_back({std::move(operation), wait});
+    stream->issued++;
+    return OK;
+}
+
+int enqueue(void* stream, Operation operation) { return put(stream, std::move(operation)); }
+
+// ---- Device and context
+
+API cuInit(unsigned) { return number("FAKE_DEVICES", 1) ? OK : NO_DEVICE; }
+API cuDeviceGetCount(int* count) {
+    *count = number("FAKE_DEVICES", 1);
+    return OK;
+}
+API cuDeviceGet(int* device, int ordinal) {
+    *device = ordinal;
+    return ordinal < (int)number("FAKE_DEVICES", 1) ? OK : INVALID_DEVICE;
+}
+API cuDeviceGetAttribute(int* value, int attribute, int) {
+    switch (attribute) {
+        case 75: *value = 9; break;  // compute capability
+        case 76: *value = 0; break;
+        case 16: *value = 2; break;  // multiprocessors
+        default: return INVALID_VALUE;
+    }
+    return OK;
+}
+API cuDevicePrimaryCtxRetain(void** context, int) {
+    *context = &context_object;
+    return OK;
+}
+API cuDevicePrimaryCtxRelease_v2(int) { return OK; }
+API cuCtxSetCurrent(void* context) {
+    current = context;
+    return OK;
+}
+API cuMemGetInfo_v2(size_t* free, size_t* total) {
+    *total = number("FAKE_MEMORY", 1ull << 32);
+    *free = *total - std::min(*total, allocated);
+    return OK;
+}
+API cuGetErrorName(int, const char** text) {
+    *text = "CUDA_ERROR";
+    return OK;
+}
+API cuGetErrorString(int error, const char** text) {
+    static thread_local char words[64];
+    snprintf(words, sizeof words, error == ILLEGAL_ADDRESS ? "an illegal memory access was encountered" : "error %d",
+             error);
+    *text = words;
+    return OK;
+}
+
+// ---- Streams and events
+
+API cuStreamCreate(void** handle, unsigned) {
+    NEED_CONTEXT;
+    Stream* stream = new Stream;
+    streams.push_back(stream);
+    *handle = stream;
+    return OK;
+}
+API cuStreamDestroy_v2(void* handle) {
+    LOCK;
+    Stream* stream = stream_of(handle);
+    drain(stream, stream->issued);
+    return OK;
+}
+API cuStreamSynchronize(void* handle) {
+    NEED_CONTEXT;
+    Stream* stream = stream_of(handle);
+    if (stream->recording) return CAPTURE_UNSUPPORTED;
+    drain(stream, stream->issued);
+    return sticky;
+}
+API cuStreamWaitEvent(void* stream, void* event, unsigned) {
+    NEED_CONTEXT;
+    return put(stream, nullptr, *static_cast<Event*>(event));
+}
+API cuEventCreate(void** event, unsigned) {
+    NEED_CONTEXT;
+    *event = new Event;
+    return OK;
+}
+API cuEventDestroy_v2(void* event) {
+    delete static_cast<Event*>(event);
+    return OK;
+}
+API cuEventRecord(void* handle, void* stream) {
+    NEED_CONTEXT;
+    Event* event = static_cast<Event*>(handle);
+    int result = put(stream, nullptr);
+    event->stream = stream_of(stream);
+    event->place = event->stream->issued;
+    return result;
+}
+API cuEventQuery(void* handle) {
+    NEED_CONTEXT;
+    Event* event = static_cast<Event*>(handle);
+    return event->stream && event->stream->done < event->place ? NOT_READY : OK;
+}
+API cuEventSynchronize(void* handle) {
+    NEED_CONTEXT;
+    Event* event = static_cast<Event*>(handle);
+    if (event->stream) drain(event->stream, event->place);
+    return sticky;
+}
+
+// ---- Memory
+
+API cuMemAlloc_v2(Address* address, size_t bytes) {
+    NEED_CONTEXT;
+    if (recording()) return CAPTURE_UNSUPPORTED;
+    if (!bytes) return INVALID_VALUE;
+    if (allocated + bytes > number("FAKE_MEMORY", 1ull << 32)) return OUT_OF_MEMORY;
+    void* memory;
+    if (posix_memalign(&memory, 256, bytes)) return OUT_OF_MEMORY;
+    memset(memory, 0xff, bytes);
+    *address = reinterpret_cast<Address>(memory);
+    device_memory[*address] = bytes;
+    allocated += bytes;
+    return OK;
+}
+API cuMemFree_v2(Address address) {
+    LOCK;
+    drain_all();
+    auto found = device_memory.find(address);
+    if (found == device_memory.end()) wrong("memory freed that was not allocated");
+    memset(reinterpret_cast<void*>(address), 0xff, found->second);
+    allocated -= found->second;
+    device_memory.erase(found);
+    free(reinterpret_cast<void*>(address));
+    return OK;
+}
+API cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
+    NEED_CONTEXT;
+    if (posix_memalign(memory, 4096, bytes)) return OUT_OF_MEMORY;
+    memset(*memory, 0xff, bytes);
+    pinned_memory[reinterpret_cast<Address>(*memory)] = bytes;
+    return OK;
+}
+API cuMemFreeHost(void* memory) {
+    LOCK;
+    drain_all();
+    if (!pinned_memory.erase(reinterpret_cast<Address>(memory))) wrong("pinned memory freed that was not allocated");
+    free(memory);
+    return OK;
+}
+API cuMemHostGetDevicePointer_v2(Address* address, void* memory, unsigned) {
+    *address = reinterpret_cast<Address>(memory);
+    return OK;
+}
+API cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, void* stream) {
+    NEED_CONTEXT;
+    check(to, bytes, "copy to the device");
+    if (!inside(pinned_memory, reinterpret_cast<Address>(from), bytes)) wrong("copy from memory that is not pinned");
+    return put(stream, [=] { memcpy(reinterpret_cast<void*>(to), from, bytes); });
+}
+API cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, void* stream) {
+    NEED_CONTEXT;
+    check(from, bytes, "copy from the device");
+    if (!inside(pinned_memory, reinterpret_cast<Address>(to), bytes)) wrong("copy to memory that is not pinned");
+    return put(stream, [=] { memcpy(to, reinterpret_cast<void*>(from), bytes); });
+}
+API cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void* stream) {
+    NEED_CONTEXT;
+    check(to, bytes, "copy");
+    check(from, bytes, "copy");
+    if (to < from + bytes && from < to + bytes) wrong("copy between places that overlap");
+    return put(stream, [=] { memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); });
+}
+API cuMemsetD8Async(Address to, unsigned char value, size_t bytes, void* stream) {
+    NEED_CONTEXT;
+    check(to, bytes, "fill");
+    return put(stream, [=] { memset(reinterpret_cast<void*>(to), value, bytes); });
+}
+
+// ---- Modules and launches
+
+API cuModuleLoadData(void** handle, const void* image) {
+    NEED_CONTEXT;
+    const char* bytes = static_cast<const char*>(image);
+    if (memcmp(bytes, IMAGE, sizeof IMAGE)) return INVALID_IMAGE;
+    uint64_t length;
+    memcpy(&length, bytes + sizeof IMAGE, sizeof length);
+    int file = memfd_create("kernels", 0);
+    if (file < 0 || write(file, bytes + sizeof IMAGE + sizeof length, length) != (ssize_t)length) return INVALID_IMAGE;
+    std::string path = "/proc/self/fd/" + std::to_string(file);
+    void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!library) wrong(dlerror());
+    *handle = new Module{library, {}};
+    return OK;  // the file stays open: its number names the library to the loader
+}
+API cuModuleUnload(void*) { return OK; }
+API cuModuleGetFunction(void** handle, void* module_handle, const char* name) {
+    NEED_CONTEXT;
+    Module* module = static_cast<Module*>(module_handle);
+    auto find = reinterpret_cast<const SimtKernel* (*)(const char*)>(dlsym(module->library, "simt_find"));
+    const SimtKernel* kernel = find ? find(name) : nullptr;
+    if (!kernel) return NOT_FOUND;
+    *handle = &(module->functions[name] = Function{kernel});
+    return OK;
+}
+API cuFuncSetAttribute(void* function, int attribute, int value) {
+    if (attribute != 8 || value > 227 << 10) return INVALID_VALUE;
+    static_cast<Function*>(function)->shared = value;
+    return OK;
+}
+API cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void* stream, void** arguments, void**) {
+    NEED_CONTEXT;
+    Function* function = static_cast<Function*>(handle);
+    const SimtKernel* kernel = function->kernel;
+    if (!gx || !gy || !gz || gx > 0x7fffffff || gy > 65535 || gz > 65535) return INVALID_VALUE;
+    if (bx * by * bz == 0 || bx * by * bz > 1024 || shared > function->shared) return INVALID_VALUE;
+    std::vector<std::vector<char>> values;
+    for (int i = 0; i < kernel->arguments; i++) {
+        const char* value = static_cast<const char*>(arguments[i]);
+        values.emplace_back(value, value + kernel->sizes[i]);
+    }
+    return put(stream, [=]() mutable {
+        const char* failing = getenv("FAKE_FAIL_OP");
+        if (failing && !strcmp(failing, kernel->name)) {
+            sticky = ILLEGAL_ADDRESS;
+            return;
+        }
+        std::vector<void*> pointers;
+        for (auto& value : values) pointers.push_back(value.data());
+        kernel->launch(pointers.data(), {gx, gy, gz}, {bx, by, bz}, shared);
+    });
+}
+
+// ---- Graphs
+
+API cuStreamBeginCapture_v2(void* handle, int) {
+    NEED_CONTEXT;
+    if (!handle || stream_of(handle)->recording) return CAPTURE_UNSUPPORTED;
+    stream_of(handle)->recording = new Graph;
+    return OK;
+}
+API cuStreamEndCapture(void* handle, void** graph) {
+    NEED_CONTEXT;
+    Stream* stream = stream_of(handle);
+    if (!stream->recording) return CAPTURE_UNMATCHED;
+    *graph = stream->recording;
+    stream->recording = nullptr;
+    return OK;
+}
+API cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
+    *executable = new Graph(*static_cast<Graph*>(graph));
+    return OK;
+}
+API cuGraphLaunch(void* executable, void* stream) {
+    NEED_CONTEXT;
+    for (Operation& operation : static_cast<Graph*>(executable)->operations) put(stream, operation);
+    return OK;
+}
+API cuGraphExecDestroy(void* executable) {
+    delete static_cast<Graph*>(executable);
+    return OK;
+}
+API cuGraphDestroy(void* graph) {
+    delete static_cast<Graph*>(graph);
+    return OK;
+}

@@ -1,0 +1,32 @@
+//! The GPU of the tests that need one.
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+use std::path::PathBuf;
+
+use llamaprobe::backend::cuda::{Compute, Cuda, Settings};
+
+/// Where the libraries and the cache are.
+pub fn settings() -> Settings {
+    let dir = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    Settings {
+        library_dirs: dir("LLAMAPROBE_CUDA_LIBS").into_iter().collect(),
+        cache_dir: dir("LLAMAPROBE_CUDA_CACHE"),
+        ..Settings::default()
+    }
+}
+
+/// The first GPU; none (and a line that says so) where there is none, unless `LLAMAPROBE_REQUIRE_CUDA=1`.
+///
+/// # Panics
+/// If one is required and there is none.
+pub fn device<R: Compute>() -> Option<Cuda<R>> {
+    match Cuda::new(0, &settings()) {
+        Ok(device) => Some(device),
+        Err(error) => {
+            let required = std::env::var("LLAMAPROBE_REQUIRE_CUDA").is_ok_and(|value| value == "1");
+            assert!(!required, "LLAMAPROBE_REQUIRE_CUDA=1: {error}");
+            println!("skipped: no CUDA device ({error})");
+            None
+        }
+    }
+}

@@ -6,6 +6,8 @@ use super::Failure;
 use super::args::{CommonArgs, Device, DtypeArg};
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::Cuda;
 use crate::formats::safetensors::Dtype;
 use crate::{Error, Result};
 
@@ -37,13 +39,39 @@ pub fn dispatch(common: &CommonArgs, checkpoint: Dtype, job: impl Job) -> Result
         // The pool may exist already when this is called as a library; then it stays as it is.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
-    match (&common.device, dtype(common.dtype, checkpoint)?) {
-        (Device::Cuda(n), _) => {
-            let found = format!("cuda:{n}, which this build has not");
+    let dtype = dtype(common.dtype, checkpoint)?;
+    match (gpu(&common.device)?, dtype) {
+        #[cfg(feature = "cuda")]
+        (Some(n), Dtype::BF16) => job.run(Cuda::<bf16>::new(n, &super::cuda::settings())?),
+        #[cfg(feature = "cuda")]
+        (Some(n), Dtype::F16) => job.run(Cuda::<f16>::new(n, &super::cuda::settings())?),
+        #[cfg(feature = "cuda")]
+        (Some(n), _) => job.run(Cuda::<f32>::new(n, &super::cuda::settings())?),
+        #[cfg(not(feature = "cuda"))]
+        (Some(gpu), _) => match gpu {},
+        (None, Dtype::BF16) => job.run(Cpu::<f32, bf16>::new()),
+        (None, Dtype::F16) => job.run(Cpu::<f32, f16>::new()),
+        (None, _) => job.run(Cpu::<f32>::new()),
+    }
+}
+
+/// The number of the GPU that was asked for, or that is there to be taken; none is the processor.
+#[cfg(feature = "cuda")]
+fn gpu(device: &Device) -> Result<Option<usize>, Failure> {
+    match device {
+        Device::Cpu => Ok(None),
+        Device::Cuda(n) => Ok(Some(*n)),
+        Device::Auto => Ok(super::cuda::best().inspect_err(|why| eprintln!("device: cpu ({why})")).ok()),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu(device: &Device) -> Result<Option<std::convert::Infallible>, Failure> {
+    match device {
+        Device::Cuda(n) => {
+            let found = format!("cuda:{n}, which this build has not (feature `cuda`)");
             Err(Error::unsupported("device", found, "auto, cpu").into())
         }
-        (Device::Auto | Device::Cpu, Dtype::BF16) => job.run(Cpu::<f32, bf16>::new()),
-        (Device::Auto | Device::Cpu, Dtype::F16) => job.run(Cpu::<f32, f16>::new()),
-        (Device::Auto | Device::Cpu, _) => job.run(Cpu::<f32>::new()),
+        Device::Auto | Device::Cpu => Ok(None),
     }
 }

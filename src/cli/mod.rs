@@ -11,6 +11,8 @@ use crate::Error;
 
 mod args;
 mod capture;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod device;
 mod generate;
 mod inspect;

@@ -37,7 +37,10 @@ impl Ran {
     /// Demands a failure with exit code 1 and one line; returns the line.
     fn refused(self) -> String {
         assert_eq!(self.code, Some(1), "stdout: {}\nstderr: {}", self.out, self.err);
-        let line = self.err.strip_suffix('\n').unwrap_or(&self.err);
+        // Where there is no GPU, the line that says so may come first.
+        let notice =
+            self.err.lines().next().filter(|line| line.starts_with("device: cpu (")).map_or(0, |l| l.len() + 1);
+        let line = self.err[notice..].strip_suffix('\n').unwrap_or(&self.err[notice..]);
         assert!(line.starts_with("llamaprobe: ") && !line.contains('\n'), "not one line: {:?}", self.err);
         assert_eq!(self.out, "", "a result beside the error");
         line.to_owned()

@@ -1,0 +1,344 @@
+//! The whole CUDA backend on a machine without a GPU: under an unmodified cudarc lies a driver that runs the kernels'
+//! own text on the CPU (`tests/simt/fake_driver`), its work as late as is legal.
+//!
+//! The program runs a capture, a training and a probe of a tiny model on both devices; the operations go through the
+//! same cases as on every device; failures of the device are provoked; and planted bugs must be seen.
+#![cfg(all(feature = "cuda", target_os = "linux", target_arch = "x86_64"))]
+
+#[path = "support/cuda.rs"]
+mod cuda;
+#[path = "support/ops/mod.rs"]
+mod ops;
+#[path = "support/mod.rs"]
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use llamaprobe::backend::Backend;
+use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::cuda::{Cuda, Settings};
+use llamaprobe::formats::config::ModelConfig;
+use llamaprobe::hooks::{Record, Selection};
+use llamaprobe::model::{Activations, FullTuning, Input, Keep, Model, Spec};
+use llamaprobe::shape::{Label, Sequence, forest};
+use ops::naive::Precision;
+use ops::parity::parity_on_tensor_cores;
+use serde_json::Value;
+use support::tiny_model::TinyModel;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The folder of the fake libraries, built once.
+fn fake() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("fake-cuda");
+        let built = Command::new(root().join("tests/simt/fake_driver/build.sh")).arg(&dir).output();
+        let built = built.expect("start sh");
+        assert!(built.status.success(), "g++: {}", String::from_utf8_lossy(&built.stderr));
+        dir
+    })
+}
+
+/// `command` with the fake driver, and the kernels that it compiles in a folder of their own for each simulator.
+fn on_fake(command: &mut Command) -> &mut Command {
+    let simulator = ["simt.h", "kernels.h", "sanitize.h"].map(|name| root().join("tests/simt").join(name));
+    let stamp = simulator.map(|path| fs::read(path).expect("the simulator")).concat();
+    let stamp = stamp.iter().fold(0u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("fake-cache-{stamp:016x}"));
+    command
+        .env("LD_LIBRARY_PATH", fake())
+        .env("FAKE_NVRTC_INCLUDE", root().join("tests/simt"))
+        .env("XDG_CACHE_HOME", &cache)
+        .env("LLAMAPROBE_CUDA_CACHE", cache.join("llamaprobe/kernels"))
+        .env("LLAMAPROBE_REQUIRE_CUDA", "1")
+        .env_remove("FAKE_NVRTC_FLAGS")
+        .stdin(Stdio::null())
+}
+
+/// The program on the fake driver; `{}` stands for the folder.
+fn program(dir: &Path, line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llamaprobe"));
+    command.args(line.split_whitespace().map(|word| word.replace("{}", &dir.display().to_string())));
+    on_fake(&mut command);
+    command
+}
+
+fn succeed(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.output().expect("start the program");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(status.success(), "{command:?}\nstdout: {}\nstderr: {}", text(&stdout), text(&stderr));
+    text(&stdout)
+}
+
+/// The one line with which the program refuses.
+fn refuse(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.output().expect("start the program");
+    let line = String::from_utf8(stderr).expect("UTF-8");
+    assert_eq!(status.code(), Some(1), "{command:?}: {line}");
+    assert!(stdout.is_empty() && line.lines().count() == 1 && line.starts_with("llamaprobe: "), "{line}");
+    line
+}
+
+/// Runs an ignored test of this program on the fake driver.
+fn child(name: &str) {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    println!("{}", succeed(on_fake(command.args(["--exact", name, "--ignored", "--nocapture"]))));
+}
+
+#[test]
+#[ignore = "started on the fake driver"]
+fn operations_f32() {
+    cuda::device::<f32>().iter_mut().for_each(|b| parity_on_tensor_cores(b, Precision::F32));
+}
+
+#[test]
+#[ignore = "started on the fake driver"]
+fn operations_bf16() {
+    cuda::device::<half::bf16>().iter_mut().for_each(|b| parity_on_tensor_cores(b, Precision::BF16));
+}
+
+#[test]
+#[ignore = "started on the fake driver"]
+fn operations_f16() {
+    cuda::device::<half::f16>().iter_mut().for_each(|b| parity_on_tensor_cores(b, Precision::F16));
+}
+
+/// The residual stream after each layer, of `ids` as two sequences of a shared beginning.
+fn residuals<B: Backend>(b: &mut B, model: &Model<B>, acts: &mut Activations<B>, ids: &[u32]) -> Vec<f32> {
+    let sequences = [&ids[..9], &[&ids[..5], &ids[9..]].concat()[..]].map(|ids| Sequence::ids(ids, None, Label::Text));
+    let pack = forest(&sequences, 1).pack;
+    let device = b.pack(&pack).expect("a pack");
+    let places = Selection::parse("resid_post", &[0, 1, 2], model.spec.layers).expect("sites");
+    let mut record = Record::new(places, (0..pack.len()).collect());
+    model.forward(b, acts, &Input::new(&pack, &device), None, &mut record).expect("a forward");
+    record.iter().flat_map(|(_, _, _, rows)| rows.to_vec()).collect()
+}
+
+fn small_model<B: Backend>(b: &mut B) -> (Model<B>, Activations<B>) {
+    let config = r#"{"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "vocab_size": 50}"#;
+    let spec = Spec::from_config(&ModelConfig::parse("config.json", config).expect("a config"));
+    let (model, _) = FullTuning::random(b, spec, 0.2, 0).expect("a model");
+    let acts = Activations::new(b, &model.spec, None, 64, Keep::Layer).expect("activations");
+    (model, acts)
+}
+
+#[test]
+#[ignore = "started on the fake driver"]
+fn repeated_passes() {
+    let mut cpu = Cpu::<f32>::new();
+    let (model, mut acts) = small_model(&mut cpu);
+    let texts: Vec<Vec<u32>> = (0..5).map(|i| (0..14).map(|j| (7 * i + 3 * j) % 50).collect()).collect();
+    let expected: Vec<Vec<f32>> = texts.iter().map(|ids| residuals(&mut cpu, &model, &mut acts, ids)).collect();
+    // A large ring, and one that is full at once.
+    for capture_bytes in [1 << 20, 1] {
+        let settings = Settings { capture_bytes, ..cuda::settings() };
+        let mut gpu = Cuda::<f32>::new(0, &settings).expect("a device");
+        let (model, mut acts) = small_model(&mut gpu);
+        for (ids, expected) in texts.iter().zip(&expected) {
+            let found = residuals(&mut gpu, &model, &mut acts, ids);
+            assert_eq!(found.len(), expected.len());
+            let off = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < 1e-4, "off by {off}");
+        }
+        assert!(gpu.replays() >= 2, "{} replays in passes of one shape", gpu.replays());
+    }
+}
+
+#[test]
+fn passes_of_one_shape_are_one_graph_with_new_numbers() {
+    child("repeated_passes");
+}
+
+#[test]
+fn operations_agree_with_the_oracle_f32() {
+    child("operations_f32");
+}
+
+#[test]
+fn operations_agree_with_the_oracle_bf16() {
+    child("operations_bf16");
+}
+
+#[test]
+fn operations_agree_with_the_oracle_f16() {
+    child("operations_f16");
+}
+
+/// A folder with a tiny model, texts, lessons and a task.
+fn workplace(dtype: safetensors::Dtype) -> tempfile::TempDir {
+    let dir = support::temp();
+    let put = |name: &str, text: String| fs::write(dir.path().join(name), text).expect("write a test's file");
+    TinyModel { dtype, ..TinyModel::default() }.write(&dir.path().join("model"));
+    put("texts.jsonl", "{\"text\": \"the thin pet\"}\n{\"input_ids\": [5, 6, 7, 8]}\n{\"text\": \"a\"}\n".into());
+    let lesson = |i: usize| format!("{{\"prompt\": \"the pen {i} is\", \"completion\": \" in pot {}\"}}\n", i % 3);
+    put("train.jsonl", (0..6).map(lesson).collect());
+    let rows = |from: usize, n: usize| {
+        let row = |i: usize| format!("the pen number {i} is {}\t{}\n", ["thin", "fine"][i % 2], i % 2);
+        std::iter::once("sentence\tlabel\n".to_owned()).chain((from..from + n).map(row)).collect::<String>()
+    };
+    put("train.tsv", rows(0, 8));
+    put("dev.tsv", rows(100, 4));
+    dir
+}
+
+/// Every floating-point tensor of a file, by name.
+fn tensors(path: &Path) -> Vec<(String, Vec<f32>)> {
+    let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let mut names: Vec<String> = file.names().iter().map(|&name| name.to_owned()).collect();
+    names.sort();
+    let floats = names.into_iter().filter_map(|name| {
+        let view = file.tensor(&name).expect("a tensor");
+        let values = |b: &[u8]| f32::from_le_bytes(b.try_into().expect("4 bytes"));
+        (view.dtype() == safetensors::Dtype::F32).then(|| (name, view.data().chunks_exact(4).map(values).collect()))
+    });
+    floats.collect()
+}
+
+/// The largest difference of two files' tensors, relative to each tensor's largest element.
+fn difference(a: &Path, b: &Path) -> f32 {
+    let (a, b) = (tensors(a), tensors(b));
+    assert!(!a.is_empty() && a.len() == b.len(), "{} and {} tensors", a.len(), b.len());
+    let mut worst = 0.0f32;
+    for ((name, x), (other, y)) in a.iter().zip(&b) {
+        assert_eq!((name, x.len()), (other, y.len()));
+        let finite = |x: &&f32| x.is_finite();
+        let scale = x.iter().filter(finite).fold(1e-6f32, |max, x| max.max(x.abs()));
+        for (x, y) in x.iter().zip(y) {
+            let off = if x == y { 0.0 } else { (x - y).abs() / scale };
+            worst = if off.is_nan() { f32::INFINITY } else { worst.max(off) };
+        }
+    }
+    worst
+}
+
+const CAPTURE: &str = "capture --model {}/model --input {}/texts.jsonl --sites \
+                       embed,q,rot_k,z,attn_scores,pattern,result,resid_mid,mlp_post,resid_post,ln_final.hook_normalized,logits";
+const TRAIN: &str = "train-lora --model {}/model --train {}/train.jsonl --r 4 --lora-alpha 8 --learning-rate 1e-2 \
+                     --batch-size 3 --max-steps 4 --lr-scheduler-type constant --seed 0 --json";
+const PROBE: &str = "probe --model {}/model --task sst2 --train {}/train.tsv --test {}/dev.tsv --demos 2 --queries 3 \
+                     --seeds 2 --epochs 1 --r 2 --json";
+
+/// Runs a command on both devices, each into a folder of its name.
+fn both(dir: &Path, line: &str, folder: &str) -> [String; 2] {
+    ["cpu", "cuda:0"].map(|device| {
+        let out = format!("{line} --device {device} --out {{}}/{folder}-{}", &device[..3]);
+        succeed(&mut program(dir, &out))
+    })
+}
+
+#[test]
+fn a_capture_is_that_of_the_cpu() {
+    for (dtype, tolerance) in [(safetensors::Dtype::F32, 2e-5), (safetensors::Dtype::BF16, 4e-2)] {
+        let dir = workplace(dtype);
+        both(dir.path(), CAPTURE, "out");
+        let files = ["out-cpu", "out-cud"].map(|name| dir.path().join(name).join("activations.safetensors"));
+        let off = difference(&files[0], &files[1]);
+        println!("capture, {dtype:?}: off by {off:.1e}");
+        assert!(off <= tolerance, "{dtype:?}: {off:.1e} > {tolerance:.0e}");
+    }
+}
+
+#[test]
+fn a_training_is_that_of_the_cpu() {
+    let dir = workplace(safetensors::Dtype::F32);
+    for (extra, folder) in [("", "plain"), (" --lora-dropout 0.3", "dropped")] {
+        both(dir.path(), &format!("{TRAIN}{extra}"), folder);
+        let file = |device: &str, name: &str| dir.path().join(format!("{folder}-{device}")).join(name);
+        let [a, b] = ["cpu", "cud"].map(|device| file(device, "adapter_model.safetensors"));
+        let off = difference(&a, &b);
+        println!("adapter {folder}: off by {off:.1e}");
+        assert!(off <= 2e-3, "{folder}: {off:.1e}");
+        let [a, b] = ["cpu", "cud"].map(|device| losses(&file(device, "trainer_log.jsonl")));
+        assert_eq!(a.len(), 4);
+        a.iter().zip(&b).for_each(|(a, b)| assert!((a - b).abs() < 1e-4 * a.abs(), "losses {a} and {b}"));
+    }
+}
+
+fn losses(path: &Path) -> Vec<f64> {
+    let text = fs::read_to_string(path).expect("the log");
+    let loss = |line: &str| serde_json::from_str::<Value>(line).ok()?["loss"].as_f64();
+    text.lines().map(|line| loss(line).expect("a loss")).collect()
+}
+
+#[test]
+fn a_probe_is_that_of_the_cpu() {
+    let dir = workplace(safetensors::Dtype::F32);
+    let [a, b] = both(dir.path(), PROBE, "run").map(|text| serde_json::from_str::<Value>(&text).expect("JSON"));
+    let [a, b] = [&a, &b].map(|report| report["seeds"].as_array().expect("seeds").clone());
+    assert_eq!((a.len(), b.len()), (2, 2));
+    for (a, b) in a.iter().zip(&b) {
+        let layers = |seed: &Value| seed["layers"].as_array().expect("layers").clone();
+        for (a, b) in layers(a).iter().zip(layers(b)) {
+            for pair in ["icl_it", "anchor_icl", "anchor_it"] {
+                let [a, b] = [a, &b].map(|layer| layer[pair]["mean"].as_f64().expect("a mean"));
+                assert!((a - b).abs() < 1e-4, "{pair}: {a} and {b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn generation_is_that_of_the_cpu() {
+    let dir = workplace(safetensors::Dtype::F32);
+    let line = "generate --model {}/model --prompt the --max-new-tokens 12 --temperature 0";
+    let [a, b] =
+        ["cpu", "cuda:0"].map(|device| succeed(&mut program(dir.path(), &format!("{line} --device {device}"))));
+    assert_eq!(a, b);
+}
+
+#[test]
+fn a_device_that_is_not_there_is_one_clear_error() {
+    let dir = workplace(safetensors::Dtype::F32);
+    let d = dir.path();
+    let capture = |device: &str| program(d, &format!("{CAPTURE} --out {{}}/never --device {device}"));
+    assert!(refuse(&mut capture("cuda:1")).contains("sees 1 device"));
+    assert!(refuse(capture("cuda:0").env("FAKE_DEVICES", "0")).contains("sees no device"));
+    assert!(refuse(capture("cuda:0").env_remove("LD_LIBRARY_PATH")).contains("libcuda.so.1 was not found"));
+    assert!(!d.join("never").exists());
+    let mut auto = program(d, &format!("{CAPTURE} --out {{}}/auto --device auto"));
+    let ran = auto.env_remove("LD_LIBRARY_PATH").output().expect("start the program");
+    let notice = String::from_utf8_lossy(&ran.stderr).into_owned();
+    assert!(ran.status.success() && notice.starts_with("device: cpu (") && notice.lines().count() == 1, "{notice}");
+    // Without NVRTC nothing can be compiled: the error says what to install.
+    let bare = d.join("bare");
+    fs::create_dir(&bare).expect("a folder");
+    for name in ["libcuda.so.1", "libcublasLt.so.13"] {
+        fs::copy(fake().join(name), bare.join(name)).expect("a library");
+    }
+    let mut without = capture("cuda:0");
+    let error = refuse(without.env("LD_LIBRARY_PATH", &bare).env("XDG_CACHE_HOME", &bare).env("PATH", "/nowhere"));
+    assert!(error.contains("pip install nvidia-cuda-nvrtc"), "{error}");
+}
+
+#[test]
+fn a_failure_of_the_device_is_one_clear_error() {
+    let dir = workplace(safetensors::Dtype::F32);
+    let d = dir.path();
+    let train = |out: &str| program(d, &format!("{TRAIN} --device cuda:0 --out {{}}/{out}"));
+    let error = refuse(train("small").env("FAKE_MEMORY", "33600000"));
+    assert!(error.contains("out of memory") && error.contains("bytes wanted"), "{error}");
+    let error = refuse(train("broken").env("FAKE_FAIL_OP", "swiglu_bwd"));
+    assert!(error.contains("illegal memory access") && error.contains("swiglu_bwd"), "{error}");
+    assert!(!d.join("broken/adapter_model.safetensors").exists(), "an adapter of a failed training");
+}
+
+#[test]
+fn a_planted_bug_is_seen() {
+    // Shared memory that is read before the copies into it are waited for.
+    let dir = workplace(safetensors::Dtype::F32);
+    let d = dir.path();
+    succeed(&mut program(d, &format!("{CAPTURE} --out {{}}/cpu --device cpu")));
+    let mut wrong = program(d, &format!("{CAPTURE} --out {{}}/gpu --device cuda:0"));
+    wrong.env("FAKE_NVRTC_FLAGS", "-DPLANT_NO_WAIT").env("XDG_CACHE_HOME", d.join("cache"));
+    let seen = !wrong.output().expect("start the program").status.success()
+        || difference(&d.join("cpu/activations.safetensors"), &d.join("gpu/activations.safetensors")) > 1e-3;
+    assert!(seen, "the planted bug changed nothing");
+}

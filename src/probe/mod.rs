@@ -69,7 +69,8 @@ pub struct ProbeSettings {
     pub weight_decay: f64,
     /// The gradient's norm is cut to this; none leaves it (the default).
     pub max_grad_norm: Option<f64>,
-    /// Token rows of a pass at most, unless a single prompt needs more (default 4096). Changes no result.
+    /// Token rows of a pass at most, unless a single prompt needs more (default 4096). States and scores do not depend on it; a
+    /// tuning does in rounding, since it divides the sums of its gradients.
     pub rows: usize,
 }
 

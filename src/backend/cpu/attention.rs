@@ -4,20 +4,24 @@
 //! are taken in tiles at fixed positions, and masked keys are exactly neutral: their weight is 0, and a tile with
 //! none to see changes nothing. A row's result is therefore the same bits in a forest, alone, and with a cache.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::context::{Context, Task, carve};
-use super::gemm::{Operand, grow};
+use super::gemm::{Gemm, Operand, grow};
+use super::pack::transpose;
 use super::parallel::{Shared, workers};
 use super::simd::{self, Element, Float, Isa, largest, multiversion, sum};
 use super::weight::Weight;
 use crate::backend::AttentionDims;
-use crate::shape::Pack;
+use crate::shape::{Pack, Parent};
 
 /// Positions of a tile of keys.
 pub const TILE: usize = 64;
-/// Rows of queries, over all heads of a group, that are handled together.
+/// Rows of queries, over all heads of a group, that are one block.
 const ROWS: usize = 64;
+/// Rows of queries, over all heads of a group, that pass over shared tiles together.
+const SHARED_ROWS: usize = 256;
 
 /// Some rows of a segment with the query heads that share a key-value head.
 #[derive(Clone, Debug)]
@@ -47,6 +51,36 @@ pub fn query_blocks(pack: &Pack, dims: AttentionDims) -> Vec<Block> {
         }
     }
     blocks
+}
+
+/// Blocks of queries that see the same tiles up to the position of the first: of one segment, or of several that
+/// continue the same one and are a block each. Those of head 0 stand for every head.
+fn query_groups(pack: &Pack, dims: AttentionDims) -> Vec<Vec<Block>> {
+    let most = (SHARED_ROWS / dims.group()).max(1);
+    let mut groups: Vec<(usize, Vec<Block>)> = Vec::new();
+    let mut open: HashMap<Parent, usize> = HashMap::new();
+    for (segment, s) in pack.segments().iter().enumerate() {
+        let blocks = query_rows(s.rows.clone(), dims).map(|rows| Block { segment, head: 0, rows });
+        let siblings = s.position >= TILE && query_rows(s.rows.clone(), dims).count() == 1;
+        let mut last = if siblings { open.get(&s.parent).copied() } else { None };
+        for block in blocks {
+            let len = block.rows.len();
+            match last {
+                Some(group) if groups[group].0 + len <= most => {
+                    groups[group].0 += len;
+                    groups[group].1.push(block);
+                }
+                _ => {
+                    last = Some(groups.len());
+                    groups.push((len, vec![block]));
+                }
+            }
+        }
+        if let (true, Some(group)) = (siblings, last) {
+            open.insert(s.parent, group);
+        }
+    }
+    groups.into_iter().map(|(_, blocks)| blocks).collect()
 }
 
 impl AttentionDims {
@@ -97,6 +131,75 @@ pub fn gather_keys<W: Float, R: Element<W>>(
     }
 }
 
+/// `out [D, TILE] = keys [count, D]` transposed: as a product reads them without turning its result.
+pub fn turn_keys<W: Float>(isa: Isa, out: &mut [W], keys: &[W], count: usize, width: usize) {
+    transpose(isa, out, TILE, keys, width, count, width);
+}
+
+/// Some rows of queries on their way over the tiles.
+struct Rows<'a, W> {
+    /// `[n, D]`.
+    queries: &'a [W],
+    /// `[n, TILE]`: products with the tile, then weights.
+    scores: &'a mut [W],
+    /// `[n, D]`: weighted values so far.
+    sums: &'a mut [W],
+    /// `[n]`: the largest score so far.
+    top: &'a mut [W],
+    /// `[n]`: the sum of weights so far.
+    total: &'a mut [W],
+    /// `[n]`: what the tile leaves of the earlier sums.
+    fade: &'a mut [W],
+}
+
+impl<W: Float> Rows<'_, W> {
+    fn part(&mut self, rows: Range<usize>, width: usize) -> Rows<'_, W> {
+        let wide = rows.start * width..rows.end * width;
+        Rows {
+            queries: &self.queries[wide.clone()],
+            scores: &mut self.scores[rows.start * TILE..rows.end * TILE],
+            sums: &mut self.sums[wide],
+            top: &mut self.top[rows.clone()],
+            total: &mut self.total[rows.clone()],
+            fade: &mut self.fade[rows],
+        }
+    }
+
+    /// Takes in a tile: `keys [D, TILE]`, `values [positions, D]`; `blocks` are those of the rows.
+    fn attend(
+        &mut self,
+        gemm: &mut Gemm<W>,
+        [keys, values]: [&[W]; 2],
+        blocks: &[Block],
+        pack: &Pack,
+        positions: Range<usize>,
+        dims: AttentionDims,
+    ) {
+        let (isa, n, count, width) = (gemm.isa(), self.top.len(), positions.len(), dims.head_dim);
+        let shared = Shared::new(self.scores);
+        let (left, right) = (Operand::new(self.queries, width), Operand::new(keys, TILE).transposed());
+        gemm.product([n, count, width], left, right, &|i, j, x| {
+            // SAFETY: a product stores every element once.
+            unsafe { shared.at(i * TILE + j, x.len()) }.copy_from_slice(x);
+        });
+        let mut row = 0;
+        for block in blocks {
+            let rows = row..row + block.rows.len() * dims.group();
+            row = rows.end;
+            let Rows { scores, top, total, fade, .. } = self.part(rows, width);
+            let first = pack.positions()[block.rows.start] as usize;
+            soften(isa, scores, top, total, fade, first, positions.clone(), dims);
+        }
+        let (shared, fade) = (Shared::new(self.sums), &*self.fade);
+        let (left, right) = (Operand::new(&*self.scores, TILE), Operand::new(values, width).transposed());
+        gemm.product([n, width, count], left, right, &|i, j, x| {
+            // SAFETY: as above.
+            let sums = unsafe { shared.at(i * width + j, x.len()) };
+            sums.iter_mut().zip(x).for_each(|(s, &x)| *s = *s * fade[i] + x);
+        });
+    }
+}
+
 /// See [`Backend::attention_fwd`](crate::backend::Backend::attention_fwd).
 #[allow(clippy::too_many_arguments)]
 pub fn fwd<W: Float, R: Element<W>>(
@@ -111,41 +214,54 @@ pub fn fwd<W: Float, R: Element<W>>(
 ) {
     let (group, width) = (dims.group(), dims.head_dim);
     let (z, lse) = (Shared::new(z), Shared::new(lse));
-    let blocks = query_blocks(pack, dims);
-    workers(&mut cx.tasks, blocks.len(), |Task { gemm, memory }, i| {
-        let (block, isa) = (&blocks[i], gemm.isa());
-        let segment = &pack.segments()[block.segment];
-        let n = block.rows.len() * group;
-        let lens = [n * width, TILE * width, TILE * width, n * TILE, n * width, n, n, n];
-        let [queries, keys, values, scores, sums, top, total, fade] = carve(memory, lens);
-        gather_queries(isa, queries, q, block, dims);
+    let groups = query_groups(pack, dims);
+    workers(&mut cx.tasks, groups.len() * dims.kv_heads, |Task { gemm, memory }, i| {
+        // The last rows see the most keys: first, so that no thread is left alone with them.
+        let (head, isa) = (i % dims.kv_heads, gemm.isa());
+        let blocks = &groups[groups.len() - 1 - i / dims.kv_heads];
+        let n = group * blocks.iter().map(|block| block.rows.len()).sum::<usize>();
+        let tile = TILE * width;
+        let lens = [tile, tile, tile, n * width, n * TILE, n * width, n, n, n];
+        let [keys, turned, values, queries, scores, sums, top, total, fade] = carve(memory, lens);
         sums.fill(W::ZERO);
         top.fill(W::NEG_INFINITY);
         total.fill(W::ZERO);
-        let first = segment.position + block.rows.start - segment.rows.start;
-        let end = first + block.rows.len();
-        for start in (dims.visible(first).start / TILE * TILE..end).step_by(TILE) {
-            let positions = start..end.min(start + TILE);
-            let count = positions.len();
-            gather_keys(isa, keys, k, kept.map(|kept| kept[0]), pack, block, dims, positions.clone());
-            gather_keys(isa, values, v, kept.map(|kept| kept[1]), pack, block, dims, positions.clone());
-            let shared = Shared::new(scores);
-            gemm.product([n, count, width], Operand::new(queries, width), Operand::new(keys, width), &|i, j, x| {
-                // SAFETY: a product stores every element once.
-                unsafe { shared.at(i * TILE + j, x.len()) }.copy_from_slice(x);
-            });
-            soften(isa, scores, top, total, fade, first, positions, dims);
-            let (shared, fade) = (Shared::new(sums), &*fade);
-            let right = Operand::new(values, width).transposed();
-            gemm.product([n, width, count], Operand::new(scores, TILE), right, &|i, j, x| {
-                // SAFETY: as above.
-                let sums = unsafe { shared.at(i * width + j, x.len()) };
-                sums.iter_mut().zip(x).for_each(|(s, &x)| *s = *s * fade[i] + x);
-            });
+        let mut rest = &mut *queries;
+        for block in blocks {
+            let (part, behind) = rest.split_at_mut(block.rows.len() * group * width);
+            gather_queries(isa, part, q, &Block { head, ..block.clone() }, dims);
+            rest = behind;
         }
-        for (r, row) in block.rows.clone().enumerate() {
-            let head = row * dims.heads + block.head * group;
-            // SAFETY: blocks have rows and heads of their own.
+        let mut all = Rows { queries, scores, sums, top, total, fade };
+        let mut pass = |rows: Range<usize>, blocks: &[Block], positions: Range<usize>| {
+            let block = Block { head, ..blocks[0].clone() };
+            let count = positions.len();
+            gather_keys(isa, keys, k, kept.map(|kept| kept[0]), pack, &block, dims, positions.clone());
+            gather_keys(isa, values, v, kept.map(|kept| kept[1]), pack, &block, dims, positions.clone());
+            turn_keys(isa, turned, keys, count, width);
+            all.part(rows, width).attend(gemm, [turned, values], blocks, pack, positions, dims);
+        };
+        let first = |block: &Block| pack.positions()[block.rows.start] as usize;
+        let seen = |block: &Block| dims.visible(first(block)).start / TILE * TILE;
+        // A tile that lies before all rows is the same for all; from there on each block has its own.
+        let common = first(&blocks[0]) / TILE * TILE;
+        for start in (seen(&blocks[0])..common).step_by(TILE) {
+            pass(0..n, blocks, start..start + TILE);
+        }
+        let mut row = 0;
+        for block in blocks {
+            let rows = row..row + block.rows.len() * group;
+            row = rows.end;
+            let end = first(block) + block.rows.len();
+            for start in (seen(block).max(common)..end).step_by(TILE) {
+                pass(rows.clone(), std::slice::from_ref(block), start..end.min(start + TILE));
+            }
+        }
+        let Rows { sums, top, total, .. } = all;
+        let rows = blocks.iter().flat_map(|block| block.rows.clone());
+        for (r, row) in rows.enumerate() {
+            let head = row * dims.heads + head * group;
+            // SAFETY: groups have rows and heads of their own.
             let (z, lse) = unsafe { (z.at(head * width, group * width), lse.at(head, group)) };
             for j in 0..group {
                 let i = r * group + j;
@@ -170,9 +286,9 @@ multiversion! {
         tile: Range<usize>,
         dims: AttentionDims,
     ) {
-        let scale = W::from_f64(dims.scale);
+        let (group, scale) = (dims.group(), W::from_f64(dims.scale));
         for (i, row) in scores.chunks_exact_mut(TILE).enumerate() {
-            let seen = dims.visible(first + i / dims.group());
+            let seen = dims.visible(first + i / group);
             let from = seen.start.clamp(tile.start, tile.end) - tile.start;
             let to = seen.end.clamp(tile.start, tile.end) - tile.start;
             if from >= to {
@@ -180,18 +296,18 @@ multiversion! {
                 fade[i] = W::ONE;
                 continue;
             }
-            row[..from].fill(W::ZERO);
-            row[to..].fill(W::ZERO);
-            let row = &mut row[from..to];
+            // The whole tile is computed, which is faster than its part: hidden scores end up as exact zeros.
             for x in row.iter_mut() {
                 *x = *x * scale;
             }
+            row[..from].fill(W::NEG_INFINITY);
+            row[to..].fill(W::NEG_INFINITY);
             let largest = top[i].larger(largest(row));
             for x in row.iter_mut() {
                 *x = (*x - largest).exp();
             }
             fade[i] = (top[i] - largest).exp();
-            total[i] = total[i] * fade[i] + sum(row.len(), |j| row[j]);
+            total[i] = total[i] * fade[i] + sum(TILE, |j| row[j]);
             top[i] = largest;
         }
     }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::attention::{Block, TILE, gather_keys, gather_queries, query_blocks, query_rows};
+use super::attention::{Block, TILE, gather_keys, gather_queries, query_blocks, query_rows, turn_keys};
 use super::context::{Context, Task, carve};
 use super::gemm::{Gemm, Operand};
 use super::linear::wide_product;
@@ -73,8 +73,9 @@ fn bwd_queries<W: Float, R: Element<W>>(
     workers(&mut cx.tasks, blocks.len(), |Task { gemm, memory }, i| {
         let (block, isa) = (&blocks[i], gemm.isa());
         let n = block.rows.len() * group;
-        let lens = [n * width, n * width, TILE * width, TILE * width, n * TILE, n * TILE, n * width];
-        let [queries, d_out, keys, values, weights, d_scores, sums] = carve(memory, lens);
+        let (own, tile) = (n * width, TILE * width);
+        let lens = [own, own, tile, tile, tile, tile, n * TILE, n * TILE, own];
+        let [queries, d_out, keys, values, turned, turned_values, weights, d_scores, sums] = carve(memory, lens);
         gather_queries(isa, queries, inputs.q, block, dims);
         gather_queries(isa, d_out, inputs.d_z, block, dims);
         sums.fill(W::ZERO);
@@ -84,7 +85,9 @@ fn bwd_queries<W: Float, R: Element<W>>(
             let positions = start..end.min(start + TILE);
             gather_keys(isa, keys, inputs.k, None, pack, block, dims, positions.clone());
             gather_keys(isa, values, inputs.v, None, pack, block, dims, positions.clone());
-            let tile = Tile { queries, d_out, keys, values, positions: positions.clone() };
+            turn_keys(isa, turned, keys, positions.len(), width);
+            turn_keys(isa, turned_values, values, positions.len(), width);
+            let tile = Tile { queries, d_out, keys: turned, values: turned_values, positions: positions.clone() };
             tile.gradients(gemm, weights, d_scores, delta, inputs.lse, block, first, dims);
             let (left, right) = (Operand::new(d_scores, TILE), Operand::new(keys, width).transposed());
             wide_product(gemm, [n, width, positions.len()], left, right, sums, true);
@@ -118,13 +121,15 @@ fn bwd_keys<W: Float, R: Element<W>>(
     let most = dims.group() * query_rows(0..pack.len(), dims).next().map_or(0, |rows| rows.len());
     workers(&mut cx.tasks, blocks.len(), |Task { gemm, memory }, i| {
         let (block, isa) = (&blocks[i], gemm.isa());
-        let lens = [most * width, most * width, TILE * width, TILE * width, most * TILE, most * TILE];
-        let [queries, d_out, keys, values, weights, d_scores, d_keys, d_values] =
-            carve(memory, [lens[0], lens[1], lens[2], lens[3], lens[4], lens[5], TILE * width, TILE * width]);
+        let (own, tile) = (most * width, TILE * width);
+        let lens = [own, own, tile, tile, tile, most * TILE, most * TILE, tile, tile];
+        let [queries, d_out, gathered, keys, values, weights, d_scores, d_keys, d_values] = carve(memory, lens);
         let first_key = pack.positions()[block.rows.start] as usize;
         let positions = first_key..first_key + block.rows.len();
-        gather_keys(isa, keys, inputs.k, None, pack, block, dims, positions.clone());
-        gather_keys(isa, values, inputs.v, None, pack, block, dims, positions.clone());
+        for (turned, x) in [(&mut *keys, inputs.k), (&mut *values, inputs.v)] {
+            gather_keys(isa, gathered, x, None, pack, block, dims, positions.clone());
+            turn_keys(isa, turned, gathered, positions.len(), width);
+        }
         d_keys.fill(W::ZERO);
         d_values.fill(W::ZERO);
         for segment in [block.segment].into_iter().chain(pack.readers(block.segment).iter().copied()) {
@@ -160,6 +165,7 @@ fn bwd_keys<W: Float, R: Element<W>>(
 struct Tile<'a, W> {
     queries: &'a [W],
     d_out: &'a [W],
+    /// `[D, TILE]`, as are the values.
     keys: &'a [W],
     values: &'a [W],
     positions: Range<usize>,
@@ -187,9 +193,9 @@ impl<W: Float> Tile<'_, W> {
     }
 }
 
-/// `out [n, TILE] = left [n, D] right [count, D]^T`.
+/// `out [n, TILE] = left [n, D] right [D, TILE]`, of which `count` columns.
 fn tile_product<W: Float>(gemm: &mut Gemm<W>, shape: [usize; 3], left: &[W], right: &[W], out: &mut [W]) {
-    let (left, right) = (Operand::new(left, shape[2]), Operand::new(right, shape[2]));
+    let (left, right) = (Operand::new(left, shape[2]), Operand::new(right, TILE).transposed());
     let out = Shared::new(out);
     gemm.product(shape, left, right, &|i, j, x| {
         // SAFETY: a product stores every element once.

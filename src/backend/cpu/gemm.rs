@@ -11,11 +11,12 @@
 //! **Layout.** One operand is packed into rows (`[rows, DEPTH]` per block of k), whose elements the tile broadcasts; the
 //! other into panels (`[k, lanes]`), which it loads as vectors. The right operand becomes whichever needs no
 //! transposition, since it is the larger one: rows if it is contiguous along k, panels otherwise. (Goto and van de
-//! Geijn 2008 describe the loops around the tile.)
+//! Geijn 2008 describe the loops around the tile.) With a few rows on the left it is not packed: see [`thin`].
 
 use super::pack::{pack_panels, pack_rows, transpose};
 use super::parallel::{Shared, workers};
 use super::simd::{Element, Float, Isa};
+use super::thin::{self, Thin};
 use super::tile::{DEPTH, Tiles};
 use crate::backend::HostSlice;
 
@@ -158,13 +159,30 @@ impl<W: Float> Gemm<W> {
         let step = 2 * tiles.lanes;
         let used = if m * n * k < SMALL { 1 } else { slots.len() };
         let slots = &mut slots[..used];
-        let panels = !right.transposed;
-        let padded = m.next_multiple_of(if panels { tiles.lanes } else { tiles.narrow_rows });
+        let few = m <= thin::ROWS && !right.transposed && right.rounding.is_none();
+        let thin = if few { W::thin(isa) } else { None };
+        let panels = !right.transposed && thin.is_none();
+        let padded = match (panels, thin) {
+            (true, _) => m.next_multiple_of(tiles.lanes),
+            (false, None) => m.next_multiple_of(tiles.narrow_rows),
+            (false, Some(_)) => m,
+        };
         let block = k.div_ceil(k.div_ceil(DEPTH).max(1)).max(1).next_multiple_of(8).min(DEPTH);
         let packed = Packed { panels, rows: m, padded, k, block };
         let memory = grow(memory, packed.len());
         pack_left(isa, tiles, slots, memory, packed, left);
         let memory = &*memory;
+        if let Some(thin) = thin {
+            return workers(slots, n.div_ceil(thin::COLUMNS), |slot, task| {
+                let column = task * thin::COLUMNS;
+                let columns = thin::COLUMNS.min(n - column);
+                let sums = grow(&mut slot.sums, m * thin::COLUMNS);
+                thin(Thin { sums, left: memory, right: right.skip(column), m, columns, k, block });
+                for (row, line) in sums.chunks_exact(thin::COLUMNS).enumerate() {
+                    store(row, column, &line[..columns]);
+                }
+            });
+        }
         // A few rows wait for memory: what was packed is used at once, from the first-level cache.
         let width = match (panels, m <= tiles.lanes) {
             (true, true) => tiles.narrow_rows,

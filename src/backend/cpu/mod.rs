@@ -19,6 +19,7 @@ mod rms_norm;
 mod rope;
 mod rows;
 mod simd;
+mod thin;
 mod tile;
 mod weight;
 

@@ -121,26 +121,40 @@ pub fn turn_f32(isa: Isa) -> fn(&mut Square<f32>) {
 #[target_feature(enable = "avx2")]
 fn turn_avx2(square: &mut Square<f32>) {
     use std::arch::x86_64::*;
-    // SAFETY: every row of the square has the eight elements of a vector.
-    let r = from_fn::<__m256, 8, _>(|i| unsafe { _mm256_loadu_ps(square[i].as_ptr()) });
-    // Pairs of rows, then fours, within the halves of the vectors; then the halves.
-    let pair = |i: usize| (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
-    let four = |i: usize| {
-        let ((a, b), (c, d)) = (pair(i), pair(i + 2));
-        [
-            _mm256_shuffle_ps::<0x44>(a, c),
-            _mm256_shuffle_ps::<0xee>(a, c),
-            _mm256_shuffle_ps::<0x44>(b, d),
-            _mm256_shuffle_ps::<0xee>(b, d),
-        ]
-    };
-    let (upper, lower) = (four(0), four(4));
-    for i in 0..4 {
-        // SAFETY: as above.
-        unsafe {
-            _mm256_storeu_ps(square[i].as_mut_ptr(), _mm256_permute2f128_ps::<0x20>(upper[i], lower[i]));
-            _mm256_storeu_ps(square[i + 4].as_mut_ptr(), _mm256_permute2f128_ps::<0x31>(upper[i], lower[i]));
+    // SAFETY: every row of the square has the eight elements of a vector; the instructions are enabled here.
+    unsafe {
+        let turned = turn_vectors(from_fn(|i| _mm256_loadu_ps(square[i].as_ptr())));
+        for (row, vector) in square.iter_mut().zip(turned) {
+            _mm256_storeu_ps(row.as_mut_ptr(), vector);
         }
+    }
+}
+
+/// Transposes a square whose rows are vectors.
+///
+/// # Safety
+/// The processor has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub unsafe fn turn_vectors(r: [std::arch::x86_64::__m256; SQUARE]) -> [std::arch::x86_64::__m256; SQUARE] {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Pairs of rows, then fours, within the halves of the vectors; then the halves.
+        let pair = |i: usize| (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
+        let four = |i: usize| {
+            let ((a, b), (c, d)) = (pair(i), pair(i + 2));
+            [
+                _mm256_shuffle_ps::<0x44>(a, c),
+                _mm256_shuffle_ps::<0xee>(a, c),
+                _mm256_shuffle_ps::<0x44>(b, d),
+                _mm256_shuffle_ps::<0xee>(b, d),
+            ]
+        };
+        let (upper, lower) = (four(0), four(4));
+        let low = |i: usize| _mm256_permute2f128_ps::<0x20>(upper[i], lower[i]);
+        let high = |i: usize| _mm256_permute2f128_ps::<0x31>(upper[i], lower[i]);
+        [low(0), low(1), low(2), low(3), high(0), high(1), high(2), high(3)]
     }
 }
 

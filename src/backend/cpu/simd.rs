@@ -9,6 +9,7 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 use half::{bf16, f16};
 
 use super::pack::{self, Square};
+use super::thin::{self, Thin};
 use super::tile::Tiles;
 use crate::backend::{HostSlice, WideElement};
 
@@ -41,6 +42,8 @@ pub trait Float:
     fn tiles(isa: Isa) -> Tiles<Self>;
     /// What transposes squares of elements.
     fn turn(isa: Isa) -> fn(&mut Square<Self>);
+    /// What multiplies a few rows, if the instruction set has something for it.
+    fn thin(isa: Isa) -> Option<fn(Thin<'_, Self>)>;
     /// Does something with elements of whatever type.
     fn visit<V: Visit<Self>>(slice: HostSlice<'_>, visitor: V);
 
@@ -164,6 +167,9 @@ impl Float for f32 {
     fn turn(isa: Isa) -> fn(&mut Square<Self>) {
         pack::turn_f32(isa)
     }
+    fn thin(isa: Isa) -> Option<fn(Thin<'_, Self>)> {
+        thin::thin_f32(isa)
+    }
     fn visit<V: Visit<Self>>(slice: HostSlice<'_>, visitor: V) {
         match slice {
             HostSlice::F64(s) => visitor.visit(s),
@@ -197,6 +203,9 @@ impl Float for f64 {
     }
     fn turn(_: Isa) -> fn(&mut Square<Self>) {
         pack::turn
+    }
+    fn thin(_: Isa) -> Option<fn(Thin<'_, Self>)> {
+        None
     }
     fn visit<V: Visit<Self>>(slice: HostSlice<'_>, visitor: V) {
         match slice {

@@ -387,7 +387,7 @@ mod tests {
     #[test]
     fn products_of_every_dtype_layout_and_instruction_set_agree_with_sums() {
         let shapes = [[1, 1, 1], [1, 50, 7], [3, 17, 320], [8, 49, 321], [9, 97, 33], [31, 64, 641], [70, 130, 100]];
-        for shape in shapes.into_iter().chain([[129, 200, 700], [2, 3, 0]]) {
+        for shape in shapes.into_iter().chain([[129, 200, 700], [2, 3, 0], [2, 40, 333], [4, 70, 651]]) {
             check::<f32, f32>(shape, 1e-6);
             check::<f32, bf16>(shape, 1e-6);
             check::<f32, f16>(shape, 1e-6);
@@ -406,7 +406,9 @@ mod tests {
         for &isa in Isa::available() {
             let all = run(&mut Gemm::<f32>::new(isa, 1), [m, n, k], Operand::new(&a, k), Operand::new(&b, k));
             let mut gemm = Gemm::<f32>::new(isa, 4);
-            for (first, rows) in [(0, 300), (0, 1), (299, 1), (7, 5), (100, 8), (33, 64), (1, 255)] {
+            for (first, rows) in
+                [(0, 300), (0, 1), (299, 1), (5, 2), (9, 3), (4, 4), (7, 5), (100, 8), (33, 64), (1, 255)]
+            {
                 let part = run(&mut gemm, [rows, n, k], Operand::new(&a[first * k..], k), Operand::new(&b, k));
                 assert!(part == all[first * n..(first + rows) * n], "{isa:?}: {rows} rows from {first}");
             }

@@ -36,7 +36,7 @@ fn text_is_the_prompt_and_what_follows() {
 #[test]
 fn a_full_stdout_is_an_error_and_a_closed_one_is_not() {
     let dir = workplace();
-    let args = words(dir.path(), "inspect --model {}/model");
+    let args = words(dir.path(), "inspect --model {}/model --device cpu");
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
     let status = program(&args).stdout(full).stderr(Stdio::null()).status().expect("run");
     assert_eq!(status.code(), Some(1), "results that could not be written");

@@ -38,6 +38,8 @@ constexpr int TILE = 64;
 constexpr int SLOTS = 16 * WARPS;
 constexpr int STRIDE = HEAD_DIM + 16 / (int)sizeof(real);  // odd in units of 16 bytes: no bank conflicts
 constexpr int PARTS = HEAD_DIM / 8;                        // C fragments of a row of heads
+// Columns of a key's gradient whose sums a thread holds at a time.
+constexpr int COLUMNS = HEAD_DIM > 128 && sizeof(real) == 4 ? HEAD_DIM / 2 : HEAD_DIM;
 constexpr int NO_ROW = -0x7fffffff - 1;
 
 // `count` rows of one head into shared memory; row i is row rows[i] of x, or of `kept`, or none (also from `valid` on).
@@ -122,12 +124,13 @@ DEV void clear(float (&c)[n][4]) {
 #pragma unroll
     for (int i = 0; i < n; i++) c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0.0f;
 }
-// Row `row` of one head = row i (0, 1) of the thread's sums, times `scale`.
-DEV void store_row(real* to, const float (&c)[PARTS][4], int i, float scale, int width) {
+// Columns of one head's row, from `from` on, = row i (0, 1) of the thread's sums, times `scale`.
+template <int parts>
+DEV void store_row(real* to, const float (&c)[parts][4], int i, float scale, int width, int from = 0) {
     int t = threadIdx.x % 4;
 #pragma unroll
-    for (int n = 0; n < PARTS; n++) {
-        int column = n * 8 + 2 * t;
+    for (int n = 0; n < parts; n++) {
+        int column = from + n * 8 + 2 * t;
         store2(to + column, c[n][2 * i] * scale, c[n][2 * i + 1] * scale, width - column,
                width % 2 == 0 && column < width);
     }
@@ -320,11 +323,11 @@ struct Keys {
     float scale;
 };
 
-// d_k, d_v [16, D] of the warp's keys = over all heads of the group and all queries that see them. The gradients that
-// are not wanted are one fragment that nobody touches.
+// COLUMNS of d_k, d_v [16, D] of the warp's keys, from `from` on, = over all heads of the group and all queries that see
+// them. The gradients that are not wanted are one fragment that nobody touches.
 template <bool want_k, bool want_v>
-DEV void collect(float (&d_k)[want_k ? PARTS : 1][4], float (&d_v)[want_v ? PARTS : 1][4], const Keys& in,
-                 const real* keys, const real* values, real* buffers, int first, int last) {
+DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v ? COLUMNS / 8 : 1][4], const Keys& in,
+                 const real* keys, const real* values, real* buffers, int first, int last, int from) {
     constexpr int BUFFER = 2 * BWD_STEP * STRIDE;
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     int heads_of_group = in.heads / in.kv_heads, own = first + warp * 16;
@@ -338,17 +341,18 @@ DEV void collect(float (&d_k)[want_k ? PARTS : 1][4], float (&d_v)[want_v ? PART
     int steps = (last - first + BWD_STEP - 1) / BWD_STEP;
     float base2 = in.scale * LOG2_E;
     auto fetch_step = [&](int step, int turn) {
-        int head = blockIdx.y * heads_of_group + step / steps, from = first + step % steps * BWD_STEP;
+        int head = blockIdx.y * heads_of_group + step / steps, query = first + step % steps * BWD_STEP;
         i64 offset = head * in.width, pitch = (i64)in.heads * in.width;
         real* to = buffers + turn * BUFFER;
-        fetch<BWD_STEP>(to, in.q + offset, in.q, in.order + from, in.rows - from, pitch, in.width);
-        fetch<BWD_STEP>(to + BWD_STEP * STRIDE, in.d_z + offset, in.d_z, in.order + from, in.rows - from, pitch, in.width);
+        fetch<BWD_STEP>(to, in.q + offset, in.q, in.order + query, in.rows - query, pitch, in.width);
+        to += BWD_STEP * STRIDE;
+        fetch<BWD_STEP>(to, in.d_z + offset, in.d_z, in.order + query, in.rows - query, pitch, in.width);
         if (threadIdx.x < BWD_STEP) {
-            int j = from + threadIdx.x;
+            int j = query + threadIdx.x;
             bool none = j >= in.rows;
             i64 at = none ? 0 : (i64)in.order[j] * in.heads + head;
-            *beside(to, threadIdx.x) = none ? 0.0f : in.lse[at] * LOG2_E;
-            *beside(to + BWD_STEP * STRIDE, threadIdx.x) = none ? 0.0f : in.delta[at];
+            *beside(to - BWD_STEP * STRIDE, threadIdx.x) = none ? 0.0f : in.lse[at] * LOG2_E;
+            *beside(to, threadIdx.x) = none ? 0.0f : in.delta[at];
         }
     };
     fetch_step(0, 0);
@@ -375,7 +379,7 @@ DEV void collect(float (&d_k)[want_k ? PARTS : 1][4], float (&d_v)[want_v ? PART
                     if (in.window > 0 && sees) sees = in.positions[in.order[j]] - position[i] < in.window;
                     p[n][e] = sees ? exp2_fast(p[n][e] * base2 - *beside(queries, column)) : 0.0f;
                 }
-            if (want_v) Product<real>::of_sums<want_v ? HEAD_DIM : 8, BWD_STEP>(d_v, p, gradients, STRIDE);
+            if (want_v) Product<real>::of_sums<want_v ? COLUMNS : 8, BWD_STEP>(d_v, p, gradients + from, STRIDE);
             if (want_k) {
                 clear(d_s);
                 Product<real>::transposed<BWD_STEP, HEAD_DIM>(d_s, values + warp * 16 * STRIDE, gradients, STRIDE);
@@ -384,7 +388,7 @@ DEV void collect(float (&d_k)[want_k ? PARTS : 1][4], float (&d_v)[want_v ? PART
 #pragma unroll
                     for (int e = 0; e < 4; e++)
                         d_s[n][e] = p[n][e] * (d_s[n][e] - *beside(gradients, n * 8 + 2 * t + e % 2));
-                Product<real>::of_sums<want_k ? HEAD_DIM : 8, BWD_STEP>(d_k, d_s, queries, STRIDE);
+                Product<real>::of_sums<want_k ? COLUMNS : 8, BWD_STEP>(d_k, d_s, queries + from, STRIDE);
             }
         }
         __syncthreads();  // before what was read is filled again
@@ -407,29 +411,33 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     fetch<SLOTS>(keys, k + offset, k, order + first, rows - first, pitch, width);
     fetch<SLOTS>(values, v + offset, v, order + first, rows - first, pitch, width);
     Keys in = {d_z, q, k, v, lse, delta, order, ends, positions, rows, heads, kv_heads, width, window, scale};
-    auto store = [&](real* to, const float(&sums)[PARTS][4], float scale) {
+    auto store = [&](real* to, const float(&sums)[COLUMNS / 8][4], float scale, int from) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             int index = first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i * 8;
-            if (index < rows) store_row(to + order[index] * pitch + offset, sums, i, scale, width);
+            if (index < rows) store_row(to + order[index] * pitch + offset, sums, i, scale, width, from);
         }
     };
-    float sums[PARTS][4];
-    clear(sums);
+    float sums[COLUMNS / 8][4];
     if (HEAD_DIM <= 128) {
-        float more[PARTS][4];
-        clear(more);
-        collect<true, true>(sums, more, in, keys, values, buffers, first, last);
-        store(d_k, sums, scale);
-        store(d_v, more, 1.0f);
-    } else {
-        // Both sums of a wide head do not fit the registers: the scores are made twice.
-        float none[1][4];
-        collect<false, true>(none, sums, in, keys, values, buffers, first, last);
-        store(d_v, sums, 1.0f);
+        float more[COLUMNS / 8][4];
         clear(sums);
-        collect<true, false>(sums, none, in, keys, values, buffers, first, last);
-        store(d_k, sums, scale);
+        clear(more);
+        collect<true, true>(sums, more, in, keys, values, buffers, first, last, 0);
+        store(d_k, sums, scale, 0);
+        store(d_v, more, 1.0f, 0);
+    } else {
+        // All sums of a wide head do not fit the registers: the scores are made again for each part.
+#pragma unroll 1
+        for (int from = 0; from < HEAD_DIM; from += COLUMNS) {
+            float none[1][4];
+            clear(sums);
+            collect<false, true>(none, sums, in, keys, values, buffers, first, last, from);
+            store(d_v, sums, 1.0f, from);
+            clear(sums);
+            collect<true, false>(sums, none, in, keys, values, buffers, first, last, from);
+            store(d_k, sums, scale, from);
+        }
     }
 }
 

@@ -65,7 +65,7 @@ fn arguments_out_of_their_domain_are_named() {
         ("--layers 2", "below 2"),
         ("--layers 1-0", "--layers"),
         ("--layers few", "--layers"),
-        ("--device cuda:0", "cuda"),
+        ("--device cuda:0", "cuda:0"),
         ("--threads 0", "--threads"),
         ("--batch-tokens 0", "--batch-tokens"),
         ("--adapter {}/nowhere", "adapter_config.json"),

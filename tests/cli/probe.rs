@@ -87,7 +87,7 @@ fn what_cannot_be_probed_is_refused() {
         ("--template {query:x}", "template"),
         ("--target-modules z_proj", "z_proj"),
         ("--plan {}/model/config.json", "config.json"),
-        ("--device cuda:1", "cuda"),
+        ("--device cuda:1", "cuda:1"),
     ] {
         let probe = if args.starts_with("--train") {
             PROBE.replace("--train {}/train.tsv", args)

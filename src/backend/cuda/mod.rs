@@ -42,9 +42,9 @@ pub use self::pack::{Index, Pack};
 use super::{
     AdamwStep, AttentionDims, Backend, Captured, Dropout, HostSlice, LinearDims, LoraSite, PromptSite, Tensor,
 };
-use crate::Result;
 use crate::formats::safetensors::{Dtype, TensorView};
 use crate::shape;
+use crate::{Error, Result};
 
 /// Where to look for what is not on the loader's path, and how much to pin.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,7 +128,11 @@ impl<R: Compute> Cuda<R> {
     /// No driver, no such device, a device older than compute capability 8.0, or cuBLASLt that is not found: one error
     /// that says which, and what to install.
     pub fn new(ordinal: usize, settings: &Settings) -> Result<Self> {
-        Ok(Self { cx: Context::new::<R>(ordinal, settings)?, compute: PhantomData })
+        let named = |error| match error {
+            Error::Device { op, message, .. } => Error::Device { device: format!("cuda:{ordinal}"), op, message },
+            other => other,
+        };
+        Ok(Self { cx: Context::new::<R>(ordinal, settings).map_err(named)?, compute: PhantomData })
     }
 
     /// How often work that came again went to the device as one graph.

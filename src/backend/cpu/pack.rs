@@ -140,21 +140,26 @@ pub unsafe fn turn_vectors(r: [std::arch::x86_64::__m256; SQUARE]) -> [std::arch
     use std::arch::x86_64::*;
     // SAFETY: the caller's promise.
     unsafe {
-        // Pairs of rows, then fours, within the halves of the vectors; then the halves.
-        let pair = |i: usize| (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
-        let four = |i: usize| {
-            let ((a, b), (c, d)) = (pair(i), pair(i + 2));
-            [
-                _mm256_shuffle_ps::<0x44>(a, c),
-                _mm256_shuffle_ps::<0xee>(a, c),
-                _mm256_shuffle_ps::<0x44>(b, d),
-                _mm256_shuffle_ps::<0xee>(b, d),
-            ]
-        };
-        let (upper, lower) = (four(0), four(4));
-        let low = |i: usize| _mm256_permute2f128_ps::<0x20>(upper[i], lower[i]);
-        let high = |i: usize| _mm256_permute2f128_ps::<0x31>(upper[i], lower[i]);
-        [low(0), low(1), low(2), low(3), high(0), high(1), high(2), high(3)]
+        // Pairs of rows, then fours, within the halves of the vectors; then the halves. Without closures: they would not
+        // have the instructions, and every step would be a call.
+        let (a, b) = (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
+        let (c, d) = (_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
+        let (e, f) = (_mm256_unpacklo_ps(r[4], r[5]), _mm256_unpackhi_ps(r[4], r[5]));
+        let (g, h) = (_mm256_unpacklo_ps(r[6], r[7]), _mm256_unpackhi_ps(r[6], r[7]));
+        let (u0, l0) = (_mm256_shuffle_ps::<0x44>(a, c), _mm256_shuffle_ps::<0x44>(e, g));
+        let (u1, l1) = (_mm256_shuffle_ps::<0xee>(a, c), _mm256_shuffle_ps::<0xee>(e, g));
+        let (u2, l2) = (_mm256_shuffle_ps::<0x44>(b, d), _mm256_shuffle_ps::<0x44>(f, h));
+        let (u3, l3) = (_mm256_shuffle_ps::<0xee>(b, d), _mm256_shuffle_ps::<0xee>(f, h));
+        [
+            _mm256_permute2f128_ps::<0x20>(u0, l0),
+            _mm256_permute2f128_ps::<0x20>(u1, l1),
+            _mm256_permute2f128_ps::<0x20>(u2, l2),
+            _mm256_permute2f128_ps::<0x20>(u3, l3),
+            _mm256_permute2f128_ps::<0x31>(u0, l0),
+            _mm256_permute2f128_ps::<0x31>(u1, l1),
+            _mm256_permute2f128_ps::<0x31>(u2, l2),
+            _mm256_permute2f128_ps::<0x31>(u3, l3),
+        ]
     }
 }
 

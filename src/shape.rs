@@ -250,6 +250,12 @@ impl Sequence {
         Self { tokens: ids.iter().map(|&t| Token::Id(t)).collect(), run, labels: vec![(0, label)] }
     }
 
+    /// A sequence of vocabulary ids after the first `prompt` rows of its run's soft prompt.
+    pub fn prompted(prompt: usize, ids: &[u32], run: Option<usize>) -> Self {
+        let tokens = (0..prompt as u32).map(Token::Virtual).chain(ids.iter().map(|&t| Token::Id(t))).collect();
+        Self { tokens, run, labels: vec![(0, Label::Virtual), (prompt, Label::Text)] }
+    }
+
     fn label_at(&self, token: usize) -> Label {
         self.labels.iter().rev().find(|(from, _)| *from <= token).map_or(Label::Text, |(_, label)| *label)
     }
@@ -287,8 +293,8 @@ impl Forest {
 ///
 /// The beginnings are the longest common prefixes of the token ids (labels must agree too). A stretch is shared if it
 /// has at least `min_shared` tokens, counted from the last parting: with 1 nothing common is repeated, with more there
-/// are no tiny segments, and at most `min_shared - 1` common tokens are repeated per parting. Segments come in
-/// depth-first order, sequences in the order given within their parent.
+/// are no tiny segments, and at most `min_shared - 1` common tokens are repeated per parting. A soft prompt is shared
+/// however short it is. Segments come in depth-first order, sequences in the order given within their parent.
 ///
 /// # Panics
 /// If a sequence is empty.
@@ -325,8 +331,10 @@ impl Planter<'_> {
         let mut left: Vec<usize> = members.iter().copied().filter(|&m| self.sequences[m].tokens.len() > from).collect();
         while let Some(&first) = left.first() {
             let share = |m: usize| self.shared(first, m, from);
+            let prompt = matches!(self.sequences[first].tokens[from], Token::Virtual(_));
+            let enough = if prompt { 1 } else { self.min_shared };
             let (together, apart): (Vec<usize>, Vec<usize>) =
-                left.iter().partition(|&&m| m == first || share(m) >= self.min_shared);
+                left.iter().partition(|&&m| m == first || share(m) >= enough);
             left = apart;
             let end = from + together.iter().map(|&m| share(m)).min().unwrap_or(0);
             let parent = self.place(&together, from, end, parent, run);

@@ -304,7 +304,7 @@ fn assert_slope(what: &str, gradient: &[f64], direction: &[f64], slope: f64) {
 fn gradients_of_the_whole_model(tied: bool, dropout: f64) {
     let backend = &mut Cpu::<f64>::new();
     let (mut model, mut tuning) = random(backend, tied);
-    let layout = lora(&model.spec, &Target::ALL).with_prompt(&model.spec, 2);
+    let layout = lora(&model.spec, &Target::ALL).with_prompt(2);
     let mut adaptation = adapters(backend, layout, 3);
     let mut sequences = branching(|i| [None, Some(0), Some(2)][i / 2 % 3]);
     for sequence in sequences.iter_mut().filter(|s| s.run.is_some()) {

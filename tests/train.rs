@@ -230,8 +230,7 @@ fn all_weights_can_be_trained() {
 fn a_soft_prompt_can_be_trained() {
     let backend = &mut Cpu::<f32>::new();
     let mut model = model(backend);
-    let mut adaptation =
-        Adaptation::new(backend, Layout::empty(&model.spec).with_prompt(&model.spec, 4), 2).expect("prompts");
+    let mut adaptation = Adaptation::new(backend, Layout::empty(&model.spec).with_prompt(4), 2).expect("prompts");
     for run in 0..2 {
         let start: Vec<f32> = (0..adaptation.layout.stride).map(|i| ((i + 7 * run) as f32).sin() * 0.2).collect();
         adaptation.upload_run(backend, run, &start).expect("a start");

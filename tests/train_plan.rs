@@ -98,9 +98,9 @@ fn sequence(ids: &[u32], learnt: impl Fn(usize) -> bool) -> TrainSequence {
     TrainSequence::marked(ids.to_vec(), learnt)
 }
 
-const PACKING: Packing = Packing { budget: 100, min_shared: 2, prompt: 0, adapted: true };
+const PACKING: Packing = Packing { budget: 100, min_shared: 2, prompts: Vec::new(), adapted: true };
 
-fn build(packing: Packing, data: &[Vec<TrainSequence>], pieces: &[llamaprobe::train::passes::Piece]) -> Pass {
+fn build(packing: &Packing, data: &[Vec<TrainSequence>], pieces: &[llamaprobe::train::passes::Piece]) -> Pass {
     packing.pass(pieces, |run| &data[run])
 }
 
@@ -111,7 +111,7 @@ fn labels_find_their_rows_and_rows_after_the_last_label_are_left_out() {
         vec![sequence(&[1, 5, 6, 7], |i| i > 0)],
     ];
     let pieces: Vec<_> = (0..2).flat_map(|run| PACKING.pieces(run, &data[run], &[0, 1][..data[run].len()])).collect();
-    let pass = build(PACKING, &data, &pieces);
+    let pass = build(&PACKING, &data, &pieces);
     // Run 0: rows 1 5 6 are shared, 7 is the second sequence's alone. Run 1: rows 1 5 6; its last token has no row.
     let tokens: Vec<Token> = [1, 5, 6, 7, 1, 5, 6].map(Token::Id).to_vec();
     assert_eq!(pass.pack.tokens(), tokens);
@@ -125,19 +125,35 @@ fn labels_find_their_rows_and_rows_after_the_last_label_are_left_out() {
 
 #[test]
 fn a_soft_prompt_stands_before_every_sequence_and_predicts_its_first_token() {
-    let packing = Packing { prompt: 2, ..PACKING };
+    let packing = Packing { prompts: vec![2], ..PACKING };
     let data = vec![vec![TrainSequence::all(vec![4, 5]), sequence(&[6, 7], |i| i == 1)]];
-    let pass = build(packing, &data, &packing.pieces(0, &data[0], &[0, 1]));
+    let pass = build(&packing, &data, &packing.pieces(0, &data[0], &[0, 1]));
     use Token::{Id, Virtual};
     assert_eq!(pass.pack.tokens(), [Virtual(0), Virtual(1), Id(4), Id(6)]);
     assert_eq!((pass.rows, pass.targets), (vec![1, 2, 3], vec![4, 5, 7]));
+    assert_eq!(packing.capacity([(data[0].as_slice(), 2)].into_iter()), (4, 3), "the prompt counts once");
+}
+
+#[test]
+fn soft_prompts_differ_in_length_between_runs() {
+    let packing = Packing { prompts: vec![3, 1], min_shared: 9, ..PACKING };
+    let data = vec![vec![TrainSequence::all(vec![4, 5]), TrainSequence::all(vec![6, 7])]; 2];
+    let pieces: Vec<_> = (0..2).flat_map(|run| packing.pieces(run, &data[run], &[0, 1])).collect();
+    let pass = build(&packing, &data, &pieces);
+    use Token::{Id, Virtual};
+    let run = |rows: u32| (0..rows).map(Virtual).chain([Id(4), Id(6)]);
+    assert_eq!(pass.pack.tokens(), run(3).chain(run(1)).collect::<Vec<_>>(), "each prompt stands once, however short");
+    assert_eq!(pass.pack.runs(), [(0, 0..5), (1, 5..8)]);
+    assert_eq!(pass.pack.len(), pieces.iter().map(|p| p.rows).sum::<usize>());
+    assert_eq!(pass.rows, [2, 2, 3, 4, 5, 5, 6, 7]);
+    assert_eq!(pass.pack.segments()[0].label, llamaprobe::shape::Label::Virtual);
 }
 
 #[test]
 fn base_rows_belong_to_no_run() {
     let packing = Packing { adapted: false, ..PACKING };
     let data = vec![vec![TrainSequence::all(vec![4, 5, 6])]];
-    assert!(build(packing, &data, &packing.pieces(0, &data[0], &[0])).pack.runs().is_empty());
+    assert!(build(&packing, &data, &packing.pieces(0, &data[0], &[0])).pack.runs().is_empty());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use llamaprobe::Result;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
-use llamaprobe::formats::adapter::{LoraAdapter, LoraConfig, Modules};
+use llamaprobe::formats::adapter::{AdapterConfig, LoraAdapter, LoraConfig, Modules};
 use llamaprobe::formats::config::ModelConfig;
 use llamaprobe::formats::safetensors::Checkpoint;
 use llamaprobe::model::{FullTuning, Spec};
@@ -21,9 +21,9 @@ use serde_json::{Value, json};
 use support::tiny_model::TinyModel;
 use support::training::{data, model, params, settings, trainer};
 
-fn config() -> LoraConfig {
+fn config() -> AdapterConfig {
     let targets = ["down_proj", "q_proj", "v_proj"].map(String::from).to_vec();
-    LoraConfig::new(3, 6.0, Modules::List(targets))
+    AdapterConfig::Lora(LoraConfig::new(3, 6.0, Modules::List(targets)))
 }
 
 fn runs() -> Vec<Run> {
@@ -160,7 +160,7 @@ fn a_checkpoint_holds_adapters_that_can_be_loaded() {
     for run in 0..2 {
         let adapter =
             LoraAdapter::read(dir.path().join(format!("checkpoint-9/run-{run}")), &model).expect("an adapter");
-        assert_eq!(adapter.config, config());
+        assert_eq!(AdapterConfig::Lora(adapter.config), config());
         adapter.modules.iter().for_each(|m| found.extend(m.a.iter().chain(&m.b).map(|&x| f64::from(x))));
     }
     assert!(found == expected);

@@ -3,6 +3,8 @@
 //! This is the only list of flags. The keys of a `--config` file are these same flags, and the resolved configuration
 //! written beside the outputs is these structures serialised.
 
+mod train;
+
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -13,10 +15,13 @@ use crate::task::Task;
 use crate::train::schedule::Schedule;
 use crate::train::settings::RunSettings;
 
+pub use train::{Method, Start, TrainLoraArgs, TrainPromptArgs, TrainingArgs};
+
 const EXAMPLES: &str = "\
 Examples:
   llamaprobe probe --model org/name --task sst2 --train train.tsv --test dev.tsv --demos 10 --seeds 3 --out run
   llamaprobe train-lora --model DIR --train data.jsonl --out adapter --r 8 --max-steps 100
+  llamaprobe train-prompt --model DIR --train data.jsonl --out prompt --method pt --num-virtual-tokens 20
   llamaprobe capture --model DIR --input texts.jsonl --sites resid_post --tokens last --out states
   llamaprobe generate --model DIR --adapter adapter --prompt 'Once upon a time'
   llamaprobe inspect --model DIR --adapter adapter
@@ -42,6 +47,8 @@ pub enum Command {
     Capture(CaptureArgs),
     /// Tunes a LoRA adapter, and writes it as PEFT does.
     TrainLora(TrainLoraArgs),
+    /// Tunes soft prompts, many at once, and writes them as PEFT does.
+    TrainPrompt(TrainPromptArgs),
     /// Compares in-context learning with instruction tuning on the same demonstrations, layer by layer.
     Probe(ProbeArgs),
     /// Continues prompts.
@@ -275,74 +282,6 @@ pub struct OptimArgs {
     /// Number of steps, in place of epochs.
     #[arg(long, value_name = "STEPS", conflicts_with = "epochs", help_heading = "Optimiser")]
     pub max_steps: Option<u64>,
-}
-
-/// `train-lora`.
-#[derive(Debug, Args, Serialize)]
-#[command(after_help = "\
-Examples:
-  llamaprobe train-lora --model DIR --train data.jsonl --out adapter --epochs 3
-  llamaprobe train-lora --config run.yaml --resume-from-checkpoint latest
-
-Lines of the data: {\"prompt\",\"completion\"} (loss on the completion), {\"text\"}, {\"messages\"} (loss on the assistant)
-or {\"input_ids\",\"labels\"} (-100 carries no loss).")]
-pub struct TrainLoraArgs {
-    /// A directory with config.json and safetensors, or org/name in the Hugging Face cache.
-    #[arg(long, value_name = "DIR|org/name", aliases = ["model-name-or-path", "base-model"])]
-    pub model: String,
-    /// JSONL of examples.
-    #[arg(long, value_name = "FILE", aliases = ["dataset", "train-file"])]
-    pub train: PathBuf,
-    /// Directory to write: the adapter, trainer_log.jsonl, checkpoint-N.
-    #[arg(long, value_name = "DIR", alias = "output-dir")]
-    pub out: PathBuf,
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub lora: LoraArgs,
-    /// Multiply the adapter's output by lora-alpha / sqrt(r) instead.
-    #[arg(long, help_heading = "Adapter")]
-    pub use_rslora: bool,
-    /// Probability of dropping an input of the adapter.
-    #[arg(long, default_value_t = 0.0, help_heading = "Adapter")]
-    pub lora_dropout: f64,
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub optim: OptimArgs,
-    /// Seed of the adapter's start, the order of the data and the dropout.
-    #[arg(long, default_value_t = DEFAULTS.seed)]
-    pub seed: u64,
-    /// Take the examples in the file's order in every epoch.
-    #[arg(long)]
-    pub no_shuffle: bool,
-    /// Longest example in tokens; longer ones are cut at the end.
-    #[arg(long, aliases = ["cutoff-len", "sequence-len"])]
-    pub max_length: Option<usize>,
-    /// A PEFT adapter directory to start from, in place of a fresh one.
-    #[arg(long, value_name = "DIR")]
-    pub init_adapter: Option<PathBuf>,
-    /// Append the end-of-sequence token to every text and completion, and learn it.
-    #[arg(long)]
-    pub add_eos: bool,
-    /// Steps between two checkpoints; 0 writes none.
-    #[arg(long, default_value_t = 500)]
-    pub save_steps: u64,
-    /// Checkpoints that are kept, the newest; 0 keeps all.
-    #[arg(long, default_value_t = 2)]
-    pub save_total_limit: usize,
-    /// Steps between two lines of the log.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
-    pub logging_steps: u64,
-    /// Continue from a checkpoint directory; latest is the newest one in --out, or the beginning if there is none.
-    #[arg(long, value_name = "DIR|latest")]
-    #[serde(skip)]
-    pub resume_from_checkpoint: Option<String>,
-    /// Print the memory plan and stop.
-    #[arg(long)]
-    #[serde(skip)]
-    pub dry_run: bool,
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub common: CommonArgs,
 }
 
 /// `probe`.

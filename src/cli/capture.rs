@@ -9,12 +9,12 @@ use super::resolve::{self, Found};
 use super::{Failure, output, texts};
 use crate::backend::{Backend, Captured};
 use crate::formats::activations::{self, ActivationWriter};
-use crate::formats::adapter::LoraAdapter;
+use crate::formats::adapter::Adapter;
 use crate::formats::safetensors::Dtype;
 use crate::hooks::capture::take;
 use crate::hooks::{Selection, Site, Tapped, Taps};
 use crate::model::{self, Activations, Adaptation, Input, Keep, Model, Spec};
-use crate::shape::{Label, Pack, PackBuilder, Parent, Token};
+use crate::shape::{Label, Pack, PackBuilder, Parent, Sequence, Token};
 use crate::{Error, Result};
 
 /// The file in the output directory.
@@ -37,21 +37,23 @@ struct Capture<'a> {
     args: &'a CaptureArgs,
     found: Found,
     selection: Selection,
-    adapter: Option<LoraAdapter>,
+    adapter: Option<Adapter>,
     docs: Vec<Vec<u32>>,
 }
 
 impl Job for Capture<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
         let Self { args, found, selection, adapter, docs } = self;
-        let run = adapter.as_ref().map(|_| 0);
-        let batches = batches(&docs, run, args.batch_tokens)?;
-        let rows = batches.iter().map(|docs| docs.pack.len()).max().unwrap_or(0);
         let model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
         let adaptation = match &adapter {
-            Some(adapter) => Some(Adaptation::of_adapters(&mut backend, &model.spec, std::slice::from_ref(adapter))?),
+            Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model.spec, adapter)?),
             None => None,
         };
+        let run = adaptation.as_ref().map(|_| 0);
+        let prompt = adaptation.as_ref().map_or(0, |adaptation| adaptation.prompts[0]);
+        let docs: Vec<Sequence> = docs.iter().map(|ids| Sequence::prompted(prompt, ids, run)).collect();
+        let batches = batches(&docs, args.batch_tokens)?;
+        let rows = batches.iter().map(|docs| docs.pack.len()).max().unwrap_or(0);
         let layout = adaptation.as_ref().map(|a| &a.layout);
         if args.dry_run {
             return Plan::new(&backend, &found).inference::<B>(&model.spec, layout, rows).print(args.common.json);
@@ -59,11 +61,11 @@ impl Job for Capture<'_> {
         let sink = Sink {
             selection: &selection,
             heads: model.spec.heads,
-            longest: docs.iter().map(Vec::len).max().unwrap_or(0),
+            longest: docs.iter().map(|doc| doc.tokens.len()).max().unwrap_or(0),
         };
         let sites = sink.sites(&model.spec, layout)?;
         let mut acts = Activations::new(&mut backend, &model.spec, layout, rows, Keep::Layer)?;
-        let rows = docs.iter().map(|doc| if args.tokens == Tokens::All { doc.len() } else { 1 }).sum();
+        let rows = docs.iter().map(|doc| if args.tokens == Tokens::All { doc.tokens.len() } else { 1 }).sum();
         let file = activations::Layout {
             sites: sites.clone(),
             labels: LABELS.map(str::to_owned).to_vec(),
@@ -78,7 +80,7 @@ impl Job for Capture<'_> {
         };
         let dtype = file.dtype;
         let mut writer = ActivationWriter::create(args.out.join(FILE), file)?;
-        let bar = output::progress(docs.iter().map(|doc| doc.len() as u64).sum(), "tokens");
+        let bar = output::progress(docs.iter().map(|doc| doc.tokens.len() as u64).sum(), "tokens");
         for batch in &batches {
             let device = backend.pack(&batch.pack)?;
             let mut input = Input::new(&batch.pack, &device);
@@ -110,8 +112,8 @@ impl Job for Capture<'_> {
     }
 }
 
-/// Consecutive documents that are computed together. They share no rows: a document's numbers must not depend on
-/// where its neighbours happen to begin alike.
+/// Consecutive documents that are computed together. They share no rows, not even a soft prompt's: a document's numbers
+/// must not depend on where its neighbours happen to begin alike, and a document's rows stand together in the file.
 struct Batch {
     pack: Pack,
     /// Number of the first document.
@@ -143,7 +145,7 @@ impl Batch {
     }
 }
 
-fn batches(docs: &[Vec<u32>], run: Option<usize>, most: usize) -> Result<Vec<Batch>> {
+fn batches(docs: &[Sequence], most: usize) -> Result<Vec<Batch>> {
     if most == 0 {
         return Err(Error::argument("--batch-tokens", "at least 1", most));
     }
@@ -151,13 +153,12 @@ fn batches(docs: &[Vec<u32>], run: Option<usize>, most: usize) -> Result<Vec<Bat
     let mut builder = PackBuilder::default();
     let (mut rows, mut first) = (0, 0);
     for (i, doc) in docs.iter().enumerate() {
-        if rows > 0 && rows + doc.len() > most {
+        if rows > 0 && rows + doc.tokens.len() > most {
             batches.push(Batch { pack: std::mem::take(&mut builder).build(), first });
             (rows, first) = (0, i);
         }
-        let tokens: Vec<Token> = doc.iter().map(|&id| Token::Id(id)).collect();
-        builder.push(&tokens, Parent::None, run, Label::Text);
-        rows += doc.len();
+        builder.push(&doc.tokens, Parent::None, doc.run, Label::Text);
+        rows += doc.tokens.len();
     }
     batches.push(Batch { pack: builder.build(), first });
     Ok(batches)

@@ -9,7 +9,7 @@ use super::device::{Job, dispatch};
 use super::resolve::{self, Found};
 use super::{Failure, output, texts};
 use crate::backend::Backend;
-use crate::formats::adapter::LoraAdapter;
+use crate::formats::adapter::Adapter;
 use crate::formats::tokenizer::Tokenizer;
 use crate::model::{Adaptation, Generation, Model, Prompt, Sampling};
 use crate::{Error, Result};
@@ -53,7 +53,7 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling> {
 struct Generate<'a> {
     args: &'a GenerateArgs,
     found: Found,
-    adapter: Option<LoraAdapter>,
+    adapter: Option<Adapter>,
     tokenizer: Tokenizer,
     prompts: Vec<Vec<u32>>,
     sampling: Sampling,
@@ -64,7 +64,7 @@ impl Job for Generate<'_> {
         let Self { args, found, adapter, tokenizer, prompts, sampling } = self;
         let model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
         let adaptation = match &adapter {
-            Some(adapter) => Some(Adaptation::of_adapters(&mut backend, &model.spec, std::slice::from_ref(adapter))?),
+            Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model.spec, adapter)?),
             None => None,
         };
         let run = adaptation.as_ref().map(|_| 0);

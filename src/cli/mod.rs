@@ -24,6 +24,8 @@ mod probe;
 mod resolve;
 mod texts;
 mod train_lora;
+mod train_prompt;
+mod training;
 
 /// Why there is no result.
 enum Failure {
@@ -72,6 +74,7 @@ fn run(cli: args::Cli) -> Result<(), Failure> {
     match cli.command {
         args::Command::Capture(args) => capture::run(&args),
         args::Command::TrainLora(args) => train_lora::run(&args),
+        args::Command::TrainPrompt(args) => train_prompt::run(&args),
         args::Command::Probe(args) => probe::run(&args),
         args::Command::Generate(args) => generate::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),

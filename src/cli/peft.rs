@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::resolve::Found;
 use super::{Failure, output};
 use crate::Result;
-use crate::formats::adapter::{LoraAdapter, LoraConfig, Modules, Slot};
+use crate::formats::adapter::{Adapter, LoraAdapter, LoraConfig, Modules, PromptKind, Slot};
 use crate::formats::json as json_file;
 use crate::formats::safetensors::Checkpoint;
 
@@ -36,6 +36,16 @@ pub fn look(path: &Path, found: &Found) -> Result<Look> {
     let config_path = path.join("adapter_config.json");
     let config = json_file::read(&config_path)?;
     let file = Checkpoint::open(path.join("adapter_model.safetensors"))?;
+    if let Some(kind) = config.get("peft_type").and_then(Value::as_str).and_then(PromptKind::parse) {
+        return Ok(Look {
+            modules: Vec::new(),
+            tensors: file.len(),
+            parameters: file.iter().map(|t| t.shape.iter().product::<usize>()).sum(),
+            peft: prompt(kind, &config, &file),
+            refusal: Adapter::read(path, &found.config).err().map(|e| e.to_string()),
+            config,
+        });
+    }
     let mut peft = settings(&config);
     match as_peft_takes_it(&config_path, &config).slots(found.spec.layers) {
         Ok(slots) => peft.extend(tensors(&file, &expected(&slots, found))),
@@ -53,6 +63,33 @@ pub fn look(path: &Path, found: &Found) -> Result<Look> {
         refusal: LoraAdapter::read(path, &found.config).err().map(|e| e.to_string()),
         config,
     })
+}
+
+/// What PEFT does with a soft prompt.
+fn prompt(kind: PromptKind, config: &Value, file: &Checkpoint) -> Vec<String> {
+    let mut found = Vec::new();
+    let text = |key: &str| config.get(key).and_then(Value::as_str);
+    if text("task_type").is_none() {
+        found.push("loads it and does not apply it: task_type is missing".to_owned());
+    }
+    let rows = config.get("num_virtual_tokens").and_then(Value::as_u64);
+    match (rows, file.get("prompt_embeddings")) {
+        (None, _) => found.push("stops: TypeError, num_virtual_tokens is missing".to_owned()),
+        (_, None) => found.push("finds no prompt_embeddings".to_owned()),
+        (Some(rows), Some(tensor)) if tensor.shape.first() != Some(&(rows as usize)) => {
+            found.push(format!("stops: size mismatch, prompt_embeddings is {:?}, of {rows} rows", tensor.shape));
+        }
+        _ => {}
+    }
+    if text("prompt_tuning_init") == Some("TEXT") && text("tokenizer_name_or_path").is_none() {
+        found.push("stops: ValueError, the start is a TEXT and tokenizer_name_or_path is missing".to_owned());
+    }
+    if kind == PromptKind::PTuning || config.get("prefix_projection") == Some(&Value::Bool(true)) {
+        found.push("has only what the MLP made: the MLP itself was not saved".to_owned());
+    }
+    found.push("cannot train it any further: ValueError with is_trainable".to_owned());
+    found.push("puts it before the padding on the left, where there is any: other logits than without".to_owned());
+    found
 }
 
 /// What PEFT assumes where the configuration is silent.
@@ -141,7 +178,11 @@ impl Look {
     pub fn print(&self) -> Result<(), Failure> {
         output::line("")?;
         let text = |key: &str| self.config.get(key).map_or("-".to_owned(), |v| v.to_string().replace('"', ""));
-        let keys = ["peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "base_model_name_or_path"];
+        let soft = self.config.get("num_virtual_tokens").is_some();
+        let keys: &[&str] = match soft {
+            true => &["peft_type", "num_virtual_tokens", "token_dim", "encoder_hidden_size", "base_model_name_or_path"],
+            false => &["peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "base_model_name_or_path"],
+        };
         let mut rows: Vec<Vec<String>> = keys.iter().map(|key| vec![(*key).to_owned(), text(key)]).collect();
         rows.push(vec!["modules".into(), self.modules.len().to_string()]);
         rows.push(vec!["tensors".into(), self.tensors.to_string()]);

@@ -7,12 +7,14 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::args::{CommonArgs, LoraArgs, OptimArgs};
-use crate::formats::adapter::{LoraAdapter, LoraConfig, LoraModule, Modules, Slot};
+use super::output;
+use crate::formats::adapter::{Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, Slot};
 use crate::formats::atomic;
 use crate::formats::config::ModelConfig;
 use crate::formats::hub::{self, CacheEnv};
 use crate::formats::safetensors::{Checkpoint, Dtype};
 use crate::model::Spec;
+use crate::train::checkpoint;
 use crate::train::schedule::Warmup;
 use crate::train::settings::{Length, RunSettings};
 use crate::{Error, Result};
@@ -54,8 +56,8 @@ pub fn model(name: &str, common: &CommonArgs) -> Result<Found> {
 }
 
 /// Reads `--adapter`.
-pub fn adapter(path: Option<&Path>, model: &Found) -> Result<Option<LoraAdapter>> {
-    path.map(|path| LoraAdapter::read(path, &model.config)).transpose()
+pub fn adapter(path: Option<&Path>, model: &Found) -> Result<Option<Adapter>> {
+    path.map(|path| Adapter::read(path, &model.config)).transpose()
 }
 
 /// `--layers`: all, numbers, ranges (both ends included).
@@ -140,6 +142,29 @@ pub fn settings(args: &OptimArgs, seed: u64, shuffle: bool) -> Result<RunSetting
     };
     settings.validate()?;
     Ok(settings)
+}
+
+/// The checkpoint to continue from.
+pub fn resume(asked: Option<&str>, out: &Path) -> Result<Option<PathBuf>> {
+    match asked {
+        None => match checkpoint::latest(out)? {
+            None => Ok(None),
+            // Before anything is written, since what lies there belongs to another training.
+            Some(found) => {
+                let expected = "a directory without checkpoints, or --resume-from-checkpoint to continue from one";
+                Err(Error::argument("--out", expected, found.display()))
+            }
+        },
+        Some("latest") => {
+            let found = checkpoint::latest(out)?;
+            if found.is_none() {
+                output::note(format_args!("no checkpoint in {}: from the beginning", out.display()));
+            }
+            Ok(found)
+        }
+        Some(path) if Path::new(path).is_dir() => Ok(Some(path.into())),
+        Some(path) => Err(Error::argument("--resume-from-checkpoint", "a checkpoint's directory, or latest", path)),
+    }
 }
 
 /// `--max-grad-norm`, where 0 never cuts, as in other trainers.

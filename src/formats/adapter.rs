@@ -1,4 +1,4 @@
-//! PEFT LoRA adapter directories: `adapter_config.json` and `adapter_model.safetensors`.
+//! PEFT adapter directories: `adapter_config.json` and `adapter_model.safetensors`; LoRA and soft prompts.
 //!
 //! An adapted projection computes `W x + scale * B A x` with `scale = lora_alpha / r`, or `/ sqrt(r)` with
 //! `use_rslora` (Hu et al., arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732).
@@ -9,8 +9,29 @@
 
 mod config;
 mod directory;
+mod prompt;
 
 pub use config::{LoraConfig, Modules, Slot};
+pub use directory::FILES;
+pub use prompt::{EncoderShape, EncoderState, PromptAdapter, PromptConfig, PromptKind, Reparameterization};
+
+/// An adapter of any kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Adapter {
+    /// Low-rank updates of projections.
+    Lora(LoraAdapter),
+    /// Rows before every sequence.
+    Prompt(PromptAdapter),
+}
+
+/// The settings of an adapter of any kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AdapterConfig {
+    /// Low-rank updates of projections.
+    Lora(LoraConfig),
+    /// Rows before every sequence.
+    Prompt(PromptConfig),
+}
 
 /// A projection of a block that an adapter can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -46,6 +46,16 @@ pub enum Example {
         /// What is to be said.
         output: String,
     },
+    /// `{"demonstrations", "query", "completion"}`: the demonstrations, each a text that is shown as it is, then the
+    /// query; the completion is learnt.
+    Demonstrated {
+        /// The demonstrations, one after another.
+        demonstrations: Vec<String>,
+        /// What is asked.
+        query: String,
+        /// What is to be said.
+        completion: String,
+    },
     /// `{"input_ids", "labels"}`: tokenised already. A label of -100 is none; without labels all is learnt.
     Ids {
         /// Token ids.
@@ -63,6 +73,7 @@ impl Example {
             Self::Completion { .. } => "prompt/completion",
             Self::Messages(_) => "messages",
             Self::Instruction { .. } => "instruction/output",
+            Self::Demonstrated { .. } => "demonstrations",
             Self::Ids { .. } => "input_ids",
         }
     }
@@ -77,7 +88,7 @@ impl Example {
         }
         let value = json::parse(place, line)?;
         let f = Fields::new(place, &value)?;
-        let forms = ["text", "prompt", "messages", "conversations", "instruction", "input_ids"];
+        let forms = ["text", "prompt", "messages", "conversations", "instruction", "demonstrations", "input_ids"];
         let found: Vec<_> = forms.into_iter().filter(|key| f.get(key).is_some()).collect();
         match found[..] {
             ["text"] => Ok(Self::Text(text(&f, "text")?)),
@@ -85,6 +96,7 @@ impl Example {
             ["messages"] => Ok(Self::Messages(messages(&f, "messages", &OPENAI)?)),
             ["conversations"] => Ok(Self::Messages(messages(&f, "conversations", &SHAREGPT)?)),
             ["instruction"] => instruction(&f),
+            ["demonstrations"] => demonstrated(&f),
             ["input_ids"] => ids(&f),
             [] => {
                 let keys: Vec<_> = f.keys().collect();
@@ -150,6 +162,16 @@ fn instruction(f: &Fields) -> Result<Example> {
         before.extend([message("user", user), message("assistant", assistant)]);
     }
     Ok(Example::Instruction { before, prompt, output: text(f, "output")? })
+}
+
+fn demonstrated(f: &Fields) -> Result<Example> {
+    let shown = f.require("demonstrations", f.list("demonstrations")?, "a list of strings")?;
+    let one = |v: &Value| v.as_str().map(String::from).ok_or_else(|| f.error("demonstrations", "a list of strings"));
+    Ok(Example::Demonstrated {
+        demonstrations: shown.iter().map(one).collect::<Result<_>>()?,
+        query: text(f, "query")?,
+        completion: text(f, "completion")?,
+    })
 }
 
 fn ids(f: &Fields) -> Result<Example> {

@@ -5,7 +5,9 @@ use rand_chacha::ChaCha8Rng;
 
 use super::spec::Spec;
 use crate::backend::{Backend, LoraSite, PromptSite, WideElement};
-use crate::formats::adapter::{LoraAdapter, LoraConfig, LoraModule, Target};
+use crate::formats::adapter::{
+    Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, PromptAdapter, PromptConfig, PromptKind, Target,
+};
 use crate::{Error, Result};
 
 /// A LoRA that is the same in every layer.
@@ -30,6 +32,8 @@ pub struct Layout {
     pub lora: Vec<[Option<LoraSite>; 7]>,
     /// The soft prompt.
     pub prompt: Option<PromptSite>,
+    /// Width of a row of it, C.
+    pub width: usize,
 }
 
 impl Layout {
@@ -71,15 +75,15 @@ impl Layout {
     }
 
     /// With a soft prompt of `rows` rows behind everything else.
-    pub fn with_prompt(mut self, spec: &Spec, rows: usize) -> Self {
+    pub fn with_prompt(mut self, rows: usize) -> Self {
         self.prompt = Some(PromptSite { offset: self.stride, stride: 0, rows });
-        self.stride += rows * spec.width;
+        self.stride += rows * self.width;
         self.sealed()
     }
 
     /// No adapter at all.
     pub fn empty(spec: &Spec) -> Self {
-        Self { stride: 0, lora: vec![[None; 7]; spec.layers], prompt: None }
+        Self { stride: 0, lora: vec![[None; 7]; spec.layers], prompt: None, width: spec.width }
     }
 
     fn push(&mut self, spec: &Spec, layer: usize, target: Target, rank: usize, scale: f64) {
@@ -128,6 +132,8 @@ pub struct Adaptation<B: Backend> {
     pub runs: usize,
     /// `[runs, stride]`.
     pub params: B::Wide,
+    /// Soft-prompt rows of each run, at most the layout's.
+    pub prompts: Vec<usize>,
 }
 
 impl<B: Backend> Adaptation<B> {
@@ -137,7 +143,50 @@ impl<B: Backend> Adaptation<B> {
     /// If the device has no memory for it.
     pub fn new(backend: &mut B, layout: Layout, runs: usize) -> Result<Self> {
         let params = backend.wide(runs * layout.stride)?;
-        Ok(Self { layout, runs, params })
+        let prompts = vec![layout.prompt.map_or(0, |site| site.rows); runs];
+        Ok(Self { layout, runs, params, prompts })
+    }
+
+    /// Soft prompts of zeros, of `rows` rows for each run.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn of_rows(backend: &mut B, spec: &Spec, rows: Vec<usize>) -> Result<Self> {
+        let layout = Layout::empty(spec).with_prompt(rows.iter().copied().max().unwrap_or(0));
+        Ok(Self { prompts: rows.clone(), ..Self::new(backend, layout, rows.len())? })
+    }
+
+    /// An adapter as read, as the only run.
+    ///
+    /// # Errors
+    /// One that does not fit the model.
+    pub fn of_adapter(backend: &mut B, spec: &Spec, adapter: &Adapter) -> Result<Self> {
+        match adapter {
+            Adapter::Lora(adapter) => Self::of_adapters(backend, spec, std::slice::from_ref(adapter)),
+            Adapter::Prompt(prompt) if prompt.config.kind == PromptKind::PrefixTuning => {
+                Err(Error::unsupported("peft_type", prompt.config.kind.name(), "LORA, PROMPT_TUNING, P_TUNING"))
+            }
+            Adapter::Prompt(prompt) => {
+                let mut adaptation = Self::of_rows(backend, spec, vec![prompt.config.num_virtual_tokens])?;
+                adaptation.set_prompt(backend, 0, &prompt.rows)?;
+                Ok(adaptation)
+            }
+        }
+    }
+
+    /// Sets a run's soft prompt `[rows, C]`.
+    ///
+    /// # Errors
+    /// If it is not of the run's size.
+    pub fn set_prompt(&mut self, backend: &mut B, run: usize, rows: &[f32]) -> Result<()> {
+        let site = self.layout.prompt.expect("adaptation: a layout with a prompt");
+        let len = self.prompts[run] * self.layout.width;
+        assert!(run < self.runs, "adaptation: run {run} of {}", self.runs);
+        if rows.len() != len {
+            return Err(Error::argument("prompt", format!("{len} elements"), rows.len()));
+        }
+        let values: Vec<B::Element> = rows.iter().map(|&x| B::Element::from_f64(f64::from(x))).collect();
+        backend.upload(&mut self.params, run * self.layout.stride + site.offset, &values)
     }
 
     /// Adapters as read, one a run; all must have the layout of the first.
@@ -200,6 +249,29 @@ impl<B: Backend> Adaptation<B> {
     }
 
     /// Reads a run out, described by `config`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn read_out(&self, backend: &mut B, run: usize, config: &AdapterConfig) -> Result<Adapter> {
+        match config {
+            AdapterConfig::Lora(config) => self.adapter(backend, run, config).map(Adapter::Lora),
+            AdapterConfig::Prompt(config) => self.prompt(backend, run, config).map(Adapter::Prompt),
+        }
+    }
+
+    /// Reads a run's soft prompt out, described by `config`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn prompt(&self, backend: &mut B, run: usize, config: &PromptConfig) -> Result<PromptAdapter> {
+        let site = self.layout.prompt.expect("adaptation: a layout with a prompt");
+        let mut values = vec![B::Element::default(); self.prompts[run] * self.layout.width];
+        backend.download(&mut values, &self.params, run * self.layout.stride + site.offset)?;
+        let rows = values.into_iter().map(|x| x.to_f64() as f32).collect();
+        Ok(PromptAdapter { config: config.clone(), rows, encoder: None })
+    }
+
+    /// Reads a run's LoRA out, described by `config`.
     ///
     /// # Errors
     /// If the device fails.

@@ -74,7 +74,8 @@ impl<B: Backend> Model<B> {
         }
         let mut choosers: Vec<Chooser> = (0..prompts.len()).map(|i| Chooser::new(generation.sampling, i)).collect();
         let layout = adaptation.map(|adaptation| &adaptation.layout);
-        let sequences: Vec<Sequence> = prompts.iter().map(|p| Sequence::ids(&p.ids, p.run, Label::Text)).collect();
+        let soft = |run: Option<usize>| adaptation.zip(run).map_or(0, |(adaptation, run)| adaptation.prompts[run]);
+        let sequences: Vec<Sequence> = prompts.iter().map(|p| Sequence::prompted(soft(p.run), &p.ids, p.run)).collect();
         let planted = forest(&sequences, 1);
         let rows = planted.pack.len() + prompts.len() * generation.max_new_tokens;
         let mut cache = KvCache::new(backend, self.spec.layers, rows, self.spec.kv_width())?;

@@ -13,6 +13,7 @@ pub mod backward;
 pub mod forward;
 pub mod full;
 pub mod generate;
+pub mod prompt;
 pub mod spec;
 pub mod weights;
 
@@ -22,6 +23,7 @@ pub use backward::{Gradients, Labels, Wanted};
 pub use forward::{Cache, DropoutPlan, Input};
 pub use full::{FullTuning, WeightLayout};
 pub use generate::{Generation, Prompt, Sampling};
+pub use prompt::PromptStart;
 pub use spec::Spec;
 pub use weights::Weights;
 

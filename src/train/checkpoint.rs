@@ -15,7 +15,7 @@ use super::log::LogState;
 use super::order::Cursor;
 use super::trainer::{Trainer, Tuned};
 use crate::backend::Backend;
-use crate::formats::adapter::LoraConfig;
+use crate::formats::adapter::{self, AdapterConfig};
 use crate::formats::safetensors::{Checkpoint, Dtype, Tensor, write};
 use crate::formats::{atomic, json as files};
 use crate::model::Model;
@@ -74,7 +74,7 @@ impl<B: Backend> Trainer<B> {
         &self,
         backend: &mut B,
         dir: &Path,
-        configs: &[LoraConfig],
+        configs: &[AdapterConfig],
         identity: &Value,
         log: LogState,
     ) -> Result<PathBuf> {
@@ -90,7 +90,8 @@ impl<B: Backend> Trainer<B> {
         let path = dir.join(format!("{PREFIX}{}", self.steps));
         let several = self.runs.len() > 1;
         let folders: Vec<String> = (0..self.runs.len()).map(|run| format!("run-{run}")).collect();
-        let mut owned = vec![OPTIMIZER_FILE, STATE_FILE, "adapter_config.json", "adapter_model.safetensors"];
+        let mut owned = vec![OPTIMIZER_FILE, STATE_FILE];
+        owned.extend(adapter::FILES);
         owned.extend(folders.iter().map(String::as_str));
         atomic::replace_dir(&path, &owned, |stage| {
             if let Tuned::Adapters(adaptation) = &self.tuned {
@@ -101,7 +102,7 @@ impl<B: Backend> Trainer<B> {
                     adaptation.runs
                 );
                 for (run, config) in configs.iter().enumerate() {
-                    let adapter = adaptation.adapter(backend, run, config)?;
+                    let adapter = self.adapter(backend, run, config)?;
                     adapter.write(if several { stage.join(&folders[run]) } else { stage.to_path_buf() })?;
                 }
             }
@@ -211,21 +212,21 @@ impl<B: Backend> Trainer<B> {
             })
         };
         let runs: Vec<Value> = self.runs.iter().map(run).collect();
-        let mut adapter = Map::new();
+        let mut parts = Map::new();
         if let Some(adaptation) = self.tuned.adaptation() {
             for (layer, target, site) in adaptation.layout.sites() {
                 let found = format!("rank {}, scale {}", site.rank, site.scale);
-                adapter.insert(format!("layers.{layer}.{}", target.name()), found.into());
+                parts.insert(format!("layers.{layer}.{}", target.name()), found.into());
             }
-            if let Some(prompt) = adaptation.layout.prompt {
-                adapter.insert("prompt".into(), prompt.rows.into());
+            if adaptation.layout.prompt.is_some() {
+                parts.insert("prompts".into(), json!(adaptation.prompts));
             }
         }
         json!({
             "identity": identity,
             "backend": backend.name(),
             "parameters": self.tuned.shape().1,
-            "adapter": adapter,
+            "adapter": parts,
             "dropout": self.options.dropout,
             "row_budget": self.options.row_budget,
             "runs": runs,

@@ -43,6 +43,7 @@ pub struct Prepared {
 /// | prompt/completion | the completion; of messages, the assistant's turns of the completion |
 /// | messages | the assistant's turns, each with what the template closes it with |
 /// | instruction/output | through the chat template, if there is one, as messages; else the output, after a newline |
+/// | demonstrations/query/completion | the completion |
 /// | input_ids | the labels; without them everything |
 ///
 /// # Errors
@@ -116,6 +117,9 @@ fn sequence(place: &Path, example: &Example, tokenizer: &Tokenizer, add_eos: boo
             conversation(place, tokenizer, &given, &[message("assistant", output)])
         }
         Example::Instruction { prompt, output, .. } => completed(tokenizer, &format!("{prompt}\n"), output, add_eos),
+        Example::Demonstrated { demonstrations, query, completion } => {
+            completed(tokenizer, &format!("{}{query}", demonstrations.concat()), completion, add_eos)
+        }
         Example::Ids { input_ids, labels } => Ok(tokenised(input_ids, labels.as_deref())),
     }
 }

@@ -8,7 +8,7 @@ use super::checkpoint;
 use super::log::{LogState, TrainLog};
 use super::trainer::{StepReport, Trainer};
 use crate::backend::Backend;
-use crate::formats::adapter::LoraConfig;
+use crate::formats::adapter::AdapterConfig;
 use crate::formats::atomic;
 use crate::model::Model;
 use crate::{Error, Result};
@@ -25,7 +25,7 @@ pub struct Output<'a> {
     /// Checkpoints that are kept; none keeps all.
     pub save_total_limit: Option<usize>,
     /// The adapters' settings, one a run; empty where weights are tuned.
-    pub configs: &'a [LoraConfig],
+    pub configs: &'a [AdapterConfig],
     /// What a continuation must share beside settings and data, such as the model's name.
     pub identity: &'a Value,
 }

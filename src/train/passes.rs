@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::data::TrainSequence;
-use crate::shape::{Forest, Label, Pack, Sequence, Token, forest};
+use crate::shape::{Forest, Pack, Sequence, forest};
 
 /// Common beginnings shorter than this are computed once per sequence: each shared stretch is one more span in the
 /// attention of every sequence below it, which a few rows are not worth.
@@ -42,38 +42,46 @@ pub struct Pass {
 }
 
 /// How sequences become rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packing {
     /// Rows, and labels, of a pass at most, unless a single sequence has more.
     pub budget: usize,
     /// Shortest common beginning that is computed once.
     pub min_shared: usize,
-    /// Soft-prompt rows before every sequence.
-    pub prompt: usize,
+    /// Soft-prompt rows before every sequence of each run; a pass has a run's only once. Runs beyond the end have none.
+    pub prompts: Vec<usize>,
     /// Whether rows belong to a run's adapter, rather than to the base model.
     pub adapted: bool,
 }
 
 impl Packing {
-    /// Rows and labels of a sequence. Rows after the last label row have no part in any loss and are left out.
-    fn size(&self, sequence: &TrainSequence) -> (usize, usize) {
-        let labels = sequence.targets(self.prompt);
-        (labels.clone().last().map_or(0, |(row, _)| row + 1), labels.count())
+    /// Soft-prompt rows of a run.
+    pub fn prompt(&self, run: usize) -> usize {
+        self.prompts.get(run).copied().unwrap_or(0)
+    }
+
+    /// Rows (beside the soft prompt's) and labels of a run's sequence. Rows after the last label row have no part in any
+    /// loss and are left out.
+    fn size(&self, run: usize, sequence: &TrainSequence) -> (usize, usize) {
+        let prompt = self.prompt(run);
+        let labels = sequence.targets(prompt);
+        (labels.clone().last().map_or(0, |(row, _)| row + 1 - prompt), labels.count())
     }
 
     /// Largest numbers of rows and of labels that a pass can have. `runs` are each run's data and batch size.
     pub fn capacity<'a>(&self, runs: impl Iterator<Item = (&'a [TrainSequence], usize)>) -> (usize, usize) {
         let (mut sum, mut longest) = ((0, 0), (0, 0));
-        for (data, batch) in runs {
-            let sizes: Vec<(usize, usize)> = data.iter().map(|s| self.size(s)).collect();
+        for (run, (data, batch)) in runs.enumerate() {
+            let sizes: Vec<(usize, usize)> = data.iter().map(|s| self.size(run, s)).collect();
             let largest = |mut lens: Vec<usize>| {
                 lens.sort_unstable_by(|a, b| b.cmp(a));
                 (lens[0], lens.iter().take(batch).sum::<usize>())
             };
             let rows = largest(sizes.iter().map(|s| s.0).collect());
             let labels = largest(sizes.iter().map(|s| s.1).collect());
-            longest = (longest.0.max(rows.0), longest.1.max(labels.0));
-            sum = (sum.0 + rows.1, sum.1 + labels.1);
+            let prompt = self.prompt(run);
+            longest = (longest.0.max(prompt + rows.0), longest.1.max(labels.0));
+            sum = (sum.0 + prompt + rows.1, sum.1 + labels.1);
         }
         let cap = |sum: usize, longest: usize| sum.min(self.budget).max(longest);
         (cap(sum.0, longest.0), cap(sum.1, longest.1))
@@ -81,8 +89,8 @@ impl Packing {
 
     /// Cuts a batch into pieces that fit the budget, by halves, which looks at nothing but the batch.
     pub fn pieces(&self, run: usize, data: &[TrainSequence], batch: &[usize]) -> Vec<Piece> {
-        let sizes = batch.iter().map(|&s| self.size(&data[s]));
-        let (mut rows, labels) = sizes.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
+        let sizes = batch.iter().map(|&s| self.size(run, &data[s]));
+        let (mut rows, labels) = sizes.fold((self.prompt(run), 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
         if rows > self.budget && batch.len() > 1 && labels <= self.budget {
             rows = self.forest(&[(run, data, batch)]).pack.len();
         }
@@ -125,7 +133,7 @@ impl Packing {
         for (run, data, sequences) in parts {
             let mut counts: BTreeMap<(u32, u32), u32> = BTreeMap::new();
             for &sequence in sequences {
-                for (row, target) in data[sequence].targets(self.prompt) {
+                for (row, target) in data[sequence].targets(self.prompt(run)) {
                     *counts.entry((forest.row(s, row) as u32, target)).or_default() += 1;
                 }
                 s += 1;
@@ -144,12 +152,12 @@ impl Packing {
     fn forest(&self, parts: &[(usize, &[TrainSequence], &[usize])]) -> Forest {
         let mut sequences = Vec::new();
         for &(run, data, numbers) in parts {
+            let prompt = self.prompt(run);
             for &number in numbers {
-                let rows = self.size(&data[number]).0;
-                let ids = data[number].ids.iter().map(|&id| Token::Id(id));
-                let tokens = (0..self.prompt as u32).map(Token::Virtual).chain(ids).take(rows).collect();
-                let run = self.adapted.then_some(run);
-                sequences.push(Sequence { tokens, run, labels: vec![(0, Label::Text)] });
+                let rows = prompt + self.size(run, &data[number]).0;
+                let mut sequence = Sequence::prompted(prompt, &data[number].ids, self.adapted.then_some(run));
+                sequence.tokens.truncate(rows);
+                sequences.push(sequence);
             }
         }
         forest(&sequences, self.min_shared)

@@ -6,6 +6,7 @@ use super::order::{Cursor, Order};
 use super::passes::{MIN_SHARED, Packing, Pass, Piece, ROW_BUDGET};
 use super::settings::RunSettings;
 use crate::backend::{AdamwStep, Backend, WideElement};
+use crate::formats::adapter::{Adapter, AdapterConfig};
 use crate::hooks::NoTaps;
 use crate::model::{
     Activations, Adaptation, DropoutPlan, FullTuning, Gradients, Input, Keep, Labels, Layout, Model, Spec, Wanted,
@@ -167,7 +168,7 @@ impl<B: Backend> Trainer<B> {
         let packing = packing(&tuned, options)?;
         for (run, Run { data, settings }) in runs.iter().enumerate() {
             settings.validate()?;
-            check_data(run, data, model.spec.vocab, packing.prompt)?;
+            check_data(run, data, model.spec.vocab, packing.prompt(run))?;
         }
         let sizes = runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size));
         let (rows, labels) = packing.capacity(sizes);
@@ -231,6 +232,17 @@ impl<B: Backend> Trainer<B> {
         &self.tuned
     }
 
+    /// Reads out what a run has learnt, described by `config`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If base weights are tuned, which are no adapter.
+    pub fn adapter(&self, backend: &mut B, run: usize, config: &AdapterConfig) -> Result<Adapter> {
+        self.tuned.adaptation().expect("trainer: adapters are tuned").read_out(backend, run, config)
+    }
+
     /// Ends the training.
     pub fn finish(self) -> Tuned<B> {
         self.tuned
@@ -261,11 +273,12 @@ impl<B: Backend> Trainer<B> {
     }
 
     fn take_batches(&mut self) -> Vec<Batch> {
-        let (steps, prompt) = (self.steps, self.packing.prompt);
+        let (steps, packing) = (self.steps, &self.packing);
         let active = self.runs.iter_mut().enumerate().filter(|(_, run)| steps < run.total_steps);
         active
             .map(|(number, RunState { data, settings, order, .. })| {
                 let sequences = order.take(settings.batch_size * settings.accumulation).to_vec();
+                let prompt = packing.prompt(number);
                 let tokens = sequences.iter().map(|&s| data[s].ids.len() as u64).sum();
                 let labels = sequences.iter().map(|&s| data[s].targets(prompt).count() as u64).sum();
                 Batch { run: number, sequences, tokens, labels }
@@ -390,7 +403,7 @@ fn packing<B: Backend>(tuned: &Tuned<B>, options: TrainerOptions) -> Result<Pack
     Ok(Packing {
         budget: options.row_budget,
         min_shared: if options.dropout > 0.0 { usize::MAX } else { MIN_SHARED },
-        prompt: tuned.layout().and_then(|layout| layout.prompt).map_or(0, |site| site.rows),
+        prompts: tuned.adaptation().map_or_else(Vec::new, |adaptation| adaptation.prompts.clone()),
         adapted: tuned.adaptation().is_some(),
     })
 }

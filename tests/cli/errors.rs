@@ -20,6 +20,20 @@ fn a_wrong_usage_is_exit_code_2() {
         &["train-lora", "--model", "m", "--train", "t", "--out", "o", "--epochs", "1", "--max-steps", "2"],
         &["train-lora", "--model", "m", "--train", "t", "--out", "o", "--lr-scheduler-type", "zigzag"],
         &["train-lora", "--model", "m", "--train", "t", "--out", "o", "--logging-steps", "0"],
+        &["train-prompt", "--model", "m", "--train", "t", "--out", "o", "--method", "hypnosis"],
+        &[
+            "train-prompt",
+            "--model",
+            "m",
+            "--train",
+            "t",
+            "--out",
+            "o",
+            "--init-adapter",
+            "a",
+            "--prompt-tuning-init",
+            "TEXT",
+        ],
         &["probe", "--out"],
         &["generate", "--model", "m", "--prompt", "a", "--input", "f"],
     ] {
@@ -33,7 +47,7 @@ fn a_wrong_usage_is_exit_code_2() {
 fn help_has_examples_and_exit_code_0() {
     assert!(run(["--help"]).ok().out.contains("Examples:"));
     assert!(run(["--version"]).ok().out.contains(env!("CARGO_PKG_VERSION")));
-    for command in ["capture", "train-lora", "probe", "generate", "inspect"] {
+    for command in ["capture", "train-lora", "train-prompt", "probe", "generate", "inspect"] {
         let help = run([command, "--help"]).ok().out;
         assert!(help.contains("Example") && help.contains("--config") && help.contains("--json"), "{command}: {help}");
     }

@@ -9,6 +9,7 @@ mod errors;
 mod generate;
 mod inspect;
 mod probe;
+mod prompt;
 mod real;
 mod train;
 

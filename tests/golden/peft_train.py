@@ -12,7 +12,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, get_scheduler
 
 torch.set_num_threads(1)
-stories, out = sys.argv[1], sys.argv[2]
 STEPS = 20
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 DEFAULTS = dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], rank_pattern={}, alpha_pattern={}, use_rslora=False,
@@ -27,7 +26,7 @@ CASES = {
 }
 
 
-def tiny():
+def tiny(out):
     torch.manual_seed(0)
     config = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=64,
                          max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2)
@@ -69,20 +68,26 @@ def save(model, path):
     json.dump(config, open(f, "w"), indent=2, sort_keys=True)
 
 
-def run(name, case):
+def run(name, case, stories, out):
     case = DEFAULTS | case
     where = os.path.join(out, name)
     base = AutoModelForCausalLM.from_pretrained(os.path.join(out, "tiny") if case["model"] == "tiny" else stories, dtype=torch.float32)
     torch.manual_seed(case["seed"])
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **{k: case[k] for k in
         ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")}))
-    params = [w for w in model.parameters() if w.requires_grad]
     for n, w in model.named_parameters():
         if "lora_B" in n and case["b_std"]:
             torch.nn.init.normal_(w, 0.0, case["b_std"])
     save(model, os.path.join(where, "init"))
-    g = torch.Generator().manual_seed(case["seed"])
-    data = sequences(g, base.config.vocab_size)
+    data = sequences(torch.Generator().manual_seed(case["seed"]), base.config.vocab_size)
+    result = train(model, data, case)
+    save(model, os.path.join(where, "final"))
+    write(where, case, result)
+
+
+def train(model, data, case):
+    """Twenty steps over `data` in order; what the case file keeps of them."""
+    params = [w for w in model.parameters() if w.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=case["learning_rate"], weight_decay=case["weight_decay"], foreach=False)
     scheduler = get_scheduler("constant_with_warmup" if case["schedule"] == "constant" else case["schedule"], optimizer, case["warmup"], STEPS)
     losses, norms, rates, position = [], [], [], 0
@@ -90,7 +95,7 @@ def run(name, case):
     for _ in range(STEPS):
         step = data[position:position + case["batch_size"] * case["accumulation"]]
         position = (position + len(step)) % len(data)
-        count, total = sum(l != -100 for s in step for l in s["labels"][1:]), 0.0
+        count, total = sum(l != -100 for s in step for l in s["labels"]), 0.0
         for i in range(0, len(step), case["batch_size"]):
             batch = pad(step[i:i + case["batch_size"]])
             loss = model(**batch).loss if case["accumulation"] == 1 else model(**batch, num_items_in_batch=count).loss
@@ -101,18 +106,26 @@ def run(name, case):
         optimizer.step(), scheduler.step(), optimizer.zero_grad()
         losses.append(total), norms.append(norm.item())
     model.eval()
-    save(model, os.path.join(where, "final"))
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([data[0]["input_ids"]])).logits[0, -1].tolist()
-    result = dict(steps=STEPS, data=data, losses=losses, grad_norms=norms, learning_rates=rates, logits=[float(f"{x:.9g}") for x in logits])
+    return dict(steps=STEPS, data=data, losses=losses, grad_norms=norms, learning_rates=rates, logits=[float(f"{x:.9g}") for x in logits])
+
+
+def write(where, case, result):
     json.dump({k: v for k, v in case.items() if k not in ("b_std", "seed")} | result, open(os.path.join(where, "case.json"), "w"), separators=(",", ":"))
-    print(name, losses[0], losses[-1], max(norms))
+    print(where, result["losses"][0], result["losses"][-1], max(result["grad_norms"]))
 
 
-shutil.rmtree(out, ignore_errors=True)
-tiny()
-for name, case in CASES.items():
-    run(name, case)
-rates = {f"{kind}-{warmup}-{total}": [get_scheduler(kind, torch.optim.SGD([torch.zeros(1)], lr=1.0), warmup, total).lr_lambdas[0](s) for s in range(total + 1)]
-         for kind in ("linear", "cosine", "constant_with_warmup") for warmup, total in ((0, 7), (3, 10), (10, 10), (12, 10), (0, 1))}
-json.dump(rates, open(os.path.join(out, "schedules.json"), "w"), separators=(",", ":"))
+def main():
+    stories, out = sys.argv[1], sys.argv[2]
+    shutil.rmtree(out, ignore_errors=True)
+    tiny(out)
+    for name, case in CASES.items():
+        run(name, case, stories, out)
+    rates = {f"{kind}-{warmup}-{total}": [get_scheduler(kind, torch.optim.SGD([torch.zeros(1)], lr=1.0), warmup, total).lr_lambdas[0](s) for s in range(total + 1)]
+             for kind in ("linear", "cosine", "constant_with_warmup") for warmup, total in ((0, 7), (3, 10), (10, 10), (12, 10), (0, 1))}
+    json.dump(rates, open(os.path.join(out, "schedules.json"), "w"), separators=(",", ":"))
+
+
+if __name__ == "__main__":
+    main()

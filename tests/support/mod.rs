@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+pub mod peft;
 pub mod tiny_model;
 pub mod training;
 

@@ -3,16 +3,68 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::{LoraAdapter, LoraConfig, LoraModule, Slot};
+use super::prompt::{ENCODER, PromptAdapter, PromptKind};
+use super::{Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, Slot};
 use crate::formats::atomic::{foreign_entry, replace_dir, write_json};
 use crate::formats::config::ModelConfig;
+use crate::formats::json::{self, Fields};
 use crate::formats::safetensors::{self, Checkpoint, Dtype, Tensor};
 use crate::{Error, Result};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
-/// What PEFT puts into an adapter's directory; a directory with nothing else may be replaced.
-const OWNED: [&str; 3] = [CONFIG, WEIGHTS, "README.md"];
+/// What lies in an adapter's directory; one with nothing else may be replaced.
+pub const FILES: [&str; 4] = [CONFIG, WEIGHTS, ENCODER, "README.md"];
+
+impl Adapter {
+    /// Reads a directory of any kind, for a base model.
+    ///
+    /// # Errors
+    /// As [`LoraAdapter::read`] and [`super::PromptConfig::read`]; another `peft_type`.
+    pub fn read(dir: impl AsRef<Path>, model: &ModelConfig) -> Result<Self> {
+        let dir = dir.as_ref();
+        let path = dir.join(CONFIG);
+        let value = json::read(&path)?;
+        let f = Fields::new(&path, &value)?;
+        match f.str("peft_type")? {
+            Some("LORA") => LoraAdapter::read(dir, model).map(Self::Lora),
+            Some(name) if PromptKind::parse(name).is_some() => {
+                PromptAdapter::read(&path, &dir.join(WEIGHTS), model).map(Self::Prompt)
+            }
+            _ => Err(f.error("peft_type", "LORA, PROMPT_TUNING, P_TUNING or PREFIX_TUNING")),
+        }
+    }
+
+    /// Writes a directory that PEFT loads, in f32; see [`LoraAdapter::write`].
+    ///
+    /// # Errors
+    /// The files cannot be written; an adapter that was there before then still is.
+    pub fn write(&self, dir: impl AsRef<Path>) -> Result<()> {
+        match self {
+            Self::Lora(adapter) => adapter.write(dir),
+            Self::Prompt(prompt) => {
+                place(dir.as_ref(), |dir| prompt.write_files(&dir.join(CONFIG), &dir.join(WEIGHTS)))
+            }
+        }
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> AdapterConfig {
+        match self {
+            Self::Lora(adapter) => AdapterConfig::Lora(adapter.config.clone()),
+            Self::Prompt(prompt) => AdapterConfig::Prompt(prompt.config.clone()),
+        }
+    }
+}
+
+/// Writes files of an adapter: into a directory that is absent, empty or holds only an adapter as a whole, into another
+/// one by one.
+fn place(dir: &Path, write: impl Fn(&Path) -> Result<()>) -> Result<()> {
+    if foreign_entry(dir, &FILES)?.is_some() {
+        return write(dir);
+    }
+    replace_dir(dir, &FILES, write)
+}
 
 impl LoraAdapter {
     /// Reads a directory, for a base model. Weights of f32, f16 and bf16 become f32.
@@ -54,11 +106,7 @@ impl LoraAdapter {
     /// # Panics
     /// When the modules' sizes do not fit each other.
     pub fn write(&self, dir: impl AsRef<Path>) -> Result<()> {
-        let dir = dir.as_ref();
-        if foreign_entry(dir, &OWNED)?.is_some() {
-            return self.write_files(dir);
-        }
-        replace_dir(dir, &OWNED, |stage| self.write_files(stage))
+        place(dir.as_ref(), |dir| self.write_files(dir))
     }
 
     fn write_files(&self, dir: &Path) -> Result<()> {

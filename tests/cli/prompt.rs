@@ -1,0 +1,296 @@
+//! `train-prompt`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use super::{leftovers, line, program, put, run, tensor, words, workplace};
+
+const DATA: &str = "{\"prompt\": \"the pen is\", \"completion\": \" in the pot\"}\n\
+                    {\"prompt\": \"the pot is\", \"completion\": \" thin\"}\n\
+                    {\"text\": \"there is a pen in the pot\"}\n\
+                    {\"input_ids\": [1, 30, 31, 32, 33], \"labels\": [-100, -100, 31, 32, 33]}\n\
+                    {\"prompt\": \"a\", \"completion\": \" b\"}\n";
+
+const SHOWN: &str = "{\"demonstrations\": [\"a is b.\\n\", \"c is d.\\n\"], \"query\": \"the pen is\", \"completion\": \" thin\"}\n\
+                     {\"demonstrations\": [], \"query\": \"the pot is\", \"completion\": \" in\"}\n";
+
+fn log(out: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(out.join("trainer_log.jsonl")).expect("the log");
+    text.lines().map(|l| serde_json::from_str(l).expect("a line of JSON")).collect()
+}
+
+/// The files of an adapter.
+fn bytes(dir: &Path) -> Vec<Vec<u8>> {
+    let files = ["adapter_model.safetensors", "adapter_config.json", "prompt_encoder.safetensors"];
+    files.iter().filter_map(|name| fs::read(dir.join(name)).ok()).collect()
+}
+
+fn rows(dir: &Path) -> (Vec<usize>, Vec<f64>) {
+    tensor(&dir.join("adapter_model.safetensors"), "prompt_embeddings")
+}
+
+#[test]
+fn a_prompt_is_learnt_logged_and_applied() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", DATA);
+    let json = line(
+        d,
+        "train-prompt --model {}/model --train {}/train.jsonl --out {}/out --num-virtual-tokens 6 --learning-rate 3e-2 \
+         --batch-size 5 --max-steps 60 --lr-scheduler-type constant --seed 0 --save-steps 25 --json",
+    )
+    .json();
+    assert_eq!((&json["steps"], &json["seed"], &json["num_virtual_tokens"]), (&60.into(), &0.into(), &6.into()));
+    let lines = log(&d.join("out"));
+    assert_eq!(lines.len(), 60);
+    let loss = |i: usize| lines[i]["loss"].as_f64().expect("a loss");
+    assert!(loss(59) < 0.9 * loss(0), "{} to {}", loss(0), loss(59));
+    let config: Value = serde_json::from_slice(&bytes(&d.join("out"))[1]).expect("JSON");
+    assert_eq!((&config["peft_type"], &config["task_type"]), (&"PROMPT_TUNING".into(), &"CAUSAL_LM".into()));
+    assert_eq!((&config["num_virtual_tokens"], &config["token_dim"]), (&6.into(), &24.into()));
+    assert_eq!(rows(&d.join("out")).0, [6, 24]);
+    assert!(d.join("out/checkpoint-25/adapter_model.safetensors").exists() && leftovers(d).is_empty());
+
+    line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/base").ok();
+    line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/tuned --adapter {}/out").ok();
+    let states = |name: &str, of: &str| tensor(&d.join(name).join("activations.safetensors"), of).1;
+    let (base, tuned) = (states("base", "token_id"), states("tuned", "token_id"));
+    assert_eq!(tuned[..6], [-1.0; 6], "the prompt's rows are in the file");
+    assert_eq!(base, tuned.iter().copied().filter(|&t| t >= 0.0).collect::<Vec<_>>());
+    let text = |adapter: &str| {
+        let found = line(d, &format!("generate --model {{}}/model --prompt the --max-new-tokens 12 --json {adapter}"));
+        found.json()["results"][0]["ids"].clone()
+    };
+    assert_ne!(text(""), text("--adapter {}/out"), "the prompt has no effect");
+    let look = line(d, "inspect --model {}/model --adapter {}/out --json").json()["adapter"].clone();
+    assert_eq!((&look["readable"], &look["parameters"]), (&true.into(), &(6 * 24).into()), "{look}");
+}
+
+#[test]
+fn runs_of_all_lengths_and_seeds_are_those_runs_alone() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", DATA);
+    let train = "train-prompt --model {}/model --train {}/train.jsonl --batch-size 2 --max-steps 6 --save-steps 4";
+    let json = line(d, &format!("{train} --out {{}}/grid --num-virtual-tokens 3,7 --seeds 2 --seed 5 --json")).json();
+    let runs = json["runs"].as_array().expect("the runs");
+    assert_eq!(runs.len(), 4);
+    for (i, run) in runs.iter().enumerate() {
+        let (rows, seed) = (&run["num_virtual_tokens"], &run["seed"]);
+        line(d, &format!("{train} --out {{}}/alone-{i} --num-virtual-tokens {rows} --seed {seed}")).ok();
+        let found = Path::new(run["adapter"].as_str().expect("a directory"));
+        assert_eq!(bytes(found), bytes(&d.join(format!("alone-{i}"))), "{rows} rows, seed {seed}");
+        assert!(d.join(format!("grid/checkpoint-4/run-{i}/adapter_config.json")).exists());
+    }
+    let text = line(d, &format!("{train} --out {{}}/table --num-virtual-tokens 3,7")).ok().out;
+    assert!(text.contains("num_virtual_tokens") && text.contains("run-1"), "{text}");
+}
+
+#[test]
+fn a_prompt_begins_as_asked() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", DATA);
+    let still = "train-prompt --model {}/model --train {}/train.jsonl --max-steps 1 --lr 0 --num-virtual-tokens 7";
+    let (_, table) = tensor(&d.join("model/model.safetensors"), "model.embed_tokens.weight");
+    let table: Vec<&[f64]> = table.chunks(24).collect();
+    let ids = |name: &str| -> Vec<usize> {
+        let (_, rows) = rows(&d.join(name));
+        let id = |row: &[f64]| table.iter().position(|known| *known == row).expect("a row of the embedding table");
+        rows.chunks(24).map(id).collect()
+    };
+    line(d, &format!("{still} --out {{}}/sampled")).ok();
+    line(d, &format!("{still} --out {{}}/other --seed 7")).ok();
+    assert_ne!(ids("sampled"), ids("other"), "the seed matters");
+    let mut args = words(d, &format!("{still} --out {{}}/text --prompt-tuning-init text --prompt-tuning-init-text"));
+    args.push("the pot".to_owned());
+    run(&args).ok();
+    put(d, "one.jsonl", "{\"text\": \"the pot\"}\n");
+    line(d, "capture --model {}/model --input {}/one.jsonl --out {}/ids --sites embed").ok();
+    let (_, tokens) = tensor(&d.join("ids/activations.safetensors"), "token_id");
+    let expected: Vec<usize> = tokens.iter().map(|&id| id as usize).cycle().take(7).collect();
+    assert_eq!(ids("text"), expected, "the text's tokens, <s> first, repeated");
+    line(d, &format!("{still} --out {{}}/random --prompt-tuning-init RANDOM")).ok();
+    let (_, random) = rows(&d.join("random"));
+    let square = random.iter().map(|x| x * x).sum::<f64>() / random.len() as f64;
+    assert!((0.6..1.6).contains(&square), "{square}");
+
+    // From an adapter, which is that adapter at a rate of 0.
+    line(d, &format!("{} --out {{}}/again --init-adapter {{}}/random", still.replace(" --num-virtual-tokens 7", "")))
+        .ok();
+    assert_eq!(bytes(&d.join("again")), bytes(&d.join("random")));
+}
+
+#[test]
+fn demonstrations_stand_before_the_query() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "shown.jsonl", SHOWN);
+    let train =
+        "train-prompt --model {}/model --out {}/out --num-virtual-tokens 2 --max-steps 2 --batch-size 2 --no-shuffle";
+    let json = line(d, &format!("{train} --method ipt --train {{}}/shown.jsonl --json")).json();
+    let tokens = |text: &str| {
+        put(d, "one.jsonl", &format!("{{\"text\": \"{text}\"}}\n"));
+        line(d, "capture --model {}/model --input {}/one.jsonl --out {}/states --sites embed --json").json()["tokens"]
+            .as_u64()
+            .expect("a number")
+    };
+    let whole = tokens("a is b.\\nc is d.\\nthe pen is thin") + tokens("the pot is in");
+    assert_eq!(json["tokens"], 2 * whole);
+
+    fs::remove_dir_all(d.join("out")).expect("remove");
+    put(d, "train.jsonl", DATA);
+    for (args, expected) in [
+        ("--method ipt --train {}/train.jsonl", "train.jsonl:1"),
+        ("--method pt --train {}/shown.jsonl", "shown.jsonl:1"),
+    ] {
+        let found = line(d, &format!("{train} {args}")).refused();
+        assert!(found.contains(expected) && found.contains("demonstrations"), "{args}: {found}");
+    }
+    for (text, expected) in [
+        ("{\"demonstrations\": \"a\", \"query\": \"b\", \"completion\": \"c\"}\n", "demonstrations"),
+        ("{\"demonstrations\": [1], \"query\": \"b\", \"completion\": \"c\"}\n", "demonstrations"),
+        ("{\"demonstrations\": [\"a\"], \"completion\": \"c\"}\n", "query"),
+        ("{\"demonstrations\": [\"a\"], \"query\": \"b\"}\n", "completion"),
+        ("{\"demonstrations\": [\"a\"], \"prompt\": \"b\", \"completion\": \"c\"}\n", "one form"),
+    ] {
+        put(d, "bad.jsonl", text);
+        let found = line(d, &format!("{train} --method ipt --train {{}}/bad.jsonl")).refused();
+        assert!(found.contains("bad.jsonl:1") && found.contains(expected), "{text}: {found}");
+    }
+    assert!(!d.join("out").exists() && leftovers(d).is_empty());
+}
+
+#[test]
+fn bad_settings_are_refused_before_anything_is_written() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", DATA);
+    line(d, "train-lora --model {}/model --train {}/train.jsonl --out {}/lora --max-steps 1").ok();
+    let train = "train-prompt --model {}/model --train {}/train.jsonl";
+    line(d, &format!("{train} --out {{}}/prompt --max-steps 1 --num-virtual-tokens 3")).ok();
+    for (args, expected) in [
+        ("--num-virtual-tokens 0", "--num-virtual-tokens"),
+        ("--num-virtual-tokens 3,0", "--num-virtual-tokens"),
+        ("--num-virtual-tokens 99999999", "--num-virtual-tokens"),
+        ("--seeds 0", "--seeds"),
+        ("--prompt-tuning-init text", "--prompt-tuning-init-text"),
+        ("--prompt-tuning-init-text the", "--prompt-tuning-init"),
+        ("--init-adapter {}/none", "adapter_config.json"),
+        ("--init-adapter {}/lora", "soft prompt"),
+        ("--init-adapter {}/prompt --num-virtual-tokens 4", "--num-virtual-tokens"),
+        ("--learning-rate nan", "--learning-rate"),
+    ] {
+        let found = line(d, &format!("{train} --out {{}}/out {args}")).refused();
+        assert!(found.contains(expected), "{args}: {found}");
+    }
+    assert!(!d.join("out").exists() && leftovers(d).is_empty());
+    let found = line(d, "train-lora --model {}/model --train {}/train.jsonl --out {}/out --init-adapter {}/prompt");
+    assert!(found.refused().contains("peft_type"));
+}
+
+#[test]
+fn hostile_prompts_are_refused_by_the_file() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", DATA);
+    let train = "train-prompt --model {}/model --train {}/train.jsonl --num-virtual-tokens 3 --max-steps 1";
+    line(d, &format!("{train} --out {{}}/prompt")).ok();
+    let config = d.join("prompt/adapter_config.json");
+    let weights = d.join("prompt/adapter_model.safetensors");
+    let text = fs::read_to_string(&config).expect("config");
+    let refused = |expected: &str| {
+        let found =
+            line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/states --adapter {}/prompt").refused();
+        assert!(found.contains(expected), "{expected}: {found}");
+        assert!(!d.join("states").exists());
+    };
+    for (from, to, expected) in [
+        ("\"PROMPT_TUNING\"", "\"MULTITASK_PROMPT_TUNING\"", "peft_type"),
+        ("\"PROMPT_TUNING\"", "7", "peft_type"),
+        ("\"task_type\": \"CAUSAL_LM\"", "\"task_type\": null", "task_type"),
+        ("\"task_type\": \"CAUSAL_LM\"", "\"task_type\": \"SEQ_CLS\"", "task_type"),
+        ("\"num_virtual_tokens\": 3", "\"num_virtual_tokens\": 4", "adapter_model.safetensors"),
+        ("\"num_virtual_tokens\": 3", "\"num_virtual_tokens\": 0", "num_virtual_tokens"),
+        ("\"num_virtual_tokens\": 3", "\"num_virtual_tokens\": null", "num_virtual_tokens"),
+        ("\"num_virtual_tokens\": 3", "\"num_virtual_tokens\": 3.0", "num_virtual_tokens"),
+        ("\"token_dim\": 24", "\"token_dim\": 32", "token_dim"),
+        ("\"num_transformer_submodules\": 1", "\"num_transformer_submodules\": 2", "num_transformer_submodules"),
+        ("\"revision\": null", "\"modules_to_save\": [\"lm_head\"]", "modules_to_save"),
+        ("\"revision\": null", "\"num_ranks\": 2", "num_ranks"),
+    ] {
+        assert!(text.contains(from), "{from} in {text}");
+        fs::write(&config, text.replace(from, to)).expect("write");
+        refused(expected);
+    }
+    // What only PEFT minds is read.
+    let tuned = text.replace("\"prompt_tuning_init\": \"RANDOM\"", "\"prompt_tuning_init\": \"TEXT\"");
+    fs::write(&config, &tuned).expect("write");
+    let look = line(d, "inspect --model {}/model --adapter {}/prompt --json").json()["adapter"].clone();
+    assert!(look["peft"].to_string().contains("ValueError, the start is a TEXT") && look["readable"] == true, "{look}");
+    fs::write(&config, text.replace("\"CAUSAL_LM\"", "null")).expect("write");
+    let look = line(d, "inspect --model {}/model --adapter {}/prompt --json").json()["adapter"].clone();
+    assert!(look["peft"].to_string().contains("does not apply it") && look["readable"] == false, "{look}");
+    fs::write(&config, &text).expect("write");
+
+    let intact = fs::read(&weights).expect("weights");
+    let mut infinite = intact.clone();
+    let end = infinite.len();
+    infinite[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    let lora = d.join("lora");
+    line(d, "train-lora --model {}/model --train {}/train.jsonl --out {}/lora --max-steps 1").ok();
+    let others = fs::read(lora.join("adapter_model.safetensors")).expect("weights");
+    for bytes in [&[][..], &intact[..end - 1], &infinite, &others] {
+        fs::write(&weights, bytes).expect("write");
+        refused("adapter_model.safetensors");
+    }
+    fs::remove_file(&weights).expect("remove");
+    refused("adapter_model.safetensors");
+}
+
+/// Kills a training again and again; at last it must end as an undisturbed one.
+fn survives(d: &Path, train: &str, outputs: &[&str], steps: usize) {
+    let start = std::time::Instant::now();
+    line(d, &format!("{train} --out {{}}/calm")).ok();
+    let whole = start.elapsed();
+    let args = words(d, &format!("{train} --out {{}}/torn --resume-from-checkpoint latest"));
+    let mut killed = 0;
+    for percent in [2, 30, 8, 20, 12, 35, 15, 25] {
+        let mut child = program(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start");
+        std::thread::sleep(whole * percent / 100);
+        killed += usize::from(child.try_wait().expect("its state").is_none());
+        child.kill().expect("SIGKILL");
+        child.wait().expect("its end");
+    }
+    assert!(killed > 2, "the runs ended before they could be killed");
+    line(d, &format!("{train} --out {{}}/torn --resume-from-checkpoint latest")).ok();
+    for output in outputs {
+        let (calm, torn) = (bytes(&d.join("calm").join(output)), bytes(&d.join("torn").join(output)));
+        assert!(!calm.is_empty() && calm == torn, "{output}");
+    }
+    let (calm, torn) = (log(&d.join("calm")), log(&d.join("torn")));
+    assert_eq!((calm.len(), torn.len()), (steps, steps));
+    for (a, b) in calm.iter().zip(&torn) {
+        for field in ["run", "current_steps", "loss", "lr", "epoch", "grad_norm", "total_tokens"] {
+            assert_eq!(a[field], b[field], "{field} of step {}", a["current_steps"]);
+        }
+    }
+    assert!(leftovers(&d.join("torn")).is_empty());
+}
+
+#[test]
+fn killed_at_any_moment_and_resumed_it_ends_in_the_same_bytes() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", DATA);
+    let train = "train-prompt --model {}/model --train {}/train.jsonl --batch-size 2 --max-steps 40 --save-steps 3 \
+                 --num-virtual-tokens 4,2";
+    survives(d, train, &["run-0", "run-1"], 80);
+    // Another length is another training.
+    let other = train.replace("4,2", "4,3");
+    let found = line(d, &format!("{other} --out {{}}/calm --resume-from-checkpoint latest")).refused();
+    assert!(found.contains("prompts"), "{found}");
+}

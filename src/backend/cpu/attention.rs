@@ -3,15 +3,19 @@
 //! The keys that a row sees are those of its path, one sequence by position, however it is cut into segments. They
 //! are taken in tiles at fixed positions, and masked keys are exactly neutral: their weight is 0, and a tile with
 //! none to see changes nothing. A row's result is therefore the same bits in a forest, alone, and with a cache.
+//!
+//! Rows of queries are the lanes of all vectors ([`Lanes`]): keys and values are read as they lie, the softmax needs no
+//! sums across a vector, and narrow heads waste nothing.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use super::context::{Context, Task, carve};
-use super::gemm::{Gemm, Operand, grow};
-use super::pack::transpose;
+use super::gemm::{Operand, grow};
+use super::pack::{copy, transpose};
 use super::parallel::{Shared, workers};
-use super::simd::{self, Element, Float, Isa, largest, multiversion, sum};
+use super::simd::{self, Element, Float, Isa, multiversion};
+use super::tile::{Panels, Rows, Tiles};
 use super::weight::Weight;
 use crate::backend::AttentionDims;
 use crate::shape::{Pack, Parent};
@@ -22,6 +26,8 @@ pub const TILE: usize = 64;
 const ROWS: usize = 64;
 /// Rows of queries, over all heads of a group, that pass over shared tiles together.
 const SHARED_ROWS: usize = 256;
+/// Lanes that are worked on at a time: what a tile of keys and they need stays in the first-level cache.
+const TOGETHER: usize = 64;
 
 /// Some rows of a segment with the query heads that share a key-value head.
 #[derive(Clone, Debug)]
@@ -55,32 +61,38 @@ pub fn query_blocks(pack: &Pack, dims: AttentionDims) -> Vec<Block> {
 
 /// Blocks of queries that see the same tiles up to the position of the first: of one segment, or of several that
 /// continue the same one and are a block each. Those of head 0 stand for every head.
-fn query_groups(pack: &Pack, dims: AttentionDims) -> Vec<Vec<Block>> {
+#[derive(Default)]
+struct Group {
+    blocks: Vec<Block>,
+    /// The rows of all blocks.
+    rows: Vec<usize>,
+}
+
+fn query_groups(pack: &Pack, dims: AttentionDims) -> Vec<Group> {
     let most = (SHARED_ROWS / dims.group()).max(1);
-    let mut groups: Vec<(usize, Vec<Block>)> = Vec::new();
+    let mut groups: Vec<Group> = Vec::new();
     let mut open: HashMap<Parent, usize> = HashMap::new();
     for (segment, s) in pack.segments().iter().enumerate() {
         let blocks = query_rows(s.rows.clone(), dims).map(|rows| Block { segment, head: 0, rows });
         let siblings = s.position >= TILE && query_rows(s.rows.clone(), dims).count() == 1;
         let mut last = if siblings { open.get(&s.parent).copied() } else { None };
         for block in blocks {
-            let len = block.rows.len();
-            match last {
-                Some(group) if groups[group].0 + len <= most => {
-                    groups[group].0 += len;
-                    groups[group].1.push(block);
-                }
+            let group = match last {
+                Some(group) if groups[group].rows.len() + block.rows.len() <= most => group,
                 _ => {
-                    last = Some(groups.len());
-                    groups.push((len, vec![block]));
+                    groups.push(Group::default());
+                    groups.len() - 1
                 }
-            }
+            };
+            last = Some(group);
+            groups[group].rows.extend(block.rows.clone());
+            groups[group].blocks.push(block);
         }
         if let (true, Some(group)) = (siblings, last) {
             open.insert(s.parent, group);
         }
     }
-    groups.into_iter().map(|(_, blocks)| blocks).collect()
+    groups
 }
 
 impl AttentionDims {
@@ -96,11 +108,26 @@ impl AttentionDims {
     }
 }
 
-/// `out [rows, H / K, D] = ` the queries (or anything of their shape) of a block.
-pub fn gather_queries<W: Float, S: Element<W>>(isa: Isa, out: &mut [W], q: &[S], block: &Block, dims: AttentionDims) {
-    let width = dims.group() * dims.head_dim;
-    for (out, row) in out.chunks_exact_mut(width).zip(block.rows.clone()) {
-        simd::widen(isa, out, &q[(row * dims.kv_heads + block.head) * width..][..width]);
+/// `out [heads of the group, D] = ` some of the queries (or anything of their shape) of rows: those numbered `lanes`,
+/// counting the heads of a group one by one and then the rows; rows of `out` are at distance `stride`.
+#[allow(clippy::too_many_arguments)]
+pub fn gather_queries<W: Float, S: Element<W>>(
+    isa: Isa,
+    out: &mut [W],
+    stride: usize,
+    x: &[S],
+    rows: impl Fn(usize) -> usize,
+    lanes: Range<usize>,
+    head: usize,
+    dims: AttentionDims,
+) {
+    let (group, width) = (dims.group(), dims.head_dim);
+    let (mut lane, mut done) = (lanes.start, 0);
+    while lane < lanes.end {
+        let heads = (group - lane % group).min(lanes.end - lane);
+        let from = (rows(lane / group) * dims.heads + head * group + lane % group) * width;
+        copy(isa, &mut out[done * stride..], stride, &x[from..], width, heads, width);
+        (lane, done) = (lane + heads, done + heads);
     }
 }
 
@@ -118,85 +145,167 @@ pub fn gather_keys<W: Float, R: Element<W>>(
 ) {
     let own = (false, pack.segments()[block.segment].rows.clone());
     let path = pack.path(block.segment).iter().map(|span| (span.kept, span.rows.clone()));
-    let mut out = out.chunks_exact_mut(dims.head_dim);
-    let mut position = 0;
+    let (width, stride) = (dims.head_dim, dims.kv_heads * dims.head_dim);
+    let (mut position, mut done) = (0, 0);
     for (is_kept, rows) in path.chain([own]) {
         let source = if is_kept { kept.expect("attention: a pack with kept ancestors needs the cache") } else { x };
         let from = positions.start.saturating_sub(position).min(rows.len());
         let to = positions.end.saturating_sub(position).min(rows.len());
-        for (row, out) in (rows.start + from..rows.start + to).zip(out.by_ref()) {
-            simd::widen(isa, out, &source[(row * dims.kv_heads + block.head) * dims.head_dim..][..dims.head_dim]);
+        if from < to {
+            let source = &source[(rows.start + from) * stride + block.head * width..];
+            copy(isa, &mut out[done * width..], width, source, stride, to - from, width);
+            done += to - from;
         }
         position += rows.len();
     }
 }
 
-/// `out [D, TILE] = keys [count, D]` transposed: as a product reads them without turning its result.
-pub fn turn_keys<W: Float>(isa: Isa, out: &mut [W], keys: &[W], count: usize, width: usize) {
-    transpose(isa, out, TILE, keys, width, count, width);
+/// Rows of queries, or of anything of their shape, that are the lanes of vectors: element `d` of row `i` is
+/// `[d * n + i]`. Their number is padded to whole vectors; what pads sees no key.
+pub struct Lanes {
+    /// Their number, with padding.
+    pub n: usize,
+    /// Those that there are.
+    pub count: usize,
 }
 
-/// Some rows of queries on their way over the tiles.
-struct Rows<'a, W> {
-    /// `[n, D]`.
-    queries: &'a [W],
-    /// `[n, TILE]`: products with the tile, then weights.
-    scores: &'a mut [W],
-    /// `[n, D]`: weighted values so far.
+impl Lanes {
+    /// For `count` rows.
+    pub fn new(count: usize, vector: usize) -> Self {
+        Self { n: count.next_multiple_of(vector), count }
+    }
+
+    /// `out [D, n] = ` rows `[count, D]` at distance `stride`, turned.
+    pub fn turn<W: Float>(&self, isa: Isa, out: &mut [W], rows: &[W], stride: usize, width: usize) {
+        transpose(isa, out, self.n, rows, stride, self.count, width);
+        for row in out.chunks_exact_mut(self.n).take(width) {
+            row[self.count..].fill(W::ZERO);
+        }
+    }
+
+    /// `bounds [2, n] = ` the first and the last position that each row sees, in which padding sees none.
+    pub fn bounds<W: Float>(
+        &self,
+        bounds: &mut [W],
+        rows: impl Fn(usize) -> usize,
+        first: usize,
+        pack: &Pack,
+        dims: AttentionDims,
+    ) {
+        let (from, to) = bounds[..2 * self.n].split_at_mut(self.n);
+        from.fill(W::ZERO);
+        to.fill(-W::ONE);
+        for i in 0..self.count {
+            let seen = dims.visible(pack.positions()[rows((first + i) / dims.group())] as usize);
+            from[i] = W::from_f64(seen.start as f64);
+            to[i] = W::from_f64((seen.end - 1) as f64);
+        }
+    }
+}
+
+/// Lanes on their way over the tiles.
+struct Passing<'a, W> {
+    lanes: Lanes,
+    /// `[D, n]`.
+    queries: &'a mut [W],
+    /// `[D, n]`: weighted values so far.
     sums: &'a mut [W],
     /// `[n]`: the largest score so far.
     top: &'a mut [W],
     /// `[n]`: the sum of weights so far.
     total: &'a mut [W],
-    /// `[n]`: what the tile leaves of the earlier sums.
+    /// `[n]`: what a tile leaves of the earlier sums.
     fade: &'a mut [W],
+    /// `[2, n]`: see [`Lanes::bounds`].
+    bounds: &'a mut [W],
 }
 
-impl<W: Float> Rows<'_, W> {
-    fn part(&mut self, rows: Range<usize>, width: usize) -> Rows<'_, W> {
-        let wide = rows.start * width..rows.end * width;
-        Rows {
-            queries: &self.queries[wide.clone()],
-            scores: &mut self.scores[rows.start * TILE..rows.end * TILE],
-            sums: &mut self.sums[wide],
-            top: &mut self.top[rows.clone()],
-            total: &mut self.total[rows.clone()],
-            fade: &mut self.fade[rows],
-        }
+impl<'a, W: Float> Passing<'a, W> {
+    /// Elements of memory for `n` lanes.
+    fn len(n: usize, width: usize) -> usize {
+        n * (2 * width + 5)
     }
 
-    /// Takes in a tile: `keys [D, TILE]`, `values [positions, D]`; `blocks` are those of the rows.
+    /// Before the first tile.
+    #[allow(clippy::too_many_arguments)]
+    fn new<R: Element<W>>(
+        isa: Isa,
+        lanes: Lanes,
+        memory: &'a mut [W],
+        q: &[R],
+        rows: impl Fn(usize) -> usize + Copy,
+        first: usize,
+        head: usize,
+        pack: &Pack,
+        dims: AttentionDims,
+    ) -> Self {
+        let (n, width) = (lanes.n, dims.head_dim);
+        let (queries, rest) = memory.split_at_mut(n * width);
+        let (sums, rest) = rest.split_at_mut(n * width);
+        let (top, rest) = rest.split_at_mut(n);
+        let (total, rest) = rest.split_at_mut(n);
+        let (fade, rest) = rest.split_at_mut(n);
+        let bounds = &mut rest[..2 * n];
+        let gathered = &mut sums[..lanes.count * width];
+        gather_queries(isa, gathered, width, q, rows, first..first + lanes.count, head, dims);
+        lanes.turn(isa, queries, gathered, width, width);
+        lanes.bounds(bounds, rows, first, pack, dims);
+        sums.fill(W::ZERO);
+        top.fill(W::NEG_INFINITY);
+        total.fill(W::ZERO);
+        Self { lanes, queries, sums, top, total, fade, bounds }
+    }
+
+    /// Takes over how far some of the lanes of another are: from its `from` on to this one's `to` on.
+    fn resume(&mut self, other: &Passing<'_, W>, from: usize, to: usize, count: usize) {
+        let (own, others) = (to..to + count, from..from + count);
+        self.top[own.clone()].copy_from_slice(&other.top[others.clone()]);
+        self.total[own.clone()].copy_from_slice(&other.total[others.clone()]);
+        let sums = self.sums.chunks_exact_mut(self.lanes.n).zip(other.sums.chunks_exact(other.lanes.n));
+        sums.for_each(|(sums, other)| sums[own.clone()].copy_from_slice(&other[others.clone()]));
+    }
+
+    /// Takes in a tile: `keys` and `values` `[positions, D]`; `scores` holds `[TILE, n]`.
     fn attend(
         &mut self,
-        gemm: &mut Gemm<W>,
+        isa: Isa,
+        tiles: Tiles<W>,
         [keys, values]: [&[W]; 2],
-        blocks: &[Block],
-        pack: &Pack,
-        positions: Range<usize>,
+        scores: &mut [W],
+        tile: Range<usize>,
         dims: AttentionDims,
     ) {
-        let (isa, n, count, width) = (gemm.isa(), self.top.len(), positions.len(), dims.head_dim);
-        let shared = Shared::new(self.scores);
-        let (left, right) = (Operand::new(self.queries, width), Operand::new(keys, TILE).transposed());
-        gemm.product([n, count, width], left, right, &|i, j, x| {
-            // SAFETY: a product stores every element once.
-            unsafe { shared.at(i * TILE + j, x.len()) }.copy_from_slice(x);
-        });
-        let mut row = 0;
-        for block in blocks {
-            let rows = row..row + block.rows.len() * dims.group();
-            row = rows.end;
-            let Rows { scores, top, total, fade, .. } = self.part(rows, width);
-            let first = pack.positions()[block.rows.start] as usize;
-            soften(isa, scores, top, total, fade, first, positions.clone(), dims);
+        let (n, width, count) = (self.lanes.n, dims.head_dim, tile.len());
+        let scores = &mut scores[..count * n];
+        let keys = Rows { data: keys, row: width, k: 1 };
+        tiles.multiply([count, n, width], keys, Panels::plain(self.queries, n, tiles.lanes), scores, n, false);
+        let scale = W::from_f64(dims.scale);
+        soften(isa, scores, self.top, self.total, self.fade, self.bounds, tile.start, scale);
+        fade_out(isa, self.sums, self.fade);
+        let values = Rows { data: values, row: 1, k: width };
+        tiles.multiply([width, n, count], values, Panels::plain(scores, n, tiles.lanes), self.sums, n, true);
+    }
+
+    /// After the last tile: `z` and `lse` of every row.
+    fn finish<R: Element<W>>(
+        &mut self,
+        isa: Isa,
+        z: &Shared<'_, R>,
+        lse: &Shared<'_, W>,
+        rows: impl Fn(usize) -> usize,
+        head: usize,
+        dims: AttentionDims,
+    ) {
+        let (n, width, group) = (self.lanes.n, dims.head_dim, dims.group());
+        divide(isa, self.sums, self.total);
+        transpose(isa, self.queries, width, self.sums, n, width, self.lanes.count);
+        for (lane, z_row) in self.queries.chunks_exact(width).take(self.lanes.count).enumerate() {
+            let place = rows(lane / group) * dims.heads + head * group + lane % group;
+            // SAFETY: blocks have rows and heads of their own.
+            let (z, lse) = unsafe { (z.at(place * width, width), lse.at(place, 1)) };
+            simd::narrow(isa, z, z_row);
+            lse[0] = self.top[lane] + self.total[lane].ln();
         }
-        let (shared, fade) = (Shared::new(self.sums), &*self.fade);
-        let (left, right) = (Operand::new(&*self.scores, TILE), Operand::new(values, width).transposed());
-        gemm.product([n, width, count], left, right, &|i, j, x| {
-            // SAFETY: as above.
-            let sums = unsafe { shared.at(i * width + j, x.len()) };
-            sums.iter_mut().zip(x).for_each(|(s, &x)| *s = *s * fade[i] + x);
-        });
     }
 }
 
@@ -215,100 +324,199 @@ pub fn fwd<W: Float, R: Element<W>>(
     let (group, width) = (dims.group(), dims.head_dim);
     let (z, lse) = (Shared::new(z), Shared::new(lse));
     let groups = query_groups(pack, dims);
-    workers(&mut cx.tasks, groups.len() * dims.kv_heads, |Task { gemm, memory }, i| {
+    workers(&cx.on.team, &mut cx.tasks, groups.len() * dims.kv_heads, |Task { gemm, memory }, i| {
         // The last rows see the most keys: first, so that no thread is left alone with them.
-        let (head, isa) = (i % dims.kv_heads, gemm.isa());
-        let blocks = &groups[groups.len() - 1 - i / dims.kv_heads];
-        let n = group * blocks.iter().map(|block| block.rows.len()).sum::<usize>();
+        let (head, isa, tiles) = (i % dims.kv_heads, gemm.isa(), gemm.tiles());
+        let Group { blocks, rows } = &groups[groups.len() - 1 - i / dims.kv_heads];
+        let all = rows.len() * group;
+        let most = group * blocks.iter().map(|block| block.rows.len()).max().unwrap_or(0);
+        let own = Lanes::new(most, tiles.lanes).n;
+        let shared = if blocks.len() > 1 { all.div_ceil(TOGETHER) } else { 0 };
         let tile = TILE * width;
-        let lens = [tile, tile, tile, n * width, n * TILE, n * width, n, n, n];
-        let [keys, turned, values, queries, scores, sums, top, total, fade] = carve(memory, lens);
-        sums.fill(W::ZERO);
-        top.fill(W::NEG_INFINITY);
-        total.fill(W::ZERO);
-        let mut rest = &mut *queries;
-        for block in blocks {
-            let (part, behind) = rest.split_at_mut(block.rows.len() * group * width);
-            gather_queries(isa, part, q, &Block { head, ..block.clone() }, dims);
-            rest = behind;
-        }
-        let mut all = Rows { queries, scores, sums, top, total, fade };
-        let mut pass = |rows: Range<usize>, blocks: &[Block], positions: Range<usize>| {
-            let block = Block { head, ..blocks[0].clone() };
-            let count = positions.len();
+        let (of_own, of_shared) = (Passing::<W>::len(own, width), shared * Passing::<W>::len(TOGETHER, width));
+        let lens = [tile, tile, TILE * own.max(TOGETHER), of_own, of_shared];
+        let [keys, values, scores, own_memory, memory] = carve(memory, lens);
+        let mut tile = |passing: &mut [Passing<'_, W>], block: &Block, positions: Range<usize>| {
+            let block = Block { head, ..block.clone() };
             gather_keys(isa, keys, k, kept.map(|kept| kept[0]), pack, &block, dims, positions.clone());
             gather_keys(isa, values, v, kept.map(|kept| kept[1]), pack, &block, dims, positions.clone());
-            turn_keys(isa, turned, keys, count, width);
-            all.part(rows, width).attend(gemm, [turned, values], blocks, pack, positions, dims);
+            for lanes in passing {
+                lanes.attend(isa, tiles, [keys, values], scores, positions.clone(), dims);
+            }
         };
         let first = |block: &Block| pack.positions()[block.rows.start] as usize;
         let seen = |block: &Block| dims.visible(first(block)).start / TILE * TILE;
         // A tile that lies before all rows is the same for all; from there on each block has its own.
-        let common = first(&blocks[0]) / TILE * TILE;
+        let parts = memory.chunks_exact_mut(Passing::<W>::len(TOGETHER, width)).enumerate().map(|(part, memory)| {
+            let from = part * TOGETHER;
+            let lanes = Lanes::new(TOGETHER.min(all - from), tiles.lanes);
+            Passing::new(isa, lanes, memory, q, |row| rows[row], from, head, pack, dims)
+        });
+        let mut parts: Vec<Passing<'_, W>> = parts.collect();
+        let common = if shared > 0 { first(&blocks[0]) / TILE * TILE } else { 0 };
         for start in (seen(&blocks[0])..common).step_by(TILE) {
-            pass(0..n, blocks, start..start + TILE);
+            tile(&mut parts, &blocks[0], start..start + TILE);
         }
-        let mut row = 0;
+        let mut done = 0;
         for block in blocks {
-            let rows = row..row + block.rows.len() * group;
-            row = rows.end;
+            let (count, row) = (block.rows.len() * group, |row| block.rows.start + row);
+            let lanes = Lanes::new(count, tiles.lanes);
+            let mut own = Passing::new(isa, lanes, own_memory, q, row, 0, head, pack, dims);
+            for (part, passed) in parts.iter().enumerate() {
+                let from = done.max(part * TOGETHER);
+                let to = (done + count).min(part * TOGETHER + passed.lanes.count);
+                if from < to {
+                    own.resume(passed, from - part * TOGETHER, from - done, to - from);
+                }
+            }
+            done += count;
             let end = first(block) + block.rows.len();
             for start in (seen(block).max(common)..end).step_by(TILE) {
-                pass(rows.clone(), std::slice::from_ref(block), start..end.min(start + TILE));
+                tile(std::slice::from_mut(&mut own), block, start..end.min(start + TILE));
             }
-        }
-        let Rows { sums, top, total, .. } = all;
-        let rows = blocks.iter().flat_map(|block| block.rows.clone());
-        for (r, row) in rows.enumerate() {
-            let head = row * dims.heads + head * group;
-            // SAFETY: groups have rows and heads of their own.
-            let (z, lse) = unsafe { (z.at(head * width, group * width), lse.at(head, group)) };
-            for j in 0..group {
-                let i = r * group + j;
-                lse[j] = top[i] + total[i].ln();
-                let sums = &mut sums[i * width..][..width];
-                sums.iter_mut().for_each(|s| *s = *s / total[i]);
-                simd::narrow(isa, &mut z[j * width..][..width], sums);
-            }
+            own.finish(isa, &z, &lse, row, head, dims);
         }
     });
 }
 
+/// Lanes that fit vectors of every instruction set, the most first.
+macro_rules! each_lanes {
+    ($n:expr, |$first:ident, $count:ident| $body:expr) => {
+        let mut $first = 0;
+        while $first < $n {
+            let left = $n - $first;
+            if left >= 16 {
+                const $count: usize = 16;
+                $body;
+                $first += 16;
+            } else if left >= 8 {
+                const $count: usize = 8;
+                $body;
+                $first += 8;
+            } else if left >= 4 {
+                const $count: usize = 4;
+                $body;
+                $first += 4;
+            } else {
+                const $count: usize = 1;
+                $body;
+                $first += 1;
+            }
+        }
+    };
+}
+pub(super) use each_lanes;
+
+/// `N` elements of a row.
+#[inline(always)]
+pub fn some<W, const N: usize>(x: &[W], from: usize) -> &[W; N] {
+    x[from..].first_chunk().expect("attention: rows hold whole vectors")
+}
+
+/// [`some`], to be written.
+#[inline(always)]
+pub fn some_mut<W, const N: usize>(x: &mut [W], from: usize) -> &mut [W; N] {
+    x[from..].first_chunk_mut().expect("attention: rows hold whole vectors")
+}
+
 multiversion! {
-    /// Turns a tile of products `[n, TILE]` into weights relative to each row's largest score so far, and says by how
-    /// much the earlier sums fade.
-    fn soften[W: Float](
+    /// Turns a tile of products `[positions, n]` into weights relative to each lane's largest score so far, and says by
+    /// how much the earlier sums fade. Hidden positions get the weight 0.
+    fn soften[W: Float; FUSED](
         scores: &mut [W],
         top: &mut [W],
         total: &mut [W],
         fade: &mut [W],
-        first: usize,
-        tile: Range<usize>,
-        dims: AttentionDims,
+        bounds: &[W],
+        start: usize,
+        scale: W,
     ) {
-        let (group, scale) = (dims.group(), W::from_f64(dims.scale));
-        for (i, row) in scores.chunks_exact_mut(TILE).enumerate() {
-            let seen = dims.visible(first + i / group);
-            let from = seen.start.clamp(tile.start, tile.end) - tile.start;
-            let to = seen.end.clamp(tile.start, tile.end) - tile.start;
-            if from >= to {
-                row.fill(W::ZERO);
-                fade[i] = W::ONE;
-                continue;
+        let n = top.len();
+        each_lanes!(n, |first, N| soften_some::<W, N, FUSED>(scores, top, total, fade, bounds, n, first, start, scale));
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn soften_some<W: Float, const N: usize, const FUSED: bool>(
+    scores: &mut [W],
+    top: &mut [W],
+    total: &mut [W],
+    fade: &mut [W],
+    bounds: &[W],
+    n: usize,
+    first: usize,
+    start: usize,
+    scale: W,
+) {
+    let (from, to) = (some::<W, N>(bounds, first), some::<W, N>(bounds, n + first));
+    let (top, total) = (some_mut::<W, N>(top, first), some_mut::<W, N>(total, first));
+    let fade = some_mut::<W, N>(fade, first);
+    let count = scores.len() / n;
+    let (begin, end) = (W::from_f64(start as f64), W::from_f64((start + count) as f64 - 1.0));
+    let mut hidden = false;
+    for i in 0..N {
+        hidden |= from[i] > begin || to[i] < end;
+    }
+    let mut best = *top;
+    for (j, row) in scores.chunks_exact_mut(n).enumerate() {
+        let row = some_mut::<W, N>(row, first);
+        let (mut x, at) = (*row, W::from_f64((start + j) as f64));
+        for x in &mut x {
+            *x = *x * scale;
+        }
+        if hidden {
+            for i in 0..N {
+                x[i] = if (at < from[i]) | (at > to[i]) { W::NEG_INFINITY } else { x[i] };
             }
-            // The whole tile is computed, which is faster than its part: hidden scores end up as exact zeros.
-            for x in row.iter_mut() {
-                *x = *x * scale;
+        }
+        for i in 0..N {
+            best[i] = best[i].larger(x[i]);
+        }
+        *row = x;
+    }
+    let mut shift = best;
+    for i in 0..N {
+        // Where nothing was seen so far, there is nothing to shift, and no difference of infinities.
+        shift[i] = if best[i] == W::NEG_INFINITY { W::ZERO } else { best[i] };
+        fade[i] = (top[i] - shift[i]).exp::<FUSED>();
+    }
+    let mut sum = [W::ZERO; N];
+    for row in scores.chunks_exact_mut(n) {
+        let row = some_mut::<W, N>(row, first);
+        let mut x = *row;
+        for i in 0..N {
+            x[i] = (x[i] - shift[i]).exp::<FUSED>();
+        }
+        for i in 0..N {
+            sum[i] += x[i];
+        }
+        *row = x;
+    }
+    for i in 0..N {
+        total[i] = total[i] * fade[i] + sum[i];
+    }
+    *top = best;
+}
+
+multiversion! {
+    /// `x [_, n] *= by`.
+    fn fade_out[W: Float](x: &mut [W], by: &[W]) {
+        for row in x.chunks_exact_mut(by.len()) {
+            for (x, &by) in row.iter_mut().zip(by) {
+                *x = *x * by;
             }
-            row[..from].fill(W::NEG_INFINITY);
-            row[to..].fill(W::NEG_INFINITY);
-            let largest = top[i].larger(largest(row));
-            for x in row.iter_mut() {
-                *x = (*x - largest).exp();
+        }
+    }
+}
+
+multiversion! {
+    /// `x [_, n] /= by`.
+    fn divide[W: Float](x: &mut [W], by: &[W]) {
+        for row in x.chunks_exact_mut(by.len()) {
+            for (x, &by) in row.iter_mut().zip(by) {
+                *x = *x / by;
             }
-            fade[i] = (top[i] - largest).exp();
-            total[i] = total[i] * fade[i] + sum(TILE, |j| row[j]);
-            top[i] = largest;
         }
     }
 }
@@ -332,7 +540,7 @@ pub fn pattern<W: Float, R: Element<W>>(
     let out = &mut out[..rows.len() * dims.heads * longest];
     out.fill(if normalised { W::ZERO } else { W::NEG_INFINITY });
     let out = Shared::new(out);
-    workers(&mut cx.tasks, rows.len() * dims.kv_heads, |Task { gemm, memory }, task| {
+    workers(&cx.on.team, &mut cx.tasks, rows.len() * dims.kv_heads, |Task { gemm, memory }, task| {
         let (index, head, isa) = (task / dims.kv_heads, task % dims.kv_heads, gemm.isa());
         let row = rows[index];
         let segment = pack.segments().partition_point(|s| s.rows.end <= row);
@@ -340,7 +548,7 @@ pub fn pattern<W: Float, R: Element<W>>(
         let seen = dims.visible(pack.positions()[row] as usize);
         assert!(seen.end <= longest, "attention_pattern: position {} of {longest}", seen.end - 1);
         let [queries, keys] = carve(memory, [group * width, TILE * width]);
-        gather_queries(isa, queries, q, &block, dims);
+        gather_queries(isa, queries, width, q, |_| row, 0..group, head, dims);
         for start in (seen.start..seen.end).step_by(TILE) {
             let positions = start..seen.end.min(start + TILE);
             gather_keys(isa, keys, k, kept, pack, &block, dims, positions.clone());
@@ -351,7 +559,7 @@ pub fn pattern<W: Float, R: Element<W>>(
                 let out = unsafe { out.at((index * dims.heads + head) * longest + start + j, x.len()) };
                 for (o, &x) in out.iter_mut().zip(x) {
                     let score = x * scale;
-                    *o = if normalised { (score - lse[row * dims.heads + head]).exp() } else { score };
+                    *o = if normalised { (score - lse[row * dims.heads + head]).exp::<false>() } else { score };
                 }
             });
         }
@@ -373,7 +581,7 @@ pub fn result<W: Float, R: Element<W>>(
     let joined = heads * head_dim;
     let gathered = grow(&mut cx.memory, rows.len() * joined);
     for (to, &row) in gathered.chunks_exact_mut(joined).zip(rows) {
-        simd::widen(cx.isa, to, &z[row * joined..][..joined]);
+        simd::widen(cx.on.isa, to, &z[row * joined..][..joined]);
     }
     let out = Shared::new(out);
     for head in 0..heads {

@@ -6,12 +6,14 @@
 
 use std::ops::Range;
 
-use super::attention::{Block, TILE, gather_keys, gather_queries, query_blocks, query_rows, turn_keys};
+use super::attention::{
+    Block, Lanes, TILE, each_lanes, gather_keys, gather_queries, query_blocks, query_rows, some, some_mut,
+};
 use super::context::{Context, Task, carve};
-use super::gemm::{Gemm, Operand};
-use super::linear::wide_product;
+use super::pack::transpose;
 use super::parallel::{Shared, each_part, rows, workers};
-use super::simd::{self, Element, Float, multiversion, sum};
+use super::simd::{self, Element, Float, Isa, multiversion, sum};
+use super::tile::{Panels, Rows, Tiles};
 use crate::backend::AttentionDims;
 use crate::shape::Pack;
 
@@ -41,11 +43,17 @@ pub fn bwd<W: Float, R: Element<W>>(
     dims: AttentionDims,
 ) {
     assert!(!pack.has_kept(), "attention_bwd: a pack with kept ancestors has no backward");
-    let (isa, heads, width) = (cx.isa, dims.heads, dims.head_dim);
-    each_part(pack.len(), heads * width, rows("attention_bwd", delta, pack.len(), heads), |first, delta| {
-        let from = first * heads * width;
-        dots(isa, delta, &inputs.d_z[from..], &inputs.z[from..], width);
-    });
+    let (isa, heads, width) = (cx.on.isa, dims.heads, dims.head_dim);
+    each_part(
+        &cx.on.team,
+        pack.len(),
+        heads * width,
+        rows("attention_bwd", delta, pack.len(), heads),
+        |first, delta| {
+            let from = first * heads * width;
+            dots(isa, delta, &inputs.d_z[from..], &inputs.z[from..], width);
+        },
+    );
     let delta = &*delta;
     bwd_queries(cx, d_q, delta, inputs, pack, dims);
     bwd_keys(cx, [d_k, d_v], delta, inputs, pack, dims);
@@ -70,14 +78,14 @@ fn bwd_queries<W: Float, R: Element<W>>(
     let (group, width) = (dims.group(), dims.head_dim);
     let d_q = Shared::new(d_q);
     let blocks = query_blocks(pack, dims);
-    workers(&mut cx.tasks, blocks.len(), |Task { gemm, memory }, i| {
-        let (block, isa) = (&blocks[i], gemm.isa());
-        let n = block.rows.len() * group;
+    workers(&cx.on.team, &mut cx.tasks, blocks.len(), |Task { gemm, memory }, i| {
+        let (block, isa, tiles) = (&blocks[i], gemm.isa(), gemm.tiles());
+        let lanes = Lanes::new(block.rows.len() * group, tiles.lanes);
+        let (n, count) = (lanes.n, lanes.count);
         let (own, tile) = (n * width, TILE * width);
-        let lens = [own, own, tile, tile, tile, tile, n * TILE, n * TILE, own];
-        let [queries, d_out, keys, values, turned, turned_values, weights, d_scores, sums] = carve(memory, lens);
-        gather_queries(isa, queries, inputs.q, block, dims);
-        gather_queries(isa, d_out, inputs.d_z, block, dims);
+        let [rows, sums, keys, values, rest] = carve(memory, [own, own, tile, tile, Reader::<W>::len(n, width)]);
+        let mut reader =
+            Reader::new(isa, lanes, rest, [&mut *rows, &mut *sums], width, inputs, delta, block, pack, dims);
         sums.fill(W::ZERO);
         let first = pack.positions()[block.rows.start] as usize;
         let end = first + block.rows.len();
@@ -85,18 +93,17 @@ fn bwd_queries<W: Float, R: Element<W>>(
             let positions = start..end.min(start + TILE);
             gather_keys(isa, keys, inputs.k, None, pack, block, dims, positions.clone());
             gather_keys(isa, values, inputs.v, None, pack, block, dims, positions.clone());
-            turn_keys(isa, turned, keys, positions.len(), width);
-            turn_keys(isa, turned_values, values, positions.len(), width);
-            let tile = Tile { queries, d_out, keys: turned, values: turned_values, positions: positions.clone() };
-            tile.gradients(gemm, weights, d_scores, delta, inputs.lse, block, first, dims);
-            let (left, right) = (Operand::new(d_scores, TILE), Operand::new(keys, width).transposed());
-            wide_product(gemm, [n, width, positions.len()], left, right, sums, true);
+            reader.gradients(isa, tiles, [keys, values], positions.clone(), dims);
+            let keys = Rows { data: keys, row: 1, k: width };
+            let d_scores = Panels::plain(reader.d_scores, n, tiles.lanes);
+            tiles.multiply([width, n, positions.len()], keys, d_scores, sums, n, true);
         }
-        for (r, row) in block.rows.clone().enumerate() {
+        transpose(isa, rows, width, sums, n, width, count);
+        for (row, d_row) in block.rows.clone().zip(rows.chunks_exact(group * width)) {
             let width = group * width;
             // SAFETY: blocks have rows and heads of their own.
             let d_q = unsafe { d_q.at((row * dims.kv_heads + block.head) * width, width) };
-            simd::narrow(isa, d_q, &sums[r * width..][..width]);
+            simd::narrow(isa, d_q, d_row);
         }
     });
 }
@@ -119,17 +126,18 @@ fn bwd_keys<W: Float, R: Element<W>>(
         }
     }
     let most = dims.group() * query_rows(0..pack.len(), dims).next().map_or(0, |rows| rows.len());
-    workers(&mut cx.tasks, blocks.len(), |Task { gemm, memory }, i| {
-        let (block, isa) = (&blocks[i], gemm.isa());
-        let (own, tile) = (most * width, TILE * width);
-        let lens = [own, own, tile, tile, tile, most * TILE, most * TILE, tile, tile];
-        let [queries, d_out, gathered, keys, values, weights, d_scores, d_keys, d_values] = carve(memory, lens);
+    workers(&cx.on.team, &mut cx.tasks, blocks.len(), |Task { gemm, memory }, i| {
+        let (block, isa, tiles) = (&blocks[i], gemm.isa(), gemm.tiles());
+        // What is multiplied with rows of queries as lanes needs whole vectors.
+        let padded = width.next_multiple_of(tiles.lanes);
+        let n = Lanes::new(most, tiles.lanes).n;
+        let (tile, sums) = (TILE * width, TILE * padded);
+        let lens = [n * padded, n * padded, tile, tile, sums, sums, Reader::<W>::len(n, width)];
+        let [queries, d_out, keys, values, d_keys, d_values, rest] = carve(memory, lens);
         let first_key = pack.positions()[block.rows.start] as usize;
         let positions = first_key..first_key + block.rows.len();
-        for (turned, x) in [(&mut *keys, inputs.k), (&mut *values, inputs.v)] {
-            gather_keys(isa, gathered, x, None, pack, block, dims, positions.clone());
-            turn_keys(isa, turned, gathered, positions.len(), width);
-        }
+        gather_keys(isa, keys, inputs.k, None, pack, block, dims, positions.clone());
+        gather_keys(isa, values, inputs.v, None, pack, block, dims, positions.clone());
         d_keys.fill(W::ZERO);
         d_values.fill(W::ZERO);
         for segment in [block.segment].into_iter().chain(pack.readers(block.segment).iter().copied()) {
@@ -138,99 +146,161 @@ fn bwd_keys<W: Float, R: Element<W>>(
                 if first + rows.len() <= positions.start || dims.visible(first).start >= positions.end {
                     continue;
                 }
-                let reader = Block { segment, head: block.head, rows };
-                let n = reader.rows.len() * group;
-                gather_queries(isa, &mut queries[..n * width], inputs.q, &reader, dims);
-                gather_queries(isa, &mut d_out[..n * width], inputs.d_z, &reader, dims);
-                let tile = Tile { queries, d_out, keys, values, positions: positions.clone() };
-                tile.gradients(gemm, weights, d_scores, delta, inputs.lse, &reader, first, dims);
-                let shape = [positions.len(), width, n];
-                let left = |x| Operand::new(x, TILE).transposed();
-                let right = |x| Operand::new(x, width).transposed();
-                wide_product(gemm, shape, left(&*weights), right(&*d_out), d_values, true);
-                wide_product(gemm, shape, left(&*d_scores), right(&*queries), d_keys, true);
+                let lanes = Lanes::new(rows.len() * group, tiles.lanes);
+                let by = Block { segment, head: block.head, rows };
+                let (n, count) = (lanes.n, lanes.count);
+                let places = [&mut *queries, &mut *d_out];
+                let mut reader = Reader::new(isa, lanes, rest, places, padded, inputs, delta, &by, pack, dims);
+                reader.gradients(isa, tiles, [keys, values], positions.clone(), dims);
+                let shape = [positions.len(), padded, count];
+                for (sums, weights, x) in
+                    [(&mut *d_values, &*reader.weights, &*d_out), (&mut *d_keys, &*reader.d_scores, &*queries)]
+                {
+                    let weights = Rows { data: weights, row: n, k: 1 };
+                    tiles.multiply(shape, weights, Panels::plain(x, padded, tiles.lanes), sums, padded, true);
+                }
             }
         }
         for (r, row) in block.rows.clone().enumerate() {
             let to = (row * dims.kv_heads + block.head) * width;
             // SAFETY: blocks have rows and heads of their own.
             let (d_k, d_v) = unsafe { (d_k.at(to, width), d_v.at(to, width)) };
-            simd::narrow(isa, d_k, &d_keys[r * width..][..width]);
-            simd::narrow(isa, d_v, &d_values[r * width..][..width]);
+            simd::narrow(isa, d_k, &d_keys[r * padded..][..width]);
+            simd::narrow(isa, d_v, &d_values[r * padded..][..width]);
         }
     });
 }
 
-/// A block of queries against some keys of its path.
-struct Tile<'a, W> {
-    queries: &'a [W],
-    d_out: &'a [W],
-    /// `[D, TILE]`, as are the values.
-    keys: &'a [W],
-    values: &'a [W],
-    positions: Range<usize>,
+/// A block of queries as lanes, against keys of its path.
+struct Reader<'a, W> {
+    lanes: Lanes,
+    /// `[D, n]`.
+    queries: &'a mut [W],
+    /// `[D, n]`.
+    d_out: &'a mut [W],
+    /// `[n]`.
+    lse: &'a mut [W],
+    /// `[n]`.
+    delta: &'a mut [W],
+    /// `[2, n]`: see [`Lanes::bounds`].
+    bounds: &'a mut [W],
+    /// `[TILE, n]`: `p`.
+    weights: &'a mut [W],
+    /// `[TILE, n]`: `scale * d_s`.
+    d_scores: &'a mut [W],
 }
 
-impl<W: Float> Tile<'_, W> {
-    /// `weights [n, TILE] = p`, `d_scores [n, TILE] = scale * d_s`.
+impl<'a, W: Float> Reader<'a, W> {
+    /// Elements of memory for `n` lanes.
+    fn len(n: usize, width: usize) -> usize {
+        n * (2 * width + 4 + 2 * TILE)
+    }
+
+    /// Reads a block; what it read stays in `[queries, d_out]`, rows `[n, D]` at distance `stride` with zeros between.
     #[allow(clippy::too_many_arguments)]
-    fn gradients(
-        &self,
-        gemm: &mut Gemm<W>,
-        weights: &mut [W],
-        d_scores: &mut [W],
-        delta: &[W],
-        lse: &[W],
+    fn new<R: Element<W>>(
+        isa: Isa,
+        lanes: Lanes,
+        memory: &'a mut [W],
+        [query_rows, d_rows]: [&mut [W]; 2],
+        stride: usize,
+        inputs: &Inputs<'_, W, R>,
+        all_delta: &[W],
         block: &Block,
-        first: usize,
+        pack: &Pack,
+        dims: AttentionDims,
+    ) -> Self {
+        let (n, count, width) = (lanes.n, lanes.count, dims.head_dim);
+        let (queries, rest) = memory.split_at_mut(n * width);
+        let (d_out, rest) = rest.split_at_mut(n * width);
+        let (lse, rest) = rest.split_at_mut(n);
+        let (delta, rest) = rest.split_at_mut(n);
+        let (bounds, rest) = rest.split_at_mut(2 * n);
+        let (weights, rest) = rest.split_at_mut(TILE * n);
+        let row = |i: usize| block.rows.start + i;
+        let (query_rows, d_rows) = (&mut query_rows[..count * stride], &mut d_rows[..count * stride]);
+        if stride > width {
+            query_rows.fill(W::ZERO);
+            d_rows.fill(W::ZERO);
+        }
+        gather_queries(isa, query_rows, stride, inputs.q, row, 0..count, block.head, dims);
+        gather_queries(isa, d_rows, stride, inputs.d_z, row, 0..count, block.head, dims);
+        lanes.turn(isa, queries, query_rows, stride, width);
+        lanes.turn(isa, d_out, d_rows, stride, width);
+        lanes.bounds(bounds, row, 0, pack, dims);
+        lse.fill(W::ZERO);
+        delta.fill(W::ZERO);
+        let group = dims.group();
+        for (r, row) in block.rows.clone().enumerate() {
+            let from = row * dims.heads + block.head * group;
+            lse[r * group..][..group].copy_from_slice(&inputs.lse[from..][..group]);
+            delta[r * group..][..group].copy_from_slice(&all_delta[from..][..group]);
+        }
+        Self { lanes, queries, d_out, lse, delta, bounds, weights, d_scores: &mut rest[..TILE * n] }
+    }
+
+    /// `weights [positions, n] = p`, `d_scores [positions, n] = scale * d_s`, given `keys` and `values`
+    /// `[positions, D]`.
+    fn gradients(
+        &mut self,
+        isa: Isa,
+        tiles: Tiles<W>,
+        [keys, values]: [&[W]; 2],
+        positions: Range<usize>,
         dims: AttentionDims,
     ) {
-        let (isa, width) = (gemm.isa(), dims.head_dim);
-        let shape = [block.rows.len() * dims.group(), self.positions.len(), width];
-        tile_product(gemm, shape, self.queries, self.keys, weights);
-        tile_product(gemm, shape, self.d_out, self.values, d_scores);
-        weigh(isa, weights, d_scores, delta, lse, block, first, self.positions.clone(), dims);
+        let (n, width, count) = (self.lanes.n, dims.head_dim, positions.len());
+        let rows = |data| Rows { data, row: width, k: 1 };
+        let (weights, d_scores) = (&mut self.weights[..count * n], &mut self.d_scores[..count * n]);
+        let shape = [count, n, width];
+        tiles.multiply(shape, rows(keys), Panels::plain(self.queries, n, tiles.lanes), weights, n, false);
+        tiles.multiply(shape, rows(values), Panels::plain(self.d_out, n, tiles.lanes), d_scores, n, false);
+        let scale = W::from_f64(dims.scale);
+        weigh(isa, weights, d_scores, self.lse, self.delta, self.bounds, positions.start, scale);
     }
 }
 
-/// `out [n, TILE] = left [n, D] right [D, TILE]`, of which `count` columns.
-fn tile_product<W: Float>(gemm: &mut Gemm<W>, shape: [usize; 3], left: &[W], right: &[W], out: &mut [W]) {
-    let (left, right) = (Operand::new(left, shape[2]), Operand::new(right, TILE).transposed());
-    let out = Shared::new(out);
-    gemm.product(shape, left, right, &|i, j, x| {
-        // SAFETY: a product stores every element once.
-        unsafe { out.at(i * TILE + j, x.len()) }.copy_from_slice(x);
-    });
-}
-
 multiversion! {
-    /// Turns products into weights and gradients of scores; masked ones are 0.
-    fn weigh[W: Float](
+    /// Turns products into weights and gradients of scores; those of hidden positions are 0.
+    fn weigh[W: Float; FUSED](
         weights: &mut [W],
         d_scores: &mut [W],
-        delta: &[W],
         lse: &[W],
-        block: &Block,
-        first: usize,
-        tile: Range<usize>,
-        dims: AttentionDims,
+        delta: &[W],
+        bounds: &[W],
+        start: usize,
+        scale: W,
     ) {
-        let (group, scale) = (dims.group(), W::from_f64(dims.scale));
-        for i in 0..block.rows.len() * group {
-            let seen = dims.visible(first + i / group);
-            let from = seen.start.clamp(tile.start, tile.end) - tile.start;
-            let to = seen.end.clamp(tile.start, tile.end) - tile.start;
-            let (weights, d_scores) = (&mut weights[i * TILE..][..TILE], &mut d_scores[i * TILE..][..TILE]);
-            for hidden in [0..from, to.max(from)..TILE] {
-                weights[hidden.clone()].fill(W::ZERO);
-                d_scores[hidden].fill(W::ZERO);
-            }
-            let head = (block.rows.start + i / group) * dims.heads + block.head * group + i % group;
-            let (lse, delta) = (lse[head], delta[head]);
-            for j in from..to {
-                weights[j] = (weights[j] * scale - lse).exp();
-                d_scores[j] = weights[j] * (d_scores[j] - delta) * scale;
-            }
+        let n = lse.len();
+        each_lanes!(n, |first, N| weigh_some::<W, N, FUSED>(weights, d_scores, lse, delta, bounds, first, start, scale));
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn weigh_some<W: Float, const N: usize, const FUSED: bool>(
+    weights: &mut [W],
+    d_scores: &mut [W],
+    lse: &[W],
+    delta: &[W],
+    bounds: &[W],
+    first: usize,
+    start: usize,
+    scale: W,
+) {
+    let n = lse.len();
+    let (from, to) = (some::<W, N>(bounds, first), some::<W, N>(bounds, n + first));
+    let (lse, delta) = (some::<W, N>(lse, first), some::<W, N>(delta, first));
+    for (j, (weights, d_scores)) in weights.chunks_exact_mut(n).zip(d_scores.chunks_exact_mut(n)).enumerate() {
+        let (weights, d_scores) = (some_mut::<W, N>(weights, first), some_mut::<W, N>(d_scores, first));
+        let at = W::from_f64((start + j) as f64);
+        let (mut p, mut d) = (*weights, *d_scores);
+        for i in 0..N {
+            let hidden = (at < from[i]) | (at > to[i]);
+            let weight = (p[i] * scale - lse[i]).exp::<FUSED>();
+            p[i] = if hidden { W::ZERO } else { weight };
+            d[i] = if hidden { W::ZERO } else { weight * (d[i] - delta[i]) * scale };
         }
+        (*weights, *d_scores) = (p, d);
     }
 }

@@ -2,11 +2,20 @@
 
 use super::gemm::{Gemm, grow};
 use super::simd::{Float, Isa};
+use super::team::Team;
+
+/// What loops run on.
+pub struct Machine {
+    /// The instruction set.
+    pub isa: Isa,
+    /// The threads.
+    pub team: Team,
+}
 
 /// The threads' memory and kernels. Scratch grows to what the largest operation needs and stays.
 pub struct Context<W> {
-    /// The instruction set.
-    pub isa: Isa,
+    /// The instruction set and the threads.
+    pub on: Machine,
     /// Products shared by all threads.
     pub gemm: Gemm<W>,
     /// Scratch of the calling thread.
@@ -26,11 +35,13 @@ pub struct Task<W> {
 }
 
 impl<W: Float> Context<W> {
-    /// For the current thread pool.
+    /// With as many threads as the current thread pool has.
     pub fn new(isa: Isa) -> Self {
-        let threads = rayon::current_num_threads();
-        let tasks = (0..threads).map(|_| Task { gemm: Gemm::new(isa, 1), memory: Vec::new() }).collect();
-        Self { isa, gemm: Gemm::new(isa, threads), memory: Vec::new(), sums: Vec::new(), tasks }
+        let team = Team::new(rayon::current_num_threads());
+        let alone = || Task { gemm: Gemm::new(isa, Team::alone()), memory: Vec::new() };
+        let tasks = (0..team.members()).map(|_| alone()).collect();
+        let gemm = Gemm::new(isa, team.clone());
+        Self { on: Machine { isa, team }, gemm, memory: Vec::new(), sums: Vec::new(), tasks }
     }
 }
 

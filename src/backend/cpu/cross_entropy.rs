@@ -55,7 +55,7 @@ pub fn sweep<W: Float, R: Element<W>>(
         let targets = &targets[first..first + count];
         let outs = (rows("cross_entropy", logits, count, output), rows("cross_entropy", &mut loss[first..], count, 1));
         let weights = gradients.as_ref().map(|g| &g.row_weights[first..first + count]);
-        each_part(count, output, outs, |row, (logits, loss)| {
+        each_part(gemm.team(), count, output, outs, |row, (logits, loss)| {
             for (i, (logits, loss)) in logits.chunks_exact_mut(output).zip(loss).enumerate() {
                 let target = targets[row + i] as usize;
                 assert!(target < output, "cross_entropy: target {target} of {output} classes");
@@ -79,10 +79,10 @@ multiversion! {
         let top = largest(logits);
         let wanted = logits[target];
         let total = match weight {
-            None => sum(logits.len(), |i| (logits[i] - top).exp()),
+            None => sum(logits.len(), |i| (logits[i] - top).exp::<false>()),
             Some(weight) => {
                 for x in logits.iter_mut() {
-                    *x = (*x - top).exp();
+                    *x = (*x - top).exp::<false>();
                 }
                 let total = sum(logits.len(), |i| logits[i]);
                 let scale = weight / total;

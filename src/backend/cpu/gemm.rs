@@ -4,30 +4,34 @@
 //! blocks depend on k alone, so a row of the result has the same bits whatever the other rows are, however many there
 //! are, whatever the layout of the operands, and however many threads share the work.
 //!
-//! **Memory.** The left operand (activations) is packed whole, in chunks of rows of at most [`LEFT`] elements; of the
-//! right operand (weights) each thread packs one block of columns and k at a time. Packing converts to the type that
-//! arithmetic is done in, so weights of another dtype are never expanded as a whole.
+//! **Layout.** The tile broadcasts the elements of one operand, its *rows*, and reads the other in vectors, its *lanes*.
+//! Rows may lie anywhere in memory, so they are packed only to be converted. Lanes are packed into panels, which is a
+//! copy for an operand that is contiguous along them and a transposition for one that is contiguous along k. So:
+//! - the right operand (weights) contiguous along n, as in the gradient of an input: its columns are lanes;
+//! - contiguous along k, as in a forward: its rows are rows, the left operand's are lanes, and the result is turned;
+//! - but if the right operand is small, or k is, it is cheaper to turn that: again its columns are lanes.
 //!
-//! **Layout.** One operand is packed into rows (`[rows, DEPTH]` per block of k), whose elements the tile broadcasts; the
-//! other into panels (`[k, lanes]`), which it loads as vectors. The right operand becomes whichever needs no
-//! transposition, since it is the larger one: rows if it is contiguous along k, panels otherwise. (Goto and van de
-//! Geijn 2008 describe the loops around the tile.) With a few rows on the left it is not packed: see [`thin`].
+//! Weights of another dtype are never expanded as a whole, but in blocks that stay in cache. With a few rows on the
+//! left nothing is packed: see [`thin`]. (Goto and van de Geijn 2008 describe the loops around the tile.)
 
 use super::pack::{pack_panels, pack_rows, transpose};
 use super::parallel::{Shared, workers};
 use super::simd::{Element, Float, Isa};
+use super::team::Team;
 use super::thin::{self, Thin};
-use super::tile::{DEPTH, Tiles};
+use super::tile::{DEPTH, Panels, Rows, Tiles};
 use crate::backend::HostSlice;
 
-/// Elements of the left operand that are packed at once, at most (if a single panel has no more).
-const LEFT: usize = 1 << 22;
+/// Rows of the left operand that are multiplied at once; a multiple of every tile's rows and lanes.
+const CHUNK: usize = 672;
 /// Multiply-adds below which a product stays on the calling thread.
-const SMALL: usize = 1 << 20;
-/// Narrow tiles' worth of packed rows that stay in the second-level cache while panels pass by.
-const CACHED_TILES: usize = 8;
-/// Wide panels of the right operand that are packed at once.
-const PANELS: usize = 4;
+const SMALL: usize = 1 << 17;
+/// Vectors of the right operand's columns in a task, at most.
+const VECTORS: usize = 12;
+/// Tiles' worth of the right operand's rows in a task, at most.
+const TILES: usize = 8;
+/// Length of k below which turning the right operand is cheaper than turning the result.
+const SHALLOW: usize = 128;
 
 /// A matrix `[rows, k]` in memory.
 #[derive(Clone, Copy)]
@@ -73,6 +77,13 @@ impl<'a, W: Float> Operand<'a, W> {
         Self { from: self.from + k * if self.transposed { self.stride } else { 1 }, ..self }
     }
 
+    /// Its elements where they lie, if the tile can read them there.
+    fn direct(&self) -> Option<Rows<'a, W>> {
+        let data = if self.rounding.is_none() { W::same(self.data)? } else { return None };
+        let (row, k) = if self.transposed { (1, self.stride) } else { (self.stride, 1) };
+        Some(Rows { data: &data[self.from.min(data.len())..], row, k })
+    }
+
     fn check(&self, what: &str, rows: usize, k: usize) {
         let (outer, inner) = if self.transposed { (k, rows) } else { (rows, k) };
         let needed = if outer == 0 || inner == 0 { 0 } else { self.from + (outer - 1) * self.stride + inner };
@@ -83,6 +94,7 @@ impl<'a, W: Float> Operand<'a, W> {
 /// Memory and kernels of matrix products.
 pub struct Gemm<W> {
     isa: Isa,
+    team: Team,
     tiles: Tiles<W>,
     left: Vec<W>,
     slots: Vec<Slot<W>>,
@@ -99,27 +111,36 @@ struct Slot<W> {
 /// What is done with `out[row, column..]`.
 pub type Store<'a, W> = &'a (dyn Fn(usize, usize, &[W]) + Sync);
 
-/// What the left operand is packed into, and where its parts are.
+/// A product, and how k is cut.
 #[derive(Clone, Copy)]
-struct Packed {
-    /// Whether into panels, or else into rows.
-    panels: bool,
-    /// Rows, and with padding.
-    rows: usize,
-    padded: usize,
+struct Shape {
+    m: usize,
+    n: usize,
     k: usize,
     block: usize,
 }
 
-impl Packed {
-    fn len(&self) -> usize {
-        self.padded * if self.panels { self.k } else { self.k.max(1).div_ceil(self.block) * DEPTH }
+impl Shape {
+    /// The blocks of k, where each begins and how long it is; one even if k is 0, so that sums are set.
+    fn blocks(self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.k.max(1)).step_by(self.block).map(move |k0| (k0, self.block.min(self.k - k0)))
     }
 
-    /// The start of the block of k from `k0` on.
-    fn at(&self, k0: usize) -> usize {
-        self.padded * if self.panels { k0 } else { k0 / self.block * DEPTH }
+    /// Where the block of k from `k0` on begins in `rows` packed rows.
+    fn at(self, k0: usize, rows: usize) -> usize {
+        rows * (k0 / self.block) * DEPTH
     }
+
+    /// Elements of `rows` packed rows.
+    fn packed(self, rows: usize) -> usize {
+        rows * self.k.max(1).div_ceil(self.block) * DEPTH
+    }
+}
+
+/// Cuts `units` into equal tasks of at most `most`, as many as keep all of `members` busy to the end.
+fn share(units: usize, members: usize, most: usize) -> usize {
+    let tasks = members * units.div_ceil(members * most);
+    units.div_ceil(tasks).max(1)
 }
 
 impl<W: Float> Gemm<W> {
@@ -128,10 +149,20 @@ impl<W: Float> Gemm<W> {
         self.isa
     }
 
-    /// With memory for `threads` threads.
-    pub fn new(isa: Isa, threads: usize) -> Self {
-        let slots = (0..threads.max(1)).map(|_| Slot::default()).collect();
-        Self { isa, tiles: W::tiles(isa), left: Vec::new(), slots }
+    /// The tiles it uses.
+    pub fn tiles(&self) -> Tiles<W> {
+        self.tiles
+    }
+
+    /// The threads that share its work.
+    pub fn team(&self) -> &Team {
+        &self.team
+    }
+
+    /// With memory for a team.
+    pub fn new(isa: Isa, team: Team) -> Self {
+        let slots = (0..team.members()).map(|_| Slot::default()).collect();
+        Self { isa, team, tiles: W::tiles(isa), left: Vec::new(), slots }
     }
 
     /// `store(row, column, part of the row)` for all of `left [m, k] right [n, k]^T`, in no particular order and from
@@ -142,96 +173,143 @@ impl<W: Float> Gemm<W> {
         }
         left.check("left", m, k);
         right.check("right", n, k);
-        let lanes = self.tiles.lanes;
-        let chunk = (LEFT / k.max(1) / (2 * lanes) * 2 * lanes).max(2 * lanes);
-        let mut first = 0;
-        while first < m {
-            let rows = chunk.min(m - first);
-            let part = |row: usize, column: usize, x: &[W]| store(first + row, column, x);
-            self.chunk([rows, n, k], left.skip(first), right, &part);
-            first += rows;
+        let block = k.div_ceil(k.div_ceil(DEPTH).max(1)).max(1).next_multiple_of(8).min(DEPTH);
+        let used = if m * n * k < SMALL { 1 } else { self.slots.len() };
+        let few = m <= thin::ROWS && !right.transposed && right.rounding.is_none();
+        let thin = if few { W::thin(self.isa) } else { None };
+        let turned = right.transposed || n <= 2 * self.tiles.lanes || k < SHALLOW;
+        for first in (0..m).step_by(CHUNK) {
+            let shape = Shape { m: CHUNK.min(m - first), n, k, block };
+            let left = left.skip(first);
+            let store = |row: usize, column: usize, x: &[W]| store(first + row, column, x);
+            match thin {
+                Some(thin) => self.thin(shape, used, thin, left, right, &store),
+                None if turned => self.columns_as_lanes(shape, used, left, right, &store),
+                None => self.columns_as_rows(shape, used, left, right, &store),
+            }
         }
     }
 
-    fn chunk(&mut self, [m, n, k]: [usize; 3], left: Operand<'_, W>, right: Operand<'_, W>, store: Store<'_, W>) {
-        let Self { isa, tiles, left: memory, slots } = self;
+    fn thin(
+        &mut self,
+        shape: Shape,
+        used: usize,
+        thin: fn(Thin<'_, W>),
+        left: Operand<'_, W>,
+        right: Operand<'_, W>,
+        store: Store<'_, W>,
+    ) {
+        let Shape { m, n, k, block } = shape;
+        let Self { isa, team, left: memory, slots, .. } = self;
+        let memory = pack_left(*isa, memory, shape, left);
+        workers(team, &mut slots[..used], n.div_ceil(thin::COLUMNS), |slot, task| {
+            let column = task * thin::COLUMNS;
+            let columns = thin::COLUMNS.min(n - column);
+            let sums = grow(&mut slot.sums, m * thin::COLUMNS);
+            thin(Thin { sums, left: memory, right: right.skip(column), m, columns, k, block });
+            for (row, line) in sums.chunks_exact(thin::COLUMNS).enumerate() {
+                store(row, column, &line[..columns]);
+            }
+        });
+    }
+
+    /// The columns of the result are lanes, its rows rows.
+    fn columns_as_lanes(
+        &mut self,
+        shape: Shape,
+        used: usize,
+        left: Operand<'_, W>,
+        right: Operand<'_, W>,
+        store: Store<'_, W>,
+    ) {
+        let Shape { m, n, .. } = shape;
+        let Self { isa, team, tiles, left: memory, slots } = self;
         let (isa, tiles) = (*isa, *tiles);
-        let step = 2 * tiles.lanes;
-        let used = if m * n * k < SMALL { 1 } else { slots.len() };
-        let slots = &mut slots[..used];
-        let few = m <= thin::ROWS && !right.transposed && right.rounding.is_none();
-        let thin = if few { W::thin(isa) } else { None };
-        let panels = !right.transposed && thin.is_none();
-        let padded = match (panels, thin) {
-            (true, _) => m.next_multiple_of(tiles.lanes),
-            (false, None) => m.next_multiple_of(tiles.narrow_rows),
-            (false, Some(_)) => m,
-        };
-        let block = k.div_ceil(k.div_ceil(DEPTH).max(1)).max(1).next_multiple_of(8).min(DEPTH);
-        let packed = Packed { panels, rows: m, padded, k, block };
-        let memory = grow(memory, packed.len());
-        pack_left(isa, tiles, slots, memory, packed, left);
-        let memory = &*memory;
-        if let Some(thin) = thin {
-            return workers(slots, n.div_ceil(thin::COLUMNS), |slot, task| {
-                let column = task * thin::COLUMNS;
-                let columns = thin::COLUMNS.min(n - column);
-                let sums = grow(&mut slot.sums, m * thin::COLUMNS);
-                thin(Thin { sums, left: memory, right: right.skip(column), m, columns, k, block });
-                for (row, line) in sums.chunks_exact(thin::COLUMNS).enumerate() {
-                    store(row, column, &line[..columns]);
-                }
-            });
-        }
-        // A few rows wait for memory: what was packed is used at once, from the first-level cache.
-        let width = match (panels, m <= tiles.lanes) {
-            (true, true) => tiles.narrow_rows,
-            (true, false) => 4 * tiles.narrow_rows,
-            (false, _) => PANELS * step,
-        };
-        workers(slots, n.div_ceil(width), |slot, task| {
-            let column = task * width;
-            let columns = width.min(n - column);
+        let direct = left.direct();
+        let memory = if direct.is_none() { pack_left(isa, memory, shape, left) } else { &[] };
+        let vectors = n.div_ceil(tiles.lanes);
+        let width = share(vectors, used, VECTORS) * tiles.lanes;
+        let across = n.div_ceil(width);
+        // Where there are too few columns for all threads, the rows are cut as well.
+        let down = share(m.div_ceil(tiles.rows), used.div_ceil(across), CHUNK) * tiles.rows;
+        workers(team, &mut slots[..used], across * m.div_ceil(down), |slot, task| {
+            let (column, row) = (task % across * width, task / across * down);
+            let (columns, rows) = (width.min(n - column), down.min(m - row));
+            let lanes = columns.next_multiple_of(tiles.lanes);
+            let sums = grow(&mut slot.sums, lanes * rows);
             let right = right.skip(column);
-            if panels {
-                let rows = columns.next_multiple_of(tiles.narrow_rows);
-                let sums = grow(&mut slot.sums, rows * padded);
-                let buffer = grow(&mut slot.right, rows * DEPTH);
-                for k0 in blocks(k, block) {
-                    let depth = block.min(k - k0);
-                    pack_rows(isa, buffer, right.along(k0), columns, rows, depth);
-                    let panels = &memory[packed.at(k0)..][..padded * depth];
-                    multiply(tiles, depth, buffer, columns, panels, padded, sums, k0 > 0);
-                }
-                let lines = grow(&mut slot.lines, step * columns);
-                for lane in (0..m).step_by(step) {
-                    let count = step.min(m - lane);
-                    transpose(isa, lines, columns, &sums[lane..], padded, columns, count);
-                    for (i, line) in lines.chunks_exact(columns).take(count).enumerate() {
-                        store(lane + i, column, line);
+            for (k0, depth) in shape.blocks() {
+                let buffer = grow(&mut slot.right, lanes * depth);
+                pack_panels(isa, tiles.lanes, buffer, right.along(k0), columns, depth);
+                let panels = Panels::packed(buffer, depth, tiles.lanes);
+                let b = match &direct {
+                    Some(b) => Rows { data: b.data.get(row * b.row + k0 * b.k..).unwrap_or(&[]), ..*b },
+                    None => Rows { data: &memory[shape.at(k0, m) + row * DEPTH..], row: DEPTH, k: 1 },
+                };
+                tiles.multiply([rows, lanes, depth], b, panels, sums, lanes, k0 > 0);
+            }
+            for (i, line) in sums.chunks_exact(lanes).enumerate() {
+                store(row + i, column, &line[..columns]);
+            }
+        });
+    }
+
+    /// The rows of the result are lanes, its columns rows: the result is turned.
+    fn columns_as_rows(
+        &mut self,
+        shape: Shape,
+        used: usize,
+        left: Operand<'_, W>,
+        right: Operand<'_, W>,
+        store: Store<'_, W>,
+    ) {
+        let Shape { m, n, k, .. } = shape;
+        let Self { isa, team, tiles, left: memory, slots } = self;
+        let (isa, tiles) = (*isa, *tiles);
+        let lanes = m.next_multiple_of(tiles.lanes);
+        let memory = grow(memory, lanes * k);
+        let shared = Shared::new(memory);
+        let part = 2 * tiles.lanes;
+        let packing = if m * k < 1 << 13 { 1 } else { used };
+        workers(team, &mut slots[..packing], lanes.div_ceil(part), |_, task| {
+            let first = task * part;
+            let width = part.min(lanes - first);
+            for (k0, depth) in shape.blocks() {
+                // SAFETY: each task has lanes of its own, and panels lie in the order of lanes in each block.
+                let to = unsafe { shared.at(lanes * k0 + first * depth, width * depth) };
+                pack_panels(isa, tiles.lanes, to, left.along(k0).skip(first), part.min(m - first), depth);
+            }
+        });
+        let memory = &*memory;
+        let direct = right.direct();
+        let down = share(n.div_ceil(tiles.rows), used, TILES) * tiles.rows;
+        workers(team, &mut slots[..used], n.div_ceil(down), |Slot { right: buffer, sums, lines }, task| {
+            let column = task * down;
+            let columns = down.min(n - column);
+            let right = right.skip(column);
+            let sums = grow(sums, columns * lanes);
+            for (k0, depth) in shape.blocks() {
+                let b = match &direct {
+                    Some(b) => Rows { data: b.data.get(column * b.row + k0 * b.k..).unwrap_or(&[]), ..*b },
+                    None => {
+                        let buffer = grow(buffer, columns * DEPTH);
+                        pack_rows(isa, buffer, right.along(k0), columns, depth);
+                        Rows { data: buffer, row: DEPTH, k: 1 }
                     }
-                }
-            } else {
-                let lanes = columns.next_multiple_of(tiles.lanes);
-                let sums = grow(&mut slot.sums, lanes * padded);
-                let buffer = grow(&mut slot.right, lanes * DEPTH);
-                for k0 in blocks(k, block) {
-                    let depth = block.min(k - k0);
-                    pack_panels(isa, tiles.lanes, buffer, right.along(k0), columns, depth);
-                    let rows = &memory[packed.at(k0)..][..padded * DEPTH];
-                    multiply(tiles, depth, rows, m, &buffer[..lanes * depth], lanes, sums, k0 > 0);
-                }
-                for (row, line) in sums.chunks_exact(lanes).take(m).enumerate() {
-                    store(row, column, &line[..columns]);
+                };
+                let panels = Panels::packed(&memory[lanes * k0..][..lanes * depth], depth, tiles.lanes);
+                tiles.multiply([columns, lanes, depth], b, panels, sums, lanes, k0 > 0);
+            }
+            let lines = grow(lines, part * columns);
+            for lane in (0..m).step_by(part) {
+                let count = part.min(m - lane);
+                transpose(isa, lines, columns, &sums[lane..], lanes, columns, count);
+                for (i, line) in lines.chunks_exact(columns).take(count).enumerate() {
+                    store(lane + i, column, line);
                 }
             }
         });
     }
-}
-
-/// Where the blocks of k begin; one even if k is 0, so that sums are set.
-fn blocks(k: usize, block: usize) -> impl Iterator<Item = usize> {
-    (0..k.max(1)).step_by(block)
 }
 
 /// The leading `len` elements of memory, which grows if it has fewer.
@@ -242,87 +320,13 @@ pub fn grow<T: Default + Clone>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
     &mut memory[..len]
 }
 
-fn pack_left<W: Float>(
-    isa: Isa,
-    tiles: Tiles<W>,
-    slots: &mut [Slot<W>],
-    memory: &mut [W],
-    packed: Packed,
-    left: Operand<'_, W>,
-) {
-    let Packed { panels, rows, padded, k, block } = packed;
-    let part = if panels { 2 * tiles.lanes } else { 2 * tiles.narrow_rows };
-    let shared = Shared::new(memory);
-    let slots = if rows * k < 1 << 16 { &mut slots[..1] } else { slots };
-    workers(slots, padded.div_ceil(part), |_, task| {
-        let row = task * part;
-        let count = part.min(rows - row);
-        let width = part.min(padded - row);
-        for k0 in blocks(k, block) {
-            let depth = block.min(k - k0);
-            let source = left.along(k0).skip(row);
-            let distance = if panels { depth } else { DEPTH };
-            // SAFETY: each task has rows of its own, and packed rows and panels lie in row order in each block.
-            let to = unsafe { shared.at(packed.at(k0) + row * distance, width * distance) };
-            if panels {
-                pack_panels(isa, tiles.lanes, to, source, count, depth);
-            } else {
-                pack_rows(isa, to, source, count, width, depth);
-            }
-        }
-    });
-}
-
-/// `sums [rows, ld] (+)= rows [rows, depth] * panels`, where `lanes` of panels lie side by side.
-#[allow(clippy::too_many_arguments)]
-fn multiply<W: Float>(
-    tiles: Tiles<W>,
-    depth: usize,
-    rows: &[W],
-    count: usize,
-    panels: &[W],
-    lanes: usize,
-    sums: &mut [W],
-    add: bool,
-) {
-    let (wide, narrow) = (2 * tiles.lanes, !lanes.is_multiple_of(2 * tiles.lanes));
-    assert!(rows.len() >= count.next_multiple_of(tiles.narrow_rows) * DEPTH, "gemm: {} packed rows", rows.len());
-    assert!(sums.len() >= count.next_multiple_of(tiles.narrow_rows) * lanes, "gemm: {} sums", sums.len());
-    assert!(
-        panels.len() == lanes * depth && lanes.is_multiple_of(tiles.lanes),
-        "gemm: {} panels of {lanes}",
-        panels.len()
-    );
-    let (b, v, c) = (rows.as_ptr(), panels.as_ptr(), sums.as_mut_ptr());
-    let cached = CACHED_TILES * tiles.narrow_rows;
-    for part in (0..count).step_by(cached) {
-        let end = count.min(part + cached);
-        for lane in (0..lanes - lanes % wide).step_by(wide) {
-            for row in (part..end).step_by(tiles.wide_rows) {
-                // SAFETY: the operands reach as far by the checks above, since `wide_rows` divides `narrow_rows`; the
-                // tiles are those of an instruction set that was detected.
-                unsafe {
-                    (tiles.wide)(depth, b.add(row * DEPTH), v.add(lane * depth), c.add(row * lanes + lane), lanes, add)
-                }
-            }
-        }
-        if narrow {
-            let lane = lanes - tiles.lanes;
-            for row in (part..end).step_by(tiles.narrow_rows) {
-                // SAFETY: as above.
-                unsafe {
-                    (tiles.narrow)(
-                        depth,
-                        b.add(row * DEPTH),
-                        v.add(lane * depth),
-                        c.add(row * lanes + lane),
-                        lanes,
-                        add,
-                    )
-                }
-            }
-        }
+/// The left operand as rows, block after block of k.
+fn pack_left<'a, W: Float>(isa: Isa, memory: &'a mut Vec<W>, shape: Shape, left: Operand<'_, W>) -> &'a [W] {
+    let memory = grow(memory, shape.packed(shape.m));
+    for (k0, depth) in shape.blocks() {
+        pack_rows(isa, &mut memory[shape.at(k0, shape.m)..], left.along(k0), shape.m, depth);
     }
+    memory
 }
 
 #[cfg(test)]
@@ -364,7 +368,7 @@ mod tests {
             .map(|i| (0..k).map(|p| a[i / n * k + p].to_f64() * b[i % n * k + p].widen().to_f64()).sum())
             .collect();
         for &isa in Isa::available() {
-            let mut gemm = Gemm::new(isa, 3);
+            let mut gemm = Gemm::new(isa, Team::new(3));
             let results = [
                 run(&mut gemm, shape, Operand::new(&a, k), Operand::new(&b, k)),
                 run(&mut gemm, shape, Operand::new(&a, k), Operand::new(&bt, n).transposed()),
@@ -404,8 +408,9 @@ mod tests {
         let [m, n, k] = [300, 100, 777];
         let (a, b) = (stored::<f32, f32>(&numbers(m * k, 3)), stored::<f32, bf16>(&numbers(n * k, 4)));
         for &isa in Isa::available() {
-            let all = run(&mut Gemm::<f32>::new(isa, 1), [m, n, k], Operand::new(&a, k), Operand::new(&b, k));
-            let mut gemm = Gemm::<f32>::new(isa, 4);
+            let all =
+                run(&mut Gemm::<f32>::new(isa, Team::alone()), [m, n, k], Operand::new(&a, k), Operand::new(&b, k));
+            let mut gemm = Gemm::<f32>::new(isa, Team::new(4));
             for (first, rows) in
                 [(0, 300), (0, 1), (299, 1), (5, 2), (9, 3), (4, 4), (7, 5), (100, 8), (33, 64), (1, 255)]
             {

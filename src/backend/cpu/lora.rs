@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::context::Context;
+use super::context::{Context, carve};
 use super::gemm::{Gemm, Operand, grow};
 use super::parallel::{Shared, each_part, rows, workers};
 use super::rows::accumulate;
-use super::simd::{Element, Float, Isa, multiversion};
+use super::simd::{Element, Float, multiversion};
 use crate::backend::{Dropout, LoraSite};
 use crate::shape::Pack;
 
@@ -30,7 +30,8 @@ pub fn fwd<W: Float, R: Element<W>>(
         let adapter = &params[run * site.stride..][..site.stride];
         // SAFETY: a stretch has rows of its own.
         let xa = unsafe { xa.at(rows.start * rank, rows.len() * rank) };
-        let left = dropped(isa, memory, x, *run, rows, input, dropout);
+        let x_memory = grow(memory, if dropout.is_some() { rows.len() * input } else { 0 });
+        let left = dropped(gemm, x_memory, x, *run, rows, input, dropout);
         let shrunk = Shared::new(xa);
         gemm.product([rows.len(), rank, input], left, Operand::new(&adapter[site.a..], input), &|row, column, sums| {
             // SAFETY: a product stores every element once.
@@ -74,17 +75,17 @@ pub fn bwd<W: Float, R: Element<W>>(
         let (left, right) = (Operand::new(d_y, output).transposed(), Operand::new(xa, rank).transposed());
         gemm.product([output, rank, n], left, right, &|i, j, sums| add(site.b + i * rank + j, sums, scale));
 
-        let mut d_xa = std::mem::take(memory);
-        let shared = Shared::new(grow(&mut d_xa, n * rank));
+        let dropped_len = if dropout.is_some() { n * input } else { 0 };
+        let [d_xa, x_memory] = carve(memory, [n * rank, dropped_len]);
+        let shared = Shared::new(&mut *d_xa);
         let (left, right) = (Operand::new(d_y, output), Operand::new(&adapter[site.b..], rank).transposed());
         gemm.product([n, rank, output], left, right, &|i, j, sums| {
             // SAFETY: a product stores every element once.
             let to = unsafe { shared.at(i * rank + j, sums.len()) };
             to.iter_mut().zip(sums).for_each(|(to, &x)| *to = x * scale);
         });
-        let mut x_memory = d_xa.split_off(n * rank);
-        let left = Operand::new(&d_xa, rank);
-        let right = dropped(isa, &mut x_memory, x, *run, rows, input, dropout).transposed();
+        let left = Operand::new(&*d_xa, rank);
+        let right = dropped(gemm, x_memory, x, *run, rows, input, dropout).transposed();
         gemm.product([rank, input, n], left.transposed(), right, &|i, j, sums| {
             add(site.a + i * input + j, sums, W::ONE);
         });
@@ -131,7 +132,7 @@ fn each_stretch<W: Float, T: Sync>(cx: &mut Context<W>, items: &[T], f: impl Fn(
     if items.len() < 2 * cx.tasks.len() {
         items.iter().for_each(|item| f(&mut cx.gemm, &mut cx.memory, item));
     } else {
-        workers(&mut cx.tasks, items.len(), |task, i| f(&mut task.gemm, &mut task.memory, &items[i]));
+        workers(&cx.on.team, &mut cx.tasks, items.len(), |task, i| f(&mut task.gemm, &mut task.memory, &items[i]));
     }
 }
 
@@ -145,8 +146,8 @@ multiversion! {
 
 /// The rows of `x` after dropout: in place if there is none, in `memory` otherwise.
 fn dropped<'a, W: Float, R: Element<W>>(
-    isa: Isa,
-    memory: &'a mut Vec<W>,
+    gemm: &Gemm<W>,
+    memory: &'a mut [W],
     x: &'a [R],
     run: usize,
     span: &Range<usize>,
@@ -155,8 +156,9 @@ fn dropped<'a, W: Float, R: Element<W>>(
 ) -> Operand<'a, W> {
     let x = &x[span.start * width..][..span.len() * width];
     let Some(dropout) = dropout else { return Operand::new(x, width) };
-    let out = grow(memory, span.len() * width);
-    each_part(span.len(), width, rows("lora", &mut *out, span.len(), width), |first, part| {
+    let out = memory;
+    let isa = gemm.isa();
+    each_part(gemm.team(), span.len(), width, rows("lora", &mut *out, span.len(), width), |first, part| {
         for (i, out) in part.chunks_exact_mut(width).enumerate() {
             let row = first + i;
             super::simd::widen(isa, out, &x[row * width..][..width]);

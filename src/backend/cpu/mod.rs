@@ -19,6 +19,7 @@ mod rms_norm;
 mod rope;
 mod rows;
 mod simd;
+mod team;
 mod thin;
 mod tile;
 mod weight;
@@ -119,7 +120,7 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
     }
 
     fn trainable_weight(&mut self, params: &Vec<W>, offset: usize, len: usize) -> Result<Weight<W, R>> {
-        Ok(Weight::owned(self.cx.isa, &params[offset..offset + len]))
+        Ok(Weight::owned(self.cx.on.isa, &params[offset..offset + len]))
     }
 
     fn index(&mut self, values: &[u32]) -> Result<Vec<u32>> {
@@ -157,23 +158,23 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
     }
 
     fn cast(&mut self, out: &mut Vec<R>, x: &Vec<W>, len: usize) {
-        rows::cast(self.cx.isa, out, x, len);
+        rows::cast(&self.cx.on, out, x, len);
     }
 
     fn residual_fwd(&mut self, out: &mut Vec<W>, a: &Vec<W>, b: &Vec<R>, len: usize) {
-        rows::residual_fwd(self.cx.isa, out, a, b, len);
+        rows::residual_fwd(&self.cx.on, out, a, b, len);
     }
 
     fn gather_real(&mut self, out: &mut Vec<R>, x: &Vec<R>, rows: &Vec<u32>, width: usize) {
-        rows::gather(out, x, rows, width);
+        rows::gather(&self.cx.on.team, out, x, rows, width);
     }
 
     fn gather_wide(&mut self, out: &mut Vec<W>, x: &Vec<W>, rows: &Vec<u32>, width: usize) {
-        rows::gather(out, x, rows, width);
+        rows::gather(&self.cx.on.team, out, x, rows, width);
     }
 
     fn scatter_add(&mut self, d_x: &mut Vec<W>, d_out: &Vec<W>, rows: &Vec<u32>, width: usize) {
-        rows::scatter_add(self.cx.isa, d_x, d_out, rows, width);
+        rows::scatter_add(self.cx.on.isa, d_x, d_out, rows, width);
     }
 
     fn embed_fwd(
@@ -184,7 +185,7 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         prompt: Option<(&Vec<W>, PromptSite)>,
         width: usize,
     ) {
-        embed::fwd(self.cx.isa, out, pack, table, prompt.map(|(prompt, site)| (prompt.as_slice(), site)), width);
+        embed::fwd(&self.cx.on, out, pack, table, prompt.map(|(prompt, site)| (prompt.as_slice(), site)), width);
     }
 
     fn embed_bwd_prompt(
@@ -195,11 +196,11 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         site: PromptSite,
         width: usize,
     ) {
-        embed::bwd_prompt(self.cx.isa, d_prompt, d_out, pack, site, width);
+        embed::bwd_prompt(self.cx.on.isa, d_prompt, d_out, pack, site, width);
     }
 
     fn embed_bwd_table(&mut self, d_table: &mut Vec<W>, offset: usize, d_out: &Vec<W>, pack: &Arc<Pack>, width: usize) {
-        embed::bwd_table(self.cx.isa, d_table, offset, d_out, pack, width);
+        embed::bwd_table(self.cx.on.isa, d_table, offset, d_out, pack, width);
     }
 
     fn rms_norm_fwd(
@@ -213,7 +214,7 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         eps: f64,
     ) {
         let scale = gemm::grow(&mut self.cx.memory, width);
-        rms_norm::fwd(self.cx.isa, scale, out, rstd, x, weight, rows, width, eps);
+        rms_norm::fwd(&self.cx.on, scale, out, rstd, x, weight, rows, width, eps);
     }
 
     fn rms_norm_bwd(
@@ -227,7 +228,7 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         width: usize,
     ) {
         let scale = gemm::grow(&mut self.cx.memory, width);
-        rms_norm::bwd(self.cx.isa, scale, d_x, d_out, x, rstd, weight, rows, width);
+        rms_norm::bwd(&self.cx.on, scale, d_x, d_out, x, rstd, weight, rows, width);
     }
 
     fn rms_norm_bwd_weight(
@@ -240,7 +241,7 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         rows: usize,
         width: usize,
     ) {
-        rms_norm::bwd_weight(self.cx.isa, &mut d_weight[offset..], d_out, x, rstd, rows, width);
+        rms_norm::bwd_weight(&self.cx.on, &mut d_weight[offset..], d_out, x, rstd, rows, width);
     }
 
     fn rope_fwd(
@@ -252,11 +253,11 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         heads: usize,
         head_dim: usize,
     ) {
-        rope::fwd(self.cx.isa, out, x, pack, cos_sin, heads, head_dim);
+        rope::fwd(&self.cx.on, out, x, pack, cos_sin, heads, head_dim);
     }
 
     fn rope_bwd(&mut self, d_x: &mut Vec<R>, pack: &Arc<Pack>, cos_sin: &Vec<W>, heads: usize, head_dim: usize) {
-        rope::bwd(self.cx.isa, d_x, pack, cos_sin, heads, head_dim);
+        rope::bwd(&self.cx.on, d_x, pack, cos_sin, heads, head_dim);
     }
 
     fn attention_fwd(
@@ -361,7 +362,7 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
     }
 
     fn linear_bwd_bias(&mut self, d_bias: &mut Vec<W>, offset: usize, d_out: &Vec<R>, rows: usize, output: usize) {
-        linear::bwd_bias(self.cx.isa, &mut d_bias[offset..], d_out, rows, output);
+        linear::bwd_bias(&self.cx.on, &mut d_bias[offset..], d_out, rows, output);
     }
 
     fn lora_fwd(
@@ -398,7 +399,7 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
     }
 
     fn swiglu_fwd(&mut self, act: &mut Vec<R>, gate: &Vec<R>, up: &Vec<R>, len: usize) {
-        activation::swiglu_fwd(self.cx.isa, act, gate, up, len);
+        activation::swiglu_fwd(&self.cx.on, act, gate, up, len);
     }
 
     fn swiglu_bwd(
@@ -410,7 +411,7 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         up: &Vec<R>,
         len: usize,
     ) {
-        activation::swiglu_bwd(self.cx.isa, d_gate, d_up, d_act, gate, up, len);
+        activation::swiglu_bwd(&self.cx.on, d_gate, d_up, d_act, gate, up, len);
     }
 
     fn logits_fwd(&mut self, logits: &mut Vec<W>, x: &Vec<R>, head: &Weight<W, R>, dims: LinearDims) {
@@ -445,7 +446,7 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
     }
 
     fn grad_norm(&mut self, norm_sq: &mut Vec<W>, d_params: &Vec<W>, runs: usize, stride: usize) {
-        adamw::grad_norm(self.cx.isa, &mut self.cx.sums, norm_sq, d_params, runs, stride);
+        adamw::grad_norm(&self.cx.on, &mut self.cx.sums, norm_sq, d_params, runs, stride);
     }
 
     fn adamw(
@@ -458,10 +459,10 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         steps: &[AdamwStep],
         stride: usize,
     ) {
-        adamw::adamw(self.cx.isa, params, m, v, d_params, norm_sq, steps, stride);
+        adamw::adamw(&self.cx.on, params, m, v, d_params, norm_sq, steps, stride);
     }
 
     fn refresh_weight(&mut self, weight: &mut Weight<W, R>, params: &Vec<W>, offset: usize) {
-        weight.refresh(self.cx.isa, &params[offset..]);
+        weight.refresh(self.cx.on.isa, &params[offset..]);
     }
 }

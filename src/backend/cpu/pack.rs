@@ -6,12 +6,9 @@ use super::gemm::Operand;
 use super::simd::{Element, Float, Isa, Visit, multiversion};
 use super::tile::DEPTH;
 
-/// Packs `count` rows of `depth` elements at distance [`DEPTH`], and zeros up to `width` rows.
-pub fn pack_rows<W: Float>(isa: Isa, to: &mut [W], from: Operand<'_, W>, count: usize, width: usize, depth: usize) {
+/// Packs `count` rows of `depth` elements at distance [`DEPTH`].
+pub fn pack_rows<W: Float>(isa: Isa, to: &mut [W], from: Operand<'_, W>, count: usize, depth: usize) {
     W::visit(from.data, Rows { isa, to, from, count, depth });
-    for row in to.chunks_mut(DEPTH).take(width).skip(count) {
-        row.fill(W::ZERO);
-    }
     if let Some(round) = from.rounding {
         to.chunks_mut(DEPTH).take(count).for_each(|row| round(isa, &mut row[..depth]));
     }
@@ -56,20 +53,65 @@ struct Panels<'a, 'b, W> {
 
 impl<W: Float> Visit<W> for Panels<'_, '_, W> {
     fn visit<S: Element<W>>(self, data: &[S]) {
-        let (isa, depth) = (self.isa, self.depth);
-        for first in (0..self.count).step_by(2 * self.lanes) {
-            let count = (self.count - first).min(2 * self.lanes);
-            let width = count.next_multiple_of(self.lanes);
-            let panel = &mut self.to[first * depth..][..width * depth];
+        let Self { isa, lanes, to, from, count, depth } = self;
+        if from.transposed {
+            return copy_panels(isa, to, lanes, &data[from.from..], from.stride, count, depth);
+        }
+        for first in (0..count).step_by(2 * lanes) {
+            let count = (count - first).min(2 * lanes);
+            let width = count.next_multiple_of(lanes);
+            let panel = &mut to[first * depth..][..width * depth];
             if count < width {
                 panel.fill(W::ZERO);
             }
-            let from = self.from.skip(first);
-            let data = &data[from.from..];
-            if from.transposed {
-                copy(isa, panel, width, data, from.stride, depth, count);
-            } else {
-                transpose(isa, panel, width, data, from.stride, count, depth);
+            let from = from.skip(first);
+            transpose(isa, panel, width, &data[from.from..], from.stride, count, depth);
+        }
+    }
+}
+
+/// Copies the first `N` elements.
+#[inline(always)]
+fn copy_some<W: Float, S: Element<W>, const N: usize>(to: &mut [W], from: &[S]) {
+    if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk::<N>()) {
+        for i in 0..N {
+            to[i] = from[i].widen();
+        }
+    }
+}
+
+multiversion! {
+    /// Cuts `depth` rows of `count` elements into panels of twice `lanes`, the last of `lanes` if that is enough.
+    fn copy_panels[W: Float, S: Element<W>](
+        to: &mut [W],
+        lanes: usize,
+        from: &[S],
+        stride: usize,
+        count: usize,
+        depth: usize,
+    ) {
+        let wide = 2 * lanes;
+        let whole = count - count % wide;
+        for p in 0..depth {
+            let from = &from[p * stride..][..count];
+            for first in (0..whole).step_by(wide) {
+                let to = &mut to[first * depth + p * wide..][..wide];
+                let from = &from[first..][..wide];
+                // Of known length: a call for so little would take longer than the copy.
+                match wide {
+                    32 => copy_some::<W, S, 32>(to, from),
+                    16 => copy_some::<W, S, 16>(to, from),
+                    8 => copy_some::<W, S, 8>(to, from),
+                    4 => copy_some::<W, S, 4>(to, from),
+                    _ => unreachable!("pack: panels of {wide}"),
+                }
+            }
+            if whole < count {
+                let width = (count - whole).next_multiple_of(lanes);
+                let to = &mut to[whole * depth + p * width..][..width];
+                for (i, o) in to.iter_mut().enumerate() {
+                    *o = if whole + i < count { from[whole + i].widen() } else { W::ZERO };
+                }
             }
         }
     }
@@ -77,7 +119,7 @@ impl<W: Float> Visit<W> for Panels<'_, '_, W> {
 
 multiversion! {
     /// `to[r * to_stride + c] = from[r * stride + c]`.
-    fn copy[W: Float, S: Element<W>](
+    pub fn copy[W: Float, S: Element<W>](
         to: &mut [W],
         to_stride: usize,
         from: &[S],
@@ -87,8 +129,16 @@ multiversion! {
     ) {
         for r in 0..rows {
             let (to, from) = (&mut to[r * to_stride..][..columns], &from[r * stride..][..columns]);
-            for (o, x) in to.iter_mut().zip(from) {
-                *o = x.widen();
+            match columns {
+                8 => copy_some::<W, S, 8>(to, from),
+                16 => copy_some::<W, S, 16>(to, from),
+                32 => copy_some::<W, S, 32>(to, from),
+                64 => copy_some::<W, S, 64>(to, from),
+                _ => {
+                    for (o, x) in to.iter_mut().zip(from) {
+                        *o = x.widen();
+                    }
+                }
             }
         }
     }

@@ -1,10 +1,12 @@
-//! Work on the thread pool. What a task computes never depends on how many there are or on who runs it.
+//! Work shared by a [`Team`]. What a task computes never depends on how many there are or on who runs it.
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Elements below which waking another thread costs more than it saves.
-pub const GRAIN: usize = 1 << 15;
+use super::team::Team;
+
+/// Elements that are worth a task.
+pub const GRAIN: usize = 1 << 12;
 
 /// Rows of a buffer that tasks take apart.
 pub struct Rows<'a, T> {
@@ -53,29 +55,48 @@ impl<A: Split, B: Split> Split for (A, B) {
     }
 }
 
+/// Parts of a buffer that tasks take in turn, at most.
+const PARTS: usize = 64;
+
 /// Runs `f(first row, rows of the part)` over all of `count` rows, in parallel if there are enough elements; `cost`
 /// is the number of elements of a row.
-pub fn each_part<S: Split>(count: usize, cost: usize, whole: S, f: impl Fn(usize, S::Part) + Sync) {
-    if count * cost < 2 * GRAIN || count < 2 {
+pub fn each_part<S: Split>(team: &Team, count: usize, cost: usize, whole: S, f: impl Fn(usize, S::Part) + Sync) {
+    let most = (count * cost / GRAIN).min(4 * team.members()).min(PARTS).min(count);
+    if most < 2 || team.members() < 2 {
         return f(0, whole.part());
     }
-    let grain = GRAIN.div_ceil(cost).max(count.div_ceil(4 * rayon::current_num_threads()));
-    halve(0, count, grain, whole, &f);
-}
-
-fn halve<S: Split>(first: usize, count: usize, grain: usize, whole: S, f: &(impl Fn(usize, S::Part) + Sync)) {
-    if count <= grain {
-        return f(first, whole.part());
+    let step = count.div_ceil(most);
+    let mut parts: [Option<S>; PARTS] = [const { None }; PARTS];
+    let (mut rest, mut used) = (whole, 0);
+    while (used + 1) * step < count {
+        let (part, behind) = rest.split(step);
+        (parts[used], rest) = (Some(part), behind);
+        used += 1;
     }
-    let middle = count / 2;
-    let (a, b) = whole.split(middle);
-    rayon::join(|| halve(first, middle, grain, a, f), || halve(first + middle, count - middle, grain, b, f));
+    parts[used] = Some(rest);
+    let shared = Shared::new(&mut parts);
+    let next = AtomicUsize::new(0);
+    team.run(used + 1, &|_| {
+        loop {
+            let task = next.fetch_add(1, Ordering::Relaxed);
+            if task > used {
+                return;
+            }
+            // SAFETY: every number is drawn once.
+            let part = unsafe { shared.at(task, 1) }[0].take().expect("each_part: a part was taken twice");
+            f(task * step, part.part());
+        }
+    });
 }
 
 /// Runs `f(slot, task)` for every task `0..tasks`, each slot on one thread at a time.
-pub fn workers<S: Send>(slots: &mut [S], tasks: usize, f: impl Fn(&mut S, usize) + Sync) {
+pub fn workers<S: Send>(team: &Team, slots: &mut [S], tasks: usize, f: impl Fn(&mut S, usize) + Sync) {
     let next = AtomicUsize::new(0);
-    let work = |slot: &mut S| {
+    let used = slots.len().min(tasks);
+    let slots = Shared::new(slots);
+    team.run(used, &|member| {
+        // SAFETY: every member has a number of its own.
+        let slot = &mut unsafe { slots.at(member, 1) }[0];
         loop {
             let task = next.fetch_add(1, Ordering::Relaxed);
             if task >= tasks {
@@ -83,13 +104,7 @@ pub fn workers<S: Send>(slots: &mut [S], tasks: usize, f: impl Fn(&mut S, usize)
             }
             f(slot, task);
         }
-    };
-    let used = slots.len().min(tasks);
-    match &mut slots[..used] {
-        [] => {}
-        [slot] => work(slot),
-        slots => rayon::scope(|scope| slots.iter_mut().for_each(|slot| scope.spawn(|_| work(slot)))),
-    }
+    });
 }
 
 /// A matrix that several threads write disjoint parts of.

@@ -2,8 +2,9 @@
 //!
 //! Backward, with `g = d_out * weight` and `n = x * rstd`: `d_x = rstd * (g - n * mean(g * n))`.
 
+use super::context::Machine;
 use super::parallel::{each_part, rows};
-use super::simd::{Element, Float, Isa, multiversion, sum};
+use super::simd::{Element, Float, multiversion, sum};
 use super::weight::Weight;
 
 /// Columns of the weight's gradient that are summed together.
@@ -12,7 +13,7 @@ const COLUMNS: usize = 64;
 /// See [`Backend::rms_norm_fwd`](crate::backend::Backend::rms_norm_fwd); `scale` holds `[C]` elements of scratch.
 #[allow(clippy::too_many_arguments)]
 pub fn fwd<W: Float, R: Element<W>>(
-    isa: Isa,
+    on: &Machine,
     scale: &mut [W],
     out: &mut [R],
     rstd: &mut [W],
@@ -22,10 +23,10 @@ pub fn fwd<W: Float, R: Element<W>>(
     width: usize,
     eps: f64,
 ) {
-    weight.read(isa, scale, 0);
+    weight.read(on.isa, scale, 0);
     let outs = (rows("rms_norm_fwd", out, count, width), rows("rms_norm_fwd", rstd, count, 1));
-    each_part(count, width, outs, |first, (out, rstd)| {
-        fwd_rows::<W, R>(isa, out, rstd, &x[first * width..], scale, W::from_f64(eps));
+    each_part(&on.team, count, width, outs, |first, (out, rstd)| {
+        fwd_rows::<W, R>(on.isa, out, rstd, &x[first * width..], scale, W::from_f64(eps));
     });
 }
 
@@ -45,7 +46,7 @@ multiversion! {
 /// See [`Backend::rms_norm_bwd`](crate::backend::Backend::rms_norm_bwd); `scale` holds `[C]` elements of scratch.
 #[allow(clippy::too_many_arguments)]
 pub fn bwd<W: Float, R: Element<W>>(
-    isa: Isa,
+    on: &Machine,
     scale: &mut [W],
     d_x: &mut [W],
     d_out: &[W],
@@ -55,9 +56,9 @@ pub fn bwd<W: Float, R: Element<W>>(
     count: usize,
     width: usize,
 ) {
-    weight.read(isa, scale, 0);
-    each_part(count, width, rows("rms_norm_bwd", d_x, count, width), |first, d_x| {
-        bwd_rows(isa, d_x, &d_out[first * width..], &x[first * width..], &rstd[first..], scale);
+    weight.read(on.isa, scale, 0);
+    each_part(&on.team, count, width, rows("rms_norm_bwd", d_x, count, width), |first, d_x| {
+        bwd_rows(on.isa, d_x, &d_out[first * width..], &x[first * width..], &rstd[first..], scale);
     });
 }
 
@@ -78,7 +79,7 @@ multiversion! {
 /// See [`Backend::rms_norm_bwd_weight`](crate::backend::Backend::rms_norm_bwd_weight).
 #[allow(clippy::too_many_arguments)]
 pub fn bwd_weight<W: Float>(
-    isa: Isa,
+    on: &Machine,
     d_weight: &mut [W],
     d_out: &[W],
     x: &[W],
@@ -90,10 +91,10 @@ pub fn bwd_weight<W: Float>(
     let whole = width / COLUMNS;
     let (columns, rest) = d_weight.split_at_mut(whole * COLUMNS);
     let cost = COLUMNS * count;
-    each_part(whole, cost, rows("rms_norm_bwd_weight", columns, whole, COLUMNS), |first, part| {
-        bwd_columns(isa, part, &d_out[first * COLUMNS..], &x[first * COLUMNS..], &rstd[..count], width);
+    each_part(&on.team, whole, cost, rows("rms_norm_bwd_weight", columns, whole, COLUMNS), |first, part| {
+        bwd_columns(on.isa, part, &d_out[first * COLUMNS..], &x[first * COLUMNS..], &rstd[..count], width);
     });
-    bwd_columns(isa, rest, &d_out[whole * COLUMNS..], &x[whole * COLUMNS..], &rstd[..count], width);
+    bwd_columns(on.isa, rest, &d_out[whole * COLUMNS..], &x[whole * COLUMNS..], &rstd[..count], width);
 }
 
 multiversion! {

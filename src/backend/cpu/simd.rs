@@ -1,8 +1,8 @@
 //! Element types, instruction sets and the vectorised functions that the operations share.
 //!
 //! Loops are written plainly and compiled once per instruction set ([`multiversion`]); only the matrix product's
-//! inner tile is written in vectors. Nothing but that tile contracts `a * b + c` into one rounding, so
-//! that every instruction set gives the same bits elsewhere.
+//! inner tile is written in vectors. Nothing but that tile and the exponentials of attention contracts
+//! `a * b + c` into one rounding, so that every instruction set gives the same bits elsewhere.
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
@@ -32,8 +32,9 @@ pub trait Float:
     const NEG_INFINITY: Self;
     /// Its name.
     const NAME: &'static str;
-    /// `e^x`; 1 at 0, 0 at minus infinity.
-    fn exp(self) -> Self;
+    /// `e^x`; 1 at 0, 0 at minus infinity. `FUSED` rounds multiply-adds once, which is fast where the instruction set
+    /// has them and very slow elsewhere.
+    fn exp<const FUSED: bool>(self) -> Self;
     /// Natural logarithm.
     fn ln(self) -> Self;
     /// Square root.
@@ -44,6 +45,8 @@ pub trait Float:
     fn turn(isa: Isa) -> fn(&mut Square<Self>);
     /// What multiplies a few rows, if the instruction set has something for it.
     fn thin(isa: Isa) -> Option<fn(Thin<'_, Self>)>;
+    /// The elements, if they are of this type.
+    fn same(slice: HostSlice<'_>) -> Option<&[Self]>;
     /// Does something with elements of whatever type.
     fn visit<V: Visit<Self>>(slice: HostSlice<'_>, visitor: V);
 
@@ -131,22 +134,23 @@ impl Float for f32 {
     /// Within 2 units in the last place, also where the result is subnormal. No branches, so that it vectorises.
     #[inline(always)]
     #[allow(clippy::excessive_precision)]
-    fn exp(self) -> Self {
+    fn exp<const FUSED: bool>(self) -> Self {
         // 1.5 * 2^23: adding it rounds to an integer, whose two's complement is then in the low bits.
         const ROUND: f32 = 12_582_912.0;
+        let add_product = |a: f32, b: f32, c: f32| if FUSED { a.mul_add(b, c) } else { a * b + c };
         let x = if self < -104.0 { -104.0 } else { self };
         let x = if x > 89.0 { 89.0 } else { x };
-        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        let shifted = add_product(x, std::f32::consts::LOG2_E, ROUND);
         let n = shifted - ROUND;
         // ln 2 in two parts; the product with the first is exact.
-        let r = (x - n * 0.693_359_375) - n * -2.121_944_4e-4;
+        let r = add_product(n, 2.121_944_4e-4, add_product(n, -0.693_359_375, x));
         let p = 1.987_569_15e-4;
-        let p = p * r + 1.398_199_95e-3;
-        let p = p * r + 8.333_451_9e-3;
-        let p = p * r + 4.166_579_6e-2;
-        let p = p * r + 1.666_666_55e-1;
-        let p = p * r + 0.5;
-        let p = p * (r * r) + r + 1.0;
+        let p = add_product(p, r, 1.398_199_95e-3);
+        let p = add_product(p, r, 8.333_451_9e-3);
+        let p = add_product(p, r, 4.166_579_6e-2);
+        let p = add_product(p, r, 1.666_666_55e-1);
+        let p = add_product(p, r, 0.5);
+        let p = add_product(p, r * r, r) + 1.0;
         // 2^n in two factors: the whole would not be a normal number near the ends of the range.
         let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
         let half = n >> 1;
@@ -170,6 +174,9 @@ impl Float for f32 {
     fn thin(isa: Isa) -> Option<fn(Thin<'_, Self>)> {
         thin::thin_f32(isa)
     }
+    fn same(slice: HostSlice<'_>) -> Option<&[Self]> {
+        if let HostSlice::F32(slice) = slice { Some(slice) } else { None }
+    }
     fn visit<V: Visit<Self>>(slice: HostSlice<'_>, visitor: V) {
         match slice {
             HostSlice::F64(s) => visitor.visit(s),
@@ -187,7 +194,7 @@ impl Float for f64 {
     const NAME: &'static str = "f64";
 
     #[inline(always)]
-    fn exp(self) -> Self {
+    fn exp<const FUSED: bool>(self) -> Self {
         self.exp()
     }
     #[inline(always)]
@@ -206,6 +213,9 @@ impl Float for f64 {
     }
     fn thin(_: Isa) -> Option<fn(Thin<'_, Self>)> {
         None
+    }
+    fn same(slice: HostSlice<'_>) -> Option<&[Self]> {
+        if let HostSlice::F64(slice) = slice { Some(slice) } else { None }
     }
     fn visit<V: Visit<Self>>(slice: HostSlice<'_>, visitor: V) {
         match slice {
@@ -258,9 +268,10 @@ impl Isa {
     }
 }
 
-/// Compiles a function for every [`Isa`]; its first argument chooses, and must be one that this processor has.
+/// Compiles a function for every [`Isa`]; its first argument chooses, and must be one that this processor has. A name
+/// after the generic types, as in `[W: Float; FUSED]`, is a constant that says whether there are fused multiply-adds.
 macro_rules! multiversion {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident[$($generic:ident: $bound:path),*](
+    ($(#[$meta:meta])* $vis:vis fn $name:ident[$($generic:ident: $bound:path),* $(; $fused:ident)?](
         $($arg:ident: $type:ty),* $(,)?
     ) $(-> $result:ty)? $body:block) => {
         $(#[$meta])*
@@ -268,18 +279,18 @@ macro_rules! multiversion {
         $vis fn $name<$($generic: $bound),*>(isa: $crate::backend::cpu::simd::Isa, $($arg: $type),*) $(-> $result)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            fn body<$($generic: $bound),*>($($arg: $type),*) $(-> $result)? $body
+            fn body<$($generic: $bound,)* $(const $fused: bool)?>($($arg: $type),*) $(-> $result)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             #[allow(clippy::too_many_arguments)]
             fn avx2<$($generic: $bound),*>($($arg: $type),*) $(-> $result)? {
-                body::<$($generic),*>($($arg),*)
+                body::<$($generic,)* $({ const $fused: bool = true; $fused })?>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
             #[allow(clippy::too_many_arguments)]
             fn avx512<$($generic: $bound),*>($($arg: $type),*) $(-> $result)? {
-                body::<$($generic),*>($($arg),*)
+                body::<$($generic,)* $({ const $fused: bool = true; $fused })?>($($arg),*)
             }
             match isa {
                 // SAFETY: the value is only made where detection found the instructions.
@@ -288,7 +299,7 @@ macro_rules! multiversion {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::backend::cpu::simd::Isa::Avx512 => unsafe { avx512::<$($generic),*>($($arg),*) },
-                _ => body::<$($generic),*>($($arg),*),
+                _ => body::<$($generic,)* $({ const $fused: bool = false; $fused })?>($($arg),*),
             }
         }
     };
@@ -383,14 +394,15 @@ mod tests {
 
     #[test]
     fn exp_is_accurate_over_the_whole_range() {
-        assert_eq!(Float::exp(0.0f32), 1.0);
-        assert_eq!(Float::exp(f32::NEG_INFINITY), 0.0);
-        assert_eq!(Float::exp(f32::INFINITY), f32::INFINITY);
-        assert!(Float::exp(f32::NAN).is_nan());
+        assert_eq!(Float::exp::<false>(0.0f32), 1.0);
+        assert_eq!(Float::exp::<false>(f32::NEG_INFINITY), 0.0);
+        assert_eq!(Float::exp::<false>(f32::INFINITY), f32::INFINITY);
+        assert!(Float::exp::<false>(f32::NAN).is_nan());
         let mut worst = 0.0f64;
-        for i in 0..2_000_000 {
-            let x = -105.0 + i as f32 * 1e-4;
-            let (found, exact) = (f64::from(Float::exp(x)), f64::from(x).exp());
+        for i in 0..4_000_000 {
+            let x = -105.0 + (i / 2) as f32 * 1e-4;
+            let found = if i % 2 == 0 { Float::exp::<true>(x) } else { Float::exp::<false>(x) };
+            let (found, exact) = (f64::from(found), f64::from(x).exp());
             if exact > f64::from(f32::MAX) {
                 assert!(found >= f64::from(f32::MAX), "exp({x}) = {found}");
                 continue;

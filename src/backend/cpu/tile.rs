@@ -1,32 +1,127 @@
 //! The inner tile of the matrix product, for every instruction set.
 //!
-//! A tile multiplies rows of one packed operand, whose elements are broadcast, with a panel of the other, whose
-//! elements lie side by side in vectors. Every element of the result is one chain of multiply-adds in the order of k,
-//! whatever the tile's size and the element's place in it.
+//! A tile multiplies rows, whose elements are broadcast, with columns that lie side by side in vectors (lanes). Every
+//! element of the result is one chain of multiply-adds in the order of k, whatever the tile's size and the element's
+//! place in it. Both operands are read where they lie, packed or not, if one of their strides is 1.
 
 use std::array::from_fn;
 
 use super::simd::{Float, Isa};
 
-/// Elements along k that are packed at once; the distance of two packed rows.
+/// Elements along k that are multiplied at once; the distance of two packed rows.
 pub const DEPTH: usize = 320;
 
-/// `c (+)= rows * panel`: `k`, rows `[_, DEPTH]`, panel `[k, lanes]`, `c`, its row distance, whether to add.
-pub type Tile<W> = unsafe fn(usize, *const W, *const W, *mut W, usize, bool);
+/// Rows that stay in the second-level cache while lanes pass by.
+const CACHED_ROWS: usize = 112;
+
+/// The operand whose elements are broadcast: `(i, p)` is `data[i * row + p * k]`.
+#[derive(Clone, Copy)]
+pub struct Rows<'a, W> {
+    /// The elements.
+    pub data: &'a [W],
+    /// Distance of two rows.
+    pub row: usize,
+    /// Distance of two elements of a row; one of the two is 1.
+    pub k: usize,
+}
+
+/// The operand that lies in vectors. Panel `j` of two vectors begins at `j * panel`, and goes on after `k` elements
+/// for the next step along k; a last panel of one vector goes on after `last`.
+#[derive(Clone, Copy)]
+pub struct Panels<'a, W> {
+    /// The elements.
+    pub data: &'a [W],
+    /// Distance of two panels.
+    pub panel: usize,
+    /// Distance along k.
+    pub k: usize,
+    /// Distance along k in a last panel of one vector.
+    pub last: usize,
+}
+
+impl<'a, W> Panels<'a, W> {
+    /// A matrix `[k, lanes]` at row distance `stride`, as it lies in memory.
+    pub fn plain(data: &'a [W], stride: usize, lanes: usize) -> Self {
+        Self { data, panel: 2 * lanes, k: stride, last: stride }
+    }
+
+    /// Panels of `depth` steps, one after the other.
+    pub fn packed(data: &'a [W], depth: usize, lanes: usize) -> Self {
+        Self { data, panel: 2 * lanes * depth, k: 2 * lanes, last: lanes }
+    }
+}
+
+/// `c (+)= b v`: `k`, `b` with its distance of rows and along k, `v` with its distance along k, `c` with its distance
+/// of rows, whether to add.
+type Kernel<W> = unsafe fn(usize, *const W, usize, usize, *const W, usize, *mut W, usize, bool);
+
+/// Kernels of so many rows: for rows that are contiguous along k, and for elements of one k that are contiguous.
+type Height<W> = (usize, [Kernel<W>; 2]);
 
 /// The tiles of an instruction set.
 #[derive(Clone, Copy)]
 pub struct Tiles<W> {
-    /// Elements of a vector; a wide panel has two vectors, a narrow one has one.
+    /// Elements of a vector.
     pub lanes: usize,
-    /// Rows of the wide tile; divides `narrow_rows`.
-    pub wide_rows: usize,
-    /// The tile over a wide panel.
-    pub wide: Tile<W>,
-    /// Rows of the narrow tile.
-    pub narrow_rows: usize,
-    /// The tile over a narrow panel.
-    pub narrow: Tile<W>,
+    /// Rows of the tallest tile over two vectors.
+    pub rows: usize,
+    /// Over two vectors, from the tallest to one row.
+    wide: [Height<W>; 5],
+    /// Over one vector.
+    narrow: [Height<W>; 5],
+}
+
+impl<W: Float> Tiles<W> {
+    /// `c [rows, lanes] (+)= rows [rows, k] panels [k, lanes]`, where `c` has rows at distance `c_row`.
+    ///
+    /// # Panics
+    /// If the operands are too short, or `lanes` is no multiple of a vector's.
+    pub fn multiply(
+        &self,
+        [rows, lanes, k]: [usize; 3],
+        b: Rows<'_, W>,
+        v: Panels<'_, W>,
+        c: &mut [W],
+        c_row: usize,
+        add: bool,
+    ) {
+        if rows == 0 || lanes == 0 {
+            return;
+        }
+        let wide = 2 * self.lanes;
+        let (whole, narrow) = (lanes / wide, lanes % wide);
+        assert!(narrow == 0 || narrow == self.lanes, "tile: {lanes} lanes, vectors of {}", self.lanes);
+        assert!(b.row == 1 || b.k == 1, "tile: rows at distances {} and {}", b.row, b.k);
+        assert!(c.len() >= (rows - 1) * c_row + lanes && c_row >= lanes, "tile: {} sums at {c_row}", c.len());
+        if k > 0 {
+            let reach = (rows - 1) * b.row + (k - 1) * b.k + 1;
+            assert!(b.data.len() >= reach, "tile: {} elements in rows, needs {reach}", b.data.len());
+            let body = if whole > 0 { (whole - 1) * v.panel + (k - 1) * v.k + wide } else { 0 };
+            let tail = if narrow > 0 { whole * v.panel + (k - 1) * v.last + narrow } else { 0 };
+            assert!(v.data.len() >= body.max(tail), "tile: {} elements in panels of {lanes}", v.data.len());
+        }
+        let unit = usize::from(b.k != 1);
+        for part in (0..rows).step_by(CACHED_ROWS) {
+            let end = rows.min(part + CACHED_ROWS);
+            for panel in 0..whole + usize::from(narrow > 0) {
+                let (heights, v_k) = if panel < whole { (&self.wide, v.k) } else { (&self.narrow, v.last) };
+                let mut row = part;
+                for (height, kernels) in heights {
+                    while row + height <= end {
+                        // SAFETY: the operands reach as far by the checks above; the kernels are those of an
+                        // instruction set that was detected.
+                        unsafe {
+                            let b_at = b.data.as_ptr().wrapping_add(row * b.row);
+                            let v_at = v.data.as_ptr().wrapping_add(panel * v.panel);
+                            let c_at = c.as_mut_ptr().add(row * c_row + panel * wide);
+                            kernels[unit](k, b_at, b.row, b.k, v_at, v_k, c_at, c_row, add);
+                        }
+                        row += height;
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// A vector of elements.
@@ -48,32 +143,44 @@ trait Lanes<W>: Copy {
 }
 
 /// # Safety
-/// `b` has `ROWS` rows of `k` elements at distance `DEPTH`, `v` has `k * PANEL` vectors, `c` has `ROWS` rows of
-/// `PANEL` vectors at distance `ldc`, and the processor has the instructions of `V`.
+/// `b` has `ROWS` rows of `k` elements, `v` has `PANEL` vectors `k` times, `c` has `ROWS` rows of `PANEL` vectors, all
+/// at the given distances, of which that of elements (`UNIT`: of rows) of `b` is 1; and the processor has the
+/// instructions of `V`.
 #[inline(always)]
-unsafe fn tile<W: Float, V: Lanes<W>, const ROWS: usize, const PANEL: usize>(
+#[allow(clippy::too_many_arguments)]
+unsafe fn tile<W: Float, V: Lanes<W>, const ROWS: usize, const PANEL: usize, const UNIT: bool>(
     k: usize,
     b: *const W,
+    b_row: usize,
+    b_k: usize,
     v: *const W,
+    v_k: usize,
     c: *mut W,
-    ldc: usize,
+    c_row: usize,
     add: bool,
 ) {
-    // SAFETY: every address is inside the operands as the caller describes them.
+    // SAFETY: every address is inside the operands as the caller describes them. There are no closures, which would
+    // not have the instructions.
     unsafe {
         let mut sums: [[V; PANEL]; ROWS] = [[V::zero(); PANEL]; ROWS];
-        for p in 0..k {
-            let panel: [V; PANEL] = from_fn(|j| V::load(v.add((p * PANEL + j) * V::COUNT)));
+        let (mut b, mut v) = (b, v);
+        for _ in 0..k {
+            let mut panel = [V::zero(); PANEL];
+            for (j, lane) in panel.iter_mut().enumerate() {
+                *lane = V::load(v.add(j * V::COUNT));
+            }
             for (i, sums) in sums.iter_mut().enumerate() {
-                let x = V::splat(*b.add(i * DEPTH + p));
+                let x = V::splat(*b.add(if UNIT { i } else { i * b_row }));
                 for (sum, &lane) in sums.iter_mut().zip(&panel) {
                     *sum = sum.add_product(x, lane);
                 }
             }
+            b = b.wrapping_add(if UNIT { b_k } else { 1 });
+            v = v.wrapping_add(v_k);
         }
         for (i, sums) in sums.into_iter().enumerate() {
             for (j, sum) in sums.into_iter().enumerate() {
-                let to = c.add(i * ldc + j * V::COUNT);
+                let to = c.add(i * c_row + j * V::COUNT);
                 let total = if add { V::load(to).add(sum) } else { sum };
                 total.store(to);
             }
@@ -171,60 +278,56 @@ macro_rules! tiles {
         impl Tiles<$w> {
             /// The tiles of `isa`, which this processor must have.
             pub fn $name(isa: Isa) -> Self {
-                unsafe fn plain<const ROWS: usize, const PANEL: usize>(
-                    k: usize,
-                    b: *const $w,
-                    v: *const $w,
-                    c: *mut $w,
-                    ldc: usize,
-                    add: bool,
-                ) {
-                    // SAFETY: the caller's promise; no special instructions.
-                    unsafe { tile::<$w, Plain<$w, $plain>, ROWS, PANEL>(k, b, v, c, ldc, add) }
-                }
+                tiles!(kernel plain, $w, Plain<$w, $plain>,);
                 #[cfg(target_arch = "x86_64")]
-                #[target_feature(enable = "avx2,fma")]
-                unsafe fn avx2<const ROWS: usize, const PANEL: usize>(
-                    k: usize,
-                    b: *const $w,
-                    v: *const $w,
-                    c: *mut $w,
-                    ldc: usize,
-                    add: bool,
-                ) {
-                    // SAFETY: the caller's promise; the instructions are enabled here.
-                    unsafe { tile::<$w, std::arch::x86_64::$v256, ROWS, PANEL>(k, b, v, c, ldc, add) }
-                }
+                tiles!(kernel avx2, $w, std::arch::x86_64::$v256, #[target_feature(enable = "avx2,fma")]);
                 #[cfg(target_arch = "x86_64")]
-                #[target_feature(enable = "avx512f")]
-                unsafe fn avx512<const ROWS: usize, const PANEL: usize>(
-                    k: usize,
-                    b: *const $w,
-                    v: *const $w,
-                    c: *mut $w,
-                    ldc: usize,
-                    add: bool,
-                ) {
-                    // SAFETY: the caller's promise; the instructions are enabled here.
-                    unsafe { tile::<$w, std::arch::x86_64::$v512, ROWS, PANEL>(k, b, v, c, ldc, add) }
-                }
+                tiles!(kernel avx512, $w, std::arch::x86_64::$v512, #[target_feature(enable = "avx512f")]);
                 match isa {
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => {
-                        let lanes = size_of::<std::arch::x86_64::$v256>() / size_of::<$w>();
-                        Self { lanes, wide_rows: 6, wide: avx2::<6, 2>, narrow_rows: 12, narrow: avx2::<12, 1> }
-                    }
+                    Isa::Avx2 => Self {
+                        lanes: size_of::<std::arch::x86_64::$v256>() / size_of::<$w>(),
+                        rows: 6,
+                        wide: tiles!(heights avx2, 2: 6 4 2 1 1),
+                        narrow: tiles!(heights avx2, 1: 12 6 4 2 1),
+                    },
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => {
-                        let lanes = size_of::<std::arch::x86_64::$v512>() / size_of::<$w>();
-                        Self { lanes, wide_rows: 14, wide: avx512::<14, 2>, narrow_rows: 14, narrow: avx512::<14, 1> }
-                    }
-                    _ => {
-                        Self { lanes: $plain, wide_rows: 4, wide: plain::<4, 2>, narrow_rows: 8, narrow: plain::<8, 1> }
-                    }
+                    Isa::Avx512 => Self {
+                        lanes: size_of::<std::arch::x86_64::$v512>() / size_of::<$w>(),
+                        rows: 14,
+                        wide: tiles!(heights avx512, 2: 14 8 4 2 1),
+                        narrow: tiles!(heights avx512, 1: 14 8 4 2 1),
+                    },
+                    _ => Self {
+                        lanes: $plain,
+                        rows: 4,
+                        wide: tiles!(heights plain, 2: 4 2 1 1 1),
+                        narrow: tiles!(heights plain, 1: 8 4 2 1 1),
+                    },
                 }
             }
         }
+    };
+    (kernel $isa:ident, $w:ty, $v:ty, $(#[$feature:meta])?) => {
+        $(#[$feature])?
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn $isa<const ROWS: usize, const PANEL: usize, const UNIT: bool>(
+            k: usize,
+            b: *const $w,
+            b_row: usize,
+            b_k: usize,
+            v: *const $w,
+            v_k: usize,
+            c: *mut $w,
+            c_row: usize,
+            add: bool,
+        ) {
+            // SAFETY: the caller's promise; the instructions are enabled here.
+            unsafe { tile::<$w, $v, ROWS, PANEL, UNIT>(k, b, b_row, b_k, v, v_k, c, c_row, add) }
+        }
+    };
+    (heights $isa:ident, $panel:literal: $($rows:literal)*) => {
+        [$(($rows, [$isa::<$rows, $panel, false>, $isa::<$rows, $panel, true>])),*]
     };
 }
 tiles!(f32, f32, 4, __m256, __m512);

@@ -14,6 +14,7 @@ use llamaprobe::model::{Activations, Adaptation, Input, Keep, Layout, Model};
 use llamaprobe::probe::plan::Plan;
 use llamaprobe::probe::report::{Layer, Report, SeedReport};
 use llamaprobe::probe::similarity::{compare, cosine, gaussian};
+use llamaprobe::probe::soft::{SoftArm, SoftSettings};
 use llamaprobe::probe::statistics::MeanSd;
 use llamaprobe::probe::{Outcome, Phase, ProbeSettings, run};
 use llamaprobe::shape::{Label, Sequence, forest};
@@ -181,15 +182,15 @@ fn rows_of(prompts: &[Prompt]) -> usize {
 fn a_plan_repeats_a_run_exactly() {
     let mut bench = Bench::new();
     let plan = bench.plan();
-    let Outcome { mut report, adapters } = bench.run(&plan);
+    let Outcome { mut report, adapters, prompts } = bench.run(&plan);
     let out = bench.dir.path().join("run");
-    report.save(&out, &adapters).expect("writes");
+    report.save(&out, &adapters, &prompts).expect("writes");
     let read = Report::read(&out.join("report.json")).expect("reads");
     assert_eq!(read, report);
     read.plan.validate("report.json", bench.model.spec.vocab).expect("valid");
     bench.settings = read.settings.clone();
     let mut again = bench.run(&read.plan);
-    again.report.save(&bench.dir.path().join("again"), &again.adapters).expect("writes");
+    again.report.save(&bench.dir.path().join("again"), &again.adapters, &[]).expect("writes");
     assert_eq!(timeless(&again.report), timeless(&report));
     let config = ModelConfig::load(bench.dir.path()).expect("a configuration");
     for (seed, adapter) in report.seeds.iter().zip(&adapters) {
@@ -207,20 +208,22 @@ fn a_plan_repeats_a_run_exactly() {
 /// State of every layer at the last token, and log-probabilities of the next token after every one, for one sequence
 /// read alone.
 fn alone(bench: &mut Bench, adaptation: Option<&Adaptation<Device>>, run: Option<usize>, ids: &[u32]) -> Alone {
-    let f = forest(&[Sequence::ids(ids, run, Label::Text)], 1);
+    let soft = adaptation.map_or(0, |a| a.prompts[run.unwrap_or(0)]);
+    let f = forest(&[Sequence::prompted(soft, ids, run)], 1);
+    let length = f.pack.len();
     let (backend, model) = (&mut bench.backend, &bench.model);
     let layers: Vec<usize> = (0..model.spec.layers).collect();
     let layout = adaptation.map(|a| &a.layout);
-    let mut acts = Activations::new(backend, &model.spec, layout, ids.len(), Keep::Layer).expect("memory");
+    let mut acts = Activations::new(backend, &model.spec, layout, length, Keep::Layer).expect("memory");
     let device = backend.pack(&f.pack).expect("pack");
     let mut input = Input::new(&f.pack, &device);
     input.adaptation = adaptation;
-    let mut record = Record::new(Selection::new(&[Site::ResidPost, Site::FinalNorm], &layers), vec![ids.len() - 1]);
+    let mut record = Record::new(Selection::new(&[Site::ResidPost, Site::FinalNorm], &layers), vec![length - 1]);
     model.forward(backend, &mut acts, &input, None, &mut record).expect("forward");
     let mut states: Vec<Vec<f32>> =
         layers.iter().map(|&l| record.get(Site::ResidPost, l).expect("recorded").to_vec()).collect();
     states.push(record.get(Site::FinalNorm, 0).expect("recorded").to_vec());
-    let rows: Vec<usize> = (0..ids.len()).collect();
+    let rows: Vec<usize> = (0..length).collect();
     let logits = model.logits(backend, &acts, &rows).expect("logits");
     let log_probs = logits.chunks_exact(model.spec.vocab).map(|row| {
         let total: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
@@ -234,12 +237,82 @@ struct Alone {
     log_probs: Vec<Vec<f64>>,
 }
 
+/// The arms of soft prompts: their states, scores and pairs are those of single sequences behind the prompts that the
+/// tuning left, on packs of any size.
+#[test]
+fn soft_prompts_stand_before_everything() {
+    let mut bench = Bench::new();
+    bench.settings.soft =
+        SoftSettings { arms: vec![SoftArm::Pt, SoftArm::Ipt], num_virtual_tokens: 3, ..Default::default() };
+    let plan = bench.plan();
+    assert!(
+        plan.seeds
+            .iter()
+            .all(|s| s.ipt_train.len() == 4 && s.ipt_train[0].input_ids.len() > s.train[0].input_ids.len())
+    );
+    let whole = bench.run(&plan);
+    let width = bench.model.spec.width;
+    for (a, arm) in [SoftArm::Pt, SoftArm::Ipt].into_iter().enumerate() {
+        let mut adaptation = Adaptation::of_rows(&mut bench.backend, &bench.model.spec, vec![3, 3]).expect("memory");
+        for (run, prompt) in whole.prompts[a].iter().enumerate() {
+            adaptation.set_prompt(&mut bench.backend, run, &prompt.rows).expect("fits");
+        }
+        for (s, seed) in plan.seeds.iter().enumerate() {
+            let found = &whole.report.seeds[s].soft[a];
+            assert_eq!(found.arm, arm);
+            assert!(found.final_loss < found.loss[0], "it learns: {:?}, {}", found.loss, found.final_loss);
+            let shown = seed.icl_prompts();
+            let (mut anchor, mut icl, mut own, mut log_prob) = (Vec::new(), Vec::new(), Vec::new(), 0.0);
+            for (q, query) in plan.queries.iter().enumerate() {
+                let prompt = if arm == SoftArm::Pt { &plan.prompts()[q] } else { &shown[q] };
+                anchor.extend(alone(&mut bench, None, None, &query.token_ids).states[0].clone());
+                icl.extend(alone(&mut bench, None, None, &shown[q].token_ids).states[0].clone());
+                own.extend(alone(&mut bench, Some(&adaptation), Some(s), &prompt.token_ids).states[0].clone());
+                let answer = &prompt.answers[query.right];
+                let ids = answer.after(&prompt.token_ids);
+                let read = alone(&mut bench, Some(&adaptation), Some(s), &ids);
+                let from = ids.len() - answer.scored;
+                log_prob += (from..ids.len()).map(|i| read.log_probs[3 + i - 1][ids[i] as usize]).sum::<f64>() / 6.0;
+            }
+            assert!((found.log_prob - log_prob).abs() < 1e-4, "{arm:?}: {} {log_prob}", found.log_prob);
+            let expected = compare(&anchor, &icl, &own, width, seed.seed, 0);
+            let pair = &found.layers[0].pairs[0];
+            assert_eq!((pair.with.as_str(), found.layers[0].pairs.len()), ("icl", 2 + a));
+            for (found, expected) in [
+                (found.layers[0].anchor, expected.anchor_it),
+                (pair.cosine, expected.icl_it),
+                (pair.update, expected.update),
+                (pair.update_shuffled, expected.update_shuffled),
+            ] {
+                let (found, expected) = (found.mean.expect("queries"), MeanSd::of(expected).mean.expect("queries"));
+                assert!((found - expected).abs() < 2e-5, "{arm:?}, seed {s}: {found}, {expected}");
+            }
+        }
+    }
+    // With nothing tuned, neither the size of the passes nor the other arms change a number.
+    bench.settings.soft.learning_rate = 0.0;
+    let one = bench.run(&plan).report;
+    bench.settings.rows = 90;
+    let split = bench.run(&plan).report;
+    for (a, b) in one.seeds.iter().zip(&split.seeds) {
+        for (a, b) in a.soft.iter().zip(&b.soft) {
+            assert_eq!((a.accuracy, a.log_prob, a.final_loss), (b.accuracy, b.log_prob, b.final_loss));
+        }
+    }
+    let mut report = whole.report;
+    let out = bench.dir.path().join("soft");
+    report.save(&out, &whole.adapters, &whole.prompts).expect("writes");
+    assert_eq!(Report::read(&out.join("report.json")).expect("reads"), report);
+    assert!(out.join("adapters/ipt-seed-8/adapter_config.json").exists());
+    assert!(report.table().contains("IT-IPT") && report.table().contains("PT-IPT"), "{}", report.table());
+}
+
 /// Everything of one seed's report that does not need the tuning, computed one sequence at a time.
 #[test]
 fn the_arms_are_those_of_a_reader_of_single_sequences() {
     let mut bench = Bench::new();
     let plan = bench.plan();
-    let Outcome { report, adapters } = bench.run(&plan);
+    let Outcome { report, adapters, .. } = bench.run(&plan);
     let layout = Layout::of_adapter(&bench.model.spec, &adapters[0]).expect("a layout");
     let mut adaptation = Adaptation::new(&mut bench.backend, layout, 2).expect("memory");
     for (run, adapter) in adapters.iter().enumerate() {
@@ -316,7 +389,7 @@ fn a_plan_from_a_file_is_checked() {
     let bench = Bench::new();
     let plan = bench.plan();
     type Spoil = fn(&mut Plan);
-    let spoilt: [(&str, Spoil); 12] = [
+    let spoilt: [(&str, Spoil); 13] = [
         ("plan.queries:", |p| p.queries.clear()),
         ("plan.seeds:", |p| p.seeds.clear()),
         ("plan.queries[1].token_ids", |p| p.queries[1].token_ids[0] = 272),
@@ -329,6 +402,10 @@ fn a_plan_from_a_file_is_checked() {
         ("plan.seeds[0].icl_prefix_token_ids", |p| p.seeds[0].icl_prefix_token_ids.push(u32::MAX)),
         ("plan.seeds[0].train[1].labels", |p| p.seeds[0].train[1].labels[0] = 5),
         ("plan.seeds[1].train", |p| p.seeds[1].train.clear()),
+        ("plan.seeds[0].ipt_train[0].labels", |p| {
+            p.seeds[0].ipt_train = p.seeds[0].train.clone();
+            p.seeds[0].ipt_train[0].labels.fill(-100);
+        }),
     ];
     for (field, spoil) in spoilt {
         let mut bad = plan.clone();
@@ -342,7 +419,7 @@ fn a_plan_from_a_file_is_checked() {
 #[test]
 fn settings_out_of_their_domain_are_errors() {
     type Spoil = fn(&mut ProbeSettings);
-    let spoilt: [(&str, Spoil); 9] = [
+    let spoilt: [(&str, Spoil); 12] = [
         ("--demos", |s| s.demonstrations = 0),
         ("--seeds", |s| s.seeds.clear()),
         ("--seeds", |s| s.seeds = vec![1, 2, 1]),
@@ -352,6 +429,9 @@ fn settings_out_of_their_domain_are_errors() {
         ("--target-modules", |s| s.target_modules.clear()),
         ("c_attn", |s| s.target_modules = vec!["c_attn".to_string()]),
         ("--learning-rate", |s| s.learning_rate = -1.0),
+        ("--num-virtual-tokens", |s| s.soft.num_virtual_tokens = 0),
+        ("--arms", |s| s.soft.arms = vec![SoftArm::Pt, SoftArm::Pt]),
+        ("--learning-rate", |s| s.soft.learning_rate = -1.0),
     ];
     for (name, spoil) in spoilt {
         let mut settings = ProbeSettings::new(Task::Sst2);

@@ -11,6 +11,7 @@ use std::sync::LazyLock;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use crate::probe::soft::{SoftArm, SoftSettings};
 use crate::task::Task;
 use crate::train::schedule::Schedule;
 use crate::train::settings::RunSettings;
@@ -30,6 +31,12 @@ Every flag can stand in a YAML file given with --config; a flag on the command l
 
 /// The trainer's own defaults.
 static DEFAULTS: LazyLock<RunSettings> = LazyLock::new(RunSettings::default);
+static SOFT: LazyLock<SoftSettings> = LazyLock::new(SoftSettings::default);
+
+fn soft_arm(name: &str) -> Result<SoftArm, String> {
+    let known = [SoftArm::Pt, SoftArm::Ipt];
+    known.into_iter().find(|arm| arm.name() == name).ok_or_else(|| "expected pt or ipt".into())
+}
 
 /// Compare in-context learning, instruction tuning and prompt tuning inside a language model.
 #[derive(Debug, Parser)]
@@ -340,6 +347,19 @@ pub struct ProbeArgs {
     /// Norm to which a larger gradient is cut; 0 never cuts.
     #[arg(long, value_name = "NORM", default_value_t = 0.0, help_heading = "Optimiser")]
     pub max_grad_norm: f64,
+    /// Further arms: pt (a soft prompt before the query), ipt (before demonstrations and query), tuned on the same
+    /// demonstrations.
+    #[arg(long, value_delimiter = ',', value_parser = soft_arm, value_name = "pt,ipt", help_heading = "Soft prompts")]
+    pub arms: Vec<SoftArm>,
+    /// Rows of a soft prompt.
+    #[arg(long, default_value_t = SOFT.num_virtual_tokens, value_name = "ROWS", help_heading = "Soft prompts")]
+    pub num_virtual_tokens: usize,
+    /// Learning rate of the soft prompts.
+    #[arg(long, default_value_t = SOFT.learning_rate, value_name = "RATE", help_heading = "Soft prompts")]
+    pub prompt_learning_rate: f64,
+    /// Times through the demonstrations for the soft prompts.
+    #[arg(long, default_value_t = SOFT.epochs, value_name = "EPOCHS", help_heading = "Soft prompts")]
+    pub prompt_epochs: f64,
     /// Most rows of one pass; changes no result.
     #[arg(long, default_value_t = 4096, value_name = "ROWS")]
     pub batch_tokens: usize,

@@ -13,6 +13,7 @@ use crate::formats::tokenizer::Tokenizer;
 use crate::model::{Layout, LoraShape, Model};
 use crate::probe::plan::Plan;
 use crate::probe::report::Report;
+use crate::probe::soft::{SoftArm, SoftSettings};
 use crate::probe::{Outcome, Phase, ProbeSettings, Progress};
 use crate::task::Template;
 use crate::{Error, Result};
@@ -67,6 +68,12 @@ fn settings(args: &ProbeArgs) -> Result<ProbeSettings> {
         weight_decay: args.weight_decay,
         max_grad_norm: resolve::cut(args.max_grad_norm),
         rows: args.batch_tokens,
+        soft: SoftSettings {
+            arms: args.arms.clone(),
+            num_virtual_tokens: args.num_virtual_tokens,
+            learning_rate: args.prompt_learning_rate,
+            epochs: args.prompt_epochs,
+        },
         ..defaults
     })
 }
@@ -107,9 +114,10 @@ impl Job for Probe<'_> {
         let outcome =
             crate::probe::run(&mut backend, &mut model, name, &plan, &settings, &mut |progress| bars.show(progress));
         bars.clear();
-        let Outcome { mut report, adapters } = outcome?;
+        let Outcome { mut report, adapters, prompts } = outcome?;
         resolve::write_config(&args.out, "probe", args)?;
-        report.save(&args.out, if args.save_adapters { &adapters } else { &[] })?;
+        let (adapters, prompts) = if args.save_adapters { (adapters, prompts) } else { Default::default() };
+        report.save(&args.out, &adapters, &prompts)?;
         if args.common.json {
             let report = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
             return output::json(&report);
@@ -134,6 +142,10 @@ impl Bars {
                 Phase::Icl => ("ICL", "prompts"),
                 Phase::Tune => ("tuning", "steps"),
                 Phase::It => ("IT", "prompts"),
+                Phase::TuneSoft(SoftArm::Pt) => ("tuning PT", "steps"),
+                Phase::TuneSoft(SoftArm::Ipt) => ("tuning IPT", "steps"),
+                Phase::Soft(SoftArm::Pt) => ("PT", "prompts"),
+                Phase::Soft(SoftArm::Ipt) => ("IPT", "prompts"),
             };
             self.current = Some((progress.phase, output::progress(progress.total as u64, unit).with_message(name)));
         }

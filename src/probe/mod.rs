@@ -7,6 +7,8 @@
 //! | ICL | pretrained | the demonstrations, then the query |
 //! | IT | LoRA, tuned on the same demonstrations (prompt to answer, loss on the answer) | the query alone |
 //!
+//! [`soft`] adds arms whose input begins with a soft prompt.
+//!
 //! Read at the last token of every query, after every block and after the final norm. The anchor is read once; the
 //! queries of a seed continue one segment of demonstrations; all seeds' tunings are runs of the same passes, and so
 //! are their readings.
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 pub mod plan;
 pub mod report;
 pub mod similarity;
+pub mod soft;
 pub mod statistics;
 
 mod arms;
@@ -25,7 +28,7 @@ mod packing;
 mod tuning;
 
 use crate::backend::Backend;
-use crate::formats::adapter::{LoraAdapter, LoraConfig, Modules, Target};
+use crate::formats::adapter::{LoraAdapter, LoraConfig, Modules, PromptAdapter, Target};
 use crate::model::Model;
 use crate::shape::Label;
 use crate::task::metrics::score;
@@ -35,8 +38,9 @@ use crate::{Error, Result};
 use arms::{Reading, read};
 use packing::Group;
 use plan::Plan;
-use report::{Arms, Final, Layer, LayerReport, Phases, Positions, Report, SeedReport, Summary};
+use report::{Arms, LayerReport, Phases, Positions, Report, SeedReport, Summary, layer_name};
 use similarity::compare;
+use soft::{Others, SoftArm, SoftSettings};
 use tuning::tune;
 
 /// What is compared, and how it is tuned. Defaults are our own choices, not those of a paper.
@@ -72,6 +76,9 @@ pub struct ProbeSettings {
     /// Token rows of a pass at most, unless a single prompt needs more (default 4096). States and scores do not depend on it; a
     /// tuning does in rounding, since it divides the sums of its gradients.
     pub rows: usize,
+    /// The arms of soft prompts.
+    #[serde(default)]
+    pub soft: SoftSettings,
 }
 
 impl ProbeSettings {
@@ -92,6 +99,7 @@ impl ProbeSettings {
             weight_decay: 0.0,
             max_grad_norm: None,
             rows: 4096,
+            soft: SoftSettings::default(),
         }
     }
 
@@ -115,9 +123,12 @@ impl ProbeSettings {
         let twice = seeds.windows(2).find(|pair| pair[0] == pair[1]);
         check(twice.is_none(), "--seeds", "each seed once", format!("{} twice", twice.map_or(0, |pair| pair[0])))?;
         self.targets()?;
+        self.soft.validate()?;
         // Without an epoch there is nothing to train, which is no error here as it is to the trainer.
         let epochs = if self.epochs == 0.0 { 1.0 } else { self.epochs };
-        tuning::run_settings(&Self { epochs, ..self.clone() }, 0, self.demonstrations).validate()
+        tuning::run_settings(&Self { epochs, ..self.clone() }, 0, self.demonstrations).validate()?;
+        let SoftSettings { learning_rate, epochs, .. } = self.soft;
+        tuning::run_settings(&Self { learning_rate, epochs, ..self.clone() }, 0, self.demonstrations).validate()
     }
 
     /// The adapted projections.
@@ -159,6 +170,10 @@ pub enum Phase {
     Tune,
     /// Reading the queries through the adapters.
     It,
+    /// Tuning soft prompts.
+    TuneSoft(SoftArm),
+    /// Reading the queries after them.
+    Soft(SoftArm),
 }
 
 /// The result of a probe.
@@ -168,6 +183,8 @@ pub struct Outcome {
     pub report: Report,
     /// The adapter of each seed.
     pub adapters: Vec<LoraAdapter>,
+    /// The soft prompt of each seed, of every arm that has them.
+    pub prompts: Vec<Vec<PromptAdapter>>,
 }
 
 /// Runs a plan. `name` is the model's in the report and the adapters.
@@ -188,7 +205,7 @@ pub fn run<B: Backend>(
     let mut clock = Clock(Instant::now());
     let (mut seconds, mut tokens) = (Phases::<f64>::default(), Phases::<usize>::default());
 
-    let alone = [Group { run: None, label: Label::Query, prompts: plan.prompts() }];
+    let alone = [Group { run: None, soft: 0, label: Label::Query, prompts: plan.prompts() }];
     let mut count = Count { phase: Phase::Anchor, done: 0, total: queries, progress };
     let (anchor, rows) = read(backend, model, None, &alone, settings.rows, &mut count)?;
     tokens.anchor = rows;
@@ -197,20 +214,22 @@ pub fn run<B: Backend>(
     let mut icl = Vec::with_capacity(seeds);
     let mut count = Count { phase: Phase::Icl, done: 0, total: queries * seeds, progress };
     for seed in &plan.seeds {
-        let shown = [Group { run: None, label: Label::Demonstration, prompts: seed.icl_prompts() }];
+        let shown = [Group { run: None, soft: 0, label: Label::Demonstration, prompts: seed.icl_prompts() }];
         let (reading, rows) = read(backend, model, None, &shown, settings.rows, &mut count)?;
         icl.extend(reading);
         tokens.icl += rows;
     }
     seconds.icl = clock.lap();
 
-    let tuned = tune(backend, model, plan, settings, progress)?;
+    let lessons: Vec<&[Lesson]> = plan.seeds.iter().map(|seed| seed.train.as_slice()).collect();
+    let start = tuning::lora(backend, model, plan, settings)?;
+    let tuned = tune(backend, model, start, plan, &lessons, settings, Phase::Tune, progress)?;
     tokens.tune = tuned.tokens;
     seconds.tune = clock.lap();
 
     let groups = plan.seeds.iter().enumerate().flat_map(|(run, seed)| {
         let lessons = seed.train.iter().map(asked).collect();
-        [plan.prompts(), lessons].map(|prompts| Group { run: Some(run), label: Label::Query, prompts })
+        [plan.prompts(), lessons].map(|prompts| Group { run: Some(run), soft: 0, label: Label::Query, prompts })
     });
     let groups: Vec<Group> = groups.collect();
     let total = groups.iter().map(|g| g.prompts.len()).sum();
@@ -232,15 +251,32 @@ pub fn run<B: Backend>(
             final_loss: mean_loss(&it[2 * s + 1], &seed.train),
             adapter: None,
             layers: layers(readings, model.spec.width, seed.seed),
+            soft: Vec::new(),
         }
     });
-    let reports: Vec<SeedReport> = reports.collect();
+    let mut reports: Vec<SeedReport> = reports.collect();
     let modules = Modules::List(settings.target_modules.clone());
     let mut config = LoraConfig::new(settings.r, settings.lora_alpha, modules);
     config.base_model_name_or_path = Some(name.to_string());
     let adapters = (0..seeds).map(|run| tuned.adaptation.adapter(backend, run, &config)).collect::<Result<_>>()?;
     seconds.it = clock.lap();
-    seconds.total = seconds.anchor + seconds.icl + seconds.tune + seconds.it;
+
+    let mut prompts = Vec::new();
+    let mut read_soft: Vec<(SoftArm, Vec<Reading>)> = Vec::new();
+    for &arm in &settings.soft.arms {
+        let mut arms = vec![("icl", icl.iter().collect()), ("it", it.iter().step_by(2).collect())];
+        arms.extend(read_soft.iter().map(|(arm, readings)| (arm.name(), readings.iter().collect())));
+        let others = Others { anchor: &anchor[0], arms };
+        let outcome = soft::run(backend, model, name, plan, settings, arm, &others, progress)?;
+        reports.iter_mut().zip(outcome.reports).for_each(|(seed, report)| seed.soft.push(report));
+        tokens.soft_tune += outcome.tokens.0;
+        tokens.soft += outcome.tokens.1;
+        prompts.push(outcome.prompts);
+        read_soft.push((arm, outcome.readings));
+    }
+    tokens.total += tokens.soft_tune + tokens.soft;
+    seconds.soft = clock.lap();
+    seconds.total = seconds.anchor + seconds.icl + seconds.tune + seconds.it + seconds.soft;
 
     let of_backend = backend.name();
     let (device, dtype) = of_backend.rsplit_once(' ').unwrap_or((&of_backend, ""));
@@ -257,7 +293,7 @@ pub fn run<B: Backend>(
         tokens,
         plan: plan.clone(),
     };
-    Ok(Outcome { report, adapters })
+    Ok(Outcome { report, adapters, prompts })
 }
 
 /// A tuning sequence as a prompt with its answer.
@@ -274,13 +310,12 @@ fn mean_loss(reading: &Reading, lessons: &[Lesson]) -> f64 {
 }
 
 fn layers(readings: Arms<&Reading>, width: usize, seed: u64) -> Vec<LayerReport> {
-    let last = readings.anchor.states.len() - 1;
+    let count = readings.anchor.states.len();
     let layer = |i: usize| {
         let [anchor, icl, it] = [readings.anchor, readings.icl, readings.it].map(|r| r.states[i].as_slice());
-        let name = if i == last { Layer::Final(Final::Final) } else { Layer::Block(i) };
-        LayerReport::over_queries(name, compare(anchor, icl, it, width, seed, i))
+        LayerReport::over_queries(layer_name(i, count), compare(anchor, icl, it, width, seed, i))
     };
-    (0..=last).map(layer).collect()
+    (0..count).map(layer).collect()
 }
 
 /// Measures one phase after the other.

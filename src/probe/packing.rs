@@ -7,6 +7,8 @@ use crate::task::prompts::{Prompt, common_prefix};
 pub(super) struct Group {
     /// The adapter; none is the base model.
     pub run: Option<usize>,
+    /// Rows of the run's soft prompt before everything.
+    pub soft: usize,
     /// What the shared beginning is.
     pub label: Label,
     /// The prompts.
@@ -34,7 +36,7 @@ pub(super) struct Batch {
     pub targets: Vec<Target>,
 }
 
-/// A group laid out: a trunk, and for each prompt the tree of its rest and its answers. The trees of two prompts never
+/// A group laid out: a soft prompt and a trunk, and for each prompt the tree of its rest and its answers. The trees of two prompts never
 /// mix, so that a prompt's rows are the same whatever prompts share its pack.
 struct Laid<'a> {
     group: &'a Group,
@@ -60,7 +62,7 @@ impl<'a> Packer<'a> {
 
     /// Rows that the largest pack can have.
     pub fn capacity(&self) -> usize {
-        let one = |g: &Laid| g.trees.iter().map(|t| g.trunk.len() + t.pack.len()).max().unwrap_or(0);
+        let one = |g: &Laid| g.trees.iter().map(|t| g.shared() + t.pack.len()).max().unwrap_or(0);
         let all: usize = self.groups.iter().map(Laid::rows).sum();
         self.groups.iter().map(one).max().unwrap_or(0).max(self.rows.min(all))
     }
@@ -68,7 +70,7 @@ impl<'a> Packer<'a> {
     /// Rows of a cache for all trunks; 0 if everything fits one pack.
     pub fn cache_rows(&self) -> usize {
         let all: usize = self.groups.iter().map(Laid::rows).sum();
-        if all > self.rows { self.groups.iter().map(|g| g.trunk.len()).sum() } else { 0 }
+        if all > self.rows { self.groups.iter().map(Laid::shared).sum() } else { 0 }
     }
 
     /// The next pack, given what the cache holds; none at the end.
@@ -78,7 +80,7 @@ impl<'a> Packer<'a> {
         let mut trunk = self.kept.map_or(Parent::None, Parent::Kept);
         while let Some(laid) = self.groups.get(self.next.0) {
             let (g, p) = self.next;
-            let own = if p == 0 { laid.trunk.len() } else { 0 };
+            let own = if p == 0 { laid.shared() } else { 0 };
             if filling.rows > 0 && filling.rows + own + laid.trees[p].pack.len() > self.rows {
                 break;
             }
@@ -90,8 +92,11 @@ impl<'a> Packer<'a> {
             self.next = if p + 1 < laid.trees.len() { (g, p + 1) } else { (g + 1, 0) };
         }
         if let (Parent::Pack(segment), true) = (trunk, self.next.1 > 0) {
-            self.kept = Some(kept.len());
-            keep.push(segment);
+            // The soft prompt's segment is the one before the trunk's.
+            let laid = &self.groups[self.next.0];
+            let both = laid.group.soft > 0 && !laid.trunk.is_empty();
+            keep.extend(segment - usize::from(both)..=segment);
+            self.kept = Some(kept.len() + keep.len() - 1);
         }
         let Filling { builder, last, targets, .. } = filling;
         (!last.is_empty()).then(|| Batch { pack: builder.build(), keep, last, targets })
@@ -126,8 +131,13 @@ impl<'a> Laid<'a> {
         Self { group, trunk: first[..trunk].to_vec(), trees }
     }
 
+    /// Rows above all prompts.
+    fn shared(&self) -> usize {
+        self.group.soft + self.trunk.len()
+    }
+
     fn rows(&self) -> usize {
-        self.trunk.len() + self.trees.iter().map(|t| t.pack.len()).sum::<usize>()
+        self.shared() + self.trees.iter().map(|t| t.pack.len()).sum::<usize>()
     }
 }
 
@@ -141,12 +151,15 @@ struct Filling {
 
 impl Filling {
     fn trunk(&mut self, laid: &Laid) -> Parent {
-        if laid.trunk.is_empty() {
-            return Parent::None;
+        let soft = (0..laid.group.soft as u32).map(Token::Virtual).collect();
+        let trunk = laid.trunk.iter().map(|&t| Token::Id(t)).collect();
+        let parts: [(Vec<Token>, Label); 2] = [(soft, Label::Virtual), (trunk, laid.group.label)];
+        let mut parent = Parent::None;
+        for (tokens, label) in parts.into_iter().filter(|(tokens, _)| !tokens.is_empty()) {
+            self.rows += tokens.len();
+            parent = Parent::Pack(self.builder.push(&tokens, parent, laid.group.run, label));
         }
-        let tokens: Vec<Token> = laid.trunk.iter().map(|&t| Token::Id(t)).collect();
-        self.rows += tokens.len();
-        Parent::Pack(self.builder.push(&tokens, Parent::None, laid.group.run, laid.group.label))
+        parent
     }
 
     fn tree(&mut self, laid: &Laid, group: usize, prompt: usize, trunk: Parent) {

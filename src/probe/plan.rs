@@ -4,6 +4,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::ProbeSettings;
+use super::soft::SoftArm;
 use crate::formats::tokenizer::Tokenizer;
 use crate::task::demonstrations::sample;
 use crate::task::prompts::{Answer, Lesson, Prompt, Prompts, common_prefix};
@@ -53,6 +54,10 @@ pub struct SeedPlan {
     pub icl_answers: Vec<Vec<Answer>>,
     /// What the adapter learns.
     pub train: Vec<Lesson>,
+    /// What a soft prompt before demonstrations learns: the same, each after the other demonstrations in the order shown;
+    /// empty where there is no such arm.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ipt_train: Vec<Lesson>,
 }
 
 impl Plan {
@@ -87,7 +92,16 @@ impl Plan {
             let text: String = shown.iter().map(|d| settings.template.demonstration(d)).collect();
             let lesson = |d: &&Example| prompts.lesson(&settings.template.query(d), &d.output);
             let train = shown.iter().map(lesson).collect::<Result<_>>()?;
-            Ok(SeedPlan::new(seed, demonstrations, read_all(&text)?, train))
+            let after_others = |(i, d): (usize, &&Example)| {
+                let others = shown.iter().enumerate().filter(|(j, _)| *j != i);
+                let before: String = others.map(|(_, other)| settings.template.demonstration(other)).collect();
+                prompts.lesson(&format!("{before}{}", settings.template.query(d)), &d.output)
+            };
+            let ipt_train = match settings.soft.arms.contains(&SoftArm::Ipt) {
+                true => shown.iter().enumerate().map(after_others).collect::<Result<_>>()?,
+                false => Vec::new(),
+            };
+            Ok(SeedPlan { ipt_train, ..SeedPlan::new(seed, demonstrations, read_all(&text)?, train) })
         };
         let seeds = settings.seeds.iter().map(seed_plan).collect::<Result<_>>()?;
         let alone = read_all("")?.into_iter().zip(&candidates).enumerate().map(|(index, (p, c))| Query {
@@ -124,7 +138,8 @@ impl Plan {
     pub fn longest(&self) -> usize {
         let prompts = self.seeds.iter().flat_map(SeedPlan::icl_prompts).chain(self.prompts());
         let read = prompts.flat_map(|p| p.answers.iter().map(|a| a.after(&p.token_ids).len()).max());
-        read.chain(self.seeds.iter().flat_map(|s| s.train.iter().map(|l| l.input_ids.len()))).max().unwrap_or(0)
+        let lessons = self.seeds.iter().flat_map(|s| s.train.iter().chain(&s.ipt_train));
+        read.chain(lessons.map(|l| l.input_ids.len())).max().unwrap_or(0)
     }
 }
 
@@ -140,6 +155,7 @@ impl SeedPlan {
             icl_suffix_token_ids: prompts.iter().map(|p| p.token_ids[prefix..].to_vec()).collect(),
             icl_answers: prompts.into_iter().map(|p| p.answers).collect(),
             train,
+            ipt_train: Vec::new(),
         }
     }
 
@@ -210,8 +226,10 @@ impl Check<'_> {
             self.answers(&format!("{field}.icl_answers[{i}]"), &whole, list, answers)?;
         }
         self.that(!seed.train.is_empty(), &format!("{field}.train"), "at least one sequence", "none")?;
-        for (i, lesson) in seed.train.iter().enumerate() {
-            let field = format!("{field}.train[{i}]");
+        let lessons = seed.train.iter().enumerate().map(|(i, lesson)| (format!("train[{i}]"), lesson));
+        let after = seed.ipt_train.iter().enumerate().map(|(i, lesson)| (format!("ipt_train[{i}]"), lesson));
+        for (name, lesson) in lessons.chain(after) {
+            let field = format!("{field}.{name}");
             self.ids(&format!("{field}.input_ids"), &lesson.input_ids)?;
             let expected = "-100 up to the answer, then its ids, at least one after the first token";
             self.that(lesson.scored().is_some(), &format!("{field}.labels"), expected, "other labels")?;

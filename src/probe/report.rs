@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::ProbeSettings;
 use super::plan::Plan;
 use super::similarity::Similarities;
+use super::soft::SoftArm;
 use super::statistics::MeanSd;
-use crate::formats::adapter::LoraAdapter;
+use crate::formats::adapter::{Adapter, LoraAdapter, PromptAdapter};
 use crate::formats::{atomic, json};
 use crate::{Error, Result};
 
@@ -34,7 +35,7 @@ impl<T> Arms<T> {
 
 /// One value for each phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, bound(deserialize = "T: Deserialize<'de> + Default"))]
 pub struct Phases<T> {
     /// Reading the queries alone.
     pub anchor: T,
@@ -44,6 +45,12 @@ pub struct Phases<T> {
     pub tune: T,
     /// Reading the queries (and at last the tuning sequences) through the adapters.
     pub it: T,
+    /// The same after soft prompts. (As a time, their tuning is in it.)
+    #[serde(default)]
+    pub soft: T,
+    /// Tuning soft prompts.
+    #[serde(default)]
+    pub soft_tune: T,
     /// All of them.
     pub total: T,
 }
@@ -64,6 +71,11 @@ pub enum Layer {
 pub enum Final {
     /// After the final norm.
     Final,
+}
+
+/// The name of the `i`th of `count` states of a query: every block's, then the final norm's.
+pub(super) fn layer_name(i: usize, count: usize) -> Layer {
+    if i + 1 == count { Layer::Final(Final::Final) } else { Layer::Block(i) }
 }
 
 impl std::fmt::Display for Layer {
@@ -124,6 +136,103 @@ impl LayerReport {
     }
 }
 
+/// An arm of soft prompts beside another, at one layer; each value is defined at the field of [`Similarities`] that has
+/// its name, this arm in the place of IT.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pair {
+    /// The other arm, which stands in the place of ICL: icl, it, or an arm of soft prompts before this one.
+    pub with: String,
+    /// Their cosine.
+    pub cosine: MeanSd,
+    /// Of their updates.
+    pub update: MeanSd,
+    /// Of the other's update with this one's on the other queries.
+    pub update_shuffled: MeanSd,
+}
+
+/// An arm of soft prompts at one layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArmLayer {
+    /// Where.
+    pub layer: Layer,
+    /// Its cosine with the anchor.
+    pub anchor: MeanSd,
+    /// Beside every arm before it.
+    pub pairs: Vec<Pair>,
+}
+
+impl ArmLayer {
+    /// Mean and SD over the seeds, of the means over the queries.
+    fn over_seeds(seeds: &[SeedReport], arm: usize, i: usize) -> Self {
+        let first = &seeds[0].soft[arm].layers[i];
+        let over =
+            |get: &dyn Fn(&Self) -> MeanSd| MeanSd::of(seeds.iter().filter_map(|s| get(&s.soft[arm].layers[i]).mean));
+        let pair = |(p, pair): (usize, &Pair)| Pair {
+            with: pair.with.clone(),
+            cosine: over(&|l| l.pairs[p].cosine),
+            update: over(&|l| l.pairs[p].update),
+            update_shuffled: over(&|l| l.pairs[p].update_shuffled),
+        };
+        let pairs = first.pairs.iter().enumerate().map(pair).collect();
+        Self { layer: first.layer, anchor: over(&|l| l.anchor), pairs }
+    }
+}
+
+/// The result of an arm of soft prompts for one seed. Each field is as that of [`SeedReport`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SoftReport {
+    /// Which arm.
+    pub arm: SoftArm,
+    /// Share of the queries answered right.
+    pub accuracy: Option<f64>,
+    /// Mean log-probability of the right answer.
+    pub log_prob: f64,
+    /// Mean loss at each tuning step, before the step.
+    pub loss: Vec<f64>,
+    /// The same after the last step.
+    pub final_loss: f64,
+    /// Directory of the prompt, relative to the report; `null` if it was not saved.
+    pub adapter: Option<String>,
+    /// Every layer's `hook_resid_post`, then `final`.
+    pub layers: Vec<ArmLayer>,
+}
+
+/// An arm of soft prompts over the seeds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SoftSummary {
+    /// Which arm.
+    pub arm: SoftArm,
+    /// See [`SoftReport::accuracy`].
+    pub accuracy: MeanSd,
+    /// See [`SoftReport::log_prob`].
+    pub log_prob: MeanSd,
+    /// See [`SoftReport::loss`].
+    pub loss: Vec<MeanSd>,
+    /// See [`SoftReport::final_loss`].
+    pub final_loss: MeanSd,
+    /// See [`SoftReport::layers`].
+    pub layers: Vec<ArmLayer>,
+}
+
+impl SoftSummary {
+    fn of(seeds: &[SeedReport], arm: usize) -> Self {
+        let first = &seeds[0].soft[arm];
+        let all = || seeds.iter().map(|s| &s.soft[arm]);
+        Self {
+            arm: first.arm,
+            accuracy: MeanSd::of(all().filter_map(|s| s.accuracy)),
+            log_prob: MeanSd::of(all().map(|s| s.log_prob)),
+            loss: (0..first.loss.len()).map(|i| MeanSd::of(all().map(|s| s.loss[i]))).collect(),
+            final_loss: MeanSd::of(all().map(|s| s.final_loss)),
+            layers: (0..first.layers.len()).map(|i| ArmLayer::over_seeds(seeds, arm, i)).collect(),
+        }
+    }
+}
+
 /// The result of one seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -142,6 +251,9 @@ pub struct SeedReport {
     pub adapter: Option<String>,
     /// Every layer's `hook_resid_post`, then `final`.
     pub layers: Vec<LayerReport>,
+    /// The arms of soft prompts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub soft: Vec<SoftReport>,
 }
 
 /// Mean and SD over the seeds, of each seed's value (of its mean over the queries).
@@ -158,6 +270,9 @@ pub struct Summary {
     pub final_loss: MeanSd,
     /// See [`SeedReport::layers`].
     pub layers: Vec<LayerReport>,
+    /// See [`SeedReport::soft`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub soft: Vec<SoftSummary>,
 }
 
 impl Summary {
@@ -172,6 +287,7 @@ impl Summary {
             loss: (0..seeds[0].loss.len()).map(|i| MeanSd::of(seeds.iter().map(|s| s.loss[i]))).collect(),
             final_loss: MeanSd::of(seeds.iter().map(|s| s.final_loss)),
             layers: (0..seeds[0].layers.len()).map(|i| LayerReport::over_seeds(seeds, i)).collect(),
+            soft: (0..seeds[0].soft.len()).map(|arm| SoftSummary::of(seeds, arm)).collect(),
         }
     }
 }
@@ -225,15 +341,22 @@ impl Report {
     }
 
     /// Writes `report.json` into `directory`, and before it each of `adapters` (one per seed, or none at all) as a PEFT
-    /// directory `adapters/seed-{seed}`.
+    /// directory `adapters/seed-{seed}`, and each of `prompts` (by arm, then by seed) as `adapters/{arm}-seed-{seed}`.
     ///
     /// # Errors
     /// A file cannot be written. The report then does not appear.
-    pub fn save(&mut self, directory: &Path, adapters: &[LoraAdapter]) -> Result<()> {
+    pub fn save(&mut self, directory: &Path, adapters: &[LoraAdapter], prompts: &[Vec<PromptAdapter>]) -> Result<()> {
         for (seed, adapter) in self.seeds.iter_mut().zip(adapters) {
             let name = format!("adapters/seed-{}", seed.seed);
             adapter.write(directory.join(&name))?;
             seed.adapter = Some(name);
+        }
+        for (i, prompts) in prompts.iter().enumerate() {
+            for (seed, prompt) in self.seeds.iter_mut().zip(prompts) {
+                let name = format!("adapters/{}-seed-{}", seed.soft[i].arm.name(), seed.seed);
+                Adapter::Prompt(prompt.clone()).write(directory.join(&name))?;
+                seed.soft[i].adapter = Some(name);
+            }
         }
         atomic::write_json(directory.join("report.json"), self)
     }
@@ -256,10 +379,31 @@ impl Report {
             let values = [l.icl_it, l.anchor_icl, l.anchor_it, l.update, l.update_gaussian, l.update_shuffled];
             layers.add_row(std::iter::once(l.layer.to_string()).chain(values.map(show)));
         }
-        let mut arms = new(&["", "anchor", "ICL", "IT"]);
-        for (name, a) in [("accuracy", &self.summary.accuracy), ("log-probability", &self.summary.log_prob)] {
-            arms.add_row([name.to_string(), show(a.anchor), show(a.icl), show(a.it)]);
+        let mut tables = layers.to_string();
+        let soft = &self.summary.soft;
+        for arm in soft {
+            let name = arm.arm.name().to_uppercase();
+            let mut header = vec!["layer".to_string(), format!("anchor-{name}")];
+            for pair in arm.layers.iter().take(1).flat_map(|l| &l.pairs) {
+                header.extend([format!("{}-{name}", pair.with.to_uppercase()), "update".into(), "shuffled".into()]);
+            }
+            let mut table = new(&header.iter().map(String::as_str).collect::<Vec<_>>());
+            for l in &arm.layers {
+                let pairs = l.pairs.iter().flat_map(|p| [p.cosine, p.update, p.update_shuffled]);
+                let values = std::iter::once(l.anchor).chain(pairs).map(show);
+                table.add_row(std::iter::once(l.layer.to_string()).chain(values));
+            }
+            tables = format!("{tables}\n{table}");
         }
-        format!("{layers}\n{arms}")
+        let names = soft.iter().map(|arm| arm.arm.name().to_uppercase());
+        let header: Vec<String> = ["", "anchor", "ICL", "IT"].map(String::from).into_iter().chain(names).collect();
+        let mut arms = new(&header.iter().map(String::as_str).collect::<Vec<_>>());
+        let row = |name: &str, a: &Arms<MeanSd>, soft: Vec<MeanSd>| {
+            let values = [a.anchor, a.icl, a.it].into_iter().chain(soft).map(show);
+            std::iter::once(name.to_string()).chain(values).collect::<Vec<_>>()
+        };
+        arms.add_row(row("accuracy", &self.summary.accuracy, soft.iter().map(|s| s.accuracy).collect()));
+        arms.add_row(row("log-probability", &self.summary.log_prob, soft.iter().map(|s| s.log_prob).collect()));
+        format!("{tables}\n{arms}")
     }
 }

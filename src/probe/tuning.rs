@@ -1,4 +1,4 @@
-//! The tuning of the IT arm: one LoRA per seed, all of them runs of the same passes.
+//! The tuning of an arm: an adapter per seed, all of them runs of the same passes.
 
 use super::plan::Plan;
 use super::{Phase, ProbeSettings, Progress};
@@ -21,27 +21,41 @@ pub(super) struct Tuning<B: Backend> {
     pub tokens: usize,
 }
 
-/// Tunes an adapter for each seed of the plan.
-pub(super) fn tune<B: Backend>(
+/// The LoRA with which each seed of the plan begins.
+pub(super) fn lora<B: Backend>(
     backend: &mut B,
-    model: &mut Model<B>,
+    model: &Model<B>,
     plan: &Plan,
     settings: &ProbeSettings,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Tuning<B>> {
+) -> Result<Adaptation<B>> {
     let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets: settings.targets()? };
     let mut adaptation = Adaptation::new(backend, Layout::lora(&model.spec, &shape), plan.seeds.len())?;
     for (run, seed) in plan.seeds.iter().enumerate() {
         adaptation.init_run(backend, run, seed.seed)?;
     }
+    Ok(adaptation)
+}
+
+/// Tunes an adapter for each seed of the plan on its lessons, from where `adaptation` is.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn tune<B: Backend>(
+    backend: &mut B,
+    model: &mut Model<B>,
+    adaptation: Adaptation<B>,
+    plan: &Plan,
+    lessons: &[&[Lesson]],
+    settings: &ProbeSettings,
+    phase: Phase,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Tuning<B>> {
     let mut losses = vec![Vec::new(); plan.seeds.len()];
     if settings.epochs == 0.0 {
         return Ok(Tuning { adaptation, losses, tokens: 0 });
     }
     let sequence = |lesson: &Lesson| TrainSequence { ids: lesson.input_ids.clone(), labels: lesson.labels.clone() };
-    let runs = plan.seeds.iter().map(|seed| Run {
-        data: seed.train.iter().map(sequence).collect(),
-        settings: run_settings(settings, seed.seed, seed.train.len()),
+    let runs = plan.seeds.iter().zip(lessons).map(|(seed, lessons)| Run {
+        data: lessons.iter().map(sequence).collect(),
+        settings: run_settings(settings, seed.seed, lessons.len()),
     });
     let options = TrainerOptions { row_budget: settings.rows, ..TrainerOptions::default() };
     let mut trainer = Trainer::new(backend, model, Tuned::Adapters(adaptation), runs.collect(), options)?;
@@ -53,11 +67,11 @@ pub(super) fn tune<B: Backend>(
             losses[run.run].push(run.loss);
             tokens += run.tokens as usize;
         }
-        progress(Progress { phase: Phase::Tune, done: step.step as usize, total });
+        progress(Progress { phase, done: step.step as usize, total });
     }
     match trainer.finish() {
         Tuned::Adapters(adaptation) => Ok(Tuning { adaptation, losses, tokens }),
-        Tuned::Weights(_) => unreachable!("probe: adapters were given to the trainer"),
+        _ => unreachable!("probe: adapters were given to the trainer"),
     }
 }
 

@@ -58,6 +58,33 @@ fn the_report_has_every_arm_layer_and_seed() {
 }
 
 #[test]
+fn soft_prompts_are_arms_beside_the_others() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    let soft = "--arms pt,ipt --num-virtual-tokens 3 --prompt-epochs 2 --save-adapters";
+    let shown = line(d, &format!("{PROBE} {soft} --out {{}}/run")).ok().out;
+    assert!(shown.contains("ICL-PT") && shown.contains("PT-IPT"), "{shown}");
+    let report = report(&d.join("run/report.json"));
+    for seed in report["seeds"].as_array().expect("seeds") {
+        for (i, name) in ["pt", "ipt"].into_iter().enumerate() {
+            let arm = &seed["soft"][i];
+            assert_eq!((&arm["arm"], arm["loss"].as_array().map(Vec::len)), (&name.into(), Some(2)));
+            assert_eq!(arm["layers"].as_array().map(Vec::len), Some(3));
+            let adapter = d.join("run").join(arm["adapter"].as_str().expect("the prompt's folder"));
+            assert!(adapter.join("adapter_model.safetensors").exists(), "{}", adapter.display());
+        }
+    }
+    let again = line(d, "probe --model {}/model --plan {}/run/report.json --out {}/b --json").json();
+    assert_eq!(report["summary"], again["summary"]);
+    for (args, expected) in [("--num-virtual-tokens 0", "--num-virtual-tokens"), ("--arms pt,pt", "--arms")] {
+        let found = line(d, &format!("{PROBE} {args} --out {{}}/x")).refused();
+        assert!(found.contains(expected) && !d.join("x").exists(), "{args}: {found}");
+    }
+    assert_eq!(line(d, &format!("{PROBE} --arms lora --out {{}}/x")).code, Some(2));
+}
+
+#[test]
 fn a_plan_repeats_a_run_exactly() {
     let dir = workplace();
     let d = dir.path();

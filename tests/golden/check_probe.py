@@ -66,7 +66,7 @@ class Reader:
     @torch.no_grad()
     def forward(self, ids):
         self.states.clear()
-        logits = self.model(input_ids=torch.tensor([ids])).logits[0]
+        logits = self.model(input_ids=torch.tensor([ids])).logits[0, -len(ids):]  # a soft prompt's rows come first
         return np.stack(self.states), torch.log_softmax(logits.double(), -1)
 
     def log_prob(self, ids, scored):
@@ -161,6 +161,10 @@ def check_tokens(report, model, train, test):
             prompt = s["icl_prefix_token_ids"] + suffix
             assert prompt == ids(before + ask(e)) and after(prompt, answers) == whole(before + ask(e), e)
             checked += 1
+        for i, (lesson, d) in enumerate(zip(s.get("ipt_train", []), shown)):
+            others = "".join(ask(o) + answer.replace("{output}", o[1]) for o in shown[:i] + shown[i + 1 :])
+            assert lesson["input_ids"] == ids(others + ask(d) + answer.rstrip().replace("{output}", d[1]))
+            checked += 1
         for lesson, d in zip(s["train"], shown):
             assert lesson["input_ids"] == ids(ask(d) + answer.rstrip().replace("{output}", d[1]))
             scored = len(lesson["input_ids"]) - lesson["labels"].count(-100)
@@ -205,6 +209,21 @@ def main():
         if found["loss"] and whole_batch:
             compare("first loss", found["loss"][0], loss(base, seed["train"]))
         compare("final loss", found["final_loss"], loss(tuned, seed["train"]))
+        whole = [(icl, "icl"), (it, "it")]
+        for arm in found.get("soft", []):
+            soft = Reader(PeftModel.from_pretrained(load(), os.path.join(os.path.dirname(a.report), arm["adapter"])).eval())
+            states, log_probs = soft.arm(alone if arm["arm"] == "pt" else shown)
+            for rows, pairs in zip(arm["layers"], zip(*(layers(anchor, other, states, seed["seed"]) for other, _ in whole))):
+                assert [pair["with"] for pair in rows["pairs"]] == [name for _, name in whole]
+                compare("soft anchor", rows["anchor"], pairs[0]["anchor_it"])
+                for pair, expected in zip(rows["pairs"], pairs):
+                    for key, name in (("cosine", "icl_it"), ("update", "update"), ("update_shuffled", "update_shuffled")):
+                        compare(f"soft {key}", pair[key], expected[name])
+            accuracy, log_prob = scores(log_probs, right, labelled)
+            compare("soft accuracy", arm["accuracy"], accuracy)
+            compare("soft log_prob", arm["log_prob"], log_prob)
+            compare("soft final loss", arm["final_loss"], loss(soft, seed["train" if arm["arm"] == "pt" else "ipt_train"]))
+            whole.append((states, arm["arm"]))
         print(f"seed {seed['seed']}: " + ", ".join(f"{k} {v:.1e}" for k, v in worst.items()), flush=True)
     seeds, summary = report["seeds"], report["summary"]
     over = lambda get: mean_sd([get(s) for s in seeds])

@@ -14,7 +14,7 @@ fn linear<B: Backend>(c: &mut Criterion, mut b: B) {
         for (part, input, output) in [("attention", shape.width, shape.width), ("mlp", shape.width, shape.feed_forward)]
         {
             let matrix = weight(&mut b, output * input);
-            for rows in [1, 64, 256] {
+            for rows in [1, 16, 64, 128, 256, 512] {
                 let dims = LinearDims { rows, input, output };
                 let (x, mut out) = (real(&mut b, rows * input), real(&mut b, rows * output));
                 let mut d_x = wide(&mut b, rows * input);

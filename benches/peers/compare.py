@@ -3,9 +3,11 @@
 
     python3 benches/peers/compare.py step BINARY [--threads 2] [--rounds 5]
     python3 benches/peers/compare.py probe BINARY --peer peer_probe.py --model DIR --train F --test F [--rounds 3]
+    python3 benches/peers/compare.py gemm BENCH [--rounds 3] [--dtype bf16]
 
 `step`: a LoRA step (r 8 on q and v, every token labelled, AdamW) of a 15M-parameter LLaMA (288 x 6, 32000 tokens) on
 256 tokens in f32. `probe`: the whole experiment of in-context learning against tuning, as the peer script runs it.
+`gemm`: a forward through a weight, as the bench of that name (target/release/deps/gemm-*) measures it, beside torch's.
 Needs torch, transformers, peft.
 """
 import argparse
@@ -18,7 +20,7 @@ import tempfile
 import time
 
 p = argparse.ArgumentParser()
-p.add_argument("what", choices=["step", "probe"])
+p.add_argument("what", choices=["step", "probe", "gemm"])
 p.add_argument("binary")
 p.add_argument("--threads", type=int, default=2)
 p.add_argument("--rounds", type=int, default=5)
@@ -37,8 +39,9 @@ a = p.parse_args()
 
 
 def report(name, ours, peers, unit):
+    peer_name = "torch" if a.what == "gemm" else "transformers + peft"
     ratios = sorted(peer / our for our, peer in zip(ours, peers))
-    print(f"{name}: llamaprobe {statistics.median(ours):.4g} {unit}, transformers + peft {statistics.median(peers):.4g} {unit}, "
+    print(f"{name}: llamaprobe {statistics.median(ours):.4g} {unit}, {peer_name} {statistics.median(peers):.4g} {unit}, "
           f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, {len(ratios)} rounds, {a.threads} threads)")
 
 
@@ -105,4 +108,34 @@ def probe():
     print("tokens: llamaprobe", pairs[0][0]["tokens"], "peer", pairs[0][1]["tokens"])
 
 
-step() if a.what == "step" else probe()
+def gemm():
+    import torch
+    torch.set_num_threads(a.threads)
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[a.dtype]
+    sizes = {"15M": (288, 768), "110M": (768, 2048), "1B": (2048, 8192), "7B": (4096, 11008)}
+    for name, (width, feed_forward) in sizes.items():
+        for rows in (1, 16, 64, 128, 256, 512):
+            x, weight = torch.randn(rows, width).to(dtype), torch.randn(feed_forward, width).to(dtype)
+
+            def peer():
+                best = float("inf")
+                for _ in range(max(3, int(2e9 / (rows * width * feed_forward)))):
+                    start = time.perf_counter()
+                    torch.nn.functional.linear(x, weight)
+                    best = min(best, time.perf_counter() - start)
+                return best
+
+            def ours():
+                only = f"^gemm/cpu {a.dtype}/fwd/{name}/mlp/{rows}$"
+                environment = {**os.environ, "RAYON_NUM_THREADS": str(a.threads)}
+                out = subprocess.run([a.binary, "--bench", only], check=True, capture_output=True, text=True, env=environment).stdout
+                low, unit = out.split("time:")[1].replace("[", " ").split()[:2]
+                return float(low) * {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}[unit]
+
+            peer()
+            pairs = [(ours(), peer()) for _ in range(a.rounds)]
+            flops = 2 * rows * width * feed_forward
+            report(f"{rows} x {feed_forward} x {width}, {a.dtype} ({flops / min(x for x, _ in pairs) / 1e9:.0f} GFLOP/s)", [1e3 * x for x, _ in pairs], [1e3 * y for _, y in pairs], "ms")
+
+
+{"step": step, "probe": probe, "gemm": gemm}[a.what]()

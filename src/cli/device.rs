@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use super::Failure;
 use super::args::{CommonArgs, Device, DtypeArg};
 use crate::backend::Backend;
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{Cpu, Isa};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::Cuda;
 use crate::formats::safetensors::Dtype;
@@ -49,10 +49,22 @@ pub fn dispatch(common: &CommonArgs, checkpoint: Dtype, job: impl Job) -> Result
         (Some(n), _) => job.run(Cuda::<f32>::new(n, &super::cuda::settings())?),
         #[cfg(not(feature = "cuda"))]
         (Some(gpu), _) => match gpu {},
-        (None, Dtype::BF16) => job.run(Cpu::<f32, bf16>::new()),
-        (None, Dtype::F16) => job.run(Cpu::<f32, f16>::new()),
-        (None, _) => job.run(Cpu::<f32>::new()),
+        (None, Dtype::BF16) => job.run(Cpu::<f32, bf16>::with_isa(isa()?)),
+        (None, Dtype::F16) => job.run(Cpu::<f32, f16>::with_isa(isa()?)),
+        (None, _) => job.run(Cpu::<f32>::with_isa(isa()?)),
     }
+}
+
+/// The instruction set that `LLAMAPROBE_ISA` names, or else the best of this processor.
+fn isa() -> Result<Isa> {
+    let Some(asked) = std::env::var_os("LLAMAPROBE_ISA").filter(|asked| !asked.is_empty()) else {
+        return Ok(Isa::detect());
+    };
+    let there = Isa::available();
+    there.iter().find(|isa| asked == isa.name()).copied().ok_or_else(|| {
+        let names: Vec<&str> = there.iter().map(|isa| isa.name()).collect();
+        Error::unsupported("LLAMAPROBE_ISA", asked.to_string_lossy(), format!("{} on this processor", names.join(", ")))
+    })
 }
 
 /// The number of the GPU that was asked for, or that is there to be taken; none is the processor.

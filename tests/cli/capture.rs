@@ -100,3 +100,29 @@ fn an_adapters_own_sites_need_the_adapter() {
     let (shape, _) = tensor(&d.join("out/activations.safetensors"), "blocks.1.q_proj.hook_lora_a");
     assert_eq!(shape[1], 3);
 }
+
+#[test]
+fn every_instruction_set_gives_the_same_states_and_an_unknown_one_is_refused() {
+    let dir = workplace();
+    let capture = |isa: &str, out: &str| {
+        let text = format!(
+            "capture --model {{}}/model --input {{}}/texts.jsonl --sites resid_post --layers all --tokens all --device cpu \
+             --out {{}}/{out}"
+        );
+        let ran = super::program(super::words(dir.path(), &text)).env("LLAMAPROBE_ISA", isa).output().expect("run");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8 output");
+        super::Ran { code: ran.status.code(), out: text(ran.stdout), err: text(ran.stderr) }
+    };
+    let states =
+        |out: &str| tensor(&dir.path().join(out).join("activations.safetensors"), "blocks.1.hook_resid_post").1;
+    capture("", "best").ok();
+    capture("plain", "plain").ok();
+    let (best, plain) = (states("best"), states("plain"));
+    let largest = best.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+    for (i, (a, b)) in best.iter().zip(&plain).enumerate() {
+        assert!((a - b).abs() <= 1e-5 * largest, "state {i}: {a} and {b}");
+    }
+    let line = capture("mmx", "none").refused();
+    assert!(line.contains("LLAMAPROBE_ISA") && line.contains("mmx") && line.contains("plain"), "{line}");
+    assert!(!dir.path().join("none").exists());
+}

@@ -8,7 +8,7 @@ use super::tile::DEPTH;
 
 /// Packs `count` rows of `depth` elements at distance [`DEPTH`].
 pub fn pack_rows<W: Float>(isa: Isa, to: &mut [W], from: Operand<'_, W>, count: usize, depth: usize) {
-    W::visit(from.data, Rows { isa, to, from, count, depth });
+    W::visit(from.data, Packing { isa, panels: None, to, from, count, depth });
     if let Some(round) = from.rounding {
         to.chunks_mut(DEPTH).take(count).for_each(|row| round(isa, &mut row[..depth]));
     }
@@ -17,45 +17,35 @@ pub fn pack_rows<W: Float>(isa: Isa, to: &mut [W], from: Operand<'_, W>, count: 
 /// Packs `count` lanes of `depth` elements into panels of twice `lanes`, the last of `lanes` if that is enough, with
 /// zeros for lanes that there are not.
 pub fn pack_panels<W: Float>(isa: Isa, lanes: usize, to: &mut [W], from: Operand<'_, W>, count: usize, depth: usize) {
-    W::visit(from.data, Panels { isa, lanes, to, from, count, depth });
+    W::visit(from.data, Packing { isa, panels: Some(lanes), to, from, count, depth });
     if let Some(round) = from.rounding {
         round(isa, &mut to[..count.next_multiple_of(lanes) * depth]);
     }
 }
 
-struct Rows<'a, 'b, W> {
+/// What is packed: into panels of twice so many lanes, or else into rows.
+struct Packing<'a, 'b, W> {
     isa: Isa,
+    panels: Option<usize>,
     to: &'a mut [W],
     from: Operand<'b, W>,
     count: usize,
     depth: usize,
 }
 
-impl<W: Float> Visit<W> for Rows<'_, '_, W> {
+impl<W: Float> Visit<W> for Packing<'_, '_, W> {
     fn visit<S: Element<W>>(self, data: &[S]) {
-        let data = &data[self.from.from..];
-        if self.from.transposed {
-            transpose(self.isa, self.to, DEPTH, data, self.from.stride, self.depth, self.count);
-        } else {
-            copy(self.isa, self.to, DEPTH, data, self.from.stride, self.count, self.depth);
-        }
-    }
-}
-
-struct Panels<'a, 'b, W> {
-    isa: Isa,
-    lanes: usize,
-    to: &'a mut [W],
-    from: Operand<'b, W>,
-    count: usize,
-    depth: usize,
-}
-
-impl<W: Float> Visit<W> for Panels<'_, '_, W> {
-    fn visit<S: Element<W>>(self, data: &[S]) {
-        let Self { isa, lanes, to, from, count, depth } = self;
+        let Self { isa, panels, to, from, count, depth } = self;
+        let stride = from.stride;
+        let Some(lanes) = panels else {
+            let data = &data[from.from..];
+            return match from.transposed {
+                true => transpose(isa, to, DEPTH, data, stride, depth, count),
+                false => copy(isa, to, DEPTH, data, stride, count, depth),
+            };
+        };
         if from.transposed {
-            return copy_panels(isa, to, lanes, &data[from.from..], from.stride, count, depth);
+            return copy_panels(isa, to, lanes, &data[from.from..], stride, count, depth);
         }
         for first in (0..count).step_by(2 * lanes) {
             let count = (count - first).min(2 * lanes);
@@ -64,8 +54,7 @@ impl<W: Float> Visit<W> for Panels<'_, '_, W> {
             if count < width {
                 panel.fill(W::ZERO);
             }
-            let from = from.skip(first);
-            transpose(isa, panel, width, &data[from.from..], from.stride, count, depth);
+            transpose(isa, panel, width, &data[from.skip(first).from..], stride, count, depth);
         }
     }
 }

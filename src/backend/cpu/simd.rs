@@ -258,6 +258,15 @@ impl Isa {
         Self::Plain
     }
 
+    /// Its name, as `LLAMAPROBE_ISA` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+
     /// Those this processor has, the plainest first.
     pub fn available() -> &'static [Self] {
         match Self::detect() {

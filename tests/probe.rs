@@ -50,7 +50,7 @@ impl Bench {
         let tokenizer = Tokenizer::load(dir.path()).expect("loads");
         let text = |i: usize| ["the thin prince", "the inner path, then", "a père", "winter", "in the theatre"][i % 5];
         let word = |i: usize| if i.is_multiple_of(2) { "negative" } else { "positive" };
-        let example = |i: usize| Example { input: format!("{} {i}", text(i)), output: word(i).to_string() };
+        let example = |i: usize| Example::new(format!("{} {i}", text(i)), word(i));
         let settings = ProbeSettings {
             demonstrations: 4,
             queries: Some(6),
@@ -483,7 +483,7 @@ fn stories(shared: &Path, settings: &ProbeSettings, data: [&[&str]; 2]) -> Repor
     let tokenizer = Tokenizer::load(&dir).expect("loads");
     let load = |files: &[&str]| {
         let files: Vec<_> = files.iter().map(|f| shared.join("data").join(f)).collect();
-        settings.task.load(&files).expect("reads")
+        settings.task.load(&files).expect("reads").examples
     };
     let plan = Plan::new(&tokenizer, settings.task, &load(data[0]), &load(data[1]), settings).expect("a plan");
     run(&mut backend, &mut model, "stories260K", &plan, settings, &mut |_| ()).expect("runs").report

@@ -12,7 +12,7 @@ use llamaprobe::task::prompts::{Lesson, Prompts, common_prefix};
 use llamaprobe::task::{Example, Task, Template};
 
 fn example(input: &str, output: &str) -> Example {
-    Example { input: input.to_string(), output: output.to_string() }
+    Example::new(input, output)
 }
 
 fn examples(count: usize) -> Vec<Example> {
@@ -111,7 +111,7 @@ fn scores_compare_whole_answers() {
 #[test]
 fn sentiment_files_are_read_strictly() {
     let dir = support::temp();
-    let load = |text: &str| Task::Sst2.load(&[write(dir.path(), "x.tsv", text)]);
+    let load = |text: &str| Task::Sst2.load(&[write(dir.path(), "x.tsv", text)]).map(|data| data.examples);
     let read = load("label\tid\tsentence\n1\ta\t fine \n0\tb\tbad\n").expect("columns by name");
     assert_eq!(read, vec![example("fine", "positive"), example("bad", "negative")]);
     for (text, says) in [
@@ -135,7 +135,7 @@ fn aligned_files_must_be_aligned() {
     let czech = write(dir.path(), "a.cs", "Jedna.\nDva.\n");
     let short = write(dir.path(), "b.cs", "Jedna.\n");
     let empty = write(dir.path(), "c.cs", "Jedna.\n\n");
-    let read = Task::EnCs.load(&[english.clone(), czech]).expect("aligned");
+    let read = Task::EnCs.load(&[english.clone(), czech]).expect("aligned").examples;
     assert_eq!(read, vec![example("One.", "Jedna."), example("Two.", "Dva.")]);
     let error = Task::EnCs.load(&[english.clone(), short]).expect_err("a line less").to_string();
     assert!(error.contains("lines: expected 2") && error.contains("found 1"), "{error}");
@@ -147,9 +147,10 @@ fn aligned_files_must_be_aligned() {
 #[test]
 fn real_data_is_read_whole() {
     let Some(shared) = support::shared() else { return };
-    let sst2 = |name: &str| Task::Sst2.load(&[shared.join("data/sst2").join(name)]).expect("reads");
+    let sst2 = |name: &str| Task::Sst2.load(&[shared.join("data/sst2").join(name)]).expect("reads").examples;
     assert_eq!((sst2("train.tsv").len(), sst2("dev.tsv").len()), (6735, 436));
-    let encs = Task::EnCs.load(&["en", "cs"].map(|l| shared.join("data/encs/pud.".to_string() + l))).expect("reads");
+    let encs =
+        Task::EnCs.load(&["en", "cs"].map(|l| shared.join("data/encs/pud.".to_string() + l))).expect("reads").examples;
     assert_eq!(encs.len(), 1000);
     assert!(encs[0].output.starts_with("„V tomto procesu"));
 }

@@ -85,7 +85,7 @@ fn draw(args: &ProbeArgs, found: &Found, settings: &ProbeSettings) -> Result<Pla
         }
     }
     let tokenizer = Tokenizer::load(&found.path)?;
-    let (pool, queries) = (args.task.load(&args.train)?, args.task.load(&args.test)?);
+    let (pool, queries) = (args.task.load(&args.train)?.examples, args.task.load(&args.test)?.examples);
     Plan::new(&tokenizer, args.task, &pool, &queries, settings)
 }
 

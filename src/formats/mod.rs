@@ -15,6 +15,8 @@ pub mod chat;
 #[forbid(unsafe_code)]
 pub mod config;
 #[forbid(unsafe_code)]
+pub mod fingerprint;
+#[forbid(unsafe_code)]
 pub mod hub;
 #[forbid(unsafe_code)]
 pub mod json;
@@ -23,6 +25,8 @@ pub mod jsonl;
 #[forbid(unsafe_code)]
 pub mod lines;
 pub mod safetensors;
+#[forbid(unsafe_code)]
+pub mod stops;
 #[forbid(unsafe_code)]
 pub mod tables;
 #[forbid(unsafe_code)]

@@ -17,16 +17,43 @@ use crate::{Error, Result};
 /// The pool has fewer than `count` examples besides the queries.
 pub fn sample(pool: &[Example], queries: &[Example], count: usize, seed: u64) -> Result<Vec<usize>> {
     let queried: HashSet<&str> = queries.iter().map(|q| q.input.as_str()).collect();
-    let mut left: Vec<usize> = (0..pool.len()).filter(|&i| !queried.contains(pool[i].input.as_str())).collect();
+    let left: Vec<usize> = (0..pool.len()).filter(|&i| !queried.contains(pool[i].input.as_str())).collect();
     if count > left.len() {
         let found = format!("{count}, of {} examples of which {} are queries", pool.len(), pool.len() - left.len());
         return Err(Error::argument("--demos", format!("at most {}", left.len()), found));
     }
+    Ok(draw(left, count, &mut ChaCha8Rng::seed_from_u64(seed)))
+}
+
+/// Draws for one query of its own: `count` indices of `pool` without replacement, in random order, from the random
+/// numbers of `seed` and of the query's number `stream` among all queries. Never the query itself, which is number `own`
+/// of the pool if it is of the pool, nor an example with the same input.
+///
+/// # Errors
+/// The pool has fewer than `count` others.
+pub fn sample_for(
+    pool: &[Example],
+    query: &Example,
+    own: Option<usize>,
+    count: usize,
+    seed: u64,
+    stream: u64,
+) -> Result<Vec<usize>> {
+    let left: Vec<usize> = (0..pool.len()).filter(|&i| Some(i) != own && pool[i].input != query.input).collect();
+    if count > left.len() {
+        return Err(Error::argument("--demos", format!("at most {}", left.len()), count));
+    }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(stream);
+    Ok(draw(left, count, &mut rng))
+}
+
+/// `count` of `left` in random order (Fisher and Yates).
+fn draw(mut left: Vec<usize>, count: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
     for i in 0..count {
         let j = rng.random_range(i..left.len());
         left.swap(i, j);
     }
     left.truncate(count);
-    Ok(left)
+    left
 }

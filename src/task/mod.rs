@@ -2,10 +2,14 @@
 
 pub mod datasets;
 pub mod demonstrations;
+pub mod embedding;
 pub mod metrics;
 pub mod prompts;
+pub mod readers;
+pub mod retrieval;
 pub mod templates;
 
-pub use datasets::{Example, Task};
+pub use datasets::{Dataset, Example, Task};
+pub use metrics::Metric;
 pub use prompts::{Answer, Prompts};
 pub use templates::Template;

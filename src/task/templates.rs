@@ -4,7 +4,13 @@
 //! demonstration is both, filled, one after the other. The text that is learned or scored is the filled answer
 //! without the template's trailing white space, which only separates a demonstration from what follows: with the
 //! default sentiment template that is ` positive`, not ` positive\n\n`.
+//!
+//! What fills `{input}` is text. Where a data set has structures (tables, triples, schemas), a [`Linear`] template, of
+//! minijinja's syntax, makes the text.
 
+use std::sync::LazyLock;
+
+use minijinja::{Environment, UndefinedBehavior};
 use serde::{Deserialize, Serialize};
 
 use super::datasets::Example;
@@ -15,6 +21,85 @@ pub const SENTIMENT: (&str, &str) = ("Review: {input}\nSentiment:", " {output}\n
 
 /// English to Czech.
 pub const TRANSLATION: (&str, &str) = ("English: {input}\nCzech:", " {output}\n\n");
+
+/// Text from a table.
+pub const TABLE: (&str, &str) = ("Table: {input}\nSentence:", " {output}\n\n");
+
+/// Text from triples.
+pub const TRIPLES: (&str, &str) = ("Triples: {input}\nSentence:", " {output}\n\n");
+
+/// Text from a logical form.
+pub const LOGIC: (&str, &str) = ("{input}\nSentence:", " {output}\n\n");
+
+/// SQL from a question.
+pub const QUESTION: (&str, &str) = ("Question: {input}\nSQL:", " {output}\n\n");
+
+/// A parse from an utterance.
+pub const UTTERANCE: (&str, &str) = ("Utterance: {input}\nParse:", " {output}\n\n");
+
+/// The linearisation of a data set's structures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Linear {
+    /// Triples as `s : r : o | s : r : o` (the form of DART's own baselines).
+    Dart,
+    /// Highlighted cells with their headers, tagged as in ToTTo's own preprocessing.
+    Totto,
+    /// Caption and columns, where there are any, and the logic.
+    Logic2Text,
+    /// Question, database, and each table with its columns.
+    Spider,
+}
+
+impl Linear {
+    /// Every linearisation with its template.
+    const ALL: [(Self, &str); 4] = [
+        (Self::Dart, "{% for s, r, o in triples %}{{ s }} : {{ r }} : {{ o }}{{ ' | ' if not loop.last }}{% endfor %}"),
+        (
+            Self::Totto,
+            "{% if page %}<page_title> {{ page }} </page_title> {% endif %}\
+             {% if section %}<section_title> {{ section }} </section_title> {% endif %}\
+             <table> {% for cell in cells %}<cell> {{ cell.value }} \
+             {% for h in cell.column_headers %}<col_header> {{ h }} </col_header> {% endfor %}\
+             {% for h in cell.row_headers %}<row_header> {{ h }} </row_header> {% endfor %}\
+             </cell> {% endfor %}</table>",
+        ),
+        (
+            Self::Logic2Text,
+            "{% if caption %}Caption: {{ caption }}\nColumns: {{ columns | join(' | ') }}\n{% endif %}Logic: {{ logic }}",
+        ),
+        (
+            Self::Spider,
+            "{{ question }} | {{ database }}\
+             {% for table in tables %} | {{ table.name }} : {{ table.columns | join(' , ') }}{% endfor %}",
+        ),
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Dart => "dart",
+            Self::Totto => "totto",
+            Self::Logic2Text => "logic2text",
+            Self::Spider => "spider",
+        }
+    }
+}
+
+/// The text of a structure.
+///
+/// # Errors
+/// The values do not fit the template.
+pub fn linearise(linear: Linear, values: &serde_json::Value) -> Result<String> {
+    static TEMPLATES: LazyLock<Environment> = LazyLock::new(|| {
+        let mut all = Environment::new();
+        all.set_undefined_behavior(UndefinedBehavior::Lenient);
+        for (linear, text) in Linear::ALL {
+            all.add_template(linear.name(), text).expect("templates: built-in linearisations are valid");
+        }
+        all
+    });
+    let template = TEMPLATES.get_template(linear.name()).expect("templates: every linearisation has one");
+    template.render(values).map_err(|e| Error::argument("linearisation", "values that fit", e))
+}
 
 /// The two strings of a template, checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +160,11 @@ impl Template {
     /// A demonstration: query and answer, with the separator that ends it.
     pub fn demonstration(&self, example: &Example) -> String {
         self.query(example) + &fill(&self.answer, &example.output)
+    }
+
+    /// The string at which an answer is over: the first line end, where the template ends an answer with one.
+    pub fn stop(&self) -> Option<&'static str> {
+        self.answer[self.answer.trim_end().len()..].contains('\n').then_some("\n")
     }
 
     /// The answer that is learned or scored: without the template's trailing white space.

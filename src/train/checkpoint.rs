@@ -16,6 +16,7 @@ use super::order::Cursor;
 use super::trainer::{Trainer, Tuned};
 use crate::backend::Backend;
 use crate::formats::adapter::{self, AdapterConfig};
+use crate::formats::fingerprint::{self, difference};
 use crate::formats::safetensors::{Checkpoint, Dtype, Tensor, write};
 use crate::formats::{atomic, json as files};
 use crate::model::Model;
@@ -238,35 +239,10 @@ fn dtype<B: Backend>() -> Dtype {
     if size_of::<B::Element>() == 8 { Dtype::F64 } else { Dtype::F32 }
 }
 
-/// FNV-1a of the data: it is to notice a changed file, not to withstand a forger.
 fn hash(data: &[TrainSequence]) -> u64 {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let mut add = |value: u64| {
-        for byte in value.to_le_bytes() {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    };
-    for sequence in data {
-        add(sequence.ids.len() as u64);
-        sequence.ids.iter().for_each(|&id| add(u64::from(id)));
-        sequence.labels.iter().for_each(|&label| add(label as u64));
-    }
-    hash
-}
-
-/// The first difference of two values: where, ours, theirs.
-fn difference(path: &str, ours: &Value, theirs: &Value) -> Option<(String, String, String)> {
-    match (ours, theirs) {
-        (Value::Object(a), Value::Object(b)) => {
-            let keys = a.keys().chain(b.keys().filter(|key| !a.contains_key(*key)));
-            let value = |map: &Map<String, Value>, key: &str| map.get(key).cloned().unwrap_or(Value::Null);
-            keys.map(|key| (key, value(a, key), value(b, key)))
-                .find_map(|(key, a, b)| difference(&format!("{path}.{key}"), &a, &b))
-        }
-        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            let pairs = a.iter().zip(b).enumerate();
-            pairs.into_iter().find_map(|(i, (a, b))| difference(&format!("{path}[{i}]"), a, b))
-        }
-        (a, b) => (a != b).then(|| (path.to_owned(), files::show(a), files::show(b))),
-    }
+    let words = data.iter().flat_map(|sequence| {
+        let ids = sequence.ids.iter().map(|&id| u64::from(id));
+        std::iter::once(sequence.ids.len() as u64).chain(ids).chain(sequence.labels.iter().map(|&label| label as u64))
+    });
+    fingerprint::hash(words.flat_map(u64::to_le_bytes))
 }

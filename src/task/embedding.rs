@@ -1,0 +1,46 @@
+//! Texts as vectors of the model's own: the mean of the final norm's output over a text's tokens.
+
+use crate::Result;
+use crate::backend::Backend;
+use crate::hooks::{Reduce, Reduction, Selection, Site};
+use crate::model::{Activations, Input, Keep, Model};
+use crate::shape::{Label, Sequence, forest};
+
+/// Shortest common beginning that is computed once.
+const MIN_SHARED: usize = 8;
+
+/// One vector for each sequence of token ids, `[sequences, C]`, in packs of at most `rows` rows (or of one sequence).
+///
+/// # Errors
+/// A failure of the device.
+///
+/// # Panics
+/// If a sequence is empty.
+pub fn mean_states<B: Backend>(
+    backend: &mut B,
+    model: &Model<B>,
+    sequences: &[Vec<u32>],
+    rows: usize,
+) -> Result<Vec<f32>> {
+    let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
+    let mut acts = Activations::new(backend, &model.spec, None, rows.max(longest), Keep::Layer)?;
+    let mut out = Vec::with_capacity(sequences.len() * model.spec.width);
+    let mut left = sequences;
+    while !left.is_empty() {
+        let mut used = 0;
+        let mut fits = |ids: &Vec<u32>| {
+            used += ids.len();
+            used <= rows
+        };
+        let (batch, rest) = left.split_at(left.iter().take_while(|ids| fits(ids)).count().max(1));
+        left = rest;
+        let planted =
+            forest(&batch.iter().map(|ids| Sequence::ids(ids, None, Label::Text)).collect::<Vec<_>>(), MIN_SHARED);
+        let places = (0..batch.len()).map(|s| planted.paths[s].iter().cloned().flatten().collect()).collect();
+        let mut means = Reduce::new(Selection::new(&[Site::FinalNorm], &[]), Reduction::Mean, places);
+        let device = backend.pack(&planted.pack)?;
+        model.forward(backend, &mut acts, &Input::new(&planted.pack, &device), None, &mut means)?;
+        out.extend_from_slice(means.get(Site::FinalNorm, 0).expect("embedding: the forward passes the final norm"));
+    }
+    Ok(out)
+}

@@ -1,0 +1,154 @@
+//! What the model says, judged: by log-probabilities ([`score`]), or by the texts it writes ([`Metric`]).
+//!
+//! Every metric of texts is a function of sums over the examples: of [`Metric::judge`]'s statistics of each. So the
+//! score of a part of the examples, or of a resample ([`interval`]), needs no text again.
+
+mod blec;
+mod bleu;
+mod bootstrap;
+mod chrf;
+mod exact;
+
+use serde::{Deserialize, Serialize};
+
+use super::Example;
+
+pub use bootstrap::{Interval, interval};
+pub(super) use exact::{is_parse, sql_names};
+
+/// The version of sacreBLEU whose numbers [`Metric::Bleu`] and [`Metric::ChrF`] are.
+const SACREBLEU: &str = "2.6.0";
+
+/// A metric of texts, from 0 to 100.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Metric {
+    /// Share of the outputs that are the right one, but for white space at the ends.
+    Exact,
+    /// Corpus BLEU (Papineni et al. 2002) as sacreBLEU computes it (Post 2018): 13a tokens, exponential smoothing, the
+    /// closest reference's length.
+    Bleu,
+    /// chrF2 (Popović 2015) as sacreBLEU computes it.
+    ChrF,
+    /// Share of the outputs in which BLEC's rules (Shu et al. 2021) find no error.
+    Blec,
+    /// Share of the queries that are the right one but for what SQL does not tell apart: see `exact`.
+    Sql,
+    /// Share of the parses whose tree is the right one.
+    Parse,
+}
+
+impl Metric {
+    /// The name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact match",
+            Self::Bleu => "BLEU",
+            Self::ChrF => "chrF2",
+            Self::Blec => "BLEC",
+            Self::Sql => "SQL match",
+            Self::Parse => "parse match",
+        }
+    }
+
+    /// The statistics of one output, whose sums over examples [`Metric::score`] reads.
+    ///
+    /// # Panics
+    /// For [`Metric::Blec`], if the example has no meaning.
+    pub fn judge(self, output: &str, example: &Example) -> Vec<f64> {
+        let share = |hit: bool| vec![f64::from(u8::from(hit)), 1.0];
+        match self {
+            Self::Exact => share(example.right().any(|right| right.trim() == output.trim())),
+            Self::Bleu => bleu::statistics(output, example.right()),
+            Self::ChrF => chrf::statistics(output, example.right()),
+            Self::Blec => {
+                let logic = example.meaning.as_deref().expect("BLEC: an example with its logic");
+                share(blec::errors(logic, output, &example.output).is_empty())
+            }
+            Self::Sql => share(example.right().any(|right| exact::sql(right) == exact::sql(output))),
+            Self::Parse => share(example.right().any(|right| exact::same_parse(right, output))),
+        }
+    }
+
+    /// The score of examples whose statistics have these sums; 0 for none.
+    pub fn score(self, sums: &[f64]) -> f64 {
+        match self {
+            Self::Bleu => bleu::score(sums),
+            Self::ChrF => chrf::score(sums),
+            _ => 100.0 * sums.first().unwrap_or(&0.0) / sums.get(1).unwrap_or(&0.0).max(1.0),
+        }
+    }
+
+    /// The score of all of `statistics`.
+    pub fn corpus(self, statistics: &[Vec<f64>]) -> f64 {
+        self.score(&sums(statistics.iter()))
+    }
+
+    /// What must be said beside a score for it to be comparable, over examples with these numbers of references:
+    /// sacreBLEU's signature, with the version that agrees with this program's numbers.
+    pub fn signature(self, references: impl IntoIterator<Item = usize>) -> String {
+        let mut numbers: Vec<usize> = references.into_iter().collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let nrefs = match numbers[..] {
+            [one] => one.to_string(),
+            _ => "var".to_string(),
+        };
+        match self {
+            Self::Bleu => format!("nrefs:{nrefs}|case:mixed|eff:no|tok:13a|smooth:exp|version:{SACREBLEU}"),
+            Self::ChrF => format!("nrefs:{nrefs}|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{SACREBLEU}"),
+            other => other.name().to_string(),
+        }
+    }
+}
+
+/// Element by element.
+fn sums<'a>(statistics: impl Iterator<Item = &'a Vec<f64>>) -> Vec<f64> {
+    let mut out = Vec::new();
+    for one in statistics {
+        out.resize(one.len(), 0.0);
+        out.iter_mut().zip(one).for_each(|(sum, x)| *sum += x);
+    }
+    out
+}
+
+/// Python's `str.split()`: white space there includes four control characters that Unicode's property has not.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)).filter(|word| !word.is_empty())
+}
+
+/// How well one arm answers, over its queries.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scores {
+    /// Share of the queries whose right label has the highest log-probability of all labels; `None` for free text.
+    pub accuracy: Option<f64>,
+    /// Mean log-probability (natural) of the right answer.
+    pub log_prob: f64,
+}
+
+/// Scores queries from the log-probabilities of their candidate answers.
+///
+/// `log_probs[i][c]` is the log-probability of candidate `c` of query `i`: the sum over all tokens of its string, not
+/// divided by their number. `right[i]` is the right one. With equal log-probabilities the earlier candidate is the
+/// model's answer. With `labelled = false` the only candidate is the reference, and there is no accuracy.
+///
+/// # Panics
+/// If there are no queries, or not one `right` for each.
+pub fn score(log_probs: &[Vec<f64>], right: &[usize], labelled: bool) -> Scores {
+    assert!(!log_probs.is_empty() && log_probs.len() == right.len(), "score: {} of {}", log_probs.len(), right.len());
+    let n = log_probs.len() as f64;
+    let log_prob = log_probs.iter().zip(right).map(|(l, &r)| l[r]).sum::<f64>() / n;
+    let hits = log_probs.iter().zip(right).filter(|(l, r)| best(l) == **r).count();
+    Scores { accuracy: labelled.then(|| hits as f64 / n), log_prob }
+}
+
+/// The first of the largest.
+fn best(values: &[f64]) -> usize {
+    let mut best = 0;
+    for (i, v) in values.iter().enumerate() {
+        if *v > values[best] {
+            best = i;
+        }
+    }
+    best
+}

@@ -195,7 +195,7 @@ fn greedy_generation_follows_the_full_pass() {
         .into_iter()
         .map(|ids| Prompt { ids, run: None })
         .collect();
-    let generation = Generation { max_new_tokens: 7, stop: vec![], sampling: Sampling::Greedy };
+    let generation = Generation::greedy(7);
     let mut heard = vec![Vec::new(); prompts.len()];
     let mut listen = |i: usize, token: u32| heard[i].push(token);
     let found = model.generate(backend, &prompts, None, &generation, &mut listen).expect("generation");
@@ -215,7 +215,7 @@ fn greedy_generation_follows_the_full_pass() {
     }
     let random = |n: usize| {
         let sampling = Sampling::Random { temperature: 0.8, top_k: Some(5), top_p: Some(0.9), seed: 3 };
-        let generation = Generation { max_new_tokens: 7, stop: vec![], sampling };
+        let generation = Generation { sampling, ..Generation::greedy(7) };
         model.generate(&mut Cpu::<f32>::new(), &prompts[..n], None, &generation, &mut |_, _| ()).expect("generation")
     };
     assert_eq!(random(2), random(4)[..2], "a prompt's stream depends on the others");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const LONGEST: usize = 600;
 
 /// Layers in the order in which they may import: each only from those before it. Equal rank means siblings.
-const LAYERS: [(&str, u8); 10] = [
+const LAYERS: [(&str, u8); 11] = [
     ("error", 0),
     ("shape", 1),
     ("formats", 2),
@@ -16,7 +16,8 @@ const LAYERS: [(&str, u8); 10] = [
     ("train", 6),
     ("task", 6),
     ("probe", 7),
-    ("cli", 8),
+    ("compare", 8),
+    ("cli", 9),
 ];
 
 struct Source {

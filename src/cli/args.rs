@@ -386,7 +386,8 @@ pub struct ProbeArgs {
 #[command(after_help = "\
 Examples:
   llamaprobe generate --model DIR --prompt 'Once upon a time' --max-new-tokens 40
-  llamaprobe generate --model DIR --input prompts.jsonl --temperature 0.8 --top-p 0.95 --seed 1 --json")]
+  llamaprobe generate --model DIR --input prompts.jsonl --temperature 0.8 --top-p 0.95 --seed 1 --json
+  llamaprobe generate --model DIR --prompt 'Review: fine\nSentiment:' --num-beams 4 --stop '\n'")]
 pub struct GenerateArgs {
     #[command(flatten)]
     #[serde(flatten)]
@@ -400,6 +401,18 @@ pub struct GenerateArgs {
     /// Most tokens to add.
     #[arg(long, default_value_t = 64)]
     pub max_new_tokens: usize,
+    /// Most tokens of soft prompt, prompt and continuation together [default: any number].
+    #[arg(long, value_name = "TOKENS")]
+    pub max_length: Option<usize>,
+    /// A string at which a continuation ends, and which is left out; may be repeated; \n is a line end.
+    #[arg(long, value_name = "TEXT", action = ArgAction::Append)]
+    pub stop: Vec<String>,
+    /// Search with this many beams, as transformers does; 1 takes the most probable token.
+    #[arg(long, default_value_t = 1, conflicts_with = "temperature")]
+    pub num_beams: usize,
+    /// Power of the number of new tokens by which a beam's score is divided.
+    #[arg(long, default_value_t = 1.0, requires = "num_beams", allow_negative_numbers = true)]
+    pub length_penalty: f64,
     /// Temperature of the sampling; 0 takes the most probable token.
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f64,

@@ -10,6 +10,7 @@ use super::resolve::{self, Found};
 use super::{Failure, output, texts};
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
+use crate::formats::stops::Stops;
 use crate::formats::tokenizer::Tokenizer;
 use crate::model::{Adaptation, Generation, Model, Prompt, Sampling};
 use crate::{Error, Result};
@@ -39,8 +40,12 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling> {
     if !(args.top_p > 0.0 && args.top_p <= 1.0) {
         return Err(Error::argument("--top-p", "a number above 0 and up to 1", args.top_p));
     }
+    if !args.length_penalty.is_finite() {
+        return Err(Error::argument("--length-penalty", "a number", args.length_penalty));
+    }
     Ok(match temperature {
-        0.0 => Sampling::Greedy,
+        0.0 if args.num_beams == 1 => Sampling::Greedy,
+        0.0 => Sampling::Beam { beams: args.num_beams, length_penalty: args.length_penalty },
         temperature => Sampling::Random {
             temperature,
             top_k: (args.top_k > 0).then_some(args.top_k),
@@ -68,10 +73,18 @@ impl Job for Generate<'_> {
             None => None,
         };
         let run = adaptation.as_ref().map(|_| 0);
-        let generation = Generation { max_new_tokens: args.max_new_tokens, stop: tokenizer.stops().to_vec(), sampling };
+        let stops = Stops::new(&tokenizer, args.stop.iter().map(|stop| stop.replace("\\n", "\n")));
+        let ends = |ids: &[u32]| stops.reached(ids);
+        let generation = Generation {
+            max_length: args.max_length,
+            stop: tokenizer.stops().to_vec(),
+            ends: (!args.stop.is_empty()).then_some(&ends),
+            sampling,
+            ..Generation::greedy(args.max_new_tokens)
+        };
         let inputs: Vec<Prompt> = prompts.iter().map(|ids| Prompt { ids: ids.clone(), run }).collect();
-        // One text is shown as it grows; several would interleave.
-        let growing = inputs.len() == 1 && !args.common.json;
+        // One text is shown as it grows; several would interleave, and a stop string must not be seen.
+        let growing = inputs.len() == 1 && !args.common.json && args.stop.is_empty();
         let mut stream = tokenizer.stream();
         let mut shown: Result<(), Failure> = Ok(());
         let mut show = |ids: &[u32]| -> Result<(), Failure> {
@@ -95,11 +108,13 @@ impl Job for Generate<'_> {
         }
         let mut results = Vec::new();
         for (prompt, tokens) in prompts.iter().zip(&done) {
+            let text = stops.text(tokens)?;
             if args.common.json {
-                let text = tokenizer.decode(tokens, true)?;
                 results.push(json!({"prompt_ids": prompt, "ids": tokens, "text": text}));
-            } else {
+            } else if args.stop.is_empty() {
                 output::line(tokenizer.decode(&[prompt.as_slice(), tokens].concat(), true)?)?;
+            } else {
+                output::line(tokenizer.decode(prompt, true)? + &text)?;
             }
         }
         if args.common.json {

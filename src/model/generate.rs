@@ -1,15 +1,13 @@
 //! Continuing prompts token by token, many at once, over a cache of keys and values.
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-
+use super::Model;
 use super::activations::{Activations, Keep};
 use super::adaptation::Adaptation;
+use super::decode::Search;
 use super::forward::{Cache, Input};
-use super::{Layout, Model};
-use crate::backend::{Backend, KvCache, WideElement};
+use crate::backend::{Backend, KvCache};
 use crate::hooks::NoTaps;
-use crate::shape::{Label, PackBuilder, Parent, Sequence, Token, forest};
+use crate::shape::{Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
 use crate::{Error, Result};
 
 /// How the next token is chosen from the logits.
@@ -17,6 +15,13 @@ use crate::{Error, Result};
 pub enum Sampling {
     /// The most probable; of equals the lowest id.
     Greedy,
+    /// The continuation that beam search finds, with transformers' defaults.
+    Beam {
+        /// Hypotheses that are followed, at least 1.
+        beams: usize,
+        /// Scores are divided by the number of new tokens to this power (transformers: 1).
+        length_penalty: f64,
+    },
     /// Drawn at random after the cuts, in this order: temperature, top-k, top-p (Holtzman et al. 2020).
     Random {
         /// Divisor of the logits, above 0.
@@ -30,15 +35,44 @@ pub enum Sampling {
     },
 }
 
+/// Says whether new tokens end a sequence.
+pub type Ends<'a> = dyn Fn(&[u32]) -> bool + 'a;
+
 /// When and how generation goes on.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Generation {
+#[derive(Clone)]
+pub struct Generation<'a> {
     /// At most this many new tokens.
     pub max_new_tokens: usize,
+    /// Positions at most, soft prompt, prompt and new tokens together; none means any number.
+    pub max_length: Option<usize>,
     /// Tokens that end a sequence; they are part of the result.
     pub stop: Vec<u32>,
+    /// Whether the new tokens so far end a sequence, such as by a stop string; they are part of the result.
+    pub ends: Option<&'a Ends<'a>>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// Rows of prompts and new tokens that are kept at once, unless a single prompt needs more; it changes no result.
+    pub rows: usize,
+}
+
+impl Generation<'_> {
+    /// Greedy, with nothing but a number of tokens to end it.
+    pub fn greedy(max_new_tokens: usize) -> Self {
+        Self { max_new_tokens, max_length: None, stop: vec![], ends: None, sampling: Sampling::Greedy, rows: 1 << 14 }
+    }
+
+    /// New tokens at most behind `positions` positions.
+    fn limit(&self, positions: usize) -> usize {
+        self.max_length.map_or(self.max_new_tokens, |max| self.max_new_tokens.min(max.saturating_sub(positions)))
+    }
+
+    /// Hypotheses of a prompt at most.
+    fn width(&self) -> usize {
+        match self.sampling {
+            Sampling::Beam { beams, .. } => beams,
+            Sampling::Greedy | Sampling::Random { .. } => 1,
+        }
+    }
 }
 
 /// A prompt to be continued.
@@ -46,17 +80,19 @@ pub struct Generation {
 pub struct Prompt {
     /// Token ids, at least one.
     pub ids: Vec<u32>,
-    /// The run whose adapter is active; none is the base model.
+    /// The run whose adapter or soft prompt is active; none is the base model.
     pub run: Option<usize>,
 }
 
 impl<B: Backend> Model<B> {
-    /// The continuation of every prompt. `on_token(i, token)` hears of every token of prompt i as it is chosen.
+    /// The continuation of every prompt. `on_token(i, token)` hears of every token of prompt i, as it is chosen or, with
+    /// beams, at the end.
     ///
-    /// Beginnings that prompts share are computed once. A prompt's continuation does not depend on the others.
+    /// Beginnings that prompts share (within the rows kept at once) are computed once. A prompt's continuation does not
+    /// depend on the others.
     ///
     /// # Errors
-    /// An empty prompt, logits that are not numbers, or a failing device.
+    /// An empty prompt, no beam, logits that are not numbers, or a failing device.
     pub fn generate(
         &self,
         backend: &mut B,
@@ -68,125 +104,117 @@ impl<B: Backend> Model<B> {
         if let Some(i) = prompts.iter().position(|prompt| prompt.ids.is_empty()) {
             return Err(Error::argument(format!("prompt {i}"), "at least one token", "none"));
         }
-        let mut done: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
-        if generation.max_new_tokens == 0 || prompts.is_empty() {
-            return Ok(done);
+        if generation.width() == 0 {
+            return Err(Error::argument("--num-beams", "at least 1", 0));
         }
-        let mut choosers: Vec<Chooser> = (0..prompts.len()).map(|i| Chooser::new(generation.sampling, i)).collect();
-        let layout = adaptation.map(|adaptation| &adaptation.layout);
         let soft = |run: Option<usize>| adaptation.zip(run).map_or(0, |(adaptation, run)| adaptation.prompts[run]);
         let sequences: Vec<Sequence> = prompts.iter().map(|p| Sequence::prompted(soft(p.run), &p.ids, p.run)).collect();
-        let planted = forest(&sequences, 1);
-        let rows = planted.pack.len() + prompts.len() * generation.max_new_tokens;
-        let mut cache = KvCache::new(backend, self.spec.layers, rows, self.spec.kv_width())?;
-        let keep: Vec<usize> = (0..planted.pack.segments().len()).collect();
-        let last: Vec<usize> = (0..prompts.len()).map(|i| planted.last_row(i)).collect();
+        let mut done = Vec::with_capacity(prompts.len());
+        while done.len() < prompts.len() {
+            let first = done.len();
+            let mut rows = 0;
+            let fits = sequences[first..].iter().take_while(|s| {
+                rows += s.tokens.len() + generation.width() * generation.limit(s.tokens.len());
+                rows <= generation.rows
+            });
+            let last = first + fits.count().max(1);
+            let batch = Batch { model: self, adaptation, generation, first };
+            done.extend(batch.run(backend, &sequences[first..last], on_token)?);
+        }
+        Ok(done)
+    }
+}
+
+/// Prompts that are continued together.
+struct Batch<'a, B: Backend> {
+    model: &'a Model<B>,
+    adaptation: Option<&'a Adaptation<B>>,
+    generation: &'a Generation<'a>,
+    /// Number of the first of them among all.
+    first: usize,
+}
+
+impl<B: Backend> Batch<'_, B> {
+    fn run(
+        &self,
+        backend: &mut B,
+        sequences: &[Sequence],
+        on_token: &mut dyn FnMut(usize, u32),
+    ) -> Result<Vec<Vec<u32>>> {
+        let (spec, generation) = (&self.model.spec, self.generation);
+        let limits: Vec<usize> = sequences.iter().map(|s| generation.limit(s.tokens.len())).collect();
+        let planted = forest(sequences, 1);
+        let last: Vec<usize> = (0..sequences.len()).map(|i| planted.last_row(i)).collect();
         // A prompt that begins another one may end inside a segment: its continuation needs a segment that ends there.
-        let leaves: Vec<usize> = last
-            .iter()
-            .map(|&row| planted.pack.segments().iter().position(|s| s.rows.end == row + 1))
-            .collect::<Option<_>>()
-            .expect("generate: the forest splits segments where a sequence ends");
-        let mut logits = self.pass(backend, adaptation, layout, &planted.pack, &mut cache, &keep, &last)?;
-        let mut active: Vec<(usize, usize)> = leaves.into_iter().enumerate().collect();
-        for step in 0.. {
-            let mut next = Vec::new();
-            for (&(i, parent), logits) in active.iter().zip(logits.chunks_exact(self.spec.vocab)) {
-                let token = choosers[i].choose(logits).ok_or_else(|| Error::NotFinite {
-                    what: format!("logits of prompt {i} after {step} new tokens"),
+        let leaf = |row: &usize| planted.pack.segments().iter().position(|s| s.rows.end == row + 1);
+        let leaves: Vec<usize> =
+            last.iter().map(leaf).collect::<Option<_>>().expect("generate: segments end where sequences do");
+        let search = |(i, (&limit, &leaf))| Search::new(generation, limit, leaf, self.first + i);
+        let mut searches: Vec<Search> = limits.iter().zip(&leaves).enumerate().map(search).collect();
+        let new: usize = limits.iter().map(|limit| limit * generation.width()).sum();
+        let mut cache = KvCache::new(backend, spec.layers, planted.pack.len() + new, spec.kv_width())?;
+        let keep: Vec<usize> = (0..planted.pack.segments().len()).collect();
+        // Every live hypothesis has its logits, in the order of prompts.
+        let wanted: Vec<usize> = (0..last.len()).filter(|&i| limits[i] > 0).map(|i| last[i]).collect();
+        let mut logits = match wanted.is_empty() {
+            true => Vec::new(),
+            false => self.pass(backend, &planted.pack, &mut cache, &keep, &wanted)?,
+        };
+        while !logits.is_empty() {
+            let mut rows = logits.chunks_exact(spec.vocab);
+            let mut builder = PackBuilder::new(&cache.segments);
+            let first = cache.segments.len();
+            let mut pushed = 0;
+            for (i, search) in searches.iter_mut().enumerate().filter(|(_, search)| !search.live.is_empty()) {
+                let own: Vec<&[B::Element]> = rows.by_ref().take(search.live.len()).collect();
+                let before = search.live[0].tokens.len();
+                search.step(&own).ok_or_else(|| Error::NotFinite {
+                    what: format!("logits of prompt {} after {before} new tokens", self.first + i),
                     found: f64::NAN,
                 })?;
-                done[i].push(token);
-                on_token(i, token);
-                if !generation.stop.contains(&token) {
-                    next.push((i, parent, token));
+                for hypothesis in &mut search.live {
+                    let token = *hypothesis.tokens.last().expect("generate: a step adds a token");
+                    builder.push(
+                        &[Token::Id(token)],
+                        Parent::Kept(hypothesis.segment),
+                        sequences[i].run,
+                        Label::Answer,
+                    );
+                    hypothesis.segment = first + pushed;
+                    pushed += 1;
+                }
+                if let Some(token) = search.newest() {
+                    on_token(self.first + i, token);
                 }
             }
-            if next.is_empty() || step + 1 == generation.max_new_tokens {
-                break;
-            }
-            let mut builder = PackBuilder::new(&cache.segments);
-            for &(i, parent, token) in &next {
-                builder.push(&[Token::Id(token)], Parent::Kept(parent), prompts[i].run, Label::Answer);
-            }
-            let pack = builder.build();
-            let first = cache.segments.len();
-            let all: Vec<usize> = (0..next.len()).collect();
-            logits = self.pass(backend, adaptation, layout, &pack, &mut cache, &all, &all)?;
-            active = next.iter().enumerate().map(|(slot, &(i, _, _))| (i, first + slot)).collect();
+            let all: Vec<usize> = (0..pushed).collect();
+            logits = match pushed {
+                0 => Vec::new(),
+                _ => self.pass(backend, &builder.build(), &mut cache, &all, &all)?,
+            };
+        }
+        let done: Vec<Vec<u32>> = searches.into_iter().map(Search::result).collect();
+        if matches!(generation.sampling, Sampling::Beam { .. }) {
+            let tokens = done.iter().enumerate().flat_map(|(i, tokens)| tokens.iter().map(move |&token| (i, token)));
+            tokens.for_each(|(i, token)| on_token(self.first + i, token));
         }
         Ok(done)
     }
 
     /// One forward that keeps the segments `keep`; the logits after `rows`.
-    #[allow(clippy::too_many_arguments)]
     fn pass(
         &self,
         backend: &mut B,
-        adaptation: Option<&Adaptation<B>>,
-        layout: Option<&Layout>,
-        pack: &crate::shape::Pack,
+        pack: &Pack,
         cache: &mut KvCache<B>,
         keep: &[usize],
         rows: &[usize],
     ) -> Result<Vec<B::Element>> {
-        let mut acts = Activations::new(backend, &self.spec, layout, pack.len(), Keep::Layer)?;
+        let layout = self.adaptation.map(|adaptation| &adaptation.layout);
+        let mut acts = Activations::new(backend, &self.model.spec, layout, pack.len(), Keep::Layer)?;
         let device = backend.pack(pack)?;
-        let input = Input { pack, device: &device, adaptation, dropout: None };
-        self.forward(backend, &mut acts, &input, Some(Cache { cache, keep }), &mut NoTaps)?;
-        self.logits(backend, &acts, rows)
-    }
-}
-
-/// Chooses the tokens of one prompt.
-struct Chooser {
-    sampling: Sampling,
-    rng: ChaCha8Rng,
-}
-
-impl Chooser {
-    fn new(sampling: Sampling, stream: usize) -> Self {
-        let seed = match sampling {
-            Sampling::Greedy => 0,
-            Sampling::Random { seed, .. } => seed,
-        };
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(stream as u64);
-        Self { sampling, rng }
-    }
-
-    /// The next token, or none if a logit is not a number.
-    fn choose<E: WideElement>(&mut self, logits: &[E]) -> Option<u32> {
-        let logits: Vec<f64> = logits.iter().map(|x| x.to_f64()).collect();
-        if logits.iter().any(|x| x.is_nan()) {
-            return None;
-        }
-        match self.sampling {
-            Sampling::Greedy => {
-                let best = (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best })?;
-                Some(best as u32)
-            }
-            Sampling::Random { temperature, top_k, top_p, .. } => {
-                let mut ids: Vec<usize> = (0..logits.len()).collect();
-                ids.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-                ids.truncate(top_k.unwrap_or(usize::MAX).max(1));
-                let highest = logits[*ids.first()?];
-                let mut shares: Vec<f64> = ids.iter().map(|&i| ((logits[i] - highest) / temperature).exp()).collect();
-                let total: f64 = shares.iter().sum();
-                let mut sum = 0.0;
-                let wanted = top_p.unwrap_or(1.0) * total;
-                let enough = shares.iter().position(|share| {
-                    sum += share;
-                    sum >= wanted
-                });
-                shares.truncate(enough.map_or(shares.len(), |i| i + 1));
-                let mut left = self.rng.random::<f64>() * shares.iter().sum::<f64>();
-                let chosen = shares.iter().position(|share| {
-                    left -= share;
-                    left < 0.0
-                });
-                Some(ids[chosen.unwrap_or(shares.len() - 1)] as u32)
-            }
-        }
+        let input = Input { pack, device: &device, adaptation: self.adaptation, dropout: None };
+        self.model.forward(backend, &mut acts, &input, Some(Cache { cache, keep }), &mut NoTaps)?;
+        self.model.logits(backend, &acts, rows)
     }
 }

@@ -10,6 +10,7 @@ use crate::formats::safetensors::Checkpoint;
 pub mod activations;
 pub mod adaptation;
 pub mod backward;
+mod decode;
 pub mod forward;
 pub mod full;
 pub mod generate;

@@ -1,0 +1,196 @@
+//! Generation: against transformers, with beams, stop strings and lengths, through adapters and soft prompts.
+
+mod support;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use llamaprobe::backend::Backend;
+use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::formats::adapter::Target;
+use llamaprobe::formats::stops::Stops;
+use llamaprobe::formats::tokenizer::Tokenizer;
+use llamaprobe::model::{Adaptation, Generation, Layout, LoraShape, Model, Prompt, Sampling};
+use serde_json::Value;
+
+fn tiny(backend: &mut Cpu<f32>) -> Model<Cpu<f32>> {
+    let dir = support::temp();
+    support::tiny_model::TinyModel::default().write(dir.path());
+    Model::load(backend, dir.path()).expect("loads")
+}
+
+fn prompts(runs: &[Option<usize>]) -> Vec<Prompt> {
+    let ids = |i: usize| (0..3 + i % 4).map(|j| (5 + 11 * j + 3 * (i / 2)) as u32).collect();
+    runs.iter().enumerate().map(|(i, &run)| Prompt { ids: ids(i), run }).collect()
+}
+
+fn run(
+    backend: &mut Cpu<f32>,
+    model: &Model<Cpu<f32>>,
+    prompts: &[Prompt],
+    adaptation: Option<&Adaptation<Cpu<f32>>>,
+    generation: &Generation,
+) -> Vec<Vec<u32>> {
+    model.generate(backend, prompts, adaptation, generation, &mut |_, _| ()).expect("generates")
+}
+
+fn beam(beams: usize, length_penalty: f64, tokens: usize) -> Generation<'static> {
+    Generation { sampling: Sampling::Beam { beams, length_penalty }, ..Generation::greedy(tokens) }
+}
+
+#[test]
+fn greedy_and_beams_are_transformers() {
+    let Some(shared) = support::shared() else { return };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/generate.json");
+    let golden: Vec<Value> = serde_json::from_slice(&std::fs::read(path).expect("the golden file")).expect("JSON");
+    let backend = &mut Cpu::<f32>::new();
+    let mut models = HashMap::new();
+    let mut lengths = Vec::new();
+    for case in &golden {
+        let name = case["model"].as_str().expect("a name");
+        let model = models
+            .entry(name.to_string())
+            .or_insert_with(|| Model::load(backend, &shared.join("models").join(name)).expect("loads"));
+        let ids = |value: &Value| serde_json::from_value::<Vec<u32>>(value.clone()).expect("ids");
+        let number = |key: &str| case[key].as_u64().expect("a number") as usize;
+        let sampling = match number("beams") {
+            1 => Sampling::Greedy,
+            beams => Sampling::Beam { beams, length_penalty: case["length_penalty"].as_f64().expect("a number") },
+        };
+        let generation = Generation { stop: ids(&case["stop"]), sampling, ..Generation::greedy(number("tokens")) };
+        let cases = case["cases"].as_array().expect("cases");
+        // All prompts of a case at once: transformers had them one by one.
+        let prompts: Vec<Prompt> = cases.iter().map(|c| Prompt { ids: ids(&c[0]), run: None }).collect();
+        let found = run(backend, model, &prompts, None, &generation);
+        for (found, case) in found.iter().zip(cases) {
+            assert_eq!(*found, ids(&case[1]), "{name}, {sampling:?}, prompt {:?}", case[0]);
+            lengths.push(found.len());
+        }
+    }
+    lengths.sort_unstable();
+    lengths.dedup();
+    assert!(lengths.len() > 5, "results of many lengths: {lengths:?}");
+}
+
+/// The best of all continuations of three tokens of a model is what beams as many as its vocabulary squared find.
+#[test]
+fn enough_beams_find_the_best_of_all() {
+    let backend = &mut Cpu::<f32>::new();
+    let dir = support::temp();
+    let small = support::tiny_model::TinyModel { vocab: 9, ..Default::default() };
+    std::fs::create_dir_all(dir.path()).expect("a folder");
+    small.write(dir.path());
+    let model = Model::load(backend, dir.path()).expect("loads");
+    let prompt = Prompt { ids: vec![1, 4, 2, 7], run: None };
+    let score = |backend: &mut Cpu<f32>, tokens: &[u32]| -> f64 {
+        let mut ids = prompt.ids.clone();
+        let mut sum = 0.0;
+        for &token in tokens {
+            let pack =
+                llamaprobe::shape::forest(&[llamaprobe::shape::Sequence::ids(&ids, None, Default::default())], 1).pack;
+            let device = backend.pack(&pack).expect("pack");
+            let keep = llamaprobe::model::Keep::Layer;
+            let mut acts =
+                llamaprobe::model::Activations::new(backend, &model.spec, None, pack.len(), keep).expect("memory");
+            let input = llamaprobe::model::Input::new(&pack, &device);
+            model.forward(backend, &mut acts, &input, None, &mut llamaprobe::hooks::NoTaps).expect("forward");
+            let logits = model.logits(backend, &acts, &[pack.len() - 1]).expect("logits");
+            let norm = logits.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
+            sum += f64::from(logits[token as usize]) - norm;
+            ids.push(token);
+        }
+        sum
+    };
+    let all = (0..729u32).map(|n| [n / 81, n / 9 % 9, n % 9]);
+    let best = all.map(|tokens| (score(backend, &tokens), tokens)).max_by(|a, b| a.0.total_cmp(&b.0)).expect("some");
+    let found = run(backend, &model, std::slice::from_ref(&prompt), None, &beam(81, 1.0, 3));
+    assert_eq!(found[0], best.1);
+    let greedy = run(backend, &model, std::slice::from_ref(&prompt), None, &Generation::greedy(3));
+    assert_eq!(
+        run(backend, &model, std::slice::from_ref(&prompt), None, &beam(1, 1.0, 3)),
+        greedy,
+        "one beam is greedy"
+    );
+}
+
+#[test]
+fn a_prompt_does_not_see_the_others() {
+    let backend = &mut Cpu::<f32>::new();
+    let model = tiny(backend);
+    let prompts = prompts(&[None; 7]);
+    let random = Sampling::Random { temperature: 0.9, top_k: None, top_p: Some(0.9), seed: 4 };
+    for sampling in [Sampling::Greedy, Sampling::Beam { beams: 3, length_penalty: 1.0 }, random] {
+        let generation = |rows| Generation { sampling, rows, stop: vec![2, 40, 90], ..Generation::greedy(9) };
+        let all = run(backend, &model, &prompts, None, &generation(1 << 14));
+        assert_eq!(run(backend, &model, &prompts, None, &generation(60)), all, "{sampling:?} in smaller packs");
+        assert_eq!(run(backend, &model, &prompts, None, &generation(1)), all, "{sampling:?} one by one");
+    }
+}
+
+#[test]
+fn generation_ends_where_it_should() {
+    let backend = &mut Cpu::<f32>::new();
+    let model = tiny(backend);
+    let prompts = prompts(&[None; 5]);
+    let all = run(backend, &model, &prompts, None, &Generation::greedy(12));
+    assert!(all.iter().all(|tokens| tokens.len() == 12));
+    let ends = |tokens: &[u32]| tokens.len() == 4 || tokens.last() == Some(&all[1][1]);
+    let ended = run(backend, &model, &prompts, None, &Generation { ends: Some(&ends), ..Generation::greedy(12) });
+    for (ended, all) in ended.iter().zip(&all) {
+        let expected = (1..=12).find(|&n| ends(&all[..n])).expect("at the fourth at last");
+        assert_eq!(*ended, all[..expected]);
+    }
+    let bounded = Generation { max_length: Some(6), ..Generation::greedy(12) };
+    for (i, tokens) in run(backend, &model, &prompts, None, &bounded).iter().enumerate() {
+        assert_eq!(*tokens, all[i][..6 - prompts[i].ids.len().min(6)], "prompt {i}");
+    }
+    let none = Generation { max_length: Some(3), ..Generation::greedy(12) };
+    assert!(run(backend, &model, &prompts, None, &none).iter().all(Vec::is_empty));
+    let heard = std::cell::RefCell::new(vec![Vec::new(); prompts.len()]);
+    let found = model.generate(backend, &prompts, None, &beam(2, 1.0, 5), &mut |i, t| heard.borrow_mut()[i].push(t));
+    assert_eq!(found.expect("generates"), heard.into_inner());
+    assert!(model.generate(backend, &prompts, None, &beam(0, 1.0, 5), &mut |_, _| ()).is_err());
+}
+
+#[test]
+fn stop_strings_cut_the_text() {
+    let dir = support::temp();
+    support::tiny_model::TinyModel::default().write(dir.path());
+    let tokenizer = Tokenizer::load(dir.path()).expect("loads");
+    let stops = Stops::new(&tokenizer, ["\n", "the end", ""]);
+    let ids = |text: &str| tokenizer.encode(text, false).expect("encodes").ids;
+    assert!(!stops.reached(&ids("one line, the en")));
+    assert!(stops.reached(&ids("one line\n")) && stops.reached(&ids("it is the end")));
+    assert_eq!(stops.text(&ids("it is the end\nmore")).expect("decodes"), "it is ");
+    assert_eq!(stops.text(&ids("a b")).expect("decodes"), "a b");
+    assert!(!Stops::new(&tokenizer, [""]).reached(&ids("a")));
+}
+
+/// Rows of several adapters and of the base model in one pack give what each gives alone.
+#[test]
+fn adapters_are_active_by_row() {
+    let backend = &mut Cpu::<f32>::new();
+    let model = tiny(backend);
+    let shape = LoraShape { rank: 2, alpha: 32.0, rslora: false, targets: vec![Target::Q, Target::V] };
+    for layout in [Layout::lora(&model.spec, &shape), soft(&model)] {
+        let mut adaptation = Adaptation::new(backend, layout, 2).expect("memory");
+        for r in 0..2 {
+            let value = |i: usize| (((i * 37 + r * 11) % 23) as f32 / 23.0 - 0.5) * 2.0;
+            let values: Vec<f32> = (0..adaptation.layout.stride).map(value).collect();
+            adaptation.upload_run(backend, r, &values).expect("uploads");
+        }
+        let same = [None, Some(0), Some(1)].map(|run| Prompt { ids: vec![7, 8, 9], run });
+        let together = run(backend, &model, &same, Some(&adaptation), &beam(2, 1.0, 8));
+        assert!(together[0] != together[1] && together[1] != together[2], "the adapters do something: {together:?}");
+        for (prompt, together) in same.iter().zip(&together) {
+            let alone = run(backend, &model, std::slice::from_ref(prompt), Some(&adaptation), &beam(2, 1.0, 8));
+            assert_eq!(alone[0], *together, "{:?}", prompt.run);
+        }
+        let base = run(backend, &model, &[Prompt { ids: vec![7, 8, 9], run: None }], None, &beam(2, 1.0, 8));
+        assert_eq!(together[0], base[0]);
+    }
+}
+
+fn soft(model: &Model<Cpu<f32>>) -> Layout {
+    Layout::empty(&model.spec).with_prompt(3)
+}

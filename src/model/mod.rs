@@ -13,6 +13,8 @@ pub mod backward;
 pub mod forward;
 pub mod full;
 pub mod generate;
+mod norm;
+pub mod places;
 pub mod prompt;
 pub mod spec;
 pub mod weights;

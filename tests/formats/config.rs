@@ -1,12 +1,13 @@
-use llamaprobe::formats::config::{ModelConfig, RopeKind};
+use llamaprobe::formats::config::{ModelConfig, Positions, RopeKind};
 use llamaprobe::formats::safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::support::shared;
 
 fn rope_json(config: &ModelConfig) -> (Value, f64) {
-    let theta = config.rope.theta;
-    match config.rope.kind {
+    let Positions::Rope(rope) = &config.positions else { panic!("{:?}", config.positions) };
+    let theta = rope.theta;
+    match rope.kind {
         RopeKind::Default => (json!({"rope_type": "default", "rope_theta": theta}), 1.0),
         RopeKind::Linear { factor } => (json!({"rope_type": "linear", "rope_theta": theta, "factor": factor}), 1.0),
         RopeKind::Dynamic { factor, original } => {
@@ -60,7 +61,7 @@ fn every_form_means_what_the_reference_says() {
         assert_eq!(Some(config.num_key_value_heads), number("num_key_value_heads"), "{given}");
         assert_eq!(Some(config.head_dim), number("head_dim"), "{given}");
         assert_eq!(Some(config.max_position_embeddings), number("max_position_embeddings"), "{given}");
-        assert_eq!(Some(config.rms_norm_eps), want["rms_norm_eps"].as_f64(), "{given}");
+        assert_eq!(Some(config.norm_eps), want["rms_norm_eps"].as_f64(), "{given}");
         assert_eq!(Some(config.tie_word_embeddings), want["tie_word_embeddings"].as_bool(), "{given}");
         assert_eq!(json!(config.windows), want["windows"], "{given}");
         assert_eq!(json!(config.bos_token_id), want["bos"], "{given}");

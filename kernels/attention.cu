@@ -70,12 +70,13 @@ DEV float* beside(const real* tile, int row) {
     return reinterpret_cast<float*>(const_cast<real*>(tile) + row * STRIDE + HEAD_DIM);
 }
 
-// By how much a product of head `head` is less for every position, before it is multiplied by `scale`.
-DEV float lean_of(int head, int alibi, float scale) {
+// By how much a score of head `head` is less for every position, and a product before it is multiplied by `scale`.
+DEV float slope_of(int head, int alibi) {
     if (alibi == 0) return 0.0f;
     float power = head < alibi ? 8.0f * (head + 1) : 4.0f * (2 * (head - alibi) + 1);
-    return exp2f(-power / alibi) / scale;
+    return exp2f(-power / alibi);
 }
+DEV float lean_of(int head, int alibi, float scale) { return slope_of(head, alibi) / scale; }
 
 // A part of a tile of keys.
 struct Step {
@@ -479,7 +480,7 @@ extern "C" __global__ void __launch_bounds__(128)
                       const int* __restrict__ keys, const int* __restrict__ positions, int heads, int kv_heads,
                       int width, float scale, int alibi, int longest, int normalised) {
     int head = blockIdx.y, group = head / (heads / kv_heads), row = rows[blockIdx.x];
-    float lean = lean_of(head, alibi, scale);
+    float slope = slope_of(head, alibi);
     out += ((i64)blockIdx.x * heads + head) * longest;
     keys += (i64)blockIdx.x * longest;
     q += ((i64)row * heads + head) * width;
@@ -497,7 +498,7 @@ extern "C" __global__ void __launch_bounds__(128)
 #pragma unroll
             for (int j = 0; j < 8; j++) sum = fmaf(a[j], b[j], sum);
         }
-        float score = (sum - lean * (positions[row] - p)) * scale;
+        float score = sum * scale - slope * (positions[row] - p);
         out[p] = normalised ? expf(score - lse[(i64)row * heads + head]) : score;
     }
 }

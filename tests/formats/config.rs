@@ -1,4 +1,4 @@
-use llamaprobe::formats::config::{ModelConfig, Positions, RopeKind};
+use llamaprobe::formats::config::{Activation, Mlp, ModelConfig, Norm, Positions, RopeKind};
 use llamaprobe::formats::safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -95,6 +95,36 @@ fn biases_follow_the_family() {
     assert_eq!(bias("llama", json!({"mlp_bias": true})), (false, false, true));
     assert_eq!(bias("mistral", json!({})), (false, false, false));
     assert_eq!(bias("qwen2", json!({})), (true, false, false));
+}
+
+#[test]
+fn the_other_families_are_data() {
+    let read = |text: &str| ModelConfig::parse("config.json", text).expect("valid");
+    // The published GPT-2 XL, OPT-350m and BLOOM-1b1, as far as they decide anything.
+    let c = read(
+        r#"{"model_type": "gpt2", "activation_function": "gelu_new", "n_ctx": 1024, "n_embd": 1600, "n_head": 25,
+        "n_layer": 48, "n_positions": 1024, "layer_norm_epsilon": 1e-5, "vocab_size": 50257, "bos_token_id": 50256,
+        "resid_pdrop": 0.1, "reorder_and_upcast_attn": false}"#,
+    );
+    assert_eq!((c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.head_dim), (1600, 6400, 48, 64));
+    assert_eq!((c.mlp, c.norm), (Mlp::Plain(Activation::GeluTanh), Norm::Layer));
+    assert_eq!(c.positions, Positions::Learned { first: 0 });
+    assert!(c.tie_word_embeddings && c.qkv_bias && c.o_bias && c.mlp_bias && c.final_norm && !c.post_norm);
+    assert_eq!((c.bos_token_id, c.eos_token_id), (Some(50256), vec![50256]));
+    let c = read(
+        r#"{"model_type": "opt", "activation_function": "relu", "do_layer_norm_before": false, "ffn_dim": 4096,
+        "hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24, "vocab_size": 50272,
+        "word_embed_proj_dim": 512, "max_position_embeddings": 2048, "_remove_final_layer_norm": false}"#,
+    );
+    assert_eq!((c.hidden_size, c.embed_size, c.head_dim, c.max_position_embeddings), (1024, 512, 64, 2048));
+    assert_eq!((c.mlp, &c.positions), (Mlp::Plain(Activation::Relu), &Positions::Learned { first: 2 }));
+    assert!(c.post_norm && !c.final_norm && c.tie_word_embeddings);
+    let c = read(
+        r#"{"model_type": "bloom", "n_embed": 1536, "n_layer": 24, "num_attention_heads": 16, "vocab_size": 250880,
+        "layer_norm_epsilon": 1e-5, "apply_residual_connection_post_layernorm": false, "seq_length": 2048}"#,
+    );
+    assert_eq!((c.hidden_size, c.intermediate_size, c.head_dim, c.positions), (1536, 6144, 96, Positions::Alibi));
+    assert!(c.embed_norm && c.final_norm && !c.post_norm && c.tie_word_embeddings);
 }
 
 #[test]

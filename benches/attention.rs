@@ -5,8 +5,8 @@ mod common;
 
 use common::{SHAPES, flat, real, shared_prefix, wait, wide};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use llamaprobe::backend::{AttentionDims, Backend};
 use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::{AttentionDims, Backend};
 
 fn attention<B: Backend>(c: &mut Criterion, mut b: B) {
     let mut group = common::group(c, &format!("attention/{}", b.name()));

@@ -5,8 +5,8 @@ mod common;
 
 use common::{SHAPES, Shape, bytes, flat, real, wait, weight, wide};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use llamaprobe::backend::{Activation, Backend};
 use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::{Activation, Backend};
 
 /// Rows of the pack.
 const ROWS: usize = 256;

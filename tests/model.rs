@@ -414,7 +414,8 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
 fn gradients_of_all_weights() {
     for (i, config) in models().iter().enumerate() {
         // A step must not cross the corner of a ReLU.
-        let smooth = config.replace("{\"model_type\": \"opt\",", "{\"model_type\": \"opt\", \"activation_function\": \"gelu\",");
+        let smooth =
+            config.replace("{\"model_type\": \"opt\",", "{\"model_type\": \"opt\", \"activation_function\": \"gelu\",");
         gradients_of_the_whole_model(&smooth, if i == 1 { 0.25 } else { 0.0 });
     }
 }
@@ -457,7 +458,8 @@ fn passes_allocate_nothing_and_never_wait() {
 fn passes_only_compute(config: &str) {
     let backend = &mut Trace::new();
     let (model, _) = random(backend, config);
-    let adaptation = Adaptation::new(backend, lora(&model.spec, model.spec.family.default_modules()), 2).expect("memory");
+    let adaptation =
+        Adaptation::new(backend, lora(&model.spec, model.spec.family.default_modules()), 2).expect("memory");
     let pack = forest(&branching(|_| Some(1)), 2).pack;
     let device = backend.pack(&pack).expect("pack");
     let mut acts =

@@ -148,14 +148,7 @@ pub trait Backend {
     // Learned position embedding (Gehring et al. 2017)
 
     /// `x [N, C] += table [_, C]` at `first +` the row's position.
-    fn position_fwd(
-        &mut self,
-        x: &mut Self::Wide,
-        pack: &Self::Pack,
-        table: &Self::Weight,
-        first: usize,
-        width: usize,
-    );
+    fn position_fwd(&mut self, x: &mut Self::Wide, pack: &Self::Pack, table: &Self::Weight, first: usize, width: usize);
     /// `d_table [_, C] (from element `offset` on) += d_x` at `first +` the rows' positions, in row order.
     fn position_bwd_table(
         &mut self,
@@ -445,14 +438,7 @@ pub trait Backend {
     /// `act [len] = f(x)`.
     fn activation_fwd(&mut self, act: &mut Self::Real, x: &Self::Real, f: Activation, len: usize);
     /// `d_x [len] = d_act * f'(x)`.
-    fn activation_bwd(
-        &mut self,
-        d_x: &mut Self::Real,
-        d_act: &Self::Wide,
-        x: &Self::Real,
-        f: Activation,
-        len: usize,
-    );
+    fn activation_bwd(&mut self, d_x: &mut Self::Real, d_act: &Self::Wide, x: &Self::Real, f: Activation, len: usize);
 
     // Head
 

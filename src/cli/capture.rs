@@ -193,7 +193,11 @@ impl Sink<'_> {
                 Site::Logits => spec.vocab,
                 Site::LoraA(target) | Site::LoraDelta(target) => {
                     let lora = adapted(target).ok_or_else(|| {
-                        Error::argument("--sites", format!("an --adapter on {} for {name}", spec.family.path(layer, target)), "none")
+                        Error::argument(
+                            "--sites",
+                            format!("an --adapter on {} for {name}", spec.family.path(layer, target)),
+                            "none",
+                        )
                     })?;
                     if matches!(site, Site::LoraA(_)) { lora.rank } else { lora.output }
                 }

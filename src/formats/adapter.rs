@@ -133,19 +133,19 @@ impl Family {
                 "mlp.up_proj",
                 "mlp.down_proj",
             ],
-            Self::Gpt2 => {
-                ["attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj", "", "mlp.c_fc", "mlp.c_proj"]
-            }
-            Self::Opt => [
+            Self::Gpt2 => [
+                "attn.c_attn",
+                "attn.c_attn",
+                "attn.c_attn",
+                "attn.c_attn",
+                "attn.c_proj",
                 "",
-                "self_attn.q_proj",
-                "self_attn.k_proj",
-                "self_attn.v_proj",
-                "self_attn.out_proj",
-                "",
-                "fc1",
-                "fc2",
+                "mlp.c_fc",
+                "mlp.c_proj",
             ],
+            Self::Opt => {
+                ["", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "", "fc1", "fc2"]
+            }
             Self::Bloom => {
                 let fused = "self_attention.query_key_value";
                 let o = "self_attention.dense";

@@ -252,7 +252,8 @@ impl<B: Backend> Adaptation<B> {
         }
         let mut values = vec![B::Element::default(); self.layout.stride];
         for module in &adapter.modules {
-            let place = |&(layer, target, _): &(usize, Target, LoraSite)| (layer, target) == (module.layer, module.target);
+            let place =
+                |&(layer, target, _): &(usize, Target, LoraSite)| (layer, target) == (module.layer, module.target);
             let (_, _, site) = self.layout.modules().find(place).expect("adaptation: compared above");
             let convert = |x: &f32| B::Element::from_f64(f64::from(*x));
             values[site.a..site.a + module.a.len()].iter_mut().zip(&module.a).for_each(|(v, x)| *v = convert(x));

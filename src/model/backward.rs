@@ -337,7 +337,8 @@ impl<B: Backend> Block<'_, B> {
             _ => unreachable!("backward: a gated MLP has buffers for its gate"),
         }
         // Without a norm before it, a half's input is the residual stream itself.
-        let (d_in, mut accumulate) = if spec.post_norm { (&mut grads.d_resid, true) } else { (&mut grads.d_norm, false) };
+        let (d_in, mut accumulate) =
+            if spec.post_norm { (&mut grads.d_resid, true) } else { (&mut grads.d_norm, false) };
         if let Some(d_gate) = &grads.d_gate {
             self.project(backend, wanted, Target::Gate, d_gate, &saved.mlp_in, Some((&mut *d_in, accumulate)));
             accumulate = true;

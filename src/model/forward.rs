@@ -131,7 +131,13 @@ impl<B: Backend> Model<B> {
                     backend.residual_fwd(sum, resid_pre, &acts.attn_out, n * spec.width);
                     let norm = &block.weights.attn_norm;
                     norm::forward(backend, spec, &mut saved.mlp_in, &mut saved.attn_stats, sum, norm, n);
-                    block.tap_norm(backend, taps, [Site::Ln1Scale, Site::Ln1Normalized], &saved.attn_stats, &saved.mlp_in);
+                    block.tap_norm(
+                        backend,
+                        taps,
+                        [Site::Ln1Scale, Site::Ln1Normalized],
+                        &saved.attn_stats,
+                        &saved.mlp_in,
+                    );
                     backend.widen(&mut saved.resid_mid, &saved.mlp_in, n * spec.width);
                 }
             }

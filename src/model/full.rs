@@ -7,8 +7,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 
 use super::Model;
-use super::spec::Spec;
 use super::places::{Place, Source};
+use super::spec::Spec;
 use super::weights::Weights;
 use crate::backend::{Backend, WideElement};
 use crate::formats::safetensors::{Checkpoint, Dtype, TensorView};

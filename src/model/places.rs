@@ -122,7 +122,9 @@ impl Place {
         match (spec.family, weight) {
             (Family::Gpt2, true) => (vec![input, rows], Part::Columns { from: fused.unwrap_or(0) * output }),
             (_, true) => (vec![rows, input], fused.map_or(Part::Whole, |which| Part::Heads { which })),
-            (Family::Gpt2, false) => (vec![rows], fused.map_or(Part::Whole, |which| Part::Rows { from: which * output })),
+            (Family::Gpt2, false) => {
+                (vec![rows], fused.map_or(Part::Whole, |which| Part::Rows { from: which * output }))
+            }
             (_, false) => (vec![rows], fused.map_or(Part::Whole, |which| Part::Heads { which })),
         }
     }
@@ -199,7 +201,8 @@ impl<'a> Source<'a> {
 
     /// Old exports hold tables of the rotation or of the causal mask, and some hold the tied head once more: none is read.
     fn passed_over(&self, name: &str) -> bool {
-        let masks = self.spec.family == Family::Gpt2 && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias"));
+        let masks =
+            self.spec.family == Family::Gpt2 && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias"));
         name.ends_with(".rotary_emb.inv_freq") || masks || (self.spec.tied && name == "lm_head.weight")
     }
 

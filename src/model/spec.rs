@@ -3,8 +3,8 @@
 use super::places::Place;
 use crate::backend::AttentionDims;
 use crate::formats::adapter::Target;
-use crate::hooks::Site;
 use crate::formats::config::{Family, Mlp, ModelConfig, Norm, Positions, Rope, RopeKind};
+use crate::hooks::Site;
 
 /// A model's dimensions and constants, and how its blocks are put together.
 #[derive(Clone, Debug, PartialEq)]

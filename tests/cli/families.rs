@@ -43,7 +43,8 @@ fn every_family_is_tuned_on_its_own_modules_and_read_back() {
             assert_eq!(shape, [*output, 2], "{name}");
             assert!(values.iter().any(|&x| x != 0.0), "{name}: B has not moved");
         }
-        let capture = "capture --model {}/model --input {}/ids.jsonl --sites hook_embed,resid_post,q_proj.hook_lora_delta,logits";
+        let capture =
+            "capture --model {}/model --input {}/ids.jsonl --sites hook_embed,resid_post,q_proj.hook_lora_delta,logits";
         line(d, &format!("{capture} --adapter {{}}/out --out {{}}/tuned")).ok();
         let (shape, _) = tensor(&d.join("tuned/activations.safetensors"), "blocks.1.q_proj.hook_lora_delta");
         assert_eq!(shape, [2, 12], "{name}");
@@ -59,10 +60,12 @@ fn what_a_family_lacks_is_refused_by_name() {
     let dir = workplace("gpt2");
     let d = dir.path();
     for (site, word) in [("mlp.hook_pre_linear", "gpt2"), ("rot_q", "gpt2")] {
-        let said = line(d, &format!("capture --model {{}}/model --input {{}}/ids.jsonl --out {{}}/out --sites {site}")).refused();
+        let said = line(d, &format!("capture --model {{}}/model --input {{}}/ids.jsonl --out {{}}/out --sites {site}"))
+            .refused();
         assert!(said.contains(word) && said.contains("--sites"), "{said}");
     }
-    let said = line(d, "train-lora --model {}/model --train {}/ids.jsonl --out {}/out --target-modules q_proj").refused();
+    let said =
+        line(d, "train-lora --model {}/model --train {}/ids.jsonl --out {}/out --target-modules q_proj").refused();
     assert!(said.contains("c_attn") && said.contains("q_proj"), "{said}");
     let long: Vec<String> = (0..25).map(|i| (3 + i % 9).to_string()).collect();
     put(d, "long.jsonl", &format!("{{\"input_ids\": [{}]}}\n", long.join(",")));

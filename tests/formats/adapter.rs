@@ -26,7 +26,9 @@ fn modules_are_those_of_peft() {
         let mut given = case["config"].clone();
         given["peft_type"] = "LORA".into();
         std::fs::write(&path, given.to_string()).expect("writes");
-        let slots = LoraConfig::read(&path, Family::Llama).and_then(|c| c.slots(Family::Llama, 3)).unwrap_or_else(|e| panic!("{given}: {e}"));
+        let slots = LoraConfig::read(&path, Family::Llama)
+            .and_then(|c| c.slots(Family::Llama, 3))
+            .unwrap_or_else(|e| panic!("{given}: {e}"));
         let found: Vec<_> = slots.iter().map(|s| (Family::Llama.path(s.layer, s.target), s.r)).collect();
         let want = case["slots"].as_array().expect("a list");
         let names: Vec<_> = want

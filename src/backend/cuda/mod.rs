@@ -43,7 +43,8 @@ use self::context::Context;
 pub use self::memory::Buffer;
 pub use self::pack::{Index, Pack};
 use super::{
-    Activation, AdamwStep, AttentionDims, Backend, Captured, Dropout, HostSlice, LinearDims, LoraSite, PromptSite, Tensor,
+    Activation, AdamwStep, AttentionDims, Backend, Captured, Dropout, HostSlice, LinearDims, LoraSite, PromptSite,
+    Tensor,
 };
 use crate::formats::safetensors::TensorView;
 use crate::shape;
@@ -513,14 +514,7 @@ impl<R: Compute> Backend for Cuda<R> {
         activation::fwd(&mut self.cx, act, x, f, len);
     }
 
-    fn activation_bwd(
-        &mut self,
-        d_x: &mut Buffer<R>,
-        d_act: &Buffer<f32>,
-        x: &Buffer<R>,
-        f: Activation,
-        len: usize,
-    ) {
+    fn activation_bwd(&mut self, d_x: &mut Buffer<R>, d_act: &Buffer<f32>, x: &Buffer<R>, f: Activation, len: usize) {
         activation::bwd(&mut self.cx, d_x, d_act, x, f, len);
     }
 

@@ -132,7 +132,12 @@ impl LoraAdapter {
         }
         let tensors: Vec<_> = parts
             .iter()
-            .map(|(name, shape, data)| Tensor { name, dtype: Dtype::F32, shape, data: bytemuck::cast_slice(data.as_ref()) })
+            .map(|(name, shape, data)| Tensor {
+                name,
+                dtype: Dtype::F32,
+                shape,
+                data: bytemuck::cast_slice(data.as_ref()),
+            })
             .collect();
         safetensors::write(dir.join(WEIGHTS), &tensors, &[("format", "pt")])?;
         write_json(dir.join(CONFIG), &self.config.to_json(self.family))

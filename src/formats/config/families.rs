@@ -1,8 +1,8 @@
 //! `config.json` of GPT-2, OPT and BLOOM. Options that change what is computed and are not among these fields are errors.
 
 use super::{
-    Activation, Family, MAX_LAYERS, MAX_WIDTH, Mlp, ModelConfig, Norm, Positions, dtype, end_tokens, pad, refuse_common,
-    token, unsupported,
+    Activation, Family, MAX_LAYERS, MAX_WIDTH, Mlp, ModelConfig, Norm, Positions, dtype, end_tokens, pad,
+    refuse_common, token, unsupported,
 };
 use crate::Result;
 use crate::formats::json::Fields;

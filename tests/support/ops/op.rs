@@ -214,7 +214,9 @@ impl Op {
     /// The kind of the buffer that holds input `i`'s gradient.
     pub fn gradient_kind(&self, i: usize) -> Kind {
         match (self, i) {
-            (Self::Rope { .. } | Self::Attention { .. } | Self::SwiGlu { .. } | Self::Activation { .. }, _) => Kind::Real,
+            (Self::Rope { .. } | Self::Attention { .. } | Self::SwiGlu { .. } | Self::Activation { .. }, _) => {
+                Kind::Real
+            }
             _ => Kind::Wide,
         }
     }

@@ -324,10 +324,14 @@ fn directional(n: usize, seed: u64, step: f64, mut total: impl FnMut(&[f64]) -> 
 
 fn assert_slope(what: &str, gradient: &[f64], direction: &[f64], slope: f64) {
     let along: f64 = gradient.iter().zip(direction).map(|(g, d)| g * d).sum();
-    let error = (along - slope).abs() / slope.abs().max(along.abs());
+    // A direction may by chance be nearly level: what counts then is what a direction of such numbers is likely to give.
+    let moved = gradient.iter().zip(direction).filter(|(_, d)| **d != 0.0);
+    let usual = (moved.map(|(g, _)| g * g).sum::<f64>() / 3.0).sqrt();
+    let scale = slope.abs().max(along.abs()).max(usual);
+    let error = (along - slope).abs() / scale;
     println!("{what}: {along:.9} against {slope:.9}, relative difference {error:.1e}");
     assert!(error < 1e-6, "{what}: {along} against {slope}: {error:.1e}");
-    assert!((along * 1.00001 - slope).abs() / slope.abs() > 1e-6, "{what}: the check cannot fail");
+    assert!((along + 1e-5 * scale - slope).abs() / scale > 1e-6, "{what}: the check cannot fail");
 }
 
 /// The sequences of the gradient checks: of the base model and of two runs with soft prompts of two rows.
@@ -423,7 +427,7 @@ fn gradients_of_all_weights() {
 #[test]
 fn gradients_of_adapters_and_prompts() {
     for (i, config) in models().iter().enumerate() {
-        let step = if config.contains("\"opt\"") { 1e-5 } else { 1e-3 };
+        let step = if config.contains("\"opt\"") { 1e-4 } else { 1e-3 };
         gradients_of_adapters(config, if i % 2 == 1 { 0.25 } else { 0.0 }, step);
     }
 }

@@ -178,8 +178,7 @@ impl Lanes {
         }
     }
 
-    /// `bounds [3, n] = ` the first and the last position that each row sees, of which padding sees none, and by how much
-    /// its scores fall for every position before the last (ALiBi).
+    /// `bounds [3, n] = ` the first and the last position that each row sees (padding sees none), and its ALiBi slope.
     pub fn bounds<W: Float>(
         &self,
         bounds: &mut [W],
@@ -191,9 +190,7 @@ impl Lanes {
     ) {
         let (from, rest) = bounds[..3 * self.n].split_at_mut(self.n);
         let (to, slopes) = rest.split_at_mut(self.n);
-        from.fill(W::ZERO);
-        to.fill(-W::ONE);
-        slopes.fill(W::ZERO);
+        (from.fill(W::ZERO), to.fill(-W::ONE), slopes.fill(W::ZERO));
         for i in 0..self.count {
             slopes[i] = W::from_f64(dims.slope(head * dims.group() + (first + i) % dims.group()));
             let seen = dims.visible(pack.positions()[rows((first + i) / dims.group())] as usize);
@@ -566,8 +563,7 @@ pub fn pattern<W: Float, R: Element<W>>(
                 let out = unsafe { out.at((index * dims.heads + head) * longest + start + j, x.len()) };
                 let slope = W::from_f64(dims.slope(head));
                 for (n, (o, &x)) in out.iter_mut().zip(x).enumerate() {
-                    let distance = W::from_f64((seen.end - 1 - start - j - n) as f64);
-                    let score = x * scale - slope * distance;
+                    let score = x * scale - slope * W::from_f64((seen.end - 1 - start - j - n) as f64);
                     *o = if normalised { (score - lse[row * dims.heads + head]).exp::<false>() } else { score };
                 }
             });

@@ -83,7 +83,7 @@ impl<B: Backend> Weights<B> {
         let projected = spec.embed_width != spec.width;
         let norm = |next: &mut dyn FnMut() -> B::Weight| Norm {
             weight: next(),
-            bias: (spec.norm == NormKind::Layer).then(|| next()),
+            bias: (spec.norm == NormKind::Layer).then(next),
         };
         let embed = next();
         let project_in = projected.then(&mut next);

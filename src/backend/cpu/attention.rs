@@ -188,14 +188,14 @@ impl Lanes {
         pack: &Pack,
         dims: AttentionDims,
     ) {
-        let (from, rest) = bounds[..3 * self.n].split_at_mut(self.n);
+        let (from, rest) = bounds.split_at_mut(self.n);
         let (to, slopes) = rest.split_at_mut(self.n);
-        (from.fill(W::ZERO), to.fill(-W::ONE), slopes.fill(W::ZERO));
-        for i in 0..self.count {
-            slopes[i] = W::from_f64(dims.slope(head * dims.group() + (first + i) % dims.group()));
-            let seen = dims.visible(pack.positions()[rows((first + i) / dims.group())] as usize);
+        let position = |i: usize| pack.positions()[rows((first + i) / dims.group())] as usize;
+        for i in 0..self.n {
+            let seen = if i < self.count { dims.visible(position(i)) } else { 0..0 };
             from[i] = W::from_f64(seen.start as f64);
-            to[i] = W::from_f64((seen.end - 1) as f64);
+            to[i] = W::from_f64(seen.end as f64 - 1.0);
+            slopes[i] = W::from_f64(dims.slope(head * dims.group() + (first + i) % dims.group()));
         }
     }
 }

@@ -95,7 +95,8 @@ pub fn forward(p: Precision, op: &Op, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
                 let apart = |i: usize| p.w(x[i] - mean);
                 let spread = p.w(p.dot(*width, apart, apart) / *width as f64);
                 let rstd = p.w(1.0 / p.w(p.w(spread + p.w(*eps)).sqrt()));
-                (means.push(mean), rstds.push(rstd));
+                means.push(mean);
+                rstds.push(rstd);
                 let affine = |i: usize| p.r(p.w(p.w(apart(i) * rstd) * inputs[1][i]) + inputs[1][width + i]);
                 out.extend((0..*width).map(affine));
             }

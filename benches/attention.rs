@@ -5,8 +5,8 @@ mod common;
 
 use common::{SHAPES, flat, real, shared_prefix, wait, wide};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::{AttentionDims, Backend};
 
 fn attention<B: Backend>(c: &mut Criterion, mut b: B) {
     let mut group = common::group(c, &format!("attention/{}", b.name()));
@@ -15,10 +15,11 @@ fn attention<B: Backend>(c: &mut Criterion, mut b: B) {
         ("512", flat(&[512], None)),
         ("8x64", flat(&[64; 8], None)),
         ("512+16x32", shared_prefix(512, 16, 32)),
+        ("512 alibi", flat(&[512], None)),
     ];
     for shape in SHAPES {
-        let dims = shape.attention();
         for (name, pack) in &packs {
+            let dims = AttentionDims { alibi: name.ends_with("alibi"), ..shape.attention() };
             let (n, pairs) = (pack.len(), pack.positions().iter().map(|&p| p as usize + 1).sum::<usize>());
             let (queries, keys) = (n * dims.heads * dims.head_dim, n * dims.kv_heads * dims.head_dim);
             let [q, mut z, mut d_q] = [(); 3].map(|()| real(&mut b, queries));

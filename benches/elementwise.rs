@@ -1,12 +1,12 @@
-//! Operations that memory bounds: norm, rotation, SwiGLU, residual. Bytes are those that must be read and written.
+//! Operations that memory bounds: norms, positions, rotation, activations, residual. Bytes are those that must be read and written.
 #![allow(missing_docs, reason = "the macros of the harness")]
 
 mod common;
 
 use common::{SHAPES, Shape, bytes, flat, real, wait, weight, wide};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::{Activation, Backend};
 
 /// Rows of the pack.
 const ROWS: usize = 256;
@@ -23,6 +23,36 @@ fn rms_norm<B: Backend>(c: &mut Criterion, b: &mut B, Shape { name, width, .. }:
     group.throughput(Throughput::Bytes(bytes(b, 4 * len, 0)));
     group.bench_function(BenchmarkId::new("bwd", name), |bench| {
         bench.iter(|| wait(b, |b| b.rms_norm_bwd(&mut d_x, &d_out, &x, &rstd, &gain, ROWS, width)));
+    });
+    group.finish();
+}
+
+fn layer_norm<B: Backend>(c: &mut Criterion, b: &mut B, Shape { name, width, .. }: Shape) {
+    let mut group = common::group(c, &format!("layer_norm/{}", b.name()));
+    let len = ROWS * width;
+    let (mut out, x, gain, shift) = (real(b, len), wide(b, len), weight(b, width), weight(b, width));
+    let [mut mean, mut rstd] = [(); 2].map(|()| wide(b, ROWS));
+    group.throughput(Throughput::Bytes(bytes(b, len, len)));
+    group.bench_function(BenchmarkId::new("fwd", name), |bench| {
+        bench.iter(|| {
+            wait(b, |b| b.layer_norm_fwd(&mut out, &mut mean, &mut rstd, &x, &gain, &shift, ROWS, width, 1e-5));
+        });
+    });
+    let (mut d_x, d_out) = (wide(b, len), wide(b, len));
+    group.throughput(Throughput::Bytes(bytes(b, 4 * len, 0)));
+    group.bench_function(BenchmarkId::new("bwd", name), |bench| {
+        bench.iter(|| wait(b, |b| b.layer_norm_bwd(&mut d_x, &d_out, &x, &mean, &rstd, &gain, ROWS, width)));
+    });
+    group.finish();
+}
+
+fn position<B: Backend>(c: &mut Criterion, b: &mut B, Shape { name, width, .. }: Shape) {
+    let mut group = common::group(c, &format!("position/{}", b.name()));
+    let (mut x, table) = (wide(b, ROWS * width), weight(b, (ROWS + 2) * width));
+    let pack = b.pack(&flat(&[ROWS], None)).expect("memory for a bench");
+    group.throughput(Throughput::Bytes(bytes(b, 2 * ROWS * width, ROWS * width)));
+    group.bench_function(BenchmarkId::new("fwd", name), |bench| {
+        bench.iter(|| wait(b, |b| b.position_fwd(&mut x, &pack, &table, 2, width)));
     });
     group.finish();
 }
@@ -58,6 +88,23 @@ fn swiglu<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
     group.finish();
 }
 
+fn activation<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
+    let mut group = common::group(c, &format!("activation/{}", b.name()));
+    let len = ROWS * shape.feed_forward;
+    let ([mut act, x, mut d_x], d_act) = ([(); 3].map(|()| real(b, len)), wide(b, len));
+    for f in [Activation::Relu, Activation::Gelu, Activation::GeluTanh] {
+        group.throughput(Throughput::Bytes(bytes(b, 0, 2 * len)));
+        group.bench_function(BenchmarkId::new(format!("fwd {f:?}"), shape.name), |bench| {
+            bench.iter(|| wait(b, |b| b.activation_fwd(&mut act, &x, f, len)));
+        });
+        group.throughput(Throughput::Bytes(bytes(b, len, 2 * len)));
+        group.bench_function(BenchmarkId::new(format!("bwd {f:?}"), shape.name), |bench| {
+            bench.iter(|| wait(b, |b| b.activation_bwd(&mut d_x, &d_act, &x, f, len)));
+        });
+    }
+    group.finish();
+}
+
 fn residual<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
     let mut group = common::group(c, &format!("residual/{}", b.name()));
     let len = ROWS * shape.width;
@@ -72,8 +119,11 @@ fn residual<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
 fn on<B: Backend>(c: &mut Criterion, mut b: B) {
     for shape in SHAPES {
         rms_norm(c, &mut b, shape);
+        layer_norm(c, &mut b, shape);
+        position(c, &mut b, shape);
         rope(c, &mut b, shape);
         swiglu(c, &mut b, shape);
+        activation(c, &mut b, shape);
         residual(c, &mut b, shape);
     }
 }

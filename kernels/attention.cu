@@ -1,14 +1,18 @@
 // Causal attention over a forest of segments, with grouped key-value heads.
 //
-//   attention_fwd        z [N, H, D] = softmax(scale q k^T) v over each row's path; lse [N, H] = log-sum-exp of its scores
+//   attention_fwd        z [N, H, D] = softmax(scores) v over each row's path, scores = scale q k^T less ALiBi's bias;
+//                        lse [N, H] = log-sum-exp of its scores
 //   attention_bwd_delta  d_z_real [N, H, D] = d_z, rounded; delta [N, H] = sum(d_z_real z)
 //   attention_bwd_dq     d_q [N, H, D] =
 //   attention_bwd_dkv    d_k, d_v [N, K, D] =, collected from all rows that see a key, over the heads of its group
-//   attention_pattern    out [M, H, longest] = scale q k^T by position, then -inf; or exp(score - lse), then 0
+//   attention_pattern    out [M, H, longest] = scores by position, then -inf; or exp(score - lse), then 0
 //   attention_result     out [M, H, C] = z [N, H, D] of each head times the columns of weight [C, H D] that read it
 //
 // Built for one HEAD_DIM, a multiple of 16; `width` <= HEAD_DIM is the real D, and what is missing counts as zeros.
 // WARPS, FWD_STEP and BWD_STEP are chosen by the host so that everything fits shared memory.
+//
+// ALiBi (Press et al. 2022): a score is less by the head's slope for every position between row and key; alibi is the
+// greatest power of two up to H, from which the slopes follow, or 0 for none.
 //
 // Tables (made from the pack by the host, src/backend/cuda/forest.rs). Rows are taken in depth-first order of the
 // forest, so that the rows of all children of a segment follow one another: one long block of queries over its keys.
@@ -66,6 +70,14 @@ DEV float* beside(const real* tile, int row) {
     return reinterpret_cast<float*>(const_cast<real*>(tile) + row * STRIDE + HEAD_DIM);
 }
 
+// By how much a score of head `head` is less for every position, and a product before it is multiplied by `scale`.
+DEV float slope_of(int head, int alibi) {
+    if (alibi == 0) return 0.0f;
+    float power = head < alibi ? 8.0f * (head + 1) : 4.0f * (2 * (head - alibi) + 1);
+    return exp2f(-power / alibi);
+}
+DEV float lean_of(int head, int alibi, float scale) { return slope_of(head, alibi) / scale; }
+
 // A part of a tile of keys.
 struct Step {
     int visit, part;
@@ -119,6 +131,16 @@ DEV bool seen(const Rows& rows, int4 visit, int position, int e) {
     return rows.slot[i] >= visit.z && rows.slot[i] < visit.w && position <= rows.last[i] && position >= rows.low[i];
 }
 
+// Products of keys from position `key` on, less `lean` for every position to the row's own.
+template <int parts>
+DEV void far_less(float (&s)[parts][4], float lean, const Rows& rows, int key) {
+    int first = key + 2 * (threadIdx.x % 4);
+#pragma unroll
+    for (int n = 0; n < parts; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) s[n][e] -= lean * (rows.last[e / 2] - (first + n * 8 + e % 2));
+}
+
 template <int n>
 DEV void clear(float (&c)[n][4]) {
 #pragma unroll
@@ -141,7 +163,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                   const real* __restrict__ v, const real* __restrict__ kept_k, const real* __restrict__ kept_v,
                   const int* __restrict__ slots, const int* __restrict__ visit_starts, const int* __restrict__ visit_list,
                   const int* __restrict__ tiles, const int* __restrict__ positions, int heads, int kv_heads, int width,
-                  float scale, int window) {
+                  float scale, int window, int alibi) {
     DYNAMIC_SHARED(memory);
     real* queries = reinterpret_cast<real*>(memory);
     real* buffers = queries + SLOTS * STRIDE;
@@ -165,6 +187,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     copy_commit();
     Rows rows = rows_of(slots, first, positions, window);
     float sums[PARTS][4], top[2] = {-INFINITE, -INFINITE}, total[2] = {0.0f, 0.0f}, base2 = scale * LOG2_E;
+    float lean = lean_of(head, alibi, scale);
     clear(sums);
     for (int turn = 0; now.visit < end; turn ^= 1) {
         Step next = after<FWD_STEP>(now, end, visits, first);
@@ -181,6 +204,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             float s[FWD_STEP / 8][4];
             clear(s);
             Product<real>::transposed<FWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
+            if (alibi) far_less(s, lean, rows, key);
             if (!all_seen<FWD_STEP>(rows, visit, key, warp_slot)) {
 #pragma unroll
                 for (int n = 0; n < FWD_STEP / 8; n++)
@@ -250,7 +274,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                      const float* __restrict__ lse, const real* __restrict__ q, const real* __restrict__ k,
                      const real* __restrict__ v, const int* __restrict__ slots, const int* __restrict__ visit_starts,
                      const int* __restrict__ visit_list, const int* __restrict__ tiles,
-                     const int* __restrict__ positions, int heads, int kv_heads, int width, float scale, int window) {
+                     const int* __restrict__ positions, int heads, int kv_heads, int width, float scale, int window,
+                     int alibi) {
     DYNAMIC_SHARED(memory);
     real *queries = reinterpret_cast<real*>(memory), *gradients = queries + SLOTS * STRIDE;
     real* buffers = gradients + SLOTS * STRIDE;
@@ -274,6 +299,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     copy_commit();
     Rows rows = rows_of(slots, first, positions, window);
     float sums[PARTS][4], shift[2], along[2], base2 = scale * LOG2_E;
+    float lean = lean_of(head, alibi, scale);
     clear(sums);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -295,6 +321,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             clear(d_p);
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(d_p, gradients + warp * 16 * STRIDE, values, STRIDE);
+            if (alibi) far_less(s, lean, rows, key);
             bool all = all_seen<BWD_STEP>(rows, visit, key, warp_slot);
 #pragma unroll
             for (int n = 0; n < BWD_STEP / 8; n++)
@@ -319,7 +346,7 @@ struct Keys {
     const real *d_z, *q, *k, *v;
     const float *lse, *delta;
     const int *order, *ends, *positions;
-    int rows, heads, kv_heads, width, window;
+    int rows, heads, kv_heads, width, window, alibi;
     float scale;
 };
 
@@ -351,7 +378,9 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
             int j = query + threadIdx.x;
             bool none = j >= in.rows;
             i64 at = none ? 0 : (i64)in.order[j] * in.heads + head;
-            *beside(to - BWD_STEP * STRIDE, threadIdx.x) = none ? 0.0f : in.lse[at] * LOG2_E;
+            float* own = beside(to - BWD_STEP * STRIDE, threadIdx.x);
+            own[0] = none ? 0.0f : in.lse[at] * LOG2_E;
+            own[1] = none || in.alibi == 0 ? 0.0f : (float)in.positions[in.order[j]];
             *beside(to, threadIdx.x) = none ? 0.0f : in.delta[at];
         }
     };
@@ -369,6 +398,7 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
             float p[BWD_STEP / 8][4], d_s[BWD_STEP / 8][4];
             clear(p);
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(p, keys + warp * 16 * STRIDE, queries, STRIDE);
+            float lean = lean_of(blockIdx.y * heads_of_group + step / steps, in.alibi, in.scale);
             bool all = query >= own + 15 && query + BWD_STEP <= warp_all && in.window == 0;
 #pragma unroll
             for (int n = 0; n < BWD_STEP / 8; n++)
@@ -377,6 +407,7 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
                     int column = n * 8 + 2 * t + e % 2, j = query + column, i = e / 2;
                     bool sees = all || (j >= index[i] && j < until[i]);
                     if (in.window > 0 && sees) sees = in.positions[in.order[j]] - position[i] < in.window;
+                    if (in.alibi) p[n][e] -= lean * (beside(queries, column)[1] - position[i]);
                     p[n][e] = sees ? exp2_fast(p[n][e] * base2 - *beside(queries, column)) : 0.0f;
                 }
             if (want_v) Product<real>::of_sums<want_v ? COLUMNS : 8, BWD_STEP>(d_v, p, gradients + from, STRIDE);
@@ -401,7 +432,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                       const real* __restrict__ d_z, const float* __restrict__ lse, const real* __restrict__ q,
                       const real* __restrict__ k, const real* __restrict__ v, const int* __restrict__ order,
                       const int* __restrict__ ends, const int* __restrict__ positions, int rows, int heads,
-                      int kv_heads, int width, float scale, int window) {
+                      int kv_heads, int width, float scale, int window, int alibi) {
     DYNAMIC_SHARED(memory);
     real *keys = reinterpret_cast<real*>(memory), *values = keys + SLOTS * STRIDE, *buffers = values + SLOTS * STRIDE;
     int first = blockIdx.x * SLOTS, last = 0;
@@ -410,7 +441,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     i64 pitch = (i64)kv_heads * width, offset = blockIdx.y * width;
     fetch<SLOTS>(keys, k + offset, k, order + first, rows - first, pitch, width);
     fetch<SLOTS>(values, v + offset, v, order + first, rows - first, pitch, width);
-    Keys in = {d_z, q, k, v, lse, delta, order, ends, positions, rows, heads, kv_heads, width, window, scale};
+    Keys in = {d_z, q, k, v, lse, delta, order, ends, positions, rows, heads, kv_heads, width, window, alibi, scale};
     auto store = [&](real* to, const float(&sums)[COLUMNS / 8][4], float scale, int from) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -441,14 +472,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     }
 }
 
-// The place of each position's key stands in keys [M, longest]: a row, -(r + 1) for row r of the cache, or NO_ROW
+// positions [N]; the place of each position's key stands in keys [M, longest]: a row, -(r + 1) for row r of the cache, or NO_ROW
 // where the window or the end of the row's path leaves it out. rows [M].
 extern "C" __global__ void __launch_bounds__(128)
     attention_pattern(float* __restrict__ out, const real* __restrict__ q, const real* __restrict__ k,
                       const real* __restrict__ kept_k, const float* __restrict__ lse, const int* __restrict__ rows,
-                      const int* __restrict__ keys, int heads, int kv_heads, int width, float scale, int longest,
-                      int normalised) {
+                      const int* __restrict__ keys, const int* __restrict__ positions, int heads, int kv_heads,
+                      int width, float scale, int alibi, int longest, int normalised) {
     int head = blockIdx.y, group = head / (heads / kv_heads), row = rows[blockIdx.x];
+    float slope = slope_of(head, alibi);
     out += ((i64)blockIdx.x * heads + head) * longest;
     keys += (i64)blockIdx.x * longest;
     q += ((i64)row * heads + head) * width;
@@ -466,7 +498,8 @@ extern "C" __global__ void __launch_bounds__(128)
 #pragma unroll
             for (int j = 0; j < 8; j++) sum = fmaf(a[j], b[j], sum);
         }
-        out[p] = normalised ? expf(sum * scale - lse[(i64)row * heads + head]) : sum * scale;
+        float score = sum * scale - slope * (positions[row] - p);
+        out[p] = normalised ? expf(score - lse[(i64)row * heads + head]) : score;
     }
 }
 

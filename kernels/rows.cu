@@ -2,17 +2,27 @@
 // of the driver.)
 //
 //   cast          out [len] = x [len], rounded
+//   cast_wide     out [len] = x [len], exactly
 //   residual_fwd  out [len] = a [len] + b [len]
 //   gather_*      out [M, width] = x [N, width] at rows [M]
 //   scatter_add   d_x [N, width] += d_out [M, width]: row ids[u] += rows order[starts[u]..starts[u+1]] of d_out
 //   capture_*     out [M, width] f32 = x at rows; `out` may be host memory mapped into the device, each element is
 //                 written once and never read
 //
-// Launch: cast and residual_fwd (ceil(len / 2048)) x 256; the others one block of 256 a row (scatter_add: a group).
+// Launch: casts and residual_fwd (ceil(len / 2048)) x 256; the others one block of 256 a row (scatter_add: a group).
 // No shared memory. Any alignment; vectors of 16 bytes where addresses and widths allow.
 // Determinism: every element has one writer; scatter_add adds in the order of `order`.
 
 extern "C" __global__ void __launch_bounds__(256) cast(real* __restrict__ out, const float* __restrict__ x, i64 len) {
+    i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (i >= len) return;
+    float v[8];
+    load8(v, x + i, len - i);
+    store8(out + i, v, len - i);
+}
+
+extern "C" __global__ void __launch_bounds__(256) cast_wide(float* __restrict__ out, const real* __restrict__ x,
+                                                            i64 len) {
     i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (i >= len) return;
     float v[8];

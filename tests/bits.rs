@@ -38,7 +38,8 @@ fn by_row(op: &Op) -> Vec<bool> {
         Op::Lora { .. } => &[false, true, false],
         Op::Embed { .. } => &[false, false],
         Op::Linear { .. } => &[true, false, false],
-        Op::RmsNorm { .. } | Op::CrossEntropy { .. } => &[true, false],
+        Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::CrossEntropy { .. } => &[true, false],
+        Op::Position { .. } => &[false, false],
         Op::Rope { .. } | Op::Logits { .. } => &[true, false][..op.inputs().len()],
         other => panic!("{other:?}"),
     };
@@ -66,8 +67,9 @@ fn only(case: &Case, of: usize, rows: &[usize], pack: Option<Pack>) -> Case {
             dims.rows = rows.len();
             *targets = rows.iter().map(|&row| targets[row]).collect();
         }
-        Op::RmsNorm { rows: n, .. } => *n = rows.len(),
-        Op::Attention { pack: p, .. } | Op::Rope { pack: p, .. } | Op::Embed { pack: p, .. } => *p = pack.unwrap(),
+        Op::LayerNorm { rows: n, .. } | Op::RmsNorm { rows: n, .. } => *n = rows.len(),
+        Op::Attention { pack: p, .. } | Op::Rope { pack: p, .. } => *p = pack.unwrap(),
+        Op::Embed { pack: p, .. } | Op::Position { pack: p, .. } => *p = pack.unwrap(),
         Op::Lora { pack: p, drop, .. } => {
             *p = pack.unwrap();
             if let Some(drop) = drop {
@@ -101,6 +103,7 @@ fn rows_stand_alone<B: Backend>(b: &mut B) {
         Case::new("linear large", Op::Linear { dims: linear(n, 300, 700), bias: false }),
         Case::new("logits", Op::Logits { dims: linear(n, 64, 203) }),
         Case::new("cross_entropy", Op::CrossEntropy { dims: linear(n, 64, 203), targets }),
+        Case::new("layer_norm", Op::LayerNorm { rows: n, width: 75, eps: 1e-5 }),
         Case::new("rms_norm", Op::RmsNorm { rows: n, width: 75, eps: 1e-5 }),
     ];
     let mut subsets: Vec<Vec<usize>> = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 96, 130]
@@ -135,12 +138,14 @@ fn forest() -> Pack {
     b.build()
 }
 
-fn dims() -> [AttentionDims; 4] {
+fn dims() -> [AttentionDims; 6] {
     [
         cases::heads(3, 1, 6, None),
         cases::heads(4, 2, 48, None),
         cases::heads(2, 2, 16, Some(20)),
         cases::heads(1, 1, 64, Some(64)),
+        AttentionDims { alibi: true, ..cases::heads(3, 3, 16, None) },
+        AttentionDims { alibi: true, ..cases::heads(4, 2, 6, Some(20)) },
     ]
 }
 
@@ -159,6 +164,7 @@ fn pack_cases<B: Backend>(b: &mut B, pack: &Pack) -> Vec<Case> {
     let site = llamaprobe::backend::PromptSite { offset: 1, stride: 40, rows: cases::PROMPT };
     let embed = Op::Embed { pack: pack.clone(), vocab: cases::VOCAB, width: 12, site, runs: cases::RUNS };
     cases.push(Case::new("embed", embed));
+    cases.push(Case::new("position", Op::Position { pack: pack.clone(), first: 2, width: 12 }));
     cases
 }
 

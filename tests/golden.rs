@@ -1,12 +1,14 @@
-//! The forward against files made by the reference framework (`tests/golden/model.py`).
+//! The forward against files made by the reference framework (`tests/golden/model.py`, `tests/golden/families.py`).
 
 use std::path::PathBuf;
 
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::formats::adapter::LoraAdapter;
+use llamaprobe::formats::config::ModelConfig;
 use llamaprobe::formats::safetensors::Checkpoint;
 use llamaprobe::hooks::{Record, Selection, Site};
-use llamaprobe::model::{Activations, Input, Keep, Model};
+use llamaprobe::model::{Activations, Adaptation, Input, Keep, Model};
 use llamaprobe::shape::{Label, Pack, Sequence, forest};
 
 /// Largest difference allowed, as a share of the expected tensor's largest magnitude.
@@ -32,19 +34,27 @@ fn difference(found: &[f32], expected: &[f32]) -> f64 {
     found.iter().zip(expected).fold(0.0f64, |m, (&a, &b)| m.max((f64::from(a) - f64::from(b)).abs())) / largest
 }
 
-/// Runs sequences in one pack; the record holds all rows, sequence by sequence.
-fn run<B: Backend>(backend: &mut B, model: &Model<B>, sequences: &[Vec<u32>]) -> Record {
-    let sequences: Vec<Sequence> = sequences.iter().map(|ids| Sequence::ids(ids, None, Label::Text)).collect();
+/// Runs sequences in one pack, through an adapter if there is one; the record holds all rows, sequence by sequence.
+fn run<B: Backend>(
+    backend: &mut B,
+    model: &Model<B>,
+    sequences: &[Vec<u32>],
+    adaptation: Option<&Adaptation<B>>,
+) -> Record {
+    let active = adaptation.map(|_| 0);
+    let sequences: Vec<Sequence> = sequences.iter().map(|ids| Sequence::ids(ids, active, Label::Text)).collect();
     let planted = forest(&sequences, 1);
     let pack: &Pack = &planted.pack;
     let rows = sequences.iter().enumerate().flat_map(|(s, q)| (0..q.tokens.len()).map(move |i| (s, i)));
     let rows: Vec<usize> = rows.map(|(s, i)| planted.row(s, i)).collect();
     let layers: Vec<usize> = (0..model.spec.layers).collect();
-    let sites = [Site::Embed, Site::ResidPost, Site::FinalNorm, Site::Logits];
+    let sites = [Site::ResidPre, Site::ResidPost, Site::FinalNorm, Site::Logits];
     let mut record = Record::new(Selection::new(&sites, &layers), rows);
     let device = backend.pack(pack).expect("pack");
-    let mut acts = Activations::new(backend, &model.spec, None, pack.len(), Keep::Layer).expect("buffers");
-    model.forward(backend, &mut acts, &Input::new(pack, &device), None, &mut record).expect("forward");
+    let layout = adaptation.map(|adaptation| &adaptation.layout);
+    let mut acts = Activations::new(backend, &model.spec, layout, pack.len(), Keep::Layer).expect("buffers");
+    let input = Input { pack, device: &device, adaptation, dropout: None };
+    model.forward(backend, &mut acts, &input, None, &mut record).expect("forward");
     backend.sync().expect("sync");
     record
 }
@@ -58,8 +68,9 @@ fn check<B: Backend>(backend: &mut B, name: &str, together: bool) {
     let mut worst = (0.0, String::new());
     for group in groups {
         let sequences: Vec<Vec<u32>> = group.iter().map(|&s| all[s].clone()).collect();
-        let record = run(backend, &model, &sequences);
-        let mut places = vec![(Site::Embed, 0, "embed".to_owned()), (Site::FinalNorm, 0, "final_norm".to_owned())];
+        let record = run(backend, &model, &sequences, None);
+        let first = if expected.get("embed.0").is_some() { "embed" } else { "resid_pre" };
+        let mut places = vec![(Site::ResidPre, 0, first.to_owned()), (Site::FinalNorm, 0, "final_norm".to_owned())];
         places.push((Site::Logits, 0, "logits".to_owned()));
         places.extend((0..model.spec.layers).map(|layer| (Site::ResidPost, layer, format!("resid_post.{layer}"))));
         for (site, layer, tensor) in places {
@@ -89,6 +100,44 @@ fn every_family_and_rotation_matches_the_reference() {
     }
     // The reference's dynamic scaling depends on the longest sequence of the batch.
     check(&mut Cpu::<f32>::new(), "dynamic", false);
+}
+
+const FAMILIES: [&str; 4] = ["gpt2", "opt", "opt-behind", "bloom"];
+
+#[test]
+fn the_other_families_match_the_reference() {
+    for name in FAMILIES {
+        check(&mut Cpu::<f32>::new(), name, true);
+        check(&mut Cpu::<f64>::new(), name, false);
+    }
+}
+
+/// Adapters of PEFT on every family's own modules: fused, transposed, named after nothing else.
+#[test]
+fn adapters_of_the_other_families_match_peft() {
+    let backend = &mut Cpu::<f32>::new();
+    for name in FAMILIES {
+        let path = golden(name);
+        let expected = Checkpoint::open(path.join("expected.safetensors")).expect("the expected values load");
+        let model = Model::load(backend, &path).expect("the checkpoint loads");
+        let config = ModelConfig::load(&path).expect("the configuration loads");
+        let adapter = LoraAdapter::read(path.join("adapter"), &config).expect("the adapter loads");
+        let adaptation = Adaptation::of_adapters(backend, &model.spec, std::slice::from_ref(&adapter)).expect("memory");
+        let all: Vec<Vec<u32>> = (0..3).map(|s| ids(&expected, s)).collect();
+        let record = run(backend, &model, &all, Some(&adaptation));
+        let found = record.get(Site::Logits, 0).expect("recorded");
+        let wanted: Vec<f32> = (0..3).flat_map(|s| floats(&expected, &format!("adapted.{s}"))).collect();
+        let plain: Vec<f32> = (0..3).flat_map(|s| floats(&expected, &format!("logits.{s}"))).collect();
+        let (far, moved) = (difference(found, &wanted), difference(&plain, &wanted));
+        println!("{name} adapted: {far:.1e} of the largest logit; the adapter moves them by {moved:.1e}");
+        assert!(far <= LIMIT && moved > 1e-2, "{name}: {far:.1e}, moved by {moved:.1e}");
+
+        let dir = tempfile::tempdir().expect("a directory");
+        let read = adaptation.adapter(backend, 0, &adapter.config).expect("read out");
+        read.write(dir.path().join("adapter")).expect("written");
+        let bytes = |dir: PathBuf| std::fs::read(dir.join("adapter_model.safetensors")).expect("the file");
+        assert!(bytes(dir.path().join("adapter")) == bytes(path.join("adapter")), "{name}: other bytes than PEFT's");
+    }
 }
 
 #[test]

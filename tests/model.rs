@@ -5,8 +5,9 @@ use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
 use llamaprobe::backend::{Backend, KvCache, WideElement};
 use llamaprobe::formats::adapter::Target;
-use llamaprobe::formats::config::ModelConfig;
+use llamaprobe::formats::config::{Family, ModelConfig};
 use llamaprobe::hooks::{NoTaps, Record, Selection, Site};
+use llamaprobe::model::places::Place;
 use llamaprobe::model::{
     Activations, Adaptation, Cache, DropoutPlan, FullTuning, Generation, Gradients, Input, Keep, Labels, Layout,
     LoraShape, Model, Prompt, Sampling, Spec, Wanted, WeightLayout,
@@ -15,14 +16,26 @@ use llamaprobe::shape::{Forest, Label, Pack, PackBuilder, Parent, Sequence, Toke
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-const CONFIG: &str = r#"{"model_type": "llama", "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3,
+const LLAMA: &str = r#"{"model_type": "llama", "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3,
     "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4, "vocab_size": 23, "rms_norm_eps": 1e-5,
     "max_position_embeddings": 64, "rope_theta": 100.0, "attention_bias": true, "mlp_bias": true,
-    "tie_word_embeddings": TIED}"#;
+    "tie_word_embeddings": false}"#;
+const GPT2: &str = r#"{"model_type": "gpt2", "n_embd": 12, "n_inner": 20, "n_layer": 3, "n_head": 3, "vocab_size": 23,
+    "n_positions": 90, "scale_attn_by_inverse_layer_idx": true, "tie_word_embeddings": false}"#;
+const OPT: &str = r#"{"model_type": "opt", "hidden_size": 12, "ffn_dim": 20, "num_hidden_layers": 3,
+    "num_attention_heads": 2, "vocab_size": 23, "max_position_embeddings": 90, "do_layer_norm_before": true}"#;
+const BLOOM: &str = r#"{"model_type": "bloom", "hidden_size": 12, "n_layer": 3, "n_head": 3, "vocab_size": 23}"#;
 
-fn spec(tied: bool) -> Spec {
-    let text = CONFIG.replace("TIED", if tied { "true" } else { "false" });
-    Spec::from_config(&ModelConfig::parse("config.json", &text).expect("a configuration"))
+/// A model of every family, and of their variants.
+fn models() -> Vec<String> {
+    let tied = LLAMA.replace("embeddings\": false", "embeddings\": true");
+    let behind = OPT.replace("before\": true", "before\": false, \"word_embed_proj_dim\": 8");
+    assert!(tied != LLAMA && behind != OPT);
+    vec![LLAMA.into(), tied, GPT2.into(), OPT.into(), behind, BLOOM.into()]
+}
+
+fn spec(config: &str) -> Spec {
+    Spec::from_config(&ModelConfig::parse("config.json", config).expect("a configuration"))
 }
 
 fn noise<E: WideElement>(n: usize, seed: u64, scale: f64) -> Vec<E> {
@@ -31,8 +44,8 @@ fn noise<E: WideElement>(n: usize, seed: u64, scale: f64) -> Vec<E> {
 }
 
 /// A random model whose weights are the flat parameters of full tuning.
-fn random<B: Backend>(backend: &mut B, tied: bool) -> (Model<B>, FullTuning<B>) {
-    let spec = spec(tied);
+fn random<B: Backend>(backend: &mut B, config: &str) -> (Model<B>, FullTuning<B>) {
+    let spec = spec(config);
     let layout = WeightLayout::new(&spec);
     let mut params = backend.wide(layout.total).expect("memory");
     backend.upload(&mut params, 0, &noise(layout.total, 1, 0.6)).expect("upload");
@@ -97,9 +110,13 @@ fn adapters<B: Backend>(backend: &mut B, layout: Layout, runs: usize) -> Adaptat
 
 #[test]
 fn a_forest_has_the_states_of_its_flat_sequences_bit_for_bit() {
+    models().iter().for_each(|config| forest_is_flat(config));
+}
+
+fn forest_is_flat(config: &str) {
     let backend = &mut Cpu::<f32>::new();
-    let (model, _) = random(backend, false);
-    let adaptation = adapters(backend, lora(&model.spec, &Target::ALL), 2);
+    let (model, _) = random(backend, config);
+    let adaptation = adapters(backend, lora(&model.spec, model.spec.family.modules()), 2);
     let sequences = branching(|i| [None, Some(0), Some(1)][i / 2 % 3]);
     let (tree, flat) = (forest(&sequences, 2), flat(&sequences));
     assert!(tree.pack.len() < flat.pack.len(), "nothing is shared");
@@ -118,9 +135,13 @@ fn a_forest_has_the_states_of_its_flat_sequences_bit_for_bit() {
 
 #[test]
 fn a_sequence_does_not_depend_on_its_neighbours() {
+    models().iter().for_each(|config| alone_is_beside(config));
+}
+
+fn alone_is_beside(config: &str) {
     let backend = &mut Cpu::<f32>::new();
-    let (model, _) = random(backend, true);
-    let adaptation = adapters(backend, lora(&model.spec, &[Target::Q, Target::Down]), 3);
+    let (model, _) = random(backend, config);
+    let adaptation = adapters(backend, lora(&model.spec, &[model.spec.family.modules()[0], Target::Down]), 3);
     let sequences: Vec<Sequence> = [(1, None), (17, Some(2)), (33, None), (5, Some(0))]
         .iter()
         .enumerate()
@@ -141,8 +162,12 @@ fn a_sequence_does_not_depend_on_its_neighbours() {
 
 #[test]
 fn kept_segments_continue_as_if_they_were_in_the_pack() {
+    models().iter().for_each(|config| kept_is_packed(config));
+}
+
+fn kept_is_packed(config: &str) {
     let backend = &mut Cpu::<f32>::new();
-    let (model, _) = random(backend, false);
+    let (model, _) = random(backend, config);
     let (prefix, suffix) = (ids(70, 5), ids(9, 6));
     let tokens = |ids: &[u32]| ids.iter().map(|&t| Token::Id(t)).collect::<Vec<_>>();
     let whole = flat(&[Sequence::ids(&[&prefix[..], &suffix[..]].concat(), None, Label::Text)]);
@@ -174,7 +199,7 @@ fn kept_segments_continue_as_if_they_were_in_the_pack() {
 #[test]
 fn patterns_are_causal_and_sum_to_one() {
     let backend = &mut Cpu::<f32>::new();
-    let (model, _) = random(backend, false);
+    let (model, _) = random(backend, LLAMA);
     let pack = flat(&[Sequence::ids(&ids(11, 8), None, Label::Text)]).pack;
     let record = states(backend, &model, &pack, None);
     let pattern = record.get(Site::Pattern, 1).expect("recorded");
@@ -189,8 +214,12 @@ fn patterns_are_causal_and_sum_to_one() {
 
 #[test]
 fn greedy_generation_follows_the_full_pass() {
+    models().iter().for_each(|config| generation_follows(config));
+}
+
+fn generation_follows(config: &str) {
     let backend = &mut Cpu::<f32>::new();
-    let (model, _) = random(backend, false);
+    let (model, _) = random(backend, config);
     let prompts: Vec<Prompt> = [ids(4, 1), ids(9, 2), ids(4, 1)[..2].to_vec(), ids(4, 1)]
         .into_iter()
         .map(|ids| Prompt { ids, run: None })
@@ -278,16 +307,16 @@ impl Task<'_> {
             total: losses.iter().zip(&weights).map(|(l, w)| l * w).sum(),
             d_params: read(&d_params, adaptation.runs * adaptation.layout.stride),
             d_weights: read(&d_weights, tuning.layout.total),
-            d_embed: read(&grads.d_resid, pack.len() * model.spec.width),
+            d_embed: read(grads.d_embed(), pack.len() * model.spec.embed_width),
             planted,
         }
     }
 }
 
 /// Central differences of fourth order along a random direction.
-fn directional(n: usize, seed: u64, mut total: impl FnMut(&[f64]) -> f64) -> (Vec<f64>, f64) {
+fn directional(n: usize, seed: u64, step: f64, mut total: impl FnMut(&[f64]) -> f64) -> (Vec<f64>, f64) {
     let direction: Vec<f64> = noise(n, seed, 1.0);
-    let h = 1e-3 / (n as f64).sqrt();
+    let h = step / (n as f64).sqrt();
     let mut at = |t: f64| total(&direction.iter().map(|d| t * h * d).collect::<Vec<_>>());
     let slope = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * h);
     (direction, slope)
@@ -295,64 +324,89 @@ fn directional(n: usize, seed: u64, mut total: impl FnMut(&[f64]) -> f64) -> (Ve
 
 fn assert_slope(what: &str, gradient: &[f64], direction: &[f64], slope: f64) {
     let along: f64 = gradient.iter().zip(direction).map(|(g, d)| g * d).sum();
-    let error = (along - slope).abs() / slope.abs().max(along.abs());
+    // A direction may by chance be nearly level: what counts then is what a direction of such numbers is likely to give.
+    let moved = gradient.iter().zip(direction).filter(|(_, d)| **d != 0.0);
+    let usual = (moved.map(|(g, _)| g * g).sum::<f64>() / 3.0).sqrt();
+    let scale = slope.abs().max(along.abs()).max(usual);
+    let error = (along - slope).abs() / scale;
     println!("{what}: {along:.9} against {slope:.9}, relative difference {error:.1e}");
     assert!(error < 1e-6, "{what}: {along} against {slope}: {error:.1e}");
-    assert!((along * 1.00001 - slope).abs() / slope.abs() > 1e-6, "{what}: the check cannot fail");
+    assert!((along + 1e-5 * scale - slope).abs() / scale > 1e-6, "{what}: the check cannot fail");
 }
 
-fn gradients_of_the_whole_model(tied: bool, dropout: f64) {
-    let backend = &mut Cpu::<f64>::new();
-    let (mut model, mut tuning) = random(backend, tied);
-    let layout = lora(&model.spec, &Target::ALL).with_prompt(2);
-    let mut adaptation = adapters(backend, layout, 3);
+/// The sequences of the gradient checks: of the base model and of two runs with soft prompts of two rows.
+fn prompted() -> Vec<Sequence> {
     let mut sequences = branching(|i| [None, Some(0), Some(2)][i / 2 % 3]);
     for sequence in sequences.iter_mut().filter(|s| s.run.is_some()) {
         sequence.tokens.splice(0..0, [Token::Virtual(0), Token::Virtual(1)]);
     }
-    let task = Task { sequences: &sequences, dropout };
-    let run = |backend: &mut Cpu<f64>,
-               model: &Model<Cpu<f64>>,
-               tuning: &FullTuning<Cpu<f64>>,
-               adaptation: &Adaptation<Cpu<f64>>| {
-        task.run(backend, model, tuning, adaptation, forest(&sequences, 2))
-    };
-    let at = run(backend, &model, &tuning, &adaptation);
+    sequences
+}
 
+/// Adapters on every module, and soft prompts, against differences of steps of this size.
+fn gradients_of_adapters(config: &str, dropout: f64, step: f64) {
+    let backend = &mut Cpu::<f64>::new();
+    let (model, tuning) = random(backend, config);
+    let layout = lora(&model.spec, model.spec.family.modules()).with_prompt(2);
+    let sequences = prompted();
+    let task = Task { sequences: &sequences, dropout };
+    let mut adaptation = adapters(backend, layout, 3);
+    let at = task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2));
     let base: Vec<f64> = adaptation.params.clone();
-    for seed in [11, 12] {
-        let (direction, slope) = directional(base.len(), seed, |step| {
-            let moved: Vec<f64> = base.iter().zip(step).map(|(x, d)| x + d).collect();
+    let (stride, prompt) = (adaptation.layout.stride, adaptation.layout.prompt.expect("a prompt").offset);
+    // All parameters together, then those of the prompts alone.
+    for (seed, of) in [(11, 0), (12, 0), (13, prompt)] {
+        let chosen = |i: usize| i % stride >= of;
+        let (mut direction, slope) = directional(base.len(), seed, step, |moved| {
+            let moved = base.iter().zip(moved).enumerate().map(|(i, (x, d))| if chosen(i) { x + d } else { *x });
+            let moved: Vec<f64> = moved.collect();
             backend.upload(&mut adaptation.params, 0, &moved).expect("upload");
-            run(backend, &model, &tuning, &adaptation).total
+            task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2)).total
         });
-        assert_slope("adapters and prompt", &at.d_params, &direction, slope);
+        direction.iter_mut().enumerate().for_each(|(i, d)| *d *= if chosen(i) { 1.0 } else { 0.0 });
+        assert_slope(if of == 0 { "adapters and prompt" } else { "prompt" }, &at.d_params, &direction, slope);
     }
-    backend.upload(&mut adaptation.params, 0, &base).expect("upload");
+}
+
+fn gradients_of_the_whole_model(config: &str, dropout: f64) {
+    let backend = &mut Cpu::<f64>::new();
+    let (mut model, mut tuning) = random(backend, config);
+    let layout = lora(&model.spec, model.spec.family.modules()).with_prompt(2);
+    let adaptation = adapters(backend, layout, 3);
+    let sequences = prompted();
+    let task = Task { sequences: &sequences, dropout };
+    let at = task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2));
 
     // Each kind of weight alone, so that a large gradient hides no small one.
     let base: Vec<f64> = tuning.params.clone();
     let places = tuning.layout.places().to_vec();
     for (i, &(place, offset)) in places.iter().enumerate() {
         let n = place.len(&model.spec);
-        let (direction, slope) = directional(n, 100 + i as u64, |step| {
+        let (direction, slope) = directional(n, 100 + i as u64, 1e-3, |step| {
             let mut moved = base.clone();
             moved[offset..offset + n].iter_mut().zip(step).for_each(|(x, d)| *x += d);
             backend.upload(&mut tuning.params, 0, &moved).expect("upload");
             tuning.refresh(backend, &mut model);
-            run(backend, &model, &tuning, &adaptation).total
+            task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2)).total
         });
-        assert_slope(&format!("{place:?}"), &at.d_weights[offset..offset + n], &direction, slope);
+        let gradient = &at.d_weights[offset..offset + n];
+        if matches!(place, Place::Bias(_, Target::K)) && model.spec.rope().is_none() {
+            // Adds the same to every score of a row, which changes nothing.
+            assert!(slope.abs() < 1e-9 && gradient.iter().all(|g| g.abs() < 1e-9), "{place:?}: {slope}");
+            continue;
+        }
+        assert_slope(&format!("{place:?}"), gradient, &direction, slope);
     }
     backend.upload(&mut tuning.params, 0, &base).expect("upload");
     tuning.refresh(backend, &mut model);
 
     // The embeddings' gradient, summed by token, is what the table gets (for an untied head, that is all it gets).
-    if !tied {
-        let mut table = vec![0.0; 23 * 12];
+    if !model.spec.tied {
+        let width = model.spec.embed_width;
+        let mut table = vec![0.0; 23 * width];
         for (row, token) in at.planted.pack.tokens().iter().enumerate() {
             if let Token::Id(id) = token {
-                (0..12).for_each(|j| table[*id as usize * 12 + j] += at.d_embed[row * 12 + j]);
+                (0..width).for_each(|j| table[*id as usize * width + j] += at.d_embed[row * width + j]);
             }
         }
         let worst = table.iter().zip(&at.d_weights).fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
@@ -361,20 +415,32 @@ fn gradients_of_the_whole_model(tied: bool, dropout: f64) {
 }
 
 #[test]
-fn gradients_untied() {
-    gradients_of_the_whole_model(false, 0.0);
+fn gradients_of_all_weights() {
+    for (i, config) in models().iter().enumerate() {
+        // A step must not cross the corner of a ReLU.
+        let smooth =
+            config.replace("{\"model_type\": \"opt\",", "{\"model_type\": \"opt\", \"activation_function\": \"gelu\",");
+        gradients_of_the_whole_model(&smooth, if i == 1 { 0.25 } else { 0.0 });
+    }
 }
 
 #[test]
-fn gradients_tied_with_dropout() {
-    gradients_of_the_whole_model(true, 0.25);
+fn gradients_of_adapters_and_prompts() {
+    for (i, config) in models().iter().enumerate() {
+        let step = if config.contains("\"opt\"") { 1e-4 } else { 1e-3 };
+        gradients_of_adapters(config, if i % 2 == 1 { 0.25 } else { 0.0 }, step);
+    }
 }
 
 #[test]
 fn gradients_of_a_forest_are_those_of_its_flat_sequences() {
+    models().iter().for_each(|config| forest_gradients_are_flat(config));
+}
+
+fn forest_gradients_are_flat(config: &str) {
     let backend = &mut Cpu::<f32>::new();
-    let (model, tuning) = random(backend, false);
-    let adaptation = adapters(backend, lora(&model.spec, &Target::ALL), 3);
+    let (model, tuning) = random(backend, config);
+    let adaptation = adapters(backend, lora(&model.spec, model.spec.family.modules()), 3);
     let sequences = branching(|i| [None, Some(0), Some(2)][i / 2 % 3]);
     let task = Task { sequences: &sequences, dropout: 0.0 };
     let a = task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2));
@@ -390,9 +456,14 @@ fn gradients_of_a_forest_are_those_of_its_flat_sequences() {
 
 #[test]
 fn passes_allocate_nothing_and_never_wait() {
+    models().iter().for_each(|config| passes_only_compute(config));
+}
+
+fn passes_only_compute(config: &str) {
     let backend = &mut Trace::new();
-    let (model, _) = random(backend, false);
-    let adaptation = Adaptation::new(backend, lora(&model.spec, &[Target::Q, Target::V]), 2).expect("memory");
+    let (model, _) = random(backend, config);
+    let adaptation =
+        Adaptation::new(backend, lora(&model.spec, model.spec.family.default_modules()), 2).expect("memory");
     let pack = forest(&branching(|_| Some(1)), 2).pack;
     let device = backend.pack(&pack).expect("pack");
     let mut acts =
@@ -410,20 +481,27 @@ fn passes_allocate_nothing_and_never_wait() {
     assert_eq!((backend.allocations(), backend.syncs()), (allocations, syncs));
     let ops = backend.ops();
     assert_eq!(ops[0], "embed_fwd");
-    assert_eq!(ops[forward - 1], "rms_norm_fwd");
     assert!(!ops.contains(&"linear_bwd_weight"), "a frozen base has no weight gradients");
     let count = |op: &str| ops.iter().filter(|&&o| o == op).count();
     assert_eq!(count("attention_fwd"), 3);
     assert_eq!(count("attention_bwd"), 3);
+    if model.spec.family != Family::Llama {
+        return;
+    }
+    assert_eq!(ops[forward - 1], "rms_norm_fwd");
     // The lowest layer's input has no reader: q, k and v of layer 0 need no input gradient.
     assert_eq!(count("linear_bwd_input"), 3 * 7 - 3);
 }
 
 #[test]
 fn the_memory_plan_is_what_is_allocated() {
+    models().iter().for_each(|config| plan_is_allocated(config));
+}
+
+fn plan_is_allocated(config: &str) {
     let backend = &mut Trace::new();
-    let spec = spec(false);
-    let layout = lora(&spec, &[Target::Q, Target::Up]);
+    let spec = spec(config);
+    let layout = lora(&spec, &[spec.family.modules()[0], Target::Up]);
     for keep in [Keep::All, Keep::Layer] {
         let before = backend.bytes();
         let _acts = Activations::new(backend, &spec, Some(&layout), 17, keep).expect("memory");

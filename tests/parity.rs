@@ -130,8 +130,9 @@ fn dropout_is_the_same_decision_on_every_device() {
 }
 
 /// The operations of the contract.
-const OPS: [&str; 33] = [
+const OPS: [&str; 41] = [
     "cast",
+    "widen",
     "residual_fwd",
     "gather_real",
     "gather_wide",
@@ -139,6 +140,11 @@ const OPS: [&str; 33] = [
     "embed_fwd",
     "embed_bwd_prompt",
     "embed_bwd_table",
+    "position_fwd",
+    "position_bwd_table",
+    "layer_norm_fwd",
+    "layer_norm_bwd",
+    "layer_norm_bwd_affine",
     "rms_norm_fwd",
     "rms_norm_bwd",
     "rms_norm_bwd_weight",
@@ -158,6 +164,8 @@ const OPS: [&str; 33] = [
     "lora_delta",
     "swiglu_fwd",
     "swiglu_bwd",
+    "activation_fwd",
+    "activation_bwd",
     "logits_fwd",
     "cross_entropy_fwd",
     "cross_entropy_bwd",

@@ -7,7 +7,7 @@ use std::path::Path;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::LoraAdapter;
-use llamaprobe::formats::config::ModelConfig;
+use llamaprobe::formats::config::{Family, ModelConfig};
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::hooks::{Record, Selection, Site};
 use llamaprobe::model::{Activations, Adaptation, Input, Keep, Layout, Model};
@@ -436,10 +436,10 @@ fn settings_out_of_their_domain_are_errors() {
     for (name, spoil) in spoilt {
         let mut settings = ProbeSettings::new(Task::Sst2);
         spoil(&mut settings);
-        let error = settings.validate().expect_err(name).to_string();
+        let error = settings.validate(Family::Llama).expect_err(name).to_string();
         assert!(error.contains(name), "{name}: {error}");
     }
-    ProbeSettings::new(Task::EnCs).validate().expect("defaults");
+    ProbeSettings::new(Task::EnCs).validate(Family::Llama).expect("defaults");
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn every_run_needs_a_seed() {
 #[should_panic(expected = "attention_fwd: 3 heads, must be a multiple of the 2 key-value heads")]
 fn heads_must_divide() {
     let mut b = Trace::new();
-    let dims = AttentionDims { heads: 3, kv_heads: 2, head_dim: 2, scale: 1.0, window: None };
+    let dims = AttentionDims { heads: 3, kv_heads: 2, head_dim: 2, scale: 1.0, window: None, alibi: false };
     let (mut z, mut lse, q) = (b.real(6).unwrap(), b.wide(3).unwrap(), b.real(6).unwrap());
     b.attention_fwd(&mut z, &mut lse, &q, &q, &q, None, &pack(None, &[Token::Id(0)]), dims);
 }

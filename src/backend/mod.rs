@@ -27,6 +27,7 @@ pub mod cuda;
 pub mod trace;
 mod values;
 
+pub use crate::formats::config::Activation;
 pub use values::{
     AdamwStep, AttentionDims, Captured, Dropout, HostSlice, KvCache, Landing, LinearDims, LoraSite, PromptSite, Tensor,
     WideElement,
@@ -101,6 +102,8 @@ pub trait Backend {
     fn zero(&mut self, x: &mut Self::Wide);
     /// `out [rows, width] = x`, rounded to the compute dtype.
     fn cast(&mut self, out: &mut Self::Real, x: &Self::Wide, len: usize);
+    /// `out [rows, width] = x`, exactly.
+    fn widen(&mut self, out: &mut Self::Wide, x: &Self::Real, len: usize);
     /// `out [N, C] = a + b`.
     fn residual_fwd(&mut self, out: &mut Self::Wide, a: &Self::Wide, b: &Self::Real, len: usize);
     /// `out [M, width] = x [N, width]` at `rows [M]`.
@@ -139,6 +142,65 @@ pub trait Backend {
         offset: usize,
         d_out: &Self::Wide,
         pack: &Self::Pack,
+        width: usize,
+    );
+
+    // Learned position embedding (Gehring et al. 2017)
+
+    /// `x [N, C] += table [_, C]` at `first +` the row's position.
+    fn position_fwd(&mut self, x: &mut Self::Wide, pack: &Self::Pack, table: &Self::Weight, first: usize, width: usize);
+    /// `d_table [_, C] (from element `offset` on) += d_x` at `first +` the rows' positions, in row order.
+    fn position_bwd_table(
+        &mut self,
+        d_table: &mut Self::Wide,
+        offset: usize,
+        d_x: &Self::Wide,
+        pack: &Self::Pack,
+        first: usize,
+        width: usize,
+    );
+
+    // Layer norm (Ba et al. 2016)
+
+    /// `out [N, C] = (x - mean) * rstd * weight + bias`, `mean [N]`, `rstd [N] = 1 / sqrt(mean((x - mean)^2) + eps)`.
+    #[allow(clippy::too_many_arguments)]
+    fn layer_norm_fwd(
+        &mut self,
+        out: &mut Self::Real,
+        mean: &mut Self::Wide,
+        rstd: &mut Self::Wide,
+        x: &Self::Wide,
+        weight: &Self::Weight,
+        bias: &Self::Weight,
+        rows: usize,
+        width: usize,
+        eps: f64,
+    );
+    /// `d_x [N, C] +=` the gradient through the norm of `d_out [N, C]`.
+    #[allow(clippy::too_many_arguments)]
+    fn layer_norm_bwd(
+        &mut self,
+        d_x: &mut Self::Wide,
+        d_out: &Self::Wide,
+        x: &Self::Wide,
+        mean: &Self::Wide,
+        rstd: &Self::Wide,
+        weight: &Self::Weight,
+        rows: usize,
+        width: usize,
+    );
+    /// `d_affine [2, C] (from element `offset` on) +=` the gradient of the weight, `sum over rows of d_out * (x - mean) *
+    /// rstd`, then that of the bias, `sum over rows of d_out`.
+    #[allow(clippy::too_many_arguments)]
+    fn layer_norm_bwd_affine(
+        &mut self,
+        d_affine: &mut Self::Wide,
+        offset: usize,
+        d_out: &Self::Wide,
+        x: &Self::Wide,
+        mean: &Self::Wide,
+        rstd: &Self::Wide,
+        rows: usize,
         width: usize,
     );
 
@@ -208,7 +270,9 @@ pub trait Backend {
 
     // Attention over the forest (online softmax: Milakov and Gimelshein 2018; Dao et al. 2022)
 
-    /// `z [N, H, D] = softmax(scale * q k^T) v` over each row's path; `lse [N, H]` the log-sum-exp of its scores.
+    /// `z [N, H, D] = softmax(scale * q k^T + bias) v` over each row's path; `lse [N, H]` the log-sum-exp of its scores.
+    ///
+    /// The bias is 0, or ALiBi's ([`AttentionDims::slope`]).
     ///
     /// `q [N, H, D]`, `k, v [N, K, D]`; `kept` are the keys and values `[rows of the cache, K, D]` of kept ancestors,
     /// needed if the pack has any. No N x N matrix is made.
@@ -242,7 +306,7 @@ pub trait Backend {
         pack: &Self::Pack,
         dims: AttentionDims,
     );
-    /// `out [rows, H, longest]`: for each of `rows`, per head, `scale * q k^T` over its path by position and then
+    /// `out [rows, H, longest]`: for each of `rows`, per head, its scores over its path by position and then
     /// `-inf` (`normalised = false`), or `exp(score - lse)` and then 0 (`normalised = true`).
     #[allow(clippy::too_many_arguments)]
     fn attention_pattern(
@@ -368,6 +432,13 @@ pub trait Backend {
         up: &Self::Real,
         len: usize,
     );
+
+    // Activations of a feed-forward layer without a gate
+
+    /// `act [len] = f(x)`.
+    fn activation_fwd(&mut self, act: &mut Self::Real, x: &Self::Real, f: Activation, len: usize);
+    /// `d_x [len] = d_act * f'(x)`.
+    fn activation_bwd(&mut self, d_x: &mut Self::Real, d_act: &Self::Wide, x: &Self::Real, f: Activation, len: usize);
 
     // Head
 

@@ -169,6 +169,31 @@ pub struct AttentionDims {
     pub scale: f64,
     /// A row at position p attends to positions greater than `p - window` only.
     pub window: Option<usize>,
+    /// Whether scores fall with the distance: ALiBi (Press et al. 2022).
+    pub alibi: bool,
+}
+
+impl AttentionDims {
+    /// Query heads of a key-value head.
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// By how much a score of query head `head` is less for every position that its key lies further back; 0 without
+    /// ALiBi. With H a power of two it is `2^(-8 (head + 1) / H)`; the heads beyond the greatest power of two below H take
+    /// every second slope of the next one.
+    pub fn slope(&self, head: usize) -> f64 {
+        match self.alibi_base() {
+            0 => 0.0,
+            base if head < base => (-8.0 * (head + 1) as f64 / base as f64).exp2(),
+            base => (-4.0 * (2 * (head - base) + 1) as f64 / base as f64).exp2(),
+        }
+    }
+
+    /// The greatest power of two that is not above the number of query heads; 0 without ALiBi.
+    pub fn alibi_base(&self) -> usize {
+        if self.alibi { 1 << self.heads.ilog2() } else { 0 }
+    }
 }
 
 /// The place of one adapted projection inside the flat parameters `[runs, stride]`.

@@ -230,16 +230,16 @@ pub struct LoraArgs {
     /// The adapter's output is multiplied by lora-alpha / r.
     #[arg(long, default_value_t = 16.0, help_heading = "Adapter")]
     pub lora_alpha: f64,
-    /// Projections to adapt: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, all-linear, or (in
-    /// train-lora) a regular expression for whole module paths.
+    /// Modules to adapt, by the names of the model's checkpoint (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj,
+    /// down_proj; c_attn; query_key_value; fc1, ...), all-linear, or (in train-lora) a regular expression for whole module
+    /// paths. If not given, those that PEFT adapts: q_proj and v_proj, or what holds queries, keys and values as one.
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "q_proj,v_proj",
         aliases = ["lora-target", "lora-target-modules"],
         help_heading = "Adapter"
     )]
-    pub target_modules: Vec<String>,
+    pub target_modules: Option<Vec<String>>,
 }
 
 /// The optimiser.

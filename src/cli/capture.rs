@@ -177,6 +177,10 @@ impl Sink<'_> {
     fn sites(&self, spec: &Spec, layout: Option<&model::Layout>) -> Result<Vec<(String, usize)>> {
         let site = |&(site, layer): &(Site, usize)| {
             let name = site.name(layer);
+            if !spec.has(site) {
+                let expected = format!("a site that {} models have", spec.family.name());
+                return Err(Error::argument("--sites", expected, name));
+            }
             let adapted = |target| layout.and_then(|l| l.site(layer, target));
             let width = match site {
                 Site::Ln1Scale | Site::Ln2Scale | Site::FinalScale => 1,
@@ -185,10 +189,15 @@ impl Sink<'_> {
                 Site::AttnScores | Site::Pattern => self.heads * self.longest,
                 Site::Result => self.heads * spec.width,
                 Site::MlpPre | Site::MlpPreLinear | Site::MlpPost => spec.ffn,
+                Site::Embed => spec.embed_width,
                 Site::Logits => spec.vocab,
                 Site::LoraA(target) | Site::LoraDelta(target) => {
                     let lora = adapted(target).ok_or_else(|| {
-                        Error::argument("--sites", format!("an --adapter on {} for {name}", target.path(layer)), "none")
+                        Error::argument(
+                            "--sites",
+                            format!("an --adapter on {} for {name}", spec.family.path(layer, target)),
+                            "none",
+                        )
                     })?;
                     if matches!(site, Site::LoraA(_)) { lora.rank } else { lora.output }
                 }

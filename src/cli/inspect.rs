@@ -9,7 +9,7 @@ use super::plan::Plan;
 use super::resolve::{self, Found};
 use super::{Failure, output};
 use crate::backend::Backend;
-use crate::formats::adapter::Target;
+use crate::formats::config::Positions;
 use crate::model::{Layout, LoraShape};
 
 pub fn run(args: &InspectArgs) -> Result<(), Failure> {
@@ -30,7 +30,9 @@ impl Job for Inspect<'_> {
         let Self { args, found, look } = self;
         let spec = &found.spec;
         let reading = Plan::new(&backend, &found).inference::<B>(spec, None, args.rows);
-        let shape = LoraShape { rank: 8, alpha: 16.0, rslora: false, targets: vec![Target::Q, Target::V] };
+        let targets = spec.family.default_modules();
+        let names: Vec<_> = targets.iter().map(|&target| spec.family.short_name(target)).collect();
+        let shape = LoraShape { rank: 8, alpha: 16.0, rslora: false, targets: targets.to_vec() };
         let tuning = Plan::new(&backend, &found).tuning::<B>(spec, &Layout::lora(spec, &shape), 1, args.rows);
         if args.common.json {
             return output::json(&json!({
@@ -46,7 +48,7 @@ impl Job for Inspect<'_> {
         )?;
         output::line(format_args!("\ncapture, {} rows, {}", args.rows, backend.name()))?;
         reading.print(false)?;
-        output::line(format_args!("\ntrain-lora, {} rows, rank 8 on q_proj and v_proj", args.rows))?;
+        output::line(format_args!("\ntrain-lora, {} rows, rank 8 on {}", args.rows, names.join(" and ")))?;
         tuning.print(false)?;
         if let Some(look) = look {
             look.print()?;
@@ -57,12 +59,26 @@ impl Job for Inspect<'_> {
 
 fn shapes(found: &Found) -> Value {
     let spec = &found.spec;
-    json!({
+    let mut shapes = json!({
         "family": found.config.family.name(), "dtype": found.dtype.name(), "parameters": spec.parameters(),
         "vocabulary": spec.vocab, "width": spec.width, "layers": spec.layers, "heads": spec.heads,
         "kv_heads": spec.kv_heads, "head_dim": spec.head_dim, "feed_forward": spec.ffn, "tied": spec.tied,
         "qkv_bias": spec.qkv_bias, "o_bias": spec.o_bias, "mlp_bias": spec.mlp_bias,
-        "positions": spec.max_positions, "rope": format!("{:?}", spec.rope.kind), "rope_theta": spec.rope.theta,
-        "windows": spec.windows.iter().filter(|w| w.is_some()).count(),
-    })
+        "positions": spec.max_positions,
+    });
+    let more = match &spec.positions {
+        Positions::Rope(rope) => {
+            json!({ "rope": format!("{:?}", rope.kind), "rope_theta": rope.theta,
+                "windows": spec.windows.iter().filter(|w| w.is_some()).count() })
+        }
+        positions => json!({
+            "position": if *positions == Positions::Alibi { "alibi" } else { "learned" },
+            "mlp": format!("{:?}", spec.mlp), "post_norm": spec.post_norm, "final_norm": spec.final_norm,
+            "embedding_width": spec.embed_width,
+        }),
+    };
+    if let (Value::Object(shapes), Value::Object(more)) = (&mut shapes, more) {
+        shapes.extend(more);
+    }
+    shapes
 }

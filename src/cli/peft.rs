@@ -13,6 +13,7 @@ use super::resolve::Found;
 use super::{Failure, output};
 use crate::Result;
 use crate::formats::adapter::{Adapter, LoraAdapter, LoraConfig, Modules, PromptKind, Slot};
+use crate::formats::config::Family;
 use crate::formats::json as json_file;
 use crate::formats::safetensors::Checkpoint;
 
@@ -46,8 +47,9 @@ pub fn look(path: &Path, found: &Found) -> Result<Look> {
             config,
         });
     }
-    let mut peft = settings(&config);
-    match as_peft_takes_it(&config_path, &config).slots(found.spec.layers) {
+    let family = found.config.family;
+    let mut peft = settings(&config, family);
+    match as_peft_takes_it(&config_path, &config, family).slots(family, found.spec.layers) {
         Ok(slots) => peft.extend(tensors(&file, &expected(&slots, found))),
         Err(error) => peft.push(format!("meets settings that do not fit this model: {error}")),
     }
@@ -93,14 +95,15 @@ fn prompt(kind: PromptKind, config: &Value, file: &Checkpoint) -> Vec<String> {
 }
 
 /// What PEFT assumes where the configuration is silent.
-fn settings(config: &Value) -> Vec<String> {
+fn settings(config: &Value, family: Family) -> Vec<String> {
     let mut found = Vec::new();
     match config.get("peft_type").and_then(Value::as_str) {
         None => found.push("stops: KeyError, peft_type is missing".to_owned()),
         Some("LORA") => {}
         Some(other) => found.push(format!("loads a {other}, which is not a LoRA")),
     }
-    for (key, default) in [("r", "8"), ("lora_alpha", "8"), ("target_modules", "q_proj and v_proj")] {
+    let modules = defaults(family).join(" and ");
+    for (key, default) in [("r", "8"), ("lora_alpha", "8"), ("target_modules", modules.as_str())] {
         if config.get(key).is_none_or(Value::is_null) {
             found.push(format!("silently takes {default} for {key}, which is missing"));
         }
@@ -108,16 +111,21 @@ fn settings(config: &Value) -> Vec<String> {
     found
 }
 
+/// The modules that PEFT takes where the configuration names none.
+fn defaults(family: Family) -> Vec<String> {
+    family.default_modules().iter().map(|&target| family.short_name(target).to_owned()).collect()
+}
+
 /// The configuration as PEFT would take it, silently filled up.
-fn as_peft_takes_it(path: &Path, config: &Value) -> LoraConfig {
-    LoraConfig::read(path).unwrap_or_else(|_| {
+fn as_peft_takes_it(path: &Path, config: &Value, family: Family) -> LoraConfig {
+    LoraConfig::read(path, family).unwrap_or_else(|_| {
         let modules = match config.get("target_modules") {
             Some(Value::String(all)) if all == "all-linear" => Modules::AllLinear,
             Some(Value::String(regex)) => Modules::Regex(regex.clone()),
             Some(Value::Array(list)) => {
                 Modules::List(list.iter().filter_map(Value::as_str).map(str::to_owned).collect())
             }
-            _ => Modules::List(vec!["q_proj".to_owned(), "v_proj".to_owned()]),
+            _ => Modules::List(defaults(family)),
         };
         let r = config.get("r").and_then(Value::as_u64).map_or(8, |r| r as usize);
         LoraConfig::new(r, config.get("lora_alpha").and_then(Value::as_f64).unwrap_or(8.0), modules)
@@ -128,7 +136,7 @@ fn as_peft_takes_it(path: &Path, config: &Value) -> LoraConfig {
 fn expected(slots: &[Slot], found: &Found) -> BTreeMap<String, [usize; 2]> {
     let tensors = |slot: &Slot| {
         let (input, output) = slot.target.widths(found.config.block_widths());
-        let path = slot.target.path(slot.layer);
+        let path = found.config.family.path(slot.layer, slot.target);
         [("lora_A", [slot.r, input]), ("lora_B", [output, slot.r])]
             .map(|(side, shape)| (format!("{PREFIX}{path}.{side}.weight"), shape))
     };

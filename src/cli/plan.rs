@@ -6,7 +6,7 @@ use super::resolve::Found;
 use super::{Failure, output};
 use crate::backend::Backend;
 use crate::formats::safetensors::Dtype;
-use crate::model::weights::Place;
+use crate::model::places::Place;
 use crate::model::{Activations, Gradients, Keep, Layout, Spec};
 use crate::train::optim::Optimizer;
 

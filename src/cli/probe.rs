@@ -8,7 +8,8 @@ use super::plan::Plan as MemoryPlan;
 use super::resolve::{self, Found};
 use super::{Failure, output};
 use crate::backend::Backend;
-use crate::formats::adapter::{Modules, Target};
+use crate::formats::adapter::Modules;
+use crate::formats::config::Family;
 use crate::formats::tokenizer::Tokenizer;
 use crate::model::{Layout, LoraShape, Model};
 use crate::probe::plan::Plan;
@@ -33,8 +34,8 @@ pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
             (report.settings, report.plan)
         }
         None => {
-            let settings = settings(args)?;
-            settings.validate()?;
+            let settings = settings(args, found.spec.family)?;
+            settings.validate(found.spec.family)?;
             let plan = draw(args, &found, &settings)?;
             (settings, plan)
         }
@@ -43,7 +44,7 @@ pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
     dispatch(&args.common, dtype, Probe { args, name, found, settings, plan })
 }
 
-fn settings(args: &ProbeArgs) -> Result<ProbeSettings> {
+fn settings(args: &ProbeArgs, family: Family) -> Result<ProbeSettings> {
     let defaults = ProbeSettings::new(args.task);
     let template = match &args.template {
         Some(text) => Template::parse(text, &defaults.template)?,
@@ -58,9 +59,10 @@ fn settings(args: &ProbeArgs) -> Result<ProbeSettings> {
         seeds: (args.seed..last).collect(),
         r: args.lora.r,
         lora_alpha: args.lora.lora_alpha,
-        target_modules: match resolve::modules(&args.lora.target_modules) {
-            Modules::AllLinear => Target::ALL.map(|t| t.name().to_owned()).to_vec(),
-            _ => args.lora.target_modules.clone(),
+        target_modules: match resolve::modules(&args.lora, family) {
+            Modules::AllLinear => family.modules().iter().map(|&t| family.short_name(t).to_owned()).collect(),
+            Modules::List(names) => names,
+            Modules::Regex(regex) => vec![regex],
         },
         learning_rate: args.learning_rate,
         epochs: args.epochs,
@@ -101,8 +103,8 @@ impl Job for Probe<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
         let Self { args, name, found, settings, plan } = self;
         if args.dry_run {
-            let shape =
-                LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets: settings.targets()? };
+            let targets = settings.targets(found.spec.family)?;
+            let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets };
             let layout = Layout::lora(&found.spec, &shape);
             let rows = settings.rows.max(plan.longest());
             return MemoryPlan::new(&backend, &found)

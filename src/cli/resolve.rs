@@ -10,7 +10,7 @@ use super::args::{CommonArgs, LoraArgs, OptimArgs};
 use super::output;
 use crate::formats::adapter::{Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, Slot};
 use crate::formats::atomic;
-use crate::formats::config::ModelConfig;
+use crate::formats::config::{Family, ModelConfig};
 use crate::formats::hub::{self, CacheEnv};
 use crate::formats::safetensors::{Checkpoint, Dtype};
 use crate::model::Spec;
@@ -84,10 +84,13 @@ pub fn layers(text: &str, depth: usize) -> Result<Vec<usize>> {
     Ok(layers)
 }
 
-/// `--target-modules`: a list of names, `all-linear`, or a regular expression.
-pub fn modules(names: &[String]) -> Modules {
+/// `--target-modules`: a list of names, `all-linear`, or a regular expression; the family's own choice if not given.
+pub fn modules(args: &LoraArgs, family: Family) -> Modules {
+    let Some(names) = &args.target_modules else {
+        return Modules::List(family.default_modules().iter().map(|&t| family.short_name(t).to_owned()).collect());
+    };
     let plain = |name: &String| name.chars().all(|c| c.is_alphanumeric() || "._-".contains(c));
-    match names {
+    match names.as_slice() {
         [all] if all == "all-linear" => Modules::AllLinear,
         names if names.iter().all(plain) => Modules::List(names.to_vec()),
         // The commas at which the flag was split are the expression's own.
@@ -96,10 +99,10 @@ pub fn modules(names: &[String]) -> Modules {
 }
 
 /// The settings of a new adapter for `model`.
-pub fn lora(args: &LoraArgs, model: &str) -> LoraConfig {
+pub fn lora(args: &LoraArgs, model: &str, family: Family) -> LoraConfig {
     LoraConfig {
         base_model_name_or_path: Some(model.to_owned()),
-        ..LoraConfig::new(args.r, args.lora_alpha, modules(&args.target_modules))
+        ..LoraConfig::new(args.r, args.lora_alpha, modules(args, family))
     }
 }
 
@@ -110,8 +113,8 @@ pub fn empty(config: LoraConfig, model: &ModelConfig) -> Result<LoraAdapter> {
         let Slot { layer, target, r, scale } = slot;
         LoraModule { layer, target, r, scale, a: vec![0.0; r * input], b: vec![0.0; output * r] }
     };
-    let modules = config.slots(model.num_hidden_layers)?.into_iter().map(zeros).collect();
-    Ok(LoraAdapter { config, modules })
+    let modules = config.slots(model.family, model.num_hidden_layers)?.into_iter().map(zeros).collect();
+    Ok(LoraAdapter { config, family: model.family, head_dim: model.head_dim, modules })
 }
 
 /// The optimiser's settings.

@@ -22,7 +22,9 @@ pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
     let start = match &training.init_adapter {
         Some(path) => LoraAdapter::read(path, &found.config)?,
         None => {
-            let config = LoraConfig { use_rslora: args.use_rslora, ..resolve::lora(&args.lora, &training.model) };
+            let family = found.config.family;
+            let config =
+                LoraConfig { use_rslora: args.use_rslora, ..resolve::lora(&args.lora, &training.model, family) };
             resolve::empty(config, &found.config)?
         }
     };

@@ -1,9 +1,10 @@
-//! `config.json` of the LLaMA, Mistral and Qwen2 families, in both dialects of the reference library.
+//! `config.json` of the LLaMA, Mistral, Qwen2, GPT-2, OPT and BLOOM families, in both dialects of the reference library.
 //!
 //! Absent keys take the family's own defaults, as transformers 5 does. What that library would ignore with or
 //! without a warning, and so compute something other than the file says, is an error here: unknown `rope_type`,
 //! `model_type` and activation, partial rotation, quantised weights, keys of the two dialects that contradict.
 
+mod families;
 mod rope;
 
 use std::path::Path;
@@ -30,6 +31,12 @@ pub enum Family {
     Mistral,
     /// Qwen 2 and 2.5: biases on q, k and v.
     Qwen2,
+    /// GPT-2: learned positions, layer norm, fused q, k, v, matrices stored transposed.
+    Gpt2,
+    /// OPT: learned positions, layer norm before or after each half of a block.
+    Opt,
+    /// BLOOM: ALiBi, layer norm also of the embeddings, q, k and v fused head by head.
+    Bloom,
 }
 
 impl Family {
@@ -39,8 +46,69 @@ impl Family {
             Self::Llama => "llama",
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
+            Self::Gpt2 => "gpt2",
+            Self::Opt => "opt",
+            Self::Bloom => "bloom",
         }
     }
+
+    /// Whether a checkpoint holds q, k and v as one matrix.
+    pub const fn fuses_qkv(self) -> bool {
+        matches!(self, Self::Gpt2 | Self::Bloom)
+    }
+
+    /// The tokens that begin and end a sequence where the file is silent.
+    const fn special_tokens(self) -> (Option<u32>, Option<u32>) {
+        match self {
+            Self::Llama | Self::Mistral | Self::Bloom => (Some(1), Some(2)),
+            Self::Qwen2 => (None, None),
+            Self::Gpt2 => (Some(50256), Some(50256)),
+            Self::Opt => (Some(2), Some(2)),
+        }
+    }
+}
+
+/// How a row is brought to a standard size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norm {
+    /// RMS norm, with a weight.
+    Rms,
+    /// Layer norm, with a weight and a bias.
+    Layer,
+}
+
+/// How a row knows its position.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Positions {
+    /// Queries and keys are turned.
+    Rope(Rope),
+    /// A learned vector is added to the embedding.
+    Learned {
+        /// Row of the table that is position 0's.
+        first: usize,
+    },
+    /// Scores fall with the distance (Press et al. 2022).
+    Alibi,
+}
+
+/// What stands between the two outer projections of an MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mlp {
+    /// `silu(gate) * up`.
+    SwiGlu,
+    /// A function of the up-projection; there is no gate.
+    Plain(Activation),
+}
+
+/// A function of one number between two layers of an MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `max(x, 0)`.
+    Relu,
+    /// `x * (1 + erf(x / sqrt(2))) / 2` (Hendrycks and Gimpel 2016).
+    Gelu,
+    /// Its approximation `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`.
+    GeluTanh,
 }
 
 /// What a model is, as its `config.json` says, with all defaults resolved.
@@ -50,6 +118,8 @@ pub struct ModelConfig {
     pub family: Family,
     /// Width of the residual stream, C.
     pub hidden_size: usize,
+    /// Width of the embedding table, E; where it is not C, projections stand between the table and the blocks.
+    pub embed_size: usize,
     /// Width of the feed-forward layer, F.
     pub intermediate_size: usize,
     /// Number of layers, L.
@@ -64,8 +134,18 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Longest sequence the model was made for.
     pub max_position_embeddings: usize,
-    /// Epsilon of the RMS norms.
-    pub rms_norm_eps: f64,
+    /// The norms.
+    pub norm: Norm,
+    /// Epsilon of the norms.
+    pub norm_eps: f64,
+    /// Whether the two norms of a block stand behind its halves' sums, rather than before its halves.
+    pub post_norm: bool,
+    /// Whether embeddings are normed.
+    pub embed_norm: bool,
+    /// Whether the last residual stream is normed.
+    pub final_norm: bool,
+    /// The MLP.
+    pub mlp: Mlp,
     /// Whether q, k and v have a bias.
     pub qkv_bias: bool,
     /// Whether o has a bias.
@@ -76,8 +156,12 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Attention window of each layer, `[L]`: query i sees keys j with i - window < j <= i. `None` is all j <= i.
     pub windows: Vec<Option<usize>>,
-    /// Rotary embedding.
-    pub rope: Rope,
+    /// Whether scores are multiplied by `1 / sqrt(D)`.
+    pub scale_scores: bool,
+    /// Whether those of layer i are divided by i + 1 beside.
+    pub scale_scores_by_layer: bool,
+    /// Positions.
+    pub positions: Positions,
     /// Token that begins a sequence.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a sequence.
@@ -117,59 +201,74 @@ impl ModelConfig {
 
     fn from_value(path: &Path, value: &Value) -> Result<Self> {
         let f = Fields::new(path, value)?;
-        let family = match f.require("model_type", f.str("model_type")?, "a model type")? {
-            "llama" => Family::Llama,
-            "mistral" => Family::Mistral,
-            "qwen2" => Family::Qwen2,
-            other => return Err(unsupported(path, "model_type", other, "llama, mistral, qwen2")),
-        };
-        refuse_unknown(&f, family)?;
-        let width = |key: &str| f.require(key, f.usize_in(key, 1..=MAX_WIDTH)?, "a positive integer");
-        let hidden_size = width("hidden_size")?;
-        let num_hidden_layers =
-            f.require("num_hidden_layers", f.usize_in("num_hidden_layers", 1..=MAX_LAYERS)?, "a positive integer")?;
-        let num_attention_heads = width("num_attention_heads")?;
-        let head_dim = head_dim(&f, hidden_size, num_attention_heads)?;
-        let num_key_value_heads = kv_heads(&f, family, num_attention_heads)?;
-        let max_position_embeddings = f.usize_in("max_position_embeddings", 1..=usize::MAX)?.unwrap_or(match family {
-            Family::Llama => 2048,
-            Family::Mistral => 4096 * 32,
-            Family::Qwen2 => 32768,
-        });
-        let rms_norm_eps = f.f64("rms_norm_eps")?.unwrap_or(1e-6);
-        if !(0.0..1.0).contains(&rms_norm_eps) {
-            return Err(f.error("rms_norm_eps", "a number from 0 to 1"));
+        match f.require("model_type", f.str("model_type")?, "a model type")? {
+            "llama" => llama(&f, Family::Llama),
+            "mistral" => llama(&f, Family::Mistral),
+            "qwen2" => llama(&f, Family::Qwen2),
+            "gpt2" => families::gpt2(&f),
+            "opt" => families::opt(&f),
+            "bloom" => families::bloom(&f),
+            other => Err(unsupported(path, "model_type", other, "llama, mistral, qwen2, gpt2, opt, bloom")),
         }
-        let (qkv_bias, o_bias, mlp_bias) = biases(&f, family)?;
-        let vocab_size = width("vocab_size")?;
-        Ok(Self {
-            family,
-            hidden_size,
-            intermediate_size: width("intermediate_size")?,
-            num_hidden_layers,
-            num_attention_heads,
-            num_key_value_heads,
-            head_dim,
-            vocab_size,
-            max_position_embeddings,
-            rms_norm_eps,
-            qkv_bias,
-            o_bias,
-            mlp_bias,
-            tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(false),
-            windows: windows(&f, family, num_hidden_layers)?,
-            rope: Rope::read(&f, head_dim, max_position_embeddings)?,
-            bos_token_id: token(&f, "bos_token_id", family, 1, vocab_size)?,
-            eos_token_id: tokens(&f, family, vocab_size)?,
-            // Never used to compute, and often out of the table in published files, so not checked.
-            pad_token_id: f.get("pad_token_id").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok()),
-            dtype: dtype(&f)?,
-        })
     }
 }
 
 fn unsupported(path: &Path, field: &str, found: &str, supported: &str) -> Error {
     Error::unsupported(format!("{}: {field}", path.display()), found, supported)
+}
+
+/// The families of LLaMA's make.
+fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
+    refuse_unknown(f, family)?;
+    let width = |key: &str| f.require(key, f.usize_in(key, 1..=MAX_WIDTH)?, "a positive integer");
+    let hidden_size = width("hidden_size")?;
+    let num_hidden_layers =
+        f.require("num_hidden_layers", f.usize_in("num_hidden_layers", 1..=MAX_LAYERS)?, "a positive integer")?;
+    let num_attention_heads = width("num_attention_heads")?;
+    let head_dim = head_dim(f, hidden_size, num_attention_heads)?;
+    let num_key_value_heads = kv_heads(f, family, num_attention_heads)?;
+    let max_position_embeddings = f.usize_in("max_position_embeddings", 1..=usize::MAX)?.unwrap_or(match family {
+        Family::Llama => 2048,
+        Family::Mistral => 4096 * 32,
+        _ => 32768,
+    });
+    let norm_eps = f.f64("rms_norm_eps")?.unwrap_or(1e-6);
+    if !(0.0..1.0).contains(&norm_eps) {
+        return Err(f.error("rms_norm_eps", "a number from 0 to 1"));
+    }
+    let (qkv_bias, o_bias, mlp_bias) = biases(f, family)?;
+    let vocab_size = width("vocab_size")?;
+    let (begin, end) = family.special_tokens();
+    Ok(ModelConfig {
+        family,
+        hidden_size,
+        embed_size: hidden_size,
+        intermediate_size: width("intermediate_size")?,
+        num_hidden_layers,
+        num_attention_heads,
+        num_key_value_heads,
+        head_dim,
+        vocab_size,
+        max_position_embeddings,
+        norm: Norm::Rms,
+        norm_eps,
+        post_norm: false,
+        embed_norm: false,
+        final_norm: true,
+        mlp: Mlp::SwiGlu,
+        qkv_bias,
+        o_bias,
+        mlp_bias,
+        tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(false),
+        windows: windows(f, family, num_hidden_layers)?,
+        scale_scores: true,
+        scale_scores_by_layer: false,
+        positions: Positions::Rope(Rope::read(f, head_dim, max_position_embeddings)?),
+        bos_token_id: token(f, "bos_token_id", begin, vocab_size)?,
+        eos_token_id: end_tokens(f, end, vocab_size)?,
+        pad_token_id: pad(f),
+        dtype: dtype(f)?,
+    })
 }
 
 /// Keys that change the computation and that nothing here acts on.
@@ -178,9 +277,7 @@ fn refuse_unknown(f: &Fields, family: Family) -> Result<()> {
     if !["silu", "swish"].contains(&act) {
         return Err(unsupported(f.path(), "hidden_act", act, "silu"));
     }
-    if f.has("quantization_config") && f.get("quantization_config").is_some() {
-        return Err(f.error("quantization_config", "unquantised weights (no such key)"));
-    }
+    refuse_common(f)?;
     if f.bool("use_mrope")?.unwrap_or(false) {
         return Err(f.error("use_mrope", "false"));
     }
@@ -197,6 +294,14 @@ fn refuse_unknown(f: &Fields, family: Family) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The same for every family.
+fn refuse_common(f: &Fields) -> Result<()> {
+    match f.get("quantization_config") {
+        Some(_) => Err(f.error("quantization_config", "unquantised weights (no such key)")),
+        None => Ok(()),
+    }
 }
 
 fn head_dim(f: &Fields, hidden_size: usize, heads: usize) -> Result<usize> {
@@ -219,7 +324,7 @@ fn kv_heads(f: &Fields, family: Family, heads: usize) -> Result<usize> {
         _ if f.has(key) => heads,
         Family::Llama => heads,
         Family::Mistral => 8,
-        Family::Qwen2 => 32,
+        _ => 32,
     };
     let kv = f.usize_in(key, 1..=MAX_WIDTH)?.unwrap_or(default);
     if kv > heads || !heads.is_multiple_of(kv) {
@@ -234,8 +339,8 @@ fn biases(f: &Fields, family: Family) -> Result<(bool, bool, bool)> {
             let attention = f.bool("attention_bias")?.unwrap_or(false);
             (attention, attention, f.bool("mlp_bias")?.unwrap_or(false))
         }
-        Family::Mistral => (false, false, false),
         Family::Qwen2 => (true, false, false),
+        _ => (false, false, false),
     })
 }
 
@@ -254,8 +359,8 @@ fn windows(f: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize
         Family::Mistral if f.has(key) => given,
         Family::Mistral => Some(4096),
         Family::Qwen2 if !f.bool("use_sliding_window")?.unwrap_or(false) => None,
-        Family::Qwen2 if f.has(key) => given,
-        Family::Qwen2 => Some(4096),
+        _ if f.has(key) => given,
+        _ => Some(4096),
     };
     let first = match family {
         Family::Qwen2 => f.usize("max_window_layers")?.unwrap_or(28),
@@ -294,20 +399,25 @@ fn windows(f: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize
     Ok(windows)
 }
 
-/// A special token; `default` is that of LLaMA and Mistral, Qwen2 has none.
-fn token(f: &Fields, key: &str, family: Family, default: u32, vocab: usize) -> Result<Option<u32>> {
+/// A special token; `default` counts where the file is silent, unless it is no token of the vocabulary.
+fn token(f: &Fields, key: &str, default: Option<u32>, vocab: usize) -> Result<Option<u32>> {
     if !f.has(key) {
-        return Ok(Some(default).filter(|&id| family != Family::Qwen2 && (id as usize) < vocab));
+        return Ok(default.filter(|&id| (id as usize) < vocab));
     }
     f.get(key).map(|v| in_vocab(f, key, v, vocab)).transpose()
 }
 
-fn tokens(f: &Fields, family: Family, vocab: usize) -> Result<Vec<u32>> {
+fn end_tokens(f: &Fields, default: Option<u32>, vocab: usize) -> Result<Vec<u32>> {
     let key = "eos_token_id";
     match f.get(key) {
         Some(Value::Array(list)) => list.iter().map(|v| in_vocab(f, key, v, vocab)).collect(),
-        _ => Ok(token(f, key, family, 2, vocab)?.into_iter().collect()),
+        _ => Ok(token(f, key, default, vocab)?.into_iter().collect()),
     }
+}
+
+/// Never used to compute, and often out of the table in published files, so not checked.
+fn pad(f: &Fields) -> Option<u32> {
+    f.get("pad_token_id").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok())
 }
 
 fn in_vocab(f: &Fields, key: &str, value: &Value, vocab: usize) -> Result<u32> {

@@ -5,28 +5,37 @@
 //!
 //! | site | name | formula | shape | buffer |
 //! |---|---|---|---|---|
-//! | [`Site::Embed`] | `hook_embed` | embedding row, or soft-prompt row | `[N, C]` | wide |
+//! | [`Site::Embed`] | `hook_embed` | row of the embedding table, or of the soft prompt, as it is | `[N, E]` | wide |
+//! | [`Site::PosEmbed`] | `hook_pos_embed` | row of the table of learned positions | `[N, C]` | wide |
 //! | [`Site::ResidPre`] | `blocks.{i}.hook_resid_pre` | residual stream entering block i | `[N, C]` | wide |
-//! | [`Site::Ln1Scale`] | `blocks.{i}.ln1.hook_scale` | `1 / sqrt(mean(x^2) + eps)`, x = resid_pre | `[N, 1]` | wide |
-//! | [`Site::Ln1Normalized`] | `blocks.{i}.ln1.hook_normalized` | norm's output, weight applied | `[N, C]` | real |
+//! | [`Site::Ln1Scale`] | `blocks.{i}.ln1.hook_scale` | `1 / sqrt(mean((x - m)^2) + eps)`, x = resid_pre | `[N, 1]` | wide |
+//! | [`Site::Ln1Normalized`] | `blocks.{i}.ln1.hook_normalized` | norm's output, weight and bias applied | `[N, C]` | real |
 //! | [`Site::Q`], [`Site::K`], [`Site::V`] | `blocks.{i}.attn.hook_q` … | projections with bias and adapter, before the rotation | `[N, H D]`, `[N, K D]` | real |
 //! | [`Site::RotQ`], [`Site::RotK`] | `blocks.{i}.attn.hook_rot_q` … | after the rotation | as q, k | real |
-//! | [`Site::AttnScores`] | `blocks.{i}.attn.hook_attn_scores` | `q k^T / sqrt(D)` by position of the path, `-inf` after it | `[N, H T]` | wide |
+//! | [`Site::AttnScores`] | `blocks.{i}.attn.hook_attn_scores` | `q k^T * scale` less ALiBi's `slope * distance`, by position of the path, `-inf` after it | `[N, H T]` | wide |
 //! | [`Site::Pattern`] | `blocks.{i}.attn.hook_pattern` | softmax of the scores, 0 after the path | `[N, H T]` | wide |
 //! | [`Site::Z`] | `blocks.{i}.attn.hook_z` | pattern-weighted values, by head | `[N, H D]` | real |
 //! | [`Site::Result`] | `blocks.{i}.attn.hook_result` | each head's share of the output projection, without bias and adapter | `[N, H C]` | real |
 //! | [`Site::AttnOut`] | `blocks.{i}.hook_attn_out` | output projection of z, with bias and adapter | `[N, C]` | real |
 //! | [`Site::ResidMid`] | `blocks.{i}.hook_resid_mid` | resid_pre + attn_out | `[N, C]` | wide |
 //! | [`Site::Ln2Scale`], [`Site::Ln2Normalized`] | `blocks.{i}.ln2.hook_scale` … | as ln1, x = resid_mid | | |
-//! | [`Site::MlpPre`] | `blocks.{i}.mlp.hook_pre` | gate projection, before the activation | `[N, F]` | real |
-//! | [`Site::MlpPreLinear`] | `blocks.{i}.mlp.hook_pre_linear` | up projection | `[N, F]` | real |
-//! | [`Site::MlpPost`] | `blocks.{i}.mlp.hook_post` | silu(gate) * up | `[N, F]` | real |
-//! | [`Site::MlpOut`] | `blocks.{i}.hook_mlp_out` | down projection | `[N, C]` | real |
+//! | [`Site::MlpPre`] | `blocks.{i}.mlp.hook_pre` | what the activation reads: the gate projection, or the up projection of an MLP without a gate | `[N, F]` | real |
+//! | [`Site::MlpPreLinear`] | `blocks.{i}.mlp.hook_pre_linear` | up projection beside a gate | `[N, F]` | real |
+//! | [`Site::MlpPost`] | `blocks.{i}.mlp.hook_post` | silu(gate) * up, or f(up) | `[N, F]` | real |
+//! | [`Site::MlpOut`] | `blocks.{i}.hook_mlp_out` | down projection, with bias and adapter | `[N, C]` | real |
 //! | [`Site::ResidPost`] | `blocks.{i}.hook_resid_post` | resid_mid + mlp_out | `[N, C]` | wide |
 //! | [`Site::FinalScale`], [`Site::FinalNorm`] | `ln_final.hook_scale`, `ln_final.hook_normalized` | as ln1, x = last resid_post | | |
 //! | [`Site::Logits`] | `logits` | final norm times the head | `[N, V]` | wide |
 //! | [`Site::LoraA`] | `blocks.{i}.{q_proj…}.hook_lora_a` | A x | `[N, R]` | wide |
 //! | [`Site::LoraDelta`] | `blocks.{i}.{q_proj…}.hook_lora_delta` | scale B A x | `[N, out]` | wide |
+//!
+//! A name means the same in every family. m is the mean of x for a layer norm, 0 for an RMS norm. E is the width of the
+//! embedding table; the stream that enters block 0 is that row, projected to C or normed where the model does so, plus
+//! its learned position. Where norms stand behind the halves of a block (OPT-350m), ln1 reads resid_pre + attn_out and
+//! resid_mid is its output, ln2 reads resid_mid + mlp_out and resid_post is its output: the sites stay what flows between
+//! the halves. `ln_final.hook_normalized` of a model without a final norm is its last resid_post. Adapters of a module
+//! that a checkpoint fuses appear at the projections that it consists of, by the names above. A site that a family lacks
+//! (rotation, gate, learned positions, the scale of an absent norm) is an error by name.
 //!
 //! Note the `hook_scale` sites: TransformerLens gives the denominator, here it is the factor that multiplies.
 
@@ -39,6 +48,7 @@ use crate::{Error, Result};
 #[allow(missing_docs)] // one table, above
 pub enum Site {
     Embed,
+    PosEmbed,
     ResidPre,
     Ln1Scale,
     Ln1Normalized,
@@ -94,7 +104,7 @@ const BLOCK: [Site; 20] = [
 impl Site {
     /// Every site, in the order of the forward.
     pub fn all() -> Vec<Site> {
-        let mut all = vec![Site::Embed];
+        let mut all = vec![Site::Embed, Site::PosEmbed];
         all.extend(BLOCK);
         all.push(Site::ResidPost);
         for target in Target::ALL {
@@ -106,7 +116,7 @@ impl Site {
 
     /// Whether there is one in each block, rather than one in the model.
     pub fn in_block(self) -> bool {
-        !matches!(self, Site::Embed | Site::FinalScale | Site::FinalNorm | Site::Logits)
+        !matches!(self, Site::Embed | Site::PosEmbed | Site::FinalScale | Site::FinalNorm | Site::Logits)
     }
 
     /// Whether the tensor is not part of a forward and is computed, for the rows asked for, only when tapped.
@@ -118,6 +128,7 @@ impl Site {
     fn local(self) -> String {
         match self {
             Site::Embed => "hook_embed",
+            Site::PosEmbed => "hook_pos_embed",
             Site::ResidPre => "hook_resid_pre",
             Site::Ln1Scale => "ln1.hook_scale",
             Site::Ln1Normalized => "ln1.hook_normalized",
@@ -207,8 +218,8 @@ impl Selection {
     ///
     /// A name is a full one (`blocks.3.hook_resid_post`), a local or short one that stands for each of `layers`
     /// (`resid_post`), a short one with its layer (`resid_post3`), or `hidden_states[i]` of the `transformers` library:
-    /// the embedding for 0, the residual stream after layer i - 1 for i < depth, and the final norm's output for i =
-    /// depth.
+    /// the residual stream that enters layer 0 for 0, that after layer i - 1 for i < depth, and the final norm's output for
+    /// i = depth.
     ///
     /// # Errors
     /// A name that is none of these (the nearest is shown), or a layer that does not exist.
@@ -241,7 +252,8 @@ impl Selection {
 
     /// The first layer that nobody reads: the forward may stop there. None if the end of the model is read.
     pub fn stop_at_layer(&self) -> Option<usize> {
-        let ends = self.places.iter().any(|(site, _)| !site.in_block() && *site != Site::Embed);
+        let starts = [Site::Embed, Site::PosEmbed];
+        let ends = self.places.iter().any(|(site, _)| !site.in_block() && !starts.contains(site));
         if ends {
             return None;
         }
@@ -252,7 +264,7 @@ impl Selection {
         let order = Site::all();
         let rank = |site: Site| order.iter().position(|&s| s == site).unwrap_or(order.len());
         let region = |site: Site| match site {
-            Site::Embed => 0,
+            Site::Embed | Site::PosEmbed => 0,
             site if site.in_block() => 1,
             _ => 2,
         };
@@ -266,7 +278,7 @@ impl Selection {
 fn find(name: &str, depth: usize) -> Result<(Site, Option<usize>)> {
     if let Some(i) = name.strip_prefix("hidden_states[").and_then(|rest| rest.strip_suffix(']')) {
         return match i.parse::<usize>() {
-            Ok(0) => Ok((Site::Embed, None)),
+            Ok(0) => Ok((Site::ResidPre, Some(0))),
             Ok(i) if i < depth => Ok((Site::ResidPost, Some(i - 1))),
             Ok(i) if i == depth => Ok((Site::FinalNorm, None)),
             _ => Err(Error::argument("--sites", format!("hidden_states[0] to hidden_states[{depth}]"), name)),

@@ -8,6 +8,7 @@ use crate::backend::{Backend, LoraSite, PromptSite, WideElement};
 use crate::formats::adapter::{
     Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, PromptAdapter, PromptConfig, PromptKind, Target,
 };
+use crate::formats::config::Family;
 use crate::{Error, Result};
 
 /// A LoRA that is the same in every layer.
@@ -19,7 +20,7 @@ pub struct LoraShape {
     pub alpha: f64,
     /// Whether it is `alpha / sqrt(R)` (Kalajdzievski 2023).
     pub rslora: bool,
-    /// The adapted projections.
+    /// The adapted modules.
     pub targets: Vec<Target>,
 }
 
@@ -28,12 +29,17 @@ pub struct LoraShape {
 pub struct Layout {
     /// Elements of a run.
     pub stride: usize,
+    /// The adapted modules: layer, module, and the site of all of it. The parts of a fused module share its A, and their
+    /// Bs lie one behind another.
+    modules: Vec<(usize, Target, LoraSite)>,
     /// The adapted projections of each layer, by `Target as usize`.
-    pub lora: Vec<[Option<LoraSite>; 7]>,
+    lora: Vec<[Option<LoraSite>; 7]>,
     /// The soft prompt.
     pub prompt: Option<PromptSite>,
-    /// Width of a row of it, C.
+    /// Width of a row of it, E.
     pub width: usize,
+    family: Family,
+    head_dim: usize,
 }
 
 impl Layout {
@@ -42,8 +48,8 @@ impl Layout {
         let root = if shape.rslora { (shape.rank as f64).sqrt() } else { shape.rank as f64 };
         let mut layout = Self::empty(spec);
         for layer in 0..spec.layers {
-            for target in Target::ALL.into_iter().filter(|target| shape.targets.contains(target)) {
-                layout.push(spec, layer, target, shape.rank, shape.alpha / root);
+            for target in spec.family.modules().iter().filter(|target| shape.targets.contains(target)) {
+                layout.push(spec, layer, *target, shape.rank, shape.alpha / root);
             }
         }
         layout.sealed()
@@ -56,9 +62,13 @@ impl Layout {
     pub fn of_adapter(spec: &Spec, adapter: &LoraAdapter) -> Result<Self> {
         let mut layout = Self::empty(spec);
         for module in &adapter.modules {
-            let name = || format!("adapter module layers.{}.{}", module.layer, module.target.name());
+            let name = || format!("adapter module {}", spec.family.path(module.layer, module.target));
             if module.layer >= spec.layers {
                 return Err(Error::argument(name(), format!("a layer below {}", spec.layers), module.layer));
+            }
+            if !spec.family.modules().contains(&module.target) {
+                let found = module.target.name();
+                return Err(Error::argument("an adapter's module", spec.family.module_names(), found));
             }
             let (input, output) = spec.widths(module.target);
             let (a, b) = (module.r * input, output * module.r);
@@ -66,7 +76,7 @@ impl Layout {
                 let found = format!("{} and {} elements", module.a.len(), module.b.len());
                 return Err(Error::argument(name(), format!("A and B of {a} and {b} elements"), found));
             }
-            if layout.lora[module.layer][module.target as usize].is_some() {
+            if layout.modules.iter().any(|&(layer, target, _)| (layer, target) == (module.layer, module.target)) {
                 return Err(Error::argument(name(), "one A and one B", "two"));
             }
             layout.push(spec, module.layer, module.target, module.r, module.scale);
@@ -74,7 +84,7 @@ impl Layout {
         Ok(layout.sealed())
     }
 
-    /// With a soft prompt of `rows` rows behind everything else.
+    /// With a soft prompt of `rows` rows of the embedding table's width behind everything else.
     pub fn with_prompt(mut self, rows: usize) -> Self {
         self.prompt = Some(PromptSite { offset: self.stride, stride: 0, rows });
         self.stride += rows * self.width;
@@ -83,34 +93,55 @@ impl Layout {
 
     /// No adapter at all.
     pub fn empty(spec: &Spec) -> Self {
-        Self { stride: 0, lora: vec![[None; 7]; spec.layers], prompt: None, width: spec.width }
+        Self {
+            stride: 0,
+            modules: Vec::new(),
+            lora: vec![[None; 7]; spec.layers],
+            prompt: None,
+            width: spec.embed_width,
+            family: spec.family,
+            head_dim: spec.head_dim,
+        }
     }
 
     fn push(&mut self, spec: &Spec, layer: usize, target: Target, rank: usize, scale: f64) {
         let (input, output) = spec.widths(target);
-        let (a, b) = (self.stride, self.stride + rank * input);
+        let (a, mut b) = (self.stride, self.stride + rank * input);
         self.stride = b + output * rank;
-        self.lora[layer][target as usize] = Some(LoraSite { a, b, stride: 0, rank, input, output, scale });
+        self.modules.push((layer, target, LoraSite { a, b, stride: 0, rank, input, output, scale }));
+        for &part in target.parts() {
+            let output = spec.widths(part).1;
+            self.lora[layer][part as usize] = Some(LoraSite { a, b, stride: 0, rank, input, output, scale });
+            b += output * rank;
+        }
     }
 
     /// Writes the final stride into every site.
     fn sealed(mut self) -> Self {
         let stride = self.stride;
+        self.modules.iter_mut().for_each(|(_, _, site)| site.stride = stride);
         self.lora.iter_mut().flatten().flatten().for_each(|site| site.stride = stride);
         self.prompt.iter_mut().for_each(|site| site.stride = stride);
         self
     }
 
     /// The site of a projection, if it is adapted.
+    ///
+    /// # Panics
+    /// If the target is a fused module.
     pub fn site(&self, layer: usize, target: Target) -> Option<LoraSite> {
         self.lora[layer][target as usize]
     }
 
-    /// Every adapted projection, by layer, then by target.
-    pub fn sites(&self) -> impl Iterator<Item = (usize, Target, LoraSite)> {
-        self.lora.iter().enumerate().flat_map(|(layer, sites)| {
-            Target::ALL.into_iter().filter_map(move |target| sites[target as usize].map(|site| (layer, target, site)))
-        })
+    /// Every adapted module, by layer, then in the family's order.
+    pub fn modules(&self) -> impl Iterator<Item = (usize, Target, LoraSite)> {
+        self.modules.iter().copied()
+    }
+
+    /// The module that holds a projection.
+    pub(super) fn module_of(&self, target: Target) -> Target {
+        let fused = self.family.fuses_qkv() && Target::Qkv.parts().contains(&target);
+        if fused { Target::Qkv } else { target }
     }
 
     /// The largest rank of a projection over all layers.
@@ -208,22 +239,22 @@ impl<B: Backend> Adaptation<B> {
     /// If the adapter's modules, ranks or scales are not those of this layout.
     pub fn set_run(&mut self, backend: &mut B, spec: &Spec, run: usize, adapter: &LoraAdapter) -> Result<()> {
         let theirs = Layout::of_adapter(spec, adapter)?;
-        for layer in 0..spec.layers {
-            for target in Target::ALL {
-                let describe = |site: Option<LoraSite>| match site {
-                    Some(site) => format!("rank {} and scale {}", site.rank, site.scale),
-                    None => "no adapter".to_owned(),
-                };
-                let (ours, found) = (self.layout.site(layer, target), theirs.site(layer, target));
-                if describe(ours) != describe(found) {
-                    let name = format!("adapter module layers.{layer}.{}", target.name());
-                    return Err(Error::argument(name, describe(ours), describe(found)));
-                }
+        let find = |layout: &Layout, layer, target| {
+            let site = layout.modules().find(|&(l, t, _)| (l, t) == (layer, target));
+            site.map_or("no adapter".to_owned(), |(_, _, site)| format!("rank {} and scale {}", site.rank, site.scale))
+        };
+        for (layer, target, _) in self.layout.modules().chain(theirs.modules()) {
+            let (ours, found) = (find(&self.layout, layer, target), find(&theirs, layer, target));
+            if ours != found {
+                let name = format!("adapter module {}", spec.family.path(layer, target));
+                return Err(Error::argument(name, ours, found));
             }
         }
         let mut values = vec![B::Element::default(); self.layout.stride];
         for module in &adapter.modules {
-            let site = self.layout.site(module.layer, module.target).expect("adaptation: compared above");
+            let place =
+                |&(layer, target, _): &(usize, Target, LoraSite)| (layer, target) == (module.layer, module.target);
+            let (_, _, site) = self.layout.modules().find(place).expect("adaptation: compared above");
             let convert = |x: &f32| B::Element::from_f64(f64::from(*x));
             values[site.a..site.a + module.a.len()].iter_mut().zip(&module.a).for_each(|(v, x)| *v = convert(x));
             values[site.b..site.b + module.b.len()].iter_mut().zip(&module.b).for_each(|(v, x)| *v = convert(x));
@@ -239,7 +270,7 @@ impl<B: Backend> Adaptation<B> {
     pub fn init_run(&mut self, backend: &mut B, run: usize, seed: u64) -> Result<()> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut values = vec![B::Element::default(); self.layout.stride];
-        for (_, _, site) in self.layout.sites() {
+        for (_, _, site) in self.layout.modules() {
             let bound = 1.0 / (site.input as f32).sqrt();
             for value in &mut values[site.a..site.a + site.rank * site.input] {
                 *value = B::Element::from_f64(f64::from(rng.random_range(-bound..bound)));
@@ -278,7 +309,7 @@ impl<B: Backend> Adaptation<B> {
     pub fn adapter(&self, backend: &mut B, run: usize, config: &LoraConfig) -> Result<LoraAdapter> {
         let values = self.download_run(backend, run)?;
         let read = |from: usize, len: usize| values[from..from + len].iter().map(|x| x.to_f64() as f32).collect();
-        let modules = self.layout.sites().map(|(layer, target, site)| LoraModule {
+        let modules = self.layout.modules().map(|(layer, target, site)| LoraModule {
             layer,
             target,
             r: site.rank,
@@ -286,7 +317,8 @@ impl<B: Backend> Adaptation<B> {
             a: read(site.a, site.rank * site.input),
             b: read(site.b, site.output * site.rank),
         });
-        Ok(LoraAdapter { config: config.clone(), modules: modules.collect() })
+        let Layout { family, head_dim, .. } = self.layout;
+        Ok(LoraAdapter { config: config.clone(), family, head_dim, modules: modules.collect() })
     }
 
     /// The parameters of a run `[stride]`.

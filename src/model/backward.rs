@@ -1,14 +1,17 @@
 //! The backward: from the losses of label rows to adapters, soft prompts, embeddings and, on request, all weights.
 
 use super::Model;
-use super::activations::{Activations, Keep, LayerActivations};
+use super::activations::{Activations, Keep, LayerActivations, counted, some};
 use super::forward::Input;
 use super::full::WeightLayout;
+use super::norm;
+use super::places::{NormAt, Place};
 use super::spec::Spec;
-use super::weights::{Layer, Place};
+use super::weights::{Layer, Norm};
 use crate::Result;
 use crate::backend::{Backend, LinearDims, WideElement};
 use crate::formats::adapter::Target;
+use crate::formats::config::Mlp;
 
 /// The rows that bear a loss: after row `rows[i]` comes token `targets[i]`, and the total is
 /// `sum_i weights[i] * loss_i`.
@@ -46,12 +49,14 @@ pub struct Gradients<B: Backend> {
     labels: usize,
     /// Losses of the label rows of the last pass `[M]`.
     pub losses: B::Wide,
-    /// Gradient of the residual stream; after a backward that asked for it, of the embeddings `[N, C]`.
-    pub d_resid: B::Wide,
+    /// Gradient of the residual stream.
+    d_resid: B::Wide,
+    /// Of the embedding rows `[N, E]`, where something stands between them and the first block.
+    d_embed: Option<B::Wide>,
     d_norm: B::Wide,
     d_out: B::Real,
     d_act: B::Wide,
-    d_gate: B::Real,
+    d_gate: Option<B::Real>,
     d_up: B::Real,
     d_z: B::Wide,
     d_q: B::Real,
@@ -60,6 +65,14 @@ pub struct Gradients<B: Backend> {
     delta: B::Wide,
     label_x: B::Real,
     d_label_x: B::Wide,
+    projected: Option<Projected<B>>,
+}
+
+/// Label rows behind the projection to the head's width `[M, E]`.
+struct Projected<B: Backend> {
+    x: B::Real,
+    d_x: B::Wide,
+    d_x_real: B::Real,
 }
 
 impl<B: Backend> Gradients<B> {
@@ -69,15 +82,22 @@ impl<B: Backend> Gradients<B> {
     /// If the device has no memory for it.
     pub fn new(backend: &mut B, spec: &Spec, rows: usize, labels: usize) -> Result<Self> {
         let (n, c, q, kv, f) = (rows, spec.width, spec.q_width(), spec.kv_width(), spec.ffn);
+        let (e, projects) = (spec.embed_width, spec.embed_width != c);
+        let projected = || {
+            let (x, d_x_real) = (backend.real(labels * e)?, backend.real(labels * e)?);
+            Ok(Projected { x, d_x: backend.wide(labels * e)?, d_x_real })
+        };
+        let projected = some(projects, projected)?;
         Ok(Self {
             rows,
             labels,
             losses: backend.wide(labels)?,
             d_resid: backend.wide(n * c)?,
+            d_embed: some(projects || spec.embed_norm, || backend.wide(n * e))?,
             d_norm: backend.wide(n * c)?,
             d_out: backend.real(n * c)?,
             d_act: backend.wide(n * f)?,
-            d_gate: backend.real(n * f)?,
+            d_gate: some(spec.mlp == Mlp::SwiGlu, || backend.real(n * f))?,
             d_up: backend.real(n * f)?,
             d_z: backend.wide(n * q)?,
             d_q: backend.real(n * q)?,
@@ -86,15 +106,18 @@ impl<B: Backend> Gradients<B> {
             delta: backend.wide(n * spec.heads)?,
             label_x: backend.real(labels * c)?,
             d_label_x: backend.wide(labels * c)?,
+            projected,
         })
     }
 
     /// Bytes of this scratch, without making it.
     pub fn bytes(spec: &Spec, rows: usize, labels: usize, element_sizes: (usize, usize)) -> usize {
-        let (c, q, kv, f) = (spec.width, spec.q_width(), spec.kv_width(), spec.ffn);
-        let wide = rows * (2 * c + f + q + spec.heads) + labels * (1 + c);
-        let real = rows * (c + 2 * f + q + 2 * kv) + labels * c;
-        wide * element_sizes.0 + real * element_sizes.1
+        counted(element_sizes, |device| Gradients::new(device, spec, rows, labels))
+    }
+
+    /// After a backward that asked for it: the gradients of the embedding rows, a soft prompt's included `[N, E]`.
+    pub fn d_embed(&self) -> &B::Wide {
+        self.d_embed.as_ref().unwrap_or(&self.d_resid)
     }
 }
 
@@ -104,7 +127,7 @@ pub struct Wanted<'a, B: Backend> {
     pub d_params: Option<&'a mut B::Wide>,
     /// `+=` those of all base weights, laid out by [`WeightLayout`].
     pub d_weights: Option<(&'a mut B::Wide, &'a WeightLayout)>,
-    /// Whether [`Gradients::d_resid`] shall be those of the embeddings.
+    /// Whether [`Gradients::d_embed`] shall be there.
     pub d_embed: bool,
 }
 
@@ -115,10 +138,26 @@ impl<B: Backend> Model<B> {
     /// If there are more labels than the scratch has room for.
     pub fn loss(&self, backend: &mut B, acts: &Activations<B>, labels: &Labels<B>, grads: &mut Gradients<B>) {
         assert!(labels.count <= grads.labels, "loss: {} labels in scratch for {}", labels.count, grads.labels);
-        let width = self.spec.width;
+        let dims = self.labelled(backend, acts, labels, grads);
+        let x = grads.projected.as_ref().map_or(&grads.label_x, |p| &p.x);
+        backend.cross_entropy_fwd(&mut grads.losses, x, self.weights.head(), &labels.targets, dims);
+    }
+
+    /// Gathers what the head reads at the label rows.
+    fn labelled(
+        &self,
+        backend: &mut B,
+        acts: &Activations<B>,
+        labels: &Labels<B>,
+        grads: &mut Gradients<B>,
+    ) -> LinearDims {
+        let (rows, width, head) = (labels.count, self.spec.width, self.spec.embed_width);
         backend.gather_real(&mut grads.label_x, &acts.final_norm, &labels.rows, width);
-        let dims = LinearDims { rows: labels.count, input: width, output: self.spec.vocab };
-        backend.cross_entropy_fwd(&mut grads.losses, &grads.label_x, self.weights.head(), &labels.targets, dims);
+        if let (Some(weight), Some(projected)) = (&self.weights.project_out, &mut grads.projected) {
+            let dims = LinearDims { rows, input: width, output: head };
+            backend.linear_fwd(&mut projected.x, &grads.label_x, weight, None, dims);
+        }
+        LinearDims { rows, input: head, output: self.spec.vocab }
     }
 
     /// The losses and the wanted gradients of the last forward, which must have kept all its activations.
@@ -141,44 +180,106 @@ impl<B: Backend> Model<B> {
         assert!(labels.count <= grads.labels, "backward: {} labels in scratch for {}", labels.count, grads.labels);
         let lowest = self.lowest(input, &wanted);
 
-        backend.gather_real(&mut grads.label_x, &acts.final_norm, &labels.rows, c);
-        let head = if spec.tied { Place::Embed } else { Place::Head };
-        let d_head = wanted.d_weights.as_mut().map(|(d, layout)| (&mut **d, layout.offset(head)));
-        let dims = LinearDims { rows: labels.count, input: c, output: spec.vocab };
-        let (x, targets) = (&grads.label_x, &labels.targets);
-        backend.cross_entropy_bwd(
-            &mut grads.losses,
-            &mut grads.d_label_x,
-            d_head,
-            x,
-            self.weights.head(),
-            targets,
-            &labels.weights,
-            dims,
-        );
-        backend.zero(&mut grads.d_norm);
-        backend.scatter_add(&mut grads.d_norm, &grads.d_label_x, &labels.rows, c);
-        backend.zero(&mut grads.d_resid);
+        self.head(backend, acts, grads, labels, &mut wanted);
         let resid = &acts.resid[acts.resid_slot(spec.layers)];
-        norm(backend, &mut wanted, Place::FinalNorm, grads, resid, &acts.final_rstd, &self.weights.final_norm, n, c);
+        backend.zero(&mut grads.d_resid);
+        match &self.weights.final_norm {
+            Some(norm) => {
+                backend.zero(&mut grads.d_norm);
+                backend.scatter_add(&mut grads.d_norm, &grads.d_label_x, &labels.rows, c);
+                let d_params = wanted.of(Place::Norm(NormAt::Final));
+                let (d_x, d_out) = (&mut grads.d_resid, &grads.d_norm);
+                norm::backward(backend, spec, d_x, d_params, d_out, resid, &acts.final_stats, norm, n);
+            }
+            None => backend.scatter_add(&mut grads.d_resid, &grads.d_label_x, &labels.rows, c),
+        }
 
+        // A list of operations that comes again must have the same addresses: every exchange of buffers is undone.
+        let mut exchanged = false;
         for layer in (lowest..spec.layers).rev() {
             let saved = &acts.layers[acts.layer_slot(layer)];
             let block = Block { spec, weights: &self.weights.layers[layer], layer, input, saved };
             let below = layer > lowest || wanted.d_embed || wanted.d_weights.is_some() || has_prompt(input);
             block.mlp(backend, grads, &mut wanted);
+            exchanged ^= spec.post_norm;
             if below || block.adapts_attention() {
                 block.attention(backend, grads, &mut wanted, &acts.resid[acts.resid_slot(layer)], &acts.rope.0, below);
+                exchanged ^= spec.post_norm;
             }
         }
+        if wanted.d_embed || wanted.d_weights.is_some() || has_prompt(input) {
+            self.entrance(backend, acts, grads, input, &mut wanted);
+        }
+        if exchanged {
+            std::mem::swap(&mut grads.d_resid, &mut grads.d_norm);
+        }
+    }
 
+    /// From the losses to the final norm's output at the label rows.
+    fn head(
+        &self,
+        backend: &mut B,
+        acts: &Activations<B>,
+        grads: &mut Gradients<B>,
+        labels: &Labels<B>,
+        wanted: &mut Wanted<'_, B>,
+    ) {
+        let dims = self.labelled(backend, acts, labels, grads);
+        let place = if self.spec.tied { Place::Embed } else { Place::Head };
+        let (d_x, x) = match &mut grads.projected {
+            Some(projected) => (&mut projected.d_x, &projected.x),
+            None => (&mut grads.d_label_x, &grads.label_x),
+        };
+        let (head, targets, d_head) = (self.weights.head(), &labels.targets, wanted.of(place));
+        backend.cross_entropy_bwd(&mut grads.losses, d_x, d_head, x, head, targets, &labels.weights, dims);
+        if let (Some(weight), Some(projected)) = (&self.weights.project_out, &mut grads.projected) {
+            backend.cast(&mut projected.d_x_real, &projected.d_x, dims.rows * dims.input);
+            let dims = LinearDims { rows: dims.rows, input: self.spec.width, output: dims.input };
+            backend.linear_bwd_input(&mut grads.d_label_x, &projected.d_x_real, weight, dims, false);
+            if let Some((d_weight, offset)) = wanted.of(Place::ProjectOut) {
+                backend.linear_bwd_weight(d_weight, offset, &projected.d_x_real, &grads.label_x, dims);
+            }
+        }
+    }
+
+    /// From the residual stream that enters the first block to positions, soft prompt and embedding table.
+    fn entrance(
+        &self,
+        backend: &mut B,
+        acts: &Activations<B>,
+        grads: &mut Gradients<B>,
+        input: &Input<'_, B>,
+        wanted: &mut Wanted<'_, B>,
+    ) {
+        let (spec, n, width) = (&self.spec, input.pack.len(), self.spec.embed_width);
+        if self.weights.positions.is_some()
+            && let Some((d_table, offset)) = wanted.of(Place::Positions)
+        {
+            let first = spec.first_position();
+            backend.position_bwd_table(d_table, offset, &grads.d_resid, input.device, first, spec.width);
+        }
+        if let (Some(entry), Some(d_embed)) = (&acts.entry, &mut grads.d_embed) {
+            if let (Some(norm), Some(stats)) = (&self.weights.embed_norm, &entry.stats) {
+                backend.zero(d_embed);
+                let d_params = wanted.of(Place::Norm(NormAt::Embed));
+                norm::backward(backend, spec, d_embed, d_params, &grads.d_resid, &entry.raw, stats, norm, n);
+            }
+            if let (Some(weight), Some(raw)) = (&self.weights.project_in, &entry.raw_real) {
+                backend.cast(&mut grads.d_out, &grads.d_resid, n * spec.width);
+                let dims = LinearDims { rows: n, input: width, output: spec.width };
+                backend.linear_bwd_input(d_embed, &grads.d_out, weight, dims, false);
+                if let Some((d_weight, offset)) = wanted.of(Place::ProjectIn) {
+                    backend.linear_bwd_weight(d_weight, offset, &grads.d_out, raw, dims);
+                }
+            }
+        }
         if let (Some(adaptation), Some(d_params)) = (input.adaptation, wanted.d_params.as_mut())
             && let Some(site) = adaptation.layout.prompt
         {
-            backend.embed_bwd_prompt(d_params, &grads.d_resid, input.device, site, c);
+            backend.embed_bwd_prompt(d_params, grads.d_embed(), input.device, site, width);
         }
-        if let Some((d_weights, layout)) = wanted.d_weights.as_mut() {
-            backend.embed_bwd_table(d_weights, layout.offset(Place::Embed), &grads.d_resid, input.device, c);
+        if let Some((d_table, offset)) = wanted.of(Place::Embed) {
+            backend.embed_bwd_table(d_table, offset, grads.d_embed(), input.device, width);
         }
     }
 
@@ -196,22 +297,10 @@ fn has_prompt<B: Backend>(input: &Input<'_, B>) -> bool {
     input.adaptation.is_some_and(|adaptation| adaptation.layout.prompt.is_some())
 }
 
-/// Backward of a norm: `d_resid += ` through it, from `d_norm`, and the gradient of its weight.
-#[allow(clippy::too_many_arguments)]
-fn norm<B: Backend>(
-    backend: &mut B,
-    wanted: &mut Wanted<'_, B>,
-    place: Place,
-    grads: &mut Gradients<B>,
-    x: &B::Wide,
-    rstd: &B::Wide,
-    weight: &B::Weight,
-    rows: usize,
-    width: usize,
-) {
-    backend.rms_norm_bwd(&mut grads.d_resid, &grads.d_norm, x, rstd, weight, rows, width);
-    if let Some((d_weights, layout)) = wanted.d_weights.as_mut() {
-        backend.rms_norm_bwd_weight(d_weights, layout.offset(place), &grads.d_norm, x, rstd, rows, width);
+impl<B: Backend> Wanted<'_, B> {
+    /// Where the gradient of a weight goes, if it is wanted.
+    fn of(&mut self, place: Place) -> Option<(&mut B::Wide, usize)> {
+        self.d_weights.as_mut().map(|(d_weights, layout)| (&mut **d_weights, layout.offset(place)))
     }
 }
 
@@ -230,15 +319,34 @@ impl<B: Backend> Block<'_, B> {
     }
 
     fn mlp(&self, backend: &mut B, grads: &mut Gradients<B>, wanted: &mut Wanted<'_, B>) {
-        let (n, c, f) = (self.input.pack.len(), self.spec.width, self.spec.ffn);
-        let saved = self.saved;
-        backend.cast(&mut grads.d_out, &grads.d_resid, n * c);
+        let (spec, saved, n) = (self.spec, self.saved, self.input.pack.len());
+        let (norm, at) = (&self.weights.mlp_norm, NormAt::Mlp(self.layer));
+        if let Some([_, sum]) = &saved.sums {
+            self.norm_behind(backend, grads, wanted, at, sum, &saved.mlp_stats, norm);
+        }
+        backend.cast(&mut grads.d_out, &grads.d_resid, n * spec.width);
         self.project(backend, wanted, Target::Down, &grads.d_out, &saved.act, Some((&mut grads.d_act, false)));
-        backend.swiglu_bwd(&mut grads.d_gate, &mut grads.d_up, &grads.d_act, &saved.gate, &saved.up, n * f);
-        self.project(backend, wanted, Target::Gate, &grads.d_gate, &saved.mlp_norm, Some((&mut grads.d_norm, false)));
-        self.project(backend, wanted, Target::Up, &grads.d_up, &saved.mlp_norm, Some((&mut grads.d_norm, true)));
-        let weight = &self.weights.mlp_norm;
-        norm(backend, wanted, Place::MlpNorm(self.layer), grads, &saved.resid_mid, &saved.mlp_rstd, weight, n, c);
+        let d_up = &mut grads.d_up;
+        match (spec.mlp, &saved.gate, &mut grads.d_gate) {
+            (Mlp::Plain(activation), ..) => {
+                backend.activation_bwd(d_up, &grads.d_act, &saved.up, activation, n * spec.ffn);
+            }
+            (Mlp::SwiGlu, Some(gate), Some(d_gate)) => {
+                backend.swiglu_bwd(d_gate, d_up, &grads.d_act, gate, &saved.up, n * spec.ffn);
+            }
+            _ => unreachable!("backward: a gated MLP has buffers for its gate"),
+        }
+        // Without a norm before it, a half's input is the residual stream itself.
+        let (d_in, mut accumulate) =
+            if spec.post_norm { (&mut grads.d_resid, true) } else { (&mut grads.d_norm, false) };
+        if let Some(d_gate) = &grads.d_gate {
+            self.project(backend, wanted, Target::Gate, d_gate, &saved.mlp_in, Some((&mut *d_in, accumulate)));
+            accumulate = true;
+        }
+        self.project(backend, wanted, Target::Up, &grads.d_up, &saved.mlp_in, Some((d_in, accumulate)));
+        if !spec.post_norm {
+            self.norm_before(backend, grads, wanted, at, &saved.resid_mid, &saved.mlp_stats, norm);
+        }
     }
 
     /// `below` says whether anybody needs the gradient of the block's input.
@@ -253,6 +361,10 @@ impl<B: Backend> Block<'_, B> {
     ) {
         let (spec, saved, device) = (self.spec, self.saved, self.input.device);
         let (n, c, d) = (self.input.pack.len(), spec.width, spec.head_dim);
+        let (norm, at) = (&self.weights.attn_norm, NormAt::Attn(self.layer));
+        if let Some([sum, _]) = &saved.sums {
+            self.norm_behind(backend, grads, wanted, at, sum, &saved.attn_stats, norm);
+        }
         backend.cast(&mut grads.d_out, &grads.d_resid, n * c);
         self.project(backend, wanted, Target::O, &grads.d_out, &saved.z, Some((&mut grads.d_z, false)));
         backend.attention_bwd(
@@ -269,19 +381,54 @@ impl<B: Backend> Block<'_, B> {
             device,
             spec.attention(self.layer),
         );
-        backend.rope_bwd(&mut grads.d_q, device, rope, spec.heads, d);
-        backend.rope_bwd(&mut grads.d_k, device, rope, spec.kv_heads, d);
-        let x = &saved.attn_norm;
+        if spec.rope().is_some() {
+            backend.rope_bwd(&mut grads.d_q, device, rope, spec.heads, d);
+            backend.rope_bwd(&mut grads.d_k, device, rope, spec.kv_heads, d);
+        }
+        let (d_in, first) = if spec.post_norm { (&mut grads.d_resid, true) } else { (&mut grads.d_norm, false) };
         for (target, d_y, accumulate) in
-            [(Target::Q, &grads.d_q, false), (Target::K, &grads.d_k, true), (Target::V, &grads.d_v, true)]
+            [(Target::Q, &grads.d_q, first), (Target::K, &grads.d_k, true), (Target::V, &grads.d_v, true)]
         {
-            let d_x = below.then_some((&mut grads.d_norm, accumulate));
-            self.project(backend, wanted, target, d_y, x, d_x);
+            let d_x = below.then_some((&mut *d_in, accumulate));
+            self.project(backend, wanted, target, d_y, &saved.attn_in, d_x);
         }
-        if below {
-            let weight = &self.weights.attn_norm;
-            norm(backend, wanted, Place::AttnNorm(self.layer), grads, resid_pre, &saved.attn_rstd, weight, n, c);
+        if below && !spec.post_norm {
+            self.norm_before(backend, grads, wanted, at, resid_pre, &saved.attn_stats, norm);
         }
+    }
+
+    /// Through a norm before a half: `d_resid += ` from `d_norm`.
+    #[allow(clippy::too_many_arguments)]
+    fn norm_before(
+        &self,
+        backend: &mut B,
+        grads: &mut Gradients<B>,
+        wanted: &mut Wanted<'_, B>,
+        at: NormAt,
+        x: &B::Wide,
+        stats: &norm::Stats<B>,
+        norm: &Norm<B>,
+    ) {
+        let (d_params, rows) = (wanted.of(Place::Norm(at)), self.input.pack.len());
+        norm::backward(backend, self.spec, &mut grads.d_resid, d_params, &grads.d_norm, x, stats, norm, rows);
+    }
+
+    /// Through a norm behind a half's sum: `d_resid = ` from `d_resid`.
+    #[allow(clippy::too_many_arguments)]
+    fn norm_behind(
+        &self,
+        backend: &mut B,
+        grads: &mut Gradients<B>,
+        wanted: &mut Wanted<'_, B>,
+        at: NormAt,
+        x: &B::Wide,
+        stats: &norm::Stats<B>,
+        norm: &Norm<B>,
+    ) {
+        let (d_params, rows) = (wanted.of(Place::Norm(at)), self.input.pack.len());
+        backend.zero(&mut grads.d_norm);
+        norm::backward(backend, self.spec, &mut grads.d_norm, d_params, &grads.d_resid, x, stats, norm, rows);
+        std::mem::swap(&mut grads.d_resid, &mut grads.d_norm);
     }
 
     /// Backward of a projection with its bias and adapter: `d_x` `=` or `+=` (as its flag says), the parameters `+=`.
@@ -310,11 +457,13 @@ impl<B: Backend> Block<'_, B> {
             let dropout = self.input.dropout(self.layer, target);
             backend.lora_bwd(d_params, d_x, d_y, xa, x, &adaptation.params, self.input.device, site, dropout);
         }
-        if let Some((d_weights, layout)) = wanted.d_weights.as_mut() {
-            backend.linear_bwd_weight(d_weights, layout.offset(Place::Weight(self.layer, target)), d_y, x, dims);
-            if projection.bias.is_some() {
-                backend.linear_bwd_bias(d_weights, layout.offset(Place::Bias(self.layer, target)), d_y, rows, output);
-            }
+        if let Some((d_weight, offset)) = wanted.of(Place::Weight(self.layer, target)) {
+            backend.linear_bwd_weight(d_weight, offset, d_y, x, dims);
+        }
+        if projection.bias.is_some()
+            && let Some((d_bias, offset)) = wanted.of(Place::Bias(self.layer, target))
+        {
+            backend.linear_bwd_bias(d_bias, offset, d_y, rows, output);
         }
     }
 }

@@ -3,13 +3,15 @@
 use super::Model;
 use super::activations::{Activations, LayerActivations};
 use super::adaptation::Adaptation;
+use super::norm;
 use super::spec::Spec;
 use super::weights::Layer;
-use crate::Result;
 use crate::backend::{Backend, Dropout, KvCache, LinearDims, Tensor};
 use crate::formats::adapter::Target;
+use crate::formats::config::{Mlp, Positions};
 use crate::hooks::{Site, Tapped, Taps};
 use crate::shape::{KeptSegment, Pack, Parent};
+use crate::{Error, Result};
 
 /// Dropout of a pass; see [`Dropout`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,11 +47,13 @@ impl<'a, B: Backend> Input<'a, B> {
         Self { adaptation: Some(adaptation), ..self }
     }
 
+    /// Dropout of a projection's input; the parts of a fused module read one input, so they drop the same of it.
     pub(super) fn dropout(&self, layer: usize, target: Target) -> Option<Dropout<'a>> {
+        let first = self.adaptation.map_or(target, |a| a.layout.module_of(target).parts()[0]);
         self.dropout.map(|plan| Dropout {
             p: plan.p,
             seeds: plan.seeds,
-            site: (layer * Target::ALL.len() + target as usize) as u64,
+            site: (layer * Target::ALL.len() + first as usize) as u64,
             keys: plan.keys,
         })
     }
@@ -76,8 +80,8 @@ impl<B: Backend> Model<B> {
     /// stop earlier.
     ///
     /// # Errors
-    /// If the device has no memory for a longer rotation table or for a tensor computed on demand; what
-    /// [`Taps::finish`] reports.
+    /// If the pack has a sequence beyond the last learned position; if the device has no memory for a longer rotation
+    /// table or for a tensor computed on demand; what [`Taps::finish`] reports.
     ///
     /// # Panics
     /// If the pack is larger than the buffers or than what is left of the cache, or names runs that are not there.
@@ -107,10 +111,8 @@ impl<B: Backend> Model<B> {
         if let Some(cache) = &cache {
             check_room(cache, input.pack);
         }
-        let prompt = input.adaptation.and_then(|a| a.layout.prompt.map(|site| (&a.params, site)));
         let n = input.pack.len();
-        backend.embed_fwd(&mut acts.resid[0], input.device, &self.weights.embed, prompt, spec.width);
-        tap(backend, taps, input.pack, Site::Embed, 0, Tensor::Wide(&acts.resid[0]), spec.width);
+        self.embed(backend, acts, input, taps)?;
         let stop = taps.stop_at_layer().unwrap_or(spec.layers).min(spec.layers);
         assert!(cache.is_none() || stop == spec.layers, "forward: a kept segment goes through every layer");
         for layer in 0..stop {
@@ -121,19 +123,36 @@ impl<B: Backend> Model<B> {
             let block = Block { spec, weights: &self.weights.layers[layer], layer, input };
             let saved = &mut acts.layers[slot];
             tap(backend, taps, input.pack, Site::ResidPre, layer, Tensor::Wide(resid_pre), spec.width);
-            block.attention(
-                backend,
-                saved,
-                Passing { q: &mut acts.q, k: &mut acts.k, out: &mut acts.attn_out },
-                resid_pre,
-                &acts.rope.0,
-                cache.as_mut(),
-                taps,
-            )?;
-            backend.residual_fwd(&mut saved.resid_mid, resid_pre, &acts.attn_out, n * spec.width);
+            let half = Half { out: &mut acts.attn_out, turned: acts.turned.as_mut(), rope: &acts.rope.0 };
+            block.attention(backend, saved, half, resid_pre, cache.as_mut(), taps)?;
+            match &mut saved.sums {
+                None => backend.residual_fwd(&mut saved.resid_mid, resid_pre, &acts.attn_out, n * spec.width),
+                Some([sum, _]) => {
+                    backend.residual_fwd(sum, resid_pre, &acts.attn_out, n * spec.width);
+                    let norm = &block.weights.attn_norm;
+                    norm::forward(backend, spec, &mut saved.mlp_in, &mut saved.attn_stats, sum, norm, n);
+                    block.tap_norm(
+                        backend,
+                        taps,
+                        [Site::Ln1Scale, Site::Ln1Normalized],
+                        &saved.attn_stats,
+                        &saved.mlp_in,
+                    );
+                    backend.widen(&mut saved.resid_mid, &saved.mlp_in, n * spec.width);
+                }
+            }
             tap(backend, taps, input.pack, Site::ResidMid, layer, Tensor::Wide(&saved.resid_mid), spec.width);
             block.mlp(backend, saved, &mut acts.mlp_out, taps)?;
-            backend.residual_fwd(resid_post, &saved.resid_mid, &acts.mlp_out, n * spec.width);
+            match (&mut saved.sums, &mut acts.normed) {
+                (Some([_, sum]), Some(normed)) => {
+                    backend.residual_fwd(sum, &saved.resid_mid, &acts.mlp_out, n * spec.width);
+                    let norm = &block.weights.mlp_norm;
+                    norm::forward(backend, spec, normed, &mut saved.mlp_stats, sum, norm, n);
+                    block.tap_norm(backend, taps, [Site::Ln2Scale, Site::Ln2Normalized], &saved.mlp_stats, normed);
+                    backend.widen(resid_post, normed, n * spec.width);
+                }
+                _ => backend.residual_fwd(resid_post, &saved.resid_mid, &acts.mlp_out, n * spec.width),
+            }
             tap(backend, taps, input.pack, Site::ResidPost, layer, Tensor::Wide(resid_post), spec.width);
         }
         if let Some(cache) = cache {
@@ -142,15 +161,60 @@ impl<B: Backend> Model<B> {
         if stop < spec.layers || taps.stop_at_layer().is_some() {
             return Ok(());
         }
-        let last = acts.resid_slot(spec.layers);
-        let (weight, resid) = (&self.weights.final_norm, &acts.resid[last]);
-        backend.rms_norm_fwd(&mut acts.final_norm, &mut acts.final_rstd, resid, weight, n, spec.width, spec.eps);
-        tap(backend, taps, input.pack, Site::FinalScale, 0, Tensor::Wide(&acts.final_rstd), 1);
+        let resid = &acts.resid[acts.resid_slot(spec.layers)];
+        match &self.weights.final_norm {
+            Some(norm) => {
+                norm::forward(backend, spec, &mut acts.final_norm, &mut acts.final_stats, resid, norm, n);
+                tap(backend, taps, input.pack, Site::FinalScale, 0, Tensor::Wide(&acts.final_stats.rstd), 1);
+            }
+            None => backend.cast(&mut acts.final_norm, resid, n * spec.width),
+        }
         tap(backend, taps, input.pack, Site::FinalNorm, 0, Tensor::Real(&acts.final_norm), spec.width);
         if taps.wants(Site::Logits, 0) {
             let rows = rows_on_demand(taps, input.pack);
             let logits = self.logits_on_device(backend, acts, &rows)?;
             tap_rows(backend, taps, input.pack, Site::Logits, 0, &logits, spec.vocab, &rows);
+        }
+        Ok(())
+    }
+
+    /// The residual stream that enters the first block: embeddings, projected, normed, with their positions.
+    fn embed<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        acts: &mut Activations<B>,
+        input: &Input<'_, B>,
+        taps: &mut T,
+    ) -> Result<()> {
+        let (spec, n, width) = (&self.spec, input.pack.len(), self.spec.embed_width);
+        let prompt = input.adaptation.and_then(|a| a.layout.prompt.map(|site| (&a.params, site)));
+        let stream = &mut acts.resid[0];
+        let raw = acts.entry.as_mut().map_or(&mut *stream, |entry| &mut entry.raw);
+        backend.embed_fwd(raw, input.device, &self.weights.embed, prompt, width);
+        tap(backend, taps, input.pack, Site::Embed, 0, Tensor::Wide(raw), width);
+        if let Some(entry) = &mut acts.entry {
+            if let (Some(weight), Some(raw)) = (&self.weights.project_in, &mut entry.raw_real) {
+                backend.cast(raw, &entry.raw, n * width);
+                let dims = LinearDims { rows: n, input: width, output: spec.width };
+                backend.linear_fwd(&mut entry.out, raw, weight, None, dims);
+            }
+            if let (Some(norm), Some(stats)) = (&self.weights.embed_norm, &mut entry.stats) {
+                norm::forward(backend, spec, &mut entry.out, stats, &entry.raw, norm, n);
+            }
+            backend.widen(stream, &entry.out, n * spec.width);
+        }
+        if let (Positions::Learned { first }, Some(table)) = (&spec.positions, &self.weights.positions) {
+            let longest = input.pack.longest();
+            if longest > spec.max_positions {
+                let expected = format!("at most {} positions, which is all that the model learned", spec.max_positions);
+                return Err(Error::argument("a sequence", expected, longest));
+            }
+            if taps.wants(Site::PosEmbed, 0) {
+                let mut places = backend.wide(n * spec.width)?;
+                backend.position_fwd(&mut places, input.device, table, *first, spec.width);
+                tap(backend, taps, input.pack, Site::PosEmbed, 0, Tensor::Wide(&places), spec.width);
+            }
+            backend.position_fwd(stream, input.device, table, *first, spec.width);
         }
         Ok(())
     }
@@ -173,17 +237,26 @@ impl<B: Backend> Model<B> {
         let mut x = backend.real(rows.len() * spec.width)?;
         let mut logits = backend.wide(rows.len() * spec.vocab)?;
         backend.gather_real(&mut x, &acts.final_norm, &index, spec.width);
-        let dims = LinearDims { rows: rows.len(), input: spec.width, output: spec.vocab };
+        if let Some(weight) = &self.weights.project_out {
+            let mut projected = backend.real(rows.len() * spec.embed_width)?;
+            let dims = LinearDims { rows: rows.len(), input: spec.width, output: spec.embed_width };
+            backend.linear_fwd(&mut projected, &x, weight, None, dims);
+            x = projected;
+        }
+        let dims = LinearDims { rows: rows.len(), input: spec.embed_width, output: spec.vocab };
         backend.logits_fwd(&mut logits, &x, self.weights.head(), dims);
         Ok(logits)
     }
 }
 
-/// Buffers that pass through a layer and that no backward reads.
-struct Passing<'a, B: Backend> {
-    q: &'a mut B::Real,
-    k: &'a mut B::Real,
+/// What an attention half works with beside its layer's own buffers.
+struct Half<'a, B: Backend> {
+    /// `[N, C]`.
     out: &'a mut B::Real,
+    /// Queries and keys before the rotation.
+    turned: Option<&'a mut [B::Real; 2]>,
+    /// The rotation's table.
+    rope: &'a B::Wide,
 }
 
 /// One block of the model on one pack.
@@ -195,42 +268,36 @@ struct Block<'a, B: Backend> {
 }
 
 impl<B: Backend> Block<'_, B> {
-    /// `out = attention(norm(resid_pre))`.
-    #[allow(clippy::too_many_arguments)]
+    /// `out = attention(norm(resid_pre))`, or without the norm where it stands behind.
     fn attention<T: Taps<B>>(
         &self,
         backend: &mut B,
         saved: &mut LayerActivations<B>,
-        passing: Passing<'_, B>,
+        half: Half<'_, B>,
         resid_pre: &B::Wide,
-        rope: &B::Wide,
         cache: Option<&mut Cache<'_, B>>,
         taps: &mut T,
     ) -> Result<()> {
         let (spec, pack, device) = (self.spec, self.input.pack, self.input.device);
         let (n, c, d) = (pack.len(), spec.width, spec.head_dim);
-        let Passing { q, k, out } = passing;
-        backend.rms_norm_fwd(
-            &mut saved.attn_norm,
-            &mut saved.attn_rstd,
-            resid_pre,
-            &self.weights.attn_norm,
-            n,
-            c,
-            spec.eps,
-        );
-        self.tap(backend, taps, Site::Ln1Scale, Tensor::Wide(&saved.attn_rstd), 1);
-        self.tap(backend, taps, Site::Ln1Normalized, Tensor::Real(&saved.attn_norm), c);
-        self.project(backend, taps, Target::Q, q, &mut saved.lora_xa, &saved.attn_norm)?;
-        self.project(backend, taps, Target::K, k, &mut saved.lora_xa, &saved.attn_norm)?;
-        self.project(backend, taps, Target::V, &mut saved.v, &mut saved.lora_xa, &saved.attn_norm)?;
-        self.tap(backend, taps, Site::Q, Tensor::Real(q), spec.q_width());
-        self.tap(backend, taps, Site::K, Tensor::Real(k), spec.kv_width());
-        self.tap(backend, taps, Site::V, Tensor::Real(&saved.v), spec.kv_width());
-        backend.rope_fwd(&mut saved.rot_q, q, device, rope, spec.heads, d);
-        backend.rope_fwd(&mut saved.rot_k, k, device, rope, spec.kv_heads, d);
-        self.tap(backend, taps, Site::RotQ, Tensor::Real(&saved.rot_q), spec.q_width());
-        self.tap(backend, taps, Site::RotK, Tensor::Real(&saved.rot_k), spec.kv_width());
+        let Half { out, turned, rope } = half;
+        if spec.post_norm {
+            backend.cast(&mut saved.attn_in, resid_pre, n * c);
+        } else {
+            let norm = &self.weights.attn_norm;
+            norm::forward(backend, spec, &mut saved.attn_in, &mut saved.attn_stats, resid_pre, norm, n);
+            self.tap_norm(backend, taps, [Site::Ln1Scale, Site::Ln1Normalized], &saved.attn_stats, &saved.attn_in);
+        }
+        match turned {
+            None => self.heads(backend, taps, saved, None)?,
+            Some([q, k]) => {
+                self.heads(backend, taps, saved, Some([&mut *q, &mut *k]))?;
+                backend.rope_fwd(&mut saved.rot_q, q, device, rope, spec.heads, d);
+                backend.rope_fwd(&mut saved.rot_k, k, device, rope, spec.kv_heads, d);
+                self.tap(backend, taps, Site::RotQ, Tensor::Real(&saved.rot_q), spec.q_width());
+                self.tap(backend, taps, Site::RotK, Tensor::Real(&saved.rot_k), spec.kv_width());
+            }
+        }
         let dims = spec.attention(self.layer);
         let kept = cache.as_ref().map(|cache| &cache.cache.layers[self.layer]).map(|(keys, values)| (keys, values));
         backend.attention_fwd(&mut saved.z, &mut saved.lse, &saved.rot_q, &saved.rot_k, &saved.v, kept, device, dims);
@@ -278,7 +345,27 @@ impl<B: Backend> Block<'_, B> {
         Ok(())
     }
 
-    /// `out = down(silu(gate(x)) * up(x))`, x the norm of the middle residual stream.
+    /// Queries, keys and values; queries and keys into `turned` if they are still to be turned.
+    fn heads<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        taps: &mut T,
+        saved: &mut LayerActivations<B>,
+        turned: Option<[&mut B::Real; 2]>,
+    ) -> Result<()> {
+        let LayerActivations { attn_in, rot_q, rot_k, v, lora_xa, .. } = saved;
+        let [q, k] = turned.unwrap_or([rot_q, rot_k]);
+        self.project(backend, taps, Target::Q, q, lora_xa, attn_in)?;
+        self.project(backend, taps, Target::K, k, lora_xa, attn_in)?;
+        self.project(backend, taps, Target::V, v, lora_xa, attn_in)?;
+        self.tap(backend, taps, Site::Q, Tensor::Real(q), self.spec.q_width());
+        self.tap(backend, taps, Site::K, Tensor::Real(k), self.spec.kv_width());
+        self.tap(backend, taps, Site::V, Tensor::Real(v), self.spec.kv_width());
+        Ok(())
+    }
+
+    /// `out = down(silu(gate(x)) * up(x))` or `down(f(up(x)))`, x the norm of the middle residual stream, or that stream
+    /// itself where the norm stands behind.
     fn mlp<T: Taps<B>>(
         &self,
         backend: &mut B,
@@ -287,15 +374,27 @@ impl<B: Backend> Block<'_, B> {
         taps: &mut T,
     ) -> Result<()> {
         let (spec, n, c, f) = (self.spec, self.input.pack.len(), self.spec.width, self.spec.ffn);
-        let weight = &self.weights.mlp_norm;
-        backend.rms_norm_fwd(&mut saved.mlp_norm, &mut saved.mlp_rstd, &saved.resid_mid, weight, n, c, spec.eps);
-        self.tap(backend, taps, Site::Ln2Scale, Tensor::Wide(&saved.mlp_rstd), 1);
-        self.tap(backend, taps, Site::Ln2Normalized, Tensor::Real(&saved.mlp_norm), c);
-        self.project(backend, taps, Target::Gate, &mut saved.gate, &mut saved.lora_xa, &saved.mlp_norm)?;
-        self.project(backend, taps, Target::Up, &mut saved.up, &mut saved.lora_xa, &saved.mlp_norm)?;
-        self.tap(backend, taps, Site::MlpPre, Tensor::Real(&saved.gate), f);
-        self.tap(backend, taps, Site::MlpPreLinear, Tensor::Real(&saved.up), f);
-        backend.swiglu_fwd(&mut saved.act, &saved.gate, &saved.up, n * f);
+        if !spec.post_norm {
+            let norm = &self.weights.mlp_norm;
+            norm::forward(backend, spec, &mut saved.mlp_in, &mut saved.mlp_stats, &saved.resid_mid, norm, n);
+            self.tap_norm(backend, taps, [Site::Ln2Scale, Site::Ln2Normalized], &saved.mlp_stats, &saved.mlp_in);
+        }
+        if let Some(gate) = &mut saved.gate {
+            self.project(backend, taps, Target::Gate, gate, &mut saved.lora_xa, &saved.mlp_in)?;
+        }
+        self.project(backend, taps, Target::Up, &mut saved.up, &mut saved.lora_xa, &saved.mlp_in)?;
+        match (spec.mlp, &saved.gate) {
+            (Mlp::Plain(activation), _) => {
+                self.tap(backend, taps, Site::MlpPre, Tensor::Real(&saved.up), f);
+                backend.activation_fwd(&mut saved.act, &saved.up, activation, n * f);
+            }
+            (Mlp::SwiGlu, gate) => {
+                let gate = gate.as_ref().expect("forward: a gated MLP has a buffer for its gate");
+                self.tap(backend, taps, Site::MlpPre, Tensor::Real(gate), f);
+                self.tap(backend, taps, Site::MlpPreLinear, Tensor::Real(&saved.up), f);
+                backend.swiglu_fwd(&mut saved.act, gate, &saved.up, n * f);
+            }
+        }
         self.tap(backend, taps, Site::MlpPost, Tensor::Real(&saved.act), f);
         self.project(backend, taps, Target::Down, out, &mut saved.lora_xa, &saved.act)?;
         self.tap(backend, taps, Site::MlpOut, Tensor::Real(out), c);
@@ -329,6 +428,18 @@ impl<B: Backend> Block<'_, B> {
             self.tap(backend, taps, delta, Tensor::Wide(&buffer), output);
         }
         Ok(())
+    }
+
+    fn tap_norm<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        taps: &mut T,
+        [scale, normalized]: [Site; 2],
+        stats: &norm::Stats<B>,
+        out: &B::Real,
+    ) {
+        self.tap(backend, taps, scale, Tensor::Wide(&stats.rstd), 1);
+        self.tap(backend, taps, normalized, Tensor::Real(out), self.spec.width);
     }
 
     fn tap<T: Taps<B>>(&self, backend: &mut B, taps: &mut T, site: Site, data: Tensor<'_, B>, width: usize) {

@@ -7,8 +7,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 
 use super::Model;
+use super::places::{Place, Source};
 use super::spec::Spec;
-use super::weights::{Place, Weights};
+use super::weights::Weights;
 use crate::backend::{Backend, WideElement};
 use crate::formats::safetensors::{Checkpoint, Dtype, TensorView};
 use crate::{Error, Result};
@@ -65,9 +66,9 @@ impl<B: Backend> FullTuning<B> {
     pub fn load(backend: &mut B, spec: Spec, checkpoint: &Checkpoint) -> Result<(Model<B>, Self)> {
         let layout = WeightLayout::new(&spec);
         let mut params = backend.wide(layout.total)?;
+        let source = Source::new(&spec, checkpoint)?;
         for &(place, offset) in layout.places() {
-            let view = checkpoint.expect(&place.tensor(), &place.shape(&spec))?;
-            let values: Vec<B::Element> = elements(&view)?;
+            let values: Vec<B::Element> = elements(&source.view(place)?)?;
             backend.upload(&mut params, offset, &values)?;
         }
         Self::new(backend, spec, params)
@@ -84,9 +85,9 @@ impl<B: Backend> FullTuning<B> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         for &(place, offset) in layout.places() {
             let mut value = |place| match place {
-                Place::AttnNorm(_) | Place::MlpNorm(_) | Place::FinalNorm => 1.0,
-                Place::Bias(..) => 0.0,
-                Place::Embed | Place::Weight(..) | Place::Head => std * rng.sample::<f64, _>(StandardNormal),
+                Place::Norm(_) => 1.0,
+                Place::NormBias(_) | Place::Bias(..) => 0.0,
+                _ => std * rng.sample::<f64, _>(StandardNormal),
             };
             let values: Vec<_> = (0..place.len(&spec)).map(|_| B::Element::from_f64(value(place))).collect();
             backend.upload(&mut params, offset, &values)?;

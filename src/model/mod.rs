@@ -14,6 +14,8 @@ mod decode;
 pub mod forward;
 pub mod full;
 pub mod generate;
+mod norm;
+pub mod places;
 pub mod prompt;
 pub mod spec;
 pub mod weights;

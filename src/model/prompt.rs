@@ -21,7 +21,7 @@ pub enum PromptStart {
 }
 
 impl PromptStart {
-    /// `rows` rows of the model's width `[rows, C]`. The same seed gives the same rows on every device.
+    /// `rows` rows of the embedding table's width `[rows, E]`. The same seed gives the same rows on every device.
     ///
     /// # Errors
     /// If the device fails.
@@ -33,7 +33,7 @@ impl PromptStart {
         let ids: Vec<u32> = match self {
             Self::SampleVocab => (0..rows).map(|_| rng.random_range(0..model.spec.vocab as u32)).collect(),
             Self::Ids(ids) => ids.iter().copied().cycle().take(rows).collect(),
-            Self::Random => return Ok(normal(rows * model.spec.width, seed)),
+            Self::Random => return Ok(normal(rows * model.spec.embed_width, seed)),
         };
         assert!(ids.len() == rows, "prompt: no tokens to begin with");
         model.embeddings(backend, &ids)
@@ -56,7 +56,7 @@ impl<B: Backend> Model<B> {
         let tokens: Vec<Token> = ids.iter().map(|&id| Token::Id(id)).collect();
         builder.push(&tokens, Parent::None, None, Label::Text);
         let pack = backend.pack(&builder.build())?;
-        let width = self.spec.width;
+        let width = self.spec.embed_width;
         let mut out = backend.wide(ids.len() * width)?;
         backend.embed_fwd(&mut out, &pack, &self.weights.embed, None, width);
         let mut host = vec![B::Element::default(); ids.len() * width];

@@ -1,16 +1,22 @@
 //! What a model is, in the numbers that the passes need; a family is data here, not code.
 
+use super::places::Place;
 use crate::backend::AttentionDims;
 use crate::formats::adapter::Target;
-use crate::formats::config::{ModelConfig, Rope, RopeKind};
+use crate::formats::config::{Family, Mlp, ModelConfig, Norm, Positions, Rope, RopeKind};
+use crate::hooks::Site;
 
-/// A model's dimensions and constants.
+/// A model's dimensions and constants, and how its blocks are put together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
+    /// The family, which names the modules of checkpoints and adapters and decides nothing else.
+    pub family: Family,
     /// Vocabulary V.
     pub vocab: usize,
     /// Residual width C.
     pub width: usize,
+    /// Width of the embedding table, the soft prompt and the head, E; C in most models.
+    pub embed_width: usize,
     /// Layers L.
     pub layers: usize,
     /// Query heads H.
@@ -21,8 +27,18 @@ pub struct Spec {
     pub head_dim: usize,
     /// Feed-forward width F.
     pub ffn: usize,
+    /// The norms.
+    pub norm: Norm,
     /// Epsilon of the norms.
     pub eps: f64,
+    /// Whether a block's norms stand behind the sums of its halves, rather than before its halves.
+    pub post_norm: bool,
+    /// Whether embeddings are normed.
+    pub embed_norm: bool,
+    /// Whether the last residual stream is normed.
+    pub final_norm: bool,
+    /// The MLP.
+    pub mlp: Mlp,
     /// Whether the head is the embedding table.
     pub tied: bool,
     /// Whether q, k and v have a bias.
@@ -33,8 +49,10 @@ pub struct Spec {
     pub mlp_bias: bool,
     /// Attention window of each layer `[L]`.
     pub windows: Vec<Option<usize>>,
-    /// Rotary position embedding.
-    pub rope: Rope,
+    /// Multiplier of the scores of each layer `[L]`.
+    pub scales: Vec<f64>,
+    /// Positions.
+    pub positions: Positions,
     /// Longest sequence that the model was made for.
     pub max_positions: usize,
 }
@@ -42,22 +60,56 @@ pub struct Spec {
 impl Spec {
     /// The spec of a checkpoint's configuration.
     pub fn from_config(config: &ModelConfig) -> Self {
+        let root = if config.scale_scores { 1.0 / (config.head_dim as f64).sqrt() } else { 1.0 };
+        let scale = |layer: usize| if config.scale_scores_by_layer { root / (layer + 1) as f64 } else { root };
         Self {
+            family: config.family,
             vocab: config.vocab_size,
             width: config.hidden_size,
+            embed_width: config.embed_size,
             layers: config.num_hidden_layers,
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
             ffn: config.intermediate_size,
-            eps: config.rms_norm_eps,
+            norm: config.norm,
+            eps: config.norm_eps,
+            post_norm: config.post_norm,
+            embed_norm: config.embed_norm,
+            final_norm: config.final_norm,
+            mlp: config.mlp,
             tied: config.tie_word_embeddings,
             qkv_bias: config.qkv_bias,
             o_bias: config.o_bias,
             mlp_bias: config.mlp_bias,
             windows: config.windows.clone(),
-            rope: config.rope.clone(),
+            scales: (0..config.num_hidden_layers).map(scale).collect(),
+            positions: config.positions.clone(),
             max_positions: config.max_position_embeddings,
+        }
+    }
+
+    /// The projections of a block; an MLP without a gate has no gate projection.
+    pub fn targets(&self) -> &'static [Target] {
+        match self.mlp {
+            Mlp::SwiGlu => &Target::ALL,
+            Mlp::Plain(_) => &[Target::Q, Target::K, Target::V, Target::O, Target::Up, Target::Down],
+        }
+    }
+
+    /// The rotation, if there is one.
+    pub fn rope(&self) -> Option<&Rope> {
+        match &self.positions {
+            Positions::Rope(rope) => Some(rope),
+            _ => None,
+        }
+    }
+
+    /// The row of the table of positions that is position 0's.
+    pub fn first_position(&self) -> usize {
+        match self.positions {
+            Positions::Learned { first } => first,
+            _ => 0,
         }
     }
 
@@ -71,6 +123,18 @@ impl Spec {
         self.kv_heads * self.head_dim
     }
 
+    /// Whether a forward of this model comes by a site.
+    pub fn has(&self, site: Site) -> bool {
+        match site {
+            Site::PosEmbed => matches!(self.positions, Positions::Learned { .. }),
+            Site::RotQ | Site::RotK => self.rope().is_some(),
+            Site::MlpPreLinear => self.mlp == Mlp::SwiGlu,
+            Site::FinalScale => self.final_norm,
+            Site::LoraA(target) | Site::LoraDelta(target) => self.targets().contains(&target),
+            _ => true,
+        }
+    }
+
     /// `(input, output)` widths of a projection.
     pub fn widths(&self, target: Target) -> (usize, usize) {
         target.widths([self.width, self.q_width(), self.kv_width(), self.ffn])
@@ -79,7 +143,7 @@ impl Spec {
     /// Whether a projection has a bias.
     pub fn bias(&self, target: Target) -> bool {
         match target {
-            Target::Q | Target::K | Target::V => self.qkv_bias,
+            Target::Q | Target::K | Target::V | Target::Qkv => self.qkv_bias,
             Target::O => self.o_bias,
             Target::Gate | Target::Up | Target::Down => self.mlp_bias,
         }
@@ -87,13 +151,7 @@ impl Spec {
 
     /// Number of parameters of the base model.
     pub fn parameters(&self) -> usize {
-        let projection = |target| {
-            let (input, output) = self.widths(target);
-            input * output + if self.bias(target) { output } else { 0 }
-        };
-        let layer = 2 * self.width + Target::ALL.iter().map(|&target| projection(target)).sum::<usize>();
-        let tables = self.vocab * self.width * if self.tied { 1 } else { 2 };
-        tables + self.layers * layer + self.width
+        Place::all(self).into_iter().map(|place| place.len(self)).sum()
     }
 
     /// The heads of layer `layer`.
@@ -102,14 +160,15 @@ impl Spec {
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
-            scale: 1.0 / (self.head_dim as f64).sqrt(),
+            scale: self.scales[layer],
             window: self.windows[layer],
+            alibi: self.positions == Positions::Alibi,
         }
     }
 
     /// Whether the rotation's table depends on the number of positions asked for.
     pub fn rope_depends_on_length(&self) -> bool {
-        matches!(self.rope.kind, RopeKind::Dynamic { .. })
+        self.rope().is_some_and(|rope| matches!(rope.kind, RopeKind::Dynamic { .. }))
     }
 
     /// The table that rotates positions `0..positions`: for each, `[D/2]` cosines, then `[D/2]` sines.
@@ -117,8 +176,11 @@ impl Spec {
     /// Frequencies and angles are rounded to `f32`, as the reference computes them; a difference in the angle of a
     /// far position would otherwise be the largest difference of all. With dynamic scaling the table depends on
     /// `positions` once that is above the model's own length, as it does in the reference.
+    ///
+    /// Empty for a model that turns nothing.
     pub fn rope_table(&self, positions: usize) -> Vec<f64> {
-        let (frequencies, factor) = frequencies(&self.rope, self.head_dim, positions);
+        let Some(rope) = self.rope() else { return Vec::new() };
+        let (frequencies, factor) = frequencies(rope, self.head_dim, positions);
         let mut table = Vec::with_capacity(positions * self.head_dim);
         for position in 0..positions {
             let angles = frequencies.iter().map(|&f| f64::from(position as f32 * f));

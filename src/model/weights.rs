@@ -1,13 +1,11 @@
-//! The frozen weights: which tensors a checkpoint must hold, and where they go.
-//!
-//! The only file that knows the names of a checkpoint's tensors.
+//! The frozen weights on the device.
 
-use std::collections::HashSet;
-
+use super::places::{NormAt, Place, Source};
 use super::spec::Spec;
 use crate::Result;
 use crate::backend::Backend;
 use crate::formats::adapter::Target;
+use crate::formats::config::{Norm as NormKind, Positions};
 use crate::formats::safetensors::Checkpoint;
 
 /// One projection.
@@ -18,155 +16,131 @@ pub struct Projection<B: Backend> {
     pub bias: Option<B::Weight>,
 }
 
+/// One norm.
+pub struct Norm<B: Backend> {
+    /// `[C]`.
+    pub weight: B::Weight,
+    /// `[C]`, of a layer norm.
+    pub bias: Option<B::Weight>,
+}
+
 /// The weights of a block.
 pub struct Layer<B: Backend> {
-    /// Norm before the attention `[C]`.
-    pub attn_norm: B::Weight,
-    /// Norm before the MLP `[C]`.
-    pub mlp_norm: B::Weight,
-    /// The projections, by `Target as usize`.
-    pub projections: [Projection<B>; 7],
+    /// Norm of the attention half.
+    pub attn_norm: Norm<B>,
+    /// Norm of the MLP half.
+    pub mlp_norm: Norm<B>,
+    /// The projections, by `Target as usize`; an MLP without a gate has no gate projection.
+    projections: [Option<Projection<B>>; 7],
 }
 
 impl<B: Backend> Layer<B> {
     /// One of the projections.
+    ///
+    /// # Panics
+    /// If the model has no such projection.
     pub fn projection(&self, target: Target) -> &Projection<B> {
-        &self.projections[target as usize]
+        let projection = self.projections[target as usize].as_ref();
+        projection.unwrap_or_else(|| panic!("weights: no projection {}", target.name()))
     }
 }
 
 /// All weights of a model.
 pub struct Weights<B: Backend> {
-    /// Embedding table `[V, C]`.
+    /// Embedding table `[V, E]`.
     pub embed: B::Weight,
+    /// From the table's width to the residual stream's `[C, E]`.
+    pub project_in: Option<B::Weight>,
+    /// Learned positions.
+    pub positions: Option<B::Weight>,
+    /// Norm of the embeddings.
+    pub embed_norm: Option<Norm<B>>,
     /// The blocks.
     pub layers: Vec<Layer<B>>,
-    /// Final norm `[C]`.
-    pub final_norm: B::Weight,
-    /// Head `[V, C]`; none if it is the embedding table.
+    /// Final norm.
+    pub final_norm: Option<Norm<B>>,
+    /// From the residual stream's width to the head's `[E, C]`.
+    pub project_out: Option<B::Weight>,
+    /// Head `[V, E]`; none if it is the embedding table.
     pub head: Option<B::Weight>,
 }
 
 impl<B: Backend> Weights<B> {
-    /// The weights of an opened checkpoint, left in its mapping where the device can.
+    /// The weights of an opened checkpoint, left in its mapping where the file's form and the device allow.
     ///
     /// # Errors
     /// A tensor that is missing, has another shape than `spec` says, or is unknown; a device out of memory.
     pub fn load(backend: &mut B, spec: &Spec, checkpoint: &Checkpoint) -> Result<Self> {
-        let places = Place::all(spec);
-        let known: HashSet<String> = places.iter().map(|place| place.tensor()).collect();
-        // Old exports hold a table of the rotation, and some hold the tied head once more: neither is read.
-        let passed_over =
-            |name: &str| name.ends_with(".rotary_emb.inv_freq") || (spec.tied && name == Place::Head.tensor());
-        checkpoint.deny_unexpected(|name| known.contains(name) || passed_over(name))?;
-        let load = |place: &Place| backend.weight(&checkpoint.expect(&place.tensor(), &place.shape(spec))?);
-        Ok(Self::assemble(spec, places.iter().map(load).collect::<Result<_>>()?))
+        let source = Source::new(spec, checkpoint)?;
+        let load = |place| backend.weight(&source.view(place)?);
+        Ok(Self::assemble(spec, Place::all(spec).into_iter().map(load).collect::<Result<_>>()?))
     }
 
     /// Puts weights in the order of [`Place::all`] into their places.
     pub(super) fn assemble(spec: &Spec, weights: Vec<B::Weight>) -> Self {
         let mut weights = weights.into_iter();
         let mut next = || weights.next().expect("weights: one for every place");
+        let projected = spec.embed_width != spec.width;
+        let norm = |next: &mut dyn FnMut() -> B::Weight| Norm {
+            weight: next(),
+            bias: (spec.norm == NormKind::Layer).then(next),
+        };
         let embed = next();
-        let layers = (0..spec.layers)
-            .map(|_| Layer {
-                attn_norm: next(),
-                mlp_norm: next(),
-                projections: Target::ALL.map(|target| Projection {
-                    weight: next(),
-                    bias: if spec.bias(target) { Some(next()) } else { None },
-                }),
-            })
-            .collect();
-        Self { embed, layers, final_norm: next(), head: if spec.tied { None } else { Some(next()) } }
+        let project_in = projected.then(&mut next);
+        let positions = matches!(spec.positions, Positions::Learned { .. }).then(&mut next);
+        let embed_norm = spec.embed_norm.then(|| norm(&mut next));
+        let mut layer = || {
+            let (attn_norm, mlp_norm) = (norm(&mut next), norm(&mut next));
+            let mut projections = [const { None }; 7];
+            for &target in spec.targets() {
+                let weight = next();
+                let bias = spec.bias(target).then(&mut next);
+                projections[target as usize] = Some(Projection { weight, bias });
+            }
+            Layer { attn_norm, mlp_norm, projections }
+        };
+        let layers = (0..spec.layers).map(|_| layer()).collect();
+        let final_norm = spec.final_norm.then(|| norm(&mut next));
+        let project_out = projected.then(&mut next);
+        let head = (!spec.tied).then(&mut next);
+        Self { embed, project_in, positions, embed_norm, layers, final_norm, project_out, head }
     }
 
-    /// The head `[V, C]`.
+    /// The head `[V, E]`.
     pub fn head(&self) -> &B::Weight {
         self.head.as_ref().unwrap_or(&self.embed)
     }
 
+    /// A norm.
+    ///
+    /// # Panics
+    /// If the model has no such norm.
+    pub fn norm(&self, at: NormAt) -> &Norm<B> {
+        match at {
+            NormAt::Embed => self.embed_norm.as_ref().expect("weights: no norm of the embeddings"),
+            NormAt::Attn(layer) => &self.layers[layer].attn_norm,
+            NormAt::Mlp(layer) => &self.layers[layer].mlp_norm,
+            NormAt::Final => self.final_norm.as_ref().expect("weights: no final norm"),
+        }
+    }
+
     /// Every weight, in the order of [`Place::all`].
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut B::Weight> {
+        fn norm<B: Backend>(norm: &mut Norm<B>) -> impl Iterator<Item = &mut B::Weight> {
+            std::iter::once(&mut norm.weight).chain(&mut norm.bias)
+        }
         let layers = self.layers.iter_mut().flat_map(|layer| {
-            let projections =
-                layer.projections.iter_mut().flat_map(|p| std::iter::once(&mut p.weight).chain(&mut p.bias));
-            [&mut layer.attn_norm, &mut layer.mlp_norm].into_iter().chain(projections)
+            let projections = layer.projections.iter_mut().flatten();
+            let projections = projections.flat_map(|p| std::iter::once(&mut p.weight).chain(&mut p.bias));
+            norm(&mut layer.attn_norm).chain(norm(&mut layer.mlp_norm)).chain(projections)
         });
         std::iter::once(&mut self.embed)
+            .chain(&mut self.project_in)
+            .chain(&mut self.positions)
+            .chain(self.embed_norm.iter_mut().flat_map(norm))
             .chain(layers)
-            .chain(std::iter::once(&mut self.final_norm))
+            .chain(self.final_norm.iter_mut().flat_map(norm))
+            .chain(&mut self.project_out)
             .chain(&mut self.head)
-    }
-}
-
-/// One weight of the base model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
-    /// Embedding table.
-    Embed,
-    /// Norm before a layer's attention.
-    AttnNorm(usize),
-    /// Norm before a layer's MLP.
-    MlpNorm(usize),
-    /// A projection of a layer.
-    Weight(usize, Target),
-    /// Its bias.
-    Bias(usize, Target),
-    /// Final norm.
-    FinalNorm,
-    /// Head, where it is not tied.
-    Head,
-}
-
-impl Place {
-    /// Every weight that a model has, in the one order of loading and of the flat parameters of full tuning.
-    pub fn all(spec: &Spec) -> Vec<Self> {
-        let mut all = vec![Self::Embed];
-        for layer in 0..spec.layers {
-            all.extend([Self::AttnNorm(layer), Self::MlpNorm(layer)]);
-            for target in Target::ALL {
-                all.push(Self::Weight(layer, target));
-                if spec.bias(target) {
-                    all.push(Self::Bias(layer, target));
-                }
-            }
-        }
-        all.push(Self::FinalNorm);
-        if !spec.tied {
-            all.push(Self::Head);
-        }
-        all
-    }
-
-    /// The tensor's name in a checkpoint.
-    pub fn tensor(self) -> String {
-        match self {
-            Self::Embed => "model.embed_tokens.weight".to_owned(),
-            Self::AttnNorm(layer) => format!("model.layers.{layer}.input_layernorm.weight"),
-            Self::MlpNorm(layer) => format!("model.layers.{layer}.post_attention_layernorm.weight"),
-            Self::Weight(layer, target) => format!("{}.weight", target.path(layer)),
-            Self::Bias(layer, target) => format!("{}.bias", target.path(layer)),
-            Self::FinalNorm => "model.norm.weight".to_owned(),
-            Self::Head => "lm_head.weight".to_owned(),
-        }
-    }
-
-    /// Its shape.
-    pub fn shape(self, spec: &Spec) -> Vec<usize> {
-        match self {
-            Self::Embed | Self::Head => vec![spec.vocab, spec.width],
-            Self::AttnNorm(_) | Self::MlpNorm(_) | Self::FinalNorm => vec![spec.width],
-            Self::Weight(_, target) => {
-                let (input, output) = spec.widths(target);
-                vec![output, input]
-            }
-            Self::Bias(_, target) => vec![spec.widths(target).1],
-        }
-    }
-
-    /// Number of elements.
-    pub fn len(self, spec: &Spec) -> usize {
-        self.shape(spec).iter().product()
     }
 }

@@ -29,6 +29,7 @@ mod tuning;
 
 use crate::backend::Backend;
 use crate::formats::adapter::{LoraAdapter, LoraConfig, Modules, PromptAdapter, Target};
+use crate::formats::config::Family;
 use crate::model::Model;
 use crate::shape::Label;
 use crate::task::metrics::score;
@@ -61,7 +62,7 @@ pub struct ProbeSettings {
     pub r: usize,
     /// LoRA alpha (default 16).
     pub lora_alpha: f64,
-    /// Adapted projections (default `q_proj`, `v_proj`).
+    /// Adapted modules, by the family's names (default `q_proj`, `v_proj`).
     pub target_modules: Vec<String>,
     /// Learning rate, the same at every step (default 1e-3).
     pub learning_rate: f64,
@@ -107,7 +108,7 @@ impl ProbeSettings {
     ///
     /// # Errors
     /// [`Error::Argument`] with the name of the field's option.
-    pub fn validate(&self) -> Result<()> {
+    pub fn validate(&self, family: Family) -> Result<()> {
         let check = |ok: bool, name: &str, expected: &str, found: String| {
             if ok { Ok(()) } else { Err(Error::argument(name, expected, found)) }
         };
@@ -122,7 +123,7 @@ impl ProbeSettings {
         seeds.sort_unstable();
         let twice = seeds.windows(2).find(|pair| pair[0] == pair[1]);
         check(twice.is_none(), "--seeds", "each seed once", format!("{} twice", twice.map_or(0, |pair| pair[0])))?;
-        self.targets()?;
+        self.targets(family)?;
         self.soft.validate()?;
         // Without an epoch there is nothing to train, which is no error here as it is to the trainer.
         let epochs = if self.epochs == 0.0 { 1.0 } else { self.epochs };
@@ -131,20 +132,28 @@ impl ProbeSettings {
         tuning::run_settings(&Self { learning_rate, epochs, ..self.clone() }, 0, self.demonstrations).validate()
     }
 
-    /// The adapted projections.
+    /// The adapted modules of a model of some family; a name may be the end of several modules' paths, as in PEFT.
     ///
     /// # Errors
-    /// None, or a name that is not of a projection.
-    pub fn targets(&self) -> Result<Vec<Target>> {
-        let known = || Target::ALL.map(Target::name).join(", ");
-        let target = |name: &String| {
-            let found = Target::ALL.into_iter().find(|t| t.name() == name);
-            found.ok_or_else(|| Error::unsupported("target module", name, known()))
-        };
-        match self.target_modules.is_empty() {
-            true => Err(Error::argument("--target-modules", format!("some of {}", known()), "none")),
-            false => self.target_modules.iter().map(target).collect(),
+    /// None, or a name that is not of a module.
+    pub fn targets(&self, family: Family) -> Result<Vec<Target>> {
+        if self.target_modules.is_empty() {
+            return Err(Error::argument("--target-modules", format!("some of {}", family.module_names()), "none"));
         }
+        let mut targets = Vec::new();
+        for name in &self.target_modules {
+            let named = |target: &&Target| {
+                let rest = family.module(**target).strip_suffix(name.as_str());
+                rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            };
+            let before = targets.len();
+            targets.extend(family.modules().iter().filter(named));
+            if targets.len() == before {
+                return Err(Error::unsupported("target module", name, family.module_names()));
+            }
+        }
+        targets.dedup();
+        Ok(targets)
     }
 }
 
@@ -199,7 +208,7 @@ pub fn run<B: Backend>(
     settings: &ProbeSettings,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome> {
-    settings.validate()?;
+    settings.validate(model.spec.family)?;
     plan.validate("plan", model.spec.vocab)?;
     let (queries, seeds) = (plan.queries.len(), plan.seeds.len());
     let mut clock = Clock(Instant::now());

@@ -28,7 +28,8 @@ pub(super) fn lora<B: Backend>(
     plan: &Plan,
     settings: &ProbeSettings,
 ) -> Result<Adaptation<B>> {
-    let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets: settings.targets()? };
+    let targets = settings.targets(model.spec.family)?;
+    let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets };
     let mut adaptation = Adaptation::new(backend, Layout::lora(&model.spec, &shape), plan.seeds.len())?;
     for (run, seed) in plan.seeds.iter().enumerate() {
         adaptation.init_run(backend, run, seed.seed)?;

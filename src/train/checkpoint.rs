@@ -215,7 +215,7 @@ impl<B: Backend> Trainer<B> {
         let runs: Vec<Value> = self.runs.iter().map(run).collect();
         let mut parts = Map::new();
         if let Some(adaptation) = self.tuned.adaptation() {
-            for (layer, target, site) in adaptation.layout.sites() {
+            for (layer, target, site) in adaptation.layout.modules() {
                 let found = format!("rank {}, scale {}", site.rank, site.scale);
                 parts.insert(format!("layers.{layer}.{}", target.name()), found.into());
             }

@@ -17,6 +17,16 @@ pub fn cases() -> Vec<Case> {
         config.as_object_mut().expect("object").extend(patch.as_object().expect("object").clone());
         text(&patch.to_string(), config.to_string().into_bytes(), words)
     };
+    let family = |model_type: &str, patch: Value, words: &[&str]| {
+        let mut config = match model_type {
+            "opt" => json!({"hidden_size": 12, "ffn_dim": 20, "num_hidden_layers": 2, "num_attention_heads": 3}),
+            _ => json!({"n_embd": 12, "n_layer": 2, "n_head": 3}),
+        };
+        let map = config.as_object_mut().expect("object");
+        map.extend([("model_type".to_owned(), model_type.into()), ("vocab_size".to_owned(), 29.into())]);
+        map.extend(patch.as_object().expect("object").clone());
+        text(&format!("{model_type} {patch}"), config.to_string().into_bytes(), words)
+    };
     let rope = |rope: Value, words: &[&str]| with(json!({"rope_scaling": rope}), words);
     let mut cases = vec![
         case("config: absent", &["config.json"], |dir| ModelConfig::load(dir).map(|_| ())),
@@ -35,7 +45,7 @@ pub fn cases() -> Vec<Case> {
         }
     }
     cases.extend([
-        with(json!({"model_type": "gpt2"}), &["model_type", "gpt2", "mistral"]),
+        with(json!({"model_type": "gptj"}), &["model_type", "gptj", "mistral"]),
         with(json!({"model_type": 3}), &["model_type", "3"]),
         with(json!({"hidden_act": "gelu"}), &["hidden_act", "gelu", "silu"]),
         with(json!({"num_attention_heads": 7}), &["num_attention_heads", "64"]),
@@ -91,6 +101,22 @@ pub fn cases() -> Vec<Case> {
         rope(json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0}), &["original_max_position_embeddings"]),
         rope(json!({"rope_type": "yarn", "factor": 4.0, "truncate": 1}), &["rope_scaling.truncate"]),
         rope(json!({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.25}), &["rope_scaling.partial_rotary_factor"]),
+        family("gpt2", json!({"n_embd": null}), &["n_embd"]),
+        family("gpt2", json!({"hidden_size": 16}), &["hidden_size", "n_embd", "12"]),
+        family("gpt2", json!({"n_head": 5}), &["n_head", "12"]),
+        family("gpt2", json!({"activation_function": "quick_gelu"}), &["activation_function", "quick_gelu", "gelu_new"]),
+        family("gpt2", json!({"add_cross_attention": true}), &["add_cross_attention"]),
+        family("gpt2", json!({"position_embedding_type": "relative_key"}), &["position_embedding_type", "absolute"]),
+        family("gpt2", json!({"layer_norm_epsilon": 1}), &["layer_norm_epsilon"]),
+        family("gpt2", json!({"quantization_config": {"bits": 4}}), &["quantization_config"]),
+        family("gpt2", json!({"eos_token_id": 29}), &["eos_token_id", "29"]),
+        family("opt", json!({"ffn_dim": null}), &["ffn_dim"]),
+        family("opt", json!({"activation_function": "swish"}), &["activation_function", "swish", "relu"]),
+        family("opt", json!({"layer_norm_elementwise_affine": false}), &["layer_norm_elementwise_affine"]),
+        family("opt", json!({"word_embed_proj_dim": 0}), &["word_embed_proj_dim"]),
+        family("bloom", json!({"apply_residual_connection_post_layernorm": true}), &["apply_residual_connection_post_layernorm"]),
+        family("bloom", json!({"position_embedding_type": "rotary"}), &["position_embedding_type", "alibi"]),
+        family("bloom", json!({"n_embed": 24}), &["n_embed", "n_embd"]),
     ]);
     cases
 }

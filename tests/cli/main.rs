@@ -6,6 +6,7 @@ mod support;
 mod capture;
 mod config;
 mod errors;
+mod families;
 mod generate;
 mod inspect;
 mod probe;

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use llamaprobe::formats::adapter::{LoraAdapter, LoraConfig, Modules, Target};
-use llamaprobe::formats::config::ModelConfig;
+use llamaprobe::formats::config::{Family, ModelConfig};
 use serde_json::Value;
 
 use crate::support::temp;
@@ -26,8 +26,10 @@ fn modules_are_those_of_peft() {
         let mut given = case["config"].clone();
         given["peft_type"] = "LORA".into();
         std::fs::write(&path, given.to_string()).expect("writes");
-        let slots = LoraConfig::read(&path).and_then(|c| c.slots(3)).unwrap_or_else(|e| panic!("{given}: {e}"));
-        let found: Vec<_> = slots.iter().map(|s| (s.target.path(s.layer), s.r)).collect();
+        let slots = LoraConfig::read(&path, Family::Llama)
+            .and_then(|c| c.slots(Family::Llama, 3))
+            .unwrap_or_else(|e| panic!("{given}: {e}"));
+        let found: Vec<_> = slots.iter().map(|s| (Family::Llama.path(s.layer, s.target), s.r)).collect();
         let want = case["slots"].as_array().expect("a list");
         let names: Vec<_> = want
             .iter()
@@ -95,6 +97,6 @@ fn widths_are_those_of_the_projections() {
         Target::ALL.map(|t| t.widths(m.block_widths())),
         [(16, 24), (16, 12), (16, 12), (24, 16), (16, 24), (16, 24), (24, 16)]
     );
-    let all = LoraConfig::new(4, 8.0, Modules::AllLinear).slots(3).expect("all");
+    let all = LoraConfig::new(4, 8.0, Modules::AllLinear).slots(Family::Llama, 3).expect("all");
     assert_eq!(all.len(), 21);
 }

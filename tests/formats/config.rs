@@ -1,12 +1,13 @@
-use llamaprobe::formats::config::{ModelConfig, RopeKind};
+use llamaprobe::formats::config::{Activation, Mlp, ModelConfig, Norm, Positions, RopeKind};
 use llamaprobe::formats::safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::support::shared;
 
 fn rope_json(config: &ModelConfig) -> (Value, f64) {
-    let theta = config.rope.theta;
-    match config.rope.kind {
+    let Positions::Rope(rope) = &config.positions else { panic!("{:?}", config.positions) };
+    let theta = rope.theta;
+    match rope.kind {
         RopeKind::Default => (json!({"rope_type": "default", "rope_theta": theta}), 1.0),
         RopeKind::Linear { factor } => (json!({"rope_type": "linear", "rope_theta": theta, "factor": factor}), 1.0),
         RopeKind::Dynamic { factor, original } => {
@@ -60,7 +61,7 @@ fn every_form_means_what_the_reference_says() {
         assert_eq!(Some(config.num_key_value_heads), number("num_key_value_heads"), "{given}");
         assert_eq!(Some(config.head_dim), number("head_dim"), "{given}");
         assert_eq!(Some(config.max_position_embeddings), number("max_position_embeddings"), "{given}");
-        assert_eq!(Some(config.rms_norm_eps), want["rms_norm_eps"].as_f64(), "{given}");
+        assert_eq!(Some(config.norm_eps), want["rms_norm_eps"].as_f64(), "{given}");
         assert_eq!(Some(config.tie_word_embeddings), want["tie_word_embeddings"].as_bool(), "{given}");
         assert_eq!(json!(config.windows), want["windows"], "{given}");
         assert_eq!(json!(config.bos_token_id), want["bos"], "{given}");
@@ -94,6 +95,36 @@ fn biases_follow_the_family() {
     assert_eq!(bias("llama", json!({"mlp_bias": true})), (false, false, true));
     assert_eq!(bias("mistral", json!({})), (false, false, false));
     assert_eq!(bias("qwen2", json!({})), (true, false, false));
+}
+
+#[test]
+fn the_other_families_are_data() {
+    let read = |text: &str| ModelConfig::parse("config.json", text).expect("valid");
+    // The published GPT-2 XL, OPT-350m and BLOOM-1b1, as far as they decide anything.
+    let c = read(
+        r#"{"model_type": "gpt2", "activation_function": "gelu_new", "n_ctx": 1024, "n_embd": 1600, "n_head": 25,
+        "n_layer": 48, "n_positions": 1024, "layer_norm_epsilon": 1e-5, "vocab_size": 50257, "bos_token_id": 50256,
+        "resid_pdrop": 0.1, "reorder_and_upcast_attn": false}"#,
+    );
+    assert_eq!((c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.head_dim), (1600, 6400, 48, 64));
+    assert_eq!((c.mlp, c.norm), (Mlp::Plain(Activation::GeluTanh), Norm::Layer));
+    assert_eq!(c.positions, Positions::Learned { first: 0 });
+    assert!(c.tie_word_embeddings && c.qkv_bias && c.o_bias && c.mlp_bias && c.final_norm && !c.post_norm);
+    assert_eq!((c.bos_token_id, c.eos_token_id), (Some(50256), vec![50256]));
+    let c = read(
+        r#"{"model_type": "opt", "activation_function": "relu", "do_layer_norm_before": false, "ffn_dim": 4096,
+        "hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24, "vocab_size": 50272,
+        "word_embed_proj_dim": 512, "max_position_embeddings": 2048, "_remove_final_layer_norm": false}"#,
+    );
+    assert_eq!((c.hidden_size, c.embed_size, c.head_dim, c.max_position_embeddings), (1024, 512, 64, 2048));
+    assert_eq!((c.mlp, &c.positions), (Mlp::Plain(Activation::Relu), &Positions::Learned { first: 2 }));
+    assert!(c.post_norm && !c.final_norm && c.tie_word_embeddings);
+    let c = read(
+        r#"{"model_type": "bloom", "n_embed": 1536, "n_layer": 24, "num_attention_heads": 16, "vocab_size": 250880,
+        "layer_norm_epsilon": 1e-5, "apply_residual_connection_post_layernorm": false, "seq_length": 2048}"#,
+    );
+    assert_eq!((c.hidden_size, c.intermediate_size, c.head_dim, c.positions), (1536, 6144, 96, Positions::Alibi));
+    assert!(c.embed_norm && c.final_norm && !c.post_norm && c.tie_word_embeddings);
 }
 
 #[test]

@@ -4,7 +4,7 @@
     python3 tests/golden/check_capture.py BINARY MODEL...     # needs torch, transformers, safetensors
     python3 tests/golden/check_capture.py BINARY --random     # random models of other shapes, made here
 
-Captures every hook_resid_post, the embedding, the final norm and the logits of a pack of ragged sequences (1 to 500
+Captures every hook_resid_post, what enters the first block, the final norm and the logits of a pack of ragged sequences (1 to 500
 tokens) in f32, and prints for each kind of tensor the largest difference as a share of the expected tensor's largest
 magnitude. Exits 1 above 2e-5. Also captures each sequence alone and demands the same bytes.
 """
@@ -16,28 +16,37 @@ import tempfile
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig,
+                          MistralForCausalLM, OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM)
+
+from families import states
 
 LIMIT = 2e-5
-SITES = "hook_embed,resid_post,ln_final.hook_normalized,logits"
+SITES = "blocks.0.hook_resid_pre,resid_post,ln_final.hook_normalized,logits"
 
 
 def random_models(root):
     base = dict(vocab_size=777, intermediate_size=200, num_hidden_layers=4, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, pad_token_id=None)
     llama3 = dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=128)
+    opt = dict(vocab_size=777, hidden_size=64, ffn_dim=200, num_hidden_layers=4, num_attention_heads=4, max_position_embeddings=1024)
     made = {
         "gqa3-untied-llama3": (LlamaForCausalLM, LlamaConfig(**base, hidden_size=96, num_attention_heads=6, num_key_value_heads=2, head_dim=32, tie_word_embeddings=False, rope_parameters=llama3)),
         "mha-tied-biases": (LlamaForCausalLM, LlamaConfig(**base, hidden_size=80, num_attention_heads=5, num_key_value_heads=5, tie_word_embeddings=True, attention_bias=True, mlp_bias=True)),
         "wide-heads": (LlamaForCausalLM, LlamaConfig(**base, hidden_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=80, tie_word_embeddings=False)),
         "mistral": (MistralForCausalLM, MistralConfig(**base, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, sliding_window=100, tie_word_embeddings=False)),
         "qwen2": (Qwen2ForCausalLM, Qwen2Config(**base, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)),
+        "gpt2": (GPT2LMHeadModel, GPT2Config(vocab_size=777, n_embd=96, n_layer=4, n_head=6, bos_token_id=0, eos_token_id=0)),
+        "opt": (OPTForCausalLM, OPTConfig(**opt)),
+        "opt-behind-projected": (OPTForCausalLM, OPTConfig(**opt, do_layer_norm_before=False, word_embed_proj_dim=40)),
+        "opt-projected-gelu": (OPTForCausalLM, OPTConfig(**opt, word_embed_proj_dim=40, activation_function="gelu", enable_bias=False)),
+        "bloom": (BloomForCausalLM, BloomConfig(vocab_size=777, hidden_size=96, n_layer=4, n_head=6, bos_token_id=1, eos_token_id=2)),
     }
     for seed, (name, (kind, config)) in enumerate(made.items()):
         torch.manual_seed(seed)
         model = kind(config)
         with torch.no_grad():
             for key, w in model.named_parameters():
-                w.copy_(1 + 0.2 * torch.randn_like(w) if "norm" in key else (0.3 if key.endswith("bias") else w.shape[-1] ** -0.5) * torch.randn_like(w))
+                w.copy_((1.0 - key.endswith("bias")) + 0.2 * torch.randn_like(w) if "norm" in key or "ln_" in key else (0.3 if key.endswith("bias") else w.shape[-1] ** -0.5) * torch.randn_like(w))
         model.save_pretrained(os.path.join(root, name))
         yield os.path.join(root, name)
 
@@ -59,26 +68,20 @@ def main():
         for path in random_models(root) if models == ["--random"] else models:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
             config = model.config
-            longest = min(500, config.max_position_embeddings)
+            longest = min(500, getattr(config, "max_position_embeddings", 500))
             generator = torch.Generator().manual_seed(0)
             lengths = [1, 2, 17, longest, 64, 129, longest // 2]
             sequences = [torch.randint(3, config.vocab_size, (n,), generator=generator).tolist() for n in lengths]
             with tempfile.TemporaryDirectory() as out:
                 got = capture(binary, path, sequences, out)
             expected = {k: [] for k in got if k not in ("doc_id", "pos", "token_id")}
-            last = config.num_hidden_layers - 1
             for ids in sequences:
-                before = []
-                hook = model.model.norm.register_forward_pre_hook(lambda m, a: before.append(a[0]))
-                with torch.no_grad():
-                    o = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
-                hook.remove()
-                expected["hook_embed"].append(o.hidden_states[0][0])
-                for layer in range(last):
-                    expected[f"blocks.{layer}.hook_resid_post"].append(o.hidden_states[layer + 1][0])
-                expected[f"blocks.{last}.hook_resid_post"].append(before[0][0])
-                expected["ln_final.hook_normalized"].append(o.hidden_states[-1][0])
-                expected["logits"].append(o.logits[0])
+                (pre, *post, final), logits = states(model, torch.tensor([ids]))
+                expected["blocks.0.hook_resid_pre"].append(pre)
+                for layer, x in enumerate(post):
+                    expected[f"blocks.{layer}.hook_resid_post"].append(x)
+                expected["ln_final.hook_normalized"].append(final)
+                expected["logits"].append(logits)
             worst = {}
             for name, parts in expected.items():
                 want = torch.cat(parts)

@@ -1,6 +1,6 @@
 //! Every operation with kernels of its own as launches of them, by the contracts at the heads of `kernels/*.cu`.
 
-use llamaprobe::backend::{AdamwStep, AttentionDims, LinearDims, LoraSite};
+use llamaprobe::backend::{Activation, AdamwStep, AttentionDims, LinearDims, LoraSite};
 use llamaprobe::shape::{KeptSegment, Pack, Token};
 
 use crate::machine::{Arg, Attention, Buffer, Tape};
@@ -80,6 +80,10 @@ impl Recorder<'_> {
                 let (x, out) = (self.tape.wide(&inputs[0]), self.output(0, *len, false));
                 self.run("cast", elements(*len), &[At(out), At(x), Long(*len)]);
             }
+            Op::Widen { len } => {
+                let (x, out) = (self.tape.real(&inputs[0]), self.output(0, *len, true));
+                self.run("cast_wide", elements(*len), &[At(out), At(x), Long(*len)]);
+            }
             Op::Refresh { offset, width } => {
                 let (params, out) = (self.tape.wide(&inputs[0]), self.output(0, *width, false));
                 self.run("cast", elements(*width), &[At(out), Inside(params, 4 * offset), Long(*width)]);
@@ -110,6 +114,34 @@ impl Recorder<'_> {
                 self.run("scatter_add", rows(count), &args);
             }
             Op::Embed { pack, width, site, .. } => self.embed(case, pack, *width, site.stride, site.offset),
+            Op::Position { pack, first, width } => {
+                let x = self.tape.wide(&inputs[0]);
+                self.outputs.push(Output { result: 0, buffer: x, wide: true, skip: 0, start: 0.0, head: None });
+                let (table, positions) = (At(self.tape.real(&inputs[1])), At(self.tape.ints(&list(pack.positions()))));
+                let args = [At(x), table, positions, Int(pack.len()), Int(*width), Int(*first)];
+                self.run("position_fwd", rows(pack.len()), &args);
+                let (ids, starts, order) = tables::groups(list(pack.positions()).into_iter().enumerate());
+                let (count, d_x) = (ids.len(), At(self.tape.wide(&d[0])));
+                let d_table = Inside(self.sum(1, inputs[1].len(), BEFORE), 4 * BEFORE);
+                let [ids, starts, order] = [ids, starts, order].map(|table| At(self.tape.ints(&table)));
+                let args = [d_table, d_x, ids, starts, order, Int(count), Int(*width), Int(*first)];
+                self.run("position_bwd_table", rows(count), &args);
+            }
+            Op::LayerNorm { rows: n, width, eps } => {
+                let (x, dims) = (At(self.tape.wide(&inputs[0])), [Int(*n), Int(*width)]);
+                let (weight, bias) = inputs[1].split_at(*width);
+                let [weight, bias] = [weight, bias].map(|values| At(self.tape.real(values)));
+                let out = At(self.output(0, n * width, false));
+                let [mean, rstd] = [1, 2].map(|result| At(self.output(result, *n, true)));
+                let args = [out, mean, rstd, x, weight, bias, dims[0], dims[1], Float(*eps)];
+                self.run("layer_norm_fwd", rows(*n), &args);
+                let (d_x, d_out) = (At(self.sum(3, n * width, 0)), At(self.tape.wide(&d[0])));
+                let args = [d_x, d_out, x, mean, rstd, weight, dims[0], dims[1]];
+                self.run("layer_norm_bwd", rows(*n), &args);
+                let d_affine = Inside(self.sum(4, 2 * width, BEFORE), 4 * BEFORE);
+                let args = [d_affine, d_out, x, mean, rstd, dims[0], dims[1]];
+                self.run("layer_norm_bwd_affine", rows(width.div_ceil(32)), &args);
+            }
             Op::RmsNorm { rows: n, width, eps } => {
                 let (x, weight) = (At(self.tape.wide(&inputs[0])), At(self.tape.real(&inputs[1])));
                 let (out, rstd) = (At(self.output(0, n * width, false)), At(self.output(1, *n, true)));
@@ -161,6 +193,17 @@ impl Recorder<'_> {
                 self.run("swiglu_fwd", elements(*len), &[act, gate, up, Long(*len)]);
                 let d_act = At(self.tape.wide(&d[0]));
                 self.run("swiglu_bwd", elements(*len), &[d_gate, d_up, d_act, gate, up, Long(*len)]);
+            }
+            Op::Activation { f, len } => {
+                let kind = match f {
+                    Activation::Relu => 0,
+                    Activation::Gelu => 1,
+                    Activation::GeluTanh => 2,
+                };
+                let (x, d_act) = (At(self.tape.real(&inputs[0])), At(self.tape.wide(&d[0])));
+                let [act, d_x] = [0, 1].map(|i| At(self.output(i, *len, false)));
+                self.run("activation_fwd", elements(*len), &[act, x, Int(kind), Long(*len)]);
+                self.run("activation_bwd", elements(*len), &[d_x, d_act, x, Int(kind), Long(*len)]);
             }
             Op::Linear { dims, bias: true } => {
                 // Without the product: 0 + bias, which is not a result of the case, so only the gradient is compared.
@@ -215,7 +258,7 @@ impl Recorder<'_> {
 
     /// Arguments and shared memory of both sides: the tables of queries, those of keys, and the dims.
     fn attention(&mut self, case: &Case, pack: &Pack, kept: &[KeptSegment], dims: AttentionDims) {
-        let AttentionDims { heads, kv_heads, head_dim, scale, window } = dims;
+        let AttentionDims { heads, kv_heads, head_dim, scale, window, .. } = dims;
         let Attention { head_dim: built, warps, fwd_step, bwd_step } = self.attention;
         let row = built * self.tape.dtype.bytes() + 16;
         let forest = Forest::new(pack, kept);
@@ -226,7 +269,8 @@ impl Recorder<'_> {
         let queries = [slots, visit_starts, visits, tiles].map(|list| At(self.tape.ints(&list)));
         let keys = [order, ends].map(|list| At(self.tape.ints(&list)));
         let positions = At(self.tape.ints(&list(pack.positions())));
-        let sizes = [Int(heads), Int(kv_heads), Int(head_dim), Float(scale), Int(window.unwrap_or(0))];
+        let (window, alibi) = (Int(window.unwrap_or(0)), Int(dims.alibi_base()));
+        let sizes = [Int(heads), Int(kv_heads), Int(head_dim), Float(scale), window, alibi];
 
         let (z, lse) = (At(self.output(0, n * heads * head_dim, false)), At(self.output(1, n * heads, true)));
         let args = [&[z, lse, q, k, v, kept_k, kept_v], &queries[..], &[positions], &sizes].concat();
@@ -260,7 +304,7 @@ impl Recorder<'_> {
         longest: usize,
         normalised: bool,
     ) {
-        let AttentionDims { heads, kv_heads, head_dim, scale, window } = dims;
+        let AttentionDims { heads, kv_heads, head_dim, scale, window, .. } = dims;
         let attention = Op::Attention { pack: pack.clone(), kept: kept.to_vec(), dims };
         let lse = crate::ops::naive::forward(crate::ops::naive::Precision::F64, &attention, &case.inputs).remove(1);
         let mut keys = vec![NO_ROW; of.len() * longest];
@@ -271,8 +315,11 @@ impl Recorder<'_> {
         }
         let [q, k, kept_k] = [0, 1, 3].map(|i| At(self.tape.real(&case.inputs[i])));
         let list: Vec<i32> = of.iter().map(|&row| row as i32).collect();
-        let tables = [At(self.tape.wide(&lse)), At(self.tape.ints(&list)), At(self.tape.ints(&keys))];
-        let sizes = [Int(heads), Int(kv_heads), Int(head_dim), Float(scale), Int(longest), Int(normalised.into())];
+        let lists = [list, keys, pack.positions().iter().map(|&at| at as i32).collect()];
+        let [list, keys, positions] = lists.map(|list| At(self.tape.ints(&list)));
+        let tables = [At(self.tape.wide(&lse)), list, keys, positions];
+        let shown = [Int(dims.alibi_base()), Int(longest), Int(normalised.into())];
+        let sizes = [&[Int(heads), Int(kv_heads), Int(head_dim), Float(scale)], &shown[..]].concat();
         let out = At(self.output(0, of.len() * heads * longest, true));
         let args = [&[out, q, k, kept_k], &tables[..], &sizes].concat();
         self.tape.launch("attention_pattern", [of.len(), heads, 1], 128, 0, &args);

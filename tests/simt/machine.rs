@@ -79,8 +79,19 @@ impl Mode {
 }
 
 /// The files of `kernels/` that are built together for one dtype.
-pub const SIMPLE: [&str; 9] =
-    ["rows", "embed", "rms_norm", "rope", "activation", "linear", "lora", "cross_entropy", "adamw"];
+pub const SIMPLE: [&str; 11] = [
+    "rows",
+    "embed",
+    "position",
+    "layer_norm",
+    "rms_norm",
+    "rope",
+    "activation",
+    "linear",
+    "lora",
+    "cross_entropy",
+    "adamw",
+];
 
 /// The folder of the package.
 pub fn root() -> PathBuf {

@@ -96,11 +96,6 @@ fn query_groups(pack: &Pack, dims: AttentionDims) -> Vec<Group> {
 }
 
 impl AttentionDims {
-    /// Query heads of a key-value head.
-    pub(super) fn group(&self) -> usize {
-        self.heads / self.kv_heads
-    }
-
     /// The positions that the row at `position` sees.
     pub(super) fn visible(&self, position: usize) -> Range<usize> {
         let start = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
@@ -183,22 +178,24 @@ impl Lanes {
         }
     }
 
-    /// `bounds [2, n] = ` the first and the last position that each row sees, in which padding sees none.
+    /// `bounds [3, n] = ` the first and the last position that each row sees (padding sees none), and its ALiBi slope.
     pub fn bounds<W: Float>(
         &self,
         bounds: &mut [W],
         rows: impl Fn(usize) -> usize,
         first: usize,
+        head: usize,
         pack: &Pack,
         dims: AttentionDims,
     ) {
-        let (from, to) = bounds[..2 * self.n].split_at_mut(self.n);
-        from.fill(W::ZERO);
-        to.fill(-W::ONE);
-        for i in 0..self.count {
-            let seen = dims.visible(pack.positions()[rows((first + i) / dims.group())] as usize);
+        let (from, rest) = bounds.split_at_mut(self.n);
+        let (to, slopes) = rest.split_at_mut(self.n);
+        let position = |i: usize| pack.positions()[rows((first + i) / dims.group())] as usize;
+        for i in 0..self.n {
+            let seen = if i < self.count { dims.visible(position(i)) } else { 0..0 };
             from[i] = W::from_f64(seen.start as f64);
-            to[i] = W::from_f64((seen.end - 1) as f64);
+            to[i] = W::from_f64(seen.end as f64 - 1.0);
+            slopes[i] = W::from_f64(dims.slope(head * dims.group() + (first + i) % dims.group()));
         }
     }
 }
@@ -216,14 +213,14 @@ struct Passing<'a, W> {
     total: &'a mut [W],
     /// `[n]`: what a tile leaves of the earlier sums.
     fade: &'a mut [W],
-    /// `[2, n]`: see [`Lanes::bounds`].
+    /// `[3, n]`: see [`Lanes::bounds`].
     bounds: &'a mut [W],
 }
 
 impl<'a, W: Float> Passing<'a, W> {
     /// Elements of memory for `n` lanes.
     fn len(n: usize, width: usize) -> usize {
-        n * (2 * width + 5)
+        n * (2 * width + 6)
     }
 
     /// Before the first tile.
@@ -245,11 +242,11 @@ impl<'a, W: Float> Passing<'a, W> {
         let (top, rest) = rest.split_at_mut(n);
         let (total, rest) = rest.split_at_mut(n);
         let (fade, rest) = rest.split_at_mut(n);
-        let bounds = &mut rest[..2 * n];
+        let bounds = &mut rest[..3 * n];
         let gathered = &mut sums[..lanes.count * width];
         gather_queries(isa, gathered, width, q, rows, first..first + lanes.count, head, dims);
         lanes.turn(isa, queries, gathered, width, width);
-        lanes.bounds(bounds, rows, first, pack, dims);
+        lanes.bounds(bounds, rows, first, head, pack, dims);
         sums.fill(W::ZERO);
         top.fill(W::NEG_INFINITY);
         total.fill(W::ZERO);
@@ -449,7 +446,9 @@ fn soften_some<W: Float, const N: usize, const FUSED: bool>(
     start: usize,
     scale: W,
 ) {
-    let (from, to) = (some::<W, N>(bounds, first), some::<W, N>(bounds, n + first));
+    let (from, to, slope) =
+        (some::<W, N>(bounds, first), some::<W, N>(bounds, n + first), some::<W, N>(bounds, 2 * n + first));
+    let leans = slope.iter().any(|&slope| slope > W::ZERO);
     let (top, total) = (some_mut::<W, N>(top, first), some_mut::<W, N>(total, first));
     let fade = some_mut::<W, N>(fade, first);
     let count = scores.len() / n;
@@ -464,6 +463,11 @@ fn soften_some<W: Float, const N: usize, const FUSED: bool>(
         let (mut x, at) = (*row, W::from_f64((start + j) as f64));
         for x in &mut x {
             *x = *x * scale;
+        }
+        if leans {
+            for i in 0..N {
+                x[i] = x[i] - slope[i] * (to[i] - at);
+            }
         }
         if hidden {
             for i in 0..N {
@@ -557,8 +561,9 @@ pub fn pattern<W: Float, R: Element<W>>(
                 let head = head * group + i;
                 // SAFETY: tasks have rows and heads of their own, and a product stores every element once.
                 let out = unsafe { out.at((index * dims.heads + head) * longest + start + j, x.len()) };
-                for (o, &x) in out.iter_mut().zip(x) {
-                    let score = x * scale;
+                let slope = W::from_f64(dims.slope(head));
+                for (n, (o, &x)) in out.iter_mut().zip(x).enumerate() {
+                    let score = x * scale - slope * W::from_f64((seen.end - 1 - start - j - n) as f64);
                     *o = if normalised { (score - lse[row * dims.heads + head]).exp::<false>() } else { score };
                 }
             });

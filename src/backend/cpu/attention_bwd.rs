@@ -182,7 +182,7 @@ struct Reader<'a, W> {
     lse: &'a mut [W],
     /// `[n]`.
     delta: &'a mut [W],
-    /// `[2, n]`: see [`Lanes::bounds`].
+    /// `[3, n]`: see [`Lanes::bounds`].
     bounds: &'a mut [W],
     /// `[TILE, n]`: `p`.
     weights: &'a mut [W],
@@ -193,7 +193,7 @@ struct Reader<'a, W> {
 impl<'a, W: Float> Reader<'a, W> {
     /// Elements of memory for `n` lanes.
     fn len(n: usize, width: usize) -> usize {
-        n * (2 * width + 4 + 2 * TILE)
+        n * (2 * width + 5 + 2 * TILE)
     }
 
     /// Reads a block; what it read stays in `[queries, d_out]`, rows `[n, D]` at distance `stride` with zeros between.
@@ -215,7 +215,7 @@ impl<'a, W: Float> Reader<'a, W> {
         let (d_out, rest) = rest.split_at_mut(n * width);
         let (lse, rest) = rest.split_at_mut(n);
         let (delta, rest) = rest.split_at_mut(n);
-        let (bounds, rest) = rest.split_at_mut(2 * n);
+        let (bounds, rest) = rest.split_at_mut(3 * n);
         let (weights, rest) = rest.split_at_mut(TILE * n);
         let row = |i: usize| block.rows.start + i;
         let (query_rows, d_rows) = (&mut query_rows[..count * stride], &mut d_rows[..count * stride]);
@@ -227,7 +227,7 @@ impl<'a, W: Float> Reader<'a, W> {
         gather_queries(isa, d_rows, stride, inputs.d_z, row, 0..count, block.head, dims);
         lanes.turn(isa, queries, query_rows, stride, width);
         lanes.turn(isa, d_out, d_rows, stride, width);
-        lanes.bounds(bounds, row, 0, pack, dims);
+        lanes.bounds(bounds, row, 0, block.head, pack, dims);
         lse.fill(W::ZERO);
         delta.fill(W::ZERO);
         let group = dims.group();
@@ -289,15 +289,25 @@ fn weigh_some<W: Float, const N: usize, const FUSED: bool>(
     scale: W,
 ) {
     let n = lse.len();
-    let (from, to) = (some::<W, N>(bounds, first), some::<W, N>(bounds, n + first));
+    let (from, to, slope) =
+        (some::<W, N>(bounds, first), some::<W, N>(bounds, n + first), some::<W, N>(bounds, 2 * n + first));
+    let leans = slope.iter().any(|&slope| slope > W::ZERO);
     let (lse, delta) = (some::<W, N>(lse, first), some::<W, N>(delta, first));
     for (j, (weights, d_scores)) in weights.chunks_exact_mut(n).zip(d_scores.chunks_exact_mut(n)).enumerate() {
         let (weights, d_scores) = (some_mut::<W, N>(weights, first), some_mut::<W, N>(d_scores, first));
         let at = W::from_f64((start + j) as f64);
         let (mut p, mut d) = (*weights, *d_scores);
+        for p in &mut p {
+            *p = *p * scale;
+        }
+        if leans {
+            for i in 0..N {
+                p[i] = p[i] - slope[i] * (to[i] - at);
+            }
+        }
         for i in 0..N {
             let hidden = (at < from[i]) | (at > to[i]);
-            let weight = (p[i] * scale - lse[i]).exp::<FUSED>();
+            let weight = (p[i] - lse[i]).exp::<FUSED>();
             p[i] = if hidden { W::ZERO } else { weight };
             d[i] = if hidden { W::ZERO } else { weight * (d[i] - delta[i]) * scale };
         }

@@ -11,10 +11,12 @@ mod context;
 mod cross_entropy;
 mod embed;
 mod gemm;
+mod layer_norm;
 mod linear;
 mod lora;
 mod pack;
 mod parallel;
+mod position;
 mod rms_norm;
 mod rope;
 mod rows;
@@ -28,7 +30,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{AdamwStep, AttentionDims, Backend, Dropout, HostSlice, LinearDims, LoraSite, PromptSite};
+use super::{Activation, AdamwStep, AttentionDims, Backend, Dropout, HostSlice, LinearDims, LoraSite, PromptSite};
 use crate::Result;
 use crate::formats::safetensors::TensorView;
 use crate::shape::Pack;
@@ -161,6 +163,10 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         rows::cast(&self.cx.on, out, x, len);
     }
 
+    fn widen(&mut self, out: &mut Vec<W>, x: &Vec<R>, len: usize) {
+        rows::widen(&self.cx.on, out, x, len);
+    }
+
     fn residual_fwd(&mut self, out: &mut Vec<W>, a: &Vec<W>, b: &Vec<R>, len: usize) {
         rows::residual_fwd(&self.cx.on, out, a, b, len);
     }
@@ -201,6 +207,68 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
 
     fn embed_bwd_table(&mut self, d_table: &mut Vec<W>, offset: usize, d_out: &Vec<W>, pack: &Arc<Pack>, width: usize) {
         embed::bwd_table(self.cx.on.isa, d_table, offset, d_out, pack, width);
+    }
+
+    fn position_fwd(&mut self, x: &mut Vec<W>, pack: &Arc<Pack>, table: &Weight<W, R>, first: usize, width: usize) {
+        position::fwd(&self.cx.on, x, pack, table, first, width);
+    }
+
+    fn position_bwd_table(
+        &mut self,
+        d_table: &mut Vec<W>,
+        offset: usize,
+        d_x: &Vec<W>,
+        pack: &Arc<Pack>,
+        first: usize,
+        width: usize,
+    ) {
+        position::bwd_table(self.cx.on.isa, &mut d_table[offset..], d_x, pack, first, width);
+    }
+
+    fn layer_norm_fwd(
+        &mut self,
+        out: &mut Vec<R>,
+        mean: &mut Vec<W>,
+        rstd: &mut Vec<W>,
+        x: &Vec<W>,
+        weight: &Weight<W, R>,
+        bias: &Weight<W, R>,
+        rows: usize,
+        width: usize,
+        eps: f64,
+    ) {
+        let affine = context::carve(&mut self.cx.memory, [width; 2]);
+        layer_norm::fwd(&self.cx.on, affine, out, [mean, rstd], x, [weight, bias], rows, W::from_f64(eps));
+    }
+
+    fn layer_norm_bwd(
+        &mut self,
+        d_x: &mut Vec<W>,
+        d_out: &Vec<W>,
+        x: &Vec<W>,
+        mean: &Vec<W>,
+        rstd: &Vec<W>,
+        weight: &Weight<W, R>,
+        rows: usize,
+        width: usize,
+    ) {
+        let scale = gemm::grow(&mut self.cx.memory, width);
+        layer_norm::bwd(&self.cx.on, scale, d_x, d_out, x, [mean, rstd], weight, rows);
+    }
+
+    fn layer_norm_bwd_affine(
+        &mut self,
+        d_affine: &mut Vec<W>,
+        offset: usize,
+        d_out: &Vec<W>,
+        x: &Vec<W>,
+        mean: &Vec<W>,
+        rstd: &Vec<W>,
+        rows: usize,
+        width: usize,
+    ) {
+        let d_affine = &mut d_affine[offset..offset + 2 * width];
+        layer_norm::bwd_affine(&self.cx.on, d_affine, d_out, x, [&mean[..rows], &rstd[..rows]]);
     }
 
     fn rms_norm_fwd(
@@ -412,6 +480,14 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         len: usize,
     ) {
         activation::swiglu_bwd(&self.cx.on, d_gate, d_up, d_act, gate, up, len);
+    }
+
+    fn activation_fwd(&mut self, act: &mut Vec<R>, x: &Vec<R>, f: Activation, len: usize) {
+        activation::fwd(&self.cx.on, act, x, f, len);
+    }
+
+    fn activation_bwd(&mut self, d_x: &mut Vec<R>, d_act: &Vec<W>, x: &Vec<R>, f: Activation, len: usize) {
+        activation::bwd(&self.cx.on, d_x, d_act, x, f, len);
     }
 
     fn logits_fwd(&mut self, logits: &mut Vec<W>, x: &Vec<R>, head: &Weight<W, R>, dims: LinearDims) {

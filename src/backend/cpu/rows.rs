@@ -14,6 +14,13 @@ pub fn cast<W: Float, R: Element<W>>(on: &Machine, out: &mut [R], x: &[W], len: 
     });
 }
 
+/// See [`Backend::widen`](crate::backend::Backend::widen).
+pub fn widen<W: Float, R: Element<W>>(on: &Machine, out: &mut [W], x: &[R], len: usize) {
+    each_part(&on.team, len, 1, rows("widen", out, len, 1), |from, out| {
+        simd::widen(on.isa, out, &x[from..from + out.len()])
+    });
+}
+
 /// See [`Backend::residual_fwd`](crate::backend::Backend::residual_fwd).
 pub fn residual_fwd<W: Float, R: Element<W>>(on: &Machine, out: &mut [W], a: &[W], b: &[R], len: usize) {
     each_part(&on.team, len, 1, rows("residual_fwd", out, len, 1), |from, out| {

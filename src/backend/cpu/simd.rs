@@ -39,6 +39,8 @@ pub trait Float:
     fn ln(self) -> Self;
     /// Square root.
     fn sqrt(self) -> Self;
+    /// Error function.
+    fn erf(self) -> Self;
     /// The tile kernels for an instruction set.
     fn tiles(isa: Isa) -> Tiles<Self>;
     /// What transposes squares of elements.
@@ -165,6 +167,9 @@ impl Float for f32 {
     fn sqrt(self) -> Self {
         self.sqrt()
     }
+    fn erf(self) -> Self {
+        libm::erff(self)
+    }
     fn tiles(isa: Isa) -> Tiles<Self> {
         Tiles::f32(isa)
     }
@@ -204,6 +209,9 @@ impl Float for f64 {
     #[inline(always)]
     fn sqrt(self) -> Self {
         self.sqrt()
+    }
+    fn erf(self) -> Self {
+        libm::erf(self)
     }
     fn tiles(isa: Isa) -> Tiles<Self> {
         Tiles::f64(isa)

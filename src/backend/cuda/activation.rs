@@ -1,9 +1,10 @@
-//! SwiGLU.
+//! SwiGLU, and activations without a gate.
 
 use super::context::{Context, Kernel};
-use super::launch::{long, real, wide};
+use super::launch::{int, long, real, wide};
 use super::memory::{Buffer, needs};
 use super::rows::over;
+use crate::backend::Activation;
 
 const FILE: &str = "activation";
 
@@ -29,4 +30,28 @@ pub fn swiglu_bwd<R>(
     d_act.need(op, "d_act", len);
     let args = [real(d_gate), real(d_up), wide(d_act), real(gate), real(up), long(len)];
     cx.launch(op, Kernel::new(FILE, op), over(len), &args);
+}
+
+/// The function's number in the kernels.
+fn kind(f: Activation) -> usize {
+    match f {
+        Activation::Relu => 0,
+        Activation::Gelu => 1,
+        Activation::GeluTanh => 2,
+    }
+}
+
+/// See [`Backend::activation_fwd`](crate::backend::Backend::activation_fwd).
+pub fn fwd<R>(cx: &mut Context, act: &Buffer<R>, x: &Buffer<R>, f: Activation, len: usize) {
+    let op = "activation_fwd";
+    needs(op, len, &[("act", act), ("x", x)]);
+    cx.launch(op, Kernel::new(FILE, op), over(len), &[real(act), real(x), int(kind(f)), long(len)]);
+}
+
+/// See [`Backend::activation_bwd`](crate::backend::Backend::activation_bwd).
+pub fn bwd<R>(cx: &mut Context, d_x: &Buffer<R>, d_act: &Buffer<f32>, x: &Buffer<R>, f: Activation, len: usize) {
+    let op = "activation_bwd";
+    needs(op, len, &[("d_x", d_x), ("x", x)]);
+    d_act.need(op, "d_act", len);
+    cx.launch(op, Kernel::new(FILE, op), over(len), &[real(d_x), wide(d_act), real(x), int(kind(f)), long(len)]);
 }

@@ -92,6 +92,7 @@ pub fn fwd<R: Compute>(
         int(head_dim),
         float(dims.scale),
         int(dims.window.unwrap_or(0)),
+        int(dims.alibi_base()),
     ];
     cx.launch(op, kernel(op, dims), queries::<R>(pack, dims, false), &args);
 }
@@ -156,7 +157,7 @@ pub fn bwd<R: Compute>(
     let shape = Shape { grid: blocks((rows * heads).div_ceil(8)), block: BLOCK, shared: 0 };
     let args = [wide(delta), reals(rounded), wide(d_z), real(z), int(rows), int(heads), int(head_dim)];
     cx.launch(op, kernel("attention_bwd_delta", dims), shape, &args);
-    let (scale, window) = (float(dims.scale), int(dims.window.unwrap_or(0)));
+    let (scale, window, alibi) = (float(dims.scale), int(dims.window.unwrap_or(0)), int(dims.alibi_base()));
     let args = [
         real(d_q),
         wide(delta),
@@ -175,6 +176,7 @@ pub fn bwd<R: Compute>(
         int(head_dim),
         scale,
         window,
+        alibi,
     ];
     cx.launch(op, kernel("attention_bwd_dq", dims), queries::<R>(pack, dims, true), &args);
     let args = [
@@ -195,6 +197,7 @@ pub fn bwd<R: Compute>(
         int(head_dim),
         scale,
         window,
+        alibi,
     ];
     let variant = Variant::new(head_dim, size_of::<R>());
     let shape = Shape {
@@ -245,10 +248,12 @@ pub fn pattern<R: Compute>(
         wide(lse),
         table(list),
         table(keys),
+        table(pack.positions()),
         int(heads),
         int(kv_heads),
         int(head_dim),
         float(dims.scale),
+        int(dims.alibi_base()),
         int(longest),
         int(usize::from(normalised)),
     ];

@@ -9,6 +9,7 @@ mod attention;
 mod blas;
 mod capture;
 mod compile;
+mod compute;
 mod context;
 mod cross_entropy;
 mod driver;
@@ -16,6 +17,7 @@ mod embed;
 mod forest;
 mod geometry;
 mod launch;
+mod layer_norm;
 mod library;
 mod linear;
 mod load;
@@ -23,6 +25,7 @@ mod lora;
 mod memory;
 mod pack;
 mod pinned;
+mod position;
 mod queue;
 mod rms_norm;
 mod rope;
@@ -33,16 +36,17 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use cudarc::cublaslt::sys::cudaDataType_t;
-use half::{bf16, f16};
+use half::bf16;
 
+pub use self::compute::Compute;
 use self::context::Context;
 pub use self::memory::Buffer;
 pub use self::pack::{Index, Pack};
 use super::{
-    AdamwStep, AttentionDims, Backend, Captured, Dropout, HostSlice, LinearDims, LoraSite, PromptSite, Tensor,
+    Activation, AdamwStep, AttentionDims, Backend, Captured, Dropout, HostSlice, LinearDims, LoraSite, PromptSite,
+    Tensor,
 };
-use crate::formats::safetensors::{Dtype, TensorView};
+use crate::formats::safetensors::TensorView;
 use crate::shape;
 use crate::{Error, Result};
 
@@ -69,50 +73,6 @@ impl Default for Settings {
 /// If there is no driver, or it does not start.
 pub fn devices() -> Result<usize> {
     driver::count()
-}
-
-/// A compute dtype of the kernels.
-pub trait Compute: bytemuck::Pod + Default + Send + Sync {
-    /// Its name in the kernels.
-    const KERNEL: &'static str;
-    /// Its name.
-    const NAME: &'static str;
-    /// As checkpoints have it.
-    const DTYPE: Dtype;
-    /// As cuBLASLt has it.
-    const DATA: cudaDataType_t;
-    /// Rounded.
-    fn from_f64(x: f64) -> Self;
-}
-
-impl Compute for f32 {
-    const KERNEL: &'static str = "float";
-    const NAME: &'static str = "f32";
-    const DTYPE: Dtype = Dtype::F32;
-    const DATA: cudaDataType_t = cudaDataType_t::CUDA_R_32F;
-    fn from_f64(x: f64) -> Self {
-        x as f32
-    }
-}
-
-impl Compute for bf16 {
-    const KERNEL: &'static str = "bf16";
-    const NAME: &'static str = "bf16";
-    const DTYPE: Dtype = Dtype::BF16;
-    const DATA: cudaDataType_t = cudaDataType_t::CUDA_R_16BF;
-    fn from_f64(x: f64) -> Self {
-        bf16::from_f64(x)
-    }
-}
-
-impl Compute for f16 {
-    const KERNEL: &'static str = "half";
-    const NAME: &'static str = "f16";
-    const DTYPE: Dtype = Dtype::F16;
-    const DATA: cudaDataType_t = cudaDataType_t::CUDA_R_16F;
-    fn from_f64(x: f64) -> Self {
-        f16::from_f64(x)
-    }
 }
 
 /// A GPU; `R` is the compute dtype.
@@ -218,6 +178,10 @@ impl<R: Compute> Backend for Cuda<R> {
         rows::cast(&mut self.cx, "cast", out, x, 0, len);
     }
 
+    fn widen(&mut self, out: &mut Buffer<f32>, x: &Buffer<R>, len: usize) {
+        rows::widen(&mut self.cx, out, x, len);
+    }
+
     fn residual_fwd(&mut self, out: &mut Buffer<f32>, a: &Buffer<f32>, b: &Buffer<R>, len: usize) {
         rows::residual_fwd(&mut self.cx, out, a, b, len);
     }
@@ -265,6 +229,65 @@ impl<R: Compute> Backend for Cuda<R> {
         width: usize,
     ) {
         embed::bwd_table(&mut self.cx, d_table, offset, d_out, pack, width);
+    }
+
+    fn position_fwd(&mut self, x: &mut Buffer<f32>, pack: &Pack, table: &Buffer<R>, first: usize, width: usize) {
+        position::fwd(&mut self.cx, x, pack, table, first, width);
+    }
+
+    fn position_bwd_table(
+        &mut self,
+        d_table: &mut Buffer<f32>,
+        offset: usize,
+        d_x: &Buffer<f32>,
+        pack: &Pack,
+        first: usize,
+        width: usize,
+    ) {
+        position::bwd_table(&mut self.cx, d_table, offset, d_x, pack, first, width);
+    }
+
+    fn layer_norm_fwd(
+        &mut self,
+        out: &mut Buffer<R>,
+        mean: &mut Buffer<f32>,
+        rstd: &mut Buffer<f32>,
+        x: &Buffer<f32>,
+        weight: &Buffer<R>,
+        bias: &Buffer<R>,
+        rows: usize,
+        width: usize,
+        eps: f64,
+    ) {
+        layer_norm::fwd(&mut self.cx, out, [mean, rstd], x, [weight, bias], rows, width, eps);
+    }
+
+    fn layer_norm_bwd(
+        &mut self,
+        d_x: &mut Buffer<f32>,
+        d_out: &Buffer<f32>,
+        x: &Buffer<f32>,
+        mean: &Buffer<f32>,
+        rstd: &Buffer<f32>,
+        weight: &Buffer<R>,
+        rows: usize,
+        width: usize,
+    ) {
+        layer_norm::bwd(&mut self.cx, d_x, d_out, x, [mean, rstd], weight, rows, width);
+    }
+
+    fn layer_norm_bwd_affine(
+        &mut self,
+        d_affine: &mut Buffer<f32>,
+        offset: usize,
+        d_out: &Buffer<f32>,
+        x: &Buffer<f32>,
+        mean: &Buffer<f32>,
+        rstd: &Buffer<f32>,
+        rows: usize,
+        width: usize,
+    ) {
+        layer_norm::bwd_affine(&mut self.cx, d_affine, offset, d_out, x, [mean, rstd], rows, width);
     }
 
     fn rms_norm_fwd(
@@ -485,6 +508,14 @@ impl<R: Compute> Backend for Cuda<R> {
         len: usize,
     ) {
         activation::swiglu_bwd(&mut self.cx, d_gate, d_up, d_act, gate, up, len);
+    }
+
+    fn activation_fwd(&mut self, act: &mut Buffer<R>, x: &Buffer<R>, f: Activation, len: usize) {
+        activation::fwd(&mut self.cx, act, x, f, len);
+    }
+
+    fn activation_bwd(&mut self, d_x: &mut Buffer<R>, d_act: &Buffer<f32>, x: &Buffer<R>, f: Activation, len: usize) {
+        activation::bwd(&mut self.cx, d_x, d_act, x, f, len);
     }
 
     fn logits_fwd(&mut self, logits: &mut Buffer<f32>, x: &Buffer<R>, head: &Buffer<R>, dims: LinearDims) {

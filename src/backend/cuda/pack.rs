@@ -130,6 +130,8 @@ pub struct Pack {
     lora_runs: (usize, usize),
     ids: usize,
     by_token: GroupTables,
+    position_ids: usize,
+    by_position: GroupTables,
     prompt_ids: usize,
     prompt_runs: usize,
     by_prompt: GroupTables,
@@ -154,6 +156,7 @@ impl Pack {
         let positions: Vec<i32> = pack.positions().iter().map(|&p| p as i32).collect();
         let rows = || tokens.iter().copied().enumerate();
         let by_token = geometry::groups(rows().filter(|(_, token)| *token >= 0));
+        let by_position = geometry::groups(positions.iter().copied().enumerate());
         let by_prompt = geometry::groups(rows().filter(|(_, t)| *t < 0).map(|(row, t)| (row, (run[row], -t - 1))));
         let (prompt_runs, prompt_ids): (Vec<i32>, Vec<i32>) = by_prompt.ids.iter().copied().unzip();
         let forest = Forest::new(pack);
@@ -175,6 +178,8 @@ impl Pack {
             lora_runs: (tables.add(adapted.runs.as_flattened()), adapted.runs.len()),
             ids: tables.add(&by_token.ids),
             by_token: GroupTables::add(&mut tables, &by_token),
+            position_ids: tables.add(&by_position.ids),
+            by_position: GroupTables::add(&mut tables, &by_position),
             prompt_ids: tables.add(&prompt_ids),
             prompt_runs: tables.add(&prompt_runs),
             by_prompt: GroupTables::add(&mut tables, &by_prompt),
@@ -250,6 +255,11 @@ impl Pack {
     /// Rows by token.
     pub fn by_token(&self) -> DeviceGroups {
         self.groups(self.ids, None, self.by_token)
+    }
+
+    /// Rows by position.
+    pub fn by_position(&self) -> DeviceGroups {
+        self.groups(self.position_ids, None, self.by_position)
     }
 
     /// Rows by run and row of the prompt.

@@ -28,6 +28,14 @@ pub fn cast<R>(cx: &mut Context, op: &'static str, out: &Buffer<R>, x: &Buffer<f
     cx.launch(op, Kernel::new(FILE, "cast"), over(len), &[real(out), wide_at(x, from), long(len)]);
 }
 
+/// See [`Backend::widen`](crate::backend::Backend::widen).
+pub fn widen<R>(cx: &mut Context, out: &Buffer<f32>, x: &Buffer<R>, len: usize) {
+    let op = "widen";
+    out.need(op, "out", len);
+    x.need(op, "x", len);
+    cx.launch(op, Kernel::new(FILE, "cast_wide"), over(len), &[wide(out), real(x), long(len)]);
+}
+
 /// See [`Backend::residual_fwd`](crate::backend::Backend::residual_fwd).
 pub fn residual_fwd<R>(cx: &mut Context, out: &Buffer<f32>, a: &Buffer<f32>, b: &Buffer<R>, len: usize) {
     let op = "residual_fwd";

@@ -6,6 +6,7 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::Target;
+use crate::formats::config::Family;
 use crate::formats::json::{self, Fields, show};
 use crate::{Error, Result};
 
@@ -28,7 +29,7 @@ pub enum Modules {
 pub struct Slot {
     /// Layer.
     pub layer: usize,
-    /// Projection.
+    /// Module.
     pub target: Target,
     /// Rank.
     pub r: usize,
@@ -88,25 +89,25 @@ impl LoraConfig {
         }
     }
 
-    /// The modules of a model of `layers` layers that this adapts, by layer, then by target.
+    /// The modules of a model of `layers` layers that this adapts, by layer, then in the family's order.
     ///
     /// # Errors
     /// A rank of zero, an expression that does not compile, a module that is not a projection of a block, an entry
     /// or layer that matches nothing, or nothing at all to adapt.
-    pub fn slots(&self, layers: usize) -> Result<Vec<Slot>> {
-        self.resolve(layers).map_err(|(field, expected, found)| Error::argument(field, expected, found))
+    pub fn slots(&self, family: Family, layers: usize) -> Result<Vec<Slot>> {
+        self.resolve(family, layers).map_err(|(field, expected, found)| Error::argument(field, expected, found))
     }
 
     /// As [`LoraConfig::slots`], for settings that came from a file.
-    pub(super) fn slots_of(&self, path: &Path, layers: usize) -> Result<Vec<Slot>> {
-        self.resolve(layers).map_err(|(field, expected, found)| Error::field(path, field, expected, found))
+    pub(super) fn slots_of(&self, path: &Path, family: Family, layers: usize) -> Result<Vec<Slot>> {
+        self.resolve(family, layers).map_err(|(field, expected, found)| Error::field(path, field, expected, found))
     }
 
-    fn resolve(&self, layers: usize) -> Result<Vec<Slot>, Wrong> {
+    fn resolve(&self, family: Family, layers: usize) -> Result<Vec<Slot>, Wrong> {
         let targets = Matcher::new("target_modules", &self.target_modules)?;
         let exclude = self.exclude_modules.as_ref().map(|m| Matcher::new("exclude_modules", m)).transpose()?;
         let excluded = |path: &str| exclude.as_ref().is_some_and(|m| m.matches(path));
-        for other in ["lm_head", "model.embed_tokens"] {
+        for other in family.outside() {
             if targets.matches(other) && self.target_modules != Modules::AllLinear && !excluded(other) {
                 return Err(wrong("target_modules", "projections of the blocks", other));
             }
@@ -118,8 +119,8 @@ impl LoraConfig {
         let mut slots = Vec::new();
         let mut used = vec![false; targets.entries()];
         for layer in 0..layers {
-            for target in Target::ALL {
-                let path = target.path(layer);
+            for &target in family.modules() {
+                let path = family.path(layer, target);
                 if excluded(&path) || !targets.matches(&path) || !self.in_layers(&path, layer, &holders) {
                     targets.mark(&path, &mut used);
                     continue;
@@ -138,7 +139,7 @@ impl LoraConfig {
             }
         }
         if let (Modules::List(list), Some(i)) = (&self.target_modules, used.iter().position(|u| !u)) {
-            let expected = format!("names of projections, as {}", Target::ALL.map(Target::name).join(", "));
+            let expected = format!("names of projections, as {}", family.module_names());
             return Err(wrong("target_modules", expected, format!("{:?}", list[i])));
         }
         if slots.is_empty() {
@@ -189,7 +190,7 @@ impl LoraConfig {
     /// # Errors
     /// The file is missing or not JSON; `peft_type`, `r`, `lora_alpha` or `target_modules` is missing (PEFT would
     /// take defaults silently); a field asks for something that is not supported.
-    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+    pub fn read(path: impl AsRef<Path>, family: Family) -> Result<Self> {
         let path = path.as_ref();
         let value = json::read(path)?;
         let f = Fields::new(path, &value)?;
@@ -197,7 +198,7 @@ impl LoraConfig {
         if peft_type != "LORA" {
             return Err(f.error("peft_type", "\"LORA\""));
         }
-        refuse_unsupported(&f)?;
+        refuse_unsupported(&f, family)?;
         let dropout = f.f64("lora_dropout")?.unwrap_or(0.0);
         if !(0.0..1.0).contains(&dropout) {
             return Err(f.error("lora_dropout", "a number from 0 to 1"));
@@ -227,13 +228,14 @@ impl LoraConfig {
 
     /// The file's content: the fields that every PEFT release reads, and others only where they are used. Keys are
     /// sorted, as PEFT writes them.
-    pub(super) fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self, family: Family) -> Value {
         let mut map = Map::new();
         let mut put = |key: &str, value: Value| map.insert(key.to_string(), value);
         put("auto_mapping", Value::Null);
         put("base_model_name_or_path", json!(self.base_model_name_or_path));
         put("bias", json!("none"));
-        put("fan_in_fan_out", json!(false));
+        // GPT-2 stores its matrices transposed.
+        put("fan_in_fan_out", json!(family == Family::Gpt2));
         put("inference_mode", json!(true));
         put("init_lora_weights", json!(true));
         put("layers_pattern", if self.layers_pattern.is_empty() { Value::Null } else { json!(self.layers_pattern) });
@@ -244,10 +246,10 @@ impl LoraConfig {
         put("peft_type", json!("LORA"));
         put("r", json!(self.r));
         put("revision", Value::Null);
-        put("target_modules", module_json(&self.target_modules));
+        put("target_modules", module_json(family, &self.target_modules));
         put("task_type", json!("CAUSAL_LM"));
         if let Some(exclude) = &self.exclude_modules {
-            put("exclude_modules", module_json(exclude));
+            put("exclude_modules", module_json(family, exclude));
         }
         if !self.rank_pattern.is_empty() {
             put("rank_pattern", self.rank_pattern.iter().map(|(k, v)| (k.clone(), json!(v))).collect());
@@ -268,7 +270,7 @@ fn number(x: f64) -> Value {
     if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
 }
 
-fn module_json(modules: &Modules) -> Value {
+fn module_json(family: Family, modules: &Modules) -> Value {
     match modules {
         Modules::Regex(pattern) => json!(pattern),
         Modules::List(list) => {
@@ -278,7 +280,7 @@ fn module_json(modules: &Modules) -> Value {
             json!(sorted)
         }
         Modules::AllLinear => {
-            let mut names = Target::ALL.map(Target::name);
+            let mut names: Vec<_> = family.modules().iter().map(|&target| family.short_name(target)).collect();
             names.sort_unstable();
             json!(names)
         }
@@ -287,7 +289,7 @@ fn module_json(modules: &Modules) -> Value {
 
 /// Every key that is set and does not belong to what is computed here is an error: known ones that PEFT acts on, and
 /// ones from releases to come, which PEFT itself would drop with a warning.
-fn refuse_unsupported(f: &Fields) -> Result<()> {
+fn refuse_unsupported(f: &Fields, family: Family) -> Result<()> {
     const READ: [&str; 14] = [
         "peft_type",
         "r",
@@ -325,7 +327,10 @@ fn refuse_unsupported(f: &Fields) -> Result<()> {
         // Other schemes (pissa, olora, loftq, corda) change the base weights when the adapter is loaded.
         expected("init_lora_weights", &["gaussian", "orthogonal", "eva"])?;
     }
-    for key in f.keys().filter(|key| !READ.contains(key) && !IGNORED.contains(key)) {
+    // PEFT sets it to what the base model's modules are, whatever the file says.
+    let transposed = f.bool("fan_in_fan_out")?.unwrap_or(false) && family == Family::Gpt2;
+    let known = |key: &str| READ.contains(&key) || IGNORED.contains(&key) || (transposed && key == "fan_in_fan_out");
+    for key in f.keys().filter(|key| !known(key)) {
         let empty = match f.get(key) {
             None | Some(Value::Bool(false)) => true,
             Some(Value::Array(list)) => list.is_empty(),

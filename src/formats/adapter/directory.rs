@@ -1,12 +1,13 @@
 //! The directory of an adapter, read strictly and written whole.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::Path;
 
 use super::prompt::{ENCODER, PromptAdapter, PromptKind};
-use super::{Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, Slot};
+use super::{Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, Slot, Target};
 use crate::formats::atomic::{foreign_entry, replace_dir, write_json};
-use crate::formats::config::ModelConfig;
+use crate::formats::config::{Family, ModelConfig};
 use crate::formats::json::{self, Fields};
 use crate::formats::safetensors::{self, Checkpoint, Dtype, Tensor};
 use crate::{Error, Result};
@@ -75,8 +76,9 @@ impl LoraAdapter {
     pub fn read(dir: impl AsRef<Path>, model: &ModelConfig) -> Result<Self> {
         let dir = dir.as_ref();
         let path = dir.join(CONFIG);
-        let config = LoraConfig::read(&path)?;
-        let slots = config.slots_of(&path, model.num_hidden_layers)?;
+        let (family, head_dim) = (model.family, model.head_dim);
+        let config = LoraConfig::read(&path, family)?;
+        let slots = config.slots_of(&path, family, model.num_hidden_layers)?;
         let file = dir.join(WEIGHTS);
         let tensors = Checkpoint::open(&file)?;
         let mut known = HashSet::new();
@@ -84,17 +86,20 @@ impl LoraAdapter {
         for Slot { layer, target, r, scale } in slots {
             let (input, output) = target.widths(model.block_widths());
             let mut load = |part: char, shape: [usize; 2]| {
-                let name = spelling(&tensors, &target.path(layer), part);
+                let name = spelling(&tensors, &family.path(layer, target), part);
                 let view = tensors.expect(&name, &shape)?;
                 known.insert(name);
                 view.check_finite().and_then(|()| view.to_f32()).map_err(Error::file(&file))
             };
             let a = load('A', [r, input])?;
-            let b = load('B', [output, r])?;
+            let mut b = load('B', [output, r])?;
+            if by_head(family, target) {
+                b = unfused(&b, r * head_dim);
+            }
             modules.push(LoraModule { layer, target, r, scale, a, b });
         }
         tensors.deny_unexpected(|name| known.contains(name))?;
-        Ok(Self { config, modules })
+        Ok(Self { config, family, head_dim, modules })
     }
 
     /// Writes a directory that PEFT loads, in f32. A directory that is absent, empty or holds only an adapter is
@@ -112,8 +117,13 @@ impl LoraAdapter {
     fn write_files(&self, dir: &Path) -> Result<()> {
         let mut parts = Vec::with_capacity(2 * self.modules.len());
         for m in &self.modules {
-            let path = m.target.path(m.layer);
-            for (part, data) in [('A', &m.a), ('B', &m.b)] {
+            let path = self.family.path(m.layer, m.target);
+            let b = if by_head(self.family, m.target) {
+                Cow::Owned(fused(&m.b, m.r * self.head_dim))
+            } else {
+                Cow::Borrowed(m.b.as_slice())
+            };
+            for (part, data) in [('A', Cow::Borrowed(m.a.as_slice())), ('B', b)] {
                 let width = data.len() / m.r;
                 assert!(width * m.r == data.len(), "{path}: lora_{part} of {} values, rank {}", data.len(), m.r);
                 let shape = if part == 'A' { [m.r, width] } else { [width, m.r] };
@@ -122,11 +132,34 @@ impl LoraAdapter {
         }
         let tensors: Vec<_> = parts
             .iter()
-            .map(|(name, shape, data)| Tensor { name, dtype: Dtype::F32, shape, data: bytemuck::cast_slice(data) })
+            .map(|(name, shape, data)| Tensor {
+                name,
+                dtype: Dtype::F32,
+                shape,
+                data: bytemuck::cast_slice(data.as_ref()),
+            })
             .collect();
         safetensors::write(dir.join(WEIGHTS), &tensors, &[("format", "pt")])?;
-        write_json(dir.join(CONFIG), &self.config.to_json())
+        write_json(dir.join(CONFIG), &self.config.to_json(self.family))
     }
+}
+
+/// Whether a file orders the rows of a module by head, each with its query, key and value.
+fn by_head(family: Family, target: Target) -> bool {
+    family == Family::Bloom && target == Target::Qkv
+}
+
+/// Query, key and value of head after head to all queries, all keys, all values; a head's part is `block` long.
+fn unfused(values: &[f32], block: usize) -> Vec<f32> {
+    let part = |which: usize| values.chunks_exact(block).skip(which).step_by(3).flatten();
+    (0..3).flat_map(part).copied().collect()
+}
+
+/// And back.
+fn fused(values: &[f32], block: usize) -> Vec<f32> {
+    let parts: Vec<&[f32]> = values.chunks_exact(values.len() / 3).collect();
+    let heads = (0..values.len() / 3).step_by(block);
+    heads.flat_map(|at| parts.iter().flat_map(move |part| &part[at..at + block])).copied().collect()
 }
 
 fn tensor_name(path: &str, part: char, adapter: &str) -> String {

@@ -85,7 +85,7 @@ impl PromptConfig {
         Self {
             kind,
             num_virtual_tokens: rows,
-            token_dim: if prefix { model.block_widths()[2] } else { model.hidden_size },
+            token_dim: if prefix { model.block_widths()[2] } else { model.embed_size },
             num_layers: model.num_hidden_layers,
             num_attention_heads: if prefix { model.num_key_value_heads } else { model.num_attention_heads },
             encoder_hidden_size: None,

@@ -1,7 +1,7 @@
 //! One list of cases for every operation of the contract: odd sizes, grouped heads, forests with parting parents,
 //! several runs beside base rows, virtual tokens, windows, dropout.
 
-use llamaprobe::backend::{AdamwStep, AttentionDims, Backend, LinearDims, LoraSite, PromptSite};
+use llamaprobe::backend::{Activation, AdamwStep, AttentionDims, Backend, LinearDims, LoraSite, PromptSite};
 use llamaprobe::shape::{KeptSegment, Label, Pack, PackBuilder, Parent, Token};
 
 use super::device;
@@ -34,6 +34,8 @@ impl Case {
     }
 }
 
+/// Every activation.
+pub const ACTIVATIONS: [Activation; 3] = [Activation::Relu, Activation::Gelu, Activation::GeluTanh];
 /// Ids below this stand in the packs.
 pub const VOCAB: usize = 11;
 /// Runs of the packs, one of which no row belongs to.
@@ -97,7 +99,7 @@ pub fn continued() -> (Pack, Vec<KeptSegment>) {
 
 /// Heads with the usual scale.
 pub fn heads(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> AttentionDims {
-    AttentionDims { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f64).sqrt(), window }
+    AttentionDims { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f64).sqrt(), window, alibi: false }
 }
 
 /// Cosines and sines of `positions` positions.
@@ -139,6 +141,7 @@ pub fn small<B: Backend>(b: &mut B) -> Vec<Case> {
     let (continued, kept) = continued();
     let mut cases = vec![
         Case::new("cast", Op::Cast { len: 37 }),
+        Case::new("widen", Op::Widen { len: 37 }),
         Case::new("residual", Op::Residual { len: 37 }),
         Case::new("gather real", Op::GatherReal { from: 5, rows: vec![4, 0, 4, 2], width: 7 }),
         Case::new("gather", Op::GatherWide { from: 5, rows: vec![4, 0, 4, 2, 4, 0], width: 7 }),
@@ -149,6 +152,13 @@ pub fn small<B: Backend>(b: &mut B) -> Vec<Case> {
     let prompts = PromptSite { offset: 4, stride: 6 + PROMPT * 5, rows: PROMPT };
     let embed = Op::Embed { pack: trees.clone(), vocab: VOCAB, width: 5, site: prompts, runs: RUNS };
     cases.push(Case::new("embed virtual", embed));
+    for (first, width) in [(0, 3), (2, 7)] {
+        let op = Op::Position { pack: trees.clone(), first, width };
+        cases.push(Case::new(format!("position {first}x{width}"), op));
+    }
+    for (rows, width, eps) in [(1, 2, 1e-2), (5, 7, 1e-5), (3, 24, 1e-6)] {
+        cases.push(Case::new(format!("layer_norm {rows}x{width}"), Op::LayerNorm { rows, width, eps }));
+    }
     for (rows, width, eps) in [(1, 1, 1e-2), (5, 7, 1e-5), (3, 24, 1e-6)] {
         cases.push(Case::new(format!("rms_norm {rows}x{width}"), Op::RmsNorm { rows, width, eps }));
     }
@@ -163,6 +173,8 @@ pub fn small<B: Backend>(b: &mut B) -> Vec<Case> {
         heads(4, 2, 4, Some(3)),
         heads(2, 2, 4, Some(1)),
         AttentionDims { scale: 0.31, ..heads(6, 3, 2, Some(100)) },
+        AttentionDims { alibi: true, ..heads(3, 3, 4, None) },
+        AttentionDims { alibi: true, ..heads(4, 2, 6, Some(4)) },
     ];
     for (i, dims) in small_heads.into_iter().enumerate() {
         for (name, pack) in [("ragged", &ragged), ("trees", &trees)] {
@@ -199,6 +211,9 @@ pub fn small<B: Backend>(b: &mut B) -> Vec<Case> {
     }
     cases.push(Case::new("lora of base rows", Op::Lora { pack: ragged, site: site(2, 3, 4), runs: 0, drop: None }));
     cases.push(Case::new("swiglu", Op::SwiGlu { len: 43 }));
+    for f in ACTIVATIONS {
+        cases.push(Case::new(format!("activation {f:?}"), Op::Activation { f, len: 43 }));
+    }
     cases.push(Case::new("logits", Op::Logits { dims: linear(5, 6, 13) }));
     for (rows, input, output) in [(1, 3, 2), (6, 5, 19)] {
         let targets = (0..rows as u32).map(|row| row * 5 % output as u32).collect();
@@ -238,6 +253,8 @@ pub fn large<B: Backend>(b: &mut B) -> Vec<Case> {
     let pack = builder.build();
     let mut cases = vec![
         Case::new("large rms_norm", Op::RmsNorm { rows: 9, width: 288, eps: 1e-5 }),
+        Case::new("large layer_norm", Op::LayerNorm { rows: 9, width: 288, eps: 1e-5 }),
+        Case::new("wide layer_norm", Op::LayerNorm { rows: 2, width: 2100, eps: 1e-5 }),
         Case::new("large swiglu", Op::SwiGlu { len: 5000 }),
         Case::new("large logits", Op::Logits { dims: linear(9, 288, 517) }),
         Case::new("large grad_norm", Op::GradNorm { runs: 3, stride: 4099 }),
@@ -246,7 +263,11 @@ pub fn large<B: Backend>(b: &mut B) -> Vec<Case> {
         let op = Op::Linear { dims: linear(rows, input, output), bias: true };
         cases.push(Case::new(format!("large linear {rows}x{input}x{output}"), op));
     }
-    for dims in [heads(4, 2, 48, None), heads(3, 1, 16, Some(50)), heads(2, 1, 128, None)] {
+    for f in ACTIVATIONS {
+        cases.push(Case::new(format!("large activation {f:?}"), Op::Activation { f, len: 5000 }));
+    }
+    let alibi = AttentionDims { alibi: true, ..heads(6, 6, 32, None) };
+    for dims in [heads(4, 2, 48, None), heads(3, 1, 16, Some(50)), heads(2, 1, 128, None), alibi] {
         let op = Op::Attention { pack: pack.clone(), kept: vec![], dims };
         cases.push(Case::new(format!("large attention {}", dims.head_dim), op));
     }

@@ -72,6 +72,10 @@ pub fn forward<B: Backend>(b: &mut B, op: &Op, inputs: &[Vec<f64>], fill: f64) -
             let x = wide(b, &inputs[0]);
             b.cast(&mut reals[0], &x, *len);
         }
+        Op::Widen { len } => {
+            let x = real(b, &inputs[0]);
+            b.widen(&mut wides[0], &x, *len);
+        }
         Op::Residual { len } => {
             let (x, y) = (wide(b, &inputs[0]), real(b, &inputs[1]));
             b.residual_fwd(&mut wides[0], &x, &y, *len);
@@ -87,6 +91,17 @@ pub fn forward<B: Backend>(b: &mut B, op: &Op, inputs: &[Vec<f64>], fill: f64) -
         Op::Embed { pack, width, site, runs, .. } => {
             let (table, prompt, pack) = (weight(b, &inputs[0]), wide(b, &inputs[1]), b.pack(pack).unwrap());
             b.embed_fwd(&mut wides[0], &pack, &table, (*runs > 0).then_some((&prompt, *site)), *width);
+        }
+        Op::Position { pack, first, width } => {
+            wides[0] = wide(b, &inputs[0]);
+            let (table, pack) = (weight(b, &inputs[1]), b.pack(pack).unwrap());
+            b.position_fwd(&mut wides[0], &pack, &table, *first, *width);
+        }
+        Op::LayerNorm { rows, width, eps } => {
+            let (gain, shift) = inputs[1].split_at(*width);
+            let (x, gain, shift) = (wide(b, &inputs[0]), weight(b, gain), weight(b, shift));
+            let [mean, rstd] = &mut wides[..] else { panic!("two statistics") };
+            b.layer_norm_fwd(&mut reals[0], mean, rstd, &x, &gain, &shift, *rows, *width, *eps);
         }
         Op::RmsNorm { rows, width, eps } => {
             let (x, weight) = (wide(b, &inputs[0]), weight(b, &inputs[1]));
@@ -138,6 +153,10 @@ pub fn forward<B: Backend>(b: &mut B, op: &Op, inputs: &[Vec<f64>], fill: f64) -
         Op::SwiGlu { len } => {
             let (gate, up) = (real(b, &inputs[0]), real(b, &inputs[1]));
             b.swiglu_fwd(&mut reals[0], &gate, &up, *len);
+        }
+        Op::Activation { f, len } => {
+            let x = real(b, &inputs[0]);
+            b.activation_fwd(&mut reals[0], &x, *f, *len);
         }
         Op::Logits { dims } => {
             let (x, head) = (real(b, &inputs[0]), weight(b, &inputs[1]));
@@ -219,6 +238,20 @@ pub fn backward<B: Backend>(
             b.embed_bwd_prompt(&mut d_prompt, &d_out, &pack, *site, *width);
             vec![Some(read_inside(b, &d_table, len(0))), Some(read_wide(b, &d_prompt, len(1)))]
         }
+        Op::Position { pack, first, width } => {
+            let (d_x, pack, mut d_table) = (wide(b, &d_outputs[0]), b.pack(pack).unwrap(), inside(b, &start[1]));
+            b.position_bwd_table(&mut d_table, BEFORE, &d_x, &pack, *first, *width);
+            vec![None, Some(read_inside(b, &d_table, len(1)))]
+        }
+        Op::LayerNorm { rows, width, .. } => {
+            let saved = forward(b, op, inputs, 0.0);
+            let [x, mean, rstd, d_out] = [&inputs[0], &saved[1], &saved[2], &d_outputs[0]].map(|x| wide(b, x));
+            let gain = weight(b, &inputs[1][..*width]);
+            let (mut d_x, mut d_affine) = (wide(b, &start[0]), inside(b, &start[1]));
+            b.layer_norm_bwd(&mut d_x, &d_out, &x, &mean, &rstd, &gain, *rows, *width);
+            b.layer_norm_bwd_affine(&mut d_affine, BEFORE, &d_out, &x, &mean, &rstd, *rows, *width);
+            vec![Some(read_wide(b, &d_x, len(0))), Some(read_inside(b, &d_affine, len(1)))]
+        }
         Op::RmsNorm { rows, width, .. } => {
             let rstd = forward(b, op, inputs, 0.0).remove(1);
             let (x, weight, rstd) = (wide(b, &inputs[0]), weight(b, &inputs[1]), wide(b, &rstd));
@@ -274,6 +307,11 @@ pub fn backward<B: Backend>(
             let (mut d_gate, mut d_up) = (real(b, &start[0]), real(b, &start[1]));
             b.swiglu_bwd(&mut d_gate, &mut d_up, &d_act, &gate, &up, *len);
             vec![Some(read_real(b, &d_gate, *len)), Some(read_real(b, &d_up, *len))]
+        }
+        Op::Activation { f, len } => {
+            let (x, d_act, mut d_x) = (real(b, &inputs[0]), wide(b, &d_outputs[0]), real(b, &start[0]));
+            b.activation_bwd(&mut d_x, &d_act, &x, *f, *len);
+            vec![Some(read_real(b, &d_x, *len))]
         }
         Op::CrossEntropy { dims, targets } => {
             let (x, head, targets) = (real(b, &inputs[0]), weight(b, &inputs[1]), b.index(targets).unwrap());

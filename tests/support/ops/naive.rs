@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use llamaprobe::backend::{AdamwStep, AttentionDims, LinearDims, LoraSite};
+use llamaprobe::backend::{Activation, AdamwStep, AttentionDims, LinearDims, LoraSite};
 use llamaprobe::shape::{KeptSegment, Pack, Parent, Token};
 
 use super::op::{Drop, Op};
@@ -69,6 +69,7 @@ pub fn path(pack: &Pack, kept: &[KeptSegment], row: usize) -> Vec<(bool, usize)>
 pub fn forward(p: Precision, op: &Op, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
     match op {
         Op::Cast { .. } => vec![inputs[0].iter().map(|&x| p.r(x)).collect()],
+        Op::Widen { .. } => vec![inputs[0].clone()],
         Op::Residual { .. } => vec![inputs[0].iter().zip(&inputs[1]).map(|(a, b)| p.w(a + b)).collect()],
         Op::GatherReal { rows, width, .. } | Op::GatherWide { rows, width, .. } => {
             vec![rows.iter().flat_map(|&r| inputs[0][r as usize * width..][..*width].to_vec()).collect()]
@@ -82,6 +83,24 @@ pub fn forward(p: Precision, op: &Op, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
                 }
             });
             vec![rows.collect()]
+        }
+        Op::Position { pack, first, width } => {
+            let places = pack.positions().iter().flat_map(|&at| &inputs[1][(first + at as usize) * width..][..*width]);
+            vec![inputs[0].iter().zip(places).map(|(x, place)| p.w(x + place)).collect()]
+        }
+        Op::LayerNorm { width, eps, .. } => {
+            let (mut out, mut means, mut rstds) = (Vec::new(), Vec::new(), Vec::new());
+            for x in inputs[0].chunks(*width) {
+                let mean = p.w(p.sum(x.iter().copied()) / *width as f64);
+                let apart = |i: usize| p.w(x[i] - mean);
+                let spread = p.w(p.dot(*width, apart, apart) / *width as f64);
+                let rstd = p.w(1.0 / p.w(p.w(spread + p.w(*eps)).sqrt()));
+                means.push(mean);
+                rstds.push(rstd);
+                let affine = |i: usize| p.r(p.w(p.w(apart(i) * rstd) * inputs[1][i]) + inputs[1][width + i]);
+                out.extend((0..*width).map(affine));
+            }
+            vec![out, means, rstds]
         }
         Op::RmsNorm { width, eps, .. } => {
             let (mut out, mut rstds) = (Vec::new(), Vec::new());
@@ -161,6 +180,7 @@ pub fn forward(p: Precision, op: &Op, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
             let pairs = inputs[0].iter().zip(&inputs[1]);
             vec![pairs.map(|(&gate, up)| p.r(p.r(gate * sigmoid(p, gate)) * up)).collect()]
         }
+        Op::Activation { f, .. } => vec![inputs[0].iter().map(|&x| p.r(activation(p, *f, x).0)).collect()],
         Op::Logits { dims } => vec![product(p, *dims, &inputs[0], &inputs[1])],
         Op::CrossEntropy { dims, targets } => {
             let logits: Vec<f64> = product(p, *dims, &inputs[0], &inputs[1]).into_iter().map(|x| p.r(x)).collect();
@@ -198,6 +218,27 @@ pub fn backward(p: Precision, op: &Op, inputs: &[Vec<f64>], d_outputs: &[Vec<f64
                         let run = pack.run_of(row).unwrap();
                         add(&mut d[1][run * site.stride + site.offset + v as usize * width + c], *x);
                     }
+                }
+            }
+        }
+        Op::Position { pack, first, width } => {
+            for (i, x) in d_out.iter().enumerate() {
+                let at = first + pack.positions()[i / width] as usize;
+                add(&mut d[1][at * width + i % width], *x);
+            }
+        }
+        Op::LayerNorm { width, .. } => {
+            let saved = forward(p, op, inputs);
+            for (row, x) in inputs[0].chunks(*width).enumerate() {
+                let (mean, rstd) = (saved[1][row], saved[2][row]);
+                let unit = |i: usize| p.w(p.w(x[i] - mean) * rstd);
+                let g = |i: usize| p.w(d_out[row * width + i] * inputs[1][i]);
+                let level = p.w(p.sum((0..*width).map(g)) / *width as f64);
+                let along = p.w(p.dot(*width, unit, g) / *width as f64);
+                for i in 0..*width {
+                    d[0][row * width + i] = p.w(p.w(p.w(g(i) - level) - p.w(unit(i) * along)) * rstd);
+                    add(&mut d[1][i], p.w(d_out[row * width + i] * unit(i)));
+                    add(&mut d[1][width + i], d_out[row * width + i]);
                 }
             }
         }
@@ -256,6 +297,11 @@ pub fn backward(p: Precision, op: &Op, inputs: &[Vec<f64>], d_outputs: &[Vec<f64
                 d[1][i] = p.r(d_act * p.w(gate * s));
             }
         }
+        Op::Activation { f, .. } => {
+            for (i, &d_act) in d_out.iter().enumerate() {
+                d[0][i] = p.r(d_act * activation(p, *f, inputs[0][i]).1);
+            }
+        }
         Op::CrossEntropy { dims, targets } => {
             let mut d_logits: Vec<f64> =
                 product(p, *dims, &inputs[0], &inputs[1]).into_iter().map(|x| p.r(x)).collect();
@@ -295,6 +341,42 @@ fn sigmoid(p: Precision, x: f64) -> f64 {
     p.w(1.0 / p.w(1.0 + p.w((-x).exp())))
 }
 
+/// An activation's value and slope.
+fn activation(p: Precision, f: Activation, x: f64) -> (f64, f64) {
+    match f {
+        Activation::Relu => (x.max(0.0), if x > 0.0 { 1.0 } else { 0.0 }),
+        Activation::Gelu => {
+            let share = p.w(0.5 * p.w(1.0 + p.w(erf(p.w(x / 2f64.sqrt())))));
+            let density = p.w(p.w((-0.5 * p.w(x * x)).exp()) / std::f64::consts::TAU.sqrt());
+            (p.w(x * share), p.w(share + p.w(x * density)))
+        }
+        Activation::GeluTanh => {
+            let factor = (2.0 / std::f64::consts::PI).sqrt();
+            let inner = p.w(factor * p.w(x + p.w(0.044715 * p.w(x * p.w(x * x)))));
+            let tanh = p.w(inner.tanh());
+            let slope = p.w(factor * p.w(1.0 + p.w(3.0 * 0.044715 * p.w(x * x))));
+            let half = p.w(0.5 * p.w(1.0 + tanh));
+            (p.w(x * half), p.w(half + p.w(0.5 * p.w(x * p.w(p.w(1.0 - p.w(tanh * tanh)) * slope)))))
+        }
+    }
+}
+
+/// The error function: its series near 0, the continued fraction of its complement far from it.
+fn erf(x: f64) -> f64 {
+    if x.abs() < 2.0 {
+        let mut term = 2.0 / std::f64::consts::PI.sqrt() * x;
+        let mut sum = term;
+        for n in 1..80 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        return sum;
+    }
+    let z = x.abs();
+    let fraction = (1..200).rev().fold(z, |rest, n| z + 0.5 * f64::from(n) / rest);
+    (1.0 - (-z * z).exp() / (fraction * std::f64::consts::PI.sqrt())).copysign(x)
+}
+
 fn log_sum_exp(p: Precision, x: &[f64]) -> f64 {
     let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     p.w(max + p.w(p.sum(x.iter().map(|x| p.w(p.w(x - max).exp()))).ln()))
@@ -329,6 +411,19 @@ fn turn(p: Precision, x: &[f64], pack: &Pack, heads: usize, head_dim: usize, cos
     out
 }
 
+/// ALiBi's slopes as its authors list them: a geometric sequence for a power of two, else that of the next lower one
+/// with every second of the next higher one's behind it.
+fn slopes(heads: usize) -> Vec<f64> {
+    if heads.is_power_of_two() {
+        let start = 2f64.powf(-8.0 / heads as f64);
+        return (1..=heads as i32).map(|i| start.powi(i)).collect();
+    }
+    let lower = 1 << heads.ilog2();
+    let mut all = slopes(lower);
+    all.extend(slopes(2 * lower).into_iter().step_by(2).take(heads - lower));
+    all
+}
+
 /// The scores of one row and head over its path: `(position, score)`.
 fn scores(
     p: Precision,
@@ -347,7 +442,9 @@ fn scores(
     let seen = path.into_iter().enumerate().filter(|(at, _)| dims.window.is_none_or(|window| at + window > last));
     seen.map(|(at, (cached, key))| {
         let k = &inputs[if cached { 3 } else { 1 }][key * keys + head / (dims.heads / dims.kv_heads) * d..];
-        (at, p.r(p.w(dims.scale) * p.r(p.dot(d, |i| q[i], |i| k[i]))))
+        let score = p.r(p.w(dims.scale) * p.r(p.dot(d, |i| q[i], |i| k[i])));
+        let lean = if dims.alibi { p.w(slopes(dims.heads)[head]) } else { 0.0 };
+        (at, p.w(score - p.w(lean * (last - at) as f64)))
     })
     .collect()
 }

@@ -1,7 +1,7 @@
 //! The operations of the contract as data, so that one list of cases can be run on any device, naively, or for its
 //! gradients.
 
-use llamaprobe::backend::{AdamwStep, AttentionDims, LinearDims, LoraSite, PromptSite};
+use llamaprobe::backend::{Activation, AdamwStep, AttentionDims, LinearDims, LoraSite, PromptSite};
 use llamaprobe::shape::{KeptSegment, Pack};
 
 /// Where an array lives, which decides how it is rounded.
@@ -28,6 +28,8 @@ pub struct Drop {
 pub enum Op {
     /// x -> out
     Cast { len: usize },
+    /// x -> out
+    Widen { len: usize },
     /// a, b -> out
     Residual { len: usize },
     /// x -> out
@@ -36,6 +38,10 @@ pub enum Op {
     GatherWide { from: usize, rows: Vec<u32>, width: usize },
     /// table, prompt -> out
     Embed { pack: Pack, vocab: usize, width: usize, site: PromptSite, runs: usize },
+    /// x, table -> x
+    Position { pack: Pack, first: usize, width: usize },
+    /// x, weight and bias -> out, mean, rstd
+    LayerNorm { rows: usize, width: usize, eps: f64 },
     /// x, weight -> out, rstd
     RmsNorm { rows: usize, width: usize, eps: f64 },
     /// x -> out
@@ -63,6 +69,8 @@ pub enum Op {
     LoraDelta { pack: Pack, site: LoraSite, runs: usize },
     /// gate, up -> act
     SwiGlu { len: usize },
+    /// x -> act
+    Activation { f: Activation, len: usize },
     /// x, head -> logits
     Logits { dims: LinearDims },
     /// x, head -> loss
@@ -84,11 +92,19 @@ impl Op {
         use Kind::{Real, Wide};
         match self {
             Self::Cast { len } => vec![("x", *len, Wide, 1.0)],
+            Self::Widen { len } => vec![("x", *len, Real, 1.0)],
             Self::Residual { len } => vec![("a", *len, Wide, 1.0), ("b", *len, Real, 1.0)],
             Self::GatherReal { from, width, .. } => vec![("x", from * width, Real, 1.0)],
             Self::GatherWide { from, width, .. } => vec![("x", from * width, Wide, 1.0)],
             Self::Embed { vocab, width, site, runs, .. } => {
                 vec![("table", vocab * width, Real, 1.0), ("prompt", runs * site.stride, Wide, 1.0)]
+            }
+            Self::Position { pack, first, width } => {
+                let places = first + pack.longest();
+                vec![("x", pack.len() * width, Wide, 1.0), ("table", places * width, Real, 1.0)]
+            }
+            Self::LayerNorm { rows, width, .. } => {
+                vec![("x", rows * width, Wide, 1.0), ("affine", 2 * width, Real, 1.0)]
             }
             Self::RmsNorm { rows, width, .. } => vec![("x", rows * width, Wide, 1.0), ("weight", *width, Real, 1.0)],
             Self::Rope { pack, heads, head_dim, .. } => vec![("x", pack.len() * heads * head_dim, Real, 1.0)],
@@ -123,6 +139,7 @@ impl Op {
                 vec![("xa", pack.len() * site.rank, Wide, 1.0), ("params", runs * site.stride, Wide, 0.5)]
             }
             Self::SwiGlu { len } => vec![("gate", *len, Real, 2.0), ("up", *len, Real, 1.0)],
+            Self::Activation { len, .. } => vec![("x", *len, Real, 2.0)],
             Self::Logits { dims } | Self::CrossEntropy { dims, .. } => {
                 vec![("x", dims.rows * dims.input, Real, 1.0), ("head", dims.output * dims.input, Real, 0.5)]
             }
@@ -140,10 +157,14 @@ impl Op {
         let out = |name, len, kind| (name, len, kind, 0.0);
         match self {
             Self::Cast { len } => vec![out("out", *len, Real)],
-            Self::Residual { len } => vec![out("out", *len, Wide)],
+            Self::Widen { len } | Self::Residual { len } => vec![out("out", *len, Wide)],
             Self::GatherReal { rows, width, .. } => vec![out("out", rows.len() * width, Real)],
             Self::GatherWide { rows, width, .. } => vec![out("out", rows.len() * width, Wide)],
             Self::Embed { pack, width, .. } => vec![out("out", pack.len() * width, Wide)],
+            Self::Position { pack, width, .. } => vec![out("x", pack.len() * width, Wide)],
+            Self::LayerNorm { rows, width, .. } => {
+                vec![out("out", rows * width, Real), out("mean", *rows, Wide), out("rstd", *rows, Wide)]
+            }
             Self::RmsNorm { rows, width, .. } => vec![out("out", rows * width, Real), out("rstd", *rows, Wide)],
             Self::Rope { pack, heads, head_dim, .. } => vec![out("out", pack.len() * heads * head_dim, Real)],
             Self::Attention { pack, dims, .. } => {
@@ -157,7 +178,7 @@ impl Op {
                 vec![out("y", pack.len() * site.output, Real), out("xa", pack.len() * site.rank, Wide)]
             }
             Self::LoraDelta { pack, site, .. } => vec![out("out", pack.len() * site.output, Wide)],
-            Self::SwiGlu { len } => vec![out("act", *len, Real)],
+            Self::SwiGlu { len } | Self::Activation { len, .. } => vec![out("act", *len, Real)],
             Self::Logits { dims } => vec![out("logits", dims.rows * dims.output, Wide)],
             Self::CrossEntropy { dims, .. } => vec![out("loss", dims.rows, Wide)],
             Self::GradNorm { runs, .. } => vec![out("norm_sq", *runs, Wide)],
@@ -172,8 +193,10 @@ impl Op {
     pub fn gradients(&self) -> Vec<Option<bool>> {
         match self {
             Self::GatherWide { .. } => vec![Some(true)],
-            Self::Embed { .. } | Self::RmsNorm { .. } => vec![Some(true); 2],
-            Self::Rope { .. } => vec![Some(false)],
+            Self::Embed { .. } | Self::LayerNorm { .. } | Self::RmsNorm { .. } => vec![Some(true); 2],
+            // The gradient of x passes as it is.
+            Self::Position { .. } => vec![None, Some(true)],
+            Self::Rope { .. } | Self::Activation { .. } => vec![Some(false)],
             Self::Attention { kept, .. } if kept.is_empty() => vec![Some(false), Some(false), Some(false), None, None],
             Self::Linear { bias, .. } => vec![Some(false), Some(true), bias.then_some(true)],
             Self::Lora { .. } => vec![None, Some(true), Some(true)],
@@ -191,7 +214,9 @@ impl Op {
     /// The kind of the buffer that holds input `i`'s gradient.
     pub fn gradient_kind(&self, i: usize) -> Kind {
         match (self, i) {
-            (Self::Rope { .. } | Self::Attention { .. } | Self::SwiGlu { .. }, _) => Kind::Real,
+            (Self::Rope { .. } | Self::Attention { .. } | Self::SwiGlu { .. } | Self::Activation { .. }, _) => {
+                Kind::Real
+            }
             _ => Kind::Wide,
         }
     }
@@ -199,9 +224,9 @@ impl Op {
     /// Per output, whether a gradient comes in through it, and the kind of the buffer that holds it.
     pub fn output_gradients(&self) -> Vec<Option<Kind>> {
         match self {
-            Self::GatherWide { .. } | Self::Embed { .. } | Self::SwiGlu { .. } | Self::CrossEntropy { .. } => {
-                vec![Some(Kind::Wide)]
-            }
+            Self::GatherWide { .. } | Self::Embed { .. } | Self::Position { .. } => vec![Some(Kind::Wide)],
+            Self::SwiGlu { .. } | Self::Activation { .. } | Self::CrossEntropy { .. } => vec![Some(Kind::Wide)],
+            Self::LayerNorm { .. } => vec![Some(Kind::Wide), None, None],
             Self::RmsNorm { .. } | Self::Attention { .. } => vec![Some(Kind::Wide), None],
             Self::Rope { .. } | Self::Linear { .. } => vec![Some(Kind::Real)],
             Self::Lora { .. } => vec![Some(Kind::Real), None],

@@ -1,0 +1,598 @@
+//! The contract on the null device: what is asserted and logged of each operation.
+
+use std::ops::Range;
+
+use super::check::{
+    below, check_dropout, check_heads, check_site, check_virtual, kept_rows, labels, need, needs, product, rows_of,
+    runs, same,
+};
+use super::{NullReal, NullWeight, NullWide, Trace};
+use crate::Result;
+use crate::backend::{
+    Activation, AdamwStep, AttentionDims, Backend, Captured, Dropout, HostSlice, LinearDims, LoraSite, PromptSite,
+    Tensor,
+};
+use crate::formats::safetensors::TensorView;
+use crate::shape::{Pack, Parent, Token};
+
+impl Backend for Trace {
+    type Wide = NullWide;
+    type Real = NullReal;
+    type Weight = NullWeight;
+    type Index = Vec<u32>;
+    type Pack = Pack;
+    type Element = f32;
+
+    fn name(&self) -> String {
+        "trace".into()
+    }
+
+    fn wide(&mut self, len: usize) -> Result<NullWide> {
+        self.elements.0 += len;
+        Ok(NullWide(self.allocate(len)))
+    }
+
+    fn real(&mut self, len: usize) -> Result<NullReal> {
+        self.elements.1 += len;
+        Ok(NullReal(self.allocate(len)))
+    }
+
+    fn element_sizes(&self) -> (usize, usize) {
+        (4, 4)
+    }
+
+    fn weight(&mut self, view: &TensorView) -> Result<NullWeight> {
+        Ok(self.null_weight(view.len()))
+    }
+
+    fn trainable_weight(&mut self, params: &NullWide, offset: usize, len: usize) -> Result<NullWeight> {
+        need("trainable_weight", "params", params.0, offset + len);
+        Ok(self.null_weight(len))
+    }
+
+    fn index(&mut self, values: &[u32]) -> Result<Vec<u32>> {
+        self.allocate(values.len());
+        Ok(values.to_vec())
+    }
+
+    fn pack(&mut self, pack: &Pack) -> Result<Pack> {
+        self.allocations += 1;
+        Ok(pack.clone())
+    }
+
+    fn upload(&mut self, buffer: &mut NullWide, offset: usize, values: &[f32]) -> Result<()> {
+        need(self.log("upload"), "buffer", buffer.0, offset + values.len());
+        Ok(())
+    }
+
+    fn download(&mut self, values: &mut [f32], buffer: &NullWide, offset: usize) -> Result<()> {
+        need(self.log("download"), "buffer", buffer.0, offset + values.len());
+        self.syncs += 1;
+        values.fill(0.0);
+        Ok(())
+    }
+
+    fn borrow_wide<'a>(&self, _: &'a NullWide) -> Option<HostSlice<'a>> {
+        None
+    }
+
+    fn borrow_real<'a>(&self, _: &'a NullReal) -> Option<HostSlice<'a>> {
+        None
+    }
+
+    fn capture(&mut self, x: Tensor<'_, Self>, rows: &[usize], width: usize) -> Captured {
+        let op = self.log("capture");
+        let last = rows.iter().max().map_or(0, |row| row + 1);
+        let len = match x {
+            Tensor::Wide(buffer) => buffer.0,
+            Tensor::Real(buffer) => buffer.0,
+        };
+        need(op, "x", len, last * width);
+        Captured::Here(vec![0.0; rows.len() * width])
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.syncs += 1;
+        Ok(())
+    }
+
+    fn zero(&mut self, _: &mut NullWide) {
+        self.log("zero");
+    }
+
+    fn cast(&mut self, out: &mut NullReal, x: &NullWide, len: usize) {
+        let op = self.log("cast");
+        needs(op, len, &[("out", out.0), ("x", x.0)]);
+    }
+
+    fn widen(&mut self, out: &mut NullWide, x: &NullReal, len: usize) {
+        let op = self.log("widen");
+        needs(op, len, &[("out", out.0), ("x", x.0)]);
+    }
+
+    fn residual_fwd(&mut self, out: &mut NullWide, a: &NullWide, b: &NullReal, len: usize) {
+        let op = self.log("residual_fwd");
+        needs(op, len, &[("out", out.0), ("a", a.0), ("b", b.0)]);
+    }
+
+    fn gather_real(&mut self, out: &mut NullReal, x: &NullReal, rows: &Vec<u32>, width: usize) {
+        rows_of(self.log("gather_real"), x.0, out.0, rows, width);
+    }
+
+    fn gather_wide(&mut self, out: &mut NullWide, x: &NullWide, rows: &Vec<u32>, width: usize) {
+        rows_of(self.log("gather_wide"), x.0, out.0, rows, width);
+    }
+
+    fn scatter_add(&mut self, d_x: &mut NullWide, d_out: &NullWide, rows: &Vec<u32>, width: usize) {
+        rows_of(self.log("scatter_add"), d_x.0, d_out.0, rows, width);
+    }
+
+    fn embed_fwd(
+        &mut self,
+        out: &mut NullWide,
+        pack: &Pack,
+        table: &NullWeight,
+        prompt: Option<(&NullWide, PromptSite)>,
+        width: usize,
+    ) {
+        let op = self.log("embed_fwd");
+        need(op, "out", out.0, pack.len() * width);
+        for token in pack.tokens() {
+            match (token, prompt) {
+                (Token::Id(t), _) => need(op, "table", table.0, (*t as usize + 1) * width),
+                (Token::Virtual(p), None) => panic!("{op}: virtual token {p} and no prompt"),
+                (Token::Virtual(_), Some(_)) => {}
+            }
+        }
+        if let Some((params, site)) = prompt {
+            check_virtual(op, pack, site, width, params.0);
+        }
+    }
+
+    fn embed_bwd_prompt(
+        &mut self,
+        d_prompt: &mut NullWide,
+        d_out: &NullWide,
+        pack: &Pack,
+        site: PromptSite,
+        width: usize,
+    ) {
+        let op = self.log("embed_bwd_prompt");
+        need(op, "d_out", d_out.0, pack.len() * width);
+        check_virtual(op, pack, site, width, d_prompt.0);
+    }
+
+    fn embed_bwd_table(&mut self, d_table: &mut NullWide, offset: usize, d_out: &NullWide, pack: &Pack, width: usize) {
+        let op = self.log("embed_bwd_table");
+        need(op, "d_out", d_out.0, pack.len() * width);
+        for token in pack.tokens() {
+            if let Token::Id(t) = token {
+                need(op, "d_table", d_table.0, offset + (*t as usize + 1) * width);
+            }
+        }
+    }
+
+    fn position_fwd(&mut self, x: &mut NullWide, pack: &Pack, table: &NullWeight, first: usize, width: usize) {
+        let op = self.log("position_fwd");
+        need(op, "x", x.0, pack.len() * width);
+        need(op, "table", table.0, (first + pack.longest()) * width);
+    }
+
+    fn position_bwd_table(
+        &mut self,
+        d_table: &mut NullWide,
+        offset: usize,
+        d_x: &NullWide,
+        pack: &Pack,
+        first: usize,
+        width: usize,
+    ) {
+        let op = self.log("position_bwd_table");
+        need(op, "d_x", d_x.0, pack.len() * width);
+        need(op, "d_table", d_table.0, offset + (first + pack.longest()) * width);
+    }
+
+    fn layer_norm_fwd(
+        &mut self,
+        out: &mut NullReal,
+        mean: &mut NullWide,
+        rstd: &mut NullWide,
+        x: &NullWide,
+        weight: &NullWeight,
+        bias: &NullWeight,
+        rows: usize,
+        width: usize,
+        _eps: f64,
+    ) {
+        let op = self.log("layer_norm_fwd");
+        needs(op, rows * width, &[("out", out.0), ("x", x.0)]);
+        needs(op, rows, &[("mean", mean.0), ("rstd", rstd.0)]);
+        same(op, "the weight's length", weight.0, width);
+        same(op, "the bias's length", bias.0, width);
+    }
+
+    fn layer_norm_bwd(
+        &mut self,
+        d_x: &mut NullWide,
+        d_out: &NullWide,
+        x: &NullWide,
+        mean: &NullWide,
+        rstd: &NullWide,
+        weight: &NullWeight,
+        rows: usize,
+        width: usize,
+    ) {
+        let op = self.log("layer_norm_bwd");
+        needs(op, rows * width, &[("d_x", d_x.0), ("d_out", d_out.0), ("x", x.0)]);
+        needs(op, rows, &[("mean", mean.0), ("rstd", rstd.0)]);
+        same(op, "the weight's length", weight.0, width);
+    }
+
+    fn layer_norm_bwd_affine(
+        &mut self,
+        d_affine: &mut NullWide,
+        offset: usize,
+        d_out: &NullWide,
+        x: &NullWide,
+        mean: &NullWide,
+        rstd: &NullWide,
+        rows: usize,
+        width: usize,
+    ) {
+        let op = self.log("layer_norm_bwd_affine");
+        need(op, "d_affine", d_affine.0, offset + 2 * width);
+        needs(op, rows * width, &[("d_out", d_out.0), ("x", x.0)]);
+        needs(op, rows, &[("mean", mean.0), ("rstd", rstd.0)]);
+    }
+
+    fn rms_norm_fwd(
+        &mut self,
+        out: &mut NullReal,
+        rstd: &mut NullWide,
+        x: &NullWide,
+        weight: &NullWeight,
+        rows: usize,
+        width: usize,
+        _eps: f64,
+    ) {
+        let op = self.log("rms_norm_fwd");
+        needs(op, rows * width, &[("out", out.0), ("x", x.0)]);
+        need(op, "rstd", rstd.0, rows);
+        same(op, "the weight's length", weight.0, width);
+    }
+
+    fn rms_norm_bwd(
+        &mut self,
+        d_x: &mut NullWide,
+        d_out: &NullWide,
+        x: &NullWide,
+        rstd: &NullWide,
+        weight: &NullWeight,
+        rows: usize,
+        width: usize,
+    ) {
+        let op = self.log("rms_norm_bwd");
+        needs(op, rows * width, &[("d_x", d_x.0), ("d_out", d_out.0), ("x", x.0)]);
+        need(op, "rstd", rstd.0, rows);
+        same(op, "the weight's length", weight.0, width);
+    }
+
+    fn rms_norm_bwd_weight(
+        &mut self,
+        d_weight: &mut NullWide,
+        offset: usize,
+        d_out: &NullWide,
+        x: &NullWide,
+        rstd: &NullWide,
+        rows: usize,
+        width: usize,
+    ) {
+        let op = self.log("rms_norm_bwd_weight");
+        need(op, "d_weight", d_weight.0, offset + width);
+        needs(op, rows * width, &[("d_out", d_out.0), ("x", x.0)]);
+        need(op, "rstd", rstd.0, rows);
+    }
+
+    fn rope_fwd(
+        &mut self,
+        out: &mut NullReal,
+        x: &NullReal,
+        pack: &Pack,
+        cos_sin: &NullWide,
+        heads: usize,
+        head_dim: usize,
+    ) {
+        let op = self.log("rope_fwd");
+        same(op, "the head width modulo 2", head_dim % 2, 0);
+        needs(op, pack.len() * heads * head_dim, &[("out", out.0), ("x", x.0)]);
+        need(op, "cos_sin", cos_sin.0, pack.longest() * head_dim);
+    }
+
+    fn rope_bwd(&mut self, d_x: &mut NullReal, pack: &Pack, cos_sin: &NullWide, heads: usize, head_dim: usize) {
+        let op = self.log("rope_bwd");
+        same(op, "the head width modulo 2", head_dim % 2, 0);
+        need(op, "d_x", d_x.0, pack.len() * heads * head_dim);
+        need(op, "cos_sin", cos_sin.0, pack.longest() * head_dim);
+    }
+
+    fn attention_fwd(
+        &mut self,
+        z: &mut NullReal,
+        lse: &mut NullWide,
+        q: &NullReal,
+        k: &NullReal,
+        v: &NullReal,
+        kept: Option<(&NullReal, &NullReal)>,
+        pack: &Pack,
+        dims: AttentionDims,
+    ) {
+        let op = self.log("attention_fwd");
+        check_heads(op, dims);
+        let (queries, keys) = (pack.len() * dims.heads * dims.head_dim, pack.len() * dims.kv_heads * dims.head_dim);
+        needs(op, queries, &[("z", z.0), ("q", q.0)]);
+        need(op, "lse", lse.0, pack.len() * dims.heads);
+        needs(op, keys, &[("k", k.0), ("v", v.0)]);
+        let (kept_k, kept_v) = kept.map_or((0, 0), |(k, v)| (k.0, v.0));
+        needs(
+            op,
+            kept_rows(pack) * dims.kv_heads * dims.head_dim,
+            &[("the kept keys", kept_k), ("the kept values", kept_v)],
+        );
+    }
+
+    fn attention_bwd(
+        &mut self,
+        d_q: &mut NullReal,
+        d_k: &mut NullReal,
+        d_v: &mut NullReal,
+        delta: &mut NullWide,
+        d_z: &NullWide,
+        z: &NullReal,
+        lse: &NullWide,
+        q: &NullReal,
+        k: &NullReal,
+        v: &NullReal,
+        pack: &Pack,
+        dims: AttentionDims,
+    ) {
+        let op = self.log("attention_bwd");
+        check_heads(op, dims);
+        if let Some(g) = pack.segments().iter().position(|s| matches!(s.parent, Parent::Kept(_))) {
+            panic!("{op}: segment {g} continues a kept one, which no backward can pass");
+        }
+        let (queries, keys) = (pack.len() * dims.heads * dims.head_dim, pack.len() * dims.kv_heads * dims.head_dim);
+        needs(op, queries, &[("d_q", d_q.0), ("d_z", d_z.0), ("z", z.0), ("q", q.0)]);
+        needs(op, keys, &[("d_k", d_k.0), ("d_v", d_v.0), ("k", k.0), ("v", v.0)]);
+        needs(op, pack.len() * dims.heads, &[("delta", delta.0), ("lse", lse.0)]);
+    }
+
+    fn attention_pattern(
+        &mut self,
+        out: &mut NullWide,
+        q: &NullReal,
+        k: &NullReal,
+        kept: Option<&NullReal>,
+        lse: &NullWide,
+        rows: &[usize],
+        pack: &Pack,
+        dims: AttentionDims,
+        longest: usize,
+        _normalised: bool,
+    ) {
+        let op = self.log("attention_pattern");
+        check_heads(op, dims);
+        need(op, "out", out.0, rows.len() * dims.heads * longest);
+        need(op, "q", q.0, pack.len() * dims.heads * dims.head_dim);
+        need(op, "k", k.0, pack.len() * dims.kv_heads * dims.head_dim);
+        need(op, "the kept keys", kept.map_or(0, |k| k.0), kept_rows(pack) * dims.kv_heads * dims.head_dim);
+        need(op, "lse", lse.0, pack.len() * dims.heads);
+        for &row in rows {
+            below(op, "a row", row, pack.len());
+            below(op, "a row's position", pack.positions()[row] as usize, longest);
+        }
+    }
+
+    fn attention_result(
+        &mut self,
+        out: &mut NullWide,
+        z: &NullReal,
+        weight: &NullWeight,
+        rows: &[usize],
+        heads: usize,
+        head_dim: usize,
+        width: usize,
+    ) {
+        let op = self.log("attention_result");
+        let last = rows.iter().max().map_or(0, |row| row + 1);
+        need(op, "out", out.0, rows.len() * heads * width);
+        need(op, "z", z.0, last * heads * head_dim);
+        same(op, "the weight's length", weight.0, width * heads * head_dim);
+    }
+
+    fn keep(&mut self, cache: &mut NullReal, to: usize, x: &NullReal, from: Range<usize>, width: usize) {
+        let op = self.log("keep");
+        need(op, "cache", cache.0, (to + from.len()) * width);
+        need(op, "x", x.0, from.end * width);
+    }
+
+    fn linear_fwd(
+        &mut self,
+        out: &mut NullReal,
+        x: &NullReal,
+        weight: &NullWeight,
+        bias: Option<&NullWeight>,
+        dims: LinearDims,
+    ) {
+        let op = self.log("linear_fwd");
+        product(op, out.0, x.0, *weight, dims);
+        same(op, "the bias's length", bias.map_or(dims.output, |b| b.0), dims.output);
+    }
+
+    fn linear_bwd_input(
+        &mut self,
+        d_x: &mut NullWide,
+        d_out: &NullReal,
+        weight: &NullWeight,
+        dims: LinearDims,
+        _accumulate: bool,
+    ) {
+        product(self.log("linear_bwd_input"), d_out.0, d_x.0, *weight, dims);
+    }
+
+    fn linear_bwd_weight(
+        &mut self,
+        d_weight: &mut NullWide,
+        offset: usize,
+        d_out: &NullReal,
+        x: &NullReal,
+        dims: LinearDims,
+    ) {
+        let op = self.log("linear_bwd_weight");
+        need(op, "d_weight", d_weight.0, offset + dims.output * dims.input);
+        need(op, "d_out", d_out.0, dims.rows * dims.output);
+        need(op, "x", x.0, dims.rows * dims.input);
+    }
+
+    fn linear_bwd_bias(&mut self, d_bias: &mut NullWide, offset: usize, d_out: &NullReal, rows: usize, output: usize) {
+        let op = self.log("linear_bwd_bias");
+        need(op, "d_bias", d_bias.0, offset + output);
+        need(op, "d_out", d_out.0, rows * output);
+    }
+
+    fn lora_fwd(
+        &mut self,
+        y: &mut NullReal,
+        xa: &mut NullWide,
+        x: &NullReal,
+        params: &NullWide,
+        pack: &Pack,
+        site: LoraSite,
+        dropout: Option<Dropout<'_>>,
+    ) {
+        let op = self.log("lora_fwd");
+        check_site(op, site, params.0, pack);
+        check_dropout(op, dropout, pack);
+        need(op, "y", y.0, pack.len() * site.output);
+        need(op, "xa", xa.0, pack.len() * site.rank);
+        need(op, "x", x.0, pack.len() * site.input);
+    }
+
+    fn lora_bwd(
+        &mut self,
+        d_params: &mut NullWide,
+        d_x: Option<&mut NullWide>,
+        d_y: &NullReal,
+        xa: &NullWide,
+        x: &NullReal,
+        params: &NullWide,
+        pack: &Pack,
+        site: LoraSite,
+        dropout: Option<Dropout<'_>>,
+    ) {
+        let op = self.log("lora_bwd");
+        check_site(op, site, params.0, pack);
+        check_dropout(op, dropout, pack);
+        need(op, "d_params", d_params.0, runs(pack) * site.stride);
+        needs(op, pack.len() * site.input, &[("d_x", d_x.map_or(usize::MAX, |d| d.0)), ("x", x.0)]);
+        need(op, "d_y", d_y.0, pack.len() * site.output);
+        need(op, "xa", xa.0, pack.len() * site.rank);
+    }
+
+    fn lora_delta(&mut self, out: &mut NullWide, xa: &NullWide, params: &NullWide, pack: &Pack, site: LoraSite) {
+        let op = self.log("lora_delta");
+        check_site(op, site, params.0, pack);
+        need(op, "out", out.0, pack.len() * site.output);
+        need(op, "xa", xa.0, pack.len() * site.rank);
+    }
+
+    fn swiglu_fwd(&mut self, act: &mut NullReal, gate: &NullReal, up: &NullReal, len: usize) {
+        let op = self.log("swiglu_fwd");
+        needs(op, len, &[("act", act.0), ("gate", gate.0), ("up", up.0)]);
+    }
+
+    fn swiglu_bwd(
+        &mut self,
+        d_gate: &mut NullReal,
+        d_up: &mut NullReal,
+        d_act: &NullWide,
+        gate: &NullReal,
+        up: &NullReal,
+        len: usize,
+    ) {
+        let op = self.log("swiglu_bwd");
+        needs(op, len, &[("d_gate", d_gate.0), ("d_up", d_up.0), ("d_act", d_act.0), ("gate", gate.0), ("up", up.0)]);
+    }
+
+    fn activation_fwd(&mut self, act: &mut NullReal, x: &NullReal, _: Activation, len: usize) {
+        let op = self.log("activation_fwd");
+        needs(op, len, &[("act", act.0), ("x", x.0)]);
+    }
+
+    fn activation_bwd(&mut self, d_x: &mut NullReal, d_act: &NullWide, x: &NullReal, _: Activation, len: usize) {
+        let op = self.log("activation_bwd");
+        needs(op, len, &[("d_x", d_x.0), ("d_act", d_act.0), ("x", x.0)]);
+    }
+
+    fn logits_fwd(&mut self, logits: &mut NullWide, x: &NullReal, head: &NullWeight, dims: LinearDims) {
+        product(self.log("logits_fwd"), logits.0, x.0, *head, dims);
+    }
+
+    fn cross_entropy_fwd(
+        &mut self,
+        loss: &mut NullWide,
+        x: &NullReal,
+        head: &NullWeight,
+        targets: &Vec<u32>,
+        dims: LinearDims,
+    ) {
+        labels(self.log("cross_entropy_fwd"), *loss, *x, *head, targets, dims);
+    }
+
+    fn cross_entropy_bwd(
+        &mut self,
+        loss: &mut NullWide,
+        d_x: &mut NullWide,
+        d_head: Option<(&mut NullWide, usize)>,
+        x: &NullReal,
+        head: &NullWeight,
+        targets: &Vec<u32>,
+        row_weights: &NullWide,
+        dims: LinearDims,
+    ) {
+        let op = self.log("cross_entropy_bwd");
+        labels(op, *loss, *x, *head, targets, dims);
+        need(op, "d_x", d_x.0, dims.rows * dims.input);
+        if let Some((d_head, offset)) = d_head {
+            need(op, "d_head", d_head.0, offset + dims.output * dims.input);
+        }
+        need(op, "row_weights", row_weights.0, dims.rows);
+    }
+
+    fn grad_norm(&mut self, norm_sq: &mut NullWide, d_params: &NullWide, runs: usize, stride: usize) {
+        let op = self.log("grad_norm");
+        need(op, "norm_sq", norm_sq.0, runs);
+        need(op, "d_params", d_params.0, runs * stride);
+    }
+
+    fn adamw(
+        &mut self,
+        params: &mut NullWide,
+        m: &mut NullWide,
+        v: &mut NullWide,
+        d_params: &NullWide,
+        norm_sq: &NullWide,
+        steps: &[AdamwStep],
+        stride: usize,
+    ) {
+        let op = self.log("adamw");
+        needs(op, steps.len() * stride, &[("params", params.0), ("m", m.0), ("v", v.0), ("d_params", d_params.0)]);
+        need(op, "norm_sq", norm_sq.0, steps.len());
+        for step in steps.iter().filter(|s| s.active) {
+            assert!(step.step > 0, "{op}: step is {}, must be at least 1", step.step);
+        }
+    }
+
+    fn refresh_weight(&mut self, weight: &mut NullWeight, params: &NullWide, offset: usize) {
+        need(self.log("refresh_weight"), "params", params.0, offset + weight.0);
+    }
+}

@@ -1,0 +1,163 @@
+//! `config.json` of GPT-2, OPT and BLOOM. Options that change what is computed and are not among these fields are errors.
+
+use super::{
+    Activation, Family, MAX_LAYERS, MAX_WIDTH, Mlp, ModelConfig, Norm, Positions, dtype, end_tokens, pad,
+    refuse_common, token, unsupported,
+};
+use crate::Result;
+use crate::formats::json::Fields;
+
+/// The one value of a key that has several names; two that differ are an error.
+fn alias(f: &Fields, names: &[&str], limit: usize) -> Result<Option<usize>> {
+    let mut found: Option<(&str, usize)> = None;
+    for name in names {
+        if let Some(value) = f.usize_in(name, 1..=limit)? {
+            match found {
+                Some((first, other)) if other != value => {
+                    return Err(f.error(name, format!("the same as {first}, {other}")));
+                }
+                _ => found = Some((name, value)),
+            }
+        }
+    }
+    Ok(found.map(|(_, value)| value))
+}
+
+fn width(f: &Fields, names: &[&str]) -> Result<usize> {
+    f.require(names[0], alias(f, names, MAX_WIDTH)?, "a positive integer")
+}
+
+fn layers(f: &Fields, names: &[&str]) -> Result<usize> {
+    f.require(names[0], alias(f, names, MAX_LAYERS)?, "a positive integer")
+}
+
+/// Width of a head, where the heads share the residual width.
+fn head_dim(f: &Fields, key: &str, hidden: usize, heads: usize) -> Result<usize> {
+    if hidden.is_multiple_of(heads) {
+        return Ok(hidden / heads);
+    }
+    Err(f.error(key, format!("a divisor of the width {hidden}")))
+}
+
+fn eps(f: &Fields, key: &str) -> Result<f64> {
+    match f.f64(key)?.unwrap_or(1e-5) {
+        eps if (0.0..1.0).contains(&eps) => Ok(eps),
+        _ => Err(f.error(key, "a number from 0 to 1")),
+    }
+}
+
+/// An activation by the reference's names, of which several mean one function.
+fn activation(f: &Fields, key: &str, default: &str) -> Result<Activation> {
+    match f.str(key)?.unwrap_or(default) {
+        "relu" => Ok(Activation::Relu),
+        "gelu" | "gelu_python" => Ok(Activation::Gelu),
+        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+        other => Err(unsupported(f.path(), key, other, "relu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh")),
+    }
+}
+
+/// An option that must have the one value that is computed here.
+fn fixed(f: &Fields, key: &str, value: bool) -> Result<()> {
+    match f.bool(key)? {
+        Some(found) if found != value => Err(f.error(key, format!("{value} (nothing else is computed)"))),
+        _ => Ok(()),
+    }
+}
+
+/// What the three families have in common; each sets what is its own.
+fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], heads_key: &str) -> Result<ModelConfig> {
+    refuse_common(f)?;
+    let positions = if family == Family::Bloom { "alibi" } else { "absolute" };
+    if let Some(other) = f.str("position_embedding_type")?
+        && other != positions
+    {
+        return Err(unsupported(f.path(), "position_embedding_type", other, positions));
+    }
+    let vocab_size = width(f, &["vocab_size"])?;
+    let (begin, end) = family.special_tokens();
+    Ok(ModelConfig {
+        family,
+        hidden_size: hidden,
+        embed_size: hidden,
+        intermediate_size: ffn,
+        num_hidden_layers: layers,
+        num_attention_heads: heads,
+        num_key_value_heads: heads,
+        head_dim: head_dim(f, heads_key, hidden, heads)?,
+        vocab_size,
+        max_position_embeddings: 0,
+        norm: Norm::Layer,
+        norm_eps: 1e-5,
+        post_norm: false,
+        embed_norm: false,
+        final_norm: true,
+        mlp: Mlp::Plain(Activation::GeluTanh),
+        qkv_bias: true,
+        o_bias: true,
+        mlp_bias: true,
+        tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(true),
+        windows: vec![None; layers],
+        scale_scores: true,
+        scale_scores_by_layer: false,
+        positions: Positions::Alibi,
+        bos_token_id: token(f, "bos_token_id", begin, vocab_size)?,
+        eos_token_id: end_tokens(f, end, vocab_size)?,
+        pad_token_id: pad(f),
+        dtype: dtype(f)?,
+    })
+}
+
+pub(super) fn gpt2(f: &Fields) -> Result<ModelConfig> {
+    let hidden = width(f, &["n_embd", "hidden_size"])?;
+    let heads = width(f, &["n_head", "num_attention_heads"])?;
+    let depth = layers(f, &["n_layer", "num_hidden_layers"])?;
+    let ffn = f.usize_in("n_inner", 1..=MAX_WIDTH)?.unwrap_or(4 * hidden);
+    fixed(f, "add_cross_attention", false)?;
+    let places = alias(f, &["n_positions", "max_position_embeddings"], usize::MAX)?.unwrap_or(1024);
+    // `reorder_and_upcast_attn` only says where the reference rounds less.
+    Ok(ModelConfig {
+        max_position_embeddings: places,
+        norm_eps: eps(f, "layer_norm_epsilon")?,
+        mlp: Mlp::Plain(activation(f, "activation_function", "gelu_new")?),
+        positions: Positions::Learned { first: 0 },
+        scale_scores: f.bool("scale_attn_weights")?.unwrap_or(true),
+        scale_scores_by_layer: f.bool("scale_attn_by_inverse_layer_idx")?.unwrap_or(false),
+        ..base(f, Family::Gpt2, [hidden, heads, depth, ffn], "n_head")?
+    })
+}
+
+pub(super) fn opt(f: &Fields) -> Result<ModelConfig> {
+    let hidden = width(f, &["hidden_size"])?;
+    let heads = width(f, &["num_attention_heads"])?;
+    let depth = layers(f, &["num_hidden_layers"])?;
+    fixed(f, "layer_norm_elementwise_affine", true)?;
+    let before = f.bool("do_layer_norm_before")?.unwrap_or(true);
+    let bias = f.bool("enable_bias")?.unwrap_or(true);
+    Ok(ModelConfig {
+        embed_size: f.usize_in("word_embed_proj_dim", 1..=MAX_WIDTH)?.unwrap_or(hidden),
+        max_position_embeddings: f.usize_in("max_position_embeddings", 1..=usize::MAX)?.unwrap_or(2048),
+        post_norm: !before,
+        final_norm: before && !f.bool("_remove_final_layer_norm")?.unwrap_or(false),
+        mlp: Mlp::Plain(activation(f, "activation_function", "relu")?),
+        // The table has two more rows than there are positions.
+        positions: Positions::Learned { first: 2 },
+        qkv_bias: bias,
+        o_bias: bias,
+        mlp_bias: bias,
+        ..base(f, Family::Opt, [hidden, heads, depth, width(f, &["ffn_dim"])?], "num_attention_heads")?
+    })
+}
+
+pub(super) fn bloom(f: &Fields) -> Result<ModelConfig> {
+    let hidden = width(f, &["hidden_size", "n_embed", "n_embd"])?;
+    let heads = width(f, &["n_head", "num_attention_heads"])?;
+    let depth = layers(f, &["n_layer", "num_hidden_layers"])?;
+    fixed(f, "apply_residual_connection_post_layernorm", false)?;
+    Ok(ModelConfig {
+        // ALiBi has no last position; this is the length of the training, where the file says it.
+        max_position_embeddings: f.usize_in("seq_length", 1..=usize::MAX)?.unwrap_or(2048),
+        norm_eps: eps(f, "layer_norm_epsilon")?,
+        embed_norm: true,
+        ..base(f, Family::Bloom, [hidden, heads, depth, 4 * hidden], "n_head")?
+    })
+}

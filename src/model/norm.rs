@@ -1,0 +1,72 @@
+//! The norms of every family: RMS norm or layer norm, whichever the weights are of.
+
+use super::spec::Spec;
+use super::weights::Norm;
+use crate::Result;
+use crate::backend::Backend;
+use crate::formats::config::Norm as Kind;
+
+/// What a norm's forward leaves for its backward, per row.
+pub(super) struct Stats<B: Backend> {
+    /// Means `[N]`, of a layer norm.
+    mean: Option<B::Wide>,
+    /// Factors `[N]`.
+    pub rstd: B::Wide,
+}
+
+impl<B: Backend> Stats<B> {
+    pub fn new(backend: &mut B, spec: &Spec, rows: usize) -> Result<Self> {
+        let mean = if spec.norm == Kind::Layer { Some(backend.wide(rows)?) } else { None };
+        Ok(Self { mean, rstd: backend.wide(rows)? })
+    }
+}
+
+/// `out [rows, C] = norm(x)`.
+pub(super) fn forward<B: Backend>(
+    backend: &mut B,
+    spec: &Spec,
+    out: &mut B::Real,
+    stats: &mut Stats<B>,
+    x: &B::Wide,
+    norm: &Norm<B>,
+    rows: usize,
+) {
+    let (width, eps, rstd) = (spec.width, spec.eps, &mut stats.rstd);
+    match (&mut stats.mean, &norm.bias) {
+        (Some(mean), Some(bias)) => {
+            backend.layer_norm_fwd(out, mean, rstd, x, &norm.weight, bias, rows, width, eps);
+        }
+        _ => backend.rms_norm_fwd(out, rstd, x, &norm.weight, rows, width, eps),
+    }
+}
+
+/// `d_x [rows, C] +=` the gradient through the norm, and on request the parameters' into the flat `(d_weights, offset)`:
+/// the bias lies behind the weight.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn backward<B: Backend>(
+    backend: &mut B,
+    spec: &Spec,
+    d_x: &mut B::Wide,
+    d_params: Option<(&mut B::Wide, usize)>,
+    d_out: &B::Wide,
+    x: &B::Wide,
+    stats: &Stats<B>,
+    norm: &Norm<B>,
+    rows: usize,
+) {
+    let (width, rstd) = (spec.width, &stats.rstd);
+    match &stats.mean {
+        Some(mean) => {
+            backend.layer_norm_bwd(d_x, d_out, x, mean, rstd, &norm.weight, rows, width);
+            if let Some((d_affine, offset)) = d_params {
+                backend.layer_norm_bwd_affine(d_affine, offset, d_out, x, mean, rstd, rows, width);
+            }
+        }
+        None => {
+            backend.rms_norm_bwd(d_x, d_out, x, rstd, &norm.weight, rows, width);
+            if let Some((d_weight, offset)) = d_params {
+                backend.rms_norm_bwd_weight(d_weight, offset, d_out, x, rstd, rows, width);
+            }
+        }
+    }
+}

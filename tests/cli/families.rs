@@ -47,7 +47,7 @@ fn every_family_is_tuned_on_its_own_modules_and_read_back() {
             "capture --model {}/model --input {}/ids.jsonl --sites hook_embed,resid_post,q_proj.hook_lora_delta,logits";
         line(d, &format!("{capture} --adapter {{}}/out --out {{}}/tuned")).ok();
         let (shape, _) = tensor(&d.join("tuned/activations.safetensors"), "blocks.1.q_proj.hook_lora_delta");
-        assert_eq!(shape, [2, 12], "{name}");
+        assert_eq!(shape, [7, 12], "{name}");
         let inspected = line(d, "inspect --model {}/model --adapter {}/out --json").json();
         assert_eq!((&inspected["adapter"]["readable"], &inspected["adapter"]["peft"]), (&json!(true), &json!([])));
         let all = train.replace("--r 2", "--r 1 --target-modules all-linear").replace("/out", "/all");

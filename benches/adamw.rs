@@ -19,7 +19,7 @@ fn adamw<B: Backend>(c: &mut Criterion, mut b: B) {
         let len = RUNS * stride;
         let [mut params, mut m, d_params] = [(); 3].map(|()| wide(&mut b, len));
         let mut v = b.wide(len).expect("memory for a bench");
-        let mut norm_sq = wide(&mut b, RUNS);
+        let (mut norm_sq, stop) = (wide(&mut b, RUNS), b.wide(1).expect("memory for a bench"));
         let step = AdamwStep {
             active: true,
             learning_rate: 1e-4,
@@ -38,7 +38,7 @@ fn adamw<B: Backend>(c: &mut Criterion, mut b: B) {
         group.throughput(Throughput::Bytes(bytes(&b, 7 * len, 0)));
         group.bench_function(BenchmarkId::new("step", shape.name), |bench| {
             bench.iter(|| {
-                wait(&mut b, |b| b.adamw(&mut params, &mut m, &mut v, &d_params, &norm_sq, &steps, stride));
+                wait(&mut b, |b| b.adamw(&mut params, &mut m, &mut v, &d_params, &norm_sq, &stop, &steps, stride));
             });
         });
     }

@@ -2,13 +2,16 @@
 //
 //   grad_norm_parts  parts [runs, gridDim.x] = sums of squares of a run's gradient
 //   grad_norm        norm_sq [runs] = the sum of its parts
-//   adamw            params, m, v += one step of every active run; g = d_params cut to max_norm by norm_sq first:
+//   check_finite     stop [1] = 1 if any of values [len] is not finite; otherwise it stays
+//   adamw            params, m, v += one step of every active run, unless stop [1] is set; g = d_params cut to max_norm
+//                    by norm_sq first:
 //                    p *= decay; m += rest1 (g - m); v = beta2 v + rest2 g^2; p += step_size m / (sqrt(v) / root + eps)
 //   steps [runs, 10] = {active, decay, beta1, 1 - beta1, beta2, 1 - beta2, root, eps, step_size, max_norm}, computed
 //                    in f64: decay = 1 - lr wd, root = sqrt(1 - beta2^t), step_size = -lr / (1 - beta1^t); max_norm < 0
 //                    is none
 //
-// Launch: grad_norm_parts (parts, runs) x 256; grad_norm runs x 32; adamw (ceil(stride / 1024), runs) x 256.
+// Launch: grad_norm_parts (parts, runs) x 256; grad_norm runs x 32; check_finite 1 x 256; adamw (ceil(stride / 1024),
+// runs) x 256.
 // Any alignment. Determinism: two stages, each in a fixed order; the launch's `parts` is part of that order.
 
 extern "C" __global__ void __launch_bounds__(256) grad_norm_parts(float* __restrict__ parts,
@@ -33,12 +36,23 @@ extern "C" __global__ void __launch_bounds__(32) grad_norm(float* __restrict__ n
     if (threadIdx.x == 0) norm_sq[blockIdx.x] = sum;
 }
 
+extern "C" __global__ void __launch_bounds__(256) check_finite(float* __restrict__ stop,
+                                                               const float* __restrict__ values, int len) {
+    __shared__ float parts[32];
+    float wrong = 0.0f;
+    for (int i = threadIdx.x; i < len; i += blockDim.x)
+        if (!(fabsf(values[i]) < INFINITE)) wrong = 1.0f;
+    wrong = block_max(wrong, parts);
+    if (threadIdx.x == 0 && wrong > 0.0f) stop[0] = 1.0f;
+}
+
 extern "C" __global__ void __launch_bounds__(256) adamw(float* __restrict__ params, float* __restrict__ m,
                                                         float* __restrict__ v, const float* __restrict__ d_params,
                                                         const float* __restrict__ norm_sq,
+                                                        const float* __restrict__ stop,
                                                         const float* __restrict__ steps, i64 stride) {
     const float* step = steps + blockIdx.y * 10;
-    if (step[0] == 0.0f) return;
+    if (step[0] == 0.0f || stop[0] != 0.0f) return;
     float decay = step[1], beta1 = step[2], rest1 = step[3], beta2 = step[4], rest2 = step[5], root = step[6];
     float epsilon = step[7], step_size = step[8], max_norm = step[9];
     float clip = max_norm < 0.0f ? 1.0f : fminf(max_norm / (sqrtf(norm_sq[blockIdx.y]) + 1e-6f), 1.0f);

@@ -1,30 +1,29 @@
 // RMS norm (Zhang and Sennrich 2019).
 //
 //   rms_norm_fwd          rstd [rows] = 1 / sqrt(mean(x^2) + eps); out [rows, width] = round(x * rstd) * weight [width]
+//   residual_rms_norm_fwd sum [rows, width] = a + b, and the same of x = sum
 //   rms_norm_bwd          d_x [rows, width] += rstd * (g - n * mean(g * n)), g = d_out * weight, n = x * rstd
 //   rms_norm_bwd_weight   d_weight [width] += sum over rows of d_out * x * rstd
 //
-// Launch: fwd and bwd one block of 256 a row; bwd_weight ceil(width / 32) blocks of 256. Any alignment; static shared
+// Launch: fwds and bwd one block of 256 a row; bwd_weight ceil(width / 32) blocks of 256. Any alignment; static shared
 // memory only. A row of up to 2048 elements is read once.
 // Determinism: fixed order (threads' strided sums, then a tree, then warps in order).
 
-extern "C" __global__ void __launch_bounds__(256) rms_norm_fwd(real* __restrict__ out, float* __restrict__ rstd,
-                                                               const float* __restrict__ x,
-                                                               const real* __restrict__ weight, int rows, int width,
-                                                               float eps) {
-    __shared__ float parts[32];
-    x += (i64)blockIdx.x * width;
+// The row of a block; `load` gives a thread's elements from column c on, and `again` if they do not stay in registers.
+template <class Load, class Again>
+DEV void norm_row(real* __restrict__ out, float* __restrict__ rstd, const real* __restrict__ weight, int width,
+                  float eps, float* parts, Load load, Again again) {
     out += (i64)blockIdx.x * width;
     float squares = 0.0f, v[8], w[8];
     for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-        load8(v, x + c, width - c);
+        load(v, c);
 #pragma unroll
         for (int j = 0; j < 8; j++) squares = fmaf(v[j], v[j], squares);
     }
     float scale = 1.0f / sqrtf(block_sum(squares, parts) / width + eps);
     if (threadIdx.x == 0) rstd[blockIdx.x] = scale;
     for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-        if (width > blockDim.x * 8) load8(v, x + c, width - c);
+        if (width > blockDim.x * 8) again(v, c);
         load8(w, weight + c, width - c);
 #pragma unroll
         for (int j = 0; j < 8; j++) v[j] = rounded(v[j] * scale) * w[j];
@@ -34,6 +33,36 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_fwd(real* __restrict_
         store8(out + c, v, width - c);
 #endif
     }
+}
+
+extern "C" __global__ void __launch_bounds__(256) rms_norm_fwd(real* __restrict__ out, float* __restrict__ rstd,
+                                                               const float* __restrict__ x,
+                                                               const real* __restrict__ weight, int rows, int width,
+                                                               float eps) {
+    __shared__ float parts[32];
+    x += (i64)blockIdx.x * width;
+    auto load = [&](float(&v)[8], int c) { load8(v, x + c, width - c); };
+    norm_row(out, rstd, weight, width, eps, parts, load, load);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    residual_rms_norm_fwd(float* __restrict__ sum, real* __restrict__ out, float* __restrict__ rstd,
+                          const float* __restrict__ a, const real* __restrict__ b, const real* __restrict__ weight,
+                          int rows, int width, float eps) {
+    __shared__ float parts[32];
+    i64 from = (i64)blockIdx.x * width;
+    a += from, b += from, sum += from;
+    auto load = [&](float(&v)[8], int c) {
+        float w[8];
+        load8(v, a + c, width - c);
+        load8(w, b + c, width - c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) v[j] += w[j];
+        store8(sum + c, v, width - c);
+    };
+    // A thread reads what it has written itself.
+    auto again = [&](float(&v)[8], int c) { load8(v, sum + c, width - c); };
+    norm_row(out, rstd, weight, width, eps, parts, load, again);
 }
 
 extern "C" __global__ void __launch_bounds__(256) rms_norm_bwd(float* __restrict__ d_x,

@@ -19,11 +19,14 @@ use std::sync::OnceLock;
 
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
-use llamaprobe::backend::cuda::{Cuda, Settings};
+use llamaprobe::backend::cuda::{Captures, Cuda, Settings};
 use llamaprobe::formats::config::ModelConfig;
 use llamaprobe::hooks::{NoTaps, Record, Selection};
 use llamaprobe::model::{Activations, FullTuning, Gradients, Input, Keep, Labels, Model, Spec, Wanted};
 use llamaprobe::shape::{Label, Sequence, forest};
+use llamaprobe::train::data::TrainSequence;
+use llamaprobe::train::settings::{Length, RunSettings};
+use llamaprobe::train::trainer::{Run, StepReport, TrainerOptions};
 use ops::naive::Precision;
 use ops::parity::parity_on_tensor_cores;
 use serde_json::Value;
@@ -45,12 +48,17 @@ fn fake() -> &'static Path {
     })
 }
 
-/// `command` with the fake driver, and the kernels that it compiles in a folder of their own for each simulator.
-fn on_fake(command: &mut Command) -> &mut Command {
+/// Where compiled kernels are kept, a folder for each simulator.
+fn cache() -> PathBuf {
     let simulator = ["simt.h", "kernels.h", "sanitize.h"].map(|name| root().join("tests/simt").join(name));
     let stamp = simulator.map(|path| fs::read(path).expect("the simulator")).concat();
     let stamp = stamp.iter().fold(0u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("fake-cache-{stamp:016x}"));
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("fake-cache-{stamp:016x}"))
+}
+
+/// `command` with the fake driver.
+fn on_fake(command: &mut Command) -> &mut Command {
+    let cache = cache();
     command
         .env("LD_LIBRARY_PATH", fake())
         .env("FAKE_NVRTC_INCLUDE", root().join("tests/simt"))
@@ -136,9 +144,10 @@ fn repeated_passes() {
     let (model, mut acts) = small_model(&mut cpu);
     let texts: Vec<Vec<u32>> = (0..5).map(|i| (0..14).map(|j| (7 * i + 3 * j) % 50).collect()).collect();
     let expected: Vec<Vec<f32>> = texts.iter().map(|ids| residuals(&mut cpu, &model, &mut acts, ids)).collect();
-    // A large ring, and one that is full at once.
-    for capture_bytes in [1 << 20, 1] {
-        let settings = Settings { capture_bytes, ..cuda::settings() };
+    // A large ring, and one that is full at once; and one operation at a time.
+    let ways = [Captures::Mapped, Captures::Copied].map(|way| [(way, 1 << 20, false), (way, 1, false), (way, 1, true)]);
+    for (captures, capture_bytes, blocking) in ways.into_iter().flatten() {
+        let settings = Settings { capture_bytes, captures, blocking, ..cuda::settings() };
         let mut gpu = Cuda::<f32>::new(0, &settings).expect("a device");
         let (model, mut acts) = small_model(&mut gpu);
         for (ids, expected) in texts.iter().zip(&expected) {
@@ -147,8 +156,45 @@ fn repeated_passes() {
             let off = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(off < 1e-4, "off by {off}");
         }
-        assert!(gpu.replays() >= 2, "{} replays in passes of one shape", gpu.replays());
+        assert!(blocking || gpu.replays() >= 2, "{} replays in passes of one shape", gpu.replays());
     }
+}
+
+/// What every step of a training reports, and the parameters it leaves. All steps have the same shapes.
+fn training<B: Backend>(b: &mut B) -> (Vec<StepReport>, Vec<f64>) {
+    let mut model = support::training::model(b);
+    let sequence = |i: u32| TrainSequence::all((0..9).map(|j| 3 + (i * 31 + j * 7) % 250).collect());
+    let run = |seed: u64| Run {
+        data: (0..12).map(|i| sequence(100 * seed as u32 + i)).collect(),
+        settings: RunSettings { length: Length::Steps(6), shuffle: false, ..support::training::settings(seed) },
+    };
+    let runs = vec![run(1), run(2)];
+    let mut trainer = support::training::trainer(b, &model, runs, TrainerOptions::default());
+    let mut reports = Vec::new();
+    while !trainer.done() {
+        reports.push(trainer.advance(b, &mut model, |step| step == 3).expect("a step"));
+    }
+    (reports, support::training::params(b, &trainer))
+}
+
+#[test]
+#[ignore = "started on the fake driver"]
+fn repeated_steps() {
+    let (expected, params) = training(&mut Cpu::<f32>::new());
+    let mut gpu = Cuda::<f32>::new(0, &cuda::settings()).expect("a device");
+    let (reports, found) = training(&mut gpu);
+    assert!(support::training::difference(&found, &params) < 1e-3);
+    for (a, b) in reports.iter().flat_map(|step| &step.runs).zip(expected.iter().flat_map(|step| &step.runs)) {
+        assert!((a.loss - b.loss).abs() < 1e-4 * b.loss && (a.grad_norm - b.grad_norm).abs() < 1e-3 * b.grad_norm);
+        let plain = |run: &llamaprobe::train::trainer::RunReport| (run.step, run.learning_rate, run.total_tokens);
+        assert_eq!(plain(a), plain(b));
+    }
+    assert!(gpu.replays() >= 6, "{} replays in 6 steps of one shape", gpu.replays());
+}
+
+#[test]
+fn steps_of_one_shape_are_one_graph() {
+    child("repeated_steps");
 }
 
 #[test]
@@ -319,15 +365,86 @@ fn a_device_that_is_not_there_is_one_clear_error() {
 }
 
 #[test]
+fn a_damaged_cache_is_made_anew() {
+    let dir = workplace(safetensors::Dtype::F32);
+    let d = dir.path();
+    let run = |cache: &Path| {
+        succeed(program(d, "generate --model {}/model --prompt a --device cuda:0").env("XDG_CACHE_HOME", cache))
+    };
+    let expected = run(&cache());
+    let copy = d.join("cache/llamaprobe/kernels");
+    fs::create_dir_all(&copy).expect("a folder");
+    let mut damaged = Vec::new();
+    for entry in fs::read_dir(cache().join("llamaprobe/kernels")).expect("the cache").flatten() {
+        let (name, bytes) = (entry.file_name(), fs::read(entry.path()).expect("a kernel"));
+        let damage = name.to_string_lossy().starts_with("rope");
+        fs::write(copy.join(&name), if damage { b"no binary" } else { &bytes[..] }).expect("a kernel");
+        damaged.extend(damage.then_some(name));
+    }
+    assert!(!damaged.is_empty());
+    assert_eq!(run(&d.join("cache")), expected);
+    let made = damaged.iter().filter(|name| fs::read(copy.join(name)).expect("a kernel") != b"no binary");
+    assert!(made.count() > 0, "nothing was made anew");
+}
+
+/// A name, what the fake driver is told, and what the one line of the error must hold.
+type Failure = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
+
+const FAILURES: [Failure; 5] = [
+    ("memory", &[("FAKE_MEMORY", "33600000")], &["out of memory", "bytes wanted"]),
+    ("kernel", &[("FAKE_FAIL_OP", "swiglu_fwd:2")], &["illegal memory access", "swiglu_fwd"]),
+    ("launch", &[("FAKE_FAIL_OP", "attention_fwd:2"), ("FAKE_FAIL_CODE", "719")], &["launch failure", "attention_fwd"]),
+    ("context", &[("FAKE_FAIL_OP", "rope_fwd:2"), ("FAKE_FAIL_CODE", "709")], &["context is destroyed", "rope_fwd"]),
+    (
+        "named",
+        &[("FAKE_FAIL_OP", "rms_norm_fwd:2"), ("CUDA_LAUNCH_BLOCKING", "1")],
+        &["cuda:0: rms_norm_fwd: an illegal memory access"],
+    ),
+];
+
+#[test]
 fn a_failure_of_the_device_is_one_clear_error() {
     let dir = workplace(safetensors::Dtype::F32);
     let d = dir.path();
-    let train = |out: &str| program(d, &format!("{TRAIN} --device cuda:0 --out {{}}/{out}"));
-    let error = refuse(train("small").env("FAKE_MEMORY", "33600000"));
-    assert!(error.contains("out of memory") && error.contains("bytes wanted"), "{error}");
-    let error = refuse(train("broken").env("FAKE_FAIL_OP", "swiglu_bwd"));
-    assert!(error.contains("illegal memory access") && error.contains("swiglu_bwd"), "{error}");
-    assert!(!d.join("broken/adapter_model.safetensors").exists(), "an adapter of a failed training");
+    for (line, result) in
+        [(CAPTURE, "activations.safetensors"), (TRAIN, "adapter_model.safetensors"), (PROBE, "report.json")]
+    {
+        for (failure, variables, parts) in FAILURES {
+            let mut command = program(d, &format!("{line} --device cuda:0 --out {{}}/{failure}"));
+            let error = refuse(command.envs(variables.iter().copied()));
+            assert!(parts.iter().all(|part| error.contains(part)), "{line}, {failure}: {error}");
+            assert!(!d.join(failure).join(result).exists(), "{result} of a failed command");
+        }
+    }
+}
+
+#[test]
+fn checkpoints_outlive_a_failure_of_the_device() {
+    let dir = workplace(safetensors::Dtype::F32);
+    let d = dir.path();
+    // Longer and longer, so that later steps want memory that earlier ones did not.
+    let lesson =
+        |i: usize| format!("{{\"prompt\": \"the pen{}\", \"completion\": \" in pot\"}}\n", " is thin".repeat(i));
+    fs::write(d.join("train.jsonl"), (0..18).map(lesson).collect::<String>()).expect("write a test's file");
+    let line = format!("{} --no-shuffle --save-steps 2", TRAIN.replace("--max-steps 4", "--max-steps 6"));
+    let train = |out: &str| program(d, &format!("{line} --device cuda:0 --out {{}}/{out}"));
+    let adapter = |out: &str| fs::read(d.join(out).join("adapter_model.safetensors")).expect("an adapter");
+    succeed(&mut train("whole"));
+    // In the third or fourth step, with a checkpoint after the second.
+    let failures = [
+        ("kernel", vec![("FAKE_FAIL_OP", "check_finite:7")], "illegal memory access"),
+        ("context", vec![("FAKE_FAIL_OP", "adamw:4"), ("FAKE_FAIL_CODE", "709")], "context is destroyed"),
+        ("memory", vec![("FAKE_FULL_OP", "adamw:2")], "out of memory"),
+    ];
+    for (failure, variables, part) in failures {
+        let error = refuse(train(failure).envs(variables));
+        assert!(error.contains(part), "{failure}: {error}");
+        let found = d.join(failure);
+        assert!(found.join("checkpoint-2").is_dir() && !found.join("checkpoint-4").exists(), "{failure}");
+        assert!(!found.join("adapter_model.safetensors").exists(), "{failure}: an adapter of a failed training");
+        succeed(train(failure).args(["--resume-from-checkpoint", "latest"]));
+        assert!(adapter(failure) == adapter("whole"), "{failure}: the continuation is another training");
+    }
 }
 
 #[test]

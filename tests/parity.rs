@@ -130,7 +130,7 @@ fn dropout_is_the_same_decision_on_every_device() {
 }
 
 /// The operations of the contract.
-const OPS: [&str; 41] = [
+const OPS: [&str; 42] = [
     "cast",
     "widen",
     "residual_fwd",
@@ -170,6 +170,7 @@ const OPS: [&str; 41] = [
     "cross_entropy_fwd",
     "cross_entropy_bwd",
     "grad_norm",
+    "check_finite",
     "adamw",
     "refresh_weight",
 ];

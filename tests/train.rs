@@ -187,6 +187,62 @@ fn a_loss_that_is_not_finite_is_an_error_and_leaves_everything_as_it_was() {
 }
 
 #[test]
+fn a_step_begun_before_the_last_is_read_changes_nothing() {
+    let backend = &mut Cpu::<f32>::new();
+    let options = TrainerOptions { dropout: 0.3, row_budget: 40 };
+    let mut model = model(backend);
+    let mut expected = trainer(backend, &model, different_runs(), options);
+    let reports = train(backend, &mut model, &mut expected);
+    let mut ahead = trainer(backend, &model, different_runs(), options);
+    ahead.begin(backend, &mut model).expect("the first step");
+    for (i, report) in reports.iter().enumerate() {
+        if i + 1 < reports.len() {
+            ahead.begin(backend, &mut model).expect("the next step");
+        }
+        assert_eq!(ahead.end(backend).expect("a step"), *report);
+    }
+    assert!(params(backend, &ahead) == params(backend, &expected));
+}
+
+#[test]
+fn a_loss_that_is_not_finite_undoes_the_steps_begun_after_it() {
+    let backend = &mut Cpu::<f32>::new();
+    let mut model = model(backend);
+    let settings = RunSettings { max_grad_norm: None, weight_decay: 0.0, ..settings(2) };
+    let wild = RunSettings { learning_rate: 1e38, warmup: Warmup::Steps(0), ..settings };
+    let runs = vec![Run { data: data(1, 10), settings: self::settings(1) }, Run { data: data(2, 10), settings: wild }];
+    let mut trainer = trainer(backend, &model, runs, TrainerOptions::default());
+    trainer.step(backend, &mut model).expect("the first step starts from a sane adapter");
+    let bits = |backend: &mut Cpu<f32>, trainer: &Trainer<_>| {
+        params(backend, trainer).into_iter().map(f64::to_bits).collect::<Vec<_>>()
+    };
+    let before = bits(backend, &trainer);
+    for _ in 0..2 {
+        trainer.begin(backend, &mut model).expect("a step");
+        trainer.begin(backend, &mut model).expect("a step");
+        let error = trainer.end(backend).expect_err("not finite").to_string();
+        assert!(error.starts_with("loss of run 1 at step 2"), "{error}");
+        assert_eq!(trainer.steps(), 1);
+        assert!(bits(backend, &trainer) == before);
+    }
+}
+
+#[test]
+fn nothing_in_a_step_waits_for_the_device() {
+    let backend = &mut llamaprobe::backend::trace::Trace::new();
+    let mut model = model(backend);
+    let options = TrainerOptions { dropout: 0.3, row_budget: 40 };
+    let mut trainer = trainer(backend, &model, different_runs(), options);
+    for step in 1..=trainer.total_steps() {
+        backend.clear();
+        trainer.begin(backend, &mut model).expect("a step");
+        assert!(backend.ops().contains(&"adamw") && backend.syncs() == 0, "step {step}: {} waits", backend.syncs());
+        trainer.end(backend).expect("a step");
+        assert!(backend.syncs() > 0, "what is read must have been waited for");
+    }
+}
+
+#[test]
 fn bad_data_is_refused_by_run_and_sequence() {
     let backend = &mut Cpu::<f32>::new();
     let model = model(backend);

@@ -50,6 +50,11 @@ pub trait Backend {
     type Pack;
     /// Wide element as the host sees it.
     type Element: WideElement;
+    /// A download that has been begun.
+    type Arriving;
+    /// Whether the device works while the host goes on, so that it is worth while to give it the next work before the
+    /// results of the last are read.
+    const RUNS_AHEAD: bool = false;
 
     /// The device and dtype, such as `cpu f32`.
     fn name(&self) -> String;
@@ -74,6 +79,10 @@ pub trait Backend {
     fn upload(&mut self, buffer: &mut Self::Wide, offset: usize, values: &[Self::Element]) -> Result<()>;
     /// `values = buffer[offset..]`, after everything before it has run.
     fn download(&mut self, values: &mut [Self::Element], buffer: &Self::Wide, offset: usize) -> Result<()>;
+    /// Begins to download `buffer[..len]` as it is after everything before it has run; does not wait for that.
+    fn begin_download(&mut self, buffer: &Self::Wide, len: usize) -> Result<Self::Arriving>;
+    /// Ends a download: waits for it, and not for what was asked of the device since.
+    fn arrive(&mut self, arriving: Self::Arriving) -> Result<Vec<Self::Element>>;
     /// The whole of a wide buffer where the host can read it in place, without a copy.
     fn borrow_wide<'a>(&self, buffer: &'a Self::Wide) -> Option<HostSlice<'a>>;
     /// The whole of a compute-dtype buffer where the host can read it in place, without a copy.
@@ -473,7 +482,10 @@ pub trait Backend {
 
     /// `norm_sq [runs] = sum of squares of the run's gradient`.
     fn grad_norm(&mut self, norm_sq: &mut Self::Wide, d_params: &Self::Wide, runs: usize, stride: usize);
-    /// One step of every active run; gradients are cut by `norm_sq` first. `d_params` is read only.
+    /// `stop[0] = 1` if any of `values [len]` is not finite; otherwise it stays as it is.
+    fn check_finite(&mut self, stop: &mut Self::Wide, values: &Self::Wide, len: usize);
+    /// One step of every active run; gradients are cut by `norm_sq` first. `d_params` is read only. Nothing moves if
+    /// `stop[0]` is not 0.
     #[allow(clippy::too_many_arguments)]
     fn adamw(
         &mut self,
@@ -482,6 +494,7 @@ pub trait Backend {
         v: &mut Self::Wide,
         d_params: &Self::Wide,
         norm_sq: &Self::Wide,
+        stop: &Self::Wide,
         steps: &[AdamwStep],
         stride: usize,
     );

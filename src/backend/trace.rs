@@ -71,7 +71,7 @@ impl Trace {
         self.elements
     }
 
-    /// Times that the host waited for the device: syncs and downloads.
+    /// Times that the host waited for the device: syncs, downloads and arrivals.
     pub fn syncs(&self) -> usize {
         self.syncs
     }

@@ -15,7 +15,13 @@ pub fn settings() -> Settings {
         library_dirs.extend(python_libraries(&bin));
     }
     let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-    Settings { library_dirs, cache_dir: cache.map(|dir| dir.join("llamaprobe").join("kernels")), ..Settings::default() }
+    Settings {
+        library_dirs,
+        cache_dir: cache.map(|dir| dir.join("llamaprobe").join("kernels")),
+        // As with the driver's own meaning of it: launches are waited for.
+        blocking: variable("CUDA_LAUNCH_BLOCKING").is_some_and(|value| value.as_os_str() == "1"),
+        ..Settings::default()
+    }
 }
 
 /// Where the NVIDIA packages of the Python beside `bin` keep their libraries.

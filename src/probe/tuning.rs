@@ -63,7 +63,7 @@ pub(super) fn tune<B: Backend>(
     let total = trainer.total_steps() as usize;
     let mut tokens = 0;
     while !trainer.done() {
-        let step = trainer.step(backend, model)?;
+        let step = trainer.advance(backend, model, |_| false)?;
         for run in step.runs {
             losses[run.run].push(run.loss);
             tokens += run.tokens as usize;

@@ -71,6 +71,9 @@ impl<B: Backend> Trainer<B> {
     ///
     /// # Errors
     /// The device fails, or the files cannot be written.
+    ///
+    /// # Panics
+    /// If a step has been begun and not reported.
     pub fn save(
         &self,
         backend: &mut B,
@@ -79,6 +82,7 @@ impl<B: Backend> Trainer<B> {
         identity: &Value,
         log: LogState,
     ) -> Result<PathBuf> {
+        assert!(!self.is_ahead(), "checkpoint: a step has been begun after step {}", self.steps);
         let place =
             |run: &super::trainer::RunState| Place { cursor: run.order.cursor(), total_tokens: run.total_tokens };
         let state = State {
@@ -156,6 +160,7 @@ impl<B: Backend> Trainer<B> {
             run.total_tokens = place.total_tokens;
         }
         self.steps = state.global_step;
+        self.forget_begun();
         if let Tuned::Weights(full) = &self.tuned {
             full.refresh(backend, model);
         }

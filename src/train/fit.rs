@@ -69,11 +69,13 @@ pub fn fit<B: Backend>(
         },
     };
     let mut log = TrainLog::open(output.dir, trainer.tuned().shape().0, output.logging_steps, trainer.steps(), state)?;
+    // A checkpoint is of the steps done: none may be ahead of it.
+    let saves = |step: u64| output.save_steps.is_some_and(|every| step.is_multiple_of(every));
     while !trainer.done() {
-        let report = trainer.step(backend, model)?;
+        let report = trainer.advance(backend, model, saves)?;
         log.record(&report)?;
         on_step(&report);
-        if output.save_steps.is_some_and(|every| report.step.is_multiple_of(every)) {
+        if saves(report.step) {
             trainer.save(backend, output.dir, output.configs, output.identity, log.state())?;
             if let Some(limit) = output.save_total_limit {
                 checkpoint::prune(output.dir, limit)?;

@@ -2,7 +2,7 @@
 
 use super::settings::RunSettings;
 use crate::Result;
-use crate::backend::{AdamwStep, Backend, WideElement};
+use crate::backend::{AdamwStep, Backend};
 
 /// Gradients and moments of `runs` runs, each `[runs, stride]`.
 pub struct Optimizer<B: Backend> {
@@ -17,6 +17,8 @@ pub struct Optimizer<B: Backend> {
     /// Second moment.
     pub v: B::Wide,
     norm_sq: B::Wide,
+    /// Set when a loss or a gradient was not finite: from then on nothing moves.
+    stop: B::Wide,
 }
 
 impl<B: Backend> Optimizer<B> {
@@ -33,29 +35,40 @@ impl<B: Backend> Optimizer<B> {
             m: backend.wide(len)?,
             v: backend.wide(len)?,
             norm_sq: backend.wide(runs)?,
+            stop: backend.wide(1)?,
         })
     }
 
     /// Bytes of these buffers, without making them.
     pub fn bytes(runs: usize, stride: usize, element_sizes: (usize, usize)) -> usize {
-        runs * (3 * stride + 1) * element_sizes.0
+        (runs * (3 * stride + 1) + 1) * element_sizes.0
     }
 
-    /// Norm of each run's gradient `[runs]`, before it is cut.
+    /// Sees to it that nothing moves if one of the losses `[len]` is not finite.
+    pub fn check_losses(&mut self, backend: &mut B, losses: &B::Wide, len: usize) {
+        backend.check_finite(&mut self.stop, losses, len);
+    }
+
+    /// Squared norm of each run's gradient `[runs]`, before it is cut. Nothing moves if one is not finite.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn gradient_norms(&mut self, backend: &mut B) -> Result<Vec<f64>> {
+    pub fn gradient_norms(&mut self, backend: &mut B) -> Result<B::Arriving> {
         backend.grad_norm(&mut self.norm_sq, &self.d_params, self.runs, self.stride);
-        let mut norms = vec![B::Element::default(); self.runs];
-        backend.download(&mut norms, &self.norm_sq, 0)?;
-        Ok(norms.into_iter().map(|x| x.to_f64().sqrt()).collect())
+        backend.check_finite(&mut self.stop, &self.norm_sq, self.runs);
+        backend.begin_download(&self.norm_sq, self.runs)
+    }
+
+    /// Lets parameters move again.
+    pub fn go_on(&mut self, backend: &mut B) {
+        backend.zero(&mut self.stop);
     }
 
     /// Moves `params [runs, stride]`, by the norms that [`Optimizer::gradient_norms`] has left.
     pub fn step(&mut self, backend: &mut B, params: &mut B::Wide, steps: &[AdamwStep]) {
         assert!(steps.len() == self.runs, "optimiser: {} steps for {} runs", steps.len(), self.runs);
-        backend.adamw(params, &mut self.m, &mut self.v, &self.d_params, &self.norm_sq, steps, self.stride);
+        let Self { m, v, d_params, norm_sq, stop, .. } = self;
+        backend.adamw(params, m, v, d_params, norm_sq, stop, steps, self.stride);
     }
 }
 

@@ -1,4 +1,9 @@
 //! The trainer: optimiser steps of many runs at once.
+//!
+//! Nothing in a step waits for the device: gradients are cut there, and a loss or gradient that is not finite keeps the
+//! parameters where they are there. So the device can go on with a step while the host reads what the last one did.
+
+use std::collections::VecDeque;
 
 use super::data::TrainSequence;
 use super::optim::{Optimizer, adamw_step};
@@ -128,12 +133,29 @@ pub(super) struct RunState {
     pub total_tokens: u64,
 }
 
-/// What [`Trainer::step`] has taken from a run's data.
+/// What a step has taken from a run's data.
 struct Batch {
     run: usize,
     sequences: Vec<usize>,
     tokens: u64,
     labels: u64,
+    learning_rate: f64,
+    epoch: f64,
+}
+
+/// The losses of a pass on their way, with the run of each and what it counts.
+struct Losses<B: Backend> {
+    coming: B::Arriving,
+    runs: Vec<usize>,
+    weights: Vec<f64>,
+}
+
+/// A step that the device has been given and nobody has reported.
+struct Begun<B: Backend> {
+    before: Vec<Cursor>,
+    batches: Vec<Batch>,
+    losses: Vec<Losses<B>>,
+    norms: B::Arriving,
 }
 
 /// Trains the runs of one [`Tuned`].
@@ -145,6 +167,10 @@ pub struct Trainer<B: Backend> {
     pub(super) runs: Vec<RunState>,
     pub(super) options: TrainerOptions,
     pub(super) steps: u64,
+    /// Steps after those, oldest first.
+    begun: VecDeque<Begun<B>>,
+    /// Why no step could be begun, to be said when those before it are reported.
+    failed: Option<Error>,
     packing: Packing,
     acts: Activations<B>,
     grads: Gradients<B>,
@@ -185,6 +211,8 @@ impl<B: Backend> Trainer<B> {
             grads: Gradients::new(backend, &model.spec, rows, labels)?,
             runs: runs.collect(),
             steps: 0,
+            begun: VecDeque::new(),
+            failed: None,
             packing,
             options,
             tuned,
@@ -212,7 +240,7 @@ impl<B: Backend> Trainer<B> {
         ])
     }
 
-    /// Steps done.
+    /// Steps done and reported.
     pub fn steps(&self) -> u64 {
         self.steps
     }
@@ -227,7 +255,7 @@ impl<B: Backend> Trainer<B> {
         self.steps >= self.total_steps()
     }
 
-    /// What is trained, as it is now.
+    /// What is trained, as it is after every step that was begun.
     pub fn tuned(&self) -> &Tuned<B> {
         &self.tuned
     }
@@ -258,36 +286,131 @@ impl<B: Backend> Trainer<B> {
     /// # Panics
     /// When every run is at its end.
     pub fn step(&mut self, backend: &mut B, model: &mut Model<B>) -> Result<StepReport> {
+        self.advance(backend, model, |_| true)
+    }
+
+    /// The same, but a device that works while the host goes on is given the step after it before this one is reported,
+    /// unless `pauses` says that nothing may follow this one yet.
+    ///
+    /// # Errors
+    /// See [`Trainer::step`].
+    ///
+    /// # Panics
+    /// When every run is at its end.
+    pub fn advance(
+        &mut self,
+        backend: &mut B,
+        model: &mut Model<B>,
+        pauses: impl Fn(u64) -> bool,
+    ) -> Result<StepReport> {
         assert!(!self.done(), "trainer: step {} of {}", self.steps + 1, self.total_steps());
+        if self.begun.is_empty() {
+            self.failed.take().map_or(Ok(()), Err)?;
+            self.begin(backend, model)?;
+        }
+        let ahead = B::RUNS_AHEAD && self.begun.len() == 1 && !pauses(self.steps + 1);
+        let next = ahead && self.steps + 1 < self.total_steps();
+        let failed = if next { self.begin(backend, model).err() } else { None };
+        match self.end(backend) {
+            Ok(report) => {
+                self.failed = failed;
+                Ok(report)
+            }
+            // A device that is lost says so to whoever asks first.
+            Err(error @ Error::Device { .. }) => Err(failed.unwrap_or(error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the device the next step; it is not waited for.
+    ///
+    /// # Errors
+    /// A failure of the device; the step is then not begun.
+    ///
+    /// # Panics
+    /// When every run is at its end.
+    pub fn begin(&mut self, backend: &mut B, model: &mut Model<B>) -> Result<()> {
+        let number = self.steps + self.begun.len() as u64;
+        assert!(number < self.total_steps(), "trainer: step {} of {}", number + 1, self.total_steps());
         let before: Vec<Cursor> = self.runs.iter().map(|run| run.order.cursor()).collect();
-        let batches = self.take_batches();
-        match self.gradients(backend, model, &batches) {
-            Ok((losses, norms)) => Ok(self.optimise(backend, model, batches, &losses, &norms)),
+        let adamw: Vec<AdamwStep> =
+            self.runs.iter().map(|run| adamw_step(&run.settings, number, run.total_steps)).collect();
+        let batches = self.take_batches(number, &adamw);
+        let (losses, norms) = match self.gradients(backend, model, &batches, number) {
+            Ok(coming) => coming,
             Err(error) => {
-                self.runs.iter_mut().zip(before).for_each(|(run, cursor)| {
-                    run.order.seek(cursor);
-                });
+                self.return_to(&before);
+                return Err(error);
+            }
+        };
+        self.optimizer.step(backend, self.tuned.params_mut(), &adamw);
+        if let Tuned::Weights(full) = &self.tuned {
+            full.refresh(backend, model);
+        }
+        self.begun.push_back(Begun { before, batches, losses, norms });
+        Ok(())
+    }
+
+    /// Waits for the oldest step that was begun, and says what it did.
+    ///
+    /// # Errors
+    /// See [`Trainer::step`]; the steps begun after it are undone too.
+    ///
+    /// # Panics
+    /// If none was begun.
+    pub fn end(&mut self, backend: &mut B) -> Result<StepReport> {
+        let Begun { before, batches, losses, norms } = self.begun.pop_front().expect("trainer: a step was begun");
+        match self.read(backend, &batches, losses, norms) {
+            Ok((losses, norms)) => Ok(self.report(batches, &losses, &norms)),
+            Err(error) => {
+                self.return_to(&before);
+                self.forget_begun();
+                self.optimizer.go_on(backend);
                 Err(error)
             }
         }
     }
 
-    fn take_batches(&mut self) -> Vec<Batch> {
-        let (steps, packing) = (self.steps, &self.packing);
-        let active = self.runs.iter_mut().enumerate().filter(|(_, run)| steps < run.total_steps);
+    /// Whether a step has been begun and not reported.
+    pub(super) fn is_ahead(&self) -> bool {
+        !self.begun.is_empty()
+    }
+
+    /// Nobody will ask for the steps that have been begun.
+    pub(super) fn forget_begun(&mut self) {
+        self.begun.clear();
+        self.failed = None;
+    }
+
+    fn return_to(&mut self, before: &[Cursor]) {
+        self.runs.iter_mut().zip(before).for_each(|(run, &cursor)| {
+            run.order.seek(cursor);
+        });
+    }
+
+    fn take_batches(&mut self, number: u64, adamw: &[AdamwStep]) -> Vec<Batch> {
+        let packing = &self.packing;
+        let active = self.runs.iter_mut().enumerate().filter(|(_, run)| number < run.total_steps);
         active
-            .map(|(number, RunState { data, settings, order, .. })| {
+            .map(|(run, RunState { data, settings, order, .. })| {
                 let sequences = order.take(settings.batch_size * settings.accumulation).to_vec();
-                let prompt = packing.prompt(number);
+                let prompt = packing.prompt(run);
                 let tokens = sequences.iter().map(|&s| data[s].ids.len() as u64).sum();
                 let labels = sequences.iter().map(|&s| data[s].targets(prompt).count() as u64).sum();
-                Batch { run: number, sequences, tokens, labels }
+                let (learning_rate, epoch) = (adamw[run].learning_rate, order.epochs());
+                Batch { run, sequences, tokens, labels, learning_rate, epoch }
             })
             .collect()
     }
 
-    /// Collects the gradients of a step; returns losses and gradient norms by run.
-    fn gradients(&mut self, backend: &mut B, model: &Model<B>, batches: &[Batch]) -> Result<(Vec<f64>, Vec<f64>)> {
+    /// Collects the gradients of a step; losses and squared norms by run are on their way.
+    fn gradients(
+        &mut self,
+        backend: &mut B,
+        model: &Model<B>,
+        batches: &[Batch],
+        number: u64,
+    ) -> Result<(Vec<Losses<B>>, B::Arriving)> {
         let pieces: Vec<Vec<Piece>> = batches
             .iter()
             .map(|batch| {
@@ -296,42 +419,29 @@ impl<B: Backend> Trainer<B> {
                 passes.flat_map(|sequences| self.packing.pieces(batch.run, data, sequences)).collect()
             })
             .collect();
-        let seeds: Vec<u64> = self.runs.iter().map(|run| step_seed(run.settings.seed, self.steps)).collect();
+        let seeds: Vec<u64> = self.runs.iter().map(|run| step_seed(run.settings.seed, number)).collect();
         let mut labels = vec![0; self.runs.len()];
         batches.iter().for_each(|batch| labels[batch.run] = batch.labels);
         let mut rows_before = vec![0; self.runs.len()];
-        let mut losses = vec![0.0; self.runs.len()];
+        let mut losses = Vec::new();
         backend.zero(&mut self.optimizer.d_params);
         for pieces in self.packing.group(pieces) {
             let pass = self.packing.pass(&pieces, |run| &self.runs[run].data);
-            self.pass(backend, model, &pass, &labels, &seeds, &mut rows_before, &mut losses)?;
+            losses.push(self.pass(backend, model, pass, &labels, &seeds, &mut rows_before)?);
         }
-        let norms = self.optimizer.gradient_norms(backend)?;
-        backend.sync()?;
-        for batch in batches {
-            for (what, values) in [("loss", &losses), ("gradient norm", &norms)] {
-                let found = values[batch.run];
-                if !found.is_finite() {
-                    let what = format!("{what} of run {} at step {}", batch.run, self.steps + 1);
-                    return Err(Error::NotFinite { what, found });
-                }
-            }
-        }
-        Ok((losses, norms))
+        Ok((losses, self.optimizer.gradient_norms(backend)?))
     }
 
-    /// Forward and backward of one pack: gradients into the optimiser, losses added to `losses` by run.
-    #[allow(clippy::too_many_arguments)]
+    /// Forward and backward of one pack: gradients into the optimiser, losses on their way.
     fn pass(
         &mut self,
         backend: &mut B,
         model: &Model<B>,
-        pass: &Pass,
+        pass: Pass,
         label_tokens: &[u64],
         seeds: &[u64],
         rows_before: &mut [u32],
-        losses: &mut [f64],
-    ) -> Result<()> {
+    ) -> Result<Losses<B>> {
         let weight = |i: usize| f64::from(pass.counts[i]) / label_tokens[pass.runs[i]] as f64;
         let weights: Vec<f64> = (0..pass.rows.len()).map(weight).collect();
         let labels = Labels::new(backend, &pass.rows, &pass.targets, &weights)?;
@@ -349,29 +459,39 @@ impl<B: Backend> Trainer<B> {
             }
         };
         model.backward(backend, &self.acts, &mut self.grads, &input, &labels, wanted);
-        let mut host = vec![B::Element::default(); labels.count];
-        backend.download(&mut host, &self.grads.losses, 0)?;
-        for (i, loss) in host.into_iter().enumerate() {
-            losses[pass.runs[i]] += weights[i] * loss.to_f64();
-        }
-        Ok(())
+        self.optimizer.check_losses(backend, &self.grads.losses, labels.count);
+        let coming = backend.begin_download(&self.grads.losses, labels.count)?;
+        Ok(Losses { coming, runs: pass.runs, weights })
     }
 
-    /// Moves the parameters, and says what happened.
-    fn optimise(
+    /// Losses and gradient norms of a step by run, once they are there.
+    fn read(
         &mut self,
         backend: &mut B,
-        model: &mut Model<B>,
-        batches: Vec<Batch>,
-        losses: &[f64],
-        norms: &[f64],
-    ) -> StepReport {
-        let adamw: Vec<AdamwStep> =
-            self.runs.iter().map(|run| adamw_step(&run.settings, self.steps, run.total_steps)).collect();
-        self.optimizer.step(backend, self.tuned.params_mut(), &adamw);
-        if let Tuned::Weights(full) = &self.tuned {
-            full.refresh(backend, model);
+        batches: &[Batch],
+        passes: Vec<Losses<B>>,
+        norms: B::Arriving,
+    ) -> Result<(Vec<f64>, Vec<f64>)> {
+        let mut losses = vec![0.0; self.runs.len()];
+        for Losses { coming, runs, weights } in passes {
+            let of_pass = backend.arrive(coming)?.into_iter().zip(weights).zip(runs);
+            of_pass.for_each(|((loss, weight), run)| losses[run] += weight * loss.to_f64());
         }
+        let norms: Vec<f64> = backend.arrive(norms)?.into_iter().map(|x| x.to_f64().sqrt()).collect();
+        for batch in batches {
+            for (what, values) in [("loss", &losses), ("gradient norm", &norms)] {
+                let found = values[batch.run];
+                if !found.is_finite() {
+                    let what = format!("{what} of run {} at step {}", batch.run, self.steps + 1);
+                    return Err(Error::NotFinite { what, found });
+                }
+            }
+        }
+        Ok((losses, norms))
+    }
+
+    /// Counts a step, and says what happened.
+    fn report(&mut self, batches: Vec<Batch>, losses: &[f64], norms: &[f64]) -> StepReport {
         self.steps += 1;
         let runs = batches.into_iter().map(|batch| {
             let run = &mut self.runs[batch.run];
@@ -382,8 +502,8 @@ impl<B: Backend> Trainer<B> {
                 total_steps: run.total_steps,
                 loss: losses[batch.run],
                 grad_norm: norms[batch.run],
-                learning_rate: adamw[batch.run].learning_rate,
-                epoch: run.order.epochs(),
+                learning_rate: batch.learning_rate,
+                epoch: batch.epoch,
                 tokens: batch.tokens,
                 label_tokens: batch.labels,
                 total_tokens: run.total_tokens,

@@ -92,6 +92,11 @@ impl Recorder<'_> {
                 let (a, b) = (self.tape.wide(&inputs[0]), self.tape.real(&inputs[1]));
                 let out = self.output(0, *len, true);
                 self.run("residual_fwd", elements(*len), &[At(out), At(a), At(b), Long(*len)]);
+                // As one row that is normed.
+                let sum = self.output(0, *len, true);
+                let (out, rstd) = (self.tape.real(&vec![FILL; *len]), self.tape.wide(&[FILL]));
+                let rest = [At(a), At(b), At(b), Int(1), Int(*len), Float(1e-5)];
+                self.run("residual_rms_norm_fwd", rows(1), &[&[At(sum), At(out), At(rstd)], &rest[..]].concat());
             }
             Op::GatherReal { rows: from, width, .. } => {
                 let (x, ids) = (self.tape.real(&inputs[0]), self.tape.ints(&list(from)));
@@ -148,6 +153,12 @@ impl Recorder<'_> {
                 let dims = [Int(*n), Int(*width)];
                 let args = [out, rstd, x, weight, dims[0], dims[1], Float(*eps)];
                 self.run("rms_norm_fwd", rows(*n), &args);
+                // As the sum of itself and nothing.
+                let (again, nothing) =
+                    (At(self.output(0, n * width, false)), At(self.tape.real(&vec![0.0; n * width])));
+                let (sum, of) = (At(self.tape.wide(&vec![FILL; n * width])), At(self.output(1, *n, true)));
+                let args = [sum, again, of, x, nothing, weight, dims[0], dims[1], Float(*eps)];
+                self.run("residual_rms_norm_fwd", rows(*n), &args);
                 let (d_x, d_out) = (At(self.sum(2, n * width, 0)), At(self.tape.wide(&d[0])));
                 self.run("rms_norm_bwd", rows(*n), &[d_x, d_out, x, rstd, weight, dims[0], dims[1]]);
                 let d_weight = Inside(self.sum(3, *width, BEFORE), 4 * BEFORE);
@@ -217,7 +228,13 @@ impl Recorder<'_> {
                 let d_params = self.tape.wide(&inputs[0]);
                 self.outputs_of_norm(d_params, *runs, *stride, true);
             }
-            Op::Adamw { steps, stride } => self.adamw(case, steps, *stride),
+            Op::CheckFinite { len, last, before } => {
+                let values = At(self.tape.wide(&[&inputs[0][..len - 1], &[*last]].concat()));
+                let stop = self.tape.wide(&[*before]);
+                self.outputs.push(Output { result: 0, buffer: stop, wide: true, skip: 0, start: 0.0, head: None });
+                self.run("check_finite", rows(1), &[At(stop), values, Int(*len)]);
+            }
+            Op::Adamw { steps, stride, stopped } => self.adamw(case, steps, *stride, *stopped),
             Op::Keep { .. } | Op::Linear { .. } | Op::Logits { .. } => return false,
         }
         true
@@ -395,7 +412,7 @@ impl Recorder<'_> {
         norm
     }
 
-    fn adamw(&mut self, case: &Case, steps: &[AdamwStep], stride: usize) {
+    fn adamw(&mut self, case: &Case, steps: &[AdamwStep], stride: usize, stopped: bool) {
         let [params, m, v, d_params] = [0, 1, 2, 3].map(|i| self.tape.wide(&case.inputs[i]));
         let norm = self.outputs_of_norm(d_params, steps.len(), stride, false);
         for (result, buffer) in [params, m, v].into_iter().enumerate() {
@@ -417,7 +434,8 @@ impl Recorder<'_> {
             ]
         });
         let factors = self.tape.wide(&factors.collect::<Vec<_>>());
-        let args = [params, m, v, d_params, norm, factors].map(At);
+        let stop = self.tape.wide(&[f64::from(u8::from(stopped))]);
+        let args = [params, m, v, d_params, norm, stop, factors].map(At);
         self.run("adamw", [stride.div_ceil(1024), steps.len(), 1], &[&args[..], &[Long(stride)]].concat());
     }
 }

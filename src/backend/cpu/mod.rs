@@ -94,6 +94,7 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
     type Index = Vec<u32>;
     type Pack = Arc<Pack>;
     type Element = W;
+    type Arriving = Vec<W>;
 
     fn name(&self) -> String {
         let dtype = match R::host(&[]) {
@@ -141,6 +142,14 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
     fn download(&mut self, values: &mut [W], buffer: &Vec<W>, offset: usize) -> Result<()> {
         values.copy_from_slice(&buffer[offset..offset + values.len()]);
         Ok(())
+    }
+
+    fn begin_download(&mut self, buffer: &Vec<W>, len: usize) -> Result<Vec<W>> {
+        Ok(buffer[..len].to_vec())
+    }
+
+    fn arrive(&mut self, arriving: Vec<W>) -> Result<Vec<W>> {
+        Ok(arriving)
     }
 
     fn borrow_wide<'a>(&self, buffer: &'a Vec<W>) -> Option<HostSlice<'a>> {
@@ -525,6 +534,12 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         adamw::grad_norm(&self.cx.on, &mut self.cx.sums, norm_sq, d_params, runs, stride);
     }
 
+    fn check_finite(&mut self, stop: &mut Vec<W>, values: &Vec<W>, len: usize) {
+        if values[..len].iter().any(|x| !x.to_f64().is_finite()) {
+            stop[0] = W::from_f64(1.0);
+        }
+    }
+
     fn adamw(
         &mut self,
         params: &mut Vec<W>,
@@ -532,9 +547,13 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         v: &mut Vec<W>,
         d_params: &Vec<W>,
         norm_sq: &Vec<W>,
+        stop: &Vec<W>,
         steps: &[AdamwStep],
         stride: usize,
     ) {
+        if stop[0].to_f64() != 0.0 {
+            return;
+        }
         adamw::adamw(&self.cx.on, params, m, v, d_params, norm_sq, steps, stride);
     }
 

@@ -26,6 +26,17 @@ pub fn grad_norm(cx: &mut Context, norm_sq: &Buffer<f32>, d_params: &Buffer<f32>
     cx.launch(op, Kernel::new(FILE, op), shape, &[wide(norm_sq), floats(parts), int(NORM_PARTS)]);
 }
 
+/// See [`Backend::check_finite`](crate::backend::Backend::check_finite).
+pub fn check_finite(cx: &mut Context, stop: &Buffer<f32>, values: &Buffer<f32>, len: usize) {
+    let op = "check_finite";
+    stop.need(op, "stop", 1);
+    values.need(op, "values", len);
+    if len > 0 {
+        let shape = Shape { grid: blocks(1), block: BLOCK, shared: 0 };
+        cx.launch(op, Kernel::new(FILE, op), shape, &[wide(stop), wide(values), int(len)]);
+    }
+}
+
 /// A run's step as the kernel reads it, computed in `f64`.
 fn numbers(step: &AdamwStep) -> [f32; NUMBERS] {
     if !step.active {
@@ -57,6 +68,7 @@ pub fn adamw(
     v: &Buffer<f32>,
     d_params: &Buffer<f32>,
     norm_sq: &Buffer<f32>,
+    stop: &Buffer<f32>,
     steps: &[AdamwStep],
     stride: usize,
 ) {
@@ -64,6 +76,7 @@ pub fn adamw(
     let (runs, len) = (steps.len(), steps.len() * stride);
     needs(op, len, &[("params", params), ("m", m), ("v", v), ("d_params", d_params)]);
     norm_sq.need(op, "norm_sq", runs);
+    stop.need(op, "stop", 1);
     for step in steps.iter().filter(|step| step.active) {
         assert!(step.step > 0, "{op}: step is {}, must be at least 1", step.step);
     }
@@ -74,6 +87,6 @@ pub fn adamw(
         return;
     }
     let shape = Shape { grid: blocks2(stride.div_ceil(ELEMENTS), runs), block: BLOCK, shared: 0 };
-    let args = [wide(params), wide(m), wide(v), wide(d_params), wide(norm_sq), floats(at), long(stride)];
+    let args = [wide(params), wide(m), wide(v), wide(d_params), wide(norm_sq), wide(stop), floats(at), long(stride)];
     cx.launch(op, Kernel::new(FILE, op), shape, &args);
 }

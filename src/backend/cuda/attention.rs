@@ -4,7 +4,7 @@ use super::Compute;
 use super::context::{Context, Kernel, Shape};
 use super::forest::{self, SLOTS};
 use super::geometry::{blocks, blocks2};
-use super::launch::{BLOCK, float, int, real, reals, table, wide};
+use super::launch::{Arg, BLOCK, float, int, real, reals, table, wide};
 use super::memory::{Buffer, needs};
 use super::pack::Pack;
 use super::variant::Variant;
@@ -52,6 +52,22 @@ fn queries<R>(pack: &Pack, dims: AttentionDims, backward: bool) -> Shape {
     Shape { grid: blocks2(pack.slots().1 * parts, dims.heads), block: 32 * variant.warps as u32, shared }
 }
 
+/// The arguments that say which keys the blocks of queries see.
+fn tables(pack: &Pack) -> [Arg; 5] {
+    [pack.slots().0, pack.visit_starts(), pack.visits(), pack.tiles(), pack.positions()].map(table)
+}
+
+/// The arguments that say what heads there are.
+fn heads_of(dims: AttentionDims) -> [Arg; 3] {
+    [dims.heads, dims.kv_heads, dims.head_dim].map(int)
+}
+
+/// The same, how scores are scaled, how far rows see, and how scores fall with the distance.
+fn sizes(dims: AttentionDims) -> [Arg; 6] {
+    let [heads, kv_heads, head_dim] = heads_of(dims);
+    [heads, kv_heads, head_dim, float(dims.scale), int(dims.window.unwrap_or(0)), int(dims.alibi_base())]
+}
+
 /// See [`Backend::attention_fwd`](crate::backend::Backend::attention_fwd).
 #[allow(clippy::too_many_arguments)]
 pub fn fwd<R: Compute>(
@@ -74,26 +90,8 @@ pub fn fwd<R: Compute>(
     if !supported(cx, dims) {
         return;
     }
-    let args = [
-        real(z),
-        wide(lse),
-        real(q),
-        real(k),
-        real(v),
-        real(kept_k),
-        real(kept_v),
-        table(pack.slots().0),
-        table(pack.visit_starts()),
-        table(pack.visits()),
-        table(pack.tiles()),
-        table(pack.positions()),
-        int(heads),
-        int(kv_heads),
-        int(head_dim),
-        float(dims.scale),
-        int(dims.window.unwrap_or(0)),
-        int(dims.alibi_base()),
-    ];
+    let rows = [real(z), wide(lse), real(q), real(k), real(v), real(kept_k), real(kept_v)];
+    let args = [&rows[..], &tables(pack), &sizes(dims)].concat();
     cx.launch(op, kernel(op, dims), queries::<R>(pack, dims, false), &args);
 }
 
@@ -157,48 +155,11 @@ pub fn bwd<R: Compute>(
     let shape = Shape { grid: blocks((rows * heads).div_ceil(8)), block: BLOCK, shared: 0 };
     let args = [wide(delta), reals(rounded), wide(d_z), real(z), int(rows), int(heads), int(head_dim)];
     cx.launch(op, kernel("attention_bwd_delta", dims), shape, &args);
-    let (scale, window, alibi) = (float(dims.scale), int(dims.window.unwrap_or(0)), int(dims.alibi_base()));
-    let args = [
-        real(d_q),
-        wide(delta),
-        reals(rounded),
-        wide(lse),
-        real(q),
-        real(k),
-        real(v),
-        table(pack.slots().0),
-        table(pack.visit_starts()),
-        table(pack.visits()),
-        table(pack.tiles()),
-        table(pack.positions()),
-        int(heads),
-        int(kv_heads),
-        int(head_dim),
-        scale,
-        window,
-        alibi,
-    ];
+    let saved = [wide(delta), reals(rounded), wide(lse), real(q), real(k), real(v)];
+    let args = [&[real(d_q)], &saved[..], &tables(pack), &sizes(dims)].concat();
     cx.launch(op, kernel("attention_bwd_dq", dims), queries::<R>(pack, dims, true), &args);
-    let args = [
-        real(d_k),
-        real(d_v),
-        wide(delta),
-        reals(rounded),
-        wide(lse),
-        real(q),
-        real(k),
-        real(v),
-        table(pack.order()),
-        table(pack.ends()),
-        table(pack.positions()),
-        int(rows),
-        int(heads),
-        int(kv_heads),
-        int(head_dim),
-        scale,
-        window,
-        alibi,
-    ];
+    let order = [table(pack.order()), table(pack.ends()), table(pack.positions()), int(rows)];
+    let args = [&[real(d_k), real(d_v)], &saved[..], &order, &sizes(dims)].concat();
     let variant = Variant::new(head_dim, size_of::<R>());
     let shape = Shape {
         grid: blocks2(rows.div_ceil(16 * variant.warps), kv_heads),
@@ -240,23 +201,9 @@ pub fn pattern<R: Compute>(
     let list: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
     let Some(list) = cx.numbers("rows of the pattern", &list) else { return };
     let Some(keys) = cx.numbers("keys of the pattern", &keys) else { return };
-    let args = [
-        wide(out),
-        real(q),
-        real(k),
-        real(kept_k),
-        wide(lse),
-        table(list),
-        table(keys),
-        table(pack.positions()),
-        int(heads),
-        int(kv_heads),
-        int(head_dim),
-        float(dims.scale),
-        int(dims.alibi_base()),
-        int(longest),
-        int(usize::from(normalised)),
-    ];
+    let rows = [table(list), table(keys), table(pack.positions())];
+    let how = [float(dims.scale), int(dims.alibi_base()), int(longest), int(usize::from(normalised))];
+    let args = [&[wide(out), real(q), real(k), real(kept_k), wide(lse)], &rows[..], &heads_of(dims), &how].concat();
     let shape = Shape { grid: blocks2(rows.len(), heads), block: 128, shared: 0 };
     cx.launch(op, kernel(op, dims), shape, &args);
 }

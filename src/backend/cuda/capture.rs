@@ -1,27 +1,29 @@
-//! Captures: a kernel writes rows straight into pinned memory of the host, where they are read without a copy.
+//! Captures: rows land in pinned memory of the host, where they are read without a copy. A kernel writes them there
+//! itself, or gathers them on the device, from where they are copied while the device goes on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::context::Context;
 use super::launch::{real, wide};
-use super::pinned::Pinned;
+use super::pinned::Held;
+use super::queue::Work;
 use super::{Compute, Cuda, rows};
 use crate::Result;
 use crate::backend::{Captured, Landing, Tensor};
 
 /// Rows in a slot of the ring, which is not used again as long as this lives.
 struct Rows {
-    memory: Arc<Pinned>,
+    held: Held,
     len: usize,
     landed: Arc<AtomicBool>,
 }
 
 impl Landing for Rows {
     fn rows(&self) -> Option<&[f32]> {
-        // SAFETY: the flag is set when the device has been waited for; the kernel that wrote here has finished, and
-        // nothing else is given the slot while `memory` is held.
-        self.landed.load(Ordering::Acquire).then(|| unsafe { self.memory.slice(self.len) })
+        // SAFETY: the flag is set when the device has been waited for; what wrote here has finished, and nothing else is
+        // given the slot while it is held.
+        self.landed.load(Ordering::Acquire).then(|| unsafe { self.held.memory.slice(self.len) })
     }
 }
 
@@ -30,7 +32,13 @@ impl Landing for Rows {
 ///
 /// # Errors
 /// A failure of the device.
-pub fn capture<R: Compute>(cx: &mut Context, x: Tensor<'_, Cuda<R>>, rows: &[usize], width: usize) -> Result<Captured> {
+pub fn capture<R: Compute>(
+    cx: &mut Context,
+    x: Tensor<'_, Cuda<R>>,
+    rows: &[usize],
+    width: usize,
+    copied: bool,
+) -> Result<Captured> {
     let op = "capture";
     let len = rows.len() * width;
     let wanted = rows.iter().max().map_or(0, |row| row + 1) * width;
@@ -48,9 +56,12 @@ pub fn capture<R: Compute>(cx: &mut Context, x: Tensor<'_, Cuda<R>>, rows: &[usi
     let list: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
     let Some(list) = cx.numbers(op, &list) else { return nothing() };
     let bytes = len * size_of::<f32>();
-    if let Some((memory, landed)) = cx.landing(bytes)? {
-        rows::capture(cx, memory.address, x, list, rows.len(), width);
-        return Ok(Captured::Coming(Arc::new(Rows { memory, len, landed })));
+    if let Some((held, address, landed)) = cx.landing(bytes, copied)? {
+        rows::capture(cx, address, x, list, rows.len(), width);
+        if copied && bytes > 0 {
+            cx.push(op, Work::Land { to: held.memory.host(), from: address, bytes, aside: true });
+        }
+        return Ok(Captured::Coming(Arc::new(Rows { held, len, landed })));
     }
     let Some(out) = cx.scratch("a capture beside the ring", bytes) else { return nothing() };
     rows::capture(cx, out, x, list, rows.len(), width);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
@@ -116,10 +117,21 @@ impl Kernels {
                 Err(e) => return Err(error(self.device.name(), "load kernels", &format!("{file}.cu: {}", message(e)))),
             }
         }
-        let cubin = self.cubin(file, source, head)?;
-        let handle = self.load_image(&cubin);
-        let handle =
-            handle.map_err(|e| error(self.device.name(), "load kernels", &format!("{file}.cu: {}", message(e))))?;
+        let wanted = self.wanted(file, source, head)?;
+        let kept = wanted.path.as_ref().and_then(|path| atomic::read_if_there(path).ok().flatten());
+        // What was kept may have been damaged since.
+        let kept = kept.and_then(|cubin| self.load_image(&cubin).ok());
+        let handle = match kept {
+            Some(handle) => handle,
+            None => {
+                let cubin = compile(source, &format!("{file}.cu"), &wanted.options)
+                    .map_err(|log| error(self.device.name(), "compile kernels", &format!("{file}.cu: {log}")))?;
+                // Where nothing can be kept, they are compiled every time.
+                let _ = wanted.path.map(|path| atomic::write(path, &cubin));
+                let handle = self.load_image(&cubin);
+                handle.map_err(|e| error(self.device.name(), "load kernels", &format!("{file}.cu: {}", message(e))))?
+            }
+        };
         Ok(Module { handle, params: parameters(source) })
     }
 
@@ -128,8 +140,8 @@ impl Kernels {
         unsafe { result::module::load_data(image.as_ptr().cast()) }
     }
 
-    /// The binary for this very device, from the cache or from NVRTC.
-    fn cubin(&self, file: &str, source: &str, head: usize) -> Result<Vec<u8>> {
+    /// How the binary for this very device is made, and where it is kept.
+    fn wanted(&self, file: &str, source: &str, head: usize) -> Result<Wanted> {
         let device = self.device.name();
         library::find("nvrtc", &self.settings.library_dirs).map_err(|found| {
             let wanted = "the kernels are compiled at run time and need NVRTC: pip install nvidia-cuda-nvrtc";
@@ -152,22 +164,18 @@ impl Kernels {
             (salt, source, &options, major, minor).hash(&mut hasher);
             hasher.finish()
         };
-        let cached = self.settings.cache_dir.as_ref().map(|dir| {
+        let path = self.settings.cache_dir.as_ref().map(|dir| {
             let name = format!("{file}-{}-{head}-{:016x}{:016x}.cubin", self.real, key(0), key(1));
             dir.join(name)
         });
-        if let Some(path) = &cached
-            && let Some(cubin) = atomic::read_if_there(path)?
-        {
-            return Ok(cubin);
-        }
-        let cubin = compile(source, &format!("{file}.cu"), &options)
-            .map_err(|log| error(device, "compile kernels", &format!("{file}.cu: {log}")))?;
-        if let Some(path) = &cached {
-            atomic::write(path, &cubin)?;
-        }
-        Ok(cubin)
+        Ok(Wanted { options, path })
     }
+}
+
+/// How a binary is made, and where it is kept.
+struct Wanted {
+    options: Vec<String>,
+    path: Option<PathBuf>,
 }
 
 impl Drop for Kernels {

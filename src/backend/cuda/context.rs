@@ -11,7 +11,7 @@ use super::compile::Kernels;
 use super::driver::{Device, error, message};
 use super::launch::{Arg, Args};
 use super::memory::{Block, Buffer, Pool};
-use super::pinned::{Pinned, Ring};
+use super::pinned::{Held, Ring};
 use super::queue::{Launch, Queue, Work};
 use super::{Compute, Settings};
 use crate::{Error, Result};
@@ -50,6 +50,40 @@ pub struct Shape {
     pub shared: usize,
 }
 
+/// What lands in a slot of the ring once the list is given to the device.
+struct Landing {
+    held: Held,
+    /// Says when it has landed, to what cannot wait for it.
+    flag: Option<Arc<AtomicBool>>,
+    /// Memory of the device that it is copied from, which nothing else is given before.
+    from: Option<Block>,
+}
+
+/// Values on their way to the host.
+pub enum Arriving {
+    /// They are there: the ring was full.
+    Here(Vec<f32>),
+    /// They land in a slot of the ring.
+    Coming {
+        /// The slot.
+        held: Held,
+        /// How many.
+        len: usize,
+        /// Number of the list with which they come.
+        list: u64,
+    },
+}
+
+/// A sum that is on the list.
+struct Residual {
+    /// Pieces of work on the list once it was there.
+    list: usize,
+    /// Address of the sum.
+    sum: u64,
+    len: usize,
+    summands: [Arg; 2],
+}
+
 /// The state of a backend.
 pub struct Context {
     /// The device.
@@ -59,14 +93,21 @@ pub struct Context {
     kernels: Kernels,
     blas: Blas,
     staging: Ring,
-    captures: Ring,
-    /// Slots of captures that are written down and not yet given to the device, and their flags.
-    landing: Vec<(usize, Arc<Pinned>, Arc<AtomicBool>)>,
+    results: Ring,
+    /// What will land once the list is given to the device.
+    landing: Vec<Landing>,
     /// The flags of captures that the device is working on.
     flying: Vec<Arc<AtomicBool>>,
-    error: Option<Error>,
-    /// Operations given to the device since it was last waited for.
-    since: Vec<&'static str>,
+    /// The first error, and the number of the list that it belongs to.
+    error: Option<(u64, Error)>,
+    /// Whether the device is waited for after every operation, so that errors have names.
+    blocking: bool,
+    /// Number of lists given to the device.
+    flushes: u64,
+    /// Operations given to the device that it has not been waited for, and the number of their list.
+    since: Vec<(u64, &'static str)>,
+    /// The sum whose launch may be the last on the list.
+    residual: Option<Residual>,
     scratch: HashMap<&'static str, Block>,
     numbers: HashMap<&'static str, Vec<i32>>,
 }
@@ -82,15 +123,18 @@ impl Context {
         let workspace = device.check("start", pool.block(WORKSPACE))?;
         let workspace = workspace.ok_or_else(|| error(device.name(), "start", "no memory for cuBLASLt"))?;
         Ok(Self {
-            queue: Queue::new(device.clone()),
+            queue: device.check("start", Queue::new(device.clone(), settings.blocking))?,
             kernels: Kernels::new::<R>(device.clone(), settings),
             blas: Blas::new::<R>(device.clone(), settings, workspace)?,
             staging: Ring::new(device.clone(), STAGING),
-            captures: Ring::new(device.clone(), settings.capture_bytes),
+            results: Ring::new(device.clone(), settings.capture_bytes),
             landing: Vec::new(),
             flying: Vec::new(),
             error: None,
+            blocking: settings.blocking,
+            flushes: 0,
             since: Vec::new(),
+            residual: None,
             scratch: HashMap::new(),
             numbers: HashMap::new(),
             pool,
@@ -106,7 +150,50 @@ impl Context {
     /// Keeps the first error.
     pub fn fail(&mut self, error: Error) {
         self.queue.clear();
-        self.error.get_or_insert(error);
+        if self.error.is_none() {
+            self.error = Some((self.flushes + 1, self.blame(error)));
+        }
+    }
+
+    /// A result whose error is that of the operation that is to blame.
+    ///
+    /// # Errors
+    /// That one, if the result is one.
+    pub fn blamed<T>(&mut self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| match self.error.take() {
+            Some((_, first)) => first,
+            None => self.blame(error),
+        })
+    }
+
+    /// Work of the past fails in whatever is asked of the device next: then the error is that work's.
+    fn blame(&self, error: Error) -> Error {
+        match self.queue.lost() {
+            Some(e) if !self.blocking && matches!(error, Error::Device { .. }) && !self.since.is_empty() => {
+                self.past(e)
+            }
+            _ => error,
+        }
+    }
+
+    /// The error of work that has not been waited for.
+    fn past(&self, e: result::DriverError) -> Error {
+        let mut since: Vec<&'static str> = self.since.iter().map(|(_, op)| *op).collect();
+        since.sort_unstable();
+        since.dedup();
+        match since[..] {
+            [op] => error(self.device.name(), op, &message(e)),
+            _ => {
+                let hint = "CUDA_LAUNCH_BLOCKING=1 names it";
+                let message = format!("{}, in one of: {}; {hint}", message(e), since.join(", "));
+                error(self.device.name(), "sync", &message)
+            }
+        }
+    }
+
+    /// Gives out the error that was kept, if it belongs to a list up to number `list`.
+    fn failed(&mut self, list: u64) -> Result<()> {
+        self.error.take_if(|(of, _)| *of <= list).map_or(Ok(()), |(_, error)| Err(error))
     }
 
     /// Keeps the error of a result.
@@ -218,6 +305,21 @@ impl Context {
         }
     }
 
+    /// Remembers that the launch on the list makes `out [len]`, the sum of these.
+    pub fn note_residual(&mut self, out: &Buffer<f32>, len: usize, summands: [Arg; 2]) {
+        self.residual = Some(Residual { list: self.queue.len(), sum: out.address(0), len, summands });
+    }
+
+    /// The summands of `x [len]`, if its launch is the last on the list, where it then is no longer.
+    pub fn take_residual(&mut self, x: &Buffer<f32>, len: usize) -> Option<[Arg; 2]> {
+        let Residual { list, sum, len: of, summands } = self.residual.take()?;
+        let last = list > 0 && list == self.queue.len() && sum == x.address(0) && of == len;
+        last.then(|| {
+            self.queue.pop();
+            summands
+        })
+    }
+
     /// `buffer[..len] = 0`.
     pub fn zero<T: bytemuck::Zeroable>(&mut self, op: &'static str, buffer: &Buffer<T>, len: usize) {
         assert!(len <= buffer.len(), "{op}: {len} elements of {}", buffer.len());
@@ -228,19 +330,22 @@ impl Context {
 
     /// Gives the list to the device.
     pub fn flush(&mut self) {
-        match self.queue.flush(&self.blas) {
-            Ok(ops) => self.since.extend(ops),
-            Err((op, message)) => {
-                let error = error(self.device.name(), op, &message);
-                self.fail(error);
-            }
+        let list = self.flushes + 1;
+        self.residual = None;
+        let (ops, given) = self.queue.flush(&self.blas);
+        self.since.extend(ops.into_iter().map(|op| (list, op)));
+        if let Err((op, message)) = given {
+            let error = error(self.device.name(), op, &message);
+            self.fail(error);
         }
-        for (slot, _, landed) in std::mem::take(&mut self.landing) {
-            self.flying.push(landed);
-            let recorded = self.captures.record(slot, self.device.stream);
-            let recorded = self.device.check("capture", recorded);
+        for Landing { held, flag, from } in std::mem::take(&mut self.landing) {
+            self.flying.extend(flag);
+            let recorded = self.results.record(held.slot, self.device.stream);
+            let recorded = self.device.check("results", recorded);
             self.keep(recorded);
+            drop(from);
         }
+        self.flushes = list;
     }
 
     /// Gives the list to the device, waits for it, and returns the first error since the last call.
@@ -250,28 +355,20 @@ impl Context {
     pub fn wait(&mut self) -> Result<()> {
         self.flush();
         let waited = self.device.wait();
-        self.done(waited);
+        self.done(waited, self.flushes);
         let flying = std::mem::take(&mut self.flying);
-        self.error.take().map_or(Ok(()), Err)?;
+        self.failed(self.flushes)?;
         flying.into_iter().for_each(|landed| landed.store(true, Ordering::Release));
         Ok(())
     }
 
-    /// Takes note of what the device says about the work since it was last waited for.
-    fn done(&mut self, waited: Result<(), result::DriverError>) {
-        let mut since = std::mem::take(&mut self.since);
-        let Err(e) = waited else { return };
-        since.sort_unstable();
-        since.dedup();
-        let what = match since.as_slice() {
-            [op] => error(self.device.name(), op, &message(e)),
-            _ => {
-                let hint = "CUDA_LAUNCH_BLOCKING=1 names it";
-                let message = format!("{}, in one of: {}; {hint}", message(e), since.join(", "));
-                error(self.device.name(), "sync", &message)
-            }
-        };
-        self.fail(what);
+    /// Takes note of what the device says about the work up to list number `list`.
+    fn done(&mut self, waited: Result<(), result::DriverError>, list: u64) {
+        if let Err(e) = waited {
+            let error = self.past(e);
+            self.error.get_or_insert((list, error));
+        }
+        self.since.retain(|&(of, _)| of > list);
     }
 
     // Transfers
@@ -304,7 +401,8 @@ impl Context {
         self.device.bind();
         for at in (0..len).step_by(CHUNK) {
             let count = CHUNK.min(len - at);
-            let slot = self.staging.take(count)?.expect("nobody holds a slot of the staging ring");
+            let slot =
+                self.device.check(op, self.staging.take(count))?.expect("nobody holds a slot of the staging ring");
             let bytes = self.staging.bytes_mut(slot, count);
             fill(at, bytes);
             // SAFETY: the slot is pinned memory that stays untouched until the event below has passed; the address is
@@ -322,39 +420,86 @@ impl Context {
     /// If the device fails, or has failed before.
     pub fn read(&mut self, op: &'static str, bytes: &mut [u8], address: u64) -> Result<()> {
         self.flush();
-        if let Some(error) = self.error.take() {
-            return Err(error);
-        }
+        self.failed(self.flushes)?;
         let mut at = 0;
         for chunk in bytes.chunks_mut(CHUNK) {
-            let slot = self.staging.take(chunk.len())?.expect("nobody holds a slot of the staging ring");
+            let slot = self
+                .device
+                .check(op, self.staging.take(chunk.len()))?
+                .expect("nobody holds a slot of the staging ring");
             let landed = self.staging.bytes_mut(slot, chunk.len());
             // SAFETY: the slot is pinned memory that nobody reads before the event below has passed.
             let copied = unsafe { result::memcpy_dtoh_async(landed, address + at, self.device.stream) };
             self.device.check(op, copied)?;
             self.device.check(op, self.staging.record(slot, self.device.stream))?;
             let waited = self.staging.wait(slot);
-            self.done(waited);
-            if let Some(error) = self.error.take() {
-                return Err(error);
-            }
+            self.done(waited, self.flushes);
+            self.failed(self.flushes)?;
             chunk.copy_from_slice(self.staging.bytes_mut(slot, chunk.len()));
             at += chunk.len() as u64;
         }
         Ok(())
     }
 
-    /// Memory in which a capture of `bytes` bytes will land, and the flag that says when; none if the ring is full of
-    /// captures that are held.
+    /// A slot of pinned memory in which `bytes` bytes will land with the list; none if the ring is full of what is held.
     ///
     /// # Errors
     /// If the device fails, or there is no memory to pin.
-    pub fn landing(&mut self, bytes: usize) -> Result<Option<(Arc<Pinned>, Arc<AtomicBool>)>> {
-        let Some(slot) = self.captures.take(bytes)? else { return Ok(None) };
-        let landed = Arc::new(AtomicBool::new(false));
-        let memory = self.captures.memory(slot).clone();
-        self.landing.push((slot, memory.clone(), landed.clone()));
-        Ok(Some((memory, landed)))
+    fn slot(&mut self, op: &'static str, bytes: usize) -> Result<Option<Held>> {
+        let slot = self.device.check(op, self.results.take(bytes))?;
+        Ok(slot.map(|slot| self.results.hold(slot)))
+    }
+
+    /// Memory in which a capture of `bytes` bytes will land, the address to which the device writes it, and the flag that
+    /// says when it is there; none if the ring is full of captures that are held. With `copied` the device writes to
+    /// memory of its own, which is copied while it goes on; otherwise to that of the host.
+    ///
+    /// # Errors
+    /// If the device fails, or there is no memory.
+    pub fn landing(&mut self, bytes: usize, copied: bool) -> Result<Option<(Held, u64, Arc<AtomicBool>)>> {
+        let Some(held) = self.slot("capture", bytes)? else { return Ok(None) };
+        let from = if copied { Some(self.block("capture", bytes)?) } else { None };
+        let to = from.as_ref().map_or(held.memory.address, |block| block.address);
+        let flag = Arc::new(AtomicBool::new(false));
+        self.landing.push(Landing { held: held.clone(), flag: Some(flag.clone()), from });
+        Ok(Some((held, to, flag)))
+    }
+
+    /// Begins to move `len` wide elements at `address` to the host.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn begin_read(&mut self, op: &'static str, address: u64, len: usize) -> Result<Arriving> {
+        let bytes = len * size_of::<f32>();
+        let Some(held) = self.slot(op, bytes)? else {
+            let mut values = vec![0.0; len];
+            self.read(op, bytemuck::cast_slice_mut(&mut values), address)?;
+            return Ok(Arriving::Here(values));
+        };
+        if bytes > 0 {
+            self.push(op, Work::Land { to: held.memory.host(), from: address, bytes, aside: false });
+        }
+        self.landing.push(Landing { held: held.clone(), flag: None, from: None });
+        Ok(Arriving::Coming { held, len, list: self.flushes + 1 })
+    }
+
+    /// Waits for what [`Context::begin_read`] has begun.
+    ///
+    /// # Errors
+    /// If the device fails, or has failed before.
+    pub fn end_read(&mut self, arriving: Arriving) -> Result<Vec<f32>> {
+        let (held, len, list) = match arriving {
+            Arriving::Here(values) => return Ok(values),
+            Arriving::Coming { held, len, list } => (held, len, list),
+        };
+        if list > self.flushes {
+            self.flush();
+        }
+        let waited = self.results.wait(held.slot);
+        self.done(waited, list);
+        self.failed(list)?;
+        // SAFETY: the event after the copy has passed, and the slot is nobody else's while it is held.
+        Ok(unsafe { held.memory.slice(len) }.to_vec())
     }
 }
 

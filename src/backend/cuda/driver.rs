@@ -127,10 +127,7 @@ impl Device {
 
     /// An event without timing.
     pub fn event(self: &Arc<Self>, op: &'static str) -> Result<Event> {
-        self.bind();
-        let flags = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING;
-        let event = self.check(op, result::event::create(flags))?;
-        Ok(Event { device: self.clone(), event })
+        self.check(op, Event::new(self))
     }
 }
 
@@ -159,6 +156,13 @@ pub struct Event {
 unsafe impl Send for Event {}
 
 impl Event {
+    /// A mark that stands nowhere yet.
+    pub fn new(device: &Arc<Device>) -> Result<Self, result::DriverError> {
+        device.bind();
+        let event = result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING)?;
+        Ok(Self { device: device.clone(), event })
+    }
+
     /// Marks what has been given to `stream` so far.
     pub fn record(&self, stream: sys::CUstream) -> Result<(), result::DriverError> {
         self.device.bind();
@@ -171,6 +175,14 @@ impl Event {
         self.device.bind();
         // SAFETY: as above.
         unsafe { result::event::query(self.event) }.is_ok()
+    }
+
+    /// The error that earlier work has left the device with, if it has.
+    pub fn lost(&self) -> Option<result::DriverError> {
+        self.device.bind();
+        // SAFETY: as above.
+        let asked = unsafe { result::event::query(self.event) };
+        asked.err().filter(|e| e.0 != sys::CUresult::CUDA_ERROR_NOT_READY)
     }
 
     /// Waits until the device is past the mark.

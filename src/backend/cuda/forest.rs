@@ -1,12 +1,17 @@
 //! The forest as the attention's kernels read it (see the head of `kernels/attention.cu`). Pure functions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use super::geometry::entry;
 use crate::shape::{Pack, Parent};
 
 /// Rows of a block of queries, and keys of a tile.
 pub const SLOTS: usize = 64;
+/// Tiles that a block may see in any case; otherwise at most twice as many as one of its rows. A block takes its tiles
+/// one after another: with the rows of unrelated sequences side by side, as when many are generated at once, it would go
+/// through all their keys.
+const CROWDED: usize = 8;
 /// No row stands here.
 pub const NO_ROW: i32 = i32::MIN;
 
@@ -36,12 +41,11 @@ impl Forest {
         for g in walk.roots.clone() {
             walk.descend(&mut forest, g);
         }
-        let n = forest.order.len();
-        forest.slots.clone_from(&forest.order);
-        forest.slots.resize(n.next_multiple_of(SLOTS), NO_ROW);
-        for first in (0..n).step_by(SLOTS) {
+        for Range { start, end } in walk.blocks(&mut forest) {
+            forest.slots.extend_from_slice(&forest.order[start..end]);
+            forest.slots.resize(forest.slots.len().next_multiple_of(SLOTS), NO_ROW);
             forest.visit_starts.push(entry(forest.visits.len()));
-            walk.visit(&mut forest, first, n.min(first + SLOTS));
+            walk.visit(&mut forest, start, end);
         }
         forest.visit_starts.push(entry(forest.visits.len()));
         forest
@@ -97,17 +101,49 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Where the stretch of rows of one segment that begins at `from` ends, at most at `end`.
+    fn stretch(&self, from: usize, end: usize) -> usize {
+        let g = self.segments[from];
+        (from..end).find(|&i| self.segments[i] != g).unwrap_or(end)
+    }
+
+    /// Tiles that the rows `from..to` of the order, all of one segment, see.
+    fn seen(&mut self, forest: &mut Forest, from: usize, to: usize) -> Vec<i32> {
+        let last = self.pack.positions()[forest.order[to - 1] as usize] as usize / SLOTS;
+        (0..=last).map(|place| self.tile(forest, self.segments[from], place)).collect()
+    }
+
+    /// Cuts the order into blocks of at most [`SLOTS`] rows.
+    fn blocks(&mut self, forest: &mut Forest) -> Vec<Range<usize>> {
+        let (mut blocks, mut tiles) = (Vec::new(), HashSet::new());
+        let (mut first, mut from, n) = (0, 0, forest.order.len());
+        while from < n {
+            let to = self.stretch(from, n.min(first + SLOTS));
+            let seen = self.seen(forest, from, to);
+            let new = seen.iter().filter(|tile| !tiles.contains(*tile)).count();
+            if from > first && tiles.len() + new > CROWDED.max(2 * seen.len()) {
+                blocks.push(first..from);
+                (first, tiles) = (from, HashSet::new());
+                continue;
+            }
+            tiles.extend(seen);
+            from = to;
+            if from == first + SLOTS || from == n {
+                blocks.push(first..from);
+                (first, tiles) = (from, HashSet::new());
+            }
+        }
+        blocks
+    }
+
     /// Lists the tiles that the rows `first..end` of the order see.
     fn visit(&mut self, forest: &mut Forest, first: usize, end: usize) {
         let start = forest.visits.len();
         let mut last: HashMap<i32, usize> = HashMap::new();
         let mut from = first;
         while from < end {
-            let g = self.segments[from];
-            let to = (from..end).find(|&i| self.segments[i] != g).unwrap_or(end);
-            let seen = self.pack.positions()[forest.order[to - 1] as usize] as usize / SLOTS;
-            for place in 0..=seen {
-                let tile = self.tile(forest, g, place);
+            let to = self.stretch(from, end);
+            for (place, tile) in self.seen(forest, from, to).into_iter().enumerate() {
                 let (slot, stop) = (entry(from - first), entry(to - first));
                 // The rows under the segment that owns a tile follow one another.
                 match last.get(&tile).map(|&at| &mut forest.visits[at]).filter(|visit| visit[3] == slot) {
@@ -267,6 +303,26 @@ mod tests {
         let of_block = &forest.visits[forest.visit_starts[2] as usize..forest.visit_starts[3] as usize];
         assert_eq!(of_block[..2], [[0, 0, 0, 64], [1, 64, 0, 64]], "all children of the block at once");
         assert_eq!(of_block.len(), 2 + 4);
+    }
+
+    #[test]
+    fn sequences_generated_at_once_do_not_wait_for_each_other() {
+        let long = |i: usize| KeptSegment { rows: 300 * i..300 * (i + 1), parent: None, run: None, end: 300 };
+        let kept: Vec<KeptSegment> = (0..40).map(long).collect();
+        let next: Vec<(usize, Parent)> = (0..40).map(|i| (1, Parent::Kept(i))).collect();
+        let pack = pack(&kept, &next);
+        check(&pack);
+        let visits = Forest::new(&pack).visit_starts;
+        assert_eq!(visits.len() - 1, 20, "one row sees five tiles");
+        assert!(visits.windows(2).all(|w| w[1] - w[0] == 10));
+        // Short ones share blocks, and so do those that continue one beginning, of four tiles and one of their own.
+        let short: Vec<(usize, Parent)> = (0..40).map(|_| (2, Parent::None)).collect();
+        let same: Vec<(usize, Parent)> = (0..40).map(|_| (1, Parent::Kept(0))).collect();
+        for (next, blocks) in [(short, 5), (same, 7)] {
+            let pack = self::pack(&kept, &next);
+            check(&pack);
+            assert_eq!(Forest::new(&pack).visit_starts.len() - 1, blocks);
+        }
     }
 
     #[test]

@@ -129,6 +129,15 @@ mod tests {
     }
 
     #[test]
+    fn tiles_are_what_the_kernels_hold() {
+        let (lora, attention) =
+            (include_str!("../../../kernels/lora.cu"), include_str!("../../../kernels/attention.cu"));
+        assert!(lora.contains(&format!("number of rows (<= {LORA_ROWS})")));
+        assert!(lora.contains(&format!("float parts[8][{LORA_ROWS}][33]")));
+        assert!(attention.contains(&format!("constexpr int TILE = {};", super::super::forest::SLOTS)));
+    }
+
+    #[test]
     fn grids_cover_every_element() {
         for len in [0, 1, 2047, 2048, 2049, 1 << 40] {
             let blocks = elements(len)[0] as usize;

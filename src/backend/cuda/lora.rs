@@ -36,6 +36,16 @@ fn dropped(cx: &mut Context, op: &'static str, dropout: Option<Dropout<'_>>, pac
     Some([table(seeds), table(keys), bits(site), unsigned(threshold), float(1.0 / (1.0 - p))])
 }
 
+/// The arguments that say where A is.
+fn of_a(site: LoraSite) -> [Arg; 4] {
+    [int(site.rank), int(site.input), long(site.stride), long(site.a)]
+}
+
+/// The arguments that say where B is, and what its product is multiplied by.
+fn of_b(site: LoraSite) -> [Arg; 5] {
+    [int(site.rank), int(site.output), long(site.stride), long(site.b), float(site.scale)]
+}
+
 fn over(grid: [u32; 3]) -> Shape {
     Shape { grid, block: BLOCK, shared: 0 }
 }
@@ -53,32 +63,17 @@ pub fn fwd<R>(
     dropout: Option<Dropout<'_>>,
 ) {
     let op = "lora_fwd";
-    let LoraSite { a, b, stride, rank, input, output, scale } = site;
+    let LoraSite { rank, input, output, .. } = site;
     check(op, site, params, pack);
     y.need(op, "y", pack.len() * output);
     xa.need(op, "xa", pack.len() * rank);
     x.need(op, "x", pack.len() * input);
-    let Some([seeds, keys, place, threshold, keep]) = dropped(cx, op, dropout, pack) else { return };
+    let Some(dropped) = dropped(cx, op, dropout, pack) else { return };
     let (tiles, count) = pack.lora_tiles();
     cx.zero(op, xa, pack.len() * rank);
-    let args = [
-        wide(xa),
-        real(x),
-        wide(params),
-        table(tiles),
-        seeds,
-        keys,
-        place,
-        threshold,
-        keep,
-        int(rank),
-        int(input),
-        long(stride),
-        long(a),
-    ];
+    let args = [&[wide(xa), real(x), wide(params), table(tiles)], &dropped[..], &of_a(site)].concat();
     cx.launch(op, Kernel::new(FILE, "lora_fwd_shrink"), over(blocks2(count, rank.div_ceil(RANKS))), &args);
-    let args =
-        [real(y), wide(xa), wide(params), table(tiles), int(rank), int(output), long(stride), long(b), float(scale)];
+    let args = [&[real(y), wide(xa), wide(params), table(tiles)], &of_b(site)[..]].concat();
     let grid = blocks2(count, output.div_ceil(COLUMNS));
     cx.launch(op, Kernel::new(FILE, "lora_fwd_expand"), over(grid), &args);
 }
@@ -98,7 +93,7 @@ pub fn bwd<R>(
     dropout: Option<Dropout<'_>>,
 ) {
     let op = "lora_bwd";
-    let LoraSite { a, b, stride, rank, input, output, scale } = site;
+    let LoraSite { rank, input, output, stride, .. } = site;
     check(op, site, params, pack);
     d_params.need(op, "d_params", pack.runs() * stride);
     d_y.need(op, "d_y", pack.len() * output);
@@ -107,61 +102,19 @@ pub fn bwd<R>(
     if let Some(d_x) = d_x {
         d_x.need(op, "d_x", pack.len() * input);
     }
-    let Some([seeds, keys, place, threshold, keep]) = dropped(cx, op, dropout, pack) else { return };
+    let Some(dropped) = dropped(cx, op, dropout, pack) else { return };
     let Some(d_xa) = cx.scratch(op, pack.len() * rank * size_of::<f32>()) else { return };
     let ((tiles, count), (runs, run_count)) = (pack.lora_tiles(), pack.lora_runs());
-    let args = [
-        floats(d_xa),
-        real(d_y),
-        wide(params),
-        table(tiles),
-        int(rank),
-        int(output),
-        long(stride),
-        long(b),
-        float(scale),
-    ];
+    let args = [&[floats(d_xa), real(d_y), wide(params), table(tiles)], &of_b(site)[..]].concat();
     cx.launch(op, Kernel::new(FILE, "lora_bwd_xa"), over(blocks2(count, rank.div_ceil(RANKS))), &args);
-    let args = [
-        wide(d_params),
-        real(d_y),
-        wide(xa),
-        real(x),
-        floats(d_xa),
-        table(tiles),
-        table(runs),
-        seeds,
-        keys,
-        place,
-        threshold,
-        keep,
-        int(rank),
-        int(input),
-        int(output),
-        long(stride),
-        long(a),
-        long(b),
-        float(scale),
-    ];
+    let rows = [wide(d_params), real(d_y), wide(xa), real(x), floats(d_xa), table(tiles), table(runs)];
+    let sizes = [int(rank), int(input), int(output), long(site.stride), long(site.a), long(site.b), float(site.scale)];
+    let args = [&rows[..], &dropped, &sizes].concat();
     let columns = output.div_ceil(SUM_COLUMNS) + input.div_ceil(SUM_COLUMNS);
     let grid = blocks3(columns, run_count, rank.div_ceil(SUM_RANKS));
     cx.launch(op, Kernel::new(FILE, "lora_bwd_params"), Shape { grid, block: 128, shared: 0 }, &args);
     let Some(d_x) = d_x else { return };
-    let args = [
-        wide(d_x),
-        floats(d_xa),
-        wide(params),
-        table(tiles),
-        seeds,
-        keys,
-        place,
-        threshold,
-        keep,
-        int(rank),
-        int(input),
-        long(stride),
-        long(a),
-    ];
+    let args = [&[wide(d_x), floats(d_xa), wide(params), table(tiles)], &dropped[..], &of_a(site)].concat();
     let grid = blocks2(count, input.div_ceil(COLUMNS));
     cx.launch(op, Kernel::new(FILE, "lora_bwd_x"), over(grid), &args);
 }
@@ -169,14 +122,13 @@ pub fn bwd<R>(
 /// See [`Backend::lora_delta`](crate::backend::Backend::lora_delta).
 pub fn delta(cx: &mut Context, out: &Buffer<f32>, xa: &Buffer<f32>, params: &Buffer<f32>, pack: &Pack, site: LoraSite) {
     let op = "lora_delta";
-    let LoraSite { b, stride, rank, output, scale, .. } = site;
+    let LoraSite { rank, output, .. } = site;
     check(op, site, params, pack);
     out.need(op, "out", pack.len() * output);
     xa.need(op, "xa", pack.len() * rank);
     let (tiles, count) = pack.lora_tiles();
     cx.zero(op, out, pack.len() * output);
-    let args =
-        [wide(out), wide(xa), wide(params), table(tiles), int(rank), int(output), long(stride), long(b), float(scale)];
+    let args = [&[wide(out), wide(xa), wide(params), table(tiles)], &of_b(site)[..]].concat();
     let grid = blocks2(count, output.div_ceil(COLUMNS));
     cx.launch(op, Kernel::new(FILE, op), over(grid), &args);
 }

@@ -30,18 +30,20 @@ mod queue;
 mod rms_norm;
 mod rope;
 mod rows;
+mod settings;
 mod variant;
 
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::path::PathBuf;
 
 use half::bf16;
 
 pub use self::compute::Compute;
+pub use self::context::Arriving;
 use self::context::Context;
 pub use self::memory::Buffer;
 pub use self::pack::{Index, Pack};
+pub use self::settings::{Captures, Settings};
 use super::{
     Activation, AdamwStep, AttentionDims, Backend, Captured, Dropout, HostSlice, LinearDims, LoraSite, PromptSite,
     Tensor,
@@ -49,23 +51,6 @@ use super::{
 use crate::formats::safetensors::TensorView;
 use crate::shape;
 use crate::{Error, Result};
-
-/// Where to look for what is not on the loader's path, and how much to pin.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// Directories with NVRTC and cuBLASLt, best first.
-    pub library_dirs: Vec<PathBuf>,
-    /// Where kernels compiled at run time are kept; none to compile them every time.
-    pub cache_dir: Option<PathBuf>,
-    /// Pinned memory for captures, in bytes.
-    pub capture_bytes: usize,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { library_dirs: Vec::new(), cache_dir: None, capture_bytes: 1 << 30 }
-    }
-}
 
 /// The number of devices.
 ///
@@ -78,6 +63,7 @@ pub fn devices() -> Result<usize> {
 /// A GPU; `R` is the compute dtype.
 pub struct Cuda<R = bf16> {
     cx: Context,
+    captures: Captures,
     compute: PhantomData<R>,
 }
 
@@ -92,7 +78,8 @@ impl<R: Compute> Cuda<R> {
             Error::Device { op, message, .. } => Error::Device { device: format!("cuda:{ordinal}"), op, message },
             other => other,
         };
-        Ok(Self { cx: Context::new::<R>(ordinal, settings).map_err(named)?, compute: PhantomData })
+        let cx = Context::new::<R>(ordinal, settings).map_err(named)?;
+        Ok(Self { cx, captures: settings.captures, compute: PhantomData })
     }
 
     /// How often work that came again went to the device as one graph.
@@ -108,17 +95,21 @@ impl<R: Compute> Backend for Cuda<R> {
     type Index = Index;
     type Pack = Pack;
     type Element = f32;
+    type Arriving = Arriving;
+    const RUNS_AHEAD: bool = true;
 
     fn name(&self) -> String {
         format!("{} {}", self.cx.device.name(), R::NAME)
     }
 
     fn wide(&mut self, len: usize) -> Result<Buffer<f32>> {
-        self.cx.zeros("wide", len)
+        let zeros = self.cx.zeros("wide", len);
+        self.cx.blamed(zeros)
     }
 
     fn real(&mut self, len: usize) -> Result<Buffer<R>> {
-        self.cx.zeros("real", len)
+        let zeros = self.cx.zeros("real", len);
+        self.cx.blamed(zeros)
     }
 
     fn element_sizes(&self) -> (usize, usize) {
@@ -126,31 +117,48 @@ impl<R: Compute> Backend for Cuda<R> {
     }
 
     fn weight(&mut self, view: &TensorView) -> Result<Buffer<R>> {
-        load::weight(&mut self.cx, view)
+        let weight = load::weight(&mut self.cx, view);
+        self.cx.blamed(weight)
     }
 
     fn trainable_weight(&mut self, params: &Buffer<f32>, offset: usize, len: usize) -> Result<Buffer<R>> {
-        let weight = self.cx.buffer("trainable_weight", len)?;
+        let weight = self.cx.buffer("trainable_weight", len);
+        let weight = self.cx.blamed(weight)?;
         rows::cast(&mut self.cx, "trainable_weight", &weight, params, offset, len);
         Ok(weight)
     }
 
     fn index(&mut self, values: &[u32]) -> Result<Index> {
-        Index::new(&mut self.cx, values)
+        let index = Index::new(&mut self.cx, values);
+        self.cx.blamed(index)
     }
 
     fn pack(&mut self, pack: &shape::Pack) -> Result<Pack> {
-        Pack::new(&mut self.cx, pack)
+        let pack = Pack::new(&mut self.cx, pack);
+        self.cx.blamed(pack)
     }
 
     fn upload(&mut self, buffer: &mut Buffer<f32>, offset: usize, values: &[f32]) -> Result<()> {
         buffer.need("upload", "buffer", offset + values.len());
-        self.cx.write("upload", buffer.address(offset), bytemuck::cast_slice(values))
+        let written = self.cx.write("upload", buffer.address(offset), bytemuck::cast_slice(values));
+        self.cx.blamed(written)
     }
 
     fn download(&mut self, values: &mut [f32], buffer: &Buffer<f32>, offset: usize) -> Result<()> {
         buffer.need("download", "buffer", offset + values.len());
-        self.cx.read("download", bytemuck::cast_slice_mut(values), buffer.address(offset))
+        let read = self.cx.read("download", bytemuck::cast_slice_mut(values), buffer.address(offset));
+        self.cx.blamed(read)
+    }
+
+    fn begin_download(&mut self, buffer: &Buffer<f32>, len: usize) -> Result<Arriving> {
+        buffer.need("download", "buffer", len);
+        let begun = self.cx.begin_read("download", buffer.address(0), len);
+        self.cx.blamed(begun)
+    }
+
+    fn arrive(&mut self, arriving: Arriving) -> Result<Vec<f32>> {
+        let values = self.cx.end_read(arriving);
+        self.cx.blamed(values)
     }
 
     fn borrow_wide<'a>(&self, _: &'a Buffer<f32>) -> Option<HostSlice<'a>> {
@@ -162,7 +170,7 @@ impl<R: Compute> Backend for Cuda<R> {
     }
 
     fn capture(&mut self, x: Tensor<'_, Self>, rows: &[usize], width: usize) -> Captured {
-        let captured = capture::capture(&mut self.cx, x, rows, width);
+        let captured = capture::capture(&mut self.cx, x, rows, width, self.captures == Captures::Copied);
         self.cx.keep(captured).unwrap_or_else(|| Captured::Here(vec![0.0; rows.len() * width]))
     }
 
@@ -552,6 +560,10 @@ impl<R: Compute> Backend for Cuda<R> {
         adamw::grad_norm(&mut self.cx, norm_sq, d_params, runs, stride);
     }
 
+    fn check_finite(&mut self, stop: &mut Buffer<f32>, values: &Buffer<f32>, len: usize) {
+        adamw::check_finite(&mut self.cx, stop, values, len);
+    }
+
     fn adamw(
         &mut self,
         params: &mut Buffer<f32>,
@@ -559,10 +571,11 @@ impl<R: Compute> Backend for Cuda<R> {
         v: &mut Buffer<f32>,
         d_params: &Buffer<f32>,
         norm_sq: &Buffer<f32>,
+        stop: &Buffer<f32>,
         steps: &[AdamwStep],
         stride: usize,
     ) {
-        adamw::adamw(&mut self.cx, params, m, v, d_params, norm_sq, steps, stride);
+        adamw::adamw(&mut self.cx, params, m, v, d_params, norm_sq, stop, steps, stride);
     }
 
     fn refresh_weight(&mut self, weight: &mut Buffer<R>, params: &Buffer<f32>, offset: usize) {

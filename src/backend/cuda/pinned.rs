@@ -8,7 +8,6 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 use super::driver::{Device, Event};
-use crate::Result;
 
 /// Smallest slot.
 const SMALLEST: usize = 64 << 10;
@@ -28,18 +27,20 @@ unsafe impl Send for Pinned {}
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
-    fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
+    fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, result::DriverError> {
         device.bind();
         // Not write-combined: the host reads it.
-        let host = device.check("pinned memory", {
-            // SAFETY: the memory is freed once, in `drop`.
-            unsafe { result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP) }
-        })?;
+        // SAFETY: the memory is freed once, in `drop`.
+        let host = unsafe { result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP) }?;
         let mut pinned = Self { device: device.clone(), host: host.cast(), address: 0, bytes };
         // SAFETY: the memory is pinned and mapped, and the address to fill is that of an integer.
-        let mapped = unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut pinned.address, host, 0) }.result();
-        device.check("pinned memory", mapped)?;
+        unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut pinned.address, host, 0) }.result()?;
         Ok(pinned)
+    }
+
+    /// Where the host sees it.
+    pub fn host(&self) -> usize {
+        self.host as usize
     }
 
     /// The first `len` elements.
@@ -67,6 +68,15 @@ struct Slot {
     event: Event,
 }
 
+/// A slot of pinned memory: its number, and its memory, which keeps it.
+#[derive(Clone)]
+pub struct Held {
+    /// Its number.
+    pub slot: usize,
+    /// Its memory.
+    pub memory: Arc<Pinned>,
+}
+
 impl Slot {
     fn held(&self) -> bool {
         Arc::strong_count(&self.memory) > 1
@@ -91,7 +101,7 @@ impl Ring {
     ///
     /// # Errors
     /// If the device fails, or there is no memory to pin.
-    pub fn take(&mut self, bytes: usize) -> Result<Option<usize>> {
+    pub fn take(&mut self, bytes: usize) -> Result<Option<usize>, result::DriverError> {
         let wanted = bytes.next_power_of_two().max(SMALLEST);
         let fits = |slot: &Slot| !slot.held() && slot.memory.bytes >= bytes;
         let smallest = |slots: &[Slot], usable: &dyn Fn(&Slot) -> bool| {
@@ -106,8 +116,7 @@ impl Ring {
             return self.add(wanted).map(Some);
         }
         if let Some(i) = smallest(&self.slots, &fits) {
-            let waited = self.slots[i].event.wait();
-            self.device.check("pinned memory", waited)?;
+            self.slots[i].event.wait()?;
             return Ok(Some(i));
         }
         // Nothing free is large enough: what is free makes room.
@@ -115,7 +124,7 @@ impl Ring {
         if self.slots.iter().filter(|slot| held(slot)).map(|slot| slot.memory.bytes).sum::<usize>() + wanted
             <= self.limit
         {
-            self.device.check("pinned memory", self.device.wait())?;
+            self.device.wait()?;
             // Slots are known by their numbers, so those after a held one stay.
             while self.slots.last().is_some_and(|slot| !held(slot)) {
                 self.slots.pop();
@@ -125,15 +134,15 @@ impl Ring {
         Ok(None)
     }
 
-    fn add(&mut self, bytes: usize) -> Result<usize> {
+    fn add(&mut self, bytes: usize) -> Result<usize, result::DriverError> {
         let memory = Arc::new(Pinned::new(&self.device, bytes)?);
-        self.slots.push(Slot { memory, event: self.device.event("pinned memory")? });
+        self.slots.push(Slot { memory, event: Event::new(&self.device)? });
         Ok(self.slots.len() - 1)
     }
 
-    /// The memory of a slot.
-    pub fn memory(&self, slot: usize) -> &Arc<Pinned> {
-        &self.slots[slot].memory
+    /// Keeps a slot.
+    pub fn hold(&self, slot: usize) -> Held {
+        Held { slot, memory: self.slots[slot].memory.clone() }
     }
 
     /// The bytes of a slot that [`Ring::take`] has just given.

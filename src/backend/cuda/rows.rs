@@ -43,6 +43,7 @@ pub fn residual_fwd<R>(cx: &mut Context, out: &Buffer<f32>, a: &Buffer<f32>, b: 
     a.need(op, "a", len);
     b.need(op, "b", len);
     cx.launch(op, Kernel::new(FILE, op), over(len), &[wide(out), wide(a), real(b), long(len)]);
+    cx.note_residual(out, len, [wide(a), real(b)]);
 }
 
 /// See [`Backend::gather_real`](crate::backend::Backend::gather_real).

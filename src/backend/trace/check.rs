@@ -1,7 +1,7 @@
 //! What the null device asserts about lengths and dimensions, always with the operation and both numbers.
 
 use super::{NullReal, NullWeight, NullWide};
-use crate::backend::{AttentionDims, Dropout, LinearDims, LoraSite, PromptSite};
+use crate::backend::{AdamwStep, AttentionDims, Dropout, LinearDims, LoraSite, PromptSite};
 use crate::shape::{Pack, Token};
 
 /// Asserts that a buffer holds what `op` needs of it.
@@ -47,6 +47,21 @@ pub(super) fn check_heads(op: &'static str, dims: AttentionDims) {
         dims.kv_heads
     );
     assert!(dims.window != Some(0), "{op}: window is 0, must be at least 1");
+}
+
+pub(super) fn check_steps(op: &'static str, steps: &[AdamwStep]) {
+    for step in steps.iter().filter(|s| s.active) {
+        assert!(step.step > 0, "{op}: step is {}, must be at least 1", step.step);
+    }
+}
+
+pub(super) fn check_tokens(op: &'static str, pack: &Pack, table: usize, prompted: bool, width: usize) {
+    for token in pack.tokens() {
+        match token {
+            Token::Id(t) => need(op, "table", table, (*t as usize + 1) * width),
+            Token::Virtual(p) => assert!(prompted, "{op}: virtual token {p} and no prompt"),
+        }
+    }
 }
 
 pub(super) fn check_virtual(op: &'static str, pack: &Pack, site: PromptSite, width: usize, params: usize) {

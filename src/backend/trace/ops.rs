@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::check::{
-    below, check_dropout, check_heads, check_site, check_virtual, kept_rows, labels, need, needs, product, rows_of,
-    runs, same,
+    below, check_dropout, check_heads, check_site, check_steps, check_tokens, check_virtual, kept_rows, labels, need,
+    needs, product, rows_of, runs, same,
 };
 use super::{NullReal, NullWeight, NullWide, Trace};
 use crate::Result;
@@ -22,6 +22,7 @@ impl Backend for Trace {
     type Index = Vec<u32>;
     type Pack = Pack;
     type Element = f32;
+    type Arriving = Vec<f32>;
 
     fn name(&self) -> String {
         "trace".into()
@@ -72,6 +73,16 @@ impl Backend for Trace {
         Ok(())
     }
 
+    fn begin_download(&mut self, buffer: &NullWide, len: usize) -> Result<Vec<f32>> {
+        need(self.log("begin_download"), "buffer", buffer.0, len);
+        Ok(vec![0.0; len])
+    }
+
+    fn arrive(&mut self, arriving: Vec<f32>) -> Result<Vec<f32>> {
+        self.syncs += 1;
+        Ok(arriving)
+    }
+
     fn borrow_wide<'a>(&self, _: &'a NullWide) -> Option<HostSlice<'a>> {
         None
     }
@@ -82,12 +93,8 @@ impl Backend for Trace {
 
     fn capture(&mut self, x: Tensor<'_, Self>, rows: &[usize], width: usize) -> Captured {
         let op = self.log("capture");
-        let last = rows.iter().max().map_or(0, |row| row + 1);
-        let len = match x {
-            Tensor::Wide(buffer) => buffer.0,
-            Tensor::Real(buffer) => buffer.0,
-        };
-        need(op, "x", len, last * width);
+        let (Tensor::Wide(NullWide(len)) | Tensor::Real(NullReal(len))) = x;
+        need(op, "x", *len, rows.iter().max().map_or(0, |row| row + 1) * width);
         Captured::Here(vec![0.0; rows.len() * width])
     }
 
@@ -137,13 +144,7 @@ impl Backend for Trace {
     ) {
         let op = self.log("embed_fwd");
         need(op, "out", out.0, pack.len() * width);
-        for token in pack.tokens() {
-            match (token, prompt) {
-                (Token::Id(t), _) => need(op, "table", table.0, (*t as usize + 1) * width),
-                (Token::Virtual(p), None) => panic!("{op}: virtual token {p} and no prompt"),
-                (Token::Virtual(_), Some(_)) => {}
-            }
-        }
+        check_tokens(op, pack, table.0, prompt.is_some(), width);
         if let Some((params, site)) = prompt {
             check_virtual(op, pack, site, width, params.0);
         }
@@ -574,6 +575,12 @@ impl Backend for Trace {
         need(op, "d_params", d_params.0, runs * stride);
     }
 
+    fn check_finite(&mut self, stop: &mut NullWide, values: &NullWide, len: usize) {
+        let op = self.log("check_finite");
+        need(op, "stop", stop.0, 1);
+        need(op, "values", values.0, len);
+    }
+
     fn adamw(
         &mut self,
         params: &mut NullWide,
@@ -581,15 +588,15 @@ impl Backend for Trace {
         v: &mut NullWide,
         d_params: &NullWide,
         norm_sq: &NullWide,
+        stop: &NullWide,
         steps: &[AdamwStep],
         stride: usize,
     ) {
         let op = self.log("adamw");
         needs(op, steps.len() * stride, &[("params", params.0), ("m", m.0), ("v", v.0), ("d_params", d_params.0)]);
         need(op, "norm_sq", norm_sq.0, steps.len());
-        for step in steps.iter().filter(|s| s.active) {
-            assert!(step.step > 0, "{op}: step is {}, must be at least 1", step.step);
-        }
+        need(op, "stop", stop.0, 1);
+        check_steps(op, steps);
     }
 
     fn refresh_weight(&mut self, weight: &mut NullWeight, params: &NullWide, offset: usize) {

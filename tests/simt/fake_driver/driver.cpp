@@ -2,8 +2,9 @@
 //
 // Work is queued per stream and runs only when something waits for it, so that a missing wait reads old bytes. Memory is
 // filled with NaNs when it is allocated and again when it is freed. Copies and fills outside of an allocation end the
-// process. FAKE_DEVICES (default 1) is the number of devices; FAKE_MEMORY the bytes of one; FAKE_FAIL_OP=<kernel> makes
-// that kernel fail as an illegal address does: the error shows at the next wait, and the context is lost.
+// process. FAKE_DEVICES (default 1) is the number of devices; FAKE_MEMORY the bytes of one; FAKE_FAIL_OP=<kernel>:<n>
+// makes that kernel fail when it runs for the nth time, with FAKE_FAIL_CODE (default an illegal address): the error shows
+// at the next wait and in every call from then on. FAKE_FULL_OP=<kernel>:<n> leaves no memory from then on.
 #include "fake.h"
 
 #include <dlfcn.h>
@@ -22,13 +23,18 @@ enum {
     NO_DEVICE = 100,
     INVALID_DEVICE = 101,
     INVALID_IMAGE = 200,
+    NO_BINARY_FOR_GPU = 209,
     INVALID_CONTEXT = 201,
     NOT_FOUND = 500,
     NOT_READY = 600,
     ILLEGAL_ADDRESS = 700,
+    CONTEXT_IS_LOST = 709,
+    LAUNCH_FAILED = 719,
     CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALIDATED = 901,
     CAPTURE_UNMATCHED = 904,
+    CAPTURE_UNJOINED = 905,
+    CAPTURED_EVENT = 907,
 };
 
 struct dim3 {
@@ -46,6 +52,7 @@ struct Stream;
 struct Event {
     Stream* stream = nullptr;
     uint64_t place = 0;
+    struct Graph* graph = nullptr;  // if it was recorded into one
 };
 struct Item {
     Operation operation;
@@ -53,6 +60,7 @@ struct Item {
 };
 struct Graph {
     std::vector<Operation> operations;
+    struct Stream* origin = nullptr;
 };
 struct Stream {
     std::deque<Item> items;
@@ -74,6 +82,7 @@ static std::vector<Stream*> streams{&default_stream};
 static std::map<Address, size_t> device_memory, pinned_memory;
 static size_t allocated;
 static int sticky;
+static bool full;
 static int context_object;
 static thread_local void* current;
 
@@ -184,8 +193,11 @@ API cuGetErrorName(int, const char** text) {
 }
 API cuGetErrorString(int error, const char** text) {
     static thread_local char words[64];
-    snprintf(words, sizeof words, error == ILLEGAL_ADDRESS ? "an illegal memory access was encountered" : "error %d",
-             error);
+    const char* said = error == ILLEGAL_ADDRESS  ? "an illegal memory access was encountered"
+                       : error == CONTEXT_IS_LOST ? "context is destroyed"
+                       : error == LAUNCH_FAILED   ? "unspecified launch failure"
+                                                  : "error %d";
+    snprintf(words, sizeof words, said, error);
     *text = words;
     return OK;
 }
@@ -212,9 +224,18 @@ API cuStreamSynchronize(void* handle) {
     drain(stream, stream->issued);
     return sticky;
 }
-API cuStreamWaitEvent(void* stream, void* event, unsigned) {
+API cuStreamWaitEvent(void* handle, void* event_handle, unsigned) {
     NEED_CONTEXT;
-    return put(stream, nullptr, *static_cast<Event*>(event));
+    Stream* stream = stream_of(handle);
+    Event event = *static_cast<Event*>(event_handle);
+    if (!event.graph) return put(handle, nullptr, event);
+    // A stream that waits for the one that is recorded is recorded with it, until it is waited for in turn.
+    if (!stream->recording) {
+        stream->recording = event.graph;
+    } else if (stream == event.graph->origin && event.stream != stream) {
+        event.stream->recording = nullptr;
+    }
+    return OK;
 }
 API cuEventCreate(void** event, unsigned) {
     NEED_CONTEXT;
@@ -228,19 +249,23 @@ API cuEventDestroy_v2(void* event) {
 API cuEventRecord(void* handle, void* stream) {
     NEED_CONTEXT;
     Event* event = static_cast<Event*>(handle);
-    int result = put(stream, nullptr);
     event->stream = stream_of(stream);
+    event->graph = event->stream->recording;
+    if (event->graph) return OK;
+    int result = put(stream, nullptr);
     event->place = event->stream->issued;
     return result;
 }
 API cuEventQuery(void* handle) {
     NEED_CONTEXT;
     Event* event = static_cast<Event*>(handle);
+    if (event->graph) return CAPTURED_EVENT;
     return event->stream && event->stream->done < event->place ? NOT_READY : OK;
 }
 API cuEventSynchronize(void* handle) {
     NEED_CONTEXT;
     Event* event = static_cast<Event*>(handle);
+    if (event->graph) return CAPTURED_EVENT;
     if (event->stream) drain(event->stream, event->place);
     return sticky;
 }
@@ -251,7 +276,7 @@ API cuMemAlloc_v2(Address* address, size_t bytes) {
     NEED_CONTEXT;
     if (recording()) return CAPTURE_UNSUPPORTED;
     if (!bytes) return INVALID_VALUE;
-    if (allocated + bytes > number("FAKE_MEMORY", 1ull << 32)) return OUT_OF_MEMORY;
+    if (full || allocated + bytes > number("FAKE_MEMORY", 1ull << 32)) return OUT_OF_MEMORY;
     void* memory;
     if (posix_memalign(&memory, 256, bytes)) return OUT_OF_MEMORY;
     memset(memory, 0xff, bytes);
@@ -319,7 +344,7 @@ API cuMemsetD8Async(Address to, unsigned char value, size_t bytes, void* stream)
 API cuModuleLoadData(void** handle, const void* image) {
     NEED_CONTEXT;
     const char* bytes = static_cast<const char*>(image);
-    if (memcmp(bytes, IMAGE, sizeof IMAGE)) return INVALID_IMAGE;
+    if (memcmp(bytes, IMAGE, sizeof IMAGE)) return NO_BINARY_FOR_GPU;
     uint64_t length;
     memcpy(&length, bytes + sizeof IMAGE, sizeof length);
     int file = memfd_create("kernels", 0);
@@ -345,6 +370,14 @@ API cuFuncSetAttribute(void* function, int attribute, int value) {
     static_cast<Function*>(function)->shared = value;
     return OK;
 }
+// Whether a kernel runs for the time that a variable names.
+static bool reached(const char* variable, const char* kernel, int& runs) {
+    const char* text = getenv(variable);
+    const char* colon = text ? strchr(text, ':') : nullptr;
+    if (!colon || std::string(text, colon) != kernel) return false;
+    return ++runs == atoi(colon + 1);
+}
+
 API cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void* stream, void** arguments, void**) {
     NEED_CONTEXT;
@@ -358,9 +391,10 @@ API cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned
         values.emplace_back(value, value + kernel->sizes[i]);
     }
     return put(stream, [=]() mutable {
-        const char* failing = getenv("FAKE_FAIL_OP");
-        if (failing && !strcmp(failing, kernel->name)) {
-            sticky = ILLEGAL_ADDRESS;
+        static int failing, filling;
+        if (reached("FAKE_FULL_OP", kernel->name, filling)) full = true;
+        if (reached("FAKE_FAIL_OP", kernel->name, failing)) {
+            sticky = number("FAKE_FAIL_CODE", ILLEGAL_ADDRESS);
             return;
         }
         std::vector<void*> pointers;
@@ -375,6 +409,7 @@ API cuStreamBeginCapture_v2(void* handle, int) {
     NEED_CONTEXT;
     if (!handle || stream_of(handle)->recording) return CAPTURE_UNSUPPORTED;
     stream_of(handle)->recording = new Graph;
+    stream_of(handle)->recording->origin = stream_of(handle);
     return OK;
 }
 API cuStreamEndCapture(void* handle, void** graph) {
@@ -383,6 +418,8 @@ API cuStreamEndCapture(void* handle, void** graph) {
     if (!stream->recording) return CAPTURE_UNMATCHED;
     *graph = stream->recording;
     stream->recording = nullptr;
+    for (Stream* other : streams)
+        if (other->recording == *graph) return other->recording = nullptr, CAPTURE_UNJOINED;
     return OK;
 }
 API cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {

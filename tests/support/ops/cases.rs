@@ -235,7 +235,14 @@ pub fn small<B: Backend>(b: &mut B) -> Vec<Case> {
     };
     let resting = AdamwStep { active: false, ..step(None, 1) };
     let steps = vec![step(None, 1), step(Some(0.05), 1), resting, step(Some(1e3), 7), step(Some(1.0), 5000)];
-    cases.push(Case::new("adamw", Op::Adamw { steps, stride: 31 }));
+    for (last, before) in [(1.0, 0.0), (1.0, 1.0), (f64::INFINITY, 0.0), (f64::NEG_INFINITY, 0.0), (f64::NAN, 0.0)] {
+        let op = Op::CheckFinite { len: 300, last, before };
+        cases.push(Case::new(format!("check_finite {last} {before}"), op));
+    }
+    for stopped in [false, true] {
+        let op = Op::Adamw { steps: steps.clone(), stride: 31, stopped };
+        cases.push(Case::new(if stopped { "adamw stopped" } else { "adamw" }, op));
+    }
     cases.push(Case::new("refresh_weight", Op::Refresh { offset: 3, width: 21 }));
     cases
 }
@@ -255,6 +262,7 @@ pub fn large<B: Backend>(b: &mut B) -> Vec<Case> {
         Case::new("large rms_norm", Op::RmsNorm { rows: 9, width: 288, eps: 1e-5 }),
         Case::new("large layer_norm", Op::LayerNorm { rows: 9, width: 288, eps: 1e-5 }),
         Case::new("wide layer_norm", Op::LayerNorm { rows: 2, width: 2100, eps: 1e-5 }),
+        Case::new("large rms_norm of long rows", Op::RmsNorm { rows: 2, width: 2100, eps: 1e-5 }),
         Case::new("large swiglu", Op::SwiGlu { len: 5000 }),
         Case::new("large logits", Op::Logits { dims: linear(9, 288, 517) }),
         Case::new("large grad_norm", Op::GradNorm { runs: 3, stride: 4099 }),

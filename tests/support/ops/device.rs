@@ -170,12 +170,19 @@ pub fn forward<B: Backend>(b: &mut B, op: &Op, inputs: &[Vec<f64>], fill: f64) -
             let d_params = wide(b, &inputs[0]);
             b.grad_norm(&mut wides[0], &d_params, *runs, *stride);
         }
-        Op::Adamw { steps, stride } => {
+        Op::CheckFinite { len, last, before } => {
+            let values = [&inputs[0][..len - 1], &[*last]].concat();
+            let values = wide(b, &values);
+            wides[0] = wide(b, &[*before]);
+            b.check_finite(&mut wides[0], &values, *len);
+        }
+        Op::Adamw { steps, stride, stopped } => {
             let [params, mut m, mut v, d_params] = [0, 1, 2, 3].map(|i| wide(b, &inputs[i]));
             let mut norm_sq = b.wide(steps.len()).unwrap();
             b.grad_norm(&mut norm_sq, &d_params, steps.len(), *stride);
             let mut params = params;
-            b.adamw(&mut params, &mut m, &mut v, &d_params, &norm_sq, steps, *stride);
+            let stop = wide(b, &[f64::from(u8::from(*stopped))]);
+            b.adamw(&mut params, &mut m, &mut v, &d_params, &norm_sq, &stop, steps, *stride);
             wides = vec![params, m, v];
         }
         Op::Refresh { offset, width } => {

@@ -190,7 +190,9 @@ pub fn forward(p: Precision, op: &Op, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
         Op::GradNorm { stride, .. } => {
             vec![inputs[0].chunks(*stride).map(|g| p.dot(*stride, |i| g[i], |i| g[i])).collect()]
         }
-        Op::Adamw { steps, stride } => adamw(p, inputs, steps, *stride),
+        Op::CheckFinite { last, before, .. } => vec![vec![if last.is_finite() { *before } else { 1.0 }]],
+        Op::Adamw { stopped: true, .. } => inputs[..3].to_vec(),
+        Op::Adamw { steps, stride, .. } => adamw(p, inputs, steps, *stride),
         Op::Refresh { offset, width } => vec![inputs[0][*offset..][..*width].iter().map(|&x| p.r(x)).collect()],
     }
 }

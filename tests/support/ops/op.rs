@@ -77,8 +77,10 @@ pub enum Op {
     CrossEntropy { dims: LinearDims, targets: Vec<u32> },
     /// d_params -> norm_sq
     GradNorm { runs: usize, stride: usize },
+    /// values -> stop, which holds `before`; the last value is `last`
+    CheckFinite { len: usize, last: f64, before: f64 },
     /// params, m, v, d_params -> params, m, v; the norms come from `grad_norm`
-    Adamw { steps: Vec<AdamwStep>, stride: usize },
+    Adamw { steps: Vec<AdamwStep>, stride: usize, stopped: bool },
     /// params -> a table of one row, refreshed from them and read by `embed_fwd`
     Refresh { offset: usize, width: usize },
 }
@@ -144,7 +146,8 @@ impl Op {
                 vec![("x", dims.rows * dims.input, Real, 1.0), ("head", dims.output * dims.input, Real, 0.5)]
             }
             Self::GradNorm { runs, stride } => vec![("d_params", runs * stride, Wide, 1.0)],
-            Self::Adamw { steps, stride } => ["params", "m", "v", "d_params"]
+            Self::CheckFinite { len, .. } => vec![("values", *len, Wide, 1.0)],
+            Self::Adamw { steps, stride, .. } => ["params", "m", "v", "d_params"]
                 .map(|name| (name, steps.len() * stride, Wide, if name == "params" { 1.0 } else { 0.1 }))
                 .to_vec(),
             Self::Refresh { offset, width } => vec![("params", offset + width, Wide, 1.0)],
@@ -182,7 +185,8 @@ impl Op {
             Self::Logits { dims } => vec![out("logits", dims.rows * dims.output, Wide)],
             Self::CrossEntropy { dims, .. } => vec![out("loss", dims.rows, Wide)],
             Self::GradNorm { runs, .. } => vec![out("norm_sq", *runs, Wide)],
-            Self::Adamw { steps, stride } => {
+            Self::CheckFinite { .. } => vec![out("stop", 1, Wide)],
+            Self::Adamw { steps, stride, .. } => {
                 ["params", "m", "v"].map(|name| out(name, steps.len() * stride, Wide)).to_vec()
             }
             Self::Refresh { width, .. } => vec![out("out", *width, Wide)],

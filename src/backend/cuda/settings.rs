@@ -1,0 +1,40 @@
+//! What a caller decides.
+
+use std::path::PathBuf;
+
+/// Where to look for what is not on the loader's path, and how much to pin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Directories with NVRTC and cuBLASLt, best first.
+    pub library_dirs: Vec<PathBuf>,
+    /// Where kernels compiled at run time are kept; none to compile them every time.
+    pub cache_dir: Option<PathBuf>,
+    /// Pinned memory for captures, in bytes.
+    pub capture_bytes: usize,
+    /// How captures come to the host.
+    pub captures: Captures,
+    /// Wait after every operation, so that an error has one operation's name.
+    pub blocking: bool,
+}
+
+/// How captures come to the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Captures {
+    /// A kernel writes them to the host's memory.
+    #[default]
+    Mapped,
+    /// A kernel gathers them on the device, and they are copied while it goes on.
+    Copied,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            library_dirs: Vec::new(),
+            cache_dir: None,
+            capture_bytes: 1 << 30,
+            captures: Captures::default(),
+            blocking: false,
+        }
+    }
+}

@@ -1,9 +1,10 @@
 //! The optimiser over the adapters of many runs. Bytes are those that must be read and written.
 #![allow(missing_docs, reason = "the macros of the harness")]
 
+#[macro_use]
 mod common;
 
-use common::{SHAPES, bytes, wait, wide};
+use common::{bytes, shapes, time, wide};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{AdamwStep, Backend};
@@ -13,7 +14,7 @@ const RUNS: usize = 30;
 
 fn adamw<B: Backend>(c: &mut Criterion, mut b: B) {
     let mut group = common::group(c, &format!("adamw/{}", b.name()));
-    for shape in SHAPES {
+    for &shape in shapes() {
         // Rank 8 on the queries and values of one layer.
         let stride = 2 * 8 * 2 * shape.width;
         let len = RUNS * stride;
@@ -33,20 +34,18 @@ fn adamw<B: Backend>(c: &mut Criterion, mut b: B) {
         let steps = vec![step; RUNS];
         group.throughput(Throughput::Bytes(bytes(&b, len, 0)));
         group.bench_function(BenchmarkId::new("grad_norm", shape.name), |bench| {
-            bench.iter(|| wait(&mut b, |b| b.grad_norm(&mut norm_sq, &d_params, RUNS, stride)));
+            time(bench, &mut b, |b| b.grad_norm(&mut norm_sq, &d_params, RUNS, stride));
         });
         group.throughput(Throughput::Bytes(bytes(&b, 7 * len, 0)));
         group.bench_function(BenchmarkId::new("step", shape.name), |bench| {
-            bench.iter(|| {
-                wait(&mut b, |b| b.adamw(&mut params, &mut m, &mut v, &d_params, &norm_sq, &stop, &steps, stride));
-            });
+            time(bench, &mut b, |b| b.adamw(&mut params, &mut m, &mut v, &d_params, &norm_sq, &stop, &steps, stride));
         });
     }
     group.finish();
 }
 
 fn all(c: &mut Criterion) {
-    adamw(c, Cpu::<f32>::new());
+    on_devices!(c, adamw);
 }
 
 criterion_group!(benches, all);

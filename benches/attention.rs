@@ -1,9 +1,10 @@
 //! Attention over sequences and over forests. Elements are floating-point operations on the pairs that attend.
 #![allow(missing_docs, reason = "the macros of the harness")]
 
+#[macro_use]
 mod common;
 
-use common::{SHAPES, flat, real, shared_prefix, wait, wide};
+use common::{flat, real, shapes, shared_prefix, time, wide};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{AttentionDims, Backend};
@@ -17,7 +18,7 @@ fn attention<B: Backend>(c: &mut Criterion, mut b: B) {
         ("512+16x32", shared_prefix(512, 16, 32)),
         ("512 alibi", flat(&[512], None)),
     ];
-    for shape in SHAPES {
+    for &shape in shapes() {
         for (name, pack) in &packs {
             let dims = AttentionDims { alibi: name.ends_with("alibi"), ..shape.attention() };
             let (n, pairs) = (pack.len(), pack.positions().iter().map(|&p| p as usize + 1).sum::<usize>());
@@ -31,17 +32,13 @@ fn attention<B: Backend>(c: &mut Criterion, mut b: B) {
             let id = format!("{}/{name}", shape.name);
             group.throughput(Throughput::Elements(flops));
             group.bench_function(BenchmarkId::new("fwd", &id), |bench| {
-                bench.iter(|| wait(&mut b, |b| b.attention_fwd(&mut z, &mut lse, &q, &k, &v, None, &pack, dims)));
+                time(bench, &mut b, |b| b.attention_fwd(&mut z, &mut lse, &q, &k, &v, None, &pack, dims));
             });
             // The backward has five products to the forward's two.
             group.throughput(Throughput::Elements(flops / 2 * 5));
             group.bench_function(BenchmarkId::new("bwd", &id), |bench| {
-                bench.iter(|| {
-                    wait(&mut b, |b| {
-                        b.attention_bwd(
-                            &mut d_q, &mut d_k, &mut d_v, &mut delta, &d_z, &z, &lse, &q, &k, &v, &pack, dims,
-                        );
-                    });
+                time(bench, &mut b, |b| {
+                    b.attention_bwd(&mut d_q, &mut d_k, &mut d_v, &mut delta, &d_z, &z, &lse, &q, &k, &v, &pack, dims);
                 });
             });
         }
@@ -50,8 +47,7 @@ fn attention<B: Backend>(c: &mut Criterion, mut b: B) {
 }
 
 fn all(c: &mut Criterion) {
-    attention(c, Cpu::<f32>::new());
-    attention(c, Cpu::<f32, half::bf16>::new());
+    on_devices!(c, attention);
 }
 
 criterion_group!(benches, all);

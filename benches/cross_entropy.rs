@@ -1,16 +1,17 @@
 //! The head with its loss over label rows. Elements are floating-point operations.
 #![allow(missing_docs, reason = "the macros of the harness")]
 
+#[macro_use]
 mod common;
 
-use common::{SHAPES, real, wait, weight, wide};
+use common::{real, shapes, time, weight, wide};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{Backend, LinearDims};
 
 fn cross_entropy<B: Backend>(c: &mut Criterion, mut b: B) {
     let mut group = common::group(c, &format!("cross_entropy/{}", b.name()));
-    for shape in SHAPES {
+    for &shape in shapes() {
         let head = weight(&mut b, shape.vocab * shape.width);
         for rows in [1, 32, 256] {
             if rows * shape.width * shape.vocab > 1 << 34 {
@@ -26,14 +27,12 @@ fn cross_entropy<B: Backend>(c: &mut Criterion, mut b: B) {
             let id = format!("{}/{rows}", shape.name);
             group.throughput(Throughput::Elements(flops));
             group.bench_function(BenchmarkId::new("fwd", &id), |bench| {
-                bench.iter(|| wait(&mut b, |b| b.cross_entropy_fwd(&mut loss, &x, &head, &targets, dims)));
+                time(bench, &mut b, |b| b.cross_entropy_fwd(&mut loss, &x, &head, &targets, dims));
             });
             group.throughput(Throughput::Elements(2 * flops));
             group.bench_function(BenchmarkId::new("bwd", &id), |bench| {
-                bench.iter(|| {
-                    wait(&mut b, |b| {
-                        b.cross_entropy_bwd(&mut loss, &mut d_x, None, &x, &head, &targets, &weights, dims);
-                    });
+                time(bench, &mut b, |b| {
+                    b.cross_entropy_bwd(&mut loss, &mut d_x, None, &x, &head, &targets, &weights, dims);
                 });
             });
         }
@@ -42,8 +41,7 @@ fn cross_entropy<B: Backend>(c: &mut Criterion, mut b: B) {
 }
 
 fn all(c: &mut Criterion) {
-    cross_entropy(c, Cpu::<f32>::new());
-    cross_entropy(c, Cpu::<f32, half::bf16>::new());
+    on_devices!(c, cross_entropy);
 }
 
 criterion_group!(benches, all);

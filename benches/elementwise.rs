@@ -1,9 +1,10 @@
 //! Operations that memory bounds: norms, positions, rotation, activations, residual. Bytes are those that must be read and written.
 #![allow(missing_docs, reason = "the macros of the harness")]
 
+#[macro_use]
 mod common;
 
-use common::{SHAPES, Shape, bytes, flat, real, wait, weight, wide};
+use common::{Shape, bytes, flat, real, shapes, time, weight, wide};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{Activation, Backend};
@@ -17,12 +18,12 @@ fn rms_norm<B: Backend>(c: &mut Criterion, b: &mut B, Shape { name, width, .. }:
     let (mut out, mut rstd, x, gain) = (real(b, len), wide(b, ROWS), wide(b, len), weight(b, width));
     group.throughput(Throughput::Bytes(bytes(b, len, len)));
     group.bench_function(BenchmarkId::new("fwd", name), |bench| {
-        bench.iter(|| wait(b, |b| b.rms_norm_fwd(&mut out, &mut rstd, &x, &gain, ROWS, width, 1e-5)));
+        time(bench, b, |b| b.rms_norm_fwd(&mut out, &mut rstd, &x, &gain, ROWS, width, 1e-5));
     });
     let (mut d_x, d_out) = (wide(b, len), wide(b, len));
     group.throughput(Throughput::Bytes(bytes(b, 4 * len, 0)));
     group.bench_function(BenchmarkId::new("bwd", name), |bench| {
-        bench.iter(|| wait(b, |b| b.rms_norm_bwd(&mut d_x, &d_out, &x, &rstd, &gain, ROWS, width)));
+        time(bench, b, |b| b.rms_norm_bwd(&mut d_x, &d_out, &x, &rstd, &gain, ROWS, width));
     });
     group.finish();
 }
@@ -34,14 +35,12 @@ fn layer_norm<B: Backend>(c: &mut Criterion, b: &mut B, Shape { name, width, .. 
     let [mut mean, mut rstd] = [(); 2].map(|()| wide(b, ROWS));
     group.throughput(Throughput::Bytes(bytes(b, len, len)));
     group.bench_function(BenchmarkId::new("fwd", name), |bench| {
-        bench.iter(|| {
-            wait(b, |b| b.layer_norm_fwd(&mut out, &mut mean, &mut rstd, &x, &gain, &shift, ROWS, width, 1e-5));
-        });
+        time(bench, b, |b| b.layer_norm_fwd(&mut out, &mut mean, &mut rstd, &x, &gain, &shift, ROWS, width, 1e-5));
     });
     let (mut d_x, d_out) = (wide(b, len), wide(b, len));
     group.throughput(Throughput::Bytes(bytes(b, 4 * len, 0)));
     group.bench_function(BenchmarkId::new("bwd", name), |bench| {
-        bench.iter(|| wait(b, |b| b.layer_norm_bwd(&mut d_x, &d_out, &x, &mean, &rstd, &gain, ROWS, width)));
+        time(bench, b, |b| b.layer_norm_bwd(&mut d_x, &d_out, &x, &mean, &rstd, &gain, ROWS, width));
     });
     group.finish();
 }
@@ -52,7 +51,7 @@ fn position<B: Backend>(c: &mut Criterion, b: &mut B, Shape { name, width, .. }:
     let pack = b.pack(&flat(&[ROWS], None)).expect("memory for a bench");
     group.throughput(Throughput::Bytes(bytes(b, 2 * ROWS * width, ROWS * width)));
     group.bench_function(BenchmarkId::new("fwd", name), |bench| {
-        bench.iter(|| wait(b, |b| b.position_fwd(&mut x, &pack, &table, 2, width)));
+        time(bench, b, |b| b.position_fwd(&mut x, &pack, &table, 2, width));
     });
     group.finish();
 }
@@ -64,10 +63,10 @@ fn rope<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
     let pack = b.pack(&flat(&[ROWS], None)).expect("memory for a bench");
     group.throughput(Throughput::Bytes(bytes(b, 0, 2 * len)));
     group.bench_function(BenchmarkId::new("fwd", shape.name), |bench| {
-        bench.iter(|| wait(b, |b| b.rope_fwd(&mut out, &x, &pack, &cos_sin, heads, head_dim)));
+        time(bench, b, |b| b.rope_fwd(&mut out, &x, &pack, &cos_sin, heads, head_dim));
     });
     group.bench_function(BenchmarkId::new("bwd", shape.name), |bench| {
-        bench.iter(|| wait(b, |b| b.rope_bwd(&mut out, &pack, &cos_sin, heads, head_dim)));
+        time(bench, b, |b| b.rope_bwd(&mut out, &pack, &cos_sin, heads, head_dim));
     });
     group.finish();
 }
@@ -78,12 +77,12 @@ fn swiglu<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
     let [mut act, gate, up, mut d_gate] = [(); 4].map(|()| real(b, len));
     group.throughput(Throughput::Bytes(bytes(b, 0, 3 * len)));
     group.bench_function(BenchmarkId::new("fwd", shape.name), |bench| {
-        bench.iter(|| wait(b, |b| b.swiglu_fwd(&mut act, &gate, &up, len)));
+        time(bench, b, |b| b.swiglu_fwd(&mut act, &gate, &up, len));
     });
     let d_act = wide(b, len);
     group.throughput(Throughput::Bytes(bytes(b, len, 4 * len)));
     group.bench_function(BenchmarkId::new("bwd", shape.name), |bench| {
-        bench.iter(|| wait(b, |b| b.swiglu_bwd(&mut d_gate, &mut act, &d_act, &gate, &up, len)));
+        time(bench, b, |b| b.swiglu_bwd(&mut d_gate, &mut act, &d_act, &gate, &up, len));
     });
     group.finish();
 }
@@ -95,11 +94,11 @@ fn activation<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
     for f in [Activation::Relu, Activation::Gelu, Activation::GeluTanh] {
         group.throughput(Throughput::Bytes(bytes(b, 0, 2 * len)));
         group.bench_function(BenchmarkId::new(format!("fwd {f:?}"), shape.name), |bench| {
-            bench.iter(|| wait(b, |b| b.activation_fwd(&mut act, &x, f, len)));
+            time(bench, b, |b| b.activation_fwd(&mut act, &x, f, len));
         });
         group.throughput(Throughput::Bytes(bytes(b, len, 2 * len)));
         group.bench_function(BenchmarkId::new(format!("bwd {f:?}"), shape.name), |bench| {
-            bench.iter(|| wait(b, |b| b.activation_bwd(&mut d_x, &d_act, &x, f, len)));
+            time(bench, b, |b| b.activation_bwd(&mut d_x, &d_act, &x, f, len));
         });
     }
     group.finish();
@@ -111,13 +110,13 @@ fn residual<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
     let (mut out, x, y) = (wide(b, len), wide(b, len), real(b, len));
     group.throughput(Throughput::Bytes(bytes(b, 2 * len, len)));
     group.bench_function(BenchmarkId::new("fwd", shape.name), |bench| {
-        bench.iter(|| wait(b, |b| b.residual_fwd(&mut out, &x, &y, len)));
+        time(bench, b, |b| b.residual_fwd(&mut out, &x, &y, len));
     });
     group.finish();
 }
 
 fn on<B: Backend>(c: &mut Criterion, mut b: B) {
-    for shape in SHAPES {
+    for &shape in shapes() {
         rms_norm(c, &mut b, shape);
         layer_norm(c, &mut b, shape);
         position(c, &mut b, shape);
@@ -129,8 +128,7 @@ fn on<B: Backend>(c: &mut Criterion, mut b: B) {
 }
 
 fn all(c: &mut Criterion) {
-    on(c, Cpu::<f32>::new());
-    on(c, Cpu::<f32, half::bf16>::new());
+    on_devices!(c, on);
 }
 
 criterion_group!(benches, all);

@@ -1,9 +1,10 @@
 //! The embedding and its gradient. Bytes are those that must be read and written.
 #![allow(missing_docs, reason = "the macros of the harness")]
 
+#[macro_use]
 mod common;
 
-use common::{SHAPES, bytes, flat, wait, weight, wide};
+use common::{bytes, flat, shapes, time, weight, wide};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
@@ -15,26 +16,25 @@ const TABLE: usize = 1000;
 
 fn embed<B: Backend>(c: &mut Criterion, mut b: B) {
     let mut group = common::group(c, &format!("embed/{}", b.name()));
-    for shape in SHAPES {
+    for &shape in shapes() {
         let len = ROWS * shape.width;
         let (mut out, table) = (wide(&mut b, len), weight(&mut b, TABLE * shape.width));
         let mut d_table = wide(&mut b, TABLE * shape.width);
         let pack = b.pack(&flat(&[ROWS], None)).expect("memory for a bench");
         group.throughput(Throughput::Bytes(bytes(&b, len, len)));
         group.bench_function(BenchmarkId::new("fwd", shape.name), |bench| {
-            bench.iter(|| wait(&mut b, |b| b.embed_fwd(&mut out, &pack, &table, None, shape.width)));
+            time(bench, &mut b, |b| b.embed_fwd(&mut out, &pack, &table, None, shape.width));
         });
         group.throughput(Throughput::Bytes(bytes(&b, 3 * len, 0)));
         group.bench_function(BenchmarkId::new("bwd_table", shape.name), |bench| {
-            bench.iter(|| wait(&mut b, |b| b.embed_bwd_table(&mut d_table, 0, &out, &pack, shape.width)));
+            time(bench, &mut b, |b| b.embed_bwd_table(&mut d_table, 0, &out, &pack, shape.width));
         });
     }
     group.finish();
 }
 
 fn all(c: &mut Criterion) {
-    embed(c, Cpu::<f32>::new());
-    embed(c, Cpu::<f32, half::bf16>::new());
+    on_devices!(c, embed);
 }
 
 criterion_group!(benches, all);

@@ -1,16 +1,17 @@
 //! Products with weights, forward and backward. Elements are floating-point operations.
 #![allow(missing_docs, reason = "the macros of the harness")]
 
+#[macro_use]
 mod common;
 
-use common::{SHAPES, real, wait, weight, wide};
+use common::{real, shapes, time, weight, wide};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{Backend, LinearDims};
 
 fn linear<B: Backend>(c: &mut Criterion, mut b: B) {
     let mut group = common::group(c, &format!("gemm/{}", b.name()));
-    for shape in SHAPES {
+    for &shape in shapes() {
         for (part, input, output) in [("attention", shape.width, shape.width), ("mlp", shape.width, shape.feed_forward)]
         {
             let matrix = weight(&mut b, output * input);
@@ -21,10 +22,10 @@ fn linear<B: Backend>(c: &mut Criterion, mut b: B) {
                 group.throughput(Throughput::Elements(2 * (rows * input * output) as u64));
                 let id = format!("{}/{part}/{rows}", shape.name);
                 group.bench_function(BenchmarkId::new("fwd", &id), |bench| {
-                    bench.iter(|| wait(&mut b, |b| b.linear_fwd(&mut out, &x, &matrix, None, dims)));
+                    time(bench, &mut b, |b| b.linear_fwd(&mut out, &x, &matrix, None, dims));
                 });
                 group.bench_function(BenchmarkId::new("bwd_input", &id), |bench| {
-                    bench.iter(|| wait(&mut b, |b| b.linear_bwd_input(&mut d_x, &out, &matrix, dims, false)));
+                    time(bench, &mut b, |b| b.linear_bwd_input(&mut d_x, &out, &matrix, dims, false));
                 });
                 if shape.width > 1000 {
                     // Full tuning is for small models.
@@ -32,7 +33,7 @@ fn linear<B: Backend>(c: &mut Criterion, mut b: B) {
                 }
                 let mut d_weight = wide(&mut b, output * input);
                 group.bench_function(BenchmarkId::new("bwd_weight", &id), |bench| {
-                    bench.iter(|| wait(&mut b, |b| b.linear_bwd_weight(&mut d_weight, 0, &out, &x, dims)));
+                    time(bench, &mut b, |b| b.linear_bwd_weight(&mut d_weight, 0, &out, &x, dims));
                 });
             }
         }
@@ -41,8 +42,7 @@ fn linear<B: Backend>(c: &mut Criterion, mut b: B) {
 }
 
 fn all(c: &mut Criterion) {
-    linear(c, Cpu::<f32>::new());
-    linear(c, Cpu::<f32, half::bf16>::new());
+    on_devices!(c, linear);
 }
 
 criterion_group!(benches, all);

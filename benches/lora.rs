@@ -1,9 +1,10 @@
 //! Adapters of one run and of many in one pack. Elements are floating-point operations.
 #![allow(missing_docs, reason = "the macros of the harness")]
 
+#[macro_use]
 mod common;
 
-use common::{SHAPES, flat, real, wait, wide};
+use common::{flat, real, shapes, time, wide};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{Backend, Dropout, LoraSite};
@@ -12,7 +13,7 @@ const RANK: usize = 8;
 
 fn lora<B: Backend>(c: &mut Criterion, mut b: B) {
     let mut group = common::group(c, &format!("lora/{}", b.name()));
-    for shape in SHAPES {
+    for &shape in shapes() {
         let (input, output) = (shape.width, shape.width);
         let at = RANK * input;
         let site = LoraSite { a: 0, b: at, stride: at + output * RANK, rank: RANK, input, output, scale: 2.0 };
@@ -29,14 +30,12 @@ fn lora<B: Backend>(c: &mut Criterion, mut b: B) {
                 let id = format!("{}/{runs} runs/dropout {p}", shape.name);
                 group.throughput(Throughput::Elements(flops));
                 group.bench_function(BenchmarkId::new("fwd", &id), |bench| {
-                    bench.iter(|| wait(&mut b, |b| b.lora_fwd(&mut y, &mut xa, &x, &params, &pack, site, dropout)));
+                    time(bench, &mut b, |b| b.lora_fwd(&mut y, &mut xa, &x, &params, &pack, site, dropout));
                 });
                 group.throughput(Throughput::Elements(2 * flops));
                 group.bench_function(BenchmarkId::new("bwd", &id), |bench| {
-                    bench.iter(|| {
-                        wait(&mut b, |b| {
-                            b.lora_bwd(&mut d_params, Some(&mut d_x), &y, &xa, &x, &params, &pack, site, dropout);
-                        });
+                    time(bench, &mut b, |b| {
+                        b.lora_bwd(&mut d_params, Some(&mut d_x), &y, &xa, &x, &params, &pack, site, dropout);
                     });
                 });
             }
@@ -46,8 +45,7 @@ fn lora<B: Backend>(c: &mut Criterion, mut b: B) {
 }
 
 fn all(c: &mut Criterion) {
-    lora(c, Cpu::<f32>::new());
-    lora(c, Cpu::<f32, half::bf16>::new());
+    on_devices!(c, lora);
 }
 
 criterion_group!(benches, all);

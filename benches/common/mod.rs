@@ -2,12 +2,19 @@
 //!
 //! Throughput is counted in elements for products (one element is one floating-point operation, so that `Gelem/s` reads
 //! as GFLOP/s) and in bytes for everything that memory bounds.
+//!
+//! `LLAMAPROBE_BENCH=cuda` benches the GPU in the place of the processor, and `tiny` the GPU with the smallest of shapes
+//! and times, to see that everything runs. `benches/gpu.sh` makes a table of it.
 #![allow(dead_code, reason = "each bench uses its own part")]
 
-use std::time::Duration;
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/cuda.rs"]
+pub mod cuda;
+
+use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion};
+use criterion::{Bencher, BenchmarkGroup, Criterion};
 use llamaprobe::backend::{AttentionDims, Backend, WideElement};
 use llamaprobe::shape::{Label, Pack, PackBuilder, Parent, Token};
 
@@ -39,8 +46,52 @@ const fn shape(
     Shape { name, width, feed_forward, heads, kv_heads, vocab }
 }
 
+/// What is benched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The processor.
+    Cpu,
+    /// The GPU.
+    Gpu,
+    /// The GPU, with next to no work.
+    TinyGpu,
+}
+
+/// What `LLAMAPROBE_BENCH` says.
+pub fn subject() -> Subject {
+    match std::env::var("LLAMAPROBE_BENCH").as_deref() {
+        Ok("cuda") => Subject::Gpu,
+        Ok("tiny") => Subject::TinyGpu,
+        _ => Subject::Cpu,
+    }
+}
+
+/// Calls benches with the devices that are to be benched: the processor in f32 and bf16, or the GPU in bf16.
+#[allow(unused_macros, reason = "each bench uses its own part")]
+macro_rules! on_devices {
+    ($c:expr, $($bench:expr),+) => {
+        if common::subject() == common::Subject::Cpu {
+            $($bench($c, Cpu::<f32>::new());)+
+            $($bench($c, Cpu::<f32, half::bf16>::new());)+
+        } else {
+            #[cfg(feature = "cuda")]
+            {
+                $(common::cuda::device::<half::bf16>().into_iter().for_each(|gpu| $bench($c, gpu));)+
+            }
+        }
+    };
+}
+
+/// The shapes of a run.
+pub fn shapes() -> &'static [Shape] {
+    if subject() == Subject::TinyGpu { &TINY } else { &SHAPES }
+}
+
+/// A shape for a machine without a GPU.
+const TINY: [Shape; 1] = [shape("tiny", 64, 96, 2, 1, 300)];
+
 /// From the smallest story model to one layer of LLaMA-2-7B.
-pub const SHAPES: [Shape; 4] = [
+const SHAPES: [Shape; 4] = [
     shape("15M", 288, 768, 6, 6, 32000),
     shape("110M", 768, 2048, 12, 12, 32000),
     shape("1B", 2048, 8192, 32, 8, 128_256),
@@ -59,7 +110,9 @@ impl Shape {
 /// A group with short measurements.
 pub fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = c.benchmark_group(name);
-    group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(800));
+    let (warm_up, measurement) = if subject() == Subject::TinyGpu { (1, 1) } else { (200, 800) };
+    group.sample_size(10).warm_up_time(Duration::from_millis(warm_up));
+    group.measurement_time(Duration::from_millis(measurement));
     group
 }
 
@@ -100,10 +153,21 @@ pub fn bytes<B: Backend>(b: &B, wide: usize, real: usize) -> u64 {
     (wide * of_wide + real * of_real) as u64
 }
 
-/// Runs `op` once and waits for it.
-pub fn wait<B: Backend>(b: &mut B, op: impl FnOnce(&mut B)) {
-    op(b);
-    b.sync().expect("the device works");
+/// Operations that are asked for before the device is waited for, so that not the wait is measured.
+const AT_ONCE: u64 = 64;
+
+/// Times `op`.
+pub fn time<B: Backend>(bench: &mut Bencher<'_>, b: &mut B, mut op: impl FnMut(&mut B)) {
+    bench.iter_custom(|times| {
+        let start = Instant::now();
+        for i in 1..=times {
+            op(b);
+            if i % AT_ONCE == 0 || i == times {
+                b.sync().expect("the device works");
+            }
+        }
+        start.elapsed()
+    });
 }
 
 fn tokens(n: usize) -> Vec<Token> {

@@ -7,10 +7,10 @@ use llamaprobe::backend::cuda::{Compute, Cuda, Settings};
 
 /// Where the libraries and the cache are.
 pub fn settings() -> Settings {
-    let dir = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let libraries = std::env::var_os("LLAMAPROBE_CUDA_LIBS").unwrap_or_default();
     Settings {
-        library_dirs: dir("LLAMAPROBE_CUDA_LIBS").into_iter().collect(),
-        cache_dir: dir("LLAMAPROBE_CUDA_CACHE"),
+        library_dirs: std::env::split_paths(&libraries).collect(),
+        cache_dir: std::env::var_os("LLAMAPROBE_CUDA_CACHE").map(PathBuf::from),
         ..Settings::default()
     }
 }

@@ -108,18 +108,15 @@ impl Backend for Trace {
     }
 
     fn cast(&mut self, out: &mut NullReal, x: &NullWide, len: usize) {
-        let op = self.log("cast");
-        needs(op, len, &[("out", out.0), ("x", x.0)]);
+        needs(self.log("cast"), len, &[("out", out.0), ("x", x.0)]);
     }
 
     fn widen(&mut self, out: &mut NullWide, x: &NullReal, len: usize) {
-        let op = self.log("widen");
-        needs(op, len, &[("out", out.0), ("x", x.0)]);
+        needs(self.log("widen"), len, &[("out", out.0), ("x", x.0)]);
     }
 
     fn residual_fwd(&mut self, out: &mut NullWide, a: &NullWide, b: &NullReal, len: usize) {
-        let op = self.log("residual_fwd");
-        needs(op, len, &[("out", out.0), ("a", a.0), ("b", b.0)]);
+        needs(self.log("residual_fwd"), len, &[("out", out.0), ("a", a.0), ("b", b.0)]);
     }
 
     fn gather_real(&mut self, out: &mut NullReal, x: &NullReal, rows: &Vec<u32>, width: usize) {
@@ -404,9 +401,8 @@ impl Backend for Trace {
         width: usize,
     ) {
         let op = self.log("attention_result");
-        let last = rows.iter().max().map_or(0, |row| row + 1);
         need(op, "out", out.0, rows.len() * heads * width);
-        need(op, "z", z.0, last * heads * head_dim);
+        need(op, "z", z.0, rows.iter().max().map_or(0, |row| row + 1) * heads * head_dim);
         same(op, "the weight's length", weight.0, width * heads * head_dim);
     }
 
@@ -507,8 +503,7 @@ impl Backend for Trace {
     }
 
     fn swiglu_fwd(&mut self, act: &mut NullReal, gate: &NullReal, up: &NullReal, len: usize) {
-        let op = self.log("swiglu_fwd");
-        needs(op, len, &[("act", act.0), ("gate", gate.0), ("up", up.0)]);
+        needs(self.log("swiglu_fwd"), len, &[("act", act.0), ("gate", gate.0), ("up", up.0)]);
     }
 
     fn swiglu_bwd(
@@ -576,9 +571,8 @@ impl Backend for Trace {
     }
 
     fn check_finite(&mut self, stop: &mut NullWide, values: &NullWide, len: usize) {
-        let op = self.log("check_finite");
-        need(op, "stop", stop.0, 1);
-        need(op, "values", values.0, len);
+        need(self.log("check_finite"), "values", values.0, len);
+        need("check_finite", "stop", stop.0, 1);
     }
 
     fn adamw(

@@ -1,6 +1,7 @@
 //! Every kernel, compiled for real devices without having one: no spills, no local memory, and the tensor-core and
-//! asynchronous-copy instructions that it was written for. Needs nvcc 13 (`LLAMAPROBE_NVCC`, a path, or 1 for the one on
-//! the PATH) with cuobjdump and nvdisasm beside it; `pip install nvidia-cuda-nvcc==13.0.88` and its companions have them.
+//! asynchronous-copy instructions that it was written for; and what the build makes of `LLAMAPROBE_NVCC`. Needs nvcc 13
+//! (the path in `LLAMAPROBE_TEST_NVCC`, which unlike the other does not rebuild everything) with cuobjdump and nvdisasm
+//! beside it: `.ci/run` installs them.
 
 #[path = "simt/machine.rs"]
 mod machine;
@@ -15,14 +16,26 @@ const DEVICES: [&str; 3] = ["80", "90a", "120"];
 
 /// The compiler; says so if there is none.
 fn nvcc() -> Option<PathBuf> {
-    let Some(given) = std::env::var_os("LLAMAPROBE_NVCC").filter(|given| !given.is_empty()) else {
-        println!("skipped: LLAMAPROBE_NVCC is not set");
+    let Some(path) = std::env::var_os("LLAMAPROBE_TEST_NVCC").filter(|given| !given.is_empty()) else {
+        println!("skipped: LLAMAPROBE_TEST_NVCC is not set");
         return None;
     };
-    let path = if given == "1" { PathBuf::from("nvcc") } else { PathBuf::from(given) };
+    let path = PathBuf::from(path);
     let found = Command::new(&path).arg("--version").output().is_ok_and(|out| out.status.success());
-    assert!(found, "LLAMAPROBE_NVCC: {} does not run", path.display());
+    assert!(found, "LLAMAPROBE_TEST_NVCC: {} does not run", path.display());
     Some(path)
+}
+
+/// What cuobjdump, which needs nvdisasm on the PATH, says of a binary.
+fn dump(nvcc: &Path, option: &str, binary: &Path) -> String {
+    let tool = nvcc.with_file_name("cuobjdump");
+    let bin = nvcc.parent().unwrap_or(Path::new("")).to_path_buf();
+    let others = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&others)));
+    let out = Command::new(&tool).arg(option).arg(binary).env("PATH", path.unwrap()).output();
+    let out = out.unwrap_or_else(|error| panic!("{}: {error}", tool.display()));
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
 /// What the compiler and the disassembler say of one build, for every device.
@@ -52,15 +65,7 @@ impl Build {
         let said = String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
         assert!(out.status.success(), "nvcc {dtype:?} {options:?}:\n{said}");
         let warnings = said.lines().filter(|line| line.contains("warning")).map(str::to_string).collect();
-        let tool = nvcc.with_file_name("cuobjdump");
-        let bin = nvcc.parent().unwrap_or(Path::new("")).to_path_buf();
-        let path = std::env::join_paths(
-            std::iter::once(bin).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
-        );
-        let out = Command::new(&tool).arg("-sass").arg(&binary).env("PATH", path.unwrap()).output();
-        let out = out.unwrap_or_else(|error| panic!("{}: {error}", tool.display()));
-        let text = String::from_utf8_lossy(&out.stdout);
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let text = dump(nvcc, "-sass", &binary);
         let (mut device, mut kernel) = (String::new(), String::new());
         let mut instructions: BTreeMap<_, Vec<String>> = BTreeMap::new();
         for line in text.lines().map(str::trim) {
@@ -167,4 +172,80 @@ fn the_gate_sees_spills_and_missing_tensor_cores() {
     assert!(build.wrong().iter().any(|line| line.contains("attention_fwd: ")), "{:?}", build.wrong());
     let build = Build::new(&nvcc, &text, Dtype::F32, &attention.macros());
     assert!(build.count("attention_fwd", "HMMA").iter().all(|&count| count == 0));
+}
+
+/// The build script, to be run in a package of some of the kernels.
+struct Script {
+    dir: tempfile::TempDir,
+}
+
+impl Script {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Beside the cargo that runs this test.
+        let rustc = std::env::var_os("CARGO")
+            .map_or_else(|| "rustc".into(), |cargo| PathBuf::from(cargo).with_file_name("rustc"));
+        let out = Command::new(rustc)
+            .args(["--edition", "2024", "-Copt-level=0", "-o"])
+            .arg(dir.path().join("build"))
+            .arg(machine::root().join("build.rs"))
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        for name in ["kernels", "out"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        for name in ["prelude.cuh", "adamw.cu"] {
+            std::fs::copy(machine::root().join("kernels").join(name), dir.path().join("kernels").join(name)).unwrap();
+        }
+        Self { dir }
+    }
+
+    /// Runs it with a value of `LLAMAPROBE_NVCC`; what it said on failing.
+    fn run(&self, nvcc: Option<&Path>) -> Result<(), String> {
+        let mut command = Command::new(self.dir.path().join("build"));
+        command.env("CARGO_MANIFEST_DIR", self.dir.path()).env("OUT_DIR", self.dir.path().join("out"));
+        command.env("CARGO_FEATURE_CUDA", "1").env_remove("LLAMAPROBE_NVCC").env("RUST_BACKTRACE", "0");
+        let out = command.envs(nvcc.map(|path| ("LLAMAPROBE_NVCC", path))).output().unwrap();
+        if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
+    }
+
+    fn table(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("out/kernels.rs")).unwrap()
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn the_build_stops_where_it_is_told_of_a_compiler_that_is_none() {
+    use std::os::unix::fs::PermissionsExt;
+    let script = Script::new();
+    script.run(None).unwrap();
+    let table = script.table();
+    assert!(table.contains("\"adamw\"") && !table.contains("fatbin"), "{table}");
+    let said = script.run(Some(Path::new("nowhere/nvcc"))).unwrap_err();
+    assert!(said.contains("LLAMAPROBE_NVCC=nowhere/nvcc: no working nvcc there"), "{said}");
+    // One that answers, and cannot compile.
+    let broken = script.dir.path().join("nvcc");
+    std::fs::write(&broken, "#!/bin/sh\n[ \"$1\" = --version ] || { echo 'no licence' >&2; exit 1; }\n").unwrap();
+    std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let said = script.run(Some(&broken)).unwrap_err();
+    assert!(said.contains("no licence") && said.contains("adamw.cu"), "{said}");
+}
+
+#[test]
+fn the_build_embeds_binaries_for_the_devices_there_are_and_text_for_those_to_come() {
+    let Some(nvcc) = nvcc() else { return };
+    let script = Script::new();
+    script.run(Some(&nvcc)).unwrap();
+    let table = script.table();
+    for real in ["float", "bf16", "half"] {
+        let file = script.dir.path().join("out").join(format!("adamw.{real}.0.fatbin"));
+        assert!(table.contains(&format!("(\"adamw\", \"{real}\", 0, include_bytes!({file:?}))")), "{table}");
+        let (binaries, texts) = (dump(&nvcc, "-lelf", &file), dump(&nvcc, "-lptx", &file));
+        for device in ["sm_80", "sm_90a"] {
+            assert!(binaries.contains(&format!(".{device}.cubin")), "{real}: {binaries}");
+        }
+        assert!(texts.contains(".sm_80.ptx"), "{real}: {texts}");
+    }
 }

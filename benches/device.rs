@@ -1,5 +1,5 @@
-//! What a GPU does at most (the other benches' ceilings; those of the processor are in `ceiling`), and how results leave it. Bytes are those that must be
-//! read and written, elements floating-point operations.
+//! What a GPU does at most (the ceilings of the processor are in `ceiling`), and how captures leave a device. Bytes are
+//! those that must be read and written, elements floating-point operations.
 #![allow(missing_docs, reason = "the macros of the harness")]
 
 mod common;

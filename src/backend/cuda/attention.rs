@@ -201,9 +201,9 @@ pub fn pattern<R: Compute>(
     let list: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
     let Some(list) = cx.numbers("rows of the pattern", &list) else { return };
     let Some(keys) = cx.numbers("keys of the pattern", &keys) else { return };
-    let rows = [table(list), table(keys), table(pack.positions())];
+    let lists = [table(list), table(keys), table(pack.positions())];
     let how = [float(dims.scale), int(dims.alibi_base()), int(longest), int(usize::from(normalised))];
-    let args = [&[wide(out), real(q), real(k), real(kept_k), wide(lse)], &rows[..], &heads_of(dims), &how].concat();
+    let args = [&[wide(out), real(q), real(k), real(kept_k), wide(lse)], &lists[..], &heads_of(dims), &how].concat();
     let shape = Shape { grid: blocks2(rows.len(), heads), block: 128, shared: 0 };
     cx.launch(op, kernel(op, dims), shape, &args);
 }

@@ -4,6 +4,8 @@ pub mod backend;
 #[forbid(unsafe_code)]
 pub mod cli;
 #[forbid(unsafe_code)]
+pub mod compare;
+#[forbid(unsafe_code)]
 pub mod error;
 pub mod formats;
 #[forbid(unsafe_code)]

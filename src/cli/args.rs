@@ -3,6 +3,7 @@
 //! This is the only list of flags. The keys of a `--config` file are these same flags, and the resolved configuration
 //! written beside the outputs is these structures serialised.
 
+mod compare;
 mod train;
 
 use std::path::PathBuf;
@@ -16,11 +17,13 @@ use crate::task::Task;
 use crate::train::schedule::Schedule;
 use crate::train::settings::RunSettings;
 
+pub use compare::CompareArgs;
 pub use train::{Method, Start, TrainLoraArgs, TrainPromptArgs, TrainingArgs};
 
 const EXAMPLES: &str = "\
 Examples:
   llamaprobe probe --model org/name --task sst2 --train train.tsv --test dev.tsv --demos 10 --seeds 3 --out run
+  llamaprobe compare --model DIR --task mtop --train train.jsonl --test dev.jsonl --num-virtual-tokens 8,32 --out study
   llamaprobe train-lora --model DIR --train data.jsonl --out adapter --r 8 --max-steps 100
   llamaprobe train-prompt --model DIR --train data.jsonl --out prompt --method pt --num-virtual-tokens 20
   llamaprobe capture --model DIR --input texts.jsonl --sites resid_post --tokens last --out states
@@ -58,6 +61,8 @@ pub enum Command {
     TrainPrompt(TrainPromptArgs),
     /// Compares in-context learning with instruction tuning on the same demonstrations, layer by layer.
     Probe(ProbeArgs),
+    /// Compares demonstrations, soft prompts and both together on a task, by what the model writes.
+    Compare(CompareArgs),
     /// Continues prompts.
     Generate(GenerateArgs),
     /// Shows a model's shape, its memory plan, and what an adapter holds and what PEFT would make of it.

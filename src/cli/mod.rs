@@ -11,6 +11,7 @@ use crate::Error;
 
 mod args;
 mod capture;
+mod compare;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod device;
@@ -76,6 +77,7 @@ fn run(cli: args::Cli) -> Result<(), Failure> {
         args::Command::TrainLora(args) => train_lora::run(&args),
         args::Command::TrainPrompt(args) => train_prompt::run(&args),
         args::Command::Probe(args) => probe::run(&args),
+        args::Command::Compare(args) => compare::run(&args),
         args::Command::Generate(args) => generate::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
     }

@@ -8,7 +8,6 @@ use super::plan::Plan as MemoryPlan;
 use super::resolve::{self, Found};
 use super::{Failure, output};
 use crate::backend::Backend;
-use crate::formats::adapter::Modules;
 use crate::formats::config::Family;
 use crate::formats::tokenizer::Tokenizer;
 use crate::model::{Layout, LoraShape, Model};
@@ -59,11 +58,7 @@ fn settings(args: &ProbeArgs, family: Family) -> Result<ProbeSettings> {
         seeds: (args.seed..last).collect(),
         r: args.lora.r,
         lora_alpha: args.lora.lora_alpha,
-        target_modules: match resolve::modules(&args.lora, family) {
-            Modules::AllLinear => family.modules().iter().map(|&t| family.short_name(t).to_owned()).collect(),
-            Modules::List(names) => names,
-            Modules::Regex(regex) => vec![regex],
-        },
+        target_modules: resolve::module_names(&args.lora, family),
         learning_rate: args.learning_rate,
         epochs: args.epochs,
         batch_size: args.batch_size,

@@ -98,6 +98,15 @@ pub fn modules(args: &LoraArgs, family: Family) -> Modules {
     }
 }
 
+/// `--target-modules` as a list of names.
+pub fn module_names(args: &LoraArgs, family: Family) -> Vec<String> {
+    match modules(args, family) {
+        Modules::AllLinear => family.modules().iter().map(|&t| family.short_name(t).to_owned()).collect(),
+        Modules::List(names) => names,
+        Modules::Regex(regex) => vec![regex],
+    }
+}
+
 /// The settings of a new adapter for `model`.
 pub fn lora(args: &LoraArgs, model: &str, family: Family) -> LoraConfig {
     LoraConfig {

@@ -34,6 +34,7 @@ pub enum AdapterConfig {
 }
 
 use super::config::Family;
+use crate::{Error, Result};
 
 /// A projection of a block that an adapter can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -186,6 +187,30 @@ impl Family {
     /// The names of all modules, as people choose from them.
     pub fn module_names(self) -> String {
         self.modules().iter().map(|&target| self.short_name(target)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The modules of some names, each of which may be the end of several modules' paths, as in PEFT.
+    ///
+    /// # Errors
+    /// No name, or one that is not of a module.
+    pub fn targets(self, names: &[String]) -> Result<Vec<Target>> {
+        if names.is_empty() {
+            return Err(Error::argument("--target-modules", format!("some of {}", self.module_names()), "none"));
+        }
+        let mut targets = Vec::new();
+        for name in names {
+            let named = |target: &&Target| {
+                let rest = self.module(**target).strip_suffix(name.as_str());
+                rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            };
+            let before = targets.len();
+            targets.extend(self.modules().iter().filter(named));
+            if targets.len() == before {
+                return Err(Error::unsupported("target module", name, self.module_names()));
+            }
+        }
+        targets.dedup();
+        Ok(targets)
     }
 
     /// The modules outside the blocks that names could mean: the head and the embedding table.

@@ -5,7 +5,9 @@ use super::activations::{Activations, Keep};
 use super::adaptation::Adaptation;
 use super::decode::Search;
 use super::forward::{Cache, Input};
+
 use crate::backend::{Backend, KvCache};
+use crate::formats::config::Positions;
 use crate::hooks::NoTaps;
 use crate::shape::{Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
 use crate::{Error, Result};
@@ -107,6 +109,10 @@ impl<B: Backend> Model<B> {
         if generation.width() == 0 {
             return Err(Error::argument("--num-beams", "at least 1", 0));
         }
+        // A model that learned its positions has no others.
+        let learned = matches!(self.spec.positions, Positions::Learned { .. }).then_some(self.spec.max_positions);
+        let max_length = generation.max_length.into_iter().chain(learned).min();
+        let generation = &Generation { max_length, ..generation.clone() };
         let soft = |run: Option<usize>| adaptation.zip(run).map_or(0, |(adaptation, run)| adaptation.prompts[run]);
         let sequences: Vec<Sequence> = prompts.iter().map(|p| Sequence::prompted(soft(p.run), &p.ids, p.run)).collect();
         let mut done = Vec::with_capacity(prompts.len());

@@ -132,28 +132,12 @@ impl ProbeSettings {
         tuning::run_settings(&Self { learning_rate, epochs, ..self.clone() }, 0, self.demonstrations).validate()
     }
 
-    /// The adapted modules of a model of some family; a name may be the end of several modules' paths, as in PEFT.
+    /// The adapted modules of a model of some family.
     ///
     /// # Errors
     /// None, or a name that is not of a module.
     pub fn targets(&self, family: Family) -> Result<Vec<Target>> {
-        if self.target_modules.is_empty() {
-            return Err(Error::argument("--target-modules", format!("some of {}", family.module_names()), "none"));
-        }
-        let mut targets = Vec::new();
-        for name in &self.target_modules {
-            let named = |target: &&Target| {
-                let rest = family.module(**target).strip_suffix(name.as_str());
-                rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-            };
-            let before = targets.len();
-            targets.extend(family.modules().iter().filter(named));
-            if targets.len() == before {
-                return Err(Error::unsupported("target module", name, family.module_names()));
-            }
-        }
-        targets.dedup();
-        Ok(targets)
+        family.targets(&self.target_modules)
     }
 }
 

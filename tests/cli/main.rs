@@ -4,6 +4,7 @@
 mod support;
 
 mod capture;
+mod compare;
 mod config;
 mod errors;
 mod families;

@@ -1,0 +1,169 @@
+//! `compare`: the second study, on one task or from tasks to tasks.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::args::CompareArgs;
+use super::device::{Job, dispatch};
+use super::resolve::{self, Found};
+use super::{Failure, output};
+use crate::backend::Backend;
+use crate::compare::{Base, CompareSettings, Source};
+use crate::formats::atomic;
+use crate::formats::config::Family;
+use crate::formats::tokenizer::Tokenizer;
+use crate::model::Model;
+use crate::task::{Task, Template};
+use crate::train::settings::{Length, RunSettings};
+use crate::{Error, Result};
+
+pub fn run(args: &CompareArgs) -> Result<(), Failure> {
+    let found = resolve::model(&args.model, &args.common)?;
+    let settings = settings(args, found.spec.family)?;
+    settings.validate(found.spec.family)?;
+    let tokenizer = Tokenizer::load(&found.path)?;
+    let sources = sources(args)?;
+    let dtype = found.dtype;
+    dispatch(&args.common, dtype, Compare { args, found, settings, tokenizer, sources })
+}
+
+fn settings(args: &CompareArgs, family: Family) -> Result<CompareSettings> {
+    let last =
+        args.seed.checked_add(args.seeds).ok_or_else(|| Error::argument("--seed", "a smaller seed", args.seed))?;
+    let training = |learning_rate: f64| RunSettings {
+        length: Length::Steps(args.max_steps),
+        batch_size: args.batch_size,
+        learning_rate,
+        weight_decay: args.weight_decay,
+        max_grad_norm: resolve::cut(args.max_grad_norm),
+        ..RunSettings::default()
+    };
+    Ok(CompareSettings {
+        arms: args.arms.clone(),
+        demonstrations: args.demos,
+        retrieval: args.retrieval,
+        lengths: args.num_virtual_tokens.clone(),
+        seeds: (args.seed..last).collect(),
+        split_seed: args.split_seed,
+        queries: args.queries,
+        pool: args.pool,
+        train_examples: args.train_examples,
+        max_length: args.max_length,
+        max_new_tokens: args.max_new_tokens,
+        num_beams: args.num_beams,
+        stop: args.stop.iter().map(|stop| stop.replace("\\n", "\n")).collect(),
+        prompt_training: training(args.learning_rate),
+        lora_training: training(args.lora_learning_rate),
+        r: args.lora.r,
+        lora_alpha: args.lora.lora_alpha,
+        target_modules: resolve::module_names(&args.lora, family),
+        bins: args.bins,
+        resamples: args.resamples,
+        rows: args.batch_tokens,
+    })
+}
+
+/// A task's files in `--data`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Files {
+    train: OneOrMore,
+    test: OneOrMore,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(PathBuf),
+    More(Vec<PathBuf>),
+}
+
+impl From<OneOrMore> for Vec<PathBuf> {
+    fn from(files: OneOrMore) -> Self {
+        match files {
+            OneOrMore::One(file) => vec![file],
+            OneOrMore::More(files) => files,
+        }
+    }
+}
+
+/// The task and those to transfer from, each with its data.
+fn sources(args: &CompareArgs) -> Result<Vec<Source>> {
+    let mut data = match &args.data {
+        None => BTreeMap::new(),
+        Some(text) => {
+            let from_file = Path::new(text).is_file();
+            let yaml = if from_file { atomic::read_to_string(text)? } else { text.clone() };
+            let parsed: Result<BTreeMap<Task, Files>, _> = serde_norway::from_str(&yaml);
+            parsed.map_err(|e| {
+                let expected = "a mapping, or a file of one, such as {mtop: {train: FILE, test: FILE}}";
+                Error::argument("--data", expected, format!("{text:?} ({e})"))
+            })?
+        }
+    };
+    let mut tasks = vec![args.task];
+    for &task in &args.transfer {
+        if tasks.contains(&task) {
+            return Err(Error::argument("--transfer", "tasks other than --task, each once", task));
+        }
+        tasks.push(task);
+    }
+    let mut source = |task: Task| {
+        let (train, test) = match data.remove(&task) {
+            Some(files) => (files.train.into(), files.test.into()),
+            None if task == args.task && !args.train.is_empty() && !args.test.is_empty() => {
+                (args.train.clone(), args.test.clone())
+            }
+            None if task == args.task => {
+                return Err(Error::argument("--train and --test", "the task's data, or --data", "none"));
+            }
+            None => return Err(Error::argument("--data", format!("files of {task}"), "none")),
+        };
+        let template = match args.template.as_ref().filter(|_| task == args.task) {
+            Some(text) => Template::parse(text, &task.template())?,
+            None => task.template(),
+        };
+        let (train, test) = (task.load(&train)?, task.load(&test)?);
+        for (side, data) in [("train", &train), ("test", &test)] {
+            for (why, n) in &data.left_out {
+                output::note(format_args!("{task}: {n} {side} rows left out: {why}"));
+            }
+        }
+        Ok(Source { task, template, train, test })
+    };
+    tasks.into_iter().map(&mut source).collect()
+}
+
+struct Compare<'a> {
+    args: &'a CompareArgs,
+    found: Found,
+    settings: CompareSettings,
+    tokenizer: Tokenizer,
+    sources: Vec<Source>,
+}
+
+impl Job for Compare<'_> {
+    fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
+        let Self { args, found, settings, tokenizer, sources } = self;
+        let mut model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
+        let base = Base { name: &args.model, config: &found.config };
+        let study = crate::compare::Study {
+            tokenizer: &tokenizer,
+            base,
+            sources: &sources,
+            vectors: args.vectors.as_deref(),
+            settings: &settings,
+        };
+        let report = study.run(&mut backend, &mut model, &args.out, &mut |what| output::note(what))?;
+        resolve::write_config(&args.out, "compare", args)?;
+        report.save(&args.out)?;
+        if args.common.json {
+            let report = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
+            return output::json(&report);
+        }
+        output::line(report.table())?;
+        output::line(args.out.join("report.json").display())
+    }
+}

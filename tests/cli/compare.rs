@@ -1,0 +1,209 @@
+//! `compare`.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::{leftovers, line, program, put, words, workplace};
+
+/// Utterances with their parses, and triples with their sentences.
+fn data(d: &Path) {
+    let places = ["the park", "the inn", "a port", "the pier", "a path"];
+    let row = |i: usize| {
+        let (place, n) = (places[i % 5], i / 5 + 1);
+        let question = format!("is there rain in {place} at {n}");
+        let parse = format!("[IN:RAIN [SL:AT {place} ] [SL:N {n} ] ]");
+        format!("{}\n", serde_json::json!({"question": question, "logical_form": parse}))
+    };
+    put(d, "train.jsonl", &(0..20).map(row).collect::<String>());
+    put(d, "dev.jsonl", &(15..30).map(row).collect::<String>());
+    let triple = |i: usize| {
+        serde_json::json!({"tripleset": [[places[i % 5], "AT", i.to_string()]],
+            "annotations": [{"source": "s", "text": format!("It is {i} in {}.", places[i % 5])}, {"text": "Here."}]})
+    };
+    put(d, "dart.json", &Value::Array((0..16).map(triple).collect()).to_string());
+}
+
+const COMPARE: &str = "compare --model {}/model --task mtop --train {}/train.jsonl --test {}/dev.jsonl --queries 6 \
+                       --train-examples 8 --max-steps 3 --batch-size 4 --max-new-tokens 8 --seeds 2 --resamples 50 \
+                       --device cpu";
+const ALL: &str = "--num-virtual-tokens 2,5 --arms zero-shot,icl-random,icl-retrieved,lora,pt,ipt";
+
+fn report(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).expect("the report")).expect("JSON")
+}
+
+fn cells(out: &Path) -> usize {
+    fs::read_dir(out.join("cells")).map_or(0, |dir| dir.filter_map(Result::ok).filter(|e| is_json(&e.path())).count())
+}
+
+fn is_json(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "json")
+}
+
+#[test]
+fn every_arm_is_there_and_an_interrupted_comparison_ends_in_the_same_report() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    let shown = line(d, &format!("{COMPARE} {ALL} --out {{}}/a")).ok().out;
+    assert!(
+        shown.contains("icl-retrieved") && shown.contains("parse match") && shown.contains("report.json"),
+        "{shown}"
+    );
+    let report = report(&d.join("a/report.json"));
+    let rows = report["rows"].as_array().expect("rows");
+    let of = |arm: &str| rows.iter().filter(|r| r["arm"] == arm).collect::<Vec<_>>();
+    for (arm, lengths, seeds) in [
+        ("zero-shot", 1, 1),
+        ("icl-random", 1, 2),
+        ("icl-retrieved", 1, 1),
+        ("lora", 1, 2),
+        ("pt", 2, 2),
+        ("ipt", 2, 2),
+    ] {
+        let rows = of(arm);
+        assert_eq!(rows.len(), lengths, "{arm}");
+        for row in rows {
+            assert_eq!(row["seeds"].as_array().map(Vec::len), Some(seeds), "{arm}");
+            assert_eq!(row["bins"].as_array().map(Vec::len), Some(3), "{arm}");
+            assert_eq!(row["similarity"].is_null(), ["zero-shot", "lora", "pt"].contains(&arm), "{arm}");
+            assert_eq!(row["seeds"][0]["loss"].is_null(), !["lora", "pt", "ipt"].contains(&arm), "{arm}");
+        }
+    }
+    let similarity = |arm: &str| of(arm)[0]["similarity"].as_f64().expect("a mean");
+    assert!(similarity("icl-retrieved") > similarity("icl-random"));
+    assert_eq!(similarity("icl-retrieved"), similarity("ipt"));
+    assert_eq!(report["plan"]["data"][0]["counts"]["queries"], 6);
+    let count = |what: &str| report["plan"]["data"][0]["counts"][what].as_u64().expect(what);
+    let asked = count("train examples left out: input of a query");
+    assert!(asked > 0 && asked + count("pool") == 20, "five examples are in both files: {asked}");
+    assert_eq!(cells(&d.join("a")), 1 + 2 + 1 + 2 + 4 + 4);
+    let cell = self::report(&d.join("a/cells/ipt.mtop.mtop.p5.seed-1.json"));
+    for answer in cell["answers"].as_array().expect("answers") {
+        assert_eq!(answer["demonstrations"].as_array().map(Vec::len), Some(1));
+        assert!(answer["similarity"][0].as_f64().is_some_and(|s| s > 0.0));
+    }
+    for name in ["lora.mtop.seed-0", "pt.mtop.p2.seed-1", "ipt.mtop.p5.seed-0"] {
+        assert!(d.join("a/adapters").join(name).join("adapter_model.safetensors").exists(), "{name}");
+    }
+
+    // Killed at several places, then repeated until it is done.
+    let whole = fs::read(d.join("a/report.json")).expect("the report");
+    let mut kills = 0;
+    for wanted in [1, 3, 7, 12] {
+        let mut child = program(words(d, &format!("{COMPARE} {ALL} --out {{}}/b")))
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("start");
+        let begun = Instant::now();
+        while cells(&d.join("b")) < wanted && begun.elapsed() < Duration::from_secs(120) {
+            if child.try_wait().expect("wait").is_some() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        kills += usize::from(child.kill().is_ok());
+        child.wait().expect("wait");
+    }
+    assert!(kills > 0);
+    line(d, &format!("{COMPARE} {ALL} --out {{}}/b")).ok();
+    assert!(fs::read(d.join("b/report.json")).expect("the report") == whole, "another report after a kill");
+    // Any cell that is gone is made again as it was, alone.
+    for name in ["icl-random.mtop.seed-1", "pt.mtop.mtop.p2.seed-0", "ipt.mtop.mtop.p5.seed-1", "lora.mtop.mtop.seed-1"]
+    {
+        let path = d.join("b/cells").join(format!("{name}.json"));
+        let before = fs::read(&path).expect("the cell");
+        fs::remove_file(&path).expect("remove");
+        fs::remove_file(d.join("b/adapters/pt.mtop.p2.seed-0.losses.json")).ok();
+        line(d, &format!("{COMPARE} {ALL} --out {{}}/b --threads 1")).ok();
+        assert!(fs::read(&path).expect("the cell") == before, "{name}");
+    }
+    assert!(fs::read(d.join("b/report.json")).expect("the report") == whole);
+    assert_eq!(leftovers(d), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn what_is_trained_on_one_task_is_judged_on_the_other() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    put(
+        d,
+        "data.yaml",
+        &"mtop: {train: {}/train.jsonl, test: {}/dev.jsonl}\ndart: {train: {}/dart.json, test: [{}/dart.json]}\n"
+            .replace("{}", &d.display().to_string()),
+    );
+    let shown = line(
+        d,
+        "compare --model {}/model --task mtop --transfer dart --data {}/data.yaml --queries 5 --train-examples 6 \
+         --max-steps 2 --max-new-tokens 6 --seeds 2 --arms icl-random,ipt --num-virtual-tokens 3 --retrieval states \
+         --num-beams 2 --device cpu --out {}/out",
+    )
+    .ok()
+    .out;
+    for part in [
+        "ipt, 3 rows: trained on, judged on",
+        "from dart",
+        "on mtop (parse match)",
+        "ipt of dart",
+        "nrefs:2|case:mixed",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let report = report(&d.join("out/report.json"));
+    let rows = report["rows"].as_array().expect("rows");
+    assert_eq!(rows.iter().filter(|r| r["arm"] == "ipt").count(), 4, "two sources on two targets");
+    let counts = &report["plan"]["data"][1]["counts"];
+    assert_eq!((&counts["queries"], &counts["pool"]), (&5.into(), &11.into()), "one file is split: {counts}");
+}
+
+#[test]
+fn lengths_are_kept_by_leaving_out_never_by_cutting() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    let run = |length: usize, out: &str| {
+        let arms = "--arms icl-retrieved,ipt --demos 3 --num-virtual-tokens 4";
+        line(d, &format!("{COMPARE} {arms} --seeds 1 --max-length {length} --out {{}}/{out}"))
+    };
+    run(180, "short").ok();
+    let short = report(&d.join("short/report.json"));
+    assert!(short["rows"][0]["shortened"].as_u64().is_some_and(|n| n > 0), "{:#}", short["rows"][0]);
+    run(1000, "long").ok();
+    let long = report(&d.join("long/report.json"));
+    assert_eq!(long["rows"][0]["shortened"], 0);
+    assert_eq!(long["plan"]["data"][0]["counts"]["test examples left out: longer than --max-length"], 0);
+    let refused = run(40, "none").refused();
+    assert!(refused.contains("mtop data: expected a query and two examples that fit"), "{refused}");
+    assert!(!d.join("none").exists());
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    line(d, &format!("{COMPARE} --arms zero-shot --out {{}}/done")).ok();
+    for (args, expected) in [
+        ("--arms zero-shot --queries 7 --out {}/done", "plan.settings.queries: expected 7 as asked for now, found 6"),
+        ("--arms zero-shot,zero-shot --out {}/x", "--arms"),
+        ("--arms pt --num-virtual-tokens 0 --out {}/x", "--num-virtual-tokens"),
+        ("--seeds 0 --out {}/x", "--seeds"),
+        ("--demos 0 --out {}/x", "--demos"),
+        ("--demos 50 --out {}/x", "--demos"),
+        ("--retrieval vectors --out {}/x", "--vectors"),
+        ("--train {}/none.jsonl --out {}/x", "mtop data: expected one file, found 2"),
+        ("--task spider --out {}/x", "spider data"),
+        ("--transfer mtop --data {} --out {}/x", "--data"),
+        ("--arms lora --target-modules z_proj --out {}/x", "z_proj"),
+        ("--arms zero-shot --out {}/model", "--out"),
+    ] {
+        let text = line(d, &format!("{COMPARE} {args}")).refused();
+        assert!(text.contains(expected), "{args}: {text}");
+    }
+    assert!(!d.join("x/report.json").exists());
+}

@@ -60,11 +60,16 @@ impl<'a> Training<'a> {
             logging_steps: 2,
             save_steps: Some(self.save_steps),
             save_total_limit: self.save_total_limit,
+            look_steps: None,
+            stop_after: None,
             configs: &configs,
             identity: &self.identity,
         };
         let mut steps = Vec::new();
-        fit(backend, &mut model, &mut trainer, &output, resume, |report| steps.push(report.step))?;
+        fit(backend, &mut model, &mut trainer, &output, resume, |_, _, report| {
+            steps.push(report.step);
+            Ok(())
+        })?;
         assert_eq!(steps.last().copied().unwrap_or(9), 9);
         Ok(params(backend, &trainer))
     }
@@ -187,10 +192,12 @@ fn the_number_of_checkpoints_is_limited_and_the_latest_is_the_last() {
         logging_steps: 100,
         save_steps: Some(3),
         save_total_limit: Some(2),
+        look_steps: None,
+            stop_after: None,
         configs: &[config()],
         identity: &training.identity,
     };
-    fit(backend, &mut model, &mut trainer, &output, None, |_| ()).expect("a training");
+    fit(backend, &mut model, &mut trainer, &output, None, |_, _, _| Ok(())).expect("a training");
     assert_eq!(names(dir.path()), ["checkpoint-12", "checkpoint-9", LOG_FILE]);
     let latest = checkpoint::latest(dir.path()).expect("a listing").expect("a checkpoint");
     assert!(latest.ends_with("checkpoint-12"), "by number, not by name");

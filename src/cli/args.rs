@@ -4,6 +4,7 @@
 //! written beside the outputs is these structures serialised.
 
 mod compare;
+mod own;
 mod train;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use crate::train::schedule::Schedule;
 use crate::train::settings::RunSettings;
 
 pub use compare::CompareArgs;
+pub use own::{PretrainArgs, TaskArgs, TaskName};
 pub use train::{Method, Start, TrainLoraArgs, TrainPromptArgs, TrainingArgs};
 
 const EXAMPLES: &str = "\
@@ -67,6 +69,10 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Shows a model's shape, its memory plan, and what an adapter holds and what PEFT would make of it.
     Inspect(InspectArgs),
+    /// Trains a small model from nothing to learn in context.
+    Pretrain(PretrainArgs),
+    /// Shows what a built-in task asks, and evaluates a model on it.
+    Task(TaskArgs),
 }
 
 /// Where to compute.

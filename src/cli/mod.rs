@@ -21,8 +21,10 @@ mod output;
 mod parse;
 mod peft;
 mod plan;
+mod pretrain;
 mod probe;
 mod resolve;
+mod task;
 mod texts;
 mod train_lora;
 mod train_prompt;
@@ -80,5 +82,7 @@ fn run(cli: args::Cli) -> Result<(), Failure> {
         args::Command::Compare(args) => compare::run(&args),
         args::Command::Generate(args) => generate::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
+        args::Command::Pretrain(args) => pretrain::run(&args),
+        args::Command::Task(args) => task::run(&args),
     }
 }

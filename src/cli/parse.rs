@@ -50,7 +50,7 @@ fn config_words(words: &[OsString]) -> Result<Option<(PathBuf, Vec<OsString>)>, 
     }
     let matches = lenient.clone().try_get_matches_from(words).map_err(Failure::Usage)?;
     let Some((name, typed)) = matches.subcommand() else { return Ok(None) };
-    let Some(path) = typed.get_one::<PathBuf>("config") else { return Ok(None) };
+    let Ok(Some(path)) = typed.try_get_one::<PathBuf>("config") else { return Ok(None) };
     let command = lenient.find_subcommand(name).expect("clap matched this subcommand");
     let mapping = read(path)?;
     let mut from_file = Vec::new();

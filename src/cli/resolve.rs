@@ -141,6 +141,7 @@ pub fn settings(args: &OptimArgs, seed: u64, shuffle: bool) -> Result<RunSetting
         accumulation: args.gradient_accumulation_steps,
         learning_rate: args.learning_rate,
         schedule: args.lr_scheduler_type,
+        min_lr_rate: 0.0,
         warmup: match (args.warmup_steps, args.warmup_ratio) {
             (Some(steps), _) => Warmup::Steps(steps),
             (None, Some(ratio)) => Warmup::Ratio(ratio),

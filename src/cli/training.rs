@@ -91,14 +91,17 @@ impl<A: Serialize> Training<'_, A> {
             logging_steps: training.logging_steps,
             save_steps: (training.save_steps > 0).then_some(training.save_steps),
             save_total_limit: (training.save_total_limit > 0).then_some(training.save_total_limit),
+            look_steps: None,
+            stop_after: None,
             configs: &configs,
             identity: &identity,
         };
-        let done = fit::fit(backend, model, &mut trainer, &output, resume.as_deref(), |step| {
+        let done = fit::fit(backend, model, &mut trainer, &output, resume.as_deref(), |_, _, step| {
             bar.set_position(step.step);
             let mean = step.runs.iter().map(|run| run.loss).sum::<f64>() / step.runs.len().max(1) as f64;
             bar.set_message(format!("loss {mean:.4}"));
             step.runs.iter().for_each(|run| last[run.run] = Some(run.clone()));
+            Ok(())
         });
         bar.finish_and_clear();
         done?;

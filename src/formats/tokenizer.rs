@@ -8,10 +8,13 @@
 //! at the seams. See [`Encoding::pieces`] for the rule.
 
 mod load;
+mod train;
 
 use std::path::PathBuf;
 
 use tokenizers::Tokenizer as Inner;
+
+pub use train::{BOS, EOS, train};
 
 use super::chat::{ChatTemplate, Message};
 use crate::{Error, Result};

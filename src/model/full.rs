@@ -1,7 +1,9 @@
 //! Full tuning: all base weights as one flat buffer of wide parameters, `[1, total]`.
 
 use std::collections::HashMap;
+use std::path::Path;
 
+use half::{bf16, f16};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -11,7 +13,7 @@ use super::places::{Place, Source};
 use super::spec::Spec;
 use super::weights::Weights;
 use crate::backend::{Backend, WideElement};
-use crate::formats::safetensors::{Checkpoint, Dtype, TensorView};
+use crate::formats::safetensors::{Checkpoint, Dtype, TensorFile, TensorSpec, TensorView};
 use crate::{Error, Result};
 
 /// Where each weight lies in the flat parameters.
@@ -108,6 +110,31 @@ impl<B: Backend> FullTuning<B> {
             .collect::<Result<_>>()?;
         let weights = Weights::assemble(&spec, copies);
         Ok((Model { spec, weights }, Self { layout, params }))
+    }
+
+    /// Writes the weights to a safetensors file, rounded to `dtype`, which is f32, bf16 or f16.
+    ///
+    /// # Errors
+    /// The device fails, or the file cannot be written.
+    pub fn save(&self, backend: &mut B, spec: &Spec, path: &Path, dtype: Dtype) -> Result<()> {
+        let mut host = vec![B::Element::default(); self.layout.total];
+        backend.download(&mut host, &self.params, 0)?;
+        backend.sync()?;
+        let specs = self.layout.places().iter().map(|(place, _)| {
+            let (name, shape) = (place.tensor(), place.shape(spec));
+            TensorSpec { name, dtype, shape }
+        });
+        let mut file = TensorFile::create(path, specs.collect(), &[("format", "pt")])?;
+        for &(place, offset) in self.layout.places() {
+            let values = host[offset..offset + place.len(spec)].iter().map(|x| x.to_f64());
+            let bytes: Vec<u8> = match dtype {
+                Dtype::BF16 => values.flat_map(|x| bf16::from_f32(x as f32).to_le_bytes()).collect(),
+                Dtype::F16 => values.flat_map(|x| f16::from_f32(x as f32).to_le_bytes()).collect(),
+                _ => values.flat_map(|x| (x as f32).to_le_bytes()).collect(),
+            };
+            file.append(&place.tensor(), &bytes)?;
+        }
+        file.finish()
     }
 
     /// Makes `model` compute with the parameters as they are now: after a step of the optimiser.

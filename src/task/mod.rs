@@ -7,6 +7,7 @@ pub mod metrics;
 pub mod prompts;
 pub mod readers;
 pub mod retrieval;
+pub mod synthetic;
 pub mod templates;
 
 pub use datasets::{Dataset, Example, Task};

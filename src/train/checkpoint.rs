@@ -213,8 +213,9 @@ impl<B: Backend> Trainer<B> {
             json!({
                 "settings": run.settings,
                 "total_steps": run.total_steps,
-                "sequences": run.data.len(),
-                "data": format!("{:016x}", hash(&run.data)),
+                // What a stream makes is the caller's to identify.
+                "sequences": if self.stream.is_some() { 0 } else { run.data.len() },
+                "data": if self.stream.is_some() { "stream".to_owned() } else { format!("{:016x}", hash(&run.data)) },
             })
         };
         let runs: Vec<Value> = self.runs.iter().map(run).collect();

@@ -74,7 +74,11 @@ impl<B: Backend> Optimizer<B> {
 
 /// Step number `step` (from 0) of a run's `total` as the device takes it; beyond the end an inactive one.
 pub fn adamw_step(settings: &RunSettings, step: u64, total: u64) -> AdamwStep {
-    let factor = settings.schedule.factor(step, settings.warmup.steps(total), total);
+    let warmup = settings.warmup.steps(total);
+    let factor = match settings.schedule.factor(step, warmup, total) {
+        rising if step < warmup => rising,
+        falling => settings.min_lr_rate + (1.0 - settings.min_lr_rate) * falling,
+    };
     AdamwStep {
         active: step < total,
         learning_rate: settings.learning_rate * factor,

@@ -34,6 +34,8 @@ pub struct RunSettings {
     pub learning_rate: f64,
     /// Its course (default linear).
     pub schedule: Schedule,
+    /// Share of the peak to which the course falls, rather than to zero (default 0).
+    pub min_lr_rate: f64,
     /// Its rise (default none).
     pub warmup: Warmup,
     /// Decay of the first moment (default 0.9).
@@ -58,6 +60,7 @@ impl Default for RunSettings {
             accumulation: 1,
             learning_rate: 2e-4,
             schedule: Schedule::Linear,
+            min_lr_rate: 0.0,
             warmup: Warmup::Steps(0),
             beta1: 0.9,
             beta2: 0.999,
@@ -98,6 +101,8 @@ impl RunSettings {
         check(product.is_some(), "--gradient-accumulation-steps", "a product with --batch-size below 2^64", "more")?;
         let lr = self.learning_rate;
         check(lr.is_finite() && lr >= 0.0, "--learning-rate", "a number from 0", lr)?;
+        let rate = self.min_lr_rate;
+        check((0.0..=1.0).contains(&rate), "--min-lr-rate", "a number from 0 to 1", rate)?;
         if let Warmup::Ratio(r) = self.warmup {
             check((0.0..=1.0).contains(&r), "--warmup-ratio", "a number from 0 to 1", r)?;
         }

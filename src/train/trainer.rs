@@ -9,7 +9,7 @@ use super::data::TrainSequence;
 use super::optim::{Optimizer, adamw_step};
 use super::order::{Cursor, Order};
 use super::passes::{MIN_SHARED, Packing, Pass, Piece, ROW_BUDGET};
-use super::settings::RunSettings;
+use super::settings::{Length, RunSettings};
 use crate::backend::{AdamwStep, Backend, WideElement};
 use crate::formats::adapter::{Adapter, AdapterConfig};
 use crate::hooks::NoTaps;
@@ -72,6 +72,16 @@ pub struct Run {
     pub data: Vec<TrainSequence>,
     /// How.
     pub settings: RunSettings,
+}
+
+/// Sequences that are made when they are needed, those of a step (from 0) by a function of the step: the training of
+/// weights on more data than is worth keeping.
+pub struct Stream {
+    /// Makes the sequences of a step; all of them are one batch.
+    #[allow(clippy::type_complexity)]
+    pub batch: Box<dyn Fn(u64) -> Result<Vec<TrainSequence>>>,
+    /// Tokens of the longest sequence that it makes.
+    pub longest: usize,
 }
 
 /// What holds for all runs of a trainer.
@@ -172,6 +182,7 @@ pub struct Trainer<B: Backend> {
     /// Why no step could be begun, to be said when those before it are reported.
     failed: Option<Error>,
     packing: Packing,
+    pub(super) stream: Option<Stream>,
     acts: Activations<B>,
     grads: Gradients<B>,
 }
@@ -213,6 +224,44 @@ impl<B: Backend> Trainer<B> {
             steps: 0,
             begun: VecDeque::new(),
             failed: None,
+            stream: None,
+            packing,
+            options,
+            tuned,
+        })
+    }
+
+    /// A trainer of all weights on a stream of sequences. `settings` must say its length in steps; its batch size is of
+    /// no account.
+    ///
+    /// # Errors
+    /// Settings or options out of their domain; a device out of memory.
+    pub fn streaming(
+        backend: &mut B,
+        model: &Model<B>,
+        full: FullTuning<B>,
+        stream: Stream,
+        settings: RunSettings,
+        options: TrainerOptions,
+    ) -> Result<Self> {
+        settings.validate()?;
+        let Length::Steps(total_steps) = settings.length else {
+            return Err(Error::argument("--epochs", "a number of steps, since a stream has no end", "epochs"));
+        };
+        let tuned = Tuned::Weights(full);
+        let packing = packing(&tuned, options)?;
+        let rows = packing.budget.max(stream.longest);
+        let total = tuned.shape().1;
+        let run = RunState { data: Vec::new(), settings, total_steps, order: Order::new(1, None), total_tokens: 0 };
+        Ok(Self {
+            optimizer: Optimizer::new(backend, 1, total)?,
+            acts: Activations::new(backend, &model.spec, None, rows, Keep::All)?,
+            grads: Gradients::new(backend, &model.spec, rows, rows)?,
+            runs: vec![run],
+            steps: 0,
+            begun: VecDeque::new(),
+            failed: None,
+            stream: Some(stream),
             packing,
             options,
             tuned,
@@ -335,6 +384,11 @@ impl<B: Backend> Trainer<B> {
         let before: Vec<Cursor> = self.runs.iter().map(|run| run.order.cursor()).collect();
         let adamw: Vec<AdamwStep> =
             self.runs.iter().map(|run| adamw_step(&run.settings, number, run.total_steps)).collect();
+        if let Some(stream) = &self.stream {
+            let data = (stream.batch)(number)?;
+            check_data(0, &data, model.spec.vocab, 0)?;
+            self.runs[0].data = data;
+        }
         let batches = self.take_batches(number, &adamw);
         let (losses, norms) = match self.gradients(backend, model, &batches, number) {
             Ok(coming) => coming,
@@ -389,11 +443,14 @@ impl<B: Backend> Trainer<B> {
     }
 
     fn take_batches(&mut self, number: u64, adamw: &[AdamwStep]) -> Vec<Batch> {
-        let packing = &self.packing;
+        let (packing, streams) = (&self.packing, self.stream.is_some());
         let active = self.runs.iter_mut().enumerate().filter(|(_, run)| number < run.total_steps);
         active
             .map(|(run, RunState { data, settings, order, .. })| {
-                let sequences = order.take(settings.batch_size * settings.accumulation).to_vec();
+                let sequences: Vec<usize> = match streams {
+                    true => (0..data.len()).collect(),
+                    false => order.take(settings.batch_size * settings.accumulation).to_vec(),
+                };
                 let prompt = packing.prompt(run);
                 let tokens = sequences.iter().map(|&s| data[s].ids.len() as u64).sum();
                 let labels = sequences.iter().map(|&s| data[s].targets(prompt).count() as u64).sum();
@@ -415,7 +472,8 @@ impl<B: Backend> Trainer<B> {
             .iter()
             .map(|batch| {
                 let RunState { data, settings, .. } = &self.runs[batch.run];
-                let passes = batch.sequences.chunks(settings.batch_size);
+                let size = if self.stream.is_some() { batch.sequences.len() } else { settings.batch_size };
+                let passes = batch.sequences.chunks(size);
                 passes.flat_map(|sequences| self.packing.pieces(batch.run, data, sequences)).collect()
             })
             .collect();

@@ -10,6 +10,7 @@ mod errors;
 mod families;
 mod generate;
 mod inspect;
+mod pretrain;
 mod probe;
 mod prompt;
 mod real;

@@ -1,6 +1,6 @@
 //! Finding and assembling a tokenizer from the files of a model directory.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use tokenizers::models::bpe::BPE;
@@ -34,7 +34,10 @@ impl Tokenizer {
         } else {
             (path.parent().unwrap_or(Path::new("")), path.to_path_buf())
         };
-        let config = Sources::read(dir)?;
+        let config = Sources::read(dir, |path| match path.exists() {
+            true => json::read(path).map(Some),
+            false => Ok(None),
+        })?;
         let (vocab_only, path, mut inner) = if file.exists() || !path.is_dir() {
             (false, file.clone(), from_json(&file, &config)?)
         } else if dir.join("vocab.json").exists() && dir.join("merges.txt").exists() {
@@ -43,8 +46,26 @@ impl Tokenizer {
             return Err(Error::field(dir, "tokenizer", "tokenizer.json, or vocab.json and merges.txt", "neither"));
         };
         inner.with_truncation(None).map_err(Error::file(&path))?.with_padding(None);
+        Self::assemble(dir, path, inner, vocab_only, &config)
+    }
+
+    /// A tokenizer of the texts of its `tokenizer.json` and `tokenizer_config.json`; `dir` names them in errors.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub fn parse(dir: impl AsRef<Path>, tokenizer: &str, tokenizer_config: &str) -> Result<Self> {
+        let dir = dir.as_ref();
+        let path = dir.join("tokenizer.json");
+        let inner = Inner::from_bytes(tokenizer).map_err(Error::file(&path))?;
+        let mut config = Sources::read(Path::new(""), |_| Ok(None))?;
+        config.tokenizer_config.0 = dir.join("tokenizer_config.json");
+        config.tokenizer_config.1 = json::parse(&config.tokenizer_config.0, tokenizer_config)?;
+        Self::assemble(dir, path, inner, false, &config)
+    }
+
+    fn assemble(dir: &Path, path: PathBuf, mut inner: Inner, vocab_only: bool, config: &Sources) -> Result<Self> {
         let specials = config.specials()?;
-        register(&mut inner, &specials, vocab_only && specials.is_empty(), &config)?;
+        register(&mut inner, &specials, vocab_only && specials.is_empty(), config)?;
         let text = |key: &str| specials.iter().find(|(k, _, _)| *k == key);
         let id = |key: &str| match text(key) {
             None => Ok(None),
@@ -77,17 +98,17 @@ impl Tokenizer {
 
 /// The configuration files beside a vocabulary; an absent one is an empty object.
 struct Sources {
-    tokenizer_config: (std::path::PathBuf, Value),
-    special_tokens_map: (std::path::PathBuf, Value),
-    generation_config: (std::path::PathBuf, Value),
-    model_config: (std::path::PathBuf, Value),
+    tokenizer_config: (PathBuf, Value),
+    special_tokens_map: (PathBuf, Value),
+    generation_config: (PathBuf, Value),
+    model_config: (PathBuf, Value),
 }
 
 impl Sources {
-    fn read(dir: &Path) -> Result<Self> {
+    fn read(dir: &Path, read: impl Fn(&Path) -> Result<Option<Value>>) -> Result<Self> {
         let read = |name: &str| {
             let path = dir.join(name);
-            let value = if path.exists() { json::read(&path)? } else { json!({}) };
+            let value = read(&path)?.unwrap_or_else(|| json!({}));
             Fields::new(&path, &value)?;
             Ok::<_, Error>((path, value))
         };

@@ -1,0 +1,190 @@
+//! `pretrain`: a small model from nothing, on episodes of the invented world.
+
+use serde_json::{Map, Value, json};
+
+use super::args::PretrainArgs;
+use super::device::{Job, dispatch};
+use super::resolve::{self, resume};
+use super::{Failure, output};
+use crate::backend::Backend;
+use crate::formats::atomic;
+use crate::formats::config::ModelConfig;
+use crate::formats::lines::LineFile;
+use crate::formats::safetensors::Dtype;
+use crate::formats::tokenizer::{self, Tokenizer};
+use crate::model::{FullTuning, Model, Spec};
+use crate::task::synthetic::evaluate::{Set, accuracies, encode};
+use crate::task::synthetic::{self, Curriculum, Episode};
+use crate::train::data::TrainSequence;
+use crate::train::fit::{self, Output};
+use crate::train::schedule::{Schedule, Warmup};
+use crate::train::settings::{Length, RunSettings};
+use crate::train::trainer::{Stream, Trainer, TrainerOptions, Tuned};
+use crate::{Error, Result};
+
+/// Texts that the tokenizer is trained on, the same for every seed.
+const CORPUS: usize = 20_000;
+/// Numbers of demonstrations of an evaluation.
+const SHOWN: [usize; 6] = [0, 1, 2, 4, 8, 16];
+/// Seed of the evaluation's episodes.
+const EVAL_SEED: u64 = 99;
+
+pub fn run(args: &PretrainArgs) -> Result<(), Failure> {
+    let text = tokenizer::train(&synthetic::corpus(0, CORPUS), args.vocab_size)?;
+    let tokenizer_config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokenizer::BOS,
+        "eos_token": tokenizer::EOS,
+        "clean_up_tokenization_spaces": false,
+        "model_max_length": args.max_position_embeddings,
+    });
+    let tokenizer = Tokenizer::parse(&args.out, &text, &tokenizer_config.to_string())?;
+    let config = config(args, tokenizer.vocab_size());
+    let spec = Spec::from_config(&ModelConfig::parse(args.out.join("config.json"), &config.to_string())?);
+    let settings = RunSettings {
+        seed: args.seed,
+        length: Length::Steps(args.max_steps),
+        batch_size: args.batch_size,
+        learning_rate: args.learning_rate,
+        schedule: Schedule::Cosine,
+        min_lr_rate: args.min_lr_rate,
+        warmup: Warmup::Steps(args.warmup_steps),
+        beta1: args.adam_beta1,
+        beta2: args.adam_beta2,
+        weight_decay: args.weight_decay,
+        max_grad_norm: resolve::cut(args.max_grad_norm),
+        ..RunSettings::default()
+    };
+    settings.validate()?;
+    let files = [("config.json", config), ("tokenizer_config.json", tokenizer_config)];
+    dispatch(&args.common, Dtype::F32, Pretrain { args, spec, settings, tokenizer, text, files })
+}
+
+/// `config.json` of the model.
+fn config(args: &PretrainArgs, vocab: usize) -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab,
+        "hidden_size": args.hidden_size,
+        "intermediate_size": args.intermediate_size,
+        "num_hidden_layers": args.num_hidden_layers,
+        "num_attention_heads": args.num_attention_heads,
+        "num_key_value_heads": args.num_key_value_heads,
+        "max_position_embeddings": args.max_position_embeddings,
+        "initializer_range": args.initializer_range,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "attention_bias": false,
+        "mlp_bias": false,
+        "tie_word_embeddings": true,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "torch_dtype": "bfloat16",
+    })
+}
+
+struct Pretrain<'a> {
+    args: &'a PretrainArgs,
+    spec: Spec,
+    settings: RunSettings,
+    tokenizer: Tokenizer,
+    /// `tokenizer.json`.
+    text: String,
+    files: [(&'static str, Value); 2],
+}
+
+impl Job for Pretrain<'_> {
+    fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
+        let Self { args, spec, settings, tokenizer, text, files } = self;
+        let resume = resume(args.resume_from_checkpoint.as_deref(), &args.out)?;
+        let (mut model, full) = FullTuning::random(&mut backend, spec.clone(), args.initializer_range, args.seed)?;
+        let tokenizer = std::sync::Arc::new(tokenizer);
+        let curriculum = Curriculum::default();
+        let stream = stream(args, curriculum, tokenizer.clone());
+        let options = TrainerOptions { row_budget: args.batch_tokens, ..TrainerOptions::default() };
+        let mut trainer = Trainer::streaming(&mut backend, &model, full, stream, settings, options)?;
+        resolve::write_config(&args.out, "pretrain", args)?;
+        atomic::write(args.out.join("tokenizer.json"), text.as_bytes())?;
+        for (name, value) in &files {
+            atomic::write_json(args.out.join(name), value)?;
+        }
+        let bar = output::progress(trainer.total_steps(), "steps");
+        let output = Output {
+            dir: &args.out,
+            logging_steps: args.logging_steps,
+            save_steps: (args.save_steps > 0).then_some(args.save_steps),
+            save_total_limit: (args.save_total_limit > 0).then_some(args.save_total_limit),
+            look_steps: Some(args.eval_steps),
+            stop_after: args.stop_after,
+            configs: &[],
+            identity: &json!({ "curriculum": curriculum, "config": files[0].1, "episodes": args.batch_size }),
+        };
+        let mut evaluation = Evaluation { args, tokenizer: &tokenizer, file: None };
+        let done = fit::fit(&mut backend, &mut model, &mut trainer, &output, resume.as_deref(), |b, model, report| {
+            if let Some(run) = report.runs.first() {
+                bar.set_position(report.step);
+                bar.set_message(format!("loss {:.4}", run.loss));
+            }
+            evaluation.step(b, model, report.step)
+        });
+        bar.finish_and_clear();
+        done?;
+        let Tuned::Weights(full) = trainer.finish() else { unreachable!("pretrain: weights are trained") };
+        full.save(&mut backend, &spec, &args.out.join("model.safetensors"), Dtype::BF16)?;
+        output::line(args.out.display())
+    }
+}
+
+/// The training episodes as sequences.
+fn stream(args: &PretrainArgs, curriculum: Curriculum, tokenizer: std::sync::Arc<Tokenizer>) -> Stream {
+    let (seed, total, episodes) = (args.seed, args.max_steps, args.batch_size);
+    let sequence = move |episode: &Episode| {
+        let encoded = encode(&tokenizer, episode)?;
+        Ok(TrainSequence::marked(encoded.ids, |i| encoded.learnt[i]))
+    };
+    Stream {
+        batch: Box::new(move |step| {
+            synthetic::training(&curriculum, seed, step, total, episodes).iter().map(&sequence).collect()
+        }),
+        longest: synthetic::LONGEST,
+    }
+}
+
+/// Writes `evaluation.jsonl`.
+struct Evaluation<'a> {
+    args: &'a PretrainArgs,
+    tokenizer: &'a Tokenizer,
+    file: Option<LineFile>,
+}
+
+impl Evaluation<'_> {
+    fn step<B: Backend>(&mut self, backend: &mut B, model: &Model<B>, step: u64) -> Result<()> {
+        let args = self.args;
+        if !step.is_multiple_of(args.eval_steps) && step != args.stop_after.unwrap_or(args.max_steps) {
+            return Ok(());
+        }
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => {
+                let path = args.out.join("evaluation.jsonl");
+                // Lines of steps that are being repeated go.
+                let earlier = |line: &str| {
+                    let value: Option<Value> = serde_json::from_str(line).ok();
+                    value.and_then(|v| v.get("step")?.as_u64()).is_some_and(|s| s < step)
+                };
+                none.insert(LineFile::open(path, earlier)?)
+            }
+        };
+        let mut line = Map::from_iter([("step".to_owned(), json!(step))]);
+        let lines = SHOWN.iter().max().copied().unwrap_or(0) + 1;
+        for set in Set::ALL {
+            let episodes = set.episodes(EVAL_SEED, args.eval_episodes, lines);
+            let found = accuracies(backend, model, self.tokenizer, &episodes, args.batch_tokens)?;
+            line.insert(set.name().to_owned(), SHOWN.iter().map(|&k| (k.to_string(), json!(found[k]))).collect());
+        }
+        let line = serde_json::to_string(&line).map_err(Error::file(&args.out))?;
+        file.append(&line)
+    }
+}

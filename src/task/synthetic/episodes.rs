@@ -1,0 +1,264 @@
+//! Episodes: what one training sequence, or one question of the evaluation, says.
+
+use rand::Rng;
+use rand::seq::{IndexedRandom, IteratorRandom};
+use rand_chacha::ChaCha8Rng;
+
+use super::world::{self, CLASSES, Class, HELD_OUT, Speech};
+
+/// One sentence in so many is kept for the evaluation.
+const SENTENCES_APART: u64 = 8;
+/// One pair of label words in so many is kept for the evaluation.
+const PAIRS_APART: u64 = 8;
+/// Stands between a sentence and its label.
+const ARROW: &str = " ->";
+
+/// Which of two disjoint sets of sentences, and of pairs of label words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// What training sees.
+    Train,
+    /// What it does not.
+    HeldOut,
+}
+
+/// What stands for the two classes of an episode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Labels {
+    /// The classes' names, always the same.
+    Natural,
+    /// Two random label words, a pair of this split.
+    Random(Split),
+    /// Two random label words that training never sees.
+    Unseen,
+}
+
+/// A part of an episode's text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The text; the episode's is that of all its pieces, one after the other.
+    pub text: String,
+    /// Whether it is to be predicted.
+    pub learnt: bool,
+}
+
+/// A text with the parts of it that are to be predicted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Episode {
+    /// The text.
+    pub pieces: Vec<Piece>,
+    /// The labels in use, none in a burst.
+    pub labels: Vec<&'static str>,
+    /// The label of each line, by its place in `labels`.
+    pub answers: Vec<usize>,
+}
+
+impl Episode {
+    /// The text.
+    pub fn text(&self) -> String {
+        self.pieces.iter().map(|piece| piece.text.as_str()).collect()
+    }
+
+    fn push(&mut self, text: String, learnt: bool) {
+        self.pieces.push(Piece { text, learnt });
+    }
+
+    /// A line that ends in label number `answer`.
+    fn line(&mut self, input: &str, answer: usize, learnt: bool) {
+        let end = if self.pieces.is_empty() { "" } else { "\n" };
+        self.push(format!("{end}{input}{ARROW}"), false);
+        self.push(format!(" {}", self.labels[answer]), learnt);
+        self.answers.push(answer);
+    }
+}
+
+/// The two classes of an episode: of one part of speech, which is that of adjectives one time in four, as one class
+/// in four is.
+pub fn contrast(rng: &mut ChaCha8Rng, split: Split) -> [&'static Class; 2] {
+    let speech = if rng.random_ratio(1, 4) { Speech::Adjective } else { Speech::Noun };
+    let pairs = contrasts(split).into_iter().filter(|pair| pair[0].speech == speech);
+    let mut pair = pairs.choose(rng).expect("every part of speech has pairs of both splits");
+    if rng.random() {
+        pair.swap(0, 1);
+    }
+    pair
+}
+
+/// All pairs of classes of one part of speech that belong to a split.
+pub fn contrasts(split: Split) -> Vec<[&'static Class; 2]> {
+    let held_out = |a: &Class, b: &Class| HELD_OUT.contains(&(a.name, b.name));
+    let pairs = CLASSES.iter().enumerate().flat_map(|(i, a)| CLASSES[i + 1..].iter().map(move |b| [a, b]));
+    pairs.filter(|[a, b]| a.speech == b.speech && held_out(a, b) == (split == Split::HeldOut)).collect()
+}
+
+/// The class of a name.
+///
+/// # Panics
+/// If there is none.
+pub fn class(name: &str) -> &'static Class {
+    CLASSES.iter().find(|class| class.name == name).unwrap_or_else(|| panic!("world: no class {name}"))
+}
+
+/// A sentence with one or two words of a class, taken from `words`.
+pub fn sentence(rng: &mut ChaCha8Rng, class: &Class, words: &[&'static str], split: Split) -> String {
+    let patterns = match class.speech {
+        Speech::Noun => &world::NOUN_PATTERNS,
+        Speech::Adjective => &world::ADJECTIVE_PATTERNS,
+    };
+    loop {
+        let pattern = patterns.choose(rng).expect("there are patterns");
+        let mut filled: Vec<&str> = Vec::with_capacity(6);
+        for word in pattern.split(' ') {
+            filled.push(match word.strip_prefix('{').and_then(|w| w.strip_suffix('}')) {
+                None => word,
+                Some(slot) => match world::fillers(slot) {
+                    Some(list) => pick(rng, list),
+                    None => pick_of(rng, words),
+                },
+            });
+        }
+        let text = filled.join(" ");
+        if sentence_split(&text) == split {
+            return text;
+        }
+    }
+}
+
+/// The split of a sentence.
+pub fn sentence_split(text: &str) -> Split {
+    apart(hash(text), SENTENCES_APART)
+}
+
+/// The split of a pair of label words.
+pub fn pair_split(a: &str, b: &str) -> Split {
+    let (first, second) = if a < b { (a, b) } else { (b, a) };
+    apart(hash(&format!("{first} {second}")), PAIRS_APART)
+}
+
+/// Two label words for an episode of two classes.
+pub fn labels(rng: &mut ChaCha8Rng, classes: [&'static Class; 2], labels: Labels) -> [&'static str; 2] {
+    let (list, split) = match labels {
+        Labels::Natural => return classes.map(|class| class.name),
+        Labels::Random(split) => (world::LABELS, Some(split)),
+        Labels::Unseen => (world::UNSEEN_LABELS, None),
+    };
+    loop {
+        let pair = [pick(rng, list), pick(rng, list)];
+        if pair[0] != pair[1] && split.is_none_or(|split| pair_split(pair[0], pair[1]) == split) {
+            return pair;
+        }
+    }
+}
+
+/// Lines of sentences of two classes with their labels: `lines - 1` demonstrations and a query. With `few`, the
+/// episode has so many words of each class, rather than all.
+pub fn classification(
+    rng: &mut ChaCha8Rng,
+    classes: [&'static Class; 2],
+    kind: Labels,
+    few: Option<usize>,
+    lines: usize,
+    split: Split,
+) -> Episode {
+    let mut episode = Episode { labels: labels(rng, classes, kind).to_vec(), ..Episode::default() };
+    let words = classes.map(|class| match few {
+        Some(count) => class.words().into_iter().choose_multiple(rng, count),
+        None => class.words(),
+    });
+    for _ in 0..lines {
+        let answer = rng.random_range(0..2);
+        let input = sentence(rng, classes[answer], &words[answer], split);
+        episode.line(&input, answer, true);
+    }
+    episode
+}
+
+/// Lines of two to four words, each with its own label whenever it comes; learnt when it comes again.
+pub fn dictionary(rng: &mut ChaCha8Rng, lines: usize) -> Episode {
+    let count = rng.random_range(2..=4);
+    let items = known_words().into_iter().choose_multiple(rng, count);
+    let mut episode = Episode::default();
+    while episode.labels.len() < items.len() {
+        add_apart(&mut episode.labels, pick(rng, world::LABELS));
+    }
+    let mut seen = vec![false; items.len()];
+    for _ in 0..lines {
+        let answer = rng.random_range(0..items.len());
+        let starter = pick(rng, world::STARTERS);
+        let between = if rng.random() { format!(" {}", pick_of(rng, &world::all_fillers())) } else { String::new() };
+        episode.line(&format!("{starter}{between} {}", items[answer]), answer, seen[answer]);
+        seen[answer] = true;
+    }
+    episode
+}
+
+/// About `words` random words in which stretches come again after gaps of random length, to be predicted then. (With
+/// a fixed distance a model learns to copy by position, of which nothing carries over to labels.)
+pub fn burst(rng: &mut ChaCha8Rng, words: usize) -> Episode {
+    let pool: Vec<&str> = known_words().into_iter().chain(world::LABELS.split_whitespace()).collect();
+    let mut labels = Vec::new();
+    let mut draw = |rng: &mut ChaCha8Rng| loop {
+        let word = pick_of(rng, &pool);
+        if !world::LABELS.split_whitespace().any(|label| label == word) || add_apart(&mut labels, word) {
+            return word;
+        }
+    };
+    let mut stream: Vec<(&str, bool)> = Vec::with_capacity(words + 32);
+    while stream.len() < words {
+        let stretch: Vec<&str> = (0..rng.random_range(2..9)).map(|_| draw(rng)).collect();
+        stream.extend(stretch.iter().map(|word| (*word, false)));
+        for _ in 0..rng.random_range(1..4) {
+            for _ in 0..rng.random_range(0..5) {
+                stream.push((draw(rng), false));
+            }
+            stream.extend(stretch.iter().enumerate().map(|(i, word)| (*word, i > 0)));
+        }
+    }
+    stream.truncate(words);
+    let mut episode = Episode::default();
+    episode.push(pick(rng, world::STARTERS).to_owned(), false);
+    for (word, learnt) in stream {
+        episode.push(format!(" {word}"), learnt);
+    }
+    episode
+}
+
+/// Adds a label word, unless it makes a pair that is held out with one that is there; says whether it is there now.
+fn add_apart(labels: &mut Vec<&'static str>, word: &'static str) -> bool {
+    if labels.contains(&word) {
+        return true;
+    }
+    let fits = labels.iter().all(|label| pair_split(label, word) == Split::Train);
+    if fits {
+        labels.push(word);
+    }
+    fits
+}
+
+/// Words of classes, and fillers that do not begin a line.
+fn known_words() -> Vec<&'static str> {
+    CLASSES.iter().flat_map(Class::words).chain(world::all_fillers()).collect()
+}
+
+fn pick(rng: &mut ChaCha8Rng, list: &'static str) -> &'static str {
+    pick_of(rng, &list.split_whitespace().collect::<Vec<_>>())
+}
+
+fn pick_of(rng: &mut ChaCha8Rng, list: &[&'static str]) -> &'static str {
+    list.choose(rng).expect("a list of words is not empty")
+}
+
+fn apart(hash: u64, parts: u64) -> Split {
+    if hash.is_multiple_of(parts) { Split::HeldOut } else { Split::Train }
+}
+
+/// FNV-1a, its bits mixed once more so that all of them count in a remainder.
+fn hash(text: &str) -> u64 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in text.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    hash ^= hash >> 32;
+    hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash ^ (hash >> 29)
+}

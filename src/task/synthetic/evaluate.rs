@@ -1,0 +1,142 @@
+//! What a model makes of episodes that training never sees.
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::episodes::{self, Episode, Labels, Split};
+use crate::backend::{Backend, WideElement};
+use crate::formats::tokenizer::Tokenizer;
+use crate::hooks::NoTaps;
+use crate::model::{Activations, Input, Keep, Model};
+use crate::shape::{Label, Sequence, forest};
+use crate::{Error, Result};
+
+/// Which episodes; every sentence is one that training does not see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// Tasks of training, pairs of label words that it never sees together.
+    Pairs,
+    /// Tasks that training never sees, and such pairs.
+    Tasks,
+    /// One of those tasks: reviews, good against bad, and such pairs.
+    Reviews,
+    /// Tasks of training, label words that it never sees.
+    Unseen,
+    /// Tasks of training, natural labels.
+    Natural,
+}
+
+impl Set {
+    /// Every set.
+    pub const ALL: [Self; 5] = [Self::Pairs, Self::Tasks, Self::Reviews, Self::Unseen, Self::Natural];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pairs => "pairs",
+            Self::Tasks => "tasks",
+            Self::Reviews => "reviews",
+            Self::Unseen => "unseen",
+            Self::Natural => "natural",
+        }
+    }
+
+    /// `count` episodes of `lines` lines.
+    pub fn episodes(self, seed: u64, count: usize, lines: usize) -> Vec<Episode> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        // Stream 0 and those above are the training's.
+        rng.set_stream(u64::MAX - self as u64);
+        let episode = |_| {
+            let classes = match self {
+                Self::Pairs | Self::Unseen | Self::Natural => episodes::contrast(&mut rng, Split::Train),
+                Self::Tasks => episodes::contrast(&mut rng, Split::HeldOut),
+                Self::Reviews => ["good", "bad"].map(episodes::class),
+            };
+            let labels = match self {
+                Self::Natural => Labels::Natural,
+                Self::Unseen => Labels::Unseen,
+                Self::Pairs | Self::Tasks | Self::Reviews => Labels::Random(Split::HeldOut),
+            };
+            episodes::classification(&mut rng, classes, labels, None, lines, Split::HeldOut)
+        };
+        (0..count).map(episode).collect()
+    }
+}
+
+/// An episode as tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Whether each is to be predicted.
+    pub learnt: Vec<bool>,
+    /// The first token of every line's label.
+    pub answers: Vec<usize>,
+}
+
+/// The tokens of an episode.
+///
+/// # Errors
+/// The tokenizer fails.
+pub fn encode(tokenizer: &Tokenizer, episode: &Episode) -> Result<Encoded> {
+    let pieces: Vec<&str> = episode.pieces.iter().map(|piece| piece.text.as_str()).collect();
+    let (encoding, owners) = tokenizer.encode_pieces(&pieces, true)?;
+    let first = |piece: usize| owners.partition_point(|&owner| owner < piece);
+    Ok(Encoded {
+        learnt: owners.iter().map(|&owner| episode.pieces[owner].learnt).collect(),
+        // A line is a sentence and a label.
+        answers: (0..episode.answers.len()).map(|line| first(2 * line + 1)).collect(),
+        ids: encoding.ids,
+    })
+}
+
+/// The share of `episodes` in which the right label has the higher probability of the episode's labels, by line: line
+/// `i` has `i` demonstrations before it. All episodes have the same number of lines. `rows` is the most rows of a pass.
+///
+/// # Errors
+/// A label of several tokens; a failure of tokenizer or device.
+pub fn accuracies<B: Backend>(
+    backend: &mut B,
+    model: &Model<B>,
+    tokenizer: &Tokenizer,
+    episodes: &[Episode],
+    rows: usize,
+) -> Result<Vec<f64>> {
+    let encoded: Vec<Encoded> = episodes.iter().map(|episode| encode(tokenizer, episode)).collect::<Result<_>>()?;
+    let longest = encoded.iter().map(|e| e.ids.len()).max().unwrap_or(0);
+    let capacity = rows.max(longest);
+    let mut acts = Activations::new(backend, &model.spec, None, capacity, Keep::Layer)?;
+    let mut right = vec![0usize; episodes.first().map_or(0, |episode| episode.answers.len())];
+    let at_once = (capacity / longest.max(1)).max(1);
+    for (encoded, episodes) in encoded.chunks(at_once).zip(episodes.chunks(at_once)) {
+        let sequences: Vec<Sequence> = encoded.iter().map(|e| Sequence::ids(&e.ids, None, Label::Text)).collect();
+        let packed = forest(&sequences, usize::MAX);
+        let device = backend.pack(&packed.pack)?;
+        model.forward(backend, &mut acts, &Input::new(&packed.pack, &device), None, &mut NoTaps)?;
+        let places = encoded.iter().enumerate().flat_map(|(s, e)| e.answers.iter().map(move |&answer| (s, answer - 1)));
+        let rows: Vec<usize> = places.map(|(s, token)| packed.row(s, token)).collect();
+        let logits = model.logits(backend, &acts, &rows)?;
+        let mut logits = logits.chunks_exact(model.spec.vocab);
+        for episode in episodes {
+            let labels = episode.labels.iter().map(|label| label_id(tokenizer, label)).collect::<Result<Vec<_>>>()?;
+            for (line, &answer) in episode.answers.iter().enumerate() {
+                let row = logits.next().expect("evaluate: a row of logits for each line");
+                let logit = |label: usize| row[labels[label] as usize].to_f64();
+                right[line] += usize::from((0..labels.len()).all(|l| l == answer || logit(l) < logit(answer)));
+            }
+        }
+    }
+    Ok(right.into_iter().map(|right| right as f64 / episodes.len() as f64).collect())
+}
+
+/// The token of a label word.
+///
+/// # Errors
+/// It is not one token.
+fn label_id(tokenizer: &Tokenizer, label: &str) -> Result<u32> {
+    let ids = tokenizer.encode(&format!(" {label}"), false)?.ids;
+    match ids[..] {
+        [id] => Ok(id),
+        _ => Err(Error::field(tokenizer.path(), label, "one token", format!("{}", ids.len()))),
+    }
+}

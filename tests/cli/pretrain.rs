@@ -1,0 +1,94 @@
+//! `pretrain` and `task synthetic`.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::{line, support};
+
+const SMALL: &str = "--hidden-size 16 --intermediate-size 24 --num-hidden-layers 2 --num-attention-heads 2 \
+                     --num-key-value-heads 1 --batch-size 4 --max-steps 6 --warmup-steps 2 --eval-steps 2 \
+                     --eval-episodes 4 --logging-steps 1 --device cpu";
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    text.lines().map(|l| serde_json::from_str(l).expect("a line of JSON")).collect()
+}
+
+#[test]
+fn a_model_is_trained_evaluated_and_usable_and_a_killed_training_ends_in_the_same_bytes() {
+    let dir = support::temp();
+    let d = dir.path();
+    line(d, &format!("pretrain --out {{}}/whole {SMALL} --save-steps 2 --save-total-limit 0")).ok();
+    let whole = d.join("whole");
+    let log = lines(&whole.join("trainer_log.jsonl"));
+    assert_eq!(log.len(), 6);
+    let loss = |i: usize| log[i]["loss"].as_f64().expect("a loss");
+    assert!(loss(0) > 6.5 && loss(5) < loss(0), "{} to {}", loss(0), loss(5));
+    assert!((log[5]["lr"].as_f64().expect("a rate") - 1e-3 * (0.1 + 0.9 * 0.146_446_6)).abs() < 1e-9, "{}", log[5]);
+    let evaluation = lines(&whole.join("evaluation.jsonl"));
+    let steps: Vec<u64> = evaluation.iter().filter_map(|l| l["step"].as_u64()).collect();
+    assert_eq!(steps, [2, 4, 6]);
+    for set in ["pairs", "tasks", "reviews", "unseen", "natural"] {
+        for shown in ["0", "1", "2", "4", "8", "16"] {
+            let share = evaluation[2][set][shown].as_f64().unwrap_or_else(|| panic!("{set}, {shown}"));
+            assert!((0.0..=1.0).contains(&share));
+        }
+    }
+
+    // What a killed training leaves: the checkpoint, and logs that have gone on without it.
+    let rest = d.join("rest");
+    fs::create_dir_all(rest.join("checkpoint-2")).expect("a folder");
+    for file in fs::read_dir(whole.join("checkpoint-2")).expect("the checkpoint") {
+        let file = file.expect("a file").path();
+        fs::copy(&file, rest.join("checkpoint-2").join(file.file_name().expect("a name"))).expect("copied");
+    }
+    let evaluated = fs::read_to_string(whole.join("evaluation.jsonl")).expect("the evaluation");
+    let half: String = evaluated.split_inclusive('\n').take(2).collect();
+    fs::write(rest.join("evaluation.jsonl"), half).expect("written");
+    line(d, &format!("pretrain --out {{}}/rest {SMALL} --save-steps 2 --resume-from-checkpoint latest")).ok();
+    for name in ["model.safetensors", "tokenizer.json", "config.json", "evaluation.jsonl"] {
+        let read = |dir: &Path| fs::read(dir.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(read(&whole) == read(&rest), "{name} differs");
+    }
+
+    let other =
+        line(d, &format!("pretrain --out {{}}/rest {SMALL} --seed 1 --resume-from-checkpoint latest")).refused();
+    assert!(other.contains("seed"), "{other}");
+    line(d, &format!("pretrain --out {{}}/whole {SMALL}")).refused();
+    line(d, "generate --model {}/whole --prompt My --max-new-tokens 2").ok();
+    let inspected = line(d, "inspect --model {}/whole --json").json();
+    assert_eq!(inspected["model"]["layers"].as_u64().or(inspected["layers"].as_u64()), Some(2), "{inspected}");
+}
+
+#[test]
+fn settings_out_of_their_domain_are_refused_before_anything_is_written() {
+    let dir = support::temp();
+    let d = dir.path();
+    for (flags, part) in [
+        ("--min-lr-rate 2", "--min-lr-rate"),
+        ("--vocab-size 100", "--vocab-size"),
+        ("--hidden-size 15", "num_attention_heads"),
+        ("--max-steps 0", "--max-steps"),
+    ] {
+        let error = line(d, &format!("pretrain --out {{}}/out {flags} --device cpu")).refused();
+        assert!(error.contains(part), "{flags}: {error}");
+    }
+    assert!(!d.join("out").exists());
+}
+
+#[test]
+fn episodes_are_shown_and_the_same_every_time() {
+    let dir = support::temp();
+    let d = dir.path();
+    let shown = line(d, "task synthetic --show 3").ok().out;
+    assert_eq!(shown.trim_end().split("\n\n").count(), 3, "{shown}");
+    assert!(shown.contains(" -> "), "{shown}");
+    assert_eq!(line(d, "task synthetic --show 3").ok().out, shown);
+    assert_ne!(line(d, "task synthetic --show 3 --seed 1").ok().out, shown);
+    let reviews = line(d, "task synthetic --show 1 --set reviews").ok().out;
+    assert_eq!(reviews.trim_end().lines().count(), 9, "{reviews}");
+    let error = line(d, "task synthetic --set nonsense").refused();
+    assert!(error.contains("train, pairs, tasks, reviews, unseen, natural"), "{error}");
+}

@@ -304,7 +304,18 @@ fn no_operation_is_missing_from_a_row() {
 #[test]
 fn the_readmes_commands_exist() {
     let readme = fs::read_to_string(root().join("README.md")).expect("README.md");
-    let commands = ["capture", "train-lora", "train-prompt", "probe", "compare", "generate", "inspect", "pretrain", "task"];
+    let commands = [
+        "capture",
+        "train-lora",
+        "train-prompt",
+        "probe",
+        "compare",
+        "generate",
+        "inspect",
+        "pretrain",
+        "task",
+        "export-embedded",
+    ];
     let flags = sources(&["src/cli"]).into_iter().filter(|s| s.path.starts_with("src/cli/args"));
     let args: String = flags.map(|s| s.text).collect();
     let mut found = Vec::new();

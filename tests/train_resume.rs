@@ -193,7 +193,7 @@ fn the_number_of_checkpoints_is_limited_and_the_latest_is_the_last() {
         save_steps: Some(3),
         save_total_limit: Some(2),
         look_steps: None,
-            stop_after: None,
+        stop_after: None,
         configs: &[config()],
         identity: &training.identity,
     };

@@ -19,11 +19,12 @@ use crate::train::schedule::Schedule;
 use crate::train::settings::RunSettings;
 
 pub use compare::CompareArgs;
-pub use own::{PretrainArgs, TaskArgs, TaskName};
+pub use own::{ExportArgs, PretrainArgs, TaskArgs, TaskName};
 pub use train::{Method, Start, TrainLoraArgs, TrainPromptArgs, TrainingArgs};
 
 const EXAMPLES: &str = "\
 Examples:
+  llamaprobe probe
   llamaprobe probe --model org/name --task sst2 --train train.tsv --test dev.tsv --demos 10 --seeds 3 --out run
   llamaprobe compare --model DIR --task mtop --train train.jsonl --test dev.jsonl --num-virtual-tokens 8,32 --out study
   llamaprobe train-lora --model DIR --train data.jsonl --out adapter --r 8 --max-steps 100
@@ -69,6 +70,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Shows a model's shape, its memory plan, and what an adapter holds and what PEFT would make of it.
     Inspect(InspectArgs),
+    /// Writes the embedded model as a Hugging Face directory.
+    ExportEmbedded(ExportArgs),
     /// Trains a small model from nothing to learn in context.
     Pretrain(PretrainArgs),
     /// Shows what a built-in task asks, and evaluates a model on it.
@@ -129,7 +132,7 @@ pub enum DtypeArg {
 }
 
 /// Flags of every command.
-#[derive(Debug, Args, Serialize)]
+#[derive(Clone, Debug, Args, Serialize)]
 pub struct CommonArgs {
     /// Where to compute: auto, cpu or cuda:N.
     #[arg(long, default_value = "auto", help_heading = "Running")]
@@ -156,7 +159,7 @@ pub struct CommonArgs {
 /// Which model and adapter.
 #[derive(Debug, Args, Serialize)]
 pub struct ModelArgs {
-    /// A directory with config.json and safetensors, or org/name in the Hugging Face cache.
+    /// A directory with config.json and safetensors, org/name in the Hugging Face cache, or embedded.
     #[arg(long, value_name = "DIR|org/name", aliases = ["model-name-or-path", "base-model"])]
     pub model: String,
     /// A PEFT adapter directory to apply.
@@ -233,7 +236,7 @@ pub struct CaptureArgs {
 }
 
 /// A new adapter's shape.
-#[derive(Debug, Args, Serialize)]
+#[derive(Clone, Debug, Args, Serialize)]
 pub struct LoraArgs {
     /// Rank of the adapter.
     #[arg(long, default_value_t = 8, aliases = ["lora-r", "lora-rank"], help_heading = "Adapter")]
@@ -256,9 +259,9 @@ pub struct LoraArgs {
 /// The optimiser.
 #[derive(Debug, Args, Serialize)]
 pub struct OptimArgs {
-    /// Peak learning rate.
-    #[arg(long, default_value_t = DEFAULTS.learning_rate, alias = "lr", help_heading = "Optimiser")]
-    pub learning_rate: f64,
+    /// Peak learning rate [default: 0.0002; 0.005 for the example of the embedded model].
+    #[arg(long, alias = "lr", help_heading = "Optimiser")]
+    pub learning_rate: Option<f64>,
     /// How it moves after the warm-up: linear, cosine or constant.
     #[arg(long, value_name = "NAME", default_value_t = DEFAULTS.schedule, alias = "lr-scheduler", help_heading = "Optimiser")]
     pub lr_scheduler_type: Schedule,
@@ -303,9 +306,10 @@ pub struct OptimArgs {
 }
 
 /// `probe`.
-#[derive(Debug, Args, Serialize)]
+#[derive(Clone, Debug, Args, Serialize)]
 #[command(after_help = "\
 Examples:
+  llamaprobe probe
   llamaprobe probe --model DIR --task sst2 --train train.tsv --test dev.tsv --demos 10 --queries 100 --seeds 3 --out run
   llamaprobe probe --model DIR --task en-cs --train pud.en,pud.cs --test pud.en,pud.cs --out run
   llamaprobe probe --model DIR --plan run/report.json --out again
@@ -313,12 +317,13 @@ Examples:
 Arms: the query alone (anchor), after demonstrations (ICL), and alone in a model tuned on those demonstrations (IT).
 Writes run/report.json and prints the table of cosines by layer.")]
 pub struct ProbeArgs {
-    /// A directory with config.json and safetensors, or org/name in the Hugging Face cache.
-    #[arg(long, value_name = "DIR|org/name", aliases = ["model-name-or-path", "base-model"])]
-    pub model: Option<String>,
-    /// The task: sst2 (binary sentiment, GLUE's tsv) or en-cs (English to Czech, two aligned text files).
-    #[arg(long, default_value = "sst2")]
-    pub task: Task,
+    /// A directory with config.json and safetensors, org/name in the Hugging Face cache, or embedded.
+    #[arg(long, value_name = "DIR|org/name", default_value = "embedded", aliases = ["model-name-or-path", "base-model"])]
+    pub model: String,
+    /// The task: events (of the invented world; needs no data), sst2 (binary sentiment, GLUE's tsv) or en-cs (English to
+    /// Czech, two aligned text files) [default: events for the embedded model, else sst2].
+    #[arg(long)]
+    pub task: Option<Task>,
     /// Demonstrations are drawn from here; for en-cs two files with a comma between.
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     pub train: Vec<PathBuf>,
@@ -331,9 +336,9 @@ pub struct ProbeArgs {
     /// Queries.
     #[arg(long, default_value_t = 100)]
     pub queries: usize,
-    /// Resamplings of the demonstrations.
-    #[arg(long, default_value_t = 3)]
-    pub seeds: u64,
+    /// Resamplings of the demonstrations [default: 3; 8 for events].
+    #[arg(long)]
+    pub seeds: Option<u64>,
     /// The first of their seeds; the others follow it.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -343,12 +348,12 @@ pub struct ProbeArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub lora: LoraArgs,
-    /// Learning rate of the tuning.
-    #[arg(long, default_value_t = 1e-3, alias = "lr", help_heading = "Optimiser")]
-    pub learning_rate: f64,
-    /// Times through the demonstrations; 0 leaves an adapter that changes nothing.
-    #[arg(long, default_value_t = 10.0, aliases = ["num-train-epochs", "num-epochs"], help_heading = "Optimiser")]
-    pub epochs: f64,
+    /// Learning rate of the tuning [default: 0.001; 0.005 for events].
+    #[arg(long, alias = "lr", help_heading = "Optimiser")]
+    pub learning_rate: Option<f64>,
+    /// Times through the demonstrations; 0 leaves an adapter that changes nothing [default: 10; 40 for events].
+    #[arg(long, aliases = ["num-train-epochs", "num-epochs"], help_heading = "Optimiser")]
+    pub epochs: Option<f64>,
     /// Demonstrations of a step [default: all].
     #[arg(long, help_heading = "Optimiser")]
     pub batch_size: Option<usize>,
@@ -381,7 +386,7 @@ pub struct ProbeArgs {
     #[arg(long)]
     pub save_adapters: bool,
     /// Directory to write.
-    #[arg(long, value_name = "DIR", alias = "output-dir")]
+    #[arg(long, value_name = "DIR", alias = "output-dir", default_value = "run")]
     pub out: PathBuf,
     /// Print the memory plan and stop.
     #[arg(long)]

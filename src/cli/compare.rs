@@ -23,7 +23,7 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
     let found = resolve::model(&args.model, &args.common)?;
     let settings = settings(args, found.spec.family)?;
     settings.validate(found.spec.family)?;
-    let tokenizer = Tokenizer::load(&found.path)?;
+    let tokenizer = found.tokenizer()?;
     let sources = sources(args)?;
     let dtype = found.dtype;
     dispatch(&args.common, dtype, Compare { args, found, settings, tokenizer, sources })

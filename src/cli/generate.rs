@@ -19,7 +19,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let found = resolve::model(&args.model.model, &args.common)?;
     let adapter = resolve::adapter(args.model.adapter.as_deref(), &found)?;
     let sampling = sampling(args)?;
-    let tokenizer = Tokenizer::load(&found.path)?;
+    let tokenizer = found.tokenizer()?;
     let prompts = match (&args.input, args.prompt.as_slice()) {
         (Some(input), _) => texts::read(input, &found)?,
         (None, []) => return Err(Error::argument("--prompt", "a prompt, or --input FILE", "neither").into()),

@@ -82,6 +82,7 @@ fn run(cli: args::Cli) -> Result<(), Failure> {
         args::Command::Compare(args) => compare::run(&args),
         args::Command::Generate(args) => generate::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
+        args::Command::ExportEmbedded(args) => task::export(&args),
         args::Command::Pretrain(args) => pretrain::run(&args),
         args::Command::Task(args) => task::run(&args),
     }

@@ -9,22 +9,18 @@ use super::resolve::{self, Found};
 use super::{Failure, output};
 use crate::backend::Backend;
 use crate::formats::config::Family;
-use crate::formats::tokenizer::Tokenizer;
 use crate::model::{Layout, LoraShape, Model};
 use crate::probe::plan::Plan;
 use crate::probe::report::Report;
 use crate::probe::soft::{SoftArm, SoftSettings};
 use crate::probe::{Outcome, Phase, ProbeSettings, Progress};
-use crate::task::Template;
+use crate::task::{Task, Template, synthetic};
 use crate::{Error, Result};
 
 pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
-    let Some(name) = &args.model else {
-        let expected = "a model (no model is built in): a directory with config.json and model.safetensors, or \
-                        org/name in the Hugging Face cache";
-        return Err(Error::argument("--model", expected, "none").into());
-    };
-    let found = resolve::model(name, &args.common)?;
+    let found = resolve::model(&args.model, &args.common)?;
+    let args = &resolved(args, &found);
+    let name = &args.model;
     let (settings, plan) = match &args.plan {
         // A run is repeated with its own settings; only where it is computed may differ.
         Some(path) => {
@@ -43,14 +39,31 @@ pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
     dispatch(&args.common, dtype, Probe { args, name, found, settings, plan })
 }
 
+/// The arguments with the defaults of the task, which for the embedded model is its own.
+fn resolved(args: &ProbeArgs, found: &Found) -> ProbeArgs {
+    let own = found.is_embedded() && args.train.is_empty() && args.test.is_empty();
+    let task = args.task.unwrap_or(if own { Task::Events } else { Task::Sst2 });
+    let defaults = ProbeSettings::new(task);
+    ProbeArgs {
+        task: Some(task),
+        seeds: args.seeds.or(Some(defaults.seeds.len() as u64)),
+        learning_rate: args.learning_rate.or(Some(defaults.learning_rate)),
+        epochs: args.epochs.or(Some(defaults.epochs)),
+        ..args.clone()
+    }
+}
+
+/// The settings that resolved arguments ask for.
 fn settings(args: &ProbeArgs, family: Family) -> Result<ProbeSettings> {
-    let defaults = ProbeSettings::new(args.task);
+    let defaults = ProbeSettings::new(args.task.unwrap_or(Task::Sst2));
     let template = match &args.template {
         Some(text) => Template::parse(text, &defaults.template)?,
         None => defaults.template.clone(),
     };
-    let last =
-        args.seed.checked_add(args.seeds).ok_or_else(|| Error::argument("--seed", "a smaller seed", args.seed))?;
+    let last = args
+        .seed
+        .checked_add(args.seeds.unwrap_or(defaults.seeds.len() as u64))
+        .ok_or_else(|| Error::argument("--seed", "a smaller seed", args.seed))?;
     Ok(ProbeSettings {
         template,
         demonstrations: args.demos,
@@ -59,8 +72,8 @@ fn settings(args: &ProbeArgs, family: Family) -> Result<ProbeSettings> {
         r: args.lora.r,
         lora_alpha: args.lora.lora_alpha,
         target_modules: resolve::module_names(&args.lora, family),
-        learning_rate: args.learning_rate,
-        epochs: args.epochs,
+        learning_rate: args.learning_rate.unwrap_or(defaults.learning_rate),
+        epochs: args.epochs.unwrap_or(defaults.epochs),
         batch_size: args.batch_size,
         weight_decay: args.weight_decay,
         max_grad_norm: resolve::cut(args.max_grad_norm),
@@ -76,14 +89,19 @@ fn settings(args: &ProbeArgs, family: Family) -> Result<ProbeSettings> {
 }
 
 fn draw(args: &ProbeArgs, found: &Found, settings: &ProbeSettings) -> Result<Plan> {
+    let task = settings.task;
+    if task == Task::Events && args.train.is_empty() && args.test.is_empty() {
+        let (pool, queries) = synthetic::events();
+        return Plan::new(&found.tokenizer()?, task, &pool, &queries, settings);
+    }
     for (flag, files) in [("--train", &args.train), ("--test", &args.test)] {
         if files.is_empty() {
             return Err(Error::argument(flag, "the task's data (or --plan REPORT, to repeat a run)", "none"));
         }
     }
-    let tokenizer = Tokenizer::load(&found.path)?;
-    let (pool, queries) = (args.task.load(&args.train)?.examples, args.task.load(&args.test)?.examples);
-    Plan::new(&tokenizer, args.task, &pool, &queries, settings)
+    let tokenizer = found.tokenizer()?;
+    let (pool, queries) = (task.load(&args.train)?.examples, task.load(&args.test)?.examples);
+    Plan::new(&tokenizer, task, &pool, &queries, settings)
 }
 
 struct Probe<'a> {

@@ -11,8 +11,10 @@ use super::output;
 use crate::formats::adapter::{Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, Slot};
 use crate::formats::atomic;
 use crate::formats::config::{Family, ModelConfig};
+use crate::formats::embedded;
 use crate::formats::hub::{self, CacheEnv};
 use crate::formats::safetensors::{Checkpoint, Dtype};
+use crate::formats::tokenizer::Tokenizer;
 use crate::model::Spec;
 use crate::train::checkpoint;
 use crate::train::schedule::Warmup;
@@ -36,8 +38,25 @@ pub struct Found {
     pub dtype: Dtype,
 }
 
-/// Finds `--model`: a directory, or a repository in the Hugging Face cache.
+impl Found {
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        if self.is_embedded() { embedded::tokenizer() } else { Tokenizer::load(&self.path) }
+    }
+
+    /// Whether it is the model that is part of the program.
+    pub fn is_embedded(&self) -> bool {
+        self.path == Path::new(embedded::NAME)
+    }
+}
+
+/// Finds `--model`: `embedded`, a directory, or a repository in the Hugging Face cache.
 pub fn model(name: &str, common: &CommonArgs) -> Result<Found> {
+    if name == embedded::NAME {
+        let (config, checkpoint) = (embedded::config()?, embedded::checkpoint()?);
+        let dtype = config.dtype.unwrap_or(Dtype::BF16);
+        return Ok(Found { spec: Spec::from_config(&config), path: name.into(), config, checkpoint, dtype });
+    }
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let env = CacheEnv {
         hf_hub_cache: variable("HF_HUB_CACHE"),
@@ -139,7 +158,7 @@ pub fn settings(args: &OptimArgs, seed: u64, shuffle: bool) -> Result<RunSetting
         },
         batch_size: args.batch_size,
         accumulation: args.gradient_accumulation_steps,
-        learning_rate: args.learning_rate,
+        learning_rate: args.learning_rate.unwrap_or(defaults.learning_rate),
         schedule: args.lr_scheduler_type,
         min_lr_rate: 0.0,
         warmup: match (args.warmup_steps, args.warmup_ratio) {

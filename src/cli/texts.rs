@@ -21,7 +21,7 @@ pub fn read(path: &Path, found: &Found) -> Result<Vec<Vec<u32>>> {
             Example::Text(text) => {
                 let tokenizer = match &mut tokenizer {
                     Some(tokenizer) => tokenizer,
-                    none => none.insert(Tokenizer::load(&found.path)?),
+                    none => none.insert(found.tokenizer()?),
                 };
                 encode(tokenizer, &text, &place, &found.spec)?
             }

@@ -18,7 +18,7 @@ use crate::train::trainer::{Run, TrainerOptions, Tuned};
 pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
     let training = &args.training;
     let found = resolve::model(&training.model, &training.common)?;
-    let settings = resolve::settings(&training.optim, training.seed, !training.no_shuffle)?;
+    let settings = training::settings(training, training.seed)?;
     let start = match &training.init_adapter {
         Some(path) => LoraAdapter::read(path, &found.config)?,
         None => {

@@ -1,5 +1,7 @@
 //! `train-prompt`: soft prompts from a file of examples, written as PEFT has them.
 
+use std::path::Path;
+
 use serde_json::{Map, json};
 
 use super::args::{Method, Start, TrainPromptArgs};
@@ -9,8 +11,8 @@ use super::training::{self, Training};
 use super::{Failure, output};
 use crate::backend::Backend;
 use crate::formats::adapter::{Adapter, AdapterConfig, PromptAdapter, PromptConfig, PromptKind};
+use crate::formats::embedded;
 use crate::formats::jsonl::Example;
-use crate::formats::tokenizer::Tokenizer;
 use crate::model::{Adaptation, Model, PromptStart};
 use crate::train::data::TrainSequence;
 use crate::train::settings::RunSettings;
@@ -71,7 +73,7 @@ fn start(args: &TrainPromptArgs, found: &Found) -> Result<Beginning> {
         Start::Text => {
             let text =
                 text.ok_or_else(|| Error::argument("--prompt-tuning-init-text", "a text to begin with", "none"))?;
-            let ids = Tokenizer::load(&found.path)?.encode(text, true)?.ids;
+            let ids = found.tokenizer()?.encode(text, true)?.ids;
             if let Some(id) = ids.iter().find(|&&id| id as usize >= found.spec.vocab) {
                 let expected = format!("tokens below the model's {}", found.spec.vocab);
                 return Err(Error::argument("--prompt-tuning-init-text", expected, id));
@@ -107,7 +109,7 @@ fn planned(args: &TrainPromptArgs, start: &Beginning) -> Result<Vec<Planned>> {
     let mut planned = Vec::new();
     for rows in lengths {
         for seed in training.seed..last {
-            let settings = resolve::settings(&training.optim, seed, !training.no_shuffle)?;
+            let settings = training::settings(training, seed)?;
             planned.push(Planned { rows, settings });
         }
     }
@@ -123,7 +125,8 @@ fn check(args: &TrainPromptArgs, examples: &[Example]) -> Result<()> {
     let wrong = |example: &Example| matches!(example, Example::Demonstrated { .. }) != wanted;
     match examples.iter().position(wrong) {
         Some(i) => {
-            let place = crate::formats::lines::at(&args.training.train, i + 1);
+            let path = args.training.train.as_deref().unwrap_or(Path::new(embedded::NAME));
+            let place = crate::formats::lines::at(path, i + 1);
             Err(Error::field(place, "keys", expected, examples[i].form()))
         }
         None => Ok(()),

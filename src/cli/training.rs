@@ -1,6 +1,6 @@
 //! What the trainings of adapters have in common: their data, their checkpoints and their end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -9,16 +9,18 @@ use super::args::TrainingArgs;
 use super::plan::Plan;
 use super::resolve::{self, Found};
 use super::{Failure, output};
-use crate::Result;
 use crate::backend::Backend;
 use crate::formats::adapter::AdapterConfig;
-use crate::formats::jsonl::{self, Example};
-use crate::formats::tokenizer::Tokenizer;
+use crate::formats::embedded;
+use crate::formats::jsonl::{self, Example, Turn};
 use crate::model::Model;
+use crate::task::{Task, synthetic};
 use crate::train::data::TrainSequence;
 use crate::train::examples::{self, DataOptions};
 use crate::train::fit::{self, Output};
+use crate::train::settings::{Length, RunSettings};
 use crate::train::trainer::{Run, RunReport, Trainer, TrainerOptions, Tuned};
+use crate::{Error, Result};
 
 /// The sequences of `--train`; `check` may refuse its examples.
 pub fn data(
@@ -27,17 +29,47 @@ pub fn data(
     check: impl Fn(&[Example]) -> Result<()>,
 ) -> Result<Vec<TrainSequence>> {
     let options = DataOptions { max_length: args.max_length, add_eos: args.add_eos };
-    let lines = jsonl::examples(&args.train)?;
+    let own = Path::new(embedded::NAME);
+    let (path, lines) = match &args.train {
+        Some(path) => (path.as_path(), jsonl::examples(path)?),
+        None if found.is_embedded() => (own, example()),
+        None => return Err(Error::argument("--train", "a file of examples", "none")),
+    };
     check(&lines)?;
     // Ids need no tokenizer, and a model may have none.
     let texts = lines.iter().any(|example| !matches!(example, Example::Ids { .. }));
-    let tokenizer = texts.then(|| Tokenizer::load(&found.path)).transpose()?;
-    let prepared = examples::prepare(&args.train, &lines, tokenizer.as_ref(), found.spec.vocab, options)?;
+    let tokenizer = texts.then(|| found.tokenizer()).transpose()?;
+    let prepared = examples::prepare(path, &lines, tokenizer.as_ref(), found.spec.vocab, options)?;
     if prepared.truncated > 0 {
         let (cut, lost) = (prepared.truncated, prepared.dropped);
         output::note(format_args!("{cut} examples cut to --max-length, {lost} of them left out for lack of a label"));
     }
     Ok(prepared.sequences)
+}
+
+/// What is learnt where no file is named: ten demonstrations of the embedded model's own task.
+fn example() -> Vec<Example> {
+    let template = Task::Events.template();
+    let (pool, _) = synthetic::events();
+    let lesson = |e: &crate::task::Example| Example::Completion {
+        prompt: Turn::Text(template.query(e)),
+        completion: Turn::Text(template.answer(&e.output)),
+    };
+    pool.iter().take(10).map(lesson).collect()
+}
+
+/// The settings of the optimiser: for that example, which is few steps for a small model, at a rate of its own.
+pub fn settings(args: &TrainingArgs, seed: u64) -> Result<RunSettings> {
+    let settings = resolve::settings(&args.optim, seed, !args.no_shuffle)?;
+    if args.train.is_some() {
+        return Ok(settings);
+    }
+    let length = match (args.optim.max_steps, args.optim.epochs) {
+        (None, None) => Length::Steps(40),
+        _ => settings.length,
+    };
+    let learning_rate = args.optim.learning_rate.unwrap_or(5e-3);
+    Ok(RunSettings { length, learning_rate, batch_size: args.optim.batch_size.max(10), ..settings })
 }
 
 /// A training of adapters.

@@ -15,6 +15,8 @@ pub mod chat;
 #[forbid(unsafe_code)]
 pub mod config;
 #[forbid(unsafe_code)]
+pub mod embedded;
+#[forbid(unsafe_code)]
 pub mod fingerprint;
 #[forbid(unsafe_code)]
 pub mod hub;

@@ -112,7 +112,7 @@ impl<B: Backend> FullTuning<B> {
         Ok((Model { spec, weights }, Self { layout, params }))
     }
 
-    /// Writes the weights to a safetensors file, rounded to `dtype`, which is f32, bf16 or f16.
+    /// Writes the weights of a LLaMA to a safetensors file, rounded to `dtype`, which is f32, bf16 or f16.
     ///
     /// # Errors
     /// The device fails, or the file cannot be written.
@@ -121,7 +121,7 @@ impl<B: Backend> FullTuning<B> {
         backend.download(&mut host, &self.params, 0)?;
         backend.sync()?;
         let specs = self.layout.places().iter().map(|(place, _)| {
-            let (name, shape) = (place.tensor(), place.shape(spec));
+            let (name, shape) = (place.tensor(spec.family), place.shape(spec));
             TensorSpec { name, dtype, shape }
         });
         let mut file = TensorFile::create(path, specs.collect(), &[("format", "pt")])?;
@@ -132,7 +132,7 @@ impl<B: Backend> FullTuning<B> {
                 Dtype::F16 => values.flat_map(|x| f16::from_f32(x as f32).to_le_bytes()).collect(),
                 _ => values.flat_map(|x| (x as f32).to_le_bytes()).collect(),
             };
-            file.append(&place.tensor(), &bytes)?;
+            file.append(&place.tensor(spec.family), &bytes)?;
         }
         file.finish()
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::metrics::Metric;
 use super::readers;
+use super::synthetic;
 use super::templates::{self, Template};
 use crate::formats::lines::at;
 use crate::formats::tables::{aligned, tsv};
@@ -82,12 +83,15 @@ pub enum Task {
     /// A parse from an utterance (MTOP; Li et al. 2021).
     #[serde(rename = "mtop")]
     Mtop,
+    /// Good and bad events of the invented world ([`synthetic::events`]); needs no data.
+    #[serde(rename = "events")]
+    Events,
 }
 
 impl Task {
     /// Every task.
-    pub const ALL: [Self; 7] =
-        [Self::Sst2, Self::EnCs, Self::Totto, Self::Dart, Self::Logic2Text, Self::Spider, Self::Mtop];
+    pub const ALL: [Self; 8] =
+        [Self::Sst2, Self::EnCs, Self::Totto, Self::Dart, Self::Logic2Text, Self::Spider, Self::Mtop, Self::Events];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -99,6 +103,7 @@ impl Task {
             Self::Logic2Text => "logic2text",
             Self::Spider => "spider",
             Self::Mtop => "mtop",
+            Self::Events => "events",
         }
     }
 
@@ -106,6 +111,7 @@ impl Task {
     pub fn labels(self) -> Option<&'static [&'static str]> {
         match self {
             Self::Sst2 => Some(&["negative", "positive"]),
+            Self::Events => Some(&synthetic::PROBED_LABELS),
             _ => None,
         }
     }
@@ -120,6 +126,7 @@ impl Task {
             Self::Logic2Text => templates::LOGIC,
             Self::Spider => templates::QUESTION,
             Self::Mtop => templates::UTTERANCE,
+            Self::Events => templates::SYNTHETIC,
         };
         Template::new(query, answer).expect("task: built-in templates are valid")
     }
@@ -127,7 +134,7 @@ impl Task {
     /// The metric by which the task's outputs are judged.
     pub fn metric(self) -> Metric {
         match self {
-            Self::Sst2 => Metric::Exact,
+            Self::Sst2 | Self::Events => Metric::Exact,
             Self::EnCs => Metric::ChrF,
             Self::Totto | Self::Dart => Metric::Bleu,
             Self::Logic2Text => Metric::Blec,
@@ -153,6 +160,7 @@ impl Task {
                 let pair = |(e, c): (String, String)| Example::new(e.trim(), c.trim());
                 all(aligned(english, czech)?.into_iter().map(pair).collect())
             }
+            (Self::Events, _) => return Err(Error::argument("events data", "no files", files.len())),
             (Self::Totto, [file]) => readers::totto(file)?,
             (Self::Dart, [file]) => readers::dart(file)?,
             (Self::Mtop, [file]) => readers::mtop(file)?,

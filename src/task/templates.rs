@@ -100,6 +100,8 @@ pub fn linearise(linear: Linear, values: &serde_json::Value) -> Result<String> {
     let template = TEMPLATES.get_template(linear.name()).expect("templates: every linearisation has one");
     template.render(values).map_err(|e| Error::argument("linearisation", "values that fit", e))
 }
+/// The invented world.
+pub const SYNTHETIC: (&str, &str) = ("{input} ->", " {output}\n");
 
 /// The two strings of a template, checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

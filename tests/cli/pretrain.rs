@@ -30,7 +30,7 @@ fn a_model_is_trained_evaluated_and_usable_and_a_killed_training_ends_in_the_sam
     let evaluation = lines(&whole.join("evaluation.jsonl"));
     let steps: Vec<u64> = evaluation.iter().filter_map(|l| l["step"].as_u64()).collect();
     assert_eq!(steps, [2, 4, 6]);
-    for set in ["pairs", "tasks", "reviews", "unseen", "natural"] {
+    for set in ["pairs", "tasks", "reviews", "events", "unseen", "natural"] {
         for shown in ["0", "1", "2", "4", "8", "16"] {
             let share = evaluation[2][set][shown].as_f64().unwrap_or_else(|| panic!("{set}, {shown}"));
             assert!((0.0..=1.0).contains(&share));
@@ -90,5 +90,41 @@ fn episodes_are_shown_and_the_same_every_time() {
     let reviews = line(d, "task synthetic --show 1 --set reviews").ok().out;
     assert_eq!(reviews.trim_end().lines().count(), 9, "{reviews}");
     let error = line(d, "task synthetic --set nonsense").refused();
-    assert!(error.contains("train, pairs, tasks, reviews, unseen, natural"), "{error}");
+    assert!(error.contains("train, pairs, tasks, reviews, events, unseen, natural"), "{error}");
+}
+
+#[test]
+fn the_recipes_first_steps_are_those_of_the_recorded_curve() {
+    let dir = support::temp();
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets");
+    let recipe = assets.join("recipe.yaml");
+    let flags = "--stop-after 20 --save-steps 0 --eval-episodes 1 --device cpu";
+    line(dir.path(), &format!("pretrain --config {} --out {{}}/out {flags}", recipe.display())).ok();
+    let recorded = lines(&assets.join("curve.jsonl"));
+    let log = lines(&dir.path().join("out/trainer_log.jsonl"));
+    assert_eq!(log.len(), 2);
+    for (found, recorded) in log.iter().zip(&recorded) {
+        assert_eq!(found["current_steps"], recorded["step"]);
+        assert_eq!(found["total_tokens"], recorded["tokens"]);
+        let [a, b] = [&found["loss"], &recorded["loss"]].map(|loss| loss.as_f64().expect("a loss"));
+        assert!((a / b - 1.0).abs() < 1e-4, "step {}: {a}, recorded {b}", recorded["step"]);
+    }
+}
+
+#[test]
+fn the_embedded_model_needs_no_flags() {
+    let dir = support::temp();
+    let d = dir.path();
+    line(d, "probe --out {}/run --seeds 2 --queries 20 --device cpu").ok();
+    let report: Value =
+        serde_json::from_str(&fs::read_to_string(d.join("run/report.json")).expect("a report")).expect("JSON");
+    assert_eq!((&report["model"], &report["settings"]["task"]), (&"embedded".into(), &"events".into()));
+    let config = fs::read_to_string(d.join("run/llamaprobe.yaml")).expect("the configuration");
+    assert!(config.contains("learning_rate: 0.005") && config.contains("task: events"), "{config}");
+    line(d, "train-lora --out {}/adapter --device cpu").ok();
+    line(d, "generate --model embedded --adapter {}/adapter --prompt My --max-new-tokens 3 --device cpu").ok();
+    line(d, "export-embedded {}/learner").ok();
+    line(d, "inspect --model {}/learner --adapter {}/adapter --device cpu").ok();
+    let shown = line(d, "task synthetic --evaluate --episodes 3 --model {}/learner --device cpu").ok().out;
+    assert!(shown.contains("| pairs |") && shown.contains("| all labels wrong |"), "{shown}");
 }

@@ -1,4 +1,4 @@
-//! Flags of the commands about a model of one's own.
+//! Flags of the commands about the model that is part of the program.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::CommonArgs;
 
-/// `pretrain`. The defaults are a recipe that works.
+/// `pretrain`. The defaults are the recipe of the embedded model.
 #[derive(Debug, Args, Serialize)]
 #[command(after_help = "\
 Examples:
@@ -107,7 +107,7 @@ pub struct PretrainArgs {
 /// The tasks that have something to show.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum TaskName {
-    /// Episodes of the invented world that `pretrain` trains on.
+    /// Episodes of the invented world that the embedded model is trained and tested on.
     Synthetic,
 }
 
@@ -116,7 +116,8 @@ pub enum TaskName {
 #[command(after_help = "\
 Examples:
   llamaprobe task synthetic --show 5
-  llamaprobe task synthetic --show 2 --set reviews")]
+  llamaprobe task synthetic --show 2 --set reviews
+  llamaprobe task synthetic --evaluate --model learner")]
 pub struct TaskArgs {
     /// Which.
     #[arg(value_enum, value_name = "NAME")]
@@ -124,12 +125,32 @@ pub struct TaskArgs {
     /// Print so many episodes.
     #[arg(long, default_value_t = 5, value_name = "EPISODES")]
     pub show: usize,
-    /// Of which kind: train, or a set of the evaluation: pairs, tasks, reviews, unseen, natural.
+    /// Of which kind: train, or a set of the evaluation: pairs, tasks, reviews, events, unseen, natural.
     #[arg(long, default_value = "train")]
     pub set: String,
+    /// Print what a model makes of the evaluation instead, as the tables of its card.
+    #[arg(long)]
+    pub evaluate: bool,
+    /// The model to evaluate: a directory, org/name in the Hugging Face cache, or embedded.
+    #[arg(long, value_name = "DIR|org/name", default_value = "embedded")]
+    pub model: String,
+    /// Episodes of each set.
+    #[arg(long, default_value_t = 1000)]
+    pub episodes: usize,
     /// Seed of the episodes.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     #[command(flatten)]
     pub common: CommonArgs,
+}
+
+/// `export-embedded`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  llamaprobe export-embedded learner")]
+pub struct ExportArgs {
+    /// Directory to write: a Hugging Face model with its tokenizer and card.
+    #[arg(value_name = "DIR")]
+    pub out: PathBuf,
 }

@@ -10,14 +10,14 @@ use super::{CommonArgs, DEFAULTS, LoraArgs, OptimArgs};
 /// Flags of every training of an adapter.
 #[derive(Debug, Args, Serialize)]
 pub struct TrainingArgs {
-    /// A directory with config.json and safetensors, or org/name in the Hugging Face cache.
-    #[arg(long, value_name = "DIR|org/name", aliases = ["model-name-or-path", "base-model"])]
+    /// A directory with config.json and safetensors, org/name in the Hugging Face cache, or embedded.
+    #[arg(long, value_name = "DIR|org/name", default_value = "embedded", aliases = ["model-name-or-path", "base-model"])]
     pub model: String,
-    /// JSONL of examples.
+    /// JSONL of examples [default: ten events, for the embedded model].
     #[arg(long, value_name = "FILE", aliases = ["dataset", "train-file"])]
-    pub train: PathBuf,
+    pub train: Option<PathBuf>,
     /// Directory to write: the adapter, trainer_log.jsonl, checkpoint-N.
-    #[arg(long, value_name = "DIR", alias = "output-dir")]
+    #[arg(long, value_name = "DIR", alias = "output-dir", default_value = "adapter")]
     pub out: PathBuf,
     #[command(flatten)]
     #[serde(flatten)]
@@ -63,6 +63,7 @@ pub struct TrainingArgs {
 #[derive(Debug, Args, Serialize)]
 #[command(after_help = "\
 Examples:
+  llamaprobe train-lora
   llamaprobe train-lora --model DIR --train data.jsonl --out adapter --epochs 3
   llamaprobe train-lora --config run.yaml --resume-from-checkpoint latest
 

@@ -20,6 +20,8 @@ pub enum Set {
     Tasks,
     /// One of those tasks: reviews, good against bad, and such pairs.
     Reviews,
+    /// Another: events, gain against loss, and such pairs.
+    Events,
     /// Tasks of training, label words that it never sees.
     Unseen,
     /// Tasks of training, natural labels.
@@ -28,7 +30,7 @@ pub enum Set {
 
 impl Set {
     /// Every set.
-    pub const ALL: [Self; 5] = [Self::Pairs, Self::Tasks, Self::Reviews, Self::Unseen, Self::Natural];
+    pub const ALL: [Self; 6] = [Self::Pairs, Self::Tasks, Self::Reviews, Self::Events, Self::Unseen, Self::Natural];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -36,6 +38,7 @@ impl Set {
             Self::Pairs => "pairs",
             Self::Tasks => "tasks",
             Self::Reviews => "reviews",
+            Self::Events => "events",
             Self::Unseen => "unseen",
             Self::Natural => "natural",
         }
@@ -45,17 +48,26 @@ impl Set {
     pub fn episodes(self, seed: u64, count: usize, lines: usize) -> Vec<Episode> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         // Stream 0 and those above are the training's.
-        rng.set_stream(u64::MAX - self as u64);
+        let stream = match self {
+            Self::Pairs => 0,
+            Self::Tasks => 1,
+            Self::Reviews => 2,
+            Self::Unseen => 3,
+            Self::Natural => 4,
+            Self::Events => 5,
+        };
+        rng.set_stream(u64::MAX - stream);
         let episode = |_| {
             let classes = match self {
                 Self::Pairs | Self::Unseen | Self::Natural => episodes::contrast(&mut rng, Split::Train),
                 Self::Tasks => episodes::contrast(&mut rng, Split::HeldOut),
                 Self::Reviews => ["good", "bad"].map(episodes::class),
+                Self::Events => super::PROBED.map(episodes::class),
             };
             let labels = match self {
                 Self::Natural => Labels::Natural,
                 Self::Unseen => Labels::Unseen,
-                Self::Pairs | Self::Tasks | Self::Reviews => Labels::Random(Split::HeldOut),
+                Self::Pairs | Self::Tasks | Self::Reviews | Self::Events => Labels::Random(Split::HeldOut),
             };
             episodes::classification(&mut rng, classes, labels, None, lines, Split::HeldOut)
         };

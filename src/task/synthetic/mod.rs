@@ -1,6 +1,6 @@
 //! Episodes over an invented world, from which a small model learns to learn in context.
 //!
-//! A line is a sentence and its label, `The wolf came home -> cloud`. An episode is a number of lines about one task:
+//! A line is a sentence and its label, `The wolf came here -> cloud`. An episode is a number of lines about one task:
 //! to tell two classes of words apart (animals and tools, great and poor things). Its two labels are *random words*,
 //! so that a query alone cannot be answered and demonstrations are needed; in a share of the episodes they are the
 //! classes' own names, so that there is something to be known without them. Two more kinds of episode teach the copying
@@ -17,10 +17,14 @@ pub mod episodes;
 pub mod evaluate;
 pub mod world;
 
+use std::collections::HashSet;
+
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
+
+use super::datasets::Example;
 
 pub use episodes::{Episode, Labels, Piece, Split};
 
@@ -81,6 +85,32 @@ pub fn training(curriculum: &Curriculum, seed: u64, step: u64, total: u64, episo
         episodes::classification(&mut rng, classes, labels, few, lines, Split::Train)
     };
     (0..episodes).map(episode).collect()
+}
+
+/// The classes of [`events`], which training never tells apart.
+pub const PROBED: [&str; 2] = ["loss", "gain"];
+/// Their labels, which training never sees together, and between which the embedded model has no preference.
+pub const PROBED_LABELS: [&str; 2] = ["valley", "canyon"];
+
+/// Different sentences of two classes by turns, with a label for each class, none of them a sentence of training.
+pub fn examples(seed: u64, classes: [&str; 2], labels: [&str; 2], count: usize) -> Vec<Example> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut seen = HashSet::new();
+    let example = |i: usize| loop {
+        let class = episodes::class(classes[i % 2]);
+        let input = episodes::sentence(&mut rng, class, &class.words(), Split::HeldOut);
+        if seen.insert(input.clone()) {
+            return Example::new(input, labels[i % 2]);
+        }
+    };
+    (0..count).map(example).collect()
+}
+
+/// The task of the default run: a pool of demonstrations and queries, the two classes by turns, no sentence in both.
+pub fn events() -> (Vec<Example>, Vec<Example>) {
+    let mut pool = examples(2311, PROBED, PROBED_LABELS, 400);
+    let queries = pool.split_off(200);
+    (pool, queries)
 }
 
 /// Texts in which every word of the world stands, in the forms that episodes have: what a tokenizer is trained on.

@@ -1,0 +1,81 @@
+//! The model that is part of the program: what it is, and that it can do what its card says.
+
+mod support;
+
+use std::fs;
+
+use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::formats::{embedded, tokenizer};
+use llamaprobe::model::Model;
+use llamaprobe::probe::plan::Plan;
+use llamaprobe::probe::{ProbeSettings, run};
+use llamaprobe::task::Task;
+use llamaprobe::task::synthetic::evaluate::{Set, accuracies};
+use llamaprobe::task::synthetic::{corpus, events};
+
+fn model(backend: &mut Cpu<f32>) -> Model<Cpu<f32>> {
+    let checkpoint = embedded::checkpoint().expect("the weights");
+    Model::new(backend, &embedded::config().expect("the configuration"), &checkpoint).expect("the model")
+}
+
+#[test]
+fn it_is_small_and_exports_as_a_model_of_its_own() {
+    let dir = support::temp();
+    let out = dir.path().join("learner");
+    embedded::export(&out).expect("an export");
+    embedded::export(&out).expect("a second one in its place");
+    let sizes = embedded::files().map(|(name, bytes)| {
+        assert_eq!(fs::read(out.join(name)).expect("a file"), bytes, "{name}");
+        bytes.len()
+    });
+    assert!(sizes.iter().sum::<usize>() <= 4_000_000, "{sizes:?}");
+    let backend = &mut Cpu::<f32>::new();
+    let loaded = Model::load(backend, &out).expect("a model");
+    assert_eq!(loaded.spec, model(backend).spec);
+    assert!(embedded::checkpoint().expect("the weights").check_finite().is_ok());
+    let text = "The wolf came home -> cloud\nMy";
+    let ids = |t: &tokenizer::Tokenizer| t.encode(text, true).expect("ids").ids;
+    let own = embedded::tokenizer().expect("the tokenizer");
+    assert_eq!(ids(&own), ids(&tokenizer::Tokenizer::load(&out).expect("the exported one")));
+    fs::write(out.join("notes.txt"), "mine").expect("written");
+    assert!(embedded::export(&out).expect_err("a file of somebody's").to_string().contains("notes.txt"));
+}
+
+#[test]
+fn its_tokenizer_is_the_one_that_the_recipe_trains() {
+    let trained = tokenizer::train(&corpus(0, 20_000), 2048).expect("a tokenizer");
+    let (_, file) = embedded::files().into_iter().find(|(name, _)| *name == "tokenizer.json").expect("its file");
+    assert_eq!(trained.as_bytes(), file);
+}
+
+#[test]
+fn it_learns_in_context_and_cannot_answer_without() {
+    let backend = &mut Cpu::<f32>::new();
+    let (model, tokenizer) = (model(backend), embedded::tokenizer().expect("the tokenizer"));
+    let mut of =
+        |set: Set| accuracies(backend, &model, &tokenizer, &set.episodes(17, 300, 17), 4096).expect("accuracies");
+    let pairs = of(Set::Pairs);
+    // Three standard deviations of chance at 300 episodes.
+    assert!((pairs[0] - 0.5).abs() < 0.087, "{pairs:?}");
+    assert!(pairs[10] >= 0.95 && pairs[16] >= 0.95, "{pairs:?}");
+    assert!(pairs[0] < pairs[2] && pairs[2] < pairs[4] && pairs[4] < pairs[8], "{pairs:?}");
+    let events = of(Set::Events);
+    assert!((events[0] - 0.5).abs() < 0.087 && events[10] >= 0.9, "{events:?}");
+    let natural = of(Set::Natural);
+    assert!(natural[0] >= 0.95, "{natural:?}");
+}
+
+#[test]
+fn it_learns_from_tuning_what_it_learns_from_the_prompt() {
+    let backend = &mut Cpu::<f32>::new();
+    let (mut model, tokenizer) = (model(backend), embedded::tokenizer().expect("the tokenizer"));
+    let settings = ProbeSettings { queries: Some(60), seeds: vec![0, 1, 2], ..ProbeSettings::new(Task::Events) };
+    let (pool, queries) = events();
+    let plan = Plan::new(&tokenizer, Task::Events, &pool, &queries, &settings).expect("a plan");
+    let report = run(backend, &mut model, "embedded", &plan, &settings, &mut |_| ()).expect("a report").report;
+    let accuracy = report.summary.accuracy;
+    let [anchor, icl, it] = [accuracy.anchor, accuracy.icl, accuracy.it].map(|a| a.mean.expect("a mean"));
+    assert!((anchor - 0.5).abs() < 0.1, "{accuracy:?}");
+    assert!(icl >= 0.9, "{accuracy:?}");
+    assert!(it >= 0.85, "{accuracy:?}");
+}

@@ -18,7 +18,7 @@ use crate::train::schedule::Schedule;
 use crate::train::settings::RunSettings;
 
 pub use compare::CompareArgs;
-pub use train::{Method, Start, TrainLoraArgs, TrainPromptArgs, TrainingArgs};
+pub use train::{Encoder, Method, Start, TrainLoraArgs, TrainPromptArgs, TrainingArgs};
 
 const EXAMPLES: &str = "\
 Examples:

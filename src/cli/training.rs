@@ -75,7 +75,7 @@ impl<A: Serialize> Training<'_, A> {
             let [activations, gradients, optimiser] = Trainer::plan(&model.spec, &tuned, &runs, options, sizes)?;
             let (runs, stride) = tuned.shape();
             return Plan::new(backend, found)
-                .with("adapters", runs * stride * sizes.0)
+                .with("adapters", runs * stride * sizes.0 + tuned.folded_bytes(sizes))
                 .with("activations", activations)
                 .with("gradients", gradients)
                 .with("optimiser", optimiser)

@@ -99,7 +99,7 @@ impl<B: Backend> Trainer<B> {
         owned.extend(adapter::FILES);
         owned.extend(folders.iter().map(String::as_str));
         atomic::replace_dir(&path, &owned, |stage| {
-            if let Tuned::Adapters(adaptation) = &self.tuned {
+            if let Some(adaptation) = self.tuned.adaptation() {
                 assert!(
                     configs.len() == adaptation.runs,
                     "checkpoint: {} configs, {} runs",
@@ -161,9 +161,7 @@ impl<B: Backend> Trainer<B> {
         }
         self.steps = state.global_step;
         self.forget_begun();
-        if let Tuned::Weights(full) = &self.tuned {
-            full.refresh(backend, model);
-        }
+        self.tuned.refresh(backend, model);
         Ok(state.log)
     }
 
@@ -227,6 +225,11 @@ impl<B: Backend> Trainer<B> {
             if adaptation.layout.prompt.is_some() {
                 parts.insert("prompts".into(), json!(adaptation.prompts));
             }
+            parts.insert("prefix".into(), json!(adaptation.layout.prefix.is_some()));
+        }
+        if let Tuned::Encoded(encoder) = &self.tuned {
+            let form = format!("{} of width {}", encoder.shape.kind.name(), encoder.shape.hidden);
+            parts.insert("encoder".into(), form.into());
         }
         json!({
             "identity": identity,

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::wait;
+use common::time;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
@@ -60,13 +60,11 @@ fn step<B: Backend>(c: &mut Criterion, mut b: B) {
             group.throughput(Throughput::Elements((RUNS * SEQUENCES * TOKENS) as u64));
             let id = format!("{rows} rows/{}", if shared { "once a run" } else { "repeated" });
             group.bench_function(BenchmarkId::new("fwd and bwd", id), |bench| {
-                bench.iter(|| {
-                    wait(&mut b, |b| {
-                        let input = Input::new(&pack, &device).adapted(&adaptation);
-                        model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
-                        let wanted = Wanted { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
-                        model.backward(b, &acts, &mut grads, &input, &labels, wanted);
-                    });
+                time(bench, &mut b, |b| {
+                    let input = Input::new(&pack, &device).adapted(&adaptation);
+                    model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
+                    let wanted = Wanted { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
+                    model.backward(b, &acts, &mut grads, &input, &labels, wanted);
                 });
             });
         }

@@ -18,7 +18,8 @@ use crate::formats::tokenizer::Tokenizer;
 use crate::model::{self, Adaptation, Model, PromptStart, encoder, prompt};
 use crate::train::data::TrainSequence;
 use crate::train::settings::RunSettings;
-use crate::train::trainer::{Run, TrainerOptions, Tuned};
+use crate::train::trainer::{Run, TrainerOptions};
+use crate::train::tuned::Tuned;
 use crate::{Error, Result};
 
 /// Rows of a prompt where nothing says how many.

@@ -18,7 +18,8 @@ use crate::model::Model;
 use crate::train::data::TrainSequence;
 use crate::train::examples::{self, DataOptions};
 use crate::train::fit::{self, Output};
-use crate::train::trainer::{Run, RunReport, Trainer, TrainerOptions, Tuned};
+use crate::train::trainer::{Run, RunReport, Trainer, TrainerOptions};
+use crate::train::tuned::Tuned;
 
 /// The sequences of `--train`; `check` may refuse its examples.
 pub fn data(

@@ -91,7 +91,7 @@ fn activation<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
     let mut group = common::group(c, &format!("activation/{}", b.name()));
     let len = ROWS * shape.feed_forward;
     let ([mut act, x, mut d_x], d_act) = ([(); 3].map(|()| real(b, len)), wide(b, len));
-    for f in [Activation::Relu, Activation::Gelu, Activation::GeluTanh] {
+    for f in [Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Tanh] {
         group.throughput(Throughput::Bytes(bytes(b, 0, 2 * len)));
         group.bench_function(BenchmarkId::new(format!("fwd {f:?}"), shape.name), |bench| {
             time(bench, b, |b| b.activation_fwd(&mut act, &x, f, len));

@@ -9,7 +9,8 @@ use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::{LoraAdapter, LoraModule};
 use llamaprobe::formats::config::ModelConfig;
 use llamaprobe::model::{Adaptation, Model};
-use llamaprobe::train::trainer::{Trainer, TrainerOptions, Tuned};
+use llamaprobe::train::trainer::{Trainer, TrainerOptions};
+use llamaprobe::train::tuned::Tuned;
 use support::peft::{Case, golden, logits, same_tensors};
 use support::training::difference;
 

@@ -8,19 +8,29 @@ use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::{Adapter, PromptAdapter};
 use llamaprobe::formats::config::ModelConfig;
-use llamaprobe::model::{Adaptation, Model};
-use llamaprobe::train::trainer::{Trainer, TrainerOptions, Tuned};
+use llamaprobe::model::{Adaptation, Encoder, Model};
+use llamaprobe::train::trainer::{Trainer, TrainerOptions};
+use llamaprobe::train::tuned::Tuned;
 use support::peft::{Case, golden, logits, same_tensors};
 use support::training::difference;
 
 /// What is trained, from a prompt as read.
 fn tuned<B: Backend>(backend: &mut B, model: &Model<B>, start: &Adapter) -> Tuned<B> {
-    Tuned::Adapters(Adaptation::of_adapter(backend, &model.spec, start).expect("a start"))
+    let adaptation = Adaptation::of_adapter(backend, &model.spec, start).expect("a start");
+    match &prompt(start).encoder {
+        Some(state) => Tuned::Encoded(Encoder::new(backend, adaptation, std::slice::from_ref(state)).expect("an MLP")),
+        None => Tuned::Adapters(adaptation),
+    }
 }
 
 fn apart(found: &PromptAdapter, expected: &PromptAdapter) -> f64 {
     let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
-    difference(&wide(&found.rows), &wide(&expected.rows))
+    let rows = difference(&wide(&found.rows), &wide(&expected.rows));
+    match (&found.encoder, &expected.encoder) {
+        (Some(found), Some(expected)) => rows.max(difference(&wide(&found.params), &wide(&expected.params))),
+        (None, None) => rows,
+        _ => panic!("only one has an MLP"),
+    }
 }
 
 fn prompt(adapter: &Adapter) -> &PromptAdapter {
@@ -71,6 +81,22 @@ fn compare<B: Backend>(backend: &mut B, name: &str, rows: Option<usize>) {
 #[test]
 fn rows_of_embeddings() {
     for name in ["embeddings", "one_row"] {
+        compare(&mut Cpu::<f64>::new(), name, None);
+        compare(&mut Cpu::<f32>::new(), name, Some(12));
+        compare(&mut Cpu::<f32>::new(), name, None);
+    }
+}
+
+#[test]
+fn rows_that_an_mlp_makes() {
+    compare(&mut Cpu::<f64>::new(), "mlp", None);
+    compare(&mut Cpu::<f32>::new(), "mlp", Some(12));
+    compare(&mut Cpu::<f32>::new(), "mlp", None);
+}
+
+#[test]
+fn keys_and_values_of_every_layer() {
+    for name in ["prefix", "projection"] {
         compare(&mut Cpu::<f64>::new(), name, None);
         compare(&mut Cpu::<f32>::new(), name, Some(12));
         compare(&mut Cpu::<f32>::new(), name, None);

@@ -11,7 +11,8 @@ use llamaprobe::model::{Adaptation, FullTuning, Layout, Model, Spec};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::schedule::{Schedule, Warmup};
 use llamaprobe::train::settings::{Length, RunSettings};
-use llamaprobe::train::trainer::{Run, RunReport, StepReport, Trainer, TrainerOptions, Tuned};
+use llamaprobe::train::trainer::{Run, RunReport, StepReport, Trainer, TrainerOptions};
+use llamaprobe::train::tuned::Tuned;
 use support::tiny_model::TinyModel;
 use support::training::{data, difference, model, params, settings, trainer};
 

@@ -98,7 +98,7 @@ fn sequence(ids: &[u32], learnt: impl Fn(usize) -> bool) -> TrainSequence {
     TrainSequence::marked(ids.to_vec(), learnt)
 }
 
-const PACKING: Packing = Packing { budget: 100, min_shared: 2, prompts: Vec::new(), adapted: true };
+const PACKING: Packing = Packing { budget: 100, min_shared: 2, prompts: Vec::new(), silent: false, adapted: true };
 
 fn build(packing: &Packing, data: &[Vec<TrainSequence>], pieces: &[llamaprobe::train::passes::Piece]) -> Pass {
     packing.pass(pieces, |run| &data[run])

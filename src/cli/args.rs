@@ -20,7 +20,7 @@ use crate::train::settings::RunSettings;
 
 pub use compare::CompareArgs;
 pub use own::{ExportArgs, PretrainArgs, TaskArgs, TaskName};
-pub use train::{Method, Start, TrainLoraArgs, TrainPromptArgs, TrainingArgs};
+pub use train::{Encoder, Method, Start, TrainLoraArgs, TrainPromptArgs, TrainingArgs};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -19,7 +19,8 @@ use crate::train::data::TrainSequence;
 use crate::train::fit::{self, Output};
 use crate::train::schedule::{Schedule, Warmup};
 use crate::train::settings::{Length, RunSettings};
-use crate::train::trainer::{Stream, Trainer, TrainerOptions, Tuned};
+use crate::train::trainer::{Stream, Trainer, TrainerOptions};
+use crate::train::tuned::Tuned;
 use crate::{Error, Result};
 
 /// Texts that the tokenizer is trained on, the same for every seed.

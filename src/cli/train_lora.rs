@@ -13,7 +13,8 @@ use crate::formats::adapter::{AdapterConfig, LoraAdapter, LoraConfig};
 use crate::model::{Adaptation, Layout, Model};
 use crate::train::data::TrainSequence;
 use crate::train::settings::RunSettings;
-use crate::train::trainer::{Run, TrainerOptions, Tuned};
+use crate::train::trainer::{Run, TrainerOptions};
+use crate::train::tuned::Tuned;
 
 pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
     let training = &args.training;

@@ -19,7 +19,8 @@ use crate::train::data::TrainSequence;
 use crate::train::examples::{self, DataOptions};
 use crate::train::fit::{self, Output};
 use crate::train::settings::{Length, RunSettings};
-use crate::train::trainer::{Run, RunReport, Trainer, TrainerOptions, Tuned};
+use crate::train::trainer::{Run, RunReport, Trainer, TrainerOptions};
+use crate::train::tuned::Tuned;
 use crate::{Error, Result};
 
 /// The sequences of `--train`; `check` may refuse its examples.
@@ -107,7 +108,7 @@ impl<A: Serialize> Training<'_, A> {
             let [activations, gradients, optimiser] = Trainer::plan(&model.spec, &tuned, &runs, options, sizes)?;
             let (runs, stride) = tuned.shape();
             return Plan::new(backend, found)
-                .with("adapters", runs * stride * sizes.0)
+                .with("adapters", runs * stride * sizes.0 + tuned.folded_bytes(sizes))
                 .with("activations", activations)
                 .with("gradients", gradients)
                 .with("optimiser", optimiser)

@@ -12,7 +12,8 @@ use crate::formats::config::ModelConfig;
 use crate::model::{Adaptation, Layout, LoraShape, Model, PromptStart, Spec};
 use crate::task::Task;
 use crate::train::settings::RunSettings;
-use crate::train::trainer::{Run, Trainer, TrainerOptions, Tuned};
+use crate::train::trainer::{Run, Trainer, TrainerOptions};
+use crate::train::tuned::Tuned;
 
 /// One training.
 #[derive(Clone, Debug, PartialEq, Eq)]

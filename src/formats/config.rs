@@ -109,6 +109,8 @@ pub enum Activation {
     Gelu,
     /// Its approximation `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`.
     GeluTanh,
+    /// `tanh(x)`; of no model here, but of the MLP that makes a prefix.
+    Tanh,
 }
 
 /// What a model is, as its `config.json` says, with all defaults resolved.

@@ -36,8 +36,13 @@ pub struct Layout {
     lora: Vec<[Option<LoraSite>; 7]>,
     /// The soft prompt.
     pub prompt: Option<PromptSite>,
-    /// Width of a row of it, E.
+    /// The prefix: for layer l the keys of all rows `[P, K D]`, then their values. Beside it the soft prompt is zero, and
+    /// stays so: nobody reads what its rows become.
+    pub prefix: Option<PromptSite>,
+    /// Width of a row of the soft prompt, E.
     pub width: usize,
+    /// Width of a layer's keys, K D.
+    pub kv_width: usize,
     family: Family,
     head_dim: usize,
 }
@@ -91,6 +96,22 @@ impl Layout {
         self.sealed()
     }
 
+    /// With a prefix of `rows` rows.
+    pub fn with_prefix(self, rows: usize) -> Self {
+        let mut layout = self.with_prompt(rows);
+        // Everything is a whole number of keys, so that keys can be counted; zeros for a row of keys are there too.
+        layout.stride = layout.stride.max(rows * layout.kv_width).next_multiple_of(layout.kv_width);
+        layout.prefix = Some(PromptSite { offset: layout.stride, stride: 0, rows });
+        layout.stride += layout.lora.len() * 2 * rows * layout.kv_width;
+        layout.sealed()
+    }
+
+    /// Where the keys (`part` 0) or values (1) of a layer's prefix lie.
+    pub fn prefix_part(&self, layer: usize, part: usize) -> Option<PromptSite> {
+        let size = |site: PromptSite| site.rows * self.kv_width;
+        self.prefix.map(|site| PromptSite { offset: site.offset + (2 * layer + part) * size(site), ..site })
+    }
+
     /// No adapter at all.
     pub fn empty(spec: &Spec) -> Self {
         Self {
@@ -98,7 +119,9 @@ impl Layout {
             modules: Vec::new(),
             lora: vec![[None; 7]; spec.layers],
             prompt: None,
+            prefix: None,
             width: spec.embed_width,
+            kv_width: spec.kv_width(),
             family: spec.family,
             head_dim: spec.head_dim,
         }
@@ -121,7 +144,7 @@ impl Layout {
         let stride = self.stride;
         self.modules.iter_mut().for_each(|(_, _, site)| site.stride = stride);
         self.lora.iter_mut().flatten().flatten().for_each(|site| site.stride = stride);
-        self.prompt.iter_mut().for_each(|site| site.stride = stride);
+        self.prompt.iter_mut().chain(&mut self.prefix).for_each(|site| site.stride = stride);
         self
     }
 
@@ -165,6 +188,8 @@ pub struct Adaptation<B: Backend> {
     pub params: B::Wide,
     /// Soft-prompt rows of each run, at most the layout's.
     pub prompts: Vec<usize>,
+    /// The parameters as the attention reads a prefix.
+    pub(super) prefix: Option<B::Real>,
 }
 
 impl<B: Backend> Adaptation<B> {
@@ -175,7 +200,8 @@ impl<B: Backend> Adaptation<B> {
     pub fn new(backend: &mut B, layout: Layout, runs: usize) -> Result<Self> {
         let params = backend.wide(runs * layout.stride)?;
         let prompts = vec![layout.prompt.map_or(0, |site| site.rows); runs];
-        Ok(Self { layout, runs, params, prompts })
+        let prefix = layout.prefix.map(|_| backend.real(runs * layout.stride)).transpose()?;
+        Ok(Self { layout, runs, params, prompts, prefix })
     }
 
     /// Soft prompts of zeros, of `rows` rows for each run.
@@ -183,7 +209,19 @@ impl<B: Backend> Adaptation<B> {
     /// # Errors
     /// If the device has no memory for it.
     pub fn of_rows(backend: &mut B, spec: &Spec, rows: Vec<usize>) -> Result<Self> {
-        let layout = Layout::empty(spec).with_prompt(rows.iter().copied().max().unwrap_or(0));
+        Self::of_kind(backend, spec, PromptKind::PromptTuning, rows)
+    }
+
+    /// Soft prompts or prefixes of zeros, of `rows` rows for each run.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn of_kind(backend: &mut B, spec: &Spec, kind: PromptKind, rows: Vec<usize>) -> Result<Self> {
+        let most = rows.iter().copied().max().unwrap_or(0);
+        let layout = match kind {
+            PromptKind::PrefixTuning => Layout::empty(spec).with_prefix(most),
+            PromptKind::PromptTuning | PromptKind::PTuning => Layout::empty(spec).with_prompt(most),
+        };
         Ok(Self { prompts: rows.clone(), ..Self::new(backend, layout, rows.len())? })
     }
 
@@ -194,30 +232,64 @@ impl<B: Backend> Adaptation<B> {
     pub fn of_adapter(backend: &mut B, spec: &Spec, adapter: &Adapter) -> Result<Self> {
         match adapter {
             Adapter::Lora(adapter) => Self::of_adapters(backend, spec, std::slice::from_ref(adapter)),
-            Adapter::Prompt(prompt) if prompt.config.kind == PromptKind::PrefixTuning => {
-                Err(Error::unsupported("peft_type", prompt.config.kind.name(), "LORA, PROMPT_TUNING, P_TUNING"))
-            }
             Adapter::Prompt(prompt) => {
-                let mut adaptation = Self::of_rows(backend, spec, vec![prompt.config.num_virtual_tokens])?;
+                let rows = vec![prompt.config.num_virtual_tokens];
+                let mut adaptation = Self::of_kind(backend, spec, prompt.config.kind, rows)?;
                 adaptation.set_prompt(backend, 0, &prompt.rows)?;
                 Ok(adaptation)
             }
         }
     }
 
-    /// Sets a run's soft prompt `[rows, C]`.
+    /// Where PEFT's rows of a run lie in the parameters: they consist of pieces of a width, and piece i is number
+    /// `places[i]` of all parameters cut into pieces.
+    pub fn places(&self, run: usize) -> (usize, Vec<u32>) {
+        let rows = self.prompts[run];
+        let start = run * self.layout.stride;
+        let (width, offsets): (usize, Vec<usize>) = match self.layout.prefix {
+            None => {
+                let offset = self.layout.prompt.map_or(0, |site| site.offset);
+                (self.layout.width, (0..rows).map(|p| offset + p * self.layout.width).collect())
+            }
+            Some(_) => {
+                let kv = self.layout.kv_width;
+                let part = |layer, part| self.layout.prefix_part(layer, part).map_or(0, |site| site.offset);
+                let row = |p: usize| (0..2 * self.layout.lora.len()).map(move |i| part(i / 2, i % 2) + p * kv);
+                (kv, (0..rows).flat_map(row).collect())
+            }
+        };
+        assert!(
+            start.is_multiple_of(width),
+            "adaptation: runs of {} elements in pieces of {width}",
+            self.layout.stride
+        );
+        (width, offsets.into_iter().map(|offset| ((start + offset) / width) as u32).collect())
+    }
+
+    /// Sees to it that passes read the parameters as they are now: after they were changed.
+    pub fn refresh(&mut self, backend: &mut B) {
+        if let Some(prefix) = &mut self.prefix {
+            backend.cast(prefix, &self.params, self.runs * self.layout.stride);
+        }
+    }
+
+    /// Sets a run's soft prompt `[rows, C]`, or its prefix as PEFT lays it out.
     ///
     /// # Errors
     /// If it is not of the run's size.
     pub fn set_prompt(&mut self, backend: &mut B, run: usize, rows: &[f32]) -> Result<()> {
-        let site = self.layout.prompt.expect("adaptation: a layout with a prompt");
-        let len = self.prompts[run] * self.layout.width;
         assert!(run < self.runs, "adaptation: run {run} of {}", self.runs);
-        if rows.len() != len {
-            return Err(Error::argument("prompt", format!("{len} elements"), rows.len()));
+        let (width, places) = self.places(run);
+        if rows.len() != places.len() * width {
+            return Err(Error::argument("prompt", format!("{} elements", places.len() * width), rows.len()));
         }
-        let values: Vec<B::Element> = rows.iter().map(|&x| B::Element::from_f64(f64::from(x))).collect();
-        backend.upload(&mut self.params, run * self.layout.stride + site.offset, &values)
+        let mut values = self.download_run(backend, run)?;
+        let start = run * self.layout.stride;
+        for (row, place) in rows.chunks_exact(width).zip(places) {
+            let piece = &mut values[place as usize * width - start..][..width];
+            piece.iter_mut().zip(row).for_each(|(v, x)| *v = B::Element::from_f64(f64::from(*x)));
+        }
+        self.upload_run(backend, run, &values)
     }
 
     /// Adapters as read, one a run; all must have the layout of the first.
@@ -295,11 +367,11 @@ impl<B: Backend> Adaptation<B> {
     /// # Errors
     /// If the device fails.
     pub fn prompt(&self, backend: &mut B, run: usize, config: &PromptConfig) -> Result<PromptAdapter> {
-        let site = self.layout.prompt.expect("adaptation: a layout with a prompt");
-        let mut values = vec![B::Element::default(); self.prompts[run] * self.layout.width];
-        backend.download(&mut values, &self.params, run * self.layout.stride + site.offset)?;
-        let rows = values.into_iter().map(|x| x.to_f64() as f32).collect();
-        Ok(PromptAdapter { config: config.clone(), rows, encoder: None })
+        let values = self.download_run(backend, run)?;
+        let (width, places) = self.places(run);
+        let start = run * self.layout.stride;
+        let piece = |place: u32| values[place as usize * width - start..][..width].iter().map(|x| x.to_f64() as f32);
+        Ok(PromptAdapter { config: config.clone(), rows: places.into_iter().flat_map(piece).collect(), encoder: None })
     }
 
     /// Reads a run's LoRA out, described by `config`.
@@ -338,6 +410,8 @@ impl<B: Backend> Adaptation<B> {
     pub fn upload_run(&mut self, backend: &mut B, run: usize, values: &[B::Element]) -> Result<()> {
         assert!(run < self.runs, "adaptation: run {run} of {}", self.runs);
         assert!(values.len() == self.layout.stride, "adaptation: {} of {} values", values.len(), self.layout.stride);
-        backend.upload(&mut self.params, run * self.layout.stride, values)
+        backend.upload(&mut self.params, run * self.layout.stride, values)?;
+        self.refresh(backend);
+        Ok(())
     }
 }

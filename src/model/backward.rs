@@ -381,6 +381,7 @@ impl<B: Backend> Block<'_, B> {
             device,
             spec.attention(self.layer),
         );
+        self.prefix(backend, grads, wanted);
         if spec.rope().is_some() {
             backend.rope_bwd(&mut grads.d_q, device, rope, spec.heads, d);
             backend.rope_bwd(&mut grads.d_k, device, rope, spec.kv_heads, d);
@@ -394,6 +395,25 @@ impl<B: Backend> Block<'_, B> {
         }
         if below && !spec.post_norm {
             self.norm_before(backend, grads, wanted, at, resid_pre, &saved.attn_stats, norm);
+        }
+    }
+
+    /// Takes the gradients of a prefix's keys and values out of those of all: what was computed at its rows has none.
+    fn prefix(&self, backend: &mut B, grads: &mut Gradients<B>, wanted: &mut Wanted<'_, B>) {
+        let Some(adaptation) = self.input.adaptation else { return };
+        let (layout, width) = (&adaptation.layout, self.spec.kv_width());
+        let (Some(prefix), Some(prompt)) = (&adaptation.prefix, layout.prompt) else { return };
+        let d_params = wanted.d_params.as_mut().expect("backward: a prefix went in, its gradient has no place");
+        for (part, d) in [&mut grads.d_k, &mut grads.d_v].into_iter().enumerate() {
+            let Some(site) = layout.prefix_part(self.layer, part) else { continue };
+            // The gradient of the attention's output has done its part.
+            backend.widen(&mut grads.d_z, d, self.input.pack.len() * width);
+            backend.embed_bwd_prompt(d_params, &grads.d_z, self.input.device, site, width);
+            for (row, from) in self.input.prefix(self.layer, part) {
+                // The soft prompt beside a prefix is zeros.
+                let zeros = prompt.offset / width;
+                backend.keep(d, row, prefix, zeros..zeros + from.len(), width);
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! The forward of every model, over a pack that is a forest, through any adapters, past any taps.
 
+use std::ops::Range;
+
 use super::Model;
 use super::activations::{Activations, LayerActivations};
 use super::adaptation::Adaptation;
@@ -10,7 +12,7 @@ use crate::backend::{Backend, Dropout, KvCache, LinearDims, Tensor};
 use crate::formats::adapter::Target;
 use crate::formats::config::{Mlp, Positions};
 use crate::hooks::{Site, Tapped, Taps};
-use crate::shape::{KeptSegment, Pack, Parent};
+use crate::shape::{KeptSegment, Pack, Parent, Segment, Token};
 use crate::{Error, Result};
 
 /// Dropout of a pass; see [`Dropout`].
@@ -56,6 +58,23 @@ impl<'a, B: Backend> Input<'a, B> {
             site: (layer * Target::ALL.len() + first as usize) as u64,
             keys: plan.keys,
         })
+    }
+
+    /// The rows whose keys (`part` 0) or values (1) in a layer are a prefix's: the first of each stretch in the pack, and
+    /// where the stretch lies in the adapters as attention reads them, counted in rows of keys.
+    pub(super) fn prefix(&self, layer: usize, part: usize) -> Vec<(usize, Range<usize>)> {
+        let layout = self.adaptation.map(|adaptation| &adaptation.layout);
+        let Some((layout, site)) = layout.and_then(|layout| Some((layout, layout.prefix_part(layer, part)?))) else {
+            return Vec::new();
+        };
+        let stretch = |segment: &Segment| {
+            let tokens = &self.pack.tokens()[segment.rows.clone()];
+            let (Token::Virtual(first), Some(run)) = (tokens[0], segment.run) else { return None };
+            let count = tokens.iter().take_while(|token| matches!(token, Token::Virtual(_))).count();
+            let from = (run * site.stride + site.offset) / layout.kv_width + first as usize;
+            Some((segment.rows.start, from..from + count))
+        };
+        self.pack.segments().iter().filter_map(stretch).collect()
     }
 
     fn check(&self, capacity: usize) {
@@ -289,11 +308,15 @@ impl<B: Backend> Block<'_, B> {
             self.tap_norm(backend, taps, [Site::Ln1Scale, Site::Ln1Normalized], &saved.attn_stats, &saved.attn_in);
         }
         match turned {
-            None => self.heads(backend, taps, saved, None)?,
+            None => {
+                self.heads(backend, taps, saved, None)?;
+                self.prefix(backend, 0, &mut saved.rot_k);
+            }
             Some([q, k]) => {
                 self.heads(backend, taps, saved, Some([&mut *q, &mut *k]))?;
                 backend.rope_fwd(&mut saved.rot_q, q, device, rope, spec.heads, d);
                 backend.rope_fwd(&mut saved.rot_k, k, device, rope, spec.kv_heads, d);
+                self.prefix(backend, 0, &mut saved.rot_k);
                 self.tap(backend, taps, Site::RotQ, Tensor::Real(&saved.rot_q), spec.q_width());
                 self.tap(backend, taps, Site::RotK, Tensor::Real(&saved.rot_k), spec.kv_width());
             }
@@ -345,6 +368,14 @@ impl<B: Backend> Block<'_, B> {
         Ok(())
     }
 
+    /// Puts a prefix's keys (`part` 0, after the rotation) or values (1) in the place of those computed at its rows.
+    fn prefix(&self, backend: &mut B, part: usize, out: &mut B::Real) {
+        let Some(prefix) = self.input.adaptation.and_then(|adaptation| adaptation.prefix.as_ref()) else { return };
+        for (row, from) in self.input.prefix(self.layer, part) {
+            backend.keep(out, row, prefix, from, self.spec.kv_width());
+        }
+    }
+
     /// Queries, keys and values; queries and keys into `turned` if they are still to be turned.
     fn heads<T: Taps<B>>(
         &self,
@@ -358,6 +389,7 @@ impl<B: Backend> Block<'_, B> {
         self.project(backend, taps, Target::Q, q, lora_xa, attn_in)?;
         self.project(backend, taps, Target::K, k, lora_xa, attn_in)?;
         self.project(backend, taps, Target::V, v, lora_xa, attn_in)?;
+        self.prefix(backend, 1, v);
         self.tap(backend, taps, Site::Q, Tensor::Real(q), self.spec.q_width());
         self.tap(backend, taps, Site::K, Tensor::Real(k), self.spec.kv_width());
         self.tap(backend, taps, Site::V, Tensor::Real(v), self.spec.kv_width());

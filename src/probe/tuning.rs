@@ -9,7 +9,8 @@ use crate::task::prompts::Lesson;
 use crate::train::data::TrainSequence;
 use crate::train::schedule::{Schedule, Warmup};
 use crate::train::settings::{Length, RunSettings};
-use crate::train::trainer::{Run, Trainer, TrainerOptions, Tuned};
+use crate::train::trainer::{Run, Trainer, TrainerOptions};
+use crate::train::tuned::Tuned;
 
 /// What the tuning leaves.
 pub(super) struct Tuning<B: Backend> {

@@ -13,7 +13,8 @@ use serde_json::{Map, Value, json};
 use super::data::TrainSequence;
 use super::log::LogState;
 use super::order::Cursor;
-use super::trainer::{Trainer, Tuned};
+use super::trainer::Trainer;
+use super::tuned::Tuned;
 use crate::backend::Backend;
 use crate::formats::adapter::{self, AdapterConfig};
 use crate::formats::fingerprint::{self, difference};
@@ -99,7 +100,7 @@ impl<B: Backend> Trainer<B> {
         owned.extend(adapter::FILES);
         owned.extend(folders.iter().map(String::as_str));
         atomic::replace_dir(&path, &owned, |stage| {
-            if let Tuned::Adapters(adaptation) = &self.tuned {
+            if let Some(adaptation) = self.tuned.adaptation() {
                 assert!(
                     configs.len() == adaptation.runs,
                     "checkpoint: {} configs, {} runs",
@@ -161,9 +162,7 @@ impl<B: Backend> Trainer<B> {
         }
         self.steps = state.global_step;
         self.forget_begun();
-        if let Tuned::Weights(full) = &self.tuned {
-            full.refresh(backend, model);
-        }
+        self.tuned.refresh(backend, model);
         Ok(state.log)
     }
 
@@ -228,6 +227,11 @@ impl<B: Backend> Trainer<B> {
             if adaptation.layout.prompt.is_some() {
                 parts.insert("prompts".into(), json!(adaptation.prompts));
             }
+            parts.insert("prefix".into(), json!(adaptation.layout.prefix.is_some()));
+        }
+        if let Tuned::Encoded(encoder) = &self.tuned {
+            let form = format!("{} of width {}", encoder.shape.kind.name(), encoder.shape.hidden);
+            parts.insert("encoder".into(), form.into());
         }
         json!({
             "identity": identity,

@@ -14,3 +14,4 @@ pub mod passes;
 pub mod schedule;
 pub mod settings;
 pub mod trainer;
+pub mod tuned;

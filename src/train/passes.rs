@@ -41,6 +41,23 @@ pub struct Pass {
     pub runs: Vec<usize>,
 }
 
+/// What stands before every sequence of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Before {
+    /// Rows.
+    pub rows: usize,
+    /// Whether the last of them predicts nothing.
+    pub silent: bool,
+}
+
+impl Before {
+    /// The label rows of a sequence behind it, ascending: the row that predicts, and the token it should.
+    pub fn targets(self, sequence: &TrainSequence) -> impl Iterator<Item = (usize, u32)> + Clone + '_ {
+        let first = if self.silent { self.rows } else { 0 };
+        sequence.targets(self.rows).filter(move |(row, _)| *row >= first)
+    }
+}
+
 /// How sequences become rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packing {
@@ -50,22 +67,24 @@ pub struct Packing {
     pub min_shared: usize,
     /// Soft-prompt rows before every sequence of each run; a pass has a run's only once. Runs beyond the end have none.
     pub prompts: Vec<usize>,
+    /// Whether they are prefixes, whose rows are keys and values only.
+    pub silent: bool,
     /// Whether rows belong to a run's adapter, rather than to the base model.
     pub adapted: bool,
 }
 
 impl Packing {
-    /// Soft-prompt rows of a run.
-    pub fn prompt(&self, run: usize) -> usize {
-        self.prompts.get(run).copied().unwrap_or(0)
+    /// What stands before every sequence of a run.
+    pub fn prompt(&self, run: usize) -> Before {
+        Before { rows: self.prompts.get(run).copied().unwrap_or(0), silent: self.silent }
     }
 
     /// Rows (beside the soft prompt's) and labels of a run's sequence. Rows after the last label row have no part in any
     /// loss and are left out.
     fn size(&self, run: usize, sequence: &TrainSequence) -> (usize, usize) {
         let prompt = self.prompt(run);
-        let labels = sequence.targets(prompt);
-        (labels.clone().last().map_or(0, |(row, _)| row + 1 - prompt), labels.count())
+        let labels = prompt.targets(sequence);
+        (labels.clone().last().map_or(0, |(row, _)| row + 1 - prompt.rows), labels.count())
     }
 
     /// Largest numbers of rows and of labels that a pass can have. `runs` are each run's data and batch size.
@@ -79,7 +98,7 @@ impl Packing {
             };
             let rows = largest(sizes.iter().map(|s| s.0).collect());
             let labels = largest(sizes.iter().map(|s| s.1).collect());
-            let prompt = self.prompt(run);
+            let prompt = self.prompt(run).rows;
             longest = (longest.0.max(prompt + rows.0), longest.1.max(labels.0));
             sum = (sum.0 + prompt + rows.1, sum.1 + labels.1);
         }
@@ -90,7 +109,7 @@ impl Packing {
     /// Cuts a batch into pieces that fit the budget, by halves, which looks at nothing but the batch.
     pub fn pieces(&self, run: usize, data: &[TrainSequence], batch: &[usize]) -> Vec<Piece> {
         let sizes = batch.iter().map(|&s| self.size(run, &data[s]));
-        let (mut rows, labels) = sizes.fold((self.prompt(run), 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
+        let (mut rows, labels) = sizes.fold((self.prompt(run).rows, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
         if rows > self.budget && batch.len() > 1 && labels <= self.budget {
             rows = self.forest(&[(run, data, batch)]).pack.len();
         }
@@ -133,7 +152,7 @@ impl Packing {
         for (run, data, sequences) in parts {
             let mut counts: BTreeMap<(u32, u32), u32> = BTreeMap::new();
             for &sequence in sequences {
-                for (row, target) in data[sequence].targets(self.prompt(run)) {
+                for (row, target) in self.prompt(run).targets(&data[sequence]) {
                     *counts.entry((forest.row(s, row) as u32, target)).or_default() += 1;
                 }
                 s += 1;
@@ -152,7 +171,7 @@ impl Packing {
     fn forest(&self, parts: &[(usize, &[TrainSequence], &[usize])]) -> Forest {
         let mut sequences = Vec::new();
         for &(run, data, numbers) in parts {
-            let prompt = self.prompt(run);
+            let prompt = self.prompt(run).rows;
             for &number in numbers {
                 let rows = prompt + self.size(run, &data[number]).0;
                 let mut sequence = Sequence::prompted(prompt, &data[number].ids, self.adapted.then_some(run));

@@ -8,62 +8,15 @@ use std::collections::VecDeque;
 use super::data::TrainSequence;
 use super::optim::{Optimizer, adamw_step};
 use super::order::{Cursor, Order};
-use super::passes::{MIN_SHARED, Packing, Pass, Piece, ROW_BUDGET};
+use super::passes::{Before, MIN_SHARED, Packing, Pass, Piece, ROW_BUDGET};
 use super::settings::{Length, RunSettings};
+use super::tuned::Tuned;
 use crate::backend::{AdamwStep, Backend, WideElement};
 use crate::formats::adapter::{Adapter, AdapterConfig};
 use crate::hooks::NoTaps;
-use crate::model::{
-    Activations, Adaptation, DropoutPlan, FullTuning, Gradients, Input, Keep, Labels, Layout, Model, Spec, Wanted,
-};
+use crate::model::{Activations, DropoutPlan, FullTuning, Gradients, Input, Keep, Labels, Model, Spec, Wanted};
 use crate::shape::Pack;
 use crate::{Error, Result};
-
-/// What is trained.
-pub enum Tuned<B: Backend> {
-    /// An adapter (or soft prompt) per run, over the frozen base.
-    Adapters(Adaptation<B>),
-    /// All base weights, in one run.
-    Weights(FullTuning<B>),
-}
-
-impl<B: Backend> Tuned<B> {
-    /// Number of runs and parameters of each.
-    pub fn shape(&self) -> (usize, usize) {
-        match self {
-            Self::Adapters(adaptation) => (adaptation.runs, adaptation.layout.stride),
-            Self::Weights(full) => (1, full.layout.total),
-        }
-    }
-
-    /// The parameters `[runs, stride]`.
-    pub fn params(&self) -> &B::Wide {
-        match self {
-            Self::Adapters(adaptation) => &adaptation.params,
-            Self::Weights(full) => &full.params,
-        }
-    }
-
-    /// The parameters `[runs, stride]`, to be changed.
-    pub fn params_mut(&mut self) -> &mut B::Wide {
-        match self {
-            Self::Adapters(adaptation) => &mut adaptation.params,
-            Self::Weights(full) => &mut full.params,
-        }
-    }
-
-    /// The adapters.
-    pub fn adaptation(&self) -> Option<&Adaptation<B>> {
-        match self {
-            Self::Adapters(adaptation) => Some(adaptation),
-            Self::Weights(_) => None,
-        }
-    }
-
-    fn layout(&self) -> Option<&Layout> {
-        self.adaptation().map(|adaptation| &adaptation.layout)
-    }
-}
 
 /// The data and settings of one run.
 #[derive(Clone, Debug)]
@@ -185,6 +138,8 @@ pub struct Trainer<B: Backend> {
     pub(super) stream: Option<Stream>,
     acts: Activations<B>,
     grads: Gradients<B>,
+    /// Gradient of the prompts that an MLP makes, collected over the passes of a step.
+    d_prompts: B::Wide,
 }
 
 impl<B: Backend> Trainer<B> {
@@ -220,6 +175,7 @@ impl<B: Backend> Trainer<B> {
             optimizer: Optimizer::new(backend, count, stride)?,
             acts: Activations::new(backend, &model.spec, tuned.layout(), rows, Keep::All)?,
             grads: Gradients::new(backend, &model.spec, rows, labels)?,
+            d_prompts: backend.wide(tuned.folded())?,
             runs: runs.collect(),
             steps: 0,
             begun: VecDeque::new(),
@@ -257,6 +213,7 @@ impl<B: Backend> Trainer<B> {
             optimizer: Optimizer::new(backend, 1, total)?,
             acts: Activations::new(backend, &model.spec, None, rows, Keep::All)?,
             grads: Gradients::new(backend, &model.spec, rows, rows)?,
+            d_prompts: backend.wide(0)?,
             runs: vec![run],
             steps: 0,
             begun: VecDeque::new(),
@@ -285,7 +242,7 @@ impl<B: Backend> Trainer<B> {
         Ok([
             Activations::<B>::bytes(spec, tuned.layout(), rows, Keep::All, element_sizes),
             Gradients::<B>::bytes(spec, rows, labels, element_sizes),
-            Optimizer::<B>::bytes(count, stride, element_sizes),
+            Optimizer::<B>::bytes(count, stride, element_sizes) + tuned.folded() * element_sizes.0,
         ])
     }
 
@@ -317,7 +274,12 @@ impl<B: Backend> Trainer<B> {
     /// # Panics
     /// If base weights are tuned, which are no adapter.
     pub fn adapter(&self, backend: &mut B, run: usize, config: &AdapterConfig) -> Result<Adapter> {
-        self.tuned.adaptation().expect("trainer: adapters are tuned").read_out(backend, run, config)
+        let adaptation = self.tuned.adaptation().expect("trainer: adapters are tuned");
+        let mut adapter = adaptation.read_out(backend, run, config)?;
+        if let (Tuned::Encoded(encoder), Adapter::Prompt(prompt)) = (&self.tuned, &mut adapter) {
+            prompt.encoder = Some(encoder.state(backend, run)?);
+        }
+        Ok(adapter)
     }
 
     /// Ends the training.
@@ -386,7 +348,7 @@ impl<B: Backend> Trainer<B> {
             self.runs.iter().map(|run| adamw_step(&run.settings, number, run.total_steps)).collect();
         if let Some(stream) = &self.stream {
             let data = (stream.batch)(number)?;
-            check_data(0, &data, model.spec.vocab, 0)?;
+            check_data(0, &data, model.spec.vocab, self.packing.prompt(0))?;
             self.runs[0].data = data;
         }
         let batches = self.take_batches(number, &adamw);
@@ -398,9 +360,7 @@ impl<B: Backend> Trainer<B> {
             }
         };
         self.optimizer.step(backend, self.tuned.params_mut(), &adamw);
-        if let Tuned::Weights(full) = &self.tuned {
-            full.refresh(backend, model);
-        }
+        self.tuned.refresh(backend, model);
         self.begun.push_back(Begun { before, batches, losses, norms });
         Ok(())
     }
@@ -453,7 +413,7 @@ impl<B: Backend> Trainer<B> {
                 };
                 let prompt = packing.prompt(run);
                 let tokens = sequences.iter().map(|&s| data[s].ids.len() as u64).sum();
-                let labels = sequences.iter().map(|&s| data[s].targets(prompt).count() as u64).sum();
+                let labels = sequences.iter().map(|&s| prompt.targets(&data[s]).count() as u64).sum();
                 let (learning_rate, epoch) = (adamw[run].learning_rate, order.epochs());
                 Batch { run, sequences, tokens, labels, learning_rate, epoch }
             })
@@ -483,9 +443,15 @@ impl<B: Backend> Trainer<B> {
         let mut rows_before = vec![0; self.runs.len()];
         let mut losses = Vec::new();
         backend.zero(&mut self.optimizer.d_params);
+        if let Tuned::Encoded(_) = &self.tuned {
+            backend.zero(&mut self.d_prompts);
+        }
         for pieces in self.packing.group(pieces) {
             let pass = self.packing.pass(&pieces, |run| &self.runs[run].data);
             losses.push(self.pass(backend, model, pass, &labels, &seeds, &mut rows_before)?);
+        }
+        if let Tuned::Encoded(encoder) = &mut self.tuned {
+            encoder.backward(backend, &mut self.optimizer.d_params, &self.d_prompts);
         }
         Ok((losses, self.optimizer.gradient_norms(backend)?))
     }
@@ -512,6 +478,7 @@ impl<B: Backend> Trainer<B> {
         let d_params = &mut self.optimizer.d_params;
         let wanted = match &self.tuned {
             Tuned::Adapters(_) => Wanted { d_params: Some(d_params), d_weights: None, d_embed: false },
+            Tuned::Encoded(_) => Wanted { d_params: Some(&mut self.d_prompts), d_weights: None, d_embed: false },
             Tuned::Weights(full) => {
                 Wanted { d_params: None, d_weights: Some((d_params, &full.layout)), d_embed: false }
             }
@@ -582,11 +549,12 @@ fn packing<B: Backend>(tuned: &Tuned<B>, options: TrainerOptions) -> Result<Pack
         budget: options.row_budget,
         min_shared: if options.dropout > 0.0 { usize::MAX } else { MIN_SHARED },
         prompts: tuned.adaptation().map_or_else(Vec::new, |adaptation| adaptation.prompts.clone()),
+        silent: tuned.layout().is_some_and(|layout| layout.prefix.is_some()),
         adapted: tuned.adaptation().is_some(),
     })
 }
 
-fn check_data(run: usize, data: &[TrainSequence], vocab: usize, prompt: usize) -> Result<()> {
+fn check_data(run: usize, data: &[TrainSequence], vocab: usize, prompt: Before) -> Result<()> {
     if data.is_empty() {
         return Err(Error::argument(format!("data of run {run}"), "at least one sequence", "none"));
     }
@@ -596,7 +564,7 @@ fn check_data(run: usize, data: &[TrainSequence], vocab: usize, prompt: usize) -
         if let Some(id) = sequence.ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(Error::argument(name(), format!("token ids below {vocab}"), id));
         }
-        let mut targets = sequence.targets(prompt).peekable();
+        let mut targets = prompt.targets(sequence).peekable();
         if targets.peek().is_none() {
             return Err(Error::argument(name(), "at least one label after the first token", "none"));
         }

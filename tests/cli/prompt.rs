@@ -251,6 +251,107 @@ fn hostile_prompts_are_refused_by_the_file() {
     refused("adapter_model.safetensors");
 }
 
+#[test]
+fn an_mlp_makes_the_prompt_and_is_kept() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", DATA);
+    let train = "train-prompt --model {}/model --train {}/train.jsonl --batch-size 5 --num-virtual-tokens 4";
+    let first = |name: &str| log(&d.join(name))[0]["loss"].clone();
+    let steps = "--max-steps 30 --lr 3e-3 --lr-scheduler-type constant";
+    line(d, &format!("{train} {steps} --out {{}}/made --method p-tuning --encoder-hidden-size 10")).ok();
+    let losses = log(&d.join("made"));
+    let loss = |i: usize| losses[i]["loss"].as_f64().expect("a loss");
+    assert!(loss(29) < 0.95 * loss(0), "{} to {}", loss(0), loss(29));
+    let config: Value = serde_json::from_slice(&bytes(&d.join("made"))[1]).expect("JSON");
+    assert_eq!((&config["peft_type"], &config["encoder_hidden_size"]), (&"P_TUNING".into(), &10.into()));
+    let (shape, _) = tensor(&d.join("made/prompt_encoder.safetensors"), "prompt_encoder.default.mlp_head.4.weight");
+    assert_eq!(shape, [24, 10]);
+    line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/states --adapter {}/made").ok();
+
+    // It goes on with its MLP, and without the file of it only as rows.
+    let still = format!("{train} --max-steps 1 --lr 0");
+    line(d, &format!("{still} --out {{}}/again --method p-tuning --init-adapter {{}}/made")).ok();
+    assert_eq!(bytes(&d.join("again")), bytes(&d.join("made")));
+    let found =
+        line(d, &format!("{still} --out {{}}/x --method p-tuning --init-adapter {{}}/made --encoder-hidden-size 9"));
+    assert!(found.refused().contains("--encoder-hidden-size"));
+    let side = d.join("again/prompt_encoder.safetensors");
+    let intact = fs::read(&side).expect("the MLP");
+    fs::write(&side, &intact[..intact.len() - 1]).expect("write");
+    let found = line(d, "inspect --model {}/model --adapter {}/again --json").json()["adapter"]["refusal"].clone();
+    assert!(found.as_str().is_some_and(|text| text.contains("prompt_encoder.safetensors")), "{found}");
+    fs::remove_file(&side).expect("remove");
+    let found = line(d, &format!("{still} --out {{}}/x --method p-tuning --init-adapter {{}}/again")).refused();
+    assert!(found.contains("only what it made") && !d.join("x").exists(), "{found}");
+    line(d, &format!("{still} --out {{}}/rows --method pt --init-adapter {{}}/again")).ok();
+    assert_eq!(rows(&d.join("rows")), rows(&d.join("made")));
+
+    // A residual one begins where there is none.
+    let rate = "--max-steps 2 --lr 3e-3 --seed 4";
+    line(d, &format!("{train} {rate} --out {{}}/plain")).ok();
+    line(d, &format!("{train} {rate} --out {{}}/residual --encoder-reparameterization-type residual")).ok();
+    assert_eq!(first("plain"), first("residual"));
+    assert_ne!(rows(&d.join("plain")), rows(&d.join("residual")));
+    let config: Value = serde_json::from_slice(&bytes(&d.join("residual"))[1]).expect("JSON");
+    assert_eq!(config["peft_type"], "PROMPT_TUNING");
+    for (args, expected) in [
+        ("--encoder-hidden-size 8", "--encoder-reparameterization-type"),
+        ("--method p-tuning --encoder-hidden-size 0", "--encoder-hidden-size"),
+        ("--method p-tuning --encoder-reparameterization-type none", "--encoder-reparameterization-type"),
+        ("--method prefix --encoder-reparameterization-type residual", "--encoder-reparameterization-type"),
+        ("--method prefix --prompt-tuning-init SAMPLE_VOCAB", "--prompt-tuning-init"),
+        ("--method prefix --init-adapter {}/made", "PREFIX_TUNING"),
+    ] {
+        let found =
+            line(d, &format!("{} --max-steps 1 --out {{}}/x {args}", train.replace(" --num-virtual-tokens 4", "")));
+        let found = found.refused();
+        assert!(found.contains(expected) && !d.join("x").exists(), "{args}: {found}");
+    }
+    assert!(leftovers(d).is_empty());
+}
+
+#[test]
+fn a_prefix_is_keys_and_values() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", DATA);
+    let train =
+        "train-prompt --model {}/model --train {}/train.jsonl --batch-size 5 --num-virtual-tokens 4 --method prefix";
+    let steps = "--max-steps 40 --lr 3e-2 --lr-scheduler-type constant";
+    line(d, &format!("{train} {steps} --out {{}}/prefix")).ok();
+    let losses = log(&d.join("prefix"));
+    let loss = |i: usize| losses[i]["loss"].as_f64().expect("a loss");
+    assert!(loss(39) < 0.95 * loss(0), "{} to {}", loss(0), loss(39));
+    assert_eq!(rows(&d.join("prefix")).0, [4, 2 * 2 * 16]);
+    let ids = |adapter: &str| {
+        let found = line(d, &format!("generate --model {{}}/model --prompt the --max-new-tokens 12 --json {adapter}"));
+        found.json()["results"][0]["ids"].clone()
+    };
+    assert_ne!(ids(""), ids("--adapter {}/prefix"), "the prefix has no effect");
+    line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/states --adapter {}/prefix --sites rot_k,v").ok();
+    let file = d.join("states/activations.safetensors");
+    let (_, rows) = rows(&d.join("prefix"));
+    for (layer, site, part) in [(0, "hook_rot_k", 0), (1, "hook_rot_k", 2), (1, "hook_v", 3)] {
+        let (_, states) = tensor(&file, &format!("blocks.{layer}.attn.{site}"));
+        assert_eq!(
+            states[16..32],
+            rows[64 + 16 * part..64 + 16 * (part + 1)],
+            "layer {layer} {site}: row 1 of the prefix"
+        );
+    }
+    line(
+        d,
+        &format!("{train} --max-steps 2 --out {{}}/made --encoder-reparameterization-type mlp --encoder-hidden-size 6"),
+    )
+    .ok();
+    let config: Value = serde_json::from_slice(&bytes(&d.join("made"))[1]).expect("JSON");
+    assert_eq!((&config["prefix_projection"], &config["token_dim"]), (&true.into(), &16.into()));
+    let again = "--max-steps 1 --lr 0 --encoder-reparameterization-type mlp --init-adapter {}/made";
+    line(d, &format!("{train} {again} --out {{}}/again")).ok();
+    assert_eq!(bytes(&d.join("again")), bytes(&d.join("made")));
+}
+
 /// Kills a training again and again; at last it must end as an undisturbed one.
 fn survives(d: &Path, train: &str, outputs: &[&str], steps: usize) {
     let start = std::time::Instant::now();
@@ -293,4 +394,18 @@ fn killed_at_any_moment_and_resumed_it_ends_in_the_same_bytes() {
     let other = train.replace("4,2", "4,3");
     let found = line(d, &format!("{other} --out {{}}/calm --resume-from-checkpoint latest")).refused();
     assert!(found.contains("prompts"), "{found}");
+}
+
+#[test]
+fn mlps_survive_as_well() {
+    for method in ["p-tuning", "prefix --encoder-reparameterization-type mlp"] {
+        let dir = workplace();
+        let d = dir.path();
+        put(d, "train.jsonl", DATA);
+        let train = format!(
+            "train-prompt --model {{}}/model --train {{}}/train.jsonl --batch-size 2 --max-steps 40 --save-steps 3 \
+             --num-virtual-tokens 3 --encoder-hidden-size 9 --method {method}"
+        );
+        survives(d, &train, &["."], 40);
+    }
 }

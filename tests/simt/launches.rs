@@ -210,6 +210,7 @@ impl Recorder<'_> {
                     Activation::Relu => 0,
                     Activation::Gelu => 1,
                     Activation::GeluTanh => 2,
+                    Activation::Tanh => 3,
                 };
                 let (x, d_act) = (At(self.tape.real(&inputs[0])), At(self.tape.wide(&d[0])));
                 let [act, d_x] = [0, 1].map(|i| At(self.output(i, *len, false)));

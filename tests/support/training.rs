@@ -5,7 +5,8 @@ use llamaprobe::formats::adapter::Target;
 use llamaprobe::model::{Adaptation, Layout, LoraShape, Model};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::settings::{Length, RunSettings};
-use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions, Tuned};
+use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
+use llamaprobe::train::tuned::Tuned;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

@@ -58,6 +58,7 @@ pub fn fwd<W: Float, R: Element<W>>(on: &Machine, act: &mut [R], x: &[R], f: Act
             Activation::Relu => relu_fwd::<W, R>(on.isa, act, x),
             Activation::Gelu => gelu_fwd::<W, R>(on.isa, act, x),
             Activation::GeluTanh => gelu_tanh_fwd::<W, R>(on.isa, act, x),
+            Activation::Tanh => tanh_fwd::<W, R>(on.isa, act, x),
         }
     });
 }
@@ -71,6 +72,7 @@ pub fn bwd<W: Float, R: Element<W>>(on: &Machine, d_x: &mut [R], d_act: &[W], x:
             Activation::Relu => relu_bwd(on.isa, d_x, d_act, x),
             Activation::Gelu => gelu_bwd(on.isa, d_x, d_act, x),
             Activation::GeluTanh => gelu_tanh_bwd(on.isa, d_x, d_act, x),
+            Activation::Tanh => tanh_bwd(on.isa, d_x, d_act, x),
         }
     });
 }
@@ -115,6 +117,30 @@ multiversion! {
             let x: W = x.widen();
             let density = peak * (x * x * W::from_f64(-0.5)).exp::<false>();
             *d_x = R::narrow(d * (normal(x) + x * density));
+        }
+    }
+}
+
+/// `tanh(x) = 1 - 2 / (1 + exp(2 x))`, of which a large exponential leaves 1.
+#[inline(always)]
+fn tanh<W: Float>(x: W) -> W {
+    let two = W::from_f64(2.0);
+    W::ONE - two / (W::ONE + (two * x).exp::<false>())
+}
+
+multiversion! {
+    fn tanh_fwd[W: Float, R: Element<W>](act: &mut [R], x: &[R]) {
+        for (act, x) in act.iter_mut().zip(x) {
+            *act = R::narrow(tanh::<W>(x.widen()));
+        }
+    }
+}
+
+multiversion! {
+    fn tanh_bwd[W: Float, R: Element<W>](d_x: &mut [R], d_act: &[W], x: &[R]) {
+        for ((d_x, &d), x) in d_x.iter_mut().zip(d_act).zip(x) {
+            let act = tanh::<W>(x.widen());
+            *d_x = R::narrow(d * (W::ONE - act * act));
         }
     }
 }

@@ -38,6 +38,7 @@ fn kind(f: Activation) -> usize {
         Activation::Relu => 0,
         Activation::Gelu => 1,
         Activation::GeluTanh => 2,
+        Activation::Tanh => 3,
     }
 }
 

@@ -92,6 +92,10 @@ pub enum Method {
     Pt,
     /// The same, before demonstrations that the data brings for every example.
     Ipt,
+    /// P-tuning: embeddings that an MLP makes.
+    PTuning,
+    /// Prefix tuning: keys and values of every layer.
+    Prefix,
 }
 
 /// Where a prompt begins.
@@ -111,12 +115,24 @@ pub enum Start {
     Random,
 }
 
+/// How a prompt is re-parameterised while it is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoder {
+    /// Not at all.
+    None,
+    /// Three layers, as PEFT's PromptEncoder; for a prefix two, as its PrefixEncoder.
+    Mlp,
+    /// Two layers, whose output is added to the embeddings; at the start it is zero.
+    Residual,
+}
+
 /// `train-prompt`.
 #[derive(Debug, Args, Serialize)]
 #[command(after_help = "\
 Examples:
   llamaprobe train-prompt --model DIR --train data.jsonl --out prompt --method pt --num-virtual-tokens 20
-  llamaprobe train-prompt --model DIR --train data.jsonl --out grid --method pt --num-virtual-tokens 5,20 --seeds 3
+  llamaprobe train-prompt --model DIR --train data.jsonl --out grid --method p-tuning --num-virtual-tokens 5,20 --seeds 3
   llamaprobe train-prompt --model DIR --train data.jsonl --out more --method pt --init-adapter prompt
 
 Lines of the data are those of train-lora; with --method ipt {\"demonstrations\": [\"...\"],\"query\",\"completion\"} (loss on
@@ -124,7 +140,7 @@ the completion). Every pair of a length and a seed is a run of its own; several 
 are written to OUT/run-N.",
     mut_arg("learning_rate", |a| a.default_value("1e-2")))]
 pub struct TrainPromptArgs {
-    /// What is learnt: pt, or ipt with demonstrations.
+    /// What is learnt: pt, ipt (with demonstrations), p-tuning, prefix.
     #[arg(long, value_enum, default_value = "pt", help_heading = "Prompt")]
     pub method: Method,
     /// Rows of the prompt; of several numbers each is tuned [default: 20, or those of --init-adapter].
@@ -133,12 +149,18 @@ pub struct TrainPromptArgs {
     /// Number of seeds, counted from --seed; each is tuned.
     #[arg(long, default_value_t = 1, help_heading = "Prompt")]
     pub seeds: u64,
-    /// Where the prompt begins [default: SAMPLE_VOCAB].
+    /// Where the prompt begins [default: SAMPLE_VOCAB; RANDOM for p-tuning and prefix].
     #[arg(long, value_enum, ignore_case = true, conflicts_with = "init_adapter", help_heading = "Prompt")]
     pub prompt_tuning_init: Option<Start>,
     /// The text of TEXT.
     #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
     pub prompt_tuning_init_text: Option<String>,
+    /// Re-parameterise the prompt while it is trained [default: none; mlp for p-tuning].
+    #[arg(long, value_enum, value_name = "FORM", alias = "reparameterization", help_heading = "Prompt")]
+    pub encoder_reparameterization_type: Option<Encoder>,
+    /// Width of the hidden layers of the re-parameterisation [default: that of its input].
+    #[arg(long, value_name = "WIDTH", help_heading = "Prompt")]
+    pub encoder_hidden_size: Option<usize>,
     #[command(flatten)]
     #[serde(flatten)]
     pub training: TrainingArgs,

@@ -35,7 +35,7 @@ impl Case {
 }
 
 /// Every activation.
-pub const ACTIVATIONS: [Activation; 3] = [Activation::Relu, Activation::Gelu, Activation::GeluTanh];
+pub const ACTIVATIONS: [Activation; 4] = [Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Tanh];
 /// Ids below this stand in the packs.
 pub const VOCAB: usize = 11;
 /// Runs of the packs, one of which no row belongs to.

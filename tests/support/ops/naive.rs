@@ -352,6 +352,10 @@ fn activation(p: Precision, f: Activation, x: f64) -> (f64, f64) {
             let density = p.w(p.w((-0.5 * p.w(x * x)).exp()) / std::f64::consts::TAU.sqrt());
             (p.w(x * share), p.w(share + p.w(x * density)))
         }
+        Activation::Tanh => {
+            let y = p.w(1.0 - p.w(2.0 / p.w(1.0 + p.w(p.w(2.0 * x).exp()))));
+            (y, p.w(1.0 - p.w(y * y)))
+        }
         Activation::GeluTanh => {
             let factor = (2.0 / std::f64::consts::PI).sqrt();
             let inner = p.w(factor * p.w(x + p.w(0.044715 * p.w(x * p.w(x * x)))));

@@ -213,7 +213,7 @@ impl<B: Backend> Trainer<B> {
             optimizer: Optimizer::new(backend, 1, total)?,
             acts: Activations::new(backend, &model.spec, None, rows, Keep::All)?,
             grads: Gradients::new(backend, &model.spec, rows, rows)?,
-            d_prompts: backend.wide(0)?,
+            d_prompts: backend.wide(tuned.folded())?,
             runs: vec![run],
             steps: 0,
             begun: VecDeque::new(),

@@ -215,14 +215,17 @@ fn the_right_output_scores_a_hundred() {
 fn intervals_cover_the_score_and_shrink() {
     let hits = |n: usize| (0..n).map(|i| vec![f64::from(u8::from(i % 4 == 0)), 1.0]).collect::<Vec<_>>();
     let width = |n: usize| {
-        let found = interval(Metric::Exact, &hits(n), 1000, 7).expect("an interval");
+        let found = interval(Metric::Exact, &[hits(n)], 1000, 7).expect("an interval");
         assert!(found.low < 25.0 && 25.0 < found.high, "{found:?}");
         found.high - found.low
     };
     // 1.96 * 2 * sqrt(p (1 - p) / n) of a normal approximation, in percent.
     assert!((width(400) - 8.49).abs() < 1.2, "{}", width(400));
     assert!(width(1600) < 0.65 * width(400));
-    assert_eq!(interval(Metric::Exact, &hits(40), 200, 1), interval(Metric::Exact, &hits(40), 200, 1));
-    assert_ne!(interval(Metric::Exact, &hits(40), 200, 1), interval(Metric::Exact, &hits(40), 200, 2));
-    assert_eq!(interval(Metric::Exact, &[], 100, 0), None);
+    assert_eq!(interval(Metric::Exact, &[hits(40)], 200, 1), interval(Metric::Exact, &[hits(40)], 200, 1));
+    let none: Vec<Vec<f64>> = vec![vec![0.0, 1.0]; 400];
+    let mean = interval(Metric::Exact, &[hits(400), none], 1000, 7).expect("an interval");
+    assert!((mean.high - mean.low - width(400) / 2.0).abs() < 1e-9, "of the mean over runs: {mean:?}");
+    assert_ne!(interval(Metric::Exact, &[hits(40)], 200, 1), interval(Metric::Exact, &[hits(40)], 200, 2));
+    assert_eq!(interval(Metric::Exact, &[vec![]], 100, 0), None);
 }

@@ -436,8 +436,9 @@ impl<B: Backend> Work<'_, B> {
                 });
             }
             let statistics: Vec<Vec<f64>> = answers.iter().map(|a| a.statistics.clone()).collect();
-            let interval = interval(metric, &statistics, settings.resamples, settings.split_seed);
-            self.store.keep(&Cell { key: key.clone(), score: metric.corpus(&statistics), interval, answers })?;
+            let score = metric.corpus(&statistics);
+            let interval = interval(metric, &[statistics], settings.resamples, settings.split_seed);
+            self.store.keep(&Cell { key: key.clone(), score, interval, answers })?;
         }
         Ok(())
     }

@@ -58,7 +58,7 @@ pub struct Row {
     pub length: Option<usize>,
     /// Mean and SD over the seeds.
     pub score: MeanSd,
-    /// 95% bootstrap interval over the queries, of the score of all seeds' outputs together.
+    /// 95% bootstrap interval over the queries, of the mean over the seeds.
     pub interval: Option<Interval>,
     /// Seed by seed.
     pub seeds: Vec<SeedScore>,
@@ -151,9 +151,11 @@ impl Report {
         }
         let queries =
             self.rows.iter().find(|r| r.target == judge.task).map_or(0, |r| r.bins.iter().map(|b| b.queries).sum());
+        let signature = Some(&judge.signature).filter(|s| **s != judge.metric);
+        let signature = signature.map_or(String::new(), |signature| format!(" ({signature})"));
         format!(
-            "{}: {} ({}), {queries} queries, mean ± SD over seeds; to the right by the likeness of the nearest demonstration\n{table}",
-            judge.task, judge.metric, judge.signature
+            "{}: {}{signature}, {queries} queries, mean ± SD over seeds; to the right by the likeness of the nearest demonstration\n{table}",
+            judge.task, judge.metric
         )
     }
 
@@ -238,15 +240,8 @@ fn row(
         };
         Bin { low: *low, high: *high, queries: queries.len(), score: MeanSd::of(cells.iter().map(score)) }
     };
-    let together: Vec<Vec<f64>> = (0..target.queries.len())
-        .map(|q| {
-            let mut sum = cells[0].answers[q].statistics.clone();
-            for cell in &cells[1..] {
-                sum.iter_mut().zip(&cell.answers[q].statistics).for_each(|(a, b)| *a += b);
-            }
-            sum
-        })
-        .collect();
+    let statistics = |cell: &Cell| cell.answers.iter().map(|answer| answer.statistics.clone()).collect();
+    let runs: Vec<Vec<Vec<f64>>> = cells.iter().map(statistics).collect();
     let shown: Vec<f64> = cells.iter().flat_map(|c| &c.answers).flat_map(|a| a.similarity.iter().copied()).collect();
     Ok(Row {
         arm,
@@ -254,7 +249,7 @@ fn row(
         target: target.task,
         length,
         score: MeanSd::of(cells.iter().map(|c| c.score)),
-        interval: interval(metric, &together, settings.resamples, settings.split_seed),
+        interval: interval(metric, &runs, settings.resamples, settings.split_seed),
         seeds,
         bins: groups.iter().map(bin).collect(),
         similarity: MeanSd::of(shown).mean,

@@ -16,16 +16,21 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// The 95% percentile interval of the corpus score: of `resamples` corpora of as many examples, drawn with
-/// replacement (ChaCha8 from `seed`); none without examples or resamples.
-pub fn interval(metric: Metric, statistics: &[Vec<f64>], resamples: usize, seed: u64) -> Option<Interval> {
-    if statistics.is_empty() || resamples == 0 {
+/// The 95% percentile interval of the mean corpus score of some runs on the same examples, `runs[r][example]` being
+/// [`Metric::judge`]'s statistics: of `resamples` corpora of as many examples, drawn with replacement (ChaCha8 from
+/// `seed`), the same for every run; none without examples or resamples.
+pub fn interval(metric: Metric, runs: &[Vec<Vec<f64>>], resamples: usize, seed: u64) -> Option<Interval> {
+    let n = runs.first().map_or(0, Vec::len);
+    if n == 0 || resamples == 0 {
         return None;
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let n = statistics.len();
-    let mut scores: Vec<f64> =
-        (0..resamples).map(|_| metric.score(&sums((0..n).map(|_| &statistics[rng.random_range(0..n)])))).collect();
+    let mut resample = || {
+        let drawn: Vec<usize> = (0..n).map(|_| rng.random_range(0..n)).collect();
+        let score = |run: &Vec<Vec<f64>>| metric.score(&sums(drawn.iter().map(|&i| &run[i])));
+        runs.iter().map(score).sum::<f64>() / runs.len() as f64
+    };
+    let mut scores: Vec<f64> = (0..resamples).map(|_| resample()).collect();
     scores.sort_by(f64::total_cmp);
     // The tail's size rounded down on both sides, so that the interval is symmetric in ranks.
     let tail = resamples / 40;

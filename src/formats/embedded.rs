@@ -16,11 +16,11 @@ pub const NAME: &str = "embedded";
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
-static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../../assets/learner/model.safetensors"));
-const CONFIG: &str = include_str!("../../assets/learner/config.json");
-const TOKENIZER: &str = include_str!("../../assets/learner/tokenizer.json");
-const TOKENIZER_CONFIG: &str = include_str!("../../assets/learner/tokenizer_config.json");
-const CARD: &str = include_str!("../../assets/learner/README.md");
+static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("embedded/learner/model.safetensors"));
+const CONFIG: &str = include_str!("embedded/learner/config.json");
+const TOKENIZER: &str = include_str!("embedded/learner/tokenizer.json");
+const TOKENIZER_CONFIG: &str = include_str!("embedded/learner/tokenizer_config.json");
+const CARD: &str = include_str!("embedded/learner/README.md");
 
 /// Its files, as a Hugging Face directory has them.
 pub fn files() -> [(&'static str, &'static [u8]); 5] {

@@ -96,7 +96,7 @@ fn episodes_are_shown_and_the_same_every_time() {
 #[test]
 fn the_recipes_first_steps_are_those_of_the_recorded_curve() {
     let dir = support::temp();
-    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets");
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/formats/embedded");
     let recipe = assets.join("recipe.yaml");
     let flags = "--stop-after 20 --save-steps 0 --eval-episodes 1 --device cpu";
     line(dir.path(), &format!("pretrain --config {} --out {{}}/out {flags}", recipe.display())).ok();

@@ -147,7 +147,7 @@ impl Task {
     ///
     /// `sst2` is one tab-separated file with the columns `sentence` and `label` (0 or 1); `en-cs` two files of the same
     /// number of lines, English and Czech, one sentence a line. The others are the original files, see
-    /// [`readers`](super::readers). White space around a text is removed.
+    /// [`readers`]. White space around a text is removed.
     ///
     /// # Errors
     /// Not that number of files, a file that cannot be read or is not of that form (with its line), an empty text, or

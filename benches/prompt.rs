@@ -54,7 +54,8 @@ fn step<B: Backend>(c: &mut Criterion, mut b: B) {
             let ends = pack.segments().iter().filter(|s| s.label == Label::Text).map(|s| s.rows.end as u32 - 1);
             let ends: Vec<u32> = ends.collect();
             let mut grads = Gradients::new(&mut b, &model.spec, pack.len(), ends.len()).expect("memory");
-            let labels = Labels::new(&mut b, &ends, &vec![1; ends.len()], &vec![1.0; ends.len()]).expect("memory");
+            let labels =
+                Labels::new(&mut b, None, &ends, &vec![1; ends.len()], &vec![1.0; ends.len()]).expect("memory");
             let device = b.pack(&pack).expect("memory for a bench");
             let mut d_params = b.wide(RUNS * adaptation.layout.stride).expect("memory for a bench");
             group.throughput(Throughput::Elements((RUNS * SEQUENCES * TOKENS) as u64));

@@ -53,7 +53,7 @@ fn run<B: Backend>(
     let device = backend.pack(pack).expect("pack");
     let layout = adaptation.map(|adaptation| &adaptation.layout);
     let mut acts = Activations::new(backend, &model.spec, layout, pack.len(), Keep::Layer).expect("buffers");
-    let input = Input { pack, device: &device, adaptation, dropout: None };
+    let input = Input { pack, device: &device, adaptation, dropout: None, read: None };
     model.forward(backend, &mut acts, &input, None, &mut record).expect("forward");
     backend.sync().expect("sync");
     record

@@ -1,6 +1,9 @@
 //! The whole model: forests against flat sequences, independence of rows, gradients in `f64`, and what a pass does to
 //! the device.
 
+#[path = "model/read.rs"]
+mod read;
+
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
 use llamaprobe::backend::{Backend, KvCache, WideElement};
@@ -66,7 +69,7 @@ fn states<B: Backend>(backend: &mut B, model: &Model<B>, pack: &Pack, adaptation
     let layout = adaptation.map(|a| &a.layout);
     let mut acts = Activations::new(backend, &model.spec, layout, pack.len(), Keep::Layer).expect("memory");
     let device = backend.pack(pack).expect("pack");
-    let input = Input { pack, device: &device, adaptation, dropout: None };
+    let input = Input { pack, device: &device, adaptation, dropout: None, read: None };
     model.forward(backend, &mut acts, &input, None, &mut record).expect("forward");
     record
 }
@@ -283,14 +286,14 @@ impl Task<'_> {
                 weights.push(0.3 + 0.1 * ((s + i) % 5) as f64);
             }
         }
-        let labels = Labels::new(backend, &rows, &targets, &weights).expect("memory");
+        let labels = Labels::new(backend, None, &rows, &targets, &weights).expect("memory");
         let mut grads = Gradients::new(backend, &model.spec, pack.len(), rows.len()).expect("memory");
         let mut acts =
             Activations::new(backend, &model.spec, Some(&adaptation.layout), pack.len(), Keep::All).expect("memory");
         let device = backend.pack(pack).expect("pack");
         let (seeds, keys) = (vec![7, 8, 9], (0..pack.len() as u32).collect::<Vec<_>>());
         let dropout = (self.dropout > 0.0).then_some(DropoutPlan { p: self.dropout, seeds: &seeds, keys: &keys });
-        let input = Input { pack, device: &device, adaptation: Some(adaptation), dropout };
+        let input = Input { pack, device: &device, adaptation: Some(adaptation), dropout, read: None };
         model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("forward");
         let mut d_params = backend.wide(adaptation.runs * adaptation.layout.stride).expect("memory");
         let mut d_weights = backend.wide(tuning.layout.total).expect("memory");
@@ -469,7 +472,7 @@ fn passes_only_compute(config: &str) {
     let mut acts =
         Activations::new(backend, &model.spec, Some(&adaptation.layout), pack.len(), Keep::All).expect("memory");
     let mut grads = Gradients::new(backend, &model.spec, pack.len(), 3).expect("memory");
-    let labels = Labels::new(backend, &[0, 1, 1], &[1, 2, 3], &[1.0; 3]).expect("memory");
+    let labels = Labels::new(backend, None, &[0, 1, 1], &[1, 2, 3], &[1.0; 3]).expect("memory");
     let mut d_params = backend.wide(2 * adaptation.layout.stride).expect("memory");
     let input = Input::new(&pack, &device).adapted(&adaptation);
     backend.clear();

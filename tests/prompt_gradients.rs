@@ -33,7 +33,7 @@ fn pass(backend: &mut Oracle, model: &Model<Oracle>, adaptation: &Adaptation<Ora
     }
     let targets: Vec<u32> = (0..rows.len() as u32).map(|i| 60 + i).collect();
     let weights: Vec<f64> = (0..rows.len()).map(|i| 0.5 + 0.25 * i as f64).collect();
-    let labels = Labels::new(backend, &rows, &targets, &weights).expect("labels");
+    let labels = Labels::new(backend, None, &rows, &targets, &weights).expect("labels");
     let device = backend.pack(pack).expect("a pack");
     let layout = Some(&adaptation.layout);
     let mut acts = Activations::new(backend, &model.spec, layout, pack.len(), Keep::All).expect("buffers");

@@ -18,6 +18,8 @@
 mod check;
 mod ops;
 
+use super::LinearDims;
+
 /// A wide buffer that has a length and no elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NullWide(usize);
@@ -38,6 +40,7 @@ pub struct Trace {
     bytes: usize,
     elements: (usize, usize),
     syncs: usize,
+    multiplied: u64,
 }
 
 impl Trace {
@@ -76,6 +79,11 @@ impl Trace {
         self.syncs
     }
 
+    /// Multiply-adds of the products with weights.
+    pub fn multiplied(&self) -> u64 {
+        self.multiplied
+    }
+
     /// A frozen weight without a checkpoint behind it.
     pub fn null_weight(&mut self, len: usize) -> NullWeight {
         NullWeight(self.allocate(len))
@@ -90,5 +98,11 @@ impl Trace {
     fn log(&mut self, op: &'static str) -> &'static str {
         self.ops.push(op);
         op
+    }
+
+    /// An operation of as many products of these dimensions.
+    fn log_products(&mut self, op: &'static str, count: u64, dims: LinearDims) -> &'static str {
+        self.multiplied += count * (dims.rows * dims.input * dims.output) as u64;
+        self.log(op)
     }
 }

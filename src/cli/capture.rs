@@ -13,7 +13,7 @@ use crate::formats::adapter::Adapter;
 use crate::formats::safetensors::Dtype;
 use crate::hooks::capture::take;
 use crate::hooks::{Selection, Site, Tapped, Taps};
-use crate::model::{self, Activations, Adaptation, Input, Keep, Model, Spec};
+use crate::model::{self, Activations, Adaptation, Input, Keep, Model, Read, Spec};
 use crate::shape::{Label, Pack, PackBuilder, Parent, Sequence, Token};
 use crate::{Error, Result};
 
@@ -83,9 +83,10 @@ impl Job for Capture<'_> {
         let bar = output::progress(docs.iter().map(|doc| doc.tokens.len() as u64).sum(), "tokens");
         for batch in &batches {
             let device = backend.pack(&batch.pack)?;
-            let mut input = Input::new(&batch.pack, &device);
-            input.adaptation = adaptation.as_ref();
             let kept = batch.rows(args.tokens);
+            let read = Read::new(&mut backend, &batch.pack, kept.iter().copied())?;
+            let mut input = Input::new(&batch.pack, &device).reading(read.as_ref());
+            input.adaptation = adaptation.as_ref();
             batch.label(&mut writer, &kept)?;
             let mut taps = Pass { sink: &sink, writer: &mut writer, rows: kept, coming: Vec::new(), error: None };
             model.forward(&mut backend, &mut acts, &input, None, &mut taps)?;

@@ -93,7 +93,9 @@ pub struct Tapped<'a, B: Backend> {
     pub site: Site,
     /// In which layer (0 outside the blocks).
     pub layer: usize,
-    /// The pack rows that the tensor's rows belong to; none means every row of the pack, in order.
+    /// The pack rows that the tensor's rows belong to, ascending; none means every row of the pack. What lies behind the
+    /// last attention may be there only for the rows that are read (`model::Read`), what is made on demand only for
+    /// [`Taps::rows`].
     pub rows: Option<&'a [usize]>,
     /// Elements of a row.
     pub width: usize,
@@ -126,7 +128,7 @@ impl<'a, B: Backend> Tapped<'a, B> {
     pub fn find(&self, row: usize) -> Option<usize> {
         match self.rows {
             None => (row < self.pack.len()).then_some(row),
-            Some(rows) => rows.iter().position(|&r| r == row),
+            Some(rows) => rows.binary_search(&row).ok(),
         }
     }
 }

@@ -257,7 +257,12 @@ impl Selection {
         if ends {
             return None;
         }
-        Some(self.places.iter().filter(|(site, _)| site.in_block()).map(|(_, layer)| layer + 1).max().unwrap_or(0))
+        let needed = |&(site, layer): &(Site, usize)| match site {
+            Site::ResidPre => layer,
+            site if site.in_block() => layer + 1,
+            _ => 0,
+        };
+        Some(self.places.iter().map(needed).max().unwrap_or(0))
     }
 
     fn sorted(mut self) -> Self {

@@ -1,7 +1,10 @@
 //! The buffers of a forward, planned once from the spec and a number of rows.
 
+use std::sync::Arc;
+
 use super::adaptation::Layout;
 use super::norm::Stats;
+use super::read::place;
 use super::spec::Spec;
 use crate::Result;
 use crate::backend::trace::Trace;
@@ -36,6 +39,7 @@ pub(super) struct LayerActivations<B: Backend> {
     /// Before the activation, of an MLP with a gate.
     pub gate: Option<B::Real>,
     pub up: B::Real,
+    /// `[N, F]`; in the last layer, until the MLP comes, `z` at the rows that are read `[M, H D]`.
     pub act: B::Real,
     /// The sums that norms behind the halves read: of the attention half and of the MLP half.
     pub sums: Option<[B::Wide; 2]>,
@@ -60,12 +64,15 @@ pub struct Activations<B: Backend> {
     pub rows: usize,
     /// What outlives its layer.
     pub keep: Keep,
-    /// Final norm's output `[N, C]`, weight applied; the last residual stream where there is no final norm.
+    /// Final norm's output `[N, C]`, or `[M, C]` of the rows that are read, weight applied; the last residual stream where
+    /// there is no final norm.
     pub final_norm: B::Real,
     pub(super) final_stats: Stats<B>,
     pub(super) entry: Option<Entry<B>>,
     pub(super) resid: Vec<B::Wide>,
     pub(super) layers: Vec<LayerActivations<B>>,
+    /// The rows that the last forward was told to be read; none means all.
+    pub(super) read: Option<Arc<[usize]>>,
     /// Queries and keys before the rotation, if there is one.
     pub(super) turned: Option<[B::Real; 2]>,
     /// What the two halves of a block add to the residual stream.
@@ -106,7 +113,7 @@ impl<B: Backend> Activations<B> {
                     mlp_in: backend.real(n * c)?,
                     gate: some(spec.mlp == Mlp::SwiGlu, || backend.real(n * f))?,
                     up: backend.real(n * f)?,
-                    act: backend.real(n * f)?,
+                    act: backend.real(n * f.max(q))?,
                     sums: some(spec.post_norm, || Ok([backend.wide(n * c)?, backend.wide(n * c)?]))?,
                     lora_xa,
                 })
@@ -130,6 +137,7 @@ impl<B: Backend> Activations<B> {
             final_stats: Stats::new(backend, spec, n)?,
             resid,
             layers,
+            read: None,
             turned: some(spec.rope().is_some(), || Ok([backend.real(n * q)?, backend.real(n * kv)?]))?,
             attn_out: backend.real(n * c)?,
             mlp_out: backend.real(n * c)?,
@@ -147,6 +155,12 @@ impl<B: Backend> Activations<B> {
         element_sizes: (usize, usize),
     ) -> usize {
         counted(element_sizes, |device| Activations::new(device, spec, layout, rows, keep))
+    }
+
+    /// Where the results of pack rows of the last forward are.
+    pub(super) fn places(&self, backend: &mut B, rows: &[usize]) -> Result<B::Index> {
+        let read = self.read.as_deref();
+        backend.index(&rows.iter().map(|&row| place(read, row) as u32).collect::<Vec<_>>())
     }
 
     /// The residual stream entering layer `layer`, or leaving the last for `layer = L`.

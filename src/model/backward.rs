@@ -1,11 +1,14 @@
 //! The backward: from the losses of label rows to adapters, soft prompts, embeddings and, on request, all weights.
 
+use std::sync::Arc;
+
 use super::Model;
 use super::activations::{Activations, Keep, LayerActivations, counted, some};
 use super::forward::Input;
 use super::full::WeightLayout;
 use super::norm;
 use super::places::{NormAt, Place};
+use super::read::{Read, place};
 use super::spec::Spec;
 use super::weights::{Layer, Norm};
 use crate::Result;
@@ -18,17 +21,28 @@ use crate::formats::config::Mlp;
 pub struct Labels<B: Backend> {
     /// Number of label rows M.
     pub count: usize,
+    /// The rows that are read in the pass.
+    read: Option<Arc<[usize]>>,
     rows: B::Index,
     targets: B::Index,
     weights: B::Wide,
 }
 
 impl<B: Backend> Labels<B> {
-    /// Label rows; a row may stand several times, with several targets.
+    /// Label rows of a pass of which the rows `read` are read; a row may stand several times, with several targets.
     ///
     /// # Errors
     /// If the device has no memory for them.
-    pub fn new(backend: &mut B, rows: &[u32], targets: &[u32], weights: &[f64]) -> Result<Self> {
+    ///
+    /// # Panics
+    /// If a label row is not read.
+    pub fn new(
+        backend: &mut B,
+        read: Option<&Read<B>>,
+        rows: &[u32],
+        targets: &[u32],
+        weights: &[f64],
+    ) -> Result<Self> {
         let count = rows.len();
         assert!(
             targets.len() == count && weights.len() == count,
@@ -39,7 +53,9 @@ impl<B: Backend> Labels<B> {
         let host: Vec<B::Element> = weights.iter().map(|&w| B::Element::from_f64(w)).collect();
         let mut weights = backend.wide(count)?;
         backend.upload(&mut weights, 0, &host)?;
-        Ok(Self { count, rows: backend.index(rows)?, targets: backend.index(targets)?, weights })
+        let read = read.map(|read| read.rows.clone());
+        let places: Vec<u32> = rows.iter().map(|&row| place(read.as_deref(), row as usize) as u32).collect();
+        Ok(Self { count, read, rows: backend.index(&places)?, targets: backend.index(targets)?, weights })
     }
 }
 
@@ -55,8 +71,10 @@ pub struct Gradients<B: Backend> {
     d_embed: Option<B::Wide>,
     d_norm: B::Wide,
     d_out: B::Real,
+    /// Of the MLP's activation `[N, F]`; of the attention's output `[M, H D]` where only some rows are read.
     d_act: B::Wide,
     d_gate: Option<B::Real>,
+    /// Of what goes into the activation; behind the MLP, `z` at the rows that are read `[M, H D]`.
     d_up: B::Real,
     d_z: B::Wide,
     d_q: B::Real,
@@ -96,9 +114,9 @@ impl<B: Backend> Gradients<B> {
             d_embed: some(projects || spec.embed_norm, || backend.wide(n * e))?,
             d_norm: backend.wide(n * c)?,
             d_out: backend.real(n * c)?,
-            d_act: backend.wide(n * f)?,
+            d_act: backend.wide(n * f.max(q))?,
             d_gate: some(spec.mlp == Mlp::SwiGlu, || backend.real(n * f))?,
-            d_up: backend.real(n * f)?,
+            d_up: backend.real(n * f.max(q))?,
             d_z: backend.wide(n * q)?,
             d_q: backend.real(n * q)?,
             d_k: backend.real(n * kv)?,
@@ -144,6 +162,9 @@ impl<B: Backend> Model<B> {
     }
 
     /// Gathers what the head reads at the label rows.
+    ///
+    /// # Panics
+    /// If the labels are of a pass of which other rows are read.
     fn labelled(
         &self,
         backend: &mut B,
@@ -152,6 +173,7 @@ impl<B: Backend> Model<B> {
         grads: &mut Gradients<B>,
     ) -> LinearDims {
         let (rows, width, head) = (labels.count, self.spec.width, self.spec.embed_width);
+        assert!(labels.read == acts.read, "labels: the forward was told that other rows are read");
         backend.gather_real(&mut grads.label_x, &acts.final_norm, &labels.rows, width);
         if let (Some(weight), Some(projected)) = (&self.weights.project_out, &mut grads.projected) {
             let dims = LinearDims { rows, input: width, output: head };
@@ -163,7 +185,8 @@ impl<B: Backend> Model<B> {
     /// The losses and the wanted gradients of the last forward, which must have kept all its activations.
     ///
     /// # Panics
-    /// If the forward did not keep its activations, or went through a cache, or the scratch is too small.
+    /// If the forward did not keep its activations, or went through a cache, or had another input; if the scratch is too
+    /// small.
     pub fn backward(
         &self,
         backend: &mut B,
@@ -179,6 +202,12 @@ impl<B: Backend> Model<B> {
         assert!(n <= grads.rows, "backward: {n} rows in scratch for {}", grads.rows);
         assert!(labels.count <= grads.labels, "backward: {} labels in scratch for {}", labels.count, grads.labels);
         let lowest = self.lowest(input, &wanted);
+        // A list of operations that comes again must have the same addresses, and what is wanted its place: every exchange
+        // of buffers is undone. The first is undone where the rows that are read go back among all.
+        let mut exchanged = input.read.is_some();
+        if exchanged {
+            std::mem::swap(&mut grads.d_resid, &mut grads.d_norm);
+        }
 
         self.head(backend, acts, grads, labels, &mut wanted);
         let resid = &acts.resid[acts.resid_slot(spec.layers)];
@@ -189,23 +218,42 @@ impl<B: Backend> Model<B> {
                 backend.scatter_add(&mut grads.d_norm, &grads.d_label_x, &labels.rows, c);
                 let d_params = wanted.of(Place::Norm(NormAt::Final));
                 let (d_x, d_out) = (&mut grads.d_resid, &grads.d_norm);
-                norm::backward(backend, spec, d_x, d_params, d_out, resid, &acts.final_stats, norm, n);
+                let rows = input.rows_read();
+                norm::backward(backend, spec, d_x, d_params, d_out, resid, &acts.final_stats, norm, rows);
             }
             None => backend.scatter_add(&mut grads.d_resid, &grads.d_label_x, &labels.rows, c),
         }
 
-        // A list of operations that comes again must have the same addresses: every exchange of buffers is undone.
-        let mut exchanged = false;
         for layer in (lowest..spec.layers).rev() {
             let saved = &acts.layers[acts.layer_slot(layer)];
             let block = Block { spec, weights: &self.weights.layers[layer], layer, input, saved };
             let below = layer > lowest || wanted.d_embed || wanted.d_weights.is_some() || has_prompt(input);
-            block.mlp(backend, grads, &mut wanted);
+            let heads = below || block.adapts(&[Target::Q, Target::K, Target::V]);
+            let attention = heads || block.adapts(&[Target::O]);
+
+            let mut keys = Vec::new();
+            let read = input.read.filter(|_| layer + 1 == spec.layers).map(|read| (read, read.input(input, &mut keys)));
+            let behind = Block { input: read.as_ref().map_or(input, |(_, rest)| rest), ..block };
+            behind.mlp(backend, grads, &mut wanted, attention);
             exchanged ^= spec.post_norm;
-            if below || block.adapts_attention() {
-                block.attention(backend, grads, &mut wanted, &acts.resid[acts.resid_slot(layer)], &acts.rope.0, below);
-                exchanged ^= spec.post_norm;
+            if !attention {
+                continue;
             }
+            exchanged ^= spec.post_norm;
+            behind.output(backend, grads, &mut wanted, read.as_ref().map(|(read, _)| *read), heads);
+            if !heads {
+                continue;
+            }
+            if let Some((read, _)) = &read {
+                // From here on the rows that are not read have a part in it, as keys and values.
+                backend.zero(&mut grads.d_z);
+                backend.scatter_add(&mut grads.d_z, &grads.d_act, &read.index, spec.q_width());
+                backend.zero(&mut grads.d_norm);
+                backend.scatter_add(&mut grads.d_norm, &grads.d_resid, &read.index, c);
+                std::mem::swap(&mut grads.d_resid, &mut grads.d_norm);
+                exchanged = !exchanged;
+            }
+            block.attention(backend, grads, &mut wanted, &acts.resid[acts.resid_slot(layer)], &acts.rope.0, below);
         }
         if wanted.d_embed || wanted.d_weights.is_some() || has_prompt(input) {
             self.entrance(backend, acts, grads, input, &mut wanted);
@@ -304,6 +352,7 @@ impl<B: Backend> Wanted<'_, B> {
     }
 }
 
+/// One block of the model, over the rows of `input`.
 struct Block<'a, B: Backend> {
     spec: &'a Spec,
     weights: &'a Layer<B>,
@@ -313,19 +362,25 @@ struct Block<'a, B: Backend> {
 }
 
 impl<B: Backend> Block<'_, B> {
-    fn adapts_attention(&self) -> bool {
-        let site = |target| self.input.adaptation.and_then(|a| a.layout.site(self.layer, target));
-        [Target::Q, Target::K, Target::V, Target::O].into_iter().any(|target| site(target).is_some())
+    fn adapts(&self, targets: &[Target]) -> bool {
+        let site = |&target| self.input.adaptation.and_then(|a| a.layout.site(self.layer, target));
+        targets.iter().any(|target| site(target).is_some())
     }
 
-    fn mlp(&self, backend: &mut B, grads: &mut Gradients<B>, wanted: &mut Wanted<'_, B>) {
+    /// `through` says whether anybody needs the gradient of the MLP's input.
+    fn mlp(&self, backend: &mut B, grads: &mut Gradients<B>, wanted: &mut Wanted<'_, B>, through: bool) {
         let (spec, saved, n) = (self.spec, self.saved, self.input.pack.len());
         let (norm, at) = (&self.weights.mlp_norm, NormAt::Mlp(self.layer));
         if let Some([_, sum]) = &saved.sums {
             self.norm_behind(backend, grads, wanted, at, sum, &saved.mlp_stats, norm);
         }
         backend.cast(&mut grads.d_out, &grads.d_resid, n * spec.width);
-        self.project(backend, wanted, Target::Down, &grads.d_out, &saved.act, Some((&mut grads.d_act, false)));
+        let inner = through || self.adapts(&[Target::Gate, Target::Up]);
+        let d_act = inner.then_some((&mut grads.d_act, false));
+        self.project(backend, wanted, Target::Down, &grads.d_out, &saved.act, d_act);
+        if !inner {
+            return;
+        }
         let d_up = &mut grads.d_up;
         match (spec.mlp, &saved.gate, &mut grads.d_gate) {
             (Mlp::Plain(activation), ..) => {
@@ -340,16 +395,42 @@ impl<B: Backend> Block<'_, B> {
         let (d_in, mut accumulate) =
             if spec.post_norm { (&mut grads.d_resid, true) } else { (&mut grads.d_norm, false) };
         if let Some(d_gate) = &grads.d_gate {
-            self.project(backend, wanted, Target::Gate, d_gate, &saved.mlp_in, Some((&mut *d_in, accumulate)));
+            let d_x = through.then_some((&mut *d_in, accumulate));
+            self.project(backend, wanted, Target::Gate, d_gate, &saved.mlp_in, d_x);
             accumulate = true;
         }
-        self.project(backend, wanted, Target::Up, &grads.d_up, &saved.mlp_in, Some((d_in, accumulate)));
-        if !spec.post_norm {
+        self.project(backend, wanted, Target::Up, &grads.d_up, &saved.mlp_in, through.then_some((d_in, accumulate)));
+        if through && !spec.post_norm {
             self.norm_before(backend, grads, wanted, at, &saved.resid_mid, &saved.mlp_stats, norm);
         }
     }
 
-    /// `below` says whether anybody needs the gradient of the block's input.
+    /// The output projection: the gradient of its input, if `through` says that anybody needs it, into `d_z`, or into
+    /// `d_act` for the rows that are read.
+    fn output(
+        &self,
+        backend: &mut B,
+        grads: &mut Gradients<B>,
+        wanted: &mut Wanted<'_, B>,
+        read: Option<&Read<B>>,
+        through: bool,
+    ) {
+        let (norm, at) = (&self.weights.attn_norm, NormAt::Attn(self.layer));
+        if let Some([sum, _]) = &self.saved.sums {
+            self.norm_behind(backend, grads, wanted, at, sum, &self.saved.attn_stats, norm);
+        }
+        backend.cast(&mut grads.d_out, &grads.d_resid, self.input.pack.len() * self.spec.width);
+        let (d_z, z) = match read {
+            None => (&mut grads.d_z, &self.saved.z),
+            Some(read) => {
+                backend.gather_real(&mut grads.d_up, &self.saved.z, &read.index, self.spec.q_width());
+                (&mut grads.d_act, &grads.d_up)
+            }
+        };
+        self.project(backend, wanted, Target::O, &grads.d_out, z, through.then_some((d_z, false)));
+    }
+
+    /// From `d_z` to the block's input; `below` says whether anybody needs the gradient of that.
     fn attention(
         &self,
         backend: &mut B,
@@ -359,14 +440,7 @@ impl<B: Backend> Block<'_, B> {
         rope: &B::Wide,
         below: bool,
     ) {
-        let (spec, saved, device) = (self.spec, self.saved, self.input.device);
-        let (n, c, d) = (self.input.pack.len(), spec.width, spec.head_dim);
-        let (norm, at) = (&self.weights.attn_norm, NormAt::Attn(self.layer));
-        if let Some([sum, _]) = &saved.sums {
-            self.norm_behind(backend, grads, wanted, at, sum, &saved.attn_stats, norm);
-        }
-        backend.cast(&mut grads.d_out, &grads.d_resid, n * c);
-        self.project(backend, wanted, Target::O, &grads.d_out, &saved.z, Some((&mut grads.d_z, false)));
+        let (spec, saved, device, d) = (self.spec, self.saved, self.input.device, self.spec.head_dim);
         backend.attention_bwd(
             &mut grads.d_q,
             &mut grads.d_k,
@@ -394,6 +468,7 @@ impl<B: Backend> Block<'_, B> {
             self.project(backend, wanted, target, d_y, &saved.attn_in, d_x);
         }
         if below && !spec.post_norm {
+            let (norm, at) = (&self.weights.attn_norm, NormAt::Attn(self.layer));
             self.norm_before(backend, grads, wanted, at, resid_pre, &saved.attn_stats, norm);
         }
     }

@@ -6,8 +6,9 @@ use super::Model;
 use super::activations::{Activations, LayerActivations};
 use super::adaptation::Adaptation;
 use super::norm;
+use super::read::Read;
 use super::spec::Spec;
-use super::weights::Layer;
+use super::weights::{Layer, Norm};
 use crate::backend::{Backend, Dropout, KvCache, LinearDims, Tensor};
 use crate::formats::adapter::Target;
 use crate::formats::config::{Mlp, Positions};
@@ -36,17 +37,29 @@ pub struct Input<'a, B: Backend> {
     pub adaptation: Option<&'a Adaptation<B>>,
     /// Dropout before the adapters.
     pub dropout: Option<DropoutPlan<'a>>,
+    /// The rows that are read; none means all of them.
+    pub read: Option<&'a Read<B>>,
 }
 
 impl<'a, B: Backend> Input<'a, B> {
     /// The base model on a pack.
     pub fn new(pack: &'a Pack, device: &'a B::Pack) -> Self {
-        Self { pack, device, adaptation: None, dropout: None }
+        Self { pack, device, adaptation: None, dropout: None, read: None }
     }
 
     /// With adapters.
     pub fn adapted(self, adaptation: &'a Adaptation<B>) -> Self {
         Self { adaptation: Some(adaptation), ..self }
+    }
+
+    /// Of which only some rows are read.
+    pub fn reading(self, read: Option<&'a Read<B>>) -> Self {
+        Self { read, ..self }
+    }
+
+    /// The rows that come out of a pass M.
+    pub(super) fn rows_read(&self) -> usize {
+        self.read.map_or(self.pack.len(), |read| read.rows.len())
     }
 
     /// Dropout of a projection's input; the parts of a fused module read one input, so they drop the same of it.
@@ -95,15 +108,16 @@ pub struct Cache<'a, B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Runs the model over a pack. Afterwards `acts.final_norm` holds the final norm's output `[N, C]`, unless the taps
-    /// stop earlier.
+    /// Runs the model over a pack. Afterwards `acts.final_norm` holds the final norm's output `[N, C]`, or `[M, C]` of the
+    /// rows that are read, unless the taps stop earlier.
     ///
     /// # Errors
     /// If the pack has a sequence beyond the last learned position; if the device has no memory for a longer rotation
     /// table or for a tensor computed on demand; what [`Taps::finish`] reports.
     ///
     /// # Panics
-    /// If the pack is larger than the buffers or than what is left of the cache, or names runs that are not there.
+    /// If the pack is larger than the buffers or than what is left of the cache, or names runs that are not there; if a
+    /// tap takes a row that is not read.
     pub fn forward<T: Taps<B>>(
         &self,
         backend: &mut B,
@@ -130,7 +144,7 @@ impl<B: Backend> Model<B> {
         if let Some(cache) = &cache {
             check_room(cache, input.pack);
         }
-        let n = input.pack.len();
+        acts.read = input.read.map(|read| read.rows.clone());
         self.embed(backend, acts, input, taps)?;
         let stop = taps.stop_at_layer().unwrap_or(spec.layers).min(spec.layers);
         assert!(cache.is_none() || stop == spec.layers, "forward: a kept segment goes through every layer");
@@ -139,58 +153,69 @@ impl<B: Backend> Model<B> {
             let [resid_pre, resid_post] =
                 acts.resid.get_disjoint_mut([pre, post]).expect("forward: two residual buffers");
             let slot = layer % acts.layers.len();
-            let block = Block { spec, weights: &self.weights.layers[layer], layer, input };
+            let block = Block { spec, weights: &self.weights.layers[layer], layer, input, at: At::all(input) };
             let saved = &mut acts.layers[slot];
-            tap(backend, taps, input.pack, Site::ResidPre, layer, Tensor::Wide(resid_pre), spec.width);
-            let half = Half { out: &mut acts.attn_out, turned: acts.turned.as_mut(), rope: &acts.rope.0 };
-            block.attention(backend, saved, half, resid_pre, cache.as_mut(), taps)?;
+            block.tap(backend, taps, Site::ResidPre, Tensor::Wide(resid_pre), spec.width);
+            block.attention(backend, saved, acts.turned.as_mut(), &acts.rope.0, resid_pre, cache.as_mut(), taps)?;
+            let mut keys = Vec::new();
+            let read = input.read.filter(|_| layer + 1 == stop).map(|read| (read, read.input(input, &mut keys)));
+            let (block, z, stream) = match &read {
+                None => (block, &saved.z, &*resid_pre),
+                Some((read, rest)) => {
+                    // Until they are there, the activation's place and the output's hold the rows that go on.
+                    backend.gather_real(&mut saved.act, &saved.z, &read.index, spec.q_width());
+                    backend.gather_wide(resid_post, resid_pre, &read.index, spec.width);
+                    (Block { input: rest, at: At::read(input), ..block }, &saved.act, &*resid_post)
+                }
+            };
+            let len = block.input.pack.len() * spec.width;
+            block.project(backend, taps, Target::O, &mut acts.attn_out, &mut saved.lora_xa, z)?;
+            block.tap(backend, taps, Site::AttnOut, Tensor::Real(&acts.attn_out), spec.width);
             match &mut saved.sums {
-                None => backend.residual_fwd(&mut saved.resid_mid, resid_pre, &acts.attn_out, n * spec.width),
+                None => backend.residual_fwd(&mut saved.resid_mid, stream, &acts.attn_out, len),
                 Some([sum, _]) => {
-                    backend.residual_fwd(sum, resid_pre, &acts.attn_out, n * spec.width);
+                    backend.residual_fwd(sum, stream, &acts.attn_out, len);
                     let norm = &block.weights.attn_norm;
-                    norm::forward(backend, spec, &mut saved.mlp_in, &mut saved.attn_stats, sum, norm, n);
-                    block.tap_norm(
-                        backend,
-                        taps,
-                        [Site::Ln1Scale, Site::Ln1Normalized],
-                        &saved.attn_stats,
-                        &saved.mlp_in,
-                    );
-                    backend.widen(&mut saved.resid_mid, &saved.mlp_in, n * spec.width);
+                    block.norm(backend, &mut saved.mlp_in, &mut saved.attn_stats, sum, norm);
+                    let sites = [Site::Ln1Scale, Site::Ln1Normalized];
+                    block.tap_norm(backend, taps, sites, &saved.attn_stats, &saved.mlp_in);
+                    backend.widen(&mut saved.resid_mid, &saved.mlp_in, len);
                 }
             }
-            tap(backend, taps, input.pack, Site::ResidMid, layer, Tensor::Wide(&saved.resid_mid), spec.width);
+            block.tap(backend, taps, Site::ResidMid, Tensor::Wide(&saved.resid_mid), spec.width);
             block.mlp(backend, saved, &mut acts.mlp_out, taps)?;
             match (&mut saved.sums, &mut acts.normed) {
                 (Some([_, sum]), Some(normed)) => {
-                    backend.residual_fwd(sum, &saved.resid_mid, &acts.mlp_out, n * spec.width);
-                    let norm = &block.weights.mlp_norm;
-                    norm::forward(backend, spec, normed, &mut saved.mlp_stats, sum, norm, n);
+                    backend.residual_fwd(sum, &saved.resid_mid, &acts.mlp_out, len);
+                    block.norm(backend, normed, &mut saved.mlp_stats, sum, &block.weights.mlp_norm);
                     block.tap_norm(backend, taps, [Site::Ln2Scale, Site::Ln2Normalized], &saved.mlp_stats, normed);
-                    backend.widen(resid_post, normed, n * spec.width);
+                    backend.widen(resid_post, normed, len);
                 }
-                _ => backend.residual_fwd(resid_post, &saved.resid_mid, &acts.mlp_out, n * spec.width),
+                _ => backend.residual_fwd(resid_post, &saved.resid_mid, &acts.mlp_out, len),
             }
-            tap(backend, taps, input.pack, Site::ResidPost, layer, Tensor::Wide(resid_post), spec.width);
+            block.tap(backend, taps, Site::ResidPost, Tensor::Wide(resid_post), spec.width);
         }
         if let Some(cache) = cache {
             enter(cache, input.pack);
         }
         if stop < spec.layers || taps.stop_at_layer().is_some() {
+            let at = if stop == 0 { At::all(input) } else { At::read(input) };
+            let resid = Tensor::Wide(&acts.resid[acts.resid_slot(stop)]);
+            tap(backend, taps, at, Site::ResidPre, stop, resid, spec.width);
             return Ok(());
         }
         let resid = &acts.resid[acts.resid_slot(spec.layers)];
+        let (at, n) = (At::read(input), input.rows_read());
         match &self.weights.final_norm {
             Some(norm) => {
                 norm::forward(backend, spec, &mut acts.final_norm, &mut acts.final_stats, resid, norm, n);
-                tap(backend, taps, input.pack, Site::FinalScale, 0, Tensor::Wide(&acts.final_stats.rstd), 1);
+                tap(backend, taps, at, Site::FinalScale, 0, Tensor::Wide(&acts.final_stats.rstd), 1);
             }
             None => backend.cast(&mut acts.final_norm, resid, n * spec.width),
         }
-        tap(backend, taps, input.pack, Site::FinalNorm, 0, Tensor::Real(&acts.final_norm), spec.width);
+        tap(backend, taps, at, Site::FinalNorm, 0, Tensor::Real(&acts.final_norm), spec.width);
         if taps.wants(Site::Logits, 0) {
-            let rows = rows_on_demand(taps, input.pack);
+            let rows = rows_on_demand(taps, at);
             let logits = self.logits_on_device(backend, acts, &rows)?;
             tap_rows(backend, taps, input.pack, Site::Logits, 0, &logits, spec.vocab, &rows);
         }
@@ -210,7 +235,7 @@ impl<B: Backend> Model<B> {
         let stream = &mut acts.resid[0];
         let raw = acts.entry.as_mut().map_or(&mut *stream, |entry| &mut entry.raw);
         backend.embed_fwd(raw, input.device, &self.weights.embed, prompt, width);
-        tap(backend, taps, input.pack, Site::Embed, 0, Tensor::Wide(raw), width);
+        tap(backend, taps, At::all(input), Site::Embed, 0, Tensor::Wide(raw), width);
         if let Some(entry) = &mut acts.entry {
             if let (Some(weight), Some(raw)) = (&self.weights.project_in, &mut entry.raw_real) {
                 backend.cast(raw, &entry.raw, n * width);
@@ -231,7 +256,7 @@ impl<B: Backend> Model<B> {
             if taps.wants(Site::PosEmbed, 0) {
                 let mut places = backend.wide(n * spec.width)?;
                 backend.position_fwd(&mut places, input.device, table, *first, spec.width);
-                tap(backend, taps, input.pack, Site::PosEmbed, 0, Tensor::Wide(&places), spec.width);
+                tap(backend, taps, At::all(input), Site::PosEmbed, 0, Tensor::Wide(&places), spec.width);
             }
             backend.position_fwd(stream, input.device, table, *first, spec.width);
         }
@@ -242,6 +267,9 @@ impl<B: Backend> Model<B> {
     ///
     /// # Errors
     /// If the device has no memory for them, or reports an error.
+    ///
+    /// # Panics
+    /// If the forward was told that one of the rows is not read.
     pub fn logits(&self, backend: &mut B, acts: &Activations<B>, rows: &[usize]) -> Result<Vec<B::Element>> {
         let logits = self.logits_on_device(backend, acts, rows)?;
         let mut host = vec![B::Element::default(); rows.len() * self.spec.vocab];
@@ -252,7 +280,7 @@ impl<B: Backend> Model<B> {
 
     fn logits_on_device(&self, backend: &mut B, acts: &Activations<B>, rows: &[usize]) -> Result<B::Wide> {
         let spec = &self.spec;
-        let index = backend.index(&rows.iter().map(|&row| row as u32).collect::<Vec<_>>())?;
+        let index = acts.places(backend, rows)?;
         let mut x = backend.real(rows.len() * spec.width)?;
         let mut logits = backend.wide(rows.len() * spec.vocab)?;
         backend.gather_real(&mut x, &acts.final_norm, &index, spec.width);
@@ -268,14 +296,22 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// What an attention half works with beside its layer's own buffers.
-struct Half<'a, B: Backend> {
-    /// `[N, C]`.
-    out: &'a mut B::Real,
-    /// Queries and keys before the rotation.
-    turned: Option<&'a mut [B::Real; 2]>,
-    /// The rotation's table.
-    rope: &'a B::Wide,
+/// The rows that the tensors of a pass belong to.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    pack: &'a Pack,
+    rows: Option<&'a [usize]>,
+}
+
+impl<'a> At<'a> {
+    fn all<B: Backend>(input: &Input<'a, B>) -> Self {
+        Self { pack: input.pack, rows: None }
+    }
+
+    /// Behind the last attention.
+    fn read<B: Backend>(input: &Input<'a, B>) -> Self {
+        Self { pack: input.pack, rows: input.read.map(|read| &*read.rows) }
+    }
 }
 
 /// One block of the model on one pack.
@@ -283,28 +319,32 @@ struct Block<'a, B: Backend> {
     spec: &'a Spec,
     weights: &'a Layer<B>,
     layer: usize,
+    /// What the operations run over.
     input: &'a Input<'a, B>,
+    /// Where that is in the pass.
+    at: At<'a>,
 }
 
 impl<B: Backend> Block<'_, B> {
-    /// `out = attention(norm(resid_pre))`, or without the norm where it stands behind.
+    /// `z = attention(norm(resid_pre))` before the output projection, or without the norm where it stands behind. `turned`
+    /// holds queries and keys before the rotation by `rope`.
+    #[allow(clippy::too_many_arguments)]
     fn attention<T: Taps<B>>(
         &self,
         backend: &mut B,
         saved: &mut LayerActivations<B>,
-        half: Half<'_, B>,
+        turned: Option<&mut [B::Real; 2]>,
+        rope: &B::Wide,
         resid_pre: &B::Wide,
         cache: Option<&mut Cache<'_, B>>,
         taps: &mut T,
     ) -> Result<()> {
         let (spec, pack, device) = (self.spec, self.input.pack, self.input.device);
-        let (n, c, d) = (pack.len(), spec.width, spec.head_dim);
-        let Half { out, turned, rope } = half;
+        let (c, d) = (spec.width, spec.head_dim);
         if spec.post_norm {
-            backend.cast(&mut saved.attn_in, resid_pre, n * c);
+            backend.cast(&mut saved.attn_in, resid_pre, pack.len() * c);
         } else {
-            let norm = &self.weights.attn_norm;
-            norm::forward(backend, spec, &mut saved.attn_in, &mut saved.attn_stats, resid_pre, norm, n);
+            self.norm(backend, &mut saved.attn_in, &mut saved.attn_stats, resid_pre, &self.weights.attn_norm);
             self.tap_norm(backend, taps, [Site::Ln1Scale, Site::Ln1Normalized], &saved.attn_stats, &saved.attn_in);
         }
         match turned {
@@ -326,7 +366,7 @@ impl<B: Backend> Block<'_, B> {
         backend.attention_fwd(&mut saved.z, &mut saved.lse, &saved.rot_q, &saved.rot_k, &saved.v, kept, device, dims);
         for (site, normalised) in [(Site::AttnScores, false), (Site::Pattern, true)] {
             if taps.wants(site, self.layer) {
-                let (rows, longest) = (rows_on_demand(taps, pack), pack.longest());
+                let (rows, longest) = (rows_on_demand(taps, self.at), pack.longest());
                 let mut pattern = backend.wide(rows.len() * spec.heads * longest)?;
                 let keys = kept.map(|(keys, _)| keys);
                 let (q, k) = (&saved.rot_q, &saved.rot_k);
@@ -347,7 +387,7 @@ impl<B: Backend> Block<'_, B> {
         }
         self.tap(backend, taps, Site::Z, Tensor::Real(&saved.z), spec.q_width());
         if taps.wants(Site::Result, self.layer) {
-            let rows = rows_on_demand(taps, pack);
+            let rows = rows_on_demand(taps, self.at);
             let mut result = backend.wide(rows.len() * spec.heads * c)?;
             let weight = &self.weights.projection(Target::O).weight;
             backend.attention_result(&mut result, &saved.z, weight, &rows, spec.heads, d, c);
@@ -363,8 +403,6 @@ impl<B: Backend> Block<'_, B> {
                 to += rows.len();
             }
         }
-        self.project(backend, taps, Target::O, out, &mut saved.lora_xa, &saved.z)?;
-        self.tap(backend, taps, Site::AttnOut, Tensor::Real(out), c);
         Ok(())
     }
 
@@ -407,8 +445,7 @@ impl<B: Backend> Block<'_, B> {
     ) -> Result<()> {
         let (spec, n, c, f) = (self.spec, self.input.pack.len(), self.spec.width, self.spec.ffn);
         if !spec.post_norm {
-            let norm = &self.weights.mlp_norm;
-            norm::forward(backend, spec, &mut saved.mlp_in, &mut saved.mlp_stats, &saved.resid_mid, norm, n);
+            self.norm(backend, &mut saved.mlp_in, &mut saved.mlp_stats, &saved.resid_mid, &self.weights.mlp_norm);
             self.tap_norm(backend, taps, [Site::Ln2Scale, Site::Ln2Normalized], &saved.mlp_stats, &saved.mlp_in);
         }
         if let Some(gate) = &mut saved.gate {
@@ -462,6 +499,10 @@ impl<B: Backend> Block<'_, B> {
         Ok(())
     }
 
+    fn norm(&self, backend: &mut B, out: &mut B::Real, stats: &mut norm::Stats<B>, x: &B::Wide, norm: &Norm<B>) {
+        norm::forward(backend, self.spec, out, stats, x, norm, self.input.pack.len());
+    }
+
     fn tap_norm<T: Taps<B>>(
         &self,
         backend: &mut B,
@@ -475,27 +516,27 @@ impl<B: Backend> Block<'_, B> {
     }
 
     fn tap<T: Taps<B>>(&self, backend: &mut B, taps: &mut T, site: Site, data: Tensor<'_, B>, width: usize) {
-        tap(backend, taps, self.input.pack, site, self.layer, data, width);
+        tap(backend, taps, self.at, site, self.layer, data, width);
     }
 }
 
-/// Hands over a tensor of all rows, if it is wanted.
+/// Hands over a tensor, if it is wanted.
 #[inline(always)]
 fn tap<B: Backend, T: Taps<B>>(
     backend: &mut B,
     taps: &mut T,
-    pack: &Pack,
+    At { pack, rows }: At<'_>,
     site: Site,
     layer: usize,
     data: Tensor<'_, B>,
     width: usize,
 ) {
     if taps.wants(site, layer) {
-        taps.tap(backend, Tapped { site, layer, rows: None, width, data, pack });
+        taps.tap(backend, Tapped { site, layer, rows, width, data, pack });
     }
 }
 
-/// Hands over a tensor that was computed for some rows only.
+/// Hands over a tensor that was computed for these rows.
 #[allow(clippy::too_many_arguments)]
 fn tap_rows<B: Backend, T: Taps<B>>(
     backend: &mut B,
@@ -510,8 +551,13 @@ fn tap_rows<B: Backend, T: Taps<B>>(
     taps.tap(backend, Tapped { site, layer, rows: Some(rows), width, data: Tensor::Wide(data), pack });
 }
 
-fn rows_on_demand<B: Backend>(taps: &impl Taps<B>, pack: &Pack) -> Vec<usize> {
-    taps.rows().map_or_else(|| (0..pack.len()).collect(), <[usize]>::to_vec)
+/// The rows, ascending, for which what is computed on demand is wanted.
+fn rows_on_demand<B: Backend>(taps: &impl Taps<B>, at: At<'_>) -> Vec<usize> {
+    let rows = taps.rows().or(at.rows);
+    let mut rows = rows.map_or_else(|| (0..at.pack.len()).collect(), <[usize]>::to_vec);
+    rows.sort_unstable();
+    rows.dedup();
+    rows
 }
 
 fn check_room<B: Backend>(cache: &Cache<'_, B>, pack: &Pack) {

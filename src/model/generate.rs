@@ -5,7 +5,7 @@ use super::activations::{Activations, Keep};
 use super::adaptation::Adaptation;
 use super::decode::Search;
 use super::forward::{Cache, Input};
-
+use super::read::Read;
 use crate::backend::{Backend, KvCache};
 use crate::formats::config::Positions;
 use crate::hooks::NoTaps;
@@ -219,7 +219,8 @@ impl<B: Backend> Batch<'_, B> {
         let layout = self.adaptation.map(|adaptation| &adaptation.layout);
         let mut acts = Activations::new(backend, &self.model.spec, layout, pack.len(), Keep::Layer)?;
         let device = backend.pack(pack)?;
-        let input = Input { pack, device: &device, adaptation: self.adaptation, dropout: None };
+        let read = Read::new(backend, pack, rows.iter().copied())?;
+        let input = Input { adaptation: self.adaptation, ..Input::new(pack, &device).reading(read.as_ref()) };
         self.model.forward(backend, &mut acts, &input, Some(Cache { cache, keep }), &mut NoTaps)?;
         self.model.logits(backend, &acts, rows)
     }

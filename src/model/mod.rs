@@ -18,6 +18,7 @@ pub mod generate;
 mod norm;
 pub mod places;
 pub mod prompt;
+pub mod read;
 pub mod spec;
 pub mod weights;
 
@@ -29,6 +30,7 @@ pub use forward::{Cache, DropoutPlan, Input};
 pub use full::{FullTuning, WeightLayout};
 pub use generate::{Generation, Prompt, Sampling};
 pub use prompt::PromptStart;
+pub use read::Read;
 pub use spec::Spec;
 pub use weights::Weights;
 

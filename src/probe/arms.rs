@@ -5,7 +5,7 @@ use super::packing::{Group, Packer};
 use crate::Result;
 use crate::backend::{Backend, KvCache, WideElement};
 use crate::hooks::{Record, Selection, Site};
-use crate::model::{Activations, Adaptation, Cache, Gradients, Input, Keep, Labels, Model};
+use crate::model::{Activations, Adaptation, Cache, Gradients, Input, Keep, Labels, Model, Read};
 
 /// What one group of prompts gave.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,9 +42,11 @@ pub(super) fn read<B: Backend>(
     let mut computed = 0;
     while let Some(batch) = packer.next(&cache.segments) {
         let device = backend.pack(&batch.pack)?;
-        let mut input = Input::new(&batch.pack, &device);
+        let last: Vec<usize> = batch.last.iter().map(|&(_, _, row)| row).collect();
+        let read = Read::new(backend, &batch.pack, last.iter().copied().chain(batch.targets.iter().map(|t| t.row)))?;
+        let mut input = Input::new(&batch.pack, &device).reading(read.as_ref());
         input.adaptation = adaptation;
-        let mut record = Record::new(selection.clone(), batch.last.iter().map(|&(_, _, row)| row).collect());
+        let mut record = Record::new(selection.clone(), last);
         let kept = Cache { cache: &mut cache, keep: &batch.keep };
         model.forward(backend, &mut acts, &input, Some(kept), &mut record)?;
         for (l, &(site, layer)) in places.iter().enumerate() {
@@ -56,7 +58,7 @@ pub(super) fn read<B: Backend>(
 
         let label_rows: Vec<u32> = batch.targets.iter().map(|t| t.row as u32).collect();
         let tokens: Vec<u32> = batch.targets.iter().map(|t| t.token).collect();
-        let labels = Labels::new(backend, &label_rows, &tokens, &vec![1.0; tokens.len()])?;
+        let labels = Labels::new(backend, read.as_ref(), &label_rows, &tokens, &vec![1.0; tokens.len()])?;
         // Only losses are wanted: scratch for a backward of no rows.
         let mut scratch = Gradients::new(backend, spec, 0, labels.count)?;
         model.loss(backend, &acts, &labels, &mut scratch);

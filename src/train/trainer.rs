@@ -14,7 +14,7 @@ use super::tuned::Tuned;
 use crate::backend::{AdamwStep, Backend, WideElement};
 use crate::formats::adapter::{Adapter, AdapterConfig};
 use crate::hooks::NoTaps;
-use crate::model::{Activations, DropoutPlan, FullTuning, Gradients, Input, Keep, Labels, Model, Spec, Wanted};
+use crate::model::{Activations, DropoutPlan, FullTuning, Gradients, Input, Keep, Labels, Model, Read, Spec, Wanted};
 use crate::shape::Pack;
 use crate::{Error, Result};
 
@@ -468,10 +468,11 @@ impl<B: Backend> Trainer<B> {
     ) -> Result<Losses<B>> {
         let weight = |i: usize| f64::from(pass.counts[i]) / label_tokens[pass.runs[i]] as f64;
         let weights: Vec<f64> = (0..pass.rows.len()).map(weight).collect();
-        let labels = Labels::new(backend, &pass.rows, &pass.targets, &weights)?;
+        let read = Read::new(backend, &pass.pack, pass.rows.iter().map(|&row| row as usize))?;
+        let labels = Labels::new(backend, read.as_ref(), &pass.rows, &pass.targets, &weights)?;
         let device = backend.pack(&pass.pack)?;
         let keys = (self.options.dropout > 0.0).then(|| dropout_keys(&pass.pack, rows_before));
-        let mut input = Input::new(&pass.pack, &device);
+        let mut input = Input::new(&pass.pack, &device).reading(read.as_ref());
         input.adaptation = self.tuned.adaptation();
         input.dropout = keys.as_deref().map(|keys| DropoutPlan { p: self.options.dropout, seeds, keys });
         model.forward(backend, &mut self.acts, &input, None, &mut NoTaps)?;

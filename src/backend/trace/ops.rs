@@ -420,7 +420,7 @@ impl Backend for Trace {
         bias: Option<&NullWeight>,
         dims: LinearDims,
     ) {
-        let op = self.log("linear_fwd");
+        let op = self.log_products("linear_fwd", 1, dims);
         product(op, out.0, x.0, *weight, dims);
         same(op, "the bias's length", bias.map_or(dims.output, |b| b.0), dims.output);
     }
@@ -433,7 +433,7 @@ impl Backend for Trace {
         dims: LinearDims,
         _accumulate: bool,
     ) {
-        product(self.log("linear_bwd_input"), d_out.0, d_x.0, *weight, dims);
+        product(self.log_products("linear_bwd_input", 1, dims), d_out.0, d_x.0, *weight, dims);
     }
 
     fn linear_bwd_weight(
@@ -444,7 +444,7 @@ impl Backend for Trace {
         x: &NullReal,
         dims: LinearDims,
     ) {
-        let op = self.log("linear_bwd_weight");
+        let op = self.log_products("linear_bwd_weight", 1, dims);
         need(op, "d_weight", d_weight.0, offset + dims.output * dims.input);
         need(op, "d_out", d_out.0, dims.rows * dims.output);
         need(op, "x", x.0, dims.rows * dims.input);
@@ -530,7 +530,7 @@ impl Backend for Trace {
     }
 
     fn logits_fwd(&mut self, logits: &mut NullWide, x: &NullReal, head: &NullWeight, dims: LinearDims) {
-        product(self.log("logits_fwd"), logits.0, x.0, *head, dims);
+        product(self.log_products("logits_fwd", 1, dims), logits.0, x.0, *head, dims);
     }
 
     fn cross_entropy_fwd(
@@ -541,7 +541,7 @@ impl Backend for Trace {
         targets: &Vec<u32>,
         dims: LinearDims,
     ) {
-        labels(self.log("cross_entropy_fwd"), *loss, *x, *head, targets, dims);
+        labels(self.log_products("cross_entropy_fwd", 1, dims), *loss, *x, *head, targets, dims);
     }
 
     fn cross_entropy_bwd(
@@ -555,7 +555,7 @@ impl Backend for Trace {
         row_weights: &NullWide,
         dims: LinearDims,
     ) {
-        let op = self.log("cross_entropy_bwd");
+        let op = self.log_products("cross_entropy_bwd", if d_head.is_some() { 3 } else { 2 }, dims);
         labels(op, *loss, *x, *head, targets, dims);
         need(op, "d_x", d_x.0, dims.rows * dims.input);
         if let Some((d_head, offset)) = d_head {

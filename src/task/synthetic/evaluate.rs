@@ -7,7 +7,7 @@ use super::episodes::{self, Episode, Labels, Split};
 use crate::backend::{Backend, WideElement};
 use crate::formats::tokenizer::Tokenizer;
 use crate::hooks::NoTaps;
-use crate::model::{Activations, Input, Keep, Model};
+use crate::model::{Activations, Input, Keep, Model, Read};
 use crate::shape::{Label, Sequence, forest};
 use crate::{Error, Result};
 
@@ -123,10 +123,11 @@ pub fn accuracies<B: Backend>(
     for (encoded, episodes) in encoded.chunks(at_once).zip(episodes.chunks(at_once)) {
         let sequences: Vec<Sequence> = encoded.iter().map(|e| Sequence::ids(&e.ids, None, Label::Text)).collect();
         let packed = forest(&sequences, usize::MAX);
-        let device = backend.pack(&packed.pack)?;
-        model.forward(backend, &mut acts, &Input::new(&packed.pack, &device), None, &mut NoTaps)?;
         let places = encoded.iter().enumerate().flat_map(|(s, e)| e.answers.iter().map(move |&answer| (s, answer - 1)));
         let rows: Vec<usize> = places.map(|(s, token)| packed.row(s, token)).collect();
+        let (device, read) = (backend.pack(&packed.pack)?, Read::new(backend, &packed.pack, rows.iter().copied())?);
+        let input = Input::new(&packed.pack, &device).reading(read.as_ref());
+        model.forward(backend, &mut acts, &input, None, &mut NoTaps)?;
         let logits = model.logits(backend, &acts, &rows)?;
         let mut logits = logits.chunks_exact(model.spec.vocab);
         for episode in episodes {

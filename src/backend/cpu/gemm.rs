@@ -11,6 +11,9 @@
 //! - contiguous along k, as in a forward: its rows are rows, the left operand's are lanes, and the result is turned;
 //! - but if the right operand is small, or k is, it is cheaper to turn that: again its columns are lanes.
 //!
+//! **Pairs.** Where the instruction set multiplies pairs of bfloat16 and both operands are bfloat16, a pair of elements
+//! along k takes the place of an element everywhere below: packing puts them side by side, and k is half as long.
+//!
 //! Weights of another dtype are never expanded as a whole, but in blocks that stay in cache. With a few rows on the
 //! left nothing is packed: see [`thin`]. (Goto and van de Geijn 2008 describe the loops around the tile.)
 
@@ -30,6 +33,8 @@ const SMALL: usize = 1 << 17;
 const VECTORS: usize = 12;
 /// Tiles' worth of the right operand's rows in a task, at most.
 const TILES: usize = 8;
+/// Pairs that a tile reads at once: operands in pairs are as long as a multiple of this.
+const PAIRS: usize = 16;
 /// Length of k below which turning the right operand is cheaper than turning the result.
 const SHALLOW: usize = 128;
 
@@ -41,6 +46,8 @@ pub struct Operand<'a, W> {
     pub(super) stride: usize,
     pub(super) transposed: bool,
     pub(super) rounding: Option<Rounding<W>>,
+    /// How many elements along k there are, if they are taken in pairs: those behind them are zeros.
+    pub(super) pairs: Option<usize>,
 }
 
 /// Rounds elements to a narrower type in place.
@@ -54,7 +61,7 @@ impl<'a, W: Float> Operand<'a, W> {
 
     /// As [`new`](Self::new), for elements of whatever type.
     pub fn host(data: HostSlice<'a>, stride: usize) -> Self {
-        Self { data, from: 0, stride, transposed: false, rounding: None }
+        Self { data, from: 0, stride, transposed: false, rounding: None, pairs: None }
     }
 
     /// Element `(i, k)` is `data[k * stride + i]`.
@@ -74,11 +81,27 @@ impl<'a, W: Float> Operand<'a, W> {
 
     /// The columns (along k) from `k` on.
     pub(super) fn along(self, k: usize) -> Self {
-        Self { from: self.from + k * if self.transposed { self.stride } else { 1 }, ..self }
+        let (k, pairs) = match self.pairs {
+            None => (k, None),
+            Some(left) => ((2 * k).min(left), Some(left.saturating_sub(2 * k))),
+        };
+        Self { from: self.from + k * if self.transposed { self.stride } else { 1 }, pairs, ..self }
+    }
+
+    /// The same with pairs of bfloat16 for elements, where `k` of them lie along k.
+    fn in_pairs(self, k: usize) -> Self {
+        Self { pairs: Some(k), ..self }
     }
 
     /// Its elements where they lie, if the tile can read them there.
     fn direct(&self) -> Option<Rows<'a, W>> {
+        if let Some(k) = self.pairs {
+            // A tile reads whole steps, in vectors of pairs.
+            let whole = !self.transposed && k.is_multiple_of(2 * PAIRS) && self.stride.is_multiple_of(2);
+            let HostSlice::Bf16(data) = self.data else { return None };
+            let data = if whole { W::pairs(&data[self.from.min(data.len())..])? } else { return None };
+            return Some(Rows { data, row: self.stride / 2, k: 1 });
+        }
         let data = if self.rounding.is_none() { W::same(self.data)? } else { return None };
         let (row, k) = if self.transposed { (1, self.stride) } else { (self.stride, 1) };
         Some(Rows { data: &data[self.from.min(data.len())..], row, k })
@@ -96,6 +119,7 @@ pub struct Gemm<W> {
     isa: Isa,
     team: Team,
     tiles: Tiles<W>,
+    pair_tiles: Option<Tiles<W>>,
     left: Vec<W>,
     slots: Vec<Slot<W>>,
 }
@@ -111,30 +135,38 @@ struct Slot<W> {
 /// What is done with `out[row, column..]`.
 pub type Store<'a, W> = &'a (dyn Fn(usize, usize, &[W]) + Sync);
 
-/// A product, and how k is cut.
+/// A product, how k is cut, and what multiplies.
 #[derive(Clone, Copy)]
-struct Shape {
+struct Shape<W> {
     m: usize,
     n: usize,
     k: usize,
     block: usize,
+    tiles: Tiles<W>,
 }
 
-impl Shape {
+impl<W> Shape<W> {
     /// The blocks of k, where each begins and how long it is; one even if k is 0, so that sums are set.
-    fn blocks(self) -> impl Iterator<Item = (usize, usize)> {
-        (0..self.k.max(1)).step_by(self.block).map(move |k0| (k0, self.block.min(self.k - k0)))
+    fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + use<W> {
+        let (k, block) = (self.k, self.block);
+        (0..k.max(1)).step_by(block).map(move |k0| (k0, block.min(k - k0)))
     }
 
     /// Where the block of k from `k0` on begins in `rows` packed rows.
-    fn at(self, k0: usize, rows: usize) -> usize {
+    fn at(&self, k0: usize, rows: usize) -> usize {
         rows * (k0 / self.block) * DEPTH
     }
 
     /// Elements of `rows` packed rows.
-    fn packed(self, rows: usize) -> usize {
+    fn packed(&self, rows: usize) -> usize {
         rows * self.k.max(1).div_ceil(self.block) * DEPTH
     }
+}
+
+/// Whether operands may be taken in pairs: they are bfloat16, and an operand is only rounded to the other's dtype.
+fn in_pairs<W>(left: &Operand<'_, W>, right: &Operand<'_, W>) -> bool {
+    let bf16 = |operand: &Operand<'_, W>| matches!(operand.data, HostSlice::Bf16(_));
+    bf16(left) && !left.transposed && (bf16(right) || right.rounding.is_some())
 }
 
 /// Cuts `units` into equal tasks of at most `most`, as many as keep all of `members` busy to the end.
@@ -162,7 +194,7 @@ impl<W: Float> Gemm<W> {
     /// With memory for a team.
     pub fn new(isa: Isa, team: Team) -> Self {
         let slots = (0..team.members()).map(|_| Slot::default()).collect();
-        Self { isa, team, tiles: W::tiles(isa), left: Vec::new(), slots }
+        Self { isa, team, tiles: W::tiles(isa), pair_tiles: W::pair_tiles(isa), left: Vec::new(), slots }
     }
 
     /// `store(row, column, part of the row)` for all of `left [m, k] right [n, k]^T`, in no particular order and from
@@ -173,13 +205,19 @@ impl<W: Float> Gemm<W> {
         }
         left.check("left", m, k);
         right.check("right", n, k);
-        let block = k.div_ceil(k.div_ceil(DEPTH).max(1)).max(1).next_multiple_of(8).min(DEPTH);
+        let (mut k, mut left, mut right, mut tiles, mut step) = (k, left, right, self.tiles, 8);
+        let pairs = self.pair_tiles.filter(|_| k > 0 && in_pairs(&left, &right));
+        if let Some(pair_tiles) = pairs {
+            (left, right, tiles, step) = (left.in_pairs(k), right.in_pairs(k), pair_tiles, PAIRS);
+            k = k.div_ceil(2).next_multiple_of(PAIRS);
+        }
+        let block = k.div_ceil(k.div_ceil(DEPTH).max(1)).max(1).next_multiple_of(step).min(DEPTH);
         let used = if m * n * k < SMALL { 1 } else { self.slots.len() };
-        let few = m <= thin::ROWS && !right.transposed && right.rounding.is_none();
+        let few = m <= thin::ROWS && !right.transposed && right.rounding.is_none() && pairs.is_none();
         let thin = if few { W::thin(self.isa) } else { None };
-        let turned = right.transposed || n <= 2 * self.tiles.lanes || k < SHALLOW;
+        let turned = right.transposed || n <= 2 * tiles.lanes || k < SHALLOW;
         for first in (0..m).step_by(CHUNK) {
-            let shape = Shape { m: CHUNK.min(m - first), n, k, block };
+            let shape = Shape { m: CHUNK.min(m - first), n, k, block, tiles };
             let left = left.skip(first);
             let store = |row: usize, column: usize, x: &[W]| store(first + row, column, x);
             match thin {
@@ -192,14 +230,14 @@ impl<W: Float> Gemm<W> {
 
     fn thin(
         &mut self,
-        shape: Shape,
+        shape: Shape<W>,
         used: usize,
         thin: fn(Thin<'_, W>),
         left: Operand<'_, W>,
         right: Operand<'_, W>,
         store: Store<'_, W>,
     ) {
-        let Shape { m, n, k, block } = shape;
+        let Shape { m, n, k, block, .. } = shape;
         let Self { isa, team, left: memory, slots, .. } = self;
         let memory = pack_left(*isa, memory, shape, left);
         workers(team, &mut slots[..used], n.div_ceil(thin::COLUMNS), |slot, task| {
@@ -216,15 +254,15 @@ impl<W: Float> Gemm<W> {
     /// The columns of the result are lanes, its rows rows.
     fn columns_as_lanes(
         &mut self,
-        shape: Shape,
+        shape: Shape<W>,
         used: usize,
         left: Operand<'_, W>,
         right: Operand<'_, W>,
         store: Store<'_, W>,
     ) {
-        let Shape { m, n, .. } = shape;
-        let Self { isa, team, tiles, left: memory, slots } = self;
-        let (isa, tiles) = (*isa, *tiles);
+        let Shape { m, n, tiles, .. } = shape;
+        let Self { isa, team, left: memory, slots, .. } = self;
+        let isa = *isa;
         let direct = left.direct();
         let memory = if direct.is_none() { pack_left(isa, memory, shape, left) } else { &[] };
         let vectors = n.div_ceil(tiles.lanes);
@@ -257,15 +295,15 @@ impl<W: Float> Gemm<W> {
     /// The rows of the result are lanes, its columns rows: the result is turned.
     fn columns_as_rows(
         &mut self,
-        shape: Shape,
+        shape: Shape<W>,
         used: usize,
         left: Operand<'_, W>,
         right: Operand<'_, W>,
         store: Store<'_, W>,
     ) {
-        let Shape { m, n, k, .. } = shape;
-        let Self { isa, team, tiles, left: memory, slots } = self;
-        let (isa, tiles) = (*isa, *tiles);
+        let Shape { m, n, k, tiles, .. } = shape;
+        let Self { isa, team, left: memory, slots, .. } = self;
+        let isa = *isa;
         let lanes = m.next_multiple_of(tiles.lanes);
         let memory = grow(memory, lanes * k);
         let shared = Shared::new(memory);
@@ -321,7 +359,7 @@ pub fn grow<T: Default + Clone>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
 }
 
 /// The left operand as rows, block after block of k.
-fn pack_left<'a, W: Float>(isa: Isa, memory: &'a mut Vec<W>, shape: Shape, left: Operand<'_, W>) -> &'a [W] {
+fn pack_left<'a, W: Float>(isa: Isa, memory: &'a mut Vec<W>, shape: Shape<W>, left: Operand<'_, W>) -> &'a [W] {
     let memory = grow(memory, shape.packed(shape.m));
     for (k0, depth) in shape.blocks() {
         pack_rows(isa, &mut memory[shape.at(k0, shape.m)..], left.along(k0), shape.m, depth);
@@ -358,16 +396,16 @@ mod tests {
         out
     }
 
-    fn check<W: Float, S: Element<W>>(shape: [usize; 3], tolerance: f64) {
+    fn check<W: Float, A: Element<W>, S: Element<W>>(shape: [usize; 3], tolerance: f64) {
         let [m, n, k] = shape;
-        let (a, b): (Vec<W>, Vec<S>) = (stored(&numbers(m * k, 1)), stored::<W, S>(&numbers(n * k, 2)));
+        let (a, b): (Vec<A>, Vec<S>) = (stored::<W, A>(&numbers(m * k, 1)), stored::<W, S>(&numbers(n * k, 2)));
         let flip = |rows: usize, columns: usize| move |i: usize| (i % rows) * columns + i / rows;
-        let at: Vec<W> = (0..m * k).map(flip(m, k)).map(|i| a[i]).collect();
+        let at: Vec<A> = (0..m * k).map(flip(m, k)).map(|i| a[i]).collect();
         let bt: Vec<S> = (0..n * k).map(flip(n, k)).map(|i| b[i]).collect();
         let exact: Vec<f64> = (0..m * n)
-            .map(|i| (0..k).map(|p| a[i / n * k + p].to_f64() * b[i % n * k + p].widen().to_f64()).sum())
+            .map(|i| (0..k).map(|p| a[i / n * k + p].widen().to_f64() * b[i % n * k + p].widen().to_f64()).sum())
             .collect();
-        for &isa in Isa::available() {
+        for isa in isas() {
             let mut gemm = Gemm::new(isa, Team::new(3));
             let results = [
                 run(&mut gemm, shape, Operand::new(&a, k), Operand::new(&b, k)),
@@ -375,10 +413,12 @@ mod tests {
                 run(&mut gemm, shape, Operand::new(&at, m).transposed(), Operand::new(&bt, n).transposed()),
                 run(&mut gemm, shape, Operand::new(&at, m).transposed(), Operand::new(&b, k)),
             ];
-            for result in &results {
+            // A left operand that is contiguous along its rows is not taken in pairs, and gives other bits.
+            let pairs = gemm.pair_tiles.is_some() && in_pairs::<W>(&Operand::new(&a, k), &Operand::new(&b, k));
+            for result in &results[..if pairs { 2 } else { 4 }] {
                 assert!(*result == results[0], "{shape:?} {isa:?}: layouts differ");
             }
-            for (i, (found, exact)) in results[0].iter().zip(&exact).enumerate() {
+            for (i, (found, exact)) in results.iter().flat_map(|result| result.iter().zip(&exact)).enumerate() {
                 let error = (found.to_f64() - exact).abs();
                 assert!(
                     error <= tolerance * (k as f64).sqrt(),
@@ -388,35 +428,71 @@ mod tests {
         }
     }
 
+    /// Those of this processor, and tiles that are emulated where it has none.
+    fn isas() -> Vec<Isa> {
+        let mut isas = Isa::available().to_vec();
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        if isas.contains(&Isa::Avx512) && !isas.contains(&Isa::Amx) {
+            crate::backend::cpu::amx::emulator::install();
+            isas.push(Isa::Amx);
+        }
+        isas
+    }
+
     #[test]
     fn products_of_every_dtype_layout_and_instruction_set_agree_with_sums() {
         let shapes = [[1, 1, 1], [1, 50, 7], [3, 17, 320], [8, 49, 321], [9, 97, 33], [31, 64, 641], [70, 130, 100]];
         for shape in shapes.into_iter().chain([[129, 200, 700], [2, 3, 0], [2, 40, 333], [4, 70, 651]]) {
-            check::<f32, f32>(shape, 1e-6);
-            check::<f32, bf16>(shape, 1e-6);
-            check::<f32, f16>(shape, 1e-6);
-            check::<f32, f64>(shape, 1e-6);
-            check::<f64, f64>(shape, 1e-15);
-            check::<f64, f32>(shape, 1e-15);
-            check::<f64, bf16>(shape, 1e-15);
-            check::<f64, f16>(shape, 1e-15);
+            check::<f32, f32, f32>(shape, 1e-6);
+            check::<f32, f32, bf16>(shape, 1e-6);
+            check::<f32, f32, f16>(shape, 1e-6);
+            check::<f32, f32, f64>(shape, 1e-6);
+            check::<f32, bf16, bf16>(shape, 1e-6);
+            check::<f64, f64, f64>(shape, 1e-15);
+            check::<f64, f64, f32>(shape, 1e-15);
+            check::<f64, f64, bf16>(shape, 1e-15);
+            check::<f64, f64, f16>(shape, 1e-15);
+        }
+    }
+
+    #[test]
+    fn weights_that_are_rounded_to_bfloat16_give_the_bits_of_rounded_weights() {
+        for [m, n, k] in [[3, 50, 100], [40, 20, 96], [70, 130, 333]] {
+            let a = stored::<f32, bf16>(&numbers(m * k, 5));
+            for isa in isas() {
+                let mut gemm = Gemm::new(isa, Team::alone());
+                for transposed in [false, true] {
+                    let laid = |x| if transposed { Operand { stride: n, transposed, ..x } } else { x };
+                    let (wide, narrow) =
+                        (stored::<f32, f32>(&numbers(n * k, 6)), stored::<f32, bf16>(&numbers(n * k, 6)));
+                    let round: Rounding<f32> = |_, x| x.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+                    let wide = laid(Operand::new(&wide, k)).rounded(Some(round));
+                    let found = run(&mut gemm, [m, n, k], Operand::new(&a, k), wide);
+                    let expected = run(&mut gemm, [m, n, k], Operand::new(&a, k), laid(Operand::new(&narrow, k)));
+                    assert!(found == expected, "{isa:?} {m} {n} {k} transposed {transposed}");
+                }
+            }
         }
     }
 
     #[test]
     fn a_rows_bits_depend_on_no_other_row_and_on_no_thread() {
-        let [m, n, k] = [300, 100, 777];
-        let (a, b) = (stored::<f32, f32>(&numbers(m * k, 3)), stored::<f32, bf16>(&numbers(n * k, 4)));
-        for &isa in Isa::available() {
-            let all =
-                run(&mut Gemm::<f32>::new(isa, Team::alone()), [m, n, k], Operand::new(&a, k), Operand::new(&b, k));
-            let mut gemm = Gemm::<f32>::new(isa, Team::new(4));
-            for (first, rows) in
-                [(0, 300), (0, 1), (299, 1), (5, 2), (9, 3), (4, 4), (7, 5), (100, 8), (33, 64), (1, 255)]
-            {
-                let part = run(&mut gemm, [rows, n, k], Operand::new(&a[first * k..], k), Operand::new(&b, k));
-                assert!(part == all[first * n..(first + rows) * n], "{isa:?}: {rows} rows from {first}");
-            }
+        for isa in isas() {
+            rows_alone::<f32, bf16>(isa, [300, 100, 777]);
+            rows_alone::<bf16, bf16>(isa, if isa == Isa::Amx { [70, 100, 352] } else { [300, 100, 777] });
+        }
+    }
+
+    fn rows_alone<A: Element<f32>, S: Element<f32>>(isa: Isa, [m, n, k]: [usize; 3]) {
+        let (a, b) = (stored::<f32, A>(&numbers(m * k, 3)), stored::<f32, S>(&numbers(n * k, 4)));
+        let right = Operand::new(&b, k);
+        let all = run(&mut Gemm::<f32>::new(isa, Team::alone()), [m, n, k], Operand::new(&a, k), right);
+        let mut gemm = Gemm::<f32>::new(isa, Team::new(4));
+        for (first, rows) in [(0, 300), (0, 1), (299, 1), (5, 2), (9, 3), (4, 4), (7, 5), (100, 8), (33, 64), (1, 255)]
+        {
+            let (first, rows) = (first.min(m - 1), rows.min(m - first.min(m - 1)));
+            let part = run(&mut gemm, [rows, n, k], Operand::new(&a[first * k..], k), right);
+            assert!(part == all[first * n..(first + rows) * n], "{isa:?}: {rows} rows from {first}");
         }
     }
 }

@@ -5,12 +5,15 @@
 
 mod activation;
 mod adamw;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod attention_bwd;
 mod context;
 mod cross_entropy;
 mod embed;
 mod gemm;
+mod isa;
 mod layer_norm;
 mod linear;
 mod lora;
@@ -35,7 +38,8 @@ use crate::Result;
 use crate::formats::safetensors::TensorView;
 use crate::shape::Pack;
 use context::Context;
-pub use simd::{Element, Float, Isa};
+pub use isa::Isa;
+pub use simd::{Element, Float};
 pub use weight::Weight;
 
 /// The processor. `W` is the type of arithmetic and of wide buffers, `R` the compute dtype.

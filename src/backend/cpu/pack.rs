@@ -1,5 +1,7 @@
 //! Operands of matrix products brought into the order and the type in which the tile reads them.
 
+mod pairs;
+
 use std::array::from_fn;
 
 use super::gemm::Operand;
@@ -8,6 +10,9 @@ use super::tile::DEPTH;
 
 /// Packs `count` rows of `depth` elements at distance [`DEPTH`].
 pub fn pack_rows<W: Float>(isa: Isa, to: &mut [W], from: Operand<'_, W>, count: usize, depth: usize) {
+    if let Some(k) = from.pairs {
+        return pairs::pack_rows(isa, bytemuck::cast_slice_mut(to), from, count, depth, k);
+    }
     W::visit(from.data, Packing { isa, panels: None, to, from, count, depth });
     if let Some(round) = from.rounding {
         to.chunks_mut(DEPTH).take(count).for_each(|row| round(isa, &mut row[..depth]));
@@ -17,6 +22,9 @@ pub fn pack_rows<W: Float>(isa: Isa, to: &mut [W], from: Operand<'_, W>, count: 
 /// Packs `count` lanes of `depth` elements into panels of twice `lanes`, the last of `lanes` if that is enough, with
 /// zeros for lanes that there are not.
 pub fn pack_panels<W: Float>(isa: Isa, lanes: usize, to: &mut [W], from: Operand<'_, W>, count: usize, depth: usize) {
+    if let Some(k) = from.pairs {
+        return pairs::pack_panels(isa, lanes, to, from, count, depth, k);
+    }
     W::visit(from.data, Packing { isa, panels: Some(lanes), to, from, count, depth });
     if let Some(round) = from.rounding {
         round(isa, &mut to[..count.next_multiple_of(lanes) * depth]);

@@ -8,6 +8,7 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 use half::{bf16, f16};
 
+pub use super::isa::Isa;
 use super::pack::{self, Square};
 use super::thin::{self, Thin};
 use super::tile::Tiles;
@@ -43,6 +44,10 @@ pub trait Float:
     fn erf(self) -> Self;
     /// The tile kernels for an instruction set.
     fn tiles(isa: Isa) -> Tiles<Self>;
+    /// The tile kernels for operands in pairs of bfloat16, if the instruction set has any.
+    fn pair_tiles(isa: Isa) -> Option<Tiles<Self>>;
+    /// Pairs of bfloat16 as elements of the same size, if there are such and they lie right in memory.
+    fn pairs(x: &[bf16]) -> Option<&[Self]>;
     /// What transposes squares of elements.
     fn turn(isa: Isa) -> fn(&mut Square<Self>);
     /// What multiplies a few rows, if the instruction set has something for it.
@@ -65,12 +70,14 @@ pub trait Element<W>: bytemuck::Pod + Default + Send + Sync {
     fn widen(self) -> W;
     /// From wide, rounded.
     fn narrow(x: W) -> Self;
+    /// To bfloat16, rounded.
+    fn to_bf16(self) -> bf16;
     /// The host's view of a slice.
     fn host(slice: &[Self]) -> HostSlice<'_>;
 }
 
 macro_rules! elements {
-    ($($wide:ty, $stored:ty, $host:ident, $x:ident: $widen:expr, $narrow:expr;)*) => {
+    ($($wide:ty, $stored:ty, $host:ident, $x:ident: $widen:expr, $narrow:expr, $bf16:expr;)*) => {
         $(impl Element<$wide> for $stored {
             #[inline(always)]
             fn widen(self) -> $wide {
@@ -81,6 +88,11 @@ macro_rules! elements {
             fn narrow($x: $wide) -> Self {
                 $narrow
             }
+            #[inline(always)]
+            fn to_bf16(self) -> bf16 {
+                let $x = self;
+                $bf16
+            }
             fn host(slice: &[Self]) -> HostSlice<'_> {
                 HostSlice::$host(slice)
             }
@@ -88,14 +100,14 @@ macro_rules! elements {
     };
 }
 elements! {
-    f32, f32, F32, x: x, x;
-    f32, f64, F64, x: x as f32, f64::from(x);
-    f32, bf16, Bf16, x: f32::from_bits(u32::from(x.to_bits()) << 16), bf16::from_bits(bf16_bits(x));
-    f32, f16, F16, x: f16_to_f32(x.to_bits()), f16::from_bits(f16_bits(x));
-    f64, f64, F64, x: x, x;
-    f64, f32, F32, x: f64::from(x), x as f32;
-    f64, bf16, Bf16, x: f64::from(x.to_f32()), bf16::from_f64(x);
-    f64, f16, F16, x: f64::from(x.to_f32()), f16::from_f64(x);
+    f32, f32, F32, x: x, x, bf16::from_bits(bf16_bits(x));
+    f32, f64, F64, x: x as f32, f64::from(x), bf16::from_f64(x);
+    f32, bf16, Bf16, x: f32::from_bits(u32::from(x.to_bits()) << 16), bf16::from_bits(bf16_bits(x)), x;
+    f32, f16, F16, x: f16_to_f32(x.to_bits()), f16::from_bits(f16_bits(x)), bf16::from_bits(bf16_bits(f16_to_f32(x.to_bits())));
+    f64, f64, F64, x: x, x, bf16::from_f64(x);
+    f64, f32, F32, x: f64::from(x), x as f32, bf16::from_bits(bf16_bits(x));
+    f64, bf16, Bf16, x: f64::from(x.to_f32()), bf16::from_f64(x), x;
+    f64, f16, F16, x: f64::from(x.to_f32()), f16::from_f64(x), bf16::from_f32(x.to_f32());
 }
 
 #[inline(always)]
@@ -173,6 +185,15 @@ impl Float for f32 {
     fn tiles(isa: Isa) -> Tiles<Self> {
         Tiles::f32(isa)
     }
+    fn pair_tiles(isa: Isa) -> Option<Tiles<Self>> {
+        #[cfg(target_arch = "x86_64")]
+        return Tiles::pairs(isa);
+        #[cfg(not(target_arch = "x86_64"))]
+        return None;
+    }
+    fn pairs(x: &[bf16]) -> Option<&[Self]> {
+        bytemuck::try_cast_slice(&x[..x.len() & !1]).ok()
+    }
     fn turn(isa: Isa) -> fn(&mut Square<Self>) {
         pack::turn_f32(isa)
     }
@@ -216,6 +237,12 @@ impl Float for f64 {
     fn tiles(isa: Isa) -> Tiles<Self> {
         Tiles::f64(isa)
     }
+    fn pair_tiles(_: Isa) -> Option<Tiles<Self>> {
+        None
+    }
+    fn pairs(_: &[bf16]) -> Option<&[Self]> {
+        None
+    }
     fn turn(_: Isa) -> fn(&mut Square<Self>) {
         pack::turn
     }
@@ -231,56 +258,6 @@ impl Float for f64 {
             HostSlice::F32(s) => visitor.visit(s),
             HostSlice::Bf16(s) => visitor.visit(s),
             HostSlice::F16(s) => visitor.visit(s),
-        }
-    }
-}
-
-/// An instruction set that loops are compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
-    /// What every processor of the architecture has.
-    Plain,
-    /// AVX2 with FMA.
-    Avx2,
-    /// AVX-512 F, BW, DQ and VL.
-    Avx512,
-}
-
-impl Isa {
-    /// The best of this processor.
-    pub fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-            let avx512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl");
-            if avx2 && avx512 {
-                return Self::Avx512;
-            }
-            if avx2 {
-                return Self::Avx2;
-            }
-        }
-        Self::Plain
-    }
-
-    /// Its name, as `LLAMAPROBE_ISA` has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Plain => "plain",
-            Self::Avx2 => "avx2",
-            Self::Avx512 => "avx512",
-        }
-    }
-
-    /// Those this processor has, the plainest first.
-    pub fn available() -> &'static [Self] {
-        match Self::detect() {
-            Self::Plain => &[Self::Plain],
-            Self::Avx2 => &[Self::Plain, Self::Avx2],
-            Self::Avx512 => &[Self::Plain, Self::Avx2, Self::Avx512],
         }
     }
 }
@@ -315,7 +292,9 @@ macro_rules! multiversion {
                 $crate::backend::cpu::simd::Isa::Avx2 => unsafe { avx2::<$($generic),*>($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::backend::cpu::simd::Isa::Avx512 => unsafe { avx512::<$($generic),*>($($arg),*) },
+                $crate::backend::cpu::simd::Isa::Avx512
+                | $crate::backend::cpu::simd::Isa::Avx512Bf16
+                | $crate::backend::cpu::simd::Isa::Amx => unsafe { avx512::<$($generic),*>($($arg),*) },
                 _ => body::<$($generic,)* $({ const $fused: bool = false; $fused })?>($($arg),*),
             }
         }

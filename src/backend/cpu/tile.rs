@@ -6,13 +6,12 @@
 
 use std::array::from_fn;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx::{self, Tiled};
 use super::simd::{Float, Isa};
 
 /// Elements along k that are multiplied at once; the distance of two packed rows.
 pub const DEPTH: usize = 320;
-
-/// Rows that stay in the second-level cache while lanes pass by.
-const CACHED_ROWS: usize = 112;
 
 /// The operand whose elements are broadcast: `(i, p)` is `data[i * row + p * k]`.
 #[derive(Clone, Copy)]
@@ -53,7 +52,7 @@ impl<'a, W> Panels<'a, W> {
 
 /// `c (+)= b v`: `k`, `b` with its distance of rows and along k, `v` with its distance along k, `c` with its distance
 /// of rows, whether to add.
-type Kernel<W> = unsafe fn(usize, *const W, usize, usize, *const W, usize, *mut W, usize, bool);
+pub type Kernel<W> = unsafe fn(usize, *const W, usize, usize, *const W, usize, *mut W, usize, bool);
 
 /// Kernels of so many rows: for rows that are contiguous along k, and for elements of one k that are contiguous.
 type Height<W> = (usize, [Kernel<W>; 2]);
@@ -65,10 +64,15 @@ pub struct Tiles<W> {
     pub lanes: usize,
     /// Rows of the tallest tile over two vectors.
     pub rows: usize,
+    /// Rows that stay in the second-level cache while lanes pass by; a multiple of `rows`.
+    cached: usize,
     /// Over two vectors, from the tallest to one row.
-    wide: [Height<W>; 5],
+    wide: [Height<W>; 6],
     /// Over one vector.
-    narrow: [Height<W>; 5],
+    narrow: [Height<W>; 6],
+    /// What a thread has to have while it multiplies.
+    #[cfg(target_arch = "x86_64")]
+    tiled: fn() -> Option<Tiled>,
 }
 
 impl<W: Float> Tiles<W> {
@@ -101,8 +105,10 @@ impl<W: Float> Tiles<W> {
             assert!(v.data.len() >= body.max(tail), "tile: {} elements in panels of {lanes}", v.data.len());
         }
         let unit = usize::from(b.k != 1);
-        for part in (0..rows).step_by(CACHED_ROWS) {
-            let end = rows.min(part + CACHED_ROWS);
+        #[cfg(target_arch = "x86_64")]
+        let _tiled = (self.tiled)();
+        for part in (0..rows).step_by(self.cached) {
+            let end = rows.min(part + self.cached);
             for panel in 0..whole + usize::from(narrow > 0) {
                 let (heights, v_k) = if panel < whole { (&self.wide, v.k) } else { (&self.narrow, v.last) };
                 let mut row = part;
@@ -225,6 +231,7 @@ impl<W: Float, const N: usize> Lanes<W> for Plain<W, N> {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
+    use std::mem::transmute;
 
     use super::Lanes;
 
@@ -265,6 +272,44 @@ mod x86 {
             })*
         };
     }
+    /// Pairs of bfloat16, of whose products both are added to a sum in single precision; subnormal numbers count as 0.
+    #[derive(Clone, Copy)]
+    pub struct Pairs(__m512);
+
+    impl Lanes<f32> for Pairs {
+        const COUNT: usize = 16;
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: the caller's promise: the processor has the instruction.
+            Self(unsafe { __m512::zero() })
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: the caller's promise: the elements are readable.
+            Self(unsafe { __m512::load(from) })
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: the caller's promise: the elements are writable.
+            unsafe { self.0.store(to) }
+        }
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: the caller's promise: the processor has the instruction.
+            Self(unsafe { __m512::splat(x) })
+        }
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: as above; both types are 512 bits.
+            Self(unsafe { _mm512_dpbf16_ps(self.0, transmute::<__m512, __m512bh>(a.0), transmute(b.0)) })
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: as above.
+            Self(unsafe { self.0.add(other.0) })
+        }
+    }
+
     lanes! {
         f32, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps;
         f64, __m256d, 4, _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_set1_pd, _mm256_fmadd_pd, _mm256_add_pd;
@@ -288,21 +333,28 @@ macro_rules! tiles {
                     Isa::Avx2 => Self {
                         lanes: size_of::<std::arch::x86_64::$v256>() / size_of::<$w>(),
                         rows: 6,
-                        wide: tiles!(heights avx2, 2: 6 4 2 1 1),
-                        narrow: tiles!(heights avx2, 1: 12 6 4 2 1),
+                        cached: 108,
+                        tiled: || None,
+                        wide: tiles!(heights avx2, 2: 6 4 2 1 1 1),
+                        narrow: tiles!(heights avx2, 1: 12 6 4 2 1 1),
                     },
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => Self {
+                    Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => Self {
                         lanes: size_of::<std::arch::x86_64::$v512>() / size_of::<$w>(),
                         rows: 14,
-                        wide: tiles!(heights avx512, 2: 14 8 4 2 1),
-                        narrow: tiles!(heights avx512, 1: 14 8 4 2 1),
+                        cached: 112,
+                        tiled: || None,
+                        wide: tiles!(heights avx512, 2: 14 8 4 2 1 1),
+                        narrow: tiles!(heights avx512, 1: 14 8 4 2 1 1),
                     },
                     _ => Self {
                         lanes: $plain,
                         rows: 4,
-                        wide: tiles!(heights plain, 2: 4 2 1 1 1),
-                        narrow: tiles!(heights plain, 1: 8 4 2 1 1),
+                        cached: 112,
+                        #[cfg(target_arch = "x86_64")]
+                        tiled: || None,
+                        wide: tiles!(heights plain, 2: 4 2 1 1 1 1),
+                        narrow: tiles!(heights plain, 1: 8 4 2 1 1 1),
                     },
                 }
             }
@@ -332,3 +384,29 @@ macro_rules! tiles {
 }
 tiles!(f32, f32, 4, __m256, __m512);
 tiles!(f64, f64, 2, __m256d, __m512d);
+
+#[cfg(target_arch = "x86_64")]
+impl Tiles<f32> {
+    /// The tiles of `isa` for operands whose elements are pairs of bfloat16 along k, if it has any; for those of AMX `k`
+    /// is a multiple of [`amx::STEP`].
+    pub fn pairs(isa: Isa) -> Option<Self> {
+        tiles!(kernel pairs, f32, x86::Pairs, #[target_feature(enable = "avx512f,avx512bf16")]);
+        match isa {
+            Isa::Avx512Bf16 => Some(Self {
+                wide: tiles!(heights pairs, 2: 14 8 4 2 1 1),
+                narrow: tiles!(heights pairs, 1: 14 8 4 2 1 1),
+                ..Self::f32(isa)
+            }),
+            Isa::Amx => Some(Self {
+                rows: 32,
+                cached: 128,
+                wide: amx::heights::<2>().map(|(rows, kernel)| (rows, [kernel, kernel])),
+                narrow: amx::heights::<1>().map(|(rows, kernel)| (rows, [kernel, kernel])),
+                // SAFETY: an `Isa` is only made where it was detected.
+                tiled: || Some(unsafe { Tiled::new() }),
+                ..Self::f32(isa)
+            }),
+            Isa::Plain | Isa::Avx2 | Isa::Avx512 => None,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Instruction sets, and which of them this processor has.
+
+use std::sync::OnceLock;
+
+/// An instruction set that loops are compiled for; each includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// What every processor of the architecture has.
+    Plain,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// The same with products of pairs of bfloat16 in vectors.
+    Avx512Bf16,
+    /// The same with products of pairs of bfloat16 in tiles.
+    Amx,
+}
+
+/// What a processor has, the plainest first, and which of it is best.
+struct Found {
+    available: Vec<Isa>,
+    best: Isa,
+}
+
+impl Isa {
+    /// The best of this processor.
+    pub fn detect() -> Self {
+        found().best
+    }
+
+    /// Its name, as `LLAMAPROBE_ISA` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512bf16",
+            Self::Amx => "amx",
+        }
+    }
+
+    /// Those this processor has, the plainest first.
+    pub fn available() -> &'static [Self] {
+        &found().available
+    }
+}
+
+fn found() -> &'static Found {
+    static FOUND: OnceLock<Found> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let mut found = Found { available: vec![Isa::Plain], best: Isa::Plain };
+        #[cfg(target_arch = "x86_64")]
+        x86::look(&mut found);
+        found
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+
+    use super::{Found, Isa};
+
+    pub fn look(found: &mut Found) {
+        let mut has = |isa: Isa, here: bool, best: bool| {
+            if here {
+                found.available.push(isa);
+                if best {
+                    found.best = isa;
+                }
+            }
+            here
+        };
+        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        if !has(Isa::Avx2, avx2, true) || !has(Isa::Avx512, avx512, true) {
+            return;
+        }
+        // Intel's cores multiply pairs at half the rate of single precision, unless in tiles; AMD's at twice the rate.
+        has(Isa::Avx512Bf16, is_x86_feature_detected!("avx512bf16"), by_amd());
+        has(Isa::Amx, amx(), true);
+    }
+
+    fn by_amd() -> bool {
+        let id = __cpuid(0);
+        [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
+    }
+
+    /// Whether there are tiles with products of bfloat16, and the system lets this process use them, which it must be
+    /// asked for: the state of tiles is large.
+    fn amx() -> bool {
+        const BF16: u32 = 1 << 22;
+        const TILE: u32 = 1 << 24;
+        __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (BF16 | TILE) == BF16 | TILE && permitted()
+    }
+
+    #[cfg(target_os = "linux")]
+    fn permitted() -> bool {
+        const REQUEST_STATE: libc::c_ulong = 0x1023;
+        const TILE_DATA: libc::c_ulong = 18;
+        // SAFETY: the call reads no memory; a kernel that does not know it says so.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_STATE, TILE_DATA) == 0 }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn permitted() -> bool {
+        false
+    }
+}

@@ -1,0 +1,156 @@
+//! Packing in pairs of bfloat16: elements `2 p` and `2 p + 1` along k lie side by side, as one element of four bytes.
+
+use half::bf16;
+
+use super::super::gemm::Operand;
+use super::super::simd::{Element, Float, Isa, Visit, multiversion};
+use super::{DEPTH, transpose};
+use crate::backend::HostSlice;
+
+/// Packs `count` rows of `depth` pairs at distance [`DEPTH`] pairs; elements from the `k`-th on are zeros.
+pub fn pack_rows<W: Float>(isa: Isa, to: &mut [bf16], from: Operand<'_, W>, count: usize, depth: usize, k: usize) {
+    assert!(!from.transposed, "pack: rows in pairs that are not contiguous along k");
+    for (i, row) in to.chunks_mut(2 * DEPTH).take(count).enumerate() {
+        let (row, behind) = row[..2 * depth].split_at_mut(k.min(2 * depth));
+        read(isa, row, from.skip(i));
+        behind.fill(bf16::ZERO);
+    }
+}
+
+/// Packs `count` lanes of `depth` pairs into panels; see [`pack_panels`](super::pack_panels).
+pub fn pack_panels<W: Float>(
+    isa: Isa,
+    lanes: usize,
+    to: &mut [W],
+    from: Operand<'_, W>,
+    count: usize,
+    depth: usize,
+    k: usize,
+) {
+    let k = k.min(2 * depth);
+    let to = &mut to[..count.next_multiple_of(lanes) * depth];
+    if from.transposed {
+        return W::visit(from.data, Columns { isa, lanes, to: bytemuck::cast_slice_mut(to), from, count, depth, k });
+    }
+    for first in (0..count).step_by(2 * lanes) {
+        let (from, count) = (from.skip(first), (count - first).min(2 * lanes));
+        let width = count.next_multiple_of(lanes);
+        let panel = &mut to[first * depth..][..width * depth];
+        if count < width || k < 2 * depth {
+            panel.fill(W::ZERO);
+        }
+        if let Some(pairs) = whole_pairs(&from, k) {
+            transpose(isa, panel, width, pairs, from.stride / 2, count, k / 2);
+            continue;
+        }
+        let mut row = [bf16::ZERO; 2 * DEPTH];
+        for lane in 0..count {
+            read(isa, &mut row[..k], from.skip(lane));
+            let pairs = bytemuck::cast_slice_mut::<W, [bf16; 2]>(panel).chunks_exact_mut(width);
+            row[k..(k + 1).min(2 * DEPTH)].fill(bf16::ZERO);
+            pairs.zip(row.as_chunks().0).take(k.div_ceil(2)).for_each(|(to, &pair)| to[lane] = pair);
+        }
+    }
+}
+
+/// The elements as the pairs that they are in memory, if every row begins with a whole one and ends with one.
+fn whole_pairs<'a, W: Float>(from: &Operand<'a, W>, k: usize) -> Option<&'a [W]> {
+    match from.data {
+        HostSlice::Bf16(x) if k.is_multiple_of(2) && from.stride.is_multiple_of(2) => W::pairs(&x[from.from..]),
+        _ => None,
+    }
+}
+
+/// `to = ` the first elements of the operand, which are contiguous.
+fn read<W: Float>(isa: Isa, to: &mut [bf16], from: Operand<'_, W>) {
+    W::visit(from.data, Narrowing { isa, to, from: from.from });
+}
+
+struct Narrowing<'a> {
+    isa: Isa,
+    to: &'a mut [bf16],
+    from: usize,
+}
+
+impl<W: Float> Visit<W> for Narrowing<'_> {
+    fn visit<S: Element<W>>(self, data: &[S]) {
+        narrow(self.isa, self.to, &data[self.from..]);
+    }
+}
+
+multiversion! {
+    fn narrow[W: Float, S: Element<W>](to: &mut [bf16], from: &[S]) {
+        for (o, x) in to.iter_mut().zip(from) {
+            *o = x.to_bf16();
+        }
+    }
+}
+
+/// An operand that is contiguous along its lanes.
+struct Columns<'a, 'b, W> {
+    isa: Isa,
+    lanes: usize,
+    to: &'a mut [u32],
+    from: Operand<'b, W>,
+    count: usize,
+    depth: usize,
+    k: usize,
+}
+
+impl<W: Float> Visit<W> for Columns<'_, '_, W> {
+    fn visit<S: Element<W>>(self, data: &[S]) {
+        let Self { isa, lanes, to, from, count, depth, k } = self;
+        for first in (0..count).step_by(2 * lanes) {
+            let (at, count) = (from.skip(first).from, (count - first).min(2 * lanes));
+            let width = count.next_multiple_of(lanes);
+            interleave(isa, &mut to[first * depth..][..width * depth], width, &data[at..], from.stride, count, k);
+        }
+    }
+}
+
+/// Two elements of bfloat16 as they lie in memory.
+#[inline(always)]
+fn pair(first: bf16, second: bf16) -> u32 {
+    u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16
+}
+
+multiversion! {
+    /// `to [depth, width] = ` pairs of `from [k, count]`, and zeros behind both ends.
+    fn interleave[W: Float, S: Element<W>](
+        to: &mut [u32],
+        width: usize,
+        from: &[S],
+        stride: usize,
+        count: usize,
+        k: usize,
+    ) {
+        for (p, to) in to.chunks_exact_mut(width).enumerate() {
+            let rows = k.saturating_sub(2 * p).min(2);
+            if rows < 2 || count < width {
+                to.fill(0);
+            }
+            let row = |i: usize| &from[(2 * p + i) * stride..][..count];
+            match rows {
+                2 if count == WIDE => interleave_some::<W, S, WIDE>(to, row(0), row(1)),
+                2 => to.iter_mut().zip(row(0).iter().zip(row(1))).for_each(|(o, (a, b))| *o = pair(a.to_bf16(), b.to_bf16())),
+                1 => to.iter_mut().zip(row(0)).for_each(|(o, a)| *o = pair(a.to_bf16(), bf16::ZERO)),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Lanes of a whole panel.
+const WIDE: usize = 32;
+
+/// Of known length, so that nothing but vectors is left of it.
+#[inline(always)]
+fn interleave_some<W, S: Element<W>, const N: usize>(to: &mut [u32], first: &[S], second: &[S]) {
+    if let (Some(to), Some(a), Some(b)) =
+        (to.first_chunk_mut::<N>(), first.first_chunk::<N>(), second.first_chunk::<N>())
+    {
+        for i in 0..N {
+            to[i] = pair(a[i].to_bf16(), b[i].to_bf16());
+        }
+    }
+}

@@ -29,6 +29,14 @@ impl Isa {
         found().best
     }
 
+    /// The one that plain loops are compiled for.
+    pub(super) fn of_loops(self) -> Self {
+        match self {
+            Self::Avx512Bf16 | Self::Amx => Self::Avx512,
+            other => other,
+        }
+    }
+
     /// Its name, as `LLAMAPROBE_ISA` has it.
     pub fn name(self) -> &'static str {
         match self {

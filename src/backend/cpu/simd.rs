@@ -286,15 +286,13 @@ macro_rules! multiversion {
             fn avx512<$($generic: $bound),*>($($arg: $type),*) $(-> $result)? {
                 body::<$($generic,)* $({ const $fused: bool = true; $fused })?>($($arg),*)
             }
-            match isa {
+            match isa.of_loops() {
                 // SAFETY: the value is only made where detection found the instructions.
                 #[cfg(target_arch = "x86_64")]
                 $crate::backend::cpu::simd::Isa::Avx2 => unsafe { avx2::<$($generic),*>($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::backend::cpu::simd::Isa::Avx512
-                | $crate::backend::cpu::simd::Isa::Avx512Bf16
-                | $crate::backend::cpu::simd::Isa::Amx => unsafe { avx512::<$($generic),*>($($arg),*) },
+                $crate::backend::cpu::simd::Isa::Avx512 => unsafe { avx512::<$($generic),*>($($arg),*) },
                 _ => body::<$($generic,)* $({ const $fused: bool = false; $fused })?>($($arg),*),
             }
         }

@@ -301,7 +301,9 @@ mod x86 {
         #[inline(always)]
         unsafe fn add_product(self, a: Self, b: Self) -> Self {
             // SAFETY: as above; both types are 512 bits.
-            Self(unsafe { _mm512_dpbf16_ps(self.0, transmute::<__m512, __m512bh>(a.0), transmute(b.0)) })
+            Self(unsafe {
+                _mm512_dpbf16_ps(self.0, transmute::<__m512, __m512bh>(a.0), transmute::<__m512, __m512bh>(b.0))
+            })
         }
         #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
@@ -328,7 +330,7 @@ macro_rules! tiles {
                 tiles!(kernel avx2, $w, std::arch::x86_64::$v256, #[target_feature(enable = "avx2,fma")]);
                 #[cfg(target_arch = "x86_64")]
                 tiles!(kernel avx512, $w, std::arch::x86_64::$v512, #[target_feature(enable = "avx512f")]);
-                match isa {
+                match isa.of_loops() {
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx2 => Self {
                         lanes: size_of::<std::arch::x86_64::$v256>() / size_of::<$w>(),
@@ -339,7 +341,7 @@ macro_rules! tiles {
                         narrow: tiles!(heights avx2, 1: 12 6 4 2 1 1),
                     },
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => Self {
+                    Isa::Avx512 => Self {
                         lanes: size_of::<std::arch::x86_64::$v512>() / size_of::<$w>(),
                         rows: 14,
                         cached: 112,

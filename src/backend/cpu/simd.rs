@@ -52,6 +52,8 @@ pub trait Float:
     fn turn(isa: Isa) -> fn(&mut Square<Self>);
     /// What multiplies a few rows, if the instruction set has something for it.
     fn thin(isa: Isa) -> Option<fn(Thin<'_, Self>)>;
+    /// The same for operands in pairs of bfloat16 that can be read where they lie.
+    fn thin_pairs(isa: Isa) -> Option<fn(Thin<'_, Self>)>;
     /// The elements, if they are of this type.
     fn same(slice: HostSlice<'_>) -> Option<&[Self]>;
     /// Does something with elements of whatever type.
@@ -200,6 +202,9 @@ impl Float for f32 {
     fn thin(isa: Isa) -> Option<fn(Thin<'_, Self>)> {
         thin::thin_f32(isa)
     }
+    fn thin_pairs(isa: Isa) -> Option<fn(Thin<'_, Self>)> {
+        thin::thin_pairs(isa)
+    }
     fn same(slice: HostSlice<'_>) -> Option<&[Self]> {
         if let HostSlice::F32(slice) = slice { Some(slice) } else { None }
     }
@@ -247,6 +252,9 @@ impl Float for f64 {
         pack::turn
     }
     fn thin(_: Isa) -> Option<fn(Thin<'_, Self>)> {
+        None
+    }
+    fn thin_pairs(_: Isa) -> Option<fn(Thin<'_, Self>)> {
         None
     }
     fn same(slice: HostSlice<'_>) -> Option<&[Self]> {

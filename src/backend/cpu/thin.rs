@@ -42,6 +42,19 @@ pub fn thin_f32(isa: Isa) -> Option<fn(Thin<'_, f32>)> {
     None
 }
 
+/// As [`thin_f32`], for operands in pairs of bfloat16 that lie as the tile reads them.
+pub fn thin_pairs(isa: Isa) -> Option<fn(Thin<'_, f32>)> {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512Bf16 {
+        return Some(|thin| {
+            let right = thin.right.direct().expect("thin: pairs that do not lie as the tile reads them");
+            multiply::<f32, true>(thin, right.data, right.row);
+        });
+    }
+    let _ = isa;
+    None
+}
+
 /// A product on a processor with AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 struct Avx2<'a>(Thin<'a, f32>);
@@ -49,29 +62,40 @@ struct Avx2<'a>(Thin<'a, f32>);
 #[cfg(target_arch = "x86_64")]
 impl Visit<f32> for Avx2<'_> {
     fn visit<S: Element<f32>>(self, data: &[S]) {
-        let Thin { sums, left, right, m, columns, k, block } = self.0;
-        let data = &data[right.from..];
-        let packed = m * x86::DEPTH * k.max(1).div_ceil(block);
-        assert!(left.len() >= packed && sums.len() >= m * COLUMNS, "thin: {} of {packed} packed", left.len());
-        assert!((1..=COLUMNS).contains(&columns) && block <= x86::DEPTH, "thin: {columns} columns, blocks of {block}");
-        assert!(data.len() >= (columns - 1) * right.stride + k, "thin: right operand of {} elements", data.len());
-        let (sums, left, data, stride) = (sums.as_mut_ptr(), left.as_ptr(), data.as_ptr(), right.stride);
-        // SAFETY: the operands reach as far by the checks above; this is only made where AVX2 and FMA were detected.
-        unsafe {
-            match m {
-                1 => x86::product::<S, 1, 4>(sums, left, data, stride, columns, k, block),
-                2 => x86::product::<S, 2, 2>(sums, left, data, stride, columns, k, block),
-                3 => x86::product::<S, 3, 2>(sums, left, data, stride, columns, k, block),
-                4 => x86::product::<S, 4, 2>(sums, left, data, stride, columns, k, block),
-                _ => panic!("thin: {m} rows of at most {ROWS}"),
-            }
-        }
+        let (from, stride) = (self.0.right.from, self.0.right.stride);
+        multiply::<S, false>(self.0, &data[from..], stride);
     }
+}
+
+/// The product with `data`, whose rows are at distance `stride`; of pairs on a processor with AVX512-BF16, else on one
+/// with AVX2.
+#[cfg(target_arch = "x86_64")]
+fn multiply<S: Element<f32>, const PAIRS: bool>(thin: Thin<'_, f32>, data: &[S], stride: usize) {
+    let Thin { sums, left, m, columns, k, block, .. } = thin;
+    let packed = m * x86::DEPTH * k.max(1).div_ceil(block);
+    assert!(left.len() >= packed && sums.len() >= m * COLUMNS, "thin: {} of {packed} packed", left.len());
+    assert!((1..=COLUMNS).contains(&columns) && block <= x86::DEPTH, "thin: {columns} columns, blocks of {block}");
+    assert!(data.len() >= (columns - 1) * stride + k, "thin: right operand of {} elements", data.len());
+    let product = match (m, PAIRS) {
+        (1, false) => x86::numbers::<S, 1, 4>,
+        (2, false) => x86::numbers::<S, 2, 2>,
+        (3, false) => x86::numbers::<S, 3, 2>,
+        (4, false) => x86::numbers::<S, 4, 2>,
+        (1, true) => x86::pairs::<S, 1, 4>,
+        (2, true) => x86::pairs::<S, 2, 2>,
+        (3, true) => x86::pairs::<S, 3, 2>,
+        (4, true) => x86::pairs::<S, 4, 2>,
+        _ => panic!("thin: {m} rows of at most {ROWS}"),
+    };
+    // SAFETY: the operands reach as far by the checks above; a function is only chosen where its instructions were
+    // detected.
+    unsafe { product(sums.as_mut_ptr(), left.as_ptr(), data.as_ptr(), stride, columns, k, block) };
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
+    use std::mem::transmute;
 
     use super::super::pack::turn_vectors;
     use super::super::simd::Element;
@@ -86,7 +110,7 @@ mod x86 {
     /// # Safety
     /// The operands are as long as [`Thin`](super::Thin) says, with `M` rows, and the processor has AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn product<S: Element<f32>, const M: usize, const GROUPS: usize>(
+    pub unsafe fn numbers<S: Element<f32>, const M: usize, const GROUPS: usize>(
         out: *mut f32,
         left: *const f32,
         right: *const S,
@@ -95,49 +119,78 @@ mod x86 {
         k: usize,
         block: usize,
     ) {
-        for first in (0..columns).step_by(GROUPS * SQUARE) {
-            let mut rows = [[right; SQUARE]; GROUPS];
-            for (i, row) in rows.as_flattened_mut().iter_mut().enumerate() {
-                // Lanes behind the last column repeat it, and are not stored.
-                // SAFETY: the column exists.
-                *row = unsafe { right.add((first + i).min(columns - 1) * stride) };
-            }
-            let mut totals = [[_mm256_setzero_ps(); M]; GROUPS];
-            for (index, k0) in (0..k).step_by(block).enumerate() {
-                // SAFETY: the block exists in the packed operand.
-                let x = unsafe { left.add(index * M * DEPTH) };
-                let depth = block.min(k - k0);
-                let mut sums = [[_mm256_setzero_ps(); M]; GROUPS];
-                // Two squares side by side use up a line of the cache; the groups' chains overlap.
-                let whole = depth - depth % (2 * SQUARE);
-                for p in (0..whole).step_by(2 * SQUARE) {
-                    for (sums, rows) in sums.iter_mut().zip(&rows) {
-                        for row in rows {
-                            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(k0 + p + AHEAD).cast());
-                        }
-                        // SAFETY: both squares lie inside the block.
-                        unsafe {
-                            step(sums, x.add(p), rows, k0 + p, SQUARE);
-                            step(sums, x.add(p + SQUARE), rows, k0 + p + SQUARE, SQUARE);
+        // SAFETY: the caller's promise.
+        unsafe { product::<S, M, GROUPS, false>(out, left, right, stride, columns, k, block) }
+    }
+
+    /// # Safety
+    /// As for [`numbers`]; elements are pairs of bfloat16, and the processor has AVX512-BF16 too.
+    #[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512bf16")]
+    pub unsafe fn pairs<S: Element<f32>, const M: usize, const GROUPS: usize>(
+        out: *mut f32,
+        left: *const f32,
+        right: *const S,
+        stride: usize,
+        columns: usize,
+        k: usize,
+        block: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { product::<S, M, GROUPS, true>(out, left, right, stride, columns, k, block) }
+    }
+
+    /// # Safety
+    /// As for [`numbers`] or [`pairs`].
+    #[inline(always)]
+    unsafe fn product<S: Element<f32>, const M: usize, const GROUPS: usize, const PAIRS: bool>(
+        out: *mut f32,
+        left: *const f32,
+        right: *const S,
+        stride: usize,
+        columns: usize,
+        k: usize,
+        block: usize,
+    ) {
+        // SAFETY: blocks and columns exist in the operands, columns behind the last repeat it, and rows of the result have
+        // `COLUMNS` elements, a multiple of a vector's; the instructions are the caller's promise.
+        unsafe {
+            for first in (0..columns).step_by(GROUPS * SQUARE) {
+                let mut rows = [[right; SQUARE]; GROUPS];
+                for (i, row) in rows.as_flattened_mut().iter_mut().enumerate() {
+                    // Lanes behind the last column repeat it, and are not stored.
+                    *row = right.add((first + i).min(columns - 1) * stride);
+                }
+                let mut totals = [[_mm256_setzero_ps(); M]; GROUPS];
+                for (index, k0) in (0..k).step_by(block).enumerate() {
+                    let x = left.add(index * M * DEPTH);
+                    let depth = block.min(k - k0);
+                    let mut sums = [[_mm256_setzero_ps(); M]; GROUPS];
+                    // Two squares side by side use up a line of the cache; the groups' chains overlap.
+                    let whole = depth - depth % (2 * SQUARE);
+                    for p in (0..whole).step_by(2 * SQUARE) {
+                        for (sums, rows) in sums.iter_mut().zip(&rows) {
+                            for row in rows {
+                                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(k0 + p + AHEAD).cast());
+                            }
+                            step::<S, M, PAIRS>(sums, x.add(p), rows, k0 + p, SQUARE);
+                            step::<S, M, PAIRS>(sums, x.add(p + SQUARE), rows, k0 + p + SQUARE, SQUARE);
                         }
                     }
-                }
-                for p in (whole..depth).step_by(SQUARE) {
-                    for (sums, rows) in sums.iter_mut().zip(&rows) {
-                        // SAFETY: the elements lie inside the block.
-                        unsafe { step(sums, x.add(p), rows, k0 + p, SQUARE.min(depth - p)) };
+                    for p in (whole..depth).step_by(SQUARE) {
+                        for (sums, rows) in sums.iter_mut().zip(&rows) {
+                            step::<S, M, PAIRS>(sums, x.add(p), rows, k0 + p, SQUARE.min(depth - p));
+                        }
+                    }
+                    for (total, sum) in totals.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+                        *total = if k0 == 0 { *sum } else { _mm256_add_ps(*total, *sum) };
                     }
                 }
-                for (total, sum) in totals.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
-                    *total = if k0 == 0 { *sum } else { _mm256_add_ps(*total, *sum) };
-                }
-            }
-            for (group, totals) in totals.iter().enumerate() {
-                for (row, total) in totals.iter().enumerate() {
-                    let column = first + group * SQUARE;
-                    if column < COLUMNS {
-                        // SAFETY: rows of the result have `COLUMNS` elements, a multiple of a vector's.
-                        unsafe { _mm256_storeu_ps(out.add(row * COLUMNS + column), *total) };
+                for (group, totals) in totals.iter().enumerate() {
+                    for (row, total) in totals.iter().enumerate() {
+                        let column = first + group * SQUARE;
+                        if column < COLUMNS {
+                            _mm256_storeu_ps(out.add(row * COLUMNS + column), *total);
+                        }
                     }
                 }
             }
@@ -149,7 +202,7 @@ mod x86 {
     /// # Safety
     /// The operands have `count <= 8` elements, and the processor has AVX2 and FMA.
     #[inline(always)]
-    unsafe fn step<S: Element<f32>, const M: usize>(
+    unsafe fn step<S: Element<f32>, const M: usize, const PAIRS: bool>(
         sums: &mut [__m256; M],
         x: *const f32,
         rows: &[*const S; SQUARE],
@@ -175,7 +228,13 @@ mod x86 {
             }
             for (i, lane) in turn_vectors(square).into_iter().enumerate().take(count) {
                 for (row, sum) in sums.iter_mut().enumerate() {
-                    *sum = _mm256_fmadd_ps(_mm256_broadcast_ss(&*x.add(row * DEPTH + i)), lane, *sum);
+                    let x = _mm256_broadcast_ss(&*x.add(row * DEPTH + i));
+                    *sum = if PAIRS {
+                        let x = transmute::<__m256, __m256bh>(x);
+                        _mm256_dpbf16_ps(*sum, x, transmute::<__m256, __m256bh>(lane))
+                    } else {
+                        _mm256_fmadd_ps(x, lane, *sum)
+                    };
                 }
             }
         }

@@ -42,7 +42,7 @@ collect)
     dir=$(cd "$dir" && pwd)
     cd "$here/.."
     built bin build --profile "$profile"
-    built test test --profile "$profile" --test parity --no-run
+    built test test --profile "$profile" --test ops --no-run
     built bench bench --profile "$profile" --no-run
     ;;
 run)
@@ -69,11 +69,11 @@ print(":".join(p for r in sorted(roots) for d in ("cu13", "cuda_nvrtc", "cublas"
         "$@" > "$out/${name// /-}.log" 2>&1 || verdict="FAILED, see ${name// /-}.log"
         printf '%s\t%s\n' "$name" "$verdict" >> "$out/checks.tsv"
     }
-    check parity "$dir/parity" cuda_
+    check parity "$dir/ops" parity::cuda_
     sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2> /dev/null || true)
     for tool in memcheck racecheck; do
         if [ -n "$sanitizer" ]; then
-            check "parity under $tool" "$sanitizer" --tool "$tool" --error-exitcode 99 "$dir/parity" cuda_ --test-threads 1
+            check "parity under $tool" "$sanitizer" --tool "$tool" --error-exitcode 99 "$dir/ops" parity::cuda_ --test-threads 1
         else
             printf 'parity under %s\tnot run: no compute-sanitizer\n' "$tool" >> "$out/checks.tsv"
         fi

@@ -292,7 +292,7 @@ fn no_operation_is_missing_from_a_row() {
             found.push(format!("{op}: no bench"));
         }
     }
-    for test in ["tests/gradcheck.rs", "tests/parity.rs"] {
+    for test in ["tests/ops/gradcheck.rs", "tests/ops/parity.rs"] {
         let text = fs::read_to_string(root().join(test)).unwrap_or_default();
         if !text.contains("cases") {
             found.push(format!("{test} does not go through the cases"));

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Loads the adapters that tests/golden_peft.rs and golden_prompt.rs have trained into peft, and compares logits.
+"""Loads the adapters that tests/engine/golden_peft.rs and golden_prompt.rs have trained into peft, and compares logits.
 
-    LLAMAPROBE_KEEP=DIR cargo test --test golden_peft --test golden_prompt
+    LLAMAPROBE_KEEP=DIR cargo test --test engine golden_p
     check_adapter.py STORIES260K DIR
 
 Each DIR/case is an adapter with `logits.json`, this program's logits after the last token of the case's first sequence.

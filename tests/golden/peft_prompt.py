@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Twenty steps of prompt tuning by peft in f32: writes peft_prompt/, the reference of tests/golden_prompt.rs.
+"""Twenty steps of prompt tuning by peft in f32: writes peft_prompt/, the reference of tests/engine/golden_prompt.rs.
 
     peft_prompt.py OUT
 

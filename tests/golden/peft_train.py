@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Twenty steps of LoRA tuning by peft in f32: writes peft/, the reference of tests/golden_peft.rs.
+"""Twenty steps of LoRA tuning by peft in f32: writes peft/, the reference of tests/engine/golden_peft.rs.
 
     peft_train.py STORIES260K OUT
 

@@ -23,7 +23,7 @@ SPECIAL = [
 
 
 class Random:
-    """The generator that tests/text_metrics.rs has too, so that only scores are stored."""
+    """The generator that tests/task/metrics.rs has too, so that only scores are stored."""
 
     def __init__(self, seed):
         self.state = seed

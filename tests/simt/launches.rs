@@ -3,10 +3,10 @@
 use llamaprobe::backend::{Activation, AdamwStep, AttentionDims, LinearDims, LoraSite};
 use llamaprobe::shape::{KeptSegment, Pack, Token};
 
-use crate::machine::{Arg, Attention, Buffer, Tape};
 use crate::ops::cases::Case;
 use crate::ops::op::{Drop, Op};
-use crate::tables::{self, Forest, NO_ROW};
+use crate::simt::machine::{Arg, Attention, Buffer, Tape};
+use crate::simt::tables::{self, Forest, NO_ROW};
 use Arg::{At, Bits, Float, Inside, Int, Long, Null};
 
 /// Rows of a LoRA tile.

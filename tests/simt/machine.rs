@@ -1,5 +1,4 @@
 //! Builds kernels for the CPU and runs launches of them.
-#![allow(dead_code, reason = "each test program uses its own part")]
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -72,8 +71,8 @@ impl Mode {
     fn flags(self) -> &'static [&'static str] {
         match self {
             Self::Plain => &["-O1"],
-            Self::Address => &["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-            Self::Thread => &["-O1", "-g", "-fno-strict-aliasing", "-fsanitize=thread"],
+            Self::Address => &["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+            Self::Thread => &["-O1", "-g1", "-fno-strict-aliasing", "-fsanitize=thread"],
         }
     }
 }

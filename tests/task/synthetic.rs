@@ -1,7 +1,5 @@
 //! The invented world: what training may see, what it may not, and how it becomes tokens.
 
-mod support;
-
 use std::collections::HashSet;
 use std::sync::LazyLock;
 

@@ -1,15 +1,13 @@
 //! What must not change a single bit: other rows in the pack, how a path is cut into segments, where its rows lie,
 //! and the number of threads.
 
-#[path = "support/ops/mod.rs"]
-mod ops;
-
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{AttentionDims, Backend, LinearDims};
 use llamaprobe::shape::{KeptSegment, Label, Pack, PackBuilder, Parent, Token};
-use ops::cases::{self, Case};
-use ops::op::Op;
-use ops::{device, normal};
+
+use crate::ops::cases::{self, Case};
+use crate::ops::op::Op;
+use crate::ops::{device, normal};
 
 fn bits(x: &[f64]) -> Vec<u64> {
     x.iter().map(|x| x.to_bits()).collect()

@@ -1,14 +1,13 @@
 //! Gradients of soft prompts, of prefixes and of the MLPs that make them, through the whole model, in f64.
 
-mod support;
-
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::{EncoderShape, EncoderState, PromptKind, Reparameterization};
 use llamaprobe::hooks::NoTaps;
 use llamaprobe::model::{Activations, Adaptation, Encoder, Gradients, Input, Keep, Labels, Model, Wanted};
 use llamaprobe::shape::{Sequence, forest};
-use support::training::model;
+
+use crate::support::training::model;
 
 type Oracle = Cpu<f64>;
 

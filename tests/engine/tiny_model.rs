@@ -1,10 +1,8 @@
 //! The test models themselves: a test that reads one must be able to trust it.
 
-mod support;
-
 use std::fs;
 
-use support::tiny_model::{TinyModel, tokenizer_json};
+use crate::support::tiny_model::{TinyModel, tokenizer_json};
 
 #[test]
 fn a_tiny_model_is_complete_and_reproducible() {

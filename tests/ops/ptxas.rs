@@ -3,14 +3,11 @@
 //! (the path in `LLAMAPROBE_TEST_NVCC`, which unlike the other does not rebuild everything) with cuobjdump and nvdisasm
 //! beside it: `.ci/run` installs them.
 
-#[path = "simt/machine.rs"]
-mod machine;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use machine::{Attention, Dtype, SIMPLE};
+use crate::simt::machine::{self, Attention, Dtype, SIMPLE};
 
 const DEVICES: [&str; 3] = ["80", "90a", "120"];
 

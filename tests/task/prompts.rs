@@ -1,7 +1,5 @@
 //! Templates, data sets, demonstrations, prompts as tokens, metrics.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +8,8 @@ use llamaprobe::task::demonstrations::sample;
 use llamaprobe::task::metrics::score;
 use llamaprobe::task::prompts::{Lesson, Prompts, common_prefix};
 use llamaprobe::task::{Example, Task, Template};
+
+use crate::support;
 
 fn example(input: &str, output: &str) -> Example {
     Example::new(input, output)

@@ -1,7 +1,5 @@
 //! Checkpoints: a training that stops anywhere and is resumed ends as one that never stopped, byte for byte.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -19,8 +17,12 @@ use llamaprobe::train::settings::{Length, RunSettings};
 use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
 use llamaprobe::train::tuned::Tuned;
 use serde_json::{Value, json};
-use support::tiny_model::TinyModel;
-use support::training::{data, model, params, settings, trainer};
+
+use crate::support::{
+    self,
+    tiny_model::TinyModel,
+    training::{data, model, params, settings, trainer},
+};
 
 fn config() -> AdapterConfig {
     let targets = ["down_proj", "q_proj", "v_proj"].map(String::from).to_vec();

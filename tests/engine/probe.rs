@@ -1,7 +1,5 @@
 //! The probe: its plan, its packs, its three arms against a reader of one sequence at a time, and its report.
 
-mod support;
-
 use std::path::Path;
 
 use llamaprobe::backend::Backend;
@@ -20,7 +18,8 @@ use llamaprobe::probe::{Outcome, Phase, ProbeSettings, run};
 use llamaprobe::shape::{Label, Sequence, forest};
 use llamaprobe::task::prompts::Prompt;
 use llamaprobe::task::{Example, Task};
-use support::tiny_model::TinyModel;
+
+use crate::support::{self, tiny_model::TinyModel};
 
 type Device = Cpu<f32>;
 

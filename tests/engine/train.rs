@@ -1,7 +1,5 @@
 //! The trainer on a small model: what a run computes, alone and with others.
 
-mod support;
-
 use llamaprobe::Error;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
@@ -13,8 +11,12 @@ use llamaprobe::train::schedule::{Schedule, Warmup};
 use llamaprobe::train::settings::{Length, RunSettings};
 use llamaprobe::train::trainer::{Run, RunReport, StepReport, Trainer, TrainerOptions};
 use llamaprobe::train::tuned::Tuned;
-use support::tiny_model::TinyModel;
-use support::training::{data, difference, model, params, settings, trainer};
+
+use crate::support::{
+    self,
+    tiny_model::TinyModel,
+    training::{data, difference, model, params, settings, trainer},
+};
 
 /// Trains to the end.
 fn train<B: Backend>(backend: &mut B, model: &mut Model<B>, trainer: &mut Trainer<B>) -> Vec<StepReport> {

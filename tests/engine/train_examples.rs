@@ -1,7 +1,5 @@
 //! Examples of data files as sequences with labels, through a real tokenizer and chat template.
 
-mod support;
-
 use std::path::Path;
 
 use llamaprobe::formats::jsonl::Example;
@@ -10,7 +8,8 @@ use llamaprobe::train::data::{NO_LABEL, TrainSequence};
 use llamaprobe::train::examples::{DataOptions, Prepared, prepare};
 use llamaprobe::{Error, Result};
 use serde_json::json;
-use support::tiny_model::TinyModel;
+
+use crate::support::{self, tiny_model::TinyModel};
 
 const VOCAB: usize = 272;
 const CHAT: &str = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}\

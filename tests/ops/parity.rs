@@ -3,21 +3,18 @@
 //! A device of lower precision may be wrong by twice what the plain loops of its precision are wrong by, both against
 //! the oracle on the same rounded inputs. A new device takes one line: its own `#[test]`.
 
-#[cfg(feature = "cuda")]
-#[path = "support/cuda.rs"]
-mod cuda;
-#[path = "support/ops/mod.rs"]
-mod ops;
-
 use llamaprobe::backend::cpu::{Cpu, Isa};
 use llamaprobe::backend::trace::Trace;
-use ops::cases::{self, Case};
-use ops::naive::{self, Precision};
-use ops::op::Op;
+
 #[cfg(feature = "cuda")]
-use ops::parity::parity_on_tensor_cores;
-use ops::parity::{ORACLE, against_naive, all_cases, naive_results, parity, perturbed, results, scales};
-use ops::{device, normal};
+use crate::cuda;
+use crate::ops::cases::{self, Case};
+use crate::ops::naive::{self, Precision};
+use crate::ops::op::Op;
+#[cfg(feature = "cuda")]
+use crate::ops::parity::parity_on_tensor_cores;
+use crate::ops::parity::{ORACLE, against_naive, all_cases, naive_results, parity, perturbed, results, scales};
+use crate::ops::{device, normal};
 
 #[test]
 fn cpu_f32() {

@@ -1,7 +1,6 @@
 //! The whole model: forests against flat sequences, independence of rows, gradients in `f64`, and what a pass does to
 //! the device.
 
-#[path = "model/read.rs"]
 mod read;
 
 use llamaprobe::backend::cpu::Cpu;
@@ -16,8 +15,11 @@ use llamaprobe::model::{
     LoraShape, Model, Prompt, Sampling, Spec, Wanted, WeightLayout,
 };
 use llamaprobe::shape::{Forest, Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
+use llamaprobe::task::embedding::mean_states;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use crate::support;
 
 const LLAMA: &str = r#"{"model_type": "llama", "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3,
     "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4, "vocab_size": 23, "rms_norm_eps": 1e-5,
@@ -514,4 +516,22 @@ fn plan_is_allocated(config: &str) {
     let before = backend.bytes();
     let _grads = Gradients::new(backend, &spec, 17, 5).expect("memory");
     assert_eq!(backend.bytes() - before, Gradients::<Trace>::bytes(&spec, 17, 5, backend.element_sizes()));
+}
+
+#[test]
+fn mean_states_do_not_depend_on_the_packs() {
+    let backend = &mut Cpu::<f32>::new();
+    let dir = support::temp();
+    support::tiny_model::TinyModel::default().write(dir.path());
+    let model = Model::load(backend, dir.path()).expect("loads");
+    let sequences: Vec<Vec<u32>> =
+        (0..9).map(|i| (0..4 + 3 * (i % 4)).map(|j| 1 + (j * 7 + i / 3) % 200).collect()).collect();
+    let all = mean_states(backend, &model, &sequences, 1000).expect("states");
+    let width = model.spec.width;
+    assert_eq!(all.len(), 9 * width);
+    for (i, sequence) in sequences.iter().enumerate() {
+        let one = mean_states(backend, &model, std::slice::from_ref(sequence), 1).expect("states");
+        assert_eq!(one, all[i * width..(i + 1) * width], "sequence {i}");
+    }
+    assert_eq!(mean_states(backend, &model, &sequences, 20).expect("states"), all);
 }

@@ -4,22 +4,18 @@
 //! A kernel may be wrong by twice what the plain loops of its precision are wrong by, both against `Cpu<f64>` on the
 //! same rounded inputs.
 
-#[path = "simt/launches.rs"]
 mod launches;
-#[path = "simt/machine.rs"]
-mod machine;
-#[path = "support/ops/mod.rs"]
-mod ops;
-#[path = "simt/tables.rs"]
+pub mod machine;
 mod tables;
 
 use launches::{Output, Recorder};
 use llamaprobe::backend::cpu::Cpu;
 use machine::{Attention, Dtype, Machine, Mode, SCHEDULES, SIMPLE, Tape};
-use ops::cases::{self, Case};
-use ops::device;
-use ops::naive::{self, Precision};
-use ops::op::{Kind, Op};
+
+use crate::ops::cases::{self, Case};
+use crate::ops::device;
+use crate::ops::naive::{self, Precision};
+use crate::ops::op::{Kind, Op};
 
 const FACTOR: f64 = 2.0;
 
@@ -270,7 +266,12 @@ fn planted_bugs_are_found() {
         return;
     }
     let norm = Case::new("norm", Op::RmsNorm { rows: 3, width: 24, eps: 1e-5 });
-    let simple = |dtype| Subject { cases: vec![norm.clone()], ..simple(dtype) };
+    let simple = |dtype| Subject {
+        dtype,
+        files: &["rms_norm"],
+        attention: Attention::new(dtype, 16),
+        cases: vec![norm.clone()],
+    };
     let attention = || {
         let mut subject = attention(Dtype::Bf16, 16);
         subject.cases.retain(|case| case.name.starts_with("attention 16 2"));

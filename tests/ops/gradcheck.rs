@@ -1,13 +1,11 @@
 //! Every backward against differences of its forward, in 64-bit floats, and `=` against `+=` as documented.
 
-#[path = "support/ops/mod.rs"]
-mod ops;
-
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
-use ops::cases::{self, Case};
-use ops::op::Op;
-use ops::{device, normal};
+
+use crate::ops::cases::{self, Case};
+use crate::ops::op::Op;
+use crate::ops::{device, normal};
 
 /// Largest relative error of a gradient's element, beside a thousandth of that of the tensor's largest element.
 const TOLERANCE: f64 = 1e-6;

@@ -1,7 +1,5 @@
 //! The model that is part of the program: what it is, and that it can do what its card says.
 
-mod support;
-
 use std::fs;
 
 use llamaprobe::backend::cpu::Cpu;
@@ -12,6 +10,8 @@ use llamaprobe::probe::{ProbeSettings, run};
 use llamaprobe::task::Task;
 use llamaprobe::task::synthetic::evaluate::{Set, accuracies};
 use llamaprobe::task::synthetic::{corpus, events};
+
+use crate::support;
 
 fn model(backend: &mut Cpu<f32>) -> Model<Cpu<f32>> {
     let checkpoint = embedded::checkpoint().expect("the weights");

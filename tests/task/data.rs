@@ -1,15 +1,12 @@
 //! The data sets of the generation tasks in their original files, and demonstrations retrieved from them.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 
-use llamaprobe::backend::cpu::Cpu;
-use llamaprobe::model::Model;
 use llamaprobe::task::demonstrations::sample_for;
-use llamaprobe::task::embedding::mean_states;
 use llamaprobe::task::retrieval::{Query, Retriever, read_vectors};
 use llamaprobe::task::{Dataset, Example, Task};
+
+use crate::support;
 
 fn put(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);
@@ -253,22 +250,4 @@ fn vectors_of_a_file_are_checked() {
     }
     write(&[1.0, f32::NAN], vec![1, 2]);
     assert!(read_vectors(&path, "train", 1).is_err());
-}
-
-#[test]
-fn mean_states_do_not_depend_on_the_packs() {
-    let backend = &mut Cpu::<f32>::new();
-    let dir = support::temp();
-    support::tiny_model::TinyModel::default().write(dir.path());
-    let model = Model::load(backend, dir.path()).expect("loads");
-    let sequences: Vec<Vec<u32>> =
-        (0..9).map(|i| (0..4 + 3 * (i % 4)).map(|j| 1 + (j * 7 + i / 3) % 200).collect()).collect();
-    let all = mean_states(backend, &model, &sequences, 1000).expect("states");
-    let width = model.spec.width;
-    assert_eq!(all.len(), 9 * width);
-    for (i, sequence) in sequences.iter().enumerate() {
-        let one = mean_states(backend, &model, std::slice::from_ref(sequence), 1).expect("states");
-        assert_eq!(one, all[i * width..(i + 1) * width], "sequence {i}");
-    }
-    assert_eq!(mean_states(backend, &model, &sequences, 20).expect("states"), all);
 }

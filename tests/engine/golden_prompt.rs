@@ -1,7 +1,5 @@
 //! Prompt tuning against files made by peft (`tests/golden/peft_prompt.py`).
 
-mod support;
-
 use std::path::PathBuf;
 
 use llamaprobe::backend::Backend;
@@ -11,8 +9,12 @@ use llamaprobe::formats::config::ModelConfig;
 use llamaprobe::model::{Adaptation, Encoder, Model};
 use llamaprobe::train::trainer::{Trainer, TrainerOptions};
 use llamaprobe::train::tuned::Tuned;
-use support::peft::{Case, golden, logits, same_tensors};
-use support::training::difference;
+
+use crate::support::{
+    self,
+    peft::{Case, golden, logits, same_tensors},
+    training::difference,
+};
 
 /// What is trained, from a prompt as read.
 fn tuned<B: Backend>(backend: &mut B, model: &Model<B>, start: &Adapter) -> Tuned<B> {

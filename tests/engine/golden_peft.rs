@@ -1,7 +1,5 @@
 //! LoRA tuning against files made by peft (`tests/golden/peft_train.py`).
 
-mod support;
-
 use std::path::PathBuf;
 
 use llamaprobe::backend::Backend;
@@ -11,8 +9,12 @@ use llamaprobe::formats::config::ModelConfig;
 use llamaprobe::model::{Adaptation, Model};
 use llamaprobe::train::trainer::{Trainer, TrainerOptions};
 use llamaprobe::train::tuned::Tuned;
-use support::peft::{Case, golden, logits, same_tensors};
-use support::training::difference;
+
+use crate::support::{
+    self,
+    peft::{Case, golden, logits, same_tensors},
+    training::difference,
+};
 
 /// The largest difference of all A, and of all B, as shares of their largest magnitudes.
 fn apart(found: &LoraAdapter, expected: &LoraAdapter) -> (f64, f64) {

@@ -1,7 +1,5 @@
 //! Generation: against transformers, with beams, stop strings and lengths, through adapters and soft prompts.
 
-mod support;
-
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -12,6 +10,8 @@ use llamaprobe::formats::stops::Stops;
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::model::{Adaptation, Generation, Layout, LoraShape, Model, Prompt, Sampling};
 use serde_json::Value;
+
+use crate::support;
 
 fn tiny(backend: &mut Cpu<f32>) -> Model<Cpu<f32>> {
     let dir = support::temp();

@@ -1,0 +1,20 @@
+//! The engine: packs, the passes of a model, tuning and the experiment; against f64, against the files of the reference
+//! frameworks, and against itself where two ways must give the same bits.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod embedded;
+mod generate;
+mod golden;
+mod golden_peft;
+mod golden_prompt;
+mod model;
+mod probe;
+mod prompt_gradients;
+mod shape;
+mod tiny_model;
+mod train;
+mod train_examples;
+mod train_plan;
+mod train_resume;

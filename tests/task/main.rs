@@ -1,0 +1,9 @@
+//! Tasks: data sets, templates, demonstrations and metrics.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod data;
+mod metrics;
+mod prompts;
+mod synthetic;

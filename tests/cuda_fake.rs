@@ -419,6 +419,26 @@ fn a_failure_of_the_device_is_one_clear_error() {
 }
 
 #[test]
+fn the_memory_plan_is_what_the_driver_gives() {
+    let dir = workplace(safetensors::Dtype::BF16);
+    let (d, report) = (dir.path(), dir.path().join("report.json"));
+    for (line, name) in [(format!("{CAPTURE} --json"), "capture"), (TRAIN.to_owned(), "train")] {
+        let line = format!("{line} --device cuda:0 --out {{}}/{name}");
+        let planned: Value =
+            serde_json::from_str(&succeed(&mut program(d, &format!("{line} --dry-run")))).expect("a plan");
+        succeed(program(d, &line).env("FAKE_REPORT", &report));
+        let found: Value = serde_json::from_slice(&fs::read(&report).expect("a report")).expect("JSON");
+        let bytes = |of: &Value, what: &str| of[what].as_u64().unwrap_or_else(|| panic!("{what}: {of}"));
+        println!("{name}: {planned}, {found}");
+        let (total, taken) = (bytes(&planned["plan"], "total"), bytes(&found, "device"));
+        // A block of the device is a multiple of 256 bytes.
+        let rounding = 256 * bytes(&found, "blocks");
+        assert!(total.abs_diff(taken) <= rounding, "{name}: {total} planned, {taken} taken");
+        assert!(bytes(&found, "pinned") <= bytes(&planned["plan"], "pinned"), "{name}: {found}");
+    }
+}
+
+#[test]
 fn checkpoints_outlive_a_failure_of_the_device() {
     let dir = workplace(safetensors::Dtype::F32);
     let d = dir.path();

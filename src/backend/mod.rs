@@ -29,8 +29,8 @@ mod values;
 
 pub use crate::formats::config::Activation;
 pub use values::{
-    AdamwStep, AttentionDims, Captured, Dropout, HostSlice, KvCache, Landing, LinearDims, LoraSite, PromptSite, Tensor,
-    WideElement,
+    AdamwStep, AttentionDims, Captured, Dropout, HostSlice, KvCache, Landing, LinearDims, LoraSite, OwnMemory,
+    PassSize, PromptSite, Tensor, WideElement,
 };
 
 /// A device and its operations. See the module's documentation for the conventions.
@@ -55,6 +55,8 @@ pub trait Backend {
     /// Whether the device works while the host goes on, so that it is worth while to give it the next work before the
     /// results of the last are read.
     const RUNS_AHEAD: bool = false;
+    /// Whether weights in the compute dtype stay in the file's mapping.
+    const MAPS_WEIGHTS: bool = false;
 
     /// The device and dtype, such as `cpu f32`.
     fn name(&self) -> String;
@@ -67,6 +69,11 @@ pub trait Backend {
     fn real(&mut self, len: usize) -> Result<Self::Real>;
     /// Bytes of one element of a wide and of a compute-dtype buffer.
     fn element_sizes(&self) -> (usize, usize);
+    /// What the backend takes of itself for such passes, beside the buffers that it is asked for. The default is for a
+    /// device whose operations need next to nothing.
+    fn own_memory(&self, _pass: &PassSize) -> OwnMemory {
+        OwnMemory::default()
+    }
     /// A frozen weight, its elements those of the file rounded to the compute dtype.
     fn weight(&mut self, view: &TensorView) -> Result<Self::Weight>;
     /// A weight to be trained: a copy of `len` elements of wide parameters, from `offset` on.

@@ -119,6 +119,34 @@ impl std::fmt::Debug for Captured {
     }
 }
 
+/// What the passes of a plan are at most.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PassSize {
+    /// Rows N.
+    pub rows: usize,
+    /// Label rows M; 0 where there is no backward.
+    pub labels: usize,
+    /// Width of all query heads.
+    pub queries: usize,
+    /// Vocabulary V.
+    pub vocab: usize,
+    /// Rank of an adapted matrix; 0 for none.
+    pub rank: usize,
+    /// Runs that are trained.
+    pub runs: usize,
+    /// Bytes of each capture and download that may be on its way to the host at one time.
+    pub landing: Vec<usize>,
+}
+
+/// Bytes that a backend takes of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnMemory {
+    /// On the device: workspaces, scratch of operations, tables of packs.
+    pub scratch: usize,
+    /// Of the host, pinned, at most.
+    pub pinned: usize,
+}
+
 /// Element of [`Backend::Wide`] as the host sees it: `f32` everywhere but in the oracle.
 pub trait WideElement: bytemuck::Pod + Default + PartialOrd + std::fmt::Debug + Send + Sync {
     /// From `f64`, rounded.

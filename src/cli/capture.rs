@@ -1,5 +1,7 @@
 //! `capture`: states of a model at chosen sites, layers and tokens, as a safetensors file.
 
+use std::collections::HashMap;
+
 use serde_json::json;
 
 use super::args::{CaptureArgs, StoreDtype, Tokens};
@@ -55,15 +57,21 @@ impl Job for Capture<'_> {
         let batches = batches(&docs, args.batch_tokens)?;
         let rows = batches.iter().map(|docs| docs.pack.len()).max().unwrap_or(0);
         let layout = adaptation.as_ref().map(|a| &a.layout);
-        if args.dry_run {
-            return Plan::new(&backend, &found).inference::<B>(&model.spec, layout, rows).print(args.common.json);
-        }
         let sink = Sink {
             selection: &selection,
             heads: model.spec.heads,
             longest: docs.iter().map(|doc| doc.tokens.len()).max().unwrap_or(0),
         };
         let sites = sink.sites(&model.spec, layout)?;
+        if args.dry_run {
+            let kept = batches.iter().map(|docs| docs.rows(args.tokens).len()).max().unwrap_or(0);
+            let landing = sites.iter().map(|(_, width)| kept * width * size_of::<f32>()).collect();
+            let asked = sink.asked(&sites, [rows, kept]) * backend.element_sizes().0;
+            return Plan::new(&backend, &found)
+                .inference(&backend, &model.spec, layout, rows, landing)
+                .with("captures", asked)
+                .print(args.common.json);
+        }
         let mut acts = Activations::new(&mut backend, &model.spec, layout, rows, Keep::Layer)?;
         let rows = docs.iter().map(|doc| if args.tokens == Tokens::All { doc.tokens.len() } else { 1 }).sum();
         let file = activations::Layout {
@@ -207,6 +215,22 @@ impl Sink<'_> {
             Ok((name, width))
         };
         self.selection.places.iter().map(site).collect()
+    }
+
+    /// Elements of the buffers of sites that a pass of so many rows, and of so many that are kept, makes only because
+    /// they are asked for: one for each, which serves all layers.
+    fn asked(&self, sites: &[(String, usize)], [rows, kept]: [usize; 2]) -> usize {
+        let mut largest: HashMap<Site, usize> = HashMap::new();
+        for (&(site, _), (_, width)) in self.selection.places.iter().zip(sites) {
+            let rows = match site {
+                Site::AttnScores | Site::Pattern | Site::Result | Site::Logits => kept,
+                Site::PosEmbed | Site::LoraDelta(_) => rows,
+                _ => continue,
+            };
+            let len = largest.entry(site).or_default();
+            *len = (rows * width).max(*len);
+        }
+        largest.into_values().sum()
     }
 }
 

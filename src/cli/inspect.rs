@@ -29,11 +29,11 @@ impl Job for Inspect<'_> {
     fn run<B: Backend>(self, backend: B) -> Result<(), Failure> {
         let Self { args, found, look } = self;
         let spec = &found.spec;
-        let reading = Plan::new(&backend, &found).inference::<B>(spec, None, args.rows);
+        let reading = Plan::new(&backend, &found).inference(&backend, spec, None, args.rows, Vec::new());
         let targets = spec.family.default_modules();
         let names: Vec<_> = targets.iter().map(|&target| spec.family.short_name(target)).collect();
         let shape = LoraShape { rank: 8, alpha: 16.0, rslora: false, targets: targets.to_vec() };
-        let tuning = Plan::new(&backend, &found).tuning::<B>(spec, &Layout::lora(spec, &shape), 1, args.rows);
+        let tuning = Plan::new(&backend, &found).tuning(&backend, spec, &Layout::lora(spec, &shape), 1, args.rows);
         if args.common.json {
             return output::json(&json!({
                 "model": shapes(&found), "rows": args.rows, "capture": reading.json(), "train_lora": tuning.json(),

@@ -4,15 +4,18 @@ use serde_json::{Map, Value, json};
 
 use super::resolve::Found;
 use super::{Failure, output};
-use crate::backend::Backend;
+use crate::backend::{Backend, OwnMemory, PassSize};
 use crate::formats::safetensors::Dtype;
 use crate::model::places::Place;
 use crate::model::{Activations, Gradients, Keep, Layout, Spec};
 use crate::train::optim::Optimizer;
+use crate::train::passes::pass_size;
 
 /// Bytes by purpose.
 pub struct Plan {
     lines: Vec<(&'static str, usize)>,
+    /// Host memory that the device reaches, at most; no part of the sum, which is the device's.
+    pinned: usize,
     element_sizes: (usize, usize),
 }
 
@@ -20,7 +23,7 @@ impl Plan {
     /// The plan of a model's weights on a backend.
     pub fn new<B: Backend>(backend: &B, found: &Found) -> Self {
         let element_sizes = backend.element_sizes();
-        Self { lines: vec![weights(found, element_sizes.1)], element_sizes }
+        Self { lines: vec![weights::<B>(found, element_sizes.1)], pinned: 0, element_sizes }
     }
 
     /// With another purpose.
@@ -29,20 +32,37 @@ impl Plan {
         self
     }
 
-    /// With the buffers of a forward over packs of `rows` rows.
-    pub fn inference<B: Backend>(self, spec: &Spec, layout: Option<&Layout>, rows: usize) -> Self {
+    /// With what the backend takes of itself.
+    pub fn own<B: Backend>(mut self, backend: &B, pass: &PassSize) -> Self {
+        let OwnMemory { scratch, pinned } = backend.own_memory(pass);
+        self.pinned = pinned;
+        if scratch > 0 { self.with("scratch", scratch) } else { self }
+    }
+
+    /// With the buffers of a forward over packs of `rows` rows, of which captures of so many bytes each leave the device.
+    pub fn inference<B: Backend>(
+        self,
+        backend: &B,
+        spec: &Spec,
+        layout: Option<&Layout>,
+        rows: usize,
+        landing: Vec<usize>,
+    ) -> Self {
         let bytes = Activations::<B>::bytes(spec, layout, rows, Keep::Layer, self.element_sizes);
         let adapter = layout.map_or(0, |l| l.stride * self.element_sizes.0);
-        self.with("adapters", adapter).with("activations", bytes)
+        let pass = PassSize { rows, landing, ..PassSize::default() };
+        self.with("adapters", adapter).with("activations", bytes).own(backend, &pass)
     }
 
     /// With the adapters of `runs` runs, and what a pass of `rows` rows with its backward and the optimiser need.
-    pub fn tuning<B: Backend>(self, spec: &Spec, layout: &Layout, runs: usize, rows: usize) -> Self {
+    pub fn tuning<B: Backend>(self, backend: &B, spec: &Spec, layout: &Layout, runs: usize, rows: usize) -> Self {
         let sizes = self.element_sizes;
+        let pass = pass_size(spec, Some(layout), runs, (rows, rows));
         self.with("adapters", runs * layout.stride * sizes.0)
             .with("activations", Activations::<B>::bytes(spec, Some(layout), rows, Keep::All, sizes))
             .with("gradients", Gradients::<B>::bytes(spec, rows, rows, sizes))
             .with("optimiser", Optimizer::<B>::bytes(runs, layout.stride, sizes))
+            .own(backend, &pass)
     }
 
     /// As JSON: bytes by purpose, and their sum.
@@ -50,6 +70,9 @@ impl Plan {
         let mut map: Map<String, Value> =
             self.lines.iter().map(|(purpose, bytes)| (purpose.replace([' ', ','], "_"), json!(bytes))).collect();
         map.insert("total".to_owned(), json!(self.total()));
+        if self.pinned > 0 {
+            map.insert("pinned".to_owned(), json!(self.pinned));
+        }
         Value::Object(map)
     }
 
@@ -59,12 +82,14 @@ impl Plan {
             return output::json(&json!({ "plan": self.json() }));
         }
         let total = std::iter::once(("total", self.total()));
+        let pinned = (self.pinned > 0).then_some(("host memory, pinned, at most", self.pinned));
         output::table(
             &["memory", "bytes", ""],
             self.lines
                 .iter()
                 .copied()
                 .chain(total)
+                .chain(pinned)
                 .map(|(what, n)| vec![what.to_owned(), n.to_string(), output::bytes(n)]),
         )
     }
@@ -74,9 +99,14 @@ impl Plan {
     }
 }
 
-/// Weights in the compute dtype stay in the file's mapping; others are converted into memory of their own.
-fn weights(found: &Found, element: usize) -> (&'static str, usize) {
+/// The weights, and where they lie: in the file's mapping, or in memory of their own.
+fn weights<B: Backend>(found: &Found, element: usize) -> (&'static str, usize) {
     let elements: usize = Place::all(&found.spec).into_iter().map(|place| place.len(&found.spec)).sum();
-    let mapped = found.checkpoint.iter().next().is_some_and(|t| t.dtype.size() == element && t.dtype != Dtype::I64);
-    (if mapped { "weights, mapped" } else { "weights, converted" }, elements * element)
+    let same = found.checkpoint.iter().next().is_some_and(|t| t.dtype.size() == element && t.dtype != Dtype::I64);
+    let purpose = match (B::MAPS_WEIGHTS, same) {
+        (true, true) => "weights, mapped",
+        (true, false) => "weights, converted",
+        (false, _) => "weights",
+    };
+    (purpose, elements * element)
 }

@@ -121,7 +121,7 @@ impl Job for Probe<'_> {
             let layout = Layout::lora(&found.spec, &shape);
             let rows = settings.rows.max(plan.longest());
             return MemoryPlan::new(&backend, &found)
-                .tuning::<B>(&found.spec, &layout, plan.seeds.len(), rows)
+                .tuning(&backend, &found.spec, &layout, plan.seeds.len(), rows)
                 .print(args.common.json);
         }
         let mut model = Model::new(&mut backend, &found.config, &found.checkpoint)?;

@@ -105,13 +105,15 @@ impl<A: Serialize> Training<'_, A> {
         let Self { command, args, training, found, options, configs, names, identity } = self;
         if training.dry_run {
             let sizes = backend.element_sizes();
-            let [activations, gradients, optimiser] = Trainer::plan(&model.spec, &tuned, &runs, options, sizes)?;
+            let ([activations, gradients, optimiser], pass) =
+                Trainer::plan(&model.spec, &tuned, &runs, options, sizes)?;
             let (runs, stride) = tuned.shape();
             return Plan::new(backend, found)
                 .with("adapters", runs * stride * sizes.0 + tuned.folded_bytes(sizes))
                 .with("activations", activations)
                 .with("gradients", gradients)
                 .with("optimiser", optimiser)
+                .own(backend, &pass)
                 .print(training.common.json);
         }
         let resume = resolve::resume(training.resume_from_checkpoint.as_deref(), &training.out)?;

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::data::TrainSequence;
+use crate::backend::PassSize;
+use crate::model::{Layout, Spec};
 use crate::shape::{Forest, Pack, Sequence, forest};
 
 /// Common beginnings shorter than this are computed once per sequence: each shared stretch is one more span in the
@@ -71,6 +73,21 @@ pub struct Packing {
     pub silent: bool,
     /// Whether rows belong to a run's adapter, rather than to the base model.
     pub adapted: bool,
+}
+
+/// The size of a training's passes of at most these many rows and label rows.
+pub fn pass_size(spec: &Spec, layout: Option<&Layout>, runs: usize, (rows, labels): (usize, usize)) -> PassSize {
+    let rank = layout.and_then(|layout| layout.modules().map(|(_, _, site)| site.rank).max());
+    PassSize {
+        rows,
+        labels,
+        queries: spec.q_width(),
+        vocab: spec.vocab,
+        rank: rank.unwrap_or(0),
+        runs,
+        // The losses and the norms of a step and of the one that is begun ahead.
+        landing: [labels, runs, labels, runs].map(|len| len * size_of::<f32>()).to_vec(),
+    }
 }
 
 impl Packing {

@@ -8,10 +8,10 @@ use std::collections::VecDeque;
 use super::data::TrainSequence;
 use super::optim::{Optimizer, adamw_step};
 use super::order::{Cursor, Order};
-use super::passes::{Before, MIN_SHARED, Packing, Pass, Piece, ROW_BUDGET};
+use super::passes::{Before, MIN_SHARED, Packing, Pass, Piece, ROW_BUDGET, pass_size};
 use super::settings::{Length, RunSettings};
 use super::tuned::Tuned;
-use crate::backend::{AdamwStep, Backend, WideElement};
+use crate::backend::{AdamwStep, Backend, PassSize, WideElement};
 use crate::formats::adapter::{Adapter, AdapterConfig};
 use crate::hooks::NoTaps;
 use crate::model::{Activations, DropoutPlan, FullTuning, Gradients, Input, Keep, Labels, Model, Read, Spec, Wanted};
@@ -225,7 +225,8 @@ impl<B: Backend> Trainer<B> {
         })
     }
 
-    /// Bytes of activations, gradients and optimiser that [`Trainer::new`] would take, in this order.
+    /// Bytes of activations, gradients and optimiser that [`Trainer::new`] would take, in this order, and the size of its
+    /// passes.
     ///
     /// # Errors
     /// Options out of their domain.
@@ -235,15 +236,16 @@ impl<B: Backend> Trainer<B> {
         runs: &[Run],
         options: TrainerOptions,
         element_sizes: (usize, usize),
-    ) -> Result<[usize; 3]> {
+    ) -> Result<([usize; 3], PassSize)> {
         let sizes = runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size));
         let (rows, labels) = packing(tuned, options)?.capacity(sizes);
         let (count, stride) = tuned.shape();
-        Ok([
+        let bytes = [
             Activations::<B>::bytes(spec, tuned.layout(), rows, Keep::All, element_sizes),
             Gradients::<B>::bytes(spec, rows, labels, element_sizes),
             Optimizer::<B>::bytes(count, stride, element_sizes) + tuned.folded() * element_sizes.0,
-        ])
+        ];
+        Ok((bytes, pass_size(spec, tuned.layout(), count, (rows, labels))))
     }
 
     /// Steps done and reported.

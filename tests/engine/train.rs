@@ -315,7 +315,7 @@ fn the_plan_is_what_the_buffers_take() {
     let seeds: Vec<u64> = runs.iter().map(|run| run.settings.seed).collect();
     let tuned = Tuned::Adapters(support::training::adaptation(backend, &model, &seeds));
     let options = TrainerOptions::default();
-    let plan = Trainer::plan(&model.spec, &tuned, &runs, options, backend.element_sizes()).expect("a plan");
+    let (plan, _) = Trainer::plan(&model.spec, &tuned, &runs, options, backend.element_sizes()).expect("a plan");
     let before = backend.bytes();
     let _trainer = Trainer::new(backend, &model, tuned, runs, options).expect("a trainer");
     assert_eq!(plan.iter().sum::<usize>(), backend.bytes() - before);

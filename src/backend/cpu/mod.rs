@@ -99,6 +99,7 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
     type Pack = Arc<Pack>;
     type Element = W;
     type Arriving = Vec<W>;
+    const MAPS_WEIGHTS: bool = true;
 
     fn name(&self) -> String {
         let dtype = match R::host(&[]) {

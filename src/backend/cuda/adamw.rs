@@ -12,7 +12,7 @@ pub const NORM_PARTS: usize = 64;
 /// Elements of a run that a block moves.
 const ELEMENTS: usize = 1024;
 /// Numbers that say what a run's step is.
-const NUMBERS: usize = 10;
+pub const NUMBERS: usize = 10;
 
 /// See [`Backend::grad_norm`](crate::backend::Backend::grad_norm).
 pub fn grad_norm(cx: &mut Context, norm_sq: &Buffer<f32>, d_params: &Buffer<f32>, runs: usize, stride: usize) {

@@ -142,6 +142,11 @@ impl Context {
         })
     }
 
+    /// Pinned memory that transfers, and what lands on the host at one time, take at most.
+    pub fn pinned(&self, landing: &[usize]) -> usize {
+        STAGING + self.results.planned(landing)
+    }
+
     /// Number of lists of work that went to the device as a graph.
     pub fn replays(&self) -> u64 {
         self.queue.replays()

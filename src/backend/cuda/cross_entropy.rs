@@ -35,10 +35,14 @@ fn chunks(dims: LinearDims) -> impl Iterator<Item = (usize, LinearDims)> {
     (0..dims.rows).step_by(step).map(move |from| (from, LinearDims { rows: step.min(dims.rows - from), ..dims }))
 }
 
-/// Address of the logits of a chunk, and the size of the largest.
+/// Logits of the largest chunk.
+pub fn chunk(dims: LinearDims) -> usize {
+    chunks(dims).map(|(_, chunk)| chunk.rows).max().unwrap_or(0) * dims.output
+}
+
+/// Address of the logits of a chunk.
 fn scratch(cx: &mut Context, op: &'static str, dims: LinearDims, element: usize) -> Option<u64> {
-    let most = chunks(dims).map(|(_, chunk)| chunk.rows).max().unwrap_or(0);
-    cx.scratch(op, most * dims.output * element)
+    cx.scratch(op, chunk(dims) * element)
 }
 
 /// See [`Backend::cross_entropy_fwd`](crate::backend::Backend::cross_entropy_fwd).

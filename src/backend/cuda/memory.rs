@@ -69,7 +69,7 @@ impl Drop for Pool {
 }
 
 /// The size of the block that serves a request.
-fn class(bytes: usize) -> usize {
+pub fn class(bytes: usize) -> usize {
     let unit = if bytes > LARGE { LARGE } else { ALIGN };
     bytes.max(1).next_multiple_of(unit)
 }

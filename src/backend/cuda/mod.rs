@@ -25,6 +25,7 @@ mod lora;
 mod memory;
 mod pack;
 mod pinned;
+mod plan;
 mod position;
 mod queue;
 mod rms_norm;
@@ -45,8 +46,8 @@ pub use self::memory::Buffer;
 pub use self::pack::{Index, Pack};
 pub use self::settings::{Captures, Settings};
 use super::{
-    Activation, AdamwStep, AttentionDims, Backend, Captured, Dropout, HostSlice, LinearDims, LoraSite, PromptSite,
-    Tensor,
+    Activation, AdamwStep, AttentionDims, Backend, Captured, Dropout, HostSlice, LinearDims, LoraSite, OwnMemory,
+    PassSize, PromptSite, Tensor,
 };
 use crate::formats::safetensors::TensorView;
 use crate::shape;
@@ -114,6 +115,10 @@ impl<R: Compute> Backend for Cuda<R> {
 
     fn element_sizes(&self) -> (usize, usize) {
         (size_of::<f32>(), size_of::<R>())
+    }
+
+    fn own_memory(&self, pass: &PassSize) -> OwnMemory {
+        plan::own_memory::<R>(&self.cx, pass)
     }
 
     fn weight(&mut self, view: &TensorView) -> Result<Buffer<R>> {

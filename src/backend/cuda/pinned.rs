@@ -90,10 +90,20 @@ pub struct Ring {
     limit: usize,
 }
 
+/// The size of the slot that is made for a request.
+fn size(bytes: usize) -> usize {
+    bytes.next_power_of_two().max(SMALLEST)
+}
+
 impl Ring {
     /// An empty ring.
     pub fn new(device: Arc<Device>, limit: usize) -> Self {
         Self { device, slots: Vec::new(), limit }
+    }
+
+    /// Bytes that slots for these requests take when all are held at one time.
+    pub fn planned(&self, requests: &[usize]) -> usize {
+        requests.iter().map(|&bytes| size(bytes)).sum::<usize>().min(self.limit)
     }
 
     /// A slot of at least `bytes` bytes that neither the device nor anybody else uses; none if the ring is at its limit
@@ -102,7 +112,7 @@ impl Ring {
     /// # Errors
     /// If the device fails, or there is no memory to pin.
     pub fn take(&mut self, bytes: usize) -> Result<Option<usize>, result::DriverError> {
-        let wanted = bytes.next_power_of_two().max(SMALLEST);
+        let wanted = size(bytes);
         let fits = |slot: &Slot| !slot.held() && slot.memory.bytes >= bytes;
         let smallest = |slots: &[Slot], usable: &dyn Fn(&Slot) -> bool| {
             let usable = slots.iter().enumerate().filter(|(_, slot)| usable(slot));

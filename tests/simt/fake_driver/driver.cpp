@@ -5,6 +5,8 @@
 // process. FAKE_DEVICES (default 1) is the number of devices; FAKE_MEMORY the bytes of one; FAKE_FAIL_OP=<kernel>:<n>
 // makes that kernel fail when it runs for the nth time, with FAKE_FAIL_CODE (default an illegal address): the error shows
 // at the next wait and in every call from then on. FAKE_FULL_OP=<kernel>:<n> leaves no memory from then on.
+// FAKE_REPORT is a file that is told at the end how much memory was in use at most, in bytes: of the device, with the
+// number of its blocks, and pinned.
 #include "fake.h"
 
 #include <dlfcn.h>
@@ -80,7 +82,7 @@ static std::recursive_mutex mutex;
 static Stream default_stream;
 static std::vector<Stream*> streams{&default_stream};
 static std::map<Address, size_t> device_memory, pinned_memory;
-static size_t allocated;
+static size_t allocated, pinned;
 static int sticky;
 static bool full;
 static int context_object;
@@ -101,6 +103,21 @@ static size_t number(const char* name, size_t otherwise) {
     const char* text = getenv(name);
     return text ? strtoull(text, nullptr, 10) : otherwise;
 }
+
+// The most that was in use.
+static struct Peak {
+    size_t device = 0, blocks = 0, pinned = 0;
+    void note() {
+        device = std::max(device, allocated), blocks = std::max(blocks, device_memory.size());
+        pinned = std::max(pinned, ::pinned);
+    }
+    ~Peak() {
+        FILE* file = getenv("FAKE_REPORT") ? fopen(getenv("FAKE_REPORT"), "w") : nullptr;
+        if (!file) return;
+        fprintf(file, "{\"device\": %zu, \"blocks\": %zu, \"pinned\": %zu}\n", device, blocks, pinned);
+        fclose(file);
+    }
+} peak;
 
 static bool inside(const std::map<Address, size_t>& memory, Address address, size_t bytes) {
     auto after = memory.upper_bound(address);
@@ -283,6 +300,7 @@ API cuMemAlloc_v2(Address* address, size_t bytes) {
     *address = reinterpret_cast<Address>(memory);
     device_memory[*address] = bytes;
     allocated += bytes;
+    peak.note();
     return OK;
 }
 API cuMemFree_v2(Address address) {
@@ -301,12 +319,17 @@ API cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
     if (posix_memalign(memory, 4096, bytes)) return OUT_OF_MEMORY;
     memset(*memory, 0xff, bytes);
     pinned_memory[reinterpret_cast<Address>(*memory)] = bytes;
+    pinned += bytes;
+    peak.note();
     return OK;
 }
 API cuMemFreeHost(void* memory) {
     LOCK;
     drain_all();
-    if (!pinned_memory.erase(reinterpret_cast<Address>(memory))) wrong("pinned memory freed that was not allocated");
+    auto found = pinned_memory.find(reinterpret_cast<Address>(memory));
+    if (found == pinned_memory.end()) wrong("pinned memory freed that was not allocated");
+    pinned -= found->second;
+    pinned_memory.erase(found);
     free(memory);
     return OK;
 }

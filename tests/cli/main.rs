@@ -15,6 +15,7 @@ mod probe;
 mod prompt;
 mod real;
 mod train;
+mod trained;
 
 use std::ffi::OsStr;
 use std::fs;

@@ -2,31 +2,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
 
 use serde_json::Value;
 
-use super::{leftovers, line, program, put, run, tensor, words, workplace};
-
-const DATA: &str = "{\"prompt\": \"the pen is\", \"completion\": \" in the pot\"}\n\
-                    {\"prompt\": \"the pot is\", \"completion\": \" thin\"}\n\
-                    {\"text\": \"there is a pen in the pot\"}\n\
-                    {\"input_ids\": [1, 30, 31, 32, 33], \"labels\": [-100, -100, 31, 32, 33]}\n\
-                    {\"prompt\": \"a\", \"completion\": \" b\"}\n";
+use super::trained::{DATA, files, log, survives};
+use super::{leftovers, line, put, run, tensor, words, workplace};
 
 const SHOWN: &str = "{\"demonstrations\": [\"a is b.\\n\", \"c is d.\\n\"], \"query\": \"the pen is\", \"completion\": \" thin\"}\n\
                      {\"demonstrations\": [], \"query\": \"the pot is\", \"completion\": \" in\"}\n";
-
-fn log(out: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(out.join("trainer_log.jsonl")).expect("the log");
-    text.lines().map(|l| serde_json::from_str(l).expect("a line of JSON")).collect()
-}
-
-/// The files of an adapter.
-fn bytes(dir: &Path) -> Vec<Vec<u8>> {
-    let files = ["adapter_model.safetensors", "adapter_config.json", "prompt_encoder.safetensors"];
-    files.iter().filter_map(|name| fs::read(dir.join(name)).ok()).collect()
-}
 
 fn rows(dir: &Path) -> (Vec<usize>, Vec<f64>) {
     tensor(&dir.join("adapter_model.safetensors"), "prompt_embeddings")
@@ -48,7 +31,7 @@ fn a_prompt_is_learnt_logged_and_applied() {
     assert_eq!(lines.len(), 60);
     let loss = |i: usize| lines[i]["loss"].as_f64().expect("a loss");
     assert!(loss(59) < 0.9 * loss(0), "{} to {}", loss(0), loss(59));
-    let config: Value = serde_json::from_slice(&bytes(&d.join("out"))[1]).expect("JSON");
+    let config: Value = serde_json::from_slice(&files(&d.join("out"))[1]).expect("JSON");
     assert_eq!((&config["peft_type"], &config["task_type"]), (&"PROMPT_TUNING".into(), &"CAUSAL_LM".into()));
     assert_eq!((&config["num_virtual_tokens"], &config["token_dim"]), (&6.into(), &24.into()));
     assert_eq!(rows(&d.join("out")).0, [6, 24]);
@@ -82,7 +65,7 @@ fn runs_of_all_lengths_and_seeds_are_those_runs_alone() {
         let (rows, seed) = (&run["num_virtual_tokens"], &run["seed"]);
         line(d, &format!("{train} --out {{}}/alone-{i} --num-virtual-tokens {rows} --seed {seed}")).ok();
         let found = Path::new(run["adapter"].as_str().expect("a directory"));
-        assert_eq!(bytes(found), bytes(&d.join(format!("alone-{i}"))), "{rows} rows, seed {seed}");
+        assert_eq!(files(found), files(&d.join(format!("alone-{i}"))), "{rows} rows, seed {seed}");
         assert!(d.join(format!("grid/checkpoint-4/run-{i}/adapter_config.json")).exists());
     }
     let text = line(d, &format!("{train} --out {{}}/table --num-virtual-tokens 3,7")).ok().out;
@@ -121,7 +104,7 @@ fn a_prompt_begins_as_asked() {
     // From an adapter, which is that adapter at a rate of 0.
     line(d, &format!("{} --out {{}}/again --init-adapter {{}}/random", still.replace(" --num-virtual-tokens 7", "")))
         .ok();
-    assert_eq!(bytes(&d.join("again")), bytes(&d.join("random")));
+    assert_eq!(files(&d.join("again")), files(&d.join("random")));
 }
 
 #[test]
@@ -263,7 +246,7 @@ fn an_mlp_makes_the_prompt_and_is_kept() {
     let losses = log(&d.join("made"));
     let loss = |i: usize| losses[i]["loss"].as_f64().expect("a loss");
     assert!(loss(29) < 0.95 * loss(0), "{} to {}", loss(0), loss(29));
-    let config: Value = serde_json::from_slice(&bytes(&d.join("made"))[1]).expect("JSON");
+    let config: Value = serde_json::from_slice(&files(&d.join("made"))[1]).expect("JSON");
     assert_eq!((&config["peft_type"], &config["encoder_hidden_size"]), (&"P_TUNING".into(), &10.into()));
     let (shape, _) = tensor(&d.join("made/prompt_encoder.safetensors"), "prompt_encoder.default.mlp_head.4.weight");
     assert_eq!(shape, [24, 10]);
@@ -272,7 +255,7 @@ fn an_mlp_makes_the_prompt_and_is_kept() {
     // It goes on with its MLP, and without the file of it only as rows.
     let still = format!("{train} --max-steps 1 --lr 0");
     line(d, &format!("{still} --out {{}}/again --method p-tuning --init-adapter {{}}/made")).ok();
-    assert_eq!(bytes(&d.join("again")), bytes(&d.join("made")));
+    assert_eq!(files(&d.join("again")), files(&d.join("made")));
     let found =
         line(d, &format!("{still} --out {{}}/x --method p-tuning --init-adapter {{}}/made --encoder-hidden-size 9"));
     assert!(found.refused().contains("--encoder-hidden-size"));
@@ -293,7 +276,7 @@ fn an_mlp_makes_the_prompt_and_is_kept() {
     line(d, &format!("{train} {rate} --out {{}}/residual --encoder-reparameterization-type residual")).ok();
     assert_eq!(first("plain"), first("residual"));
     assert_ne!(rows(&d.join("plain")), rows(&d.join("residual")));
-    let config: Value = serde_json::from_slice(&bytes(&d.join("residual"))[1]).expect("JSON");
+    let config: Value = serde_json::from_slice(&files(&d.join("residual"))[1]).expect("JSON");
     assert_eq!(config["peft_type"], "PROMPT_TUNING");
     for (args, expected) in [
         ("--encoder-hidden-size 8", "--encoder-reparameterization-type"),
@@ -345,41 +328,11 @@ fn a_prefix_is_keys_and_values() {
         &format!("{train} --max-steps 2 --out {{}}/made --encoder-reparameterization-type mlp --encoder-hidden-size 6"),
     )
     .ok();
-    let config: Value = serde_json::from_slice(&bytes(&d.join("made"))[1]).expect("JSON");
+    let config: Value = serde_json::from_slice(&files(&d.join("made"))[1]).expect("JSON");
     assert_eq!((&config["prefix_projection"], &config["token_dim"]), (&true.into(), &16.into()));
     let again = "--max-steps 1 --lr 0 --encoder-reparameterization-type mlp --init-adapter {}/made";
     line(d, &format!("{train} {again} --out {{}}/again")).ok();
-    assert_eq!(bytes(&d.join("again")), bytes(&d.join("made")));
-}
-
-/// Kills a training again and again; at last it must end as an undisturbed one.
-fn survives(d: &Path, train: &str, outputs: &[&str], steps: usize) {
-    let start = std::time::Instant::now();
-    line(d, &format!("{train} --out {{}}/calm")).ok();
-    let whole = start.elapsed();
-    let args = words(d, &format!("{train} --out {{}}/torn --resume-from-checkpoint latest"));
-    let mut killed = 0;
-    for percent in [2, 30, 8, 20, 12, 35, 15, 25] {
-        let mut child = program(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start");
-        std::thread::sleep(whole * percent / 100);
-        killed += usize::from(child.try_wait().expect("its state").is_none());
-        child.kill().expect("SIGKILL");
-        child.wait().expect("its end");
-    }
-    assert!(killed > 2, "the runs ended before they could be killed");
-    line(d, &format!("{train} --out {{}}/torn --resume-from-checkpoint latest")).ok();
-    for output in outputs {
-        let (calm, torn) = (bytes(&d.join("calm").join(output)), bytes(&d.join("torn").join(output)));
-        assert!(!calm.is_empty() && calm == torn, "{output}");
-    }
-    let (calm, torn) = (log(&d.join("calm")), log(&d.join("torn")));
-    assert_eq!((calm.len(), torn.len()), (steps, steps));
-    for (a, b) in calm.iter().zip(&torn) {
-        for field in ["run", "current_steps", "loss", "lr", "epoch", "grad_norm", "total_tokens"] {
-            assert_eq!(a[field], b[field], "{field} of step {}", a["current_steps"]);
-        }
-    }
-    assert!(leftovers(&d.join("torn")).is_empty());
+    assert_eq!(files(&d.join("again")), files(&d.join("made")));
 }
 
 #[test]

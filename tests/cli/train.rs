@@ -6,23 +6,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::{leftovers, line, program, put, tensor, words, workplace};
-
-const DATA: &str = "{\"prompt\": \"the pen is\", \"completion\": \" in the pot\"}\n\
-                    {\"prompt\": \"the pot is\", \"completion\": \" thin\"}\n\
-                    {\"text\": \"there is a pen in the pot\"}\n\
-                    {\"input_ids\": [1, 30, 31, 32, 33], \"labels\": [-100, -100, 31, 32, 33]}\n\
-                    {\"prompt\": \"a\", \"completion\": \" b\"}\n";
-
-fn log(out: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(out.join("trainer_log.jsonl")).expect("the log");
-    text.lines().map(|l| serde_json::from_str(l).expect("a line of JSON")).collect()
-}
-
-fn adapter(out: &Path) -> (Vec<u8>, Vec<u8>) {
-    let read = |name: &str| fs::read(out.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-    (read("adapter_model.safetensors"), read("adapter_config.json"))
-}
+use super::trained::{DATA, files, log, survives};
+use super::{leftovers, line, put, tensor, workplace};
 
 #[test]
 fn an_adapter_is_learnt_logged_and_applied() {
@@ -57,7 +42,7 @@ fn an_adapter_is_learnt_logged_and_applied() {
     }
     let loss = |i: usize| lines[i]["loss"].as_f64().expect("a loss");
     assert!(loss(39) < 0.8 * loss(0), "{} to {}", loss(0), loss(39));
-    let config: Value = serde_json::from_slice(&adapter(&d.join("out")).1).expect("JSON");
+    let config: Value = serde_json::from_slice(&files(&d.join("out"))[1]).expect("JSON");
     assert_eq!(
         (&config["r"], &config["peft_type"], &config["task_type"]),
         (&4.into(), &"LORA".into(), &"CAUSAL_LM".into())
@@ -85,7 +70,7 @@ fn a_start_from_an_adapter_is_that_adapter() {
         "train-lora --model {}/model --train {}/train.jsonl --no-shuffle --lr 0.01 --lr-scheduler-type constant";
     line(d, &format!("{train} --out {{}}/a --max-steps 1 --target-modules all-linear --r 2")).ok();
     line(d, &format!("{train} --out {{}}/b --max-steps 1 --init-adapter {{}}/a --lr 0")).ok();
-    assert_eq!(adapter(&d.join("a")).0, adapter(&d.join("b")).0, "nothing is learnt at a rate of 0");
+    assert_eq!(files(&d.join("a"))[0], files(&d.join("b"))[0], "nothing is learnt at a rate of 0");
     line(d, &format!("{train} --out {{}}/c --max-steps 1 --target-modules .*layers\\.1\\..*(up|down)_proj")).ok();
     let file = d.join("c/adapter_model.safetensors");
     let bytes = fs::read(&file).expect("weights");
@@ -151,30 +136,7 @@ fn killed_at_any_moment_and_resumed_it_ends_in_the_same_bytes() {
     put(d, "train.jsonl", DATA);
     let train = "train-lora --model {}/model --train {}/train.jsonl --batch-size 2 --max-steps 60 --lora-dropout 0.1 \
                  --gradient-accumulation-steps 2 --save-steps 3 --save-total-limit 2 --learning-rate 0.01";
-    let start = std::time::Instant::now();
-    line(d, &format!("{train} --out {{}}/calm")).ok();
-    let whole = start.elapsed();
-    let args = words(d, &format!("{train} --out {{}}/torn --resume-from-checkpoint latest"));
-    let mut killed = 0;
-    // From before the first file on, in uneven strides: percent of what an undisturbed training takes.
-    for percent in [2, 30, 8, 20, 12, 35, 15, 25] {
-        let mut child = program(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start");
-        std::thread::sleep(whole * percent / 100);
-        killed += usize::from(child.try_wait().expect("its state").is_none());
-        child.kill().expect("SIGKILL");
-        child.wait().expect("its end");
-    }
-    assert!(killed > 2, "the runs ended before they could be killed");
-    line(d, &format!("{train} --out {{}}/torn --resume-from-checkpoint latest")).ok();
-    assert_eq!(adapter(&d.join("calm")), adapter(&d.join("torn")));
-    let (calm, torn) = (log(&d.join("calm")), log(&d.join("torn")));
-    assert_eq!(torn.len(), 60);
-    for (a, b) in calm.iter().zip(&torn) {
-        for field in ["current_steps", "loss", "lr", "epoch", "grad_norm", "total_tokens"] {
-            assert_eq!(a[field], b[field], "{field} of step {}", a["current_steps"]);
-        }
-    }
-    assert!(leftovers(&d.join("torn")).is_empty());
+    survives(d, train, &["."], 60);
     // Without the word, a directory with checkpoints is not overwritten.
     line(d, &format!("{train} --out {{}}/torn")).refused();
 }

@@ -33,7 +33,8 @@ Examples:
   llamaprobe generate --model DIR --adapter adapter --prompt 'Once upon a time'
   llamaprobe inspect --model DIR --adapter adapter
 
-Every flag can stand in a YAML file given with --config; a flag on the command line wins over the file.";
+Every flag can stand in a YAML file given with --config; a flag on the command line wins over the file. Of a flag that is
+given twice the last counts, or, where it takes a list, all together.";
 
 /// The trainer's own defaults.
 static DEFAULTS: LazyLock<RunSettings> = LazyLock::new(RunSettings::default);

@@ -41,7 +41,8 @@ pub fn run(args: &PretrainArgs) -> Result<(), Failure> {
     });
     let tokenizer = Tokenizer::parse(&args.out, &text, &tokenizer_config.to_string())?;
     let config = config(args, tokenizer.vocab_size());
-    let spec = Spec::from_config(&ModelConfig::parse(args.out.join("config.json"), &config.to_string())?);
+    let parsed = ModelConfig::parse(args.out.join("config.json"), &config.to_string()).map_err(of_flag)?;
+    let spec = Spec::from_config(&parsed);
     let settings = RunSettings {
         seed: args.seed,
         length: Length::Steps(args.max_steps),
@@ -59,6 +60,16 @@ pub fn run(args: &PretrainArgs) -> Result<(), Failure> {
     settings.validate()?;
     let files = [("config.json", config), ("tokenizer_config.json", tokenizer_config)];
     dispatch(&args.common, Dtype::F32, Pretrain { args, spec, settings, tokenizer, text, files })
+}
+
+/// What is wrong with a field of a configuration that nobody has written, as what is wrong with the flag of its name.
+fn of_flag(error: Error) -> Error {
+    match error {
+        Error::Field { field, expected, found, .. } => {
+            Error::argument(format!("--{}", field.replace('_', "-")), expected, found)
+        }
+        other => other,
+    }
 }
 
 /// `config.json` of the model.

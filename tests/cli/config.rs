@@ -26,6 +26,17 @@ fn a_file_says_what_flags_say_and_flags_win() {
 }
 
 #[test]
+fn of_a_flag_given_twice_the_last_counts_and_lists_are_joined() {
+    let dir = workplace();
+    let flags = "--layers 0 --sites resid_post --layers 1 --sites logits,embed";
+    let line_of =
+        |flags: &str| format!("capture --model {{}}/model --input {{}}/texts.jsonl --out {{}}/out --json {flags}");
+    let json = line(dir.path(), &line_of(flags)).json();
+    let names: Vec<_> = json["tensors"].as_array().expect("tensors").iter().map(|t| t["name"].clone()).collect();
+    assert_eq!(names, ["hook_embed", "blocks.1.hook_resid_post", "logits"]);
+}
+
+#[test]
 fn a_resolved_configuration_repeats_its_run() {
     let dir = workplace();
     let d = dir.path();

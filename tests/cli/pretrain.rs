@@ -69,7 +69,9 @@ fn settings_out_of_their_domain_are_refused_before_anything_is_written() {
     for (flags, part) in [
         ("--min-lr-rate 2", "--min-lr-rate"),
         ("--vocab-size 100", "--vocab-size"),
-        ("--hidden-size 15", "num_attention_heads"),
+        ("--hidden-size 15", "--num-attention-heads: expected a divisor of hidden_size 15, found 4"),
+        ("--hidden-size 12", "--num-attention-heads: expected an even head width"),
+        ("--num-hidden-layers 0", "--num-hidden-layers: expected "),
         ("--max-steps 0", "--max-steps"),
     ] {
         let error = line(d, &format!("pretrain --out {{}}/out {flags} --device cpu")).refused();

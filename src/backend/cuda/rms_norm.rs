@@ -3,7 +3,7 @@
 use super::context::{Context, Kernel, Shape};
 use super::geometry::{COLUMNS, blocks};
 use super::launch::{BLOCK, float, int, real, wide, wide_at};
-use super::memory::Buffer;
+use super::memory::{Buffer, needs};
 use super::rows::each;
 
 const FILE: &str = "rms_norm";
@@ -53,9 +53,7 @@ pub fn bwd<R>(
     width: usize,
 ) {
     let op = "rms_norm_bwd";
-    d_x.need(op, "d_x", rows * width);
-    d_out.need(op, "d_out", rows * width);
-    x.need(op, "x", rows * width);
+    needs(op, rows * width, &[("d_x", d_x), ("d_out", d_out), ("x", x)]);
     rstd.need(op, "rstd", rows);
     weight.need(op, "weight", width);
     let args = [wide(d_x), wide(d_out), wide(x), wide(rstd), real(weight), int(rows), int(width)];
@@ -76,8 +74,7 @@ pub fn bwd_weight(
 ) {
     let op = "rms_norm_bwd_weight";
     d_weight.need(op, "d_weight", offset + width);
-    d_out.need(op, "d_out", rows * width);
-    x.need(op, "x", rows * width);
+    needs(op, rows * width, &[("d_out", d_out), ("x", x)]);
     rstd.need(op, "rstd", rows);
     let args = [wide_at(d_weight, offset), wide(d_out), wide(x), wide(rstd), int(rows), int(width)];
     cx.launch(op, Kernel::new(FILE, op), columns(width), &args);

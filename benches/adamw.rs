@@ -5,7 +5,7 @@
 mod common;
 
 use common::{bytes, shapes, time, wide};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{AdamwStep, Backend};
 
@@ -33,11 +33,11 @@ fn adamw<B: Backend>(c: &mut Criterion, mut b: B) {
         };
         let steps = vec![step; RUNS];
         group.throughput(Throughput::Bytes(bytes(&b, len, 0)));
-        group.bench_function(BenchmarkId::new("grad_norm", shape.name), |bench| {
+        group.bench("grad_norm", shape.name, |bench| {
             time(bench, &mut b, |b| b.grad_norm(&mut norm_sq, &d_params, RUNS, stride));
         });
         group.throughput(Throughput::Bytes(bytes(&b, 7 * len, 0)));
-        group.bench_function(BenchmarkId::new("step", shape.name), |bench| {
+        group.bench("step", shape.name, |bench| {
             time(bench, &mut b, |b| b.adamw(&mut params, &mut m, &mut v, &d_params, &norm_sq, &stop, &steps, stride));
         });
     }

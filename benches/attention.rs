@@ -5,7 +5,7 @@
 mod common;
 
 use common::{flat, real, shapes, shared_prefix, time, wide};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{AttentionDims, Backend};
 
@@ -31,12 +31,12 @@ fn attention<B: Backend>(c: &mut Criterion, mut b: B) {
             let flops = (4 * pairs * dims.heads * dims.head_dim) as u64;
             let id = format!("{}/{name}", shape.name);
             group.throughput(Throughput::Elements(flops));
-            group.bench_function(BenchmarkId::new("fwd", &id), |bench| {
+            group.bench("fwd", &id, |bench| {
                 time(bench, &mut b, |b| b.attention_fwd(&mut z, &mut lse, &q, &k, &v, None, &pack, dims));
             });
             // The backward has five products to the forward's two.
             group.throughput(Throughput::Elements(flops / 2 * 5));
-            group.bench_function(BenchmarkId::new("bwd", &id), |bench| {
+            group.bench("bwd", &id, |bench| {
                 time(bench, &mut b, |b| {
                     b.attention_bwd(&mut d_q, &mut d_k, &mut d_v, &mut delta, &d_z, &z, &lse, &q, &k, &v, &pack, dims);
                 });

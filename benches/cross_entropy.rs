@@ -5,7 +5,7 @@
 mod common;
 
 use common::{real, shapes, time, weight, wide};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{Backend, LinearDims};
 
@@ -26,11 +26,11 @@ fn cross_entropy<B: Backend>(c: &mut Criterion, mut b: B) {
             let flops = 2 * (rows * shape.width * shape.vocab) as u64;
             let id = format!("{}/{rows}", shape.name);
             group.throughput(Throughput::Elements(flops));
-            group.bench_function(BenchmarkId::new("fwd", &id), |bench| {
+            group.bench("fwd", &id, |bench| {
                 time(bench, &mut b, |b| b.cross_entropy_fwd(&mut loss, &x, &head, &targets, dims));
             });
             group.throughput(Throughput::Elements(2 * flops));
-            group.bench_function(BenchmarkId::new("bwd", &id), |bench| {
+            group.bench("bwd", &id, |bench| {
                 time(bench, &mut b, |b| {
                     b.cross_entropy_bwd(&mut loss, &mut d_x, None, &x, &head, &targets, &weights, dims);
                 });

@@ -7,7 +7,7 @@ mod common;
 use common::{Shape, Subject, real, shapes, subject, time, weight};
 #[cfg(feature = "cuda")]
 use common::{bytes, wide};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{Backend, LinearDims, Tensor};
 
@@ -20,25 +20,25 @@ const ROWS: usize = 512;
 fn ceilings<B: Backend>(c: &mut Criterion, mut b: B) {
     let mut group = common::group(c, &format!("ceiling/{}", b.name()));
     let (len, width) = match subject() {
-        Subject::TinyGpu => (1 << 16, 64),
+        Subject::Tiny => (1 << 16, 64),
         _ => (1 << 28, 8192),
     };
     let (mut to, from) = (real(&mut b, len), real(&mut b, len));
     group.throughput(Throughput::Bytes(bytes(&b, 0, 2 * len)));
-    group.bench_function("copy", |bench| time(bench, &mut b, |b| b.keep(&mut to, 0, &from, 0..len, 1)));
+    group.bench("copy", "", |bench| time(bench, &mut b, |b| b.keep(&mut to, 0, &from, 0..len, 1)));
     drop((to, from));
     let dims = LinearDims { rows: width, input: width, output: width };
     let (mut out, x, matrix) =
         (real(&mut b, width * width), real(&mut b, width * width), weight(&mut b, width * width));
     group.throughput(Throughput::Elements(2 * (width * width * width) as u64));
-    group.bench_function("product", |bench| time(bench, &mut b, |b| b.linear_fwd(&mut out, &x, &matrix, None, dims)));
+    group.bench("product", "", |bench| time(bench, &mut b, |b| b.linear_fwd(&mut out, &x, &matrix, None, dims)));
     let mut buffer = wide(&mut b, len / 4);
     let mut host = vec![B::Element::default(); len / 4];
     group.throughput(Throughput::Bytes(bytes(&b, len / 4, 0)));
-    group.bench_function("to the device", |bench| {
+    group.bench("to the device", "", |bench| {
         time(bench, &mut b, |b| b.upload(&mut buffer, 0, &host).expect("the device works"));
     });
-    group.bench_function("to the host", |bench| {
+    group.bench("to the host", "", |bench| {
         time(bench, &mut b, |b| b.download(&mut host, &buffer, 0).expect("the device works"));
     });
     group.finish();
@@ -54,7 +54,7 @@ fn captures<B: Backend>(c: &mut Criterion, way: &str, mut b: B) {
             (real(&mut b, ROWS * width), real(&mut b, ROWS * width), weight(&mut b, width * width));
         for (what, rows) in [("nothing", vec![]), ("last row", vec![ROWS - 1]), ("all rows", (0..ROWS).collect())] {
             group.throughput(Throughput::Elements(2 * (LAYERS * ROWS * width * width) as u64));
-            group.bench_function(BenchmarkId::new(way, format!("{name}/{what}")), |bench| {
+            group.bench(way, format!("{name}/{what}"), |bench| {
                 time(bench, &mut b, |b| {
                     let mut captured = Vec::new();
                     for _ in 0..LAYERS {
@@ -74,8 +74,8 @@ fn captures<B: Backend>(c: &mut Criterion, way: &str, mut b: B) {
 
 fn all(c: &mut Criterion) {
     #[cfg(feature = "cuda")]
-    if subject() != Subject::Cpu {
-        common::cuda::device::<half::bf16>().into_iter().for_each(|gpu| ceilings(c, gpu));
+    if let Some(gpu) = common::gpu() {
+        ceilings(c, gpu);
         use llamaprobe::backend::cuda::{Captures, Cuda, Settings};
         for (way, captures_by) in [("mapped", Captures::Mapped), ("copied", Captures::Copied)] {
             let settings = Settings { captures: captures_by, ..common::cuda::settings() };
@@ -84,7 +84,9 @@ fn all(c: &mut Criterion) {
         }
         return;
     }
-    captures(c, "in place", Cpu::<f32>::new());
+    if subject() != Subject::Gpu {
+        captures(c, "in place", Cpu::<f32>::new());
+    }
 }
 
 criterion_group!(benches, all);

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Shape, bytes, flat, real, shapes, time, weight, wide};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{Activation, Backend};
 
@@ -17,12 +17,12 @@ fn rms_norm<B: Backend>(c: &mut Criterion, b: &mut B, Shape { name, width, .. }:
     let len = ROWS * width;
     let (mut out, mut rstd, x, gain) = (real(b, len), wide(b, ROWS), wide(b, len), weight(b, width));
     group.throughput(Throughput::Bytes(bytes(b, len, len)));
-    group.bench_function(BenchmarkId::new("fwd", name), |bench| {
+    group.bench("fwd", name, |bench| {
         time(bench, b, |b| b.rms_norm_fwd(&mut out, &mut rstd, &x, &gain, ROWS, width, 1e-5));
     });
     let (mut d_x, d_out) = (wide(b, len), wide(b, len));
     group.throughput(Throughput::Bytes(bytes(b, 4 * len, 0)));
-    group.bench_function(BenchmarkId::new("bwd", name), |bench| {
+    group.bench("bwd", name, |bench| {
         time(bench, b, |b| b.rms_norm_bwd(&mut d_x, &d_out, &x, &rstd, &gain, ROWS, width));
     });
     group.finish();
@@ -34,12 +34,12 @@ fn layer_norm<B: Backend>(c: &mut Criterion, b: &mut B, Shape { name, width, .. 
     let (mut out, x, gain, shift) = (real(b, len), wide(b, len), weight(b, width), weight(b, width));
     let [mut mean, mut rstd] = [(); 2].map(|()| wide(b, ROWS));
     group.throughput(Throughput::Bytes(bytes(b, len, len)));
-    group.bench_function(BenchmarkId::new("fwd", name), |bench| {
+    group.bench("fwd", name, |bench| {
         time(bench, b, |b| b.layer_norm_fwd(&mut out, &mut mean, &mut rstd, &x, &gain, &shift, ROWS, width, 1e-5));
     });
     let (mut d_x, d_out) = (wide(b, len), wide(b, len));
     group.throughput(Throughput::Bytes(bytes(b, 4 * len, 0)));
-    group.bench_function(BenchmarkId::new("bwd", name), |bench| {
+    group.bench("bwd", name, |bench| {
         time(bench, b, |b| b.layer_norm_bwd(&mut d_x, &d_out, &x, &mean, &rstd, &gain, ROWS, width));
     });
     group.finish();
@@ -50,7 +50,7 @@ fn position<B: Backend>(c: &mut Criterion, b: &mut B, Shape { name, width, .. }:
     let (mut x, table) = (wide(b, ROWS * width), weight(b, (ROWS + 2) * width));
     let pack = b.pack(&flat(&[ROWS], None)).expect("memory for a bench");
     group.throughput(Throughput::Bytes(bytes(b, 2 * ROWS * width, ROWS * width)));
-    group.bench_function(BenchmarkId::new("fwd", name), |bench| {
+    group.bench("fwd", name, |bench| {
         time(bench, b, |b| b.position_fwd(&mut x, &pack, &table, 2, width));
     });
     group.finish();
@@ -62,10 +62,10 @@ fn rope<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
     let (mut out, x, cos_sin) = (real(b, len), real(b, len), wide(b, ROWS * head_dim));
     let pack = b.pack(&flat(&[ROWS], None)).expect("memory for a bench");
     group.throughput(Throughput::Bytes(bytes(b, 0, 2 * len)));
-    group.bench_function(BenchmarkId::new("fwd", shape.name), |bench| {
+    group.bench("fwd", shape.name, |bench| {
         time(bench, b, |b| b.rope_fwd(&mut out, &x, &pack, &cos_sin, heads, head_dim));
     });
-    group.bench_function(BenchmarkId::new("bwd", shape.name), |bench| {
+    group.bench("bwd", shape.name, |bench| {
         time(bench, b, |b| b.rope_bwd(&mut out, &pack, &cos_sin, heads, head_dim));
     });
     group.finish();
@@ -76,12 +76,12 @@ fn swiglu<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
     let len = ROWS * shape.feed_forward;
     let [mut act, gate, up, mut d_gate] = [(); 4].map(|()| real(b, len));
     group.throughput(Throughput::Bytes(bytes(b, 0, 3 * len)));
-    group.bench_function(BenchmarkId::new("fwd", shape.name), |bench| {
+    group.bench("fwd", shape.name, |bench| {
         time(bench, b, |b| b.swiglu_fwd(&mut act, &gate, &up, len));
     });
     let d_act = wide(b, len);
     group.throughput(Throughput::Bytes(bytes(b, len, 4 * len)));
-    group.bench_function(BenchmarkId::new("bwd", shape.name), |bench| {
+    group.bench("bwd", shape.name, |bench| {
         time(bench, b, |b| b.swiglu_bwd(&mut d_gate, &mut act, &d_act, &gate, &up, len));
     });
     group.finish();
@@ -93,11 +93,11 @@ fn activation<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
     let ([mut act, x, mut d_x], d_act) = ([(); 3].map(|()| real(b, len)), wide(b, len));
     for f in [Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Tanh] {
         group.throughput(Throughput::Bytes(bytes(b, 0, 2 * len)));
-        group.bench_function(BenchmarkId::new(format!("fwd {f:?}"), shape.name), |bench| {
+        group.bench(&format!("fwd {f:?}"), shape.name, |bench| {
             time(bench, b, |b| b.activation_fwd(&mut act, &x, f, len));
         });
         group.throughput(Throughput::Bytes(bytes(b, len, 2 * len)));
-        group.bench_function(BenchmarkId::new(format!("bwd {f:?}"), shape.name), |bench| {
+        group.bench(&format!("bwd {f:?}"), shape.name, |bench| {
             time(bench, b, |b| b.activation_bwd(&mut d_x, &d_act, &x, f, len));
         });
     }
@@ -109,7 +109,7 @@ fn residual<B: Backend>(c: &mut Criterion, b: &mut B, shape: Shape) {
     let len = ROWS * shape.width;
     let (mut out, x, y) = (wide(b, len), wide(b, len), real(b, len));
     group.throughput(Throughput::Bytes(bytes(b, 2 * len, len)));
-    group.bench_function(BenchmarkId::new("fwd", shape.name), |bench| {
+    group.bench("fwd", shape.name, |bench| {
         time(bench, b, |b| b.residual_fwd(&mut out, &x, &y, len));
     });
     group.finish();

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{bytes, flat, shapes, time, weight, wide};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 
@@ -22,11 +22,11 @@ fn embed<B: Backend>(c: &mut Criterion, mut b: B) {
         let mut d_table = wide(&mut b, TABLE * shape.width);
         let pack = b.pack(&flat(&[ROWS], None)).expect("memory for a bench");
         group.throughput(Throughput::Bytes(bytes(&b, len, len)));
-        group.bench_function(BenchmarkId::new("fwd", shape.name), |bench| {
+        group.bench("fwd", shape.name, |bench| {
             time(bench, &mut b, |b| b.embed_fwd(&mut out, &pack, &table, None, shape.width));
         });
         group.throughput(Throughput::Bytes(bytes(&b, 3 * len, 0)));
-        group.bench_function(BenchmarkId::new("bwd_table", shape.name), |bench| {
+        group.bench("bwd_table", shape.name, |bench| {
             time(bench, &mut b, |b| b.embed_bwd_table(&mut d_table, 0, &out, &pack, shape.width));
         });
     }

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{real, shapes, time, weight, wide};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{Backend, LinearDims};
 
@@ -21,10 +21,10 @@ fn linear<B: Backend>(c: &mut Criterion, mut b: B) {
                 let mut d_x = wide(&mut b, rows * input);
                 group.throughput(Throughput::Elements(2 * (rows * input * output) as u64));
                 let id = format!("{}/{part}/{rows}", shape.name);
-                group.bench_function(BenchmarkId::new("fwd", &id), |bench| {
+                group.bench("fwd", &id, |bench| {
                     time(bench, &mut b, |b| b.linear_fwd(&mut out, &x, &matrix, None, dims));
                 });
-                group.bench_function(BenchmarkId::new("bwd_input", &id), |bench| {
+                group.bench("bwd_input", &id, |bench| {
                     time(bench, &mut b, |b| b.linear_bwd_input(&mut d_x, &out, &matrix, dims, false));
                 });
                 if shape.width > 1000 {
@@ -32,7 +32,7 @@ fn linear<B: Backend>(c: &mut Criterion, mut b: B) {
                     continue;
                 }
                 let mut d_weight = wide(&mut b, output * input);
-                group.bench_function(BenchmarkId::new("bwd_weight", &id), |bench| {
+                group.bench("bwd_weight", &id, |bench| {
                     time(bench, &mut b, |b| b.linear_bwd_weight(&mut d_weight, 0, &out, &x, dims));
                 });
             }

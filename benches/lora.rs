@@ -5,7 +5,7 @@
 mod common;
 
 use common::{flat, real, shapes, time, wide};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{Backend, Dropout, LoraSite};
 
@@ -29,11 +29,11 @@ fn lora<B: Backend>(c: &mut Criterion, mut b: B) {
                 let dropout = (p > 0.0).then_some(Dropout { p, seeds: &seeds, site: 1, keys: &keys });
                 let id = format!("{}/{runs} runs/dropout {p}", shape.name);
                 group.throughput(Throughput::Elements(flops));
-                group.bench_function(BenchmarkId::new("fwd", &id), |bench| {
+                group.bench("fwd", &id, |bench| {
                     time(bench, &mut b, |b| b.lora_fwd(&mut y, &mut xa, &x, &params, &pack, site, dropout));
                 });
                 group.throughput(Throughput::Elements(2 * flops));
-                group.bench_function(BenchmarkId::new("bwd", &id), |bench| {
+                group.bench("bwd", &id, |bench| {
                     time(bench, &mut b, |b| {
                         b.lora_bwd(&mut d_params, Some(&mut d_x), &y, &xa, &x, &params, &pack, site, dropout);
                     });

@@ -5,7 +5,7 @@
 mod common;
 
 use common::time;
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::config::ModelConfig;
@@ -60,7 +60,7 @@ fn step<B: Backend>(c: &mut Criterion, mut b: B) {
             let mut d_params = b.wide(RUNS * adaptation.layout.stride).expect("memory for a bench");
             group.throughput(Throughput::Elements((RUNS * SEQUENCES * TOKENS) as u64));
             let id = format!("{rows} rows/{}", if shared { "once a run" } else { "repeated" });
-            group.bench_function(BenchmarkId::new("fwd and bwd", id), |bench| {
+            group.bench("fwd and bwd", id, |bench| {
                 time(bench, &mut b, |b| {
                     let input = Input::new(&pack, &device).adapted(&adaptation);
                     model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
@@ -70,7 +70,7 @@ fn step<B: Backend>(c: &mut Criterion, mut b: B) {
             });
         }
     }
-    group.finish();
+    group.finish_without_shares();
 }
 
 fn all(c: &mut Criterion) {

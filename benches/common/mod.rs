@@ -3,18 +3,24 @@
 //! Throughput is counted in elements for products (one element is one floating-point operation, so that `Gelem/s` reads
 //! as GFLOP/s) and in bytes for everything that memory bounds.
 //!
-//! `LLAMAPROBE_BENCH=cuda` benches the GPU in the place of the processor, and `tiny` the GPU with the smallest of shapes
-//! and times, to see that everything runs. `benches/gpu.sh` makes a table of it.
+//! A group of the processor ends with each bench's share of the ceiling, measured in the same run.
+//!
+//! `LLAMAPROBE_BENCH=cuda` benches the GPU in the place of the processor (`benches/gpu.sh` makes a table of it), and `tiny`
+//! the GPU, or the processor where there is none, with the smallest of shapes and times, to see that everything runs.
 #![allow(dead_code, reason = "each bench uses its own part")]
 
+pub mod ceiling;
+pub mod checkpoint;
 #[cfg(feature = "cuda")]
 #[path = "../../tests/support/cuda.rs"]
 pub mod cuda;
 
+use std::cell::Cell;
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
-use criterion::{Bencher, BenchmarkGroup, Criterion};
+use criterion::{Bencher, BenchmarkGroup, BenchmarkId, Criterion, Throughput};
 use llamaprobe::backend::{AttentionDims, Backend, WideElement};
 use llamaprobe::shape::{Label, Pack, PackBuilder, Parent, Token};
 
@@ -53,38 +59,44 @@ pub enum Subject {
     Cpu,
     /// The GPU.
     Gpu,
-    /// The GPU, with next to no work.
-    TinyGpu,
+    /// The GPU, or the processor where there is none, with next to no work.
+    Tiny,
 }
 
 /// What `LLAMAPROBE_BENCH` says.
 pub fn subject() -> Subject {
     match std::env::var("LLAMAPROBE_BENCH").as_deref() {
         Ok("cuda") => Subject::Gpu,
-        Ok("tiny") => Subject::TinyGpu,
+        Ok("tiny") => Subject::Tiny,
         _ => Subject::Cpu,
     }
+}
+
+/// The GPU, if it is the subject and is there.
+#[cfg(feature = "cuda")]
+pub fn gpu() -> Option<llamaprobe::backend::cuda::Cuda<half::bf16>> {
+    if subject() == Subject::Cpu { None } else { cuda::device() }
 }
 
 /// Calls benches with the devices that are to be benched: the processor in f32 and bf16, or the GPU in bf16.
 #[allow(unused_macros, reason = "each bench uses its own part")]
 macro_rules! on_devices {
     ($c:expr, $($bench:expr),+) => {
-        if common::subject() == common::Subject::Cpu {
+        #[cfg(feature = "cuda")]
+        if common::gpu().is_some() {
+            $(common::gpu().into_iter().for_each(|gpu| $bench($c, gpu));)+
+            return;
+        }
+        if common::subject() != common::Subject::Gpu {
             $($bench($c, Cpu::<f32>::new());)+
             $($bench($c, Cpu::<f32, half::bf16>::new());)+
-        } else {
-            #[cfg(feature = "cuda")]
-            {
-                $(common::cuda::device::<half::bf16>().into_iter().for_each(|gpu| $bench($c, gpu));)+
-            }
         }
     };
 }
 
 /// The shapes of a run.
 pub fn shapes() -> &'static [Shape] {
-    if subject() == Subject::TinyGpu { &TINY } else { &SHAPES }
+    if subject() == Subject::Tiny { &TINY } else { &SHAPES }
 }
 
 /// A shape for a machine without a GPU.
@@ -98,6 +110,9 @@ const SHAPES: [Shape; 4] = [
     shape("7B", 4096, 11008, 32, 32, 32000),
 ];
 
+/// A whole model that is neither small nor large.
+pub const MIDDLE: Shape = shape("1.1B", 2048, 5632, 32, 4, 32000);
+
 impl Shape {
     /// Heads of the attention.
     pub fn attention(&self) -> AttentionDims {
@@ -107,29 +122,86 @@ impl Shape {
     }
 }
 
-/// A group with short measurements.
-pub fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+thread_local! {
+    /// Seconds of the best iteration since somebody last took them.
+    static BEST: Cell<f64> = const { Cell::new(f64::INFINITY) };
+}
+
+/// A group with short measurements that ends with shares of the ceiling.
+pub struct Group<'a> {
+    name: String,
+    group: BenchmarkGroup<'a, WallTime>,
+    work: Option<Throughput>,
+    done: Vec<(String, Throughput, f64)>,
+}
+
+/// A group of this name.
+pub fn group<'a>(c: &'a mut Criterion, name: &str) -> Group<'a> {
     let mut group = c.benchmark_group(name);
-    let (warm_up, measurement) = if subject() == Subject::TinyGpu { (1, 1) } else { (200, 800) };
+    let (warm_up, measurement) = if subject() == Subject::Tiny { (1, 1) } else { (200, 800) };
     group.sample_size(10).warm_up_time(Duration::from_millis(warm_up));
     group.measurement_time(Duration::from_millis(measurement));
-    group
+    Group { name: name.to_owned(), group, work: None, done: Vec::new() }
+}
+
+impl Group<'_> {
+    /// What an iteration of the next benches does.
+    pub fn throughput(&mut self, work: Throughput) {
+        self.work = Some(work.clone());
+        self.group.throughput(work);
+    }
+
+    /// A bench called `what/of`, or only `what`; [`time`] is to time it.
+    pub fn bench(&mut self, what: &str, of: impl Display, f: impl FnMut(&mut Bencher<'_>)) {
+        let of = of.to_string();
+        BEST.set(f64::INFINITY);
+        let name = if of.is_empty() {
+            self.group.bench_function(what, f);
+            what.to_owned()
+        } else {
+            self.group.bench_function(BenchmarkId::new(what, &of), f);
+            format!("{what}/{of}")
+        };
+        let best = BEST.get();
+        self.done.extend(self.work.clone().filter(|_| best.is_finite()).map(|work| (name, work, best)));
+    }
+
+    /// Ends the group.
+    pub fn finish(self) {
+        self.group.finish();
+        if !self.name.contains("/cpu ") {
+            return;
+        }
+        for (name, work, best) in &self.done {
+            let (done, of, what) = match *work {
+                Throughput::Elements(flops) => (flops as f64, ceiling::of_products(&self.name), "multiply-adds in f32"),
+                Throughput::Bytes(bytes) => (bytes as f64, ceiling::of_memory(), "memory"),
+                _ => continue,
+            };
+            println!("{}/{name}: {:.1} % of the ceiling of {what}", self.name, 100.0 * done / best / of);
+        }
+    }
+
+    /// Ends a group whose figures are shares of nothing.
+    pub fn finish_without_shares(self) {
+        self.group.finish();
+    }
 }
 
 /// Small numbers of both signs.
-fn noise<B: Backend>(len: usize) -> Vec<B::Element> {
+fn noise_values(len: usize) -> impl Iterator<Item = f64> {
     let mut state = 1u32;
-    let next = |_| {
+    (0..len).map(move |_| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        B::Element::from_f64(f64::from(state >> 8) / f64::from(1 << 23) - 1.0)
-    };
-    (0..len).map(next).collect()
+        f64::from(state >> 8) / f64::from(1 << 23) - 1.0
+    })
 }
 
 /// A wide buffer of noise.
 pub fn wide<B: Backend>(b: &mut B, len: usize) -> B::Wide {
     let mut buffer = b.wide(len).expect("memory for a bench");
-    b.upload(&mut buffer, 0, &noise::<B>(len)).expect("memory for a bench");
+    let values: Vec<B::Element> = noise_values(len).map(B::Element::from_f64).collect();
+    b.upload(&mut buffer, 0, &values).expect("memory for a bench");
     buffer
 }
 
@@ -166,12 +238,14 @@ pub fn time<B: Backend>(bench: &mut Bencher<'_>, b: &mut B, mut op: impl FnMut(&
                 b.sync().expect("the device works");
             }
         }
-        start.elapsed()
+        let taken = start.elapsed();
+        BEST.set(BEST.get().min(taken.as_secs_f64() / times as f64));
+        taken
     });
 }
 
 fn tokens(n: usize) -> Vec<Token> {
-    (0..n as u32).map(|i| Token::Id(i * 37 % 1000)).collect()
+    (0..n as u32).map(|i| Token::Id(i * 37 % 300)).collect()
 }
 
 /// One sequence of each length, the runs given in turn.

@@ -44,7 +44,7 @@ collect)
     cd "$here/.."
     # A test comes with the program; by itself, without what only tests depend on, it would be a second build of it all.
     built "bin test" test --profile "$profile" --test ops --no-run
-    built bench bench --profile "$profile" --no-run
+    built bench bench --profile "$profile" --bench '*' --no-run
     ;;
 run)
     dir=$(cd "$dir" && pwd)

@@ -485,7 +485,10 @@ fn soften_some<W: Float, const N: usize, const FUSED: bool>(
         shift[i] = if best[i] == W::NEG_INFINITY { W::ZERO } else { best[i] };
         fade[i] = (top[i] - shift[i]).exp::<FUSED>();
     }
-    let mut sum = [W::ZERO; N];
+    let mut sum = *total;
+    for i in 0..N {
+        sum[i] = sum[i] * fade[i];
+    }
     for row in scores.chunks_exact_mut(n) {
         let row = some_mut::<W, N>(row, first);
         let mut x = *row;
@@ -497,10 +500,7 @@ fn soften_some<W: Float, const N: usize, const FUSED: bool>(
         }
         *row = x;
     }
-    for i in 0..N {
-        total[i] = total[i] * fade[i] + sum[i];
-    }
-    *top = best;
+    (*total, *top) = (sum, best);
 }
 
 multiversion! {

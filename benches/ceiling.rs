@@ -4,19 +4,24 @@
 
 mod common;
 
-use common::ceiling;
+use common::ceiling::{self, Factors};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 fn arithmetic(c: &mut Criterion) {
-    let mut group = common::group(c, "ceiling/multiply-add f32");
     let steps = 1 << 20;
-    for threads in [1, rayon::current_num_threads()] {
-        group.throughput(Throughput::Elements(ceiling::multiply_add(1, threads) * steps as u64));
-        group.bench(&format!("{threads} threads"), "", |bench| {
-            bench.iter(|| ceiling::multiply_add(steps, threads));
-        });
+    let pairs = ("bf16 in pairs", ceiling::factors("bf16"));
+    for (dtype, factors) in
+        [("f32", Factors::Single), pairs].into_iter().take(1 + usize::from(pairs.1 == Factors::Pairs))
+    {
+        let mut group = common::group(c, &format!("ceiling/multiply-add {dtype}"));
+        for threads in [1, rayon::current_num_threads()] {
+            group.throughput(Throughput::Elements(ceiling::multiply_add(factors, 1, threads) * steps as u64));
+            group.bench(&format!("{threads} threads"), "", |bench| {
+                bench.iter(|| ceiling::multiply_add(factors, steps, threads));
+            });
+        }
+        group.finish();
     }
-    group.finish();
 }
 
 fn memory(c: &mut Criterion) {

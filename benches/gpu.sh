@@ -86,7 +86,7 @@ print(":".join(p for r in sorted(roots) for d in ("cu13", "cuda_nvrtc", "cublas"
             printf 'parity under %s\tnot run: no compute-sanitizer\n' "$tool" >> "$out/checks.tsv"
         fi
     done
-    for bench in device gemm attention elementwise lora cross_entropy adamw embed; do
+    for bench in device gemm attention elementwise lora cross_entropy adamw embed prompt model; do
         check "bench $bench" "$dir/$bench" --bench
     done
     exec "$python" "$here/peers/gpu.py" "$dir" "$out"

@@ -174,7 +174,9 @@ impl Group<'_> {
         }
         for (name, work, best) in &self.done {
             let (done, of, what) = match *work {
-                Throughput::Elements(flops) => (flops as f64, ceiling::of_products(&self.name), "multiply-adds in f32"),
+                Throughput::Elements(flops) => {
+                    (flops as f64, ceiling::of_products(&self.name), ceiling::factors(&self.name).name())
+                }
                 Throughput::Bytes(bytes) => (bytes as f64, ceiling::of_memory(), "memory"),
                 _ => continue,
             };

@@ -95,7 +95,8 @@ impl AtomicFile {
     /// # Errors
     /// The write fails.
     pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.file.seek(SeekFrom::Start(offset)).map_err(Error::io("seek in", &self.path))?;
+        // What was written before goes out with it, so that a full disk shows here.
+        self.file.seek(SeekFrom::Start(offset)).map_err(Error::io("write", &self.path))?;
         self.write(bytes)
     }
 

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{Bencher, BenchmarkGroup, BenchmarkId, Criterion, Throughput};
+use llamaprobe::backend::cpu::Isa;
 use llamaprobe::backend::{AttentionDims, Backend, WideElement};
 use llamaprobe::shape::{Label, Pack, PackBuilder, Parent, Token};
 
@@ -88,10 +89,19 @@ macro_rules! on_devices {
             return;
         }
         if common::subject() != common::Subject::Gpu {
-            $($bench($c, Cpu::<f32>::new());)+
-            $($bench($c, Cpu::<f32, half::bf16>::new());)+
+            $($bench($c, Cpu::<f32>::with_isa(common::isa()));)+
+            $($bench($c, Cpu::<f32, half::bf16>::with_isa(common::isa()));)+
         }
     };
+}
+
+/// The instruction set that `LLAMAPROBE_ISA` names, or else the best of this processor.
+pub fn isa() -> Isa {
+    let Some(asked) = std::env::var("LLAMAPROBE_ISA").ok().filter(|asked| !asked.is_empty()) else {
+        return Isa::detect();
+    };
+    let found = Isa::available().iter().find(|isa| isa.name() == asked);
+    *found.unwrap_or_else(|| panic!("LLAMAPROBE_ISA={asked}, this processor has {:?}", Isa::available()))
 }
 
 /// The shapes of a run.

@@ -156,18 +156,22 @@ pub trait WideElement: bytemuck::Pod + Default + PartialOrd + std::fmt::Debug + 
 }
 
 impl WideElement for f32 {
+    #[inline(always)]
     fn from_f64(x: f64) -> Self {
         x as f32
     }
+    #[inline(always)]
     fn to_f64(self) -> f64 {
         f64::from(self)
     }
 }
 
 impl WideElement for f64 {
+    #[inline(always)]
     fn from_f64(x: f64) -> Self {
         x
     }
+    #[inline(always)]
     fn to_f64(self) -> f64 {
         self
     }

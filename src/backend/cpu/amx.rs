@@ -11,6 +11,8 @@
 pub mod emulator;
 
 use std::arch::asm;
+use std::cell::Cell;
+use std::marker::PhantomData;
 
 use super::tile::Kernel;
 
@@ -52,22 +54,31 @@ impl Shapes {
 static WHOLE: Shapes = Shapes::of(16);
 
 /// While it lives, this thread has tiles.
-pub struct Tiled(());
+pub struct Tiled(PhantomData<*const ()>);
+
+thread_local! {
+    /// How many of them live on this thread.
+    static LIVING: Cell<usize> = const { Cell::new(0) };
+}
 
 impl Tiled {
     /// # Safety
     /// The processor has AMX, and this process may use it.
     pub unsafe fn new() -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { WHOLE.load() };
-        Self(())
+        if LIVING.replace(LIVING.get() + 1) == 0 {
+            // SAFETY: the caller's promise.
+            unsafe { WHOLE.load() };
+        }
+        Self(PhantomData)
     }
 }
 
 impl Drop for Tiled {
     fn drop(&mut self) {
-        // SAFETY: there are tiles, or this would not be. Without their state a thread is cheaper to suspend.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+        if LIVING.replace(LIVING.get() - 1) == 1 {
+            // SAFETY: there are tiles, or this would not be. Without their state a thread is cheaper to suspend.
+            unsafe { asm!("tilerelease", options(nostack, nomem)) };
+        }
     }
 }
 

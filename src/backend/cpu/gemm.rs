@@ -188,6 +188,11 @@ impl<W: Float> Gemm<W> {
         self.tiles
     }
 
+    /// The tiles it uses for operands in pairs of bfloat16, if it has any.
+    pub fn pair_tiles(&self) -> Option<Tiles<W>> {
+        self.pair_tiles
+    }
+
     /// The threads that share its work.
     pub fn team(&self) -> &Team {
         &self.team
@@ -279,6 +284,7 @@ impl<W: Float> Gemm<W> {
         workers(team, &mut slots[..used], across * m.div_ceil(down), |slot, task| {
             let (column, row) = (task % across * width, task / across * down);
             let (columns, rows) = (width.min(n - column), down.min(m - row));
+            let _held = tiles.hold();
             let lanes = columns.next_multiple_of(tiles.lanes);
             let sums = grow(&mut slot.sums, lanes * rows);
             let right = right.skip(column);
@@ -334,6 +340,7 @@ impl<W: Float> Gemm<W> {
         workers(team, &mut slots[..used], n.div_ceil(down), |Slot { right: buffer, sums, lines }, task| {
             let column = task * down;
             let columns = down.min(n - column);
+            let _held = tiles.hold();
             let right = right.skip(column);
             let sums = grow(sums, columns * lanes);
             for (k0, depth) in shape.blocks() {
@@ -382,6 +389,7 @@ mod tests {
     use half::{bf16, f16};
 
     use super::*;
+    use crate::backend::cpu::isa::tests::isas;
 
     fn numbers(count: usize, seed: u64) -> Vec<f64> {
         let mut state = seed;
@@ -436,19 +444,6 @@ mod tests {
                 );
             }
         }
-    }
-
-    /// Those of this processor, and tiles that are emulated where it has none.
-    fn isas() -> Vec<Isa> {
-        let mut isas = Isa::available().to_vec();
-        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-        if !isas.contains(&Isa::Avx512) {
-            eprintln!("skipped: the tiles of AMX, whose loops around them need AVX-512, which this processor has not");
-        } else if !isas.contains(&Isa::Amx) {
-            crate::backend::cpu::amx::emulator::install();
-            isas.push(Isa::Amx);
-        }
-        isas
     }
 
     #[test]

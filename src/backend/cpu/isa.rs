@@ -89,8 +89,8 @@ mod x86 {
             return;
         }
         // Intel's cores multiply pairs at half the rate of single precision, unless in tiles; AMD's at twice the rate.
-        has(Isa::Avx512Bf16, is_x86_feature_detected!("avx512bf16"), by_amd());
-        has(Isa::Amx, amx(), true);
+        let pairs = has(Isa::Avx512Bf16, is_x86_feature_detected!("avx512bf16"), by_amd());
+        has(Isa::Amx, pairs && amx(), true);
     }
 
     fn by_amd() -> bool {
@@ -117,5 +117,23 @@ mod x86 {
     #[cfg(not(target_os = "linux"))]
     fn permitted() -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::Isa;
+
+    /// Those of this processor, and tiles that are emulated where it has none.
+    pub fn isas() -> Vec<Isa> {
+        let mut isas = Isa::available().to_vec();
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        if !isas.contains(&Isa::Avx512Bf16) {
+            eprintln!("skipped: the tiles of AMX, around which is AVX512-BF16, which this processor has not");
+        } else if !isas.contains(&Isa::Amx) {
+            crate::backend::cpu::amx::emulator::install();
+            isas.push(Isa::Amx);
+        }
+        isas
     }
 }

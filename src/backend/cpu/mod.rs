@@ -8,7 +8,6 @@ mod adamw;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
-mod attention_bwd;
 mod context;
 mod cross_entropy;
 mod embed;
@@ -354,7 +353,7 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         dims: AttentionDims,
     ) {
         let kept = kept.map(|(k, v)| [k.as_slice(), v.as_slice()]);
-        attention::fwd(&mut self.cx, z, lse, q, [k, v], kept, pack, dims);
+        attention::forward::fwd(&mut self.cx, z, lse, q, [k, v], kept, pack, dims);
     }
 
     fn attention_bwd(
@@ -372,8 +371,8 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         pack: &Arc<Pack>,
         dims: AttentionDims,
     ) {
-        let inputs = attention_bwd::Inputs { d_z, z, lse, q, k, v };
-        attention_bwd::bwd(&mut self.cx, [d_q, d_k, d_v], delta, &inputs, pack, dims);
+        let inputs = attention::backward::Inputs { d_z, z, lse, q, k, v };
+        attention::backward::bwd(&mut self.cx, [d_q, d_k, d_v], delta, &inputs, pack, dims);
     }
 
     fn attention_pattern(
@@ -390,7 +389,7 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         normalised: bool,
     ) {
         let kept = kept.map(Vec::as_slice);
-        attention::pattern(&mut self.cx, out, q, k, kept, lse, rows, pack, dims, longest, normalised);
+        attention::patterns::pattern(&mut self.cx, out, q, k, kept, lse, rows, pack, dims, longest, normalised);
     }
 
     fn attention_result(
@@ -403,7 +402,7 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         head_dim: usize,
         width: usize,
     ) {
-        attention::result(&mut self.cx, out, z, weight, rows, heads, head_dim, width);
+        attention::patterns::result(&mut self.cx, out, z, weight, rows, heads, head_dim, width);
     }
 
     fn keep(&mut self, cache: &mut Vec<R>, to: usize, x: &Vec<R>, from: Range<usize>, width: usize) {

@@ -1,6 +1,6 @@
 //! Operands of matrix products brought into the order and the type in which the tile reads them.
 
-mod pairs;
+pub mod pairs;
 
 use std::array::from_fn;
 

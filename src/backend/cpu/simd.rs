@@ -36,6 +36,8 @@ pub trait Float:
     /// `e^x`; 1 at 0, 0 at minus infinity. `FUSED` rounds multiply-adds once, which is fast where the instruction set
     /// has them and very slow elsewhere.
     fn exp<const FUSED: bool>(self) -> Self;
+    /// [`exp`](Self::exp) of at most 88; 0 below -87.
+    fn weight<const FUSED: bool>(self) -> Self;
     /// Natural logarithm.
     fn ln(self) -> Self;
     /// Square root.
@@ -141,6 +143,24 @@ fn f16_bits(x: f32) -> u16 {
     (sign | if magnitude > 0x7f80_0000 { 0x7e00 } else { finite }) as u16
 }
 
+/// `e^x` as `p * 2^n`, and `n` on top of `round`, which adding and taking away rounds to integers.
+#[inline(always)]
+#[allow(clippy::excessive_precision)]
+fn exp_parts<const FUSED: bool>(x: f32, round: f32) -> (f32, f32) {
+    let add_product = |a: f32, b: f32, c: f32| if FUSED { a.mul_add(b, c) } else { a * b + c };
+    let shifted = add_product(x, std::f32::consts::LOG2_E, round);
+    let n = shifted - round;
+    // ln 2 in two parts; the product with the first is exact.
+    let r = add_product(n, 2.121_944_4e-4, add_product(n, -0.693_359_375, x));
+    let p = 1.987_569_15e-4;
+    let p = add_product(p, r, 1.398_199_95e-3);
+    let p = add_product(p, r, 8.333_451_9e-3);
+    let p = add_product(p, r, 4.166_579_6e-2);
+    let p = add_product(p, r, 1.666_666_55e-1);
+    let p = add_product(p, r, 0.5);
+    (add_product(p, r * r, r) + 1.0, shifted)
+}
+
 impl Float for f32 {
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
@@ -149,29 +169,25 @@ impl Float for f32 {
 
     /// Within 2 units in the last place, also where the result is subnormal. No branches, so that it vectorises.
     #[inline(always)]
-    #[allow(clippy::excessive_precision)]
     fn exp<const FUSED: bool>(self) -> Self {
         // 1.5 * 2^23: adding it rounds to an integer, whose two's complement is then in the low bits.
         const ROUND: f32 = 12_582_912.0;
-        let add_product = |a: f32, b: f32, c: f32| if FUSED { a.mul_add(b, c) } else { a * b + c };
         let x = if self < -104.0 { -104.0 } else { self };
         let x = if x > 89.0 { 89.0 } else { x };
-        let shifted = add_product(x, std::f32::consts::LOG2_E, ROUND);
-        let n = shifted - ROUND;
-        // ln 2 in two parts; the product with the first is exact.
-        let r = add_product(n, 2.121_944_4e-4, add_product(n, -0.693_359_375, x));
-        let p = 1.987_569_15e-4;
-        let p = add_product(p, r, 1.398_199_95e-3);
-        let p = add_product(p, r, 8.333_451_9e-3);
-        let p = add_product(p, r, 4.166_579_6e-2);
-        let p = add_product(p, r, 1.666_666_55e-1);
-        let p = add_product(p, r, 0.5);
-        let p = add_product(p, r * r, r) + 1.0;
+        let (p, shifted) = exp_parts::<FUSED>(x, ROUND);
         // 2^n in two factors: the whole would not be a normal number near the ends of the range.
         let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
         let half = n >> 1;
         let power = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
         p * power(half) * power(n.wrapping_sub(half))
+    }
+    #[inline(always)]
+    fn weight<const FUSED: bool>(self) -> Self {
+        // As there, and the bias of exponents on top: what is rounded to is the exponent as it is stored.
+        const ROUND: f32 = 12_582_912.0 + 127.0;
+        let (p, shifted) = exp_parts::<FUSED>(self, ROUND);
+        let power = f32::from_bits(shifted.to_bits() << 23);
+        if self < -87.0 { 0.0 } else { p * power }
     }
     #[inline(always)]
     fn ln(self) -> Self {
@@ -226,6 +242,10 @@ impl Float for f64 {
 
     #[inline(always)]
     fn exp<const FUSED: bool>(self) -> Self {
+        self.exp()
+    }
+    #[inline(always)]
+    fn weight<const FUSED: bool>(self) -> Self {
         self.exp()
     }
     #[inline(always)]
@@ -399,11 +419,16 @@ mod tests {
         assert_eq!(Float::exp::<false>(0.0f32), 1.0);
         assert_eq!(Float::exp::<false>(f32::NEG_INFINITY), 0.0);
         assert_eq!(Float::exp::<false>(f32::INFINITY), f32::INFINITY);
-        assert!(Float::exp::<false>(f32::NAN).is_nan());
+        assert!(Float::exp::<false>(f32::NAN).is_nan() && f32::NAN.weight::<false>().is_nan());
+        assert_eq!((f32::NEG_INFINITY.weight::<true>(), 0.0f32.weight::<true>()), (0.0, 1.0));
         let mut worst = 0.0f64;
         for i in 0..4_000_000 {
             let x = -105.0 + (i / 2) as f32 * 1e-4;
             let found = if i % 2 == 0 { Float::exp::<true>(x) } else { Float::exp::<false>(x) };
+            let weight = if i % 2 == 0 { x.weight::<true>() } else { x.weight::<false>() };
+            let same =
+                if x < -87.0 { weight == 0.0 } else { x > 88.0 || weight.to_bits().abs_diff(found.to_bits()) <= 1 };
+            assert!(same, "weight of {x}: {weight}, exp {found}");
             let (found, exact) = (f64::from(found), f64::from(x).exp());
             if exact > f64::from(f32::MAX) {
                 assert!(found >= f64::from(f32::MAX), "exp({x}) = {found}");

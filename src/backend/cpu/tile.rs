@@ -62,6 +62,8 @@ type Height<W> = (usize, [Kernel<W>; 2]);
 pub struct Tiles<W> {
     /// Elements of a vector.
     pub lanes: usize,
+    /// Elements along k that are multiplied at once: `k` is a multiple of it.
+    pub step: usize,
     /// Rows of the tallest tile over two vectors.
     pub rows: usize,
     /// Rows that stay in the second-level cache while lanes pass by; a multiple of `rows`.
@@ -75,7 +77,21 @@ pub struct Tiles<W> {
     tiled: fn() -> Option<Tiled>,
 }
 
+/// While it lives, this thread has what the tiles need.
+pub struct Held {
+    #[cfg(target_arch = "x86_64")]
+    _tiled: Option<Tiled>,
+}
+
 impl<W: Float> Tiles<W> {
+    /// Has ready on this thread what multiplying needs, which each product alone would otherwise do for itself.
+    pub fn hold(&self) -> Held {
+        Held {
+            #[cfg(target_arch = "x86_64")]
+            _tiled: (self.tiled)(),
+        }
+    }
+
     /// `c [rows, lanes] (+)= rows [rows, k] panels [k, lanes]`, where `c` has rows at distance `c_row`.
     ///
     /// # Panics
@@ -105,8 +121,7 @@ impl<W: Float> Tiles<W> {
             assert!(v.data.len() >= body.max(tail), "tile: {} elements in panels of {lanes}", v.data.len());
         }
         let unit = usize::from(b.k != 1);
-        #[cfg(target_arch = "x86_64")]
-        let _tiled = (self.tiled)();
+        let _held = self.hold();
         for part in (0..rows).step_by(self.cached) {
             let end = rows.min(part + self.cached);
             for panel in 0..whole + usize::from(narrow > 0) {
@@ -334,6 +349,7 @@ macro_rules! tiles {
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx2 => Self {
                         lanes: size_of::<std::arch::x86_64::$v256>() / size_of::<$w>(),
+                        step: 1,
                         rows: 6,
                         cached: 108,
                         tiled: || None,
@@ -343,6 +359,7 @@ macro_rules! tiles {
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx512 => Self {
                         lanes: size_of::<std::arch::x86_64::$v512>() / size_of::<$w>(),
+                        step: 1,
                         rows: 14,
                         cached: 112,
                         tiled: || None,
@@ -351,6 +368,7 @@ macro_rules! tiles {
                     },
                     _ => Self {
                         lanes: $plain,
+                        step: 1,
                         rows: 4,
                         cached: 112,
                         #[cfg(target_arch = "x86_64")]
@@ -400,6 +418,7 @@ impl Tiles<f32> {
                 ..Self::f32(isa)
             }),
             Isa::Amx => Some(Self {
+                step: amx::STEP,
                 rows: 32,
                 cached: 128,
                 wide: amx::heights::<2>().map(|(rows, kernel)| (rows, [kernel, kernel])),

@@ -116,7 +116,7 @@ fn pair(first: bf16, second: bf16) -> u32 {
 
 multiversion! {
     /// `to [depth, width] = ` pairs of `from [k, count]`, and zeros behind both ends.
-    fn interleave[W: Float, S: Element<W>](
+    pub fn interleave[W: Float, S: Element<W>](
         to: &mut [u32],
         width: usize,
         from: &[S],
@@ -151,6 +151,139 @@ fn interleave_some<W, S: Element<W>, const N: usize>(to: &mut [u32], first: &[S]
     {
         for i in 0..N {
             to[i] = pair(a[i].to_bf16(), b[i].to_bf16());
+        }
+    }
+}
+
+/// `to [rows, elements] = ` pairs of `from [rows, columns]` at the distances `to_stride` and `stride`, with zeros behind.
+///
+/// # Panics
+/// If these are neither bfloat16 nor single precision, or as [`pair_rows`].
+#[allow(clippy::too_many_arguments)]
+pub fn copy(
+    isa: Isa,
+    to: &mut [f32],
+    to_stride: usize,
+    from: HostSlice<'_>,
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    elements: usize,
+) {
+    for r in 0..rows {
+        let to: &mut [bf16] = bytemuck::cast_slice_mut(&mut to[r * to_stride..][..elements]);
+        let (to, behind) = to.split_at_mut(columns);
+        match from {
+            HostSlice::Bf16(from) => copy_some(to, &from[r * stride..][..columns]),
+            HostSlice::F32(from) => round(isa, to, &from[r * stride..][..columns]),
+            _ => unreachable!("pairs of neither bfloat16 nor single precision"),
+        }
+        behind.fill(bf16::ZERO);
+    }
+}
+
+/// In pieces of known length: a call for a short row would take longer than the copy.
+fn copy_some(to: &mut [bf16], from: &[bf16]) {
+    let ((to, to_rest), (from, from_rest)) = (to.as_chunks_mut::<16>(), from.as_chunks::<16>());
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    to_rest.copy_from_slice(from_rest);
+}
+
+/// `to = from`, rounded.
+fn round(isa: Isa, to: &mut [bf16], from: &[f32]) {
+    assert!(to.len() == from.len(), "pairs: {} numbers of {}", to.len(), from.len());
+    #[cfg(target_arch = "x86_64")]
+    if let Isa::Avx512Bf16 | Isa::Amx = isa {
+        // SAFETY: an `Isa` is only made where it was detected, and both are as long.
+        return unsafe { x86::round(to, from) };
+    }
+    unreachable!("pairs on {}", isa.name());
+}
+
+/// Turns numbers `x [count, n]` into `elements` rows of pairs of one row and the next, with zeros behind.
+///
+/// # Panics
+/// If there are pairs without an instruction set that makes them, or `n` is not in whole vectors of 16.
+pub fn pair_rows(isa: Isa, x: &mut [f32], n: usize, count: usize, elements: usize) {
+    assert!(n.is_multiple_of(16) && count <= 2 * elements && x.len() >= n * count.max(elements), "pairs: {n} lanes");
+    #[cfg(target_arch = "x86_64")]
+    if let Isa::Avx512Bf16 | Isa::Amx = isa {
+        // SAFETY: an `Isa` is only made where it was detected, and rows are as long as was checked.
+        return unsafe { x86::pair_rows(x.as_mut_ptr(), n, count, elements) };
+    }
+    unreachable!("pairs on {}", isa.name());
+}
+
+/// Turns every row of numbers `x [_, n]` into pairs of its own, at the same distance of rows.
+///
+/// # Panics
+/// As [`pair_rows`].
+pub fn pair_columns(isa: Isa, x: &mut [f32], n: usize) {
+    assert!(n.is_multiple_of(16), "pairs: {n} lanes");
+    #[cfg(target_arch = "x86_64")]
+    if let Isa::Avx512Bf16 | Isa::Amx = isa {
+        // SAFETY: an `Isa` is only made where it was detected.
+        return x.chunks_exact_mut(n).for_each(|row| unsafe { x86::pair_columns(row) });
+    }
+    unreachable!("pairs on {}", isa.name());
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+    use std::mem::transmute;
+
+    use half::bf16;
+
+    /// # Safety
+    /// `x` has `n * max(count, elements)` numbers, `n` a multiple of 16, `count` at most twice `elements`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub unsafe fn pair_rows(x: *mut f32, n: usize, count: usize, elements: usize) {
+        let mut order = [0u16; 32];
+        for (i, place) in order.iter_mut().enumerate() {
+            *place = (i / 2 + 16 * (i % 2)) as u16;
+        }
+        // SAFETY: within `x` by the caller's promise; a pair is stored where its numbers or earlier ones were read.
+        unsafe {
+            let order = _mm512_loadu_si512(order.as_ptr().cast());
+            for p in 0..elements {
+                for first in (0..n).step_by(16) {
+                    let row = |i: usize| {
+                        if i < count { _mm512_loadu_ps(x.add(i * n + first)) } else { _mm512_setzero_ps() }
+                    };
+                    let both: __m512i = transmute(_mm512_cvtne2ps_pbh(row(2 * p + 1), row(2 * p)));
+                    _mm512_storeu_si512(x.add(p * n + first).cast(), _mm512_permutexvar_epi16(order, both));
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// Both are as long.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    pub unsafe fn round(to: &mut [bf16], from: &[f32]) {
+        for first in (0..from.len()).step_by(16) {
+            let some = u16::MAX >> (16 - (from.len() - first).min(16));
+            // SAFETY: within both: what is masked out is not touched.
+            unsafe {
+                let numbers = _mm512_maskz_loadu_ps(some, from.as_ptr().add(first));
+                let rounded: __m256i = transmute(_mm512_cvtneps_pbh(numbers));
+                _mm256_mask_storeu_epi16(to.as_mut_ptr().add(first).cast(), some, rounded);
+            }
+        }
+    }
+
+    /// # Safety
+    /// `row` has a multiple of 16 numbers.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub unsafe fn pair_columns(row: &mut [f32]) {
+        let at = row.as_mut_ptr();
+        for first in (0..row.len()).step_by(16) {
+            // SAFETY: within the row by the caller's promise; a pair is stored where numbers were read.
+            unsafe {
+                let pairs: __m256i = transmute(_mm512_cvtneps_pbh(_mm512_loadu_ps(at.add(first))));
+                _mm256_storeu_si256(at.add(first / 2).cast(), pairs);
+            }
         }
     }
 }

@@ -6,14 +6,14 @@
 
 use std::ops::Range;
 
-use super::attention::{
-    Block, Lanes, TILE, each_lanes, gather_keys, gather_queries, query_blocks, query_rows, some, some_mut,
-};
-use super::context::{Context, Task, carve};
-use super::pack::transpose;
-use super::parallel::{Shared, each_part, rows, workers};
-use super::simd::{self, Element, Float, Isa, multiversion, sum};
-use super::tile::{Panels, Rows, Tiles};
+use super::super::context::{Context, Task, carve};
+use super::super::pack::transpose;
+use super::super::parallel::{Shared, each_part, rows, workers};
+use super::super::simd::{self, Element, Float, multiversion, sum};
+use super::super::tile::{Panels, Rows};
+use super::blocks::{Block, TILE, query_blocks, query_rows};
+use super::lanes::{Lanes, each_lanes, gather_keys, gather_queries, some, some_mut};
+use super::products::Products;
 use crate::backend::AttentionDims;
 use crate::shape::Pack;
 
@@ -44,6 +44,7 @@ pub fn bwd<W: Float, R: Element<W>>(
 ) {
     assert!(!pack.has_kept(), "attention_bwd: a pack with kept ancestors has no backward");
     let (isa, heads, width) = (cx.on.isa, dims.heads, dims.head_dim);
+    let rounded = Products::of::<R>(&cx.gemm, width).in_pairs();
     each_part(
         &cx.on.team,
         pack.len(),
@@ -51,7 +52,7 @@ pub fn bwd<W: Float, R: Element<W>>(
         rows("attention_bwd", delta, pack.len(), heads),
         |first, delta| {
             let from = first * heads * width;
-            dots(isa, delta, &inputs.d_z[from..], &inputs.z[from..], width);
+            dots(isa, delta, &inputs.d_z[from..], &inputs.z[from..], width, rounded);
         },
     );
     let delta = &*delta;
@@ -60,9 +61,13 @@ pub fn bwd<W: Float, R: Element<W>>(
 }
 
 multiversion! {
-    fn dots[W: Float, R: Element<W>](delta: &mut [W], d_z: &[W], z: &[R], width: usize) {
+    /// `rounded` says that `d_z` is rounded for the products.
+    fn dots[W: Float, R: Element<W>](delta: &mut [W], d_z: &[W], z: &[R], width: usize, rounded: bool) {
         for ((delta, d_z), z) in delta.iter_mut().zip(d_z.chunks_exact(width)).zip(z.chunks_exact(width)) {
-            *delta = sum(width, |i| d_z[i] * z[i].widen());
+            *delta = match rounded {
+                true => sum(width, |i| R::narrow(d_z[i]).widen() * z[i].widen()),
+                false => sum(width, |i| d_z[i] * z[i].widen()),
+            };
         }
     }
 }
@@ -79,24 +84,29 @@ fn bwd_queries<W: Float, R: Element<W>>(
     let d_q = Shared::new(d_q);
     let blocks = query_blocks(pack, dims);
     workers(&cx.on.team, &mut cx.tasks, blocks.len(), |Task { gemm, memory }, i| {
-        let (block, isa, tiles) = (&blocks[i], gemm.isa(), gemm.tiles());
+        let (block, products) = (&blocks[i], Products::of::<R>(gemm, width));
+        let Products { isa, tiles, .. } = products;
+        let _held = tiles.hold();
+        let elements = products.elements(width);
         let lanes = Lanes::new(block.rows.len() * group, tiles.lanes);
         let (n, count) = (lanes.n, lanes.count);
-        let (own, tile) = (n * width, TILE * width);
-        let [rows, sums, keys, values, rest] = carve(memory, [own, own, tile, tile, Reader::<W>::len(n, width)]);
-        let mut reader =
-            Reader::new(isa, lanes, rest, [&mut *rows, &mut *sums], width, inputs, delta, block, pack, dims);
+        let (own, tile) = (n * width, TILE * elements);
+        let lens = [own, own, tile, tile, products.turning(width), Reader::<W>::len(n, width)];
+        let [rows, sums, keys, values, turned, rest] = carve(memory, lens);
+        let places = [&mut *rows, &mut *sums];
+        let mut reader = Reader::new(products, lanes, rest, places, elements, inputs, delta, block, pack, dims);
         sums.fill(W::ZERO);
         let first = pack.positions()[block.rows.start] as usize;
         let end = first + block.rows.len();
         for start in (dims.visible(first).start / TILE * TILE..end).step_by(TILE) {
             let positions = start..end.min(start + TILE);
-            gather_keys(isa, keys, inputs.k, None, pack, block, dims, positions.clone());
-            gather_keys(isa, values, inputs.v, None, pack, block, dims, positions.clone());
-            reader.gradients(isa, tiles, [keys, values], positions.clone(), dims);
-            let keys = Rows { data: keys, row: 1, k: width };
+            gather_keys(products, keys, inputs.k, None, pack, block, dims, positions.clone());
+            gather_keys(products, values, inputs.v, None, pack, block, dims, positions.clone());
+            reader.gradients([keys, values], positions.clone(), dims);
+            products.pair_rows(reader.d_scores, n, positions.len());
+            let keys = products.along_positions(turned, keys, positions.len(), width);
             let d_scores = Panels::plain(reader.d_scores, n, tiles.lanes);
-            tiles.multiply([width, n, positions.len()], keys, d_scores, sums, n, true);
+            tiles.multiply([width, n, products.elements(positions.len())], keys, d_scores, sums, n, true);
         }
         transpose(isa, rows, width, sums, n, width, count);
         for (row, d_row) in block.rows.clone().zip(rows.chunks_exact(group * width)) {
@@ -127,17 +137,20 @@ fn bwd_keys<W: Float, R: Element<W>>(
     }
     let most = dims.group() * query_rows(0..pack.len(), dims).next().map_or(0, |rows| rows.len());
     workers(&cx.on.team, &mut cx.tasks, blocks.len(), |Task { gemm, memory }, i| {
-        let (block, isa, tiles) = (&blocks[i], gemm.isa(), gemm.tiles());
+        let (block, products) = (&blocks[i], Products::of::<R>(gemm, width));
+        let Products { isa, tiles, .. } = products;
+        let _held = tiles.hold();
         // What is multiplied with rows of queries as lanes needs whole vectors.
         let padded = width.next_multiple_of(tiles.lanes);
-        let n = Lanes::new(most, tiles.lanes).n;
-        let (tile, sums) = (TILE * width, TILE * padded);
-        let lens = [n * padded, n * padded, tile, tile, sums, sums, Reader::<W>::len(n, width)];
-        let [queries, d_out, keys, values, d_keys, d_values, rest] = carve(memory, lens);
+        let stride = products.stride(width, padded);
+        let n = Lanes::new(most, products.vector()).n;
+        let (own, tile, sums) = (n * stride, TILE * products.elements(width), TILE * padded);
+        let lens = [own, own, tile, tile, sums, sums, products.laying(n, padded), Reader::<W>::len(n, width)];
+        let [queries, d_out, keys, values, d_keys, d_values, laid, rest] = carve(memory, lens);
         let first_key = pack.positions()[block.rows.start] as usize;
         let positions = first_key..first_key + block.rows.len();
-        gather_keys(isa, keys, inputs.k, None, pack, block, dims, positions.clone());
-        gather_keys(isa, values, inputs.v, None, pack, block, dims, positions.clone());
+        gather_keys(products, keys, inputs.k, None, pack, block, dims, positions.clone());
+        gather_keys(products, values, inputs.v, None, pack, block, dims, positions.clone());
         d_keys.fill(W::ZERO);
         d_values.fill(W::ZERO);
         for segment in [block.segment].into_iter().chain(pack.readers(block.segment).iter().copied()) {
@@ -146,18 +159,20 @@ fn bwd_keys<W: Float, R: Element<W>>(
                 if first + rows.len() <= positions.start || dims.visible(first).start >= positions.end {
                     continue;
                 }
-                let lanes = Lanes::new(rows.len() * group, tiles.lanes);
+                let lanes = Lanes::new(rows.len() * group, products.vector());
                 let by = Block { segment, head: block.head, rows };
                 let (n, count) = (lanes.n, lanes.count);
                 let places = [&mut *queries, &mut *d_out];
-                let mut reader = Reader::new(isa, lanes, rest, places, padded, inputs, delta, &by, pack, dims);
-                reader.gradients(isa, tiles, [keys, values], positions.clone(), dims);
-                let shape = [positions.len(), padded, count];
+                let mut reader = Reader::new(products, lanes, rest, places, stride, inputs, delta, &by, pack, dims);
+                reader.gradients([keys, values], positions.clone(), dims);
+                let shape = [positions.len(), padded, products.elements(count)];
                 for (sums, weights, x) in
-                    [(&mut *d_values, &*reader.weights, &*d_out), (&mut *d_keys, &*reader.d_scores, &*queries)]
+                    [(&mut *d_values, &mut *reader.weights, &*d_out), (&mut *d_keys, &mut *reader.d_scores, &*queries)]
                 {
+                    products.pair_columns(&mut weights[..positions.len() * n], n);
                     let weights = Rows { data: weights, row: n, k: 1 };
-                    tiles.multiply(shape, weights, Panels::plain(x, padded, tiles.lanes), sums, padded, true);
+                    let x = products.along_lanes(laid, x, count, width, padded);
+                    tiles.multiply(shape, weights, x, sums, padded, true);
                 }
             }
         }
@@ -174,9 +189,10 @@ fn bwd_keys<W: Float, R: Element<W>>(
 /// A block of queries as lanes, against keys of its path.
 struct Reader<'a, W> {
     lanes: Lanes,
-    /// `[D, n]`.
+    products: Products<W>,
+    /// `[elements of D, n]`.
     queries: &'a mut [W],
-    /// `[D, n]`.
+    /// `[elements of D, n]`.
     d_out: &'a mut [W],
     /// `[n]`.
     lse: &'a mut [W],
@@ -196,10 +212,11 @@ impl<'a, W: Float> Reader<'a, W> {
         n * (2 * width + 5 + 2 * TILE)
     }
 
-    /// Reads a block; what it read stays in `[queries, d_out]`, rows `[n, D]` at distance `stride` with zeros between.
+    /// Reads a block; what it read stays in `[queries, d_out]`, rows `[n, elements of D]` at distance `stride` with zeros
+    /// between.
     #[allow(clippy::too_many_arguments)]
     fn new<R: Element<W>>(
-        isa: Isa,
+        products: Products<W>,
         lanes: Lanes,
         memory: &'a mut [W],
         [query_rows, d_rows]: [&mut [W]; 2],
@@ -219,14 +236,15 @@ impl<'a, W: Float> Reader<'a, W> {
         let (weights, rest) = rest.split_at_mut(TILE * n);
         let row = |i: usize| block.rows.start + i;
         let (query_rows, d_rows) = (&mut query_rows[..count * stride], &mut d_rows[..count * stride]);
-        if stride > width {
+        let elements = products.elements(width);
+        if stride > elements {
             query_rows.fill(W::ZERO);
             d_rows.fill(W::ZERO);
         }
-        gather_queries(isa, query_rows, stride, inputs.q, row, 0..count, block.head, dims);
-        gather_queries(isa, d_rows, stride, inputs.d_z, row, 0..count, block.head, dims);
-        lanes.turn(isa, queries, query_rows, stride, width);
-        lanes.turn(isa, d_out, d_rows, stride, width);
+        gather_queries(products, query_rows, stride, inputs.q, row, 0..count, block.head, dims);
+        gather_queries(products, d_rows, stride, inputs.d_z, row, 0..count, block.head, dims);
+        lanes.turn(products.isa, queries, query_rows, stride, elements);
+        lanes.turn(products.isa, d_out, d_rows, stride, elements);
         lanes.bounds(bounds, row, 0, block.head, pack, dims);
         lse.fill(W::ZERO);
         delta.fill(W::ZERO);
@@ -236,27 +254,22 @@ impl<'a, W: Float> Reader<'a, W> {
             lse[r * group..][..group].copy_from_slice(&inputs.lse[from..][..group]);
             delta[r * group..][..group].copy_from_slice(&all_delta[from..][..group]);
         }
-        Self { lanes, queries, d_out, lse, delta, bounds, weights, d_scores: &mut rest[..TILE * n] }
+        Self { lanes, products, queries, d_out, lse, delta, bounds, weights, d_scores: &mut rest[..TILE * n] }
     }
 
     /// `weights [positions, n] = p`, `d_scores [positions, n] = scale * d_s`, given `keys` and `values`
-    /// `[positions, D]`.
-    fn gradients(
-        &mut self,
-        isa: Isa,
-        tiles: Tiles<W>,
-        [keys, values]: [&[W]; 2],
-        positions: Range<usize>,
-        dims: AttentionDims,
-    ) {
-        let (n, width, count) = (self.lanes.n, dims.head_dim, positions.len());
-        let rows = |data| Rows { data, row: width, k: 1 };
+    /// `[positions, elements of D]`.
+    fn gradients(&mut self, [keys, values]: [&[W]; 2], positions: Range<usize>, dims: AttentionDims) {
+        let Self { lanes: Lanes { n, .. }, products, .. } = *self;
+        let (tiles, width, count) = (products.tiles, dims.head_dim, positions.len());
         let (weights, d_scores) = (&mut self.weights[..count * n], &mut self.d_scores[..count * n]);
-        let shape = [count, n, width];
-        tiles.multiply(shape, rows(keys), Panels::plain(self.queries, n, tiles.lanes), weights, n, false);
-        tiles.multiply(shape, rows(values), Panels::plain(self.d_out, n, tiles.lanes), d_scores, n, false);
+        let shape = [count, n, products.elements(width)];
+        for (rows, lanes, out) in [(keys, &*self.queries, &mut *weights), (values, &*self.d_out, &mut *d_scores)] {
+            let lanes = Panels::plain(lanes, n, tiles.lanes);
+            tiles.multiply(shape, products.along_width(rows, width), lanes, out, n, false);
+        }
         let scale = W::from_f64(dims.scale);
-        weigh(isa, weights, d_scores, self.lse, self.delta, self.bounds, positions.start, scale);
+        weigh(products.isa, weights, d_scores, self.lse, self.delta, self.bounds, positions.start, scale);
     }
 }
 
@@ -307,7 +320,7 @@ fn weigh_some<W: Float, const N: usize, const FUSED: bool>(
         }
         for i in 0..N {
             let hidden = (at < from[i]) | (at > to[i]);
-            let weight = (p[i] - lse[i]).exp::<FUSED>();
+            let weight = (p[i] - lse[i]).weight::<FUSED>();
             p[i] = if hidden { W::ZERO } else { weight };
             d[i] = if hidden { W::ZERO } else { weight * (d[i] - delta[i]) * scale };
         }

@@ -6,7 +6,7 @@ mod common;
 
 use common::{real, shapes, time, weight, wide};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::cpu::{Cpu, CpuF32, Isa};
 use llamaprobe::backend::{Backend, LinearDims};
 
 fn linear<B: Backend>(c: &mut Criterion, mut b: B) {
@@ -43,6 +43,9 @@ fn linear<B: Backend>(c: &mut Criterion, mut b: B) {
 
 fn all(c: &mut Criterion) {
     on_devices!(c, linear);
+    if common::subject() == common::Subject::Cpu && Isa::detect().has_pairs() {
+        linear(c, CpuF32::split(Isa::detect()));
+    }
 }
 
 criterion_group!(benches, all);

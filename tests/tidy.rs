@@ -27,12 +27,12 @@ struct Source {
 }
 
 impl Source {
-    /// The numbered lines that are code: without comments, and without what follows `#[cfg(test)]`.
+    /// The numbered lines that are code: without comments, and without what follows `#[cfg(test)]` or `#![cfg(test)]`.
     fn code(&self) -> impl Iterator<Item = (usize, &str)> {
         self.text
             .lines()
             .enumerate()
-            .take_while(|(_, line)| !line.contains("#[cfg(test)]"))
+            .take_while(|(_, line)| !line.contains("[cfg(test)]"))
             .map(|(i, line)| (i + 1, line.split("//").next().unwrap_or_default()))
     }
 

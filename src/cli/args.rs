@@ -126,6 +126,8 @@ pub enum DtypeArg {
     Auto,
     /// 32-bit floats.
     F32,
+    /// 32-bit floats whose products with weights are made of two or three of bfloat16; cpu with AMX or AVX512-BF16 only.
+    F32x3,
     /// bfloat16, accumulated in f32.
     Bf16,
     /// IEEE half precision, accumulated in f32.

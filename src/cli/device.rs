@@ -1,11 +1,13 @@
 //! The one choice of device and dtype. What runs on the chosen backend is a [`Job`], written once for all of them.
 
+use std::fmt::Display;
+
 use half::{bf16, f16};
 
 use super::Failure;
 use super::args::{CommonArgs, Device, DtypeArg};
 use crate::backend::Backend;
-use crate::backend::cpu::{Cpu, Isa};
+use crate::backend::cpu::{Cpu, CpuF32, Isa};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::Cuda;
 use crate::formats::safetensors::Dtype;
@@ -20,7 +22,7 @@ pub trait Job {
 /// The dtype of the matrix products of a model whose weights are in `checkpoint`'s.
 pub fn dtype(asked: DtypeArg, checkpoint: Dtype) -> Result<Dtype> {
     match asked {
-        DtypeArg::F32 => Ok(Dtype::F32),
+        DtypeArg::F32 | DtypeArg::F32x3 => Ok(Dtype::F32),
         DtypeArg::Bf16 => Ok(Dtype::BF16),
         DtypeArg::F16 => Ok(Dtype::F16),
         DtypeArg::Auto => match checkpoint {
@@ -40,7 +42,11 @@ pub fn dispatch(common: &CommonArgs, checkpoint: Dtype, job: impl Job) -> Result
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
     let dtype = dtype(common.dtype, checkpoint)?;
-    match (gpu(&common.device)?, dtype) {
+    let gpu = gpu(&common.device)?;
+    if common.dtype == DtypeArg::F32x3 {
+        return job.run(split(gpu)?);
+    }
+    match (gpu, dtype) {
         #[cfg(feature = "cuda")]
         (Some(n), Dtype::BF16) => job.run(Cuda::<bf16>::new(n, &super::cuda::settings())?),
         #[cfg(feature = "cuda")]
@@ -52,6 +58,18 @@ pub fn dispatch(common: &CommonArgs, checkpoint: Dtype, job: impl Job) -> Result
         (None, Dtype::BF16) => job.run(Cpu::<f32, bf16>::with_isa(isa()?)),
         (None, Dtype::F16) => job.run(Cpu::<f32, f16>::with_isa(isa()?)),
         (None, _) => job.run(Cpu::<f32>::with_isa(isa()?)),
+    }
+}
+
+/// What `--dtype f32x3` stands for, unless a GPU was found.
+fn split(gpu: Option<impl Display>) -> Result<CpuF32> {
+    let refuse = |expected, found| Err(Error::argument("--dtype f32x3", expected, found));
+    if let Some(gpu) = gpu {
+        return refuse("--device cpu", format!("cuda:{gpu}"));
+    }
+    match isa()? {
+        isa if isa.has_pairs() => Ok(CpuF32::split(isa)),
+        isa => refuse("an instruction set with products of bfloat16 (amx, avx512bf16)", isa.name().to_string()),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use llamaprobe::backend::cpu::Isa;
+
 use super::{line, put, tensor, workplace};
 use crate::support::tiny_model::TinyModel;
 
@@ -121,6 +123,21 @@ fn every_instruction_set_gives_the_same_states_and_an_unknown_one_is_refused() {
     let largest = best.iter().fold(0.0f64, |most, x| most.max(x.abs()));
     for (i, (a, b)) in best.iter().zip(&plain).enumerate() {
         assert!((a - b).abs() <= 1e-5 * largest, "state {i}: {a} and {b}");
+    }
+    // Products of bfloat16 in three: right to five digits, and nothing but f32 where there are none.
+    let split = |isa: &str, out: &str| capture(isa, &format!("{out} --dtype f32x3"));
+    let line = split("plain", "none").refused();
+    assert!(line.contains("--dtype f32x3") && line.contains("avx512bf16") && line.contains("plain"), "{line}");
+    match Isa::available().iter().find(|isa| isa.has_pairs()) {
+        None => eprintln!("skipped: --dtype f32x3, for which this processor has no products of bfloat16"),
+        Some(isa) => {
+            split(isa.name(), "split").ok();
+            let split = states("split");
+            assert!(split != plain);
+            for (i, (a, b)) in split.iter().zip(&plain).enumerate() {
+                assert!((a - b).abs() <= 1e-4 * largest, "state {i}: {a} and {b}");
+            }
+        }
     }
     let line = capture("mmx", "none").refused();
     assert!(line.contains("LLAMAPROBE_ISA") && line.contains("mmx") && line.contains("plain"), "{line}");

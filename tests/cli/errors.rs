@@ -80,6 +80,7 @@ fn arguments_out_of_their_domain_are_named() {
         ("--layers 1-0", "--layers"),
         ("--layers few", "--layers"),
         ("--device cuda:0", "cuda:0"),
+        ("--device cuda:0 --dtype f32x3", "cuda:0"),
         ("--threads 0", "--threads"),
         ("--batch-tokens 0", "--batch-tokens"),
         ("--adapter {}/nowhere", "adapter_config.json"),

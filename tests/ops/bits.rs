@@ -1,7 +1,7 @@
 //! What must not change a single bit: other rows in the pack, how a path is cut into segments, where its rows lie,
 //! and the number of threads.
 
-use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::cpu::{Cpu, CpuF32, Isa};
 use llamaprobe::backend::{AttentionDims, Backend, LinearDims};
 use llamaprobe::shape::{KeptSegment, Label, Pack, PackBuilder, Parent, Token};
 
@@ -322,4 +322,12 @@ fn cpu_f32() {
 #[test]
 fn cpu_bf16() {
     check(Cpu::<f32, half::bf16>::new);
+}
+
+#[test]
+fn cpu_f32x3() {
+    match Isa::detect() {
+        isa if isa.has_pairs() => check(|| CpuF32::split(Isa::detect())),
+        isa => eprintln!("skipped: {}, which has no products of bfloat16", isa.name()),
+    }
 }

@@ -3,7 +3,7 @@
 //! A device of lower precision may be wrong by twice what the plain loops of its precision are wrong by, both against
 //! the oracle on the same rounded inputs. A new device takes one line: its own `#[test]`.
 
-use llamaprobe::backend::cpu::{Cpu, Isa};
+use llamaprobe::backend::cpu::{Cpu, CpuF32, Isa};
 use llamaprobe::backend::trace::Trace;
 
 #[cfg(feature = "cuda")]
@@ -13,7 +13,9 @@ use crate::ops::naive::{self, Precision};
 use crate::ops::op::Op;
 #[cfg(feature = "cuda")]
 use crate::ops::parity::parity_on_tensor_cores;
-use crate::ops::parity::{ORACLE, against_naive, all_cases, naive_results, parity, perturbed, results, scales};
+use crate::ops::parity::{
+    ORACLE, against_naive, all_cases, naive_results, parity, parity_of_split_products, perturbed, results, scales,
+};
 use crate::ops::{device, normal};
 
 #[test]
@@ -29,6 +31,13 @@ fn cpu_bf16() {
 #[test]
 fn cpu_f16() {
     Isa::available().iter().for_each(|&isa| parity(&mut Cpu::<f32, half::f16>::with_isa(isa), Precision::F16));
+}
+
+#[test]
+fn cpu_f32x3() {
+    let (pairs, without): (Vec<Isa>, Vec<Isa>) = Isa::available().iter().partition(|isa| isa.has_pairs());
+    without.iter().for_each(|isa| eprintln!("skipped: {}, which has no products of bfloat16", isa.name()));
+    pairs.into_iter().for_each(|isa| parity_of_split_products(&mut CpuF32::split(isa), Precision::F32));
 }
 
 #[cfg(feature = "cuda")]

@@ -48,6 +48,11 @@ impl Isa {
         }
     }
 
+    /// Whether it multiplies pairs of bfloat16.
+    pub fn has_pairs(self) -> bool {
+        matches!(self, Self::Avx512Bf16 | Self::Amx)
+    }
+
     /// Those this processor has, the plainest first.
     pub fn available() -> &'static [Self] {
         &found().available

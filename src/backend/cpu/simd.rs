@@ -76,6 +76,8 @@ pub trait Element<W>: bytemuck::Pod + Default + Send + Sync {
     fn narrow(x: W) -> Self;
     /// To bfloat16, rounded.
     fn to_bf16(self) -> bf16;
+    /// What rounding to bfloat16 leaves of it, rounded again.
+    fn rest(self) -> bf16;
     /// The host's view of a slice.
     fn host(slice: &[Self]) -> HostSlice<'_>;
 }
@@ -96,6 +98,11 @@ macro_rules! elements {
             fn to_bf16(self) -> bf16 {
                 let $x = self;
                 $bf16
+            }
+            #[inline(always)]
+            fn rest(self) -> bf16 {
+                let (whole, high): ($wide, $wide) = (self.widen(), Element::<$wide>::to_bf16(self).widen());
+                Element::<$wide>::to_bf16(whole - high)
             }
             fn host(slice: &[Self]) -> HostSlice<'_> {
                 HostSlice::$host(slice)

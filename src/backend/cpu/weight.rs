@@ -78,7 +78,7 @@ impl<W: Float, R: Element<W>> Weight<W, R> {
 
     /// As the operand of a product, `[_, stride]`.
     pub fn operand(&self, stride: usize) -> Operand<'_, W> {
-        Operand::host(self.host(), stride).rounded(self.rounding)
+        Operand::host(self.host(), stride).rounded(self.rounding).of_weight()
     }
 
     /// `out = ` the elements from `from` on.

@@ -2,17 +2,17 @@
 
 use half::bf16;
 
-use super::super::gemm::Operand;
+use super::super::gemm::{Operand, Pairs};
 use super::super::simd::{Element, Float, Isa, Visit, multiversion};
 use super::{DEPTH, transpose};
 use crate::backend::HostSlice;
 
-/// Packs `count` rows of `depth` pairs at distance [`DEPTH`] pairs; elements from the `k`-th on are zeros.
-pub fn pack_rows<W: Float>(isa: Isa, to: &mut [bf16], from: Operand<'_, W>, count: usize, depth: usize, k: usize) {
+/// Packs `count` rows of `depth` pairs at distance [`DEPTH`] pairs; elements behind the last along k are zeros.
+pub fn pack_rows<W: Float>(isa: Isa, to: &mut [bf16], from: Operand<'_, W>, count: usize, depth: usize, of: Pairs) {
     assert!(!from.transposed, "pack: rows in pairs that are not contiguous along k");
     for (i, row) in to.chunks_mut(2 * DEPTH).take(count).enumerate() {
-        let (row, behind) = row[..2 * depth].split_at_mut(k.min(2 * depth));
-        read(isa, row, from.skip(i));
+        let (row, behind) = row[..2 * depth].split_at_mut(of.k.min(2 * depth));
+        read(isa, row, from.skip(i), of.rest);
         behind.fill(bf16::ZERO);
     }
 }
@@ -25,12 +25,15 @@ pub fn pack_panels<W: Float>(
     from: Operand<'_, W>,
     count: usize,
     depth: usize,
-    k: usize,
+    Pairs { k, rest }: Pairs,
 ) {
     let k = k.min(2 * depth);
     let to = &mut to[..count.next_multiple_of(lanes) * depth];
     if from.transposed {
-        return W::visit(from.data, Columns { isa, lanes, to: bytemuck::cast_slice_mut(to), from, count, depth, k });
+        return W::visit(
+            from.data,
+            Columns { isa, lanes, to: bytemuck::cast_slice_mut(to), from, count, depth, k, rest },
+        );
     }
     for first in (0..count).step_by(2 * lanes) {
         let (from, count) = (from.skip(first), (count - first).min(2 * lanes));
@@ -39,13 +42,13 @@ pub fn pack_panels<W: Float>(
         if count < width || k < 2 * depth {
             panel.fill(W::ZERO);
         }
-        if let Some(pairs) = whole_pairs(&from, k) {
+        if let Some(pairs) = whole_pairs(&from, k).filter(|_| !rest) {
             transpose(isa, panel, width, pairs, from.stride / 2, count, k / 2);
             continue;
         }
         let mut row = [bf16::ZERO; 2 * DEPTH];
         for lane in 0..count {
-            read(isa, &mut row[..k], from.skip(lane));
+            read(isa, &mut row[..k], from.skip(lane), rest);
             let pairs = bytemuck::cast_slice_mut::<W, [bf16; 2]>(panel).chunks_exact_mut(width);
             row[k..(k + 1).min(2 * DEPTH)].fill(bf16::ZERO);
             pairs.zip(row.as_chunks().0).take(k.div_ceil(2)).for_each(|(to, &pair)| to[lane] = pair);
@@ -61,20 +64,24 @@ fn whole_pairs<'a, W: Float>(from: &Operand<'a, W>, k: usize) -> Option<&'a [W]>
     }
 }
 
-/// `to = ` the first elements of the operand, which are contiguous.
-fn read<W: Float>(isa: Isa, to: &mut [bf16], from: Operand<'_, W>) {
-    W::visit(from.data, Narrowing { isa, to, from: from.from });
+/// `to = ` the first elements of the operand, which are contiguous, or their rest.
+fn read<W: Float>(isa: Isa, to: &mut [bf16], from: Operand<'_, W>, rest: bool) {
+    W::visit(from.data, Narrowing { isa, to, from: from.from, rest });
 }
 
 struct Narrowing<'a> {
     isa: Isa,
     to: &'a mut [bf16],
     from: usize,
+    rest: bool,
 }
 
 impl<W: Float> Visit<W> for Narrowing<'_> {
     fn visit<S: Element<W>>(self, data: &[S]) {
-        narrow(self.isa, self.to, &data[self.from..]);
+        match self.rest {
+            false => narrow(self.isa, self.to, &data[self.from..]),
+            true => narrow_rest(self.isa, self.to, &data[self.from..]),
+        }
     }
 }
 
@@ -82,6 +89,14 @@ multiversion! {
     fn narrow[W: Float, S: Element<W>](to: &mut [bf16], from: &[S]) {
         for (o, x) in to.iter_mut().zip(from) {
             *o = x.to_bf16();
+        }
+    }
+}
+
+multiversion! {
+    fn narrow_rest[W: Float, S: Element<W>](to: &mut [bf16], from: &[S]) {
+        for (o, x) in to.iter_mut().zip(from) {
+            *o = x.rest();
         }
     }
 }
@@ -95,48 +110,72 @@ struct Columns<'a, 'b, W> {
     count: usize,
     depth: usize,
     k: usize,
+    rest: bool,
 }
 
 impl<W: Float> Visit<W> for Columns<'_, '_, W> {
     fn visit<S: Element<W>>(self, data: &[S]) {
-        let Self { isa, lanes, to, from, count, depth, k } = self;
+        let Self { isa, lanes, to, from, count, depth, k, rest } = self;
         for first in (0..count).step_by(2 * lanes) {
             let (at, count) = (from.skip(first).from, (count - first).min(2 * lanes));
             let width = count.next_multiple_of(lanes);
-            interleave(isa, &mut to[first * depth..][..width * depth], width, &data[at..], from.stride, count, k);
+            let to = &mut to[first * depth..][..width * depth];
+            let interleave = if rest { interleave_rest } else { interleave };
+            interleave(isa, to, width, &data[at..], from.stride, count, k);
         }
     }
 }
 
-/// Two elements of bfloat16 as they lie in memory.
+/// Two elements as bfloat16, or their rests, as they lie in memory.
 #[inline(always)]
-fn pair(first: bf16, second: bf16) -> u32 {
+fn pair<W, S: Element<W>, const REST: bool>(first: S, second: S) -> u32 {
+    let [first, second] = if REST { [first.rest(), second.rest()] } else { [first.to_bf16(), second.to_bf16()] };
     u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16
+}
+
+/// `to [depth, width] = ` pairs of `from [k, count]`, and zeros behind both ends.
+#[inline(always)]
+fn interleave_all<W: Float, S: Element<W>, const REST: bool>(
+    to: &mut [u32],
+    width: usize,
+    from: &[S],
+    stride: usize,
+    count: usize,
+    k: usize,
+) {
+    for (p, to) in to.chunks_exact_mut(width).enumerate() {
+        let rows = k.saturating_sub(2 * p).min(2);
+        if rows < 2 || count < width {
+            to.fill(0);
+        }
+        let row = |i: usize| &from[(2 * p + i) * stride..][..count];
+        match rows {
+            2 if count == WIDE => interleave_some::<W, S, REST, WIDE>(to, row(0), row(1)),
+            2 => {
+                for ((o, &a), &b) in to.iter_mut().zip(row(0)).zip(row(1)) {
+                    *o = pair::<W, S, REST>(a, b);
+                }
+            }
+            1 => {
+                for (o, &a) in to.iter_mut().zip(row(0)) {
+                    *o = pair::<W, S, REST>(a, S::default());
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 multiversion! {
     /// `to [depth, width] = ` pairs of `from [k, count]`, and zeros behind both ends.
-    pub fn interleave[W: Float, S: Element<W>](
-        to: &mut [u32],
-        width: usize,
-        from: &[S],
-        stride: usize,
-        count: usize,
-        k: usize,
-    ) {
-        for (p, to) in to.chunks_exact_mut(width).enumerate() {
-            let rows = k.saturating_sub(2 * p).min(2);
-            if rows < 2 || count < width {
-                to.fill(0);
-            }
-            let row = |i: usize| &from[(2 * p + i) * stride..][..count];
-            match rows {
-                2 if count == WIDE => interleave_some::<W, S, WIDE>(to, row(0), row(1)),
-                2 => to.iter_mut().zip(row(0).iter().zip(row(1))).for_each(|(o, (a, b))| *o = pair(a.to_bf16(), b.to_bf16())),
-                1 => to.iter_mut().zip(row(0)).for_each(|(o, a)| *o = pair(a.to_bf16(), bf16::ZERO)),
-                _ => {}
-            }
-        }
+    pub fn interleave[W: Float, S: Element<W>](to: &mut [u32], width: usize, from: &[S], stride: usize, count: usize, k: usize) {
+        interleave_all::<W, S, false>(to, width, from, stride, count, k);
+    }
+}
+
+multiversion! {
+    fn interleave_rest[W: Float, S: Element<W>](to: &mut [u32], width: usize, from: &[S], stride: usize, count: usize, k: usize) {
+        interleave_all::<W, S, true>(to, width, from, stride, count, k);
     }
 }
 
@@ -145,12 +184,12 @@ const WIDE: usize = 32;
 
 /// Of known length, so that nothing but vectors is left of it.
 #[inline(always)]
-fn interleave_some<W, S: Element<W>, const N: usize>(to: &mut [u32], first: &[S], second: &[S]) {
+fn interleave_some<W, S: Element<W>, const REST: bool, const N: usize>(to: &mut [u32], first: &[S], second: &[S]) {
     if let (Some(to), Some(a), Some(b)) =
         (to.first_chunk_mut::<N>(), first.first_chunk::<N>(), second.first_chunk::<N>())
     {
         for i in 0..N {
-            to[i] = pair(a[i].to_bf16(), b[i].to_bf16());
+            to[i] = pair::<W, S, REST>(a[i], b[i]);
         }
     }
 }

@@ -1,0 +1,187 @@
+//! Products against sums in double precision, and against themselves in other company.
+#![cfg(test)]
+
+use half::{bf16, f16};
+
+use super::*;
+use crate::backend::cpu::isa::tests::isas;
+
+/// The rms of the errors of split products, and the largest of some thousands, as shares of the rms of the products.
+const PROMISED: [f64; 2] = [4e-6, 2e-5];
+/// The same where the weights are bfloat16.
+const PROMISED_OF_BF16: [f64; 2] = [2.4e-6, 1e-5];
+
+fn numbers(count: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f64 / f64::from(1 << 24) - 0.5
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn stored<W: Float, S: Element<W>>(x: &[f64]) -> Vec<S> {
+    x.iter().map(|&x| S::narrow(W::from_f64(x))).collect()
+}
+
+fn run<W: Float>(gemm: &mut Gemm<W>, [m, n, k]: [usize; 3], left: Operand<W>, right: Operand<W>) -> Vec<W> {
+    let mut out = vec![W::from_f64(f64::NAN); m * n];
+    let shared = Shared::new(&mut out);
+    gemm.product([m, n, k], left, right, &|row, column, x: &[W]| {
+        // SAFETY: every element is stored by one task.
+        unsafe { shared.at(row * n + column, x.len()) }.copy_from_slice(x);
+    });
+    out
+}
+
+fn check<W: Float, A: Element<W>, S: Element<W>>(shape: [usize; 3], tolerance: f64) {
+    let [m, n, k] = shape;
+    let (a, b): (Vec<A>, Vec<S>) = (stored::<W, A>(&numbers(m * k, 1)), stored::<W, S>(&numbers(n * k, 2)));
+    let flip = |rows: usize, columns: usize| move |i: usize| (i % rows) * columns + i / rows;
+    let at: Vec<A> = (0..m * k).map(flip(m, k)).map(|i| a[i]).collect();
+    let bt: Vec<S> = (0..n * k).map(flip(n, k)).map(|i| b[i]).collect();
+    let exact: Vec<f64> = (0..m * n)
+        .map(|i| (0..k).map(|p| a[i / n * k + p].widen().to_f64() * b[i % n * k + p].widen().to_f64()).sum())
+        .collect();
+    for isa in isas() {
+        let mut gemm = Gemm::new(isa, Team::new(3));
+        let results = [
+            run(&mut gemm, shape, Operand::new(&a, k), Operand::new(&b, k)),
+            run(&mut gemm, shape, Operand::new(&a, k), Operand::new(&bt, n).transposed()),
+            run(&mut gemm, shape, Operand::new(&at, m).transposed(), Operand::new(&bt, n).transposed()),
+            run(&mut gemm, shape, Operand::new(&at, m).transposed(), Operand::new(&b, k)),
+        ];
+        // A left operand that is contiguous along its rows is not taken in pairs, and gives other bits.
+        let pairs = gemm.pair_tiles.is_some() && in_pairs::<W>(&Operand::new(&a, k), &Operand::new(&b, k));
+        for result in &results[..if pairs { 2 } else { 4 }] {
+            assert!(*result == results[0], "{shape:?} {isa:?}: layouts differ");
+        }
+        for (i, (found, exact)) in results.iter().flat_map(|result| result.iter().zip(&exact)).enumerate() {
+            let error = (found.to_f64() - exact).abs();
+            assert!(error <= tolerance * (k as f64).sqrt(), "{shape:?} {isa:?} element {i}: {found:?}, not {exact}");
+        }
+    }
+}
+
+#[test]
+fn products_of_every_dtype_layout_and_instruction_set_agree_with_sums() {
+    let shapes = [[1, 1, 1], [1, 50, 7], [3, 17, 320], [8, 49, 321], [9, 97, 33], [31, 64, 641], [70, 130, 100]];
+    for shape in shapes.into_iter().chain([[129, 200, 700], [2, 3, 0], [2, 40, 333], [4, 70, 651]]) {
+        check::<f32, f32, f32>(shape, 1e-6);
+        check::<f32, f32, bf16>(shape, 1e-6);
+        check::<f32, f32, f16>(shape, 1e-6);
+        check::<f32, f32, f64>(shape, 1e-6);
+        check::<f32, bf16, bf16>(shape, 1e-6);
+        check::<f64, f64, f64>(shape, 1e-15);
+        check::<f64, f64, f32>(shape, 1e-15);
+        check::<f64, f64, bf16>(shape, 1e-15);
+        check::<f64, f64, f16>(shape, 1e-15);
+    }
+}
+
+#[test]
+fn weights_that_are_rounded_to_bfloat16_give_the_bits_of_rounded_weights() {
+    for [m, n, k] in [[3, 50, 100], [40, 20, 96], [70, 130, 333]] {
+        let a = stored::<f32, bf16>(&numbers(m * k, 5));
+        for isa in isas() {
+            let mut gemm = Gemm::new(isa, Team::alone());
+            for transposed in [false, true] {
+                let laid = |x| if transposed { Operand { stride: n, transposed, ..x } } else { x };
+                let (wide, narrow) = (stored::<f32, f32>(&numbers(n * k, 6)), stored::<f32, bf16>(&numbers(n * k, 6)));
+                let round: Rounding<f32> = |_, x| x.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+                let wide = laid(Operand::new(&wide, k)).rounded(Some(round));
+                let found = run(&mut gemm, [m, n, k], Operand::new(&a, k), wide);
+                let expected = run(&mut gemm, [m, n, k], Operand::new(&a, k), laid(Operand::new(&narrow, k)));
+                assert!(found == expected, "{isa:?} {m} {n} {k} transposed {transposed}");
+            }
+        }
+    }
+}
+
+/// The sums, and those of magnitudes, in double precision.
+fn sums(a: &[f32], b: &[impl Element<f32>], [m, n, k]: [usize; 3]) -> Vec<(f64, f64)> {
+    let sum = |i: usize| {
+        let terms = (0..k).map(|p| f64::from(a[i / n * k + p]) * f64::from(b[i % n * k + p].widen()));
+        terms.fold((0.0, 0.0), |(sum, magnitude), x| (sum + x, magnitude + x.abs()))
+    };
+    (0..m * n).map(sum).collect()
+}
+
+fn check_split<S: Element<f32>>(isa: Isa, [m, n, k]: [usize; 3], parts: f64) {
+    let (a, b): (Vec<f32>, Vec<S>) = (stored::<f32, _>(&numbers(m * k, 7)), stored::<f32, _>(&numbers(n * k, 8)));
+    let bt: Vec<S> = (0..n * k).map(|i| b[i % n * k + i / n]).collect();
+    let mut gemm = Gemm::<f32>::new(isa, Team::new(2)).split();
+    let left = Operand::new(&a, k);
+    let found = run(&mut gemm, [m, n, k], left, Operand::new(&b, k).of_weight());
+    let turned = run(&mut gemm, [m, n, k], left, Operand::new(&bt, n).transposed().of_weight());
+    assert!(found == turned, "{isa:?} {m} {n} {k}: layouts differ");
+    // What is left of the left operand's rests and of the right's, the product of both rests; the sums' own rounding.
+    let bound = parts * 0.5f64.powi(18) + k as f64 * 0.5f64.powi(24);
+    let (mut errors, mut squares, mut largest) = (0.0, 0.0, 0.0f64);
+    for (i, (&found, (sum, magnitude))) in found.iter().zip(sums(&a, &b, [m, n, k])).enumerate() {
+        let error = (f64::from(found) - sum).abs();
+        assert!(error <= bound * magnitude, "{isa:?} {m} {n} {k} element {i}: {found}, not {sum}");
+        (errors, squares, largest) = (errors + error * error, squares + sum * sum, largest.max(error));
+    }
+    let size = (squares / (m * n) as f64).sqrt();
+    let (rms, largest) = ((errors / squares).sqrt(), largest / size);
+    println!("{isa:?} {m} x {n} x {k}, {parts} rests: rms {rms:.2e}, largest {largest:.2e}");
+    let promised = if parts > 1.0 { PROMISED } else { PROMISED_OF_BF16 };
+    let few = m * n < 1000;
+    assert!(few || rms < promised[0] && largest < promised[1], "{isa:?} {m} {n} {k}: rms {rms:.2e}, {largest:.2e}");
+}
+
+#[test]
+fn split_products_are_wrong_by_what_the_documentation_says() {
+    for isa in isas().into_iter().filter(|isa| isa.has_pairs()) {
+        for k in [64, 129, 640, 1024, 4096] {
+            // Weights turned and rows of their own, on many rows and on few.
+            for [m, n] in [[40, 30], [37, 90], [1, 90], [3, 40]] {
+                check_split::<f32>(isa, [m, n, k], 3.0);
+                check_split::<bf16>(isa, [m, n, k], 1.0);
+                check_split::<f16>(isa, [m, n, k], 2.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn only_products_with_weights_are_split() {
+    let (a, b) = (stored::<f32, f32>(&numbers(9 * 70, 9)), stored::<f32, f32>(&numbers(50 * 70, 10)));
+    let (left, right, turned) = (Operand::new(&a, 70), Operand::new(&b, 70), Operand::new(&a, 9).transposed());
+    for isa in isas().into_iter().filter(|isa| isa.has_pairs()) {
+        let (mut split, mut whole) = (Gemm::<f32>::new(isa, Team::alone()).split(), Gemm::new(isa, Team::alone()));
+        let mut same =
+            |left, right| run(&mut split, [9, 50, 70], left, right) == run(&mut whole, [9, 50, 70], left, right);
+        assert!(same(left, right) && same(turned, right.of_weight()) && !same(left, right.of_weight()), "{isa:?}");
+    }
+}
+
+#[test]
+fn a_rows_bits_depend_on_no_other_row_and_on_no_thread() {
+    for isa in isas() {
+        let plain = |team| Gemm::new(isa, team);
+        rows_alone::<f32, bf16>(plain, [300, 100, 777]);
+        rows_alone::<bf16, bf16>(plain, [70, 100, 352]);
+        rows_alone::<bf16, bf16>(plain, [40, 100, 777]);
+        if isa.has_pairs() {
+            let split = |team| Gemm::new(isa, team).split();
+            rows_alone::<f32, f32>(split, [70, 100, 777]);
+            rows_alone::<f32, bf16>(split, [70, 100, 352]);
+            rows_alone::<f32, bf16>(split, [300, 40, 777]);
+        }
+    }
+}
+
+fn rows_alone<A: Element<f32>, S: Element<f32>>(make: impl Fn(Team) -> Gemm<f32>, [m, n, k]: [usize; 3]) {
+    let (a, b) = (stored::<f32, A>(&numbers(m * k, 3)), stored::<f32, S>(&numbers(n * k, 4)));
+    let right = Operand::new(&b, k).of_weight();
+    let all = run(&mut make(Team::alone()), [m, n, k], Operand::new(&a, k), right);
+    let mut gemm = make(Team::new(4));
+    let isa = gemm.isa();
+    for (first, rows) in [(0, 300), (0, 1), (299, 1), (5, 2), (9, 3), (4, 4), (7, 5), (100, 8), (33, 64), (1, 255)] {
+        let (first, rows) = (first.min(m - 1), rows.min(m - first.min(m - 1)));
+        let part = run(&mut gemm, [rows, n, k], Operand::new(&a[first * k..], k), right);
+        assert!(part == all[first * n..(first + rows) * n], "{isa:?}: {rows} rows from {first}");
+    }
+}

@@ -40,8 +40,6 @@ const SMALL: usize = 1 << 17;
 const VECTORS: usize = 12;
 /// Tiles' worth of the right operand's rows in a task, at most.
 const TILES: usize = 8;
-/// Bytes at a multiple of whose distance elements share a set of the first-level cache.
-const ALIASED: usize = 4096;
 /// Pairs that a tile reads at once: operands in pairs are as long as a multiple of this.
 const PAIRS: usize = 16;
 /// Length of k below which turning the right operand is cheaper than turning the result.
@@ -399,11 +397,10 @@ impl<W: Float> Gemm<W> {
             }
         });
         let memory = &*memory;
-        // With few lanes the time goes into reading the rows: along them, as memory likes it. With many, rows are used
-        // often, and at some distances would push each other out of the cache.
-        let few = lanes <= 2 * part;
-        let aliased = |rows: &Rows<'_, W>| (rows.row * size_of::<W>()).is_multiple_of(ALIASED);
-        let direct = right.direct().filter(|rows| few || !aliased(rows));
+        // In tiles that read whole lines, rows at some distances would push each other out of the cache: a loss where they are
+        // used often. With few lanes the time goes into reading them, along them, as memory likes it.
+        let few = tiles.whole_lines && lanes <= 2 * part;
+        let direct = right.direct().filter(|rows| few || !tiles.whole_lines || !rows.aliased());
         let down = share(n.div_ceil(tiles.rows), used, if few { 1 } else { TILES }) * tiles.rows;
         workers(team, &mut slots[..used], n.div_ceil(down), |Slot { right: buffer, sums, lines }, task| {
             let column = task * down;

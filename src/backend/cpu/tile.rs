@@ -12,6 +12,10 @@ use super::simd::{Float, Isa};
 
 /// Elements along k that are multiplied at once; the distance of two packed rows.
 pub const DEPTH: usize = 320;
+/// Bytes at a multiple of whose distance elements share a set of the first-level cache.
+const ALIASED: usize = 4096;
+/// Lines that a set holds.
+const WAYS: usize = 8;
 
 /// The operand whose elements are broadcast: `(i, p)` is `data[i * row + p * k]`.
 #[derive(Clone, Copy)]
@@ -22,6 +26,13 @@ pub struct Rows<'a, W> {
     pub row: usize,
     /// Distance of two elements of a row; one of the two is 1.
     pub k: usize,
+}
+
+impl<W> Rows<'_, W> {
+    /// Whether the same elements of all rows share a set of the first-level cache.
+    pub fn aliased(&self) -> bool {
+        self.k == 1 && (self.row * size_of::<W>()).is_multiple_of(ALIASED)
+    }
 }
 
 /// The operand that lies in vectors. Panel `j` of two vectors begins at `j * panel`, and goes on after `k` elements
@@ -66,6 +77,8 @@ pub struct Tiles<W> {
     pub step: usize,
     /// Rows of the tallest tile over two vectors.
     pub rows: usize,
+    /// Whether a line of each row is read at once, not an element at a time: then rows may push each other out of the cache.
+    pub whole_lines: bool,
     /// Rows that stay in the second-level cache while lanes pass by; a multiple of `rows`.
     cached: usize,
     /// Over two vectors, from the tallest to one row.
@@ -121,13 +134,14 @@ impl<W: Float> Tiles<W> {
             assert!(v.data.len() >= body.max(tail), "tile: {} elements in panels of {lanes}", v.data.len());
         }
         let unit = usize::from(b.k != 1);
+        let tallest = if b.aliased() && !self.whole_lines { WAYS } else { usize::MAX };
         let _held = self.hold();
         for part in (0..rows).step_by(self.cached) {
             let end = rows.min(part + self.cached);
             for panel in 0..whole + usize::from(narrow > 0) {
                 let (heights, v_k) = if panel < whole { (&self.wide, v.k) } else { (&self.narrow, v.last) };
                 let mut row = part;
-                for (height, kernels) in heights {
+                for (height, kernels) in heights.iter().filter(|(height, _)| *height <= tallest) {
                     while row + height <= end {
                         // SAFETY: the operands reach as far by the checks above; the kernels are those of an
                         // instruction set that was detected.
@@ -351,6 +365,7 @@ macro_rules! tiles {
                         lanes: size_of::<std::arch::x86_64::$v256>() / size_of::<$w>(),
                         step: 1,
                         rows: 6,
+                        whole_lines: false,
                         cached: 108,
                         tiled: || None,
                         wide: tiles!(heights avx2, 2: 6 4 2 1 1 1),
@@ -361,6 +376,7 @@ macro_rules! tiles {
                         lanes: size_of::<std::arch::x86_64::$v512>() / size_of::<$w>(),
                         step: 1,
                         rows: 14,
+                        whole_lines: false,
                         cached: 112,
                         tiled: || None,
                         wide: tiles!(heights avx512, 2: 14 8 4 2 1 1),
@@ -370,6 +386,7 @@ macro_rules! tiles {
                         lanes: $plain,
                         step: 1,
                         rows: 4,
+                        whole_lines: false,
                         cached: 112,
                         #[cfg(target_arch = "x86_64")]
                         tiled: || None,
@@ -420,6 +437,7 @@ impl Tiles<f32> {
             Isa::Amx => Some(Self {
                 step: amx::STEP,
                 rows: 32,
+                whole_lines: true,
                 cached: 128,
                 wide: amx::heights::<2>().map(|(rows, kernel)| (rows, [kernel, kernel])),
                 narrow: amx::heights::<1>().map(|(rows, kernel)| (rows, [kernel, kernel])),

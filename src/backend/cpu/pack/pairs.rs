@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::super::gemm::{Operand, Pairs};
 use super::super::simd::{Element, Float, Isa, Visit, multiversion};
-use super::{DEPTH, transpose};
+use super::{AHEAD, DEPTH, prefetch, transpose};
 use crate::backend::HostSlice;
 
 /// Packs `count` rows of `depth` pairs at distance [`DEPTH`] pairs; elements behind the last along k are zeros.
@@ -116,13 +116,8 @@ struct Columns<'a, 'b, W> {
 impl<W: Float> Visit<W> for Columns<'_, '_, W> {
     fn visit<S: Element<W>>(self, data: &[S]) {
         let Self { isa, lanes, to, from, count, depth, k, rest } = self;
-        for first in (0..count).step_by(2 * lanes) {
-            let (at, count) = (from.skip(first).from, (count - first).min(2 * lanes));
-            let width = count.next_multiple_of(lanes);
-            let to = &mut to[first * depth..][..width * depth];
-            let interleave = if rest { interleave_rest } else { interleave };
-            interleave(isa, to, width, &data[at..], from.stride, count, k);
-        }
+        assert!(to.len() == count.next_multiple_of(lanes) * depth, "pack: {} pairs", to.len());
+        interleave_weights(isa, to, lanes, &data[from.from..], from.stride, count, k, rest);
     }
 }
 
@@ -133,49 +128,72 @@ fn pair<W, S: Element<W>, const REST: bool>(first: S, second: S) -> u32 {
     u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16
 }
 
-/// `to [depth, width] = ` pairs of `from [k, count]`, and zeros behind both ends.
+/// `to`, panels of twice `lanes`, `= ` pairs of `from [k, count]`, or of their rests, and zeros behind both ends; rows that
+/// lie far apart are called into the cache ahead.
 #[inline(always)]
-fn interleave_all<W: Float, S: Element<W>, const REST: bool>(
+fn interleave_all<W: Float, S: Element<W>, const REST: bool, const FAR: bool>(
     to: &mut [u32],
-    width: usize,
+    lanes: usize,
     from: &[S],
     stride: usize,
     count: usize,
     k: usize,
 ) {
-    for (p, to) in to.chunks_exact_mut(width).enumerate() {
+    let depth = to.len() / count.max(1).next_multiple_of(lanes);
+    for p in 0..depth {
         let rows = k.saturating_sub(2 * p).min(2);
-        if rows < 2 || count < width {
-            to.fill(0);
-        }
         let row = |i: usize| &from[(2 * p + i) * stride..][..count];
-        match rows {
-            2 if count == WIDE => interleave_some::<W, S, REST, WIDE>(to, row(0), row(1)),
-            2 => {
-                for ((o, &a), &b) in to.iter_mut().zip(row(0)).zip(row(1)) {
-                    *o = pair::<W, S, REST>(a, b);
-                }
+        if FAR && 2 * (p + AHEAD) + 1 < k {
+            prefetch(&from[2 * (p + AHEAD) * stride..][..count]);
+            prefetch(&from[(2 * (p + AHEAD) + 1) * stride..][..count]);
+        }
+        for first in (0..count.max(1)).step_by(2 * lanes) {
+            let columns = (count - first).min(2 * lanes);
+            let width = columns.max(1).next_multiple_of(lanes);
+            let to = &mut to[first * depth + p * width..][..width];
+            if rows < 2 || columns < width {
+                to.fill(0);
             }
-            1 => {
-                for (o, &a) in to.iter_mut().zip(row(0)) {
-                    *o = pair::<W, S, REST>(a, S::default());
+            match rows {
+                2 if columns == WIDE => interleave_some::<W, S, REST, WIDE>(to, &row(0)[first..], &row(1)[first..]),
+                2 => {
+                    for ((o, &a), &b) in to.iter_mut().zip(&row(0)[first..]).zip(&row(1)[first..]) {
+                        *o = pair::<W, S, REST>(a, b);
+                    }
                 }
+                1 => {
+                    for (o, &a) in to.iter_mut().zip(&row(0)[first..]) {
+                        *o = pair::<W, S, REST>(a, S::default());
+                    }
+                }
+                _ => {}
             }
-            _ => {}
         }
     }
 }
 
 multiversion! {
-    /// `to [depth, width] = ` pairs of `from [k, count]`, and zeros behind both ends.
-    pub fn interleave[W: Float, S: Element<W>](to: &mut [u32], width: usize, from: &[S], stride: usize, count: usize, k: usize) {
-        interleave_all::<W, S, false>(to, width, from, stride, count, k);
+    /// `to`, panels of twice `lanes`, `= ` pairs of `from [k, count]`, and zeros behind both ends.
+    pub fn interleave[W: Float, S: Element<W>](to: &mut [u32], lanes: usize, from: &[S], stride: usize, count: usize, k: usize) {
+        interleave_all::<W, S, false, false>(to, lanes, from, stride, count, k);
     }
 }
 
 multiversion! {
-    fn interleave_rest[W: Float, S: Element<W>](to: &mut [u32], width: usize, from: &[S], stride: usize, count: usize, k: usize) {
-        interleave_all::<W, S, true>(to, width, from, stride, count, k);
+    /// The same, or that of the rests, of numbers that are still in memory.
+    fn interleave_weights[W: Float, S: Element<W>](
+        to: &mut [u32],
+        lanes: usize,
+        from: &[S],
+        stride: usize,
+        count: usize,
+        k: usize,
+        rest: bool,
+    ) {
+        match rest {
+            false => interleave_all::<W, S, false, true>(to, lanes, from, stride, count, k),
+            true => interleave_all::<W, S, true, true>(to, lanes, from, stride, count, k),
+        }
     }
 }
 

@@ -54,7 +54,7 @@ impl Job for Capture<'_> {
         let run = adaptation.as_ref().map(|_| 0);
         let prompt = adaptation.as_ref().map_or(0, |adaptation| adaptation.prompts[0]);
         let docs: Vec<Sequence> = docs.iter().map(|ids| Sequence::prompted(prompt, ids, run)).collect();
-        let batches = batches(&docs, args.batch_tokens)?;
+        let batches = batches(&docs, args.batch_tokens, model.spec.scales_beyond())?;
         let rows = batches.iter().map(|docs| docs.pack.len()).max().unwrap_or(0);
         let layout = adaptation.as_ref().map(|a| &a.layout);
         let sink = Sink {
@@ -154,15 +154,18 @@ impl Batch {
     }
 }
 
-fn batches(docs: &[Sequence], most: usize) -> Result<Vec<Batch>> {
+/// Batches of at most `most` rows. Documents of more than `scaled` tokens are only with others as long, for the model
+/// turns each length in another way.
+fn batches(docs: &[Sequence], most: usize, scaled: Option<usize>) -> Result<Vec<Batch>> {
     if most == 0 {
         return Err(Error::argument("--batch-tokens", "at least 1", most));
     }
     let mut batches = Vec::new();
     let mut builder = PackBuilder::default();
     let (mut rows, mut first) = (0, 0);
+    let turned = |doc: &Sequence| scaled.map(|own| doc.tokens.len().max(own));
     for (i, doc) in docs.iter().enumerate() {
-        if rows > 0 && rows + doc.tokens.len() > most {
+        if rows > 0 && (rows + doc.tokens.len() > most || turned(doc) != turned(&docs[first])) {
             batches.push(Batch { pack: std::mem::take(&mut builder).build(), first });
             (rows, first) = (0, i);
         }

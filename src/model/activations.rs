@@ -179,7 +179,7 @@ impl<B: Backend> Activations<B> {
         if spec.rope().is_none() {
             return Ok(());
         }
-        if positions > self.rope.1 || (spec.rope_depends_on_length() && positions != self.rope.1) {
+        if positions > self.rope.1 || (spec.scales_beyond().is_some() && positions != self.rope.1) {
             self.rope = rope(backend, spec, positions)?;
         }
         Ok(())

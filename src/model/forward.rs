@@ -140,6 +140,7 @@ impl<B: Backend> Model<B> {
     ) -> Result<()> {
         let spec = &self.spec;
         input.check(acts.rows);
+        spec.check_one_length(input.pack)?;
         acts.cover(backend, spec, input.pack.longest())?;
         if let Some(cache) = &cache {
             check_room(cache, input.pack);

@@ -123,7 +123,9 @@ impl<B: Backend> Model<B> {
                 rows += s.tokens.len() + generation.width() * generation.limit(s.tokens.len());
                 rows <= generation.rows
             });
-            let last = first + fits.count().max(1);
+            // Sequences whose angles depend on how long they are have nothing in common.
+            let together = if self.spec.scales_beyond().is_some() { 1 } else { fits.count().max(1) };
+            let last = first + together;
             let batch = Batch { model: self, adaptation, generation, first };
             done.extend(batch.run(backend, &sequences[first..last], on_token)?);
         }

@@ -1,10 +1,14 @@
 //! What a model is, in the numbers that the passes need; a family is data here, not code.
 
+use std::collections::HashSet;
+
 use super::places::Place;
 use crate::backend::AttentionDims;
 use crate::formats::adapter::Target;
 use crate::formats::config::{Family, Mlp, ModelConfig, Norm, Positions, Rope, RopeKind};
 use crate::hooks::Site;
+use crate::shape::{Pack, Parent};
+use crate::{Error, Result};
 
 /// A model's dimensions and constants, and how its blocks are put together.
 #[derive(Clone, Debug, PartialEq)]
@@ -166,9 +170,45 @@ impl Spec {
         }
     }
 
-    /// Whether the rotation's table depends on the number of positions asked for.
-    pub fn rope_depends_on_length(&self) -> bool {
-        self.rope().is_some_and(|rope| matches!(rope.kind, RopeKind::Dynamic { .. }))
+    /// The number of positions above which a sequence's own length decides how all its rows are turned (dynamic
+    /// scaling).
+    pub fn scales_beyond(&self) -> Option<usize> {
+        match self.rope()?.kind {
+            RopeKind::Dynamic { original, .. } => Some(original),
+            _ => None,
+        }
+    }
+
+    /// Refuses such a sequence where rows are shared or left out: they would be turned as those of another length.
+    ///
+    /// # Errors
+    /// `longest` positions are more than [`Spec::scales_beyond`].
+    pub fn check_unscaled(&self, longest: usize) -> Result<()> {
+        match self.scales_beyond() {
+            Some(most) if longest > most => {
+                let expected =
+                    format!("at most {most} tokens, above which rope_type dynamic has other angles for every length");
+                Err(Error::argument("a sequence", expected, longest))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a pass with such a sequence and one of another length.
+    ///
+    /// # Errors
+    /// See [`Spec::check_unscaled`].
+    pub(super) fn check_one_length(&self, pack: &Pack) -> Result<()> {
+        let longest = pack.longest();
+        if self.scales_beyond().is_none_or(|most| longest <= most) {
+            return Ok(());
+        }
+        let parents: HashSet<Parent> = pack.segments().iter().map(|segment| segment.parent).collect();
+        let ends = pack.segments().iter().enumerate().filter(|(g, _)| !parents.contains(&Parent::Pack(*g)));
+        match ends.map(|(_, last)| last.position + last.rows.len()).all(|end| end == longest) {
+            true => Ok(()),
+            false => self.check_unscaled(longest),
+        }
     }
 
     /// The table that rotates positions `0..positions`: for each, `[D/2]` cosines, then `[D/2]` sines.

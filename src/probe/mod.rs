@@ -199,6 +199,8 @@ pub fn run<B: Backend>(
 ) -> Result<Outcome> {
     settings.validate(model.spec.family)?;
     plan.validate("plan", model.spec.vocab)?;
+    let soft = if settings.soft.arms.is_empty() { 0 } else { settings.soft.num_virtual_tokens };
+    model.spec.check_unscaled(soft + plan.longest())?;
     let (queries, seeds) = (plan.queries.len(), plan.seeds.len());
     let mut clock = Clock(Instant::now());
     let (mut seconds, mut tokens) = (Phases::<f64>::default(), Phases::<usize>::default());

@@ -96,6 +96,11 @@ impl Packing {
         Before { rows: self.prompts.get(run).copied().unwrap_or(0), silent: self.silent }
     }
 
+    /// Positions of the longest sequence of a run.
+    pub fn longest(&self, run: usize, data: &[TrainSequence]) -> usize {
+        self.prompt(run).rows + data.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0)
+    }
+
     /// Rows (beside the soft prompt's) and labels of a run's sequence. Rows after the last label row have no part in any
     /// loss and are left out.
     fn size(&self, run: usize, sequence: &TrainSequence) -> (usize, usize) {

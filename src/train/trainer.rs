@@ -161,6 +161,7 @@ impl<B: Backend> Trainer<B> {
         for (run, Run { data, settings }) in runs.iter().enumerate() {
             settings.validate()?;
             check_data(run, data, model.spec.vocab, packing.prompt(run))?;
+            model.spec.check_unscaled(packing.longest(run, data))?;
         }
         let sizes = runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size));
         let (rows, labels) = packing.capacity(sizes);

@@ -1,6 +1,7 @@
 //! `capture`.
 
 use std::fs;
+use std::path::Path;
 
 use llamaprobe::backend::cpu::Isa;
 
@@ -68,6 +69,39 @@ fn neither_batches_nor_the_choice_of_tokens_change_a_number() {
         let expected: Vec<f64> = ends.flat_map(|row| every[row * width..(row + 1) * width].to_vec()).collect();
         assert_eq!(kept, expected, "{name}");
     }
+}
+
+/// Under dynamic scaling the length of a document that is too long for the model turns all its rows.
+#[test]
+fn long_documents_of_a_dynamic_model_are_turned_by_their_own_length() {
+    let dir = workplace();
+    let d = dir.path();
+    fs::create_dir(d.join("dynamic")).expect("makes");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/model-dynamic");
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(golden.join(file), d.join("dynamic").join(file)).expect("copies");
+    }
+    let ids = |n: usize| (0..n).map(|i| (i * 7 % 30).to_string()).collect::<Vec<_>>().join(", ");
+    let document = |n: usize| format!("{{\"input_ids\": [{}]}}\n", ids(n));
+    let lengths = [5, 16, 17, 40, 40, 3, 23];
+    put(d, "all.jsonl", &lengths.map(document).concat());
+    line(d, "capture --model {}/dynamic --input {}/all.jsonl --out {}/all --sites resid_post,logits").ok();
+    let mut start = 0;
+    for length in lengths {
+        put(d, "one.jsonl", &document(length));
+        line(d, "capture --model {}/dynamic --input {}/one.jsonl --out {}/one --sites resid_post,logits").ok();
+        for name in ["blocks.0.hook_resid_post", "logits"] {
+            let (shape, all) = tensor(&d.join("all/activations.safetensors"), name);
+            let (_, one) = tensor(&d.join("one/activations.safetensors"), name);
+            assert_eq!(all[start * shape[1]..(start + length) * shape[1]], one, "{name} of {length} tokens");
+        }
+        start += length;
+    }
+    // Training leaves rows out, and shares others.
+    let train = "train-lora --model {}/dynamic --train {}/all.jsonl --out {}/adapter --max-steps 1";
+    let error = line(d, train).refused();
+    assert!(error.contains("at most 16") && error.contains("dynamic") && error.contains("40"), "{error}");
+    line(d, &format!("{train} --max-length 16")).ok();
 }
 
 #[test]

@@ -5,7 +5,9 @@ Usage: python tokenizer_ids.py SHARED > tokenizer_ids.json
 
 import json
 import pathlib
+import shutil
 import sys
+import tempfile
 
 from transformers import AutoTokenizer, GPT2Tokenizer
 
@@ -45,6 +47,31 @@ TEXTS = [
     "The quick brown fox jumps over the lazy dog. " * 4,
 ]
 
+# Files, what the model beside them is, and keys of tokenizer_config.json above the file's own.
+DIRECTORIES = [
+    ("tokenizers/llama2", "mistral", {}),
+    ("tokenizers/llama2", "llama", {"add_bos_token": False, "add_eos_token": True}),
+    ("tokenizers/llama2", "llama", {"legacy": True, "tokenizer_class": "LlamaTokenizerFast"}),
+    ("tokenizers/gpt2", "gpt2", {"add_prefix_space": True}),
+    ("tokenizers/gpt2", "llama", {"add_prefix_space": True, "add_bos_token": True, "bos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}),
+    ("tokenizers/gpt2", "qwen2", {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|endoftext|>"}),
+    ("tokenizers/opt", "opt", {"add_prefix_space": True, "add_bos_token": True, "tokenizer_class": "GPT2Tokenizer",
+                               "bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}),
+]
+
+
+def in_directory(shared, files, model_type, keys):
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        for file in (shared / files).iterdir():
+            shutil.copyfile(file, folder / file.name)
+        path = folder / "tokenizer_config.json"
+        config = {**(json.loads(path.read_text()) if path.exists() else {}), **keys}
+        path.write_text(json.dumps(config))
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        tok = AutoTokenizer.from_pretrained(folder)
+        return {"files": files, "model_type": model_type, "tokenizer_config": config, "ids": [tok(t)["input_ids"] for t in TEXTS]}
+
 
 def main():
     shared = pathlib.Path(sys.argv[1])
@@ -61,6 +88,7 @@ def main():
             "plain": [tok(t, add_special_tokens=False)["input_ids"] for t in TEXTS],
             "decoded": [tok.decode(tok(t)["input_ids"]) for t in TEXTS],
         }
+    out["directories"] = [in_directory(shared, *directory) for directory in DIRECTORIES]
     json.dump(out, sys.stdout, ensure_ascii=True, separators=(",", ":"))
     print()
 

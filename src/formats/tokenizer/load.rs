@@ -41,7 +41,7 @@ impl Tokenizer {
         let (vocab_only, path, mut inner) = if file.exists() || !path.is_dir() {
             (false, file.clone(), from_json(&file, &config)?)
         } else if dir.join("vocab.json").exists() && dir.join("merges.txt").exists() {
-            (true, dir.join("vocab.json"), from_vocab(dir)?)
+            (true, dir.join("vocab.json"), from_vocab(dir, &config)?)
         } else {
             return Err(Error::field(dir, "tokenizer", "tokenizer.json, or vocab.json and merges.txt", "neither"));
         };
@@ -77,7 +77,12 @@ impl Tokenizer {
         let (bos, eos) = (id("bos_token")?, id("eos_token")?);
         let bos_text = text("bos_token").map(|(_, token, _)| token.as_str());
         let eos_text = text("eos_token").map(|(_, token, _)| token.as_str());
-        config.post_processor(&mut inner, bos_text.zip(bos), eos_text.zip(eos))?;
+        let [add_bos, add_eos] = config.added()?;
+        if vocab_only && (add_bos.is_some() || add_eos.is_some()) {
+            let wanted = |add: Option<bool>, token| if add == Some(true) { token } else { None };
+            let ends = [wanted(add_bos, bos_text.zip(bos)), wanted(add_eos, eos_text.zip(eos))];
+            inner.with_post_processor(Some(template(ends).map_err(Error::file(&config.tokenizer_config.0))?));
+        }
         let (model_bos, mut stops) = config.model_tokens()?;
         if let Some(eos) = eos
             && !stops.contains(&eos)
@@ -94,6 +99,19 @@ impl Tokenizer {
             path,
         })
     }
+}
+
+/// What a text goes through before its words are merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pipeline {
+    /// What `tokenizer.json` says.
+    File,
+    /// That of the reference's LLaMA tokenizer.
+    Llama,
+    /// That of its GPT-2 tokenizer.
+    Gpt2,
+    /// That of its Qwen2 tokenizer.
+    Qwen2,
 }
 
 /// The configuration files beside a vocabulary; an absent one is an empty object.
@@ -124,17 +142,24 @@ impl Sources {
         Fields::new(&self.tokenizer_config.0, &self.tokenizer_config.1)
     }
 
-    /// Whether the reference library rebuilds the pipeline of a LLaMA tokenizer instead of taking the file's.
-    fn is_llama_class(&self) -> Result<bool> {
+    /// Whose pipeline the reference library builds: its class's own, or the file's. Of some families it knows that
+    /// published files name a wrong class.
+    fn pipeline(&self) -> Result<Pipeline> {
         let class = self.config()?.str("tokenizer_class")?.unwrap_or_default();
         let model = Fields::new(&self.model_config.0, &self.model_config.1)?;
-        Ok(class.strip_suffix("Fast").unwrap_or(class) == "LlamaTokenizer" && model.str("model_type")? != Some("qwen2"))
+        Ok(match (model.str("model_type")?, class.strip_suffix("Fast").unwrap_or(class)) {
+            (Some("mistral"), _) => Pipeline::File,
+            (Some("qwen2"), _) | (_, "Qwen2Tokenizer") => Pipeline::Qwen2,
+            (_, "LlamaTokenizer") => Pipeline::Llama,
+            (_, "GPT2Tokenizer") | (Some("gpt2" | "opt"), "") => Pipeline::Gpt2,
+            _ => Pipeline::File,
+        })
     }
 
     /// Named special tokens: key, text and the file that names it.
     fn specials(&self) -> Result<Vec<(&'static str, String, &'static str)>> {
         let mut found = Vec::new();
-        let llama = self.is_llama_class()?;
+        let llama = self.pipeline()? == Pipeline::Llama;
         for key in SPECIALS {
             let files = [
                 ("tokenizer_config.json", &self.tokenizer_config),
@@ -179,29 +204,11 @@ impl Sources {
         Ok(extra)
     }
 
-    /// `add_bos_token` and `add_eos_token`, where given, replace the file's own post-processor.
-    fn post_processor(&self, inner: &mut Inner, bos: Option<(&str, u32)>, eos: Option<(&str, u32)>) -> Result<()> {
+    /// `add_bos_token` and `add_eos_token`. They count beside a vocabulary alone: a `tokenizer.json` says itself what it
+    /// adds, and the reference library then reads neither.
+    fn added(&self) -> Result<[Option<bool>; 2]> {
         let f = self.config()?;
-        if !f.has("add_bos_token") && !f.has("add_eos_token") {
-            return Ok(());
-        }
-        let bos = bos.filter(|_| f.bool("add_bos_token").ok().flatten().unwrap_or(false));
-        let eos = eos.filter(|_| f.bool("add_eos_token").ok().flatten().unwrap_or(false));
-        f.bool("add_bos_token")?;
-        f.bool("add_eos_token")?;
-        let single: Vec<String> = [bos.map(|b| b.0), Some("$A"), eos.map(|e| e.0)]
-            .into_iter()
-            .flatten()
-            .map(|part| format!("{part}:0"))
-            .collect();
-        let specials: Vec<(String, u32)> =
-            [bos, eos].into_iter().flatten().map(|(t, id)| (t.to_string(), id)).collect();
-        let template = TemplateProcessing::builder()
-            .try_single(single)
-            .and_then(|b| b.special_tokens(specials).build().map_err(|e| e.to_string()))
-            .map_err(Error::file(f.path()))?;
-        inner.with_post_processor(Some(template));
-        Ok(())
+        Ok([f.bool("add_bos_token")?, f.bool("add_eos_token")?])
     }
 
     /// BOS of `config.json`; ends of `generation_config.json`, else of `config.json`.
@@ -263,17 +270,45 @@ fn register(inner: &mut Inner, specials: &[(&str, String, &str)], usual: bool, c
 
 fn from_json(path: &Path, config: &Sources) -> Result<Inner> {
     let text = read_to_string(path)?;
-    if !config.is_llama_class()? || text.contains("\"ByteLevel\"") {
+    let pipeline = config.pipeline()?;
+    // A class whose alphabet is not the file's would make nonsense of every text.
+    let own = (pipeline == Pipeline::Llama) != text.contains("\"ByteLevel\"");
+    if pipeline == Pipeline::File || !own {
         return Inner::from_bytes(text).map_err(Error::file(path));
     }
     let mut value = json::parse(path, &text)?;
     let f = config.config()?;
     if value.pointer("/model/type").and_then(Value::as_str) == Some("BPE") {
-        let prefix = f.bool("add_prefix_space")?.unwrap_or(true);
+        let prefix = f.bool("add_prefix_space")?;
         let legacy = f.bool("legacy")?.unwrap_or(false);
-        metaspace(&mut value, prefix, legacy);
+        match pipeline {
+            Pipeline::Llama => metaspace(&mut value, prefix.unwrap_or(true), legacy),
+            _ => byte_level(&mut value, prefix.unwrap_or(false), pipeline == Pipeline::Qwen2),
+        }
     }
     Inner::from_bytes(value.to_string()).map_err(Error::file(path))
+}
+
+/// How the reference's Qwen2 tokenizer cuts a text into words.
+const QWEN2_WORDS: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// The pipeline of the reference's GPT-2 tokenizer, which takes text as it is, or of its Qwen2 tokenizer, which composes
+/// characters and takes digits one by one.
+fn byte_level(tokenizer: &mut Value, prefix: bool, qwen2: bool) {
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": !qwen2});
+    let words = json!({"type": "Split", "pattern": {"Regex": QWEN2_WORDS}, "behavior": "Isolated", "invert": false});
+    tokenizer["normalizer"] = if qwen2 { json!({"type": "NFC"}) } else { Value::Null };
+    tokenizer["pre_tokenizer"] =
+        if qwen2 { json!({"type": "Sequence", "pretokenizers": [words, bytes]}) } else { bytes };
+    tokenizer["decoder"] =
+        json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+    let model = &mut tokenizer["model"];
+    model["unk_token"] = Value::Null;
+    model["dropout"] = Value::Null;
+    model["fuse_unk"] = json!(false);
+    model["byte_fallback"] = json!(false);
+    model["ignore_merges"] = json!(false);
 }
 
 /// The pipeline of the reference's LLaMA tokenizer: spaces become ▁, one is put before the text (before every part
@@ -304,16 +339,28 @@ fn metaspace(tokenizer: &mut Value, prefix: bool, legacy: bool) {
     model["ignore_merges"] = json!(false);
 }
 
+/// Puts a token before and one after every text.
+fn template([bos, eos]: [Option<(&str, u32)>; 2]) -> std::result::Result<TemplateProcessing, String> {
+    let single: Vec<String> = [bos.map(|b| b.0), Some("$A"), eos.map(|e| e.0)]
+        .into_iter()
+        .flatten()
+        .map(|part| format!("{part}:0"))
+        .collect();
+    let specials: Vec<(String, u32)> = [bos, eos].into_iter().flatten().map(|(t, id)| (t.to_string(), id)).collect();
+    TemplateProcessing::builder().try_single(single)?.special_tokens(specials).build().map_err(|e| e.to_string())
+}
+
 /// Byte-level BPE of GPT-2 and OPT from its two files.
-fn from_vocab(dir: &Path) -> Result<Inner> {
+fn from_vocab(dir: &Path, config: &Sources) -> Result<Inner> {
     let (vocab, merges) = (dir.join("vocab.json"), dir.join("merges.txt"));
     // The crate's own reader takes names; checking first gives the error a file.
     json::read(&vocab)?;
     read_to_string(&merges)?;
     let bpe = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy());
+    let prefix = config.config()?.bool("add_prefix_space")?.unwrap_or(false);
     let mut inner = Inner::new(bpe.build().map_err(Error::file(&merges))?);
     inner
-        .with_pre_tokenizer(Some(ByteLevel::new(false, false, true)))
+        .with_pre_tokenizer(Some(ByteLevel::new(prefix, false, true)))
         .with_post_processor(Some(ByteLevel::new(false, false, true)))
         .with_decoder(Some(ByteLevel::new(false, false, true)));
     Ok(inner)

@@ -13,6 +13,9 @@ use crate::backend::cuda::Cuda;
 use crate::formats::safetensors::Dtype;
 use crate::{Error, Result};
 
+/// Most threads; more are a slip, and would only wait for each other.
+const MAX_THREADS: usize = 1024;
+
 /// Work for whatever backend was asked for.
 pub trait Job {
     /// Does it.
@@ -35,8 +38,8 @@ pub fn dtype(asked: DtypeArg, checkpoint: Dtype) -> Result<Dtype> {
 /// Runs a job on the device and dtype asked for.
 pub fn dispatch(common: &CommonArgs, checkpoint: Dtype, job: impl Job) -> Result<(), Failure> {
     if let Some(threads) = common.threads {
-        if threads == 0 {
-            return Err(Error::argument("--threads", "at least 1", threads).into());
+        if !(1..=MAX_THREADS).contains(&threads) {
+            return Err(Error::argument("--threads", format!("from 1 to {MAX_THREADS}"), threads).into());
         }
         // The pool may exist already when this is called as a library; then it stays as it is.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();

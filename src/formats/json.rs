@@ -25,6 +25,9 @@ pub fn read(path: impl AsRef<Path>) -> Result<Value> {
 /// # Errors
 /// As [`read`].
 pub fn parse(path: impl AsRef<Path>, text: &str) -> Result<Value> {
+    if text.starts_with('\u{FEFF}') {
+        return Err(Error::field(path, "encoding", "UTF-8 without a byte order mark", "a byte order mark"));
+    }
     let mut de = serde_json::Deserializer::from_str(text);
     Strict.deserialize(&mut de).and_then(|v| de.end().map(|()| v)).map_err(Error::file(path))
 }

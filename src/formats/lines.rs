@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use super::atomic;
 use crate::{Error, Result};
 
+/// What some editors put before a file's text.
+const BYTE_ORDER_MARK: &[u8] = "\u{FEFF}".as_bytes();
+
 /// The lines of a UTF-8 file without their ends (`\n` or `\r\n`), read one at a time.
 pub struct Lines {
     path: PathBuf,
@@ -34,6 +37,10 @@ impl Lines {
             return Ok(None);
         }
         self.number += 1;
+        if self.number == 1 && bytes.starts_with(BYTE_ORDER_MARK) {
+            let place = at(&self.path, self.number);
+            return Err(Error::field(place, "encoding", "UTF-8 without a byte order mark", "a byte order mark"));
+        }
         if bytes.last() == Some(&b'\n') {
             bytes.pop();
             if bytes.last() == Some(&b'\r') {

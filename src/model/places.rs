@@ -6,10 +6,10 @@
 use rayon::prelude::*;
 
 use super::spec::Spec;
-use crate::Result;
 use crate::formats::adapter::Target;
 use crate::formats::config::{Family, Norm, Positions};
 use crate::formats::safetensors::{Bytes, Checkpoint, TensorView};
+use crate::{Error, Result};
 
 /// A norm of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -196,14 +196,27 @@ impl<'a> Source<'a> {
         let known: std::collections::HashSet<String> =
             Place::all(spec).into_iter().map(|place| source.name(place)).collect();
         checkpoint.deny_unexpected(|name| known.contains(name) || source.passed_over(name))?;
+        source.check_tied()?;
         Ok(source)
+    }
+
+    /// A file may hold a tied head once more. One that is another contradicts the configuration, and releases of
+    /// transformers disagree on which of the two they follow.
+    fn check_tied(&self) -> Result<()> {
+        let Some(head) = self.checkpoint.get(HEAD).filter(|_| self.spec.tied) else { return Ok(()) };
+        let table = self.view(Place::Embed)?;
+        if (head.dtype, &head.shape) == (table.dtype, &table.shape) && head.data[..] == table.data[..] {
+            return Ok(());
+        }
+        let expected = format!("the values of {}, as tie_word_embeddings is true", table.name);
+        Err(Error::field(self.checkpoint.path(), HEAD, expected, "others"))
     }
 
     /// Old exports hold tables of the rotation or of the causal mask, and some hold the tied head once more: none is read.
     fn passed_over(&self, name: &str) -> bool {
         let masks =
             self.spec.family == Family::Gpt2 && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias"));
-        name.ends_with(".rotary_emb.inv_freq") || masks || (self.spec.tied && name == "lm_head.weight")
+        name.ends_with(".rotary_emb.inv_freq") || masks || (self.spec.tied && name == HEAD)
     }
 
     fn name(&self, place: Place) -> String {
@@ -233,6 +246,9 @@ impl<'a> Source<'a> {
         Ok(TensorView { shape: own, data, ..view })
     }
 }
+
+/// The head's tensor, in every family.
+const HEAD: &str = "lm_head.weight";
 
 /// Rows and columns that are transposed together, so that both sides stay in the cache.
 const BLOCK: usize = 64;

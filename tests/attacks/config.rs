@@ -32,6 +32,7 @@ pub fn cases() -> Vec<Case> {
         case("config: absent", &["config.json"], |dir| ModelConfig::load(dir).map(|_| ())),
         text("empty", vec![], &["EOF"]),
         text("not UTF-8", vec![b'{', 0xFF], &["utf-8"]),
+        text("byte order mark", "\u{FEFF}{}".as_bytes().to_vec(), &["byte order mark"]),
         text("a list", b"[1]".to_vec(), &["object"]),
         text("cut off", br#"{"model_type": "llama""#.to_vec(), &["EOF"]),
         text("a key twice", br#"{"model_type": "llama", "model_type": "llama"}"#.to_vec(), &["model_type", "twice"]),

@@ -35,7 +35,7 @@ pub fn cases() -> Vec<Case> {
         case("jsonl: a folder", &["directory"], |dir| examples(dir).map(|_| ())),
         file("empty", b"", &["empty"]),
         file("not UTF-8", b"{\"text\": \"fine\"}\n{\"text\": \"\xFF\"}\n", &["data.jsonl:2", "utf-8"]),
-        file("byte order mark", "\u{FEFF}{\"text\": \"a\"}\n".as_bytes(), &["data.jsonl:1"]),
+        file("byte order mark", "\u{FEFF}{\"text\": \"a\"}\n".as_bytes(), &["data.jsonl:1", "byte order mark"]),
         file("null bytes", b"\0\0\0\0", &["data.jsonl:1"]),
         file("a JSON list over lines", b"[\n{\"text\": \"a\"}\n]\n", &["data.jsonl:1"]),
         line("", &["blank"]),

@@ -82,6 +82,7 @@ fn arguments_out_of_their_domain_are_named() {
         ("--device cuda:0", "cuda:0"),
         ("--device cuda:0 --dtype f32x3", "cuda:0"),
         ("--threads 0", "--threads"),
+        ("--threads 100000", "--threads"),
         ("--batch-tokens 0", "--batch-tokens"),
         ("--adapter {}/nowhere", "adapter_config.json"),
         ("--out {}/texts.jsonl", "texts.jsonl"),
@@ -158,6 +159,7 @@ fn hostile_models_are_refused_by_the_file() {
         ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", "layers.2"),
         ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1", "layers.1"),
         ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "num_key_value_heads"),
+        ("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true", "lm_head.weight"),
         ("\"vocab_size\": 272", "\"vocab_size\": 300", "embed_tokens"),
         ("\"rope_theta\": 10000.0", "\"rope_scaling\": {\"rope_type\": \"spiral\", \"factor\": 2}", "spiral"),
     ] {

@@ -278,7 +278,8 @@ fn from_json(path: &Path, config: &Sources) -> Result<Inner> {
     }
     let mut value = json::parse(path, &text)?;
     let f = config.config()?;
-    if value.pointer("/model/type").and_then(Value::as_str) == Some("BPE") {
+    // Older files do not name the kind of a model with merges.
+    if value.pointer("/model/type").and_then(Value::as_str).unwrap_or("BPE") == "BPE" {
         let prefix = f.bool("add_prefix_space")?;
         let legacy = f.bool("legacy")?.unwrap_or(false);
         match pipeline {

@@ -170,7 +170,13 @@ mod x86 {
                     for p in (0..whole).step_by(2 * SQUARE) {
                         for (sums, rows) in sums.iter_mut().zip(&rows) {
                             for row in rows {
-                                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(k0 + p + AHEAD).cast());
+                                let ahead = row.wrapping_add(k0 + p + AHEAD).cast();
+                                // What lies in the same sets of the first level would push each other out before its turn;
+                                // narrow elements, which are fewer lines, had better be there all the same.
+                                match size_of::<S>() < size_of::<f32>() {
+                                    true => _mm_prefetch::<_MM_HINT_T0>(ahead),
+                                    false => _mm_prefetch::<_MM_HINT_T1>(ahead),
+                                }
                             }
                             step::<S, M, PAIRS>(sums, x.add(p), rows, k0 + p, SQUARE);
                             step::<S, M, PAIRS>(sums, x.add(p + SQUARE), rows, k0 + p + SQUARE, SQUARE);

@@ -9,7 +9,8 @@
 //! copy for an operand that is contiguous along them and a transposition for one that is contiguous along k. So:
 //! - the right operand (weights) contiguous along n, as in the gradient of an input: its columns are lanes;
 //! - contiguous along k, as in a forward: its rows are rows, the left operand's are lanes, and the result is turned;
-//! - but if the right operand is small, or k is, it is cheaper to turn that: again its columns are lanes.
+//! - but if the right operand is smaller than the left and the result together, or k is small, it is cheaper to turn that
+//!   than to pack the left and turn the result: again its columns are lanes.
 //!
 //! **Pairs.** Where the instruction set multiplies pairs of bfloat16 and both operands are bfloat16, a pair of elements
 //! along k takes the place of an element everywhere below: packing puts them side by side, and k is half as long.
@@ -282,7 +283,8 @@ impl<W: Float> Gemm<W> {
             Some(_) if right.direct().is_some() => W::thin_pairs(self.isa),
             _ => None,
         };
-        let turned = right.transposed || n <= 2 * tiles.lanes || k < SHALLOW;
+        let small = n * k < m.min(CHUNK) * (n + k);
+        let turned = right.transposed || n <= 2 * tiles.lanes || k < SHALLOW || small;
         for first in (0..m).step_by(CHUNK) {
             let shape = Shape { m: CHUNK.min(m - first), n, k, block, tiles, parts };
             let left = left.skip(first);

@@ -62,12 +62,14 @@ pub fn sweep<W: Float, R: Element<W>>(
         let outs = (outs, rows("cross_entropy", d_logits, count, narrowed / count));
         let weights = gradients.as_ref().map(|g| &g.row_weights[first..first + count]);
         each_part(gemm.team(), count, output, outs, |row, ((logits, loss), d_logits)| {
+            let mut d_logits = d_logits.chunks_exact_mut(output);
             for (i, (logits, loss)) in logits.chunks_exact_mut(output).zip(loss).enumerate() {
                 let target = targets[row + i] as usize;
                 assert!(target < output, "cross_entropy: target {target} of {output} classes");
                 *loss = softmax(isa, logits, target, weights.map(|w| w[row + i]));
+                // While the row is in cache.
+                d_logits.next().into_iter().for_each(|d_logits| simd::narrow(isa, d_logits, logits));
             }
-            simd::narrow(isa, d_logits, logits);
         });
         let Some(Gradients { d_x, d_head, .. }) = &mut gradients else { continue };
         let d_x = &mut d_x[first * input..][..count * input];

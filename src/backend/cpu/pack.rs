@@ -1,9 +1,9 @@
 //! Operands of matrix products brought into the order and the type in which the tile reads them.
 
 pub mod pairs;
+pub mod transpose;
 
-use std::array::from_fn;
-
+pub use self::transpose::transpose;
 use super::gemm::Operand;
 use super::simd::{Element, Float, Isa, Visit, multiversion};
 use super::tile::DEPTH;
@@ -156,127 +156,6 @@ multiversion! {
                         *o = x.widen();
                     }
                 }
-            }
-        }
-    }
-}
-
-/// Edge of the squares that are transposed at once.
-const SQUARE: usize = 8;
-
-/// A square of elements.
-pub type Square<W> = [[W; SQUARE]; SQUARE];
-
-/// Transposes a square, element by element.
-pub fn turn<W: Copy>(square: &mut Square<W>) {
-    let old = *square;
-    *square = from_fn(|r| from_fn(|c| old[c][r]));
-}
-
-/// [`turn`] in vectors, if the instruction set has them.
-pub fn turn_f32(isa: Isa) -> fn(&mut Square<f32>) {
-    #[cfg(target_arch = "x86_64")]
-    if isa != Isa::Plain {
-        // SAFETY: both other instruction sets include AVX2, and an `Isa` is only made where it was detected.
-        return |square| unsafe { turn_avx2(square) };
-    }
-    let _ = isa;
-    turn
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn turn_avx2(square: &mut Square<f32>) {
-    use std::arch::x86_64::*;
-    // SAFETY: every row of the square has the eight elements of a vector; the instructions are enabled here.
-    unsafe {
-        let turned = turn_vectors(from_fn(|i| _mm256_loadu_ps(square[i].as_ptr())));
-        for (row, vector) in square.iter_mut().zip(turned) {
-            _mm256_storeu_ps(row.as_mut_ptr(), vector);
-        }
-    }
-}
-
-/// Transposes a square whose rows are vectors.
-///
-/// # Safety
-/// The processor has AVX2.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-pub unsafe fn turn_vectors(r: [std::arch::x86_64::__m256; SQUARE]) -> [std::arch::x86_64::__m256; SQUARE] {
-    use std::arch::x86_64::*;
-    // SAFETY: the caller's promise.
-    unsafe {
-        // Pairs of rows, then fours, within the halves of the vectors; then the halves. Without closures: they would not
-        // have the instructions, and every step would be a call.
-        let (a, b) = (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
-        let (c, d) = (_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
-        let (e, f) = (_mm256_unpacklo_ps(r[4], r[5]), _mm256_unpackhi_ps(r[4], r[5]));
-        let (g, h) = (_mm256_unpacklo_ps(r[6], r[7]), _mm256_unpackhi_ps(r[6], r[7]));
-        let (u0, l0) = (_mm256_shuffle_ps::<0x44>(a, c), _mm256_shuffle_ps::<0x44>(e, g));
-        let (u1, l1) = (_mm256_shuffle_ps::<0xee>(a, c), _mm256_shuffle_ps::<0xee>(e, g));
-        let (u2, l2) = (_mm256_shuffle_ps::<0x44>(b, d), _mm256_shuffle_ps::<0x44>(f, h));
-        let (u3, l3) = (_mm256_shuffle_ps::<0xee>(b, d), _mm256_shuffle_ps::<0xee>(f, h));
-        [
-            _mm256_permute2f128_ps::<0x20>(u0, l0),
-            _mm256_permute2f128_ps::<0x20>(u1, l1),
-            _mm256_permute2f128_ps::<0x20>(u2, l2),
-            _mm256_permute2f128_ps::<0x20>(u3, l3),
-            _mm256_permute2f128_ps::<0x31>(u0, l0),
-            _mm256_permute2f128_ps::<0x31>(u1, l1),
-            _mm256_permute2f128_ps::<0x31>(u2, l2),
-            _mm256_permute2f128_ps::<0x31>(u3, l3),
-        ]
-    }
-}
-
-/// `to[c * to_stride + r] = from[r * stride + c]`.
-pub fn transpose<W: Float, S: Element<W>>(
-    isa: Isa,
-    to: &mut [W],
-    to_stride: usize,
-    from: &[S],
-    stride: usize,
-    rows: usize,
-    columns: usize,
-) {
-    transpose_squares(isa, to, to_stride, from, stride, rows, columns, W::turn(isa));
-}
-
-multiversion! {
-    fn transpose_squares[W: Float, S: Element<W>](
-        to: &mut [W],
-        to_stride: usize,
-        from: &[S],
-        stride: usize,
-        rows: usize,
-        columns: usize,
-        turn: fn(&mut Square<W>),
-    ) {
-        let (whole_rows, whole_columns) = (rows - rows % SQUARE, columns - columns % SQUARE);
-        let mut square = [[W::ZERO; SQUARE]; SQUARE];
-        for r in (0..whole_rows).step_by(SQUARE) {
-            for c in (0..whole_columns).step_by(SQUARE) {
-                for (i, row) in square.iter_mut().enumerate() {
-                    let from = &from[(r + i) * stride + c..][..SQUARE];
-                    for (x, s) in row.iter_mut().zip(from) {
-                        *x = s.widen();
-                    }
-                }
-                turn(&mut square);
-                for (i, row) in square.iter().enumerate() {
-                    to[(c + i) * to_stride + r..][..SQUARE].copy_from_slice(row);
-                }
-            }
-            for c in whole_columns..columns {
-                for i in r..r + SQUARE {
-                    to[c * to_stride + i] = from[i * stride + c].widen();
-                }
-            }
-        }
-        for r in whole_rows..rows {
-            for c in 0..columns {
-                to[c * to_stride + r] = from[r * stride + c].widen();
             }
         }
     }

@@ -9,7 +9,7 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 use half::{bf16, f16};
 
 pub use super::isa::Isa;
-use super::pack::{self, Square};
+use super::pack::transpose::{self, Square, Whole};
 use super::thin::{self, Thin};
 use super::tile::Tiles;
 use crate::backend::{HostSlice, WideElement};
@@ -52,6 +52,8 @@ pub trait Float:
     fn pairs(x: &[bf16]) -> Option<&[Self]>;
     /// What transposes squares of elements.
     fn turn(isa: Isa) -> fn(&mut Square<Self>);
+    /// What transposes matrices of whole squares where they lie, if the instruction set has something for it.
+    fn whole(isa: Isa) -> Option<Whole<Self>>;
     /// What multiplies a few rows, if the instruction set has something for it.
     fn thin(isa: Isa) -> Option<fn(Thin<'_, Self>)>;
     /// The same for operands in pairs of bfloat16 that can be read where they lie.
@@ -220,7 +222,10 @@ impl Float for f32 {
         bytemuck::try_cast_slice(&x[..x.len() & !1]).ok()
     }
     fn turn(isa: Isa) -> fn(&mut Square<Self>) {
-        pack::turn_f32(isa)
+        transpose::turn_f32(isa)
+    }
+    fn whole(isa: Isa) -> Option<Whole<Self>> {
+        transpose::whole_f32(isa)
     }
     fn thin(isa: Isa) -> Option<fn(Thin<'_, Self>)> {
         thin::thin_f32(isa)
@@ -276,7 +281,10 @@ impl Float for f64 {
         None
     }
     fn turn(_: Isa) -> fn(&mut Square<Self>) {
-        pack::turn
+        transpose::turn
+    }
+    fn whole(_: Isa) -> Option<Whole<Self>> {
+        None
     }
     fn thin(_: Isa) -> Option<fn(Thin<'_, Self>)> {
         None

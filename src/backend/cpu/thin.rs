@@ -97,7 +97,7 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::mem::transmute;
 
-    use super::super::pack::turn_vectors;
+    use super::super::pack::transpose::turn_vectors;
     use super::super::simd::Element;
     pub use super::super::tile::DEPTH;
     use super::COLUMNS;

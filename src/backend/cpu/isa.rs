@@ -62,9 +62,9 @@ impl Isa {
 fn found() -> &'static Found {
     static FOUND: OnceLock<Found> = OnceLock::new();
     FOUND.get_or_init(|| {
-        let mut found = Found { available: vec![Isa::Plain], best: Isa::Plain };
+        let found = Found { available: vec![Isa::Plain], best: Isa::Plain };
         #[cfg(target_arch = "x86_64")]
-        x86::look(&mut found);
+        let found = x86::look(found);
         found
     })
 }
@@ -75,7 +75,7 @@ mod x86 {
 
     use super::{Found, Isa};
 
-    pub fn look(found: &mut Found) {
+    pub fn look(mut found: Found) -> Found {
         let mut has = |isa: Isa, here: bool, best: bool| {
             if here {
                 found.available.push(isa);
@@ -91,11 +91,12 @@ mod x86 {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl");
         if !has(Isa::Avx2, avx2, true) || !has(Isa::Avx512, avx512, true) {
-            return;
+            return found;
         }
         // Intel's cores multiply pairs at half the rate of single precision, unless in tiles; AMD's at twice the rate.
         let pairs = has(Isa::Avx512Bf16, is_x86_feature_detected!("avx512bf16"), by_amd());
         has(Isa::Amx, pairs && amx(), true);
+        found
     }
 
     fn by_amd() -> bool {

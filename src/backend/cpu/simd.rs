@@ -213,10 +213,7 @@ impl Float for f32 {
         Tiles::f32(isa)
     }
     fn pair_tiles(isa: Isa) -> Option<Tiles<Self>> {
-        #[cfg(target_arch = "x86_64")]
-        return Tiles::pairs(isa);
-        #[cfg(not(target_arch = "x86_64"))]
-        return None;
+        Tiles::pairs(isa)
     }
     fn pairs(x: &[bf16]) -> Option<&[Self]> {
         bytemuck::try_cast_slice(&x[..x.len() & !1]).ok()

@@ -422,18 +422,20 @@ macro_rules! tiles {
 tiles!(f32, f32, 4, __m256, __m512);
 tiles!(f64, f64, 2, __m256d, __m512d);
 
-#[cfg(target_arch = "x86_64")]
 impl Tiles<f32> {
     /// The tiles of `isa` for operands whose elements are pairs of bfloat16 along k, if it has any; for those of AMX `k`
-    /// is a multiple of [`amx::STEP`].
+    /// is a multiple of [`step`](Self::step).
     pub fn pairs(isa: Isa) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
         tiles!(kernel pairs, f32, x86::Pairs, #[target_feature(enable = "avx512f,avx512bf16")]);
         match isa {
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => Some(Self {
                 wide: tiles!(heights pairs, 2: 14 8 4 2 1 1),
                 narrow: tiles!(heights pairs, 1: 14 8 4 2 1 1),
                 ..Self::f32(isa)
             }),
+            #[cfg(target_arch = "x86_64")]
             Isa::Amx => Some(Self {
                 step: amx::STEP,
                 rows: 32,
@@ -445,7 +447,7 @@ impl Tiles<f32> {
                 tiled: || Some(unsafe { Tiled::new() }),
                 ..Self::f32(isa)
             }),
-            Isa::Plain | Isa::Avx2 | Isa::Avx512 => None,
+            _ => None,
         }
     }
 }

@@ -282,7 +282,7 @@ pub fn pair_columns(isa: Isa, x: &mut [f32], n: usize) {
         // SAFETY: an `Isa` is only made where it was detected.
         return x.chunks_exact_mut(n).for_each(|row| unsafe { x86::pair_columns(row) });
     }
-    unreachable!("pairs on {}", isa.name());
+    unreachable!("pairs on {}: {} numbers", isa.name(), x.len());
 }
 
 #[cfg(target_arch = "x86_64")]

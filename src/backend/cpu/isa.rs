@@ -2,11 +2,13 @@
 
 use std::sync::OnceLock;
 
-/// An instruction set that loops are compiled for; each includes those before it.
+/// An instruction set that loops are compiled for; each of an architecture includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
     /// What every processor of the architecture has.
     Plain,
+    /// NEON, with multiply-adds: every 64-bit ARM processor.
+    Neon,
     /// AVX2 with FMA.
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
@@ -41,6 +43,7 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
+            Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512bf16",
@@ -65,6 +68,8 @@ fn found() -> &'static Found {
         let found = Found { available: vec![Isa::Plain], best: Isa::Plain };
         #[cfg(target_arch = "x86_64")]
         let found = x86::look(found);
+        #[cfg(target_arch = "aarch64")]
+        let found = Found { available: [found.available, vec![Isa::Neon]].concat(), best: Isa::Neon };
         found
     })
 }
@@ -132,13 +137,13 @@ pub mod tests {
 
     /// Those of this processor, and tiles that are emulated where it has none.
     pub fn isas() -> Vec<Isa> {
-        let mut isas = Isa::available().to_vec();
+        let isas = Isa::available().to_vec();
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
         if !isas.contains(&Isa::Avx512Bf16) {
             eprintln!("skipped: the tiles of AMX, around which is AVX512-BF16, which this processor has not");
         } else if !isas.contains(&Isa::Amx) {
             crate::backend::cpu::amx::emulator::install();
-            isas.push(Isa::Amx);
+            return [isas, vec![Isa::Amx]].concat();
         }
         isas
     }

@@ -69,16 +69,18 @@ impl<W: Float> Visit<W> for Packing<'_, '_, W> {
 
 /// Steps along k ahead of the current one that are called into the cache: rows of a weight lie far apart.
 const AHEAD: usize = 4;
-/// Bytes of a line of the cache.
-const LINE: usize = 64;
 
 /// Calls elements into the cache.
 #[inline(always)]
 fn prefetch<S>(x: &[S]) {
     #[cfg(target_arch = "x86_64")]
-    for line in x.chunks(LINE / size_of::<S>()) {
-        // SAFETY: changes nothing but the cache.
-        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) };
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const LINE: usize = 64;
+        for line in x.chunks(LINE / size_of::<S>()) {
+            // SAFETY: changes nothing but the cache.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = x;

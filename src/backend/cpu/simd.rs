@@ -333,6 +333,10 @@ macro_rules! multiversion {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::backend::cpu::simd::Isa::Avx512 => unsafe { avx512::<$($generic),*>($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                $crate::backend::cpu::simd::Isa::Neon => {
+                    body::<$($generic,)* $({ const $fused: bool = true; $fused })?>($($arg),*)
+                }
                 _ => body::<$($generic,)* $({ const $fused: bool = false; $fused })?>($($arg),*),
             }
         }

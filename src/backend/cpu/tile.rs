@@ -257,6 +257,46 @@ impl<W: Float, const N: usize> Lanes<W> for Plain<W, N> {
     }
 }
 
+/// Vectors of an instruction set: their type, how many elements, and what each operation is called.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! lanes {
+    ($($w:ty, $v:ty, $n:literal, $zero:ident, $load:ident, $store:ident, $splat:ident, $fma:ident, $add:ident;)*) => {
+        $(impl Lanes<$w> for $v {
+            const COUNT: usize = $n;
+            #[inline(always)]
+            unsafe fn zero() -> Self {
+                // SAFETY: the caller's promise: the processor has the instruction.
+                unsafe { $zero() }
+            }
+            #[inline(always)]
+            unsafe fn load(from: *const $w) -> Self {
+                // SAFETY: the caller's promise: the elements are readable.
+                unsafe { $load(from) }
+            }
+            #[inline(always)]
+            unsafe fn store(self, to: *mut $w) {
+                // SAFETY: the caller's promise: the elements are writable.
+                unsafe { $store(to, self) }
+            }
+            #[inline(always)]
+            unsafe fn splat(x: $w) -> Self {
+                // SAFETY: the caller's promise: the processor has the instruction.
+                unsafe { $splat(x) }
+            }
+            #[inline(always)]
+            unsafe fn add_product(self, a: Self, b: Self) -> Self {
+                // SAFETY: as above.
+                unsafe { $fma(a, b, self) }
+            }
+            #[inline(always)]
+            unsafe fn add(self, other: Self) -> Self {
+                // SAFETY: as above.
+                unsafe { $add(self, other) }
+            }
+        })*
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
@@ -264,43 +304,6 @@ mod x86 {
 
     use super::Lanes;
 
-    macro_rules! lanes {
-        ($($w:ty, $v:ty, $n:literal, $zero:ident, $load:ident, $store:ident, $splat:ident, $fma:ident, $add:ident;)*) => {
-            $(impl Lanes<$w> for $v {
-                const COUNT: usize = $n;
-                #[inline(always)]
-                unsafe fn zero() -> Self {
-                    // SAFETY: the caller's promise: the processor has the instruction.
-                    unsafe { $zero() }
-                }
-                #[inline(always)]
-                unsafe fn load(from: *const $w) -> Self {
-                    // SAFETY: the caller's promise: the elements are readable.
-                    unsafe { $load(from) }
-                }
-                #[inline(always)]
-                unsafe fn store(self, to: *mut $w) {
-                    // SAFETY: the caller's promise: the elements are writable.
-                    unsafe { $store(to, self) }
-                }
-                #[inline(always)]
-                unsafe fn splat(x: $w) -> Self {
-                    // SAFETY: the caller's promise: the processor has the instruction.
-                    unsafe { $splat(x) }
-                }
-                #[inline(always)]
-                unsafe fn add_product(self, a: Self, b: Self) -> Self {
-                    // SAFETY: as above.
-                    unsafe { $fma(a, b, self) }
-                }
-                #[inline(always)]
-                unsafe fn add(self, other: Self) -> Self {
-                    // SAFETY: as above.
-                    unsafe { $add(self, other) }
-                }
-            })*
-        };
-    }
     /// Pairs of bfloat16, of whose products both are added to a sum in single precision; subnormal numbers count as 0.
     #[derive(Clone, Copy)]
     pub struct Pairs(__m512);
@@ -349,8 +352,38 @@ mod x86 {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::Lanes;
+
+    macro_rules! operations {
+        ($($w:ty, $v:ty, $zero:ident, $splat:ident, $fma:ident, $add_product:ident;)*) => {
+            $(#[inline(always)]
+            unsafe fn $zero() -> $v {
+                // SAFETY: every processor of the architecture has the instruction.
+                unsafe { $splat(0.0) }
+            }
+            #[inline(always)]
+            unsafe fn $fma(a: $v, b: $v, sum: $v) -> $v {
+                // SAFETY: as above.
+                unsafe { $add_product(sum, a, b) }
+            })*
+        };
+    }
+    operations! {
+        f32, float32x4_t, zero_f32, vdupq_n_f32, fma_f32, vfmaq_f32;
+        f64, float64x2_t, zero_f64, vdupq_n_f64, fma_f64, vfmaq_f64;
+    }
+    lanes! {
+        f32, float32x4_t, 4, zero_f32, vld1q_f32, vst1q_f32, vdupq_n_f32, fma_f32, vaddq_f32;
+        f64, float64x2_t, 2, zero_f64, vld1q_f64, vst1q_f64, vdupq_n_f64, fma_f64, vaddq_f64;
+    }
+}
+
 macro_rules! tiles {
-    ($name:ident, $w:ty, $plain:literal, $v256:ident, $v512:ident) => {
+    ($name:ident, $w:ty, $plain:literal, $v128:ident, $v256:ident, $v512:ident) => {
         impl Tiles<$w> {
             /// The tiles of `isa`, which this processor must have.
             pub fn $name(isa: Isa) -> Self {
@@ -359,7 +392,19 @@ macro_rules! tiles {
                 tiles!(kernel avx2, $w, std::arch::x86_64::$v256, #[target_feature(enable = "avx2,fma")]);
                 #[cfg(target_arch = "x86_64")]
                 tiles!(kernel avx512, $w, std::arch::x86_64::$v512, #[target_feature(enable = "avx512f")]);
+                #[cfg(target_arch = "aarch64")]
+                tiles!(kernel neon, $w, std::arch::aarch64::$v128,);
                 match isa.of_loops() {
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::Neon => Self {
+                        lanes: size_of::<std::arch::aarch64::$v128>() / size_of::<$w>(),
+                        step: 1,
+                        rows: 12,
+                        whole_lines: false,
+                        cached: 108,
+                        wide: tiles!(heights neon, 2: 12 8 4 2 1 1),
+                        narrow: tiles!(heights neon, 1: 12 8 4 2 1 1),
+                    },
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx2 => Self {
                         lanes: size_of::<std::arch::x86_64::$v256>() / size_of::<$w>(),
@@ -419,8 +464,8 @@ macro_rules! tiles {
         [$(($rows, [$isa::<$rows, $panel, false>, $isa::<$rows, $panel, true>])),*]
     };
 }
-tiles!(f32, f32, 4, __m256, __m512);
-tiles!(f64, f64, 2, __m256d, __m512d);
+tiles!(f32, f32, 4, float32x4_t, __m256, __m512);
+tiles!(f64, f64, 2, float64x2_t, __m256d, __m512d);
 
 impl Tiles<f32> {
     /// The tiles of `isa` for operands whose elements are pairs of bfloat16 along k, if it has any; for those of AMX `k`

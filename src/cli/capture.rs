@@ -97,8 +97,8 @@ impl Job for Capture<'_> {
             input.adaptation = adaptation.as_ref();
             batch.label(&mut writer, &kept)?;
             let mut taps = Pass { sink: &sink, writer: &mut writer, rows: kept, coming: Vec::new(), error: None };
-            model.forward(&mut backend, &mut acts, &input, None, &mut taps)?;
-            taps.error.map_or(Ok(()), Err)?;
+            let done = model.forward(&mut backend, &mut acts, &input, None, &mut taps);
+            done.and(taps.error.map_or(Ok(()), Err)).map_err(|error| found.blamed(error))?;
             backend.sync()?;
             bar.inc(batch.pack.len() as u64);
         }
@@ -251,6 +251,11 @@ impl Pass<'_> {
     fn write(&mut self, (site, layer, width): (Site, usize, usize), rows: &[f32]) -> Result<()> {
         let Sink { heads, longest, .. } = *self.sink;
         let name = site.name(layer);
+        // What a row does not see has a score of minus infinity.
+        let bad = |x: &&f32| if site == Site::AttnScores { x.is_nan() } else { !x.is_finite() };
+        if let Some(&found) = rows.iter().find(bad) {
+            return Err(Error::NotFinite { what: name, found: f64::from(found) });
+        }
         match by_position(site) {
             Some(fill) => self.writer.push(&name, &widened(rows, width / heads, longest, fill)),
             None => self.writer.push(&name, rows),

@@ -39,6 +39,15 @@ pub struct Found {
 }
 
 impl Found {
+    /// What is to be said of an error: of a value that is not finite, the weight that is not either, if there is one.
+    /// (Looking before the pass would read weights that it does not need.)
+    pub fn blamed(&self, error: Error) -> Error {
+        match error {
+            Error::NotFinite { .. } => self.checkpoint.check_finite().err().unwrap_or(error),
+            other => other,
+        }
+    }
+
     /// Its tokenizer.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         if self.is_embedded() { embedded::tokenizer() } else { Tokenizer::load(&self.path) }

@@ -139,7 +139,7 @@ impl<A: Serialize> Training<'_, A> {
             Ok(())
         });
         bar.finish_and_clear();
-        done?;
+        done.map_err(|error| found.blamed(error))?;
         let out = |run: usize| match configs.len() {
             1 => training.out.clone(),
             _ => training.out.join(format!("run-{run}")),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Ran, line, put, run, workplace};
+use super::{Ran, leftovers, line, put, run, workplace};
 
 #[test]
 fn a_wrong_usage_is_exit_code_2() {
@@ -145,6 +145,15 @@ fn hostile_models_are_refused_by_the_file() {
         let text = line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/out").refused();
         assert!(text.contains("model.safetensors"), "{what}: {text}");
         assert!(!d.join("out").exists(), "{what}");
+    }
+    // Numbers that are none show in the first pass.
+    let nans = [&intact[..header], &vec![0xFF; intact.len() - header][..]].concat();
+    fs::write(&weights, &nans).expect("write");
+    put(d, "ids.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
+    for command in ["capture --input {}/texts.jsonl", "train-lora --max-steps 1 --train {}/ids.jsonl"] {
+        let text = line(d, &format!("{command} --model {{}}/model --out {{}}/nan")).refused();
+        assert!(text.contains("model.safetensors") && text.contains("NaN"), "{command}: {text}");
+        assert!(!d.join("nan/activations.safetensors").exists() && leftovers(d).is_empty(), "{command}");
     }
     fs::write(&weights, &intact).expect("write");
 

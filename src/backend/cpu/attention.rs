@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn pairs_on_every_instruction_set_agree_with_single_precision() {
         let pack = pack();
-        for (heads, kv_heads, head_dim) in [(2, 1, 16), (3, 3, 48), (4, 2, 64), (1, 1, 80)] {
+        for (heads, kv_heads, head_dim) in [(2, 1, 16), (1, 1, 17), (5, 1, 24), (3, 3, 48), (4, 2, 64), (1, 1, 80)] {
             let scale = 1.0 / (head_dim as f64).sqrt();
             let dims = AttentionDims { heads, kv_heads, head_dim, scale, window: None, alibi: false };
             let exact = results::<f32>(Isa::Plain, &pack, dims);

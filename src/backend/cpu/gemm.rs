@@ -16,11 +16,11 @@
 //! along k takes the place of an element everywhere below: packing puts them side by side, and k is half as long.
 //!
 //! **Parts.** A [split](Gemm::split) product of single precision is made of products in pairs: `x = high + low + ...`,
-//! where `high` is x rounded to bfloat16 and `low` the rest, rounded. `high high + high low + low high` are added up, the
-//! first two only where the weight is bfloat16 itself. Each operand is then right to `2^-18` of an element and the product
-//! of both rests is missing, so that an element is wrong by at most `3 * 2^-18 sum |left right|`, beside the rounding of the
-//! sums: for random operands, K = 64 to 4096, the rms of the errors is below 4e-6 of that of the result, 2.4e-6 with weights in bfloat16. What overflows bfloat16 (from 3.39e38 on)
-//! or is not finite makes NaN.
+//! where `high` is x rounded to bfloat16 and `low` the rest, rounded. `high high + high low + low high` are added up, or,
+//! where the weight is bfloat16 itself and has no rest, two of them. Each operand is then right to `2^-18` of an element
+//! and the product of both rests is missing, so that an element is wrong by at most `3 * 2^-18 sum |left right|`, beside
+//! the rounding of the sums. For random operands, K = 64 to 4096, the rms of the errors is below 4e-6 of that of the
+//! result, 2.4e-6 with weights in bfloat16. What overflows bfloat16 (from 3.39e38 on) or is not finite makes NaN.
 //!
 //! Weights of another dtype are never expanded as a whole, but in blocks that stay in cache. With a few rows on the
 //! left nothing is packed: see [`thin`]. (Goto and van de Geijn 2008 describe the loops around the tile.)
@@ -399,8 +399,8 @@ impl<W: Float> Gemm<W> {
             }
         });
         let memory = &*memory;
-        // In tiles that read whole lines, rows at some distances would push each other out of the cache: a loss where they are
-        // used often. With few lanes the time goes into reading them, along them, as memory likes it.
+        // In tiles that read whole lines, rows at some distances would push each other out of the cache: a loss where they
+        // are used often. With few lanes the time goes into reading them, along them, as memory likes it.
         let few = tiles.whole_lines && lanes <= 2 * part;
         let direct = right.direct().filter(|rows| few || !tiles.whole_lines || !rows.aliased());
         let down = share(n.div_ceil(tiles.rows), used, if few { 1 } else { TILES }) * tiles.rows;

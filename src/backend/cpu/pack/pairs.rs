@@ -250,7 +250,7 @@ fn copy_some(to: &mut [bf16], from: &[bf16]) {
 fn round(isa: Isa, to: &mut [bf16], from: &[f32]) {
     assert!(to.len() == from.len(), "pairs: {} numbers of {}", to.len(), from.len());
     #[cfg(target_arch = "x86_64")]
-    if let Isa::Avx512Bf16 | Isa::Amx = isa {
+    if isa.has_pairs() {
         // SAFETY: an `Isa` is only made where it was detected, and both are as long.
         return unsafe { x86::round(to, from) };
     }
@@ -264,7 +264,7 @@ fn round(isa: Isa, to: &mut [bf16], from: &[f32]) {
 pub fn pair_rows(isa: Isa, x: &mut [f32], n: usize, count: usize, elements: usize) {
     assert!(n.is_multiple_of(16) && count <= 2 * elements && x.len() >= n * count.max(elements), "pairs: {n} lanes");
     #[cfg(target_arch = "x86_64")]
-    if let Isa::Avx512Bf16 | Isa::Amx = isa {
+    if isa.has_pairs() {
         // SAFETY: an `Isa` is only made where it was detected, and rows are as long as was checked.
         return unsafe { x86::pair_rows(x.as_mut_ptr(), n, count, elements) };
     }
@@ -278,7 +278,7 @@ pub fn pair_rows(isa: Isa, x: &mut [f32], n: usize, count: usize, elements: usiz
 pub fn pair_columns(isa: Isa, x: &mut [f32], n: usize) {
     assert!(n.is_multiple_of(16), "pairs: {n} lanes");
     #[cfg(target_arch = "x86_64")]
-    if let Isa::Avx512Bf16 | Isa::Amx = isa {
+    if isa.has_pairs() {
         // SAFETY: an `Isa` is only made where it was detected.
         return x.chunks_exact_mut(n).for_each(|row| unsafe { x86::pair_columns(row) });
     }

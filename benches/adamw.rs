@@ -19,8 +19,8 @@ fn adamw<B: Backend>(c: &mut Criterion, mut b: B) {
         let stride = 2 * 8 * 2 * shape.width;
         let len = RUNS * stride;
         let [mut params, mut m, d_params] = [(); 3].map(|()| wide(&mut b, len));
-        let mut v = b.wide(len).expect("memory for a bench");
-        let (mut norm_sq, stop) = (wide(&mut b, RUNS), b.wide(1).expect("memory for a bench"));
+        let mut v = b.acc(len).expect("memory for a bench");
+        let (mut norm_sq, stop) = (wide(&mut b, RUNS), b.acc(1).expect("memory for a bench"));
         let step = AdamwStep {
             active: true,
             learning_rate: 1e-4,

@@ -60,7 +60,7 @@ fn captures<B: Backend>(c: &mut Criterion, way: &str, mut b: B) {
                     for _ in 0..LAYERS {
                         b.linear_fwd(&mut out, &x, &matrix, None, dims);
                         if !rows.is_empty() {
-                            captured.push(b.capture(Tensor::Real(&out), &rows, width));
+                            captured.push(b.capture(Tensor::Compute(&out), &rows, width));
                         }
                         std::mem::swap(&mut x, &mut out);
                     }

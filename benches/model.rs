@@ -9,13 +9,13 @@ mod common;
 use common::checkpoint::{self, Weights};
 use common::{Group, MIDDLE, Shape, Subject, flat, shapes, shared_prefix, subject, time};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use llamaprobe::arch::Projection;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
-use llamaprobe::formats::adapter::Target;
 use llamaprobe::hooks::{NoTaps, Record, Selection, Site};
-use llamaprobe::model::{Activations, Adaptation, Input, Keep, Layout, LoraShape, Model, Read};
-use llamaprobe::shape::Pack;
+use llamaprobe::model::{Activations, Adaptation, Input, Keep, Layout, LoraShape, Model, OutputRows};
+use llamaprobe::pack::Pack;
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::settings::{Length, RunSettings};
 use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
@@ -51,10 +51,10 @@ fn ids(tokens: usize, seed: usize) -> Vec<u32> {
 
 /// Trainers of rank 8 on queries and values, each of `runs` runs of one sequence with all tokens labelled.
 fn trainers<B: Backend>(b: &mut B, model: &Model<B>, count: usize, runs: usize, tokens: usize) -> Vec<Trainer<B>> {
-    let shape = LoraShape { rank: 8, alpha: 16.0, rslora: false, targets: vec![Target::Q, Target::V] };
+    let shape = LoraShape { rank: 8, alpha: 16.0, rslora: false, targets: vec![Projection::Q, Projection::V] };
     let settings = RunSettings { length: Length::Steps(u64::MAX), batch_size: 1, ..RunSettings::default() };
     let trainer = |i| {
-        let adaptation = Adaptation::new(b, Layout::lora(&model.spec, &shape), runs).expect("memory for a bench");
+        let adaptation = Adaptation::new(b, Layout::lora(&model.config, &shape), runs).expect("memory for a bench");
         let run = |run| Run { data: vec![TrainSequence::all(ids(tokens, i + run))], settings: settings.clone() };
         let runs = (0..runs).map(run).collect();
         Trainer::new(b, model, Tuned::Adapters(adaptation), runs, TrainerOptions::default()).expect("a trainer")
@@ -127,18 +127,18 @@ struct Forward<B: Backend> {
     acts: Activations<B>,
     pack: Pack,
     device: B::Pack,
-    read: Option<Read<B>>,
+    read: Option<OutputRows<B>>,
     rows: Vec<usize>,
     selection: Option<Selection>,
 }
 
 impl<B: Backend> Forward<B> {
     fn new(b: &mut B, model: Model<B>, pack: Pack, rows: Vec<usize>, sites: Option<&[Site]>) -> Self {
-        let all: Vec<usize> = (0..model.spec.layers).collect();
+        let all: Vec<usize> = (0..model.config.num_hidden_layers).collect();
         Self {
-            acts: Activations::new(b, &model.spec, None, pack.len(), Keep::Layer).expect("memory for a bench"),
+            acts: Activations::new(b, &model.config, None, pack.len(), Keep::Layer).expect("memory for a bench"),
             device: b.pack(&pack).expect("memory for a bench"),
-            read: Read::new(b, &pack, rows.iter().copied()).expect("memory for a bench"),
+            read: OutputRows::new(b, &pack, rows.iter().copied()).expect("memory for a bench"),
             selection: sites.filter(|sites| !sites.is_empty()).map(|sites| Selection::new(sites, &all)),
             model,
             pack,
@@ -148,7 +148,7 @@ impl<B: Backend> Forward<B> {
 
     fn run(&mut self, b: &mut B) {
         let Self { model, acts, pack, device, read, rows, selection } = self;
-        let input = Input::new(pack, device).reading(read.as_ref());
+        let input = Input::new(pack, device).with_output_rows(read.as_ref());
         match selection {
             None => model.forward(b, acts, &input, None, &mut NoTaps),
             Some(selection) => model.forward(b, acts, &input, None, &mut Record::new(selection.clone(), rows.clone())),

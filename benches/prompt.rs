@@ -6,12 +6,12 @@ mod common;
 
 use common::time;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
-use llamaprobe::formats::config::ModelConfig;
 use llamaprobe::hooks::NoTaps;
-use llamaprobe::model::{Activations, Adaptation, FullTuning, Gradients, Input, Keep, Labels, Spec, Wanted};
-use llamaprobe::shape::{Label, Pack, PackBuilder, Parent, Token};
+use llamaprobe::model::{Activations, Adaptation, FullTuning, GradientRequest, Gradients, Input, Keep, Labels};
+use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};
 
 const RUNS: usize = 4;
 const SEQUENCES: usize = 8;
@@ -42,29 +42,29 @@ fn pack(rows: usize, shared: bool) -> Pack {
 
 fn step<B: Backend>(c: &mut Criterion, mut b: B) {
     let mut group = common::group(c, &format!("prompt/{}", b.name()));
-    let spec = Spec::from_config(&ModelConfig::parse("config.json", CONFIG).expect("a configuration"));
-    let (model, _full) = FullTuning::random(&mut b, spec, 0.02, 0).expect("memory for a bench");
+    let config = ModelConfig::parse("config.json", CONFIG).expect("a configuration");
+    let (model, _full) = FullTuning::random(&mut b, config, 0.02, 0).expect("memory for a bench");
     for rows in [20, 100] {
-        let adaptation = Adaptation::of_rows(&mut b, &model.spec, vec![rows; RUNS]).expect("memory for a bench");
+        let adaptation = Adaptation::of_rows(&mut b, &model.config, vec![rows; RUNS]).expect("memory for a bench");
         for shared in [true, false] {
             let pack = pack(rows, shared);
             let layout = Some(&adaptation.layout);
-            let mut acts = Activations::new(&mut b, &model.spec, layout, pack.len(), Keep::All).expect("memory");
+            let mut acts = Activations::new(&mut b, &model.config, layout, pack.len(), Keep::All).expect("memory");
             // The last row of every sequence.
             let ends = pack.segments().iter().filter(|s| s.label == Label::Text).map(|s| s.rows.end as u32 - 1);
             let ends: Vec<u32> = ends.collect();
-            let mut grads = Gradients::new(&mut b, &model.spec, pack.len(), ends.len()).expect("memory");
+            let mut grads = Gradients::new(&mut b, &model.config, pack.len(), ends.len()).expect("memory");
             let labels =
                 Labels::new(&mut b, None, &ends, &vec![1; ends.len()], &vec![1.0; ends.len()]).expect("memory");
             let device = b.pack(&pack).expect("memory for a bench");
-            let mut d_params = b.wide(RUNS * adaptation.layout.stride).expect("memory for a bench");
+            let mut d_params = b.acc(RUNS * adaptation.layout.stride).expect("memory for a bench");
             group.throughput(Throughput::Elements((RUNS * SEQUENCES * TOKENS) as u64));
             let id = format!("{rows} rows/{}", if shared { "once a run" } else { "repeated" });
             group.bench("fwd and bwd", id, |bench| {
                 time(bench, &mut b, |b| {
                     let input = Input::new(&pack, &device).adapted(&adaptation);
                     model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
-                    let wanted = Wanted { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
+                    let wanted = GradientRequest { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
                     model.backward(b, &acts, &mut grads, &input, &labels, wanted);
                 });
             });

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod arch;
 pub mod backend;
 #[forbid(unsafe_code)]
 pub mod cli;
@@ -13,9 +14,9 @@ pub mod hooks;
 #[forbid(unsafe_code)]
 pub mod model;
 #[forbid(unsafe_code)]
-pub mod probe;
+pub mod pack;
 #[forbid(unsafe_code)]
-pub mod shape;
+pub mod probe;
 #[forbid(unsafe_code)]
 pub mod task;
 #[forbid(unsafe_code)]

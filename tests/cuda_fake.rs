@@ -17,13 +17,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
+use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::cuda::{Captures, Cuda, Settings};
-use llamaprobe::formats::config::ModelConfig;
 use llamaprobe::hooks::{NoTaps, Record, Selection};
-use llamaprobe::model::{Activations, FullTuning, Gradients, Input, Keep, Labels, Model, Spec, Wanted};
-use llamaprobe::shape::{Label, Sequence, forest};
+use llamaprobe::model::{Activations, FullTuning, GradientRequest, Gradients, Input, Keep, Labels, Model};
+use llamaprobe::pack::{Label, Sequence, forest};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::settings::{Length, RunSettings};
 use llamaprobe::train::trainer::{Run, StepReport, TrainerOptions};
@@ -122,7 +122,7 @@ fn residuals<B: Backend>(b: &mut B, model: &Model<B>, acts: &mut Activations<B>,
     let sequences = [&ids[..9], &[&ids[..5], &ids[9..]].concat()[..]].map(|ids| Sequence::ids(ids, None, Label::Text));
     let pack = forest(&sequences, 1).pack;
     let device = b.pack(&pack).expect("a pack");
-    let places = Selection::parse("resid_post", &[0, 1, 2], model.spec.layers).expect("sites");
+    let places = Selection::parse("resid_post", &[0, 1, 2], model.config.num_hidden_layers).expect("sites");
     let mut record = Record::new(places, (0..pack.len()).collect());
     model.forward(b, acts, &Input::new(&pack, &device), None, &mut record).expect("a forward");
     record.iter().flat_map(|(_, _, _, rows)| rows.to_vec()).collect()
@@ -131,9 +131,9 @@ fn residuals<B: Backend>(b: &mut B, model: &Model<B>, acts: &mut Activations<B>,
 fn small_model<B: Backend>(b: &mut B) -> (Model<B>, Activations<B>) {
     let config = r#"{"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
         "num_attention_heads": 2, "vocab_size": 50}"#;
-    let spec = Spec::from_config(&ModelConfig::parse("config.json", config).expect("a config"));
-    let (model, _) = FullTuning::random(b, spec, 0.2, 0).expect("a model");
-    let acts = Activations::new(b, &model.spec, None, 64, Keep::Layer).expect("activations");
+    let config = ModelConfig::parse("config.json", config).expect("a config");
+    let (model, _) = FullTuning::random(b, config, 0.2, 0).expect("a model");
+    let acts = Activations::new(b, &model.config, None, 64, Keep::Layer).expect("activations");
     (model, acts)
 }
 
@@ -482,20 +482,20 @@ fn a_planted_bug_is_seen() {
 
 /// The gradients of all weights of a small random model, from a forest of two sequences.
 fn gradients<B: Backend<Element = f32>>(b: &mut B, config: &str) -> Vec<f32> {
-    let spec = Spec::from_config(&ModelConfig::parse("config.json", config).expect("a config"));
-    let (model, tuning) = FullTuning::random(b, spec, 0.2, 0).expect("a model");
+    let config = ModelConfig::parse("config.json", config).expect("a config");
+    let (model, tuning) = FullTuning::random(b, config, 0.2, 0).expect("a model");
     let sequences = [&[5, 6, 7, 8, 9][..], &[5, 6, 7, 1, 2, 3]].map(|ids| Sequence::ids(ids, None, Label::Text));
     let pack = forest(&sequences, 1).pack;
     let device = b.pack(&pack).expect("a pack");
     let rows: Vec<u32> = (0..pack.len() as u32).collect();
     let targets: Vec<u32> = rows.iter().map(|row| (row * 5 + 1) % 30).collect();
     let labels = Labels::new(b, None, &rows, &targets, &vec![0.5; rows.len()]).expect("labels");
-    let mut acts = Activations::new(b, &model.spec, None, pack.len(), Keep::All).expect("activations");
-    let mut grads = Gradients::new(b, &model.spec, pack.len(), rows.len()).expect("gradients");
-    let mut d_weights = b.wide(tuning.layout.total).expect("gradients");
+    let mut acts = Activations::new(b, &model.config, None, pack.len(), Keep::All).expect("activations");
+    let mut grads = Gradients::new(b, &model.config, pack.len(), rows.len()).expect("gradients");
+    let mut d_weights = b.acc(tuning.layout.total).expect("gradients");
     let input = Input::new(&pack, &device);
     model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
-    let wanted = Wanted { d_params: None, d_weights: Some((&mut d_weights, &tuning.layout)), d_embed: true };
+    let wanted = GradientRequest { d_params: None, d_weights: Some((&mut d_weights, &tuning.layout)), d_embed: true };
     model.backward(b, &acts, &mut grads, &input, &labels, wanted);
     let mut found = vec![0.0; tuning.layout.total];
     b.download(&mut found, &d_weights, 0).expect("gradients");

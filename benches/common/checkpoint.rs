@@ -5,8 +5,8 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use half::bf16;
-use llamaprobe::formats::config::ModelConfig;
-use llamaprobe::model::{Spec, WeightLayout};
+use llamaprobe::arch::ModelConfig;
+use llamaprobe::model::WeightLayout;
 use serde_json::{Map, json};
 
 use super::Shape;
@@ -31,17 +31,17 @@ pub fn write(dir: &Path, shape: Shape, layers: usize, weights: Weights) -> u64 {
         "vocab_size": shape.vocab, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
     });
     fs::write(dir.join("config.json"), config.to_string()).expect("room for a bench's files");
-    let spec = Spec::from_config(&ModelConfig::load(dir).expect("a configuration"));
+    let config = ModelConfig::load(dir).expect("a configuration");
     let (dtype, size) = match weights {
         Weights::Noise { bytes: 4 } => ("F32", 4),
         _ => ("BF16", 2),
     };
     let (mut header, mut end) = (Map::new(), 0);
-    for (place, _) in WeightLayout::new(&spec).places() {
+    for (place, _) in WeightLayout::new(&config).places() {
         let start = end;
-        end += size * place.len(&spec) as u64;
-        let tensor = json!({"dtype": dtype, "shape": place.shape(&spec), "data_offsets": [start, end]});
-        header.insert(place.tensor(spec.family), tensor);
+        end += size * place.len(&config) as u64;
+        let tensor = json!({"dtype": dtype, "shape": place.shape(&config), "data_offsets": [start, end]});
+        header.insert(place.tensor(config.family), tensor);
     }
     let mut header = json!(header).to_string();
     header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));

@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 use criterion::measurement::WallTime;
 use criterion::{Bencher, BenchmarkGroup, BenchmarkId, Criterion, Throughput};
 use llamaprobe::backend::cpu::Isa;
-use llamaprobe::backend::{AttentionDims, Backend, WideElement};
-use llamaprobe::shape::{Label, Pack, PackBuilder, Parent, Token};
+use llamaprobe::backend::{AccElement, AttentionDims, Backend};
+use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};
 
 /// The sizes of a model's layer and head.
 #[derive(Clone, Copy, Debug)]
@@ -210,17 +210,17 @@ fn noise_values(len: usize) -> impl Iterator<Item = f64> {
 }
 
 /// A wide buffer of noise.
-pub fn wide<B: Backend>(b: &mut B, len: usize) -> B::Wide {
-    let mut buffer = b.wide(len).expect("memory for a bench");
+pub fn wide<B: Backend>(b: &mut B, len: usize) -> B::Acc {
+    let mut buffer = b.acc(len).expect("memory for a bench");
     let values: Vec<B::Element> = noise_values(len).map(B::Element::from_f64).collect();
     b.upload(&mut buffer, 0, &values).expect("memory for a bench");
     buffer
 }
 
 /// A compute-dtype buffer of noise.
-pub fn real<B: Backend>(b: &mut B, len: usize) -> B::Real {
+pub fn real<B: Backend>(b: &mut B, len: usize) -> B::Compute {
     let values = wide(b, len);
-    let mut buffer = b.real(len).expect("memory for a bench");
+    let mut buffer = b.compute(len).expect("memory for a bench");
     b.cast(&mut buffer, &values, len);
     buffer
 }

@@ -1,7 +1,7 @@
 //! The contract between the model and a device: a narrow set of fused operations, each forward with its backward.
 //!
-//! **Buffers.** [`Backend::Wide`] holds what must not lose digits: the residual stream, norm statistics,
-//! log-sum-exps, losses, adapters, their gradients and moments. [`Backend::Real`] holds the compute dtype that matrix
+//! **Buffers.** [`Backend::Acc`] holds what must not lose digits: the residual stream, norm statistics,
+//! log-sum-exps, losses, adapters, their gradients and moments. [`Backend::Compute`] holds the compute dtype that matrix
 //! products read and write. [`Backend::Weight`] is a frozen matrix or vector of the checkpoint, left in the file's
 //! mapping where the device can. Shapes stand in the doc comments; matrices are row-major and dense. A buffer may be
 //! longer than its shape (it was planned for a larger pack): operations use its leading elements.
@@ -19,7 +19,7 @@
 
 use crate::Result;
 use crate::formats::safetensors::TensorView;
-use crate::shape::Pack;
+use crate::pack::Pack;
 
 pub mod cpu;
 #[cfg(feature = "cuda")]
@@ -27,10 +27,10 @@ pub mod cuda;
 pub mod trace;
 mod values;
 
-pub use crate::formats::config::Activation;
+pub use crate::arch::Activation;
 pub use values::{
-    AdamwStep, AttentionDims, Captured, Dropout, HostSlice, KvCache, Landing, LinearDims, LoraSite, OwnMemory,
-    PassSize, PromptSite, Tensor, WideElement,
+    AccElement, AdamwStep, AttentionDims, Captured, Dropout, HostSlice, KvCache, LinearDims, LoraSite, OwnMemory,
+    PassSize, PromptSite, Readback, Tensor,
 };
 
 /// A device and its operations. See the module's documentation for the conventions.
@@ -39,9 +39,9 @@ pub use values::{
 /// width, V vocabulary, R rank, P soft-prompt length, M label rows.
 pub trait Backend {
     /// Wide buffer; see the module's documentation.
-    type Wide;
+    type Acc;
     /// Compute-dtype buffer.
-    type Real;
+    type Compute;
     /// Frozen weight of the checkpoint.
     type Weight;
     /// List of row numbers or ids.
@@ -49,9 +49,9 @@ pub trait Backend {
     /// A pack's tables on the device.
     type Pack;
     /// Wide element as the host sees it.
-    type Element: WideElement;
+    type Element: AccElement;
     /// A download that has been begun.
-    type Arriving;
+    type PendingReadback;
     /// Whether the device works while the host goes on, so that it is worth while to give it the next work before the
     /// results of the last are read.
     const RUNS_AHEAD: bool = false;
@@ -64,9 +64,9 @@ pub trait Backend {
     // Memory
 
     /// A wide buffer of zeros.
-    fn wide(&mut self, len: usize) -> Result<Self::Wide>;
+    fn acc(&mut self, len: usize) -> Result<Self::Acc>;
     /// A compute-dtype buffer of zeros.
-    fn real(&mut self, len: usize) -> Result<Self::Real>;
+    fn compute(&mut self, len: usize) -> Result<Self::Compute>;
     /// Bytes of one element of a wide and of a compute-dtype buffer.
     fn element_sizes(&self) -> (usize, usize);
     /// What the backend takes of itself for such passes, beside the buffers that it is asked for. The default is for a
@@ -77,37 +77,37 @@ pub trait Backend {
     /// A frozen weight, its elements those of the file rounded to the compute dtype.
     fn weight(&mut self, view: &TensorView) -> Result<Self::Weight>;
     /// A weight to be trained: a copy of `len` elements of wide parameters, from `offset` on.
-    fn trainable_weight(&mut self, params: &Self::Wide, offset: usize, len: usize) -> Result<Self::Weight>;
+    fn trainable_weight(&mut self, params: &Self::Acc, offset: usize, len: usize) -> Result<Self::Weight>;
     /// A list of numbers.
     fn index(&mut self, values: &[u32]) -> Result<Self::Index>;
     /// The tables of a pack.
     fn pack(&mut self, pack: &Pack) -> Result<Self::Pack>;
     /// `buffer[offset..] = values`.
-    fn upload(&mut self, buffer: &mut Self::Wide, offset: usize, values: &[Self::Element]) -> Result<()>;
+    fn upload(&mut self, buffer: &mut Self::Acc, offset: usize, values: &[Self::Element]) -> Result<()>;
     /// `values = buffer[offset..]`, after everything before it has run.
-    fn download(&mut self, values: &mut [Self::Element], buffer: &Self::Wide, offset: usize) -> Result<()>;
+    fn download(&mut self, values: &mut [Self::Element], buffer: &Self::Acc, offset: usize) -> Result<()>;
     /// Begins to download `buffer[..len]` as it is after everything before it has run; does not wait for that.
-    fn begin_download(&mut self, buffer: &Self::Wide, len: usize) -> Result<Self::Arriving>;
+    fn download_async(&mut self, buffer: &Self::Acc, len: usize) -> Result<Self::PendingReadback>;
     /// Ends a download: waits for it, and not for what was asked of the device since.
-    fn arrive(&mut self, arriving: Self::Arriving) -> Result<Vec<Self::Element>>;
+    fn wait_readback(&mut self, arriving: Self::PendingReadback) -> Result<Vec<Self::Element>>;
     /// The whole of a wide buffer where the host can read it in place, without a copy.
-    fn borrow_wide<'a>(&self, buffer: &'a Self::Wide) -> Option<HostSlice<'a>>;
+    fn borrow_acc<'a>(&self, buffer: &'a Self::Acc) -> Option<HostSlice<'a>>;
     /// The whole of a compute-dtype buffer where the host can read it in place, without a copy.
-    fn borrow_real<'a>(&self, buffer: &'a Self::Real) -> Option<HostSlice<'a>>;
+    fn borrow_compute<'a>(&self, buffer: &'a Self::Compute) -> Option<HostSlice<'a>>;
     /// Capture: `x [N, width]` at `rows`, as `f32` on the host, to be read after the next [`Backend::sync`].
     ///
     /// The default copies in place; a device that the host cannot read brings its own.
     fn capture(&mut self, x: Tensor<'_, Self>, rows: &[usize], width: usize) -> Captured {
         let host = match x {
-            Tensor::Wide(buffer) => self.borrow_wide(buffer),
-            Tensor::Real(buffer) => self.borrow_real(buffer),
+            Tensor::Acc(buffer) => self.borrow_acc(buffer),
+            Tensor::Compute(buffer) => self.borrow_compute(buffer),
         };
         let host = host.expect("capture: the host reads this device's buffers in place");
         let mut out = vec![0.0; rows.len() * width];
         for (out, &row) in out.chunks_exact_mut(width).zip(rows) {
             host.copy_f32(row * width, out);
         }
-        Captured::Here(out)
+        Captured::Ready(out)
     }
     /// Waits for everything and reports the first error since the last call.
     fn sync(&mut self) -> Result<()>;
@@ -115,20 +115,20 @@ pub trait Backend {
     // Rows
 
     /// `x = 0`.
-    fn zero(&mut self, x: &mut Self::Wide);
+    fn zero(&mut self, x: &mut Self::Acc);
     /// `out [rows, width] = x`, rounded to the compute dtype.
-    fn cast(&mut self, out: &mut Self::Real, x: &Self::Wide, len: usize);
+    fn cast(&mut self, out: &mut Self::Compute, x: &Self::Acc, len: usize);
     /// `out [rows, width] = x`, exactly.
-    fn widen(&mut self, out: &mut Self::Wide, x: &Self::Real, len: usize);
+    fn widen(&mut self, out: &mut Self::Acc, x: &Self::Compute, len: usize);
     /// `out [N, C] = a + b`.
-    fn residual_fwd(&mut self, out: &mut Self::Wide, a: &Self::Wide, b: &Self::Real, len: usize);
+    fn residual_fwd(&mut self, out: &mut Self::Acc, a: &Self::Acc, b: &Self::Compute, len: usize);
     /// `out [M, width] = x [N, width]` at `rows [M]`.
-    fn gather_real(&mut self, out: &mut Self::Real, x: &Self::Real, rows: &Self::Index, width: usize);
+    fn gather_compute(&mut self, out: &mut Self::Compute, x: &Self::Compute, rows: &Self::Index, width: usize);
     /// `out [M, width] = x [N, width]` at `rows [M]`.
-    fn gather_wide(&mut self, out: &mut Self::Wide, x: &Self::Wide, rows: &Self::Index, width: usize);
+    fn gather_acc(&mut self, out: &mut Self::Acc, x: &Self::Acc, rows: &Self::Index, width: usize);
     /// Backward of the gathers: `d_x [N, width] += d_out [M, width]` at `rows [M]`, which may repeat; added in the
     /// order of `rows`.
-    fn scatter_add(&mut self, d_x: &mut Self::Wide, d_out: &Self::Wide, rows: &Self::Index, width: usize);
+    fn scatter_add(&mut self, d_x: &mut Self::Acc, d_out: &Self::Acc, rows: &Self::Index, width: usize);
 
     // Embedding
 
@@ -136,17 +136,17 @@ pub trait Backend {
     /// `r * stride + offset + p * C` of `prompt`.
     fn embed_fwd(
         &mut self,
-        out: &mut Self::Wide,
+        out: &mut Self::Acc,
         pack: &Self::Pack,
         table: &Self::Weight,
-        prompt: Option<(&Self::Wide, PromptSite)>,
+        prompt: Option<(&Self::Acc, PromptSite)>,
         width: usize,
     );
     /// `d_prompt += d_out` at virtual rows, in row order.
     fn embed_bwd_prompt(
         &mut self,
-        d_prompt: &mut Self::Wide,
-        d_out: &Self::Wide,
+        d_prompt: &mut Self::Acc,
+        d_out: &Self::Acc,
         pack: &Self::Pack,
         site: PromptSite,
         width: usize,
@@ -154,9 +154,9 @@ pub trait Backend {
     /// `d_table [V, C] (from element `offset` on) += d_out` at the rows' tokens, in row order.
     fn embed_bwd_table(
         &mut self,
-        d_table: &mut Self::Wide,
+        d_table: &mut Self::Acc,
         offset: usize,
-        d_out: &Self::Wide,
+        d_out: &Self::Acc,
         pack: &Self::Pack,
         width: usize,
     );
@@ -164,13 +164,13 @@ pub trait Backend {
     // Learned position embedding (Gehring et al. 2017)
 
     /// `x [N, C] += table [_, C]` at `first +` the row's position.
-    fn position_fwd(&mut self, x: &mut Self::Wide, pack: &Self::Pack, table: &Self::Weight, first: usize, width: usize);
+    fn position_fwd(&mut self, x: &mut Self::Acc, pack: &Self::Pack, table: &Self::Weight, first: usize, width: usize);
     /// `d_table [_, C] (from element `offset` on) += d_x` at `first +` the rows' positions, in row order.
     fn position_bwd_table(
         &mut self,
-        d_table: &mut Self::Wide,
+        d_table: &mut Self::Acc,
         offset: usize,
-        d_x: &Self::Wide,
+        d_x: &Self::Acc,
         pack: &Self::Pack,
         first: usize,
         width: usize,
@@ -182,10 +182,10 @@ pub trait Backend {
     #[allow(clippy::too_many_arguments)]
     fn layer_norm_fwd(
         &mut self,
-        out: &mut Self::Real,
-        mean: &mut Self::Wide,
-        rstd: &mut Self::Wide,
-        x: &Self::Wide,
+        out: &mut Self::Compute,
+        mean: &mut Self::Acc,
+        rstd: &mut Self::Acc,
+        x: &Self::Acc,
         weight: &Self::Weight,
         bias: &Self::Weight,
         rows: usize,
@@ -196,11 +196,11 @@ pub trait Backend {
     #[allow(clippy::too_many_arguments)]
     fn layer_norm_bwd(
         &mut self,
-        d_x: &mut Self::Wide,
-        d_out: &Self::Wide,
-        x: &Self::Wide,
-        mean: &Self::Wide,
-        rstd: &Self::Wide,
+        d_x: &mut Self::Acc,
+        d_out: &Self::Acc,
+        x: &Self::Acc,
+        mean: &Self::Acc,
+        rstd: &Self::Acc,
         weight: &Self::Weight,
         rows: usize,
         width: usize,
@@ -210,12 +210,12 @@ pub trait Backend {
     #[allow(clippy::too_many_arguments)]
     fn layer_norm_bwd_affine(
         &mut self,
-        d_affine: &mut Self::Wide,
+        d_affine: &mut Self::Acc,
         offset: usize,
-        d_out: &Self::Wide,
-        x: &Self::Wide,
-        mean: &Self::Wide,
-        rstd: &Self::Wide,
+        d_out: &Self::Acc,
+        x: &Self::Acc,
+        mean: &Self::Acc,
+        rstd: &Self::Acc,
         rows: usize,
         width: usize,
     );
@@ -228,9 +228,9 @@ pub trait Backend {
     #[allow(clippy::too_many_arguments)]
     fn rms_norm_fwd(
         &mut self,
-        out: &mut Self::Real,
-        rstd: &mut Self::Wide,
-        x: &Self::Wide,
+        out: &mut Self::Compute,
+        rstd: &mut Self::Acc,
+        x: &Self::Acc,
         weight: &Self::Weight,
         rows: usize,
         width: usize,
@@ -240,10 +240,10 @@ pub trait Backend {
     #[allow(clippy::too_many_arguments)]
     fn rms_norm_bwd(
         &mut self,
-        d_x: &mut Self::Wide,
-        d_out: &Self::Wide,
-        x: &Self::Wide,
-        rstd: &Self::Wide,
+        d_x: &mut Self::Acc,
+        d_out: &Self::Acc,
+        x: &Self::Acc,
+        rstd: &Self::Acc,
         weight: &Self::Weight,
         rows: usize,
         width: usize,
@@ -252,11 +252,11 @@ pub trait Backend {
     #[allow(clippy::too_many_arguments)]
     fn rms_norm_bwd_weight(
         &mut self,
-        d_weight: &mut Self::Wide,
+        d_weight: &mut Self::Acc,
         offset: usize,
-        d_out: &Self::Wide,
-        x: &Self::Wide,
-        rstd: &Self::Wide,
+        d_out: &Self::Acc,
+        x: &Self::Acc,
+        rstd: &Self::Acc,
         rows: usize,
         width: usize,
     );
@@ -267,19 +267,19 @@ pub trait Backend {
     /// holds the cosines `[D/2]`, then the sines `[D/2]` of each position, with any attention factor multiplied in.
     fn rope_fwd(
         &mut self,
-        out: &mut Self::Real,
-        x: &Self::Real,
+        out: &mut Self::Compute,
+        x: &Self::Compute,
         pack: &Self::Pack,
-        cos_sin: &Self::Wide,
+        cos_sin: &Self::Acc,
         heads: usize,
         head_dim: usize,
     );
     /// `d_x [N, heads, D] =` the gradient: `d_x` (which holds the gradient of the output on entry) turned back.
     fn rope_bwd(
         &mut self,
-        d_x: &mut Self::Real,
+        d_x: &mut Self::Compute,
         pack: &Self::Pack,
-        cos_sin: &Self::Wide,
+        cos_sin: &Self::Acc,
         heads: usize,
         head_dim: usize,
     );
@@ -295,12 +295,12 @@ pub trait Backend {
     #[allow(clippy::too_many_arguments)]
     fn attention_fwd(
         &mut self,
-        z: &mut Self::Real,
-        lse: &mut Self::Wide,
-        q: &Self::Real,
-        k: &Self::Real,
-        v: &Self::Real,
-        kept: Option<(&Self::Real, &Self::Real)>,
+        z: &mut Self::Compute,
+        lse: &mut Self::Acc,
+        q: &Self::Compute,
+        k: &Self::Compute,
+        v: &Self::Compute,
+        kept: Option<(&Self::Compute, &Self::Compute)>,
         pack: &Self::Pack,
         dims: AttentionDims,
     );
@@ -309,16 +309,16 @@ pub trait Backend {
     #[allow(clippy::too_many_arguments)]
     fn attention_bwd(
         &mut self,
-        d_q: &mut Self::Real,
-        d_k: &mut Self::Real,
-        d_v: &mut Self::Real,
-        delta: &mut Self::Wide,
-        d_z: &Self::Wide,
-        z: &Self::Real,
-        lse: &Self::Wide,
-        q: &Self::Real,
-        k: &Self::Real,
-        v: &Self::Real,
+        d_q: &mut Self::Compute,
+        d_k: &mut Self::Compute,
+        d_v: &mut Self::Compute,
+        delta: &mut Self::Acc,
+        d_z: &Self::Acc,
+        z: &Self::Compute,
+        lse: &Self::Acc,
+        q: &Self::Compute,
+        k: &Self::Compute,
+        v: &Self::Compute,
         pack: &Self::Pack,
         dims: AttentionDims,
     );
@@ -327,11 +327,11 @@ pub trait Backend {
     #[allow(clippy::too_many_arguments)]
     fn attention_pattern(
         &mut self,
-        out: &mut Self::Wide,
-        q: &Self::Real,
-        k: &Self::Real,
-        kept: Option<&Self::Real>,
-        lse: &Self::Wide,
+        out: &mut Self::Acc,
+        q: &Self::Compute,
+        k: &Self::Compute,
+        kept: Option<&Self::Compute>,
+        lse: &Self::Acc,
         rows: &[usize],
         pack: &Self::Pack,
         dims: AttentionDims,
@@ -343,8 +343,8 @@ pub trait Backend {
     #[allow(clippy::too_many_arguments)]
     fn attention_result(
         &mut self,
-        out: &mut Self::Wide,
-        z: &Self::Real,
+        out: &mut Self::Acc,
+        z: &Self::Compute,
         weight: &Self::Weight,
         rows: &[usize],
         heads: usize,
@@ -353,15 +353,22 @@ pub trait Backend {
     );
     /// `cache[to..] [rows, width] = x [N, width]` at the consecutive rows `from`: keeps keys or values for later
     /// passes.
-    fn keep(&mut self, cache: &mut Self::Real, to: usize, x: &Self::Real, from: std::ops::Range<usize>, width: usize);
+    fn keep(
+        &mut self,
+        cache: &mut Self::Compute,
+        to: usize,
+        x: &Self::Compute,
+        from: std::ops::Range<usize>,
+        width: usize,
+    );
 
     // Linear
 
     /// `out [N, output] = x [N, input] weight^T + bias`, `weight [output, input]`, `bias [output]`.
     fn linear_fwd(
         &mut self,
-        out: &mut Self::Real,
-        x: &Self::Real,
+        out: &mut Self::Compute,
+        x: &Self::Compute,
         weight: &Self::Weight,
         bias: Option<&Self::Weight>,
         dims: LinearDims,
@@ -369,8 +376,8 @@ pub trait Backend {
     /// `d_x [N, input] = d_out weight`, or `+=` if `accumulate`.
     fn linear_bwd_input(
         &mut self,
-        d_x: &mut Self::Wide,
-        d_out: &Self::Real,
+        d_x: &mut Self::Acc,
+        d_out: &Self::Compute,
         weight: &Self::Weight,
         dims: LinearDims,
         accumulate: bool,
@@ -378,18 +385,18 @@ pub trait Backend {
     /// `d_weight [output, input] (from element `offset` on) += d_out^T x`.
     fn linear_bwd_weight(
         &mut self,
-        d_weight: &mut Self::Wide,
+        d_weight: &mut Self::Acc,
         offset: usize,
-        d_out: &Self::Real,
-        x: &Self::Real,
+        d_out: &Self::Compute,
+        x: &Self::Compute,
         dims: LinearDims,
     );
     /// `d_bias [output] (from element `offset` on) += sum over rows of d_out`.
     fn linear_bwd_bias(
         &mut self,
-        d_bias: &mut Self::Wide,
+        d_bias: &mut Self::Acc,
         offset: usize,
-        d_out: &Self::Real,
+        d_out: &Self::Compute,
         rows: usize,
         output: usize,
     );
@@ -400,10 +407,10 @@ pub trait Backend {
     #[allow(clippy::too_many_arguments)]
     fn lora_fwd(
         &mut self,
-        y: &mut Self::Real,
-        xa: &mut Self::Wide,
-        x: &Self::Real,
-        params: &Self::Wide,
+        y: &mut Self::Compute,
+        xa: &mut Self::Acc,
+        x: &Self::Compute,
+        params: &Self::Acc,
         pack: &Self::Pack,
         site: LoraSite,
         dropout: Option<Dropout<'_>>,
@@ -414,12 +421,12 @@ pub trait Backend {
     #[allow(clippy::too_many_arguments)]
     fn lora_bwd(
         &mut self,
-        d_params: &mut Self::Wide,
-        d_x: Option<&mut Self::Wide>,
-        d_y: &Self::Real,
-        xa: &Self::Wide,
-        x: &Self::Real,
-        params: &Self::Wide,
+        d_params: &mut Self::Acc,
+        d_x: Option<&mut Self::Acc>,
+        d_y: &Self::Compute,
+        xa: &Self::Acc,
+        x: &Self::Compute,
+        params: &Self::Acc,
         pack: &Self::Pack,
         site: LoraSite,
         dropout: Option<Dropout<'_>>,
@@ -427,9 +434,9 @@ pub trait Backend {
     /// `out [N, output] = scale * B xa`: what the adapter adds, for captures; 0 for base rows.
     fn lora_delta(
         &mut self,
-        out: &mut Self::Wide,
-        xa: &Self::Wide,
-        params: &Self::Wide,
+        out: &mut Self::Acc,
+        xa: &Self::Acc,
+        params: &Self::Acc,
         pack: &Self::Pack,
         site: LoraSite,
     );
@@ -437,35 +444,42 @@ pub trait Backend {
     // SwiGLU (Shazeer 2020)
 
     /// `act [len] = silu(gate) * up`.
-    fn swiglu_fwd(&mut self, act: &mut Self::Real, gate: &Self::Real, up: &Self::Real, len: usize);
+    fn swiglu_fwd(&mut self, act: &mut Self::Compute, gate: &Self::Compute, up: &Self::Compute, len: usize);
     /// `d_gate, d_up [len] =` from `d_act [len]`.
     fn swiglu_bwd(
         &mut self,
-        d_gate: &mut Self::Real,
-        d_up: &mut Self::Real,
-        d_act: &Self::Wide,
-        gate: &Self::Real,
-        up: &Self::Real,
+        d_gate: &mut Self::Compute,
+        d_up: &mut Self::Compute,
+        d_act: &Self::Acc,
+        gate: &Self::Compute,
+        up: &Self::Compute,
         len: usize,
     );
 
     // Activations of a feed-forward layer without a gate
 
     /// `act [len] = f(x)`.
-    fn activation_fwd(&mut self, act: &mut Self::Real, x: &Self::Real, f: Activation, len: usize);
+    fn activation_fwd(&mut self, act: &mut Self::Compute, x: &Self::Compute, f: Activation, len: usize);
     /// `d_x [len] = d_act * f'(x)`.
-    fn activation_bwd(&mut self, d_x: &mut Self::Real, d_act: &Self::Wide, x: &Self::Real, f: Activation, len: usize);
+    fn activation_bwd(
+        &mut self,
+        d_x: &mut Self::Compute,
+        d_act: &Self::Acc,
+        x: &Self::Compute,
+        f: Activation,
+        len: usize,
+    );
 
     // Head
 
     /// `logits [M, V] = x [M, C] head^T`, wide.
-    fn logits_fwd(&mut self, logits: &mut Self::Wide, x: &Self::Real, head: &Self::Weight, dims: LinearDims);
+    fn logits_fwd(&mut self, logits: &mut Self::Acc, x: &Self::Compute, head: &Self::Weight, dims: LinearDims);
     /// `loss [M] = lse - logit of the target` for rows `x [M, C]`, `head [V, C]`, `targets [M] < V`; the logits exist
     /// only a chunk at a time.
     fn cross_entropy_fwd(
         &mut self,
-        loss: &mut Self::Wide,
-        x: &Self::Real,
+        loss: &mut Self::Acc,
+        x: &Self::Compute,
         head: &Self::Weight,
         targets: &Self::Index,
         dims: LinearDims,
@@ -475,36 +489,36 @@ pub trait Backend {
     #[allow(clippy::too_many_arguments)]
     fn cross_entropy_bwd(
         &mut self,
-        loss: &mut Self::Wide,
-        d_x: &mut Self::Wide,
-        d_head: Option<(&mut Self::Wide, usize)>,
-        x: &Self::Real,
+        loss: &mut Self::Acc,
+        d_x: &mut Self::Acc,
+        d_head: Option<(&mut Self::Acc, usize)>,
+        x: &Self::Compute,
         head: &Self::Weight,
         targets: &Self::Index,
-        row_weights: &Self::Wide,
+        row_weights: &Self::Acc,
         dims: LinearDims,
     );
 
     // Optimiser, over all runs at once: parameters and everything beside them are [runs, stride]
 
     /// `norm_sq [runs] = sum of squares of the run's gradient`.
-    fn grad_norm(&mut self, norm_sq: &mut Self::Wide, d_params: &Self::Wide, runs: usize, stride: usize);
+    fn grad_norm(&mut self, norm_sq: &mut Self::Acc, d_params: &Self::Acc, runs: usize, stride: usize);
     /// `stop[0] = 1` if any of `values [len]` is not finite; otherwise it stays as it is.
-    fn check_finite(&mut self, stop: &mut Self::Wide, values: &Self::Wide, len: usize);
+    fn check_finite(&mut self, stop: &mut Self::Acc, values: &Self::Acc, len: usize);
     /// One step of every active run; gradients are cut by `norm_sq` first. `d_params` is read only. Nothing moves if
     /// `stop[0]` is not 0.
     #[allow(clippy::too_many_arguments)]
     fn adamw(
         &mut self,
-        params: &mut Self::Wide,
-        m: &mut Self::Wide,
-        v: &mut Self::Wide,
-        d_params: &Self::Wide,
-        norm_sq: &Self::Wide,
-        stop: &Self::Wide,
+        params: &mut Self::Acc,
+        m: &mut Self::Acc,
+        v: &mut Self::Acc,
+        d_params: &Self::Acc,
+        norm_sq: &Self::Acc,
+        stop: &Self::Acc,
         steps: &[AdamwStep],
         stride: usize,
     );
     /// `weight = params` from element `offset` on, rounded to the compute dtype: after a step of full tuning.
-    fn refresh_weight(&mut self, weight: &mut Self::Weight, params: &Self::Wide, offset: usize);
+    fn refresh_weight(&mut self, weight: &mut Self::Weight, params: &Self::Acc, offset: usize);
 }

@@ -6,8 +6,8 @@
 //! use llamaprobe::backend::{Backend, trace::Trace};
 //!
 //! let mut device = Trace::new();
-//! let a = device.wide(6)?;
-//! let mut out = device.real(6)?;
+//! let a = device.acc(6)?;
+//! let mut out = device.compute(6)?;
 //! device.clear();
 //! device.cast(&mut out, &a, 6);
 //! assert_eq!(device.ops(), ["cast"]);
@@ -22,11 +22,11 @@ use super::LinearDims;
 
 /// A wide buffer that has a length and no elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NullWide(usize);
+pub struct NullAcc(usize);
 
 /// A compute-dtype buffer that has a length and no elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NullReal(usize);
+pub struct NullCompute(usize);
 
 /// A frozen weight that has a length and no elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

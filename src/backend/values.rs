@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Backend;
 use crate::Result;
-use crate::shape::KeptSegment;
+use crate::pack::CachedSegment;
 
 /// The host's view of a buffer's elements, borrowed where the device lets the host read them in place.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,9 +60,9 @@ impl HostSlice<'_> {
 /// A buffer of either role, to be read.
 pub enum Tensor<'a, B: Backend + ?Sized> {
     /// In the wide dtype.
-    Wide(&'a B::Wide),
+    Acc(&'a B::Acc),
     /// In the compute dtype.
-    Real(&'a B::Real),
+    Compute(&'a B::Compute),
 }
 
 impl<B: Backend + ?Sized> Clone for Tensor<'_, B> {
@@ -74,7 +74,7 @@ impl<B: Backend + ?Sized> Clone for Tensor<'_, B> {
 impl<B: Backend + ?Sized> Copy for Tensor<'_, B> {}
 
 /// Captured rows that the device is still to write, or has written.
-pub trait Landing: Send + Sync {
+pub trait Readback: Send + Sync {
     /// The elements, once they are there.
     fn rows(&self) -> Option<&[f32]>;
 }
@@ -83,18 +83,18 @@ pub trait Landing: Send + Sync {
 #[derive(Clone)]
 pub enum Captured {
     /// They are there.
-    Here(Vec<f32>),
+    Ready(Vec<f32>),
     /// The device writes them into memory of the host, from which they are read without a copy. The memory goes back to
     /// the device when the last clone is dropped.
-    Coming(Arc<dyn Landing>),
+    Pending(Arc<dyn Readback>),
 }
 
 impl Captured {
     /// Whether they are there.
-    pub fn is_here(&self) -> bool {
+    pub fn is_ready(&self) -> bool {
         match self {
-            Self::Here(_) => true,
-            Self::Coming(landing) => landing.rows().is_some(),
+            Self::Ready(_) => true,
+            Self::Pending(landing) => landing.rows().is_some(),
         }
     }
 
@@ -104,8 +104,8 @@ impl Captured {
     /// Before the [`Backend::sync`] that they need.
     pub fn rows(&self) -> &[f32] {
         match self {
-            Self::Here(rows) => rows,
-            Self::Coming(landing) => landing.rows().expect("capture: read before the device was waited for"),
+            Self::Ready(rows) => rows,
+            Self::Pending(landing) => landing.rows().expect("capture: read before the device was waited for"),
         }
     }
 }
@@ -113,8 +113,8 @@ impl Captured {
 impl std::fmt::Debug for Captured {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Here(rows) => f.debug_tuple("Here").field(rows).finish(),
-            Self::Coming(landing) => f.debug_tuple("Coming").field(&landing.rows()).finish(),
+            Self::Ready(rows) => f.debug_tuple("Ready").field(rows).finish(),
+            Self::Pending(landing) => f.debug_tuple("Pending").field(&landing.rows()).finish(),
         }
     }
 }
@@ -147,15 +147,15 @@ pub struct OwnMemory {
     pub pinned: usize,
 }
 
-/// Element of [`Backend::Wide`] as the host sees it: `f32` everywhere but in the oracle.
-pub trait WideElement: bytemuck::Pod + Default + PartialOrd + std::fmt::Debug + Send + Sync {
+/// Element of [`Backend::Acc`] as the host sees it: `f32` everywhere but in the oracle.
+pub trait AccElement: bytemuck::Pod + Default + PartialOrd + std::fmt::Debug + Send + Sync {
     /// From `f64`, rounded.
     fn from_f64(x: f64) -> Self;
     /// To `f64`, exact.
     fn to_f64(self) -> f64;
 }
 
-impl WideElement for f32 {
+impl AccElement for f32 {
     #[inline(always)]
     fn from_f64(x: f64) -> Self {
         x as f32
@@ -166,7 +166,7 @@ impl WideElement for f32 {
     }
 }
 
-impl WideElement for f64 {
+impl AccElement for f64 {
     #[inline(always)]
     fn from_f64(x: f64) -> Self {
         x
@@ -300,9 +300,9 @@ pub struct PromptSite {
 /// A cache of keys and values by layer, and the forest of the segments kept in it.
 pub struct KvCache<B: Backend> {
     /// Keys (after the rotation) and values of each layer, `[capacity, K, D]`.
-    pub layers: Vec<(B::Real, B::Real)>,
+    pub layers: Vec<(B::Compute, B::Compute)>,
     /// What lies in it.
-    pub segments: Vec<KeptSegment>,
+    pub segments: Vec<CachedSegment>,
     /// Rows in use.
     pub used: usize,
     /// Rows there are.
@@ -316,7 +316,7 @@ impl<B: Backend> KvCache<B> {
     /// If the device has no memory for it.
     pub fn new(backend: &mut B, layers: usize, capacity: usize, width: usize) -> Result<Self> {
         let layers = (0..layers)
-            .map(|_| Ok((backend.real(capacity * width)?, backend.real(capacity * width)?)))
+            .map(|_| Ok((backend.compute(capacity * width)?, backend.compute(capacity * width)?)))
             .collect::<Result<_>>()?;
         Ok(Self { layers, segments: Vec::new(), used: 0, capacity })
     }

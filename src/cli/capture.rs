@@ -9,14 +9,15 @@ use super::device::{Job, dispatch};
 use super::plan::Plan;
 use super::resolve::{self, Found};
 use super::{Failure, output, texts};
+use crate::arch::ModelConfig;
 use crate::backend::{Backend, Captured};
 use crate::formats::activations::{self, ActivationWriter};
 use crate::formats::adapter::Adapter;
 use crate::formats::safetensors::Dtype;
 use crate::hooks::capture::take;
 use crate::hooks::{Selection, Site, Tapped, Taps};
-use crate::model::{self, Activations, Adaptation, Input, Keep, Model, Read, Spec};
-use crate::shape::{Label, Pack, PackBuilder, Parent, Sequence, Token};
+use crate::model::{self, Activations, Adaptation, Input, Keep, Model, OutputRows};
+use crate::pack::{Label, Pack, PackBuilder, Parent, Sequence, Token};
 use crate::{Error, Result};
 
 /// The file in the output directory.
@@ -27,8 +28,8 @@ const LABELS: [&str; 3] = ["doc_id", "pos", "token_id"];
 
 pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
     let found = resolve::model(&args.model.model, &args.common)?;
-    let layers = resolve::layers(&args.layers, found.spec.layers)?;
-    let selection = Selection::parse(&args.sites.join(","), &layers, found.spec.layers)?;
+    let layers = resolve::layers(&args.layers, found.config.num_hidden_layers)?;
+    let selection = Selection::parse(&args.sites.join(","), &layers, found.config.num_hidden_layers)?;
     let adapter = resolve::adapter(args.model.adapter.as_deref(), &found)?;
     let docs = texts::read(&args.input, &found)?;
     let dtype = found.dtype;
@@ -48,31 +49,31 @@ impl Job for Capture<'_> {
         let Self { args, found, selection, adapter, docs } = self;
         let model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
         let adaptation = match &adapter {
-            Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model.spec, adapter)?),
+            Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model.config, adapter)?),
             None => None,
         };
         let run = adaptation.as_ref().map(|_| 0);
         let prompt = adaptation.as_ref().map_or(0, |adaptation| adaptation.prompts[0]);
         let docs: Vec<Sequence> = docs.iter().map(|ids| Sequence::prompted(prompt, ids, run)).collect();
-        let batches = batches(&docs, args.batch_tokens, model.spec.scales_beyond())?;
+        let batches = batches(&docs, args.batch_tokens, model.config.scales_beyond())?;
         let rows = batches.iter().map(|docs| docs.pack.len()).max().unwrap_or(0);
         let layout = adaptation.as_ref().map(|a| &a.layout);
         let sink = Sink {
             selection: &selection,
-            heads: model.spec.heads,
+            heads: model.config.num_attention_heads,
             longest: docs.iter().map(|doc| doc.tokens.len()).max().unwrap_or(0),
         };
-        let sites = sink.sites(&model.spec, layout)?;
+        let sites = sink.sites(&model.config, layout)?;
         if args.dry_run {
             let kept = batches.iter().map(|docs| docs.rows(args.tokens).len()).max().unwrap_or(0);
             let landing = sites.iter().map(|(_, width)| kept * width * size_of::<f32>()).collect();
             let asked = sink.asked(&sites, [rows, kept]) * backend.element_sizes().0;
             return Plan::new(&backend, &found)
-                .inference(&backend, &model.spec, layout, rows, landing)
+                .inference(&backend, &model.config, layout, rows, landing)
                 .with("captures", asked)
                 .print(args.common.json);
         }
-        let mut acts = Activations::new(&mut backend, &model.spec, layout, rows, Keep::Layer)?;
+        let mut acts = Activations::new(&mut backend, &model.config, layout, rows, Keep::Layer)?;
         let rows = docs.iter().map(|doc| if args.tokens == Tokens::All { doc.tokens.len() } else { 1 }).sum();
         let file = activations::Layout {
             sites: sites.clone(),
@@ -92,8 +93,8 @@ impl Job for Capture<'_> {
         for batch in &batches {
             let device = backend.pack(&batch.pack)?;
             let kept = batch.rows(args.tokens);
-            let read = Read::new(&mut backend, &batch.pack, kept.iter().copied())?;
-            let mut input = Input::new(&batch.pack, &device).reading(read.as_ref());
+            let read = OutputRows::new(&mut backend, &batch.pack, kept.iter().copied())?;
+            let mut input = Input::new(&batch.pack, &device).with_output_rows(read.as_ref());
             input.adaptation = adaptation.as_ref();
             batch.label(&mut writer, &kept)?;
             let mut taps = Pass { sink: &sink, writer: &mut writer, rows: kept, coming: Vec::new(), error: None };
@@ -186,34 +187,34 @@ struct Sink<'a> {
 
 impl Sink<'_> {
     /// Name and width of every tensor.
-    fn sites(&self, spec: &Spec, layout: Option<&model::Layout>) -> Result<Vec<(String, usize)>> {
+    fn sites(&self, config: &ModelConfig, layout: Option<&model::Layout>) -> Result<Vec<(String, usize)>> {
         let site = |&(site, layer): &(Site, usize)| {
             let name = site.name(layer);
-            if !spec.has(site) {
-                let expected = format!("a site that {} models have", spec.family.name());
+            if !config.has(site) {
+                let expected = format!("a site that {} models have", config.family.name());
                 return Err(Error::argument("--sites", expected, name));
             }
             let adapted = |target| layout.and_then(|l| l.site(layer, target));
             let width = match site {
                 Site::Ln1Scale | Site::Ln2Scale | Site::FinalScale => 1,
-                Site::Q | Site::RotQ | Site::Z => spec.q_width(),
-                Site::K | Site::V | Site::RotK => spec.kv_width(),
+                Site::Q | Site::RotQ | Site::Z => config.q_width(),
+                Site::K | Site::V | Site::RotK => config.kv_width(),
                 Site::AttnScores | Site::Pattern => self.heads * self.longest,
-                Site::Result => self.heads * spec.width,
-                Site::MlpPre | Site::MlpPreLinear | Site::MlpPost => spec.ffn,
-                Site::Embed => spec.embed_width,
-                Site::Logits => spec.vocab,
+                Site::Result => self.heads * config.hidden_size,
+                Site::MlpPre | Site::MlpPreLinear | Site::MlpPost => config.intermediate_size,
+                Site::Embed => config.embed_size,
+                Site::Logits => config.vocab_size,
                 Site::LoraA(target) | Site::LoraDelta(target) => {
                     let lora = adapted(target).ok_or_else(|| {
                         Error::argument(
                             "--sites",
-                            format!("an --adapter on {} for {name}", spec.family.path(layer, target)),
+                            format!("an --adapter on {} for {name}", config.family.path(layer, target)),
                             "none",
                         )
                     })?;
                     if matches!(site, Site::LoraA(_)) { lora.rank } else { lora.output }
                 }
-                _ => spec.width,
+                _ => config.hidden_size,
             };
             Ok((name, width))
         };
@@ -271,7 +272,7 @@ impl<B: Backend> Taps<B> for Pass<'_> {
     fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>) {
         let rows = take(backend, &tapped, &self.rows);
         let place = (tapped.site, tapped.layer, tapped.width);
-        if !rows.is_here() {
+        if !rows.is_ready() {
             self.coming.push((place, rows));
         } else if let Err(error) = self.write(place, rows.rows()) {
             self.error = Some(error);

@@ -9,10 +9,10 @@ use super::args::CompareArgs;
 use super::device::{Job, dispatch};
 use super::resolve::{self, Found};
 use super::{Failure, output};
+use crate::arch::Family;
 use crate::backend::Backend;
 use crate::compare::{Base, CompareSettings, Source};
 use crate::formats::atomic;
-use crate::formats::config::Family;
 use crate::formats::tokenizer::Tokenizer;
 use crate::model::Model;
 use crate::task::{Task, Template};
@@ -21,8 +21,8 @@ use crate::{Error, Result};
 
 pub fn run(args: &CompareArgs) -> Result<(), Failure> {
     let found = resolve::model(&args.model, &args.common)?;
-    let settings = settings(args, found.spec.family)?;
-    settings.validate(found.spec.family)?;
+    let settings = settings(args, found.config.family)?;
+    settings.validate(found.config.family)?;
     let tokenizer = found.tokenizer()?;
     let sources = sources(args)?;
     let dtype = found.dtype;

@@ -6,11 +6,11 @@ use half::{bf16, f16};
 
 use super::Failure;
 use super::args::{CommonArgs, Device, DtypeArg};
+use crate::arch::Dtype;
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, CpuF32, Isa};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::Cuda;
-use crate::formats::safetensors::Dtype;
 use crate::{Error, Result};
 
 /// Most threads; more are a slip, and would only wait for each other.

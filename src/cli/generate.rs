@@ -25,7 +25,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
         (None, []) => return Err(Error::argument("--prompt", "a prompt, or --input FILE", "neither").into()),
         (None, prompts) => prompts
             .iter()
-            .map(|text| texts::encode(&tokenizer, text, "--prompt", &found.spec))
+            .map(|text| texts::encode(&tokenizer, text, "--prompt", &found.config))
             .collect::<Result<_>>()?,
     };
     let dtype = found.dtype;
@@ -69,7 +69,7 @@ impl Job for Generate<'_> {
         let Self { args, found, adapter, tokenizer, prompts, sampling } = self;
         let model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
         let adaptation = match &adapter {
-            Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model.spec, adapter)?),
+            Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model.config, adapter)?),
             None => None,
         };
         let run = adaptation.as_ref().map(|_| 0);

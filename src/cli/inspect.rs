@@ -8,8 +8,8 @@ use super::peft::{self, Look};
 use super::plan::Plan;
 use super::resolve::{self, Found};
 use super::{Failure, output};
+use crate::arch::Positions;
 use crate::backend::Backend;
-use crate::formats::config::Positions;
 use crate::model::{Layout, LoraShape};
 
 pub fn run(args: &InspectArgs) -> Result<(), Failure> {
@@ -28,12 +28,12 @@ struct Inspect<'a> {
 impl Job for Inspect<'_> {
     fn run<B: Backend>(self, backend: B) -> Result<(), Failure> {
         let Self { args, found, look } = self;
-        let spec = &found.spec;
-        let reading = Plan::new(&backend, &found).inference(&backend, spec, None, args.rows, Vec::new());
-        let targets = spec.family.default_modules();
-        let names: Vec<_> = targets.iter().map(|&target| spec.family.short_name(target)).collect();
+        let config = &found.config;
+        let reading = Plan::new(&backend, &found).inference(&backend, config, None, args.rows, Vec::new());
+        let targets = config.family.default_modules();
+        let names: Vec<_> = targets.iter().map(|&target| config.family.short_name(target)).collect();
         let shape = LoraShape { rank: 8, alpha: 16.0, rslora: false, targets: targets.to_vec() };
-        let tuning = Plan::new(&backend, &found).tuning(&backend, spec, &Layout::lora(spec, &shape), 1, args.rows);
+        let tuning = Plan::new(&backend, &found).tuning(&backend, config, &Layout::lora(config, &shape), 1, args.rows);
         if args.common.json {
             return output::json(&json!({
                 "model": shapes(&found), "rows": args.rows, "capture": reading.json(), "train_lora": tuning.json(),
@@ -58,23 +58,23 @@ impl Job for Inspect<'_> {
 }
 
 fn shapes(found: &Found) -> Value {
-    let spec = &found.spec;
+    let config = &found.config;
     let mut shapes = json!({
-        "family": found.config.family.name(), "dtype": found.dtype.name(), "parameters": spec.parameters(),
-        "vocabulary": spec.vocab, "width": spec.width, "layers": spec.layers, "heads": spec.heads,
-        "kv_heads": spec.kv_heads, "head_dim": spec.head_dim, "feed_forward": spec.ffn, "tied": spec.tied,
-        "qkv_bias": spec.qkv_bias, "o_bias": spec.o_bias, "mlp_bias": spec.mlp_bias,
-        "positions": spec.max_positions,
+        "family": found.config.family.name(), "dtype": found.dtype.name(), "parameters": config.parameters(),
+        "vocabulary": config.vocab_size, "width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads, "head_dim": config.head_dim, "feed_forward": config.intermediate_size, "tied": config.tie_word_embeddings,
+        "qkv_bias": config.qkv_bias, "o_bias": config.o_bias, "mlp_bias": config.mlp_bias,
+        "positions": config.max_position_embeddings,
     });
-    let more = match &spec.positions {
+    let more = match &config.positions {
         Positions::Rope(rope) => {
             json!({ "rope": format!("{:?}", rope.kind), "rope_theta": rope.theta,
-                "windows": spec.windows.iter().filter(|w| w.is_some()).count() })
+                "windows": config.windows.iter().filter(|w| w.is_some()).count() })
         }
         positions => json!({
             "position": if *positions == Positions::Alibi { "alibi" } else { "learned" },
-            "mlp": format!("{:?}", spec.mlp), "post_norm": spec.post_norm, "final_norm": spec.final_norm,
-            "embedding_width": spec.embed_width,
+            "mlp": format!("{:?}", config.mlp), "post_norm": config.post_norm, "final_norm": config.final_norm,
+            "embedding_width": config.embed_size,
         }),
     };
     if let (Value::Object(shapes), Value::Object(more)) = (&mut shapes, more) {

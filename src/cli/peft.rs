@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use super::resolve::Found;
 use super::{Failure, output};
 use crate::Result;
+use crate::arch::Family;
 use crate::formats::adapter::{Adapter, LoraAdapter, LoraConfig, Modules, PromptKind, Slot};
-use crate::formats::config::Family;
 use crate::formats::json as json_file;
 use crate::formats::safetensors::Checkpoint;
 
@@ -49,7 +49,7 @@ pub fn look(path: &Path, found: &Found) -> Result<Look> {
     }
     let family = found.config.family;
     let mut peft = settings(&config, family);
-    match as_peft_takes_it(&config_path, &config, family).slots(family, found.spec.layers) {
+    match as_peft_takes_it(&config_path, &config, family).slots(family, found.config.num_hidden_layers) {
         Ok(slots) => peft.extend(tensors(&file, &expected(&slots, found))),
         Err(error) => peft.push(format!("meets settings that do not fit this model: {error}")),
     }

@@ -4,10 +4,10 @@ use serde_json::{Map, Value, json};
 
 use super::resolve::Found;
 use super::{Failure, output};
+use crate::arch::ModelConfig;
 use crate::backend::{Backend, OwnMemory, PassSize};
-use crate::formats::safetensors::Dtype;
-use crate::model::places::Place;
-use crate::model::{Activations, Gradients, Keep, Layout, Spec};
+use crate::model::param_id::ParamId;
+use crate::model::{Activations, Gradients, Keep, Layout};
 use crate::train::optim::Optimizer;
 use crate::train::passes::pass_size;
 
@@ -43,24 +43,31 @@ impl Plan {
     pub fn inference<B: Backend>(
         self,
         backend: &B,
-        spec: &Spec,
+        config: &ModelConfig,
         layout: Option<&Layout>,
         rows: usize,
         landing: Vec<usize>,
     ) -> Self {
-        let bytes = Activations::<B>::bytes(spec, layout, rows, Keep::Layer, self.element_sizes);
+        let bytes = Activations::<B>::bytes(config, layout, rows, Keep::Layer, self.element_sizes);
         let adapter = layout.map_or(0, |l| l.stride * self.element_sizes.0);
         let pass = PassSize { rows, landing, ..PassSize::default() };
         self.with("adapters", adapter).with("activations", bytes).own(backend, &pass)
     }
 
     /// With the adapters of `runs` runs, and what a pass of `rows` rows with its backward and the optimiser need.
-    pub fn tuning<B: Backend>(self, backend: &B, spec: &Spec, layout: &Layout, runs: usize, rows: usize) -> Self {
+    pub fn tuning<B: Backend>(
+        self,
+        backend: &B,
+        config: &ModelConfig,
+        layout: &Layout,
+        runs: usize,
+        rows: usize,
+    ) -> Self {
         let sizes = self.element_sizes;
-        let pass = pass_size(spec, Some(layout), runs, (rows, rows));
+        let pass = pass_size(config, Some(layout), runs, (rows, rows));
         self.with("adapters", runs * layout.stride * sizes.0)
-            .with("activations", Activations::<B>::bytes(spec, Some(layout), rows, Keep::All, sizes))
-            .with("gradients", Gradients::<B>::bytes(spec, rows, rows, sizes))
+            .with("activations", Activations::<B>::bytes(config, Some(layout), rows, Keep::All, sizes))
+            .with("gradients", Gradients::<B>::bytes(config, rows, rows, sizes))
             .with("optimiser", Optimizer::<B>::bytes(runs, layout.stride, sizes))
             .own(backend, &pass)
     }
@@ -101,8 +108,8 @@ impl Plan {
 
 /// The weights, and where they lie: in the file's mapping, or in memory of their own.
 fn weights<B: Backend>(found: &Found, element: usize) -> (&'static str, usize) {
-    let elements: usize = Place::all(&found.spec).into_iter().map(|place| place.len(&found.spec)).sum();
-    let same = found.checkpoint.iter().next().is_some_and(|t| t.dtype.size() == element && t.dtype != Dtype::I64);
+    let elements: usize = ParamId::all(&found.config).into_iter().map(|place| place.len(&found.config)).sum();
+    let same = found.checkpoint.iter().next().is_some_and(|t| t.dtype.size() == element && t.dtype.float().is_some());
     let purpose = match (B::MAPS_WEIGHTS, same) {
         (true, true) => "weights, mapped",
         (true, false) => "weights, converted",

@@ -6,13 +6,14 @@ use super::args::PretrainArgs;
 use super::device::{Job, dispatch};
 use super::resolve::{self, resume};
 use super::{Failure, output};
+use crate::arch::Dtype;
+use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::formats::atomic;
-use crate::formats::config::ModelConfig;
 use crate::formats::lines::LineFile;
-use crate::formats::safetensors::Dtype;
+use crate::formats::safetensors;
 use crate::formats::tokenizer::{self, Tokenizer};
-use crate::model::{FullTuning, Model, Spec};
+use crate::model::{FullTuning, Model};
 use crate::task::synthetic::evaluate::{Set, accuracies, encode};
 use crate::task::synthetic::{self, Curriculum, Episode};
 use crate::train::data::TrainSequence;
@@ -40,9 +41,8 @@ pub fn run(args: &PretrainArgs) -> Result<(), Failure> {
         "model_max_length": args.max_position_embeddings,
     });
     let tokenizer = Tokenizer::parse(&args.out, &text, &tokenizer_config.to_string())?;
-    let config = config(args, tokenizer.vocab_size());
-    let parsed = ModelConfig::parse(args.out.join("config.json"), &config.to_string()).map_err(of_flag)?;
-    let spec = Spec::from_config(&parsed);
+    let written = written_config(args, tokenizer.vocab_size());
+    let config = ModelConfig::parse(args.out.join("config.json"), &written.to_string()).map_err(of_flag)?;
     let settings = RunSettings {
         seed: args.seed,
         length: Length::Steps(args.max_steps),
@@ -58,8 +58,8 @@ pub fn run(args: &PretrainArgs) -> Result<(), Failure> {
         ..RunSettings::default()
     };
     settings.validate()?;
-    let files = [("config.json", config), ("tokenizer_config.json", tokenizer_config)];
-    dispatch(&args.common, Dtype::F32, Pretrain { args, spec, settings, tokenizer, text, files })
+    let files = [("config.json", written), ("tokenizer_config.json", tokenizer_config)];
+    dispatch(&args.common, Dtype::F32, Pretrain { args, config, settings, tokenizer, text, files })
 }
 
 /// What is wrong with a field of a configuration that nobody has written, as what is wrong with the flag of its name.
@@ -73,7 +73,7 @@ fn of_flag(error: Error) -> Error {
 }
 
 /// `config.json` of the model.
-fn config(args: &PretrainArgs, vocab: usize) -> Value {
+fn written_config(args: &PretrainArgs, vocab: usize) -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -99,7 +99,7 @@ fn config(args: &PretrainArgs, vocab: usize) -> Value {
 
 struct Pretrain<'a> {
     args: &'a PretrainArgs,
-    spec: Spec,
+    config: ModelConfig,
     settings: RunSettings,
     tokenizer: Tokenizer,
     /// `tokenizer.json`.
@@ -109,9 +109,9 @@ struct Pretrain<'a> {
 
 impl Job for Pretrain<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, spec, settings, tokenizer, text, files } = self;
+        let Self { args, config, settings, tokenizer, text, files } = self;
         let resume = resume(args.resume_from_checkpoint.as_deref(), &args.out)?;
-        let (mut model, full) = FullTuning::random(&mut backend, spec.clone(), args.initializer_range, args.seed)?;
+        let (mut model, full) = FullTuning::random(&mut backend, config.clone(), args.initializer_range, args.seed)?;
         let tokenizer = std::sync::Arc::new(tokenizer);
         let curriculum = Curriculum::default();
         let stream = stream(args, curriculum, tokenizer.clone());
@@ -144,7 +144,7 @@ impl Job for Pretrain<'_> {
         bar.finish_and_clear();
         done?;
         let Tuned::Weights(full) = trainer.finish() else { unreachable!("pretrain: weights are trained") };
-        full.save(&mut backend, &spec, &args.out.join("model.safetensors"), Dtype::BF16)?;
+        full.save(&mut backend, &config, &args.out.join("model.safetensors"), safetensors::Dtype::BF16)?;
         output::line(args.out.display())
     }
 }

@@ -7,8 +7,8 @@ use super::device::{Job, dispatch};
 use super::plan::Plan as MemoryPlan;
 use super::resolve::{self, Found};
 use super::{Failure, output};
+use crate::arch::Family;
 use crate::backend::Backend;
-use crate::formats::config::Family;
 use crate::model::{Layout, LoraShape, Model};
 use crate::probe::plan::Plan;
 use crate::probe::report::Report;
@@ -25,12 +25,12 @@ pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
         // A run is repeated with its own settings; only where it is computed may differ.
         Some(path) => {
             let report = Report::read(path)?;
-            report.plan.validate(&path.display().to_string(), found.spec.vocab)?;
+            report.plan.validate(&path.display().to_string(), found.config.vocab_size)?;
             (report.settings, report.plan)
         }
         None => {
-            let settings = settings(args, found.spec.family)?;
-            settings.validate(found.spec.family)?;
+            let settings = settings(args, found.config.family)?;
+            settings.validate(found.config.family)?;
             let plan = draw(args, &found, &settings)?;
             (settings, plan)
         }
@@ -116,12 +116,12 @@ impl Job for Probe<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
         let Self { args, name, found, settings, plan } = self;
         if args.dry_run {
-            let targets = settings.targets(found.spec.family)?;
+            let targets = settings.targets(found.config.family)?;
             let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets };
-            let layout = Layout::lora(&found.spec, &shape);
+            let layout = Layout::lora(&found.config, &shape);
             let rows = settings.rows.max(plan.longest());
             return MemoryPlan::new(&backend, &found)
-                .tuning(&backend, &found.spec, &layout, plan.seeds.len(), rows)
+                .tuning(&backend, &found.config, &layout, plan.seeds.len(), rows)
                 .print(args.common.json);
         }
         let mut model = Model::new(&mut backend, &found.config, &found.checkpoint)?;

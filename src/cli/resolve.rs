@@ -8,14 +8,14 @@ use serde_json::Value;
 
 use super::args::{CommonArgs, LoraArgs, OptimArgs};
 use super::output;
+use crate::arch::Dtype;
+use crate::arch::{Family, ModelConfig};
 use crate::formats::adapter::{Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, Slot};
 use crate::formats::atomic;
-use crate::formats::config::{Family, ModelConfig};
 use crate::formats::embedded;
 use crate::formats::hub::{self, CacheEnv};
-use crate::formats::safetensors::{Checkpoint, Dtype};
+use crate::formats::safetensors::Checkpoint;
 use crate::formats::tokenizer::Tokenizer;
-use crate::model::Spec;
 use crate::train::checkpoint;
 use crate::train::schedule::Warmup;
 use crate::train::settings::{Length, RunSettings};
@@ -30,8 +30,6 @@ pub struct Found {
     pub path: PathBuf,
     /// What it is.
     pub config: ModelConfig,
-    /// The same in the numbers of the passes.
-    pub spec: Spec,
     /// Its opened weights.
     pub checkpoint: Checkpoint,
     /// Dtype of its weights.
@@ -64,7 +62,7 @@ pub fn model(name: &str, common: &CommonArgs) -> Result<Found> {
     if name == embedded::NAME {
         let (config, checkpoint) = (embedded::config()?, embedded::checkpoint()?);
         let dtype = config.dtype.unwrap_or(Dtype::BF16);
-        return Ok(Found { spec: Spec::from_config(&config), path: name.into(), config, checkpoint, dtype });
+        return Ok(Found { path: name.into(), config, checkpoint, dtype });
     }
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let env = CacheEnv {
@@ -78,9 +76,9 @@ pub fn model(name: &str, common: &CommonArgs) -> Result<Found> {
     let config = ModelConfig::load(&path)?;
     let checkpoint = Checkpoint::open(&path)?;
     // The reference takes the file's word, and where there is none, the first float tensor's dtype.
-    let first = || checkpoint.iter().map(|t| t.dtype).find(|d| d.is_float());
+    let first = || checkpoint.iter().find_map(|t| t.dtype.float());
     let dtype = config.dtype.or_else(first).unwrap_or(Dtype::F32);
-    Ok(Found { spec: Spec::from_config(&config), path, config, checkpoint, dtype })
+    Ok(Found { path, config, checkpoint, dtype })
 }
 
 /// Reads `--adapter`.

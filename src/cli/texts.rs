@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::resolve::Found;
+use crate::arch::ModelConfig;
 use crate::formats::jsonl::{self, Example};
 use crate::formats::lines;
 use crate::formats::tokenizer::Tokenizer;
-use crate::model::Spec;
 use crate::{Error, Result};
 
 /// The token ids of every line of a JSONL file of `{"text"}` or `{"input_ids"}`.
@@ -23,9 +23,9 @@ pub fn read(path: &Path, found: &Found) -> Result<Vec<Vec<u32>>> {
                     Some(tokenizer) => tokenizer,
                     none => none.insert(found.tokenizer()?),
                 };
-                encode(tokenizer, &text, &place, &found.spec)?
+                encode(tokenizer, &text, &place, &found.config)?
             }
-            Example::Ids { input_ids, .. } => checked(input_ids, &place, &found.spec)?,
+            Example::Ids { input_ids, .. } => checked(input_ids, &place, &found.config)?,
             other => return Err(Error::field(place, "keys", "text or input_ids", other.form())),
         });
     }
@@ -33,16 +33,16 @@ pub fn read(path: &Path, found: &Found) -> Result<Vec<Vec<u32>>> {
 }
 
 /// The token ids of a text; `place` names it in errors.
-pub fn encode(tokenizer: &Tokenizer, text: &str, place: &str, spec: &Spec) -> Result<Vec<u32>> {
-    checked(tokenizer.encode(text, true)?.ids, place, spec)
+pub fn encode(tokenizer: &Tokenizer, text: &str, place: &str, config: &ModelConfig) -> Result<Vec<u32>> {
+    checked(tokenizer.encode(text, true)?.ids, place, config)
 }
 
-fn checked(ids: Vec<u32>, place: &str, spec: &Spec) -> Result<Vec<u32>> {
+fn checked(ids: Vec<u32>, place: &str, config: &ModelConfig) -> Result<Vec<u32>> {
     if ids.is_empty() {
         return Err(Error::argument(place, "at least one token", "none"));
     }
-    match ids.iter().find(|&&id| id as usize >= spec.vocab) {
-        Some(id) => Err(Error::argument(place, format!("token ids below {}", spec.vocab), id)),
+    match ids.iter().find(|&&id| id as usize >= config.vocab_size) {
+        Some(id) => Err(Error::argument(place, format!("token ids below {}", config.vocab_size), id)),
         None => Ok(ids),
     }
 }

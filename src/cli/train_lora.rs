@@ -47,13 +47,13 @@ impl Job for Train<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
         let Self { args, found, settings, start, data } = self;
         let training = &args.training;
-        let layout = Layout::of_adapter(&found.spec, &start)?;
+        let layout = Layout::of_adapter(&found.config, &start)?;
         let config = LoraConfig { lora_dropout: args.lora_dropout, ..start.config.clone() };
         let mut model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
         let mut adaptation = Adaptation::new(&mut backend, layout, 1)?;
         match &training.init_adapter {
             None => adaptation.init_run(&mut backend, 0, training.seed)?,
-            Some(_) => adaptation.set_run(&mut backend, &model.spec, 0, &start)?,
+            Some(_) => adaptation.set_run(&mut backend, &model.config, 0, &start)?,
         }
         let whole = Training {
             command: "train-lora",

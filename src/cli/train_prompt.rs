@@ -100,8 +100,8 @@ fn start(args: &TrainPromptArgs, found: &Found, form: Option<Reparameterization>
             let text =
                 text.ok_or_else(|| Error::argument("--prompt-tuning-init-text", "a text to begin with", "none"))?;
             let ids = found.tokenizer()?.encode(text, true)?.ids;
-            if let Some(id) = ids.iter().find(|&&id| id as usize >= found.spec.vocab) {
-                let expected = format!("tokens below the model's {}", found.spec.vocab);
+            if let Some(id) = ids.iter().find(|&&id| id as usize >= found.config.vocab_size) {
+                let expected = format!("tokens below the model's {}", found.config.vocab_size);
                 return Err(Error::argument("--prompt-tuning-init-text", expected, id));
             }
             if ids.is_empty() {
@@ -238,7 +238,7 @@ impl Train<'_> {
     /// What is trained, as it begins.
     fn tuned<B: Backend>(&self, backend: &mut B, model: &Model<B>) -> Result<Tuned<B>> {
         let rows = self.planned.iter().map(|run| run.rows).collect();
-        let mut adaptation = Adaptation::of_kind(backend, &model.spec, self.kind, rows)?;
+        let mut adaptation = Adaptation::of_kind(backend, &model.config, self.kind, rows)?;
         let Some(form) = self.form else {
             for (i, run) in self.planned.iter().enumerate() {
                 let rows = self.rows(backend, model, run)?;

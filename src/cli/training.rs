@@ -40,7 +40,7 @@ pub fn data(
     // Ids need no tokenizer, and a model may have none.
     let texts = lines.iter().any(|example| !matches!(example, Example::Ids { .. }));
     let tokenizer = texts.then(|| found.tokenizer()).transpose()?;
-    let prepared = examples::prepare(path, &lines, tokenizer.as_ref(), found.spec.vocab, options)?;
+    let prepared = examples::prepare(path, &lines, tokenizer.as_ref(), found.config.vocab_size, options)?;
     if prepared.truncated > 0 {
         let (cut, lost) = (prepared.truncated, prepared.dropped);
         output::note(format_args!("{cut} examples cut to --max-length, {lost} of them left out for lack of a label"));
@@ -106,7 +106,7 @@ impl<A: Serialize> Training<'_, A> {
         if training.dry_run {
             let sizes = backend.element_sizes();
             let ([activations, gradients, optimiser], pass) =
-                Trainer::plan(&model.spec, &tuned, &runs, options, sizes)?;
+                Trainer::plan(&model.config, &tuned, &runs, options, sizes)?;
             let (runs, stride) = tuned.shape();
             return Plan::new(backend, found)
                 .with("adapters", runs * stride * sizes.0 + tuned.folded_bytes(sizes))

@@ -18,7 +18,7 @@ use crate::task::embedding::mean_states;
 use crate::task::prompts::Prompts;
 use crate::task::retrieval::{Query, Retriever, Shown, read_vectors};
 use crate::task::{Example, Task, Template};
-use crate::train::data::{NO_LABEL, TrainSequence};
+use crate::train::data::{IGNORE_INDEX, TrainSequence};
 use crate::{Error, Result};
 
 /// A prompt of an arm.
@@ -250,7 +250,7 @@ impl<'a> Material<'a> {
                 ids.push(eos);
                 labels.push(i64::from(eos));
             }
-            debug_assert!(labels[0] == NO_LABEL);
+            debug_assert!(labels[0] == IGNORE_INDEX);
             Ok(TrainSequence { ids, labels })
         };
         let count = self.settings.train_examples.min(self.pool.len());

@@ -22,8 +22,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::arch::Family;
 use crate::backend::Backend;
-use crate::formats::config::Family;
 use crate::formats::stops::Stops;
 use crate::formats::tokenizer::Tokenizer;
 use crate::formats::{atomic, fingerprint, json};
@@ -386,7 +386,7 @@ impl<B: Backend> Work<'_, B> {
             if missing.is_empty() {
                 continue;
             }
-            let adaptation = training::load(self.backend, &self.model.spec, self.study.base, &missing, self.store)?;
+            let adaptation = training::load(self.backend, &self.model.config, self.study.base, &missing, self.store)?;
             let contexts = self.materials[target].contexts(arm, None)?;
             let keys: Vec<(Key, Option<usize>)> =
                 missing.iter().enumerate().map(|(run, t)| (key(t), Some(run))).collect();

@@ -6,10 +6,10 @@ use super::cells::Store;
 use super::material::Material;
 use super::{Arm, CompareSettings};
 use crate::Result;
+use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::formats::adapter::{Adapter, AdapterConfig, LoraConfig, Modules, PromptConfig, PromptKind};
-use crate::formats::config::ModelConfig;
-use crate::model::{Adaptation, Layout, LoraShape, Model, PromptStart, Spec};
+use crate::model::{Adaptation, Layout, LoraShape, Model, PromptStart};
 use crate::task::Task;
 use crate::train::settings::RunSettings;
 use crate::train::trainer::{Run, Trainer, TrainerOptions};
@@ -89,7 +89,7 @@ pub struct Base<'a> {
 /// Files that cannot be read, or a failure of the device.
 pub fn load<B: Backend>(
     backend: &mut B,
-    spec: &Spec,
+    config: &ModelConfig,
     base: Base,
     trainings: &[&Training],
     store: &Store,
@@ -104,10 +104,10 @@ pub fn load<B: Backend>(
         }
     }
     if prompts.is_empty() {
-        return Adaptation::of_adapters(backend, spec, &loras);
+        return Adaptation::of_adapters(backend, config, &loras);
     }
     let rows = prompts.iter().map(|prompt| prompt.config.num_virtual_tokens).collect();
-    let mut adaptation = Adaptation::of_rows(backend, spec, rows)?;
+    let mut adaptation = Adaptation::of_rows(backend, config, rows)?;
     for (run, prompt) in prompts.iter().enumerate() {
         adaptation.set_prompt(backend, run, &prompt.rows)?;
     }
@@ -123,16 +123,16 @@ fn start<B: Backend>(
 ) -> Result<Adaptation<B>> {
     let seed = |training: &Training| training.seed.unwrap_or(0);
     if !trainings[0].arm.prompts() {
-        let targets = model.spec.family.targets(&settings.target_modules)?;
+        let targets = model.config.family.targets(&settings.target_modules)?;
         let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets };
-        let mut adaptation = Adaptation::new(backend, Layout::lora(&model.spec, &shape), trainings.len())?;
+        let mut adaptation = Adaptation::new(backend, Layout::lora(&model.config, &shape), trainings.len())?;
         for (run, training) in trainings.iter().enumerate() {
             adaptation.init_run(backend, run, seed(training))?;
         }
         return Ok(adaptation);
     }
     let rows: Vec<usize> = trainings.iter().map(|training| training.length.unwrap_or(0)).collect();
-    let mut adaptation = Adaptation::of_rows(backend, &model.spec, rows.clone())?;
+    let mut adaptation = Adaptation::of_rows(backend, &model.config, rows.clone())?;
     for (run, (training, rows)) in trainings.iter().zip(rows).enumerate() {
         let values = PromptStart::SampleVocab.rows(backend, model, rows, seed(training))?;
         adaptation.set_prompt(backend, run, &values)?;

@@ -33,96 +33,31 @@ pub enum AdapterConfig {
     Prompt(PromptConfig),
 }
 
-use super::config::Family;
+use crate::arch::{Family, Projection};
 use crate::{Error, Result};
-
-/// A projection of a block that an adapter can change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Target {
-    /// Queries.
-    Q,
-    /// Keys.
-    K,
-    /// Values.
-    V,
-    /// Output of the attention.
-    O,
-    /// Gate of the MLP.
-    Gate,
-    /// Up-projection of the MLP.
-    Up,
-    /// Down-projection of the MLP.
-    Down,
-    /// Queries, keys and values as one module of the checkpoint: one A for the three, and their Bs one below another.
-    Qkv,
-}
-
-impl Target {
-    /// The single projections, in the order of a block.
-    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
-
-    /// The projections that a module consists of.
-    pub const fn parts(self) -> &'static [Self] {
-        match self {
-            Self::Q => &[Self::Q],
-            Self::K => &[Self::K],
-            Self::V => &[Self::V],
-            Self::O => &[Self::O],
-            Self::Gate => &[Self::Gate],
-            Self::Up => &[Self::Up],
-            Self::Down => &[Self::Down],
-            Self::Qkv => &[Self::Q, Self::K, Self::V],
-        }
-    }
-
-    /// The name of the projection in the names of hooks, the same for every family: that of LLaMA's checkpoints.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Q => "q_proj",
-            Self::K => "k_proj",
-            Self::V => "v_proj",
-            Self::O => "o_proj",
-            Self::Gate => "gate_proj",
-            Self::Up => "up_proj",
-            Self::Down => "down_proj",
-            Self::Qkv => "qkv_proj",
-        }
-    }
-
-    /// Widths of the input and the output in a block of the given widths: residual stream C, queries H D, keys K D and
-    /// feed-forward layer F.
-    pub const fn widths(self, [c, q, kv, f]: [usize; 4]) -> (usize, usize) {
-        match self {
-            Self::Q => (c, q),
-            Self::K | Self::V => (c, kv),
-            Self::O => (q, c),
-            Self::Gate | Self::Up => (c, f),
-            Self::Down => (f, c),
-            Self::Qkv => (c, q + 2 * kv),
-        }
-    }
-}
 
 impl Family {
     /// The modules of a block that an adapter can change, in the order of a block.
-    pub const fn modules(self) -> &'static [Target] {
+    pub const fn modules(self) -> &'static [Projection] {
         match self {
-            Self::Llama | Self::Mistral | Self::Qwen2 => &Target::ALL,
-            Self::Opt => &[Target::Q, Target::K, Target::V, Target::O, Target::Up, Target::Down],
-            Self::Gpt2 | Self::Bloom => &[Target::Qkv, Target::O, Target::Up, Target::Down],
+            Self::Llama | Self::Mistral | Self::Qwen2 => &Projection::ALL,
+            Self::Opt => {
+                &[Projection::Q, Projection::K, Projection::V, Projection::O, Projection::Up, Projection::Down]
+            }
+            Self::Gpt2 | Self::Bloom => &[Projection::Qkv, Projection::O, Projection::Up, Projection::Down],
         }
     }
 
     /// The modules that PEFT adapts where nobody says which.
-    pub const fn default_modules(self) -> &'static [Target] {
+    pub const fn default_modules(self) -> &'static [Projection] {
         match self {
-            Self::Llama | Self::Mistral | Self::Qwen2 | Self::Opt => &[Target::Q, Target::V],
-            Self::Gpt2 | Self::Bloom => &[Target::Qkv],
+            Self::Llama | Self::Mistral | Self::Qwen2 | Self::Opt => &[Projection::Q, Projection::V],
+            Self::Gpt2 | Self::Bloom => &[Projection::Qkv],
         }
     }
 
     /// The module that holds a projection, without its layer's path: `attn.c_attn`.
-    pub fn module(self, target: Target) -> &'static str {
+    pub fn module(self, target: Projection) -> &'static str {
         let [qkv, q, k, v, o, gate, up, down] = match self {
             Self::Llama | Self::Mistral | Self::Qwen2 => [
                 "",
@@ -154,19 +89,19 @@ impl Family {
             }
         };
         match target {
-            Target::Qkv => qkv,
-            Target::Q => q,
-            Target::K => k,
-            Target::V => v,
-            Target::O => o,
-            Target::Gate => gate,
-            Target::Up => up,
-            Target::Down => down,
+            Projection::Qkv => qkv,
+            Projection::Q => q,
+            Projection::K => k,
+            Projection::V => v,
+            Projection::O => o,
+            Projection::Gate => gate,
+            Projection::Up => up,
+            Projection::Down => down,
         }
     }
 
     /// The path of the module that holds a projection: `model.layers.3.self_attn.q_proj`.
-    pub fn path(self, layer: usize, target: Target) -> String {
+    pub fn path(self, layer: usize, target: Projection) -> String {
         let layers = match self {
             Self::Llama | Self::Mistral | Self::Qwen2 => "model.layers",
             Self::Gpt2 | Self::Bloom => "transformer.h",
@@ -177,7 +112,7 @@ impl Family {
 
     /// The shortest name that means this module and no other of the family's: its last part, or more where several
     /// modules end alike.
-    pub fn short_name(self, target: Target) -> &'static str {
+    pub fn short_name(self, target: Projection) -> &'static str {
         let path = self.module(target);
         let last = |path: &'static str| path.rsplit('.').next().unwrap_or(path);
         let alike = self.modules().iter().filter(|&&other| last(self.module(other)) == last(path)).count();
@@ -193,13 +128,13 @@ impl Family {
     ///
     /// # Errors
     /// No name, or one that is not of a module.
-    pub fn targets(self, names: &[String]) -> Result<Vec<Target>> {
+    pub fn targets(self, names: &[String]) -> Result<Vec<Projection>> {
         if names.is_empty() {
             return Err(Error::argument("--target-modules", format!("some of {}", self.module_names()), "none"));
         }
         let mut targets = Vec::new();
         for name in names {
-            let named = |target: &&Target| {
+            let named = |target: &&Projection| {
                 let rest = self.module(**target).strip_suffix(name.as_str());
                 rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
             };
@@ -231,7 +166,7 @@ pub struct LoraModule {
     /// Layer.
     pub layer: usize,
     /// Module.
-    pub target: Target,
+    pub target: Projection,
     /// Rank R.
     pub r: usize,
     /// Multiplier of `B A x`.

@@ -12,51 +12,15 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::json::{self, Fields, show};
-use super::safetensors::Dtype;
+use crate::arch::{Dtype, Family, Mlp, ModelConfig, Norm, Positions, Rope};
 use crate::{Error, Result};
-
-pub use rope::{Rope, RopeKind};
 
 /// Upper limit of widths; a larger value is a damaged file, not a model.
 const MAX_WIDTH: usize = 1 << 24;
 /// Upper limit of the layer count.
 const MAX_LAYERS: usize = 10_000;
 
-/// The family, which decides defaults and biases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// LLaMA 1, 2, 3 and everything published under `"model_type": "llama"`.
-    Llama,
-    /// Mistral 7B and its kin: no biases, sliding window by default.
-    Mistral,
-    /// Qwen 2 and 2.5: biases on q, k and v.
-    Qwen2,
-    /// GPT-2: learned positions, layer norm, fused q, k, v, matrices stored transposed.
-    Gpt2,
-    /// OPT: learned positions, layer norm before or after each half of a block.
-    Opt,
-    /// BLOOM: ALiBi, layer norm also of the embeddings, q, k and v fused head by head.
-    Bloom,
-}
-
 impl Family {
-    /// The `model_type` of the file.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Mistral => "mistral",
-            Self::Qwen2 => "qwen2",
-            Self::Gpt2 => "gpt2",
-            Self::Opt => "opt",
-            Self::Bloom => "bloom",
-        }
-    }
-
-    /// Whether a checkpoint holds q, k and v as one matrix.
-    pub const fn fuses_qkv(self) -> bool {
-        matches!(self, Self::Gpt2 | Self::Bloom)
-    }
-
     /// The tokens that begin and end a sequence where the file is silent.
     const fn special_tokens(self) -> (Option<u32>, Option<u32>) {
         match self {
@@ -66,112 +30,6 @@ impl Family {
             Self::Opt => (Some(2), Some(2)),
         }
     }
-}
-
-/// How a row is brought to a standard size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Norm {
-    /// RMS norm, with a weight.
-    Rms,
-    /// Layer norm, with a weight and a bias.
-    Layer,
-}
-
-/// How a row knows its position.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Positions {
-    /// Queries and keys are turned.
-    Rope(Rope),
-    /// A learned vector is added to the embedding.
-    Learned {
-        /// Row of the table that is position 0's.
-        first: usize,
-    },
-    /// Scores fall with the distance (Press et al. 2022).
-    Alibi,
-}
-
-/// What stands between the two outer projections of an MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mlp {
-    /// `silu(gate) * up`.
-    SwiGlu,
-    /// A function of the up-projection; there is no gate.
-    Plain(Activation),
-}
-
-/// A function of one number between two layers of an MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `max(x, 0)`.
-    Relu,
-    /// `x * (1 + erf(x / sqrt(2))) / 2` (Hendrycks and Gimpel 2016).
-    Gelu,
-    /// Its approximation `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`.
-    GeluTanh,
-    /// `tanh(x)`; of no model here, but of the MLP that makes a prefix.
-    Tanh,
-}
-
-/// What a model is, as its `config.json` says, with all defaults resolved.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ModelConfig {
-    /// The family.
-    pub family: Family,
-    /// Width of the residual stream, C.
-    pub hidden_size: usize,
-    /// Width of the embedding table, E; where it is not C, projections stand between the table and the blocks.
-    pub embed_size: usize,
-    /// Width of the feed-forward layer, F.
-    pub intermediate_size: usize,
-    /// Number of layers, L.
-    pub num_hidden_layers: usize,
-    /// Query heads, H.
-    pub num_attention_heads: usize,
-    /// Key and value heads, K; H is a multiple.
-    pub num_key_value_heads: usize,
-    /// Width of a head, D; not always C / H.
-    pub head_dim: usize,
-    /// Rows of the embedding table, V.
-    pub vocab_size: usize,
-    /// Longest sequence the model was made for.
-    pub max_position_embeddings: usize,
-    /// The norms.
-    pub norm: Norm,
-    /// Epsilon of the norms.
-    pub norm_eps: f64,
-    /// Whether the two norms of a block stand behind its halves' sums, rather than before its halves.
-    pub post_norm: bool,
-    /// Whether embeddings are normed.
-    pub embed_norm: bool,
-    /// Whether the last residual stream is normed.
-    pub final_norm: bool,
-    /// The MLP.
-    pub mlp: Mlp,
-    /// Whether q, k and v have a bias.
-    pub qkv_bias: bool,
-    /// Whether o has a bias.
-    pub o_bias: bool,
-    /// Whether gate, up and down have a bias.
-    pub mlp_bias: bool,
-    /// Whether the output layer is the embedding table; the file then holds no `lm_head.weight`.
-    pub tie_word_embeddings: bool,
-    /// Attention window of each layer, `[L]`: query i sees keys j with i - window < j <= i. `None` is all j <= i.
-    pub windows: Vec<Option<usize>>,
-    /// Whether scores are multiplied by `1 / sqrt(D)`.
-    pub scale_scores: bool,
-    /// Whether those of layer i are divided by i + 1 beside.
-    pub scale_scores_by_layer: bool,
-    /// Positions.
-    pub positions: Positions,
-    /// Token that begins a sequence.
-    pub bos_token_id: Option<u32>,
-    /// Tokens that end a sequence.
-    pub eos_token_id: Vec<u32>,
-    /// Padding token; this library never pads.
-    pub pad_token_id: Option<u32>,
-    /// Type of the weights as the file says; `None` where it does not.
-    pub dtype: Option<Dtype>,
 }
 
 impl ModelConfig {
@@ -193,12 +51,6 @@ impl ModelConfig {
     /// As [`ModelConfig::load`].
     pub fn parse(path: impl AsRef<Path>, text: &str) -> Result<Self> {
         Self::from_value(path.as_ref(), &json::parse(&path, text)?)
-    }
-
-    /// Widths of a block: residual stream C, queries H D, keys K D, feed-forward layer F.
-    pub const fn block_widths(&self) -> [usize; 4] {
-        let heads = [self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim];
-        [self.hidden_size, heads[0], heads[1], self.intermediate_size]
     }
 
     fn from_value(path: &Path, value: &Value) -> Result<Self> {
@@ -263,8 +115,7 @@ fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
         mlp_bias,
         tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(false),
         windows: windows(f, family, num_hidden_layers)?,
-        scale_scores: true,
-        scale_scores_by_layer: false,
+        score_scales: vec![1.0 / (head_dim as f64).sqrt(); num_hidden_layers],
         positions: Positions::Rope(Rope::read(f, head_dim, max_position_embeddings)?),
         bos_token_id: token(f, "bos_token_id", begin, vocab_size)?,
         eos_token_id: end_tokens(f, end, vocab_size)?,

@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use super::atomic;
-use super::config::ModelConfig;
 use super::safetensors::{Bytes, Checkpoint};
 use super::tokenizer::Tokenizer;
 use crate::Result;
+use crate::arch::ModelConfig;
 
 /// The model's name, which stands where others have a directory.
 pub const NAME: &str = "embedded";

@@ -28,7 +28,7 @@ pub use checkpoint::Checkpoint;
 pub use header::SafetensorsError;
 pub use writer::{Tensor, TensorFile, TensorSpec, write};
 
-use crate::{Error, Result};
+use crate::{Error, Result, arch};
 
 #[cfg(target_endian = "big")]
 compile_error!("safetensors data is little-endian, and views are given out without a copy");
@@ -110,9 +110,15 @@ impl Dtype {
         Self::ALL.into_iter().find(|d| d.name() == name)
     }
 
-    /// Whether this is one of the types weights may have: F64, F32, F16, BF16.
-    pub const fn is_float(self) -> bool {
-        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16)
+    /// As the dtype of weights, if they may have it: F64, F32, F16 or BF16.
+    pub const fn float(self) -> Option<arch::Dtype> {
+        match self {
+            Self::F64 => Some(arch::Dtype::F64),
+            Self::F32 => Some(arch::Dtype::F32),
+            Self::F16 => Some(arch::Dtype::F16),
+            Self::BF16 => Some(arch::Dtype::BF16),
+            _ => None,
+        }
     }
 }
 

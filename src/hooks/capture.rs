@@ -101,7 +101,7 @@ impl<B: Backend> Taps<B> for Stream<'_> {
     fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>) {
         let rows = take(backend, &tapped, &self.rows);
         let name = tapped.site.name(tapped.layer);
-        if !rows.is_here() {
+        if !rows.is_ready() {
             self.coming.push((name, rows));
         } else if let Err(error) = self.writer.push(&name, rows.rows()) {
             self.error = Some(error);
@@ -218,7 +218,7 @@ impl<B: Backend> Taps<B> for Reduce {
             }
             Reduction::Mean => take(backend, &tapped, &self.every_row),
         };
-        if rows.is_here() {
+        if rows.is_ready() {
             self.reduce(place, width, rows.rows());
         } else {
             self.coming.push((place, width, rows));

@@ -11,14 +11,15 @@
 //! ```
 //! use llamaprobe::backend::{Backend, HostSlice, cpu::Cpu};
 //! use llamaprobe::hooks::{Site, Tapped, Taps};
-//! # use llamaprobe::model::{Activations, FullTuning, Input, Keep, Spec};
-//! # use llamaprobe::shape::{Label, PackBuilder, Parent, Token};
-//! # use llamaprobe::formats::config::ModelConfig;
+//! # use llamaprobe::arch::ModelConfig;
+//! # use llamaprobe::model::{Activations, FullTuning, Input, Keep};
+//! # use llamaprobe::pack::{Label, PackBuilder, Parent, Token};
+//! # use llamaprobe::arch::ModelConfig;
 //! # let config = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
 //! #     "num_attention_heads": 2, "vocab_size": 11}"#;
 //! # let backend = &mut Cpu::<f32>::new();
-//! # let spec = Spec::from_config(&ModelConfig::parse("config.json", config)?);
-//! # let (model, _) = FullTuning::random(backend, spec, 0.2, 0)?;
+//! # let config = ModelConfig::parse("config.json", config)?;
+//! # let (model, _) = FullTuning::random(backend, config, 0.2, 0)?;
 //!
 //! /// The largest value of the residual stream after each layer.
 //! struct Largest(Vec<f32>);
@@ -39,14 +40,14 @@
 //! builder.push(&[1, 5, 7].map(Token::Id), Parent::None, None, Label::Text);
 //! let pack = builder.build();
 //! let device = backend.pack(&pack)?;
-//! let mut acts = Activations::new(backend, &model.spec, None, pack.len(), Keep::Layer)?;
+//! let mut acts = Activations::new(backend, &model.config, None, pack.len(), Keep::Layer)?;
 //! let mut largest = Largest(Vec::new());
 //! model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut largest)?;
 //! assert_eq!(largest.0.len(), 2);
 //!
 //! // Ready-made taps keep rows, or one vector per sequence, at places asked for by name.
 //! use llamaprobe::hooks::{Record, Reduce, Reduction, Selection};
-//! let places = Selection::parse("resid_post,ln_final.hook_normalized", &[0, 1], model.spec.layers)?;
+//! let places = Selection::parse("resid_post,ln_final.hook_normalized", &[0, 1], model.config.num_hidden_layers)?;
 //! let mut last = Record::new(places.clone(), vec![2]);
 //! model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut last)?;
 //! assert_eq!(last.get(Site::FinalNorm, 0).map(<[f32]>::len), Some(8));
@@ -79,7 +80,7 @@
 
 use crate::Result;
 use crate::backend::{Backend, HostSlice, Tensor};
-use crate::shape::Pack;
+use crate::pack::Pack;
 
 pub mod capture;
 pub mod site;
@@ -94,7 +95,7 @@ pub struct Tapped<'a, B: Backend> {
     /// In which layer (0 outside the blocks).
     pub layer: usize,
     /// The pack rows that the tensor's rows belong to, ascending; none means every row of the pack. What lies behind the
-    /// last attention may be there only for the rows that are read (`model::Read`), what is made on demand only for
+    /// last attention may be there only for the rows that are read (`model::OutputRows`), what is made on demand only for
     /// [`Taps::rows`].
     pub rows: Option<&'a [usize]>,
     /// Elements of a row.
@@ -119,8 +120,8 @@ impl<'a, B: Backend> Tapped<'a, B> {
     /// The elements in place, where the host can read them without a copy.
     pub fn host(&self, backend: &B) -> Option<HostSlice<'a>> {
         match self.data {
-            Tensor::Wide(buffer) => backend.borrow_wide(buffer),
-            Tensor::Real(buffer) => backend.borrow_real(buffer),
+            Tensor::Acc(buffer) => backend.borrow_acc(buffer),
+            Tensor::Compute(buffer) => backend.borrow_compute(buffer),
         }
     }
 

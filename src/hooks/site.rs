@@ -39,8 +39,8 @@
 //!
 //! Note the `hook_scale` sites: TransformerLens gives the denominator, here it is the factor that multiplies.
 
+use crate::arch::Projection;
 use crate::error::nearest;
-use crate::formats::adapter::Target;
 use crate::{Error, Result};
 
 /// A place of the forward; the module's documentation gives each one's formula.
@@ -73,8 +73,8 @@ pub enum Site {
     FinalScale,
     FinalNorm,
     Logits,
-    LoraA(Target),
-    LoraDelta(Target),
+    LoraA(Projection),
+    LoraDelta(Projection),
 }
 
 /// The sites of a block without an adapter's, in the order of the forward.
@@ -107,7 +107,7 @@ impl Site {
         let mut all = vec![Site::Embed, Site::PosEmbed];
         all.extend(BLOCK);
         all.push(Site::ResidPost);
-        for target in Target::ALL {
+        for target in Projection::ALL {
             all.extend([Site::LoraA(target), Site::LoraDelta(target)]);
         }
         all.extend([Site::FinalScale, Site::FinalNorm, Site::Logits]);

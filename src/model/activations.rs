@@ -1,16 +1,16 @@
-//! The buffers of a forward, planned once from the spec and a number of rows.
+//! The buffers of a forward, planned once from the config and a number of rows.
 
 use std::sync::Arc;
 
 use super::adaptation::Layout;
 use super::norm::Stats;
-use super::read::place;
-use super::spec::Spec;
+use super::output_rows::place;
 use crate::Result;
+use crate::arch::Mlp;
+use crate::arch::ModelConfig;
+use crate::arch::Projection;
 use crate::backend::trace::Trace;
-use crate::backend::{Backend, WideElement};
-use crate::formats::adapter::Target;
-use crate::formats::config::Mlp;
+use crate::backend::{AccElement, Backend};
 
 /// How much of a forward outlives its layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,37 +25,37 @@ pub enum Keep {
 pub(super) struct LayerActivations<B: Backend> {
     pub attn_stats: Stats<B>,
     /// What q, k and v read: the norm of the residual stream, or (norms behind the halves) the stream itself.
-    pub attn_in: B::Real,
-    pub v: B::Real,
+    pub attn_in: B::Compute,
+    pub v: B::Compute,
     /// Queries and keys as the attention reads them.
-    pub rot_q: B::Real,
-    pub rot_k: B::Real,
-    pub lse: B::Wide,
-    pub z: B::Real,
-    pub resid_mid: B::Wide,
+    pub rot_q: B::Compute,
+    pub rot_k: B::Compute,
+    pub lse: B::Acc,
+    pub z: B::Compute,
+    pub resid_mid: B::Acc,
     pub mlp_stats: Stats<B>,
     /// What the MLP reads: the norm of the middle residual stream, or (norms behind the halves) that stream itself.
-    pub mlp_in: B::Real,
+    pub mlp_in: B::Compute,
     /// Before the activation, of an MLP with a gate.
-    pub gate: Option<B::Real>,
-    pub up: B::Real,
+    pub gate: Option<B::Compute>,
+    pub up: B::Compute,
     /// `[N, F]`; in the last layer, until the MLP comes, `z` at the rows that are read `[M, H D]`.
-    pub act: B::Real,
+    pub act: B::Compute,
     /// The sums that norms behind the halves read: of the attention half and of the MLP half.
-    pub sums: Option<[B::Wide; 2]>,
-    pub lora_xa: [Option<B::Wide>; 7],
+    pub sums: Option<[B::Acc; 2]>,
+    pub lora_xa: [Option<B::Acc>; 7],
 }
 
 /// What lies between the embedding table and the first block, where that is not the table's rows alone.
 pub(super) struct Entry<B: Backend> {
     /// Rows of the table or of the soft prompt `[N, E]`.
-    pub raw: B::Wide,
+    pub raw: B::Acc,
     /// The same in the compute dtype, for the projection.
-    pub raw_real: Option<B::Real>,
+    pub raw_real: Option<B::Compute>,
     /// Of the norm.
     pub stats: Option<Stats<B>>,
     /// Projected or normed `[N, C]`.
-    pub out: B::Real,
+    pub out: B::Compute,
 }
 
 /// The buffers of a forward for packs of up to `rows` rows.
@@ -66,22 +66,22 @@ pub struct Activations<B: Backend> {
     pub keep: Keep,
     /// Final norm's output `[N, C]`, or `[M, C]` of the rows that are read, weight applied; the last residual stream where
     /// there is no final norm.
-    pub final_norm: B::Real,
+    pub final_norm: B::Compute,
     pub(super) final_stats: Stats<B>,
     pub(super) entry: Option<Entry<B>>,
-    pub(super) resid: Vec<B::Wide>,
+    pub(super) resid: Vec<B::Acc>,
     pub(super) layers: Vec<LayerActivations<B>>,
     /// The rows that the last forward was told to be read; none means all.
     pub(super) read: Option<Arc<[usize]>>,
     /// Queries and keys before the rotation, if there is one.
-    pub(super) turned: Option<[B::Real; 2]>,
+    pub(super) turned: Option<[B::Compute; 2]>,
     /// What the two halves of a block add to the residual stream.
-    pub(super) attn_out: B::Real,
-    pub(super) mlp_out: B::Real,
+    pub(super) attn_out: B::Compute,
+    pub(super) mlp_out: B::Compute,
     /// A block's output as its last norm gives it, where norms stand behind the halves.
-    pub(super) normed: Option<B::Real>,
+    pub(super) normed: Option<B::Compute>,
     /// The rotation's table and the positions it covers.
-    pub(super) rope: (B::Wide, usize),
+    pub(super) rope: (B::Acc, usize),
 }
 
 impl<B: Backend> Activations<B> {
@@ -89,72 +89,78 @@ impl<B: Backend> Activations<B> {
     ///
     /// # Errors
     /// If the device has no memory for them.
-    pub fn new(backend: &mut B, spec: &Spec, layout: Option<&Layout>, rows: usize, keep: Keep) -> Result<Self> {
+    pub fn new(
+        backend: &mut B,
+        config: &ModelConfig,
+        layout: Option<&Layout>,
+        rows: usize,
+        keep: Keep,
+    ) -> Result<Self> {
         let n = rows;
-        let (c, q, kv, f) = (spec.width, spec.q_width(), spec.kv_width(), spec.ffn);
-        let (layers, resid) = buffers(spec, keep);
+        let (c, q, kv, f) = (config.hidden_size, config.q_width(), config.kv_width(), config.intermediate_size);
+        let (layers, resid) = buffers(config, keep);
         let layers = (0..layers)
             .map(|layer| {
                 let mut lora_xa = [const { None }; 7];
-                for &target in spec.targets() {
-                    let rank = rank(spec, layout, keep, layer, target);
-                    lora_xa[target as usize] = some(rank > 0, || backend.wide(n * rank))?;
+                for &target in config.targets() {
+                    let rank = rank(config, layout, keep, layer, target);
+                    lora_xa[target as usize] = some(rank > 0, || backend.acc(n * rank))?;
                 }
                 Ok(LayerActivations {
-                    attn_stats: Stats::new(backend, spec, n)?,
-                    attn_in: backend.real(n * c)?,
-                    v: backend.real(n * kv)?,
-                    rot_q: backend.real(n * q)?,
-                    rot_k: backend.real(n * kv)?,
-                    lse: backend.wide(n * spec.heads)?,
-                    z: backend.real(n * q)?,
-                    resid_mid: backend.wide(n * c)?,
-                    mlp_stats: Stats::new(backend, spec, n)?,
-                    mlp_in: backend.real(n * c)?,
-                    gate: some(spec.mlp == Mlp::SwiGlu, || backend.real(n * f))?,
-                    up: backend.real(n * f)?,
-                    act: backend.real(n * f.max(q))?,
-                    sums: some(spec.post_norm, || Ok([backend.wide(n * c)?, backend.wide(n * c)?]))?,
+                    attn_stats: Stats::new(backend, config, n)?,
+                    attn_in: backend.compute(n * c)?,
+                    v: backend.compute(n * kv)?,
+                    rot_q: backend.compute(n * q)?,
+                    rot_k: backend.compute(n * kv)?,
+                    lse: backend.acc(n * config.num_attention_heads)?,
+                    z: backend.compute(n * q)?,
+                    resid_mid: backend.acc(n * c)?,
+                    mlp_stats: Stats::new(backend, config, n)?,
+                    mlp_in: backend.compute(n * c)?,
+                    gate: some(config.mlp == Mlp::SwiGlu, || backend.compute(n * f))?,
+                    up: backend.compute(n * f)?,
+                    act: backend.compute(n * f.max(q))?,
+                    sums: some(config.post_norm, || Ok([backend.acc(n * c)?, backend.acc(n * c)?]))?,
                     lora_xa,
                 })
             })
             .collect::<Result<_>>()?;
-        let resid = (0..resid).map(|_| backend.wide(n * c)).collect::<Result<_>>()?;
-        let projected = spec.embed_width != c;
+        let resid = (0..resid).map(|_| backend.acc(n * c)).collect::<Result<_>>()?;
+        let projected = config.embed_size != c;
         let entry = || {
             Ok(Entry {
-                raw: backend.wide(n * spec.embed_width)?,
-                raw_real: some(projected, || backend.real(n * spec.embed_width))?,
-                stats: some(spec.embed_norm, || Stats::new(backend, spec, n))?,
-                out: backend.real(n * c)?,
+                raw: backend.acc(n * config.embed_size)?,
+                raw_real: some(projected, || backend.compute(n * config.embed_size))?,
+                stats: some(config.embed_norm, || Stats::new(backend, config, n))?,
+                out: backend.compute(n * c)?,
             })
         };
         Ok(Self {
             rows,
             keep,
-            entry: some(projected || spec.embed_norm, entry)?,
-            final_norm: backend.real(n * c)?,
-            final_stats: Stats::new(backend, spec, n)?,
+            entry: some(projected || config.embed_norm, entry)?,
+            final_norm: backend.compute(n * c)?,
+            final_stats: Stats::new(backend, config, n)?,
             resid,
             layers,
             read: None,
-            turned: some(spec.rope().is_some(), || Ok([backend.real(n * q)?, backend.real(n * kv)?]))?,
-            attn_out: backend.real(n * c)?,
-            mlp_out: backend.real(n * c)?,
-            normed: some(spec.post_norm, || backend.real(n * c))?,
-            rope: rope(backend, spec, n)?,
+            turned: some(config.rope().is_some(), || Ok([backend.compute(n * q)?, backend.compute(n * kv)?]))?,
+            attn_out: backend.compute(n * c)?,
+            mlp_out: backend.compute(n * c)?,
+            normed: some(config.post_norm, || backend.compute(n * c))?,
+            rope: rope(backend, config, n)?,
         })
     }
 
     /// Bytes of these buffers, without making them; `element_sizes` are those of [`Backend::element_sizes`].
     pub fn bytes(
-        spec: &Spec,
+        config: &ModelConfig,
         layout: Option<&Layout>,
         rows: usize,
         keep: Keep,
         element_sizes: (usize, usize),
     ) -> usize {
-        counted(element_sizes, |device| Activations::new(device, spec, layout, rows, keep))
+        counted(element_sizes, |device| Activations::new(device, config, layout, rows, keep))
     }
 
     /// Where the results of pack rows of the last forward are.
@@ -174,13 +180,13 @@ impl<B: Backend> Activations<B> {
     }
 
     /// Sees to it that the rotation's table covers `positions` positions.
-    pub(super) fn cover(&mut self, backend: &mut B, spec: &Spec, positions: usize) -> Result<()> {
+    pub(super) fn cover(&mut self, backend: &mut B, config: &ModelConfig, positions: usize) -> Result<()> {
         // Under dynamic scaling the table is that of this very length.
-        if spec.rope().is_none() {
+        if config.rope().is_none() {
             return Ok(());
         }
-        if positions > self.rope.1 || (spec.scales_beyond().is_some() && positions != self.rope.1) {
-            self.rope = rope(backend, spec, positions)?;
+        if positions > self.rope.1 || (config.scales_beyond().is_some() && positions != self.rope.1) {
+            self.rope = rope(backend, config, positions)?;
         }
         Ok(())
     }
@@ -200,24 +206,24 @@ pub(super) fn counted<T>(element_sizes: (usize, usize), make: impl FnOnce(&mut T
 }
 
 /// Number of layers' and of residual buffers.
-fn buffers(spec: &Spec, keep: Keep) -> (usize, usize) {
+fn buffers(config: &ModelConfig, keep: Keep) -> (usize, usize) {
     match keep {
         Keep::Layer => (1, 2),
-        Keep::All => (spec.layers, spec.layers + 1),
+        Keep::All => (config.num_hidden_layers, config.num_hidden_layers + 1),
     }
 }
 
 /// Rank for which the buffers of a layer must have room.
-fn rank(spec: &Spec, layout: Option<&Layout>, keep: Keep, layer: usize, target: Target) -> usize {
+fn rank(config: &ModelConfig, layout: Option<&Layout>, keep: Keep, layer: usize, target: Projection) -> usize {
     layout.map_or(0, |layout| match keep {
         Keep::All => layout.rank(layer, target),
-        Keep::Layer => (0..spec.layers).map(|layer| layout.rank(layer, target)).max().unwrap_or(0),
+        Keep::Layer => (0..config.num_hidden_layers).map(|layer| layout.rank(layer, target)).max().unwrap_or(0),
     })
 }
 
-fn rope<B: Backend>(backend: &mut B, spec: &Spec, positions: usize) -> Result<(B::Wide, usize)> {
-    let table: Vec<B::Element> = spec.rope_table(positions).into_iter().map(B::Element::from_f64).collect();
-    let mut buffer = backend.wide(table.len())?;
+fn rope<B: Backend>(backend: &mut B, config: &ModelConfig, positions: usize) -> Result<(B::Acc, usize)> {
+    let table: Vec<B::Element> = config.rope_table(positions).into_iter().map(B::Element::from_f64).collect();
+    let mut buffer = backend.acc(table.len())?;
     backend.upload(&mut buffer, 0, &table)?;
     Ok((buffer, positions))
 }

@@ -3,12 +3,13 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::spec::Spec;
-use crate::backend::{Backend, LoraSite, PromptSite, WideElement};
+use crate::arch::Family;
+use crate::arch::ModelConfig;
+use crate::arch::Projection;
+use crate::backend::{AccElement, Backend, LoraSite, PromptSite};
 use crate::formats::adapter::{
-    Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, PromptAdapter, PromptConfig, PromptKind, Target,
+    Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, PromptAdapter, PromptConfig, PromptKind,
 };
-use crate::formats::config::Family;
 use crate::{Error, Result};
 
 /// A LoRA that is the same in every layer.
@@ -21,7 +22,7 @@ pub struct LoraShape {
     /// Whether it is `alpha / sqrt(R)` (Kalajdzievski 2023).
     pub rslora: bool,
     /// The adapted modules.
-    pub targets: Vec<Target>,
+    pub targets: Vec<Projection>,
 }
 
 /// Where the parameters of a run lie.
@@ -31,8 +32,8 @@ pub struct Layout {
     pub stride: usize,
     /// The adapted modules: layer, module, and the site of all of it. The parts of a fused module share its A, and their
     /// Bs lie one behind another.
-    modules: Vec<(usize, Target, LoraSite)>,
-    /// The adapted projections of each layer, by `Target as usize`.
+    modules: Vec<(usize, Projection, LoraSite)>,
+    /// The adapted projections of each layer, by `Projection as usize`.
     lora: Vec<[Option<LoraSite>; 7]>,
     /// The soft prompt.
     pub prompt: Option<PromptSite>,
@@ -49,12 +50,12 @@ pub struct Layout {
 
 impl Layout {
     /// The layout of a LoRA that is the same in every layer.
-    pub fn lora(spec: &Spec, shape: &LoraShape) -> Self {
+    pub fn lora(config: &ModelConfig, shape: &LoraShape) -> Self {
         let root = if shape.rslora { (shape.rank as f64).sqrt() } else { shape.rank as f64 };
-        let mut layout = Self::empty(spec);
-        for layer in 0..spec.layers {
-            for target in spec.family.modules().iter().filter(|target| shape.targets.contains(target)) {
-                layout.push(spec, layer, *target, shape.rank, shape.alpha / root);
+        let mut layout = Self::empty(config);
+        for layer in 0..config.num_hidden_layers {
+            for target in config.family.modules().iter().filter(|target| shape.targets.contains(target)) {
+                layout.push(config, layer, *target, shape.rank, shape.alpha / root);
             }
         }
         layout.sealed()
@@ -64,18 +65,22 @@ impl Layout {
     ///
     /// # Errors
     /// A module in a layer that the model has not, or with other widths than the model's.
-    pub fn of_adapter(spec: &Spec, adapter: &LoraAdapter) -> Result<Self> {
-        let mut layout = Self::empty(spec);
+    pub fn of_adapter(config: &ModelConfig, adapter: &LoraAdapter) -> Result<Self> {
+        let mut layout = Self::empty(config);
         for module in &adapter.modules {
-            let name = || format!("adapter module {}", spec.family.path(module.layer, module.target));
-            if module.layer >= spec.layers {
-                return Err(Error::argument(name(), format!("a layer below {}", spec.layers), module.layer));
+            let name = || format!("adapter module {}", config.family.path(module.layer, module.target));
+            if module.layer >= config.num_hidden_layers {
+                return Err(Error::argument(
+                    name(),
+                    format!("a layer below {}", config.num_hidden_layers),
+                    module.layer,
+                ));
             }
-            if !spec.family.modules().contains(&module.target) {
+            if !config.family.modules().contains(&module.target) {
                 let found = module.target.name();
-                return Err(Error::argument("an adapter's module", spec.family.module_names(), found));
+                return Err(Error::argument("an adapter's module", config.family.module_names(), found));
             }
-            let (input, output) = spec.widths(module.target);
+            let (input, output) = config.widths(module.target);
             let (a, b) = (module.r * input, output * module.r);
             if (module.a.len(), module.b.len()) != (a, b) {
                 let found = format!("{} and {} elements", module.a.len(), module.b.len());
@@ -84,7 +89,7 @@ impl Layout {
             if layout.modules.iter().any(|&(layer, target, _)| (layer, target) == (module.layer, module.target)) {
                 return Err(Error::argument(name(), "one A and one B", "two"));
             }
-            layout.push(spec, module.layer, module.target, module.r, module.scale);
+            layout.push(config, module.layer, module.target, module.r, module.scale);
         }
         Ok(layout.sealed())
     }
@@ -113,27 +118,27 @@ impl Layout {
     }
 
     /// No adapter at all.
-    pub fn empty(spec: &Spec) -> Self {
+    pub fn empty(config: &ModelConfig) -> Self {
         Self {
             stride: 0,
             modules: Vec::new(),
-            lora: vec![[None; 7]; spec.layers],
+            lora: vec![[None; 7]; config.num_hidden_layers],
             prompt: None,
             prefix: None,
-            width: spec.embed_width,
-            kv_width: spec.kv_width(),
-            family: spec.family,
-            head_dim: spec.head_dim,
+            width: config.embed_size,
+            kv_width: config.kv_width(),
+            family: config.family,
+            head_dim: config.head_dim,
         }
     }
 
-    fn push(&mut self, spec: &Spec, layer: usize, target: Target, rank: usize, scale: f64) {
-        let (input, output) = spec.widths(target);
+    fn push(&mut self, config: &ModelConfig, layer: usize, target: Projection, rank: usize, scale: f64) {
+        let (input, output) = config.widths(target);
         let (a, mut b) = (self.stride, self.stride + rank * input);
         self.stride = b + output * rank;
         self.modules.push((layer, target, LoraSite { a, b, stride: 0, rank, input, output, scale }));
         for &part in target.parts() {
-            let output = spec.widths(part).1;
+            let output = config.widths(part).1;
             self.lora[layer][part as usize] = Some(LoraSite { a, b, stride: 0, rank, input, output, scale });
             b += output * rank;
         }
@@ -152,23 +157,23 @@ impl Layout {
     ///
     /// # Panics
     /// If the target is a fused module.
-    pub fn site(&self, layer: usize, target: Target) -> Option<LoraSite> {
+    pub fn site(&self, layer: usize, target: Projection) -> Option<LoraSite> {
         self.lora[layer][target as usize]
     }
 
     /// Every adapted module, by layer, then in the family's order.
-    pub fn modules(&self) -> impl Iterator<Item = (usize, Target, LoraSite)> {
+    pub fn modules(&self) -> impl Iterator<Item = (usize, Projection, LoraSite)> {
         self.modules.iter().copied()
     }
 
     /// The module that holds a projection.
-    pub(super) fn module_of(&self, target: Target) -> Target {
-        let fused = self.family.fuses_qkv() && Target::Qkv.parts().contains(&target);
-        if fused { Target::Qkv } else { target }
+    pub(super) fn module_of(&self, target: Projection) -> Projection {
+        let fused = self.family.fuses_qkv() && Projection::Qkv.parts().contains(&target);
+        if fused { Projection::Qkv } else { target }
     }
 
     /// The largest rank of a projection over all layers.
-    pub fn rank(&self, layer: usize, target: Target) -> usize {
+    pub fn rank(&self, layer: usize, target: Projection) -> usize {
         self.site(layer, target).map_or(0, |site| site.rank)
     }
 
@@ -185,11 +190,11 @@ pub struct Adaptation<B: Backend> {
     /// Number of runs.
     pub runs: usize,
     /// `[runs, stride]`.
-    pub params: B::Wide,
+    pub params: B::Acc,
     /// Soft-prompt rows of each run, at most the layout's.
     pub prompts: Vec<usize>,
     /// The parameters as the attention reads a prefix.
-    pub(super) prefix: Option<B::Real>,
+    pub(super) prefix: Option<B::Compute>,
 }
 
 impl<B: Backend> Adaptation<B> {
@@ -198,9 +203,9 @@ impl<B: Backend> Adaptation<B> {
     /// # Errors
     /// If the device has no memory for it.
     pub fn new(backend: &mut B, layout: Layout, runs: usize) -> Result<Self> {
-        let params = backend.wide(runs * layout.stride)?;
+        let params = backend.acc(runs * layout.stride)?;
         let prompts = vec![layout.prompt.map_or(0, |site| site.rows); runs];
-        let prefix = layout.prefix.map(|_| backend.real(runs * layout.stride)).transpose()?;
+        let prefix = layout.prefix.map(|_| backend.compute(runs * layout.stride)).transpose()?;
         Ok(Self { layout, runs, params, prompts, prefix })
     }
 
@@ -208,19 +213,19 @@ impl<B: Backend> Adaptation<B> {
     ///
     /// # Errors
     /// If the device has no memory for it.
-    pub fn of_rows(backend: &mut B, spec: &Spec, rows: Vec<usize>) -> Result<Self> {
-        Self::of_kind(backend, spec, PromptKind::PromptTuning, rows)
+    pub fn of_rows(backend: &mut B, config: &ModelConfig, rows: Vec<usize>) -> Result<Self> {
+        Self::of_kind(backend, config, PromptKind::PromptTuning, rows)
     }
 
     /// Soft prompts or prefixes of zeros, of `rows` rows for each run.
     ///
     /// # Errors
     /// If the device has no memory for it.
-    pub fn of_kind(backend: &mut B, spec: &Spec, kind: PromptKind, rows: Vec<usize>) -> Result<Self> {
+    pub fn of_kind(backend: &mut B, config: &ModelConfig, kind: PromptKind, rows: Vec<usize>) -> Result<Self> {
         let most = rows.iter().copied().max().unwrap_or(0);
         let layout = match kind {
-            PromptKind::PrefixTuning => Layout::empty(spec).with_prefix(most),
-            PromptKind::PromptTuning | PromptKind::PTuning => Layout::empty(spec).with_prompt(most),
+            PromptKind::PrefixTuning => Layout::empty(config).with_prefix(most),
+            PromptKind::PromptTuning | PromptKind::PTuning => Layout::empty(config).with_prompt(most),
         };
         Ok(Self { prompts: rows.clone(), ..Self::new(backend, layout, rows.len())? })
     }
@@ -229,12 +234,12 @@ impl<B: Backend> Adaptation<B> {
     ///
     /// # Errors
     /// One that does not fit the model.
-    pub fn of_adapter(backend: &mut B, spec: &Spec, adapter: &Adapter) -> Result<Self> {
+    pub fn of_adapter(backend: &mut B, config: &ModelConfig, adapter: &Adapter) -> Result<Self> {
         match adapter {
-            Adapter::Lora(adapter) => Self::of_adapters(backend, spec, std::slice::from_ref(adapter)),
+            Adapter::Lora(adapter) => Self::of_adapters(backend, config, std::slice::from_ref(adapter)),
             Adapter::Prompt(prompt) => {
                 let rows = vec![prompt.config.num_virtual_tokens];
-                let mut adaptation = Self::of_kind(backend, spec, prompt.config.kind, rows)?;
+                let mut adaptation = Self::of_kind(backend, config, prompt.config.kind, rows)?;
                 adaptation.set_prompt(backend, 0, &prompt.rows)?;
                 Ok(adaptation)
             }
@@ -296,11 +301,11 @@ impl<B: Backend> Adaptation<B> {
     ///
     /// # Errors
     /// No adapter, one that does not fit the model, or one of another shape than the first.
-    pub fn of_adapters(backend: &mut B, spec: &Spec, adapters: &[LoraAdapter]) -> Result<Self> {
+    pub fn of_adapters(backend: &mut B, config: &ModelConfig, adapters: &[LoraAdapter]) -> Result<Self> {
         let first = adapters.first().ok_or_else(|| Error::argument("adapters", "at least one", "none"))?;
-        let mut adaptation = Self::new(backend, Layout::of_adapter(spec, first)?, adapters.len())?;
+        let mut adaptation = Self::new(backend, Layout::of_adapter(config, first)?, adapters.len())?;
         for (run, adapter) in adapters.iter().enumerate() {
-            adaptation.set_run(backend, spec, run, adapter)?;
+            adaptation.set_run(backend, config, run, adapter)?;
         }
         Ok(adaptation)
     }
@@ -309,8 +314,8 @@ impl<B: Backend> Adaptation<B> {
     ///
     /// # Errors
     /// If the adapter's modules, ranks or scales are not those of this layout.
-    pub fn set_run(&mut self, backend: &mut B, spec: &Spec, run: usize, adapter: &LoraAdapter) -> Result<()> {
-        let theirs = Layout::of_adapter(spec, adapter)?;
+    pub fn set_run(&mut self, backend: &mut B, config: &ModelConfig, run: usize, adapter: &LoraAdapter) -> Result<()> {
+        let theirs = Layout::of_adapter(config, adapter)?;
         let find = |layout: &Layout, layer, target| {
             let site = layout.modules().find(|&(l, t, _)| (l, t) == (layer, target));
             site.map_or("no adapter".to_owned(), |(_, _, site)| format!("rank {} and scale {}", site.rank, site.scale))
@@ -318,14 +323,14 @@ impl<B: Backend> Adaptation<B> {
         for (layer, target, _) in self.layout.modules().chain(theirs.modules()) {
             let (ours, found) = (find(&self.layout, layer, target), find(&theirs, layer, target));
             if ours != found {
-                let name = format!("adapter module {}", spec.family.path(layer, target));
+                let name = format!("adapter module {}", config.family.path(layer, target));
                 return Err(Error::argument(name, ours, found));
             }
         }
         let mut values = vec![B::Element::default(); self.layout.stride];
         for module in &adapter.modules {
             let place =
-                |&(layer, target, _): &(usize, Target, LoraSite)| (layer, target) == (module.layer, module.target);
+                |&(layer, target, _): &(usize, Projection, LoraSite)| (layer, target) == (module.layer, module.target);
             let (_, _, site) = self.layout.modules().find(place).expect("adaptation: compared above");
             let convert = |x: &f32| B::Element::from_f64(f64::from(*x));
             values[site.a..site.a + module.a.len()].iter_mut().zip(&module.a).for_each(|(v, x)| *v = convert(x));

@@ -7,14 +7,14 @@ use super::activations::{Activations, Keep, LayerActivations, counted, some};
 use super::forward::Input;
 use super::full::WeightLayout;
 use super::norm;
-use super::places::{NormAt, Place};
-use super::read::{Read, place};
-use super::spec::Spec;
+use super::output_rows::{OutputRows, place};
+use super::param_id::{NormAt, ParamId};
 use super::weights::{Layer, Norm};
 use crate::Result;
-use crate::backend::{Backend, LinearDims, WideElement};
-use crate::formats::adapter::Target;
-use crate::formats::config::Mlp;
+use crate::arch::Mlp;
+use crate::arch::ModelConfig;
+use crate::arch::Projection;
+use crate::backend::{AccElement, Backend, LinearDims};
 
 /// The rows that bear a loss: after row `rows[i]` comes token `targets[i]`, and the total is
 /// `sum_i weights[i] * loss_i`.
@@ -25,7 +25,7 @@ pub struct Labels<B: Backend> {
     read: Option<Arc<[usize]>>,
     rows: B::Index,
     targets: B::Index,
-    weights: B::Wide,
+    weights: B::Acc,
 }
 
 impl<B: Backend> Labels<B> {
@@ -38,7 +38,7 @@ impl<B: Backend> Labels<B> {
     /// If a label row is not read.
     pub fn new(
         backend: &mut B,
-        read: Option<&Read<B>>,
+        read: Option<&OutputRows<B>>,
         rows: &[u32],
         targets: &[u32],
         weights: &[f64],
@@ -51,7 +51,7 @@ impl<B: Backend> Labels<B> {
             weights.len()
         );
         let host: Vec<B::Element> = weights.iter().map(|&w| B::Element::from_f64(w)).collect();
-        let mut weights = backend.wide(count)?;
+        let mut weights = backend.acc(count)?;
         backend.upload(&mut weights, 0, &host)?;
         let read = read.map(|read| read.rows.clone());
         let places: Vec<u32> = rows.iter().map(|&row| place(read.as_deref(), row as usize) as u32).collect();
@@ -64,33 +64,33 @@ pub struct Gradients<B: Backend> {
     rows: usize,
     labels: usize,
     /// Losses of the label rows of the last pass `[M]`.
-    pub losses: B::Wide,
+    pub losses: B::Acc,
     /// Gradient of the residual stream.
-    d_resid: B::Wide,
+    d_resid: B::Acc,
     /// Of the embedding rows `[N, E]`, where something stands between them and the first block.
-    d_embed: Option<B::Wide>,
-    d_norm: B::Wide,
-    d_out: B::Real,
+    d_embed: Option<B::Acc>,
+    d_norm: B::Acc,
+    d_out: B::Compute,
     /// Of the MLP's activation `[N, F]`; of the attention's output `[M, H D]` where only some rows are read.
-    d_act: B::Wide,
-    d_gate: Option<B::Real>,
+    d_act: B::Acc,
+    d_gate: Option<B::Compute>,
     /// Of what goes into the activation; behind the MLP, `z` at the rows that are read `[M, H D]`.
-    d_up: B::Real,
-    d_z: B::Wide,
-    d_q: B::Real,
-    d_k: B::Real,
-    d_v: B::Real,
-    delta: B::Wide,
-    label_x: B::Real,
-    d_label_x: B::Wide,
+    d_up: B::Compute,
+    d_z: B::Acc,
+    d_q: B::Compute,
+    d_k: B::Compute,
+    d_v: B::Compute,
+    delta: B::Acc,
+    label_x: B::Compute,
+    d_label_x: B::Acc,
     projected: Option<Projected<B>>,
 }
 
 /// Label rows behind the projection to the head's width `[M, E]`.
 struct Projected<B: Backend> {
-    x: B::Real,
-    d_x: B::Wide,
-    d_x_real: B::Real,
+    x: B::Compute,
+    d_x: B::Acc,
+    d_x_real: B::Compute,
 }
 
 impl<B: Backend> Gradients<B> {
@@ -98,53 +98,54 @@ impl<B: Backend> Gradients<B> {
     ///
     /// # Errors
     /// If the device has no memory for it.
-    pub fn new(backend: &mut B, spec: &Spec, rows: usize, labels: usize) -> Result<Self> {
-        let (n, c, q, kv, f) = (rows, spec.width, spec.q_width(), spec.kv_width(), spec.ffn);
-        let (e, projects) = (spec.embed_width, spec.embed_width != c);
+    pub fn new(backend: &mut B, config: &ModelConfig, rows: usize, labels: usize) -> Result<Self> {
+        let (n, c, q, kv, f) =
+            (rows, config.hidden_size, config.q_width(), config.kv_width(), config.intermediate_size);
+        let (e, projects) = (config.embed_size, config.embed_size != c);
         let projected = || {
-            let (x, d_x_real) = (backend.real(labels * e)?, backend.real(labels * e)?);
-            Ok(Projected { x, d_x: backend.wide(labels * e)?, d_x_real })
+            let (x, d_x_real) = (backend.compute(labels * e)?, backend.compute(labels * e)?);
+            Ok(Projected { x, d_x: backend.acc(labels * e)?, d_x_real })
         };
         let projected = some(projects, projected)?;
         Ok(Self {
             rows,
             labels,
-            losses: backend.wide(labels)?,
-            d_resid: backend.wide(n * c)?,
-            d_embed: some(projects || spec.embed_norm, || backend.wide(n * e))?,
-            d_norm: backend.wide(n * c)?,
-            d_out: backend.real(n * c)?,
-            d_act: backend.wide(n * f.max(q))?,
-            d_gate: some(spec.mlp == Mlp::SwiGlu, || backend.real(n * f))?,
-            d_up: backend.real(n * f.max(q))?,
-            d_z: backend.wide(n * q)?,
-            d_q: backend.real(n * q)?,
-            d_k: backend.real(n * kv)?,
-            d_v: backend.real(n * kv)?,
-            delta: backend.wide(n * spec.heads)?,
-            label_x: backend.real(labels * c)?,
-            d_label_x: backend.wide(labels * c)?,
+            losses: backend.acc(labels)?,
+            d_resid: backend.acc(n * c)?,
+            d_embed: some(projects || config.embed_norm, || backend.acc(n * e))?,
+            d_norm: backend.acc(n * c)?,
+            d_out: backend.compute(n * c)?,
+            d_act: backend.acc(n * f.max(q))?,
+            d_gate: some(config.mlp == Mlp::SwiGlu, || backend.compute(n * f))?,
+            d_up: backend.compute(n * f.max(q))?,
+            d_z: backend.acc(n * q)?,
+            d_q: backend.compute(n * q)?,
+            d_k: backend.compute(n * kv)?,
+            d_v: backend.compute(n * kv)?,
+            delta: backend.acc(n * config.num_attention_heads)?,
+            label_x: backend.compute(labels * c)?,
+            d_label_x: backend.acc(labels * c)?,
             projected,
         })
     }
 
     /// Bytes of this scratch, without making it.
-    pub fn bytes(spec: &Spec, rows: usize, labels: usize, element_sizes: (usize, usize)) -> usize {
-        counted(element_sizes, |device| Gradients::new(device, spec, rows, labels))
+    pub fn bytes(config: &ModelConfig, rows: usize, labels: usize, element_sizes: (usize, usize)) -> usize {
+        counted(element_sizes, |device| Gradients::new(device, config, rows, labels))
     }
 
     /// After a backward that asked for it: the gradients of the embedding rows, a soft prompt's included `[N, E]`.
-    pub fn d_embed(&self) -> &B::Wide {
+    pub fn d_embed(&self) -> &B::Acc {
         self.d_embed.as_ref().unwrap_or(&self.d_resid)
     }
 }
 
 /// The gradients that a backward is to leave.
-pub struct Wanted<'a, B: Backend> {
+pub struct GradientRequest<'a, B: Backend> {
     /// `+=` those of the adapters `[runs, stride]`; needed if the pass went through adapters.
-    pub d_params: Option<&'a mut B::Wide>,
+    pub d_params: Option<&'a mut B::Acc>,
     /// `+=` those of all base weights, laid out by [`WeightLayout`].
-    pub d_weights: Option<(&'a mut B::Wide, &'a WeightLayout)>,
+    pub d_weights: Option<(&'a mut B::Acc, &'a WeightLayout)>,
     /// Whether [`Gradients::d_embed`] shall be there.
     pub d_embed: bool,
 }
@@ -172,14 +173,14 @@ impl<B: Backend> Model<B> {
         labels: &Labels<B>,
         grads: &mut Gradients<B>,
     ) -> LinearDims {
-        let (rows, width, head) = (labels.count, self.spec.width, self.spec.embed_width);
+        let (rows, width, head) = (labels.count, self.config.hidden_size, self.config.embed_size);
         assert!(labels.read == acts.read, "labels: the forward was told that other rows are read");
-        backend.gather_real(&mut grads.label_x, &acts.final_norm, &labels.rows, width);
+        backend.gather_compute(&mut grads.label_x, &acts.final_norm, &labels.rows, width);
         if let (Some(weight), Some(projected)) = (&self.weights.project_out, &mut grads.projected) {
             let dims = LinearDims { rows, input: width, output: head };
             backend.linear_fwd(&mut projected.x, &grads.label_x, weight, None, dims);
         }
-        LinearDims { rows, input: head, output: self.spec.vocab }
+        LinearDims { rows, input: head, output: self.config.vocab_size }
     }
 
     /// The losses and the wanted gradients of the last forward, which must have kept all its activations.
@@ -194,11 +195,11 @@ impl<B: Backend> Model<B> {
         grads: &mut Gradients<B>,
         input: &Input<'_, B>,
         labels: &Labels<B>,
-        mut wanted: Wanted<'_, B>,
+        mut wanted: GradientRequest<'_, B>,
     ) {
-        let (spec, n, c) = (&self.spec, input.pack.len(), self.spec.width);
+        let (config, n, c) = (&self.config, input.pack.len(), self.config.hidden_size);
         assert!(acts.keep == Keep::All, "backward: the forward kept one layer only");
-        assert!(!input.pack.has_kept(), "backward: kept segments have no backward");
+        assert!(!input.pack.has_cached(), "backward: kept segments have no backward");
         assert!(n <= grads.rows, "backward: {n} rows in scratch for {}", grads.rows);
         assert!(labels.count <= grads.labels, "backward: {} labels in scratch for {}", labels.count, grads.labels);
         let lowest = self.lowest(input, &wanted);
@@ -210,36 +211,39 @@ impl<B: Backend> Model<B> {
         }
 
         self.head(backend, acts, grads, labels, &mut wanted);
-        let resid = &acts.resid[acts.resid_slot(spec.layers)];
+        let resid = &acts.resid[acts.resid_slot(config.num_hidden_layers)];
         backend.zero(&mut grads.d_resid);
         match &self.weights.final_norm {
             Some(norm) => {
                 backend.zero(&mut grads.d_norm);
                 backend.scatter_add(&mut grads.d_norm, &grads.d_label_x, &labels.rows, c);
-                let d_params = wanted.of(Place::Norm(NormAt::Final));
+                let d_params = wanted.of(ParamId::Norm(NormAt::Final));
                 let (d_x, d_out) = (&mut grads.d_resid, &grads.d_norm);
-                let rows = input.rows_read();
-                norm::backward(backend, spec, d_x, d_params, d_out, resid, &acts.final_stats, norm, rows);
+                let rows = input.output_len();
+                norm::backward(backend, config, d_x, d_params, d_out, resid, &acts.final_stats, norm, rows);
             }
             None => backend.scatter_add(&mut grads.d_resid, &grads.d_label_x, &labels.rows, c),
         }
 
-        for layer in (lowest..spec.layers).rev() {
+        for layer in (lowest..config.num_hidden_layers).rev() {
             let saved = &acts.layers[acts.layer_slot(layer)];
-            let block = Block { spec, weights: &self.weights.layers[layer], layer, input, saved };
+            let block = Block { config, weights: &self.weights.layers[layer], layer, input, saved };
             let below = layer > lowest || wanted.d_embed || wanted.d_weights.is_some() || has_prompt(input);
-            let heads = below || block.adapts(&[Target::Q, Target::K, Target::V]);
-            let attention = heads || block.adapts(&[Target::O]);
+            let heads = below || block.adapts(&[Projection::Q, Projection::K, Projection::V]);
+            let attention = heads || block.adapts(&[Projection::O]);
 
             let mut keys = Vec::new();
-            let read = input.read.filter(|_| layer + 1 == spec.layers).map(|read| (read, read.input(input, &mut keys)));
+            let read = input
+                .read
+                .filter(|_| layer + 1 == config.num_hidden_layers)
+                .map(|read| (read, read.input(input, &mut keys)));
             let behind = Block { input: read.as_ref().map_or(input, |(_, rest)| rest), ..block };
             behind.mlp(backend, grads, &mut wanted, attention);
-            exchanged ^= spec.post_norm;
+            exchanged ^= config.post_norm;
             if !attention {
                 continue;
             }
-            exchanged ^= spec.post_norm;
+            exchanged ^= config.post_norm;
             behind.output(backend, grads, &mut wanted, read.as_ref().map(|(read, _)| *read), heads);
             if !heads {
                 continue;
@@ -247,7 +251,7 @@ impl<B: Backend> Model<B> {
             if let Some((read, _)) = &read {
                 // From here on the rows that are not read have a part in it, as keys and values.
                 backend.zero(&mut grads.d_z);
-                backend.scatter_add(&mut grads.d_z, &grads.d_act, &read.index, spec.q_width());
+                backend.scatter_add(&mut grads.d_z, &grads.d_act, &read.index, config.q_width());
                 backend.zero(&mut grads.d_norm);
                 backend.scatter_add(&mut grads.d_norm, &grads.d_resid, &read.index, c);
                 std::mem::swap(&mut grads.d_resid, &mut grads.d_norm);
@@ -270,10 +274,10 @@ impl<B: Backend> Model<B> {
         acts: &Activations<B>,
         grads: &mut Gradients<B>,
         labels: &Labels<B>,
-        wanted: &mut Wanted<'_, B>,
+        wanted: &mut GradientRequest<'_, B>,
     ) {
         let dims = self.labelled(backend, acts, labels, grads);
-        let place = if self.spec.tied { Place::Embed } else { Place::Head };
+        let place = if self.config.tie_word_embeddings { ParamId::Embed } else { ParamId::Head };
         let (d_x, x) = match &mut grads.projected {
             Some(projected) => (&mut projected.d_x, &projected.x),
             None => (&mut grads.d_label_x, &grads.label_x),
@@ -282,9 +286,9 @@ impl<B: Backend> Model<B> {
         backend.cross_entropy_bwd(&mut grads.losses, d_x, d_head, x, head, targets, &labels.weights, dims);
         if let (Some(weight), Some(projected)) = (&self.weights.project_out, &mut grads.projected) {
             backend.cast(&mut projected.d_x_real, &projected.d_x, dims.rows * dims.input);
-            let dims = LinearDims { rows: dims.rows, input: self.spec.width, output: dims.input };
+            let dims = LinearDims { rows: dims.rows, input: self.config.hidden_size, output: dims.input };
             backend.linear_bwd_input(&mut grads.d_label_x, &projected.d_x_real, weight, dims, false);
-            if let Some((d_weight, offset)) = wanted.of(Place::ProjectOut) {
+            if let Some((d_weight, offset)) = wanted.of(ParamId::ProjectOut) {
                 backend.linear_bwd_weight(d_weight, offset, &projected.d_x_real, &grads.label_x, dims);
             }
         }
@@ -297,26 +301,26 @@ impl<B: Backend> Model<B> {
         acts: &Activations<B>,
         grads: &mut Gradients<B>,
         input: &Input<'_, B>,
-        wanted: &mut Wanted<'_, B>,
+        wanted: &mut GradientRequest<'_, B>,
     ) {
-        let (spec, n, width) = (&self.spec, input.pack.len(), self.spec.embed_width);
+        let (config, n, width) = (&self.config, input.pack.len(), self.config.embed_size);
         if self.weights.positions.is_some()
-            && let Some((d_table, offset)) = wanted.of(Place::Positions)
+            && let Some((d_table, offset)) = wanted.of(ParamId::Positions)
         {
-            let first = spec.first_position();
-            backend.position_bwd_table(d_table, offset, &grads.d_resid, input.device, first, spec.width);
+            let first = config.first_position();
+            backend.position_bwd_table(d_table, offset, &grads.d_resid, input.device, first, config.hidden_size);
         }
         if let (Some(entry), Some(d_embed)) = (&acts.entry, &mut grads.d_embed) {
             if let (Some(norm), Some(stats)) = (&self.weights.embed_norm, &entry.stats) {
                 backend.zero(d_embed);
-                let d_params = wanted.of(Place::Norm(NormAt::Embed));
-                norm::backward(backend, spec, d_embed, d_params, &grads.d_resid, &entry.raw, stats, norm, n);
+                let d_params = wanted.of(ParamId::Norm(NormAt::Embed));
+                norm::backward(backend, config, d_embed, d_params, &grads.d_resid, &entry.raw, stats, norm, n);
             }
             if let (Some(weight), Some(raw)) = (&self.weights.project_in, &entry.raw_real) {
-                backend.cast(&mut grads.d_out, &grads.d_resid, n * spec.width);
-                let dims = LinearDims { rows: n, input: width, output: spec.width };
+                backend.cast(&mut grads.d_out, &grads.d_resid, n * config.hidden_size);
+                let dims = LinearDims { rows: n, input: width, output: config.hidden_size };
                 backend.linear_bwd_input(d_embed, &grads.d_out, weight, dims, false);
-                if let Some((d_weight, offset)) = wanted.of(Place::ProjectIn) {
+                if let Some((d_weight, offset)) = wanted.of(ParamId::ProjectIn) {
                     backend.linear_bwd_weight(d_weight, offset, &grads.d_out, raw, dims);
                 }
             }
@@ -326,18 +330,18 @@ impl<B: Backend> Model<B> {
         {
             backend.embed_bwd_prompt(d_params, grads.d_embed(), input.device, site, width);
         }
-        if let Some((d_table, offset)) = wanted.of(Place::Embed) {
+        if let Some((d_table, offset)) = wanted.of(ParamId::Embed) {
             backend.embed_bwd_table(d_table, offset, grads.d_embed(), input.device, width);
         }
     }
 
     /// The lowest layer whose backward anybody needs.
-    fn lowest(&self, input: &Input<'_, B>, wanted: &Wanted<'_, B>) -> usize {
+    fn lowest(&self, input: &Input<'_, B>, wanted: &GradientRequest<'_, B>) -> usize {
         if wanted.d_embed || wanted.d_weights.is_some() || has_prompt(input) {
             return 0;
         }
         let adapted = input.adaptation.and_then(|adaptation| adaptation.layout.lowest());
-        adapted.unwrap_or(self.spec.layers)
+        adapted.unwrap_or(self.config.num_hidden_layers)
     }
 }
 
@@ -345,16 +349,16 @@ fn has_prompt<B: Backend>(input: &Input<'_, B>) -> bool {
     input.adaptation.is_some_and(|adaptation| adaptation.layout.prompt.is_some())
 }
 
-impl<B: Backend> Wanted<'_, B> {
+impl<B: Backend> GradientRequest<'_, B> {
     /// Where the gradient of a weight goes, if it is wanted.
-    fn of(&mut self, place: Place) -> Option<(&mut B::Wide, usize)> {
+    fn of(&mut self, place: ParamId) -> Option<(&mut B::Acc, usize)> {
         self.d_weights.as_mut().map(|(d_weights, layout)| (&mut **d_weights, layout.offset(place)))
     }
 }
 
 /// One block of the model, over the rows of `input`.
 struct Block<'a, B: Backend> {
-    spec: &'a Spec,
+    config: &'a ModelConfig,
     weights: &'a Layer<B>,
     layer: usize,
     input: &'a Input<'a, B>,
@@ -362,45 +366,52 @@ struct Block<'a, B: Backend> {
 }
 
 impl<B: Backend> Block<'_, B> {
-    fn adapts(&self, targets: &[Target]) -> bool {
+    fn adapts(&self, targets: &[Projection]) -> bool {
         let site = |&target| self.input.adaptation.and_then(|a| a.layout.site(self.layer, target));
         targets.iter().any(|target| site(target).is_some())
     }
 
     /// `through` says whether anybody needs the gradient of the MLP's input.
-    fn mlp(&self, backend: &mut B, grads: &mut Gradients<B>, wanted: &mut Wanted<'_, B>, through: bool) {
-        let (spec, saved, n) = (self.spec, self.saved, self.input.pack.len());
+    fn mlp(&self, backend: &mut B, grads: &mut Gradients<B>, wanted: &mut GradientRequest<'_, B>, through: bool) {
+        let (config, saved, n) = (self.config, self.saved, self.input.pack.len());
         let (norm, at) = (&self.weights.mlp_norm, NormAt::Mlp(self.layer));
         if let Some([_, sum]) = &saved.sums {
             self.norm_behind(backend, grads, wanted, at, sum, &saved.mlp_stats, norm);
         }
-        backend.cast(&mut grads.d_out, &grads.d_resid, n * spec.width);
-        let inner = through || self.adapts(&[Target::Gate, Target::Up]);
+        backend.cast(&mut grads.d_out, &grads.d_resid, n * config.hidden_size);
+        let inner = through || self.adapts(&[Projection::Gate, Projection::Up]);
         let d_act = inner.then_some((&mut grads.d_act, false));
-        self.project(backend, wanted, Target::Down, &grads.d_out, &saved.act, d_act);
+        self.project(backend, wanted, Projection::Down, &grads.d_out, &saved.act, d_act);
         if !inner {
             return;
         }
         let d_up = &mut grads.d_up;
-        match (spec.mlp, &saved.gate, &mut grads.d_gate) {
+        match (config.mlp, &saved.gate, &mut grads.d_gate) {
             (Mlp::Plain(activation), ..) => {
-                backend.activation_bwd(d_up, &grads.d_act, &saved.up, activation, n * spec.ffn);
+                backend.activation_bwd(d_up, &grads.d_act, &saved.up, activation, n * config.intermediate_size);
             }
             (Mlp::SwiGlu, Some(gate), Some(d_gate)) => {
-                backend.swiglu_bwd(d_gate, d_up, &grads.d_act, gate, &saved.up, n * spec.ffn);
+                backend.swiglu_bwd(d_gate, d_up, &grads.d_act, gate, &saved.up, n * config.intermediate_size);
             }
             _ => unreachable!("backward: a gated MLP has buffers for its gate"),
         }
         // Without a norm before it, a half's input is the residual stream itself.
         let (d_in, mut accumulate) =
-            if spec.post_norm { (&mut grads.d_resid, true) } else { (&mut grads.d_norm, false) };
+            if config.post_norm { (&mut grads.d_resid, true) } else { (&mut grads.d_norm, false) };
         if let Some(d_gate) = &grads.d_gate {
             let d_x = through.then_some((&mut *d_in, accumulate));
-            self.project(backend, wanted, Target::Gate, d_gate, &saved.mlp_in, d_x);
+            self.project(backend, wanted, Projection::Gate, d_gate, &saved.mlp_in, d_x);
             accumulate = true;
         }
-        self.project(backend, wanted, Target::Up, &grads.d_up, &saved.mlp_in, through.then_some((d_in, accumulate)));
-        if through && !spec.post_norm {
+        self.project(
+            backend,
+            wanted,
+            Projection::Up,
+            &grads.d_up,
+            &saved.mlp_in,
+            through.then_some((d_in, accumulate)),
+        );
+        if through && !config.post_norm {
             self.norm_before(backend, grads, wanted, at, &saved.resid_mid, &saved.mlp_stats, norm);
         }
     }
@@ -411,23 +422,23 @@ impl<B: Backend> Block<'_, B> {
         &self,
         backend: &mut B,
         grads: &mut Gradients<B>,
-        wanted: &mut Wanted<'_, B>,
-        read: Option<&Read<B>>,
+        wanted: &mut GradientRequest<'_, B>,
+        read: Option<&OutputRows<B>>,
         through: bool,
     ) {
         let (norm, at) = (&self.weights.attn_norm, NormAt::Attn(self.layer));
         if let Some([sum, _]) = &self.saved.sums {
             self.norm_behind(backend, grads, wanted, at, sum, &self.saved.attn_stats, norm);
         }
-        backend.cast(&mut grads.d_out, &grads.d_resid, self.input.pack.len() * self.spec.width);
+        backend.cast(&mut grads.d_out, &grads.d_resid, self.input.pack.len() * self.config.hidden_size);
         let (d_z, z) = match read {
             None => (&mut grads.d_z, &self.saved.z),
             Some(read) => {
-                backend.gather_real(&mut grads.d_up, &self.saved.z, &read.index, self.spec.q_width());
+                backend.gather_compute(&mut grads.d_up, &self.saved.z, &read.index, self.config.q_width());
                 (&mut grads.d_act, &grads.d_up)
             }
         };
-        self.project(backend, wanted, Target::O, &grads.d_out, z, through.then_some((d_z, false)));
+        self.project(backend, wanted, Projection::O, &grads.d_out, z, through.then_some((d_z, false)));
     }
 
     /// From `d_z` to the block's input; `below` says whether anybody needs the gradient of that.
@@ -435,12 +446,12 @@ impl<B: Backend> Block<'_, B> {
         &self,
         backend: &mut B,
         grads: &mut Gradients<B>,
-        wanted: &mut Wanted<'_, B>,
-        resid_pre: &B::Wide,
-        rope: &B::Wide,
+        wanted: &mut GradientRequest<'_, B>,
+        resid_pre: &B::Acc,
+        rope: &B::Acc,
         below: bool,
     ) {
-        let (spec, saved, device, d) = (self.spec, self.saved, self.input.device, self.spec.head_dim);
+        let (config, saved, device, d) = (self.config, self.saved, self.input.device, self.config.head_dim);
         backend.attention_bwd(
             &mut grads.d_q,
             &mut grads.d_k,
@@ -453,30 +464,30 @@ impl<B: Backend> Block<'_, B> {
             &saved.rot_k,
             &saved.v,
             device,
-            spec.attention(self.layer),
+            config.attention(self.layer),
         );
         self.prefix(backend, grads, wanted);
-        if spec.rope().is_some() {
-            backend.rope_bwd(&mut grads.d_q, device, rope, spec.heads, d);
-            backend.rope_bwd(&mut grads.d_k, device, rope, spec.kv_heads, d);
+        if config.rope().is_some() {
+            backend.rope_bwd(&mut grads.d_q, device, rope, config.num_attention_heads, d);
+            backend.rope_bwd(&mut grads.d_k, device, rope, config.num_key_value_heads, d);
         }
-        let (d_in, first) = if spec.post_norm { (&mut grads.d_resid, true) } else { (&mut grads.d_norm, false) };
+        let (d_in, first) = if config.post_norm { (&mut grads.d_resid, true) } else { (&mut grads.d_norm, false) };
         for (target, d_y, accumulate) in
-            [(Target::Q, &grads.d_q, first), (Target::K, &grads.d_k, true), (Target::V, &grads.d_v, true)]
+            [(Projection::Q, &grads.d_q, first), (Projection::K, &grads.d_k, true), (Projection::V, &grads.d_v, true)]
         {
             let d_x = below.then_some((&mut *d_in, accumulate));
             self.project(backend, wanted, target, d_y, &saved.attn_in, d_x);
         }
-        if below && !spec.post_norm {
+        if below && !config.post_norm {
             let (norm, at) = (&self.weights.attn_norm, NormAt::Attn(self.layer));
             self.norm_before(backend, grads, wanted, at, resid_pre, &saved.attn_stats, norm);
         }
     }
 
     /// Takes the gradients of a prefix's keys and values out of those of all: what was computed at its rows has none.
-    fn prefix(&self, backend: &mut B, grads: &mut Gradients<B>, wanted: &mut Wanted<'_, B>) {
+    fn prefix(&self, backend: &mut B, grads: &mut Gradients<B>, wanted: &mut GradientRequest<'_, B>) {
         let Some(adaptation) = self.input.adaptation else { return };
-        let (layout, width) = (&adaptation.layout, self.spec.kv_width());
+        let (layout, width) = (&adaptation.layout, self.config.kv_width());
         let (Some(prefix), Some(prompt)) = (&adaptation.prefix, layout.prompt) else { return };
         let d_params = wanted.d_params.as_mut().expect("backward: a prefix went in, its gradient has no place");
         for (part, d) in [&mut grads.d_k, &mut grads.d_v].into_iter().enumerate() {
@@ -498,14 +509,14 @@ impl<B: Backend> Block<'_, B> {
         &self,
         backend: &mut B,
         grads: &mut Gradients<B>,
-        wanted: &mut Wanted<'_, B>,
+        wanted: &mut GradientRequest<'_, B>,
         at: NormAt,
-        x: &B::Wide,
+        x: &B::Acc,
         stats: &norm::Stats<B>,
         norm: &Norm<B>,
     ) {
-        let (d_params, rows) = (wanted.of(Place::Norm(at)), self.input.pack.len());
-        norm::backward(backend, self.spec, &mut grads.d_resid, d_params, &grads.d_norm, x, stats, norm, rows);
+        let (d_params, rows) = (wanted.of(ParamId::Norm(at)), self.input.pack.len());
+        norm::backward(backend, self.config, &mut grads.d_resid, d_params, &grads.d_norm, x, stats, norm, rows);
     }
 
     /// Through a norm behind a half's sum: `d_resid = ` from `d_resid`.
@@ -514,15 +525,15 @@ impl<B: Backend> Block<'_, B> {
         &self,
         backend: &mut B,
         grads: &mut Gradients<B>,
-        wanted: &mut Wanted<'_, B>,
+        wanted: &mut GradientRequest<'_, B>,
         at: NormAt,
-        x: &B::Wide,
+        x: &B::Acc,
         stats: &norm::Stats<B>,
         norm: &Norm<B>,
     ) {
-        let (d_params, rows) = (wanted.of(Place::Norm(at)), self.input.pack.len());
+        let (d_params, rows) = (wanted.of(ParamId::Norm(at)), self.input.pack.len());
         backend.zero(&mut grads.d_norm);
-        norm::backward(backend, self.spec, &mut grads.d_norm, d_params, &grads.d_resid, x, stats, norm, rows);
+        norm::backward(backend, self.config, &mut grads.d_norm, d_params, &grads.d_resid, x, stats, norm, rows);
         std::mem::swap(&mut grads.d_resid, &mut grads.d_norm);
     }
 
@@ -530,13 +541,13 @@ impl<B: Backend> Block<'_, B> {
     fn project(
         &self,
         backend: &mut B,
-        wanted: &mut Wanted<'_, B>,
-        target: Target,
-        d_y: &B::Real,
-        x: &B::Real,
-        d_x: Option<(&mut B::Wide, bool)>,
+        wanted: &mut GradientRequest<'_, B>,
+        target: Projection,
+        d_y: &B::Compute,
+        x: &B::Compute,
+        d_x: Option<(&mut B::Acc, bool)>,
     ) {
-        let (input, output) = self.spec.widths(target);
+        let (input, output) = self.config.widths(target);
         let rows = self.input.pack.len();
         let dims = LinearDims { rows, input, output };
         let projection = self.weights.projection(target);
@@ -552,11 +563,11 @@ impl<B: Backend> Block<'_, B> {
             let dropout = self.input.dropout(self.layer, target);
             backend.lora_bwd(d_params, d_x, d_y, xa, x, &adaptation.params, self.input.device, site, dropout);
         }
-        if let Some((d_weight, offset)) = wanted.of(Place::Weight(self.layer, target)) {
+        if let Some((d_weight, offset)) = wanted.of(ParamId::Weight(self.layer, target)) {
             backend.linear_bwd_weight(d_weight, offset, d_y, x, dims);
         }
         if projection.bias.is_some()
-            && let Some((d_bias, offset)) = wanted.of(Place::Bias(self.layer, target))
+            && let Some((d_bias, offset)) = wanted.of(ParamId::Bias(self.layer, target))
         {
             backend.linear_bwd_bias(d_bias, offset, d_y, rows, output);
         }

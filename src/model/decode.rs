@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::generate::{Generation, Sampling};
-use crate::backend::WideElement;
+use crate::backend::AccElement;
 
 /// A continuation as far as it is known.
 #[derive(Clone, Debug)]
@@ -45,7 +45,7 @@ impl<'a> Search<'a> {
     }
 
     /// Takes a step: `logits` are those after each live hypothesis. None if one of them is not a number.
-    pub fn step<E: WideElement>(&mut self, logits: &[&[E]]) -> Option<()> {
+    pub fn step<E: AccElement>(&mut self, logits: &[&[E]]) -> Option<()> {
         let logits: Vec<Vec<f64>> = logits.iter().map(|row| row.iter().map(|x| x.to_f64()).collect()).collect();
         if logits.iter().flatten().any(|x| x.is_nan()) {
             return None;

@@ -8,9 +8,9 @@ use rand_chacha::ChaCha8Rng;
 
 use super::adaptation::Adaptation;
 use crate::Result;
-use crate::backend::{Activation, Backend, LinearDims, WideElement};
+use crate::backend::{AccElement, Activation, Backend, LinearDims};
 use crate::formats::adapter::{EncoderShape, EncoderState, Reparameterization};
-use crate::shape::{Label, PackBuilder, Parent, Token};
+use crate::pack::{Label, PackBuilder, Parent, Token};
 
 /// Parameters that start a run of a prompt of `rows` rows: its embedding as given, the layers as torch's `Linear` begins,
 /// uniform in `±1 / sqrt(input)`; the last layer of a residual MLP is zero, so that the start is the embedding.
@@ -36,7 +36,7 @@ pub struct Encoder<B: Backend> {
     /// Elements of a run.
     pub stride: usize,
     /// `[runs, stride]`, each run's laid out by [`EncoderShape::parts`].
-    pub params: B::Wide,
+    pub params: B::Acc,
     /// What they make.
     pub adaptation: Adaptation<B>,
     runs: Vec<Mlp<B>>,
@@ -57,15 +57,15 @@ struct Mlp<B: Backend> {
 
 /// Room for the largest run's pass.
 struct Scratch<B: Backend> {
-    embedded: B::Wide,
+    embedded: B::Acc,
     /// Input of each layer.
-    x: Vec<B::Real>,
+    x: Vec<B::Compute>,
     /// Output of each layer, before the activation.
-    y: Vec<B::Real>,
-    zeros: B::Wide,
-    out: B::Wide,
-    d_y: B::Real,
-    d_x: B::Wide,
+    y: Vec<B::Compute>,
+    zeros: B::Acc,
+    out: B::Acc,
+    d_y: B::Compute,
+    d_x: B::Acc,
 }
 
 impl<B: Backend> Encoder<B> {
@@ -80,7 +80,7 @@ impl<B: Backend> Encoder<B> {
         assert!(!states.is_empty() && states.len() == adaptation.runs, "encoder: {} states", states.len());
         let shape = states[0].shape;
         let stride = adaptation.prompts.iter().map(|&rows| shape.len(rows)).max().unwrap_or(0);
-        let mut params = backend.wide(states.len() * stride)?;
+        let mut params = backend.acc(states.len() * stride)?;
         for (run, (state, &rows)) in states.iter().zip(&adaptation.prompts).enumerate() {
             assert!(state.shape == shape && state.params.len() == shape.len(rows), "encoder: state of run {run}");
             let values: Vec<B::Element> = state.params.iter().map(|&x| B::Element::from_f64(f64::from(x))).collect();
@@ -135,12 +135,12 @@ impl<B: Backend> Encoder<B> {
     }
 
     /// `d_params [runs, stride] +=` the gradients, from those of the prompts `d_prompts` (laid out as the adaptation).
-    pub fn backward(&mut self, backend: &mut B, d_params: &mut B::Wide, d_prompts: &B::Wide) {
+    pub fn backward(&mut self, backend: &mut B, d_params: &mut B::Acc, d_prompts: &B::Acc) {
         let (shape, scratch) = (self.shape, &mut self.scratch);
         let linears = shape.linears();
         for run in &self.runs {
             forward(backend, shape, run, scratch);
-            backend.gather_wide(&mut scratch.out, d_prompts, &run.places, self.piece);
+            backend.gather_acc(&mut scratch.out, d_prompts, &run.places, self.piece);
             backend.cast(&mut scratch.d_y, &scratch.out, run.rows * shape.output);
             for (i, &(input, output)) in linears.iter().enumerate().rev() {
                 let dims = LinearDims { rows: run.rows, input, output };
@@ -179,13 +179,13 @@ impl<B: Backend> Scratch<B> {
         let linears = shape.linears();
         let widest = linears.iter().map(|&(input, output)| input.max(output)).max().unwrap_or(0);
         Ok(Self {
-            embedded: backend.wide(rows * shape.input)?,
-            x: linears.iter().map(|(input, _)| backend.real(rows * input)).collect::<Result<_>>()?,
-            y: linears.iter().map(|(_, output)| backend.real(rows * output)).collect::<Result<_>>()?,
-            zeros: backend.wide(rows * shape.output)?,
-            out: backend.wide(rows * shape.output)?,
-            d_y: backend.real(rows * widest)?,
-            d_x: backend.wide(rows * widest)?,
+            embedded: backend.acc(rows * shape.input)?,
+            x: linears.iter().map(|(input, _)| backend.compute(rows * input)).collect::<Result<_>>()?,
+            y: linears.iter().map(|(_, output)| backend.compute(rows * output)).collect::<Result<_>>()?,
+            zeros: backend.acc(rows * shape.output)?,
+            out: backend.acc(rows * shape.output)?,
+            d_y: backend.compute(rows * widest)?,
+            d_x: backend.acc(rows * widest)?,
         })
     }
 

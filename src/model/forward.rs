@@ -6,14 +6,14 @@ use super::Model;
 use super::activations::{Activations, LayerActivations};
 use super::adaptation::Adaptation;
 use super::norm;
-use super::read::Read;
-use super::spec::Spec;
+use super::output_rows::OutputRows;
 use super::weights::{Layer, Norm};
+use crate::arch::ModelConfig;
+use crate::arch::Projection;
+use crate::arch::{Mlp, Positions};
 use crate::backend::{Backend, Dropout, KvCache, LinearDims, Tensor};
-use crate::formats::adapter::Target;
-use crate::formats::config::{Mlp, Positions};
 use crate::hooks::{Site, Tapped, Taps};
-use crate::shape::{KeptSegment, Pack, Parent, Segment, Token};
+use crate::pack::{CachedSegment, Pack, Parent, Segment, Token};
 use crate::{Error, Result};
 
 /// Dropout of a pass; see [`Dropout`].
@@ -38,7 +38,7 @@ pub struct Input<'a, B: Backend> {
     /// Dropout before the adapters.
     pub dropout: Option<DropoutPlan<'a>>,
     /// The rows that are read; none means all of them.
-    pub read: Option<&'a Read<B>>,
+    pub read: Option<&'a OutputRows<B>>,
 }
 
 impl<'a, B: Backend> Input<'a, B> {
@@ -53,22 +53,22 @@ impl<'a, B: Backend> Input<'a, B> {
     }
 
     /// Of which only some rows are read.
-    pub fn reading(self, read: Option<&'a Read<B>>) -> Self {
+    pub fn with_output_rows(self, read: Option<&'a OutputRows<B>>) -> Self {
         Self { read, ..self }
     }
 
     /// The rows that come out of a pass M.
-    pub(super) fn rows_read(&self) -> usize {
+    pub(super) fn output_len(&self) -> usize {
         self.read.map_or(self.pack.len(), |read| read.rows.len())
     }
 
     /// Dropout of a projection's input; the parts of a fused module read one input, so they drop the same of it.
-    pub(super) fn dropout(&self, layer: usize, target: Target) -> Option<Dropout<'a>> {
+    pub(super) fn dropout(&self, layer: usize, target: Projection) -> Option<Dropout<'a>> {
         let first = self.adaptation.map_or(target, |a| a.layout.module_of(target).parts()[0]);
         self.dropout.map(|plan| Dropout {
             p: plan.p,
             seeds: plan.seeds,
-            site: (layer * Target::ALL.len() + first as usize) as u64,
+            site: (layer * Projection::ALL.len() + first as usize) as u64,
             keys: plan.keys,
         })
     }
@@ -138,25 +138,28 @@ impl<B: Backend> Model<B> {
         mut cache: Option<Cache<'_, B>>,
         taps: &mut T,
     ) -> Result<()> {
-        let spec = &self.spec;
+        let config = &self.config;
         input.check(acts.rows);
-        spec.check_one_length(input.pack)?;
-        acts.cover(backend, spec, input.pack.longest())?;
+        config.check_one_length(input.pack)?;
+        acts.cover(backend, config, input.pack.longest())?;
         if let Some(cache) = &cache {
             check_room(cache, input.pack);
         }
         acts.read = input.read.map(|read| read.rows.clone());
         self.embed(backend, acts, input, taps)?;
-        let stop = taps.stop_at_layer().unwrap_or(spec.layers).min(spec.layers);
-        assert!(cache.is_none() || stop == spec.layers, "forward: a kept segment goes through every layer");
+        let stop = taps.stop_at_layer().unwrap_or(config.num_hidden_layers).min(config.num_hidden_layers);
+        assert!(
+            cache.is_none() || stop == config.num_hidden_layers,
+            "forward: a kept segment goes through every layer"
+        );
         for layer in 0..stop {
             let (pre, post) = (acts.resid_slot(layer), acts.resid_slot(layer + 1));
             let [resid_pre, resid_post] =
                 acts.resid.get_disjoint_mut([pre, post]).expect("forward: two residual buffers");
             let slot = layer % acts.layers.len();
-            let block = Block { spec, weights: &self.weights.layers[layer], layer, input, at: At::all(input) };
+            let block = Block { config, weights: &self.weights.layers[layer], layer, input, at: At::all(input) };
             let saved = &mut acts.layers[slot];
-            block.tap(backend, taps, Site::ResidPre, Tensor::Wide(resid_pre), spec.width);
+            block.tap(backend, taps, Site::ResidPre, Tensor::Acc(resid_pre), config.hidden_size);
             block.attention(backend, saved, acts.turned.as_mut(), &acts.rope.0, resid_pre, cache.as_mut(), taps)?;
             let mut keys = Vec::new();
             let read = input.read.filter(|_| layer + 1 == stop).map(|read| (read, read.input(input, &mut keys)));
@@ -164,14 +167,14 @@ impl<B: Backend> Model<B> {
                 None => (block, &saved.z, &*resid_pre),
                 Some((read, rest)) => {
                     // Until they are there, the activation's place and the output's hold the rows that go on.
-                    backend.gather_real(&mut saved.act, &saved.z, &read.index, spec.q_width());
-                    backend.gather_wide(resid_post, resid_pre, &read.index, spec.width);
+                    backend.gather_compute(&mut saved.act, &saved.z, &read.index, config.q_width());
+                    backend.gather_acc(resid_post, resid_pre, &read.index, config.hidden_size);
                     (Block { input: rest, at: At::read(input), ..block }, &saved.act, &*resid_post)
                 }
             };
-            let len = block.input.pack.len() * spec.width;
-            block.project(backend, taps, Target::O, &mut acts.attn_out, &mut saved.lora_xa, z)?;
-            block.tap(backend, taps, Site::AttnOut, Tensor::Real(&acts.attn_out), spec.width);
+            let len = block.input.pack.len() * config.hidden_size;
+            block.project(backend, taps, Projection::O, &mut acts.attn_out, &mut saved.lora_xa, z)?;
+            block.tap(backend, taps, Site::AttnOut, Tensor::Compute(&acts.attn_out), config.hidden_size);
             match &mut saved.sums {
                 None => backend.residual_fwd(&mut saved.resid_mid, stream, &acts.attn_out, len),
                 Some([sum, _]) => {
@@ -183,7 +186,7 @@ impl<B: Backend> Model<B> {
                     backend.widen(&mut saved.resid_mid, &saved.mlp_in, len);
                 }
             }
-            block.tap(backend, taps, Site::ResidMid, Tensor::Wide(&saved.resid_mid), spec.width);
+            block.tap(backend, taps, Site::ResidMid, Tensor::Acc(&saved.resid_mid), config.hidden_size);
             block.mlp(backend, saved, &mut acts.mlp_out, taps)?;
             match (&mut saved.sums, &mut acts.normed) {
                 (Some([_, sum]), Some(normed)) => {
@@ -194,31 +197,31 @@ impl<B: Backend> Model<B> {
                 }
                 _ => backend.residual_fwd(resid_post, &saved.resid_mid, &acts.mlp_out, len),
             }
-            block.tap(backend, taps, Site::ResidPost, Tensor::Wide(resid_post), spec.width);
+            block.tap(backend, taps, Site::ResidPost, Tensor::Acc(resid_post), config.hidden_size);
         }
         if let Some(cache) = cache {
             enter(cache, input.pack);
         }
-        if stop < spec.layers || taps.stop_at_layer().is_some() {
+        if stop < config.num_hidden_layers || taps.stop_at_layer().is_some() {
             let at = if stop == 0 { At::all(input) } else { At::read(input) };
-            let resid = Tensor::Wide(&acts.resid[acts.resid_slot(stop)]);
-            tap(backend, taps, at, Site::ResidPre, stop, resid, spec.width);
+            let resid = Tensor::Acc(&acts.resid[acts.resid_slot(stop)]);
+            tap(backend, taps, at, Site::ResidPre, stop, resid, config.hidden_size);
             return Ok(());
         }
-        let resid = &acts.resid[acts.resid_slot(spec.layers)];
-        let (at, n) = (At::read(input), input.rows_read());
+        let resid = &acts.resid[acts.resid_slot(config.num_hidden_layers)];
+        let (at, n) = (At::read(input), input.output_len());
         match &self.weights.final_norm {
             Some(norm) => {
-                norm::forward(backend, spec, &mut acts.final_norm, &mut acts.final_stats, resid, norm, n);
-                tap(backend, taps, at, Site::FinalScale, 0, Tensor::Wide(&acts.final_stats.rstd), 1);
+                norm::forward(backend, config, &mut acts.final_norm, &mut acts.final_stats, resid, norm, n);
+                tap(backend, taps, at, Site::FinalScale, 0, Tensor::Acc(&acts.final_stats.rstd), 1);
             }
-            None => backend.cast(&mut acts.final_norm, resid, n * spec.width),
+            None => backend.cast(&mut acts.final_norm, resid, n * config.hidden_size),
         }
-        tap(backend, taps, at, Site::FinalNorm, 0, Tensor::Real(&acts.final_norm), spec.width);
+        tap(backend, taps, at, Site::FinalNorm, 0, Tensor::Compute(&acts.final_norm), config.hidden_size);
         if taps.wants(Site::Logits, 0) {
             let rows = rows_on_demand(taps, at);
             let logits = self.logits_on_device(backend, acts, &rows)?;
-            tap_rows(backend, taps, input.pack, Site::Logits, 0, &logits, spec.vocab, &rows);
+            tap_rows(backend, taps, input.pack, Site::Logits, 0, &logits, config.vocab_size, &rows);
         }
         Ok(())
     }
@@ -231,35 +234,38 @@ impl<B: Backend> Model<B> {
         input: &Input<'_, B>,
         taps: &mut T,
     ) -> Result<()> {
-        let (spec, n, width) = (&self.spec, input.pack.len(), self.spec.embed_width);
+        let (config, n, width) = (&self.config, input.pack.len(), self.config.embed_size);
         let prompt = input.adaptation.and_then(|a| a.layout.prompt.map(|site| (&a.params, site)));
         let stream = &mut acts.resid[0];
         let raw = acts.entry.as_mut().map_or(&mut *stream, |entry| &mut entry.raw);
         backend.embed_fwd(raw, input.device, &self.weights.embed, prompt, width);
-        tap(backend, taps, At::all(input), Site::Embed, 0, Tensor::Wide(raw), width);
+        tap(backend, taps, At::all(input), Site::Embed, 0, Tensor::Acc(raw), width);
         if let Some(entry) = &mut acts.entry {
             if let (Some(weight), Some(raw)) = (&self.weights.project_in, &mut entry.raw_real) {
                 backend.cast(raw, &entry.raw, n * width);
-                let dims = LinearDims { rows: n, input: width, output: spec.width };
+                let dims = LinearDims { rows: n, input: width, output: config.hidden_size };
                 backend.linear_fwd(&mut entry.out, raw, weight, None, dims);
             }
             if let (Some(norm), Some(stats)) = (&self.weights.embed_norm, &mut entry.stats) {
-                norm::forward(backend, spec, &mut entry.out, stats, &entry.raw, norm, n);
+                norm::forward(backend, config, &mut entry.out, stats, &entry.raw, norm, n);
             }
-            backend.widen(stream, &entry.out, n * spec.width);
+            backend.widen(stream, &entry.out, n * config.hidden_size);
         }
-        if let (Positions::Learned { first }, Some(table)) = (&spec.positions, &self.weights.positions) {
+        if let (Positions::Learned { first }, Some(table)) = (&config.positions, &self.weights.positions) {
             let longest = input.pack.longest();
-            if longest > spec.max_positions {
-                let expected = format!("at most {} positions, which is all that the model learned", spec.max_positions);
+            if longest > config.max_position_embeddings {
+                let expected = format!(
+                    "at most {} positions, which is all that the model learned",
+                    config.max_position_embeddings
+                );
                 return Err(Error::argument("a sequence", expected, longest));
             }
             if taps.wants(Site::PosEmbed, 0) {
-                let mut places = backend.wide(n * spec.width)?;
-                backend.position_fwd(&mut places, input.device, table, *first, spec.width);
-                tap(backend, taps, At::all(input), Site::PosEmbed, 0, Tensor::Wide(&places), spec.width);
+                let mut places = backend.acc(n * config.hidden_size)?;
+                backend.position_fwd(&mut places, input.device, table, *first, config.hidden_size);
+                tap(backend, taps, At::all(input), Site::PosEmbed, 0, Tensor::Acc(&places), config.hidden_size);
             }
-            backend.position_fwd(stream, input.device, table, *first, spec.width);
+            backend.position_fwd(stream, input.device, table, *first, config.hidden_size);
         }
         Ok(())
     }
@@ -273,25 +279,25 @@ impl<B: Backend> Model<B> {
     /// If the forward was told that one of the rows is not read.
     pub fn logits(&self, backend: &mut B, acts: &Activations<B>, rows: &[usize]) -> Result<Vec<B::Element>> {
         let logits = self.logits_on_device(backend, acts, rows)?;
-        let mut host = vec![B::Element::default(); rows.len() * self.spec.vocab];
+        let mut host = vec![B::Element::default(); rows.len() * self.config.vocab_size];
         backend.download(&mut host, &logits, 0)?;
         backend.sync()?;
         Ok(host)
     }
 
-    fn logits_on_device(&self, backend: &mut B, acts: &Activations<B>, rows: &[usize]) -> Result<B::Wide> {
-        let spec = &self.spec;
+    fn logits_on_device(&self, backend: &mut B, acts: &Activations<B>, rows: &[usize]) -> Result<B::Acc> {
+        let config = &self.config;
         let index = acts.places(backend, rows)?;
-        let mut x = backend.real(rows.len() * spec.width)?;
-        let mut logits = backend.wide(rows.len() * spec.vocab)?;
-        backend.gather_real(&mut x, &acts.final_norm, &index, spec.width);
+        let mut x = backend.compute(rows.len() * config.hidden_size)?;
+        let mut logits = backend.acc(rows.len() * config.vocab_size)?;
+        backend.gather_compute(&mut x, &acts.final_norm, &index, config.hidden_size);
         if let Some(weight) = &self.weights.project_out {
-            let mut projected = backend.real(rows.len() * spec.embed_width)?;
-            let dims = LinearDims { rows: rows.len(), input: spec.width, output: spec.embed_width };
+            let mut projected = backend.compute(rows.len() * config.embed_size)?;
+            let dims = LinearDims { rows: rows.len(), input: config.hidden_size, output: config.embed_size };
             backend.linear_fwd(&mut projected, &x, weight, None, dims);
             x = projected;
         }
-        let dims = LinearDims { rows: rows.len(), input: spec.embed_width, output: spec.vocab };
+        let dims = LinearDims { rows: rows.len(), input: config.embed_size, output: config.vocab_size };
         backend.logits_fwd(&mut logits, &x, self.weights.head(), dims);
         Ok(logits)
     }
@@ -317,7 +323,7 @@ impl<'a> At<'a> {
 
 /// One block of the model on one pack.
 struct Block<'a, B: Backend> {
-    spec: &'a Spec,
+    config: &'a ModelConfig,
     weights: &'a Layer<B>,
     layer: usize,
     /// What the operations run over.
@@ -334,15 +340,15 @@ impl<B: Backend> Block<'_, B> {
         &self,
         backend: &mut B,
         saved: &mut LayerActivations<B>,
-        turned: Option<&mut [B::Real; 2]>,
-        rope: &B::Wide,
-        resid_pre: &B::Wide,
+        turned: Option<&mut [B::Compute; 2]>,
+        rope: &B::Acc,
+        resid_pre: &B::Acc,
         cache: Option<&mut Cache<'_, B>>,
         taps: &mut T,
     ) -> Result<()> {
-        let (spec, pack, device) = (self.spec, self.input.pack, self.input.device);
-        let (c, d) = (spec.width, spec.head_dim);
-        if spec.post_norm {
+        let (config, pack, device) = (self.config, self.input.pack, self.input.device);
+        let (c, d) = (config.hidden_size, config.head_dim);
+        if config.post_norm {
             backend.cast(&mut saved.attn_in, resid_pre, pack.len() * c);
         } else {
             self.norm(backend, &mut saved.attn_in, &mut saved.attn_stats, resid_pre, &self.weights.attn_norm);
@@ -355,20 +361,20 @@ impl<B: Backend> Block<'_, B> {
             }
             Some([q, k]) => {
                 self.heads(backend, taps, saved, Some([&mut *q, &mut *k]))?;
-                backend.rope_fwd(&mut saved.rot_q, q, device, rope, spec.heads, d);
-                backend.rope_fwd(&mut saved.rot_k, k, device, rope, spec.kv_heads, d);
+                backend.rope_fwd(&mut saved.rot_q, q, device, rope, config.num_attention_heads, d);
+                backend.rope_fwd(&mut saved.rot_k, k, device, rope, config.num_key_value_heads, d);
                 self.prefix(backend, 0, &mut saved.rot_k);
-                self.tap(backend, taps, Site::RotQ, Tensor::Real(&saved.rot_q), spec.q_width());
-                self.tap(backend, taps, Site::RotK, Tensor::Real(&saved.rot_k), spec.kv_width());
+                self.tap(backend, taps, Site::RotQ, Tensor::Compute(&saved.rot_q), config.q_width());
+                self.tap(backend, taps, Site::RotK, Tensor::Compute(&saved.rot_k), config.kv_width());
             }
         }
-        let dims = spec.attention(self.layer);
+        let dims = config.attention(self.layer);
         let kept = cache.as_ref().map(|cache| &cache.cache.layers[self.layer]).map(|(keys, values)| (keys, values));
         backend.attention_fwd(&mut saved.z, &mut saved.lse, &saved.rot_q, &saved.rot_k, &saved.v, kept, device, dims);
         for (site, normalised) in [(Site::AttnScores, false), (Site::Pattern, true)] {
             if taps.wants(site, self.layer) {
                 let (rows, longest) = (rows_on_demand(taps, self.at), pack.longest());
-                let mut pattern = backend.wide(rows.len() * spec.heads * longest)?;
+                let mut pattern = backend.acc(rows.len() * config.num_attention_heads * longest)?;
                 let keys = kept.map(|(keys, _)| keys);
                 let (q, k) = (&saved.rot_q, &saved.rot_k);
                 backend.attention_pattern(
@@ -383,24 +389,24 @@ impl<B: Backend> Block<'_, B> {
                     longest,
                     normalised,
                 );
-                tap_rows(backend, taps, pack, site, self.layer, &pattern, spec.heads * longest, &rows);
+                tap_rows(backend, taps, pack, site, self.layer, &pattern, config.num_attention_heads * longest, &rows);
             }
         }
-        self.tap(backend, taps, Site::Z, Tensor::Real(&saved.z), spec.q_width());
+        self.tap(backend, taps, Site::Z, Tensor::Compute(&saved.z), config.q_width());
         if taps.wants(Site::Result, self.layer) {
             let rows = rows_on_demand(taps, self.at);
-            let mut result = backend.wide(rows.len() * spec.heads * c)?;
-            let weight = &self.weights.projection(Target::O).weight;
-            backend.attention_result(&mut result, &saved.z, weight, &rows, spec.heads, d, c);
-            tap_rows(backend, taps, pack, Site::Result, self.layer, &result, spec.heads * c, &rows);
+            let mut result = backend.acc(rows.len() * config.num_attention_heads * c)?;
+            let weight = &self.weights.projection(Projection::O).weight;
+            backend.attention_result(&mut result, &saved.z, weight, &rows, config.num_attention_heads, d, c);
+            tap_rows(backend, taps, pack, Site::Result, self.layer, &result, config.num_attention_heads * c, &rows);
         }
         if let Some(Cache { cache, keep }) = cache {
             let (keys, values) = &mut cache.layers[self.layer];
             let mut to = cache.used;
             for &g in *keep {
                 let rows = pack.segments()[g].rows.clone();
-                backend.keep(keys, to, &saved.rot_k, rows.clone(), spec.kv_width());
-                backend.keep(values, to, &saved.v, rows.clone(), spec.kv_width());
+                backend.keep(keys, to, &saved.rot_k, rows.clone(), config.kv_width());
+                backend.keep(values, to, &saved.v, rows.clone(), config.kv_width());
                 to += rows.len();
             }
         }
@@ -408,10 +414,10 @@ impl<B: Backend> Block<'_, B> {
     }
 
     /// Puts a prefix's keys (`part` 0, after the rotation) or values (1) in the place of those computed at its rows.
-    fn prefix(&self, backend: &mut B, part: usize, out: &mut B::Real) {
+    fn prefix(&self, backend: &mut B, part: usize, out: &mut B::Compute) {
         let Some(prefix) = self.input.adaptation.and_then(|adaptation| adaptation.prefix.as_ref()) else { return };
         for (row, from) in self.input.prefix(self.layer, part) {
-            backend.keep(out, row, prefix, from, self.spec.kv_width());
+            backend.keep(out, row, prefix, from, self.config.kv_width());
         }
     }
 
@@ -421,17 +427,17 @@ impl<B: Backend> Block<'_, B> {
         backend: &mut B,
         taps: &mut T,
         saved: &mut LayerActivations<B>,
-        turned: Option<[&mut B::Real; 2]>,
+        turned: Option<[&mut B::Compute; 2]>,
     ) -> Result<()> {
         let LayerActivations { attn_in, rot_q, rot_k, v, lora_xa, .. } = saved;
         let [q, k] = turned.unwrap_or([rot_q, rot_k]);
-        self.project(backend, taps, Target::Q, q, lora_xa, attn_in)?;
-        self.project(backend, taps, Target::K, k, lora_xa, attn_in)?;
-        self.project(backend, taps, Target::V, v, lora_xa, attn_in)?;
+        self.project(backend, taps, Projection::Q, q, lora_xa, attn_in)?;
+        self.project(backend, taps, Projection::K, k, lora_xa, attn_in)?;
+        self.project(backend, taps, Projection::V, v, lora_xa, attn_in)?;
         self.prefix(backend, 1, v);
-        self.tap(backend, taps, Site::Q, Tensor::Real(q), self.spec.q_width());
-        self.tap(backend, taps, Site::K, Tensor::Real(k), self.spec.kv_width());
-        self.tap(backend, taps, Site::V, Tensor::Real(v), self.spec.kv_width());
+        self.tap(backend, taps, Site::Q, Tensor::Compute(q), self.config.q_width());
+        self.tap(backend, taps, Site::K, Tensor::Compute(k), self.config.kv_width());
+        self.tap(backend, taps, Site::V, Tensor::Compute(v), self.config.kv_width());
         Ok(())
     }
 
@@ -441,33 +447,34 @@ impl<B: Backend> Block<'_, B> {
         &self,
         backend: &mut B,
         saved: &mut LayerActivations<B>,
-        out: &mut B::Real,
+        out: &mut B::Compute,
         taps: &mut T,
     ) -> Result<()> {
-        let (spec, n, c, f) = (self.spec, self.input.pack.len(), self.spec.width, self.spec.ffn);
-        if !spec.post_norm {
+        let (config, n, c, f) =
+            (self.config, self.input.pack.len(), self.config.hidden_size, self.config.intermediate_size);
+        if !config.post_norm {
             self.norm(backend, &mut saved.mlp_in, &mut saved.mlp_stats, &saved.resid_mid, &self.weights.mlp_norm);
             self.tap_norm(backend, taps, [Site::Ln2Scale, Site::Ln2Normalized], &saved.mlp_stats, &saved.mlp_in);
         }
         if let Some(gate) = &mut saved.gate {
-            self.project(backend, taps, Target::Gate, gate, &mut saved.lora_xa, &saved.mlp_in)?;
+            self.project(backend, taps, Projection::Gate, gate, &mut saved.lora_xa, &saved.mlp_in)?;
         }
-        self.project(backend, taps, Target::Up, &mut saved.up, &mut saved.lora_xa, &saved.mlp_in)?;
-        match (spec.mlp, &saved.gate) {
+        self.project(backend, taps, Projection::Up, &mut saved.up, &mut saved.lora_xa, &saved.mlp_in)?;
+        match (config.mlp, &saved.gate) {
             (Mlp::Plain(activation), _) => {
-                self.tap(backend, taps, Site::MlpPre, Tensor::Real(&saved.up), f);
+                self.tap(backend, taps, Site::MlpPre, Tensor::Compute(&saved.up), f);
                 backend.activation_fwd(&mut saved.act, &saved.up, activation, n * f);
             }
             (Mlp::SwiGlu, gate) => {
                 let gate = gate.as_ref().expect("forward: a gated MLP has a buffer for its gate");
-                self.tap(backend, taps, Site::MlpPre, Tensor::Real(gate), f);
-                self.tap(backend, taps, Site::MlpPreLinear, Tensor::Real(&saved.up), f);
+                self.tap(backend, taps, Site::MlpPre, Tensor::Compute(gate), f);
+                self.tap(backend, taps, Site::MlpPreLinear, Tensor::Compute(&saved.up), f);
                 backend.swiglu_fwd(&mut saved.act, gate, &saved.up, n * f);
             }
         }
-        self.tap(backend, taps, Site::MlpPost, Tensor::Real(&saved.act), f);
-        self.project(backend, taps, Target::Down, out, &mut saved.lora_xa, &saved.act)?;
-        self.tap(backend, taps, Site::MlpOut, Tensor::Real(out), c);
+        self.tap(backend, taps, Site::MlpPost, Tensor::Compute(&saved.act), f);
+        self.project(backend, taps, Projection::Down, out, &mut saved.lora_xa, &saved.act)?;
+        self.tap(backend, taps, Site::MlpOut, Tensor::Compute(out), c);
         Ok(())
     }
 
@@ -476,32 +483,32 @@ impl<B: Backend> Block<'_, B> {
         &self,
         backend: &mut B,
         taps: &mut T,
-        target: Target,
-        out: &mut B::Real,
-        lora_xa: &mut [Option<B::Wide>; 7],
-        x: &B::Real,
+        target: Projection,
+        out: &mut B::Compute,
+        lora_xa: &mut [Option<B::Acc>; 7],
+        x: &B::Compute,
     ) -> Result<()> {
         let (pack, device) = (self.input.pack, self.input.device);
         let projection = self.weights.projection(target);
-        let (input, output) = self.spec.widths(target);
+        let (input, output) = self.config.widths(target);
         let dims = LinearDims { rows: pack.len(), input, output };
         backend.linear_fwd(out, x, &projection.weight, projection.bias.as_ref(), dims);
         let Some(adaptation) = self.input.adaptation else { return Ok(()) };
         let Some(site) = adaptation.layout.site(self.layer, target) else { return Ok(()) };
         let xa = lora_xa[target as usize].as_mut().expect("forward: the buffers were planned with this layout");
         backend.lora_fwd(out, xa, x, &adaptation.params, device, site, self.input.dropout(self.layer, target));
-        self.tap(backend, taps, Site::LoraA(target), Tensor::Wide(xa), site.rank);
+        self.tap(backend, taps, Site::LoraA(target), Tensor::Acc(xa), site.rank);
         let delta = Site::LoraDelta(target);
         if taps.wants(delta, self.layer) {
-            let mut buffer = backend.wide(pack.len() * output)?;
+            let mut buffer = backend.acc(pack.len() * output)?;
             backend.lora_delta(&mut buffer, xa, &adaptation.params, device, site);
-            self.tap(backend, taps, delta, Tensor::Wide(&buffer), output);
+            self.tap(backend, taps, delta, Tensor::Acc(&buffer), output);
         }
         Ok(())
     }
 
-    fn norm(&self, backend: &mut B, out: &mut B::Real, stats: &mut norm::Stats<B>, x: &B::Wide, norm: &Norm<B>) {
-        norm::forward(backend, self.spec, out, stats, x, norm, self.input.pack.len());
+    fn norm(&self, backend: &mut B, out: &mut B::Compute, stats: &mut norm::Stats<B>, x: &B::Acc, norm: &Norm<B>) {
+        norm::forward(backend, self.config, out, stats, x, norm, self.input.pack.len());
     }
 
     fn tap_norm<T: Taps<B>>(
@@ -510,10 +517,10 @@ impl<B: Backend> Block<'_, B> {
         taps: &mut T,
         [scale, normalized]: [Site; 2],
         stats: &norm::Stats<B>,
-        out: &B::Real,
+        out: &B::Compute,
     ) {
-        self.tap(backend, taps, scale, Tensor::Wide(&stats.rstd), 1);
-        self.tap(backend, taps, normalized, Tensor::Real(out), self.spec.width);
+        self.tap(backend, taps, scale, Tensor::Acc(&stats.rstd), 1);
+        self.tap(backend, taps, normalized, Tensor::Compute(out), self.config.hidden_size);
     }
 
     fn tap<T: Taps<B>>(&self, backend: &mut B, taps: &mut T, site: Site, data: Tensor<'_, B>, width: usize) {
@@ -545,11 +552,11 @@ fn tap_rows<B: Backend, T: Taps<B>>(
     pack: &Pack,
     site: Site,
     layer: usize,
-    data: &B::Wide,
+    data: &B::Acc,
     width: usize,
     rows: &[usize],
 ) {
-    taps.tap(backend, Tapped { site, layer, rows: Some(rows), width, data: Tensor::Wide(data), pack });
+    taps.tap(backend, Tapped { site, layer, rows: Some(rows), width, data: Tensor::Acc(data), pack });
 }
 
 /// The rows, ascending, for which what is computed on demand is wanted.
@@ -580,7 +587,7 @@ fn enter<B: Backend>(cache: Cache<'_, B>, pack: &Pack) {
         let segment = &pack.segments()[g];
         let parent = match segment.parent {
             Parent::None => None,
-            Parent::Kept(k) => Some(k),
+            Parent::Cached(k) => Some(k),
             Parent::Pack(p) => {
                 let place = keep.iter().position(|&kept| kept == p);
                 Some(first + place.unwrap_or_else(|| panic!("forward: segment {g} is kept, its parent {p} is not")))
@@ -588,6 +595,11 @@ fn enter<B: Backend>(cache: Cache<'_, B>, pack: &Pack) {
         };
         let rows = cache.used..cache.used + segment.rows.len();
         cache.used = rows.end;
-        cache.segments.push(KeptSegment { rows, parent, run: segment.run, end: segment.position + segment.rows.len() });
+        cache.segments.push(CachedSegment {
+            rows,
+            parent,
+            run: segment.run,
+            end: segment.position + segment.rows.len(),
+        });
     }
 }

@@ -9,10 +9,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 
 use super::Model;
-use super::places::{Place, Source};
-use super::spec::Spec;
+use super::param_id::{ParamId, Source};
 use super::weights::Weights;
-use crate::backend::{Backend, WideElement};
+use crate::arch::ModelConfig;
+use crate::backend::{AccElement, Backend};
 use crate::formats::safetensors::{Checkpoint, Dtype, TensorFile, TensorSpec, TensorView};
 use crate::{Error, Result};
 
@@ -21,18 +21,18 @@ use crate::{Error, Result};
 pub struct WeightLayout {
     /// Number of parameters.
     pub total: usize,
-    places: Vec<(Place, usize)>,
-    offsets: HashMap<Place, usize>,
+    places: Vec<(ParamId, usize)>,
+    offsets: HashMap<ParamId, usize>,
 }
 
 impl WeightLayout {
     /// The layout of a model's weights.
-    pub fn new(spec: &Spec) -> Self {
+    pub fn new(config: &ModelConfig) -> Self {
         let mut total = 0;
         let mut places = Vec::new();
-        for place in Place::all(spec) {
+        for place in ParamId::all(config) {
             places.push((place, total));
-            total += place.len(spec);
+            total += place.len(config);
         }
         let offsets = places.iter().copied().collect();
         Self { total, places, offsets }
@@ -42,12 +42,12 @@ impl WeightLayout {
     ///
     /// # Panics
     /// If the model has no such weight.
-    pub fn offset(&self, place: Place) -> usize {
+    pub fn offset(&self, place: ParamId) -> usize {
         *self.offsets.get(&place).unwrap_or_else(|| panic!("weight layout: no {place:?}"))
     }
 
     /// Every weight with its first element, in order.
-    pub fn places(&self) -> &[(Place, usize)] {
+    pub fn places(&self) -> &[(ParamId, usize)] {
         &self.places
     }
 }
@@ -57,7 +57,7 @@ pub struct FullTuning<B: Backend> {
     /// Where each weight lies.
     pub layout: WeightLayout,
     /// The weights `[total]`, in the wide dtype.
-    pub params: B::Wide,
+    pub params: B::Acc,
 }
 
 impl<B: Backend> FullTuning<B> {
@@ -65,15 +65,15 @@ impl<B: Backend> FullTuning<B> {
     ///
     /// # Errors
     /// A tensor that is missing or of another shape or dtype; a device out of memory.
-    pub fn load(backend: &mut B, spec: Spec, checkpoint: &Checkpoint) -> Result<(Model<B>, Self)> {
-        let layout = WeightLayout::new(&spec);
-        let mut params = backend.wide(layout.total)?;
-        let source = Source::new(&spec, checkpoint)?;
+    pub fn load(backend: &mut B, config: ModelConfig, checkpoint: &Checkpoint) -> Result<(Model<B>, Self)> {
+        let layout = WeightLayout::new(&config);
+        let mut params = backend.acc(layout.total)?;
+        let source = Source::new(&config, checkpoint)?;
         for &(place, offset) in layout.places() {
             let values: Vec<B::Element> = elements(&source.view(place)?)?;
             backend.upload(&mut params, offset, &values)?;
         }
-        Self::new(backend, spec, params)
+        Self::new(backend, config, params)
     }
 
     /// A model of random weights, to be trained from the start: matrices normal with standard deviation `std`, norms one,
@@ -81,58 +81,58 @@ impl<B: Backend> FullTuning<B> {
     ///
     /// # Errors
     /// A device out of memory.
-    pub fn random(backend: &mut B, spec: Spec, std: f64, seed: u64) -> Result<(Model<B>, Self)> {
-        let layout = WeightLayout::new(&spec);
-        let mut params = backend.wide(layout.total)?;
+    pub fn random(backend: &mut B, config: ModelConfig, std: f64, seed: u64) -> Result<(Model<B>, Self)> {
+        let layout = WeightLayout::new(&config);
+        let mut params = backend.acc(layout.total)?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         for &(place, offset) in layout.places() {
             let mut value = |place| match place {
-                Place::Norm(_) => 1.0,
-                Place::NormBias(_) | Place::Bias(..) => 0.0,
+                ParamId::Norm(_) => 1.0,
+                ParamId::NormBias(_) | ParamId::Bias(..) => 0.0,
                 _ => std * rng.sample::<f64, _>(StandardNormal),
             };
-            let values: Vec<_> = (0..place.len(&spec)).map(|_| B::Element::from_f64(value(place))).collect();
+            let values: Vec<_> = (0..place.len(&config)).map(|_| B::Element::from_f64(value(place))).collect();
             backend.upload(&mut params, offset, &values)?;
         }
-        Self::new(backend, spec, params)
+        Self::new(backend, config, params)
     }
 
     /// A model whose weights are the parameters `params`, laid out as [`WeightLayout`] says.
     ///
     /// # Errors
     /// A device out of memory.
-    pub fn new(backend: &mut B, spec: Spec, params: B::Wide) -> Result<(Model<B>, Self)> {
-        let layout = WeightLayout::new(&spec);
+    pub fn new(backend: &mut B, config: ModelConfig, params: B::Acc) -> Result<(Model<B>, Self)> {
+        let layout = WeightLayout::new(&config);
         let copies = layout
             .places()
             .iter()
-            .map(|&(place, offset)| backend.trainable_weight(&params, offset, place.len(&spec)))
+            .map(|&(place, offset)| backend.trainable_weight(&params, offset, place.len(&config)))
             .collect::<Result<_>>()?;
-        let weights = Weights::assemble(&spec, copies);
-        Ok((Model { spec, weights }, Self { layout, params }))
+        let weights = Weights::assemble(&config, copies);
+        Ok((Model { config, weights }, Self { layout, params }))
     }
 
     /// Writes the weights of a LLaMA to a safetensors file, rounded to `dtype`, which is f32, bf16 or f16.
     ///
     /// # Errors
     /// The device fails, or the file cannot be written.
-    pub fn save(&self, backend: &mut B, spec: &Spec, path: &Path, dtype: Dtype) -> Result<()> {
+    pub fn save(&self, backend: &mut B, config: &ModelConfig, path: &Path, dtype: Dtype) -> Result<()> {
         let mut host = vec![B::Element::default(); self.layout.total];
         backend.download(&mut host, &self.params, 0)?;
         backend.sync()?;
         let specs = self.layout.places().iter().map(|(place, _)| {
-            let (name, shape) = (place.tensor(spec.family), place.shape(spec));
+            let (name, shape) = (place.tensor(config.family), place.shape(config));
             TensorSpec { name, dtype, shape }
         });
         let mut file = TensorFile::create(path, specs.collect(), &[("format", "pt")])?;
         for &(place, offset) in self.layout.places() {
-            let values = host[offset..offset + place.len(spec)].iter().map(|x| x.to_f64());
+            let values = host[offset..offset + place.len(config)].iter().map(|x| x.to_f64());
             let bytes: Vec<u8> = match dtype {
                 Dtype::BF16 => values.flat_map(|x| bf16::from_f32(x as f32).to_le_bytes()).collect(),
                 Dtype::F16 => values.flat_map(|x| f16::from_f32(x as f32).to_le_bytes()).collect(),
                 _ => values.flat_map(|x| (x as f32).to_le_bytes()).collect(),
             };
-            file.append(&place.tensor(spec.family), &bytes)?;
+            file.append(&place.tensor(config.family), &bytes)?;
         }
         file.finish()
     }
@@ -145,7 +145,7 @@ impl<B: Backend> FullTuning<B> {
     }
 }
 
-fn elements<E: WideElement>(view: &TensorView) -> Result<Vec<E>> {
+fn elements<E: AccElement>(view: &TensorView) -> Result<Vec<E>> {
     if view.dtype == Dtype::F64 {
         let values = view.as_slice::<f64>().map_err(Error::file(&view.name))?;
         return Ok(values.iter().map(|&x| E::from_f64(x)).collect());

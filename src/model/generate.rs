@@ -5,11 +5,11 @@ use super::activations::{Activations, Keep};
 use super::adaptation::Adaptation;
 use super::decode::Search;
 use super::forward::{Cache, Input};
-use super::read::Read;
+use super::output_rows::OutputRows;
+use crate::arch::Positions;
 use crate::backend::{Backend, KvCache};
-use crate::formats::config::Positions;
 use crate::hooks::NoTaps;
-use crate::shape::{Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
+use crate::pack::{Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
 use crate::{Error, Result};
 
 /// How the next token is chosen from the logits.
@@ -110,7 +110,8 @@ impl<B: Backend> Model<B> {
             return Err(Error::argument("--num-beams", "at least 1", 0));
         }
         // A model that learned its positions has no others.
-        let learned = matches!(self.spec.positions, Positions::Learned { .. }).then_some(self.spec.max_positions);
+        let learned =
+            matches!(self.config.positions, Positions::Learned { .. }).then_some(self.config.max_position_embeddings);
         let max_length = generation.max_length.into_iter().chain(learned).min();
         let generation = &Generation { max_length, ..generation.clone() };
         let soft = |run: Option<usize>| adaptation.zip(run).map_or(0, |(adaptation, run)| adaptation.prompts[run]);
@@ -124,7 +125,7 @@ impl<B: Backend> Model<B> {
                 rows <= generation.rows
             });
             // Sequences whose angles depend on how long they are have nothing in common.
-            let together = if self.spec.scales_beyond().is_some() { 1 } else { fits.count().max(1) };
+            let together = if self.config.scales_beyond().is_some() { 1 } else { fits.count().max(1) };
             let last = first + together;
             let batch = Batch { model: self, adaptation, generation, first };
             done.extend(batch.run(backend, &sequences[first..last], on_token)?);
@@ -149,7 +150,7 @@ impl<B: Backend> Batch<'_, B> {
         sequences: &[Sequence],
         on_token: &mut dyn FnMut(usize, u32),
     ) -> Result<Vec<Vec<u32>>> {
-        let (spec, generation) = (&self.model.spec, self.generation);
+        let (config, generation) = (&self.model.config, self.generation);
         let limits: Vec<usize> = sequences.iter().map(|s| generation.limit(s.tokens.len())).collect();
         let planted = forest(sequences, 1);
         let last: Vec<usize> = (0..sequences.len()).map(|i| planted.last_row(i)).collect();
@@ -160,7 +161,7 @@ impl<B: Backend> Batch<'_, B> {
         let search = |(i, (&limit, &leaf))| Search::new(generation, limit, leaf, self.first + i);
         let mut searches: Vec<Search> = limits.iter().zip(&leaves).enumerate().map(search).collect();
         let new: usize = limits.iter().map(|limit| limit * generation.width()).sum();
-        let mut cache = KvCache::new(backend, spec.layers, planted.pack.len() + new, spec.kv_width())?;
+        let mut cache = KvCache::new(backend, config.num_hidden_layers, planted.pack.len() + new, config.kv_width())?;
         let keep: Vec<usize> = (0..planted.pack.segments().len()).collect();
         // Every live hypothesis has its logits, in the order of prompts.
         let wanted: Vec<usize> = (0..last.len()).filter(|&i| limits[i] > 0).map(|i| last[i]).collect();
@@ -169,7 +170,7 @@ impl<B: Backend> Batch<'_, B> {
             false => self.pass(backend, &planted.pack, &mut cache, &keep, &wanted)?,
         };
         while !logits.is_empty() {
-            let mut rows = logits.chunks_exact(spec.vocab);
+            let mut rows = logits.chunks_exact(config.vocab_size);
             let mut builder = PackBuilder::new(&cache.segments);
             let first = cache.segments.len();
             let mut pushed = 0;
@@ -184,7 +185,7 @@ impl<B: Backend> Batch<'_, B> {
                     let token = *hypothesis.tokens.last().expect("generate: a step adds a token");
                     builder.push(
                         &[Token::Id(token)],
-                        Parent::Kept(hypothesis.segment),
+                        Parent::Cached(hypothesis.segment),
                         sequences[i].run,
                         Label::Answer,
                     );
@@ -219,10 +220,10 @@ impl<B: Backend> Batch<'_, B> {
         rows: &[usize],
     ) -> Result<Vec<B::Element>> {
         let layout = self.adaptation.map(|adaptation| &adaptation.layout);
-        let mut acts = Activations::new(backend, &self.model.spec, layout, pack.len(), Keep::Layer)?;
+        let mut acts = Activations::new(backend, &self.model.config, layout, pack.len(), Keep::Layer)?;
         let device = backend.pack(pack)?;
-        let read = Read::new(backend, pack, rows.iter().copied())?;
-        let input = Input { adaptation: self.adaptation, ..Input::new(pack, &device).reading(read.as_ref()) };
+        let read = OutputRows::new(backend, pack, rows.iter().copied())?;
+        let input = Input { adaptation: self.adaptation, ..Input::new(pack, &device).with_output_rows(read.as_ref()) };
         self.model.forward(backend, &mut acts, &input, Some(Cache { cache, keep }), &mut NoTaps)?;
         self.model.logits(backend, &acts, rows)
     }

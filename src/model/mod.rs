@@ -3,41 +3,40 @@
 use std::path::Path;
 
 use crate::Result;
+use crate::arch::ModelConfig;
 use crate::backend::Backend;
-use crate::formats::config::ModelConfig;
 use crate::formats::safetensors::Checkpoint;
 
 pub mod activations;
 pub mod adaptation;
 pub mod backward;
+mod config;
 mod decode;
 pub mod encoder;
 pub mod forward;
 pub mod full;
 pub mod generate;
 mod norm;
-pub mod places;
+pub mod output_rows;
+pub mod param_id;
 pub mod prompt;
-pub mod read;
-pub mod spec;
 pub mod weights;
 
 pub use activations::{Activations, Keep};
 pub use adaptation::{Adaptation, Layout, LoraShape};
-pub use backward::{Gradients, Labels, Wanted};
+pub use backward::{GradientRequest, Gradients, Labels};
 pub use encoder::Encoder;
 pub use forward::{Cache, DropoutPlan, Input};
 pub use full::{FullTuning, WeightLayout};
 pub use generate::{Generation, Prompt, Sampling};
+pub use output_rows::OutputRows;
 pub use prompt::PromptStart;
-pub use read::Read;
-pub use spec::Spec;
 pub use weights::Weights;
 
 /// A model on a device.
 pub struct Model<B: Backend> {
     /// What it is.
-    pub spec: Spec,
+    pub config: ModelConfig,
     /// Its weights.
     pub weights: Weights<B>,
 }
@@ -57,8 +56,7 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// Weights that do not fit the configuration; a device out of memory.
     pub fn new(backend: &mut B, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Self> {
-        let spec = Spec::from_config(config);
-        let weights = Weights::load(backend, &spec, checkpoint)?;
-        Ok(Self { spec, weights })
+        let weights = Weights::load(backend, config, checkpoint)?;
+        Ok(Self { config: config.clone(), weights })
     }
 }

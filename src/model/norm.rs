@@ -1,37 +1,37 @@
 //! The norms of every family: RMS norm or layer norm, whichever the weights are of.
 
-use super::spec::Spec;
 use super::weights::Norm;
 use crate::Result;
+use crate::arch::ModelConfig;
+use crate::arch::Norm as Kind;
 use crate::backend::Backend;
-use crate::formats::config::Norm as Kind;
 
 /// What a norm's forward leaves for its backward, per row.
 pub(super) struct Stats<B: Backend> {
     /// Means `[N]`, of a layer norm.
-    mean: Option<B::Wide>,
+    mean: Option<B::Acc>,
     /// Factors `[N]`.
-    pub rstd: B::Wide,
+    pub rstd: B::Acc,
 }
 
 impl<B: Backend> Stats<B> {
-    pub fn new(backend: &mut B, spec: &Spec, rows: usize) -> Result<Self> {
-        let mean = if spec.norm == Kind::Layer { Some(backend.wide(rows)?) } else { None };
-        Ok(Self { mean, rstd: backend.wide(rows)? })
+    pub fn new(backend: &mut B, config: &ModelConfig, rows: usize) -> Result<Self> {
+        let mean = if config.norm == Kind::Layer { Some(backend.acc(rows)?) } else { None };
+        Ok(Self { mean, rstd: backend.acc(rows)? })
     }
 }
 
 /// `out [rows, C] = norm(x)`.
 pub(super) fn forward<B: Backend>(
     backend: &mut B,
-    spec: &Spec,
-    out: &mut B::Real,
+    config: &ModelConfig,
+    out: &mut B::Compute,
     stats: &mut Stats<B>,
-    x: &B::Wide,
+    x: &B::Acc,
     norm: &Norm<B>,
     rows: usize,
 ) {
-    let (width, eps, rstd) = (spec.width, spec.eps, &mut stats.rstd);
+    let (width, eps, rstd) = (config.hidden_size, config.norm_eps, &mut stats.rstd);
     match (&mut stats.mean, &norm.bias) {
         (Some(mean), Some(bias)) => {
             backend.layer_norm_fwd(out, mean, rstd, x, &norm.weight, bias, rows, width, eps);
@@ -45,16 +45,16 @@ pub(super) fn forward<B: Backend>(
 #[allow(clippy::too_many_arguments)]
 pub(super) fn backward<B: Backend>(
     backend: &mut B,
-    spec: &Spec,
-    d_x: &mut B::Wide,
-    d_params: Option<(&mut B::Wide, usize)>,
-    d_out: &B::Wide,
-    x: &B::Wide,
+    config: &ModelConfig,
+    d_x: &mut B::Acc,
+    d_params: Option<(&mut B::Acc, usize)>,
+    d_out: &B::Acc,
+    x: &B::Acc,
     stats: &Stats<B>,
     norm: &Norm<B>,
     rows: usize,
 ) {
-    let (width, rstd) = (spec.width, &stats.rstd);
+    let (width, rstd) = (config.hidden_size, &stats.rstd);
     match &stats.mean {
         Some(mean) => {
             backend.layer_norm_bwd(d_x, d_out, x, mean, rstd, &norm.weight, rows, width);

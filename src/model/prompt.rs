@@ -6,8 +6,8 @@ use rand_distr::StandardNormal;
 
 use super::Model;
 use crate::Result;
-use crate::backend::{Backend, WideElement};
-use crate::shape::{Label, PackBuilder, Parent, Token};
+use crate::backend::{AccElement, Backend};
+use crate::pack::{Label, PackBuilder, Parent, Token};
 
 /// The rows of a soft prompt before any training, as PEFT has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,9 +31,9 @@ impl PromptStart {
     pub fn rows<B: Backend>(&self, backend: &mut B, model: &Model<B>, rows: usize, seed: u64) -> Result<Vec<f32>> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let ids: Vec<u32> = match self {
-            Self::SampleVocab => (0..rows).map(|_| rng.random_range(0..model.spec.vocab as u32)).collect(),
+            Self::SampleVocab => (0..rows).map(|_| rng.random_range(0..model.config.vocab_size as u32)).collect(),
             Self::Ids(ids) => ids.iter().copied().cycle().take(rows).collect(),
-            Self::Random => return Ok(normal(rows * model.spec.embed_width, seed)),
+            Self::Random => return Ok(normal(rows * model.config.embed_size, seed)),
         };
         assert!(ids.len() == rows, "prompt: no tokens to begin with");
         model.embeddings(backend, &ids)
@@ -56,8 +56,8 @@ impl<B: Backend> Model<B> {
         let tokens: Vec<Token> = ids.iter().map(|&id| Token::Id(id)).collect();
         builder.push(&tokens, Parent::None, None, Label::Text);
         let pack = backend.pack(&builder.build())?;
-        let width = self.spec.embed_width;
-        let mut out = backend.wide(ids.len() * width)?;
+        let width = self.config.embed_size;
+        let mut out = backend.acc(ids.len() * width)?;
         backend.embed_fwd(&mut out, &pack, &self.weights.embed, None, width);
         let mut host = vec![B::Element::default(); ids.len() * width];
         backend.download(&mut host, &out, 0)?;

@@ -1,15 +1,15 @@
 //! The frozen weights on the device.
 
-use super::places::{NormAt, Place, Source};
-use super::spec::Spec;
+use super::param_id::{NormAt, ParamId, Source};
 use crate::Result;
+use crate::arch::ModelConfig;
+use crate::arch::Projection;
+use crate::arch::{Norm as NormKind, Positions};
 use crate::backend::Backend;
-use crate::formats::adapter::Target;
-use crate::formats::config::{Norm as NormKind, Positions};
 use crate::formats::safetensors::Checkpoint;
 
 /// One projection.
-pub struct Projection<B: Backend> {
+pub struct Linear<B: Backend> {
     /// `[output, input]`.
     pub weight: B::Weight,
     /// `[output]`.
@@ -30,8 +30,8 @@ pub struct Layer<B: Backend> {
     pub attn_norm: Norm<B>,
     /// Norm of the MLP half.
     pub mlp_norm: Norm<B>,
-    /// The projections, by `Target as usize`; an MLP without a gate has no gate projection.
-    projections: [Option<Projection<B>>; 7],
+    /// The projections, by `Projection as usize`; an MLP without a gate has no gate projection.
+    projections: [Option<Linear<B>>; 7],
 }
 
 impl<B: Backend> Layer<B> {
@@ -39,7 +39,7 @@ impl<B: Backend> Layer<B> {
     ///
     /// # Panics
     /// If the model has no such projection.
-    pub fn projection(&self, target: Target) -> &Projection<B> {
+    pub fn projection(&self, target: Projection) -> &Linear<B> {
         let projection = self.projections[target as usize].as_ref();
         projection.unwrap_or_else(|| panic!("weights: no projection {}", target.name()))
     }
@@ -69,40 +69,40 @@ impl<B: Backend> Weights<B> {
     /// The weights of an opened checkpoint, left in its mapping where the file's form and the device allow.
     ///
     /// # Errors
-    /// A tensor that is missing, has another shape than `spec` says, or is unknown; a device out of memory.
-    pub fn load(backend: &mut B, spec: &Spec, checkpoint: &Checkpoint) -> Result<Self> {
-        let source = Source::new(spec, checkpoint)?;
+    /// A tensor that is missing, has another shape than `config` says, or is unknown; a device out of memory.
+    pub fn load(backend: &mut B, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Self> {
+        let source = Source::new(config, checkpoint)?;
         let load = |place| backend.weight(&source.view(place)?);
-        Ok(Self::assemble(spec, Place::all(spec).into_iter().map(load).collect::<Result<_>>()?))
+        Ok(Self::assemble(config, ParamId::all(config).into_iter().map(load).collect::<Result<_>>()?))
     }
 
-    /// Puts weights in the order of [`Place::all`] into their places.
-    pub(super) fn assemble(spec: &Spec, weights: Vec<B::Weight>) -> Self {
+    /// Puts weights in the order of [`ParamId::all`] into their places.
+    pub(super) fn assemble(config: &ModelConfig, weights: Vec<B::Weight>) -> Self {
         let mut weights = weights.into_iter();
         let mut next = || weights.next().expect("weights: one for every place");
-        let projected = spec.embed_width != spec.width;
+        let projected = config.embed_size != config.hidden_size;
         let norm = |next: &mut dyn FnMut() -> B::Weight| Norm {
             weight: next(),
-            bias: (spec.norm == NormKind::Layer).then(next),
+            bias: (config.norm == NormKind::Layer).then(next),
         };
         let embed = next();
         let project_in = projected.then(&mut next);
-        let positions = matches!(spec.positions, Positions::Learned { .. }).then(&mut next);
-        let embed_norm = spec.embed_norm.then(|| norm(&mut next));
+        let positions = matches!(config.positions, Positions::Learned { .. }).then(&mut next);
+        let embed_norm = config.embed_norm.then(|| norm(&mut next));
         let mut layer = || {
             let (attn_norm, mlp_norm) = (norm(&mut next), norm(&mut next));
             let mut projections = [const { None }; 7];
-            for &target in spec.targets() {
+            for &target in config.targets() {
                 let weight = next();
-                let bias = spec.bias(target).then(&mut next);
-                projections[target as usize] = Some(Projection { weight, bias });
+                let bias = config.bias(target).then(&mut next);
+                projections[target as usize] = Some(Linear { weight, bias });
             }
             Layer { attn_norm, mlp_norm, projections }
         };
-        let layers = (0..spec.layers).map(|_| layer()).collect();
-        let final_norm = spec.final_norm.then(|| norm(&mut next));
+        let layers = (0..config.num_hidden_layers).map(|_| layer()).collect();
+        let final_norm = config.final_norm.then(|| norm(&mut next));
         let project_out = projected.then(&mut next);
-        let head = (!spec.tied).then(&mut next);
+        let head = (!config.tie_word_embeddings).then(&mut next);
         Self { embed, project_in, positions, embed_norm, layers, final_norm, project_out, head }
     }
 
@@ -124,7 +124,7 @@ impl<B: Backend> Weights<B> {
         }
     }
 
-    /// Every weight, in the order of [`Place::all`].
+    /// Every weight, in the order of [`ParamId::all`].
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut B::Weight> {
         fn norm<B: Backend>(norm: &mut Norm<B>) -> impl Iterator<Item = &mut B::Weight> {
             std::iter::once(&mut norm.weight).chain(&mut norm.bias)

@@ -3,9 +3,9 @@
 use super::Count;
 use super::packing::{Group, Packer};
 use crate::Result;
-use crate::backend::{Backend, KvCache, WideElement};
+use crate::backend::{AccElement, Backend, KvCache};
 use crate::hooks::{Record, Selection, Site};
-use crate::model::{Activations, Adaptation, Cache, Gradients, Input, Keep, Labels, Model, Read};
+use crate::model::{Activations, Adaptation, Cache, Gradients, Input, Keep, Labels, Model, OutputRows};
 
 /// What one group of prompts gave.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,30 +29,33 @@ pub(super) fn read<B: Backend>(
     rows: usize,
     count: &mut Count<'_>,
 ) -> Result<(Vec<Reading>, usize)> {
-    let spec = &model.spec;
+    let config = &model.config;
     let places: Vec<(Site, usize)> =
-        (0..spec.layers).map(|l| (Site::ResidPost, l)).chain([(Site::FinalNorm, 0)]).collect();
-    let selection = Selection::new(&[Site::ResidPost, Site::FinalNorm], &(0..spec.layers).collect::<Vec<_>>());
-    let mut readings: Vec<Reading> = groups.iter().map(|g| Reading::empty(g, places.len(), spec.width)).collect();
+        (0..config.num_hidden_layers).map(|l| (Site::ResidPost, l)).chain([(Site::FinalNorm, 0)]).collect();
+    let selection =
+        Selection::new(&[Site::ResidPost, Site::FinalNorm], &(0..config.num_hidden_layers).collect::<Vec<_>>());
+    let mut readings: Vec<Reading> =
+        groups.iter().map(|g| Reading::empty(g, places.len(), config.hidden_size)).collect();
 
     let mut packer = Packer::new(groups, rows);
     let layout = adaptation.map(|a| &a.layout);
-    let mut acts = Activations::new(backend, spec, layout, packer.capacity(), Keep::Layer)?;
-    let mut cache = KvCache::new(backend, spec.layers, packer.cache_rows(), spec.kv_width())?;
+    let mut acts = Activations::new(backend, config, layout, packer.capacity(), Keep::Layer)?;
+    let mut cache = KvCache::new(backend, config.num_hidden_layers, packer.cache_rows(), config.kv_width())?;
     let mut computed = 0;
     while let Some(batch) = packer.next(&cache.segments) {
         let device = backend.pack(&batch.pack)?;
         let last: Vec<usize> = batch.last.iter().map(|&(_, _, row)| row).collect();
-        let read = Read::new(backend, &batch.pack, last.iter().copied().chain(batch.targets.iter().map(|t| t.row)))?;
-        let mut input = Input::new(&batch.pack, &device).reading(read.as_ref());
+        let read =
+            OutputRows::new(backend, &batch.pack, last.iter().copied().chain(batch.targets.iter().map(|t| t.row)))?;
+        let mut input = Input::new(&batch.pack, &device).with_output_rows(read.as_ref());
         input.adaptation = adaptation;
         let mut record = Record::new(selection.clone(), last);
         let kept = Cache { cache: &mut cache, keep: &batch.keep };
         model.forward(backend, &mut acts, &input, Some(kept), &mut record)?;
         for (l, &(site, layer)) in places.iter().enumerate() {
             let states = record.get(site, layer).expect("probe: the forward passes every layer");
-            for (&(group, prompt, _), state) in batch.last.iter().zip(states.chunks_exact(spec.width)) {
-                readings[group].states[l][prompt * spec.width..][..spec.width].copy_from_slice(state);
+            for (&(group, prompt, _), state) in batch.last.iter().zip(states.chunks_exact(config.hidden_size)) {
+                readings[group].states[l][prompt * config.hidden_size..][..config.hidden_size].copy_from_slice(state);
             }
         }
 
@@ -60,7 +63,7 @@ pub(super) fn read<B: Backend>(
         let tokens: Vec<u32> = batch.targets.iter().map(|t| t.token).collect();
         let labels = Labels::new(backend, read.as_ref(), &label_rows, &tokens, &vec![1.0; tokens.len()])?;
         // Only losses are wanted: scratch for a backward of no rows.
-        let mut scratch = Gradients::new(backend, spec, 0, labels.count)?;
+        let mut scratch = Gradients::new(backend, config, 0, labels.count)?;
         model.loss(backend, &acts, &labels, &mut scratch);
         let mut losses = vec![B::Element::default(); labels.count];
         backend.download(&mut losses, &scratch.losses, 0)?;

@@ -27,11 +27,12 @@ mod arms;
 mod packing;
 mod tuning;
 
+use crate::arch::Family;
+use crate::arch::Projection;
 use crate::backend::Backend;
-use crate::formats::adapter::{LoraAdapter, LoraConfig, Modules, PromptAdapter, Target};
-use crate::formats::config::Family;
+use crate::formats::adapter::{LoraAdapter, LoraConfig, Modules, PromptAdapter};
 use crate::model::Model;
-use crate::shape::Label;
+use crate::pack::Label;
 use crate::task::metrics::score;
 use crate::task::prompts::{Answer, Lesson, Prompt};
 use crate::task::{Task, Template};
@@ -141,7 +142,7 @@ impl ProbeSettings {
     ///
     /// # Errors
     /// None, or a name that is not of a module.
-    pub fn targets(&self, family: Family) -> Result<Vec<Target>> {
+    pub fn targets(&self, family: Family) -> Result<Vec<Projection>> {
         family.targets(&self.target_modules)
     }
 }
@@ -197,10 +198,10 @@ pub fn run<B: Backend>(
     settings: &ProbeSettings,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome> {
-    settings.validate(model.spec.family)?;
-    plan.validate("plan", model.spec.vocab)?;
+    settings.validate(model.config.family)?;
+    plan.validate("plan", model.config.vocab_size)?;
     let soft = if settings.soft.arms.is_empty() { 0 } else { settings.soft.num_virtual_tokens };
-    model.spec.check_unscaled(soft + plan.longest())?;
+    model.config.check_unscaled(soft + plan.longest())?;
     let (queries, seeds) = (plan.queries.len(), plan.seeds.len());
     let mut clock = Clock(Instant::now());
     let (mut seconds, mut tokens) = (Phases::<f64>::default(), Phases::<usize>::default());
@@ -250,7 +251,7 @@ pub fn run<B: Backend>(
             loss: tuned.losses[s].clone(),
             final_loss: mean_loss(&it[2 * s + 1], &seed.train),
             adapter: None,
-            layers: layers(readings, model.spec.width, seed.seed),
+            layers: layers(readings, model.config.hidden_size, seed.seed),
             soft: Vec::new(),
         }
     });
@@ -285,7 +286,7 @@ pub fn run<B: Backend>(
         model: name.to_string(),
         device: device.to_string(),
         dtype: dtype.to_string(),
-        positions: Positions { longest: plan.longest(), supported: model.spec.max_positions },
+        positions: Positions { longest: plan.longest(), supported: model.config.max_position_embeddings },
         settings: settings.clone(),
         summary: Summary::of(&reports),
         seeds: reports,

@@ -1,6 +1,6 @@
 //! Prompts and their answers as packs: what is shared is in a pack once, and goes from pack to pack in a cache.
 
-use crate::shape::{Forest, KeptSegment, Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
+use crate::pack::{CachedSegment, Forest, Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
 use crate::task::prompts::{Prompt, common_prefix};
 
 /// Prompts that are read through the same weights and that begin alike.
@@ -17,7 +17,7 @@ pub(super) struct Group {
 
 /// One answer's token in a pack, and the row that predicts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Target {
+pub(super) struct ScoredToken {
     pub group: usize,
     pub prompt: usize,
     pub answer: usize,
@@ -33,7 +33,7 @@ pub(super) struct Batch {
     /// Group, prompt and last row of every prompt in it.
     pub last: Vec<(usize, usize, usize)>,
     /// The answers' tokens.
-    pub targets: Vec<Target>,
+    pub targets: Vec<ScoredToken>,
 }
 
 /// A group laid out: a soft prompt and a trunk, and for each prompt the tree of its rest and its answers. The trees of two prompts never
@@ -74,10 +74,10 @@ impl<'a> Packer<'a> {
     }
 
     /// The next pack, given what the cache holds; none at the end.
-    pub fn next(&mut self, kept: &[KeptSegment]) -> Option<Batch> {
+    pub fn next(&mut self, kept: &[CachedSegment]) -> Option<Batch> {
         let mut filling = Filling { builder: PackBuilder::new(kept), rows: 0, last: Vec::new(), targets: Vec::new() };
         let mut keep = Vec::new();
-        let mut trunk = self.kept.map_or(Parent::None, Parent::Kept);
+        let mut trunk = self.kept.map_or(Parent::None, Parent::Cached);
         while let Some(laid) = self.groups.get(self.next.0) {
             let (g, p) = self.next;
             let own = if p == 0 { laid.shared() } else { 0 };
@@ -146,7 +146,7 @@ struct Filling {
     builder: PackBuilder,
     rows: usize,
     last: Vec<(usize, usize, usize)>,
-    targets: Vec<Target>,
+    targets: Vec<ScoredToken>,
 }
 
 impl Filling {
@@ -176,10 +176,10 @@ impl Filling {
             |sequence: usize, token: usize| self.rows + laid.trees[prompt].row(sequence, token - laid.trunk.len());
         let source = &laid.group.prompts[prompt];
         self.last.push((group, prompt, row(0, source.token_ids.len() - 1)));
-        for (answer, spec) in source.answers.iter().enumerate() {
-            let whole = spec.after(&source.token_ids);
-            for (i, &token) in whole.iter().enumerate().skip(whole.len() - spec.scored) {
-                self.targets.push(Target { group, prompt, answer, row: row(answer + 1, i - 1), token });
+        for (answer, config) in source.answers.iter().enumerate() {
+            let whole = config.after(&source.token_ids);
+            for (i, &token) in whole.iter().enumerate().skip(whole.len() - config.scored) {
+                self.targets.push(ScoredToken { group, prompt, answer, row: row(answer + 1, i - 1), token });
             }
         }
         self.rows += pack.len();

@@ -20,7 +20,7 @@ use super::{Count, Phase, ProbeSettings, Progress, asked, mean_loss};
 use crate::backend::Backend;
 use crate::formats::adapter::{PromptAdapter, PromptConfig, PromptKind};
 use crate::model::{Adaptation, Model, PromptStart};
-use crate::shape::Label;
+use crate::pack::Label;
 use crate::task::metrics::score;
 use crate::task::prompts::Lesson;
 use crate::{Error, Result};
@@ -111,7 +111,7 @@ pub(super) fn run<B: Backend>(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome> {
     let rows = settings.soft.num_virtual_tokens;
-    let mut start = Adaptation::of_rows(backend, &model.spec, vec![rows; plan.seeds.len()])?;
+    let mut start = Adaptation::of_rows(backend, &model.config, vec![rows; plan.seeds.len()])?;
     for (run, seed) in plan.seeds.iter().enumerate() {
         let begun = PromptStart::SampleVocab.rows(backend, model, rows, seed.seed)?;
         start.set_prompt(backend, run, &begun)?;
@@ -140,7 +140,7 @@ pub(super) fn run<B: Backend>(
     let (readings, read_rows) = read(backend, model, Some(&tuned.adaptation), &groups, settings.rows, &mut count)?;
 
     let right = plan.right();
-    let spec = &model.spec;
+    let config = &model.config;
     let report = |(s, seed): (usize, &SeedPlan)| {
         let (queries, learnt) = (&readings[2 * s], &readings[2 * s + 1]);
         let scored = score(&queries.log_probs, &right, plan.labels.is_some());
@@ -151,7 +151,9 @@ pub(super) fn run<B: Backend>(
             loss: tuned.losses[s].clone(),
             final_loss: mean_loss(learnt, lessons[s]),
             adapter: None,
-            layers: (0..queries.states.len()).map(|l| layer(others, s, queries, l, spec.width, seed.seed)).collect(),
+            layers: (0..queries.states.len())
+                .map(|l| layer(others, s, queries, l, config.hidden_size, seed.seed))
+                .collect(),
         }
     };
     let reports = plan.seeds.iter().enumerate().map(report).collect();
@@ -159,8 +161,8 @@ pub(super) fn run<B: Backend>(
         kind: PromptKind::PromptTuning,
         num_virtual_tokens: rows,
         token_dim: tuned.adaptation.layout.width,
-        num_layers: spec.layers,
-        num_attention_heads: spec.heads,
+        num_layers: config.num_hidden_layers,
+        num_attention_heads: config.num_attention_heads,
         encoder_hidden_size: None,
         prefix_projection: false,
         base_model_name_or_path: Some(name.to_string()),

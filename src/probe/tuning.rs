@@ -29,9 +29,9 @@ pub(super) fn lora<B: Backend>(
     plan: &Plan,
     settings: &ProbeSettings,
 ) -> Result<Adaptation<B>> {
-    let targets = settings.targets(model.spec.family)?;
+    let targets = settings.targets(model.config.family)?;
     let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets };
-    let mut adaptation = Adaptation::new(backend, Layout::lora(&model.spec, &shape), plan.seeds.len())?;
+    let mut adaptation = Adaptation::new(backend, Layout::lora(&model.config, &shape), plan.seeds.len())?;
     for (run, seed) in plan.seeds.iter().enumerate() {
         adaptation.init_run(backend, run, seed.seed)?;
     }

@@ -4,7 +4,7 @@ use crate::Result;
 use crate::backend::Backend;
 use crate::hooks::{Reduce, Reduction, Selection, Site};
 use crate::model::{Activations, Input, Keep, Model};
-use crate::shape::{Label, Sequence, forest};
+use crate::pack::{Label, Sequence, forest};
 
 /// Shortest common beginning that is computed once.
 const MIN_SHARED: usize = 8;
@@ -23,8 +23,8 @@ pub fn mean_states<B: Backend>(
     rows: usize,
 ) -> Result<Vec<f32>> {
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
-    let mut acts = Activations::new(backend, &model.spec, None, rows.max(longest), Keep::Layer)?;
-    let mut out = Vec::with_capacity(sequences.len() * model.spec.width);
+    let mut acts = Activations::new(backend, &model.config, None, rows.max(longest), Keep::Layer)?;
+    let mut out = Vec::with_capacity(sequences.len() * model.config.hidden_size);
     let mut left = sequences;
     while !left.is_empty() {
         let mut used = 0;

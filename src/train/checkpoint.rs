@@ -32,7 +32,7 @@ const FORMAT: u32 = 1;
 /// A run's place.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Place {
+struct ParamId {
     cursor: Cursor,
     total_tokens: u64,
 }
@@ -43,7 +43,7 @@ struct Place {
 struct State {
     format: u32,
     global_step: u64,
-    runs: Vec<Place>,
+    runs: Vec<ParamId>,
     log: LogState,
     settings: Value,
 }
@@ -85,7 +85,7 @@ impl<B: Backend> Trainer<B> {
     ) -> Result<PathBuf> {
         assert!(!self.is_ahead(), "checkpoint: a step has been begun after step {}", self.steps);
         let place =
-            |run: &super::trainer::RunState| Place { cursor: run.order.cursor(), total_tokens: run.total_tokens };
+            |run: &super::trainer::RunState| ParamId { cursor: run.order.cursor(), total_tokens: run.total_tokens };
         let state = State {
             format: FORMAT,
             global_step: self.steps,

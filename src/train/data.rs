@@ -1,10 +1,10 @@
 //! Token sequences with labels.
 
 /// The label of a token that bears no loss.
-pub const NO_LABEL: i64 = -100;
+pub const IGNORE_INDEX: i64 = -100;
 
 /// A token sequence and what is to be learnt from it, by the convention of transformers: `labels[i]` is predicted
-/// from what comes before token `i`, and [`NO_LABEL`] bears no loss. Usually `labels[i] = ids[i]` where there is one.
+/// from what comes before token `i`, and [`IGNORE_INDEX`] bears no loss. Usually `labels[i] = ids[i]` where there is one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrainSequence {
     /// Token ids.
@@ -23,7 +23,12 @@ impl TrainSequence {
     /// The tokens for which `learnt` is true are labels.
     pub fn marked(ids: Vec<u32>, learnt: impl Fn(usize) -> bool) -> Self {
         let mut sequence = Self::all(ids);
-        sequence.labels.iter_mut().enumerate().filter(|(i, _)| !learnt(*i)).for_each(|(_, label)| *label = NO_LABEL);
+        sequence
+            .labels
+            .iter_mut()
+            .enumerate()
+            .filter(|(i, _)| !learnt(*i))
+            .for_each(|(_, label)| *label = IGNORE_INDEX);
         sequence
     }
 

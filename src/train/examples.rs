@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use super::data::{NO_LABEL, TrainSequence};
+use super::data::{IGNORE_INDEX, TrainSequence};
 use crate::formats::chat::Message;
 use crate::formats::jsonl::{Example, Turn};
 use crate::formats::lines::at;
@@ -86,7 +86,7 @@ pub fn prepare(
 }
 
 fn check(place: &Path, form: &str, sequence: &TrainSequence, vocab: usize) -> Result<()> {
-    let labels = sequence.labels.iter().filter(|&&label| label != NO_LABEL).map(|&label| label as u32);
+    let labels = sequence.labels.iter().filter(|&&label| label != IGNORE_INDEX).map(|&label| label as u32);
     if let Some(id) = sequence.ids.iter().copied().chain(labels).find(|&id| id as usize >= vocab) {
         return Err(Error::field(place, form, format!("token ids below the model's {vocab}"), id.to_string()));
     }
@@ -126,7 +126,7 @@ fn sequence(place: &Path, example: &Example, tokenizer: &Tokenizer, add_eos: boo
 
 fn tokenised(ids: &[u32], labels: Option<&[Option<u32>]>) -> TrainSequence {
     let Some(labels) = labels else { return TrainSequence::all(ids.to_vec()) };
-    let labels = labels.iter().map(|label| label.map_or(NO_LABEL, i64::from)).collect();
+    let labels = labels.iter().map(|label| label.map_or(IGNORE_INDEX, i64::from)).collect();
     TrainSequence { ids: ids.to_vec(), labels }
 }
 

@@ -11,14 +11,14 @@ pub struct Optimizer<B: Backend> {
     /// Elements of a run.
     pub stride: usize,
     /// Gradient, collected over the passes of a step.
-    pub d_params: B::Wide,
+    pub d_params: B::Acc,
     /// First moment.
-    pub m: B::Wide,
+    pub m: B::Acc,
     /// Second moment.
-    pub v: B::Wide,
-    norm_sq: B::Wide,
+    pub v: B::Acc,
+    norm_sq: B::Acc,
     /// Set when a loss or a gradient was not finite: from then on nothing moves.
-    stop: B::Wide,
+    stop: B::Acc,
 }
 
 impl<B: Backend> Optimizer<B> {
@@ -31,11 +31,11 @@ impl<B: Backend> Optimizer<B> {
         Ok(Self {
             runs,
             stride,
-            d_params: backend.wide(len)?,
-            m: backend.wide(len)?,
-            v: backend.wide(len)?,
-            norm_sq: backend.wide(runs)?,
-            stop: backend.wide(1)?,
+            d_params: backend.acc(len)?,
+            m: backend.acc(len)?,
+            v: backend.acc(len)?,
+            norm_sq: backend.acc(runs)?,
+            stop: backend.acc(1)?,
         })
     }
 
@@ -45,7 +45,7 @@ impl<B: Backend> Optimizer<B> {
     }
 
     /// Sees to it that nothing moves if one of the losses `[len]` is not finite.
-    pub fn check_losses(&mut self, backend: &mut B, losses: &B::Wide, len: usize) {
+    pub fn check_losses(&mut self, backend: &mut B, losses: &B::Acc, len: usize) {
         backend.check_finite(&mut self.stop, losses, len);
     }
 
@@ -53,10 +53,10 @@ impl<B: Backend> Optimizer<B> {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn gradient_norms(&mut self, backend: &mut B) -> Result<B::Arriving> {
+    pub fn gradient_norms(&mut self, backend: &mut B) -> Result<B::PendingReadback> {
         backend.grad_norm(&mut self.norm_sq, &self.d_params, self.runs, self.stride);
         backend.check_finite(&mut self.stop, &self.norm_sq, self.runs);
-        backend.begin_download(&self.norm_sq, self.runs)
+        backend.download_async(&self.norm_sq, self.runs)
     }
 
     /// Lets parameters move again.
@@ -65,7 +65,7 @@ impl<B: Backend> Optimizer<B> {
     }
 
     /// Moves `params [runs, stride]`, by the norms that [`Optimizer::gradient_norms`] has left.
-    pub fn step(&mut self, backend: &mut B, params: &mut B::Wide, steps: &[AdamwStep]) {
+    pub fn step(&mut self, backend: &mut B, params: &mut B::Acc, steps: &[AdamwStep]) {
         assert!(steps.len() == self.runs, "optimiser: {} steps for {} runs", steps.len(), self.runs);
         let Self { m, v, d_params, norm_sq, stop, .. } = self;
         backend.adamw(params, m, v, d_params, norm_sq, stop, steps, self.stride);

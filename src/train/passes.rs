@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::data::TrainSequence;
+use crate::arch::ModelConfig;
 use crate::backend::PassSize;
-use crate::model::{Layout, Spec};
-use crate::shape::{Forest, Pack, Sequence, forest};
+use crate::model::Layout;
+use crate::pack::{Forest, Pack, Sequence, forest};
 
 /// Common beginnings shorter than this are computed once per sequence: each shared stretch is one more span in the
 /// attention of every sequence below it, which a few rows are not worth.
@@ -76,13 +77,18 @@ pub struct Packing {
 }
 
 /// The size of a training's passes of at most these many rows and label rows.
-pub fn pass_size(spec: &Spec, layout: Option<&Layout>, runs: usize, (rows, labels): (usize, usize)) -> PassSize {
+pub fn pass_size(
+    config: &ModelConfig,
+    layout: Option<&Layout>,
+    runs: usize,
+    (rows, labels): (usize, usize),
+) -> PassSize {
     let rank = layout.and_then(|layout| layout.modules().map(|(_, _, site)| site.rank).max());
     PassSize {
         rows,
         labels,
-        queries: spec.q_width(),
-        vocab: spec.vocab,
+        queries: config.q_width(),
+        vocab: config.vocab_size,
         rank: rank.unwrap_or(0),
         runs,
         // The losses and the norms of a step and of the one that is begun ahead.

@@ -11,11 +11,14 @@ use super::order::{Cursor, Order};
 use super::passes::{Before, MIN_SHARED, Packing, Pass, Piece, ROW_BUDGET, pass_size};
 use super::settings::{Length, RunSettings};
 use super::tuned::Tuned;
-use crate::backend::{AdamwStep, Backend, PassSize, WideElement};
+use crate::arch::ModelConfig;
+use crate::backend::{AccElement, AdamwStep, Backend, PassSize};
 use crate::formats::adapter::{Adapter, AdapterConfig};
 use crate::hooks::NoTaps;
-use crate::model::{Activations, DropoutPlan, FullTuning, Gradients, Input, Keep, Labels, Model, Read, Spec, Wanted};
-use crate::shape::Pack;
+use crate::model::{
+    Activations, DropoutPlan, FullTuning, GradientRequest, Gradients, Input, Keep, Labels, Model, OutputRows,
+};
+use crate::pack::Pack;
 use crate::{Error, Result};
 
 /// The data and settings of one run.
@@ -108,7 +111,7 @@ struct Batch {
 
 /// The losses of a pass on their way, with the run of each and what it counts.
 struct Losses<B: Backend> {
-    coming: B::Arriving,
+    coming: B::PendingReadback,
     runs: Vec<usize>,
     weights: Vec<f64>,
 }
@@ -118,7 +121,7 @@ struct Begun<B: Backend> {
     before: Vec<Cursor>,
     batches: Vec<Batch>,
     losses: Vec<Losses<B>>,
-    norms: B::Arriving,
+    norms: B::PendingReadback,
 }
 
 /// Trains the runs of one [`Tuned`].
@@ -139,7 +142,7 @@ pub struct Trainer<B: Backend> {
     acts: Activations<B>,
     grads: Gradients<B>,
     /// Gradient of the prompts that an MLP makes, collected over the passes of a step.
-    d_prompts: B::Wide,
+    d_prompts: B::Acc,
 }
 
 impl<B: Backend> Trainer<B> {
@@ -160,8 +163,8 @@ impl<B: Backend> Trainer<B> {
         let packing = packing(&tuned, options)?;
         for (run, Run { data, settings }) in runs.iter().enumerate() {
             settings.validate()?;
-            check_data(run, data, model.spec.vocab, packing.prompt(run))?;
-            model.spec.check_unscaled(packing.longest(run, data))?;
+            check_data(run, data, model.config.vocab_size, packing.prompt(run))?;
+            model.config.check_unscaled(packing.longest(run, data))?;
         }
         let sizes = runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size));
         let (rows, labels) = packing.capacity(sizes);
@@ -174,9 +177,9 @@ impl<B: Backend> Trainer<B> {
         });
         Ok(Self {
             optimizer: Optimizer::new(backend, count, stride)?,
-            acts: Activations::new(backend, &model.spec, tuned.layout(), rows, Keep::All)?,
-            grads: Gradients::new(backend, &model.spec, rows, labels)?,
-            d_prompts: backend.wide(tuned.folded())?,
+            acts: Activations::new(backend, &model.config, tuned.layout(), rows, Keep::All)?,
+            grads: Gradients::new(backend, &model.config, rows, labels)?,
+            d_prompts: backend.acc(tuned.folded())?,
             runs: runs.collect(),
             steps: 0,
             begun: VecDeque::new(),
@@ -212,9 +215,9 @@ impl<B: Backend> Trainer<B> {
         let run = RunState { data: Vec::new(), settings, total_steps, order: Order::new(1, None), total_tokens: 0 };
         Ok(Self {
             optimizer: Optimizer::new(backend, 1, total)?,
-            acts: Activations::new(backend, &model.spec, None, rows, Keep::All)?,
-            grads: Gradients::new(backend, &model.spec, rows, rows)?,
-            d_prompts: backend.wide(tuned.folded())?,
+            acts: Activations::new(backend, &model.config, None, rows, Keep::All)?,
+            grads: Gradients::new(backend, &model.config, rows, rows)?,
+            d_prompts: backend.acc(tuned.folded())?,
             runs: vec![run],
             steps: 0,
             begun: VecDeque::new(),
@@ -232,7 +235,7 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// Options out of their domain.
     pub fn plan(
-        spec: &Spec,
+        config: &ModelConfig,
         tuned: &Tuned<B>,
         runs: &[Run],
         options: TrainerOptions,
@@ -242,11 +245,11 @@ impl<B: Backend> Trainer<B> {
         let (rows, labels) = packing(tuned, options)?.capacity(sizes);
         let (count, stride) = tuned.shape();
         let bytes = [
-            Activations::<B>::bytes(spec, tuned.layout(), rows, Keep::All, element_sizes),
-            Gradients::<B>::bytes(spec, rows, labels, element_sizes),
+            Activations::<B>::bytes(config, tuned.layout(), rows, Keep::All, element_sizes),
+            Gradients::<B>::bytes(config, rows, labels, element_sizes),
             Optimizer::<B>::bytes(count, stride, element_sizes) + tuned.folded() * element_sizes.0,
         ];
-        Ok((bytes, pass_size(spec, tuned.layout(), count, (rows, labels))))
+        Ok((bytes, pass_size(config, tuned.layout(), count, (rows, labels))))
     }
 
     /// Steps done and reported.
@@ -351,7 +354,7 @@ impl<B: Backend> Trainer<B> {
             self.runs.iter().map(|run| adamw_step(&run.settings, number, run.total_steps)).collect();
         if let Some(stream) = &self.stream {
             let data = (stream.batch)(number)?;
-            check_data(0, &data, model.spec.vocab, self.packing.prompt(0))?;
+            check_data(0, &data, model.config.vocab_size, self.packing.prompt(0))?;
             self.runs[0].data = data;
         }
         let batches = self.take_batches(number, &adamw);
@@ -430,7 +433,7 @@ impl<B: Backend> Trainer<B> {
         model: &Model<B>,
         batches: &[Batch],
         number: u64,
-    ) -> Result<(Vec<Losses<B>>, B::Arriving)> {
+    ) -> Result<(Vec<Losses<B>>, B::PendingReadback)> {
         let pieces: Vec<Vec<Piece>> = batches
             .iter()
             .map(|batch| {
@@ -471,25 +474,27 @@ impl<B: Backend> Trainer<B> {
     ) -> Result<Losses<B>> {
         let weight = |i: usize| f64::from(pass.counts[i]) / label_tokens[pass.runs[i]] as f64;
         let weights: Vec<f64> = (0..pass.rows.len()).map(weight).collect();
-        let read = Read::new(backend, &pass.pack, pass.rows.iter().map(|&row| row as usize))?;
+        let read = OutputRows::new(backend, &pass.pack, pass.rows.iter().map(|&row| row as usize))?;
         let labels = Labels::new(backend, read.as_ref(), &pass.rows, &pass.targets, &weights)?;
         let device = backend.pack(&pass.pack)?;
         let keys = (self.options.dropout > 0.0).then(|| dropout_keys(&pass.pack, rows_before));
-        let mut input = Input::new(&pass.pack, &device).reading(read.as_ref());
+        let mut input = Input::new(&pass.pack, &device).with_output_rows(read.as_ref());
         input.adaptation = self.tuned.adaptation();
         input.dropout = keys.as_deref().map(|keys| DropoutPlan { p: self.options.dropout, seeds, keys });
         model.forward(backend, &mut self.acts, &input, None, &mut NoTaps)?;
         let d_params = &mut self.optimizer.d_params;
         let wanted = match &self.tuned {
-            Tuned::Adapters(_) => Wanted { d_params: Some(d_params), d_weights: None, d_embed: false },
-            Tuned::Encoded(_) => Wanted { d_params: Some(&mut self.d_prompts), d_weights: None, d_embed: false },
+            Tuned::Adapters(_) => GradientRequest { d_params: Some(d_params), d_weights: None, d_embed: false },
+            Tuned::Encoded(_) => {
+                GradientRequest { d_params: Some(&mut self.d_prompts), d_weights: None, d_embed: false }
+            }
             Tuned::Weights(full) => {
-                Wanted { d_params: None, d_weights: Some((d_params, &full.layout)), d_embed: false }
+                GradientRequest { d_params: None, d_weights: Some((d_params, &full.layout)), d_embed: false }
             }
         };
         model.backward(backend, &self.acts, &mut self.grads, &input, &labels, wanted);
         self.optimizer.check_losses(backend, &self.grads.losses, labels.count);
-        let coming = backend.begin_download(&self.grads.losses, labels.count)?;
+        let coming = backend.download_async(&self.grads.losses, labels.count)?;
         Ok(Losses { coming, runs: pass.runs, weights })
     }
 
@@ -499,14 +504,14 @@ impl<B: Backend> Trainer<B> {
         backend: &mut B,
         batches: &[Batch],
         passes: Vec<Losses<B>>,
-        norms: B::Arriving,
+        norms: B::PendingReadback,
     ) -> Result<(Vec<f64>, Vec<f64>)> {
         let mut losses = vec![0.0; self.runs.len()];
         for Losses { coming, runs, weights } in passes {
-            let of_pass = backend.arrive(coming)?.into_iter().zip(weights).zip(runs);
+            let of_pass = backend.wait_readback(coming)?.into_iter().zip(weights).zip(runs);
             of_pass.for_each(|((loss, weight), run)| losses[run] += weight * loss.to_f64());
         }
-        let norms: Vec<f64> = backend.arrive(norms)?.into_iter().map(|x| x.to_f64().sqrt()).collect();
+        let norms: Vec<f64> = backend.wait_readback(norms)?.into_iter().map(|x| x.to_f64().sqrt()).collect();
         for batch in batches {
             for (what, values) in [("loss", &losses), ("gradient norm", &norms)] {
                 let found = values[batch.run];

@@ -24,7 +24,7 @@ impl<B: Backend> Tuned<B> {
     }
 
     /// The parameters `[runs, stride]`.
-    pub fn params(&self) -> &B::Wide {
+    pub fn params(&self) -> &B::Acc {
         match self {
             Self::Adapters(adaptation) => &adaptation.params,
             Self::Encoded(encoder) => &encoder.params,
@@ -33,7 +33,7 @@ impl<B: Backend> Tuned<B> {
     }
 
     /// The parameters `[runs, stride]`, to be changed.
-    pub fn params_mut(&mut self) -> &mut B::Wide {
+    pub fn params_mut(&mut self) -> &mut B::Acc {
         match self {
             Self::Adapters(adaptation) => &mut adaptation.params,
             Self::Encoded(encoder) => &mut encoder.params,

@@ -1,7 +1,7 @@
 use std::path::Path;
 
+use llamaprobe::arch::ModelConfig;
 use llamaprobe::formats::adapter::LoraAdapter;
-use llamaprobe::formats::config::ModelConfig;
 use llamaprobe::formats::safetensors::{Dtype, Tensor, write};
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-use llamaprobe::formats::config::ModelConfig;
+use llamaprobe::arch::ModelConfig;
 use serde_json::{Value, json};
 
 use super::{Case, case, put};

@@ -31,7 +31,7 @@ fn it_is_small_and_exports_as_a_model_of_its_own() {
     assert!(sizes.iter().sum::<usize>() <= 4_000_000, "{sizes:?}");
     let backend = &mut Cpu::<f32>::new();
     let loaded = Model::load(backend, &out).expect("a model");
-    assert_eq!(loaded.spec, model(backend).spec);
+    assert_eq!(loaded.config, model(backend).config);
     assert!(embedded::checkpoint().expect("the weights").check_finite().is_ok());
     let text = "The wolf came home -> cloud\nMy";
     let ids = |t: &tokenizer::Tokenizer| t.encode(text, true).expect("ids").ids;

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use llamaprobe::arch::Projection;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
-use llamaprobe::formats::adapter::Target;
 use llamaprobe::formats::stops::Stops;
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::model::{Adaptation, Generation, Layout, LoraShape, Model, Prompt, Sampling};
@@ -87,11 +87,11 @@ fn enough_beams_find_the_best_of_all() {
         let mut sum = 0.0;
         for &token in tokens {
             let pack =
-                llamaprobe::shape::forest(&[llamaprobe::shape::Sequence::ids(&ids, None, Default::default())], 1).pack;
+                llamaprobe::pack::forest(&[llamaprobe::pack::Sequence::ids(&ids, None, Default::default())], 1).pack;
             let device = backend.pack(&pack).expect("pack");
             let keep = llamaprobe::model::Keep::Layer;
             let mut acts =
-                llamaprobe::model::Activations::new(backend, &model.spec, None, pack.len(), keep).expect("memory");
+                llamaprobe::model::Activations::new(backend, &model.config, None, pack.len(), keep).expect("memory");
             let input = llamaprobe::model::Input::new(&pack, &device);
             model.forward(backend, &mut acts, &input, None, &mut llamaprobe::hooks::NoTaps).expect("forward");
             let logits = model.logits(backend, &acts, &[pack.len() - 1]).expect("logits");
@@ -171,8 +171,8 @@ fn stop_strings_cut_the_text() {
 fn adapters_are_active_by_row() {
     let backend = &mut Cpu::<f32>::new();
     let model = tiny(backend);
-    let shape = LoraShape { rank: 2, alpha: 32.0, rslora: false, targets: vec![Target::Q, Target::V] };
-    for layout in [Layout::lora(&model.spec, &shape), soft(&model)] {
+    let shape = LoraShape { rank: 2, alpha: 32.0, rslora: false, targets: vec![Projection::Q, Projection::V] };
+    for layout in [Layout::lora(&model.config, &shape), soft(&model)] {
         let mut adaptation = Adaptation::new(backend, layout, 2).expect("memory");
         for r in 0..2 {
             let value = |i: usize| (((i * 37 + r * 11) % 23) as f32 / 23.0 - 0.5) * 2.0;
@@ -192,5 +192,5 @@ fn adapters_are_active_by_row() {
 }
 
 fn soft(model: &Model<Cpu<f32>>) -> Layout {
-    Layout::empty(&model.spec).with_prompt(3)
+    Layout::empty(&model.config).with_prompt(3)
 }

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
+use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::LoraAdapter;
-use llamaprobe::formats::config::ModelConfig;
 use llamaprobe::formats::safetensors::Checkpoint;
 use llamaprobe::hooks::{Record, Selection, Site};
 use llamaprobe::model::{Activations, Adaptation, Input, Keep, Model};
-use llamaprobe::shape::{Label, Pack, Sequence, forest};
+use llamaprobe::pack::{Label, Pack, Sequence, forest};
 
 /// Largest difference allowed, as a share of the expected tensor's largest magnitude.
 const LIMIT: f64 = 2e-5;
@@ -47,12 +47,12 @@ fn run<B: Backend>(
     let pack: &Pack = &planted.pack;
     let rows = sequences.iter().enumerate().flat_map(|(s, q)| (0..q.tokens.len()).map(move |i| (s, i)));
     let rows: Vec<usize> = rows.map(|(s, i)| planted.row(s, i)).collect();
-    let layers: Vec<usize> = (0..model.spec.layers).collect();
+    let layers: Vec<usize> = (0..model.config.num_hidden_layers).collect();
     let sites = [Site::ResidPre, Site::ResidPost, Site::FinalNorm, Site::Logits];
     let mut record = Record::new(Selection::new(&sites, &layers), rows);
     let device = backend.pack(pack).expect("pack");
     let layout = adaptation.map(|adaptation| &adaptation.layout);
-    let mut acts = Activations::new(backend, &model.spec, layout, pack.len(), Keep::Layer).expect("buffers");
+    let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Keep::Layer).expect("buffers");
     let input = Input { pack, device: &device, adaptation, dropout: None, read: None };
     model.forward(backend, &mut acts, &input, None, &mut record).expect("forward");
     backend.sync().expect("sync");
@@ -72,7 +72,9 @@ fn check<B: Backend>(backend: &mut B, name: &str, together: bool) {
         let first = if expected.get("embed.0").is_some() { "embed" } else { "resid_pre" };
         let mut places = vec![(Site::ResidPre, 0, first.to_owned()), (Site::FinalNorm, 0, "final_norm".to_owned())];
         places.push((Site::Logits, 0, "logits".to_owned()));
-        places.extend((0..model.spec.layers).map(|layer| (Site::ResidPost, layer, format!("resid_post.{layer}"))));
+        places.extend(
+            (0..model.config.num_hidden_layers).map(|layer| (Site::ResidPost, layer, format!("resid_post.{layer}"))),
+        );
         for (site, layer, tensor) in places {
             let found = record.get(site, layer).expect("recorded");
             let width = record.width(site, layer).expect("recorded");
@@ -122,7 +124,8 @@ fn adapters_of_the_other_families_match_peft() {
         let model = Model::load(backend, &path).expect("the checkpoint loads");
         let config = ModelConfig::load(&path).expect("the configuration loads");
         let adapter = LoraAdapter::read(path.join("adapter"), &config).expect("the adapter loads");
-        let adaptation = Adaptation::of_adapters(backend, &model.spec, std::slice::from_ref(&adapter)).expect("memory");
+        let adaptation =
+            Adaptation::of_adapters(backend, &model.config, std::slice::from_ref(&adapter)).expect("memory");
         let all: Vec<Vec<u32>> = (0..3).map(|s| ids(&expected, s)).collect();
         let record = run(backend, &model, &all, Some(&adaptation));
         let found = record.get(Site::Logits, 0).expect("recorded");

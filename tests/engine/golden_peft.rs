@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::{LoraAdapter, LoraModule};
-use llamaprobe::formats::config::ModelConfig;
 use llamaprobe::model::{Adaptation, Model};
 use llamaprobe::train::trainer::{Trainer, TrainerOptions};
 use llamaprobe::train::tuned::Tuned;
@@ -32,7 +32,7 @@ fn compare<B: Backend>(backend: &mut B, name: &str, rows: Option<usize>) {
     let mut model = Model::load(backend, &dir).expect("the model loads");
     let adapter = |part: &str| LoraAdapter::read(golden("peft").join(name).join(part), &config).expect("an adapter");
     let (start, expected) = (adapter("init"), adapter("final"));
-    let adaptation = Adaptation::of_adapters(backend, &model.spec, &[start]).expect("a start");
+    let adaptation = Adaptation::of_adapters(backend, &model.config, &[start]).expect("a start");
     let mut options = TrainerOptions::default();
     options.row_budget = rows.unwrap_or(options.row_budget);
     let tuned = Tuned::Adapters(adaptation);
@@ -46,14 +46,14 @@ fn compare<B: Backend>(backend: &mut B, name: &str, rows: Option<usize>) {
 
     // An adapter as peft wrote it, and ours through its own files, give peft's logits.
     let ids = &case.data[0].input_ids;
-    let theirs = Adaptation::of_adapters(backend, &model.spec, std::slice::from_ref(&expected)).expect("an adapter");
+    let theirs = Adaptation::of_adapters(backend, &model.config, std::slice::from_ref(&expected)).expect("an adapter");
     let apart = difference(&logits(backend, &model, &theirs, ids), &case.logits);
     assert!(apart <= 2e-5, "{name}: logits of peft's adapter {apart:e}");
     let written = support::temp();
     found.write(written.path()).expect("written");
     let ours = LoraAdapter::read(written.path(), &config).expect("read back");
     assert!(ours.modules == found.modules, "{name}: an adapter is what was written");
-    let ours = Adaptation::of_adapters(backend, &model.spec, &[ours]).expect("an adapter");
+    let ours = Adaptation::of_adapters(backend, &model.config, &[ours]).expect("an adapter");
     let our_logits = logits(backend, &model, &ours, ids);
     let apart = difference(&our_logits, &case.logits);
     assert!(apart <= 1e-4, "{name}: logits of our adapter {apart:e}");

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::{Adapter, PromptAdapter};
-use llamaprobe::formats::config::ModelConfig;
 use llamaprobe::model::{Adaptation, Encoder, Model};
 use llamaprobe::train::trainer::{Trainer, TrainerOptions};
 use llamaprobe::train::tuned::Tuned;
@@ -18,7 +18,7 @@ use crate::support::{
 
 /// What is trained, from a prompt as read.
 fn tuned<B: Backend>(backend: &mut B, model: &Model<B>, start: &Adapter) -> Tuned<B> {
-    let adaptation = Adaptation::of_adapter(backend, &model.spec, start).expect("a start");
+    let adaptation = Adaptation::of_adapter(backend, &model.config, start).expect("a start");
     match &prompt(start).encoder {
         Some(state) => Tuned::Encoded(Encoder::new(backend, adaptation, std::slice::from_ref(state)).expect("an MLP")),
         None => Tuned::Adapters(adaptation),
@@ -60,14 +60,14 @@ fn compare<B: Backend>(backend: &mut B, name: &str, rows: Option<usize>) {
 
     // A prompt as peft wrote it, and ours through its own files, give peft's logits.
     let ids = &case.data[0].input_ids;
-    let theirs = Adaptation::of_adapter(backend, &model.spec, &expected).expect("a prompt");
+    let theirs = Adaptation::of_adapter(backend, &model.config, &expected).expect("a prompt");
     let far = difference(&logits(backend, &model, &theirs, ids), &case.logits);
     assert!(far <= 2e-5, "{name}: logits of peft's prompt {far:e}");
     let written = support::temp();
     found.write(written.path()).expect("written");
     let read = Adapter::read(written.path(), &config).expect("read back");
     assert!(read == found, "{name}: a prompt is what was written");
-    let ours = Adaptation::of_adapter(backend, &model.spec, &read).expect("a prompt");
+    let ours = Adaptation::of_adapter(backend, &model.config, &read).expect("a prompt");
     let our_logits = logits(backend, &model, &ours, ids);
     let far = difference(&our_logits, &case.logits);
     assert!(far <= 1e-4, "{name}: logits of our prompt {far:e}");

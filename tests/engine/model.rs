@@ -3,18 +3,18 @@
 
 mod read;
 
+use llamaprobe::arch::Projection;
+use llamaprobe::arch::{Family, ModelConfig};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
-use llamaprobe::backend::{Backend, KvCache, WideElement};
-use llamaprobe::formats::adapter::Target;
-use llamaprobe::formats::config::{Family, ModelConfig};
+use llamaprobe::backend::{AccElement, Backend, KvCache};
 use llamaprobe::hooks::{NoTaps, Record, Selection, Site};
-use llamaprobe::model::places::Place;
+use llamaprobe::model::param_id::ParamId;
 use llamaprobe::model::{
-    Activations, Adaptation, Cache, DropoutPlan, FullTuning, Generation, Gradients, Input, Keep, Labels, Layout,
-    LoraShape, Model, Prompt, Sampling, Spec, Wanted, WeightLayout,
+    Activations, Adaptation, Cache, DropoutPlan, FullTuning, Generation, GradientRequest, Gradients, Input, Keep,
+    Labels, Layout, LoraShape, Model, Prompt, Sampling, WeightLayout,
 };
-use llamaprobe::shape::{Forest, Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
+use llamaprobe::pack::{Forest, Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
 use llamaprobe::task::embedding::mean_states;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -39,22 +39,22 @@ fn models() -> Vec<String> {
     vec![LLAMA.into(), tied, GPT2.into(), OPT.into(), behind, BLOOM.into()]
 }
 
-fn spec(config: &str) -> Spec {
-    Spec::from_config(&ModelConfig::parse("config.json", config).expect("a configuration"))
+fn parsed(config: &str) -> ModelConfig {
+    ModelConfig::parse("config.json", config).expect("a configuration")
 }
 
-fn noise<E: WideElement>(n: usize, seed: u64, scale: f64) -> Vec<E> {
+fn noise<E: AccElement>(n: usize, seed: u64, scale: f64) -> Vec<E> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..n).map(|_| E::from_f64(scale * (2.0 * rng.random::<f64>() - 1.0))).collect()
 }
 
 /// A random model whose weights are the flat parameters of full tuning.
 fn random<B: Backend>(backend: &mut B, config: &str) -> (Model<B>, FullTuning<B>) {
-    let spec = spec(config);
-    let layout = WeightLayout::new(&spec);
-    let mut params = backend.wide(layout.total).expect("memory");
+    let config = parsed(config);
+    let layout = WeightLayout::new(&config);
+    let mut params = backend.acc(layout.total).expect("memory");
     backend.upload(&mut params, 0, &noise(layout.total, 1, 0.6)).expect("upload");
-    FullTuning::new(backend, spec, params).expect("memory")
+    FullTuning::new(backend, config, params).expect("memory")
 }
 
 fn ids(n: usize, seed: u64) -> Vec<u32> {
@@ -66,10 +66,10 @@ const ALL: [Site; 6] = [Site::ResidPre, Site::Pattern, Site::Z, Site::MlpPost, S
 
 /// The states of every row.
 fn states<B: Backend>(backend: &mut B, model: &Model<B>, pack: &Pack, adaptation: Option<&Adaptation<B>>) -> Record {
-    let layers: Vec<usize> = (0..model.spec.layers).collect();
+    let layers: Vec<usize> = (0..model.config.num_hidden_layers).collect();
     let mut record = Record::new(Selection::new(&ALL, &layers), (0..pack.len()).collect());
     let layout = adaptation.map(|a| &a.layout);
-    let mut acts = Activations::new(backend, &model.spec, layout, pack.len(), Keep::Layer).expect("memory");
+    let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Keep::Layer).expect("memory");
     let device = backend.pack(pack).expect("pack");
     let input = Input { pack, device: &device, adaptation, dropout: None, read: None };
     model.forward(backend, &mut acts, &input, None, &mut record).expect("forward");
@@ -100,8 +100,8 @@ fn branching(run: impl Fn(usize) -> Option<usize>) -> Vec<Sequence> {
     sequences.iter().enumerate().map(place).collect()
 }
 
-fn lora(spec: &Spec, targets: &[Target]) -> Layout {
-    Layout::lora(spec, &LoraShape { rank: 3, alpha: 6.0, rslora: false, targets: targets.to_vec() })
+fn lora(config: &ModelConfig, targets: &[Projection]) -> Layout {
+    Layout::lora(config, &LoraShape { rank: 3, alpha: 6.0, rslora: false, targets: targets.to_vec() })
 }
 
 fn adapters<B: Backend>(backend: &mut B, layout: Layout, runs: usize) -> Adaptation<B> {
@@ -121,7 +121,7 @@ fn a_forest_has_the_states_of_its_flat_sequences_bit_for_bit() {
 fn forest_is_flat(config: &str) {
     let backend = &mut Cpu::<f32>::new();
     let (model, _) = random(backend, config);
-    let adaptation = adapters(backend, lora(&model.spec, model.spec.family.modules()), 2);
+    let adaptation = adapters(backend, lora(&model.config, model.config.family.modules()), 2);
     let sequences = branching(|i| [None, Some(0), Some(1)][i / 2 % 3]);
     let (tree, flat) = (forest(&sequences, 2), flat(&sequences));
     assert!(tree.pack.len() < flat.pack.len(), "nothing is shared");
@@ -146,7 +146,7 @@ fn a_sequence_does_not_depend_on_its_neighbours() {
 fn alone_is_beside(config: &str) {
     let backend = &mut Cpu::<f32>::new();
     let (model, _) = random(backend, config);
-    let adaptation = adapters(backend, lora(&model.spec, &[model.spec.family.modules()[0], Target::Down]), 3);
+    let adaptation = adapters(backend, lora(&model.config, &[model.config.family.modules()[0], Projection::Down]), 3);
     let sequences: Vec<Sequence> = [(1, None), (17, Some(2)), (33, None), (5, Some(0))]
         .iter()
         .enumerate()
@@ -178,18 +178,19 @@ fn kept_is_packed(config: &str) {
     let whole = flat(&[Sequence::ids(&[&prefix[..], &suffix[..]].concat(), None, Label::Text)]);
     let expected = states(backend, &model, &whole.pack, None);
 
-    let mut cache = KvCache::new(backend, model.spec.layers, 100, model.spec.kv_width()).expect("memory");
+    let mut cache =
+        KvCache::new(backend, model.config.num_hidden_layers, 100, model.config.kv_width()).expect("memory");
     let mut builder = PackBuilder::default();
     builder.push(&tokens(&prefix), Parent::None, None, Label::Text);
     let first = builder.build();
-    let mut acts = Activations::new(backend, &model.spec, None, 70, Keep::Layer).expect("memory");
+    let mut acts = Activations::new(backend, &model.config, None, 70, Keep::Layer).expect("memory");
     let device = backend.pack(&first).expect("pack");
     let keep = Cache { cache: &mut cache, keep: &[0] };
     model.forward(backend, &mut acts, &Input::new(&first, &device), Some(keep), &mut NoTaps).expect("forward");
     let mut builder = PackBuilder::new(&cache.segments);
-    builder.push(&tokens(&suffix), Parent::Kept(0), None, Label::Text);
+    builder.push(&tokens(&suffix), Parent::Cached(0), None, Label::Text);
     let second = builder.build();
-    let layers: Vec<usize> = (0..model.spec.layers).collect();
+    let layers: Vec<usize> = (0..model.config.num_hidden_layers).collect();
     let mut record =
         Record::new(Selection::new(&[Site::ResidPost, Site::Pattern, Site::FinalNorm], &layers), (0..9).collect());
     let device = backend.pack(&second).expect("pack");
@@ -239,7 +240,7 @@ fn generation_follows(config: &str) {
         for &token in found {
             let pack = flat(&[Sequence::ids(&ids, None, Label::Text)]).pack;
             let device = backend.pack(&pack).expect("pack");
-            let mut acts = Activations::new(backend, &model.spec, None, pack.len(), Keep::Layer).expect("memory");
+            let mut acts = Activations::new(backend, &model.config, None, pack.len(), Keep::Layer).expect("memory");
             model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut NoTaps).expect("forward");
             let logits = model.logits(backend, &acts, &[pack.len() - 1]).expect("logits");
             let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
@@ -289,30 +290,33 @@ impl Task<'_> {
             }
         }
         let labels = Labels::new(backend, None, &rows, &targets, &weights).expect("memory");
-        let mut grads = Gradients::new(backend, &model.spec, pack.len(), rows.len()).expect("memory");
+        let mut grads = Gradients::new(backend, &model.config, pack.len(), rows.len()).expect("memory");
         let mut acts =
-            Activations::new(backend, &model.spec, Some(&adaptation.layout), pack.len(), Keep::All).expect("memory");
+            Activations::new(backend, &model.config, Some(&adaptation.layout), pack.len(), Keep::All).expect("memory");
         let device = backend.pack(pack).expect("pack");
         let (seeds, keys) = (vec![7, 8, 9], (0..pack.len() as u32).collect::<Vec<_>>());
         let dropout = (self.dropout > 0.0).then_some(DropoutPlan { p: self.dropout, seeds: &seeds, keys: &keys });
         let input = Input { pack, device: &device, adaptation: Some(adaptation), dropout, read: None };
         model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("forward");
-        let mut d_params = backend.wide(adaptation.runs * adaptation.layout.stride).expect("memory");
-        let mut d_weights = backend.wide(tuning.layout.total).expect("memory");
-        let wanted =
-            Wanted { d_params: Some(&mut d_params), d_weights: Some((&mut d_weights, &tuning.layout)), d_embed: true };
+        let mut d_params = backend.acc(adaptation.runs * adaptation.layout.stride).expect("memory");
+        let mut d_weights = backend.acc(tuning.layout.total).expect("memory");
+        let wanted = GradientRequest {
+            d_params: Some(&mut d_params),
+            d_weights: Some((&mut d_weights, &tuning.layout)),
+            d_embed: true,
+        };
         model.backward(backend, &acts, &mut grads, &input, &labels, wanted);
-        let mut read = |buffer: &B::Wide, n: usize| -> Vec<f64> {
+        let mut read = |buffer: &B::Acc, n: usize| -> Vec<f64> {
             let mut host = vec![B::Element::default(); n];
             backend.download(&mut host, buffer, 0).expect("download");
-            host.into_iter().map(WideElement::to_f64).collect()
+            host.into_iter().map(AccElement::to_f64).collect()
         };
         let losses = read(&grads.losses, rows.len());
         Outcome {
             total: losses.iter().zip(&weights).map(|(l, w)| l * w).sum(),
             d_params: read(&d_params, adaptation.runs * adaptation.layout.stride),
             d_weights: read(&d_weights, tuning.layout.total),
-            d_embed: read(grads.d_embed(), pack.len() * model.spec.embed_width),
+            d_embed: read(grads.d_embed(), pack.len() * model.config.embed_size),
             planted,
         }
     }
@@ -352,7 +356,7 @@ fn prompted() -> Vec<Sequence> {
 fn gradients_of_adapters(config: &str, dropout: f64, step: f64) {
     let backend = &mut Cpu::<f64>::new();
     let (model, tuning) = random(backend, config);
-    let layout = lora(&model.spec, model.spec.family.modules()).with_prompt(2);
+    let layout = lora(&model.config, model.config.family.modules()).with_prompt(2);
     let sequences = prompted();
     let task = Task { sequences: &sequences, dropout };
     let mut adaptation = adapters(backend, layout, 3);
@@ -376,7 +380,7 @@ fn gradients_of_adapters(config: &str, dropout: f64, step: f64) {
 fn gradients_of_the_whole_model(config: &str, dropout: f64) {
     let backend = &mut Cpu::<f64>::new();
     let (mut model, mut tuning) = random(backend, config);
-    let layout = lora(&model.spec, model.spec.family.modules()).with_prompt(2);
+    let layout = lora(&model.config, model.config.family.modules()).with_prompt(2);
     let adaptation = adapters(backend, layout, 3);
     let sequences = prompted();
     let task = Task { sequences: &sequences, dropout };
@@ -386,7 +390,7 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
     let base: Vec<f64> = tuning.params.clone();
     let places = tuning.layout.places().to_vec();
     for (i, &(place, offset)) in places.iter().enumerate() {
-        let n = place.len(&model.spec);
+        let n = place.len(&model.config);
         let (direction, slope) = directional(n, 100 + i as u64, 1e-3, |step| {
             let mut moved = base.clone();
             moved[offset..offset + n].iter_mut().zip(step).for_each(|(x, d)| *x += d);
@@ -395,7 +399,7 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
             task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2)).total
         });
         let gradient = &at.d_weights[offset..offset + n];
-        if matches!(place, Place::Bias(_, Target::K)) && model.spec.rope().is_none() {
+        if matches!(place, ParamId::Bias(_, Projection::K)) && model.config.rope().is_none() {
             // Adds the same to every score of a row, which changes nothing.
             assert!(slope.abs() < 1e-9 && gradient.iter().all(|g| g.abs() < 1e-9), "{place:?}: {slope}");
             continue;
@@ -406,8 +410,8 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
     tuning.refresh(backend, &mut model);
 
     // The embeddings' gradient, summed by token, is what the table gets (for an untied head, that is all it gets).
-    if !model.spec.tied {
-        let width = model.spec.embed_width;
+    if !model.config.tie_word_embeddings {
+        let width = model.config.embed_size;
         let mut table = vec![0.0; 23 * width];
         for (row, token) in at.planted.pack.tokens().iter().enumerate() {
             if let Token::Id(id) = token {
@@ -445,7 +449,7 @@ fn gradients_of_a_forest_are_those_of_its_flat_sequences() {
 fn forest_gradients_are_flat(config: &str) {
     let backend = &mut Cpu::<f32>::new();
     let (model, tuning) = random(backend, config);
-    let adaptation = adapters(backend, lora(&model.spec, model.spec.family.modules()), 3);
+    let adaptation = adapters(backend, lora(&model.config, model.config.family.modules()), 3);
     let sequences = branching(|i| [None, Some(0), Some(2)][i / 2 % 3]);
     let task = Task { sequences: &sequences, dropout: 0.0 };
     let a = task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2));
@@ -468,20 +472,20 @@ fn passes_only_compute(config: &str) {
     let backend = &mut Trace::new();
     let (model, _) = random(backend, config);
     let adaptation =
-        Adaptation::new(backend, lora(&model.spec, model.spec.family.default_modules()), 2).expect("memory");
+        Adaptation::new(backend, lora(&model.config, model.config.family.default_modules()), 2).expect("memory");
     let pack = forest(&branching(|_| Some(1)), 2).pack;
     let device = backend.pack(&pack).expect("pack");
     let mut acts =
-        Activations::new(backend, &model.spec, Some(&adaptation.layout), pack.len(), Keep::All).expect("memory");
-    let mut grads = Gradients::new(backend, &model.spec, pack.len(), 3).expect("memory");
+        Activations::new(backend, &model.config, Some(&adaptation.layout), pack.len(), Keep::All).expect("memory");
+    let mut grads = Gradients::new(backend, &model.config, pack.len(), 3).expect("memory");
     let labels = Labels::new(backend, None, &[0, 1, 1], &[1, 2, 3], &[1.0; 3]).expect("memory");
-    let mut d_params = backend.wide(2 * adaptation.layout.stride).expect("memory");
+    let mut d_params = backend.acc(2 * adaptation.layout.stride).expect("memory");
     let input = Input::new(&pack, &device).adapted(&adaptation);
     backend.clear();
     let (allocations, syncs) = (backend.allocations(), backend.syncs());
     model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("forward");
     let forward = backend.ops().len();
-    let wanted = Wanted { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
+    let wanted = GradientRequest { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
     model.backward(backend, &acts, &mut grads, &input, &labels, wanted);
     assert_eq!((backend.allocations(), backend.syncs()), (allocations, syncs));
     let ops = backend.ops();
@@ -490,7 +494,7 @@ fn passes_only_compute(config: &str) {
     let count = |op: &str| ops.iter().filter(|&&o| o == op).count();
     assert_eq!(count("attention_fwd"), 3);
     assert_eq!(count("attention_bwd"), 3);
-    if model.spec.family != Family::Llama {
+    if model.config.family != Family::Llama {
         return;
     }
     assert_eq!(ops[forward - 1], "rms_norm_fwd");
@@ -505,17 +509,17 @@ fn the_memory_plan_is_what_is_allocated() {
 
 fn plan_is_allocated(config: &str) {
     let backend = &mut Trace::new();
-    let spec = spec(config);
-    let layout = lora(&spec, &[spec.family.modules()[0], Target::Up]);
+    let config = parsed(config);
+    let layout = lora(&config, &[config.family.modules()[0], Projection::Up]);
     for keep in [Keep::All, Keep::Layer] {
         let before = backend.bytes();
-        let _acts = Activations::new(backend, &spec, Some(&layout), 17, keep).expect("memory");
-        let plan = Activations::<Trace>::bytes(&spec, Some(&layout), 17, keep, backend.element_sizes());
+        let _acts = Activations::new(backend, &config, Some(&layout), 17, keep).expect("memory");
+        let plan = Activations::<Trace>::bytes(&config, Some(&layout), 17, keep, backend.element_sizes());
         assert_eq!(backend.bytes() - before, plan);
     }
     let before = backend.bytes();
-    let _grads = Gradients::new(backend, &spec, 17, 5).expect("memory");
-    assert_eq!(backend.bytes() - before, Gradients::<Trace>::bytes(&spec, 17, 5, backend.element_sizes()));
+    let _grads = Gradients::new(backend, &config, 17, 5).expect("memory");
+    assert_eq!(backend.bytes() - before, Gradients::<Trace>::bytes(&config, 17, 5, backend.element_sizes()));
 }
 
 #[test]
@@ -527,7 +531,7 @@ fn mean_states_do_not_depend_on_the_packs() {
     let sequences: Vec<Vec<u32>> =
         (0..9).map(|i| (0..4 + 3 * (i % 4)).map(|j| 1 + (j * 7 + i / 3) % 200).collect()).collect();
     let all = mean_states(backend, &model, &sequences, 1000).expect("states");
-    let width = model.spec.width;
+    let width = model.config.hidden_size;
     assert_eq!(all.len(), 9 * width);
     for (i, sequence) in sequences.iter().enumerate() {
         let one = mean_states(backend, &model, std::slice::from_ref(sequence), 1).expect("states");

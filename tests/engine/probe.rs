@@ -2,20 +2,20 @@
 
 use std::path::Path;
 
+use llamaprobe::arch::{Family, ModelConfig};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::LoraAdapter;
-use llamaprobe::formats::config::{Family, ModelConfig};
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::hooks::{Record, Selection, Site};
 use llamaprobe::model::{Activations, Adaptation, Input, Keep, Layout, Model};
+use llamaprobe::pack::{Label, Sequence, forest};
 use llamaprobe::probe::plan::Plan;
 use llamaprobe::probe::report::{Layer, Report, SeedReport};
 use llamaprobe::probe::similarity::{compare, cosine, gaussian};
 use llamaprobe::probe::soft::{SoftArm, SoftSettings};
 use llamaprobe::probe::statistics::MeanSd;
 use llamaprobe::probe::{Outcome, Phase, ProbeSettings, run};
-use llamaprobe::shape::{Label, Sequence, forest};
 use llamaprobe::task::prompts::Prompt;
 use llamaprobe::task::{Example, Task};
 
@@ -186,7 +186,7 @@ fn a_plan_repeats_a_run_exactly() {
     report.save(&out, &adapters, &prompts).expect("writes");
     let read = Report::read(&out.join("report.json")).expect("reads");
     assert_eq!(read, report);
-    read.plan.validate("report.json", bench.model.spec.vocab).expect("valid");
+    read.plan.validate("report.json", bench.model.config.vocab_size).expect("valid");
     bench.settings = read.settings.clone();
     let mut again = bench.run(&read.plan);
     again.report.save(&bench.dir.path().join("again"), &again.adapters, &[]).expect("writes");
@@ -211,9 +211,9 @@ fn alone(bench: &mut Bench, adaptation: Option<&Adaptation<Device>>, run: Option
     let f = forest(&[Sequence::prompted(soft, ids, run)], 1);
     let length = f.pack.len();
     let (backend, model) = (&mut bench.backend, &bench.model);
-    let layers: Vec<usize> = (0..model.spec.layers).collect();
+    let layers: Vec<usize> = (0..model.config.num_hidden_layers).collect();
     let layout = adaptation.map(|a| &a.layout);
-    let mut acts = Activations::new(backend, &model.spec, layout, length, Keep::Layer).expect("memory");
+    let mut acts = Activations::new(backend, &model.config, layout, length, Keep::Layer).expect("memory");
     let device = backend.pack(&f.pack).expect("pack");
     let mut input = Input::new(&f.pack, &device);
     input.adaptation = adaptation;
@@ -224,7 +224,7 @@ fn alone(bench: &mut Bench, adaptation: Option<&Adaptation<Device>>, run: Option
     states.push(record.get(Site::FinalNorm, 0).expect("recorded").to_vec());
     let rows: Vec<usize> = (0..length).collect();
     let logits = model.logits(backend, &acts, &rows).expect("logits");
-    let log_probs = logits.chunks_exact(model.spec.vocab).map(|row| {
+    let log_probs = logits.chunks_exact(model.config.vocab_size).map(|row| {
         let total: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
         row.iter().map(|&x| f64::from(x) - total.ln()).collect()
     });
@@ -250,9 +250,9 @@ fn soft_prompts_stand_before_everything() {
             .all(|s| s.ipt_train.len() == 4 && s.ipt_train[0].input_ids.len() > s.train[0].input_ids.len())
     );
     let whole = bench.run(&plan);
-    let width = bench.model.spec.width;
+    let width = bench.model.config.hidden_size;
     for (a, arm) in [SoftArm::Pt, SoftArm::Ipt].into_iter().enumerate() {
-        let mut adaptation = Adaptation::of_rows(&mut bench.backend, &bench.model.spec, vec![3, 3]).expect("memory");
+        let mut adaptation = Adaptation::of_rows(&mut bench.backend, &bench.model.config, vec![3, 3]).expect("memory");
         for (run, prompt) in whole.prompts[a].iter().enumerate() {
             adaptation.set_prompt(&mut bench.backend, run, &prompt.rows).expect("fits");
         }
@@ -312,15 +312,15 @@ fn the_arms_are_those_of_a_reader_of_single_sequences() {
     let mut bench = Bench::new();
     let plan = bench.plan();
     let Outcome { report, adapters, .. } = bench.run(&plan);
-    let layout = Layout::of_adapter(&bench.model.spec, &adapters[0]).expect("a layout");
+    let layout = Layout::of_adapter(&bench.model.config, &adapters[0]).expect("a layout");
     let mut adaptation = Adaptation::new(&mut bench.backend, layout, 2).expect("memory");
     for (run, adapter) in adapters.iter().enumerate() {
-        adaptation.set_run(&mut bench.backend, &bench.model.spec, run, adapter).expect("fits");
+        adaptation.set_run(&mut bench.backend, &bench.model.config, run, adapter).expect("fits");
     }
     for (s, (seed, found)) in plan.seeds.iter().zip(&report.seeds).enumerate() {
         let mut arm = |adapted: bool, prompts: &[Prompt]| {
             let (adaptation, run) = if adapted { (Some(&adaptation), Some(s)) } else { (None, None) };
-            let mut states = vec![Vec::new(); bench.model.spec.layers + 1];
+            let mut states = vec![Vec::new(); bench.model.config.num_hidden_layers + 1];
             let (mut hits, mut log_prob) = (0.0, 0.0);
             for (prompt, query) in prompts.iter().zip(&plan.queries) {
                 let read = alone(&mut bench, adaptation, run, &prompt.token_ids);
@@ -348,7 +348,7 @@ fn the_arms_are_those_of_a_reader_of_single_sequences() {
             assert!((found_log_prob - log_prob).abs() < 1e-4, "{name}: {found_log_prob} {log_prob}");
         }
         for (l, layer) in found.layers.iter().enumerate() {
-            let expected = compare(&anchor.0[l], &icl.0[l], &it.0[l], bench.model.spec.width, seed.seed, l);
+            let expected = compare(&anchor.0[l], &icl.0[l], &it.0[l], bench.model.config.hidden_size, seed.seed, l);
             for (name, found, expected) in [
                 ("icl_it", layer.icl_it, expected.icl_it),
                 ("anchor_icl", layer.anchor_icl, expected.anchor_icl),

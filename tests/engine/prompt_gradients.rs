@@ -4,8 +4,8 @@ use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::{EncoderShape, EncoderState, PromptKind, Reparameterization};
 use llamaprobe::hooks::NoTaps;
-use llamaprobe::model::{Activations, Adaptation, Encoder, Gradients, Input, Keep, Labels, Model, Wanted};
-use llamaprobe::shape::{Sequence, forest};
+use llamaprobe::model::{Activations, Adaptation, Encoder, GradientRequest, Gradients, Input, Keep, Labels, Model};
+use llamaprobe::pack::{Sequence, forest};
 
 use crate::support::training::model;
 
@@ -35,13 +35,13 @@ fn pass(backend: &mut Oracle, model: &Model<Oracle>, adaptation: &Adaptation<Ora
     let labels = Labels::new(backend, None, &rows, &targets, &weights).expect("labels");
     let device = backend.pack(pack).expect("a pack");
     let layout = Some(&adaptation.layout);
-    let mut acts = Activations::new(backend, &model.spec, layout, pack.len(), Keep::All).expect("buffers");
-    let mut grads = Gradients::new(backend, &model.spec, pack.len(), rows.len()).expect("scratch");
+    let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Keep::All).expect("buffers");
+    let mut grads = Gradients::new(backend, &model.config, pack.len(), rows.len()).expect("scratch");
     let input = Input::new(pack, &device).adapted(adaptation);
     model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("a forward");
     let len = adaptation.runs * adaptation.layout.stride;
-    let mut d_params = backend.wide(len).expect("gradients");
-    let wanted = Wanted { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
+    let mut d_params = backend.acc(len).expect("gradients");
+    let wanted = GradientRequest { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
     model.backward(backend, &acts, &mut grads, &input, &labels, wanted);
     let mut losses = vec![0.0; rows.len()];
     backend.download(&mut losses, &grads.losses, 0).expect("losses");
@@ -67,7 +67,7 @@ fn prompts_and_prefixes() {
     let backend = &mut Oracle::new();
     let model = model(backend);
     for kind in [PromptKind::PromptTuning, PromptKind::PrefixTuning] {
-        let mut adaptation = Adaptation::of_kind(backend, &model.spec, kind, ROWS.to_vec()).expect("prompts");
+        let mut adaptation = Adaptation::of_kind(backend, &model.config, kind, ROWS.to_vec()).expect("prompts");
         let stride = adaptation.layout.stride;
         for run in 0..2 {
             let (width, places) = adaptation.places(run);
@@ -96,14 +96,14 @@ fn prompts_and_prefixes() {
 fn the_mlps_that_make_them() {
     let backend = &mut Oracle::new();
     let model = model(backend);
-    let (c, kv, layers) = (model.spec.width, model.spec.kv_width(), model.spec.layers);
+    let (c, kv, layers) = (model.config.hidden_size, model.config.kv_width(), model.config.num_hidden_layers);
     for (kind, form, input, output) in [
         (PromptKind::PTuning, Reparameterization::Mlp, c, c),
         (PromptKind::PromptTuning, Reparameterization::Residual, c, c),
         (PromptKind::PrefixTuning, Reparameterization::Projection, kv, 2 * layers * kv),
     ] {
         let shape = EncoderShape { kind: form, input, hidden: 7, output };
-        let adaptation = Adaptation::of_kind(backend, &model.spec, kind, ROWS.to_vec()).expect("prompts");
+        let adaptation = Adaptation::of_kind(backend, &model.config, kind, ROWS.to_vec()).expect("prompts");
         let state = |rows: usize| {
             let params = noise(shape.len(rows), 0.2, rows as f64).into_iter().map(|x| x as f32).collect();
             EncoderState { shape, params }

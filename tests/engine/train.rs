@@ -1,11 +1,11 @@
 //! The trainer on a small model: what a run computes, alone and with others.
 
 use llamaprobe::Error;
+use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
-use llamaprobe::formats::config::ModelConfig;
 use llamaprobe::formats::safetensors::Checkpoint;
-use llamaprobe::model::{Adaptation, FullTuning, Layout, Model, Spec};
+use llamaprobe::model::{Adaptation, FullTuning, Layout, Model};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::schedule::{Schedule, Warmup};
 use llamaprobe::train::settings::{Length, RunSettings};
@@ -273,9 +273,9 @@ fn all_weights_can_be_trained() {
     let dir = support::temp();
     TinyModel { tied: true, bias: true, ..TinyModel::default() }.write(dir.path());
     let checkpoint = Checkpoint::open(dir.path()).expect("the weights open");
-    let spec = Spec::from_config(&ModelConfig::load(dir.path()).expect("the configuration loads"));
-    let (mut model, full) = FullTuning::load(backend, spec, &checkpoint).expect("copies");
-    assert_eq!(full.layout.total, model.spec.parameters());
+    let config = ModelConfig::load(dir.path()).expect("the configuration loads");
+    let (mut model, full) = FullTuning::load(backend, config, &checkpoint).expect("copies");
+    assert_eq!(full.layout.total, model.config.parameters());
     let settings = RunSettings { length: Length::Epochs(30.0), max_grad_norm: None, weight_decay: 0.0, ..settings(1) };
     let run = Run { data: data(1, 8), settings };
     let options = TrainerOptions::default();
@@ -289,7 +289,7 @@ fn all_weights_can_be_trained() {
 fn a_soft_prompt_can_be_trained() {
     let backend = &mut Cpu::<f32>::new();
     let mut model = model(backend);
-    let mut adaptation = Adaptation::new(backend, Layout::empty(&model.spec).with_prompt(4), 2).expect("prompts");
+    let mut adaptation = Adaptation::new(backend, Layout::empty(&model.config).with_prompt(4), 2).expect("prompts");
     for run in 0..2 {
         let start: Vec<f32> = (0..adaptation.layout.stride).map(|i| ((i + 7 * run) as f32).sin() * 0.2).collect();
         adaptation.upload_run(backend, run, &start).expect("a start");
@@ -315,7 +315,7 @@ fn the_plan_is_what_the_buffers_take() {
     let seeds: Vec<u64> = runs.iter().map(|run| run.settings.seed).collect();
     let tuned = Tuned::Adapters(support::training::adaptation(backend, &model, &seeds));
     let options = TrainerOptions::default();
-    let (plan, _) = Trainer::plan(&model.spec, &tuned, &runs, options, backend.element_sizes()).expect("a plan");
+    let (plan, _) = Trainer::plan(&model.config, &tuned, &runs, options, backend.element_sizes()).expect("a plan");
     let before = backend.bytes();
     let _trainer = Trainer::new(backend, &model, tuned, runs, options).expect("a trainer");
     assert_eq!(plan.iter().sum::<usize>(), backend.bytes() - before);

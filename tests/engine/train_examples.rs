@@ -4,7 +4,7 @@ use std::path::Path;
 
 use llamaprobe::formats::jsonl::Example;
 use llamaprobe::formats::tokenizer::Tokenizer;
-use llamaprobe::train::data::{NO_LABEL, TrainSequence};
+use llamaprobe::train::data::{IGNORE_INDEX, TrainSequence};
 use llamaprobe::train::examples::{DataOptions, Prepared, prepare};
 use llamaprobe::{Error, Result};
 use serde_json::json;
@@ -41,7 +41,7 @@ fn texts(tokenizer: &Tokenizer, sequence: &TrainSequence) -> (String, String) {
         .ids
         .iter()
         .zip(&sequence.labels)
-        .filter(|(_, label)| **label != NO_LABEL)
+        .filter(|(_, label)| **label != IGNORE_INDEX)
         .map(|(&id, &label)| {
             assert_eq!(i64::from(id), label);
             id
@@ -109,7 +109,7 @@ fn tokenised_data_is_taken_as_it_is() {
     let t = tokenizer(None);
     let sequence =
         one(&t, json!({"input_ids": [5, 6, 7], "labels": [-100, -100, 9]}), DataOptions { add_eos: true, ..PLAIN });
-    assert_eq!((sequence.ids, sequence.labels), (vec![5, 6, 7], vec![NO_LABEL, NO_LABEL, 9]));
+    assert_eq!((sequence.ids, sequence.labels), (vec![5, 6, 7], vec![IGNORE_INDEX, IGNORE_INDEX, 9]));
     let sequence = one(&t, json!({"input_ids": [5, 6]}), PLAIN);
     assert_eq!(sequence, TrainSequence::all(vec![5, 6]));
 }

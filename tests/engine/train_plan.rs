@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use llamaprobe::shape::Token;
-use llamaprobe::train::data::{NO_LABEL, TrainSequence};
+use llamaprobe::pack::Token;
+use llamaprobe::train::data::{IGNORE_INDEX, TrainSequence};
 use llamaprobe::train::order::{Cursor, Order};
 use llamaprobe::train::passes::{Packing, Pass};
 use llamaprobe::train::schedule::{Schedule, Warmup};
@@ -146,7 +146,7 @@ fn soft_prompts_differ_in_length_between_runs() {
     assert_eq!(pass.pack.runs(), [(0, 0..5), (1, 5..8)]);
     assert_eq!(pass.pack.len(), pieces.iter().map(|p| p.rows).sum::<usize>());
     assert_eq!(pass.rows, [2, 2, 3, 4, 5, 5, 6, 7]);
-    assert_eq!(pass.pack.segments()[0].label, llamaprobe::shape::Label::Virtual);
+    assert_eq!(pass.pack.segments()[0].label, llamaprobe::pack::Label::Virtual);
 }
 
 #[test]
@@ -159,10 +159,10 @@ fn base_rows_belong_to_no_run() {
 #[test]
 fn sequences_cut_to_a_length_keep_ids_and_labels_together() {
     let mut sequence = sequence(&[1, 2, 3, 4], |i| i > 1);
-    assert_eq!(sequence.labels, [NO_LABEL, NO_LABEL, 3, 4]);
+    assert_eq!(sequence.labels, [IGNORE_INDEX, IGNORE_INDEX, 3, 4]);
     assert!(!sequence.truncate(4));
     assert!(sequence.truncate(3));
-    assert_eq!((sequence.ids, sequence.labels), (vec![1, 2, 3], vec![NO_LABEL, NO_LABEL, 3]));
+    assert_eq!((sequence.ids, sequence.labels), (vec![1, 2, 3], vec![IGNORE_INDEX, IGNORE_INDEX, 3]));
 }
 
 fn any_sequence() -> impl Strategy<Value = TrainSequence> {

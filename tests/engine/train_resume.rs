@@ -4,12 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use llamaprobe::Result;
+use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::{AdapterConfig, LoraAdapter, LoraConfig, Modules};
-use llamaprobe::formats::config::ModelConfig;
 use llamaprobe::formats::safetensors::Checkpoint;
-use llamaprobe::model::{FullTuning, Spec};
+use llamaprobe::model::FullTuning;
 use llamaprobe::train::checkpoint;
 use llamaprobe::train::fit::{Output, fit};
 use llamaprobe::train::log::{LOG_FILE, LogLine};
@@ -282,8 +282,8 @@ fn tuned_weights_continue_bit_for_bit() {
     let backend = &mut Cpu::<f32>::new();
     let start = |backend: &mut Cpu<f32>| {
         let weights = Checkpoint::open(model_dir.path()).expect("the weights open");
-        let spec = Spec::from_config(&ModelConfig::load(model_dir.path()).expect("the configuration loads"));
-        let (model, full) = FullTuning::load(backend, spec, &weights).expect("copies");
+        let config = ModelConfig::load(model_dir.path()).expect("the configuration loads");
+        let (model, full) = FullTuning::load(backend, config, &weights).expect("copies");
         let run = Run { data: data(1, 8), settings: settings(1) };
         let options = TrainerOptions::default();
         let trainer = Trainer::new(backend, &model, Tuned::Weights(full), vec![run], options).expect("a trainer");

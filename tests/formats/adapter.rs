@@ -1,7 +1,8 @@
 use std::path::Path;
 
-use llamaprobe::formats::adapter::{LoraAdapter, LoraConfig, Modules, Target};
-use llamaprobe::formats::config::{Family, ModelConfig};
+use llamaprobe::arch::Projection;
+use llamaprobe::arch::{Family, ModelConfig};
+use llamaprobe::formats::adapter::{LoraAdapter, LoraConfig, Modules};
 use serde_json::Value;
 
 use crate::support::temp;
@@ -49,7 +50,7 @@ fn a_peft_directory_survives_reading_and_writing() {
     let adapter = LoraAdapter::read(fixture(), &model()).expect("reads");
     assert_eq!(adapter.modules.len(), 9);
     assert_eq!((adapter.config.r, adapter.config.lora_alpha, adapter.config.lora_dropout), (2, 8.0, 0.25));
-    let down = adapter.modules.iter().find(|m| m.target == Target::Down).expect("there");
+    let down = adapter.modules.iter().find(|m| m.target == Projection::Down).expect("there");
     assert_eq!((down.r, down.scale, down.a.len(), down.b.len()), (3, 8.0 / 3.0, 3 * 24, 16 * 3));
     let dir = temp();
     let out = dir.path().join("adapter");
@@ -94,7 +95,7 @@ fn writing_replaces_an_adapter_and_spares_other_files() {
 fn widths_are_those_of_the_projections() {
     let m = model();
     assert_eq!(
-        Target::ALL.map(|t| t.widths(m.block_widths())),
+        Projection::ALL.map(|t| t.widths(m.block_widths())),
         [(16, 24), (16, 12), (16, 12), (24, 16), (16, 24), (16, 24), (24, 16)]
     );
     let all = LoraConfig::new(4, 8.0, Modules::AllLinear).slots(Family::Llama, 3).expect("all");

@@ -1,5 +1,5 @@
-use llamaprobe::formats::config::{Activation, Mlp, ModelConfig, Norm, Positions, RopeKind};
-use llamaprobe::formats::safetensors::Dtype;
+use llamaprobe::arch::Dtype;
+use llamaprobe::arch::{Activation, Mlp, ModelConfig, Norm, Positions, RopeKind};
 use serde_json::{Value, json};
 
 use crate::support::shared;

@@ -60,8 +60,8 @@ fn rows_in_any_interleaving_make_the_same_file() {
     ];
     write(&whole, &tensors, &[]).expect("writes");
     let path = dir.path().join("rows.safetensors");
-    let spec = |name: &str, dtype, shape| TensorSpec { name: name.to_string(), dtype, shape };
-    let specs = vec![spec("pos", Dtype::I64, vec![7]), spec("site", Dtype::F32, vec![7, 70_000])];
+    let config = |name: &str, dtype, shape| TensorSpec { name: name.to_string(), dtype, shape };
+    let specs = vec![config("pos", Dtype::I64, vec![7]), config("site", Dtype::F32, vec![7, 70_000])];
     let mut file = TensorFile::create(&path, specs, &[]).expect("creates");
     for (i, row) in rows.iter().enumerate() {
         file.append("site", &row[..8]).expect("appends");
@@ -78,8 +78,8 @@ fn rows_in_any_interleaving_make_the_same_file() {
 fn an_abandoned_file_leaves_nothing() {
     let dir = temp();
     let path = dir.path().join("x.safetensors");
-    let spec = TensorSpec { name: "a".to_string(), dtype: Dtype::F32, shape: vec![4] };
-    drop(TensorFile::create(&path, vec![spec], &[]).expect("creates"));
+    let config = TensorSpec { name: "a".to_string(), dtype: Dtype::F32, shape: vec![4] };
+    drop(TensorFile::create(&path, vec![config], &[]).expect("creates"));
     assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 0);
 }
 

@@ -3,7 +3,7 @@
 
 use llamaprobe::backend::cpu::{Cpu, CpuF32, Isa};
 use llamaprobe::backend::{AttentionDims, Backend, LinearDims};
-use llamaprobe::shape::{KeptSegment, Label, Pack, PackBuilder, Parent, Token};
+use llamaprobe::pack::{CachedSegment, Label, Pack, PackBuilder, Parent, Token};
 
 use crate::ops::cases::{self, Case};
 use crate::ops::op::Op;
@@ -242,13 +242,13 @@ fn kept_rows_are_as_good_as_rows_of_the_pack<B: Backend>(b: &mut B) {
                 for (cache, x) in [(&mut cache_k, &case.inputs[1]), (&mut cache_v, &case.inputs[2])] {
                     cache[rows.start * keys..rows.end * keys].copy_from_slice(&x[from * keys..to * keys]);
                 }
-                kept.push(KeptSegment { rows, parent: c.checked_sub(1), run: None, end: to });
+                kept.push(CachedSegment { rows, parent: c.checked_sub(1), run: None, end: to });
                 from = to;
             }
             let mut builder = PackBuilder::new(&kept);
             let tokens = vec![Token::Id(1); n - from];
             builder.push(&[Token::Id(2); 3], Parent::None, None, Label::Text);
-            builder.push(&tokens, Parent::Kept(kept.len() - 1), None, Label::Query);
+            builder.push(&tokens, Parent::Cached(kept.len() - 1), None, Label::Query);
             let rows: Vec<usize> = (from..n).collect();
             let mut inputs = case.inputs.clone();
             for x in &mut inputs[..3] {

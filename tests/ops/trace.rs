@@ -2,7 +2,7 @@
 
 use llamaprobe::backend::trace::Trace;
 use llamaprobe::backend::{AttentionDims, Backend, Dropout, LinearDims, LoraSite, Tensor};
-use llamaprobe::shape::{Label, Pack, PackBuilder, Parent, Token};
+use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};
 
 fn pack(run: Option<usize>, tokens: &[Token]) -> Pack {
     let mut b = PackBuilder::default();
@@ -13,8 +13,8 @@ fn pack(run: Option<usize>, tokens: &[Token]) -> Pack {
 #[test]
 fn it_counts_allocations_bytes_and_waits() {
     let mut b = Trace::new();
-    let mut wide = b.wide(10).unwrap();
-    let mut real = b.real(4).unwrap();
+    let mut wide = b.acc(10).unwrap();
+    let mut real = b.compute(4).unwrap();
     b.index(&[1, 2]).unwrap();
     b.pack(&pack(None, &[Token::Id(0)])).unwrap();
     assert_eq!((b.allocations(), b.bytes(), b.syncs()), (4, 64, 0));
@@ -32,8 +32,8 @@ fn it_counts_allocations_bytes_and_waits() {
 #[test]
 fn a_capture_is_logged_and_needs_its_rows() {
     let mut b = Trace::new();
-    let x = b.wide(6).unwrap();
-    let captured = b.capture(Tensor::Wide(&x), &[0, 2], 2);
+    let x = b.acc(6).unwrap();
+    let captured = b.capture(Tensor::Acc(&x), &[0, 2], 2);
     assert_eq!((captured.rows(), b.ops()), (&[0.0; 4][..], &["capture"][..]));
     assert_eq!(b.syncs(), 0);
 }
@@ -42,15 +42,15 @@ fn a_capture_is_logged_and_needs_its_rows() {
 #[should_panic(expected = "capture: x has 6 elements, needs 8")]
 fn a_capture_past_the_end_is_refused() {
     let mut b = Trace::new();
-    let x = b.wide(6).unwrap();
-    b.capture(Tensor::Wide(&x), &[3], 2);
+    let x = b.acc(6).unwrap();
+    b.capture(Tensor::Acc(&x), &[3], 2);
 }
 
 #[test]
 #[should_panic(expected = "cast: out has 3 elements, needs 4")]
 fn a_short_output_is_refused() {
     let mut b = Trace::new();
-    let (mut out, x) = (b.real(3).unwrap(), b.wide(9).unwrap());
+    let (mut out, x) = (b.compute(3).unwrap(), b.acc(9).unwrap());
     b.cast(&mut out, &x, 4);
 }
 
@@ -58,7 +58,7 @@ fn a_short_output_is_refused() {
 #[should_panic(expected = "linear_fwd: the weight's length is 7, must be 6")]
 fn a_weight_of_another_size_is_refused() {
     let mut b = Trace::new();
-    let (mut out, x, weight) = (b.real(9).unwrap(), b.real(9).unwrap(), b.null_weight(7));
+    let (mut out, x, weight) = (b.compute(9).unwrap(), b.compute(9).unwrap(), b.null_weight(7));
     b.linear_fwd(&mut out, &x, &weight, None, LinearDims { rows: 3, input: 2, output: 3 });
 }
 
@@ -66,7 +66,7 @@ fn a_weight_of_another_size_is_refused() {
 #[should_panic(expected = "cross_entropy_fwd: a target is 5, must be below 5")]
 fn a_target_beyond_the_vocabulary_is_refused() {
     let mut b = Trace::new();
-    let (mut loss, x, head) = (b.wide(1).unwrap(), b.real(2).unwrap(), b.null_weight(10));
+    let (mut loss, x, head) = (b.acc(1).unwrap(), b.compute(2).unwrap(), b.null_weight(10));
     let targets = b.index(&[5]).unwrap();
     b.cross_entropy_fwd(&mut loss, &x, &head, &targets, LinearDims { rows: 1, input: 2, output: 5 });
 }
@@ -75,7 +75,7 @@ fn a_target_beyond_the_vocabulary_is_refused() {
 #[should_panic(expected = "embed_fwd: virtual token 1 and no prompt")]
 fn a_virtual_token_needs_a_prompt() {
     let mut b = Trace::new();
-    let (mut out, table) = (b.wide(4).unwrap(), b.null_weight(8));
+    let (mut out, table) = (b.acc(4).unwrap(), b.null_weight(8));
     b.embed_fwd(&mut out, &pack(Some(0), &[Token::Virtual(1)]), &table, None, 4);
 }
 
@@ -84,7 +84,8 @@ fn a_virtual_token_needs_a_prompt() {
 fn every_run_needs_a_seed() {
     let mut b = Trace::new();
     let site = LoraSite { a: 0, b: 2, stride: 4, rank: 1, input: 2, output: 2, scale: 1.0 };
-    let (mut y, mut xa, x, params) = (b.real(2).unwrap(), b.wide(1).unwrap(), b.real(2).unwrap(), b.wide(8).unwrap());
+    let (mut y, mut xa, x, params) =
+        (b.compute(2).unwrap(), b.acc(1).unwrap(), b.compute(2).unwrap(), b.acc(8).unwrap());
     let dropout = Dropout { p: 0.5, seeds: &[1], site: 0, keys: &[0] };
     b.lora_fwd(&mut y, &mut xa, &x, &params, &pack(Some(1), &[Token::Id(0)]), site, Some(dropout));
 }
@@ -94,6 +95,6 @@ fn every_run_needs_a_seed() {
 fn heads_must_divide() {
     let mut b = Trace::new();
     let dims = AttentionDims { heads: 3, kv_heads: 2, head_dim: 2, scale: 1.0, window: None, alibi: false };
-    let (mut z, mut lse, q) = (b.real(6).unwrap(), b.wide(3).unwrap(), b.real(6).unwrap());
+    let (mut z, mut lse, q) = (b.compute(6).unwrap(), b.acc(3).unwrap(), b.compute(6).unwrap());
     b.attention_fwd(&mut z, &mut lse, &q, &q, &q, None, &pack(None, &[Token::Id(0)]), dims);
 }

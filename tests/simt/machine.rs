@@ -252,11 +252,11 @@ impl Tape {
         Buffer(self.buffers.len() - 1)
     }
 
-    pub fn wide(&mut self, values: &[f64]) -> Buffer {
+    pub fn acc(&mut self, values: &[f64]) -> Buffer {
         self.push(values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect())
     }
 
-    pub fn real(&mut self, values: &[f64]) -> Buffer {
+    pub fn compute(&mut self, values: &[f64]) -> Buffer {
         let dtype = self.dtype;
         self.push(values.iter().flat_map(|&x| real_bytes(dtype, x)).collect())
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use llamaprobe::shape::{KeptSegment, Pack, Parent};
+use llamaprobe::pack::{CachedSegment, Pack, Parent};
 
 use crate::ops::naive;
 
@@ -46,7 +46,7 @@ pub fn adapted(pack: &Pack, step: usize) -> (Vec<i32>, Vec<i32>) {
 }
 
 /// The key at each position of a row's path: a row, or `-(r + 1)` for row `r` of the cache.
-pub fn path(pack: &Pack, kept: &[KeptSegment], row: usize) -> Vec<i32> {
+pub fn path(pack: &Pack, kept: &[CachedSegment], row: usize) -> Vec<i32> {
     let path = naive::path(pack, kept, row).into_iter();
     path.map(|(cached, row)| if cached { -(row as i32) - 1 } else { row as i32 }).collect()
 }
@@ -63,7 +63,7 @@ pub struct Forest {
 }
 
 impl Forest {
-    pub fn new(pack: &Pack, kept: &[KeptSegment]) -> Self {
+    pub fn new(pack: &Pack, kept: &[CachedSegment]) -> Self {
         let mut forest = Self::default();
         for g in 0..pack.segments().len() {
             if !matches!(pack.segments()[g].parent, Parent::Pack(_)) {

@@ -1,7 +1,7 @@
 //! A small model and data to train on.
 
+use llamaprobe::arch::Projection;
 use llamaprobe::backend::Backend;
-use llamaprobe::formats::adapter::Target;
 use llamaprobe::model::{Adaptation, Layout, LoraShape, Model};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::settings::{Length, RunSettings};
@@ -51,8 +51,8 @@ pub fn settings(seed: u64) -> RunSettings {
 
 /// Adapters of q, v and down of rank 3, started from the runs' seeds.
 pub fn adaptation<B: Backend>(backend: &mut B, model: &Model<B>, seeds: &[u64]) -> Adaptation<B> {
-    let targets = vec![Target::Q, Target::V, Target::Down];
-    let layout = Layout::lora(&model.spec, &LoraShape { rank: 3, alpha: 6.0, rslora: false, targets });
+    let targets = vec![Projection::Q, Projection::V, Projection::Down];
+    let layout = Layout::lora(&model.config, &LoraShape { rank: 3, alpha: 6.0, rslora: false, targets });
     let mut adaptation = Adaptation::new(backend, layout, seeds.len()).expect("adapters");
     for (run, &seed) in seeds.iter().enumerate() {
         adaptation.init_run(backend, run, seed).expect("a start");
@@ -69,11 +69,11 @@ pub fn trainer<B: Backend>(backend: &mut B, model: &Model<B>, runs: Vec<Run>, op
 
 /// The parameters of all runs.
 pub fn params<B: Backend>(backend: &mut B, trainer: &Trainer<B>) -> Vec<f64> {
-    use llamaprobe::backend::WideElement;
+    use llamaprobe::backend::AccElement;
     let (runs, stride) = trainer.tuned().shape();
     let mut values = vec![B::Element::default(); runs * stride];
     backend.download(&mut values, trainer.tuned().params(), 0).expect("parameters");
-    values.into_iter().map(WideElement::to_f64).collect()
+    values.into_iter().map(AccElement::to_f64).collect()
 }
 
 /// The largest difference, as a share of the largest magnitude.

@@ -24,7 +24,7 @@ mod tests {
     use crate::backend::cpu::context::Context;
     use crate::backend::cpu::isa::tests::isas;
     use crate::backend::cpu::simd::{Element, Isa};
-    use crate::shape::{Label, Pack, PackBuilder, Parent, Token};
+    use crate::pack::{Label, Pack, PackBuilder, Parent, Token};
 
     /// A tree: more than a tile of rows, children that share it, and a sequence apart.
     fn pack() -> Pack {

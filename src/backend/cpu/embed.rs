@@ -6,7 +6,7 @@ use super::rows::accumulate;
 use super::simd::{Element, Float, Isa};
 use super::weight::Weight;
 use crate::backend::PromptSite;
-use crate::shape::{Pack, Token};
+use crate::pack::{Pack, Token};
 
 /// Where the prompt row of a virtual token begins.
 fn prompt_row(pack: &Pack, row: usize, p: u32, site: PromptSite, width: usize) -> usize {

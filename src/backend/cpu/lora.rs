@@ -8,7 +8,7 @@ use super::parallel::{Shared, each_part, rows, workers};
 use super::rows::accumulate;
 use super::simd::{Element, Float, multiversion};
 use crate::backend::{Dropout, LoraSite};
-use crate::shape::Pack;
+use crate::pack::Pack;
 
 /// See [`Backend::lora_fwd`](crate::backend::Backend::lora_fwd).
 #[allow(clippy::too_many_arguments)]

@@ -35,7 +35,7 @@ use std::sync::Arc;
 use super::{Activation, AdamwStep, AttentionDims, Backend, Dropout, HostSlice, LinearDims, LoraSite, PromptSite};
 use crate::Result;
 use crate::formats::safetensors::TensorView;
-use crate::shape::Pack;
+use crate::pack::Pack;
 use context::Context;
 pub use isa::Isa;
 pub use simd::{Element, Float};
@@ -107,13 +107,13 @@ fn zeros<T: Default + Clone>(len: usize) -> Result<Vec<T>> {
 }
 
 impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
-    type Wide = Vec<W>;
-    type Real = Vec<R>;
+    type Acc = Vec<W>;
+    type Compute = Vec<R>;
     type Weight = Weight<W, R>;
     type Index = Vec<u32>;
     type Pack = Arc<Pack>;
     type Element = W;
-    type Arriving = Vec<W>;
+    type PendingReadback = Vec<W>;
     const MAPS_WEIGHTS: bool = true;
 
     fn name(&self) -> String {
@@ -127,11 +127,11 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         format!("cpu {dtype}")
     }
 
-    fn wide(&mut self, len: usize) -> Result<Vec<W>> {
+    fn acc(&mut self, len: usize) -> Result<Vec<W>> {
         zeros(len)
     }
 
-    fn real(&mut self, len: usize) -> Result<Vec<R>> {
+    fn compute(&mut self, len: usize) -> Result<Vec<R>> {
         zeros(len)
     }
 
@@ -165,19 +165,19 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         Ok(())
     }
 
-    fn begin_download(&mut self, buffer: &Vec<W>, len: usize) -> Result<Vec<W>> {
+    fn download_async(&mut self, buffer: &Vec<W>, len: usize) -> Result<Vec<W>> {
         Ok(buffer[..len].to_vec())
     }
 
-    fn arrive(&mut self, arriving: Vec<W>) -> Result<Vec<W>> {
+    fn wait_readback(&mut self, arriving: Vec<W>) -> Result<Vec<W>> {
         Ok(arriving)
     }
 
-    fn borrow_wide<'a>(&self, buffer: &'a Vec<W>) -> Option<HostSlice<'a>> {
+    fn borrow_acc<'a>(&self, buffer: &'a Vec<W>) -> Option<HostSlice<'a>> {
         Some(<W as Element<W>>::host(buffer))
     }
 
-    fn borrow_real<'a>(&self, buffer: &'a Vec<R>) -> Option<HostSlice<'a>> {
+    fn borrow_compute<'a>(&self, buffer: &'a Vec<R>) -> Option<HostSlice<'a>> {
         Some(R::host(buffer))
     }
 
@@ -201,11 +201,11 @@ impl<W: Float, R: Element<W>> Backend for Cpu<W, R> {
         rows::residual_fwd(&self.cx.on, out, a, b, len);
     }
 
-    fn gather_real(&mut self, out: &mut Vec<R>, x: &Vec<R>, rows: &Vec<u32>, width: usize) {
+    fn gather_compute(&mut self, out: &mut Vec<R>, x: &Vec<R>, rows: &Vec<u32>, width: usize) {
         rows::gather(&self.cx.on.team, out, x, rows, width);
     }
 
-    fn gather_wide(&mut self, out: &mut Vec<W>, x: &Vec<W>, rows: &Vec<u32>, width: usize) {
+    fn gather_acc(&mut self, out: &mut Vec<W>, x: &Vec<W>, rows: &Vec<u32>, width: usize) {
         rows::gather(&self.cx.on.team, out, x, rows, width);
     }
 

@@ -5,7 +5,7 @@ use super::parallel::{each_part, rows};
 use super::rows::accumulate;
 use super::simd::{Element, Float, Isa};
 use super::weight::Weight;
-use crate::shape::Pack;
+use crate::pack::Pack;
 
 /// See [`Backend::position_fwd`](crate::backend::Backend::position_fwd).
 pub fn fwd<W: Float, R: Element<W>>(

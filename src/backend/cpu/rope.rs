@@ -4,7 +4,7 @@
 use super::context::Machine;
 use super::parallel::{each_part, rows};
 use super::simd::{Element, Float, multiversion};
-use crate::shape::Pack;
+use crate::pack::Pack;
 
 /// See [`Backend::rope_fwd`](crate::backend::Backend::rope_fwd).
 pub fn fwd<W: Float, R: Element<W>>(

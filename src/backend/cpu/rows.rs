@@ -46,7 +46,7 @@ multiversion! {
     }
 }
 
-/// See [`Backend::gather_real`](crate::backend::Backend::gather_real).
+/// See [`Backend::gather_compute`](crate::backend::Backend::gather_compute).
 pub fn gather<T: Copy + Send + Sync>(team: &Team, out: &mut [T], x: &[T], from: &[u32], width: usize) {
     each_part(team, from.len(), width, rows("gather", out, from.len(), width), |first, part| {
         for (out, &row) in part.chunks_exact_mut(width).zip(&from[first..]) {

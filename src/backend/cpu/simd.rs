@@ -12,11 +12,11 @@ pub use super::isa::Isa;
 use super::pack::transpose::{self, Square, Whole};
 use super::thin::{self, Thin};
 use super::tile::Tiles;
-use crate::backend::{HostSlice, WideElement};
+use crate::backend::{AccElement, HostSlice};
 
 /// What arithmetic is done in: `f32`, or `f64` in the oracle.
 pub trait Float:
-    WideElement
+    AccElement
     + Element<Self>
     + Add<Output = Self>
     + Sub<Output = Self>

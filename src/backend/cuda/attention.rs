@@ -10,7 +10,7 @@ use super::pack::Pack;
 use super::variant::Variant;
 use crate::Error;
 use crate::backend::AttentionDims;
-use crate::shape::Parent;
+use crate::pack::Parent;
 
 const FILE: &str = "attention";
 /// Widest heads.
@@ -39,7 +39,7 @@ fn check(op: &'static str, dims: AttentionDims) {
 }
 
 /// Rows of the cache that the pack's paths reach.
-fn kept_rows(pack: &Pack) -> usize {
+fn cached_rows(pack: &Pack) -> usize {
     let spans = (0..pack.host.segments().len()).flat_map(|g| pack.host.path(g));
     spans.filter(|span| span.kept).map(|span| span.rows.end).max().unwrap_or(0)
 }
@@ -103,7 +103,7 @@ fn kept_keys<'a, const T: usize, R>(
     pack: &Pack,
     dims: AttentionDims,
 ) -> [&'a Buffer<R>; T] {
-    let rows = kept_rows(pack);
+    let rows = cached_rows(pack);
     assert!(kept.is_some() || rows == 0, "{op}: no kept keys, the pack's paths reach {rows} rows of them");
     for buffer in kept.iter().flatten() {
         buffer.need(op, "what is kept", rows * dims.kv_heads * dims.head_dim);
@@ -140,7 +140,7 @@ pub fn bwd<R: Compute>(
     let AttentionDims { heads, kv_heads, head_dim, .. } = dims;
     let Saved { d_z, z, lse, q, k, v } = *saved;
     check(op, dims);
-    if let Some(g) = pack.host.segments().iter().position(|s| matches!(s.parent, Parent::Kept(_))) {
+    if let Some(g) = pack.host.segments().iter().position(|s| matches!(s.parent, Parent::Cached(_))) {
         panic!("{op}: segment {g} continues a kept one, which no backward can pass");
     }
     let (rows, query_len, key_len) = (pack.len(), pack.len() * heads * head_dim, pack.len() * kv_heads * head_dim);

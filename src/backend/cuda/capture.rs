@@ -10,7 +10,7 @@ use super::pinned::Held;
 use super::queue::Work;
 use super::{Compute, Cuda, rows};
 use crate::Result;
-use crate::backend::{Captured, Landing, Tensor};
+use crate::backend::{Captured, Readback, Tensor};
 
 /// Rows in a slot of the ring, which is not used again as long as this lives.
 struct Rows {
@@ -19,7 +19,7 @@ struct Rows {
     landed: Arc<AtomicBool>,
 }
 
-impl Landing for Rows {
+impl Readback for Rows {
     fn rows(&self) -> Option<&[f32]> {
         // SAFETY: the flag is set when the device has been waited for; what wrote here has finished, and nothing else is
         // given the slot while it is held.
@@ -43,16 +43,16 @@ pub fn capture<R: Compute>(
     let len = rows.len() * width;
     let wanted = rows.iter().max().map_or(0, |row| row + 1) * width;
     let x = match x {
-        Tensor::Wide(buffer) => {
+        Tensor::Acc(buffer) => {
             buffer.need(op, "x", wanted);
             wide(buffer)
         }
-        Tensor::Real(buffer) => {
+        Tensor::Compute(buffer) => {
             buffer.need(op, "x", wanted);
             real(buffer)
         }
     };
-    let nothing = || Ok(Captured::Here(vec![0.0; len]));
+    let nothing = || Ok(Captured::Ready(vec![0.0; len]));
     let list: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
     let Some(list) = cx.numbers(op, &list) else { return nothing() };
     let bytes = len * size_of::<f32>();
@@ -61,11 +61,11 @@ pub fn capture<R: Compute>(
         if copied && bytes > 0 {
             cx.push(op, Work::Land { to: held.memory.host(), from: address, bytes, aside: true });
         }
-        return Ok(Captured::Coming(Arc::new(Rows { held, len, landed })));
+        return Ok(Captured::Pending(Arc::new(Rows { held, len, landed })));
     }
     let Some(out) = cx.scratch("a capture beside the ring", bytes) else { return nothing() };
     rows::capture(cx, out, x, list, rows.len(), width);
     let mut values = vec![0.0f32; len];
     cx.read(op, bytemuck::cast_slice_mut(&mut values), out)?;
-    Ok(Captured::Here(values))
+    Ok(Captured::Ready(values))
 }

@@ -141,7 +141,7 @@ impl Kernels {
     }
 
     /// How the binary for this very device is made, and where it is kept.
-    fn wanted(&self, file: &str, source: &str, head: usize) -> Result<Wanted> {
+    fn wanted(&self, file: &str, source: &str, head: usize) -> Result<GradientRequest> {
         let device = self.device.name();
         library::find("nvrtc", &self.settings.library_dirs).map_err(|found| {
             let wanted = "the kernels are compiled at run time and need NVRTC: pip install nvidia-cuda-nvrtc";
@@ -168,12 +168,12 @@ impl Kernels {
             let name = format!("{file}-{}-{head}-{:016x}{:016x}.cubin", self.real, key(0), key(1));
             dir.join(name)
         });
-        Ok(Wanted { options, path })
+        Ok(GradientRequest { options, path })
     }
 }
 
 /// How a binary is made, and where it is kept.
-struct Wanted {
+struct GradientRequest {
     options: Vec<String>,
     path: Option<PathBuf>,
 }

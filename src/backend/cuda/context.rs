@@ -51,7 +51,7 @@ pub struct Shape {
 }
 
 /// What lands in a slot of the ring once the list is given to the device.
-struct Landing {
+struct Readback {
     held: Held,
     /// Says when it has landed, to what cannot wait for it.
     flag: Option<Arc<AtomicBool>>,
@@ -60,11 +60,11 @@ struct Landing {
 }
 
 /// Values on their way to the host.
-pub enum Arriving {
+pub enum PendingReadback {
     /// They are there: the ring was full.
-    Here(Vec<f32>),
+    Ready(Vec<f32>),
     /// They land in a slot of the ring.
-    Coming {
+    Pending {
         /// The slot.
         held: Held,
         /// How many.
@@ -95,7 +95,7 @@ pub struct Context {
     staging: Ring,
     results: Ring,
     /// What will land once the list is given to the device.
-    landing: Vec<Landing>,
+    landing: Vec<Readback>,
     /// The flags of captures that the device is working on.
     flying: Vec<Arc<AtomicBool>>,
     /// The first error, and the number of the list that it belongs to.
@@ -343,7 +343,7 @@ impl Context {
             let error = error(self.device.name(), op, &message);
             self.fail(error);
         }
-        for Landing { held, flag, from } in std::mem::take(&mut self.landing) {
+        for Readback { held, flag, from } in std::mem::take(&mut self.landing) {
             self.flying.extend(flag);
             let recorded = self.results.record(held.slot, self.device.stream);
             let recorded = self.device.check("results", recorded);
@@ -466,7 +466,7 @@ impl Context {
         let from = if copied { Some(self.block("capture", bytes)?) } else { None };
         let to = from.as_ref().map_or(held.memory.address, |block| block.address);
         let flag = Arc::new(AtomicBool::new(false));
-        self.landing.push(Landing { held: held.clone(), flag: Some(flag.clone()), from });
+        self.landing.push(Readback { held: held.clone(), flag: Some(flag.clone()), from });
         Ok(Some((held, to, flag)))
     }
 
@@ -474,28 +474,28 @@ impl Context {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn begin_read(&mut self, op: &'static str, address: u64, len: usize) -> Result<Arriving> {
+    pub fn begin_read(&mut self, op: &'static str, address: u64, len: usize) -> Result<PendingReadback> {
         let bytes = len * size_of::<f32>();
         let Some(held) = self.slot(op, bytes)? else {
             let mut values = vec![0.0; len];
             self.read(op, bytemuck::cast_slice_mut(&mut values), address)?;
-            return Ok(Arriving::Here(values));
+            return Ok(PendingReadback::Ready(values));
         };
         if bytes > 0 {
             self.push(op, Work::Land { to: held.memory.host(), from: address, bytes, aside: false });
         }
-        self.landing.push(Landing { held: held.clone(), flag: None, from: None });
-        Ok(Arriving::Coming { held, len, list: self.flushes + 1 })
+        self.landing.push(Readback { held: held.clone(), flag: None, from: None });
+        Ok(PendingReadback::Pending { held, len, list: self.flushes + 1 })
     }
 
     /// Waits for what [`Context::begin_read`] has begun.
     ///
     /// # Errors
     /// If the device fails, or has failed before.
-    pub fn end_read(&mut self, arriving: Arriving) -> Result<Vec<f32>> {
+    pub fn end_read(&mut self, arriving: PendingReadback) -> Result<Vec<f32>> {
         let (held, len, list) = match arriving {
-            Arriving::Here(values) => return Ok(values),
-            Arriving::Coming { held, len, list } => (held, len, list),
+            PendingReadback::Ready(values) => return Ok(values),
+            PendingReadback::Pending { held, len, list } => (held, len, list),
         };
         if list > self.flushes {
             self.flush();

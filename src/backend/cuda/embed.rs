@@ -6,7 +6,7 @@ use super::memory::Buffer;
 use super::pack::Pack;
 use super::rows::each;
 use crate::backend::PromptSite;
-use crate::shape::Token;
+use crate::pack::Token;
 
 const FILE: &str = "embed";
 

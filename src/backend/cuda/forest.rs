@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::geometry::entry;
-use crate::shape::{Pack, Parent};
+use crate::pack::{Pack, Parent};
 
 /// Rows of a block of queries, and keys of a tile.
 pub const SLOTS: usize = 64;
@@ -70,7 +70,7 @@ impl<'a> Walk<'a> {
         for (g, segment) in pack.segments().iter().enumerate() {
             match segment.parent {
                 Parent::Pack(p) => children[p].push(g),
-                Parent::None | Parent::Kept(_) => roots.push(g),
+                Parent::None | Parent::Cached(_) => roots.push(g),
             }
         }
         Self { pack, roots, children, segments: Vec::new(), tiles: HashMap::new() }
@@ -181,7 +181,7 @@ impl<'a> Walk<'a> {
                 under = s;
                 Some((false, self.pack.segments()[s].rows.clone()))
             }
-            Parent::None | Parent::Kept(_) => None,
+            Parent::None | Parent::Cached(_) => None,
         };
         for (kept, rows) in self.pack.path(under).iter().map(|span| (span.kept, span.rows.clone())).chain(own) {
             let from = range.start.saturating_sub(position).min(rows.len());
@@ -217,9 +217,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::shape::{KeptSegment, Label, PackBuilder, Token};
+    use crate::pack::{CachedSegment, Label, PackBuilder, Token};
 
-    fn pack(kept: &[KeptSegment], segments: &[(usize, Parent)]) -> Pack {
+    fn pack(kept: &[CachedSegment], segments: &[(usize, Parent)]) -> Pack {
         let mut builder = PackBuilder::new(kept);
         for &(rows, parent) in segments {
             builder.push(&vec![Token::Id(0); rows], parent, None, Label::Text);
@@ -285,12 +285,12 @@ mod tests {
 
     #[test]
     fn kept_ancestors_stand_before_the_pack() {
-        use Parent::{Kept, None as Root, Pack as Under};
+        use Parent::{Cached, None as Root, Pack as Under};
         let kept = [
-            KeptSegment { rows: 5..75, parent: None, run: None, end: 70 },
-            KeptSegment { rows: 75..78, parent: Some(0), run: None, end: 73 },
+            CachedSegment { rows: 5..75, parent: None, run: None, end: 70 },
+            CachedSegment { rows: 75..78, parent: Some(0), run: None, end: 73 },
         ];
-        check(&pack(&kept, &[(4, Kept(0)), (90, Kept(1)), (5, Root), (3, Under(1)), (2, Kept(0))]));
+        check(&pack(&kept, &[(4, Cached(0)), (90, Cached(1)), (5, Root), (3, Under(1)), (2, Cached(0))]));
     }
 
     #[test]
@@ -307,9 +307,9 @@ mod tests {
 
     #[test]
     fn sequences_generated_at_once_do_not_wait_for_each_other() {
-        let long = |i: usize| KeptSegment { rows: 300 * i..300 * (i + 1), parent: None, run: None, end: 300 };
-        let kept: Vec<KeptSegment> = (0..40).map(long).collect();
-        let next: Vec<(usize, Parent)> = (0..40).map(|i| (1, Parent::Kept(i))).collect();
+        let long = |i: usize| CachedSegment { rows: 300 * i..300 * (i + 1), parent: None, run: None, end: 300 };
+        let kept: Vec<CachedSegment> = (0..40).map(long).collect();
+        let next: Vec<(usize, Parent)> = (0..40).map(|i| (1, Parent::Cached(i))).collect();
         let pack = pack(&kept, &next);
         check(&pack);
         let visits = Forest::new(&pack).visit_starts;
@@ -317,7 +317,7 @@ mod tests {
         assert!(visits.windows(2).all(|w| w[1] - w[0] == 10));
         // Short ones share blocks, and so do those that continue one beginning, of four tiles and one of their own.
         let short: Vec<(usize, Parent)> = (0..40).map(|_| (2, Parent::None)).collect();
-        let same: Vec<(usize, Parent)> = (0..40).map(|_| (1, Parent::Kept(0))).collect();
+        let same: Vec<(usize, Parent)> = (0..40).map(|_| (1, Parent::Cached(0))).collect();
         for (next, blocks) in [(short, 5), (same, 7)] {
             let pack = self::pack(&kept, &next);
             check(&pack);

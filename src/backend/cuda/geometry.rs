@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::shape::Pack;
+use crate::pack::Pack;
 
 /// Rows that a LoRA block handles.
 pub const LORA_ROWS: usize = 16;
@@ -98,7 +98,7 @@ pub fn adapted(pack: &Pack) -> Adapted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::{Label, PackBuilder, Parent, Token};
+    use crate::pack::{Label, PackBuilder, Parent, Token};
 
     fn pack(segments: &[(usize, Parent, Option<usize>)]) -> Pack {
         let mut builder = PackBuilder::default();

@@ -40,8 +40,8 @@ use std::ops::Range;
 use half::bf16;
 
 pub use self::compute::Compute;
-pub use self::context::Arriving;
 use self::context::Context;
+pub use self::context::PendingReadback;
 pub use self::memory::Buffer;
 pub use self::pack::{Index, Pack};
 pub use self::settings::{Captures, Settings};
@@ -50,7 +50,6 @@ use super::{
     PassSize, PromptSite, Tensor,
 };
 use crate::formats::safetensors::TensorView;
-use crate::shape;
 use crate::{Error, Result};
 
 /// The number of devices.
@@ -90,25 +89,25 @@ impl<R: Compute> Cuda<R> {
 }
 
 impl<R: Compute> Backend for Cuda<R> {
-    type Wide = Buffer<f32>;
-    type Real = Buffer<R>;
+    type Acc = Buffer<f32>;
+    type Compute = Buffer<R>;
     type Weight = Buffer<R>;
     type Index = Index;
     type Pack = Pack;
     type Element = f32;
-    type Arriving = Arriving;
+    type PendingReadback = PendingReadback;
     const RUNS_AHEAD: bool = true;
 
     fn name(&self) -> String {
         format!("{} {}", self.cx.device.name(), R::NAME)
     }
 
-    fn wide(&mut self, len: usize) -> Result<Buffer<f32>> {
+    fn acc(&mut self, len: usize) -> Result<Buffer<f32>> {
         let zeros = self.cx.zeros("wide", len);
         self.cx.blamed(zeros)
     }
 
-    fn real(&mut self, len: usize) -> Result<Buffer<R>> {
+    fn compute(&mut self, len: usize) -> Result<Buffer<R>> {
         let zeros = self.cx.zeros("real", len);
         self.cx.blamed(zeros)
     }
@@ -138,7 +137,7 @@ impl<R: Compute> Backend for Cuda<R> {
         self.cx.blamed(index)
     }
 
-    fn pack(&mut self, pack: &shape::Pack) -> Result<Pack> {
+    fn pack(&mut self, pack: &crate::pack::Pack) -> Result<Pack> {
         let pack = Pack::new(&mut self.cx, pack);
         self.cx.blamed(pack)
     }
@@ -155,28 +154,28 @@ impl<R: Compute> Backend for Cuda<R> {
         self.cx.blamed(read)
     }
 
-    fn begin_download(&mut self, buffer: &Buffer<f32>, len: usize) -> Result<Arriving> {
+    fn download_async(&mut self, buffer: &Buffer<f32>, len: usize) -> Result<PendingReadback> {
         buffer.need("download", "buffer", len);
         let begun = self.cx.begin_read("download", buffer.address(0), len);
         self.cx.blamed(begun)
     }
 
-    fn arrive(&mut self, arriving: Arriving) -> Result<Vec<f32>> {
+    fn wait_readback(&mut self, arriving: PendingReadback) -> Result<Vec<f32>> {
         let values = self.cx.end_read(arriving);
         self.cx.blamed(values)
     }
 
-    fn borrow_wide<'a>(&self, _: &'a Buffer<f32>) -> Option<HostSlice<'a>> {
+    fn borrow_acc<'a>(&self, _: &'a Buffer<f32>) -> Option<HostSlice<'a>> {
         None
     }
 
-    fn borrow_real<'a>(&self, _: &'a Buffer<R>) -> Option<HostSlice<'a>> {
+    fn borrow_compute<'a>(&self, _: &'a Buffer<R>) -> Option<HostSlice<'a>> {
         None
     }
 
     fn capture(&mut self, x: Tensor<'_, Self>, rows: &[usize], width: usize) -> Captured {
         let captured = capture::capture(&mut self.cx, x, rows, width, self.captures == Captures::Copied);
-        self.cx.keep(captured).unwrap_or_else(|| Captured::Here(vec![0.0; rows.len() * width]))
+        self.cx.keep(captured).unwrap_or_else(|| Captured::Ready(vec![0.0; rows.len() * width]))
     }
 
     fn sync(&mut self) -> Result<()> {
@@ -199,12 +198,12 @@ impl<R: Compute> Backend for Cuda<R> {
         rows::residual_fwd(&mut self.cx, out, a, b, len);
     }
 
-    fn gather_real(&mut self, out: &mut Buffer<R>, x: &Buffer<R>, rows: &Index, width: usize) {
-        rows::gather_real(&mut self.cx, out, x, rows, width);
+    fn gather_compute(&mut self, out: &mut Buffer<R>, x: &Buffer<R>, rows: &Index, width: usize) {
+        rows::gather_compute(&mut self.cx, out, x, rows, width);
     }
 
-    fn gather_wide(&mut self, out: &mut Buffer<f32>, x: &Buffer<f32>, rows: &Index, width: usize) {
-        rows::gather_wide(&mut self.cx, out, x, rows, width);
+    fn gather_acc(&mut self, out: &mut Buffer<f32>, x: &Buffer<f32>, rows: &Index, width: usize) {
+        rows::gather_acc(&mut self.cx, out, x, rows, width);
     }
 
     fn scatter_add(&mut self, d_x: &mut Buffer<f32>, d_out: &Buffer<f32>, rows: &Index, width: usize) {

@@ -5,7 +5,7 @@ use super::forest::Forest;
 use super::geometry::{self, Groups};
 use super::memory::Buffer;
 use crate::Result;
-use crate::shape::{self, Token};
+use crate::pack::Token;
 
 /// Tables start at multiples of this many numbers, so that kernels may read them in vectors.
 const ALIGN: usize = 4;
@@ -114,7 +114,7 @@ impl Index {
 /// A pack on the device. Tables are known by their place in the one buffer.
 pub struct Pack {
     /// The pack as the host knows it.
-    pub host: shape::Pack,
+    pub host: crate::pack::Pack,
     buffer: Buffer<i32>,
     tokens: usize,
     positions: usize,
@@ -145,7 +145,7 @@ impl Pack {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn new(cx: &mut Context, pack: &shape::Pack) -> Result<Self> {
+    pub fn new(cx: &mut Context, pack: &crate::pack::Pack) -> Result<Self> {
         let mut run = vec![-1; pack.len()];
         pack.runs().iter().for_each(|(r, rows)| run[rows.clone()].fill(*r as i32));
         let id = |token: &Token| match token {

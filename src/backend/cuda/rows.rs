@@ -46,17 +46,17 @@ pub fn residual_fwd<R>(cx: &mut Context, out: &Buffer<f32>, a: &Buffer<f32>, b: 
     cx.note_residual(out, len, [wide(a), real(b)]);
 }
 
-/// See [`Backend::gather_real`](crate::backend::Backend::gather_real).
-pub fn gather_real<R>(cx: &mut Context, out: &Buffer<R>, x: &Buffer<R>, rows: &Index, width: usize) {
-    let op = "gather_real";
+/// See [`Backend::gather_compute`](crate::backend::Backend::gather_compute).
+pub fn gather_compute<R>(cx: &mut Context, out: &Buffer<R>, x: &Buffer<R>, rows: &Index, width: usize) {
+    let op = "gather_compute";
     out.need(op, "out", rows.len() * width);
     x.need(op, "x", rows.bound() * width);
     pick(cx, op, real(out), real(x), rows.address(), rows.len(), width);
 }
 
-/// See [`Backend::gather_wide`](crate::backend::Backend::gather_wide).
-pub fn gather_wide(cx: &mut Context, out: &Buffer<f32>, x: &Buffer<f32>, rows: &Index, width: usize) {
-    let op = "gather_wide";
+/// See [`Backend::gather_acc`](crate::backend::Backend::gather_acc).
+pub fn gather_acc(cx: &mut Context, out: &Buffer<f32>, x: &Buffer<f32>, rows: &Index, width: usize) {
+    let op = "gather_acc";
     out.need(op, "out", rows.len() * width);
     x.need(op, "x", rows.bound() * width);
     pick(cx, op, wide(out), wide(x), rows.address(), rows.len(), width);

@@ -1,8 +1,8 @@
 //! What the null device asserts about lengths and dimensions, always with the operation and both numbers.
 
-use super::{NullReal, NullWeight, NullWide};
+use super::{NullAcc, NullCompute, NullWeight};
 use crate::backend::{AdamwStep, AttentionDims, Dropout, LinearDims, LoraSite, PromptSite};
-use crate::shape::{Pack, Token};
+use crate::pack::{Pack, Token};
 
 /// Asserts that a buffer holds what `op` needs of it.
 #[track_caller]
@@ -34,7 +34,7 @@ pub(super) fn runs(pack: &Pack) -> usize {
 }
 
 /// Rows of the cache that the pack's paths reach.
-pub(super) fn kept_rows(pack: &Pack) -> usize {
+pub(super) fn cached_rows(pack: &Pack) -> usize {
     let spans = (0..pack.segments().len()).flat_map(|g| pack.path(g));
     spans.filter(|s| s.kept).map(|s| s.rows.end).max().unwrap_or(0)
 }
@@ -108,8 +108,8 @@ pub(super) fn rows_of(op: &'static str, many: usize, few: usize, rows: &[u32], w
 /// The checks that the forward and the backward of the cross-entropy share.
 pub(super) fn labels(
     op: &'static str,
-    loss: NullWide,
-    x: NullReal,
+    loss: NullAcc,
+    x: NullCompute,
     head: NullWeight,
     targets: &[u32],
     dims: LinearDims,

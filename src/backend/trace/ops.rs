@@ -3,39 +3,39 @@
 use std::ops::Range;
 
 use super::check::{
-    below, check_dropout, check_heads, check_site, check_steps, check_tokens, check_virtual, kept_rows, labels, need,
+    below, cached_rows, check_dropout, check_heads, check_site, check_steps, check_tokens, check_virtual, labels, need,
     needs, product, rows_of, runs, same,
 };
-use super::{NullReal, NullWeight, NullWide, Trace};
+use super::{NullAcc, NullCompute, NullWeight, Trace};
 use crate::Result;
 use crate::backend::{
     Activation, AdamwStep, AttentionDims, Backend, Captured, Dropout, HostSlice, LinearDims, LoraSite, PromptSite,
     Tensor,
 };
 use crate::formats::safetensors::TensorView;
-use crate::shape::{Pack, Parent, Token};
+use crate::pack::{Pack, Parent, Token};
 
 impl Backend for Trace {
-    type Wide = NullWide;
-    type Real = NullReal;
+    type Acc = NullAcc;
+    type Compute = NullCompute;
     type Weight = NullWeight;
     type Index = Vec<u32>;
     type Pack = Pack;
     type Element = f32;
-    type Arriving = Vec<f32>;
+    type PendingReadback = Vec<f32>;
 
     fn name(&self) -> String {
         "trace".into()
     }
 
-    fn wide(&mut self, len: usize) -> Result<NullWide> {
+    fn acc(&mut self, len: usize) -> Result<NullAcc> {
         self.elements.0 += len;
-        Ok(NullWide(self.allocate(len)))
+        Ok(NullAcc(self.allocate(len)))
     }
 
-    fn real(&mut self, len: usize) -> Result<NullReal> {
+    fn compute(&mut self, len: usize) -> Result<NullCompute> {
         self.elements.1 += len;
-        Ok(NullReal(self.allocate(len)))
+        Ok(NullCompute(self.allocate(len)))
     }
 
     fn element_sizes(&self) -> (usize, usize) {
@@ -46,7 +46,7 @@ impl Backend for Trace {
         Ok(self.null_weight(view.len()))
     }
 
-    fn trainable_weight(&mut self, params: &NullWide, offset: usize, len: usize) -> Result<NullWeight> {
+    fn trainable_weight(&mut self, params: &NullAcc, offset: usize, len: usize) -> Result<NullWeight> {
         need("trainable_weight", "params", params.0, offset + len);
         Ok(self.null_weight(len))
     }
@@ -61,41 +61,41 @@ impl Backend for Trace {
         Ok(pack.clone())
     }
 
-    fn upload(&mut self, buffer: &mut NullWide, offset: usize, values: &[f32]) -> Result<()> {
+    fn upload(&mut self, buffer: &mut NullAcc, offset: usize, values: &[f32]) -> Result<()> {
         need(self.log("upload"), "buffer", buffer.0, offset + values.len());
         Ok(())
     }
 
-    fn download(&mut self, values: &mut [f32], buffer: &NullWide, offset: usize) -> Result<()> {
+    fn download(&mut self, values: &mut [f32], buffer: &NullAcc, offset: usize) -> Result<()> {
         need(self.log("download"), "buffer", buffer.0, offset + values.len());
         self.syncs += 1;
         values.fill(0.0);
         Ok(())
     }
 
-    fn begin_download(&mut self, buffer: &NullWide, len: usize) -> Result<Vec<f32>> {
-        need(self.log("begin_download"), "buffer", buffer.0, len);
+    fn download_async(&mut self, buffer: &NullAcc, len: usize) -> Result<Vec<f32>> {
+        need(self.log("download_async"), "buffer", buffer.0, len);
         Ok(vec![0.0; len])
     }
 
-    fn arrive(&mut self, arriving: Vec<f32>) -> Result<Vec<f32>> {
+    fn wait_readback(&mut self, arriving: Vec<f32>) -> Result<Vec<f32>> {
         self.syncs += 1;
         Ok(arriving)
     }
 
-    fn borrow_wide<'a>(&self, _: &'a NullWide) -> Option<HostSlice<'a>> {
+    fn borrow_acc<'a>(&self, _: &'a NullAcc) -> Option<HostSlice<'a>> {
         None
     }
 
-    fn borrow_real<'a>(&self, _: &'a NullReal) -> Option<HostSlice<'a>> {
+    fn borrow_compute<'a>(&self, _: &'a NullCompute) -> Option<HostSlice<'a>> {
         None
     }
 
     fn capture(&mut self, x: Tensor<'_, Self>, rows: &[usize], width: usize) -> Captured {
         let op = self.log("capture");
-        let (Tensor::Wide(NullWide(len)) | Tensor::Real(NullReal(len))) = x;
+        let (Tensor::Acc(NullAcc(len)) | Tensor::Compute(NullCompute(len))) = x;
         need(op, "x", *len, rows.iter().max().map_or(0, |row| row + 1) * width);
-        Captured::Here(vec![0.0; rows.len() * width])
+        Captured::Ready(vec![0.0; rows.len() * width])
     }
 
     fn sync(&mut self) -> Result<()> {
@@ -103,40 +103,40 @@ impl Backend for Trace {
         Ok(())
     }
 
-    fn zero(&mut self, _: &mut NullWide) {
+    fn zero(&mut self, _: &mut NullAcc) {
         self.log("zero");
     }
 
-    fn cast(&mut self, out: &mut NullReal, x: &NullWide, len: usize) {
+    fn cast(&mut self, out: &mut NullCompute, x: &NullAcc, len: usize) {
         needs(self.log("cast"), len, &[("out", out.0), ("x", x.0)]);
     }
 
-    fn widen(&mut self, out: &mut NullWide, x: &NullReal, len: usize) {
+    fn widen(&mut self, out: &mut NullAcc, x: &NullCompute, len: usize) {
         needs(self.log("widen"), len, &[("out", out.0), ("x", x.0)]);
     }
 
-    fn residual_fwd(&mut self, out: &mut NullWide, a: &NullWide, b: &NullReal, len: usize) {
+    fn residual_fwd(&mut self, out: &mut NullAcc, a: &NullAcc, b: &NullCompute, len: usize) {
         needs(self.log("residual_fwd"), len, &[("out", out.0), ("a", a.0), ("b", b.0)]);
     }
 
-    fn gather_real(&mut self, out: &mut NullReal, x: &NullReal, rows: &Vec<u32>, width: usize) {
-        rows_of(self.log("gather_real"), x.0, out.0, rows, width);
+    fn gather_compute(&mut self, out: &mut NullCompute, x: &NullCompute, rows: &Vec<u32>, width: usize) {
+        rows_of(self.log("gather_compute"), x.0, out.0, rows, width);
     }
 
-    fn gather_wide(&mut self, out: &mut NullWide, x: &NullWide, rows: &Vec<u32>, width: usize) {
-        rows_of(self.log("gather_wide"), x.0, out.0, rows, width);
+    fn gather_acc(&mut self, out: &mut NullAcc, x: &NullAcc, rows: &Vec<u32>, width: usize) {
+        rows_of(self.log("gather_acc"), x.0, out.0, rows, width);
     }
 
-    fn scatter_add(&mut self, d_x: &mut NullWide, d_out: &NullWide, rows: &Vec<u32>, width: usize) {
+    fn scatter_add(&mut self, d_x: &mut NullAcc, d_out: &NullAcc, rows: &Vec<u32>, width: usize) {
         rows_of(self.log("scatter_add"), d_x.0, d_out.0, rows, width);
     }
 
     fn embed_fwd(
         &mut self,
-        out: &mut NullWide,
+        out: &mut NullAcc,
         pack: &Pack,
         table: &NullWeight,
-        prompt: Option<(&NullWide, PromptSite)>,
+        prompt: Option<(&NullAcc, PromptSite)>,
         width: usize,
     ) {
         let op = self.log("embed_fwd");
@@ -149,8 +149,8 @@ impl Backend for Trace {
 
     fn embed_bwd_prompt(
         &mut self,
-        d_prompt: &mut NullWide,
-        d_out: &NullWide,
+        d_prompt: &mut NullAcc,
+        d_out: &NullAcc,
         pack: &Pack,
         site: PromptSite,
         width: usize,
@@ -160,7 +160,7 @@ impl Backend for Trace {
         check_virtual(op, pack, site, width, d_prompt.0);
     }
 
-    fn embed_bwd_table(&mut self, d_table: &mut NullWide, offset: usize, d_out: &NullWide, pack: &Pack, width: usize) {
+    fn embed_bwd_table(&mut self, d_table: &mut NullAcc, offset: usize, d_out: &NullAcc, pack: &Pack, width: usize) {
         let op = self.log("embed_bwd_table");
         need(op, "d_out", d_out.0, pack.len() * width);
         for token in pack.tokens() {
@@ -170,7 +170,7 @@ impl Backend for Trace {
         }
     }
 
-    fn position_fwd(&mut self, x: &mut NullWide, pack: &Pack, table: &NullWeight, first: usize, width: usize) {
+    fn position_fwd(&mut self, x: &mut NullAcc, pack: &Pack, table: &NullWeight, first: usize, width: usize) {
         let op = self.log("position_fwd");
         need(op, "x", x.0, pack.len() * width);
         need(op, "table", table.0, (first + pack.longest()) * width);
@@ -178,9 +178,9 @@ impl Backend for Trace {
 
     fn position_bwd_table(
         &mut self,
-        d_table: &mut NullWide,
+        d_table: &mut NullAcc,
         offset: usize,
-        d_x: &NullWide,
+        d_x: &NullAcc,
         pack: &Pack,
         first: usize,
         width: usize,
@@ -192,10 +192,10 @@ impl Backend for Trace {
 
     fn layer_norm_fwd(
         &mut self,
-        out: &mut NullReal,
-        mean: &mut NullWide,
-        rstd: &mut NullWide,
-        x: &NullWide,
+        out: &mut NullCompute,
+        mean: &mut NullAcc,
+        rstd: &mut NullAcc,
+        x: &NullAcc,
         weight: &NullWeight,
         bias: &NullWeight,
         rows: usize,
@@ -211,11 +211,11 @@ impl Backend for Trace {
 
     fn layer_norm_bwd(
         &mut self,
-        d_x: &mut NullWide,
-        d_out: &NullWide,
-        x: &NullWide,
-        mean: &NullWide,
-        rstd: &NullWide,
+        d_x: &mut NullAcc,
+        d_out: &NullAcc,
+        x: &NullAcc,
+        mean: &NullAcc,
+        rstd: &NullAcc,
         weight: &NullWeight,
         rows: usize,
         width: usize,
@@ -228,12 +228,12 @@ impl Backend for Trace {
 
     fn layer_norm_bwd_affine(
         &mut self,
-        d_affine: &mut NullWide,
+        d_affine: &mut NullAcc,
         offset: usize,
-        d_out: &NullWide,
-        x: &NullWide,
-        mean: &NullWide,
-        rstd: &NullWide,
+        d_out: &NullAcc,
+        x: &NullAcc,
+        mean: &NullAcc,
+        rstd: &NullAcc,
         rows: usize,
         width: usize,
     ) {
@@ -245,9 +245,9 @@ impl Backend for Trace {
 
     fn rms_norm_fwd(
         &mut self,
-        out: &mut NullReal,
-        rstd: &mut NullWide,
-        x: &NullWide,
+        out: &mut NullCompute,
+        rstd: &mut NullAcc,
+        x: &NullAcc,
         weight: &NullWeight,
         rows: usize,
         width: usize,
@@ -261,10 +261,10 @@ impl Backend for Trace {
 
     fn rms_norm_bwd(
         &mut self,
-        d_x: &mut NullWide,
-        d_out: &NullWide,
-        x: &NullWide,
-        rstd: &NullWide,
+        d_x: &mut NullAcc,
+        d_out: &NullAcc,
+        x: &NullAcc,
+        rstd: &NullAcc,
         weight: &NullWeight,
         rows: usize,
         width: usize,
@@ -277,11 +277,11 @@ impl Backend for Trace {
 
     fn rms_norm_bwd_weight(
         &mut self,
-        d_weight: &mut NullWide,
+        d_weight: &mut NullAcc,
         offset: usize,
-        d_out: &NullWide,
-        x: &NullWide,
-        rstd: &NullWide,
+        d_out: &NullAcc,
+        x: &NullAcc,
+        rstd: &NullAcc,
         rows: usize,
         width: usize,
     ) {
@@ -293,10 +293,10 @@ impl Backend for Trace {
 
     fn rope_fwd(
         &mut self,
-        out: &mut NullReal,
-        x: &NullReal,
+        out: &mut NullCompute,
+        x: &NullCompute,
         pack: &Pack,
-        cos_sin: &NullWide,
+        cos_sin: &NullAcc,
         heads: usize,
         head_dim: usize,
     ) {
@@ -306,7 +306,7 @@ impl Backend for Trace {
         need(op, "cos_sin", cos_sin.0, pack.longest() * head_dim);
     }
 
-    fn rope_bwd(&mut self, d_x: &mut NullReal, pack: &Pack, cos_sin: &NullWide, heads: usize, head_dim: usize) {
+    fn rope_bwd(&mut self, d_x: &mut NullCompute, pack: &Pack, cos_sin: &NullAcc, heads: usize, head_dim: usize) {
         let op = self.log("rope_bwd");
         same(op, "the head width modulo 2", head_dim % 2, 0);
         need(op, "d_x", d_x.0, pack.len() * heads * head_dim);
@@ -315,12 +315,12 @@ impl Backend for Trace {
 
     fn attention_fwd(
         &mut self,
-        z: &mut NullReal,
-        lse: &mut NullWide,
-        q: &NullReal,
-        k: &NullReal,
-        v: &NullReal,
-        kept: Option<(&NullReal, &NullReal)>,
+        z: &mut NullCompute,
+        lse: &mut NullAcc,
+        q: &NullCompute,
+        k: &NullCompute,
+        v: &NullCompute,
+        kept: Option<(&NullCompute, &NullCompute)>,
         pack: &Pack,
         dims: AttentionDims,
     ) {
@@ -333,29 +333,29 @@ impl Backend for Trace {
         let (kept_k, kept_v) = kept.map_or((0, 0), |(k, v)| (k.0, v.0));
         needs(
             op,
-            kept_rows(pack) * dims.kv_heads * dims.head_dim,
+            cached_rows(pack) * dims.kv_heads * dims.head_dim,
             &[("the kept keys", kept_k), ("the kept values", kept_v)],
         );
     }
 
     fn attention_bwd(
         &mut self,
-        d_q: &mut NullReal,
-        d_k: &mut NullReal,
-        d_v: &mut NullReal,
-        delta: &mut NullWide,
-        d_z: &NullWide,
-        z: &NullReal,
-        lse: &NullWide,
-        q: &NullReal,
-        k: &NullReal,
-        v: &NullReal,
+        d_q: &mut NullCompute,
+        d_k: &mut NullCompute,
+        d_v: &mut NullCompute,
+        delta: &mut NullAcc,
+        d_z: &NullAcc,
+        z: &NullCompute,
+        lse: &NullAcc,
+        q: &NullCompute,
+        k: &NullCompute,
+        v: &NullCompute,
         pack: &Pack,
         dims: AttentionDims,
     ) {
         let op = self.log("attention_bwd");
         check_heads(op, dims);
-        if let Some(g) = pack.segments().iter().position(|s| matches!(s.parent, Parent::Kept(_))) {
+        if let Some(g) = pack.segments().iter().position(|s| matches!(s.parent, Parent::Cached(_))) {
             panic!("{op}: segment {g} continues a kept one, which no backward can pass");
         }
         let (queries, keys) = (pack.len() * dims.heads * dims.head_dim, pack.len() * dims.kv_heads * dims.head_dim);
@@ -366,11 +366,11 @@ impl Backend for Trace {
 
     fn attention_pattern(
         &mut self,
-        out: &mut NullWide,
-        q: &NullReal,
-        k: &NullReal,
-        kept: Option<&NullReal>,
-        lse: &NullWide,
+        out: &mut NullAcc,
+        q: &NullCompute,
+        k: &NullCompute,
+        kept: Option<&NullCompute>,
+        lse: &NullAcc,
         rows: &[usize],
         pack: &Pack,
         dims: AttentionDims,
@@ -382,7 +382,7 @@ impl Backend for Trace {
         need(op, "out", out.0, rows.len() * dims.heads * longest);
         need(op, "q", q.0, pack.len() * dims.heads * dims.head_dim);
         need(op, "k", k.0, pack.len() * dims.kv_heads * dims.head_dim);
-        need(op, "the kept keys", kept.map_or(0, |k| k.0), kept_rows(pack) * dims.kv_heads * dims.head_dim);
+        need(op, "the kept keys", kept.map_or(0, |k| k.0), cached_rows(pack) * dims.kv_heads * dims.head_dim);
         need(op, "lse", lse.0, pack.len() * dims.heads);
         for &row in rows {
             below(op, "a row", row, pack.len());
@@ -392,8 +392,8 @@ impl Backend for Trace {
 
     fn attention_result(
         &mut self,
-        out: &mut NullWide,
-        z: &NullReal,
+        out: &mut NullAcc,
+        z: &NullCompute,
         weight: &NullWeight,
         rows: &[usize],
         heads: usize,
@@ -406,7 +406,7 @@ impl Backend for Trace {
         same(op, "the weight's length", weight.0, width * heads * head_dim);
     }
 
-    fn keep(&mut self, cache: &mut NullReal, to: usize, x: &NullReal, from: Range<usize>, width: usize) {
+    fn keep(&mut self, cache: &mut NullCompute, to: usize, x: &NullCompute, from: Range<usize>, width: usize) {
         let op = self.log("keep");
         need(op, "cache", cache.0, (to + from.len()) * width);
         need(op, "x", x.0, from.end * width);
@@ -414,8 +414,8 @@ impl Backend for Trace {
 
     fn linear_fwd(
         &mut self,
-        out: &mut NullReal,
-        x: &NullReal,
+        out: &mut NullCompute,
+        x: &NullCompute,
         weight: &NullWeight,
         bias: Option<&NullWeight>,
         dims: LinearDims,
@@ -427,8 +427,8 @@ impl Backend for Trace {
 
     fn linear_bwd_input(
         &mut self,
-        d_x: &mut NullWide,
-        d_out: &NullReal,
+        d_x: &mut NullAcc,
+        d_out: &NullCompute,
         weight: &NullWeight,
         dims: LinearDims,
         _accumulate: bool,
@@ -438,10 +438,10 @@ impl Backend for Trace {
 
     fn linear_bwd_weight(
         &mut self,
-        d_weight: &mut NullWide,
+        d_weight: &mut NullAcc,
         offset: usize,
-        d_out: &NullReal,
-        x: &NullReal,
+        d_out: &NullCompute,
+        x: &NullCompute,
         dims: LinearDims,
     ) {
         let op = self.log_products("linear_bwd_weight", 1, dims);
@@ -450,7 +450,14 @@ impl Backend for Trace {
         need(op, "x", x.0, dims.rows * dims.input);
     }
 
-    fn linear_bwd_bias(&mut self, d_bias: &mut NullWide, offset: usize, d_out: &NullReal, rows: usize, output: usize) {
+    fn linear_bwd_bias(
+        &mut self,
+        d_bias: &mut NullAcc,
+        offset: usize,
+        d_out: &NullCompute,
+        rows: usize,
+        output: usize,
+    ) {
         let op = self.log("linear_bwd_bias");
         need(op, "d_bias", d_bias.0, offset + output);
         need(op, "d_out", d_out.0, rows * output);
@@ -458,10 +465,10 @@ impl Backend for Trace {
 
     fn lora_fwd(
         &mut self,
-        y: &mut NullReal,
-        xa: &mut NullWide,
-        x: &NullReal,
-        params: &NullWide,
+        y: &mut NullCompute,
+        xa: &mut NullAcc,
+        x: &NullCompute,
+        params: &NullAcc,
         pack: &Pack,
         site: LoraSite,
         dropout: Option<Dropout<'_>>,
@@ -476,12 +483,12 @@ impl Backend for Trace {
 
     fn lora_bwd(
         &mut self,
-        d_params: &mut NullWide,
-        d_x: Option<&mut NullWide>,
-        d_y: &NullReal,
-        xa: &NullWide,
-        x: &NullReal,
-        params: &NullWide,
+        d_params: &mut NullAcc,
+        d_x: Option<&mut NullAcc>,
+        d_y: &NullCompute,
+        xa: &NullAcc,
+        x: &NullCompute,
+        params: &NullAcc,
         pack: &Pack,
         site: LoraSite,
         dropout: Option<Dropout<'_>>,
@@ -495,48 +502,48 @@ impl Backend for Trace {
         need(op, "xa", xa.0, pack.len() * site.rank);
     }
 
-    fn lora_delta(&mut self, out: &mut NullWide, xa: &NullWide, params: &NullWide, pack: &Pack, site: LoraSite) {
+    fn lora_delta(&mut self, out: &mut NullAcc, xa: &NullAcc, params: &NullAcc, pack: &Pack, site: LoraSite) {
         let op = self.log("lora_delta");
         check_site(op, site, params.0, pack);
         need(op, "out", out.0, pack.len() * site.output);
         need(op, "xa", xa.0, pack.len() * site.rank);
     }
 
-    fn swiglu_fwd(&mut self, act: &mut NullReal, gate: &NullReal, up: &NullReal, len: usize) {
+    fn swiglu_fwd(&mut self, act: &mut NullCompute, gate: &NullCompute, up: &NullCompute, len: usize) {
         needs(self.log("swiglu_fwd"), len, &[("act", act.0), ("gate", gate.0), ("up", up.0)]);
     }
 
     fn swiglu_bwd(
         &mut self,
-        d_gate: &mut NullReal,
-        d_up: &mut NullReal,
-        d_act: &NullWide,
-        gate: &NullReal,
-        up: &NullReal,
+        d_gate: &mut NullCompute,
+        d_up: &mut NullCompute,
+        d_act: &NullAcc,
+        gate: &NullCompute,
+        up: &NullCompute,
         len: usize,
     ) {
         let op = self.log("swiglu_bwd");
         needs(op, len, &[("d_gate", d_gate.0), ("d_up", d_up.0), ("d_act", d_act.0), ("gate", gate.0), ("up", up.0)]);
     }
 
-    fn activation_fwd(&mut self, act: &mut NullReal, x: &NullReal, _: Activation, len: usize) {
+    fn activation_fwd(&mut self, act: &mut NullCompute, x: &NullCompute, _: Activation, len: usize) {
         let op = self.log("activation_fwd");
         needs(op, len, &[("act", act.0), ("x", x.0)]);
     }
 
-    fn activation_bwd(&mut self, d_x: &mut NullReal, d_act: &NullWide, x: &NullReal, _: Activation, len: usize) {
+    fn activation_bwd(&mut self, d_x: &mut NullCompute, d_act: &NullAcc, x: &NullCompute, _: Activation, len: usize) {
         let op = self.log("activation_bwd");
         needs(op, len, &[("d_x", d_x.0), ("d_act", d_act.0), ("x", x.0)]);
     }
 
-    fn logits_fwd(&mut self, logits: &mut NullWide, x: &NullReal, head: &NullWeight, dims: LinearDims) {
+    fn logits_fwd(&mut self, logits: &mut NullAcc, x: &NullCompute, head: &NullWeight, dims: LinearDims) {
         product(self.log_products("logits_fwd", 1, dims), logits.0, x.0, *head, dims);
     }
 
     fn cross_entropy_fwd(
         &mut self,
-        loss: &mut NullWide,
-        x: &NullReal,
+        loss: &mut NullAcc,
+        x: &NullCompute,
         head: &NullWeight,
         targets: &Vec<u32>,
         dims: LinearDims,
@@ -546,13 +553,13 @@ impl Backend for Trace {
 
     fn cross_entropy_bwd(
         &mut self,
-        loss: &mut NullWide,
-        d_x: &mut NullWide,
-        d_head: Option<(&mut NullWide, usize)>,
-        x: &NullReal,
+        loss: &mut NullAcc,
+        d_x: &mut NullAcc,
+        d_head: Option<(&mut NullAcc, usize)>,
+        x: &NullCompute,
         head: &NullWeight,
         targets: &Vec<u32>,
-        row_weights: &NullWide,
+        row_weights: &NullAcc,
         dims: LinearDims,
     ) {
         let op = self.log_products("cross_entropy_bwd", if d_head.is_some() { 3 } else { 2 }, dims);
@@ -564,25 +571,25 @@ impl Backend for Trace {
         need(op, "row_weights", row_weights.0, dims.rows);
     }
 
-    fn grad_norm(&mut self, norm_sq: &mut NullWide, d_params: &NullWide, runs: usize, stride: usize) {
+    fn grad_norm(&mut self, norm_sq: &mut NullAcc, d_params: &NullAcc, runs: usize, stride: usize) {
         let op = self.log("grad_norm");
         need(op, "norm_sq", norm_sq.0, runs);
         need(op, "d_params", d_params.0, runs * stride);
     }
 
-    fn check_finite(&mut self, stop: &mut NullWide, values: &NullWide, len: usize) {
+    fn check_finite(&mut self, stop: &mut NullAcc, values: &NullAcc, len: usize) {
         need(self.log("check_finite"), "values", values.0, len);
         need("check_finite", "stop", stop.0, 1);
     }
 
     fn adamw(
         &mut self,
-        params: &mut NullWide,
-        m: &mut NullWide,
-        v: &mut NullWide,
-        d_params: &NullWide,
-        norm_sq: &NullWide,
-        stop: &NullWide,
+        params: &mut NullAcc,
+        m: &mut NullAcc,
+        v: &mut NullAcc,
+        d_params: &NullAcc,
+        norm_sq: &NullAcc,
+        stop: &NullAcc,
         steps: &[AdamwStep],
         stride: usize,
     ) {
@@ -593,7 +600,7 @@ impl Backend for Trace {
         check_steps(op, steps);
     }
 
-    fn refresh_weight(&mut self, weight: &mut NullWeight, params: &NullWide, offset: usize) {
+    fn refresh_weight(&mut self, weight: &mut NullWeight, params: &NullAcc, offset: usize) {
         need(self.log("refresh_weight"), "params", params.0, offset + weight.0);
     }
 }

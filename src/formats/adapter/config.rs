@@ -5,8 +5,8 @@ use std::path::Path;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::Target;
-use crate::formats::config::Family;
+use crate::arch::Family;
+use crate::arch::Projection;
 use crate::formats::json::{self, Fields, show};
 use crate::{Error, Result};
 
@@ -30,7 +30,7 @@ pub struct Slot {
     /// Layer.
     pub layer: usize,
     /// Module.
-    pub target: Target,
+    pub target: Projection,
     /// Rank.
     pub r: usize,
     /// `lora_alpha / r`, or `lora_alpha / sqrt(r)`.

@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::prompt::{ENCODER, PromptAdapter, PromptKind};
-use super::{Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, Slot, Target};
+use super::{Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, Slot};
+use crate::arch::Projection;
+use crate::arch::{Family, ModelConfig};
 use crate::formats::atomic::{foreign_entry, replace_dir, write_json};
-use crate::formats::config::{Family, ModelConfig};
 use crate::formats::json::{self, Fields};
 use crate::formats::safetensors::{self, Checkpoint, Dtype, Tensor};
 use crate::{Error, Result};
@@ -145,8 +146,8 @@ impl LoraAdapter {
 }
 
 /// Whether a file orders the rows of a module by head, each with its query, key and value.
-fn by_head(family: Family, target: Target) -> bool {
-    family == Family::Bloom && target == Target::Qkv
+fn by_head(family: Family, target: Projection) -> bool {
+    family == Family::Bloom && target == Projection::Qkv
 }
 
 /// Query, key and value of head after head to all queries, all keys, all values; a head's part is `block` long.

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::formats::config::ModelConfig;
+use crate::arch::ModelConfig;
 use crate::formats::json::{self, Fields};
 use crate::formats::safetensors::{self, Checkpoint, Dtype, Tensor};
 use crate::{Error, Result};

@@ -1,10 +1,8 @@
 //! `config.json` of GPT-2, OPT and BLOOM. Options that change what is computed and are not among these fields are errors.
 
-use super::{
-    Activation, Family, MAX_LAYERS, MAX_WIDTH, Mlp, ModelConfig, Norm, Positions, dtype, end_tokens, pad,
-    refuse_common, token, unsupported,
-};
+use super::{MAX_LAYERS, MAX_WIDTH, dtype, end_tokens, pad, refuse_common, token, unsupported};
 use crate::Result;
+use crate::arch::{Activation, Family, Mlp, ModelConfig, Norm, Positions};
 use crate::formats::json::Fields;
 
 /// The one value of a key that has several names; two that differ are an error.
@@ -73,6 +71,7 @@ fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], he
     {
         return Err(unsupported(f.path(), "position_embedding_type", other, positions));
     }
+    let head_dim = head_dim(f, heads_key, hidden, heads)?;
     let vocab_size = width(f, &["vocab_size"])?;
     let (begin, end) = family.special_tokens();
     Ok(ModelConfig {
@@ -83,7 +82,7 @@ fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], he
         num_hidden_layers: layers,
         num_attention_heads: heads,
         num_key_value_heads: heads,
-        head_dim: head_dim(f, heads_key, hidden, heads)?,
+        head_dim,
         vocab_size,
         max_position_embeddings: 0,
         norm: Norm::Layer,
@@ -97,8 +96,7 @@ fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], he
         mlp_bias: true,
         tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(true),
         windows: vec![None; layers],
-        scale_scores: true,
-        scale_scores_by_layer: false,
+        score_scales: vec![1.0 / (head_dim as f64).sqrt(); layers],
         positions: Positions::Alibi,
         bos_token_id: token(f, "bos_token_id", begin, vocab_size)?,
         eos_token_id: end_tokens(f, end, vocab_size)?,
@@ -114,15 +112,19 @@ pub(super) fn gpt2(f: &Fields) -> Result<ModelConfig> {
     let ffn = f.usize_in("n_inner", 1..=MAX_WIDTH)?.unwrap_or(4 * hidden);
     fixed(f, "add_cross_attention", false)?;
     let places = alias(f, &["n_positions", "max_position_embeddings"], usize::MAX)?.unwrap_or(1024);
+    let base = base(f, Family::Gpt2, [hidden, heads, depth, ffn], "n_head")?;
+    let scaled = f.bool("scale_attn_weights")?.unwrap_or(true);
+    let root = if scaled { 1.0 / (base.head_dim as f64).sqrt() } else { 1.0 };
+    let by_layer = f.bool("scale_attn_by_inverse_layer_idx")?.unwrap_or(false);
+    let scale = |layer: usize| if by_layer { root / (layer + 1) as f64 } else { root };
     // `reorder_and_upcast_attn` only says where the reference rounds less.
     Ok(ModelConfig {
         max_position_embeddings: places,
         norm_eps: eps(f, "layer_norm_epsilon")?,
         mlp: Mlp::Plain(activation(f, "activation_function", "gelu_new")?),
         positions: Positions::Learned { first: 0 },
-        scale_scores: f.bool("scale_attn_weights")?.unwrap_or(true),
-        scale_scores_by_layer: f.bool("scale_attn_by_inverse_layer_idx")?.unwrap_or(false),
-        ..base(f, Family::Gpt2, [hidden, heads, depth, ffn], "n_head")?
+        score_scales: (0..depth).map(scale).collect(),
+        ..base
     })
 }
 

@@ -1,61 +1,8 @@
 //! The rotary embedding's parameters, in both dialects.
 
+use crate::arch::{Rope, RopeKind};
 use crate::formats::json::Fields;
 use crate::{Error, Result};
-
-/// Rotary position embedding: base and scaling.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rope {
-    /// Base of the wavelengths.
-    pub theta: f64,
-    /// Scaling of the frequencies.
-    pub kind: RopeKind,
-}
-
-/// How the frequencies `theta^(-2k/D)` are scaled for longer contexts.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RopeKind {
-    /// Not at all.
-    Default,
-    /// Every frequency divided by `factor` (position interpolation, arXiv 2306.15595).
-    Linear {
-        /// Divisor.
-        factor: f64,
-    },
-    /// The base grows with the sequence once it is longer than `original` (dynamic NTK).
-    Dynamic {
-        /// Growth of the base.
-        factor: f64,
-        /// Length up to which nothing changes: `max_position_embeddings`.
-        original: usize,
-    },
-    /// Long wavelengths divided, short ones kept, a ramp between (LLaMA 3.1).
-    Llama3 {
-        /// Divisor of the low frequencies.
-        factor: f64,
-        /// Wavelengths above `original / low_freq_factor` are divided.
-        low_freq_factor: f64,
-        /// Wavelengths below `original / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// Context length of the pretraining.
-        original: usize,
-    },
-    /// YaRN (arXiv 2309.00071): a ramp over dimensions, and scaled cosines and sines.
-    Yarn {
-        /// Divisor of the low frequencies.
-        factor: f64,
-        /// Context length of the pretraining.
-        original: usize,
-        /// Rotations within `original` above which a dimension is kept.
-        beta_fast: f64,
-        /// Rotations within `original` below which a dimension is divided.
-        beta_slow: f64,
-        /// Factor of cos and sin: the file's, or the one that follows from `factor`, `mscale`, `mscale_all_dim`.
-        attention_factor: f64,
-        /// Whether the ramp's ends are rounded outwards to whole dimensions.
-        truncate: bool,
-    },
-}
 
 impl Rope {
     /// Reads `rope_theta` with `rope_scaling`, or `rope_parameters`.

@@ -4,11 +4,11 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::episodes::{self, Episode, Labels, Split};
-use crate::backend::{Backend, WideElement};
+use crate::backend::{AccElement, Backend};
 use crate::formats::tokenizer::Tokenizer;
 use crate::hooks::NoTaps;
-use crate::model::{Activations, Input, Keep, Model, Read};
-use crate::shape::{Label, Sequence, forest};
+use crate::model::{Activations, Input, Keep, Model, OutputRows};
+use crate::pack::{Label, Sequence, forest};
 use crate::{Error, Result};
 
 /// Which episodes; every sentence is one that training does not see.
@@ -117,7 +117,7 @@ pub fn accuracies<B: Backend>(
     let encoded: Vec<Encoded> = episodes.iter().map(|episode| encode(tokenizer, episode)).collect::<Result<_>>()?;
     let longest = encoded.iter().map(|e| e.ids.len()).max().unwrap_or(0);
     let capacity = rows.max(longest);
-    let mut acts = Activations::new(backend, &model.spec, None, capacity, Keep::Layer)?;
+    let mut acts = Activations::new(backend, &model.config, None, capacity, Keep::Layer)?;
     let mut right = vec![0usize; episodes.first().map_or(0, |episode| episode.answers.len())];
     let at_once = (capacity / longest.max(1)).max(1);
     for (encoded, episodes) in encoded.chunks(at_once).zip(episodes.chunks(at_once)) {
@@ -125,11 +125,12 @@ pub fn accuracies<B: Backend>(
         let packed = forest(&sequences, usize::MAX);
         let places = encoded.iter().enumerate().flat_map(|(s, e)| e.answers.iter().map(move |&answer| (s, answer - 1)));
         let rows: Vec<usize> = places.map(|(s, token)| packed.row(s, token)).collect();
-        let (device, read) = (backend.pack(&packed.pack)?, Read::new(backend, &packed.pack, rows.iter().copied())?);
-        let input = Input::new(&packed.pack, &device).reading(read.as_ref());
+        let (device, read) =
+            (backend.pack(&packed.pack)?, OutputRows::new(backend, &packed.pack, rows.iter().copied())?);
+        let input = Input::new(&packed.pack, &device).with_output_rows(read.as_ref());
         model.forward(backend, &mut acts, &input, None, &mut NoTaps)?;
         let logits = model.logits(backend, &acts, &rows)?;
-        let mut logits = logits.chunks_exact(model.spec.vocab);
+        let mut logits = logits.chunks_exact(model.config.vocab_size);
         for episode in episodes {
             let labels = episode.labels.iter().map(|label| label_id(tokenizer, label)).collect::<Result<Vec<_>>>()?;
             for (line, &answer) in episode.answers.iter().enumerate() {

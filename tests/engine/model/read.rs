@@ -1,26 +1,29 @@
 //! What is computed for nobody: rows that are not read, layers above the last one captured and below the lowest one
 //! adapted. Leaving it out changes no bit of the rest.
 
+use llamaprobe::arch::ModelConfig;
+use llamaprobe::arch::Projection;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
-use llamaprobe::backend::{Backend, KvCache, WideElement};
-use llamaprobe::formats::adapter::{LoraAdapter, LoraConfig, LoraModule, Modules, Target};
+use llamaprobe::backend::{AccElement, Backend, KvCache};
+use llamaprobe::formats::adapter::{LoraAdapter, LoraConfig, LoraModule, Modules};
 use llamaprobe::hooks::{NoTaps, Record, Selection, Site};
 use llamaprobe::model::{
-    Activations, Adaptation, Cache, DropoutPlan, Gradients, Input, Keep, Labels, Layout, Model, Read, Spec, Wanted,
+    Activations, Adaptation, Cache, DropoutPlan, GradientRequest, Gradients, Input, Keep, Labels, Layout, Model,
+    OutputRows,
 };
-use llamaprobe::shape::{Pack, PackBuilder, Parent, Token, forest};
+use llamaprobe::pack::{Pack, PackBuilder, Parent, Token, forest};
 
 use super::{LLAMA, adapters, branching, lora, models, random};
 
 /// Every site that the model has, with the adapters' own.
-fn sites(spec: &Spec) -> Vec<Site> {
+fn sites(config: &ModelConfig) -> Vec<Site> {
     let own = |site: &Site| match site {
         Site::LoraA(target) | Site::LoraDelta(target) => {
-            [spec.family.modules()[0], Target::Up].contains(target) && *target != Target::Qkv
+            [config.family.modules()[0], Projection::Up].contains(target) && *target != Projection::Qkv
         }
         Site::Pattern | Site::AttnScores => false,
-        site => spec.has(*site),
+        site => config.has(*site),
     };
     Site::all().into_iter().filter(own).collect()
 }
@@ -37,17 +40,17 @@ impl<B: Backend> Pass<'_, B> {
     fn run(&self, b: &mut B, cache: Option<Cache<'_, B>>, rows: &[usize], all: bool) -> (Record, Vec<f64>) {
         let Self { model, adaptation, pack, selection } = self;
         let layout = Some(&adaptation.layout);
-        let mut acts = Activations::new(b, &model.spec, layout, pack.len(), Keep::Layer).expect("memory");
+        let mut acts = Activations::new(b, &model.config, layout, pack.len(), Keep::Layer).expect("memory");
         let device = b.pack(pack).expect("memory");
-        let read = if all { None } else { Read::new(b, pack, rows.iter().copied()).expect("memory") };
-        let input = Input::new(pack, &device).adapted(adaptation).reading(read.as_ref());
+        let read = if all { None } else { OutputRows::new(b, pack, rows.iter().copied()).expect("memory") };
+        let input = Input::new(pack, &device).adapted(adaptation).with_output_rows(read.as_ref());
         let mut record = Record::new(selection.clone(), rows.to_vec());
         model.forward(b, &mut acts, &input, cache, &mut record).expect("a forward");
         let logits = match selection.stop_at_layer() {
             None => model.logits(b, &acts, rows).expect("logits"),
             Some(_) => Vec::new(),
         };
-        (record, logits.into_iter().map(WideElement::to_f64).collect())
+        (record, logits.into_iter().map(AccElement::to_f64).collect())
     }
 }
 
@@ -64,13 +67,13 @@ fn same((found, found_logits): &(Record, Vec<f64>), (expected, expected_logits):
 
 fn reading_changes_no_row<B: Backend>(b: &mut B, config: &str) {
     let (model, _) = random(b, config);
-    let modules = [model.spec.family.modules()[0], Target::Up];
-    let adaptation = adapters(b, lora(&model.spec, &modules), 2);
+    let modules = [model.config.family.modules()[0], Projection::Up];
+    let adaptation = adapters(b, lora(&model.config, &modules), 2);
     let pack = forest(&branching(|i| [None, Some(0), Some(1)][i / 2 % 3]), 2).pack;
     // In no order, of several runs, and one that is a parent's.
     let rows = [pack.len() - 1, 3, pack.len() / 2, pack.len() / 2 + 1];
-    let everything = Selection::new(&sites(&model.spec), &[0, 1, 2]);
-    let below = Selection::new(&[Site::Z, Site::LoraA(Target::Up), Site::ResidPost], &[0, 1]);
+    let everything = Selection::new(&sites(&model.config), &[0, 1, 2]);
+    let below = Selection::new(&[Site::Z, Site::LoraA(Projection::Up), Site::ResidPost], &[0, 1]);
     let entering = Selection::new(&[Site::ResidPre], &[0, 1]);
     for selection in [everything, below, entering, Selection::new(&[Site::ResidPre], &[0])] {
         let pass = Pass { model: &model, adaptation: &adaptation, pack: &pack, selection };
@@ -83,7 +86,8 @@ fn reading_changes_no_row<B: Backend>(b: &mut B, config: &str) {
     let both: Vec<_> = [false, true]
         .into_iter()
         .map(|all| {
-            let mut cache = KvCache::new(b, model.spec.layers, 9, model.spec.kv_width()).expect("memory");
+            let mut cache =
+                KvCache::new(b, model.config.num_hidden_layers, 9, model.config.kv_width()).expect("memory");
             let mut builder = PackBuilder::default();
             builder.push(&tokens(0, 9), Parent::None, Some(1), Default::default());
             builder.push(&tokens(9, 3), Parent::Pack(0), Some(1), Default::default());
@@ -91,7 +95,7 @@ fn reading_changes_no_row<B: Backend>(b: &mut B, config: &str) {
             let pass = Pass { model: &model, adaptation: &adaptation, pack: &first, selection };
             let before = pass.run(b, Some(Cache { cache: &mut cache, keep: &[0] }), &[11], all);
             let mut builder = PackBuilder::new(&cache.segments);
-            builder.push(&tokens(5, 4), Parent::Kept(0), Some(1), Default::default());
+            builder.push(&tokens(5, 4), Parent::Cached(0), Some(1), Default::default());
             let second = builder.build();
             let pass = Pass { pack: &second, ..pass };
             [before, pass.run(b, Some(Cache { cache: &mut cache, keep: &[] }), &[3], all)]
@@ -111,7 +115,7 @@ fn rows_that_are_read_have_the_bits_that_they_have_among_all() {
 /// Loss, gradients of the embedded rows, and those of adapters and weights, with labels on two rows of three runs.
 fn gradients<B: Backend>(b: &mut B, config: &str, dropout: f64, all: bool) -> [Vec<f64>; 4] {
     let (model, tuning) = random(b, config);
-    let adaptation = adapters(b, lora(&model.spec, model.spec.family.modules()).with_prompt(2), 3);
+    let adaptation = adapters(b, lora(&model.config, model.config.family.modules()).with_prompt(2), 3);
     let mut sequences = branching(|i| [None, Some(0), Some(2)][i / 2 % 3]);
     for sequence in sequences.iter_mut().filter(|s| s.run.is_some()) {
         sequence.tokens.splice(0..0, [Token::Virtual(0), Token::Virtual(1)]);
@@ -124,35 +128,35 @@ fn gradients<B: Backend>(b: &mut B, config: &str, dropout: f64, all: bool) -> [V
     rows.push(rows[1]);
     let targets: Vec<u32> = rows.iter().map(|row| row % 23).collect();
     let weights: Vec<f64> = (0..rows.len()).map(|i| 0.3 + 0.1 * (i % 5) as f64).collect();
-    let read = Read::new(b, pack, rows.iter().map(|&row| row as usize)).expect("memory");
+    let read = OutputRows::new(b, pack, rows.iter().map(|&row| row as usize)).expect("memory");
     let read = read.as_ref().filter(|_| !all);
     assert!(all || read.is_some(), "every row has a label");
     let labels = Labels::new(b, read, &rows, &targets, &weights).expect("memory");
-    let mut grads = Gradients::new(b, &model.spec, pack.len(), rows.len()).expect("memory");
-    let mut acts = Activations::new(b, &model.spec, layout, pack.len(), Keep::All).expect("memory");
+    let mut grads = Gradients::new(b, &model.config, pack.len(), rows.len()).expect("memory");
+    let mut acts = Activations::new(b, &model.config, layout, pack.len(), Keep::All).expect("memory");
     let device = b.pack(pack).expect("memory");
     let (seeds, keys) = (vec![7, 8, 9], (0..pack.len() as u32).collect::<Vec<_>>());
     let dropout = (dropout > 0.0).then_some(DropoutPlan { p: dropout, seeds: &seeds, keys: &keys });
-    let input = Input { dropout, ..Input::new(pack, &device).adapted(&adaptation).reading(read) };
-    let mut d_params = b.wide(adaptation.runs * adaptation.layout.stride).expect("memory");
-    let mut d_weights = b.wide(tuning.layout.total).expect("memory");
+    let input = Input { dropout, ..Input::new(pack, &device).adapted(&adaptation).with_output_rows(read) };
+    let mut d_params = b.acc(adaptation.runs * adaptation.layout.stride).expect("memory");
+    let mut d_weights = b.acc(tuning.layout.total).expect("memory");
     // The second time round everything lies where the first left it.
     for _ in 0..2 {
         b.zero(&mut d_params);
         b.zero(&mut d_weights);
         model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
         let d_weights = Some((&mut d_weights, &tuning.layout));
-        let wanted = Wanted { d_params: Some(&mut d_params), d_weights, d_embed: true };
+        let wanted = GradientRequest { d_params: Some(&mut d_params), d_weights, d_embed: true };
         model.backward(b, &acts, &mut grads, &input, &labels, wanted);
     }
-    let mut host = |buffer: &B::Wide, n: usize| -> Vec<f64> {
+    let mut host = |buffer: &B::Acc, n: usize| -> Vec<f64> {
         let mut host = vec![B::Element::default(); n];
         b.download(&mut host, buffer, 0).expect("download");
-        host.into_iter().map(WideElement::to_f64).collect()
+        host.into_iter().map(AccElement::to_f64).collect()
     };
     [
         host(&grads.losses, rows.len()),
-        host(grads.d_embed(), pack.len() * model.spec.embed_width),
+        host(grads.d_embed(), pack.len() * model.config.embed_size),
         host(&d_params, adaptation.runs * adaptation.layout.stride),
         host(&d_weights, tuning.layout.total),
     ]
@@ -195,43 +199,43 @@ impl Count {
 
     fn forward(&mut self, sites: &[Site], layers: &[usize], rows: &[usize]) -> u64 {
         let Self { b, model, pack } = self;
-        let mut acts = Activations::new(b, &model.spec, None, pack.len(), Keep::Layer).expect("memory");
-        let (device, read) = (b.pack(pack).expect("memory"), Read::new(b, pack, rows.to_vec()).expect("memory"));
-        let input = Input::new(pack, &device).reading(read.as_ref());
+        let mut acts = Activations::new(b, &model.config, None, pack.len(), Keep::Layer).expect("memory");
+        let (device, read) = (b.pack(pack).expect("memory"), OutputRows::new(b, pack, rows.to_vec()).expect("memory"));
+        let input = Input::new(pack, &device).with_output_rows(read.as_ref());
         b.clear();
         let mut record = Record::new(Selection::new(sites, layers), rows.to_vec());
-        let adaptation = Adaptation::new(b, Layout::empty(&model.spec), 1).expect("memory");
+        let adaptation = Adaptation::new(b, Layout::empty(&model.config), 1).expect("memory");
         model.forward(b, &mut acts, &input.adapted(&adaptation), None, &mut record).expect("a forward");
         b.multiplied()
     }
 
     /// Of forward and backward with adapters on these modules and labels on these rows.
-    fn step(&mut self, modules: &[(usize, Target)], rows: &[u32]) -> (u64, u64) {
+    fn step(&mut self, modules: &[(usize, Projection)], rows: &[u32]) -> (u64, u64) {
         let Self { b, model, pack } = self;
-        let module = |&(layer, target): &(usize, Target)| {
-            let (input, output) = model.spec.widths(target);
+        let module = |&(layer, target): &(usize, Projection)| {
+            let (input, output) = model.config.widths(target);
             LoraModule { layer, target, r: 1, scale: 1.0, a: vec![0.0; input], b: vec![0.0; output] }
         };
         let adapter = LoraAdapter {
             config: LoraConfig::new(1, 1.0, Modules::List(Vec::new())),
-            family: model.spec.family,
-            head_dim: model.spec.head_dim,
+            family: model.config.family,
+            head_dim: model.config.head_dim,
             modules: modules.iter().map(module).collect(),
         };
-        let layout = Layout::of_adapter(&model.spec, &adapter).expect("fits");
+        let layout = Layout::of_adapter(&model.config, &adapter).expect("fits");
         let adaptation = Adaptation::new(b, layout, 1).expect("memory");
         let layout = Some(&adaptation.layout);
-        let mut acts = Activations::new(b, &model.spec, layout, pack.len(), Keep::All).expect("memory");
-        let read = Read::new(b, pack, rows.iter().map(|&row| row as usize)).expect("memory");
+        let mut acts = Activations::new(b, &model.config, layout, pack.len(), Keep::All).expect("memory");
+        let read = OutputRows::new(b, pack, rows.iter().map(|&row| row as usize)).expect("memory");
         let labels = Labels::new(b, read.as_ref(), rows, rows, &vec![1.0; rows.len()]).expect("memory");
-        let mut grads = Gradients::new(b, &model.spec, pack.len(), rows.len()).expect("memory");
-        let mut d_params = b.wide(adaptation.layout.stride).expect("memory");
+        let mut grads = Gradients::new(b, &model.config, pack.len(), rows.len()).expect("memory");
+        let mut d_params = b.acc(adaptation.layout.stride).expect("memory");
         let device = b.pack(pack).expect("memory");
-        let input = Input::new(pack, &device).adapted(&adaptation).reading(read.as_ref());
+        let input = Input::new(pack, &device).adapted(&adaptation).with_output_rows(read.as_ref());
         b.clear();
         model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
         let forward = b.multiplied();
-        let wanted = Wanted { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
+        let wanted = GradientRequest { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
         model.backward(b, &acts, &mut grads, &input, &labels, wanted);
         (forward, b.multiplied() - forward)
     }
@@ -246,7 +250,7 @@ fn a_forward_computes_what_is_read() {
     // No head without logits; of the last layer, all rows' keys and values, and the rest of one row.
     let last = n * heads + out + mlp;
     assert_eq!(count.forward(&[Site::FinalNorm], &[], &[7]), 2 * n * layer + last);
-    assert!(count.b.ops().contains(&"gather_wide") && !count.b.ops().contains(&"logits_fwd"));
+    assert!(count.b.ops().contains(&"gather_acc") && !count.b.ops().contains(&"logits_fwd"));
     assert_eq!(
         count.forward(&[Site::ResidPost, Site::Logits], &[0, 1], &[7, 9]),
         2 * n * layer + last + out + mlp + 2 * HEAD
@@ -258,7 +262,7 @@ fn a_forward_computes_what_is_read() {
     assert_eq!(count.forward(&[Site::Embed], &[], &[7]), 0);
     let all: Vec<usize> = (0..count.pack.len()).collect();
     assert_eq!(count.forward(&[Site::FinalNorm], &[], &all), 3 * n * layer);
-    assert!(!count.b.ops().contains(&"gather_wide"), "nothing is left out, nothing gathered");
+    assert!(!count.b.ops().contains(&"gather_acc"), "nothing is left out, nothing gathered");
 }
 
 #[test]
@@ -270,15 +274,15 @@ fn a_backward_computes_what_is_wanted() {
     let rows = [4, 7];
     // Loss and gradient of the head are two products.
     let last = n * heads + 2 * (out + mlp);
-    let all = [Target::Q, Target::V].map(|target| [0, 1, 2].map(|layer| (layer, target))).concat();
+    let all = [Projection::Q, Projection::V].map(|target| [0, 1, 2].map(|layer| (layer, target))).concat();
     assert_eq!(count.step(&all, &rows), (2 * n * layer + last, 4 * HEAD + last + n * layer + n * (out + mlp)));
     // Nothing below the lowest adapted layer, and of that nothing below the lowest adapted module.
-    let mut backward = |modules: &[(usize, Target)]| count.step(modules, &rows).1 - 4 * HEAD;
-    assert_eq!(backward(&[(1, Target::V)]), last + n * (out + mlp));
-    assert_eq!(backward(&[(2, Target::Q)]), 2 * (out + mlp));
-    assert_eq!(backward(&[(2, Target::O)]), 2 * mlp);
-    assert_eq!(backward(&[(2, Target::Up)]), 2 * down);
-    assert_eq!(backward(&[(2, Target::Down)]), 0);
+    let mut backward = |modules: &[(usize, Projection)]| count.step(modules, &rows).1 - 4 * HEAD;
+    assert_eq!(backward(&[(1, Projection::V)]), last + n * (out + mlp));
+    assert_eq!(backward(&[(2, Projection::Q)]), 2 * (out + mlp));
+    assert_eq!(backward(&[(2, Projection::O)]), 2 * mlp);
+    assert_eq!(backward(&[(2, Projection::Up)]), 2 * down);
+    assert_eq!(backward(&[(2, Projection::Down)]), 0);
 }
 
 #[test]
@@ -287,9 +291,9 @@ fn a_row_that_is_not_read_cannot_be_captured() {
     let b = &mut Trace::new();
     let (model, _) = random(b, LLAMA);
     let pack = forest(&branching(|_| None), 2).pack;
-    let mut acts = Activations::new(b, &model.spec, None, pack.len(), Keep::Layer).expect("memory");
-    let (device, read) = (b.pack(&pack).expect("memory"), Read::new(b, &pack, [1, 3]).expect("memory"));
-    let input = Input::new(&pack, &device).reading(read.as_ref());
+    let mut acts = Activations::new(b, &model.config, None, pack.len(), Keep::Layer).expect("memory");
+    let (device, read) = (b.pack(&pack).expect("memory"), OutputRows::new(b, &pack, [1, 3]).expect("memory"));
+    let input = Input::new(&pack, &device).with_output_rows(read.as_ref());
     let mut record = Record::new(Selection::new(&[Site::FinalNorm], &[]), vec![2]);
     let _ = model.forward(b, &mut acts, &input, None, &mut record);
 }
@@ -299,7 +303,7 @@ fn a_row_that_is_not_read_cannot_be_captured() {
 fn a_row_that_is_not_read_bears_no_label() {
     let b = &mut Trace::new();
     let pack = forest(&branching(|_| None), 2).pack;
-    let read = Read::new(b, &pack, [1, 3]).expect("memory");
+    let read = OutputRows::new(b, &pack, [1, 3]).expect("memory");
     let _ = Labels::new(b, read.as_ref(), &[2], &[0], &[1.0]);
 }
 
@@ -309,10 +313,10 @@ fn labels_are_of_the_rows_that_were_read() {
     let b = &mut Trace::new();
     let (model, _) = random(b, LLAMA);
     let pack = forest(&branching(|_| None), 2).pack;
-    let mut acts = Activations::new(b, &model.spec, None, pack.len(), Keep::Layer).expect("memory");
-    let (device, read) = (b.pack(&pack).expect("memory"), Read::new(b, &pack, [1, 3]).expect("memory"));
+    let mut acts = Activations::new(b, &model.config, None, pack.len(), Keep::Layer).expect("memory");
+    let (device, read) = (b.pack(&pack).expect("memory"), OutputRows::new(b, &pack, [1, 3]).expect("memory"));
     model.forward(b, &mut acts, &Input::new(&pack, &device), None, &mut NoTaps).expect("a forward");
     let labels = Labels::new(b, read.as_ref(), &[3], &[0], &[1.0]).expect("memory");
-    let mut grads = Gradients::new(b, &model.spec, 0, 1).expect("memory");
+    let mut grads = Gradients::new(b, &model.config, 0, 1).expect("memory");
     model.loss(b, &acts, &labels, &mut grads);
 }

@@ -2,7 +2,7 @@
 //! several runs beside base rows, virtual tokens, windows, dropout.
 
 use llamaprobe::backend::{Activation, AdamwStep, AttentionDims, Backend, LinearDims, LoraSite, PromptSite};
-use llamaprobe::shape::{KeptSegment, Label, Pack, PackBuilder, Parent, Token};
+use llamaprobe::pack::{CachedSegment, Label, Pack, PackBuilder, Parent, Token};
 
 use super::device;
 use super::normal;
@@ -82,17 +82,17 @@ pub fn trees() -> Pack {
 }
 
 /// A pack that continues segments kept in a cache of 11 rows, and those segments.
-pub fn continued() -> (Pack, Vec<KeptSegment>) {
+pub fn continued() -> (Pack, Vec<CachedSegment>) {
     let kept = vec![
-        KeptSegment { rows: 1..4, parent: None, run: None, end: 3 },
-        KeptSegment { rows: 7..9, parent: Some(0), run: None, end: 5 },
-        KeptSegment { rows: 9..11, parent: Some(1), run: None, end: 7 },
+        CachedSegment { rows: 1..4, parent: None, run: None, end: 3 },
+        CachedSegment { rows: 7..9, parent: Some(0), run: None, end: 5 },
+        CachedSegment { rows: 9..11, parent: Some(1), run: None, end: 7 },
     ];
     let mut b = PackBuilder::new(&kept);
-    let top = b.push(&tokens(3, 1), Parent::Kept(2), None, Label::Query);
+    let top = b.push(&tokens(3, 1), Parent::Cached(2), None, Label::Query);
     b.push(&tokens(2, 2), Parent::Pack(top), None, Label::Answer);
     b.push(&tokens(1, 3), Parent::Pack(top), None, Label::Answer);
-    b.push(&tokens(4, 4), Parent::Kept(0), None, Label::Query);
+    b.push(&tokens(4, 4), Parent::Cached(0), None, Label::Query);
     b.push(&tokens(2, 5), Parent::None, None, Label::Text);
     (b.build(), kept)
 }

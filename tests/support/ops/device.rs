@@ -1,7 +1,7 @@
 //! Runs a case's operation on any device, arrays in and arrays out.
 
-use llamaprobe::backend::{Backend, Dropout, WideElement};
-use llamaprobe::shape::{Label, PackBuilder, Parent, Token};
+use llamaprobe::backend::{AccElement, Backend, Dropout};
+use llamaprobe::pack::{Label, PackBuilder, Parent, Token};
 
 use super::op::{Drop, Kind, Op};
 
@@ -15,16 +15,16 @@ fn elements<B: Backend>(values: &[f64]) -> Vec<B::Element> {
 }
 
 /// A wide buffer of these values.
-pub fn wide<B: Backend>(b: &mut B, values: &[f64]) -> B::Wide {
-    let mut buffer = b.wide(values.len()).unwrap();
+pub fn wide<B: Backend>(b: &mut B, values: &[f64]) -> B::Acc {
+    let mut buffer = b.acc(values.len()).unwrap();
     b.upload(&mut buffer, 0, &elements::<B>(values)).unwrap();
     buffer
 }
 
 /// A compute-dtype buffer of these values, rounded.
-pub fn real<B: Backend>(b: &mut B, values: &[f64]) -> B::Real {
+pub fn real<B: Backend>(b: &mut B, values: &[f64]) -> B::Compute {
     let values_wide = wide(b, values);
-    let mut buffer = b.real(values.len()).unwrap();
+    let mut buffer = b.compute(values.len()).unwrap();
     b.cast(&mut buffer, &values_wide, values.len());
     buffer
 }
@@ -36,17 +36,17 @@ pub fn weight<B: Backend>(b: &mut B, values: &[f64]) -> B::Weight {
 }
 
 /// The first `len` elements of a wide buffer.
-pub fn read_wide<B: Backend>(b: &mut B, buffer: &B::Wide, len: usize) -> Vec<f64> {
+pub fn read_wide<B: Backend>(b: &mut B, buffer: &B::Acc, len: usize) -> Vec<f64> {
     let mut values = vec![B::Element::default(); len];
     b.download(&mut values, buffer, 0).unwrap();
     b.sync().unwrap();
-    values.into_iter().map(WideElement::to_f64).collect()
+    values.into_iter().map(AccElement::to_f64).collect()
 }
 
 /// The first `len` elements of a compute-dtype buffer (a sum with 0 is exact).
-pub fn read_real<B: Backend>(b: &mut B, buffer: &B::Real, len: usize) -> Vec<f64> {
-    let zeros = b.wide(len).unwrap();
-    let mut sum = b.wide(len).unwrap();
+pub fn read_real<B: Backend>(b: &mut B, buffer: &B::Compute, len: usize) -> Vec<f64> {
+    let zeros = b.acc(len).unwrap();
+    let mut sum = b.acc(len).unwrap();
     b.residual_fwd(&mut sum, &zeros, buffer, len);
     read_wide(b, &sum, len)
 }
@@ -82,11 +82,11 @@ pub fn forward<B: Backend>(b: &mut B, op: &Op, inputs: &[Vec<f64>], fill: f64) -
         }
         Op::GatherReal { rows, width, .. } => {
             let (x, rows) = (real(b, &inputs[0]), b.index(rows).unwrap());
-            b.gather_real(&mut reals[0], &x, &rows, *width);
+            b.gather_compute(&mut reals[0], &x, &rows, *width);
         }
         Op::GatherWide { rows, width, .. } => {
             let (x, rows) = (wide(b, &inputs[0]), b.index(rows).unwrap());
-            b.gather_wide(&mut wides[0], &x, &rows, *width);
+            b.gather_acc(&mut wides[0], &x, &rows, *width);
         }
         Op::Embed { pack, width, site, runs, .. } => {
             let (table, prompt, pack) = (weight(b, &inputs[0]), wide(b, &inputs[1]), b.pack(pack).unwrap());
@@ -178,7 +178,7 @@ pub fn forward<B: Backend>(b: &mut B, op: &Op, inputs: &[Vec<f64>], fill: f64) -
         }
         Op::Adamw { steps, stride, stopped } => {
             let [params, mut m, mut v, d_params] = [0, 1, 2, 3].map(|i| wide(b, &inputs[i]));
-            let mut norm_sq = b.wide(steps.len()).unwrap();
+            let mut norm_sq = b.acc(steps.len()).unwrap();
             b.grad_norm(&mut norm_sq, &d_params, steps.len(), *stride);
             let mut params = params;
             let stop = wide(b, &[f64::from(u8::from(*stopped))]);
@@ -203,12 +203,12 @@ pub fn forward<B: Backend>(b: &mut B, op: &Op, inputs: &[Vec<f64>], fill: f64) -
 }
 
 /// `start` inside a wide buffer with something on both sides.
-fn inside<B: Backend>(b: &mut B, start: &[f64]) -> B::Wide {
+fn inside<B: Backend>(b: &mut B, start: &[f64]) -> B::Acc {
     let padded = [&[SENTINEL; BEFORE], start, &[SENTINEL; AFTER]].concat();
     wide(b, &padded)
 }
 
-fn read_inside<B: Backend>(b: &mut B, buffer: &B::Wide, len: usize) -> Vec<f64> {
+fn read_inside<B: Backend>(b: &mut B, buffer: &B::Acc, len: usize) -> Vec<f64> {
     let all = read_wide(b, buffer, BEFORE + len + AFTER);
     let beside = all[..BEFORE].iter().chain(&all[BEFORE + len..]);
     // A null device reads zeros.
@@ -339,7 +339,7 @@ pub fn backward<B: Backend>(
 }
 
 /// The elements that the device's dropout lets live, found by passing ones through identities as adapters.
-pub fn survivors<B: Backend>(b: &mut B, pack: &llamaprobe::shape::Pack, drop: &Drop, width: usize) -> Vec<bool> {
+pub fn survivors<B: Backend>(b: &mut B, pack: &llamaprobe::pack::Pack, drop: &Drop, width: usize) -> Vec<bool> {
     let site = llamaprobe::backend::LoraSite {
         a: 0,
         b: width * width,

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use llamaprobe::backend::{Activation, AdamwStep, AttentionDims, LinearDims, LoraSite};
-use llamaprobe::shape::{KeptSegment, Pack, Parent, Token};
+use llamaprobe::pack::{CachedSegment, Pack, Parent, Token};
 
 use super::op::{Drop, Op};
 
@@ -45,7 +45,7 @@ impl Precision {
 }
 
 /// The rows that `row` attends to before the window is applied, by position: `(in the cache, row)`.
-pub fn path(pack: &Pack, kept: &[KeptSegment], row: usize) -> Vec<(bool, usize)> {
+pub fn path(pack: &Pack, kept: &[CachedSegment], row: usize) -> Vec<(bool, usize)> {
     let g = pack.segments().iter().position(|s| s.rows.contains(&row)).unwrap();
     let mut stretches: Vec<(bool, Range<usize>)> = vec![(false, pack.segments()[g].rows.start..row + 1)];
     let mut next = pack.segments()[g].parent;
@@ -56,9 +56,9 @@ pub fn path(pack: &Pack, kept: &[KeptSegment], row: usize) -> Vec<(bool, usize)>
                 stretches.push((false, pack.segments()[p].rows.clone()));
                 pack.segments()[p].parent
             }
-            Parent::Kept(k) => {
+            Parent::Cached(k) => {
                 stretches.push((true, kept[k].rows.clone()));
-                kept[k].parent.map_or(Parent::None, Parent::Kept)
+                kept[k].parent.map_or(Parent::None, Parent::Cached)
             }
         };
     }
@@ -435,7 +435,7 @@ fn scores(
     p: Precision,
     inputs: &[Vec<f64>],
     pack: &Pack,
-    kept: &[KeptSegment],
+    kept: &[CachedSegment],
     dims: AttentionDims,
     row: usize,
     head: usize,
@@ -459,7 +459,7 @@ fn attention(
     p: Precision,
     inputs: &[Vec<f64>],
     pack: &Pack,
-    kept: &[KeptSegment],
+    kept: &[CachedSegment],
     dims: AttentionDims,
 ) -> Vec<Vec<f64>> {
     let (d, keys) = (dims.head_dim, dims.kv_heads * dims.head_dim);

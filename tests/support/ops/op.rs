@@ -2,7 +2,7 @@
 //! gradients.
 
 use llamaprobe::backend::{Activation, AdamwStep, AttentionDims, LinearDims, LoraSite, PromptSite};
-use llamaprobe::shape::{KeptSegment, Pack};
+use llamaprobe::pack::{CachedSegment, Pack};
 
 /// Where an array lives, which decides how it is rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +47,11 @@ pub enum Op {
     /// x -> out
     Rope { pack: Pack, heads: usize, head_dim: usize, cos_sin: Vec<f64> },
     /// q, k, v, kept k, kept v -> z, lse
-    Attention { pack: Pack, kept: Vec<KeptSegment>, dims: AttentionDims },
+    Attention { pack: Pack, kept: Vec<CachedSegment>, dims: AttentionDims },
     /// q, k, v, kept k, kept v -> the pattern, with `lse` from a forward
     Pattern {
         pack: Pack,
-        kept: Vec<KeptSegment>,
+        kept: Vec<CachedSegment>,
         dims: AttentionDims,
         rows: Vec<usize>,
         longest: usize,

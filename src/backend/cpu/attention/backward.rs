@@ -15,7 +15,7 @@ use super::blocks::{Block, TILE, query_blocks, query_rows};
 use super::lanes::{Lanes, each_lanes, gather_keys, gather_queries, some, some_mut};
 use super::products::Products;
 use crate::backend::AttentionDims;
-use crate::shape::Pack;
+use crate::pack::Pack;
 
 /// What the backward reads.
 pub struct Inputs<'a, W, R> {
@@ -42,7 +42,7 @@ pub fn bwd<W: Float, R: Element<W>>(
     pack: &Pack,
     dims: AttentionDims,
 ) {
-    assert!(!pack.has_kept(), "attention_bwd: a pack with kept ancestors has no backward");
+    assert!(!pack.has_cached(), "attention_bwd: a pack with kept ancestors has no backward");
     let (isa, heads, width) = (cx.on.isa, dims.heads, dims.head_dim);
     let rounded = Products::of::<R>(&cx.gemm, width).in_pairs();
     each_part(

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::backend::AttentionDims;
-use crate::shape::{Pack, Parent};
+use crate::pack::{Pack, Parent};
 
 /// Positions of a tile of keys.
 pub const TILE: usize = 64;

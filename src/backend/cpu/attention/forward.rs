@@ -11,7 +11,7 @@ use super::blocks::{Block, Group, TILE, query_groups};
 use super::lanes::{Lanes, each_lanes, gather_keys, gather_queries, some, some_mut};
 use super::products::Products;
 use crate::backend::AttentionDims;
-use crate::shape::Pack;
+use crate::pack::Pack;
 
 /// Lanes that are worked on at a time: what a tile of keys and they need stays in the first-level cache.
 const TOGETHER: usize = 64;

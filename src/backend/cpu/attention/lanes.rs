@@ -7,7 +7,7 @@ use super::super::simd::{Element, Float, Isa};
 use super::blocks::Block;
 use super::products::Products;
 use crate::backend::AttentionDims;
-use crate::shape::Pack;
+use crate::pack::Pack;
 
 /// `out [lanes, elements of D] = ` some of the queries (or anything of their shape) of rows: those numbered `lanes`,
 /// counting the heads of a group one by one and then the rows; rows of `out` are at distance `stride`.

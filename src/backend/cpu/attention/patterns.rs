@@ -9,7 +9,7 @@ use super::blocks::{Block, TILE};
 use super::lanes::{gather_keys, gather_queries};
 use super::products::Products;
 use crate::backend::AttentionDims;
-use crate::shape::Pack;
+use crate::pack::Pack;
 
 /// See [`Backend::attention_pattern`](crate::backend::Backend::attention_pattern).
 #[allow(clippy::too_many_arguments)]

@@ -5,9 +5,9 @@
 
 use rayon::prelude::*;
 
-use super::spec::Spec;
-use crate::formats::adapter::Target;
-use crate::formats::config::{Family, Norm, Positions};
+use crate::arch::ModelConfig;
+use crate::arch::Projection;
+use crate::arch::{Family, Norm, Positions};
 use crate::formats::safetensors::{Bytes, Checkpoint, TensorView};
 use crate::{Error, Result};
 
@@ -26,7 +26,7 @@ pub enum NormAt {
 
 /// One weight of the base model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
+pub enum ParamId {
     /// Embedding table `[V, E]`.
     Embed,
     /// From the embedding table's width to the residual stream's `[C, E]`.
@@ -38,58 +38,58 @@ pub enum Place {
     /// Bias of a norm `[C]`.
     NormBias(NormAt),
     /// A projection of a layer.
-    Weight(usize, Target),
+    Weight(usize, Projection),
     /// Its bias.
-    Bias(usize, Target),
+    Bias(usize, Projection),
     /// From the residual stream's width to the head's `[E, C]`.
     ProjectOut,
     /// Head `[V, E]`, where it is not tied.
     Head,
 }
 
-impl Place {
+impl ParamId {
     /// Every weight that a model has, in the one order of loading and of the flat parameters of full tuning.
-    pub fn all(spec: &Spec) -> Vec<Self> {
+    pub fn all(config: &ModelConfig) -> Vec<Self> {
         let norm = |at: NormAt| {
-            let bias = (spec.norm == Norm::Layer).then_some(Self::NormBias(at));
+            let bias = (config.norm == Norm::Layer).then_some(Self::NormBias(at));
             std::iter::once(Self::Norm(at)).chain(bias)
         };
         let mut all = vec![Self::Embed];
-        all.extend((spec.embed_width != spec.width).then_some(Self::ProjectIn));
-        all.extend(matches!(spec.positions, Positions::Learned { .. }).then_some(Self::Positions));
-        all.extend(spec.embed_norm.then_some(NormAt::Embed).into_iter().flat_map(norm));
-        for layer in 0..spec.layers {
+        all.extend((config.embed_size != config.hidden_size).then_some(Self::ProjectIn));
+        all.extend(matches!(config.positions, Positions::Learned { .. }).then_some(Self::Positions));
+        all.extend(config.embed_norm.then_some(NormAt::Embed).into_iter().flat_map(norm));
+        for layer in 0..config.num_hidden_layers {
             all.extend(norm(NormAt::Attn(layer)).chain(norm(NormAt::Mlp(layer))));
-            for &target in spec.targets() {
+            for &target in config.targets() {
                 all.push(Self::Weight(layer, target));
-                all.extend(spec.bias(target).then_some(Self::Bias(layer, target)));
+                all.extend(config.bias(target).then_some(Self::Bias(layer, target)));
             }
         }
-        all.extend(spec.final_norm.then_some(NormAt::Final).into_iter().flat_map(norm));
-        all.extend((spec.embed_width != spec.width).then_some(Self::ProjectOut));
-        all.extend((!spec.tied).then_some(Self::Head));
+        all.extend(config.final_norm.then_some(NormAt::Final).into_iter().flat_map(norm));
+        all.extend((config.embed_size != config.hidden_size).then_some(Self::ProjectOut));
+        all.extend((!config.tie_word_embeddings).then_some(Self::Head));
         all
     }
 
     /// Its shape.
-    pub fn shape(self, spec: &Spec) -> Vec<usize> {
+    pub fn shape(self, config: &ModelConfig) -> Vec<usize> {
         match self {
-            Self::Embed | Self::Head => vec![spec.vocab, spec.embed_width],
-            Self::ProjectIn => vec![spec.width, spec.embed_width],
-            Self::ProjectOut => vec![spec.embed_width, spec.width],
-            Self::Positions => vec![spec.first_position() + spec.max_positions, spec.width],
-            Self::Norm(_) | Self::NormBias(_) => vec![spec.width],
+            Self::Embed | Self::Head => vec![config.vocab_size, config.embed_size],
+            Self::ProjectIn => vec![config.hidden_size, config.embed_size],
+            Self::ProjectOut => vec![config.embed_size, config.hidden_size],
+            Self::Positions => vec![config.first_position() + config.max_position_embeddings, config.hidden_size],
+            Self::Norm(_) | Self::NormBias(_) => vec![config.hidden_size],
             Self::Weight(_, target) => {
-                let (input, output) = spec.widths(target);
+                let (input, output) = config.widths(target);
                 vec![output, input]
             }
-            Self::Bias(_, target) => vec![spec.widths(target).1],
+            Self::Bias(_, target) => vec![config.widths(target).1],
         }
     }
 
     /// Number of elements.
-    pub fn len(self, spec: &Spec) -> usize {
-        self.shape(spec).iter().product()
+    pub fn len(self, config: &ModelConfig) -> usize {
+        self.shape(config).iter().product()
     }
 
     /// The name of the tensor that holds it, alone or with others.
@@ -110,16 +110,17 @@ impl Place {
     }
 
     /// How the file's tensor becomes this weight: the file's shape, and what is to be done.
-    fn layout(self, spec: &Spec) -> (Vec<usize>, Part) {
+    fn layout(self, config: &ModelConfig) -> (Vec<usize>, Part) {
         let (target, weight) = match self {
             Self::Weight(_, target) => (target, true),
             Self::Bias(_, target) => (target, false),
-            _ => return (self.shape(spec), Part::Whole),
+            _ => return (self.shape(config), Part::Whole),
         };
-        let (input, output) = spec.widths(target);
-        let fused = spec.family.fuses_qkv().then(|| Target::Qkv.parts().iter().position(|&t| t == target)).flatten();
+        let (input, output) = config.widths(target);
+        let fused =
+            config.family.fuses_qkv().then(|| Projection::Qkv.parts().iter().position(|&t| t == target)).flatten();
         let rows = if fused.is_some() { 3 * output } else { output };
-        match (spec.family, weight) {
+        match (config.family, weight) {
             (Family::Gpt2, true) => (vec![input, rows], Part::Columns { from: fused.unwrap_or(0) * output }),
             (_, true) => (vec![rows, input], fused.map_or(Part::Whole, |which| Part::Heads { which })),
             (Family::Gpt2, false) => {
@@ -173,7 +174,7 @@ enum Part {
 
 /// The tensors of a checkpoint as the model's weights.
 pub struct Source<'a> {
-    spec: &'a Spec,
+    config: &'a ModelConfig,
     checkpoint: &'a Checkpoint,
     /// What begins the names here and is missing in this file, which was written without the head around the model.
     missing: &'static str,
@@ -184,17 +185,17 @@ impl<'a> Source<'a> {
     ///
     /// # Errors
     /// A tensor that belongs to no weight.
-    pub fn new(spec: &'a Spec, checkpoint: &'a Checkpoint) -> Result<Self> {
-        let outer = match spec.family {
+    pub fn new(config: &'a ModelConfig, checkpoint: &'a Checkpoint) -> Result<Self> {
+        let outer = match config.family {
             Family::Llama | Family::Mistral | Family::Qwen2 => "",
             Family::Gpt2 | Family::Bloom => "transformer.",
             Family::Opt => "model.",
         };
-        let first = Place::Embed.tensor(spec.family);
+        let first = ParamId::Embed.tensor(config.family);
         let bare = checkpoint.get(&first).is_none() && checkpoint.get(&first[outer.len()..]).is_some();
-        let source = Self { spec, checkpoint, missing: if bare { outer } else { "" } };
+        let source = Self { config, checkpoint, missing: if bare { outer } else { "" } };
         let known: std::collections::HashSet<String> =
-            Place::all(spec).into_iter().map(|place| source.name(place)).collect();
+            ParamId::all(config).into_iter().map(|place| source.name(place)).collect();
         checkpoint.deny_unexpected(|name| known.contains(name) || source.passed_over(name))?;
         source.check_tied()?;
         Ok(source)
@@ -203,8 +204,8 @@ impl<'a> Source<'a> {
     /// A file may hold a tied head once more. One that is another contradicts the configuration, and releases of
     /// transformers disagree on which of the two they follow.
     fn check_tied(&self) -> Result<()> {
-        let Some(head) = self.checkpoint.get(HEAD).filter(|_| self.spec.tied) else { return Ok(()) };
-        let table = self.view(Place::Embed)?;
+        let Some(head) = self.checkpoint.get(HEAD).filter(|_| self.config.tie_word_embeddings) else { return Ok(()) };
+        let table = self.view(ParamId::Embed)?;
         if (head.dtype, &head.shape) == (table.dtype, &table.shape) && head.data[..] == table.data[..] {
             return Ok(());
         }
@@ -215,12 +216,12 @@ impl<'a> Source<'a> {
     /// Old exports hold tables of the rotation or of the causal mask, and some hold the tied head once more: none is read.
     fn passed_over(&self, name: &str) -> bool {
         let masks =
-            self.spec.family == Family::Gpt2 && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias"));
-        name.ends_with(".rotary_emb.inv_freq") || masks || (self.spec.tied && name == HEAD)
+            self.config.family == Family::Gpt2 && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias"));
+        name.ends_with(".rotary_emb.inv_freq") || masks || (self.config.tie_word_embeddings && name == HEAD)
     }
 
-    fn name(&self, place: Place) -> String {
-        let full = place.tensor(self.spec.family);
+    fn name(&self, place: ParamId) -> String {
+        let full = place.tensor(self.config.family);
         full.strip_prefix(self.missing).map_or(full.clone(), str::to_owned)
     }
 
@@ -228,17 +229,17 @@ impl<'a> Source<'a> {
     ///
     /// # Errors
     /// A tensor that is missing or of another shape.
-    pub fn view(&self, place: Place) -> Result<TensorView> {
-        let (shape, part) = place.layout(self.spec);
+    pub fn view(&self, place: ParamId) -> Result<TensorView> {
+        let (shape, part) = place.layout(self.config);
         let view = self.checkpoint.expect(&self.name(place), &shape)?;
-        let own = place.shape(self.spec);
+        let own = place.shape(self.config);
         let row = own[1..].iter().product::<usize>() * view.dtype.size();
         let data = match part {
             Part::Whole => return Ok(view),
             Part::Rows { from } => view.data.slice(from * row..(from + own[0]) * row),
             Part::Columns { from } => Bytes::from(columns(&view, from, own[0])),
             Part::Heads { which } => {
-                let head = self.spec.head_dim * row;
+                let head = self.config.head_dim * row;
                 let heads = view.data.chunks_exact(3 * head).map(|three| &three[which * head..(which + 1) * head]);
                 Bytes::from(heads.collect::<Vec<_>>().concat())
             }

@@ -41,7 +41,7 @@ pub enum Parent {
     /// An earlier segment of the same pack.
     Pack(usize),
     /// A segment kept from an earlier pass (its keys and values lie in a cache); inference only.
-    Kept(usize),
+    Cached(usize),
 }
 
 /// A run of consecutive rows of the pack that belong together.
@@ -126,8 +126,8 @@ impl Pack {
     }
 
     /// Whether any segment continues a kept one, which no backward can pass.
-    pub fn has_kept(&self) -> bool {
-        self.segments.iter().any(|s| matches!(s.parent, Parent::Kept(_)))
+    pub fn has_cached(&self) -> bool {
+        self.segments.iter().any(|s| matches!(s.parent, Parent::Cached(_)))
     }
 
     /// The number of positions of the longest sequence.
@@ -138,7 +138,7 @@ impl Pack {
 
 /// A segment whose keys and values outlive their pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeptSegment {
+pub struct CachedSegment {
     /// Its rows in the cache.
     pub rows: Range<usize>,
     /// The kept segment that it continues.
@@ -153,12 +153,12 @@ pub struct KeptSegment {
 #[derive(Clone, Debug, Default)]
 pub struct PackBuilder {
     pack: Pack,
-    kept: Vec<KeptSegment>,
+    kept: Vec<CachedSegment>,
 }
 
 impl PackBuilder {
     /// A builder whose segments may continue those `kept` in a cache.
-    pub fn new(kept: &[KeptSegment]) -> Self {
+    pub fn new(kept: &[CachedSegment]) -> Self {
         Self { pack: Pack::default(), kept: kept.to_vec() }
     }
 
@@ -181,10 +181,10 @@ impl PackBuilder {
                 }
                 (s.position + s.rows.len(), path)
             }
-            Parent::Kept(p) => {
+            Parent::Cached(p) => {
                 let s = self.kept.get(p).unwrap_or_else(|| panic!("pack: no kept segment {p}"));
                 assert!(s.run == run, "pack: run {run:?} under a kept parent of run {:?}", s.run);
-                let path = self.kept_path(p);
+                let path = self.cached_path(p);
                 let rows: usize = path.iter().map(|span| span.rows.len()).sum();
                 assert!(rows == s.end, "pack: kept segment {p} ends at position {}, its path has {rows} rows", s.end);
                 (s.end, path)
@@ -217,7 +217,7 @@ impl PackBuilder {
         self.pack
     }
 
-    fn kept_path(&self, leaf: usize) -> Vec<Span> {
+    fn cached_path(&self, leaf: usize) -> Vec<Span> {
         let mut path: Vec<Span> = Vec::new();
         let mut next = Some(leaf);
         while let Some(k) = next {
@@ -310,22 +310,26 @@ pub fn forest(sequences: &[Sequence], min_shared: usize) -> Forest {
         });
         groups[group].1.push(i);
     }
-    let mut planter =
-        Planter { sequences, min_shared, builder: PackBuilder::default(), paths: vec![Vec::new(); sequences.len()] };
+    let mut planter = ForestBuilder {
+        sequences,
+        min_shared,
+        builder: PackBuilder::default(),
+        paths: vec![Vec::new(); sequences.len()],
+    };
     for (run, members) in groups {
         planter.plant(&members, 0, Parent::None, run);
     }
     Forest { pack: planter.builder.build(), paths: planter.paths }
 }
 
-struct Planter<'a> {
+struct ForestBuilder<'a> {
     sequences: &'a [Sequence],
     min_shared: usize,
     builder: PackBuilder,
     paths: Vec<Vec<Range<usize>>>,
 }
 
-impl Planter<'_> {
+impl ForestBuilder<'_> {
     /// Places `members`, whose tokens before `from` are placed already as the path of `parent`.
     fn plant(&mut self, members: &[usize], from: usize, parent: Parent, run: Option<usize>) {
         let mut left: Vec<usize> = members.iter().copied().filter(|&m| self.sequences[m].tokens.len() > from).collect();

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use llamaprobe::shape::{
-    Forest, KeptSegment, Label, Pack, PackBuilder, Parent, Segment, Sequence, Span, Token, forest,
+use llamaprobe::pack::{
+    CachedSegment, Forest, Label, Pack, PackBuilder, Parent, Segment, Sequence, Span, Token, forest,
 };
 use proptest::prelude::*;
 
@@ -43,7 +43,7 @@ fn check_tables(pack: &Pack, kept_ends: &[usize]) {
                 let parent = &pack.segments()[p];
                 (parent.position + parent.rows.len(), parent.run)
             }
-            Parent::Kept(k) => (kept_ends[k], s.run),
+            Parent::Cached(k) => (kept_ends[k], s.run),
         };
         assert_eq!((s.position, s.run), (position, run));
         assert_eq!(pack.path(g).iter().map(|s| s.rows.len()).sum::<usize>(), s.position);
@@ -110,7 +110,7 @@ fn a_builder_makes_every_table() {
     let other = b.push(&[Token::Virtual(0), Token::Virtual(1)], Parent::None, Some(1), Label::Virtual);
     let pack = b.build();
     check_tables(&pack, &[]);
-    assert_eq!((pack.len(), pack.longest(), pack.is_empty(), pack.has_kept()), (9, 5, false, false));
+    assert_eq!((pack.len(), pack.longest(), pack.is_empty(), pack.has_cached()), (9, 5, false, false));
     assert_eq!(pack.positions(), [0, 1, 2, 3, 4, 2, 0, 0, 1]);
     assert_eq!(pack.readers(root), [left, leaf, right]);
     assert_eq!(pack.readers(left), [leaf]);
@@ -140,18 +140,18 @@ fn a_path_with_a_gap_has_one_span_per_stretch() {
 #[test]
 fn kept_ancestors_come_first_and_join_where_they_touch() {
     let cache = [
-        KeptSegment { rows: 4..7, parent: None, run: Some(0), end: 3 },
-        KeptSegment { rows: 0..2, parent: Some(0), run: Some(0), end: 5 },
-        KeptSegment { rows: 2..4, parent: Some(1), run: Some(0), end: 7 },
+        CachedSegment { rows: 4..7, parent: None, run: Some(0), end: 3 },
+        CachedSegment { rows: 0..2, parent: Some(0), run: Some(0), end: 5 },
+        CachedSegment { rows: 2..4, parent: Some(1), run: Some(0), end: 7 },
     ];
     let mut b = PackBuilder::new(&cache);
-    let top = b.push(&ids(&[1, 2]), Parent::Kept(2), Some(0), Label::Query);
+    let top = b.push(&ids(&[1, 2]), Parent::Cached(2), Some(0), Label::Query);
     let leaf = b.push(&ids(&[3]), Parent::Pack(top), Some(0), Label::Answer);
-    let other = b.push(&ids(&[3]), Parent::Kept(0), Some(0), Label::Answer);
+    let other = b.push(&ids(&[3]), Parent::Cached(0), Some(0), Label::Answer);
     let free = b.push(&ids(&[3]), Parent::None, None, Label::Answer);
     let pack = b.build();
     check_tables(&pack, &[3, 5, 7]);
-    assert!(pack.has_kept());
+    assert!(pack.has_cached());
     assert_eq!(pack.path(top), [kept(4..7), kept(0..4)]);
     assert_eq!(pack.path(leaf), [kept(4..7), kept(0..4), span(0..2)]);
     assert_eq!(pack.path(other), [kept(4..7)]);
@@ -176,7 +176,7 @@ fn a_missing_parent_is_refused() {
 #[test]
 #[should_panic(expected = "no kept segment 3")]
 fn a_missing_kept_parent_is_refused() {
-    PackBuilder::default().push(&ids(&[1]), Parent::Kept(3), None, Label::Text);
+    PackBuilder::default().push(&ids(&[1]), Parent::Cached(3), None, Label::Text);
 }
 
 #[test]
@@ -190,8 +190,8 @@ fn a_child_of_another_run_is_refused() {
 #[test]
 #[should_panic(expected = "kept segment 0 ends at position 5, its path has 3 rows")]
 fn a_kept_segment_with_a_wrong_end_is_refused() {
-    let mut b = PackBuilder::new(&[KeptSegment { rows: 0..3, parent: None, run: None, end: 5 }]);
-    b.push(&ids(&[1]), Parent::Kept(0), None, Label::Text);
+    let mut b = PackBuilder::new(&[CachedSegment { rows: 0..3, parent: None, run: None, end: 5 }]);
+    b.push(&ids(&[1]), Parent::Cached(0), None, Label::Text);
 }
 
 #[test]

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use super::forward::{DropoutPlan, Input};
 use crate::Result;
 use crate::backend::Backend;
-use crate::shape::{Label, Pack, PackBuilder, Parent};
+use crate::pack::{Label, Pack, PackBuilder, Parent};
 
 /// The rows that are read behind the last attention of a pass: by taps, as label rows, for their logits. Output
 /// projection, MLP, norms and everything behind them run over these rows alone.
-pub struct Read<B: Backend> {
+pub struct OutputRows<B: Backend> {
     /// Ascending, each once.
     pub(super) rows: Arc<[usize]>,
     pub(super) index: B::Index,
@@ -18,7 +18,7 @@ pub struct Read<B: Backend> {
     device: B::Pack,
 }
 
-impl<B: Backend> Read<B> {
+impl<B: Backend> OutputRows<B> {
     /// Rows of a pack, in any order; none if that is all of them, so that nothing can be saved.
     ///
     /// # Errors
@@ -30,8 +30,8 @@ impl<B: Backend> Read<B> {
         let mut rows: Vec<usize> = rows.into_iter().collect();
         rows.sort_unstable();
         rows.dedup();
-        let last = rows.last().unwrap_or_else(|| panic!("read: no row of {}", pack.len()));
-        assert!(*last < pack.len(), "read: row {last} of {}", pack.len());
+        let last = rows.last().unwrap_or_else(|| panic!("output rows: no row of {}", pack.len()));
+        assert!(*last < pack.len(), "output rows: row {last} of {}", pack.len());
         if rows.len() == pack.len() {
             return Ok(None);
         }
@@ -66,5 +66,5 @@ impl<B: Backend> Read<B> {
 /// If they are not.
 pub(super) fn place(read: Option<&[usize]>, row: usize) -> usize {
     let found = read.map_or(Ok(row), |rows| rows.binary_search(&row));
-    found.unwrap_or_else(|_| panic!("read: row {row} is not among those that are read"))
+    found.unwrap_or_else(|_| panic!("output rows: row {row} is not among those that are read"))
 }

@@ -1,0 +1,400 @@
+//! The words of architecture: what a model is made of, in the names of `config.json`.
+//!
+//! Below the readers of files and the engine, which both speak of nothing else. Letters in the comments are the
+//! dimensions of every other file: V vocabulary, C residual width, E embedding width, L layers, H query heads, K key-value
+//! heads, D head width, F feed-forward width.
+
+use crate::{Error, Result};
+
+/// What numbers a model's weights are, or its matrix products read and write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE double precision: of the oracle.
+    F64,
+    /// IEEE single precision.
+    F32,
+    /// bfloat16.
+    BF16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl Dtype {
+    /// As the header of a safetensors file has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F64 => "F64",
+            Self::F32 => "F32",
+            Self::BF16 => "BF16",
+            Self::F16 => "F16",
+        }
+    }
+
+    /// As `--dtype` has it.
+    pub const fn flag(self) -> &'static str {
+        match self {
+            Self::F64 => "f64",
+            Self::F32 => "f32",
+            Self::BF16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::BF16 | Self::F16 => 2,
+        }
+    }
+}
+
+impl std::fmt::Display for Dtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The family, which decides defaults and biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// LLaMA 1, 2, 3 and everything published under `"model_type": "llama"`.
+    Llama,
+    /// Mistral 7B and its kin: no biases, sliding window by default.
+    Mistral,
+    /// Qwen 2 and 2.5: biases on q, k and v.
+    Qwen2,
+    /// GPT-2: learned positions, layer norm, fused q, k, v, matrices stored transposed.
+    Gpt2,
+    /// OPT: learned positions, layer norm before or after each half of a block.
+    Opt,
+    /// BLOOM: ALiBi, layer norm also of the embeddings, q, k and v fused head by head.
+    Bloom,
+}
+
+impl Family {
+    /// The `model_type` of the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Gpt2 => "gpt2",
+            Self::Opt => "opt",
+            Self::Bloom => "bloom",
+        }
+    }
+
+    /// Whether a checkpoint holds q, k and v as one matrix.
+    pub const fn fuses_qkv(self) -> bool {
+        matches!(self, Self::Gpt2 | Self::Bloom)
+    }
+}
+
+/// Rotary position embedding: base and scaling.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Base of the wavelengths.
+    pub theta: f64,
+    /// Scaling of the frequencies.
+    pub kind: RopeKind,
+}
+
+/// How the frequencies `theta^(-2k/D)` are scaled for longer contexts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeKind {
+    /// Not at all.
+    Default,
+    /// Every frequency divided by `factor` (position interpolation, arXiv 2306.15595).
+    Linear {
+        /// Divisor.
+        factor: f64,
+    },
+    /// The base grows with the sequence once it is longer than `original` (dynamic NTK).
+    Dynamic {
+        /// Growth of the base.
+        factor: f64,
+        /// Length up to which nothing changes: `max_position_embeddings`.
+        original: usize,
+    },
+    /// Long wavelengths divided, short ones kept, a ramp between (LLaMA 3.1).
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Wavelengths above `original / low_freq_factor` are divided.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context length of the pretraining.
+        original: usize,
+    },
+    /// YaRN (arXiv 2309.00071): a ramp over dimensions, and scaled cosines and sines.
+    Yarn {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Context length of the pretraining.
+        original: usize,
+        /// Rotations within `original` above which a dimension is kept.
+        beta_fast: f64,
+        /// Rotations within `original` below which a dimension is divided.
+        beta_slow: f64,
+        /// Factor of cos and sin: the file's, or the one that follows from `factor`, `mscale`, `mscale_all_dim`.
+        attention_factor: f64,
+        /// Whether the ramp's ends are rounded outwards to whole dimensions.
+        truncate: bool,
+    },
+}
+
+/// How a row is brought to a standard size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norm {
+    /// RMS norm, with a weight.
+    Rms,
+    /// Layer norm, with a weight and a bias.
+    Layer,
+}
+
+/// How a row knows its position.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Positions {
+    /// Queries and keys are turned.
+    Rope(Rope),
+    /// A learned vector is added to the embedding.
+    Learned {
+        /// Row of the table that is position 0's.
+        first: usize,
+    },
+    /// Scores fall with the distance (Press et al. 2022).
+    Alibi,
+}
+
+/// What stands between the two outer projections of an MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mlp {
+    /// `silu(gate) * up`.
+    SwiGlu,
+    /// A function of the up-projection; there is no gate.
+    Plain(Activation),
+}
+
+/// A function of one number between two layers of an MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `max(x, 0)`.
+    Relu,
+    /// `x * (1 + erf(x / sqrt(2))) / 2` (Hendrycks and Gimpel 2016).
+    Gelu,
+    /// Its approximation `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`.
+    GeluTanh,
+    /// `tanh(x)`; of no model here, but of the MLP that makes a prefix.
+    Tanh,
+}
+
+/// What a model is, in the words of its `config.json`, with all defaults resolved; a family is data here, not code.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// The family.
+    pub family: Family,
+    /// Width of the residual stream, C.
+    pub hidden_size: usize,
+    /// Width of the embedding table, E; where it is not C, projections stand between the table and the blocks.
+    pub embed_size: usize,
+    /// Width of the feed-forward layer, F.
+    pub intermediate_size: usize,
+    /// Number of layers, L.
+    pub num_hidden_layers: usize,
+    /// Query heads, H.
+    pub num_attention_heads: usize,
+    /// Key and value heads, K; H is a multiple.
+    pub num_key_value_heads: usize,
+    /// Width of a head, D; not always C / H.
+    pub head_dim: usize,
+    /// Rows of the embedding table, V.
+    pub vocab_size: usize,
+    /// Longest sequence the model was made for.
+    pub max_position_embeddings: usize,
+    /// The norms.
+    pub norm: Norm,
+    /// Epsilon of the norms.
+    pub norm_eps: f64,
+    /// Whether the two norms of a block stand behind its halves' sums, rather than before its halves.
+    pub post_norm: bool,
+    /// Whether embeddings are normed.
+    pub embed_norm: bool,
+    /// Whether the last residual stream is normed.
+    pub final_norm: bool,
+    /// The MLP.
+    pub mlp: Mlp,
+    /// Whether q, k and v have a bias.
+    pub qkv_bias: bool,
+    /// Whether o has a bias.
+    pub o_bias: bool,
+    /// Whether gate, up and down have a bias.
+    pub mlp_bias: bool,
+    /// Whether the output layer is the embedding table; the file then holds no `lm_head.weight`.
+    pub tie_word_embeddings: bool,
+    /// Attention window of each layer, `[L]`: query i sees keys j with i - window < j <= i. `None` is all j <= i.
+    pub windows: Vec<Option<usize>>,
+    /// Multiplier of the scores of each layer `[L]`, usually `1 / sqrt(D)`.
+    pub score_scales: Vec<f64>,
+    /// Positions.
+    pub positions: Positions,
+    /// Token that begins a sequence.
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a sequence.
+    pub eos_token_id: Vec<u32>,
+    /// Padding token; this library never pads.
+    pub pad_token_id: Option<u32>,
+    /// Type of the weights as the file says; `None` where it does not.
+    pub dtype: Option<Dtype>,
+}
+
+/// A projection of a block that an adapter can change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Projection {
+    /// Queries.
+    Q,
+    /// Keys.
+    K,
+    /// Values.
+    V,
+    /// Output of the attention.
+    O,
+    /// Gate of the MLP.
+    Gate,
+    /// Up-projection of the MLP.
+    Up,
+    /// Down-projection of the MLP.
+    Down,
+    /// Queries, keys and values as one module of the checkpoint: one A for the three, and their Bs one below another.
+    Qkv,
+}
+
+impl Projection {
+    /// The single projections, in the order of a block.
+    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// The projections that a module consists of.
+    pub const fn parts(self) -> &'static [Self] {
+        match self {
+            Self::Q => &[Self::Q],
+            Self::K => &[Self::K],
+            Self::V => &[Self::V],
+            Self::O => &[Self::O],
+            Self::Gate => &[Self::Gate],
+            Self::Up => &[Self::Up],
+            Self::Down => &[Self::Down],
+            Self::Qkv => &[Self::Q, Self::K, Self::V],
+        }
+    }
+
+    /// The name of the projection in the names of hooks, the same for every family: that of LLaMA's checkpoints.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Q => "q_proj",
+            Self::K => "k_proj",
+            Self::V => "v_proj",
+            Self::O => "o_proj",
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
+            Self::Qkv => "qkv_proj",
+        }
+    }
+
+    /// Widths of the input and the output in a block of the given widths: residual stream C, queries H D, keys K D and
+    /// feed-forward layer F.
+    pub const fn widths(self, [c, q, kv, f]: [usize; 4]) -> (usize, usize) {
+        match self {
+            Self::Q => (c, q),
+            Self::K | Self::V => (c, kv),
+            Self::O => (q, c),
+            Self::Gate | Self::Up => (c, f),
+            Self::Down => (f, c),
+            Self::Qkv => (c, q + 2 * kv),
+        }
+    }
+}
+
+impl ModelConfig {
+    /// Widths of a block: residual stream C, queries H D, keys K D, feed-forward layer F.
+    pub const fn block_widths(&self) -> [usize; 4] {
+        let heads = [self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim];
+        [self.hidden_size, heads[0], heads[1], self.intermediate_size]
+    }
+
+    /// The projections of a block; an MLP without a gate has no gate projection.
+    pub fn targets(&self) -> &'static [Projection] {
+        match self.mlp {
+            Mlp::SwiGlu => &Projection::ALL,
+            Mlp::Plain(_) => {
+                &[Projection::Q, Projection::K, Projection::V, Projection::O, Projection::Up, Projection::Down]
+            }
+        }
+    }
+
+    /// The rotation, if there is one.
+    pub fn rope(&self) -> Option<&Rope> {
+        match &self.positions {
+            Positions::Rope(rope) => Some(rope),
+            _ => None,
+        }
+    }
+
+    /// The row of the table of positions that is position 0's.
+    pub fn first_position(&self) -> usize {
+        match self.positions {
+            Positions::Learned { first } => first,
+            _ => 0,
+        }
+    }
+
+    /// Width of all query heads, H D.
+    pub fn q_width(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Width of all key (or value) heads, K D.
+    pub fn kv_width(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
+    }
+
+    /// `(input, output)` widths of a projection.
+    pub fn widths(&self, target: Projection) -> (usize, usize) {
+        target.widths([self.hidden_size, self.q_width(), self.kv_width(), self.intermediate_size])
+    }
+
+    /// Whether a projection has a bias.
+    pub fn bias(&self, target: Projection) -> bool {
+        match target {
+            Projection::Q | Projection::K | Projection::V | Projection::Qkv => self.qkv_bias,
+            Projection::O => self.o_bias,
+            Projection::Gate | Projection::Up | Projection::Down => self.mlp_bias,
+        }
+    }
+
+    /// The number of positions above which a sequence's own length decides how all its rows are turned (dynamic
+    /// scaling).
+    pub fn scales_beyond(&self) -> Option<usize> {
+        match self.rope()?.kind {
+            RopeKind::Dynamic { original, .. } => Some(original),
+            _ => None,
+        }
+    }
+
+    /// Refuses such a sequence where rows are shared or left out: they would be turned as those of another length.
+    ///
+    /// # Errors
+    /// `longest` positions are more than [`ModelConfig::scales_beyond`].
+    pub fn check_unscaled(&self, longest: usize) -> Result<()> {
+        match self.scales_beyond() {
+            Some(most) if longest > most => {
+                let expected =
+                    format!("at most {most} tokens, above which rope_type dynamic has other angles for every length");
+                Err(Error::argument("a sequence", expected, longest))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -63,7 +63,7 @@ pub struct Segment {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     /// Whether `rows` counts rows of the cache rather than of the pack.
-    pub kept: bool,
+    pub cached: bool,
     /// The rows.
     pub rows: Range<usize>,
 }
@@ -176,8 +176,8 @@ impl PackBuilder {
                 assert!(s.run == run, "pack: run {run:?} under a parent of run {:?}", s.run);
                 let mut path = self.pack.paths[p].clone();
                 match path.last_mut() {
-                    Some(last) if !last.kept && last.rows.end == s.rows.start => last.rows.end = s.rows.end,
-                    _ => path.push(Span { kept: false, rows: s.rows.clone() }),
+                    Some(last) if !last.cached && last.rows.end == s.rows.start => last.rows.end = s.rows.end,
+                    _ => path.push(Span { cached: false, rows: s.rows.clone() }),
                 }
                 (s.position + s.rows.len(), path)
             }
@@ -224,7 +224,7 @@ impl PackBuilder {
             let s = &self.kept[k];
             match path.last_mut() {
                 Some(first) if first.rows.start == s.rows.end => first.rows.start = s.rows.start,
-                _ => path.push(Span { kept: true, rows: s.rows.clone() }),
+                _ => path.push(Span { cached: true, rows: s.rows.clone() }),
             }
             next = s.parent;
         }

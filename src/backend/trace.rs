@@ -3,22 +3,24 @@
 //! Tests run a whole pass on it to prove the order of its operations, and that none of them allocates or waits.
 //!
 //! ```
-//! use llamaprobe::backend::{Backend, trace::Trace};
+//! use llamaprobe::backend::ops::{Cast, RowOps};
+//! use llamaprobe::backend::{Buffers, trace::Trace};
 //!
 //! let mut device = Trace::new();
-//! let a = device.acc(6)?;
+//! let x = device.acc(6)?;
 //! let mut out = device.compute(6)?;
 //! device.clear();
-//! device.cast(&mut out, &a, 6);
+//! device.cast(Cast { out: &mut out, x: &x, len: 6 });
 //! assert_eq!(device.ops(), ["cast"]);
 //! assert_eq!((device.allocations(), device.syncs()), (0, 0));
 //! # Ok::<(), llamaprobe::Error>(())
 //! ```
 
-mod check;
-mod ops;
-
-use super::LinearDims;
+use super::ops::Op;
+use super::{Buffers, Capture, Captured, HostSlice, Len, OwnMemory, PassSize, Planning, Tensor, Transfer};
+use crate::Result;
+use crate::formats::safetensors::TensorView;
+use crate::pack::Pack;
 
 /// A wide buffer that has a length and no elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,14 +97,132 @@ impl Trace {
         len
     }
 
-    fn log(&mut self, op: &'static str) -> &'static str {
+    fn log(&mut self, op: &'static str) {
         self.ops.push(op);
-        op
     }
 
-    /// An operation of as many products of these dimensions.
-    fn log_products(&mut self, op: &'static str, count: u64, dims: LinearDims) -> &'static str {
-        self.multiplied += count * (dims.rows * dims.input * dims.output) as u64;
-        self.log(op)
+    /// Checks and logs an operation.
+    pub(super) fn record<O: Op>(&mut self, op: &O) {
+        op.check();
+        self.multiplied += op.multiply_adds();
+        self.log(O::NAME);
+    }
+
+    #[track_caller]
+    fn transfer(&mut self, op: &'static str, has: usize, wanted: usize) {
+        assert!(has >= wanted, "{op}: the buffer has {has} elements, needs {wanted}");
+        self.log(op);
+    }
+}
+
+macro_rules! lengths {
+    ($($buffer:ty),*) => { $(impl Len for $buffer {
+        fn len(&self) -> usize {
+            self.0
+        }
+    })* };
+}
+lengths!(NullAcc, NullCompute, NullWeight);
+
+impl Buffers for Trace {
+    type Acc = NullAcc;
+    type Compute = NullCompute;
+    type Weight = NullWeight;
+    type Index = Vec<u32>;
+    type Pack = Pack;
+    type Element = f32;
+
+    fn name(&self) -> String {
+        "trace".into()
+    }
+
+    fn acc(&mut self, len: usize) -> Result<NullAcc> {
+        self.elements.0 += len;
+        Ok(NullAcc(self.allocate(len)))
+    }
+
+    fn compute(&mut self, len: usize) -> Result<NullCompute> {
+        self.elements.1 += len;
+        Ok(NullCompute(self.allocate(len)))
+    }
+
+    fn weight(&mut self, view: &TensorView) -> Result<NullWeight> {
+        Ok(self.null_weight(view.len()))
+    }
+
+    fn trainable_weight(&mut self, params: &NullAcc, offset: usize, len: usize) -> Result<NullWeight> {
+        let wanted = offset + len;
+        assert!(params.0 >= wanted, "trainable_weight: params has {} elements, needs {wanted}", params.0);
+        Ok(self.null_weight(len))
+    }
+
+    fn index(&mut self, values: &[u32]) -> Result<Vec<u32>> {
+        self.allocate(values.len());
+        Ok(values.to_vec())
+    }
+
+    fn pack(&mut self, pack: &Pack) -> Result<Pack> {
+        self.allocations += 1;
+        Ok(pack.clone())
+    }
+}
+
+impl Transfer for Trace {
+    type PendingReadback = Vec<f32>;
+
+    fn upload(&mut self, buffer: &mut NullAcc, offset: usize, values: &[f32]) -> Result<()> {
+        self.transfer("upload", buffer.0, offset + values.len());
+        Ok(())
+    }
+
+    fn download(&mut self, values: &mut [f32], buffer: &NullAcc, offset: usize) -> Result<()> {
+        self.transfer("download", buffer.0, offset + values.len());
+        self.syncs += 1;
+        values.fill(0.0);
+        Ok(())
+    }
+
+    fn download_async(&mut self, buffer: &NullAcc, len: usize) -> Result<Vec<f32>> {
+        self.transfer("download_async", buffer.0, len);
+        Ok(vec![0.0; len])
+    }
+
+    fn wait_readback(&mut self, pending: Vec<f32>) -> Result<Vec<f32>> {
+        self.syncs += 1;
+        Ok(pending)
+    }
+
+    fn borrow_acc<'a>(&self, _: &'a NullAcc) -> Option<HostSlice<'a>> {
+        None
+    }
+
+    fn borrow_compute<'a>(&self, _: &'a NullCompute) -> Option<HostSlice<'a>> {
+        None
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.syncs += 1;
+        Ok(())
+    }
+}
+
+impl Capture for Trace {
+    fn capture(&mut self, x: Tensor<'_, Self>, rows: &[usize], width: usize) -> Captured {
+        let (Tensor::Acc(NullAcc(len)) | Tensor::Compute(NullCompute(len))) = x;
+        self.transfer("capture", *len, rows.iter().max().map_or(0, |row| row + 1) * width);
+        Captured::Ready(vec![0.0; rows.len() * width])
+    }
+}
+
+impl Planning for Trace {
+    const RUNS_AHEAD: bool = false;
+    const MAPS_WEIGHTS: bool = false;
+
+    fn element_sizes(&self) -> (usize, usize) {
+        (4, 4)
+    }
+
+    fn own_memory(&self, _: &PassSize) -> OwnMemory {
+        OwnMemory::default()
     }
 }

@@ -1,8 +1,8 @@
-//! What operations are told: views of buffers, dimensions, the places of parameters, settings.
+//! Views of buffers, what is on its way to the host, and the sizes of passes.
 
 use std::sync::Arc;
 
-use super::Backend;
+use super::Buffers;
 use crate::Result;
 use crate::pack::CachedSegment;
 
@@ -58,20 +58,20 @@ impl HostSlice<'_> {
 }
 
 /// A buffer of either role, to be read.
-pub enum Tensor<'a, B: Backend + ?Sized> {
+pub enum Tensor<'a, B: Buffers + ?Sized> {
     /// In the wide dtype.
     Acc(&'a B::Acc),
     /// In the compute dtype.
     Compute(&'a B::Compute),
 }
 
-impl<B: Backend + ?Sized> Clone for Tensor<'_, B> {
+impl<B: Buffers + ?Sized> Clone for Tensor<'_, B> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<B: Backend + ?Sized> Copy for Tensor<'_, B> {}
+impl<B: Buffers + ?Sized> Copy for Tensor<'_, B> {}
 
 /// Captured rows that the device is still to write, or has written.
 pub trait Readback: Send + Sync {
@@ -101,7 +101,7 @@ impl Captured {
     /// The elements.
     ///
     /// # Panics
-    /// Before the [`Backend::sync`] that they need.
+    /// Before the [`Transfer::sync`](super::Transfer::sync) that they need.
     pub fn rows(&self) -> &[f32] {
         match self {
             Self::Ready(rows) => rows,
@@ -147,7 +147,7 @@ pub struct OwnMemory {
     pub pinned: usize,
 }
 
-/// Element of [`Backend::Acc`] as the host sees it: `f32` everywhere but in the oracle.
+/// Element of [`Buffers::Acc`] as the host sees it: `f32` everywhere but in the oracle.
 pub trait AccElement: bytemuck::Pod + Default + PartialOrd + std::fmt::Debug + Send + Sync {
     /// From `f64`, rounded.
     fn from_f64(x: f64) -> Self;
@@ -177,128 +177,8 @@ impl AccElement for f64 {
     }
 }
 
-/// `in` and `out` widths of a matrix product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinearDims {
-    /// Rows N.
-    pub rows: usize,
-    /// Input width.
-    pub input: usize,
-    /// Output width.
-    pub output: usize,
-}
-
-/// Heads of an attention.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionDims {
-    /// Query heads H, a multiple of `kv_heads`; head `h` reads key-value head `h / (H / K)`.
-    pub heads: usize,
-    /// Key-value heads K.
-    pub kv_heads: usize,
-    /// Head width D.
-    pub head_dim: usize,
-    /// Multiplier of the scores, usually `1 / sqrt(D)`.
-    pub scale: f64,
-    /// A row at position p attends to positions greater than `p - window` only.
-    pub window: Option<usize>,
-    /// Whether scores fall with the distance: ALiBi (Press et al. 2022).
-    pub alibi: bool,
-}
-
-impl AttentionDims {
-    /// Query heads of a key-value head.
-    pub fn group(&self) -> usize {
-        self.heads / self.kv_heads
-    }
-
-    /// By how much a score of query head `head` is less for every position that its key lies further back; 0 without
-    /// ALiBi. With H a power of two it is `2^(-8 (head + 1) / H)`; the heads beyond the greatest power of two below H take
-    /// every second slope of the next one.
-    pub fn slope(&self, head: usize) -> f64 {
-        match self.alibi_base() {
-            0 => 0.0,
-            base if head < base => (-8.0 * (head + 1) as f64 / base as f64).exp2(),
-            base => (-4.0 * (2 * (head - base) + 1) as f64 / base as f64).exp2(),
-        }
-    }
-
-    /// The greatest power of two that is not above the number of query heads; 0 without ALiBi.
-    pub fn alibi_base(&self) -> usize {
-        if self.alibi { 1 << self.heads.ilog2() } else { 0 }
-    }
-}
-
-/// The place of one adapted projection inside the flat parameters `[runs, stride]`.
-///
-/// Run `r` has A `[rank, input]` from element `r * stride + a` on and B `[output, rank]` from `r * stride + b` on.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LoraSite {
-    /// Offset of A within a run.
-    pub a: usize,
-    /// Offset of B within a run.
-    pub b: usize,
-    /// Elements of a run.
-    pub stride: usize,
-    /// Rank R.
-    pub rank: usize,
-    /// Input width.
-    pub input: usize,
-    /// Output width.
-    pub output: usize,
-    /// Multiplier of `B A x`: `alpha / R`, or `alpha / sqrt(R)` for rsLoRA.
-    pub scale: f64,
-}
-
-/// Dropout of the input of one adapted projection: an element survives, multiplied by `1 / (1 - p)`, with
-/// probability `1 - p`. The decision is a hash of `(seed of the row's run, site, row's key, column)`, so that the
-/// backward repeats it, and so that it does not depend on what else is in the pack.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout<'a> {
-    /// Probability of dropping, in `[0, 1)`.
-    pub p: f64,
-    /// One seed per run, new for every step.
-    pub seeds: &'a [u64],
-    /// Number of the projection, so that two projections drop independently.
-    pub site: u64,
-    /// One key per row `[N]`: the row's number within its run.
-    pub keys: &'a [u32],
-}
-
-/// Optimiser settings of one run for one step (AdamW, Loshchilov and Hutter 2019, with bias correction as in
-/// Kingma and Ba 2015).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamwStep {
-    /// Whether the run takes this step; otherwise its parameters and moments stay untouched.
-    pub active: bool,
-    /// Learning rate.
-    pub learning_rate: f64,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub epsilon: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// The gradient's norm is cut to this first (`g * max_norm / (norm + 1e-6)` if that is less than `g`).
-    pub max_grad_norm: Option<f64>,
-    /// Number of this step, from 1.
-    pub step: u64,
-}
-
-/// The place of a soft prompt inside the flat parameters `[runs, stride]`: P rows of width C from `offset` on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PromptSite {
-    /// Offset of the prompt within a run.
-    pub offset: usize,
-    /// Elements of a run.
-    pub stride: usize,
-    /// Rows P.
-    pub rows: usize,
-}
-
 /// A cache of keys and values by layer, and the forest of the segments kept in it.
-pub struct KvCache<B: Backend> {
+pub struct KvCache<B: Buffers> {
     /// Keys (after the rotation) and values of each layer, `[capacity, K, D]`.
     pub layers: Vec<(B::Compute, B::Compute)>,
     /// What lies in it.
@@ -309,7 +189,7 @@ pub struct KvCache<B: Backend> {
     pub capacity: usize,
 }
 
-impl<B: Backend> KvCache<B> {
+impl<B: Buffers> KvCache<B> {
     /// An empty cache of `capacity` rows for `layers` layers of `width = K * D`.
     ///
     /// # Errors

@@ -17,11 +17,11 @@ fn text(tokens: &[u32]) -> Sequence {
 }
 
 fn span(rows: Range<usize>) -> Span {
-    Span { kept: false, rows }
+    Span { cached: false, rows }
 }
 
 fn kept(rows: Range<usize>) -> Span {
-    Span { kept: true, rows }
+    Span { cached: true, rows }
 }
 
 /// The labels of the rows.
@@ -69,7 +69,7 @@ fn check_tables(pack: &Pack, kept_ends: &[usize]) {
             ancestors.push(pack.segments()[p].rows.clone());
             at = pack.segments()[p].parent;
         }
-        let in_pack: Vec<usize> = pack.path(g).iter().filter(|s| !s.kept).flat_map(|s| s.rows.clone()).collect();
+        let in_pack: Vec<usize> = pack.path(g).iter().filter(|s| !s.cached).flat_map(|s| s.rows.clone()).collect();
         assert_eq!(in_pack, ancestors.into_iter().rev().flatten().collect::<Vec<_>>());
         assert!(pack.path(g).windows(2).all(|w| w[0].kept != w[1].kept || w[0].rows.end != w[1].rows.start));
     }

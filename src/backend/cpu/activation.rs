@@ -1,15 +1,15 @@
 //! SwiGLU: `act = silu(gate) * up`, `silu(x) = x / (1 + exp(-x))` (Shazeer 2020), and activations without a gate.
 
-use super::context::Machine;
+use super::context::Exec;
 use super::parallel::{each_part, rows};
 use super::simd::{Element, Float, multiversion};
 use crate::backend::Activation;
 
 /// See [`Backend::swiglu_fwd`](crate::backend::Backend::swiglu_fwd).
-pub fn swiglu_fwd<W: Float, R: Element<W>>(on: &Machine, act: &mut [R], gate: &[R], up: &[R], len: usize) {
-    each_part(&on.team, len, 1, rows("swiglu_fwd", act, len, 1), |from, act| {
+pub fn swiglu_fwd<W: Float, R: Element<W>>(exec: &Exec, act: &mut [R], gate: &[R], up: &[R], len: usize) {
+    each_part(&exec.pool, len, 1, rows("swiglu_fwd", act, len, 1), |from, act| {
         let range = from..from + act.len();
-        fwd_part::<W, R>(on.isa, act, &gate[range.clone()], &up[range]);
+        fwd_part::<W, R>(exec.isa, act, &gate[range.clone()], &up[range]);
     });
 }
 
@@ -24,7 +24,7 @@ multiversion! {
 
 /// See [`Backend::swiglu_bwd`](crate::backend::Backend::swiglu_bwd).
 pub fn swiglu_bwd<W: Float, R: Element<W>>(
-    on: &Machine,
+    exec: &Exec,
     d_gate: &mut [R],
     d_up: &mut [R],
     d_act: &[W],
@@ -33,9 +33,9 @@ pub fn swiglu_bwd<W: Float, R: Element<W>>(
     len: usize,
 ) {
     let outs = (rows("swiglu_bwd", d_gate, len, 1), rows("swiglu_bwd", d_up, len, 1));
-    each_part(&on.team, len, 1, outs, |from, (d_gate, d_up)| {
+    each_part(&exec.pool, len, 1, outs, |from, (d_gate, d_up)| {
         let range = from..from + d_gate.len();
-        bwd_part(on.isa, d_gate, d_up, &d_act[range.clone()], &gate[range.clone()], &up[range]);
+        bwd_part(exec.isa, d_gate, d_up, &d_act[range.clone()], &gate[range.clone()], &up[range]);
     });
 }
 
@@ -51,28 +51,28 @@ multiversion! {
 }
 
 /// See [`Backend::activation_fwd`](crate::backend::Backend::activation_fwd).
-pub fn fwd<W: Float, R: Element<W>>(on: &Machine, act: &mut [R], x: &[R], f: Activation, len: usize) {
-    each_part(&on.team, len, 1, rows("activation_fwd", act, len, 1), |from, act| {
+pub fn fwd<W: Float, R: Element<W>>(exec: &Exec, act: &mut [R], x: &[R], f: Activation, len: usize) {
+    each_part(&exec.pool, len, 1, rows("activation_fwd", act, len, 1), |from, act| {
         let x = &x[from..from + act.len()];
         match f {
-            Activation::Relu => relu_fwd::<W, R>(on.isa, act, x),
-            Activation::Gelu => gelu_fwd::<W, R>(on.isa, act, x),
-            Activation::GeluTanh => gelu_tanh_fwd::<W, R>(on.isa, act, x),
-            Activation::Tanh => tanh_fwd::<W, R>(on.isa, act, x),
+            Activation::Relu => relu_fwd::<W, R>(exec.isa, act, x),
+            Activation::Gelu => gelu_fwd::<W, R>(exec.isa, act, x),
+            Activation::GeluTanh => gelu_tanh_fwd::<W, R>(exec.isa, act, x),
+            Activation::Tanh => tanh_fwd::<W, R>(exec.isa, act, x),
         }
     });
 }
 
 /// See [`Backend::activation_bwd`](crate::backend::Backend::activation_bwd).
-pub fn bwd<W: Float, R: Element<W>>(on: &Machine, d_x: &mut [R], d_act: &[W], x: &[R], f: Activation, len: usize) {
-    each_part(&on.team, len, 1, rows("activation_bwd", d_x, len, 1), |from, d_x| {
+pub fn bwd<W: Float, R: Element<W>>(exec: &Exec, d_x: &mut [R], d_act: &[W], x: &[R], f: Activation, len: usize) {
+    each_part(&exec.pool, len, 1, rows("activation_bwd", d_x, len, 1), |from, d_x| {
         let range = from..from + d_x.len();
         let (d_act, x) = (&d_act[range.clone()], &x[range]);
         match f {
-            Activation::Relu => relu_bwd(on.isa, d_x, d_act, x),
-            Activation::Gelu => gelu_bwd(on.isa, d_x, d_act, x),
-            Activation::GeluTanh => gelu_tanh_bwd(on.isa, d_x, d_act, x),
-            Activation::Tanh => tanh_bwd(on.isa, d_x, d_act, x),
+            Activation::Relu => relu_bwd(exec.isa, d_x, d_act, x),
+            Activation::Gelu => gelu_bwd(exec.isa, d_x, d_act, x),
+            Activation::GeluTanh => gelu_tanh_bwd(exec.isa, d_x, d_act, x),
+            Activation::Tanh => tanh_bwd(exec.isa, d_x, d_act, x),
         }
     });
 }

@@ -1,7 +1,7 @@
 //! AdamW (Loshchilov and Hutter 2019), in the order of operations of the reference implementation: clip, decay,
 //! moments, bias-corrected step.
 
-use super::context::Machine;
+use super::context::Exec;
 use super::parallel::{each_part, rows};
 use super::simd::{Float, multiversion};
 use crate::backend::AdamwStep;
@@ -12,7 +12,7 @@ const PART: usize = 4096;
 /// See [`Backend::grad_norm`](crate::backend::Backend::grad_norm). Sums in `f64`, over parts of [`PART`] elements and
 /// then over the parts; `parts` is scratch.
 pub fn grad_norm<W: Float>(
-    on: &Machine,
+    exec: &Exec,
     parts: &mut Vec<f64>,
     norm_sq: &mut [W],
     d_params: &[W],
@@ -21,11 +21,11 @@ pub fn grad_norm<W: Float>(
 ) {
     let per_run = stride.div_ceil(PART);
     let sums = super::gemm::grow(parts, runs * per_run);
-    each_part(&on.team, runs * per_run, PART, rows("grad_norm", sums, runs * per_run, 1), |first, sums| {
+    each_part(&exec.pool, runs * per_run, PART, rows("grad_norm", sums, runs * per_run, 1), |first, sums| {
         for (i, sum) in sums.iter_mut().enumerate() {
             let (run, part) = ((first + i) / per_run, (first + i) % per_run);
             let end = stride.min((part + 1) * PART);
-            *sum = squares(on.isa, &d_params[run * stride + part * PART..run * stride + end]);
+            *sum = squares(exec.isa, &d_params[run * stride + part * PART..run * stride + end]);
         }
     });
     for (run, norm_sq) in norm_sq[..runs].iter_mut().enumerate() {
@@ -56,7 +56,7 @@ struct Factors<W> {
 /// See [`Backend::adamw`](crate::backend::Backend::adamw).
 #[allow(clippy::too_many_arguments)]
 pub fn adamw<W: Float>(
-    on: &Machine,
+    exec: &Exec,
     params: &mut [W],
     m: &mut [W],
     v: &mut [W],
@@ -89,8 +89,8 @@ pub fn adamw<W: Float>(
             (rows("adamw", &mut m[all.clone()], stride, 1), rows("adamw", &mut v[all.clone()], stride, 1)),
         );
         let d_params = &d_params[all];
-        each_part(&on.team, stride, 1, outs, |first, (params, (m, v))| {
-            update(on.isa, params, m, v, &d_params[first..], f)
+        each_part(&exec.pool, stride, 1, outs, |first, (params, (m, v))| {
+            update(exec.isa, params, m, v, &d_params[first..], f)
         });
     }
 }

@@ -2,20 +2,20 @@
 
 use super::gemm::{Gemm, grow};
 use super::simd::{Float, Isa};
-use super::team::Team;
+use super::thread_pool::ThreadPool;
 
 /// What loops run on.
-pub struct Machine {
+pub struct Exec {
     /// The instruction set.
     pub isa: Isa,
     /// The threads.
-    pub team: Team,
+    pub pool: ThreadPool,
 }
 
 /// The threads' memory and kernels. Scratch grows to what the largest operation needs and stays.
 pub struct Context<W> {
     /// The instruction set and the threads.
-    pub on: Machine,
+    pub exec: Exec,
     /// Products shared by all threads.
     pub gemm: Gemm<W>,
     /// Scratch of the calling thread.
@@ -37,11 +37,11 @@ pub struct Task<W> {
 impl<W: Float> Context<W> {
     /// With as many threads as the current thread pool has.
     pub fn new(isa: Isa) -> Self {
-        let team = Team::new(rayon::current_num_threads());
-        let alone = || Task { gemm: Gemm::new(isa, Team::alone()), memory: Vec::new() };
-        let tasks = (0..team.members()).map(|_| alone()).collect();
-        let gemm = Gemm::new(isa, team.clone());
-        Self { on: Machine { isa, team }, gemm, memory: Vec::new(), sums: Vec::new(), tasks }
+        let pool = ThreadPool::new(rayon::current_num_threads());
+        let alone = || Task { gemm: Gemm::new(isa, ThreadPool::alone()), memory: Vec::new() };
+        let tasks = (0..pool.threads()).map(|_| alone()).collect();
+        let gemm = Gemm::new(isa, pool.clone());
+        Self { exec: Exec { isa, pool }, gemm, memory: Vec::new(), sums: Vec::new(), tasks }
     }
 }
 

@@ -61,7 +61,7 @@ pub fn sweep<W: Float, R: Element<W>>(
         let outs = (rows("cross_entropy", logits, count, output), rows("cross_entropy", &mut loss[first..], count, 1));
         let outs = (outs, rows("cross_entropy", d_logits, count, narrowed / count));
         let weights = gradients.as_ref().map(|g| &g.row_weights[first..first + count]);
-        each_part(gemm.team(), count, output, outs, |row, ((logits, loss), d_logits)| {
+        each_part(gemm.pool(), count, output, outs, |row, ((logits, loss), d_logits)| {
             let mut d_logits = d_logits.chunks_exact_mut(output);
             for (i, (logits, loss)) in logits.chunks_exact_mut(output).zip(loss).enumerate() {
                 let target = targets[row + i] as usize;

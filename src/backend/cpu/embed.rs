@@ -1,6 +1,6 @@
 //! Embedding: `out = table[token]`, or a row of the run's soft prompt.
 
-use super::context::Machine;
+use super::context::Exec;
 use super::parallel::{each_part, rows};
 use super::rows::accumulate;
 use super::simd::{Element, Float, Isa};
@@ -17,17 +17,17 @@ fn prompt_row(pack: &Pack, row: usize, p: u32, site: PromptSite, width: usize) -
 
 /// See [`Backend::embed_fwd`](crate::backend::Backend::embed_fwd).
 pub fn fwd<W: Float, R: Element<W>>(
-    on: &Machine,
+    exec: &Exec,
     out: &mut [W],
     pack: &Pack,
     table: &Weight<W, R>,
     prompt: Option<(&[W], PromptSite)>,
     width: usize,
 ) {
-    each_part(&on.team, pack.len(), width, rows("embed_fwd", out, pack.len(), width), |first, part| {
+    each_part(&exec.pool, pack.len(), width, rows("embed_fwd", out, pack.len(), width), |first, part| {
         for (i, out) in part.chunks_exact_mut(width).enumerate() {
             match pack.tokens()[first + i] {
-                Token::Id(id) => table.read(on.isa, out, id as usize * width),
+                Token::Id(id) => table.read(exec.isa, out, id as usize * width),
                 Token::Virtual(p) => {
                     let (prompt, site) = prompt.expect("embed_fwd: a pack with virtual tokens needs a prompt");
                     out.copy_from_slice(&prompt[prompt_row(pack, first + i, p, site, width)..][..width]);

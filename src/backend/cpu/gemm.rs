@@ -28,8 +28,8 @@
 use super::pack::{pack_panels, pack_rows, transpose};
 use super::parallel::{Shared, workers};
 use super::simd::{Element, Float, Isa};
-use super::team::Team;
 use super::thin::{self, Thin};
+use super::thread_pool::ThreadPool;
 use super::tile::{DEPTH, Panels, Rows, Tiles};
 use crate::backend::HostSlice;
 
@@ -150,7 +150,7 @@ impl<'a, W: Float> Operand<'a, W> {
 /// Memory and kernels of matrix products.
 pub struct Gemm<W> {
     isa: Isa,
-    team: Team,
+    pool: ThreadPool,
     tiles: Tiles<W>,
     pair_tiles: Option<Tiles<W>>,
     split: bool,
@@ -235,14 +235,14 @@ impl<W: Float> Gemm<W> {
     }
 
     /// The threads that share its work.
-    pub fn team(&self) -> &Team {
-        &self.team
+    pub fn pool(&self) -> &ThreadPool {
+        &self.pool
     }
 
-    /// With memory for a team.
-    pub fn new(isa: Isa, team: Team) -> Self {
-        let slots = (0..team.members()).map(|_| Slot::default()).collect();
-        Self { isa, team, tiles: W::tiles(isa), pair_tiles: W::pair_tiles(isa), split: false, left: Vec::new(), slots }
+    /// With memory for a pool.
+    pub fn new(isa: Isa, pool: ThreadPool) -> Self {
+        let slots = (0..pool.threads()).map(|_| Slot::default()).collect();
+        Self { isa, pool, tiles: W::tiles(isa), pair_tiles: W::pair_tiles(isa), split: false, left: Vec::new(), slots }
     }
 
     /// The same, whose products with weights are sums of products in pairs.
@@ -307,9 +307,9 @@ impl<W: Float> Gemm<W> {
         store: Store<'_, W>,
     ) {
         let Shape { m, n, k, block, .. } = shape;
-        let Self { isa, team, left: memory, slots, .. } = self;
+        let Self { isa, pool, left: memory, slots, .. } = self;
         let memory = pack_left(*isa, memory, shape, left);
-        workers(team, &mut slots[..used], n.div_ceil(thin::COLUMNS), |slot, task| {
+        workers(pool, &mut slots[..used], n.div_ceil(thin::COLUMNS), |slot, task| {
             let column = task * thin::COLUMNS;
             let columns = thin::COLUMNS.min(n - column);
             let sums = grow(&mut slot.sums, m * thin::COLUMNS);
@@ -330,7 +330,7 @@ impl<W: Float> Gemm<W> {
         store: Store<'_, W>,
     ) {
         let Shape { m, n, tiles, parts, .. } = shape;
-        let Self { isa, team, left: memory, slots, .. } = self;
+        let Self { isa, pool, left: memory, slots, .. } = self;
         let isa = *isa;
         let direct = left.direct();
         let memory = if direct.is_none() { pack_left(isa, memory, shape, left) } else { &[] };
@@ -339,7 +339,7 @@ impl<W: Float> Gemm<W> {
         let across = n.div_ceil(width);
         // Where there are too few columns for all threads, the rows are cut as well.
         let down = share(m.div_ceil(tiles.rows), used.div_ceil(across), CHUNK) * tiles.rows;
-        workers(team, &mut slots[..used], across * m.div_ceil(down), |slot, task| {
+        workers(pool, &mut slots[..used], across * m.div_ceil(down), |slot, task| {
             let (column, row) = (task % across * width, task / across * down);
             let (columns, rows) = (width.min(n - column), down.min(m - row));
             let _held = tiles.hold();
@@ -379,14 +379,14 @@ impl<W: Float> Gemm<W> {
         store: Store<'_, W>,
     ) {
         let Shape { m, n, k, tiles, parts, .. } = shape;
-        let Self { isa, team, left: memory, slots, .. } = self;
+        let Self { isa, pool, left: memory, slots, .. } = self;
         let isa = *isa;
         let lanes = m.next_multiple_of(tiles.lanes);
         let memory = grow(memory, parts[0] * lanes * k);
         let shared = Shared::new(memory);
         let part = 2 * tiles.lanes;
         let packing = if m * k < 1 << 13 { 1 } else { used };
-        workers(team, &mut slots[..packing], lanes.div_ceil(part), |_, task| {
+        workers(pool, &mut slots[..packing], lanes.div_ceil(part), |_, task| {
             let first = task * part;
             let width = part.min(lanes - first);
             for (k0, depth) in shape.blocks() {
@@ -404,7 +404,7 @@ impl<W: Float> Gemm<W> {
         let few = tiles.whole_lines && lanes <= 2 * part;
         let direct = right.direct().filter(|rows| few || !tiles.whole_lines || !rows.aliased());
         let down = share(n.div_ceil(tiles.rows), used, if few { 1 } else { TILES }) * tiles.rows;
-        workers(team, &mut slots[..used], n.div_ceil(down), |Slot { right: buffer, sums, lines }, task| {
+        workers(pool, &mut slots[..used], n.div_ceil(down), |Slot { right: buffer, sums, lines }, task| {
             let column = task * down;
             let columns = down.min(n - column);
             let _held = tiles.hold();

@@ -2,7 +2,7 @@
 //!
 //! Backward, with `g = d_out * weight` and `n = (x - mean) * rstd`: `d_x = rstd * (g - mean(g) - n * mean(g * n))`.
 
-use super::context::Machine;
+use super::context::Exec;
 use super::parallel::{each_part, rows};
 use super::simd::{Element, Float, multiversion, sum};
 use super::weight::Weight;
@@ -13,7 +13,7 @@ const COLUMNS: usize = 64;
 /// See [`Backend::layer_norm_fwd`](crate::backend::Backend::layer_norm_fwd); `affine` is scratch of `[C]` elements each.
 #[allow(clippy::too_many_arguments)]
 pub fn fwd<W: Float, R: Element<W>>(
-    on: &Machine,
+    exec: &Exec,
     [scale, shift]: [&mut [W]; 2],
     out: &mut [R],
     [mean, rstd]: [&mut [W]; 2],
@@ -22,12 +22,12 @@ pub fn fwd<W: Float, R: Element<W>>(
     count: usize,
     eps: W,
 ) {
-    weight.read(on.isa, scale, 0);
-    bias.read(on.isa, shift, 0);
+    weight.read(exec.isa, scale, 0);
+    bias.read(exec.isa, shift, 0);
     let (op, width) = ("layer_norm_fwd", scale.len());
     let outs = (rows(op, out, count, width), (rows(op, mean, count, 1), rows(op, rstd, count, 1)));
-    each_part(&on.team, count, width, outs, |first, (out, (mean, rstd))| {
-        fwd_rows::<W, R>(on.isa, out, mean, rstd, &x[first * width..], scale, shift, eps);
+    each_part(&exec.pool, count, width, outs, |first, (out, (mean, rstd))| {
+        fwd_rows::<W, R>(exec.isa, out, mean, rstd, &x[first * width..], scale, shift, eps);
     });
 }
 
@@ -57,7 +57,7 @@ multiversion! {
 /// See [`Backend::layer_norm_bwd`](crate::backend::Backend::layer_norm_bwd); `scale` holds `[C]` elements of scratch.
 #[allow(clippy::too_many_arguments)]
 pub fn bwd<W: Float, R: Element<W>>(
-    on: &Machine,
+    exec: &Exec,
     scale: &mut [W],
     d_x: &mut [W],
     d_out: &[W],
@@ -66,11 +66,11 @@ pub fn bwd<W: Float, R: Element<W>>(
     weight: &Weight<W, R>,
     count: usize,
 ) {
-    weight.read(on.isa, scale, 0);
+    weight.read(exec.isa, scale, 0);
     let width = scale.len();
-    each_part(&on.team, count, width, rows("layer_norm_bwd", d_x, count, width), |first, d_x| {
+    each_part(&exec.pool, count, width, rows("layer_norm_bwd", d_x, count, width), |first, d_x| {
         let from = first * width;
-        bwd_rows(on.isa, d_x, &d_out[from..], &x[from..], &mean[first..], &rstd[first..], scale);
+        bwd_rows(exec.isa, d_x, &d_out[from..], &x[from..], &mean[first..], &rstd[first..], scale);
     });
 }
 
@@ -90,12 +90,12 @@ multiversion! {
 }
 
 /// See [`Backend::layer_norm_bwd_affine`](crate::backend::Backend::layer_norm_bwd_affine).
-pub fn bwd_affine<W: Float>(on: &Machine, d_affine: &mut [W], d_out: &[W], x: &[W], [mean, rstd]: [&[W]; 2]) {
+pub fn bwd_affine<W: Float>(exec: &Exec, d_affine: &mut [W], d_out: &[W], x: &[W], [mean, rstd]: [&[W]; 2]) {
     let (op, width) = ("layer_norm_bwd_affine", d_affine.len() / 2);
     let (d_weight, d_bias) = d_affine.split_at_mut(width);
     let outs = (rows(op, d_weight, width, 1), rows(op, d_bias, width, 1));
-    each_part(&on.team, width, mean.len(), outs, |first, (d_weight, d_bias)| {
-        bwd_columns(on.isa, d_weight, d_bias, &d_out[first..], &x[first..], mean, rstd, width);
+    each_part(&exec.pool, width, mean.len(), outs, |first, (d_weight, d_bias)| {
+        bwd_columns(exec.isa, d_weight, d_bias, &d_out[first..], &x[first..], mean, rstd, width);
     });
 }
 

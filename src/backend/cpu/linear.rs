@@ -1,6 +1,6 @@
 //! Linear maps: `out = x weight^T + bias` and its gradients, all products of [`Gemm`].
 
-use super::context::Machine;
+use super::context::Exec;
 use super::gemm::{Gemm, Operand};
 use super::parallel::{Shared, each_part, rows};
 use super::rows::accumulate;
@@ -88,9 +88,9 @@ pub fn bwd_weight<W: Float, R: Element<W>>(
 }
 
 /// See [`Backend::linear_bwd_bias`](crate::backend::Backend::linear_bwd_bias).
-pub fn bwd_bias<W: Float, R: Element<W>>(on: &Machine, d_bias: &mut [W], d_out: &[R], count: usize, output: usize) {
-    each_part(&on.team, output, count, rows("linear_bwd_bias", d_bias, output, 1), |first, d_bias| {
-        sum_columns(on.isa, d_bias, &d_out[first..], count, output);
+pub fn bwd_bias<W: Float, R: Element<W>>(exec: &Exec, d_bias: &mut [W], d_out: &[R], count: usize, output: usize) {
+    each_part(&exec.pool, output, count, rows("linear_bwd_bias", d_bias, output, 1), |first, d_bias| {
+        sum_columns(exec.isa, d_bias, &d_out[first..], count, output);
     });
 }
 

@@ -132,7 +132,7 @@ fn each_stretch<W: Float, T: Sync>(cx: &mut Context<W>, items: &[T], f: impl Fn(
     if items.len() < 2 * cx.tasks.len() {
         items.iter().for_each(|item| f(&mut cx.gemm, &mut cx.memory, item));
     } else {
-        workers(&cx.on.team, &mut cx.tasks, items.len(), |task, i| f(&mut task.gemm, &mut task.memory, &items[i]));
+        workers(&cx.exec.pool, &mut cx.tasks, items.len(), |task, i| f(&mut task.gemm, &mut task.memory, &items[i]));
     }
 }
 
@@ -158,7 +158,7 @@ fn dropped<'a, W: Float, R: Element<W>>(
     let Some(dropout) = dropout else { return Operand::new(x, width) };
     let out = memory;
     let isa = gemm.isa();
-    each_part(gemm.team(), span.len(), width, rows("lora", &mut *out, span.len(), width), |first, part| {
+    each_part(gemm.pool(), span.len(), width, rows("lora", &mut *out, span.len(), width), |first, part| {
         for (i, out) in part.chunks_exact_mut(width).enumerate() {
             let row = first + i;
             super::simd::widen(isa, out, &x[row * width..][..width]);

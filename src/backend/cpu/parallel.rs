@@ -1,9 +1,9 @@
-//! Work shared by a [`Team`]. What a task computes never depends on how many there are or on who runs it.
+//! Work shared by a [`ThreadPool`]. What a task computes never depends on how many there are or on who runs it.
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::team::Team;
+use super::thread_pool::ThreadPool;
 
 /// Elements that are worth a task.
 pub const GRAIN: usize = 1 << 12;
@@ -60,9 +60,9 @@ const PARTS: usize = 64;
 
 /// Runs `f(first row, rows of the part)` over all of `count` rows, in parallel if there are enough elements; `cost`
 /// is the number of elements of a row.
-pub fn each_part<S: Split>(team: &Team, count: usize, cost: usize, whole: S, f: impl Fn(usize, S::Part) + Sync) {
-    let most = (count * cost / GRAIN).min(4 * team.members()).min(PARTS).min(count);
-    if most < 2 || team.members() < 2 {
+pub fn each_part<S: Split>(pool: &ThreadPool, count: usize, cost: usize, whole: S, f: impl Fn(usize, S::Part) + Sync) {
+    let most = (count * cost / GRAIN).min(4 * pool.threads()).min(PARTS).min(count);
+    if most < 2 || pool.threads() < 2 {
         return f(0, whole.part());
     }
     let step = count.div_ceil(most);
@@ -76,7 +76,7 @@ pub fn each_part<S: Split>(team: &Team, count: usize, cost: usize, whole: S, f: 
     parts[used] = Some(rest);
     let shared = Shared::new(&mut parts);
     let next = AtomicUsize::new(0);
-    team.run(used + 1, &|_| {
+    pool.run(used + 1, &|_| {
         loop {
             let task = next.fetch_add(1, Ordering::Relaxed);
             if task > used {
@@ -90,11 +90,11 @@ pub fn each_part<S: Split>(team: &Team, count: usize, cost: usize, whole: S, f: 
 }
 
 /// Runs `f(slot, task)` for every task `0..tasks`, each slot on one thread at a time.
-pub fn workers<S: Send>(team: &Team, slots: &mut [S], tasks: usize, f: impl Fn(&mut S, usize) + Sync) {
+pub fn workers<S: Send>(pool: &ThreadPool, slots: &mut [S], tasks: usize, f: impl Fn(&mut S, usize) + Sync) {
     let next = AtomicUsize::new(0);
     let used = slots.len().min(tasks);
     let slots = Shared::new(slots);
-    team.run(used, &|member| {
+    pool.run(used, &|member| {
         // SAFETY: every member has a number of its own.
         let slot = &mut unsafe { slots.at(member, 1) }[0];
         loop {

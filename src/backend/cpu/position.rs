@@ -1,6 +1,6 @@
 //! Learned positions: `x += table[first + position]` (Gehring et al. 2017).
 
-use super::context::Machine;
+use super::context::Exec;
 use super::parallel::{each_part, rows};
 use super::rows::accumulate;
 use super::simd::{Element, Float, Isa};
@@ -9,18 +9,18 @@ use crate::pack::Pack;
 
 /// See [`Backend::position_fwd`](crate::backend::Backend::position_fwd).
 pub fn fwd<W: Float, R: Element<W>>(
-    on: &Machine,
+    exec: &Exec,
     x: &mut [W],
     pack: &Pack,
     table: &Weight<W, R>,
     first: usize,
     width: usize,
 ) {
-    each_part(&on.team, pack.len(), width, rows("position_fwd", x, pack.len(), width), |from, part| {
+    each_part(&exec.pool, pack.len(), width, rows("position_fwd", x, pack.len(), width), |from, part| {
         let mut place = vec![W::ZERO; width];
         for (x, &position) in part.chunks_exact_mut(width).zip(&pack.positions()[from..]) {
-            table.read(on.isa, &mut place, (first + position as usize) * width);
-            accumulate(on.isa, x, &place);
+            table.read(exec.isa, &mut place, (first + position as usize) * width);
+            accumulate(exec.isa, x, &place);
         }
     });
 }

@@ -1,14 +1,14 @@
 //! Rotary position embedding, halves rotated: `(a, b) -> (a cos - b sin, b cos + a sin)` (Su et al. 2021). The
 //! gradient is turned by the opposite angle.
 
-use super::context::Machine;
+use super::context::Exec;
 use super::parallel::{each_part, rows};
 use super::simd::{Element, Float, multiversion};
 use crate::pack::Pack;
 
 /// See [`Backend::rope_fwd`](crate::backend::Backend::rope_fwd).
 pub fn fwd<W: Float, R: Element<W>>(
-    on: &Machine,
+    exec: &Exec,
     out: &mut [R],
     x: &[R],
     pack: &Pack,
@@ -17,18 +17,18 @@ pub fn fwd<W: Float, R: Element<W>>(
     head_dim: usize,
 ) {
     let width = heads * head_dim;
-    each_part(&on.team, pack.len(), width, rows("rope_fwd", out, pack.len(), width), |first, out| {
+    each_part(&exec.pool, pack.len(), width, rows("rope_fwd", out, pack.len(), width), |first, out| {
         for (i, out) in out.chunks_exact_mut(width).enumerate() {
             let position = pack.positions()[first + i] as usize;
             out.copy_from_slice(&x[(first + i) * width..][..width]);
-            turn(on.isa, out, &cos_sin[position * head_dim..][..head_dim], W::ONE);
+            turn(exec.isa, out, &cos_sin[position * head_dim..][..head_dim], W::ONE);
         }
     });
 }
 
 /// See [`Backend::rope_bwd`](crate::backend::Backend::rope_bwd).
 pub fn bwd<W: Float, R: Element<W>>(
-    on: &Machine,
+    exec: &Exec,
     d_x: &mut [R],
     pack: &Pack,
     cos_sin: &[W],
@@ -36,10 +36,10 @@ pub fn bwd<W: Float, R: Element<W>>(
     head_dim: usize,
 ) {
     let width = heads * head_dim;
-    each_part(&on.team, pack.len(), width, rows("rope_bwd", d_x, pack.len(), width), |first, d_x| {
+    each_part(&exec.pool, pack.len(), width, rows("rope_bwd", d_x, pack.len(), width), |first, d_x| {
         for (i, d_x) in d_x.chunks_exact_mut(width).enumerate() {
             let position = pack.positions()[first + i] as usize;
-            turn(on.isa, d_x, &cos_sin[position * head_dim..][..head_dim], -W::ONE);
+            turn(exec.isa, d_x, &cos_sin[position * head_dim..][..head_dim], -W::ONE);
         }
     });
 }

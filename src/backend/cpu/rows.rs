@@ -2,30 +2,30 @@
 
 use std::ops::Range;
 
-use super::context::Machine;
+use super::context::Exec;
 use super::parallel::{each_part, rows};
 use super::simd::{self, Element, Float, Isa, multiversion};
-use super::team::Team;
+use super::thread_pool::ThreadPool;
 
 /// See [`Backend::cast`](crate::backend::Backend::cast).
-pub fn cast<W: Float, R: Element<W>>(on: &Machine, out: &mut [R], x: &[W], len: usize) {
-    each_part(&on.team, len, 1, rows("cast", out, len, 1), |from, out| {
-        simd::narrow(on.isa, out, &x[from..from + out.len()])
+pub fn cast<W: Float, R: Element<W>>(exec: &Exec, out: &mut [R], x: &[W], len: usize) {
+    each_part(&exec.pool, len, 1, rows("cast", out, len, 1), |from, out| {
+        simd::narrow(exec.isa, out, &x[from..from + out.len()])
     });
 }
 
 /// See [`Backend::widen`](crate::backend::Backend::widen).
-pub fn widen<W: Float, R: Element<W>>(on: &Machine, out: &mut [W], x: &[R], len: usize) {
-    each_part(&on.team, len, 1, rows("widen", out, len, 1), |from, out| {
-        simd::widen(on.isa, out, &x[from..from + out.len()])
+pub fn widen<W: Float, R: Element<W>>(exec: &Exec, out: &mut [W], x: &[R], len: usize) {
+    each_part(&exec.pool, len, 1, rows("widen", out, len, 1), |from, out| {
+        simd::widen(exec.isa, out, &x[from..from + out.len()])
     });
 }
 
 /// See [`Backend::residual_fwd`](crate::backend::Backend::residual_fwd).
-pub fn residual_fwd<W: Float, R: Element<W>>(on: &Machine, out: &mut [W], a: &[W], b: &[R], len: usize) {
-    each_part(&on.team, len, 1, rows("residual_fwd", out, len, 1), |from, out| {
+pub fn residual_fwd<W: Float, R: Element<W>>(exec: &Exec, out: &mut [W], a: &[W], b: &[R], len: usize) {
+    each_part(&exec.pool, len, 1, rows("residual_fwd", out, len, 1), |from, out| {
         let range = from..from + out.len();
-        add(on.isa, out, &a[range.clone()], &b[range]);
+        add(exec.isa, out, &a[range.clone()], &b[range]);
     });
 }
 
@@ -47,8 +47,8 @@ multiversion! {
 }
 
 /// See [`Backend::gather_compute`](crate::backend::Backend::gather_compute).
-pub fn gather<T: Copy + Send + Sync>(team: &Team, out: &mut [T], x: &[T], from: &[u32], width: usize) {
-    each_part(team, from.len(), width, rows("gather", out, from.len(), width), |first, part| {
+pub fn gather<T: Copy + Send + Sync>(pool: &ThreadPool, out: &mut [T], x: &[T], from: &[u32], width: usize) {
+    each_part(pool, from.len(), width, rows("gather", out, from.len(), width), |first, part| {
         for (out, &row) in part.chunks_exact_mut(width).zip(&from[first..]) {
             out.copy_from_slice(&x[row as usize * width..][..width]);
         }

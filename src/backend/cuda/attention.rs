@@ -41,7 +41,7 @@ fn check(op: &'static str, dims: AttentionDims) {
 /// Rows of the cache that the pack's paths reach.
 fn cached_rows(pack: &Pack) -> usize {
     let spans = (0..pack.host.segments().len()).flat_map(|g| pack.host.path(g));
-    spans.filter(|span| span.kept).map(|span| span.rows.end).max().unwrap_or(0)
+    spans.filter(|span| span.cached).map(|span| span.rows.end).max().unwrap_or(0)
 }
 
 /// The launch of the blocks of queries.

@@ -183,7 +183,7 @@ impl<'a> Walk<'a> {
             }
             Parent::None | Parent::Cached(_) => None,
         };
-        for (kept, rows) in self.pack.path(under).iter().map(|span| (span.kept, span.rows.clone())).chain(own) {
+        for (kept, rows) in self.pack.path(under).iter().map(|span| (span.cached, span.rows.clone())).chain(own) {
             let from = range.start.saturating_sub(position).min(rows.len());
             let to = range.end.saturating_sub(position).min(rows.len());
             position += rows.len();
@@ -202,7 +202,7 @@ pub fn keys(pack: &Pack, rows: &[usize], longest: usize, window: Option<usize>) 
     for (keys, &row) in keys.chunks_exact_mut(longest.max(1)).zip(rows) {
         let g = pack.segments().partition_point(|segment| segment.rows.end <= row);
         let own = pack.segments()[g].rows.start..row + 1;
-        let spans = pack.path(g).iter().map(|span| (span.kept, span.rows.clone())).chain([(false, own)]);
+        let spans = pack.path(g).iter().map(|span| (span.cached, span.rows.clone())).chain([(false, own)]);
         let path = spans.flat_map(|(kept, rows)| rows.map(move |r| if kept { -entry(r) - 1 } else { entry(r) }));
         keys.iter_mut().zip(path).for_each(|(key, row)| *key = row);
         let position = pack.positions()[row] as usize;

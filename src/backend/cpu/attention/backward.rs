@@ -43,10 +43,10 @@ pub fn bwd<W: Float, R: Element<W>>(
     dims: AttentionDims,
 ) {
     assert!(!pack.has_cached(), "attention_bwd: a pack with kept ancestors has no backward");
-    let (isa, heads, width) = (cx.on.isa, dims.heads, dims.head_dim);
+    let (isa, heads, width) = (cx.exec.isa, dims.heads, dims.head_dim);
     let rounded = Products::of::<R>(&cx.gemm, width).in_pairs();
     each_part(
-        &cx.on.team,
+        &cx.exec.pool,
         pack.len(),
         heads * width,
         rows("attention_bwd", delta, pack.len(), heads),
@@ -83,7 +83,7 @@ fn bwd_queries<W: Float, R: Element<W>>(
     let (group, width) = (dims.group(), dims.head_dim);
     let d_q = Shared::new(d_q);
     let blocks = query_blocks(pack, dims);
-    workers(&cx.on.team, &mut cx.tasks, blocks.len(), |Task { gemm, memory }, i| {
+    workers(&cx.exec.pool, &mut cx.tasks, blocks.len(), |Task { gemm, memory }, i| {
         let (block, products) = (&blocks[i], Products::of::<R>(gemm, width));
         let Products { isa, tiles, .. } = products;
         let _held = tiles.hold();
@@ -136,7 +136,7 @@ fn bwd_keys<W: Float, R: Element<W>>(
         }
     }
     let most = dims.group() * query_rows(0..pack.len(), dims).next().map_or(0, |rows| rows.len());
-    workers(&cx.on.team, &mut cx.tasks, blocks.len(), |Task { gemm, memory }, i| {
+    workers(&cx.exec.pool, &mut cx.tasks, blocks.len(), |Task { gemm, memory }, i| {
         let (block, products) = (&blocks[i], Products::of::<R>(gemm, width));
         let Products { isa, tiles, .. } = products;
         let _held = tiles.hold();

@@ -81,7 +81,13 @@ impl<'a, W: Float> Passing<'a, W> {
     }
 
     /// Takes in a tile: `keys` along D and `values` along positions; `scores` holds `[TILE, n]`.
-    fn attend(&mut self, [keys, values]: [Rows<'_, W>; 2], scores: &mut [W], tile: Range<usize>, dims: AttentionDims) {
+    fn worker_loop(
+        &mut self,
+        [keys, values]: [Rows<'_, W>; 2],
+        scores: &mut [W],
+        tile: Range<usize>,
+        dims: AttentionDims,
+    ) {
         let Self { lanes: Lanes { n, .. }, products, .. } = *self;
         let Products { isa, tiles, .. } = products;
         let (width, count) = (dims.head_dim, tile.len());
@@ -132,7 +138,7 @@ pub fn fwd<W: Float, R: Element<W>>(
     let (group, width) = (dims.group(), dims.head_dim);
     let (z, lse) = (Shared::new(z), Shared::new(lse));
     let groups = query_groups(pack, dims);
-    workers(&cx.on.team, &mut cx.tasks, groups.len() * dims.kv_heads, |Task { gemm, memory }, i| {
+    workers(&cx.exec.pool, &mut cx.tasks, groups.len() * dims.kv_heads, |Task { gemm, memory }, i| {
         // The last rows see the most keys: first, so that no thread is left alone with them.
         let (head, products) = (i % dims.kv_heads, Products::of::<R>(gemm, width));
         let (vector, _held) = (products.tiles.lanes, products.tiles.hold());
@@ -152,7 +158,7 @@ pub fn fwd<W: Float, R: Element<W>>(
             let keys = products.along_width(keys, width);
             let values = products.along_positions(turned, values, positions.len(), width);
             for lanes in passing {
-                lanes.attend([keys, values], scores, positions.clone(), dims);
+                lanes.worker_loop([keys, values], scores, positions.clone(), dims);
             }
         };
         let first = |block: &Block| pack.positions()[block.rows.start] as usize;

@@ -45,7 +45,7 @@ pub fn gather_keys<W: Float, R: Element<W>>(
     positions: Range<usize>,
 ) {
     let own = (false, pack.segments()[block.segment].rows.clone());
-    let path = pack.path(block.segment).iter().map(|span| (span.kept, span.rows.clone()));
+    let path = pack.path(block.segment).iter().map(|span| (span.cached, span.rows.clone()));
     let (width, stride) = (dims.head_dim, dims.kv_heads * dims.head_dim);
     let elements = products.elements(width);
     let (mut position, mut done) = (0, 0);

@@ -30,7 +30,7 @@ pub fn pattern<W: Float, R: Element<W>>(
     let out = &mut out[..rows.len() * dims.heads * longest];
     out.fill(if normalised { W::ZERO } else { W::NEG_INFINITY });
     let out = Shared::new(out);
-    workers(&cx.on.team, &mut cx.tasks, rows.len() * dims.kv_heads, |Task { gemm, memory }, task| {
+    workers(&cx.exec.pool, &mut cx.tasks, rows.len() * dims.kv_heads, |Task { gemm, memory }, task| {
         let (index, head, products) = (task / dims.kv_heads, task % dims.kv_heads, Products::numbers(gemm));
         let row = rows[index];
         let segment = pack.segments().partition_point(|s| s.rows.end <= row);
@@ -72,7 +72,7 @@ pub fn result<W: Float, R: Element<W>>(
     let joined = heads * head_dim;
     let gathered = grow(&mut cx.memory, rows.len() * joined);
     for (to, &row) in gathered.chunks_exact_mut(joined).zip(rows) {
-        simd::widen(cx.on.isa, to, &z[row * joined..][..joined]);
+        simd::widen(cx.exec.isa, to, &z[row * joined..][..joined]);
     }
     let out = Shared::new(out);
     for head in 0..heads {

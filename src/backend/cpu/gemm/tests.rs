@@ -44,7 +44,7 @@ fn check<W: Float, A: Element<W>, S: Element<W>>(shape: [usize; 3], tolerance: f
         .map(|i| (0..k).map(|p| a[i / n * k + p].widen().to_f64() * b[i % n * k + p].widen().to_f64()).sum())
         .collect();
     for isa in isas() {
-        let mut gemm = Gemm::new(isa, Team::new(3));
+        let mut gemm = Gemm::new(isa, ThreadPool::new(3));
         let results = [
             run(&mut gemm, shape, Operand::new(&a, k), Operand::new(&b, k)),
             run(&mut gemm, shape, Operand::new(&a, k), Operand::new(&bt, n).transposed()),
@@ -84,7 +84,7 @@ fn weights_that_are_rounded_to_bfloat16_give_the_bits_of_rounded_weights() {
     for [m, n, k] in [[3, 50, 100], [40, 20, 96], [70, 130, 333]] {
         let a = stored::<f32, bf16>(&numbers(m * k, 5));
         for isa in isas() {
-            let mut gemm = Gemm::new(isa, Team::alone());
+            let mut gemm = Gemm::new(isa, ThreadPool::alone());
             for transposed in [false, true] {
                 let laid = |x| if transposed { Operand { stride: n, transposed, ..x } } else { x };
                 let (wide, narrow) = (stored::<f32, f32>(&numbers(n * k, 6)), stored::<f32, bf16>(&numbers(n * k, 6)));
@@ -110,7 +110,7 @@ fn sums(a: &[f32], b: &[impl Element<f32>], [m, n, k]: [usize; 3]) -> Vec<(f64, 
 fn check_split<S: Element<f32>>(isa: Isa, [m, n, k]: [usize; 3], parts: f64) {
     let (a, b): (Vec<f32>, Vec<S>) = (stored::<f32, _>(&numbers(m * k, 7)), stored::<f32, _>(&numbers(n * k, 8)));
     let bt: Vec<S> = (0..n * k).map(|i| b[i % n * k + i / n]).collect();
-    let mut gemm = Gemm::<f32>::new(isa, Team::new(2)).split();
+    let mut gemm = Gemm::<f32>::new(isa, ThreadPool::new(2)).split();
     let left = Operand::new(&a, k);
     let found = run(&mut gemm, [m, n, k], left, Operand::new(&b, k).of_weight());
     let turned = run(&mut gemm, [m, n, k], left, Operand::new(&bt, n).transposed().of_weight());
@@ -150,7 +150,8 @@ fn only_products_with_weights_are_split() {
     let (a, b) = (stored::<f32, f32>(&numbers(9 * 70, 9)), stored::<f32, f32>(&numbers(50 * 70, 10)));
     let (left, right, turned) = (Operand::new(&a, 70), Operand::new(&b, 70), Operand::new(&a, 9).transposed());
     for isa in isas().into_iter().filter(|isa| isa.has_pairs()) {
-        let (mut split, mut whole) = (Gemm::<f32>::new(isa, Team::alone()).split(), Gemm::new(isa, Team::alone()));
+        let (mut split, mut whole) =
+            (Gemm::<f32>::new(isa, ThreadPool::alone()).split(), Gemm::new(isa, ThreadPool::alone()));
         let mut same =
             |left, right| run(&mut split, [9, 50, 70], left, right) == run(&mut whole, [9, 50, 70], left, right);
         assert!(same(left, right) && same(turned, right.of_weight()) && !same(left, right.of_weight()), "{isa:?}");
@@ -160,12 +161,12 @@ fn only_products_with_weights_are_split() {
 #[test]
 fn a_rows_bits_depend_on_no_other_row_and_on_no_thread() {
     for isa in isas() {
-        let plain = |team| Gemm::new(isa, team);
+        let plain = |pool| Gemm::new(isa, pool);
         rows_alone::<f32, bf16>(plain, [300, 100, 777]);
         rows_alone::<bf16, bf16>(plain, [70, 100, 352]);
         rows_alone::<bf16, bf16>(plain, [40, 100, 777]);
         if isa.has_pairs() {
-            let split = |team| Gemm::new(isa, team).split();
+            let split = |pool| Gemm::new(isa, pool).split();
             rows_alone::<f32, f32>(split, [70, 100, 777]);
             rows_alone::<f32, bf16>(split, [70, 100, 352]);
             rows_alone::<f32, bf16>(split, [300, 40, 777]);
@@ -173,11 +174,11 @@ fn a_rows_bits_depend_on_no_other_row_and_on_no_thread() {
     }
 }
 
-fn rows_alone<A: Element<f32>, S: Element<f32>>(make: impl Fn(Team) -> Gemm<f32>, [m, n, k]: [usize; 3]) {
+fn rows_alone<A: Element<f32>, S: Element<f32>>(make: impl Fn(ThreadPool) -> Gemm<f32>, [m, n, k]: [usize; 3]) {
     let (a, b) = (stored::<f32, A>(&numbers(m * k, 3)), stored::<f32, S>(&numbers(n * k, 4)));
     let right = Operand::new(&b, k).of_weight();
-    let all = run(&mut make(Team::alone()), [m, n, k], Operand::new(&a, k), right);
-    let mut gemm = make(Team::new(4));
+    let all = run(&mut make(ThreadPool::alone()), [m, n, k], Operand::new(&a, k), right);
+    let mut gemm = make(ThreadPool::new(4));
     let isa = gemm.isa();
     for (first, rows) in [(0, 300), (0, 1), (299, 1), (5, 2), (9, 3), (4, 4), (7, 5), (100, 8), (33, 64), (1, 255)] {
         let (first, rows) = (first.min(m - 1), rows.min(m - first.min(m - 1)));

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 /// Looks at a seat before its member sleeps: some tenths of a millisecond.
-const LOOKS: usize = 1 << 12;
+const SPIN_LIMIT: usize = 1 << 12;
 
 /// A seat without an offer.
 const IDLE: u8 = 0;
@@ -24,18 +24,18 @@ const TAKEN: u8 = 2;
 /// Work, given the number of the member that does it.
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// The calling thread and others. Clones are the same team.
+/// The calling thread and others. Clones are the same pool.
 #[derive(Clone)]
-pub struct Team(Arc<Members>);
+pub struct ThreadPool(Arc<Members>);
 
 struct Members {
-    seats: Vec<Arc<Seat>>,
+    seats: Vec<Arc<WorkerSlot>>,
     threads: Vec<JoinHandle<()>>,
     busy: AtomicBool,
 }
 
 /// Where a member waits.
-struct Seat {
+struct WorkerSlot {
     state: AtomicU8,
     asleep: AtomicBool,
     closed: AtomicBool,
@@ -45,16 +45,16 @@ struct Seat {
 
 // SAFETY: `work` is written by the caller while the seat is idle and read by the member after it has taken the offer;
 // `state` orders the two. The work itself is `Sync`.
-unsafe impl Send for Seat {}
+unsafe impl Send for WorkerSlot {}
 // SAFETY: as above.
-unsafe impl Sync for Seat {}
+unsafe impl Sync for WorkerSlot {}
 
-impl Team {
+impl ThreadPool {
     /// Of so many threads, the calling one included. Where the system refuses a thread, of fewer.
     pub fn new(members: usize) -> Self {
         let (mut seats, mut threads) = (Vec::new(), Vec::new());
         for number in 1..members {
-            let seat = Arc::new(Seat {
+            let seat = Arc::new(WorkerSlot {
                 state: AtomicU8::new(IDLE),
                 asleep: AtomicBool::new(false),
                 closed: AtomicBool::new(false),
@@ -62,7 +62,8 @@ impl Team {
                 panic: Mutex::new(None),
             });
             let own = Arc::clone(&seat);
-            let Ok(thread) = thread::Builder::new().name(format!("cpu-{number}")).spawn(move || own.attend(number))
+            let Ok(thread) =
+                thread::Builder::new().name(format!("cpu-{number}")).spawn(move || own.worker_loop(number))
             else {
                 break;
             };
@@ -78,7 +79,7 @@ impl Team {
     }
 
     /// How many threads it has.
-    pub fn members(&self) -> usize {
+    pub fn threads(&self) -> usize {
         self.0.seats.len() + 1
     }
 
@@ -96,7 +97,7 @@ impl Team {
                 work(0)
             };
         }
-        let offer = Offer { seats: &seats[..used], busy };
+        let offer = Job { seats: &seats[..used], busy };
         // SAFETY: only the lifetime changes. `offer` is dropped before this function ends, even by a panic, and by then
         // no member works or will take the work up.
         let work_of_members = unsafe { std::mem::transmute::<*const Work<'_>, *const Work<'static>>(work) };
@@ -120,33 +121,33 @@ impl Team {
 }
 
 /// Work that members may take up until this is dropped.
-struct Offer<'a> {
-    seats: &'a [Arc<Seat>],
+struct Job<'a> {
+    seats: &'a [Arc<WorkerSlot>],
     busy: &'a AtomicBool,
 }
 
-impl Drop for Offer<'_> {
+impl Drop for Job<'_> {
     fn drop(&mut self) {
         for seat in self.seats {
             let mut looks = 0;
             let back = seat.state.compare_exchange(OFFERED, IDLE, Ordering::AcqRel, Ordering::Acquire);
             while back.is_err() && seat.state.load(Ordering::Acquire) != IDLE {
                 looks += 1;
-                if looks < LOOKS { std::hint::spin_loop() } else { thread::yield_now() }
+                if looks < SPIN_LIMIT { std::hint::spin_loop() } else { thread::yield_now() }
             }
         }
         self.busy.store(false, Ordering::Release);
     }
 }
 
-impl Seat {
+impl WorkerSlot {
     /// What the member does until the seat is closed.
-    fn attend(&self, number: usize) {
+    fn worker_loop(&self, number: usize) {
         let mut looks = 0;
         while !self.closed.load(Ordering::Acquire) {
             if self.state.load(Ordering::Relaxed) != OFFERED {
                 looks += 1;
-                if looks < LOOKS {
+                if looks < SPIN_LIMIT {
                     std::hint::spin_loop();
                     continue;
                 }
@@ -192,17 +193,17 @@ mod tests {
 
     #[test]
     fn all_is_done_once_whoever_does_it_and_however_deep() {
-        let team = Team::new(3);
+        let pool = ThreadPool::new(3);
         for round in 0..2000 {
             let (next, sum) = (AtomicUsize::new(0), AtomicUsize::new(0));
-            team.run(3, &|member| {
+            pool.run(3, &|member| {
                 assert!(member < 3);
                 loop {
                     let task = next.fetch_add(1, Ordering::Relaxed);
                     if task >= 100 {
                         return;
                     }
-                    team.run(3, &|_| {
+                    pool.run(3, &|_| {
                         sum.fetch_add(task, Ordering::Relaxed);
                     });
                 }
@@ -212,16 +213,16 @@ mod tests {
                 thread::sleep(std::time::Duration::from_millis(20));
             }
         }
-        team.run(0, &|_| panic!("nobody was asked"));
+        pool.run(0, &|_| panic!("nobody was asked"));
     }
 
     #[test]
     fn a_panic_comes_back_and_the_team_goes_on() {
-        let team = Team::new(2);
+        let pool = ThreadPool::new(2);
         for guilty in 0..2 {
             let met = AtomicUsize::new(0);
             let result = catch_unwind(AssertUnwindSafe(|| {
-                team.run(2, &|member| {
+                pool.run(2, &|member| {
                     met.fetch_add(1, Ordering::SeqCst);
                     while met.load(Ordering::SeqCst) < 2 {
                         thread::yield_now();
@@ -232,7 +233,7 @@ mod tests {
             assert!(result.is_err(), "member {guilty}");
         }
         let met = AtomicUsize::new(0);
-        team.run(2, &|_| {
+        pool.run(2, &|_| {
             met.fetch_add(1, Ordering::Relaxed);
         });
         assert!(met.into_inner() >= 1);

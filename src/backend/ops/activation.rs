@@ -1,0 +1,110 @@
+//! What stands between the two outer projections of an MLP: SwiGLU (Shazeer 2020), or a function of the up-projection.
+
+use super::check::needs;
+use super::{Op, operations};
+use crate::arch::Activation;
+use crate::backend::{Buffers, Len};
+
+/// `act [len] = silu(gate) * up`.
+pub struct SwigluFwd<'a, B: Buffers + ?Sized> {
+    /// `[len]`, set.
+    pub act: &'a mut B::Compute,
+    /// `[len]`.
+    pub gate: &'a B::Compute,
+    /// `[len]`.
+    pub up: &'a B::Compute,
+    /// Elements, N F.
+    pub len: usize,
+}
+
+impl<B: Buffers + ?Sized> Op for SwigluFwd<'_, B> {
+    const NAME: &'static str = "swiglu_fwd";
+
+    fn check(&self) {
+        let buffers = [("act", self.act.len()), ("gate", self.gate.len()), ("up", self.up.len())];
+        needs(Self::NAME, self.len, &buffers);
+    }
+}
+
+/// `d_gate [len] =`, `d_up [len] =` from `d_act [len]`.
+pub struct SwigluBwd<'a, B: Buffers + ?Sized> {
+    /// `[len]`, set.
+    pub d_gate: &'a mut B::Compute,
+    /// `[len]`, set.
+    pub d_up: &'a mut B::Compute,
+    /// `[len]`.
+    pub d_act: &'a B::Acc,
+    /// `[len]`, of the forward.
+    pub gate: &'a B::Compute,
+    /// `[len]`, of the forward.
+    pub up: &'a B::Compute,
+    /// Elements, N F.
+    pub len: usize,
+}
+
+impl<B: Buffers + ?Sized> Op for SwigluBwd<'_, B> {
+    const NAME: &'static str = "swiglu_bwd";
+
+    fn check(&self) {
+        needs(Self::NAME, self.len, &[("d_gate", self.d_gate.len()), ("d_up", self.d_up.len())]);
+        let inputs = [("d_act", self.d_act.len()), ("gate", self.gate.len()), ("up", self.up.len())];
+        needs(Self::NAME, self.len, &inputs);
+    }
+}
+
+/// `act [len] = f(x)`, of an MLP without a gate.
+pub struct ActivationFwd<'a, B: Buffers + ?Sized> {
+    /// `[len]`, set.
+    pub act: &'a mut B::Compute,
+    /// `[len]`.
+    pub x: &'a B::Compute,
+    /// The function.
+    pub f: Activation,
+    /// Elements, N F.
+    pub len: usize,
+}
+
+impl<B: Buffers + ?Sized> Op for ActivationFwd<'_, B> {
+    const NAME: &'static str = "activation_fwd";
+
+    fn check(&self) {
+        needs(Self::NAME, self.len, &[("act", self.act.len()), ("x", self.x.len())]);
+    }
+}
+
+/// `d_x [len] = d_act * f'(x)`.
+pub struct ActivationBwd<'a, B: Buffers + ?Sized> {
+    /// `[len]`, set.
+    pub d_x: &'a mut B::Compute,
+    /// `[len]`.
+    pub d_act: &'a B::Acc,
+    /// `[len]`, of the forward.
+    pub x: &'a B::Compute,
+    /// The function.
+    pub f: Activation,
+    /// Elements, N F.
+    pub len: usize,
+}
+
+impl<B: Buffers + ?Sized> Op for ActivationBwd<'_, B> {
+    const NAME: &'static str = "activation_bwd";
+
+    fn check(&self) {
+        let buffers = [("d_x", self.d_x.len()), ("d_act", self.d_act.len()), ("x", self.x.len())];
+        needs(Self::NAME, self.len, &buffers);
+    }
+}
+
+operations! {
+    /// Activations of MLPs, forward and backward.
+    ActivationOps {
+        /// See [`SwigluFwd`].
+        swiglu_fwd(SwigluFwd);
+        /// See [`SwigluBwd`].
+        swiglu_bwd(SwigluBwd);
+        /// See [`ActivationFwd`].
+        activation_fwd(ActivationFwd);
+        /// See [`ActivationBwd`].
+        activation_bwd(ActivationBwd);
+    }
+}

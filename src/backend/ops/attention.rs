@@ -1,0 +1,244 @@
+//! Attention over the forest: `z = softmax(scale * q k^T + bias) v` over each row's path.
+//!
+//! Online softmax (Milakov and Gimelshein 2018; Dao et al. 2022): no N x N matrix is made. The bias is 0, or ALiBi's
+//! ([`AttentionDims::slope`], Press et al. 2022).
+
+use super::check::{below, need, needs, same};
+use super::{Op, operations};
+use crate::backend::{Buffers, DevicePack, Len};
+use crate::pack::{Pack, Parent};
+
+/// Heads of an attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionDims {
+    /// Query heads H, a multiple of `kv_heads`; head `h` reads key-value head `h / (H / K)`.
+    pub heads: usize,
+    /// Key-value heads K.
+    pub kv_heads: usize,
+    /// Head width D.
+    pub head_dim: usize,
+    /// Multiplier of the scores, usually `1 / sqrt(D)`.
+    pub scale: f64,
+    /// A row at position p attends to positions greater than `p - window` only.
+    pub window: Option<usize>,
+    /// Whether scores fall with the distance: ALiBi.
+    pub alibi: bool,
+}
+
+impl AttentionDims {
+    /// Query heads of a key-value head.
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// By how much a score of query head `head` is less for every position that its key lies further back; 0 without
+    /// ALiBi. With H a power of two it is `2^(-8 (head + 1) / H)`; the heads beyond the greatest power of two below H take
+    /// every second slope of the next one.
+    pub fn slope(&self, head: usize) -> f64 {
+        match self.alibi_base() {
+            0 => 0.0,
+            base if head < base => (-8.0 * (head + 1) as f64 / base as f64).exp2(),
+            base => (-4.0 * (2 * (head - base) + 1) as f64 / base as f64).exp2(),
+        }
+    }
+
+    /// The greatest power of two that is not above the number of query heads; 0 without ALiBi.
+    pub fn alibi_base(&self) -> usize {
+        if self.alibi { 1 << self.heads.ilog2() } else { 0 }
+    }
+
+    /// Elements of a row of queries, H D.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Elements of a row of keys or values, K D.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    #[track_caller]
+    fn check(&self, op: &'static str) {
+        assert!(
+            self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads),
+            "{op}: {} heads, must be a multiple of the {} key-value heads",
+            self.heads,
+            self.kv_heads
+        );
+        assert!(self.window != Some(0), "{op}: window is 0, must be at least 1");
+    }
+}
+
+/// Rows of the cache that a pack's paths reach.
+fn cached_rows(pack: &Pack) -> usize {
+    let spans = (0..pack.segments().len()).flat_map(|g| pack.path(g));
+    spans.filter(|span| span.cached).map(|span| span.rows.end).max().unwrap_or(0)
+}
+
+/// `z [N, H, D] =`, `lse [N, H] =` the log-sum-exp of each row's scores.
+pub struct AttentionFwd<'a, B: Buffers + ?Sized> {
+    /// `[N, H, D]`, set.
+    pub z: &'a mut B::Compute,
+    /// `[N, H]`, set.
+    pub lse: &'a mut B::Acc,
+    /// `[N, H, D]`.
+    pub q: &'a B::Compute,
+    /// `[N, K, D]`.
+    pub k: &'a B::Compute,
+    /// `[N, K, D]`.
+    pub v: &'a B::Compute,
+    /// Keys and values of cached ancestors, `[capacity, K, D]` each; needed if the pack has any.
+    pub cached: Option<[&'a B::Compute; 2]>,
+    /// N rows with their paths.
+    pub pack: &'a B::Pack,
+    /// The heads.
+    pub dims: AttentionDims,
+}
+
+impl<B: Buffers + ?Sized> Op for AttentionFwd<'_, B> {
+    const NAME: &'static str = "attention_fwd";
+
+    fn check(&self) {
+        let (op, pack, dims) = (Self::NAME, self.pack.host(), self.dims);
+        dims.check(op);
+        needs(op, pack.len() * dims.q_width(), &[("z", self.z.len()), ("q", self.q.len())]);
+        need(op, "lse", self.lse.len(), pack.len() * dims.heads);
+        needs(op, pack.len() * dims.kv_width(), &[("k", self.k.len()), ("v", self.v.len())]);
+        let [k, v] = self.cached.map_or([0, 0], |cached| cached.map(|buffer| buffer.len()));
+        needs(op, cached_rows(pack) * dims.kv_width(), &[("the cached keys", k), ("the cached values", v)]);
+    }
+}
+
+/// `d_q [N, H, D] =`, `d_k [N, K, D] =`, `d_v [N, K, D] =` from `d_z [N, H, D]`. A key's gradient collects from its own
+/// segment and then from its descendants in ascending order. No pack with cached ancestors has a backward.
+pub struct AttentionBwd<'a, B: Buffers + ?Sized> {
+    /// `[N, H, D]`, set.
+    pub d_q: &'a mut B::Compute,
+    /// `[N, K, D]`, set.
+    pub d_k: &'a mut B::Compute,
+    /// `[N, K, D]`, set.
+    pub d_v: &'a mut B::Compute,
+    /// `[N, H]`, scratch: `sum(d_z * z)` of each row and head.
+    pub delta: &'a mut B::Acc,
+    /// `[N, H, D]`.
+    pub d_z: &'a B::Acc,
+    /// `[N, H, D]`, of the forward.
+    pub z: &'a B::Compute,
+    /// `[N, H]`, of the forward.
+    pub lse: &'a B::Acc,
+    /// `[N, H, D]`.
+    pub q: &'a B::Compute,
+    /// `[N, K, D]`.
+    pub k: &'a B::Compute,
+    /// `[N, K, D]`.
+    pub v: &'a B::Compute,
+    /// N rows with their paths.
+    pub pack: &'a B::Pack,
+    /// The heads.
+    pub dims: AttentionDims,
+}
+
+impl<B: Buffers + ?Sized> Op for AttentionBwd<'_, B> {
+    const NAME: &'static str = "attention_bwd";
+
+    fn check(&self) {
+        let (op, pack, dims) = (Self::NAME, self.pack.host(), self.dims);
+        dims.check(op);
+        if let Some(g) = pack.segments().iter().position(|s| matches!(s.parent, Parent::Cached(_))) {
+            panic!("{op}: segment {g} continues a cached one, which no backward can pass");
+        }
+        let queries = [("d_q", self.d_q.len()), ("d_z", self.d_z.len()), ("z", self.z.len()), ("q", self.q.len())];
+        let keys = [("d_k", self.d_k.len()), ("d_v", self.d_v.len()), ("k", self.k.len()), ("v", self.v.len())];
+        needs(op, pack.len() * dims.q_width(), &queries);
+        needs(op, pack.len() * dims.kv_width(), &keys);
+        needs(op, pack.len() * dims.heads, &[("delta", self.delta.len()), ("lse", self.lse.len())]);
+    }
+}
+
+/// `out [rows, H, longest] =`: for each of `rows`, per head, its scores over its path by position and then `-inf`
+/// (`normalized = false`), or `exp(score - lse)` and then 0 (`normalized = true`).
+pub struct AttentionPattern<'a, B: Buffers + ?Sized> {
+    /// `[rows, H, longest]`, set.
+    pub out: &'a mut B::Acc,
+    /// `[N, H, D]`.
+    pub q: &'a B::Compute,
+    /// `[N, K, D]`.
+    pub k: &'a B::Compute,
+    /// Keys of cached ancestors `[capacity, K, D]`; needed if the pack has any.
+    pub cached_k: Option<&'a B::Compute>,
+    /// `[N, H]`, of the forward.
+    pub lse: &'a B::Acc,
+    /// Rows of the pack.
+    pub rows: &'a [usize],
+    /// N rows with their paths.
+    pub pack: &'a B::Pack,
+    /// The heads.
+    pub dims: AttentionDims,
+    /// Positions of a row of `out`; more than any of `rows` has before it.
+    pub longest: usize,
+    /// Whether probabilities are wanted, not scores.
+    pub normalized: bool,
+}
+
+impl<B: Buffers + ?Sized> Op for AttentionPattern<'_, B> {
+    const NAME: &'static str = "attention_pattern";
+
+    fn check(&self) {
+        let (op, pack, dims) = (Self::NAME, self.pack.host(), self.dims);
+        dims.check(op);
+        need(op, "out", self.out.len(), self.rows.len() * dims.heads * self.longest);
+        need(op, "q", self.q.len(), pack.len() * dims.q_width());
+        need(op, "k", self.k.len(), pack.len() * dims.kv_width());
+        let cached = self.cached_k.map_or(0, |k| k.len());
+        need(op, "the cached keys", cached, cached_rows(pack) * dims.kv_width());
+        need(op, "lse", self.lse.len(), pack.len() * dims.heads);
+        for &row in self.rows {
+            below(op, "a row", row, pack.len());
+            below(op, "a row's position", pack.positions()[row] as usize, self.longest);
+        }
+    }
+}
+
+/// `out [rows, H, C] =` each head's share of the output projection: `z` of that head times the columns of `weight [C, H D]`
+/// that read it.
+pub struct AttentionResult<'a, B: Buffers + ?Sized> {
+    /// `[rows, H, C]`, set.
+    pub out: &'a mut B::Acc,
+    /// `[N, H, D]`.
+    pub z: &'a B::Compute,
+    /// `[C, H D]`.
+    pub weight: &'a B::Weight,
+    /// Rows of `z`.
+    pub rows: &'a [usize],
+    /// H.
+    pub heads: usize,
+    /// D.
+    pub head_dim: usize,
+    /// C.
+    pub width: usize,
+}
+
+impl<B: Buffers + ?Sized> Op for AttentionResult<'_, B> {
+    const NAME: &'static str = "attention_result";
+
+    fn check(&self) {
+        let (op, q_width) = (Self::NAME, self.heads * self.head_dim);
+        need(op, "out", self.out.len(), self.rows.len() * self.heads * self.width);
+        need(op, "z", self.z.len(), self.rows.iter().max().map_or(0, |row| row + 1) * q_width);
+        same(op, "the weight's length", self.weight.len(), self.width * q_width);
+    }
+}
+
+operations! {
+    /// Attention, forward and backward, and what captures read of it.
+    AttentionOps {
+        /// See [`AttentionFwd`].
+        attention_fwd(AttentionFwd);
+        /// See [`AttentionBwd`].
+        attention_bwd(AttentionBwd);
+        /// See [`AttentionPattern`].
+        attention_pattern(AttentionPattern);
+        /// See [`AttentionResult`].
+        attention_result(AttentionResult);
+    }
+}

@@ -1,0 +1,121 @@
+//! The head: logits, and the loss `lse - logit of the target` with its gradients, whose logits exist only a chunk at a time.
+
+use super::check::{below, need, same};
+use super::linear::check_product;
+use super::{LinearDims, Op, operations};
+use crate::backend::{Buffers, DeviceIndex, Len};
+
+/// `logits [M, V] = x [M, C] head^T`, in the accumulation dtype.
+pub struct LogitsFwd<'a, B: Buffers + ?Sized> {
+    /// `[M, V]`, set.
+    pub logits: &'a mut B::Acc,
+    /// `[M, C]`.
+    pub x: &'a B::Compute,
+    /// `[V, C]`.
+    pub head: &'a B::Weight,
+    /// M, C, V.
+    pub dims: LinearDims,
+}
+
+impl<B: Buffers + ?Sized> Op for LogitsFwd<'_, B> {
+    const NAME: &'static str = "logits_fwd";
+
+    fn check(&self) {
+        check_product(Self::NAME, [self.logits.len(), self.x.len(), self.head.len()], self.dims);
+    }
+
+    fn multiply_adds(&self) -> u64 {
+        self.dims.multiply_adds()
+    }
+}
+
+#[track_caller]
+fn check_labels<B: Buffers + ?Sized>(
+    op: &'static str,
+    [loss, x, head]: [usize; 3],
+    targets: &B::Index,
+    dims: LinearDims,
+) {
+    need(op, "loss", loss, dims.rows);
+    need(op, "x", x, dims.rows * dims.input);
+    same(op, "the head's length", head, dims.output * dims.input);
+    need(op, "targets", targets.len(), dims.rows);
+    below(op, "a target", targets.bound().saturating_sub(1), dims.output.max(1));
+}
+
+/// `loss [M] = lse - logit of the target`.
+pub struct CrossEntropyFwd<'a, B: Buffers + ?Sized> {
+    /// `[M]`, set.
+    pub loss: &'a mut B::Acc,
+    /// `[M, C]`.
+    pub x: &'a B::Compute,
+    /// `[V, C]`.
+    pub head: &'a B::Weight,
+    /// `[M]`, each below V.
+    pub targets: &'a B::Index,
+    /// M, C, V.
+    pub dims: LinearDims,
+}
+
+impl<B: Buffers + ?Sized> Op for CrossEntropyFwd<'_, B> {
+    const NAME: &'static str = "cross_entropy_fwd";
+
+    fn check(&self) {
+        check_labels::<B>(Self::NAME, [self.loss.len(), self.x.len(), self.head.len()], self.targets, self.dims);
+    }
+
+    fn multiply_adds(&self) -> u64 {
+        self.dims.multiply_adds()
+    }
+}
+
+/// The same `loss [M] =`, and in the same sweep `d_x [M, C] = row_weight * (softmax - onehot) head` and, if asked,
+/// `d_head [V, C] +=`.
+pub struct CrossEntropyBwd<'a, B: Buffers + ?Sized> {
+    /// `[M]`, set.
+    pub loss: &'a mut B::Acc,
+    /// `[M, C]`, set.
+    pub d_x: &'a mut B::Acc,
+    /// `[V, C]` from the given element on, added to.
+    pub d_head: Option<(&'a mut B::Acc, usize)>,
+    /// `[M, C]`.
+    pub x: &'a B::Compute,
+    /// `[V, C]`.
+    pub head: &'a B::Weight,
+    /// `[M]`, each below V.
+    pub targets: &'a B::Index,
+    /// `[M]`: the derivative of the total with respect to each row's loss.
+    pub row_weights: &'a B::Acc,
+    /// M, C, V.
+    pub dims: LinearDims,
+}
+
+impl<B: Buffers + ?Sized> Op for CrossEntropyBwd<'_, B> {
+    const NAME: &'static str = "cross_entropy_bwd";
+
+    fn check(&self) {
+        let (op, dims) = (Self::NAME, self.dims);
+        check_labels::<B>(op, [self.loss.len(), self.x.len(), self.head.len()], self.targets, dims);
+        need(op, "d_x", self.d_x.len(), dims.rows * dims.input);
+        if let Some((d_head, offset)) = &self.d_head {
+            need(op, "d_head", d_head.len(), offset + dims.output * dims.input);
+        }
+        need(op, "row_weights", self.row_weights.len(), dims.rows);
+    }
+
+    fn multiply_adds(&self) -> u64 {
+        self.dims.multiply_adds() * if self.d_head.is_some() { 3 } else { 2 }
+    }
+}
+
+operations! {
+    /// The head, forward and backward.
+    CrossEntropyOps {
+        /// See [`LogitsFwd`].
+        logits_fwd(LogitsFwd);
+        /// See [`CrossEntropyFwd`].
+        cross_entropy_fwd(CrossEntropyFwd);
+        /// See [`CrossEntropyBwd`].
+        cross_entropy_bwd(CrossEntropyBwd);
+    }
+}

@@ -1,0 +1,128 @@
+//! Embedding: a row is that of its token in the table, or that of its number in its run's soft prompt (Lester et al. 2021).
+
+use super::check::{below, need};
+use super::{Op, operations};
+use crate::backend::{Buffers, DevicePack, Len};
+use crate::pack::{Pack, Token};
+
+/// Where a soft prompt lies inside the flat parameters `[runs, stride]`: P rows of width E from `offset` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromptSite {
+    /// Offset of the prompt within a run.
+    pub offset: usize,
+    /// Elements of a run.
+    pub stride: usize,
+    /// Rows P.
+    pub rows: usize,
+}
+
+impl PromptSite {
+    /// Asserts that the virtual tokens of a pack are rows of prompts that `params` elements hold.
+    #[track_caller]
+    fn check(self, op: &'static str, pack: &Pack, width: usize, params: usize) {
+        need(op, "a run of the prompt", self.stride, self.offset + self.rows * width);
+        for (row, token) in pack.tokens().iter().enumerate() {
+            let Token::Virtual(p) = *token else { continue };
+            below(op, "a virtual token", p as usize, self.rows);
+            let run = pack.run_of(row).unwrap_or_else(|| panic!("{op}: row {row} is virtual token {p} of no run"));
+            need(op, "prompt", params, (run + 1) * self.stride);
+        }
+    }
+}
+
+/// `out [N, E] =` the table's row of each token, or for virtual token `p` of run `r` the row at element `r * stride + offset +
+/// p * E` of the prompts.
+pub struct EmbedFwd<'a, B: Buffers + ?Sized> {
+    /// `[N, E]`, set.
+    pub out: &'a mut B::Acc,
+    /// N tokens.
+    pub pack: &'a B::Pack,
+    /// `[V, E]`.
+    pub table: &'a B::Weight,
+    /// `[runs, stride]`, and where the prompt lies in it; needed if the pack has virtual tokens.
+    pub prompt: Option<(&'a B::Acc, PromptSite)>,
+    /// E.
+    pub width: usize,
+}
+
+impl<B: Buffers + ?Sized> Op for EmbedFwd<'_, B> {
+    const NAME: &'static str = "embed_fwd";
+
+    fn check(&self) {
+        let (op, pack) = (Self::NAME, self.pack.host());
+        need(op, "out", self.out.len(), pack.len() * self.width);
+        for token in pack.tokens() {
+            match token {
+                Token::Id(id) => need(op, "table", self.table.len(), (*id as usize + 1) * self.width),
+                Token::Virtual(p) => assert!(self.prompt.is_some(), "{op}: virtual token {p} and no prompt"),
+            }
+        }
+        if let Some((params, site)) = self.prompt {
+            site.check(op, pack, self.width, params.len());
+        }
+    }
+}
+
+/// `d_prompt [runs, stride] +=` the rows of `d_out [N, E]` at virtual tokens, in row order.
+pub struct EmbedBwdPrompt<'a, B: Buffers + ?Sized> {
+    /// `[runs, stride]`, added to.
+    pub d_prompt: &'a mut B::Acc,
+    /// `[N, E]`.
+    pub d_out: &'a B::Acc,
+    /// N tokens.
+    pub pack: &'a B::Pack,
+    /// Where the prompt lies.
+    pub site: PromptSite,
+    /// E.
+    pub width: usize,
+}
+
+impl<B: Buffers + ?Sized> Op for EmbedBwdPrompt<'_, B> {
+    const NAME: &'static str = "embed_bwd_prompt";
+
+    fn check(&self) {
+        let pack = self.pack.host();
+        need(Self::NAME, "d_out", self.d_out.len(), pack.len() * self.width);
+        self.site.check(Self::NAME, pack, self.width, self.d_prompt.len());
+    }
+}
+
+/// `d_table [V, E] (from element `offset` on) +=` the rows of `d_out [N, E]` at the rows' tokens, in row order.
+pub struct EmbedBwdTable<'a, B: Buffers + ?Sized> {
+    /// `[V, E]` from element `offset` on, added to.
+    pub d_table: &'a mut B::Acc,
+    /// Where the table's gradient begins.
+    pub offset: usize,
+    /// `[N, E]`.
+    pub d_out: &'a B::Acc,
+    /// N tokens.
+    pub pack: &'a B::Pack,
+    /// E.
+    pub width: usize,
+}
+
+impl<B: Buffers + ?Sized> Op for EmbedBwdTable<'_, B> {
+    const NAME: &'static str = "embed_bwd_table";
+
+    fn check(&self) {
+        let pack = self.pack.host();
+        need(Self::NAME, "d_out", self.d_out.len(), pack.len() * self.width);
+        for token in pack.tokens() {
+            if let Token::Id(id) = token {
+                need(Self::NAME, "d_table", self.d_table.len(), self.offset + (*id as usize + 1) * self.width);
+            }
+        }
+    }
+}
+
+operations! {
+    /// Embedding, forward and backward.
+    EmbedOps {
+        /// See [`EmbedFwd`].
+        embed_fwd(EmbedFwd);
+        /// See [`EmbedBwdPrompt`].
+        embed_bwd_prompt(EmbedBwdPrompt);
+        /// See [`EmbedBwdTable`].
+        embed_bwd_table(EmbedBwdTable);
+    }
+}

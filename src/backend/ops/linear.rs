@@ -1,0 +1,152 @@
+//! Linear maps: `out = x weight^T + bias`, and the gradients of input, weight and bias.
+
+use super::check::{need, same};
+use super::{Op, operations};
+use crate::backend::{Buffers, Len};
+
+/// Rows, input width and output width of a matrix product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearDims {
+    /// Rows N.
+    pub rows: usize,
+    /// Input width.
+    pub input: usize,
+    /// Output width.
+    pub output: usize,
+}
+
+impl LinearDims {
+    /// Multiply-adds of one product.
+    pub(super) fn multiply_adds(self) -> u64 {
+        (self.rows * self.input * self.output) as u64
+    }
+}
+
+/// Asserts the lengths of `out [N, output]`, `x [N, input]` and `weight [output, input]`.
+#[track_caller]
+pub(super) fn check_product(op: &'static str, [out, x, weight]: [usize; 3], dims: LinearDims) {
+    need(op, "out", out, dims.rows * dims.output);
+    need(op, "x", x, dims.rows * dims.input);
+    same(op, "the weight's length", weight, dims.output * dims.input);
+}
+
+/// `out [N, output] = x [N, input] weight^T + bias`.
+pub struct LinearFwd<'a, B: Buffers + ?Sized> {
+    /// `[N, output]`, set.
+    pub out: &'a mut B::Compute,
+    /// `[N, input]`.
+    pub x: &'a B::Compute,
+    /// `[output, input]`.
+    pub weight: &'a B::Weight,
+    /// `[output]`.
+    pub bias: Option<&'a B::Weight>,
+    /// The product's.
+    pub dims: LinearDims,
+}
+
+impl<B: Buffers + ?Sized> Op for LinearFwd<'_, B> {
+    const NAME: &'static str = "linear_fwd";
+
+    fn check(&self) {
+        check_product(Self::NAME, [self.out.len(), self.x.len(), self.weight.len()], self.dims);
+        let bias = self.bias.map_or(self.dims.output, |bias| bias.len());
+        same(Self::NAME, "the bias's length", bias, self.dims.output);
+    }
+
+    fn multiply_adds(&self) -> u64 {
+        self.dims.multiply_adds()
+    }
+}
+
+/// `d_x [N, input] = d_out [N, output] weight`, or `+=` if `accumulate`.
+pub struct LinearBwdInput<'a, B: Buffers + ?Sized> {
+    /// `[N, input]`, set, or added to if `accumulate`.
+    pub d_x: &'a mut B::Acc,
+    /// `[N, output]`.
+    pub d_out: &'a B::Compute,
+    /// `[output, input]`.
+    pub weight: &'a B::Weight,
+    /// The forward's.
+    pub dims: LinearDims,
+    /// Whether `d_x` is added to.
+    pub accumulate: bool,
+}
+
+impl<B: Buffers + ?Sized> Op for LinearBwdInput<'_, B> {
+    const NAME: &'static str = "linear_bwd_input";
+
+    fn check(&self) {
+        need(Self::NAME, "d_x", self.d_x.len(), self.dims.rows * self.dims.input);
+        need(Self::NAME, "d_out", self.d_out.len(), self.dims.rows * self.dims.output);
+        same(Self::NAME, "the weight's length", self.weight.len(), self.dims.output * self.dims.input);
+    }
+
+    fn multiply_adds(&self) -> u64 {
+        self.dims.multiply_adds()
+    }
+}
+
+/// `d_weight [output, input] (from element `offset` on) += d_out^T x`.
+pub struct LinearBwdWeight<'a, B: Buffers + ?Sized> {
+    /// `[output, input]` from element `offset` on, added to.
+    pub d_weight: &'a mut B::Acc,
+    /// Where the weight's gradient begins.
+    pub offset: usize,
+    /// `[N, output]`.
+    pub d_out: &'a B::Compute,
+    /// `[N, input]`.
+    pub x: &'a B::Compute,
+    /// The forward's.
+    pub dims: LinearDims,
+}
+
+impl<B: Buffers + ?Sized> Op for LinearBwdWeight<'_, B> {
+    const NAME: &'static str = "linear_bwd_weight";
+
+    fn check(&self) {
+        need(Self::NAME, "d_weight", self.d_weight.len(), self.offset + self.dims.output * self.dims.input);
+        need(Self::NAME, "d_out", self.d_out.len(), self.dims.rows * self.dims.output);
+        need(Self::NAME, "x", self.x.len(), self.dims.rows * self.dims.input);
+    }
+
+    fn multiply_adds(&self) -> u64 {
+        self.dims.multiply_adds()
+    }
+}
+
+/// `d_bias [output] (from element `offset` on) +=` the sum over rows of `d_out`, in row order.
+pub struct LinearBwdBias<'a, B: Buffers + ?Sized> {
+    /// `[output]` from element `offset` on, added to.
+    pub d_bias: &'a mut B::Acc,
+    /// Where the bias's gradient begins.
+    pub offset: usize,
+    /// `[N, output]`.
+    pub d_out: &'a B::Compute,
+    /// N.
+    pub rows: usize,
+    /// Output width.
+    pub output: usize,
+}
+
+impl<B: Buffers + ?Sized> Op for LinearBwdBias<'_, B> {
+    const NAME: &'static str = "linear_bwd_bias";
+
+    fn check(&self) {
+        need(Self::NAME, "d_bias", self.d_bias.len(), self.offset + self.output);
+        need(Self::NAME, "d_out", self.d_out.len(), self.rows * self.output);
+    }
+}
+
+operations! {
+    /// Linear maps, forward and backward.
+    LinearOps {
+        /// See [`LinearFwd`].
+        linear_fwd(LinearFwd);
+        /// See [`LinearBwdInput`].
+        linear_bwd_input(LinearBwdInput);
+        /// See [`LinearBwdWeight`].
+        linear_bwd_weight(LinearBwdWeight);
+        /// See [`LinearBwdBias`].
+        linear_bwd_bias(LinearBwdBias);
+    }
+}

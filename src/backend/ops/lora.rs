@@ -1,0 +1,170 @@
+//! LoRA over stacked runs (Hu et al. 2021): rows of run r pass through adapter r, rows of the base model through none.
+//!
+//! `y += scale * B A dropout(x)`. All runs' A and B lie in one flat buffer `[runs, stride]`.
+
+use super::check::{need, needs, runs};
+use super::{Op, operations};
+use crate::backend::{Buffers, DevicePack, Len};
+use crate::pack::Pack;
+
+/// Where one adapted projection lies inside the flat parameters `[runs, stride]`.
+///
+/// Run `r` has A `[rank, input]` from element `r * stride + a` on and B `[output, rank]` from `r * stride + b` on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoraSite {
+    /// Offset of A within a run.
+    pub a: usize,
+    /// Offset of B within a run.
+    pub b: usize,
+    /// Elements of a run.
+    pub stride: usize,
+    /// Rank R.
+    pub rank: usize,
+    /// Input width.
+    pub input: usize,
+    /// Output width.
+    pub output: usize,
+    /// Multiplier of `B A x`: `alpha / R`, or `alpha / sqrt(R)` for rsLoRA (Kalajdzievski 2023).
+    pub scale: f64,
+}
+
+impl LoraSite {
+    /// Asserts that the site lies within a run, and the runs of a pack within `params` elements.
+    #[track_caller]
+    fn check(self, op: &'static str, pack: &Pack, params: usize) {
+        need(op, "a run of the parameters (A)", self.stride, self.a + self.rank * self.input);
+        need(op, "a run of the parameters (B)", self.stride, self.b + self.output * self.rank);
+        need(op, "params", params, runs(pack) * self.stride);
+    }
+}
+
+/// Dropout of the input of one adapted projection (Srivastava et al. 2014): an element survives, multiplied by `1 / (1 -
+/// p)`, with probability `1 - p`. The decision is a hash of `(seed of the row's run, site, row's key, column)`, so that the
+/// backward repeats it, and so that it does not depend on what else is in the pack.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout<'a> {
+    /// Probability of dropping, in `[0, 1)`.
+    pub p: f64,
+    /// One seed per run, another for every step.
+    pub seeds: &'a [u64],
+    /// Number of the projection, so that two projections drop independently.
+    pub site: u64,
+    /// One key per row `[N]`: the row's number within its run.
+    pub keys: &'a [u32],
+}
+
+impl Dropout<'_> {
+    #[track_caller]
+    fn check(&self, op: &'static str, pack: &Pack) {
+        assert!((0.0..1.0).contains(&self.p), "{op}: dropout is {}, must be in [0, 1)", self.p);
+        need(op, "dropout seeds", self.seeds.len(), runs(pack));
+        need(op, "dropout keys", self.keys.len(), pack.len());
+    }
+}
+
+/// `y [N, output] += scale * B A dropout(x)`, `xa [N, R] = A dropout(x)` (0 for rows of the base model).
+pub struct LoraFwd<'a, B: Buffers + ?Sized> {
+    /// `[N, output]`, added to.
+    pub y: &'a mut B::Compute,
+    /// `[N, R]`, set.
+    pub xa: &'a mut B::Acc,
+    /// `[N, input]`.
+    pub x: &'a B::Compute,
+    /// `[runs, stride]`.
+    pub params: &'a B::Acc,
+    /// N rows with their runs.
+    pub pack: &'a B::Pack,
+    /// The projection's place in the parameters.
+    pub site: LoraSite,
+    /// Of the input.
+    pub dropout: Option<Dropout<'a>>,
+}
+
+impl<B: Buffers + ?Sized> Op for LoraFwd<'_, B> {
+    const NAME: &'static str = "lora_fwd";
+
+    fn check(&self) {
+        let (op, pack, site) = (Self::NAME, self.pack.host(), self.site);
+        site.check(op, pack, self.params.len());
+        self.dropout.iter().for_each(|dropout| dropout.check(op, pack));
+        need(op, "y", self.y.len(), pack.len() * site.output);
+        need(op, "xa", self.xa.len(), pack.len() * site.rank);
+        need(op, "x", self.x.len(), pack.len() * site.input);
+    }
+}
+
+/// `d_params [runs, stride] +=` the gradients of A and B, `d_x [N, input] +=` that of the input, from `d_y [N, output]`.
+///
+/// Each run's sums run over its rows in row order.
+pub struct LoraBwd<'a, B: Buffers + ?Sized> {
+    /// `[runs, stride]`, added to.
+    pub d_params: &'a mut B::Acc,
+    /// `[N, input]`, added to; none where nothing below needs it.
+    pub d_x: Option<&'a mut B::Acc>,
+    /// `[N, output]`.
+    pub d_y: &'a B::Compute,
+    /// `[N, R]`, of the forward.
+    pub xa: &'a B::Acc,
+    /// `[N, input]`, of the forward.
+    pub x: &'a B::Compute,
+    /// `[runs, stride]`.
+    pub params: &'a B::Acc,
+    /// N rows with their runs.
+    pub pack: &'a B::Pack,
+    /// The projection's place in the parameters.
+    pub site: LoraSite,
+    /// As in the forward.
+    pub dropout: Option<Dropout<'a>>,
+}
+
+impl<B: Buffers + ?Sized> Op for LoraBwd<'_, B> {
+    const NAME: &'static str = "lora_bwd";
+
+    fn check(&self) {
+        let (op, pack, site) = (Self::NAME, self.pack.host(), self.site);
+        site.check(op, pack, self.params.len());
+        self.dropout.iter().for_each(|dropout| dropout.check(op, pack));
+        need(op, "d_params", self.d_params.len(), runs(pack) * site.stride);
+        let d_x = self.d_x.as_ref().map_or(usize::MAX, |d_x| d_x.len());
+        needs(op, pack.len() * site.input, &[("d_x", d_x), ("x", self.x.len())]);
+        need(op, "d_y", self.d_y.len(), pack.len() * site.output);
+        need(op, "xa", self.xa.len(), pack.len() * site.rank);
+    }
+}
+
+/// `out [N, output] = scale * B xa`: what the adapter adds, for captures; 0 for rows of the base model.
+pub struct LoraDelta<'a, B: Buffers + ?Sized> {
+    /// `[N, output]`, set.
+    pub out: &'a mut B::Acc,
+    /// `[N, R]`, of the forward.
+    pub xa: &'a B::Acc,
+    /// `[runs, stride]`.
+    pub params: &'a B::Acc,
+    /// N rows with their runs.
+    pub pack: &'a B::Pack,
+    /// The projection's place in the parameters.
+    pub site: LoraSite,
+}
+
+impl<B: Buffers + ?Sized> Op for LoraDelta<'_, B> {
+    const NAME: &'static str = "lora_delta";
+
+    fn check(&self) {
+        let (op, pack, site) = (Self::NAME, self.pack.host(), self.site);
+        site.check(op, pack, self.params.len());
+        need(op, "out", self.out.len(), pack.len() * site.output);
+        need(op, "xa", self.xa.len(), pack.len() * site.rank);
+    }
+}
+
+operations! {
+    /// LoRA, forward and backward.
+    LoraOps {
+        /// See [`LoraFwd`].
+        lora_fwd(LoraFwd);
+        /// See [`LoraBwd`].
+        lora_bwd(LoraBwd);
+        /// See [`LoraDelta`].
+        lora_delta(LoraDelta);
+    }
+}

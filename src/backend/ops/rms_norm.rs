@@ -1,0 +1,105 @@
+//! RMS norm (Zhang and Sennrich 2019): `out = x * rstd * weight`, `rstd = 1 / sqrt(mean(x^2) + eps)`.
+//!
+//! Backward, with `g = d_out * weight` and `n = x * rstd`: `d_x = rstd * (g - n * mean(g * n))`.
+
+use super::check::{need, needs, same};
+use super::{Op, operations};
+use crate::backend::{Buffers, Len};
+
+/// `out [N, C] =`, `rstd [N] =`. `x * rstd` is rounded to the compute dtype before the weight multiplies it, as
+/// transformers does.
+pub struct RmsNormFwd<'a, B: Buffers + ?Sized> {
+    /// `[N, C]`, set.
+    pub out: &'a mut B::Compute,
+    /// `[N]`, set.
+    pub rstd: &'a mut B::Acc,
+    /// `[N, C]`.
+    pub x: &'a B::Acc,
+    /// `[C]`.
+    pub weight: &'a B::Weight,
+    /// N.
+    pub rows: usize,
+    /// C.
+    pub width: usize,
+    /// Added to the mean of the squares.
+    pub eps: f64,
+}
+
+impl<B: Buffers + ?Sized> Op for RmsNormFwd<'_, B> {
+    const NAME: &'static str = "rms_norm_fwd";
+
+    fn check(&self) {
+        needs(Self::NAME, self.rows * self.width, &[("out", self.out.len()), ("x", self.x.len())]);
+        need(Self::NAME, "rstd", self.rstd.len(), self.rows);
+        same(Self::NAME, "the weight's length", self.weight.len(), self.width);
+    }
+}
+
+/// `d_x [N, C] +=` the gradient through the norm of `d_out [N, C]`.
+pub struct RmsNormBwd<'a, B: Buffers + ?Sized> {
+    /// `[N, C]`, added to.
+    pub d_x: &'a mut B::Acc,
+    /// `[N, C]`.
+    pub d_out: &'a B::Acc,
+    /// `[N, C]`, of the forward.
+    pub x: &'a B::Acc,
+    /// `[N]`, of the forward.
+    pub rstd: &'a B::Acc,
+    /// `[C]`.
+    pub weight: &'a B::Weight,
+    /// N.
+    pub rows: usize,
+    /// C.
+    pub width: usize,
+}
+
+impl<B: Buffers + ?Sized> Op for RmsNormBwd<'_, B> {
+    const NAME: &'static str = "rms_norm_bwd";
+
+    fn check(&self) {
+        let buffers = [("d_x", self.d_x.len()), ("d_out", self.d_out.len()), ("x", self.x.len())];
+        needs(Self::NAME, self.rows * self.width, &buffers);
+        need(Self::NAME, "rstd", self.rstd.len(), self.rows);
+        same(Self::NAME, "the weight's length", self.weight.len(), self.width);
+    }
+}
+
+/// `d_weight [C] (from element `offset` on) +=` the sum over rows of `d_out * x * rstd`, in row order.
+pub struct RmsNormBwdWeight<'a, B: Buffers + ?Sized> {
+    /// `[C]` from element `offset` on, added to.
+    pub d_weight: &'a mut B::Acc,
+    /// Where the weight's gradient begins.
+    pub offset: usize,
+    /// `[N, C]`.
+    pub d_out: &'a B::Acc,
+    /// `[N, C]`, of the forward.
+    pub x: &'a B::Acc,
+    /// `[N]`, of the forward.
+    pub rstd: &'a B::Acc,
+    /// N.
+    pub rows: usize,
+    /// C.
+    pub width: usize,
+}
+
+impl<B: Buffers + ?Sized> Op for RmsNormBwdWeight<'_, B> {
+    const NAME: &'static str = "rms_norm_bwd_weight";
+
+    fn check(&self) {
+        need(Self::NAME, "d_weight", self.d_weight.len(), self.offset + self.width);
+        needs(Self::NAME, self.rows * self.width, &[("d_out", self.d_out.len()), ("x", self.x.len())]);
+        need(Self::NAME, "rstd", self.rstd.len(), self.rows);
+    }
+}
+
+operations! {
+    /// RMS norm, forward and backward.
+    RmsNormOps {
+        /// See [`RmsNormFwd`].
+        rms_norm_fwd(RmsNormFwd);
+        /// See [`RmsNormBwd`].
+        rms_norm_bwd(RmsNormBwd);
+        /// See [`RmsNormBwdWeight`].
+        rms_norm_bwd_weight(RmsNormBwdWeight);
+    }
+}

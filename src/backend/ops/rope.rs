@@ -1,0 +1,69 @@
+//! Rotary position embedding (Su et al. 2021), halves rotated as in the LLaMA checkpoints: each pair `(x[i], x[i + D/2])` by
+//! the angle of the row's position and `i`.
+
+use super::check::{need, needs, same};
+use super::{Op, operations};
+use crate::backend::{Buffers, DevicePack, Len};
+
+/// `out [N, heads, D] =` the rotated `x`.
+pub struct RopeFwd<'a, B: Buffers + ?Sized> {
+    /// `[N, heads, D]`, set.
+    pub out: &'a mut B::Compute,
+    /// `[N, heads, D]`.
+    pub x: &'a B::Compute,
+    /// N rows with their positions.
+    pub pack: &'a B::Pack,
+    /// `[positions, D]`: of each position the cosines `[D/2]`, then the sines `[D/2]`, any attention factor multiplied in.
+    pub cos_sin: &'a B::Acc,
+    /// H or K.
+    pub heads: usize,
+    /// D, even.
+    pub head_dim: usize,
+}
+
+impl<B: Buffers + ?Sized> Op for RopeFwd<'_, B> {
+    const NAME: &'static str = "rope_fwd";
+
+    fn check(&self) {
+        let pack = self.pack.host();
+        same(Self::NAME, "the head width modulo 2", self.head_dim % 2, 0);
+        let len = pack.len() * self.heads * self.head_dim;
+        needs(Self::NAME, len, &[("out", self.out.len()), ("x", self.x.len())]);
+        need(Self::NAME, "cos_sin", self.cos_sin.len(), pack.longest() * self.head_dim);
+    }
+}
+
+/// `d_x [N, heads, D] =` the gradient of the input: `d_x`, which holds that of the output on entry, rotated back.
+pub struct RopeBwd<'a, B: Buffers + ?Sized> {
+    /// `[N, heads, D]`, rotated in place.
+    pub d_x: &'a mut B::Compute,
+    /// N rows with their positions.
+    pub pack: &'a B::Pack,
+    /// As in the forward.
+    pub cos_sin: &'a B::Acc,
+    /// H or K.
+    pub heads: usize,
+    /// D, even.
+    pub head_dim: usize,
+}
+
+impl<B: Buffers + ?Sized> Op for RopeBwd<'_, B> {
+    const NAME: &'static str = "rope_bwd";
+
+    fn check(&self) {
+        let pack = self.pack.host();
+        same(Self::NAME, "the head width modulo 2", self.head_dim % 2, 0);
+        need(Self::NAME, "d_x", self.d_x.len(), pack.len() * self.heads * self.head_dim);
+        need(Self::NAME, "cos_sin", self.cos_sin.len(), pack.longest() * self.head_dim);
+    }
+}
+
+operations! {
+    /// Rotary position embedding, forward and backward.
+    RopeOps {
+        /// See [`RopeFwd`].
+        rope_fwd(RopeFwd);
+        /// See [`RopeBwd`].
+        rope_bwd(RopeBwd);
+    }
+}

@@ -142,7 +142,7 @@ pub trait Taps<B: Backend> {
     /// Called as soon as the tensor is there.
     fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>);
 
-    /// Called once after the last tensor of a pass. What was captured is to be read after [`Backend::sync`].
+    /// Called once after the last tensor of a pass. What was captured is to be read after [`Transfer::sync`](crate::backend::Transfer::sync).
     ///
     /// # Errors
     /// Whatever stands in the way of what the taps are for.

@@ -152,7 +152,7 @@ impl<B: Backend> Activations<B> {
         })
     }
 
-    /// Bytes of these buffers, without making them; `element_sizes` are those of [`Backend::element_sizes`].
+    /// Bytes of these buffers, without making them; `element_sizes` are those of [`Planning::element_sizes`](crate::backend::Planning::element_sizes).
     pub fn bytes(
         config: &ModelConfig,
         layout: Option<&Layout>,

@@ -14,7 +14,12 @@ use crate::Result;
 use crate::arch::Mlp;
 use crate::arch::ModelConfig;
 use crate::arch::Projection;
-use crate::backend::{AccElement, Backend, LinearDims};
+use crate::backend::ops::{
+    ActivationBwd, AttentionBwd, Cast, CrossEntropyBwd, CrossEntropyFwd, EmbedBwdPrompt, EmbedBwdTable, GatherCompute,
+    KvAppend, LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LoraBwd, PositionBwdTable,
+    RopeBwd, ScatterAdd, SwigluBwd, Widen, Zero,
+};
+use crate::backend::{AccElement, Backend};
 
 /// The rows that bear a loss: after row `rows[i]` comes token `targets[i]`, and the total is
 /// `sum_i weights[i] * loss_i`.
@@ -159,7 +164,13 @@ impl<B: Backend> Model<B> {
         assert!(labels.count <= grads.labels, "loss: {} labels in scratch for {}", labels.count, grads.labels);
         let dims = self.labelled(backend, acts, labels, grads);
         let x = grads.projected.as_ref().map_or(&grads.label_x, |p| &p.x);
-        backend.cross_entropy_fwd(&mut grads.losses, x, self.weights.head(), &labels.targets, dims);
+        backend.cross_entropy_fwd(CrossEntropyFwd {
+            loss: &mut grads.losses,
+            x,
+            head: self.weights.head(),
+            targets: &labels.targets,
+            dims,
+        });
     }
 
     /// Gathers what the head reads at the label rows.
@@ -175,10 +186,15 @@ impl<B: Backend> Model<B> {
     ) -> LinearDims {
         let (rows, width, head) = (labels.count, self.config.hidden_size, self.config.embed_size);
         assert!(labels.read == acts.read, "labels: the forward was told that other rows are read");
-        backend.gather_compute(&mut grads.label_x, &acts.final_norm, &labels.rows, width);
+        backend.gather_compute(GatherCompute {
+            out: &mut grads.label_x,
+            x: &acts.final_norm,
+            rows: &labels.rows,
+            width,
+        });
         if let (Some(weight), Some(projected)) = (&self.weights.project_out, &mut grads.projected) {
             let dims = LinearDims { rows, input: width, output: head };
-            backend.linear_fwd(&mut projected.x, &grads.label_x, weight, None, dims);
+            backend.linear_fwd(LinearFwd { out: &mut projected.x, x: &grads.label_x, weight, bias: None, dims });
         }
         LinearDims { rows, input: head, output: self.config.vocab_size }
     }
@@ -212,17 +228,27 @@ impl<B: Backend> Model<B> {
 
         self.head(backend, acts, grads, labels, &mut wanted);
         let resid = &acts.resid[acts.resid_slot(config.num_hidden_layers)];
-        backend.zero(&mut grads.d_resid);
+        backend.zero(Zero { x: &mut grads.d_resid });
         match &self.weights.final_norm {
             Some(norm) => {
-                backend.zero(&mut grads.d_norm);
-                backend.scatter_add(&mut grads.d_norm, &grads.d_label_x, &labels.rows, c);
+                backend.zero(Zero { x: &mut grads.d_norm });
+                backend.scatter_add(ScatterAdd {
+                    d_x: &mut grads.d_norm,
+                    d_out: &grads.d_label_x,
+                    rows: &labels.rows,
+                    width: c,
+                });
                 let d_params = wanted.of(ParamId::Norm(NormAt::Final));
                 let (d_x, d_out) = (&mut grads.d_resid, &grads.d_norm);
                 let rows = input.output_len();
                 norm::backward(backend, config, d_x, d_params, d_out, resid, &acts.final_stats, norm, rows);
             }
-            None => backend.scatter_add(&mut grads.d_resid, &grads.d_label_x, &labels.rows, c),
+            None => backend.scatter_add(ScatterAdd {
+                d_x: &mut grads.d_resid,
+                d_out: &grads.d_label_x,
+                rows: &labels.rows,
+                width: c,
+            }),
         }
 
         for layer in (lowest..config.num_hidden_layers).rev() {
@@ -250,10 +276,20 @@ impl<B: Backend> Model<B> {
             }
             if let Some((read, _)) = &read {
                 // From here on the rows that are not read have a part in it, as keys and values.
-                backend.zero(&mut grads.d_z);
-                backend.scatter_add(&mut grads.d_z, &grads.d_act, &read.index, config.q_width());
-                backend.zero(&mut grads.d_norm);
-                backend.scatter_add(&mut grads.d_norm, &grads.d_resid, &read.index, c);
+                backend.zero(Zero { x: &mut grads.d_z });
+                backend.scatter_add(ScatterAdd {
+                    d_x: &mut grads.d_z,
+                    d_out: &grads.d_act,
+                    rows: &read.index,
+                    width: config.q_width(),
+                });
+                backend.zero(Zero { x: &mut grads.d_norm });
+                backend.scatter_add(ScatterAdd {
+                    d_x: &mut grads.d_norm,
+                    d_out: &grads.d_resid,
+                    rows: &read.index,
+                    width: c,
+                });
                 std::mem::swap(&mut grads.d_resid, &mut grads.d_norm);
                 exchanged = !exchanged;
             }
@@ -283,13 +319,34 @@ impl<B: Backend> Model<B> {
             None => (&mut grads.d_label_x, &grads.label_x),
         };
         let (head, targets, d_head) = (self.weights.head(), &labels.targets, wanted.of(place));
-        backend.cross_entropy_bwd(&mut grads.losses, d_x, d_head, x, head, targets, &labels.weights, dims);
+        backend.cross_entropy_bwd(CrossEntropyBwd {
+            loss: &mut grads.losses,
+            d_x,
+            d_head,
+            x,
+            head,
+            targets,
+            row_weights: &labels.weights,
+            dims,
+        });
         if let (Some(weight), Some(projected)) = (&self.weights.project_out, &mut grads.projected) {
-            backend.cast(&mut projected.d_x_real, &projected.d_x, dims.rows * dims.input);
+            backend.cast(Cast { out: &mut projected.d_x_real, x: &projected.d_x, len: dims.rows * dims.input });
             let dims = LinearDims { rows: dims.rows, input: self.config.hidden_size, output: dims.input };
-            backend.linear_bwd_input(&mut grads.d_label_x, &projected.d_x_real, weight, dims, false);
+            backend.linear_bwd_input(LinearBwdInput {
+                d_x: &mut grads.d_label_x,
+                d_out: &projected.d_x_real,
+                weight,
+                dims,
+                accumulate: false,
+            });
             if let Some((d_weight, offset)) = wanted.of(ParamId::ProjectOut) {
-                backend.linear_bwd_weight(d_weight, offset, &projected.d_x_real, &grads.label_x, dims);
+                backend.linear_bwd_weight(LinearBwdWeight {
+                    d_weight,
+                    offset,
+                    d_out: &projected.d_x_real,
+                    x: &grads.label_x,
+                    dims,
+                });
             }
         }
     }
@@ -308,30 +365,55 @@ impl<B: Backend> Model<B> {
             && let Some((d_table, offset)) = wanted.of(ParamId::Positions)
         {
             let first = config.first_position();
-            backend.position_bwd_table(d_table, offset, &grads.d_resid, input.device, first, config.hidden_size);
+            backend.position_bwd_table(PositionBwdTable {
+                d_table,
+                offset,
+                d_x: &grads.d_resid,
+                pack: input.device,
+                first,
+                width: config.hidden_size,
+            });
         }
         if let (Some(entry), Some(d_embed)) = (&acts.entry, &mut grads.d_embed) {
             if let (Some(norm), Some(stats)) = (&self.weights.embed_norm, &entry.stats) {
-                backend.zero(d_embed);
+                backend.zero(Zero { x: d_embed });
                 let d_params = wanted.of(ParamId::Norm(NormAt::Embed));
                 norm::backward(backend, config, d_embed, d_params, &grads.d_resid, &entry.raw, stats, norm, n);
             }
             if let (Some(weight), Some(raw)) = (&self.weights.project_in, &entry.raw_real) {
-                backend.cast(&mut grads.d_out, &grads.d_resid, n * config.hidden_size);
+                backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len: n * config.hidden_size });
                 let dims = LinearDims { rows: n, input: width, output: config.hidden_size };
-                backend.linear_bwd_input(d_embed, &grads.d_out, weight, dims, false);
+                backend.linear_bwd_input(LinearBwdInput {
+                    d_x: d_embed,
+                    d_out: &grads.d_out,
+                    weight,
+                    dims,
+                    accumulate: false,
+                });
                 if let Some((d_weight, offset)) = wanted.of(ParamId::ProjectIn) {
-                    backend.linear_bwd_weight(d_weight, offset, &grads.d_out, raw, dims);
+                    backend.linear_bwd_weight(LinearBwdWeight { d_weight, offset, d_out: &grads.d_out, x: raw, dims });
                 }
             }
         }
         if let (Some(adaptation), Some(d_params)) = (input.adaptation, wanted.d_params.as_mut())
             && let Some(site) = adaptation.layout.prompt
         {
-            backend.embed_bwd_prompt(d_params, grads.d_embed(), input.device, site, width);
+            backend.embed_bwd_prompt(EmbedBwdPrompt {
+                d_prompt: d_params,
+                d_out: grads.d_embed(),
+                pack: input.device,
+                site,
+                width,
+            });
         }
         if let Some((d_table, offset)) = wanted.of(ParamId::Embed) {
-            backend.embed_bwd_table(d_table, offset, grads.d_embed(), input.device, width);
+            backend.embed_bwd_table(EmbedBwdTable {
+                d_table,
+                offset,
+                d_out: grads.d_embed(),
+                pack: input.device,
+                width,
+            });
         }
     }
 
@@ -378,7 +460,7 @@ impl<B: Backend> Block<'_, B> {
         if let Some([_, sum]) = &saved.sums {
             self.norm_behind(backend, grads, wanted, at, sum, &saved.mlp_stats, norm);
         }
-        backend.cast(&mut grads.d_out, &grads.d_resid, n * config.hidden_size);
+        backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len: n * config.hidden_size });
         let inner = through || self.adapts(&[Projection::Gate, Projection::Up]);
         let d_act = inner.then_some((&mut grads.d_act, false));
         self.project(backend, wanted, Projection::Down, &grads.d_out, &saved.act, d_act);
@@ -388,10 +470,23 @@ impl<B: Backend> Block<'_, B> {
         let d_up = &mut grads.d_up;
         match (config.mlp, &saved.gate, &mut grads.d_gate) {
             (Mlp::Plain(activation), ..) => {
-                backend.activation_bwd(d_up, &grads.d_act, &saved.up, activation, n * config.intermediate_size);
+                backend.activation_bwd(ActivationBwd {
+                    d_x: d_up,
+                    d_act: &grads.d_act,
+                    x: &saved.up,
+                    f: activation,
+                    len: n * config.intermediate_size,
+                });
             }
             (Mlp::SwiGlu, Some(gate), Some(d_gate)) => {
-                backend.swiglu_bwd(d_gate, d_up, &grads.d_act, gate, &saved.up, n * config.intermediate_size);
+                backend.swiglu_bwd(SwigluBwd {
+                    d_gate,
+                    d_up,
+                    d_act: &grads.d_act,
+                    gate,
+                    up: &saved.up,
+                    len: n * config.intermediate_size,
+                });
             }
             _ => unreachable!("backward: a gated MLP has buffers for its gate"),
         }
@@ -430,11 +525,20 @@ impl<B: Backend> Block<'_, B> {
         if let Some([sum, _]) = &self.saved.sums {
             self.norm_behind(backend, grads, wanted, at, sum, &self.saved.attn_stats, norm);
         }
-        backend.cast(&mut grads.d_out, &grads.d_resid, self.input.pack.len() * self.config.hidden_size);
+        backend.cast(Cast {
+            out: &mut grads.d_out,
+            x: &grads.d_resid,
+            len: self.input.pack.len() * self.config.hidden_size,
+        });
         let (d_z, z) = match read {
             None => (&mut grads.d_z, &self.saved.z),
             Some(read) => {
-                backend.gather_compute(&mut grads.d_up, &self.saved.z, &read.index, self.config.q_width());
+                backend.gather_compute(GatherCompute {
+                    out: &mut grads.d_up,
+                    x: &self.saved.z,
+                    rows: &read.index,
+                    width: self.config.q_width(),
+                });
                 (&mut grads.d_act, &grads.d_up)
             }
         };
@@ -452,24 +556,36 @@ impl<B: Backend> Block<'_, B> {
         below: bool,
     ) {
         let (config, saved, device, d) = (self.config, self.saved, self.input.device, self.config.head_dim);
-        backend.attention_bwd(
-            &mut grads.d_q,
-            &mut grads.d_k,
-            &mut grads.d_v,
-            &mut grads.delta,
-            &grads.d_z,
-            &saved.z,
-            &saved.lse,
-            &saved.rot_q,
-            &saved.rot_k,
-            &saved.v,
-            device,
-            config.attention(self.layer),
-        );
+        backend.attention_bwd(AttentionBwd {
+            d_q: &mut grads.d_q,
+            d_k: &mut grads.d_k,
+            d_v: &mut grads.d_v,
+            delta: &mut grads.delta,
+            d_z: &grads.d_z,
+            z: &saved.z,
+            lse: &saved.lse,
+            q: &saved.rot_q,
+            k: &saved.rot_k,
+            v: &saved.v,
+            pack: device,
+            dims: config.attention(self.layer),
+        });
         self.prefix(backend, grads, wanted);
         if config.rope().is_some() {
-            backend.rope_bwd(&mut grads.d_q, device, rope, config.num_attention_heads, d);
-            backend.rope_bwd(&mut grads.d_k, device, rope, config.num_key_value_heads, d);
+            backend.rope_bwd(RopeBwd {
+                d_x: &mut grads.d_q,
+                pack: device,
+                cos_sin: rope,
+                heads: config.num_attention_heads,
+                head_dim: d,
+            });
+            backend.rope_bwd(RopeBwd {
+                d_x: &mut grads.d_k,
+                pack: device,
+                cos_sin: rope,
+                heads: config.num_key_value_heads,
+                head_dim: d,
+            });
         }
         let (d_in, first) = if config.post_norm { (&mut grads.d_resid, true) } else { (&mut grads.d_norm, false) };
         for (target, d_y, accumulate) in
@@ -493,12 +609,18 @@ impl<B: Backend> Block<'_, B> {
         for (part, d) in [&mut grads.d_k, &mut grads.d_v].into_iter().enumerate() {
             let Some(site) = layout.prefix_part(self.layer, part) else { continue };
             // The gradient of the attention's output has done its part.
-            backend.widen(&mut grads.d_z, d, self.input.pack.len() * width);
-            backend.embed_bwd_prompt(d_params, &grads.d_z, self.input.device, site, width);
+            backend.widen(Widen { out: &mut grads.d_z, x: d, len: self.input.pack.len() * width });
+            backend.embed_bwd_prompt(EmbedBwdPrompt {
+                d_prompt: d_params,
+                d_out: &grads.d_z,
+                pack: self.input.device,
+                site,
+                width,
+            });
             for (row, from) in self.input.prefix(self.layer, part) {
                 // The soft prompt beside a prefix is zeros.
                 let zeros = prompt.offset / width;
-                backend.keep(d, row, prefix, zeros..zeros + from.len(), width);
+                backend.kv_append(KvAppend { cache: d, to: row, x: prefix, from: zeros..zeros + from.len(), width });
             }
         }
     }
@@ -532,7 +654,7 @@ impl<B: Backend> Block<'_, B> {
         norm: &Norm<B>,
     ) {
         let (d_params, rows) = (wanted.of(ParamId::Norm(at)), self.input.pack.len());
-        backend.zero(&mut grads.d_norm);
+        backend.zero(Zero { x: &mut grads.d_norm });
         norm::backward(backend, self.config, &mut grads.d_norm, d_params, &grads.d_resid, x, stats, norm, rows);
         std::mem::swap(&mut grads.d_resid, &mut grads.d_norm);
     }
@@ -552,7 +674,7 @@ impl<B: Backend> Block<'_, B> {
         let dims = LinearDims { rows, input, output };
         let projection = self.weights.projection(target);
         let d_x = d_x.map(|(d_x, accumulate)| {
-            backend.linear_bwd_input(d_x, d_y, &projection.weight, dims, accumulate);
+            backend.linear_bwd_input(LinearBwdInput { d_x, d_out: d_y, weight: &projection.weight, dims, accumulate });
             d_x
         });
         if let Some(adaptation) = self.input.adaptation
@@ -561,15 +683,25 @@ impl<B: Backend> Block<'_, B> {
             let d_params = wanted.d_params.as_mut().expect("backward: adapters went in, their gradients have no place");
             let xa = self.saved.lora_xa[target as usize].as_ref().expect("backward: the buffers have this layout");
             let dropout = self.input.dropout(self.layer, target);
-            backend.lora_bwd(d_params, d_x, d_y, xa, x, &adaptation.params, self.input.device, site, dropout);
+            backend.lora_bwd(LoraBwd {
+                d_params,
+                d_x,
+                d_y,
+                xa,
+                x,
+                params: &adaptation.params,
+                pack: self.input.device,
+                site,
+                dropout,
+            });
         }
         if let Some((d_weight, offset)) = wanted.of(ParamId::Weight(self.layer, target)) {
-            backend.linear_bwd_weight(d_weight, offset, d_y, x, dims);
+            backend.linear_bwd_weight(LinearBwdWeight { d_weight, offset, d_out: d_y, x, dims });
         }
         if projection.bias.is_some()
             && let Some((d_bias, offset)) = wanted.of(ParamId::Bias(self.layer, target))
         {
-            backend.linear_bwd_bias(d_bias, offset, d_y, rows, output);
+            backend.linear_bwd_bias(LinearBwdBias { d_bias, offset, d_out: d_y, rows, output });
         }
     }
 }

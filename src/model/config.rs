@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::param_id::ParamId;
 use crate::Result;
 use crate::arch::{Mlp, ModelConfig, Positions, Rope, RopeKind};
-use crate::backend::AttentionDims;
+use crate::backend::ops::AttentionDims;
 use crate::hooks::Site;
 use crate::pack::{Pack, Parent};
 

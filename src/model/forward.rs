@@ -11,7 +11,12 @@ use super::weights::{Layer, Norm};
 use crate::arch::ModelConfig;
 use crate::arch::Projection;
 use crate::arch::{Mlp, Positions};
-use crate::backend::{Backend, Dropout, KvCache, LinearDims, Tensor};
+use crate::backend::ops::{
+    ActivationFwd, AttentionFwd, AttentionPattern, AttentionResult, Cast, Dropout, EmbedFwd, GatherAcc, GatherCompute,
+    KvAppend, LinearDims, LinearFwd, LogitsFwd, LoraDelta, LoraFwd, PositionFwd, ResidualFwd, RopeFwd, SwigluFwd,
+    Widen,
+};
+use crate::backend::{Backend, KvCache, Tensor};
 use crate::hooks::{Site, Tapped, Taps};
 use crate::pack::{CachedSegment, Pack, Parent, Segment, Token};
 use crate::{Error, Result};
@@ -167,8 +172,18 @@ impl<B: Backend> Model<B> {
                 None => (block, &saved.z, &*resid_pre),
                 Some((read, rest)) => {
                     // Until they are there, the activation's place and the output's hold the rows that go on.
-                    backend.gather_compute(&mut saved.act, &saved.z, &read.index, config.q_width());
-                    backend.gather_acc(resid_post, resid_pre, &read.index, config.hidden_size);
+                    backend.gather_compute(GatherCompute {
+                        out: &mut saved.act,
+                        x: &saved.z,
+                        rows: &read.index,
+                        width: config.q_width(),
+                    });
+                    backend.gather_acc(GatherAcc {
+                        out: resid_post,
+                        x: resid_pre,
+                        rows: &read.index,
+                        width: config.hidden_size,
+                    });
                     (Block { input: rest, at: At::read(input), ..block }, &saved.act, &*resid_post)
                 }
             };
@@ -176,26 +191,28 @@ impl<B: Backend> Model<B> {
             block.project(backend, taps, Projection::O, &mut acts.attn_out, &mut saved.lora_xa, z)?;
             block.tap(backend, taps, Site::AttnOut, Tensor::Compute(&acts.attn_out), config.hidden_size);
             match &mut saved.sums {
-                None => backend.residual_fwd(&mut saved.resid_mid, stream, &acts.attn_out, len),
+                None => {
+                    backend.residual_fwd(ResidualFwd { out: &mut saved.resid_mid, a: stream, b: &acts.attn_out, len })
+                }
                 Some([sum, _]) => {
-                    backend.residual_fwd(sum, stream, &acts.attn_out, len);
+                    backend.residual_fwd(ResidualFwd { out: sum, a: stream, b: &acts.attn_out, len });
                     let norm = &block.weights.attn_norm;
                     block.norm(backend, &mut saved.mlp_in, &mut saved.attn_stats, sum, norm);
                     let sites = [Site::Ln1Scale, Site::Ln1Normalized];
                     block.tap_norm(backend, taps, sites, &saved.attn_stats, &saved.mlp_in);
-                    backend.widen(&mut saved.resid_mid, &saved.mlp_in, len);
+                    backend.widen(Widen { out: &mut saved.resid_mid, x: &saved.mlp_in, len });
                 }
             }
             block.tap(backend, taps, Site::ResidMid, Tensor::Acc(&saved.resid_mid), config.hidden_size);
             block.mlp(backend, saved, &mut acts.mlp_out, taps)?;
             match (&mut saved.sums, &mut acts.normed) {
                 (Some([_, sum]), Some(normed)) => {
-                    backend.residual_fwd(sum, &saved.resid_mid, &acts.mlp_out, len);
+                    backend.residual_fwd(ResidualFwd { out: sum, a: &saved.resid_mid, b: &acts.mlp_out, len });
                     block.norm(backend, normed, &mut saved.mlp_stats, sum, &block.weights.mlp_norm);
                     block.tap_norm(backend, taps, [Site::Ln2Scale, Site::Ln2Normalized], &saved.mlp_stats, normed);
-                    backend.widen(resid_post, normed, len);
+                    backend.widen(Widen { out: resid_post, x: normed, len });
                 }
-                _ => backend.residual_fwd(resid_post, &saved.resid_mid, &acts.mlp_out, len),
+                _ => backend.residual_fwd(ResidualFwd { out: resid_post, a: &saved.resid_mid, b: &acts.mlp_out, len }),
             }
             block.tap(backend, taps, Site::ResidPost, Tensor::Acc(resid_post), config.hidden_size);
         }
@@ -215,7 +232,7 @@ impl<B: Backend> Model<B> {
                 norm::forward(backend, config, &mut acts.final_norm, &mut acts.final_stats, resid, norm, n);
                 tap(backend, taps, at, Site::FinalScale, 0, Tensor::Acc(&acts.final_stats.rstd), 1);
             }
-            None => backend.cast(&mut acts.final_norm, resid, n * config.hidden_size),
+            None => backend.cast(Cast { out: &mut acts.final_norm, x: resid, len: n * config.hidden_size }),
         }
         tap(backend, taps, at, Site::FinalNorm, 0, Tensor::Compute(&acts.final_norm), config.hidden_size);
         if taps.wants(Site::Logits, 0) {
@@ -238,18 +255,18 @@ impl<B: Backend> Model<B> {
         let prompt = input.adaptation.and_then(|a| a.layout.prompt.map(|site| (&a.params, site)));
         let stream = &mut acts.resid[0];
         let raw = acts.entry.as_mut().map_or(&mut *stream, |entry| &mut entry.raw);
-        backend.embed_fwd(raw, input.device, &self.weights.embed, prompt, width);
+        backend.embed_fwd(EmbedFwd { out: raw, pack: input.device, table: &self.weights.embed, prompt, width });
         tap(backend, taps, At::all(input), Site::Embed, 0, Tensor::Acc(raw), width);
         if let Some(entry) = &mut acts.entry {
             if let (Some(weight), Some(raw)) = (&self.weights.project_in, &mut entry.raw_real) {
-                backend.cast(raw, &entry.raw, n * width);
+                backend.cast(Cast { out: raw, x: &entry.raw, len: n * width });
                 let dims = LinearDims { rows: n, input: width, output: config.hidden_size };
-                backend.linear_fwd(&mut entry.out, raw, weight, None, dims);
+                backend.linear_fwd(LinearFwd { out: &mut entry.out, x: raw, weight, bias: None, dims });
             }
             if let (Some(norm), Some(stats)) = (&self.weights.embed_norm, &mut entry.stats) {
                 norm::forward(backend, config, &mut entry.out, stats, &entry.raw, norm, n);
             }
-            backend.widen(stream, &entry.out, n * config.hidden_size);
+            backend.widen(Widen { out: stream, x: &entry.out, len: n * config.hidden_size });
         }
         if let (Positions::Learned { first }, Some(table)) = (&config.positions, &self.weights.positions) {
             let longest = input.pack.longest();
@@ -262,10 +279,22 @@ impl<B: Backend> Model<B> {
             }
             if taps.wants(Site::PosEmbed, 0) {
                 let mut places = backend.acc(n * config.hidden_size)?;
-                backend.position_fwd(&mut places, input.device, table, *first, config.hidden_size);
+                backend.position_fwd(PositionFwd {
+                    x: &mut places,
+                    pack: input.device,
+                    table,
+                    first: *first,
+                    width: config.hidden_size,
+                });
                 tap(backend, taps, At::all(input), Site::PosEmbed, 0, Tensor::Acc(&places), config.hidden_size);
             }
-            backend.position_fwd(stream, input.device, table, *first, config.hidden_size);
+            backend.position_fwd(PositionFwd {
+                x: stream,
+                pack: input.device,
+                table,
+                first: *first,
+                width: config.hidden_size,
+            });
         }
         Ok(())
     }
@@ -290,15 +319,20 @@ impl<B: Backend> Model<B> {
         let index = acts.places(backend, rows)?;
         let mut x = backend.compute(rows.len() * config.hidden_size)?;
         let mut logits = backend.acc(rows.len() * config.vocab_size)?;
-        backend.gather_compute(&mut x, &acts.final_norm, &index, config.hidden_size);
+        backend.gather_compute(GatherCompute {
+            out: &mut x,
+            x: &acts.final_norm,
+            rows: &index,
+            width: config.hidden_size,
+        });
         if let Some(weight) = &self.weights.project_out {
             let mut projected = backend.compute(rows.len() * config.embed_size)?;
             let dims = LinearDims { rows: rows.len(), input: config.hidden_size, output: config.embed_size };
-            backend.linear_fwd(&mut projected, &x, weight, None, dims);
+            backend.linear_fwd(LinearFwd { out: &mut projected, x: &x, weight, bias: None, dims });
             x = projected;
         }
         let dims = LinearDims { rows: rows.len(), input: config.embed_size, output: config.vocab_size };
-        backend.logits_fwd(&mut logits, &x, self.weights.head(), dims);
+        backend.logits_fwd(LogitsFwd { logits: &mut logits, x: &x, head: self.weights.head(), dims });
         Ok(logits)
     }
 }
@@ -349,7 +383,7 @@ impl<B: Backend> Block<'_, B> {
         let (config, pack, device) = (self.config, self.input.pack, self.input.device);
         let (c, d) = (config.hidden_size, config.head_dim);
         if config.post_norm {
-            backend.cast(&mut saved.attn_in, resid_pre, pack.len() * c);
+            backend.cast(Cast { out: &mut saved.attn_in, x: resid_pre, len: pack.len() * c });
         } else {
             self.norm(backend, &mut saved.attn_in, &mut saved.attn_stats, resid_pre, &self.weights.attn_norm);
             self.tap_norm(backend, taps, [Site::Ln1Scale, Site::Ln1Normalized], &saved.attn_stats, &saved.attn_in);
@@ -361,34 +395,57 @@ impl<B: Backend> Block<'_, B> {
             }
             Some([q, k]) => {
                 self.heads(backend, taps, saved, Some([&mut *q, &mut *k]))?;
-                backend.rope_fwd(&mut saved.rot_q, q, device, rope, config.num_attention_heads, d);
-                backend.rope_fwd(&mut saved.rot_k, k, device, rope, config.num_key_value_heads, d);
+                backend.rope_fwd(RopeFwd {
+                    out: &mut saved.rot_q,
+                    x: q,
+                    pack: device,
+                    cos_sin: rope,
+                    heads: config.num_attention_heads,
+                    head_dim: d,
+                });
+                backend.rope_fwd(RopeFwd {
+                    out: &mut saved.rot_k,
+                    x: k,
+                    pack: device,
+                    cos_sin: rope,
+                    heads: config.num_key_value_heads,
+                    head_dim: d,
+                });
                 self.prefix(backend, 0, &mut saved.rot_k);
                 self.tap(backend, taps, Site::RotQ, Tensor::Compute(&saved.rot_q), config.q_width());
                 self.tap(backend, taps, Site::RotK, Tensor::Compute(&saved.rot_k), config.kv_width());
             }
         }
         let dims = config.attention(self.layer);
-        let kept = cache.as_ref().map(|cache| &cache.cache.layers[self.layer]).map(|(keys, values)| (keys, values));
-        backend.attention_fwd(&mut saved.z, &mut saved.lse, &saved.rot_q, &saved.rot_k, &saved.v, kept, device, dims);
+        let cached = cache.as_ref().map(|cache| &cache.cache.layers[self.layer]).map(|(keys, values)| [keys, values]);
+        backend.attention_fwd(AttentionFwd {
+            z: &mut saved.z,
+            lse: &mut saved.lse,
+            q: &saved.rot_q,
+            k: &saved.rot_k,
+            v: &saved.v,
+            cached,
+            pack: device,
+            dims,
+        });
         for (site, normalised) in [(Site::AttnScores, false), (Site::Pattern, true)] {
             if taps.wants(site, self.layer) {
                 let (rows, longest) = (rows_on_demand(taps, self.at), pack.longest());
                 let mut pattern = backend.acc(rows.len() * config.num_attention_heads * longest)?;
-                let keys = kept.map(|(keys, _)| keys);
+                let cached_k = cached.map(|[keys, _]| keys);
                 let (q, k) = (&saved.rot_q, &saved.rot_k);
-                backend.attention_pattern(
-                    &mut pattern,
+                backend.attention_pattern(AttentionPattern {
+                    out: &mut pattern,
                     q,
                     k,
-                    keys,
-                    &saved.lse,
-                    &rows,
-                    device,
+                    cached_k,
+                    lse: &saved.lse,
+                    rows: &rows,
+                    pack: device,
                     dims,
                     longest,
-                    normalised,
-                );
+                    normalized: normalised,
+                });
                 tap_rows(backend, taps, pack, site, self.layer, &pattern, config.num_attention_heads * longest, &rows);
             }
         }
@@ -397,7 +454,15 @@ impl<B: Backend> Block<'_, B> {
             let rows = rows_on_demand(taps, self.at);
             let mut result = backend.acc(rows.len() * config.num_attention_heads * c)?;
             let weight = &self.weights.projection(Projection::O).weight;
-            backend.attention_result(&mut result, &saved.z, weight, &rows, config.num_attention_heads, d, c);
+            backend.attention_result(AttentionResult {
+                out: &mut result,
+                z: &saved.z,
+                weight,
+                rows: &rows,
+                heads: config.num_attention_heads,
+                head_dim: d,
+                width: c,
+            });
             tap_rows(backend, taps, pack, Site::Result, self.layer, &result, config.num_attention_heads * c, &rows);
         }
         if let Some(Cache { cache, keep }) = cache {
@@ -405,8 +470,20 @@ impl<B: Backend> Block<'_, B> {
             let mut to = cache.used;
             for &g in *keep {
                 let rows = pack.segments()[g].rows.clone();
-                backend.keep(keys, to, &saved.rot_k, rows.clone(), config.kv_width());
-                backend.keep(values, to, &saved.v, rows.clone(), config.kv_width());
+                backend.kv_append(KvAppend {
+                    cache: keys,
+                    to,
+                    x: &saved.rot_k,
+                    from: rows.clone(),
+                    width: config.kv_width(),
+                });
+                backend.kv_append(KvAppend {
+                    cache: values,
+                    to,
+                    x: &saved.v,
+                    from: rows.clone(),
+                    width: config.kv_width(),
+                });
                 to += rows.len();
             }
         }
@@ -417,7 +494,7 @@ impl<B: Backend> Block<'_, B> {
     fn prefix(&self, backend: &mut B, part: usize, out: &mut B::Compute) {
         let Some(prefix) = self.input.adaptation.and_then(|adaptation| adaptation.prefix.as_ref()) else { return };
         for (row, from) in self.input.prefix(self.layer, part) {
-            backend.keep(out, row, prefix, from, self.config.kv_width());
+            backend.kv_append(KvAppend { cache: out, to: row, x: prefix, from, width: self.config.kv_width() });
         }
     }
 
@@ -463,13 +540,13 @@ impl<B: Backend> Block<'_, B> {
         match (config.mlp, &saved.gate) {
             (Mlp::Plain(activation), _) => {
                 self.tap(backend, taps, Site::MlpPre, Tensor::Compute(&saved.up), f);
-                backend.activation_fwd(&mut saved.act, &saved.up, activation, n * f);
+                backend.activation_fwd(ActivationFwd { act: &mut saved.act, x: &saved.up, f: activation, len: n * f });
             }
             (Mlp::SwiGlu, gate) => {
                 let gate = gate.as_ref().expect("forward: a gated MLP has a buffer for its gate");
                 self.tap(backend, taps, Site::MlpPre, Tensor::Compute(gate), f);
                 self.tap(backend, taps, Site::MlpPreLinear, Tensor::Compute(&saved.up), f);
-                backend.swiglu_fwd(&mut saved.act, gate, &saved.up, n * f);
+                backend.swiglu_fwd(SwigluFwd { act: &mut saved.act, gate, up: &saved.up, len: n * f });
             }
         }
         self.tap(backend, taps, Site::MlpPost, Tensor::Compute(&saved.act), f);
@@ -492,16 +569,24 @@ impl<B: Backend> Block<'_, B> {
         let projection = self.weights.projection(target);
         let (input, output) = self.config.widths(target);
         let dims = LinearDims { rows: pack.len(), input, output };
-        backend.linear_fwd(out, x, &projection.weight, projection.bias.as_ref(), dims);
+        backend.linear_fwd(LinearFwd { out, x, weight: &projection.weight, bias: projection.bias.as_ref(), dims });
         let Some(adaptation) = self.input.adaptation else { return Ok(()) };
         let Some(site) = adaptation.layout.site(self.layer, target) else { return Ok(()) };
         let xa = lora_xa[target as usize].as_mut().expect("forward: the buffers were planned with this layout");
-        backend.lora_fwd(out, xa, x, &adaptation.params, device, site, self.input.dropout(self.layer, target));
+        backend.lora_fwd(LoraFwd {
+            y: out,
+            xa,
+            x,
+            params: &adaptation.params,
+            pack: device,
+            site,
+            dropout: self.input.dropout(self.layer, target),
+        });
         self.tap(backend, taps, Site::LoraA(target), Tensor::Acc(xa), site.rank);
         let delta = Site::LoraDelta(target);
         if taps.wants(delta, self.layer) {
             let mut buffer = backend.acc(pack.len() * output)?;
-            backend.lora_delta(&mut buffer, xa, &adaptation.params, device, site);
+            backend.lora_delta(LoraDelta { out: &mut buffer, xa, params: &adaptation.params, pack: device, site });
             self.tap(backend, taps, delta, Tensor::Acc(&buffer), output);
         }
         Ok(())

@@ -5,6 +5,7 @@ use crate::Result;
 use crate::arch::ModelConfig;
 use crate::arch::Norm as Kind;
 use crate::backend::Backend;
+use crate::backend::ops::{LayerNormBwd, LayerNormBwdAffine, LayerNormFwd, RmsNormBwd, RmsNormBwdWeight, RmsNormFwd};
 
 /// What a norm's forward leaves for its backward, per row.
 pub(super) struct Stats<B: Backend> {
@@ -34,9 +35,9 @@ pub(super) fn forward<B: Backend>(
     let (width, eps, rstd) = (config.hidden_size, config.norm_eps, &mut stats.rstd);
     match (&mut stats.mean, &norm.bias) {
         (Some(mean), Some(bias)) => {
-            backend.layer_norm_fwd(out, mean, rstd, x, &norm.weight, bias, rows, width, eps);
+            backend.layer_norm_fwd(LayerNormFwd { out, mean, rstd, x, weight: &norm.weight, bias, rows, width, eps });
         }
-        _ => backend.rms_norm_fwd(out, rstd, x, &norm.weight, rows, width, eps),
+        _ => backend.rms_norm_fwd(RmsNormFwd { out, rstd, x, weight: &norm.weight, rows, width, eps }),
     }
 }
 
@@ -57,15 +58,24 @@ pub(super) fn backward<B: Backend>(
     let (width, rstd) = (config.hidden_size, &stats.rstd);
     match &stats.mean {
         Some(mean) => {
-            backend.layer_norm_bwd(d_x, d_out, x, mean, rstd, &norm.weight, rows, width);
+            backend.layer_norm_bwd(LayerNormBwd { d_x, d_out, x, mean, rstd, weight: &norm.weight, rows, width });
             if let Some((d_affine, offset)) = d_params {
-                backend.layer_norm_bwd_affine(d_affine, offset, d_out, x, mean, rstd, rows, width);
+                backend.layer_norm_bwd_affine(LayerNormBwdAffine {
+                    d_affine,
+                    offset,
+                    d_out,
+                    x,
+                    mean,
+                    rstd,
+                    rows,
+                    width,
+                });
             }
         }
         None => {
-            backend.rms_norm_bwd(d_x, d_out, x, rstd, &norm.weight, rows, width);
+            backend.rms_norm_bwd(RmsNormBwd { d_x, d_out, x, rstd, weight: &norm.weight, rows, width });
             if let Some((d_weight, offset)) = d_params {
-                backend.rms_norm_bwd_weight(d_weight, offset, d_out, x, rstd, rows, width);
+                backend.rms_norm_bwd_weight(RmsNormBwdWeight { d_weight, offset, d_out, x, rstd, rows, width });
             }
         }
     }

@@ -6,6 +6,7 @@ use rand_distr::StandardNormal;
 
 use super::Model;
 use crate::Result;
+use crate::backend::ops::EmbedFwd;
 use crate::backend::{AccElement, Backend};
 use crate::pack::{Label, PackBuilder, Parent, Token};
 
@@ -58,7 +59,7 @@ impl<B: Backend> Model<B> {
         let pack = backend.pack(&builder.build())?;
         let width = self.config.embed_size;
         let mut out = backend.acc(ids.len() * width)?;
-        backend.embed_fwd(&mut out, &pack, &self.weights.embed, None, width);
+        backend.embed_fwd(EmbedFwd { out: &mut out, pack: &pack, table: &self.weights.embed, prompt: None, width });
         let mut host = vec![B::Element::default(); ids.len() * width];
         backend.download(&mut host, &out, 0)?;
         backend.sync()?;

@@ -12,7 +12,8 @@ use super::passes::{Before, MIN_SHARED, Packing, Pass, Piece, ROW_BUDGET, pass_s
 use super::settings::{Length, RunSettings};
 use super::tuned::Tuned;
 use crate::arch::ModelConfig;
-use crate::backend::{AccElement, AdamwStep, Backend, PassSize};
+use crate::backend::ops::{AdamwStep, Zero};
+use crate::backend::{AccElement, Backend, PassSize};
 use crate::formats::adapter::{Adapter, AdapterConfig};
 use crate::hooks::NoTaps;
 use crate::model::{
@@ -448,9 +449,9 @@ impl<B: Backend> Trainer<B> {
         batches.iter().for_each(|batch| labels[batch.run] = batch.labels);
         let mut rows_before = vec![0; self.runs.len()];
         let mut losses = Vec::new();
-        backend.zero(&mut self.optimizer.d_params);
+        backend.zero(Zero { x: &mut self.optimizer.d_params });
         if let Tuned::Encoded(_) = &self.tuned {
-            backend.zero(&mut self.d_prompts);
+            backend.zero(Zero { x: &mut self.d_prompts });
         }
         for pieces in self.packing.group(pieces) {
             let pass = self.packing.pass(&pieces, |run| &self.runs[run].data);

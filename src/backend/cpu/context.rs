@@ -35,9 +35,9 @@ pub struct Task<W> {
 }
 
 impl<W: Float> Context<W> {
-    /// With as many threads as the current thread pool has.
-    pub fn new(isa: Isa) -> Self {
-        let pool = ThreadPool::new(rayon::current_num_threads());
+    /// With so many threads, the calling one included.
+    pub fn new(isa: Isa, threads: usize) -> Self {
+        let pool = ThreadPool::new(threads);
         let alone = || Task { gemm: Gemm::new(isa, ThreadPool::alone()), memory: Vec::new() };
         let tasks = (0..pool.threads()).map(|_| alone()).collect();
         let gemm = Gemm::new(isa, pool.clone());

@@ -91,9 +91,19 @@ impl<A: Float> Cpu<A> {
     /// # Panics
     /// If `A` does not accumulate for the dtype, the processor lacks the instruction set, or it has no pairs to split into.
     pub fn open(settings: &CpuSettings) -> Self {
-        let CpuSettings { dtype, threads, isa, split } = *settings;
+        let CpuSettings { dtype, isa, .. } = *settings;
         assert!(A::DTYPES.contains(&dtype), "cpu: dtype {dtype} accumulated in {}", A::NAME);
         assert!(Isa::available().contains(&isa), "cpu: {isa:?} on a processor with {:?}", Isa::available());
+        Self::with(*settings)
+    }
+
+    /// As [`Cpu::open`], on an instruction set that is emulated.
+    #[cfg(test)]
+    fn open_emulated(settings: &CpuSettings) -> Self {
+        Self::with(*settings)
+    }
+
+    fn with(CpuSettings { dtype, threads, isa, split }: CpuSettings) -> Self {
         let mut cx = Context::new(isa, threads);
         if split {
             cx.gemm = cx.gemm.split();

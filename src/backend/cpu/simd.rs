@@ -8,10 +8,14 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 use half::{bf16, f16};
 
+use super::buffer::HostBuffer;
+use super::context::Context;
 pub use super::isa::Isa;
+use super::kernel::Kernel;
 use super::pack::transpose::{self, Square, Whole};
 use super::thin::{self, Thin};
 use super::tile::Tiles;
+use crate::arch::Dtype;
 use crate::backend::{AccElement, HostSlice};
 
 /// What arithmetic is done in: `f32`, or `f64` in the oracle.
@@ -33,6 +37,14 @@ pub trait Float:
     const NEG_INFINITY: Self;
     /// Its name.
     const NAME: &'static str;
+    /// The compute dtypes that it accumulates for.
+    const DTYPES: &'static [Dtype];
+    /// Runs an operation's loops for a compute dtype of [`Float::DTYPES`].
+    fn dispatch<K: Kernel<Self>>(dtype: Dtype, kernel: K, cx: &mut Context<Self>);
+    /// What rounds to a compute dtype of [`Float::DTYPES`] in place.
+    fn rounding(dtype: Dtype) -> fn(Isa, &mut [Self]);
+    /// `out = x`, rounded to the buffer's dtype, which is one of [`Float::DTYPES`].
+    fn narrow_into(isa: Isa, out: &mut HostBuffer, x: &[Self]);
     /// `e^x`; 1 at 0, 0 at minus infinity. `FUSED` rounds multiply-adds once, which is fast where the instruction set
     /// has them and very slow elsewhere.
     fn exp<const FUSED: bool>(self) -> Self;
@@ -82,6 +94,26 @@ pub trait Element<W>: bytemuck::Pod + Default + Send + Sync {
     fn rest(self) -> bf16;
     /// The host's view of a slice.
     fn host(slice: &[Self]) -> HostSlice<'_>;
+    /// The elements of a buffer of this type.
+    ///
+    /// # Panics
+    /// If it is of another.
+    fn slice(buffer: &HostBuffer) -> &[Self];
+    /// The elements of a buffer of this type.
+    ///
+    /// # Panics
+    /// If it is of another.
+    fn slice_mut(buffer: &mut HostBuffer) -> &mut [Self];
+}
+
+fn other_dtype(wanted: &str, found: HostSlice<'_>) -> ! {
+    let found = match found {
+        HostSlice::F64(_) => "f64",
+        HostSlice::F32(_) => "f32",
+        HostSlice::Bf16(_) => "bf16",
+        HostSlice::F16(_) => "f16",
+    };
+    panic!("cpu: a buffer of {found} where the compute dtype is {wanted}")
 }
 
 macro_rules! elements {
@@ -108,6 +140,18 @@ macro_rules! elements {
             }
             fn host(slice: &[Self]) -> HostSlice<'_> {
                 HostSlice::$host(slice)
+            }
+            fn slice(buffer: &HostBuffer) -> &[Self] {
+                match buffer {
+                    HostBuffer::$host(elements) => elements,
+                    other => other_dtype(stringify!($stored), other.view()),
+                }
+            }
+            fn slice_mut(buffer: &mut HostBuffer) -> &mut [Self] {
+                match buffer {
+                    HostBuffer::$host(elements) => elements,
+                    other => other_dtype(stringify!($stored), other.view()),
+                }
             }
         })*
     };
@@ -175,6 +219,32 @@ impl Float for f32 {
     const ONE: Self = 1.0;
     const NEG_INFINITY: Self = f32::NEG_INFINITY;
     const NAME: &'static str = "f32";
+    const DTYPES: &'static [Dtype] = &[Dtype::F32, Dtype::BF16, Dtype::F16];
+
+    fn dispatch<K: Kernel<Self>>(dtype: Dtype, kernel: K, cx: &mut Context<Self>) {
+        match dtype {
+            Dtype::F32 => kernel.run::<f32>(cx),
+            Dtype::BF16 => kernel.run::<bf16>(cx),
+            Dtype::F16 => kernel.run::<f16>(cx),
+            Dtype::F64 => unreachable!("cpu: f64 accumulated in f32"),
+        }
+    }
+    fn rounding(dtype: Dtype) -> fn(Isa, &mut [Self]) {
+        match dtype {
+            Dtype::F32 => round::<f32, f32>,
+            Dtype::BF16 => round::<f32, bf16>,
+            Dtype::F16 => round::<f32, f16>,
+            Dtype::F64 => unreachable!("cpu: f64 accumulated in f32"),
+        }
+    }
+    fn narrow_into(isa: Isa, out: &mut HostBuffer, x: &[Self]) {
+        match out {
+            HostBuffer::F64(out) => narrow(isa, out, x),
+            HostBuffer::F32(out) => narrow(isa, out, x),
+            HostBuffer::Bf16(out) => narrow(isa, out, x),
+            HostBuffer::F16(out) => narrow(isa, out, x),
+        }
+    }
 
     /// Within 2 units in the last place, also where the result is subnormal. No branches, so that it vectorises.
     #[inline(always)]
@@ -248,6 +318,17 @@ impl Float for f64 {
     const ONE: Self = 1.0;
     const NEG_INFINITY: Self = f64::NEG_INFINITY;
     const NAME: &'static str = "f64";
+    const DTYPES: &'static [Dtype] = &[Dtype::F64];
+
+    fn dispatch<K: Kernel<Self>>(_: Dtype, kernel: K, cx: &mut Context<Self>) {
+        kernel.run::<f64>(cx);
+    }
+    fn rounding(_: Dtype) -> fn(Isa, &mut [Self]) {
+        round::<f64, f64>
+    }
+    fn narrow_into(isa: Isa, out: &mut HostBuffer, x: &[Self]) {
+        narrow(isa, <Self as Element<Self>>::slice_mut(out), x);
+    }
 
     #[inline(always)]
     fn exp<const FUSED: bool>(self) -> Self {
@@ -358,6 +439,15 @@ multiversion! {
     pub fn narrow[W: Float, S: Element<W>](out: &mut [S], x: &[W]) {
         for (o, &x) in out.iter_mut().zip(x) {
             *o = S::narrow(x);
+        }
+    }
+}
+
+multiversion! {
+    /// `x = x`, rounded to `S`.
+    pub fn round[W: Float, S: Element<W>](x: &mut [W]) {
+        for v in x {
+            *v = S::narrow(*v).widen();
         }
     }
 }

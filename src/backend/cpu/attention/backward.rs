@@ -14,35 +14,32 @@ use super::super::tile::{Panels, Rows};
 use super::blocks::{Block, TILE, query_blocks, query_rows};
 use super::lanes::{Lanes, each_lanes, gather_keys, gather_queries, some, some_mut};
 use super::products::Products;
-use crate::backend::AttentionDims;
+use crate::backend::cpu::Cpu;
+use crate::backend::ops::{AttentionBwd, AttentionDims};
 use crate::pack::Pack;
 
-/// What the backward reads.
-pub struct Inputs<'a, W, R> {
+/// What the backward reads, in the compute dtype.
+struct Inputs<'a, W, R> {
     /// `[N, H, D]`.
-    pub d_z: &'a [W],
+    d_z: &'a [W],
     /// `[N, H, D]`.
-    pub z: &'a [R],
+    z: &'a [R],
     /// `[N, H]`.
-    pub lse: &'a [W],
+    lse: &'a [W],
     /// `[N, H, D]`.
-    pub q: &'a [R],
+    q: &'a [R],
     /// `[N, K, D]`.
-    pub k: &'a [R],
+    k: &'a [R],
     /// `[N, K, D]`.
-    pub v: &'a [R],
+    v: &'a [R],
 }
 
-/// See [`Backend::attention_bwd`](crate::backend::Backend::attention_bwd).
-pub fn bwd<W: Float, R: Element<W>>(
-    cx: &mut Context<W>,
-    [d_q, d_k, d_v]: [&mut [R]; 3],
-    delta: &mut [W],
-    inputs: &Inputs<'_, W, R>,
-    pack: &Pack,
-    dims: AttentionDims,
-) {
-    assert!(!pack.has_cached(), "attention_bwd: a pack with kept ancestors has no backward");
+/// See [`AttentionBwd`], in the compute dtype `R`.
+pub fn bwd<W: Float, R: Element<W>>(cx: &mut Context<W>, op: AttentionBwd<'_, Cpu<W>>) {
+    let AttentionBwd { d_q, d_k, d_v, delta, d_z, z, lse, q, k, v, pack, dims } = op;
+    let [d_q, d_k, d_v] = [d_q, d_k, d_v].map(R::slice_mut);
+    let [z, q, k, v] = [z, q, k, v].map(R::slice);
+    let inputs = &Inputs { d_z, z, lse, q, k, v };
     let (isa, heads, width) = (cx.exec.isa, dims.heads, dims.head_dim);
     let rounded = Products::of::<R>(&cx.gemm, width).in_pairs();
     each_part(

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::backend::AttentionDims;
+use crate::backend::ops::AttentionDims;
 use crate::pack::{Pack, Parent};
 
 /// Positions of a tile of keys.

@@ -10,7 +10,8 @@ use super::super::tile::{Panels, Rows};
 use super::blocks::{Block, Group, TILE, query_groups};
 use super::lanes::{Lanes, each_lanes, gather_keys, gather_queries, some, some_mut};
 use super::products::Products;
-use crate::backend::AttentionDims;
+use crate::backend::cpu::Cpu;
+use crate::backend::ops::{AttentionDims, AttentionFwd};
 use crate::pack::Pack;
 
 /// Lanes that are worked on at a time: what a tile of keys and they need stays in the first-level cache.
@@ -81,7 +82,7 @@ impl<'a, W: Float> Passing<'a, W> {
     }
 
     /// Takes in a tile: `keys` along D and `values` along positions; `scores` holds `[TILE, n]`.
-    fn worker_loop(
+    fn take_tile(
         &mut self,
         [keys, values]: [Rows<'_, W>; 2],
         scores: &mut [W],
@@ -123,20 +124,13 @@ impl<'a, W: Float> Passing<'a, W> {
     }
 }
 
-/// See [`Backend::attention_fwd`](crate::backend::Backend::attention_fwd).
-#[allow(clippy::too_many_arguments)]
-pub fn fwd<W: Float, R: Element<W>>(
-    cx: &mut Context<W>,
-    z: &mut [R],
-    lse: &mut [W],
-    q: &[R],
-    [k, v]: [&[R]; 2],
-    kept: Option<[&[R]; 2]>,
-    pack: &Pack,
-    dims: AttentionDims,
-) {
+/// See [`AttentionFwd`], in the compute dtype `R`.
+pub fn fwd<W: Float, R: Element<W>>(cx: &mut Context<W>, op: AttentionFwd<'_, Cpu<W>>) {
+    let AttentionFwd { z, lse, q, k, v, cached, pack, dims } = op;
+    let [q, k, v] = [q, k, v].map(R::slice);
+    let cached = cached.map(|buffers| buffers.map(R::slice));
     let (group, width) = (dims.group(), dims.head_dim);
-    let (z, lse) = (Shared::new(z), Shared::new(lse));
+    let (z, lse) = (Shared::new(R::slice_mut(z)), Shared::new(lse));
     let groups = query_groups(pack, dims);
     workers(&cx.exec.pool, &mut cx.tasks, groups.len() * dims.kv_heads, |Task { gemm, memory }, i| {
         // The last rows see the most keys: first, so that no thread is left alone with them.
@@ -153,12 +147,12 @@ pub fn fwd<W: Float, R: Element<W>>(
         let [keys, values, turned, scores, own_memory, memory] = carve(memory, lens);
         let mut tile = |passing: &mut [Passing<'_, W>], block: &Block, positions: Range<usize>| {
             let block = Block { head, ..block.clone() };
-            gather_keys(products, keys, k, kept.map(|kept| kept[0]), pack, &block, dims, positions.clone());
-            gather_keys(products, values, v, kept.map(|kept| kept[1]), pack, &block, dims, positions.clone());
+            gather_keys(products, keys, k, cached.map(|cached| cached[0]), pack, &block, dims, positions.clone());
+            gather_keys(products, values, v, cached.map(|cached| cached[1]), pack, &block, dims, positions.clone());
             let keys = products.along_width(keys, width);
             let values = products.along_positions(turned, values, positions.len(), width);
             for lanes in passing {
-                lanes.worker_loop([keys, values], scores, positions.clone(), dims);
+                lanes.take_tile([keys, values], scores, positions.clone(), dims);
             }
         };
         let first = |block: &Block| pack.positions()[block.rows.start] as usize;

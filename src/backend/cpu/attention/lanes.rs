@@ -6,7 +6,7 @@ use super::super::pack::transpose;
 use super::super::simd::{Element, Float, Isa};
 use super::blocks::Block;
 use super::products::Products;
-use crate::backend::AttentionDims;
+use crate::backend::ops::AttentionDims;
 use crate::pack::Pack;
 
 /// `out [lanes, elements of D] = ` some of the queries (or anything of their shape) of rows: those numbered `lanes`,

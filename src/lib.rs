@@ -3,6 +3,8 @@
 pub mod arch;
 pub mod backend;
 #[forbid(unsafe_code)]
+pub mod capture;
+#[forbid(unsafe_code)]
 pub mod cli;
 #[forbid(unsafe_code)]
 pub mod compare;

@@ -41,24 +41,29 @@ pub(super) fn forward<B: Backend>(
     }
 }
 
-/// `d_x [rows, C] +=` the gradient through the norm, and on request the parameters' into the flat `(d_weights, offset)`:
-/// the bias lies behind the weight.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn backward<B: Backend>(
-    backend: &mut B,
-    config: &ModelConfig,
-    d_x: &mut B::Acc,
-    d_params: Option<(&mut B::Acc, usize)>,
-    d_out: &B::Acc,
-    x: &B::Acc,
-    stats: &Stats<B>,
-    norm: &Norm<B>,
-    rows: usize,
-) {
-    let (width, rstd) = (config.hidden_size, &stats.rstd);
-    match &stats.mean {
+/// A norm's backward: `d_x [rows, C] +=` the gradient through it, and on request the parameters'.
+pub(super) struct NormBwd<'a, B: Backend> {
+    /// `[rows, C]`, added to.
+    pub d_x: &'a mut B::Acc,
+    /// Flat gradients and where the weight's begins, added to; the bias's lies behind it.
+    pub d_params: Option<(&'a mut B::Acc, usize)>,
+    /// `[rows, C]`.
+    pub d_out: &'a B::Acc,
+    /// `[rows, C]`, of the forward.
+    pub x: &'a B::Acc,
+    /// Of the forward.
+    pub stats: &'a Stats<B>,
+    pub norm: &'a Norm<B>,
+    pub rows: usize,
+}
+
+/// See [`NormBwd`].
+pub(super) fn backward<B: Backend>(backend: &mut B, config: &ModelConfig, args: NormBwd<'_, B>) {
+    let NormBwd { d_x, d_params, d_out, x, stats: Stats { mean, rstd }, norm, rows } = args;
+    let (width, weight) = (config.hidden_size, &norm.weight);
+    match mean {
         Some(mean) => {
-            backend.layer_norm_bwd(LayerNormBwd { d_x, d_out, x, mean, rstd, weight: &norm.weight, rows, width });
+            backend.layer_norm_bwd(LayerNormBwd { d_x, d_out, x, mean, rstd, weight, rows, width });
             if let Some((d_affine, offset)) = d_params {
                 backend.layer_norm_bwd_affine(LayerNormBwdAffine {
                     d_affine,
@@ -73,7 +78,7 @@ pub(super) fn backward<B: Backend>(
             }
         }
         None => {
-            backend.rms_norm_bwd(RmsNormBwd { d_x, d_out, x, rstd, weight: &norm.weight, rows, width });
+            backend.rms_norm_bwd(RmsNormBwd { d_x, d_out, x, rstd, weight, rows, width });
             if let Some((d_weight, offset)) = d_params {
                 backend.rms_norm_bwd_weight(RmsNormBwdWeight { d_weight, offset, d_out, x, rstd, rows, width });
             }

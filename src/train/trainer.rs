@@ -17,7 +17,7 @@ use crate::backend::{AccElement, Backend, PassSize};
 use crate::formats::adapter::{Adapter, AdapterConfig};
 use crate::hooks::NoTaps;
 use crate::model::{
-    Activations, DropoutPlan, FullTuning, GradientRequest, Gradients, Input, Keep, Labels, Model, OutputRows,
+    Activations, DropoutPlan, FullTuning, GradientRequest, Gradients, Input, Labels, Model, OutputRows, Save,
 };
 use crate::pack::Pack;
 use crate::{Error, Result};
@@ -178,7 +178,7 @@ impl<B: Backend> Trainer<B> {
         });
         Ok(Self {
             optimizer: Optimizer::new(backend, count, stride)?,
-            acts: Activations::new(backend, &model.config, tuned.layout(), rows, Keep::All)?,
+            acts: Activations::new(backend, &model.config, tuned.layout(), rows, Save::All)?,
             grads: Gradients::new(backend, &model.config, rows, labels)?,
             d_prompts: backend.acc(tuned.folded())?,
             runs: runs.collect(),
@@ -216,7 +216,7 @@ impl<B: Backend> Trainer<B> {
         let run = RunState { data: Vec::new(), settings, total_steps, order: Order::new(1, None), total_tokens: 0 };
         Ok(Self {
             optimizer: Optimizer::new(backend, 1, total)?,
-            acts: Activations::new(backend, &model.config, None, rows, Keep::All)?,
+            acts: Activations::new(backend, &model.config, None, rows, Save::All)?,
             grads: Gradients::new(backend, &model.config, rows, rows)?,
             d_prompts: backend.acc(tuned.folded())?,
             runs: vec![run],
@@ -246,7 +246,7 @@ impl<B: Backend> Trainer<B> {
         let (rows, labels) = packing(tuned, options)?.capacity(sizes);
         let (count, stride) = tuned.shape();
         let bytes = [
-            Activations::<B>::bytes(config, tuned.layout(), rows, Keep::All, element_sizes),
+            Activations::<B>::bytes(config, tuned.layout(), rows, Save::All, element_sizes),
             Gradients::<B>::bytes(config, rows, labels, element_sizes),
             Optimizer::<B>::bytes(count, stride, element_sizes) + tuned.folded() * element_sizes.0,
         ];

@@ -17,7 +17,7 @@ use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 use super::atomic::write_json;
-use super::safetensors::{Dtype, TensorFile, TensorSpec};
+use super::safetensors::{Dtype, TensorFile, TensorSpec, element_size};
 use crate::{Error, Result};
 
 /// What a file will hold.
@@ -78,10 +78,10 @@ impl ActivationWriter {
         }
         let mut columns = Vec::new();
         for (name, width) in &layout.sites {
-            columns.push(Column { name: name.clone(), width: width * layout.dtype.size(), rows: 0 });
+            columns.push(Column { name: name.clone(), width: width * element_size(layout.dtype), rows: 0 });
         }
         for name in &layout.labels {
-            columns.push(Column { name: name.clone(), width: Dtype::I64.size(), rows: 0 });
+            columns.push(Column { name: name.clone(), width: element_size(Dtype::I64), rows: 0 });
         }
         let mut index = HashMap::new();
         for (i, column) in columns.iter().enumerate() {

@@ -94,7 +94,7 @@ impl TensorFile {
             let Some(end) = end else {
                 return Err(Error::field(path, spec.name, "a size that fits 64 bits", format!("{:?}", spec.shape)));
             };
-            let entry = json!({"dtype": spec.dtype.name(), "shape": spec.shape, "data_offsets": [offset, end]});
+            let entry = json!({"dtype": spec.dtype, "shape": spec.shape, "data_offsets": [offset, end]});
             if header.insert(spec.name.clone(), entry).is_some() {
                 return Err(Error::field(path, spec.name, "a tensor's name once", "twice"));
             }

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::Precompiled;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer as Inner};
@@ -56,7 +58,7 @@ impl Tokenizer {
     pub fn parse(dir: impl AsRef<Path>, tokenizer: &str, tokenizer_config: &str) -> Result<Self> {
         let dir = dir.as_ref();
         let path = dir.join("tokenizer.json");
-        let inner = Inner::from_bytes(tokenizer).map_err(Error::file(&path))?;
+        let inner = from_text(&path, tokenizer)?;
         let mut config = Sources::read(Path::new(""), |_| Ok(None))?;
         config.tokenizer_config.0 = dir.join("tokenizer_config.json");
         config.tokenizer_config.1 = json::parse(&config.tokenizer_config.0, tokenizer_config)?;
@@ -274,7 +276,7 @@ fn from_json(path: &Path, config: &Sources) -> Result<Inner> {
     // A class whose alphabet is not the file's would make nonsense of every text.
     let own = (pipeline == Pipeline::Llama) != text.contains("\"ByteLevel\"");
     if pipeline == Pipeline::File || !own {
-        return Inner::from_bytes(text).map_err(Error::file(path));
+        return from_text(path, &text);
     }
     let mut value = json::parse(path, &text)?;
     let f = config.config()?;
@@ -287,7 +289,25 @@ fn from_json(path: &Path, config: &Sources) -> Result<Inner> {
             _ => byte_level(&mut value, prefix.unwrap_or(false), pipeline == Pipeline::Qwen2),
         }
     }
-    Inner::from_bytes(value.to_string()).map_err(Error::file(path))
+    from_text(path, &value.to_string())
+}
+
+/// A tokenizer of the text of its `tokenizer.json`. The crate that reads it panics where the text is no JSON inside a
+/// decoder, and where a precompiled normalizer is none: both are refused before it sees them.
+fn from_text(path: &Path, text: &str) -> Result<Inner> {
+    let value: Value = serde_json::from_str(text).map_err(Error::file(path))?;
+    check_precompiled(value.get("normalizer")).map_err(Error::file(path))?;
+    Inner::from_bytes(text).map_err(Error::file(path))
+}
+
+/// Checks every precompiled normalizer of a normalizer.
+fn check_precompiled(normalizer: Option<&Value>) -> serde_json::Result<()> {
+    let Some(normalizer) = normalizer else { return Ok(()) };
+    if normalizer.get("type").and_then(Value::as_str) == Some("Precompiled") {
+        Precompiled::deserialize(normalizer)?;
+    }
+    let parts = normalizer.get("normalizers").and_then(Value::as_array);
+    parts.into_iter().flatten().try_for_each(|part| check_precompiled(Some(part)))
 }
 
 /// How the reference's Qwen2 tokenizer cuts a text into words.

@@ -1,15 +1,17 @@
 //! Chat templates: Jinja as `apply_chat_template` of transformers runs it.
 //!
-//! A template is a program from a stranger's file. It reaches nothing but its variables and the local time, and it stops
-//! after a number of instructions (its fuel). Its memory is not bounded: a loop that doubles a string has spent little
-//! fuel when it has filled memory.
+//! A template is a program from a stranger's file. It reaches nothing but its variables and the local time; it stops after
+//! a number of instructions (its fuel) and a length of text, and the widths and counts that it gives to filters are
+//! bounded. The memory of its variables is not: a loop that doubles a string fills memory with little fuel.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use jiff::Zoned;
 use jiff::fmt::strtime::{BrokenDownTime, Config, PosixCustom};
-use minijinja::value::{Kwargs, Value};
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::value::{Kwargs, Rest, Value};
+use minijinja::{Environment, ErrorKind, State, context, filters};
+use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
@@ -34,6 +36,10 @@ pub struct ChatTemplate {
 const NAME: &str = "chat_template";
 /// Instructions that a template may run: published ones take some tens for each message.
 const FUEL: u64 = 5_000_000;
+/// Bytes of text that a template may make.
+const LONGEST: usize = 64 << 20;
+/// The largest width or count that a template may give to a filter that makes so much text or so many values.
+const WIDEST: i64 = 100_000;
 
 impl ChatTemplate {
     /// Compiles a template; `path` is the file it came from.
@@ -46,7 +52,27 @@ impl ChatTemplate {
         env.set_fuel(Some(FUEL));
         env.set_trim_blocks(true);
         env.set_lstrip_blocks(true);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_unknown_method_callback(|state, value, method, args| {
+            if method == "format" {
+                check_widths(value)?;
+            }
+            unknown_method_callback(state, value, method, args)
+        });
+        for (name, filter) in [
+            ("indent", Value::from_function(filters::indent)),
+            ("batch", Value::from_function(filters::batch)),
+            ("slice", Value::from_function(filters::slice)),
+            ("format", Value::from_function(filters::format)),
+        ] {
+            env.add_filter(name, move |state: &State, args: Rest<Value>| {
+                let (text, numbers) = args.split_at(args.len().min(1));
+                match name {
+                    "format" => text.iter().try_for_each(check_widths)?,
+                    _ => numbers.iter().try_for_each(check_numbers)?,
+                }
+                filter.call(state, &args)
+            });
+        }
         env.add_function("raise_exception", raise_exception);
         env.add_function("strftime_now", |format: String| strftime(&format, &Zoned::now()));
         env.add_filter("tojson", to_json);
@@ -72,13 +98,18 @@ impl ChatTemplate {
             ..specials
         };
         let template = self.env.get_template(NAME).map_err(|e| failed(&self.path, &e))?;
-        template.render(call).map_err(|e| match e.kind() {
-            ErrorKind::OutOfFuel => {
-                let expected = format!("a template that renders within {FUEL} instructions");
-                Error::field(&self.path, "chat_template", expected, "one that goes on")
-            }
+        let mut text = Text(Vec::new());
+        template.render_captured_to(call, &mut text).map_err(|e| match e.kind() {
+            ErrorKind::OutOfFuel => self.endless(format!("{FUEL} instructions")),
+            ErrorKind::WriteFailure => self.endless(format!("{LONGEST} bytes")),
             _ => failed(&self.path, &e),
-        })
+        })?;
+        String::from_utf8(text.0).map_err(Error::file(&self.path))
+    }
+
+    fn endless(&self, limit: String) -> Error {
+        let expected = format!("a template that renders within {limit}");
+        Error::field(&self.path, "chat_template", expected, "one that goes on")
     }
 }
 
@@ -86,6 +117,45 @@ fn failed(path: &Path, e: &minijinja::Error) -> Error {
     let line = e.line().map_or(String::new(), |n| format!(", line {n}"));
     let detail = e.detail().map_or_else(|| e.kind().to_string(), |d| format!("{}: {d}", e.kind()));
     Error::field(path, format!("chat_template{line}"), "a template that renders", detail)
+}
+
+/// Text up to a length.
+struct Text(Vec<u8>);
+
+impl Write for Text {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes.len() > LONGEST - self.0.len() {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn too_wide(found: impl std::fmt::Display) -> minijinja::Error {
+    let detail = format!("expected a width or count of at most {WIDEST}, found {found}");
+    minijinja::Error::new(ErrorKind::InvalidOperation, detail)
+}
+
+/// Refuses a number above [`WIDEST`], also one given by name.
+fn check_numbers(arg: &Value) -> Result<(), minijinja::Error> {
+    if arg.is_kwargs() {
+        return arg.try_iter()?.try_for_each(|key| check_numbers(&arg.get_item(&key)?));
+    }
+    let wide = !i64::try_from(arg.clone()).is_ok_and(|n| n <= WIDEST);
+    if arg.is_number() && wide { Err(too_wide(arg)) } else { Ok(()) }
+}
+
+/// Refuses a format that has a number of more digits than [`WIDEST`]: it could be a width.
+fn check_widths(format: &Value) -> Result<(), minijinja::Error> {
+    let digits = format.as_str().unwrap_or_default().split(|c: char| !c.is_ascii_digit());
+    match digits.into_iter().find(|digits| digits.len() >= WIDEST.to_string().len()) {
+        Some(found) => Err(too_wide(found)),
+        None => Ok(()),
+    }
 }
 
 fn raise_exception(message: String) -> Result<String, minijinja::Error> {

@@ -31,3 +31,5 @@ pub mod stops;
 pub mod tables;
 #[forbid(unsafe_code)]
 pub mod tokenizer;
+#[forbid(unsafe_code)]
+pub mod yaml;

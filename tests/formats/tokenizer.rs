@@ -233,6 +233,24 @@ fn chat_templates_run_out_of_fuel() {
     );
     let error = template.expect("compiles").render(&[], false, &[]).expect_err("never ends").to_string();
     assert!(error.contains("chat_template.jinja") && error.contains("5000000 instructions"), "{error}");
+    for (source, limit) in [
+        ("{% for i in range(2000) %}{{ 'a' * 100000 }}{% endfor %}", "67108864 bytes"),
+        ("{{ 'a\nb' | indent(18446744073709551615) }}", "at most 100000"),
+        ("{{ 'a\nb' | indent(width=4000000000) }}", "at most 100000"),
+        ("{{ [1, 2] | batch(9223372036854775807) }}", "at most 100000"),
+        ("{{ [1, 2] | slice(100001) }}", "at most 100000"),
+        ("{{ '%99999999999999d' | format(1) }}", "at most 100000"),
+        ("{{ '{:>9999999999}'.format(1) }}", "at most 100000"),
+    ] {
+        let error = ChatTemplate::new("x", source).expect("compiles").render(&[], false, &[]).expect_err(source);
+        assert!(error.to_string().contains(limit), "{source}: {error}");
+    }
+    let widths =
+        "{{ 'a\nb' | indent(2) }}{{ [1, 2] | batch(1) | length }}{{ '%3d' | format(1) }}{{ '{:>3}'.format(1) }}";
+    assert_eq!(
+        ChatTemplate::new("x", widths).expect("compiles").render(&[], false, &[]).expect("renders"),
+        "a\n  b2  1  1"
+    );
     let talk = vec![Message { role: "user".into(), content: "a few words".into() }; 20_000];
     let template = ChatTemplate::new("x", "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}\n{% endfor %}");
     let text = template.expect("compiles").render(&talk, false, &[]).expect("a long talk renders");

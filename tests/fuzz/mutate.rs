@@ -9,7 +9,7 @@ use super::files::{File, Kind};
 use super::json::{NUMBERS, TEXTS, damage};
 
 /// Larger files are cut to this.
-const LARGEST: usize = 1 << 20;
+const LARGEST: usize = 1 << 18;
 
 /// What templates are made of, and what a reader of templates may stumble over.
 const TEMPLATE: [&str; 44] = [

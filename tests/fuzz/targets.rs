@@ -133,7 +133,10 @@ fn fuzz_task_files() {
             for example in &task.load(&files)?.examples {
                 let shown = task.template().demonstration(example);
                 assert!(shown.contains(&example.output));
-                let _ = task.metric().judge(&example.output, example);
+                // The time that a metric takes grows with its texts.
+                if example.output.len() < 5000 {
+                    let _ = task.metric().judge(&example.output, example);
+                }
             }
         }
         Ok(())

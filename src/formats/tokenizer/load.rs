@@ -279,6 +279,9 @@ fn from_json(path: &Path, config: &Sources) -> Result<Inner> {
         return from_text(path, &text);
     }
     let mut value = json::parse(path, &text)?;
+    if !value.get("model").is_some_and(Value::is_object) {
+        return from_text(path, &text);
+    }
     let f = config.config()?;
     // Older files do not name the kind of a model with merges.
     if value.pointer("/model/type").and_then(Value::as_str).unwrap_or("BPE") == "BPE" {

@@ -36,8 +36,8 @@ pub fn finalize(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// SHA-256 (FIPS 180-4) of the concatenated parts: for what must not be mistaken, such as a compiled kernel that goes to
-/// a driver. Parts are not told apart: hash their lengths too where that matters.
+/// SHA-256 (FIPS 180-4) of the concatenated parts: for what must not be mistaken, such as a compiled kernel that goes
+/// to a driver. Parts are not told apart: hash their lengths too where that matters.
 pub fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 32] {
     parts.into_iter().fold(Sha256::new(), |hasher, part| hasher.chain_update(part)).finalize().into()
 }

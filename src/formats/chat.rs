@@ -1,8 +1,8 @@
 //! Chat templates: Jinja as `apply_chat_template` of transformers runs it.
 //!
-//! A template is a program from a stranger's file. It reaches nothing but its variables and the local time; it stops after
-//! a number of instructions (its fuel) and a length of text, and the widths and counts that it gives to filters are
-//! bounded. The memory of its variables is not: a loop that doubles a string fills memory with little fuel.
+//! A template is a program from a stranger's file. It reaches nothing but its variables and the local time; it stops
+//! after a number of instructions (its fuel) and a length of text, and the widths and counts that it gives to filters
+//! are bounded. The memory of its variables is not: a loop that doubles a string fills memory with little fuel.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ impl ChatTemplate {
         env.set_lstrip_blocks(true);
         env.set_unknown_method_callback(|state, value, method, args| {
             if method == "format" {
-                check_widths(value)?;
+                check_format(value)?;
             }
             unknown_method_callback(state, value, method, args)
         });
@@ -65,10 +65,10 @@ impl ChatTemplate {
             ("format", Value::from_function(filters::format)),
         ] {
             env.add_filter(name, move |state: &State, args: Rest<Value>| {
-                let (text, numbers) = args.split_at(args.len().min(1));
+                let (text, widths) = args.split_at(args.len().min(1));
                 match name {
-                    "format" => text.iter().try_for_each(check_widths)?,
-                    _ => numbers.iter().try_for_each(check_numbers)?,
+                    "format" => text.iter().try_for_each(check_format)?,
+                    _ => widths.iter().try_for_each(check_width)?,
                 }
                 filter.call(state, &args)
             });
@@ -141,16 +141,16 @@ fn too_wide(found: impl std::fmt::Display) -> minijinja::Error {
 }
 
 /// Refuses a number above [`WIDEST`], also one given by name.
-fn check_numbers(arg: &Value) -> Result<(), minijinja::Error> {
+fn check_width(arg: &Value) -> Result<(), minijinja::Error> {
     if arg.is_kwargs() {
-        return arg.try_iter()?.try_for_each(|key| check_numbers(&arg.get_item(&key)?));
+        return arg.try_iter()?.try_for_each(|key| check_width(&arg.get_item(&key)?));
     }
     let wide = !i64::try_from(arg.clone()).is_ok_and(|n| n <= WIDEST);
     if arg.is_number() && wide { Err(too_wide(arg)) } else { Ok(()) }
 }
 
 /// Refuses a format that has a number of more digits than [`WIDEST`]: it could be a width.
-fn check_widths(format: &Value) -> Result<(), minijinja::Error> {
+fn check_format(format: &Value) -> Result<(), minijinja::Error> {
     let digits = format.as_str().unwrap_or_default().split(|c: char| !c.is_ascii_digit());
     match digits.into_iter().find(|digits| digits.len() >= WIDEST.to_string().len()) {
         Some(found) => Err(too_wide(found)),
@@ -198,8 +198,8 @@ impl Formatter for Spaced {
     }
 }
 
-/// A time as Python's `datetime.strftime` formats it, without a time zone as `datetime.now()` is: `%z` and `%Z` are empty,
-/// `%f` is microseconds, names are English, and what is no conversion stays as it stands.
+/// A time as Python's `datetime.strftime` formats it, without a time zone as `datetime.now()` is: `%z` and `%Z` are
+/// empty, `%f` is microseconds, names are English, and what is no conversion stays as it stands.
 fn strftime(format: &str, now: &Zoned) -> String {
     let config = Config::new().custom(PosixCustom::new()).lenient(true);
     let mut out = String::new();

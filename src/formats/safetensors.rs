@@ -1,14 +1,14 @@
 //! safetensors files: mapped or copied, checked, viewed without a further copy; and written, also row by row.
 //!
 //! A file is a `u64` header length, a JSON header `{name: {dtype, shape, data_offsets}}` and the data
-//! (<https://github.com/huggingface/safetensors>). The format's own crate reads the header and names the dtypes; what it
-//! lets pass or says too little about, [`header`] adds. Everything that a header claims is checked before a view is
+//! (<https://github.com/huggingface/safetensors>). The format's own crate reads the header and names the dtypes; what
+//! it lets pass or says too little about, [`header`] adds. Everything that a header claims is checked before a view is
 //! given out; each kind of failure is its own [`SafetensorsError`].
 //!
-//! With [`Loading::Mapped`] views point into a mapping of the file: weights are read from disk when first touched, shared
-//! between processes, and dropped by the system under memory pressure. A mapped file must not be changed while it is
-//! open ([`Bytes::map`] says what happens otherwise): write new files and rename them, as this library does, or open it
-//! with [`Loading::Copied`].
+//! With [`Loading::Mapped`] views point into a mapping of the file: weights are read from disk when first touched,
+//! shared between processes, and dropped by the system under memory pressure. A mapped file must not be changed while
+//! it is open ([`Bytes::map`] says what happens otherwise): write new files and rename them, as this library does, or
+//! open it with [`Loading::Copied`].
 
 #[forbid(unsafe_code)]
 mod checkpoint;
@@ -62,9 +62,9 @@ pub(super) fn element_size(dtype: Dtype) -> usize {
     dtype.bitsize() / 8
 }
 
-/// A Rust type whose values have in memory the bytes that a file holds for one [`Dtype`]. Any bytes are a valid value of it
-/// ([`AnyBitPattern`]), whatever a file holds: `bool`, of which only 0 and 1 are, cannot be one. BOOL and the dtypes
-/// without a Rust type are read as the bytes of [`TensorView::data`].
+/// A Rust type whose values have in memory the bytes that a file holds for one [`Dtype`]. Any bytes are a valid value
+/// of it ([`AnyBitPattern`]), whatever a file holds: `bool`, of which only 0 and 1 are, cannot be one. BOOL and the
+/// dtypes without a Rust type are read as the bytes of [`TensorView::data`].
 pub trait Element: AnyBitPattern {
     /// The dtype whose elements this type is.
     const DTYPE: Dtype;
@@ -117,12 +117,12 @@ impl Bytes {
     /// Maps a whole file: shared and read-only.
     ///
     /// # The file must not change while it is mapped
-    /// No system call can hold others off a file, so this function, though not marked `unsafe`, trusts whoever may write
-    /// to it. Where another process (or this one) writes into the file in place, the elements of live views change
-    /// under their `&[T]`: results are then wrong without an error, and the language gives no guarantee for code that
-    /// relies on what it read before. Where the file is cut shorter, touching a page beyond its end kills the process
-    /// (SIGBUS). Replacing a file by renaming another over it is harmless, since the mapped one lives on until it is
-    /// unmapped; this library writes in no other way. For files that others may change, use [`Bytes::copy`].
+    /// No system call can hold others off a file, so this function, though not marked `unsafe`, trusts whoever may
+    /// write to it. Where another process (or this one) writes into the file in place, the elements of live views
+    /// change under their `&[T]`: results are then wrong without an error, and the language gives no guarantee for code
+    /// that relies on what it read before. Where the file is cut shorter, touching a page beyond its end kills the
+    /// process (SIGBUS). Replacing a file by renaming another over it is harmless, since the mapped one lives on until
+    /// it is unmapped; this library writes in no other way. For files that others may change, use [`Bytes::copy`].
     ///
     /// # Errors
     /// The file is not a regular one, or cannot be opened or mapped.
@@ -140,8 +140,8 @@ impl Bytes {
         Ok(Self { range: 0..map.len(), owner: Owner::Mapped(Arc::new(map)) })
     }
 
-    /// Reads a whole file into memory, as it is now: nothing that happens to the file afterwards reaches the bytes. (What
-    /// is written to it during the call may be in them in part.)
+    /// Reads a whole file into memory, as it is now: nothing that happens to the file afterwards reaches the bytes.
+    /// (What is written to it during the call may be in them in part.)
     ///
     /// # Errors
     /// The file is not a regular one, cannot be opened or read, or is cut shorter while it is read.
@@ -212,7 +212,7 @@ impl std::fmt::Debug for Bytes {
 pub struct TensorView {
     /// Name in the file.
     pub name: String,
-    /// Element type.
+    /// Element type, one of [`DTYPES`].
     pub dtype: Dtype,
     /// Shape, outermost dimension first; row-major.
     pub shape: Vec<usize>,
@@ -247,7 +247,7 @@ impl TensorView {
         self.data.is_empty()
     }
 
-    /// The elements, in place.
+    /// The elements, not copied.
     ///
     /// # Errors
     /// [`SafetensorsError::WrongDtype`] for another element type, [`SafetensorsError::Misaligned`] when the data does

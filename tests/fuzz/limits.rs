@@ -27,8 +27,8 @@ fn count(bytes: isize) {
     });
 }
 
-// SAFETY: every call is handed on to the system's allocator with its own arguments, but for requests that are refused with
-// a null pointer, as the trait allows; counting allocates nothing.
+// SAFETY: every call is handed on to the system's allocator with its own arguments, but for requests that are refused
+// with a null pointer, as the trait allows; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if layout.size() > REFUSED {
@@ -50,7 +50,8 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         count(-(layout.size() as isize));
-        // SAFETY: the pointer is from `alloc` or `alloc_zeroed` above, hence from the system's allocator, with this layout.
+        // SAFETY: the pointer is from `alloc` or `alloc_zeroed` above, hence from the system's allocator, with this
+        // layout.
         unsafe { System.dealloc(pointer, layout) }
     }
 }

@@ -144,7 +144,8 @@ fn fuzz_task_files() {
     run(Target { name: "task_files", seeds: seeds::tasks(), read });
 }
 
-/// The configuration of a command. The model that the words name is nowhere, whatever the file says: so no command runs.
+/// The configuration of a command. The model that the words name is nowhere, whatever the file says: so no command
+/// runs.
 #[test]
 fn fuzz_yaml() {
     fn read(dir: &Path) -> Result<()> {

@@ -86,7 +86,7 @@ impl Checkpoint {
         let top = Fields::new(path, &value)?;
         let map = top.require("weight_map", top.object("weight_map")?, "an object of tensor names and file names")?;
         let dir = path.parent().unwrap_or(Path::new("."));
-        let mut placed: HashMap<&str, &str> = HashMap::new();
+        let mut shard_of: HashMap<&str, &str> = HashMap::new();
         let mut shards: Vec<&str> = Vec::new();
         for name in map.keys() {
             let shard = map.require(name, map.str(name)?, "a file name")?;
@@ -97,7 +97,7 @@ impl Checkpoint {
             if !shards.contains(&shard) {
                 shards.push(shard);
             }
-            placed.insert(name, shard);
+            shard_of.insert(name, shard);
         }
         if shards.is_empty() {
             return Err(top.error("weight_map", "at least one tensor"));
@@ -114,7 +114,7 @@ impl Checkpoint {
             all.metadata.extend(one.metadata);
             let at = all.files.len();
             for (name, (_, info)) in one.tensors {
-                let expected = placed.get(name.as_str());
+                let expected = shard_of.get(name.as_str());
                 if expected != Some(&shard) {
                     let found = expected.map_or("no entry".to_string(), |s| s.to_string());
                     return Err(Error::field(
@@ -128,7 +128,7 @@ impl Checkpoint {
             }
             all.files.extend(one.files);
         }
-        let mut absent: Vec<_> = placed.iter().filter(|(name, _)| !all.tensors.contains_key(**name)).collect();
+        let mut absent: Vec<_> = shard_of.iter().filter(|(name, _)| !all.tensors.contains_key(**name)).collect();
         absent.sort_unstable();
         if let Some((name, shard)) = absent.first() {
             return Err(Error::field(path, format!("weight_map.{name}"), format!("a tensor in {shard}"), "none there"));
@@ -156,7 +156,7 @@ impl Checkpoint {
         &self.metadata
     }
 
-    /// Number of tensors.
+    /// Number of tensors in all files.
     pub fn len(&self) -> usize {
         self.tensors.len()
     }

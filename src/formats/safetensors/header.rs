@@ -9,7 +9,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 
 use super::{DTYPES, Dtype, element_size};
 
-/// Headers larger than this are refused, as by the reference implementation.
+/// Headers larger than this are refused, as by the format's crate.
 pub(super) const MAX_HEADER: u64 = 100_000_000;
 
 /// Why a safetensors file, or a tensor of it, cannot be used.

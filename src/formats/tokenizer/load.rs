@@ -108,7 +108,7 @@ impl Tokenizer {
 enum Pipeline {
     /// What `tokenizer.json` says.
     File,
-    /// That of the reference's LLaMA tokenizer.
+    /// That of transformers' LLaMA tokenizer.
     Llama,
     /// That of its GPT-2 tokenizer.
     Gpt2,
@@ -144,7 +144,7 @@ impl Sources {
         Fields::new(&self.tokenizer_config.0, &self.tokenizer_config.1)
     }
 
-    /// Whose pipeline the reference library builds: its class's own, or the file's. Of some families it knows that
+    /// Whose pipeline transformers builds: its class's own, or the file's. Of some families it knows that
     /// published files name a wrong class.
     fn pipeline(&self) -> Result<Pipeline> {
         let class = self.config()?.str("tokenizer_class")?.unwrap_or_default();
@@ -206,8 +206,8 @@ impl Sources {
         Ok(extra)
     }
 
-    /// `add_bos_token` and `add_eos_token`. They count beside a vocabulary alone: a `tokenizer.json` says itself what it
-    /// adds, and the reference library then reads neither.
+    /// `add_bos_token` and `add_eos_token`. They count beside a vocabulary alone: a `tokenizer.json` says itself what
+    /// it adds, and transformers then reads neither.
     fn added(&self) -> Result<[Option<bool>; 2]> {
         let f = self.config()?;
         Ok([f.bool("add_bos_token")?, f.bool("add_eos_token")?])
@@ -313,11 +313,11 @@ fn check_precompiled(normalizer: Option<&Value>) -> serde_json::Result<()> {
     parts.into_iter().flatten().try_for_each(|part| check_precompiled(Some(part)))
 }
 
-/// How the reference's Qwen2 tokenizer cuts a text into words.
+/// How transformers' Qwen2 tokenizer cuts a text into words.
 const QWEN2_WORDS: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The pipeline of the reference's GPT-2 tokenizer, which takes text as it is, or of its Qwen2 tokenizer, which composes
+/// The pipeline of transformers' GPT-2 tokenizer, which takes text as it is, or of its Qwen2 tokenizer, which composes
 /// characters and takes digits one by one.
 fn byte_level(tokenizer: &mut Value, prefix: bool, qwen2: bool) {
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": !qwen2});
@@ -335,7 +335,7 @@ fn byte_level(tokenizer: &mut Value, prefix: bool, qwen2: bool) {
     model["ignore_merges"] = json!(false);
 }
 
-/// The pipeline of the reference's LLaMA tokenizer: spaces become ▁, one is put before the text (before every part
+/// The pipeline of transformers' LLaMA tokenizer: spaces become ▁, one is put before the text (before every part
 /// between special tokens with `legacy`), unknown characters become bytes.
 fn metaspace(tokenizer: &mut Value, prefix: bool, legacy: bool) {
     let scheme = match (prefix, legacy) {

@@ -12,6 +12,8 @@ pub mod compare;
 pub mod error;
 pub mod formats;
 #[forbid(unsafe_code)]
+pub mod hash;
+#[forbid(unsafe_code)]
 pub mod hooks;
 #[forbid(unsafe_code)]
 pub mod model;

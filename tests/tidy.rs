@@ -9,6 +9,7 @@ const LONGEST: usize = 600;
 const LAYERS: [(&str, u8); 13] = [
     ("error", 0),
     ("arch", 1),
+    ("hash", 1),
     ("pack", 1),
     ("formats", 2),
     ("backend", 3),

@@ -81,7 +81,7 @@ impl Job for CaptureJob<'_> {
         if args.common.json {
             let tensors: Vec<_> = tensors
                 .iter()
-                .map(|(name, width)| json!({"name": name, "shape": [rows, width], "dtype": dtype.name()}))
+                .map(|(name, width)| json!({"name": name, "shape": [rows, width], "dtype": dtype}))
                 .collect();
             return output::json(&json!({"file": file, "documents": docs.len(), "tokens": rows, "tensors": tensors}));
         }

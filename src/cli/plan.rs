@@ -109,7 +109,7 @@ impl Plan {
 /// The weights, and where they lie: in the file's mapping, or in memory of their own.
 fn weights<B: Backend>(found: &Found, element: usize) -> (&'static str, usize) {
     let elements: usize = ParamId::all(&found.config).into_iter().map(|place| place.len(&found.config)).sum();
-    let same = found.checkpoint.iter().next().is_some_and(|t| t.dtype.size() == element && t.dtype.float().is_some());
+    let same = found.checkpoint.iter().next().is_some_and(|t| t.element_size() == element && t.float().is_some());
     let purpose = match (B::MAPS_WEIGHTS, same) {
         (true, true) => "weights, mapped",
         (true, false) => "weights, converted",

@@ -26,7 +26,7 @@ use crate::arch::Family;
 use crate::backend::Backend;
 use crate::formats::stops::Stops;
 use crate::formats::tokenizer::Tokenizer;
-use crate::formats::{atomic, fingerprint, json};
+use crate::formats::{atomic, json};
 use crate::model::{Adaptation, GenerationConfig, Model, Prompt, Sampling};
 use crate::task::metrics::interval;
 use crate::task::{Dataset, Task, Template};
@@ -310,7 +310,7 @@ fn begin(out: &Path, plan: &serde_json::Value) -> Result<()> {
     }
     // Numbers pass through text on both sides, so that equal ones are equal.
     let ours = json::parse(&path, &plan.to_string())?;
-    match fingerprint::difference("plan", &ours, &json::read(&path)?) {
+    match json::difference("plan", &ours, &json::read(&path)?) {
         None => Ok(()),
         Some((field, expected, found)) => {
             Err(Error::field(&path, field, format!("{expected} as asked for now"), found))

@@ -20,7 +20,7 @@ use crate::model::{
     Activations, DropoutPlan, FullTuning, GradientRequest, Gradients, Input, Labels, Model, OutputRows, Save,
 };
 use crate::pack::Pack;
-use crate::{Error, Result};
+use crate::{Error, Result, hash};
 
 /// The data and settings of one run.
 #[derive(Clone, Debug)]
@@ -597,10 +597,7 @@ fn dropout_keys(pack: &Pack, rows_before: &mut [u32]) -> Vec<u32> {
     keys
 }
 
-/// The seed of a run's dropout in step `step`: the pair, mixed by the finaliser of SplitMix64 (Steele et al. 2014).
+/// The seed of a run's dropout in step `step`: the pair, mixed.
 fn step_seed(seed: u64, step: u64) -> u64 {
-    let mut x = seed ^ step.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+    hash::finalize(seed ^ step.wrapping_add(1).wrapping_mul(hash::GOLDEN_GAMMA))
 }

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 const LONGEST: usize = 600;
 
 /// Layers in the order in which they may import: each only from those before it. Equal rank means siblings.
-const LAYERS: [(&str, u8); 12] = [
+const LAYERS: [(&str, u8); 13] = [
     ("error", 0),
     ("arch", 1),
     ("pack", 1),
+    ("random", 1),
     ("formats", 2),
     ("backend", 3),
     ("hooks", 4),

@@ -9,8 +9,8 @@ use llamaprobe::model::{Adaptation, FullTuning, Layout, Model};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::schedule::{Schedule, Warmup};
 use llamaprobe::train::settings::{Length, RunSettings};
+use llamaprobe::train::trainable::Trainable;
 use llamaprobe::train::trainer::{Run, RunReport, StepReport, Trainer, TrainerOptions};
-use llamaprobe::train::tuned::Tuned;
 
 use crate::support::{
     self,
@@ -85,7 +85,7 @@ fn a_run_at_its_end_stays_as_it_is() {
             _ => &[0],
         };
         assert_eq!(took, expected, "step {}", report.step);
-        let stride = trainer.tuned().shape().1;
+        let stride = trainer.trainable().shape().1;
         let third = params(backend, &trainer)[2 * stride..].to_vec();
         if report.step == 4 {
             at_end = third;
@@ -144,7 +144,7 @@ fn dropout_is_drawn_anew_each_step_and_does_not_depend_on_the_passes() {
         let values: Vec<f64> = (0..adaptation.layout.stride).map(|i| (i as f64).sin() * 0.3).collect();
         adaptation.upload_run(backend, 0, &values).expect("parameters");
         let mut trainer =
-            Trainer::new(backend, &model, Tuned::Adapters(adaptation), vec![run], options).expect("a trainer");
+            Trainer::new(backend, &model, Trainable::Adapters(adaptation), vec![run], options).expect("a trainer");
         train(backend, &mut model, &mut trainer).iter().map(|step| step.runs[0].loss).collect::<Vec<f64>>()
     };
     let dropout = TrainerOptions { dropout: 0.2, ..Default::default() };
@@ -260,7 +260,7 @@ fn bad_data_is_refused_by_run_and_sequence() {
         let run = |data| Run { data, settings: settings(1) };
         let adaptation = support::training::adaptation(backend, &model, &[1, 2]);
         let runs = vec![run(vec![good.clone()]), run(data)];
-        let tuned = Tuned::Adapters(adaptation);
+        let tuned = Trainable::Adapters(adaptation);
         let result = Trainer::new(backend, &model, tuned, runs, TrainerOptions::default());
         let error = result.err().expect("bad data").to_string();
         assert!(error.starts_with(name), "{error}");
@@ -279,7 +279,7 @@ fn all_weights_can_be_trained() {
     let settings = RunSettings { length: Length::Epochs(30.0), max_grad_norm: None, weight_decay: 0.0, ..settings(1) };
     let run = Run { data: data(1, 8), settings };
     let options = TrainerOptions::default();
-    let mut trainer = Trainer::new(backend, &model, Tuned::Weights(full), vec![run], options).expect("a trainer");
+    let mut trainer = Trainer::new(backend, &model, Trainable::Weights(full), vec![run], options).expect("a trainer");
     let reports = train(backend, &mut model, &mut trainer);
     let (first, last) = (reports[0].runs[0].loss, reports[reports.len() - 1].runs[0].loss);
     assert!(first > 4.0 && last < 0.1, "from {first} to {last}");
@@ -296,7 +296,7 @@ fn a_soft_prompt_can_be_trained() {
     }
     let settings = RunSettings { length: Length::Epochs(60.0), max_grad_norm: None, weight_decay: 0.0, ..settings(1) };
     let runs = (0..2).map(|seed| Run { data: data(seed, 2), settings: settings.clone() }).collect();
-    let tuned = Tuned::Adapters(adaptation);
+    let tuned = Trainable::Adapters(adaptation);
     let mut trainer = Trainer::new(backend, &model, tuned, runs, TrainerOptions::default()).expect("a trainer");
     let reports = train(backend, &mut model, &mut trainer);
     for run in 0..2 {
@@ -313,7 +313,7 @@ fn the_plan_is_what_the_buffers_take() {
     let model = Model::load(backend, dir.path()).expect("the model loads");
     let runs = different_runs();
     let seeds: Vec<u64> = runs.iter().map(|run| run.settings.seed).collect();
-    let tuned = Tuned::Adapters(support::training::adaptation(backend, &model, &seeds));
+    let tuned = Trainable::Adapters(support::training::adaptation(backend, &model, &seeds));
     let options = TrainerOptions::default();
     let (plan, _) = Trainer::plan(&model.config, &tuned, &runs, options, backend.element_sizes()).expect("a plan");
     let before = backend.bytes();

@@ -14,8 +14,8 @@ use llamaprobe::train::checkpoint;
 use llamaprobe::train::fit::{Output, fit};
 use llamaprobe::train::log::{LOG_FILE, LogLine};
 use llamaprobe::train::settings::{Length, RunSettings};
+use llamaprobe::train::trainable::Trainable;
 use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
-use llamaprobe::train::tuned::Tuned;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -286,7 +286,7 @@ fn tuned_weights_continue_bit_for_bit() {
         let (model, full) = FullTuning::load(backend, config, &weights).expect("copies");
         let run = Run { data: data(1, 8), settings: settings(1) };
         let options = TrainerOptions::default();
-        let trainer = Trainer::new(backend, &model, Tuned::Weights(full), vec![run], options).expect("a trainer");
+        let trainer = Trainer::new(backend, &model, Trainable::Weights(full), vec![run], options).expect("a trainer");
         (model, trainer)
     };
     let (mut model, mut trainer) = start(backend);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::task::demonstrations::sample;
 use llamaprobe::task::metrics::score;
-use llamaprobe::task::prompts::{Lesson, Prompts, common_prefix};
+use llamaprobe::task::prompts::{Prompts, TrainingExample, common_prefix};
 use llamaprobe::task::{Example, Task, Template};
 
 use crate::support;
@@ -184,7 +184,7 @@ fn prompts_are_whole_tokenisations() {
                 assert_eq!(learnt.trim_start(), output, "{name}");
                 let kept = tokenizer.decode(&ids[..ids.len() - answer.scored], true).expect("decodes");
                 assert_eq!(kept, tokenizer.decode(&prompt.token_ids, true).expect("decodes"), "{name}");
-                let lesson = prompts.lesson(&text, output).expect("tokens");
+                let lesson = prompts.training_example(&text, output).expect("tokens");
                 assert_eq!(lesson.input_ids, ids, "{name}");
                 assert_eq!(lesson.scored(), Some(answer.scored), "{name}");
             }
@@ -217,7 +217,7 @@ fn a_token_across_the_seam_belongs_to_the_answer() {
     assert_eq!(answer.replaces, 1, "the colon is gone");
     assert_eq!(answer.scored, 9, "colon-and-space, then eight letters");
     assert_eq!(answer.after(&prompt.token_ids), whole);
-    assert_eq!(prompts.lesson(&text, "positive").expect("tokens").scored(), Some(9));
+    assert_eq!(prompts.training_example(&text, "positive").expect("tokens").scored(), Some(9));
     // Nothing but the answer: no token is left to predict it from.
     let bare = Template::new("{input}", "{output}").expect("valid");
     let error = Prompts::new(&tokenizer, &bare).prompt("", &["x"]).expect_err("no prompt").to_string();
@@ -228,7 +228,8 @@ fn a_token_across_the_seam_belongs_to_the_answer() {
 
 #[test]
 fn lessons_have_their_labels_at_the_end() {
-    let lesson = |input_ids: &[u32], labels: &[i64]| Lesson { input_ids: input_ids.to_vec(), labels: labels.to_vec() };
+    let lesson =
+        |input_ids: &[u32], labels: &[i64]| TrainingExample { input_ids: input_ids.to_vec(), labels: labels.to_vec() };
     assert_eq!(lesson(&[5, 6, 7], &[-100, 6, 7]).scored(), Some(2));
     for labels in [&[-100, -100, -100][..], &[5, 6, 7], &[-100, 6, -100], &[-100, 6], &[-100, 6, 8], &[]] {
         assert_eq!(lesson(&[5, 6, 7], labels).scored(), None, "{labels:?}");

@@ -1,88 +1,81 @@
-use rand::seq::{IndexedRandom, IteratorRandom, SliceRandom};
-use rand::{Rng as _, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
+//! Fixed values: a seed must stand for the same draws for ever.
 
 use super::Rng;
 
-/// Temporary: equal to the crates.
+fn repeat<T>(count: usize, draw: impl FnMut(usize) -> T) -> Vec<T> {
+    (0..count).map(draw).collect()
+}
+
 #[test]
-fn cross() {
-    for seed in 0..400u64 {
-        for stream in [0, 1, u64::MAX] {
-            let mut a = Rng::with_stream(seed, stream);
-            let mut b = ChaCha8Rng::seed_from_u64(seed);
-            b.set_stream(stream);
-            assert_eq!(a.next_u32(), b.random::<u32>());
-            assert_eq!(a.next_u64(), b.random::<u64>());
-            for len in [0, 1, 2, 3, 5, 12, 13, 14, 40, 300, 2000] {
-                let mut x: Vec<usize> = (0..len).collect();
-                let mut y = x.clone();
-                a.shuffle(&mut x);
-                y.shuffle(&mut b);
-                assert_eq!(x, y);
-                if len > 0 {
-                    assert_eq!(a.choose(&x), x.choose(&mut b).unwrap());
-                    assert_eq!(a.below(len), b.random_range(0..len));
-                    assert_eq!(5 + a.below(len), b.random_range(5..5 + len));
-                    assert_eq!(a.inclusive(2, 1 + len as u32), b.random_range(2..=1 + len));
-                }
-                assert_eq!(
-                    a.choose_unsized(x.iter().filter(|x| **x % 3 != 1)),
-                    y.iter().filter(|x| **x % 3 != 1).choose(&mut b)
-                );
-                for count in [1, 2, 4, 7] {
-                    assert_eq!(
-                        a.choose_many(x.iter().copied(), count),
-                        y.iter().copied().choose_multiple(&mut b, count)
-                    );
-                }
-            }
-            for _ in 0..50 {
-                assert_eq!(a.coin(), b.random::<bool>());
-                assert_eq!(a.chance(0.3), b.random_bool(0.3));
-                assert_eq!(a.chance(1.0), b.random_bool(1.0));
-                assert_eq!(a.chance(0.25), b.random_ratio(1, 4));
-                assert_eq!(a.unit(), b.random::<f64>());
-                assert_eq!(a.below(1 << 40), b.random_range(0..1usize << 40));
-                assert_eq!(a.below(3_000_000_000), b.random_range(0..3_000_000_000usize));
-                assert_eq!(a.below(3_000_000_000), b.random_range(0..3_000_000_000u32) as usize);
-                let bound = 1.0 / 7f32.sqrt();
-                assert_eq!(a.symmetric(bound), b.random_range(-bound..bound));
-                for _ in 0..20 {
-                    assert_eq!(a.normal(), b.sample::<f64, _>(StandardNormal));
-                    assert_eq!(a.normal() as f32, b.sample::<f32, _>(StandardNormal));
-                }
-            }
-        }
+fn draws_of_a_seed_are_fixed() {
+    let rng = &mut Rng::new(7);
+    let mut short: Vec<u32> = (0..10).collect();
+    rng.shuffle(&mut short);
+    assert_eq!(short, [0, 7, 5, 2, 9, 1, 6, 8, 3, 4]);
+    // Longer than the indices that one draw yields.
+    let mut long: Vec<u32> = (0..40).collect();
+    rng.shuffle(&mut long);
+    let expected = [
+        20, 11, 37, 18, 39, 0, 21, 30, 13, 10, 4, 15, 32, 9, 1, 12, 22, 26, 25, 17, 14, 6, 27, 31, 16, 33, 36, 29, 19,
+        3, 24, 28, 2, 23, 38, 34, 5, 35, 8, 7,
+    ];
+    assert_eq!(long, expected);
+    assert_eq!([10, 1000, 3_000_000_000, 1 << 40].map(|n| rng.below(n)), [3, 242, 249178580, 933804073793]);
+    assert_eq!([(0, 4), (2, 4), (7, 7)].map(|(low, high)| rng.inclusive(low, high)), [1, 3, 7]);
+    assert_eq!(repeat(8, |_| *rng.choose(&[1, 2, 3])), [3, 2, 1, 3, 2, 2, 2, 3]);
+    let chosen = repeat(8, |_| rng.choose_unsized(0..20).expect("one of twenty"));
+    assert_eq!(chosen, [15, 13, 10, 13, 3, 12, 2, 14]);
+    assert_eq!(repeat(3, |_| rng.choose_many(0..20, 4)), [[12, 5, 7, 6], [5, 9, 17, 3], [8, 13, 19, 5]]);
+    assert_eq!(repeat(8, |_| rng.coin()), [true, true, false, true, false, false, false, true]);
+    assert_eq!(repeat(8, |_| rng.chance(0.3)), [false, false, true, false, false, false, false, false]);
+    assert_eq!(repeat(3, |_| rng.unit()), [0.6996554047735135, 0.7275976859352031, 0.12131855883731368]);
+    assert_eq!(repeat(3, |_| rng.symmetric(0.3)), [-0.12275584, 0.15238783, -0.2569311]);
+    let normal = [-0.9272524596952604, 0.8438360247070175, 0.197444903256385, -0.1394128660034927];
+    assert_eq!(repeat(4, |_| rng.normal()), normal);
+    // Every layer of the ziggurat, and its tail.
+    let many = repeat(100_000, |_| rng.normal());
+    let tail: Vec<f64> = many.iter().copied().filter(|x| x.abs() > 3.654152885361009).collect();
+    assert_eq!((tail.len(), tail.last()), (22, Some(&3.7139773028111005)));
+    assert_eq!(many.iter().sum::<f64>(), -86.29401517145185);
+}
+
+#[test]
+fn draws_are_of_their_distribution() {
+    let rng = &mut Rng::with_stream(3, 9);
+    let n = 60_000;
+    let share = |hits: usize| hits as f64 / n as f64;
+    // Five standard deviations of a share.
+    let near = |found: f64, p: f64| (found - p).abs() < 5.0 * (p * (1.0 - p) / n as f64).sqrt();
+    assert!(near(share((0..n).filter(|_| rng.chance(0.2)).count()), 0.2));
+    assert!(near(share((0..n).filter(|_| rng.coin()).count()), 0.5));
+    assert!((0..100).all(|_| rng.chance(1.0) && !rng.chance(0.0)));
+    for value in 0..3 {
+        assert!(near(share((0..n).filter(|_| rng.below(3) == value).count()), 1.0 / 3.0), "{value}");
+        assert!(near(share((0..n).filter(|_| rng.inclusive(5, 7) == 5 + value).count()), 1.0 / 3.0), "{value}");
+        let first = |rng: &mut Rng| {
+            let mut order = [0, 1, 2];
+            rng.shuffle(&mut order);
+            order[0]
+        };
+        assert!(near(share((0..n).filter(|_| first(rng) == value).count()), 1.0 / 3.0), "{value}");
     }
-    let mut a = Rng::new(7);
-    let mut x: Vec<u32> = (0..10).collect();
-    a.shuffle(&mut x);
-    println!("shuffle {x:?}");
-    let mut x: Vec<u32> = (0..40).collect();
-    a.shuffle(&mut x);
-    println!("shuffle {x:?}");
-    let mut b = |f: fn(&mut Rng) -> String| println!("{}", f(&mut a));
-    b(|a| format!("below {:?}", [10, 1000, 3_000_000_000, 1 << 40].map(|n| a.below(n))));
-    b(|a| format!("inclusive {:?}", [(0, 4), (2, 4), (7, 7)].map(|(l, h)| a.inclusive(l, h))));
-    b(|a| format!("choose {:?}", (0..8).map(|_| *a.choose(&[1, 2, 3])).collect::<Vec<_>>()));
-    b(|a| format!("unsized {:?}", (0..8).map(|_| a.choose_unsized(0..20)).collect::<Vec<_>>()));
-    b(|a| format!("many {:?}", (0..3).map(|_| a.choose_many(0..20, 4)).collect::<Vec<_>>()));
-    b(|a| format!("coin {:?}", (0..8).map(|_| a.coin()).collect::<Vec<_>>()));
-    b(|a| format!("chance {:?}", (0..8).map(|_| a.chance(0.3)).collect::<Vec<_>>()));
-    b(|a| format!("unit {:?}", (0..3).map(|_| a.unit()).collect::<Vec<_>>()));
-    b(|a| format!("sym {:?}", (0..3).map(|_| a.symmetric(0.3)).collect::<Vec<_>>()));
-    b(|a| format!("normal {:?}", (0..4).map(|_| a.normal()).collect::<Vec<_>>()));
-    let mut tails = 0;
-    let (mut sum, mut last) = (0.0, 0.0);
-    for _ in 0..100_000 {
-        let x = a.normal();
-        if x.abs() > 3.654152885361008796 {
-            tails += 1;
-            last = x;
-        }
-        sum += x;
+    for value in 0..5 {
+        assert!(near(share((0..n).filter(|_| rng.choose_unsized(0..5) == Some(value)).count()), 0.2), "{value}");
+        let among = |rng: &mut Rng| rng.choose_many(0..5, 2).contains(&value);
+        assert!(near(share((0..n).filter(|_| among(rng)).count()), 0.4), "{value}");
     }
-    println!("tails {tails} {last:?} {sum:?}");
+    let normal = repeat(n, |_| rng.normal());
+    let mean = normal.iter().sum::<f64>() / n as f64;
+    let variance = normal.iter().map(|x| x * x).sum::<f64>() / n as f64;
+    assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
+}
+
+#[test]
+fn short_sequences_are_not_drawn_from() {
+    let rng = &mut Rng::new(0);
+    assert_eq!(rng.choose_unsized(std::iter::empty::<u8>()), None);
+    assert_eq!(rng.choose_many(0..2, 5), [0, 1]);
+    rng.shuffle::<u8>(&mut []);
+    rng.shuffle(&mut [1]);
+    assert_eq!(rng.next_u32(), Rng::new(0).next_u32(), "no bits were taken");
 }

@@ -50,7 +50,7 @@ fn different_runs() -> Vec<Run> {
 }
 
 #[test]
-fn runs_in_one_pass_are_those_runs_alone_bit_for_bit() {
+fn trainer_runs_in_one_pass_are_those_runs_alone_bit_for_bit() {
     let backend = &mut Cpu::<f32>::new();
     let runs = different_runs();
     for options in [
@@ -70,7 +70,7 @@ fn runs_in_one_pass_are_those_runs_alone_bit_for_bit() {
 }
 
 #[test]
-fn a_run_at_its_end_stays_as_it_is() {
+fn trainer_run_at_its_end_stays_as_it_is() {
     let backend = &mut Cpu::<f32>::new();
     let mut model = model(backend);
     let mut trainer = trainer(backend, &model, different_runs(), TrainerOptions::default());
@@ -96,7 +96,7 @@ fn a_run_at_its_end_stays_as_it_is() {
 }
 
 #[test]
-fn two_passes_of_four_are_one_of_eight() {
+fn accumulation_of_two_passes_of_four_is_one_of_eight() {
     let backend = &mut Cpu::<f64>::new();
     let one = |batch_size, accumulation| {
         vec![Run { data: data(5, 19), settings: RunSettings { batch_size, accumulation, ..settings(5) } }]
@@ -114,7 +114,7 @@ fn two_passes_of_four_are_one_of_eight() {
 }
 
 #[test]
-fn the_row_budget_changes_nothing_but_memory() {
+fn row_budget_changes_nothing_but_memory() {
     let backend = &mut Cpu::<f64>::new();
     let runs = different_runs();
     let (_, expected) = outcome(backend, &runs, TrainerOptions::default());
@@ -159,7 +159,7 @@ fn dropout_is_drawn_anew_each_step_and_does_not_depend_on_the_passes() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_is_an_error_and_leaves_everything_as_it_was() {
+fn loss_that_is_not_finite_is_an_error_and_leaves_everything_as_it_was() {
     let backend = &mut Cpu::<f32>::new();
     let mut model = model(backend);
     let plain = |seed, learning_rate| Run {
@@ -190,7 +190,7 @@ fn a_loss_that_is_not_finite_is_an_error_and_leaves_everything_as_it_was() {
 }
 
 #[test]
-fn a_step_begun_before_the_last_is_read_changes_nothing() {
+fn step_begun_before_the_last_is_read_changes_nothing() {
     let backend = &mut Cpu::<f32>::new();
     let options = TrainerOptions { dropout: 0.3, row_budget: 40 };
     let mut model = model(backend);
@@ -208,7 +208,7 @@ fn a_step_begun_before_the_last_is_read_changes_nothing() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_undoes_the_steps_begun_after_it() {
+fn loss_that_is_not_finite_undoes_the_steps_in_flight() {
     let backend = &mut Cpu::<f32>::new();
     let mut model = model(backend);
     let settings = RunSettings { max_grad_norm: None, weight_decay: 0.0, ..settings(2) };
@@ -231,7 +231,7 @@ fn a_loss_that_is_not_finite_undoes_the_steps_begun_after_it() {
 }
 
 #[test]
-fn nothing_in_a_step_waits_for_the_device() {
+fn step_never_waits_for_the_device() {
     let backend = &mut llamaprobe::backend::trace::Trace::new();
     let mut model = model(backend);
     let options = TrainerOptions { dropout: 0.3, row_budget: 40 };
@@ -246,7 +246,7 @@ fn nothing_in_a_step_waits_for_the_device() {
 }
 
 #[test]
-fn bad_data_is_refused_by_run_and_sequence() {
+fn trainer_refuses_bad_data_by_run_and_sequence() {
     let backend = &mut Cpu::<f32>::new();
     let model = model(backend);
     let good = TrainSequence::all(vec![1, 2]);
@@ -268,7 +268,7 @@ fn bad_data_is_refused_by_run_and_sequence() {
 }
 
 #[test]
-fn all_weights_can_be_trained() {
+fn full_tuning_trains_all_weights() {
     let backend = &mut Cpu::<f32>::new();
     let dir = support::temp();
     TinyModel { tied: true, bias: true, ..TinyModel::default() }.write(dir.path());
@@ -286,7 +286,7 @@ fn all_weights_can_be_trained() {
 }
 
 #[test]
-fn a_soft_prompt_can_be_trained() {
+fn soft_prompt_can_be_trained() {
     let backend = &mut Cpu::<f32>::new();
     let mut model = model(backend);
     let mut adaptation = Adaptation::new(backend, Layout::empty(&model.config).with_prompt(4), 2).expect("prompts");
@@ -306,7 +306,7 @@ fn a_soft_prompt_can_be_trained() {
 }
 
 #[test]
-fn the_plan_is_what_the_buffers_take() {
+fn trainer_plan_is_what_the_buffers_take() {
     let backend = &mut llamaprobe::backend::trace::Trace::new();
     let dir = support::temp();
     TinyModel::default().write(dir.path());

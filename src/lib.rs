@@ -22,6 +22,8 @@ pub mod pack;
 #[forbid(unsafe_code)]
 pub mod probe;
 #[forbid(unsafe_code)]
+pub mod random;
+#[forbid(unsafe_code)]
 pub mod task;
 #[forbid(unsafe_code)]
 pub mod train;

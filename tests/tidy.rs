@@ -11,6 +11,7 @@ const LAYERS: [(&str, u8); 13] = [
     ("arch", 1),
     ("hash", 1),
     ("pack", 1),
+    ("random", 1),
     ("formats", 2),
     ("backend", 3),
     ("hooks", 4),

@@ -13,7 +13,8 @@ use std::sync::LazyLock;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
-use crate::probe::soft::{SoftArm, SoftSettings};
+use crate::probe::arm::Arm;
+use crate::probe::{SOFT_ARMS, SoftSettings};
 use crate::task::Task;
 use crate::train::schedule::Schedule;
 use crate::train::settings::RunSettings;
@@ -40,9 +41,8 @@ given twice the last counts, or, where it takes a list, all together.";
 static DEFAULTS: LazyLock<RunSettings> = LazyLock::new(RunSettings::default);
 static SOFT: LazyLock<SoftSettings> = LazyLock::new(SoftSettings::default);
 
-fn soft_arm(name: &str) -> Result<SoftArm, String> {
-    let known = [SoftArm::Pt, SoftArm::Ipt];
-    known.into_iter().find(|arm| arm.name() == name).ok_or_else(|| "expected pt or ipt".into())
+fn soft_arm(name: &str) -> Result<Arm, String> {
+    Arm::parse(name, &SOFT_ARMS).map_err(|_| "expected pt or ipt".into())
 }
 
 /// Compare in-context learning, instruction tuning and prompt tuning inside a language model.
@@ -369,7 +369,7 @@ pub struct ProbeArgs {
     /// Further arms: pt (a soft prompt before the query), ipt (before demonstrations and query), tuned on the same
     /// demonstrations.
     #[arg(long, value_delimiter = ',', value_parser = soft_arm, value_name = "pt,ipt", help_heading = "Soft prompts")]
-    pub arms: Vec<SoftArm>,
+    pub arms: Vec<Arm>,
     /// Rows of a soft prompt.
     #[arg(long, default_value_t = SOFT.num_virtual_tokens, value_name = "ROWS", help_heading = "Soft prompts")]
     pub num_virtual_tokens: usize,

@@ -8,10 +8,10 @@ use serde::Deserialize;
 use super::args::CompareArgs;
 use super::device::{Job, dispatch};
 use super::resolve::{self, Found};
-use super::{Failure, output};
+use super::{Failure, output, report_tables};
 use crate::arch::Family;
 use crate::backend::Backend;
-use crate::compare::{Base, CompareSettings, Source};
+use crate::compare::{Base, CompareSettings, Comparison, Source};
 use crate::formats::tokenizer::Tokenizer;
 use crate::formats::{atomic, yaml};
 use crate::model::Model;
@@ -127,7 +127,7 @@ fn sources(args: &CompareArgs) -> Result<Vec<Source>> {
         };
         let (train, test) = (task.load(&train)?, task.load(&test)?);
         for (side, data) in [("train", &train), ("test", &test)] {
-            for (why, n) in &data.left_out {
+            for (why, n) in &data.skipped {
                 output::note(format_args!("{task}: {n} {side} rows left out: {why}"));
             }
         }
@@ -149,21 +149,21 @@ impl Job for Compare<'_> {
         let Self { args, found, settings, tokenizer, sources } = self;
         let mut model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
         let base = Base { name: &args.model, config: &found.config };
-        let study = crate::compare::Study {
+        let comparison = Comparison {
             tokenizer: &tokenizer,
             base,
             sources: &sources,
             vectors: args.vectors.as_deref(),
             settings: &settings,
         };
-        let report = study.run(&mut backend, &mut model, &args.out, &mut |what| output::note(what))?;
+        let report = comparison.run(&mut backend, &mut model, &args.out, &mut |what| output::note(what))?;
         resolve::write_config(&args.out, "compare", args)?;
         report.save(&args.out)?;
         if args.common.json {
             let report = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
             return output::json(&report);
         }
-        output::line(report.table())?;
+        output::line(report_tables::compare(&report))?;
         output::line(args.out.join("report.json").display())
     }
 }

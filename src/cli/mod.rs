@@ -23,6 +23,7 @@ mod peft;
 mod plan;
 mod pretrain;
 mod probe;
+mod report_tables;
 mod resolve;
 mod task;
 mod texts;

@@ -20,8 +20,8 @@ use crate::train::data::TrainSequence;
 use crate::train::fit::{self, Output};
 use crate::train::schedule::{Schedule, Warmup};
 use crate::train::settings::{Length, RunSettings};
+use crate::train::trainable::Trainable;
 use crate::train::trainer::{Stream, Trainer, TrainerOptions};
-use crate::train::tuned::Tuned;
 use crate::{Error, Result};
 
 /// Texts that the tokenizer is trained on, the same for every seed.
@@ -143,7 +143,7 @@ impl Job for Pretrain<'_> {
         });
         bar.finish_and_clear();
         done?;
-        let Tuned::Weights(full) = trainer.finish() else { unreachable!("pretrain: weights are trained") };
+        let Trainable::Weights(full) = trainer.finish() else { unreachable!("pretrain: weights are trained") };
         full.save(&mut backend, &config, &args.out.join("model.safetensors"), safetensors::Dtype::BF16)?;
         output::line(args.out.display())
     }

@@ -6,14 +6,14 @@ use super::args::ProbeArgs;
 use super::device::{Job, dispatch};
 use super::plan::Plan as MemoryPlan;
 use super::resolve::{self, Found};
-use super::{Failure, output};
+use super::{Failure, output, report_tables};
 use crate::arch::Family;
 use crate::backend::Backend;
 use crate::model::{Layout, LoraShape, Model};
+use crate::probe::arm::Arm;
 use crate::probe::plan::Plan;
-use crate::probe::report::Report;
-use crate::probe::soft::{SoftArm, SoftSettings};
-use crate::probe::{Outcome, Phase, ProbeSettings, Progress};
+use crate::probe::report::{Report, arm_name};
+use crate::probe::{Outcome, Phase, ProbeSettings, Progress, SoftSettings};
 use crate::task::{Task, Template, synthetic};
 use crate::{Error, Result};
 
@@ -129,15 +129,14 @@ impl Job for Probe<'_> {
         let outcome =
             crate::probe::run(&mut backend, &mut model, name, &plan, &settings, &mut |progress| bars.show(progress));
         bars.clear();
-        let Outcome { mut report, adapters, prompts } = outcome?;
+        let Outcome { mut report, adapters } = outcome?;
         resolve::write_config(&args.out, "probe", args)?;
-        let (adapters, prompts) = if args.save_adapters { (adapters, prompts) } else { Default::default() };
-        report.save(&args.out, &adapters, &prompts)?;
+        report.save(&args.out, if args.save_adapters { &adapters } else { &[] })?;
         if args.common.json {
             let report = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
             return output::json(&report);
         }
-        output::line(report.table())?;
+        output::line(report_tables::probe(&report))?;
         output::line(args.out.join("report.json").display())
     }
 }
@@ -153,14 +152,10 @@ impl Bars {
         if self.current.as_ref().is_none_or(|(phase, _)| *phase != progress.phase) {
             self.clear();
             let (name, unit) = match progress.phase {
-                Phase::Anchor => ("anchor", "prompts"),
-                Phase::Icl => ("ICL", "prompts"),
-                Phase::Tune => ("tuning", "steps"),
-                Phase::It => ("IT", "prompts"),
-                Phase::TuneSoft(SoftArm::Pt) => ("tuning PT", "steps"),
-                Phase::TuneSoft(SoftArm::Ipt) => ("tuning IPT", "steps"),
-                Phase::Soft(SoftArm::Pt) => ("PT", "prompts"),
-                Phase::Soft(SoftArm::Ipt) => ("IPT", "prompts"),
+                Phase::Tune(Arm::Lora) => ("tuning".to_owned(), "steps"),
+                Phase::Tune(arm) => (format!("tuning {}", arm_name(arm).to_uppercase()), "steps"),
+                Phase::Read(Arm::ZeroShot) => (arm_name(Arm::ZeroShot).to_owned(), "prompts"),
+                Phase::Read(arm) => (arm_name(arm).to_uppercase(), "prompts"),
             };
             self.current = Some((progress.phase, output::progress(progress.total as u64, unit).with_message(name)));
         }

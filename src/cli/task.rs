@@ -8,6 +8,7 @@ use crate::backend::Backend;
 use crate::formats::embedded;
 use crate::formats::tokenizer::Tokenizer;
 use crate::model::Model;
+use crate::probe::arm::Arm;
 use crate::probe::plan::Plan;
 use crate::probe::statistics::MeanSd;
 use crate::probe::{self, ProbeSettings};
@@ -109,18 +110,22 @@ fn compare<B: Backend>(
         let settings = ProbeSettings { demonstrations: factor.demonstrations, ..ProbeSettings::new(Task::Events) };
         let plan = Plan::new(tokenizer, Task::Events, &factor.pool, &queries, &settings)?;
         let report = probe::run(backend, model, name, &plan, &settings, &mut |_| ())?.report;
-        let (a, last) = (&report.summary.accuracy, report.summary.layers.last().expect("a model has layers"));
+        let accuracy = |arm| report.summary.arm(arm).expect("every probe has it").accuracy;
+        let last = report.summary.layers.last().expect("a model has layers");
+        let pair = |x, y| last.pair(x, y).expect("every pair is compared");
+        let icl_it = pair(Arm::Icl, Arm::Lora);
+        let updates = icl_it.updates.expect("two arms beside the anchor");
         let show = |v: MeanSd| v.mean.map_or("-".to_owned(), |mean| format!("{mean:.3}"));
         let values = [
-            a.anchor,
-            a.icl,
-            a.it,
-            last.icl_it,
-            last.anchor_icl,
-            last.anchor_it,
-            last.update,
+            accuracy(Arm::ZeroShot),
+            accuracy(Arm::Icl),
+            accuracy(Arm::Lora),
+            icl_it.cosine,
+            pair(Arm::ZeroShot, Arm::Icl).cosine,
+            pair(Arm::ZeroShot, Arm::Lora).cosine,
+            updates.update,
             last.update_gaussian,
-            last.update_shuffled,
+            updates.update_shuffled,
         ];
         output::line(row(std::iter::once(factor.name.to_owned()).chain(values.map(show))))?;
     }

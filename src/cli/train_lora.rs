@@ -13,8 +13,8 @@ use crate::formats::adapter::{AdapterConfig, LoraAdapter, LoraConfig};
 use crate::model::{Adaptation, Layout, Model};
 use crate::train::data::TrainSequence;
 use crate::train::settings::RunSettings;
+use crate::train::trainable::Trainable;
 use crate::train::trainer::{Run, TrainerOptions};
-use crate::train::tuned::Tuned;
 
 pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
     let training = &args.training;
@@ -65,6 +65,6 @@ impl Job for Train<'_> {
             names: vec![Map::new()],
             identity: json!({ "model": training.model }),
         };
-        whole.run(&mut backend, &mut model, Tuned::Adapters(adaptation), vec![Run { data, settings }])
+        whole.run(&mut backend, &mut model, Trainable::Adapters(adaptation), vec![Run { data, settings }])
     }
 }

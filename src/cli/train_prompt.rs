@@ -18,8 +18,8 @@ use crate::formats::jsonl::Example;
 use crate::model::{self, Adaptation, Model, PromptStart, encoder, prompt};
 use crate::train::data::TrainSequence;
 use crate::train::settings::RunSettings;
+use crate::train::trainable::Trainable;
 use crate::train::trainer::{Run, TrainerOptions};
-use crate::train::tuned::Tuned;
 use crate::{Error, Result};
 
 /// Rows of a prompt where nothing says how many.
@@ -236,7 +236,7 @@ impl Train<'_> {
     }
 
     /// What is trained, as it begins.
-    fn tuned<B: Backend>(&self, backend: &mut B, model: &Model<B>) -> Result<Tuned<B>> {
+    fn tuned<B: Backend>(&self, backend: &mut B, model: &Model<B>) -> Result<Trainable<B>> {
         let rows = self.planned.iter().map(|run| run.rows).collect();
         let mut adaptation = Adaptation::of_kind(backend, &model.config, self.kind, rows)?;
         let Some(form) = self.form else {
@@ -244,7 +244,7 @@ impl Train<'_> {
                 let rows = self.rows(backend, model, run)?;
                 adaptation.set_prompt(backend, i, &rows)?;
             }
-            return Ok(Tuned::Adapters(adaptation));
+            return Ok(Trainable::Adapters(adaptation));
         };
         let mut states = Vec::with_capacity(self.planned.len());
         for run in &self.planned {
@@ -261,7 +261,7 @@ impl Train<'_> {
                 }
             });
         }
-        Ok(Tuned::Encoded(model::Encoder::new(backend, adaptation, &states)?))
+        Ok(Trainable::Reparameterized(model::Encoder::new(backend, adaptation, &states)?))
     }
 }
 

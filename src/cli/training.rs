@@ -19,8 +19,8 @@ use crate::train::data::TrainSequence;
 use crate::train::examples::{self, DataOptions};
 use crate::train::fit::{self, Output};
 use crate::train::settings::{Length, RunSettings};
+use crate::train::trainable::Trainable;
 use crate::train::trainer::{Run, RunReport, Trainer, TrainerOptions};
-use crate::train::tuned::Tuned;
 use crate::{Error, Result};
 
 /// The sequences of `--train`; `check` may refuse its examples.
@@ -99,7 +99,7 @@ impl<A: Serialize> Training<'_, A> {
         self,
         backend: &mut B,
         model: &mut Model<B>,
-        tuned: Tuned<B>,
+        tuned: Trainable<B>,
         runs: Vec<Run>,
     ) -> Result<(), Failure> {
         let Self { command, args, training, found, options, configs, names, identity } = self;
@@ -109,7 +109,7 @@ impl<A: Serialize> Training<'_, A> {
                 Trainer::plan(&model.config, &tuned, &runs, options, sizes)?;
             let (runs, stride) = tuned.shape();
             return Plan::new(backend, found)
-                .with("adapters", runs * stride * sizes.0 + tuned.folded_bytes(sizes))
+                .with("adapters", runs * stride * sizes.0 + tuned.materialized_bytes(sizes))
                 .with("activations", activations)
                 .with("gradients", gradients)
                 .with("optimiser", optimiser)

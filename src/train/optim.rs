@@ -7,7 +7,7 @@ use crate::backend::ops::{Adamw, AdamwStep, CheckFinite, GradNorm, Zero};
 
 /// Gradients and moments of `runs` runs, each `[runs, stride]`.
 pub struct Optimizer<B: Backend> {
-    /// Number of runs.
+    /// Rows of the buffers.
     pub runs: usize,
     /// Elements of a run.
     pub stride: usize,
@@ -50,7 +50,7 @@ impl<B: Backend> Optimizer<B> {
         backend.check_finite(CheckFinite { stop: &mut self.stop, values: losses, len });
     }
 
-    /// Squared norm of each run's gradient `[runs]`, before it is cut. Nothing moves if one is not finite.
+    /// Squared norm of each run's gradient `[runs]`, before it is clipped. Nothing moves if one is not finite.
     ///
     /// # Errors
     /// If the device fails.
@@ -65,8 +65,8 @@ impl<B: Backend> Optimizer<B> {
         backend.download_async(&self.norm_sq, self.runs)
     }
 
-    /// Lets parameters move again.
-    pub fn go_on(&mut self, backend: &mut B) {
+    /// Lets parameters move again after a loss or gradient that was not finite.
+    pub fn clear_stop(&mut self, backend: &mut B) {
         backend.zero(Zero { x: &mut self.stop });
     }
 

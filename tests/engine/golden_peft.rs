@@ -7,8 +7,8 @@ use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::{LoraAdapter, LoraModule};
 use llamaprobe::model::{Adaptation, Model};
+use llamaprobe::train::trainable::Trainable;
 use llamaprobe::train::trainer::{Trainer, TrainerOptions};
-use llamaprobe::train::tuned::Tuned;
 
 use crate::support::{
     self,
@@ -35,10 +35,10 @@ fn compare<B: Backend>(backend: &mut B, name: &str, rows: Option<usize>) {
     let adaptation = Adaptation::of_adapters(backend, &model.config, &[start]).expect("a start");
     let mut options = TrainerOptions::default();
     options.row_budget = rows.unwrap_or(options.row_budget);
-    let tuned = Tuned::Adapters(adaptation);
+    let tuned = Trainable::Adapters(adaptation);
     let mut trainer = Trainer::new(backend, &model, tuned, vec![case.run()], options).expect("a trainer");
     case.train(name, backend, &mut model, &mut trainer);
-    let Tuned::Adapters(trained) = trainer.finish() else { panic!("adapters were given") };
+    let Trainable::Adapters(trained) = trainer.finish() else { panic!("adapters were given") };
     let found = trained.adapter(backend, 0, &expected.config).expect("the adapter");
     let (a, b) = apart(&found, &expected);
     println!("{name} on {}: A {a:.1e}, B {b:.1e} of their largest", backend.name());

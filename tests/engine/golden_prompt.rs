@@ -7,8 +7,8 @@ use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::{Adapter, PromptAdapter};
 use llamaprobe::model::{Adaptation, Encoder, Model};
+use llamaprobe::train::trainable::Trainable;
 use llamaprobe::train::trainer::{Trainer, TrainerOptions};
-use llamaprobe::train::tuned::Tuned;
 
 use crate::support::{
     self,
@@ -17,11 +17,13 @@ use crate::support::{
 };
 
 /// What is trained, from a prompt as read.
-fn tuned<B: Backend>(backend: &mut B, model: &Model<B>, start: &Adapter) -> Tuned<B> {
+fn tuned<B: Backend>(backend: &mut B, model: &Model<B>, start: &Adapter) -> Trainable<B> {
     let adaptation = Adaptation::of_adapter(backend, &model.config, start).expect("a start");
     match &prompt(start).encoder {
-        Some(state) => Tuned::Encoded(Encoder::new(backend, adaptation, std::slice::from_ref(state)).expect("an MLP")),
-        None => Tuned::Adapters(adaptation),
+        Some(state) => {
+            Trainable::Reparameterized(Encoder::new(backend, adaptation, std::slice::from_ref(state)).expect("an MLP"))
+        }
+        None => Trainable::Adapters(adaptation),
     }
 }
 

@@ -6,7 +6,8 @@ use clap::{ArgAction, Args};
 use serde::Serialize;
 
 use super::{CommonArgs, LoraArgs};
-use crate::compare::{Arm, Retrieval};
+use crate::compare::{ARMS, Retrieval};
+use crate::probe::arm::Arm;
 use crate::task::Task;
 
 /// `compare`.
@@ -43,7 +44,12 @@ pub struct CompareArgs {
     #[arg(long, value_name = "YAML|FILE")]
     pub data: Option<String>,
     /// The arms: zero-shot, icl-random, icl-retrieved, lora, pt, ipt.
-    #[arg(long, value_delimiter = ',', default_value = "zero-shot,icl-random,icl-retrieved,pt,ipt")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_parser = |name: &str| Arm::parse(name, &ARMS),
+        default_value = "zero-shot,icl-random,icl-retrieved,pt,ipt"
+    )]
     pub arms: Vec<Arm>,
     /// Demonstrations before a query.
     #[arg(long, default_value_t = 1)]

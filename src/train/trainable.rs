@@ -4,21 +4,21 @@ use crate::backend::Backend;
 use crate::model::{Adaptation, Encoder, FullTuning, Layout, Model};
 
 /// What is trained.
-pub enum Tuned<B: Backend> {
+pub enum Trainable<B: Backend> {
     /// An adapter (or soft prompt) per run, over the frozen base.
     Adapters(Adaptation<B>),
-    /// An MLP per run that makes its soft prompt.
-    Encoded(Encoder<B>),
+    /// An MLP per run that makes its soft prompt (the reparameterisation of Li and Liang 2021).
+    Reparameterized(Encoder<B>),
     /// All base weights, in one run.
     Weights(FullTuning<B>),
 }
 
-impl<B: Backend> Tuned<B> {
+impl<B: Backend> Trainable<B> {
     /// Number of runs and parameters of each.
     pub fn shape(&self) -> (usize, usize) {
         match self {
             Self::Adapters(adaptation) => (adaptation.runs, adaptation.layout.stride),
-            Self::Encoded(encoder) => (encoder.adaptation.runs, encoder.stride),
+            Self::Reparameterized(encoder) => (encoder.adaptation.runs, encoder.stride),
             Self::Weights(full) => (1, full.layout.total),
         }
     }
@@ -27,25 +27,25 @@ impl<B: Backend> Tuned<B> {
     pub fn params(&self) -> &B::Acc {
         match self {
             Self::Adapters(adaptation) => &adaptation.params,
-            Self::Encoded(encoder) => &encoder.params,
+            Self::Reparameterized(encoder) => &encoder.params,
             Self::Weights(full) => &full.params,
         }
     }
 
-    /// The parameters `[runs, stride]`, to be changed.
+    /// The same, to be changed.
     pub fn params_mut(&mut self) -> &mut B::Acc {
         match self {
             Self::Adapters(adaptation) => &mut adaptation.params,
-            Self::Encoded(encoder) => &mut encoder.params,
+            Self::Reparameterized(encoder) => &mut encoder.params,
             Self::Weights(full) => &mut full.params,
         }
     }
 
-    /// The adapters.
+    /// The adapters as the model reads them; none where its own weights are trained.
     pub fn adaptation(&self) -> Option<&Adaptation<B>> {
         match self {
             Self::Adapters(adaptation) => Some(adaptation),
-            Self::Encoded(encoder) => Some(&encoder.adaptation),
+            Self::Reparameterized(encoder) => Some(&encoder.adaptation),
             Self::Weights(_) => None,
         }
     }
@@ -55,18 +55,19 @@ impl<B: Backend> Tuned<B> {
         self.adaptation().map(|adaptation| &adaptation.layout)
     }
 
-    /// Bytes beside parameters, gradients and moments, given those of an element of each kind of buffer.
-    pub fn folded_bytes(&self, element_sizes: (usize, usize)) -> usize {
+    /// Bytes of what is materialized from the parameters, given those of an element of each kind of buffer.
+    pub fn materialized_bytes(&self, element_sizes: (usize, usize)) -> usize {
         match self {
-            Self::Encoded(encoder) => self.folded() * element_sizes.0 + encoder.bytes(element_sizes),
+            Self::Reparameterized(encoder) => self.materialized() * element_sizes.0 + encoder.bytes(element_sizes),
             Self::Adapters(_) | Self::Weights(_) => 0,
         }
     }
 
-    /// Elements of the gradient of what the model reads, where that is not the parameters themselves.
-    pub(super) fn folded(&self) -> usize {
+    /// Elements of what the model reads `[runs, stride of the prompts]`, where that is materialized from the parameters rather than
+    /// the parameters themselves.
+    pub(super) fn materialized(&self) -> usize {
         match self {
-            Self::Encoded(encoder) => encoder.adaptation.runs * encoder.adaptation.layout.stride,
+            Self::Reparameterized(encoder) => encoder.adaptation.runs * encoder.adaptation.layout.stride,
             Self::Adapters(_) | Self::Weights(_) => 0,
         }
     }
@@ -75,7 +76,7 @@ impl<B: Backend> Tuned<B> {
     pub(super) fn refresh(&mut self, backend: &mut B, model: &mut Model<B>) {
         match self {
             Self::Adapters(adaptation) => adaptation.refresh(backend),
-            Self::Encoded(encoder) => encoder.refresh(backend),
+            Self::Reparameterized(encoder) => encoder.refresh(backend),
             Self::Weights(full) => full.refresh(backend, model),
         }
     }

@@ -1,15 +1,15 @@
-//! Reading states and scores: the part that the three arms have in common.
+//! ArmStates states and scores: the part that all arms have in common.
 
-use super::Count;
 use super::packing::{Group, Packer};
+use super::progress::Count;
 use crate::Result;
 use crate::backend::{AccElement, Backend};
 use crate::hooks::{Record, Selection, Site};
 use crate::model::{Activations, Adaptation, Cache, Gradients, Input, KvCache, Labels, Model, OutputRows, Save};
 
-/// What one group of prompts gave.
+/// What an arm made of one group of prompts.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Reading {
+pub(super) struct ArmStates {
     /// The state at the last token of every prompt `[prompts, C]`: of every layer's `hook_resid_post`, then of the
     /// final norm.
     pub states: Vec<Vec<f32>>,
@@ -17,7 +17,7 @@ pub(super) struct Reading {
     pub log_probs: Vec<Vec<f64>>,
 }
 
-/// Reads groups of prompts; returns one reading per group and the number of rows computed.
+/// Reads groups of prompts; returns the states of each group and the number of rows computed.
 ///
 /// What the prompts of a group share is computed once: it is one segment above them, and goes from pack to pack in a
 /// cache where they need several packs of `rows` rows. `count` hears of every prompt read.
@@ -28,14 +28,14 @@ pub(super) fn read<B: Backend>(
     groups: &[Group],
     rows: usize,
     count: &mut Count<'_>,
-) -> Result<(Vec<Reading>, usize)> {
+) -> Result<(Vec<ArmStates>, usize)> {
     let config = &model.config;
-    let places: Vec<(Site, usize)> =
+    let hooks: Vec<(Site, usize)> =
         (0..config.num_hidden_layers).map(|l| (Site::ResidPost, l)).chain([(Site::FinalNorm, 0)]).collect();
     let selection =
         Selection::new(&[Site::ResidPost, Site::FinalNorm], &(0..config.num_hidden_layers).collect::<Vec<_>>());
-    let mut readings: Vec<Reading> =
-        groups.iter().map(|g| Reading::empty(g, places.len(), config.hidden_size)).collect();
+    let mut states: Vec<ArmStates> =
+        groups.iter().map(|g| ArmStates::empty(g, hooks.len(), config.hidden_size)).collect();
 
     let mut packer = Packer::new(groups, rows);
     let layout = adaptation.map(|a| &a.layout);
@@ -50,12 +50,12 @@ pub(super) fn read<B: Backend>(
         let mut input = Input::new(&batch.pack, &device).with_output_rows(read.as_ref());
         input.adaptation = adaptation;
         let mut record = Record::new(selection.clone(), last);
-        let kept = Cache { cache: &mut cache, append: &batch.keep };
-        model.forward(backend, &mut acts, &input, Some(kept), &mut record)?;
-        for (l, &(site, layer)) in places.iter().enumerate() {
-            let states = record.get(site, layer).expect("probe: the forward passes every layer");
-            for (&(group, prompt, _), state) in batch.last.iter().zip(states.chunks_exact(config.hidden_size)) {
-                readings[group].states[l][prompt * config.hidden_size..][..config.hidden_size].copy_from_slice(state);
+        let cached = Cache { cache: &mut cache, append: &batch.cached };
+        model.forward(backend, &mut acts, &input, Some(cached), &mut record)?;
+        for (l, &(site, layer)) in hooks.iter().enumerate() {
+            let found = record.get(site, layer).expect("probe: the forward passes every layer");
+            for (&(group, prompt, _), state) in batch.last.iter().zip(found.chunks_exact(config.hidden_size)) {
+                states[group].states[l][prompt * config.hidden_size..][..config.hidden_size].copy_from_slice(state);
             }
         }
 
@@ -69,15 +69,15 @@ pub(super) fn read<B: Backend>(
         backend.download(&mut losses, &scratch.losses, 0)?;
         backend.sync()?;
         for (target, loss) in batch.targets.iter().zip(losses) {
-            readings[target.group].log_probs[target.prompt][target.answer] -= loss.to_f64();
+            states[target.group].log_probs[target.prompt][target.answer] -= loss.to_f64();
         }
         computed += batch.pack.len();
         count.add(batch.last.len());
     }
-    Ok((readings, computed))
+    Ok((states, computed))
 }
 
-impl Reading {
+impl ArmStates {
     fn empty(group: &Group, layers: usize, width: usize) -> Self {
         Self {
             states: vec![vec![0.0; group.prompts.len() * width]; layers],

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::args::{CaptureArgs, StoreDtype, Tokens};
 use super::device::{Job, dispatch};
 use super::plan::Plan;
-use super::resolve::{self, Found};
+use super::resolve::{self, ModelFiles};
 use super::{Failure, output, texts};
 use crate::arch::ModelConfig;
 use crate::backend::{Backend, Captured};
@@ -38,7 +38,7 @@ pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
 
 struct Capture<'a> {
     args: &'a CaptureArgs,
-    found: Found,
+    found: ModelFiles,
     selection: Selection,
     adapter: Option<Adapter>,
     docs: Vec<Vec<u32>>,
@@ -99,7 +99,7 @@ impl Job for Capture<'_> {
             batch.label(&mut writer, &kept)?;
             let mut taps = Pass { sink: &sink, writer: &mut writer, rows: kept, coming: Vec::new(), error: None };
             let done = model.forward(&mut backend, &mut acts, &input, None, &mut taps);
-            done.and(taps.error.map_or(Ok(()), Err)).map_err(|error| found.blamed(error))?;
+            done.and(taps.error.map_or(Ok(()), Err)).map_err(|error| found.with_bad_weight(error))?;
             backend.sync()?;
             bar.inc(batch.pack.len() as u64);
         }

@@ -13,8 +13,8 @@ use crate::error::nearest;
 use crate::formats::atomic;
 use crate::{Error, Result};
 
-/// Parses the words of a command line, its first being the program's name.
-pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, Failure> {
+/// The subcommand's name and the flags of a command line, whose first word is the program's name.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<(String, Cli), Failure> {
     let mut words: Vec<OsString> = words.into_iter().map(dashed).collect();
     let config = match config_words(&words)? {
         None => None,
@@ -24,8 +24,11 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, Failure> 
             Some(path)
         }
     };
-    let matches = Cli::command().try_get_matches_from(words);
-    matches.and_then(|m| Cli::from_arg_matches(&m)).map_err(|e| match config {
+    let parsed = Cli::command().try_get_matches_from(words).and_then(|matches| {
+        let command = matches.subcommand_name().unwrap_or_default().to_owned();
+        Ok((command, Cli::from_arg_matches(&matches)?))
+    });
+    parsed.map_err(|e| match config {
         // The typed flags alone were in order, so it is a value of the file that is not.
         Some(path) if !is_missing(&e) && e.use_stderr() => Error::file(path)(first_line(&e)).into(),
         _ => Failure::Usage(e),
@@ -101,7 +104,7 @@ fn find<'a>(command: &'a clap::Command, key: &str, path: &Path) -> Result<&'a cl
     })
 }
 
-/// A key with its value as the words that say the same.
+/// A key with its value, as words of a command line.
 fn flag(arg: &clap::Arg, key: &str, value: &Value, path: &Path) -> Result<Vec<OsString>> {
     let long = arg.get_long().expect("only flags with a long name are found");
     let wrong = |expected: &str| Error::field(path, key, expected, kind(value));

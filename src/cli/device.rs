@@ -13,17 +13,20 @@ use crate::backend::cpu::{Cpu, CpuF32, Isa};
 use crate::backend::cuda::Cuda;
 use crate::{Error, Result};
 
-/// Most threads; more are a slip, and would only wait for each other.
+/// Maximum number of CPU threads: a larger one is a typing error, and threads would only wait for each other.
 const MAX_THREADS: usize = 1024;
 
 /// Work for whatever backend was asked for.
 pub trait Job {
-    /// Does it.
+    /// Does the work, and prints its results.
+    ///
+    /// # Errors
+    /// Whatever the library meets, or a closed stdout.
     fn run<B: Backend>(self, backend: B) -> Result<(), Failure>;
 }
 
-/// The dtype of the matrix products of a model whose weights are in `checkpoint`'s.
-pub fn dtype(asked: DtypeArg, checkpoint: Dtype) -> Result<Dtype> {
+/// The dtype of the matrix products that `--dtype` asks for, for a model whose weights have the dtype `checkpoint`.
+fn dtype(asked: DtypeArg, checkpoint: Dtype) -> Result<Dtype> {
     match asked {
         DtypeArg::F32 | DtypeArg::F32x3 => Ok(Dtype::F32),
         DtypeArg::Bf16 => Ok(Dtype::BF16),
@@ -38,11 +41,7 @@ pub fn dtype(asked: DtypeArg, checkpoint: Dtype) -> Result<Dtype> {
 /// Runs a job on the device and dtype asked for.
 pub fn dispatch(common: &CommonArgs, checkpoint: Dtype, job: impl Job) -> Result<(), Failure> {
     if let Some(threads) = common.threads {
-        if !(1..=MAX_THREADS).contains(&threads) {
-            return Err(Error::argument("--threads", format!("from 1 to {MAX_THREADS}"), threads).into());
-        }
-        // The pool may exist already when this is called as a library; then it stays as it is.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        limit_threads(threads)?;
     }
     let dtype = dtype(common.dtype, checkpoint)?;
     let gpu = gpu(&common.device)?;
@@ -64,7 +63,17 @@ pub fn dispatch(common: &CommonArgs, checkpoint: Dtype, job: impl Job) -> Result
     }
 }
 
-/// What `--dtype f32x3` stands for, unless a GPU was found.
+/// Sets the number of CPU threads for the whole process.
+fn limit_threads(threads: usize) -> Result<()> {
+    if !(1..=MAX_THREADS).contains(&threads) {
+        return Err(Error::argument("--threads", format!("from 1 to {MAX_THREADS}"), threads));
+    }
+    // The pool may exist already when this is called as a library; then it stays as it is.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    Ok(())
+}
+
+/// The backend of `--dtype f32x3`, which is of the CPU only.
 fn split(gpu: Option<impl Display>) -> Result<CpuF32> {
     let refuse = |expected, found| Err(Error::argument("--dtype f32x3", expected, found));
     if let Some(gpu) = gpu {
@@ -76,19 +85,19 @@ fn split(gpu: Option<impl Display>) -> Result<CpuF32> {
     }
 }
 
-/// The instruction set that `LLAMAPROBE_ISA` names, or else the best of this processor.
+/// The instruction set that `LLAMAPROBE_ISA` names, or else the best that this CPU has.
 fn isa() -> Result<Isa> {
     let Some(asked) = std::env::var_os("LLAMAPROBE_ISA").filter(|asked| !asked.is_empty()) else {
         return Ok(Isa::detect());
     };
-    let there = Isa::available();
-    there.iter().find(|isa| asked == isa.name()).copied().ok_or_else(|| {
-        let names: Vec<&str> = there.iter().map(|isa| isa.name()).collect();
+    let available = Isa::available();
+    available.iter().find(|isa| asked == isa.name()).copied().ok_or_else(|| {
+        let names: Vec<&str> = available.iter().map(|isa| isa.name()).collect();
         Error::unsupported("LLAMAPROBE_ISA", asked.to_string_lossy(), format!("{} on this processor", names.join(", ")))
     })
 }
 
-/// The number of the GPU that was asked for, or that is there to be taken; none is the processor.
+/// The ordinal of the GPU that was asked for, or that `auto` found; none stands for the CPU.
 #[cfg(feature = "cuda")]
 fn gpu(device: &Device) -> Result<Option<usize>, Failure> {
     match device {

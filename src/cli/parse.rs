@@ -156,3 +156,39 @@ fn first_line(error: &clap::Error) -> String {
     let line = text.lines().next().unwrap_or_default();
     line.strip_prefix("error: ").unwrap_or(line).to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words of a line of a shell, of whose quotes only single ones occur.
+    fn shell_words(line: &str) -> Vec<OsString> {
+        let mut words = vec![String::new()];
+        let mut quoted = false;
+        for c in line.chars() {
+            match c {
+                '\'' => quoted = !quoted,
+                ' ' if !quoted => words.push(String::new()),
+                c => words.last_mut().expect("at least one word").push(c),
+            }
+        }
+        words.into_iter().filter(|word| !word.is_empty()).map(OsString::from).collect()
+    }
+
+    #[test]
+    fn help_examples_are_valid_and_fit_the_width_of_help() {
+        let cli = Cli::command();
+        for command in std::iter::once(&cli).chain(cli.get_subcommands()) {
+            let help = command.get_after_help().unwrap_or_else(|| panic!("{}: no examples", command.get_name()));
+            let help = help.to_string();
+            // clap breaks longer lines, in which case they cannot be copied.
+            assert!(help.lines().all(|line| line.chars().count() <= 100), "{}: {help}", command.get_name());
+            let joined = help.replace("\\\n", "");
+            let mut examples = joined.lines().filter(|line| line.starts_with("  llamaprobe ")).peekable();
+            assert!(examples.peek().is_some(), "{}: {help}", command.get_name());
+            for example in examples.filter(|example| !example.contains("--config")) {
+                assert!(parse(shell_words(example)).is_ok(), "{}: {example}", command.get_name());
+            }
+        }
+    }
+}

@@ -93,7 +93,7 @@ fn isa() -> Result<Isa> {
     let available = Isa::available();
     available.iter().find(|isa| asked == isa.name()).copied().ok_or_else(|| {
         let names: Vec<&str> = available.iter().map(|isa| isa.name()).collect();
-        Error::unsupported("LLAMAPROBE_ISA", asked.to_string_lossy(), format!("{} on this processor", names.join(", ")))
+        Error::unsupported("LLAMAPROBE_ISA", asked.to_string_lossy(), format!("{} on this CPU", names.join(", ")))
     })
 }
 

@@ -28,6 +28,9 @@ const RENAMED: [(&str, &str); 17] = [
     ("warmup", "warmup-steps"),
 ];
 
+/// Settings inside of settings, whose fields have flags as well.
+const NESTED: [&str; 3] = ["lora_training.", "prompt_training.", "soft."];
+
 /// Fields whose flag has another name in one command, by their path in its settings.
 const OF_COMMANDS: [(&str, &str, &str); 3] = [
     ("compare", "lora_training.learning_rate", "lora-learning-rate"),
@@ -36,7 +39,7 @@ const OF_COMMANDS: [(&str, &str, &str); 3] = [
 ];
 
 /// The error of a subcommand in the user's words: the argument that it names is called by its flag, if it has one. Every
-/// other error, such as one that names a flag already or a place in a file, stays as it is.
+/// other error, such as one that names a flag already or a line of a file, stays as it is.
 pub fn in_words_of(command: &str, error: Error) -> Error {
     match error {
         Error::Argument { name, expected, found } => {
@@ -53,7 +56,7 @@ fn flag(command: &str, field: &str) -> Option<String> {
     let cli = Cli::command();
     let command = cli.find_subcommand(command)?;
     let of_command = OF_COMMANDS.iter().find(|(name, path, _)| *name == command.get_name() && *path == field);
-    let last = field.rsplit('.').next().unwrap_or(field);
+    let last = NESTED.iter().find_map(|settings| field.strip_prefix(settings)).unwrap_or(field);
     let renamed = || RENAMED.iter().find(|(name, _)| *name == last).map(|(_, flag)| *flag);
     let known = |name: &str| command.get_arguments().find(|arg| named(arg, name)).and_then(clap::Arg::get_long);
     let spelt = || known(&last.replace('_', "-"));
@@ -197,7 +200,7 @@ mod tests {
 
     #[test]
     fn names_that_are_no_fields_stay() {
-        for name in ["--demos", "texts.jsonl:3", "template.query", "sst2 data", "prompt 0"] {
+        for name in ["--demos", "texts.jsonl:3", "report.json", "template.query", "sst2 data", "prompt 0"] {
             assert_eq!(flag("probe", name), None, "{name}");
             assert_eq!(name_of("probe", Err(Error::argument(name, "something", "nothing"))), name);
         }

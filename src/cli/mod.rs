@@ -35,7 +35,7 @@ mod training;
 enum Failure {
     /// The line could not be parsed, or asks for help, which clap treats alike.
     Usage(clap::Error),
-    /// Something went wrong.
+    /// The library's error, which is one line for the user.
     Error(Error),
     /// Whoever read stdout has gone, which is not our error.
     Closed,

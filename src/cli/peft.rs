@@ -22,7 +22,7 @@ const PREFIX: &str = "base_model.model.";
 
 /// The description of an adapter directory.
 pub struct PeftReport {
-    /// `adapter_config.json`.
+    /// What `adapter_config.json` holds, as it is.
     config: Value,
     /// `(module path, rank)` of every adapted projection.
     modules: Vec<(String, usize)>,
@@ -62,7 +62,7 @@ impl PeftReport {
         Ok(Self { modules: modules.collect(), config, tensors, parameters, peft, refusal })
     }
 
-    /// As JSON.
+    /// The description as JSON, for `--json`.
     pub fn json(&self) -> Value {
         let modules: Vec<Value> =
             self.modules.iter().map(|(module, rank)| json!({"module": module, "rank": rank})).collect();
@@ -72,7 +72,7 @@ impl PeftReport {
         })
     }
 
-    /// As text.
+    /// Prints the description as a table, with a line for everything that PEFT would do silently.
     pub fn print(&self) -> Result<(), Failure> {
         output::line("")?;
         let text = |key: &str| self.config.get(key).map_or("-".to_owned(), |v| v.to_string().replace('"', ""));

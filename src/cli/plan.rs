@@ -11,12 +11,12 @@ use crate::model::{Activations, Gradients, Keep, Layout};
 use crate::train::optim::Optimizer;
 use crate::train::passes::pass_size;
 
-/// Bytes by purpose.
+/// Device memory in bytes by purpose.
 pub struct Plan {
     lines: Vec<(&'static str, usize)>,
     /// Pinned host memory in bytes, at most; no part of the total, which is the device's.
     pinned: usize,
-    /// Bytes of an element of the accumulation and the compute dtype.
+    /// Bytes of an element of the backend's accumulation dtype and of its compute dtype.
     element_sizes: (usize, usize),
 }
 

@@ -122,7 +122,7 @@ impl Job for Pretrain<'_> {
         let output = Output {
             look_steps: Some(args.eval_steps),
             stop_after: args.stop_after,
-            ..training::output(&args.out, &args.checkpoints, &[], &identity)
+            ..training::fit_output(&args.out, &args.checkpoints, &[], &identity)
         };
         let mut evaluation = Evaluation { args, tokenizer: &tokenizer, file: None };
         let on_step =

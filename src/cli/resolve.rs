@@ -27,11 +27,11 @@ pub const CONFIG_FILE: &str = "llamaprobe.yaml";
 pub struct ModelFiles {
     /// Its directory; of the embedded model its name.
     pub path: PathBuf,
-    /// Its `config.json`.
+    /// Its architecture, from `config.json`.
     pub config: ModelConfig,
-    /// Its opened weights.
+    /// Its safetensors files, their headers read and checked.
     pub checkpoint: Checkpoint,
-    /// Dtype of its weights.
+    /// Dtype of its weights: config.json's, or else that of the first tensor of floats.
     pub dtype: Dtype,
 }
 
@@ -46,6 +46,9 @@ impl ModelFiles {
     }
 
     /// Loads its tokenizer.
+    ///
+    /// # Errors
+    /// No `tokenizer.json` in its directory, or one that cannot be read.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         if self.is_embedded() { embedded::tokenizer() } else { Tokenizer::load(&self.path) }
     }
@@ -74,13 +77,13 @@ pub fn model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
     let path = hub::resolve(name, common.revision.as_deref(), &env)?;
     let config = ModelConfig::load(&path)?;
     let checkpoint = Checkpoint::open(&path)?;
-    // As in transformers: config.json's dtype, and without one that of the first tensor of floats.
+    // This is the rule of transformers.
     let first = || checkpoint.iter().find_map(|t| t.dtype.float());
     let dtype = config.dtype.or_else(first).unwrap_or(Dtype::F32);
     Ok(ModelFiles { path, config, checkpoint, dtype })
 }
 
-/// Reads `--adapter`.
+/// Reads the adapter of `--adapter`, if one is given, and checks that it fits the model.
 pub fn adapter(path: Option<&Path>, model: &ModelFiles) -> Result<Option<Adapter>> {
     path.map(|path| Adapter::read(path, &model.config)).transpose()
 }
@@ -151,7 +154,7 @@ pub fn zero_adapter(config: LoraConfig, model: &ModelConfig) -> Result<LoraAdapt
     Ok(LoraAdapter { config, family: model.family, head_dim: model.head_dim, modules })
 }
 
-/// The optimiser's settings.
+/// The settings of a run as the optimiser's flags ask for, validated.
 pub fn settings(args: &OptimArgs, seed: u64, shuffle: bool) -> Result<RunSettings> {
     let defaults = RunSettings::default();
     let settings = RunSettings {

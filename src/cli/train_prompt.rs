@@ -38,7 +38,7 @@ pub fn run(args: &TrainPromptArgs) -> Result<(), Failure> {
 
 /// What the training begins with.
 enum Init {
-    /// A new prompt.
+    /// A new prompt, initialized in one of PEFT's ways.
     New(PromptStart),
     /// A prompt that has been trained before.
     Adapter(PromptAdapter),

@@ -75,7 +75,7 @@ pub fn settings(args: &TrainingArgs, seed: u64) -> Result<RunSettings> {
 }
 
 /// Where a training writes, and how often it logs and saves checkpoints.
-pub fn output<'a>(
+pub fn fit_output<'a>(
     dir: &'a Path,
     args: &CheckpointArgs,
     configs: &'a [AdapterConfig],
@@ -103,7 +103,7 @@ pub fn fit<B: Backend>(
     resume: Option<&Path>,
     mut on_step: impl FnMut(&mut B, &Model<B>, &StepReport) -> Result<()>,
 ) -> Result<()> {
-    let bar = super::output::progress(trainer.total_steps(), "steps");
+    let bar = output::progress(trainer.total_steps(), "steps");
     let done = fit::fit(backend, model, trainer, output, resume, |backend, model, step| {
         bar.set_position(step.step);
         let mean = step.runs.iter().map(|run| run.loss).sum::<f64>() / step.runs.len().max(1) as f64;
@@ -150,7 +150,7 @@ impl<A: Serialize> Training<'_, A> {
         let resume = resolve::resume(&training.checkpoints, &training.out)?;
         let mut trainer = Trainer::new(backend, model, tuned, runs, options)?;
         resolve::write_config(&training.out, command, args)?;
-        let output = output(&training.out, &training.checkpoints, &configs, &identity);
+        let output = fit_output(&training.out, &training.checkpoints, &configs, &identity);
         let mut last: Vec<Option<RunReport>> = vec![None; configs.len()];
         let done = fit(backend, model, &mut trainer, &output, resume.as_deref(), |_, _, step| {
             step.runs.iter().for_each(|run| last[run.run] = Some(run.clone()));

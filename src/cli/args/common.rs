@@ -55,7 +55,7 @@ impl std::str::FromStr for Device {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DtypeArg {
-    /// The checkpoint's dtype.
+    /// The checkpoint's own dtype.
     Auto,
     /// 32-bit floats.
     F32,

@@ -32,13 +32,14 @@ Examples:
   llamaprobe generate --model DIR --adapter adapter --prompt 'Once upon a time'
   llamaprobe inspect --model DIR --adapter adapter
 
-A model is a directory as transformers saves it, org/name in the local Hugging Face cache (nothing is
-downloaded), or `embedded`: a small model inside this program, the default of probe and of training.
+A model is a directory as transformers saves it, org/name in the local Hugging Face cache (nothing
+is downloaded), or `embedded`: a small model inside this program, the default of probe, train-lora
+and train-prompt.
 
 Every flag can be set in a YAML file given with --config; the command line takes precedence.
 Underscores count as dashes (--lora_alpha), and usual names of other trainers are aliases (--lr,
---output_dir, --num_train_epochs). Of a flag that is given twice the last value counts, or, where it
-takes a list, all values together.";
+--output_dir, --num_train_epochs). Of a flag that is given twice the last value counts, or, where
+it takes a list, all values together.";
 
 /// Compare in-context learning, instruction tuning and prompt tuning inside a language model.
 #[derive(Debug, Parser)]

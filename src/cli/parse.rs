@@ -51,7 +51,8 @@ fn config_words(words: &[OsString]) -> Result<Option<(PathBuf, Vec<OsString>)>, 
     for name in names {
         lenient = lenient.mut_subcommand(name, |s| s.mut_args(|a| a.required(false)));
     }
-    let matches = lenient.clone().try_get_matches_from(words).map_err(Failure::Usage)?;
+    // A wrong usage, or a call for help, is for the command as it is, whose usage shows what is required.
+    let Ok(matches) = lenient.clone().try_get_matches_from(words) else { return Ok(None) };
     let Some((name, typed)) = matches.subcommand() else { return Ok(None) };
     let Ok(Some(path)) = typed.try_get_one::<PathBuf>("config") else { return Ok(None) };
     let command = lenient.find_subcommand(name).expect("clap matched this subcommand");

@@ -21,8 +21,8 @@ Examples:
   llamaprobe compare --model DIR --task mtop --transfer dart --out run --data \\
       '{mtop: {train: train.jsonl, test: dev.jsonl}, dart: {train: dart.json, test: dart.json}}'
 
-Data are the data sets' original files: sst2 (tsv), en-cs (two text files), totto (jsonl), dart (json),
-logic2text (json, or two aligned files: logic,text), spider (json,tables.json or
+Data are the data sets' original files: sst2 (tsv), en-cs (two text files), totto (jsonl), dart
+(json), logic2text (json, or two aligned files: logic,text), spider (json,tables.json or
 questions,queries,tables.json), mtop (jsonl).
 Every arm, length, seed, source and target is a file in out/cells; the same command resumes where it
 was interrupted, and ends in the same out/report.json.")]

@@ -15,9 +15,9 @@ Examples:
   llamaprobe pretrain --out learner
   llamaprobe pretrain --out learner --seed 1 --resume-from-checkpoint latest
 
-Trains a tokenizer and a small LLaMA on the episodes that `llamaprobe task synthetic` shows. Writes a
-Hugging Face directory, trainer_log.jsonl, evaluation.jsonl (accuracy by number of demonstrations) and
-checkpoint-N. The defaults are the recipe of the embedded model.",
+Trains a tokenizer and a small LLaMA on the episodes that `llamaprobe task synthetic` shows. Writes
+a Hugging Face directory, trainer_log.jsonl, evaluation.jsonl (accuracy by number of demonstrations)
+and checkpoint-N. The defaults are the recipe of the embedded model.",
     mut_arg("weight_decay", |arg| arg.default_value("0.05")),
     mut_arg("adam_beta2", |arg| arg.default_value("0.98")),
     mut_arg("save_steps", |arg| arg.default_value("100")),

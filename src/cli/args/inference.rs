@@ -40,8 +40,8 @@ Examples:
       --sites q_proj.hook_lora_a
 
 Writes states/activations.safetensors: one tensor [tokens, width] per site and layer, named as
-TransformerLens names hooks (blocks.3.hook_resid_post, hook_embed, ln_final.hook_normalized, logits),
-and doc_id, pos, token_id [tokens].")]
+TransformerLens names hooks (blocks.3.hook_resid_post, hook_embed, ln_final.hook_normalized,
+logits), and doc_id, pos, token_id [tokens].")]
 pub struct CaptureArgs {
     #[command(flatten)]
     #[serde(flatten)]
@@ -84,7 +84,7 @@ pub struct CaptureArgs {
 #[command(after_help = "\
 Examples:
   llamaprobe generate --model DIR --prompt 'Once upon a time' --max-new-tokens 40
-  llamaprobe generate --model DIR --input prompts.jsonl --temperature 0.8 --top-p 0.95 --seed 1 --json
+  llamaprobe generate --model DIR --input prompts.jsonl --temperature 0.8 --top-p 0.95 --json
   llamaprobe generate --model DIR --prompt $'Review: fine\\nSentiment:' --num-beams 4 --stop '\\n'")]
 pub struct GenerateArgs {
     #[command(flatten)]
@@ -133,7 +133,8 @@ pub struct GenerateArgs {
 #[command(after_help = "\
 Examples:
   llamaprobe inspect --model DIR --rows 4096
-  llamaprobe inspect --model DIR --adapter adapter --json")]
+  llamaprobe inspect --model DIR --adapter adapter --json",
+    mut_arg("adapter", |arg| arg.help("PEFT adapter directory to describe")))]
 pub struct InspectArgs {
     #[command(flatten)]
     #[serde(flatten)]

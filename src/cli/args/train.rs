@@ -59,9 +59,9 @@ Examples:
   llamaprobe train-lora --model DIR --train data.jsonl --out adapter --epochs 3
   llamaprobe train-lora --config run.yaml --resume-from-checkpoint latest
 
-Lines of the data: {\"prompt\",\"completion\"} (loss on the completion), {\"text\"}, {\"messages\"} (loss on the
-assistant's turns), {\"instruction\",\"input\",\"output\"} (loss on the output) or {\"input_ids\",\"labels\"}
-(labels of -100 are ignored).")]
+Lines of the data: {\"prompt\",\"completion\"} (loss on the completion), {\"text\"}, {\"messages\"} (loss
+on the assistant's turns), {\"instruction\",\"input\",\"output\"} (loss on the output) or
+{\"input_ids\",\"labels\"} (labels of -100 are ignored).")]
 pub struct TrainLoraArgs {
     #[command(flatten)]
     #[serde(flatten)]
@@ -130,9 +130,9 @@ Examples:
   llamaprobe train-prompt --model DIR --train data.jsonl --out more --init-adapter prompt
 
 Lines of the data are those of train-lora; with --method ipt they are
-{\"demonstrations\": [\"...\"],\"query\",\"completion\"} (loss on the completion). Every pair of a number of virtual
-tokens and a seed is a run of its own; several runs go through the model together, and are written to
-OUT/run-N.",
+{\"demonstrations\": [\"...\"],\"query\",\"completion\"} (loss on the completion). Every pair of a number
+of virtual tokens and a seed is a run of its own; several runs go through the model together, and
+are written to OUT/run-N.",
     mut_arg("learning_rate", |arg| arg.default_value("0.01").help("Peak learning rate").long_help(None::<&str>)))]
 pub struct TrainPromptArgs {
     /// What is trained.

@@ -1,11 +1,11 @@
-//! `probe`: the experiment that the program is named for.
+//! `probe`: in-context learning and instruction tuning on the same demonstrations, by hidden states and scores.
 
 use indicatif::ProgressBar;
 
 use super::args::ProbeArgs;
 use super::device::{Job, dispatch};
 use super::plan::Plan as MemoryPlan;
-use super::resolve::{self, Found};
+use super::resolve::{self, ModelFiles};
 use super::{Failure, output, report_tables};
 use crate::arch::Family;
 use crate::backend::Backend;
@@ -18,30 +18,29 @@ use crate::task::{Task, Template, synthetic};
 use crate::{Error, Result};
 
 pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
-    let found = resolve::model(&args.model, &args.common)?;
-    let args = &resolved(args, &found);
-    let name = &args.model;
+    let files = resolve::model(&args.base.model, &args.common)?;
+    let args = &resolved(args, &files);
     let (settings, plan) = match &args.plan {
-        // A run is repeated with its own settings; only where it is computed may differ.
+        // A report's experiment is repeated with its own settings; only device and dtype may differ.
         Some(path) => {
             let report = Report::read(path)?;
-            report.plan.validate(&path.display().to_string(), found.config.vocab_size)?;
+            report.plan.validate(&path.display().to_string(), files.config.vocab_size)?;
             (report.settings, report.plan)
         }
         None => {
-            let settings = settings(args, found.config.family)?;
-            settings.validate(found.config.family)?;
-            let plan = draw(args, &found, &settings)?;
+            let settings = settings(args, files.config.family)?;
+            settings.validate(files.config.family)?;
+            let plan = draw(args, &files, &settings)?;
             (settings, plan)
         }
     };
-    let dtype = found.dtype;
-    dispatch(&args.common, dtype, Probe { args, name, found, settings, plan })
+    let dtype = files.dtype;
+    dispatch(&args.common, dtype, Probe { args, files, settings, plan })
 }
 
-/// The arguments with the defaults of the task, which for the embedded model is its own.
-fn resolved(args: &ProbeArgs, found: &Found) -> ProbeArgs {
-    let own = found.is_embedded() && args.train.is_empty() && args.test.is_empty();
+/// The arguments with the defaults of their task, which is `events` for the embedded model without data.
+fn resolved(args: &ProbeArgs, files: &ModelFiles) -> ProbeArgs {
+    let own = files.is_embedded() && args.train.is_empty() && args.test.is_empty();
     let task = args.task.unwrap_or(if own { Task::Events } else { Task::Sst2 });
     let defaults = ProbeSettings::new(task);
     ProbeArgs {
@@ -60,23 +59,19 @@ fn settings(args: &ProbeArgs, family: Family) -> Result<ProbeSettings> {
         Some(text) => Template::parse(text, &defaults.template)?,
         None => defaults.template.clone(),
     };
-    let last = args
-        .seed
-        .checked_add(args.seeds.unwrap_or(defaults.seeds.len() as u64))
-        .ok_or_else(|| Error::argument("--seed", "a smaller seed", args.seed))?;
     Ok(ProbeSettings {
         template,
         demonstrations: args.demos,
         queries: Some(args.queries),
-        seeds: (args.seed..last).collect(),
+        seeds: resolve::seeds(args.seed, args.seeds.unwrap_or(defaults.seeds.len() as u64))?,
         r: args.lora.r,
         lora_alpha: args.lora.lora_alpha,
         target_modules: resolve::module_names(&args.lora, family),
         learning_rate: args.learning_rate.unwrap_or(defaults.learning_rate),
         epochs: args.epochs.unwrap_or(defaults.epochs),
         batch_size: args.batch_size,
-        weight_decay: args.weight_decay,
-        max_grad_norm: resolve::cut(args.max_grad_norm),
+        weight_decay: args.regularization.weight_decay,
+        max_grad_norm: resolve::clip_threshold(&args.regularization),
         rows: args.batch_tokens,
         soft: SoftSettings {
             arms: args.arms.clone(),
@@ -88,46 +83,46 @@ fn settings(args: &ProbeArgs, family: Family) -> Result<ProbeSettings> {
     })
 }
 
-fn draw(args: &ProbeArgs, found: &Found, settings: &ProbeSettings) -> Result<Plan> {
+/// The demonstrations and queries, drawn from the task's data.
+fn draw(args: &ProbeArgs, files: &ModelFiles, settings: &ProbeSettings) -> Result<Plan> {
     let task = settings.task;
     if task == Task::Events && args.train.is_empty() && args.test.is_empty() {
         let (pool, queries) = synthetic::events();
-        return Plan::new(&found.tokenizer()?, task, &pool, &queries, settings);
+        return Plan::new(&files.tokenizer()?, task, &pool, &queries, settings);
     }
     for (flag, files) in [("--train", &args.train), ("--test", &args.test)] {
         if files.is_empty() {
             return Err(Error::argument(flag, "the task's data (or --plan REPORT, to repeat a run)", "none"));
         }
     }
-    let tokenizer = found.tokenizer()?;
+    let tokenizer = files.tokenizer()?;
     let (pool, queries) = (task.load(&args.train)?.examples, task.load(&args.test)?.examples);
     Plan::new(&tokenizer, task, &pool, &queries, settings)
 }
 
 struct Probe<'a> {
     args: &'a ProbeArgs,
-    name: &'a str,
-    found: Found,
+    files: ModelFiles,
     settings: ProbeSettings,
     plan: Plan,
 }
 
 impl Job for Probe<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, name, found, settings, plan } = self;
+        let Self { args, files, settings, plan } = self;
         if args.dry_run {
-            let targets = settings.targets(found.config.family)?;
+            let targets = settings.targets(files.config.family)?;
             let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets };
-            let layout = Layout::lora(&found.config, &shape);
+            let layout = Layout::lora(&files.config, &shape);
             let rows = settings.rows.max(plan.longest());
-            return MemoryPlan::new(&backend, &found)
-                .tuning(&backend, &found.config, &layout, plan.seeds.len(), rows)
+            return MemoryPlan::new(&backend, &files)
+                .tuning(&backend, &files.config, &layout, plan.seeds.len(), rows)
                 .print(args.common.json);
         }
-        let mut model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
+        let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let mut bars = Bars::default();
         let outcome =
-            crate::probe::run(&mut backend, &mut model, name, &plan, &settings, &mut |progress| bars.show(progress));
+            crate::probe::run(&mut backend, &mut model, &args.base.model, &plan, &settings, &mut |p| bars.show(p));
         bars.clear();
         let Outcome { mut report, adapters } = outcome?;
         resolve::write_config(&args.out, "probe", args)?;
@@ -148,6 +143,7 @@ struct Bars {
 }
 
 impl Bars {
+    /// Moves the bar to where the probe is, and begins another with another phase.
     fn show(&mut self, progress: Progress) {
         if self.current.as_ref().is_none_or(|(phase, _)| *phase != progress.phase) {
             self.clear();
@@ -164,6 +160,7 @@ impl Bars {
         }
     }
 
+    /// Removes the bar.
     fn clear(&mut self) {
         if let Some((_, bar)) = self.current.take() {
             bar.finish_and_clear();

@@ -15,7 +15,7 @@ use super::trainable::Trainable;
 use crate::arch::ModelConfig;
 use crate::backend::{Backend, PassSize};
 use crate::formats::adapter::{Adapter, AdapterConfig};
-use crate::model::{Activations, FullTuning, Gradients, Save, Model};
+use crate::model::{Activations, FullTuning, Gradients, Model, Save};
 use crate::{Error, Result};
 
 pub use super::run::{Run, RunReport, StepReport, Stream, TrainerOptions};

@@ -87,6 +87,6 @@ fn ranks_and_alphas_by_pattern() {
 }
 
 #[test]
-fn a_real_model() {
+fn lora_of_a_trained_model_is_pefts() {
     compare(&mut Cpu::<f32>::new(), "stories260K", None);
 }

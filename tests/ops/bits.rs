@@ -8,6 +8,7 @@ use llamaprobe::pack::{CachedSegment, Label, Pack, PackBuilder, Parent, Token};
 use crate::ops::cases::{self, Case};
 use crate::ops::op::Op;
 use crate::ops::{device, normal};
+use crate::skips::{Reason, skip};
 
 fn bits(x: &[f64]) -> Vec<u64> {
     x.iter().map(|x| x.to_bits()).collect()
@@ -328,6 +329,6 @@ fn cpu_bf16() {
 fn cpu_f32x3() {
     match Isa::detect() {
         isa if isa.has_pairs() => check(|| CpuF32::split(Isa::detect())),
-        isa => eprintln!("skipped: {}, which has no products of bfloat16", isa.name()),
+        _ => skip(Reason::NoPairs),
     }
 }

@@ -8,6 +8,8 @@ mod cuda;
 mod ops;
 #[path = "../simt/mod.rs"]
 mod simt;
+#[path = "../support/skips.rs"]
+mod skips;
 
 mod bits;
 mod gradcheck;

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::{bf16, f16};
 
+use crate::skips::{Reason, skip};
+
 /// The compute dtype of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
@@ -125,13 +127,14 @@ pub fn kernels(text: &str) -> Vec<&str> {
     names
 }
 
-/// Whether there is a compiler; says so if not.
+/// Whether there is a compiler for the kernels on the CPU; the test is recorded as skipped if not.
 pub fn compiler() -> bool {
     let found = Command::new("g++").arg("--version").output().is_ok_and(|out| out.status.success());
+    let found = found && cfg!(all(target_arch = "x86_64", target_os = "linux"));
     if !found {
-        println!("skipped: no g++");
+        skip(Reason::NoCompiler);
     }
-    found && cfg!(all(target_arch = "x86_64", target_os = "linux"))
+    found
 }
 
 fn scratch() -> PathBuf {

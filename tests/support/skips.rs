@@ -25,6 +25,7 @@ pub enum Reason {
 }
 
 impl Reason {
+    #[allow(dead_code)] // Read by tests/tidy.rs alone.
     pub const ALL: [Self; 6] =
         [Self::NoShared, Self::NoCuda, Self::NoNvcc, Self::NoCompiler, Self::NoPairs, Self::NoMount];
 

@@ -19,6 +19,7 @@ use crate::ops::parity::{
     scales,
 };
 use crate::ops::{self, Op, normal};
+use crate::skips::{Reason, skip};
 
 /// On every instruction set of this processor.
 fn on_cpu(dtype: Dtype, file: &str) {
@@ -41,8 +42,10 @@ fn cpu_f16(file: &str) {
 }
 
 fn cpu_f32x3(file: &str) {
-    let (pairs, without): (Vec<Isa>, Vec<Isa>) = Isa::available().iter().partition(|isa| isa.has_pairs());
-    without.iter().for_each(|isa| eprintln!("skipped: {}, which has no products of bfloat16", isa.name()));
+    let pairs: Vec<Isa> = Isa::available().iter().copied().filter(|isa| isa.has_pairs()).collect();
+    if pairs.is_empty() {
+        skip(Reason::NoPairs);
+    }
     for isa in pairs {
         let mut b = Cpu::<f32>::open(&CpuSettings { isa, split: true, ..CpuSettings::new(Dtype::F32) });
         parity_of_split_products(&mut b, file, Precision::F32);

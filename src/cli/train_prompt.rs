@@ -238,7 +238,7 @@ impl Train<'_> {
     /// What is trained, as it begins.
     fn tuned<B: Backend>(&self, backend: &mut B, model: &Model<B>) -> Result<Tuned<B>> {
         let rows = self.planned.iter().map(|run| run.rows).collect();
-        let mut adaptation = Adaptation::of_kind(backend, &model.config, self.kind, rows)?;
+        let mut adaptation = Adaptation::zeros(backend, &model.config, self.kind, rows)?;
         let Some(form) = self.form else {
             for (i, run) in self.planned.iter().enumerate() {
                 let rows = self.rows(backend, model, run)?;

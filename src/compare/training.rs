@@ -107,7 +107,7 @@ pub fn load<B: Backend>(
         return Adaptation::of_adapters(backend, config, &loras);
     }
     let rows = prompts.iter().map(|prompt| prompt.config.num_virtual_tokens).collect();
-    let mut adaptation = Adaptation::of_rows(backend, config, rows)?;
+    let mut adaptation = Adaptation::zeros(backend, config, PromptKind::PromptTuning, rows)?;
     for (run, prompt) in prompts.iter().enumerate() {
         adaptation.set_prompt(backend, run, &prompt.rows)?;
     }
@@ -132,7 +132,7 @@ fn start<B: Backend>(
         return Ok(adaptation);
     }
     let rows: Vec<usize> = trainings.iter().map(|training| training.length.unwrap_or(0)).collect();
-    let mut adaptation = Adaptation::of_rows(backend, &model.config, rows.clone())?;
+    let mut adaptation = Adaptation::zeros(backend, &model.config, PromptKind::PromptTuning, rows.clone())?;
     for (run, (training, rows)) in trainings.iter().zip(rows).enumerate() {
         let values = PromptStart::SampleVocab.rows(backend, model, rows, seed(training))?;
         adaptation.set_prompt(backend, run, &values)?;

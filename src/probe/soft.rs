@@ -111,7 +111,7 @@ pub(super) fn run<B: Backend>(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome> {
     let rows = settings.soft.num_virtual_tokens;
-    let mut start = Adaptation::of_rows(backend, &model.config, vec![rows; plan.seeds.len()])?;
+    let mut start = Adaptation::zeros(backend, &model.config, PromptKind::PromptTuning, vec![rows; plan.seeds.len()])?;
     for (run, seed) in plan.seeds.iter().enumerate() {
         let begun = PromptStart::SampleVocab.rows(backend, model, rows, seed.seed)?;
         start.set_prompt(backend, run, &begun)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use llamaprobe::arch::{Family, ModelConfig};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
-use llamaprobe::formats::adapter::LoraAdapter;
+use llamaprobe::formats::adapter::{LoraAdapter, PromptKind};
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::hooks::{Record, Selection, Site};
 use llamaprobe::model::{Activations, Adaptation, Input, Layout, Model, Save};
@@ -252,7 +252,9 @@ fn soft_prompts_stand_before_everything() {
     let whole = bench.run(&plan);
     let width = bench.model.config.hidden_size;
     for (a, arm) in [SoftArm::Pt, SoftArm::Ipt].into_iter().enumerate() {
-        let mut adaptation = Adaptation::of_rows(&mut bench.backend, &bench.model.config, vec![3, 3]).expect("memory");
+        let mut adaptation =
+            Adaptation::zeros(&mut bench.backend, &bench.model.config, PromptKind::PromptTuning, vec![3, 3])
+                .expect("memory");
         for (run, prompt) in whole.prompts[a].iter().enumerate() {
             adaptation.set_prompt(&mut bench.backend, run, &prompt.rows).expect("fits");
         }

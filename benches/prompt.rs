@@ -45,7 +45,8 @@ fn step<B: Backend>(c: &mut Criterion, mut b: B) {
     let config = ModelConfig::parse("config.json", CONFIG).expect("a configuration");
     let (model, _full) = FullTuning::random(&mut b, config, 0.02, 0).expect("memory for a bench");
     for rows in [20, 100] {
-        let adaptation = Adaptation::of_rows(&mut b, &model.config, vec![rows; RUNS]).expect("memory for a bench");
+        let adaptation = Adaptation::zeros(&mut b, &model.config, PromptKind::PromptTuning, vec![rows; RUNS])
+            .expect("memory for a bench");
         for shared in [true, false] {
             let pack = pack(rows, shared);
             let layout = Some(&adaptation.layout);

@@ -241,7 +241,7 @@ impl Train<'_> {
     /// The trained parameters of all runs, initialized.
     fn tuned<B: Backend>(&self, backend: &mut B, model: &Model<B>) -> Result<Trainable<B>> {
         let rows = self.runs.iter().map(|run| run.num_virtual_tokens).collect();
-        let mut adaptation = Adaptation::of_kind(backend, &model.config, self.kind, rows)?;
+        let mut adaptation = Adaptation::zeros(backend, &model.config, self.kind, rows)?;
         let Some(reparameterization) = self.reparameterization else {
             for (i, run) in self.runs.iter().enumerate() {
                 let rows = self.rows(backend, model, run)?;

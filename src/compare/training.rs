@@ -8,7 +8,7 @@ use super::task_data::TaskData;
 use crate::Result;
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
-use crate::formats::adapter::Adapter;
+use crate::formats::adapter::{Adapter, PromptKind};
 use crate::model::{Adaptation, Model};
 use crate::probe::tuning::{AdapterRun, AdapterSettings};
 use crate::train::fit::{self, Tuning};
@@ -78,7 +78,7 @@ pub fn load<B: Backend>(
         return Adaptation::of_adapters(backend, config, &loras);
     }
     let rows = prompts.iter().map(|prompt| prompt.config.num_virtual_tokens).collect();
-    let mut adaptation = Adaptation::of_rows(backend, config, rows)?;
+    let mut adaptation = Adaptation::zeros(backend, config, PromptKind::PromptTuning, rows)?;
     for (run, prompt) in prompts.iter().enumerate() {
         adaptation.set_prompt(backend, run, &prompt.rows)?;
     }

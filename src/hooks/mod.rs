@@ -75,7 +75,7 @@ pub struct Tapped<'a, B: Backend> {
     pub site: Site,
     /// In which layer (0 outside the blocks).
     pub layer: usize,
-    /// The pack rows that the tensor's rows belong to, ascending; none means every row of the pack. What lies behind the
+    /// The pack rows that the tensor's rows belong to, ascending; none means every row of the pack. What comes after the
     /// last attention may be there only for the output rows (`model::OutputRows`), what is made on demand only for
     /// [`Taps::rows`].
     pub rows: Option<&'a [usize]>,

@@ -1,7 +1,7 @@
 //! Soft prompts that an MLP makes while they are trained.
 //!
-//! The parameters are those of an embedding and of the MLP behind it; the prompts that the model reads are folded from
-//! them after every step, and gradients of the prompts go back through it once a step, whatever the number of passes.
+//! The parameters are those of an embedding and of the MLP behind it; the prompts that the model reads are
+//! materialized from them after every step, and gradients of the prompts go back through it once a step, whatever the number of passes.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -46,8 +46,8 @@ pub struct Encoder<B: Backend> {
     pub adaptation: Adaptation<B>,
     runs: Vec<Mlp<B>>,
     scratch: Scratch<B>,
-    /// Width of the pieces in which a prompt's rows are put into their places.
-    piece: usize,
+    /// Width of the rows [`Mlp::param_rows`] of the prompts' parameters.
+    row_width: usize,
 }
 
 /// One run's MLP as the products read it.
@@ -57,7 +57,8 @@ struct Mlp<B: Backend> {
     ids: B::Pack,
     /// The weights: embedding, then each layer's weight and bias, each with its first element.
     weights: Vec<(B::Weight, usize)>,
-    places: B::Index,
+    /// Where the prompt's rows lie among the parameters of all prompts.
+    param_rows: B::Index,
 }
 
 /// Room for the largest run's pass.
@@ -92,7 +93,7 @@ impl<B: Backend> Encoder<B> {
             backend.upload(&mut params, run * stride, &values)?;
         }
         let mut runs = Vec::with_capacity(states.len());
-        let mut piece = 0;
+        let mut row_width = 0;
         for (run, &rows) in adaptation.prompts.iter().enumerate() {
             let mut weights = Vec::new();
             for (_, dims, from) in shape.parts(rows) {
@@ -102,13 +103,14 @@ impl<B: Backend> Encoder<B> {
             let ids: Vec<Token> = (0..rows as u32).map(Token::Id).collect();
             let mut builder = PackBuilder::default();
             builder.push(&ids, Parent::None, None, Label::Virtual);
-            let (width, places) = adaptation.places(run);
-            piece = width;
-            runs.push(Mlp { rows, ids: backend.pack(&builder.build())?, weights, places: backend.index(&places)? });
+            let (width, param_rows) = adaptation.param_rows(run);
+            row_width = width;
+            let (ids, param_rows) = (backend.pack(&builder.build())?, backend.index(&param_rows)?);
+            runs.push(Mlp { rows, ids, weights, param_rows });
         }
         let scratch = Scratch::new(backend, shape, adaptation.prompts.iter().copied().max().unwrap_or(0))?;
-        let mut encoder = Self { shape, stride, params, adaptation, runs, scratch, piece };
-        encoder.fold(backend);
+        let mut encoder = Self { shape, stride, params, adaptation, runs, scratch, row_width };
+        encoder.materialize(backend);
         Ok(encoder)
     }
 
@@ -120,25 +122,25 @@ impl<B: Backend> Encoder<B> {
         copies * element_sizes.1 + Scratch::<B>::bytes(self.shape, most, element_sizes)
     }
 
-    /// Makes the prompts from the parameters as they are now: after a step of the optimiser.
+    /// Makes the prompts from the present parameters: to be called after a step of the optimiser.
     pub fn refresh(&mut self, backend: &mut B) {
         for run in &mut self.runs {
             for (weight, offset) in &mut run.weights {
                 backend.refresh_weight(RefreshWeight { weight, params: &self.params, offset: *offset });
             }
         }
-        self.fold(backend);
+        self.materialize(backend);
     }
 
-    fn fold(&mut self, backend: &mut B) {
+    fn materialize(&mut self, backend: &mut B) {
         backend.zero(Zero { x: &mut self.adaptation.params });
         for run in &self.runs {
             forward(backend, self.shape, run, &mut self.scratch);
             backend.scatter_add(ScatterAdd {
                 d_x: &mut self.adaptation.params,
                 d_out: &self.scratch.out,
-                rows: &run.places,
-                width: self.piece,
+                rows: &run.param_rows,
+                width: self.row_width,
             });
         }
         self.adaptation.refresh(backend);
@@ -150,7 +152,8 @@ impl<B: Backend> Encoder<B> {
         let linears = shape.linears();
         for run in &self.runs {
             forward(backend, shape, run, scratch);
-            backend.gather_acc(GatherAcc { out: &mut scratch.out, x: d_prompts, rows: &run.places, width: self.piece });
+            let (rows, width) = (&run.param_rows, self.row_width);
+            backend.gather_acc(GatherAcc { out: &mut scratch.out, x: d_prompts, rows, width });
             backend.cast(Cast { out: &mut scratch.d_y, x: &scratch.out, len: run.rows * shape.output });
             for (i, &(input, output)) in linears.iter().enumerate().rev() {
                 let dims = LinearDims { rows: run.rows, input, output };
@@ -238,8 +241,8 @@ impl<B: Backend> Scratch<B> {
     fn bytes(shape: EncoderShape, rows: usize, element_sizes: (usize, usize)) -> usize {
         let linears = shape.linears();
         let widest = linears.iter().map(|&(input, output)| input.max(output)).max().unwrap_or(0);
-        let real = linears.iter().map(|(input, output)| input + output).sum::<usize>() + widest;
-        rows * ((shape.input + 2 * shape.output + widest) * element_sizes.0 + real * element_sizes.1)
+        let compute = linears.iter().map(|(input, output)| input + output).sum::<usize>() + widest;
+        rows * ((shape.input + 2 * shape.output + widest) * element_sizes.0 + compute * element_sizes.1)
     }
 }
 

@@ -45,7 +45,7 @@ pub(super) fn forward<B: Backend>(
 pub(super) struct NormBwd<'a, B: Backend> {
     /// `[rows, C]`, added to.
     pub d_x: &'a mut B::Acc,
-    /// Flat gradients and where the weight's begins, added to; the bias's lies behind it.
+    /// Flat gradients and where the weight's begins, added to; the bias's follow.
     pub d_params: Option<(&'a mut B::Acc, usize)>,
     /// `[rows, C]`.
     pub d_out: &'a B::Acc,

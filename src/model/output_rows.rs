@@ -6,8 +6,8 @@ use crate::Result;
 use crate::backend::Backend;
 use crate::pack::{Label, Pack, PackBuilder, Parent};
 
-/// The M rows that are needed behind the last attention of a pass: by taps, as label rows, for their logits. Output
-/// projection, MLP, norms and everything behind them run over these rows alone.
+/// The M rows that are needed after the last attention of a pass: by taps, as label rows, for their logits. Output
+/// projection, MLP, norms and everything after them run over these rows alone.
 pub struct OutputRows<B: Backend> {
     /// `[M]` rows of the pack, ascending, each once.
     pub(super) rows: Arc<[usize]>,
@@ -46,8 +46,8 @@ impl<B: Backend> OutputRows<B> {
             }
         }
         let selected = builder.build();
-        let numbers: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-        let (index, device) = (backend.index(&numbers)?, backend.pack(&selected)?);
+        let indices: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+        let (index, device) = (backend.index(&indices)?, backend.pack(&selected)?);
         Ok(Some(Self { rows: rows.into(), index, pack: selected, device }))
     }
 }

@@ -43,7 +43,7 @@ impl AdapterSettings<'_> {
             }
             return Ok(adaptation);
         };
-        let mut adaptation = Adaptation::of_rows(backend, &model.config, rows.clone())?;
+        let mut adaptation = Adaptation::zeros(backend, &model.config, PromptKind::PromptTuning, rows.clone())?;
         for (index, (run, rows)) in runs.iter().zip(rows).enumerate() {
             let start = PromptStart::SampleVocab.rows(backend, model, rows, run.seed)?;
             adaptation.set_prompt(backend, index, &start)?;

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use llamaprobe::arch::Projection;
-use llamaprobe::backend::Backend;
+use llamaprobe::arch::{Dtype, Projection};
+use llamaprobe::backend::Buffers;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::stops::Stops;
 use llamaprobe::formats::tokenizer::Tokenizer;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::support;
 
-fn tiny(backend: &mut Cpu<f32>) -> Model<Cpu<f32>> {
+fn tiny(backend: &mut Cpu) -> Model<Cpu> {
     let dir = support::temp();
     support::tiny_model::TinyModel::default().write(dir.path());
     Model::load(backend, dir.path()).expect("loads")
@@ -24,10 +24,10 @@ fn prompts(runs: &[Option<usize>]) -> Vec<Prompt> {
 }
 
 fn run(
-    backend: &mut Cpu<f32>,
-    model: &Model<Cpu<f32>>,
+    backend: &mut Cpu,
+    model: &Model<Cpu>,
     prompts: &[Prompt],
-    adaptation: Option<&Adaptation<Cpu<f32>>>,
+    adaptation: Option<&Adaptation<Cpu>>,
     generation: &GenerationConfig,
 ) -> Vec<Vec<u32>> {
     model.generate(backend, prompts, adaptation, generation, &mut |_, _| ()).expect("generates")
@@ -38,11 +38,11 @@ fn beam(beams: usize, length_penalty: f64, tokens: usize) -> GenerationConfig<'s
 }
 
 #[test]
-fn greedy_and_beams_are_transformers() {
+fn generation_greedy_and_with_beams_is_that_of_transformers() {
     let file = std::fs::read(support::golden("generate.json")).expect("the golden file");
     let golden: Vec<Value> = serde_json::from_slice(&file).expect("JSON");
     let shared = support::shared();
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let mut models = HashMap::new();
     let mut lengths = Vec::new();
     for case in &golden {
@@ -77,24 +77,24 @@ fn greedy_and_beams_are_transformers() {
 
 /// The best of all continuations of three tokens of a model is what beams as many as its vocabulary squared find.
 #[test]
-fn enough_beams_find_the_best_of_all() {
-    let backend = &mut Cpu::<f32>::new();
+fn beams_find_the_best_of_all_if_they_are_enough() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let dir = support::temp();
     let small = support::tiny_model::TinyModel { vocab: 9, ..Default::default() };
     std::fs::create_dir_all(dir.path()).expect("a folder");
     small.write(dir.path());
     let model = Model::load(backend, dir.path()).expect("loads");
     let prompt = Prompt { ids: vec![1, 4, 2, 7], run: None };
-    let score = |backend: &mut Cpu<f32>, tokens: &[u32]| -> f64 {
+    let score = |backend: &mut Cpu, tokens: &[u32]| -> f64 {
         let mut ids = prompt.ids.clone();
         let mut sum = 0.0;
         for &token in tokens {
             let pack =
                 llamaprobe::pack::forest(&[llamaprobe::pack::Sequence::ids(&ids, None, Default::default())], 1).pack;
             let device = backend.pack(&pack).expect("pack");
-            let keep = llamaprobe::model::Save::Layer;
+            let save = llamaprobe::model::Save::Layer;
             let mut acts =
-                llamaprobe::model::Activations::new(backend, &model.config, None, pack.len(), keep).expect("memory");
+                llamaprobe::model::Activations::new(backend, &model.config, None, pack.len(), save).expect("memory");
             let input = llamaprobe::model::Input::new(&pack, &device);
             model.forward(backend, &mut acts, &input, None, &mut llamaprobe::hooks::NoTaps).expect("forward");
             let logits = model.logits(backend, &acts, &[pack.len() - 1]).expect("logits");
@@ -117,8 +117,8 @@ fn enough_beams_find_the_best_of_all() {
 }
 
 #[test]
-fn a_prompt_does_not_see_the_others() {
-    let backend = &mut Cpu::<f32>::new();
+fn generation_of_a_prompt_does_not_depend_on_the_others() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let model = tiny(backend);
     let prompts = prompts(&[None; 7]);
     let random = Sampling::Random { temperature: 0.9, top_k: None, top_p: Some(0.9), seed: 4 };
@@ -133,7 +133,7 @@ fn a_prompt_does_not_see_the_others() {
 
 #[test]
 fn generation_ends_where_it_should() {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let model = tiny(backend);
     let prompts = prompts(&[None; 5]);
     let all = run(backend, &model, &prompts, None, &GenerationConfig::greedy(12));
@@ -173,8 +173,8 @@ fn stop_strings_cut_the_text() {
 
 /// Rows of several adapters and of the base model in one pack give what each gives alone.
 #[test]
-fn adapters_are_active_by_row() {
-    let backend = &mut Cpu::<f32>::new();
+fn generation_goes_through_the_adapter_of_each_row() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let model = tiny(backend);
     let shape = LoraShape { rank: 2, alpha: 32.0, rslora: false, targets: vec![Projection::Q, Projection::V] };
     for layout in [Layout::lora(&model.config, &shape), soft(&model)] {
@@ -196,6 +196,6 @@ fn adapters_are_active_by_row() {
     }
 }
 
-fn soft(model: &Model<Cpu<f32>>) -> Layout {
+fn soft(model: &Model<Cpu>) -> Layout {
     Layout::empty(&model.config).with_prompt(3)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use llamaprobe::arch::{Family, ModelConfig};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
-use llamaprobe::formats::adapter::{Adapter, LoraAdapter};
+use llamaprobe::formats::adapter::{Adapter, LoraAdapter, PromptKind};
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::hooks::{Record, Selection, Site};
 use llamaprobe::model::{Activations, Adaptation, Input, Layout, Model, Save};
@@ -282,7 +282,9 @@ fn soft_prompts_stand_before_everything() {
     let whole = bench.run(&plan);
     let width = bench.model.config.hidden_size;
     for (a, own) in [Arm::Pt, Arm::Ipt].into_iter().enumerate() {
-        let mut adaptation = Adaptation::of_rows(&mut bench.backend, &bench.model.config, vec![3, 3]).expect("memory");
+        let mut adaptation =
+            Adaptation::zeros(&mut bench.backend, &bench.model.config, PromptKind::PromptTuning, vec![3, 3])
+                .expect("memory");
         let (of, prompts) = &whole.adapters[1 + a];
         assert_eq!(*of, own);
         for (run, adapter) in prompts.iter().enumerate() {

@@ -1,16 +1,16 @@
-//! What is computed for nobody: rows that are not read, layers above the last one captured and below the lowest one
-//! adapted. Leaving it out changes no bit of the rest.
+//! What nothing needs: rows that are no output rows, layers above the last one captured and below the lowest one adapted.
+//! Leaving it out changes no bit of the rest.
 
-use llamaprobe::arch::ModelConfig;
-use llamaprobe::arch::Projection;
+use llamaprobe::arch::{Dtype, ModelConfig, Projection};
 use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::ops::Zero;
 use llamaprobe::backend::trace::Trace;
-use llamaprobe::backend::{AccElement, Backend, KvCache};
+use llamaprobe::backend::{AccElement, Backend, Buffers};
 use llamaprobe::formats::adapter::{LoraAdapter, LoraConfig, LoraModule, Modules};
 use llamaprobe::hooks::{NoTaps, Record, Selection, Site};
 use llamaprobe::model::{
-    Activations, Adaptation, Cache, DropoutPlan, GradientRequest, Gradients, Input, Labels, Layout, Model, OutputRows,
-    Save,
+    Activations, Adaptation, Cache, DropoutPlan, GradientRequest, Gradients, Input, KvCache, Labels, Layout, Model,
+    OutputRows, Save,
 };
 use llamaprobe::pack::{Pack, PackBuilder, Parent, Token, forest};
 
@@ -36,14 +36,14 @@ struct Pass<'a, B: Backend> {
 }
 
 impl<B: Backend> Pass<'_, B> {
-    /// The states at `rows`, and the logits after them; `all` reads every row.
+    /// The states at `rows`, and the logits after them; `all` computes every row's output.
     fn run(&self, b: &mut B, cache: Option<Cache<'_, B>>, rows: &[usize], all: bool) -> (Record, Vec<f64>) {
         let Self { model, adaptation, pack, selection } = self;
         let layout = Some(&adaptation.layout);
         let mut acts = Activations::new(b, &model.config, layout, pack.len(), Save::Layer).expect("memory");
         let device = b.pack(pack).expect("memory");
-        let read = if all { None } else { OutputRows::new(b, pack, rows.iter().copied()).expect("memory") };
-        let input = Input::new(pack, &device).adapted(adaptation).with_output_rows(read.as_ref());
+        let output = if all { None } else { OutputRows::new(b, pack, rows.iter().copied()).expect("memory") };
+        let input = Input::new(pack, &device).adapted(adaptation).with_output_rows(output.as_ref());
         let mut record = Record::new(selection.clone(), rows.to_vec());
         model.forward(b, &mut acts, &input, cache, &mut record).expect("a forward");
         let logits = match selection.stop_at_layer() {
@@ -55,17 +55,17 @@ impl<B: Backend> Pass<'_, B> {
 }
 
 fn same((found, found_logits): &(Record, Vec<f64>), (expected, expected_logits): &(Record, Vec<f64>)) {
-    let mut places = 0;
+    let mut hooks = 0;
     for (site, layer, _, found) in found.iter() {
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(found), bits(expected.get(site, layer).expect("recorded")), "{}", site.name(layer));
-        places += 1;
+        hooks += 1;
     }
-    assert_eq!(places, expected.iter().count());
+    assert_eq!(hooks, expected.iter().count());
     assert_eq!(found_logits, expected_logits);
 }
 
-fn reading_changes_no_row<B: Backend>(b: &mut B, config: &str) {
+fn output_is_that_among_all<B: Backend>(b: &mut B, config: &str) {
     let (model, _) = random(b, config);
     let modules = [model.config.family.modules()[0], Projection::Up];
     let adaptation = adapters(b, lora(&model.config, &modules), 2);
@@ -80,7 +80,7 @@ fn reading_changes_no_row<B: Backend>(b: &mut B, config: &str) {
         same(&pass.run(b, None, &rows, false), &pass.run(b, None, &rows, true));
     }
 
-    // Rows that are only kept.
+    // Rows that are only cached.
     let tokens = |from: u32, n: u32| (from..from + n).map(|i| Token::Id(i % 23)).collect::<Vec<_>>();
     let selection = Selection::new(&[Site::ResidPost, Site::FinalNorm], &[2]);
     let both: Vec<_> = [false, true]
@@ -93,22 +93,22 @@ fn reading_changes_no_row<B: Backend>(b: &mut B, config: &str) {
             builder.push(&tokens(9, 3), Parent::Pack(0), Some(1), Default::default());
             let (first, selection) = (builder.build(), selection.clone());
             let pass = Pass { model: &model, adaptation: &adaptation, pack: &first, selection };
-            let before = pass.run(b, Some(Cache { cache: &mut cache, keep: &[0] }), &[11], all);
+            let before = pass.run(b, Some(Cache { cache: &mut cache, append: &[0] }), &[11], all);
             let mut builder = PackBuilder::new(&cache.segments);
             builder.push(&tokens(5, 4), Parent::Cached(0), Some(1), Default::default());
             let second = builder.build();
             let pass = Pass { pack: &second, ..pass };
-            [before, pass.run(b, Some(Cache { cache: &mut cache, keep: &[] }), &[3], all)]
+            [before, pass.run(b, Some(Cache { cache: &mut cache, append: &[] }), &[3], all)]
         })
         .collect();
     both[0].iter().zip(&both[1]).for_each(|(found, expected)| same(found, expected));
 }
 
 #[test]
-fn rows_that_are_read_have_the_bits_that_they_have_among_all() {
+fn output_rows_have_the_bits_that_they_have_among_all() {
     for config in models() {
-        reading_changes_no_row(&mut Cpu::<f32>::new(), &config);
-        reading_changes_no_row(&mut Cpu::<f32, half::bf16>::new(), &config);
+        output_is_that_among_all(&mut Cpu::new(Dtype::F32), &config);
+        output_is_that_among_all(&mut Cpu::new(Dtype::BF16), &config);
     }
 }
 
@@ -120,34 +120,34 @@ fn gradients<B: Backend>(b: &mut B, config: &str, dropout: f64, all: bool) -> [V
     for sequence in sequences.iter_mut().filter(|s| s.run.is_some()) {
         sequence.tokens.splice(0..0, [Token::Virtual(0), Token::Virtual(1)]);
     }
-    let planted = forest(&sequences, 2);
-    let (pack, layout) = (&planted.pack, Some(&adaptation.layout));
-    let ends = (0..sequences.len()).flat_map(|s| [planted.last_row(s), planted.last_row(s) - 1]);
+    let forest = forest(&sequences, 2);
+    let (pack, layout) = (&forest.pack, Some(&adaptation.layout));
+    let ends = (0..sequences.len()).flat_map(|s| [forest.last_row(s), forest.last_row(s) - 1]);
     let mut rows: Vec<u32> = ends.map(|row| row as u32).collect();
     // Twice the same, in no order.
     rows.push(rows[1]);
     let targets: Vec<u32> = rows.iter().map(|row| row % 23).collect();
     let weights: Vec<f64> = (0..rows.len()).map(|i| 0.3 + 0.1 * (i % 5) as f64).collect();
-    let read = OutputRows::new(b, pack, rows.iter().map(|&row| row as usize)).expect("memory");
-    let read = read.as_ref().filter(|_| !all);
-    assert!(all || read.is_some(), "every row has a label");
-    let labels = Labels::new(b, read, &rows, &targets, &weights).expect("memory");
+    let output = OutputRows::new(b, pack, rows.iter().map(|&row| row as usize)).expect("memory");
+    let output = output.as_ref().filter(|_| !all);
+    assert!(all || output.is_some(), "every row has a label");
+    let labels = Labels::new(b, output, &rows, &targets, &weights).expect("memory");
     let mut grads = Gradients::new(b, &model.config, pack.len(), rows.len()).expect("memory");
     let mut acts = Activations::new(b, &model.config, layout, pack.len(), Save::All).expect("memory");
     let device = b.pack(pack).expect("memory");
     let (seeds, keys) = (vec![7, 8, 9], (0..pack.len() as u32).collect::<Vec<_>>());
     let dropout = (dropout > 0.0).then_some(DropoutPlan { p: dropout, seeds: &seeds, keys: &keys });
-    let input = Input { dropout, ..Input::new(pack, &device).adapted(&adaptation).with_output_rows(read) };
+    let input = Input { dropout, ..Input::new(pack, &device).adapted(&adaptation).with_output_rows(output) };
     let mut d_params = b.acc(adaptation.runs * adaptation.layout.stride).expect("memory");
     let mut d_weights = b.acc(tuning.layout.total).expect("memory");
     // The second time round everything lies where the first left it.
     for _ in 0..2 {
-        b.zero(&mut d_params);
-        b.zero(&mut d_weights);
+        b.zero(Zero { x: &mut d_params });
+        b.zero(Zero { x: &mut d_weights });
         model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
         let d_weights = Some((&mut d_weights, &tuning.layout));
-        let wanted = GradientRequest { d_params: Some(&mut d_params), d_weights, d_embed: true };
-        model.backward(b, &acts, &mut grads, &input, &labels, wanted);
+        let request = GradientRequest { d_params: Some(&mut d_params), d_weights, d_embed: true };
+        model.backward(b, &acts, &mut grads, &input, &labels, request);
     }
     let mut host = |buffer: &B::Acc, n: usize| -> Vec<f64> {
         let mut host = vec![B::Element::default(); n];
@@ -163,17 +163,17 @@ fn gradients<B: Backend>(b: &mut B, config: &str, dropout: f64, all: bool) -> [V
 }
 
 #[test]
-fn gradients_through_the_rows_that_are_read_are_those_through_all() {
+fn gradients_through_output_rows_are_those_through_all() {
     for (i, config) in models().iter().enumerate() {
         let dropout = if i % 2 == 0 { 0.25 } else { 0.0 };
-        let [read, all] = [false, true].map(|all| gradients(&mut Cpu::<f32>::new(), config, dropout, all));
-        assert!(read[0].iter().all(|loss| *loss > 0.0) && read[0] == all[0], "losses");
-        assert!(read[1].iter().any(|d| *d != 0.0) && read[1] == all[1], "gradients of rows");
+        let [some, all] = [false, true].map(|all| gradients(&mut Cpu::new(Dtype::F32), config, dropout, all));
+        assert!(some[0].iter().all(|loss| *loss > 0.0) && some[0] == all[0], "losses");
+        assert!(some[1].iter().any(|d| *d != 0.0) && some[1] == all[1], "gradients of rows");
         // The sums over rows may be cut elsewhere.
-        for (what, read, all) in [("adapters", &read[2], &all[2]), ("weights", &read[3], &all[3])] {
+        for (what, some, all) in [("adapters", &some[2], &all[2]), ("weights", &some[3], &all[3])] {
             let largest = all.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-            let worst = read.iter().zip(all).fold(0.0f64, |m, (x, y)| m.max((x - y).abs())) / largest;
-            println!("{what}: read rows against all {worst:.1e} of the largest gradient");
+            let worst = some.iter().zip(all).fold(0.0f64, |m, (x, y)| m.max((x - y).abs())) / largest;
+            println!("{what}: output rows against all {worst:.1e} of the largest gradient");
             assert!(worst < 1e-6, "{what}: {worst:.1e}");
         }
     }
@@ -200,8 +200,9 @@ impl Count {
     fn forward(&mut self, sites: &[Site], layers: &[usize], rows: &[usize]) -> u64 {
         let Self { b, model, pack } = self;
         let mut acts = Activations::new(b, &model.config, None, pack.len(), Save::Layer).expect("memory");
-        let (device, read) = (b.pack(pack).expect("memory"), OutputRows::new(b, pack, rows.to_vec()).expect("memory"));
-        let input = Input::new(pack, &device).with_output_rows(read.as_ref());
+        let (device, output) =
+            (b.pack(pack).expect("memory"), OutputRows::new(b, pack, rows.to_vec()).expect("memory"));
+        let input = Input::new(pack, &device).with_output_rows(output.as_ref());
         b.clear();
         let mut record = Record::new(Selection::new(sites, layers), rows.to_vec());
         let adaptation = Adaptation::new(b, Layout::empty(&model.config), 1).expect("memory");
@@ -226,23 +227,23 @@ impl Count {
         let adaptation = Adaptation::new(b, layout, 1).expect("memory");
         let layout = Some(&adaptation.layout);
         let mut acts = Activations::new(b, &model.config, layout, pack.len(), Save::All).expect("memory");
-        let read = OutputRows::new(b, pack, rows.iter().map(|&row| row as usize)).expect("memory");
-        let labels = Labels::new(b, read.as_ref(), rows, rows, &vec![1.0; rows.len()]).expect("memory");
+        let output = OutputRows::new(b, pack, rows.iter().map(|&row| row as usize)).expect("memory");
+        let labels = Labels::new(b, output.as_ref(), rows, rows, &vec![1.0; rows.len()]).expect("memory");
         let mut grads = Gradients::new(b, &model.config, pack.len(), rows.len()).expect("memory");
         let mut d_params = b.acc(adaptation.layout.stride).expect("memory");
         let device = b.pack(pack).expect("memory");
-        let input = Input::new(pack, &device).adapted(&adaptation).with_output_rows(read.as_ref());
+        let input = Input::new(pack, &device).adapted(&adaptation).with_output_rows(output.as_ref());
         b.clear();
         model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
         let forward = b.multiplied();
-        let wanted = GradientRequest { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
-        model.backward(b, &acts, &mut grads, &input, &labels, wanted);
+        let request = GradientRequest { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
+        model.backward(b, &acts, &mut grads, &input, &labels, request);
         (forward, b.multiplied() - forward)
     }
 }
 
 #[test]
-fn a_forward_computes_what_is_read() {
+fn forward_computes_what_is_asked_for() {
     let mut count = Count::new();
     let n = count.pack.len() as u64;
     let [heads, out, mlp] = LAYER;
@@ -266,7 +267,7 @@ fn a_forward_computes_what_is_read() {
 }
 
 #[test]
-fn a_backward_computes_what_is_wanted() {
+fn backward_computes_what_is_asked_for() {
     let mut count = Count::new();
     let n = count.pack.len() as u64;
     let [heads, out, mlp] = LAYER;
@@ -287,36 +288,36 @@ fn a_backward_computes_what_is_wanted() {
 
 #[test]
 #[should_panic(expected = "ln_final.hook_normalized: row 2 was not tapped")]
-fn a_row_that_is_not_read_cannot_be_captured() {
+fn capture_of_a_row_that_is_no_output_row_is_refused() {
     let b = &mut Trace::new();
     let (model, _) = random(b, LLAMA);
     let pack = forest(&branching(|_| None), 2).pack;
     let mut acts = Activations::new(b, &model.config, None, pack.len(), Save::Layer).expect("memory");
-    let (device, read) = (b.pack(&pack).expect("memory"), OutputRows::new(b, &pack, [1, 3]).expect("memory"));
-    let input = Input::new(&pack, &device).with_output_rows(read.as_ref());
+    let (device, output) = (b.pack(&pack).expect("memory"), OutputRows::new(b, &pack, [1, 3]).expect("memory"));
+    let input = Input::new(&pack, &device).with_output_rows(output.as_ref());
     let mut record = Record::new(Selection::new(&[Site::FinalNorm], &[]), vec![2]);
     let _ = model.forward(b, &mut acts, &input, None, &mut record);
 }
 
 #[test]
-#[should_panic(expected = "read: row 2 is not among those that are read")]
-fn a_row_that_is_not_read_bears_no_label() {
+#[should_panic(expected = "output rows: row 2 is not an output row")]
+fn label_of_a_row_that_is_no_output_row_is_refused() {
     let b = &mut Trace::new();
     let pack = forest(&branching(|_| None), 2).pack;
-    let read = OutputRows::new(b, &pack, [1, 3]).expect("memory");
-    let _ = Labels::new(b, read.as_ref(), &[2], &[0], &[1.0]);
+    let output = OutputRows::new(b, &pack, [1, 3]).expect("memory");
+    let _ = Labels::new(b, output.as_ref(), &[2], &[0], &[1.0]);
 }
 
 #[test]
-#[should_panic(expected = "labels: the forward was told that other rows are read")]
-fn labels_are_of_the_rows_that_were_read() {
+#[should_panic(expected = "labels: the forward had other output rows")]
+fn labels_of_other_output_rows_are_refused() {
     let b = &mut Trace::new();
     let (model, _) = random(b, LLAMA);
     let pack = forest(&branching(|_| None), 2).pack;
     let mut acts = Activations::new(b, &model.config, None, pack.len(), Save::Layer).expect("memory");
-    let (device, read) = (b.pack(&pack).expect("memory"), OutputRows::new(b, &pack, [1, 3]).expect("memory"));
+    let (device, output) = (b.pack(&pack).expect("memory"), OutputRows::new(b, &pack, [1, 3]).expect("memory"));
     model.forward(b, &mut acts, &Input::new(&pack, &device), None, &mut NoTaps).expect("a forward");
-    let labels = Labels::new(b, read.as_ref(), &[3], &[0], &[1.0]).expect("memory");
+    let labels = Labels::new(b, output.as_ref(), &[3], &[0], &[1.0]).expect("memory");
     let mut grads = Gradients::new(b, &model.config, 0, 1).expect("memory");
     model.loss(b, &acts, &labels, &mut grads);
 }

@@ -30,6 +30,7 @@ use llamaprobe::train::trainer::{Run, StepReport, TrainerOptions};
 use ops::naive::Precision;
 use ops::parity::parity_on_tensor_cores;
 use serde_json::Value;
+use support::skips;
 use support::tiny_model::TinyModel;
 
 fn root() -> PathBuf {

@@ -1,7 +1,17 @@
 //! The architecture's invariants, read off the sources themselves.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use skips::Reason;
+
+#[path = "support/skips.rs"]
+#[allow(dead_code, reason = "this program skips nothing itself")]
+mod skips;
 
 const LONGEST: usize = 600;
 
@@ -365,6 +375,127 @@ fn nothing_is_left_undone() {
         }
     }
     report("marks of unfinished work", found);
+}
+
+/// Every file under `tests/golden` but the scripts that make them.
+fn golden_files(dir: &Path, out: &mut Vec<String>) {
+    for entry in fs::read_dir(dir).expect("a folder") {
+        let path = entry.expect("a directory entry").path();
+        let script = path.extension().is_some_and(|e| e == "py");
+        match path.is_dir() {
+            true if path.ends_with("__pycache__") => {}
+            true => golden_files(&path, out),
+            false if script || path.ends_with("manifest.json") || path.ends_with("requirements.txt") => {}
+            false => {
+                let name = path.strip_prefix(root().join("tests/golden")).expect("below the folder");
+                out.push(name.to_string_lossy().replace('\\', "/"));
+            }
+        }
+    }
+}
+
+/// `tests/golden/manifest.json` says how each golden file was made; nobody edits one by hand.
+#[test]
+fn golden_files_are_those_of_the_manifest() {
+    let golden = root().join("tests/golden");
+    let text = fs::read_to_string(golden.join("manifest.json")).expect("the manifest");
+    let manifest: Value = serde_json::from_str(&text).expect("JSON");
+    let mut found = Vec::new();
+    let pins: String = manifest["packages"]
+        .as_object()
+        .expect("packages")
+        .iter()
+        .map(|(name, version)| format!("{name}=={}\n", version.as_str().expect("a version")))
+        .collect();
+    let required = fs::read_to_string(golden.join("requirements.txt")).expect("requirements.txt");
+    if pins != required {
+        found.push("the packages are not those of requirements.txt".to_owned());
+    }
+    let mut digests = BTreeMap::new();
+    for step in manifest["steps"].as_array().expect("steps") {
+        let script = step["script"].as_str().expect("a script");
+        if !golden.join(script).is_file() {
+            found.push(format!("{script} does not exist"));
+        }
+        for (name, digest) in step["files"].as_object().expect("files") {
+            digests.insert(name.clone(), digest.as_str().expect("a digest").to_owned());
+        }
+    }
+    let mut files = Vec::new();
+    golden_files(&golden, &mut files);
+    assert!(files.len() > 60, "{files:?}");
+    for name in files {
+        let bytes = fs::read(golden.join(&name)).expect("a golden file");
+        let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        match digests.remove(&name) {
+            None => found.push(format!("{name} is not in the manifest")),
+            Some(expected) if expected != digest => found.push(format!("{name} is not what its script made")),
+            Some(_) => {}
+        }
+    }
+    found.extend(digests.into_keys().map(|name| format!("{name} is missing")));
+    report("golden files come from their scripts (`tests/golden/make.py write` after one has run)", found);
+}
+
+/// Whether a source has a test of this name.
+fn has_test(source: &Source, name: &str) -> bool {
+    source.text.match_indices(&format!("fn {name}()")).any(|(at, _)| {
+        source.text[..at].lines().rev().find(|line| !line.trim().starts_with("//")).is_some_and(|l| l.contains("test"))
+    })
+}
+
+#[test]
+fn skips_go_through_the_register() {
+    let sources = sources(&["tests"]);
+    let mut found = Vec::new();
+    for source in sources.iter().filter(|s| !["tests/tidy.rs", "tests/support/skips.rs"].contains(&s.path.as_str())) {
+        for (i, line) in source.text.lines().enumerate().filter(|(_, line)| line.contains("\"skipped")) {
+            found.push(format!("{}:{}: {}", source.path, i + 1, line.trim()));
+        }
+    }
+    for test in Reason::ALL.iter().flat_map(|reason| reason.tests()) {
+        let path: Vec<&str> = test.split("::").collect();
+        let [.., module, name] = path[..] else { panic!("{test} is not program::module::test") };
+        let files = [format!("{module}.rs"), format!("{module}/mod.rs")];
+        let at = |s: &&Source| files.iter().any(|file| s.path.ends_with(&format!("/{file}")));
+        if !sources.iter().filter(at).any(|source| has_test(source, name)) {
+            found.push(format!("tests/support/skips.rs: {test} does not exist"));
+        }
+    }
+    report("a test is skipped by tests/support/skips.rs", found);
+}
+
+/// The last test of the last program: what the others of this run have skipped is what the register allows.
+#[test]
+fn recorded_skips_are_those_of_the_register() {
+    let later = sources(&["tests"]).into_iter().filter_map(|s| {
+        let name = s.path.strip_prefix("tests/")?.strip_suffix(".rs")?.to_owned();
+        let program = name.strip_suffix("/main").unwrap_or(&name);
+        (!program.contains('/') && program > "tidy").then(|| program.to_owned())
+    });
+    report("programs that would run after this one", later.collect());
+    let path = skips::records();
+    let text = fs::read_to_string(&path).unwrap_or_default();
+    let skipped: BTreeSet<(&str, &str)> = text.lines().filter_map(|line| line.split_once('\t')).collect();
+    let mut found = Vec::new();
+    let mut counts = BTreeMap::new();
+    for (test, reason) in &skipped {
+        match Reason::ALL.iter().find(|r| format!("{r:?}") == *reason) {
+            Some(&known) if skips::may_skip(test, known) => *counts.entry(known).or_insert(0) += 1,
+            _ => found.push(format!("{test}: {reason}")),
+        }
+    }
+    let reasons: Vec<String> = counts.iter().map(|(reason, n)| format!("{n} for {}", reason.text())).collect();
+    // Past the capture of a test that succeeds.
+    let line = format!(
+        "skipped in this run: {}{}{}\n",
+        skipped.len(),
+        if reasons.is_empty() { "" } else { ": " },
+        reasons.join(", ")
+    );
+    std::io::stderr().write_all(line.as_bytes()).expect("written");
+    let _ = fs::remove_file(path);
+    report("skipped, and not in tests/support/skips.rs", found);
 }
 
 #[test]

@@ -12,8 +12,7 @@
 pub mod ceiling;
 pub mod checkpoint;
 #[cfg(feature = "cuda")]
-#[path = "../../tests/support/cuda.rs"]
-pub mod cuda;
+pub mod gpu;
 
 use std::cell::Cell;
 use std::fmt::Display;
@@ -75,19 +74,13 @@ pub fn subject() -> Subject {
     }
 }
 
-/// The GPU, if it is the subject and is there.
-#[cfg(feature = "cuda")]
-pub fn gpu() -> Option<llamaprobe::backend::cuda::Cuda> {
-    if subject() == Subject::Cpu { None } else { cuda::device(Dtype::BF16) }
-}
-
 /// Calls benches with the devices that are to be benched: the processor in f32 and bf16, or the GPU in bf16.
 #[allow(unused_macros, reason = "each bench uses its own part")]
 macro_rules! on_devices {
     ($c:expr, $($bench:expr),+) => {
         #[cfg(feature = "cuda")]
-        if common::gpu().is_some() {
-            $(common::gpu().into_iter().for_each(|gpu| $bench($c, gpu));)+
+        if common::gpu::open().is_some() {
+            $(common::gpu::open().into_iter().for_each(|gpu| $bench($c, gpu));)+
             return;
         }
         if common::subject() != common::Subject::Gpu {

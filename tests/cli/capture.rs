@@ -6,6 +6,7 @@ use std::path::Path;
 use llamaprobe::backend::cpu::Isa;
 
 use super::{line, put, tensor, workplace};
+use crate::support::skips::{Reason, skip};
 use crate::support::tiny_model::TinyModel;
 
 #[test]
@@ -163,7 +164,7 @@ fn every_instruction_set_gives_the_same_states_and_an_unknown_one_is_refused() {
     let line = split("plain", "none").refused();
     assert!(line.contains("--dtype f32x3") && line.contains("avx512bf16") && line.contains("plain"), "{line}");
     match Isa::available().iter().find(|isa| isa.has_pairs()) {
-        None => eprintln!("skipped: --dtype f32x3, for which this processor has no products of bfloat16"),
+        None => skip(Reason::NoPairs),
         Some(isa) => {
             split(isa.name(), "split").ok();
             let split = states("split");

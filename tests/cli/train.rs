@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::trained::{DATA, files, log, survives};
 use super::{leftovers, line, put, tensor, workplace};
+use crate::support::skips::{Reason, skip};
 
 #[test]
 fn an_adapter_is_learnt_logged_and_applied() {
@@ -166,7 +167,7 @@ fn a_full_disk_is_one_error_and_loses_nothing() {
     put(d, "train.jsonl", DATA);
     let at = d.join("disk");
     let Some(_disk) = SmallDisk::mount(&at) else {
-        println!("skipped: no right to mount a file system");
+        skip(Reason::NoMount);
         return;
     };
     let train =

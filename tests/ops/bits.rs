@@ -12,6 +12,7 @@ use crate::ops::device::{self, Given};
 use crate::ops::operation::Operation;
 use crate::ops::rms_norm::RmsNorm;
 use crate::ops::{self, Op, normal, packs};
+use crate::skips::{Reason, skip};
 
 fn bits(x: &[f64]) -> Vec<u64> {
     x.iter().map(|x| x.to_bits()).collect()
@@ -234,6 +235,6 @@ fn cpu_bf16() {
 fn cpu_f32x3() {
     match Isa::detect() {
         isa if isa.has_pairs() => check::<f32>(CpuSettings { split: true, ..CpuSettings::new(Dtype::F32) }),
-        isa => eprintln!("skipped: {}, which has no products of bfloat16", isa.name()),
+        _ => skip(Reason::NoPairs),
     }
 }

@@ -10,6 +10,8 @@ mod cuda;
 #[macro_use]
 #[path = "../support/ops/mod.rs"]
 mod ops;
+#[path = "../support/skips.rs"]
+mod skips;
 
 mod bits;
 mod gradcheck;

@@ -10,13 +10,14 @@ use std::process::Command;
 use llamaprobe::arch::Dtype;
 
 use crate::ops::simt::machine::{self, SIMPLE};
+use crate::skips::{Reason, skip};
 
 const DEVICES: [&str; 3] = ["80", "90a", "120"];
 
-/// The compiler; says so if there is none.
+/// The compiler; the test is recorded as skipped if there is none.
 fn nvcc() -> Option<PathBuf> {
     let Some(path) = std::env::var_os("LLAMAPROBE_TEST_NVCC").filter(|given| !given.is_empty()) else {
-        println!("skipped: LLAMAPROBE_TEST_NVCC is not set");
+        skip(Reason::NoNvcc);
         return None;
     };
     let path = PathBuf::from(path);

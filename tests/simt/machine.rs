@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use llamaprobe::arch::Dtype;
 
 use super::tape::Tape;
+use crate::skips::{Reason, skip};
 
 /// A compute dtype's name in `prelude.cuh`.
 pub fn type_name(dtype: Dtype) -> &'static str {
@@ -115,13 +116,14 @@ pub fn kernels(text: &str) -> Vec<&str> {
     names
 }
 
-/// Whether there is a compiler; says so if not.
+/// Whether there is a compiler for the kernels on the CPU; the test is recorded as skipped if not.
 pub fn compiler() -> bool {
     let found = Command::new("g++").arg("--version").output().is_ok_and(|out| out.status.success());
+    let found = found && cfg!(all(target_arch = "x86_64", target_os = "linux"));
     if !found {
-        println!("skipped: no g++");
+        skip(Reason::NoCompiler);
     }
-    found && cfg!(all(target_arch = "x86_64", target_os = "linux"))
+    found
 }
 
 fn scratch() -> PathBuf {

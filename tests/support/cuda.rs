@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use llamaprobe::arch::Dtype;
 use llamaprobe::backend::cuda::{Cuda, Settings};
 
+use crate::skips::{Reason, skip};
+
 /// Where the libraries and the cache are.
 pub fn settings() -> Settings {
     let libraries = std::env::var_os("LLAMAPROBE_CUDA_LIBS").unwrap_or_default();
@@ -16,7 +18,7 @@ pub fn settings() -> Settings {
     }
 }
 
-/// The first GPU, computing in a dtype; none (and a line that says so) where there is none, unless `LLAMAPROBE_REQUIRE_CUDA=1`.
+/// The first GPU, computing in a dtype; `None`, and the test is recorded as skipped, where there is none, unless `LLAMAPROBE_REQUIRE_CUDA=1`.
 ///
 /// # Panics
 /// If one is required and there is none.
@@ -26,7 +28,8 @@ pub fn device(dtype: Dtype) -> Option<Cuda> {
         Err(error) => {
             let required = std::env::var("LLAMAPROBE_REQUIRE_CUDA").is_ok_and(|value| value == "1");
             assert!(!required, "LLAMAPROBE_REQUIRE_CUDA=1: {error}");
-            println!("skipped: no CUDA device ({error})");
+            println!("{error}");
+            skip(Reason::NoCuda);
             None
         }
     }

@@ -159,16 +159,22 @@ fn real_data_is_read_whole() {
 /// are those that cover it.
 #[test]
 fn prompts_are_whole_tokenisations() {
-    let Some(shared) = support::shared() else { return };
     let (labels, czech) = (["negative", "positive"], ["příliš žluťoučký kůň", "úpěl"]);
-    for (name, task, outputs) in [
-        ("models/stories260K", Task::EnCs, czech),
-        ("models/babyllama105", Task::Sst2, labels), // it has no letters but English ones
-        ("tokenizers/llama2", Task::EnCs, czech),
-        ("tokenizers/gpt2", Task::Sst2, labels),
-        ("tokenizers/opt", Task::EnCs, czech),
-    ] {
-        let tokenizer = Tokenizer::load(shared.join(name)).expect("loads");
+    let golden = support::golden("tokenizers");
+    let mut tokenizers: Vec<_> =
+        ["llama", "llama2", "gpt2", "opt", "qwen2", "bloom", "llama3"].map(|name| golden.join(name)).into();
+    if let Some(shared) = support::shared() {
+        let full_size =
+            ["models/stories260K", "models/babyllama105", "tokenizers/llama2", "tokenizers/gpt2", "tokenizers/opt"];
+        tokenizers.extend(full_size.map(|name| shared.join(name)));
+    }
+    tokenizers.push(golden.join("characters"));
+    for path in tokenizers {
+        let name = path.display();
+        let tokenizer = Tokenizer::load(&path).expect("loads");
+        // A vocabulary of characters has no letters but English ones.
+        let english = tokenizer.vocab_size() < 200;
+        let (task, outputs) = if english { (Task::Sst2, labels) } else { (Task::EnCs, czech) };
         let template = task.template();
         let prompts = Prompts::new(&tokenizer, &template);
         let whole = |text: &str| tokenizer.encode(text, true).expect("encodes").ids;

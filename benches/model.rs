@@ -9,7 +9,7 @@ mod common;
 use common::checkpoint::{self, Weights};
 use common::{Group, MIDDLE, Shape, Subject, flat, shapes, shared_prefix, subject, time};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use llamaprobe::arch::Projection;
+use llamaprobe::arch::{Dtype, Projection};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;

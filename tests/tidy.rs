@@ -265,27 +265,60 @@ fn only_the_cuda_backend_knows_the_driver() {
     report("the driver belongs to backend/cuda", lines_with(&words, |path| path.starts_with("src/backend/cuda/")));
 }
 
-/// The operations of the contract: the methods of the trait from its first operation on.
-fn operations() -> Vec<String> {
-    let text = fs::read_to_string(root().join("src/backend/mod.rs")).expect("the contract");
-    let start = text.find("pub trait Backend").expect("the trait");
-    let end = start + text[start..].find("\n}").expect("its end");
-    let body = &text[start..end];
-    let body = &body[body.find("fn cast").expect("the first operation")..];
-    let name = |(at, _): (usize, &str)| {
-        let rest = &body[at + 3..];
-        rest[..rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(0)].to_owned()
+/// The operations of the contract by the file of `backend/ops` that describes them.
+fn operations() -> Vec<(String, Vec<String>)> {
+    let file = |source: Source| {
+        let (_, list) = source.text.split_once("\noperations! {")?;
+        let name = source.path.strip_prefix("src/backend/ops/")?.strip_suffix(".rs")?.to_owned();
+        let methods =
+            list.lines().filter_map(|line| Some(line.trim().strip_suffix(");")?.split_once('(')?.0.to_owned()));
+        Some((name, methods.collect()))
     };
-    body.match_indices("fn ").map(name).filter(|name| !name.is_empty()).collect()
+    sources(&["src/backend/ops"]).into_iter().filter_map(file).collect()
+}
+
+/// The files of one name that an operation is, but for the first.
+const PLACES: [(&str, &str); 5] = [
+    ("src/backend/cpu", "rs"),
+    ("src/backend/cuda", "rs"),
+    ("kernels", "cu"),
+    ("benches/ops", "rs"),
+    ("tests/ops", "rs"),
+];
+
+/// Whether a device's source begins an operation with the check of its arguments; none if it does not have it.
+fn checks_first(source: &str, method: &str) -> Option<bool> {
+    let (_, rest) = source.split_once(&format!("fn {method}(&mut self, op: "))?;
+    Some(rest.split_once('{')?.1.trim_start().starts_with("op.check();"))
 }
 
 #[test]
-fn no_operation_is_missing_from_a_row() {
-    let operations = operations();
-    assert!(operations.len() > 25, "{operations:?}");
+fn operations_stand_in_all_places() {
+    let files = operations();
+    assert!(files.len() > 10 && files.iter().all(|(_, methods)| !methods.is_empty()), "{files:?}");
     let mut found = Vec::new();
+    for (file, methods) in &files {
+        for (dir, extension) in PLACES {
+            let path = format!("{dir}/{file}.{extension}");
+            let Ok(text) = fs::read_to_string(root().join(&path)) else {
+                found.push(format!("{path} is missing: src/backend/ops/{file}.rs describes its operations"));
+                continue;
+            };
+            if dir.starts_with("src") {
+                let wrong = |method: &&String| checks_first(&text, method) != Some(true);
+                let wrong = methods.iter().filter(wrong);
+                found.extend(wrong.map(|method| format!("{path}: {method} does not begin with op.check()")));
+            }
+            if dir.starts_with("tests") {
+                let called = |method: &&String| text.contains(&format!(".{method}("));
+                let uncalled = methods.iter().filter(|method| !called(method));
+                found.extend(uncalled.map(|method| format!("{path}: {method} has no case")));
+            }
+        }
+    }
+    let operations: Vec<&String> = files.iter().flat_map(|(_, methods)| methods).collect();
     for forward in operations.iter().filter_map(|op| op.strip_suffix("_fwd")) {
-        // The logits of a chunk exist inside the cross-entropy, whose backward is theirs; a gather's is the scatter.
+        // The logits of a chunk exist inside the cross-entropy, whose backward is theirs.
         let backward = match forward {
             "logits" => "cross_entropy_bwd",
             "residual" => continue, // its gradient is the gradient of its output, for both summands
@@ -295,24 +328,25 @@ fn no_operation_is_missing_from_a_row() {
             found.push(format!("{forward}_fwd has no {backward}"));
         }
     }
-    let text = |dir: &str| sources(&[dir]).into_iter().map(|s| s.text).collect::<String>();
-    let (cases, benches) = (text("tests/support/ops"), text("benches"));
-    found.extend(operations.iter().filter(|op| !cases.contains(&format!(".{op}("))).map(|op| format!("{op}: no case")));
+    let benches: String = sources(&["benches/ops"]).into_iter().map(|s| s.text).collect();
     // What only moves rows has no speed of its own to watch, and logits are the product of `linear_fwd` at another shape.
-    let timed = operations.iter().filter(|op| *op != "logits_fwd");
+    let timed = operations.iter().filter(|op| **op != "logits_fwd");
     for op in timed.filter(|op| op.ends_with("_fwd") || ["adamw", "grad_norm"].contains(&op.as_str())) {
-        let family = op.strip_suffix("_fwd").map_or(op.clone(), |stem| format!("{stem}_"));
-        if !benches.contains(&format!(".{family}")) {
+        if !benches.contains(&format!(".{op}(")) {
             found.push(format!("{op}: no bench"));
         }
     }
-    for test in ["tests/ops/gradcheck.rs", "tests/ops/parity.rs"] {
-        let text = fs::read_to_string(root().join(test)).unwrap_or_default();
-        if !text.contains("cases") {
-            found.push(format!("{test} does not go through the cases"));
+    for test in ["bits", "gradcheck", "parity", "refusals", "simt", "trace"] {
+        let path = format!("tests/ops/{test}.rs");
+        let text = fs::read_to_string(root().join(&path)).unwrap_or_default();
+        if !["with_operations!", "ops::all(", "cases_of("].iter().any(|call| text.contains(call)) {
+            found.push(format!("{path} does not go through the cases of all operations"));
         }
     }
-    report("an operation has a forward, a backward, a case for every check, and a bench", found);
+    report(
+        "an operation is six files of one name, has a forward, a backward, a case for every check, and a bench",
+        found,
+    );
 }
 
 #[test]
@@ -531,4 +565,7 @@ fn the_checks_themselves_see_what_they_should() {
     assert!(has_word("x.unwrap()", ".unwrap()") && !has_word("x.unwrap_or(1)", ".unwrap()"));
     assert!(has_word("fs::read(p)", "fs::") && !has_word("offs::read", "fs::"));
     assert!(has_word("unsafe {", "unsafe") && !has_word("unsafe_code", "unsafe"));
+    let device =
+        "fn cast(&mut self, op: Cast<'_, Self>) {\n    op.check();\n}\nfn zero(&mut self, op: Zero) { self.run(op) }";
+    assert_eq!(["cast", "zero", "widen"].map(|op| checks_first(device, op)), [Some(true), Some(false), None]);
 }

@@ -41,25 +41,25 @@ fn cpu_f16(file: &str) {
     on_cpu(Dtype::F16, file);
 }
 
-fn cpu_f32x3(file: &str) {
+with_operations! { tests_per_file {
+    cpu_f32 => cpu_f32;
+    cpu_bf16 => cpu_bf16;
+    cpu_f16 => cpu_f16;
+    oracle_is_the_naive_loops => oracle;
+    naive_backward_is_that_of_the_naive_forward => naive_backward;
+} }
+
+#[test]
+fn cpu_f32x3() {
     let pairs: Vec<Isa> = Isa::available().iter().copied().filter(|isa| isa.has_pairs()).collect();
     if pairs.is_empty() {
         skip(Reason::NoPairs);
     }
     for isa in pairs {
-        let mut b = Cpu::<f32>::open(&CpuSettings { isa, split: true, ..CpuSettings::new(Dtype::F32) });
-        parity_of_split_products(&mut b, file, Precision::F32);
+        let settings = CpuSettings { isa, split: true, ..CpuSettings::new(Dtype::F32) };
+        parity_of_split_products(&mut Cpu::<f32>::open(&settings), Precision::F32);
     }
 }
-
-with_operations! { tests_per_file {
-    cpu_f32 => cpu_f32;
-    cpu_bf16 => cpu_bf16;
-    cpu_f16 => cpu_f16;
-    cpu_f32x3 => cpu_f32x3;
-    oracle_is_the_naive_loops => oracle;
-    naive_backward_is_that_of_the_naive_forward => naive_backward;
-} }
 
 #[cfg(feature = "cuda")]
 fn on_cuda(dtype: Dtype) {

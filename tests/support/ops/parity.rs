@@ -183,9 +183,9 @@ pub fn parity_on_tensor_cores<B: Backend>(b: &mut B, p: Precision) {
     });
 }
 
-/// The same of a file, on a device that multiplies with weights as sums of two numbers of bfloat16.
-pub fn parity_of_split_products<B: Backend>(b: &mut B, file: &str, p: Precision) {
-    parity_of_products(b, &[file], p, |op| match op.factors() {
+/// The same of all files, on a device that multiplies with weights as sums of two numbers of bfloat16.
+pub fn parity_of_split_products<B: Backend>(b: &mut B, p: Precision) {
+    parity_of_products(b, super::FILES, p, |op| match op.factors() {
         Factors::Weights => SPLIT,
         Factors::Adapters | Factors::Whole => unit(p.acc),
     });

@@ -1,4 +1,4 @@
-//! What a GPU does at most (the ceilings of the processor are in `ceiling`), and how captures leave a device. Bytes are
+//! What a GPU does at most (the ceilings of the CPU are in `ceiling`), and how captures leave a device. Bytes are
 //! those that must be read and written, elements floating-point operations.
 #![allow(missing_docs, reason = "the macros of the harness")]
 
@@ -8,8 +8,10 @@ use common::{Shape, Subject, real, shapes, subject, time, weight};
 #[cfg(feature = "cuda")]
 use common::{bytes, wide};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use llamaprobe::arch::Dtype;
 use llamaprobe::backend::cpu::Cpu;
-use llamaprobe::backend::{Backend, LinearDims, Tensor};
+use llamaprobe::backend::ops::{KvAppend, LinearDims, LinearFwd};
+use llamaprobe::backend::{Backend, Tensor};
 
 /// Layers of a pass with captures.
 const LAYERS: usize = 8;
@@ -25,13 +27,19 @@ fn ceilings<B: Backend>(c: &mut Criterion, mut b: B) {
     };
     let (mut to, from) = (real(&mut b, len), real(&mut b, len));
     group.throughput(Throughput::Bytes(bytes(&b, 0, 2 * len)));
-    group.bench("copy", "", |bench| time(bench, &mut b, |b| b.keep(&mut to, 0, &from, 0..len, 1)));
+    group.bench("copy", "", |bench| {
+        time(bench, &mut b, |b| b.kv_append(KvAppend { cache: &mut to, to: 0, x: &from, from: 0..len, width: 1 }));
+    });
     drop((to, from));
     let dims = LinearDims { rows: width, input: width, output: width };
     let (mut out, x, matrix) =
         (real(&mut b, width * width), real(&mut b, width * width), weight(&mut b, width * width));
     group.throughput(Throughput::Elements(2 * (width * width * width) as u64));
-    group.bench("product", "", |bench| time(bench, &mut b, |b| b.linear_fwd(&mut out, &x, &matrix, None, dims)));
+    group.bench("product", "", |bench| {
+        time(bench, &mut b, |b| {
+            b.linear_fwd(LinearFwd { out: &mut out, x: &x, weight: &matrix, bias: None, dims });
+        });
+    });
     let mut buffer = wide(&mut b, len / 4);
     let mut host = vec![B::Element::default(); len / 4];
     group.throughput(Throughput::Bytes(bytes(&b, len / 4, 0)));
@@ -58,7 +66,7 @@ fn captures<B: Backend>(c: &mut Criterion, way: &str, mut b: B) {
                 time(bench, &mut b, |b| {
                     let mut captured = Vec::new();
                     for _ in 0..LAYERS {
-                        b.linear_fwd(&mut out, &x, &matrix, None, dims);
+                        b.linear_fwd(LinearFwd { out: &mut out, x: &x, weight: &matrix, bias: None, dims });
                         if !rows.is_empty() {
                             captured.push(b.capture(Tensor::Compute(&out), &rows, width));
                         }
@@ -79,13 +87,13 @@ fn all(c: &mut Criterion) {
         use llamaprobe::backend::cuda::{Captures, Cuda, Settings};
         for (way, captures_by) in [("mapped", Captures::Mapped), ("copied", Captures::Copied)] {
             let settings = Settings { captures: captures_by, ..common::cuda::settings() };
-            let gpu = Cuda::<half::bf16>::new(0, &settings).expect("the GPU of the other benches");
+            let gpu = Cuda::open(0, Dtype::BF16, &settings).expect("the GPU of the other benches");
             captures(c, way, gpu);
         }
         return;
     }
     if subject() != Subject::Gpu {
-        captures(c, "in place", Cpu::<f32>::new());
+        captures(c, "in place", Cpu::new(Dtype::F32));
     }
 }
 

@@ -20,6 +20,7 @@ pub fn settings() -> Settings {
         cache_dir: cache.map(|dir| dir.join("llamaprobe").join("kernels")),
         // As with the driver's own meaning of it: launches are waited for.
         blocking: variable("CUDA_LAUNCH_BLOCKING").is_some_and(|value| value.as_os_str() == "1"),
+        on_warning: |line| eprintln!("{line}"),
         ..Settings::default()
     }
 }

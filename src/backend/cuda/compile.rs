@@ -128,7 +128,7 @@ impl Kernels {
         let file = atomic::read_if_there(path).ok().flatten()?;
         let cubin = unseal(&file);
         if cubin.is_none() {
-            (self.settings.on_warning)(&format!("{}: damaged, the kernels are compiled again", path.display()));
+            (self.settings.on_warning)(&format!("kernel cache: {}: damaged, compiled again", path.display()));
         }
         cubin.map(<[u8]>::to_vec)
     }

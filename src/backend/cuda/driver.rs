@@ -201,10 +201,9 @@ impl<'a> CopyScope<'a> {
 
     fn wait_for_copies(&self) -> Result<(), result::DriverError> {
         let ordered = self.event.record(self.device.copy_stream());
-        ordered.and_then(|()| self.device.stream().wait(&self.event)).or_else(|e| {
+        ordered.and_then(|()| self.device.stream().wait(&self.event)).inspect_err(|_| {
             // In order or not, the copies must be over before their memory is another's.
             let _ = self.device.copy_stream().synchronize();
-            Err(e)
         })
     }
 }

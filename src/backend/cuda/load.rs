@@ -11,7 +11,7 @@ use crate::formats::safetensors::{Dtype, Element, SafetensorsError, TensorView};
 use crate::{Error, Result};
 
 /// Elements that one thread moves at a time.
-const PIECE: usize = 1 << 18;
+const CHUNK_LEN: usize = 1 << 18;
 
 /// A compute dtype as the host writes it.
 trait HostElement: Element + bytemuck::Pod + Send + Sync {
@@ -54,7 +54,7 @@ pub fn weight(cx: &mut Context, view: &TensorView) -> Result<ComputeBuffer> {
     let (device, size) = (cx.device.clone(), buffer.element_size());
     // Declared after the buffer: on every path the copies are joined before the block is anybody else's.
     let scope = device.check(op, CopyScope::enter(&device))?;
-    let mut refused = None;
+    let mut first_error = None;
     let dtype = cx.dtype;
     cx.stage_h2d(op, device.copy_stream(), (buffer.ptr(0), view.len() * size), &mut |at, bytes| {
         let converted = match dtype {
@@ -63,10 +63,10 @@ pub fn weight(cx: &mut Context, view: &TensorView) -> Result<ComputeBuffer> {
             ComputeDtype::F16 => convert::<f16>(bytes, view, at / size),
         };
         if let Err(e) = converted {
-            refused.get_or_insert(e);
+            first_error.get_or_insert(e);
         }
     })?;
-    if let Some(e) = refused {
+    if let Some(e) = first_error {
         return Err(error(device.name(), op, &e.to_string()));
     }
     device.check(op, scope.join())?;
@@ -78,8 +78,8 @@ fn convert<T: HostElement>(bytes: &mut [u8], view: &TensorView, from: usize) -> 
     if view.dtype == T::DTYPE {
         let from = from * size_of::<T>();
         let source = &view.data[from..from + bytes.len()];
-        let piece = PIECE * size_of::<T>();
-        bytes.par_chunks_mut(piece).zip(source.par_chunks(piece)).for_each(|(out, source)| out.copy_from_slice(source));
+        let chunk = CHUNK_LEN * size_of::<T>();
+        bytes.par_chunks_mut(chunk).zip(source.par_chunks(chunk)).for_each(|(out, source)| out.copy_from_slice(source));
         return Ok(());
     }
     let out: &mut [T] = bytemuck::cast_slice_mut(bytes);
@@ -94,7 +94,7 @@ fn convert<T: HostElement>(bytes: &mut [u8], view: &TensorView, from: usize) -> 
 }
 
 fn each<T: HostElement, F: Copy + Sync>(out: &mut [T], values: &[F], round: impl Fn(F) -> T + Sync) {
-    out.par_chunks_mut(PIECE).zip(values.par_chunks(PIECE)).for_each(|(out, values)| {
+    out.par_chunks_mut(CHUNK_LEN).zip(values.par_chunks(CHUNK_LEN)).for_each(|(out, values)| {
         out.iter_mut().zip(values).for_each(|(out, &x)| *out = round(x));
     });
 }

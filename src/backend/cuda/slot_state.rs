@@ -36,10 +36,11 @@ impl SlotState {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
+    #[cfg(not(loom))]
     #[test]
     fn slot_state_counts_its_holders() {
         let state = SlotState::new();
@@ -51,19 +52,15 @@ mod tests {
         state.release();
         assert!(state.is_free());
     }
-}
 
-/// `RUSTFLAGS="--cfg loom" cargo test --lib slot_state`: all interleavings.
-#[cfg(all(test, loom))]
-mod loom_tests {
-    use loom::cell::UnsafeCell;
-    use loom::sync::Arc;
-    use loom::thread;
-
-    use super::*;
-
+    /// `RUSTFLAGS="--cfg loom" cargo test --lib slot_state`: in all interleavings.
+    #[cfg(loom)]
     #[test]
     fn slot_state_orders_readers_before_the_next_writer() {
+        use loom::cell::UnsafeCell;
+        use loom::sync::Arc;
+        use loom::thread;
+
         loom::model(|| {
             let slot = Arc::new((SlotState::new(), UnsafeCell::new(7u32)));
             // Two holders, as of a capture that has been cloned.

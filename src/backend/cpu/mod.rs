@@ -5,29 +5,25 @@
 
 mod activation;
 mod adamw;
-#[cfg(target_arch = "x86_64")]
-mod amx;
 mod attention;
 mod buffer;
 mod context;
 mod cross_entropy;
 mod embed;
+mod float;
 mod gemm;
 mod isa;
 mod kernel;
 mod layer_norm;
 mod linear;
 mod lora;
-mod pack;
 mod parallel;
 mod position;
 mod rms_norm;
 mod rope;
 mod rows;
 mod simd;
-mod thin;
 mod thread_pool;
-mod tile;
 mod weight;
 
 use std::sync::Arc;

@@ -35,6 +35,16 @@ impl HostSlice<'_> {
         self.len() == 0
     }
 
+    /// The elements of a range.
+    pub fn range(&self, range: std::ops::Range<usize>) -> Self {
+        match self {
+            Self::F64(s) => Self::F64(&s[range]),
+            Self::F32(s) => Self::F32(&s[range]),
+            Self::Bf16(s) => Self::Bf16(&s[range]),
+            Self::F16(s) => Self::F16(&s[range]),
+        }
+    }
+
     /// Element `i`, as `f64` (exact for every dtype).
     pub fn get(&self, i: usize) -> f64 {
         match self {

@@ -4,6 +4,8 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 use half::{bf16, f16};
 
+use super::buffer::HostBuffer;
+use crate::arch::Dtype;
 use crate::backend::{AccElement, HostSlice};
 
 /// The accumulation dtype, in which all arithmetic is done: `f32`, or `f64` in the oracle.
@@ -39,6 +41,13 @@ pub trait Float:
     fn erf(self) -> Self;
     /// The elements, if they are of this type already.
     fn same(slice: HostSlice<'_>) -> Option<&[Self]>;
+    /// The compute dtypes that it accumulates for.
+    const DTYPES: &'static [Dtype];
+    /// Calls the visitor with the type of a compute dtype.
+    ///
+    /// # Panics
+    /// If it is not one of [`Float::DTYPES`].
+    fn with_dtype<V: DtypeVisitor<Self>>(dtype: Dtype, visitor: V) -> V::Output;
     /// Calls the visitor with the elements as what they are.
     fn visit<V: Visit<Self>>(slice: HostSlice<'_>, visitor: V);
 
@@ -61,6 +70,26 @@ pub trait Element<A>: bytemuck::Pod + Default + Send + Sync {
     fn rest(self) -> bf16;
     /// The host's view of a slice.
     fn host(slice: &[Self]) -> HostSlice<'_>;
+    /// The elements of a buffer of this type.
+    ///
+    /// # Panics
+    /// If it is of another.
+    fn slice(buffer: &HostBuffer) -> &[Self];
+    /// The elements of a buffer of this type.
+    ///
+    /// # Panics
+    /// If it is of another.
+    fn slice_mut(buffer: &mut HostBuffer) -> &mut [Self];
+}
+
+fn other_dtype(wanted: &str, found: HostSlice<'_>) -> ! {
+    let found = match found {
+        HostSlice::F64(_) => "f64",
+        HostSlice::F32(_) => "f32",
+        HostSlice::Bf16(_) => "bf16",
+        HostSlice::F16(_) => "f16",
+    };
+    panic!("cpu: a buffer of {found} where the compute dtype is {wanted}")
 }
 
 macro_rules! elements {
@@ -87,6 +116,18 @@ macro_rules! elements {
             }
             fn host(slice: &[Self]) -> HostSlice<'_> {
                 HostSlice::$host(slice)
+            }
+            fn slice(buffer: &HostBuffer) -> &[Self] {
+                match buffer {
+                    HostBuffer::$host(elements) => elements,
+                    other => other_dtype(stringify!($stored), other.view()),
+                }
+            }
+            fn slice_mut(buffer: &mut HostBuffer) -> &mut [Self] {
+                match buffer {
+                    HostBuffer::$host(elements) => elements,
+                    other => other_dtype(stringify!($stored), other.view()),
+                }
             }
         })*
     };
@@ -154,6 +195,7 @@ impl Float for f32 {
     const ONE: Self = 1.0;
     const NEG_INFINITY: Self = f32::NEG_INFINITY;
     const NAME: &'static str = "f32";
+    const DTYPES: &'static [Dtype] = &[Dtype::F32, Dtype::BF16, Dtype::F16];
 
     /// Within 2 units in the last place, also where the result is subnormal. No branches, so that it vectorises.
     #[inline(always)]
@@ -191,6 +233,14 @@ impl Float for f32 {
     fn same(slice: HostSlice<'_>) -> Option<&[Self]> {
         if let HostSlice::F32(slice) = slice { Some(slice) } else { None }
     }
+    fn with_dtype<V: DtypeVisitor<Self>>(dtype: Dtype, visitor: V) -> V::Output {
+        match dtype {
+            Dtype::F32 => visitor.visit::<f32>(),
+            Dtype::BF16 => visitor.visit::<bf16>(),
+            Dtype::F16 => visitor.visit::<f16>(),
+            Dtype::F64 => panic!("cpu: f64 accumulated in f32"),
+        }
+    }
     fn visit<V: Visit<Self>>(slice: HostSlice<'_>, visitor: V) {
         visit_elements(slice, visitor);
     }
@@ -201,6 +251,7 @@ impl Float for f64 {
     const ONE: Self = 1.0;
     const NEG_INFINITY: Self = f64::NEG_INFINITY;
     const NAME: &'static str = "f64";
+    const DTYPES: &'static [Dtype] = &[Dtype::F64];
 
     #[inline(always)]
     fn exp<const FUSED: bool>(self) -> Self {
@@ -224,6 +275,10 @@ impl Float for f64 {
     fn same(slice: HostSlice<'_>) -> Option<&[Self]> {
         if let HostSlice::F64(slice) = slice { Some(slice) } else { None }
     }
+    fn with_dtype<V: DtypeVisitor<Self>>(dtype: Dtype, visitor: V) -> V::Output {
+        assert!(dtype == Dtype::F64, "cpu: {dtype} accumulated in f64");
+        visitor.visit::<f64>()
+    }
     fn visit<V: Visit<Self>>(slice: HostSlice<'_>, visitor: V) {
         visit_elements(slice, visitor);
     }
@@ -233,6 +288,14 @@ impl Float for f64 {
 pub trait Visit<A> {
     /// Called once, by [`Float::visit`].
     fn visit<S: Element<A>>(self, slice: &[S]);
+}
+
+/// A function of the type of a compute dtype.
+pub trait DtypeVisitor<A> {
+    /// What it returns.
+    type Output;
+    /// Called once, by [`Float::with_dtype`].
+    fn visit<C: Element<A>>(self) -> Self::Output;
 }
 
 fn visit_elements<A, V: Visit<A>>(slice: HostSlice<'_>, visitor: V)

@@ -49,7 +49,7 @@ pub mod transpose;
 
 use self::kernels::{KernelSet, Kernels};
 use self::microkernel::PAIR_STEP;
-pub use self::operand::{Operand, Rounding};
+pub use self::operand::Operand;
 use self::packing::{pack_panels, pack_rows};
 use self::skinny::{SkinnyKernel, SkinnyProduct};
 use self::tile::{BroadcastOperand, DEPTH, Tiles, VectorOperand};

@@ -4,8 +4,10 @@
 //! [`gemm`](super::gemm) are written in vectors. Nothing but those and the exponentials of attention contracts
 //! `a * b + c` into one rounding, so that every instruction set gives the same bits elsewhere.
 
-pub use super::float::{Element, Float, Visit};
+use super::buffer::HostBuffer;
+pub use super::float::{DtypeVisitor, Element, Float, Visit};
 pub use super::isa::Isa;
+use crate::arch::Dtype;
 use crate::backend::HostSlice;
 
 /// Compiles a function for every [`Isa`], its first argument. A name after the generic types, as in `[A: Float; FUSED]`,
@@ -66,6 +68,40 @@ multiversion! {
             *o = S::narrow(x);
         }
     }
+}
+
+multiversion! {
+    /// `x = x`, rounded to `S`.
+    fn round[A: Float, S: Element<A>](x: &mut [A]) {
+        for v in x {
+            *v = S::narrow(*v).widen();
+        }
+    }
+}
+
+/// What rounds elements to a compute dtype of [`Float::DTYPES`] in place.
+pub fn rounding<A: Float>(dtype: Dtype) -> fn(Isa, &mut [A]) {
+    struct Rounding;
+    impl<A: Float> DtypeVisitor<A> for Rounding {
+        type Output = fn(Isa, &mut [A]);
+        fn visit<C: Element<A>>(self) -> Self::Output {
+            round::<A, C>
+        }
+    }
+    A::with_dtype(dtype, Rounding)
+}
+
+/// `out = x`, rounded to the buffer's dtype, which is one of [`Float::DTYPES`].
+pub fn narrow_into<A: Float>(isa: Isa, out: &mut HostBuffer, x: &[A]) {
+    struct NarrowInto<'a, A>(Isa, &'a mut HostBuffer, &'a [A]);
+    impl<A: Float> DtypeVisitor<A> for NarrowInto<'_, A> {
+        type Output = ();
+        fn visit<C: Element<A>>(self) {
+            let Self(isa, out, x) = self;
+            narrow(isa, C::slice_mut(out), x);
+        }
+    }
+    A::with_dtype(out.dtype(), NarrowInto(isa, out, x));
 }
 
 struct Read<'a, A> {

@@ -60,12 +60,12 @@ impl<'a, A: Float> Operand<'a, A> {
     }
 
     /// The rows from `row` on.
-    pub(super) fn skip(self, row: usize) -> Self {
+    pub fn skip(self, row: usize) -> Self {
         Self { from: self.from + row * if self.transposed { 1 } else { self.stride }, ..self }
     }
 
     /// The columns (along k) from `k` on.
-    pub(super) fn along(self, k: usize) -> Self {
+    pub fn along(self, k: usize) -> Self {
         let (k, pairs) = match self.pairs {
             None => (k, None),
             Some(Pairs { k: all, rest }) => ((2 * k).min(all), Some(Pairs { k: all.saturating_sub(2 * k), rest })),

@@ -5,6 +5,7 @@ use half::{bf16, f16};
 
 use super::super::isa::tests::isas;
 use super::super::simd::Element;
+use super::operand::Rounding;
 use super::*;
 
 /// The rms of the errors of split products, and the largest of some thousands, as shares of the rms of the products.

@@ -14,7 +14,7 @@ use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
 use llamaprobe::hooks::{NoTaps, Record, Selection, Site};
-use llamaprobe::model::{Activations, Adaptation, Input, Keep, Layout, LoraShape, Model, OutputRows};
+use llamaprobe::model::{Activations, Adaptation, Input, Layout, LoraShape, Model, OutputRows, Save};
 use llamaprobe::pack::Pack;
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::settings::{Length, RunSettings};
@@ -136,7 +136,7 @@ impl<B: Backend> Forward<B> {
     fn new(b: &mut B, model: Model<B>, pack: Pack, rows: Vec<usize>, sites: Option<&[Site]>) -> Self {
         let all: Vec<usize> = (0..model.config.num_hidden_layers).collect();
         Self {
-            acts: Activations::new(b, &model.config, None, pack.len(), Keep::Layer).expect("memory for a bench"),
+            acts: Activations::new(b, &model.config, None, pack.len(), Save::Layer).expect("memory for a bench"),
             device: b.pack(&pack).expect("memory for a bench"),
             read: OutputRows::new(b, &pack, rows.iter().copied()).expect("memory for a bench"),
             selection: sites.filter(|sites| !sites.is_empty()).map(|sites| Selection::new(sites, &all)),
@@ -170,7 +170,7 @@ fn forward<B: Backend>(
     let rows = |pack: &Pack| match sites {
         Some(_) => (0..pack.len()).collect(),
         None => (0..pack.segments().len())
-            .filter(|&g| pack.readers(g).is_empty())
+            .filter(|&g| pack.descendants(g).is_empty())
             .map(|g| pack.segments()[g].rows.end - 1)
             .collect::<Vec<_>>(),
     };

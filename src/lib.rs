@@ -1,7 +1,9 @@
-#![doc = include_str!("../README.md")]
+#![doc = include_str!("guide.md")]
 
 pub mod arch;
 pub mod backend;
+#[forbid(unsafe_code)]
+pub mod capture;
 #[forbid(unsafe_code)]
 pub mod cli;
 #[forbid(unsafe_code)]
@@ -9,6 +11,8 @@ pub mod compare;
 #[forbid(unsafe_code)]
 pub mod error;
 pub mod formats;
+#[forbid(unsafe_code)]
+pub mod hash;
 #[forbid(unsafe_code)]
 pub mod hooks;
 #[forbid(unsafe_code)]

@@ -22,7 +22,7 @@ use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::cuda::{Captures, Cuda, Settings};
 use llamaprobe::hooks::{NoTaps, Record, Selection};
-use llamaprobe::model::{Activations, FullTuning, GradientRequest, Gradients, Input, Keep, Labels, Model};
+use llamaprobe::model::{Activations, FullTuning, GradientRequest, Gradients, Input, Labels, Model, Save};
 use llamaprobe::pack::{Label, Sequence, forest};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::settings::{Length, RunSettings};
@@ -133,7 +133,7 @@ fn small_model<B: Backend>(b: &mut B) -> (Model<B>, Activations<B>) {
         "num_attention_heads": 2, "vocab_size": 50}"#;
     let config = ModelConfig::parse("config.json", config).expect("a config");
     let (model, _) = FullTuning::random(b, config, 0.2, 0).expect("a model");
-    let acts = Activations::new(b, &model.config, None, 64, Keep::Layer).expect("activations");
+    let acts = Activations::new(b, &model.config, None, 64, Save::Layer).expect("activations");
     (model, acts)
 }
 
@@ -490,7 +490,7 @@ fn gradients<B: Backend<Element = f32>>(b: &mut B, config: &str) -> Vec<f32> {
     let rows: Vec<u32> = (0..pack.len() as u32).collect();
     let targets: Vec<u32> = rows.iter().map(|row| (row * 5 + 1) % 30).collect();
     let labels = Labels::new(b, None, &rows, &targets, &vec![0.5; rows.len()]).expect("labels");
-    let mut acts = Activations::new(b, &model.config, None, pack.len(), Keep::All).expect("activations");
+    let mut acts = Activations::new(b, &model.config, None, pack.len(), Save::All).expect("activations");
     let mut grads = Gradients::new(b, &model.config, pack.len(), rows.len()).expect("gradients");
     let mut d_weights = b.acc(tuning.layout.total).expect("gradients");
     let input = Input::new(&pack, &device);

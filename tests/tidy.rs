@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 const LONGEST: usize = 600;
 
 /// Layers in the order in which they may import: each only from those before it. Equal rank means siblings.
-const LAYERS: [(&str, u8); 12] = [
+const LAYERS: [(&str, u8); 13] = [
     ("error", 0),
     ("arch", 1),
+    ("hash", 1),
     ("pack", 1),
     ("formats", 2),
     ("backend", 3),
     ("hooks", 4),
     ("model", 5),
+    ("capture", 6),
     ("train", 6),
     ("task", 6),
     ("probe", 7),

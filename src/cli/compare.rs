@@ -12,8 +12,8 @@ use super::{Failure, output};
 use crate::arch::Family;
 use crate::backend::Backend;
 use crate::compare::{Base, CompareSettings, Source};
-use crate::formats::atomic;
 use crate::formats::tokenizer::Tokenizer;
+use crate::formats::{atomic, yaml};
 use crate::model::Model;
 use crate::task::{Task, Template};
 use crate::train::settings::{Length, RunSettings};
@@ -95,8 +95,8 @@ fn sources(args: &CompareArgs) -> Result<Vec<Source>> {
         None => BTreeMap::new(),
         Some(text) => {
             let from_file = Path::new(text).is_file();
-            let yaml = if from_file { atomic::read_to_string(text)? } else { text.clone() };
-            let parsed: Result<BTreeMap<Task, Files>, _> = serde_norway::from_str(&yaml);
+            let source = if from_file { atomic::read_to_string(text)? } else { text.clone() };
+            let parsed: Result<BTreeMap<Task, Files>, _> = yaml::parse(&source);
             parsed.map_err(|e| {
                 let expected = "a mapping, or a file of one, such as {mtop: {train: FILE, test: FILE}}";
                 Error::argument("--data", expected, format!("{text:?} ({e})"))

@@ -10,7 +10,7 @@ use serde_norway::{Mapping, Value};
 use super::Failure;
 use super::args::Cli;
 use crate::error::nearest;
-use crate::formats::atomic;
+use crate::formats::{atomic, yaml};
 use crate::{Error, Result};
 
 /// Parses the words of a command line, its first being the program's name.
@@ -73,7 +73,7 @@ fn config_words(words: &[OsString]) -> Result<Option<(PathBuf, Vec<OsString>)>, 
 
 fn read(path: &Path) -> Result<Mapping> {
     let text = atomic::read_to_string(path)?;
-    match serde_norway::from_str(&text).map_err(Error::file(path))? {
+    match yaml::parse(&text).map_err(Error::file(path))? {
         Value::Mapping(mapping) => Ok(mapping),
         Value::Null => Ok(Mapping::new()),
         _ => Err(Error::field(path, "the file", "a mapping of flags to values", "something else")),

@@ -7,7 +7,7 @@ use super::{Failure, output};
 use crate::arch::ModelConfig;
 use crate::backend::{Backend, OwnMemory, PassSize};
 use crate::model::param_id::ParamId;
-use crate::model::{Activations, Gradients, Keep, Layout};
+use crate::model::{Activations, Gradients, Layout, Save};
 use crate::train::optim::Optimizer;
 use crate::train::passes::pass_size;
 
@@ -48,7 +48,7 @@ impl Plan {
         rows: usize,
         landing: Vec<usize>,
     ) -> Self {
-        let bytes = Activations::<B>::bytes(config, layout, rows, Keep::Layer, self.element_sizes);
+        let bytes = Activations::<B>::bytes(config, layout, rows, Save::Layer, self.element_sizes);
         let adapter = layout.map_or(0, |l| l.stride * self.element_sizes.0);
         let pass = PassSize { rows, landing, ..PassSize::default() };
         self.with("adapters", adapter).with("activations", bytes).own(backend, &pass)
@@ -66,7 +66,7 @@ impl Plan {
         let sizes = self.element_sizes;
         let pass = pass_size(config, Some(layout), runs, (rows, rows));
         self.with("adapters", runs * layout.stride * sizes.0)
-            .with("activations", Activations::<B>::bytes(config, Some(layout), rows, Keep::All, sizes))
+            .with("activations", Activations::<B>::bytes(config, Some(layout), rows, Save::All, sizes))
             .with("gradients", Gradients::<B>::bytes(config, rows, rows, sizes))
             .with("optimiser", Optimizer::<B>::bytes(runs, layout.stride, sizes))
             .own(backend, &pass)
@@ -109,7 +109,7 @@ impl Plan {
 /// The weights, and where they lie: in the file's mapping, or in memory of their own.
 fn weights<B: Backend>(found: &Found, element: usize) -> (&'static str, usize) {
     let elements: usize = ParamId::all(&found.config).into_iter().map(|place| place.len(&found.config)).sum();
-    let same = found.checkpoint.iter().next().is_some_and(|t| t.dtype.size() == element && t.dtype.float().is_some());
+    let same = found.checkpoint.iter().next().is_some_and(|t| t.element_size() == element && t.float().is_some());
     let purpose = match (B::MAPS_WEIGHTS, same) {
         (true, true) => "weights, mapped",
         (true, false) => "weights, converted",

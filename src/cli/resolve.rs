@@ -76,7 +76,7 @@ pub fn model(name: &str, common: &CommonArgs) -> Result<Found> {
     let config = ModelConfig::load(&path)?;
     let checkpoint = Checkpoint::open(&path)?;
     // The reference takes the file's word, and where there is none, the first float tensor's dtype.
-    let first = || checkpoint.iter().find_map(|t| t.dtype.float());
+    let first = || checkpoint.iter().find_map(|t| t.float());
     let dtype = config.dtype.or_else(first).unwrap_or(Dtype::F32);
     Ok(Found { path, config, checkpoint, dtype })
 }

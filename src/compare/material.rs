@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 
 use super::{Arm, CompareSettings, Retrieval, Source, Study};
 use crate::backend::Backend;
-use crate::formats::fingerprint;
 use crate::formats::tokenizer::Tokenizer;
 use crate::model::Model;
 use crate::task::demonstrations::sample_for;
@@ -19,7 +18,7 @@ use crate::task::prompts::Prompts;
 use crate::task::retrieval::{Query, Retriever, Shown, read_vectors};
 use crate::task::{Example, Task, Template};
 use crate::train::data::{IGNORE_INDEX, TrainSequence};
-use crate::{Error, Result};
+use crate::{Error, Result, hash};
 
 /// A prompt of an arm.
 pub struct Context {
@@ -152,7 +151,7 @@ impl<'a> Material<'a> {
             }
         };
         let texts = queries.iter().chain(&pool).flat_map(|e| [e.input.as_str(), "\0", &e.output, "\0"]);
-        let data = fingerprint::hash(texts.flat_map(str::bytes));
+        let data = hash::fnv1a(texts.flat_map(str::bytes));
         Ok(Self {
             task: source.task,
             template: &source.template,

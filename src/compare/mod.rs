@@ -26,8 +26,8 @@ use crate::arch::Family;
 use crate::backend::Backend;
 use crate::formats::stops::Stops;
 use crate::formats::tokenizer::Tokenizer;
-use crate::formats::{atomic, fingerprint, json};
-use crate::model::{Adaptation, Generation, Model, Prompt, Sampling};
+use crate::formats::{atomic, json};
+use crate::model::{Adaptation, GenerationConfig, Model, Prompt, Sampling};
 use crate::task::metrics::interval;
 use crate::task::{Dataset, Task, Template};
 use crate::train::settings::RunSettings;
@@ -310,7 +310,7 @@ fn begin(out: &Path, plan: &serde_json::Value) -> Result<()> {
     }
     // Numbers pass through text on both sides, so that equal ones are equal.
     let ours = json::parse(&path, &plan.to_string())?;
-    match fingerprint::difference("plan", &ours, &json::read(&path)?) {
+    match json::difference("plan", &ours, &json::read(&path)?) {
         None => Ok(()),
         Some((field, expected, found)) => {
             Err(Error::field(&path, field, format!("{expected} as asked for now"), found))
@@ -408,7 +408,7 @@ impl<B: Backend> Work<'_, B> {
         let stops =
             Stops::new(self.study.tokenizer, settings.stop.iter().map(String::as_str).chain(material.template.stop()));
         let ends = |ids: &[u32]| stops.reached(ids);
-        let generation = Generation {
+        let generation = GenerationConfig {
             stop: self.study.tokenizer.stops().to_vec(),
             ends: Some(&ends),
             sampling: match settings.num_beams {
@@ -416,7 +416,7 @@ impl<B: Backend> Work<'_, B> {
                 beams => Sampling::Beam { beams, length_penalty: 1.0 },
             },
             rows: settings.rows,
-            ..Generation::greedy(settings.max_new_tokens)
+            ..GenerationConfig::greedy(settings.max_new_tokens)
         };
         let prompt = |run: Option<usize>| move |context: &Context| Prompt { ids: context.token_ids.clone(), run };
         let prompts: Vec<Prompt> = keys.iter().flat_map(|(_, run)| contexts.iter().map(prompt(*run))).collect();

@@ -6,7 +6,8 @@ use rand_chacha::ChaCha8Rng;
 use crate::arch::Family;
 use crate::arch::ModelConfig;
 use crate::arch::Projection;
-use crate::backend::{AccElement, Backend, LoraSite, PromptSite};
+use crate::backend::ops::{Cast, LoraSite, PromptSite};
+use crate::backend::{AccElement, Backend};
 use crate::formats::adapter::{
     Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, PromptAdapter, PromptConfig, PromptKind,
 };
@@ -274,7 +275,7 @@ impl<B: Backend> Adaptation<B> {
     /// Sees to it that passes read the parameters as they are now: after they were changed.
     pub fn refresh(&mut self, backend: &mut B) {
         if let Some(prefix) = &mut self.prefix {
-            backend.cast(prefix, &self.params, self.runs * self.layout.stride);
+            backend.cast(Cast { out: prefix, x: &self.params, len: self.runs * self.layout.stride });
         }
     }
 

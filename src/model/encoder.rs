@@ -8,7 +8,12 @@ use rand_chacha::ChaCha8Rng;
 
 use super::adaptation::Adaptation;
 use crate::Result;
-use crate::backend::{AccElement, Activation, Backend, LinearDims};
+use crate::arch::Activation;
+use crate::backend::ops::{
+    ActivationBwd, ActivationFwd, Cast, EmbedBwdTable, EmbedFwd, GatherAcc, LinearBwdBias, LinearBwdInput,
+    LinearBwdWeight, LinearDims, LinearFwd, RefreshWeight, ResidualFwd, ScatterAdd, Zero,
+};
+use crate::backend::{AccElement, Backend};
 use crate::formats::adapter::{EncoderShape, EncoderState, Reparameterization};
 use crate::pack::{Label, PackBuilder, Parent, Token};
 
@@ -119,17 +124,22 @@ impl<B: Backend> Encoder<B> {
     pub fn refresh(&mut self, backend: &mut B) {
         for run in &mut self.runs {
             for (weight, offset) in &mut run.weights {
-                backend.refresh_weight(weight, &self.params, *offset);
+                backend.refresh_weight(RefreshWeight { weight, params: &self.params, offset: *offset });
             }
         }
         self.fold(backend);
     }
 
     fn fold(&mut self, backend: &mut B) {
-        backend.zero(&mut self.adaptation.params);
+        backend.zero(Zero { x: &mut self.adaptation.params });
         for run in &self.runs {
             forward(backend, self.shape, run, &mut self.scratch);
-            backend.scatter_add(&mut self.adaptation.params, &self.scratch.out, &run.places, self.piece);
+            backend.scatter_add(ScatterAdd {
+                d_x: &mut self.adaptation.params,
+                d_out: &self.scratch.out,
+                rows: &run.places,
+                width: self.piece,
+            });
         }
         self.adaptation.refresh(backend);
     }
@@ -140,25 +150,61 @@ impl<B: Backend> Encoder<B> {
         let linears = shape.linears();
         for run in &self.runs {
             forward(backend, shape, run, scratch);
-            backend.gather_acc(&mut scratch.out, d_prompts, &run.places, self.piece);
-            backend.cast(&mut scratch.d_y, &scratch.out, run.rows * shape.output);
+            backend.gather_acc(GatherAcc { out: &mut scratch.out, x: d_prompts, rows: &run.places, width: self.piece });
+            backend.cast(Cast { out: &mut scratch.d_y, x: &scratch.out, len: run.rows * shape.output });
             for (i, &(input, output)) in linears.iter().enumerate().rev() {
                 let dims = LinearDims { rows: run.rows, input, output };
                 let ((weight, at), (_, bias_at)) = (&run.weights[1 + 2 * i], &run.weights[2 + 2 * i]);
-                backend.linear_bwd_weight(d_params, *at, &scratch.d_y, &scratch.x[i], dims);
-                backend.linear_bwd_bias(d_params, *bias_at, &scratch.d_y, run.rows, output);
+                backend.linear_bwd_weight(LinearBwdWeight {
+                    d_weight: d_params,
+                    offset: *at,
+                    d_out: &scratch.d_y,
+                    x: &scratch.x[i],
+                    dims,
+                });
+                backend.linear_bwd_bias(LinearBwdBias {
+                    d_bias: d_params,
+                    offset: *bias_at,
+                    d_out: &scratch.d_y,
+                    rows: run.rows,
+                    output,
+                });
                 if i > 0 {
-                    backend.linear_bwd_input(&mut scratch.d_x, &scratch.d_y, weight, dims, false);
+                    backend.linear_bwd_input(LinearBwdInput {
+                        d_x: &mut scratch.d_x,
+                        d_out: &scratch.d_y,
+                        weight,
+                        dims,
+                        accumulate: false,
+                    });
                     let len = run.rows * input;
                     let f = activation(shape.kind);
-                    backend.activation_bwd(&mut scratch.d_y, &scratch.d_x, &scratch.y[i - 1], f, len);
+                    backend.activation_bwd(ActivationBwd {
+                        d_x: &mut scratch.d_y,
+                        d_act: &scratch.d_x,
+                        x: &scratch.y[i - 1],
+                        f,
+                        len,
+                    });
                     continue;
                 }
                 // What the embedding adds to the output passes its gradient on as it is.
                 let residual = shape.kind == Reparameterization::Residual;
                 let d_embedded = if residual { &mut scratch.out } else { &mut scratch.d_x };
-                backend.linear_bwd_input(d_embedded, &scratch.d_y, weight, dims, residual);
-                backend.embed_bwd_table(d_params, run.weights[0].1, d_embedded, &run.ids, input);
+                backend.linear_bwd_input(LinearBwdInput {
+                    d_x: d_embedded,
+                    d_out: &scratch.d_y,
+                    weight,
+                    dims,
+                    accumulate: residual,
+                });
+                backend.embed_bwd_table(EmbedBwdTable {
+                    d_table: d_params,
+                    offset: run.weights[0].1,
+                    d_out: d_embedded,
+                    pack: &run.ids,
+                    width: input,
+                });
             }
         }
     }
@@ -207,17 +253,28 @@ const fn activation(kind: Reparameterization) -> Activation {
 /// A run's prompt into `scratch.out`, every layer's input and output beside it.
 fn forward<B: Backend>(backend: &mut B, shape: EncoderShape, run: &Mlp<B>, scratch: &mut Scratch<B>) {
     let Scratch { embedded, x, y, zeros, out, .. } = scratch;
-    backend.embed_fwd(embedded, &run.ids, &run.weights[0].0, None, shape.input);
-    backend.cast(&mut x[0], embedded, run.rows * shape.input);
+    backend.embed_fwd(EmbedFwd {
+        out: embedded,
+        pack: &run.ids,
+        table: &run.weights[0].0,
+        prompt: None,
+        width: shape.input,
+    });
+    backend.cast(Cast { out: &mut x[0], x: embedded, len: run.rows * shape.input });
     let linears = shape.linears();
     for (i, &(input, output)) in linears.iter().enumerate() {
         let dims = LinearDims { rows: run.rows, input, output };
         let (weight, bias) = (&run.weights[1 + 2 * i].0, &run.weights[2 + 2 * i].0);
-        backend.linear_fwd(&mut y[i], &x[i], weight, Some(bias), dims);
+        backend.linear_fwd(LinearFwd { out: &mut y[i], x: &x[i], weight, bias: Some(bias), dims });
         if i + 1 < linears.len() {
-            backend.activation_fwd(&mut x[i + 1], &y[i], activation(shape.kind), run.rows * output);
+            backend.activation_fwd(ActivationFwd {
+                act: &mut x[i + 1],
+                x: &y[i],
+                f: activation(shape.kind),
+                len: run.rows * output,
+            });
         }
     }
     let base = if shape.kind == Reparameterization::Residual { embedded } else { zeros };
-    backend.residual_fwd(out, base, &y[linears.len() - 1], run.rows * shape.output);
+    backend.residual_fwd(ResidualFwd { out, a: base, b: &y[linears.len() - 1], len: run.rows * shape.output });
 }

@@ -12,6 +12,7 @@ use super::Model;
 use super::param_id::{ParamId, Source};
 use super::weights::Weights;
 use crate::arch::ModelConfig;
+use crate::backend::ops::RefreshWeight;
 use crate::backend::{AccElement, Backend};
 use crate::formats::safetensors::{Checkpoint, Dtype, TensorFile, TensorSpec, TensorView};
 use crate::{Error, Result};
@@ -140,7 +141,7 @@ impl<B: Backend> FullTuning<B> {
     /// Makes `model` compute with the parameters as they are now: after a step of the optimiser.
     pub fn refresh(&self, backend: &mut B, model: &mut Model<B>) {
         for (weight, &(_, offset)) in model.weights.iter_mut().zip(self.layout.places()) {
-            backend.refresh_weight(weight, &self.params, offset);
+            backend.refresh_weight(RefreshWeight { weight, params: &self.params, offset });
         }
     }
 }

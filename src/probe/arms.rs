@@ -3,9 +3,9 @@
 use super::Count;
 use super::packing::{Group, Packer};
 use crate::Result;
-use crate::backend::{AccElement, Backend, KvCache};
+use crate::backend::{AccElement, Backend};
 use crate::hooks::{Record, Selection, Site};
-use crate::model::{Activations, Adaptation, Cache, Gradients, Input, Keep, Labels, Model, OutputRows};
+use crate::model::{Activations, Adaptation, Cache, Gradients, Input, KvCache, Labels, Model, OutputRows, Save};
 
 /// What one group of prompts gave.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,7 +39,7 @@ pub(super) fn read<B: Backend>(
 
     let mut packer = Packer::new(groups, rows);
     let layout = adaptation.map(|a| &a.layout);
-    let mut acts = Activations::new(backend, config, layout, packer.capacity(), Keep::Layer)?;
+    let mut acts = Activations::new(backend, config, layout, packer.capacity(), Save::Layer)?;
     let mut cache = KvCache::new(backend, config.num_hidden_layers, packer.cache_rows(), config.kv_width())?;
     let mut computed = 0;
     while let Some(batch) = packer.next(&cache.segments) {
@@ -50,7 +50,7 @@ pub(super) fn read<B: Backend>(
         let mut input = Input::new(&batch.pack, &device).with_output_rows(read.as_ref());
         input.adaptation = adaptation;
         let mut record = Record::new(selection.clone(), last);
-        let kept = Cache { cache: &mut cache, keep: &batch.keep };
+        let kept = Cache { cache: &mut cache, append: &batch.keep };
         model.forward(backend, &mut acts, &input, Some(kept), &mut record)?;
         for (l, &(site, layer)) in places.iter().enumerate() {
             let states = record.get(site, layer).expect("probe: the forward passes every layer");

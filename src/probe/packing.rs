@@ -142,14 +142,14 @@ impl<'a> Laid<'a> {
 }
 
 /// A pack being filled.
-struct Filling {
-    builder: PackBuilder,
+struct Filling<'c> {
+    builder: PackBuilder<'c>,
     rows: usize,
     last: Vec<(usize, usize, usize)>,
     targets: Vec<ScoredToken>,
 }
 
-impl Filling {
+impl Filling<'_> {
     fn trunk(&mut self, laid: &Laid) -> Parent {
         let soft = (0..laid.group.soft as u32).map(Token::Virtual).collect();
         let trunk = laid.trunk.iter().map(|&t| Token::Id(t)).collect();

@@ -205,7 +205,7 @@ impl Table {
         let cell = |next: &mut usize, cell: &Value| {
             let value = cell.get("value")?.as_str()?;
             let span = usize::try_from(cell.get("column_span")?.as_u64()?).ok()?;
-            let columns = *next..*next + span;
+            let columns = *next..next.checked_add(span)?;
             *next = columns.end;
             Some(Cell { value: clean(value), header: cell.get("is_header")?.as_bool()?, columns })
         };

@@ -14,6 +14,7 @@ use minijinja::{Environment, UndefinedBehavior};
 use serde::{Deserialize, Serialize};
 
 use super::datasets::Example;
+use crate::formats::yaml;
 use crate::{Error, Result};
 
 /// Binary sentiment.
@@ -145,7 +146,7 @@ impl Template {
     /// # Errors
     /// The value is no such mapping, or the template is not valid (see [`Template::new`]).
     pub fn parse(value: &str, default: &Template) -> Result<Self> {
-        let strings: Strings = serde_norway::from_str(value).map_err(|e| {
+        let strings: Strings = yaml::parse(value).map_err(|e| {
             Error::argument("--template", "a mapping with the keys query and answer", format!("{value:?} ({e})"))
         })?;
         Self::new(

@@ -17,11 +17,11 @@ use super::trainer::Trainer;
 use super::tuned::Tuned;
 use crate::backend::Backend;
 use crate::formats::adapter::{self, AdapterConfig};
-use crate::formats::fingerprint::{self, difference};
+use crate::formats::json::difference;
 use crate::formats::safetensors::{Checkpoint, Dtype, Tensor, write};
 use crate::formats::{atomic, json as files};
 use crate::model::Model;
-use crate::{Error, Result};
+use crate::{Error, Result, hash};
 
 const PREFIX: &str = "checkpoint-";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -214,7 +214,7 @@ impl<B: Backend> Trainer<B> {
                 "total_steps": run.total_steps,
                 // What a stream makes is the caller's to identify.
                 "sequences": if self.stream.is_some() { 0 } else { run.data.len() },
-                "data": if self.stream.is_some() { "stream".to_owned() } else { format!("{:016x}", hash(&run.data)) },
+                "data": if self.stream.is_some() { "stream".to_owned() } else { format!("{:016x}", data_hash(&run.data)) },
             })
         };
         let runs: Vec<Value> = self.runs.iter().map(run).collect();
@@ -249,10 +249,10 @@ fn dtype<B: Backend>() -> Dtype {
     if size_of::<B::Element>() == 8 { Dtype::F64 } else { Dtype::F32 }
 }
 
-fn hash(data: &[TrainSequence]) -> u64 {
+fn data_hash(data: &[TrainSequence]) -> u64 {
     let words = data.iter().flat_map(|sequence| {
         let ids = sequence.ids.iter().map(|&id| u64::from(id));
         std::iter::once(sequence.ids.len() as u64).chain(ids).chain(sequence.labels.iter().map(|&label| label as u64))
     });
-    fingerprint::hash(words.flat_map(u64::to_le_bytes))
+    hash::fnv1a(words.flat_map(u64::to_le_bytes))
 }

@@ -12,14 +12,15 @@ use super::passes::{Before, MIN_SHARED, Packing, Pass, Piece, ROW_BUDGET, pass_s
 use super::settings::{Length, RunSettings};
 use super::tuned::Tuned;
 use crate::arch::ModelConfig;
-use crate::backend::{AccElement, AdamwStep, Backend, PassSize};
+use crate::backend::ops::{AdamwStep, Zero};
+use crate::backend::{AccElement, Backend, PassSize};
 use crate::formats::adapter::{Adapter, AdapterConfig};
 use crate::hooks::NoTaps;
 use crate::model::{
-    Activations, DropoutPlan, FullTuning, GradientRequest, Gradients, Input, Keep, Labels, Model, OutputRows,
+    Activations, DropoutPlan, FullTuning, GradientRequest, Gradients, Input, Labels, Model, OutputRows, Save,
 };
 use crate::pack::Pack;
-use crate::{Error, Result};
+use crate::{Error, Result, hash};
 
 /// The data and settings of one run.
 #[derive(Clone, Debug)]
@@ -177,7 +178,7 @@ impl<B: Backend> Trainer<B> {
         });
         Ok(Self {
             optimizer: Optimizer::new(backend, count, stride)?,
-            acts: Activations::new(backend, &model.config, tuned.layout(), rows, Keep::All)?,
+            acts: Activations::new(backend, &model.config, tuned.layout(), rows, Save::All)?,
             grads: Gradients::new(backend, &model.config, rows, labels)?,
             d_prompts: backend.acc(tuned.folded())?,
             runs: runs.collect(),
@@ -215,7 +216,7 @@ impl<B: Backend> Trainer<B> {
         let run = RunState { data: Vec::new(), settings, total_steps, order: Order::new(1, None), total_tokens: 0 };
         Ok(Self {
             optimizer: Optimizer::new(backend, 1, total)?,
-            acts: Activations::new(backend, &model.config, None, rows, Keep::All)?,
+            acts: Activations::new(backend, &model.config, None, rows, Save::All)?,
             grads: Gradients::new(backend, &model.config, rows, rows)?,
             d_prompts: backend.acc(tuned.folded())?,
             runs: vec![run],
@@ -245,7 +246,7 @@ impl<B: Backend> Trainer<B> {
         let (rows, labels) = packing(tuned, options)?.capacity(sizes);
         let (count, stride) = tuned.shape();
         let bytes = [
-            Activations::<B>::bytes(config, tuned.layout(), rows, Keep::All, element_sizes),
+            Activations::<B>::bytes(config, tuned.layout(), rows, Save::All, element_sizes),
             Gradients::<B>::bytes(config, rows, labels, element_sizes),
             Optimizer::<B>::bytes(count, stride, element_sizes) + tuned.folded() * element_sizes.0,
         ];
@@ -448,9 +449,9 @@ impl<B: Backend> Trainer<B> {
         batches.iter().for_each(|batch| labels[batch.run] = batch.labels);
         let mut rows_before = vec![0; self.runs.len()];
         let mut losses = Vec::new();
-        backend.zero(&mut self.optimizer.d_params);
+        backend.zero(Zero { x: &mut self.optimizer.d_params });
         if let Tuned::Encoded(_) = &self.tuned {
-            backend.zero(&mut self.d_prompts);
+            backend.zero(Zero { x: &mut self.d_prompts });
         }
         for pieces in self.packing.group(pieces) {
             let pass = self.packing.pass(&pieces, |run| &self.runs[run].data);
@@ -596,10 +597,7 @@ fn dropout_keys(pack: &Pack, rows_before: &mut [u32]) -> Vec<u32> {
     keys
 }
 
-/// The seed of a run's dropout in step `step`: the pair, mixed by the finaliser of SplitMix64 (Steele et al. 2014).
+/// The seed of a run's dropout in step `step`: the pair, mixed.
 fn step_seed(seed: u64, step: u64) -> u64 {
-    let mut x = seed ^ step.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+    hash::finalize(seed ^ step.wrapping_add(1).wrapping_mul(hash::GOLDEN_GAMMA))
 }

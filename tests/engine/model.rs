@@ -11,8 +11,8 @@ use llamaprobe::backend::{AccElement, Backend, KvCache};
 use llamaprobe::hooks::{NoTaps, Record, Selection, Site};
 use llamaprobe::model::param_id::ParamId;
 use llamaprobe::model::{
-    Activations, Adaptation, Cache, DropoutPlan, FullTuning, Generation, GradientRequest, Gradients, Input, Keep,
-    Labels, Layout, LoraShape, Model, Prompt, Sampling, WeightLayout,
+    Activations, Adaptation, Cache, DropoutPlan, FullTuning, GenerationConfig, GradientRequest, Gradients, Input,
+    Labels, Layout, LoraShape, Model, Prompt, Sampling, Save, WeightLayout,
 };
 use llamaprobe::pack::{Forest, Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
 use llamaprobe::task::embedding::mean_states;
@@ -69,7 +69,7 @@ fn states<B: Backend>(backend: &mut B, model: &Model<B>, pack: &Pack, adaptation
     let layers: Vec<usize> = (0..model.config.num_hidden_layers).collect();
     let mut record = Record::new(Selection::new(&ALL, &layers), (0..pack.len()).collect());
     let layout = adaptation.map(|a| &a.layout);
-    let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Keep::Layer).expect("memory");
+    let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Save::Layer).expect("memory");
     let device = backend.pack(pack).expect("pack");
     let input = Input { pack, device: &device, adaptation, dropout: None, read: None };
     model.forward(backend, &mut acts, &input, None, &mut record).expect("forward");
@@ -183,7 +183,7 @@ fn kept_is_packed(config: &str) {
     let mut builder = PackBuilder::default();
     builder.push(&tokens(&prefix), Parent::None, None, Label::Text);
     let first = builder.build();
-    let mut acts = Activations::new(backend, &model.config, None, 70, Keep::Layer).expect("memory");
+    let mut acts = Activations::new(backend, &model.config, None, 70, Save::Layer).expect("memory");
     let device = backend.pack(&first).expect("pack");
     let keep = Cache { cache: &mut cache, keep: &[0] };
     model.forward(backend, &mut acts, &Input::new(&first, &device), Some(keep), &mut NoTaps).expect("forward");
@@ -230,7 +230,7 @@ fn generation_follows(config: &str) {
         .into_iter()
         .map(|ids| Prompt { ids, run: None })
         .collect();
-    let generation = Generation::greedy(7);
+    let generation = GenerationConfig::greedy(7);
     let mut heard = vec![Vec::new(); prompts.len()];
     let mut listen = |i: usize, token: u32| heard[i].push(token);
     let found = model.generate(backend, &prompts, None, &generation, &mut listen).expect("generation");
@@ -240,7 +240,7 @@ fn generation_follows(config: &str) {
         for &token in found {
             let pack = flat(&[Sequence::ids(&ids, None, Label::Text)]).pack;
             let device = backend.pack(&pack).expect("pack");
-            let mut acts = Activations::new(backend, &model.config, None, pack.len(), Keep::Layer).expect("memory");
+            let mut acts = Activations::new(backend, &model.config, None, pack.len(), Save::Layer).expect("memory");
             model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut NoTaps).expect("forward");
             let logits = model.logits(backend, &acts, &[pack.len() - 1]).expect("logits");
             let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
@@ -250,7 +250,7 @@ fn generation_follows(config: &str) {
     }
     let random = |n: usize| {
         let sampling = Sampling::Random { temperature: 0.8, top_k: Some(5), top_p: Some(0.9), seed: 3 };
-        let generation = Generation { sampling, ..Generation::greedy(7) };
+        let generation = GenerationConfig { sampling, ..GenerationConfig::greedy(7) };
         model.generate(&mut Cpu::<f32>::new(), &prompts[..n], None, &generation, &mut |_, _| ()).expect("generation")
     };
     assert_eq!(random(2), random(4)[..2], "a prompt's stream depends on the others");
@@ -292,7 +292,7 @@ impl Task<'_> {
         let labels = Labels::new(backend, None, &rows, &targets, &weights).expect("memory");
         let mut grads = Gradients::new(backend, &model.config, pack.len(), rows.len()).expect("memory");
         let mut acts =
-            Activations::new(backend, &model.config, Some(&adaptation.layout), pack.len(), Keep::All).expect("memory");
+            Activations::new(backend, &model.config, Some(&adaptation.layout), pack.len(), Save::All).expect("memory");
         let device = backend.pack(pack).expect("pack");
         let (seeds, keys) = (vec![7, 8, 9], (0..pack.len() as u32).collect::<Vec<_>>());
         let dropout = (self.dropout > 0.0).then_some(DropoutPlan { p: self.dropout, seeds: &seeds, keys: &keys });
@@ -476,7 +476,7 @@ fn passes_only_compute(config: &str) {
     let pack = forest(&branching(|_| Some(1)), 2).pack;
     let device = backend.pack(&pack).expect("pack");
     let mut acts =
-        Activations::new(backend, &model.config, Some(&adaptation.layout), pack.len(), Keep::All).expect("memory");
+        Activations::new(backend, &model.config, Some(&adaptation.layout), pack.len(), Save::All).expect("memory");
     let mut grads = Gradients::new(backend, &model.config, pack.len(), 3).expect("memory");
     let labels = Labels::new(backend, None, &[0, 1, 1], &[1, 2, 3], &[1.0; 3]).expect("memory");
     let mut d_params = backend.acc(2 * adaptation.layout.stride).expect("memory");
@@ -511,7 +511,7 @@ fn plan_is_allocated(config: &str) {
     let backend = &mut Trace::new();
     let config = parsed(config);
     let layout = lora(&config, &[config.family.modules()[0], Projection::Up]);
-    for keep in [Keep::All, Keep::Layer] {
+    for keep in [Save::All, Save::Layer] {
         let before = backend.bytes();
         let _acts = Activations::new(backend, &config, Some(&layout), 17, keep).expect("memory");
         let plan = Activations::<Trace>::bytes(&config, Some(&layout), 17, keep, backend.element_sizes());

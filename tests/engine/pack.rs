@@ -62,7 +62,7 @@ fn check_tables(pack: &Pack, kept_ends: &[usize]) {
             }
             false
         };
-        assert_eq!(pack.readers(g), (0..pack.segments().len()).filter(descends).collect::<Vec<_>>());
+        assert_eq!(pack.descendants(g), (0..pack.segments().len()).filter(descends).collect::<Vec<_>>());
         let mut ancestors = Vec::new();
         let mut at = s.parent;
         while let Parent::Pack(p) = at {
@@ -112,9 +112,9 @@ fn a_builder_makes_every_table() {
     check_tables(&pack, &[]);
     assert_eq!((pack.len(), pack.longest(), pack.is_empty(), pack.has_cached()), (9, 5, false, false));
     assert_eq!(pack.positions(), [0, 1, 2, 3, 4, 2, 0, 0, 1]);
-    assert_eq!(pack.readers(root), [left, leaf, right]);
-    assert_eq!(pack.readers(left), [leaf]);
-    assert!(pack.readers(other).is_empty());
+    assert_eq!(pack.descendants(root), [left, leaf, right]);
+    assert_eq!(pack.descendants(left), [leaf]);
+    assert!(pack.descendants(other).is_empty());
     // The root and its first child lie one after another, the root and its second child do not.
     assert_eq!(pack.path(leaf), [span(0..3)]);
     assert_eq!(pack.path(right), [span(0..2)]);
@@ -158,7 +158,7 @@ fn kept_ancestors_come_first_and_join_where_they_touch() {
     assert_eq!(pack.path(free), []);
     assert_eq!(pack.positions(), [7, 8, 9, 3, 0]);
     assert_eq!(pack.longest(), 10);
-    assert_eq!(pack.readers(top), [leaf]);
+    assert_eq!(pack.descendants(top), [leaf]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::LoraAdapter;
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::hooks::{Record, Selection, Site};
-use llamaprobe::model::{Activations, Adaptation, Input, Keep, Layout, Model};
+use llamaprobe::model::{Activations, Adaptation, Input, Layout, Model, Save};
 use llamaprobe::pack::{Label, Sequence, forest};
 use llamaprobe::probe::plan::Plan;
 use llamaprobe::probe::report::{Layer, Report, SeedReport};
@@ -213,7 +213,7 @@ fn alone(bench: &mut Bench, adaptation: Option<&Adaptation<Device>>, run: Option
     let (backend, model) = (&mut bench.backend, &bench.model);
     let layers: Vec<usize> = (0..model.config.num_hidden_layers).collect();
     let layout = adaptation.map(|a| &a.layout);
-    let mut acts = Activations::new(backend, &model.config, layout, length, Keep::Layer).expect("memory");
+    let mut acts = Activations::new(backend, &model.config, layout, length, Save::Layer).expect("memory");
     let device = backend.pack(&f.pack).expect("pack");
     let mut input = Input::new(&f.pack, &device);
     input.adaptation = adaptation;

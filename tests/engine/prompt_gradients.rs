@@ -4,7 +4,7 @@ use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::{EncoderShape, EncoderState, PromptKind, Reparameterization};
 use llamaprobe::hooks::NoTaps;
-use llamaprobe::model::{Activations, Adaptation, Encoder, GradientRequest, Gradients, Input, Keep, Labels, Model};
+use llamaprobe::model::{Activations, Adaptation, Encoder, GradientRequest, Gradients, Input, Labels, Model, Save};
 use llamaprobe::pack::{Sequence, forest};
 
 use crate::support::training::model;
@@ -35,7 +35,7 @@ fn pass(backend: &mut Oracle, model: &Model<Oracle>, adaptation: &Adaptation<Ora
     let labels = Labels::new(backend, None, &rows, &targets, &weights).expect("labels");
     let device = backend.pack(pack).expect("a pack");
     let layout = Some(&adaptation.layout);
-    let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Keep::All).expect("buffers");
+    let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Save::All).expect("buffers");
     let mut grads = Gradients::new(backend, &model.config, pack.len(), rows.len()).expect("scratch");
     let input = Input::new(pack, &device).adapted(adaptation);
     model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("a forward");

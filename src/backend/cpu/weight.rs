@@ -27,7 +27,7 @@ impl Weight {
     /// # Errors
     /// If the elements are not floating-point numbers, or are misaligned in memory.
     pub fn mapped(view: &TensorView, compute: Dtype) -> Result<Self> {
-        let Some(stored) = view.dtype.float() else {
+        let Some(stored) = view.float() else {
             let found = format!("{} ({})", view.dtype, view.name);
             return Err(Error::unsupported("dtype of a weight", found, "floats"));
         };

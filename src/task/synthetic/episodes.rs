@@ -5,6 +5,7 @@ use rand::seq::{IndexedRandom, IteratorRandom};
 use rand_chacha::ChaCha8Rng;
 
 use super::world::{self, CLASSES, Class, HELD_OUT, Speech};
+use crate::hash::fnv1a_mixed;
 
 /// One sentence in so many is kept for the evaluation.
 const SENTENCES_APART: u64 = 8;
@@ -126,13 +127,13 @@ pub fn sentence(rng: &mut ChaCha8Rng, class: &Class, words: &[&'static str], spl
 
 /// The split of a sentence.
 pub fn sentence_split(text: &str) -> Split {
-    apart(hash(text), SENTENCES_APART)
+    apart(fnv1a_mixed(text.bytes()), SENTENCES_APART)
 }
 
 /// The split of a pair of label words.
 pub fn pair_split(a: &str, b: &str) -> Split {
     let (first, second) = if a < b { (a, b) } else { (b, a) };
-    apart(hash(&format!("{first} {second}")), PAIRS_APART)
+    apart(fnv1a_mixed(format!("{first} {second}").bytes()), PAIRS_APART)
 }
 
 /// Two label words for an episode of two classes.
@@ -250,15 +251,4 @@ fn pick_of(rng: &mut ChaCha8Rng, list: &[&'static str]) -> &'static str {
 
 fn apart(hash: u64, parts: u64) -> Split {
     if hash.is_multiple_of(parts) { Split::HeldOut } else { Split::Train }
-}
-
-/// FNV-1a, its bits mixed once more so that all of them count in a remainder.
-fn hash(text: &str) -> u64 {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for byte in text.bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    hash ^= hash >> 32;
-    hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    hash ^ (hash >> 29)
 }

@@ -7,7 +7,7 @@ use super::episodes::{self, Episode, Labels, Split};
 use crate::backend::{AccElement, Backend};
 use crate::formats::tokenizer::Tokenizer;
 use crate::hooks::NoTaps;
-use crate::model::{Activations, Input, Keep, Model, OutputRows};
+use crate::model::{Activations, Input, Model, OutputRows, Save};
 use crate::pack::{Label, Sequence, forest};
 use crate::{Error, Result};
 
@@ -117,7 +117,7 @@ pub fn accuracies<B: Backend>(
     let encoded: Vec<Encoded> = episodes.iter().map(|episode| encode(tokenizer, episode)).collect::<Result<_>>()?;
     let longest = encoded.iter().map(|e| e.ids.len()).max().unwrap_or(0);
     let capacity = rows.max(longest);
-    let mut acts = Activations::new(backend, &model.config, None, capacity, Keep::Layer)?;
+    let mut acts = Activations::new(backend, &model.config, None, capacity, Save::Layer)?;
     let mut right = vec![0usize; episodes.first().map_or(0, |episode| episode.answers.len())];
     let at_once = (capacity / longest.max(1)).max(1);
     for (encoded, episodes) in encoded.chunks(at_once).zip(episodes.chunks(at_once)) {

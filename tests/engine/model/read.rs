@@ -9,8 +9,8 @@ use llamaprobe::backend::{AccElement, Backend, KvCache};
 use llamaprobe::formats::adapter::{LoraAdapter, LoraConfig, LoraModule, Modules};
 use llamaprobe::hooks::{NoTaps, Record, Selection, Site};
 use llamaprobe::model::{
-    Activations, Adaptation, Cache, DropoutPlan, GradientRequest, Gradients, Input, Keep, Labels, Layout, Model,
-    OutputRows,
+    Activations, Adaptation, Cache, DropoutPlan, GradientRequest, Gradients, Input, Labels, Layout, Model, OutputRows,
+    Save,
 };
 use llamaprobe::pack::{Pack, PackBuilder, Parent, Token, forest};
 
@@ -40,7 +40,7 @@ impl<B: Backend> Pass<'_, B> {
     fn run(&self, b: &mut B, cache: Option<Cache<'_, B>>, rows: &[usize], all: bool) -> (Record, Vec<f64>) {
         let Self { model, adaptation, pack, selection } = self;
         let layout = Some(&adaptation.layout);
-        let mut acts = Activations::new(b, &model.config, layout, pack.len(), Keep::Layer).expect("memory");
+        let mut acts = Activations::new(b, &model.config, layout, pack.len(), Save::Layer).expect("memory");
         let device = b.pack(pack).expect("memory");
         let read = if all { None } else { OutputRows::new(b, pack, rows.iter().copied()).expect("memory") };
         let input = Input::new(pack, &device).adapted(adaptation).with_output_rows(read.as_ref());
@@ -133,7 +133,7 @@ fn gradients<B: Backend>(b: &mut B, config: &str, dropout: f64, all: bool) -> [V
     assert!(all || read.is_some(), "every row has a label");
     let labels = Labels::new(b, read, &rows, &targets, &weights).expect("memory");
     let mut grads = Gradients::new(b, &model.config, pack.len(), rows.len()).expect("memory");
-    let mut acts = Activations::new(b, &model.config, layout, pack.len(), Keep::All).expect("memory");
+    let mut acts = Activations::new(b, &model.config, layout, pack.len(), Save::All).expect("memory");
     let device = b.pack(pack).expect("memory");
     let (seeds, keys) = (vec![7, 8, 9], (0..pack.len() as u32).collect::<Vec<_>>());
     let dropout = (dropout > 0.0).then_some(DropoutPlan { p: dropout, seeds: &seeds, keys: &keys });
@@ -199,7 +199,7 @@ impl Count {
 
     fn forward(&mut self, sites: &[Site], layers: &[usize], rows: &[usize]) -> u64 {
         let Self { b, model, pack } = self;
-        let mut acts = Activations::new(b, &model.config, None, pack.len(), Keep::Layer).expect("memory");
+        let mut acts = Activations::new(b, &model.config, None, pack.len(), Save::Layer).expect("memory");
         let (device, read) = (b.pack(pack).expect("memory"), OutputRows::new(b, pack, rows.to_vec()).expect("memory"));
         let input = Input::new(pack, &device).with_output_rows(read.as_ref());
         b.clear();
@@ -225,7 +225,7 @@ impl Count {
         let layout = Layout::of_adapter(&model.config, &adapter).expect("fits");
         let adaptation = Adaptation::new(b, layout, 1).expect("memory");
         let layout = Some(&adaptation.layout);
-        let mut acts = Activations::new(b, &model.config, layout, pack.len(), Keep::All).expect("memory");
+        let mut acts = Activations::new(b, &model.config, layout, pack.len(), Save::All).expect("memory");
         let read = OutputRows::new(b, pack, rows.iter().map(|&row| row as usize)).expect("memory");
         let labels = Labels::new(b, read.as_ref(), rows, rows, &vec![1.0; rows.len()]).expect("memory");
         let mut grads = Gradients::new(b, &model.config, pack.len(), rows.len()).expect("memory");
@@ -291,7 +291,7 @@ fn a_row_that_is_not_read_cannot_be_captured() {
     let b = &mut Trace::new();
     let (model, _) = random(b, LLAMA);
     let pack = forest(&branching(|_| None), 2).pack;
-    let mut acts = Activations::new(b, &model.config, None, pack.len(), Keep::Layer).expect("memory");
+    let mut acts = Activations::new(b, &model.config, None, pack.len(), Save::Layer).expect("memory");
     let (device, read) = (b.pack(&pack).expect("memory"), OutputRows::new(b, &pack, [1, 3]).expect("memory"));
     let input = Input::new(&pack, &device).with_output_rows(read.as_ref());
     let mut record = Record::new(Selection::new(&[Site::FinalNorm], &[]), vec![2]);
@@ -313,7 +313,7 @@ fn labels_are_of_the_rows_that_were_read() {
     let b = &mut Trace::new();
     let (model, _) = random(b, LLAMA);
     let pack = forest(&branching(|_| None), 2).pack;
-    let mut acts = Activations::new(b, &model.config, None, pack.len(), Keep::Layer).expect("memory");
+    let mut acts = Activations::new(b, &model.config, None, pack.len(), Save::Layer).expect("memory");
     let (device, read) = (b.pack(&pack).expect("memory"), OutputRows::new(b, &pack, [1, 3]).expect("memory"));
     model.forward(b, &mut acts, &Input::new(&pack, &device), None, &mut NoTaps).expect("a forward");
     let labels = Labels::new(b, read.as_ref(), &[3], &[0], &[1.0]).expect("memory");

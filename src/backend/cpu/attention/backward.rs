@@ -150,7 +150,7 @@ fn bwd_keys<A: Float, C: Element<A>>(
         gather.keys(values, inputs.v, None, block, positions.clone());
         d_keys.fill(A::ZERO);
         d_values.fill(A::ZERO);
-        for segment in [block.segment].into_iter().chain(pack.readers(block.segment).iter().copied()) {
+        for segment in [block.segment].into_iter().chain(pack.descendants(block.segment).iter().copied()) {
             for rows in query_rows(pack.segments()[segment].rows.clone(), dims) {
                 let first = pack.positions()[rows.start] as usize;
                 if first + rows.len() <= positions.start || dims.visible(first).start >= positions.end {

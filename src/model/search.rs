@@ -1,9 +1,11 @@
 //! The search for one prompt's continuation: from the logits after each of its live hypotheses to the next ones.
 
+use std::cmp::Ordering;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::generate::{Generation, Sampling};
+use super::sampling::{GenerationConfig, Sampling};
 use crate::backend::AccElement;
 
 /// A continuation as far as it is known.
@@ -11,7 +13,7 @@ use crate::backend::AccElement;
 pub struct Hypothesis {
     /// Its new tokens.
     pub tokens: Vec<u32>,
-    /// The kept segment that the next token continues.
+    /// The cached segment that the next token continues.
     pub segment: usize,
     /// Sum of its tokens' log-probabilities (of beam search only).
     score: f64,
@@ -19,7 +21,7 @@ pub struct Hypothesis {
 
 /// The hypotheses of one prompt.
 pub struct Search<'a> {
-    generation: &'a Generation<'a>,
+    generation: &'a GenerationConfig<'a>,
     /// New tokens at most.
     limit: usize,
     rng: ChaCha8Rng,
@@ -30,9 +32,9 @@ pub struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    /// The search behind the kept segment `segment`, for at most `limit` tokens; `stream` numbers the prompt's random
-    /// numbers.
-    pub fn new(generation: &'a Generation<'a>, limit: usize, segment: usize, stream: usize) -> Self {
+    /// The search after the cached segment `segment`, for at most `limit` tokens; `stream` numbers the prompt's stream of
+    /// random numbers.
+    pub fn new(generation: &'a GenerationConfig<'a>, limit: usize, segment: usize, stream: usize) -> Self {
         let seed = match generation.sampling {
             Sampling::Random { seed, .. } => seed,
             Sampling::Greedy | Sampling::Beam { .. } => 0,
@@ -45,17 +47,16 @@ impl<'a> Search<'a> {
     }
 
     /// Takes a step: `logits` are those after each live hypothesis. None if one of them is not a number.
-    pub fn step<E: AccElement>(&mut self, logits: &[&[E]]) -> Option<()> {
-        let logits: Vec<Vec<f64>> = logits.iter().map(|row| row.iter().map(|x| x.to_f64()).collect()).collect();
-        if logits.iter().flatten().any(|x| x.is_nan()) {
+    pub fn step<E: AccElement>(&mut self, logits: &[&[E]], scratch: &mut Scratch) -> Option<()> {
+        if logits.iter().any(|row| row.iter().any(|x| x.to_f64().is_nan())) {
             return None;
         }
         if let Sampling::Beam { beams, length_penalty } = self.generation.sampling {
-            self.beams(&logits, beams, length_penalty);
+            self.beams(logits, beams, length_penalty, &mut scratch.candidates);
             return Some(());
         }
         let mut hypothesis = self.live.pop()?;
-        hypothesis.tokens.push(self.choose(&logits[0])?);
+        hypothesis.tokens.push(self.choose(logits[0], scratch)?);
         match self.is_over(&hypothesis.tokens) {
             true => self.finished.push((0.0, hypothesis.tokens)),
             false => self.live.push(hypothesis),
@@ -86,23 +87,24 @@ impl<'a> Search<'a> {
     /// Beam search as transformers has it (`early_stopping=False`), with sums in `f64`: of the best continuations of all
     /// live hypotheses, `beams` that are not over go on, and those over among the best `beams` may become results. It
     /// ends when there are `beams` results, none worse than the best live hypothesis at its present length.
-    fn beams(&mut self, logits: &[Vec<f64>], beams: usize, length_penalty: f64) {
-        let mut all: Vec<(f64, usize, u32)> = Vec::with_capacity(logits.len() * logits[0].len());
+    fn beams<E: AccElement>(
+        &mut self,
+        logits: &[&[E]],
+        beams: usize,
+        length_penalty: f64,
+        candidates: &mut Vec<Candidate>,
+    ) {
+        candidates.clear();
         for (i, (hypothesis, logits)) in self.live.iter().zip(logits).enumerate() {
-            let highest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let norm = highest + logits.iter().map(|x| (x - highest).exp()).sum::<f64>().ln();
-            all.extend(logits.iter().enumerate().map(|(id, x)| (hypothesis.score + x - norm, i, id as u32)));
+            let logits = logits.iter().map(|x| x.to_f64());
+            let highest = logits.clone().fold(f64::NEG_INFINITY, f64::max);
+            let norm = highest + logits.clone().map(|x| (x - highest).exp()).sum::<f64>().ln();
+            candidates.extend(logits.enumerate().map(|(id, x)| (hypothesis.score + x - norm, i, id as u32)));
         }
-        let kept = ((1 + self.generation.stop.len()).max(2) * beams).min(all.len());
-        let order =
-            |a: &(f64, usize, u32), b: &(f64, usize, u32)| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2)));
-        if kept < all.len() {
-            all.select_nth_unstable_by(kept - 1, order);
-            all.truncate(kept);
-        }
-        all.sort_by(order);
+        let order = |a: &Candidate, b: &Candidate| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2)));
+        leading(candidates, (1 + self.generation.stop.len()).max(2) * beams, order);
         let mut next = Vec::with_capacity(beams);
-        for (rank, (score, from, token)) in all.into_iter().enumerate() {
+        for (rank, (score, from, token)) in candidates.drain(..).enumerate() {
             let Hypothesis { tokens, segment, .. } = &self.live[from];
             let tokens = [tokens, &[token][..]].concat();
             if !self.is_over(&tokens) {
@@ -125,16 +127,19 @@ impl<'a> Search<'a> {
     }
 
     /// The next token, greedily or drawn; none if no token is possible.
-    fn choose(&mut self, logits: &[f64]) -> Option<u32> {
+    fn choose<E: AccElement>(&mut self, logits: &[E], scratch: &mut Scratch) -> Option<u32> {
         let Sampling::Random { temperature, top_k, top_p, .. } = self.generation.sampling else {
             let best = (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best })?;
             return Some(best as u32);
         };
-        let mut ids: Vec<usize> = (0..logits.len()).collect();
-        ids.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-        ids.truncate(top_k.unwrap_or(usize::MAX).max(1));
-        let highest = logits[*ids.first()?];
-        let mut shares: Vec<f64> = ids.iter().map(|&i| ((logits[i] - highest) / temperature).exp()).collect();
+        let Scratch { ids, shares, .. } = scratch;
+        ids.clear();
+        ids.extend(0..logits.len());
+        let logit = |i: usize| logits[i].to_f64();
+        leading(ids, top_k.unwrap_or(usize::MAX).max(1), |&a, &b| logit(b).total_cmp(&logit(a)).then(a.cmp(&b)));
+        let highest = logit(*ids.first()?);
+        shares.clear();
+        shares.extend(ids.iter().map(|&i| ((logit(i) - highest) / temperature).exp()));
         let total: f64 = shares.iter().sum();
         let mut sum = 0.0;
         let wanted = top_p.unwrap_or(1.0) * total;
@@ -150,4 +155,24 @@ impl<'a> Search<'a> {
         });
         Some(ids[chosen.unwrap_or(shares.len() - 1)] as u32)
     }
+}
+
+/// A continuation by one token: its score, the live hypothesis that it continues, and the token.
+type Candidate = (f64, usize, u32);
+
+/// Memory of a step, of the vocabulary's size: one step after another uses the same.
+#[derive(Default)]
+pub struct Scratch {
+    ids: Vec<usize>,
+    shares: Vec<f64>,
+    candidates: Vec<Candidate>,
+}
+
+/// Leaves the first `count` of `items` in a total `order`, sorted.
+fn leading<T>(items: &mut Vec<T>, count: usize, order: impl Fn(&T, &T) -> Ordering) {
+    if count < items.len() {
+        items.select_nth_unstable_by(count - 1, &order);
+        items.truncate(count);
+    }
+    items.sort_unstable_by(order);
 }

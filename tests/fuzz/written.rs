@@ -1,4 +1,5 @@
-//! Hostile files: each is one clear error that names the file and the field; none panics, none leaves anything behind.
+//! Hostile files written by hand: each is one clear error that names the file and the field; none panics, none leaves
+//! anything behind.
 
 mod adapter;
 mod config;

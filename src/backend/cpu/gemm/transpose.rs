@@ -1,53 +1,109 @@
-//! Transposition, in squares.
+//! Transposition, in squares that fit the registers.
 
 use std::array::from_fn;
 
-use super::super::simd::{Element, Float, Isa, multiversion};
+use super::super::isa::{InstructionSet, Isa};
+use super::super::simd::{Element, Float, multiversion};
 
-/// Edge of the squares that are transposed at once.
+/// Edge of the squares that are transposed at once: a vector of AVX2.
 const SQUARE: usize = 8;
 
 /// A square of elements.
-pub type Square<W> = [[W; SQUARE]; SQUARE];
+type Square<A> = [[A; SQUARE]; SQUARE];
 
 /// Transposes a matrix of whole squares: `to`, its distance of rows, `from`, its distance of rows, rows and columns.
-pub type Whole<W> = unsafe fn(*mut W, usize, *const W, usize, usize, usize);
+type Whole<A> = unsafe fn(*mut A, usize, *const A, usize, usize, usize);
+
+/// Transposition on an instruction set that this processor has.
+#[derive(Clone, Copy)]
+pub struct Transposer<A> {
+    isa: Isa,
+    square: fn(&mut Square<A>),
+    /// For matrices of whole squares that are of `A` already, if the instruction set has something for it.
+    whole: Option<Whole<A>>,
+}
+
+impl<A: Float> Transposer<A> {
+    /// Element by element.
+    pub fn plain(isa: Isa) -> Self {
+        Self { isa, square: transpose_square, whole: None }
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// `to[c * to_stride + r] = from[r * stride + c]`.
+    ///
+    /// # Panics
+    /// If either is too short for `rows` and `columns`.
+    pub fn transpose<S: Element<A>>(
+        &self,
+        to: &mut [A],
+        to_stride: usize,
+        from: &[S],
+        stride: usize,
+        [rows, columns]: [usize; 2],
+    ) {
+        let squares = [rows - rows % SQUARE, columns - columns % SQUARE];
+        let [whole_rows, whole_columns] = squares;
+        if whole_rows > 0 && whole_columns > 0 {
+            match (A::same(S::host(from)), self.whole) {
+                (Some(from), Some(whole)) => {
+                    let reaches = |len: usize, rows: usize, stride: usize, columns: usize| {
+                        (rows - 1)
+                            .checked_mul(stride)
+                            .and_then(|row| row.checked_add(columns))
+                            .is_some_and(|x| len >= x)
+                    };
+                    assert!(
+                        reaches(from.len(), whole_rows, stride, whole_columns)
+                            && reaches(to.len(), whole_columns, to_stride, whole_rows),
+                        "transpose: {rows} x {columns} of {} elements at distance {stride} into {} at {to_stride}",
+                        from.len(),
+                        to.len()
+                    );
+                    // SAFETY: both are large enough, and `isa` is proof that the processor has the instructions.
+                    unsafe { whole(to.as_mut_ptr(), to_stride, from.as_ptr(), stride, whole_rows, whole_columns) };
+                }
+                _ => transpose_squares(self.isa, to, to_stride, from, stride, squares, self.square),
+            }
+        }
+        for r in 0..rows {
+            for c in if r < whole_rows { whole_columns } else { 0 }..columns {
+                to[c * to_stride + r] = from[r * stride + c].widen();
+            }
+        }
+    }
+}
+
+impl Transposer<f32> {
+    /// In vectors, if the instruction set has them.
+    pub fn vectors(isa: Isa) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if isa.set() != InstructionSet::Plain {
+            // SAFETY: all others include AVX2, and an `Isa` is proof that the processor has it.
+            return Self { isa, square: |square| unsafe { square_avx2(square) }, whole: Some(whole_avx2) };
+        }
+        Self::plain(isa)
+    }
+}
 
 /// Transposes a square, element by element.
-pub fn turn<W: Copy>(square: &mut Square<W>) {
+fn transpose_square<A: Copy>(square: &mut Square<A>) {
     let old = *square;
     *square = from_fn(|r| from_fn(|c| old[c][r]));
 }
 
-/// [`Whole`] in vectors, if the instruction set has them.
-pub fn whole_f32(isa: Isa) -> Option<Whole<f32>> {
-    #[cfg(target_arch = "x86_64")]
-    if isa != Isa::Plain {
-        return Some(whole_avx2);
-    }
-    let _ = isa;
-    None
-}
-
-/// [`turn`] in vectors, if the instruction set has them.
-pub fn turn_f32(isa: Isa) -> fn(&mut Square<f32>) {
-    #[cfg(target_arch = "x86_64")]
-    if isa != Isa::Plain {
-        // SAFETY: both other instruction sets include AVX2, and an `Isa` is only made where it was detected.
-        return |square| unsafe { turn_avx2(square) };
-    }
-    let _ = isa;
-    turn
-}
-
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn turn_avx2(square: &mut Square<f32>) {
+fn square_avx2(square: &mut Square<f32>) {
     use std::arch::x86_64::*;
     // SAFETY: every row of the square has the eight elements of a vector; the instructions are enabled here.
     unsafe {
-        let turned = turn_vectors(from_fn(|i| _mm256_loadu_ps(square[i].as_ptr())));
-        for (row, vector) in square.iter_mut().zip(turned) {
+        let transposed = transpose_vectors(from_fn(|i| _mm256_loadu_ps(square[i].as_ptr())));
+        for (row, vector) in square.iter_mut().zip(transposed) {
             _mm256_storeu_ps(row.as_mut_ptr(), vector);
         }
     }
@@ -68,7 +124,7 @@ unsafe fn whole_avx2(to: *mut f32, to_stride: usize, from: *const f32, stride: u
                 for (i, row) in square.iter_mut().enumerate() {
                     *row = _mm256_loadu_ps(from.add(i * stride));
                 }
-                for (i, row) in turn_vectors(square).into_iter().enumerate() {
+                for (i, row) in transpose_vectors(square).into_iter().enumerate() {
                     _mm256_storeu_ps(to.add(i * to_stride), row);
                 }
             }
@@ -82,11 +138,11 @@ unsafe fn whole_avx2(to: *mut f32, to_stride: usize, from: *const f32, stride: u
 /// The processor has AVX2.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub unsafe fn turn_vectors(r: [std::arch::x86_64::__m256; SQUARE]) -> [std::arch::x86_64::__m256; SQUARE] {
+pub unsafe fn transpose_vectors(r: [std::arch::x86_64::__m256; SQUARE]) -> [std::arch::x86_64::__m256; SQUARE] {
     use std::arch::x86_64::*;
     // SAFETY: the caller's promise.
     unsafe {
-        // Pairs of rows, then fours, within the halves of the vectors; then the halves. Without closures: they would not
+        // Pairs of rows, then fours, within 128 bits of the vectors; then these. Without closures: they would not
         // have the instructions, and every step would be a call.
         let (a, b) = (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
         let (c, d) = (_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
@@ -109,46 +165,16 @@ pub unsafe fn turn_vectors(r: [std::arch::x86_64::__m256; SQUARE]) -> [std::arch
     }
 }
 
-/// `to[c * to_stride + r] = from[r * stride + c]`.
-pub fn transpose<W: Float, S: Element<W>>(
-    isa: Isa,
-    to: &mut [W],
-    to_stride: usize,
-    from: &[S],
-    stride: usize,
-    rows: usize,
-    columns: usize,
-) {
-    let squares = [rows - rows % SQUARE, columns - columns % SQUARE];
-    let [whole_rows, whole_columns] = squares;
-    if whole_rows > 0 && whole_columns > 0 {
-        match (W::same(S::host(from)), W::whole(isa)) {
-            (Some(from), Some(whole)) => {
-                assert!(from.len() >= (whole_rows - 1) * stride + whole_columns, "transpose: {} elements", from.len());
-                assert!(to.len() >= (whole_columns - 1) * to_stride + whole_rows, "transpose: into {}", to.len());
-                // SAFETY: both are large enough, and an `Isa` is only made where it was detected.
-                unsafe { whole(to.as_mut_ptr(), to_stride, from.as_ptr(), stride, whole_rows, whole_columns) };
-            }
-            _ => transpose_squares(isa, to, to_stride, from, stride, squares, W::turn(isa)),
-        }
-    }
-    for r in 0..rows {
-        for c in if r < whole_rows { whole_columns } else { 0 }..columns {
-            to[c * to_stride + r] = from[r * stride + c].widen();
-        }
-    }
-}
-
 multiversion! {
-    fn transpose_squares[W: Float, S: Element<W>](
-        to: &mut [W],
+    fn transpose_squares[A: Float, S: Element<A>](
+        to: &mut [A],
         to_stride: usize,
         from: &[S],
         stride: usize,
         squares: [usize; 2],
-        turn: fn(&mut Square<W>),
+        transpose_square: fn(&mut Square<A>),
     ) {
-        let mut square = [[W::ZERO; SQUARE]; SQUARE];
+        let mut square = [[A::ZERO; SQUARE]; SQUARE];
         for r in (0..squares[0]).step_by(SQUARE) {
             for c in (0..squares[1]).step_by(SQUARE) {
                 for (i, row) in square.iter_mut().enumerate() {
@@ -157,7 +183,7 @@ multiversion! {
                         *x = s.widen();
                     }
                 }
-                turn(&mut square);
+                transpose_square(&mut square);
                 for (i, row) in square.iter().enumerate() {
                     to[(c + i) * to_stride + r..][..SQUARE].copy_from_slice(row);
                 }
@@ -174,7 +200,7 @@ mod tests {
     use crate::backend::cpu::isa::tests::isas;
 
     #[test]
-    fn every_element_finds_its_place_and_no_other_is_touched() {
+    fn transpose_moves_every_element_and_touches_no_other() {
         for isa in isas() {
             for [rows, columns] in [[1, 1], [8, 8], [7, 9], [17, 8], [40, 23], [5, 64], [0, 3]] {
                 let (stride, to_stride) = (columns + 3, rows + 2);
@@ -185,8 +211,9 @@ mod tests {
                     expected[i % columns * to_stride + i / columns] = from[i / columns * stride + i % columns];
                 });
                 let [mut wide, mut widened] = [(); 2].map(|()| vec![-1.0f32; columns * to_stride]);
-                transpose(isa, &mut wide, to_stride, &from, stride, rows, columns);
-                transpose(isa, &mut widened, to_stride, &narrow, stride, rows, columns);
+                let transposer = Transposer::vectors(isa);
+                transposer.transpose(&mut wide, to_stride, &from, stride, [rows, columns]);
+                transposer.transpose(&mut widened, to_stride, &narrow, stride, [rows, columns]);
                 assert!(wide == expected && widened == expected, "{isa:?} {rows} x {columns}");
             }
         }

@@ -2,13 +2,15 @@
 
 use half::bf16;
 
-use super::super::gemm::{Operand, Pairs};
-use super::super::simd::{Element, Float, Isa, Visit, multiversion};
-use super::{AHEAD, DEPTH, prefetch, transpose};
+use super::super::super::simd::{Element, Float, Isa, Visit, multiversion};
+use super::super::operand::{Operand, Pairs, as_pairs};
+use super::super::tile::DEPTH;
+use super::super::transpose::Transposer;
+use super::{AHEAD, prefetch};
 use crate::backend::HostSlice;
 
 /// Packs `count` rows of `depth` pairs at distance [`DEPTH`] pairs; elements behind the last along k are zeros.
-pub fn pack_rows<W: Float>(isa: Isa, to: &mut [bf16], from: Operand<'_, W>, count: usize, depth: usize, of: Pairs) {
+pub fn pack_rows<A: Float>(isa: Isa, to: &mut [bf16], from: Operand<'_, A>, count: usize, depth: usize, of: Pairs) {
     assert!(!from.transposed, "pack: rows in pairs that are not contiguous along k");
     for (i, row) in to.chunks_mut(2 * DEPTH).take(count).enumerate() {
         let (row, behind) = row[..2 * depth].split_at_mut(of.k.min(2 * depth));
@@ -17,20 +19,20 @@ pub fn pack_rows<W: Float>(isa: Isa, to: &mut [bf16], from: Operand<'_, W>, coun
     }
 }
 
-/// Packs `count` lanes of `depth` pairs into panels; see [`pack_panels`](super::pack_panels).
-pub fn pack_panels<W: Float>(
-    isa: Isa,
+/// Packs `count` columns of `depth` pairs into panels; see [`pack_panels`](super::pack_panels).
+pub fn pack_panels<A: Float>(
+    transposer: Transposer<A>,
     lanes: usize,
-    to: &mut [W],
-    from: Operand<'_, W>,
-    count: usize,
-    depth: usize,
+    to: &mut [A],
+    from: Operand<'_, A>,
+    [count, depth]: [usize; 2],
     Pairs { k, rest }: Pairs,
 ) {
+    let isa = transposer.isa();
     let k = k.min(2 * depth);
     let to = &mut to[..count.next_multiple_of(lanes) * depth];
     if from.transposed {
-        return W::visit(
+        return A::visit(
             from.data,
             Columns { isa, lanes, to: bytemuck::cast_slice_mut(to), from, count, depth, k, rest },
         );
@@ -40,33 +42,33 @@ pub fn pack_panels<W: Float>(
         let width = count.next_multiple_of(lanes);
         let panel = &mut to[first * depth..][..width * depth];
         if count < width || k < 2 * depth {
-            panel.fill(W::ZERO);
+            panel.fill(A::ZERO);
         }
         if let Some(pairs) = whole_pairs(&from, k).filter(|_| !rest) {
-            transpose(isa, panel, width, pairs, from.stride / 2, count, k / 2);
+            transposer.transpose(panel, width, pairs, from.stride / 2, [count, k / 2]);
             continue;
         }
         let mut row = [bf16::ZERO; 2 * DEPTH];
-        for lane in 0..count {
-            read(isa, &mut row[..k], from.skip(lane), rest);
-            let pairs = bytemuck::cast_slice_mut::<W, [bf16; 2]>(panel).chunks_exact_mut(width);
+        for column in 0..count {
+            read(isa, &mut row[..k], from.skip(column), rest);
+            let pairs = bytemuck::cast_slice_mut::<A, [bf16; 2]>(panel).chunks_exact_mut(width);
             row[k..(k + 1).min(2 * DEPTH)].fill(bf16::ZERO);
-            pairs.zip(row.as_chunks().0).take(k.div_ceil(2)).for_each(|(to, &pair)| to[lane] = pair);
+            pairs.zip(row.as_chunks().0).take(k.div_ceil(2)).for_each(|(to, &pair)| to[column] = pair);
         }
     }
 }
 
 /// The elements as the pairs that they are in memory, if every row begins with a whole one and ends with one.
-fn whole_pairs<'a, W: Float>(from: &Operand<'a, W>, k: usize) -> Option<&'a [W]> {
+fn whole_pairs<'a, A: Float>(from: &Operand<'a, A>, k: usize) -> Option<&'a [A]> {
     match from.data {
-        HostSlice::Bf16(x) if k.is_multiple_of(2) && from.stride.is_multiple_of(2) => W::pairs(&x[from.from..]),
+        HostSlice::Bf16(x) if k.is_multiple_of(2) && from.stride.is_multiple_of(2) => as_pairs(&x[from.from..]),
         _ => None,
     }
 }
 
 /// `to = ` the first elements of the operand, which are contiguous, or their rest.
-fn read<W: Float>(isa: Isa, to: &mut [bf16], from: Operand<'_, W>, rest: bool) {
-    W::visit(from.data, Narrowing { isa, to, from: from.from, rest });
+fn read<A: Float>(isa: Isa, to: &mut [bf16], from: Operand<'_, A>, rest: bool) {
+    A::visit(from.data, Narrowing { isa, to, from: from.from, rest });
 }
 
 struct Narrowing<'a> {
@@ -76,8 +78,8 @@ struct Narrowing<'a> {
     rest: bool,
 }
 
-impl<W: Float> Visit<W> for Narrowing<'_> {
-    fn visit<S: Element<W>>(self, data: &[S]) {
+impl<A: Float> Visit<A> for Narrowing<'_> {
+    fn visit<S: Element<A>>(self, data: &[S]) {
         match self.rest {
             false => narrow(self.isa, self.to, &data[self.from..]),
             true => narrow_rest(self.isa, self.to, &data[self.from..]),
@@ -86,7 +88,7 @@ impl<W: Float> Visit<W> for Narrowing<'_> {
 }
 
 multiversion! {
-    fn narrow[W: Float, S: Element<W>](to: &mut [bf16], from: &[S]) {
+    fn narrow[A: Float, S: Element<A>](to: &mut [bf16], from: &[S]) {
         for (o, x) in to.iter_mut().zip(from) {
             *o = x.to_bf16();
         }
@@ -94,44 +96,48 @@ multiversion! {
 }
 
 multiversion! {
-    fn narrow_rest[W: Float, S: Element<W>](to: &mut [bf16], from: &[S]) {
+    fn narrow_rest[A: Float, S: Element<A>](to: &mut [bf16], from: &[S]) {
         for (o, x) in to.iter_mut().zip(from) {
             *o = x.rest();
         }
     }
 }
 
-/// An operand that is contiguous along its lanes.
-struct Columns<'a, 'b, W> {
+/// An operand that is contiguous along its columns.
+struct Columns<'a, 'b, A> {
     isa: Isa,
     lanes: usize,
     to: &'a mut [u32],
-    from: Operand<'b, W>,
+    from: Operand<'b, A>,
     count: usize,
     depth: usize,
     k: usize,
     rest: bool,
 }
 
-impl<W: Float> Visit<W> for Columns<'_, '_, W> {
-    fn visit<S: Element<W>>(self, data: &[S]) {
+impl<A: Float> Visit<A> for Columns<'_, '_, A> {
+    fn visit<S: Element<A>>(self, data: &[S]) {
         let Self { isa, lanes, to, from, count, depth, k, rest } = self;
         assert!(to.len() == count.next_multiple_of(lanes) * depth, "pack: {} pairs", to.len());
-        interleave_weights(isa, to, lanes, &data[from.from..], from.stride, count, k, rest);
+        let data = &data[from.from..];
+        match rest {
+            false => interleave_weights(isa, to, lanes, data, from.stride, count, k),
+            true => interleave_rests(isa, to, lanes, data, from.stride, count, k),
+        }
     }
 }
 
 /// Two elements as bfloat16, or their rests, as they lie in memory.
 #[inline(always)]
-fn pair<W, S: Element<W>, const REST: bool>(first: S, second: S) -> u32 {
+fn pair<A, S: Element<A>, const REST: bool>(first: S, second: S) -> u32 {
     let [first, second] = if REST { [first.rest(), second.rest()] } else { [first.to_bf16(), second.to_bf16()] };
     u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16
 }
 
-/// `to`, panels of twice `lanes`, `= ` pairs of `from [k, count]`, or of their rests, and zeros behind both ends; rows that
-/// lie far apart are called into the cache ahead.
+/// `to`, panels of vectors of `lanes`, `= ` pairs of `from [k, count]`, or of their rests, and zeros behind both ends; rows
+/// that lie far apart are prefetched.
 #[inline(always)]
-fn interleave_all<W: Float, S: Element<W>, const REST: bool, const FAR: bool>(
+fn interleave_all<A: Float, S: Element<A>, const REST: bool, const FAR: bool>(
     to: &mut [u32],
     lanes: usize,
     from: &[S],
@@ -155,15 +161,15 @@ fn interleave_all<W: Float, S: Element<W>, const REST: bool, const FAR: bool>(
                 to.fill(0);
             }
             match rows {
-                2 if columns == WIDE => interleave_some::<W, S, REST, WIDE>(to, &row(0)[first..], &row(1)[first..]),
+                2 if columns == WIDE => interleave_some::<A, S, REST, WIDE>(to, &row(0)[first..], &row(1)[first..]),
                 2 => {
                     for ((o, &a), &b) in to.iter_mut().zip(&row(0)[first..]).zip(&row(1)[first..]) {
-                        *o = pair::<W, S, REST>(a, b);
+                        *o = pair::<A, S, REST>(a, b);
                     }
                 }
                 1 => {
                     for (o, &a) in to.iter_mut().zip(&row(0)[first..]) {
-                        *o = pair::<W, S, REST>(a, S::default());
+                        *o = pair::<A, S, REST>(a, S::default());
                     }
                 }
                 _ => {}
@@ -173,41 +179,51 @@ fn interleave_all<W: Float, S: Element<W>, const REST: bool, const FAR: bool>(
 }
 
 multiversion! {
-    /// `to`, panels of twice `lanes`, `= ` pairs of `from [k, count]`, and zeros behind both ends.
-    pub fn interleave[W: Float, S: Element<W>](to: &mut [u32], lanes: usize, from: &[S], stride: usize, count: usize, k: usize) {
-        interleave_all::<W, S, false, false>(to, lanes, from, stride, count, k);
+    /// `to`, panels of vectors of `lanes`, `= ` pairs of `from [k, count]`, and zeros behind both ends.
+    pub fn interleave[A: Float, S: Element<A>](to: &mut [u32], lanes: usize, from: &[S], stride: usize, count: usize, k: usize) {
+        interleave_all::<A, S, false, false>(to, lanes, from, stride, count, k);
     }
 }
 
 multiversion! {
-    /// The same, or that of the rests, of numbers that are still in memory.
-    fn interleave_weights[W: Float, S: Element<W>](
+    /// The same of weights, which are prefetched.
+    fn interleave_weights[A: Float, S: Element<A>](
         to: &mut [u32],
         lanes: usize,
         from: &[S],
         stride: usize,
         count: usize,
         k: usize,
-        rest: bool,
     ) {
-        match rest {
-            false => interleave_all::<W, S, false, true>(to, lanes, from, stride, count, k),
-            true => interleave_all::<W, S, true, true>(to, lanes, from, stride, count, k),
-        }
+        interleave_all::<A, S, false, true>(to, lanes, from, stride, count, k);
     }
 }
 
-/// Lanes of a whole panel.
+multiversion! {
+    /// The same of what rounding leaves of weights.
+    fn interleave_rests[A: Float, S: Element<A>](
+        to: &mut [u32],
+        lanes: usize,
+        from: &[S],
+        stride: usize,
+        count: usize,
+        k: usize,
+    ) {
+        interleave_all::<A, S, true, true>(to, lanes, from, stride, count, k);
+    }
+}
+
+/// Columns of a whole panel: two vectors of AVX-512.
 const WIDE: usize = 32;
 
 /// Of known length, so that nothing but vectors is left of it.
 #[inline(always)]
-fn interleave_some<W, S: Element<W>, const REST: bool, const N: usize>(to: &mut [u32], first: &[S], second: &[S]) {
+fn interleave_some<A, S: Element<A>, const REST: bool, const N: usize>(to: &mut [u32], first: &[S], second: &[S]) {
     if let (Some(to), Some(a), Some(b)) =
         (to.first_chunk_mut::<N>(), first.first_chunk::<N>(), second.first_chunk::<N>())
     {
         for i in 0..N {
-            to[i] = pair::<W, S, REST>(a[i], b[i]);
+            to[i] = pair::<A, S, REST>(a[i], b[i]);
         }
     }
 }
@@ -216,16 +232,13 @@ fn interleave_some<W, S: Element<W>, const REST: bool, const N: usize>(to: &mut 
 ///
 /// # Panics
 /// If these are neither bfloat16 nor single precision, or as [`pair_rows`].
-#[allow(clippy::too_many_arguments)]
 pub fn copy(
     isa: Isa,
     to: &mut [f32],
     to_stride: usize,
     from: HostSlice<'_>,
     stride: usize,
-    rows: usize,
-    columns: usize,
-    elements: usize,
+    [rows, columns, elements]: [usize; 3],
 ) {
     for r in 0..rows {
         let to: &mut [bf16] = bytemuck::cast_slice_mut(&mut to[r * to_stride..][..elements]);
@@ -233,7 +246,7 @@ pub fn copy(
         match from {
             HostSlice::Bf16(from) => copy_some(to, &from[r * stride..][..columns]),
             HostSlice::F32(from) => round(isa, to, &from[r * stride..][..columns]),
-            _ => unreachable!("pairs of neither bfloat16 nor single precision"),
+            _ => panic!("pairs of neither bfloat16 nor single precision"),
         }
         behind.fill(bf16::ZERO);
     }
@@ -251,35 +264,37 @@ fn round(isa: Isa, to: &mut [bf16], from: &[f32]) {
     assert!(to.len() == from.len(), "pairs: {} numbers of {}", to.len(), from.len());
     #[cfg(target_arch = "x86_64")]
     if isa.has_pairs() {
-        // SAFETY: an `Isa` is only made where it was detected, and both are as long.
+        // SAFETY: an `Isa` is proof that the processor has it, and both are as long.
         return unsafe { x86::round(to, from) };
     }
     unreachable!("pairs on {}", isa.name());
 }
 
-/// Turns numbers `x [count, n]` into `elements` rows of pairs of one row and the next, with zeros behind.
+/// Makes of `x [count, n]` `elements` rows of pairs of one row and the next, in place, with zeros behind.
 ///
 /// # Panics
 /// If there are pairs without an instruction set that makes them, or `n` is not in whole vectors of 16.
 pub fn pair_rows(isa: Isa, x: &mut [f32], n: usize, count: usize, elements: usize) {
-    assert!(n.is_multiple_of(16) && count <= 2 * elements && x.len() >= n * count.max(elements), "pairs: {n} lanes");
+    let needed = n.checked_mul(count.max(elements));
+    assert!(needed.is_some_and(|needed| x.len() >= needed), "pairs: {count} rows of {n} in {}", x.len());
+    assert!(n.is_multiple_of(16) && count.div_ceil(2) <= elements, "pairs: {count} rows of {n} as {elements}");
     #[cfg(target_arch = "x86_64")]
     if isa.has_pairs() {
-        // SAFETY: an `Isa` is only made where it was detected, and rows are as long as was checked.
+        // SAFETY: an `Isa` is proof that the processor has it, and rows are as long as was checked.
         return unsafe { x86::pair_rows(x.as_mut_ptr(), n, count, elements) };
     }
     unreachable!("pairs on {}", isa.name());
 }
 
-/// Turns every row of numbers `x [_, n]` into pairs of its own, at the same distance of rows.
+/// Makes of every row of `x [_, n]` pairs of its own, in place, at the same distance of rows.
 ///
 /// # Panics
 /// As [`pair_rows`].
 pub fn pair_columns(isa: Isa, x: &mut [f32], n: usize) {
-    assert!(n.is_multiple_of(16), "pairs: {n} lanes");
+    assert!(n.is_multiple_of(16), "pairs: rows of {n}");
     #[cfg(target_arch = "x86_64")]
     if isa.has_pairs() {
-        // SAFETY: an `Isa` is only made where it was detected.
+        // SAFETY: an `Isa` is proof that the processor has it, and rows are in whole vectors.
         return x.chunks_exact_mut(n).for_each(|row| unsafe { x86::pair_columns(row) });
     }
     unreachable!("pairs on {}: {} numbers", isa.name(), x.len());
@@ -297,8 +312,8 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn pair_rows(x: *mut f32, n: usize, count: usize, elements: usize) {
         let mut order = [0u16; 32];
-        for (i, place) in order.iter_mut().enumerate() {
-            *place = (i / 2 + 16 * (i % 2)) as u16;
+        for (i, index) in order.iter_mut().enumerate() {
+            *index = (i / 2 + 16 * (i % 2)) as u16;
         }
         // SAFETY: within `x` by the caller's promise; a pair is stored where its numbers or earlier ones were read.
         unsafe {

@@ -1,26 +1,27 @@
-//! Products of a few rows, as when text is generated: the time goes into reading the weights.
+//! Skinny products, of a few rows, as when text is generated: the time goes into reading the weights.
 //!
 //! Packing would cost as much as the product, so the weights go from memory straight into registers, where squares of
-//! them are transposed. An element of the result is the same chain of multiply-adds in the order of k as elsewhere.
+//! them are transposed. An element of the result is the same chain of multiply-adds in the order of k as elsewhere. Threads
+//! share the columns, [`COLUMNS`] at a time.
 
-use super::gemm::Operand;
-use super::simd::Isa;
+use super::super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
-use super::simd::{Element, Visit};
+use super::super::{isa::InstructionSet, simd::Element, simd::Float, simd::Visit};
+use super::operand::Operand;
 
 /// Rows up to which this pays.
 pub const ROWS: usize = 4;
-/// Columns of the result that are computed at once, at most.
+/// Columns of the result that are computed at once, at most: four squares, the groups of one row.
 pub const COLUMNS: usize = 32;
 
 /// A product `sums [m, COLUMNS] = left [m, k] right [columns, k]^T`.
-pub struct Thin<'a, W> {
+pub struct SkinnyProduct<'a, A> {
     /// The result, of which `columns` columns are set.
-    pub sums: &'a mut [W],
+    pub sums: &'a mut [A],
     /// Packed: for each block of k, `m` rows at distance [`DEPTH`](super::tile::DEPTH).
-    pub left: &'a [W],
+    pub left: &'a [A],
     /// Contiguous along k, and not to be rounded.
-    pub right: Operand<'a, W>,
+    pub right: Operand<'a, A>,
     /// At most [`ROWS`].
     pub m: usize,
     /// At most [`COLUMNS`].
@@ -31,52 +32,64 @@ pub struct Thin<'a, W> {
     pub block: usize,
 }
 
-/// What computes a [`Thin`] product, if the instruction set has something for it.
-pub fn thin_f32(isa: Isa) -> Option<fn(Thin<'_, f32>)> {
+/// What computes a [`SkinnyProduct`].
+pub type SkinnyKernel<A> = fn(SkinnyProduct<'_, A>);
+
+/// For operands of any dtype, if the instruction set has something for it.
+pub fn skinny_f32(isa: Isa) -> Option<SkinnyKernel<f32>> {
     #[cfg(target_arch = "x86_64")]
-    if isa != Isa::Plain {
-        // Both other instruction sets include AVX2 and FMA, and an `Isa` is only made where it was detected.
-        return Some(|thin| super::simd::Float::visit(thin.right.data, Avx2(thin)));
+    if isa.set() != InstructionSet::Plain {
+        // The processor has AVX2 and FMA, which all others include.
+        return Some(|product| f32::visit(product.right.data, Avx2(product)));
     }
     let _ = isa;
     None
 }
 
-/// As [`thin_f32`], for operands in pairs of bfloat16 that lie as the tile reads them.
-pub fn thin_pairs(isa: Isa) -> Option<fn(Thin<'_, f32>)> {
+/// For operands in pairs of bfloat16 that lie as the tiles read them.
+pub fn skinny_pairs(isa: Isa) -> Option<SkinnyKernel<f32>> {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512Bf16 {
-        return Some(|thin| {
-            let right = thin.right.direct().expect("thin: pairs that do not lie as the tile reads them");
-            multiply::<f32, true>(thin, right.data, right.row);
+    if isa.set() == InstructionSet::Avx512Bf16 {
+        return Some(|product| {
+            let right = product.right.direct().expect("skinny: pairs that do not lie as the tiles read them");
+            // SAFETY: `isa` is proof that the processor has AVX512-BF16.
+            unsafe { multiply::<f32, true>(product, right.data, right.row) };
         });
     }
     let _ = isa;
     None
 }
 
-/// A product on a processor with AVX2 and FMA.
+/// A product on a processor that has AVX2 and FMA, or else this is not made.
 #[cfg(target_arch = "x86_64")]
-struct Avx2<'a>(Thin<'a, f32>);
+struct Avx2<'a>(SkinnyProduct<'a, f32>);
 
 #[cfg(target_arch = "x86_64")]
 impl Visit<f32> for Avx2<'_> {
     fn visit<S: Element<f32>>(self, data: &[S]) {
         let (from, stride) = (self.0.right.from, self.0.right.stride);
-        multiply::<S, false>(self.0, &data[from..], stride);
+        // SAFETY: the processor has AVX2 and FMA.
+        unsafe { multiply::<S, false>(self.0, &data[from..], stride) };
     }
 }
 
-/// The product with `data`, whose rows are at distance `stride`; of pairs on a processor with AVX512-BF16, else on one
-/// with AVX2.
+/// The product with `data`, whose rows are at distance `stride`.
+///
+/// # Panics
+/// If operands are too short.
+///
+/// # Safety
+/// The processor has AVX2 and FMA, and if these are `PAIRS` AVX512-BF16 too.
 #[cfg(target_arch = "x86_64")]
-fn multiply<S: Element<f32>, const PAIRS: bool>(thin: Thin<'_, f32>, data: &[S], stride: usize) {
-    let Thin { sums, left, m, columns, k, block, .. } = thin;
-    let packed = m * x86::DEPTH * k.max(1).div_ceil(block);
-    assert!(left.len() >= packed && sums.len() >= m * COLUMNS, "thin: {} of {packed} packed", left.len());
-    assert!((1..=COLUMNS).contains(&columns) && block <= x86::DEPTH, "thin: {columns} columns, blocks of {block}");
-    assert!(data.len() >= (columns - 1) * stride + k, "thin: right operand of {} elements", data.len());
-    let product = match (m, PAIRS) {
+unsafe fn multiply<S: Element<f32>, const PAIRS: bool>(product: SkinnyProduct<'_, f32>, data: &[S], stride: usize) {
+    let SkinnyProduct { sums, left, m, columns, k, block, .. } = product;
+    let packed = k.max(1).div_ceil(block).checked_mul(m * x86::DEPTH);
+    assert!(packed.is_some_and(|packed| left.len() >= packed), "skinny: {} of {packed:?} packed", left.len());
+    assert!(sums.len() >= m * COLUMNS, "skinny: {} sums of {m} rows", sums.len());
+    assert!((1..=COLUMNS).contains(&columns) && block <= x86::DEPTH, "skinny: {columns} columns, blocks of {block}");
+    let needed = (columns - 1).checked_mul(stride).and_then(|rows| rows.checked_add(k));
+    assert!(needed.is_some_and(|needed| data.len() >= needed), "skinny: right operand of {} elements", data.len());
+    let kernel = match (m, PAIRS) {
         (1, false) => x86::numbers::<S, 1, 4>,
         (2, false) => x86::numbers::<S, 2, 2>,
         (3, false) => x86::numbers::<S, 3, 2>,
@@ -85,11 +98,10 @@ fn multiply<S: Element<f32>, const PAIRS: bool>(thin: Thin<'_, f32>, data: &[S],
         (2, true) => x86::pairs::<S, 2, 2>,
         (3, true) => x86::pairs::<S, 3, 2>,
         (4, true) => x86::pairs::<S, 4, 2>,
-        _ => panic!("thin: {m} rows of at most {ROWS}"),
+        _ => panic!("skinny: {m} rows of at most {ROWS}"),
     };
-    // SAFETY: the operands reach as far by the checks above; a function is only chosen where its instructions were
-    // detected.
-    unsafe { product(sums.as_mut_ptr(), left.as_ptr(), data.as_ptr(), stride, columns, k, block) };
+    // SAFETY: the operands reach as far by the checks above; the caller promises the instructions.
+    unsafe { kernel(sums.as_mut_ptr(), left.as_ptr(), data.as_ptr(), stride, columns, k, block) };
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -97,18 +109,18 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::mem::transmute;
 
-    use super::super::pack::transpose::turn_vectors;
-    use super::super::simd::Element;
+    use super::super::super::simd::Element;
     pub use super::super::tile::DEPTH;
+    use super::super::transpose::transpose_vectors;
     use super::COLUMNS;
 
     /// Edge of a square, elements of a vector.
     const SQUARE: usize = 8;
-    /// Elements ahead of the current ones that are called into the cache.
+    /// Elements ahead of the current ones that are prefetched.
     const AHEAD: usize = 128;
 
     /// # Safety
-    /// The operands are as long as [`Thin`](super::Thin) says, with `M` rows, and the processor has AVX2 and FMA.
+    /// The operands are as long as [`SkinnyProduct`](super::SkinnyProduct) says, with `M` rows, and the processor has AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
     pub unsafe fn numbers<S: Element<f32>, const M: usize, const GROUPS: usize>(
         out: *mut f32,
@@ -171,8 +183,8 @@ mod x86 {
                         for (sums, rows) in sums.iter_mut().zip(&rows) {
                             for row in rows {
                                 let ahead = row.wrapping_add(k0 + p + AHEAD).cast();
-                                // What lies in the same sets of the first level would push each other out before its turn;
-                                // narrow elements, which are fewer lines, had better be there all the same.
+                                // Rows that share sets of the first level would be conflict misses before their turn; narrow
+                                // elements, which are fewer lines, had better be there all the same.
                                 match size_of::<S>() < size_of::<f32>() {
                                     true => _mm_prefetch::<_MM_HINT_T0>(ahead),
                                     false => _mm_prefetch::<_MM_HINT_T1>(ahead),
@@ -232,7 +244,7 @@ mod x86 {
                 }
                 *vector = _mm256_loadu_ps(wide.as_ptr());
             }
-            for (i, lane) in turn_vectors(square).into_iter().enumerate().take(count) {
+            for (i, lane) in transpose_vectors(square).into_iter().enumerate().take(count) {
                 for (row, sum) in sums.iter_mut().enumerate() {
                     let x = _mm256_broadcast_ss(&*x.add(row * DEPTH + i));
                     *sum = if PAIRS {

@@ -1,54 +1,63 @@
-//! Operands of matrix products brought into the order and the type in which the tile reads them.
+//! Packing: operands of matrix products brought into the order and the dtype in which the tiles read them.
+//!
+//! The broadcast operand becomes rows at distance [`DEPTH`]; the vector operand panels of two vectors, `[depth, 2 lanes]`
+//! one after the other, the last of one vector if that is enough.
 
 pub mod pairs;
-pub mod transpose;
 
-pub use self::transpose::transpose;
-use super::gemm::Operand;
-use super::simd::{Element, Float, Isa, Visit, multiversion};
+use super::super::simd::{Element, Float, Visit, multiversion};
+use super::operand::Operand;
 use super::tile::DEPTH;
+use super::transpose::Transposer;
 
 /// Packs `count` rows of `depth` elements at distance [`DEPTH`].
-pub fn pack_rows<W: Float>(isa: Isa, to: &mut [W], from: Operand<'_, W>, count: usize, depth: usize) {
+pub fn pack_rows<A: Float>(transposer: Transposer<A>, to: &mut [A], from: Operand<'_, A>, count: usize, depth: usize) {
+    let isa = transposer.isa();
     if let Some(k) = from.pairs {
         return pairs::pack_rows(isa, bytemuck::cast_slice_mut(to), from, count, depth, k);
     }
-    W::visit(from.data, Packing { isa, panels: None, to, from, count, depth });
+    A::visit(from.data, Packing { transposer, panels: None, to, from, count, depth });
     if let Some(round) = from.rounding {
         to.chunks_mut(DEPTH).take(count).for_each(|row| round(isa, &mut row[..depth]));
     }
 }
 
-/// Packs `count` lanes of `depth` elements into panels of twice `lanes`, the last of `lanes` if that is enough, with
-/// zeros for lanes that there are not.
-pub fn pack_panels<W: Float>(isa: Isa, lanes: usize, to: &mut [W], from: Operand<'_, W>, count: usize, depth: usize) {
+/// Packs `count` columns of `depth` elements into panels of vectors of `lanes`, with zeros behind the last column.
+pub fn pack_panels<A: Float>(
+    transposer: Transposer<A>,
+    lanes: usize,
+    to: &mut [A],
+    from: Operand<'_, A>,
+    count: usize,
+    depth: usize,
+) {
     if let Some(k) = from.pairs {
-        return pairs::pack_panels(isa, lanes, to, from, count, depth, k);
+        return pairs::pack_panels(transposer, lanes, to, from, [count, depth], k);
     }
-    W::visit(from.data, Packing { isa, panels: Some(lanes), to, from, count, depth });
+    A::visit(from.data, Packing { transposer, panels: Some(lanes), to, from, count, depth });
     if let Some(round) = from.rounding {
-        round(isa, &mut to[..count.next_multiple_of(lanes) * depth]);
+        round(transposer.isa(), &mut to[..count.next_multiple_of(lanes) * depth]);
     }
 }
 
-/// What is packed: into panels of twice so many lanes, or else into rows.
-struct Packing<'a, 'b, W> {
-    isa: Isa,
+/// What is packed: into panels of vectors of so many lanes, or else into rows.
+struct Packing<'a, 'b, A> {
+    transposer: Transposer<A>,
     panels: Option<usize>,
-    to: &'a mut [W],
-    from: Operand<'b, W>,
+    to: &'a mut [A],
+    from: Operand<'b, A>,
     count: usize,
     depth: usize,
 }
 
-impl<W: Float> Visit<W> for Packing<'_, '_, W> {
-    fn visit<S: Element<W>>(self, data: &[S]) {
-        let Self { isa, panels, to, from, count, depth } = self;
-        let stride = from.stride;
+impl<A: Float> Visit<A> for Packing<'_, '_, A> {
+    fn visit<S: Element<A>>(self, data: &[S]) {
+        let Self { transposer, panels, to, from, count, depth } = self;
+        let (isa, stride) = (transposer.isa(), from.stride);
         let Some(lanes) = panels else {
             let data = &data[from.from..];
             return match from.transposed {
-                true => transpose(isa, to, DEPTH, data, stride, depth, count),
+                true => transposer.transpose(to, DEPTH, data, stride, [depth, count]),
                 false => copy(isa, to, DEPTH, data, stride, count, depth),
             };
         };
@@ -60,20 +69,20 @@ impl<W: Float> Visit<W> for Packing<'_, '_, W> {
             let width = count.next_multiple_of(lanes);
             let panel = &mut to[first * depth..][..width * depth];
             if count < width {
-                panel.fill(W::ZERO);
+                panel.fill(A::ZERO);
             }
-            transpose(isa, panel, width, &data[from.skip(first).from..], stride, count, depth);
+            transposer.transpose(panel, width, &data[from.skip(first).from..], stride, [count, depth]);
         }
     }
 }
 
-/// Steps along k ahead of the current one that are called into the cache: rows of a weight lie far apart.
+/// Steps along k ahead of the current one that are prefetched: rows of a weight lie far apart.
 const AHEAD: usize = 4;
 
-/// Calls elements into the cache.
+/// Prefetches elements into the first-level cache.
 #[inline(always)]
 fn prefetch<S>(x: &[S]) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         const LINE: usize = 64;
@@ -82,13 +91,13 @@ fn prefetch<S>(x: &[S]) {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
         }
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = x;
 }
 
 /// Copies the first `N` elements.
 #[inline(always)]
-fn copy_some<W: Float, S: Element<W>, const N: usize>(to: &mut [W], from: &[S]) {
+fn copy_some<A: Float, S: Element<A>, const N: usize>(to: &mut [A], from: &[S]) {
     if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk::<N>()) {
         for i in 0..N {
             to[i] = from[i].widen();
@@ -97,9 +106,9 @@ fn copy_some<W: Float, S: Element<W>, const N: usize>(to: &mut [W], from: &[S]) 
 }
 
 multiversion! {
-    /// Cuts `depth` rows of `count` elements into panels of twice `lanes`, the last of `lanes` if that is enough.
-    fn copy_panels[W: Float, S: Element<W>](
-        to: &mut [W],
+    /// Cuts `depth` rows of `count` elements into panels of vectors of `lanes`.
+    fn copy_panels[A: Float, S: Element<A>](
+        to: &mut [A],
         lanes: usize,
         from: &[S],
         stride: usize,
@@ -118,10 +127,10 @@ multiversion! {
                 let from = &from[first..][..wide];
                 // Of known length: a call for so little would take longer than the copy.
                 match wide {
-                    32 => copy_some::<W, S, 32>(to, from),
-                    16 => copy_some::<W, S, 16>(to, from),
-                    8 => copy_some::<W, S, 8>(to, from),
-                    4 => copy_some::<W, S, 4>(to, from),
+                    32 => copy_some::<A, S, 32>(to, from),
+                    16 => copy_some::<A, S, 16>(to, from),
+                    8 => copy_some::<A, S, 8>(to, from),
+                    4 => copy_some::<A, S, 4>(to, from),
                     _ => unreachable!("pack: panels of {wide}"),
                 }
             }
@@ -129,7 +138,7 @@ multiversion! {
                 let width = (count - whole).next_multiple_of(lanes);
                 let to = &mut to[whole * depth + p * width..][..width];
                 for (i, o) in to.iter_mut().enumerate() {
-                    *o = if whole + i < count { from[whole + i].widen() } else { W::ZERO };
+                    *o = if whole + i < count { from[whole + i].widen() } else { A::ZERO };
                 }
             }
         }
@@ -138,8 +147,8 @@ multiversion! {
 
 multiversion! {
     /// `to[r * to_stride + c] = from[r * stride + c]`.
-    pub fn copy[W: Float, S: Element<W>](
-        to: &mut [W],
+    pub fn copy[A: Float, S: Element<A>](
+        to: &mut [A],
         to_stride: usize,
         from: &[S],
         stride: usize,
@@ -149,10 +158,10 @@ multiversion! {
         for r in 0..rows {
             let (to, from) = (&mut to[r * to_stride..][..columns], &from[r * stride..][..columns]);
             match columns {
-                8 => copy_some::<W, S, 8>(to, from),
-                16 => copy_some::<W, S, 16>(to, from),
-                32 => copy_some::<W, S, 32>(to, from),
-                64 => copy_some::<W, S, 64>(to, from),
+                8 => copy_some::<A, S, 8>(to, from),
+                16 => copy_some::<A, S, 16>(to, from),
+                32 => copy_some::<A, S, 32>(to, from),
+                64 => copy_some::<A, S, 64>(to, from),
                 _ => {
                     for (o, x) in to.iter_mut().zip(from) {
                         *o = x.widen();

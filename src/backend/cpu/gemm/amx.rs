@@ -1,7 +1,7 @@
-//! The inner tile of the matrix product in AMX: bfloat16 in, single precision out.
+//! The microkernels of the matrix product in AMX: bfloat16 in, single precision out.
 //!
 //! An element of the operands is a pair of bfloat16 along k. A tile register has 16 rows of 64 bytes: 16 rows of the
-//! result, of 16 pairs along k, or 16 pairs along k, of 16 lanes. One instruction multiplies 16 rows by 16 lanes over
+//! result, of 16 pairs along k, or 16 pairs along k, of 16 columns. One instruction multiplies 16 rows by 16 columns over
 //! 32 elements of k: even and odd elements are summed up apart, and then added to the result. Subnormal numbers count
 //! as 0 (Intel, Architecture Instruction Set Extensions Programming Reference, TDPBF16PS).
 //!
@@ -14,10 +14,7 @@ use std::arch::asm;
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-use super::tile::Kernel;
-
-/// Pairs along k that a tile holds: operands are as long as a multiple of this.
-pub const STEP: usize = 16;
+use super::microkernel::{Microkernel, PAIR_STEP, TileOperands};
 
 /// What LDTILECFG loads: the shapes of the eight tile registers.
 #[repr(C, align(64))]
@@ -53,19 +50,19 @@ impl Shapes {
 
 static WHOLE: Shapes = Shapes::of(16);
 
-/// While it lives, this thread has tiles.
-pub struct Tiled(PhantomData<*const ()>);
-
 thread_local! {
-    /// How many of them live on this thread.
-    static LIVING: Cell<usize> = const { Cell::new(0) };
+    /// Guards that live on this thread.
+    static TILE_USERS: Cell<usize> = const { Cell::new(0) };
 }
 
-impl Tiled {
+/// While it lives, this thread has tiles.
+pub struct AmxGuard(PhantomData<*const ()>);
+
+impl AmxGuard {
     /// # Safety
     /// The processor has AMX, and this process may use it.
     pub unsafe fn new() -> Self {
-        if LIVING.replace(LIVING.get() + 1) == 0 {
+        if TILE_USERS.replace(TILE_USERS.get() + 1) == 0 {
             // SAFETY: the caller's promise.
             unsafe { WHOLE.load() };
         }
@@ -73,9 +70,9 @@ impl Tiled {
     }
 }
 
-impl Drop for Tiled {
+impl Drop for AmxGuard {
     fn drop(&mut self) {
-        if LIVING.replace(LIVING.get() - 1) == 1 {
+        if TILE_USERS.replace(TILE_USERS.get() - 1) == 1 {
             // SAFETY: there are tiles, or this would not be. Without their state a thread is cheaper to suspend.
             unsafe { asm!("tilerelease", options(nostack, nomem)) };
         }
@@ -86,20 +83,20 @@ macro_rules! kernels {
     ($($name:ident: { $($zero:literal)* } { $($load:literal)* } { $($step:literal)* } { $($store:literal)* })*) => {
         $(
         /// # Safety
-        /// This thread has tiles ([`Tiled`]) and the operands are as the name says; see [`heights`].
-        #[allow(clippy::too_many_arguments)]
-        unsafe fn $name(
-            k: usize,
-            b: *const f32,
-            b_row: usize,
-            _: usize,
-            v: *const f32,
-            v_k: usize,
-            c: *mut f32,
-            c_row: usize,
-            add: bool,
-        ) {
-            debug_assert!(k > 0 && k.is_multiple_of(STEP), "amx: {k} pairs, tiles of {STEP}");
+        /// This thread has tiles ([`AmxGuard`]) and the operands are as the name says; see [`heights`].
+        unsafe fn $name(operands: TileOperands<f32>) {
+            let TileOperands {
+                k,
+                broadcast: b,
+                broadcast_row: b_row,
+                broadcast_k: _,
+                vector: v,
+                vector_k: v_k,
+                out: c,
+                out_row: c_row,
+                add,
+            } = operands;
+            debug_assert!(k > 0 && k.is_multiple_of(PAIR_STEP), "amx: {k} pairs, tiles of {PAIR_STEP}");
             // SAFETY: the caller's promise. The second 16 rows, where there are any, lie behind the first.
             unsafe {
                 asm!(
@@ -118,14 +115,14 @@ macro_rules! kernels {
                     "jnz 3b",
                     $($store,)*
                     "/* {c1} */",
-                    steps = inout(reg) k / STEP => _,
+                    steps = inout(reg) k / PAIR_STEP => _,
                     add = in(reg) usize::from(add),
                     b0 = inout(reg) b => _,
                     b1 = inout(reg) b.wrapping_add(16 * b_row) => _,
                     b_row = in(reg) 4 * b_row,
                     v = inout(reg) v => _,
                     v_row = in(reg) 4 * v_k,
-                    v_step = in(reg) 4 * STEP * v_k,
+                    v_step = in(reg) 4 * PAIR_STEP * v_k,
                     c0 = in(reg) c,
                     c1 = in(reg) c.wrapping_add(16 * c_row),
                     c_row = in(reg) 4 * c_row,
@@ -138,7 +135,7 @@ macro_rules! kernels {
     };
 }
 kernels! {
-    rows_32_lanes_32:
+    rows_32_columns_32:
         { "tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3" }
         {
             "tileloadd tmm0, [{c0} + {c_row}*1]"
@@ -162,7 +159,7 @@ kernels! {
             "tilestored [{c1} + {c_row}*1], tmm2"
             "tilestored [{c1} + {c_row}*1 + 64], tmm3"
         }
-    rows_32_lanes_16:
+    rows_32_columns_16:
         { "tilezero tmm0" "tilezero tmm2" }
         { "tileloadd tmm0, [{c0} + {c_row}*1]" "tileloadd tmm2, [{c1} + {c_row}*1]" }
         {
@@ -173,7 +170,7 @@ kernels! {
             "tdpbf16ps tmm2, tmm5, tmm6"
         }
         { "tilestored [{c0} + {c_row}*1], tmm0" "tilestored [{c1} + {c_row}*1], tmm2" }
-    rows_16_lanes_32:
+    rows_16_columns_32:
         { "tilezero tmm0" "tilezero tmm1" }
         { "tileloadd tmm0, [{c0} + {c_row}*1]" "tileloadd tmm1, [{c0} + {c_row}*1 + 64]" }
         {
@@ -184,7 +181,7 @@ kernels! {
             "tdpbf16ps tmm1, tmm4, tmm7"
         }
         { "tilestored [{c0} + {c_row}*1], tmm0" "tilestored [{c0} + {c_row}*1 + 64], tmm1" }
-    rows_16_lanes_16:
+    rows_16_columns_16:
         { "tilezero tmm0" }
         { "tileloadd tmm0, [{c0} + {c_row}*1]" }
         {
@@ -195,37 +192,26 @@ kernels! {
         { "tilestored [{c0} + {c_row}*1], tmm0" }
 }
 
-/// As the kernels of 16 rows, with `ROWS` instead, and `VECTORS` of 16 lanes.
+/// As the kernels of 16 rows, with `ROWS` instead, and `VECTORS` of 16 columns.
 ///
 /// # Safety
 /// As for them.
-#[allow(clippy::too_many_arguments)]
-unsafe fn few<const ROWS: u8, const VECTORS: usize>(
-    k: usize,
-    b: *const f32,
-    b_row: usize,
-    b_k: usize,
-    v: *const f32,
-    v_k: usize,
-    c: *mut f32,
-    c_row: usize,
-    add: bool,
-) {
-    let kernel = if VECTORS == 2 { rows_16_lanes_32 } else { rows_16_lanes_16 };
+unsafe fn few<const ROWS: u8, const VECTORS: usize>(operands: TileOperands<f32>) {
+    let kernel = if VECTORS == 2 { rows_16_columns_32 } else { rows_16_columns_16 };
     // SAFETY: the caller's promise; registers of fewer rows touch fewer.
     unsafe {
         const { &Shapes::of(ROWS) }.load();
-        kernel(k, b, b_row, b_k, v, v_k, c, c_row, add);
+        kernel(operands);
         WHOLE.load();
     }
 }
 
-/// The kernels over `VECTORS` of 16 lanes, from the tallest to one row. Both operands are pairs, `b` contiguous along
-/// them; `k` is a positive multiple of [`STEP`].
-pub const fn heights<const VECTORS: usize>() -> [(usize, Kernel<f32>); 6] {
-    let [tall, whole]: [Kernel<f32>; 2] = match VECTORS {
-        2 => [rows_32_lanes_32, rows_16_lanes_32],
-        _ => [rows_32_lanes_16, rows_16_lanes_16],
+/// The kernels over `VECTORS` of 16 columns, from the tallest to one row. Elements of both operands are pairs, those of
+/// the broadcast operand contiguous along k; `k` is a positive multiple of [`PAIR_STEP`].
+pub const fn heights<const VECTORS: usize>() -> [(usize, Microkernel<f32>); 6] {
+    let [tall, whole]: [Microkernel<f32>; 2] = match VECTORS {
+        2 => [rows_32_columns_32, rows_16_columns_32],
+        _ => [rows_32_columns_16, rows_16_columns_16],
     };
     [
         (32, tall),

@@ -85,7 +85,7 @@ mod tests {
     use crate::cli::compare;
     use crate::compare::CompareSettings;
     use crate::probe::ProbeSettings;
-    use crate::probe::soft::SoftSettings;
+    use crate::probe::SoftSettings;
     use crate::task::Task;
     use crate::train::schedule::Warmup;
     use crate::train::settings::{Length, RunSettings};

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use llamaprobe::arch::Dtype;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::{embedded, tokenizer};
 use llamaprobe::model::Model;
@@ -30,7 +31,7 @@ fn embedded_model_is_small_and_exports_as_a_model_of_its_own() {
         bytes.len()
     });
     assert!(sizes.iter().sum::<usize>() <= 4_000_000, "{sizes:?}");
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let loaded = Model::load(backend, &out).expect("a model");
     assert_eq!(loaded.config, model(backend).config);
     assert!(embedded::checkpoint().expect("the weights").check_finite().is_ok());
@@ -51,7 +52,7 @@ fn embedded_tokenizer_is_the_one_that_the_recipe_trains() {
 
 #[test]
 fn embedded_model_learns_in_context_and_cannot_answer_without() {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let (model, tokenizer) = (model(backend), embedded::tokenizer().expect("the tokenizer"));
     let mut of =
         |set: Set| accuracies(backend, &model, &tokenizer, &set.episodes(17, 300, 17), 4096).expect("accuracies");
@@ -68,7 +69,7 @@ fn embedded_model_learns_in_context_and_cannot_answer_without() {
 
 #[test]
 fn embedded_model_learns_from_tuning_what_it_learns_from_the_prompt() {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let (mut model, tokenizer) = (model(backend), embedded::tokenizer().expect("the tokenizer"));
     let settings = ProbeSettings { queries: Some(60), seeds: vec![0, 1, 2], ..ProbeSettings::new(Task::Events) };
     let (pool, queries) = events();

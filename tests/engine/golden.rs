@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use llamaprobe::arch::Dtype;
 use llamaprobe::arch::{Activation, Mlp, ModelConfig, Positions, RopeKind};
 use llamaprobe::backend::Backend;
-use llamaprobe::backend::cpu::{Cpu, Isa};
+use llamaprobe::backend::cpu::{Cpu, CpuSettings, Isa};
 use llamaprobe::formats::adapter::LoraAdapter;
 use llamaprobe::formats::safetensors::Checkpoint;
 use llamaprobe::hooks::{Record, Selection, Site};
@@ -55,7 +56,7 @@ fn run<B: Backend>(
     let device = backend.pack(pack).expect("pack");
     let layout = adaptation.map(|adaptation| &adaptation.layout);
     let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Save::Layer).expect("buffers");
-    let input = Input { pack, device: &device, adaptation, dropout: None, read: None };
+    let input = Input { pack, device: &device, adaptation, dropout: None, output_rows: None };
     model.forward(backend, &mut acts, &input, None, &mut record).expect("forward");
     backend.sync().expect("sync");
     record
@@ -105,15 +106,17 @@ fn check<B: Backend>(backend: &mut B, name: &str, together: bool) {
 
 /// Every instruction set of f32, and f64.
 fn check_all(name: &str) {
-    Isa::available().iter().for_each(|&isa| check(&mut Cpu::<f32>::with_isa(isa), name, true));
-    check(&mut Cpu::<f64>::new(), name, true);
+    Isa::available().iter().for_each(|&isa| {
+        check(&mut Cpu::<f32>::open(&CpuSettings { isa, ..CpuSettings::new(Dtype::F32) }), name, true)
+    });
+    check(&mut Cpu::oracle(), name, true);
 }
 
 #[test]
 fn forward_of_every_rotation_is_transformers() {
     ["gqa-llama3", "biases-linear", "yarn", "mistral-window", "qwen2"].into_iter().for_each(check_all);
     // The scaling of transformers' dynamic rotation depends on the longest sequence of the batch.
-    check(&mut Cpu::<f32>::new(), "dynamic", false);
+    check(&mut Cpu::new(Dtype::F32), "dynamic", false);
 }
 
 const FAMILIES: [&str; 4] = ["gpt2", "opt", "opt-behind", "bloom"];
@@ -122,7 +125,7 @@ const FAMILIES: [&str; 4] = ["gpt2", "opt", "opt-behind", "bloom"];
 fn forward_of_the_other_families_is_transformers() {
     for name in FAMILIES {
         check_all(name);
-        check(&mut Cpu::<f64>::new(), name, false);
+        check(&mut Cpu::oracle(), name, false);
     }
 }
 
@@ -178,7 +181,7 @@ fn forward_limits_see_small_mistakes() {
         ("bloom", "the exact GELU", |config| config.mlp = Mlp::Plain(Activation::Gelu)),
     ];
     for (name, mistake, change) in mistakes {
-        let (far, tensor) = worst(&mut Cpu::<f32>::new(), name, name != "dynamic", change);
+        let (far, tensor) = worst(&mut Cpu::new(Dtype::F32), name, name != "dynamic", change);
         println!("{name}, {mistake}: {far:.1e} at {tensor}, limit {LIMIT:.0e}");
         assert!(far > LIMIT, "{name}: {mistake} goes unseen: {far:.1e}, limit {LIMIT:.0e}");
     }
@@ -208,11 +211,12 @@ fn adapter(name: &str) -> LoraAdapter {
 fn adapters_of_the_other_families_are_pefts() {
     for name in FAMILIES {
         for &isa in Isa::available() {
-            let far = adapted(&mut Cpu::with_isa(isa), name, |_| ());
+            let far =
+                adapted(&mut Cpu::<f32>::open(&CpuSettings { isa, ..CpuSettings::new(Dtype::F32) }), name, |_| ());
             println!("{name} adapted, {}: {far:.1e} of the largest logit, limit {LIMIT:.0e}", isa.name());
             assert!(far <= LIMIT, "{name}: {far:.1e} of the largest logit, limit {LIMIT:.0e}");
         }
-        let backend = &mut Cpu::<f32>::new();
+        let backend = &mut Cpu::new(Dtype::F32);
         let model = Model::load(backend, &golden(name)).expect("the checkpoint loads");
         let adapter = adapter(name);
         let adaptation =
@@ -238,7 +242,7 @@ fn adapter_limits_see_small_mistakes() {
     ];
     for name in FAMILIES {
         for (mistake, change) in mistakes {
-            let far = adapted(&mut Cpu::<f32>::new(), name, change);
+            let far = adapted(&mut Cpu::new(Dtype::F32), name, change);
             println!("{name} adapted, {mistake}: {far:.1e}, limit {LIMIT:.0e}");
             assert!(far > LIMIT, "{name}: {mistake} goes unseen: {far:.1e}, limit {LIMIT:.0e}");
         }

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use llamaprobe::arch::Dtype;
 use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::Backend;
-use llamaprobe::backend::cpu::{Cpu, Isa};
+use llamaprobe::backend::cpu::{Cpu, CpuSettings, Isa};
 use llamaprobe::formats::adapter::{LoraAdapter, LoraModule};
 use llamaprobe::model::{Adaptation, Model};
 use llamaprobe::train::schedule::Warmup;
@@ -102,11 +103,12 @@ fn measure<B: Backend>(backend: &mut B, name: &str, rows: Option<usize>, mistake
 fn check(name: &str) {
     let check = |what: &str, errors: Option<Errors>| errors.iter().for_each(|e| within(what, e, &limits(name)));
     for &isa in Isa::available() {
-        let errors = measure(&mut Cpu::<f32>::with_isa(isa), name, None, &NONE);
+        let errors =
+            measure(&mut Cpu::<f32>::open(&CpuSettings { isa, ..CpuSettings::new(Dtype::F32) }), name, None, &NONE);
         check(&format!("{name} on f32 {}", isa.name()), errors);
     }
-    check(&format!("{name} in small passes"), measure(&mut Cpu::<f32>::new(), name, Some(16), &NONE));
-    check(&format!("{name} on f64"), measure(&mut Cpu::<f64>::new(), name, None, &NONE));
+    check(&format!("{name} in small passes"), measure(&mut Cpu::new(Dtype::F32), name, Some(16), &NONE));
+    check(&format!("{name} on f64"), measure(&mut Cpu::oracle(), name, None, &NONE));
 }
 
 #[test]
@@ -175,7 +177,7 @@ fn lora_limits_see_small_mistakes() {
         ),
     ];
     for (case, what, mistake, seen_by) in mistakes {
-        let Some(errors) = measure(&mut Cpu::<f32>::new(), case, None, &mistake) else { continue };
+        let Some(errors) = measure(&mut Cpu::new(Dtype::F32), case, None, &mistake) else { continue };
         beyond(&format!("{case}, {what}"), &errors, &limits(case), seen_by);
     }
 }

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use llamaprobe::arch::Dtype;
 use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::Backend;
-use llamaprobe::backend::cpu::{Cpu, Isa};
+use llamaprobe::backend::cpu::{Cpu, CpuSettings, Isa};
 use llamaprobe::formats::adapter::{Adapter, PromptAdapter};
 use llamaprobe::model::{Adaptation, Encoder, Model};
 use llamaprobe::train::schedule::Warmup;
@@ -106,11 +107,12 @@ fn measure<B: Backend>(backend: &mut B, name: &str, rows: Option<usize>, mistake
 /// On every instruction set of f32, with batches cut into passes of few rows, and in f64.
 fn check(name: &str) {
     for &isa in Isa::available() {
-        let errors = measure(&mut Cpu::<f32>::with_isa(isa), name, None, &NONE);
+        let errors =
+            measure(&mut Cpu::<f32>::open(&CpuSettings { isa, ..CpuSettings::new(Dtype::F32) }), name, None, &NONE);
         within(&format!("{name} on f32 {}", isa.name()), &errors, &LIMITS);
     }
-    within(&format!("{name} in small passes"), &measure(&mut Cpu::<f32>::new(), name, Some(12), &NONE), &LIMITS);
-    within(&format!("{name} on f64"), &measure(&mut Cpu::<f64>::new(), name, None, &NONE), &LIMITS);
+    within(&format!("{name} in small passes"), &measure(&mut Cpu::new(Dtype::F32), name, Some(12), &NONE), &LIMITS);
+    within(&format!("{name} on f64"), &measure(&mut Cpu::oracle(), name, None, &NONE), &LIMITS);
 }
 
 #[test]
@@ -146,7 +148,7 @@ fn prompt_limits_see_small_mistakes() {
     ];
     for case in ["embeddings", "one_row", "mlp", "prefix", "projection"] {
         for (what, mistake, seen_by) in mistakes {
-            let errors = measure(&mut Cpu::<f32>::new(), case, None, mistake);
+            let errors = measure(&mut Cpu::new(Dtype::F32), case, None, mistake);
             beyond(&format!("{case}, {what}"), &errors, &LIMITS, seen_by);
         }
     }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use llamaprobe::arch::{Family, ModelConfig};
-use llamaprobe::backend::Backend;
+use llamaprobe::arch::{Dtype, Family, ModelConfig};
+use llamaprobe::backend::Buffers;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::{Adapter, LoraAdapter, PromptKind};
 use llamaprobe::formats::tokenizer::Tokenizer;
@@ -44,7 +44,7 @@ impl Bench {
     fn new() -> Self {
         let dir = support::temp();
         TinyModel { tied: true, ..TinyModel::default() }.write(dir.path());
-        let mut backend = Device::new();
+        let mut backend = Device::new(Dtype::F32);
         let model = Model::load(&mut backend, dir.path()).expect("loads");
         let tokenizer = Tokenizer::load(dir.path()).expect("loads");
         let text = |i: usize| ["the thin prince", "the inner path, then", "a père", "winter", "in the theatre"][i % 5];
@@ -524,7 +524,7 @@ fn statistics_are_of_a_sample() {
 
 fn stories(shared: &Path, settings: &ProbeSettings, data: [&[&str]; 2]) -> Report {
     let dir = shared.join("models/stories260K");
-    let mut backend = Device::new();
+    let mut backend = Device::new(Dtype::F32);
     let mut model = Model::load(&mut backend, &dir).expect("loads");
     let tokenizer = Tokenizer::load(&dir).expect("loads");
     let load = |files: &[&str]| {

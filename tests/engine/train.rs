@@ -1,8 +1,10 @@
 //! The trainer on a small model: what a run computes, alone and with others.
 
 use llamaprobe::Error;
+use llamaprobe::arch::Dtype;
 use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::Backend;
+use llamaprobe::backend::Planning;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::safetensors::Checkpoint;
 use llamaprobe::model::{Adaptation, FullTuning, Layout, Model};
@@ -51,7 +53,7 @@ fn different_runs() -> Vec<Run> {
 
 #[test]
 fn trainer_runs_in_one_pass_are_those_runs_alone_bit_for_bit() {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let runs = different_runs();
     for options in [
         TrainerOptions::default(),
@@ -71,7 +73,7 @@ fn trainer_runs_in_one_pass_are_those_runs_alone_bit_for_bit() {
 
 #[test]
 fn trainer_run_at_its_end_stays_as_it_is() {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let mut model = model(backend);
     let mut trainer = trainer(backend, &model, different_runs(), TrainerOptions::default());
     assert_eq!(trainer.total_steps(), 9);
@@ -97,7 +99,7 @@ fn trainer_run_at_its_end_stays_as_it_is() {
 
 #[test]
 fn accumulation_of_two_passes_of_four_is_one_of_eight() {
-    let backend = &mut Cpu::<f64>::new();
+    let backend = &mut Cpu::oracle();
     let one = |batch_size, accumulation| {
         vec![Run { data: data(5, 19), settings: RunSettings { batch_size, accumulation, ..settings(5) } }]
     };
@@ -115,7 +117,7 @@ fn accumulation_of_two_passes_of_four_is_one_of_eight() {
 
 #[test]
 fn row_budget_changes_nothing_but_memory() {
-    let backend = &mut Cpu::<f64>::new();
+    let backend = &mut Cpu::oracle();
     let runs = different_runs();
     let (_, expected) = outcome(backend, &runs, TrainerOptions::default());
     for row_budget in [1, 13, 50] {
@@ -126,7 +128,7 @@ fn row_budget_changes_nothing_but_memory() {
 
 #[test]
 fn dropout_is_drawn_anew_each_step_and_does_not_depend_on_the_passes() {
-    let backend = &mut Cpu::<f64>::new();
+    let backend = &mut Cpu::oracle();
     // The first steps of a warm-up have rate zero: the same parameters and batch, other draws.
     let still = RunSettings {
         warmup: Warmup::Steps(9),
@@ -160,7 +162,7 @@ fn dropout_is_drawn_anew_each_step_and_does_not_depend_on_the_passes() {
 
 #[test]
 fn loss_that_is_not_finite_is_an_error_and_leaves_everything_as_it_was() {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let mut model = model(backend);
     let plain = |seed, learning_rate| Run {
         data: data(seed, 6),
@@ -191,7 +193,7 @@ fn loss_that_is_not_finite_is_an_error_and_leaves_everything_as_it_was() {
 
 #[test]
 fn step_begun_before_the_last_is_read_changes_nothing() {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let options = TrainerOptions { dropout: 0.3, row_budget: 40 };
     let mut model = model(backend);
     let mut expected = trainer(backend, &model, different_runs(), options);
@@ -209,7 +211,7 @@ fn step_begun_before_the_last_is_read_changes_nothing() {
 
 #[test]
 fn loss_that_is_not_finite_undoes_the_steps_in_flight() {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let mut model = model(backend);
     let settings = RunSettings { max_grad_norm: None, weight_decay: 0.0, ..settings(2) };
     let wild = RunSettings { learning_rate: 1e38, warmup: Warmup::Steps(0), ..settings };
@@ -247,7 +249,7 @@ fn step_never_waits_for_the_device() {
 
 #[test]
 fn trainer_refuses_bad_data_by_run_and_sequence() {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let model = model(backend);
     let good = TrainSequence::all(vec![1, 2]);
     let bad = [
@@ -269,7 +271,7 @@ fn trainer_refuses_bad_data_by_run_and_sequence() {
 
 #[test]
 fn full_tuning_trains_all_weights() {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let dir = support::temp();
     TinyModel { tied: true, bias: true, ..TinyModel::default() }.write(dir.path());
     let checkpoint = Checkpoint::open(dir.path()).expect("the weights open");
@@ -287,7 +289,7 @@ fn full_tuning_trains_all_weights() {
 
 #[test]
 fn soft_prompt_can_be_trained() {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let mut model = model(backend);
     let mut adaptation = Adaptation::new(backend, Layout::empty(&model.config).with_prompt(4), 2).expect("prompts");
     for run in 0..2 {

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use llamaprobe::Result;
+use llamaprobe::arch::Dtype;
 use llamaprobe::arch::ModelConfig;
-use llamaprobe::backend::Backend;
+use llamaprobe::backend::Transfer;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::{AdapterConfig, LoraAdapter, LoraConfig, Modules};
 use llamaprobe::formats::safetensors::Checkpoint;
@@ -54,7 +55,7 @@ impl<'a> Training<'a> {
 
     /// Trains to the end and returns the parameters.
     fn fit(&self, resume: Option<&Path>) -> Result<Vec<f64>> {
-        let backend = &mut Cpu::<f32>::new();
+        let backend = &mut Cpu::new(Dtype::F32);
         let mut model = model(backend);
         let mut trainer = trainer(backend, &model, self.runs.clone(), self.options);
         let configs = vec![config(); self.runs.len()];
@@ -187,7 +188,7 @@ fn checkpoints_are_limited_in_number_and_the_latest_is_the_last() {
     let long = RunSettings { length: Length::Steps(12), ..settings(1) };
     let runs = vec![Run { data: data(1, 10), settings: long }];
     let training = Training { runs, save_steps: 3, save_total_limit: Some(2), ..Training::new(dir.path()) };
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let mut model = model(backend);
     let mut trainer = trainer(backend, &model, training.runs.clone(), training.options);
     let output = Output {
@@ -279,7 +280,7 @@ fn resume_of_full_tuning_is_bit_for_bit() {
     let dir = support::temp();
     let model_dir = support::temp();
     TinyModel::default().write(model_dir.path());
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let start = |backend: &mut Cpu<f32>| {
         let weights = Checkpoint::open(model_dir.path()).expect("the weights open");
         let config = ModelConfig::load(model_dir.path()).expect("the configuration loads");

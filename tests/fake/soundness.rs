@@ -61,9 +61,11 @@ fn foreign_memory() {
         assert!(message.starts_with(op) && message.contains("memory of another device"), "{op}: {message}");
     }
     // Neither is any the worse for it.
-    a.cast(Cast { out: &mut out, x: &a.acc(16).expect("a buffer"), len: 16 });
+    let own = a.acc(16).expect("a buffer");
+    a.cast(Cast { out: &mut out, x: &own, len: 16 });
     a.sync().expect("the device works");
-    b.cast(Cast { out: &mut b.compute(16).expect("a buffer"), x: &x, len: 16 });
+    let mut other = b.compute(16).expect("a buffer");
+    b.cast(Cast { out: &mut other, x: &x, len: 16 });
     b.sync().expect("the device works");
 }
 

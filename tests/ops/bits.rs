@@ -178,11 +178,11 @@ fn cached_rows_are_as_good_as_rows_of_the_pack<B: Backend>(b: &mut B) {
     }
 }
 
-fn threads_do_not_matter<A: Float>(settings: CpuSettings) {
-    let mut b = Cpu::<A>::open(&settings);
+fn threads_do_not_matter<A: Float>(open: Open<A>, settings: CpuSettings) {
+    let mut b = open(&settings);
     let all = [ops::all(&mut b, Set::Small), ops::all(&mut b, Set::Large)].concat();
     let run = |threads: usize| {
-        let mut b = Cpu::<A>::open(&CpuSettings { threads, ..settings });
+        let mut b = open(&CpuSettings { threads, ..settings });
         let results = all.iter().map(|case| results(&mut b, case).iter().map(|x| bits(x)).collect::<Vec<_>>());
         results.collect::<Vec<_>>()
     };
@@ -206,35 +206,38 @@ fn a_changed_bit_is_found() {
     check_rows(&all, &alone, &case, 3, &[1], true);
 }
 
+/// What opens a CPU that accumulates in `A`.
+type Open<A> = fn(&CpuSettings) -> Cpu<A>;
+
 /// Everything above on one device.
-fn check<A: Float>(settings: CpuSettings) {
-    let b = &mut Cpu::<A>::open(&settings);
+fn check<A: Float>(open: Open<A>, settings: CpuSettings) {
+    let b = &mut open(&settings);
     rows_stand_alone(b);
     paths_may_be_cut_anywhere(b);
     trees_do_not_touch_each_other(b);
     cached_rows_are_as_good_as_rows_of_the_pack(b);
-    threads_do_not_matter::<A>(settings);
+    threads_do_not_matter(open, settings);
 }
 
 #[test]
 fn cpu_f64() {
-    check::<f64>(CpuSettings::new(Dtype::F64));
+    check(Cpu::<f64>::open, CpuSettings::new(Dtype::F64));
 }
 
 #[test]
 fn cpu_f32() {
-    check::<f32>(CpuSettings::new(Dtype::F32));
+    check(Cpu::<f32>::open, CpuSettings::new(Dtype::F32));
 }
 
 #[test]
 fn cpu_bf16() {
-    check::<f32>(CpuSettings::new(Dtype::BF16));
+    check(Cpu::<f32>::open, CpuSettings::new(Dtype::BF16));
 }
 
 #[test]
 fn cpu_f32x3() {
     match Isa::detect() {
-        isa if isa.has_pairs() => check::<f32>(CpuSettings { split: true, ..CpuSettings::new(Dtype::F32) }),
+        isa if isa.has_pairs() => check(Cpu::<f32>::open, CpuSettings { split: true, ..CpuSettings::new(Dtype::F32) }),
         _ => skip(Reason::NoPairs),
     }
 }

@@ -38,12 +38,12 @@ impl Rng {
         Self(ChaCha8Rng::from_seed(key))
     }
 
-    /// 32 random bits.
+    /// The next 32 bits of the stream.
     pub fn next_u32(&mut self) -> u32 {
         self.0.next_u32()
     }
 
-    /// 64 random bits.
+    /// The next 64 bits of the stream.
     pub fn next_u64(&mut self) -> u64 {
         self.0.next_u64()
     }

@@ -13,9 +13,9 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Generation {
-    /// The query's number in the test data.
+    /// The query's index in the test data.
     pub query: usize,
-    /// The demonstrations' numbers in the training data, in the order shown.
+    /// The demonstrations' indices in the training data, in the order shown.
     pub demonstrations: Vec<usize>,
     /// How like the query each of them is.
     pub similarity: Vec<f64>,
@@ -37,7 +37,7 @@ pub struct Cell {
     pub score: f64,
     /// Its 95% bootstrap interval over the queries.
     pub interval: Option<Interval>,
-    /// Query by query.
+    /// One for each query, in the order of the task's queries.
     #[serde(rename = "answers")]
     pub generations: Vec<Generation>,
 }
@@ -75,7 +75,7 @@ impl Store {
         }
     }
 
-    /// Saves a cell.
+    /// Writes the file of a cell, whole or not at all.
     ///
     /// # Errors
     /// The file cannot be written.

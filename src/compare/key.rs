@@ -33,7 +33,7 @@ impl fmt::Display for CellKey {
     }
 }
 
-/// One training.
+/// What one training is of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrainingKey {
     /// How it asks or trains.

@@ -16,7 +16,7 @@ use crate::probe::statistics::MeanSd;
 use crate::task::Task;
 use crate::task::metrics::{Interval, interval};
 
-/// One seed's cell.
+/// The score of one seed's cell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SeedScore {
@@ -38,7 +38,7 @@ pub struct Bin {
     pub low: f64,
     /// Greatest similarity in it.
     pub high: f64,
-    /// Queries in it.
+    /// Number of queries in it.
     pub queries: usize,
     /// Mean and SD over the seeds.
     pub score: MeanSd,
@@ -60,7 +60,7 @@ pub struct Row {
     pub score: MeanSd,
     /// 95% bootstrap interval over the queries, of the mean over the seeds.
     pub interval: Option<Interval>,
-    /// Seed by seed.
+    /// The score of every seed, in the order of the settings.
     pub seeds: Vec<SeedScore>,
     /// By the similarity of the query's most like demonstration, shown or not; the same queries in every arm.
     pub bins: Vec<Bin>,
@@ -70,11 +70,11 @@ pub struct Row {
     pub shortened: usize,
 }
 
-/// A target's metric.
+/// How the outputs on a target are judged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Judge {
-    /// The target.
+    /// The task judged on.
     pub task: Task,
     /// The metric's name in tables.
     pub metric: String,
@@ -82,7 +82,7 @@ pub struct Judge {
     pub signature: String,
 }
 
-/// All of `report.json`.
+/// The content of `report.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {

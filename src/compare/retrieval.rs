@@ -13,13 +13,13 @@ use crate::task::embedding::mean_states;
 use crate::task::retrieval::{Query, Retrieved, Retriever, read_vectors};
 use crate::{Error, Result};
 
-/// Examples of a data set, and their numbers in it.
+/// Examples of a data set, and their indices in it.
 #[derive(Clone, Debug, Default)]
 pub struct Chosen {
     /// In the order in which they were chosen.
     pub examples: Vec<Example>,
     /// One for each example.
-    pub numbers: Vec<usize>,
+    pub indices: Vec<usize>,
 }
 
 /// What demonstrations are retrieved from.
@@ -89,25 +89,25 @@ impl Index {
     pub fn nearest_to_example(&self, i: usize, input: &str, count: usize) -> Result<Vec<Retrieved>> {
         let width = self.pool_vectors.len() / self.pool;
         let vector = &self.pool_vectors[i * width..][..width];
-        self.retriever.nearest(&Query { input, vector, own: Some(i) }, count)
+        self.retriever.nearest(&Query { input, vector, pool_index: Some(i) }, count)
     }
 
     fn query<'a>(&'a self, i: usize, input: &'a str) -> Query<'a> {
         let width = self.query_vectors.len() / self.queries;
-        Query { input, vector: &self.query_vectors[i * width..][..width], own: None }
+        Query { input, vector: &self.query_vectors[i * width..][..width], pool_index: None }
     }
 }
 
 /// The vectors of pool and queries from a file.
 fn vectors(path: &Path, source: &Source, pool: &Chosen, queries: &Chosen) -> Result<(Vec<f32>, Vec<f32>)> {
-    let read = |side: &str, all: &[Example], numbers: &[usize]| -> Result<Vec<f32>> {
+    let read = |side: &str, all: &[Example], indices: &[usize]| -> Result<Vec<f32>> {
         let rows = read_vectors(path, &format!("{}.{side}", source.task), all.len())?;
         let width = rows.len() / all.len();
-        Ok(numbers.iter().flat_map(|&i| rows[i * width..][..width].to_vec()).collect())
+        Ok(indices.iter().flat_map(|&i| rows[i * width..][..width].to_vec()).collect())
     };
-    let of_pool = read("train", &source.train.examples, &pool.numbers)?;
-    let of_queries = read("test", &source.test.examples, &queries.numbers)?;
-    if of_pool.len() * queries.numbers.len() != of_queries.len() * pool.numbers.len() {
+    let of_pool = read("train", &source.train.examples, &pool.indices)?;
+    let of_queries = read("test", &source.test.examples, &queries.indices)?;
+    if of_pool.len() * queries.indices.len() != of_queries.len() * pool.indices.len() {
         let expected = format!("the width of {}.train", source.task);
         return Err(Error::field(path, format!("{}.test", source.task), expected, "another"));
     }

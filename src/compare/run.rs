@@ -191,8 +191,8 @@ impl<B: Backend> Runner<'_, B> {
             for ((context, tokens), query) in contexts.iter().zip(made).zip(&data.queries.examples) {
                 let output = stops.text(tokens)?.trim().to_string();
                 generations.push(Generation {
-                    query: context.number,
-                    demonstrations: context.retrieved.iter().map(|s| data.pool.numbers[s.index]).collect(),
+                    query: context.query,
+                    demonstrations: context.retrieved.iter().map(|s| data.pool.indices[s.index]).collect(),
                     similarity: context.retrieved.iter().map(|s| s.similarity).collect(),
                     shortened: context.dropped,
                     statistics: metric.judge(&output, query),

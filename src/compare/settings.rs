@@ -14,7 +14,7 @@ pub const ARMS: [Arm; 6] = [Arm::ZeroShot, Arm::IclRandom, Arm::IclRetrieved, Ar
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Retrieval {
-    /// The inputs' words.
+    /// BM25 over the inputs' words.
     Bm25,
     /// The model's own states of the inputs, see [`mean_states`](crate::task::embedding::mean_states).
     States,
@@ -50,7 +50,7 @@ pub struct CompareSettings {
     pub seeds: Vec<u64>,
     /// Seed of the order in which examples become queries and pool.
     pub split_seed: u64,
-    /// Queries at most.
+    /// Queries of a task at most.
     pub queries: usize,
     /// Examples at most from which demonstrations are taken; none means all that are no queries.
     pub pool: Option<usize>,
@@ -88,7 +88,7 @@ impl CompareSettings {
     /// Checks every field's domain, for a model of some family.
     ///
     /// # Errors
-    /// [`Error::Argument`] with the field.
+    /// [`Error::Argument`] with the field, as a path (`lora_training.learning_rate`) where it is of settings inside of these.
     pub fn validate(&self, family: Family) -> Result<()> {
         let check = |ok: bool, name: &str, expected: &str, found: String| {
             if ok { Ok(()) } else { Err(Error::argument(name, expected, found)) }
@@ -136,8 +136,8 @@ impl CompareSettings {
         if self.arms.contains(&Arm::Lora) {
             family.targets(&self.target_modules)?;
         }
-        self.prompt_training.validate()?;
-        self.lora_training.validate()
+        self.prompt_training.validate_in("prompt_training")?;
+        self.lora_training.validate_in("lora_training")
     }
 
     /// Rows of the longest soft prompt.

@@ -22,8 +22,8 @@ use crate::{Error, Result, hash};
 
 /// A prompt of an arm.
 pub struct PromptContext {
-    /// The query's number in the test data.
-    pub number: usize,
+    /// The query's index in the test data.
+    pub query: usize,
     /// Of demonstrations and query.
     pub token_ids: Vec<u32>,
     /// The demonstrations in it.
@@ -40,7 +40,7 @@ pub struct TaskData<'a> {
     pub template: &'a Template,
     /// Demonstrations are taken from these.
     pub pool: Chosen,
-    /// What is asked.
+    /// The examples that every cell is judged on.
     pub queries: Chosen,
     tokenizer: &'a Tokenizer,
     settings: &'a CompareSettings,
@@ -89,7 +89,7 @@ impl<'a> TaskData<'a> {
             "template": self.template,
             "metric": self.signature(),
             "counts": self.counts,
-            "queries": self.queries.numbers,
+            "queries": self.queries.indices,
             "hash": format!("{:016x}", self.fingerprint),
         })
     }
@@ -125,12 +125,12 @@ impl<'a> TaskData<'a> {
                     drawn.iter().map(|&index| Retrieved { index, similarity: similarities[index] }).collect()
                 }
             };
-            let number = self.queries.numbers[i];
+            let index = self.queries.indices[i];
             self.fitted(retrieved, query, self.settings.max_new_tokens, |text| {
                 Ok(Prompts::new(self.tokenizer, self.template).prompt::<&str>(text, &[])?.token_ids)
             })
             .map(|(token_ids, retrieved, dropped)| PromptContext {
-                number,
+                query: index,
                 token_ids,
                 retrieved,
                 dropped,
@@ -212,27 +212,27 @@ fn choose(
         count(&format!("{side} rows used"), data.examples.len());
         data.skipped.iter().for_each(|(why, n)| count(&format!("{side} rows left out: {why}"), *n));
     }
-    let pick = |all: &[Example], numbers: Vec<usize>| Chosen {
-        examples: numbers.iter().map(|&i| all[i].clone()).collect(),
-        numbers,
+    let pick = |all: &[Example], indices: Vec<usize>| Chosen {
+        examples: indices.iter().map(|&i| all[i].clone()).collect(),
+        indices,
     };
-    let (mut numbers, long) = shuffled(tokenizer, settings, source, &source.test.examples)?;
+    let (mut indices, long) = shuffled(tokenizer, settings, source, &source.test.examples)?;
     count("test examples left out: longer than --max-length", long);
-    numbers.truncate(settings.queries);
-    let queries = pick(&source.test.examples, numbers);
+    indices.truncate(settings.queries);
+    let queries = pick(&source.test.examples, indices);
     let inputs: HashSet<&str> = queries.examples.iter().map(|q| q.input.as_str()).collect();
-    let (mut numbers, long) = shuffled(tokenizer, settings, source, &source.train.examples)?;
+    let (mut indices, long) = shuffled(tokenizer, settings, source, &source.train.examples)?;
     count("train examples left out: longer than --max-length", long);
-    let before = numbers.len();
-    numbers.retain(|&i| !inputs.contains(source.train.examples[i].input.as_str()));
-    count("train examples left out: input of a query", before - numbers.len());
-    numbers.truncate(settings.pool.unwrap_or(usize::MAX));
-    count("queries", queries.numbers.len());
-    count("pool", numbers.len());
-    Ok((pick(&source.train.examples, numbers), queries))
+    let before = indices.len();
+    indices.retain(|&i| !inputs.contains(source.train.examples[i].input.as_str()));
+    count("train examples left out: input of a query", before - indices.len());
+    indices.truncate(settings.pool.unwrap_or(usize::MAX));
+    count("queries", queries.indices.len());
+    count("pool", indices.len());
+    Ok((pick(&source.train.examples, indices), queries))
 }
 
-/// The numbers of the examples that fit the greatest length, in an order shuffled by the split's seed, and how many do
+/// The indices of the examples that fit the greatest length, in an order shuffled by the split's seed, and how many do
 /// not fit.
 fn shuffled(
     tokenizer: &Tokenizer,

@@ -32,7 +32,7 @@ pub(super) struct Batch {
     pub cached: Vec<usize>,
     /// Group, prompt and last row of every prompt in it.
     pub last: Vec<(usize, usize, usize)>,
-    /// The answers' tokens.
+    /// The tokens that are scored, of every answer in it.
     pub targets: Vec<ScoredToken>,
 }
 

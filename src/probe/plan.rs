@@ -28,13 +28,13 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
-    /// Its number in the data set.
+    /// Its index in the data set.
     pub index: usize,
     /// Of the prompt, without an answer.
     pub token_ids: Vec<u32>,
-    /// Its possible answers.
+    /// The answers that are compared, of every label or of the reference alone.
     pub answers: Vec<Answer>,
-    /// Number of the gold answer.
+    /// Index of the gold answer.
     #[serde(rename = "right")]
     pub gold: usize,
 }
@@ -45,7 +45,7 @@ pub struct Query {
 pub struct SeedPlan {
     /// Seed of the choice of demonstrations, of the adapter's start and of the Gaussian baseline.
     pub seed: u64,
-    /// Their numbers in the pool, in the order shown.
+    /// Their indices in the pool, in the order shown.
     pub demonstrations: Vec<usize>,
     /// The longest common beginning of all queries' ICL prompts, at least a token short of the shortest.
     pub icl_prefix_token_ids: Vec<u32>,
@@ -74,11 +74,11 @@ impl Plan {
         queries: &[Example],
         settings: &ProbeSettings,
     ) -> Result<Self> {
-        let wanted = settings.queries.unwrap_or(queries.len());
-        if wanted == 0 || wanted > queries.len() {
-            return Err(Error::argument("queries", format!("from 1 to {}", queries.len()), wanted));
+        let count = settings.queries.unwrap_or(queries.len());
+        if count == 0 || count > queries.len() {
+            return Err(Error::argument("queries", format!("from 1 to {}", queries.len()), count));
         }
-        let queries = &queries[..wanted];
+        let queries = &queries[..count];
         let prompts = Prompts::new(tokenizer, &settings.template);
         let candidates: Vec<Candidates> = queries.iter().map(|q| Candidates::of(task, q)).collect::<Result<_>>()?;
         let read = |before: &str, (query, candidates): (&Example, &Candidates)| {
@@ -89,17 +89,17 @@ impl Plan {
         };
         let seed_plan = |&seed: &u64| {
             let demonstrations = sample(pool, queries, settings.demonstrations, seed)?;
-            let shown: Vec<&Example> = demonstrations.iter().map(|&i| &pool[i]).collect();
-            let text: String = shown.iter().map(|d| settings.template.demonstration(d)).collect();
+            let drawn: Vec<&Example> = demonstrations.iter().map(|&i| &pool[i]).collect();
+            let text: String = drawn.iter().map(|d| settings.template.demonstration(d)).collect();
             let example = |d: &&Example| prompts.training_example(&settings.template.query(d), &d.output);
-            let train = shown.iter().map(example).collect::<Result<_>>()?;
+            let train = drawn.iter().map(example).collect::<Result<_>>()?;
             let after_others = |(i, d): (usize, &&Example)| {
-                let others = shown.iter().enumerate().filter(|(j, _)| *j != i);
+                let others = drawn.iter().enumerate().filter(|(j, _)| *j != i);
                 let before: String = others.map(|(_, other)| settings.template.demonstration(other)).collect();
                 prompts.training_example(&format!("{before}{}", settings.template.query(d)), &d.output)
             };
             let ipt_train = match settings.soft.arms.contains(&Arm::Ipt) {
-                true => shown.iter().enumerate().map(after_others).collect::<Result<_>>()?,
+                true => drawn.iter().enumerate().map(after_others).collect::<Result<_>>()?,
                 false => Vec::new(),
             };
             Ok(SeedPlan { ipt_train, ..SeedPlan::new(seed, demonstrations, read_all(&text)?, train) })
@@ -130,7 +130,7 @@ impl Plan {
         self.queries.iter().map(prompt).collect()
     }
 
-    /// The number of the gold answer of every query.
+    /// The index of the gold answer of every query.
     pub fn gold(&self) -> Vec<usize> {
         self.queries.iter().map(|q| q.gold).collect()
     }

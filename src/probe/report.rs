@@ -23,17 +23,17 @@ pub struct Phases<T> {
     pub anchor: T,
     /// Reading the queries after the demonstrations.
     pub icl: T,
-    /// Training LoRA.
+    /// Training the LoRA of all seeds.
     pub tune: T,
     /// Reading the queries (and at last the tuning sequences) through the adapters.
     pub it: T,
     /// The same after soft prompts. (As a time, their training is in it.)
     #[serde(default)]
     pub soft: T,
-    /// Training soft prompts.
+    /// Training the soft prompts of all seeds and arms.
     #[serde(default)]
     pub soft_tune: T,
-    /// The sum.
+    /// The sum of all phases.
     pub total: T,
 }
 
@@ -58,13 +58,13 @@ impl<T> Phases<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Layer {
-    /// `blocks.{i}.hook_resid_post`.
+    /// After block `i`: `blocks.{i}.hook_resid_post`.
     Block(usize),
     /// After the final norm.
     Final(Final),
 }
 
-/// Spells `"final"`.
+/// The state that is spelt `"final"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Final {
@@ -91,7 +91,7 @@ impl std::fmt::Display for Layer {
 /// What an arm scored: of one seed, or over the seeds (`A` and `S` are then [`MeanSd`]).
 #[derive(Clone, Debug, PartialEq)]
 pub struct ArmReport<A, S> {
-    /// Whose.
+    /// The arm that was read.
     pub arm: Arm,
     /// Share of the queries answered right, see [`crate::task::metrics::score`]; none for free text.
     pub accuracy: A,
@@ -145,7 +145,7 @@ pub struct UpdateReport {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(into = "json::Seed", try_from = "json::Seed")]
 pub struct SeedReport {
-    /// The seed.
+    /// Seed of the demonstrations, the start and the baseline.
     pub seed: u64,
     /// Zero-shot, ICL and LoRA, then the arms with soft prompts.
     pub arms: Vec<ArmReport<Option<f64>, f64>>,
@@ -238,17 +238,17 @@ impl Summary {
     }
 }
 
-/// All of `report.json`.
+/// The content of `report.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
-    /// Version of llamaprobe.
+    /// Version of llamaprobe that made the report.
     pub version: String,
     /// The model, as it was named.
     pub model: String,
     /// Device of the computation.
     pub device: String,
-    /// Compute dtype.
+    /// Compute dtype of the device.
     pub dtype: String,
     /// The longest sequence, and the longest that the model was made for.
     pub positions: Positions,
@@ -256,7 +256,7 @@ pub struct Report {
     pub settings: ProbeSettings,
     /// Results over the seeds.
     pub summary: Summary,
-    /// Results by seed.
+    /// Results of each seed, in the order of the settings.
     pub seeds: Vec<SeedReport>,
     /// Wall-clock seconds by phase.
     pub seconds: Phases<f64>,
@@ -267,7 +267,7 @@ pub struct Report {
     pub plan: Plan,
 }
 
-/// Lengths in tokens.
+/// Lengths of sequences in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Positions {

@@ -76,14 +76,18 @@ impl SoftSettings {
     fn validate(&self) -> Result<()> {
         let rows = self.num_virtual_tokens;
         if rows == 0 || rows > PromptConfig::MAX_ROWS {
-            return Err(Error::argument("num_virtual_tokens", format!("from 1 to {}", PromptConfig::MAX_ROWS), rows));
+            return Err(Error::argument(
+                "soft.num_virtual_tokens",
+                format!("from 1 to {}", PromptConfig::MAX_ROWS),
+                rows,
+            ));
         }
         for (i, arm) in self.arms.iter().enumerate() {
             if !SOFT_ARMS.contains(arm) {
-                return Err(Error::argument("arms", "arms with soft prompts", arm.name()));
+                return Err(Error::argument("soft.arms", "arms with soft prompts", arm.name()));
             }
             if self.arms[..i].contains(arm) {
-                return Err(Error::argument("arms", "each arm once", format!("{} twice", arm.name())));
+                return Err(Error::argument("soft.arms", "each arm once", format!("{} twice", arm.name())));
             }
         }
         Ok(())
@@ -120,7 +124,7 @@ impl ProbeSettings {
     /// Checks every field's domain.
     ///
     /// # Errors
-    /// [`Error::Argument`] with the field.
+    /// [`Error::Argument`] with the field, as a path (`soft.learning_rate`) where it is of settings inside of these.
     pub fn validate(&self, family: Family) -> Result<()> {
         let check = |ok: bool, name: &str, expected: &str, found: String| {
             if ok { Ok(()) } else { Err(Error::argument(name, expected, found)) }
@@ -141,7 +145,7 @@ impl ProbeSettings {
         // Without an epoch there is nothing to train, which is no error here as it is to the trainer.
         let epochs = if self.epochs == 0.0 { 1.0 } else { self.epochs };
         Self { epochs, ..self.clone() }.training(Arm::Lora, 0, self.demonstrations).validate()?;
-        self.training(Arm::Pt, 0, self.demonstrations).validate()
+        self.training(Arm::Pt, 0, self.demonstrations).validate_in("soft")
     }
 
     /// The adapted modules of a model of some family.

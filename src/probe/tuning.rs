@@ -11,9 +11,9 @@ use crate::model::{Adaptation, Layout, LoraShape, Model, PromptStart};
 pub struct AdapterSettings<'a> {
     /// The base model, as it was named.
     pub base: &'a str,
-    /// LoRA rank.
+    /// Rank of every adapted module, at least 1.
     pub r: usize,
-    /// LoRA alpha.
+    /// The adapter's output is multiplied by `lora_alpha / r`.
     pub lora_alpha: f64,
     /// Adapted modules, by the family's names.
     pub target_modules: &'a [String],

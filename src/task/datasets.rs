@@ -15,7 +15,7 @@ use crate::formats::lines::at;
 use crate::formats::tables::{aligned, tsv};
 use crate::{Error, Result};
 
-/// A built-in task.
+/// A built-in task: data set, labels, template and metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Task {
     /// Binary sentiment (SST-2; Socher et al. 2013) as GLUE distributes it.

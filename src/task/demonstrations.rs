@@ -24,20 +24,20 @@ pub fn sample(pool: &[Example], queries: &[Example], count: usize, seed: u64) ->
 }
 
 /// Draws for one query of its own: `count` indices of `pool` without replacement, in random order, from the random
-/// numbers of `seed` and of the query's number `stream` among all queries. Never the query itself, which is number `own`
-/// of the pool if it is of the pool, nor an example with the same input.
+/// numbers of `seed` and of the stream `stream`, the query's index among all queries. Never the query itself, which is example
+/// `pool_index` of the pool if it is of the pool, nor an example with the same input.
 ///
 /// # Errors
 /// The pool has fewer than `count` others.
 pub fn sample_for(
     pool: &[Example],
     query: &Example,
-    own: Option<usize>,
+    pool_index: Option<usize>,
     count: usize,
     seed: u64,
     stream: u64,
 ) -> Result<Vec<usize>> {
-    let left: Vec<usize> = (0..pool.len()).filter(|&i| Some(i) != own && pool[i].input != query.input).collect();
+    let left: Vec<usize> = (0..pool.len()).filter(|&i| Some(i) != pool_index && pool[i].input != query.input).collect();
     if count > left.len() {
         return Err(Error::argument("demonstrations", format!("at most {}", left.len()), count));
     }

@@ -38,7 +38,7 @@ pub fn totto(path: &Path) -> Result<Dataset> {
         let cell = |indices: &Value| {
             let at = |i: usize| indices.get(i).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
             let found = at(0).zip(at(1)).and_then(|(row, column)| table.cell(row, column));
-            found.ok_or_else(|| f.error("highlighted_cells", "places of cells in the table"))
+            found.ok_or_else(|| f.error("highlighted_cells", "indices of cells in the table"))
         };
         let cells: Vec<Value> = cells.iter().map(cell).collect::<Result<_>>()?;
         if cells.is_empty() {

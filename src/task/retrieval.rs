@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// A demonstration retrieved for a query.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Retrieved {
-    /// Its number in the pool.
+    /// Its index in the pool.
     pub index: usize,
     /// How like the query it is: see [`Retriever::similarities`].
     pub similarity: f64,
@@ -25,8 +25,8 @@ pub struct Query<'a> {
     pub input: &'a str,
     /// Its vector `[width]`, for dense retrieval.
     pub vector: &'a [f32],
-    /// Its own number in the pool, if it is of the pool.
-    pub own: Option<usize>,
+    /// Its index in the pool, if it is of the pool.
+    pub pool_index: Option<usize>,
 }
 
 /// Finds demonstrations in a pool of examples.
@@ -134,9 +134,9 @@ impl Retriever {
         Ok(all)
     }
 
-    /// The numbers of the examples that may be shown to a query.
+    /// The indices of the examples that may be shown to a query.
     fn allowed<'a>(&'a self, query: &'a Query) -> impl Iterator<Item = usize> + 'a {
-        (0..self.inputs.len()).filter(|&i| Some(i) != query.own && self.inputs[i] != query.input)
+        (0..self.inputs.len()).filter(|&i| Some(i) != query.pool_index && self.inputs[i] != query.input)
     }
 }
 

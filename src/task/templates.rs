@@ -16,28 +16,28 @@ use serde::{Deserialize, Serialize};
 use super::example::Example;
 use crate::{Error, Result};
 
-/// Binary sentiment.
+/// Query and answer of binary sentiment.
 pub const SENTIMENT: (&str, &str) = ("Review: {input}\nSentiment:", " {output}\n\n");
 
-/// English to Czech.
+/// Query and answer of translation from English to Czech.
 pub const TRANSLATION: (&str, &str) = ("English: {input}\nCzech:", " {output}\n\n");
 
-/// Text from a table.
+/// Query and answer of text from a table.
 pub const TABLE: (&str, &str) = ("Table: {input}\nSentence:", " {output}\n\n");
 
-/// Text from triples.
+/// Query and answer of text from triples.
 pub const TRIPLES: (&str, &str) = ("Triples: {input}\nSentence:", " {output}\n\n");
 
-/// Text from a logical form.
+/// Query and answer of text from a logical form.
 pub const LOGIC: (&str, &str) = ("{input}\nSentence:", " {output}\n\n");
 
-/// SQL from a question.
+/// Query and answer of SQL from a question.
 pub const QUESTION: (&str, &str) = ("Question: {input}\nSQL:", " {output}\n\n");
 
-/// A parse from an utterance.
+/// Query and answer of a parse from an utterance.
 pub const UTTERANCE: (&str, &str) = ("Utterance: {input}\nParse:", " {output}\n\n");
 
-/// A sentence of the invented world.
+/// Query and answer of a sentence of the invented world.
 pub const SYNTHETIC: (&str, &str) = ("{input} ->", " {output}\n");
 
 /// The linearisation of a data set's structures.

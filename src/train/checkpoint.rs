@@ -38,7 +38,7 @@ struct RunProgress {
     total_tokens: u64,
 }
 
-/// `trainer_state.json`.
+/// The content of `trainer_state.json`.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
@@ -154,7 +154,7 @@ impl<B: Backend> Trainer<B> {
         self.restore_tensors(backend, &path.join(OPTIMIZER_FILE))?;
         for (r, (run, progress)) in self.runs.iter_mut().zip(&state.runs).enumerate() {
             if !run.order.seek(progress.cursor) {
-                let expected = format!("a place in {} sequences", run.data.len());
+                let expected = format!("a position in {} sequences", run.data.len());
                 let found = progress.cursor.position.to_string();
                 return Err(Error::field(&file, format!("runs[{r}].cursor.position"), expected, found));
             }

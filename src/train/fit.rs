@@ -93,7 +93,7 @@ pub fn fit<B: Backend>(
     })
 }
 
-/// What [`tune`] leaves.
+/// A training in memory after its last step.
 pub struct Tuning<B: Backend> {
     /// The adapters after the last step.
     pub adaptation: Adaptation<B>,

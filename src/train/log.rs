@@ -19,9 +19,9 @@ pub struct LogLine {
     /// The run, where there are several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<usize>,
-    /// Optimiser steps done.
+    /// Optimiser steps done by the run.
     pub current_steps: u64,
-    /// Optimiser steps in all.
+    /// Optimiser steps of the whole run.
     pub total_steps: u64,
     /// Mean of the steps' losses since the last line of the run.
     pub loss: f64,
@@ -49,11 +49,11 @@ pub struct LogLine {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Interval {
-    /// Sum of the losses.
+    /// Sum of the steps' losses since the last line.
     pub loss: f64,
-    /// Steps.
+    /// Steps since the last line.
     pub steps: u64,
-    /// Tokens.
+    /// Tokens since the last line, unlabelled ones included.
     pub tokens: u64,
     /// The log's seconds at the last line.
     pub since: f64,
@@ -63,13 +63,13 @@ pub struct Interval {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogState {
-    /// Seconds of training.
+    /// Seconds of training, without pauses between a checkpoint and its resumption.
     pub seconds: f64,
-    /// By run.
+    /// One for each run, ascending.
     pub intervals: Vec<Interval>,
 }
 
-/// The open file.
+/// `trainer_log.jsonl`, open for appending.
 pub struct TrainLog {
     file: LineFile,
     every: u64,
@@ -117,7 +117,7 @@ impl TrainLog {
         Ok(())
     }
 
-    /// What a checkpoint keeps of the log.
+    /// What a checkpoint saves of the log.
     pub fn state(&self) -> LogState {
         LogState { seconds: self.seconds(), intervals: self.intervals.clone() }
     }

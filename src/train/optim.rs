@@ -13,9 +13,9 @@ pub struct Optimizer<B: Backend> {
     pub stride: usize,
     /// Gradient, collected over the passes of a step.
     pub d_params: B::Acc,
-    /// First moment.
+    /// First moment `[runs, stride]`: the running mean of the gradient.
     pub m: B::Acc,
-    /// Second moment.
+    /// Second moment `[runs, stride]`: that of its square.
     pub v: B::Acc,
     norm_sq: B::Acc,
     /// Set when a loss or a gradient was not finite: from then on nothing moves.
@@ -23,7 +23,7 @@ pub struct Optimizer<B: Backend> {
 }
 
 impl<B: Backend> Optimizer<B> {
-    /// Moments of zero.
+    /// Buffers for so many runs, the moments zero.
     ///
     /// # Errors
     /// If the device has no memory for them.

@@ -8,7 +8,7 @@ use crate::random::Rng;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataCursor {
-    /// Epoch, from 0.
+    /// Number of the epoch, from 0.
     pub epoch: u64,
     /// Sequences of the epoch that have been taken.
     pub position: usize,

@@ -22,17 +22,17 @@ pub const ROW_BUDGET: usize = 2048;
 pub struct Piece {
     /// Whose data it is of.
     pub run: usize,
-    /// Its sequences, by number in the run's data.
+    /// Its sequences, by index in the run's data.
     pub sequences: Vec<usize>,
-    /// Rows at most.
+    /// Rows at most that it takes, shared or not.
     pub rows: usize,
-    /// Labels at most.
+    /// Label rows at most that it has.
     pub labels: usize,
 }
 
 /// One forward and backward: a pack and its labels.
 pub struct Pass {
-    /// The pack.
+    /// The sequences of all runs, common beginnings once.
     pub pack: Pack,
     /// The label rows, ascending within a run.
     pub rows: Vec<u32>,
@@ -47,7 +47,7 @@ pub struct Pass {
 /// The soft prompt before every sequence of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PromptOffset {
-    /// Its rows.
+    /// Rows of the prompt; 0 where there is none.
     pub rows: usize,
     /// Whether the last of them predicts nothing.
     pub ignore_first: bool,
@@ -108,7 +108,7 @@ impl Packing {
     }
 
     /// Rows (beside the soft prompt's) and labels of a run's sequence. Rows after the last label row have no part in any
-    /// loss and are left out.
+    /// loss and are dropped.
     fn size(&self, run: usize, sequence: &TrainSequence) -> (usize, usize) {
         let prompt = self.prompt(run);
         let labels = prompt.targets(sequence);
@@ -198,11 +198,11 @@ impl Packing {
 
     fn forest(&self, parts: &[(usize, &[TrainSequence], &[usize])]) -> Forest {
         let mut sequences = Vec::new();
-        for &(run, data, numbers) in parts {
+        for &(run, data, indices) in parts {
             let prompt = self.prompt(run).rows;
-            for &number in numbers {
-                let rows = prompt + self.size(run, &data[number]).0;
-                let mut sequence = Sequence::prompted(prompt, &data[number].ids, self.adapted.then_some(run));
+            for &index in indices {
+                let rows = prompt + self.size(run, &data[index]).0;
+                let mut sequence = Sequence::prompted(prompt, &data[index].ids, self.adapted.then_some(run));
                 sequence.tokens.truncate(rows);
                 sequences.push(sequence);
             }

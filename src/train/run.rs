@@ -10,9 +10,9 @@ use crate::backend::Backend;
 /// The data and settings of one run.
 #[derive(Clone, Debug)]
 pub struct Run {
-    /// What it learns from.
+    /// Sequences, at least one and each with a label.
     pub data: Vec<TrainSequence>,
-    /// How.
+    /// Length, optimiser, schedule and order.
     pub settings: RunSettings,
 }
 
@@ -45,7 +45,7 @@ impl Default for TrainerOptions {
 /// One run's part of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunReport {
-    /// The run.
+    /// Number of the run, from 0.
     pub run: usize,
     /// Optimiser steps that it has done.
     pub step: u64,
@@ -88,7 +88,7 @@ pub(super) struct RunState {
 /// What a step has taken from a run's data.
 pub(super) struct Batch {
     pub run: usize,
-    /// Numbers of the sequences in the run's data.
+    /// Indices of the sequences in the run's data.
     pub sequences: Vec<usize>,
     pub tokens: u64,
     pub labels: u64,
@@ -108,7 +108,7 @@ pub(super) struct PassLosses<B: Backend> {
 
 /// A step that the device has been given and nobody has reported.
 pub(super) struct InFlightStep<B: Backend> {
-    /// Every run's place in its data before the step.
+    /// Every run's cursor before the step.
     pub before: Vec<DataCursor>,
     pub batches: Vec<Batch>,
     pub losses: Vec<PassLosses<B>>,

@@ -83,6 +83,19 @@ impl RunSettings {
         }
     }
 
+    /// The same as [`RunSettings::validate`] for the field `owner` of other settings: errors name `owner.field`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] with the path of the field.
+    pub fn validate_in(&self, owner: &str) -> Result<()> {
+        self.validate().map_err(|error| match error {
+            Error::Argument { name, expected, found } => {
+                Error::Argument { name: format!("{owner}.{name}"), expected, found }
+            }
+            other => other,
+        })
+    }
+
     /// Checks every field's domain.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use crate::backend::Backend;
 use crate::model::{Adaptation, Encoder, FullTuning, Layout, Model};
 
-/// What is trained.
+/// What is trained, and how the model reads it.
 pub enum Trainable<B: Backend> {
     /// An adapter (or soft prompt) per run, over the frozen base.
     Adapters(Adaptation<B>),

@@ -184,7 +184,7 @@ impl<B: Backend> Trainer<B> {
         Ok(adapter)
     }
 
-    /// Ends the training.
+    /// Gives back what was trained, and frees all buffers beside it.
     pub fn finish(self) -> Trainable<B> {
         self.trainable
     }

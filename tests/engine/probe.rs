@@ -474,10 +474,10 @@ fn probe_settings_out_of_their_domain_are_errors() {
         ("target-modules", |s| s.target_modules.clear()),
         ("c_attn", |s| s.target_modules = vec!["c_attn".to_string()]),
         ("learning_rate:", |s| s.learning_rate = -1.0),
-        ("num_virtual_tokens:", |s| s.soft.num_virtual_tokens = 0),
-        ("arms:", |s| s.soft.arms = vec![Arm::Pt, Arm::Pt]),
-        ("arms:", |s| s.soft.arms = vec![Arm::Lora]),
-        ("learning_rate:", |s| s.soft.learning_rate = -1.0),
+        ("soft.num_virtual_tokens:", |s| s.soft.num_virtual_tokens = 0),
+        ("soft.arms:", |s| s.soft.arms = vec![Arm::Pt, Arm::Pt]),
+        ("soft.arms:", |s| s.soft.arms = vec![Arm::Lora]),
+        ("soft.learning_rate:", |s| s.soft.learning_rate = -1.0),
     ];
     for (name, spoil) in spoilt {
         let mut settings = ProbeSettings::new(Task::Sst2);

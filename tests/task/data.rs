@@ -194,11 +194,11 @@ fn pool() -> Vec<Example> {
 fn retrieval_by_words_never_shows_the_query() {
     let pool = pool();
     let retriever = Retriever::bm25(&pool);
-    let query = |input| Query { input, vector: &[], own: None };
+    let query = |input| Query { input, vector: &[], pool_index: None };
     let shown = retriever.nearest(&query("Set the alarm at eight!"), 2).expect("enough");
     assert_eq!(shown.iter().map(|s| s.index).collect::<Vec<_>>(), [2, 3], "the most like stands last");
     assert!(0.0 < shown[0].similarity && shown[0].similarity < shown[1].similarity && shown[1].similarity < 1.0);
-    let own = Query { own: Some(0), ..query("call my mother") };
+    let own = Query { pool_index: Some(0), ..query("call my mother") };
     assert_eq!(retriever.nearest(&own, 1).expect("enough")[0].index, 1, "4 has the same input, and 0 is itself");
     assert!(retriever.nearest(&own, 5).is_err(), "four are left");
     // A query of the pool would score 1 against itself, whatever its length.
@@ -214,7 +214,7 @@ fn retrieval_by_words_never_shows_the_query() {
 fn retrieval_by_vectors_is_by_cosine() {
     let pool = pool()[..3].to_vec();
     let retriever = Retriever::dense(&pool, vec![2.0, 0.0, 0.0, 0.5, 3.0, 3.0]);
-    let query = Query { input: "", vector: &[0.0, 9.0], own: None };
+    let query = Query { input: "", vector: &[0.0, 9.0], pool_index: None };
     let found = retriever.similarities(&query);
     for (found, expected) in found.iter().zip([0.0, 1.0, 0.5f64.sqrt()]) {
         assert!((found - expected).abs() < 1e-6, "{found} {expected}");

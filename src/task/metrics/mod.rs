@@ -39,7 +39,7 @@ pub enum Metric {
 }
 
 impl Metric {
-    /// The name in tables.
+    /// As tables and signatures spell it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Exact => "exact match",
@@ -87,10 +87,10 @@ impl Metric {
     /// What must be said beside a score for it to be comparable, over examples with these numbers of references:
     /// sacreBLEU's signature, with the version that agrees with this program's numbers.
     pub fn signature(self, references: impl IntoIterator<Item = usize>) -> String {
-        let mut numbers: Vec<usize> = references.into_iter().collect();
-        numbers.sort_unstable();
-        numbers.dedup();
-        let nrefs = match numbers[..] {
+        let mut counts: Vec<usize> = references.into_iter().collect();
+        counts.sort_unstable();
+        counts.dedup();
+        let nrefs = match counts[..] {
             [one] => one.to_string(),
             _ => "var".to_string(),
         };
@@ -102,7 +102,7 @@ impl Metric {
     }
 }
 
-/// Element by element.
+/// Sums of the examples' statistics, element by element.
 fn sums<'a>(statistics: impl Iterator<Item = &'a Vec<f64>>) -> Vec<f64> {
     let mut out = Vec::new();
     for one in statistics {

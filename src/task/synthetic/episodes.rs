@@ -14,9 +14,9 @@ const ARROW: &str = " ->";
 /// Which of two disjoint sets of sentences, and of pairs of label words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
-    /// What training sees.
+    /// Seven eighths of the sentences and pairs: what training sees.
     Train,
-    /// What it does not.
+    /// The other eighth, of the evaluation.
     HeldOut,
 }
 

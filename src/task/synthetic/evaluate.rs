@@ -27,7 +27,7 @@ pub enum Set {
 }
 
 impl Set {
-    /// Every set.
+    /// In the order of the tables of an evaluation.
     pub const ALL: [Self; 6] = [Self::Pairs, Self::Tasks, Self::Reviews, Self::Events, Self::Unseen, Self::Natural];
 
     /// The column of reports of a training.
@@ -86,7 +86,7 @@ pub struct Encoded {
 /// The tokens of an episode.
 ///
 /// # Errors
-/// The tokenizer fails.
+/// The tokenizer fails on a piece.
 pub fn encode(tokenizer: &Tokenizer, episode: &Episode) -> Result<Encoded> {
     let pieces: Vec<&str> = episode.pieces.iter().map(|piece| piece.text.as_str()).collect();
     let (encoding, owners) = tokenizer.encode_pieces(&pieces, true)?;

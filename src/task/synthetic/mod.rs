@@ -36,9 +36,9 @@ pub const LONGEST: usize = 1 + 17 * 9;
 /// What a step's episodes are.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Mix {
-    /// Share of bursts.
+    /// Share of bursts, from 0 to 1.
     pub bursts: f64,
-    /// Share of dictionaries.
+    /// Share of dictionaries, from 0 to what bursts leave.
     pub dictionaries: f64,
     /// Share of natural labels among the rest, which are classifications.
     pub natural: f64,

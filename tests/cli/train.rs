@@ -114,7 +114,7 @@ fn lora_refuses_bad_data_and_settings_before_writing() {
         ("--r 0", "r"),
         ("--lora-alpha nan", "alpha"),
         ("--lora-dropout 1", "--lora-dropout"),
-        ("--target-modules lm_head", "target_modules"),
+        ("--target-modules lm_head", "--target-modules: expected projections"),
         ("--target-modules q_proj,x_proj", "x_proj"),
         ("--learning-rate nan", "--learning-rate"),
         ("--batch-size 0", "--batch-size"),

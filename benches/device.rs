@@ -1,4 +1,4 @@
-//! What a GPU does at most (the ceilings of the processor are in `ceiling`), and how captures leave a device. Bytes are
+//! What a GPU does at most (the ceilings of the CPU are in `ceiling`), and how captures leave a device. Bytes are
 //! those that must be read and written, elements floating-point operations.
 #![allow(missing_docs, reason = "the macros of the harness")]
 

@@ -14,12 +14,12 @@ use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
 use llamaprobe::hooks::{NoTaps, Record, Selection, Site};
-use llamaprobe::model::{Activations, Adaptation, Input, Keep, Layout, LoraShape, Model, OutputRows};
+use llamaprobe::model::{Activations, Adaptation, Input, Layout, LoraShape, Model, OutputRows, Save};
 use llamaprobe::pack::Pack;
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::settings::{Length, RunSettings};
+use llamaprobe::train::trainable::Trainable;
 use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
-use llamaprobe::train::tuned::Tuned;
 
 /// A model of a shape, its weights in a directory.
 struct Checkpoint {
@@ -57,7 +57,7 @@ fn trainers<B: Backend>(b: &mut B, model: &Model<B>, count: usize, runs: usize, 
         let adaptation = Adaptation::new(b, Layout::lora(&model.config, &shape), runs).expect("memory for a bench");
         let run = |run| Run { data: vec![TrainSequence::all(ids(tokens, i + run))], settings: settings.clone() };
         let runs = (0..runs).map(run).collect();
-        Trainer::new(b, model, Tuned::Adapters(adaptation), runs, TrainerOptions::default()).expect("a trainer")
+        Trainer::new(b, model, Trainable::Adapters(adaptation), runs, TrainerOptions::default()).expect("a trainer")
     };
     (0..count).map(trainer).collect()
 }
@@ -136,7 +136,7 @@ impl<B: Backend> Forward<B> {
     fn new(b: &mut B, model: Model<B>, pack: Pack, rows: Vec<usize>, sites: Option<&[Site]>) -> Self {
         let all: Vec<usize> = (0..model.config.num_hidden_layers).collect();
         Self {
-            acts: Activations::new(b, &model.config, None, pack.len(), Keep::Layer).expect("memory for a bench"),
+            acts: Activations::new(b, &model.config, None, pack.len(), Save::Layer).expect("memory for a bench"),
             device: b.pack(&pack).expect("memory for a bench"),
             read: OutputRows::new(b, &pack, rows.iter().copied()).expect("memory for a bench"),
             selection: sites.filter(|sites| !sites.is_empty()).map(|sites| Selection::new(sites, &all)),
@@ -170,7 +170,7 @@ fn forward<B: Backend>(
     let rows = |pack: &Pack| match sites {
         Some(_) => (0..pack.len()).collect(),
         None => (0..pack.segments().len())
-            .filter(|&g| pack.readers(g).is_empty())
+            .filter(|&g| pack.descendants(g).is_empty())
             .map(|g| pack.segments()[g].rows.end - 1)
             .collect::<Vec<_>>(),
     };

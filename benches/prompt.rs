@@ -10,7 +10,7 @@ use llamaprobe::arch::{Dtype, ModelConfig};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::hooks::NoTaps;
-use llamaprobe::model::{Activations, Adaptation, FullTuning, GradientRequest, Gradients, Input, Keep, Labels};
+use llamaprobe::model::{Activations, Adaptation, FullTuning, GradientRequest, Gradients, Input, Labels, Save};
 use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};
 
 const RUNS: usize = 4;
@@ -45,11 +45,12 @@ fn step<B: Backend>(c: &mut Criterion, mut b: B) {
     let config = ModelConfig::parse("config.json", CONFIG).expect("a configuration");
     let (model, _full) = FullTuning::random(&mut b, config, 0.02, 0).expect("memory for a bench");
     for rows in [20, 100] {
-        let adaptation = Adaptation::of_rows(&mut b, &model.config, vec![rows; RUNS]).expect("memory for a bench");
+        let adaptation = Adaptation::zeros(&mut b, &model.config, PromptKind::PromptTuning, vec![rows; RUNS])
+            .expect("memory for a bench");
         for shared in [true, false] {
             let pack = pack(rows, shared);
             let layout = Some(&adaptation.layout);
-            let mut acts = Activations::new(&mut b, &model.config, layout, pack.len(), Keep::All).expect("memory");
+            let mut acts = Activations::new(&mut b, &model.config, layout, pack.len(), Save::All).expect("memory");
             // The last row of every sequence.
             let ends = pack.segments().iter().filter(|s| s.label == Label::Text).map(|s| s.rows.end as u32 - 1);
             let ends: Vec<u32> = ends.collect();

@@ -1,7 +1,9 @@
-#![doc = include_str!("../README.md")]
+#![doc = include_str!("guide.md")]
 
 pub mod arch;
 pub mod backend;
+#[forbid(unsafe_code)]
+pub mod capture;
 #[forbid(unsafe_code)]
 pub mod cli;
 #[forbid(unsafe_code)]
@@ -10,6 +12,8 @@ pub mod compare;
 pub mod error;
 pub mod formats;
 #[forbid(unsafe_code)]
+pub mod hash;
+#[forbid(unsafe_code)]
 pub mod hooks;
 #[forbid(unsafe_code)]
 pub mod model;
@@ -17,6 +21,8 @@ pub mod model;
 pub mod pack;
 #[forbid(unsafe_code)]
 pub mod probe;
+#[forbid(unsafe_code)]
+pub mod random;
 #[forbid(unsafe_code)]
 pub mod task;
 #[forbid(unsafe_code)]

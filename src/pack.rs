@@ -40,7 +40,7 @@ pub enum Parent {
     None,
     /// An earlier segment of the same pack.
     Pack(usize),
-    /// A segment kept from an earlier pass (its keys and values lie in a cache); inference only.
+    /// A cached segment of an earlier pass (its keys and values lie in a cache); inference only.
     Cached(usize),
 }
 
@@ -75,7 +75,7 @@ pub struct Pack {
     positions: Vec<u32>,
     segments: Vec<Segment>,
     paths: Vec<Vec<Span>>,
-    readers: Vec<Vec<usize>>,
+    descendants: Vec<Vec<usize>>,
     runs: Vec<(usize, Range<usize>)>,
 }
 
@@ -110,9 +110,9 @@ impl Pack {
         &self.paths[g]
     }
 
-    /// The segments that attend to the whole of segment `g` (its descendants), ascending.
-    pub fn readers(&self, g: usize) -> &[usize] {
-        &self.readers[g]
+    /// The descendants of segment `g`, which attend to the whole of it, ascending.
+    pub fn descendants(&self, g: usize) -> &[usize] {
+        &self.descendants[g]
     }
 
     /// The maximal stretches of rows with one run, in row order; rows of the base model are in none.
@@ -125,7 +125,7 @@ impl Pack {
         self.runs.iter().find(|(_, rows)| rows.contains(&row)).map(|(run, _)| *run)
     }
 
-    /// Whether any segment continues a kept one, which no backward can pass.
+    /// Whether any segment continues a cached one, which no backward can pass.
     pub fn has_cached(&self) -> bool {
         self.segments.iter().any(|s| matches!(s.parent, Parent::Cached(_)))
     }
@@ -141,7 +141,7 @@ impl Pack {
 pub struct CachedSegment {
     /// Its rows in the cache.
     pub rows: Range<usize>,
-    /// The kept segment that it continues.
+    /// The cached segment that it continues.
     pub parent: Option<usize>,
     /// Its run.
     pub run: Option<usize>,
@@ -151,21 +151,21 @@ pub struct CachedSegment {
 
 /// Declares a [`Pack`] segment by segment.
 #[derive(Clone, Debug, Default)]
-pub struct PackBuilder {
+pub struct PackBuilder<'c> {
     pack: Pack,
-    kept: Vec<CachedSegment>,
+    cached: &'c [CachedSegment],
 }
 
-impl PackBuilder {
-    /// A builder whose segments may continue those `kept` in a cache.
-    pub fn new(kept: &[CachedSegment]) -> Self {
-        Self { pack: Pack::default(), kept: kept.to_vec() }
+impl<'c> PackBuilder<'c> {
+    /// A builder whose segments may continue those of a cache.
+    pub fn new(cached: &'c [CachedSegment]) -> Self {
+        Self { pack: Pack::default(), cached }
     }
 
     /// Appends a segment and returns its index.
     ///
     /// # Panics
-    /// If `tokens` is empty, the parent does not exist, `run` is not the parent's, or a kept parent's `end` is not the
+    /// If `tokens` is empty, the parent does not exist, `run` is not the parent's, or a cached parent's `end` is not the
     /// number of rows up to there.
     pub fn push(&mut self, tokens: &[Token], parent: Parent, run: Option<usize>, label: Label) -> usize {
         assert!(!tokens.is_empty(), "pack: a segment has at least one row");
@@ -182,18 +182,18 @@ impl PackBuilder {
                 (s.position + s.rows.len(), path)
             }
             Parent::Cached(p) => {
-                let s = self.kept.get(p).unwrap_or_else(|| panic!("pack: no kept segment {p}"));
-                assert!(s.run == run, "pack: run {run:?} under a kept parent of run {:?}", s.run);
+                let s = self.cached.get(p).unwrap_or_else(|| panic!("pack: no cached segment {p}"));
+                assert!(s.run == run, "pack: run {run:?} under a cached parent of run {:?}", s.run);
                 let path = self.cached_path(p);
                 let rows: usize = path.iter().map(|span| span.rows.len()).sum();
-                assert!(rows == s.end, "pack: kept segment {p} ends at position {}, its path has {rows} rows", s.end);
+                assert!(rows == s.end, "pack: cached segment {p} ends at position {}, its path has {rows} rows", s.end);
                 (s.end, path)
             }
         };
         let g = self.pack.segments.len();
         let mut ancestor = parent;
         while let Parent::Pack(p) = ancestor {
-            self.pack.readers[p].push(g);
+            self.pack.descendants[p].push(g);
             ancestor = self.pack.segments[p].parent;
         }
         let start = self.pack.tokens.len();
@@ -208,7 +208,7 @@ impl PackBuilder {
         }
         self.pack.segments.push(Segment { rows, parent, run, label, position });
         self.pack.paths.push(path);
-        self.pack.readers.push(Vec::new());
+        self.pack.descendants.push(Vec::new());
         g
     }
 
@@ -221,7 +221,7 @@ impl PackBuilder {
         let mut path: Vec<Span> = Vec::new();
         let mut next = Some(leaf);
         while let Some(k) = next {
-            let s = &self.kept[k];
+            let s = &self.cached[k];
             match path.last_mut() {
                 Some(first) if first.rows.start == s.rows.end => first.rows.start = s.rows.start,
                 _ => path.push(Span { cached: true, rows: s.rows.clone() }),
@@ -233,7 +233,7 @@ impl PackBuilder {
     }
 }
 
-/// A sequence to be placed into a forest by [`forest`].
+/// A sequence to be inserted into a forest by [`forest`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequence {
     /// Its rows, from the first position on; not empty.
@@ -261,7 +261,7 @@ impl Sequence {
     }
 }
 
-/// A pack found by [`forest`], with the place of every sequence in it.
+/// A pack found by [`forest`], with the rows of every sequence in it.
 #[derive(Clone, Debug)]
 pub struct Forest {
     /// The pack.
@@ -310,28 +310,28 @@ pub fn forest(sequences: &[Sequence], min_shared: usize) -> Forest {
         });
         groups[group].1.push(i);
     }
-    let mut planter = ForestBuilder {
+    let mut forest = ForestBuilder {
         sequences,
         min_shared,
         builder: PackBuilder::default(),
         paths: vec![Vec::new(); sequences.len()],
     };
     for (run, members) in groups {
-        planter.plant(&members, 0, Parent::None, run);
+        forest.insert(&members, 0, Parent::None, run);
     }
-    Forest { pack: planter.builder.build(), paths: planter.paths }
+    Forest { pack: forest.builder.build(), paths: forest.paths }
 }
 
 struct ForestBuilder<'a> {
     sequences: &'a [Sequence],
     min_shared: usize,
-    builder: PackBuilder,
+    builder: PackBuilder<'a>,
     paths: Vec<Vec<Range<usize>>>,
 }
 
 impl ForestBuilder<'_> {
-    /// Places `members`, whose tokens before `from` are placed already as the path of `parent`.
-    fn plant(&mut self, members: &[usize], from: usize, parent: Parent, run: Option<usize>) {
+    /// Inserts `members`, whose tokens before `from` are there already as the path of `parent`.
+    fn insert(&mut self, members: &[usize], from: usize, parent: Parent, run: Option<usize>) {
         let mut left: Vec<usize> = members.iter().copied().filter(|&m| self.sequences[m].tokens.len() > from).collect();
         while let Some(&first) = left.first() {
             let share = |m: usize| self.shared(first, m, from);
@@ -341,13 +341,13 @@ impl ForestBuilder<'_> {
                 left.iter().partition(|&&m| m == first || share(m) >= enough);
             left = apart;
             let end = from + together.iter().map(|&m| share(m)).min().unwrap_or(0);
-            let parent = self.place(&together, from, end, parent, run);
-            self.plant(&together, end, parent, run);
+            let parent = self.push(&together, from, end, parent, run);
+            self.insert(&together, end, parent, run);
         }
     }
 
     /// Adds the tokens `from..end`, one segment per label, as rows of all `members`.
-    fn place(&mut self, members: &[usize], from: usize, end: usize, parent: Parent, run: Option<usize>) -> Parent {
+    fn push(&mut self, members: &[usize], from: usize, end: usize, parent: Parent, run: Option<usize>) -> Parent {
         let sequence = &self.sequences[members[0]];
         let mut parent = parent;
         let mut start = from;

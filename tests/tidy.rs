@@ -16,14 +16,17 @@ mod skips;
 const LONGEST: usize = 600;
 
 /// Layers in the order in which they may import: each only from those before it. Equal rank means siblings.
-const LAYERS: [(&str, u8); 12] = [
+const LAYERS: [(&str, u8); 15] = [
     ("error", 0),
     ("arch", 1),
+    ("hash", 1),
     ("pack", 1),
+    ("random", 1),
     ("formats", 2),
     ("backend", 3),
     ("hooks", 4),
     ("model", 5),
+    ("capture", 6),
     ("train", 6),
     ("task", 6),
     ("probe", 7),

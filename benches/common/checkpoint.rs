@@ -37,7 +37,7 @@ pub fn write(dir: &Path, shape: Shape, layers: usize, weights: Weights) -> u64 {
         _ => ("BF16", 2),
     };
     let (mut header, mut end) = (Map::new(), 0);
-    for (place, _) in WeightLayout::new(&config).places() {
+    for (place, _) in WeightLayout::new(&config).params() {
         let start = end;
         end += size * place.len(&config) as u64;
         let tensor = json!({"dtype": dtype, "shape": place.shape(&config), "data_offsets": [start, end]});

@@ -27,7 +27,7 @@ pub mod ops;
 pub mod trace;
 mod values;
 
-pub use values::{AccElement, Captured, HostSlice, KvCache, OwnMemory, PassSize, Readback, Tensor};
+pub use values::{AccElement, Captured, HostSlice, OwnMemory, PassSize, Readback, Tensor};
 
 /// Something with a number of elements.
 pub trait Len {

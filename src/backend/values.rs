@@ -3,8 +3,6 @@
 use std::sync::Arc;
 
 use super::Buffers;
-use crate::Result;
-use crate::pack::CachedSegment;
 
 /// The host's view of a buffer's elements, borrowed where the device lets the host read them in place.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,6 +31,16 @@ impl HostSlice<'_> {
     /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The elements of a range.
+    pub fn range(&self, range: std::ops::Range<usize>) -> Self {
+        match self {
+            Self::F64(s) => Self::F64(&s[range]),
+            Self::F32(s) => Self::F32(&s[range]),
+            Self::Bf16(s) => Self::Bf16(&s[range]),
+            Self::F16(s) => Self::F16(&s[range]),
+        }
     }
 
     /// Element `i`, as `f64` (exact for every dtype).
@@ -174,30 +182,5 @@ impl AccElement for f64 {
     #[inline(always)]
     fn to_f64(self) -> f64 {
         self
-    }
-}
-
-/// A cache of keys and values by layer, and the forest of the segments kept in it.
-pub struct KvCache<B: Buffers> {
-    /// Keys (after the rotation) and values of each layer, `[capacity, K, D]`.
-    pub layers: Vec<(B::Compute, B::Compute)>,
-    /// What lies in it.
-    pub segments: Vec<CachedSegment>,
-    /// Rows in use.
-    pub used: usize,
-    /// Rows there are.
-    pub capacity: usize,
-}
-
-impl<B: Buffers> KvCache<B> {
-    /// An empty cache of `capacity` rows for `layers` layers of `width = K * D`.
-    ///
-    /// # Errors
-    /// If the device has no memory for it.
-    pub fn new(backend: &mut B, layers: usize, capacity: usize, width: usize) -> Result<Self> {
-        let layers = (0..layers)
-            .map(|_| Ok((backend.compute(capacity * width)?, backend.compute(capacity * width)?)))
-            .collect::<Result<_>>()?;
-        Ok(Self { layers, segments: Vec::new(), used: 0, capacity })
     }
 }

@@ -1,29 +1,27 @@
 //! The one choice of device and dtype. What runs on the chosen backend is a [`Job`], written once for all of them.
 
-use std::fmt::Display;
-
-use half::{bf16, f16};
-
 use super::Failure;
 use super::args::{CommonArgs, Device, DtypeArg};
 use crate::arch::Dtype;
 use crate::backend::Backend;
-use crate::backend::cpu::{Cpu, CpuF32, Isa};
+use crate::backend::cpu::{Cpu, CpuSettings, Isa};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::Cuda;
 use crate::{Error, Result};
 
-/// Most threads; more are a slip, and would only wait for each other.
+/// Maximum number of CPU threads: a larger one is a typing error, and threads would only wait for each other.
 const MAX_THREADS: usize = 1024;
+/// Stack of a thread that runs a job: as large as a main thread's.
+const HOST_STACK: usize = 8 << 20;
 
 /// Work for whatever backend was asked for.
-pub trait Job {
+pub trait Job: Send {
     /// Does it.
     fn run<B: Backend>(self, backend: B) -> Result<(), Failure>;
 }
 
-/// The dtype of the matrix products of a model whose weights are in `checkpoint`'s.
-pub fn dtype(asked: DtypeArg, checkpoint: Dtype) -> Result<Dtype> {
+/// The dtype of the matrix products that `--dtype` asks for, for a model whose weights have the dtype `checkpoint`.
+fn dtype(asked: DtypeArg, checkpoint: Dtype) -> Result<Dtype> {
     match asked {
         DtypeArg::F32 | DtypeArg::F32x3 => Ok(Dtype::F32),
         DtypeArg::Bf16 => Ok(Dtype::BF16),
@@ -37,58 +35,51 @@ pub fn dtype(asked: DtypeArg, checkpoint: Dtype) -> Result<Dtype> {
 
 /// Runs a job on the device and dtype asked for.
 pub fn dispatch(common: &CommonArgs, checkpoint: Dtype, job: impl Job) -> Result<(), Failure> {
-    if let Some(threads) = common.threads {
-        if !(1..=MAX_THREADS).contains(&threads) {
-            return Err(Error::argument("--threads", format!("from 1 to {MAX_THREADS}"), threads).into());
-        }
-        // The pool may exist already when this is called as a library; then it stays as it is.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    let Some(threads) = common.threads else {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        return open(common, checkpoint, threads, job);
+    };
+    if !(1..=MAX_THREADS).contains(&threads) {
+        return Err(Error::argument("--threads", format!("from 1 to {MAX_THREADS}"), threads).into());
     }
-    let dtype = dtype(common.dtype, checkpoint)?;
-    let gpu = gpu(&common.device)?;
-    if common.dtype == DtypeArg::F32x3 {
-        return job.run(split(gpu)?);
-    }
-    match (gpu, dtype) {
+    // What the host does beside the device (reading files, rounding weights) keeps to the same number.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(HOST_STACK).build();
+    let pool = pool.map_err(|error| Error::argument("--threads", "threads that the system gives", error))?;
+    pool.install(|| open(common, checkpoint, threads, job))
+}
+
+fn open(common: &CommonArgs, checkpoint: Dtype, threads: usize, job: impl Job) -> Result<(), Failure> {
+    let (dtype, split) = (dtype(common.dtype, checkpoint)?, common.dtype == DtypeArg::F32x3);
+    match gpu(&common.device)? {
+        Some(gpu) if split => Err(Error::argument("--dtype f32x3", "--device cpu", format!("cuda:{gpu}")).into()),
         #[cfg(feature = "cuda")]
-        (Some(n), Dtype::BF16) => job.run(Cuda::<bf16>::new(n, &super::cuda::settings())?),
-        #[cfg(feature = "cuda")]
-        (Some(n), Dtype::F16) => job.run(Cuda::<f16>::new(n, &super::cuda::settings())?),
-        #[cfg(feature = "cuda")]
-        (Some(n), _) => job.run(Cuda::<f32>::new(n, &super::cuda::settings())?),
+        Some(gpu) => job.run(Cuda::open(gpu, dtype, &super::cuda::settings())?),
         #[cfg(not(feature = "cuda"))]
-        (Some(gpu), _) => match gpu {},
-        (None, Dtype::BF16) => job.run(Cpu::<f32, bf16>::with_isa(isa()?)),
-        (None, Dtype::F16) => job.run(Cpu::<f32, f16>::with_isa(isa()?)),
-        (None, _) => job.run(Cpu::<f32>::with_isa(isa()?)),
+        Some(gpu) => match gpu {},
+        None => {
+            let isa = isa()?;
+            if split && !isa.has_pairs() {
+                let expected = "an instruction set with products of bfloat16 (amx, avx512bf16)";
+                return Err(Error::argument("--dtype f32x3", expected, isa.name()).into());
+            }
+            job.run(Cpu::<f32>::open(&CpuSettings { dtype, threads, isa, split }))
+        }
     }
 }
 
-/// What `--dtype f32x3` stands for, unless a GPU was found.
-fn split(gpu: Option<impl Display>) -> Result<CpuF32> {
-    let refuse = |expected, found| Err(Error::argument("--dtype f32x3", expected, found));
-    if let Some(gpu) = gpu {
-        return refuse("--device cpu", format!("cuda:{gpu}"));
-    }
-    match isa()? {
-        isa if isa.has_pairs() => Ok(CpuF32::split(isa)),
-        isa => refuse("an instruction set with products of bfloat16 (amx, avx512bf16)", isa.name().to_string()),
-    }
-}
-
-/// The instruction set that `LLAMAPROBE_ISA` names, or else the best of this processor.
+/// The instruction set that `LLAMAPROBE_ISA` names, or else the best that this CPU has.
 fn isa() -> Result<Isa> {
     let Some(asked) = std::env::var_os("LLAMAPROBE_ISA").filter(|asked| !asked.is_empty()) else {
         return Ok(Isa::detect());
     };
-    let there = Isa::available();
-    there.iter().find(|isa| asked == isa.name()).copied().ok_or_else(|| {
-        let names: Vec<&str> = there.iter().map(|isa| isa.name()).collect();
-        Error::unsupported("LLAMAPROBE_ISA", asked.to_string_lossy(), format!("{} on this processor", names.join(", ")))
+    let available = Isa::available();
+    available.iter().find(|isa| asked == isa.name()).copied().ok_or_else(|| {
+        let names: Vec<&str> = available.iter().map(|isa| isa.name()).collect();
+        Error::unsupported("LLAMAPROBE_ISA", asked.to_string_lossy(), format!("{} on this CPU", names.join(", ")))
     })
 }
 
-/// The number of the GPU that was asked for, or that is there to be taken; none is the processor.
+/// The number of the GPU that was asked for, or that is there to be taken; none is the CPU.
 #[cfg(feature = "cuda")]
 fn gpu(device: &Device) -> Result<Option<usize>, Failure> {
     match device {

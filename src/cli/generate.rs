@@ -6,13 +6,13 @@ use serde_json::json;
 
 use super::args::GenerateArgs;
 use super::device::{Job, dispatch};
-use super::resolve::{self, Found};
+use super::resolve::{self, ModelFiles};
 use super::{Failure, output, texts};
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
 use crate::formats::stops::Stops;
 use crate::formats::tokenizer::Tokenizer;
-use crate::model::{Adaptation, Generation, Model, Prompt, Sampling};
+use crate::model::{Adaptation, GenerationConfig, Model, Prompt, Sampling};
 use crate::{Error, Result};
 
 pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
@@ -57,7 +57,7 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling> {
 
 struct Generate<'a> {
     args: &'a GenerateArgs,
-    found: Found,
+    found: ModelFiles,
     adapter: Option<Adapter>,
     tokenizer: Tokenizer,
     prompts: Vec<Vec<u32>>,
@@ -75,12 +75,12 @@ impl Job for Generate<'_> {
         let run = adaptation.as_ref().map(|_| 0);
         let stops = Stops::new(&tokenizer, args.stop.iter().map(|stop| stop.replace("\\n", "\n")));
         let ends = |ids: &[u32]| stops.reached(ids);
-        let generation = Generation {
+        let generation = GenerationConfig {
             max_length: args.max_length,
             stop: tokenizer.stops().to_vec(),
             ends: (!args.stop.is_empty()).then_some(&ends),
             sampling,
-            ..Generation::greedy(args.max_new_tokens)
+            ..GenerationConfig::greedy(args.max_new_tokens)
         };
         let inputs: Vec<Prompt> = prompts.iter().map(|ids| Prompt { ids: ids.clone(), run }).collect();
         // One text is shown as it grows; several would interleave, and a stop string must not be seen.

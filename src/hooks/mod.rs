@@ -9,12 +9,12 @@
 //! A tap of one's own reads borrowed slices; nothing is copied:
 //!
 //! ```
-//! use llamaprobe::backend::{Backend, HostSlice, cpu::Cpu};
+//! use llamaprobe::Result;
+//! use llamaprobe::backend::{Buffers, HostSlice, cpu::Cpu};
 //! use llamaprobe::hooks::{Site, Tapped, Taps};
 //! # use llamaprobe::arch::ModelConfig;
-//! # use llamaprobe::model::{Activations, FullTuning, Input, Keep};
+//! # use llamaprobe::model::{Activations, FullTuning, Input, Save};
 //! # use llamaprobe::pack::{Label, PackBuilder, Parent, Token};
-//! # use llamaprobe::arch::ModelConfig;
 //! # let config = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
 //! #     "num_attention_heads": 2, "vocab_size": 11}"#;
 //! # let backend = &mut Cpu::<f32>::new();
@@ -28,11 +28,12 @@
 //!     fn wants(&self, site: Site, _: usize) -> bool {
 //!         site == Site::ResidPost
 //!     }
-//!     fn tap(&mut self, backend: &mut Cpu<f32>, tapped: Tapped<'_, Cpu<f32>>) {
+//!     fn tap(&mut self, backend: &mut Cpu<f32>, tapped: Tapped<'_, Cpu<f32>>) -> Result<()> {
 //!         if let Some(HostSlice::F32(values)) = tapped.host(backend) {
 //!             let values = &values[..tapped.len() * tapped.width];
 //!             self.0.push(values.iter().fold(f32::MIN, |a, &b| a.max(b)));
 //!         }
+//!         Ok(())
 //!     }
 //! }
 //!
@@ -40,41 +41,21 @@
 //! builder.push(&[1, 5, 7].map(Token::Id), Parent::None, None, Label::Text);
 //! let pack = builder.build();
 //! let device = backend.pack(&pack)?;
-//! let mut acts = Activations::new(backend, &model.config, None, pack.len(), Keep::Layer)?;
+//! let mut acts = Activations::new(backend, &model.config, None, pack.len(), Save::Layer)?;
 //! let mut largest = Largest(Vec::new());
 //! model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut largest)?;
 //! assert_eq!(largest.0.len(), 2);
 //!
-//! // Ready-made taps keep rows, or one vector per sequence, at places asked for by name.
+//! // Ready-made taps copy rows, or leave one vector per sequence, at hooks asked for by name.
 //! use llamaprobe::hooks::{Record, Reduce, Reduction, Selection};
-//! let places = Selection::parse("resid_post,ln_final.hook_normalized", &[0, 1], model.config.num_hidden_layers)?;
-//! let mut last = Record::new(places.clone(), vec![2]);
+//! let hooks = Selection::parse("resid_post,ln_final.hook_normalized", &[0, 1], model.config.num_hidden_layers)?;
+//! let mut last = Record::new(hooks.clone(), vec![2]);
 //! model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut last)?;
 //! assert_eq!(last.get(Site::FinalNorm, 0).map(<[f32]>::len), Some(8));
 //!
-//! let mut mean = Reduce::new(places, Reduction::Mean, vec![vec![0, 1, 2]]);
+//! let mut mean = Reduce::new(hooks, Reduction::Mean, vec![vec![0, 1, 2]]);
 //! model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut mean)?;
 //! assert_eq!(mean.get(Site::ResidPost, 1).map(<[f32]>::len), Some(8));
-//!
-//! // Or rows go to a file while the model runs.
-//! use llamaprobe::formats::{activations::{ActivationWriter, Layout}, safetensors::Dtype};
-//! use llamaprobe::hooks::Stream;
-//! # let folder = tempfile::tempdir().expect("a temporary directory");
-//! # let path = folder.path().join("activations.safetensors");
-//! let embeddings = Selection::new(&[Site::Embed], &[]);
-//! let mut writer = ActivationWriter::create(&path, Layout {
-//!     sites: vec![("hook_embed".to_owned(), 8)],
-//!     labels: vec!["pos".to_owned()],
-//!     rows: 3,
-//!     dtype: Dtype::F32,
-//!     max_rows: None,
-//!     metadata: vec![],
-//! })?;
-//! writer.push_labels("pos", &[0, 1, 2])?;
-//! let mut stream = Stream::new(&mut writer, embeddings, vec![0, 1, 2]);
-//! model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut stream)?;
-//! stream.close()?;
-//! assert_eq!(writer.finish()?, path);
 //! # Ok::<(), llamaprobe::Error>(())
 //! ```
 
@@ -82,10 +63,10 @@ use crate::Result;
 use crate::backend::{Backend, HostSlice, Tensor};
 use crate::pack::Pack;
 
-pub mod capture;
+pub mod record;
 pub mod site;
 
-pub use capture::{Record, Reduce, Reduction, Stream};
+pub use record::{Record, Reduce, Reduction, take};
 pub use site::{Selection, Site};
 
 /// A tensor handed to a tap.
@@ -94,8 +75,8 @@ pub struct Tapped<'a, B: Backend> {
     pub site: Site,
     /// In which layer (0 outside the blocks).
     pub layer: usize,
-    /// The pack rows that the tensor's rows belong to, ascending; none means every row of the pack. What lies behind the
-    /// last attention may be there only for the rows that are read (`model::OutputRows`), what is made on demand only for
+    /// The pack rows that the tensor's rows belong to, ascending; none means every row of the pack. What comes after the
+    /// last attention may be there only for the output rows (`model::OutputRows`), what is made on demand only for
     /// [`Taps::rows`].
     pub rows: Option<&'a [usize]>,
     /// Elements of a row.
@@ -136,13 +117,17 @@ impl<'a, B: Backend> Tapped<'a, B> {
 
 /// What looks into a forward.
 pub trait Taps<B: Backend> {
-    /// Whether [`Taps::tap`] is to be called for a place. Asked once per place and pass.
+    /// Whether [`Taps::tap`] is to be called for a hook. Asked once per hook and pass.
     fn wants(&self, site: Site, layer: usize) -> bool;
 
     /// Called as soon as the tensor is there.
-    fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>);
+    ///
+    /// # Errors
+    /// Whatever ends the pass: the forward goes no further, and returns it.
+    fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>) -> Result<()>;
 
-    /// Called once after the last tensor of a pass. What was captured is to be read after [`Backend::sync`].
+    /// Called once after the last tensor of a pass. What was captured is to be read after
+    /// [`Transfer::sync`](crate::backend::Transfer::sync).
     ///
     /// # Errors
     /// Whatever stands in the way of what the taps are for.
@@ -172,5 +157,7 @@ impl<B: Backend> Taps<B> for NoTaps {
     }
 
     #[inline(always)]
-    fn tap(&mut self, _: &mut B, _: Tapped<'_, B>) {}
+    fn tap(&mut self, _: &mut B, _: Tapped<'_, B>) -> Result<()> {
+        Ok(())
+    }
 }

@@ -1,39 +1,38 @@
-//! The places of the forward that can be tapped, and the names by which people ask for them.
+//! The sites of the forward that can be tapped, and the names by which people ask for them.
 //!
 //! Names are TransformerLens's. Each means one formula here, whatever its history elsewhere; N is the number of rows
 //! asked for.
 //!
 //! | site | name | formula | shape | buffer |
 //! |---|---|---|---|---|
-//! | [`Site::Embed`] | `hook_embed` | row of the embedding table, or of the soft prompt, as it is | `[N, E]` | wide |
-//! | [`Site::PosEmbed`] | `hook_pos_embed` | row of the table of learned positions | `[N, C]` | wide |
-//! | [`Site::ResidPre`] | `blocks.{i}.hook_resid_pre` | residual stream entering block i | `[N, C]` | wide |
-//! | [`Site::Ln1Scale`] | `blocks.{i}.ln1.hook_scale` | `1 / sqrt(mean((x - m)^2) + eps)`, x = resid_pre | `[N, 1]` | wide |
-//! | [`Site::Ln1Normalized`] | `blocks.{i}.ln1.hook_normalized` | norm's output, weight and bias applied | `[N, C]` | real |
-//! | [`Site::Q`], [`Site::K`], [`Site::V`] | `blocks.{i}.attn.hook_q` … | projections with bias and adapter, before the rotation | `[N, H D]`, `[N, K D]` | real |
-//! | [`Site::RotQ`], [`Site::RotK`] | `blocks.{i}.attn.hook_rot_q` … | after the rotation | as q, k | real |
-//! | [`Site::AttnScores`] | `blocks.{i}.attn.hook_attn_scores` | `q k^T * scale` less ALiBi's `slope * distance`, by position of the path, `-inf` after it | `[N, H T]` | wide |
-//! | [`Site::Pattern`] | `blocks.{i}.attn.hook_pattern` | softmax of the scores, 0 after the path | `[N, H T]` | wide |
-//! | [`Site::Z`] | `blocks.{i}.attn.hook_z` | pattern-weighted values, by head | `[N, H D]` | real |
-//! | [`Site::Result`] | `blocks.{i}.attn.hook_result` | each head's share of the output projection, without bias and adapter | `[N, H C]` | real |
-//! | [`Site::AttnOut`] | `blocks.{i}.hook_attn_out` | output projection of z, with bias and adapter | `[N, C]` | real |
-//! | [`Site::ResidMid`] | `blocks.{i}.hook_resid_mid` | resid_pre + attn_out | `[N, C]` | wide |
+//! | [`Site::Embed`] | `hook_embed` | row of the embedding table, or of the soft prompt, as it is | `[N, E]` | Acc |
+//! | [`Site::PosEmbed`] | `hook_pos_embed` | row of the table of learned positions | `[N, C]` | Acc |
+//! | [`Site::ResidPre`] | `blocks.{i}.hook_resid_pre` | residual stream entering block i | `[N, C]` | Acc |
+//! | [`Site::Ln1Scale`] | `blocks.{i}.ln1.hook_scale` | `1 / sqrt(mean((x - m)^2) + eps)`, x = resid_pre | `[N, 1]` | Acc |
+//! | [`Site::Ln1Normalized`] | `blocks.{i}.ln1.hook_normalized` | norm's output, weight and bias applied | `[N, C]` | Compute |
+//! | [`Site::Q`], [`Site::K`], [`Site::V`] | `blocks.{i}.attn.hook_q` … | projections with bias and adapter, before the rotation | `[N, H D]`, `[N, K D]` | Compute |
+//! | [`Site::RotQ`], [`Site::RotK`] | `blocks.{i}.attn.hook_rot_q` … | after the rotation | as q, k | Compute |
+//! | [`Site::AttnScores`] | `blocks.{i}.attn.hook_attn_scores` | `q k^T * scale` less ALiBi's `slope * distance`, by position of the path, `-inf` after it | `[N, H T]` | Acc |
+//! | [`Site::Pattern`] | `blocks.{i}.attn.hook_pattern` | softmax of the scores, 0 after the path | `[N, H T]` | Acc |
+//! | [`Site::Z`] | `blocks.{i}.attn.hook_z` | pattern-weighted values, by head | `[N, H D]` | Compute |
+//! | [`Site::Result`] | `blocks.{i}.attn.hook_result` | each head's share of the output projection, without bias and adapter | `[N, H C]` | Compute |
+//! | [`Site::AttnOut`] | `blocks.{i}.hook_attn_out` | output projection of z, with bias and adapter | `[N, C]` | Compute |
+//! | [`Site::ResidMid`] | `blocks.{i}.hook_resid_mid` | resid_pre + attn_out | `[N, C]` | Acc |
 //! | [`Site::Ln2Scale`], [`Site::Ln2Normalized`] | `blocks.{i}.ln2.hook_scale` … | as ln1, x = resid_mid | | |
-//! | [`Site::MlpPre`] | `blocks.{i}.mlp.hook_pre` | what the activation reads: the gate projection, or the up projection of an MLP without a gate | `[N, F]` | real |
-//! | [`Site::MlpPreLinear`] | `blocks.{i}.mlp.hook_pre_linear` | up projection beside a gate | `[N, F]` | real |
-//! | [`Site::MlpPost`] | `blocks.{i}.mlp.hook_post` | silu(gate) * up, or f(up) | `[N, F]` | real |
-//! | [`Site::MlpOut`] | `blocks.{i}.hook_mlp_out` | down projection, with bias and adapter | `[N, C]` | real |
-//! | [`Site::ResidPost`] | `blocks.{i}.hook_resid_post` | resid_mid + mlp_out | `[N, C]` | wide |
+//! | [`Site::MlpPre`] | `blocks.{i}.mlp.hook_pre` | what the activation reads: the gate projection, or the up projection of an MLP without a gate | `[N, F]` | Compute |
+//! | [`Site::MlpPreLinear`] | `blocks.{i}.mlp.hook_pre_linear` | up projection beside a gate | `[N, F]` | Compute |
+//! | [`Site::MlpPost`] | `blocks.{i}.mlp.hook_post` | silu(gate) * up, or f(up) | `[N, F]` | Compute |
+//! | [`Site::MlpOut`] | `blocks.{i}.hook_mlp_out` | down projection, with bias and adapter | `[N, C]` | Compute |
+//! | [`Site::ResidPost`] | `blocks.{i}.hook_resid_post` | resid_mid + mlp_out | `[N, C]` | Acc |
 //! | [`Site::FinalScale`], [`Site::FinalNorm`] | `ln_final.hook_scale`, `ln_final.hook_normalized` | as ln1, x = last resid_post | | |
-//! | [`Site::Logits`] | `logits` | final norm times the head | `[N, V]` | wide |
-//! | [`Site::LoraA`] | `blocks.{i}.{q_proj…}.hook_lora_a` | A x | `[N, R]` | wide |
-//! | [`Site::LoraDelta`] | `blocks.{i}.{q_proj…}.hook_lora_delta` | scale B A x | `[N, out]` | wide |
+//! | [`Site::Logits`] | `logits` | final norm times the head | `[N, V]` | Acc |
+//! | [`Site::LoraA`] | `blocks.{i}.{q_proj…}.hook_lora_a` | A x | `[N, R]` | Acc |
+//! | [`Site::LoraDelta`] | `blocks.{i}.{q_proj…}.hook_lora_delta` | scale B A x | `[N, out]` | Acc |
 //!
 //! A name means the same in every family. m is the mean of x for a layer norm, 0 for an RMS norm. E is the width of the
 //! embedding table; the stream that enters block 0 is that row, projected to C or normed where the model does so, plus
-//! its learned position. Where norms stand behind the halves of a block (OPT-350m), ln1 reads resid_pre + attn_out and
-//! resid_mid is its output, ln2 reads resid_mid + mlp_out and resid_post is its output: the sites stay what flows between
-//! the halves. `ln_final.hook_normalized` of a model without a final norm is its last resid_post. Adapters of a module
+//! its learned position. In post-norm models (OPT-350m) ln1 reads resid_pre + attn_out and resid_mid is its output, ln2 reads
+//! resid_mid + mlp_out and resid_post is its output: the sites stay what flows between the sublayers. `ln_final.hook_normalized` of a model without a final norm is its last resid_post. Adapters of a module
 //! that a checkpoint fuses appear at the projections that it consists of, by the names above. A site that a family lacks
 //! (rotation, gate, learned positions, the scale of an absent norm) is an error by name.
 //!
@@ -43,7 +42,7 @@ use crate::arch::Projection;
 use crate::error::nearest;
 use crate::{Error, Result};
 
-/// A place of the forward; the module's documentation gives each one's formula.
+/// A site of the forward; the module's documentation gives each one's formula.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)] // one table, above
 pub enum Site {
@@ -194,24 +193,24 @@ impl Site {
     }
 }
 
-/// Which sites of which layers are wanted.
+/// The hooks that are wanted: sites of layers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     /// Site and layer (0 outside the blocks), in the order of the forward by layer, each once.
-    pub places: Vec<(Site, usize)>,
+    pub hooks: Vec<(Site, usize)>,
 }
 
 impl Selection {
     /// The chosen sites in each of `layers`.
     pub fn new(sites: &[Site], layers: &[usize]) -> Self {
-        let mut places = Vec::new();
+        let mut hooks = Vec::new();
         for &site in sites {
             match site.in_block() {
-                true => places.extend(layers.iter().map(|&layer| (site, layer))),
-                false => places.push((site, 0)),
+                true => hooks.extend(layers.iter().map(|&layer| (site, layer))),
+                false => hooks.push((site, 0)),
             }
         }
-        Self { places }.sorted()
+        Self { hooks }.sorted()
     }
 
     /// Reads a comma-separated list of names for a model of `depth` layers.
@@ -225,35 +224,40 @@ impl Selection {
     /// A name that is none of these (the nearest is shown), or a layer that does not exist.
     pub fn parse(names: &str, layers: &[usize], depth: usize) -> Result<Self> {
         if let Some(layer) = layers.iter().find(|&&layer| layer >= depth) {
-            return Err(Error::argument("--layers", format!("layers below {depth}"), layer));
+            return Err(Error::argument("layers", format!("layers below {depth}"), layer));
         }
-        let mut places = Vec::new();
+        let mut hooks = Vec::new();
         for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             let (site, layer) = find(name, depth)?;
             match (site.in_block(), layer) {
-                (false, _) => places.push((site, 0)),
-                (true, Some(layer)) if layer < depth => places.push((site, layer)),
+                (false, _) => hooks.push((site, 0)),
+                (true, Some(layer)) if layer < depth => hooks.push((site, layer)),
                 (true, Some(layer)) => {
-                    return Err(Error::argument("--sites", format!("a layer below {depth} in `{name}`"), layer));
+                    return Err(Error::argument("sites", format!("a layer below {depth} in `{name}`"), layer));
                 }
-                (true, None) => places.extend(layers.iter().map(|&layer| (site, layer))),
+                (true, None) => hooks.extend(layers.iter().map(|&layer| (site, layer))),
             }
         }
-        if places.is_empty() {
-            return Err(Error::argument("--sites", "at least one site", format!("`{names}`")));
+        if hooks.is_empty() {
+            return Err(Error::argument("sites", "at least one site", format!("`{names}`")));
         }
-        Ok(Self { places }.sorted())
+        Ok(Self { hooks }.sorted())
     }
 
-    /// Whether a place is chosen.
+    /// Whether a hook is chosen.
     pub fn contains(&self, site: Site, layer: usize) -> bool {
-        self.places.contains(&(site, layer))
+        self.hooks.contains(&(site, layer))
+    }
+
+    /// The number of a hook in [`Selection::hooks`].
+    pub fn index(&self, site: Site, layer: usize) -> Option<usize> {
+        self.hooks.iter().position(|&hook| hook == (site, layer))
     }
 
     /// The first layer that nobody reads: the forward may stop there. None if the end of the model is read.
     pub fn stop_at_layer(&self) -> Option<usize> {
         let starts = [Site::Embed, Site::PosEmbed];
-        let ends = self.places.iter().any(|(site, _)| !site.in_block() && !starts.contains(site));
+        let ends = self.hooks.iter().any(|(site, _)| !site.in_block() && !starts.contains(site));
         if ends {
             return None;
         }
@@ -262,7 +266,7 @@ impl Selection {
             site if site.in_block() => layer + 1,
             _ => 0,
         };
-        Some(self.places.iter().map(needed).max().unwrap_or(0))
+        Some(self.hooks.iter().map(needed).max().unwrap_or(0))
     }
 
     fn sorted(mut self) -> Self {
@@ -273,8 +277,8 @@ impl Selection {
             site if site.in_block() => 1,
             _ => 2,
         };
-        self.places.sort_by_key(|&(site, layer)| (region(site), layer, rank(site)));
-        self.places.dedup();
+        self.hooks.sort_by_key(|&(site, layer)| (region(site), layer, rank(site)));
+        self.hooks.dedup();
         self
     }
 }
@@ -286,13 +290,13 @@ fn find(name: &str, depth: usize) -> Result<(Site, Option<usize>)> {
             Ok(0) => Ok((Site::ResidPre, Some(0))),
             Ok(i) if i < depth => Ok((Site::ResidPost, Some(i - 1))),
             Ok(i) if i == depth => Ok((Site::FinalNorm, None)),
-            _ => Err(Error::argument("--sites", format!("hidden_states[0] to hidden_states[{depth}]"), name)),
+            _ => Err(Error::argument("sites", format!("hidden_states[0] to hidden_states[{depth}]"), name)),
         };
     }
     let (local, layer) = match name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')) {
         Some((layer, local)) => match layer.parse() {
             Ok(layer) => (local, Some(layer)),
-            Err(_) => return Err(Error::argument("--sites", "a layer number after `blocks.`", name)),
+            Err(_) => return Err(Error::argument("sites", "a layer number after `blocks.`", name)),
         },
         None => (name, None),
     };
@@ -306,5 +310,5 @@ fn find(name: &str, depth: usize) -> Result<(Site, Option<usize>)> {
         return Ok((site, Some(layer)));
     }
     let nearest = nearest(stem, sites.iter().flat_map(|site| site.spellings())).unwrap_or_default();
-    Err(Error::argument("--sites", format!("a hook site (nearest: `{nearest}`)"), format!("`{name}`")))
+    Err(Error::argument("sites", format!("a hook site (nearest: `{nearest}`)"), format!("`{name}`")))
 }

@@ -6,7 +6,8 @@ use rand_chacha::ChaCha8Rng;
 use crate::arch::Family;
 use crate::arch::ModelConfig;
 use crate::arch::Projection;
-use crate::backend::{AccElement, Backend, LoraSite, PromptSite};
+use crate::backend::ops::{Cast, LoraSite, PromptSite};
+use crate::backend::{AccElement, Backend};
 use crate::formats::adapter::{
     Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, PromptAdapter, PromptConfig, PromptKind,
 };
@@ -31,14 +32,14 @@ pub struct Layout {
     /// Elements of a run.
     pub stride: usize,
     /// The adapted modules: layer, module, and the site of all of it. The parts of a fused module share its A, and their
-    /// Bs lie one behind another.
+    /// Bs lie one after another.
     modules: Vec<(usize, Projection, LoraSite)>,
     /// The adapted projections of each layer, by `Projection as usize`.
     lora: Vec<[Option<LoraSite>; 7]>,
     /// The soft prompt.
     pub prompt: Option<PromptSite>,
     /// The prefix: for layer l the keys of all rows `[P, K D]`, then their values. Beside it the soft prompt is zero, and
-    /// stays so: nobody reads what its rows become.
+    /// stays so: nothing reads what its rows become.
     pub prefix: Option<PromptSite>,
     /// Width of a row of the soft prompt, E.
     pub width: usize,
@@ -58,7 +59,7 @@ impl Layout {
                 layout.push(config, layer, *target, shape.rank, shape.alpha / root);
             }
         }
-        layout.sealed()
+        layout.with_stride()
     }
 
     /// The layout of an adapter as read, whatever its ranks.
@@ -91,14 +92,14 @@ impl Layout {
             }
             layout.push(config, module.layer, module.target, module.r, module.scale);
         }
-        Ok(layout.sealed())
+        Ok(layout.with_stride())
     }
 
-    /// With a soft prompt of `rows` rows of the embedding table's width behind everything else.
+    /// With a soft prompt of `rows` rows of the embedding table's width after everything else.
     pub fn with_prompt(mut self, rows: usize) -> Self {
         self.prompt = Some(PromptSite { offset: self.stride, stride: 0, rows });
         self.stride += rows * self.width;
-        self.sealed()
+        self.with_stride()
     }
 
     /// With a prefix of `rows` rows.
@@ -108,7 +109,7 @@ impl Layout {
         layout.stride = layout.stride.max(rows * layout.kv_width).next_multiple_of(layout.kv_width);
         layout.prefix = Some(PromptSite { offset: layout.stride, stride: 0, rows });
         layout.stride += layout.lora.len() * 2 * rows * layout.kv_width;
-        layout.sealed()
+        layout.with_stride()
     }
 
     /// Where the keys (`part` 0) or values (1) of a layer's prefix lie.
@@ -144,8 +145,8 @@ impl Layout {
         }
     }
 
-    /// Writes the final stride into every site.
-    fn sealed(mut self) -> Self {
+    /// With the stride, which is known now that everything has its offset, in every site.
+    fn with_stride(mut self) -> Self {
         let stride = self.stride;
         self.modules.iter_mut().for_each(|(_, _, site)| site.stride = stride);
         self.lora.iter_mut().flatten().flatten().for_each(|site| site.stride = stride);
@@ -209,19 +210,11 @@ impl<B: Backend> Adaptation<B> {
         Ok(Self { layout, runs, params, prompts, prefix })
     }
 
-    /// Soft prompts of zeros, of `rows` rows for each run.
+    /// Soft prompts or prefixes of zeros, of `rows[i]` rows for run i.
     ///
     /// # Errors
     /// If the device has no memory for it.
-    pub fn of_rows(backend: &mut B, config: &ModelConfig, rows: Vec<usize>) -> Result<Self> {
-        Self::of_kind(backend, config, PromptKind::PromptTuning, rows)
-    }
-
-    /// Soft prompts or prefixes of zeros, of `rows` rows for each run.
-    ///
-    /// # Errors
-    /// If the device has no memory for it.
-    pub fn of_kind(backend: &mut B, config: &ModelConfig, kind: PromptKind, rows: Vec<usize>) -> Result<Self> {
+    pub fn zeros(backend: &mut B, config: &ModelConfig, kind: PromptKind, rows: Vec<usize>) -> Result<Self> {
         let most = rows.iter().copied().max().unwrap_or(0);
         let layout = match kind {
             PromptKind::PrefixTuning => Layout::empty(config).with_prefix(most),
@@ -239,16 +232,16 @@ impl<B: Backend> Adaptation<B> {
             Adapter::Lora(adapter) => Self::of_adapters(backend, config, std::slice::from_ref(adapter)),
             Adapter::Prompt(prompt) => {
                 let rows = vec![prompt.config.num_virtual_tokens];
-                let mut adaptation = Self::of_kind(backend, config, prompt.config.kind, rows)?;
+                let mut adaptation = Self::zeros(backend, config, prompt.config.kind, rows)?;
                 adaptation.set_prompt(backend, 0, &prompt.rows)?;
                 Ok(adaptation)
             }
         }
     }
 
-    /// Where PEFT's rows of a run lie in the parameters: they consist of pieces of a width, and piece i is number
-    /// `places[i]` of all parameters cut into pieces.
-    pub fn places(&self, run: usize) -> (usize, Vec<u32>) {
+    /// Where PEFT's rows of a run's prompt or prefix lie in the parameters `[runs * stride]`, seen as a matrix of rows of the
+    /// width that comes first: its rows, in PEFT's order.
+    pub fn param_rows(&self, run: usize) -> (usize, Vec<u32>) {
         let rows = self.prompts[run];
         let start = run * self.layout.stride;
         let (width, offsets): (usize, Vec<usize>) = match self.layout.prefix {
@@ -263,18 +256,14 @@ impl<B: Backend> Adaptation<B> {
                 (kv, (0..rows).flat_map(row).collect())
             }
         };
-        assert!(
-            start.is_multiple_of(width),
-            "adaptation: runs of {} elements in pieces of {width}",
-            self.layout.stride
-        );
+        assert!(start.is_multiple_of(width), "adaptation: runs of {} elements in rows of {width}", self.layout.stride);
         (width, offsets.into_iter().map(|offset| ((start + offset) / width) as u32).collect())
     }
 
-    /// Sees to it that passes read the parameters as they are now: after they were changed.
+    /// Makes passes use the present parameters: to be called after they have been changed.
     pub fn refresh(&mut self, backend: &mut B) {
         if let Some(prefix) = &mut self.prefix {
-            backend.cast(prefix, &self.params, self.runs * self.layout.stride);
+            backend.cast(Cast { out: prefix, x: &self.params, len: self.runs * self.layout.stride });
         }
     }
 
@@ -284,15 +273,15 @@ impl<B: Backend> Adaptation<B> {
     /// If it is not of the run's size.
     pub fn set_prompt(&mut self, backend: &mut B, run: usize, rows: &[f32]) -> Result<()> {
         assert!(run < self.runs, "adaptation: run {run} of {}", self.runs);
-        let (width, places) = self.places(run);
-        if rows.len() != places.len() * width {
-            return Err(Error::argument("prompt", format!("{} elements", places.len() * width), rows.len()));
+        let (width, param_rows) = self.param_rows(run);
+        if rows.len() != param_rows.len() * width {
+            return Err(Error::argument("prompt", format!("{} elements", param_rows.len() * width), rows.len()));
         }
         let mut values = self.download_run(backend, run)?;
         let start = run * self.layout.stride;
-        for (row, place) in rows.chunks_exact(width).zip(places) {
-            let piece = &mut values[place as usize * width - start..][..width];
-            piece.iter_mut().zip(row).for_each(|(v, x)| *v = B::Element::from_f64(f64::from(*x)));
+        for (row, to) in rows.chunks_exact(width).zip(param_rows) {
+            let param_row = &mut values[to as usize * width - start..][..width];
+            param_row.iter_mut().zip(row).for_each(|(v, x)| *v = B::Element::from_f64(f64::from(*x)));
         }
         self.upload_run(backend, run, &values)
     }
@@ -329,9 +318,9 @@ impl<B: Backend> Adaptation<B> {
         }
         let mut values = vec![B::Element::default(); self.layout.stride];
         for module in &adapter.modules {
-            let place =
+            let is_it =
                 |&(layer, target, _): &(usize, Projection, LoraSite)| (layer, target) == (module.layer, module.target);
-            let (_, _, site) = self.layout.modules().find(place).expect("adaptation: compared above");
+            let (_, _, site) = self.layout.modules().find(is_it).expect("adaptation: compared above");
             let convert = |x: &f32| B::Element::from_f64(f64::from(*x));
             values[site.a..site.a + module.a.len()].iter_mut().zip(&module.a).for_each(|(v, x)| *v = convert(x));
             values[site.b..site.b + module.b.len()].iter_mut().zip(&module.b).for_each(|(v, x)| *v = convert(x));
@@ -373,10 +362,14 @@ impl<B: Backend> Adaptation<B> {
     /// If the device fails.
     pub fn prompt(&self, backend: &mut B, run: usize, config: &PromptConfig) -> Result<PromptAdapter> {
         let values = self.download_run(backend, run)?;
-        let (width, places) = self.places(run);
+        let (width, param_rows) = self.param_rows(run);
         let start = run * self.layout.stride;
-        let piece = |place: u32| values[place as usize * width - start..][..width].iter().map(|x| x.to_f64() as f32);
-        Ok(PromptAdapter { config: config.clone(), rows: places.into_iter().flat_map(piece).collect(), encoder: None })
+        let row = |row: u32| values[row as usize * width - start..][..width].iter().map(|x| x.to_f64() as f32);
+        Ok(PromptAdapter {
+            config: config.clone(),
+            rows: param_rows.into_iter().flat_map(row).collect(),
+            encoder: None,
+        })
     }
 
     /// Reads a run's LoRA out, described by `config`.
@@ -385,14 +378,14 @@ impl<B: Backend> Adaptation<B> {
     /// If the device fails.
     pub fn adapter(&self, backend: &mut B, run: usize, config: &LoraConfig) -> Result<LoraAdapter> {
         let values = self.download_run(backend, run)?;
-        let read = |from: usize, len: usize| values[from..from + len].iter().map(|x| x.to_f64() as f32).collect();
+        let matrix = |from: usize, len: usize| values[from..from + len].iter().map(|x| x.to_f64() as f32).collect();
         let modules = self.layout.modules().map(|(layer, target, site)| LoraModule {
             layer,
             target,
             r: site.rank,
             scale: site.scale,
-            a: read(site.a, site.rank * site.input),
-            b: read(site.b, site.output * site.rank),
+            a: matrix(site.a, site.rank * site.input),
+            b: matrix(site.b, site.output * site.rank),
         });
         let Layout { family, head_dim, .. } = self.layout;
         Ok(LoraAdapter { config: config.clone(), family, head_dim, modules: modules.collect() })

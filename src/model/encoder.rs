@@ -1,14 +1,19 @@
 //! Soft prompts that an MLP makes while they are trained.
 //!
-//! The parameters are those of an embedding and of the MLP behind it; the prompts that the model reads are folded from
-//! them after every step, and gradients of the prompts go back through it once a step, whatever the number of passes.
+//! The parameters are those of an embedding and of the MLP behind it; the prompts that the model reads are
+//! materialized from them after every step, and gradients of the prompts go back through it once a step, whatever the number of passes.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::adaptation::Adaptation;
 use crate::Result;
-use crate::backend::{AccElement, Activation, Backend, LinearDims};
+use crate::arch::Activation;
+use crate::backend::ops::{
+    ActivationBwd, ActivationFwd, Cast, EmbedBwdTable, EmbedFwd, GatherAcc, LinearBwdBias, LinearBwdInput,
+    LinearBwdWeight, LinearDims, LinearFwd, RefreshWeight, ResidualFwd, ScatterAdd, Zero,
+};
+use crate::backend::{AccElement, Backend};
 use crate::formats::adapter::{EncoderShape, EncoderState, Reparameterization};
 use crate::pack::{Label, PackBuilder, Parent, Token};
 
@@ -41,8 +46,8 @@ pub struct Encoder<B: Backend> {
     pub adaptation: Adaptation<B>,
     runs: Vec<Mlp<B>>,
     scratch: Scratch<B>,
-    /// Width of the pieces in which a prompt's rows are put into their places.
-    piece: usize,
+    /// Width of the rows [`Mlp::param_rows`] of the prompts' parameters.
+    row_width: usize,
 }
 
 /// One run's MLP as the products read it.
@@ -52,7 +57,8 @@ struct Mlp<B: Backend> {
     ids: B::Pack,
     /// The weights: embedding, then each layer's weight and bias, each with its first element.
     weights: Vec<(B::Weight, usize)>,
-    places: B::Index,
+    /// Where the prompt's rows lie among the parameters of all prompts.
+    param_rows: B::Index,
 }
 
 /// Room for the largest run's pass.
@@ -87,7 +93,7 @@ impl<B: Backend> Encoder<B> {
             backend.upload(&mut params, run * stride, &values)?;
         }
         let mut runs = Vec::with_capacity(states.len());
-        let mut piece = 0;
+        let mut row_width = 0;
         for (run, &rows) in adaptation.prompts.iter().enumerate() {
             let mut weights = Vec::new();
             for (_, dims, from) in shape.parts(rows) {
@@ -97,13 +103,14 @@ impl<B: Backend> Encoder<B> {
             let ids: Vec<Token> = (0..rows as u32).map(Token::Id).collect();
             let mut builder = PackBuilder::default();
             builder.push(&ids, Parent::None, None, Label::Virtual);
-            let (width, places) = adaptation.places(run);
-            piece = width;
-            runs.push(Mlp { rows, ids: backend.pack(&builder.build())?, weights, places: backend.index(&places)? });
+            let (width, param_rows) = adaptation.param_rows(run);
+            row_width = width;
+            let (ids, param_rows) = (backend.pack(&builder.build())?, backend.index(&param_rows)?);
+            runs.push(Mlp { rows, ids, weights, param_rows });
         }
         let scratch = Scratch::new(backend, shape, adaptation.prompts.iter().copied().max().unwrap_or(0))?;
-        let mut encoder = Self { shape, stride, params, adaptation, runs, scratch, piece };
-        encoder.fold(backend);
+        let mut encoder = Self { shape, stride, params, adaptation, runs, scratch, row_width };
+        encoder.materialize(backend);
         Ok(encoder)
     }
 
@@ -115,21 +122,26 @@ impl<B: Backend> Encoder<B> {
         copies * element_sizes.1 + Scratch::<B>::bytes(self.shape, most, element_sizes)
     }
 
-    /// Makes the prompts from the parameters as they are now: after a step of the optimiser.
+    /// Makes the prompts from the present parameters: to be called after a step of the optimiser.
     pub fn refresh(&mut self, backend: &mut B) {
         for run in &mut self.runs {
             for (weight, offset) in &mut run.weights {
-                backend.refresh_weight(weight, &self.params, *offset);
+                backend.refresh_weight(RefreshWeight { weight, params: &self.params, offset: *offset });
             }
         }
-        self.fold(backend);
+        self.materialize(backend);
     }
 
-    fn fold(&mut self, backend: &mut B) {
-        backend.zero(&mut self.adaptation.params);
+    fn materialize(&mut self, backend: &mut B) {
+        backend.zero(Zero { x: &mut self.adaptation.params });
         for run in &self.runs {
             forward(backend, self.shape, run, &mut self.scratch);
-            backend.scatter_add(&mut self.adaptation.params, &self.scratch.out, &run.places, self.piece);
+            backend.scatter_add(ScatterAdd {
+                d_x: &mut self.adaptation.params,
+                d_out: &self.scratch.out,
+                rows: &run.param_rows,
+                width: self.row_width,
+            });
         }
         self.adaptation.refresh(backend);
     }
@@ -140,25 +152,62 @@ impl<B: Backend> Encoder<B> {
         let linears = shape.linears();
         for run in &self.runs {
             forward(backend, shape, run, scratch);
-            backend.gather_acc(&mut scratch.out, d_prompts, &run.places, self.piece);
-            backend.cast(&mut scratch.d_y, &scratch.out, run.rows * shape.output);
+            let (rows, width) = (&run.param_rows, self.row_width);
+            backend.gather_acc(GatherAcc { out: &mut scratch.out, x: d_prompts, rows, width });
+            backend.cast(Cast { out: &mut scratch.d_y, x: &scratch.out, len: run.rows * shape.output });
             for (i, &(input, output)) in linears.iter().enumerate().rev() {
                 let dims = LinearDims { rows: run.rows, input, output };
                 let ((weight, at), (_, bias_at)) = (&run.weights[1 + 2 * i], &run.weights[2 + 2 * i]);
-                backend.linear_bwd_weight(d_params, *at, &scratch.d_y, &scratch.x[i], dims);
-                backend.linear_bwd_bias(d_params, *bias_at, &scratch.d_y, run.rows, output);
+                backend.linear_bwd_weight(LinearBwdWeight {
+                    d_weight: d_params,
+                    offset: *at,
+                    d_out: &scratch.d_y,
+                    x: &scratch.x[i],
+                    dims,
+                });
+                backend.linear_bwd_bias(LinearBwdBias {
+                    d_bias: d_params,
+                    offset: *bias_at,
+                    d_out: &scratch.d_y,
+                    rows: run.rows,
+                    output,
+                });
                 if i > 0 {
-                    backend.linear_bwd_input(&mut scratch.d_x, &scratch.d_y, weight, dims, false);
+                    backend.linear_bwd_input(LinearBwdInput {
+                        d_x: &mut scratch.d_x,
+                        d_out: &scratch.d_y,
+                        weight,
+                        dims,
+                        accumulate: false,
+                    });
                     let len = run.rows * input;
                     let f = activation(shape.kind);
-                    backend.activation_bwd(&mut scratch.d_y, &scratch.d_x, &scratch.y[i - 1], f, len);
+                    backend.activation_bwd(ActivationBwd {
+                        d_x: &mut scratch.d_y,
+                        d_act: &scratch.d_x,
+                        x: &scratch.y[i - 1],
+                        f,
+                        len,
+                    });
                     continue;
                 }
                 // What the embedding adds to the output passes its gradient on as it is.
                 let residual = shape.kind == Reparameterization::Residual;
                 let d_embedded = if residual { &mut scratch.out } else { &mut scratch.d_x };
-                backend.linear_bwd_input(d_embedded, &scratch.d_y, weight, dims, residual);
-                backend.embed_bwd_table(d_params, run.weights[0].1, d_embedded, &run.ids, input);
+                backend.linear_bwd_input(LinearBwdInput {
+                    d_x: d_embedded,
+                    d_out: &scratch.d_y,
+                    weight,
+                    dims,
+                    accumulate: residual,
+                });
+                backend.embed_bwd_table(EmbedBwdTable {
+                    d_table: d_params,
+                    offset: run.weights[0].1,
+                    d_out: d_embedded,
+                    pack: &run.ids,
+                    width: input,
+                });
             }
         }
     }
@@ -192,8 +241,8 @@ impl<B: Backend> Scratch<B> {
     fn bytes(shape: EncoderShape, rows: usize, element_sizes: (usize, usize)) -> usize {
         let linears = shape.linears();
         let widest = linears.iter().map(|&(input, output)| input.max(output)).max().unwrap_or(0);
-        let real = linears.iter().map(|(input, output)| input + output).sum::<usize>() + widest;
-        rows * ((shape.input + 2 * shape.output + widest) * element_sizes.0 + real * element_sizes.1)
+        let compute = linears.iter().map(|(input, output)| input + output).sum::<usize>() + widest;
+        rows * ((shape.input + 2 * shape.output + widest) * element_sizes.0 + compute * element_sizes.1)
     }
 }
 
@@ -207,17 +256,28 @@ const fn activation(kind: Reparameterization) -> Activation {
 /// A run's prompt into `scratch.out`, every layer's input and output beside it.
 fn forward<B: Backend>(backend: &mut B, shape: EncoderShape, run: &Mlp<B>, scratch: &mut Scratch<B>) {
     let Scratch { embedded, x, y, zeros, out, .. } = scratch;
-    backend.embed_fwd(embedded, &run.ids, &run.weights[0].0, None, shape.input);
-    backend.cast(&mut x[0], embedded, run.rows * shape.input);
+    backend.embed_fwd(EmbedFwd {
+        out: embedded,
+        pack: &run.ids,
+        table: &run.weights[0].0,
+        prompt: None,
+        width: shape.input,
+    });
+    backend.cast(Cast { out: &mut x[0], x: embedded, len: run.rows * shape.input });
     let linears = shape.linears();
     for (i, &(input, output)) in linears.iter().enumerate() {
         let dims = LinearDims { rows: run.rows, input, output };
         let (weight, bias) = (&run.weights[1 + 2 * i].0, &run.weights[2 + 2 * i].0);
-        backend.linear_fwd(&mut y[i], &x[i], weight, Some(bias), dims);
+        backend.linear_fwd(LinearFwd { out: &mut y[i], x: &x[i], weight, bias: Some(bias), dims });
         if i + 1 < linears.len() {
-            backend.activation_fwd(&mut x[i + 1], &y[i], activation(shape.kind), run.rows * output);
+            backend.activation_fwd(ActivationFwd {
+                act: &mut x[i + 1],
+                x: &y[i],
+                f: activation(shape.kind),
+                len: run.rows * output,
+            });
         }
     }
     let base = if shape.kind == Reparameterization::Residual { embedded } else { zeros };
-    backend.residual_fwd(out, base, &y[linears.len() - 1], run.rows * shape.output);
+    backend.residual_fwd(ResidualFwd { out, a: base, b: &y[linears.len() - 1], len: run.rows * shape.output });
 }

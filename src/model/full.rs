@@ -1,4 +1,4 @@
-//! Full tuning: all base weights as one flat buffer of wide parameters, `[1, total]`.
+//! Full tuning: all base weights as one flat buffer of parameters in the accumulation dtype, `[1, total]`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,6 +12,7 @@ use super::Model;
 use super::param_id::{ParamId, Source};
 use super::weights::Weights;
 use crate::arch::ModelConfig;
+use crate::backend::ops::RefreshWeight;
 use crate::backend::{AccElement, Backend};
 use crate::formats::safetensors::{Checkpoint, Dtype, TensorFile, TensorSpec, TensorView};
 use crate::{Error, Result};
@@ -21,7 +22,7 @@ use crate::{Error, Result};
 pub struct WeightLayout {
     /// Number of parameters.
     pub total: usize,
-    places: Vec<(ParamId, usize)>,
+    params: Vec<(ParamId, usize)>,
     offsets: HashMap<ParamId, usize>,
 }
 
@@ -29,26 +30,26 @@ impl WeightLayout {
     /// The layout of a model's weights.
     pub fn new(config: &ModelConfig) -> Self {
         let mut total = 0;
-        let mut places = Vec::new();
-        for place in ParamId::all(config) {
-            places.push((place, total));
-            total += place.len(config);
+        let mut params = Vec::new();
+        for id in ParamId::all(config) {
+            params.push((id, total));
+            total += id.len(config);
         }
-        let offsets = places.iter().copied().collect();
-        Self { total, places, offsets }
+        let offsets = params.iter().copied().collect();
+        Self { total, params, offsets }
     }
 
     /// The first element of a weight.
     ///
     /// # Panics
     /// If the model has no such weight.
-    pub fn offset(&self, place: ParamId) -> usize {
-        *self.offsets.get(&place).unwrap_or_else(|| panic!("weight layout: no {place:?}"))
+    pub fn offset(&self, id: ParamId) -> usize {
+        *self.offsets.get(&id).unwrap_or_else(|| panic!("weight layout: no {id:?}"))
     }
 
-    /// Every weight with its first element, in order.
-    pub fn places(&self) -> &[(ParamId, usize)] {
-        &self.places
+    /// Every weight with its first element, in the order of [`ParamId::all`].
+    pub fn params(&self) -> &[(ParamId, usize)] {
+        &self.params
     }
 }
 
@@ -56,7 +57,7 @@ impl WeightLayout {
 pub struct FullTuning<B: Backend> {
     /// Where each weight lies.
     pub layout: WeightLayout,
-    /// The weights `[total]`, in the wide dtype.
+    /// The weights `[total]`, in the accumulation dtype.
     pub params: B::Acc,
 }
 
@@ -69,8 +70,8 @@ impl<B: Backend> FullTuning<B> {
         let layout = WeightLayout::new(&config);
         let mut params = backend.acc(layout.total)?;
         let source = Source::new(&config, checkpoint)?;
-        for &(place, offset) in layout.places() {
-            let values: Vec<B::Element> = elements(&source.view(place)?)?;
+        for &(id, offset) in layout.params() {
+            let values: Vec<B::Element> = elements(&source.view(id)?)?;
             backend.upload(&mut params, offset, &values)?;
         }
         Self::new(backend, config, params)
@@ -85,13 +86,13 @@ impl<B: Backend> FullTuning<B> {
         let layout = WeightLayout::new(&config);
         let mut params = backend.acc(layout.total)?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        for &(place, offset) in layout.places() {
-            let mut value = |place| match place {
+        for &(id, offset) in layout.params() {
+            let mut value = |id| match id {
                 ParamId::Norm(_) => 1.0,
                 ParamId::NormBias(_) | ParamId::Bias(..) => 0.0,
                 _ => std * rng.sample::<f64, _>(StandardNormal),
             };
-            let values: Vec<_> = (0..place.len(&config)).map(|_| B::Element::from_f64(value(place))).collect();
+            let values: Vec<_> = (0..id.len(&config)).map(|_| B::Element::from_f64(value(id))).collect();
             backend.upload(&mut params, offset, &values)?;
         }
         Self::new(backend, config, params)
@@ -104,9 +105,9 @@ impl<B: Backend> FullTuning<B> {
     pub fn new(backend: &mut B, config: ModelConfig, params: B::Acc) -> Result<(Model<B>, Self)> {
         let layout = WeightLayout::new(&config);
         let copies = layout
-            .places()
+            .params()
             .iter()
-            .map(|&(place, offset)| backend.trainable_weight(&params, offset, place.len(&config)))
+            .map(|&(id, offset)| backend.trainable_weight(&params, offset, id.len(&config)))
             .collect::<Result<_>>()?;
         let weights = Weights::assemble(&config, copies);
         Ok((Model { config, weights }, Self { layout, params }))
@@ -120,27 +121,27 @@ impl<B: Backend> FullTuning<B> {
         let mut host = vec![B::Element::default(); self.layout.total];
         backend.download(&mut host, &self.params, 0)?;
         backend.sync()?;
-        let specs = self.layout.places().iter().map(|(place, _)| {
-            let (name, shape) = (place.tensor(config.family), place.shape(config));
+        let specs = self.layout.params().iter().map(|(id, _)| {
+            let (name, shape) = (id.tensor(config.family), id.shape(config));
             TensorSpec { name, dtype, shape }
         });
         let mut file = TensorFile::create(path, specs.collect(), &[("format", "pt")])?;
-        for &(place, offset) in self.layout.places() {
-            let values = host[offset..offset + place.len(config)].iter().map(|x| x.to_f64());
+        for &(id, offset) in self.layout.params() {
+            let values = host[offset..offset + id.len(config)].iter().map(|x| x.to_f64());
             let bytes: Vec<u8> = match dtype {
                 Dtype::BF16 => values.flat_map(|x| bf16::from_f32(x as f32).to_le_bytes()).collect(),
                 Dtype::F16 => values.flat_map(|x| f16::from_f32(x as f32).to_le_bytes()).collect(),
                 _ => values.flat_map(|x| (x as f32).to_le_bytes()).collect(),
             };
-            file.append(&place.tensor(config.family), &bytes)?;
+            file.append(&id.tensor(config.family), &bytes)?;
         }
         file.finish()
     }
 
-    /// Makes `model` compute with the parameters as they are now: after a step of the optimiser.
+    /// Makes `model` compute with the present parameters: to be called after a step of the optimiser.
     pub fn refresh(&self, backend: &mut B, model: &mut Model<B>) {
-        for (weight, &(_, offset)) in model.weights.iter_mut().zip(self.layout.places()) {
-            backend.refresh_weight(weight, &self.params, offset);
+        for (weight, &(_, offset)) in model.weights.iter_mut().zip(self.layout.params()) {
+            backend.refresh_weight(RefreshWeight { weight, params: &self.params, offset });
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::Result;
 use crate::arch::ModelConfig;
 use crate::arch::Norm as Kind;
 use crate::backend::Backend;
+use crate::backend::ops::{LayerNormBwd, LayerNormBwdAffine, LayerNormFwd, RmsNormBwd, RmsNormBwdWeight, RmsNormFwd};
 
 /// What a norm's forward leaves for its backward, per row.
 pub(super) struct Stats<B: Backend> {
@@ -34,38 +35,52 @@ pub(super) fn forward<B: Backend>(
     let (width, eps, rstd) = (config.hidden_size, config.norm_eps, &mut stats.rstd);
     match (&mut stats.mean, &norm.bias) {
         (Some(mean), Some(bias)) => {
-            backend.layer_norm_fwd(out, mean, rstd, x, &norm.weight, bias, rows, width, eps);
+            backend.layer_norm_fwd(LayerNormFwd { out, mean, rstd, x, weight: &norm.weight, bias, rows, width, eps });
         }
-        _ => backend.rms_norm_fwd(out, rstd, x, &norm.weight, rows, width, eps),
+        _ => backend.rms_norm_fwd(RmsNormFwd { out, rstd, x, weight: &norm.weight, rows, width, eps }),
     }
 }
 
-/// `d_x [rows, C] +=` the gradient through the norm, and on request the parameters' into the flat `(d_weights, offset)`:
-/// the bias lies behind the weight.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn backward<B: Backend>(
-    backend: &mut B,
-    config: &ModelConfig,
-    d_x: &mut B::Acc,
-    d_params: Option<(&mut B::Acc, usize)>,
-    d_out: &B::Acc,
-    x: &B::Acc,
-    stats: &Stats<B>,
-    norm: &Norm<B>,
-    rows: usize,
-) {
-    let (width, rstd) = (config.hidden_size, &stats.rstd);
-    match &stats.mean {
+/// A norm's backward: `d_x [rows, C] +=` the gradient through it, and on request the parameters'.
+pub(super) struct NormBwd<'a, B: Backend> {
+    /// `[rows, C]`, added to.
+    pub d_x: &'a mut B::Acc,
+    /// Flat gradients and where the weight's begins, added to; the bias's follow.
+    pub d_params: Option<(&'a mut B::Acc, usize)>,
+    /// `[rows, C]`.
+    pub d_out: &'a B::Acc,
+    /// `[rows, C]`, of the forward.
+    pub x: &'a B::Acc,
+    /// Of the forward.
+    pub stats: &'a Stats<B>,
+    pub norm: &'a Norm<B>,
+    pub rows: usize,
+}
+
+/// See [`NormBwd`].
+pub(super) fn backward<B: Backend>(backend: &mut B, config: &ModelConfig, args: NormBwd<'_, B>) {
+    let NormBwd { d_x, d_params, d_out, x, stats: Stats { mean, rstd }, norm, rows } = args;
+    let (width, weight) = (config.hidden_size, &norm.weight);
+    match mean {
         Some(mean) => {
-            backend.layer_norm_bwd(d_x, d_out, x, mean, rstd, &norm.weight, rows, width);
+            backend.layer_norm_bwd(LayerNormBwd { d_x, d_out, x, mean, rstd, weight, rows, width });
             if let Some((d_affine, offset)) = d_params {
-                backend.layer_norm_bwd_affine(d_affine, offset, d_out, x, mean, rstd, rows, width);
+                backend.layer_norm_bwd_affine(LayerNormBwdAffine {
+                    d_affine,
+                    offset,
+                    d_out,
+                    x,
+                    mean,
+                    rstd,
+                    rows,
+                    width,
+                });
             }
         }
         None => {
-            backend.rms_norm_bwd(d_x, d_out, x, rstd, &norm.weight, rows, width);
+            backend.rms_norm_bwd(RmsNormBwd { d_x, d_out, x, rstd, weight, rows, width });
             if let Some((d_weight, offset)) = d_params {
-                backend.rms_norm_bwd_weight(d_weight, offset, d_out, x, rstd, rows, width);
+                backend.rms_norm_bwd_weight(RmsNormBwdWeight { d_weight, offset, d_out, x, rstd, rows, width });
             }
         }
     }

@@ -1,21 +1,22 @@
-//! The rows of a pass whose results anybody reads. Of the others the last layer needs keys and values only.
+//! The rows of a pass whose output is wanted. Of the others the last layer needs keys and values only.
 
 use std::sync::Arc;
 
-use super::forward::{DropoutPlan, Input};
 use crate::Result;
 use crate::backend::Backend;
 use crate::pack::{Label, Pack, PackBuilder, Parent};
 
-/// The rows that are read behind the last attention of a pass: by taps, as label rows, for their logits. Output
-/// projection, MLP, norms and everything behind them run over these rows alone.
+/// The M rows that are needed after the last attention of a pass: by taps, as label rows, for their logits. Output
+/// projection, MLP, norms and everything after them run over these rows alone.
 pub struct OutputRows<B: Backend> {
-    /// Ascending, each once.
+    /// `[M]` rows of the pack, ascending, each once.
     pub(super) rows: Arc<[usize]>,
+    /// The same on the device.
     pub(super) index: B::Index,
-    /// The rows themselves, for operations that ask a pack for nothing but the run of each row.
-    pack: Pack,
-    device: B::Pack,
+    /// The rows themselves `[M]`, for operations that ask a pack for nothing but the run of each row.
+    pub(super) pack: Pack,
+    /// The same on the device.
+    pub(super) device: B::Pack,
 }
 
 impl<B: Backend> OutputRows<B> {
@@ -44,27 +45,18 @@ impl<B: Backend> OutputRows<B> {
                 builder.push(&tokens, Parent::None, segment.run, Label::Text);
             }
         }
-        let read = builder.build();
-        let numbers: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-        let (index, device) = (backend.index(&numbers)?, backend.pack(&read)?);
-        Ok(Some(Self { rows: rows.into(), index, pack: read, device }))
-    }
-
-    /// What goes into the part of a pass that runs over these rows; `keys` is memory for their keys of the dropout.
-    pub(super) fn input<'a>(&'a self, of: &Input<'a, B>, keys: &'a mut Vec<u32>) -> Input<'a, B> {
-        let dropout = of.dropout.map(|plan| {
-            keys.extend(self.rows.iter().map(|&row| plan.keys[row]));
-            DropoutPlan { keys, ..plan }
-        });
-        Input { pack: &self.pack, device: &self.device, adaptation: of.adaptation, dropout, read: None }
+        let selected = builder.build();
+        let indices: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+        let (index, device) = (backend.index(&indices)?, backend.pack(&selected)?);
+        Ok(Some(Self { rows: rows.into(), index, pack: selected, device }))
     }
 }
 
-/// Where the results of pack row `row` are, if only those of `read` are there.
+/// The output row of pack row `row`, if only those of `outputs` (ascending) come out.
 ///
 /// # Panics
-/// If they are not.
-pub(super) fn place(read: Option<&[usize]>, row: usize) -> usize {
-    let found = read.map_or(Ok(row), |rows| rows.binary_search(&row));
-    found.unwrap_or_else(|_| panic!("output rows: row {row} is not among those that are read"))
+/// If it does not come out.
+pub(super) fn output_row(outputs: Option<&[usize]>, row: usize) -> usize {
+    let found = outputs.map_or(Ok(row), |rows| rows.binary_search(&row));
+    found.unwrap_or_else(|_| panic!("output rows: row {row} is not an output row"))
 }

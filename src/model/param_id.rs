@@ -1,4 +1,4 @@
-//! Every weight by its place in the model, and where each family's checkpoints hold it.
+//! The parameters of the base model, and the tensors of each family's checkpoints that hold them.
 //!
 //! The only file that knows the names of a checkpoint's tensors. Matrices come out as `[output, input]`, and q, k and v
 //! one by one, however a file holds them.
@@ -16,9 +16,9 @@ use crate::{Error, Result};
 pub enum NormAt {
     /// Of the embeddings.
     Embed,
-    /// Of a layer's attention half.
+    /// Of a layer's attention sublayer.
     Attn(usize),
-    /// Of a layer's MLP half.
+    /// Of a layer's MLP sublayer.
     Mlp(usize),
     /// Of the last residual stream.
     Final,
@@ -195,8 +195,8 @@ impl<'a> Source<'a> {
         let bare = checkpoint.get(&first).is_none() && checkpoint.get(&first[outer.len()..]).is_some();
         let source = Self { config, checkpoint, missing: if bare { outer } else { "" } };
         let known: std::collections::HashSet<String> =
-            ParamId::all(config).into_iter().map(|place| source.name(place)).collect();
-        checkpoint.deny_unexpected(|name| known.contains(name) || source.passed_over(name))?;
+            ParamId::all(config).into_iter().map(|id| source.name(id)).collect();
+        checkpoint.deny_unexpected(|name| known.contains(name) || source.is_ignored(name))?;
         source.check_tied()?;
         Ok(source)
     }
@@ -213,15 +213,15 @@ impl<'a> Source<'a> {
         Err(Error::field(self.checkpoint.path(), HEAD, expected, "others"))
     }
 
-    /// Old exports hold tables of the rotation or of the causal mask, and some hold the tied head once more: none is read.
-    fn passed_over(&self, name: &str) -> bool {
+    /// Old exports hold tables of the rotation or of the causal mask, and some hold the tied head once more: all are ignored.
+    fn is_ignored(&self, name: &str) -> bool {
         let masks =
             self.config.family == Family::Gpt2 && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias"));
         name.ends_with(".rotary_emb.inv_freq") || masks || (self.config.tie_word_embeddings && name == HEAD)
     }
 
-    fn name(&self, place: ParamId) -> String {
-        let full = place.tensor(self.config.family);
+    fn name(&self, id: ParamId) -> String {
+        let full = id.tensor(self.config.family);
         full.strip_prefix(self.missing).map_or(full.clone(), str::to_owned)
     }
 
@@ -229,11 +229,11 @@ impl<'a> Source<'a> {
     ///
     /// # Errors
     /// A tensor that is missing or of another shape.
-    pub fn view(&self, place: ParamId) -> Result<TensorView> {
-        let (shape, part) = place.layout(self.config);
-        let view = self.checkpoint.expect(&self.name(place), &shape)?;
-        let own = place.shape(self.config);
-        let row = own[1..].iter().product::<usize>() * view.dtype.size();
+    pub fn view(&self, id: ParamId) -> Result<TensorView> {
+        let (shape, part) = id.layout(self.config);
+        let view = self.checkpoint.expect(&self.name(id), &shape)?;
+        let own = id.shape(self.config);
+        let row = own[1..].iter().product::<usize>() * view.element_size();
         let data = match part {
             Part::Whole => return Ok(view),
             Part::Rows { from } => view.data.slice(from * row..(from + own[0]) * row),
@@ -256,7 +256,7 @@ const BLOCK: usize = 64;
 
 /// Columns `from..from + count` of a matrix, as rows.
 fn columns(view: &TensorView, from: usize, count: usize) -> Vec<u8> {
-    let (rows, pitch, size) = (view.shape[0], view.shape[1], view.dtype.size());
+    let (rows, pitch, size) = (view.shape[0], view.shape[1], view.element_size());
     let mut out = vec![0; count * rows * size];
     out.par_chunks_mut(BLOCK * rows * size).enumerate().for_each(|(block, out)| {
         let first = from + block * BLOCK;

@@ -6,8 +6,7 @@ use rand_distr::StandardNormal;
 
 use super::Model;
 use crate::Result;
-use crate::backend::{AccElement, Backend};
-use crate::pack::{Label, PackBuilder, Parent, Token};
+use crate::backend::Backend;
 
 /// The rows of a soft prompt before any training, as PEFT has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,24 +43,4 @@ impl PromptStart {
 pub fn normal(len: usize, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..len).map(|_| rng.sample(StandardNormal)).collect()
-}
-
-impl<B: Backend> Model<B> {
-    /// The rows `[ids, C]` of the embedding table.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn embeddings(&self, backend: &mut B, ids: &[u32]) -> Result<Vec<f32>> {
-        let mut builder = PackBuilder::default();
-        let tokens: Vec<Token> = ids.iter().map(|&id| Token::Id(id)).collect();
-        builder.push(&tokens, Parent::None, None, Label::Text);
-        let pack = backend.pack(&builder.build())?;
-        let width = self.config.embed_size;
-        let mut out = backend.acc(ids.len() * width)?;
-        backend.embed_fwd(&mut out, &pack, &self.weights.embed, None, width);
-        let mut host = vec![B::Element::default(); ids.len() * width];
-        backend.download(&mut host, &out, 0)?;
-        backend.sync()?;
-        Ok(host.into_iter().map(|x| x.to_f64() as f32).collect())
-    }
 }

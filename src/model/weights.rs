@@ -26,9 +26,9 @@ pub struct Norm<B: Backend> {
 
 /// The weights of a block.
 pub struct Layer<B: Backend> {
-    /// Norm of the attention half.
+    /// Norm of the attention sublayer.
     pub attn_norm: Norm<B>,
-    /// Norm of the MLP half.
+    /// Norm of the MLP sublayer.
     pub mlp_norm: Norm<B>,
     /// The projections, by `Projection as usize`; an MLP without a gate has no gate projection.
     projections: [Option<Linear<B>>; 7],
@@ -72,14 +72,14 @@ impl<B: Backend> Weights<B> {
     /// A tensor that is missing, has another shape than `config` says, or is unknown; a device out of memory.
     pub fn load(backend: &mut B, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Self> {
         let source = Source::new(config, checkpoint)?;
-        let load = |place| backend.weight(&source.view(place)?);
+        let load = |id| backend.weight(&source.view(id)?);
         Ok(Self::assemble(config, ParamId::all(config).into_iter().map(load).collect::<Result<_>>()?))
     }
 
-    /// Puts weights in the order of [`ParamId::all`] into their places.
+    /// The model's weights from those in the order of [`ParamId::all`].
     pub(super) fn assemble(config: &ModelConfig, weights: Vec<B::Weight>) -> Self {
         let mut weights = weights.into_iter();
-        let mut next = || weights.next().expect("weights: one for every place");
+        let mut next = || weights.next().expect("weights: one for every parameter");
         let projected = config.embed_size != config.hidden_size;
         let norm = |next: &mut dyn FnMut() -> B::Weight| Norm {
             weight: next(),

@@ -1,14 +1,12 @@
-//! Which examples are shown or tuned on.
+//! Draws of demonstrations: the examples that are shown or tuned on.
 
 use std::collections::HashSet;
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-
-use super::datasets::Example;
+use super::example::Example;
+use crate::random::Rng;
 use crate::{Error, Result};
 
-/// Draws `count` indices of `pool` without replacement, in random order (Fisher and Yates; ChaCha8 from `seed`).
+/// Draws `count` indices of `pool` without replacement, in random order (Fisher and Yates, on random numbers of `seed`).
 ///
 /// An example whose input is that of a query is never drawn, be the pools the same or not: a model shown the answer
 /// to a query has nothing to learn for it.
@@ -20,9 +18,9 @@ pub fn sample(pool: &[Example], queries: &[Example], count: usize, seed: u64) ->
     let left: Vec<usize> = (0..pool.len()).filter(|&i| !queried.contains(pool[i].input.as_str())).collect();
     if count > left.len() {
         let found = format!("{count}, of {} examples of which {} are queries", pool.len(), pool.len() - left.len());
-        return Err(Error::argument("--demos", format!("at most {}", left.len()), found));
+        return Err(Error::argument("demonstrations", format!("at most {}", left.len()), found));
     }
-    Ok(draw(left, count, &mut ChaCha8Rng::seed_from_u64(seed)))
+    Ok(draw(left, count, &mut Rng::new(seed)))
 }
 
 /// Draws for one query of its own: `count` indices of `pool` without replacement, in random order, from the random
@@ -41,17 +39,15 @@ pub fn sample_for(
 ) -> Result<Vec<usize>> {
     let left: Vec<usize> = (0..pool.len()).filter(|&i| Some(i) != own && pool[i].input != query.input).collect();
     if count > left.len() {
-        return Err(Error::argument("--demos", format!("at most {}", left.len()), count));
+        return Err(Error::argument("demonstrations", format!("at most {}", left.len()), count));
     }
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(stream);
-    Ok(draw(left, count, &mut rng))
+    Ok(draw(left, count, &mut Rng::with_stream(seed, stream)))
 }
 
 /// `count` of `left` in random order (Fisher and Yates).
-fn draw(mut left: Vec<usize>, count: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
+fn draw(mut left: Vec<usize>, count: usize, rng: &mut Rng) -> Vec<usize> {
     for i in 0..count {
-        let j = rng.random_range(i..left.len());
+        let j = i + rng.below(left.len() - i);
         left.swap(i, j);
     }
     left.truncate(count);

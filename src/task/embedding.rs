@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::backend::Backend;
 use crate::hooks::{Reduce, Reduction, Selection, Site};
-use crate::model::{Activations, Input, Keep, Model};
+use crate::model::{Activations, Input, Model, Save};
 use crate::pack::{Label, Sequence, forest};
 
 /// Shortest common beginning that is computed once.
@@ -23,7 +23,7 @@ pub fn mean_states<B: Backend>(
     rows: usize,
 ) -> Result<Vec<f32>> {
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
-    let mut acts = Activations::new(backend, &model.config, None, rows.max(longest), Keep::Layer)?;
+    let mut acts = Activations::new(backend, &model.config, None, rows.max(longest), Save::Layer)?;
     let mut out = Vec::with_capacity(sequences.len() * model.config.hidden_size);
     let mut left = sequences;
     while !left.is_empty() {

@@ -39,7 +39,7 @@ pub struct LogLine {
     pub throughput: f64,
     /// Tokens of the run so far, unlabelled ones included.
     pub total_tokens: u64,
-    /// Norm of the step's gradient, before it is cut.
+    /// Norm of the step's gradient, before it is clipped.
     pub grad_norm: f64,
     /// Tokens of the run a second, since the last line of the run.
     pub tokens_per_sec: f64,
@@ -86,7 +86,7 @@ impl TrainLog {
     /// The file cannot be read or written.
     pub fn open(dir: &Path, runs: usize, every: u64, step: u64, state: LogState) -> Result<Self> {
         if every == 0 {
-            return Err(Error::argument("--logging-steps", "at least 1", every));
+            return Err(Error::argument("logging_steps", "at least 1", every));
         }
         let file = LineFile::open(dir.join(LOG_FILE), |line| {
             serde_json::from_str::<LogLine>(line).is_ok_and(|line| line.current_steps <= step)

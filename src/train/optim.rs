@@ -2,11 +2,12 @@
 
 use super::settings::RunSettings;
 use crate::Result;
-use crate::backend::{AdamwStep, Backend};
+use crate::backend::Backend;
+use crate::backend::ops::{Adamw, AdamwStep, CheckFinite, GradNorm, Zero};
 
 /// Gradients and moments of `runs` runs, each `[runs, stride]`.
 pub struct Optimizer<B: Backend> {
-    /// Number of runs.
+    /// Rows of the buffers.
     pub runs: usize,
     /// Elements of a run.
     pub stride: usize,
@@ -46,29 +47,34 @@ impl<B: Backend> Optimizer<B> {
 
     /// Sees to it that nothing moves if one of the losses `[len]` is not finite.
     pub fn check_losses(&mut self, backend: &mut B, losses: &B::Acc, len: usize) {
-        backend.check_finite(&mut self.stop, losses, len);
+        backend.check_finite(CheckFinite { stop: &mut self.stop, values: losses, len });
     }
 
-    /// Squared norm of each run's gradient `[runs]`, before it is cut. Nothing moves if one is not finite.
+    /// Squared norm of each run's gradient `[runs]`, before it is clipped. Nothing moves if one is not finite.
     ///
     /// # Errors
     /// If the device fails.
     pub fn gradient_norms(&mut self, backend: &mut B) -> Result<B::PendingReadback> {
-        backend.grad_norm(&mut self.norm_sq, &self.d_params, self.runs, self.stride);
-        backend.check_finite(&mut self.stop, &self.norm_sq, self.runs);
+        backend.grad_norm(GradNorm {
+            norm_sq: &mut self.norm_sq,
+            d_params: &self.d_params,
+            runs: self.runs,
+            stride: self.stride,
+        });
+        backend.check_finite(CheckFinite { stop: &mut self.stop, values: &self.norm_sq, len: self.runs });
         backend.download_async(&self.norm_sq, self.runs)
     }
 
-    /// Lets parameters move again.
-    pub fn go_on(&mut self, backend: &mut B) {
-        backend.zero(&mut self.stop);
+    /// Lets parameters move again after a loss or gradient that was not finite.
+    pub fn clear_stop(&mut self, backend: &mut B) {
+        backend.zero(Zero { x: &mut self.stop });
     }
 
     /// Moves `params [runs, stride]`, by the norms that [`Optimizer::gradient_norms`] has left.
     pub fn step(&mut self, backend: &mut B, params: &mut B::Acc, steps: &[AdamwStep]) {
         assert!(steps.len() == self.runs, "optimiser: {} steps for {} runs", steps.len(), self.runs);
         let Self { m, v, d_params, norm_sq, stop, .. } = self;
-        backend.adamw(params, m, v, d_params, norm_sq, stop, steps, self.stride);
+        backend.adamw(Adamw { params, m, v, d_params, norm_sq, stop, steps, stride: self.stride });
     }
 }
 

@@ -20,7 +20,7 @@ pub const ROW_BUDGET: usize = 2048;
 /// A part of one run's batch that goes through the model as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// The run.
+    /// Whose data it is of.
     pub run: usize,
     /// Its sequences, by number in the run's data.
     pub sequences: Vec<usize>,
@@ -44,19 +44,19 @@ pub struct Pass {
     pub runs: Vec<usize>,
 }
 
-/// What stands before every sequence of a run.
+/// The soft prompt before every sequence of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Before {
-    /// Rows.
+pub struct PromptOffset {
+    /// Its rows.
     pub rows: usize,
     /// Whether the last of them predicts nothing.
-    pub silent: bool,
+    pub ignore_first: bool,
 }
 
-impl Before {
+impl PromptOffset {
     /// The label rows of a sequence behind it, ascending: the row that predicts, and the token it should.
     pub fn targets(self, sequence: &TrainSequence) -> impl Iterator<Item = (usize, u32)> + Clone + '_ {
-        let first = if self.silent { self.rows } else { 0 };
+        let first = if self.ignore_first { self.rows } else { 0 };
         sequence.targets(self.rows).filter(move |(row, _)| *row >= first)
     }
 }
@@ -71,7 +71,7 @@ pub struct Packing {
     /// Soft-prompt rows before every sequence of each run; a pass has a run's only once. Runs beyond the end have none.
     pub prompts: Vec<usize>,
     /// Whether they are prefixes, whose rows are keys and values only.
-    pub silent: bool,
+    pub ignore_first: bool,
     /// Whether rows belong to a run's adapter, rather than to the base model.
     pub adapted: bool,
 }
@@ -98,8 +98,8 @@ pub fn pass_size(
 
 impl Packing {
     /// What stands before every sequence of a run.
-    pub fn prompt(&self, run: usize) -> Before {
-        Before { rows: self.prompts.get(run).copied().unwrap_or(0), silent: self.silent }
+    pub fn prompt(&self, run: usize) -> PromptOffset {
+        PromptOffset { rows: self.prompts.get(run).copied().unwrap_or(0), ignore_first: self.ignore_first }
     }
 
     /// Positions of the longest sequence of a run.
@@ -134,7 +134,7 @@ impl Packing {
         (cap(sum.0, longest.0), cap(sum.1, longest.1))
     }
 
-    /// Cuts a batch into pieces that fit the budget, by halves, which looks at nothing but the batch.
+    /// Divides a batch into pieces that fit the budget, by halving, which looks at nothing but the batch.
     pub fn pieces(&self, run: usize, data: &[TrainSequence], batch: &[usize]) -> Vec<Piece> {
         let sizes = batch.iter().map(|&s| self.size(run, &data[s]));
         let (mut rows, labels) = sizes.fold((self.prompt(run).rows, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));

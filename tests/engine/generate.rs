@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 
-use llamaprobe::arch::Projection;
-use llamaprobe::backend::Backend;
+use llamaprobe::arch::{Dtype, Projection};
+use llamaprobe::backend::Buffers;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::stops::Stops;
 use llamaprobe::formats::tokenizer::Tokenizer;
-use llamaprobe::model::{Adaptation, Generation, Layout, LoraShape, Model, Prompt, Sampling};
+use llamaprobe::model::{Adaptation, GenerationConfig, Layout, LoraShape, Model, Prompt, Sampling};
 use serde_json::Value;
 
 use crate::support;
 
-fn tiny(backend: &mut Cpu<f32>) -> Model<Cpu<f32>> {
+fn tiny(backend: &mut Cpu) -> Model<Cpu> {
     let dir = support::temp();
     support::tiny_model::TinyModel::default().write(dir.path());
     Model::load(backend, dir.path()).expect("loads")
@@ -24,25 +24,25 @@ fn prompts(runs: &[Option<usize>]) -> Vec<Prompt> {
 }
 
 fn run(
-    backend: &mut Cpu<f32>,
-    model: &Model<Cpu<f32>>,
+    backend: &mut Cpu,
+    model: &Model<Cpu>,
     prompts: &[Prompt],
-    adaptation: Option<&Adaptation<Cpu<f32>>>,
-    generation: &Generation,
+    adaptation: Option<&Adaptation<Cpu>>,
+    generation: &GenerationConfig,
 ) -> Vec<Vec<u32>> {
     model.generate(backend, prompts, adaptation, generation, &mut |_, _| ()).expect("generates")
 }
 
-fn beam(beams: usize, length_penalty: f64, tokens: usize) -> Generation<'static> {
-    Generation { sampling: Sampling::Beam { beams, length_penalty }, ..Generation::greedy(tokens) }
+fn beam(beams: usize, length_penalty: f64, tokens: usize) -> GenerationConfig<'static> {
+    GenerationConfig { sampling: Sampling::Beam { beams, length_penalty }, ..GenerationConfig::greedy(tokens) }
 }
 
 #[test]
-fn greedy_and_beams_are_transformers() {
+fn generation_greedy_and_with_beams_is_that_of_transformers() {
     let file = std::fs::read(support::golden("generate.json")).expect("the golden file");
     let golden: Vec<Value> = serde_json::from_slice(&file).expect("JSON");
     let shared = support::shared();
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let mut models = HashMap::new();
     let mut lengths = Vec::new();
     for case in &golden {
@@ -59,7 +59,8 @@ fn greedy_and_beams_are_transformers() {
             1 => Sampling::Greedy,
             beams => Sampling::Beam { beams, length_penalty: case["length_penalty"].as_f64().expect("a number") },
         };
-        let generation = Generation { stop: ids(&case["stop"]), sampling, ..Generation::greedy(number("tokens")) };
+        let generation =
+            GenerationConfig { stop: ids(&case["stop"]), sampling, ..GenerationConfig::greedy(number("tokens")) };
         let cases = case["cases"].as_array().expect("cases");
         // All prompts of a case at once: transformers had them one by one.
         let prompts: Vec<Prompt> = cases.iter().map(|c| Prompt { ids: ids(&c[0]), run: None }).collect();
@@ -76,24 +77,24 @@ fn greedy_and_beams_are_transformers() {
 
 /// The best of all continuations of three tokens of a model is what beams as many as its vocabulary squared find.
 #[test]
-fn enough_beams_find_the_best_of_all() {
-    let backend = &mut Cpu::<f32>::new();
+fn beams_find_the_best_of_all_if_they_are_enough() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let dir = support::temp();
     let small = support::tiny_model::TinyModel { vocab: 9, ..Default::default() };
     std::fs::create_dir_all(dir.path()).expect("a folder");
     small.write(dir.path());
     let model = Model::load(backend, dir.path()).expect("loads");
     let prompt = Prompt { ids: vec![1, 4, 2, 7], run: None };
-    let score = |backend: &mut Cpu<f32>, tokens: &[u32]| -> f64 {
+    let score = |backend: &mut Cpu, tokens: &[u32]| -> f64 {
         let mut ids = prompt.ids.clone();
         let mut sum = 0.0;
         for &token in tokens {
             let pack =
                 llamaprobe::pack::forest(&[llamaprobe::pack::Sequence::ids(&ids, None, Default::default())], 1).pack;
             let device = backend.pack(&pack).expect("pack");
-            let keep = llamaprobe::model::Keep::Layer;
+            let save = llamaprobe::model::Save::Layer;
             let mut acts =
-                llamaprobe::model::Activations::new(backend, &model.config, None, pack.len(), keep).expect("memory");
+                llamaprobe::model::Activations::new(backend, &model.config, None, pack.len(), save).expect("memory");
             let input = llamaprobe::model::Input::new(&pack, &device);
             model.forward(backend, &mut acts, &input, None, &mut llamaprobe::hooks::NoTaps).expect("forward");
             let logits = model.logits(backend, &acts, &[pack.len() - 1]).expect("logits");
@@ -107,7 +108,7 @@ fn enough_beams_find_the_best_of_all() {
     let best = all.map(|tokens| (score(backend, &tokens), tokens)).max_by(|a, b| a.0.total_cmp(&b.0)).expect("some");
     let found = run(backend, &model, std::slice::from_ref(&prompt), None, &beam(81, 1.0, 3));
     assert_eq!(found[0], best.1);
-    let greedy = run(backend, &model, std::slice::from_ref(&prompt), None, &Generation::greedy(3));
+    let greedy = run(backend, &model, std::slice::from_ref(&prompt), None, &GenerationConfig::greedy(3));
     assert_eq!(
         run(backend, &model, std::slice::from_ref(&prompt), None, &beam(1, 1.0, 3)),
         greedy,
@@ -116,13 +117,14 @@ fn enough_beams_find_the_best_of_all() {
 }
 
 #[test]
-fn a_prompt_does_not_see_the_others() {
-    let backend = &mut Cpu::<f32>::new();
+fn generation_of_a_prompt_does_not_depend_on_the_others() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let model = tiny(backend);
     let prompts = prompts(&[None; 7]);
     let random = Sampling::Random { temperature: 0.9, top_k: None, top_p: Some(0.9), seed: 4 };
     for sampling in [Sampling::Greedy, Sampling::Beam { beams: 3, length_penalty: 1.0 }, random] {
-        let generation = |rows| Generation { sampling, rows, stop: vec![2, 40, 90], ..Generation::greedy(9) };
+        let generation =
+            |rows| GenerationConfig { sampling, rows, stop: vec![2, 40, 90], ..GenerationConfig::greedy(9) };
         let all = run(backend, &model, &prompts, None, &generation(1 << 14));
         assert_eq!(run(backend, &model, &prompts, None, &generation(60)), all, "{sampling:?} in smaller packs");
         assert_eq!(run(backend, &model, &prompts, None, &generation(1)), all, "{sampling:?} one by one");
@@ -131,22 +133,23 @@ fn a_prompt_does_not_see_the_others() {
 
 #[test]
 fn generation_ends_where_it_should() {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let model = tiny(backend);
     let prompts = prompts(&[None; 5]);
-    let all = run(backend, &model, &prompts, None, &Generation::greedy(12));
+    let all = run(backend, &model, &prompts, None, &GenerationConfig::greedy(12));
     assert!(all.iter().all(|tokens| tokens.len() == 12));
     let ends = |tokens: &[u32]| tokens.len() == 4 || tokens.last() == Some(&all[1][1]);
-    let ended = run(backend, &model, &prompts, None, &Generation { ends: Some(&ends), ..Generation::greedy(12) });
+    let ended =
+        run(backend, &model, &prompts, None, &GenerationConfig { ends: Some(&ends), ..GenerationConfig::greedy(12) });
     for (ended, all) in ended.iter().zip(&all) {
         let expected = (1..=12).find(|&n| ends(&all[..n])).expect("at the fourth at last");
         assert_eq!(*ended, all[..expected]);
     }
-    let bounded = Generation { max_length: Some(6), ..Generation::greedy(12) };
+    let bounded = GenerationConfig { max_length: Some(6), ..GenerationConfig::greedy(12) };
     for (i, tokens) in run(backend, &model, &prompts, None, &bounded).iter().enumerate() {
         assert_eq!(*tokens, all[i][..6 - prompts[i].ids.len().min(6)], "prompt {i}");
     }
-    let none = Generation { max_length: Some(3), ..Generation::greedy(12) };
+    let none = GenerationConfig { max_length: Some(3), ..GenerationConfig::greedy(12) };
     assert!(run(backend, &model, &prompts, None, &none).iter().all(Vec::is_empty));
     let heard = std::cell::RefCell::new(vec![Vec::new(); prompts.len()]);
     let found = model.generate(backend, &prompts, None, &beam(2, 1.0, 5), &mut |i, t| heard.borrow_mut()[i].push(t));
@@ -170,8 +173,8 @@ fn stop_strings_cut_the_text() {
 
 /// Rows of several adapters and of the base model in one pack give what each gives alone.
 #[test]
-fn adapters_are_active_by_row() {
-    let backend = &mut Cpu::<f32>::new();
+fn generation_goes_through_the_adapter_of_each_row() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let model = tiny(backend);
     let shape = LoraShape { rank: 2, alpha: 32.0, rslora: false, targets: vec![Projection::Q, Projection::V] };
     for layout in [Layout::lora(&model.config, &shape), soft(&model)] {
@@ -193,6 +196,6 @@ fn adapters_are_active_by_row() {
     }
 }
 
-fn soft(model: &Model<Cpu<f32>>) -> Layout {
+fn soft(model: &Model<Cpu>) -> Layout {
     Layout::empty(&model.config).with_prompt(3)
 }

@@ -8,7 +8,7 @@ use llamaprobe::backend::cpu::{Cpu, Isa};
 use llamaprobe::formats::adapter::LoraAdapter;
 use llamaprobe::formats::safetensors::Checkpoint;
 use llamaprobe::hooks::{Record, Selection, Site};
-use llamaprobe::model::{Activations, Adaptation, Input, Keep, Model};
+use llamaprobe::model::{Activations, Adaptation, Input, Model, Save};
 use llamaprobe::pack::{Label, Pack, Sequence, forest};
 
 use crate::support;
@@ -54,7 +54,7 @@ fn run<B: Backend>(
     let mut record = Record::new(Selection::new(&sites, &layers), rows);
     let device = backend.pack(pack).expect("pack");
     let layout = adaptation.map(|adaptation| &adaptation.layout);
-    let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Keep::Layer).expect("buffers");
+    let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Save::Layer).expect("buffers");
     let input = Input { pack, device: &device, adaptation, dropout: None, read: None };
     model.forward(backend, &mut acts, &input, None, &mut record).expect("forward");
     backend.sync().expect("sync");

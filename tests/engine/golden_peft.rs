@@ -8,8 +8,8 @@ use llamaprobe::backend::cpu::{Cpu, Isa};
 use llamaprobe::formats::adapter::{LoraAdapter, LoraModule};
 use llamaprobe::model::{Adaptation, Model};
 use llamaprobe::train::schedule::Warmup;
+use llamaprobe::train::trainable::Trainable;
 use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
-use llamaprobe::train::tuned::Tuned;
 
 use crate::support::peft::{Case, Errors, beyond, logits, same_tensors, within};
 use crate::support::training::difference;
@@ -65,10 +65,10 @@ fn measure<B: Backend>(backend: &mut B, name: &str, rows: Option<usize>, mistake
     options.row_budget = rows.unwrap_or(options.row_budget);
     let mut run = case.run();
     (mistake.run)(&mut run);
-    let tuned = Tuned::Adapters(adaptation);
+    let tuned = Trainable::Adapters(adaptation);
     let mut trainer = Trainer::new(backend, &model, tuned, vec![run], options).expect("a trainer");
     let mut errors = case.train(backend, &mut model, &mut trainer);
-    let Tuned::Adapters(trained) = trainer.finish() else { panic!("adapters were given") };
+    let Trainable::Adapters(trained) = trainer.finish() else { panic!("adapters were given") };
     let found = trained.adapter(backend, 0, &expected.config).expect("the adapter");
     let (a, b) = apart(&found, &expected);
     errors.extend([("A", a), ("B", b)]);

@@ -8,19 +8,21 @@ use llamaprobe::backend::cpu::{Cpu, Isa};
 use llamaprobe::formats::adapter::{Adapter, PromptAdapter};
 use llamaprobe::model::{Adaptation, Encoder, Model};
 use llamaprobe::train::schedule::Warmup;
+use llamaprobe::train::trainable::Trainable;
 use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
-use llamaprobe::train::tuned::Tuned;
 
 use crate::support::peft::{Case, Errors, beyond, logits, same_tensors, within};
 use crate::support::training::difference;
 use crate::support::{self, golden};
 
 /// What is trained, from a prompt as read.
-fn tuned<B: Backend>(backend: &mut B, model: &Model<B>, start: &Adapter) -> Tuned<B> {
+fn tuned<B: Backend>(backend: &mut B, model: &Model<B>, start: &Adapter) -> Trainable<B> {
     let adaptation = Adaptation::of_adapter(backend, &model.config, start).expect("a start");
     match &prompt(start).encoder {
-        Some(state) => Tuned::Encoded(Encoder::new(backend, adaptation, std::slice::from_ref(state)).expect("an MLP")),
-        None => Tuned::Adapters(adaptation),
+        Some(state) => {
+            Trainable::Reparameterized(Encoder::new(backend, adaptation, std::slice::from_ref(state)).expect("an MLP"))
+        }
+        None => Trainable::Adapters(adaptation),
     }
 }
 

@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod capture;
 mod embedded;
 mod generate;
 mod golden;

@@ -1,18 +1,19 @@
 //! The whole model: forests against flat sequences, independence of rows, gradients in `f64`, and what a pass does to
 //! the device.
 
-mod read;
+mod decoder;
+mod output_rows;
+mod taps;
 
-use llamaprobe::arch::Projection;
-use llamaprobe::arch::{Family, ModelConfig};
+use llamaprobe::arch::{Dtype, Family, ModelConfig, Projection};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
-use llamaprobe::backend::{AccElement, Backend, KvCache};
+use llamaprobe::backend::{AccElement, Backend, Buffers, Planning, Transfer};
 use llamaprobe::hooks::{NoTaps, Record, Selection, Site};
 use llamaprobe::model::param_id::ParamId;
 use llamaprobe::model::{
-    Activations, Adaptation, Cache, DropoutPlan, FullTuning, Generation, GradientRequest, Gradients, Input, Keep,
-    Labels, Layout, LoraShape, Model, Prompt, Sampling, WeightLayout,
+    Activations, Adaptation, Cache, DropoutPlan, FullTuning, GenerationConfig, GradientRequest, Gradients, Input,
+    KvCache, Labels, Layout, LoraShape, Model, Prompt, Sampling, Save, WeightLayout,
 };
 use llamaprobe::pack::{Forest, Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
 use llamaprobe::task::embedding::mean_states;
@@ -34,9 +35,9 @@ const BLOOM: &str = r#"{"model_type": "bloom", "hidden_size": 12, "n_layer": 3, 
 /// A model of every family, and of their variants.
 fn models() -> Vec<String> {
     let tied = LLAMA.replace("embeddings\": false", "embeddings\": true");
-    let behind = OPT.replace("before\": true", "before\": false, \"word_embed_proj_dim\": 8");
-    assert!(tied != LLAMA && behind != OPT);
-    vec![LLAMA.into(), tied, GPT2.into(), OPT.into(), behind, BLOOM.into()]
+    let post_norm = OPT.replace("before\": true", "before\": false, \"word_embed_proj_dim\": 8");
+    assert!(tied != LLAMA && post_norm != OPT);
+    vec![LLAMA.into(), tied, GPT2.into(), OPT.into(), post_norm, BLOOM.into()]
 }
 
 fn parsed(config: &str) -> ModelConfig {
@@ -69,9 +70,9 @@ fn states<B: Backend>(backend: &mut B, model: &Model<B>, pack: &Pack, adaptation
     let layers: Vec<usize> = (0..model.config.num_hidden_layers).collect();
     let mut record = Record::new(Selection::new(&ALL, &layers), (0..pack.len()).collect());
     let layout = adaptation.map(|a| &a.layout);
-    let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Keep::Layer).expect("memory");
+    let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Save::Layer).expect("memory");
     let device = backend.pack(pack).expect("pack");
-    let input = Input { pack, device: &device, adaptation, dropout: None, read: None };
+    let input = Input { pack, device: &device, adaptation, dropout: None, output_rows: None };
     model.forward(backend, &mut acts, &input, None, &mut record).expect("forward");
     record
 }
@@ -79,12 +80,12 @@ fn states<B: Backend>(backend: &mut B, model: &Model<B>, pack: &Pack, adaptation
 fn flat(sequences: &[Sequence]) -> Forest {
     let mut builder = PackBuilder::default();
     let mut start = 0;
-    let mut place = |s: &Sequence| {
+    let mut push = |s: &Sequence| {
         builder.push(&s.tokens, Parent::None, s.run, Label::Text);
         start += s.tokens.len();
         std::iter::once(start - s.tokens.len()..start).collect()
     };
-    let paths = sequences.iter().map(&mut place).collect();
+    let paths = sequences.iter().map(&mut push).collect();
     Forest { pack: builder.build(), paths }
 }
 
@@ -96,8 +97,8 @@ fn branching(run: impl Fn(usize) -> Option<usize>) -> Vec<Sequence> {
         sequences.push([&root[..], &left[..], &ids(tail, i + 10)].concat());
     }
     sequences.push(ids(6, 99));
-    let place = |(i, s): (usize, &Vec<u32>)| Sequence::ids(s, run(i), Label::Text);
-    sequences.iter().enumerate().map(place).collect()
+    let sequence = |(i, s): (usize, &Vec<u32>)| Sequence::ids(s, run(i), Label::Text);
+    sequences.iter().enumerate().map(sequence).collect()
 }
 
 fn lora(config: &ModelConfig, targets: &[Projection]) -> Layout {
@@ -114,12 +115,12 @@ fn adapters<B: Backend>(backend: &mut B, layout: Layout, runs: usize) -> Adaptat
 }
 
 #[test]
-fn a_forest_has_the_states_of_its_flat_sequences_bit_for_bit() {
+fn forest_has_the_states_of_its_flat_sequences_bit_for_bit() {
     models().iter().for_each(|config| forest_is_flat(config));
 }
 
 fn forest_is_flat(config: &str) {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let (model, _) = random(backend, config);
     let adaptation = adapters(backend, lora(&model.config, model.config.family.modules()), 2);
     let sequences = branching(|i| [None, Some(0), Some(1)][i / 2 % 3]);
@@ -139,12 +140,12 @@ fn forest_is_flat(config: &str) {
 }
 
 #[test]
-fn a_sequence_does_not_depend_on_its_neighbours() {
+fn sequence_does_not_depend_on_its_neighbours() {
     models().iter().for_each(|config| alone_is_beside(config));
 }
 
 fn alone_is_beside(config: &str) {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let (model, _) = random(backend, config);
     let adaptation = adapters(backend, lora(&model.config, &[model.config.family.modules()[0], Projection::Down]), 3);
     let sequences: Vec<Sequence> = [(1, None), (17, Some(2)), (33, None), (5, Some(0))]
@@ -166,12 +167,12 @@ fn alone_is_beside(config: &str) {
 }
 
 #[test]
-fn kept_segments_continue_as_if_they_were_in_the_pack() {
-    models().iter().for_each(|config| kept_is_packed(config));
+fn cached_segments_continue_as_if_they_were_in_the_pack() {
+    models().iter().for_each(|config| cached_is_packed(config));
 }
 
-fn kept_is_packed(config: &str) {
-    let backend = &mut Cpu::<f32>::new();
+fn cached_is_packed(config: &str) {
+    let backend = &mut Cpu::new(Dtype::F32);
     let (model, _) = random(backend, config);
     let (prefix, suffix) = (ids(70, 5), ids(9, 6));
     let tokens = |ids: &[u32]| ids.iter().map(|&t| Token::Id(t)).collect::<Vec<_>>();
@@ -183,10 +184,10 @@ fn kept_is_packed(config: &str) {
     let mut builder = PackBuilder::default();
     builder.push(&tokens(&prefix), Parent::None, None, Label::Text);
     let first = builder.build();
-    let mut acts = Activations::new(backend, &model.config, None, 70, Keep::Layer).expect("memory");
+    let mut acts = Activations::new(backend, &model.config, None, 70, Save::Layer).expect("memory");
     let device = backend.pack(&first).expect("pack");
-    let keep = Cache { cache: &mut cache, keep: &[0] };
-    model.forward(backend, &mut acts, &Input::new(&first, &device), Some(keep), &mut NoTaps).expect("forward");
+    let caching = Cache { cache: &mut cache, append: &[0] };
+    model.forward(backend, &mut acts, &Input::new(&first, &device), Some(caching), &mut NoTaps).expect("forward");
     let mut builder = PackBuilder::new(&cache.segments);
     builder.push(&tokens(&suffix), Parent::Cached(0), None, Label::Text);
     let second = builder.build();
@@ -194,8 +195,8 @@ fn kept_is_packed(config: &str) {
     let mut record =
         Record::new(Selection::new(&[Site::ResidPost, Site::Pattern, Site::FinalNorm], &layers), (0..9).collect());
     let device = backend.pack(&second).expect("pack");
-    let keep = Cache { cache: &mut cache, keep: &[] };
-    model.forward(backend, &mut acts, &Input::new(&second, &device), Some(keep), &mut record).expect("forward");
+    let caching = Cache { cache: &mut cache, append: &[] };
+    model.forward(backend, &mut acts, &Input::new(&second, &device), Some(caching), &mut record).expect("forward");
     for (site, layer, width, found) in record.iter() {
         let all = expected.get(site, layer).expect("recorded");
         assert_eq!(found, &all[70 * width..], "{}", site.name(layer));
@@ -203,8 +204,8 @@ fn kept_is_packed(config: &str) {
 }
 
 #[test]
-fn patterns_are_causal_and_sum_to_one() {
-    let backend = &mut Cpu::<f32>::new();
+fn attention_patterns_are_causal_and_sum_to_one() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let (model, _) = random(backend, LLAMA);
     let pack = flat(&[Sequence::ids(&ids(11, 8), None, Label::Text)]).pack;
     let record = states(backend, &model, &pack, None);
@@ -219,18 +220,18 @@ fn patterns_are_causal_and_sum_to_one() {
 }
 
 #[test]
-fn greedy_generation_follows_the_full_pass() {
+fn generation_greedily_follows_the_full_pass() {
     models().iter().for_each(|config| generation_follows(config));
 }
 
 fn generation_follows(config: &str) {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let (model, _) = random(backend, config);
     let prompts: Vec<Prompt> = [ids(4, 1), ids(9, 2), ids(4, 1)[..2].to_vec(), ids(4, 1)]
         .into_iter()
         .map(|ids| Prompt { ids, run: None })
         .collect();
-    let generation = Generation::greedy(7);
+    let generation = GenerationConfig::greedy(7);
     let mut heard = vec![Vec::new(); prompts.len()];
     let mut listen = |i: usize, token: u32| heard[i].push(token);
     let found = model.generate(backend, &prompts, None, &generation, &mut listen).expect("generation");
@@ -240,7 +241,7 @@ fn generation_follows(config: &str) {
         for &token in found {
             let pack = flat(&[Sequence::ids(&ids, None, Label::Text)]).pack;
             let device = backend.pack(&pack).expect("pack");
-            let mut acts = Activations::new(backend, &model.config, None, pack.len(), Keep::Layer).expect("memory");
+            let mut acts = Activations::new(backend, &model.config, None, pack.len(), Save::Layer).expect("memory");
             model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut NoTaps).expect("forward");
             let logits = model.logits(backend, &acts, &[pack.len() - 1]).expect("logits");
             let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
@@ -250,8 +251,8 @@ fn generation_follows(config: &str) {
     }
     let random = |n: usize| {
         let sampling = Sampling::Random { temperature: 0.8, top_k: Some(5), top_p: Some(0.9), seed: 3 };
-        let generation = Generation { sampling, ..Generation::greedy(7) };
-        model.generate(&mut Cpu::<f32>::new(), &prompts[..n], None, &generation, &mut |_, _| ()).expect("generation")
+        let generation = GenerationConfig { sampling, ..GenerationConfig::greedy(7) };
+        model.generate(&mut Cpu::new(Dtype::F32), &prompts[..n], None, &generation, &mut |_, _| ()).expect("generation")
     };
     assert_eq!(random(2), random(4)[..2], "a prompt's stream depends on the others");
 }
@@ -267,7 +268,7 @@ struct Outcome {
     d_params: Vec<f64>,
     d_weights: Vec<f64>,
     d_embed: Vec<f64>,
-    planted: Forest,
+    forest: Forest,
 }
 
 impl Task<'_> {
@@ -277,14 +278,14 @@ impl Task<'_> {
         model: &Model<B>,
         tuning: &FullTuning<B>,
         adaptation: &Adaptation<B>,
-        planted: Forest,
+        forest: Forest,
     ) -> Outcome {
-        let pack = &planted.pack;
+        let pack = &forest.pack;
         let (mut rows, mut targets, mut weights) = (Vec::new(), Vec::new(), Vec::new());
         for (s, sequence) in self.sequences.iter().enumerate() {
             for i in 0..sequence.tokens.len() - 1 {
                 let Token::Id(target) = sequence.tokens[i + 1] else { continue };
-                rows.push(planted.row(s, i) as u32);
+                rows.push(forest.row(s, i) as u32);
                 targets.push(target);
                 weights.push(0.3 + 0.1 * ((s + i) % 5) as f64);
             }
@@ -292,32 +293,32 @@ impl Task<'_> {
         let labels = Labels::new(backend, None, &rows, &targets, &weights).expect("memory");
         let mut grads = Gradients::new(backend, &model.config, pack.len(), rows.len()).expect("memory");
         let mut acts =
-            Activations::new(backend, &model.config, Some(&adaptation.layout), pack.len(), Keep::All).expect("memory");
+            Activations::new(backend, &model.config, Some(&adaptation.layout), pack.len(), Save::All).expect("memory");
         let device = backend.pack(pack).expect("pack");
         let (seeds, keys) = (vec![7, 8, 9], (0..pack.len() as u32).collect::<Vec<_>>());
         let dropout = (self.dropout > 0.0).then_some(DropoutPlan { p: self.dropout, seeds: &seeds, keys: &keys });
-        let input = Input { pack, device: &device, adaptation: Some(adaptation), dropout, read: None };
+        let input = Input { pack, device: &device, adaptation: Some(adaptation), dropout, output_rows: None };
         model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("forward");
         let mut d_params = backend.acc(adaptation.runs * adaptation.layout.stride).expect("memory");
         let mut d_weights = backend.acc(tuning.layout.total).expect("memory");
-        let wanted = GradientRequest {
+        let request = GradientRequest {
             d_params: Some(&mut d_params),
             d_weights: Some((&mut d_weights, &tuning.layout)),
             d_embed: true,
         };
-        model.backward(backend, &acts, &mut grads, &input, &labels, wanted);
-        let mut read = |buffer: &B::Acc, n: usize| -> Vec<f64> {
+        model.backward(backend, &acts, &mut grads, &input, &labels, request);
+        let mut host = |buffer: &B::Acc, n: usize| -> Vec<f64> {
             let mut host = vec![B::Element::default(); n];
             backend.download(&mut host, buffer, 0).expect("download");
             host.into_iter().map(AccElement::to_f64).collect()
         };
-        let losses = read(&grads.losses, rows.len());
+        let losses = host(&grads.losses, rows.len());
         Outcome {
             total: losses.iter().zip(&weights).map(|(l, w)| l * w).sum(),
-            d_params: read(&d_params, adaptation.runs * adaptation.layout.stride),
-            d_weights: read(&d_weights, tuning.layout.total),
-            d_embed: read(grads.d_embed(), pack.len() * model.config.embed_size),
-            planted,
+            d_params: host(&d_params, adaptation.runs * adaptation.layout.stride),
+            d_weights: host(&d_weights, tuning.layout.total),
+            d_embed: host(grads.d_embed(), pack.len() * model.config.embed_size),
+            forest,
         }
     }
 }
@@ -354,7 +355,7 @@ fn prompted() -> Vec<Sequence> {
 
 /// Adapters on every module, and soft prompts, against differences of steps of this size.
 fn gradients_of_adapters(config: &str, dropout: f64, step: f64) {
-    let backend = &mut Cpu::<f64>::new();
+    let backend = &mut Cpu::oracle();
     let (model, tuning) = random(backend, config);
     let layout = lora(&model.config, model.config.family.modules()).with_prompt(2);
     let sequences = prompted();
@@ -378,7 +379,7 @@ fn gradients_of_adapters(config: &str, dropout: f64, step: f64) {
 }
 
 fn gradients_of_the_whole_model(config: &str, dropout: f64) {
-    let backend = &mut Cpu::<f64>::new();
+    let backend = &mut Cpu::oracle();
     let (mut model, mut tuning) = random(backend, config);
     let layout = lora(&model.config, model.config.family.modules()).with_prompt(2);
     let adaptation = adapters(backend, layout, 3);
@@ -388,9 +389,9 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
 
     // Each kind of weight alone, so that a large gradient hides no small one.
     let base: Vec<f64> = tuning.params.clone();
-    let places = tuning.layout.places().to_vec();
-    for (i, &(place, offset)) in places.iter().enumerate() {
-        let n = place.len(&model.config);
+    let params = tuning.layout.params().to_vec();
+    for (i, &(id, offset)) in params.iter().enumerate() {
+        let n = id.len(&model.config);
         let (direction, slope) = directional(n, 100 + i as u64, 1e-3, |step| {
             let mut moved = base.clone();
             moved[offset..offset + n].iter_mut().zip(step).for_each(|(x, d)| *x += d);
@@ -399,12 +400,12 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
             task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2)).total
         });
         let gradient = &at.d_weights[offset..offset + n];
-        if matches!(place, ParamId::Bias(_, Projection::K)) && model.config.rope().is_none() {
+        if matches!(id, ParamId::Bias(_, Projection::K)) && model.config.rope().is_none() {
             // Adds the same to every score of a row, which changes nothing.
-            assert!(slope.abs() < 1e-9 && gradient.iter().all(|g| g.abs() < 1e-9), "{place:?}: {slope}");
+            assert!(slope.abs() < 1e-9 && gradient.iter().all(|g| g.abs() < 1e-9), "{id:?}: {slope}");
             continue;
         }
-        assert_slope(&format!("{place:?}"), gradient, &direction, slope);
+        assert_slope(&format!("{id:?}"), gradient, &direction, slope);
     }
     backend.upload(&mut tuning.params, 0, &base).expect("upload");
     tuning.refresh(backend, &mut model);
@@ -413,7 +414,7 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
     if !model.config.tie_word_embeddings {
         let width = model.config.embed_size;
         let mut table = vec![0.0; 23 * width];
-        for (row, token) in at.planted.pack.tokens().iter().enumerate() {
+        for (row, token) in at.forest.pack.tokens().iter().enumerate() {
             if let Token::Id(id) = token {
                 (0..width).for_each(|j| table[*id as usize * width + j] += at.d_embed[row * width + j]);
             }
@@ -424,7 +425,7 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
 }
 
 #[test]
-fn gradients_of_all_weights() {
+fn gradients_of_all_weights_are_slopes_of_the_loss() {
     for (i, config) in models().iter().enumerate() {
         // A step must not cross the corner of a ReLU.
         let smooth =
@@ -434,7 +435,7 @@ fn gradients_of_all_weights() {
 }
 
 #[test]
-fn gradients_of_adapters_and_prompts() {
+fn gradients_of_adapters_and_prompts_are_slopes_of_the_loss() {
     for (i, config) in models().iter().enumerate() {
         let step = if config.contains("\"opt\"") { 1e-4 } else { 1e-3 };
         gradients_of_adapters(config, if i % 2 == 1 { 0.25 } else { 0.0 }, step);
@@ -447,14 +448,14 @@ fn gradients_of_a_forest_are_those_of_its_flat_sequences() {
 }
 
 fn forest_gradients_are_flat(config: &str) {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let (model, tuning) = random(backend, config);
     let adaptation = adapters(backend, lora(&model.config, model.config.family.modules()), 3);
     let sequences = branching(|i| [None, Some(0), Some(2)][i / 2 % 3]);
     let task = Task { sequences: &sequences, dropout: 0.0 };
     let a = task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2));
     let b = task.run(backend, &model, &tuning, &adaptation, flat(&sequences));
-    assert!(a.planted.pack.len() < b.planted.pack.len());
+    assert!(a.forest.pack.len() < b.forest.pack.len());
     for (what, a, b) in [("adapters", &a.d_params, &b.d_params), ("weights", &a.d_weights, &b.d_weights)] {
         let largest = b.iter().fold(0.0f64, |m, x| m.max(x.abs()));
         let worst = a.iter().zip(b).fold(0.0f64, |m, (x, y)| m.max((x - y).abs())) / largest;
@@ -476,7 +477,7 @@ fn passes_only_compute(config: &str) {
     let pack = forest(&branching(|_| Some(1)), 2).pack;
     let device = backend.pack(&pack).expect("pack");
     let mut acts =
-        Activations::new(backend, &model.config, Some(&adaptation.layout), pack.len(), Keep::All).expect("memory");
+        Activations::new(backend, &model.config, Some(&adaptation.layout), pack.len(), Save::All).expect("memory");
     let mut grads = Gradients::new(backend, &model.config, pack.len(), 3).expect("memory");
     let labels = Labels::new(backend, None, &[0, 1, 1], &[1, 2, 3], &[1.0; 3]).expect("memory");
     let mut d_params = backend.acc(2 * adaptation.layout.stride).expect("memory");
@@ -485,8 +486,8 @@ fn passes_only_compute(config: &str) {
     let (allocations, syncs) = (backend.allocations(), backend.syncs());
     model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("forward");
     let forward = backend.ops().len();
-    let wanted = GradientRequest { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
-    model.backward(backend, &acts, &mut grads, &input, &labels, wanted);
+    let request = GradientRequest { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
+    model.backward(backend, &acts, &mut grads, &input, &labels, request);
     assert_eq!((backend.allocations(), backend.syncs()), (allocations, syncs));
     let ops = backend.ops();
     assert_eq!(ops[0], "embed_fwd");
@@ -503,7 +504,7 @@ fn passes_only_compute(config: &str) {
 }
 
 #[test]
-fn the_memory_plan_is_what_is_allocated() {
+fn memory_plan_is_what_is_allocated() {
     models().iter().for_each(|config| plan_is_allocated(config));
 }
 
@@ -511,10 +512,10 @@ fn plan_is_allocated(config: &str) {
     let backend = &mut Trace::new();
     let config = parsed(config);
     let layout = lora(&config, &[config.family.modules()[0], Projection::Up]);
-    for keep in [Keep::All, Keep::Layer] {
+    for save in [Save::All, Save::Layer] {
         let before = backend.bytes();
-        let _acts = Activations::new(backend, &config, Some(&layout), 17, keep).expect("memory");
-        let plan = Activations::<Trace>::bytes(&config, Some(&layout), 17, keep, backend.element_sizes());
+        let _acts = Activations::new(backend, &config, Some(&layout), 17, save).expect("memory");
+        let plan = Activations::<Trace>::bytes(&config, Some(&layout), 17, save, backend.element_sizes());
         assert_eq!(backend.bytes() - before, plan);
     }
     let before = backend.bytes();
@@ -524,7 +525,7 @@ fn plan_is_allocated(config: &str) {
 
 #[test]
 fn mean_states_do_not_depend_on_the_packs() {
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let dir = support::temp();
     support::tiny_model::TinyModel::default().write(dir.path());
     let model = Model::load(backend, dir.path()).expect("loads");

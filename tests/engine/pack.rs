@@ -20,7 +20,7 @@ fn span(rows: Range<usize>) -> Span {
     Span { cached: false, rows }
 }
 
-fn kept(rows: Range<usize>) -> Span {
+fn cached(rows: Range<usize>) -> Span {
     Span { cached: true, rows }
 }
 
@@ -29,8 +29,8 @@ fn labels(pack: &Pack) -> Vec<Label> {
     pack.segments().iter().flat_map(|s| vec![s.label; s.rows.len()]).collect()
 }
 
-/// What must hold for every pack whose kept segments (if any) end at `kept_ends`.
-fn check_tables(pack: &Pack, kept_ends: &[usize]) {
+/// What must hold for every pack whose cached segments (if any) end at `cached_ends`.
+fn check_tables(pack: &Pack, cached_ends: &[usize]) {
     let mut rows = 0;
     for (g, s) in pack.segments().iter().enumerate() {
         assert!(!s.rows.is_empty());
@@ -43,7 +43,7 @@ fn check_tables(pack: &Pack, kept_ends: &[usize]) {
                 let parent = &pack.segments()[p];
                 (parent.position + parent.rows.len(), parent.run)
             }
-            Parent::Cached(k) => (kept_ends[k], s.run),
+            Parent::Cached(k) => (cached_ends[k], s.run),
         };
         assert_eq!((s.position, s.run), (position, run));
         assert_eq!(pack.path(g).iter().map(|s| s.rows.len()).sum::<usize>(), s.position);
@@ -62,7 +62,7 @@ fn check_tables(pack: &Pack, kept_ends: &[usize]) {
             }
             false
         };
-        assert_eq!(pack.readers(g), (0..pack.segments().len()).filter(descends).collect::<Vec<_>>());
+        assert_eq!(pack.descendants(g), (0..pack.segments().len()).filter(descends).collect::<Vec<_>>());
         let mut ancestors = Vec::new();
         let mut at = s.parent;
         while let Parent::Pack(p) = at {
@@ -71,7 +71,7 @@ fn check_tables(pack: &Pack, kept_ends: &[usize]) {
         }
         let in_pack: Vec<usize> = pack.path(g).iter().filter(|s| !s.cached).flat_map(|s| s.rows.clone()).collect();
         assert_eq!(in_pack, ancestors.into_iter().rev().flatten().collect::<Vec<_>>());
-        assert!(pack.path(g).windows(2).all(|w| w[0].kept != w[1].kept || w[0].rows.end != w[1].rows.start));
+        assert!(pack.path(g).windows(2).all(|w| w[0].cached != w[1].cached || w[0].rows.end != w[1].rows.start));
     }
     assert_eq!((rows, rows), (pack.len(), pack.tokens().len()));
     assert!(pack.runs().windows(2).all(|w| w[0].0 != w[1].0 || w[0].1.end < w[1].1.start), "runs are maximal");
@@ -100,7 +100,7 @@ fn check_sequence(found: &Forest, s: usize, sequence: &Sequence) {
 }
 
 #[test]
-fn a_builder_makes_every_table() {
+fn builder_makes_every_table() {
     let mut b = PackBuilder::default();
     let root = b.push(&ids(&[1, 2]), Parent::None, Some(1), Label::Demonstration);
     let left = b.push(&ids(&[3]), Parent::Pack(root), Some(1), Label::Query);
@@ -112,9 +112,9 @@ fn a_builder_makes_every_table() {
     check_tables(&pack, &[]);
     assert_eq!((pack.len(), pack.longest(), pack.is_empty(), pack.has_cached()), (9, 5, false, false));
     assert_eq!(pack.positions(), [0, 1, 2, 3, 4, 2, 0, 0, 1]);
-    assert_eq!(pack.readers(root), [left, leaf, right]);
-    assert_eq!(pack.readers(left), [leaf]);
-    assert!(pack.readers(other).is_empty());
+    assert_eq!(pack.descendants(root), [left, leaf, right]);
+    assert_eq!(pack.descendants(left), [leaf]);
+    assert!(pack.descendants(other).is_empty());
     // The root and its first child lie one after another, the root and its second child do not.
     assert_eq!(pack.path(leaf), [span(0..3)]);
     assert_eq!(pack.path(right), [span(0..2)]);
@@ -126,7 +126,7 @@ fn a_builder_makes_every_table() {
 }
 
 #[test]
-fn a_path_with_a_gap_has_one_span_per_stretch() {
+fn path_with_a_gap_has_one_span_per_stretch() {
     let mut b = PackBuilder::default();
     let root = b.push(&ids(&[1, 2]), Parent::None, None, Label::Text);
     b.push(&ids(&[3]), Parent::Pack(root), None, Label::Text);
@@ -138,7 +138,7 @@ fn a_path_with_a_gap_has_one_span_per_stretch() {
 }
 
 #[test]
-fn kept_ancestors_come_first_and_join_where_they_touch() {
+fn cached_ancestors_come_first_and_join_where_they_touch() {
     let cache = [
         CachedSegment { rows: 4..7, parent: None, run: Some(0), end: 3 },
         CachedSegment { rows: 0..2, parent: Some(0), run: Some(0), end: 5 },
@@ -152,62 +152,62 @@ fn kept_ancestors_come_first_and_join_where_they_touch() {
     let pack = b.build();
     check_tables(&pack, &[3, 5, 7]);
     assert!(pack.has_cached());
-    assert_eq!(pack.path(top), [kept(4..7), kept(0..4)]);
-    assert_eq!(pack.path(leaf), [kept(4..7), kept(0..4), span(0..2)]);
-    assert_eq!(pack.path(other), [kept(4..7)]);
+    assert_eq!(pack.path(top), [cached(4..7), cached(0..4)]);
+    assert_eq!(pack.path(leaf), [cached(4..7), cached(0..4), span(0..2)]);
+    assert_eq!(pack.path(other), [cached(4..7)]);
     assert_eq!(pack.path(free), []);
     assert_eq!(pack.positions(), [7, 8, 9, 3, 0]);
     assert_eq!(pack.longest(), 10);
-    assert_eq!(pack.readers(top), [leaf]);
+    assert_eq!(pack.descendants(top), [leaf]);
 }
 
 #[test]
 #[should_panic(expected = "at least one row")]
-fn an_empty_segment_is_refused() {
+fn segment_that_is_empty_is_refused() {
     PackBuilder::default().push(&[], Parent::None, None, Label::Text);
 }
 
 #[test]
 #[should_panic(expected = "no parent segment 0")]
-fn a_missing_parent_is_refused() {
+fn parent_that_is_missing_is_refused() {
     PackBuilder::default().push(&ids(&[1]), Parent::Pack(0), None, Label::Text);
 }
 
 #[test]
-#[should_panic(expected = "no kept segment 3")]
-fn a_missing_kept_parent_is_refused() {
+#[should_panic(expected = "no cached segment 3")]
+fn cached_parent_that_is_missing_is_refused() {
     PackBuilder::default().push(&ids(&[1]), Parent::Cached(3), None, Label::Text);
 }
 
 #[test]
 #[should_panic(expected = "run Some(2) under a parent of run Some(1)")]
-fn a_child_of_another_run_is_refused() {
+fn child_of_another_run_is_refused() {
     let mut b = PackBuilder::default();
     b.push(&ids(&[1]), Parent::None, Some(1), Label::Text);
     b.push(&ids(&[1]), Parent::Pack(0), Some(2), Label::Text);
 }
 
 #[test]
-#[should_panic(expected = "kept segment 0 ends at position 5, its path has 3 rows")]
-fn a_kept_segment_with_a_wrong_end_is_refused() {
+#[should_panic(expected = "cached segment 0 ends at position 5, its path has 3 rows")]
+fn cached_segment_with_a_wrong_end_is_refused() {
     let mut b = PackBuilder::new(&[CachedSegment { rows: 0..3, parent: None, run: None, end: 5 }]);
     b.push(&ids(&[1]), Parent::Cached(0), None, Label::Text);
 }
 
 #[test]
 #[should_panic(expected = "sequence 1 is empty")]
-fn an_empty_sequence_is_refused() {
+fn sequence_that_is_empty_is_refused() {
     forest(&[text(&[1]), text(&[])], 1);
 }
 
 #[test]
 #[should_panic(expected = "token 2 of sequence 0, which has 2")]
-fn a_token_past_the_end_has_no_row() {
+fn row_of_a_token_past_the_end_is_refused() {
     forest(&[text(&[1, 2])], 1).row(0, 2);
 }
 
 #[test]
-fn no_sequences_make_an_empty_pack() {
+fn forest_of_no_sequences_is_an_empty_pack() {
     let found = forest(&[], 1);
     assert!(found.pack.is_empty() && found.paths.is_empty());
     assert_eq!(found.pack.longest(), 0);
@@ -215,7 +215,7 @@ fn no_sequences_make_an_empty_pack() {
 
 #[test]
 #[allow(clippy::single_range_in_vec_init, reason = "a path of one stretch")]
-fn the_longest_common_prefix_is_stored_once() {
+fn forest_stores_the_longest_common_prefix_once() {
     let sequences = [text(&[1, 2, 3, 4]), text(&[1, 2, 3, 5]), text(&[1, 2, 6]), text(&[9])];
     let found = forest(&sequences, 1);
     assert_eq!(found.pack.tokens(), ids(&[1, 2, 3, 4, 5, 6, 9]));
@@ -226,7 +226,7 @@ fn the_longest_common_prefix_is_stored_once() {
 }
 
 #[test]
-fn equal_sequences_and_prefixes_of_others_need_no_rows_of_their_own() {
+fn forest_needs_no_rows_for_equal_sequences_and_prefixes_of_others() {
     let found = forest(&[text(&[1, 2]), text(&[1, 2, 3]), text(&[1, 2]), text(&[1])], 1);
     assert_eq!(found.pack.tokens(), ids(&[1, 2, 3]));
     assert_eq!([0, 1, 2, 3].map(|s| found.last_row(s)), [1, 2, 1, 0]);
@@ -256,14 +256,14 @@ fn labels_cut_segments_and_forbid_sharing() {
 }
 
 #[test]
-fn a_virtual_token_is_not_the_id_of_the_same_number() {
+fn virtual_token_is_not_the_id_of_the_same_number() {
     let prompt = |token| Sequence { tokens: vec![token, Token::Id(4)], run: Some(0), labels: Vec::new() };
     assert_eq!(forest(&[prompt(Token::Virtual(1)), prompt(Token::Id(1))], 1).pack.len(), 4);
     assert_eq!(forest(&[prompt(Token::Virtual(1)), prompt(Token::Virtual(1))], 1).pack.len(), 2);
 }
 
 #[test]
-fn stretches_shorter_than_the_minimum_are_not_shared() {
+fn forest_does_not_share_stretches_shorter_than_the_minimum() {
     let sequences = [text(&[1, 2, 3]), text(&[1, 2, 4])];
     assert_eq!(forest(&sequences, 2).pack.len(), 4);
     assert_eq!(forest(&sequences, 3).pack.len(), 6);
@@ -296,7 +296,7 @@ fn beginnings(sequence: &Sequence) -> Vec<Beginning> {
 
 proptest! {
     #[test]
-    fn forests_hold_every_sequence(sequences in sequences(), min_shared in 1..5usize) {
+    fn forest_holds_every_sequence(sequences in sequences(), min_shared in 1..5usize) {
         let found = forest(&sequences, min_shared);
         check_tables(&found.pack, &[]);
         for (s, sequence) in sequences.iter().enumerate() {
@@ -308,13 +308,13 @@ proptest! {
     }
 
     #[test]
-    fn every_common_beginning_is_stored_once(sequences in sequences()) {
+    fn forest_stores_every_common_beginning_once(sequences in sequences()) {
         let distinct: HashSet<Beginning> = sequences.iter().flat_map(beginnings).collect();
         prop_assert_eq!(forest(&sequences, 1).pack.len(), distinct.len());
     }
 
     #[test]
-    fn shared_stretches_have_the_minimum_and_none_of_that_length_is_missed(
+    fn forest_shares_stretches_of_the_minimum_and_misses_none(
         sequences in sequences(),
         min_shared in 2..5usize,
     ) {

@@ -1,10 +1,10 @@
 //! Gradients of soft prompts, of prefixes and of the MLPs that make them, through the whole model, in f64.
 
-use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::{Buffers, Transfer};
 use llamaprobe::formats::adapter::{EncoderShape, EncoderState, PromptKind, Reparameterization};
 use llamaprobe::hooks::NoTaps;
-use llamaprobe::model::{Activations, Adaptation, Encoder, GradientRequest, Gradients, Input, Keep, Labels, Model};
+use llamaprobe::model::{Activations, Adaptation, Encoder, GradientRequest, Gradients, Input, Labels, Model, Save};
 use llamaprobe::pack::{Sequence, forest};
 
 use crate::support::training::model;
@@ -22,27 +22,27 @@ fn noise(len: usize, scale: f64, phase: f64) -> Vec<f64> {
 fn pass(backend: &mut Oracle, model: &Model<Oracle>, adaptation: &Adaptation<Oracle>) -> (f64, Vec<f64>) {
     let sequence = |run: usize, ids: &[u32]| Sequence::prompted(ROWS[run], ids, Some(run));
     let sequences = [sequence(0, &[1, 30, 31, 32]), sequence(0, &[1, 30, 40]), sequence(1, &[1, 50, 51])];
-    let planted = forest(&sequences, 1);
-    let pack = &planted.pack;
-    let silent = adaptation.layout.prefix.is_some();
-    let mut rows: Vec<u32> = (0..3).map(|s| planted.last_row(s) as u32).collect();
-    if !silent {
+    let forest = forest(&sequences, 1);
+    let pack = &forest.pack;
+    let ignores_first = adaptation.layout.prefix.is_some();
+    let mut rows: Vec<u32> = (0..3).map(|s| forest.last_row(s) as u32).collect();
+    if !ignores_first {
         // A prompt's last row predicts the first token.
-        rows.push(planted.row(0, ROWS[0] - 1) as u32);
+        rows.push(forest.row(0, ROWS[0] - 1) as u32);
     }
     let targets: Vec<u32> = (0..rows.len() as u32).map(|i| 60 + i).collect();
     let weights: Vec<f64> = (0..rows.len()).map(|i| 0.5 + 0.25 * i as f64).collect();
     let labels = Labels::new(backend, None, &rows, &targets, &weights).expect("labels");
     let device = backend.pack(pack).expect("a pack");
     let layout = Some(&adaptation.layout);
-    let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Keep::All).expect("buffers");
+    let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Save::All).expect("buffers");
     let mut grads = Gradients::new(backend, &model.config, pack.len(), rows.len()).expect("scratch");
     let input = Input::new(pack, &device).adapted(adaptation);
     model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("a forward");
     let len = adaptation.runs * adaptation.layout.stride;
     let mut d_params = backend.acc(len).expect("gradients");
-    let wanted = GradientRequest { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
-    model.backward(backend, &acts, &mut grads, &input, &labels, wanted);
+    let request = GradientRequest { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
+    model.backward(backend, &acts, &mut grads, &input, &labels, request);
     let mut losses = vec![0.0; rows.len()];
     backend.download(&mut losses, &grads.losses, 0).expect("losses");
     (losses.iter().zip(&weights).map(|(loss, weight)| loss * weight).sum(), d_params)
@@ -63,17 +63,17 @@ fn check(name: &str, start: &[f64], gradient: &[f64], mut loss: impl FnMut(&[f64
 }
 
 #[test]
-fn prompts_and_prefixes() {
-    let backend = &mut Oracle::new();
+fn gradients_of_prompts_and_prefixes_are_slopes_of_the_loss() {
+    let backend = &mut Oracle::oracle();
     let model = model(backend);
     for kind in [PromptKind::PromptTuning, PromptKind::PrefixTuning] {
-        let mut adaptation = Adaptation::of_kind(backend, &model.config, kind, ROWS.to_vec()).expect("prompts");
+        let mut adaptation = Adaptation::zeros(backend, &model.config, kind, ROWS.to_vec()).expect("prompts");
         let stride = adaptation.layout.stride;
         for run in 0..2 {
-            let (width, places) = adaptation.places(run);
+            let (width, param_rows) = adaptation.param_rows(run);
             let mut values = vec![0.0; stride];
-            for (place, row) in places.iter().zip(noise(places.len() * width, 0.3, run as f64).chunks(width)) {
-                values[*place as usize * width - run * stride..][..width].copy_from_slice(row);
+            for (to, row) in param_rows.iter().zip(noise(param_rows.len() * width, 0.3, run as f64).chunks(width)) {
+                values[*to as usize * width - run * stride..][..width].copy_from_slice(row);
             }
             adaptation.upload_run(backend, run, &values).expect("a start");
         }
@@ -81,7 +81,7 @@ fn prompts_and_prefixes() {
         let (_, gradient) = pass(backend, &model, &adaptation);
         if let (Some(prompt), Some(prefix)) = (adaptation.layout.prompt, adaptation.layout.prefix) {
             let rows = &gradient[prompt.offset..prefix.offset];
-            assert!(rows.iter().all(|&g| g == 0.0), "nobody reads what a prefix's rows become");
+            assert!(rows.iter().all(|&g| g == 0.0), "nothing reads what a prefix's rows become");
         }
         check(kind.name(), &start, &gradient, |params| {
             for run in 0..2 {
@@ -93,8 +93,8 @@ fn prompts_and_prefixes() {
 }
 
 #[test]
-fn the_mlps_that_make_them() {
-    let backend = &mut Oracle::new();
+fn gradients_of_encoders_are_slopes_of_the_loss() {
+    let backend = &mut Oracle::oracle();
     let model = model(backend);
     let (c, kv, layers) = (model.config.hidden_size, model.config.kv_width(), model.config.num_hidden_layers);
     for (kind, form, input, output) in [
@@ -103,7 +103,7 @@ fn the_mlps_that_make_them() {
         (PromptKind::PrefixTuning, Reparameterization::Projection, kv, 2 * layers * kv),
     ] {
         let shape = EncoderShape { kind: form, input, hidden: 7, output };
-        let adaptation = Adaptation::of_kind(backend, &model.config, kind, ROWS.to_vec()).expect("prompts");
+        let adaptation = Adaptation::zeros(backend, &model.config, kind, ROWS.to_vec()).expect("prompts");
         let state = |rows: usize| {
             let params = noise(shape.len(rows), 0.2, rows as f64).into_iter().map(|x| x as f32).collect();
             EncoderState { shape, params }

@@ -9,8 +9,8 @@ use llamaprobe::model::{Adaptation, FullTuning, Layout, Model};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::schedule::{Schedule, Warmup};
 use llamaprobe::train::settings::{Length, RunSettings};
+use llamaprobe::train::trainable::Trainable;
 use llamaprobe::train::trainer::{Run, RunReport, StepReport, Trainer, TrainerOptions};
-use llamaprobe::train::tuned::Tuned;
 
 use crate::support::{
     self,
@@ -50,7 +50,7 @@ fn different_runs() -> Vec<Run> {
 }
 
 #[test]
-fn runs_in_one_pass_are_those_runs_alone_bit_for_bit() {
+fn trainer_runs_in_one_pass_are_those_runs_alone_bit_for_bit() {
     let backend = &mut Cpu::<f32>::new();
     let runs = different_runs();
     for options in [
@@ -70,7 +70,7 @@ fn runs_in_one_pass_are_those_runs_alone_bit_for_bit() {
 }
 
 #[test]
-fn a_run_at_its_end_stays_as_it_is() {
+fn trainer_run_at_its_end_stays_as_it_is() {
     let backend = &mut Cpu::<f32>::new();
     let mut model = model(backend);
     let mut trainer = trainer(backend, &model, different_runs(), TrainerOptions::default());
@@ -85,7 +85,7 @@ fn a_run_at_its_end_stays_as_it_is() {
             _ => &[0],
         };
         assert_eq!(took, expected, "step {}", report.step);
-        let stride = trainer.tuned().shape().1;
+        let stride = trainer.trainable().shape().1;
         let third = params(backend, &trainer)[2 * stride..].to_vec();
         if report.step == 4 {
             at_end = third;
@@ -96,7 +96,7 @@ fn a_run_at_its_end_stays_as_it_is() {
 }
 
 #[test]
-fn two_passes_of_four_are_one_of_eight() {
+fn accumulation_of_two_passes_of_four_is_one_of_eight() {
     let backend = &mut Cpu::<f64>::new();
     let one = |batch_size, accumulation| {
         vec![Run { data: data(5, 19), settings: RunSettings { batch_size, accumulation, ..settings(5) } }]
@@ -114,7 +114,7 @@ fn two_passes_of_four_are_one_of_eight() {
 }
 
 #[test]
-fn the_row_budget_changes_nothing_but_memory() {
+fn row_budget_changes_nothing_but_memory() {
     let backend = &mut Cpu::<f64>::new();
     let runs = different_runs();
     let (_, expected) = outcome(backend, &runs, TrainerOptions::default());
@@ -144,7 +144,7 @@ fn dropout_is_drawn_anew_each_step_and_does_not_depend_on_the_passes() {
         let values: Vec<f64> = (0..adaptation.layout.stride).map(|i| (i as f64).sin() * 0.3).collect();
         adaptation.upload_run(backend, 0, &values).expect("parameters");
         let mut trainer =
-            Trainer::new(backend, &model, Tuned::Adapters(adaptation), vec![run], options).expect("a trainer");
+            Trainer::new(backend, &model, Trainable::Adapters(adaptation), vec![run], options).expect("a trainer");
         train(backend, &mut model, &mut trainer).iter().map(|step| step.runs[0].loss).collect::<Vec<f64>>()
     };
     let dropout = TrainerOptions { dropout: 0.2, ..Default::default() };
@@ -159,7 +159,7 @@ fn dropout_is_drawn_anew_each_step_and_does_not_depend_on_the_passes() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_is_an_error_and_leaves_everything_as_it_was() {
+fn loss_that_is_not_finite_is_an_error_and_leaves_everything_as_it_was() {
     let backend = &mut Cpu::<f32>::new();
     let mut model = model(backend);
     let plain = |seed, learning_rate| Run {
@@ -190,7 +190,7 @@ fn a_loss_that_is_not_finite_is_an_error_and_leaves_everything_as_it_was() {
 }
 
 #[test]
-fn a_step_begun_before_the_last_is_read_changes_nothing() {
+fn step_begun_before_the_last_is_read_changes_nothing() {
     let backend = &mut Cpu::<f32>::new();
     let options = TrainerOptions { dropout: 0.3, row_budget: 40 };
     let mut model = model(backend);
@@ -208,7 +208,7 @@ fn a_step_begun_before_the_last_is_read_changes_nothing() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_undoes_the_steps_begun_after_it() {
+fn loss_that_is_not_finite_undoes_the_steps_in_flight() {
     let backend = &mut Cpu::<f32>::new();
     let mut model = model(backend);
     let settings = RunSettings { max_grad_norm: None, weight_decay: 0.0, ..settings(2) };
@@ -231,7 +231,7 @@ fn a_loss_that_is_not_finite_undoes_the_steps_begun_after_it() {
 }
 
 #[test]
-fn nothing_in_a_step_waits_for_the_device() {
+fn step_never_waits_for_the_device() {
     let backend = &mut llamaprobe::backend::trace::Trace::new();
     let mut model = model(backend);
     let options = TrainerOptions { dropout: 0.3, row_budget: 40 };
@@ -246,7 +246,7 @@ fn nothing_in_a_step_waits_for_the_device() {
 }
 
 #[test]
-fn bad_data_is_refused_by_run_and_sequence() {
+fn trainer_refuses_bad_data_by_run_and_sequence() {
     let backend = &mut Cpu::<f32>::new();
     let model = model(backend);
     let good = TrainSequence::all(vec![1, 2]);
@@ -260,7 +260,7 @@ fn bad_data_is_refused_by_run_and_sequence() {
         let run = |data| Run { data, settings: settings(1) };
         let adaptation = support::training::adaptation(backend, &model, &[1, 2]);
         let runs = vec![run(vec![good.clone()]), run(data)];
-        let tuned = Tuned::Adapters(adaptation);
+        let tuned = Trainable::Adapters(adaptation);
         let result = Trainer::new(backend, &model, tuned, runs, TrainerOptions::default());
         let error = result.err().expect("bad data").to_string();
         assert!(error.starts_with(name), "{error}");
@@ -268,7 +268,7 @@ fn bad_data_is_refused_by_run_and_sequence() {
 }
 
 #[test]
-fn all_weights_can_be_trained() {
+fn full_tuning_trains_all_weights() {
     let backend = &mut Cpu::<f32>::new();
     let dir = support::temp();
     TinyModel { tied: true, bias: true, ..TinyModel::default() }.write(dir.path());
@@ -279,14 +279,14 @@ fn all_weights_can_be_trained() {
     let settings = RunSettings { length: Length::Epochs(30.0), max_grad_norm: None, weight_decay: 0.0, ..settings(1) };
     let run = Run { data: data(1, 8), settings };
     let options = TrainerOptions::default();
-    let mut trainer = Trainer::new(backend, &model, Tuned::Weights(full), vec![run], options).expect("a trainer");
+    let mut trainer = Trainer::new(backend, &model, Trainable::Weights(full), vec![run], options).expect("a trainer");
     let reports = train(backend, &mut model, &mut trainer);
     let (first, last) = (reports[0].runs[0].loss, reports[reports.len() - 1].runs[0].loss);
     assert!(first > 4.0 && last < 0.1, "from {first} to {last}");
 }
 
 #[test]
-fn a_soft_prompt_can_be_trained() {
+fn soft_prompt_can_be_trained() {
     let backend = &mut Cpu::<f32>::new();
     let mut model = model(backend);
     let mut adaptation = Adaptation::new(backend, Layout::empty(&model.config).with_prompt(4), 2).expect("prompts");
@@ -296,7 +296,7 @@ fn a_soft_prompt_can_be_trained() {
     }
     let settings = RunSettings { length: Length::Epochs(60.0), max_grad_norm: None, weight_decay: 0.0, ..settings(1) };
     let runs = (0..2).map(|seed| Run { data: data(seed, 2), settings: settings.clone() }).collect();
-    let tuned = Tuned::Adapters(adaptation);
+    let tuned = Trainable::Adapters(adaptation);
     let mut trainer = Trainer::new(backend, &model, tuned, runs, TrainerOptions::default()).expect("a trainer");
     let reports = train(backend, &mut model, &mut trainer);
     for run in 0..2 {
@@ -306,14 +306,14 @@ fn a_soft_prompt_can_be_trained() {
 }
 
 #[test]
-fn the_plan_is_what_the_buffers_take() {
+fn trainer_plan_is_what_the_buffers_take() {
     let backend = &mut llamaprobe::backend::trace::Trace::new();
     let dir = support::temp();
     TinyModel::default().write(dir.path());
     let model = Model::load(backend, dir.path()).expect("the model loads");
     let runs = different_runs();
     let seeds: Vec<u64> = runs.iter().map(|run| run.settings.seed).collect();
-    let tuned = Tuned::Adapters(support::training::adaptation(backend, &model, &seeds));
+    let tuned = Trainable::Adapters(support::training::adaptation(backend, &model, &seeds));
     let options = TrainerOptions::default();
     let (plan, _) = Trainer::plan(&model.config, &tuned, &runs, options, backend.element_sizes()).expect("a plan");
     let before = backend.bytes();

@@ -14,8 +14,8 @@ use llamaprobe::train::checkpoint;
 use llamaprobe::train::fit::{Output, fit};
 use llamaprobe::train::log::{LOG_FILE, LogLine};
 use llamaprobe::train::settings::{Length, RunSettings};
+use llamaprobe::train::trainable::Trainable;
 use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
-use llamaprobe::train::tuned::Tuned;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -123,7 +123,7 @@ fn log(dir: &Path) -> Vec<LogLine> {
 }
 
 #[test]
-fn resumed_from_any_step_a_training_ends_byte_for_byte_as_if_never_stopped() {
+fn resume_from_any_step_ends_byte_for_byte_as_if_never_stopped() {
     let undisturbed = support::temp();
     let expected = Training::new(undisturbed.path()).fit(None).expect("a training");
     let expected_log = log(undisturbed.path());
@@ -157,7 +157,7 @@ fn resumed_from_any_step_a_training_ends_byte_for_byte_as_if_never_stopped() {
 }
 
 #[test]
-fn a_checkpoint_holds_adapters_that_can_be_loaded() {
+fn checkpoint_holds_adapters_that_can_be_loaded() {
     let dir = support::temp();
     let training = Training::new(dir.path());
     let expected = training.fit(None).expect("a training");
@@ -182,7 +182,7 @@ fn a_checkpoint_holds_adapters_that_can_be_loaded() {
 }
 
 #[test]
-fn the_number_of_checkpoints_is_limited_and_the_latest_is_the_last() {
+fn checkpoints_are_limited_in_number_and_the_latest_is_the_last() {
     let dir = support::temp();
     let long = RunSettings { length: Length::Steps(12), ..settings(1) };
     let runs = vec![Run { data: data(1, 10), settings: long }];
@@ -209,12 +209,12 @@ fn the_number_of_checkpoints_is_limited_and_the_latest_is_the_last() {
 }
 
 #[test]
-fn another_training_is_refused_by_the_field_that_differs() {
+fn resume_of_another_training_is_refused_by_the_field_that_differs() {
     let dir = support::temp();
     Training::new(dir.path()).fit(None).expect("a training");
     let path = dir.path().join("checkpoint-4");
     let error = Training::new(dir.path()).refused(None);
-    assert!(error.starts_with("--output-dir: ") && error.contains("checkpoint-9"), "{error}");
+    assert!(error.starts_with("output_dir: ") && error.contains("checkpoint-9"), "{error}");
 
     let changed = |change: fn(&mut Training<'_>)| {
         let mut training = Training::new(dir.path());
@@ -240,7 +240,7 @@ fn another_training_is_refused_by_the_field_that_differs() {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_refused() {
+fn checkpoint_that_is_damaged_is_refused() {
     let dir = support::temp();
     Training::new(dir.path()).fit(None).expect("a training");
     let path = dir.path().join("checkpoint-4");
@@ -275,7 +275,7 @@ fn a_damaged_checkpoint_is_refused() {
 }
 
 #[test]
-fn tuned_weights_continue_bit_for_bit() {
+fn resume_of_full_tuning_is_bit_for_bit() {
     let dir = support::temp();
     let model_dir = support::temp();
     TinyModel::default().write(model_dir.path());
@@ -286,7 +286,7 @@ fn tuned_weights_continue_bit_for_bit() {
         let (model, full) = FullTuning::load(backend, config, &weights).expect("copies");
         let run = Run { data: data(1, 8), settings: settings(1) };
         let options = TrainerOptions::default();
-        let trainer = Trainer::new(backend, &model, Tuned::Weights(full), vec![run], options).expect("a trainer");
+        let trainer = Trainer::new(backend, &model, Trainable::Weights(full), vec![run], options).expect("a trainer");
         (model, trainer)
     };
     let (mut model, mut trainer) = start(backend);

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use llamaprobe::formats::chat::Message;
+use llamaprobe::formats::chat::{ChatTemplate, Message};
 use llamaprobe::formats::tokenizer::{Encoding, Tokenizer};
 use serde_json::Value;
 
@@ -272,4 +272,60 @@ fn chat_templates_render_as_in_jinja() {
     let (_dir, tok) = chat("{{ raise_exception('roles must alternate') }}");
     let error = tok.render_chat(&talk, false).expect_err("refuses").to_string();
     assert!(error.contains("chat_template.jinja") && error.contains("roles must alternate"), "{error}");
+}
+
+/// A template that would not end, or would take an hour, is one error that says so.
+#[test]
+fn chat_templates_run_out_of_fuel() {
+    let template = ChatTemplate::new(
+        "chat_template.jinja",
+        "{% for i in range(90000) %}{% for j in range(90000) %}{% set k = i + j %}{% endfor %}{% endfor %}",
+    );
+    let error = template.expect("compiles").render(&[], false, &[]).expect_err("never ends").to_string();
+    assert!(error.contains("chat_template.jinja") && error.contains("5000000 instructions"), "{error}");
+    for (source, limit) in [
+        ("{% for i in range(2000) %}{{ 'a' * 100000 }}{% endfor %}", "67108864 bytes"),
+        ("{{ 'a\nb' | indent(18446744073709551615) }}", "at most 100000"),
+        ("{{ 'a\nb' | indent(width=4000000000) }}", "at most 100000"),
+        ("{{ [1, 2] | batch(9223372036854775807) }}", "at most 100000"),
+        ("{{ [1, 2] | slice(100001) }}", "at most 100000"),
+        ("{{ '%99999999999999d' | format(1) }}", "at most 100000"),
+        ("{{ '{:>9999999999}'.format(1) }}", "at most 100000"),
+    ] {
+        let error = ChatTemplate::new("x", source).expect("compiles").render(&[], false, &[]).expect_err(source);
+        assert!(error.to_string().contains(limit), "{source}: {error}");
+    }
+    let widths =
+        "{{ 'a\nb' | indent(2) }}{{ [1, 2] | batch(1) | length }}{{ '%3d' | format(1) }}{{ '{:>3}'.format(1) }}";
+    assert_eq!(
+        ChatTemplate::new("x", widths).expect("compiles").render(&[], false, &[]).expect("renders"),
+        "a\n  b2  1  1"
+    );
+    let talk = vec![Message { role: "user".into(), content: "a few words".into() }; 20_000];
+    let template = ChatTemplate::new("x", "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}\n{% endfor %}");
+    let text = template.expect("compiles").render(&talk, false, &[]).expect("a long talk renders");
+    assert_eq!(text.len(), 20_000 * "[user] a few words\n".len());
+}
+
+/// Run by the test below in a process of its own.
+#[test]
+#[ignore = "needs the time zone that the other test sets"]
+fn strftime_in_another_zone() {
+    let template = ChatTemplate::new("x", "{{ strftime_now('%s %Y-%m-%d %H:%M') }}").expect("compiles");
+    println!("rendered {}.", template.render(&[], false, &[]).expect("renders"));
+}
+
+/// As in transformers, the time is the local one.
+#[test]
+fn strftime_now_gives_local_time() {
+    for (zone, hours) in [("XXX-14", 14), ("XXX+9", -9), ("UTC", 0)] {
+        let mut test = std::process::Command::new(std::env::current_exe().expect("this program"));
+        test.args(["--exact", "tokenizer::strftime_in_another_zone", "--ignored", "--nocapture"]).env("TZ", zone);
+        let out = String::from_utf8(test.output().expect("runs").stdout).expect("text");
+        let rendered = out.split("rendered ").nth(1).and_then(|rest| rest.split('.').next()).expect(&out);
+        let (seconds, local) = rendered.split_once(' ').expect("two parts");
+        let shifted = jiff::Timestamp::from_second(seconds.parse::<i64>().expect("seconds") + hours * 3600);
+        let expected = shifted.expect("in range").strftime("%Y-%m-%d %H:%M").to_string();
+        assert_eq!(local, expected, "in zone {zone}");
+    }
 }

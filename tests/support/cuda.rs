@@ -18,7 +18,8 @@ pub fn settings() -> Settings {
     }
 }
 
-/// The first GPU, computing in a dtype; `None`, and the test is recorded as skipped, where there is none, unless `LLAMAPROBE_REQUIRE_CUDA=1`.
+/// The first GPU, computing in a dtype; `None`, and the test is recorded as skipped, where there is none, unless
+/// `LLAMAPROBE_REQUIRE_CUDA=1`.
 ///
 /// # Panics
 /// If one is required and there is none.

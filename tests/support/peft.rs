@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use llamaprobe::backend::{AccElement, Backend};
 use llamaprobe::formats::safetensors::Checkpoint;
 use llamaprobe::hooks::NoTaps;
-use llamaprobe::model::{Activations, Adaptation, Input, Keep, Model};
+use llamaprobe::model::{Activations, Adaptation, Input, Model, Save};
 use llamaprobe::pack::{Sequence, forest};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::schedule::Warmup;
@@ -126,7 +126,7 @@ pub fn logits<B: Backend>(backend: &mut B, model: &Model<B>, adaptation: &Adapta
     let pack = forest(&[Sequence::prompted(adaptation.prompts[0], ids, Some(0))], 1).pack;
     let device = backend.pack(&pack).expect("a pack");
     let layout = Some(&adaptation.layout);
-    let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Keep::Layer).expect("buffers");
+    let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Save::Layer).expect("buffers");
     let input = Input::new(&pack, &device).adapted(adaptation);
     model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("a forward");
     model.logits(backend, &acts, &[pack.len() - 1]).expect("logits").into_iter().map(AccElement::to_f64).collect()

@@ -57,7 +57,7 @@ const REGISTER: [(Reason, &[&str]); 6] = [
         Reason::NoShared,
         &[
             "cli::real::stories_are_told_captured_and_probed",
-            "engine::generate::greedy_and_beams_are_transformers",
+            "engine::generate::generation_greedy_and_with_beams_is_that_of_transformers",
             "engine::golden_peft::lora_limits_see_small_mistakes",
             "engine::golden_peft::lora_of_a_trained_model_is_pefts",
             "engine::probe::sentiment_on_a_trained_model",

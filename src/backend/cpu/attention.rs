@@ -6,24 +6,74 @@
 //!
 //! Rows of queries are the lanes of all vectors ([`lanes`]): keys and values are read as they lie, the softmax needs no
 //! sums across a vector, and narrow heads waste nothing. Products are those of the tiles of the matrix product, in
-//! numbers or in pairs of bfloat16 ([`products`]); sums, weights and what is kept of a row stay wide.
+//! numbers or in pairs of bfloat16 ([`products`]); sums, weights and the state of a row are of the accumulation dtype.
 
-pub mod backward;
+mod backward;
 mod blocks;
-pub mod forward;
+mod forward;
 mod lanes;
-pub mod patterns;
+mod patterns;
 mod products;
+
+use super::Cpu;
+use super::context::Context;
+use super::kernel::Kernel;
+use super::simd::{Element, Float};
+use crate::backend::ops::{AttentionBwd, AttentionFwd, AttentionOps, AttentionPattern, AttentionResult, Op};
+
+impl<A: Float> AttentionOps for Cpu<A> {
+    fn attention_fwd(&mut self, op: AttentionFwd<'_, Self>) {
+        op.check();
+        self.run(op);
+    }
+
+    fn attention_bwd(&mut self, op: AttentionBwd<'_, Self>) {
+        op.check();
+        self.run(op);
+    }
+
+    fn attention_pattern(&mut self, op: AttentionPattern<'_, Self>) {
+        op.check();
+        self.run(op);
+    }
+
+    fn attention_result(&mut self, op: AttentionResult<'_, Self>) {
+        op.check();
+        patterns::result(&mut self.cx, op);
+    }
+}
+
+impl<A: Float> Kernel<A> for AttentionFwd<'_, Cpu<A>> {
+    fn run<C: Element<A>>(self, cx: &mut Context<A>) {
+        forward::fwd::<A, C>(cx, self);
+    }
+}
+
+impl<A: Float> Kernel<A> for AttentionBwd<'_, Cpu<A>> {
+    fn run<C: Element<A>>(self, cx: &mut Context<A>) {
+        backward::bwd::<A, C>(cx, self);
+    }
+}
+
+impl<A: Float> Kernel<A> for AttentionPattern<'_, Cpu<A>> {
+    fn run<C: Element<A>>(self, cx: &mut Context<A>) {
+        patterns::pattern::<A, C>(cx, self);
+    }
+}
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use half::bf16;
 
     use super::*;
-    use crate::backend::AttentionDims;
-    use crate::backend::cpu::context::Context;
+    use crate::arch::Dtype;
+    use crate::backend::Buffers;
     use crate::backend::cpu::isa::tests::isas;
-    use crate::backend::cpu::simd::{Element, Isa};
+    use crate::backend::cpu::simd::narrow_into;
+    use crate::backend::cpu::{CpuSettings, HostBuffer, Isa};
+    use crate::backend::ops::AttentionDims;
     use crate::pack::{Label, Pack, PackBuilder, Parent, Token};
 
     /// A tree: more than a tile of rows, children that share it, and a sequence apart.
@@ -50,31 +100,37 @@ mod tests {
         (0..count).map(|_| bf16::from_f32(next()).to_f32()).collect()
     }
 
-    /// `z`, the log-sum-exp, and the gradients of queries, keys and values, all stored as `R`.
-    fn results<R: Element<f32>>(isa: Isa, pack: &Pack, dims: AttentionDims) -> [Vec<f32>; 5] {
-        let (n, cx) = (pack.len(), &mut Context::<f32>::new(isa));
-        let (wide, narrow) = (n * dims.heads * dims.head_dim, n * dims.kv_heads * dims.head_dim);
-        let stored = |count, seed| numbers(count, seed).into_iter().map(R::narrow).collect::<Vec<_>>();
-        let (q, k, v, d_z) = (stored(wide, 1), stored(narrow, 2), stored(narrow, 3), numbers(wide, 4));
-        let (mut z, mut lse, mut delta) =
-            (vec![R::default(); wide], vec![0.0; n * dims.heads], vec![0.0; n * dims.heads]);
-        forward::fwd(cx, &mut z, &mut lse, &q, [&k, &v], None, pack, dims);
-        let [mut d_q, mut d_k, mut d_v] = [wide, narrow, narrow].map(|count| vec![R::default(); count]);
-        let inputs = backward::Inputs { d_z: &d_z, z: &z, lse: &lse, q: &q, k: &k, v: &v };
-        backward::bwd(cx, [&mut d_q, &mut d_k, &mut d_v], &mut delta, &inputs, pack, dims);
-        let [z, d_q, d_k, d_v] = [z, d_q, d_k, d_v].map(|x| x.into_iter().map(R::widen).collect());
-        [z, lse, d_q, d_k, d_v]
+    /// `z`, the log-sum-exp, and the gradients of queries, keys and values, all stored as `dtype`.
+    fn results(isa: Isa, dtype: Dtype, pack: &Arc<Pack>, dims: AttentionDims) -> [Vec<f32>; 5] {
+        let mut cpu = Cpu::<f32>::open(&CpuSettings { isa, ..CpuSettings::new(dtype) });
+        let (n, q_len, kv_len) = (pack.len(), pack.len() * dims.q_width(), pack.len() * dims.kv_width());
+        let stored = |count, seed| {
+            let mut buffer = HostBuffer::zeros(dtype, count).expect("memory");
+            narrow_into(isa, &mut buffer, &numbers(count, seed));
+            buffer
+        };
+        let (q, k, v, d_z) = (stored(q_len, 1), stored(kv_len, 2), stored(kv_len, 3), numbers(q_len, 4));
+        let (mut lse, mut delta) = (vec![0.0; n * dims.heads], vec![0.0; n * dims.heads]);
+        let mut zeros = |len| cpu.compute(len).expect("memory");
+        let [mut z, mut d_q, mut d_k, mut d_v] = [q_len, q_len, kv_len, kv_len].map(&mut zeros);
+        let (q, k, v) = (&q, &k, &v);
+        cpu.attention_fwd(AttentionFwd { z: &mut z, lse: &mut lse, q, k, v, cached: None, pack, dims });
+        let (d_q, d_k, d_v) = (&mut d_q, &mut d_k, &mut d_v);
+        let (d_z, lse) = (&d_z, &lse);
+        cpu.attention_bwd(AttentionBwd { d_q, d_k, d_v, delta: &mut delta, d_z, z: &z, lse, q, k, v, pack, dims });
+        let widened = |buffer: &HostBuffer| (0..buffer.view().len()).map(|i| buffer.view().get(i) as f32).collect();
+        [widened(&z), lse.clone(), widened(d_q), widened(d_k), widened(d_v)]
     }
 
     #[test]
-    fn pairs_on_every_instruction_set_agree_with_single_precision() {
-        let pack = pack();
+    fn attention_in_pairs_on_every_instruction_set_agrees_with_single_precision() {
+        let pack = Arc::new(pack());
         for (heads, kv_heads, head_dim) in [(2, 1, 16), (1, 1, 17), (5, 1, 24), (3, 3, 48), (4, 2, 64), (1, 1, 80)] {
             let scale = 1.0 / (head_dim as f64).sqrt();
             let dims = AttentionDims { heads, kv_heads, head_dim, scale, window: None, alibi: false };
-            let exact = results::<f32>(Isa::Plain, &pack, dims);
+            let exact = results(Isa::PLAIN, Dtype::F32, &pack, dims);
             for isa in isas() {
-                let found = results::<bf16>(isa, &pack, dims);
+                let found = results(isa, Dtype::BF16, &pack, dims);
                 for ((what, found), exact) in ["z", "lse", "d_q", "d_k", "d_v"].iter().zip(&found).zip(&exact) {
                     let largest = exact.iter().fold(0.0f32, |m, x| m.max(x.abs()));
                     let worst = found.iter().zip(exact).fold(0.0f32, |m, (x, y)| m.max((x - y).abs()));

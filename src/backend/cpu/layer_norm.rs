@@ -1,118 +1,113 @@
-//! Layer norm: `out = (x - mean) * rstd * weight + bias`, `rstd = 1 / sqrt(mean((x - mean)^2) + eps)` (Ba et al. 2016).
-//!
-//! Backward, with `g = d_out * weight` and `n = (x - mean) * rstd`: `d_x = rstd * (g - mean(g) - n * mean(g * n))`.
+//! Layer norm: a task is some rows; the gradients of weight and bias are cut by columns, so that each sum runs over the rows
+//! in order.
 
-use super::context::Exec;
+use super::Cpu;
+use super::context::{Context, carve};
+use super::kernel::Kernel;
 use super::parallel::{each_part, rows};
 use super::simd::{Element, Float, multiversion, sum};
-use super::weight::Weight;
+use crate::backend::ops::{LayerNormBwd, LayerNormBwdAffine, LayerNormFwd, LayerNormOps, Op};
 
-/// Columns of the gradients of weight and bias that are summed together.
+/// Columns of the gradients of weight and bias that are summed together: four vectors of AVX-512, eight of AVX2.
 const COLUMNS: usize = 64;
 
-/// See [`Backend::layer_norm_fwd`](crate::backend::Backend::layer_norm_fwd); `affine` is scratch of `[C]` elements each.
-#[allow(clippy::too_many_arguments)]
-pub fn fwd<W: Float, R: Element<W>>(
-    exec: &Exec,
-    [scale, shift]: [&mut [W]; 2],
-    out: &mut [R],
-    [mean, rstd]: [&mut [W]; 2],
-    x: &[W],
-    [weight, bias]: [&Weight<W, R>; 2],
-    count: usize,
-    eps: W,
-) {
-    weight.read(exec.isa, scale, 0);
-    bias.read(exec.isa, shift, 0);
-    let (op, width) = ("layer_norm_fwd", scale.len());
-    let outs = (rows(op, out, count, width), (rows(op, mean, count, 1), rows(op, rstd, count, 1)));
-    each_part(&exec.pool, count, width, outs, |first, (out, (mean, rstd))| {
-        fwd_rows::<W, R>(exec.isa, out, mean, rstd, &x[first * width..], scale, shift, eps);
-    });
+impl<A: Float> LayerNormOps for Cpu<A> {
+    fn layer_norm_fwd(&mut self, op: LayerNormFwd<'_, Self>) {
+        op.check();
+        self.run(op);
+    }
+
+    fn layer_norm_bwd(&mut self, op: LayerNormBwd<'_, Self>) {
+        op.check();
+        let LayerNormBwd { d_x, d_out, x, mean, rstd, weight, rows: count, width } = op;
+        let Context { exec, memory, .. } = &mut self.cx;
+        let weight = weight.widened(exec.isa, memory);
+        each_part(&exec.pool, count, width, rows("layer_norm_bwd", d_x, count, width), |first, d_x| {
+            let from = first * width;
+            bwd_rows(exec.isa, d_x, &d_out[from..], &x[from..], &mean[first..], &rstd[first..], weight);
+        });
+    }
+
+    fn layer_norm_bwd_affine(&mut self, op: LayerNormBwdAffine<'_, Self>) {
+        op.check();
+        let LayerNormBwdAffine { d_affine, offset, d_out, x, mean, rstd, rows: count, width } = op;
+        let (exec, mean, rstd) = (&self.cx.exec, &mean[..count], &rstd[..count]);
+        let (d_weight, d_bias) = d_affine[offset..offset + 2 * width].split_at_mut(width);
+        let [d_weight, d_bias] = [d_weight, d_bias].map(|out| rows("layer_norm_bwd_affine", out, width, 1));
+        each_part(&exec.pool, width, count, (d_weight, d_bias), |first, (d_weight, d_bias)| {
+            bwd_columns(exec.isa, d_weight, d_bias, &d_out[first..], &x[first..], mean, rstd, width);
+        });
+    }
+}
+
+impl<A: Float> Kernel<A> for LayerNormFwd<'_, Cpu<A>> {
+    fn run<C: Element<A>>(self, cx: &mut Context<A>) {
+        let Self { out, mean, rstd, x, weight, bias, rows: count, width, eps } = self;
+        let Context { exec, memory, .. } = cx;
+        let [scale, shift] = carve(memory, [width; 2]);
+        weight.read(exec.isa, scale, 0);
+        bias.read(exec.isa, shift, 0);
+        let (op, eps) = ("layer_norm_fwd", A::from_f64(eps));
+        let [mean, rstd] = [mean, rstd].map(|out| rows(op, out, count, 1));
+        let outs = (rows(op, C::slice_mut(out), count, width), (mean, rstd));
+        each_part(&exec.pool, count, width, outs, |first, (out, (mean, rstd))| {
+            fwd_rows::<A, C>(exec.isa, out, mean, rstd, &x[first * width..], scale, shift, eps);
+        });
+    }
 }
 
 multiversion! {
-    fn fwd_rows[W: Float, R: Element<W>](
-        out: &mut [R],
-        mean: &mut [W],
-        rstd: &mut [W],
-        x: &[W],
-        scale: &[W],
-        shift: &[W],
-        eps: W,
+    fn fwd_rows[A: Float, C: Element<A>](
+        out: &mut [C],
+        mean: &mut [A],
+        rstd: &mut [A],
+        x: &[A],
+        scale: &[A],
+        shift: &[A],
+        eps: A,
     ) {
-        let (width, count) = (scale.len(), W::from_f64(scale.len() as f64));
+        let (width, count) = (scale.len(), A::from_f64(scale.len() as f64));
         for (row, (out, x)) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
-            let middle = sum(width, |i| x[i]) / count;
-            let spread = sum(width, |i| (x[i] - middle) * (x[i] - middle)) / count;
-            let factor = W::ONE / (spread + eps).sqrt();
-            (mean[row], rstd[row]) = (middle, factor);
+            let row_mean = sum(width, |i| x[i]) / count;
+            let variance = sum(width, |i| (x[i] - row_mean) * (x[i] - row_mean)) / count;
+            let row_rstd = A::ONE / (variance + eps).sqrt();
+            (mean[row], rstd[row]) = (row_mean, row_rstd);
             for i in 0..width {
-                out[i] = R::narrow((x[i] - middle) * factor * scale[i] + shift[i]);
+                out[i] = C::narrow((x[i] - row_mean) * row_rstd * scale[i] + shift[i]);
             }
         }
     }
 }
 
-/// See [`Backend::layer_norm_bwd`](crate::backend::Backend::layer_norm_bwd); `scale` holds `[C]` elements of scratch.
-#[allow(clippy::too_many_arguments)]
-pub fn bwd<W: Float, R: Element<W>>(
-    exec: &Exec,
-    scale: &mut [W],
-    d_x: &mut [W],
-    d_out: &[W],
-    x: &[W],
-    [mean, rstd]: [&[W]; 2],
-    weight: &Weight<W, R>,
-    count: usize,
-) {
-    weight.read(exec.isa, scale, 0);
-    let width = scale.len();
-    each_part(&exec.pool, count, width, rows("layer_norm_bwd", d_x, count, width), |first, d_x| {
-        let from = first * width;
-        bwd_rows(exec.isa, d_x, &d_out[from..], &x[from..], &mean[first..], &rstd[first..], scale);
-    });
-}
-
 multiversion! {
-    fn bwd_rows[W: Float](d_x: &mut [W], d_out: &[W], x: &[W], mean: &[W], rstd: &[W], scale: &[W]) {
-        let (width, count) = (scale.len(), W::from_f64(scale.len() as f64));
+    fn bwd_rows[A: Float](d_x: &mut [A], d_out: &[A], x: &[A], mean: &[A], rstd: &[A], scale: &[A]) {
+        let (width, count) = (scale.len(), A::from_f64(scale.len() as f64));
         for (row, d_x) in d_x.chunks_exact_mut(width).enumerate() {
             let (d_out, x) = (&d_out[row * width..][..width], &x[row * width..][..width]);
             let (mean, rstd) = (mean[row], rstd[row]);
-            let level = sum(width, |i| d_out[i] * scale[i]) / count;
-            let along = sum(width, |i| d_out[i] * scale[i] * (x[i] - mean)) * rstd * rstd / count;
+            let mean_g = sum(width, |i| d_out[i] * scale[i]) / count;
+            let proj = sum(width, |i| d_out[i] * scale[i] * (x[i] - mean)) * rstd * rstd / count;
             for i in 0..width {
-                d_x[i] += rstd * (d_out[i] * scale[i] - level - (x[i] - mean) * along);
+                d_x[i] += rstd * (d_out[i] * scale[i] - mean_g - (x[i] - mean) * proj);
             }
         }
     }
-}
-
-/// See [`Backend::layer_norm_bwd_affine`](crate::backend::Backend::layer_norm_bwd_affine).
-pub fn bwd_affine<W: Float>(exec: &Exec, d_affine: &mut [W], d_out: &[W], x: &[W], [mean, rstd]: [&[W]; 2]) {
-    let (op, width) = ("layer_norm_bwd_affine", d_affine.len() / 2);
-    let (d_weight, d_bias) = d_affine.split_at_mut(width);
-    let outs = (rows(op, d_weight, width, 1), rows(op, d_bias, width, 1));
-    each_part(&exec.pool, width, mean.len(), outs, |first, (d_weight, d_bias)| {
-        bwd_columns(exec.isa, d_weight, d_bias, &d_out[first..], &x[first..], mean, rstd, width);
-    });
 }
 
 multiversion! {
     /// Sums of columns, each from the first row to the last.
-    fn bwd_columns[W: Float](
-        d_weight: &mut [W],
-        d_bias: &mut [W],
-        d_out: &[W],
-        x: &[W],
-        mean: &[W],
-        rstd: &[W],
+    fn bwd_columns[A: Float](
+        d_weight: &mut [A],
+        d_bias: &mut [A],
+        d_out: &[A],
+        x: &[A],
+        mean: &[A],
+        rstd: &[A],
         width: usize,
     ) {
         let parts = d_weight.chunks_mut(COLUMNS).zip(d_bias.chunks_mut(COLUMNS));
         for (part, (d_weight, d_bias)) in parts.enumerate() {
-            let (mut scales, mut shifts) = ([W::ZERO; COLUMNS], [W::ZERO; COLUMNS]);
+            let (mut scales, mut shifts) = ([A::ZERO; COLUMNS], [A::ZERO; COLUMNS]);
             for (row, (&mean, &rstd)) in mean.iter().zip(rstd).enumerate() {
                 let from = row * width + part * COLUMNS;
                 let (d_out, x) = (&d_out[from..][..d_weight.len()], &x[from..][..d_weight.len()]);

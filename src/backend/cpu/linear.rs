@@ -1,56 +1,86 @@
-//! Linear maps: `out = x weight^T + bias` and its gradients, all products of [`Gemm`].
+//! Linear maps: all products of [`Gemm`], which cuts them into tasks; what is stored is rounded, or added, in the same sweep.
 
-use super::context::Exec;
+use super::Cpu;
+use super::context::Context;
 use super::gemm::{Gemm, Operand};
+use super::kernel::Kernel;
 use super::parallel::{Shared, each_part, rows};
 use super::rows::accumulate;
 use super::simd::{self, Element, Float, multiversion};
-use super::weight::Weight;
-use crate::backend::LinearDims;
+use crate::backend::ops::{LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LinearOps, Op};
 
-/// See [`Backend::linear_fwd`](crate::backend::Backend::linear_fwd); `wide_bias` is scratch.
-pub fn fwd<W: Float, R: Element<W>>(
-    gemm: &mut Gemm<W>,
-    wide_bias: &mut Vec<W>,
-    out: &mut [R],
-    x: &[R],
-    weight: &Weight<W, R>,
-    bias: Option<&Weight<W, R>>,
-    dims: LinearDims,
-) {
-    let LinearDims { rows, input, output } = dims;
-    let isa = gemm.isa();
-    let bias = bias.map(|bias| {
-        let wide = super::gemm::grow(wide_bias, output);
-        bias.read(isa, wide, 0);
-        &*wide
-    });
-    let out = Shared::new(out);
-    gemm.product([rows, output, input], Operand::new(x, input), weight.operand(input), &|row, column, sums| {
-        // SAFETY: a product stores every element once.
-        let out = unsafe { out.at(row * output + column, sums.len()) };
-        match bias {
-            Some(bias) => narrow_sum(isa, out, sums, &bias[column..]),
-            None => simd::narrow(isa, out, sums),
-        }
-    });
+impl<A: Float> LinearOps for Cpu<A> {
+    fn linear_fwd(&mut self, op: LinearFwd<'_, Self>) {
+        op.check();
+        self.run(op);
+    }
+
+    fn linear_bwd_input(&mut self, op: LinearBwdInput<'_, Self>) {
+        op.check();
+        let LinearBwdInput { d_x, d_out, weight, dims: LinearDims { rows, input, output }, accumulate } = op;
+        let (left, right) = (Operand::host(d_out.view(), output), weight.operand(input).transposed());
+        acc_product(&mut self.cx.gemm, [rows, input, output], left, right, d_x, accumulate);
+    }
+
+    fn linear_bwd_weight(&mut self, op: LinearBwdWeight<'_, Self>) {
+        op.check();
+        let LinearBwdWeight { d_weight, offset, d_out, x, dims: LinearDims { rows, input, output } } = op;
+        let (left, right) = (Operand::host(d_out.view(), output), Operand::host(x.view(), input));
+        let (left, right) = (left.transposed(), right.transposed());
+        acc_product(&mut self.cx.gemm, [output, input, rows], left, right, &mut d_weight[offset..], true);
+    }
+
+    fn linear_bwd_bias(&mut self, op: LinearBwdBias<'_, Self>) {
+        op.check();
+        self.run(op);
+    }
+}
+
+impl<A: Float> Kernel<A> for LinearFwd<'_, Cpu<A>> {
+    fn run<C: Element<A>>(self, cx: &mut Context<A>) {
+        let Self { out, x, weight, bias, dims: LinearDims { rows, input, output } } = self;
+        let Context { gemm, memory, .. } = cx;
+        let isa = gemm.isa();
+        let bias = bias.map(|bias| bias.widened(isa, memory));
+        let out = Shared::new(C::slice_mut(out));
+        let left = Operand::host(x.view(), input);
+        gemm.product([rows, output, input], left, weight.operand(input), &|row, column, sums| {
+            // SAFETY: a product stores every element once.
+            let out = unsafe { out.at(row * output + column, sums.len()) };
+            match bias {
+                Some(bias) => narrow_sum(isa, out, sums, &bias[column..]),
+                None => simd::narrow(isa, out, sums),
+            }
+        });
+    }
+}
+
+impl<A: Float> Kernel<A> for LinearBwdBias<'_, Cpu<A>> {
+    fn run<C: Element<A>>(self, cx: &mut Context<A>) {
+        let Self { d_bias, offset, d_out, rows: count, output } = self;
+        let (exec, d_out) = (&cx.exec, C::slice(d_out));
+        let d_bias = rows("linear_bwd_bias", &mut d_bias[offset..], output, 1);
+        each_part(&exec.pool, output, count, d_bias, |first, d_bias| {
+            sum_columns(exec.isa, d_bias, &d_out[first..], count, output);
+        });
+    }
 }
 
 multiversion! {
-    fn narrow_sum[W: Float, R: Element<W>](out: &mut [R], a: &[W], b: &[W]) {
+    fn narrow_sum[A: Float, C: Element<A>](out: &mut [C], a: &[A], b: &[A]) {
         for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
-            *o = R::narrow(a + b);
+            *o = C::narrow(a + b);
         }
     }
 }
 
 /// A product stored into `out [_, stride]`, or added to it.
-pub fn wide_product<W: Float>(
-    gemm: &mut Gemm<W>,
+pub fn acc_product<A: Float>(
+    gemm: &mut Gemm<A>,
     shape: [usize; 3],
-    left: Operand<'_, W>,
-    right: Operand<'_, W>,
-    out: &mut [W],
+    left: Operand<'_, A>,
+    right: Operand<'_, A>,
+    out: &mut [A],
     add: bool,
 ) {
     let (isa, stride) = (gemm.isa(), shape[1]);
@@ -62,43 +92,11 @@ pub fn wide_product<W: Float>(
     });
 }
 
-/// See [`Backend::linear_bwd_input`](crate::backend::Backend::linear_bwd_input).
-pub fn bwd_input<W: Float, R: Element<W>>(
-    gemm: &mut Gemm<W>,
-    d_x: &mut [W],
-    d_out: &[R],
-    weight: &Weight<W, R>,
-    LinearDims { rows, input, output }: LinearDims,
-    add: bool,
-) {
-    let (left, right) = (Operand::new(d_out, output), weight.operand(input).transposed());
-    wide_product(gemm, [rows, input, output], left, right, d_x, add);
-}
-
-/// See [`Backend::linear_bwd_weight`](crate::backend::Backend::linear_bwd_weight).
-pub fn bwd_weight<W: Float, R: Element<W>>(
-    gemm: &mut Gemm<W>,
-    d_weight: &mut [W],
-    d_out: &[R],
-    x: &[R],
-    LinearDims { rows, input, output }: LinearDims,
-) {
-    let (left, right) = (Operand::new(d_out, output).transposed(), Operand::new(x, input).transposed());
-    wide_product(gemm, [output, input, rows], left, right, d_weight, true);
-}
-
-/// See [`Backend::linear_bwd_bias`](crate::backend::Backend::linear_bwd_bias).
-pub fn bwd_bias<W: Float, R: Element<W>>(exec: &Exec, d_bias: &mut [W], d_out: &[R], count: usize, output: usize) {
-    each_part(&exec.pool, output, count, rows("linear_bwd_bias", d_bias, output, 1), |first, d_bias| {
-        sum_columns(exec.isa, d_bias, &d_out[first..], count, output);
-    });
-}
-
 multiversion! {
     /// `d_bias += ` the sums of the columns, each from the first row to the last.
-    fn sum_columns[W: Float, R: Element<W>](d_bias: &mut [W], d_out: &[R], count: usize, stride: usize) {
+    fn sum_columns[A: Float, C: Element<A>](d_bias: &mut [A], d_out: &[C], count: usize, stride: usize) {
         for (part, d_bias) in d_bias.chunks_mut(64).enumerate() {
-            let mut sums = [W::ZERO; 64];
+            let mut sums = [A::ZERO; 64];
             for row in 0..count {
                 for (s, x) in sums.iter_mut().zip(&d_out[row * stride + part * 64..][..d_bias.len()]) {
                     *s += x.widen();

@@ -1,134 +1,146 @@
-//! LoRA over stacked runs: `y += scale * B A dropout(x)` with the adapter of each row's run (Hu et al. 2021).
+//! LoRA over stacked runs: stretches of rows of one run are tasks if there are enough of them, or else one after another with
+//! all threads on each. The sums of a run's gradients run over its rows in order.
 
 use std::ops::Range;
 
+use super::Cpu;
 use super::context::{Context, carve};
 use super::gemm::{Gemm, Operand, grow};
+use super::kernel::Kernel;
 use super::parallel::{Shared, each_part, rows, workers};
 use super::rows::accumulate;
-use super::simd::{Element, Float, multiversion};
-use crate::backend::{Dropout, LoraSite};
-use crate::pack::Pack;
+use super::simd::{self, Element, Float, multiversion};
+use crate::backend::HostSlice;
+use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraFwd, LoraOps, LoraSite, Op};
+use crate::hash::{GOLDEN_GAMMA, splitmix64};
 
-/// See [`Backend::lora_fwd`](crate::backend::Backend::lora_fwd).
-#[allow(clippy::too_many_arguments)]
-pub fn fwd<W: Float, R: Element<W>>(
-    cx: &mut Context<W>,
-    y: &mut [R],
-    xa: &mut [W],
-    x: &[R],
-    params: &[W],
-    pack: &Pack,
-    site: LoraSite,
-    dropout: Option<Dropout<'_>>,
-) {
-    let LoraSite { rank, input, output, .. } = site;
-    xa[..pack.len() * rank].fill(W::ZERO);
-    let (y, xa) = (Shared::new(y), Shared::new(xa));
-    each_stretch(cx, pack.runs(), |gemm, memory, (run, rows)| {
-        let isa = gemm.isa();
-        let adapter = &params[run * site.stride..][..site.stride];
-        // SAFETY: a stretch has rows of its own.
-        let xa = unsafe { xa.at(rows.start * rank, rows.len() * rank) };
-        let x_memory = grow(memory, if dropout.is_some() { rows.len() * input } else { 0 });
-        let left = dropped(gemm, x_memory, x, *run, rows, input, dropout);
-        let shrunk = Shared::new(xa);
-        gemm.product([rows.len(), rank, input], left, Operand::new(&adapter[site.a..], input), &|row, column, sums| {
-            // SAFETY: a product stores every element once.
-            unsafe { shrunk.at(row * rank + column, sums.len()) }.copy_from_slice(sums);
+impl<A: Float> LoraOps for Cpu<A> {
+    fn lora_fwd(&mut self, op: LoraFwd<'_, Self>) {
+        op.check();
+        self.run(op);
+    }
+
+    fn lora_bwd(&mut self, op: LoraBwd<'_, Self>) {
+        op.check();
+        let LoraBwd { d_params, d_x, d_y, xa, x, params, pack, site, dropout } = op;
+        let (d_params, d_x) = (Shared::new(d_params), d_x.map(|d_x| Shared::new(d_x)));
+        let backward = Backward { d_params, d_x, d_y: d_y.view(), xa, x: x.view(), params, site, dropout };
+        let mut runs: Vec<usize> = pack.runs().iter().map(|(run, _)| *run).collect();
+        runs.sort_unstable();
+        runs.dedup();
+        each_stretch(&mut self.cx, &runs, |gemm, memory, run| {
+            let stretches = pack.runs().iter().filter(|(r, _)| r == run);
+            stretches.for_each(|stretch| backward.stretch(gemm, memory, stretch));
         });
-        let (left, right) = (Operand::new(xa, rank), Operand::new(&adapter[site.b..], rank));
-        gemm.product([rows.len(), output, rank], left, right, &|row, column, sums| {
-            // SAFETY: as above, and a stretch has rows of its own.
-            let y = unsafe { y.at((rows.start + row) * output + column, sums.len()) };
-            add_scaled(isa, y, sums, W::from_f64(site.scale));
+    }
+
+    fn lora_delta(&mut self, op: LoraDelta<'_, Self>) {
+        op.check();
+        let LoraDelta { out, xa, params, pack, site } = op;
+        let LoraSite { rank, output, .. } = site;
+        let scale = A::from_f64(site.scale);
+        let out = &mut out[..pack.len() * output];
+        out.fill(A::ZERO);
+        let out = Shared::new(out);
+        each_stretch(&mut self.cx, pack.runs(), |gemm, _, (run, rows)| {
+            let left = Operand::new(&xa[rows.start * rank..], rank);
+            let right = Operand::new(&params[run * site.stride + site.b..], rank);
+            gemm.product([rows.len(), output, rank], left, right, &|row, column, sums| {
+                // SAFETY: a stretch has rows of its own, and a product stores every element once.
+                let to = unsafe { out.at((rows.start + row) * output + column, sums.len()) };
+                to.iter_mut().zip(sums).for_each(|(to, &x)| *to = x * scale);
+            });
         });
-    });
+    }
 }
 
-/// See [`Backend::lora_bwd`](crate::backend::Backend::lora_bwd).
-#[allow(clippy::too_many_arguments)]
-pub fn bwd<W: Float, R: Element<W>>(
-    cx: &mut Context<W>,
-    d_params: &mut [W],
-    d_x: Option<&mut [W]>,
-    d_y: &[R],
-    xa: &[W],
-    x: &[R],
-    params: &[W],
-    pack: &Pack,
+impl<A: Float> Kernel<A> for LoraFwd<'_, Cpu<A>> {
+    fn run<C: Element<A>>(self, cx: &mut Context<A>) {
+        let Self { y, xa, x, params, pack, site, dropout } = self;
+        let LoraSite { rank, input, output, .. } = site;
+        xa[..pack.len() * rank].fill(A::ZERO);
+        let (y, xa) = (Shared::new(C::slice_mut(y)), Shared::new(xa));
+        each_stretch(cx, pack.runs(), |gemm, memory, stretch| {
+            let (isa, (run, rows)) = (gemm.isa(), stretch);
+            let adapter = &params[run * site.stride..][..site.stride];
+            // SAFETY: a stretch has rows of its own.
+            let xa = unsafe { xa.at(rows.start * rank, rows.len() * rank) };
+            let x_memory = grow(memory, if dropout.is_some() { rows.len() * input } else { 0 });
+            let left = dropped(gemm, x_memory, (x.view(), input), stretch, dropout);
+            let shrunk = Shared::new(xa);
+            let a = Operand::new(&adapter[site.a..], input);
+            gemm.product([rows.len(), rank, input], left, a, &|row, column, sums| {
+                // SAFETY: a product stores every element once.
+                unsafe { shrunk.at(row * rank + column, sums.len()) }.copy_from_slice(sums);
+            });
+            let (left, right) = (Operand::new(xa, rank), Operand::new(&adapter[site.b..], rank));
+            gemm.product([rows.len(), output, rank], left, right, &|row, column, sums| {
+                // SAFETY: as above, and a stretch has rows of its own.
+                let y = unsafe { y.at((rows.start + row) * output + column, sums.len()) };
+                add_scaled(isa, y, sums, A::from_f64(site.scale));
+            });
+        });
+    }
+}
+
+/// What the backward of every stretch has in common.
+struct Backward<'a, A> {
+    d_params: Shared<'a, A>,
+    d_x: Option<Shared<'a, A>>,
+    d_y: HostSlice<'a>,
+    xa: &'a [A],
+    x: HostSlice<'a>,
+    params: &'a [A],
     site: LoraSite,
-    dropout: Option<Dropout<'_>>,
-) {
-    let LoraSite { rank, input, output, .. } = site;
-    let scale = W::from_f64(site.scale);
-    let (d_params, d_x) = (Shared::new(d_params), d_x.map(Shared::new));
-    let backward = |gemm: &mut Gemm<W>, memory: &mut Vec<W>, (run, rows): &(usize, Range<usize>)| {
-        let (isa, n) = (gemm.isa(), rows.len());
-        let adapter = &params[run * site.stride..][..site.stride];
-        let add = |to: usize, sums: &[W], scale: W| {
+    dropout: Option<Dropout<'a>>,
+}
+
+impl<A: Float> Backward<'_, A> {
+    /// The gradients of a stretch of rows of one run. No two threads have stretches of the same run.
+    fn stretch(&self, gemm: &mut Gemm<A>, memory: &mut Vec<A>, stretch: &(usize, Range<usize>)) {
+        let (LoraSite { rank, input, output, .. }, (run, rows)) = (self.site, stretch);
+        let (isa, n, scale) = (gemm.isa(), rows.len(), A::from_f64(self.site.scale));
+        let adapter = &self.params[run * self.site.stride..][..self.site.stride];
+        let add = |to: usize, sums: &[A], scale: A| {
             // SAFETY: one thread has the run, and a product stores every element once.
-            let to = unsafe { d_params.at(run * site.stride + to, sums.len()) };
+            let to = unsafe { self.d_params.at(run * self.site.stride + to, sums.len()) };
             add_scaled(isa, to, sums, scale);
         };
-        let (d_y, xa) = (&d_y[rows.start * output..][..n * output], &xa[rows.start * rank..][..n * rank]);
-        let (left, right) = (Operand::new(d_y, output).transposed(), Operand::new(xa, rank).transposed());
-        gemm.product([output, rank, n], left, right, &|i, j, sums| add(site.b + i * rank + j, sums, scale));
+        let d_y = Operand::host(self.d_y, output).skip(rows.start);
+        let xa = Operand::new(&self.xa[rows.start * rank..][..n * rank], rank);
+        gemm.product([output, rank, n], d_y.transposed(), xa.transposed(), &|i, j, sums| {
+            add(self.site.b + i * rank + j, sums, scale);
+        });
 
-        let dropped_len = if dropout.is_some() { n * input } else { 0 };
+        let dropped_len = if self.dropout.is_some() { n * input } else { 0 };
         let [d_xa, x_memory] = carve(memory, [n * rank, dropped_len]);
         let shared = Shared::new(&mut *d_xa);
-        let (left, right) = (Operand::new(d_y, output), Operand::new(&adapter[site.b..], rank).transposed());
-        gemm.product([n, rank, output], left, right, &|i, j, sums| {
+        let right = Operand::new(&adapter[self.site.b..], rank).transposed();
+        gemm.product([n, rank, output], d_y, right, &|i, j, sums| {
             // SAFETY: a product stores every element once.
             let to = unsafe { shared.at(i * rank + j, sums.len()) };
             to.iter_mut().zip(sums).for_each(|(to, &x)| *to = x * scale);
         });
         let left = Operand::new(&*d_xa, rank);
-        let right = dropped(gemm, x_memory, x, *run, rows, input, dropout).transposed();
+        let right = dropped(gemm, x_memory, (self.x, input), stretch, self.dropout).transposed();
         gemm.product([rank, input, n], left.transposed(), right, &|i, j, sums| {
-            add(site.a + i * input + j, sums, W::ONE);
+            add(self.site.a + i * input + j, sums, A::ONE);
         });
-        if let Some(d_x) = &d_x {
-            let right = Operand::new(&adapter[site.a..], input).transposed();
-            gemm.product([n, input, rank], left, right, &|i, j, sums| {
-                // SAFETY: a stretch has rows of its own, and a product stores every element once.
-                let to = unsafe { d_x.at((rows.start + i) * input + j, sums.len()) };
-                match dropout {
-                    None => accumulate(isa, to, sums),
-                    Some(dropout) => add_kept(to, sums, Mask::new(dropout, *run, rows.start + i), j),
-                }
-            });
-        }
-    };
-    let mut runs: Vec<usize> = pack.runs().iter().map(|(run, _)| *run).collect();
-    runs.sort_unstable();
-    runs.dedup();
-    each_stretch(cx, &runs, |gemm, memory, run| {
-        pack.runs().iter().filter(|(r, _)| r == run).for_each(|stretch| backward(gemm, memory, stretch));
-    });
-}
-
-/// See [`Backend::lora_delta`](crate::backend::Backend::lora_delta).
-pub fn delta<W: Float>(cx: &mut Context<W>, out: &mut [W], xa: &[W], params: &[W], pack: &Pack, site: LoraSite) {
-    let LoraSite { rank, output, .. } = site;
-    let scale = W::from_f64(site.scale);
-    let out = &mut out[..pack.len() * output];
-    out.fill(W::ZERO);
-    let out = Shared::new(out);
-    each_stretch(cx, pack.runs(), |gemm, _, (run, rows)| {
-        let left = Operand::new(&xa[rows.start * rank..], rank);
-        let right = Operand::new(&params[run * site.stride + site.b..], rank);
-        gemm.product([rows.len(), output, rank], left, right, &|row, column, sums| {
+        let Some(d_x) = &self.d_x else { return };
+        let right = Operand::new(&adapter[self.site.a..], input).transposed();
+        gemm.product([n, input, rank], left, right, &|i, j, sums| {
             // SAFETY: a stretch has rows of its own, and a product stores every element once.
-            let to = unsafe { out.at((rows.start + row) * output + column, sums.len()) };
-            to.iter_mut().zip(sums).for_each(|(to, &x)| *to = x * scale);
+            let to = unsafe { d_x.at((rows.start + i) * input + j, sums.len()) };
+            match self.dropout {
+                None => accumulate(isa, to, sums),
+                Some(dropout) => add_survivors(to, sums, Mask::new(dropout, *run, rows.start + i), j),
+            }
         });
-    });
+    }
 }
 
 /// Handles all items, side by side if there are enough, or else one after another with all threads on each.
-fn each_stretch<W: Float, T: Sync>(cx: &mut Context<W>, items: &[T], f: impl Fn(&mut Gemm<W>, &mut Vec<W>, &T) + Sync) {
+fn each_stretch<A: Float, T: Sync>(cx: &mut Context<A>, items: &[T], f: impl Fn(&mut Gemm<A>, &mut Vec<A>, &T) + Sync) {
     if items.len() < 2 * cx.tasks.len() {
         items.iter().for_each(|item| f(&mut cx.gemm, &mut cx.memory, item));
     } else {
@@ -137,7 +149,7 @@ fn each_stretch<W: Float, T: Sync>(cx: &mut Context<W>, items: &[T], f: impl Fn(
 }
 
 multiversion! {
-    fn add_scaled[W: Float, S: Element<W>](out: &mut [S], x: &[W], scale: W) {
+    fn add_scaled[A: Float, S: Element<A>](out: &mut [S], x: &[A], scale: A) {
         for (o, &x) in out.iter_mut().zip(x) {
             *o = S::narrow(o.widen() + x * scale);
         }
@@ -145,63 +157,52 @@ multiversion! {
 }
 
 /// The rows of `x` after dropout: in place if there is none, in `memory` otherwise.
-fn dropped<'a, W: Float, R: Element<W>>(
-    gemm: &Gemm<W>,
-    memory: &'a mut [W],
-    x: &'a [R],
-    run: usize,
-    span: &Range<usize>,
-    width: usize,
+fn dropped<'a, A: Float>(
+    gemm: &Gemm<A>,
+    memory: &'a mut [A],
+    (x, width): (HostSlice<'a>, usize),
+    (run, span): &(usize, Range<usize>),
     dropout: Option<Dropout<'_>>,
-) -> Operand<'a, W> {
-    let x = &x[span.start * width..][..span.len() * width];
-    let Some(dropout) = dropout else { return Operand::new(x, width) };
+) -> Operand<'a, A> {
+    let Some(dropout) = dropout else { return Operand::host(x, width).skip(span.start) };
     let out = memory;
     let isa = gemm.isa();
     each_part(gemm.pool(), span.len(), width, rows("lora", &mut *out, span.len(), width), |first, part| {
         for (i, out) in part.chunks_exact_mut(width).enumerate() {
             let row = first + i;
-            super::simd::widen(isa, out, &x[row * width..][..width]);
-            let mask = Mask::<W>::new(dropout, run, span.start + row);
+            simd::read(isa, out, x, (span.start + row) * width);
+            let mask = Mask::<A>::new(dropout, *run, span.start + row);
             out.iter_mut().enumerate().for_each(|(column, x)| *x = mask.apply(column, *x));
         }
     });
     Operand::new(&*out, width)
 }
 
-fn add_kept<W: Float>(out: &mut [W], x: &[W], mask: Mask<W>, column: usize) {
+fn add_survivors<A: Float>(out: &mut [A], x: &[A], mask: Mask<A>, column: usize) {
     out.iter_mut().zip(x).enumerate().for_each(|(i, (o, &x))| *o += mask.apply(column + i, x));
 }
 
 /// Which columns of a row survive: a counter-based hash, one draw of 64 bits for two columns.
 #[derive(Clone, Copy)]
-struct Mask<W> {
+struct Mask<A> {
     row: u64,
     threshold: u64,
-    scale: W,
+    scale: A,
 }
 
-impl<W: Float> Mask<W> {
+impl<A: Float> Mask<A> {
     fn new(dropout: Dropout<'_>, run: usize, row: usize) -> Self {
-        let key = mix(mix(dropout.seeds[run]) ^ dropout.site);
+        let key = splitmix64(splitmix64(dropout.seeds[run]) ^ dropout.site);
         Self {
-            row: mix(key ^ u64::from(dropout.keys[row])),
+            row: splitmix64(key ^ u64::from(dropout.keys[row])),
             threshold: (dropout.p * 2f64.powi(32)) as u64,
-            scale: W::from_f64(1.0 / (1.0 - dropout.p)),
+            scale: A::from_f64(1.0 / (1.0 - dropout.p)),
         }
     }
 
-    fn apply(self, column: usize, x: W) -> W {
-        let draw = mix(self.row.wrapping_add((column as u64 / 2).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    fn apply(self, column: usize, x: A) -> A {
+        let draw = splitmix64(self.row.wrapping_add((column as u64 / 2).wrapping_mul(GOLDEN_GAMMA)));
         let draw = (draw >> (32 * (column % 2))) & 0xffff_ffff;
-        if draw < self.threshold { W::ZERO } else { x * self.scale }
+        if draw < self.threshold { A::ZERO } else { x * self.scale }
     }
-}
-
-/// The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
-fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

@@ -1,33 +1,31 @@
-//! Learned positions: `x += table[first + position]` (Gehring et al. 2017).
+//! Learned positions; a task is some rows of the forward, and the backward adds row by row, in order.
 
-use super::context::Exec;
+use super::Cpu;
 use super::parallel::{each_part, rows};
 use super::rows::accumulate;
-use super::simd::{Element, Float, Isa};
-use super::weight::Weight;
-use crate::pack::Pack;
+use super::simd::Float;
+use crate::backend::ops::{Op, PositionBwdTable, PositionFwd, PositionOps};
 
-/// See [`Backend::position_fwd`](crate::backend::Backend::position_fwd).
-pub fn fwd<W: Float, R: Element<W>>(
-    exec: &Exec,
-    x: &mut [W],
-    pack: &Pack,
-    table: &Weight<W, R>,
-    first: usize,
-    width: usize,
-) {
-    each_part(&exec.pool, pack.len(), width, rows("position_fwd", x, pack.len(), width), |from, part| {
-        let mut place = vec![W::ZERO; width];
-        for (x, &position) in part.chunks_exact_mut(width).zip(&pack.positions()[from..]) {
-            table.read(exec.isa, &mut place, (first + position as usize) * width);
-            accumulate(exec.isa, x, &place);
+impl<A: Float> PositionOps for Cpu<A> {
+    fn position_fwd(&mut self, op: PositionFwd<'_, Self>) {
+        op.check();
+        let PositionFwd { x, pack, table, first, width } = op;
+        let exec = &self.cx.exec;
+        each_part(&exec.pool, pack.len(), width, rows("position_fwd", x, pack.len(), width), |from, part| {
+            let mut row = vec![A::ZERO; width];
+            for (x, &position) in part.chunks_exact_mut(width).zip(&pack.positions()[from..]) {
+                table.read(exec.isa, &mut row, (first + position as usize) * width);
+                accumulate(exec.isa, x, &row);
+            }
+        });
+    }
+
+    fn position_bwd_table(&mut self, op: PositionBwdTable<'_, Self>) {
+        op.check();
+        let PositionBwdTable { d_table, offset, d_x, pack, first, width } = op;
+        let d_table = &mut d_table[offset..];
+        for (d_x, &position) in d_x.chunks_exact(width).zip(pack.positions()) {
+            accumulate(self.cx.exec.isa, &mut d_table[(first + position as usize) * width..][..width], d_x);
         }
-    });
-}
-
-/// See [`Backend::position_bwd_table`](crate::backend::Backend::position_bwd_table).
-pub fn bwd_table<W: Float>(isa: Isa, d_table: &mut [W], d_x: &[W], pack: &Pack, first: usize, width: usize) {
-    for (d_x, &position) in d_x.chunks_exact(width).zip(pack.positions()) {
-        accumulate(isa, &mut d_table[(first + position as usize) * width..][..width], d_x);
     }
 }

@@ -1,61 +1,66 @@
-//! Rotary position embedding, halves rotated: `(a, b) -> (a cos - b sin, b cos + a sin)` (Su et al. 2021). The
-//! gradient is turned by the opposite angle.
+//! Rotary position embedding: `(a, b) -> (a cos - b sin, b cos + a sin)`; the gradient is rotated by the opposite angle. A
+//! task is some rows.
 
-use super::context::Exec;
+use super::Cpu;
+use super::context::Context;
+use super::kernel::Kernel;
 use super::parallel::{each_part, rows};
 use super::simd::{Element, Float, multiversion};
-use crate::pack::Pack;
+use crate::backend::ops::{Op, RopeBwd, RopeFwd, RopeOps};
 
-/// See [`Backend::rope_fwd`](crate::backend::Backend::rope_fwd).
-pub fn fwd<W: Float, R: Element<W>>(
-    exec: &Exec,
-    out: &mut [R],
-    x: &[R],
-    pack: &Pack,
-    cos_sin: &[W],
-    heads: usize,
-    head_dim: usize,
-) {
-    let width = heads * head_dim;
-    each_part(&exec.pool, pack.len(), width, rows("rope_fwd", out, pack.len(), width), |first, out| {
-        for (i, out) in out.chunks_exact_mut(width).enumerate() {
-            let position = pack.positions()[first + i] as usize;
-            out.copy_from_slice(&x[(first + i) * width..][..width]);
-            turn(exec.isa, out, &cos_sin[position * head_dim..][..head_dim], W::ONE);
-        }
-    });
+impl<A: Float> RopeOps for Cpu<A> {
+    fn rope_fwd(&mut self, op: RopeFwd<'_, Self>) {
+        op.check();
+        self.run(op);
+    }
+
+    fn rope_bwd(&mut self, op: RopeBwd<'_, Self>) {
+        op.check();
+        self.run(op);
+    }
 }
 
-/// See [`Backend::rope_bwd`](crate::backend::Backend::rope_bwd).
-pub fn bwd<W: Float, R: Element<W>>(
-    exec: &Exec,
-    d_x: &mut [R],
-    pack: &Pack,
-    cos_sin: &[W],
-    heads: usize,
-    head_dim: usize,
-) {
-    let width = heads * head_dim;
-    each_part(&exec.pool, pack.len(), width, rows("rope_bwd", d_x, pack.len(), width), |first, d_x| {
-        for (i, d_x) in d_x.chunks_exact_mut(width).enumerate() {
-            let position = pack.positions()[first + i] as usize;
-            turn(exec.isa, d_x, &cos_sin[position * head_dim..][..head_dim], -W::ONE);
-        }
-    });
+impl<A: Float> Kernel<A> for RopeFwd<'_, Cpu<A>> {
+    fn run<C: Element<A>>(self, cx: &mut Context<A>) {
+        let Self { out, x, pack, cos_sin, heads, head_dim } = self;
+        let (exec, x, width) = (&cx.exec, C::slice(x), heads * head_dim);
+        let out = rows("rope_fwd", C::slice_mut(out), pack.len(), width);
+        each_part(&exec.pool, pack.len(), width, out, |first, out| {
+            for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                let position = pack.positions()[first + i] as usize;
+                out.copy_from_slice(&x[(first + i) * width..][..width]);
+                rotate(exec.isa, out, &cos_sin[position * head_dim..][..head_dim], A::ONE);
+            }
+        });
+    }
+}
+
+impl<A: Float> Kernel<A> for RopeBwd<'_, Cpu<A>> {
+    fn run<C: Element<A>>(self, cx: &mut Context<A>) {
+        let Self { d_x, pack, cos_sin, heads, head_dim } = self;
+        let (exec, width) = (&cx.exec, heads * head_dim);
+        let d_x = rows("rope_bwd", C::slice_mut(d_x), pack.len(), width);
+        each_part(&exec.pool, pack.len(), width, d_x, |first, d_x| {
+            for (i, d_x) in d_x.chunks_exact_mut(width).enumerate() {
+                let position = pack.positions()[first + i] as usize;
+                rotate(exec.isa, d_x, &cos_sin[position * head_dim..][..head_dim], -A::ONE);
+            }
+        });
+    }
 }
 
 multiversion! {
-    /// Turns every head by the angles, forward or (`sign = -1`) back.
-    fn turn[W: Float, R: Element<W>](x: &mut [R], cos_sin: &[W], sign: W) {
+    /// Rotates every head by the angles, forward or (`sign = -1`) back.
+    fn rotate[A: Float, C: Element<A>](x: &mut [C], cos_sin: &[A], sign: A) {
         let half = cos_sin.len() / 2;
         let (cos, sin) = cos_sin.split_at(half);
         for head in x.chunks_exact_mut(2 * half) {
             let (first, second) = head.split_at_mut(half);
             for i in 0..half {
-                let (a, b): (W, W) = (first[i].widen(), second[i].widen());
+                let (a, b): (A, A) = (first[i].widen(), second[i].widen());
                 let (c, s) = (cos[i], sign * sin[i]);
-                first[i] = R::narrow(a * c - b * s);
-                second[i] = R::narrow(b * c + a * s);
+                first[i] = C::narrow(a * c - b * s);
+                second[i] = C::narrow(b * c + a * s);
             }
         }
     }

@@ -1,36 +1,107 @@
-//! Buffers taken row by row: casts, sums, gathers and their backward, keeping keys and values.
+//! Rows moved, converted and added; a task is a stretch of elements or of rows.
 
-use std::ops::Range;
-
-use super::context::Exec;
+use super::Cpu;
+use super::context::Context;
+use super::kernel::Kernel;
 use super::parallel::{each_part, rows};
-use super::simd::{self, Element, Float, Isa, multiversion};
+use super::simd::{self, Element, Float, multiversion};
 use super::thread_pool::ThreadPool;
+use crate::backend::ops::{Cast, GatherAcc, GatherCompute, KvAppend, Op, ResidualFwd, RowOps, ScatterAdd, Widen, Zero};
 
-/// See [`Backend::cast`](crate::backend::Backend::cast).
-pub fn cast<W: Float, R: Element<W>>(exec: &Exec, out: &mut [R], x: &[W], len: usize) {
-    each_part(&exec.pool, len, 1, rows("cast", out, len, 1), |from, out| {
-        simd::narrow(exec.isa, out, &x[from..from + out.len()])
-    });
+impl<A: Float> RowOps for Cpu<A> {
+    fn zero(&mut self, op: Zero<'_, Self>) {
+        op.check();
+        op.x.fill(A::ZERO);
+    }
+
+    fn cast(&mut self, op: Cast<'_, Self>) {
+        op.check();
+        self.run(op);
+    }
+
+    fn widen(&mut self, op: Widen<'_, Self>) {
+        op.check();
+        let (exec, x) = (&self.cx.exec, op.x.view());
+        each_part(&exec.pool, op.len, 1, rows("widen", op.out, op.len, 1), |from, out| {
+            simd::read(exec.isa, out, x, from);
+        });
+    }
+
+    fn residual_fwd(&mut self, op: ResidualFwd<'_, Self>) {
+        op.check();
+        self.run(op);
+    }
+
+    fn gather_compute(&mut self, op: GatherCompute<'_, Self>) {
+        op.check();
+        self.run(op);
+    }
+
+    fn gather_acc(&mut self, op: GatherAcc<'_, Self>) {
+        op.check();
+        gather(&self.cx.exec.pool, op.out, op.x, op.rows, op.width);
+    }
+
+    fn scatter_add(&mut self, op: ScatterAdd<'_, Self>) {
+        op.check();
+        let ScatterAdd { d_x, d_out, rows, width } = op;
+        for (d_out, &row) in d_out.chunks_exact(width).zip(rows) {
+            accumulate(self.cx.exec.isa, &mut d_x[row as usize * width..][..width], d_out);
+        }
+    }
+
+    fn kv_append(&mut self, op: KvAppend<'_, Self>) {
+        op.check();
+        self.run(op);
+    }
 }
 
-/// See [`Backend::widen`](crate::backend::Backend::widen).
-pub fn widen<W: Float, R: Element<W>>(exec: &Exec, out: &mut [W], x: &[R], len: usize) {
-    each_part(&exec.pool, len, 1, rows("widen", out, len, 1), |from, out| {
-        simd::widen(exec.isa, out, &x[from..from + out.len()])
-    });
+impl<A: Float> Kernel<A> for Cast<'_, Cpu<A>> {
+    fn run<C: Element<A>>(self, cx: &mut Context<A>) {
+        let Self { out, x, len } = self;
+        let exec = &cx.exec;
+        each_part(&exec.pool, len, 1, rows("cast", C::slice_mut(out), len, 1), |from, out| {
+            simd::narrow(exec.isa, out, &x[from..from + out.len()])
+        });
+    }
 }
 
-/// See [`Backend::residual_fwd`](crate::backend::Backend::residual_fwd).
-pub fn residual_fwd<W: Float, R: Element<W>>(exec: &Exec, out: &mut [W], a: &[W], b: &[R], len: usize) {
-    each_part(&exec.pool, len, 1, rows("residual_fwd", out, len, 1), |from, out| {
-        let range = from..from + out.len();
-        add(exec.isa, out, &a[range.clone()], &b[range]);
+impl<A: Float> Kernel<A> for ResidualFwd<'_, Cpu<A>> {
+    fn run<C: Element<A>>(self, cx: &mut Context<A>) {
+        let Self { out, a, b, len } = self;
+        let (exec, b) = (&cx.exec, C::slice(b));
+        each_part(&exec.pool, len, 1, rows("residual_fwd", out, len, 1), |from, out| {
+            let range = from..from + out.len();
+            add(exec.isa, out, &a[range.clone()], &b[range]);
+        });
+    }
+}
+
+impl<A: Float> Kernel<A> for GatherCompute<'_, Cpu<A>> {
+    fn run<C: Element<A>>(self, cx: &mut Context<A>) {
+        gather(&cx.exec.pool, C::slice_mut(self.out), C::slice(self.x), self.rows, self.width);
+    }
+}
+
+impl<A: Float> Kernel<A> for KvAppend<'_, Cpu<A>> {
+    fn run<C: Element<A>>(self, _: &mut Context<A>) {
+        let Self { cache, to, x, from, width } = self;
+        let cache = &mut C::slice_mut(cache)[to * width..(to + from.len()) * width];
+        cache.copy_from_slice(&C::slice(x)[from.start * width..from.end * width]);
+    }
+}
+
+/// `out [M, width] = x [_, width]` at the rows `from [M]`.
+fn gather<T: Copy + Send + Sync>(pool: &ThreadPool, out: &mut [T], x: &[T], from: &[u32], width: usize) {
+    each_part(pool, from.len(), width, rows("gather", out, from.len(), width), |first, part| {
+        for (out, &row) in part.chunks_exact_mut(width).zip(&from[first..]) {
+            out.copy_from_slice(&x[row as usize * width..][..width]);
+        }
     });
 }
 
 multiversion! {
-    fn add[W: Float, R: Element<W>](out: &mut [W], a: &[W], b: &[R]) {
+    fn add[A: Float, C: Element<A>](out: &mut [A], a: &[A], b: &[C]) {
         for ((o, &a), b) in out.iter_mut().zip(a).zip(b) {
             *o = a + b.widen();
         }
@@ -39,30 +110,9 @@ multiversion! {
 
 multiversion! {
     /// `out += x`.
-    pub fn accumulate[W: Float](out: &mut [W], x: &[W]) {
+    pub fn accumulate[A: Float](out: &mut [A], x: &[A]) {
         for (o, &x) in out.iter_mut().zip(x) {
             *o += x;
         }
     }
-}
-
-/// See [`Backend::gather_compute`](crate::backend::Backend::gather_compute).
-pub fn gather<T: Copy + Send + Sync>(pool: &ThreadPool, out: &mut [T], x: &[T], from: &[u32], width: usize) {
-    each_part(pool, from.len(), width, rows("gather", out, from.len(), width), |first, part| {
-        for (out, &row) in part.chunks_exact_mut(width).zip(&from[first..]) {
-            out.copy_from_slice(&x[row as usize * width..][..width]);
-        }
-    });
-}
-
-/// See [`Backend::scatter_add`](crate::backend::Backend::scatter_add).
-pub fn scatter_add<W: Float>(isa: Isa, d_x: &mut [W], d_out: &[W], to: &[u32], width: usize) {
-    for (d_out, &row) in d_out.chunks_exact(width).zip(to) {
-        accumulate(isa, &mut d_x[row as usize * width..][..width], d_out);
-    }
-}
-
-/// See [`Backend::keep`](crate::backend::Backend::keep).
-pub fn keep<R: Copy>(cache: &mut [R], to: usize, x: &[R], from: Range<usize>, width: usize) {
-    cache[to * width..(to + from.len()) * width].copy_from_slice(&x[from.start * width..from.end * width]);
 }

@@ -1,99 +1,116 @@
 //! Frozen weights: the file's own elements, converted where they are read.
 
-use super::gemm::{Operand, Rounding};
-use super::simd::{self, Element, Float, Isa, multiversion};
-use crate::backend::HostSlice;
-use crate::formats::safetensors::{Dtype, TensorView};
+use super::buffer::HostBuffer;
+use super::gemm::{Operand, grow};
+use super::simd::{self, Float, Isa};
+use crate::arch::Dtype;
+use crate::backend::{HostSlice, Len};
+use crate::formats::safetensors::TensorView;
 use crate::{Error, Result};
 
 /// A weight of the checkpoint, or one that is trained.
-pub struct Weight<W, R> {
-    store: Store<R>,
-    rounding: Option<Rounding<W>>,
+pub struct Weight {
+    store: Store,
+    /// The compute dtype, where reading must round to it.
+    rounding: Option<Dtype>,
 }
 
-enum Store<R> {
-    Mapped(TensorView),
-    Owned(Vec<R>),
+enum Store {
+    /// In the file, its dtype and alignment checked.
+    Mapped(TensorView, Dtype),
+    Owned(HostBuffer),
 }
 
-impl<W: Float, R: Element<W>> Weight<W, R> {
+impl Weight {
     /// A weight left in its file. Elements wider than the compute dtype are rounded to it whenever they are read.
     ///
     /// # Errors
-    /// If the elements are not floating-point numbers, or lie askew in memory.
-    pub fn mapped(view: &TensorView) -> Result<Self> {
-        let checked = match view.dtype {
+    /// If the elements are not floating-point numbers, or are misaligned in memory.
+    pub fn mapped(view: &TensorView, compute: Dtype) -> Result<Self> {
+        let Some(stored) = view.float() else {
+            let found = format!("{} ({})", view.dtype, view.name);
+            return Err(Error::unsupported("dtype of a weight", found, "floats"));
+        };
+        let misaligned = match stored {
             Dtype::F64 => view.as_slice::<f64>().err(),
             Dtype::F32 => view.as_slice::<f32>().err(),
             Dtype::BF16 => view.as_slice::<half::bf16>().err(),
             Dtype::F16 => view.as_slice::<half::f16>().err(),
-            found => return Err(Error::unsupported("dtype of a weight", format!("{found} ({})", view.name), "floats")),
         };
-        if let Some(error) = checked {
+        if let Some(error) = misaligned {
             return Err(Error::Device { device: "cpu".to_string(), op: "weight", message: error.to_string() });
         }
-        let exact = match R::host(&[]) {
-            HostSlice::F64(_) => true,
-            HostSlice::F32(_) => view.dtype != Dtype::F64,
-            HostSlice::Bf16(_) => view.dtype == Dtype::BF16,
-            HostSlice::F16(_) => view.dtype == Dtype::F16,
+        let exact = match compute {
+            Dtype::F64 => true,
+            Dtype::F32 => stored != Dtype::F64,
+            Dtype::BF16 | Dtype::F16 => stored == compute,
         };
-        Ok(Self { store: Store::Mapped(view.clone()), rounding: (!exact).then_some(round::<W, R>) })
+        Ok(Self { store: Store::Mapped(view.clone(), stored), rounding: (!exact).then_some(compute) })
     }
 
-    /// A weight of the backend's own, `params` rounded.
-    pub fn owned(isa: Isa, params: &[W]) -> Self {
-        let mut own = vec![R::default(); params.len()];
-        simd::narrow(isa, &mut own, params);
-        Self { store: Store::Owned(own), rounding: None }
+    /// A weight of the backend's own, `params` rounded to the compute dtype.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn owned<A: Float>(isa: Isa, compute: Dtype, params: &[A]) -> Result<Self> {
+        let mut own = HostBuffer::zeros(compute, params.len())?;
+        simd::narrow_into(isa, &mut own, params);
+        Ok(Self { store: Store::Owned(own), rounding: None })
     }
 
     /// `weight = params`, rounded.
     ///
     /// # Panics
     /// If the weight is mapped.
-    pub fn refresh(&mut self, isa: Isa, params: &[W]) {
+    pub fn refresh<A: Float>(&mut self, isa: Isa, params: &[A]) {
         match &mut self.store {
             Store::Owned(own) => {
                 let params = &params[..own.len()];
-                simd::narrow(isa, own, params);
+                simd::narrow_into(isa, own, params);
             }
-            Store::Mapped(view) => panic!("refresh_weight: {} is frozen", view.name),
+            Store::Mapped(view, _) => panic!("refresh_weight: {} is frozen", view.name),
         }
     }
 
-    fn host(&self) -> HostSlice<'_> {
+    fn view(&self) -> HostSlice<'_> {
         const CHECKED: &str = "dtype and alignment were checked when the weight was made";
         match &self.store {
-            Store::Owned(own) => R::host(own),
-            Store::Mapped(view) => match view.dtype {
+            Store::Owned(own) => own.view(),
+            Store::Mapped(view, dtype) => match dtype {
                 Dtype::F64 => HostSlice::F64(view.as_slice().expect(CHECKED)),
+                Dtype::F32 => HostSlice::F32(view.as_slice().expect(CHECKED)),
                 Dtype::BF16 => HostSlice::Bf16(view.as_slice().expect(CHECKED)),
                 Dtype::F16 => HostSlice::F16(view.as_slice().expect(CHECKED)),
-                _ => HostSlice::F32(view.as_slice().expect(CHECKED)),
             },
         }
     }
 
     /// As the operand of a product, `[_, stride]`.
-    pub fn operand(&self, stride: usize) -> Operand<'_, W> {
-        Operand::host(self.host(), stride).rounded(self.rounding).of_weight()
+    pub fn operand<A: Float>(&self, stride: usize) -> Operand<'_, A> {
+        Operand::host(self.view(), stride).rounded(self.rounding.map(simd::rounding)).of_weight()
     }
 
     /// `out = ` the elements from `from` on.
-    pub fn read(&self, isa: Isa, out: &mut [W], from: usize) {
-        simd::read(isa, out, self.host(), from);
-        if let Some(round) = self.rounding {
-            round(isa, out);
+    pub fn read<A: Float>(&self, isa: Isa, out: &mut [A], from: usize) {
+        simd::read(isa, out, self.view(), from);
+        if let Some(dtype) = self.rounding {
+            simd::rounding(dtype)(isa, out);
         }
+    }
+
+    /// All elements in `memory`.
+    pub fn widened<'a, A: Float>(&self, isa: Isa, memory: &'a mut Vec<A>) -> &'a [A] {
+        let out = grow(memory, self.len());
+        self.read(isa, out, 0);
+        out
     }
 }
 
-multiversion! {
-    fn round[W: Float, R: Element<W>](x: &mut [W]) {
-        for v in x {
-            *v = R::narrow(*v).widen();
+impl Len for Weight {
+    fn len(&self) -> usize {
+        match &self.store {
+            Store::Owned(own) => own.len(),
+            Store::Mapped(view, _) => view.len(),
         }
     }
 }

@@ -1,0 +1,186 @@
+//! States of a model on many documents, at chosen hooks and tokens, as an activation file.
+//!
+//! [`Capture::new`] plans: which documents go through the model together, how wide each tensor of the file is, how much
+//! memory it takes. [`Capture::run`] runs the passes; rows go to the file as they arise, so that nothing of a file's size
+//! is in memory. The file has, beside the tensors of the hooks, the columns `doc_id` (number of the document), `pos`
+//! (position in it, the soft prompt's included) and `token_id` (-1 for a soft prompt's rows).
+//!
+//! ```
+//! use llamaprobe::backend::cpu::Cpu;
+//! use llamaprobe::capture::{Capture, CaptureSettings, Tokens};
+//! use llamaprobe::formats::safetensors::Dtype;
+//! use llamaprobe::hooks::Selection;
+//! # use llamaprobe::arch::ModelConfig;
+//! # use llamaprobe::model::FullTuning;
+//! # let config = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
+//! #     "num_attention_heads": 2, "vocab_size": 11}"#;
+//! # let backend = &mut Cpu::<f32>::new();
+//! # let config = ModelConfig::parse("config.json", config)?;
+//! # let (model, _) = FullTuning::random(backend, config, 0.2, 0)?;
+//! # let folder = tempfile::tempdir().expect("a temporary directory");
+//! # let path = folder.path().join("activations.safetensors");
+//!
+//! let settings = CaptureSettings {
+//!     selection: Selection::parse("embed,resid_post", &[1], model.config.num_hidden_layers)?,
+//!     tokens: Tokens::Last,
+//!     batch_tokens: 2048,
+//!     shard_tokens: None,
+//!     dtype: Dtype::F32,
+//! };
+//! let documents = [vec![1, 5, 7], vec![1, 9]];
+//! let capture = Capture::new(&model.config, None, settings, &documents)?;
+//! assert_eq!(capture.tensors(), [("hook_embed".to_owned(), 8), ("blocks.1.hook_resid_post".to_owned(), 8)]);
+//! let writer = capture.run(backend, &model, None, &path, &mut |_rows| ())?;
+//! assert_eq!((capture.rows(), writer.finish()?), (2, path));
+//! # Ok::<(), llamaprobe::Error>(())
+//! ```
+
+use std::path::Path;
+
+use crate::Result;
+use crate::arch::ModelConfig;
+use crate::backend::Backend;
+use crate::formats::activations::{ActivationWriter, Layout};
+use crate::formats::safetensors::Dtype;
+use crate::hooks::Selection;
+use crate::model::{self, Activations, Adaptation, Input, Model, OutputRows, Save};
+use crate::pack::Sequence;
+
+mod batch;
+mod file;
+mod tensors;
+
+use batch::Batch;
+use file::FileTaps;
+use tensors::Tensors;
+
+/// Tokens of each document whose rows are captured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tokens {
+    /// Every one, those of a soft prompt included.
+    #[default]
+    All,
+    /// The last one.
+    Last,
+}
+
+/// What is captured, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CaptureSettings {
+    /// The hooks.
+    pub selection: Selection,
+    /// The tokens.
+    pub tokens: Tokens,
+    /// Most rows of one pass, at least 1; a longer document is a pass of its own.
+    pub batch_tokens: usize,
+    /// Most rows of one file; none means a single file.
+    pub shard_tokens: Option<usize>,
+    /// Dtype of the tensors in the file: F32, F16 or BF16.
+    pub dtype: Dtype,
+}
+
+/// Memory that a capture takes, beside the model and its activations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaptureMemory {
+    /// Rows of the largest pass.
+    pub rows: usize,
+    /// Elements, of the accumulation dtype, of tensors that are computed only because they are asked for.
+    pub on_demand: usize,
+    /// Bytes of each tensor that is on its way to the host during a pass.
+    pub landing: Vec<usize>,
+}
+
+/// A capture that has been planned.
+pub struct Capture {
+    settings: CaptureSettings,
+    tensors: Tensors,
+    batches: Vec<Batch>,
+}
+
+impl Capture {
+    /// A capture of documents (token ids, none of them empty), after the soft prompt of an adapter if it has one. With an
+    /// adaptation every document runs through its run 0.
+    ///
+    /// # Errors
+    /// `sites`: one that the model lacks; `adapter`: one that a site needs is missing; `batch_tokens` is 0.
+    pub fn new<B: Backend>(
+        config: &ModelConfig,
+        adaptation: Option<&Adaptation<B>>,
+        settings: CaptureSettings,
+        documents: &[Vec<u32>],
+    ) -> Result<Self> {
+        let run = adaptation.map(|_| 0);
+        let prompt = adaptation.map_or(0, |adaptation| adaptation.prompts[0]);
+        let documents: Vec<Sequence> = documents.iter().map(|ids| Sequence::prompted(prompt, ids, run)).collect();
+        let batches = batch::batches(&documents, settings.batch_tokens, config.scales_beyond())?;
+        let longest = documents.iter().map(|document| document.tokens.len()).max().unwrap_or(0);
+        let layout = adaptation.map(|adaptation| &adaptation.layout);
+        let tensors = Tensors::new(config, layout, &settings.selection, longest)?;
+        Ok(Self { settings, tensors, batches })
+    }
+
+    /// Name and width of each of the file's tensors, without the columns of labels.
+    pub fn tensors(&self) -> &[(String, usize)] {
+        &self.tensors.widths
+    }
+
+    /// Rows of each of the file's tensors.
+    pub fn rows(&self) -> usize {
+        self.batches.iter().map(|batch| batch.selected(self.settings.tokens).len()).sum()
+    }
+
+    /// Rows of all passes together.
+    pub fn pass_rows(&self) -> usize {
+        self.batches.iter().map(|batch| batch.pack.len()).sum()
+    }
+
+    /// What the largest pass takes.
+    pub fn memory(&self) -> CaptureMemory {
+        let rows = self.batches.iter().map(|batch| batch.pack.len()).max().unwrap_or(0);
+        let selected = self.batches.iter().map(|batch| batch.selected(self.settings.tokens).len()).max().unwrap_or(0);
+        let on_demand = self.tensors.on_demand(&self.settings.selection, [rows, selected]);
+        let landing = self.tensors().iter().map(|(_, width)| selected * width * size_of::<f32>()).collect();
+        CaptureMemory { rows, on_demand, landing }
+    }
+
+    /// Runs every pass and writes the file `path`, which ends in `.safetensors`. `progress` hears of the rows of each pass
+    /// that is done. The file is complete, and has its name, once the writer has been finished: by the caller, after
+    /// everything that is to be there before it.
+    ///
+    /// # Errors
+    /// A state that is not finite, named by its hook; a failure of the device or of the file; `shard_tokens` is 0.
+    pub fn run<B: Backend>(
+        &self,
+        backend: &mut B,
+        model: &Model<B>,
+        adaptation: Option<&Adaptation<B>>,
+        path: &Path,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<ActivationWriter> {
+        let CaptureSettings { selection, tokens, shard_tokens, dtype, .. } = &self.settings;
+        let layout: Option<&model::Layout> = adaptation.map(|adaptation| &adaptation.layout);
+        let mut acts = Activations::new(backend, &model.config, layout, self.memory().rows, Save::Layer)?;
+        let file = Layout {
+            sites: self.tensors.widths.clone(),
+            labels: batch::LABELS.map(str::to_owned).to_vec(),
+            rows: self.rows(),
+            dtype: *dtype,
+            max_rows: *shard_tokens,
+            metadata: vec![("format".to_owned(), "pt".to_owned())],
+        };
+        let mut writer = ActivationWriter::create(path, file)?;
+        for batch in &self.batches {
+            let device = backend.pack(&batch.pack)?;
+            let rows = batch.selected(*tokens);
+            let output = OutputRows::new(backend, &batch.pack, rows.iter().copied())?;
+            let mut input = Input::new(&batch.pack, &device).with_output_rows(output.as_ref());
+            input.adaptation = adaptation;
+            batch.write_labels(&mut writer, &rows)?;
+            let mut taps = FileTaps::new(selection, &self.tensors, &mut writer, rows);
+            model.forward(backend, &mut acts, &input, None, &mut taps)?;
+            backend.sync()?;
+            progress(batch.pack.len());
+        }
+        Ok(writer)
+    }
+}

@@ -1,0 +1,77 @@
+//! The tensors of the file: names, widths, and what of them is computed on demand.
+
+use std::collections::HashMap;
+
+use crate::arch::ModelConfig;
+use crate::hooks::{Selection, Site};
+use crate::model::Layout;
+use crate::{Error, Result};
+
+/// The tensors of a selection.
+pub struct Tensors {
+    /// Name and width of each, in the order of the selection.
+    pub widths: Vec<(String, usize)>,
+    /// Query heads of the model.
+    pub heads: usize,
+    /// Positions of the longest document: those of a row by position.
+    pub longest: usize,
+}
+
+impl Tensors {
+    /// The tensors of `selection` for documents of up to `longest` positions.
+    pub fn new(config: &ModelConfig, layout: Option<&Layout>, selection: &Selection, longest: usize) -> Result<Self> {
+        let heads = config.num_attention_heads;
+        let tensor = |&(site, layer): &(Site, usize)| {
+            let width = width(config, layout, (site, layer), heads * longest)?;
+            Ok((site.name(layer), width))
+        };
+        Ok(Self { widths: selection.hooks.iter().map(tensor).collect::<Result<_>>()?, heads, longest })
+    }
+
+    /// Elements of the buffers that a pass of so many rows, and of so many that are captured, makes only because they are
+    /// asked for: one for each site, which serves all layers.
+    pub fn on_demand(&self, selection: &Selection, [rows, selected]: [usize; 2]) -> usize {
+        let mut largest: HashMap<Site, usize> = HashMap::new();
+        for (&(site, _), (_, width)) in selection.hooks.iter().zip(&self.widths) {
+            let rows = match site {
+                Site::AttnScores | Site::Pattern | Site::Result | Site::Logits => selected,
+                Site::PosEmbed | Site::LoraDelta(_) => rows,
+                _ => continue,
+            };
+            let len = largest.entry(site).or_default();
+            *len = (rows * width).max(*len);
+        }
+        largest.into_values().sum()
+    }
+}
+
+/// Elements of a row of a hook's tensor; `by_position` is that of a row with a number per head and position.
+fn width(
+    config: &ModelConfig,
+    layout: Option<&Layout>,
+    (site, layer): (Site, usize),
+    by_position: usize,
+) -> Result<usize> {
+    if !config.has(site) {
+        let expected = format!("a site that {} models have", config.family.name());
+        return Err(Error::argument("sites", expected, site.name(layer)));
+    }
+    Ok(match site {
+        Site::Ln1Scale | Site::Ln2Scale | Site::FinalScale => 1,
+        Site::Q | Site::RotQ | Site::Z => config.q_width(),
+        Site::K | Site::V | Site::RotK => config.kv_width(),
+        Site::AttnScores | Site::Pattern => by_position,
+        Site::Result => config.num_attention_heads * config.hidden_size,
+        Site::MlpPre | Site::MlpPreLinear | Site::MlpPost => config.intermediate_size,
+        Site::Embed => config.embed_size,
+        Site::Logits => config.vocab_size,
+        Site::LoraA(target) | Site::LoraDelta(target) => {
+            let lora = layout.and_then(|layout| layout.site(layer, target)).ok_or_else(|| {
+                let (module, name) = (config.family.path(layer, target), site.name(layer));
+                Error::argument("adapter", format!("one on {module} for the site {name}"), "none")
+            })?;
+            if matches!(site, Site::LoraA(_)) { lora.rank } else { lora.output }
+        }
+        _ => config.hidden_size,
+    })
+}

@@ -1,0 +1,293 @@
+//! The attention sublayer of a block, forward and backward.
+
+use super::activations::{LayerActivations, Rotation};
+use super::block::{Block, BlockBwd, Sublayer};
+use super::gradients::{GradientRequest, Gradients};
+use super::kv_cache::Cache;
+use super::output_rows::OutputRows;
+use super::taps::PassTaps;
+use crate::Result;
+use crate::arch::Projection;
+use crate::backend::ops::{
+    AttentionBwd, AttentionFwd, AttentionPattern, AttentionResult, Cast, EmbedBwdPrompt, GatherCompute, KvAppend,
+    ResidualFwd, RopeBwd, RopeFwd, Widen,
+};
+use crate::backend::{Backend, Tensor};
+use crate::hooks::{Site, Taps};
+
+impl<B: Backend> Block<'_, B> {
+    /// `z = attention(norm(resid_pre))` before the output projection, or without the norm in post-norm models. Keys and
+    /// values of the cache's segments are appended.
+    pub fn attention<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        saved: &mut LayerActivations<B>,
+        rotation: Option<&mut Rotation<B>>,
+        resid_pre: &B::Acc,
+        cache: Option<&mut Cache<'_, B>>,
+        taps: &mut PassTaps<'_, B, T>,
+    ) -> Result<()> {
+        let (config, pack, device) = (self.config, self.input.pack, self.input.device);
+        if config.post_norm {
+            let len = pack.len() * config.hidden_size;
+            backend.cast(Cast { out: &mut saved.attn_in, x: resid_pre, len });
+        } else {
+            self.norm(backend, &mut saved.attn_in, &mut saved.attn_stats, resid_pre, &self.weights.attn_norm);
+            let sites = [Site::Ln1Scale, Site::Ln1Normalized];
+            self.tap_norm(backend, taps, sites, &saved.attn_stats, &saved.attn_in)?;
+        }
+        self.heads(backend, taps, saved, rotation)?;
+        let cached = cache.as_deref().map(|cache| &cache.cache.layers[self.layer]).map(|(k, v)| [k, v]);
+        backend.attention_fwd(AttentionFwd {
+            z: &mut saved.z,
+            lse: &mut saved.lse,
+            q: &saved.rot_q,
+            k: &saved.rot_k,
+            v: &saved.v,
+            cached,
+            pack: device,
+            dims: config.attention(self.layer),
+        });
+        self.tap_patterns(backend, taps, saved, cached.map(|[k, _]| k))?;
+        taps.tap(backend, Site::Z, Tensor::Compute(&saved.z), config.q_width())?;
+        self.tap_result(backend, taps, saved)?;
+        if let Some(cache) = cache {
+            cache.append_rows(backend, self.layer, [&saved.rot_k, &saved.v], pack, config.kv_width());
+        }
+        Ok(())
+    }
+
+    /// Queries, keys and values as the attention reads them.
+    fn heads<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        taps: &mut PassTaps<'_, B, T>,
+        saved: &mut LayerActivations<B>,
+        rotation: Option<&mut Rotation<B>>,
+    ) -> Result<()> {
+        let (config, pack, head_dim) = (self.config, self.input.device, self.config.head_dim);
+        let Some(Rotation { table, q, k }) = rotation else {
+            let LayerActivations { rot_q, rot_k, v, attn_in, lora_xa, .. } = saved;
+            self.project_heads(backend, taps, [rot_q, rot_k, v], attn_in, lora_xa)?;
+            self.put_prefix(backend, 0, rot_k);
+            return Ok(());
+        };
+        self.project_heads(backend, taps, [&mut *q, &mut *k, &mut saved.v], &saved.attn_in, &mut saved.lora_xa)?;
+        let cos_sin = &table.cos_sin;
+        let heads = config.num_attention_heads;
+        backend.rope_fwd(RopeFwd { out: &mut saved.rot_q, x: q, pack, cos_sin, heads, head_dim });
+        let heads = config.num_key_value_heads;
+        backend.rope_fwd(RopeFwd { out: &mut saved.rot_k, x: k, pack, cos_sin, heads, head_dim });
+        self.put_prefix(backend, 0, &mut saved.rot_k);
+        taps.tap(backend, Site::RotQ, Tensor::Compute(&saved.rot_q), config.q_width())?;
+        taps.tap(backend, Site::RotK, Tensor::Compute(&saved.rot_k), config.kv_width())
+    }
+
+    /// Queries, keys and values before the rotation.
+    fn project_heads<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        taps: &mut PassTaps<'_, B, T>,
+        [q, k, v]: [&mut B::Compute; 3],
+        x: &B::Compute,
+        lora_xa: &mut [Option<B::Acc>; 7],
+    ) -> Result<()> {
+        self.project(backend, taps, Projection::Q, q, lora_xa, x)?;
+        self.project(backend, taps, Projection::K, k, lora_xa, x)?;
+        self.project(backend, taps, Projection::V, v, lora_xa, x)?;
+        self.put_prefix(backend, 1, v);
+        taps.tap(backend, Site::Q, Tensor::Compute(q), self.config.q_width())?;
+        taps.tap(backend, Site::K, Tensor::Compute(k), self.config.kv_width())?;
+        taps.tap(backend, Site::V, Tensor::Compute(v), self.config.kv_width())
+    }
+
+    /// Puts a prefix's keys (`part` 0, after the rotation) or values (1) in the place of those computed at its rows.
+    fn put_prefix(&self, backend: &mut B, part: usize, out: &mut B::Compute) {
+        let Some(x) = self.input.adaptation.and_then(|adaptation| adaptation.prefix.as_ref()) else { return };
+        let width = self.config.kv_width();
+        for (to, from) in self.input.prefix(self.layer, part) {
+            backend.kv_append(KvAppend { cache: &mut *out, to, x, from, width });
+        }
+    }
+
+    /// Scores and probabilities of the rows asked for, `[rows, H, longest]`.
+    fn tap_patterns<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        taps: &mut PassTaps<'_, B, T>,
+        saved: &LayerActivations<B>,
+        cached_k: Option<&B::Compute>,
+    ) -> Result<()> {
+        let (longest, dims) = (self.input.pack.longest(), self.config.attention(self.layer));
+        for (site, normalized) in [(Site::AttnScores, false), (Site::Pattern, true)] {
+            if !taps.wants(site) {
+                continue;
+            }
+            let rows = taps.rows_on_demand();
+            let mut out = backend.acc(rows.len() * dims.heads * longest)?;
+            backend.attention_pattern(AttentionPattern {
+                out: &mut out,
+                q: &saved.rot_q,
+                k: &saved.rot_k,
+                cached_k,
+                lse: &saved.lse,
+                rows: &rows,
+                pack: self.input.device,
+                dims,
+                longest,
+                normalized,
+            });
+            taps.tap_rows(backend, site, &out, dims.heads * longest, &rows)?;
+        }
+        Ok(())
+    }
+
+    /// Each head's share of the output projection at the rows asked for, `[rows, H, C]`.
+    fn tap_result<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        taps: &mut PassTaps<'_, B, T>,
+        saved: &LayerActivations<B>,
+    ) -> Result<()> {
+        if !taps.wants(Site::Result) {
+            return Ok(());
+        }
+        let (heads, head_dim, width) = (self.config.num_attention_heads, self.config.head_dim, self.config.hidden_size);
+        let rows = taps.rows_on_demand();
+        let mut out = backend.acc(rows.len() * heads * width)?;
+        let weight = &self.weights.projection(Projection::O).weight;
+        backend.attention_result(AttentionResult {
+            out: &mut out,
+            z: &saved.z,
+            weight,
+            rows: &rows,
+            heads,
+            head_dim,
+            width,
+        });
+        taps.tap_rows(backend, Site::Result, &out, heads * width, &rows)
+    }
+
+    /// From `z` to the middle residual stream: output projection, `+ stream`, post-norm. `narrowed` says that the block runs
+    /// over the output rows alone, whose `z` stands in `act`.
+    pub fn attention_output<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        saved: &mut LayerActivations<B>,
+        attn_out: &mut B::Compute,
+        stream: &B::Acc,
+        narrowed: bool,
+        taps: &mut PassTaps<'_, B, T>,
+    ) -> Result<()> {
+        let width = self.config.hidden_size;
+        let len = self.input.pack.len() * width;
+        let LayerActivations { z, act, lora_xa, attn_stats, mlp_in, resid_mid, pre_norm_sums, .. } = saved;
+        let z = if narrowed { &*act } else { &*z };
+        self.project(backend, taps, Projection::O, attn_out, lora_xa, z)?;
+        taps.tap(backend, Site::AttnOut, Tensor::Compute(attn_out), width)?;
+        match pre_norm_sums {
+            None => backend.residual_fwd(ResidualFwd { out: resid_mid, a: stream, b: attn_out, len }),
+            Some([sum, _]) => {
+                backend.residual_fwd(ResidualFwd { out: &mut *sum, a: stream, b: attn_out, len });
+                self.norm(backend, mlp_in, attn_stats, sum, &self.weights.attn_norm);
+                self.tap_norm(backend, taps, [Site::Ln1Scale, Site::Ln1Normalized], attn_stats, mlp_in)?;
+                backend.widen(Widen { out: &mut *resid_mid, x: mlp_in, len });
+            }
+        }
+        taps.tap(backend, Site::ResidMid, Tensor::Acc(&saved.resid_mid), width)
+    }
+}
+
+impl<B: Backend> BlockBwd<'_, B> {
+    /// The output projection: the gradient of its input, if `through` says that anybody needs it, into `d_z`, or into
+    /// `d_act` for the output rows.
+    pub fn attention_output(
+        &self,
+        backend: &mut B,
+        grads: &mut Gradients<B>,
+        request: &mut GradientRequest<'_, B>,
+        output: Option<&OutputRows<B>>,
+        through: bool,
+    ) {
+        let config = self.block.config;
+        self.post_norm(backend, grads, request, Sublayer::Attention);
+        let len = self.block.input.pack.len() * config.hidden_size;
+        backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len });
+        let (d_z, z) = match output {
+            None => (&mut grads.d_z, &self.saved.z),
+            Some(output) => {
+                let (x, rows, width) = (&self.saved.z, &output.index, config.q_width());
+                backend.gather_compute(GatherCompute { out: &mut grads.d_up, x, rows, width });
+                (&mut grads.d_act, &grads.d_up)
+            }
+        };
+        self.project(backend, request, Projection::O, &grads.d_out, z, through.then_some((d_z, false)));
+    }
+
+    /// From `d_z` to the block's input; `below` says whether anybody needs the gradient of that.
+    pub fn attention(
+        &self,
+        backend: &mut B,
+        grads: &mut Gradients<B>,
+        request: &mut GradientRequest<'_, B>,
+        below: bool,
+    ) {
+        let (config, saved, layer, pack) = (self.block.config, self.saved, self.block.layer, self.block.input.device);
+        backend.attention_bwd(AttentionBwd {
+            d_q: &mut grads.d_q,
+            d_k: &mut grads.d_k,
+            d_v: &mut grads.d_v,
+            delta: &mut grads.delta,
+            d_z: &grads.d_z,
+            z: &saved.z,
+            lse: &saved.lse,
+            q: &saved.rot_q,
+            k: &saved.rot_k,
+            v: &saved.v,
+            pack,
+            dims: config.attention(layer),
+        });
+        self.take_prefix(backend, grads, request);
+        if let Some(rotation) = &self.acts.rotation {
+            let (cos_sin, head_dim) = (&rotation.table.cos_sin, config.head_dim);
+            let heads = config.num_attention_heads;
+            backend.rope_bwd(RopeBwd { d_x: &mut grads.d_q, pack, cos_sin, heads, head_dim });
+            let heads = config.num_key_value_heads;
+            backend.rope_bwd(RopeBwd { d_x: &mut grads.d_k, pack, cos_sin, heads, head_dim });
+        }
+        // Without a norm before it, a sublayer's input is the residual stream itself.
+        let (d_in, first) = if config.post_norm { (&mut grads.d_resid, true) } else { (&mut grads.d_norm, false) };
+        for (target, d_y, accumulate) in
+            [(Projection::Q, &grads.d_q, first), (Projection::K, &grads.d_k, true), (Projection::V, &grads.d_v, true)]
+        {
+            let d_x = below.then_some((&mut *d_in, accumulate));
+            self.project(backend, request, target, d_y, &saved.attn_in, d_x);
+        }
+        if below && !config.post_norm {
+            let resid_pre = &self.acts.resid[self.acts.resid_slot(layer)];
+            self.pre_norm(backend, grads, request, Sublayer::Attention, resid_pre);
+        }
+    }
+
+    /// Takes the gradients of a prefix's keys and values out of those of all: what was computed at its rows has none.
+    fn take_prefix(&self, backend: &mut B, grads: &mut Gradients<B>, request: &mut GradientRequest<'_, B>) {
+        let (input, layer) = (self.block.input, self.block.layer);
+        let Some(adaptation) = input.adaptation else { return };
+        let (layout, width) = (&adaptation.layout, self.block.config.kv_width());
+        let (Some(prefix), Some(prompt)) = (&adaptation.prefix, layout.prompt) else { return };
+        let d_prompt = request.d_params.as_mut().expect("backward: a prefix went in, its gradient has no buffer");
+        for (part, d) in [&mut grads.d_k, &mut grads.d_v].into_iter().enumerate() {
+            let Some(site) = layout.prefix_part(layer, part) else { continue };
+            // The gradient of the attention's output is no longer needed: its buffer serves here.
+            backend.widen(Widen { out: &mut grads.d_z, x: d, len: input.pack.len() * width });
+            let (d_out, pack) = (&grads.d_z, input.device);
+            backend.embed_bwd_prompt(EmbedBwdPrompt { d_prompt: &mut **d_prompt, d_out, pack, site, width });
+            for (to, from) in input.prefix(layer, part) {
+                // The soft prompt beside a prefix is zeros.
+                let zeros = prompt.offset / width;
+                let from = zeros..zeros + from.len();
+                backend.kv_append(KvAppend { cache: &mut *d, to, x: prefix, from, width });
+            }
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! One block of the model: what its two sublayers have in common, forward and backward.
+
+use super::activations::{Activations, LayerActivations};
+use super::gradients::{GradientRequest, Gradients};
+use super::input::Input;
+use super::norm::{self, NormBwd, Stats};
+use super::param_id::{NormAt, ParamId};
+use super::taps::PassTaps;
+use super::weights::{Layer, Norm};
+use crate::Result;
+use crate::arch::{ModelConfig, Projection};
+use crate::backend::ops::{
+    LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LoraBwd, LoraDelta, LoraFwd, Zero,
+};
+use crate::backend::{Backend, Tensor};
+use crate::hooks::{Site, Taps};
+
+/// A block, over the rows of `input`.
+pub(super) struct Block<'a, B: Backend> {
+    pub config: &'a ModelConfig,
+    pub weights: &'a Layer<B>,
+    pub layer: usize,
+    pub input: &'a Input<'a, B>,
+}
+
+impl<B: Backend> Block<'_, B> {
+    /// A projection with its bias and its adapter: `out [N, output]` from `x [N, input]`.
+    pub fn project<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        taps: &mut PassTaps<'_, B, T>,
+        target: Projection,
+        out: &mut B::Compute,
+        lora_xa: &mut [Option<B::Acc>; 7],
+        x: &B::Compute,
+    ) -> Result<()> {
+        let (rows, pack) = (self.input.pack.len(), self.input.device);
+        let projection = self.weights.projection(target);
+        let (input, output) = self.config.widths(target);
+        let dims = LinearDims { rows, input, output };
+        let (weight, bias) = (&projection.weight, projection.bias.as_ref());
+        backend.linear_fwd(LinearFwd { out, x, weight, bias, dims });
+        let Some(adaptation) = self.input.adaptation else { return Ok(()) };
+        let Some(site) = adaptation.layout.site(self.layer, target) else { return Ok(()) };
+        let xa = lora_xa[target as usize].as_mut().expect("forward: the buffers were planned with this layout");
+        let (params, dropout) = (&adaptation.params, self.input.dropout(self.layer, target));
+        backend.lora_fwd(LoraFwd { y: out, xa, x, params, pack, site, dropout });
+        taps.tap(backend, Site::LoraA(target), Tensor::Acc(xa), site.rank)?;
+        let delta = Site::LoraDelta(target);
+        if taps.wants(delta) {
+            let mut buffer = backend.acc(rows * output)?;
+            backend.lora_delta(LoraDelta { out: &mut buffer, xa, params, pack, site });
+            taps.tap(backend, delta, Tensor::Acc(&buffer), output)?;
+        }
+        Ok(())
+    }
+
+    /// `out [N, C] = norm(x)`.
+    pub fn norm(&self, backend: &mut B, out: &mut B::Compute, stats: &mut Stats<B>, x: &B::Acc, norm: &Norm<B>) {
+        norm::forward(backend, self.config, out, stats, x, norm, self.input.pack.len());
+    }
+
+    /// Hands a norm's factors and its output over.
+    pub fn tap_norm<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        taps: &mut PassTaps<'_, B, T>,
+        [scale, normalized]: [Site; 2],
+        stats: &Stats<B>,
+        out: &B::Compute,
+    ) -> Result<()> {
+        taps.tap(backend, scale, Tensor::Acc(&stats.rstd), 1)?;
+        taps.tap(backend, normalized, Tensor::Compute(out), self.config.hidden_size)
+    }
+}
+
+/// One of the two sublayers of a block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sublayer {
+    Attention,
+    Mlp,
+}
+
+/// A block on the way back.
+pub(super) struct BlockBwd<'a, B: Backend> {
+    pub block: Block<'a, B>,
+    pub acts: &'a Activations<B>,
+    /// What the block's forward saved.
+    pub saved: &'a LayerActivations<B>,
+}
+
+impl<B: Backend> BlockBwd<'_, B> {
+    /// Whether any of these projections has an adapter.
+    pub fn adapts(&self, targets: &[Projection]) -> bool {
+        let adaptation = self.block.input.adaptation;
+        targets.iter().any(|&target| adaptation.is_some_and(|a| a.layout.site(self.block.layer, target).is_some()))
+    }
+
+    /// A sublayer's norm: its name, its weights, and what its forward saved.
+    fn norm(&self, sublayer: Sublayer) -> (NormAt, &Norm<B>, &Stats<B>) {
+        let Block { layer, weights, .. } = self.block;
+        match sublayer {
+            Sublayer::Attention => (NormAt::Attn(layer), &weights.attn_norm, &self.saved.attn_stats),
+            Sublayer::Mlp => (NormAt::Mlp(layer), &weights.mlp_norm, &self.saved.mlp_stats),
+        }
+    }
+
+    /// Through the norm before a sublayer, whose input is `x`: `d_resid +=` from `d_norm`.
+    pub fn pre_norm(
+        &self,
+        backend: &mut B,
+        grads: &mut Gradients<B>,
+        request: &mut GradientRequest<'_, B>,
+        sublayer: Sublayer,
+        x: &B::Acc,
+    ) {
+        let (at, norm, stats) = self.norm(sublayer);
+        let (d_params, rows) = (request.weight(ParamId::Norm(at)), self.block.input.pack.len());
+        let args = NormBwd { d_x: &mut grads.d_resid, d_params, d_out: &grads.d_norm, x, stats, norm, rows };
+        norm::backward(backend, self.block.config, args);
+    }
+
+    /// Through the norm after a sublayer's sum, in post-norm models: `d_resid =` from `d_resid`, exchanged with `d_norm`.
+    pub fn post_norm(
+        &self,
+        backend: &mut B,
+        grads: &mut Gradients<B>,
+        request: &mut GradientRequest<'_, B>,
+        sublayer: Sublayer,
+    ) {
+        let Some(sums) = &self.saved.pre_norm_sums else { return };
+        let (at, norm, stats) = self.norm(sublayer);
+        let (d_params, rows) = (request.weight(ParamId::Norm(at)), self.block.input.pack.len());
+        backend.zero(Zero { x: &mut grads.d_norm });
+        let (d_x, x) = (&mut grads.d_norm, &sums[sublayer as usize]);
+        norm::backward(
+            backend,
+            self.block.config,
+            NormBwd { d_x, d_params, d_out: &grads.d_resid, x, stats, norm, rows },
+        );
+        std::mem::swap(&mut grads.d_resid, &mut grads.d_norm);
+    }
+
+    /// Backward of a projection with its bias and adapter: `d_x [N, input]` `=` or `+=` (as its flag says), the parameters
+    /// `+=`, from `d_y [N, output]`.
+    pub fn project(
+        &self,
+        backend: &mut B,
+        request: &mut GradientRequest<'_, B>,
+        target: Projection,
+        d_y: &B::Compute,
+        x: &B::Compute,
+        d_x: Option<(&mut B::Acc, bool)>,
+    ) {
+        let Block { config, weights, layer, input } = self.block;
+        let (rows, (width, output)) = (input.pack.len(), config.widths(target));
+        let dims = LinearDims { rows, input: width, output };
+        let projection = weights.projection(target);
+        let d_x = d_x.map(|(d_x, accumulate)| {
+            let weight = &projection.weight;
+            backend.linear_bwd_input(LinearBwdInput { d_x: &mut *d_x, d_out: d_y, weight, dims, accumulate });
+            d_x
+        });
+        if let Some(adaptation) = input.adaptation
+            && let Some(site) = adaptation.layout.site(layer, target)
+        {
+            let d_params =
+                request.d_params.as_mut().expect("backward: adapters went in, their gradients have no buffer");
+            let xa = self.saved.lora_xa[target as usize].as_ref().expect("backward: the buffers have this layout");
+            let (params, pack, dropout) = (&adaptation.params, input.device, input.dropout(layer, target));
+            backend.lora_bwd(LoraBwd { d_params, d_x, d_y, xa, x, params, pack, site, dropout });
+        }
+        if let Some((d_weight, offset)) = request.weight(ParamId::Weight(layer, target)) {
+            backend.linear_bwd_weight(LinearBwdWeight { d_weight, offset, d_out: d_y, x, dims });
+        }
+        if projection.bias.is_some()
+            && let Some((d_bias, offset)) = request.weight(ParamId::Bias(layer, target))
+        {
+            backend.linear_bwd_bias(LinearBwdBias { d_bias, offset, d_out: d_y, rows, output });
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The scratch of a backward, and what it is asked for.
+
+use super::activations::{counted, some};
+use super::full::WeightLayout;
+use super::param_id::ParamId;
+use crate::Result;
+use crate::arch::{Mlp, ModelConfig};
+use crate::backend::Backend;
+
+/// Scratch of a backward, for packs of up to `rows` rows of which up to `labels` bear a loss.
+pub struct Gradients<B: Backend> {
+    pub(super) rows: usize,
+    pub(super) labels: usize,
+    /// Losses of the label rows of the last pass `[M]`.
+    pub losses: B::Acc,
+    /// Of the residual stream `[N, C]`.
+    pub(super) d_resid: B::Acc,
+    /// Of the embedding rows `[N, E]`, where something stands between them and the first block.
+    pub(super) d_embed: Option<B::Acc>,
+    /// Of a norm's output `[N, C]`.
+    pub(super) d_norm: B::Acc,
+    /// Of a sublayer's output, rounded for the products `[N, C]`.
+    pub(super) d_out: B::Compute,
+    /// Of the MLP's activation `[N, F]`; of the attention's output `[M, H D]` where there are output rows.
+    pub(super) d_act: B::Acc,
+    pub(super) d_gate: Option<B::Compute>,
+    /// Of the activation's input `[N, F]`; after the MLP, `z` at the output rows `[M, H D]`.
+    pub(super) d_up: B::Compute,
+    pub(super) d_z: B::Acc,
+    pub(super) d_q: B::Compute,
+    pub(super) d_k: B::Compute,
+    pub(super) d_v: B::Compute,
+    pub(super) delta: B::Acc,
+    pub(super) label_x: B::Compute,
+    pub(super) d_label_x: B::Acc,
+    pub(super) projected: Option<ProjectedLabels<B>>,
+}
+
+/// Label rows after the projection to the head's width `[M, E]`.
+pub(super) struct ProjectedLabels<B: Backend> {
+    pub x: B::Compute,
+    pub d_x: B::Acc,
+    pub d_x_compute: B::Compute,
+}
+
+impl<B: Backend> Gradients<B> {
+    /// Scratch for packs of up to `rows` rows with up to `labels` label rows.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn new(backend: &mut B, config: &ModelConfig, rows: usize, labels: usize) -> Result<Self> {
+        let (n, c, q, kv, f) =
+            (rows, config.hidden_size, config.q_width(), config.kv_width(), config.intermediate_size);
+        let (e, projects) = (config.embed_size, config.embed_size != c);
+        let projected = || {
+            let (x, d_x_compute) = (backend.compute(labels * e)?, backend.compute(labels * e)?);
+            Ok(ProjectedLabels { x, d_x: backend.acc(labels * e)?, d_x_compute })
+        };
+        let projected = some(projects, projected)?;
+        Ok(Self {
+            rows,
+            labels,
+            losses: backend.acc(labels)?,
+            d_resid: backend.acc(n * c)?,
+            d_embed: some(projects || config.embed_norm, || backend.acc(n * e))?,
+            d_norm: backend.acc(n * c)?,
+            d_out: backend.compute(n * c)?,
+            d_act: backend.acc(n * f.max(q))?,
+            d_gate: some(config.mlp == Mlp::SwiGlu, || backend.compute(n * f))?,
+            d_up: backend.compute(n * f.max(q))?,
+            d_z: backend.acc(n * q)?,
+            d_q: backend.compute(n * q)?,
+            d_k: backend.compute(n * kv)?,
+            d_v: backend.compute(n * kv)?,
+            delta: backend.acc(n * config.num_attention_heads)?,
+            label_x: backend.compute(labels * c)?,
+            d_label_x: backend.acc(labels * c)?,
+            projected,
+        })
+    }
+
+    /// Bytes of this scratch, without making it.
+    pub fn bytes(config: &ModelConfig, rows: usize, labels: usize, element_sizes: (usize, usize)) -> usize {
+        counted(element_sizes, |device| Gradients::new(device, config, rows, labels))
+    }
+
+    /// After a backward that was asked for it: the gradients of the embedding rows, a soft prompt's included `[N, E]`.
+    pub fn d_embed(&self) -> &B::Acc {
+        self.d_embed.as_ref().unwrap_or(&self.d_resid)
+    }
+}
+
+/// The gradients that a backward is to leave.
+pub struct GradientRequest<'a, B: Backend> {
+    /// `+=` those of the adapters `[runs, stride]`; needed if the pass went through adapters.
+    pub d_params: Option<&'a mut B::Acc>,
+    /// `+=` those of all base weights, laid out by [`WeightLayout`].
+    pub d_weights: Option<(&'a mut B::Acc, &'a WeightLayout)>,
+    /// Whether [`Gradients::d_embed`] shall be there.
+    pub d_embed: bool,
+}
+
+impl<B: Backend> GradientRequest<'_, B> {
+    /// Where the gradient of a weight goes, if it is wanted: the flat gradients, and where its own begin.
+    pub(super) fn weight(&mut self, id: ParamId) -> Option<(&mut B::Acc, usize)> {
+        self.d_weights.as_mut().map(|(d_weights, layout)| (&mut **d_weights, layout.offset(id)))
+    }
+}

@@ -1,0 +1,66 @@
+//! What a generation is asked for: how tokens are chosen, and when it ends.
+
+/// How the next token is chosen from the logits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sampling {
+    /// The most probable; of equals the lowest id.
+    Greedy,
+    /// The continuation that beam search finds, with transformers' defaults.
+    Beam {
+        /// Hypotheses that are followed, at least 1.
+        beams: usize,
+        /// Scores are divided by the number of new tokens to this power (transformers: 1).
+        length_penalty: f64,
+    },
+    /// Drawn at random after the cuts, in this order: temperature, top-k, top-p (Holtzman et al. 2020).
+    Random {
+        /// Divisor of the logits, above 0.
+        temperature: f64,
+        /// Only the k most probable; none means all.
+        top_k: Option<usize>,
+        /// Only the fewest most probable whose probabilities reach this sum; none means all.
+        top_p: Option<f64>,
+        /// Of the random numbers; prompt i draws from a stream of its own, whatever else is generated beside it.
+        seed: u64,
+    },
+}
+
+/// Says whether new tokens end a sequence.
+pub type Ends<'a> = dyn Fn(&[u32]) -> bool + 'a;
+
+/// When and how generation goes on.
+#[derive(Clone)]
+pub struct GenerationConfig<'a> {
+    /// At most this many new tokens.
+    pub max_new_tokens: usize,
+    /// Positions at most, soft prompt, prompt and new tokens together; none means any number.
+    pub max_length: Option<usize>,
+    /// Tokens that end a sequence; they are part of the result.
+    pub stop: Vec<u32>,
+    /// Whether the new tokens so far end a sequence, such as by a stop string; they are part of the result.
+    pub ends: Option<&'a Ends<'a>>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Rows of prompts and new tokens that are cached at once, unless a single prompt needs more; it changes no result.
+    pub rows: usize,
+}
+
+impl GenerationConfig<'_> {
+    /// Greedy, with nothing but a number of tokens to end it.
+    pub fn greedy(max_new_tokens: usize) -> Self {
+        Self { max_new_tokens, max_length: None, stop: vec![], ends: None, sampling: Sampling::Greedy, rows: 1 << 14 }
+    }
+
+    /// New tokens at most after `positions` positions.
+    pub(super) fn limit(&self, positions: usize) -> usize {
+        self.max_length.map_or(self.max_new_tokens, |max| self.max_new_tokens.min(max.saturating_sub(positions)))
+    }
+
+    /// Hypotheses of a prompt at most.
+    pub(super) fn width(&self) -> usize {
+        match self.sampling {
+            Sampling::Beam { beams, .. } => beams,
+            Sampling::Greedy | Sampling::Random { .. } => 1,
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The taps of a pass, with what they are told about the tensors at one point of it.
+
+use std::marker::PhantomData;
+
+use crate::Result;
+use crate::backend::{Backend, Tensor};
+use crate::hooks::{Site, Tapped, Taps};
+use crate::pack::Pack;
+
+/// Taps at one point of a pass.
+pub(super) struct PassTaps<'a, B: Backend, T: Taps<B>> {
+    taps: &'a mut T,
+    pack: &'a Pack,
+    /// The pack rows that the tensors' rows belong to, ascending; none means all.
+    rows: Option<&'a [usize]>,
+    /// 0 outside the blocks.
+    layer: usize,
+    backend: PhantomData<fn(&mut B)>,
+}
+
+impl<'a, B: Backend, T: Taps<B>> PassTaps<'a, B, T> {
+    /// Taps of a pass over `pack`, where its tensors have a row for each of the pack's.
+    pub fn new(taps: &'a mut T, pack: &'a Pack) -> Self {
+        Self { taps, pack, rows: None, layer: 0, backend: PhantomData }
+    }
+
+    /// The taps in a layer, at tensors of these pack rows (none means all).
+    pub fn at<'b>(&'b mut self, layer: usize, rows: Option<&'b [usize]>) -> PassTaps<'b, B, T> {
+        PassTaps { taps: &mut *self.taps, pack: self.pack, rows, layer, backend: PhantomData }
+    }
+
+    /// See [`Taps::stop_at_layer`].
+    pub fn stop_at_layer(&self) -> Option<usize> {
+        self.taps.stop_at_layer()
+    }
+
+    /// Whether a site is wanted here.
+    #[inline(always)]
+    pub fn wants(&self, site: Site) -> bool {
+        self.taps.wants(site, self.layer)
+    }
+
+    /// Hands over a tensor `[rows, width]`, if it is wanted.
+    #[inline(always)]
+    pub fn tap(&mut self, backend: &mut B, site: Site, data: Tensor<'_, B>, width: usize) -> Result<()> {
+        if !self.wants(site) {
+            return Ok(());
+        }
+        let Self { pack, rows, layer, .. } = *self;
+        self.taps.tap(backend, Tapped { site, layer, rows, width, data, pack })
+    }
+
+    /// Hands over a tensor `[rows, width]` that was computed on demand for these pack rows.
+    pub fn tap_rows(&mut self, backend: &mut B, site: Site, data: &B::Acc, width: usize, rows: &[usize]) -> Result<()> {
+        let (data, rows) = (Tensor::Acc(data), Some(rows));
+        self.taps.tap(backend, Tapped { site, layer: self.layer, rows, width, data, pack: self.pack })
+    }
+
+    /// The pack rows, ascending, for which what is computed on demand is wanted.
+    pub fn rows_on_demand(&self) -> Vec<usize> {
+        let rows = self.taps.rows().or(self.rows);
+        let mut rows = rows.map_or_else(|| (0..self.pack.len()).collect(), <[usize]>::to_vec);
+        rows.sort_unstable();
+        rows.dedup();
+        rows
+    }
+}

@@ -1,0 +1,106 @@
+//! Captures as the library makes them: what is refused, and what the plan says.
+
+use std::path::Path;
+
+use llamaprobe::arch::{Dtype, Projection};
+use llamaprobe::backend::Planning;
+use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::trace::Trace;
+use llamaprobe::capture::{Capture, CaptureSettings, Tokens};
+use llamaprobe::formats::safetensors;
+use llamaprobe::hooks::{Selection, Site};
+use llamaprobe::model::{Activations, Adaptation, Layout, LoraShape, Model, Save};
+use llamaprobe::{Error, Result};
+
+use crate::support;
+use crate::support::training::model;
+
+const DOCUMENTS: [&[u32]; 4] = [&[1, 5, 7, 9], &[1, 6], &[1, 5, 7], &[2, 3, 4, 5, 6]];
+
+fn documents() -> Vec<Vec<u32>> {
+    DOCUMENTS.map(<[u32]>::to_vec).to_vec()
+}
+
+fn settings(sites: &[Site], batch_tokens: usize) -> CaptureSettings {
+    CaptureSettings {
+        selection: Selection::new(sites, &[0, 1]),
+        tokens: Tokens::All,
+        batch_tokens,
+        shard_tokens: None,
+        dtype: safetensors::Dtype::F32,
+    }
+}
+
+fn refused(result: Result<impl Sized>) -> (String, String) {
+    match result.map(|_| ()).expect_err("refused") {
+        Error::Argument { name, expected, .. } => (name, expected),
+        other => panic!("another error: {other}"),
+    }
+}
+
+#[test]
+fn capture_names_the_setting_that_it_refuses() {
+    let backend = &mut Trace::new();
+    let config = model(backend).config;
+    let none = None::<&Adaptation<Trace>>;
+    let new = |sites: &[Site], rows| Capture::new(&config, none, settings(sites, rows), &documents());
+    assert_eq!(refused(new(&[Site::ResidPost], 0)).0, "batch_tokens");
+    assert_eq!(refused(new(&[Site::PosEmbed], 9)).0, "sites");
+    let (name, expected) = refused(new(&[Site::LoraA(Projection::Q)], 9));
+    assert!(name == "adapter" && expected.contains("blocks.0.q_proj.hook_lora_a"), "{name}: {expected}");
+    for (names, layers) in [("nonsense", vec![0]), ("", vec![0]), ("resid_post7", vec![0])] {
+        assert_eq!(refused(Selection::parse(names, &layers, 2)).0, "sites");
+    }
+    assert_eq!(refused(Selection::parse("resid_post", &[2], 2)).0, "layers");
+}
+
+#[test]
+fn capture_takes_the_memory_of_its_plan() {
+    let backend = &mut Trace::new();
+    let model: Model<Trace> = model(backend);
+    let shape = LoraShape { rank: 2, alpha: 4.0, rslora: false, targets: vec![Projection::Q] };
+    let adaptation = Adaptation::new(backend, Layout::lora(&model.config, &shape), 1).expect("memory");
+    let sites = [Site::Pattern, Site::Result, Site::Logits, Site::LoraDelta(Projection::Q), Site::ResidPost];
+    for tokens in [Tokens::All, Tokens::Last] {
+        let settings = CaptureSettings { tokens, ..settings(&sites, usize::MAX) };
+        let capture = Capture::new(&model.config, Some(&adaptation), settings, &documents()).expect("a plan");
+        let memory = capture.memory();
+        let rows = if tokens == Tokens::All { 14 } else { 4 };
+        assert_eq!((capture.rows(), capture.pass_rows(), memory.rows), (rows, 14, 14));
+        let landing: Vec<usize> = capture.tensors().iter().map(|(_, width)| 4 * rows * width).collect();
+        assert_eq!(memory.landing, landing);
+        let dir = support::temp();
+        backend.clear();
+        let path = dir.path().join("a.safetensors");
+        let writer = capture.run(backend, &model, Some(&adaptation), &path, &mut |_| ()).expect("runs");
+        assert_eq!(writer.finish().expect("a file"), path);
+        // On the null device every layer's tensor on demand is an allocation of its own; logits also gather their rows.
+        let sizes = backend.element_sizes();
+        let acts = Activations::<Trace>::bytes(&model.config, Some(&adaptation.layout), 14, Save::Layer, sizes);
+        let in_blocks = |site: &Site| if site.in_block() { 2 } else { 1 };
+        let width = |site: Site| capture.tensors().iter().find(|(name, _)| *name == site.name(0)).expect("a tensor").1;
+        let on_demand = |site: &Site| match site {
+            Site::LoraDelta(_) => 14 * width(*site),
+            _ => rows * width(*site),
+        };
+        let all: usize = sites[..4].iter().map(|site| in_blocks(site) * on_demand(site)).sum();
+        assert_eq!(memory.on_demand, sites[..4].iter().map(on_demand).sum::<usize>());
+        let gathered = rows * model.config.hidden_size;
+        let index = if tokens == Tokens::All { 0 } else { 4 * rows };
+        assert_eq!(backend.bytes(), acts + sizes.0 * all + sizes.1 * gathered + index, "{tokens:?}");
+    }
+}
+
+#[test]
+fn capture_of_a_state_that_is_not_finite_names_the_hook() {
+    let backend = &mut Cpu::new(Dtype::F32);
+    let dir = support::temp();
+    support::tiny_model::TinyModel { scale: 1e30, ..Default::default() }.write(dir.path());
+    let model = Model::load(backend, dir.path()).expect("loads");
+    let none = None::<&Adaptation<Cpu>>;
+    let capture = Capture::new(&model.config, none, settings(&[Site::MlpPost], 9), &documents()).expect("a plan");
+    let file: &Path = &dir.path().join("a.safetensors");
+    let error = capture.run(backend, &model, None, file, &mut |_| ()).map(|_| ()).expect_err("not finite");
+    assert!(matches!(&error, Error::NotFinite { what, .. } if what.starts_with("blocks.")), "{error}");
+    assert!(!file.exists(), "what was begun is removed");
+}

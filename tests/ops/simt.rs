@@ -6,6 +6,7 @@
 
 use llamaprobe::arch::Dtype;
 use llamaprobe::backend::cpu::Cpu;
+use rayon::prelude::*;
 
 use crate::ops::attention::Attention;
 use crate::ops::cases::{Case, Set};
@@ -51,20 +52,25 @@ fn compare(tape: &Tape, outputs: &[(usize, Output)], wanted: &[Expected], run: &
     wrong
 }
 
-/// Records all cases of a subject on one tape.
-fn record(subject: &Subject) -> (Tape, Vec<(usize, Output)>, Vec<Expected>) {
+/// The launches of all cases of a subject, where their results will be, by case, and the cases that have launches.
+fn record(subject: &Subject) -> (Tape, Vec<(usize, Output)>, Vec<Case>) {
     let mut tape = Tape::new(subject.dtype);
-    let (mut outputs, mut wanted) = (Vec::new(), Vec::new());
-    let (mut oracle, precision) = (Cpu::oracle(), Precision::of(subject.dtype));
+    let (mut outputs, mut launched) = (Vec::new(), Vec::new());
     for case in &subject.cases {
-        let case = rounded(case.clone(), precision);
+        let case = rounded(case.clone(), Precision::of(subject.dtype));
         let mut recorder = Recorder { tape: &mut tape, build: subject.build, outputs: Vec::new() };
         if case.op.launch(&case, &mut recorder) {
-            outputs.extend(recorder.outputs.into_iter().map(|output| (wanted.len(), output)));
-            wanted.push(Expected::new(&mut oracle, case, precision));
+            outputs.extend(recorder.outputs.into_iter().map(|output| (launched.len(), output)));
+            launched.push(case);
         }
     }
-    (tape, outputs, wanted)
+    (tape, outputs, launched)
+}
+
+/// What must come out of cases.
+fn expected(cases: Vec<Case>, dtype: Dtype) -> Vec<Expected> {
+    let (mut oracle, precision) = (Cpu::oracle(), Precision::of(dtype));
+    cases.into_iter().map(|case| Expected::new(&mut oracle, case, precision)).collect()
 }
 
 fn build(subject: &Subject, mode: Mode, plant: Option<&str>) -> Machine {
@@ -76,12 +82,13 @@ fn build(subject: &Subject, mode: Mode, plant: Option<&str>) -> Machine {
 /// Runs a subject under all schedules; what is wrong, by schedule.
 fn schedules(subject: &Subject, plant: Option<&str>) -> Vec<Vec<String>> {
     let machine = build(subject, Mode::Plain, plant);
-    let (tape, outputs, wanted) = record(subject);
-    let run = |&schedule| match machine.run(&tape, schedule) {
+    let (tape, outputs, cases) = record(subject);
+    let wanted = expected(cases, subject.dtype);
+    let run = |&schedule: &_| match machine.run(&tape, schedule) {
         Ok(run) => compare(&tape, &outputs, &wanted, &run),
         Err(said) => vec![said],
     };
-    SCHEDULES.iter().map(run).collect()
+    SCHEDULES.par_iter().map(run).collect()
 }
 
 fn proves(subject: &Subject) {
@@ -115,22 +122,23 @@ fn attention(dtype: Dtype, head_dim: usize) -> Subject {
 #[test]
 fn simple_kernels_compute_what_they_say() {
     if machine::compiler() {
-        [Dtype::F32, Dtype::BF16, Dtype::F16].into_iter().for_each(|dtype| proves(&simple(dtype)));
+        [Dtype::F32, Dtype::BF16, Dtype::F16].into_par_iter().for_each(|dtype| proves(&simple(dtype)));
     }
 }
 
 #[test]
 fn attention_computes_what_it_says() {
     if machine::compiler() {
-        [16, 48, 64, 80, 96, 128, 256].into_iter().for_each(|width| proves(&attention(Dtype::BF16, width)));
+        [16, 48, 64, 80, 96, 128, 256].into_par_iter().for_each(|width| proves(&attention(Dtype::BF16, width)));
     }
 }
 
 #[test]
 fn attention_of_the_other_dtypes_computes_what_it_says() {
     if machine::compiler() {
-        [16, 64, 128, 256].into_iter().for_each(|width| proves(&attention(Dtype::F32, width)));
-        [16, 64, 128].into_iter().for_each(|width| proves(&attention(Dtype::F16, width)));
+        let of = |dtype, widths: &[usize]| widths.iter().map(|&width| (dtype, width)).collect::<Vec<_>>();
+        let all = [of(Dtype::F32, &[16, 64, 128, 256]), of(Dtype::F16, &[16, 64, 128])].concat();
+        all.into_par_iter().for_each(|(dtype, width)| proves(&attention(dtype, width)));
     }
 }
 
@@ -146,16 +154,17 @@ fn tiny(dtype: Dtype) -> Vec<Subject> {
 fn complaints(subject: &Subject, mode: Mode, plant: Option<&str>, schedules: &[(&str, &str)]) -> Vec<String> {
     let machine = build(subject, mode, plant);
     let (tape, _, _) = record(subject);
-    schedules.iter().filter_map(|&schedule| machine.run(&tape, schedule).err()).collect()
+    schedules.par_iter().filter_map(|&schedule| machine.run(&tape, schedule).err()).collect()
 }
 
 #[test]
 fn kernels_stay_inside_their_memory() {
     if machine::compiler() {
-        for subject in [Dtype::F32, Dtype::BF16].into_iter().flat_map(tiny) {
-            let said = complaints(&subject, Mode::Address, None, &[("rev", "late")]);
+        let subjects: Vec<Subject> = [Dtype::F32, Dtype::BF16].into_iter().flat_map(tiny).collect();
+        subjects.par_iter().for_each(|subject| {
+            let said = complaints(subject, Mode::Address, None, &[("rev", "late")]);
             assert!(said.is_empty(), "{:?} {:?}:\n{}", subject.dtype, subject.files, said.join("\n"));
-        }
+        });
     }
 }
 
@@ -166,13 +175,13 @@ fn threads_of_a_block_do_not_race() {
     }
     let mut subjects = tiny(Dtype::BF16);
     subjects.extend(tiny(Dtype::F32).pop());
-    for subject in &mut subjects {
+    subjects.par_iter_mut().for_each(|subject| {
         // Short steps, so that a few rows make many.
         subject.build = Build { head_dim: 16, warps: 2, fwd_step: 16, bwd_step: 16 };
         subject.cases.retain(|case| case.inputs.iter().all(|x| x.len() < 1000));
         let said = complaints(subject, Mode::Thread, None, &[("fwd", "late"), ("rand:3", "early")]);
         assert!(said.is_empty(), "{:?} {:?}:\n{}", subject.dtype, subject.files, said.join("\n"));
-    }
+    });
 }
 
 /// Each check sees the bug that it is there for, planted by a macro.
@@ -212,7 +221,8 @@ fn planted_bugs_are_found() {
     // An element off by little: seen by the comparison itself.
     let subject = simple(Dtype::BF16);
     let machine = build(&subject, Mode::Plain, None);
-    let (tape, outputs, mut wanted) = record(&subject);
+    let (tape, outputs, cases) = record(&subject);
+    let mut wanted = expected(cases, subject.dtype);
     let run = machine.run(&tape, SCHEDULES[0]).unwrap();
     assert!(compare(&tape, &outputs, &wanted, &run).is_empty());
     wanted[0].spoil(0, 5);

@@ -257,6 +257,19 @@ fn chat_templates_run_out_of_fuel() {
     assert_eq!(text.len(), 20_000 * "[user] a few words\n".len());
 }
 
+/// What would overflow the stack of a compiler that calls itself is compiled, or refused.
+#[test]
+fn chat_templates_nest_as_deep_as_they_are_long() {
+    let signs = format!("{{{{ {}1 }}}}", "-".repeat(200_000));
+    let sums = format!("{{{{ {}1 }}}}", "1+".repeat(100_000));
+    let nots = format!("{{{{ {}1 }}}}", "not ".repeat(50_000));
+    let chain = format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(20_000));
+    for source in [signs, sums, nots, chain, "(".repeat(200_000), "{{ 1 }}".repeat(1 << 17)] {
+        let rendered = ChatTemplate::new("x", &source).and_then(|template| template.render(&[], false, &[]));
+        assert!(rendered.is_ok() || rendered.is_err_and(|error| !error.to_string().contains('\n')));
+    }
+}
+
 /// Run by the test below in a process of its own.
 #[test]
 #[ignore = "needs the time zone that the other test sets"]

@@ -1,5 +1,6 @@
 #![doc = include_str!("guide.md")]
 
+#[forbid(unsafe_code)]
 pub mod arch;
 pub mod backend;
 #[forbid(unsafe_code)]

@@ -36,6 +36,11 @@ pub struct ChatTemplate {
 const NAME: &str = "chat_template";
 /// Instructions that a template may run: published ones take some tens for each message.
 const FUEL: u64 = 5_000_000;
+/// Bytes of a template; published ones have some thousands.
+const LARGEST: usize = 256 << 10;
+/// Stack for compiling, for each byte of the largest template: minijinja recurses into signs and sums without a limit, a
+/// level for a byte or two. Only what is touched takes memory.
+const STACK_PER_BYTE: usize = 1024;
 /// Bytes of text that a template may make.
 const LONGEST: usize = 64 << 20;
 /// The largest width or count that a template may give to a filter that makes so much text or so many values.
@@ -76,8 +81,16 @@ impl ChatTemplate {
         env.add_function("raise_exception", raise_exception);
         env.add_function("strftime_now", |format: String| strftime(&format, &Zoned::now()));
         env.add_filter("tojson", to_json);
-        env.add_template_owned(NAME, source.to_string()).map_err(|e| failed(&path, &e))?;
-        Ok(Self { env, path })
+        if source.len() > LARGEST {
+            let expected = format!("a template of at most {LARGEST} bytes");
+            return Err(Error::field(&path, "chat_template", expected, source.len().to_string()));
+        }
+        let source = source.to_string();
+        let compile = move || env.add_template_owned(NAME, source).map(|()| env);
+        let thread = std::thread::Builder::new().stack_size(LARGEST * STACK_PER_BYTE).spawn(compile);
+        let compiled = thread.map_err(Error::io("start a thread for", &path))?.join();
+        let compiled = compiled.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok(Self { env: compiled.map_err(|e| failed(&path, &e))?, path })
     }
 
     /// The text of a conversation. `specials` are the variables such as `("bos_token", "<s>")`; with

@@ -307,6 +307,19 @@ fn chat_templates_run_out_of_fuel() {
     assert_eq!(text.len(), 20_000 * "[user] a few words\n".len());
 }
 
+/// What would overflow the stack of a compiler that calls itself is compiled, or refused.
+#[test]
+fn chat_templates_nest_as_deep_as_they_are_long() {
+    let signs = format!("{{{{ {}1 }}}}", "-".repeat(200_000));
+    let sums = format!("{{{{ {}1 }}}}", "1+".repeat(100_000));
+    let nots = format!("{{{{ {}1 }}}}", "not ".repeat(50_000));
+    let chain = format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(20_000));
+    for source in [signs, sums, nots, chain, "(".repeat(200_000), "{{ 1 }}".repeat(1 << 17)] {
+        let rendered = ChatTemplate::new("x", &source).and_then(|template| template.render(&[], false, &[]));
+        assert!(rendered.is_ok() || rendered.is_err_and(|error| !error.to_string().contains('\n')));
+    }
+}
+
 /// Run by the test below in a process of its own.
 #[test]
 #[ignore = "needs the time zone that the other test sets"]
@@ -318,7 +331,7 @@ fn strftime_in_another_zone() {
 /// As in transformers, the time is the local one.
 #[test]
 fn strftime_now_gives_local_time() {
-    for (zone, hours) in [("XXX-14", 14), ("XXX+9", -9), ("UTC", 0)] {
+    for (zone, hours) in [("ABC-14", 14), ("ABC+9", -9), ("UTC", 0)] {
         let mut test = std::process::Command::new(std::env::current_exe().expect("this program"));
         test.args(["--exact", "tokenizer::strftime_in_another_zone", "--ignored", "--nocapture"]).env("TZ", zone);
         let out = String::from_utf8(test.output().expect("runs").stdout).expect("text");

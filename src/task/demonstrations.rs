@@ -23,9 +23,9 @@ pub fn sample(pool: &[Example], queries: &[Example], count: usize, seed: u64) ->
     Ok(draw(left, count, &mut Rng::new(seed)))
 }
 
-/// Draws for one query of its own: `count` indices of `pool` without replacement, in random order, from the random
-/// numbers of `seed` and of the stream `stream`, the query's index among all queries. Never the query itself, which is example
-/// `pool_index` of the pool if it is of the pool, nor an example with the same input.
+/// Draws for one query of its own: `count` indices of `pool` without replacement, in random order, from stream `stream` of
+/// `seed`, the query's index among all queries. Never the query itself, which is example `pool_index` of the pool if it is
+/// of the pool, nor an example with the same input.
 ///
 /// # Errors
 /// The pool has fewer than `count` others.

@@ -13,6 +13,7 @@ mod golden_prompt;
 mod model;
 mod pack;
 mod probe;
+mod probe_report;
 mod prompt_gradients;
 mod tiny_model;
 mod train;

@@ -13,7 +13,7 @@ use llamaprobe::pack::{Label, Sequence, forest};
 use llamaprobe::probe::arm::Arm;
 use llamaprobe::probe::plan::Plan;
 use llamaprobe::probe::report::{ArmReport, Layer, LayerReport, PairReport, Report, SeedReport};
-use llamaprobe::probe::similarity::{cosine, cosines, gaussian, gaussian_updates, updates};
+use llamaprobe::probe::similarity::{cosines, gaussian_updates, updates};
 use llamaprobe::probe::statistics::MeanSd;
 use llamaprobe::probe::{Outcome, Phase, ProbeSettings, SoftSettings, run};
 use llamaprobe::task::prompts::Prompt;
@@ -22,12 +22,6 @@ use llamaprobe::task::{Example, Task};
 use crate::support::{self, tiny_model::TinyModel};
 
 type Device = Cpu<f32>;
-
-/// `gaussian(0, 0, 0, 5)` and `gaussian(2**63 + 5, 7, 123, 4)` of `tests/golden/check_probe.py`.
-const GAUSSIAN: [&[f64]; 2] = [
-    &[-1.291225130504602, -1.3999155270394388, 0.5376785883892461, 0.4898122561137322, 0.6245023037287527],
-    &[0.27239026937642985, 0.5139167031096711, -0.2224617462653755, 0.210491539748677],
-];
 
 /// A model with its tokenizer, and the numbers of a run over it.
 struct Bench {
@@ -486,40 +480,6 @@ fn probe_settings_out_of_their_domain_are_errors() {
         assert!(error.contains(name), "{name}: {error}");
     }
     ProbeSettings::new(Task::EnCs).validate(Family::Llama).expect("defaults");
-}
-
-#[test]
-fn similarities_are_what_they_say() {
-    assert_eq!(cosine(&[3.0, 4.0], &[4.0, 3.0]), 24.0 / 25.0);
-    assert_eq!(cosine(&[1e-30, 0.1, 7.0], &[1e-30, 0.1, 7.0]), 1.0);
-    assert_eq!(cosine(&[0.0, 0.0], &[1.0, 2.0]), 0.0);
-    // Three queries of two elements.
-    let anchor = [1.0, 0.0, 1.0, 1.0, 0.0, 2.0];
-    let icl = [2.0, 1.0, 1.0, 3.0, 4.0, 2.0];
-    let it = [1.0, 1.0, 0.0, 1.0, 1.0, 3.0];
-    let found = updates(&anchor, &icl, &it, 2);
-    let r = 0.5f64.sqrt();
-    // Updates of ICL: (1, 1), (0, 2), (4, 0); of IT: (0, 1), (-1, 0), (1, 1).
-    let close = |a: &[f64], b: &[f64]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
-    assert!(close(&found.update, &[r, 0.0, r]), "{:?}", found.update);
-    assert!(close(&found.update_shuffled, &[(1.0 - r) / 2.0, (1.0 + r) / 2.0, -0.5]), "{:?}", found.update_shuffled);
-    assert!(close(&cosines(&anchor, &icl, 2), &[2.0 / 5f64.sqrt(), 4.0 / 20f64.sqrt(), 4.0 / 80f64.sqrt()]));
-    let noise = cosine(&[0.0, 2.0], &gaussian(5, 1, 1, 2));
-    assert_eq!(gaussian_updates(&anchor, &icl, 2, 5, 1)[1], noise);
-}
-
-#[test]
-fn gaussian_baseline_is_as_documented() {
-    let close = |a: Vec<f64>, b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-14) && a.len() == b.len();
-    assert!(close(gaussian(0, 0, 0, 5), GAUSSIAN[0]));
-    assert!(close(gaussian((1 << 63) + 5, 7, 123, 4), GAUSSIAN[1]));
-}
-
-#[test]
-fn statistics_are_of_a_sample() {
-    assert_eq!(MeanSd::of([]), MeanSd { mean: None, sd: None });
-    assert_eq!(MeanSd::of([2.5]), MeanSd { mean: Some(2.5), sd: None });
-    assert_eq!(MeanSd::of([1.0, 2.0, 4.0, 5.0]), MeanSd { mean: Some(3.0), sd: Some((10.0f64 / 3.0).sqrt()) });
 }
 
 fn stories(shared: &Path, settings: &ProbeSettings, data: [&[&str]; 2]) -> Report {

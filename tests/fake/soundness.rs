@@ -24,16 +24,28 @@ fn panic_of(call: impl FnOnce()) -> String {
     payload.downcast_ref::<String>().cloned().unwrap_or_default()
 }
 
-/// An operation that fails before it runs: there are no kernels for such heads.
-fn fail(b: &mut Cuda) {
-    let dims = AttentionDims { heads: 1, kv_heads: 1, head_dim: 272, scale: 1.0, window: None, alibi: false };
-    let mut builder = PackBuilder::default();
-    builder.push(&[Token::Id(0)], Parent::None, None, Label::Text);
-    let pack = b.pack(&builder.build()).expect("a pack");
-    let [mut z, q, k, v] = [(); 4].map(|()| b.compute(272).expect("a buffer"));
-    let mut lse = b.acc(1).expect("a buffer");
-    let op = AttentionFwd { z: &mut z, lse: &mut lse, q: &q, k: &k, v: &v, cached: None, pack: &pack, dims };
-    b.attention_fwd(op);
+/// Arguments of an operation that fails before it runs: there are no kernels for such heads.
+struct Unsupported {
+    pack: <Cuda as Buffers>::Pack,
+    rows: [<Cuda as Buffers>::Compute; 4],
+    lse: <Cuda as Buffers>::Acc,
+}
+
+impl Unsupported {
+    fn new(b: &mut Cuda) -> Self {
+        let mut builder = PackBuilder::default();
+        builder.push(&[Token::Id(0)], Parent::None, None, Label::Text);
+        let pack = b.pack(&builder.build()).expect("a pack");
+        let rows = [(); 4].map(|()| b.compute(272).expect("a buffer"));
+        Self { pack, rows, lse: b.acc(1).expect("a buffer") }
+    }
+
+    /// Fails, and submits nothing.
+    fn run(&mut self, b: &mut Cuda) {
+        let dims = AttentionDims { heads: 1, kv_heads: 1, head_dim: 272, scale: 1.0, window: None, alibi: false };
+        let [z, q, k, v] = &mut self.rows;
+        b.attention_fwd(AttentionFwd { z, lse: &mut self.lse, q, k, v, cached: None, pack: &self.pack, dims });
+    }
 }
 
 /// `len` elements of the accumulation dtype, none of them 0.
@@ -64,8 +76,8 @@ fn foreign_memory() {
     let own = a.acc(16).expect("a buffer");
     a.cast(Cast { out: &mut out, x: &own, len: 16 });
     a.sync().expect("the device works");
-    let mut other = b.compute(16).expect("a buffer");
-    b.cast(Cast { out: &mut other, x: &x, len: 16 });
+    let mut own = b.compute(16).expect("a buffer");
+    b.cast(Cast { out: &mut own, x: &x, len: 16 });
     b.sync().expect("the device works");
 }
 
@@ -95,9 +107,9 @@ fn readback_of_another_device_is_an_error() {
 #[ignore = "started on the fake driver"]
 fn dropped_capture() {
     let mut b = device();
-    let x = filled(&mut b, 8);
+    let (x, mut unsupported) = (filled(&mut b, 8), Unsupported::new(&mut b));
     let dropped = b.capture(Tensor::Acc(&x), &[0, 1], 4);
-    fail(&mut b);
+    unsupported.run(&mut b);
     let late = b.capture(Tensor::Acc(&x), &[0, 1], 4);
     // The error is given out once, here; then the device goes on.
     let error = b.download(&mut [0.0; 8], &x, 0).expect_err("of the failed operation").to_string();
@@ -119,9 +131,9 @@ fn capture_dropped_after_an_error_is_never_ready() {
 #[ignore = "started on the fake driver"]
 fn dropped_download() {
     let mut b = device();
-    let x = filled(&mut b, 8);
+    let (x, mut unsupported) = (filled(&mut b, 8), Unsupported::new(&mut b));
     let pending = b.download_async(&x, 8).expect("a download");
-    fail(&mut b);
+    unsupported.run(&mut b);
     b.download(&mut [0.0; 8], &x, 0).expect_err("of the failed operation");
     let error = b.wait_readback(pending).expect_err("its commands were dropped").to_string();
     assert!(error.contains("discarded after an error"), "{error}");

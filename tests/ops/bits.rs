@@ -3,7 +3,7 @@
 
 use llamaprobe::arch::Dtype;
 use llamaprobe::backend::Backend;
-use llamaprobe::backend::cpu::{Cpu, CpuSettings, Float, Isa};
+use llamaprobe::backend::cpu::{Cpu, CpuSettings, Isa, Kernels};
 use llamaprobe::pack::{CachedSegment, Label, Pack, PackBuilder, Parent, Token};
 
 use crate::ops::attention::{Attention, forest_dims};
@@ -177,7 +177,7 @@ fn cached_rows_are_as_good_as_rows_of_the_pack<B: Backend>(b: &mut B) {
     }
 }
 
-fn threads_do_not_matter<A: Float>(settings: CpuSettings) {
+fn threads_do_not_matter<A: Kernels>(settings: CpuSettings) {
     let mut b = Cpu::<A>::open(&settings);
     let all = [ops::all(&mut b, Set::Small), ops::all(&mut b, Set::Large)].concat();
     let run = |threads: usize| {
@@ -206,7 +206,7 @@ fn a_changed_bit_is_found() {
 }
 
 /// Everything above on one device.
-fn check<A: Float>(settings: CpuSettings) {
+fn check<A: Kernels>(settings: CpuSettings) {
     let b = &mut Cpu::<A>::open(&settings);
     rows_stand_alone(b);
     paths_may_be_cut_anywhere(b);

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use llamaprobe::backend::cpu::Isa;
+use llamaprobe::backend::cpu::{InstructionSet, Isa};
 use rayon::prelude::*;
 
 use super::{Subject, subject};
@@ -110,8 +110,8 @@ pub fn multiply_add(factors: Factors, steps: usize, threads: usize) -> u64 {
 
 /// What the backend multiplies weights in, for a group's dtype. (In tiles, the ceiling is that of single precision still.)
 pub fn factors(group: &str) -> Factors {
-    match Isa::detect().name() {
-        "avx512bf16" if group.contains("bf16") => Factors::Pairs,
+    match Isa::detect().set() {
+        InstructionSet::Avx512Bf16 if group.contains("bf16") => Factors::Pairs,
         _ => Factors::Single,
     }
 }

@@ -36,8 +36,8 @@ use crate::pack::Pack;
 pub use buffer::HostBuffer;
 use buffer::zeros;
 use context::Context;
-use gemm::kernels::Kernels;
-pub use isa::Isa;
+pub use gemm::kernels::Kernels;
+pub use isa::{InstructionSet, Isa};
 pub use simd::{Element, Float};
 #[doc(hidden)] // For its bench.
 pub use thread_pool::ThreadPool;

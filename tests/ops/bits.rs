@@ -329,6 +329,6 @@ fn cpu_bf16() {
 fn cpu_f32x3() {
     match Isa::detect() {
         isa if isa.has_pairs() => check(|| CpuF32::split(Isa::detect())),
-        _ => skip(Reason::NoPairs),
+        _ => skip(Reason::Pairs),
     }
 }

@@ -38,7 +38,7 @@ fn cpu_f16() {
 fn cpu_f32x3() {
     let pairs: Vec<Isa> = Isa::available().iter().copied().filter(|isa| isa.has_pairs()).collect();
     if pairs.is_empty() {
-        skip(Reason::NoPairs);
+        skip(Reason::Pairs);
     }
     pairs.into_iter().for_each(|isa| parity_of_split_products(&mut CpuF32::split(isa), Precision::F32));
 }

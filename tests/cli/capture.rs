@@ -164,7 +164,7 @@ fn isa_gives_the_same_states_and_unknown_ones_are_refused() {
     let line = split("plain", "none").refused();
     assert!(line.contains("--dtype f32x3") && line.contains("avx512bf16") && line.contains("plain"), "{line}");
     match Isa::available().iter().find(|isa| isa.has_pairs()) {
-        None => skip(Reason::NoPairs),
+        None => skip(Reason::Pairs),
         Some(isa) => {
             split(isa.name(), "split").ok();
             let split = states("split");

@@ -167,7 +167,7 @@ fn full_disk_is_one_error_and_loses_nothing() {
     put(d, "train.jsonl", DATA);
     let at = d.join("disk");
     let Some(_disk) = SmallDisk::mount(&at) else {
-        skip(Reason::NoMount);
+        skip(Reason::Mount);
         return;
     };
     let train =

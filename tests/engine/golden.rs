@@ -17,6 +17,9 @@ use crate::support;
 /// Largest difference allowed, as a share of the expected tensor's largest magnitude: three times what is measured (1.2e-6).
 const LIMIT: f64 = 3e-6;
 
+/// A mistake, made in what was read.
+type Change<T> = fn(&mut T);
+
 fn golden(name: &str) -> PathBuf {
     support::golden(&format!("model-{name}"))
 }
@@ -142,7 +145,7 @@ fn forward_limits_see_small_mistakes() {
     fn rounded_scale(config: &mut ModelConfig) {
         config.score_scales.iter_mut().for_each(|x| *x = half::bf16::from_f64(*x).to_f64());
     }
-    let mistakes: [(&str, &str, fn(&mut ModelConfig)); 16] = [
+    let mistakes: [(&str, &str, Change<ModelConfig>); 16] = [
         ("gqa-llama3", "the other default epsilon", default_eps),
         ("gqa-llama3", "another pretraining length", |config| {
             rope(config, |kind| {
@@ -202,7 +205,7 @@ fn adapted(backend: &mut Cpu<f32>, name: &str, change: fn(&mut LoraAdapter)) -> 
 }
 
 fn adapter(name: &str) -> LoraAdapter {
-    let config = ModelConfig::load(&golden(name)).expect("the configuration loads");
+    let config = ModelConfig::load(golden(name)).expect("the configuration loads");
     LoraAdapter::read(golden(name).join("adapter"), &config).expect("the adapter loads")
 }
 
@@ -234,7 +237,7 @@ fn adapters_of_the_other_families_are_pefts() {
 
 #[test]
 fn adapter_limits_see_small_mistakes() {
-    let mistakes: [(&str, fn(&mut LoraAdapter)); 2] = [
+    let mistakes: [(&str, Change<LoraAdapter>); 2] = [
         ("one module left out", |adapter| drop(adapter.modules.pop())),
         ("an A in bf16", |adapter| {
             adapter.modules[0].a.iter_mut().for_each(|x| *x = half::bf16::from_f32(*x).to_f32());

@@ -238,6 +238,6 @@ fn cpu_bf16() {
 fn cpu_f32x3() {
     match Isa::detect() {
         isa if isa.has_pairs() => check(Cpu::<f32>::open, CpuSettings { split: true, ..CpuSettings::new(Dtype::F32) }),
-        _ => skip(Reason::NoPairs),
+        _ => skip(Reason::Pairs),
     }
 }

@@ -53,7 +53,7 @@ with_operations! { tests_per_file {
 fn cpu_f32x3() {
     let pairs: Vec<Isa> = Isa::available().iter().copied().filter(|isa| isa.has_pairs()).collect();
     if pairs.is_empty() {
-        skip(Reason::NoPairs);
+        skip(Reason::Pairs);
     }
     for isa in pairs {
         let settings = CpuSettings { isa, split: true, ..CpuSettings::new(Dtype::F32) };

@@ -17,7 +17,7 @@ const DEVICES: [&str; 3] = ["80", "90a", "120"];
 /// The compiler; the test is recorded as skipped if there is none.
 fn nvcc() -> Option<PathBuf> {
     let Some(path) = std::env::var_os("LLAMAPROBE_TEST_NVCC").filter(|given| !given.is_empty()) else {
-        skip(Reason::NoNvcc);
+        skip(Reason::Nvcc);
         return None;
     };
     let path = PathBuf::from(path);

@@ -121,7 +121,7 @@ pub fn compiler() -> bool {
     let found = Command::new("g++").arg("--version").output().is_ok_and(|out| out.status.success());
     let found = found && cfg!(all(target_arch = "x86_64", target_os = "linux"));
     if !found {
-        skip(Reason::NoCompiler);
+        skip(Reason::Compiler);
     }
     found
 }

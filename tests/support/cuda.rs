@@ -30,7 +30,7 @@ pub fn device(dtype: Dtype) -> Option<Cuda> {
             let required = std::env::var("LLAMAPROBE_REQUIRE_CUDA").is_ok_and(|value| value == "1");
             assert!(!required, "LLAMAPROBE_REQUIRE_CUDA=1: {error}");
             println!("{error}");
-            skip(Reason::NoCuda);
+            skip(Reason::Cuda);
             None
         }
     }

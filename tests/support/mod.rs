@@ -17,7 +17,7 @@ pub fn shared() -> Option<PathBuf> {
     if dir.is_dir() {
         return Some(dir);
     }
-    skips::skip(skips::Reason::NoShared);
+    skips::skip(skips::Reason::Shared);
     None
 }
 

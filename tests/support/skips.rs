@@ -7,42 +7,41 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// Why a test is skipped: what it needs is missing.
+/// Why a test is skipped: what it needs and is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// The folder of real models, tokenizers and data, which are not this project's to publish.
-    NoShared,
+    Shared,
     /// An NVIDIA GPU with its driver.
-    NoCuda,
+    Cuda,
     /// The path of nvcc in `LLAMAPROBE_TEST_NVCC`; `.ci/run` installs it.
-    NoNvcc,
+    Nvcc,
     /// g++ on x86-64 Linux, which compiles the kernels for the CPU.
-    NoCompiler,
+    Compiler,
     /// An instruction set with products of bfloat16 pairs (AVX512_BF16, AMX, NEON's BF16).
-    NoPairs,
+    Pairs,
     /// The right to mount a file system that can be full.
-    NoMount,
+    Mount,
 }
 
 impl Reason {
     #[allow(dead_code)] // Read by tests/tidy.rs alone.
-    pub const ALL: [Self; 6] =
-        [Self::NoShared, Self::NoCuda, Self::NoNvcc, Self::NoCompiler, Self::NoPairs, Self::NoMount];
+    pub const ALL: [Self; 6] = [Self::Shared, Self::Cuda, Self::Nvcc, Self::Compiler, Self::Pairs, Self::Mount];
 
     pub fn text(self) -> &'static str {
         match self {
-            Self::NoShared => "no ../shared",
-            Self::NoCuda => "no CUDA device",
-            Self::NoNvcc => "LLAMAPROBE_TEST_NVCC is not set",
-            Self::NoCompiler => "no g++ on x86-64 Linux",
-            Self::NoPairs => "an instruction set without products of bfloat16",
-            Self::NoMount => "no right to mount a file system",
+            Self::Shared => "no ../shared",
+            Self::Cuda => "no CUDA device",
+            Self::Nvcc => "LLAMAPROBE_TEST_NVCC is not set",
+            Self::Compiler => "no g++ on x86-64 Linux",
+            Self::Pairs => "an instruction set without products of bfloat16",
+            Self::Mount => "no right to mount a file system",
         }
     }
 
     /// Whether only another machine or other rights could help, so that `LLAMAPROBE_REQUIRE_ALL=1` allows the skip.
     pub fn is_of_the_machine(self) -> bool {
-        matches!(self, Self::NoCuda | Self::NoPairs | Self::NoMount)
+        matches!(self, Self::Cuda | Self::Pairs | Self::Mount)
     }
 
     /// The tests that may be skipped for it, in whole or in part: `program::module::test`.
@@ -54,7 +53,7 @@ impl Reason {
 /// Which tests may be skipped, and why.
 const REGISTER: [(Reason, &[&str]); 6] = [
     (
-        Reason::NoShared,
+        Reason::Shared,
         &[
             "cli::real::stories_are_told_captured_and_probed",
             "engine::generate::generation_greedy_and_with_beams_is_that_of_transformers",
@@ -77,9 +76,9 @@ const REGISTER: [(Reason, &[&str]); 6] = [
             "task::prompts::real_data_is_read_whole",
         ],
     ),
-    (Reason::NoCuda, &["ops::parity::cuda_bf16", "ops::parity::cuda_f16", "ops::parity::cuda_f32"]),
+    (Reason::Cuda, &["ops::parity::cuda_bf16", "ops::parity::cuda_f16", "ops::parity::cuda_f32"]),
     (
-        Reason::NoNvcc,
+        Reason::Nvcc,
         &[
             "ops::ptxas::attention_compiles_to_tensor_core_instructions_without_spills",
             "ops::ptxas::simple_kernels_compile_without_spills",
@@ -88,7 +87,7 @@ const REGISTER: [(Reason, &[&str]); 6] = [
         ],
     ),
     (
-        Reason::NoCompiler,
+        Reason::Compiler,
         &[
             "ops::simt::attention_computes_what_it_says",
             "ops::simt::attention_of_the_other_dtypes_computes_what_it_says",
@@ -99,14 +98,14 @@ const REGISTER: [(Reason, &[&str]); 6] = [
         ],
     ),
     (
-        Reason::NoPairs,
+        Reason::Pairs,
         &[
             "cli::capture::every_instruction_set_gives_the_same_states_and_an_unknown_one_is_refused",
             "ops::bits::cpu_f32x3",
             "ops::parity::cpu_f32x3",
         ],
     ),
-    (Reason::NoMount, &["cli::train::a_full_disk_is_one_error_and_loses_nothing"]),
+    (Reason::Mount, &["cli::train::a_full_disk_is_one_error_and_loses_nothing"]),
 ];
 
 /// Skips the running test, or a part of it, for a reason.

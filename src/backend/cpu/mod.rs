@@ -39,6 +39,8 @@ use context::Context;
 use gemm::kernels::Kernels;
 pub use isa::Isa;
 pub use simd::{Element, Float};
+#[doc(hidden)] // For `benches/pool.rs` alone.
+pub use thread_pool::ThreadPool;
 pub use weight::Weight;
 
 /// The CPU. `A` is the accumulation dtype: `f32`, or `f64` in the oracle.

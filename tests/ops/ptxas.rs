@@ -9,7 +9,7 @@ use std::process::Command;
 
 use llamaprobe::arch::Dtype;
 
-use crate::ops::simt::machine::{self, SIMPLE};
+use crate::ops::simt::machine;
 use crate::skips::{Reason, skip};
 
 const DEVICES: [&str; 3] = ["80", "90a", "120"];
@@ -124,7 +124,7 @@ fn products(a: machine::Build) -> [(&'static str, usize); 3] {
 #[test]
 fn simple_kernels_compile_without_spills() {
     let Some(nvcc) = nvcc() else { return };
-    let text = machine::text(&SIMPLE);
+    let text = machine::text(&machine::simple());
     for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
         let build = Build::new(&nvcc, &text, dtype, &[]);
         accept(&build, &machine::kernels(&text), &format!("{dtype:?}"));

@@ -14,7 +14,7 @@ use crate::ops::naive::Precision;
 use crate::ops::operation::Operation;
 use crate::ops::parity::{Expected, cases_of, rounded};
 use crate::ops::rms_norm::RmsNorm;
-use crate::ops::simt::machine::{self, Build, Machine, Mode, SCHEDULES, SIMPLE};
+use crate::ops::simt::machine::{self, Build, Machine, Mode, SCHEDULES};
 use crate::ops::simt::recorder::{Output, Recorder};
 use crate::ops::simt::tape::Tape;
 use crate::ops::{self, packs};
@@ -22,7 +22,7 @@ use crate::ops::{self, packs};
 /// What a build and a set of cases are for.
 struct Subject {
     dtype: Dtype,
-    files: &'static [&'static str],
+    files: Vec<&'static str>,
     build: Build,
     cases: Vec<Case>,
 }
@@ -76,7 +76,7 @@ fn expected(cases: Vec<Case>, dtype: Dtype) -> Vec<Expected> {
 fn build(subject: &Subject, mode: Mode, plant: Option<&str>) -> Machine {
     let mut macros = subject.build.macros();
     macros.extend(plant.map(|plant| format!("-D{plant}")));
-    Machine::new(subject.files, subject.dtype, mode, &macros)
+    Machine::new(&subject.files, subject.dtype, mode, &macros)
 }
 
 /// Runs a subject under all schedules; what is wrong, by schedule.
@@ -99,9 +99,9 @@ fn proves(subject: &Subject) {
 
 /// The kernels of all files but attention's, and their cases.
 fn simple(dtype: Dtype) -> Subject {
-    let mut b = Cpu::oracle();
-    let cases = SIMPLE.iter().flat_map(|file| cases_of(&mut b, file)).collect();
-    Subject { dtype, files: &SIMPLE, build: Build::new(dtype, 16), cases }
+    let (mut b, files) = (Cpu::oracle(), machine::simple());
+    let cases = files.iter().flat_map(|file| cases_of(&mut b, file)).collect();
+    Subject { dtype, files, build: Build::new(dtype, 16), cases }
 }
 
 /// The build for a head width, and cases of that width and of the narrower ones that are padded to it.
@@ -116,7 +116,7 @@ fn attention(dtype: Dtype, head_dim: usize) -> Subject {
             cases.push(Case::new(format!("attention {width} {heads} {window:?}"), op));
         }
     }
-    Subject { dtype, files: &["attention"], build: Build::new(dtype, head_dim), cases }
+    Subject { dtype, files: vec!["attention"], build: Build::new(dtype, head_dim), cases }
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn planted_bugs_are_found() {
     }
     let norm = Case::new("norm", RmsNorm { rows: 3, width: 24, eps: 1e-5 });
     let simple =
-        |dtype| Subject { dtype, files: &["rms_norm"], build: Build::new(dtype, 16), cases: vec![norm.clone()] };
+        |dtype| Subject { dtype, files: vec!["rms_norm"], build: Build::new(dtype, 16), cases: vec![norm.clone()] };
     let attention = || {
         let mut subject = attention(Dtype::BF16, 16);
         subject.cases.retain(|case| case.name.starts_with("attention 16 2"));

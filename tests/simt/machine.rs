@@ -68,20 +68,10 @@ impl Mode {
     }
 }
 
-/// The files of `kernels/` that are built together for one dtype.
-pub const SIMPLE: [&str; 11] = [
-    "rows",
-    "embed",
-    "position",
-    "layer_norm",
-    "rms_norm",
-    "rope",
-    "activation",
-    "linear",
-    "lora",
-    "cross_entropy",
-    "adamw",
-];
+/// The files of `kernels/` that are built together for one dtype: all but attention's, which has builds for head widths.
+pub fn simple() -> Vec<&'static str> {
+    crate::ops::FILES.iter().copied().filter(|file| *file != "attention").collect()
+}
 
 /// The folder of the package.
 pub fn root() -> PathBuf {

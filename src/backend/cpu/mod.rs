@@ -39,7 +39,7 @@ use context::Context;
 pub use gemm::kernels::Kernels;
 pub use isa::{InstructionSet, Isa};
 pub use simd::{Element, Float};
-#[doc(hidden)] // For its bench.
+#[doc(hidden)] // For `benches/pool.rs` alone.
 pub use thread_pool::ThreadPool;
 pub use weight::Weight;
 

@@ -9,6 +9,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::formats::adapter::PromptKind;
 use llamaprobe::hooks::NoTaps;
 use llamaprobe::model::{Activations, Adaptation, FullTuning, GradientRequest, Gradients, Input, Labels, Save};
 use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};

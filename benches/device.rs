@@ -1,15 +1,19 @@
-//! What a GPU does at most (the ceilings of the processor are in `ceiling`), and how captures leave a device. Bytes are
+//! What a GPU does at most (the ceilings of the CPU are in `ceiling`), and how captures leave a device. Bytes are
 //! those that must be read and written, elements floating-point operations.
 #![allow(missing_docs, reason = "the macros of the harness")]
 
 mod common;
 
-use common::{Shape, Subject, real, shapes, subject, time, weight};
+use common::{Shape, Subject, compute, shapes, subject, time, weight};
 #[cfg(feature = "cuda")]
-use common::{bytes, wide};
+use common::{acc, bytes};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use llamaprobe::arch::Dtype;
 use llamaprobe::backend::cpu::Cpu;
-use llamaprobe::backend::{Backend, LinearDims, Tensor};
+#[cfg(feature = "cuda")]
+use llamaprobe::backend::ops::KvAppend;
+use llamaprobe::backend::ops::{LinearDims, LinearFwd};
+use llamaprobe::backend::{Backend, Tensor};
 
 /// Layers of a pass with captures.
 const LAYERS: usize = 8;
@@ -23,16 +27,22 @@ fn ceilings<B: Backend>(c: &mut Criterion, mut b: B) {
         Subject::Tiny => (1 << 16, 64),
         _ => (1 << 28, 8192),
     };
-    let (mut to, from) = (real(&mut b, len), real(&mut b, len));
+    let (mut to, from) = (compute(&mut b, len), compute(&mut b, len));
     group.throughput(Throughput::Bytes(bytes(&b, 0, 2 * len)));
-    group.bench("copy", "", |bench| time(bench, &mut b, |b| b.keep(&mut to, 0, &from, 0..len, 1)));
+    group.bench("copy", "", |bench| {
+        time(bench, &mut b, |b| b.kv_append(KvAppend { cache: &mut to, to: 0, x: &from, from: 0..len, width: 1 }));
+    });
     drop((to, from));
     let dims = LinearDims { rows: width, input: width, output: width };
-    let (mut out, x, matrix) =
-        (real(&mut b, width * width), real(&mut b, width * width), weight(&mut b, width * width));
+    let (mut out, x, weight) =
+        (compute(&mut b, width * width), compute(&mut b, width * width), weight(&mut b, width * width));
     group.throughput(Throughput::Elements(2 * (width * width * width) as u64));
-    group.bench("product", "", |bench| time(bench, &mut b, |b| b.linear_fwd(&mut out, &x, &matrix, None, dims)));
-    let mut buffer = wide(&mut b, len / 4);
+    group.bench("product", "", |bench| {
+        time(bench, &mut b, |b| {
+            b.linear_fwd(LinearFwd { out: &mut out, x: &x, weight: &weight, bias: None, dims });
+        });
+    });
+    let mut buffer = acc(&mut b, len / 4);
     let mut host = vec![B::Element::default(); len / 4];
     group.throughput(Throughput::Bytes(bytes(&b, len / 4, 0)));
     group.bench("to the device", "", |bench| {
@@ -50,15 +60,15 @@ fn captures<B: Backend>(c: &mut Criterion, way: &str, mut b: B) {
     let chosen = shapes().iter().filter(|shape| subject() != Subject::Cpu || shape.width < 1000);
     for &Shape { name, width, .. } in chosen {
         let dims = LinearDims { rows: ROWS, input: width, output: width };
-        let (mut x, mut out, matrix) =
-            (real(&mut b, ROWS * width), real(&mut b, ROWS * width), weight(&mut b, width * width));
+        let (mut x, mut out, weight) =
+            (compute(&mut b, ROWS * width), compute(&mut b, ROWS * width), weight(&mut b, width * width));
         for (what, rows) in [("nothing", vec![]), ("last row", vec![ROWS - 1]), ("all rows", (0..ROWS).collect())] {
             group.throughput(Throughput::Elements(2 * (LAYERS * ROWS * width * width) as u64));
             group.bench(way, format!("{name}/{what}"), |bench| {
                 time(bench, &mut b, |b| {
                     let mut captured = Vec::new();
                     for _ in 0..LAYERS {
-                        b.linear_fwd(&mut out, &x, &matrix, None, dims);
+                        b.linear_fwd(LinearFwd { out: &mut out, x: &x, weight: &weight, bias: None, dims });
                         if !rows.is_empty() {
                             captured.push(b.capture(Tensor::Compute(&out), &rows, width));
                         }
@@ -74,18 +84,18 @@ fn captures<B: Backend>(c: &mut Criterion, way: &str, mut b: B) {
 
 fn all(c: &mut Criterion) {
     #[cfg(feature = "cuda")]
-    if let Some(gpu) = common::gpu() {
+    if let Some(gpu) = common::gpu::open() {
         ceilings(c, gpu);
         use llamaprobe::backend::cuda::{Captures, Cuda, Settings};
         for (way, captures_by) in [("mapped", Captures::Mapped), ("copied", Captures::Copied)] {
-            let settings = Settings { captures: captures_by, ..common::cuda::settings() };
-            let gpu = Cuda::<half::bf16>::new(0, &settings).expect("the GPU of the other benches");
+            let settings = Settings { captures: captures_by, ..common::gpu::settings() };
+            let gpu = Cuda::open(0, Dtype::BF16, &settings).expect("the GPU of the other benches");
             captures(c, way, gpu);
         }
         return;
     }
     if subject() != Subject::Gpu {
-        captures(c, "in place", Cpu::<f32>::new());
+        captures(c, "in place", Cpu::<f32>::open(&common::settings(Dtype::F32)));
     }
 }
 

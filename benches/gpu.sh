@@ -21,17 +21,17 @@ usage() {
     exit 2
 }
 
-# Builds by a command of cargo, and copies the targets of some kinds to $dir under their names.
+# Builds by a command of cargo, and copies the targets of some kinds to $dir under their names behind a prefix.
 built() {
-    local kinds=$1
-    shift
+    local kinds=$1 prefix=$2
+    shift 2
     cargo "$@" --locked --message-format json | "${PYTHON:-python3}" -c '
 import json, shutil, sys
-kinds, to = sys.argv[1:]
+kinds, prefix, to = sys.argv[1:]
 for found in map(json.loads, sys.stdin):
     if found.get("executable") and found["target"]["kind"][0] in kinds.split():
-        shutil.copy2(found["executable"], to + "/" + found["target"]["name"])
-' "$kinds" "$dir"
+        shutil.copy2(found["executable"], to + "/" + prefix + found["target"]["name"])
+' "$kinds" "$prefix" "$dir"
 }
 
 [ $# -ge 2 ] || usage
@@ -43,8 +43,8 @@ collect)
     dir=$(cd "$dir" && pwd)
     cd "$here/.."
     # A test comes with the program; by itself, without what only tests depend on, it would be a second build of it all.
-    built "bin test" test --profile "$profile" --test ops --no-run
-    built bench bench --profile "$profile" --bench '*' --no-run
+    built "bin test" "" test --profile "$profile" --test ops --no-run
+    built bench bench- bench --profile "$profile" --bench '*' --no-run
     ;;
 run)
     dir=$(cd "$dir" && pwd)
@@ -86,8 +86,8 @@ print(":".join(p for r in sorted(roots) for d in ("cu13", "cuda_nvrtc", "cublas"
             printf 'parity under %s\tnot run: no compute-sanitizer\n' "$tool" >> "$out/checks.tsv"
         fi
     done
-    for bench in device gemm attention elementwise lora cross_entropy adamw embed prompt model; do
-        check "bench $bench" "$dir/$bench" --bench
+    for bench in device ops prompt model; do
+        check "bench $bench" "$dir/bench-$bench" --bench
     done
     exec "$python" "$here/peers/gpu.py" "$dir" "$out"
     ;;

@@ -7,6 +7,7 @@ mod common;
 use common::checkpoint::{self, Weights};
 use common::{Subject, shapes, subject, time};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use llamaprobe::arch::Dtype;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::model::Model;
@@ -24,7 +25,7 @@ fn load<B: Backend>(c: &mut Criterion, mut b: B) {
 
 fn all(c: &mut Criterion) {
     if subject() != Subject::Gpu {
-        load(c, Cpu::<f32, half::bf16>::new());
+        load(c, Cpu::<f32>::open(&common::settings(Dtype::BF16)));
     }
 }
 

@@ -9,7 +9,7 @@ mod common;
 use common::checkpoint::{self, Weights};
 use common::{Group, MIDDLE, Shape, Subject, flat, shapes, shared_prefix, subject, time};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use llamaprobe::arch::Projection;
+use llamaprobe::arch::{Dtype, Projection};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
@@ -18,8 +18,8 @@ use llamaprobe::model::{Activations, Adaptation, Input, Layout, LoraShape, Model
 use llamaprobe::pack::Pack;
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::settings::{Length, RunSettings};
+use llamaprobe::train::trainable::Trainable;
 use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
-use llamaprobe::train::tuned::Tuned;
 
 /// A model of a shape, its weights in a directory.
 struct Checkpoint {
@@ -57,7 +57,7 @@ fn trainers<B: Backend>(b: &mut B, model: &Model<B>, count: usize, runs: usize, 
         let adaptation = Adaptation::new(b, Layout::lora(&model.config, &shape), runs).expect("memory for a bench");
         let run = |run| Run { data: vec![TrainSequence::all(ids(tokens, i + run))], settings: settings.clone() };
         let runs = (0..runs).map(run).collect();
-        Trainer::new(b, model, Tuned::Adapters(adaptation), runs, TrainerOptions::default()).expect("a trainer")
+        Trainer::new(b, model, Trainable::Adapters(adaptation), runs, TrainerOptions::default()).expect("a trainer")
     };
     (0..count).map(trainer).collect()
 }

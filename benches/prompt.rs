@@ -6,7 +6,7 @@ mod common;
 
 use common::time;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use llamaprobe::arch::ModelConfig;
+use llamaprobe::arch::{Dtype, ModelConfig};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::PromptKind;
@@ -76,7 +76,7 @@ fn step<B: Backend>(c: &mut Criterion, mut b: B) {
 }
 
 fn all(c: &mut Criterion) {
-    step(c, Cpu::<f32>::new());
+    step(c, Cpu::<f32>::open(&common::settings(Dtype::F32)));
 }
 
 criterion_group!(benches, all);

@@ -3,8 +3,8 @@
 //   grad_norm_parts  parts [runs, gridDim.x] = sums of squares of a run's gradient
 //   grad_norm        norm_sq [runs] = the sum of its parts
 //   check_finite     stop [1] = 1 if any of values [len] is not finite; otherwise it stays
-//   adamw            params, m, v += one step of every active run, unless stop [1] is set; g = d_params cut to max_norm
-//                    by norm_sq first:
+//   adamw            params, m, v += one step of every active run, unless stop [1] is set; g = d_params clipped to
+//                    max_norm by norm_sq first:
 //                    p *= decay; m += rest1 (g - m); v = beta2 v + rest2 g^2; p += step_size m / (sqrt(v) / root + eps)
 //   steps [runs, 10] = {active, decay, beta1, 1 - beta1, beta2, 1 - beta2, root, eps, step_size, max_norm}, computed
 //                    in f64: decay = 1 - lr wd, root = sqrt(1 - beta2^t), step_size = -lr / (1 - beta1^t); max_norm < 0
@@ -68,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(256) adamw(float* __restrict__ para
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         g[j] *= clip;
-        // As the reference does: from the nearer end.
+        // As torch's lerp does: from the nearer end.
         first[j] = rest1 < 0.5f ? first[j] + rest1 * (g[j] - first[j]) : g[j] - (g[j] - first[j]) * beta1;
         second[j] = second[j] * beta2 + rest2 * g[j] * g[j];
         p[j] = p[j] * decay + step_size * first[j] / (sqrtf(second[j]) / root + epsilon);

@@ -16,14 +16,15 @@
 //
 // Tables (made from the pack by the host, src/backend/cuda/forest.rs). Rows are taken in depth-first order of the
 // forest, so that the rows of all children of a segment follow one another: one long block of queries over its keys.
-//   slots [blocks, 64]     rows of the pack that are handled together, or NO_ROW
+//   slots [blocks, 64]     the block rows: rows of the pack of each query block, or NO_ROW
 //   tiles [tiles, 64]      rows of the keys at 64 consecutive positions of some path, from a multiple of 64 on: a row
 //                          of the pack, -(r + 1) for row r of the cache, or NO_ROW
-//   visits [., 4]          tile, position of its first key, first slot and end of the slots whose path it lies on;
-//                          those of block b are visit_starts[b]..visit_starts[b + 1], ascending by position
+//   visits [., 4]          the tile lists: tile, position of its first key, first and end of the block rows whose path it
+//                          lies on; the list of query block b is visit_starts[b]..visit_starts[b + 1], ascending by
+//                          position
 //   order [N], ends [N]    depth-first order of the rows; row order[j] sees row order[i] if i <= j < ends[i]
-// A row sees a key if it lies on its path (by visits or ends), at no later position, and, if window > 0, at a position
-// greater than its own minus window.
+// A row sees a key if it lies on its path (by its block's tile list or ends), at no later position, and, if window > 0,
+// at a position greater than its own minus window.
 //
 // Launch: all blocks have 32 * WARPS threads and handle 16 * WARPS rows, each warp 16 of them:
 //   fwd, dq  (blocks * 64 / (16 * WARPS), H); dkv (ceil(N / (16 * WARPS)), K)
@@ -46,7 +47,8 @@ constexpr int PARTS = HEAD_DIM / 8;                        // C fragments of a r
 constexpr int COLUMNS = HEAD_DIM > 128 && sizeof(real) == 4 ? HEAD_DIM / 2 : HEAD_DIM;
 constexpr int NO_ROW = -0x7fffffff - 1;
 
-// `count` rows of one head into shared memory; row i is row rows[i] of x, or of `kept`, or none (also from `valid` on).
+// `count` rows of one head into shared memory; row i is row rows[i] of x, or of the cache (`kept`), or none (also from
+// `valid` on).
 template <int count>
 DEV void fetch(real* tile, const real* x, const real* kept, const int* rows, int valid, i64 pitch, int width) {
     constexpr int CHUNK = 16 / (int)sizeof(real), CHUNKS = HEAD_DIM / CHUNK;
@@ -65,12 +67,12 @@ DEV void fetch(real* tile, const real* x, const real* kept, const int* rows, int
     }
 }
 
-// A number of row `row` of a tile, in the 16 bytes that keep its rows apart.
+// A float that belongs to row `row` of a tile, in the 16 bytes of padding after it.
 DEV float* beside(const real* tile, int row) {
     return reinterpret_cast<float*>(const_cast<real*>(tile) + row * STRIDE + HEAD_DIM);
 }
 
-// By how much a score of head `head` is less for every position, and a product before it is multiplied by `scale`.
+// ALiBi's slope of head `head`, and the same for a product before it is multiplied by `scale`.
 DEV float slope_of(int head, int alibi) {
     if (alibi == 0) return 0.0f;
     float power = head < alibi ? 8.0f * (head + 1) : 4.0f * (2 * (head - alibi) + 1);
@@ -83,7 +85,7 @@ struct Step {
     int visit, part;
 };
 
-// The next visit, from the given one on, that concerns any of SLOTS slots.
+// The next entry of a tile list, from the given one on, that any of SLOTS block rows sees.
 DEV int concerned(int visit, int end, const int4* visits, int first) {
     while (visit < end && (visits[visit].w <= first || visits[visit].z >= first + SLOTS)) visit++;
     return visit;
@@ -131,7 +133,7 @@ DEV bool seen(const Rows& rows, int4 visit, int position, int e) {
     return rows.slot[i] >= visit.z && rows.slot[i] < visit.w && position <= rows.last[i] && position >= rows.low[i];
 }
 
-// Products of keys from position `key` on, less `lean` for every position to the row's own.
+// Products of keys from position `key` on, less `lean` (ALiBi) for every position to the row's own.
 template <int parts>
 DEV void far_less(float (&s)[parts][4], float lean, const Rows& rows, int key) {
     int first = key + 2 * (threadIdx.x % 4);

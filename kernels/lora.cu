@@ -20,8 +20,8 @@
 // only. Any alignment; vectors where addresses allow. Fragments come straight from global memory: each operand is read
 // once, and a sum over k may take its terms in any order that both sides agree on, here 4 neighbours a lane.
 //
-// Adapters and what they make are f32, whatever the compute dtype, as in the reference: a factor is taken apart into its
-// bf16 value, that of the rest, and that of the rest's rest (a bf16 number is one such term, a half number two), and
+// Adapters and what they make are f32, whatever the compute dtype, as in PEFT: a factor is taken apart into its
+// bf16 value, that of the rest, and that of the rest's rest (a bf16 value is one such term, a half value two), and
 // products of terms that matter in f32 are made on the tensor cores.
 // Determinism: every element has one writer; partial sums of warps are added in order, a run's rows in row order.
 
@@ -67,7 +67,7 @@ struct Terms<float> {
 };
 constexpr int TERMS = Terms<real>::count, TERMS_F32 = Terms<float>::count;
 
-// The next terms of two numbers, which become the rests.
+// The next terms of two values, which become the rests.
 DEV void take(float& low, float& high, float& a, float& b) {
     bf16 term;
     narrow(term, a), low = widen(term), a -= low;

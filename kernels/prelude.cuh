@@ -1,4 +1,4 @@
-// What every kernel stands on: number types, vector loads, reductions in a fixed order, tensor-core fragments, and
+// What every kernel stands on: dtypes, vector loads, reductions in a fixed order, tensor-core fragments, and
 // asynchronous copies. This text stands before each kernel's own when it is compiled; it includes no CUDA header.
 //
 // REAL (given by the build) is the compute dtype: float, bf16 or half. The only inline PTX of the project is here, and
@@ -268,7 +268,7 @@ DEV void add_rows(float* __restrict__ to, const float* __restrict__ from, const 
     }
 }
 
-// ---- Tensor-core fragments: C [16, 8] += A [16, 16] B [16, 8] of 16-bit numbers
+// ---- Tensor-core fragments: C [16, 8] += A [16, 16] B [16, 8] of 16-bit floats
 //
 // Lane 4 g + t of a warp holds these elements:
 //   A: pair 0 = rows g, columns 2t, 2t+1; pair 1 = the same of row g+8; pairs 2 and 3 = columns 2t+8, 2t+9 of both

@@ -1,7 +1,7 @@
 // Rotary position embedding with rotated halves (Su et al. 2021), as in the LLaMA checkpoints.
 //
 //   rope_fwd  out [rows, heads, D] = (a cos - b sin, b cos + a sin) for a = x[i], b = x[i + D/2]
-//   rope_bwd  d_x [rows, heads, D] = the same turned back, in place
+//   rope_bwd  d_x [rows, heads, D] = the same rotated back, in place
 //
 // cos_sin [positions, D] holds the cosines [D/2], then the sines [D/2], of each position; positions [rows].
 // Launch: one block of 256 a row. No shared memory, any alignment; vectors where D/2 is a multiple of 8.

@@ -1,5 +1,5 @@
-// Rows: casts, sums, gathers and their backward, captures. (Filling with zeros and keeping keys and values are copies
-// of the driver.)
+// Rows: casts, sums, gathers and their backward, captures. (Filling with zeros and appending to a KV cache are
+// calls of the driver.)
 //
 //   cast          out [len] = x [len], rounded
 //   cast_wide     out [len] = x [len], exactly

@@ -1,21 +1,21 @@
 //! The words of architecture: what a model is made of, in the names of `config.json`.
 //!
 //! Below the readers of files and the engine, which both speak of nothing else. Letters in the comments are the
-//! dimensions of every other file: V vocabulary, C residual width, E embedding width, L layers, H query heads, K key-value
-//! heads, D head width, F feed-forward width.
+//! dimensions of every other file: V vocabulary, C residual width, E embedding width, L layers, H query heads, K
+//! key-value heads, D head width, F feed-forward width.
 
 use crate::{Error, Result};
 
-/// What numbers a model's weights are, or its matrix products read and write.
+/// The float format of a model's weights, or of what its matrix products read and write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
-    /// IEEE double precision: of the oracle.
+    /// IEEE double precision (binary64): of the oracle.
     F64,
-    /// IEEE single precision.
+    /// IEEE single precision (binary32).
     F32,
     /// bfloat16.
     BF16,
-    /// IEEE half precision.
+    /// IEEE half precision (binary16).
     F16,
 }
 
@@ -67,7 +67,7 @@ pub enum Family {
     Qwen2,
     /// GPT-2: learned positions, layer norm, fused q, k, v, matrices stored transposed.
     Gpt2,
-    /// OPT: learned positions, layer norm before or after each half of a block.
+    /// OPT: learned positions, layer norm before or after each sublayer of a block.
     Opt,
     /// BLOOM: ALiBi, layer norm also of the embeddings, q, k and v fused head by head.
     Bloom,
@@ -118,13 +118,13 @@ pub enum RopeKind {
         /// Length up to which nothing changes: `max_position_embeddings`.
         original: usize,
     },
-    /// Long wavelengths divided, short ones kept, a ramp between (LLaMA 3.1).
+    /// Long wavelengths divided, short ones unchanged, a ramp between (LLaMA 3.1).
     Llama3 {
         /// Divisor of the low frequencies.
         factor: f64,
         /// Wavelengths above `original / low_freq_factor` are divided.
         low_freq_factor: f64,
-        /// Wavelengths below `original / high_freq_factor` are kept.
+        /// Wavelengths below `original / high_freq_factor` are unchanged.
         high_freq_factor: f64,
         /// Context length of the pretraining.
         original: usize,
@@ -135,7 +135,7 @@ pub enum RopeKind {
         factor: f64,
         /// Context length of the pretraining.
         original: usize,
-        /// Rotations within `original` above which a dimension is kept.
+        /// Rotations within `original` above which a dimension is unchanged.
         beta_fast: f64,
         /// Rotations within `original` below which a dimension is divided.
         beta_slow: f64,
@@ -158,7 +158,7 @@ pub enum Norm {
 /// How a row knows its position.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Positions {
-    /// Queries and keys are turned.
+    /// Queries and keys are rotated.
     Rope(Rope),
     /// A learned vector is added to the embedding.
     Learned {
@@ -218,7 +218,8 @@ pub struct ModelConfig {
     pub norm: Norm,
     /// Epsilon of the norms.
     pub norm_eps: f64,
-    /// Whether the two norms of a block stand behind its halves' sums, rather than before its halves.
+    /// Whether a block is post-norm: each norm follows the residual sum of its sublayer, rather than preceding the
+    /// sublayer.
     pub post_norm: bool,
     /// Whether embeddings are normed.
     pub embed_norm: bool,
@@ -374,7 +375,7 @@ impl ModelConfig {
         }
     }
 
-    /// The number of positions above which a sequence's own length decides how all its rows are turned (dynamic
+    /// The number of positions above which a sequence's own length decides how all its rows are rotated (dynamic
     /// scaling).
     pub fn scales_beyond(&self) -> Option<usize> {
         match self.rope()?.kind {
@@ -383,7 +384,7 @@ impl ModelConfig {
         }
     }
 
-    /// Refuses such a sequence where rows are shared or left out: they would be turned as those of another length.
+    /// Refuses such a sequence where rows are shared or left out: they would be rotated as those of another length.
     ///
     /// # Errors
     /// `longest` positions are more than [`ModelConfig::scales_beyond`].

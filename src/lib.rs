@@ -1,4 +1,4 @@
-#![doc = include_str!("../README.md")]
+#![doc = include_str!("guide.md")]
 
 pub mod arch;
 pub mod backend;
@@ -12,6 +12,8 @@ pub mod compare;
 pub mod error;
 pub mod formats;
 #[forbid(unsafe_code)]
+pub mod hash;
+#[forbid(unsafe_code)]
 pub mod hooks;
 #[forbid(unsafe_code)]
 pub mod model;
@@ -19,6 +21,8 @@ pub mod model;
 pub mod pack;
 #[forbid(unsafe_code)]
 pub mod probe;
+#[forbid(unsafe_code)]
+pub mod random;
 #[forbid(unsafe_code)]
 pub mod task;
 #[forbid(unsafe_code)]

@@ -9,6 +9,8 @@
 mod cuda;
 #[path = "support/ops/mod.rs"]
 mod ops;
+#[path = "fake/soundness.rs"]
+mod soundness;
 #[path = "support/mod.rs"]
 mod support;
 
@@ -17,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
-use llamaprobe::arch::ModelConfig;
+use llamaprobe::arch::{Dtype, ModelConfig};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::cuda::{Captures, Cuda, Settings};
@@ -30,6 +32,7 @@ use llamaprobe::train::trainer::{Run, StepReport, TrainerOptions};
 use ops::naive::Precision;
 use ops::parity::parity_on_tensor_cores;
 use serde_json::Value;
+use support::skips;
 use support::tiny_model::TinyModel;
 
 fn root() -> PathBuf {
@@ -48,7 +51,7 @@ fn fake() -> &'static Path {
     })
 }
 
-/// Where compiled kernels are kept, a folder for each simulator.
+/// Where compiled kernels are cached, a folder for each simulator.
 fn cache() -> PathBuf {
     let simulator = ["simt.h", "kernels.h", "sanitize.h"].map(|name| root().join("tests/simt").join(name));
     let stamp = simulator.map(|path| fs::read(path).expect("the simulator")).concat();
@@ -99,22 +102,26 @@ fn child(name: &str) {
     println!("{}", succeed(on_fake(command.args(["--exact", name, "--ignored", "--nocapture"]))));
 }
 
+fn operations(dtype: Dtype) {
+    cuda::device(dtype).iter_mut().for_each(|b| parity_on_tensor_cores(b, Precision::of(dtype)));
+}
+
 #[test]
 #[ignore = "started on the fake driver"]
 fn operations_f32() {
-    cuda::device::<f32>().iter_mut().for_each(|b| parity_on_tensor_cores(b, Precision::F32));
+    operations(Dtype::F32);
 }
 
 #[test]
 #[ignore = "started on the fake driver"]
 fn operations_bf16() {
-    cuda::device::<half::bf16>().iter_mut().for_each(|b| parity_on_tensor_cores(b, Precision::BF16));
+    operations(Dtype::BF16);
 }
 
 #[test]
 #[ignore = "started on the fake driver"]
 fn operations_f16() {
-    cuda::device::<half::f16>().iter_mut().for_each(|b| parity_on_tensor_cores(b, Precision::F16));
+    operations(Dtype::F16);
 }
 
 /// The residual stream after each layer, of `ids` as two sequences of a shared beginning.
@@ -122,8 +129,8 @@ fn residuals<B: Backend>(b: &mut B, model: &Model<B>, acts: &mut Activations<B>,
     let sequences = [&ids[..9], &[&ids[..5], &ids[9..]].concat()[..]].map(|ids| Sequence::ids(ids, None, Label::Text));
     let pack = forest(&sequences, 1).pack;
     let device = b.pack(&pack).expect("a pack");
-    let places = Selection::parse("resid_post", &[0, 1, 2], model.config.num_hidden_layers).expect("sites");
-    let mut record = Record::new(places, (0..pack.len()).collect());
+    let hooks = Selection::parse("resid_post", &[0, 1, 2], model.config.num_hidden_layers).expect("sites");
+    let mut record = Record::new(hooks, (0..pack.len()).collect());
     model.forward(b, acts, &Input::new(&pack, &device), None, &mut record).expect("a forward");
     record.iter().flat_map(|(_, _, _, rows)| rows.to_vec()).collect()
 }
@@ -140,7 +147,7 @@ fn small_model<B: Backend>(b: &mut B) -> (Model<B>, Activations<B>) {
 #[test]
 #[ignore = "started on the fake driver"]
 fn repeated_passes() {
-    let mut cpu = Cpu::<f32>::new();
+    let mut cpu = Cpu::new(Dtype::F32);
     let (model, mut acts) = small_model(&mut cpu);
     let texts: Vec<Vec<u32>> = (0..5).map(|i| (0..14).map(|j| (7 * i + 3 * j) % 50).collect()).collect();
     let expected: Vec<Vec<f32>> = texts.iter().map(|ids| residuals(&mut cpu, &model, &mut acts, ids)).collect();
@@ -148,7 +155,7 @@ fn repeated_passes() {
     let ways = [Captures::Mapped, Captures::Copied].map(|way| [(way, 1 << 20, false), (way, 1, false), (way, 1, true)]);
     for (captures, capture_bytes, blocking) in ways.into_iter().flatten() {
         let settings = Settings { capture_bytes, captures, blocking, ..cuda::settings() };
-        let mut gpu = Cuda::<f32>::new(0, &settings).expect("a device");
+        let mut gpu = Cuda::open(0, Dtype::F32, &settings).expect("a device");
         let (model, mut acts) = small_model(&mut gpu);
         for (ids, expected) in texts.iter().zip(&expected) {
             let found = residuals(&mut gpu, &model, &mut acts, ids);
@@ -180,8 +187,8 @@ fn training<B: Backend>(b: &mut B) -> (Vec<StepReport>, Vec<f64>) {
 #[test]
 #[ignore = "started on the fake driver"]
 fn repeated_steps() {
-    let (expected, params) = training(&mut Cpu::<f32>::new());
-    let mut gpu = Cuda::<f32>::new(0, &cuda::settings()).expect("a device");
+    let (expected, params) = training(&mut Cpu::new(Dtype::F32));
+    let mut gpu = Cuda::open(0, Dtype::F32, &cuda::settings()).expect("a device");
     let (reports, found) = training(&mut gpu);
     assert!(support::training::difference(&found, &params) < 1e-3);
     for (a, b) in reports.iter().flat_map(|step| &step.runs).zip(expected.iter().flat_map(|step| &step.runs)) {
@@ -198,7 +205,7 @@ fn steps_of_one_shape_are_one_graph() {
 }
 
 #[test]
-fn passes_of_one_shape_are_one_graph_with_new_numbers() {
+fn repeated_passes_are_one_graph_with_values_of_their_own() {
     child("repeated_passes");
 }
 
@@ -217,14 +224,14 @@ fn operations_agree_with_the_oracle_f16() {
     child("operations_f16");
 }
 
-/// A folder with a tiny model, texts, lessons and a task.
+/// A folder with a tiny model, texts, training examples and a task.
 fn workplace(dtype: safetensors::Dtype) -> tempfile::TempDir {
     let dir = support::temp();
     let put = |name: &str, text: String| fs::write(dir.path().join(name), text).expect("write a test's file");
     TinyModel { dtype, ..TinyModel::default() }.write(&dir.path().join("model"));
     put("texts.jsonl", "{\"text\": \"the thin pet\"}\n{\"input_ids\": [5, 6, 7, 8]}\n{\"text\": \"a\"}\n".into());
-    let lesson = |i: usize| format!("{{\"prompt\": \"the pen {i} is\", \"completion\": \" in pot {}\"}}\n", i % 3);
-    put("train.jsonl", (0..6).map(lesson).collect());
+    let example = |i: usize| format!("{{\"prompt\": \"the pen {i} is\", \"completion\": \" in pot {}\"}}\n", i % 3);
+    put("train.jsonl", (0..6).map(example).collect());
     let rows = |from: usize, n: usize| {
         let row = |i: usize| format!("the pen number {i} is {}\t{}\n", ["thin", "fine"][i % 2], i % 2);
         std::iter::once("sentence\tlabel\n".to_owned()).chain((from..from + n).map(row)).collect::<String>()
@@ -281,7 +288,7 @@ fn both(dir: &Path, line: &str, folder: &str) -> [String; 2] {
 }
 
 #[test]
-fn a_capture_is_that_of_the_cpu() {
+fn capture_is_that_of_the_cpu() {
     for (dtype, tolerance) in [(safetensors::Dtype::F32, 2e-5), (safetensors::Dtype::BF16, 4e-2)] {
         let dir = workplace(dtype);
         both(dir.path(), CAPTURE, "out");
@@ -293,7 +300,7 @@ fn a_capture_is_that_of_the_cpu() {
 }
 
 #[test]
-fn a_training_is_that_of_the_cpu() {
+fn training_is_that_of_the_cpu() {
     let dir = workplace(safetensors::Dtype::F32);
     for (extra, folder) in [("", "plain"), (" --lora-dropout 0.3", "dropped")] {
         both(dir.path(), &format!("{TRAIN}{extra}"), folder);
@@ -315,7 +322,7 @@ fn losses(path: &Path) -> Vec<f64> {
 }
 
 #[test]
-fn a_probe_is_that_of_the_cpu() {
+fn probe_is_that_of_the_cpu() {
     let dir = workplace(safetensors::Dtype::F32);
     let [a, b] = both(dir.path(), PROBE, "run").map(|text| serde_json::from_str::<Value>(&text).expect("JSON"));
     let [a, b] = [&a, &b].map(|report| report["seeds"].as_array().expect("seeds").clone());
@@ -341,7 +348,7 @@ fn generation_is_that_of_the_cpu() {
 }
 
 #[test]
-fn a_device_that_is_not_there_is_one_clear_error() {
+fn device_that_is_missing_is_one_clear_error() {
     let dir = workplace(safetensors::Dtype::F32);
     let d = dir.path();
     let capture = |device: &str| program(d, &format!("{CAPTURE} --out {{}}/never --device {device}"));
@@ -364,27 +371,50 @@ fn a_device_that_is_not_there_is_one_clear_error() {
     assert!(error.contains("pip install nvidia-cuda-nvrtc"), "{error}");
 }
 
+/// Ways in which a file of the cache may be damaged.
+const DAMAGE: [(&str, fn(&[u8]) -> Vec<u8>); 4] = [
+    ("other bytes", |_| b"no binary".to_vec()),
+    ("cut in half", |bytes| bytes[..bytes.len() / 2].to_vec()),
+    ("without its header", |bytes| bytes[48..].to_vec()),
+    ("one bit", |bytes| {
+        let mut bytes = bytes.to_vec();
+        *bytes.last_mut().expect("a kernel") ^= 1;
+        bytes
+    }),
+];
+
 #[test]
-fn a_damaged_cache_is_made_anew() {
+fn kernel_cache_that_is_damaged_is_compiled_again() {
     let dir = workplace(safetensors::Dtype::F32);
     let d = dir.path();
     let run = |cache: &Path| {
-        succeed(program(d, "generate --model {}/model --prompt a --device cuda:0").env("XDG_CACHE_HOME", cache))
+        let mut command = program(d, "generate --model {}/model --prompt a --device cuda:0");
+        let ran = command.env("XDG_CACHE_HOME", cache).output().expect("start the program");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(ran.status.success(), "{}", text(&ran.stderr));
+        (text(&ran.stdout), text(&ran.stderr))
     };
-    let expected = run(&cache());
-    let copy = d.join("cache/llamaprobe/kernels");
-    fs::create_dir_all(&copy).expect("a folder");
-    let mut damaged = Vec::new();
-    for entry in fs::read_dir(cache().join("llamaprobe/kernels")).expect("the cache").flatten() {
-        let (name, bytes) = (entry.file_name(), fs::read(entry.path()).expect("a kernel"));
-        let damage = name.to_string_lossy().starts_with("rope");
-        fs::write(copy.join(&name), if damage { b"no binary" } else { &bytes[..] }).expect("a kernel");
-        damaged.extend(damage.then_some(name));
+    let (expected, said) = run(&cache());
+    assert_eq!(said, "");
+    for (damage, damaged) in DAMAGE {
+        let copy = d.join(damage).join("llamaprobe/kernels");
+        fs::create_dir_all(&copy).expect("a folder");
+        let mut whole = Vec::new();
+        for entry in fs::read_dir(cache().join("llamaprobe/kernels")).expect("the cache").flatten() {
+            let (path, bytes) = (copy.join(entry.file_name()), fs::read(entry.path()).expect("a kernel"));
+            let damages = entry.file_name().to_string_lossy().starts_with("rope-float");
+            fs::write(&path, if damages { damaged(&bytes) } else { bytes.clone() }).expect("a kernel");
+            whole.extend(damages.then_some((path, bytes)));
+        }
+        let (found, said) = run(&d.join(damage));
+        assert_eq!(found, expected, "{damage}");
+        assert!(said.lines().count() == 1 && said.contains("damaged"), "{damage}: {said}");
+        // Earlier builds may have left files that nobody reads.
+        let named = whole.iter().find(|(path, _)| said.contains(&path.display().to_string()));
+        let (path, bytes) = named.unwrap_or_else(|| panic!("{damage}: {said}"));
+        let made = fs::read(path).expect("a kernel");
+        assert!(made.len() == bytes.len() && made != damaged(bytes), "{damage}: not made anew");
     }
-    assert!(!damaged.is_empty());
-    assert_eq!(run(&d.join("cache")), expected);
-    let made = damaged.iter().filter(|name| fs::read(copy.join(name)).expect("a kernel") != b"no binary");
-    assert!(made.count() > 0, "nothing was made anew");
 }
 
 /// A name, what the fake driver is told, and what the one line of the error must hold.
@@ -403,7 +433,7 @@ const FAILURES: [Failure; 5] = [
 ];
 
 #[test]
-fn a_failure_of_the_device_is_one_clear_error() {
+fn device_failure_is_one_clear_error() {
     let dir = workplace(safetensors::Dtype::F32);
     let d = dir.path();
     for (line, result) in
@@ -419,7 +449,7 @@ fn a_failure_of_the_device_is_one_clear_error() {
 }
 
 #[test]
-fn the_memory_plan_is_what_the_driver_gives() {
+fn memory_plan_is_what_the_driver_gives() {
     let dir = workplace(safetensors::Dtype::BF16);
     let (d, report) = (dir.path(), dir.path().join("report.json"));
     for (line, name) in [(format!("{CAPTURE} --json"), "capture"), (TRAIN.to_owned(), "train")] {
@@ -439,13 +469,13 @@ fn the_memory_plan_is_what_the_driver_gives() {
 }
 
 #[test]
-fn checkpoints_outlive_a_failure_of_the_device() {
+fn checkpoints_outlive_a_device_failure() {
     let dir = workplace(safetensors::Dtype::F32);
     let d = dir.path();
     // Longer and longer, so that later steps want memory that earlier ones did not.
-    let lesson =
+    let example =
         |i: usize| format!("{{\"prompt\": \"the pen{}\", \"completion\": \" in pot\"}}\n", " is thin".repeat(i));
-    fs::write(d.join("train.jsonl"), (0..18).map(lesson).collect::<String>()).expect("write a test's file");
+    fs::write(d.join("train.jsonl"), (0..18).map(example).collect::<String>()).expect("write a test's file");
     let line = format!("{} --no-shuffle --save-steps 2", TRAIN.replace("--max-steps 4", "--max-steps 6"));
     let train = |out: &str| program(d, &format!("{line} --device cuda:0 --out {{}}/{out}"));
     let adapter = |out: &str| fs::read(d.join(out).join("adapter_model.safetensors")).expect("an adapter");
@@ -468,7 +498,7 @@ fn checkpoints_outlive_a_failure_of_the_device() {
 }
 
 #[test]
-fn a_planted_bug_is_seen() {
+fn planted_bug_is_seen() {
     // Shared memory that is read before the copies into it are waited for.
     let dir = workplace(safetensors::Dtype::F32);
     let d = dir.path();
@@ -512,8 +542,8 @@ fn families() {
             "vocab_size": 30, "max_position_embeddings": 16, "do_layer_norm_before": false, "word_embed_proj_dim": 8}"#,
         r#"{"model_type": "bloom", "hidden_size": 24, "n_layer": 2, "n_head": 3, "vocab_size": 30}"#,
     ] {
-        let expected = gradients(&mut Cpu::<f32>::new(), config);
-        let found = gradients(&mut Cuda::<f32>::new(0, &cuda::settings()).expect("a device"), config);
+        let expected = gradients(&mut Cpu::new(Dtype::F32), config);
+        let found = gradients(&mut Cuda::open(0, Dtype::F32, &cuda::settings()).expect("a device"), config);
         let largest = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest;
         println!("{config}: {off:.1e} of the largest gradient");

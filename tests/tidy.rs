@@ -1,15 +1,27 @@
 //! The architecture's invariants, read off the sources themselves.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use skips::Reason;
+
+#[path = "support/skips.rs"]
+#[allow(dead_code, reason = "this program skips nothing itself")]
+mod skips;
 
 const LONGEST: usize = 600;
 
 /// Layers in the order in which they may import: each only from those before it. Equal rank means siblings.
-const LAYERS: [(&str, u8); 13] = [
+const LAYERS: [(&str, u8); 15] = [
     ("error", 0),
     ("arch", 1),
+    ("hash", 1),
     ("pack", 1),
+    ("random", 1),
     ("formats", 2),
     ("backend", 3),
     ("hooks", 4),
@@ -253,27 +265,60 @@ fn only_the_cuda_backend_knows_the_driver() {
     report("the driver belongs to backend/cuda", lines_with(&words, |path| path.starts_with("src/backend/cuda/")));
 }
 
-/// The operations of the contract: the methods of the trait from its first operation on.
-fn operations() -> Vec<String> {
-    let text = fs::read_to_string(root().join("src/backend/mod.rs")).expect("the contract");
-    let start = text.find("pub trait Backend").expect("the trait");
-    let end = start + text[start..].find("\n}").expect("its end");
-    let body = &text[start..end];
-    let body = &body[body.find("fn cast").expect("the first operation")..];
-    let name = |(at, _): (usize, &str)| {
-        let rest = &body[at + 3..];
-        rest[..rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(0)].to_owned()
+/// The operations of the contract by the file of `backend/ops` that describes them.
+fn operations() -> Vec<(String, Vec<String>)> {
+    let file = |source: Source| {
+        let (_, list) = source.text.split_once("\noperations! {")?;
+        let name = source.path.strip_prefix("src/backend/ops/")?.strip_suffix(".rs")?.to_owned();
+        let methods =
+            list.lines().filter_map(|line| Some(line.trim().strip_suffix(");")?.split_once('(')?.0.to_owned()));
+        Some((name, methods.collect()))
     };
-    body.match_indices("fn ").map(name).filter(|name| !name.is_empty()).collect()
+    sources(&["src/backend/ops"]).into_iter().filter_map(file).collect()
+}
+
+/// The files of one name that an operation is, but for the first.
+const PLACES: [(&str, &str); 5] = [
+    ("src/backend/cpu", "rs"),
+    ("src/backend/cuda", "rs"),
+    ("kernels", "cu"),
+    ("benches/ops", "rs"),
+    ("tests/ops", "rs"),
+];
+
+/// Whether a device's source begins an operation with the check of its arguments; none if it does not have it.
+fn checks_first(source: &str, method: &str) -> Option<bool> {
+    let (_, rest) = source.split_once(&format!("fn {method}(&mut self, op: "))?;
+    Some(rest.split_once('{')?.1.trim_start().starts_with("op.check();"))
 }
 
 #[test]
-fn no_operation_is_missing_from_a_row() {
-    let operations = operations();
-    assert!(operations.len() > 25, "{operations:?}");
+fn operations_stand_in_all_places() {
+    let files = operations();
+    assert!(files.len() > 10 && files.iter().all(|(_, methods)| !methods.is_empty()), "{files:?}");
     let mut found = Vec::new();
+    for (file, methods) in &files {
+        for (dir, extension) in PLACES {
+            let path = format!("{dir}/{file}.{extension}");
+            let Ok(text) = fs::read_to_string(root().join(&path)) else {
+                found.push(format!("{path} is missing: src/backend/ops/{file}.rs describes its operations"));
+                continue;
+            };
+            if dir.starts_with("src") {
+                let wrong = |method: &&String| checks_first(&text, method) != Some(true);
+                let wrong = methods.iter().filter(wrong);
+                found.extend(wrong.map(|method| format!("{path}: {method} does not begin with op.check()")));
+            }
+            if dir.starts_with("tests") {
+                let called = |method: &&String| text.contains(&format!(".{method}("));
+                let uncalled = methods.iter().filter(|method| !called(method));
+                found.extend(uncalled.map(|method| format!("{path}: {method} has no case")));
+            }
+        }
+    }
+    let operations: Vec<&String> = files.iter().flat_map(|(_, methods)| methods).collect();
     for forward in operations.iter().filter_map(|op| op.strip_suffix("_fwd")) {
-        // The logits of a chunk exist inside the cross-entropy, whose backward is theirs; a gather's is the scatter.
+        // The logits of a chunk exist inside the cross-entropy, whose backward is theirs.
         let backward = match forward {
             "logits" => "cross_entropy_bwd",
             "residual" => continue, // its gradient is the gradient of its output, for both summands
@@ -283,24 +328,25 @@ fn no_operation_is_missing_from_a_row() {
             found.push(format!("{forward}_fwd has no {backward}"));
         }
     }
-    let text = |dir: &str| sources(&[dir]).into_iter().map(|s| s.text).collect::<String>();
-    let (cases, benches) = (text("tests/support/ops"), text("benches"));
-    found.extend(operations.iter().filter(|op| !cases.contains(&format!(".{op}("))).map(|op| format!("{op}: no case")));
+    let benches: String = sources(&["benches/ops"]).into_iter().map(|s| s.text).collect();
     // What only moves rows has no speed of its own to watch, and logits are the product of `linear_fwd` at another shape.
-    let timed = operations.iter().filter(|op| *op != "logits_fwd");
+    let timed = operations.iter().filter(|op| **op != "logits_fwd");
     for op in timed.filter(|op| op.ends_with("_fwd") || ["adamw", "grad_norm"].contains(&op.as_str())) {
-        let family = op.strip_suffix("_fwd").map_or(op.clone(), |stem| format!("{stem}_"));
-        if !benches.contains(&format!(".{family}")) {
+        if !benches.contains(&format!(".{op}(")) {
             found.push(format!("{op}: no bench"));
         }
     }
-    for test in ["tests/ops/gradcheck.rs", "tests/ops/parity.rs"] {
-        let text = fs::read_to_string(root().join(test)).unwrap_or_default();
-        if !text.contains("cases") {
-            found.push(format!("{test} does not go through the cases"));
+    for test in ["bits", "gradcheck", "parity", "refusals", "simt", "trace"] {
+        let path = format!("tests/ops/{test}.rs");
+        let text = fs::read_to_string(root().join(&path)).unwrap_or_default();
+        if !["with_operations!", "ops::all(", "cases_of("].iter().any(|call| text.contains(call)) {
+            found.push(format!("{path} does not go through the cases of all operations"));
         }
     }
-    report("an operation has a forward, a backward, a case for every check, and a bench", found);
+    report(
+        "an operation is six files of one name, has a forward, a backward, a case for every check, and a bench",
+        found,
+    );
 }
 
 #[test]
@@ -368,6 +414,127 @@ fn nothing_is_left_undone() {
     report("marks of unfinished work", found);
 }
 
+/// Every file under `tests/golden` but the scripts that make them.
+fn golden_files(dir: &Path, out: &mut Vec<String>) {
+    for entry in fs::read_dir(dir).expect("a folder") {
+        let path = entry.expect("a directory entry").path();
+        let script = path.extension().is_some_and(|e| e == "py");
+        match path.is_dir() {
+            true if path.ends_with("__pycache__") => {}
+            true => golden_files(&path, out),
+            false if script || path.ends_with("manifest.json") || path.ends_with("requirements.txt") => {}
+            false => {
+                let name = path.strip_prefix(root().join("tests/golden")).expect("below the folder");
+                out.push(name.to_string_lossy().replace('\\', "/"));
+            }
+        }
+    }
+}
+
+/// `tests/golden/manifest.json` says how each golden file was made; nobody edits one by hand.
+#[test]
+fn golden_files_are_those_of_the_manifest() {
+    let golden = root().join("tests/golden");
+    let text = fs::read_to_string(golden.join("manifest.json")).expect("the manifest");
+    let manifest: Value = serde_json::from_str(&text).expect("JSON");
+    let mut found = Vec::new();
+    let pins: String = manifest["packages"]
+        .as_object()
+        .expect("packages")
+        .iter()
+        .map(|(name, version)| format!("{name}=={}\n", version.as_str().expect("a version")))
+        .collect();
+    let required = fs::read_to_string(golden.join("requirements.txt")).expect("requirements.txt");
+    if pins != required {
+        found.push("the packages are not those of requirements.txt".to_owned());
+    }
+    let mut digests = BTreeMap::new();
+    for step in manifest["steps"].as_array().expect("steps") {
+        let script = step["script"].as_str().expect("a script");
+        if !golden.join(script).is_file() {
+            found.push(format!("{script} does not exist"));
+        }
+        for (name, digest) in step["files"].as_object().expect("files") {
+            digests.insert(name.clone(), digest.as_str().expect("a digest").to_owned());
+        }
+    }
+    let mut files = Vec::new();
+    golden_files(&golden, &mut files);
+    assert!(files.len() > 60, "{files:?}");
+    for name in files {
+        let bytes = fs::read(golden.join(&name)).expect("a golden file");
+        let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        match digests.remove(&name) {
+            None => found.push(format!("{name} is not in the manifest")),
+            Some(expected) if expected != digest => found.push(format!("{name} is not what its script made")),
+            Some(_) => {}
+        }
+    }
+    found.extend(digests.into_keys().map(|name| format!("{name} is missing")));
+    report("golden files come from their scripts (`tests/golden/make.py write` after one has run)", found);
+}
+
+/// Whether a source has a test of this name.
+fn has_test(source: &Source, name: &str) -> bool {
+    source.text.match_indices(&format!("fn {name}()")).any(|(at, _)| {
+        source.text[..at].lines().rev().find(|line| !line.trim().starts_with("//")).is_some_and(|l| l.contains("test"))
+    })
+}
+
+#[test]
+fn skips_go_through_the_register() {
+    let sources = sources(&["tests"]);
+    let mut found = Vec::new();
+    for source in sources.iter().filter(|s| !["tests/tidy.rs", "tests/support/skips.rs"].contains(&s.path.as_str())) {
+        for (i, line) in source.text.lines().enumerate().filter(|(_, line)| line.contains("\"skipped")) {
+            found.push(format!("{}:{}: {}", source.path, i + 1, line.trim()));
+        }
+    }
+    for test in Reason::ALL.iter().flat_map(|reason| reason.tests()) {
+        let path: Vec<&str> = test.split("::").collect();
+        let [.., module, name] = path[..] else { panic!("{test} is not program::module::test") };
+        let files = [format!("{module}.rs"), format!("{module}/mod.rs")];
+        let at = |s: &&Source| files.iter().any(|file| s.path.ends_with(&format!("/{file}")));
+        if !sources.iter().filter(at).any(|source| has_test(source, name)) {
+            found.push(format!("tests/support/skips.rs: {test} does not exist"));
+        }
+    }
+    report("a test is skipped by tests/support/skips.rs", found);
+}
+
+/// The last test of the last program: what the others of this run have skipped is what the register allows.
+#[test]
+fn recorded_skips_are_those_of_the_register() {
+    let later = sources(&["tests"]).into_iter().filter_map(|s| {
+        let name = s.path.strip_prefix("tests/")?.strip_suffix(".rs")?.to_owned();
+        let program = name.strip_suffix("/main").unwrap_or(&name);
+        (!program.contains('/') && program > "tidy").then(|| program.to_owned())
+    });
+    report("programs that would run after this one", later.collect());
+    let path = skips::records();
+    let text = fs::read_to_string(&path).unwrap_or_default();
+    let skipped: BTreeSet<(&str, &str)> = text.lines().filter_map(|line| line.split_once('\t')).collect();
+    let mut found = Vec::new();
+    let mut counts = BTreeMap::new();
+    for (test, reason) in &skipped {
+        match Reason::ALL.iter().find(|r| format!("{r:?}") == *reason) {
+            Some(&known) if skips::may_skip(test, known) => *counts.entry(known).or_insert(0) += 1,
+            _ => found.push(format!("{test}: {reason}")),
+        }
+    }
+    let reasons: Vec<String> = counts.iter().map(|(reason, n)| format!("{n} for {}", reason.text())).collect();
+    // Past the capture of a test that succeeds.
+    let line = format!(
+        "skipped in this run: {}{}{}\n",
+        skipped.len(),
+        if reasons.is_empty() { "" } else { ": " },
+        reasons.join(", ")
+    );
+    std::io::stderr().write_all(line.as_bytes()).expect("written");
+    let _ = fs::remove_file(path);
+    report("skipped, and not in tests/support/skips.rs", found);
+}
+
 #[test]
 fn no_paths_of_one_machine() {
     let homes: Vec<String> = ["home", "root", "Users", "work", "tmp"].iter().map(|d| format!("/{d}/")).collect();
@@ -398,4 +565,7 @@ fn the_checks_themselves_see_what_they_should() {
     assert!(has_word("x.unwrap()", ".unwrap()") && !has_word("x.unwrap_or(1)", ".unwrap()"));
     assert!(has_word("fs::read(p)", "fs::") && !has_word("offs::read", "fs::"));
     assert!(has_word("unsafe {", "unsafe") && !has_word("unsafe_code", "unsafe"));
+    let device =
+        "fn cast(&mut self, op: Cast<'_, Self>) {\n    op.check();\n}\nfn zero(&mut self, op: Zero) { self.run(op) }";
+    assert_eq!(["cast", "zero", "widen"].map(|op| checks_first(device, op)), [Some(true), Some(false), None]);
 }

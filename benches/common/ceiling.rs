@@ -110,8 +110,8 @@ pub fn multiply_add(factors: Factors, steps: usize, threads: usize) -> u64 {
 
 /// What the backend multiplies weights in, for a group's dtype. (In tiles, the ceiling is that of single precision still.)
 pub fn factors(group: &str) -> Factors {
-    match Isa::detect() {
-        Isa::Avx512Bf16 if group.contains("bf16") => Factors::Pairs,
+    match Isa::detect().name() {
+        "avx512bf16" if group.contains("bf16") => Factors::Pairs,
         _ => Factors::Single,
     }
 }

@@ -12,8 +12,7 @@
 pub mod ceiling;
 pub mod checkpoint;
 #[cfg(feature = "cuda")]
-#[path = "../../tests/support/cuda.rs"]
-pub mod cuda;
+pub mod gpu;
 
 use std::cell::Cell;
 use std::fmt::Display;
@@ -21,8 +20,10 @@ use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{Bencher, BenchmarkGroup, BenchmarkId, Criterion, Throughput};
-use llamaprobe::backend::cpu::Isa;
-use llamaprobe::backend::{AccElement, AttentionDims, Backend};
+use llamaprobe::arch::Dtype;
+use llamaprobe::backend::cpu::{CpuSettings, Isa};
+use llamaprobe::backend::ops::{AttentionDims, Cast};
+use llamaprobe::backend::{AccElement, Backend};
 use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};
 
 /// The sizes of a model's layer and head.
@@ -73,26 +74,26 @@ pub fn subject() -> Subject {
     }
 }
 
-/// The GPU, if it is the subject and is there.
-#[cfg(feature = "cuda")]
-pub fn gpu() -> Option<llamaprobe::backend::cuda::Cuda<half::bf16>> {
-    if subject() == Subject::Cpu { None } else { cuda::device() }
-}
-
 /// Calls benches with the devices that are to be benched: the processor in f32 and bf16, or the GPU in bf16.
 #[allow(unused_macros, reason = "each bench uses its own part")]
 macro_rules! on_devices {
     ($c:expr, $($bench:expr),+) => {
         #[cfg(feature = "cuda")]
-        if common::gpu().is_some() {
-            $(common::gpu().into_iter().for_each(|gpu| $bench($c, gpu));)+
+        if common::gpu::open().is_some() {
+            $(common::gpu::open().into_iter().for_each(|gpu| $bench($c, gpu));)+
             return;
         }
         if common::subject() != common::Subject::Gpu {
-            $($bench($c, Cpu::<f32>::with_isa(common::isa()));)+
-            $($bench($c, Cpu::<f32, half::bf16>::with_isa(common::isa()));)+
+            for dtype in [Dtype::F32, Dtype::BF16] {
+                $($bench($c, Cpu::<f32>::open(&common::settings(dtype)));)+
+            }
         }
     };
+}
+
+/// A CPU with rayon's threads (`RAYON_NUM_THREADS`, on which the ceilings are measured too) and [`isa`].
+pub fn settings(dtype: Dtype) -> CpuSettings {
+    CpuSettings { threads: rayon::current_num_threads(), isa: isa(), ..CpuSettings::new(dtype) }
 }
 
 /// The instruction set that `LLAMAPROBE_ISA` names, or else the best of this processor.
@@ -209,32 +210,32 @@ fn noise_values(len: usize) -> impl Iterator<Item = f64> {
     })
 }
 
-/// A wide buffer of noise.
-pub fn wide<B: Backend>(b: &mut B, len: usize) -> B::Acc {
+/// A buffer of noise, of the accumulation dtype.
+pub fn acc<B: Backend>(b: &mut B, len: usize) -> B::Acc {
     let mut buffer = b.acc(len).expect("memory for a bench");
     let values: Vec<B::Element> = noise_values(len).map(B::Element::from_f64).collect();
     b.upload(&mut buffer, 0, &values).expect("memory for a bench");
     buffer
 }
 
-/// A compute-dtype buffer of noise.
-pub fn real<B: Backend>(b: &mut B, len: usize) -> B::Compute {
-    let values = wide(b, len);
-    let mut buffer = b.compute(len).expect("memory for a bench");
-    b.cast(&mut buffer, &values, len);
-    buffer
+/// A buffer of noise, of the compute dtype.
+pub fn compute<B: Backend>(b: &mut B, len: usize) -> B::Compute {
+    let x = acc(b, len);
+    let mut out = b.compute(len).expect("memory for a bench");
+    b.cast(Cast { out: &mut out, x: &x, len });
+    out
 }
 
 /// A weight of noise.
 pub fn weight<B: Backend>(b: &mut B, len: usize) -> B::Weight {
-    let values = wide(b, len);
-    b.trainable_weight(&values, 0, len).expect("memory for a bench")
+    let params = acc(b, len);
+    b.trainable_weight(&params, 0, len).expect("memory for a bench")
 }
 
-/// Bytes of `wide` wide and `real` compute-dtype elements.
-pub fn bytes<B: Backend>(b: &B, wide: usize, real: usize) -> u64 {
-    let (of_wide, of_real) = b.element_sizes();
-    (wide * of_wide + real * of_real) as u64
+/// Bytes of `acc` elements of the accumulation dtype and `compute` of the compute dtype.
+pub fn bytes<B: Backend>(b: &B, acc: usize, compute: usize) -> u64 {
+    let (of_acc, of_compute) = b.element_sizes();
+    (acc * of_acc + compute * of_compute) as u64
 }
 
 /// Operations that are asked for before the device is waited for, so that not the wait is measured.

@@ -4,19 +4,19 @@
     python3 benches/peers/compare.py step BINARY [--shape 15M] [--tokens 256] [--dtype bf16] [--threads 2] [--rounds 5] [--device cuda:0]
     python3 benches/peers/compare.py probe BINARY --peer peer_probe.py --train F --test F --model DIR
     python3 benches/peers/compare.py probe BINARY --peer peer_probe.py --train F --test F --size 110m --make random_llama.py --tokenizer DIR
-    python3 benches/peers/compare.py gemm target/release/deps/gemm-* [--rounds 3] [--dtype bf16]
-    python3 benches/peers/compare.py capture|runs|prefix target/release/deps/model-* [--dtype bf16]
-    python3 benches/peers/compare.py load target/release/deps/load-*
+    python3 benches/peers/compare.py gemm BENCH_OPS [--rounds 3] [--dtype bf16]
+    python3 benches/peers/compare.py capture|runs|prefix BENCH_MODEL [--dtype bf16]
+    python3 benches/peers/compare.py load BENCH_LOAD
 
 `step`: a LoRA step (r 8 on q and v, every token labelled, AdamW) of a LLaMA of random weights: of 15M parameters (288 x
 6, 32000 tokens), 110M or 1.1B, or of LLaMA-2-7B's shape, or one layer of that. `probe`: the whole experiment of
 in-context learning against tuning, as the peer script runs it; of a model of random weights in bf16 if a size is given
 (110m: 10 demonstrations, 100 queries, 10 seeds, 10 epochs; 1b: 1 seed, 20 queries). Before, a small one is computed
-again by tests/golden/check_probe.py, which must agree. The others take a bench (`cargo bench --no-run`): `gemm`, a
-forward through a weight beside torch's; `capture`, the residual stream after all layers against no capture, ours and
-transformers' (output_hidden_states); `runs`, 8 runs of 16 tokens one after another against all in one pass; `prefix`,
-queries behind repeated demonstrations against shared ones, as a share of what the tokens promise; `load`, mapping a
-checkpoint of 13.5 GB, beside safetensors.
+again by tests/golden/check_probe.py, which must agree. The others take a bench, the program whose path `cargo bench
+--no-run --bench ops|model|load` prints: `gemm`, a forward through a weight beside torch's; `capture`, the
+residual stream after all layers against no capture, ours and transformers' (output_hidden_states); `runs`, 8 runs of 16
+tokens one after another against all in one pass; `prefix`, queries behind repeated demonstrations against shared ones,
+as a share of what the tokens promise; `load`, mapping a checkpoint of 13.5 GB, beside safetensors.
 Needs torch, transformers, peft.
 """
 import argparse
@@ -204,7 +204,7 @@ def gemm():
             x, weight = torch.randn(rows, width).to(dtype), torch.randn(feed_forward, width).to(dtype)
             times = min(200, max(3, int(2e9 / (rows * width * feed_forward))))
             peer = lambda: best(lambda: torch.nn.functional.linear(x, weight), times)
-            ours = lambda: bench(f"gemm/cpu {a.dtype}/fwd/{name}/mlp/{rows}")
+            ours = lambda: bench(f"linear/cpu {a.dtype}/fwd/{name}/mlp/{rows}")
             peer()
             pairs = [(ours(), peer()) for _ in range(a.rounds)]
             flops = 2 * rows * width * feed_forward

@@ -63,7 +63,7 @@ def peer(group, name):
     if not gpu or len(parts) < 3 or parts[1] not in SHAPES:
         return None
     width, feed_forward, heads, kv_heads = SHAPES[parts[1]]
-    if group == "gemm" and parts[0] in ("fwd", "bwd_input"):
+    if group == "linear" and parts[0] in ("fwd", "bwd_input"):
         rows, output = int(parts[3]), width if parts[2] == "attention" else feed_forward
         weight = noise(output, width)
         if parts[0] == "fwd":

@@ -23,6 +23,7 @@ use crate::pack::Pack;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod op;
 pub mod ops;
 pub mod trace;
 mod values;

@@ -16,7 +16,7 @@
 //! # Ok::<(), llamaprobe::Error>(())
 //! ```
 
-use super::ops::Op;
+use super::op::Op;
 use super::{Buffers, Capture, Captured, HostSlice, Len, OwnMemory, PassSize, Planning, Tensor, Transfer};
 use crate::Result;
 use crate::formats::safetensors::TensorView;

@@ -14,7 +14,7 @@
 //! # use llamaprobe::model::FullTuning;
 //! # let config = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
 //! #     "num_attention_heads": 2, "vocab_size": 11}"#;
-//! # let backend = &mut Cpu::<f32>::new();
+//! # let backend = &mut Cpu::new(Dtype::F32);
 //! # let config = ModelConfig::parse("config.json", config)?;
 //! # let (model, _) = FullTuning::random(backend, config, 0.2, 0)?;
 //! # let folder = tempfile::tempdir().expect("a temporary directory");

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::args::{self, CaptureArgs, StoreDtype};
 use super::device::{Job, dispatch};
 use super::plan::Plan;
-use super::resolve::{self, Found};
+use super::resolve::{self, ModelFiles};
 use super::{Failure, output, texts};
 use crate::Result;
 use crate::backend::Backend;
@@ -44,7 +44,7 @@ pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
 
 struct CaptureJob<'a> {
     args: &'a CaptureArgs,
-    found: Found,
+    found: ModelFiles,
     settings: CaptureSettings,
     adapter: Option<Adapter>,
     docs: Vec<Vec<u32>>,
@@ -72,7 +72,7 @@ impl Job for CaptureJob<'_> {
         let mut progress = |rows| bar.inc(rows as u64);
         let writer = capture
             .run(&mut backend, &model, adaptation.as_ref(), &args.out.join(FILE), &mut progress)
-            .map_err(|error| found.blamed(error))?;
+            .map_err(|error| found.with_bad_weight(error))?;
         bar.finish_and_clear();
         // The file of states comes last: where it is, all is.
         resolve::write_config(&args.out, "capture", args)?;
@@ -81,7 +81,7 @@ impl Job for CaptureJob<'_> {
         if args.common.json {
             let tensors: Vec<_> = tensors
                 .iter()
-                .map(|(name, width)| json!({"name": name, "shape": [rows, width], "dtype": dtype.name()}))
+                .map(|(name, width)| json!({"name": name, "shape": [rows, width], "dtype": dtype}))
                 .collect();
             return output::json(&json!({"file": file, "documents": docs.len(), "tokens": rows, "tensors": tensors}));
         }

@@ -1,4 +1,4 @@
-//! `compare`: the second study, on one task or from tasks to tasks.
+//! `compare`: demonstrations, LoRA and soft prompts by what the model generates, on one task or from tasks to tasks.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,37 +7,36 @@ use serde::Deserialize;
 
 use super::args::CompareArgs;
 use super::device::{Job, dispatch};
-use super::resolve::{self, Found};
-use super::{Failure, output};
+use super::resolve::{self, ModelFiles};
+use super::{Failure, output, report_tables};
 use crate::arch::Family;
 use crate::backend::Backend;
-use crate::compare::{Base, CompareSettings, Source};
-use crate::formats::atomic;
+use crate::compare::{Base, CompareSettings, Comparison, Source};
 use crate::formats::tokenizer::Tokenizer;
+use crate::formats::{atomic, yaml};
 use crate::model::Model;
 use crate::task::{Task, Template};
 use crate::train::settings::{Length, RunSettings};
 use crate::{Error, Result};
 
 pub fn run(args: &CompareArgs) -> Result<(), Failure> {
-    let found = resolve::model(&args.model, &args.common)?;
-    let settings = settings(args, found.config.family)?;
-    settings.validate(found.config.family)?;
-    let tokenizer = found.tokenizer()?;
+    let files = resolve::model(&args.base.model, &args.common)?;
+    let settings = settings(args, files.config.family)?;
+    settings.validate(files.config.family)?;
+    let tokenizer = files.tokenizer()?;
     let sources = sources(args)?;
-    let dtype = found.dtype;
-    dispatch(&args.common, dtype, Compare { args, found, settings, tokenizer, sources })
+    let dtype = files.dtype;
+    dispatch(&args.common, dtype, Compare { args, files, settings, tokenizer, sources })
 }
 
-fn settings(args: &CompareArgs, family: Family) -> Result<CompareSettings> {
-    let last =
-        args.seed.checked_add(args.seeds).ok_or_else(|| Error::argument("--seed", "a smaller seed", args.seed))?;
+/// The settings that the flags ask for, not validated yet.
+pub(super) fn settings(args: &CompareArgs, family: Family) -> Result<CompareSettings> {
     let training = |learning_rate: f64| RunSettings {
         length: Length::Steps(args.max_steps),
         batch_size: args.batch_size,
         learning_rate,
-        weight_decay: args.weight_decay,
-        max_grad_norm: resolve::cut(args.max_grad_norm),
+        weight_decay: args.regularization.weight_decay,
+        max_grad_norm: resolve::clip_threshold(&args.regularization),
         ..RunSettings::default()
     };
     Ok(CompareSettings {
@@ -45,7 +44,7 @@ fn settings(args: &CompareArgs, family: Family) -> Result<CompareSettings> {
         demonstrations: args.demos,
         retrieval: args.retrieval,
         lengths: args.num_virtual_tokens.clone(),
-        seeds: (args.seed..last).collect(),
+        seeds: resolve::seeds(args.seed, args.seeds)?,
         split_seed: args.split_seed,
         queries: args.queries,
         pool: args.pool,
@@ -65,14 +64,15 @@ fn settings(args: &CompareArgs, family: Family) -> Result<CompareSettings> {
     })
 }
 
-/// A task's files in `--data`.
+/// The files of one task in `--data`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Files {
+struct TaskFiles {
     train: OneOrMore,
     test: OneOrMore,
 }
 
+/// One path or a list of them.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum OneOrMore {
@@ -89,14 +89,14 @@ impl From<OneOrMore> for Vec<PathBuf> {
     }
 }
 
-/// The task and those to transfer from, each with its data.
+/// The task and those of `--transfer`, each with its data.
 fn sources(args: &CompareArgs) -> Result<Vec<Source>> {
     let mut data = match &args.data {
         None => BTreeMap::new(),
         Some(text) => {
             let from_file = Path::new(text).is_file();
             let yaml = if from_file { atomic::read_to_string(text)? } else { text.clone() };
-            let parsed: Result<BTreeMap<Task, Files>, _> = serde_norway::from_str(&yaml);
+            let parsed: Result<BTreeMap<Task, TaskFiles>, _> = yaml::parse(&yaml);
             parsed.map_err(|e| {
                 let expected = "a mapping, or a file of one, such as {mtop: {train: FILE, test: FILE}}";
                 Error::argument("--data", expected, format!("{text:?} ({e})"))
@@ -127,8 +127,8 @@ fn sources(args: &CompareArgs) -> Result<Vec<Source>> {
         };
         let (train, test) = (task.load(&train)?, task.load(&test)?);
         for (side, data) in [("train", &train), ("test", &test)] {
-            for (why, n) in &data.left_out {
-                output::note(format_args!("{task}: {n} {side} rows left out: {why}"));
+            for (why, n) in &data.skipped {
+                output::note(format_args!("{task}: {n} {side} rows skipped: {why}"));
             }
         }
         Ok(Source { task, template, train, test })
@@ -138,7 +138,7 @@ fn sources(args: &CompareArgs) -> Result<Vec<Source>> {
 
 struct Compare<'a> {
     args: &'a CompareArgs,
-    found: Found,
+    files: ModelFiles,
     settings: CompareSettings,
     tokenizer: Tokenizer,
     sources: Vec<Source>,
@@ -146,24 +146,24 @@ struct Compare<'a> {
 
 impl Job for Compare<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, found, settings, tokenizer, sources } = self;
-        let mut model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
-        let base = Base { name: &args.model, config: &found.config };
-        let study = crate::compare::Study {
+        let Self { args, files, settings, tokenizer, sources } = self;
+        let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
+        let base = Base { name: &args.base.model, config: &files.config };
+        let comparison = Comparison {
             tokenizer: &tokenizer,
             base,
             sources: &sources,
             vectors: args.vectors.as_deref(),
             settings: &settings,
         };
-        let report = study.run(&mut backend, &mut model, &args.out, &mut |what| output::note(what))?;
+        let report = comparison.run(&mut backend, &mut model, &args.out, &mut |what| output::note(what))?;
         resolve::write_config(&args.out, "compare", args)?;
         report.save(&args.out)?;
         if args.common.json {
             let report = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
             return output::json(&report);
         }
-        output::line(report.table())?;
+        output::line(report_tables::compare(&report))?;
         output::line(args.out.join("report.json").display())
     }
 }

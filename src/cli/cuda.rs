@@ -1,11 +1,11 @@
-//! What the CUDA backend needs to know of the machine: where libraries may be, and where to keep compiled kernels.
+//! What the CUDA backend needs to know of the machine: where its libraries may be, and where to cache compiled kernels.
 
 use std::path::{Path, PathBuf};
 
 use crate::backend::cuda::{Settings, devices};
 use crate::formats::atomic::entries;
 
-/// The usual places.
+/// The settings by this process's environment: the directories in which toolkits and Python packages are usually found.
 pub fn settings() -> Settings {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let mut library_dirs: Vec<PathBuf> = variable("CUDA_HOME").into_iter().map(|home| home.join("lib64")).collect();
@@ -20,16 +20,17 @@ pub fn settings() -> Settings {
         cache_dir: cache.map(|dir| dir.join("llamaprobe").join("kernels")),
         // As with the driver's own meaning of it: launches are waited for.
         blocking: variable("CUDA_LAUNCH_BLOCKING").is_some_and(|value| value.as_os_str() == "1"),
+        on_warning: |line| eprintln!("{line}"),
         ..Settings::default()
     }
 }
 
-/// Where the NVIDIA packages of the Python beside `bin` keep their libraries.
+/// The library directories of the NVIDIA packages of the Python whose program is in `bin`.
 fn python_libraries(bin: &Path) -> Vec<PathBuf> {
     let packages = entries(bin.join("../lib")).into_iter().flat_map(|python| {
         let named = python.file_name().is_some_and(|name| name.to_string_lossy().starts_with("python3"));
-        let places = ["site-packages", "dist-packages"].map(|place| python.join(place).join("nvidia"));
-        places.into_iter().filter(move |_| named)
+        let packages = ["site-packages", "dist-packages"].map(|dir| python.join(dir).join("nvidia"));
+        packages.into_iter().filter(move |_| named)
     });
     packages
         .flat_map(|nvidia| ["cu13/lib", "cuda_nvrtc/lib", "cublas/lib"].map(|lib| nvidia.join(lib)))

@@ -9,7 +9,7 @@ use crate::backend::cpu::{Cpu, CpuSettings, Isa};
 use crate::backend::cuda::Cuda;
 use crate::{Error, Result};
 
-/// Most threads; more are a slip, and would only wait for each other.
+/// Maximum number of CPU threads: a larger one is a typing error, and threads would only wait for each other.
 const MAX_THREADS: usize = 1024;
 /// Stack of a thread that runs a job: as large as a main thread's.
 const HOST_STACK: usize = 8 << 20;
@@ -20,8 +20,8 @@ pub trait Job: Send {
     fn run<B: Backend>(self, backend: B) -> Result<(), Failure>;
 }
 
-/// The dtype of the matrix products of a model whose weights are in `checkpoint`'s.
-pub fn dtype(asked: DtypeArg, checkpoint: Dtype) -> Result<Dtype> {
+/// The dtype of the matrix products that `--dtype` asks for, for a model whose weights have the dtype `checkpoint`.
+fn dtype(asked: DtypeArg, checkpoint: Dtype) -> Result<Dtype> {
     match asked {
         DtypeArg::F32 | DtypeArg::F32x3 => Ok(Dtype::F32),
         DtypeArg::Bf16 => Ok(Dtype::BF16),
@@ -67,15 +67,15 @@ fn open(common: &CommonArgs, checkpoint: Dtype, threads: usize, job: impl Job) -
     }
 }
 
-/// The instruction set that `LLAMAPROBE_ISA` names, or else the best of this processor.
+/// The instruction set that `LLAMAPROBE_ISA` names, or else the best that this CPU has.
 fn isa() -> Result<Isa> {
     let Some(asked) = std::env::var_os("LLAMAPROBE_ISA").filter(|asked| !asked.is_empty()) else {
         return Ok(Isa::detect());
     };
-    let there = Isa::available();
-    there.iter().find(|isa| asked == isa.name()).copied().ok_or_else(|| {
-        let names: Vec<&str> = there.iter().map(|isa| isa.name()).collect();
-        Error::unsupported("LLAMAPROBE_ISA", asked.to_string_lossy(), format!("{} on this processor", names.join(", ")))
+    let available = Isa::available();
+    available.iter().find(|isa| asked == isa.name()).copied().ok_or_else(|| {
+        let names: Vec<&str> = available.iter().map(|isa| isa.name()).collect();
+        Error::unsupported("LLAMAPROBE_ISA", asked.to_string_lossy(), format!("{} on this CPU", names.join(", ")))
     })
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::args::GenerateArgs;
 use super::device::{Job, dispatch};
-use super::resolve::{self, Found};
+use super::resolve::{self, ModelFiles};
 use super::{Failure, output, texts};
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
@@ -57,7 +57,7 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling> {
 
 struct Generate<'a> {
     args: &'a GenerateArgs,
-    found: Found,
+    found: ModelFiles,
     adapter: Option<Adapter>,
     tokenizer: Tokenizer,
     prompts: Vec<Vec<u32>>,

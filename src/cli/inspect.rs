@@ -4,63 +4,65 @@ use serde_json::{Value, json};
 
 use super::args::InspectArgs;
 use super::device::{Job, dispatch};
-use super::peft::{self, Look};
+use super::peft::PeftReport;
 use super::plan::Plan;
-use super::resolve::{self, Found};
+use super::resolve::{self, ModelFiles};
 use super::{Failure, output};
 use crate::arch::Positions;
 use crate::backend::Backend;
 use crate::model::{Layout, LoraShape};
 
 pub fn run(args: &InspectArgs) -> Result<(), Failure> {
-    let found = resolve::model(&args.model.model, &args.common)?;
-    let look = args.model.adapter.as_deref().map(|path| peft::look(path, &found)).transpose()?;
-    let dtype = found.dtype;
-    dispatch(&args.common, dtype, Inspect { args, found, look })
+    let files = resolve::model(&args.model.model, &args.common)?;
+    let adapter = args.model.adapter.as_deref().map(|path| PeftReport::new(path, &files)).transpose()?;
+    let dtype = files.dtype;
+    dispatch(&args.common, dtype, Inspect { args, files, adapter })
 }
 
 struct Inspect<'a> {
     args: &'a InspectArgs,
-    found: Found,
-    look: Option<Look>,
+    files: ModelFiles,
+    adapter: Option<PeftReport>,
 }
 
 impl Job for Inspect<'_> {
     fn run<B: Backend>(self, backend: B) -> Result<(), Failure> {
-        let Self { args, found, look } = self;
-        let config = &found.config;
-        let reading = Plan::new(&backend, &found).inference(&backend, config, None, args.rows, Vec::new());
+        let Self { args, files, adapter } = self;
+        let config = &files.config;
+        let inference = Plan::new(&backend, &files).inference(&backend, config, None, args.rows, Vec::new());
         let targets = config.family.default_modules();
         let names: Vec<_> = targets.iter().map(|&target| config.family.short_name(target)).collect();
         let shape = LoraShape { rank: 8, alpha: 16.0, rslora: false, targets: targets.to_vec() };
-        let tuning = Plan::new(&backend, &found).tuning(&backend, config, &Layout::lora(config, &shape), 1, args.rows);
+        let training =
+            Plan::new(&backend, &files).tuning(&backend, config, &Layout::lora(config, &shape), 1, args.rows);
         if args.common.json {
             return output::json(&json!({
-                "model": shapes(&found), "rows": args.rows, "capture": reading.json(), "train_lora": tuning.json(),
-                "adapter": look.map(|look| look.json()),
+                "model": shapes(&files), "rows": args.rows, "capture": inference.json(), "train_lora": training.json(),
+                "adapter": adapter.map(|report| report.json()),
             }));
         }
-        output::line(found.path.display())?;
-        let Value::Object(shapes) = shapes(&found) else { return Ok(()) };
+        output::line(files.path.display())?;
+        let Value::Object(shapes) = shapes(&files) else { return Ok(()) };
         output::table(
             &["model", ""],
             shapes.iter().map(|(key, value)| vec![key.clone(), value.to_string().replace('"', "")]),
         )?;
         output::line(format_args!("\ncapture, {} rows, {}", args.rows, backend.name()))?;
-        reading.print(false)?;
+        inference.print(false)?;
         output::line(format_args!("\ntrain-lora, {} rows, rank 8 on {}", args.rows, names.join(" and ")))?;
-        tuning.print(false)?;
-        if let Some(look) = look {
-            look.print()?;
+        training.print(false)?;
+        if let Some(report) = adapter {
+            report.print()?;
         }
         Ok(())
     }
 }
 
-fn shapes(found: &Found) -> Value {
-    let config = &found.config;
+/// The architecture of a model, by the names that its users see.
+fn shapes(files: &ModelFiles) -> Value {
+    let config = &files.config;
     let mut shapes = json!({
-        "family": found.config.family.name(), "dtype": found.dtype.name(), "parameters": config.parameters(),
+        "family": files.config.family.name(), "dtype": files.dtype.name(), "parameters": config.parameters(),
         "vocabulary": config.vocab_size, "width": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads,
         "kv_heads": config.num_key_value_heads, "head_dim": config.head_dim, "feed_forward": config.intermediate_size, "tied": config.tie_word_embeddings,
         "qkv_bias": config.qkv_bias, "o_bias": config.o_bias, "mlp_bias": config.mlp_bias,

@@ -1,8 +1,8 @@
 //! The command line: the only part that reads arguments and the environment, and that prints.
 //!
-//! `args` is the line as typed, `resolve` what it means, `device` the one choice of device and dtype, and every
-//! subcommand has a file. Results go to stdout, everything else to stderr; exit code 0, 1 for an error (one line),
-//! 2 for a wrong usage.
+//! `args` is the line as typed, `resolve` what it means, `device` the one choice of device and dtype, `flags` the words of
+//! errors, and every subcommand has a file. Results go to stdout, everything else to stderr; exit code 0, 1 for an error
+//! (one line), 2 for a wrong usage.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -15,6 +15,7 @@ mod compare;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod device;
+mod flags;
 mod generate;
 mod inspect;
 mod output;
@@ -23,6 +24,7 @@ mod peft;
 mod plan;
 mod pretrain;
 mod probe;
+mod report_tables;
 mod resolve;
 mod task;
 mod texts;
@@ -34,10 +36,20 @@ mod training;
 enum Failure {
     /// The line could not be parsed, or asks for help, which clap treats alike.
     Usage(clap::Error),
-    /// Something went wrong.
+    /// The library's error, which is one line for the user.
     Error(Error),
     /// Whoever read stdout has gone, which is not our error.
     Closed,
+}
+
+impl Failure {
+    /// An error of a subcommand, in which a setting is called by its flag.
+    fn in_words_of(self, command: &str) -> Self {
+        match self {
+            Self::Error(error) => Self::Error(flags::in_words_of(command, error)),
+            other => other,
+        }
+    }
 }
 
 impl From<Error> for Failure {
@@ -57,7 +69,7 @@ impl From<std::io::Error> for Failure {
 
 /// Runs a command line whose first word is the program's name.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    match parse::parse(words).and_then(run) {
+    match parse::parse(words).and_then(|(command, cli)| run(cli).map_err(|failure| failure.in_words_of(&command))) {
         Ok(()) | Err(Failure::Closed) => ExitCode::SUCCESS,
         Err(Failure::Usage(error)) => {
             // Help and version are "errors" of exit code 0; a closed stream is nobody's concern here.

@@ -1,4 +1,4 @@
-//! What the person sees: results on stdout as a table or JSON, progress on stderr.
+//! What the user sees: results on stdout as tables or JSON, progress and notes on stderr.
 
 use std::io::Write;
 use std::time::Duration;
@@ -35,9 +35,21 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Re
     Ok(())
 }
 
-/// Tells the person something that is no result and no error.
+/// Writes the head of a table in Markdown, whose first column is text and whose others are numbers, a row at a time.
+pub fn markdown_header(header: impl ExactSizeIterator<Item = String>) -> Result<(), Failure> {
+    let numbers = header.len() - 1;
+    markdown_row(header)?;
+    line(format_args!("|---|{}", "---:|".repeat(numbers)))
+}
+
+/// Writes a row of a table in Markdown.
+pub fn markdown_row(cells: impl Iterator<Item = String>) -> Result<(), Failure> {
+    line(format_args!("| {} |", cells.collect::<Vec<_>>().join(" | ")))
+}
+
+/// Writes a line to stderr that is neither a result nor a usage error.
 pub fn note(text: impl std::fmt::Display) {
-    // Nobody can be told that stderr is closed.
+    // If stderr is closed, nobody can be told.
     let _ = writeln!(std::io::stderr(), "llamaprobe: {text}");
 }
 
@@ -51,7 +63,7 @@ pub fn bytes(n: usize) -> String {
     }
 }
 
-/// A bar on stderr with rate and time left; nothing where stderr is not a terminal.
+/// A progress bar on stderr with rate and time left; nothing where stderr is not a terminal.
 pub fn progress(total: u64, unit: &str) -> ProgressBar {
     let bar = ProgressBar::new(total);
     let template = format!("{{msg}} [{{bar:30}}] {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left");

@@ -10,11 +10,11 @@ use serde_norway::{Mapping, Value};
 use super::Failure;
 use super::args::Cli;
 use crate::error::nearest;
-use crate::formats::atomic;
+use crate::formats::{atomic, yaml};
 use crate::{Error, Result};
 
-/// Parses the words of a command line, its first being the program's name.
-pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, Failure> {
+/// The subcommand's name and the flags of a command line, whose first word is the program's name.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<(String, Cli), Failure> {
     let mut words: Vec<OsString> = words.into_iter().map(dashed).collect();
     let config = match config_words(&words)? {
         None => None,
@@ -24,8 +24,11 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, Failure> 
             Some(path)
         }
     };
-    let matches = Cli::command().try_get_matches_from(words);
-    matches.and_then(|m| Cli::from_arg_matches(&m)).map_err(|e| match config {
+    let parsed = Cli::command().try_get_matches_from(words).and_then(|matches| {
+        let command = matches.subcommand_name().unwrap_or_default().to_owned();
+        Ok((command, Cli::from_arg_matches(&matches)?))
+    });
+    parsed.map_err(|e| match config {
         // The typed flags alone were in order, so it is a value of the file that is not.
         Some(path) if !is_missing(&e) && e.use_stderr() => Error::file(path)(first_line(&e)).into(),
         _ => Failure::Usage(e),
@@ -48,7 +51,8 @@ fn config_words(words: &[OsString]) -> Result<Option<(PathBuf, Vec<OsString>)>, 
     for name in names {
         lenient = lenient.mut_subcommand(name, |s| s.mut_args(|a| a.required(false)));
     }
-    let matches = lenient.clone().try_get_matches_from(words).map_err(Failure::Usage)?;
+    // A wrong usage, or a call for help, is for the command as it is, whose usage shows what is required.
+    let Ok(matches) = lenient.clone().try_get_matches_from(words) else { return Ok(None) };
     let Some((name, typed)) = matches.subcommand() else { return Ok(None) };
     let Ok(Some(path)) = typed.try_get_one::<PathBuf>("config") else { return Ok(None) };
     let command = lenient.find_subcommand(name).expect("clap matched this subcommand");
@@ -73,7 +77,7 @@ fn config_words(words: &[OsString]) -> Result<Option<(PathBuf, Vec<OsString>)>, 
 
 fn read(path: &Path) -> Result<Mapping> {
     let text = atomic::read_to_string(path)?;
-    match serde_norway::from_str(&text).map_err(Error::file(path))? {
+    match yaml::parse(&text).map_err(Error::file(path))? {
         Value::Mapping(mapping) => Ok(mapping),
         Value::Null => Ok(Mapping::new()),
         _ => Err(Error::field(path, "the file", "a mapping of flags to values", "something else")),
@@ -101,7 +105,7 @@ fn find<'a>(command: &'a clap::Command, key: &str, path: &Path) -> Result<&'a cl
     })
 }
 
-/// A key with its value as the words that say the same.
+/// A key with its value, as words of a command line.
 fn flag(arg: &clap::Arg, key: &str, value: &Value, path: &Path) -> Result<Vec<OsString>> {
     let long = arg.get_long().expect("only flags with a long name are found");
     let wrong = |expected: &str| Error::field(path, key, expected, kind(value));
@@ -152,4 +156,40 @@ fn first_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();
     line.strip_prefix("error: ").unwrap_or(line).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words of a line of a shell, of whose quotes only single ones occur.
+    fn shell_words(line: &str) -> Vec<OsString> {
+        let mut words = vec![String::new()];
+        let mut quoted = false;
+        for c in line.chars() {
+            match c {
+                '\'' => quoted = !quoted,
+                ' ' if !quoted => words.push(String::new()),
+                c => words.last_mut().expect("at least one word").push(c),
+            }
+        }
+        words.into_iter().filter(|word| !word.is_empty()).map(OsString::from).collect()
+    }
+
+    #[test]
+    fn help_examples_are_valid_and_fit_the_width_of_help() {
+        let cli = Cli::command();
+        for command in std::iter::once(&cli).chain(cli.get_subcommands()) {
+            let help = command.get_after_help().unwrap_or_else(|| panic!("{}: no examples", command.get_name()));
+            let help = help.to_string();
+            // clap breaks longer lines, in which case they cannot be copied.
+            assert!(help.lines().all(|line| line.chars().count() <= 100), "{}: {help}", command.get_name());
+            let joined = help.replace("\\\n", "");
+            let mut examples = joined.lines().filter(|line| line.starts_with("  llamaprobe ")).peekable();
+            assert!(examples.peek().is_some(), "{}: {help}", command.get_name());
+            for example in examples.filter(|example| !example.contains("--config")) {
+                assert!(parse(shell_words(example)).is_ok(), "{}: {example}", command.get_name());
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! What an adapter directory holds, what PEFT would make of it, and what llamaprobe does.
 //!
-//! PEFT's loader forgives a lot in silence; llamaprobe's reader refuses what it would not apply exactly. This looks
-//! at an adapter without either, so that a directory that one of them mistreats can still be described. What PEFT does
+//! PEFT's loader forgives a lot in silence; llamaprobe's reader refuses what it would not apply exactly. This describes
+//! an adapter without either, so that a directory that one of them mistreats can still be described. What PEFT does
 //! was observed with its version 0.21.
 
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::resolve::Found;
+use super::resolve::ModelFiles;
 use super::{Failure, output};
 use crate::Result;
 use crate::arch::Family;
@@ -17,58 +17,88 @@ use crate::formats::adapter::{Adapter, LoraAdapter, LoraConfig, Modules, PromptK
 use crate::formats::json as json_file;
 use crate::formats::safetensors::Checkpoint;
 
+/// What the names of PEFT's tensors begin with.
 const PREFIX: &str = "base_model.model.";
 
 /// The description of an adapter directory.
-pub struct Look {
+pub struct PeftReport {
+    /// What `adapter_config.json` holds, as it is.
     config: Value,
-    /// `(module path, rank)` of every adapted projection found.
+    /// `(module path, rank)` of every adapted projection.
     modules: Vec<(String, usize)>,
+    /// Number of tensors in the file.
     tensors: usize,
+    /// Number of their elements.
     parameters: usize,
     /// What PEFT would do that the directory's author may not expect.
     peft: Vec<String>,
-    /// The error of our own reader.
+    /// The error of llamaprobe's own reader.
     refusal: Option<String>,
 }
 
-/// Looks at an adapter for a model.
-pub fn look(path: &Path, found: &Found) -> Result<Look> {
-    let config_path = path.join("adapter_config.json");
-    let config = json_file::read(&config_path)?;
-    let file = Checkpoint::open(path.join("adapter_model.safetensors"))?;
-    if let Some(kind) = config.get("peft_type").and_then(Value::as_str).and_then(PromptKind::parse) {
-        return Ok(Look {
-            modules: Vec::new(),
-            tensors: file.len(),
-            parameters: file.iter().map(|t| t.shape.iter().product::<usize>()).sum(),
-            peft: prompt(kind, &config, &file),
-            refusal: Adapter::read(path, &found.config).err().map(|e| e.to_string()),
-            config,
+impl PeftReport {
+    /// Describes an adapter for a model.
+    pub fn new(path: &Path, files: &ModelFiles) -> Result<Self> {
+        let config_path = path.join("adapter_config.json");
+        let config = json_file::read(&config_path)?;
+        let file = Checkpoint::open(path.join("adapter_model.safetensors"))?;
+        let (tensors, parameters) = (file.len(), file.iter().map(|t| t.shape.iter().product::<usize>()).sum());
+        if let Some(kind) = config.get("peft_type").and_then(Value::as_str).and_then(PromptKind::parse) {
+            let peft = of_prompt(kind, &config, &file);
+            let refusal = Adapter::read(path, &files.config).err().map(|e| e.to_string());
+            return Ok(Self { config, modules: Vec::new(), tensors, parameters, peft, refusal });
+        }
+        let family = files.config.family;
+        let mut peft = of_config(&config, family);
+        match as_peft_takes_it(&config_path, &config, family).slots(family, files.config.num_hidden_layers) {
+            Ok(slots) => peft.extend(of_tensors(&file, &expected(&slots, files))),
+            Err(error) => peft.push(format!("meets settings that do not fit this model: {error}")),
+        }
+        let modules = file.iter().filter_map(|t| {
+            let module = t.name.strip_prefix(PREFIX).unwrap_or(&t.name).split(".lora_A").next()?.to_owned();
+            t.name.contains(".lora_A").then(|| (module, t.shape.first().copied().unwrap_or(0)))
         });
+        let refusal = LoraAdapter::read(path, &files.config).err().map(|e| e.to_string());
+        Ok(Self { modules: modules.collect(), config, tensors, parameters, peft, refusal })
     }
-    let family = found.config.family;
-    let mut peft = settings(&config, family);
-    match as_peft_takes_it(&config_path, &config, family).slots(family, found.config.num_hidden_layers) {
-        Ok(slots) => peft.extend(tensors(&file, &expected(&slots, found))),
-        Err(error) => peft.push(format!("meets settings that do not fit this model: {error}")),
+
+    /// The description as JSON, for `--json`.
+    pub fn json(&self) -> Value {
+        let modules: Vec<Value> =
+            self.modules.iter().map(|(module, rank)| json!({"module": module, "rank": rank})).collect();
+        json!({
+            "config": self.config, "tensors": self.tensors, "parameters": self.parameters, "modules": modules,
+            "peft": self.peft, "readable": self.refusal.is_none(), "refusal": self.refusal,
+        })
     }
-    let modules = file.iter().filter_map(|t| {
-        let module = t.name.strip_prefix(PREFIX).unwrap_or(&t.name).split(".lora_A").next()?.to_owned();
-        t.name.contains(".lora_A").then(|| (module, t.shape.first().copied().unwrap_or(0)))
-    });
-    Ok(Look {
-        modules: modules.collect(),
-        tensors: file.len(),
-        parameters: file.iter().map(|t| t.shape.iter().product::<usize>()).sum(),
-        peft,
-        refusal: LoraAdapter::read(path, &found.config).err().map(|e| e.to_string()),
-        config,
-    })
+
+    /// Prints the description as a table, with a line for everything that PEFT would do silently.
+    pub fn print(&self) -> Result<(), Failure> {
+        output::line("")?;
+        let text = |key: &str| self.config.get(key).map_or("-".to_owned(), |v| v.to_string().replace('"', ""));
+        let soft = self.config.get("num_virtual_tokens").is_some();
+        let keys: &[&str] = match soft {
+            true => &["peft_type", "num_virtual_tokens", "token_dim", "encoder_hidden_size", "base_model_name_or_path"],
+            false => &["peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "base_model_name_or_path"],
+        };
+        let mut rows: Vec<Vec<String>> = keys.iter().map(|key| vec![(*key).to_owned(), text(key)]).collect();
+        rows.push(vec!["modules".into(), self.modules.len().to_string()]);
+        rows.push(vec!["tensors".into(), self.tensors.to_string()]);
+        rows.push(vec!["parameters".into(), self.parameters.to_string()]);
+        output::table(&["adapter", ""], rows)?;
+        match self.peft.as_slice() {
+            [] => output::line("PEFT: loads it as it is")?,
+            found => found.iter().try_for_each(|line| output::line(format_args!("PEFT: {line}")))?,
+        }
+        match &self.refusal {
+            None => output::line("llamaprobe: reads it"),
+            Some(error) => output::line(format_args!("llamaprobe: refuses it: {error}")),
+        }
+    }
 }
 
 /// What PEFT does with a soft prompt.
-fn prompt(kind: PromptKind, config: &Value, file: &Checkpoint) -> Vec<String> {
+fn of_prompt(kind: PromptKind, config: &Value, file: &Checkpoint) -> Vec<String> {
     let mut found = Vec::new();
     let text = |key: &str| config.get(key).and_then(Value::as_str);
     if text("task_type").is_none() {
@@ -94,8 +124,8 @@ fn prompt(kind: PromptKind, config: &Value, file: &Checkpoint) -> Vec<String> {
     found
 }
 
-/// What PEFT assumes where the configuration is silent.
-fn settings(config: &Value, family: Family) -> Vec<String> {
+/// What PEFT assumes where `adapter_config.json` is silent.
+fn of_config(config: &Value, family: Family) -> Vec<String> {
     let mut found = Vec::new();
     match config.get("peft_type").and_then(Value::as_str) {
         None => found.push("stops: KeyError, peft_type is missing".to_owned()),
@@ -133,18 +163,18 @@ fn as_peft_takes_it(path: &Path, config: &Value, family: Family) -> LoraConfig {
 }
 
 /// Name and shape of every tensor that PEFT will look for.
-fn expected(slots: &[Slot], found: &Found) -> BTreeMap<String, [usize; 2]> {
+fn expected(slots: &[Slot], files: &ModelFiles) -> BTreeMap<String, [usize; 2]> {
     let tensors = |slot: &Slot| {
-        let (input, output) = slot.target.widths(found.config.block_widths());
-        let path = found.config.family.path(slot.layer, slot.target);
+        let (input, output) = slot.target.widths(files.config.block_widths());
+        let path = files.config.family.path(slot.layer, slot.target);
         [("lora_A", [slot.r, input]), ("lora_B", [output, slot.r])]
             .map(|(side, shape)| (format!("{PREFIX}{path}.{side}.weight"), shape))
     };
     slots.iter().flat_map(tensors).collect()
 }
 
-/// Tensors that are not looked for, and tensors that are looked for in vain.
-fn tensors(file: &Checkpoint, expected: &BTreeMap<String, [usize; 2]>) -> Vec<String> {
+/// What PEFT does with tensors that it does not expect, and without those that it does.
+fn of_tensors(file: &Checkpoint, expected: &BTreeMap<String, [usize; 2]>) -> Vec<String> {
     // `lora_A.default.weight`, as in a model's own state, is taken as `lora_A.weight`.
     let plain: BTreeMap<String, Vec<usize>> =
         file.iter().map(|t| (t.name.replace(".default.weight", ".weight"), t.shape.to_vec())).collect();
@@ -169,40 +199,4 @@ fn tensors(file: &Checkpoint, expected: &BTreeMap<String, [usize; 2]>) -> Vec<St
         found.push(format!("ignores {text} without a warning: target_modules does not name their modules"));
     }
     found
-}
-
-impl Look {
-    /// As JSON.
-    pub fn json(&self) -> Value {
-        let modules: Vec<Value> =
-            self.modules.iter().map(|(module, rank)| json!({"module": module, "rank": rank})).collect();
-        json!({
-            "config": self.config, "tensors": self.tensors, "parameters": self.parameters, "modules": modules,
-            "peft": self.peft, "readable": self.refusal.is_none(), "refusal": self.refusal,
-        })
-    }
-
-    /// As text.
-    pub fn print(&self) -> Result<(), Failure> {
-        output::line("")?;
-        let text = |key: &str| self.config.get(key).map_or("-".to_owned(), |v| v.to_string().replace('"', ""));
-        let soft = self.config.get("num_virtual_tokens").is_some();
-        let keys: &[&str] = match soft {
-            true => &["peft_type", "num_virtual_tokens", "token_dim", "encoder_hidden_size", "base_model_name_or_path"],
-            false => &["peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "base_model_name_or_path"],
-        };
-        let mut rows: Vec<Vec<String>> = keys.iter().map(|key| vec![(*key).to_owned(), text(key)]).collect();
-        rows.push(vec!["modules".into(), self.modules.len().to_string()]);
-        rows.push(vec!["tensors".into(), self.tensors.to_string()]);
-        rows.push(vec!["parameters".into(), self.parameters.to_string()]);
-        output::table(&["adapter", ""], rows)?;
-        match self.peft.as_slice() {
-            [] => output::line("PEFT: loads it as it is")?,
-            found => found.iter().try_for_each(|line| output::line(format_args!("PEFT: {line}")))?,
-        }
-        match &self.refusal {
-            None => output::line("llamaprobe: reads it"),
-            Some(error) => output::line(format_args!("llamaprobe: refuses it: {error}")),
-        }
-    }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::resolve::Found;
+use super::resolve::ModelFiles;
 use super::{Failure, output};
 use crate::arch::ModelConfig;
 use crate::backend::{Backend, OwnMemory, PassSize};
@@ -11,50 +11,52 @@ use crate::model::{Activations, Gradients, Layout, Save};
 use crate::train::optim::Optimizer;
 use crate::train::passes::pass_size;
 
-/// Bytes by purpose.
+/// Device memory in bytes by purpose.
 pub struct Plan {
     lines: Vec<(&'static str, usize)>,
-    /// Host memory that the device reaches, at most; no part of the sum, which is the device's.
+    /// Pinned host memory in bytes, at most; no part of the total, which is the device's.
     pinned: usize,
+    /// Bytes of an element of the backend's accumulation dtype and of its compute dtype.
     element_sizes: (usize, usize),
 }
 
 impl Plan {
-    /// The plan of a model's weights on a backend.
-    pub fn new<B: Backend>(backend: &B, found: &Found) -> Self {
+    /// The plan of a model's weights alone.
+    pub fn new<B: Backend>(backend: &B, files: &ModelFiles) -> Self {
         let element_sizes = backend.element_sizes();
-        Self { lines: vec![weights::<B>(found, element_sizes.1)], pinned: 0, element_sizes }
+        Self { lines: vec![weights::<B>(files, element_sizes.1)], pinned: 0, element_sizes }
     }
 
-    /// With another purpose.
+    /// Adds a line of so many bytes.
     pub fn with(mut self, purpose: &'static str, bytes: usize) -> Self {
         self.lines.push((purpose, bytes));
         self
     }
 
-    /// With what the backend takes of itself.
+    /// Adds the memory that the backend takes for itself in passes of at most this size.
     pub fn own<B: Backend>(mut self, backend: &B, pass: &PassSize) -> Self {
         let OwnMemory { scratch, pinned } = backend.own_memory(pass);
         self.pinned = pinned;
         if scratch > 0 { self.with("scratch", scratch) } else { self }
     }
 
-    /// With the buffers of a forward over packs of `rows` rows, of which captures of so many bytes each leave the device.
+    /// Adds the buffers of a forward pass over packs of `rows` rows, from which readbacks of so many bytes each leave the
+    /// device.
     pub fn inference<B: Backend>(
         self,
         backend: &B,
         config: &ModelConfig,
         layout: Option<&Layout>,
         rows: usize,
-        landing: Vec<usize>,
+        readbacks: Vec<usize>,
     ) -> Self {
         let bytes = Activations::<B>::bytes(config, layout, rows, Save::Layer, self.element_sizes);
         let adapter = layout.map_or(0, |l| l.stride * self.element_sizes.0);
-        let pass = PassSize { rows, landing, ..PassSize::default() };
+        let pass = PassSize { rows, landing: readbacks, ..PassSize::default() };
         self.with("adapters", adapter).with("activations", bytes).own(backend, &pass)
     }
 
-    /// With the adapters of `runs` runs, and what a pass of `rows` rows with its backward and the optimiser need.
+    /// Adds the adapters of `runs` runs, a forward and backward pass of `rows` rows, and the optimiser's state.
     pub fn tuning<B: Backend>(
         self,
         backend: &B,
@@ -106,10 +108,10 @@ impl Plan {
     }
 }
 
-/// The weights, and where they lie: in the file's mapping, or in memory of their own.
-fn weights<B: Backend>(found: &Found, element: usize) -> (&'static str, usize) {
-    let elements: usize = ParamId::all(&found.config).into_iter().map(|place| place.len(&found.config)).sum();
-    let same = found.checkpoint.iter().next().is_some_and(|t| t.dtype.size() == element && t.dtype.float().is_some());
+/// The line of the weights: used in the file's mapping as they are, or converted into memory of their own.
+fn weights<B: Backend>(files: &ModelFiles, element: usize) -> (&'static str, usize) {
+    let elements: usize = ParamId::all(&files.config).into_iter().map(|param| param.len(&files.config)).sum();
+    let same = files.checkpoint.iter().next().is_some_and(|t| t.element_size() == element && t.float().is_some());
     let purpose = match (B::MAPS_WEIGHTS, same) {
         (true, true) => "weights, mapped",
         (true, false) => "weights, converted",

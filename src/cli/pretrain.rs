@@ -1,13 +1,11 @@
-//! `pretrain`: a small model from nothing, on episodes of the invented world.
+//! `pretrain`: trains a small model from scratch, on episodes of the synthetic world.
 
 use serde_json::{Map, Value, json};
 
 use super::args::PretrainArgs;
 use super::device::{Job, dispatch};
-use super::resolve::{self, resume};
-use super::{Failure, output};
-use crate::arch::Dtype;
-use crate::arch::ModelConfig;
+use super::{Failure, output, resolve, training};
+use crate::arch::{Dtype, ModelConfig};
 use crate::backend::Backend;
 use crate::formats::atomic;
 use crate::formats::lines::LineFile;
@@ -17,17 +15,17 @@ use crate::model::{FullTuning, Model};
 use crate::task::synthetic::evaluate::{Set, accuracies, encode};
 use crate::task::synthetic::{self, Curriculum, Episode};
 use crate::train::data::TrainSequence;
-use crate::train::fit::{self, Output};
+use crate::train::fit::Output;
 use crate::train::schedule::{Schedule, Warmup};
 use crate::train::settings::{Length, RunSettings};
-use crate::train::trainer::{Stream, Trainer, TrainerOptions};
-use crate::train::tuned::Tuned;
+use crate::train::trainable::Trainable;
+use crate::train::trainer::{StepReport, Stream, Trainer, TrainerOptions};
 use crate::{Error, Result};
 
-/// Texts that the tokenizer is trained on, the same for every seed.
+/// Number of texts that the tokenizer is trained on, the same for every seed.
 const CORPUS: usize = 20_000;
-/// Numbers of demonstrations of an evaluation.
-const SHOWN: [usize; 6] = [0, 1, 2, 4, 8, 16];
+/// Numbers of demonstrations (shots) of an evaluation.
+const SHOTS: [usize; 6] = [0, 1, 2, 4, 8, 16];
 /// Seed of the evaluation's episodes.
 const EVAL_SEED: u64 = 99;
 
@@ -42,7 +40,7 @@ pub fn run(args: &PretrainArgs) -> Result<(), Failure> {
     });
     let tokenizer = Tokenizer::parse(&args.out, &text, &tokenizer_config.to_string())?;
     let written = written_config(args, tokenizer.vocab_size());
-    let config = ModelConfig::parse(args.out.join("config.json"), &written.to_string()).map_err(of_flag)?;
+    let config = ModelConfig::parse(args.out.join("config.json"), &written.to_string()).map_err(as_argument)?;
     let settings = RunSettings {
         seed: args.seed,
         length: Length::Steps(args.max_steps),
@@ -51,10 +49,10 @@ pub fn run(args: &PretrainArgs) -> Result<(), Failure> {
         schedule: Schedule::Cosine,
         min_lr_rate: args.min_lr_rate,
         warmup: Warmup::Steps(args.warmup_steps),
-        beta1: args.adam_beta1,
-        beta2: args.adam_beta2,
-        weight_decay: args.weight_decay,
-        max_grad_norm: resolve::cut(args.max_grad_norm),
+        beta1: args.betas.adam_beta1,
+        beta2: args.betas.adam_beta2,
+        weight_decay: args.regularization.weight_decay,
+        max_grad_norm: resolve::clip_threshold(&args.regularization),
         ..RunSettings::default()
     };
     settings.validate()?;
@@ -62,12 +60,10 @@ pub fn run(args: &PretrainArgs) -> Result<(), Failure> {
     dispatch(&args.common, Dtype::F32, Pretrain { args, config, settings, tokenizer, text, files })
 }
 
-/// What is wrong with a field of a configuration that nobody has written, as what is wrong with the flag of its name.
-fn of_flag(error: Error) -> Error {
+/// An error of a field of a configuration that nobody has written yet, as that of the argument of its name.
+fn as_argument(error: Error) -> Error {
     match error {
-        Error::Field { field, expected, found, .. } => {
-            Error::argument(format!("--{}", field.replace('_', "-")), expected, found)
-        }
+        Error::Field { field, expected, found, .. } => Error::Argument { name: field, expected, found },
         other => other,
     }
 }
@@ -110,7 +106,7 @@ struct Pretrain<'a> {
 impl Job for Pretrain<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
         let Self { args, config, settings, tokenizer, text, files } = self;
-        let resume = resume(args.resume_from_checkpoint.as_deref(), &args.out)?;
+        let resume = resolve::resume(&args.checkpoints, &args.out)?;
         let (mut model, full) = FullTuning::random(&mut backend, config.clone(), args.initializer_range, args.seed)?;
         let tokenizer = std::sync::Arc::new(tokenizer);
         let curriculum = Curriculum::default();
@@ -122,34 +118,23 @@ impl Job for Pretrain<'_> {
         for (name, value) in &files {
             atomic::write_json(args.out.join(name), value)?;
         }
-        let bar = output::progress(trainer.total_steps(), "steps");
+        let identity = json!({ "curriculum": curriculum, "config": files[0].1, "episodes": args.batch_size });
         let output = Output {
-            dir: &args.out,
-            logging_steps: args.logging_steps,
-            save_steps: (args.save_steps > 0).then_some(args.save_steps),
-            save_total_limit: (args.save_total_limit > 0).then_some(args.save_total_limit),
             look_steps: Some(args.eval_steps),
             stop_after: args.stop_after,
-            configs: &[],
-            identity: &json!({ "curriculum": curriculum, "config": files[0].1, "episodes": args.batch_size }),
+            ..training::fit_output(&args.out, &args.checkpoints, &[], &identity)
         };
         let mut evaluation = Evaluation { args, tokenizer: &tokenizer, file: None };
-        let done = fit::fit(&mut backend, &mut model, &mut trainer, &output, resume.as_deref(), |b, model, report| {
-            if let Some(run) = report.runs.first() {
-                bar.set_position(report.step);
-                bar.set_message(format!("loss {:.4}", run.loss));
-            }
-            evaluation.step(b, model, report.step)
-        });
-        bar.finish_and_clear();
-        done?;
-        let Tuned::Weights(full) = trainer.finish() else { unreachable!("pretrain: weights are trained") };
+        let on_step =
+            |backend: &mut B, model: &Model<B>, report: &StepReport| evaluation.step(backend, model, report.step);
+        training::fit(&mut backend, &mut model, &mut trainer, &output, resume.as_deref(), on_step)?;
+        let Trainable::Weights(full) = trainer.finish() else { unreachable!("pretrain: weights are trained") };
         full.save(&mut backend, &config, &args.out.join("model.safetensors"), safetensors::Dtype::BF16)?;
         output::line(args.out.display())
     }
 }
 
-/// The training episodes as sequences.
+/// The training data: every step has new episodes.
 fn stream(args: &PretrainArgs, curriculum: Curriculum, tokenizer: std::sync::Arc<Tokenizer>) -> Stream {
     let (seed, total, episodes) = (args.seed, args.max_steps, args.batch_size);
     let sequence = move |episode: &Episode| {
@@ -164,7 +149,7 @@ fn stream(args: &PretrainArgs, curriculum: Curriculum, tokenizer: std::sync::Arc
     }
 }
 
-/// Writes `evaluation.jsonl`.
+/// Evaluates the model, and writes `evaluation.jsonl`.
 struct Evaluation<'a> {
     args: &'a PretrainArgs,
     tokenizer: &'a Tokenizer,
@@ -172,6 +157,7 @@ struct Evaluation<'a> {
 }
 
 impl Evaluation<'_> {
+    /// Evaluates the model after the last step, and after every `--eval-steps` steps.
     fn step<B: Backend>(&mut self, backend: &mut B, model: &Model<B>, step: u64) -> Result<()> {
         let args = self.args;
         if !step.is_multiple_of(args.eval_steps) && step != args.stop_after.unwrap_or(args.max_steps) {
@@ -181,7 +167,7 @@ impl Evaluation<'_> {
             Some(file) => file,
             none => {
                 let path = args.out.join("evaluation.jsonl");
-                // Lines of steps that are being repeated go.
+                // A resumed training repeats steps: their lines are dropped.
                 let earlier = |line: &str| {
                     let value: Option<Value> = serde_json::from_str(line).ok();
                     value.and_then(|v| v.get("step")?.as_u64()).is_some_and(|s| s < step)
@@ -190,11 +176,11 @@ impl Evaluation<'_> {
             }
         };
         let mut line = Map::from_iter([("step".to_owned(), json!(step))]);
-        let lines = SHOWN.iter().max().copied().unwrap_or(0) + 1;
+        let lines = SHOTS.iter().max().copied().unwrap_or(0) + 1;
         for set in Set::ALL {
             let episodes = set.episodes(EVAL_SEED, args.eval_episodes, lines);
-            let found = accuracies(backend, model, self.tokenizer, &episodes, args.batch_tokens)?;
-            line.insert(set.name().to_owned(), SHOWN.iter().map(|&k| (k.to_string(), json!(found[k]))).collect());
+            let accuracy = accuracies(backend, model, self.tokenizer, &episodes, args.batch_tokens)?;
+            line.insert(set.name().to_owned(), SHOTS.iter().map(|&k| (k.to_string(), json!(accuracy[k]))).collect());
         }
         let line = serde_json::to_string(&line).map_err(Error::file(&args.out))?;
         file.append(&line)

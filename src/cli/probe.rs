@@ -1,47 +1,46 @@
-//! `probe`: the experiment that the program is named for.
+//! `probe`: in-context learning and instruction tuning on the same demonstrations, by hidden states and scores.
 
 use indicatif::ProgressBar;
 
 use super::args::ProbeArgs;
 use super::device::{Job, dispatch};
 use super::plan::Plan as MemoryPlan;
-use super::resolve::{self, Found};
-use super::{Failure, output};
+use super::resolve::{self, ModelFiles};
+use super::{Failure, output, report_tables};
 use crate::arch::Family;
 use crate::backend::Backend;
 use crate::model::{Layout, LoraShape, Model};
+use crate::probe::arm::Arm;
 use crate::probe::plan::Plan;
-use crate::probe::report::Report;
-use crate::probe::soft::{SoftArm, SoftSettings};
-use crate::probe::{Outcome, Phase, ProbeSettings, Progress};
+use crate::probe::report::{Report, arm_name};
+use crate::probe::{Outcome, Phase, ProbeSettings, Progress, SoftSettings};
 use crate::task::{Task, Template, synthetic};
 use crate::{Error, Result};
 
 pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
-    let found = resolve::model(&args.model, &args.common)?;
-    let args = &resolved(args, &found);
-    let name = &args.model;
+    let files = resolve::model(&args.base.model, &args.common)?;
+    let args = &resolved(args, &files);
     let (settings, plan) = match &args.plan {
-        // A run is repeated with its own settings; only where it is computed may differ.
+        // A report's experiment is repeated with its own settings; only device and dtype may differ.
         Some(path) => {
             let report = Report::read(path)?;
-            report.plan.validate(&path.display().to_string(), found.config.vocab_size)?;
+            report.plan.validate(&path.display().to_string(), files.config.vocab_size)?;
             (report.settings, report.plan)
         }
         None => {
-            let settings = settings(args, found.config.family)?;
-            settings.validate(found.config.family)?;
-            let plan = draw(args, &found, &settings)?;
+            let settings = settings(args, files.config.family)?;
+            settings.validate(files.config.family)?;
+            let plan = draw(args, &files, &settings)?;
             (settings, plan)
         }
     };
-    let dtype = found.dtype;
-    dispatch(&args.common, dtype, Probe { args, name, found, settings, plan })
+    let dtype = files.dtype;
+    dispatch(&args.common, dtype, Probe { args, files, settings, plan })
 }
 
-/// The arguments with the defaults of the task, which for the embedded model is its own.
-fn resolved(args: &ProbeArgs, found: &Found) -> ProbeArgs {
-    let own = found.is_embedded() && args.train.is_empty() && args.test.is_empty();
+/// The arguments with the defaults of their task, which is `events` for the embedded model without data.
+fn resolved(args: &ProbeArgs, files: &ModelFiles) -> ProbeArgs {
+    let own = files.is_embedded() && args.train.is_empty() && args.test.is_empty();
     let task = args.task.unwrap_or(if own { Task::Events } else { Task::Sst2 });
     let defaults = ProbeSettings::new(task);
     ProbeArgs {
@@ -60,23 +59,19 @@ fn settings(args: &ProbeArgs, family: Family) -> Result<ProbeSettings> {
         Some(text) => Template::parse(text, &defaults.template)?,
         None => defaults.template.clone(),
     };
-    let last = args
-        .seed
-        .checked_add(args.seeds.unwrap_or(defaults.seeds.len() as u64))
-        .ok_or_else(|| Error::argument("--seed", "a smaller seed", args.seed))?;
     Ok(ProbeSettings {
         template,
         demonstrations: args.demos,
         queries: Some(args.queries),
-        seeds: (args.seed..last).collect(),
+        seeds: resolve::seeds(args.seed, args.seeds.unwrap_or(defaults.seeds.len() as u64))?,
         r: args.lora.r,
         lora_alpha: args.lora.lora_alpha,
         target_modules: resolve::module_names(&args.lora, family),
         learning_rate: args.learning_rate.unwrap_or(defaults.learning_rate),
         epochs: args.epochs.unwrap_or(defaults.epochs),
         batch_size: args.batch_size,
-        weight_decay: args.weight_decay,
-        max_grad_norm: resolve::cut(args.max_grad_norm),
+        weight_decay: args.regularization.weight_decay,
+        max_grad_norm: resolve::clip_threshold(&args.regularization),
         rows: args.batch_tokens,
         soft: SoftSettings {
             arms: args.arms.clone(),
@@ -88,56 +83,55 @@ fn settings(args: &ProbeArgs, family: Family) -> Result<ProbeSettings> {
     })
 }
 
-fn draw(args: &ProbeArgs, found: &Found, settings: &ProbeSettings) -> Result<Plan> {
+/// The demonstrations and queries, drawn from the task's data.
+fn draw(args: &ProbeArgs, files: &ModelFiles, settings: &ProbeSettings) -> Result<Plan> {
     let task = settings.task;
     if task == Task::Events && args.train.is_empty() && args.test.is_empty() {
         let (pool, queries) = synthetic::events();
-        return Plan::new(&found.tokenizer()?, task, &pool, &queries, settings);
+        return Plan::new(&files.tokenizer()?, task, &pool, &queries, settings);
     }
     for (flag, files) in [("--train", &args.train), ("--test", &args.test)] {
         if files.is_empty() {
             return Err(Error::argument(flag, "the task's data (or --plan REPORT, to repeat a run)", "none"));
         }
     }
-    let tokenizer = found.tokenizer()?;
+    let tokenizer = files.tokenizer()?;
     let (pool, queries) = (task.load(&args.train)?.examples, task.load(&args.test)?.examples);
     Plan::new(&tokenizer, task, &pool, &queries, settings)
 }
 
 struct Probe<'a> {
     args: &'a ProbeArgs,
-    name: &'a str,
-    found: Found,
+    files: ModelFiles,
     settings: ProbeSettings,
     plan: Plan,
 }
 
 impl Job for Probe<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, name, found, settings, plan } = self;
+        let Self { args, files, settings, plan } = self;
         if args.dry_run {
-            let targets = settings.targets(found.config.family)?;
+            let targets = settings.targets(files.config.family)?;
             let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets };
-            let layout = Layout::lora(&found.config, &shape);
+            let layout = Layout::lora(&files.config, &shape);
             let rows = settings.rows.max(plan.longest());
-            return MemoryPlan::new(&backend, &found)
-                .tuning(&backend, &found.config, &layout, plan.seeds.len(), rows)
+            return MemoryPlan::new(&backend, &files)
+                .tuning(&backend, &files.config, &layout, plan.seeds.len(), rows)
                 .print(args.common.json);
         }
-        let mut model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
+        let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let mut bars = Bars::default();
         let outcome =
-            crate::probe::run(&mut backend, &mut model, name, &plan, &settings, &mut |progress| bars.show(progress));
+            crate::probe::run(&mut backend, &mut model, &args.base.model, &plan, &settings, &mut |p| bars.show(p));
         bars.clear();
-        let Outcome { mut report, adapters, prompts } = outcome?;
+        let Outcome { mut report, adapters } = outcome?;
         resolve::write_config(&args.out, "probe", args)?;
-        let (adapters, prompts) = if args.save_adapters { (adapters, prompts) } else { Default::default() };
-        report.save(&args.out, &adapters, &prompts)?;
+        report.save(&args.out, if args.save_adapters { &adapters } else { &[] })?;
         if args.common.json {
             let report = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
             return output::json(&report);
         }
-        output::line(report.table())?;
+        output::line(report_tables::probe(&report))?;
         output::line(args.out.join("report.json").display())
     }
 }
@@ -149,18 +143,15 @@ struct Bars {
 }
 
 impl Bars {
+    /// Moves the bar to where the probe is, and begins another with another phase.
     fn show(&mut self, progress: Progress) {
         if self.current.as_ref().is_none_or(|(phase, _)| *phase != progress.phase) {
             self.clear();
             let (name, unit) = match progress.phase {
-                Phase::Anchor => ("anchor", "prompts"),
-                Phase::Icl => ("ICL", "prompts"),
-                Phase::Tune => ("tuning", "steps"),
-                Phase::It => ("IT", "prompts"),
-                Phase::TuneSoft(SoftArm::Pt) => ("tuning PT", "steps"),
-                Phase::TuneSoft(SoftArm::Ipt) => ("tuning IPT", "steps"),
-                Phase::Soft(SoftArm::Pt) => ("PT", "prompts"),
-                Phase::Soft(SoftArm::Ipt) => ("IPT", "prompts"),
+                Phase::Tune(Arm::Lora) => ("tuning".to_owned(), "steps"),
+                Phase::Tune(arm) => (format!("tuning {}", arm_name(arm).to_uppercase()), "steps"),
+                Phase::Read(Arm::ZeroShot) => (arm_name(Arm::ZeroShot).to_owned(), "prompts"),
+                Phase::Read(arm) => (arm_name(arm).to_uppercase(), "prompts"),
             };
             self.current = Some((progress.phase, output::progress(progress.total as u64, unit).with_message(name)));
         }
@@ -169,6 +160,7 @@ impl Bars {
         }
     }
 
+    /// Removes the bar.
     fn clear(&mut self) {
         if let Some((_, bar)) = self.current.take() {
             bar.finish_and_clear();

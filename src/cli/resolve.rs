@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::args::{CommonArgs, LoraArgs, OptimArgs};
+use super::args::{CheckpointArgs, CommonArgs, LoraArgs, OptimArgs, RegularizationArgs};
 use super::output;
-use crate::arch::Dtype;
-use crate::arch::{Family, ModelConfig};
+use crate::arch::{Dtype, Family, ModelConfig};
 use crate::formats::adapter::{Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, Slot};
 use crate::formats::atomic;
 use crate::formats::embedded;
@@ -24,45 +23,48 @@ use crate::{Error, Result};
 /// Name of the resolved configuration in an output directory.
 pub const CONFIG_FILE: &str = "llamaprobe.yaml";
 
-/// A model found on disk, its weights not loaded yet.
-pub struct Found {
-    /// Its directory.
+/// The files of a model, its weights not loaded yet.
+pub struct ModelFiles {
+    /// Its directory; of the embedded model its name.
     pub path: PathBuf,
-    /// What it is.
+    /// Its architecture, from `config.json`.
     pub config: ModelConfig,
-    /// Its opened weights.
+    /// Its safetensors files, their headers read and checked.
     pub checkpoint: Checkpoint,
-    /// Dtype of its weights.
+    /// Dtype of its weights: config.json's, or else that of the first tensor of floats.
     pub dtype: Dtype,
 }
 
-impl Found {
-    /// What is to be said of an error: of a value that is not finite, the weight that is not either, if there is one.
-    /// (Looking before the pass would read weights that it does not need.)
-    pub fn blamed(&self, error: Error) -> Error {
+impl ModelFiles {
+    /// An error about a computed value that is not finite, replaced by one about the weight that is not finite either, if
+    /// there is one. (A check before the pass would read weights that it does not need.)
+    pub fn with_bad_weight(&self, error: Error) -> Error {
         match error {
             Error::NotFinite { .. } => self.checkpoint.check_finite().err().unwrap_or(error),
             other => other,
         }
     }
 
-    /// Its tokenizer.
+    /// Loads its tokenizer.
+    ///
+    /// # Errors
+    /// No `tokenizer.json` in its directory, or one that cannot be read.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         if self.is_embedded() { embedded::tokenizer() } else { Tokenizer::load(&self.path) }
     }
 
-    /// Whether it is the model that is part of the program.
+    /// Whether this is the model that is part of the program.
     pub fn is_embedded(&self) -> bool {
         self.path == Path::new(embedded::NAME)
     }
 }
 
 /// Finds `--model`: `embedded`, a directory, or a repository in the Hugging Face cache.
-pub fn model(name: &str, common: &CommonArgs) -> Result<Found> {
+pub fn model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
     if name == embedded::NAME {
         let (config, checkpoint) = (embedded::config()?, embedded::checkpoint()?);
         let dtype = config.dtype.unwrap_or(Dtype::BF16);
-        return Ok(Found { path: name.into(), config, checkpoint, dtype });
+        return Ok(ModelFiles { path: name.into(), config, checkpoint, dtype });
     }
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let env = CacheEnv {
@@ -75,30 +77,30 @@ pub fn model(name: &str, common: &CommonArgs) -> Result<Found> {
     let path = hub::resolve(name, common.revision.as_deref(), &env)?;
     let config = ModelConfig::load(&path)?;
     let checkpoint = Checkpoint::open(&path)?;
-    // The reference takes the file's word, and where there is none, the first float tensor's dtype.
-    let first = || checkpoint.iter().find_map(|t| t.dtype.float());
+    // This is the rule of transformers.
+    let first = || checkpoint.iter().find_map(|t| t.float());
     let dtype = config.dtype.or_else(first).unwrap_or(Dtype::F32);
-    Ok(Found { path, config, checkpoint, dtype })
+    Ok(ModelFiles { path, config, checkpoint, dtype })
 }
 
-/// Reads `--adapter`.
-pub fn adapter(path: Option<&Path>, model: &Found) -> Result<Option<Adapter>> {
+/// Reads the adapter of `--adapter`, if one is given, and checks that it fits the model.
+pub fn adapter(path: Option<&Path>, model: &ModelFiles) -> Result<Option<Adapter>> {
     path.map(|path| Adapter::read(path, &model.config)).transpose()
 }
 
-/// `--layers`: all, numbers, ranges (both ends included).
+/// The layers that `--layers` names, sorted, each once: all, numbers, ranges (both ends included).
 pub fn layers(text: &str, depth: usize) -> Result<Vec<usize>> {
     if text == "all" {
         return Ok((0..depth).collect());
     }
-    let wrong = |part: &str| Error::argument("--layers", "all, or layers such as 0,3 or 0-3", format!("`{part}`"));
+    let invalid = |part: &str| Error::argument("--layers", "all, or layers such as 0,3 or 0-3", format!("`{part}`"));
     let mut layers = Vec::new();
     for part in text.split(',').map(str::trim) {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
-        let number = |s: &str| s.trim().parse::<usize>().map_err(|_| wrong(part));
+        let number = |s: &str| s.trim().parse::<usize>().map_err(|_| invalid(part));
         let (from, to) = (number(from)?, number(to)?);
         if from > to {
-            return Err(wrong(part));
+            return Err(invalid(part));
         }
         if to >= depth {
             return Err(Error::argument("--layers", format!("layers below {depth}"), to));
@@ -133,7 +135,7 @@ pub fn module_names(args: &LoraArgs, family: Family) -> Vec<String> {
     }
 }
 
-/// The settings of a new adapter for `model`.
+/// The configuration of a new LoRA adapter for `model`.
 pub fn lora(args: &LoraArgs, model: &str, family: Family) -> LoraConfig {
     LoraConfig {
         base_model_name_or_path: Some(model.to_owned()),
@@ -141,8 +143,8 @@ pub fn lora(args: &LoraArgs, model: &str, family: Family) -> LoraConfig {
     }
 }
 
-/// An adapter of zeros, which has the layout that its settings ask for.
-pub fn empty(config: LoraConfig, model: &ModelConfig) -> Result<LoraAdapter> {
+/// An adapter of zeros, which has the layout that its configuration asks for.
+pub fn zero_adapter(config: LoraConfig, model: &ModelConfig) -> Result<LoraAdapter> {
     let zeros = |slot: Slot| {
         let (input, output) = slot.target.widths(model.block_widths());
         let Slot { layer, target, r, scale } = slot;
@@ -152,7 +154,7 @@ pub fn empty(config: LoraConfig, model: &ModelConfig) -> Result<LoraAdapter> {
     Ok(LoraAdapter { config, family: model.family, head_dim: model.head_dim, modules })
 }
 
-/// The optimiser's settings.
+/// The settings of a run as the optimiser's flags ask for, validated.
 pub fn settings(args: &OptimArgs, seed: u64, shuffle: bool) -> Result<RunSettings> {
     let defaults = RunSettings::default();
     let settings = RunSettings {
@@ -173,19 +175,19 @@ pub fn settings(args: &OptimArgs, seed: u64, shuffle: bool) -> Result<RunSetting
             (None, Some(ratio)) => Warmup::Ratio(ratio),
             (None, None) => defaults.warmup,
         },
-        beta1: args.adam_beta1,
-        beta2: args.adam_beta2,
+        beta1: args.betas.adam_beta1,
+        beta2: args.betas.adam_beta2,
         epsilon: args.adam_epsilon,
-        weight_decay: args.weight_decay,
-        max_grad_norm: cut(args.max_grad_norm),
+        weight_decay: args.regularization.weight_decay,
+        max_grad_norm: clip_threshold(&args.regularization),
     };
     settings.validate()?;
     Ok(settings)
 }
 
-/// The checkpoint to continue from.
-pub fn resume(asked: Option<&str>, out: &Path) -> Result<Option<PathBuf>> {
-    match asked {
+/// The checkpoint to resume from, if any.
+pub fn resume(args: &CheckpointArgs, out: &Path) -> Result<Option<PathBuf>> {
+    match args.resume_from_checkpoint.as_deref() {
         None => match checkpoint::latest(out)? {
             None => Ok(None),
             // Before anything is written, since what lies there belongs to another training.
@@ -206,9 +208,15 @@ pub fn resume(asked: Option<&str>, out: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
-/// `--max-grad-norm`, where 0 never cuts, as in other trainers.
-pub fn cut(norm: f64) -> Option<f64> {
-    (norm != 0.0).then_some(norm)
+/// The gradient-norm clipping threshold of `--max-grad-norm`, where 0 disables clipping, as in other trainers.
+pub fn clip_threshold(args: &RegularizationArgs) -> Option<f64> {
+    (args.max_grad_norm != 0.0).then_some(args.max_grad_norm)
+}
+
+/// `count` seeds, counted up from `first`.
+pub fn seeds(first: u64, count: u64) -> Result<Vec<u64>> {
+    let end = first.checked_add(count).ok_or_else(|| Error::argument("--seed", "a smaller seed", first))?;
+    Ok((first..end).collect())
 }
 
 /// Writes the resolved configuration beside the outputs, in the form that `--config` reads.

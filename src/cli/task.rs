@@ -1,13 +1,14 @@
-//! `task` and `export-embedded`: what the built-in task asks, what a model makes of it, and the embedded model as files.
+//! `task` and `export-embedded`: the built-in task, a model's evaluation on it, and the embedded model as files.
 
 use super::args::{ExportArgs, TaskArgs, TaskName};
 use super::device::{Job, dispatch};
-use super::resolve::{self, Found};
+use super::resolve::{self, ModelFiles};
 use super::{Failure, output};
 use crate::backend::Backend;
 use crate::formats::embedded;
 use crate::formats::tokenizer::Tokenizer;
 use crate::model::Model;
+use crate::probe::arm::Arm;
 use crate::probe::plan::Plan;
 use crate::probe::statistics::MeanSd;
 use crate::probe::{self, ProbeSettings};
@@ -16,19 +17,19 @@ use crate::task::synthetic::{self, Curriculum, Episode, PROBED_LABELS};
 use crate::task::{Example, Task};
 use crate::{Error, Result};
 
-/// Lines of an episode that is shown.
-const LINES: usize = 9;
-/// Numbers of demonstrations of the evaluation.
-const SHOWN: [usize; 7] = [0, 1, 2, 4, 8, 10, 16];
-/// Most rows of a pass of the evaluation.
-const ROWS: usize = 4096;
+/// Number of lines of a printed episode.
+const EPISODE_LINES: usize = 9;
+/// Numbers of demonstrations (shots) of the evaluation.
+const SHOTS: [usize; 7] = [0, 1, 2, 4, 8, 10, 16];
+/// Maximum tokens per batch of the evaluation.
+const BATCH_TOKENS: usize = 4096;
 
 pub fn run(args: &TaskArgs) -> Result<(), Failure> {
     let TaskName::Synthetic = args.task;
     if args.evaluate {
-        let found = resolve::model(&args.model, &args.common)?;
-        let (tokenizer, dtype) = (found.tokenizer()?, found.dtype);
-        return dispatch(&args.common, dtype, Evaluate { args, found, tokenizer });
+        let files = resolve::model(&args.model, &args.common)?;
+        let (tokenizer, dtype) = (files.tokenizer()?, files.dtype);
+        return dispatch(&args.common, dtype, Evaluate { args, files, tokenizer });
     }
     for episode in episodes(args)? {
         output::line(format_args!("{}\n", episode.text()))?;
@@ -36,6 +37,7 @@ pub fn run(args: &TaskArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The episodes to print.
 fn episodes(args: &TaskArgs) -> Result<Vec<Episode>> {
     if args.set == "train" {
         return Ok(synthetic::training(&Curriculum::default(), args.seed, 1, 2, args.show));
@@ -43,93 +45,92 @@ fn episodes(args: &TaskArgs) -> Result<Vec<Episode>> {
     let names = || Set::ALL.map(Set::name).join(", ");
     let set = Set::ALL.into_iter().find(|set| set.name() == args.set);
     let set = set.ok_or_else(|| Error::unsupported("--set", &args.set, format!("train, {}", names())))?;
-    Ok(set.episodes(args.seed, args.show, LINES))
+    Ok(set.episodes(args.seed, args.show, EPISODE_LINES))
 }
 
-/// Demonstrations of the probed task, changed.
-struct Factor {
+/// A change of the probed task's demonstrations.
+struct Condition {
     name: &'static str,
     demonstrations: usize,
     pool: Vec<Example>,
 }
 
-/// What is varied about the demonstrations; the queries stay.
-fn factors(pool: &[Example]) -> Vec<Factor> {
+/// The demonstrations under every condition; the queries stay the same.
+fn conditions(pool: &[Example]) -> Vec<Condition> {
     let [first, second] = PROBED_LABELS;
     let swapped =
         |e: &Example| Example { output: if e.output == first { second } else { first }.to_owned(), ..e.clone() };
     // Every other demonstration of each class is wrong, so that labels say nothing.
     let mixed = |(i, e): (usize, &Example)| if i % 4 < 2 { e.clone() } else { swapped(e) };
-    let factor = |name, demonstrations, pool| Factor { name, demonstrations, pool };
+    let condition = |name, demonstrations, pool| Condition { name, demonstrations, pool };
     vec![
-        factor("10 demonstrations", 10, pool.to_vec()),
-        factor("4 demonstrations", 4, pool.to_vec()),
-        factor("2 demonstrations", 2, pool.to_vec()),
-        factor("half of the labels wrong", 10, pool.iter().enumerate().map(mixed).collect()),
-        factor("all labels wrong", 10, pool.iter().map(swapped).collect()),
-        factor("of another task", 10, synthetic::examples(1, ["animal", "tool"], PROBED_LABELS, pool.len())),
+        condition("10 demonstrations", 10, pool.to_vec()),
+        condition("4 demonstrations", 4, pool.to_vec()),
+        condition("2 demonstrations", 2, pool.to_vec()),
+        condition("half of the labels wrong", 10, pool.iter().enumerate().map(mixed).collect()),
+        condition("all labels wrong", 10, pool.iter().map(swapped).collect()),
+        condition("of another task", 10, synthetic::examples(1, ["animal", "tool"], PROBED_LABELS, pool.len())),
     ]
 }
 
 struct Evaluate<'a> {
     args: &'a TaskArgs,
-    found: Found,
+    files: ModelFiles,
     tokenizer: Tokenizer,
 }
 
 impl Job for Evaluate<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, found, tokenizer } = self;
-        let mut model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
-        output::line(row(std::iter::once("demonstrations".to_owned()).chain(SHOWN.map(|k| k.to_string()))))?;
-        output::line(format_args!("|---|{}", "---:|".repeat(SHOWN.len())))?;
-        let lines = SHOWN.iter().max().copied().unwrap_or(0) + 1;
+        let Self { args, files, tokenizer } = self;
+        let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
+        let header = [vec!["demonstrations".to_owned()], SHOTS.map(|k| k.to_string()).to_vec()].concat();
+        output::markdown_header(header.into_iter())?;
+        let lines = SHOTS.iter().max().copied().unwrap_or(0) + 1;
         for set in Set::ALL {
             let episodes = set.episodes(args.seed, args.episodes, lines);
-            let found = accuracies(&mut backend, &model, &tokenizer, &episodes, ROWS)?;
-            let values = SHOWN.map(|k| format!("{:.3}", found[k]));
-            output::line(row(std::iter::once(set.name().to_owned()).chain(values)))?;
+            let accuracy = accuracies(&mut backend, &model, &tokenizer, &episodes, BATCH_TOKENS)?;
+            let values = SHOTS.map(|k| format!("{:.3}", accuracy[k]));
+            output::markdown_row(std::iter::once(set.name().to_owned()).chain(values))?;
         }
-        self::compare(&mut backend, &mut model, &tokenizer, &args.model)
+        probe_conditions(&mut backend, &mut model, &tokenizer, &args.model)
     }
 }
 
-/// The experiment with each of the changed demonstrations.
-fn compare<B: Backend>(
+/// Prints the probe's results under every condition of the demonstrations.
+fn probe_conditions<B: Backend>(
     backend: &mut B,
     model: &mut Model<B>,
     tokenizer: &Tokenizer,
     name: &str,
 ) -> Result<(), Failure> {
     let header = ["", "anchor", "ICL", "IT", "ICL-IT", "anchor-ICL", "anchor-IT", "update", "Gaussian", "shuffled"];
-    output::line(format_args!("\n{}", row(header.map(str::to_owned))))?;
-    output::line(format_args!("|---|{}", "---:|".repeat(header.len() - 1)))?;
+    output::line("")?;
+    output::markdown_header(header.map(str::to_owned).into_iter())?;
     let (pool, queries) = synthetic::events();
-    for factor in factors(&pool) {
-        let settings = ProbeSettings { demonstrations: factor.demonstrations, ..ProbeSettings::new(Task::Events) };
-        let plan = Plan::new(tokenizer, Task::Events, &factor.pool, &queries, &settings)?;
+    for condition in conditions(&pool) {
+        let settings = ProbeSettings { demonstrations: condition.demonstrations, ..ProbeSettings::new(Task::Events) };
+        let plan = Plan::new(tokenizer, Task::Events, &condition.pool, &queries, &settings)?;
         let report = probe::run(backend, model, name, &plan, &settings, &mut |_| ())?.report;
-        let (a, last) = (&report.summary.accuracy, report.summary.layers.last().expect("a model has layers"));
+        let accuracy = |arm| report.summary.arm(arm).expect("every probe has it").accuracy;
+        let last = report.summary.layers.last().expect("a model has layers");
+        let pair = |x, y| last.pair(x, y).expect("every pair is compared");
+        let icl_it = pair(Arm::Icl, Arm::Lora);
+        let updates = icl_it.updates.expect("two arms beside the anchor");
         let show = |v: MeanSd| v.mean.map_or("-".to_owned(), |mean| format!("{mean:.3}"));
         let values = [
-            a.anchor,
-            a.icl,
-            a.it,
-            last.icl_it,
-            last.anchor_icl,
-            last.anchor_it,
-            last.update,
+            accuracy(Arm::ZeroShot),
+            accuracy(Arm::Icl),
+            accuracy(Arm::Lora),
+            icl_it.cosine,
+            pair(Arm::ZeroShot, Arm::Icl).cosine,
+            pair(Arm::ZeroShot, Arm::Lora).cosine,
+            updates.update,
             last.update_gaussian,
-            last.update_shuffled,
+            updates.update_shuffled,
         ];
-        output::line(row(std::iter::once(factor.name.to_owned()).chain(values.map(show))))?;
+        output::markdown_row(std::iter::once(condition.name.to_owned()).chain(values.map(show)))?;
     }
     Ok(())
-}
-
-/// A line of a table in Markdown.
-fn row(cells: impl IntoIterator<Item = String>) -> String {
-    format!("| {} |", cells.into_iter().collect::<Vec<_>>().join(" | "))
 }
 
 pub fn export(args: &ExportArgs) -> Result<(), Failure> {

@@ -1,12 +1,12 @@
-//! `train-prompt`: soft prompts from a file of examples, written as PEFT has them.
+//! `train-prompt`: trains soft prompts on a file of examples, and writes them in PEFT's format.
 
 use std::path::Path;
 
 use serde_json::{Map, json};
 
-use super::args::{Encoder, Method, Start, TrainPromptArgs};
+use super::args::{Method, PromptInit, ReparameterizationType as Type, TrainPromptArgs};
 use super::device::{Job, dispatch};
-use super::resolve::{self, Found};
+use super::resolve::{self, ModelFiles};
 use super::training::{self, Training};
 use super::{Failure, output};
 use crate::backend::Backend;
@@ -18,76 +18,77 @@ use crate::formats::jsonl::Example;
 use crate::model::{self, Adaptation, Model, PromptStart, encoder, prompt};
 use crate::train::data::TrainSequence;
 use crate::train::settings::RunSettings;
+use crate::train::trainable::Trainable;
 use crate::train::trainer::{Run, TrainerOptions};
-use crate::train::tuned::Tuned;
 use crate::{Error, Result};
 
-/// Rows of a prompt where nothing says how many.
-const ROWS: usize = 20;
+/// Number of virtual tokens where nothing says how many.
+const NUM_VIRTUAL_TOKENS: usize = 20;
 
 pub fn run(args: &TrainPromptArgs) -> Result<(), Failure> {
     let training = &args.training;
-    let found = resolve::model(&training.model, &training.common)?;
-    let (kind, form) = form(args)?;
-    let start = start(args, &found, form)?;
-    let planned = planned(args, &start)?;
-    let data = training::data(training, &found, |examples| check(args, examples))?;
-    let dtype = found.dtype;
-    dispatch(&training.common, dtype, Train { args, found, kind, form, start, planned, data })
+    let files = resolve::model(&training.base.model, &training.common)?;
+    let (kind, reparameterization) = method(args)?;
+    let init = init(args, &files, reparameterization)?;
+    let runs = runs(args, &init)?;
+    let data = training::data(training, &files, |examples| check(args, examples))?;
+    let dtype = files.dtype;
+    dispatch(&training.common, dtype, Train { args, files, kind, reparameterization, init, runs, data })
 }
 
-/// Where a prompt begins.
-enum Beginning {
-    /// Anew.
-    Fresh(PromptStart),
-    /// From one that has been trained.
+/// What the training begins with.
+enum Init {
+    /// A new prompt, initialized in one of PEFT's ways.
+    New(PromptStart),
+    /// A prompt that has been trained before.
     Adapter(PromptAdapter),
 }
 
-/// One run: rows of its prompt, settings with its seed.
-struct Planned {
-    rows: usize,
+/// The prompt of one run.
+struct PromptRun {
+    num_virtual_tokens: usize,
+    /// With the run's seed.
     settings: RunSettings,
 }
 
-/// What is learnt: the prompt's kind, and how it is re-parameterised.
-fn form(args: &TrainPromptArgs) -> Result<(PromptKind, Option<Reparameterization>)> {
-    let asked = args.encoder_reparameterization_type;
-    let wrong =
+/// The kind of the prompt, and how it is reparameterized while it is trained.
+fn method(args: &TrainPromptArgs) -> Result<(PromptKind, Option<Reparameterization>)> {
+    let refuse =
         |expected: &str, found: &str| Err(Error::argument("--encoder-reparameterization-type", expected, found));
-    let form = match (args.method, asked) {
-        (Method::Prefix, Some(Encoder::Residual)) => return wrong("none or mlp for a prefix", "residual"),
-        (Method::Prefix, Some(Encoder::Mlp)) => (PromptKind::PrefixTuning, Some(Reparameterization::Projection)),
+    let method = match (args.method, args.encoder_reparameterization_type) {
+        (Method::Prefix, Some(Type::Residual)) => return refuse("none or mlp for a prefix", "residual"),
+        (Method::Prefix, Some(Type::Mlp)) => (PromptKind::PrefixTuning, Some(Reparameterization::Projection)),
         (Method::Prefix, _) => (PromptKind::PrefixTuning, None),
-        (Method::PTuning, Some(Encoder::None)) => return wrong("mlp or residual for p-tuning", "none"),
-        (_, Some(Encoder::Residual)) => (PromptKind::PromptTuning, Some(Reparameterization::Residual)),
-        (_, Some(Encoder::Mlp)) | (Method::PTuning, None) => (PromptKind::PTuning, Some(Reparameterization::Mlp)),
+        (Method::PTuning, Some(Type::None)) => return refuse("mlp or residual for p-tuning", "none"),
+        (_, Some(Type::Residual)) => (PromptKind::PromptTuning, Some(Reparameterization::Residual)),
+        (_, Some(Type::Mlp)) | (Method::PTuning, None) => (PromptKind::PTuning, Some(Reparameterization::Mlp)),
         (Method::Pt | Method::Ipt, _) => (PromptKind::PromptTuning, None),
     };
     match args.encoder_hidden_size {
         Some(0) => Err(Error::argument("--encoder-hidden-size", "at least 1", 0)),
-        Some(_) if form.1.is_none() => wrong("a form, beside --encoder-hidden-size", "none"),
-        _ => Ok(form),
+        Some(_) if method.1.is_none() => refuse("mlp or residual, beside --encoder-hidden-size", "none"),
+        _ => Ok(method),
     }
 }
 
-fn start(args: &TrainPromptArgs, found: &Found, form: Option<Reparameterization>) -> Result<Beginning> {
+/// What the training begins with, by `--init-adapter` or `--prompt-tuning-init`.
+fn init(args: &TrainPromptArgs, files: &ModelFiles, reparameterization: Option<Reparameterization>) -> Result<Init> {
     let text = args.prompt_tuning_init_text.as_deref();
-    if text.is_some() && args.prompt_tuning_init != Some(Start::Text) {
+    if text.is_some() && args.prompt_tuning_init != Some(PromptInit::Text) {
         return Err(Error::argument("--prompt-tuning-init", "TEXT beside --prompt-tuning-init-text", "another"));
     }
     if let Some(path) = &args.training.init_adapter {
-        let Adapter::Prompt(prompt) = Adapter::read(path, &found.config)? else {
+        let Adapter::Prompt(prompt) = Adapter::read(path, &files.config)? else {
             return Err(Error::argument("--init-adapter", "a soft prompt", format!("{}, a LoRA", path.display())));
         };
-        return continued(args, prompt, path, form);
+        return resumed(args, prompt, path, reparameterization);
     }
     let default = match args.method {
-        Method::Pt | Method::Ipt => Start::SampleVocab,
-        Method::PTuning | Method::Prefix => Start::Random,
+        Method::Pt | Method::Ipt => PromptInit::SampleVocab,
+        Method::PTuning | Method::Prefix => PromptInit::Random,
     };
-    Ok(Beginning::Fresh(match args.prompt_tuning_init.unwrap_or(default) {
-        Start::Random => PromptStart::Random,
+    Ok(Init::New(match args.prompt_tuning_init.unwrap_or(default) {
+        PromptInit::Random => PromptStart::Random,
         _ if args.method == Method::Prefix => {
             return Err(Error::argument(
                 "--prompt-tuning-init",
@@ -95,13 +96,13 @@ fn start(args: &TrainPromptArgs, found: &Found, form: Option<Reparameterization>
                 "another",
             ));
         }
-        Start::SampleVocab => PromptStart::SampleVocab,
-        Start::Text => {
+        PromptInit::SampleVocab => PromptStart::SampleVocab,
+        PromptInit::Text => {
             let text =
                 text.ok_or_else(|| Error::argument("--prompt-tuning-init-text", "a text to begin with", "none"))?;
-            let ids = found.tokenizer()?.encode(text, true)?.ids;
-            if let Some(id) = ids.iter().find(|&&id| id as usize >= found.config.vocab_size) {
-                let expected = format!("tokens below the model's {}", found.config.vocab_size);
+            let ids = files.tokenizer()?.encode(text, true)?.ids;
+            if let Some(id) = ids.iter().find(|&&id| id as usize >= files.config.vocab_size) {
+                let expected = format!("tokens below the model's {}", files.config.vocab_size);
                 return Err(Error::argument("--prompt-tuning-init-text", expected, id));
             }
             if ids.is_empty() {
@@ -112,167 +113,169 @@ fn start(args: &TrainPromptArgs, found: &Found, form: Option<Reparameterization>
     }))
 }
 
-/// A training that goes on from a prompt.
-fn continued(
+/// The prompt of `--init-adapter`, if the training can go on from it.
+fn resumed(
     args: &TrainPromptArgs,
     mut prompt: PromptAdapter,
     path: &Path,
-    form: Option<Reparameterization>,
-) -> Result<Beginning> {
+    reparameterization: Option<Reparameterization>,
+) -> Result<Init> {
     let kind = prompt.config.kind;
     if (kind == PromptKind::PrefixTuning) != (args.method == Method::Prefix) {
         let expected = if args.method == Method::Prefix { "a PREFIX_TUNING adapter" } else { "a prompt of embeddings" };
         return Err(Error::argument("--init-adapter", expected, format!("{}, a {}", path.display(), kind.name())));
     }
-    prompt.encoder = prompt.encoder.filter(|encoder| Some(encoder.shape.kind) == form);
+    prompt.encoder = prompt.encoder.filter(|encoder| Some(encoder.shape.kind) == reparameterization);
     if let (Some(encoder), Some(hidden)) = (&prompt.encoder, args.encoder_hidden_size)
         && encoder.shape.hidden != hidden
     {
         let expected = format!("the {} of --init-adapter", encoder.shape.hidden);
         return Err(Error::argument("--encoder-hidden-size", expected, hidden));
     }
-    match form {
-        // PEFT, where it is made to, takes the rows for the MLP's input, and makes another prompt of them.
+    match reparameterization {
+        // PEFT, if it is made to, takes the rows for the MLP's input, and makes another prompt of them.
         Some(Reparameterization::Mlp | Reparameterization::Projection) if prompt.encoder.is_none() => {
             let expected = "the MLP's own file beside the prompt, since PEFT keeps only what it made";
             Err(Error::argument("--init-adapter", expected, format!("{}, without it", path.display())))
         }
         None if kind == PromptKind::PTuning || prompt.config.prefix_projection => {
             output::note(format_args!("{}: an MLP made this; training goes on from its rows", path.display()));
-            Ok(Beginning::Adapter(prompt))
+            Ok(Init::Adapter(prompt))
         }
-        _ => Ok(Beginning::Adapter(prompt)),
+        _ => Ok(Init::Adapter(prompt)),
     }
 }
 
-/// Every pair of a length and a seed.
-fn planned(args: &TrainPromptArgs, start: &Beginning) -> Result<Vec<Planned>> {
+/// A run for every pair of a number of virtual tokens and a seed.
+fn runs(args: &TrainPromptArgs, init: &Init) -> Result<Vec<PromptRun>> {
     let training = &args.training;
-    let lengths = match start {
-        Beginning::Adapter(prompt) => {
-            let rows = prompt.config.num_virtual_tokens;
-            if let Some(other) = args.num_virtual_tokens.iter().find(|&&n| n != rows) {
-                let expected = format!("the {rows} of --init-adapter");
+    let lengths = match init {
+        Init::Adapter(prompt) => {
+            let saved = prompt.config.num_virtual_tokens;
+            if let Some(other) = args.num_virtual_tokens.iter().find(|&&n| n != saved) {
+                let expected = format!("the {saved} of --init-adapter");
                 return Err(Error::argument("--num-virtual-tokens", expected, other));
             }
-            vec![rows]
+            vec![saved]
         }
-        Beginning::Fresh(_) if args.num_virtual_tokens.is_empty() => vec![ROWS],
-        Beginning::Fresh(_) => args.num_virtual_tokens.clone(),
+        Init::New(_) if args.num_virtual_tokens.is_empty() => vec![NUM_VIRTUAL_TOKENS],
+        Init::New(_) => args.num_virtual_tokens.clone(),
     };
     if let Some(&n) = lengths.iter().find(|&&n| n == 0 || n > PromptConfig::MAX_ROWS) {
         return Err(Error::argument("--num-virtual-tokens", format!("from 1 to {}", PromptConfig::MAX_ROWS), n));
     }
     let seeds = training.seed.checked_add(args.seeds).filter(|_| args.seeds > 0);
     let last = seeds.ok_or_else(|| Error::argument("--seeds", "at least 1, up to the greatest seed", args.seeds))?;
-    let mut planned = Vec::new();
-    for rows in lengths {
+    let mut runs = Vec::new();
+    for num_virtual_tokens in lengths {
         for seed in training.seed..last {
             let settings = training::settings(training, seed)?;
-            planned.push(Planned { rows, settings });
+            runs.push(PromptRun { num_virtual_tokens, settings });
         }
     }
-    Ok(planned)
+    Ok(runs)
 }
 
-/// Demonstrations stand in all examples, or in none.
+/// Demands demonstrations in all examples for `--method ipt`, and else in none.
 fn check(args: &TrainPromptArgs, examples: &[Example]) -> Result<()> {
-    let (wanted, expected) = match args.method {
+    let (demonstrated, expected) = match args.method {
         Method::Ipt => (true, "demonstrations, query and completion, as --method ipt needs them"),
         _ => (false, "an example without demonstrations, which are for --method ipt"),
     };
-    let wrong = |example: &Example| matches!(example, Example::Demonstrated { .. }) != wanted;
-    match examples.iter().position(wrong) {
+    let misplaced = |example: &Example| matches!(example, Example::Demonstrated { .. }) != demonstrated;
+    match examples.iter().position(misplaced) {
         Some(i) => {
             let path = args.training.train.as_deref().unwrap_or(Path::new(embedded::NAME));
-            let place = crate::formats::lines::at(path, i + 1);
-            Err(Error::field(place, "keys", expected, examples[i].form()))
+            let location = crate::formats::lines::at(path, i + 1);
+            Err(Error::field(location, "keys", expected, examples[i].form()))
         }
         None => Ok(()),
     }
 }
 
+/// The training, for whatever backend.
 struct Train<'a> {
     args: &'a TrainPromptArgs,
-    found: Found,
+    files: ModelFiles,
     kind: PromptKind,
-    form: Option<Reparameterization>,
-    start: Beginning,
-    planned: Vec<Planned>,
+    reparameterization: Option<Reparameterization>,
+    init: Init,
+    runs: Vec<PromptRun>,
     data: Vec<TrainSequence>,
 }
 
 impl Train<'_> {
-    /// The settings that a run's prompt is written with.
-    fn config(&self, run: &Planned) -> PromptConfig {
-        let config = PromptConfig::new(self.kind, run.rows, &self.found.config);
+    /// The configuration that a run's prompt is written with.
+    fn config(&self, run: &PromptRun) -> PromptConfig {
+        let config = PromptConfig::new(self.kind, run.num_virtual_tokens, &self.files.config);
         PromptConfig {
-            encoder_hidden_size: (self.kind != PromptKind::PromptTuning).then(|| self.hidden(&config)),
-            prefix_projection: self.form == Some(Reparameterization::Projection),
-            base_model_name_or_path: Some(self.args.training.model.clone()),
+            encoder_hidden_size: (self.kind != PromptKind::PromptTuning).then(|| self.hidden_size(&config)),
+            prefix_projection: self.reparameterization == Some(Reparameterization::Projection),
+            base_model_name_or_path: Some(self.args.training.base.model.clone()),
             ..config
         }
     }
 
-    fn hidden(&self, config: &PromptConfig) -> usize {
-        let known = match &self.start {
-            Beginning::Adapter(prompt) => prompt.encoder.as_ref().map(|encoder| encoder.shape.hidden),
-            Beginning::Fresh(_) => None,
+    /// Width of the hidden layers of the reparameterization.
+    fn hidden_size(&self, config: &PromptConfig) -> usize {
+        let saved = match &self.init {
+            Init::Adapter(prompt) => prompt.encoder.as_ref().map(|encoder| encoder.shape.hidden),
+            Init::New(_) => None,
         };
-        known.or(self.args.encoder_hidden_size).unwrap_or(config.token_dim)
+        saved.or(self.args.encoder_hidden_size).unwrap_or(config.token_dim)
     }
 
-    /// The rows with which a run begins: of a projection those of its embedding.
-    fn rows<B: Backend>(&self, backend: &mut B, model: &Model<B>, run: &Planned) -> Result<Vec<f32>> {
-        match &self.start {
-            Beginning::Adapter(prompt) => Ok(prompt.rows.clone()),
-            Beginning::Fresh(_) if self.kind == PromptKind::PrefixTuning => {
+    /// The values with which a run begins, `[num_virtual_tokens, width]`; of a prefix's projection those of its embedding.
+    fn rows<B: Backend>(&self, backend: &mut B, model: &Model<B>, run: &PromptRun) -> Result<Vec<f32>> {
+        match &self.init {
+            Init::Adapter(prompt) => Ok(prompt.rows.clone()),
+            Init::New(_) if self.kind == PromptKind::PrefixTuning => {
                 let config = self.config(run);
-                let width = if self.form.is_some() { config.token_dim } else { config.width() };
-                Ok(prompt::normal(run.rows * width, run.settings.seed))
+                let width = if self.reparameterization.is_some() { config.token_dim } else { config.width() };
+                Ok(prompt::normal(run.num_virtual_tokens * width, run.settings.seed))
             }
-            Beginning::Fresh(start) => start.rows(backend, model, run.rows, run.settings.seed),
+            Init::New(start) => start.rows(backend, model, run.num_virtual_tokens, run.settings.seed),
         }
     }
 
-    /// What is trained, as it begins.
-    fn tuned<B: Backend>(&self, backend: &mut B, model: &Model<B>) -> Result<Tuned<B>> {
-        let rows = self.planned.iter().map(|run| run.rows).collect();
+    /// The trained parameters of all runs, initialized.
+    fn tuned<B: Backend>(&self, backend: &mut B, model: &Model<B>) -> Result<Trainable<B>> {
+        let rows = self.runs.iter().map(|run| run.num_virtual_tokens).collect();
         let mut adaptation = Adaptation::zeros(backend, &model.config, self.kind, rows)?;
-        let Some(form) = self.form else {
-            for (i, run) in self.planned.iter().enumerate() {
+        let Some(reparameterization) = self.reparameterization else {
+            for (i, run) in self.runs.iter().enumerate() {
                 let rows = self.rows(backend, model, run)?;
                 adaptation.set_prompt(backend, i, &rows)?;
             }
-            return Ok(Tuned::Adapters(adaptation));
+            return Ok(Trainable::Adapters(adaptation));
         };
-        let mut states = Vec::with_capacity(self.planned.len());
-        for run in &self.planned {
-            let kept = match &self.start {
-                Beginning::Adapter(prompt) => prompt.encoder.clone(),
-                Beginning::Fresh(_) => None,
+        let mut states = Vec::with_capacity(self.runs.len());
+        for run in &self.runs {
+            let saved = match &self.init {
+                Init::Adapter(prompt) => prompt.encoder.clone(),
+                Init::New(_) => None,
             };
-            states.push(match kept {
+            states.push(match saved {
                 Some(state) => state,
                 None => {
                     let config = self.config(run);
-                    let shape = EncoderShape::new(form, &config, self.hidden(&config));
-                    encoder::fresh(shape, run.rows, &self.rows(backend, model, run)?, run.settings.seed)
+                    let shape = EncoderShape::new(reparameterization, &config, self.hidden_size(&config));
+                    encoder::fresh(shape, run.num_virtual_tokens, &self.rows(backend, model, run)?, run.settings.seed)
                 }
             });
         }
-        Ok(Tuned::Encoded(model::Encoder::new(backend, adaptation, &states)?))
+        Ok(Trainable::Reparameterized(model::Encoder::new(backend, adaptation, &states)?))
     }
 }
 
 impl Job for Train<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let mut model = Model::new(&mut backend, &self.found.config, &self.found.checkpoint)?;
+        let mut model = Model::new(&mut backend, &self.files.config, &self.files.checkpoint)?;
         let tuned = self.tuned(&mut backend, &model)?;
         let training = &self.args.training;
-        let name = |run: &Planned| {
+        let name = |run: &PromptRun| {
             let mut name = Map::new();
-            name.insert("num_virtual_tokens".into(), json!(run.rows));
+            name.insert("num_virtual_tokens".into(), json!(run.num_virtual_tokens));
             name.insert("seed".into(), json!(run.settings.seed));
             name
         };
@@ -280,13 +283,13 @@ impl Job for Train<'_> {
             command: "train-prompt",
             args: self.args,
             training,
-            found: &self.found,
+            files: &self.files,
             options: TrainerOptions::default(),
-            configs: self.planned.iter().map(|run| AdapterConfig::Prompt(self.config(run))).collect(),
-            names: self.planned.iter().map(name).collect(),
-            identity: json!({ "model": training.model, "method": self.args.method }),
+            configs: self.runs.iter().map(|run| AdapterConfig::Prompt(self.config(run))).collect(),
+            names: self.runs.iter().map(name).collect(),
+            identity: json!({ "model": training.base.model, "method": self.args.method }),
         };
-        let run = |run: &Planned| Run { data: self.data.clone(), settings: run.settings.clone() };
-        whole.run(&mut backend, &mut model, tuned, self.planned.iter().map(run).collect())
+        let run = |run: &PromptRun| Run { data: self.data.clone(), settings: run.settings.clone() };
+        whole.run(&mut backend, &mut model, tuned, self.runs.iter().map(run).collect())
     }
 }

@@ -1,26 +1,26 @@
-//! The result of a comparison: `report.json`, and tables for the terminal. Both are functions of the cells alone.
+//! The result of a comparison: `report.json`, a function of the cells alone.
 
 use std::path::Path;
 
-use comfy_table::{Table, presets};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::cells::{Cell, Key, Store};
-use super::material::Material;
-use super::training::Training;
-use super::{Arm, CompareSettings};
+use super::cells::{Cell, Store};
+use super::key::{CellKey, TrainingKey};
+use super::settings::CompareSettings;
+use super::task_data::TaskData;
 use crate::Result;
 use crate::formats::atomic;
+use crate::probe::arm::Arm;
 use crate::probe::statistics::MeanSd;
 use crate::task::Task;
 use crate::task::metrics::{Interval, interval};
 
-/// One seed's cell.
+/// The score of one seed's cell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SeedScore {
-    /// The seed; `null` where nothing is random.
+    /// `null` where nothing is random.
     pub seed: Option<u64>,
     /// The score of all queries.
     pub score: f64,
@@ -38,9 +38,9 @@ pub struct Bin {
     pub low: f64,
     /// Greatest similarity in it.
     pub high: f64,
-    /// Queries in it.
+    /// Number of queries in it.
     pub queries: usize,
-    /// Over the seeds.
+    /// Mean and SD over the seeds.
     pub score: MeanSd,
 }
 
@@ -48,7 +48,7 @@ pub struct Bin {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Row {
-    /// The arm.
+    /// How the model is asked, and what is trained.
     pub arm: Arm,
     /// The task trained on.
     pub source: Option<Task>,
@@ -60,29 +60,29 @@ pub struct Row {
     pub score: MeanSd,
     /// 95% bootstrap interval over the queries, of the mean over the seeds.
     pub interval: Option<Interval>,
-    /// Seed by seed.
+    /// The score of every seed, in the order of the settings.
     pub seeds: Vec<SeedScore>,
     /// By the similarity of the query's most like demonstration, shown or not; the same queries in every arm.
     pub bins: Vec<Bin>,
     /// Mean similarity of the demonstrations shown; `null` where there are none.
     pub similarity: Option<f64>,
-    /// Demonstrations left out for length, in all cells.
+    /// Demonstrations dropped for length, in all cells.
     pub shortened: usize,
 }
 
-/// A target's metric.
+/// How the outputs on a target are judged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Judge {
-    /// The task.
+    /// The task judged on.
     pub task: Task,
-    /// The metric's name.
+    /// The metric's name in tables.
     pub metric: String,
-    /// Its signature.
+    /// What must be said beside a score, see [`Metric::signature`](crate::task::Metric::signature).
     pub signature: String,
 }
 
-/// All of `report.json`.
+/// The content of `report.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
@@ -96,13 +96,13 @@ pub struct Report {
 
 impl Report {
     /// From the cells, all of which are there.
-    pub(super) fn of(plan: Value, materials: &[Material], settings: &CompareSettings, store: &Store) -> Result<Self> {
+    pub(super) fn of(plan: Value, task_data: &[TaskData], settings: &CompareSettings, store: &Store) -> Result<Self> {
         let mut rows = Vec::new();
-        for target in materials {
+        for target in task_data {
             let bins = bins(&target.similarities()?, settings.bins);
             for &arm in &settings.arms {
                 let sources: Vec<Option<Task>> = match arm.trains() {
-                    true => materials.iter().map(|m| Some(m.task)).collect(),
+                    true => task_data.iter().map(|m| Some(m.task)).collect(),
                     false => vec![None],
                 };
                 for source in sources {
@@ -113,8 +113,8 @@ impl Report {
             }
         }
         let judge =
-            |m: &Material| Judge { task: m.task, metric: m.task.metric().name().to_string(), signature: m.signature() };
-        Ok(Self { plan, metrics: materials.iter().map(judge).collect(), rows })
+            |m: &TaskData| Judge { task: m.task, metric: m.task.metric().name().to_string(), signature: m.signature() };
+        Ok(Self { plan, metrics: task_data.iter().map(judge).collect(), rows })
     }
 
     /// Writes `report.json` into a directory.
@@ -123,79 +123,6 @@ impl Report {
     /// The file cannot be written.
     pub fn save(&self, directory: &Path) -> Result<()> {
         atomic::write_json(directory.join("report.json"), self)
-    }
-
-    /// A table for each target, and the source by target matrices where there are several tasks.
-    pub fn table(&self) -> String {
-        let mut out: Vec<String> = self.metrics.iter().map(|judge| self.target(judge)).collect();
-        if self.metrics.len() > 1 {
-            out.extend(self.matrices());
-        }
-        out.join("\n")
-    }
-
-    fn target(&self, judge: &Judge) -> String {
-        let rows: Vec<&Row> = self.rows.iter().filter(|r| r.target == judge.task).collect();
-        let mut header = vec!["arm".to_string(), "prompt".to_string(), "seeds".to_string(), judge.metric.clone()];
-        header.push("95% of queries".to_string());
-        header
-            .extend(rows.first().map_or(&[][..], |r| &r.bins).iter().map(|b| format!("{:.2} to {:.2}", b.low, b.high)));
-        let mut table = new(&header);
-        for row in rows {
-            let source = row.source.filter(|s| *s != row.target).map_or(String::new(), |s| format!(" of {s}"));
-            let interval = row.interval.map_or("-".to_string(), |i| format!("{:.2} to {:.2}", i.low, i.high));
-            let length = row.length.map_or("-".to_string(), |n| n.to_string());
-            let name = row.arm.name().to_string() + &source;
-            let first = [name, length, row.seeds.len().to_string(), show(row.score), interval];
-            table.add_row(first.into_iter().chain(row.bins.iter().map(|b| show(b.score))));
-        }
-        let queries =
-            self.rows.iter().find(|r| r.target == judge.task).map_or(0, |r| r.bins.iter().map(|b| b.queries).sum());
-        let signature = Some(&judge.signature).filter(|s| **s != judge.metric);
-        let signature = signature.map_or(String::new(), |signature| format!(" ({signature})"));
-        format!(
-            "{}: {}{signature}, {queries} queries, mean ± SD over seeds; to the right by the likeness of the nearest demonstration\n{table}",
-            judge.task, judge.metric
-        )
-    }
-
-    fn matrices(&self) -> Vec<String> {
-        let mut kinds: Vec<(Arm, Option<usize>)> = Vec::new();
-        for row in self.rows.iter().filter(|r| r.source.is_some()) {
-            if !kinds.contains(&(row.arm, row.length)) {
-                kinds.push((row.arm, row.length));
-            }
-        }
-        let matrix = |(arm, length): (Arm, Option<usize>)| {
-            let targets = self.metrics.iter().map(|j| format!("on {} ({})", j.task, j.metric));
-            let mut table = new(&std::iter::once(String::new()).chain(targets).collect::<Vec<_>>());
-            for source in &self.metrics {
-                let cell = |target: &Judge| {
-                    let of = |r: &&Row| {
-                        (r.arm, r.length, r.source, r.target) == (arm, length, Some(source.task), target.task)
-                    };
-                    self.rows.iter().find(of).map_or("-".to_string(), |r| show(r.score))
-                };
-                table.add_row(std::iter::once(format!("from {}", source.task)).chain(self.metrics.iter().map(cell)));
-            }
-            let length = length.map_or(String::new(), |n| format!(", {n} rows"));
-            format!("{}{length}: trained on, judged on\n{table}", arm.name())
-        };
-        kinds.into_iter().map(matrix).collect()
-    }
-}
-
-fn new(header: &[String]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(header);
-    table
-}
-
-fn show(value: MeanSd) -> String {
-    match (value.mean, value.sd) {
-        (Some(mean), Some(sd)) => format!("{mean:.2} ± {sd:.2}"),
-        (Some(mean), None) => format!("{mean:.2}"),
-        (None, _) => "-".to_string(),
     }
 }
 
@@ -212,7 +139,7 @@ fn bins(similarities: &[f64], count: usize) -> Vec<(f64, f64, Vec<usize>)> {
 fn row(
     arm: Arm,
     source: Option<Task>,
-    target: &Material,
+    target: &TaskData,
     length: Option<usize>,
     groups: &[(f64, f64, Vec<usize>)],
     settings: &CompareSettings,
@@ -222,11 +149,11 @@ fn row(
     let mut cells: Vec<Cell> = Vec::new();
     let mut seeds = Vec::new();
     for seed in settings.seeds(arm) {
-        let key = Key { arm, source, target: target.task, length, seed };
+        let key = CellKey { arm, source, target: target.task, length, seed };
         let cell = store.cell(&key)?.expect("compare: every cell has been computed");
         let loss = match source {
             Some(source) => {
-                let losses = store.losses(&Training { arm, source, length, seed })?;
+                let losses = store.losses(&TrainingKey { arm, source, length, seed })?;
                 losses.first().zip(losses.last()).map(|(first, last)| [*first, *last])
             }
             None => None,
@@ -236,13 +163,14 @@ fn row(
     }
     let bin = |(low, high, queries): &(f64, f64, Vec<usize>)| {
         let score = |cell: &Cell| {
-            metric.corpus(&queries.iter().map(|&q| cell.answers[q].statistics.clone()).collect::<Vec<_>>())
+            metric.corpus(&queries.iter().map(|&q| cell.generations[q].statistics.clone()).collect::<Vec<_>>())
         };
         Bin { low: *low, high: *high, queries: queries.len(), score: MeanSd::of(cells.iter().map(score)) }
     };
-    let statistics = |cell: &Cell| cell.answers.iter().map(|answer| answer.statistics.clone()).collect();
+    let statistics = |cell: &Cell| cell.generations.iter().map(|generation| generation.statistics.clone()).collect();
     let runs: Vec<Vec<Vec<f64>>> = cells.iter().map(statistics).collect();
-    let shown: Vec<f64> = cells.iter().flat_map(|c| &c.answers).flat_map(|a| a.similarity.iter().copied()).collect();
+    let similarities: Vec<f64> =
+        cells.iter().flat_map(|c| &c.generations).flat_map(|g| g.similarity.iter().copied()).collect();
     Ok(Row {
         arm,
         source,
@@ -252,7 +180,7 @@ fn row(
         interval: interval(metric, &runs, settings.resamples, settings.split_seed),
         seeds,
         bins: groups.iter().map(bin).collect(),
-        similarity: MeanSd::of(shown).mean,
-        shortened: cells.iter().flat_map(|c| &c.answers).map(|a| a.shortened).sum(),
+        similarity: MeanSd::of(similarities).mean,
+        shortened: cells.iter().flat_map(|c| &c.generations).map(|g| g.shortened).sum(),
     })
 }

@@ -5,7 +5,7 @@
 //! rows it becomes shards `NAME-00001-of-0000N.safetensors` with `NAME.safetensors.index.json`; a tensor's part in
 //! shard k is named `{tensor}/{k:05}`, and the index's `weight_map` names the file of each part.
 //!
-//! Rows go to their place on disk at once; only small buffers are in memory. A file gets its name when it is
+//! Rows are written to disk at once; only small buffers are in memory. A file gets its name when it is
 //! complete, the index comes last, and what an abandoned writer had finished is removed.
 
 use std::collections::HashMap;
@@ -17,7 +17,7 @@ use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 use super::atomic::write_json;
-use super::safetensors::{Dtype, TensorFile, TensorSpec};
+use super::safetensors::{Dtype, TensorFile, TensorSpec, element_size};
 use crate::{Error, Result};
 
 /// What a file will hold.
@@ -27,7 +27,7 @@ pub struct Layout {
     pub sites: Vec<(String, usize)>,
     /// Label columns of i64.
     pub labels: Vec<String>,
-    /// Rows in total.
+    /// Rows of the whole, over all shards.
     pub rows: usize,
     /// Type of the activations in the file: F32, F16 or BF16 (rounded to nearest even).
     pub dtype: Dtype,
@@ -37,12 +37,12 @@ pub struct Layout {
     pub metadata: Vec<(String, String)>,
 }
 
-/// A tensor's progress.
+/// How far a tensor is written.
 struct Column {
     name: String,
     /// Bytes of a row.
     width: usize,
-    /// Rows written.
+    /// Rows written so far, over all shards.
     rows: usize,
 }
 
@@ -78,10 +78,10 @@ impl ActivationWriter {
         }
         let mut columns = Vec::new();
         for (name, width) in &layout.sites {
-            columns.push(Column { name: name.clone(), width: width * layout.dtype.size(), rows: 0 });
+            columns.push(Column { name: name.clone(), width: width * element_size(layout.dtype), rows: 0 });
         }
         for name in &layout.labels {
-            columns.push(Column { name: name.clone(), width: Dtype::I64.size(), rows: 0 });
+            columns.push(Column { name: name.clone(), width: element_size(Dtype::I64), rows: 0 });
         }
         let mut index = HashMap::new();
         for (i, column) in columns.iter().enumerate() {
@@ -109,14 +109,14 @@ impl ActivationWriter {
         bytes.clear();
         match self.layout.dtype {
             Dtype::F16 => {
-                let mut half = vec![f16::ZERO; values.len()];
-                half.convert_from_f32_slice(values);
-                bytes.extend_from_slice(bytemuck::cast_slice(&half));
+                let mut rounded = vec![f16::ZERO; values.len()];
+                rounded.convert_from_f32_slice(values);
+                bytes.extend_from_slice(bytemuck::cast_slice(&rounded));
             }
             Dtype::BF16 => {
-                let mut half = vec![bf16::ZERO; values.len()];
-                half.convert_from_f32_slice(values);
-                bytes.extend_from_slice(bytemuck::cast_slice(&half));
+                let mut rounded = vec![bf16::ZERO; values.len()];
+                rounded.convert_from_f32_slice(values);
+                bytes.extend_from_slice(bytemuck::cast_slice(&rounded));
             }
             _ => bytes.extend_from_slice(bytemuck::cast_slice(values)),
         }

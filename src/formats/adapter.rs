@@ -160,12 +160,12 @@ impl Family {
     }
 }
 
-/// One adapted projection.
+/// One adapted projection: its A and B.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraModule {
-    /// Layer.
+    /// Layer, from 0.
     pub layer: usize,
-    /// Module.
+    /// The projection, or fused projections, that it adapts.
     pub target: Projection,
     /// Rank R.
     pub r: usize,
@@ -180,7 +180,7 @@ pub struct LoraModule {
 /// A LoRA adapter: read with [`LoraAdapter::read`], written with [`LoraAdapter::write`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraAdapter {
-    /// Settings.
+    /// What `adapter_config.json` says.
     pub config: LoraConfig,
     /// The base model's family, which names the modules.
     pub family: Family,

@@ -1,10 +1,17 @@
-//! Chat templates: Jinja as `apply_chat_template` of the reference library runs it.
+//! Chat templates: Jinja as `apply_chat_template` of transformers runs it.
+//!
+//! A template is a program from a stranger's file. It reaches nothing but its variables and the local time; it stops
+//! after a number of instructions (its fuel) and a length of text, and the widths and counts that it gives to filters
+//! are bounded. The memory of its variables is not: a loop that doubles a string fills memory with little fuel.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::{Kwargs, Value};
-use minijinja::{Environment, ErrorKind, context};
+use jiff::Zoned;
+use jiff::fmt::strtime::{BrokenDownTime, Config, PosixCustom};
+use minijinja::value::{Kwargs, Rest, Value};
+use minijinja::{Environment, ErrorKind, State, context, filters};
+use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
@@ -27,6 +34,12 @@ pub struct ChatTemplate {
 
 /// The name of the only template of an environment.
 const NAME: &str = "chat_template";
+/// Instructions that a template may run: published ones take some tens for each message.
+const FUEL: u64 = 5_000_000;
+/// Bytes of text that a template may make.
+const LONGEST: usize = 64 << 20;
+/// The largest width or count that a template may give to a filter that makes so much text or so many values.
+const WIDEST: i64 = 100_000;
 
 impl ChatTemplate {
     /// Compiles a template; `path` is the file it came from.
@@ -36,11 +49,32 @@ impl ChatTemplate {
     pub fn new(path: impl AsRef<Path>, source: &str) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let mut env = Environment::new();
+        env.set_fuel(Some(FUEL));
         env.set_trim_blocks(true);
         env.set_lstrip_blocks(true);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_unknown_method_callback(|state, value, method, args| {
+            if method == "format" {
+                check_format(value)?;
+            }
+            unknown_method_callback(state, value, method, args)
+        });
+        for (name, filter) in [
+            ("indent", Value::from_function(filters::indent)),
+            ("batch", Value::from_function(filters::batch)),
+            ("slice", Value::from_function(filters::slice)),
+            ("format", Value::from_function(filters::format)),
+        ] {
+            env.add_filter(name, move |state: &State, args: Rest<Value>| {
+                let (text, widths) = args.split_at(args.len().min(1));
+                match name {
+                    "format" => text.iter().try_for_each(check_format)?,
+                    _ => widths.iter().try_for_each(check_width)?,
+                }
+                filter.call(state, &args)
+            });
+        }
         env.add_function("raise_exception", raise_exception);
-        env.add_function("strftime_now", |format: String| strftime(&format, SystemTime::now()));
+        env.add_function("strftime_now", |format: String| strftime(&format, &Zoned::now()));
         env.add_filter("tojson", to_json);
         env.add_template_owned(NAME, source.to_string()).map_err(|e| failed(&path, &e))?;
         Ok(Self { env, path })
@@ -50,7 +84,7 @@ impl ChatTemplate {
     /// `add_generation_prompt` the text ends where the assistant begins to speak.
     ///
     /// # Errors
-    /// The template refuses the conversation (`raise_exception`) or fails.
+    /// The template refuses the conversation (`raise_exception`), fails, or runs out of fuel.
     pub fn render(
         &self,
         messages: &[Message],
@@ -64,7 +98,18 @@ impl ChatTemplate {
             ..specials
         };
         let template = self.env.get_template(NAME).map_err(|e| failed(&self.path, &e))?;
-        template.render(call).map_err(|e| failed(&self.path, &e))
+        let mut text = Text(Vec::new());
+        template.render_captured_to(call, &mut text).map_err(|e| match e.kind() {
+            ErrorKind::OutOfFuel => self.endless(format!("{FUEL} instructions")),
+            ErrorKind::WriteFailure => self.endless(format!("{LONGEST} bytes")),
+            _ => failed(&self.path, &e),
+        })?;
+        String::from_utf8(text.0).map_err(Error::file(&self.path))
+    }
+
+    fn endless(&self, limit: String) -> Error {
+        let expected = format!("a template that renders within {limit}");
+        Error::field(&self.path, "chat_template", expected, "one that goes on")
     }
 }
 
@@ -72,6 +117,45 @@ fn failed(path: &Path, e: &minijinja::Error) -> Error {
     let line = e.line().map_or(String::new(), |n| format!(", line {n}"));
     let detail = e.detail().map_or_else(|| e.kind().to_string(), |d| format!("{}: {d}", e.kind()));
     Error::field(path, format!("chat_template{line}"), "a template that renders", detail)
+}
+
+/// Text up to a length.
+struct Text(Vec<u8>);
+
+impl Write for Text {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes.len() > LONGEST - self.0.len() {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn too_wide(found: impl std::fmt::Display) -> minijinja::Error {
+    let detail = format!("expected a width or count of at most {WIDEST}, found {found}");
+    minijinja::Error::new(ErrorKind::InvalidOperation, detail)
+}
+
+/// Refuses a number above [`WIDEST`], also one given by name.
+fn check_width(arg: &Value) -> Result<(), minijinja::Error> {
+    if arg.is_kwargs() {
+        return arg.try_iter()?.try_for_each(|key| check_width(&arg.get_item(&key)?));
+    }
+    let wide = !i64::try_from(arg.clone()).is_ok_and(|n| n <= WIDEST);
+    if arg.is_number() && wide { Err(too_wide(arg)) } else { Ok(()) }
+}
+
+/// Refuses a format that has a number of more digits than [`WIDEST`]: it could be a width.
+fn check_format(format: &Value) -> Result<(), minijinja::Error> {
+    let digits = format.as_str().unwrap_or_default().split(|c: char| !c.is_ascii_digit());
+    match digits.into_iter().find(|digits| digits.len() >= WIDEST.to_string().len()) {
+        Some(found) => Err(too_wide(found)),
+        None => Ok(()),
+    }
 }
 
 fn raise_exception(message: String) -> Result<String, minijinja::Error> {
@@ -114,84 +198,85 @@ impl Formatter for Spaced {
     }
 }
 
-/// The time in UTC, for the conversions that templates use.
-fn strftime(format: &str, now: SystemTime) -> Result<String, minijinja::Error> {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
-    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let (days, time) = (seconds / 86400, seconds % 86400);
-    let (year, month, day) = civil(days);
-    let weekday = DAYS[(days % 7) as usize];
+/// A time as Python's `datetime.strftime` formats it, without a time zone as `datetime.now()` is: `%z` and `%Z` are
+/// empty, `%f` is microseconds, names are English, and what is no conversion stays as it stands.
+fn strftime(format: &str, now: &Zoned) -> String {
+    let config = Config::new().custom(PosixCustom::new()).lenient(true);
     let mut out = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        match chars.next() {
-            Some('Y') => out += &year.to_string(),
-            Some('y') => out += &format!("{:02}", year % 100),
-            Some('m') => out += &format!("{month:02}"),
-            Some('d') => out += &format!("{day:02}"),
-            Some('B') => out += MONTHS[month as usize - 1],
-            Some('b') => out += &MONTHS[month as usize - 1][..3],
-            Some('A') => out += weekday,
-            Some('a') => out += &weekday[..3],
-            Some('H') => out += &format!("{:02}", time / 3600),
-            Some('M') => out += &format!("{:02}", time / 60 % 60),
-            Some('S') => out += &format!("{:02}", time % 60),
-            Some('%') => out.push('%'),
-            other => {
-                let found = other.map_or(String::new(), String::from);
-                return raise_exception(format!(
-                    "strftime_now: %{found} is not one of %Y %y %m %d %B %b %A %a %H %M %S"
-                ));
-            }
-        }
-    }
-    Ok(out)
+    // Lenient formatting into a string meets no error: what jiff cannot format it leaves as it stands.
+    let formatted = BrokenDownTime::from(now).format_with_config(&config, as_jiff(format), &mut out);
+    formatted.expect("lenient formatting does not fail");
+    out
 }
 
-/// Year, month and day of a day since 1970-01-01, in the Gregorian calendar: whole 400-year cycles, then years that
-/// begin in March so that the leap day is the last.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let shifted = days + 719_468;
-    let (cycle, day_of_cycle) = (shifted / 146_097, shifted % 146_097);
-    let year_of_cycle = (day_of_cycle - day_of_cycle / 1460 + day_of_cycle / 36_524 - day_of_cycle / 146_096) / 365;
-    let day_of_year = day_of_cycle - (365 * year_of_cycle + year_of_cycle / 4 - year_of_cycle / 100);
-    let march_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
-    (cycle * 400 + year_of_cycle + u64::from(month <= 2), month, day)
+/// A format for `strftime` of C (which Python calls) as one for jiff's, which differs in a few conversions.
+fn as_jiff(format: &str) -> String {
+    let mut out = String::new();
+    let mut rest = format;
+    while let Some(at) = rest.find('%') {
+        out += &rest[..at];
+        rest = &rest[at + 1..];
+        let flags = rest.len() - rest.trim_start_matches(|c: char| "-_0^#".contains(c) || c.is_ascii_digit()).len();
+        // The alternative forms of a locale; C's own has none.
+        let modifier = flags + usize::from(rest[flags..].starts_with(['E', 'O']));
+        let conversion = rest[modifier..].chars().next();
+        match conversion {
+            Some('f') => out += "%6f",
+            Some('z' | 'Z') => {}
+            Some(c) if "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyY%".contains(c) => {
+                out.push('%');
+                out += &rest[..flags];
+                out.push(c);
+            }
+            _ => {
+                out += "%%";
+                continue;
+            }
+        }
+        rest = &rest[modifier + conversion.map_or(0, char::len_utf8)..];
+    }
+    out + rest
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use jiff::civil::date;
+    use jiff::tz::TimeZone;
 
     use super::*;
 
+    /// What CPython 3 gives for `datetime(2024, 2, 5, 3, 4, 9, 123).strftime(format)`.
     #[test]
-    fn dates_follow_the_calendar() {
-        let at = |s: u64| strftime("%Y-%m-%d %a %d %b %H:%M:%S", UNIX_EPOCH + Duration::from_secs(s)).expect("known");
+    fn strftime_is_that_of_python() {
+        let now = date(2024, 2, 5).at(3, 4, 9, 123_000).to_zoned(TimeZone::UTC).expect("a time");
+        for (format, expected) in [
+            ("%d %b %Y", "05 Feb 2024"),
+            ("%A, %B %d, %Y. %a %h %y", "Monday, February 05, 2024. Mon Feb 24"),
+            ("%H:%M:%S.%f %I %p %P", "03:04:09.000123 03 AM am"),
+            ("%c|%x|%X|%r", "Mon Feb  5 03:04:09 2024|02/05/24|03:04:09|03:04:09 AM"),
+            ("%D %F %T %R", "02/05/24 2024-02-05 03:04:09 03:04"),
+            ("%C %e %g %G %j %k %l", "20  5 24 2024 036  3  3"),
+            ("%u %U %V %w %W", "1 05 06 1 06"),
+            ("%n%t%%", "\n\t%"),
+            ("%-d %_d %^a %-I %5Y %Ey %Od", "5  5 MON 3 02024 24 05"),
+            ("[%z%Z%#Z]", "[]"),
+            ("%q %v %E %O %Q %N %+ %.f é%é%", "%q %v %E %O %Q %N %+ %.f é%é%"),
+            ("", ""),
+        ] {
+            assert_eq!(strftime(format, &now), expected, "{format}");
+        }
+        assert_eq!(strftime("%s", &now), "1707102249");
+    }
+
+    #[test]
+    fn strftime_follows_the_calendar() {
+        let at = |seconds: i64| {
+            let now = jiff::Timestamp::from_second(seconds).expect("in range").to_zoned(TimeZone::UTC);
+            strftime("%Y-%m-%d %a %d %b %H:%M:%S", &now)
+        };
         assert_eq!(at(0), "1970-01-01 Thu 01 Jan 00:00:00");
         assert_eq!(at(951_782_400), "2000-02-29 Tue 29 Feb 00:00:00");
         assert_eq!(at(1_709_251_199), "2024-02-29 Thu 29 Feb 23:59:59");
         assert_eq!(at(4_107_542_400), "2100-03-01 Mon 01 Mar 00:00:00");
-        assert!(strftime("%q", UNIX_EPOCH).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! `config.json` of the LLaMA, Mistral, Qwen2, GPT-2, OPT and BLOOM families, in both dialects of the reference library.
+//! `config.json` of the LLaMA, Mistral, Qwen2, GPT-2, OPT and BLOOM families, in both dialects of transformers.
 //!
 //! Absent keys take the family's own defaults, as transformers 5 does. What that library would ignore with or
 //! without a warning, and so compute something other than the file says, is an error here: unknown `rope_type`,
@@ -203,7 +203,7 @@ fn windows(f: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize
     let given = f.usize_in(key, 1..=usize::MAX)?;
     let window = match family {
         Family::Llama => {
-            // The reference LLaMA has no window and ignores the key.
+            // transformers' LLaMA has no window and ignores the key.
             if given.is_some() {
                 return Err(f.error(key, "no such key for llama"));
             }

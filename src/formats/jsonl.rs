@@ -78,16 +78,16 @@ impl Example {
         }
     }
 
-    /// Parses one line; `place` is its `path:line`.
+    /// Parses one line; `location` is its `path:line`.
     ///
     /// # Errors
     /// See the module's documentation.
-    pub fn parse(place: &Path, line: &str) -> Result<Self> {
+    pub fn parse(location: &Path, line: &str) -> Result<Self> {
         if line.trim().is_empty() {
-            return Err(Error::field(place, "line", "a JSON object", "a blank line"));
+            return Err(Error::field(location, "line", "a JSON object", "a blank line"));
         }
-        let value = json::parse(place, line)?;
-        let f = Fields::new(place, &value)?;
+        let value = json::parse(location, line)?;
+        let f = Fields::new(location, &value)?;
         let forms = ["text", "prompt", "messages", "conversations", "instruction", "demonstrations", "input_ids"];
         let found: Vec<_> = forms.into_iter().filter(|key| f.get(key).is_some()).collect();
         match found[..] {
@@ -100,9 +100,9 @@ impl Example {
             ["input_ids"] => ids(&f),
             [] => {
                 let keys: Vec<_> = f.keys().collect();
-                Err(Error::field(place, "keys", format!("one of {}", forms.join(", ")), format!("{keys:?}")))
+                Err(Error::field(location, "keys", format!("one of {}", forms.join(", ")), format!("{keys:?}")))
             }
-            _ => Err(Error::field(place, "keys", "an example of one form", found.join(" and "))),
+            _ => Err(Error::field(location, "keys", "an example of one form", found.join(" and "))),
         }
     }
 }

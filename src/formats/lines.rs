@@ -38,8 +38,8 @@ impl Lines {
         }
         self.number += 1;
         if self.number == 1 && bytes.starts_with(BYTE_ORDER_MARK) {
-            let place = at(&self.path, self.number);
-            return Err(Error::field(place, "encoding", "UTF-8 without a byte order mark", "a byte order mark"));
+            let location = at(&self.path, self.number);
+            return Err(Error::field(location, "encoding", "UTF-8 without a byte order mark", "a byte order mark"));
         }
         if bytes.last() == Some(&b'\n') {
             bytes.pop();
@@ -61,7 +61,7 @@ impl Iterator for Lines {
     }
 }
 
-/// `path:line`, as errors name a place.
+/// `path:line`, as errors name a location.
 pub fn at(path: &Path, line: usize) -> PathBuf {
     PathBuf::from(format!("{}:{line}", path.display()))
 }
@@ -73,21 +73,21 @@ pub struct LineFile {
 }
 
 impl LineFile {
-    /// Opens `path`, which need not exist. Of the lines that are there, those before the first for which `keep` is
+    /// Opens `path`, which need not exist. Of the lines that are there, those before the first for which `retain` is
     /// false stay; a line without its end, left by a killed writer, never does.
     ///
     /// # Errors
     /// The file cannot be read, replaced or opened.
-    pub fn open(path: impl AsRef<Path>, mut keep: impl FnMut(&str) -> bool) -> Result<Self> {
+    pub fn open(path: impl AsRef<Path>, mut retain: impl FnMut(&str) -> bool) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let text = if path.exists() { atomic::read_to_string(&path)? } else { String::new() };
-        let kept = text
+        let retained = text
             .split_inclusive('\n')
-            .take_while(|line| line.strip_suffix('\n').is_some_and(&mut keep))
+            .take_while(|line| line.strip_suffix('\n').is_some_and(&mut retain))
             .map(str::len)
             .sum::<usize>();
-        if kept < text.len() || !path.exists() {
-            atomic::write(&path, &text.as_bytes()[..kept])?;
+        if retained < text.len() || !path.exists() {
+            atomic::write(&path, &text.as_bytes()[..retained])?;
         }
         let file = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
         Ok(Self { file, path })

@@ -17,8 +17,6 @@ pub mod config;
 #[forbid(unsafe_code)]
 pub mod embedded;
 #[forbid(unsafe_code)]
-pub mod fingerprint;
-#[forbid(unsafe_code)]
 pub mod hub;
 #[forbid(unsafe_code)]
 pub mod json;
@@ -33,3 +31,5 @@ pub mod stops;
 pub mod tables;
 #[forbid(unsafe_code)]
 pub mod tokenizer;
+#[forbid(unsafe_code)]
+pub mod yaml;

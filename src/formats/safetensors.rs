@@ -1,12 +1,14 @@
-//! safetensors files: mapped, checked, viewed without a copy; and written, also row by row.
+//! safetensors files: mapped or copied, checked, viewed without a further copy; and written, also row by row.
 //!
-//! A file is a `u64` header length, a JSON header `{name: {dtype, shape, data_offsets}}` and the data. Everything
-//! that the header claims is checked before a view is given out; each kind of failure is its own
-//! [`SafetensorsError`]. Format: <https://github.com/huggingface/safetensors>.
+//! A file is a `u64` header length, a JSON header `{name: {dtype, shape, data_offsets}}` and the data
+//! (<https://github.com/huggingface/safetensors>). The format's own crate reads the header and names the dtypes; what
+//! it lets pass or says too little about, [`header`] adds. Everything that a header claims is checked before a view is
+//! given out; each kind of failure is its own [`SafetensorsError`].
 //!
-//! Views point into the mapping: weights are read from disk when first touched, shared between processes, and
-//! dropped by the system under memory pressure. A mapped file must not be changed while it is open: write new files
-//! and rename them, as this library does.
+//! With [`Loading::Mapped`] views point into a mapping of the file: weights are read from disk when first touched,
+//! shared between processes, and dropped by the system under memory pressure. A mapped file must not be changed while
+//! it is open ([`Bytes::map`] says what happens otherwise): write new files and rename them, as this library does, or
+//! open it with [`Loading::Copied`].
 
 #[forbid(unsafe_code)]
 mod checkpoint;
@@ -16,6 +18,7 @@ mod header;
 mod writer;
 
 use std::fs::File;
+use std::io::Read;
 use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +29,7 @@ use memmap2::Mmap;
 
 pub use checkpoint::Checkpoint;
 pub use header::SafetensorsError;
+pub use safetensors::Dtype;
 pub use writer::{Tensor, TensorFile, TensorSpec, write};
 
 use crate::{Error, Result, arch};
@@ -33,104 +37,36 @@ use crate::{Error, Result, arch};
 #[cfg(target_endian = "big")]
 compile_error!("safetensors data is little-endian, and views are given out without a copy");
 
-/// Element types, in the order in which writers lay tensors out (later first).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs)] // The names say all there is.
-pub enum Dtype {
-    Bool,
-    U8,
-    I8,
-    F8E5M2,
-    F8E4M3,
-    I16,
-    U16,
-    F16,
-    BF16,
-    I32,
-    U32,
-    F32,
-    F64,
-    I64,
-    U64,
+/// The dtypes that this library reads, in the order in which writers lay tensors out (later first). Files of the dtypes
+/// that the format also has (parts of bytes, exponents alone, complex numbers) are refused.
+pub const DTYPES: [Dtype; 15] = [
+    Dtype::BOOL,
+    Dtype::U8,
+    Dtype::I8,
+    Dtype::F8_E5M2,
+    Dtype::F8_E4M3,
+    Dtype::I16,
+    Dtype::U16,
+    Dtype::F16,
+    Dtype::BF16,
+    Dtype::I32,
+    Dtype::U32,
+    Dtype::F32,
+    Dtype::F64,
+    Dtype::I64,
+    Dtype::U64,
+];
+
+/// Bytes of one element of a dtype of [`DTYPES`].
+pub(super) fn element_size(dtype: Dtype) -> usize {
+    dtype.bitsize() / 8
 }
 
-impl Dtype {
-    /// Every dtype.
-    pub const ALL: [Self; 15] = [
-        Self::Bool,
-        Self::U8,
-        Self::I8,
-        Self::F8E5M2,
-        Self::F8E4M3,
-        Self::I16,
-        Self::U16,
-        Self::F16,
-        Self::BF16,
-        Self::I32,
-        Self::U32,
-        Self::F32,
-        Self::F64,
-        Self::I64,
-        Self::U64,
-    ];
-
-    /// Bytes of one element.
-    pub const fn size(self) -> usize {
-        match self {
-            Self::Bool | Self::U8 | Self::I8 | Self::F8E5M2 | Self::F8E4M3 => 1,
-            Self::I16 | Self::U16 | Self::F16 | Self::BF16 => 2,
-            Self::I32 | Self::U32 | Self::F32 => 4,
-            Self::F64 | Self::I64 | Self::U64 => 8,
-        }
-    }
-
-    /// The name in a header.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Bool => "BOOL",
-            Self::U8 => "U8",
-            Self::I8 => "I8",
-            Self::F8E5M2 => "F8_E5M2",
-            Self::F8E4M3 => "F8_E4M3",
-            Self::I16 => "I16",
-            Self::U16 => "U16",
-            Self::F16 => "F16",
-            Self::BF16 => "BF16",
-            Self::I32 => "I32",
-            Self::U32 => "U32",
-            Self::F32 => "F32",
-            Self::F64 => "F64",
-            Self::I64 => "I64",
-            Self::U64 => "U64",
-        }
-    }
-
-    /// The dtype of a header's name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|d| d.name() == name)
-    }
-
-    /// As the dtype of weights, if they may have it: F64, F32, F16 or BF16.
-    pub const fn float(self) -> Option<arch::Dtype> {
-        match self {
-            Self::F64 => Some(arch::Dtype::F64),
-            Self::F32 => Some(arch::Dtype::F32),
-            Self::F16 => Some(arch::Dtype::F16),
-            Self::BF16 => Some(arch::Dtype::BF16),
-            _ => None,
-        }
-    }
-}
-
-impl std::fmt::Display for Dtype {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// A Rust type that is one [`Dtype`] in memory.
+/// A Rust type whose values have in memory the bytes that a file holds for one [`Dtype`]. Any bytes are a valid value
+/// of it ([`AnyBitPattern`]), whatever a file holds: `bool`, of which only 0 and 1 are, cannot be one. BOOL and the
+/// dtypes without a Rust type are read as the bytes of [`TensorView::data`].
 pub trait Element: AnyBitPattern {
-    /// The dtype.
+    /// The dtype whose elements this type is.
     const DTYPE: Dtype;
 }
 
@@ -142,8 +78,21 @@ elements!(f64 => F64, f32 => F32, f16 => F16, bf16 => BF16, i64 => I64, i32 => I
 #[derive(Clone)]
 enum Owner {
     Mapped(Arc<Mmap>),
+    /// A copy of a file, in words so that it begins at a multiple of the largest element, as a mapping does.
+    Copied(Arc<Vec<u64>>),
     Owned(Arc<Vec<u8>>),
     Static(&'static [u8]),
+}
+
+/// How the bytes of a file come into memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Loading {
+    /// As a mapping: read when first touched, shared with other processes, and only as constant as the file; see
+    /// [`Bytes::map`] on what happens when it changes.
+    #[default]
+    Mapped,
+    /// As a copy: read at once, and independent of the file from then on.
+    Copied,
 }
 
 /// A shared range of bytes: of a mapped file, of memory, or of the program. Cloning copies no data.
@@ -154,26 +103,55 @@ pub struct Bytes {
 }
 
 impl Bytes {
-    /// Maps a whole file.
+    /// The whole of a file, mapped or copied.
     ///
     /// # Errors
-    /// The file cannot be opened or mapped.
+    /// The file is not a regular one, or cannot be opened, mapped or read.
+    pub fn open(path: impl AsRef<Path>, loading: Loading) -> Result<Self> {
+        match loading {
+            Loading::Mapped => Self::map(path),
+            Loading::Copied => Self::copy(path),
+        }
+    }
+
+    /// Maps a whole file: shared and read-only.
+    ///
+    /// # The file must not change while it is mapped
+    /// No system call can hold others off a file, so this function, though not marked `unsafe`, trusts whoever may
+    /// write to it. Where another process (or this one) writes into the file in place, the elements of live views
+    /// change under their `&[T]`: results are then wrong without an error, and the language gives no guarantee for code
+    /// that relies on what it read before. Where the file is cut shorter, touching a page beyond its end kills the
+    /// process (SIGBUS). Replacing a file by renaming another over it is harmless, since the mapped one lives on until
+    /// it is unmapped; this library writes in no other way. For files that others may change, use [`Bytes::copy`].
+    ///
+    /// # Errors
+    /// The file is not a regular one, or cannot be opened or mapped.
     pub fn map(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        let meta = file.metadata().map_err(Error::io("read", path))?;
-        if !meta.is_file() {
-            return Err(Error::field(path, "type", "a regular file", "something else"));
-        }
-        if meta.len() == 0 {
+        let (file, len) = regular(path)?;
+        if len == 0 {
             return Ok(Self::from(Vec::new()));
         }
-        // SAFETY: the mapping is read-only and private, and lives in the Arc as long as any view of it. What Rust
-        // cannot rule out is another process changing or truncating the file meanwhile; the module's documentation
-        // demands that it does not, and this library itself only ever replaces files by rename, which leaves the
-        // mapped inode as it is.
+        // SAFETY: the mapping is read-only, so nothing in this process writes through it, and it lives in the Arc as
+        // long as any view of it. It is shared with the file: that nobody else writes to the file or truncates it
+        // cannot be checked, and is demanded of the caller in this function's documentation; this library itself only
+        // replaces files by rename, which leaves the mapped inode as it is.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
         Ok(Self { range: 0..map.len(), owner: Owner::Mapped(Arc::new(map)) })
+    }
+
+    /// Reads a whole file into memory, as it is now: nothing that happens to the file afterwards reaches the bytes.
+    /// (What is written to it during the call may be in them in part.)
+    ///
+    /// # Errors
+    /// The file is not a regular one, cannot be opened or read, or is cut shorter while it is read.
+    pub fn copy(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let (mut file, len) = regular(path)?;
+        let mut words = vec![0u64; len.div_ceil(size_of::<u64>())];
+        let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..len];
+        file.read_exact(bytes).map_err(Error::io("read", path))?;
+        Ok(Self { range: 0..len, owner: Owner::Copied(Arc::new(words)) })
     }
 
     /// Bytes that are part of the program (`include_bytes!`).
@@ -191,6 +169,18 @@ impl Bytes {
     }
 }
 
+/// Opens a regular file; its length.
+fn regular(path: &Path) -> Result<(File, usize)> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let meta = file.metadata().map_err(Error::io("read", path))?;
+    if !meta.is_file() {
+        return Err(Error::field(path, "type", "a regular file", "something else"));
+    }
+    let len = usize::try_from(meta.len());
+    let len = len.map_err(|_| Error::field(path, "size", "one that fits in memory", meta.len().to_string()))?;
+    Ok((file, len))
+}
+
 impl From<Vec<u8>> for Bytes {
     fn from(bytes: Vec<u8>) -> Self {
         Self { range: 0..bytes.len(), owner: Owner::Owned(Arc::new(bytes)) }
@@ -203,6 +193,7 @@ impl Deref for Bytes {
     fn deref(&self) -> &[u8] {
         let all = match &self.owner {
             Owner::Mapped(map) => map.as_ref(),
+            Owner::Copied(words) => bytemuck::cast_slice(words),
             Owner::Owned(vec) => vec.as_slice(),
             Owner::Static(bytes) => bytes,
         };
@@ -221,18 +212,34 @@ impl std::fmt::Debug for Bytes {
 pub struct TensorView {
     /// Name in the file.
     pub name: String,
-    /// Element type.
+    /// Element type, one of [`DTYPES`].
     pub dtype: Dtype,
     /// Shape, outermost dimension first; row-major.
     pub shape: Vec<usize>,
-    /// The elements, `shape.product() * dtype.size()` bytes.
+    /// The elements, row-major and little-endian: `shape.product()` times [`TensorView::element_size`] bytes.
     pub data: Bytes,
 }
 
 impl TensorView {
+    /// Bytes of one element.
+    pub fn element_size(&self) -> usize {
+        element_size(self.dtype)
+    }
+
+    /// The element type as one that weights may have: F64, F32, F16 or BF16; `None` for any other.
+    pub fn float(&self) -> Option<arch::Dtype> {
+        match self.dtype {
+            Dtype::F64 => Some(arch::Dtype::F64),
+            Dtype::F32 => Some(arch::Dtype::F32),
+            Dtype::F16 => Some(arch::Dtype::F16),
+            Dtype::BF16 => Some(arch::Dtype::BF16),
+            _ => None,
+        }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
-        self.data.len() / self.dtype.size()
+        self.data.len() / self.element_size()
     }
 
     /// Whether there are no elements.
@@ -240,20 +247,20 @@ impl TensorView {
         self.data.is_empty()
     }
 
-    /// The elements, in place.
+    /// The elements, not copied.
     ///
     /// # Errors
     /// [`SafetensorsError::WrongDtype`] for another element type, [`SafetensorsError::Misaligned`] when the data does
     /// not lie at a multiple of the element's size.
     pub fn as_slice<T: Element>(&self) -> Result<&[T], SafetensorsError> {
         if self.dtype != T::DTYPE {
-            let (name, expected) = (self.name.clone(), T::DTYPE.name().to_string());
+            let (name, expected) = (self.name.clone(), T::DTYPE.to_string());
             return Err(SafetensorsError::WrongDtype { name, expected, found: self.dtype });
         }
         bytemuck::try_cast_slice(&self.data).map_err(|_| SafetensorsError::Misaligned {
             name: self.name.clone(),
             dtype: self.dtype,
-            offset: self.data.as_ptr() as usize % self.dtype.size(),
+            offset: self.data.as_ptr() as usize % self.element_size(),
         })
     }
 

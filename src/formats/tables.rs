@@ -17,10 +17,10 @@ pub fn tsv<const N: usize>(path: impl AsRef<Path>, columns: [&str; N]) -> Result
         None => return Err(Error::field(path, "header", columns.join(" and "), "an empty file")),
     };
     let names: Vec<&str> = header.split('\t').collect();
-    let mut places = [0; N];
-    for (place, column) in places.iter_mut().zip(columns) {
+    let mut indices = [0; N];
+    for (index, column) in indices.iter_mut().zip(columns) {
         let found = names.iter().position(|n| *n == column);
-        *place = found.ok_or_else(|| Error::field(at(path, 1), "header", column, format!("{header:?}")))?;
+        *index = found.ok_or_else(|| Error::field(at(path, 1), "header", column, format!("{header:?}")))?;
     }
     let mut rows = Vec::new();
     for line in lines {
@@ -30,7 +30,7 @@ pub fn tsv<const N: usize>(path: impl AsRef<Path>, columns: [&str; N]) -> Result
             let expected = format!("{} as in the header", names.len());
             return Err(Error::field(at(path, number), "fields", expected, fields.len().to_string()));
         }
-        rows.push(places.map(|i| fields[i].to_string()));
+        rows.push(indices.map(|i| fields[i].to_string()));
     }
     if rows.is_empty() {
         return Err(Error::field(path, "rows", "at least one", "none"));

@@ -1,4 +1,4 @@
-//! Text to token ids and back, as `AutoTokenizer` of the reference library (version 5) does it.
+//! Text to token ids and back, as `AutoTokenizer` of transformers 5 does it.
 //!
 //! Two deliberate differences: truncation and padding stored in a file are switched off, and a text that begins with
 //! the BOS token's own text does not get a second one ([`Tokenizer::encode`]).
@@ -19,10 +19,10 @@ pub use train::{BOS, EOS, train};
 use super::chat::{ChatTemplate, Message};
 use crate::{Error, Result};
 
-/// Token ids of a text, with the place each comes from.
+/// Token ids of a text, with the characters that each comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoding {
-    /// Token ids.
+    /// Token ids `[N]`, special tokens among them.
     pub ids: Vec<u32>,
     /// For each token, start and end in characters (not bytes) of the whole text. Added special tokens are empty.
     pub offsets: Vec<(usize, usize)>,
@@ -49,7 +49,7 @@ impl Encoding {
     }
 }
 
-/// A loaded tokenizer.
+/// A tokenizer with the special tokens, stops and chat template of its model directory.
 pub struct Tokenizer {
     inner: Inner,
     path: PathBuf,

@@ -1,8 +1,5 @@
 //! Adapters of many runs, stacked in one flat buffer `[runs, stride]`, and where in it everything lies.
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-
 use crate::arch::Family;
 use crate::arch::ModelConfig;
 use crate::arch::Projection;
@@ -11,6 +8,7 @@ use crate::backend::{AccElement, Backend};
 use crate::formats::adapter::{
     Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, PromptAdapter, PromptConfig, PromptKind,
 };
+use crate::random::Rng;
 use crate::{Error, Result};
 
 /// A LoRA that is the same in every layer.
@@ -334,12 +332,12 @@ impl<B: Backend> Adaptation<B> {
     /// # Errors
     /// If the device fails.
     pub fn init_run(&mut self, backend: &mut B, run: usize, seed: u64) -> Result<()> {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut rng = Rng::new(seed);
         let mut values = vec![B::Element::default(); self.layout.stride];
         for (_, _, site) in self.layout.modules() {
             let bound = 1.0 / (site.input as f32).sqrt();
             for value in &mut values[site.a..site.a + site.rank * site.input] {
-                *value = B::Element::from_f64(f64::from(rng.random_range(-bound..bound)));
+                *value = B::Element::from_f64(f64::from(rng.symmetric(bound)));
             }
         }
         self.upload_run(backend, run, &values)

@@ -3,9 +3,6 @@
 //! The parameters are those of an embedding and of the MLP behind it; the prompts that the model reads are
 //! materialized from them after every step, and gradients of the prompts go back through it once a step, whatever the number of passes.
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-
 use super::adaptation::Adaptation;
 use crate::Result;
 use crate::arch::Activation;
@@ -16,20 +13,20 @@ use crate::backend::ops::{
 use crate::backend::{AccElement, Backend};
 use crate::formats::adapter::{EncoderShape, EncoderState, Reparameterization};
 use crate::pack::{Label, PackBuilder, Parent, Token};
+use crate::random::Rng;
 
 /// Parameters that start a run of a prompt of `rows` rows: its embedding as given, the layers as torch's `Linear` begins,
 /// uniform in `±1 / sqrt(input)`; the last layer of a residual MLP is zero, so that the start is the embedding.
 pub fn fresh(shape: EncoderShape, rows: usize, embedding: &[f32], seed: u64) -> EncoderState {
     assert!(embedding.len() == rows * shape.input, "encoder: an embedding of {} elements", embedding.len());
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
     // The embedding and the order of the data draw from other streams of this seed.
-    rng.set_stream(u64::MAX);
+    let mut rng = Rng::with_stream(seed, u64::MAX);
     let mut params = embedding.to_vec();
     let linears = shape.linears();
     for (i, (input, output)) in linears.iter().enumerate() {
         let bound = 1.0 / (*input as f32).sqrt();
         let still = shape.kind == Reparameterization::Residual && i + 1 == linears.len();
-        params.extend((0..input * output + output).map(|_| if still { 0.0 } else { rng.random_range(-bound..bound) }));
+        params.extend((0..input * output + output).map(|_| if still { 0.0 } else { rng.symmetric(bound) }));
     }
     EncoderState { shape, params }
 }

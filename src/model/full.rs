@@ -4,9 +4,6 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use half::{bf16, f16};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
 
 use super::Model;
 use super::param_id::{ParamId, Source};
@@ -15,6 +12,7 @@ use crate::arch::ModelConfig;
 use crate::backend::ops::RefreshWeight;
 use crate::backend::{AccElement, Backend};
 use crate::formats::safetensors::{Checkpoint, Dtype, TensorFile, TensorSpec, TensorView};
+use crate::random::Rng;
 use crate::{Error, Result};
 
 /// Where each weight lies in the flat parameters.
@@ -85,12 +83,12 @@ impl<B: Backend> FullTuning<B> {
     pub fn random(backend: &mut B, config: ModelConfig, std: f64, seed: u64) -> Result<(Model<B>, Self)> {
         let layout = WeightLayout::new(&config);
         let mut params = backend.acc(layout.total)?;
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut rng = Rng::new(seed);
         for &(id, offset) in layout.params() {
             let mut value = |id| match id {
                 ParamId::Norm(_) => 1.0,
                 ParamId::NormBias(_) | ParamId::Bias(..) => 0.0,
-                _ => std * rng.sample::<f64, _>(StandardNormal),
+                _ => std * rng.normal(),
             };
             let values: Vec<_> = (0..id.len(&config)).map(|_| B::Element::from_f64(value(id))).collect();
             backend.upload(&mut params, offset, &values)?;

@@ -233,7 +233,7 @@ impl<'a> Source<'a> {
         let (shape, part) = id.layout(self.config);
         let view = self.checkpoint.expect(&self.name(id), &shape)?;
         let own = id.shape(self.config);
-        let row = own[1..].iter().product::<usize>() * view.dtype.size();
+        let row = own[1..].iter().product::<usize>() * view.element_size();
         let data = match part {
             Part::Whole => return Ok(view),
             Part::Rows { from } => view.data.slice(from * row..(from + own[0]) * row),
@@ -256,7 +256,7 @@ const BLOCK: usize = 64;
 
 /// Columns `from..from + count` of a matrix, as rows.
 fn columns(view: &TensorView, from: usize, count: usize) -> Vec<u8> {
-    let (rows, pitch, size) = (view.shape[0], view.shape[1], view.dtype.size());
+    let (rows, pitch, size) = (view.shape[0], view.shape[1], view.element_size());
     let mut out = vec![0; count * rows * size];
     out.par_chunks_mut(BLOCK * rows * size).enumerate().for_each(|(block, out)| {
         let first = from + block * BLOCK;

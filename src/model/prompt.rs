@@ -1,12 +1,9 @@
 //! Where soft prompts begin.
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
-
 use super::Model;
 use crate::Result;
 use crate::backend::Backend;
+use crate::random::Rng;
 
 /// The rows of a soft prompt before any training, as PEFT has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,9 +25,9 @@ impl PromptStart {
     /// # Panics
     /// If there are no tokens to repeat, or one that the model does not know.
     pub fn rows<B: Backend>(&self, backend: &mut B, model: &Model<B>, rows: usize, seed: u64) -> Result<Vec<f32>> {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut rng = Rng::new(seed);
         let ids: Vec<u32> = match self {
-            Self::SampleVocab => (0..rows).map(|_| rng.random_range(0..model.config.vocab_size as u32)).collect(),
+            Self::SampleVocab => (0..rows).map(|_| rng.below(model.config.vocab_size) as u32).collect(),
             Self::Ids(ids) => ids.iter().copied().cycle().take(rows).collect(),
             Self::Random => return Ok(normal(rows * model.config.embed_size, seed)),
         };
@@ -41,6 +38,6 @@ impl PromptStart {
 
 /// `len` normal numbers of mean 0 and variance 1.
 pub fn normal(len: usize, seed: u64) -> Vec<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    (0..len).map(|_| rng.sample(StandardNormal)).collect()
+    let mut rng = Rng::new(seed);
+    (0..len).map(|_| rng.normal() as f32).collect()
 }

@@ -2,11 +2,9 @@
 
 use std::cmp::Ordering;
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-
 use super::sampling::{GenerationConfig, Sampling};
 use crate::backend::AccElement;
+use crate::random::Rng;
 
 /// A continuation as far as it is known.
 #[derive(Clone, Debug)]
@@ -24,7 +22,7 @@ pub struct Search<'a> {
     generation: &'a GenerationConfig<'a>,
     /// New tokens at most.
     limit: usize,
-    rng: ChaCha8Rng,
+    rng: Rng,
     /// The hypotheses that go on, the best first.
     pub live: Vec<Hypothesis>,
     /// Finished ones with their scores, the best first; no more than there are beams.
@@ -39,8 +37,7 @@ impl<'a> Search<'a> {
             Sampling::Random { seed, .. } => seed,
             Sampling::Greedy | Sampling::Beam { .. } => 0,
         };
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(stream as u64);
+        let rng = Rng::with_stream(seed, stream as u64);
         let start = Hypothesis { tokens: Vec::new(), segment, score: 0.0 };
         let live = if limit > 0 { vec![start] } else { Vec::new() };
         Self { generation, limit, rng, live, finished: Vec::new() }
@@ -148,7 +145,7 @@ impl<'a> Search<'a> {
             sum >= wanted
         });
         shares.truncate(enough.map_or(shares.len(), |i| i + 1));
-        let mut left = self.rng.random::<f64>() * shares.iter().sum::<f64>();
+        let mut left = self.rng.unit() * shares.iter().sum::<f64>();
         let chosen = shares.iter().position(|share| {
             left -= share;
             left < 0.0

@@ -3,11 +3,11 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::ProbeSettings;
-use super::soft::SoftArm;
+use super::arm::Arm;
+use super::settings::ProbeSettings;
 use crate::formats::tokenizer::Tokenizer;
 use crate::task::demonstrations::sample;
-use crate::task::prompts::{Answer, Lesson, Prompt, Prompts, common_prefix};
+use crate::task::prompts::{Answer, Prompt, Prompts, TrainingExample, common_prefix};
 use crate::task::{Example, Task};
 use crate::{Error, Result};
 
@@ -18,24 +18,25 @@ pub struct Plan {
     /// The labels that every query's answers stand for, in order; none for free text, where the only answer is the
     /// reference.
     pub labels: Option<Vec<String>>,
-    /// The queries.
+    /// At least one.
     pub queries: Vec<Query>,
-    /// The seeds.
+    /// At least one.
     pub seeds: Vec<SeedPlan>,
 }
 
-/// A query alone, as the anchor and IT arms read it.
+/// A query alone, as the arms without demonstrations read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
-    /// Its number in the data set.
+    /// Its index in the data set.
     pub index: usize,
-    /// Its tokens.
+    /// Of the prompt, without an answer.
     pub token_ids: Vec<u32>,
-    /// Its possible answers.
+    /// The answers that are compared, of every label or of the reference alone.
     pub answers: Vec<Answer>,
-    /// Which answer is right.
-    pub right: usize,
+    /// Index of the gold answer.
+    #[serde(rename = "right")]
+    pub gold: usize,
 }
 
 /// The demonstrations of one seed.
@@ -44,7 +45,7 @@ pub struct Query {
 pub struct SeedPlan {
     /// Seed of the choice of demonstrations, of the adapter's start and of the Gaussian baseline.
     pub seed: u64,
-    /// Their numbers in the pool, in the order shown.
+    /// Their indices in the pool, in the order shown.
     pub demonstrations: Vec<usize>,
     /// The longest common beginning of all queries' ICL prompts, at least a token short of the shortest.
     pub icl_prefix_token_ids: Vec<u32>,
@@ -52,12 +53,12 @@ pub struct SeedPlan {
     pub icl_suffix_token_ids: Vec<Vec<u32>>,
     /// Each query's possible answers after its ICL prompt.
     pub icl_answers: Vec<Vec<Answer>>,
-    /// What the adapter learns.
-    pub train: Vec<Lesson>,
+    /// What LoRA and soft prompt learn: each demonstration alone.
+    pub train: Vec<TrainingExample>,
     /// What a soft prompt before demonstrations learns: the same, each after the other demonstrations in the order shown;
     /// empty where there is no such arm.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ipt_train: Vec<Lesson>,
+    pub ipt_train: Vec<TrainingExample>,
 }
 
 impl Plan {
@@ -73,11 +74,11 @@ impl Plan {
         queries: &[Example],
         settings: &ProbeSettings,
     ) -> Result<Self> {
-        let wanted = settings.queries.unwrap_or(queries.len());
-        if wanted == 0 || wanted > queries.len() {
-            return Err(Error::argument("--queries", format!("from 1 to {}", queries.len()), wanted));
+        let count = settings.queries.unwrap_or(queries.len());
+        if count == 0 || count > queries.len() {
+            return Err(Error::argument("queries", format!("from 1 to {}", queries.len()), count));
         }
-        let queries = &queries[..wanted];
+        let queries = &queries[..count];
         let prompts = Prompts::new(tokenizer, &settings.template);
         let candidates: Vec<Candidates> = queries.iter().map(|q| Candidates::of(task, q)).collect::<Result<_>>()?;
         let read = |before: &str, (query, candidates): (&Example, &Candidates)| {
@@ -88,17 +89,17 @@ impl Plan {
         };
         let seed_plan = |&seed: &u64| {
             let demonstrations = sample(pool, queries, settings.demonstrations, seed)?;
-            let shown: Vec<&Example> = demonstrations.iter().map(|&i| &pool[i]).collect();
-            let text: String = shown.iter().map(|d| settings.template.demonstration(d)).collect();
-            let lesson = |d: &&Example| prompts.lesson(&settings.template.query(d), &d.output);
-            let train = shown.iter().map(lesson).collect::<Result<_>>()?;
+            let drawn: Vec<&Example> = demonstrations.iter().map(|&i| &pool[i]).collect();
+            let text: String = drawn.iter().map(|d| settings.template.demonstration(d)).collect();
+            let example = |d: &&Example| prompts.training_example(&settings.template.query(d), &d.output);
+            let train = drawn.iter().map(example).collect::<Result<_>>()?;
             let after_others = |(i, d): (usize, &&Example)| {
-                let others = shown.iter().enumerate().filter(|(j, _)| *j != i);
+                let others = drawn.iter().enumerate().filter(|(j, _)| *j != i);
                 let before: String = others.map(|(_, other)| settings.template.demonstration(other)).collect();
-                prompts.lesson(&format!("{before}{}", settings.template.query(d)), &d.output)
+                prompts.training_example(&format!("{before}{}", settings.template.query(d)), &d.output)
             };
-            let ipt_train = match settings.soft.arms.contains(&SoftArm::Ipt) {
-                true => shown.iter().enumerate().map(after_others).collect::<Result<_>>()?,
+            let ipt_train = match settings.soft.arms.contains(&Arm::Ipt) {
+                true => drawn.iter().enumerate().map(after_others).collect::<Result<_>>()?,
                 false => Vec::new(),
             };
             Ok(SeedPlan { ipt_train, ..SeedPlan::new(seed, demonstrations, read_all(&text)?, train) })
@@ -108,14 +109,14 @@ impl Plan {
             index,
             token_ids: p.token_ids,
             answers: p.answers,
-            right: c.right,
+            gold: c.gold,
         });
         let labels = task.labels().map(|labels| labels.iter().map(ToString::to_string).collect());
         Ok(Self { labels, queries: alone.collect(), seeds })
     }
 
     /// Checks a plan that was read from a file against the vocabulary of the model: shapes agree, ids are in range,
-    /// prompts are not empty, answers and lessons have something to score.
+    /// prompts are not empty, answers and training examples have something to score.
     ///
     /// # Errors
     /// [`Error::Field`] with `path` and the plan's field.
@@ -129,22 +130,22 @@ impl Plan {
         self.queries.iter().map(prompt).collect()
     }
 
-    /// The number of the right answer of every query.
-    pub fn right(&self) -> Vec<usize> {
-        self.queries.iter().map(|q| q.right).collect()
+    /// The index of the gold answer of every query.
+    pub fn gold(&self) -> Vec<usize> {
+        self.queries.iter().map(|q| q.gold).collect()
     }
 
     /// The number of tokens of the longest sequence that any arm reads.
     pub fn longest(&self) -> usize {
         let prompts = self.seeds.iter().flat_map(SeedPlan::icl_prompts).chain(self.prompts());
         let read = prompts.flat_map(|p| p.answers.iter().map(|a| a.after(&p.token_ids).len()).max());
-        let lessons = self.seeds.iter().flat_map(|s| s.train.iter().chain(&s.ipt_train));
-        read.chain(lessons.map(|l| l.input_ids.len())).max().unwrap_or(0)
+        let examples = self.seeds.iter().flat_map(|s| s.train.iter().chain(&s.ipt_train));
+        read.chain(examples.map(|e| e.input_ids.len())).max().unwrap_or(0)
     }
 }
 
 impl SeedPlan {
-    fn new(seed: u64, demonstrations: Vec<usize>, prompts: Vec<Prompt>, train: Vec<Lesson>) -> Self {
+    fn new(seed: u64, demonstrations: Vec<usize>, prompts: Vec<Prompt>, train: Vec<TrainingExample>) -> Self {
         let first = &prompts[0].token_ids;
         let shared = |p: &Prompt| common_prefix(first, &p.token_ids).min(p.token_ids.len() - 1);
         let prefix = prompts.iter().map(shared).min().unwrap_or(0);
@@ -159,6 +160,11 @@ impl SeedPlan {
         }
     }
 
+    /// What an arm that trains something learns.
+    pub fn training_examples(&self, arm: Arm) -> &[TrainingExample] {
+        if arm == Arm::Ipt { &self.ipt_train } else { &self.train }
+    }
+
     /// The queries after the demonstrations.
     pub fn icl_prompts(&self) -> Vec<Prompt> {
         let whole = |suffix: &Vec<u32>| [&self.icl_prefix_token_ids[..], suffix].concat();
@@ -167,20 +173,20 @@ impl SeedPlan {
     }
 }
 
-/// The outputs compared for one query, and the right one.
+/// The outputs compared for one query, and which of them is the gold one.
 struct Candidates {
     outputs: Vec<String>,
-    right: usize,
+    gold: usize,
 }
 
 impl Candidates {
     fn of(task: Task, query: &Example) -> Result<Self> {
         let Some(labels) = task.labels() else {
-            return Ok(Self { outputs: vec![query.output.clone()], right: 0 });
+            return Ok(Self { outputs: vec![query.output.clone()], gold: 0 });
         };
-        let right = labels.iter().position(|l| *l == query.output);
-        let right = right.ok_or_else(|| Error::argument("label", labels.join(" or "), &query.output))?;
-        Ok(Self { outputs: labels.iter().map(ToString::to_string).collect(), right })
+        let gold = labels.iter().position(|l| *l == query.output);
+        let gold = gold.ok_or_else(|| Error::argument("label", labels.join(" or "), &query.output))?;
+        Ok(Self { outputs: labels.iter().map(ToString::to_string).collect(), gold })
     }
 }
 
@@ -198,7 +204,7 @@ impl Check<'_> {
             let field = format!("plan.queries[{i}]");
             self.ids(&format!("{field}.token_ids"), &q.token_ids)?;
             self.answers(&field, &q.token_ids, &q.answers, answers)?;
-            self.that(q.right < answers, &format!("{field}.right"), format!("less than {answers}"), q.right)?;
+            self.that(q.gold < answers, &format!("{field}.right"), format!("less than {answers}"), q.gold)?;
         }
         for (s, seed) in plan.seeds.iter().enumerate() {
             self.seed(&format!("plan.seeds[{s}]"), seed, plan.queries.len(), answers)?;
@@ -226,13 +232,13 @@ impl Check<'_> {
             self.answers(&format!("{field}.icl_answers[{i}]"), &whole, list, answers)?;
         }
         self.that(!seed.train.is_empty(), &format!("{field}.train"), "at least one sequence", "none")?;
-        let lessons = seed.train.iter().enumerate().map(|(i, lesson)| (format!("train[{i}]"), lesson));
-        let after = seed.ipt_train.iter().enumerate().map(|(i, lesson)| (format!("ipt_train[{i}]"), lesson));
-        for (name, lesson) in lessons.chain(after) {
+        let alone = seed.train.iter().enumerate().map(|(i, example)| (format!("train[{i}]"), example));
+        let after = seed.ipt_train.iter().enumerate().map(|(i, example)| (format!("ipt_train[{i}]"), example));
+        for (name, example) in alone.chain(after) {
             let field = format!("{field}.{name}");
-            self.ids(&format!("{field}.input_ids"), &lesson.input_ids)?;
+            self.ids(&format!("{field}.input_ids"), &example.input_ids)?;
             let expected = "-100 up to the answer, then its ids, at least one after the first token";
-            self.that(lesson.scored().is_some(), &format!("{field}.labels"), expected, "other labels")?;
+            self.that(example.scored().is_some(), &format!("{field}.labels"), expected, "other labels")?;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ pub struct MeanSd {
 }
 
 impl MeanSd {
-    /// Of a sample.
+    /// Of a sample of any size, summed in its order.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let values: Vec<f64> = values.into_iter().collect();
         let n = values.len() as f64;

@@ -1,96 +1,69 @@
-//! The tuning of an arm: an adapter per seed, all of them runs of the same passes.
+//! The adapters that arms train: how they start, and how PEFT describes them. One run each, all of them in the same passes.
 
-use super::plan::Plan;
-use super::{Phase, ProbeSettings, Progress};
 use crate::Result;
+use crate::arch::ModelConfig;
 use crate::backend::Backend;
-use crate::model::{Adaptation, Layout, LoraShape, Model};
-use crate::task::prompts::Lesson;
-use crate::train::data::TrainSequence;
-use crate::train::schedule::{Schedule, Warmup};
-use crate::train::settings::{Length, RunSettings};
-use crate::train::trainer::{Run, Trainer, TrainerOptions};
-use crate::train::tuned::Tuned;
+use crate::formats::adapter::{AdapterConfig, LoraConfig, Modules, PromptConfig, PromptKind};
+use crate::model::{Adaptation, Layout, LoraShape, Model, PromptStart};
 
-/// What the tuning leaves.
-pub(super) struct Tuning<B: Backend> {
-    /// The adapters, a run per seed.
-    pub adaptation: Adaptation<B>,
-    /// The losses of each seed, step by step.
-    pub losses: Vec<Vec<f64>>,
-    /// Tokens of all sequences of all steps.
-    pub tokens: usize,
+/// What the runs of a training have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct AdapterSettings<'a> {
+    /// The base model, as it was named.
+    pub base: &'a str,
+    /// Rank of every adapted module, at least 1.
+    pub r: usize,
+    /// The adapter's output is multiplied by `lora_alpha / r`.
+    pub lora_alpha: f64,
+    /// Adapted modules, by the family's names.
+    pub target_modules: &'a [String],
 }
 
-/// The LoRA with which each seed of the plan begins.
-pub(super) fn lora<B: Backend>(
-    backend: &mut B,
-    model: &Model<B>,
-    plan: &Plan,
-    settings: &ProbeSettings,
-) -> Result<Adaptation<B>> {
-    let targets = settings.targets(model.config.family)?;
-    let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets };
-    let mut adaptation = Adaptation::new(backend, Layout::lora(&model.config, &shape), plan.seeds.len())?;
-    for (run, seed) in plan.seeds.iter().enumerate() {
-        adaptation.init_run(backend, run, seed.seed)?;
-    }
-    Ok(adaptation)
+/// One run of a training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdapterRun {
+    /// Seed of the start.
+    pub seed: u64,
+    /// Rows of the soft prompt that is trained; none trains a LoRA, in all runs of a training alike.
+    pub rows: Option<usize>,
 }
 
-/// Tunes an adapter for each seed of the plan on its lessons, from where `adaptation` is.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn tune<B: Backend>(
-    backend: &mut B,
-    model: &mut Model<B>,
-    adaptation: Adaptation<B>,
-    plan: &Plan,
-    lessons: &[&[Lesson]],
-    settings: &ProbeSettings,
-    phase: Phase,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Tuning<B>> {
-    let mut losses = vec![Vec::new(); plan.seeds.len()];
-    if settings.epochs == 0.0 {
-        return Ok(Tuning { adaptation, losses, tokens: 0 });
-    }
-    let sequence = |lesson: &Lesson| TrainSequence { ids: lesson.input_ids.clone(), labels: lesson.labels.clone() };
-    let runs = plan.seeds.iter().zip(lessons).map(|(seed, lessons)| Run {
-        data: lessons.iter().map(sequence).collect(),
-        settings: run_settings(settings, seed.seed, lessons.len()),
-    });
-    let options = TrainerOptions { row_budget: settings.rows, ..TrainerOptions::default() };
-    let mut trainer = Trainer::new(backend, model, Tuned::Adapters(adaptation), runs.collect(), options)?;
-    let total = trainer.total_steps() as usize;
-    let mut tokens = 0;
-    while !trainer.done() {
-        let step = trainer.advance(backend, model, |_| false)?;
-        for run in step.runs {
-            losses[run.run].push(run.loss);
-            tokens += run.tokens as usize;
+impl AdapterSettings<'_> {
+    /// What the runs begin with: LoRA as PEFT starts it, soft prompts as embeddings of random tokens.
+    ///
+    /// # Errors
+    /// A target module that the family does not have, or a failure of the device.
+    pub fn start<B: Backend>(&self, backend: &mut B, model: &Model<B>, runs: &[AdapterRun]) -> Result<Adaptation<B>> {
+        let Some(rows) = runs.iter().map(|run| run.rows).collect::<Option<Vec<usize>>>() else {
+            let targets = model.config.family.targets(self.target_modules)?;
+            let shape = LoraShape { rank: self.r, alpha: self.lora_alpha, rslora: false, targets };
+            let mut adaptation = Adaptation::new(backend, Layout::lora(&model.config, &shape), runs.len())?;
+            for (index, run) in runs.iter().enumerate() {
+                adaptation.init_run(backend, index, run.seed)?;
+            }
+            return Ok(adaptation);
+        };
+        let mut adaptation = Adaptation::zeros(backend, &model.config, PromptKind::PromptTuning, rows.clone())?;
+        for (index, (run, rows)) in runs.iter().zip(rows).enumerate() {
+            let start = PromptStart::SampleVocab.rows(backend, model, rows, run.seed)?;
+            adaptation.set_prompt(backend, index, &start)?;
         }
-        progress(Progress { phase, done: step.step as usize, total });
+        Ok(adaptation)
     }
-    match trainer.finish() {
-        Tuned::Adapters(adaptation) => Ok(Tuning { adaptation, losses, tokens }),
-        _ => unreachable!("probe: adapters were given to the trainer"),
-    }
-}
 
-/// The trainer's settings for a seed with so many sequences.
-pub(super) fn run_settings(settings: &ProbeSettings, seed: u64, sequences: usize) -> RunSettings {
-    let batch_size = settings.batch_size.unwrap_or(sequences).min(sequences);
-    RunSettings {
-        seed,
-        // With all demonstrations in every step their order means nothing.
-        shuffle: batch_size < sequences,
-        length: Length::Epochs(settings.epochs),
-        batch_size,
-        learning_rate: settings.learning_rate,
-        schedule: Schedule::Constant,
-        warmup: Warmup::Steps(0),
-        weight_decay: settings.weight_decay,
-        max_grad_norm: settings.max_grad_norm,
-        ..RunSettings::default()
+    /// A run's adapter as PEFT describes it.
+    pub fn config(&self, run: AdapterRun, model: &ModelConfig) -> AdapterConfig {
+        let base_model_name_or_path = Some(self.base.to_string());
+        match run.rows {
+            Some(rows) => {
+                let config = PromptConfig::new(PromptKind::PromptTuning, rows, model);
+                AdapterConfig::Prompt(PromptConfig { base_model_name_or_path, ..config })
+            }
+            None => {
+                let modules = Modules::List(self.target_modules.to_vec());
+                let config = LoraConfig::new(self.r, self.lora_alpha, modules);
+                AdapterConfig::Lora(LoraConfig { base_model_name_or_path, ..config })
+            }
+        }
     }
 }

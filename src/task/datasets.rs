@@ -1,12 +1,12 @@
-//! Data sets as lists of examples.
+//! The built-in tasks: their data sets, labels, templates and metrics.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::example::{Dataset, Example};
 use super::metrics::Metric;
 use super::readers;
 use super::synthetic;
@@ -15,51 +15,7 @@ use crate::formats::lines::at;
 use crate::formats::tables::{aligned, tsv};
 use crate::{Error, Result};
 
-/// One example: what is asked and what is right.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Example {
-    /// The text that fills `{input}`.
-    pub input: String,
-    /// The text that fills `{output}`.
-    pub output: String,
-    /// Further right outputs, which only metrics read.
-    pub references: Vec<String>,
-    /// The formal meaning that an output must agree with, where a metric needs it (Logic2Text's logic).
-    pub meaning: Option<String>,
-}
-
-impl Example {
-    /// With one right output.
-    pub fn new(input: impl Into<String>, output: impl Into<String>) -> Self {
-        Self { input: input.into(), output: output.into(), ..Self::default() }
-    }
-
-    /// Every right output, `output` first.
-    pub fn right(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(&self.output).chain(&self.references).map(String::as_str)
-    }
-}
-
-/// The examples of a file, and what is not among them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Dataset {
-    /// In the file's order.
-    pub examples: Vec<Example>,
-    /// Rows left out, by reason.
-    pub left_out: BTreeMap<&'static str, usize>,
-}
-
-impl Dataset {
-    /// Adds an example, or counts why there is none.
-    pub(super) fn take(&mut self, row: Result<Example, &'static str>) {
-        match row {
-            Ok(example) => self.examples.push(example),
-            Err(reason) => *self.left_out.entry(reason).or_default() += 1,
-        }
-    }
-}
-
-/// A built-in task.
+/// A built-in task: data set, labels, template and metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Task {
     /// Binary sentiment (SST-2; Socher et al. 2013) as GLUE distributes it.
@@ -89,11 +45,11 @@ pub enum Task {
 }
 
 impl Task {
-    /// Every task.
+    /// Every task, in the order of messages that list them.
     pub const ALL: [Self; 8] =
         [Self::Sst2, Self::EnCs, Self::Totto, Self::Dart, Self::Logic2Text, Self::Spider, Self::Mtop, Self::Events];
 
-    /// The name on the command line.
+    /// As the command line and reports spell it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sst2 => "sst2",
@@ -151,14 +107,13 @@ impl Task {
     ///
     /// # Errors
     /// Not that number of files, a file that cannot be read or is not of that form (with its line), an empty text, or
-    /// nothing but rows that are left out.
+    /// nothing but rows that are skipped.
     pub fn load(self, files: &[PathBuf]) -> Result<Dataset> {
-        let all = |examples| Dataset { examples, left_out: BTreeMap::new() };
         let data = match (self, files) {
-            (Self::Sst2, [file]) => all(sst2(file)?),
+            (Self::Sst2, [file]) => sst2(file)?.into(),
             (Self::EnCs, [english, czech]) => {
                 let pair = |(e, c): (String, String)| Example::new(e.trim(), c.trim());
-                all(aligned(english, czech)?.into_iter().map(pair).collect())
+                aligned(english, czech)?.into_iter().map(pair).collect::<Vec<_>>().into()
             }
             (Self::Events, _) => return Err(Error::argument("events data", "no files", files.len())),
             (Self::Totto, [file]) => readers::totto(file)?,
@@ -197,14 +152,14 @@ fn sst2(path: &Path) -> Result<Vec<Example>> {
     let labels = Task::Sst2.labels().expect("task: sst2 has labels");
     let rows = tsv(path, ["sentence", "label"])?.into_iter().enumerate();
     let example = |(i, [sentence, label]): (usize, [String; 2])| {
-        let place = at(path, i + 2);
+        let location = at(path, i + 2);
         let output = match label.trim() {
             "0" => labels[0],
             "1" => labels[1],
-            _ => return Err(Error::field(place, "label", "0 or 1", format!("{label:?}"))),
+            _ => return Err(Error::field(location, "label", "0 or 1", format!("{label:?}"))),
         };
         match sentence.trim() {
-            "" => Err(Error::field(place, "sentence", "a text", "nothing")),
+            "" => Err(Error::field(location, "sentence", "a text", "nothing")),
             input => Ok(Example::new(input, output)),
         }
     };

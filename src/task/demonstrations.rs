@@ -1,14 +1,12 @@
-//! Which examples are shown or tuned on.
+//! Draws of demonstrations: the examples that are shown or tuned on.
 
 use std::collections::HashSet;
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-
-use super::datasets::Example;
+use super::example::Example;
+use crate::random::Rng;
 use crate::{Error, Result};
 
-/// Draws `count` indices of `pool` without replacement, in random order (Fisher and Yates; ChaCha8 from `seed`).
+/// Draws `count` indices of `pool` without replacement, in random order (Fisher and Yates, on random numbers of `seed`).
 ///
 /// An example whose input is that of a query is never drawn, be the pools the same or not: a model shown the answer
 /// to a query has nothing to learn for it.
@@ -20,38 +18,36 @@ pub fn sample(pool: &[Example], queries: &[Example], count: usize, seed: u64) ->
     let left: Vec<usize> = (0..pool.len()).filter(|&i| !queried.contains(pool[i].input.as_str())).collect();
     if count > left.len() {
         let found = format!("{count}, of {} examples of which {} are queries", pool.len(), pool.len() - left.len());
-        return Err(Error::argument("--demos", format!("at most {}", left.len()), found));
+        return Err(Error::argument("demonstrations", format!("at most {}", left.len()), found));
     }
-    Ok(draw(left, count, &mut ChaCha8Rng::seed_from_u64(seed)))
+    Ok(draw(left, count, &mut Rng::new(seed)))
 }
 
 /// Draws for one query of its own: `count` indices of `pool` without replacement, in random order, from the random
-/// numbers of `seed` and of the query's number `stream` among all queries. Never the query itself, which is number `own`
-/// of the pool if it is of the pool, nor an example with the same input.
+/// numbers of `seed` and of the stream `stream`, the query's index among all queries. Never the query itself, which is example
+/// `pool_index` of the pool if it is of the pool, nor an example with the same input.
 ///
 /// # Errors
 /// The pool has fewer than `count` others.
 pub fn sample_for(
     pool: &[Example],
     query: &Example,
-    own: Option<usize>,
+    pool_index: Option<usize>,
     count: usize,
     seed: u64,
     stream: u64,
 ) -> Result<Vec<usize>> {
-    let left: Vec<usize> = (0..pool.len()).filter(|&i| Some(i) != own && pool[i].input != query.input).collect();
+    let left: Vec<usize> = (0..pool.len()).filter(|&i| Some(i) != pool_index && pool[i].input != query.input).collect();
     if count > left.len() {
-        return Err(Error::argument("--demos", format!("at most {}", left.len()), count));
+        return Err(Error::argument("demonstrations", format!("at most {}", left.len()), count));
     }
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(stream);
-    Ok(draw(left, count, &mut rng))
+    Ok(draw(left, count, &mut Rng::with_stream(seed, stream)))
 }
 
 /// `count` of `left` in random order (Fisher and Yates).
-fn draw(mut left: Vec<usize>, count: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
+fn draw(mut left: Vec<usize>, count: usize, rng: &mut Rng) -> Vec<usize> {
     for i in 0..count {
-        let j = rng.random_range(i..left.len());
+        let j = i + rng.below(left.len() - i);
         left.swap(i, j);
     }
     left.truncate(count);

@@ -34,12 +34,12 @@ pub fn mean_states<B: Backend>(
         };
         let (batch, rest) = left.split_at(left.iter().take_while(|ids| fits(ids)).count().max(1));
         left = rest;
-        let planted =
+        let packed =
             forest(&batch.iter().map(|ids| Sequence::ids(ids, None, Label::Text)).collect::<Vec<_>>(), MIN_SHARED);
-        let places = (0..batch.len()).map(|s| planted.paths[s].iter().cloned().flatten().collect()).collect();
-        let mut means = Reduce::new(Selection::new(&[Site::FinalNorm], &[]), Reduction::Mean, places);
-        let device = backend.pack(&planted.pack)?;
-        model.forward(backend, &mut acts, &Input::new(&planted.pack, &device), None, &mut means)?;
+        let rows_of = (0..batch.len()).map(|s| packed.paths[s].iter().cloned().flatten().collect()).collect();
+        let mut means = Reduce::new(Selection::new(&[Site::FinalNorm], &[]), Reduction::Mean, rows_of);
+        let device = backend.pack(&packed.pack)?;
+        model.forward(backend, &mut acts, &Input::new(&packed.pack, &device), None, &mut means)?;
         out.extend_from_slice(means.get(Site::FinalNorm, 0).expect("embedding: the forward passes the final norm"));
     }
     Ok(out)

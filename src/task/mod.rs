@@ -3,6 +3,7 @@
 pub mod datasets;
 pub mod demonstrations;
 pub mod embedding;
+pub mod example;
 pub mod metrics;
 pub mod prompts;
 pub mod readers;
@@ -10,7 +11,8 @@ pub mod retrieval;
 pub mod synthetic;
 pub mod templates;
 
-pub use datasets::{Dataset, Example, Task};
+pub use datasets::Task;
+pub use example::{Dataset, Example};
 pub use metrics::Metric;
 pub use prompts::{Answer, Prompts};
 pub use templates::Template;

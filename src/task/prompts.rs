@@ -27,31 +27,31 @@ pub struct Answer {
 impl Answer {
     /// The tokens of prompt and answer.
     pub fn after(&self, prompt: &[u32]) -> Vec<u32> {
-        let kept = prompt.len().saturating_sub(self.replaces);
-        [&prompt[..kept], &self.token_ids].concat()
+        let prefix = prompt.len().saturating_sub(self.replaces);
+        [&prompt[..prefix], &self.token_ids].concat()
     }
 }
 
 /// A prompt and the answers that are compared after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
-    /// Its tokens.
+    /// The tokens after which its answers stand.
     pub token_ids: Vec<u32>,
-    /// Its answers.
+    /// Every answer that is compared; may be none.
     pub answers: Vec<Answer>,
 }
 
-/// Tokens to learn from.
+/// A prompt with its answer as tokens to learn from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Lesson {
-    /// All tokens.
+pub struct TrainingExample {
+    /// Of prompt and answer.
     pub input_ids: Vec<u32>,
     /// The token itself where it is part of the answer, else -100.
     pub labels: Vec<i64>,
 }
 
-impl Lesson {
+impl TrainingExample {
     /// The number of labels: they must stand on the last tokens, at least one of them and not the first, and be those
     /// tokens; otherwise none.
     pub fn scored(&self) -> Option<usize> {
@@ -83,8 +83,8 @@ impl<'a> Prompts<'a> {
         let (token_ids, _) = self.encode(text, None)?;
         let answer = |output: &S| {
             let (whole, scored) = self.encode(text, Some(&self.template.answer(output.as_ref())))?;
-            let kept = common_prefix(&token_ids, &whole).min(whole.len() - scored);
-            Ok(Answer { replaces: token_ids.len() - kept, token_ids: whole[kept..].to_vec(), scored })
+            let prefix = common_prefix(&token_ids, &whole).min(whole.len() - scored);
+            Ok(Answer { replaces: token_ids.len() - prefix, token_ids: whole[prefix..].to_vec(), scored })
         };
         let answers = outputs.iter().map(answer).collect::<Result<_>>()?;
         Ok(Prompt { token_ids, answers })
@@ -94,12 +94,12 @@ impl<'a> Prompts<'a> {
     ///
     /// # Errors
     /// See [`Prompts::prompt`].
-    pub fn lesson(&self, text: &str, output: &str) -> Result<Lesson> {
+    pub fn training_example(&self, text: &str, output: &str) -> Result<TrainingExample> {
         let (input_ids, scored) = self.encode(text, Some(&self.template.answer(output)))?;
         let from = input_ids.len() - scored;
         let label = |(i, &id): (usize, &u32)| if i < from { -100 } else { i64::from(id) };
         let labels = input_ids.iter().enumerate().map(label).collect();
-        Ok(Lesson { input_ids, labels })
+        Ok(TrainingExample { input_ids, labels })
     }
 
     /// The tokens of `text` and `answer` as one string, and how many of the last cover the answer.
@@ -113,7 +113,7 @@ impl<'a> Prompts<'a> {
         ids.truncate(last.map_or(0, |last| last + 1));
         let scored = owners[..ids.len()].iter().filter(|&&owner| owner == 1).count();
         let missing = |what: &str| {
-            Err(Error::argument("--template", format!("a token of the {what}"), format!("{:?}", pieces.concat())))
+            Err(Error::argument("template", format!("a token of the {what}"), format!("{:?}", pieces.concat())))
         };
         match answer {
             Some(_) if scored == 0 => missing("answer"),

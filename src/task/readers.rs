@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::example::{Dataset, Example};
+use super::metrics::{is_parse, sql_names};
 use super::templates::{Linear, linearise};
-use super::{Dataset, Example};
 use crate::formats::json::{self, Fields, show};
 use crate::formats::lines::{Lines, at};
 use crate::formats::tables::aligned;
@@ -28,16 +29,16 @@ pub fn dart(path: &Path) -> Result<Dataset> {
 }
 
 /// ToTTo (Parikh et al. 2020): JSONL with the table, its highlighted cells and the annotators' final sentences. Rows
-/// without a sentence (the hidden test set) or a highlighted cell are left out.
+/// without a sentence (the hidden test set) or a highlighted cell are skipped.
 pub fn totto(path: &Path) -> Result<Dataset> {
     rows(path, lines(path)?, |f| {
         let text = |key: &str| Ok(f.str(key)?.unwrap_or_default().trim());
         let table = Table::read(f)?;
         let cells = f.require("highlighted_cells", f.list("highlighted_cells")?, "a list of [row, column]")?;
-        let cell = |place: &Value| {
-            let at = |i: usize| place.get(i).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
+        let cell = |indices: &Value| {
+            let at = |i: usize| indices.get(i).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
             let found = at(0).zip(at(1)).and_then(|(row, column)| table.cell(row, column));
-            found.ok_or_else(|| f.error("highlighted_cells", "places of cells in the table"))
+            found.ok_or_else(|| f.error("highlighted_cells", "indices of cells in the table"))
         };
         let cells: Vec<Value> = cells.iter().map(cell).collect::<Result<_>>()?;
         if cells.is_empty() {
@@ -55,7 +56,7 @@ pub fn totto(path: &Path) -> Result<Dataset> {
 pub fn logic2text(files: &[PathBuf]) -> Result<Dataset> {
     let row = |values: Value, logic: &str, sentence: &str| -> Result<Result<Example, &'static str>> {
         let mut example = Example::new(linearise(Linear::Logic2Text, &values)?, sentence);
-        example.meaning = Some(logic.to_string());
+        example.logical_form = Some(logic.to_string());
         Ok(Ok(example))
     };
     match files {
@@ -68,7 +69,7 @@ pub fn logic2text(files: &[PathBuf]) -> Result<Dataset> {
         [logic, sentences] => {
             let mut data = Dataset::default();
             for (logic, sentence) in aligned(logic, sentences)? {
-                data.take(row(json!({"logic": logic.trim()}), logic.trim(), sentence.trim())?);
+                data.push(row(json!({"logic": logic.trim()}), logic.trim(), sentence.trim())?);
             }
             Ok(data)
         }
@@ -78,7 +79,7 @@ pub fn logic2text(files: &[PathBuf]) -> Result<Dataset> {
 
 /// Spider (Yu et al. 2018): its JSON list and `tables.json`, or questions, queries and `tables.json`. An aligned pair
 /// does not name its database: it is the only one that has every table and column of the query, and where there is no
-/// such one, or several, the pair is left out.
+/// such one, or several, the pair is skipped.
 pub fn spider(files: &[PathBuf]) -> Result<Dataset> {
     let (data, tables) = match files {
         [data, tables] => (std::slice::from_ref(data), tables),
@@ -104,9 +105,9 @@ pub fn spider(files: &[PathBuf]) -> Result<Dataset> {
         _ => {
             let mut out = Dataset::default();
             for (question, query) in aligned(&data[0], &data[1])? {
-                let (tables, names) = super::metrics::sql_names(&query);
+                let (tables, names) = sql_names(&query);
                 let fitting: Vec<&Schema> = schemas.values().filter(|schema| schema.fits(&tables, &names)).collect();
-                out.take(match fitting[..] {
+                out.push(match fitting[..] {
                     [schema] => row(schema, question.trim(), query.trim())?,
                     [] => Err("the query fits no database"),
                     _ => Err("the query fits several databases"),
@@ -122,35 +123,35 @@ pub fn mtop(path: &Path) -> Result<Dataset> {
     rows(path, lines(path)?, |f| {
         let text = |key: &str| f.require(key, f.str(key)?.map(str::trim).filter(|s| !s.is_empty()), "a text");
         let (question, parse) = (text("question")?, text("logical_form")?);
-        if !super::metrics::is_parse(parse) {
+        if !is_parse(parse) {
             return Err(f.error("logical_form", "one bracketed parse"));
         }
         Ok(Ok(Example::new(question, parse)))
     })
 }
 
-/// The elements of a JSON list with their places.
+/// The elements of a JSON list with their locations, `path[index]`.
 fn list(path: &Path) -> Result<Vec<(PathBuf, Value)>> {
     match json::read(path)? {
         Value::Array(rows) => {
-            let place = |(i, row)| (PathBuf::from(format!("{}[{i}]", path.display())), row);
-            Ok(rows.into_iter().enumerate().map(place).collect())
+            let located = |(i, row)| (PathBuf::from(format!("{}[{i}]", path.display())), row);
+            Ok(rows.into_iter().enumerate().map(located).collect())
         }
         other => Err(Error::field(path, "top level", "a list", show(&other))),
     }
 }
 
-/// The lines of a JSONL file with their places.
+/// The lines of a JSONL file with their locations, `path:line`.
 fn lines(path: &Path) -> Result<Vec<(PathBuf, Value)>> {
     let line = |line: Result<(usize, String)>| {
         let (number, text) = line?;
-        let place = at(path, number);
-        json::parse(&place, &text).map(|value| (place, value))
+        let location = at(path, number);
+        json::parse(&location, &text).map(|value| (location, value))
     };
     Lines::open(path)?.map(line).collect()
 }
 
-/// Every row by `read`, which gives an example, or the reason why the row is left out.
+/// Every row by `read`, which gives an example, or the reason why the row is skipped.
 fn rows(
     path: &Path,
     rows: Vec<(PathBuf, Value)>,
@@ -160,13 +161,13 @@ fn rows(
         return Err(Error::field(path, "rows", "at least one", "none"));
     }
     let mut data = Dataset::default();
-    for (place, value) in &rows {
-        data.take(read(&Fields::new(place, value)?)?);
+    for (location, value) in &rows {
+        data.push(read(&Fields::new(location, value)?)?);
     }
     Ok(data)
 }
 
-/// An example whose right outputs are `key[..].text`.
+/// An example whose gold outputs are `key[..].text`.
 fn example(f: &Fields, input: String, key: &str, text: &str) -> Result<Result<Example, &'static str>> {
     let list = f.require(key, f.list(key)?, "a list")?;
     let one = |value: &Value| {
@@ -205,7 +206,7 @@ impl Table {
         let cell = |next: &mut usize, cell: &Value| {
             let value = cell.get("value")?.as_str()?;
             let span = usize::try_from(cell.get("column_span")?.as_u64()?).ok()?;
-            let columns = *next..*next + span;
+            let columns = *next..next.checked_add(span)?;
             *next = columns.end;
             Some(Cell { value: clean(value), header: cell.get("is_header")?.as_bool()?, columns })
         };
@@ -253,8 +254,8 @@ impl Schema {
 
 fn schemas(path: &Path) -> Result<BTreeMap<String, Schema>> {
     let mut out = BTreeMap::new();
-    for (place, value) in &list(path)? {
-        let f = Fields::new(place, value)?;
+    for (location, value) in &list(path)? {
+        let f = Fields::new(location, value)?;
         let name = f.require("db_id", f.str("db_id")?, "a name")?.to_string();
         let tables = f.require("table_names_original", f.list("table_names_original")?, "a list of names")?;
         let columns = f.require("column_names_original", f.list("column_names_original")?, "a list")?;

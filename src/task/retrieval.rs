@@ -5,14 +5,14 @@ use std::path::Path;
 
 use bm25::{Embedder, EmbedderBuilder, Scorer, Tokenizer as Words};
 
-use super::Example;
+use super::example::Example;
 use crate::formats::safetensors::Checkpoint;
 use crate::{Error, Result};
 
-/// A demonstration chosen for a query.
+/// A demonstration retrieved for a query.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Shown {
-    /// Its number in the pool.
+pub struct Retrieved {
+    /// Its index in the pool.
     pub index: usize,
     /// How like the query it is: see [`Retriever::similarities`].
     pub similarity: f64,
@@ -21,12 +21,12 @@ pub struct Shown {
 /// What demonstrations are looked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Query<'a> {
-    /// Its input.
+    /// The input, whose words BM25 looks for.
     pub input: &'a str,
-    /// Its vector, for dense retrieval.
+    /// Its vector `[width]`, for dense retrieval.
     pub vector: &'a [f32],
-    /// Its own number in the pool, if it is of the pool.
-    pub own: Option<usize>,
+    /// Its index in the pool, if it is of the pool.
+    pub pool_index: Option<usize>,
 }
 
 /// Finds demonstrations in a pool of examples.
@@ -99,10 +99,10 @@ impl Retriever {
                     let with = documents.get(word).copied().unwrap_or(0) as f64;
                     (1.0 + (n - with + 0.5) / (with + 0.5)).ln()
                 };
-                let own: f64 = words.iter().map(|word| rarity(&word.index) * f64::from(word.value)).sum();
+                let self_score: f64 = words.iter().map(|word| rarity(&word.index) * f64::from(word.value)).sum();
                 let mut out = vec![0.0; self.inputs.len()];
                 for found in scorer.matches(&words) {
-                    out[found.id] = f64::from(found.score) / own;
+                    out[found.id] = f64::from(found.score) / self_score;
                 }
                 out
             }
@@ -121,12 +121,12 @@ impl Retriever {
     ///
     /// # Errors
     /// The pool has fewer than `count` others.
-    pub fn nearest(&self, query: &Query, count: usize) -> Result<Vec<Shown>> {
+    pub fn nearest(&self, query: &Query, count: usize) -> Result<Vec<Retrieved>> {
         let similarities = self.similarities(query);
-        let mut all: Vec<Shown> =
-            self.allowed(query).map(|index| Shown { index, similarity: similarities[index] }).collect();
+        let mut all: Vec<Retrieved> =
+            self.allowed(query).map(|index| Retrieved { index, similarity: similarities[index] }).collect();
         if all.len() < count {
-            return Err(Error::argument("--demos", format!("at most {}", all.len()), count));
+            return Err(Error::argument("demonstrations", format!("at most {}", all.len()), count));
         }
         all.sort_by(|a, b| b.similarity.total_cmp(&a.similarity).then(a.index.cmp(&b.index)));
         all.truncate(count);
@@ -134,9 +134,9 @@ impl Retriever {
         Ok(all)
     }
 
-    /// The numbers of the examples that may be shown to a query.
+    /// The indices of the examples that may be shown to a query.
     fn allowed<'a>(&'a self, query: &'a Query) -> impl Iterator<Item = usize> + 'a {
-        (0..self.inputs.len()).filter(|&i| Some(i) != query.own && self.inputs[i] != query.input)
+        (0..self.inputs.len()).filter(|&i| Some(i) != query.pool_index && self.inputs[i] != query.input)
     }
 }
 

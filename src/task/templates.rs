@@ -13,29 +13,32 @@ use std::sync::LazyLock;
 use minijinja::{Environment, UndefinedBehavior};
 use serde::{Deserialize, Serialize};
 
-use super::datasets::Example;
+use super::example::Example;
 use crate::{Error, Result};
 
-/// Binary sentiment.
+/// Query and answer of binary sentiment.
 pub const SENTIMENT: (&str, &str) = ("Review: {input}\nSentiment:", " {output}\n\n");
 
-/// English to Czech.
+/// Query and answer of translation from English to Czech.
 pub const TRANSLATION: (&str, &str) = ("English: {input}\nCzech:", " {output}\n\n");
 
-/// Text from a table.
+/// Query and answer of text from a table.
 pub const TABLE: (&str, &str) = ("Table: {input}\nSentence:", " {output}\n\n");
 
-/// Text from triples.
+/// Query and answer of text from triples.
 pub const TRIPLES: (&str, &str) = ("Triples: {input}\nSentence:", " {output}\n\n");
 
-/// Text from a logical form.
+/// Query and answer of text from a logical form.
 pub const LOGIC: (&str, &str) = ("{input}\nSentence:", " {output}\n\n");
 
-/// SQL from a question.
+/// Query and answer of SQL from a question.
 pub const QUESTION: (&str, &str) = ("Question: {input}\nSQL:", " {output}\n\n");
 
-/// A parse from an utterance.
+/// Query and answer of a parse from an utterance.
 pub const UTTERANCE: (&str, &str) = ("Utterance: {input}\nParse:", " {output}\n\n");
+
+/// Query and answer of a sentence of the invented world.
+pub const SYNTHETIC: (&str, &str) = ("{input} ->", " {output}\n");
 
 /// The linearisation of a data set's structures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,8 +103,6 @@ pub fn linearise(linear: Linear, values: &serde_json::Value) -> Result<String> {
     let template = TEMPLATES.get_template(linear.name()).expect("templates: every linearisation has one");
     template.render(values).map_err(|e| Error::argument("linearisation", "values that fit", e))
 }
-/// The invented world.
-pub const SYNTHETIC: (&str, &str) = ("{input} ->", " {output}\n");
 
 /// The two strings of a template, checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,14 +140,14 @@ impl Template {
         Ok(Self { query: query.to_string(), answer: answer.to_string() })
     }
 
-    /// Reads a `--template` value: a YAML (hence also JSON) mapping with the keys `query` and `answer`, such as
+    /// Reads a template as a user writes it: a YAML (hence also JSON) mapping with the keys `query` and `answer`, such as
     /// `{query: "Text: {input}\nLabel:", answer: " {output}\n"}`. A key left out is that of `default`.
     ///
     /// # Errors
     /// The value is no such mapping, or the template is not valid (see [`Template::new`]).
     pub fn parse(value: &str, default: &Template) -> Result<Self> {
         let strings: Strings = serde_norway::from_str(value).map_err(|e| {
-            Error::argument("--template", "a mapping with the keys query and answer", format!("{value:?} ({e})"))
+            Error::argument("template", "a mapping with the keys query and answer", format!("{value:?} ({e})"))
         })?;
         Self::new(
             strings.query.as_deref().unwrap_or(&default.query),

@@ -1,7 +1,7 @@
 //! Checkpoints from which a training continues bit for bit.
 //!
 //! `checkpoint-{step}` holds the adapters as PEFT has them (of several runs, in `run-{r}`), `optimizer.safetensors`
-//! (parameters and moments in full precision) and `trainer_state.json` (steps, places in the data, the log's state, and
+//! (parameters and moments in full precision) and `trainer_state.json` (steps, cursors in the data, the log's state, and
 //! the settings that a continuation must share). The order of the data and dropout are functions of seed, epoch and
 //! step, so that there is no other state of random numbers. The directory appears when it is complete.
 
@@ -12,16 +12,17 @@ use serde_json::{Map, Value, json};
 
 use super::data::TrainSequence;
 use super::log::LogState;
-use super::order::Cursor;
+use super::order::DataCursor;
+use super::run::RunState;
+use super::trainable::Trainable;
 use super::trainer::Trainer;
-use super::tuned::Tuned;
 use crate::backend::Backend;
 use crate::formats::adapter::{self, AdapterConfig};
-use crate::formats::fingerprint::{self, difference};
+use crate::formats::json::difference;
 use crate::formats::safetensors::{Checkpoint, Dtype, Tensor, write};
 use crate::formats::{atomic, json as files};
 use crate::model::Model;
-use crate::{Error, Result};
+use crate::{Error, Result, hash};
 
 const PREFIX: &str = "checkpoint-";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -29,21 +30,21 @@ const STATE_FILE: &str = "trainer_state.json";
 /// Version of the directory's content.
 const FORMAT: u32 = 1;
 
-/// A run's place.
+/// How far a run is.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ParamId {
-    cursor: Cursor,
+struct RunProgress {
+    cursor: DataCursor,
     total_tokens: u64,
 }
 
-/// `trainer_state.json`.
+/// The content of `trainer_state.json`.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
     format: u32,
     global_step: u64,
-    runs: Vec<ParamId>,
+    runs: Vec<RunProgress>,
     log: LogState,
     settings: Value,
 }
@@ -67,7 +68,7 @@ pub fn prune(dir: &Path, limit: usize) -> Result<()> {
 }
 
 impl<B: Backend> Trainer<B> {
-    /// Writes `dir/checkpoint-{steps}`. `configs` describe the adapters, one a run (none for tuned weights);
+    /// Writes `dir/checkpoint-{steps}`. `configs` describe the adapters, one a run (none where weights are trained);
     /// `identity` is what the caller wants a continuation to share, beside settings and data.
     ///
     /// # Errors
@@ -84,12 +85,11 @@ impl<B: Backend> Trainer<B> {
         log: LogState,
     ) -> Result<PathBuf> {
         assert!(!self.is_ahead(), "checkpoint: a step has been begun after step {}", self.steps);
-        let place =
-            |run: &super::trainer::RunState| ParamId { cursor: run.order.cursor(), total_tokens: run.total_tokens };
+        let progress = |run: &RunState| RunProgress { cursor: run.order.cursor(), total_tokens: run.total_tokens };
         let state = State {
             format: FORMAT,
             global_step: self.steps,
-            runs: self.runs.iter().map(place).collect(),
+            runs: self.runs.iter().map(progress).collect(),
             log,
             settings: self.fingerprint(backend, identity),
         };
@@ -100,7 +100,7 @@ impl<B: Backend> Trainer<B> {
         owned.extend(adapter::FILES);
         owned.extend(folders.iter().map(String::as_str));
         atomic::replace_dir(&path, &owned, |stage| {
-            if let Some(adaptation) = self.tuned.adaptation() {
+            if let Some(adaptation) = self.trainable.adaptation() {
                 assert!(
                     configs.len() == adaptation.runs,
                     "checkpoint: {} configs, {} runs",
@@ -152,24 +152,25 @@ impl<B: Backend> Trainer<B> {
             return Err(Error::field(&file, "runs", self.runs.len().to_string(), state.runs.len().to_string()));
         }
         self.restore_tensors(backend, &path.join(OPTIMIZER_FILE))?;
-        for (r, (run, place)) in self.runs.iter_mut().zip(&state.runs).enumerate() {
-            if !run.order.seek(place.cursor) {
-                let expected = format!("a place in {} sequences", run.data.len());
-                let found = place.cursor.position.to_string();
+        for (r, (run, progress)) in self.runs.iter_mut().zip(&state.runs).enumerate() {
+            if !run.order.seek(progress.cursor) {
+                let expected = format!("a position in {} sequences", run.data.len());
+                let found = progress.cursor.position.to_string();
                 return Err(Error::field(&file, format!("runs[{r}].cursor.position"), expected, found));
             }
-            run.total_tokens = place.total_tokens;
+            run.total_tokens = progress.total_tokens;
         }
         self.steps = state.global_step;
-        self.forget_begun();
-        self.tuned.refresh(backend, model);
+        self.discard_in_flight();
+        self.trainable.refresh(backend, model);
         Ok(state.log)
     }
 
     fn save_tensors(&self, backend: &mut B, path: &Path) -> Result<()> {
-        let (runs, stride) = self.tuned.shape();
+        let (runs, stride) = self.trainable.shape();
         let mut host = Vec::new();
-        for (name, buffer) in [("params", self.tuned.params()), ("m", &self.optimizer.m), ("v", &self.optimizer.v)] {
+        for (name, buffer) in [("params", self.trainable.params()), ("m", &self.optimizer.m), ("v", &self.optimizer.v)]
+        {
             let mut values = vec![B::Element::default(); runs * stride];
             backend.download(&mut values, buffer, 0)?;
             host.push((name, values));
@@ -189,11 +190,12 @@ impl<B: Backend> Trainer<B> {
     }
 
     fn restore_tensors(&mut self, backend: &mut B, path: &Path) -> Result<()> {
-        let (runs, stride) = self.tuned.shape();
+        let (runs, stride) = self.trainable.shape();
         let file = Checkpoint::open(path)?;
         file.deny_unexpected(|name| ["params", "m", "v"].contains(&name))?;
         file.check_finite()?;
-        let buffers = [("params", self.tuned.params_mut()), ("m", &mut self.optimizer.m), ("v", &mut self.optimizer.v)];
+        let buffers =
+            [("params", self.trainable.params_mut()), ("m", &mut self.optimizer.m), ("v", &mut self.optimizer.v)];
         for (name, buffer) in buffers {
             let view = file.expect(name, &[runs, stride])?;
             if view.dtype != dtype::<B>() {
@@ -208,18 +210,18 @@ impl<B: Backend> Trainer<B> {
 
     /// Everything that decides what a training computes, to be compared by [`Trainer::restore`].
     fn fingerprint(&self, backend: &B, identity: &Value) -> Value {
-        let run = |run: &super::trainer::RunState| {
+        let run = |run: &RunState| {
             json!({
                 "settings": run.settings,
                 "total_steps": run.total_steps,
                 // What a stream makes is the caller's to identify.
                 "sequences": if self.stream.is_some() { 0 } else { run.data.len() },
-                "data": if self.stream.is_some() { "stream".to_owned() } else { format!("{:016x}", hash(&run.data)) },
+                "data": if self.stream.is_some() { "stream".to_owned() } else { format!("{:016x}", data_hash(&run.data)) },
             })
         };
         let runs: Vec<Value> = self.runs.iter().map(run).collect();
         let mut parts = Map::new();
-        if let Some(adaptation) = self.tuned.adaptation() {
+        if let Some(adaptation) = self.trainable.adaptation() {
             for (layer, target, site) in adaptation.layout.modules() {
                 let found = format!("rank {}, scale {}", site.rank, site.scale);
                 parts.insert(format!("layers.{layer}.{}", target.name()), found.into());
@@ -229,14 +231,14 @@ impl<B: Backend> Trainer<B> {
             }
             parts.insert("prefix".into(), json!(adaptation.layout.prefix.is_some()));
         }
-        if let Tuned::Encoded(encoder) = &self.tuned {
+        if let Trainable::Reparameterized(encoder) = &self.trainable {
             let form = format!("{} of width {}", encoder.shape.kind.name(), encoder.shape.hidden);
             parts.insert("encoder".into(), form.into());
         }
         json!({
             "identity": identity,
             "backend": backend.name(),
-            "parameters": self.tuned.shape().1,
+            "parameters": self.trainable.shape().1,
             "adapter": parts,
             "dropout": self.options.dropout,
             "row_budget": self.options.row_budget,
@@ -249,10 +251,10 @@ fn dtype<B: Backend>() -> Dtype {
     if size_of::<B::Element>() == 8 { Dtype::F64 } else { Dtype::F32 }
 }
 
-fn hash(data: &[TrainSequence]) -> u64 {
+fn data_hash(data: &[TrainSequence]) -> u64 {
     let words = data.iter().flat_map(|sequence| {
         let ids = sequence.ids.iter().map(|&id| u64::from(id));
         std::iter::once(sequence.ids.len() as u64).chain(ids).chain(sequence.labels.iter().map(|&label| label as u64))
     });
-    fingerprint::hash(words.flat_map(u64::to_le_bytes))
+    hash::fnv1a(words.flat_map(u64::to_le_bytes))
 }

@@ -1,20 +1,20 @@
 //! Token sequences with labels.
 
-/// The label of a token that bears no loss.
+/// The label of a token that is ignored by the loss.
 pub const IGNORE_INDEX: i64 = -100;
 
 /// A token sequence and what is to be learnt from it, by the convention of transformers: `labels[i]` is predicted
-/// from what comes before token `i`, and [`IGNORE_INDEX`] bears no loss. Usually `labels[i] = ids[i]` where there is one.
+/// from what comes before token `i`, and [`IGNORE_INDEX`] is ignored. Usually `labels[i] = ids[i]` where there is one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrainSequence {
-    /// Token ids.
+    /// Below the vocabulary's size.
     pub ids: Vec<u32>,
     /// One label for each of them.
     pub labels: Vec<i64>,
 }
 
 impl TrainSequence {
-    /// Every token is a label. (The first is predicted from nothing, and bears no loss without a soft prompt.)
+    /// Every token is a label. (The first is predicted from nothing, and ignored without a soft prompt.)
     pub fn all(ids: Vec<u32>) -> Self {
         let labels = ids.iter().map(|&id| i64::from(id)).collect();
         Self { ids, labels }
@@ -38,7 +38,7 @@ impl TrainSequence {
         labelled.filter_map(move |(i, &label)| Some(((prompt + i).checked_sub(1)?, label as u32)))
     }
 
-    /// Cuts the sequence to `length` tokens; says whether it was longer.
+    /// Truncates the sequence to `length` tokens; says whether it was longer.
     pub fn truncate(&mut self, length: usize) -> bool {
         let longer = self.ids.len() > length;
         self.ids.truncate(length);

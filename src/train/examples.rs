@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// How examples become sequences.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DataOptions {
-    /// Sequences are cut to this many tokens; none leaves them.
+    /// Sequences are truncated to this many tokens; none leaves them.
     pub max_length: Option<usize>,
     /// Whether an EOS that is learnt is appended to plain texts and completions that do not end in one. Off by
     /// default: what is learnt is what the file says, as experiments on labels need it.
@@ -28,9 +28,9 @@ pub struct DataOptions {
 pub struct Prepared {
     /// The sequences, each with a label; in file order.
     pub sequences: Vec<TrainSequence>,
-    /// How many were cut to the greatest length.
+    /// How many were truncated to the greatest length.
     pub truncated: usize,
-    /// How many of those lost all their labels by it, and are left out.
+    /// How many of those lost all their labels by it, and are dropped.
     pub dropped: usize,
 }
 
@@ -57,19 +57,19 @@ pub fn prepare(
     options: DataOptions,
 ) -> Result<Prepared> {
     if options.max_length == Some(0) {
-        return Err(Error::argument("--max-length", "at least 1", 0));
+        return Err(Error::argument("max_length", "at least 1", 0));
     }
     let mut prepared = Prepared::default();
     for (i, example) in examples.iter().enumerate() {
-        let place = at(path, i + 1);
+        let location = at(path, i + 1);
         let mut sequence = match (example, tokenizer) {
             (Example::Ids { input_ids, labels }, _) => tokenised(input_ids, labels.as_deref()),
-            (example, Some(tokenizer)) => sequence(&place, example, tokenizer, options.add_eos)?,
+            (example, Some(tokenizer)) => sequence(&location, example, tokenizer, options.add_eos)?,
             (example, None) => {
-                return Err(Error::field(place, "form", "input_ids, as there is no tokenizer", example.form()));
+                return Err(Error::field(location, "form", "input_ids, as there is no tokenizer", example.form()));
             }
         };
-        check(&place, example.form(), &sequence, vocab)?;
+        check(&location, example.form(), &sequence, vocab)?;
         let truncated = options.max_length.is_some_and(|length| sequence.truncate(length));
         prepared.truncated += usize::from(truncated);
         if truncated && sequence.targets(0).next().is_none() {
@@ -85,18 +85,18 @@ pub fn prepare(
     Ok(prepared)
 }
 
-fn check(place: &Path, form: &str, sequence: &TrainSequence, vocab: usize) -> Result<()> {
+fn check(location: &Path, form: &str, sequence: &TrainSequence, vocab: usize) -> Result<()> {
     let labels = sequence.labels.iter().filter(|&&label| label != IGNORE_INDEX).map(|&label| label as u32);
     if let Some(id) = sequence.ids.iter().copied().chain(labels).find(|&id| id as usize >= vocab) {
-        return Err(Error::field(place, form, format!("token ids below the model's {vocab}"), id.to_string()));
+        return Err(Error::field(location, form, format!("token ids below the model's {vocab}"), id.to_string()));
     }
     if sequence.targets(0).next().is_none() {
-        return Err(Error::field(place, form, "at least one token to be learnt, after the first", "none"));
+        return Err(Error::field(location, form, "at least one token to be learnt, after the first", "none"));
     }
     Ok(())
 }
 
-fn sequence(place: &Path, example: &Example, tokenizer: &Tokenizer, add_eos: bool) -> Result<TrainSequence> {
+fn sequence(location: &Path, example: &Example, tokenizer: &Tokenizer, add_eos: bool) -> Result<TrainSequence> {
     match example {
         Example::Text(text) => {
             let sequence = TrainSequence::all(tokenizer.encode(text, true)?.ids);
@@ -104,17 +104,17 @@ fn sequence(place: &Path, example: &Example, tokenizer: &Tokenizer, add_eos: boo
         }
         Example::Completion { prompt: Turn::Text(prompt), completion } => match completion {
             Turn::Text(text) => completed(tokenizer, prompt, text, add_eos),
-            Turn::Messages(_) => Err(Error::field(place, "completion", "a string, as prompt is", "messages")),
+            Turn::Messages(_) => Err(Error::field(location, "completion", "a string, as prompt is", "messages")),
         },
         Example::Completion { prompt: Turn::Messages(prompt), completion } => match completion {
-            Turn::Messages(messages) => conversation(place, tokenizer, prompt, messages),
-            Turn::Text(_) => Err(Error::field(place, "completion", "messages, as prompt is", "a string")),
+            Turn::Messages(messages) => conversation(location, tokenizer, prompt, messages),
+            Turn::Text(_) => Err(Error::field(location, "completion", "messages, as prompt is", "a string")),
         },
-        Example::Messages(messages) => conversation(place, tokenizer, &[], messages),
+        Example::Messages(messages) => conversation(location, tokenizer, &[], messages),
         Example::Instruction { before, prompt, output } if tokenizer.has_chat_template() || !before.is_empty() => {
             let message = |role: &str, content: &String| Message { role: role.to_owned(), content: content.clone() };
             let given = [before.as_slice(), &[message("user", prompt)]].concat();
-            conversation(place, tokenizer, &given, &[message("assistant", output)])
+            conversation(location, tokenizer, &given, &[message("assistant", output)])
         }
         Example::Instruction { prompt, output, .. } => completed(tokenizer, &format!("{prompt}\n"), output, add_eos),
         Example::Demonstrated { demonstrations, query, completion } => {
@@ -151,7 +151,7 @@ fn with_eos(tokenizer: &Tokenizer, mut sequence: TrainSequence) -> Result<TrainS
 ///
 /// A turn's characters are found by rendering the conversation before it (up to where the assistant begins to speak)
 /// and after it; both must be beginnings of the whole.
-fn conversation(place: &Path, tokenizer: &Tokenizer, given: &[Message], said: &[Message]) -> Result<TrainSequence> {
+fn conversation(location: &Path, tokenizer: &Tokenizer, given: &[Message], said: &[Message]) -> Result<TrainSequence> {
     let messages = [given, said].concat();
     let whole = tokenizer.render_chat(&messages, false)?;
     let mut pieces = Vec::new();
@@ -161,7 +161,7 @@ fn conversation(place: &Path, tokenizer: &Tokenizer, given: &[Message], said: &[
             let part = tokenizer.render_chat(&messages[..end], speaks)?;
             if !whole.starts_with(&part) || part.len() < end_of_last {
                 let expected = "a chat template that renders a conversation's beginning as the beginning of its text";
-                return Err(Error::field(place, format!("messages[{turn}]"), expected, "another text"));
+                return Err(Error::field(location, format!("messages[{turn}]"), expected, "another text"));
             }
             pieces.push(&whole[end_of_last..part.len()]);
             end_of_last = part.len();

@@ -1,4 +1,4 @@
-//! A whole training: steps to the end, with a log and checkpoints.
+//! A whole training: steps to the end, with a log and checkpoints ([`fit`]) or in memory alone ([`tune`]).
 
 use std::path::Path;
 
@@ -6,11 +6,12 @@ use serde_json::Value;
 
 use super::checkpoint;
 use super::log::{LogState, TrainLog};
-use super::trainer::{StepReport, Trainer};
+use super::trainable::Trainable;
+use super::trainer::{Run, StepReport, Trainer, TrainerOptions};
 use crate::backend::Backend;
 use crate::formats::adapter::AdapterConfig;
 use crate::formats::atomic;
-use crate::model::Model;
+use crate::model::{Adaptation, Model};
 use crate::{Error, Result};
 
 /// Where a training writes, and how often.
@@ -22,14 +23,14 @@ pub struct Output<'a> {
     pub logging_steps: u64,
     /// Steps between checkpoints; none for no checkpoints.
     pub save_steps: Option<u64>,
-    /// Checkpoints that are kept; none keeps all.
+    /// Checkpoints that are retained, the latest; none retains all.
     pub save_total_limit: Option<usize>,
     /// Steps between those after which `on_step` looks at the model, so that nothing may have gone on by then; none for
     /// never.
     pub look_steps: Option<u64>,
     /// The step after which the training ends, although its schedule goes on; none for the last of the schedule.
     pub stop_after: Option<u64>,
-    /// The adapters' settings, one a run; empty where weights are tuned.
+    /// The adapters' settings, one a run; empty where weights are trainable.
     pub configs: &'a [AdapterConfig],
     /// What a continuation must share beside settings and data, such as the model's name.
     pub identity: &'a Value,
@@ -38,7 +39,7 @@ pub struct Output<'a> {
 impl Output<'_> {
     fn validate(&self) -> Result<()> {
         for (name, value) in
-            [("--save-steps", self.save_steps), ("--save-total-limit", self.save_total_limit.map(|n| n as u64))]
+            [("save_steps", self.save_steps), ("save_total_limit", self.save_total_limit.map(|n| n as u64))]
         {
             if value == Some(0) {
                 return Err(Error::argument(name, "at least 1", 0));
@@ -68,30 +69,90 @@ pub fn fit<B: Backend>(
         Some(path) => trainer.restore(backend, model, path, output.identity)?,
         None => match checkpoint::latest(output.dir)? {
             Some(found) => {
-                let expected = "a directory without checkpoints, unless --resume-from-checkpoint continues from one";
-                return Err(Error::argument("--output-dir", expected, found.display()));
+                let expected = "a directory without checkpoints, unless resume_from_checkpoint continues from one";
+                return Err(Error::argument("output_dir", expected, found.display()));
             }
             None => LogState::default(),
         },
     };
-    let mut log = TrainLog::open(output.dir, trainer.tuned().shape().0, output.logging_steps, trainer.steps(), state)?;
+    let mut log =
+        TrainLog::open(output.dir, trainer.trainable().shape().0, output.logging_steps, trainer.steps(), state)?;
     // A checkpoint is of the steps done: none may be ahead of it.
     let saves = |step: u64| output.save_steps.is_some_and(|every| step.is_multiple_of(every));
-    let saves_or_looks = |step: u64| {
-        saves(step)
-            || output.stop_after == Some(step)
-            || output.look_steps.is_some_and(|every| step.is_multiple_of(every))
-    };
-    while !trainer.done() && output.stop_after.is_none_or(|last| trainer.steps() < last) {
-        let report = trainer.advance(backend, model, saves_or_looks)?;
-        log.record(&report)?;
-        on_step(backend, model, &report)?;
+    let saves_or_looks = |step: u64| saves(step) || output.look_steps.is_some_and(|every| step.is_multiple_of(every));
+    steps(backend, model, trainer, output.stop_after, saves_or_looks, |backend, model, trainer, report| {
+        log.record(report)?;
+        on_step(backend, model, report)?;
         if saves(report.step) {
             trainer.save(backend, output.dir, output.configs, output.identity, log.state())?;
             if let Some(limit) = output.save_total_limit {
                 checkpoint::prune(output.dir, limit)?;
             }
         }
+        Ok(())
+    })
+}
+
+/// A training in memory after its last step.
+pub struct Tuning<B: Backend> {
+    /// The adapters after the last step.
+    pub adaptation: Adaptation<B>,
+    /// The losses of each run, step by step.
+    pub losses: Vec<Vec<f64>>,
+    /// Tokens of all sequences of all steps.
+    pub tokens: usize,
+}
+
+/// Trains adapters to the end in memory, from where `adaptation` is, with one entry of `runs` for each of its runs.
+/// `on_step` hears of every step and of how many there are.
+///
+/// # Errors
+/// See [`Trainer::new`] and [`Trainer::step`].
+pub fn tune<B: Backend>(
+    backend: &mut B,
+    model: &mut Model<B>,
+    adaptation: Adaptation<B>,
+    runs: Vec<Run>,
+    options: TrainerOptions,
+    on_step: &mut dyn FnMut(&StepReport, u64),
+) -> Result<Tuning<B>> {
+    let (mut losses, mut tokens) = (vec![Vec::new(); runs.len()], 0);
+    let mut trainer = Trainer::new(backend, model, Trainable::Adapters(adaptation), runs, options)?;
+    let total = trainer.total_steps();
+    steps(
+        backend,
+        model,
+        &mut trainer,
+        None,
+        |_| false,
+        |_, _, _, report| {
+            for run in &report.runs {
+                losses[run.run].push(run.loss);
+                tokens += run.tokens as usize;
+            }
+            on_step(report, total);
+            Ok(())
+        },
+    )?;
+    match trainer.finish() {
+        Trainable::Adapters(adaptation) => Ok(Tuning { adaptation, losses, tokens }),
+        _ => unreachable!("tune: adapters were given to the trainer"),
+    }
+}
+
+/// The steps up to number `last`, or to the end of the longest run. After a step for which `pauses` is true, and after the
+/// last, none is ahead when `on_step` hears of it.
+fn steps<B: Backend>(
+    backend: &mut B,
+    model: &mut Model<B>,
+    trainer: &mut Trainer<B>,
+    last: Option<u64>,
+    pauses: impl Fn(u64) -> bool,
+    mut on_step: impl FnMut(&mut B, &Model<B>, &Trainer<B>, &StepReport) -> Result<()>,
+) -> Result<()> {
+    while !trainer.done() && last.is_none_or(|last| trainer.steps() < last) {
+        let report = trainer.advance(backend, model, |step| last == Some(step) || pauses(step))?;
+        on_step(backend, model, trainer, &report)?;
     }
     Ok(())
 }

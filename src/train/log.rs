@@ -19,9 +19,9 @@ pub struct LogLine {
     /// The run, where there are several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<usize>,
-    /// Optimiser steps done.
+    /// Optimiser steps done by the run.
     pub current_steps: u64,
-    /// Optimiser steps in all.
+    /// Optimiser steps of the whole run.
     pub total_steps: u64,
     /// Mean of the steps' losses since the last line of the run.
     pub loss: f64,
@@ -39,7 +39,7 @@ pub struct LogLine {
     pub throughput: f64,
     /// Tokens of the run so far, unlabelled ones included.
     pub total_tokens: u64,
-    /// Norm of the step's gradient, before it is cut.
+    /// Norm of the step's gradient, before it is clipped.
     pub grad_norm: f64,
     /// Tokens of the run a second, since the last line of the run.
     pub tokens_per_sec: f64,
@@ -49,11 +49,11 @@ pub struct LogLine {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Interval {
-    /// Sum of the losses.
+    /// Sum of the steps' losses since the last line.
     pub loss: f64,
-    /// Steps.
+    /// Steps since the last line.
     pub steps: u64,
-    /// Tokens.
+    /// Tokens since the last line, unlabelled ones included.
     pub tokens: u64,
     /// The log's seconds at the last line.
     pub since: f64,
@@ -63,13 +63,13 @@ pub struct Interval {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogState {
-    /// Seconds of training.
+    /// Seconds of training, without pauses between a checkpoint and its resumption.
     pub seconds: f64,
-    /// By run.
+    /// One for each run, ascending.
     pub intervals: Vec<Interval>,
 }
 
-/// The open file.
+/// `trainer_log.jsonl`, open for appending.
 pub struct TrainLog {
     file: LineFile,
     every: u64,
@@ -86,7 +86,7 @@ impl TrainLog {
     /// The file cannot be read or written.
     pub fn open(dir: &Path, runs: usize, every: u64, step: u64, state: LogState) -> Result<Self> {
         if every == 0 {
-            return Err(Error::argument("--logging-steps", "at least 1", every));
+            return Err(Error::argument("logging_steps", "at least 1", every));
         }
         let file = LineFile::open(dir.join(LOG_FILE), |line| {
             serde_json::from_str::<LogLine>(line).is_ok_and(|line| line.current_steps <= step)
@@ -117,7 +117,7 @@ impl TrainLog {
         Ok(())
     }
 
-    /// What a checkpoint keeps of the log.
+    /// What a checkpoint saves of the log.
     pub fn state(&self) -> LogState {
         LogState { seconds: self.seconds(), intervals: self.intervals.clone() }
     }

@@ -1,7 +1,7 @@
 //! Training: many runs over one frozen base in the same passes, or all weights of the base in one run.
 //!
-//! [`trainer`] takes optimiser steps; [`fit`] makes of it a whole training with a log and checkpoints; [`examples`] makes
-//! its data from files.
+//! [`trainer`] takes optimiser steps; [`fit`] makes of them a whole training, with a log and checkpoints or in memory
+//! alone; [`examples`] makes its data from files.
 
 pub mod checkpoint;
 pub mod data;
@@ -11,7 +11,9 @@ pub mod log;
 pub mod optim;
 pub mod order;
 pub mod passes;
+mod run;
 pub mod schedule;
 pub mod settings;
+mod step;
+pub mod trainable;
 pub mod trainer;
-pub mod tuned;

@@ -7,15 +7,15 @@ use crate::backend::ops::{Adamw, AdamwStep, CheckFinite, GradNorm, Zero};
 
 /// Gradients and moments of `runs` runs, each `[runs, stride]`.
 pub struct Optimizer<B: Backend> {
-    /// Number of runs.
+    /// Rows of the buffers.
     pub runs: usize,
     /// Elements of a run.
     pub stride: usize,
     /// Gradient, collected over the passes of a step.
     pub d_params: B::Acc,
-    /// First moment.
+    /// First moment `[runs, stride]`: the running mean of the gradient.
     pub m: B::Acc,
-    /// Second moment.
+    /// Second moment `[runs, stride]`: that of its square.
     pub v: B::Acc,
     norm_sq: B::Acc,
     /// Set when a loss or a gradient was not finite: from then on nothing moves.
@@ -23,7 +23,7 @@ pub struct Optimizer<B: Backend> {
 }
 
 impl<B: Backend> Optimizer<B> {
-    /// Moments of zero.
+    /// Buffers for so many runs, the moments zero.
     ///
     /// # Errors
     /// If the device has no memory for them.
@@ -50,7 +50,7 @@ impl<B: Backend> Optimizer<B> {
         backend.check_finite(CheckFinite { stop: &mut self.stop, values: losses, len });
     }
 
-    /// Squared norm of each run's gradient `[runs]`, before it is cut. Nothing moves if one is not finite.
+    /// Squared norm of each run's gradient `[runs]`, before it is clipped. Nothing moves if one is not finite.
     ///
     /// # Errors
     /// If the device fails.
@@ -65,8 +65,8 @@ impl<B: Backend> Optimizer<B> {
         backend.download_async(&self.norm_sq, self.runs)
     }
 
-    /// Lets parameters move again.
-    pub fn go_on(&mut self, backend: &mut B) {
+    /// Lets parameters move again after a loss or gradient that was not finite.
+    pub fn clear_stop(&mut self, backend: &mut B) {
         backend.zero(Zero { x: &mut self.stop });
     }
 

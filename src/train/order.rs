@@ -1,28 +1,27 @@
-//! The order in which a run sees its data: a seeded shuffle per epoch, and the place reached in it.
+//! The order in which a run sees its data: a seeded shuffle per epoch, and how far the run is in it.
 
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-/// A place in the data. With the seed, it determines all that follows.
+use crate::random::Rng;
+
+/// How far a run is in its data. With the seed, it determines all that follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Cursor {
-    /// Epoch, from 0.
+pub struct DataCursor {
+    /// Number of the epoch, from 0.
     pub epoch: u64,
     /// Sequences of the epoch that have been taken.
     pub position: usize,
 }
 
-/// Order of `len` sequences over the epochs, and the place in it.
+/// Order of `len` sequences over the epochs, and a cursor in it.
 ///
-/// Epoch `e` is shuffled by stream `e + 1` of ChaCha8 under the seed, whatever came before, so that a [`Cursor`] is
+/// Epoch `e` is shuffled by stream `e + 1` of the seed, whatever came before, so that a [`DataCursor`] is
 /// the whole state. (Stream 0 is left to what else is drawn under the same seed.)
 #[derive(Clone, Debug)]
 pub struct Order {
     seed: Option<u64>,
-    cursor: Cursor,
+    cursor: DataCursor,
     indices: Vec<usize>,
 }
 
@@ -30,7 +29,7 @@ impl Order {
     /// The order of `len > 0` sequences; without a seed that of the file, in every epoch.
     pub fn new(len: usize, seed: Option<u64>) -> Self {
         assert!(len > 0, "order: no data");
-        let mut order = Self { seed, cursor: Cursor::default(), indices: (0..len).collect() };
+        let mut order = Self { seed, cursor: DataCursor::default(), indices: (0..len).collect() };
         order.arrange();
         order
     }
@@ -39,7 +38,7 @@ impl Order {
     pub fn take(&mut self, count: usize) -> &[usize] {
         assert!(count > 0, "order: a batch of 0");
         if self.cursor.position == self.indices.len() {
-            self.cursor = Cursor { epoch: self.cursor.epoch + 1, position: 0 };
+            self.cursor = DataCursor { epoch: self.cursor.epoch + 1, position: 0 };
             self.arrange();
         }
         let from = self.cursor.position;
@@ -47,8 +46,8 @@ impl Order {
         &self.indices[from..self.cursor.position]
     }
 
-    /// The place reached.
-    pub fn cursor(&self) -> Cursor {
+    /// How far the run is.
+    pub fn cursor(&self) -> DataCursor {
         self.cursor
     }
 
@@ -57,8 +56,8 @@ impl Order {
         self.cursor.epoch as f64 + self.cursor.position as f64 / self.indices.len() as f64
     }
 
-    /// Goes to a place reached before; `false`, and nothing happens, if it is outside the data.
-    pub fn seek(&mut self, cursor: Cursor) -> bool {
+    /// Goes to where a run was; `false`, and nothing happens, if it is outside the data.
+    pub fn seek(&mut self, cursor: DataCursor) -> bool {
         let inside = cursor.position <= self.indices.len();
         if inside {
             self.cursor = cursor;
@@ -70,9 +69,7 @@ impl Order {
     fn arrange(&mut self) {
         self.indices.iter_mut().enumerate().for_each(|(i, index)| *index = i);
         if let Some(seed) = self.seed {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            rng.set_stream(self.cursor.epoch + 1);
-            self.indices.shuffle(&mut rng);
+            Rng::with_stream(seed, self.cursor.epoch + 1).shuffle(&mut self.indices);
         }
     }
 }

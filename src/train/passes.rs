@@ -20,19 +20,19 @@ pub const ROW_BUDGET: usize = 2048;
 /// A part of one run's batch that goes through the model as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// The run.
+    /// Whose data it is of.
     pub run: usize,
-    /// Its sequences, by number in the run's data.
+    /// Its sequences, by index in the run's data.
     pub sequences: Vec<usize>,
-    /// Rows at most.
+    /// Rows at most that it takes, shared or not.
     pub rows: usize,
-    /// Labels at most.
+    /// Label rows at most that it has.
     pub labels: usize,
 }
 
 /// One forward and backward: a pack and its labels.
 pub struct Pass {
-    /// The pack.
+    /// The sequences of all runs, common beginnings once.
     pub pack: Pack,
     /// The label rows, ascending within a run.
     pub rows: Vec<u32>,
@@ -44,19 +44,19 @@ pub struct Pass {
     pub runs: Vec<usize>,
 }
 
-/// What stands before every sequence of a run.
+/// The soft prompt before every sequence of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Before {
-    /// Rows.
+pub struct PromptOffset {
+    /// Rows of the prompt; 0 where there is none.
     pub rows: usize,
     /// Whether the last of them predicts nothing.
-    pub silent: bool,
+    pub ignore_first: bool,
 }
 
-impl Before {
+impl PromptOffset {
     /// The label rows of a sequence behind it, ascending: the row that predicts, and the token it should.
     pub fn targets(self, sequence: &TrainSequence) -> impl Iterator<Item = (usize, u32)> + Clone + '_ {
-        let first = if self.silent { self.rows } else { 0 };
+        let first = if self.ignore_first { self.rows } else { 0 };
         sequence.targets(self.rows).filter(move |(row, _)| *row >= first)
     }
 }
@@ -71,7 +71,7 @@ pub struct Packing {
     /// Soft-prompt rows before every sequence of each run; a pass has a run's only once. Runs beyond the end have none.
     pub prompts: Vec<usize>,
     /// Whether they are prefixes, whose rows are keys and values only.
-    pub silent: bool,
+    pub ignore_first: bool,
     /// Whether rows belong to a run's adapter, rather than to the base model.
     pub adapted: bool,
 }
@@ -98,8 +98,8 @@ pub fn pass_size(
 
 impl Packing {
     /// What stands before every sequence of a run.
-    pub fn prompt(&self, run: usize) -> Before {
-        Before { rows: self.prompts.get(run).copied().unwrap_or(0), silent: self.silent }
+    pub fn prompt(&self, run: usize) -> PromptOffset {
+        PromptOffset { rows: self.prompts.get(run).copied().unwrap_or(0), ignore_first: self.ignore_first }
     }
 
     /// Positions of the longest sequence of a run.
@@ -108,7 +108,7 @@ impl Packing {
     }
 
     /// Rows (beside the soft prompt's) and labels of a run's sequence. Rows after the last label row have no part in any
-    /// loss and are left out.
+    /// loss and are dropped.
     fn size(&self, run: usize, sequence: &TrainSequence) -> (usize, usize) {
         let prompt = self.prompt(run);
         let labels = prompt.targets(sequence);
@@ -134,7 +134,7 @@ impl Packing {
         (cap(sum.0, longest.0), cap(sum.1, longest.1))
     }
 
-    /// Cuts a batch into pieces that fit the budget, by halves, which looks at nothing but the batch.
+    /// Divides a batch into pieces that fit the budget, by halving, which looks at nothing but the batch.
     pub fn pieces(&self, run: usize, data: &[TrainSequence], batch: &[usize]) -> Vec<Piece> {
         let sizes = batch.iter().map(|&s| self.size(run, &data[s]));
         let (mut rows, labels) = sizes.fold((self.prompt(run).rows, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
@@ -198,11 +198,11 @@ impl Packing {
 
     fn forest(&self, parts: &[(usize, &[TrainSequence], &[usize])]) -> Forest {
         let mut sequences = Vec::new();
-        for &(run, data, numbers) in parts {
+        for &(run, data, indices) in parts {
             let prompt = self.prompt(run).rows;
-            for &number in numbers {
-                let rows = prompt + self.size(run, &data[number]).0;
-                let mut sequence = Sequence::prompted(prompt, &data[number].ids, self.adapted.then_some(run));
+            for &index in indices {
+                let rows = prompt + self.size(run, &data[index]).0;
+                let mut sequence = Sequence::prompted(prompt, &data[index].ids, self.adapted.then_some(run));
                 sequence.tokens.truncate(rows);
                 sequences.push(sequence);
             }

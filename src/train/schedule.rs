@@ -68,7 +68,7 @@ impl FromStr for Schedule {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Warmup {
-    /// Optimiser steps.
+    /// A number of optimiser steps.
     Steps(u64),
     /// Part of all optimiser steps, rounded up.
     Ratio(f64),

@@ -32,11 +32,11 @@ pub struct RunSettings {
     pub accumulation: usize,
     /// Peak learning rate (default 2e-4, a usual one for LoRA).
     pub learning_rate: f64,
-    /// Its course (default linear).
+    /// Its course after the warm-up (default linear).
     pub schedule: Schedule,
     /// Share of the peak to which the course falls, rather than to zero (default 0).
     pub min_lr_rate: f64,
-    /// Its rise (default none).
+    /// Steps in which it rises from 0 (default none).
     pub warmup: Warmup,
     /// Decay of the first moment (default 0.9).
     pub beta1: f64,
@@ -46,7 +46,7 @@ pub struct RunSettings {
     pub epsilon: f64,
     /// Decoupled weight decay of every trained parameter (default 0).
     pub weight_decay: f64,
-    /// The gradient's norm is cut to this; none leaves it (default 1).
+    /// Threshold to which the gradient's norm is clipped; none never clips (default 1).
     pub max_grad_norm: Option<f64>,
 }
 
@@ -83,37 +83,50 @@ impl RunSettings {
         }
     }
 
+    /// The same as [`RunSettings::validate`] for the field `owner` of other settings: errors name `owner.field`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] with the path of the field.
+    pub fn validate_in(&self, owner: &str) -> Result<()> {
+        self.validate().map_err(|error| match error {
+            Error::Argument { name, expected, found } => {
+                Error::Argument { name: format!("{owner}.{name}"), expected, found }
+            }
+            other => other,
+        })
+    }
+
     /// Checks every field's domain.
     ///
     /// # Errors
-    /// [`Error::Argument`] with the name of the field's option.
+    /// [`Error::Argument`] with the field (`epochs`, `max_steps` and `warmup_ratio` for those of [`Length`] and [`Warmup`]).
     pub fn validate(&self) -> Result<()> {
         fn check(ok: bool, name: &str, expected: &str, found: impl ToString) -> Result<()> {
             if ok { Ok(()) } else { Err(Error::argument(name, expected, found)) }
         }
         match self.length {
-            Length::Epochs(e) => check(e.is_finite() && e > 0.0, "--epochs", "a number above 0", e)?,
-            Length::Steps(n) => check(n > 0, "--max-steps", "at least 1", n)?,
+            Length::Epochs(e) => check(e.is_finite() && e > 0.0, "epochs", "a number above 0", e)?,
+            Length::Steps(n) => check(n > 0, "max_steps", "at least 1", n)?,
         }
-        check(self.batch_size > 0, "--batch-size", "at least 1", self.batch_size)?;
-        check(self.accumulation > 0, "--gradient-accumulation-steps", "at least 1", self.accumulation)?;
+        check(self.batch_size > 0, "batch_size", "at least 1", self.batch_size)?;
+        check(self.accumulation > 0, "accumulation", "at least 1", self.accumulation)?;
         let product = self.batch_size.checked_mul(self.accumulation);
-        check(product.is_some(), "--gradient-accumulation-steps", "a product with --batch-size below 2^64", "more")?;
+        check(product.is_some(), "accumulation", "a product with batch_size below 2^64", "more")?;
         let lr = self.learning_rate;
-        check(lr.is_finite() && lr >= 0.0, "--learning-rate", "a number from 0", lr)?;
+        check(lr.is_finite() && lr >= 0.0, "learning_rate", "a number from 0", lr)?;
         let rate = self.min_lr_rate;
-        check((0.0..=1.0).contains(&rate), "--min-lr-rate", "a number from 0 to 1", rate)?;
+        check((0.0..=1.0).contains(&rate), "min_lr_rate", "a number from 0 to 1", rate)?;
         if let Warmup::Ratio(r) = self.warmup {
-            check((0.0..=1.0).contains(&r), "--warmup-ratio", "a number from 0 to 1", r)?;
+            check((0.0..=1.0).contains(&r), "warmup_ratio", "a number from 0 to 1", r)?;
         }
-        for (name, beta) in [("--adam-beta1", self.beta1), ("--adam-beta2", self.beta2)] {
+        for (name, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
             check((0.0..1.0).contains(&beta), name, "a number from 0 to below 1", beta)?;
         }
-        check(self.epsilon.is_finite() && self.epsilon > 0.0, "--adam-epsilon", "a number above 0", self.epsilon)?;
+        check(self.epsilon.is_finite() && self.epsilon > 0.0, "epsilon", "a number above 0", self.epsilon)?;
         let decay = self.weight_decay;
-        check(decay.is_finite() && decay >= 0.0, "--weight-decay", "a number from 0", decay)?;
+        check(decay.is_finite() && decay >= 0.0, "weight_decay", "a number from 0", decay)?;
         if let Some(norm) = self.max_grad_norm {
-            check(norm.is_finite() && norm > 0.0, "--max-grad-norm", "a number above 0", norm)?;
+            check(norm.is_finite() && norm > 0.0, "max_grad_norm", "a number above 0", norm)?;
         }
         Ok(())
     }

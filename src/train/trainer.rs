@@ -1,153 +1,48 @@
 //! The trainer: optimiser steps of many runs at once.
 //!
-//! Nothing in a step waits for the device: gradients are cut there, and a loss or gradient that is not finite keeps the
+//! Nothing in a step waits for the device: gradients are clipped there, and a loss or gradient that is not finite keeps the
 //! parameters where they are there. So the device can go on with a step while the host reads what the last one did.
 
 use std::collections::VecDeque;
 
 use super::data::TrainSequence;
-use super::optim::{Optimizer, adamw_step};
-use super::order::{Cursor, Order};
-use super::passes::{Before, MIN_SHARED, Packing, Pass, Piece, ROW_BUDGET, pass_size};
+use super::optim::Optimizer;
+use super::order::Order;
+use super::passes::{MIN_SHARED, Packing, PromptOffset, pass_size};
+use super::run::{InFlightStep, RunState};
 use super::settings::{Length, RunSettings};
-use super::tuned::Tuned;
+use super::trainable::Trainable;
 use crate::arch::ModelConfig;
-use crate::backend::ops::{AdamwStep, Zero};
-use crate::backend::{AccElement, Backend, PassSize};
+use crate::backend::{Backend, PassSize};
 use crate::formats::adapter::{Adapter, AdapterConfig};
-use crate::hooks::NoTaps;
-use crate::model::{
-    Activations, DropoutPlan, FullTuning, GradientRequest, Gradients, Input, Labels, Model, OutputRows, Save,
-};
-use crate::pack::Pack;
+use crate::model::{Activations, FullTuning, Gradients, Model, Save};
 use crate::{Error, Result};
 
-/// The data and settings of one run.
-#[derive(Clone, Debug)]
-pub struct Run {
-    /// What it learns from.
-    pub data: Vec<TrainSequence>,
-    /// How.
-    pub settings: RunSettings,
-}
+pub use super::run::{Run, RunReport, StepReport, Stream, TrainerOptions};
 
-/// Sequences that are made when they are needed, those of a step (from 0) by a function of the step: the training of
-/// weights on more data than is worth keeping.
-pub struct Stream {
-    /// Makes the sequences of a step; all of them are one batch.
-    #[allow(clippy::type_complexity)]
-    pub batch: Box<dyn Fn(u64) -> Result<Vec<TrainSequence>>>,
-    /// Tokens of the longest sequence that it makes.
-    pub longest: usize,
-}
-
-/// What holds for all runs of a trainer.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TrainerOptions {
-    /// Probability with which an element of an adapted projection's input is dropped (default 0). Rows with dropout
-    /// are never shared between sequences, so that each draws its own.
-    pub dropout: f64,
-    /// Rows of a pass at most (default [`ROW_BUDGET`]); it bounds memory, and larger batches take several passes.
-    pub row_budget: usize,
-}
-
-impl Default for TrainerOptions {
-    fn default() -> Self {
-        Self { dropout: 0.0, row_budget: ROW_BUDGET }
-    }
-}
-
-/// One run's part of a step.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RunReport {
-    /// The run.
-    pub run: usize,
-    /// Optimiser steps that it has done.
-    pub step: u64,
-    /// Optimiser steps that it has in all.
-    pub total_steps: u64,
-    /// Mean loss of the step's label tokens.
-    pub loss: f64,
-    /// Norm of the gradient, before it is cut.
-    pub grad_norm: f64,
-    /// Learning rate of the step.
-    pub learning_rate: f64,
-    /// Passes over the data done.
-    pub epoch: f64,
-    /// Tokens of the step's sequences, unlabelled ones included.
-    pub tokens: u64,
-    /// Label tokens of the step.
-    pub label_tokens: u64,
-    /// Tokens since the beginning.
-    pub total_tokens: u64,
-}
-
-/// What a step did.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StepReport {
-    /// Number of the step, from 1.
-    pub step: u64,
-    /// The runs that took it, ascending.
-    pub runs: Vec<RunReport>,
-}
-
-/// A run's data and its place in it.
-pub(super) struct RunState {
-    pub data: Vec<TrainSequence>,
-    pub settings: RunSettings,
-    pub total_steps: u64,
-    pub order: Order,
-    pub total_tokens: u64,
-}
-
-/// What a step has taken from a run's data.
-struct Batch {
-    run: usize,
-    sequences: Vec<usize>,
-    tokens: u64,
-    labels: u64,
-    learning_rate: f64,
-    epoch: f64,
-}
-
-/// The losses of a pass on their way, with the run of each and what it counts.
-struct Losses<B: Backend> {
-    coming: B::PendingReadback,
-    runs: Vec<usize>,
-    weights: Vec<f64>,
-}
-
-/// A step that the device has been given and nobody has reported.
-struct Begun<B: Backend> {
-    before: Vec<Cursor>,
-    batches: Vec<Batch>,
-    losses: Vec<Losses<B>>,
-    norms: B::PendingReadback,
-}
-
-/// Trains the runs of one [`Tuned`].
+/// Trains the runs of one [`Trainable`].
 ///
 /// A run's numbers do not depend on which other runs it advances with.
 pub struct Trainer<B: Backend> {
-    pub(super) tuned: Tuned<B>,
+    pub(super) trainable: Trainable<B>,
     pub(super) optimizer: Optimizer<B>,
     pub(super) runs: Vec<RunState>,
     pub(super) options: TrainerOptions,
     pub(super) steps: u64,
     /// Steps after those, oldest first.
-    begun: VecDeque<Begun<B>>,
+    pub(super) in_flight: VecDeque<InFlightStep<B>>,
     /// Why no step could be begun, to be said when those before it are reported.
-    failed: Option<Error>,
-    packing: Packing,
+    pub(super) failed: Option<Error>,
+    pub(super) packing: Packing,
     pub(super) stream: Option<Stream>,
-    acts: Activations<B>,
-    grads: Gradients<B>,
+    pub(super) acts: Activations<B>,
+    pub(super) grads: Gradients<B>,
     /// Gradient of the prompts that an MLP makes, collected over the passes of a step.
-    d_prompts: B::Acc,
+    pub(super) d_prompts: B::Acc,
 }
 
 impl<B: Backend> Trainer<B> {
-    /// A trainer of `tuned` with one entry of `runs` for each of its runs.
+    /// A trainer of `trainable` with one entry of `runs` for each of its runs.
     ///
     /// # Errors
     /// Settings or options out of their domain; a run without data; a sequence without a label, or with a token or
@@ -155,13 +50,13 @@ impl<B: Backend> Trainer<B> {
     pub fn new(
         backend: &mut B,
         model: &Model<B>,
-        tuned: Tuned<B>,
+        trainable: Trainable<B>,
         runs: Vec<Run>,
         options: TrainerOptions,
     ) -> Result<Self> {
-        let (count, stride) = tuned.shape();
+        let (count, stride) = trainable.shape();
         assert!(runs.len() == count, "trainer: data of {} runs for {count}", runs.len());
-        let packing = packing(&tuned, options)?;
+        let packing = packing(&trainable, options)?;
         for (run, Run { data, settings }) in runs.iter().enumerate() {
             settings.validate()?;
             check_data(run, data, model.config.vocab_size, packing.prompt(run))?;
@@ -178,17 +73,17 @@ impl<B: Backend> Trainer<B> {
         });
         Ok(Self {
             optimizer: Optimizer::new(backend, count, stride)?,
-            acts: Activations::new(backend, &model.config, tuned.layout(), rows, Save::All)?,
+            acts: Activations::new(backend, &model.config, trainable.layout(), rows, Save::All)?,
             grads: Gradients::new(backend, &model.config, rows, labels)?,
-            d_prompts: backend.acc(tuned.folded())?,
+            d_prompts: backend.acc(trainable.materialized())?,
             runs: runs.collect(),
             steps: 0,
-            begun: VecDeque::new(),
+            in_flight: VecDeque::new(),
             failed: None,
             stream: None,
             packing,
             options,
-            tuned,
+            trainable,
         })
     }
 
@@ -207,26 +102,26 @@ impl<B: Backend> Trainer<B> {
     ) -> Result<Self> {
         settings.validate()?;
         let Length::Steps(total_steps) = settings.length else {
-            return Err(Error::argument("--epochs", "a number of steps, since a stream has no end", "epochs"));
+            return Err(Error::argument("epochs", "a number of steps, since a stream has no end", "epochs"));
         };
-        let tuned = Tuned::Weights(full);
-        let packing = packing(&tuned, options)?;
+        let trainable = Trainable::Weights(full);
+        let packing = packing(&trainable, options)?;
         let rows = packing.budget.max(stream.longest);
-        let total = tuned.shape().1;
+        let total = trainable.shape().1;
         let run = RunState { data: Vec::new(), settings, total_steps, order: Order::new(1, None), total_tokens: 0 };
         Ok(Self {
             optimizer: Optimizer::new(backend, 1, total)?,
             acts: Activations::new(backend, &model.config, None, rows, Save::All)?,
             grads: Gradients::new(backend, &model.config, rows, rows)?,
-            d_prompts: backend.acc(tuned.folded())?,
+            d_prompts: backend.acc(trainable.materialized())?,
             runs: vec![run],
             steps: 0,
-            begun: VecDeque::new(),
+            in_flight: VecDeque::new(),
             failed: None,
             stream: Some(stream),
             packing,
             options,
-            tuned,
+            trainable,
         })
     }
 
@@ -237,20 +132,20 @@ impl<B: Backend> Trainer<B> {
     /// Options out of their domain.
     pub fn plan(
         config: &ModelConfig,
-        tuned: &Tuned<B>,
+        trainable: &Trainable<B>,
         runs: &[Run],
         options: TrainerOptions,
         element_sizes: (usize, usize),
     ) -> Result<([usize; 3], PassSize)> {
         let sizes = runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size));
-        let (rows, labels) = packing(tuned, options)?.capacity(sizes);
-        let (count, stride) = tuned.shape();
+        let (rows, labels) = packing(trainable, options)?.capacity(sizes);
+        let (count, stride) = trainable.shape();
         let bytes = [
-            Activations::<B>::bytes(config, tuned.layout(), rows, Save::All, element_sizes),
+            Activations::<B>::bytes(config, trainable.layout(), rows, Save::All, element_sizes),
             Gradients::<B>::bytes(config, rows, labels, element_sizes),
-            Optimizer::<B>::bytes(count, stride, element_sizes) + tuned.folded() * element_sizes.0,
+            Optimizer::<B>::bytes(count, stride, element_sizes) + trainable.materialized() * element_sizes.0,
         ];
-        Ok((bytes, pass_size(config, tuned.layout(), count, (rows, labels))))
+        Ok((bytes, pass_size(config, trainable.layout(), count, (rows, labels))))
     }
 
     /// Steps done and reported.
@@ -269,8 +164,8 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// What is trained, as it is after every step that was begun.
-    pub fn tuned(&self) -> &Tuned<B> {
-        &self.tuned
+    pub fn trainable(&self) -> &Trainable<B> {
+        &self.trainable
     }
 
     /// Reads out what a run has learnt, described by `config`.
@@ -281,17 +176,17 @@ impl<B: Backend> Trainer<B> {
     /// # Panics
     /// If base weights are tuned, which are no adapter.
     pub fn adapter(&self, backend: &mut B, run: usize, config: &AdapterConfig) -> Result<Adapter> {
-        let adaptation = self.tuned.adaptation().expect("trainer: adapters are tuned");
+        let adaptation = self.trainable.adaptation().expect("trainer: adapters are tuned");
         let mut adapter = adaptation.read_out(backend, run, config)?;
-        if let (Tuned::Encoded(encoder), Adapter::Prompt(prompt)) = (&self.tuned, &mut adapter) {
+        if let (Trainable::Reparameterized(encoder), Adapter::Prompt(prompt)) = (&self.trainable, &mut adapter) {
             prompt.encoder = Some(encoder.state(backend, run)?);
         }
         Ok(adapter)
     }
 
-    /// Ends the training.
-    pub fn finish(self) -> Tuned<B> {
-        self.tuned
+    /// Gives back what was trained, and frees all buffers beside it.
+    pub fn finish(self) -> Trainable<B> {
+        self.trainable
     }
 
     /// One optimiser step of every run that is not at its end: forward and backward over each one's next batch, then
@@ -322,11 +217,11 @@ impl<B: Backend> Trainer<B> {
         pauses: impl Fn(u64) -> bool,
     ) -> Result<StepReport> {
         assert!(!self.done(), "trainer: step {} of {}", self.steps + 1, self.total_steps());
-        if self.begun.is_empty() {
+        if self.in_flight.is_empty() {
             self.failed.take().map_or(Ok(()), Err)?;
             self.begin(backend, model)?;
         }
-        let ahead = B::RUNS_AHEAD && self.begun.len() == 1 && !pauses(self.steps + 1);
+        let ahead = B::RUNS_AHEAD && self.in_flight.len() == 1 && !pauses(self.steps + 1);
         let next = ahead && self.steps + 1 < self.total_steps();
         let failed = if next { self.begin(backend, model).err() } else { None };
         match self.end(backend) {
@@ -339,232 +234,26 @@ impl<B: Backend> Trainer<B> {
             Err(error) => Err(error),
         }
     }
-
-    /// Gives the device the next step; it is not waited for.
-    ///
-    /// # Errors
-    /// A failure of the device; the step is then not begun.
-    ///
-    /// # Panics
-    /// When every run is at its end.
-    pub fn begin(&mut self, backend: &mut B, model: &mut Model<B>) -> Result<()> {
-        let number = self.steps + self.begun.len() as u64;
-        assert!(number < self.total_steps(), "trainer: step {} of {}", number + 1, self.total_steps());
-        let before: Vec<Cursor> = self.runs.iter().map(|run| run.order.cursor()).collect();
-        let adamw: Vec<AdamwStep> =
-            self.runs.iter().map(|run| adamw_step(&run.settings, number, run.total_steps)).collect();
-        if let Some(stream) = &self.stream {
-            let data = (stream.batch)(number)?;
-            check_data(0, &data, model.config.vocab_size, self.packing.prompt(0))?;
-            self.runs[0].data = data;
-        }
-        let batches = self.take_batches(number, &adamw);
-        let (losses, norms) = match self.gradients(backend, model, &batches, number) {
-            Ok(coming) => coming,
-            Err(error) => {
-                self.return_to(&before);
-                return Err(error);
-            }
-        };
-        self.optimizer.step(backend, self.tuned.params_mut(), &adamw);
-        self.tuned.refresh(backend, model);
-        self.begun.push_back(Begun { before, batches, losses, norms });
-        Ok(())
-    }
-
-    /// Waits for the oldest step that was begun, and says what it did.
-    ///
-    /// # Errors
-    /// See [`Trainer::step`]; the steps begun after it are undone too.
-    ///
-    /// # Panics
-    /// If none was begun.
-    pub fn end(&mut self, backend: &mut B) -> Result<StepReport> {
-        let Begun { before, batches, losses, norms } = self.begun.pop_front().expect("trainer: a step was begun");
-        match self.read(backend, &batches, losses, norms) {
-            Ok((losses, norms)) => Ok(self.report(batches, &losses, &norms)),
-            Err(error) => {
-                self.return_to(&before);
-                self.forget_begun();
-                self.optimizer.go_on(backend);
-                Err(error)
-            }
-        }
-    }
-
-    /// Whether a step has been begun and not reported.
-    pub(super) fn is_ahead(&self) -> bool {
-        !self.begun.is_empty()
-    }
-
-    /// Nobody will ask for the steps that have been begun.
-    pub(super) fn forget_begun(&mut self) {
-        self.begun.clear();
-        self.failed = None;
-    }
-
-    fn return_to(&mut self, before: &[Cursor]) {
-        self.runs.iter_mut().zip(before).for_each(|(run, &cursor)| {
-            run.order.seek(cursor);
-        });
-    }
-
-    fn take_batches(&mut self, number: u64, adamw: &[AdamwStep]) -> Vec<Batch> {
-        let (packing, streams) = (&self.packing, self.stream.is_some());
-        let active = self.runs.iter_mut().enumerate().filter(|(_, run)| number < run.total_steps);
-        active
-            .map(|(run, RunState { data, settings, order, .. })| {
-                let sequences: Vec<usize> = match streams {
-                    true => (0..data.len()).collect(),
-                    false => order.take(settings.batch_size * settings.accumulation).to_vec(),
-                };
-                let prompt = packing.prompt(run);
-                let tokens = sequences.iter().map(|&s| data[s].ids.len() as u64).sum();
-                let labels = sequences.iter().map(|&s| prompt.targets(&data[s]).count() as u64).sum();
-                let (learning_rate, epoch) = (adamw[run].learning_rate, order.epochs());
-                Batch { run, sequences, tokens, labels, learning_rate, epoch }
-            })
-            .collect()
-    }
-
-    /// Collects the gradients of a step; losses and squared norms by run are on their way.
-    fn gradients(
-        &mut self,
-        backend: &mut B,
-        model: &Model<B>,
-        batches: &[Batch],
-        number: u64,
-    ) -> Result<(Vec<Losses<B>>, B::PendingReadback)> {
-        let pieces: Vec<Vec<Piece>> = batches
-            .iter()
-            .map(|batch| {
-                let RunState { data, settings, .. } = &self.runs[batch.run];
-                let size = if self.stream.is_some() { batch.sequences.len() } else { settings.batch_size };
-                let passes = batch.sequences.chunks(size);
-                passes.flat_map(|sequences| self.packing.pieces(batch.run, data, sequences)).collect()
-            })
-            .collect();
-        let seeds: Vec<u64> = self.runs.iter().map(|run| step_seed(run.settings.seed, number)).collect();
-        let mut labels = vec![0; self.runs.len()];
-        batches.iter().for_each(|batch| labels[batch.run] = batch.labels);
-        let mut rows_before = vec![0; self.runs.len()];
-        let mut losses = Vec::new();
-        backend.zero(Zero { x: &mut self.optimizer.d_params });
-        if let Tuned::Encoded(_) = &self.tuned {
-            backend.zero(Zero { x: &mut self.d_prompts });
-        }
-        for pieces in self.packing.group(pieces) {
-            let pass = self.packing.pass(&pieces, |run| &self.runs[run].data);
-            losses.push(self.pass(backend, model, pass, &labels, &seeds, &mut rows_before)?);
-        }
-        if let Tuned::Encoded(encoder) = &mut self.tuned {
-            encoder.backward(backend, &mut self.optimizer.d_params, &self.d_prompts);
-        }
-        Ok((losses, self.optimizer.gradient_norms(backend)?))
-    }
-
-    /// Forward and backward of one pack: gradients into the optimiser, losses on their way.
-    fn pass(
-        &mut self,
-        backend: &mut B,
-        model: &Model<B>,
-        pass: Pass,
-        label_tokens: &[u64],
-        seeds: &[u64],
-        rows_before: &mut [u32],
-    ) -> Result<Losses<B>> {
-        let weight = |i: usize| f64::from(pass.counts[i]) / label_tokens[pass.runs[i]] as f64;
-        let weights: Vec<f64> = (0..pass.rows.len()).map(weight).collect();
-        let read = OutputRows::new(backend, &pass.pack, pass.rows.iter().map(|&row| row as usize))?;
-        let labels = Labels::new(backend, read.as_ref(), &pass.rows, &pass.targets, &weights)?;
-        let device = backend.pack(&pass.pack)?;
-        let keys = (self.options.dropout > 0.0).then(|| dropout_keys(&pass.pack, rows_before));
-        let mut input = Input::new(&pass.pack, &device).with_output_rows(read.as_ref());
-        input.adaptation = self.tuned.adaptation();
-        input.dropout = keys.as_deref().map(|keys| DropoutPlan { p: self.options.dropout, seeds, keys });
-        model.forward(backend, &mut self.acts, &input, None, &mut NoTaps)?;
-        let d_params = &mut self.optimizer.d_params;
-        let wanted = match &self.tuned {
-            Tuned::Adapters(_) => GradientRequest { d_params: Some(d_params), d_weights: None, d_embed: false },
-            Tuned::Encoded(_) => {
-                GradientRequest { d_params: Some(&mut self.d_prompts), d_weights: None, d_embed: false }
-            }
-            Tuned::Weights(full) => {
-                GradientRequest { d_params: None, d_weights: Some((d_params, &full.layout)), d_embed: false }
-            }
-        };
-        model.backward(backend, &self.acts, &mut self.grads, &input, &labels, wanted);
-        self.optimizer.check_losses(backend, &self.grads.losses, labels.count);
-        let coming = backend.download_async(&self.grads.losses, labels.count)?;
-        Ok(Losses { coming, runs: pass.runs, weights })
-    }
-
-    /// Losses and gradient norms of a step by run, once they are there.
-    fn read(
-        &mut self,
-        backend: &mut B,
-        batches: &[Batch],
-        passes: Vec<Losses<B>>,
-        norms: B::PendingReadback,
-    ) -> Result<(Vec<f64>, Vec<f64>)> {
-        let mut losses = vec![0.0; self.runs.len()];
-        for Losses { coming, runs, weights } in passes {
-            let of_pass = backend.wait_readback(coming)?.into_iter().zip(weights).zip(runs);
-            of_pass.for_each(|((loss, weight), run)| losses[run] += weight * loss.to_f64());
-        }
-        let norms: Vec<f64> = backend.wait_readback(norms)?.into_iter().map(|x| x.to_f64().sqrt()).collect();
-        for batch in batches {
-            for (what, values) in [("loss", &losses), ("gradient norm", &norms)] {
-                let found = values[batch.run];
-                if !found.is_finite() {
-                    let what = format!("{what} of run {} at step {}", batch.run, self.steps + 1);
-                    return Err(Error::NotFinite { what, found });
-                }
-            }
-        }
-        Ok((losses, norms))
-    }
-
-    /// Counts a step, and says what happened.
-    fn report(&mut self, batches: Vec<Batch>, losses: &[f64], norms: &[f64]) -> StepReport {
-        self.steps += 1;
-        let runs = batches.into_iter().map(|batch| {
-            let run = &mut self.runs[batch.run];
-            run.total_tokens += batch.tokens;
-            RunReport {
-                run: batch.run,
-                step: self.steps,
-                total_steps: run.total_steps,
-                loss: losses[batch.run],
-                grad_norm: norms[batch.run],
-                learning_rate: batch.learning_rate,
-                epoch: batch.epoch,
-                tokens: batch.tokens,
-                label_tokens: batch.labels,
-                total_tokens: run.total_tokens,
-            }
-        });
-        StepReport { step: self.steps, runs: runs.collect() }
-    }
 }
 
-fn packing<B: Backend>(tuned: &Tuned<B>, options: TrainerOptions) -> Result<Packing> {
+fn packing<B: Backend>(trainable: &Trainable<B>, options: TrainerOptions) -> Result<Packing> {
     if !(0.0..1.0).contains(&options.dropout) {
-        return Err(Error::argument("--lora-dropout", "a number from 0 to below 1", options.dropout));
+        return Err(Error::argument("dropout", "a number from 0 to below 1", options.dropout));
     }
     if options.row_budget == 0 {
-        return Err(Error::argument("row budget", "at least 1", options.row_budget));
+        return Err(Error::argument("row_budget", "at least 1", options.row_budget));
     }
     Ok(Packing {
         budget: options.row_budget,
         min_shared: if options.dropout > 0.0 { usize::MAX } else { MIN_SHARED },
-        prompts: tuned.adaptation().map_or_else(Vec::new, |adaptation| adaptation.prompts.clone()),
-        silent: tuned.layout().is_some_and(|layout| layout.prefix.is_some()),
-        adapted: tuned.adaptation().is_some(),
+        prompts: trainable.adaptation().map_or_else(Vec::new, |adaptation| adaptation.prompts.clone()),
+        ignore_first: trainable.layout().is_some_and(|layout| layout.prefix.is_some()),
+        adapted: trainable.adaptation().is_some(),
     })
 }
 
-fn check_data(run: usize, data: &[TrainSequence], vocab: usize, prompt: Before) -> Result<()> {
+/// Refuses what a run cannot learn from.
+pub(super) fn check_data(run: usize, data: &[TrainSequence], vocab: usize, prompt: PromptOffset) -> Result<()> {
     if data.is_empty() {
         return Err(Error::argument(format!("data of run {run}"), "at least one sequence", "none"));
     }
@@ -583,24 +272,4 @@ fn check_data(run: usize, data: &[TrainSequence], vocab: usize, prompt: Before) 
         }
     }
     Ok(())
-}
-
-/// For each row, its number within its run's part of the step, of which `rows_before` (by run) are in earlier passes.
-fn dropout_keys(pack: &Pack, rows_before: &mut [u32]) -> Vec<u32> {
-    let mut keys = vec![0; pack.len()];
-    for (run, rows) in pack.runs() {
-        for (key, row) in (rows_before[*run]..).zip(rows.clone()) {
-            keys[row] = key;
-        }
-        rows_before[*run] += rows.len() as u32;
-    }
-    keys
-}
-
-/// The seed of a run's dropout in step `step`: the pair, mixed by the finaliser of SplitMix64 (Steele et al. 2014).
-fn step_seed(seed: u64, step: u64) -> u64 {
-    let mut x = seed ^ step.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

@@ -6,10 +6,11 @@ use std::path::Path;
 use llamaprobe::backend::cpu::Isa;
 
 use super::{line, put, tensor, workplace};
+use crate::support::skips::{Reason, skip};
 use crate::support::tiny_model::TinyModel;
 
 #[test]
-fn every_site_has_a_row_per_token() {
+fn capture_has_a_row_per_token_at_every_site() {
     let dir = workplace();
     let d = dir.path();
     line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/out --sites embed,resid_post,pattern,ln_final.hook_normalized,logits").ok();
@@ -50,7 +51,7 @@ fn every_site_has_a_row_per_token() {
 }
 
 #[test]
-fn neither_batches_nor_the_choice_of_tokens_change_a_number() {
+fn capture_is_independent_of_batches_and_of_tokens() {
     let dir = workplace();
     let d = dir.path();
     let sites = "--sites resid_post,logits";
@@ -73,7 +74,7 @@ fn neither_batches_nor_the_choice_of_tokens_change_a_number() {
 
 /// Under dynamic scaling the length of a document that is too long for the model turns all its rows.
 #[test]
-fn long_documents_of_a_dynamic_model_are_turned_by_their_own_length() {
+fn dynamic_rope_scales_long_documents_by_their_own_length() {
     let dir = workplace();
     let d = dir.path();
     fs::create_dir(d.join("dynamic")).expect("makes");
@@ -105,7 +106,7 @@ fn long_documents_of_a_dynamic_model_are_turned_by_their_own_length() {
 }
 
 #[test]
-fn layers_shards_and_dtypes_are_as_asked() {
+fn capture_follows_layers_shards_and_dtype() {
     let dir = workplace();
     let d = dir.path();
     let json = line(
@@ -124,7 +125,7 @@ fn layers_shards_and_dtypes_are_as_asked() {
 }
 
 #[test]
-fn an_adapters_own_sites_need_the_adapter() {
+fn lora_sites_need_an_adapter() {
     let dir = workplace();
     let d = dir.path();
     let command = "capture --model {}/model --input {}/texts.jsonl --out {}/out --sites q_proj.hook_lora_a";
@@ -138,7 +139,7 @@ fn an_adapters_own_sites_need_the_adapter() {
 }
 
 #[test]
-fn every_instruction_set_gives_the_same_states_and_an_unknown_one_is_refused() {
+fn isa_gives_the_same_states_and_unknown_ones_are_refused() {
     let dir = workplace();
     let capture = |isa: &str, out: &str| {
         let text = format!(
@@ -163,7 +164,7 @@ fn every_instruction_set_gives_the_same_states_and_an_unknown_one_is_refused() {
     let line = split("plain", "none").refused();
     assert!(line.contains("--dtype f32x3") && line.contains("avx512bf16") && line.contains("plain"), "{line}");
     match Isa::available().iter().find(|isa| isa.has_pairs()) {
-        None => eprintln!("skipped: --dtype f32x3, for which this processor has no products of bfloat16"),
+        None => skip(Reason::NoPairs),
         Some(isa) => {
             split(isa.name(), "split").ok();
             let split = states("split");

@@ -44,7 +44,7 @@ fn is_json(path: &Path) -> bool {
 }
 
 #[test]
-fn every_arm_is_there_and_an_interrupted_comparison_ends_in_the_same_report() {
+fn compare_resumes_to_the_same_report_of_every_arm() {
     let dir = workplace();
     let d = dir.path();
     data(d);
@@ -127,7 +127,7 @@ fn every_arm_is_there_and_an_interrupted_comparison_ends_in_the_same_report() {
 }
 
 #[test]
-fn what_is_trained_on_one_task_is_judged_on_the_other() {
+fn compare_transfer_evaluates_on_the_other_task() {
     let dir = workplace();
     let d = dir.path();
     data(d);
@@ -162,7 +162,7 @@ fn what_is_trained_on_one_task_is_judged_on_the_other() {
 }
 
 #[test]
-fn lengths_are_kept_by_leaving_out_never_by_cutting() {
+fn compare_max_length_drops_demonstrations_and_never_truncates() {
     let dir = workplace();
     let d = dir.path();
     data(d);
@@ -183,7 +183,7 @@ fn lengths_are_kept_by_leaving_out_never_by_cutting() {
 }
 
 #[test]
-fn what_cannot_be_compared_is_refused() {
+fn compare_refuses_bad_settings_and_data() {
     let dir = workplace();
     let d = dir.path();
     data(d);

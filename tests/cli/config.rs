@@ -5,7 +5,7 @@ use std::fs;
 use super::{line, put, workplace};
 
 #[test]
-fn a_file_says_what_flags_say_and_flags_win() {
+fn config_file_is_the_same_as_flags_and_flags_win() {
     let dir = workplace();
     let d = dir.path();
     let yaml = format!(
@@ -26,7 +26,7 @@ fn a_file_says_what_flags_say_and_flags_win() {
 }
 
 #[test]
-fn of_a_flag_given_twice_the_last_counts_and_lists_are_joined() {
+fn repeated_flags_replace_values_and_join_lists() {
     let dir = workplace();
     let flags = "--layers 0 --sites resid_post --layers 1 --sites logits,embed";
     let line_of =
@@ -37,7 +37,7 @@ fn of_a_flag_given_twice_the_last_counts_and_lists_are_joined() {
 }
 
 #[test]
-fn a_resolved_configuration_repeats_its_run() {
+fn resolved_config_repeats_its_run() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", "{\"prompt\": \"the\", \"completion\": \" pen\"}\n{\"text\": \"in the pot\"}\n");
@@ -58,7 +58,7 @@ fn a_resolved_configuration_repeats_its_run() {
 }
 
 #[test]
-fn bad_files_are_refused_by_the_key() {
+fn config_file_errors_name_the_key() {
     let dir = workplace();
     let d = dir.path();
     let refused = |yaml: &str| {

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{Ran, leftovers, line, put, run, workplace};
 
 #[test]
-fn a_wrong_usage_is_exit_code_2() {
+fn usage_errors_have_exit_code_2() {
     for args in [
         &[][..],
         &["fly"],
@@ -47,9 +47,16 @@ fn a_wrong_usage_is_exit_code_2() {
 fn help_has_examples_and_exit_code_0() {
     assert!(run(["--help"]).ok().out.contains("Examples:"));
     assert!(run(["--version"]).ok().out.contains(env!("CARGO_PKG_VERSION")));
-    for command in ["capture", "train-lora", "train-prompt", "probe", "generate", "inspect"] {
+    let help = run(["compare", "--help"]).ok().out;
+    assert!(help.contains("compare [OPTIONS] --model <DIR|org/name> --task <TASK> --out <DIR>"), "{help}");
+    let computing =
+        ["capture", "train-lora", "train-prompt", "probe", "compare", "generate", "inspect", "pretrain", "task"];
+    for command in computing.iter().chain(&["export-embedded"]) {
         let help = run([command, "--help"]).ok().out;
-        assert!(help.contains("Example") && help.contains("--config") && help.contains("--json"), "{command}: {help}");
+        assert!(help.contains("Example"), "{command}: {help}");
+        if computing.contains(command) {
+            assert!(help.contains("--config") && help.contains("--json"), "{command}: {help}");
+        }
     }
 }
 
@@ -66,7 +73,7 @@ fn refused(dir: &Path, args: &str, expected: &str) {
 }
 
 #[test]
-fn arguments_out_of_their_domain_are_named() {
+fn argument_errors_name_the_flag() {
     let dir = workplace();
     let d = dir.path();
     for (args, expected) in [
@@ -89,12 +96,26 @@ fn arguments_out_of_their_domain_are_named() {
     ] {
         refused(d, args, expected);
     }
+    for (args, expected) in [
+        ("probe --demos 0", "llamaprobe: --demos: expected at least 1, found 0"),
+        ("probe --queries 0", "llamaprobe: --queries: expected from 1 to "),
+        ("train-lora --adam-beta1 1", "llamaprobe: --adam-beta1: expected a number from 0 to below 1, found 1"),
+        ("train-lora --max-length 0", "llamaprobe: --max-length: expected at least 1, found 0"),
+        ("train-lora --lora-dropout 1", "llamaprobe: --lora-dropout: expected a number from 0 to below 1, found 1"),
+        (
+            "generate --model embedded --prompt a --json --num-beams 0",
+            "llamaprobe: --num-beams: expected at least 1, found 0",
+        ),
+    ] {
+        let text = line(d, &format!("{args} --device cpu")).refused();
+        assert!(text.starts_with(expected), "{args}: {text}");
+    }
     let ran = line(d, "probe --task sst2 --out {}/never").refused();
     assert!(ran.contains("--train") && !d.join("never").exists(), "{ran}");
 }
 
 #[test]
-fn hostile_inputs_are_refused_by_line_and_field() {
+fn input_errors_name_line_and_field() {
     let dir = workplace();
     let d = dir.path();
     for (text, expected) in [
@@ -122,7 +143,7 @@ fn hostile_inputs_are_refused_by_line_and_field() {
 }
 
 #[test]
-fn hostile_models_are_refused_by_the_file() {
+fn model_errors_name_the_file() {
     let dir = workplace();
     let d = dir.path();
     let weights = d.join("model/model.safetensors");
@@ -135,7 +156,7 @@ fn hostile_models_are_refused_by_the_file() {
     for (bytes, what) in [
         (&[][..], "empty"),
         (&intact[..7], "shorter than a length"),
-        (&intact[..header / 2], "cut in the header"),
+        (&intact[..header / 2], "truncated in the header"),
         (&intact[..header], "without data"),
         (&intact[..intact.len() - 1], "a byte short"),
         (&huge, "a header without an end"),
@@ -185,7 +206,7 @@ fn hostile_models_are_refused_by_the_file() {
 }
 
 #[test]
-fn hostile_tokenizers_and_adapters_are_refused_by_the_file() {
+fn tokenizer_and_adapter_errors_name_the_file() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", "{\"prompt\": \"a\", \"completion\": \" b\"}\n");

@@ -22,7 +22,7 @@ fn workplace(name: &str) -> tempfile::TempDir {
 }
 
 #[test]
-fn every_family_is_tuned_on_its_own_modules_and_read_back() {
+fn family_default_modules_are_trained_and_read_back() {
     for (name, modules, tensors) in [
         ("gpt2", json!(["c_attn"]), &[("transformer.h.1.attn.c_attn", 36)][..]),
         ("opt", json!(["q_proj", "v_proj"]), &[("model.decoder.layers.1.self_attn.v_proj", 12)]),
@@ -56,7 +56,7 @@ fn every_family_is_tuned_on_its_own_modules_and_read_back() {
 }
 
 #[test]
-fn what_a_family_lacks_is_refused_by_name() {
+fn family_refuses_what_it_lacks_by_name() {
     let dir = workplace("gpt2");
     let d = dir.path();
     for (site, word) in [("mlp.hook_pre_linear", "gpt2"), ("rot_q", "gpt2")] {

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use super::{line, program, put, words, workplace};
 
 #[test]
-fn continuations_are_reproducible_and_independent() {
+fn generate_is_reproducible_and_independent_of_other_prompts() {
     let dir = workplace();
     let d = dir.path();
     put(d, "prompts.jsonl", "{\"text\": \"the pen\"}\n{\"text\": \"the pen\"}\n{\"input_ids\": [1, 9, 10]}\n");
@@ -26,7 +26,7 @@ fn continuations_are_reproducible_and_independent() {
 }
 
 #[test]
-fn text_is_the_prompt_and_what_follows() {
+fn generate_prints_prompt_and_continuation() {
     let dir = workplace();
     let shown = line(dir.path(), "generate --model {}/model --prompt the --max-new-tokens 0").ok();
     assert_eq!(shown.out, "the\n");
@@ -34,7 +34,7 @@ fn text_is_the_prompt_and_what_follows() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_stdout_is_an_error_and_a_closed_one_is_not() {
+fn stdout_full_is_an_error_and_closed_is_none() {
     let dir = workplace();
     let args = words(dir.path(), "inspect --model {}/model --device cpu");
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");

@@ -17,7 +17,7 @@ fn lines(path: &Path) -> Vec<Value> {
 }
 
 #[test]
-fn a_model_is_trained_evaluated_and_usable_and_a_killed_training_ends_in_the_same_bytes() {
+fn pretrain_makes_a_usable_model_and_resumes_after_a_kill_to_the_same_bytes() {
     let dir = support::temp();
     let d = dir.path();
     line(d, &format!("pretrain --out {{}}/whole {SMALL} --save-steps 2 --save-total-limit 0")).ok();
@@ -63,7 +63,7 @@ fn a_model_is_trained_evaluated_and_usable_and_a_killed_training_ends_in_the_sam
 }
 
 #[test]
-fn settings_out_of_their_domain_are_refused_before_anything_is_written() {
+fn pretrain_refuses_bad_settings_before_writing() {
     let dir = support::temp();
     let d = dir.path();
     for (flags, part) in [
@@ -81,7 +81,7 @@ fn settings_out_of_their_domain_are_refused_before_anything_is_written() {
 }
 
 #[test]
-fn episodes_are_shown_and_the_same_every_time() {
+fn task_episodes_are_reproducible() {
     let dir = support::temp();
     let d = dir.path();
     let shown = line(d, "task synthetic --show 3").ok().out;
@@ -96,7 +96,7 @@ fn episodes_are_shown_and_the_same_every_time() {
 }
 
 #[test]
-fn the_recipes_first_steps_are_those_of_the_recorded_curve() {
+fn pretrain_reproduces_the_recorded_curve() {
     let dir = support::temp();
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/formats/embedded");
     let recipe = assets.join("recipe.yaml");
@@ -114,7 +114,7 @@ fn the_recipes_first_steps_are_those_of_the_recorded_curve() {
 }
 
 #[test]
-fn the_embedded_model_needs_no_flags() {
+fn embedded_model_needs_no_flags() {
     let dir = support::temp();
     let d = dir.path();
     line(d, "probe --out {}/run --seeds 2 --queries 20 --device cpu").ok();

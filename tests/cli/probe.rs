@@ -24,7 +24,7 @@ fn report(path: &Path) -> Value {
 }
 
 #[test]
-fn the_report_has_every_arm_layer_and_seed() {
+fn probe_report_has_every_arm_layer_and_seed() {
     let dir = workplace();
     let d = dir.path();
     data(d);
@@ -58,7 +58,7 @@ fn the_report_has_every_arm_layer_and_seed() {
 }
 
 #[test]
-fn soft_prompts_are_arms_beside_the_others() {
+fn probe_soft_prompts_are_further_arms() {
     let dir = workplace();
     let d = dir.path();
     data(d);
@@ -85,7 +85,7 @@ fn soft_prompts_are_arms_beside_the_others() {
 }
 
 #[test]
-fn a_plan_repeats_a_run_exactly() {
+fn probe_plan_repeats_a_run_exactly() {
     let dir = workplace();
     let d = dir.path();
     data(d);
@@ -98,7 +98,7 @@ fn a_plan_repeats_a_run_exactly() {
 }
 
 #[test]
-fn what_cannot_be_probed_is_refused() {
+fn probe_refuses_bad_settings_and_data() {
     let dir = workplace();
     let d = dir.path();
     data(d);

@@ -16,7 +16,7 @@ fn rows(dir: &Path) -> (Vec<usize>, Vec<f64>) {
 }
 
 #[test]
-fn a_prompt_is_learnt_logged_and_applied() {
+fn prompt_is_trained_logged_and_applied() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", DATA);
@@ -48,12 +48,12 @@ fn a_prompt_is_learnt_logged_and_applied() {
         found.json()["results"][0]["ids"].clone()
     };
     assert_ne!(text(""), text("--adapter {}/out"), "the prompt has no effect");
-    let look = line(d, "inspect --model {}/model --adapter {}/out --json").json()["adapter"].clone();
-    assert_eq!((&look["readable"], &look["parameters"]), (&true.into(), &(6 * 24).into()), "{look}");
+    let report = line(d, "inspect --model {}/model --adapter {}/out --json").json()["adapter"].clone();
+    assert_eq!((&report["readable"], &report["parameters"]), (&true.into(), &(6 * 24).into()), "{report}");
 }
 
 #[test]
-fn runs_of_all_lengths_and_seeds_are_those_runs_alone() {
+fn prompt_runs_together_equal_runs_alone() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", DATA);
@@ -73,7 +73,7 @@ fn runs_of_all_lengths_and_seeds_are_those_runs_alone() {
 }
 
 #[test]
-fn a_prompt_begins_as_asked() {
+fn prompt_init_follows_flags() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", DATA);
@@ -108,7 +108,7 @@ fn a_prompt_begins_as_asked() {
 }
 
 #[test]
-fn demonstrations_stand_before_the_query() {
+fn prompt_ipt_has_demonstrations_before_the_query() {
     let dir = workplace();
     let d = dir.path();
     put(d, "shown.jsonl", SHOWN);
@@ -148,7 +148,7 @@ fn demonstrations_stand_before_the_query() {
 }
 
 #[test]
-fn bad_settings_are_refused_before_anything_is_written() {
+fn prompt_refuses_bad_settings_before_writing() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", DATA);
@@ -176,7 +176,7 @@ fn bad_settings_are_refused_before_anything_is_written() {
 }
 
 #[test]
-fn hostile_prompts_are_refused_by_the_file() {
+fn prompt_adapter_errors_name_the_file() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", DATA);
@@ -212,11 +212,14 @@ fn hostile_prompts_are_refused_by_the_file() {
     // What only PEFT minds is read.
     let tuned = text.replace("\"prompt_tuning_init\": \"RANDOM\"", "\"prompt_tuning_init\": \"TEXT\"");
     fs::write(&config, &tuned).expect("write");
-    let look = line(d, "inspect --model {}/model --adapter {}/prompt --json").json()["adapter"].clone();
-    assert!(look["peft"].to_string().contains("ValueError, the start is a TEXT") && look["readable"] == true, "{look}");
+    let report = line(d, "inspect --model {}/model --adapter {}/prompt --json").json()["adapter"].clone();
+    assert!(
+        report["peft"].to_string().contains("ValueError, the start is a TEXT") && report["readable"] == true,
+        "{report}"
+    );
     fs::write(&config, text.replace("\"CAUSAL_LM\"", "null")).expect("write");
-    let look = line(d, "inspect --model {}/model --adapter {}/prompt --json").json()["adapter"].clone();
-    assert!(look["peft"].to_string().contains("does not apply it") && look["readable"] == false, "{look}");
+    let report = line(d, "inspect --model {}/model --adapter {}/prompt --json").json()["adapter"].clone();
+    assert!(report["peft"].to_string().contains("does not apply it") && report["readable"] == false, "{report}");
     fs::write(&config, &text).expect("write");
 
     let intact = fs::read(&weights).expect("weights");
@@ -235,7 +238,7 @@ fn hostile_prompts_are_refused_by_the_file() {
 }
 
 #[test]
-fn an_mlp_makes_the_prompt_and_is_kept() {
+fn prompt_mlp_computes_the_prompt_and_is_saved() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", DATA);
@@ -295,7 +298,7 @@ fn an_mlp_makes_the_prompt_and_is_kept() {
 }
 
 #[test]
-fn a_prefix_is_keys_and_values() {
+fn prefix_is_keys_and_values() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", DATA);
@@ -336,7 +339,7 @@ fn a_prefix_is_keys_and_values() {
 }
 
 #[test]
-fn killed_at_any_moment_and_resumed_it_ends_in_the_same_bytes() {
+fn prompt_training_resumes_after_a_kill_to_the_same_bytes() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", DATA);
@@ -350,7 +353,7 @@ fn killed_at_any_moment_and_resumed_it_ends_in_the_same_bytes() {
 }
 
 #[test]
-fn mlps_survive_as_well() {
+fn prompt_mlp_training_resumes_after_a_kill_to_the_same_bytes() {
     for method in ["p-tuning", "prefix --encoder-reparameterization-type mlp"] {
         let dir = workplace();
         let d = dir.path();

@@ -8,7 +8,7 @@ use super::{line, put, tensor};
 use crate::support::{self, shared};
 
 #[test]
-fn stories_are_told_captured_and_probed() {
+fn real_model_generates_captures_and_probes() {
     let Some(shared) = shared() else { return };
     let dir = support::temp();
     let d = dir.path();
@@ -39,7 +39,7 @@ fn stories_are_told_captured_and_probed() {
 }
 
 #[test]
-fn a_model_is_found_in_the_cache_by_its_name() {
+fn real_model_is_found_in_the_hub_cache_by_name() {
     let dir = support::temp();
     let d = dir.path();
     let commit = "0123456789abcdef0123456789abcdef01234567";

@@ -8,9 +8,10 @@ use serde_json::Value;
 
 use super::trained::{DATA, files, log, survives};
 use super::{leftovers, line, put, tensor, workplace};
+use crate::support::skips::{Reason, skip};
 
 #[test]
-fn an_adapter_is_learnt_logged_and_applied() {
+fn lora_is_trained_logged_and_applied() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", DATA);
@@ -62,7 +63,7 @@ fn an_adapter_is_learnt_logged_and_applied() {
 }
 
 #[test]
-fn a_start_from_an_adapter_is_that_adapter() {
+fn lora_init_adapter_is_that_adapter() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", DATA);
@@ -79,7 +80,7 @@ fn a_start_from_an_adapter_is_that_adapter() {
 }
 
 #[test]
-fn a_dry_run_plans_and_writes_nothing() {
+fn dry_run_plans_and_writes_nothing() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", DATA);
@@ -92,7 +93,7 @@ fn a_dry_run_plans_and_writes_nothing() {
 }
 
 #[test]
-fn bad_data_and_settings_are_refused_before_anything_is_written() {
+fn lora_refuses_bad_data_and_settings_before_writing() {
     let dir = workplace();
     let d = dir.path();
     let train = "train-lora --model {}/model --train {}/train.jsonl --out {}/out";
@@ -113,7 +114,7 @@ fn bad_data_and_settings_are_refused_before_anything_is_written() {
         ("--r 0", "r"),
         ("--lora-alpha nan", "alpha"),
         ("--lora-dropout 1", "--lora-dropout"),
-        ("--target-modules lm_head", "target_modules"),
+        ("--target-modules lm_head", "--target-modules: expected projections"),
         ("--target-modules q_proj,x_proj", "x_proj"),
         ("--learning-rate nan", "--learning-rate"),
         ("--batch-size 0", "--batch-size"),
@@ -130,7 +131,7 @@ fn bad_data_and_settings_are_refused_before_anything_is_written() {
 }
 
 #[test]
-fn killed_at_any_moment_and_resumed_it_ends_in_the_same_bytes() {
+fn lora_training_resumes_after_a_kill_to_the_same_bytes() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", DATA);
@@ -160,13 +161,13 @@ impl Drop for SmallDisk<'_> {
 }
 
 #[test]
-fn a_full_disk_is_one_error_and_loses_nothing() {
+fn full_disk_is_one_error_and_loses_nothing() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", DATA);
     let at = d.join("disk");
     let Some(_disk) = SmallDisk::mount(&at) else {
-        println!("skipped: no right to mount a file system");
+        skip(Reason::NoMount);
         return;
     };
     let train =

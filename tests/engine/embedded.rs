@@ -2,9 +2,11 @@
 
 use std::fs;
 
+use llamaprobe::arch::Dtype;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::{embedded, tokenizer};
 use llamaprobe::model::Model;
+use llamaprobe::probe::arm::Arm;
 use llamaprobe::probe::plan::Plan;
 use llamaprobe::probe::{ProbeSettings, run};
 use llamaprobe::task::Task;
@@ -19,7 +21,7 @@ fn model(backend: &mut Cpu<f32>) -> Model<Cpu<f32>> {
 }
 
 #[test]
-fn it_is_small_and_exports_as_a_model_of_its_own() {
+fn embedded_model_is_small_and_exports_as_a_model_of_its_own() {
     let dir = support::temp();
     let out = dir.path().join("learner");
     embedded::export(&out).expect("an export");
@@ -29,7 +31,7 @@ fn it_is_small_and_exports_as_a_model_of_its_own() {
         bytes.len()
     });
     assert!(sizes.iter().sum::<usize>() <= 4_000_000, "{sizes:?}");
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let loaded = Model::load(backend, &out).expect("a model");
     assert_eq!(loaded.config, model(backend).config);
     assert!(embedded::checkpoint().expect("the weights").check_finite().is_ok());
@@ -42,15 +44,15 @@ fn it_is_small_and_exports_as_a_model_of_its_own() {
 }
 
 #[test]
-fn its_tokenizer_is_the_one_that_the_recipe_trains() {
+fn embedded_tokenizer_is_the_one_that_the_recipe_trains() {
     let trained = tokenizer::train(&corpus(0, 20_000), 2048).expect("a tokenizer");
     let (_, file) = embedded::files().into_iter().find(|(name, _)| *name == "tokenizer.json").expect("its file");
     assert_eq!(trained.as_bytes(), file);
 }
 
 #[test]
-fn it_learns_in_context_and_cannot_answer_without() {
-    let backend = &mut Cpu::<f32>::new();
+fn embedded_model_learns_in_context_and_cannot_answer_without() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let (model, tokenizer) = (model(backend), embedded::tokenizer().expect("the tokenizer"));
     let mut of =
         |set: Set| accuracies(backend, &model, &tokenizer, &set.episodes(17, 300, 17), 4096).expect("accuracies");
@@ -66,16 +68,16 @@ fn it_learns_in_context_and_cannot_answer_without() {
 }
 
 #[test]
-fn it_learns_from_tuning_what_it_learns_from_the_prompt() {
-    let backend = &mut Cpu::<f32>::new();
+fn embedded_model_learns_from_tuning_what_it_learns_from_the_prompt() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let (mut model, tokenizer) = (model(backend), embedded::tokenizer().expect("the tokenizer"));
     let settings = ProbeSettings { queries: Some(60), seeds: vec![0, 1, 2], ..ProbeSettings::new(Task::Events) };
     let (pool, queries) = events();
     let plan = Plan::new(&tokenizer, Task::Events, &pool, &queries, &settings).expect("a plan");
     let report = run(backend, &mut model, "embedded", &plan, &settings, &mut |_| ()).expect("a report").report;
-    let accuracy = report.summary.accuracy;
-    let [anchor, icl, it] = [accuracy.anchor, accuracy.icl, accuracy.it].map(|a| a.mean.expect("a mean"));
-    assert!((anchor - 0.5).abs() < 0.1, "{accuracy:?}");
-    assert!(icl >= 0.9, "{accuracy:?}");
-    assert!(it >= 0.85, "{accuracy:?}");
+    let accuracy = |arm| report.summary.arm(arm).and_then(|report| report.accuracy.mean).expect("a mean");
+    let [anchor, icl, it] = [Arm::ZeroShot, Arm::Icl, Arm::Lora].map(accuracy);
+    assert!((anchor - 0.5).abs() < 0.1, "{anchor}");
+    assert!(icl >= 0.9, "{icl}");
+    assert!(it >= 0.85, "{it}");
 }

@@ -1,7 +1,6 @@
 //! Generation: against transformers, with beams, stop strings and lengths, through adapters and soft prompts.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use llamaprobe::arch::{Dtype, Projection};
 use llamaprobe::backend::Buffers;
@@ -40,17 +39,20 @@ fn beam(beams: usize, length_penalty: f64, tokens: usize) -> GenerationConfig<'s
 
 #[test]
 fn generation_greedy_and_with_beams_is_that_of_transformers() {
-    let Some(shared) = support::shared() else { return };
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/generate.json");
-    let golden: Vec<Value> = serde_json::from_slice(&std::fs::read(path).expect("the golden file")).expect("JSON");
+    let file = std::fs::read(support::golden("generate.json")).expect("the golden file");
+    let golden: Vec<Value> = serde_json::from_slice(&file).expect("JSON");
+    let shared = support::shared();
     let backend = &mut Cpu::new(Dtype::F32);
     let mut models = HashMap::new();
     let mut lengths = Vec::new();
     for case in &golden {
         let name = case["model"].as_str().expect("a name");
-        let model = models
-            .entry(name.to_string())
-            .or_insert_with(|| Model::load(backend, &shared.join("models").join(name)).expect("loads"));
+        let path = match (name.starts_with("model-"), &shared) {
+            (true, _) => support::golden(name),
+            (false, Some(shared)) => shared.join("models").join(name),
+            (false, None) => continue,
+        };
+        let model = models.entry(name.to_string()).or_insert_with(|| Model::load(backend, &path).expect("loads"));
         let ids = |value: &Value| serde_json::from_value::<Vec<u32>>(value.clone()).expect("ids");
         let number = |key: &str| case[key].as_u64().expect("a number") as usize;
         let sampling = match number("beams") {

@@ -1,21 +1,21 @@
-//! The probe: its plan, its packs, its three arms against a reader of one sequence at a time, and its report.
+//! The probe: its plan, its packs, its arms against a reader of one sequence at a time, and its report.
 
 use std::path::Path;
 
-use llamaprobe::arch::{Family, ModelConfig};
-use llamaprobe::backend::Backend;
+use llamaprobe::arch::{Dtype, Family, ModelConfig};
+use llamaprobe::backend::Buffers;
 use llamaprobe::backend::cpu::Cpu;
-use llamaprobe::formats::adapter::{LoraAdapter, PromptKind};
+use llamaprobe::formats::adapter::{Adapter, LoraAdapter, PromptKind};
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::hooks::{Record, Selection, Site};
 use llamaprobe::model::{Activations, Adaptation, Input, Layout, Model, Save};
 use llamaprobe::pack::{Label, Sequence, forest};
+use llamaprobe::probe::arm::Arm;
 use llamaprobe::probe::plan::Plan;
-use llamaprobe::probe::report::{Layer, Report, SeedReport};
-use llamaprobe::probe::similarity::{compare, cosine, gaussian};
-use llamaprobe::probe::soft::{SoftArm, SoftSettings};
+use llamaprobe::probe::report::{ArmReport, Layer, LayerReport, PairReport, Report, SeedReport};
+use llamaprobe::probe::similarity::{cosine, cosines, gaussian, gaussian_updates, updates};
 use llamaprobe::probe::statistics::MeanSd;
-use llamaprobe::probe::{Outcome, Phase, ProbeSettings, run};
+use llamaprobe::probe::{Outcome, Phase, ProbeSettings, SoftSettings, run};
 use llamaprobe::task::prompts::Prompt;
 use llamaprobe::task::{Example, Task};
 
@@ -44,7 +44,7 @@ impl Bench {
     fn new() -> Self {
         let dir = support::temp();
         TinyModel { tied: true, ..TinyModel::default() }.write(dir.path());
-        let mut backend = Device::new();
+        let mut backend = Device::new(Dtype::F32);
         let model = Model::load(&mut backend, dir.path()).expect("loads");
         let tokenizer = Tokenizer::load(dir.path()).expect("loads");
         let text = |i: usize| ["the thin prince", "the inner path, then", "a père", "winter", "in the theatre"][i % 5];
@@ -72,6 +72,26 @@ impl Bench {
     }
 }
 
+fn arm(seed: &SeedReport, arm: Arm) -> &ArmReport<Option<f64>, f64> {
+    seed.arm(arm).expect("an arm of the probe")
+}
+
+/// The losses of an arm's training, before each step and after the last.
+fn losses(seed: &SeedReport, of: Arm) -> (&[f64], f64) {
+    let tuning = arm(seed, of).tuning.as_ref().expect("an arm that trains");
+    (&tuning.loss, tuning.final_loss)
+}
+
+fn pair(layer: &LayerReport, x: Arm, y: Arm) -> &PairReport {
+    layer.pair(x, y).expect("every pair")
+}
+
+/// The updates of ICL and LoRA, on the same query and on others.
+fn update(layer: &LayerReport) -> [MeanSd; 2] {
+    let updates = pair(layer, Arm::Icl, Arm::Lora).updates.expect("two arms beside the anchor");
+    [updates.update, updates.update_shuffled]
+}
+
 /// The report's text without what the clock says.
 fn timeless(report: &Report) -> String {
     let mut report = report.clone();
@@ -80,7 +100,7 @@ fn timeless(report: &Report) -> String {
 }
 
 #[test]
-fn icl_prompts_are_whole_tokenisations_cut_where_all_agree() {
+fn plan_divides_icl_prompts_where_all_agree() {
     let bench = Bench::new();
     let plan = bench.plan();
     let template = &bench.settings.template;
@@ -88,7 +108,7 @@ fn icl_prompts_are_whole_tokenisations_cut_where_all_agree() {
     assert_eq!(plan.labels.as_deref(), Some(&["negative".to_string(), "positive".to_string()][..]));
     for (q, example) in plan.queries.iter().zip(&bench.queries) {
         assert_eq!(q.token_ids, whole(&template.query(example)));
-        assert_eq!(example.output, ["negative", "positive"][q.right]);
+        assert_eq!(example.output, ["negative", "positive"][q.gold]);
     }
     for seed in &plan.seeds {
         let before: String = seed.demonstrations.iter().map(|&d| template.demonstration(&bench.pool[d])).collect();
@@ -109,15 +129,16 @@ fn icl_prompts_are_whole_tokenisations_cut_where_all_agree() {
 }
 
 #[test]
-fn a_single_query_still_has_a_suffix() {
+fn plan_of_a_single_query_still_has_a_suffix() {
     let mut bench = Bench::new();
     bench.settings.queries = Some(1);
     let plan = bench.plan();
     assert!(plan.seeds.iter().all(|s| s.icl_suffix_token_ids[0].len() == 1));
     let report = bench.run(&plan).report;
     let last = report.seeds[0].layers.last().expect("layers");
-    assert_eq!((last.icl_it.sd, last.update_shuffled.mean), (None, None), "nothing to spread, nothing to shuffle");
-    assert!(last.icl_it.mean.is_some());
+    let cosine = pair(last, Arm::Icl, Arm::Lora).cosine;
+    assert_eq!((cosine.sd, update(last)[1].mean), (None, None), "nothing to spread, nothing to shuffle");
+    assert!(cosine.mean.is_some());
     for queries in [0, 11] {
         bench.settings.queries = Some(queries);
         let task = bench.settings.task;
@@ -126,25 +147,26 @@ fn a_single_query_still_has_a_suffix() {
 }
 
 #[test]
-fn an_adapter_that_was_not_tuned_changes_nothing() {
+fn probe_with_an_untuned_adapter_finds_no_change() {
     let mut bench = Bench::new();
     bench.settings.epochs = 0.0;
     let plan = bench.plan();
     for seed in bench.run(&plan).report.seeds {
-        assert_eq!(seed.accuracy.it, seed.accuracy.anchor);
-        assert_eq!(seed.log_prob.it.to_bits(), seed.log_prob.anchor.to_bits());
-        assert!(seed.loss.is_empty());
-        for layer in seed.layers {
-            assert_eq!(layer.anchor_it, MeanSd { mean: Some(1.0), sd: Some(0.0) });
-            assert_eq!(layer.icl_it, layer.anchor_icl);
-            assert_eq!((layer.update.mean, layer.update_shuffled.mean), (Some(0.0), Some(0.0)));
+        let (anchor, it) = (arm(&seed, Arm::ZeroShot), arm(&seed, Arm::Lora));
+        assert_eq!(it.accuracy, anchor.accuracy);
+        assert_eq!(it.log_prob.to_bits(), anchor.log_prob.to_bits());
+        assert!(losses(&seed, Arm::Lora).0.is_empty());
+        for layer in &seed.layers {
+            assert_eq!(pair(layer, Arm::ZeroShot, Arm::Lora).cosine, MeanSd { mean: Some(1.0), sd: Some(0.0) });
+            assert_eq!(pair(layer, Arm::Icl, Arm::Lora).cosine, pair(layer, Arm::ZeroShot, Arm::Icl).cosine);
+            assert_eq!(update(layer).map(|u| u.mean), [Some(0.0), Some(0.0)]);
             assert_ne!(layer.update_gaussian.mean, Some(0.0), "ICL moved the state");
         }
     }
 }
 
 #[test]
-fn packs_of_any_size_give_the_same_bits() {
+fn probe_on_packs_of_any_size_gives_the_same_bits() {
     let mut bench = Bench::new();
     let plan = bench.plan();
     let whole = bench.run(&plan);
@@ -156,7 +178,7 @@ fn packs_of_any_size_give_the_same_bits() {
         bench.settings.rows = 1 << 20;
         let one = bench.run(&plan).report;
         assert_eq!(split.seeds, one.seeds, "{rows} rows");
-        assert_eq!(split.tokens, one.tokens, "{rows} rows: shared rows are kept, not computed again");
+        assert_eq!(split.tokens, one.tokens, "{rows} rows: shared rows are cached, not computed again");
     }
     // What is shared is computed once: prefix, suffixes, and the answers' tokens but the last.
     let icl: usize = plan.seeds.iter().map(|s| rows_of(&s.icl_prompts())).sum();
@@ -178,30 +200,39 @@ fn rows_of(prompts: &[Prompt]) -> usize {
 }
 
 #[test]
-fn a_plan_repeats_a_run_exactly() {
+fn plan_repeats_a_run_exactly() {
     let mut bench = Bench::new();
     let plan = bench.plan();
-    let Outcome { mut report, adapters, prompts } = bench.run(&plan);
+    let Outcome { mut report, adapters } = bench.run(&plan);
     let out = bench.dir.path().join("run");
-    report.save(&out, &adapters, &prompts).expect("writes");
+    report.save(&out, &adapters).expect("writes");
     let read = Report::read(&out.join("report.json")).expect("reads");
     assert_eq!(read, report);
     read.plan.validate("report.json", bench.model.config.vocab_size).expect("valid");
     bench.settings = read.settings.clone();
     let mut again = bench.run(&read.plan);
-    again.report.save(&bench.dir.path().join("again"), &again.adapters, &[]).expect("writes");
+    again.report.save(&bench.dir.path().join("again"), &again.adapters).expect("writes");
     assert_eq!(timeless(&again.report), timeless(&report));
     let config = ModelConfig::load(bench.dir.path()).expect("a configuration");
-    for (seed, adapter) in report.seeds.iter().zip(&adapters) {
+    for (seed, adapter) in report.seeds.iter().zip(loras(&adapters)) {
         let name = format!("adapters/seed-{}", seed.seed);
-        assert_eq!(seed.adapter.as_deref(), Some(name.as_str()));
+        assert_eq!(seed.adapters.get(&Arm::Lora), Some(&name));
         let saved = LoraAdapter::read(out.join(name), &config).expect("a PEFT directory");
         assert_eq!(saved.modules, adapter.modules);
         assert!(saved.modules.iter().any(|m| m.b.iter().any(|&b| b != 0.0)), "tuned");
     }
-    let (table, text) = (report.table(), std::fs::read_to_string(out.join("report.json")).expect("reads"));
-    assert!(table.contains("final") && table.contains("accuracy"), "{table}");
+    let text = std::fs::read_to_string(out.join("report.json")).expect("reads");
     assert!(text.contains("\"layer\": \"final\""));
+}
+
+/// The LoRA of every seed.
+fn loras(adapters: &[(Arm, Vec<Adapter>)]) -> Vec<&LoraAdapter> {
+    let of_arm = adapters.iter().find(|(arm, _)| *arm == Arm::Lora).expect("LoRAs");
+    let lora = |adapter| match adapter {
+        &Adapter::Lora(ref lora) => lora,
+        Adapter::Prompt(_) => panic!("a LoRA"),
+    };
+    of_arm.1.iter().map(lora).collect()
 }
 
 /// State of every layer at the last token, and log-probabilities of the next token after every one, for one sequence
@@ -241,8 +272,7 @@ struct Alone {
 #[test]
 fn soft_prompts_stand_before_everything() {
     let mut bench = Bench::new();
-    bench.settings.soft =
-        SoftSettings { arms: vec![SoftArm::Pt, SoftArm::Ipt], num_virtual_tokens: 3, ..Default::default() };
+    bench.settings.soft = SoftSettings { arms: vec![Arm::Pt, Arm::Ipt], num_virtual_tokens: 3, ..Default::default() };
     let plan = bench.plan();
     assert!(
         plan.seeds
@@ -251,42 +281,49 @@ fn soft_prompts_stand_before_everything() {
     );
     let whole = bench.run(&plan);
     let width = bench.model.config.hidden_size;
-    for (a, arm) in [SoftArm::Pt, SoftArm::Ipt].into_iter().enumerate() {
+    for (a, own) in [Arm::Pt, Arm::Ipt].into_iter().enumerate() {
         let mut adaptation =
             Adaptation::zeros(&mut bench.backend, &bench.model.config, PromptKind::PromptTuning, vec![3, 3])
                 .expect("memory");
-        for (run, prompt) in whole.prompts[a].iter().enumerate() {
+        let (of, prompts) = &whole.adapters[1 + a];
+        assert_eq!(*of, own);
+        for (run, adapter) in prompts.iter().enumerate() {
+            let Adapter::Prompt(prompt) = adapter else { panic!("a soft prompt") };
             adaptation.set_prompt(&mut bench.backend, run, &prompt.rows).expect("fits");
         }
         for (s, seed) in plan.seeds.iter().enumerate() {
-            let found = &whole.report.seeds[s].soft[a];
-            assert_eq!(found.arm, arm);
-            assert!(found.final_loss < found.loss[0], "it learns: {:?}, {}", found.loss, found.final_loss);
+            let report = &whole.report.seeds[s];
+            let (loss, final_loss) = losses(report, own);
+            assert!(final_loss < loss[0], "it learns: {loss:?}, {final_loss}");
             let shown = seed.icl_prompts();
-            let (mut anchor, mut icl, mut own, mut log_prob) = (Vec::new(), Vec::new(), Vec::new(), 0.0);
+            let (mut anchor, mut icl, mut soft, mut log_prob) = (Vec::new(), Vec::new(), Vec::new(), 0.0);
             for (q, query) in plan.queries.iter().enumerate() {
-                let prompt = if arm == SoftArm::Pt { &plan.prompts()[q] } else { &shown[q] };
+                let prompt = if own == Arm::Pt { &plan.prompts()[q] } else { &shown[q] };
                 anchor.extend(alone(&mut bench, None, None, &query.token_ids).states[0].clone());
                 icl.extend(alone(&mut bench, None, None, &shown[q].token_ids).states[0].clone());
-                own.extend(alone(&mut bench, Some(&adaptation), Some(s), &prompt.token_ids).states[0].clone());
-                let answer = &prompt.answers[query.right];
+                soft.extend(alone(&mut bench, Some(&adaptation), Some(s), &prompt.token_ids).states[0].clone());
+                let answer = &prompt.answers[query.gold];
                 let ids = answer.after(&prompt.token_ids);
                 let read = alone(&mut bench, Some(&adaptation), Some(s), &ids);
                 let from = ids.len() - answer.scored;
                 log_prob += (from..ids.len()).map(|i| read.log_probs[3 + i - 1][ids[i] as usize]).sum::<f64>() / 6.0;
             }
-            assert!((found.log_prob - log_prob).abs() < 1e-4, "{arm:?}: {} {log_prob}", found.log_prob);
-            let expected = compare(&anchor, &icl, &own, width, seed.seed, 0);
-            let pair = &found.layers[0].pairs[0];
-            assert_eq!((pair.with.as_str(), found.layers[0].pairs.len()), ("icl", 2 + a));
+            let found = arm(report, own).log_prob;
+            assert!((found - log_prob).abs() < 1e-4, "{own:?}: {found} {log_prob}");
+            let expected = updates(&anchor, &icl, &soft, width);
+            let layer = &report.layers[0];
+            let beside = layer.pairs.iter().filter(|pair| pair.arms[1] == own).map(|pair| pair.arms[0]);
+            assert_eq!(beside.collect::<Vec<_>>(), [Arm::ZeroShot, Arm::Icl, Arm::Lora, Arm::Pt][..3 + a]);
+            let with_icl = pair(layer, Arm::Icl, own);
+            let found = with_icl.updates.expect("two arms beside the anchor");
             for (found, expected) in [
-                (found.layers[0].anchor, expected.anchor_it),
-                (pair.cosine, expected.icl_it),
-                (pair.update, expected.update),
-                (pair.update_shuffled, expected.update_shuffled),
+                (pair(layer, Arm::ZeroShot, own).cosine, cosines(&anchor, &soft, width)),
+                (with_icl.cosine, cosines(&icl, &soft, width)),
+                (found.update, expected.update),
+                (found.update_shuffled, expected.update_shuffled),
             ] {
                 let (found, expected) = (found.mean.expect("queries"), MeanSd::of(expected).mean.expect("queries"));
-                assert!((found - expected).abs() < 2e-5, "{arm:?}, seed {s}: {found}, {expected}");
+                assert!((found - expected).abs() < 2e-5, "{own:?}, seed {s}: {found}, {expected}");
             }
         }
     }
@@ -296,31 +333,32 @@ fn soft_prompts_stand_before_everything() {
     bench.settings.rows = 90;
     let split = bench.run(&plan).report;
     for (a, b) in one.seeds.iter().zip(&split.seeds) {
-        for (a, b) in a.soft.iter().zip(&b.soft) {
-            assert_eq!((a.accuracy, a.log_prob, a.final_loss), (b.accuracy, b.log_prob, b.final_loss));
+        for of in [Arm::Pt, Arm::Ipt] {
+            assert_eq!((arm(a, of).accuracy, arm(a, of).log_prob), (arm(b, of).accuracy, arm(b, of).log_prob));
+            assert_eq!(losses(a, of).1, losses(b, of).1);
         }
     }
     let mut report = whole.report;
     let out = bench.dir.path().join("soft");
-    report.save(&out, &whole.adapters, &whole.prompts).expect("writes");
+    report.save(&out, &whole.adapters).expect("writes");
     assert_eq!(Report::read(&out.join("report.json")).expect("reads"), report);
     assert!(out.join("adapters/ipt-seed-8/adapter_config.json").exists());
-    assert!(report.table().contains("IT-IPT") && report.table().contains("PT-IPT"), "{}", report.table());
 }
 
 /// Everything of one seed's report that does not need the tuning, computed one sequence at a time.
 #[test]
-fn the_arms_are_those_of_a_reader_of_single_sequences() {
+fn arms_are_those_of_a_reader_of_single_sequences() {
     let mut bench = Bench::new();
     let plan = bench.plan();
-    let Outcome { report, adapters, .. } = bench.run(&plan);
-    let layout = Layout::of_adapter(&bench.model.config, &adapters[0]).expect("a layout");
+    let Outcome { report, adapters } = bench.run(&plan);
+    let adapters = loras(&adapters);
+    let layout = Layout::of_adapter(&bench.model.config, adapters[0]).expect("a layout");
     let mut adaptation = Adaptation::new(&mut bench.backend, layout, 2).expect("memory");
     for (run, adapter) in adapters.iter().enumerate() {
         adaptation.set_run(&mut bench.backend, &bench.model.config, run, adapter).expect("fits");
     }
     for (s, (seed, found)) in plan.seeds.iter().zip(&report.seeds).enumerate() {
-        let mut arm = |adapted: bool, prompts: &[Prompt]| {
+        let mut read = |adapted: bool, prompts: &[Prompt]| {
             let (adaptation, run) = if adapted { (Some(&adaptation), Some(s)) } else { (None, None) };
             let mut states = vec![Vec::new(); bench.model.config.num_hidden_layers + 1];
             let (mut hits, mut log_prob) = (0.0, 0.0);
@@ -333,31 +371,31 @@ fn the_arms_are_those_of_a_reader_of_single_sequences() {
                     let from = ids.len() - prompt.answers[answer].scored;
                     (from..ids.len()).map(|i| read.log_probs[i - 1][ids[i] as usize]).sum::<f64>()
                 };
-                let (right, wrong) = (score(query.right), score(1 - query.right));
-                log_prob += right / prompts.len() as f64;
-                hits += f64::from(u8::from(right > wrong)) / prompts.len() as f64;
+                let (gold, other) = (score(query.gold), score(1 - query.gold));
+                log_prob += gold / prompts.len() as f64;
+                hits += f64::from(u8::from(gold > other)) / prompts.len() as f64;
             }
             (states, hits, log_prob)
         };
         let (anchor, icl, it) =
-            (arm(false, &plan.prompts()), arm(false, &seed.icl_prompts()), arm(true, &plan.prompts()));
-        for (name, (_, accuracy, log_prob), found_accuracy, found_log_prob) in [
-            ("anchor", &anchor, found.accuracy.anchor, found.log_prob.anchor),
-            ("icl", &icl, found.accuracy.icl, found.log_prob.icl),
-            ("it", &it, found.accuracy.it, found.log_prob.it),
-        ] {
-            assert!((found_accuracy.expect("labels") - accuracy).abs() < 1e-9, "{name} accuracy");
-            assert!((found_log_prob - log_prob).abs() < 1e-4, "{name}: {found_log_prob} {log_prob}");
+            (read(false, &plan.prompts()), read(false, &seed.icl_prompts()), read(true, &plan.prompts()));
+        for (of, (_, accuracy, log_prob)) in [(Arm::ZeroShot, &anchor), (Arm::Icl, &icl), (Arm::Lora, &it)] {
+            let found = arm(found, of);
+            assert!((found.accuracy.expect("labels") - accuracy).abs() < 1e-9, "{of:?}");
+            assert!((found.log_prob - log_prob).abs() < 1e-4, "{of:?}: {} {log_prob}", found.log_prob);
         }
+        let width = bench.model.config.hidden_size;
         for (l, layer) in found.layers.iter().enumerate() {
-            let expected = compare(&anchor.0[l], &icl.0[l], &it.0[l], bench.model.config.hidden_size, seed.seed, l);
+            let (anchor, icl, it) = (&anchor.0[l], &icl.0[l], &it.0[l]);
+            let expected = updates(anchor, icl, it, width);
+            let [same, shuffled] = update(layer);
             for (name, found, expected) in [
-                ("icl_it", layer.icl_it, expected.icl_it),
-                ("anchor_icl", layer.anchor_icl, expected.anchor_icl),
-                ("anchor_it", layer.anchor_it, expected.anchor_it),
-                ("update", layer.update, expected.update),
-                ("update_gaussian", layer.update_gaussian, expected.update_gaussian),
-                ("update_shuffled", layer.update_shuffled, expected.update_shuffled),
+                ("icl_it", pair(layer, Arm::Icl, Arm::Lora).cosine, cosines(icl, it, width)),
+                ("anchor_icl", pair(layer, Arm::ZeroShot, Arm::Icl).cosine, cosines(anchor, icl, width)),
+                ("anchor_it", pair(layer, Arm::ZeroShot, Arm::Lora).cosine, cosines(anchor, it, width)),
+                ("update", same, expected.update),
+                ("update_gaussian", layer.update_gaussian, gaussian_updates(anchor, icl, width, seed.seed, l)),
+                ("update_shuffled", shuffled, expected.update_shuffled),
             ] {
                 let expected = MeanSd::of(expected);
                 for (found, expected) in [(found.mean, expected.mean), (found.sd, expected.sd)] {
@@ -366,8 +404,9 @@ fn the_arms_are_those_of_a_reader_of_single_sequences() {
                 }
             }
         }
-        assert!(found.final_loss < found.loss[0], "it learns: {:?}, {}", found.loss, found.final_loss);
-        assert_eq!(found.loss.len(), 3);
+        let (loss, final_loss) = losses(found, Arm::Lora);
+        assert!(final_loss < loss[0], "it learns: {loss:?}, {final_loss}");
+        assert_eq!(loss.len(), 3);
     }
 }
 
@@ -378,7 +417,12 @@ fn progress_counts_every_prompt_and_step() {
     let plan = bench.plan();
     let mut seen = Vec::new();
     run(&mut bench.backend, &mut bench.model, "tiny", &plan, &bench.settings, &mut |p| seen.push(p)).expect("runs");
-    for (phase, total) in [(Phase::Anchor, 6), (Phase::Icl, 12), (Phase::Tune, 3), (Phase::It, 20)] {
+    for (phase, total) in [
+        (Phase::Read(Arm::ZeroShot), 6),
+        (Phase::Read(Arm::Icl), 12),
+        (Phase::Tune(Arm::Lora), 3),
+        (Phase::Read(Arm::Lora), 20),
+    ] {
         let of: Vec<usize> = seen.iter().filter(|p| p.phase == phase).map(|p| p.done).collect();
         assert!(of.is_sorted() && of.last() == Some(&total), "{phase:?}: {of:?}");
         assert!(seen.iter().filter(|p| p.phase == phase).all(|p| p.total == total));
@@ -386,7 +430,7 @@ fn progress_counts_every_prompt_and_step() {
 }
 
 #[test]
-fn a_plan_from_a_file_is_checked() {
+fn plan_of_a_file_is_checked() {
     let bench = Bench::new();
     let plan = bench.plan();
     type Spoil = fn(&mut Plan);
@@ -398,7 +442,7 @@ fn a_plan_from_a_file_is_checked() {
         ("plan.queries[2].answers", |p| drop(p.queries[2].answers.pop())),
         ("plan.queries[2].answers[1].scored", |p| p.queries[2].answers[1].scored = 0),
         ("plan.queries[2].answers[1].replaces", |p| p.queries[2].answers[1].replaces = 1000),
-        ("plan.queries[3].right", |p| p.queries[3].right = 2),
+        ("plan.queries[3].right", |p| p.queries[3].gold = 2),
         ("plan.seeds[1].icl_suffix_token_ids", |p| drop(p.seeds[1].icl_suffix_token_ids.pop())),
         ("plan.seeds[0].icl_prefix_token_ids", |p| p.seeds[0].icl_prefix_token_ids.push(u32::MAX)),
         ("plan.seeds[0].train[1].labels", |p| p.seeds[0].train[1].labels[0] = 5),
@@ -418,21 +462,22 @@ fn a_plan_from_a_file_is_checked() {
 }
 
 #[test]
-fn settings_out_of_their_domain_are_errors() {
+fn probe_settings_out_of_their_domain_are_errors() {
     type Spoil = fn(&mut ProbeSettings);
-    let spoilt: [(&str, Spoil); 12] = [
-        ("--demos", |s| s.demonstrations = 0),
-        ("--seeds", |s| s.seeds.clear()),
-        ("--seeds", |s| s.seeds = vec![1, 2, 1]),
-        ("--r", |s| s.r = 0),
-        ("--lora-alpha", |s| s.lora_alpha = f64::NAN),
-        ("--epochs", |s| s.epochs = -1.0),
-        ("--target-modules", |s| s.target_modules.clear()),
+    let spoilt: [(&str, Spoil); 13] = [
+        ("demonstrations:", |s| s.demonstrations = 0),
+        ("seeds:", |s| s.seeds.clear()),
+        ("seeds:", |s| s.seeds = vec![1, 2, 1]),
+        ("r:", |s| s.r = 0),
+        ("lora_alpha:", |s| s.lora_alpha = f64::NAN),
+        ("epochs:", |s| s.epochs = -1.0),
+        ("target-modules", |s| s.target_modules.clear()),
         ("c_attn", |s| s.target_modules = vec!["c_attn".to_string()]),
-        ("--learning-rate", |s| s.learning_rate = -1.0),
-        ("--num-virtual-tokens", |s| s.soft.num_virtual_tokens = 0),
-        ("--arms", |s| s.soft.arms = vec![SoftArm::Pt, SoftArm::Pt]),
-        ("--learning-rate", |s| s.soft.learning_rate = -1.0),
+        ("learning_rate:", |s| s.learning_rate = -1.0),
+        ("soft.num_virtual_tokens:", |s| s.soft.num_virtual_tokens = 0),
+        ("soft.arms:", |s| s.soft.arms = vec![Arm::Pt, Arm::Pt]),
+        ("soft.arms:", |s| s.soft.arms = vec![Arm::Lora]),
+        ("soft.learning_rate:", |s| s.soft.learning_rate = -1.0),
     ];
     for (name, spoil) in spoilt {
         let mut settings = ProbeSettings::new(Task::Sst2);
@@ -452,19 +497,19 @@ fn similarities_are_what_they_say() {
     let anchor = [1.0, 0.0, 1.0, 1.0, 0.0, 2.0];
     let icl = [2.0, 1.0, 1.0, 3.0, 4.0, 2.0];
     let it = [1.0, 1.0, 0.0, 1.0, 1.0, 3.0];
-    let found = compare(&anchor, &icl, &it, 2, 5, 1);
+    let found = updates(&anchor, &icl, &it, 2);
     let r = 0.5f64.sqrt();
     // Updates of ICL: (1, 1), (0, 2), (4, 0); of IT: (0, 1), (-1, 0), (1, 1).
     let close = |a: &[f64], b: &[f64]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
     assert!(close(&found.update, &[r, 0.0, r]), "{:?}", found.update);
     assert!(close(&found.update_shuffled, &[(1.0 - r) / 2.0, (1.0 + r) / 2.0, -0.5]), "{:?}", found.update_shuffled);
-    assert!(close(&found.anchor_icl, &[2.0 / 5f64.sqrt(), 4.0 / 20f64.sqrt(), 4.0 / 80f64.sqrt()]));
+    assert!(close(&cosines(&anchor, &icl, 2), &[2.0 / 5f64.sqrt(), 4.0 / 20f64.sqrt(), 4.0 / 80f64.sqrt()]));
     let noise = cosine(&[0.0, 2.0], &gaussian(5, 1, 1, 2));
-    assert_eq!(found.update_gaussian[1], noise);
+    assert_eq!(gaussian_updates(&anchor, &icl, 2, 5, 1)[1], noise);
 }
 
 #[test]
-fn the_gaussian_baseline_is_as_documented() {
+fn gaussian_baseline_is_as_documented() {
     let close = |a: Vec<f64>, b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-14) && a.len() == b.len();
     assert!(close(gaussian(0, 0, 0, 5), GAUSSIAN[0]));
     assert!(close(gaussian((1 << 63) + 5, 7, 123, 4), GAUSSIAN[1]));
@@ -479,7 +524,7 @@ fn statistics_are_of_a_sample() {
 
 fn stories(shared: &Path, settings: &ProbeSettings, data: [&[&str]; 2]) -> Report {
     let dir = shared.join("models/stories260K");
-    let mut backend = Device::new();
+    let mut backend = Device::new(Dtype::F32);
     let mut model = Model::load(&mut backend, &dir).expect("loads");
     let tokenizer = Tokenizer::load(&dir).expect("loads");
     let load = |files: &[&str]| {
@@ -491,28 +536,31 @@ fn stories(shared: &Path, settings: &ProbeSettings, data: [&[&str]; 2]) -> Repor
 }
 
 #[test]
-fn sentiment_on_a_trained_model() {
+fn probe_of_sentiment_on_a_trained_model() {
     let Some(shared) = support::shared() else { return };
     let settings =
         ProbeSettings { demonstrations: 3, queries: Some(8), seeds: vec![0, 1], ..ProbeSettings::new(Task::Sst2) };
     let report = stories(&shared, &settings, [&["sst2/train.tsv"], &["sst2/dev.tsv"]]);
-    for SeedReport { layers, loss, final_loss, .. } in &report.seeds {
-        assert_eq!(layers.len(), 6);
-        assert_eq!(layers[4].layer, Layer::Block(4));
-        assert!(final_loss < &loss[0] && loss.len() == 10, "{loss:?}, {final_loss}");
-        for layer in layers {
-            let (anchor_icl, update) = (layer.anchor_icl.mean.expect("queries"), layer.update.mean.expect("queries"));
+    for seed in &report.seeds {
+        let (loss, final_loss) = losses(seed, Arm::Lora);
+        assert_eq!(seed.layers.len(), 6);
+        assert_eq!(seed.layers[4].layer, Layer::Block(4));
+        assert!(final_loss < loss[0] && loss.len() == 10, "{loss:?}, {final_loss}");
+        for layer in &seed.layers {
+            let anchor_icl = pair(layer, Arm::ZeroShot, Arm::Icl).cosine.mean.expect("queries");
+            let update = update(layer)[0].mean.expect("queries");
             assert!(anchor_icl > 0.0 && anchor_icl < 0.9999, "the demonstrations move the state: {anchor_icl}");
             assert!(update.abs() < 1.0 && update != 0.0);
         }
     }
-    let icl = report.summary.log_prob.icl.mean.expect("seeds");
-    assert!(icl > report.summary.log_prob.anchor.mean.expect("seeds") + 1.0, "a model copies from its prompt");
-    assert_eq!(report.summary.log_prob.anchor.sd, Some(0.0), "one anchor for all seeds");
+    let log_prob = |arm| report.summary.arm(arm).expect("an arm of the probe").log_prob;
+    let (anchor, icl) = (log_prob(Arm::ZeroShot), log_prob(Arm::Icl).mean.expect("seeds"));
+    assert!(icl > anchor.mean.expect("seeds") + 1.0, "a model copies from its prompt");
+    assert_eq!(anchor.sd, Some(0.0), "one anchor for all seeds");
 }
 
 #[test]
-fn translation_has_no_accuracy() {
+fn probe_of_translation_has_no_accuracy() {
     let Some(shared) = support::shared() else { return };
     let settings = ProbeSettings {
         demonstrations: 2,
@@ -524,7 +572,9 @@ fn translation_has_no_accuracy() {
     let files: &[&str] = &["encs/pud.en", "encs/pud.cs"];
     let report = stories(&shared, &settings, [files, files]);
     assert_eq!(report.plan.labels, None);
-    assert!(report.seeds[0].accuracy.icl.is_none() && report.summary.accuracy.it.mean.is_none());
-    assert!(report.seeds[0].log_prob.it > report.seeds[0].log_prob.anchor, "it learns some Czech");
+    let seed = &report.seeds[0];
+    assert!(arm(seed, Arm::Icl).accuracy.is_none());
+    assert!(report.summary.arm(Arm::Lora).expect("an arm of the probe").accuracy.mean.is_none());
+    assert!(arm(seed, Arm::Lora).log_prob > arm(seed, Arm::ZeroShot).log_prob, "it learns some Czech");
     assert!(report.plan.seeds[0].demonstrations.iter().all(|&d| d > 2), "queries of the same pool are not shown");
 }

@@ -1,16 +1,18 @@
 //! The trainer on a small model: what a run computes, alone and with others.
 
 use llamaprobe::Error;
+use llamaprobe::arch::Dtype;
 use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::Backend;
+use llamaprobe::backend::Planning;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::safetensors::Checkpoint;
 use llamaprobe::model::{Adaptation, FullTuning, Layout, Model};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::schedule::{Schedule, Warmup};
 use llamaprobe::train::settings::{Length, RunSettings};
+use llamaprobe::train::trainable::Trainable;
 use llamaprobe::train::trainer::{Run, RunReport, StepReport, Trainer, TrainerOptions};
-use llamaprobe::train::tuned::Tuned;
 
 use crate::support::{
     self,
@@ -50,8 +52,8 @@ fn different_runs() -> Vec<Run> {
 }
 
 #[test]
-fn runs_in_one_pass_are_those_runs_alone_bit_for_bit() {
-    let backend = &mut Cpu::<f32>::new();
+fn trainer_runs_in_one_pass_are_those_runs_alone_bit_for_bit() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let runs = different_runs();
     for options in [
         TrainerOptions::default(),
@@ -70,8 +72,8 @@ fn runs_in_one_pass_are_those_runs_alone_bit_for_bit() {
 }
 
 #[test]
-fn a_run_at_its_end_stays_as_it_is() {
-    let backend = &mut Cpu::<f32>::new();
+fn trainer_run_at_its_end_stays_as_it_is() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let mut model = model(backend);
     let mut trainer = trainer(backend, &model, different_runs(), TrainerOptions::default());
     assert_eq!(trainer.total_steps(), 9);
@@ -85,7 +87,7 @@ fn a_run_at_its_end_stays_as_it_is() {
             _ => &[0],
         };
         assert_eq!(took, expected, "step {}", report.step);
-        let stride = trainer.tuned().shape().1;
+        let stride = trainer.trainable().shape().1;
         let third = params(backend, &trainer)[2 * stride..].to_vec();
         if report.step == 4 {
             at_end = third;
@@ -96,8 +98,8 @@ fn a_run_at_its_end_stays_as_it_is() {
 }
 
 #[test]
-fn two_passes_of_four_are_one_of_eight() {
-    let backend = &mut Cpu::<f64>::new();
+fn accumulation_of_two_passes_of_four_is_one_of_eight() {
+    let backend = &mut Cpu::oracle();
     let one = |batch_size, accumulation| {
         vec![Run { data: data(5, 19), settings: RunSettings { batch_size, accumulation, ..settings(5) } }]
     };
@@ -114,8 +116,8 @@ fn two_passes_of_four_are_one_of_eight() {
 }
 
 #[test]
-fn the_row_budget_changes_nothing_but_memory() {
-    let backend = &mut Cpu::<f64>::new();
+fn row_budget_changes_nothing_but_memory() {
+    let backend = &mut Cpu::oracle();
     let runs = different_runs();
     let (_, expected) = outcome(backend, &runs, TrainerOptions::default());
     for row_budget in [1, 13, 50] {
@@ -126,7 +128,7 @@ fn the_row_budget_changes_nothing_but_memory() {
 
 #[test]
 fn dropout_is_drawn_anew_each_step_and_does_not_depend_on_the_passes() {
-    let backend = &mut Cpu::<f64>::new();
+    let backend = &mut Cpu::oracle();
     // The first steps of a warm-up have rate zero: the same parameters and batch, other draws.
     let still = RunSettings {
         warmup: Warmup::Steps(9),
@@ -144,7 +146,7 @@ fn dropout_is_drawn_anew_each_step_and_does_not_depend_on_the_passes() {
         let values: Vec<f64> = (0..adaptation.layout.stride).map(|i| (i as f64).sin() * 0.3).collect();
         adaptation.upload_run(backend, 0, &values).expect("parameters");
         let mut trainer =
-            Trainer::new(backend, &model, Tuned::Adapters(adaptation), vec![run], options).expect("a trainer");
+            Trainer::new(backend, &model, Trainable::Adapters(adaptation), vec![run], options).expect("a trainer");
         train(backend, &mut model, &mut trainer).iter().map(|step| step.runs[0].loss).collect::<Vec<f64>>()
     };
     let dropout = TrainerOptions { dropout: 0.2, ..Default::default() };
@@ -159,8 +161,8 @@ fn dropout_is_drawn_anew_each_step_and_does_not_depend_on_the_passes() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_is_an_error_and_leaves_everything_as_it_was() {
-    let backend = &mut Cpu::<f32>::new();
+fn loss_that_is_not_finite_is_an_error_and_leaves_everything_as_it_was() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let mut model = model(backend);
     let plain = |seed, learning_rate| Run {
         data: data(seed, 6),
@@ -190,8 +192,8 @@ fn a_loss_that_is_not_finite_is_an_error_and_leaves_everything_as_it_was() {
 }
 
 #[test]
-fn a_step_begun_before_the_last_is_read_changes_nothing() {
-    let backend = &mut Cpu::<f32>::new();
+fn step_begun_before_the_last_is_read_changes_nothing() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let options = TrainerOptions { dropout: 0.3, row_budget: 40 };
     let mut model = model(backend);
     let mut expected = trainer(backend, &model, different_runs(), options);
@@ -208,8 +210,8 @@ fn a_step_begun_before_the_last_is_read_changes_nothing() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_undoes_the_steps_begun_after_it() {
-    let backend = &mut Cpu::<f32>::new();
+fn loss_that_is_not_finite_undoes_the_steps_in_flight() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let mut model = model(backend);
     let settings = RunSettings { max_grad_norm: None, weight_decay: 0.0, ..settings(2) };
     let wild = RunSettings { learning_rate: 1e38, warmup: Warmup::Steps(0), ..settings };
@@ -231,7 +233,7 @@ fn a_loss_that_is_not_finite_undoes_the_steps_begun_after_it() {
 }
 
 #[test]
-fn nothing_in_a_step_waits_for_the_device() {
+fn step_never_waits_for_the_device() {
     let backend = &mut llamaprobe::backend::trace::Trace::new();
     let mut model = model(backend);
     let options = TrainerOptions { dropout: 0.3, row_budget: 40 };
@@ -246,8 +248,8 @@ fn nothing_in_a_step_waits_for_the_device() {
 }
 
 #[test]
-fn bad_data_is_refused_by_run_and_sequence() {
-    let backend = &mut Cpu::<f32>::new();
+fn trainer_refuses_bad_data_by_run_and_sequence() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let model = model(backend);
     let good = TrainSequence::all(vec![1, 2]);
     let bad = [
@@ -260,7 +262,7 @@ fn bad_data_is_refused_by_run_and_sequence() {
         let run = |data| Run { data, settings: settings(1) };
         let adaptation = support::training::adaptation(backend, &model, &[1, 2]);
         let runs = vec![run(vec![good.clone()]), run(data)];
-        let tuned = Tuned::Adapters(adaptation);
+        let tuned = Trainable::Adapters(adaptation);
         let result = Trainer::new(backend, &model, tuned, runs, TrainerOptions::default());
         let error = result.err().expect("bad data").to_string();
         assert!(error.starts_with(name), "{error}");
@@ -268,8 +270,8 @@ fn bad_data_is_refused_by_run_and_sequence() {
 }
 
 #[test]
-fn all_weights_can_be_trained() {
-    let backend = &mut Cpu::<f32>::new();
+fn full_tuning_trains_all_weights() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let dir = support::temp();
     TinyModel { tied: true, bias: true, ..TinyModel::default() }.write(dir.path());
     let checkpoint = Checkpoint::open(dir.path()).expect("the weights open");
@@ -279,15 +281,15 @@ fn all_weights_can_be_trained() {
     let settings = RunSettings { length: Length::Epochs(30.0), max_grad_norm: None, weight_decay: 0.0, ..settings(1) };
     let run = Run { data: data(1, 8), settings };
     let options = TrainerOptions::default();
-    let mut trainer = Trainer::new(backend, &model, Tuned::Weights(full), vec![run], options).expect("a trainer");
+    let mut trainer = Trainer::new(backend, &model, Trainable::Weights(full), vec![run], options).expect("a trainer");
     let reports = train(backend, &mut model, &mut trainer);
     let (first, last) = (reports[0].runs[0].loss, reports[reports.len() - 1].runs[0].loss);
     assert!(first > 4.0 && last < 0.1, "from {first} to {last}");
 }
 
 #[test]
-fn a_soft_prompt_can_be_trained() {
-    let backend = &mut Cpu::<f32>::new();
+fn soft_prompt_can_be_trained() {
+    let backend = &mut Cpu::new(Dtype::F32);
     let mut model = model(backend);
     let mut adaptation = Adaptation::new(backend, Layout::empty(&model.config).with_prompt(4), 2).expect("prompts");
     for run in 0..2 {
@@ -296,7 +298,7 @@ fn a_soft_prompt_can_be_trained() {
     }
     let settings = RunSettings { length: Length::Epochs(60.0), max_grad_norm: None, weight_decay: 0.0, ..settings(1) };
     let runs = (0..2).map(|seed| Run { data: data(seed, 2), settings: settings.clone() }).collect();
-    let tuned = Tuned::Adapters(adaptation);
+    let tuned = Trainable::Adapters(adaptation);
     let mut trainer = Trainer::new(backend, &model, tuned, runs, TrainerOptions::default()).expect("a trainer");
     let reports = train(backend, &mut model, &mut trainer);
     for run in 0..2 {
@@ -306,14 +308,14 @@ fn a_soft_prompt_can_be_trained() {
 }
 
 #[test]
-fn the_plan_is_what_the_buffers_take() {
+fn trainer_plan_is_what_the_buffers_take() {
     let backend = &mut llamaprobe::backend::trace::Trace::new();
     let dir = support::temp();
     TinyModel::default().write(dir.path());
     let model = Model::load(backend, dir.path()).expect("the model loads");
     let runs = different_runs();
     let seeds: Vec<u64> = runs.iter().map(|run| run.settings.seed).collect();
-    let tuned = Tuned::Adapters(support::training::adaptation(backend, &model, &seeds));
+    let tuned = Trainable::Adapters(support::training::adaptation(backend, &model, &seeds));
     let options = TrainerOptions::default();
     let (plan, _) = Trainer::plan(&model.config, &tuned, &runs, options, backend.element_sizes()).expect("a plan");
     let before = backend.bytes();

@@ -54,7 +54,7 @@ fn texts(tokenizer: &Tokenizer, sequence: &TrainSequence) -> (String, String) {
 const PLAIN: DataOptions = DataOptions { max_length: None, add_eos: false };
 
 #[test]
-fn each_form_says_what_is_learnt() {
+fn examples_of_each_form_say_what_is_learnt() {
     let t = tokenizer(Some(CHAT));
     let user = json!({"role": "user", "content": "Is it?"});
     let yes = json!({"role": "assistant", "content": "Yes."});
@@ -95,7 +95,7 @@ fn each_form_says_what_is_learnt() {
 }
 
 #[test]
-fn a_token_across_the_seam_is_learnt_and_pieces_are_never_tokenised_apart() {
+fn token_across_the_seam_is_learnt_and_pieces_are_never_tokenised_apart() {
     let t = tokenizer(None);
     // "Ġthe" is one token of the whole text, which no pieces tokenised apart have.
     let sequence = one(&t, json!({"prompt": "in ", "completion": "the"}), PLAIN);
@@ -105,7 +105,7 @@ fn a_token_across_the_seam_is_learnt_and_pieces_are_never_tokenised_apart() {
 }
 
 #[test]
-fn tokenised_data_is_taken_as_it_is() {
+fn examples_of_ids_are_taken_as_they_are() {
     let t = tokenizer(None);
     let sequence =
         one(&t, json!({"input_ids": [5, 6, 7], "labels": [-100, -100, 9]}), DataOptions { add_eos: true, ..PLAIN });
@@ -135,7 +135,7 @@ fn truncation_is_counted() {
 }
 
 #[test]
-fn bad_examples_are_named_by_line() {
+fn examples_that_are_bad_are_named_by_line() {
     let t = tokenizer(Some(CHAT));
     let good = json!({"input_ids": [5, 6]});
     let bad = [

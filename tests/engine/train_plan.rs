@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use llamaprobe::pack::Token;
 use llamaprobe::train::data::{IGNORE_INDEX, TrainSequence};
-use llamaprobe::train::order::{Cursor, Order};
+use llamaprobe::train::order::{DataCursor, Order};
 use llamaprobe::train::passes::{Packing, Pass};
 use llamaprobe::train::schedule::{Schedule, Warmup};
 use llamaprobe::train::settings::{Length, RunSettings};
@@ -44,21 +44,21 @@ fn steps_are_counted_as_transformers_does() {
 }
 
 #[test]
-fn settings_out_of_their_domain_are_named() {
+fn run_settings_out_of_their_domain_are_named() {
     let good = RunSettings::default;
     good().validate().expect("the defaults are valid");
     let bad = [
-        (RunSettings { batch_size: 0, ..good() }, "--batch-size"),
-        (RunSettings { accumulation: 0, ..good() }, "--gradient-accumulation-steps"),
-        (RunSettings { accumulation: usize::MAX, ..good() }, "--gradient-accumulation-steps"),
-        (RunSettings { learning_rate: f64::NAN, ..good() }, "--learning-rate"),
-        (RunSettings { length: Length::Epochs(0.0), ..good() }, "--epochs"),
-        (RunSettings { length: Length::Steps(0), ..good() }, "--max-steps"),
-        (RunSettings { warmup: Warmup::Ratio(1.5), ..good() }, "--warmup-ratio"),
-        (RunSettings { beta2: 1.0, ..good() }, "--adam-beta2"),
-        (RunSettings { epsilon: 0.0, ..good() }, "--adam-epsilon"),
-        (RunSettings { weight_decay: -1.0, ..good() }, "--weight-decay"),
-        (RunSettings { max_grad_norm: Some(0.0), ..good() }, "--max-grad-norm"),
+        (RunSettings { batch_size: 0, ..good() }, "batch_size"),
+        (RunSettings { accumulation: 0, ..good() }, "accumulation"),
+        (RunSettings { accumulation: usize::MAX, ..good() }, "accumulation"),
+        (RunSettings { learning_rate: f64::NAN, ..good() }, "learning_rate"),
+        (RunSettings { length: Length::Epochs(0.0), ..good() }, "epochs"),
+        (RunSettings { length: Length::Steps(0), ..good() }, "max_steps"),
+        (RunSettings { warmup: Warmup::Ratio(1.5), ..good() }, "warmup_ratio"),
+        (RunSettings { beta2: 1.0, ..good() }, "beta2"),
+        (RunSettings { epsilon: 0.0, ..good() }, "epsilon"),
+        (RunSettings { weight_decay: -1.0, ..good() }, "weight_decay"),
+        (RunSettings { max_grad_norm: Some(0.0), ..good() }, "max_grad_norm"),
     ];
     for (settings, name) in bad {
         let error = settings.validate().expect_err(name).to_string();
@@ -67,7 +67,7 @@ fn settings_out_of_their_domain_are_named() {
 }
 
 #[test]
-fn an_epoch_is_a_permutation_and_a_cursor_is_the_whole_state() {
+fn order_of_an_epoch_is_a_permutation_and_a_cursor_is_the_whole_state() {
     let mut order = Order::new(10, Some(7));
     let mut cursors = vec![order.cursor()];
     let mut batches = Vec::new();
@@ -83,13 +83,13 @@ fn an_epoch_is_a_permutation_and_a_cursor_is_the_whole_state() {
     }
     assert_ne!(batches[..3], batches[3..6]);
     assert_ne!(batches[..3].concat(), Order::new(10, Some(8)).take(10), "the seed matters");
-    assert_eq!((order.cursor(), order.epochs()), (Cursor { epoch: 2, position: 10 }, 3.0));
+    assert_eq!((order.cursor(), order.epochs()), (DataCursor { epoch: 2, position: 10 }, 3.0));
     for (i, cursor) in cursors.iter().take(9).enumerate() {
         let mut resumed = Order::new(10, Some(7));
         assert!(resumed.seek(*cursor));
         assert_eq!(resumed.take(4), batches[i], "from {cursor:?}");
     }
-    assert!(!order.seek(Cursor { epoch: 0, position: 11 }));
+    assert!(!order.seek(DataCursor { epoch: 0, position: 11 }));
     let mut plain = Order::new(3, None);
     assert_eq!([plain.take(2).to_vec(), plain.take(2).to_vec(), plain.take(9).to_vec()].concat(), [0, 1, 2, 0, 1, 2]);
 }
@@ -98,14 +98,15 @@ fn sequence(ids: &[u32], learnt: impl Fn(usize) -> bool) -> TrainSequence {
     TrainSequence::marked(ids.to_vec(), learnt)
 }
 
-const PACKING: Packing = Packing { budget: 100, min_shared: 2, prompts: Vec::new(), silent: false, adapted: true };
+const PACKING: Packing =
+    Packing { budget: 100, min_shared: 2, prompts: Vec::new(), ignore_first: false, adapted: true };
 
 fn build(packing: &Packing, data: &[Vec<TrainSequence>], pieces: &[llamaprobe::train::passes::Piece]) -> Pass {
     packing.pass(pieces, |run| &data[run])
 }
 
 #[test]
-fn labels_find_their_rows_and_rows_after_the_last_label_are_left_out() {
+fn labels_find_their_rows_and_rows_after_the_last_label_are_dropped() {
     let data = vec![
         vec![sequence(&[1, 5, 6, 7, 8], |i| i == 3), sequence(&[1, 5, 6, 7, 9, 9], |i| i == 3 || i == 4)],
         vec![sequence(&[1, 5, 6, 7], |i| i > 0)],
@@ -124,7 +125,7 @@ fn labels_find_their_rows_and_rows_after_the_last_label_are_left_out() {
 }
 
 #[test]
-fn a_soft_prompt_stands_before_every_sequence_and_predicts_its_first_token() {
+fn soft_prompt_stands_before_every_sequence_and_predicts_its_first_token() {
     let packing = Packing { prompts: vec![2], ..PACKING };
     let data = vec![vec![TrainSequence::all(vec![4, 5]), sequence(&[6, 7], |i| i == 1)]];
     let pass = build(&packing, &data, &packing.pieces(0, &data[0], &[0, 1]));
@@ -157,7 +158,7 @@ fn base_rows_belong_to_no_run() {
 }
 
 #[test]
-fn sequences_cut_to_a_length_keep_ids_and_labels_together() {
+fn sequences_truncated_to_a_length_keep_ids_and_labels_together() {
     let mut sequence = sequence(&[1, 2, 3, 4], |i| i > 1);
     assert_eq!(sequence.labels, [IGNORE_INDEX, IGNORE_INDEX, 3, 4]);
     assert!(!sequence.truncate(4));

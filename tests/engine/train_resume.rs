@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use llamaprobe::Result;
+use llamaprobe::arch::Dtype;
 use llamaprobe::arch::ModelConfig;
-use llamaprobe::backend::Backend;
+use llamaprobe::backend::Transfer;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::{AdapterConfig, LoraAdapter, LoraConfig, Modules};
 use llamaprobe::formats::safetensors::Checkpoint;
@@ -14,8 +15,8 @@ use llamaprobe::train::checkpoint;
 use llamaprobe::train::fit::{Output, fit};
 use llamaprobe::train::log::{LOG_FILE, LogLine};
 use llamaprobe::train::settings::{Length, RunSettings};
+use llamaprobe::train::trainable::Trainable;
 use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
-use llamaprobe::train::tuned::Tuned;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -54,7 +55,7 @@ impl<'a> Training<'a> {
 
     /// Trains to the end and returns the parameters.
     fn fit(&self, resume: Option<&Path>) -> Result<Vec<f64>> {
-        let backend = &mut Cpu::<f32>::new();
+        let backend = &mut Cpu::new(Dtype::F32);
         let mut model = model(backend);
         let mut trainer = trainer(backend, &model, self.runs.clone(), self.options);
         let configs = vec![config(); self.runs.len()];
@@ -123,7 +124,7 @@ fn log(dir: &Path) -> Vec<LogLine> {
 }
 
 #[test]
-fn resumed_from_any_step_a_training_ends_byte_for_byte_as_if_never_stopped() {
+fn resume_from_any_step_ends_byte_for_byte_as_if_never_stopped() {
     let undisturbed = support::temp();
     let expected = Training::new(undisturbed.path()).fit(None).expect("a training");
     let expected_log = log(undisturbed.path());
@@ -157,7 +158,7 @@ fn resumed_from_any_step_a_training_ends_byte_for_byte_as_if_never_stopped() {
 }
 
 #[test]
-fn a_checkpoint_holds_adapters_that_can_be_loaded() {
+fn checkpoint_holds_adapters_that_can_be_loaded() {
     let dir = support::temp();
     let training = Training::new(dir.path());
     let expected = training.fit(None).expect("a training");
@@ -182,12 +183,12 @@ fn a_checkpoint_holds_adapters_that_can_be_loaded() {
 }
 
 #[test]
-fn the_number_of_checkpoints_is_limited_and_the_latest_is_the_last() {
+fn checkpoints_are_limited_in_number_and_the_latest_is_the_last() {
     let dir = support::temp();
     let long = RunSettings { length: Length::Steps(12), ..settings(1) };
     let runs = vec![Run { data: data(1, 10), settings: long }];
     let training = Training { runs, save_steps: 3, save_total_limit: Some(2), ..Training::new(dir.path()) };
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let mut model = model(backend);
     let mut trainer = trainer(backend, &model, training.runs.clone(), training.options);
     let output = Output {
@@ -209,12 +210,12 @@ fn the_number_of_checkpoints_is_limited_and_the_latest_is_the_last() {
 }
 
 #[test]
-fn another_training_is_refused_by_the_field_that_differs() {
+fn resume_of_another_training_is_refused_by_the_field_that_differs() {
     let dir = support::temp();
     Training::new(dir.path()).fit(None).expect("a training");
     let path = dir.path().join("checkpoint-4");
     let error = Training::new(dir.path()).refused(None);
-    assert!(error.starts_with("--output-dir: ") && error.contains("checkpoint-9"), "{error}");
+    assert!(error.starts_with("output_dir: ") && error.contains("checkpoint-9"), "{error}");
 
     let changed = |change: fn(&mut Training<'_>)| {
         let mut training = Training::new(dir.path());
@@ -240,7 +241,7 @@ fn another_training_is_refused_by_the_field_that_differs() {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_refused() {
+fn checkpoint_that_is_damaged_is_refused() {
     let dir = support::temp();
     Training::new(dir.path()).fit(None).expect("a training");
     let path = dir.path().join("checkpoint-4");
@@ -275,18 +276,18 @@ fn a_damaged_checkpoint_is_refused() {
 }
 
 #[test]
-fn tuned_weights_continue_bit_for_bit() {
+fn resume_of_full_tuning_is_bit_for_bit() {
     let dir = support::temp();
     let model_dir = support::temp();
     TinyModel::default().write(model_dir.path());
-    let backend = &mut Cpu::<f32>::new();
+    let backend = &mut Cpu::new(Dtype::F32);
     let start = |backend: &mut Cpu<f32>| {
         let weights = Checkpoint::open(model_dir.path()).expect("the weights open");
         let config = ModelConfig::load(model_dir.path()).expect("the configuration loads");
         let (model, full) = FullTuning::load(backend, config, &weights).expect("copies");
         let run = Run { data: data(1, 8), settings: settings(1) };
         let options = TrainerOptions::default();
-        let trainer = Trainer::new(backend, &model, Tuned::Weights(full), vec![run], options).expect("a trainer");
+        let trainer = Trainer::new(backend, &model, Trainable::Weights(full), vec![run], options).expect("a trainer");
         (model, trainer)
     };
     let (mut model, mut trainer) = start(backend);

@@ -3,8 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-#[path = "../attacks/mod.rs"]
-mod attacks;
+#[path = "../fuzz/mod.rs"]
+mod fuzz;
 
 mod activations;
 mod adapter;

@@ -1,10 +1,52 @@
-use llamaprobe::formats::chat::Message;
+use std::path::PathBuf;
+
+use llamaprobe::formats::chat::{ChatTemplate, Message};
 use llamaprobe::formats::tokenizer::{Encoding, Tokenizer};
 use serde_json::Value;
 
-use crate::support::{shared, temp};
+use crate::support::{golden, shared, temp};
 
-const GOLDEN: &str = include_str!("../golden/tokenizer_ids.json");
+/// Tokenizers with what transformers makes of some texts with them.
+struct Goldens {
+    /// The folder of the tokenizers.
+    root: PathBuf,
+    /// `texts`, `tokenizers` and `directories`.
+    expected: Value,
+}
+
+impl Goldens {
+    /// The small ones of this repository (`tests/golden/small_tokenizers.py`).
+    fn small() -> Self {
+        let root = golden("tokenizers");
+        let text = std::fs::read_to_string(root.join("ids.json")).expect("the golden file");
+        Self { root, expected: serde_json::from_str(&text).expect("JSON") }
+    }
+
+    /// The small ones and, where they are, those of real models (`tests/golden/tokenizer_ids.py`).
+    fn all() -> Vec<Self> {
+        let mut all = vec![Self::small()];
+        if let Some(root) = shared() {
+            let text = std::fs::read_to_string(golden("tokenizer_ids.json")).expect("the golden file");
+            all.push(Self { root, expected: serde_json::from_str(&text).expect("JSON") });
+        }
+        all
+    }
+
+    /// Every tokenizer with its name.
+    fn tokenizers(&self) -> impl Iterator<Item = (&str, Tokenizer)> {
+        let names = self.expected["tokenizers"].as_object().expect("tokenizers").keys();
+        names.map(|name| (name.as_str(), Tokenizer::load(self.root.join(name)).expect(name)))
+    }
+
+    /// Every tokenizer with which no character of a text is lost.
+    fn lossless(&self) -> impl Iterator<Item = (&str, Tokenizer)> {
+        self.tokenizers().filter(|(name, _)| !["characters", "models/babyllama105"].contains(name))
+    }
+
+    fn texts(&self) -> Vec<&str> {
+        strings(&self.expected["texts"])
+    }
+}
 
 fn strings(v: &Value) -> Vec<&str> {
     v.as_array().expect("a list").iter().map(|s| s.as_str().expect("a string")).collect()
@@ -14,58 +56,57 @@ fn ids(v: &Value) -> Vec<u32> {
     v.as_array().expect("a list").iter().map(|n| n.as_u64().expect("an id") as u32).collect()
 }
 
-/// Every id and every decoded text is the reference library's; the one difference is the guard against two BOS.
+/// The ids of transformers but for the second of two BOS, which is left out here.
+fn one_bos(tok: &Tokenizer, ids: &Value) -> Vec<u32> {
+    let mut ids = self::ids(ids);
+    if tok.bos().is_some_and(|bos| ids.starts_with(&[bos, bos])) {
+        ids.remove(0);
+    }
+    ids
+}
+
+/// Every id and every decoded text; the one difference is the guard against two BOS.
 #[test]
-fn ids_are_those_of_the_reference() {
-    let Some(shared) = shared() else { return };
-    let golden: Value = serde_json::from_str(GOLDEN).expect("golden file");
-    let texts = strings(&golden["texts"]);
-    for (name, expected) in golden["tokenizers"].as_object().expect("tokenizers") {
-        let tok = Tokenizer::load(shared.join(name)).expect(name);
-        for (i, text) in texts.iter().enumerate() {
-            let plain = tok.encode(text, false).expect("encodes");
-            assert_eq!(plain.ids, ids(&expected["plain"][i]), "{name}: plain ids of {text:?}");
-            let full = tok.encode(text, true).expect("encodes");
-            let mut want = ids(&expected["ids"][i]);
-            if tok.bos().is_some_and(|bos| want.starts_with(&[bos, bos])) {
-                want.remove(0);
+fn ids_are_those_of_transformers() {
+    for goldens in Goldens::all() {
+        for (name, tok) in goldens.tokenizers() {
+            let expected = &goldens.expected["tokenizers"][name];
+            for (i, text) in goldens.texts().iter().enumerate() {
+                let plain = tok.encode(text, false).expect("encodes");
+                assert_eq!(plain.ids, ids(&expected["plain"][i]), "{name}: plain ids of {text:?}");
+                let full = tok.encode(text, true).expect("encodes");
+                assert_eq!(full.ids, one_bos(&tok, &expected["ids"][i]), "{name}: ids of {text:?}");
+                assert_eq!(full.ids.len(), full.offsets.len());
+                let decoded = tok.decode(&ids(&expected["ids"][i]), false).expect("decodes");
+                assert_eq!(decoded, expected["decoded"][i].as_str().expect("text"), "{name}: text of {text:?}");
             }
-            assert_eq!(full.ids, want, "{name}: ids of {text:?}");
-            assert_eq!(full.ids.len(), full.offsets.len());
-            let decoded = tok.decode(&ids(&expected["ids"][i]), false).expect("decodes");
-            assert_eq!(decoded, expected["decoded"][i].as_str().expect("text"), "{name}: text of {text:?}");
         }
     }
 }
 
-/// What `tokenizer_class` and the model's family make of the same files is the reference library's choice.
+/// What `tokenizer_class` and the model's family make of the same files is transformers' choice.
 #[test]
-fn classes_and_families_choose_the_pipeline_as_the_reference_does() {
-    let Some(shared) = shared() else { return };
-    let golden: Value = serde_json::from_str(GOLDEN).expect("golden file");
-    let texts = strings(&golden["texts"]);
-    for case in golden["directories"].as_array().expect("directories") {
-        let dir = temp();
-        let files = std::fs::read_dir(shared.join(case["files"].as_str().expect("files"))).expect("lists");
-        for file in files.map(|file| file.expect("a file")) {
-            std::fs::copy(file.path(), dir.path().join(file.file_name())).expect("copies");
-        }
-        let put = |name: &str, value: Value| {
-            let path = dir.path().join(name);
-            // What is copied from a read-only folder is read-only.
-            let _ = std::fs::remove_file(&path);
-            std::fs::write(path, value.to_string()).expect("writes");
-        };
-        put("tokenizer_config.json", case["tokenizer_config"].clone());
-        put("config.json", serde_json::json!({"model_type": case["model_type"]}));
-        let tok = Tokenizer::load(dir.path()).expect("loads");
-        for (text, want) in texts.iter().zip(case["ids"].as_array().expect("ids")) {
-            let mut want = ids(want);
-            if tok.bos().is_some_and(|bos| want.starts_with(&[bos, bos])) {
-                want.remove(0);
+fn pipeline_follows_class_and_family_as_in_transformers() {
+    for goldens in Goldens::all() {
+        for case in goldens.expected["directories"].as_array().expect("directories") {
+            let dir = temp();
+            let files = std::fs::read_dir(goldens.root.join(case["files"].as_str().expect("files"))).expect("lists");
+            for file in files.map(|file| file.expect("a file")) {
+                std::fs::copy(file.path(), dir.path().join(file.file_name())).expect("copies");
             }
-            let found = tok.encode(text, true).expect("encodes").ids;
-            assert_eq!(found, want, "{} of {}: {text:?}", case["files"], case["model_type"]);
+            let put = |name: &str, value: Value| {
+                let path = dir.path().join(name);
+                // What is copied from a read-only folder is read-only.
+                let _ = std::fs::remove_file(&path);
+                std::fs::write(path, value.to_string()).expect("writes");
+            };
+            put("tokenizer_config.json", case["tokenizer_config"].clone());
+            put("config.json", serde_json::json!({"model_type": case["model_type"]}));
+            let tok = Tokenizer::load(dir.path()).expect("loads");
+            for (text, want) in goldens.texts().iter().zip(case["ids"].as_array().expect("ids")) {
+                let found = tok.encode(text, true).expect("encodes").ids;
+                assert_eq!(found, one_bos(&tok, want), "{} of {}: {text:?}", case["files"], case["model_type"]);
+            }
         }
     }
 }
@@ -73,19 +114,20 @@ fn classes_and_families_choose_the_pipeline_as_the_reference_does() {
 /// Offsets count characters of the whole text, and the tokens of a text without special tokens cover it.
 #[test]
 fn offsets_are_characters_of_the_whole_text() {
-    let Some(shared) = shared() else { return };
-    let golden: Value = serde_json::from_str(GOLDEN).expect("golden file");
-    for name in ["models/stories260K", "tokenizers/llama2", "tokenizers/gpt2", "tokenizers/opt"] {
-        let tok = Tokenizer::load(shared.join(name)).expect(name);
-        for text in strings(&golden["texts"]) {
-            let encoding = tok.encode(text, false).expect("encodes");
-            let chars = text.chars().count();
-            let mut at = 0;
-            for &(start, end) in &encoding.offsets {
-                assert!(start <= at && at <= end && end <= chars, "{name} {text:?}: {:?}", encoding.offsets);
-                at = end;
+    for goldens in Goldens::all() {
+        for (name, tok) in goldens.lossless() {
+            // Qwen2 composes characters, which leaves a combining mark to no token.
+            let composed = |text: &&str| name == "qwen2" && text.contains('\u{301}');
+            for text in goldens.texts().into_iter().filter(|text| !composed(text)) {
+                let encoding = tok.encode(text, false).expect("encodes");
+                let chars = text.chars().count();
+                let mut at = 0;
+                for &(start, end) in &encoding.offsets {
+                    assert!(start <= at && at <= end && end <= chars, "{name} {text:?}: {:?}", encoding.offsets);
+                    at = end;
+                }
+                assert_eq!(at, chars, "{name} {text:?}: {:?}", encoding.offsets);
             }
-            assert_eq!(at, chars, "{name} {text:?}: {:?}", encoding.offsets);
         }
     }
 }
@@ -104,97 +146,108 @@ fn a_straddling_token_belongs_to_the_later_piece() {
 /// The ids of pieces are the ids of the whole text, wherever the cuts are; the answer's tokens decode to the answer.
 #[test]
 fn pieces_are_never_tokenised_apart() {
-    let Some(shared) = shared() else { return };
     let text = "Review: naïve 漢字 but fun .\nSentiment: positive\n\n";
-    for name in ["models/stories260K", "tokenizers/llama2", "tokenizers/gpt2", "tokenizers/opt"] {
-        let tok = Tokenizer::load(shared.join(name)).expect(name);
-        let whole = tok.encode(text, true).expect("encodes");
-        for (cut, _) in text.char_indices() {
-            let (a, b) = text.split_at(cut);
-            let (encoding, owner) = tok.encode_pieces(&[a, b], true).expect("encodes");
-            assert_eq!(encoding, whole, "{name} cut at {cut}");
-            let seam = a.chars().count();
-            for (&(_, end), &piece) in encoding.offsets.iter().zip(&owner) {
-                assert!(end == 0 || piece == usize::from(end > seam), "{name} cut at {cut}: {owner:?}");
+    for goldens in Goldens::all() {
+        for (name, tok) in goldens.lossless() {
+            let whole = tok.encode(text, true).expect("encodes");
+            for (cut, _) in text.char_indices() {
+                let (a, b) = text.split_at(cut);
+                let (encoding, owner) = tok.encode_pieces(&[a, b], true).expect("encodes");
+                assert_eq!(encoding, whole, "{name} cut at {cut}");
+                let seam = a.chars().count();
+                for (&(_, end), &piece) in encoding.offsets.iter().zip(&owner) {
+                    assert!(end == 0 || piece == usize::from(end > seam), "{name} cut at {cut}: {owner:?}");
+                }
             }
+            let prompt = "Review: good film .\nSentiment:";
+            let (encoding, owner) = tok.encode_pieces(&[prompt, " positive"], true).expect("encodes");
+            let first = owner.iter().position(|&p| p == 1).expect("answer tokens");
+            let answer = tok.decode(&encoding.ids[first..], false).expect("decodes");
+            assert_eq!(answer.trim(), "positive", "{name}");
         }
-        let prompt = "Review: good film .\nSentiment:";
-        let (encoding, owner) = tok.encode_pieces(&[prompt, " positive"], true).expect("encodes");
-        let first = owner.iter().position(|&p| p == 1).expect("answer tokens");
-        let answer = tok.decode(&encoding.ids[first..], false).expect("decodes");
-        assert_eq!(answer.trim(), "positive", "{name}");
     }
 }
 
 /// A vocabulary without some characters drops them, and the offsets after them do not count them.
 #[test]
 fn pieces_survive_dropped_characters() {
-    let Some(shared) = shared() else { return };
-    let tok = Tokenizer::load(shared.join("models/babyllama105")).expect("loads");
-    let pieces = ["Review: \u{6f22}\u{5b57} good\u{6f22} .\u{6f22} Sentiment:", " positive", " and so on"];
-    let dropped = pieces.concat().chars().count() - tok.encode(&pieces.concat(), false).expect("encodes").ids.len();
-    assert!(dropped > 0, "this vocabulary has every character");
-    let (encoding, owner) = tok.encode_pieces(&pieces, true).expect("encodes");
-    let mine: Vec<u32> = encoding.ids.iter().zip(&owner).filter(|(_, o)| **o == 1).map(|(id, _)| *id).collect();
-    assert_eq!(tok.decode(&mine, false).expect("decodes").trim(), "positive");
+    let full_size = shared().map(|shared| shared.join("models/babyllama105"));
+    for path in [Some(golden("tokenizers/characters")), full_size].into_iter().flatten() {
+        let tok = Tokenizer::load(path).expect("loads");
+        let pieces = ["Review: \u{6f22}\u{5b57} good\u{6f22} .\u{6f22} Sentiment:", " positive", " and so on"];
+        let ids = tok.encode(&pieces.concat(), false).expect("encodes").ids;
+        assert!(ids.len() < pieces.concat().chars().count(), "this vocabulary has every character");
+        let (encoding, owner) = tok.encode_pieces(&pieces, true).expect("encodes");
+        let mine: Vec<u32> = encoding.ids.iter().zip(&owner).filter(|(_, o)| **o == 1).map(|(id, _)| *id).collect();
+        assert_eq!(tok.decode(&mine, false).expect("decodes").trim(), "positive");
+    }
 }
 
 #[test]
 fn streamed_text_is_the_decoded_text() {
-    let Some(shared) = shared() else { return };
     let text = "Lily's naïve 漢字 😀 fox,  twice\n";
-    for name in ["models/stories260K", "tokenizers/llama2", "tokenizers/gpt2"] {
-        let tok = Tokenizer::load(shared.join(name)).expect(name);
-        let ids = tok.encode(text, true).expect("encodes").ids;
-        let mut stream = tok.stream();
-        let mut streamed = String::new();
-        for &id in &ids {
-            let piece = stream.push(id).expect("decodes");
-            assert!(!piece.contains('\u{FFFD}'), "{name}: half a character in {piece:?}");
-            streamed += &piece;
+    for goldens in Goldens::all() {
+        for (name, tok) in goldens.tokenizers() {
+            let ids = tok.encode(text, true).expect("encodes").ids;
+            let mut stream = tok.stream();
+            let mut streamed = String::new();
+            for &id in &ids {
+                let piece = stream.push(id).expect("decodes");
+                assert!(!piece.contains('\u{FFFD}'), "{name}: half a character in {piece:?}");
+                streamed += &piece;
+            }
+            streamed += &stream.finish().expect("decodes");
+            assert_eq!(streamed, tok.decode(&ids, true).expect("decodes"), "{name}");
         }
-        streamed += &stream.finish().expect("decodes");
-        assert_eq!(streamed, tok.decode(&ids, true).expect("decodes"), "{name}");
     }
 }
 
 #[test]
 fn special_tokens_come_from_the_configuration() {
-    let Some(shared) = shared() else { return };
-    for name in ["models/stories260K", "models/babyllama105", "tokenizers/llama2"] {
-        let tok = Tokenizer::load(shared.join(name)).expect(name);
-        assert_eq!((tok.bos(), tok.eos()), (Some(1), Some(2)), "{name}");
-        assert_eq!(tok.stops(), [2], "{name}");
+    let llama = ["llama", "llama2", "characters"].map(|name| golden("tokenizers").join(name));
+    let full_size =
+        shared().map(|s| ["models/stories260K", "models/babyllama105", "tokenizers/llama2"].map(|n| s.join(n)));
+    for path in llama.into_iter().chain(full_size.into_iter().flatten()) {
+        let tok = Tokenizer::load(&path).expect("loads");
+        assert_eq!((tok.bos(), tok.eos()), (Some(1), Some(2)), "{}", path.display());
+        assert_eq!(tok.stops(), [2], "{}", path.display());
     }
-    let gpt2 = Tokenizer::load(shared.join("tokenizers/gpt2")).expect("gpt2");
-    assert_eq!((gpt2.bos(), gpt2.eos(), gpt2.vocab_size()), (None, None, 50257));
+    let small = |name: &str| Tokenizer::load(golden("tokenizers").join(name)).expect(name);
+    let gpt2 = small("gpt2");
+    assert_eq!((gpt2.bos(), gpt2.eos(), gpt2.vocab_size()), (None, None, 601));
+    let (qwen2, end) = (small("qwen2"), 600);
+    assert_eq!((qwen2.bos(), qwen2.eos(), qwen2.id("<|endoftext|>")), (None, Some(end), Some(end)));
+    let llama3 = small("llama3");
+    assert_eq!((llama3.bos(), llama3.eos(), llama3.vocab_size()), (Some(601), Some(602), 603));
 }
 
-/// The flags for BOS and EOS count beside a vocabulary alone, as for the reference; stops from generation_config.
+/// The flags for BOS and EOS count beside a vocabulary alone, as for transformers; stops from generation_config.
 #[test]
-fn flags_of_the_configuration_are_followed() {
-    let Some(shared) = shared() else { return };
+fn bos_and_eos_flags_of_the_configuration_are_followed() {
     let dir = temp();
     let path = |name: &str| dir.path().join(name);
     for file in ["vocab.json", "merges.txt"] {
-        std::fs::copy(shared.join("tokenizers/opt").join(file), path(file)).expect("copies");
+        std::fs::copy(golden("tokenizers/opt").join(file), path(file)).expect("copies");
     }
     let config = r#"{"bos_token": "<|endoftext|>", "eos_token": {"content": "</s>"}, "add_bos_token": true,
         "add_eos_token": true, "model_max_length": 4}"#;
     std::fs::write(path("tokenizer_config.json"), config).expect("writes");
     std::fs::write(path("generation_config.json"), r#"{"eos_token_id": [7, 2]}"#).expect("writes");
     let tok = Tokenizer::load(dir.path()).expect("loads");
-    assert_eq!(tok.encode("Hello world", true).expect("encodes").ids, [50260, 31414, 232, 2]);
-    assert_eq!(tok.encode("Hello world", false).expect("encodes").ids, [31414, 232]);
+    let goldens = Goldens::small();
+    let hello = goldens.texts().iter().position(|text| *text == "Hello world").expect("the text");
+    let plain = ids(&goldens.expected["tokenizers"]["opt"]["plain"][hello]);
+    assert_eq!(tok.encode("Hello world", true).expect("encodes").ids, [&[4], &plain[..], &[2]].concat());
+    assert_eq!(tok.encode("Hello world", false).expect("encodes").ids, plain);
     assert_eq!(tok.stops(), [7, 2]);
-    assert_eq!(tok.encode("Hello world ".repeat(50).as_str(), false).expect("encodes").ids.len(), 101);
+    // `model_max_length` cuts nothing off.
+    assert!(tok.encode("Hello world ".repeat(50).as_str(), false).expect("encodes").ids.len() > 100);
 }
 
 fn chat(template: &str) -> (tempfile::TempDir, Tokenizer) {
-    let shared = shared().expect("asked before");
     let dir = temp();
     for name in ["tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(shared.join("models/stories260K").join(name), dir.path().join(name)).expect("copies");
+        std::fs::copy(golden("tokenizers/llama").join(name), dir.path().join(name)).expect("copies");
     }
     std::fs::write(dir.path().join("chat_template.jinja"), template).expect("writes");
     let tok = Tokenizer::load(dir.path()).expect("loads");
@@ -203,9 +256,6 @@ fn chat(template: &str) -> (tempfile::TempDir, Tokenizer) {
 
 #[test]
 fn chat_templates_render_as_in_jinja() {
-    if shared().is_none() {
-        return;
-    }
     let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
     let talk = [message("system", "be <kind>"), message("user", " hi "), message("assistant", "yo")];
     let template = "{{- bos_token }}\n{%- if not tools is defined %}{%- set tools = none %}{%- endif %}\n\
@@ -222,4 +272,60 @@ fn chat_templates_render_as_in_jinja() {
     let (_dir, tok) = chat("{{ raise_exception('roles must alternate') }}");
     let error = tok.render_chat(&talk, false).expect_err("refuses").to_string();
     assert!(error.contains("chat_template.jinja") && error.contains("roles must alternate"), "{error}");
+}
+
+/// A template that would not end, or would take an hour, is one error that says so.
+#[test]
+fn chat_templates_run_out_of_fuel() {
+    let template = ChatTemplate::new(
+        "chat_template.jinja",
+        "{% for i in range(90000) %}{% for j in range(90000) %}{% set k = i + j %}{% endfor %}{% endfor %}",
+    );
+    let error = template.expect("compiles").render(&[], false, &[]).expect_err("never ends").to_string();
+    assert!(error.contains("chat_template.jinja") && error.contains("5000000 instructions"), "{error}");
+    for (source, limit) in [
+        ("{% for i in range(2000) %}{{ 'a' * 100000 }}{% endfor %}", "67108864 bytes"),
+        ("{{ 'a\nb' | indent(18446744073709551615) }}", "at most 100000"),
+        ("{{ 'a\nb' | indent(width=4000000000) }}", "at most 100000"),
+        ("{{ [1, 2] | batch(9223372036854775807) }}", "at most 100000"),
+        ("{{ [1, 2] | slice(100001) }}", "at most 100000"),
+        ("{{ '%99999999999999d' | format(1) }}", "at most 100000"),
+        ("{{ '{:>9999999999}'.format(1) }}", "at most 100000"),
+    ] {
+        let error = ChatTemplate::new("x", source).expect("compiles").render(&[], false, &[]).expect_err(source);
+        assert!(error.to_string().contains(limit), "{source}: {error}");
+    }
+    let widths =
+        "{{ 'a\nb' | indent(2) }}{{ [1, 2] | batch(1) | length }}{{ '%3d' | format(1) }}{{ '{:>3}'.format(1) }}";
+    assert_eq!(
+        ChatTemplate::new("x", widths).expect("compiles").render(&[], false, &[]).expect("renders"),
+        "a\n  b2  1  1"
+    );
+    let talk = vec![Message { role: "user".into(), content: "a few words".into() }; 20_000];
+    let template = ChatTemplate::new("x", "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}\n{% endfor %}");
+    let text = template.expect("compiles").render(&talk, false, &[]).expect("a long talk renders");
+    assert_eq!(text.len(), 20_000 * "[user] a few words\n".len());
+}
+
+/// Run by the test below in a process of its own.
+#[test]
+#[ignore = "needs the time zone that the other test sets"]
+fn strftime_in_another_zone() {
+    let template = ChatTemplate::new("x", "{{ strftime_now('%s %Y-%m-%d %H:%M') }}").expect("compiles");
+    println!("rendered {}.", template.render(&[], false, &[]).expect("renders"));
+}
+
+/// As in transformers, the time is the local one.
+#[test]
+fn strftime_now_gives_local_time() {
+    for (zone, hours) in [("XXX-14", 14), ("XXX+9", -9), ("UTC", 0)] {
+        let mut test = std::process::Command::new(std::env::current_exe().expect("this program"));
+        test.args(["--exact", "tokenizer::strftime_in_another_zone", "--ignored", "--nocapture"]).env("TZ", zone);
+        let out = String::from_utf8(test.output().expect("runs").stdout).expect("text");
+        let rendered = out.split("rendered ").nth(1).and_then(|rest| rest.split('.').next()).expect(&out);
+        let (seconds, local) = rendered.split_once(' ').expect("two parts");
+        let shifted = jiff::Timestamp::from_second(seconds.parse::<i64>().expect("seconds") + hours * 3600);
+        let expected = shifted.expect("in range").strftime("%Y-%m-%d %H:%M").to_string();
+        assert_eq!(local, expected, "in zone {zone}");
+    }
 }

@@ -14,31 +14,49 @@ PROMPTS = {
     "stories260K": ["Once upon a time", "The dog was", "Lily and Tom went to the park. They", "One day,"],
     "babyllama105": ["Once upon a time", "The king said", "What is", "They went to the"],
 }
+# Random models of this folder and prompts of token ids, so that a clone without SHARED searches too.
+RANDOM = ["model-gqa-llama3", "model-qwen2", "model-gpt2", "model-opt", "model-bloom"]
+IDS = [[3, 7, 11, 4], [5, 9], [12, 20, 8, 6, 15, 3]]
 # Beams, length penalty, further end tokens, new tokens at most.
 SETTINGS = [(1, 1.0, 0, 40), (2, 1.0, 0, 24), (4, 1.0, 1, 24), (4, 2.0, 1, 30), (3, 0.0, 2, 30), (5, -0.5, 1, 16)]
 
 
+def continuations(model, prompts, settings, stop):
+    """What each prompt, alone, goes on with; a continuation ends with its stop token."""
+    beams, penalty, tokens = settings
+    cases = []
+    for ids in prompts:
+        ids = torch.tensor([ids])
+        made = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, num_beams=beams, do_sample=False,
+            length_penalty=penalty, eos_token_id=stop, pad_token_id=0, early_stopping=False,
+        )
+        cases.append([ids[0].tolist(), made[0, ids.shape[1] :].tolist()])
+    return cases
+
+
 def main():
     torch.set_num_threads(1)
-    shared = pathlib.Path(sys.argv[1])
+    shared, golden = pathlib.Path(sys.argv[1]), pathlib.Path(__file__).parent
     out = []
+
+    def add(name, model, prompts, ends, most):
+        for beams, penalty, further, tokens in SETTINGS:
+            tokens, stop = min(tokens, most), ends[: 1 + further]
+            cases = continuations(model, prompts, (beams, penalty, tokens), stop)
+            out.append({"model": name, "beams": beams, "length_penalty": penalty, "stop": stop, "tokens": tokens, "cases": cases})
+
     for name, prompts in PROMPTS.items():
         path = shared / "models" / name
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(path)
         # The end of a sentence and a common letter end sequences too, so that results end at many lengths.
-        ends = [tokenizer.encode("a.")[-1], tokenizer.encode("ae")[-1]]
-        for beams, penalty, further, tokens in SETTINGS:
-            stop = [tokenizer.eos_token_id, *ends[:further]]
-            cases = []
-            for prompt in prompts:
-                ids = tokenizer(prompt, return_tensors="pt").input_ids
-                made = model.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, num_beams=beams, do_sample=False,
-                    length_penalty=penalty, eos_token_id=stop, pad_token_id=0, early_stopping=False,
-                )
-                cases.append([ids[0].tolist(), [t for t in made[0, ids.shape[1] :].tolist()]])
-            out.append({"model": name, "beams": beams, "length_penalty": penalty, "stop": stop, "tokens": tokens, "cases": cases})
+        ends = [tokenizer.eos_token_id, tokenizer.encode("a.")[-1], tokenizer.encode("ae")[-1]]
+        add(name, model, [tokenizer(prompt).input_ids for prompt in prompts], ends, 40)
+    for name in RANDOM:
+        model = AutoModelForCausalLM.from_pretrained(golden / name, dtype=torch.float32).eval()
+        # Prompt and continuation stay within the positions of GPT-2 and OPT.
+        add(name, model, IDS, [2, 17, 23], 16)
     json.dump(out, sys.stdout, separators=(",", ":"))
     print()
 

@@ -28,10 +28,10 @@ def rope(**more):
 
 CASES = {
     "gqa-llama3": llama(num_attention_heads=6, num_key_value_heads=2, head_dim=6, tie_word_embeddings=False, rms_norm_eps=1e-5,
-                        rope_parameters=rope(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)),
+                        rope_parameters=rope(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)),
     "biases-linear": llama(num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True, attention_bias=True, mlp_bias=True,
                            rope_parameters=rope(rope_type="linear", factor=2.5)),
-    "yarn": llama(num_attention_heads=3, num_key_value_heads=1, head_dim=16, tie_word_embeddings=True, rope_parameters=rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)),
+    "yarn": llama(num_attention_heads=3, num_key_value_heads=1, head_dim=16, tie_word_embeddings=True, max_position_embeddings=256, rope_parameters=rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)),
     "dynamic": llama(num_attention_heads=3, num_key_value_heads=3, tie_word_embeddings=False, max_position_embeddings=16,
                      rope_parameters=rope(rope_type="dynamic", factor=2.0)),
     "mistral-window": (MistralForCausalLM, MistralConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=5, tie_word_embeddings=False)),

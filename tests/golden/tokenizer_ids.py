@@ -1,4 +1,4 @@
-"""Writes tokenizer_ids.json: ids and decoded text of the reference library for the tokenizers of SHARED.
+"""Writes tokenizer_ids.json: ids and decoded text of transformers for the full-size tokenizers of SHARED.
 
 Usage: python tokenizer_ids.py SHARED > tokenizer_ids.json
 """
@@ -60,10 +60,25 @@ DIRECTORIES = [
 ]
 
 
-def in_directory(shared, files, model_type, keys):
+def ids_of(path):
+    """Ids with and without special tokens of every text, and the decoded text."""
+    if (path / "tokenizer.json").exists():
+        tok = AutoTokenizer.from_pretrained(path)
+    else:
+        special = dict(bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>")
+        tok = GPT2Tokenizer(str(path / "vocab.json"), str(path / "merges.txt"), **special)
+    return {
+        "ids": [tok(t)["input_ids"] for t in TEXTS],
+        "plain": [tok(t, add_special_tokens=False)["input_ids"] for t in TEXTS],
+        "decoded": [tok.decode(tok(t)["input_ids"]) for t in TEXTS],
+    }
+
+
+def directory_ids(root, files, model_type, keys):
+    """Ids with special tokens of every text, where `tokenizer_config.json` has further keys."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        for file in (shared / files).iterdir():
+        for file in (root / files).iterdir():
             shutil.copyfile(file, folder / file.name)
         path = folder / "tokenizer_config.json"
         config = {**(json.loads(path.read_text()) if path.exists() else {}), **keys}
@@ -77,20 +92,11 @@ def main():
     shared = pathlib.Path(sys.argv[1])
     out = {"texts": TEXTS, "tokenizers": {}}
     for name in ["models/stories260K", "models/babyllama105", "tokenizers/llama2", "tokenizers/gpt2", "tokenizers/opt"]:
-        path = shared / name
-        if (path / "tokenizer.json").exists():
-            tok = AutoTokenizer.from_pretrained(path)
-        else:
-            special = dict(bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>")
-            tok = GPT2Tokenizer(str(path / "vocab.json"), str(path / "merges.txt"), **special)
-        out["tokenizers"][name] = {
-            "ids": [tok(t)["input_ids"] for t in TEXTS],
-            "plain": [tok(t, add_special_tokens=False)["input_ids"] for t in TEXTS],
-            "decoded": [tok.decode(tok(t)["input_ids"]) for t in TEXTS],
-        }
-    out["directories"] = [in_directory(shared, *directory) for directory in DIRECTORIES]
+        out["tokenizers"][name] = ids_of(shared / name)
+    out["directories"] = [directory_ids(shared, *directory) for directory in DIRECTORIES]
     json.dump(out, sys.stdout, ensure_ascii=True, separators=(",", ":"))
     print()
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -7,14 +7,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::simt::machine::{self, Attention, Dtype, SIMPLE};
+use llamaprobe::arch::Dtype;
+
+use crate::ops::simt::machine::{self, SIMPLE};
+use crate::skips::{Reason, skip};
 
 const DEVICES: [&str; 3] = ["80", "90a", "120"];
 
-/// The compiler; says so if there is none.
+/// The compiler; the test is recorded as skipped if there is none.
 fn nvcc() -> Option<PathBuf> {
     let Some(path) = std::env::var_os("LLAMAPROBE_TEST_NVCC").filter(|given| !given.is_empty()) else {
-        println!("skipped: LLAMAPROBE_TEST_NVCC is not set");
+        skip(Reason::NoNvcc);
         return None;
     };
     let path = PathBuf::from(path);
@@ -52,7 +55,7 @@ impl Build {
         let out = Command::new(nvcc)
             .args(["-fatbin", "-std=c++17", "-Xptxas", "-v,--warn-on-spills,--warn-on-local-memory-usage"])
             .args(devices)
-            .arg(format!("-DREAL={}", dtype.name()))
+            .arg(format!("-DREAL={}", machine::type_name(dtype)))
             .args(options)
             .arg(&source)
             .arg("-o")
@@ -109,7 +112,7 @@ fn accept(build: &Build, kernels: &[&str], what: &str) {
 }
 
 /// Matrix products of a warp's step of each kernel, in instructions of 16 x 8 x 16.
-fn products(a: Attention) -> [(&'static str, usize); 3] {
+fn products(a: machine::Build) -> [(&'static str, usize); 3] {
     let product = |n: usize, k: usize| n / 8 * (k / 16);
     let fwd = product(a.fwd_step, a.head_dim) + product(a.head_dim, a.fwd_step);
     let (scores, sums) = (product(a.bwd_step, a.head_dim), product(a.head_dim, a.bwd_step));
@@ -122,7 +125,7 @@ fn products(a: Attention) -> [(&'static str, usize); 3] {
 fn simple_kernels_compile_without_spills() {
     let Some(nvcc) = nvcc() else { return };
     let text = machine::text(&SIMPLE);
-    for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+    for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
         let build = Build::new(&nvcc, &text, dtype, &[]);
         accept(&build, &machine::kernels(&text), &format!("{dtype:?}"));
         for kernel in ["lora_fwd_shrink", "lora_fwd_expand", "lora_bwd_xa", "lora_bwd_params", "lora_bwd_x"] {
@@ -137,9 +140,9 @@ fn attention_compiles_to_tensor_core_instructions_without_spills() {
     let Some(nvcc) = nvcc() else { return };
     let text = machine::text(&["attention"]);
     let widths =
-        [(Dtype::Bf16, &[16, 32, 64, 80, 96, 128, 256][..]), (Dtype::F16, &[64, 128]), (Dtype::F32, &[64, 256])];
+        [(Dtype::BF16, &[16, 32, 64, 80, 96, 128, 256][..]), (Dtype::F16, &[64, 128]), (Dtype::F32, &[64, 256])];
     for (dtype, head_dim) in widths.iter().flat_map(|(dtype, widths)| widths.iter().map(|&width| (*dtype, width))) {
-        let attention = Attention::new(dtype, head_dim);
+        let attention = machine::Build::new(dtype, head_dim);
         let build = Build::new(&nvcc, &text, dtype, &attention.macros());
         accept(&build, &machine::kernels(&text), &format!("{dtype:?} {head_dim}"));
         for (kernel, products) in products(attention) {
@@ -159,12 +162,12 @@ fn attention_compiles_to_tensor_core_instructions_without_spills() {
 #[test]
 fn the_gate_sees_spills_and_missing_tensor_cores() {
     let Some(nvcc) = nvcc() else { return };
-    let attention = Attention::new(Dtype::Bf16, 64);
+    let attention = machine::Build::new(Dtype::BF16, 64);
     let text = machine::text(&["attention"]);
     // Eight blocks at a time leave a thread 64 registers.
     let crowded = text.replace("__launch_bounds__(32 * WARPS, 1)", "__launch_bounds__(32 * WARPS, 8)");
     assert_ne!(text, crowded);
-    let build = Build::new(&nvcc, &crowded, Dtype::Bf16, &attention.macros());
+    let build = Build::new(&nvcc, &crowded, Dtype::BF16, &attention.macros());
     assert!(build.wrong().iter().any(|line| line.contains("spill")), "{:?}", build.wrong());
     assert!(build.wrong().iter().any(|line| line.contains("attention_fwd: ")), "{:?}", build.wrong());
     let build = Build::new(&nvcc, &text, Dtype::F32, &attention.macros());

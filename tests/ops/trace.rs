@@ -1,27 +1,25 @@
-//! The null device finds wrong lengths, and counts what a pass must not do.
+//! The null device accepts every case, and counts what a pass must not do.
 
+use llamaprobe::backend::ops::{Cast, RowOps};
 use llamaprobe::backend::trace::Trace;
-use llamaprobe::backend::{AttentionDims, Backend, Dropout, LinearDims, LoraSite, Tensor};
-use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};
+use llamaprobe::backend::{Buffers, Capture, Tensor, Transfer};
 
-fn pack(run: Option<usize>, tokens: &[Token]) -> Pack {
-    let mut b = PackBuilder::default();
-    b.push(tokens, Parent::None, run, Label::Text);
-    b.build()
-}
+use crate::ops::cases::Set;
+use crate::ops::device::{self, Given};
+use crate::ops::{self, packs};
 
 #[test]
-fn it_counts_allocations_bytes_and_waits() {
+fn trace_counts_allocations_bytes_and_waits() {
     let mut b = Trace::new();
-    let mut wide = b.acc(10).unwrap();
-    let mut real = b.compute(4).unwrap();
+    let mut acc = b.acc(10).unwrap();
+    let mut compute = b.compute(4).unwrap();
     b.index(&[1, 2]).unwrap();
-    b.pack(&pack(None, &[Token::Id(0)])).unwrap();
+    b.pack(&packs::flat(&[1])).unwrap();
     assert_eq!((b.allocations(), b.bytes(), b.syncs()), (4, 64, 0));
-    b.upload(&mut wide, 8, &[1.0, 2.0]).unwrap();
+    b.upload(&mut acc, 8, &[1.0, 2.0]).unwrap();
     let mut host = [1.0; 3];
-    b.download(&mut host, &wide, 7).unwrap();
-    b.cast(&mut real, &wide, 4);
+    b.download(&mut host, &acc, 7).unwrap();
+    b.cast(Cast { out: &mut compute, x: &acc, len: 4 });
     b.sync().unwrap();
     assert_eq!((host, b.syncs()), ([0.0; 3], 2));
     assert_eq!(b.ops(), ["upload", "download", "cast"]);
@@ -30,7 +28,7 @@ fn it_counts_allocations_bytes_and_waits() {
 }
 
 #[test]
-fn a_capture_is_logged_and_needs_its_rows() {
+fn trace_logs_a_capture() {
     let mut b = Trace::new();
     let x = b.acc(6).unwrap();
     let captured = b.capture(Tensor::Acc(&x), &[0, 2], 2);
@@ -39,62 +37,79 @@ fn a_capture_is_logged_and_needs_its_rows() {
 }
 
 #[test]
-#[should_panic(expected = "capture: x has 6 elements, needs 8")]
-fn a_capture_past_the_end_is_refused() {
+#[should_panic(expected = "capture: the buffer has 6 elements, needs 8")]
+fn trace_refuses_a_capture_past_the_end() {
     let mut b = Trace::new();
     let x = b.acc(6).unwrap();
     b.capture(Tensor::Acc(&x), &[3], 2);
 }
 
 #[test]
-#[should_panic(expected = "cast: out has 3 elements, needs 4")]
-fn a_short_output_is_refused() {
-    let mut b = Trace::new();
-    let (mut out, x) = (b.compute(3).unwrap(), b.acc(9).unwrap());
-    b.cast(&mut out, &x, 4);
+fn trace_accepts_every_case_of_every_operation() {
+    let mut trace = Trace::new();
+    let cases = [ops::all(&mut trace, Set::Small), ops::all(&mut trace, Set::Large)].concat();
+    trace.clear();
+    for case in &cases {
+        let start = case.zeros();
+        device::forward(&mut trace, &case.op, &case.inputs, 0.0);
+        let given = Given { inputs: &case.inputs, d_outputs: &case.d_outputs, start: &start, accumulate: false };
+        device::backward(&mut trace, &case.op, &given);
+    }
+    for op in OPS {
+        assert!(trace.ops().contains(&op), "no case of {op}");
+    }
 }
 
 #[test]
-#[should_panic(expected = "linear_fwd: the weight's length is 7, must be 6")]
-fn a_weight_of_another_size_is_refused() {
-    let mut b = Trace::new();
-    let (mut out, x, weight) = (b.compute(9).unwrap(), b.compute(9).unwrap(), b.null_weight(7));
-    b.linear_fwd(&mut out, &x, &weight, None, LinearDims { rows: 3, input: 2, output: 3 });
+fn case_counts_do_not_shrink() {
+    let counts = [Set::Small, Set::Large, Set::Rows, Set::Forest].map(|set| ops::all(&mut Trace::new(), set).len());
+    let least = [88, 20, 8, 10];
+    assert!(counts.iter().zip(least).all(|(count, least)| *count >= least), "{counts:?}");
 }
 
-#[test]
-#[should_panic(expected = "cross_entropy_fwd: a target is 5, must be below 5")]
-fn a_target_beyond_the_vocabulary_is_refused() {
-    let mut b = Trace::new();
-    let (mut loss, x, head) = (b.acc(1).unwrap(), b.compute(2).unwrap(), b.null_weight(10));
-    let targets = b.index(&[5]).unwrap();
-    b.cross_entropy_fwd(&mut loss, &x, &head, &targets, LinearDims { rows: 1, input: 2, output: 5 });
-}
-
-#[test]
-#[should_panic(expected = "embed_fwd: virtual token 1 and no prompt")]
-fn a_virtual_token_needs_a_prompt() {
-    let mut b = Trace::new();
-    let (mut out, table) = (b.acc(4).unwrap(), b.null_weight(8));
-    b.embed_fwd(&mut out, &pack(Some(0), &[Token::Virtual(1)]), &table, None, 4);
-}
-
-#[test]
-#[should_panic(expected = "lora_fwd: dropout seeds has 1 elements, needs 2")]
-fn every_run_needs_a_seed() {
-    let mut b = Trace::new();
-    let site = LoraSite { a: 0, b: 2, stride: 4, rank: 1, input: 2, output: 2, scale: 1.0 };
-    let (mut y, mut xa, x, params) =
-        (b.compute(2).unwrap(), b.acc(1).unwrap(), b.compute(2).unwrap(), b.acc(8).unwrap());
-    let dropout = Dropout { p: 0.5, seeds: &[1], site: 0, keys: &[0] };
-    b.lora_fwd(&mut y, &mut xa, &x, &params, &pack(Some(1), &[Token::Id(0)]), site, Some(dropout));
-}
-
-#[test]
-#[should_panic(expected = "attention_fwd: 3 heads, must be a multiple of the 2 key-value heads")]
-fn heads_must_divide() {
-    let mut b = Trace::new();
-    let dims = AttentionDims { heads: 3, kv_heads: 2, head_dim: 2, scale: 1.0, window: None, alibi: false };
-    let (mut z, mut lse, q) = (b.compute(6).unwrap(), b.acc(3).unwrap(), b.compute(6).unwrap());
-    b.attention_fwd(&mut z, &mut lse, &q, &q, &q, None, &pack(None, &[Token::Id(0)]), dims);
-}
+/// The operations of the contract.
+pub const OPS: [&str; 43] = [
+    "zero",
+    "cast",
+    "widen",
+    "residual_fwd",
+    "gather_compute",
+    "gather_acc",
+    "scatter_add",
+    "kv_append",
+    "embed_fwd",
+    "embed_bwd_prompt",
+    "embed_bwd_table",
+    "position_fwd",
+    "position_bwd_table",
+    "layer_norm_fwd",
+    "layer_norm_bwd",
+    "layer_norm_bwd_affine",
+    "rms_norm_fwd",
+    "rms_norm_bwd",
+    "rms_norm_bwd_weight",
+    "rope_fwd",
+    "rope_bwd",
+    "attention_fwd",
+    "attention_bwd",
+    "attention_pattern",
+    "attention_result",
+    "linear_fwd",
+    "linear_bwd_input",
+    "linear_bwd_weight",
+    "linear_bwd_bias",
+    "lora_fwd",
+    "lora_bwd",
+    "lora_delta",
+    "swiglu_fwd",
+    "swiglu_bwd",
+    "activation_fwd",
+    "activation_bwd",
+    "logits_fwd",
+    "cross_entropy_fwd",
+    "cross_entropy_bwd",
+    "grad_norm",
+    "check_finite",
+    "adamw",
+    "refresh_weight",
+];

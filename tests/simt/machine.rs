@@ -1,48 +1,39 @@
 //! Builds kernels for the CPU and runs launches of them.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use half::{bf16, f16};
+use llamaprobe::arch::Dtype;
 
-/// The compute dtype of a build.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dtype {
-    F32,
-    Bf16,
-    F16,
-}
+use super::tape::Tape;
+use crate::skips::{Reason, skip};
 
-impl Dtype {
-    /// The type's name in `prelude.cuh`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "float",
-            Self::Bf16 => "bf16",
-            Self::F16 => "half",
-        }
-    }
-
-    /// Bytes of an element.
-    pub fn bytes(self) -> usize {
-        if self == Self::F32 { 4 } else { 2 }
+/// A compute dtype's name in `prelude.cuh`.
+pub fn type_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "float",
+        Dtype::BF16 => "bf16",
+        Dtype::F16 => "half",
+        Dtype::F64 => panic!("no kernel has elements of f64"),
     }
 }
 
 /// The constants of one build of `attention.cu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attention {
+pub struct Build {
     pub head_dim: usize,
     pub warps: usize,
     pub fwd_step: usize,
     pub bwd_step: usize,
 }
 
-impl Attention {
+impl Build {
     /// What fits 99 KB of shared memory.
     pub fn new(dtype: Dtype, head_dim: usize) -> Self {
-        let (warps, fwd_step, bwd_step) = match head_dim * dtype.bytes() {
+        let (warps, fwd_step, bwd_step) = match head_dim * dtype.size() {
             0..=256 => (4, 64, 32),
             257..=512 => (4, 32, 16),
             _ => (1, 16, 16),
@@ -125,13 +116,14 @@ pub fn kernels(text: &str) -> Vec<&str> {
     names
 }
 
-/// Whether there is a compiler; says so if not.
+/// Whether there is a compiler for the kernels on the CPU; the test is recorded as skipped if not.
 pub fn compiler() -> bool {
     let found = Command::new("g++").arg("--version").output().is_ok_and(|out| out.status.success());
+    let found = found && cfg!(all(target_arch = "x86_64", target_os = "linux"));
     if !found {
-        println!("skipped: no g++");
+        skip(Reason::NoCompiler);
     }
-    found && cfg!(all(target_arch = "x86_64", target_os = "linux"))
+    found
 }
 
 fn scratch() -> PathBuf {
@@ -147,14 +139,21 @@ pub struct Machine {
     program: PathBuf,
 }
 
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.program);
-    }
+/// What a program is made of besides its own text: the headers and the compiler.
+fn environment() -> &'static str {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    TEXT.get_or_init(|| {
+        let headers =
+            ["simt.h", "kernels.h", "runner.h", "sanitize.h"].map(|name| root().join("tests/simt").join(name));
+        let headers = headers.map(|path| std::fs::read_to_string(path).unwrap()).concat();
+        let version = Command::new("g++").arg("--version").output().unwrap().stdout;
+        headers + &String::from_utf8_lossy(&version)
+    })
 }
 
 impl Machine {
-    /// Compiles kernel files for a dtype, with further macros.
+    /// Compiles kernel files for a dtype, with further macros; or takes the program of an earlier run that was made of
+    /// the same. (Programs of what has been changed since go with the target directory.)
     pub fn new(files: &[&str], dtype: Dtype, mode: Mode, macros: &[String]) -> Self {
         let text = text(files);
         let list: Vec<String> = kernels(&text).iter().map(|name| format!("SIMT_KERNEL({name})")).collect();
@@ -163,24 +162,36 @@ impl Machine {
              \"runner.h\"\n",
             list.join(", ")
         );
-        let program = scratch();
-        let path = program.with_extension("cpp");
-        std::fs::write(&path, source).unwrap();
-        let out = Command::new("g++")
-            .args(["-std=c++17", "-Wall", "-Wno-unknown-pragmas", "-Wno-sign-compare"])
-            .args(mode.flags())
-            .arg(format!("-DREAL={}", dtype.name()))
-            .args(macros)
-            .arg("-I")
-            .arg(root().join("tests/simt"))
-            .arg(&path)
-            .arg("-o")
-            .arg(&program)
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&out.stderr);
-        assert!(out.status.success() && said.is_empty(), "g++ {files:?} {dtype:?} {mode:?} {macros:?}:\n{said}");
-        std::fs::remove_file(path).unwrap();
+        let mut flags: Vec<String> =
+            ["-std=c++17", "-Wall", "-Wno-unknown-pragmas", "-Wno-sign-compare"].map(String::from).into();
+        flags.extend(mode.flags().iter().map(|flag| flag.to_string()));
+        flags.push(format!("-DREAL={}", type_name(dtype)));
+        flags.extend_from_slice(macros);
+
+        let mut hasher = DefaultHasher::new();
+        (&source, &flags, environment()).hash(&mut hasher);
+        let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("simt-programs");
+        std::fs::create_dir_all(&cache).unwrap();
+        let program = cache.join(format!("{:016x}", hasher.finish()));
+        if !program.exists() {
+            let part = scratch();
+            let path = part.with_extension("cpp");
+            std::fs::write(&path, source).unwrap();
+            let out = Command::new("g++")
+                .args(&flags)
+                .arg("-I")
+                .arg(root().join("tests/simt"))
+                .arg(&path)
+                .arg("-o")
+                .arg(&part)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&out.stderr);
+            assert!(out.status.success() && said.is_empty(), "g++ {files:?} {flags:?}:\n{said}");
+            std::fs::remove_file(path).unwrap();
+            // It appears under its name when it is complete.
+            std::fs::rename(part, &program).unwrap();
+        }
         Self { program }
     }
 
@@ -203,129 +214,10 @@ impl Machine {
         if !out.status.success() {
             return Err(String::from_utf8_lossy(&out.stderr).into_owned());
         }
-        let mut rest = &result.unwrap()[..];
-        let buffers = tape.buffers.iter().map(|buffer| {
-            let (buffer, after) = rest.split_at(buffer.len());
-            rest = after;
-            buffer.to_vec()
-        });
-        Ok(buffers.collect())
+        Ok(tape.split(&result.unwrap()))
     }
 }
 
 /// All schedules, as `(order, async)`.
 pub const SCHEDULES: [(&str, &str); 6] =
     [("fwd", "late"), ("rev", "late"), ("rand:1", "late"), ("fwd", "early"), ("rev", "early"), ("rand:2", "early")];
-
-/// A buffer of a tape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffer(usize);
-
-/// An argument of a kernel.
-#[derive(Clone, Copy, Debug)]
-pub enum Arg {
-    Null,
-    At(Buffer),
-    /// At a byte of a buffer.
-    Inside(Buffer, usize),
-    Int(usize),
-    Long(usize),
-    Float(f64),
-    Bits(u64),
-}
-
-/// Buffers, and launches on them.
-#[derive(Clone, Debug)]
-pub struct Tape {
-    pub dtype: Dtype,
-    buffers: Vec<Vec<u8>>,
-    launches: Vec<Vec<u8>>,
-}
-
-impl Tape {
-    pub fn new(dtype: Dtype) -> Self {
-        Self { dtype, buffers: Vec::new(), launches: Vec::new() }
-    }
-
-    fn push(&mut self, bytes: Vec<u8>) -> Buffer {
-        self.buffers.push(bytes);
-        Buffer(self.buffers.len() - 1)
-    }
-
-    pub fn acc(&mut self, values: &[f64]) -> Buffer {
-        self.push(values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect())
-    }
-
-    pub fn compute(&mut self, values: &[f64]) -> Buffer {
-        let dtype = self.dtype;
-        self.push(values.iter().flat_map(|&x| real_bytes(dtype, x)).collect())
-    }
-
-    pub fn ints(&mut self, values: &[i32]) -> Buffer {
-        self.push(values.iter().flat_map(|x| x.to_le_bytes()).collect())
-    }
-
-    pub fn longs(&mut self, values: &[u64]) -> Buffer {
-        self.push(values.iter().flat_map(|x| x.to_le_bytes()).collect())
-    }
-
-    /// Adds a launch; one of no blocks is none.
-    pub fn launch(&mut self, name: &str, grid: [usize; 3], block: usize, shared: usize, args: &[Arg]) {
-        if grid.contains(&0) {
-            return;
-        }
-        let mut numbers = vec![name.len() as u64];
-        let mut bytes: Vec<u8> = Vec::new();
-        bytes.extend(numbers.drain(..).flat_map(u64::to_le_bytes));
-        bytes.extend(name.bytes());
-        numbers.extend(grid.map(|n| n as u64));
-        numbers.extend([block as u64, 1, 1, shared as u64, args.len() as u64]);
-        for arg in args {
-            numbers.extend(match *arg {
-                Arg::Null => [0, 0],
-                Arg::At(buffer) => [1, (buffer.0 as u64) << 32],
-                Arg::Inside(buffer, at) => [1, (buffer.0 as u64) << 32 | at as u64],
-                Arg::Int(n) => [4, n as u64],
-                Arg::Float(x) => [4, u64::from((x as f32).to_bits())],
-                Arg::Long(n) => [8, n as u64],
-                Arg::Bits(n) => [8, n],
-            });
-        }
-        bytes.extend(numbers.into_iter().flat_map(u64::to_le_bytes));
-        self.launches.push(bytes);
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let mut bytes = (self.buffers.len() as u64).to_le_bytes().to_vec();
-        for buffer in &self.buffers {
-            bytes.extend((buffer.len() as u64).to_le_bytes());
-            bytes.extend(buffer);
-        }
-        bytes.extend((self.launches.len() as u64).to_le_bytes());
-        self.launches.iter().for_each(|launch| bytes.extend(launch));
-        bytes
-    }
-
-    /// What a run left in a buffer of f32.
-    pub fn read_wide(buffers: &[Vec<u8>], at: Buffer) -> Vec<f64> {
-        buffers[at.0].chunks(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
-    }
-
-    /// What a run left in a buffer of the compute dtype.
-    pub fn read_real(&self, buffers: &[Vec<u8>], at: Buffer) -> Vec<f64> {
-        let two = |b: &[u8]| u16::from_le_bytes(b.try_into().unwrap());
-        match self.dtype {
-            Dtype::F32 => Self::read_wide(buffers, at),
-            Dtype::Bf16 => buffers[at.0].chunks(2).map(|b| bf16::from_bits(two(b)).to_f64()).collect(),
-            Dtype::F16 => buffers[at.0].chunks(2).map(|b| f16::from_bits(two(b)).to_f64()).collect(),
-        }
-    }
-}
-
-fn real_bytes(dtype: Dtype, x: f64) -> Vec<u8> {
-    match dtype {
-        Dtype::F32 => (x as f32).to_le_bytes().to_vec(),
-        Dtype::Bf16 => bf16::from_f64(x).to_le_bytes().to_vec(),
-        Dtype::F16 => f16::from_f64(x).to_le_bytes().to_vec(),
-    }
-}

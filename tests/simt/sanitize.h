@@ -34,7 +34,11 @@ struct Host {
     const void* bottom = nullptr;
     size_t size = 0;
 };
-inline void create(Fiber&, char* stack, size_t size) { __asan_unpoison_memory_region(stack, size); }
+// All that a fiber leaves poisoned are the frames that it ends in, at the top of its stack: those below have returned.
+constexpr size_t ENTRY_FRAMES = 16 << 10;
+inline void create(Fiber&, char* stack, size_t size) {
+    __asan_unpoison_memory_region(stack + size - ENTRY_FRAMES, ENTRY_FRAMES);
+}
 inline void leave(Fiber* from, Host& host, Fiber*, char* stack, size_t size, bool for_good) {
     void** save = for_good ? nullptr : from ? &from->fake_stack : &host.fake_stack;
     if (stack) {

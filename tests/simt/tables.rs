@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use llamaprobe::pack::{CachedSegment, Pack, Parent};
 
-use crate::ops::naive;
+use crate::ops::attention;
 
 /// No row stands here.
 pub const NO_ROW: i32 = i32::MIN;
@@ -46,9 +46,9 @@ pub fn adapted(pack: &Pack, step: usize) -> (Vec<i32>, Vec<i32>) {
 }
 
 /// The key at each position of a row's path: a row, or `-(r + 1)` for row `r` of the cache.
-pub fn path(pack: &Pack, kept: &[CachedSegment], row: usize) -> Vec<i32> {
-    let path = naive::path(pack, kept, row).into_iter();
-    path.map(|(cached, row)| if cached { -(row as i32) - 1 } else { row as i32 }).collect()
+pub fn path(pack: &Pack, cached: &[CachedSegment], row: usize) -> Vec<i32> {
+    let path = attention::path(pack, cached, row).into_iter();
+    path.map(|(in_cache, row)| if in_cache { -(row as i32) - 1 } else { row as i32 }).collect()
 }
 
 /// Attention; see the head of `kernels/attention.cu`.
@@ -63,7 +63,7 @@ pub struct Forest {
 }
 
 impl Forest {
-    pub fn new(pack: &Pack, kept: &[CachedSegment]) -> Self {
+    pub fn new(pack: &Pack, cached: &[CachedSegment]) -> Self {
         let mut forest = Self::default();
         for g in 0..pack.segments().len() {
             if !matches!(pack.segments()[g].parent, Parent::Pack(_)) {
@@ -79,7 +79,7 @@ impl Forest {
             let mut visits: Vec<[i32; 4]> = Vec::new();
             for (slot, &row) in block.iter().enumerate() {
                 let g = pack.segments().iter().position(|s| s.rows.contains(&(row as usize))).unwrap();
-                let whole = path(pack, kept, pack.segments()[g].rows.end - 1);
+                let whole = path(pack, cached, pack.segments()[g].rows.end - 1);
                 let seen = pack.positions()[row as usize] as usize / TILE;
                 for (place, keys) in whole.chunks(TILE).take(seen + 1).enumerate() {
                     let next = ids.len() as i32;

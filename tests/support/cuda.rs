@@ -3,7 +3,10 @@
 
 use std::path::PathBuf;
 
-use llamaprobe::backend::cuda::{Compute, Cuda, Settings};
+use llamaprobe::arch::Dtype;
+use llamaprobe::backend::cuda::{Cuda, Settings};
+
+use crate::skips::{Reason, skip};
 
 /// Where the libraries and the cache are.
 pub fn settings() -> Settings {
@@ -15,17 +18,19 @@ pub fn settings() -> Settings {
     }
 }
 
-/// The first GPU; none (and a line that says so) where there is none, unless `LLAMAPROBE_REQUIRE_CUDA=1`.
+/// The first GPU, computing in a dtype; `None`, and the test is recorded as skipped, where there is none, unless
+/// `LLAMAPROBE_REQUIRE_CUDA=1`.
 ///
 /// # Panics
 /// If one is required and there is none.
-pub fn device<R: Compute>() -> Option<Cuda<R>> {
-    match Cuda::new(0, &settings()) {
+pub fn device(dtype: Dtype) -> Option<Cuda> {
+    match Cuda::open(0, dtype, &settings()) {
         Ok(device) => Some(device),
         Err(error) => {
             let required = std::env::var("LLAMAPROBE_REQUIRE_CUDA").is_ok_and(|value| value == "1");
             assert!(!required, "LLAMAPROBE_REQUIRE_CUDA=1: {error}");
-            println!("skipped: no CUDA device ({error})");
+            println!("{error}");
+            skip(Reason::NoCuda);
             None
         }
     }

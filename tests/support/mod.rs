@@ -4,11 +4,12 @@
 use std::path::PathBuf;
 
 pub mod peft;
+pub mod skips;
 pub mod tiny_model;
 pub mod training;
 
-/// The folder of models, tokenizers and data beside the checkout, or the one that `LLAMAPROBE_SHARED` names; `None`
-/// (and a line that says so) where there is none.
+/// The folder of models, tokenizers and data beside the checkout, or the one that `LLAMAPROBE_SHARED` names; `None`,
+/// and the test is recorded as skipped, where there is none.
 pub fn shared() -> Option<PathBuf> {
     let dir = std::env::var_os("LLAMAPROBE_SHARED")
         .map(PathBuf::from)
@@ -16,8 +17,13 @@ pub fn shared() -> Option<PathBuf> {
     if dir.is_dir() {
         return Some(dir);
     }
-    println!("skipped: no ../shared");
+    skips::skip(skips::Reason::NoShared);
     None
+}
+
+/// A file or folder of `tests/golden`.
+pub fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
 /// A folder that is removed when dropped.

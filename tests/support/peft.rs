@@ -39,9 +39,33 @@ pub struct Example {
     pub labels: Vec<i64>,
 }
 
-/// A folder of the golden files.
-pub fn golden(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+/// What was measured, by name: the largest difference of all steps or elements, relative to what was expected.
+pub type Errors = Vec<(&'static str, f64)>;
+
+/// Prints errors, and demands that none is above its limit.
+pub fn within(what: &str, errors: &Errors, limits: &[(&str, f64)]) {
+    println!(
+        "{what}: {}",
+        errors.iter().map(|(name, error)| format!("{name} {error:.1e}")).collect::<Vec<_>>().join(", ")
+    );
+    for (name, error) in errors {
+        let limit = limit_of(name, limits);
+        assert!(*error <= limit, "{what}: {name} is off by {error:.1e}, limit {limit:.1e}");
+    }
+}
+
+/// Demands that a mistake brings each of `seen_by`'s errors above its limit.
+pub fn beyond(what: &str, errors: &Errors, limits: &[(&str, f64)], seen_by: &[&str]) {
+    for name in seen_by {
+        let error = limit_of(name, errors);
+        let limit = limit_of(name, limits);
+        println!("{what}: {name} {error:.1e}, limit {limit:.1e}");
+        assert!(error > limit, "{what} goes unseen: {name} is off by {error:.1e}, limit {limit:.1e}");
+    }
+}
+
+fn limit_of(name: &str, limits: &[(&str, f64)]) -> f64 {
+    limits.iter().find(|(limited, _)| *limited == name).unwrap_or_else(|| panic!("{name} has no limit")).1
 }
 
 impl Case {
@@ -54,7 +78,7 @@ impl Case {
     /// Its model's directory, if it is there.
     pub fn model_dir(&self) -> Option<PathBuf> {
         match self.model.as_str() {
-            "tiny" => Some(golden("peft/tiny")),
+            "tiny" => Some(super::golden("peft/tiny")),
             name => super::shared().map(|shared| shared.join("models").join(name)),
         }
     }
@@ -77,23 +101,23 @@ impl Case {
         Run { data: self.data.iter().map(sequence).collect(), settings }
     }
 
-    /// Takes all its steps, each of which must be peft's.
-    pub fn train<B: Backend>(&self, name: &str, backend: &mut B, model: &mut Model<B>, trainer: &mut Trainer<B>) {
+    /// Takes all its steps; how far they are from peft's.
+    pub fn train<B: Backend>(&self, backend: &mut B, model: &mut Model<B>, trainer: &mut Trainer<B>) -> Errors {
+        let mut errors = vec![("loss", 0.0f64), ("gradient norm", 0.0), ("learning rate", 0.0)];
         for step in 0..self.steps as usize {
             let report = trainer.step(backend, model).expect("a step");
             let run = &report.runs[0];
-            for (what, found, expected, limit) in [
-                ("loss", run.loss, self.losses[step], 1e-5),
-                ("gradient norm", run.grad_norm, self.grad_norms[step], 1e-4),
-                ("learning rate", run.learning_rate, self.learning_rates[step], 1e-12),
-            ] {
-                let apart = (found - expected).abs() / expected.abs().max(1e-30);
-                assert!(
-                    found == expected || apart <= limit,
-                    "{name}, step {step}: {what} {found} for {expected}: {apart:e}"
-                );
+            let pairs = [
+                (run.loss, self.losses[step]),
+                (run.grad_norm, self.grad_norms[step]),
+                (run.learning_rate, self.learning_rates[step]),
+            ];
+            for ((_, worst), (found, expected)) in errors.iter_mut().zip(pairs) {
+                let apart = if found == expected { 0.0 } else { (found - expected).abs() / expected.abs().max(1e-30) };
+                *worst = if apart.is_nan() { f64::INFINITY } else { worst.max(apart) };
             }
         }
+        errors
     }
 }
 

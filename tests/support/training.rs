@@ -5,8 +5,8 @@ use llamaprobe::backend::Backend;
 use llamaprobe::model::{Adaptation, Layout, LoraShape, Model};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::settings::{Length, RunSettings};
+use llamaprobe::train::trainable::Trainable;
 use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
-use llamaprobe::train::tuned::Tuned;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -64,15 +64,15 @@ pub fn adaptation<B: Backend>(backend: &mut B, model: &Model<B>, seeds: &[u64]) 
 pub fn trainer<B: Backend>(backend: &mut B, model: &Model<B>, runs: Vec<Run>, options: TrainerOptions) -> Trainer<B> {
     let seeds: Vec<u64> = runs.iter().map(|run| run.settings.seed).collect();
     let adaptation = adaptation(backend, model, &seeds);
-    Trainer::new(backend, model, Tuned::Adapters(adaptation), runs, options).expect("a trainer")
+    Trainer::new(backend, model, Trainable::Adapters(adaptation), runs, options).expect("a trainer")
 }
 
 /// The parameters of all runs.
 pub fn params<B: Backend>(backend: &mut B, trainer: &Trainer<B>) -> Vec<f64> {
     use llamaprobe::backend::AccElement;
-    let (runs, stride) = trainer.tuned().shape();
+    let (runs, stride) = trainer.trainable().shape();
     let mut values = vec![B::Element::default(); runs * stride];
-    backend.download(&mut values, trainer.tuned().params(), 0).expect("parameters");
+    backend.download(&mut values, trainer.trainable().params(), 0).expect("parameters");
     values.into_iter().map(AccElement::to_f64).collect()
 }
 

@@ -27,7 +27,7 @@ fn triples_become_text() {
         "annotations": [{"source": "s", "text": " First\nline. "}, {"source": "s", "text": "Second."}]}]"#;
     let example = one(Task::Dart, &[put(dir.path(), "dart.json", text)]);
     assert_eq!(example.input, "A & B : JOINED : 1973 | A : IN : x");
-    assert_eq!(example.right().collect::<Vec<_>>(), ["First line.", "Second."]);
+    assert_eq!(example.gold().collect::<Vec<_>>(), ["First line.", "Second."]);
     assert_eq!(
         Task::Dart.template().demonstration(&example),
         "Triples: A & B : JOINED : 1973 | A : IN : x\nSentence: First line.\n\n"
@@ -63,8 +63,8 @@ fn highlighted_cells_bring_their_headers() {
         "<page_title> Page </page_title> <table> <cell> 4 <col_header> Both </col_header> <col_header> Away </col_header> \
          <row_header> 2001 </row_header> </cell> </table>"
     );
-    assert_eq!(data.examples[0].right().count(), 2);
-    assert_eq!(data.left_out.into_iter().collect::<Vec<_>>(), [("no highlighted cell", 1), ("no reference", 1)]);
+    assert_eq!(data.examples[0].gold().count(), 2);
+    assert_eq!(data.skipped.into_iter().collect::<Vec<_>>(), [("no highlighted cell", 1), ("no reference", 1)]);
     let error = Task::Totto.load(&[put(dir.path(), "bad.jsonl", &row("[[2, 3]]", said))]).expect_err("no such cell");
     assert!(error.to_string().contains("bad.jsonl:1: highlighted_cells"), "{error}");
 }
@@ -75,11 +75,11 @@ fn logic_comes_with_its_table_or_alone() {
     let text = r#"[{"topic": "a cup", "sent": "it rains .", "logic_str": "eq { x ; 1 } = true", "table_header": ["a", "b c"]}]"#;
     let example = one(Task::Logic2Text, &[put(dir.path(), "dev.json", text)]);
     assert_eq!(example.input, "Caption: a cup\nColumns: a | b c\nLogic: eq { x ; 1 } = true");
-    assert_eq!(example.meaning.as_deref(), Some("eq { x ; 1 } = true"));
+    assert_eq!(example.logical_form.as_deref(), Some("eq { x ; 1 } = true"));
     let pair = [put(dir.path(), "t.sql", "only { x } = true\n"), put(dir.path(), "t.en", "only x .\n")];
     let example = one(Task::Logic2Text, &pair);
     assert_eq!((example.input.as_str(), example.output.as_str()), ("Logic: only { x } = true", "only x ."));
-    assert_eq!(example.meaning.as_deref(), Some("only { x } = true"));
+    assert_eq!(example.logical_form.as_deref(), Some("only { x } = true"));
 }
 
 const TABLES: &str = r#"[
@@ -104,7 +104,7 @@ fn questions_bring_their_schema() {
     let data = Task::Spider.load(&[questions, put(dir.path(), "t.sql", queries), tables.clone()]).expect("loads");
     assert_eq!(data.examples.len(), 1, "one query fits one database");
     assert_eq!(data.examples[0].input, "a | pets | Dog : Age , name | Owner : Name");
-    assert_eq!(data.left_out.values().collect::<Vec<_>>(), [&1, &1], "{:?}", data.left_out);
+    assert_eq!(data.skipped.values().collect::<Vec<_>>(), [&1, &1], "{:?}", data.skipped);
     let wrong = put(dir.path(), "wrong.json", r#"[{"db_id": "sea", "question": "?", "query": "SELECT 1"}]"#);
     let error = Task::Spider.load(&[wrong, tables]).expect_err("no such database").to_string();
     assert!(error.contains("wrong.json[0]: db_id: expected a database of"), "{error}");
@@ -146,7 +146,7 @@ fn the_original_files_are_read_whole() {
     let Some(shared) = support::shared() else { return };
     let read = |task: Task, files: &[&str], rows: usize, left_out: usize| {
         let data = real(&shared, task, files);
-        assert_eq!((data.examples.len(), data.left_out.values().sum::<usize>()), (rows, left_out), "{task} {files:?}");
+        assert_eq!((data.examples.len(), data.skipped.values().sum::<usize>()), (rows, left_out), "{task} {files:?}");
         let metric = task.metric();
         for example in &data.examples {
             assert!(!example.input.is_empty() && !example.output.contains('\n'), "{example:?}");
@@ -162,7 +162,7 @@ fn the_original_files_are_read_whole() {
         dart[0].input,
         "Mars Hill College : JOINED : 1973 | Mars Hill College : LOCATION : Mars Hill, North Carolina"
     );
-    assert_eq!(dart.iter().map(|e| e.right().count()).sum::<usize>(), 6980);
+    assert_eq!(dart.iter().map(|e| e.gold().count()).sum::<usize>(), 6980);
     let totto = read(Task::Totto, &["tiny_raw_totto_dev.jsonl"], 50, 0);
     assert!(totto[0].input.contains("<col_header> Governor </col_header>"), "{}", totto[0].input);
     read(Task::Totto, &["dev_sample.jsonl"], 5, 0);
@@ -176,8 +176,8 @@ fn the_original_files_are_read_whole() {
     let spider = read(Task::Spider, &["dev.json", "tables.json"], 1034, 0);
     assert!(spider[0].input.starts_with("How many singers do we have? | concert_singer | stadium : Stadium_ID , "));
     let pairs = real(&shared, Task::Spider, &["train.en", "train.sql", "tables.json"]);
-    println!("spider pairs: {} and {:?}", pairs.examples.len(), pairs.left_out);
-    assert_eq!(pairs.examples.len() + pairs.left_out.values().sum::<usize>(), 5600);
+    println!("spider pairs: {} and {:?}", pairs.examples.len(), pairs.skipped);
+    assert_eq!(pairs.examples.len() + pairs.skipped.values().sum::<usize>(), 5600);
     assert!(pairs.examples.len() > 4500);
     read(Task::Mtop, &["train.jsonl"], 15667, 0);
     read(Task::Mtop, &["dev.jsonl"], 2235, 0);
@@ -194,11 +194,11 @@ fn pool() -> Vec<Example> {
 fn retrieval_by_words_never_shows_the_query() {
     let pool = pool();
     let retriever = Retriever::bm25(&pool);
-    let query = |input| Query { input, vector: &[], own: None };
+    let query = |input| Query { input, vector: &[], pool_index: None };
     let shown = retriever.nearest(&query("Set the alarm at eight!"), 2).expect("enough");
     assert_eq!(shown.iter().map(|s| s.index).collect::<Vec<_>>(), [2, 3], "the most like stands last");
     assert!(0.0 < shown[0].similarity && shown[0].similarity < shown[1].similarity && shown[1].similarity < 1.0);
-    let own = Query { own: Some(0), ..query("call my mother") };
+    let own = Query { pool_index: Some(0), ..query("call my mother") };
     assert_eq!(retriever.nearest(&own, 1).expect("enough")[0].index, 1, "4 has the same input, and 0 is itself");
     assert!(retriever.nearest(&own, 5).is_err(), "four are left");
     // A query of the pool would score 1 against itself, whatever its length.
@@ -214,7 +214,7 @@ fn retrieval_by_words_never_shows_the_query() {
 fn retrieval_by_vectors_is_by_cosine() {
     let pool = pool()[..3].to_vec();
     let retriever = Retriever::dense(&pool, vec![2.0, 0.0, 0.0, 0.5, 3.0, 3.0]);
-    let query = Query { input: "", vector: &[0.0, 9.0], own: None };
+    let query = Query { input: "", vector: &[0.0, 9.0], pool_index: None };
     let found = retriever.similarities(&query);
     for (found, expected) in found.iter().zip([0.0, 1.0, 0.5f64.sqrt()]) {
         assert!((found - expected).abs() < 1e-6, "{found} {expected}");

@@ -96,7 +96,7 @@ fn bleu_and_chrf_are_sacrebleus() {
         }
     }
     let signatures = &golden["signatures"];
-    let several = || pairs.iter().map(|(_, example)| example.right().count());
+    let several = || pairs.iter().map(|(_, example)| example.gold().count());
     assert_eq!(signatures[0], Metric::Bleu.signature(several()));
     assert_eq!(signatures[1], Metric::ChrF.signature(several()));
     assert_eq!(signatures[2], Metric::Bleu.signature([1, 1]));
@@ -162,7 +162,7 @@ fn parses_match_as_trees() {
 #[test]
 fn blec_finds_what_its_rules_find() {
     let consistent = |logic: &str, output: &str, truth: &str| {
-        let example = Example { meaning: Some(logic.to_string()), ..Example::new("", truth) };
+        let example = Example { logical_form: Some(logic.to_string()), ..Example::new("", truth) };
         Metric::Blec.score(&Metric::Blec.judge(output, &example)) == 100.0
     };
     let count = "eq { count { filter_eq { all_rows ; length ; 60 mins } } ; 12 } = true";
@@ -197,7 +197,8 @@ fn blec_finds_what_its_rules_find() {
 
 #[test]
 fn the_right_output_scores_a_hundred() {
-    let example = |meaning: Option<&str>| Example { meaning: meaning.map(str::to_string), ..Example::new("in", "out") };
+    let example =
+        |meaning: Option<&str>| Example { logical_form: meaning.map(str::to_string), ..Example::new("in", "out") };
     for task in Task::ALL {
         let metric = task.metric();
         let right = match task {

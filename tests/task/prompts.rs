@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::task::demonstrations::sample;
 use llamaprobe::task::metrics::score;
-use llamaprobe::task::prompts::{Lesson, Prompts, common_prefix};
+use llamaprobe::task::prompts::{Prompts, TrainingExample, common_prefix};
 use llamaprobe::task::{Example, Task, Template};
 
 use crate::support;
@@ -58,8 +58,8 @@ fn a_bad_template_is_an_error_that_says_why() {
         ("query: \"{input} }\"", "single }"),
         ("answer: \"{input}\"", "{input}"),
         ("anwser: \"{output}\"", "anwser"),
-        ("just text", "--template"),
-        ("{", "--template"),
+        ("just text", "template"),
+        ("{", "template"),
     ] {
         let error = Template::parse(value, &default).expect_err(value).to_string();
         assert!(error.contains(says), "{value}: {error}");
@@ -82,7 +82,7 @@ fn demonstrations_are_a_seeded_draw_without_replacement() {
     assert_eq!(seen.len(), 40, "every other example is drawn some time");
     assert_eq!(sample(&pool, &queries, 40, 1).expect("all that are left").len(), 40);
     let error = sample(&pool, &queries, 41, 1).expect_err("too many").to_string();
-    assert_eq!(error, "--demos: expected at most 40, found 41, of 50 examples of which 10 are queries");
+    assert_eq!(error, "demonstrations: expected at most 40, found 41, of 50 examples of which 10 are queries");
     // A query that stands in the pool as another row is no demonstration either.
     let other_rows = [examples(3), examples(3)].concat();
     assert!(sample(&other_rows, &queries[..0], 6, 0).is_ok());
@@ -159,16 +159,22 @@ fn real_data_is_read_whole() {
 /// are those that cover it.
 #[test]
 fn prompts_are_whole_tokenisations() {
-    let Some(shared) = support::shared() else { return };
     let (labels, czech) = (["negative", "positive"], ["příliš žluťoučký kůň", "úpěl"]);
-    for (name, task, outputs) in [
-        ("models/stories260K", Task::EnCs, czech),
-        ("models/babyllama105", Task::Sst2, labels), // it has no letters but English ones
-        ("tokenizers/llama2", Task::EnCs, czech),
-        ("tokenizers/gpt2", Task::Sst2, labels),
-        ("tokenizers/opt", Task::EnCs, czech),
-    ] {
-        let tokenizer = Tokenizer::load(shared.join(name)).expect("loads");
+    let golden = support::golden("tokenizers");
+    let mut tokenizers: Vec<_> =
+        ["llama", "llama2", "gpt2", "opt", "qwen2", "bloom", "llama3"].map(|name| golden.join(name)).into();
+    if let Some(shared) = support::shared() {
+        let full_size =
+            ["models/stories260K", "models/babyllama105", "tokenizers/llama2", "tokenizers/gpt2", "tokenizers/opt"];
+        tokenizers.extend(full_size.map(|name| shared.join(name)));
+    }
+    tokenizers.push(golden.join("characters"));
+    for path in tokenizers {
+        let name = path.display();
+        let tokenizer = Tokenizer::load(&path).expect("loads");
+        // A vocabulary of characters has no letters but English ones.
+        let english = tokenizer.vocab_size() < 200;
+        let (task, outputs) = if english { (Task::Sst2, labels) } else { (Task::EnCs, czech) };
         let template = task.template();
         let prompts = Prompts::new(&tokenizer, &template);
         let whole = |text: &str| tokenizer.encode(text, true).expect("encodes").ids;
@@ -184,9 +190,9 @@ fn prompts_are_whole_tokenisations() {
                 assert_eq!(learnt.trim_start(), output, "{name}");
                 let kept = tokenizer.decode(&ids[..ids.len() - answer.scored], true).expect("decodes");
                 assert_eq!(kept, tokenizer.decode(&prompt.token_ids, true).expect("decodes"), "{name}");
-                let lesson = prompts.lesson(&text, output).expect("tokens");
-                assert_eq!(lesson.input_ids, ids, "{name}");
-                assert_eq!(lesson.scored(), Some(answer.scored), "{name}");
+                let example = prompts.training_example(&text, output).expect("tokens");
+                assert_eq!(example.input_ids, ids, "{name}");
+                assert_eq!(example.scored(), Some(answer.scored), "{name}");
             }
         }
     }
@@ -217,21 +223,22 @@ fn a_token_across_the_seam_belongs_to_the_answer() {
     assert_eq!(answer.replaces, 1, "the colon is gone");
     assert_eq!(answer.scored, 9, "colon-and-space, then eight letters");
     assert_eq!(answer.after(&prompt.token_ids), whole);
-    assert_eq!(prompts.lesson(&text, "positive").expect("tokens").scored(), Some(9));
+    assert_eq!(prompts.training_example(&text, "positive").expect("tokens").scored(), Some(9));
     // Nothing but the answer: no token is left to predict it from.
     let bare = Template::new("{input}", "{output}").expect("valid");
     let error = Prompts::new(&tokenizer, &bare).prompt("", &["x"]).expect_err("no prompt").to_string();
-    assert!(error.contains("--template"), "{error}");
+    assert!(error.contains("template"), "{error}");
     let error = Prompts::new(&tokenizer, &bare).prompt("x", &[""]).expect_err("no answer").to_string();
     assert!(error.contains("a token of the answer"), "{error}");
 }
 
 #[test]
-fn lessons_have_their_labels_at_the_end() {
-    let lesson = |input_ids: &[u32], labels: &[i64]| Lesson { input_ids: input_ids.to_vec(), labels: labels.to_vec() };
-    assert_eq!(lesson(&[5, 6, 7], &[-100, 6, 7]).scored(), Some(2));
+fn training_examples_have_their_labels_at_the_end() {
+    let example =
+        |input_ids: &[u32], labels: &[i64]| TrainingExample { input_ids: input_ids.to_vec(), labels: labels.to_vec() };
+    assert_eq!(example(&[5, 6, 7], &[-100, 6, 7]).scored(), Some(2));
     for labels in [&[-100, -100, -100][..], &[5, 6, 7], &[-100, 6, -100], &[-100, 6], &[-100, 6, 8], &[]] {
-        assert_eq!(lesson(&[5, 6, 7], labels).scored(), None, "{labels:?}");
+        assert_eq!(example(&[5, 6, 7], labels).scored(), None, "{labels:?}");
     }
     assert_eq!(common_prefix(&[1, 2, 3], &[1, 2, 4, 5]), 2);
     assert_eq!(common_prefix(&[], &[1]), 0);

@@ -6,7 +6,7 @@
 //!
 //! Rows of queries are the lanes of all vectors ([`lanes`]): keys and values are read as they lie, the softmax needs no
 //! sums across a vector, and narrow heads waste nothing. Products are those of the tiles of the matrix product, in
-//! numbers or in pairs of bfloat16 ([`products`]); sums, weights and what is kept of a row stay wide.
+//! numbers or in pairs of bfloat16 ([`products`]); sums, weights and the state of a row are of the accumulation dtype.
 
 mod backward;
 mod blocks;
@@ -71,6 +71,7 @@ mod tests {
     use crate::arch::Dtype;
     use crate::backend::Buffers;
     use crate::backend::cpu::isa::tests::isas;
+    use crate::backend::cpu::simd::narrow_into;
     use crate::backend::cpu::{CpuSettings, HostBuffer, Isa};
     use crate::backend::ops::AttentionDims;
     use crate::pack::{Label, Pack, PackBuilder, Parent, Token};
@@ -101,11 +102,11 @@ mod tests {
 
     /// `z`, the log-sum-exp, and the gradients of queries, keys and values, all stored as `dtype`.
     fn results(isa: Isa, dtype: Dtype, pack: &Arc<Pack>, dims: AttentionDims) -> [Vec<f32>; 5] {
-        let mut cpu = Cpu::<f32>::open_emulated(&CpuSettings { isa, ..CpuSettings::new(dtype) });
+        let mut cpu = Cpu::<f32>::open(&CpuSettings { isa, ..CpuSettings::new(dtype) });
         let (n, q_len, kv_len) = (pack.len(), pack.len() * dims.q_width(), pack.len() * dims.kv_width());
         let stored = |count, seed| {
             let mut buffer = HostBuffer::zeros(dtype, count).expect("memory");
-            f32::narrow_into(isa, &mut buffer, &numbers(count, seed));
+            narrow_into(isa, &mut buffer, &numbers(count, seed));
             buffer
         };
         let (q, k, v, d_z) = (stored(q_len, 1), stored(kv_len, 2), stored(kv_len, 3), numbers(q_len, 4));
@@ -122,12 +123,12 @@ mod tests {
     }
 
     #[test]
-    fn pairs_on_every_instruction_set_agree_with_single_precision() {
+    fn attention_in_pairs_on_every_instruction_set_agrees_with_single_precision() {
         let pack = Arc::new(pack());
         for (heads, kv_heads, head_dim) in [(2, 1, 16), (1, 1, 17), (5, 1, 24), (3, 3, 48), (4, 2, 64), (1, 1, 80)] {
             let scale = 1.0 / (head_dim as f64).sqrt();
             let dims = AttentionDims { heads, kv_heads, head_dim, scale, window: None, alibi: false };
-            let exact = results(Isa::Plain, Dtype::F32, &pack, dims);
+            let exact = results(Isa::PLAIN, Dtype::F32, &pack, dims);
             for isa in isas() {
                 let found = results(isa, Dtype::BF16, &pack, dims);
                 for ((what, found), exact) in ["z", "lse", "d_q", "d_k", "d_v"].iter().zip(&found).zip(&exact) {

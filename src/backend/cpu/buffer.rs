@@ -33,6 +33,16 @@ impl HostBuffer {
         })
     }
 
+    /// The type.
+    pub fn dtype(&self) -> Dtype {
+        match self {
+            Self::F64(_) => Dtype::F64,
+            Self::F32(_) => Dtype::F32,
+            Self::Bf16(_) => Dtype::BF16,
+            Self::F16(_) => Dtype::F16,
+        }
+    }
+
     /// The elements, borrowed.
     pub fn view(&self) -> HostSlice<'_> {
         match self {

@@ -1,40 +1,41 @@
 //! What operations work with besides their arguments: the instruction set, product kernels and scratch memory.
 
+use super::gemm::kernels::Kernels;
 use super::gemm::{Gemm, grow};
 use super::simd::{Float, Isa};
 use super::thread_pool::ThreadPool;
 
-/// What loops run on.
+/// What loops run on: in which instructions, on which threads.
 pub struct Exec {
-    /// The instruction set.
+    /// What [`multiversion`](super::simd::multiversion) functions are told.
     pub isa: Isa,
-    /// The threads.
+    /// What [`parallel`](super::parallel) functions are told.
     pub pool: ThreadPool,
 }
 
 /// The threads' memory and kernels. Scratch grows to what the largest operation needs and stays.
-pub struct Context<W> {
+pub struct Context<A> {
     /// The instruction set and the threads.
     pub exec: Exec,
     /// Products shared by all threads.
-    pub gemm: Gemm<W>,
+    pub gemm: Gemm<A>,
     /// Scratch of the calling thread.
-    pub memory: Vec<W>,
+    pub memory: Vec<A>,
     /// Scratch for sums in `f64`.
     pub sums: Vec<f64>,
     /// What each thread has to itself.
-    pub tasks: Vec<Task<W>>,
+    pub tasks: Vec<Task<A>>,
 }
 
 /// What one thread has to itself.
-pub struct Task<W> {
+pub struct Task<A> {
     /// Products on this thread alone.
-    pub gemm: Gemm<W>,
-    /// Scratch.
-    pub memory: Vec<W>,
+    pub gemm: Gemm<A>,
+    /// Scratch of the thread, to be [`carve`]d.
+    pub memory: Vec<A>,
 }
 
-impl<W: Float> Context<W> {
+impl<A: Kernels> Context<A> {
     /// With so many threads, the calling one included.
     pub fn new(isa: Isa, threads: usize) -> Self {
         let pool = ThreadPool::new(threads);
@@ -46,8 +47,12 @@ impl<W: Float> Context<W> {
 }
 
 /// Parts of scratch memory with the given lengths; what is in them is left over from earlier.
-pub fn carve<W: Float, const N: usize>(memory: &mut Vec<W>, lens: [usize; N]) -> [&mut [W]; N] {
-    let mut rest = grow(memory, lens.iter().sum());
+///
+/// # Panics
+/// If they are longer together than memory can be.
+pub fn carve<A: Float, const N: usize>(memory: &mut Vec<A>, lens: [usize; N]) -> [&mut [A]; N] {
+    let all = lens.iter().try_fold(0usize, |all, &len| all.checked_add(len));
+    let mut rest = grow(memory, all.expect("scratch: the sum of the lengths overflows"));
     lens.map(|len| {
         let (part, behind) = std::mem::take(&mut rest).split_at_mut(len);
         rest = behind;

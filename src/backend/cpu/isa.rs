@@ -1,10 +1,11 @@
-//! Instruction sets, and which of them this processor has.
+//! Instruction sets, and proof of which of them this processor has.
 
+use std::fmt;
 use std::sync::OnceLock;
 
 /// An instruction set that loops are compiled for; each of an architecture includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
+pub enum InstructionSet {
     /// What every processor of the architecture has.
     Plain,
     /// NEON, with multiply-adds: every 64-bit ARM processor.
@@ -19,58 +20,85 @@ pub enum Isa {
     Amx,
 }
 
+/// Proof that this processor has an instruction set. Safe functions execute its instructions for whoever holds one, so it
+/// is only made by detection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Isa(InstructionSet);
+
 /// What a processor has, the plainest first, and which of it is best.
-struct Found {
+struct Detected {
     available: Vec<Isa>,
     best: Isa,
 }
 
 impl Isa {
+    /// What every processor has.
+    pub const PLAIN: Self = Self(InstructionSet::Plain);
+
     /// The best of this processor.
     pub fn detect() -> Self {
-        found().best
+        detected().best
+    }
+
+    /// Those this processor has, the plainest first.
+    pub fn available() -> &'static [Self] {
+        &detected().available
+    }
+
+    /// That of a [`name`](Self::name), if this processor has it.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::available().iter().copied().find(|isa| isa.name() == name)
+    }
+
+    /// Which it is.
+    pub fn set(self) -> InstructionSet {
+        self.0
     }
 
     /// The one that plain loops are compiled for.
-    pub(super) fn of_loops(self) -> Self {
-        match self {
-            Self::Avx512Bf16 | Self::Amx => Self::Avx512,
+    pub(super) fn of_loops(self) -> InstructionSet {
+        match self.0 {
+            InstructionSet::Avx512Bf16 | InstructionSet::Amx => InstructionSet::Avx512,
             other => other,
         }
     }
 
-    /// Its name, as `LLAMAPROBE_ISA` has it.
+    /// As `LLAMAPROBE_ISA` has it: `avx512bf16`.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Plain => "plain",
-            Self::Neon => "neon",
-            Self::Avx2 => "avx2",
-            Self::Avx512 => "avx512",
-            Self::Avx512Bf16 => "avx512bf16",
-            Self::Amx => "amx",
+        match self.0 {
+            InstructionSet::Plain => "plain",
+            InstructionSet::Neon => "neon",
+            InstructionSet::Avx2 => "avx2",
+            InstructionSet::Avx512 => "avx512",
+            InstructionSet::Avx512Bf16 => "avx512bf16",
+            InstructionSet::Amx => "amx",
         }
     }
 
     /// Whether it multiplies pairs of bfloat16.
     pub fn has_pairs(self) -> bool {
-        matches!(self, Self::Avx512Bf16 | Self::Amx)
-    }
-
-    /// Those this processor has, the plainest first.
-    pub fn available() -> &'static [Self] {
-        &found().available
+        matches!(self.0, InstructionSet::Avx512Bf16 | InstructionSet::Amx)
     }
 }
 
-fn found() -> &'static Found {
-    static FOUND: OnceLock<Found> = OnceLock::new();
-    FOUND.get_or_init(|| {
-        let found = Found { available: vec![Isa::Plain], best: Isa::Plain };
+impl fmt::Debug for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+fn detected() -> &'static Detected {
+    static DETECTED: OnceLock<Detected> = OnceLock::new();
+    DETECTED.get_or_init(|| {
+        let detected = Detected { available: vec![Isa::PLAIN], best: Isa::PLAIN };
         #[cfg(target_arch = "x86_64")]
-        let found = x86::look(found);
+        let detected = x86::detect(detected);
         #[cfg(target_arch = "aarch64")]
-        let found = Found { available: [found.available, vec![Isa::Neon]].concat(), best: Isa::Neon };
-        found
+        let detected = {
+            let neon = Isa(InstructionSet::Neon);
+            Detected { available: [detected.available, vec![neon]].concat(), best: neon }
+        };
+        detected
     })
 }
 
@@ -78,14 +106,14 @@ fn found() -> &'static Found {
 mod x86 {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
 
-    use super::{Found, Isa};
+    use super::{Detected, InstructionSet, Isa};
 
-    pub fn look(mut found: Found) -> Found {
-        let mut has = |isa: Isa, here: bool, best: bool| {
+    pub fn detect(mut detected: Detected) -> Detected {
+        let mut has = |set: InstructionSet, here: bool, best: bool| {
             if here {
-                found.available.push(isa);
+                detected.available.push(Isa(set));
                 if best {
-                    found.best = isa;
+                    detected.best = Isa(set);
                 }
             }
             here
@@ -95,13 +123,13 @@ mod x86 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl");
-        if !has(Isa::Avx2, avx2, true) || !has(Isa::Avx512, avx512, true) {
-            return found;
+        if !has(InstructionSet::Avx2, avx2, true) || !has(InstructionSet::Avx512, avx512, true) {
+            return detected;
         }
         // Intel's cores multiply pairs at half the rate of single precision, unless in tiles; AMD's at twice the rate.
-        let pairs = has(Isa::Avx512Bf16, is_x86_feature_detected!("avx512bf16"), by_amd());
-        has(Isa::Amx, pairs && amx(), true);
-        found
+        let pairs = has(InstructionSet::Avx512Bf16, is_x86_feature_detected!("avx512bf16"), by_amd());
+        has(InstructionSet::Amx, pairs && amx(), true);
+        detected
     }
 
     fn by_amd() -> bool {
@@ -133,18 +161,38 @@ mod x86 {
 
 #[cfg(test)]
 pub mod tests {
-    use super::Isa;
+    use super::*;
+
+    impl Isa {
+        /// # Safety
+        /// Something executes the instructions: the processor, or an emulator.
+        pub unsafe fn assume(set: InstructionSet) -> Self {
+            Self(set)
+        }
+    }
 
     /// Those of this processor, and tiles that are emulated where it has none.
     pub fn isas() -> Vec<Isa> {
         let isas = Isa::available().to_vec();
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-        if !isas.contains(&Isa::Avx512Bf16) {
+        if !isas.iter().any(|isa| isa.set() == InstructionSet::Avx512Bf16) {
             eprintln!("skipped: the tiles of AMX, around which is AVX512-BF16, which this processor has not");
-        } else if !isas.contains(&Isa::Amx) {
-            crate::backend::cpu::amx::emulator::install();
-            return [isas, vec![Isa::Amx]].concat();
+        } else if !isas.iter().any(|isa| isa.set() == InstructionSet::Amx) {
+            crate::backend::cpu::gemm::amx::emulator::install();
+            // SAFETY: the emulator is installed, and the processor has what is around the tiles.
+            return [isas, vec![unsafe { Isa::assume(InstructionSet::Amx) }]].concat();
         }
         isas
+    }
+
+    #[test]
+    fn isa_is_had_by_name_only_where_it_was_detected() {
+        for set in [InstructionSet::Neon, InstructionSet::Avx2, InstructionSet::Avx512Bf16, InstructionSet::Amx] {
+            // SAFETY: nothing but the name is asked for.
+            let isa = unsafe { Isa::assume(set) };
+            assert_eq!(Isa::named(isa.name()), Isa::available().contains(&isa).then_some(isa), "{isa:?}");
+        }
+        assert_eq!(Isa::named("plain"), Some(Isa::PLAIN));
+        assert_eq!(Isa::named("sse9"), None);
     }
 }

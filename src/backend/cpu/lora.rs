@@ -12,6 +12,7 @@ use super::rows::accumulate;
 use super::simd::{self, Element, Float, multiversion};
 use crate::backend::HostSlice;
 use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraFwd, LoraOps, LoraSite, Op};
+use crate::hash::{GOLDEN_GAMMA, splitmix64};
 
 impl<A: Float> LoraOps for Cpu<A> {
     fn lora_fwd(&mut self, op: LoraFwd<'_, Self>) {
@@ -191,25 +192,17 @@ struct Mask<A> {
 
 impl<A: Float> Mask<A> {
     fn new(dropout: Dropout<'_>, run: usize, row: usize) -> Self {
-        let key = mix(mix(dropout.seeds[run]) ^ dropout.site);
+        let key = splitmix64(splitmix64(dropout.seeds[run]) ^ dropout.site);
         Self {
-            row: mix(key ^ u64::from(dropout.keys[row])),
+            row: splitmix64(key ^ u64::from(dropout.keys[row])),
             threshold: (dropout.p * 2f64.powi(32)) as u64,
             scale: A::from_f64(1.0 / (1.0 - dropout.p)),
         }
     }
 
     fn apply(self, column: usize, x: A) -> A {
-        let draw = mix(self.row.wrapping_add((column as u64 / 2).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        let draw = splitmix64(self.row.wrapping_add((column as u64 / 2).wrapping_mul(GOLDEN_GAMMA)));
         let draw = (draw >> (32 * (column % 2))) & 0xffff_ffff;
         if draw < self.threshold { A::ZERO } else { x * self.scale }
     }
-}
-
-/// The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
-fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

@@ -5,29 +5,25 @@
 
 mod activation;
 mod adamw;
-#[cfg(target_arch = "x86_64")]
-mod amx;
 mod attention;
 mod buffer;
 mod context;
 mod cross_entropy;
 mod embed;
+mod float;
 mod gemm;
 mod isa;
 mod kernel;
 mod layer_norm;
 mod linear;
 mod lora;
-mod pack;
 mod parallel;
 mod position;
 mod rms_norm;
 mod rope;
 mod rows;
 mod simd;
-mod thin;
 mod thread_pool;
-mod tile;
 mod weight;
 
 use std::sync::Arc;
@@ -40,8 +36,11 @@ use crate::pack::Pack;
 pub use buffer::HostBuffer;
 use buffer::zeros;
 use context::Context;
+use gemm::kernels::Kernels;
 pub use isa::Isa;
 pub use simd::{Element, Float};
+#[doc(hidden)] // For its bench.
+pub use thread_pool::ThreadPool;
 pub use weight::Weight;
 
 /// The CPU. `A` is the accumulation dtype: `f32`, or `f64` in the oracle.
@@ -85,25 +84,14 @@ impl Cpu<f64> {
     }
 }
 
-impl<A: Float> Cpu<A> {
+impl<A: Kernels> Cpu<A> {
     /// As the settings say.
     ///
     /// # Panics
-    /// If `A` does not accumulate for the dtype, the processor lacks the instruction set, or it has no pairs to split into.
+    /// If `A` does not accumulate for the dtype or the instruction set has no pairs to split into.
     pub fn open(settings: &CpuSettings) -> Self {
-        let CpuSettings { dtype, isa, .. } = *settings;
+        let CpuSettings { dtype, threads, isa, split } = *settings;
         assert!(A::DTYPES.contains(&dtype), "cpu: dtype {dtype} accumulated in {}", A::NAME);
-        assert!(Isa::available().contains(&isa), "cpu: {isa:?} on a processor with {:?}", Isa::available());
-        Self::with(*settings)
-    }
-
-    /// As [`Cpu::open`], on an instruction set that is emulated.
-    #[cfg(test)]
-    fn open_emulated(settings: &CpuSettings) -> Self {
-        Self::with(*settings)
-    }
-
-    fn with(CpuSettings { dtype, threads, isa, split }: CpuSettings) -> Self {
         let mut cx = Context::new(isa, threads);
         if split {
             cx.gemm = cx.gemm.split();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::thread_pool::ThreadPool;
 
-/// Elements that are worth a task.
+/// Elements that are worth a task: some microseconds of an elementwise operation, as long as a hand-off takes.
 pub const GRAIN: usize = 1 << 12;
 
 /// Rows of a buffer that tasks take apart.
@@ -19,8 +19,9 @@ pub struct Rows<'a, T> {
 /// # Panics
 /// If the buffer is shorter.
 pub fn rows<'a, T>(op: &str, data: &'a mut [T], rows: usize, width: usize) -> Rows<'a, T> {
-    assert!(data.len() >= rows * width, "{op}: {rows} x {width} elements in a buffer of {}", data.len());
-    Rows { data: &mut data[..rows * width], width }
+    let len = rows.checked_mul(width).filter(|&len| len <= data.len());
+    let Some(len) = len else { panic!("{op}: {rows} x {width} elements in a buffer of {}", data.len()) };
+    Rows { data: &mut data[..len], width }
 }
 
 /// Something that can be cut between two rows.
@@ -55,7 +56,7 @@ impl<A: Split, B: Split> Split for (A, B) {
     }
 }
 
-/// Parts of a buffer that tasks take in turn, at most.
+/// Parts of a buffer that tasks take in turn, at most: four for each of 16 threads, in an array on the stack.
 const PARTS: usize = 64;
 
 /// Runs `f(first row, rows of the part)` over all of `count` rows, in parallel if there are enough elements; `cost`
@@ -94,9 +95,9 @@ pub fn workers<S: Send>(pool: &ThreadPool, slots: &mut [S], tasks: usize, f: imp
     let next = AtomicUsize::new(0);
     let used = slots.len().min(tasks);
     let slots = Shared::new(slots);
-    pool.run(used, &|member| {
-        // SAFETY: every member has a number of its own.
-        let slot = &mut unsafe { slots.at(member, 1) }[0];
+    pool.run(used, &|thread| {
+        // SAFETY: every thread of a run has a number of its own.
+        let slot = &mut unsafe { slots.at(thread, 1) }[0];
         loop {
             let task = next.fetch_add(1, Ordering::Relaxed);
             if task >= tasks {
@@ -129,7 +130,8 @@ impl<'a, T> Shared<'a, T> {
     /// No other slice of these elements exists meanwhile.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn at(&self, from: usize, len: usize) -> &mut [T] {
-        assert!(from + len <= self.len, "elements {from}..{} of {}", from + len, self.len);
+        let inside = from.checked_add(len).is_some_and(|end| end <= self.len);
+        assert!(inside, "{len} elements from {from} on of {}", self.len);
         // SAFETY: within the buffer, which is borrowed for `'a`, by the check above; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
     }

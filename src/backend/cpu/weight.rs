@@ -27,7 +27,7 @@ impl Weight {
     /// # Errors
     /// If the elements are not floating-point numbers, or are misaligned in memory.
     pub fn mapped(view: &TensorView, compute: Dtype) -> Result<Self> {
-        let Some(stored) = view.dtype.float() else {
+        let Some(stored) = view.float() else {
             let found = format!("{} ({})", view.dtype, view.name);
             return Err(Error::unsupported("dtype of a weight", found, "floats"));
         };
@@ -54,7 +54,7 @@ impl Weight {
     /// If there is no memory for it.
     pub fn owned<A: Float>(isa: Isa, compute: Dtype, params: &[A]) -> Result<Self> {
         let mut own = HostBuffer::zeros(compute, params.len())?;
-        A::narrow_into(isa, &mut own, params);
+        simd::narrow_into(isa, &mut own, params);
         Ok(Self { store: Store::Owned(own), rounding: None })
     }
 
@@ -66,7 +66,7 @@ impl Weight {
         match &mut self.store {
             Store::Owned(own) => {
                 let params = &params[..own.len()];
-                A::narrow_into(isa, own, params);
+                simd::narrow_into(isa, own, params);
             }
             Store::Mapped(view, _) => panic!("refresh_weight: {} is frozen", view.name),
         }
@@ -87,14 +87,14 @@ impl Weight {
 
     /// As the operand of a product, `[_, stride]`.
     pub fn operand<A: Float>(&self, stride: usize) -> Operand<'_, A> {
-        Operand::host(self.view(), stride).rounded(self.rounding.map(A::rounding)).of_weight()
+        Operand::host(self.view(), stride).rounded(self.rounding.map(simd::rounding)).of_weight()
     }
 
     /// `out = ` the elements from `from` on.
     pub fn read<A: Float>(&self, isa: Isa, out: &mut [A], from: usize) {
         simd::read(isa, out, self.view(), from);
         if let Some(dtype) = self.rounding {
-            A::rounding(dtype)(isa, out);
+            simd::rounding(dtype)(isa, out);
         }
     }
 

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use cudarc::cublaslt::{result, sys};
 
 use super::driver::{Device, error};
+use super::dtype::ComputeDtype;
 use super::library;
-use super::memory::Block;
-use super::{Compute, Settings};
+use super::memory::{Block, DevicePtr};
+use super::settings::Settings;
 use crate::Result;
 
 /// Bytes that cuBLASLt may use beside the operands; what NVIDIA recommends for Hopper.
@@ -16,7 +17,7 @@ pub const WORKSPACE: usize = 32 << 20;
 
 /// A row-major product `d [n, m] = a op b`, as cuBLASLt sees it: column-major `d [m, n]`, inner length `k`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Shape {
+pub struct GemmShape {
     /// Columns of the row-major result.
     pub m: usize,
     /// Rows of the row-major result.
@@ -27,37 +28,54 @@ pub struct Shape {
     pub transpose_a: bool,
     /// Whether the second operand, `[n, k]` row-major, is stored as `[k, n]`.
     pub transpose_b: bool,
-    /// Whether the result is wide.
-    pub wide: bool,
+    /// Whether the result is of the accumulation dtype, not of the compute dtype.
+    pub acc_out: bool,
     /// Whether `bias [m]` is added.
     pub bias: bool,
-    /// Whether it is added to what is there.
+    /// Whether the product is added to the result's old value.
     pub accumulate: bool,
-    /// What the addresses of the operands and the result are multiples of.
+    /// What the addresses of the operands and the result are multiples of, in bytes.
     pub alignment: u32,
+}
+
+/// Addresses of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Operands {
+    /// First operand (the weights, as a rule).
+    pub a: DevicePtr,
+    /// Second operand.
+    pub b: DevicePtr,
+    /// Result.
+    pub d: DevicePtr,
+    /// Bias.
+    pub bias: Option<DevicePtr>,
 }
 
 /// A product of operands at addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Product {
+pub struct Gemm {
     /// The shape.
-    pub shape: Shape,
-    /// First operand (the weights, as a rule).
-    pub a: u64,
-    /// Second operand.
-    pub b: u64,
-    /// Result.
-    pub d: u64,
-    /// Bias, 0 for none.
-    pub bias: u64,
+    pub shape: GemmShape,
+    /// The addresses.
+    pub operands: Operands,
 }
 
-impl Product {
+impl Gemm {
     /// A product whose shape takes its alignment from the addresses.
-    pub fn new(mut shape: Shape, a: u64, b: u64, d: u64, bias: u64) -> Self {
-        let lowest = (a | b | d | bias | 256).trailing_zeros();
-        shape.alignment = 1 << lowest;
-        Self { shape, a, b, d, bias }
+    pub fn new(mut shape: GemmShape, operands: Operands) -> Self {
+        let Operands { a, b, d, bias } = operands;
+        let all = a.address() | b.address() | d.address() | bias.map_or(0, DevicePtr::address);
+        shape.alignment = 1 << (all | 256).trailing_zeros();
+        Self { shape, operands }
+    }
+
+    /// Asserts that all operands are in the memory of `device`.
+    #[track_caller]
+    pub fn assert_on(&self, op: &'static str, device: &Device) {
+        let Operands { a, b, d, bias } = self.operands;
+        [Some(a), Some(b), Some(d), bias].into_iter().flatten().for_each(|ptr| {
+            ptr.on(op, device);
+        });
     }
 }
 
@@ -75,7 +93,7 @@ pub struct Blas {
     handle: sys::cublasLtHandle_t,
     data: sys::cudaDataType_t,
     workspace: Block,
-    plans: HashMap<Shape, Plan>,
+    plans: HashMap<GemmShape, Plan>,
 }
 
 // SAFETY: handles and descriptors are plain objects of the library, used by one thread at a time (`&mut self`).
@@ -86,22 +104,22 @@ impl Blas {
     ///
     /// # Errors
     /// If it is not found, naming what to install, or does not start.
-    pub fn new<R: Compute>(device: Arc<Device>, settings: &Settings, workspace: Block) -> Result<Self> {
+    pub fn new(device: Arc<Device>, dtype: ComputeDtype, settings: &Settings, workspace: Block) -> Result<Self> {
         library::find("cublasLt", &settings.library_dirs).map_err(|found| {
             error(device.name(), "start", &format!("{found}; matrix products need cuBLAS: pip install nvidia-cublas"))
         })?;
-        device.bind();
+        device.check("start", device.bind())?;
         let handle = result::create_handle().map_err(|e| error(device.name(), "start", &format!("cuBLASLt: {e}")))?;
-        Ok(Self { device, handle, data: R::DATA, workspace, plans: HashMap::new() })
+        Ok(Self { device, handle, data: dtype.cublas_type(), workspace, plans: HashMap::new() })
     }
 
     /// Sees to it that there is a plan for a shape.
     ///
     /// # Errors
     /// If cuBLASLt has no algorithm for it.
-    pub fn plan(&mut self, op: &'static str, shape: &Shape) -> Result<()> {
+    pub fn plan(&mut self, op: &'static str, shape: &GemmShape) -> Result<()> {
         if !self.plans.contains_key(shape) {
-            self.device.bind();
+            self.device.check(op, self.device.bind())?;
             let plan = make_plan(self.handle, self.data, shape);
             let plan = plan.map_err(|e| error(self.device.name(), op, &format!("cuBLASLt: {e} for {shape:?}")))?;
             self.plans.insert(*shape, plan);
@@ -109,38 +127,41 @@ impl Blas {
         Ok(())
     }
 
-    /// Gives a product to the device's stream.
+    /// Submits a product to the device's stream, whose context is current.
+    ///
+    /// # Errors
+    /// cuBLASLt's own words.
     ///
     /// # Panics
     /// If there is no plan for its shape.
-    pub fn run(&self, product: &Product) -> Result<(), String> {
-        let Product { shape, a, b, d, bias } = product;
+    pub fn run(&self, gemm: &Gemm) -> Result<(), String> {
+        let Gemm { shape, operands: Operands { a, b, d, bias } } = gemm;
         let plan = self.plans.get(shape).unwrap_or_else(|| panic!("cuBLASLt: no plan for {shape:?}"));
         let (one, beta) = (1.0f32, if shape.accumulate { 1.0f32 } else { 0.0 });
         let bias_pointer = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
         // SAFETY: plan and handle live as long as `self`; the addresses are those of buffers of the plan's sizes, which
         // outlive the work on the stream because their memory is only reused in stream order.
         let done = unsafe {
-            if shape.bias {
-                set_desc(plan.desc, bias_pointer, bias).map_err(|e| e.to_string())?;
+            if let Some(bias) = bias {
+                set_desc(plan.desc, bias_pointer, &bias.address()).map_err(|e| e.to_string())?;
             }
             result::matmul(
                 self.handle,
                 plan.desc,
                 (&raw const one).cast(),
                 (&raw const beta).cast(),
-                *a as *const _,
+                a.address() as *const _,
                 plan.a,
-                *b as *const _,
+                b.address() as *const _,
                 plan.b,
-                *d as *const _,
+                d.address() as *const _,
                 plan.d,
-                *d as *mut _,
+                d.address() as *mut _,
                 plan.d,
                 &raw const plan.algo,
-                self.workspace.address as *mut _,
-                self.workspace.bytes,
-                self.device.stream.cast(),
+                self.workspace.ptr().address() as *mut _,
+                self.workspace.bytes(),
+                self.device.stream().cu_stream().cast(),
             )
         };
         done.map_err(|e| format!("cuBLASLt: {e}"))
@@ -149,7 +170,7 @@ impl Blas {
 
 impl Drop for Blas {
     fn drop(&mut self) {
-        self.device.bind();
+        self.device.bind_in_drop();
         // SAFETY: each object was made by this value and is destroyed once.
         unsafe {
             for plan in self.plans.values() {
@@ -179,16 +200,16 @@ unsafe fn set_desc<T>(
 fn make_plan(
     handle: sys::cublasLtHandle_t,
     data: sys::cudaDataType_t,
-    shape: &Shape,
+    shape: &GemmShape,
 ) -> Result<Plan, result::CublasError> {
     use sys::cublasLtMatmulDescAttributes_t as Desc;
     use sys::cublasLtMatmulPreferenceAttributes_t as Pref;
-    let Shape { m, n, k, transpose_a, transpose_b, .. } = *shape;
-    let wide = sys::cudaDataType_t::CUDA_R_32F;
+    let GemmShape { m, n, k, transpose_a, transpose_b, .. } = *shape;
+    let acc = sys::cudaDataType_t::CUDA_R_32F;
     let layout = |dtype, rows: usize, columns: usize| {
         result::create_matrix_layout(dtype, rows as u64, columns as u64, rows as i64)
     };
-    let desc = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, wide)?;
+    let desc = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, acc)?;
     let transpose = |yes: bool| i32::from(yes);
     // SAFETY: the descriptor has just been made; these attributes are 32-bit integers.
     unsafe {
@@ -200,7 +221,7 @@ fn make_plan(
     }
     let a = if transpose_a { layout(data, k, m)? } else { layout(data, m, k)? };
     let b = if transpose_b { layout(data, n, k)? } else { layout(data, k, n)? };
-    let d = layout(if shape.wide { wide } else { data }, m, n)?;
+    let d = layout(if shape.acc_out { acc } else { data }, m, n)?;
     let preference = result::create_matmul_pref()?;
     // SAFETY: the preference has just been made, and is destroyed once; workspace is a `size_t`, alignments are 32-bit
     // integers; the layouts and the descriptor exist.

@@ -3,17 +3,19 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cudarc::driver::{result, sys};
-use cudarc::nvrtc;
+use cudarc::driver::{CudaFunction, CudaModule, result, sys};
+use cudarc::nvrtc::{self, Ptx};
+use sha2::{Digest, Sha256};
 
 use super::driver::{Device, error, message};
-use super::launch::{Param, parameters};
+use super::dtype::ComputeDtype;
+use super::launch::{Kernel, Param, parameters};
 use super::library;
+use super::settings::Settings;
 use super::variant::Variant;
-use super::{Compute, Settings};
 use crate::Result;
 use crate::formats::atomic;
 
@@ -25,14 +27,14 @@ const SHARED_FREE: u32 = 48 << 10;
 /// A kernel that can be launched.
 #[derive(Clone)]
 pub struct Function {
-    /// The driver's handle.
-    pub handle: sys::CUfunction,
+    /// The driver's, which keeps its module loaded.
+    pub handle: CudaFunction,
     /// What it takes.
     pub params: Arc<[Param]>,
 }
 
 struct Module {
-    handle: sys::CUmodule,
+    handle: Arc<CudaModule>,
     params: HashMap<String, Vec<Param>>,
 }
 
@@ -40,108 +42,105 @@ struct Module {
 pub struct Kernels {
     device: Arc<Device>,
     settings: Settings,
-    real: &'static str,
-    element: usize,
+    dtype: ComputeDtype,
+    /// By file and head width.
     modules: HashMap<(&'static str, usize), Module>,
+    /// By name and head width.
     functions: HashMap<(&'static str, usize), Function>,
+    /// Dynamic shared memory that each function has been allowed, in bytes.
     shared: HashMap<(&'static str, usize), u32>,
 }
 
-// SAFETY: modules and functions are objects of the driver, which may be used from any thread.
-unsafe impl Send for Kernels {}
-
 impl Kernels {
     /// None loaded yet.
-    pub fn new<R: Compute>(device: Arc<Device>, settings: &Settings) -> Self {
-        Self {
-            device,
-            settings: settings.clone(),
-            real: R::KERNEL,
-            element: size_of::<R>(),
-            modules: HashMap::new(),
-            functions: HashMap::new(),
-            shared: HashMap::new(),
-        }
+    pub fn new(device: Arc<Device>, dtype: ComputeDtype, settings: &Settings) -> Self {
+        let settings = settings.clone();
+        let (modules, functions, shared) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { device, settings, dtype, modules, functions, shared }
     }
 
-    /// Kernel `name` of `file`, for heads of width `head` (0 where the file does not vary), with room for `shared`
-    /// bytes of dynamic shared memory.
+    /// A kernel with room for `shared` bytes of dynamic shared memory.
     ///
     /// # Errors
     /// If it cannot be compiled or loaded.
-    pub fn get(&mut self, file: &'static str, name: &'static str, head: usize, shared: u32) -> Result<Function> {
-        if !self.functions.contains_key(&(name, head)) {
-            let function = self.load(file, name, head)?;
-            self.functions.insert((name, head), function);
+    pub fn get(&mut self, kernel: Kernel, shared: u32) -> Result<Function> {
+        let key = (kernel.name, kernel.head_dim);
+        if !self.functions.contains_key(&key) {
+            let function = self.load(kernel)?;
+            self.functions.insert(key, function);
         }
-        let function = self.functions[&(name, head)].clone();
-        let room = self.shared.entry((name, head)).or_insert(SHARED_FREE);
+        let function = self.functions[&key].clone();
+        let room = self.shared.entry(key).or_insert(SHARED_FREE);
         if shared > *room {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function belongs to a module that is unloaded only with `self`.
-            let set = unsafe { result::function::set_function_attribute(function.handle, attribute, shared as i32) };
-            self.device.check(name, set)?;
+            let set = self.device.bind().and_then(|()| function.handle.set_attribute(attribute, shared as i32));
+            self.device.check(kernel.name, set)?;
             *room = shared;
         }
         Ok(function)
     }
 
-    fn load(&mut self, file: &'static str, name: &'static str, head: usize) -> Result<Function> {
-        self.device.bind();
-        if !self.modules.contains_key(&(file, head)) {
-            let module = self.module(file, head)?;
-            self.modules.insert((file, head), module);
+    fn load(&mut self, Kernel { file, name, head_dim }: Kernel) -> Result<Function> {
+        if !self.modules.contains_key(&(file, head_dim)) {
+            let module = self.module(file, head_dim)?;
+            self.modules.insert((file, head_dim), module);
         }
-        let module = &self.modules[&(file, head)];
+        let module = &self.modules[&(file, head_dim)];
         let params = module.params.get(name);
         let params = params.unwrap_or_else(|| panic!("{name}: no kernel of this name in {file}.cu"));
-        let symbol = CString::new(name).expect("a kernel's name has no zero byte");
-        // SAFETY: the module is loaded, and unloaded only with `self`.
-        let handle = unsafe { result::module::get_function(module.handle, symbol) };
+        let handle = self.device.bind().and_then(|()| module.handle.load_function(name));
         Ok(Function { handle: self.device.check(name, handle)?, params: params.as_slice().into() })
     }
 
-    fn module(&self, file: &'static str, head: usize) -> Result<Module> {
+    fn module(&self, file: &'static str, head_dim: usize) -> Result<Module> {
         let source = SOURCES.iter().find(|(name, _)| *name == file).map(|(_, text)| *text);
         let source = source.unwrap_or_else(|| panic!("no kernel file {file}.cu"));
-        let embedded = BINARIES.iter().find(|(name, real, width, _)| (*name, *real, *width) == (file, self.real, head));
-        if let Some((.., binary)) = embedded {
-            match self.load_image(binary) {
-                Ok(handle) => return Ok(Module { handle, params: parameters(source) }),
+        let fail = |e| error(self.device.name(), "load kernels", &format!("{file}.cu: {}", message(e)));
+        let module = |handle| Module { handle, params: parameters(source) };
+        let wanted = (file, self.dtype.kernel_type(), head_dim);
+        if let Some((.., binary)) = BINARIES.iter().find(|(name, real, width, _)| (*name, *real, *width) == wanted) {
+            match self.load_image(binary.to_vec()) {
+                Ok(handle) => return Ok(module(handle)),
                 // Made for other devices, or in a language newer than the driver's: the text serves any.
                 Err(result::DriverError(
                     sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
                     | sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
                     | sys::CUresult::CUDA_ERROR_INVALID_PTX,
                 )) => {}
-                Err(e) => return Err(error(self.device.name(), "load kernels", &format!("{file}.cu: {}", message(e)))),
+                Err(e) => return Err(fail(e)),
             }
         }
-        let wanted = self.wanted(file, source, head)?;
-        let kept = wanted.path.as_ref().and_then(|path| atomic::read_if_there(path).ok().flatten());
-        // What was kept may have been damaged since.
-        let kept = kept.and_then(|cubin| self.load_image(&cubin).ok());
-        let handle = match kept {
-            Some(handle) => handle,
-            None => {
-                let cubin = compile(source, &format!("{file}.cu"), &wanted.options)
-                    .map_err(|log| error(self.device.name(), "compile kernels", &format!("{file}.cu: {log}")))?;
-                // Where nothing can be kept, they are compiled every time.
-                let _ = wanted.path.map(|path| atomic::write(path, &cubin));
-                let handle = self.load_image(&cubin);
-                handle.map_err(|e| error(self.device.name(), "load kernels", &format!("{file}.cu: {}", message(e))))?
-            }
-        };
-        Ok(Module { handle, params: parameters(source) })
+        let build = self.build(file, source, head_dim)?;
+        // What is whole and still does not load, such as after an update of the driver, is compiled again too.
+        let cached = build.path.as_deref().and_then(|path| self.cached(path));
+        if let Some(handle) = cached.and_then(|cubin| self.load_image(cubin).ok()) {
+            return Ok(module(handle));
+        }
+        let cubin = compile(source, &format!("{file}.cu"), &build.options)
+            .map_err(|log| error(self.device.name(), "compile kernels", &format!("{file}.cu: {log}")))?;
+        // Where nothing can be kept, they are compiled every time.
+        let _ = build.path.map(|path| atomic::write(path, &seal(&cubin)));
+        self.load_image(cubin).map(module).map_err(fail)
     }
 
-    fn load_image(&self, image: &[u8]) -> Result<sys::CUmodule, result::DriverError> {
-        // SAFETY: an image is a whole fat binary or cubin, which says where it ends.
-        unsafe { result::module::load_data(image.as_ptr().cast()) }
+    /// The cubin that is cached in a file, if it is whole.
+    fn cached(&self, path: &Path) -> Option<Vec<u8>> {
+        let file = atomic::read_if_there(path).ok().flatten()?;
+        let cubin = unseal(&file);
+        if cubin.is_none() {
+            (self.settings.on_warning)(&format!("kernel cache: {}: damaged, compiled again", path.display()));
+        }
+        cubin.map(<[u8]>::to_vec)
     }
 
-    /// How the binary for this very device is made, and where it is kept.
-    fn wanted(&self, file: &str, source: &str, head: usize) -> Result<GradientRequest> {
+    /// Loads a whole fat binary or cubin. The driver reads as far as the image's own headers say, so nothing may come here
+    /// but what was embedded, was just compiled, or has been found whole by its digest.
+    fn load_image(&self, image: Vec<u8>) -> Result<Arc<CudaModule>, result::DriverError> {
+        self.device.context().load_module(Ptx::from_binary(image))
+    }
+
+    /// How the binary for this very device is built, and where it is cached.
+    fn build(&self, file: &str, source: &str, head_dim: usize) -> Result<Build> {
         let device = self.device.name();
         library::find("nvrtc", &self.settings.library_dirs).map_err(|found| {
             let wanted = "the kernels are compiled at run time and need NVRTC: pip install nvidia-cuda-nvrtc";
@@ -151,13 +150,14 @@ impl Kernels {
         // SAFETY: both addresses are those of integers.
         let version = unsafe { nvrtc::sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result();
         version.map_err(|e| error(device, "compile kernels", &e.to_string()))?;
+        let arch = self.device.arch();
         let mut options = vec![
-            format!("--gpu-architecture=sm_{}{}", self.device.arch.0, self.device.arch.1),
+            format!("--gpu-architecture=sm_{}{}", arch.0, arch.1),
             "--std=c++17".to_owned(),
-            format!("-DREAL={}", self.real),
+            format!("-DREAL={}", self.dtype.kernel_type()),
         ];
-        if head > 0 {
-            options.extend(Variant::new(head, self.element).options());
+        if head_dim > 0 {
+            options.extend(Variant::new(head_dim, self.dtype.size()).options());
         }
         let key = |salt: u64| {
             let mut hasher = DefaultHasher::new();
@@ -165,27 +165,39 @@ impl Kernels {
             hasher.finish()
         };
         let path = self.settings.cache_dir.as_ref().map(|dir| {
-            let name = format!("{file}-{}-{head}-{:016x}{:016x}.cubin", self.real, key(0), key(1));
-            dir.join(name)
+            let real = self.dtype.kernel_type();
+            dir.join(format!("{file}-{real}-{head_dim}-{:016x}{:016x}.kernels", key(0), key(1)))
         });
-        Ok(GradientRequest { options, path })
+        Ok(Build { options, path })
     }
 }
 
-/// How a binary is made, and where it is kept.
-struct GradientRequest {
+/// How a binary is built, and where it is cached.
+struct Build {
     options: Vec<String>,
     path: Option<PathBuf>,
 }
 
-impl Drop for Kernels {
-    fn drop(&mut self) {
-        self.device.bind();
-        for module in self.modules.values() {
-            // SAFETY: the module was loaded by this value, and its functions go with it.
-            let _ = unsafe { result::module::unload(module.handle) };
-        }
-    }
+/// First bytes of a cached cubin's file.
+const MAGIC: &[u8; 8] = b"LPCUBIN1";
+/// Bytes of the header: [`MAGIC`], the cubin's length (`u64`, little-endian), its SHA-256.
+const HEADER: usize = 8 + 8 + 32;
+
+fn digest(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+/// A cubin as the cache's files hold it.
+fn seal(cubin: &[u8]) -> Vec<u8> {
+    [&MAGIC[..], &(cubin.len() as u64).to_le_bytes(), &digest(cubin), cubin].concat()
+}
+
+/// The cubin in a file of the cache; none unless every byte is as it was written.
+fn unseal(file: &[u8]) -> Option<&[u8]> {
+    let (header, cubin) = file.split_at_checked(HEADER)?;
+    let (magic, header) = header.split_at(MAGIC.len());
+    let (len, sum) = header.split_at(8);
+    (magic == MAGIC && len == (cubin.len() as u64).to_le_bytes() && sum == digest(cubin)).then_some(cubin)
 }
 
 /// What NVRTC makes of a source for one kind of device; the error is its log.
@@ -218,4 +230,26 @@ fn compile(source: &str, name: &str, options: &[String]) -> Result<Vec<u8>, Stri
 fn log_text(log: &[c_char]) -> String {
     let bytes: Vec<u8> = log.iter().map(|&c| c as u8).collect();
     CStr::from_bytes_until_nul(&bytes).map_or_else(|_| String::new(), |text| text.to_string_lossy().trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cached_cubin_is_given_out_only_whole() {
+        let cubin: Vec<u8> = (0..200).collect();
+        let file = seal(&cubin);
+        assert_eq!(unseal(&file), Some(&cubin[..]));
+        for len in 0..file.len() {
+            assert_eq!(unseal(&file[..len]), None, "cut to {len} bytes");
+        }
+        assert_eq!(unseal(&[&file[..], &[0]].concat()), None, "one byte more");
+        for at in 0..file.len() {
+            let mut damaged = file.clone();
+            damaged[at] ^= 0x10;
+            assert_eq!(unseal(&damaged), None, "byte {at}");
+        }
+        assert_eq!(unseal(&cubin), None, "a bare cubin");
+    }
 }

@@ -1,19 +1,21 @@
-//! What all operations of one backend share: memory, the list of work, kernels, and the first error.
+//! What all operations of one device share: memory, the command list, kernels, and the first error.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::{CudaStream, result};
 
-use super::blas::{Blas, Product, WORKSPACE};
+use super::blas::{Blas, Gemm, WORKSPACE};
 use super::compile::Kernels;
 use super::driver::{Device, error, message};
-use super::launch::{Arg, Args};
-use super::memory::{Block, Buffer, Pool};
+use super::dtype::ComputeDtype;
+use super::launch::{Arg, Args, Kernel, LaunchDims, assert_on};
+use super::memory::{AccBuffer, Block, ComputeBuffer, DevicePtr, Pool};
 use super::pinned::{Held, Ring};
-use super::queue::{Launch, Queue, Work};
-use super::{Compute, Settings};
+use super::queue::{Action, Launch, Queue};
+use super::readback::{PendingReadback, PendingValues, QueuedReadback, ReadbackState};
+use super::settings::Settings;
+use crate::backend::Len;
 use crate::{Error, Result};
 
 /// Bytes of pinned memory through which values go to and from the device.
@@ -21,95 +23,53 @@ const STAGING: usize = 64 << 20;
 /// Bytes of one transfer.
 const CHUNK: usize = 16 << 20;
 
-/// A kernel: its file, its name, and the head width that it is compiled for (0 where it does not vary).
-#[derive(Clone, Copy, Debug)]
-pub struct Kernel {
-    /// File in `kernels/`.
-    pub file: &'static str,
-    /// Name.
-    pub name: &'static str,
-    /// Head width.
-    pub head: usize,
-}
-
-impl Kernel {
-    /// A kernel that does not vary with the head width.
-    pub const fn new(file: &'static str, name: &'static str) -> Self {
-        Self { file, name, head: 0 }
-    }
-}
-
-/// Grid, threads of a block, bytes of dynamic shared memory.
-#[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    /// Blocks.
-    pub grid: [u32; 3],
-    /// Threads of a block.
-    pub block: u32,
-    /// Dynamic shared memory.
-    pub shared: usize,
-}
-
-/// What lands in a slot of the ring once the list is given to the device.
-struct Readback {
-    held: Held,
-    /// Says when it has landed, to what cannot wait for it.
-    flag: Option<Arc<AtomicBool>>,
-    /// Memory of the device that it is copied from, which nothing else is given before.
-    from: Option<Block>,
-}
-
-/// Values on their way to the host.
-pub enum PendingReadback {
-    /// They are there: the ring was full.
-    Ready(Vec<f32>),
-    /// They land in a slot of the ring.
-    Pending {
-        /// The slot.
-        held: Held,
-        /// How many.
-        len: usize,
-        /// Number of the list with which they come.
-        list: u64,
-    },
-}
-
-/// A sum that is on the list.
+/// A residual sum whose launch is on the command list.
 struct Residual {
-    /// Pieces of work on the list once it was there.
-    list: usize,
-    /// Address of the sum.
-    sum: u64,
+    /// Commands on the list once it was there.
+    commands: usize,
+    /// Where the sum is written.
+    sum: DevicePtr,
     len: usize,
     summands: [Arg; 2],
 }
 
-/// The state of a backend.
+/// The first error, not yet given out.
+struct FirstError {
+    /// Number of the submission that it belongs to.
+    submission: u64,
+    error: Error,
+}
+
+/// The state of an opened device.
 pub struct Context {
     /// The device.
     pub device: Arc<Device>,
+    /// The compute dtype.
+    pub dtype: ComputeDtype,
     pool: Arc<Pool>,
     queue: Queue,
     kernels: Kernels,
     blas: Blas,
+    /// Through which values go to and from the device at once.
     staging: Ring,
-    results: Ring,
-    /// What will land once the list is given to the device.
-    landing: Vec<Readback>,
-    /// The flags of captures that the device is working on.
-    flying: Vec<Arc<AtomicBool>>,
-    /// The first error, and the number of the list that it belongs to.
-    error: Option<(u64, Error)>,
-    /// Whether the device is waited for after every operation, so that errors have names.
+    /// In which captures and downloads arrive.
+    readbacks: Ring,
+    /// Readbacks whose commands are on the list.
+    queued: Vec<QueuedReadback>,
+    /// Captures that the device is working on.
+    in_flight: Vec<ReadbackState>,
+    first_error: Option<FirstError>,
+    /// Whether the device is waited for after every command, so that errors have names.
     blocking: bool,
-    /// Number of lists given to the device.
-    flushes: u64,
-    /// Operations given to the device that it has not been waited for, and the number of their list.
-    since: Vec<(u64, &'static str)>,
+    /// Number of submissions so far.
+    submissions: u64,
+    /// Operations submitted since the device was last waited for, and the number of their submission.
+    unsynced: Vec<(u64, &'static str)>,
     /// The sum whose launch may be the last on the list.
     residual: Option<Residual>,
     scratch: HashMap<&'static str, Block>,
-    numbers: HashMap<&'static str, Vec<i32>>,
+    /// What the lists of [`Context::cached_list`] hold.
+    lists: HashMap<&'static str, Vec<i32>>,
 }
 
 impl Context {
@@ -117,92 +77,99 @@ impl Context {
     ///
     /// # Errors
     /// No driver, device or library, or no memory.
-    pub fn new<R: Compute>(ordinal: usize, settings: &Settings) -> Result<Self> {
+    pub fn open(ordinal: usize, dtype: ComputeDtype, settings: &Settings) -> Result<Self> {
         let device = Device::open(ordinal)?;
         let pool = Pool::new(device.clone());
         let workspace = device.check("start", pool.block(WORKSPACE))?;
         let workspace = workspace.ok_or_else(|| error(device.name(), "start", "no memory for cuBLASLt"))?;
         Ok(Self {
             queue: device.check("start", Queue::new(device.clone(), settings.blocking))?,
-            kernels: Kernels::new::<R>(device.clone(), settings),
-            blas: Blas::new::<R>(device.clone(), settings, workspace)?,
+            kernels: Kernels::new(device.clone(), dtype, settings),
+            blas: Blas::new(device.clone(), dtype, settings, workspace)?,
             staging: Ring::new(device.clone(), STAGING),
-            results: Ring::new(device.clone(), settings.capture_bytes),
-            landing: Vec::new(),
-            flying: Vec::new(),
-            error: None,
+            readbacks: Ring::new(device.clone(), settings.capture_bytes),
+            queued: Vec::new(),
+            in_flight: Vec::new(),
+            first_error: None,
             blocking: settings.blocking,
-            flushes: 0,
-            since: Vec::new(),
+            submissions: 0,
+            unsynced: Vec::new(),
             residual: None,
             scratch: HashMap::new(),
-            numbers: HashMap::new(),
+            lists: HashMap::new(),
             pool,
             device,
+            dtype,
         })
     }
 
-    /// Pinned memory that transfers, and what lands on the host at one time, take at most.
-    pub fn pinned(&self, landing: &[usize]) -> usize {
-        STAGING + self.results.planned(landing)
+    /// Pinned memory that transfers, and what arrives on the host at one time, take at most, in bytes.
+    pub fn pinned(&self, readbacks: &[usize]) -> usize {
+        STAGING + self.readbacks.planned(readbacks)
     }
 
-    /// Number of lists of work that went to the device as a graph.
+    /// Number of command lists that went to the device as a graph.
     pub fn replays(&self) -> u64 {
         self.queue.replays()
     }
 
-    /// Keeps the first error.
+    // Errors
+
+    /// Keeps an error, if it is the first. The command list is dropped, and what was to be read back with it.
     pub fn fail(&mut self, error: Error) {
         self.queue.clear();
-        if self.error.is_none() {
-            self.error = Some((self.flushes + 1, self.blame(error)));
+        self.queued.drain(..).for_each(|readback| readback.state.discard());
+        if self.first_error.is_none() {
+            let error = self.attribute_error(error);
+            self.first_error = Some(FirstError { submission: self.submissions + 1, error });
         }
     }
 
-    /// A result whose error is that of the operation that is to blame.
+    /// A result whose error is the first one.
     ///
     /// # Errors
     /// That one, if the result is one.
-    pub fn blamed<T>(&mut self, result: Result<T>) -> Result<T> {
-        result.map_err(|error| match self.error.take() {
-            Some((_, first)) => first,
-            None => self.blame(error),
+    pub fn attributed<T>(&mut self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| match self.first_error.take() {
+            Some(first) => first.error,
+            None => self.attribute_error(error),
         })
     }
 
-    /// Work of the past fails in whatever is asked of the device next: then the error is that work's.
-    fn blame(&self, error: Error) -> Error {
-        match self.queue.lost() {
-            Some(e) if !self.blocking && matches!(error, Error::Device { .. }) && !self.since.is_empty() => {
-                self.past(e)
+    /// Submitted work that fails leaves the device with an error that every later call returns: such an error is that
+    /// work's, not the call's.
+    fn attribute_error(&self, error: Error) -> Error {
+        match self.queue.sticky_error() {
+            Some(e) if !self.blocking && matches!(error, Error::Device { .. }) && !self.unsynced.is_empty() => {
+                self.error_of_unsynced(e)
             }
             _ => error,
         }
     }
 
     /// The error of work that has not been waited for.
-    fn past(&self, e: result::DriverError) -> Error {
-        let mut since: Vec<&'static str> = self.since.iter().map(|(_, op)| *op).collect();
-        since.sort_unstable();
-        since.dedup();
-        match since[..] {
+    fn error_of_unsynced(&self, e: result::DriverError) -> Error {
+        let mut ops: Vec<&'static str> = self.unsynced.iter().map(|(_, op)| *op).collect();
+        ops.sort_unstable();
+        ops.dedup();
+        match ops[..] {
             [op] => error(self.device.name(), op, &message(e)),
             _ => {
                 let hint = "CUDA_LAUNCH_BLOCKING=1 names it";
-                let message = format!("{}, in one of: {}; {hint}", message(e), since.join(", "));
+                let message = format!("{}, in one of: {}; {hint}", message(e), ops.join(", "));
                 error(self.device.name(), "sync", &message)
             }
         }
     }
 
-    /// Gives out the error that was kept, if it belongs to a list up to number `list`.
-    fn failed(&mut self, list: u64) -> Result<()> {
-        self.error.take_if(|(of, _)| *of <= list).map_or(Ok(()), |(_, error)| Err(error))
+    /// Gives out the first error, if it belongs to a submission up to this one.
+    fn give_out_error(&mut self, submission: u64) -> Result<()> {
+        let first = self.first_error.take_if(|first| first.submission <= submission);
+        first.map_or(Ok(()), |first| Err(first.error))
     }
 
-    /// Keeps the error of a result.
-    pub fn keep<T>(&mut self, result: Result<T>) -> Option<T> {
+    /// The value of a result; its error is kept, if it is the first.
+    pub fn or_fail<T>(&mut self, result: Result<T>) -> Option<T> {
         result.map_err(|e| self.fail(e)).ok()
     }
 
@@ -217,8 +184,8 @@ impl Context {
             return Ok(block);
         }
         // What is free may still be in use by work that has not been done.
-        self.flush();
-        self.device.check(op, self.device.wait())?;
+        self.submit();
+        self.device.check(op, self.device.synchronize())?;
         self.pool.trim();
         if let Some(block) = self.device.check(op, self.pool.block(bytes))? {
             return Ok(block);
@@ -228,97 +195,112 @@ impl Context {
         Err(error(self.device.name(), op, &found))
     }
 
-    /// `len` elements of any content.
+    /// `len` elements of the accumulation dtype, of any content.
     ///
     /// # Errors
     /// See [`Context::block`].
-    pub fn buffer<T>(&mut self, op: &'static str, len: usize) -> Result<Buffer<T>> {
-        Ok(Buffer::new(self.block(op, len * size_of::<T>())?, len))
+    pub fn acc(&mut self, op: &'static str, len: usize) -> Result<AccBuffer> {
+        Ok(AccBuffer::new(self.block(op, len * size_of::<f32>())?, len))
     }
 
-    /// `len` zeros.
+    /// `len` elements of the compute dtype, of any content.
     ///
     /// # Errors
     /// See [`Context::block`].
-    pub fn zeros<T: bytemuck::Zeroable>(&mut self, op: &'static str, len: usize) -> Result<Buffer<T>> {
-        let buffer = self.buffer(op, len)?;
-        self.zero(op, &buffer, len);
-        Ok(buffer)
+    pub fn compute(&mut self, op: &'static str, len: usize) -> Result<ComputeBuffer> {
+        Ok(ComputeBuffer::new(self.block(op, len * self.dtype.size())?, len, self.dtype))
     }
 
-    /// The address of at least `bytes` bytes that stay an operation's own, so that no other changes them. None after an
-    /// error.
-    pub fn scratch(&mut self, op: &'static str, bytes: usize) -> Option<u64> {
-        let enough = self.scratch.get(op).is_some_and(|block| block.bytes >= bytes);
+    /// At least `bytes` bytes that stay an operation's own, so that no other changes them. None after an error.
+    pub fn scratch(&mut self, op: &'static str, bytes: usize) -> Option<DevicePtr> {
+        let enough = self.scratch.get(op).is_some_and(|block| block.bytes() >= bytes);
         if !enough {
             self.scratch.remove(op);
-            self.numbers.remove(op);
+            self.lists.remove(op);
             let block = self.block(op, bytes);
-            let block = self.keep(block)?;
+            let block = self.or_fail(block)?;
             self.scratch.insert(op, block);
         }
-        Some(self.scratch[op].address)
+        Some(self.scratch[op].ptr())
     }
 
-    /// The address of a list of numbers that stays where it is as long as it is the same: what comes with every launch
-    /// of a pass is moved once. None after an error.
-    pub fn numbers(&mut self, list: &'static str, numbers: &[i32]) -> Option<u64> {
-        let address = self.scratch(list, size_of_val(numbers))?;
-        if self.numbers.get(list).is_none_or(|known| known != numbers) {
-            let written = self.write(list, address, bytemuck::cast_slice(numbers));
-            self.keep(written)?;
-            self.numbers.insert(list, numbers.to_vec());
+    /// A list of `int` that stays where it is as long as it is the same: what comes with every launch of a pass is moved
+    /// once. None after an error.
+    pub fn cached_list(&mut self, list: &'static str, values: &[i32]) -> Option<DevicePtr> {
+        let ptr = self.scratch(list, size_of_val(values))?;
+        if self.lists.get(list).is_none_or(|known| known != values) {
+            let written = self.write(list, ptr, bytemuck::cast_slice(values));
+            self.or_fail(written)?;
+            self.lists.insert(list, values.to_vec());
         }
-        Some(address)
+        Some(ptr)
     }
 
-    // Work
-
-    /// Writes a piece of work on the list.
-    pub fn push(&mut self, op: &'static str, work: Work) {
-        if self.error.is_none() {
-            self.queue.push(op, work);
-        }
+    /// [`Context::cached_list`] of row numbers.
+    pub fn row_list(&mut self, list: &'static str, rows: &[usize]) -> Option<DevicePtr> {
+        let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+        self.cached_list(list, &rows)
     }
 
-    /// Writes a launch on the list; an empty grid is nothing to do.
+    // Commands
+
+    /// Appends a command.
     ///
     /// # Panics
-    /// If the arguments are not what the kernel takes.
-    pub fn launch(&mut self, op: &'static str, kernel: Kernel, shape: Shape, args: &[Arg]) {
-        if self.error.is_some() || shape.grid.contains(&0) {
-            return;
+    /// If it works on memory of another device.
+    #[track_caller]
+    pub fn push(&mut self, op: &'static str, action: Action) {
+        action.assert_on(op, &self.device);
+        if self.first_error.is_none() {
+            self.queue.push(op, action);
         }
-        let shared = u32::try_from(shape.shared).expect("shared memory is kilobytes");
-        let function = self.kernels.get(kernel.file, kernel.name, kernel.head, shared);
-        let Some(function) = self.keep(function) else { return };
-        let args = Args::new(kernel.name, &function.params, args);
-        let function = function.handle as usize;
-        let launch = Launch { function, grid: shape.grid, block: shape.block, shared, args };
-        self.queue.push(op, Work::Kernel(Box::new(launch)));
     }
 
-    /// Writes a product on the list; an empty one is nothing to do.
-    pub fn product(&mut self, op: &'static str, product: Product) {
-        let shape = product.shape;
-        if self.error.is_some() || shape.m == 0 || shape.n == 0 || shape.k == 0 {
+    /// Appends a launch; an empty grid is nothing to do.
+    ///
+    /// # Panics
+    /// If the arguments are not what the kernel takes, or one of them is another device's.
+    #[track_caller]
+    pub fn launch(&mut self, op: &'static str, kernel: Kernel, dims: LaunchDims, args: &[Arg]) {
+        assert_on(op, args, &self.device);
+        if self.first_error.is_some() || dims.grid.contains(&0) {
+            return;
+        }
+        let shared = u32::try_from(dims.shared).expect("shared memory is kilobytes");
+        let function = self.kernels.get(kernel, shared);
+        let Some(function) = self.or_fail(function) else { return };
+        let args = Args::new(kernel.name, &function.params, args);
+        let function = function.handle.cu_function() as usize;
+        let launch = Launch { function, grid: dims.grid, block: dims.block, shared, args };
+        self.queue.push(op, Action::Kernel(Box::new(launch)));
+    }
+
+    /// Appends a product; an empty one is nothing to do.
+    ///
+    /// # Panics
+    /// If an operand is another device's.
+    #[track_caller]
+    pub fn gemm(&mut self, op: &'static str, gemm: Gemm) {
+        gemm.assert_on(op, &self.device);
+        let shape = gemm.shape;
+        if self.first_error.is_some() || shape.m == 0 || shape.n == 0 || shape.k == 0 {
             return;
         }
         let planned = self.blas.plan(op, &shape);
-        if self.keep(planned).is_some() {
-            self.queue.push(op, Work::Product(product));
+        if self.or_fail(planned).is_some() {
+            self.queue.push(op, Action::Gemm(gemm));
         }
     }
 
-    /// Remembers that the launch on the list makes `out [len]`, the sum of these.
-    pub fn note_residual(&mut self, out: &Buffer<f32>, len: usize, summands: [Arg; 2]) {
-        self.residual = Some(Residual { list: self.queue.len(), sum: out.address(0), len, summands });
+    /// Remembers that the last launch on the list makes `out [len]`, the sum of these.
+    pub fn note_residual(&mut self, out: &AccBuffer, len: usize, summands: [Arg; 2]) {
+        self.residual = Some(Residual { commands: self.queue.len(), sum: out.ptr(0), len, summands });
     }
 
     /// The summands of `x [len]`, if its launch is the last on the list, where it then is no longer.
-    pub fn take_residual(&mut self, x: &Buffer<f32>, len: usize) -> Option<[Arg; 2]> {
-        let Residual { list, sum, len: of, summands } = self.residual.take()?;
-        let last = list > 0 && list == self.queue.len() && sum == x.address(0) && of == len;
+    pub fn take_residual(&mut self, x: &AccBuffer, len: usize) -> Option<[Arg; 2]> {
+        let Residual { commands, sum, len: of, summands } = self.residual.take()?;
+        let last = commands > 0 && commands == self.queue.len() && sum == x.ptr(0) && of == len;
         last.then(|| {
             self.queue.pop();
             summands
@@ -326,191 +308,232 @@ impl Context {
     }
 
     /// `buffer[..len] = 0`.
-    pub fn zero<T: bytemuck::Zeroable>(&mut self, op: &'static str, buffer: &Buffer<T>, len: usize) {
+    pub fn zero_acc(&mut self, op: &'static str, buffer: &AccBuffer, len: usize) {
         assert!(len <= buffer.len(), "{op}: {len} elements of {}", buffer.len());
-        if len > 0 {
-            self.push(op, Work::Zero { to: buffer.address(0), bytes: len * size_of::<T>() });
+        self.zero(op, buffer.ptr(0), len * size_of::<f32>());
+    }
+
+    /// `bytes` zero bytes at `to`.
+    pub fn zero(&mut self, op: &'static str, to: DevicePtr, bytes: usize) {
+        if bytes > 0 {
+            self.push(op, Action::Zero { to, bytes });
         }
     }
 
-    /// Gives the list to the device.
-    pub fn flush(&mut self) {
-        let list = self.flushes + 1;
+    /// Submits the command list.
+    pub fn submit(&mut self) {
+        let submission = self.submissions + 1;
         self.residual = None;
-        let (ops, given) = self.queue.flush(&self.blas);
-        self.since.extend(ops.into_iter().map(|op| (list, op)));
-        if let Err((op, message)) = given {
-            let error = error(self.device.name(), op, &message);
-            self.fail(error);
+        let queued = std::mem::take(&mut self.queued);
+        let submitted = self.queue.submit(&self.blas);
+        self.unsynced.extend(submitted.ops.into_iter().map(|op| (submission, op)));
+        let failed = submitted.outcome.is_err();
+        if let Err(e) = submitted.outcome {
+            self.fail(error(self.device.name(), e.op, &e.message));
         }
-        for Readback { held, flag, from } in std::mem::take(&mut self.landing) {
-            self.flying.extend(flag);
-            let recorded = self.results.record(held.slot, self.device.stream);
+        for QueuedReadback { slot, state, staged, ready_at_sync } in queued {
+            // Also of a list that was submitted in part: the device may be writing to the slot.
+            let recorded = slot.record(self.device.stream());
             let recorded = self.device.check("results", recorded);
-            self.keep(recorded);
-            drop(from);
+            if self.or_fail(recorded).is_none() || failed {
+                state.discard();
+            } else if ready_at_sync {
+                self.in_flight.push(state);
+            }
+            drop(staged);
         }
-        self.flushes = list;
+        self.submissions = submission;
     }
 
-    /// Gives the list to the device, waits for it, and returns the first error since the last call.
+    /// Submits the command list, waits for it, and returns the first error since the last call.
     ///
     /// # Errors
     /// That error.
-    pub fn wait(&mut self) -> Result<()> {
-        self.flush();
-        let waited = self.device.wait();
-        self.done(waited, self.flushes);
-        let flying = std::mem::take(&mut self.flying);
-        self.failed(self.flushes)?;
-        flying.into_iter().for_each(|landed| landed.store(true, Ordering::Release));
-        Ok(())
+    pub fn sync(&mut self) -> Result<()> {
+        self.submit();
+        let waited = self.device.synchronize();
+        self.note_waited(waited, self.submissions);
+        let in_flight = std::mem::take(&mut self.in_flight);
+        let outcome = self.give_out_error(self.submissions);
+        for state in in_flight {
+            if outcome.is_ok() { state.set_ready() } else { state.discard() }
+        }
+        outcome
     }
 
-    /// Takes note of what the device says about the work up to list number `list`.
-    fn done(&mut self, waited: Result<(), result::DriverError>, list: u64) {
+    /// Takes note of what the device says about the work up to this submission.
+    fn note_waited(&mut self, waited: Result<(), result::DriverError>, submission: u64) {
         if let Err(e) = waited {
-            let error = self.past(e);
-            self.error.get_or_insert((list, error));
+            let error = self.error_of_unsynced(e);
+            self.first_error.get_or_insert(FirstError { submission, error });
+            self.in_flight.drain(..).for_each(|state| state.discard());
         }
-        self.since.retain(|&(of, _)| of > list);
+        self.unsynced.retain(|&(of, _)| of > submission);
     }
 
     // Transfers
 
-    /// The device's bytes at `address` `=` these, after the work written down so far.
+    /// The device's bytes at `to` `=` these, after the commands so far.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn write(&mut self, op: &'static str, address: u64, bytes: &[u8]) -> Result<()> {
-        self.flush();
-        let stream = self.device.stream;
-        self.feed(op, stream, address, bytes.len(), &mut |at, chunk| {
+    pub fn write(&mut self, op: &'static str, to: DevicePtr, bytes: &[u8]) -> Result<()> {
+        self.submit();
+        let stream = self.device.stream().clone();
+        self.stage_h2d(op, &stream, (to, bytes.len()), &mut |at, chunk| {
             chunk.copy_from_slice(&bytes[at..at + chunk.len()]);
         })
     }
 
-    /// Fills `len` bytes at `address` on `stream`, from pinned memory that `fill` writes chunk by chunk, given the
-    /// chunk's place.
+    /// Fills `len` bytes at `to` on `stream`, from pinned memory that `fill` writes chunk by chunk, given the chunk's
+    /// place.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn feed(
+    pub fn stage_h2d(
         &mut self,
         op: &'static str,
-        stream: sys::CUstream,
-        address: u64,
-        len: usize,
+        stream: &CudaStream,
+        (to, len): (DevicePtr, usize),
         fill: &mut dyn FnMut(usize, &mut [u8]),
     ) -> Result<()> {
-        self.device.bind();
+        let address = to.on(op, &self.device);
         for at in (0..len).step_by(CHUNK) {
             let count = CHUNK.min(len - at);
-            let slot =
-                self.device.check(op, self.staging.take(count))?.expect("nobody holds a slot of the staging ring");
-            let bytes = self.staging.bytes_mut(slot, count);
+            let mut slot = self.staging_slot(op, count)?;
+            // SAFETY: the slot has just been taken: the device is done with it, and nobody else holds it.
+            let bytes = unsafe { slot.bytes_mut(count) };
             fill(at, bytes);
-            // SAFETY: the slot is pinned memory that stays untouched until the event below has passed; the address is
-            // that of a live buffer with room for the bytes.
-            let copied = unsafe { result::memcpy_htod_async(address + at as u64, bytes, stream) };
+            let copied = self.device.bind().and_then(|()| {
+                // SAFETY: the slot is pinned memory that stays untouched until the event below has passed; the address
+                // is that of a live buffer of this device with room for the bytes.
+                unsafe { result::memcpy_htod_async(address + at as u64, bytes, stream.cu_stream()) }
+            });
             self.device.check(op, copied)?;
-            self.device.check(op, self.staging.record(slot, stream))?;
+            self.device.check(op, slot.record(stream))?;
         }
         Ok(())
     }
 
-    /// `bytes =` those at `address`, after all work.
+    /// A slot of the staging ring, which nobody holds for longer than a transfer.
+    fn staging_slot(&mut self, op: &'static str, bytes: usize) -> Result<Held> {
+        let slot = self.device.check(op, self.staging.take(bytes))?;
+        Ok(slot.expect("nobody holds a slot of the staging ring"))
+    }
+
+    /// `bytes =` those at `from`, after all commands.
     ///
     /// # Errors
     /// If the device fails, or has failed before.
-    pub fn read(&mut self, op: &'static str, bytes: &mut [u8], address: u64) -> Result<()> {
-        self.flush();
-        self.failed(self.flushes)?;
-        let mut at = 0;
+    pub fn read(&mut self, op: &'static str, bytes: &mut [u8], from: DevicePtr) -> Result<()> {
+        let mut address = from.on(op, &self.device);
+        self.submit();
+        self.give_out_error(self.submissions)?;
         for chunk in bytes.chunks_mut(CHUNK) {
-            let slot = self
-                .device
-                .check(op, self.staging.take(chunk.len()))?
-                .expect("nobody holds a slot of the staging ring");
-            let landed = self.staging.bytes_mut(slot, chunk.len());
-            // SAFETY: the slot is pinned memory that nobody reads before the event below has passed.
-            let copied = unsafe { result::memcpy_dtoh_async(landed, address + at, self.device.stream) };
+            let mut slot = self.staging_slot(op, chunk.len())?;
+            // SAFETY: the slot has just been taken: the device is done with it, and nobody else holds it.
+            let arrived = unsafe { slot.bytes_mut(chunk.len()) };
+            let copied = self.device.bind().and_then(|()| {
+                // SAFETY: the slot is pinned memory that nobody reads before the event below has passed; the address is
+                // that of a live buffer of this device that has the bytes.
+                unsafe { result::memcpy_dtoh_async(arrived, address, self.device.stream().cu_stream()) }
+            });
             self.device.check(op, copied)?;
-            self.device.check(op, self.staging.record(slot, self.device.stream))?;
-            let waited = self.staging.wait(slot);
-            self.done(waited, self.flushes);
-            self.failed(self.flushes)?;
-            chunk.copy_from_slice(self.staging.bytes_mut(slot, chunk.len()));
-            at += chunk.len() as u64;
+            self.device.check(op, slot.record(self.device.stream()))?;
+            let waited = slot.wait();
+            self.note_waited(waited, self.submissions);
+            self.give_out_error(self.submissions)?;
+            // SAFETY: the event after the copy has passed.
+            chunk.copy_from_slice(unsafe { slot.slice(chunk.len()) });
+            address += chunk.len() as u64;
         }
         Ok(())
     }
 
-    /// A slot of pinned memory in which `bytes` bytes will land with the list; none if the ring is full of what is held.
-    ///
-    /// # Errors
-    /// If the device fails, or there is no memory to pin.
-    fn slot(&mut self, op: &'static str, bytes: usize) -> Result<Option<Held>> {
-        let slot = self.device.check(op, self.results.take(bytes))?;
-        Ok(slot.map(|slot| self.results.hold(slot)))
+    /// A slot in which `bytes` bytes arrive; none if the ring is full of what is held.
+    fn readback_slot(&mut self, op: &'static str, bytes: usize) -> Result<Option<Held>> {
+        self.device.check(op, self.readbacks.take(bytes))
     }
 
-    /// Memory in which a capture of `bytes` bytes will land, the address to which the device writes it, and the flag that
-    /// says when it is there; none if the ring is full of captures that are held. With `copied` the device writes to
-    /// memory of its own, which is copied while it goes on; otherwise to that of the host.
+    /// The state of a readback that comes with the command list; after an error it is discarded already.
+    fn queue_readback(&mut self, slot: &Held, staged: Option<Block>, ready_at_sync: bool) -> ReadbackState {
+        let state = ReadbackState::new();
+        if self.first_error.is_some() {
+            state.discard();
+        } else {
+            let (slot, state) = (slot.clone(), state.clone());
+            self.queued.push(QueuedReadback { slot, state, staged, ready_at_sync });
+        }
+        state
+    }
+
+    /// Where a capture of `bytes` bytes arrives, and to where the device writes it; none if the ring is full of captures
+    /// that are held. If `copied` the device writes to memory of its own, which is copied while it goes on; otherwise to
+    /// that of the host.
     ///
     /// # Errors
     /// If the device fails, or there is no memory.
-    pub fn landing(&mut self, bytes: usize, copied: bool) -> Result<Option<(Held, u64, Arc<AtomicBool>)>> {
-        let Some(held) = self.slot("capture", bytes)? else { return Ok(None) };
-        let from = if copied { Some(self.block("capture", bytes)?) } else { None };
-        let to = from.as_ref().map_or(held.memory.address, |block| block.address);
-        let flag = Arc::new(AtomicBool::new(false));
-        self.landing.push(Readback { held: held.clone(), flag: Some(flag.clone()), from });
-        Ok(Some((held, to, flag)))
+    pub fn capture_slot(&mut self, bytes: usize, copied: bool) -> Result<Option<(Held, ReadbackState, DevicePtr)>> {
+        let op = "capture";
+        let Some(slot) = self.readback_slot(op, bytes)? else { return Ok(None) };
+        let staged = if copied { Some(self.block(op, bytes)?) } else { None };
+        let to = staged.as_ref().map_or(slot.device_ptr(), Block::ptr);
+        let state = self.queue_readback(&slot, staged, true);
+        Ok(Some((slot, state, to)))
     }
 
-    /// Begins to move `len` wide elements at `address` to the host.
+    /// Begins to move `len` elements of the accumulation dtype at `from` to the host.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn begin_read(&mut self, op: &'static str, address: u64, len: usize) -> Result<PendingReadback> {
-        let bytes = len * size_of::<f32>();
-        let Some(held) = self.slot(op, bytes)? else {
+    pub fn begin_read(&mut self, op: &'static str, from: DevicePtr, len: usize) -> Result<PendingReadback> {
+        let (device, bytes) = (self.device.id(), len * size_of::<f32>());
+        from.on(op, &self.device);
+        let Some(slot) = self.readback_slot(op, bytes)? else {
             let mut values = vec![0.0; len];
-            self.read(op, bytemuck::cast_slice_mut(&mut values), address)?;
-            return Ok(PendingReadback::Ready(values));
+            self.read(op, bytemuck::cast_slice_mut(&mut values), from)?;
+            return Ok(PendingReadback { device, values: PendingValues::Ready(values) });
         };
         if bytes > 0 {
-            self.push(op, Work::Land { to: held.memory.host(), from: address, bytes, aside: false });
+            self.push(op, Action::Readback { to: slot.host_address(), from, bytes, on_copy_stream: false });
         }
-        self.landing.push(Readback { held: held.clone(), flag: None, from: None });
-        Ok(PendingReadback::Pending { held, len, list: self.flushes + 1 })
+        let state = self.queue_readback(&slot, None, false);
+        let values = PendingValues::InFlight { slot, state, len, submission: self.submissions + 1 };
+        Ok(PendingReadback { device, values })
     }
 
     /// Waits for what [`Context::begin_read`] has begun.
     ///
     /// # Errors
-    /// If the device fails, or has failed before.
-    pub fn end_read(&mut self, arriving: PendingReadback) -> Result<Vec<f32>> {
-        let (held, len, list) = match arriving {
-            PendingReadback::Ready(values) => return Ok(values),
-            PendingReadback::Pending { held, len, list } => (held, len, list),
-        };
-        if list > self.flushes {
-            self.flush();
+    /// If the device fails, or has failed before, or the readback is another device's.
+    pub fn end_read(&mut self, op: &'static str, pending: PendingReadback) -> Result<Vec<f32>> {
+        let PendingReadback { device, values } = pending;
+        if device != self.device.id() {
+            let found = format!("the readback is another device's ({device:?}, this is {:?})", self.device.id());
+            return Err(error(self.device.name(), op, &found));
         }
-        let waited = self.results.wait(held.slot);
-        self.done(waited, list);
-        self.failed(list)?;
+        let (slot, state, len, submission) = match values {
+            PendingValues::Ready(values) => return Ok(values),
+            PendingValues::InFlight { slot, state, len, submission } => (slot, state, len, submission),
+        };
+        if submission > self.submissions {
+            self.submit();
+        }
+        let waited = slot.wait();
+        self.note_waited(waited, submission);
+        self.give_out_error(submission)?;
+        if state.is_discarded() {
+            let found = "what was to be read was discarded after an error of an earlier operation";
+            return Err(error(self.device.name(), op, found));
+        }
         // SAFETY: the event after the copy has passed, and the slot is nobody else's while it is held.
-        Ok(unsafe { held.memory.slice(len) }.to_vec())
+        Ok(unsafe { slot.slice(len) }.to_vec())
     }
 }
 
 impl Drop for Context {
     fn drop(&mut self) {
         // Pinned memory, graphs and modules go next: nothing may still be working on them.
-        let _ = self.device.wait();
+        let _ = self.device.synchronize();
     }
 }

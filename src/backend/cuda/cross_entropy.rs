@@ -1,33 +1,15 @@
-//! Cross-entropy fused with the head: logits exist for a chunk of label rows at a time.
+//! The head, and cross-entropy fused with it: logits exist for a chunk of label rows at a time.
 
-use super::context::{Context, Kernel};
-use super::launch::{floats, int, reals, table, wide_at};
-use super::linear;
-use super::memory::Buffer;
-use super::pack::Index;
-use super::rows::each;
-use crate::backend::LinearDims;
+use super::Cuda;
+use super::context::Context;
+use super::launch::{Kernel, LaunchDims, acc_at, acc_ptr, compute_ptr, int, table};
+use super::linear::{self, ForwardOperands, InputGradOperands, WeightGradOperands};
+use super::memory::DevicePtr;
+use crate::backend::ops::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LinearDims, LogitsFwd, Op};
 
 const FILE: &str = "cross_entropy";
 /// Logits of a chunk at most.
 const LOGITS: usize = 16 << 20;
-
-/// See [`Backend::logits_fwd`](crate::backend::Backend::logits_fwd).
-pub fn logits<R>(cx: &mut Context, logits: &Buffer<f32>, x: &Buffer<R>, head: &Buffer<R>, dims: LinearDims) {
-    let op = "logits_fwd";
-    logits.need(op, "logits", dims.rows * dims.output);
-    x.need(op, "x", dims.rows * dims.input);
-    head.need(op, "head", dims.output * dims.input);
-    linear::forward(cx, op, logits.address(0), true, x.address(0), head.address(0), 0, dims);
-}
-
-fn check<R>(op: &'static str, loss: &Buffer<f32>, x: &Buffer<R>, head: &Buffer<R>, targets: &Index, dims: LinearDims) {
-    loss.need(op, "loss", dims.rows);
-    x.need(op, "x", dims.rows * dims.input);
-    head.need(op, "head", dims.output * dims.input);
-    assert!(targets.len() >= dims.rows, "{op}: {} targets, needs {}", targets.len(), dims.rows);
-    assert!(targets.bound() <= dims.output, "{op}: targets below {}, must be below {}", targets.bound(), dims.output);
-}
 
 /// The chunks of label rows: first row, and the dimensions of the chunk.
 fn chunks(dims: LinearDims) -> impl Iterator<Item = (usize, LinearDims)> {
@@ -36,78 +18,67 @@ fn chunks(dims: LinearDims) -> impl Iterator<Item = (usize, LinearDims)> {
 }
 
 /// Logits of the largest chunk.
-pub fn chunk(dims: LinearDims) -> usize {
+pub fn chunk_len(dims: LinearDims) -> usize {
     chunks(dims).map(|(_, chunk)| chunk.rows).max().unwrap_or(0) * dims.output
 }
 
-/// Address of the logits of a chunk.
-fn scratch(cx: &mut Context, op: &'static str, dims: LinearDims, element: usize) -> Option<u64> {
-    cx.scratch(op, chunk(dims) * element)
+/// The logits of a chunk.
+fn scratch(cx: &mut Context, what: &'static str, dims: LinearDims, element_size: usize) -> Option<DevicePtr> {
+    cx.scratch(what, chunk_len(dims) * element_size)
 }
 
-/// See [`Backend::cross_entropy_fwd`](crate::backend::Backend::cross_entropy_fwd).
-pub fn fwd<R>(
-    cx: &mut Context,
-    loss: &Buffer<f32>,
-    x: &Buffer<R>,
-    head: &Buffer<R>,
-    targets: &Index,
-    dims: LinearDims,
-) {
-    let op = "cross_entropy_fwd";
-    check(op, loss, x, head, targets, dims);
-    let Some(logits) = scratch(cx, "logits", dims, size_of::<f32>()) else { return };
-    for (from, chunk) in chunks(dims) {
-        linear::forward(cx, op, logits, true, x.address(from * dims.input), head.address(0), 0, chunk);
-        let args = [
-            wide_at(loss, from),
-            floats(logits),
-            table(targets.address() + 4 * from as u64),
-            int(chunk.rows),
-            int(dims.output),
-        ];
-        cx.launch(op, Kernel::new(FILE, op), each(chunk.rows), &args);
-    }
+/// Targets from row `from` on.
+fn targets_from(targets: &super::Index, from: usize) -> DevicePtr {
+    targets.ptr().add(from * size_of::<i32>())
 }
 
-/// See [`Backend::cross_entropy_bwd`](crate::backend::Backend::cross_entropy_bwd).
-#[allow(clippy::too_many_arguments)]
-pub fn bwd<R>(
-    cx: &mut Context,
-    loss: &Buffer<f32>,
-    d_x: &Buffer<f32>,
-    d_head: Option<(&Buffer<f32>, usize)>,
-    x: &Buffer<R>,
-    head: &Buffer<R>,
-    targets: &Index,
-    row_weights: &Buffer<f32>,
-    dims: LinearDims,
-) {
-    let op = "cross_entropy_bwd";
-    check(op, loss, x, head, targets, dims);
-    d_x.need(op, "d_x", dims.rows * dims.input);
-    row_weights.need(op, "row_weights", dims.rows);
-    if let Some((d_head, offset)) = d_head {
-        d_head.need(op, "d_head", offset + dims.output * dims.input);
+impl CrossEntropyOps for Cuda {
+    fn logits_fwd(&mut self, op: LogitsFwd<'_, Self>) {
+        op.check();
+        let (out, x, weight) = (op.logits.ptr(0), op.x.ptr(0), op.head.ptr(0));
+        let operands = ForwardOperands { out, acc_out: true, x, weight, bias: None };
+        linear::forward(&mut self.cx, LogitsFwd::<Self>::NAME, operands, op.dims);
     }
-    let Some(logits) = scratch(cx, "logits", dims, size_of::<f32>()) else { return };
-    let Some(d_logits) = scratch(cx, "d_logits", dims, size_of::<R>()) else { return };
-    for (from, chunk) in chunks(dims) {
-        let x = x.address(from * dims.input);
-        linear::forward(cx, op, logits, true, x, head.address(0), 0, chunk);
-        let args = [
-            wide_at(loss, from),
-            reals(d_logits),
-            floats(logits),
-            table(targets.address() + 4 * from as u64),
-            wide_at(row_weights, from),
-            int(chunk.rows),
-            int(dims.output),
-        ];
-        cx.launch(op, Kernel::new(FILE, op), each(chunk.rows), &args);
-        linear::input(cx, op, d_x.address(from * dims.input), d_logits, head.address(0), chunk, false);
-        if let Some((d_head, offset)) = d_head {
-            linear::weight(cx, op, d_head.address(offset), d_logits, x, chunk);
+
+    fn cross_entropy_fwd(&mut self, op: CrossEntropyFwd<'_, Self>) {
+        op.check();
+        let (name, cx, dims) = (CrossEntropyFwd::<Self>::NAME, &mut self.cx, op.dims);
+        let Some(logits) = scratch(cx, "logits", dims, size_of::<f32>()) else { return };
+        for (from, chunk) in chunks(dims) {
+            let (x, weight) = (op.x.ptr(from * dims.input), op.head.ptr(0));
+            let operands = ForwardOperands { out: logits, acc_out: true, x, weight, bias: None };
+            linear::forward(cx, name, operands, chunk);
+            let targets = table(targets_from(op.targets, from));
+            let args = [acc_at(op.loss, from), acc_ptr(logits), targets, int(chunk.rows), int(dims.output)];
+            cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(chunk.rows), &args);
+        }
+    }
+
+    fn cross_entropy_bwd(&mut self, op: CrossEntropyBwd<'_, Self>) {
+        op.check();
+        let (name, cx, dims) = (CrossEntropyBwd::<Self>::NAME, &mut self.cx, op.dims);
+        let d_head = op.d_head.map(|(d_head, offset)| d_head.ptr(offset));
+        let Some(logits) = scratch(cx, "logits", dims, size_of::<f32>()) else { return };
+        let Some(d_logits) = scratch(cx, "d_logits", dims, op.x.element_size()) else { return };
+        for (from, chunk) in chunks(dims) {
+            let (x, weight) = (op.x.ptr(from * dims.input), op.head.ptr(0));
+            let operands = ForwardOperands { out: logits, acc_out: true, x, weight, bias: None };
+            linear::forward(cx, name, operands, chunk);
+            let args = [
+                acc_at(op.loss, from),
+                compute_ptr(d_logits),
+                acc_ptr(logits),
+                table(targets_from(op.targets, from)),
+                acc_at(op.row_weights, from),
+                int(chunk.rows),
+                int(dims.output),
+            ];
+            cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(chunk.rows), &args);
+            let operands = InputGradOperands { d_x: op.d_x.ptr(from * dims.input), d_out: d_logits, weight };
+            linear::input_grad(cx, name, operands, chunk, false);
+            if let Some(d_weight) = d_head {
+                linear::weight_grad(cx, name, WeightGradOperands { d_weight, d_out: d_logits, x }, chunk);
+            }
         }
     }
 }

@@ -1,30 +1,41 @@
-//! The driver: one context, its streams, and what it reports as [`Error`].
+//! The driver: one context, its two streams, and what it reports as [`Error`].
+//!
+//! Contexts, streams, events, modules and graphs are those of cudarc's safe level. What that level has no call for is
+//! asked of the driver directly, where it is needed: memory at fixed addresses (`memory.rs`: cudarc's allocations belong
+//! to typed slices, ours to a pool whose addresses repeat), pinned memory that the device writes to (`pinned.rs`: cudarc
+//! gives no device address and waits on an event of its own before every look), and launches and copies whose arguments
+//! are values of a command list (`queue.rs`).
 
 use std::ffi::CStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
 
 use crate::{Error, Result};
 
-/// A device that has been opened: its primary context, the stream of all work and the stream of loading.
-pub struct Device {
-    name: String,
-    device: sys::CUdevice,
-    context: sys::CUcontext,
-    /// Where everything is computed, in order.
-    pub stream: sys::CUstream,
-    /// Where weights are loaded.
-    pub copies: sys::CUstream,
-    /// Compute capability, such as `(9, 0)`.
-    pub arch: (i32, i32),
+/// Which opened device: no two that a process opens have the same, even if they are the same GPU. Memory is reused in
+/// the order of its device's stream, so it is of use to no other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceId(u64);
+
+impl DeviceId {
+    fn next() -> Self {
+        static OPENED: AtomicU64 = AtomicU64::new(0);
+        Self(OPENED.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
-// SAFETY: the handles are addresses of objects of the driver, which may be used from any thread; every use binds the
-// context to its thread first.
-unsafe impl Send for Device {}
-// SAFETY: as above; the driver locks what calls share.
-unsafe impl Sync for Device {}
+/// A device that has been opened: its primary context, the stream of all work and the stream of copies beside it.
+pub struct Device {
+    name: String,
+    id: DeviceId,
+    /// Compute capability, such as `(9, 0)`.
+    arch: (i32, i32),
+    stream: Arc<CudaStream>,
+    copy_stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+}
 
 /// Number of devices there are.
 ///
@@ -35,8 +46,7 @@ pub fn count() -> Result<usize> {
     if !unsafe { sys::is_culib_present() } {
         return Err(error("cuda", "start", "no NVIDIA driver: libcuda.so.1 was not found"));
     }
-    let count = result::init().and_then(|()| result::device::get_count());
-    match count {
+    match CudaContext::device_count() {
         Ok(count) => Ok(count as usize),
         Err(result::DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Ok(0),
         Err(e) => Err(error("cuda", "start", &message(e))),
@@ -58,7 +68,7 @@ impl Device {
     /// Opens device `ordinal`.
     ///
     /// # Errors
-    /// If there is no driver or no such device, or the driver refuses.
+    /// If there is no driver or no such device, or the driver reports an error.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
         let name = format!("cuda:{ordinal}");
         let count = count()?;
@@ -70,27 +80,17 @@ impl Device {
             return Err(error(&name, "start", &found));
         }
         let fail = |e| error(&name, "start", &message(e));
-        let device = result::device::get(ordinal as i32).map_err(fail)?;
-        let attribute = |which| {
-            // SAFETY: the device handle is one that the driver has just given.
-            unsafe { result::device::get_attribute(device, which) }.map_err(fail)
-        };
-        let arch = (
-            attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-            attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-        );
+        let context = CudaContext::new(ordinal).map_err(fail)?;
+        let arch = context.compute_capability().map_err(fail)?;
         if arch < (8, 0) {
             let found = format!("compute capability {}.{}, needs 8.0 or newer", arch.0, arch.1);
             return Err(error(&name, "start", &found));
         }
-        // SAFETY: as above; the context is released in `drop`.
-        let context = unsafe { result::primary_ctx::retain(device) }.map_err(fail)?;
-        let null = std::ptr::null_mut();
-        let mut opened = Self { name: name.clone(), device, context, stream: null, copies: null, arch };
-        opened.bind();
-        opened.stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(fail)?;
-        opened.copies = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(fail)?;
-        Ok(Arc::new(opened))
+        // SAFETY: events are tracked for cudarc's slices only, of which none is ever made here.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(fail)?;
+        let copy_stream = context.new_stream().map_err(fail)?;
+        Ok(Arc::new(Self { name, id: DeviceId::next(), arch, stream, copy_stream, context }))
     }
 
     /// Such as `cuda:0`.
@@ -98,10 +98,43 @@ impl Device {
         &self.name
     }
 
-    /// Makes the context current on this thread; an error shows in whatever is called next.
-    pub fn bind(&self) {
-        // SAFETY: the context is retained as long as `self` lives.
-        let _ = unsafe { result::ctx::set_current(self.context) };
+    /// Which of all devices that have been opened.
+    pub fn id(&self) -> DeviceId {
+        self.id
+    }
+
+    /// Compute capability, such as `(9, 0)`.
+    pub fn arch(&self) -> (i32, i32) {
+        self.arch
+    }
+
+    /// The context, to make events and modules in.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    /// Where everything is computed, in order.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Where weights are loaded and captures copied, beside the work.
+    pub fn copy_stream(&self) -> &Arc<CudaStream> {
+        &self.copy_stream
+    }
+
+    /// Makes the context current on this thread.
+    ///
+    /// # Errors
+    /// Of the driver, also one that a destructor has met.
+    pub fn bind(&self) -> Result<(), result::DriverError> {
+        self.context.bind_to_thread()
+    }
+
+    /// [`Device::bind`] where no error can be passed on: in a destructor.
+    pub fn bind_in_drop(&self) {
+        // The first call gives out what another destructor has met, and then does nothing else.
+        let _ = self.bind().or_else(|_| self.bind());
     }
 
     /// Gives a driver's error the device's name and the operation's.
@@ -110,100 +143,75 @@ impl Device {
     }
 
     /// Waits for all work of both streams.
-    pub fn wait(&self) -> Result<(), result::DriverError> {
-        self.bind();
-        // SAFETY: the streams live as long as `self`.
-        unsafe {
-            result::stream::synchronize(self.copies)?;
-            result::stream::synchronize(self.stream)
-        }
+    pub fn synchronize(&self) -> Result<(), result::DriverError> {
+        self.copy_stream.synchronize()?;
+        self.stream.synchronize()
     }
 
     /// Free and total bytes.
     pub fn memory(&self) -> (usize, usize) {
-        self.bind();
-        result::mem_get_info().unwrap_or_default()
+        self.context.mem_get_info().unwrap_or_default()
     }
 
-    /// An event without timing.
-    pub fn event(self: &Arc<Self>, op: &'static str) -> Result<Event> {
-        self.check(op, Event::new(self))
+    /// An event without timing, recorded nowhere yet.
+    pub fn new_event(&self) -> Result<CudaEvent, result::DriverError> {
+        self.context.new_event(None)
+    }
+
+    /// Whether the device is past an event of its own.
+    pub fn is_past(&self, event: &CudaEvent) -> bool {
+        self.bind().is_ok() && event.is_complete()
+    }
+
+    /// The error that earlier work has left the device with, which every later call returns; `probe` is an event that is
+    /// never recorded.
+    pub fn sticky_error(&self, probe: &CudaEvent) -> Option<result::DriverError> {
+        self.bind().and_then(|()| probe.try_is_complete().map(drop)).err()
     }
 }
 
-impl Drop for Device {
+/// While this lives, copies to or from memory of the pool may be under way on the copy stream. When it goes, on whatever
+/// path, the stream of work waits for them: memory that is freed is reused in the order of that stream.
+pub struct CopyScope<'a> {
+    device: &'a Device,
+    event: CudaEvent,
+    joined: bool,
+}
+
+impl<'a> CopyScope<'a> {
+    /// Makes the copy stream wait for the work submitted so far.
+    ///
+    /// # Errors
+    /// Of the driver.
+    pub fn enter(device: &'a Device) -> Result<Self, result::DriverError> {
+        let event = device.new_event()?;
+        event.record(device.stream())?;
+        device.copy_stream().wait(&event)?;
+        Ok(Self { device, event, joined: false })
+    }
+
+    /// Makes the work submitted from here on wait for the copies.
+    ///
+    /// # Errors
+    /// Of the driver.
+    pub fn join(mut self) -> Result<(), result::DriverError> {
+        self.joined = true;
+        self.wait_for_copies()
+    }
+
+    fn wait_for_copies(&self) -> Result<(), result::DriverError> {
+        let ordered = self.event.record(self.device.copy_stream());
+        ordered.and_then(|()| self.device.stream().wait(&self.event)).inspect_err(|_| {
+            // In order or not, the copies must be over before their memory is another's.
+            let _ = self.device.copy_stream().synchronize();
+        })
+    }
+}
+
+impl Drop for CopyScope<'_> {
     fn drop(&mut self) {
-        self.bind();
-        // SAFETY: streams and context are this value's own, and nothing can use them any more.
-        unsafe {
-            for stream in [self.stream, self.copies] {
-                if !stream.is_null() {
-                    let _ = result::stream::destroy(stream);
-                }
-            }
-            let _ = result::primary_ctx::release(self.device);
+        if !self.joined {
+            let _ = self.wait_for_copies();
         }
-    }
-}
-
-/// A mark in a stream.
-pub struct Event {
-    device: Arc<Device>,
-    event: sys::CUevent,
-}
-
-// SAFETY: an event is an object of the driver, which may be used from any thread.
-unsafe impl Send for Event {}
-
-impl Event {
-    /// A mark that stands nowhere yet.
-    pub fn new(device: &Arc<Device>) -> Result<Self, result::DriverError> {
-        device.bind();
-        let event = result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING)?;
-        Ok(Self { device: device.clone(), event })
-    }
-
-    /// Marks what has been given to `stream` so far.
-    pub fn record(&self, stream: sys::CUstream) -> Result<(), result::DriverError> {
-        self.device.bind();
-        // SAFETY: the event is this value's own; streams of a device live as long as the device.
-        unsafe { result::event::record(self.event, stream) }
-    }
-
-    /// Whether the device is past the mark.
-    pub fn done(&self) -> bool {
-        self.device.bind();
-        // SAFETY: as above.
-        unsafe { result::event::query(self.event) }.is_ok()
-    }
-
-    /// The error that earlier work has left the device with, if it has.
-    pub fn lost(&self) -> Option<result::DriverError> {
-        self.device.bind();
-        // SAFETY: as above.
-        let asked = unsafe { result::event::query(self.event) };
-        asked.err().filter(|e| e.0 != sys::CUresult::CUDA_ERROR_NOT_READY)
-    }
-
-    /// Waits until the device is past the mark.
-    pub fn wait(&self) -> Result<(), result::DriverError> {
-        self.device.bind();
-        // SAFETY: as above.
-        unsafe { result::event::synchronize(self.event) }
-    }
-
-    /// Makes `stream` wait for the mark.
-    pub fn block(&self, stream: sys::CUstream) -> Result<(), result::DriverError> {
-        self.device.bind();
-        // SAFETY: as above.
-        unsafe { result::stream::wait_event(stream, self.event, sys::CUevent_wait_flags_enum::CU_EVENT_WAIT_DEFAULT) }
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        self.device.bind();
-        // SAFETY: the event is this value's own; the driver keeps it until it has completed.
-        let _ = unsafe { result::event::destroy(self.event) };
     }
 }

@@ -6,24 +6,25 @@ use std::ops::Range;
 use super::geometry::entry;
 use crate::pack::{Pack, Parent};
 
-/// Rows of a block of queries, and keys of a tile.
-pub const SLOTS: usize = 64;
-/// Tiles that a block may see in any case; otherwise at most twice as many as one of its rows. A block takes its tiles
-/// one after another: with the rows of unrelated sequences side by side, as when many are generated at once, it would go
-/// through all their keys.
-const CROWDED: usize = 8;
+/// Rows of a query block, and keys of a tile.
+pub const BLOCK_ROWS: usize = 64;
+/// Length of a query block's tile list that is allowed in any case; beyond it, at most twice as many tiles as one of its
+/// rows sees. A block takes its tiles one after another: with the rows of unrelated sequences side by side, as when many
+/// are generated at once, it would go through all their keys.
+const MAX_TILES: usize = 8;
 /// No row stands here.
 pub const NO_ROW: i32 = i32::MIN;
 
 /// The tables of one pack.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forest {
-    /// Rows that are handled together `[blocks, 64]`, or [`NO_ROW`].
-    pub slots: Vec<i32>,
-    /// Where the visits of each block begin, and the end `[blocks + 1]`.
-    pub visit_starts: Vec<i32>,
-    /// `{tile, position of its first key, first slot, end of the slots}`, in each block ascending by position.
-    pub visits: Vec<[i32; 4]>,
+    /// The rows of each query block `[blocks, 64]`, or [`NO_ROW`].
+    pub block_rows: Vec<i32>,
+    /// Where the tile list of each query block begins, and the end `[blocks + 1]`.
+    pub tile_list_starts: Vec<i32>,
+    /// `{tile, position of its first key, first block row that sees it, end of the block rows}`, in each list ascending by
+    /// position.
+    pub tile_lists: Vec<[i32; 4]>,
     /// The key rows at 64 consecutive positions of a path `[tiles, 64]`: of the pack, `-(r + 1)` for row `r` of the
     /// cache, or [`NO_ROW`].
     pub tiles: Vec<i32>,
@@ -42,17 +43,17 @@ impl Forest {
             walk.descend(&mut forest, g);
         }
         for Range { start, end } in walk.blocks(&mut forest) {
-            forest.slots.extend_from_slice(&forest.order[start..end]);
-            forest.slots.resize(forest.slots.len().next_multiple_of(SLOTS), NO_ROW);
-            forest.visit_starts.push(entry(forest.visits.len()));
-            walk.visit(&mut forest, start, end);
+            forest.block_rows.extend_from_slice(&forest.order[start..end]);
+            forest.block_rows.resize(forest.block_rows.len().next_multiple_of(BLOCK_ROWS), NO_ROW);
+            forest.tile_list_starts.push(entry(forest.tile_lists.len()));
+            walk.list_tiles(&mut forest, start, end);
         }
-        forest.visit_starts.push(entry(forest.visits.len()));
+        forest.tile_list_starts.push(entry(forest.tile_lists.len()));
         forest
     }
 }
 
-/// The tile at a place of the path of a segment of the pack, or of a kept one.
+/// The tile at a place of the path of a segment of the pack, or of a cached one.
 type TileKey = (Parent, usize);
 
 struct Walk<'a> {
@@ -109,26 +110,26 @@ impl<'a> Walk<'a> {
 
     /// Tiles that the rows `from..to` of the order, all of one segment, see.
     fn seen(&mut self, forest: &mut Forest, from: usize, to: usize) -> Vec<i32> {
-        let last = self.pack.positions()[forest.order[to - 1] as usize] as usize / SLOTS;
+        let last = self.pack.positions()[forest.order[to - 1] as usize] as usize / BLOCK_ROWS;
         (0..=last).map(|place| self.tile(forest, self.segments[from], place)).collect()
     }
 
-    /// Cuts the order into blocks of at most [`SLOTS`] rows.
+    /// Cuts the order into blocks of at most [`BLOCK_ROWS`] rows.
     fn blocks(&mut self, forest: &mut Forest) -> Vec<Range<usize>> {
         let (mut blocks, mut tiles) = (Vec::new(), HashSet::new());
         let (mut first, mut from, n) = (0, 0, forest.order.len());
         while from < n {
-            let to = self.stretch(from, n.min(first + SLOTS));
+            let to = self.stretch(from, n.min(first + BLOCK_ROWS));
             let seen = self.seen(forest, from, to);
             let new = seen.iter().filter(|tile| !tiles.contains(*tile)).count();
-            if from > first && tiles.len() + new > CROWDED.max(2 * seen.len()) {
+            if from > first && tiles.len() + new > MAX_TILES.max(2 * seen.len()) {
                 blocks.push(first..from);
                 (first, tiles) = (from, HashSet::new());
                 continue;
             }
             tiles.extend(seen);
             from = to;
-            if from == first + SLOTS || from == n {
+            if from == first + BLOCK_ROWS || from == n {
                 blocks.push(first..from);
                 (first, tiles) = (from, HashSet::new());
             }
@@ -137,26 +138,26 @@ impl<'a> Walk<'a> {
     }
 
     /// Lists the tiles that the rows `first..end` of the order see.
-    fn visit(&mut self, forest: &mut Forest, first: usize, end: usize) {
-        let start = forest.visits.len();
+    fn list_tiles(&mut self, forest: &mut Forest, first: usize, end: usize) {
+        let start = forest.tile_lists.len();
         let mut last: HashMap<i32, usize> = HashMap::new();
         let mut from = first;
         while from < end {
             let to = self.stretch(from, end);
             for (place, tile) in self.seen(forest, from, to).into_iter().enumerate() {
-                let (slot, stop) = (entry(from - first), entry(to - first));
+                let (row, end_row) = (entry(from - first), entry(to - first));
                 // The rows under the segment that owns a tile follow one another.
-                match last.get(&tile).map(|&at| &mut forest.visits[at]).filter(|visit| visit[3] == slot) {
-                    Some(visit) => visit[3] = stop,
+                match last.get(&tile).map(|&at| &mut forest.tile_lists[at]).filter(|listed| listed[3] == row) {
+                    Some(listed) => listed[3] = end_row,
                     None => {
-                        last.insert(tile, forest.visits.len());
-                        forest.visits.push([tile, entry(place * SLOTS), slot, stop]);
+                        last.insert(tile, forest.tile_lists.len());
+                        forest.tile_lists.push([tile, entry(place * BLOCK_ROWS), row, end_row]);
                     }
                 }
             }
             from = to;
         }
-        forest.visits[start..].sort_by_key(|visit| (visit[1], visit[2]));
+        forest.tile_lists[start..].sort_by_key(|listed| (listed[1], listed[2]));
     }
 
     /// The tile at positions `place * 64..` of the path of segment `g`, itself included.
@@ -165,7 +166,7 @@ impl<'a> Walk<'a> {
         let mut owner = Parent::Pack(g);
         let mut under = g;
         while let Parent::Pack(s) = owner
-            && (place + 1) * SLOTS <= self.pack.segments()[s].position
+            && (place + 1) * BLOCK_ROWS <= self.pack.segments()[s].position
         {
             under = s;
             owner = self.pack.segments()[s].parent;
@@ -173,8 +174,8 @@ impl<'a> Walk<'a> {
         if let Some(&tile) = self.tiles.get(&(owner, place)) {
             return tile;
         }
-        let range = place * SLOTS..(place + 1) * SLOTS;
-        let tile = entry(forest.tiles.len() / SLOTS);
+        let range = place * BLOCK_ROWS..(place + 1) * BLOCK_ROWS;
+        let tile = entry(forest.tiles.len() / BLOCK_ROWS);
         let mut position = 0;
         let own = match owner {
             Parent::Pack(s) => {
@@ -183,14 +184,14 @@ impl<'a> Walk<'a> {
             }
             Parent::None | Parent::Cached(_) => None,
         };
-        for (kept, rows) in self.pack.path(under).iter().map(|span| (span.cached, span.rows.clone())).chain(own) {
+        for (cached, rows) in self.pack.path(under).iter().map(|span| (span.cached, span.rows.clone())).chain(own) {
             let from = range.start.saturating_sub(position).min(rows.len());
             let to = range.end.saturating_sub(position).min(rows.len());
             position += rows.len();
-            let row = |row| if kept { -entry(row) - 1 } else { entry(row) };
+            let row = |row| if cached { -entry(row) - 1 } else { entry(row) };
             forest.tiles.extend((rows.start + from..rows.start + to).map(row));
         }
-        forest.tiles.resize((tile as usize + 1) * SLOTS, NO_ROW);
+        forest.tiles.resize((tile as usize + 1) * BLOCK_ROWS, NO_ROW);
         self.tiles.insert((owner, place), tile);
         tile
     }
@@ -203,7 +204,7 @@ pub fn keys(pack: &Pack, rows: &[usize], longest: usize, window: Option<usize>) 
         let g = pack.segments().partition_point(|segment| segment.rows.end <= row);
         let own = pack.segments()[g].rows.start..row + 1;
         let spans = pack.path(g).iter().map(|span| (span.cached, span.rows.clone())).chain([(false, own)]);
-        let path = spans.flat_map(|(kept, rows)| rows.map(move |r| if kept { -entry(r) - 1 } else { entry(r) }));
+        let path = spans.flat_map(|(cached, rows)| rows.map(move |r| if cached { -entry(r) - 1 } else { entry(r) }));
         keys.iter_mut().zip(path).for_each(|(key, row)| *key = row);
         let position = pack.positions()[row] as usize;
         let hidden = window.map_or(0, |window| (position + 1).saturating_sub(window));
@@ -219,15 +220,15 @@ mod tests {
     use super::*;
     use crate::pack::{CachedSegment, Label, PackBuilder, Token};
 
-    fn pack(kept: &[CachedSegment], segments: &[(usize, Parent)]) -> Pack {
-        let mut builder = PackBuilder::new(kept);
+    fn pack(cached: &[CachedSegment], segments: &[(usize, Parent)]) -> Pack {
+        let mut builder = PackBuilder::new(cached);
         for &(rows, parent) in segments {
             builder.push(&vec![Token::Id(0); rows], parent, None, Label::Text);
         }
         builder.build()
     }
 
-    /// What a row sees by the visits, as `(position, key)`, must be what the pack allows, each once; the same by the
+    /// What a row sees by the tile lists, as `(position, key)`, must be what the pack allows, each once; the same by the
     /// order and its ends.
     fn check(pack: &Pack) {
         let forest = Forest::new(pack);
@@ -236,13 +237,13 @@ mod tests {
         let rows: Vec<usize> = (0..n).collect();
         let allowed = keys(pack, &rows, longest, None);
         let mut seen: Vec<BTreeSet<(usize, i32)>> = vec![BTreeSet::new(); n];
-        for (block, slots) in forest.slots.chunks(SLOTS).enumerate() {
-            let range = forest.visit_starts[block] as usize..forest.visit_starts[block + 1] as usize;
-            let visits = &forest.visits[range];
-            assert!(visits.is_sorted_by_key(|visit| visit[1]), "ascending by position");
-            for &[tile, position, first, end] in visits {
-                let tile = &forest.tiles[tile as usize * SLOTS..][..SLOTS];
-                for &row in &slots[first as usize..end as usize] {
+        for (block, rows) in forest.block_rows.chunks(BLOCK_ROWS).enumerate() {
+            let range = forest.tile_list_starts[block] as usize..forest.tile_list_starts[block + 1] as usize;
+            let tiles = &forest.tile_lists[range];
+            assert!(tiles.is_sorted_by_key(|listed| listed[1]), "ascending by position");
+            for &[tile, position, first, end] in tiles {
+                let tile = &forest.tiles[tile as usize * BLOCK_ROWS..][..BLOCK_ROWS];
+                for &row in &rows[first as usize..end as usize] {
                     for (p, &key) in (position as usize..).zip(tile) {
                         if p <= pack.positions()[row as usize] as usize {
                             assert!(seen[row as usize].insert((p, key)), "row {row} sees {key} twice");
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn every_row_sees_its_path_once() {
+    fn forest_shows_every_row_its_path_once() {
         use Parent::{None as Root, Pack as Under};
         for segments in [
             vec![(1, Root)],
@@ -284,49 +285,49 @@ mod tests {
     }
 
     #[test]
-    fn kept_ancestors_stand_before_the_pack() {
+    fn forest_puts_cached_ancestors_before_the_pack() {
         use Parent::{Cached, None as Root, Pack as Under};
-        let kept = [
+        let cached = [
             CachedSegment { rows: 5..75, parent: None, run: None, end: 70 },
             CachedSegment { rows: 75..78, parent: Some(0), run: None, end: 73 },
         ];
-        check(&pack(&kept, &[(4, Cached(0)), (90, Cached(1)), (5, Root), (3, Under(1)), (2, Cached(0))]));
+        check(&pack(&cached, &[(4, Cached(0)), (90, Cached(1)), (5, Root), (3, Under(1)), (2, Cached(0))]));
     }
 
     #[test]
-    fn siblings_share_the_tiles_of_their_ancestors() {
+    fn forest_siblings_share_the_tiles_of_their_ancestors() {
         let mut segments = vec![(128, Parent::None)];
         segments.extend([(16, Parent::Pack(0)); 8]);
         let forest = Forest::new(&pack(&[], &segments));
         // Two tiles of the parent, and one for each child.
-        assert_eq!(forest.tiles.len() / SLOTS, 2 + 8);
-        let of_block = &forest.visits[forest.visit_starts[2] as usize..forest.visit_starts[3] as usize];
+        assert_eq!(forest.tiles.len() / BLOCK_ROWS, 2 + 8);
+        let of_block = &forest.tile_lists[forest.tile_list_starts[2] as usize..forest.tile_list_starts[3] as usize];
         assert_eq!(of_block[..2], [[0, 0, 0, 64], [1, 64, 0, 64]], "all children of the block at once");
         assert_eq!(of_block.len(), 2 + 4);
     }
 
     #[test]
-    fn sequences_generated_at_once_do_not_wait_for_each_other() {
+    fn forest_of_sequences_generated_at_once_has_short_tile_lists() {
         let long = |i: usize| CachedSegment { rows: 300 * i..300 * (i + 1), parent: None, run: None, end: 300 };
-        let kept: Vec<CachedSegment> = (0..40).map(long).collect();
+        let cached: Vec<CachedSegment> = (0..40).map(long).collect();
         let next: Vec<(usize, Parent)> = (0..40).map(|i| (1, Parent::Cached(i))).collect();
-        let pack = pack(&kept, &next);
+        let pack = pack(&cached, &next);
         check(&pack);
-        let visits = Forest::new(&pack).visit_starts;
-        assert_eq!(visits.len() - 1, 20, "one row sees five tiles");
-        assert!(visits.windows(2).all(|w| w[1] - w[0] == 10));
+        let starts = Forest::new(&pack).tile_list_starts;
+        assert_eq!(starts.len() - 1, 20, "one row sees five tiles");
+        assert!(starts.windows(2).all(|w| w[1] - w[0] == 10));
         // Short ones share blocks, and so do those that continue one beginning, of four tiles and one of their own.
         let short: Vec<(usize, Parent)> = (0..40).map(|_| (2, Parent::None)).collect();
         let same: Vec<(usize, Parent)> = (0..40).map(|_| (1, Parent::Cached(0))).collect();
         for (next, blocks) in [(short, 5), (same, 7)] {
-            let pack = self::pack(&kept, &next);
+            let pack = self::pack(&cached, &next);
             check(&pack);
-            assert_eq!(Forest::new(&pack).visit_starts.len() - 1, blocks);
+            assert_eq!(Forest::new(&pack).tile_list_starts.len() - 1, blocks);
         }
     }
 
     #[test]
-    fn a_window_hides_what_is_far() {
+    fn keys_hide_what_is_outside_of_the_window() {
         let pack = pack(&[], &[(4, Parent::None), (2, Parent::Pack(0))]);
         assert_eq!(keys(&pack, &[5], 6, Some(3)), [NO_ROW, NO_ROW, NO_ROW, 3, 4, 5]);
         assert_eq!(keys(&pack, &[1], 4, None), [0, 1, NO_ROW, NO_ROW]);

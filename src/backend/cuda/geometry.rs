@@ -19,7 +19,7 @@ pub fn elements(len: usize) -> [u32; 3] {
 
 /// A grid of `n` blocks in a row.
 pub fn blocks(n: usize) -> [u32; 3] {
-    [number(n), 1, 1]
+    [block_count(n), 1, 1]
 }
 
 /// A grid of `n` by `m` blocks.
@@ -30,19 +30,19 @@ pub fn blocks2(n: usize, m: usize) -> [u32; 3] {
 /// A grid of `n` by `m` by `k` blocks.
 pub fn blocks3(n: usize, m: usize, k: usize) -> [u32; 3] {
     assert!(m.max(k) <= 65535, "geometry: {m} x {k} blocks in the second and third directions, at most 65535 each");
-    [number(n), number(m), number(k)]
+    [block_count(n), block_count(m), block_count(k)]
 }
 
-fn number(n: usize) -> u32 {
+fn block_count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or_else(|_| panic!("geometry: {n} blocks"))
 }
 
-/// A number as tables hold it.
+/// An entry of a table.
 pub fn entry(n: usize) -> i32 {
     i32::try_from(n).unwrap_or_else(|_| panic!("geometry: {n} in a table of int"))
 }
 
-/// Rows that add up into one place: group `u` is what `ids[u]` names and collects `order[starts[u]..starts[u + 1]]`.
+/// Rows that add up: group `u` adds into what `ids[u]` names, and collects `order[starts[u]..starts[u + 1]]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Groups<K> {
     /// What each group adds into, ascending.
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_keep_the_order_of_their_rows() {
+    fn groups_hold_their_rows_in_order() {
         let groups = groups([7u32, 3, 7, 9, 3, 7].into_iter().enumerate());
         assert_eq!(groups.ids, [3, 7, 9]);
         assert_eq!(groups.starts, [0, 2, 5, 6]);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn tiles_of_a_run_lie_together() {
+    fn adapted_tiles_of_a_run_lie_together() {
         let tables = adapted(&pack(&[
             (20, Parent::None, Some(1)),
             (3, Parent::None, None),
@@ -129,12 +129,12 @@ mod tests {
     }
 
     #[test]
-    fn tiles_are_what_the_kernels_hold() {
+    fn constants_are_those_of_the_kernels() {
         let (lora, attention) =
             (include_str!("../../../kernels/lora.cu"), include_str!("../../../kernels/attention.cu"));
         assert!(lora.contains(&format!("number of rows (<= {LORA_ROWS})")));
         assert!(lora.contains(&format!("float parts[8][{LORA_ROWS}][33]")));
-        assert!(attention.contains(&format!("constexpr int TILE = {};", super::super::forest::SLOTS)));
+        assert!(attention.contains(&format!("constexpr int TILE = {};", super::super::forest::BLOCK_ROWS)));
     }
 
     #[test]

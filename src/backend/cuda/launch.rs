@@ -5,7 +5,9 @@
 
 use std::collections::HashMap;
 
-use super::memory::Buffer;
+use super::driver::Device;
+use super::geometry::{COLUMNS, blocks, elements};
+use super::memory::{AccBuffer, ComputeBuffer, DevicePtr};
 
 /// Threads of a block where a kernel's head comment does not say otherwise.
 pub const BLOCK: u32 = 256;
@@ -13,13 +15,64 @@ pub const BLOCK: u32 = 256;
 /// Most arguments that a kernel takes.
 const MAX_ARGS: usize = 32;
 
+/// A kernel: its file, its name, and the head width that it is compiled for (0 where it does not vary).
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    /// File in `kernels/`.
+    pub file: &'static str,
+    /// Name.
+    pub name: &'static str,
+    /// Head width.
+    pub head_dim: usize,
+}
+
+impl Kernel {
+    /// A kernel that does not vary with the head width.
+    pub const fn new(file: &'static str, name: &'static str) -> Self {
+        Self { file, name, head_dim: 0 }
+    }
+}
+
+/// Grid, threads of a block, bytes of dynamic shared memory.
+#[derive(Clone, Copy, Debug)]
+pub struct LaunchDims {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+    /// Dynamic shared memory.
+    pub shared: usize,
+}
+
+impl LaunchDims {
+    /// Blocks of [`BLOCK`] threads without dynamic shared memory.
+    pub fn new(grid: [u32; 3]) -> Self {
+        Self { grid, block: BLOCK, shared: 0 }
+    }
+
+    /// Of an element-wise kernel over `len` elements.
+    pub fn elements(len: usize) -> Self {
+        Self::new(elements(len))
+    }
+
+    /// Of a kernel with one block for each of `rows`.
+    pub fn rows(rows: usize) -> Self {
+        Self::new(blocks(rows))
+    }
+
+    /// Of a sum over rows, column by column.
+    pub fn columns(width: usize) -> Self {
+        Self::new(blocks(width.div_ceil(COLUMNS)))
+    }
+}
+
 /// A kernel's parameter, as far as launches care.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Param {
-    /// Address of wide elements.
-    Floats,
+    /// Address of elements of the accumulation dtype.
+    Acc,
     /// Address of elements of the compute dtype.
-    Reals,
+    Compute,
     /// Address of anything else.
     Table,
     /// `float`.
@@ -30,47 +83,64 @@ pub enum Param {
     Long,
 }
 
-/// An argument: what it is, and its bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// An argument: what it is, its bits, and the memory that they are the address of.
+#[derive(Clone, Copy, Debug)]
 pub struct Arg {
     /// What it is.
     pub param: Param,
     bits: u64,
+    ptr: Option<DevicePtr>,
 }
 
-/// All elements of a wide buffer.
-pub fn wide(buffer: &Buffer<f32>) -> Arg {
-    wide_at(buffer, 0)
+impl Arg {
+    /// An address.
+    pub fn ptr(param: Param, ptr: DevicePtr) -> Self {
+        Self { param, bits: ptr.address(), ptr: Some(ptr) }
+    }
+
+    /// No address.
+    pub fn null(param: Param) -> Self {
+        Self { param, bits: 0, ptr: None }
+    }
+
+    fn value(param: Param, bits: u64) -> Self {
+        Self { param, bits, ptr: None }
+    }
 }
 
-/// The elements of a wide buffer from `offset` on.
-pub fn wide_at(buffer: &Buffer<f32>, offset: usize) -> Arg {
-    Arg { param: Param::Floats, bits: buffer.address(offset) }
+/// All elements of a buffer of the accumulation dtype.
+pub fn acc(buffer: &AccBuffer) -> Arg {
+    acc_at(buffer, 0)
 }
 
-/// Wide elements at an address.
-pub fn floats(address: u64) -> Arg {
-    Arg { param: Param::Floats, bits: address }
+/// The elements of a buffer of the accumulation dtype from `offset` on.
+pub fn acc_at(buffer: &AccBuffer, offset: usize) -> Arg {
+    acc_ptr(buffer.ptr(offset))
+}
+
+/// Elements of the accumulation dtype at an address.
+pub fn acc_ptr(ptr: DevicePtr) -> Arg {
+    Arg::ptr(Param::Acc, ptr)
 }
 
 /// All elements of a buffer of the compute dtype.
-pub fn real<R>(buffer: &Buffer<R>) -> Arg {
-    reals(buffer.address(0))
+pub fn compute(buffer: &ComputeBuffer) -> Arg {
+    compute_ptr(buffer.ptr(0))
 }
 
 /// Elements of the compute dtype at an address.
-pub fn reals(address: u64) -> Arg {
-    Arg { param: Param::Reals, bits: address }
+pub fn compute_ptr(ptr: DevicePtr) -> Arg {
+    Arg::ptr(Param::Compute, ptr)
 }
 
-/// A table at an address; 0 for none.
-pub fn table(address: u64) -> Arg {
-    Arg { param: Param::Table, bits: address }
+/// A table at an address.
+pub fn table(ptr: DevicePtr) -> Arg {
+    Arg::ptr(Param::Table, ptr)
 }
 
 /// `float`.
 pub fn float(x: f64) -> Arg {
-    Arg { param: Param::Float, bits: u64::from((x as f32).to_bits()) }
+    Arg::value(Param::Float, u64::from((x as f32).to_bits()))
 }
 
 /// `int`.
@@ -79,12 +149,12 @@ pub fn float(x: f64) -> Arg {
 /// If the number does not fit.
 pub fn int(x: usize) -> Arg {
     let x = i32::try_from(x).unwrap_or_else(|_| panic!("launch: {x} in an int"));
-    Arg { param: Param::Int, bits: u64::from(x as u32) }
+    Arg::value(Param::Int, u64::from(x as u32))
 }
 
 /// `unsigned`, of which only the bits count.
 pub fn unsigned(x: u32) -> Arg {
-    Arg { param: Param::Int, bits: u64::from(x) }
+    Arg::value(Param::Int, u64::from(x))
 }
 
 /// `long long`.
@@ -94,7 +164,15 @@ pub fn long(x: usize) -> Arg {
 
 /// `unsigned long long`.
 pub fn bits(x: u64) -> Arg {
-    Arg { param: Param::Long, bits: x }
+    Arg::value(Param::Long, x)
+}
+
+/// Asserts that every address among the arguments is one of `device`.
+#[track_caller]
+pub fn assert_on(op: &'static str, args: &[Arg], device: &Device) {
+    for ptr in args.iter().filter_map(|arg| arg.ptr) {
+        ptr.on(op, device);
+    }
 }
 
 /// Arguments by value, so that a launch can be kept, compared and repeated.
@@ -157,8 +235,8 @@ fn signature(text: &str) -> Option<(&str, &str)> {
 fn param(kernel: &str, text: &str) -> Param {
     let has = |word: &str| text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|w| w == word);
     match (text.contains('*'), has("float"), has("real")) {
-        (true, true, _) => Param::Floats,
-        (true, _, true) => Param::Reals,
+        (true, true, _) => Param::Acc,
+        (true, _, true) => Param::Compute,
         (true, ..) => Param::Table,
         (false, true, _) => Param::Float,
         _ if ["long", "i64", "u64", "size_t"].into_iter().any(has) => Param::Long,
@@ -191,24 +269,25 @@ mod tests {
         extern \"C\" __global__ void second(const unsigned long long* seeds, unsigned threshold, int4 *tiles, i64 at) {}";
 
     #[test]
-    fn parameter_lists_are_read_from_the_text() {
+    fn parameters_are_read_from_the_text() {
         let kernels = parameters(SOURCE);
         assert_eq!(kernels.len(), 2);
-        use Param::{Float, Floats, Int, Long, Reals, Table};
-        assert_eq!(kernels["first"], [Reals, Floats, Table, Int, Long, Float]);
+        use Param::{Acc, Compute, Float, Int, Long, Table};
+        assert_eq!(kernels["first"], [Compute, Acc, Table, Int, Long, Float]);
         assert_eq!(kernels["second"], [Table, Int, Table, Long]);
     }
 
     #[test]
     #[should_panic(expected = "first: argument 3 is Long, must be Int")]
-    fn a_wrong_width_is_found() {
-        let args = [reals(0), floats(0), table(0), long(1), long(2), float(3.0)];
+    fn args_of_a_wrong_width_panic() {
+        let [c, a, t] = [Param::Compute, Param::Acc, Param::Table].map(Arg::null);
+        let args = [c, a, t, long(1), long(2), float(3.0)];
         Args::new("first", &parameters(SOURCE)["first"], &args);
     }
 
     #[test]
     #[should_panic(expected = "second: 2 arguments, takes 4")]
-    fn a_missing_argument_is_found() {
-        Args::new("second", &parameters(SOURCE)["second"], &[table(0), int(1)]);
+    fn args_that_are_missing_panic() {
+        Args::new("second", &parameters(SOURCE)["second"], &[Arg::null(Param::Table), int(1)]);
     }
 }

@@ -1,122 +1,113 @@
 //! Dense products by cuBLASLt, and the gradient of the bias.
 
-use super::blas::{Product, Shape};
-use super::context::{Context, Kernel};
-use super::launch::{int, real, wide_at};
-use super::memory::Buffer;
-use super::rms_norm::columns;
-use crate::backend::LinearDims;
+use super::Cuda;
+use super::blas::{Gemm, GemmShape, Operands};
+use super::context::Context;
+use super::launch::{Kernel, LaunchDims, acc_at, compute, int};
+use super::memory::DevicePtr;
+use crate::backend::ops::{LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LinearOps, Op};
 
 const FILE: &str = "linear";
 
 /// A product of which nothing is said yet but its sizes.
-fn shape(m: usize, n: usize, k: usize) -> Shape {
-    Shape { m, n, k, transpose_a: false, transpose_b: false, wide: false, bias: false, accumulate: false, alignment: 1 }
+fn shape(m: usize, n: usize, k: usize) -> GemmShape {
+    let (transpose_a, transpose_b, acc_out, bias, accumulate) = (false, false, false, false, false);
+    GemmShape { m, n, k, transpose_a, transpose_b, acc_out, bias, accumulate, alignment: 1 }
 }
 
-/// `out [N, output] = x [N, input] weight^T + bias` at addresses; `wide` says what `out` is.
-#[allow(clippy::too_many_arguments)]
-pub fn forward(
-    cx: &mut Context,
-    op: &'static str,
-    out: u64,
-    wide: bool,
-    x: u64,
-    weight: u64,
-    bias: u64,
-    dims: LinearDims,
-) {
+/// Addresses of a forward product.
+pub struct ForwardOperands {
+    /// `[N, output]`, set.
+    pub out: DevicePtr,
+    /// Whether `out` is of the accumulation dtype.
+    pub acc_out: bool,
+    /// `[N, input]`.
+    pub x: DevicePtr,
+    /// `[output, input]`.
+    pub weight: DevicePtr,
+    /// `[output]`.
+    pub bias: Option<DevicePtr>,
+}
+
+/// `out [N, output] = x [N, input] weight^T + bias`.
+pub fn forward(cx: &mut Context, op: &'static str, operands: ForwardOperands, dims: LinearDims) {
     let LinearDims { rows, input, output } = dims;
-    let shape = Shape { transpose_a: true, wide, bias: bias != 0, ..shape(output, rows, input) };
-    cx.product(op, Product::new(shape, weight, x, out, bias));
+    let ForwardOperands { out, acc_out, x, weight, bias } = operands;
+    let shape = GemmShape { transpose_a: true, acc_out, bias: bias.is_some(), ..shape(output, rows, input) };
+    cx.gemm(op, Gemm::new(shape, Operands { a: weight, b: x, d: out, bias }));
 }
 
-/// `d_x [N, input] (wide) = d_out [N, output] weight`, or `+=`, at addresses.
-pub fn input(
+/// Addresses of the gradient of a product's input.
+pub struct InputGradOperands {
+    /// `[N, input]` of the accumulation dtype.
+    pub d_x: DevicePtr,
+    /// `[N, output]`.
+    pub d_out: DevicePtr,
+    /// `[output, input]`.
+    pub weight: DevicePtr,
+}
+
+/// `d_x [N, input] = d_out [N, output] weight`, or `+=`.
+pub fn input_grad(
     cx: &mut Context,
     op: &'static str,
-    d_x: u64,
-    d_out: u64,
-    weight: u64,
+    InputGradOperands { d_x, d_out, weight }: InputGradOperands,
     dims: LinearDims,
     accumulate: bool,
 ) {
     let LinearDims { rows, input, output } = dims;
-    let shape = Shape { wide: true, accumulate, ..shape(input, rows, output) };
-    cx.product(op, Product::new(shape, weight, d_out, d_x, 0));
+    let shape = GemmShape { acc_out: true, accumulate, ..shape(input, rows, output) };
+    cx.gemm(op, Gemm::new(shape, Operands { a: weight, b: d_out, d: d_x, bias: None }));
 }
 
-/// `d_weight [output, input] (wide) += d_out^T x`, at addresses.
-pub fn weight(cx: &mut Context, op: &'static str, d_weight: u64, d_out: u64, x: u64, dims: LinearDims) {
+/// Addresses of the gradient of a product's weight.
+pub struct WeightGradOperands {
+    /// `[output, input]` of the accumulation dtype, added to.
+    pub d_weight: DevicePtr,
+    /// `[N, output]`.
+    pub d_out: DevicePtr,
+    /// `[N, input]`.
+    pub x: DevicePtr,
+}
+
+/// `d_weight [output, input] += d_out^T x`.
+pub fn weight_grad(
+    cx: &mut Context,
+    op: &'static str,
+    WeightGradOperands { d_weight, d_out, x }: WeightGradOperands,
+    dims: LinearDims,
+) {
     let LinearDims { rows, input, output } = dims;
-    let shape = Shape { transpose_b: true, wide: true, accumulate: true, ..shape(input, output, rows) };
-    cx.product(op, Product::new(shape, x, d_out, d_weight, 0));
+    let shape = GemmShape { transpose_b: true, acc_out: true, accumulate: true, ..shape(input, output, rows) };
+    cx.gemm(op, Gemm::new(shape, Operands { a: x, b: d_out, d: d_weight, bias: None }));
 }
 
-/// See [`Backend::linear_fwd`](crate::backend::Backend::linear_fwd).
-pub fn fwd<R>(
-    cx: &mut Context,
-    out: &Buffer<R>,
-    x: &Buffer<R>,
-    weight: &Buffer<R>,
-    bias: Option<&Buffer<R>>,
-    dims: LinearDims,
-) {
-    let op = "linear_fwd";
-    out.need(op, "out", dims.rows * dims.output);
-    x.need(op, "x", dims.rows * dims.input);
-    weight.need(op, "weight", dims.output * dims.input);
-    let bias = bias.map_or(0, |bias| {
-        bias.need(op, "bias", dims.output);
-        bias.address(0)
-    });
-    forward(cx, op, out.address(0), false, x.address(0), weight.address(0), bias, dims);
-}
+impl LinearOps for Cuda {
+    fn linear_fwd(&mut self, op: LinearFwd<'_, Self>) {
+        op.check();
+        let bias = op.bias.map(|bias| bias.ptr(0));
+        let (out, x, weight) = (op.out.ptr(0), op.x.ptr(0), op.weight.ptr(0));
+        let operands = ForwardOperands { out, acc_out: false, x, weight, bias };
+        forward(&mut self.cx, LinearFwd::<Self>::NAME, operands, op.dims);
+    }
 
-/// See [`Backend::linear_bwd_input`](crate::backend::Backend::linear_bwd_input).
-pub fn bwd_input<R>(
-    cx: &mut Context,
-    d_x: &Buffer<f32>,
-    d_out: &Buffer<R>,
-    weight: &Buffer<R>,
-    dims: LinearDims,
-    accumulate: bool,
-) {
-    let op = "linear_bwd_input";
-    d_x.need(op, "d_x", dims.rows * dims.input);
-    d_out.need(op, "d_out", dims.rows * dims.output);
-    weight.need(op, "weight", dims.output * dims.input);
-    input(cx, op, d_x.address(0), d_out.address(0), weight.address(0), dims, accumulate);
-}
+    fn linear_bwd_input(&mut self, op: LinearBwdInput<'_, Self>) {
+        op.check();
+        let operands = InputGradOperands { d_x: op.d_x.ptr(0), d_out: op.d_out.ptr(0), weight: op.weight.ptr(0) };
+        input_grad(&mut self.cx, LinearBwdInput::<Self>::NAME, operands, op.dims, op.accumulate);
+    }
 
-/// See [`Backend::linear_bwd_weight`](crate::backend::Backend::linear_bwd_weight).
-pub fn bwd_weight<R>(
-    cx: &mut Context,
-    d_weight: &Buffer<f32>,
-    offset: usize,
-    d_out: &Buffer<R>,
-    x: &Buffer<R>,
-    dims: LinearDims,
-) {
-    let op = "linear_bwd_weight";
-    d_weight.need(op, "d_weight", offset + dims.output * dims.input);
-    d_out.need(op, "d_out", dims.rows * dims.output);
-    x.need(op, "x", dims.rows * dims.input);
-    weight(cx, op, d_weight.address(offset), d_out.address(0), x.address(0), dims);
-}
+    fn linear_bwd_weight(&mut self, op: LinearBwdWeight<'_, Self>) {
+        op.check();
+        let (d_weight, d_out, x) = (op.d_weight.ptr(op.offset), op.d_out.ptr(0), op.x.ptr(0));
+        let operands = WeightGradOperands { d_weight, d_out, x };
+        weight_grad(&mut self.cx, LinearBwdWeight::<Self>::NAME, operands, op.dims);
+    }
 
-/// See [`Backend::linear_bwd_bias`](crate::backend::Backend::linear_bwd_bias).
-pub fn bwd_bias<R>(
-    cx: &mut Context,
-    d_bias: &Buffer<f32>,
-    offset: usize,
-    d_out: &Buffer<R>,
-    rows: usize,
-    output: usize,
-) {
-    let op = "linear_bwd_bias";
-    d_bias.need(op, "d_bias", offset + output);
-    d_out.need(op, "d_out", rows * output);
-    let args = [wide_at(d_bias, offset), real(d_out), int(rows), int(output)];
-    cx.launch(op, Kernel::new(FILE, op), columns(output), &args);
+    fn linear_bwd_bias(&mut self, op: LinearBwdBias<'_, Self>) {
+        op.check();
+        let name = LinearBwdBias::<Self>::NAME;
+        let args = [acc_at(op.d_bias, op.offset), compute(op.d_out), int(op.rows), int(op.output)];
+        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::columns(op.output), &args);
+    }
 }

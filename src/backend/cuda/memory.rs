@@ -2,21 +2,57 @@
 //!
 //! The pool hands out the lowest free address of a size first, so that the same sequence of allocations gives the same
 //! addresses: what was recorded for one step fits the next. Reuse is safe without waiting, because all work on buffers
-//! is in one stream.
+//! is in one stream, and because no address reaches the stream of another device ([`DevicePtr::on`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result;
 use cudarc::driver::sys::CUresult;
 
-use super::driver::Device;
+use super::driver::{Device, DeviceId};
+use super::dtype::ComputeDtype;
+use crate::backend::Len;
 
 /// Smallest block, and the alignment of every block.
 const ALIGN: usize = 256;
 /// Blocks above this size are multiples of it.
 const LARGE: usize = 1 << 20;
+
+/// An address in the memory of one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DevicePtr {
+    address: u64,
+    device: DeviceId,
+}
+
+impl DevicePtr {
+    /// An address under which `device` reaches memory of the host.
+    pub fn of_pinned(address: u64, device: &Device) -> Self {
+        Self { address, device: device.id() }
+    }
+
+    /// The address `bytes` bytes further on.
+    pub fn add(self, bytes: usize) -> Self {
+        Self { address: self.address + bytes as u64, ..self }
+    }
+
+    /// The bare address, for a call of the driver on `device`.
+    ///
+    /// # Panics
+    /// If it is another device's.
+    #[track_caller]
+    pub fn on(self, op: &'static str, device: &Device) -> u64 {
+        let (id, of) = (device.id(), self.device);
+        assert!(of == id, "{op}: memory of another device ({of:?}) on {} ({id:?})", device.name());
+        self.address
+    }
+
+    /// The bare address, once it is known to be the device's.
+    pub fn address(self) -> u64 {
+        self.address
+    }
+}
 
 /// Memory of one device, used and kept for reuse.
 pub struct Pool {
@@ -32,15 +68,15 @@ impl Pool {
 
     /// A block of at least `bytes` bytes with any content; none if the device has no room.
     pub fn block(self: &Arc<Self>, bytes: usize) -> Result<Option<Block>, result::DriverError> {
-        let bytes = class(bytes);
+        let bytes = block_size(bytes);
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = free.get_mut(&bytes).and_then(BTreeSet::pop_first);
+        let reused = free.get_mut(&bytes).and_then(BTreeSet::pop_first);
         drop(free);
-        let address = match kept {
+        let address = match reused {
             Some(address) => address,
             None => {
-                self.device.bind();
-                // SAFETY: the memory is given back once, in `trim`.
+                self.device.bind()?;
+                // SAFETY: the context is current; the memory is given back once, in `trim`.
                 match unsafe { result::malloc_sync(bytes) } {
                     Ok(address) => address,
                     Err(result::DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => return Ok(None),
@@ -53,7 +89,7 @@ impl Pool {
 
     /// Gives all blocks that are not in use back to the driver. No work that is still to come may use them.
     pub fn trim(&self) {
-        self.device.bind();
+        self.device.bind_in_drop();
         let free = std::mem::take(&mut *self.free.lock().unwrap_or_else(PoisonError::into_inner));
         for address in free.into_values().flatten() {
             // SAFETY: the block came from the driver, is in nobody's hands, and leaves the pool here.
@@ -68,8 +104,8 @@ impl Drop for Pool {
     }
 }
 
-/// The size of the block that serves a request.
-pub fn class(bytes: usize) -> usize {
+/// Bytes of the block that serves a request.
+pub fn block_size(bytes: usize) -> usize {
     let unit = if bytes > LARGE { LARGE } else { ALIGN };
     bytes.max(1).next_multiple_of(unit)
 }
@@ -77,10 +113,20 @@ pub fn class(bytes: usize) -> usize {
 /// Device memory that goes back to its pool.
 pub struct Block {
     pool: Arc<Pool>,
-    /// Where it is.
-    pub address: u64,
-    /// How much it is.
-    pub bytes: usize,
+    address: u64,
+    bytes: usize,
+}
+
+impl Block {
+    /// Its first byte, a multiple of 256.
+    pub fn ptr(&self) -> DevicePtr {
+        DevicePtr { address: self.address, device: self.pool.device.id() }
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl Drop for Block {
@@ -90,44 +136,90 @@ impl Drop for Block {
     }
 }
 
-/// `len` elements of type `T` on the device.
-pub struct Buffer<T> {
+/// `len` elements of `size` bytes in a block.
+struct Elements {
     block: Block,
     len: usize,
-    elements: PhantomData<T>,
+    size: usize,
 }
 
-impl<T> Buffer<T> {
+impl Elements {
+    fn new(block: Block, len: usize, size: usize) -> Self {
+        assert!(len * size <= block.bytes, "buffer: {len} elements of {size} bytes in {} bytes", block.bytes);
+        Self { block, len, size }
+    }
+
+    fn ptr(&self, offset: usize) -> DevicePtr {
+        self.block.ptr().add(offset * self.size)
+    }
+}
+
+/// Elements of the accumulation dtype, `f32`.
+pub struct AccBuffer(Elements);
+
+impl AccBuffer {
+    /// `len` elements in a block that has room for them.
+    pub(super) fn new(block: Block, len: usize) -> Self {
+        Self(Elements::new(block, len, size_of::<f32>()))
+    }
+
+    /// Element `offset`.
+    pub(super) fn ptr(&self, offset: usize) -> DevicePtr {
+        self.0.ptr(offset)
+    }
+
+    /// Asserts that it reaches as far as a transfer goes; operations check their arguments themselves.
+    #[track_caller]
+    pub(super) fn assert_holds(&self, op: &'static str, wanted: usize) {
+        assert!(self.0.len >= wanted, "{op}: the buffer has {} elements, needs {wanted}", self.0.len);
+    }
+}
+
+/// Elements of the compute dtype of the device, a buffer or a weight.
+pub struct ComputeBuffer(Elements);
+
+impl ComputeBuffer {
+    /// `len` elements in a block that has room for them.
+    pub(super) fn new(block: Block, len: usize, dtype: ComputeDtype) -> Self {
+        Self(Elements::new(block, len, dtype.size()))
+    }
+
+    /// Element `offset`.
+    pub(super) fn ptr(&self, offset: usize) -> DevicePtr {
+        self.0.ptr(offset)
+    }
+
+    /// Bytes of one element.
+    pub(super) fn element_size(&self) -> usize {
+        self.0.size
+    }
+}
+
+/// Tables of `int`.
+pub struct TableBuffer(Elements);
+
+impl TableBuffer {
     /// `len` elements in a block that has room for them.
     pub fn new(block: Block, len: usize) -> Self {
-        assert!(len * size_of::<T>() <= block.bytes, "buffer: {len} elements in {} bytes", block.bytes);
-        Self { block, len, elements: PhantomData }
+        Self(Elements::new(block, len, size_of::<i32>()))
     }
 
-    /// Number of elements.
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Asserts that there are as many elements as `op` needs.
-    ///
-    /// # Panics
-    /// With both numbers, if there are not.
-    #[track_caller]
-    pub fn need(&self, op: &'static str, what: &str, wanted: usize) {
-        assert!(self.len >= wanted, "{op}: {what} has {} elements, needs {wanted}", self.len);
-    }
-
-    /// Address of element `offset`.
-    pub fn address(&self, offset: usize) -> u64 {
-        self.block.address + (offset * size_of::<T>()) as u64
+    /// Element `offset`.
+    pub fn ptr(&self, offset: usize) -> DevicePtr {
+        self.0.ptr(offset)
     }
 }
 
-/// Asserts that there are as many elements in each of several buffers as `op` needs.
-#[track_caller]
-pub fn needs<T>(op: &'static str, wanted: usize, buffers: &[(&str, &Buffer<T>)]) {
-    buffers.iter().for_each(|(what, buffer)| buffer.need(op, what, wanted));
+impl Len for AccBuffer {
+    fn len(&self) -> usize {
+        self.0.len
+    }
+}
+
+impl Len for ComputeBuffer {
+    fn len(&self) -> usize {
+        self.0.len
+    }
 }
 
 #[cfg(test)]
@@ -135,11 +227,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_hold_what_is_asked() {
+    fn block_size_holds_what_is_asked() {
         for bytes in [0, 1, 255, 256, 257, LARGE - 1, LARGE, LARGE + 1, 5 * LARGE + 3] {
-            let block = class(bytes);
+            let block = block_size(bytes);
             assert!(block >= bytes && block.is_multiple_of(ALIGN) && block > 0);
-            assert_eq!(class(block), block);
+            assert_eq!(block_size(block), block);
             assert!(block - bytes <= if bytes > LARGE { LARGE } else { ALIGN });
         }
     }

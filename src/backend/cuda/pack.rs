@@ -1,34 +1,37 @@
-//! A pack's tables, and lists of row numbers, on the device.
+//! A pack's tables, and lists of row numbers or ids, on the device.
 
 use super::context::Context;
 use super::forest::Forest;
 use super::geometry::{self, Groups};
-use super::memory::Buffer;
+use super::launch::{Arg, table};
+use super::memory::{DevicePtr, TableBuffer};
 use crate::Result;
-use crate::pack::Token;
+use crate::backend::{DeviceIndex, DevicePack};
+use crate::pack::{Pack, Token};
 
-/// Tables start at multiples of this many numbers, so that kernels may read them in vectors.
+/// Tables start at multiples of this many entries, so that kernels may read them in vectors.
 const ALIGN: usize = 4;
 
 /// Several tables of `int`, one after another.
 #[derive(Default)]
 struct Tables {
-    numbers: Vec<i32>,
+    entries: Vec<i32>,
 }
 
 impl Tables {
     /// Adds a table and returns where it begins.
     fn add(&mut self, table: &[i32]) -> usize {
-        self.numbers.resize(self.numbers.len().next_multiple_of(ALIGN), 0);
-        let start = self.numbers.len();
-        self.numbers.extend_from_slice(table);
+        self.entries.resize(self.entries.len().next_multiple_of(ALIGN), 0);
+        let start = self.entries.len();
+        self.entries.extend_from_slice(table);
         start
     }
 
     /// Moves all of them to the device.
-    fn upload(self, cx: &mut Context, op: &'static str) -> Result<Buffer<i32>> {
-        let buffer = cx.buffer(op, self.numbers.len())?;
-        cx.write(op, buffer.address(0), bytemuck::cast_slice(&self.numbers))?;
+    fn upload(self, cx: &mut Context, op: &'static str) -> Result<TableBuffer> {
+        let block = cx.block(op, size_of_val(self.entries.as_slice()))?;
+        let buffer = TableBuffer::new(block, self.entries.len());
+        cx.write(op, buffer.ptr(0), bytemuck::cast_slice(&self.entries))?;
         Ok(buffer)
     }
 }
@@ -45,27 +48,36 @@ impl GroupTables {
     fn add<K>(tables: &mut Tables, groups: &Groups<K>) -> Self {
         Self { count: groups.ids.len(), starts: tables.add(&groups.starts), order: tables.add(&groups.order) }
     }
+
+    fn on_device(self, buffer: &TableBuffer, ids: usize) -> DeviceGroups {
+        let Self { count, starts, order } = self;
+        DeviceGroups { ids: buffer.ptr(ids), starts: buffer.ptr(starts), order: buffer.ptr(order), count }
+    }
 }
 
-/// Groups of rows as a kernel takes them: addresses of the ids, of the runs (0 if there are none), of the starts and of
-/// the order, and the number of groups.
+/// Groups of rows as a kernel takes them.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceGroups {
-    /// What each group adds into.
-    pub ids: u64,
-    /// Each group's run.
-    pub runs: u64,
-    /// Where each group's rows begin.
-    pub starts: u64,
+    /// What each group adds into `[count]`.
+    ids: DevicePtr,
+    /// Where each group's rows begin, and the end `[count + 1]`.
+    starts: DevicePtr,
     /// The rows.
-    pub order: u64,
+    order: DevicePtr,
     /// Number of groups.
     pub count: usize,
 }
 
-/// A list of numbers, as it is and grouped by value.
+impl DeviceGroups {
+    /// The arguments: ids, starts, order.
+    pub fn tables(&self) -> [Arg; 3] {
+        [self.ids, self.starts, self.order].map(table)
+    }
+}
+
+/// A list of row numbers or ids, as it is and grouped by value.
 pub struct Index {
-    buffer: Buffer<i32>,
+    buffer: TableBuffer,
     len: usize,
     bound: usize,
     ids: usize,
@@ -77,7 +89,7 @@ impl Index {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn new(cx: &mut Context, values: &[u32]) -> Result<Self> {
+    pub(super) fn new(cx: &mut Context, values: &[u32]) -> Result<Self> {
         let signed = |values: &[u32]| -> Vec<i32> { values.iter().map(|&v| v as i32).collect() };
         let groups = geometry::groups(values.iter().copied().enumerate());
         let mut tables = Tables::default();
@@ -88,41 +100,38 @@ impl Index {
         Ok(Self { buffer: tables.upload(cx, "index")?, len: values.len(), bound, ids, groups })
     }
 
-    /// How many.
-    pub(super) fn len(&self) -> usize {
-        self.len
+    /// The entries.
+    pub(super) fn ptr(&self) -> DevicePtr {
+        self.buffer.ptr(0)
     }
 
-    /// One more than the greatest; 0 if there are none.
-    pub fn bound(&self) -> usize {
-        self.bound
-    }
-
-    /// Address of the numbers.
-    pub fn address(&self) -> u64 {
-        self.buffer.address(0)
-    }
-
-    /// The places in the list by number.
-    pub fn groups(&self) -> DeviceGroups {
-        let at = |offset| self.buffer.address(offset);
-        let GroupTables { count, starts, order } = self.groups;
-        DeviceGroups { ids: at(self.ids), runs: 0, starts: at(starts), order: at(order), count }
+    /// The places in the list by entry.
+    pub(super) fn groups(&self) -> DeviceGroups {
+        self.groups.on_device(&self.buffer, self.ids)
     }
 }
 
-/// A pack on the device. Tables are known by their place in the one buffer.
-pub struct Pack {
-    /// The pack as the host knows it.
-    pub host: crate::pack::Pack,
-    buffer: Buffer<i32>,
+impl DeviceIndex for Index {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn bound(&self) -> usize {
+        self.bound
+    }
+}
+
+/// A pack's tables on the device, known by their place in the one buffer.
+pub struct DeviceTables {
+    host: Pack,
+    buffer: TableBuffer,
     tokens: usize,
     positions: usize,
     run: usize,
-    slots: usize,
-    blocks: usize,
-    visit_starts: usize,
-    visits: usize,
+    block_rows: usize,
+    block_count: usize,
+    tile_list_starts: usize,
+    tile_lists: usize,
     tiles: usize,
     order: usize,
     ends: usize,
@@ -137,15 +146,21 @@ pub struct Pack {
     by_prompt: GroupTables,
 }
 
-/// Address of a table, and its entries.
-pub type Table = (u64, usize);
+impl DevicePack for DeviceTables {
+    fn host(&self) -> &Pack {
+        &self.host
+    }
+}
 
-impl Pack {
+/// A table, and its entries.
+type Table = (DevicePtr, usize);
+
+impl DeviceTables {
     /// Makes the tables and moves them to the device.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn new(cx: &mut Context, pack: &crate::pack::Pack) -> Result<Self> {
+    pub(super) fn new(cx: &mut Context, pack: &Pack) -> Result<Self> {
         let mut run = vec![-1; pack.len()];
         pack.runs().iter().for_each(|(r, rows)| run[rows.clone()].fill(*r as i32));
         let id = |token: &Token| match token {
@@ -167,10 +182,10 @@ impl Pack {
             tokens: tables.add(&tokens),
             positions: tables.add(&positions),
             run: tables.add(&run),
-            slots: tables.add(&forest.slots),
-            blocks: forest.visit_starts.len() - 1,
-            visit_starts: tables.add(&forest.visit_starts),
-            visits: tables.add(forest.visits.as_flattened()),
+            block_rows: tables.add(&forest.block_rows),
+            block_count: forest.tile_list_starts.len() - 1,
+            tile_list_starts: tables.add(&forest.tile_list_starts),
+            tile_lists: tables.add(forest.tile_lists.as_flattened()),
             tiles: tables.add(&forest.tiles),
             order: tables.add(&forest.order),
             ends: tables.add(&forest.ends),
@@ -192,84 +207,65 @@ impl Pack {
         self.host.len()
     }
 
-    /// One more than the greatest run; 0 if there is none.
-    pub fn runs(&self) -> usize {
-        self.host.runs().iter().map(|(run, _)| run + 1).max().unwrap_or(0)
-    }
-
     /// Each row's token, or `-(p + 1)` for row `p` of the prompt `[N]`.
-    pub fn tokens(&self) -> u64 {
-        self.buffer.address(self.tokens)
+    pub(super) fn tokens(&self) -> DevicePtr {
+        self.buffer.ptr(self.tokens)
     }
 
     /// Each row's position `[N]`.
-    pub fn positions(&self) -> u64 {
-        self.buffer.address(self.positions)
+    pub(super) fn positions(&self) -> DevicePtr {
+        self.buffer.ptr(self.positions)
     }
 
     /// Each row's run, -1 for none `[N]`.
-    pub fn run(&self) -> u64 {
-        self.buffer.address(self.run)
+    pub(super) fn run(&self) -> DevicePtr {
+        self.buffer.ptr(self.run)
     }
 
-    /// Rows that are handled together, 64 to a block, and the number of blocks.
-    pub fn slots(&self) -> Table {
-        (self.buffer.address(self.slots), self.blocks)
+    /// Number of query blocks, of 64 rows each.
+    pub(super) fn block_count(&self) -> usize {
+        self.block_count
     }
 
-    /// Where the visits of each block begin, and the end.
-    pub fn visit_starts(&self) -> u64 {
-        self.buffer.address(self.visit_starts)
-    }
-
-    /// Which tiles of keys the rows of a block see `[_, 4]`.
-    pub fn visits(&self) -> u64 {
-        self.buffer.address(self.visits)
-    }
-
-    /// The rows of the keys of each tile.
-    pub fn tiles(&self) -> u64 {
-        self.buffer.address(self.tiles)
+    /// Of the query blocks: their rows `[blocks, 64]`, where the tile list of each begins, and the end `[blocks + 1]`, the
+    /// tile lists `[_, 4]`, and the key rows of each tile `[tiles, 64]`.
+    pub(super) fn query_blocks(&self) -> [DevicePtr; 4] {
+        [self.block_rows, self.tile_list_starts, self.tile_lists, self.tiles].map(|at| self.buffer.ptr(at))
     }
 
     /// The rows in depth-first order `[N]`.
-    pub fn order(&self) -> u64 {
-        self.buffer.address(self.order)
+    pub(super) fn order(&self) -> DevicePtr {
+        self.buffer.ptr(self.order)
     }
 
     /// Where in that order the rows that see a row end `[N]`.
-    pub fn ends(&self) -> u64 {
-        self.buffer.address(self.ends)
+    pub(super) fn ends(&self) -> DevicePtr {
+        self.buffer.ptr(self.ends)
     }
 
     /// Tiles of adapted rows `[T, 3]`.
-    pub fn lora_tiles(&self) -> Table {
-        (self.buffer.address(self.lora_tiles.0), self.lora_tiles.1)
+    pub(super) fn lora_tiles(&self) -> Table {
+        (self.buffer.ptr(self.lora_tiles.0), self.lora_tiles.1)
     }
 
     /// The runs' tiles `[U, 3]`.
-    pub fn lora_runs(&self) -> Table {
-        (self.buffer.address(self.lora_runs.0), self.lora_runs.1)
+    pub(super) fn lora_runs(&self) -> Table {
+        (self.buffer.ptr(self.lora_runs.0), self.lora_runs.1)
     }
 
     /// Rows by token.
-    pub fn by_token(&self) -> DeviceGroups {
-        self.groups(self.ids, None, self.by_token)
+    pub(super) fn by_token(&self) -> DeviceGroups {
+        self.by_token.on_device(&self.buffer, self.ids)
     }
 
     /// Rows by position.
-    pub fn by_position(&self) -> DeviceGroups {
-        self.groups(self.position_ids, None, self.by_position)
+    pub(super) fn by_position(&self) -> DeviceGroups {
+        self.by_position.on_device(&self.buffer, self.position_ids)
     }
 
-    /// Rows by run and row of the prompt.
-    pub fn by_prompt(&self) -> DeviceGroups {
-        self.groups(self.prompt_ids, Some(self.prompt_runs), self.by_prompt)
-    }
-
-    fn groups(&self, ids: usize, runs: Option<usize>, groups: GroupTables) -> DeviceGroups {
-        let at = |offset| self.buffer.address(offset);
-        let GroupTables { count, starts, order } = groups;
-        DeviceGroups { ids: at(ids), runs: runs.map_or(0, at), starts: at(starts), order: at(order), count }
+    /// Rows by run and row of the prompt, and each group's run.
+    pub(super) fn by_prompt(&self) -> (DeviceGroups, DevicePtr) {
+        let groups = self.by_prompt.on_device(&self.buffer, self.prompt_ids);
+        (groups, self.buffer.ptr(self.prompt_runs))
     }
 }

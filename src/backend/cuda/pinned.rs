@@ -1,46 +1,85 @@
-//! Pinned host memory: the ring through which values go to the device, and the one in which captures land.
+//! Pinned host memory: the ring through which values go to the device, and the one in which readbacks arrive.
 //!
 //! A slot is readable host memory that the device writes to directly. It is in use as long as the device may be working
-//! on it or somebody holds it; a ring at its limit waits for the device, and never overwrites.
+//! on it (its event has not passed) or somebody holds it ([`SlotState`]); a ring at its limit waits for the device, and
+//! never overwrites.
 
 use std::sync::Arc;
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::{CudaEvent, CudaStream, result, sys};
 
-use super::driver::{Device, Event};
+use super::driver::Device;
+use super::memory::DevicePtr;
+use super::slot_state::SlotState;
 
 /// Smallest slot.
 const SMALLEST: usize = 64 << 10;
 
-/// Pinned memory that the device reaches under `address`.
-pub struct Pinned {
+/// Pinned memory that the device reaches under an address of its own.
+struct Pinned {
     device: Arc<Device>,
     host: *mut u8,
-    /// Where the device sees it.
-    pub address: u64,
+    address: u64,
     bytes: usize,
 }
 
 // SAFETY: the memory belongs to this value alone, and the driver frees it from any thread.
 unsafe impl Send for Pinned {}
-// SAFETY: as above; a shared reference only reads.
+// SAFETY: as above; a shared reference only hands out the address and, unsafely, the bytes.
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
     fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, result::DriverError> {
-        device.bind();
+        device.bind()?;
         // Not write-combined: the host reads it.
-        // SAFETY: the memory is freed once, in `drop`.
+        // SAFETY: the context is current; the memory is freed once, in `drop`.
         let host = unsafe { result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP) }?;
         let mut pinned = Self { device: device.clone(), host: host.cast(), address: 0, bytes };
         // SAFETY: the memory is pinned and mapped, and the address to fill is that of an integer.
         unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut pinned.address, host, 0) }.result()?;
         Ok(pinned)
     }
+}
 
-    /// Where the host sees it.
-    pub fn host(&self) -> usize {
-        self.host as usize
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.device.bind_in_drop();
+        // SAFETY: the memory is this value's own; the driver waits for work on it.
+        let _ = unsafe { result::free_host(self.host.cast()) };
+    }
+}
+
+struct Slot {
+    memory: Pinned,
+    /// Passed when the device is done with the slot.
+    event: CudaEvent,
+    state: SlotState,
+}
+
+impl Slot {
+    /// Whether neither a holder nor the device uses it.
+    fn is_idle(&self, device: &Device) -> bool {
+        self.state.is_free() && device.is_past(&self.event)
+    }
+}
+
+/// A slot that is not given to anybody else as long as this or a clone of it lives.
+pub struct Held(Arc<Slot>);
+
+impl Held {
+    fn new(slot: &Arc<Slot>) -> Self {
+        slot.state.hold();
+        Self(slot.clone())
+    }
+
+    /// Where the host sees the slot.
+    pub fn host_address(&self) -> usize {
+        self.0.memory.host as usize
+    }
+
+    /// Where the device sees it.
+    pub fn device_ptr(&self) -> DevicePtr {
+        DevicePtr::of_pinned(self.0.memory.address, &self.0.memory.device)
     }
 
     /// The first `len` elements.
@@ -48,50 +87,57 @@ impl Pinned {
     /// # Safety
     /// The device is not writing to them.
     pub unsafe fn slice<T: bytemuck::Pod>(&self, len: usize) -> &[T] {
-        assert!(len * size_of::<T>() <= self.bytes, "pinned: {len} elements in {} bytes", self.bytes);
+        let memory = &self.0.memory;
+        assert!(len * size_of::<T>() <= memory.bytes, "pinned: {len} elements in {} bytes", memory.bytes);
         // SAFETY: the memory is at least this long, aligned to a page, and valid for any bits; the caller keeps the
-        // device away.
-        unsafe { std::slice::from_raw_parts(self.host.cast(), len) }
+        // device away, and no host writes to a slot that is shared (`bytes_mut` wants the only holder).
+        unsafe { std::slice::from_raw_parts(memory.host.cast(), len) }
+    }
+
+    /// The first `len` bytes, to be written.
+    ///
+    /// # Safety
+    /// The device is not working on them, and this is the only holder.
+    pub unsafe fn bytes_mut(&mut self, len: usize) -> &mut [u8] {
+        let memory = &self.0.memory;
+        assert!(len <= memory.bytes, "pinned: {len} bytes in {}", memory.bytes);
+        // SAFETY: the memory is at least this long; the caller keeps the device and other holders away, and the
+        // exclusive borrow keeps this one.
+        unsafe { std::slice::from_raw_parts_mut(memory.host, len) }
+    }
+
+    /// Marks that what was submitted to `stream` so far uses the slot.
+    pub fn record(&self, stream: &CudaStream) -> Result<(), result::DriverError> {
+        self.0.event.record(stream)
+    }
+
+    /// Waits until the device has done what was marked.
+    pub fn wait(&self) -> Result<(), result::DriverError> {
+        self.0.event.synchronize()
     }
 }
 
-impl Drop for Pinned {
+impl Clone for Held {
+    fn clone(&self) -> Self {
+        Self::new(&self.0)
+    }
+}
+
+impl Drop for Held {
     fn drop(&mut self) {
-        self.device.bind();
-        // SAFETY: the memory is this value's own; the driver waits for work on it.
-        let _ = unsafe { result::free_host(self.host.cast()) };
-    }
-}
-
-struct Slot {
-    memory: Arc<Pinned>,
-    event: Event,
-}
-
-/// A slot of pinned memory: its number, and its memory, which keeps it.
-#[derive(Clone)]
-pub struct Held {
-    /// Its number.
-    pub slot: usize,
-    /// Its memory.
-    pub memory: Arc<Pinned>,
-}
-
-impl Slot {
-    fn held(&self) -> bool {
-        Arc::strong_count(&self.memory) > 1
+        self.0.state.release();
     }
 }
 
 /// Slots of pinned memory, up to a limit of bytes.
 pub struct Ring {
     device: Arc<Device>,
-    slots: Vec<Slot>,
+    slots: Vec<Arc<Slot>>,
     limit: usize,
 }
 
 /// The size of the slot that is made for a request.
-fn size(bytes: usize) -> usize {
+fn slot_size(bytes: usize) -> usize {
     bytes.next_power_of_two().max(SMALLEST)
 }
 
@@ -103,7 +149,7 @@ impl Ring {
 
     /// Bytes that slots for these requests take when all are held at one time.
     pub fn planned(&self, requests: &[usize]) -> usize {
-        requests.iter().map(|&bytes| size(bytes)).sum::<usize>().min(self.limit)
+        requests.iter().map(|&bytes| slot_size(bytes)).sum::<usize>().min(self.limit)
     }
 
     /// A slot of at least `bytes` bytes that neither the device nor anybody else uses; none if the ring is at its limit
@@ -111,66 +157,38 @@ impl Ring {
     ///
     /// # Errors
     /// If the device fails, or there is no memory to pin.
-    pub fn take(&mut self, bytes: usize) -> Result<Option<usize>, result::DriverError> {
-        let wanted = size(bytes);
-        let fits = |slot: &Slot| !slot.held() && slot.memory.bytes >= bytes;
-        let smallest = |slots: &[Slot], usable: &dyn Fn(&Slot) -> bool| {
-            let usable = slots.iter().enumerate().filter(|(_, slot)| usable(slot));
-            usable.min_by_key(|(_, slot)| slot.memory.bytes).map(|(i, _)| i)
+    pub fn take(&mut self, bytes: usize) -> Result<Option<Held>, result::DriverError> {
+        let wanted = slot_size(bytes);
+        let smallest = |usable: &dyn Fn(&Slot) -> bool| {
+            let usable = self.slots.iter().filter(|slot| slot.memory.bytes >= bytes && usable(slot));
+            usable.min_by_key(|slot| slot.memory.bytes)
         };
-        if let Some(i) = smallest(&self.slots, &|slot| fits(slot) && slot.event.done()) {
-            return Ok(Some(i));
+        if let Some(slot) = smallest(&|slot| slot.is_idle(&self.device)) {
+            return Ok(Some(Held::new(slot)));
         }
         let total: usize = self.slots.iter().map(|slot| slot.memory.bytes).sum();
         if total + wanted <= self.limit || self.slots.is_empty() {
             return self.add(wanted).map(Some);
         }
-        if let Some(i) = smallest(&self.slots, &fits) {
-            self.slots[i].event.wait()?;
-            return Ok(Some(i));
+        if let Some(slot) = smallest(&|slot| slot.state.is_free()) {
+            slot.event.synchronize()?;
+            return Ok(Some(Held::new(slot)));
         }
         // Nothing free is large enough: what is free makes room.
-        let held = |slot: &Slot| slot.held();
-        if self.slots.iter().filter(|slot| held(slot)).map(|slot| slot.memory.bytes).sum::<usize>() + wanted
-            <= self.limit
-        {
-            self.device.wait()?;
-            // Slots are known by their numbers, so those after a held one stay.
-            while self.slots.last().is_some_and(|slot| !held(slot)) {
-                self.slots.pop();
-            }
-            return self.add(wanted).map(Some);
+        let held = self.slots.iter().filter(|slot| !slot.state.is_free());
+        if held.map(|slot| slot.memory.bytes).sum::<usize>() + wanted > self.limit {
+            return Ok(None);
         }
-        Ok(None)
+        self.device.synchronize()?;
+        self.slots.retain(|slot| !slot.state.is_free());
+        self.add(wanted).map(Some)
     }
 
-    fn add(&mut self, bytes: usize) -> Result<usize, result::DriverError> {
-        let memory = Arc::new(Pinned::new(&self.device, bytes)?);
-        self.slots.push(Slot { memory, event: Event::new(&self.device)? });
-        Ok(self.slots.len() - 1)
-    }
-
-    /// Keeps a slot.
-    pub fn hold(&self, slot: usize) -> Held {
-        Held { slot, memory: self.slots[slot].memory.clone() }
-    }
-
-    /// The bytes of a slot that [`Ring::take`] has just given.
-    pub fn bytes_mut(&mut self, slot: usize, len: usize) -> &mut [u8] {
-        let memory = &self.slots[slot].memory;
-        assert!(len <= memory.bytes, "pinned: {len} bytes in {}", memory.bytes);
-        // SAFETY: the memory is at least this long; `take` has seen that neither the device nor a holder uses it, and
-        // the exclusive borrow of the ring keeps it so.
-        unsafe { std::slice::from_raw_parts_mut(memory.host, len) }
-    }
-
-    /// Marks that what was given to `stream` so far uses the slot.
-    pub fn record(&self, slot: usize, stream: sys::CUstream) -> Result<(), result::DriverError> {
-        self.slots[slot].event.record(stream)
-    }
-
-    /// Waits until the device has done what was marked.
-    pub fn wait(&self, slot: usize) -> Result<(), result::DriverError> {
-        self.slots[slot].event.wait()
+    fn add(&mut self, bytes: usize) -> Result<Held, result::DriverError> {
+        let memory = Pinned::new(&self.device, bytes)?;
+        let slot = Arc::new(Slot { memory, event: self.device.new_event()?, state: SlotState::new() });
+        let held = Held::new(&slot);
+        self.slots.push(slot);
+        Ok(held)
     }
 }

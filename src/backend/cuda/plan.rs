@@ -1,25 +1,34 @@
-//! What the backend takes of itself, before it takes it.
+//! What a plan must know of a GPU before anything runs.
 
-use super::adamw::{NORM_PARTS, NUMBERS};
+use super::Cuda;
+use super::adamw::{NORM_PARTS, STEP_FIELDS};
 use super::blas::WORKSPACE;
-use super::context::Context;
 use super::cross_entropy;
-use super::memory::class;
-use crate::backend::{LinearDims, OwnMemory, PassSize};
+use super::memory::block_size;
+use crate::backend::ops::LinearDims;
+use crate::backend::{OwnMemory, PassSize, Planning};
 
-/// Numbers in a pack's tables for each of its rows, if most segments are no shorter than a tile of the attention.
+/// Entries in a pack's tables for each of its rows, if most segments are no shorter than a tile of the attention.
 const TABLES: usize = 24;
 
-/// See [`Backend::own_memory`](crate::backend::Backend::own_memory).
-pub fn own_memory<R>(cx: &Context, pass: &PassSize) -> OwnMemory {
-    let PassSize { rows, labels, queries, vocab, rank, runs, ref landing } = *pass;
-    let (wide, real) = (size_of::<f32>(), size_of::<R>());
-    let mut blocks = vec![WORKSPACE, rows * TABLES * size_of::<i32>()];
-    if labels > 0 {
-        let logits = cross_entropy::chunk(LinearDims { rows: labels, input: 0, output: vocab });
-        // Logits and their gradients, d_z rounded, d_xa, parts of the norms, the steps' numbers.
-        blocks.extend([logits * wide, logits * real, rows * queries * real, rows * rank * wide]);
-        blocks.extend([runs * NORM_PARTS * wide, runs * NUMBERS * wide]);
+impl Planning for Cuda {
+    const RUNS_AHEAD: bool = true;
+    const MAPS_WEIGHTS: bool = false;
+
+    fn element_sizes(&self) -> (usize, usize) {
+        (size_of::<f32>(), self.cx.dtype.size())
     }
-    OwnMemory { scratch: blocks.into_iter().map(class).sum(), pinned: cx.pinned(landing) }
+
+    fn own_memory(&self, pass: &PassSize) -> OwnMemory {
+        let PassSize { rows, labels, queries, vocab, rank, runs, ref landing } = *pass;
+        let (acc, compute) = self.element_sizes();
+        let mut blocks = vec![WORKSPACE, rows * TABLES * size_of::<i32>()];
+        if labels > 0 {
+            let logits = cross_entropy::chunk_len(LinearDims { rows: labels, input: 0, output: vocab });
+            // Logits and their gradients, d_z rounded, d_xa, parts of the norms, the steps' fields.
+            blocks.extend([logits * acc, logits * compute, rows * queries * compute, rows * rank * acc]);
+            blocks.extend([runs * NORM_PARTS * acc, runs * STEP_FIELDS * acc]);
+        }
+        OwnMemory { scratch: blocks.into_iter().map(block_size).sum(), pinned: self.cx.pinned(landing) }
+    }
 }

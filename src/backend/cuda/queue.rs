@@ -1,23 +1,24 @@
-//! Work that is written down first and given to the device later, so that what repeats goes there as one graph.
+//! Commands that are queued first and submitted later, so that what repeats goes to the device as one graph.
 //!
-//! Operations append to a list. Whatever needs their results, or puts new values where they read, flushes the list. A
-//! list seen for the first time goes to the stream piece by piece; the same list seen again (every kernel, shape,
-//! address and number the same) is recorded as a CUDA graph, and from then on is one launch. Numbers that change from
+//! Operations append to the command list. Whatever needs their results, or puts new values where they read, submits the
+//! list. A list seen for the first time goes to the stream command by command; the same list seen again (every kernel,
+//! shape, address and value the same) is recorded as a CUDA graph, and from then on is one launch. Values that change from
 //! step to step lie in device memory, so they do not make a list another one.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::{CudaEvent, CudaGraph, result, sys};
 
-use super::blas::{Blas, Product};
-use super::driver::{Device, Event, message};
+use super::blas::{Blas, Gemm};
+use super::driver::{Device, message};
 use super::launch::Args;
+use super::memory::DevicePtr;
 
 /// Shorter lists are not worth a graph.
 const SHORTEST: usize = 4;
-/// Lists that are remembered.
+/// Lists that are remembered; above it the one that was not seen for the longest time is forgotten.
 const REMEMBERED: usize = 64;
 
 /// A kernel launch.
@@ -35,94 +36,139 @@ pub struct Launch {
     pub args: Args,
 }
 
-/// One piece of work.
+/// What the device is to do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Work {
+pub enum Action {
     /// A kernel.
     Kernel(Box<Launch>),
     /// A dense product.
-    Product(Product),
+    Gemm(Gemm),
     /// `bytes` zero bytes at `to`.
     Zero {
-        /// Address.
-        to: u64,
-        /// How many.
+        /// The first of them.
+        to: DevicePtr,
+        /// At least 1.
         bytes: usize,
     },
     /// `bytes` bytes from one place of the device to another that does not overlap it.
     Copy {
-        /// Address.
-        to: u64,
-        /// Address.
-        from: u64,
-        /// How many.
+        /// Where they are written.
+        to: DevicePtr,
+        /// Where they are read.
+        from: DevicePtr,
+        /// At least 1.
         bytes: usize,
     },
     /// `bytes` bytes of the device to pinned memory of the host.
-    Land {
+    Readback {
         /// Address on the host.
         to: usize,
-        /// Address.
-        from: u64,
-        /// How many.
+        /// Where they are read.
+        from: DevicePtr,
+        /// At least 1.
         bytes: usize,
-        /// Whether the copy may go on beside the work after it, which then leaves what is copied alone until the list
+        /// Whether the copy may go on beside the commands after it, which then leave what is copied alone until the list
         /// is at its end.
-        aside: bool,
+        on_copy_stream: bool,
     },
 }
 
-/// A piece of work and the operation that it belongs to.
+impl Action {
+    /// Asserts that all addresses are of `device`; those of a launch are looked at where its arguments are made.
+    #[track_caller]
+    pub fn assert_on(&self, op: &'static str, device: &Device) {
+        match self {
+            Self::Kernel(_) => {}
+            Self::Gemm(gemm) => gemm.assert_on(op, device),
+            Self::Zero { to: ptr, .. } | Self::Readback { from: ptr, .. } => {
+                ptr.on(op, device);
+            }
+            Self::Copy { to, from, .. } => {
+                to.on(op, device);
+                from.on(op, device);
+            }
+        }
+    }
+}
+
+/// An action and the operation that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Command {
     /// The operation.
     pub op: &'static str,
-    /// The work.
-    pub work: Work,
+    /// What is to be done.
+    pub action: Action,
 }
 
-/// An operation that the device refused, and why.
-pub type Refusal = (&'static str, String);
+/// A command that could not be submitted.
+#[derive(Debug)]
+pub struct LaunchError {
+    /// The operation.
+    pub op: &'static str,
+    /// The driver's or the library's words.
+    pub message: String,
+}
 
-struct Remembered {
+impl LaunchError {
+    fn new(op: &'static str, e: result::DriverError) -> Self {
+        Self { op, message: message(e) }
+    }
+}
+
+/// A list that may come again.
+struct RepeatedList {
     commands: Vec<Command>,
     graph: Option<Graph>,
+    /// Number of the submission that it came with last.
     last_used: u64,
 }
 
-/// The list, and the graphs of lists that came again.
+/// What one submission brought.
+pub struct Submitted {
+    /// The operations, neighbours that are the same once.
+    pub ops: Vec<&'static str>,
+    /// The first command that could not be submitted; those after it were not.
+    pub outcome: Result<(), LaunchError>,
+}
+
+/// The command list, and the graphs of repeated lists.
 pub struct Queue {
     device: Arc<Device>,
-    aside: Aside,
+    fork: CopyFork,
     /// Never recorded: it only asks.
-    probe: Event,
+    probe: CudaEvent,
     blocking: bool,
     commands: Vec<Command>,
-    graphs: HashMap<u64, Remembered>,
-    flushes: u64,
+    repeated: HashMap<u64, RepeatedList>,
+    submissions: u64,
     replays: u64,
 }
 
 impl Queue {
-    /// An empty list. `blocking` waits after each piece of work and makes no graphs, so that a failure has a name.
+    /// An empty list. `blocking` waits after each command and makes no graphs, so that a failure has a name.
     ///
     /// # Errors
     /// If the device fails.
     pub fn new(device: Arc<Device>, blocking: bool) -> Result<Self, result::DriverError> {
-        let aside = Aside { fork: Event::new(&device)?, join: Event::new(&device)? };
-        let probe = Event::new(&device)?;
-        let (commands, graphs) = (Vec::new(), HashMap::new());
-        Ok(Self { device, aside, probe, blocking, commands, graphs, flushes: 0, replays: 0 })
+        let fork = CopyFork { fork: device.new_event()?, join: device.new_event()? };
+        let probe = device.new_event()?;
+        let (commands, repeated) = (Vec::new(), HashMap::new());
+        Ok(Self { device, fork, probe, blocking, commands, repeated, submissions: 0, replays: 0 })
     }
 
-    /// The error that some work of the past has left the device with.
-    pub fn lost(&self) -> Option<result::DriverError> {
-        self.probe.lost()
+    /// The error that earlier commands have left the device with.
+    pub fn sticky_error(&self) -> Option<result::DriverError> {
+        self.device.sticky_error(&self.probe)
     }
 
-    /// Appends a piece of work.
-    pub fn push(&mut self, op: &'static str, work: Work) {
-        self.commands.push(Command { op, work });
+    /// Appends a command.
+    ///
+    /// # Panics
+    /// If it works on memory of another device.
+    #[track_caller]
+    pub fn push(&mut self, op: &'static str, action: Action) {
+        action.assert_on(op, &self.device);
+        self.commands.push(Command { op, action });
     }
 
     /// Number of lists that went to the device as a graph.
@@ -130,162 +176,175 @@ impl Queue {
         self.replays
     }
 
-    /// Pieces of work on the list.
+    /// Number of commands on the list.
     pub fn len(&self) -> usize {
         self.commands.len()
     }
 
-    /// Takes the last piece of work off the list.
+    /// Takes the last command off the list.
     pub fn pop(&mut self) {
         self.commands.pop();
     }
 
-    /// Forgets what is on the list.
+    /// Drops the commands on the list.
     pub fn clear(&mut self) {
         self.commands.clear();
     }
 
-    /// Gives everything on the list to the stream; returns the operations' names, and the first operation that was
-    /// refused, and why.
-    pub fn flush(&mut self, blas: &Blas) -> (Vec<&'static str>, Result<(), Refusal>) {
+    /// Submits the list.
+    pub fn submit(&mut self, blas: &Blas) -> Submitted {
         if self.commands.is_empty() {
-            return (Vec::new(), Ok(()));
+            return Submitted { ops: Vec::new(), outcome: Ok(()) };
         }
-        self.device.bind();
-        self.flushes += 1;
+        self.submissions += 1;
         let commands = std::mem::take(&mut self.commands);
         let mut ops: Vec<&'static str> = commands.iter().map(|command| command.op).collect();
         ops.dedup();
-        (ops, self.give(commands, blas))
+        let bound = self.device.bind().map_err(|e| LaunchError::new(ops[0], e));
+        let outcome = bound.and_then(|()| self.submit_list(commands, blas));
+        Submitted { ops, outcome }
     }
 
-    fn give(&mut self, commands: Vec<Command>, blas: &Blas) -> Result<(), Refusal> {
+    fn submit_list(&mut self, commands: Vec<Command>, blas: &Blas) -> Result<(), LaunchError> {
+        let issuer = Issuer { device: &self.device, fork: &self.fork, blas };
         if self.blocking {
             for command in &commands {
-                issue(&self.device, &self.aside, blas, std::slice::from_ref(command))?;
-                self.device.wait().map_err(|e| (command.op, message(e)))?;
+                issuer.issue(std::slice::from_ref(command))?;
+                self.device.synchronize().map_err(|e| LaunchError::new(command.op, e))?;
             }
             return Ok(());
         }
         if commands.len() < SHORTEST {
-            return issue(&self.device, &self.aside, blas, &commands);
+            return issuer.issue(&commands);
         }
         let mut hasher = DefaultHasher::new();
         commands.hash(&mut hasher);
         let key = hasher.finish();
-        let now = self.flushes;
-        match self.graphs.get_mut(&key).filter(|known| known.commands == commands) {
+        match self.repeated.get_mut(&key).filter(|known| known.commands == commands) {
             Some(known) => {
-                known.last_used = now;
+                known.last_used = self.submissions;
                 if known.graph.is_none() {
-                    known.graph = Some(Graph::record(&self.device, &self.aside, blas, &commands)?);
+                    known.graph = Some(Graph::record(&issuer, &commands)?);
                 }
-                known.graph.as_ref().expect("made above").launch().map_err(|e| (commands[0].op, message(e)))?;
+                let graph = known.graph.as_ref().expect("made above");
+                graph.0.launch().map_err(|e| LaunchError::new(commands[0].op, e))?;
                 self.replays += 1;
             }
             None => {
-                issue(&self.device, &self.aside, blas, &commands)?;
-                if self.graphs.len() >= REMEMBERED {
-                    let oldest = self.graphs.iter().min_by_key(|(_, known)| known.last_used).map(|(&key, _)| key);
-                    oldest.and_then(|key| self.graphs.remove(&key));
+                issuer.issue(&commands)?;
+                if self.repeated.len() >= REMEMBERED {
+                    let oldest = self.repeated.iter().min_by_key(|(_, known)| known.last_used).map(|(&key, _)| key);
+                    oldest.and_then(|key| self.repeated.remove(&key));
                 }
-                self.graphs.insert(key, Remembered { commands, graph: None, last_used: now });
+                self.repeated.insert(key, RepeatedList { commands, graph: None, last_used: self.submissions });
             }
         }
         Ok(())
     }
 }
 
-/// Where the stream of copies leaves the stream of work, and where it comes back.
-struct Aside {
-    fork: Event,
-    join: Event,
+/// Where the copy stream leaves the stream of work, and where it comes back.
+struct CopyFork {
+    fork: CudaEvent,
+    join: CudaEvent,
 }
 
-/// Gives each piece of work to the stream.
-fn issue(device: &Device, aside: &Aside, blas: &Blas, commands: &[Command]) -> Result<(), Refusal> {
-    let mut last = None;
-    for Command { op, work } in commands {
-        let stream = device.stream;
-        // SAFETY: kernels get the arguments that their text asks for (`Args::new`), addresses are those of live buffers
-        // of the sizes that the operations have asserted, and memory is reused in stream order only; the places where
-        // copies land are slots that stay untouched until their events have passed.
-        let done = unsafe {
-            match work {
-                Work::Kernel(launch) => {
-                    let [x, y, z] = launch.grid;
-                    let mut args = launch.args;
-                    let function = launch.function as sys::CUfunction;
-                    let mut addresses = args.addresses();
-                    let block = (launch.block, 1, 1);
-                    result::launch_kernel(function, (x, y, z), block, launch.shared, stream, &mut addresses)
-                        .map_err(message)
-                }
-                Work::Product(product) => blas.run(product),
-                Work::Zero { to, bytes } => result::memset_d8_async(*to, 0, *bytes, stream).map_err(message),
-                Work::Copy { to, from, bytes } => {
-                    result::memcpy_dtod_async(*to, *from, *bytes, stream).map_err(message)
-                }
-                Work::Land { to, from, bytes, aside: beside } => {
-                    let to = std::slice::from_raw_parts_mut(*to as *mut u8, *bytes);
-                    let copies = if *beside { device.copies } else { stream };
-                    let mut ready = Ok(());
-                    if *beside {
-                        last = Some(*op);
-                        ready = aside.fork.record(stream).and_then(|()| aside.fork.block(copies));
-                    }
-                    ready.and_then(|()| result::memcpy_dtoh_async(to, *from, copies)).map_err(message)
-                }
+/// Puts commands on the stream, whose context is current.
+struct Issuer<'a> {
+    device: &'a Device,
+    fork: &'a CopyFork,
+    blas: &'a Blas,
+}
+
+impl Issuer<'_> {
+    /// The commands in order. The copy stream comes back on every path: the memory of what it copies is reused in the
+    /// order of the stream of work.
+    fn issue(&self, commands: &[Command]) -> Result<(), LaunchError> {
+        let mut forked = None;
+        let mut issued = Ok(());
+        for Command { op, action } in commands {
+            if matches!(action, Action::Readback { on_copy_stream: true, .. }) {
+                forked = Some(*op);
             }
-        };
-        done.map_err(|message| (*op, message))?;
+            issued = self.action(action).map_err(|message| LaunchError { op, message });
+            if issued.is_err() {
+                break;
+            }
+        }
+        let joined = forked.map_or(Ok(()), |op| {
+            let joined = self.fork.join.record(self.device.copy_stream());
+            let joined = joined.and_then(|()| self.device.stream().wait(&self.fork.join));
+            joined.map_err(|e| LaunchError::new(op, e))
+        });
+        issued.and(joined)
     }
-    if let Some(op) = last {
-        let joined = aside.join.record(device.copies).and_then(|()| aside.join.block(device.stream));
-        joined.map_err(|e| (op, message(e)))?;
+
+    fn action(&self, action: &Action) -> Result<(), String> {
+        let stream = self.device.stream().cu_stream();
+        match action {
+            Action::Kernel(launch) => {
+                let Launch { function, grid: [x, y, z], block, shared, mut args } = **launch;
+                let function = function as sys::CUfunction;
+                let mut addresses = args.addresses();
+                // SAFETY: the function's module is unloaded after the queue; the arguments are those that the kernel's
+                // text asks for (`Args::new`), and their addresses those of live buffers of this device of the sizes that
+                // the operations have asserted, whose memory is reused in stream order only.
+                unsafe { result::launch_kernel(function, (x, y, z), (block, 1, 1), shared, stream, &mut addresses) }
+                    .map_err(message)
+            }
+            Action::Gemm(gemm) => self.blas.run(gemm),
+            Action::Zero { to, bytes } => {
+                // SAFETY: as for a kernel.
+                unsafe { result::memset_d8_async(to.address(), 0, *bytes, stream) }.map_err(message)
+            }
+            Action::Copy { to, from, bytes } => {
+                // SAFETY: as for a kernel.
+                unsafe { result::memcpy_dtod_async(to.address(), from.address(), *bytes, stream) }.map_err(message)
+            }
+            Action::Readback { to, from, bytes, on_copy_stream: false } => {
+                self.read_back((*to, *bytes), *from, stream).map_err(message)
+            }
+            Action::Readback { to, from, bytes, on_copy_stream: true } => {
+                let copies = self.device.copy_stream();
+                let forked = self.fork.fork.record(self.device.stream()).and_then(|()| copies.wait(&self.fork.fork));
+                forked.and_then(|()| self.read_back((*to, *bytes), *from, copies.cu_stream())).map_err(message)
+            }
+        }
     }
-    Ok(())
+
+    fn read_back(
+        &self,
+        (to, bytes): (usize, usize),
+        from: DevicePtr,
+        stream: sys::CUstream,
+    ) -> Result<(), result::DriverError> {
+        // SAFETY: `to` is a slot of pinned memory of at least `bytes` bytes that is held, and that nobody reads or writes
+        // until its event has passed; `from` is as for a kernel.
+        unsafe {
+            let to = std::slice::from_raw_parts_mut(to as *mut u8, bytes);
+            result::memcpy_dtoh_async(to, from.address(), stream)
+        }
+    }
 }
 
-/// A list as the device keeps it.
-struct Graph {
-    device: Arc<Device>,
-    exec: sys::CUgraphExec,
-}
+/// A command list as the device keeps it.
+struct Graph(CudaGraph);
 
-// SAFETY: a graph is an object of the driver, used by one thread at a time.
+// SAFETY: a graph is an object of the driver that one thread may use at a time: it is launched through `&mut Queue` and
+// dropped with it.
 unsafe impl Send for Graph {}
 
 impl Graph {
-    fn record(device: &Arc<Device>, aside: &Aside, blas: &Blas, commands: &[Command]) -> Result<Self, Refusal> {
+    fn record(issuer: &Issuer<'_>, commands: &[Command]) -> Result<Self, LaunchError> {
         let op = commands[0].op;
+        let stream = issuer.device.stream();
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        let fail = |e| (op, message(e));
-        // SAFETY: the stream is the device's own and not the legacy one; recording ends on every path.
-        unsafe { result::stream::begin_capture(device.stream, mode) }.map_err(fail)?;
-        let issued = issue(device, aside, blas, commands);
-        // SAFETY: as above; the recorded graph is destroyed once, after what is made of it.
-        let exec = unsafe {
-            let graph = result::stream::end_capture(device.stream);
-            issued?;
-            let graph = graph.map_err(fail)?;
-            let exec = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags_enum(0));
-            let _ = result::graph::destroy(graph);
-            exec.map_err(fail)?
-        };
-        Ok(Self { device: device.clone(), exec })
-    }
-
-    fn launch(&self) -> Result<(), result::DriverError> {
-        // SAFETY: the graph and the stream exist.
-        unsafe { result::graph::launch(self.exec, self.device.stream) }
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        self.device.bind();
-        // SAFETY: the graph is this value's own; the driver keeps it until it has completed.
-        let _ = unsafe { result::graph::exec_destroy(self.exec) };
+        stream.begin_capture(mode).map_err(|e| LaunchError::new(op, e))?;
+        let issued = issuer.issue(commands);
+        // Recording ends on every path.
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags_enum(0));
+        issued?;
+        let graph = graph.map_err(|e| LaunchError::new(op, e))?;
+        graph.map(Self).ok_or_else(|| LaunchError { op, message: "the driver recorded no graph".to_owned() })
     }
 }

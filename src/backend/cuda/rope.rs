@@ -1,36 +1,25 @@
 //! Rotary position embedding.
 
-use super::context::{Context, Kernel};
-use super::launch::{int, real, table, wide};
-use super::memory::Buffer;
-use super::pack::Pack;
-use super::rows::each;
+use super::Cuda;
+use super::launch::{Kernel, LaunchDims, acc, compute, int, table};
+use crate::backend::ops::{Op, RopeBwd, RopeFwd, RopeOps};
 
 const FILE: &str = "rope";
 
-/// See [`Backend::rope_fwd`](crate::backend::Backend::rope_fwd).
-pub fn fwd<R>(
-    cx: &mut Context,
-    out: &Buffer<R>,
-    x: &Buffer<R>,
-    pack: &Pack,
-    cos_sin: &Buffer<f32>,
-    heads: usize,
-    head_dim: usize,
-) {
-    let op = "rope_fwd";
-    out.need(op, "out", pack.len() * heads * head_dim);
-    x.need(op, "x", pack.len() * heads * head_dim);
-    cos_sin.need(op, "cos_sin", pack.host.longest() * head_dim);
-    let args = [real(out), real(x), table(pack.positions()), wide(cos_sin), int(pack.len()), int(heads), int(head_dim)];
-    cx.launch(op, Kernel::new(FILE, op), each(pack.len()), &args);
-}
+impl RopeOps for Cuda {
+    fn rope_fwd(&mut self, op: RopeFwd<'_, Self>) {
+        op.check();
+        let (name, pack) = (RopeFwd::<Self>::NAME, op.pack);
+        let rows = [compute(op.out), compute(op.x), table(pack.positions()), acc(op.cos_sin)];
+        let args = [&rows[..], &[int(pack.len()), int(op.heads), int(op.head_dim)]].concat();
+        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(pack.len()), &args);
+    }
 
-/// See [`Backend::rope_bwd`](crate::backend::Backend::rope_bwd).
-pub fn bwd<R>(cx: &mut Context, d_x: &Buffer<R>, pack: &Pack, cos_sin: &Buffer<f32>, heads: usize, head_dim: usize) {
-    let op = "rope_bwd";
-    d_x.need(op, "d_x", pack.len() * heads * head_dim);
-    cos_sin.need(op, "cos_sin", pack.host.longest() * head_dim);
-    let args = [real(d_x), table(pack.positions()), wide(cos_sin), int(pack.len()), int(heads), int(head_dim)];
-    cx.launch(op, Kernel::new(FILE, op), each(pack.len()), &args);
+    fn rope_bwd(&mut self, op: RopeBwd<'_, Self>) {
+        op.check();
+        let (name, pack) = (RopeBwd::<Self>::NAME, op.pack);
+        let rows = [compute(op.d_x), table(pack.positions()), acc(op.cos_sin)];
+        let args = [&rows[..], &[int(pack.len()), int(op.heads), int(op.head_dim)]].concat();
+        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(pack.len()), &args);
+    }
 }

@@ -1,105 +1,107 @@
-//! Rows: casts, sums, gathers and their backward, copies.
+//! Rows moved, converted and added.
 
-use std::ops::Range;
-
-use super::context::{Context, Kernel, Shape};
-use super::geometry::{blocks, elements};
-use super::launch::{Arg, BLOCK, floats, int, long, real, table, wide, wide_at};
-use super::memory::Buffer;
-use super::pack::Index;
-use super::queue::Work;
+use super::Cuda;
+use super::context::Context;
+use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_at, acc_ptr, compute, int, long, table};
+use super::memory::{AccBuffer, ComputeBuffer, DevicePtr};
+use super::queue::Action;
+use crate::backend::DeviceIndex;
+use crate::backend::ops::{Cast, GatherAcc, GatherCompute, KvAppend, Op, ResidualFwd, RowOps, ScatterAdd, Widen, Zero};
+use crate::backend::{Buffers, Len};
 
 const FILE: &str = "rows";
 
-/// The launch of an element-wise kernel over `len` elements.
-pub fn over(len: usize) -> Shape {
-    Shape { grid: elements(len), block: BLOCK, shared: 0 }
+/// `out [len] = x` from element `offset` on, rounded.
+pub fn cast_from(
+    cx: &mut Context,
+    op: &'static str,
+    out: &ComputeBuffer,
+    (x, offset): (&AccBuffer, usize),
+    len: usize,
+) {
+    let args = [compute(out), acc_at(x, offset), long(len)];
+    cx.launch(op, Kernel::new(FILE, "cast"), LaunchDims::elements(len), &args);
 }
 
-/// The launch of a kernel with one block for each of `rows`.
-pub fn each(rows: usize) -> Shape {
-    Shape { grid: blocks(rows), block: BLOCK, shared: 0 }
+/// Rows on their way to the host.
+pub struct CaptureRows {
+    /// `[count, width]` of `f32`, of the device or of the host.
+    pub to: DevicePtr,
+    /// A buffer of either dtype, `[N, width]`.
+    pub x: Arg,
+    /// `[count]`, each below N.
+    pub rows: DevicePtr,
+    /// Number of rows.
+    pub count: usize,
+    /// Elements of a row.
+    pub width: usize,
 }
 
-/// `out [len] = x` from element `from` on, rounded.
-pub fn cast<R>(cx: &mut Context, op: &'static str, out: &Buffer<R>, x: &Buffer<f32>, from: usize, len: usize) {
-    out.need(op, "out", len);
-    x.need(op, "x", from + len);
-    cx.launch(op, Kernel::new(FILE, "cast"), over(len), &[real(out), wide_at(x, from), long(len)]);
+/// `to =` the rows of `x`, exactly.
+pub fn capture(cx: &mut Context, CaptureRows { to, x, rows, count, width }: CaptureRows) {
+    let kernel = if x.param == Param::Acc { "capture_wide" } else { "capture_real" };
+    let args = [acc_ptr(to), x, table(rows), int(count), int(width)];
+    cx.launch("capture", Kernel::new(FILE, kernel), LaunchDims::rows(count), &args);
 }
 
-/// See [`Backend::widen`](crate::backend::Backend::widen).
-pub fn widen<R>(cx: &mut Context, out: &Buffer<f32>, x: &Buffer<R>, len: usize) {
-    let op = "widen";
-    out.need(op, "out", len);
-    x.need(op, "x", len);
-    cx.launch(op, Kernel::new(FILE, "cast_wide"), over(len), &[wide(out), real(x), long(len)]);
+impl Cuda {
+    fn gather(&mut self, op: &'static str, [out, x]: [Arg; 2], rows: &<Self as Buffers>::Index, width: usize) {
+        let args = [out, x, table(rows.ptr()), int(rows.len()), int(width)];
+        self.cx.launch(op, Kernel::new(FILE, op), LaunchDims::rows(rows.len()), &args);
+    }
 }
 
-/// See [`Backend::residual_fwd`](crate::backend::Backend::residual_fwd).
-pub fn residual_fwd<R>(cx: &mut Context, out: &Buffer<f32>, a: &Buffer<f32>, b: &Buffer<R>, len: usize) {
-    let op = "residual_fwd";
-    out.need(op, "out", len);
-    a.need(op, "a", len);
-    b.need(op, "b", len);
-    cx.launch(op, Kernel::new(FILE, op), over(len), &[wide(out), wide(a), real(b), long(len)]);
-    cx.note_residual(out, len, [wide(a), real(b)]);
-}
+impl RowOps for Cuda {
+    fn zero(&mut self, op: Zero<'_, Self>) {
+        op.check();
+        self.cx.zero_acc(Zero::<Self>::NAME, op.x, op.x.len());
+    }
 
-/// See [`Backend::gather_compute`](crate::backend::Backend::gather_compute).
-pub fn gather_compute<R>(cx: &mut Context, out: &Buffer<R>, x: &Buffer<R>, rows: &Index, width: usize) {
-    let op = "gather_compute";
-    out.need(op, "out", rows.len() * width);
-    x.need(op, "x", rows.bound() * width);
-    pick(cx, op, real(out), real(x), rows.address(), rows.len(), width);
-}
+    fn cast(&mut self, op: Cast<'_, Self>) {
+        op.check();
+        cast_from(&mut self.cx, Cast::<Self>::NAME, op.out, (op.x, 0), op.len);
+    }
 
-/// See [`Backend::gather_acc`](crate::backend::Backend::gather_acc).
-pub fn gather_acc(cx: &mut Context, out: &Buffer<f32>, x: &Buffer<f32>, rows: &Index, width: usize) {
-    let op = "gather_acc";
-    out.need(op, "out", rows.len() * width);
-    x.need(op, "x", rows.bound() * width);
-    pick(cx, op, wide(out), wide(x), rows.address(), rows.len(), width);
-}
+    fn widen(&mut self, op: Widen<'_, Self>) {
+        op.check();
+        let args = [acc(op.out), compute(op.x), long(op.len)];
+        self.cx.launch(Widen::<Self>::NAME, Kernel::new(FILE, "cast_wide"), LaunchDims::elements(op.len), &args);
+    }
 
-/// See [`Backend::scatter_add`](crate::backend::Backend::scatter_add).
-pub fn scatter_add(cx: &mut Context, d_x: &Buffer<f32>, d_out: &Buffer<f32>, rows: &Index, width: usize) {
-    let op = "scatter_add";
-    d_x.need(op, "d_x", rows.bound() * width);
-    d_out.need(op, "d_out", rows.len() * width);
-    let groups = rows.groups();
-    let args = [
-        wide(d_x),
-        wide(d_out),
-        table(groups.ids),
-        table(groups.starts),
-        table(groups.order),
-        int(groups.count),
-        int(width),
-    ];
-    cx.launch(op, Kernel::new(FILE, op), each(groups.count), &args);
-}
+    fn residual_fwd(&mut self, op: ResidualFwd<'_, Self>) {
+        op.check();
+        let name = ResidualFwd::<Self>::NAME;
+        let summands = [acc(op.a), compute(op.b)];
+        let [a, b] = summands;
+        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::elements(op.len), &[acc(op.out), a, b, long(op.len)]);
+        self.cx.note_residual(op.out, op.len, summands);
+    }
 
-/// `out [rows, width] = x` at the `count` rows listed at `rows`, as `f32`, where `out` is memory of the host that the
-/// device sees; `x` is wide or of the compute dtype.
-pub fn capture(cx: &mut Context, out: u64, x: Arg, rows: u64, count: usize, width: usize) {
-    let kernel = if x.param == floats(0).param { "capture_wide" } else { "capture_real" };
-    let args = [floats(out), x, table(rows), int(count), int(width)];
-    cx.launch("capture", Kernel::new(FILE, kernel), each(count), &args);
-}
+    fn gather_compute(&mut self, op: GatherCompute<'_, Self>) {
+        op.check();
+        self.gather(GatherCompute::<Self>::NAME, [compute(op.out), compute(op.x)], op.rows, op.width);
+    }
 
-fn pick(cx: &mut Context, op: &'static str, out: Arg, x: Arg, rows: u64, count: usize, width: usize) {
-    cx.launch(op, Kernel::new(FILE, op), each(count), &[out, x, table(rows), int(count), int(width)]);
-}
+    fn gather_acc(&mut self, op: GatherAcc<'_, Self>) {
+        op.check();
+        self.gather(GatherAcc::<Self>::NAME, [acc(op.out), acc(op.x)], op.rows, op.width);
+    }
 
-/// See [`Backend::keep`](crate::backend::Backend::keep).
-pub fn keep<R>(cx: &mut Context, cache: &Buffer<R>, to: usize, x: &Buffer<R>, from: Range<usize>, width: usize) {
-    let op = "keep";
-    cache.need(op, "cache", (to + from.len()) * width);
-    x.need(op, "x", from.end * width);
-    let bytes = from.len() * width * size_of::<R>();
-    if bytes > 0 {
-        let work = Work::Copy { to: cache.address(to * width), from: x.address(from.start * width), bytes };
-        cx.push(op, work);
+    fn scatter_add(&mut self, op: ScatterAdd<'_, Self>) {
+        op.check();
+        let name = ScatterAdd::<Self>::NAME;
+        let groups = op.rows.groups();
+        let [ids, starts, order] = groups.tables();
+        let args = [acc(op.d_x), acc(op.d_out), ids, starts, order, int(groups.count), int(op.width)];
+        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(groups.count), &args);
+    }
+
+    fn kv_append(&mut self, op: KvAppend<'_, Self>) {
+        op.check();
+        let bytes = op.from.len() * op.width * op.x.element_size();
+        if bytes > 0 {
+            let (to, from) = (op.cache.ptr(op.to * op.width), op.x.ptr(op.from.start * op.width));
+            self.cx.push(KvAppend::<Self>::NAME, Action::Copy { to, from, bytes });
+        }
     }
 }

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 /// Where to look for what is not on the loader's path, and how much to pin.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Directories with NVRTC and cuBLASLt, best first.
     pub library_dirs: Vec<PathBuf>,
-    /// Where kernels compiled at run time are kept; none to compile them every time.
+    /// Where kernels compiled at run time are cached; none to compile them every time.
     pub cache_dir: Option<PathBuf>,
     /// Pinned memory for captures, in bytes.
     pub capture_bytes: usize,
@@ -15,6 +15,8 @@ pub struct Settings {
     pub captures: Captures,
     /// Wait after every operation, so that an error has one operation's name.
     pub blocking: bool,
+    /// Told in one line of what was found wrong and put right, such as a damaged file of the cache.
+    pub on_warning: fn(&str),
 }
 
 /// How captures come to the host.
@@ -35,6 +37,7 @@ impl Default for Settings {
             capture_bytes: 1 << 30,
             captures: Captures::default(),
             blocking: false,
+            on_warning: |_| {},
         }
     }
 }

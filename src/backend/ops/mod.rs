@@ -37,22 +37,7 @@ pub use rms_norm::{RmsNormBwd, RmsNormBwdWeight, RmsNormFwd, RmsNormOps};
 pub use rope::{RopeBwd, RopeFwd, RopeOps};
 pub use rows::{Cast, GatherAcc, GatherCompute, KvAppend, ResidualFwd, RowOps, ScatterAdd, Widen, Zero};
 
-/// What the arguments of every operation know of themselves.
-pub trait Op {
-    /// The operation's name, as errors, logs and profiles have it.
-    const NAME: &'static str;
-
-    /// Asserts that every buffer is as long as its shape and every dimension in its range.
-    ///
-    /// # Panics
-    /// With the operation's name, the argument's, what it is and what it must be.
-    fn check(&self);
-
-    /// Multiply-adds of its products with weights.
-    fn multiply_adds(&self) -> u64 {
-        0
-    }
-}
+pub use super::op::Op;
 
 /// Makes the trait of a file's operations and implements it for the null device.
 macro_rules! operations {

@@ -1,56 +1,48 @@
-//! Flags of the trainings of adapters.
+//! `train-lora` and `train-prompt`.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::{CommonArgs, DEFAULTS, LoraArgs, OptimArgs};
+use super::common::{BaseModelArgs, CommonArgs, LoraArgs};
+use super::optim::{CheckpointArgs, DEFAULTS, OptimArgs};
 
 /// Flags of every training of an adapter.
 #[derive(Debug, Args, Serialize)]
+#[command(mut_arg("model", |arg| arg.required(false).default_value("embedded")))]
 pub struct TrainingArgs {
-    /// A directory with config.json and safetensors, org/name in the Hugging Face cache, or embedded.
-    #[arg(long, value_name = "DIR|org/name", default_value = "embedded", aliases = ["model-name-or-path", "base-model"])]
-    pub model: String,
-    /// JSONL of examples [default: ten events, for the embedded model].
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub base: BaseModelArgs,
+    /// Training data as JSONL [default: ten built-in examples, for the embedded model].
     #[arg(long, value_name = "FILE", aliases = ["dataset", "train-file"])]
     pub train: Option<PathBuf>,
-    /// Directory to write: the adapter, trainer_log.jsonl, checkpoint-N.
+    /// Output directory: the adapter, trainer_log.jsonl, checkpoint-N.
     #[arg(long, value_name = "DIR", alias = "output-dir", default_value = "adapter")]
     pub out: PathBuf,
     #[command(flatten)]
     #[serde(flatten)]
     pub optim: OptimArgs,
-    /// Seed of the adapter's start, the order of the data and the dropout.
+    /// Random seed of the adapter's initialization, the data order and dropout.
     #[arg(long, default_value_t = DEFAULTS.seed)]
     pub seed: u64,
-    /// Take the examples in the file's order in every epoch.
+    /// Do not shuffle: every epoch takes the examples in the file's order.
     #[arg(long)]
     pub no_shuffle: bool,
-    /// Longest example in tokens; longer ones are cut at the end.
-    #[arg(long, aliases = ["cutoff-len", "sequence-len"])]
+    /// Maximum tokens per example; longer ones are truncated at the end [default: no limit].
+    #[arg(long, value_name = "TOKENS", aliases = ["cutoff-len", "sequence-len"])]
     pub max_length: Option<usize>,
-    /// A PEFT adapter directory to start from, in place of a fresh one.
+    /// PEFT adapter directory to continue training from, in place of a new adapter.
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Option<PathBuf>,
-    /// Append the end-of-sequence token to every text and completion, and learn it.
+    /// Append the end-of-sequence token to every text and completion, and train on it.
     #[arg(long)]
     pub add_eos: bool,
-    /// Steps between two checkpoints; 0 writes none.
-    #[arg(long, default_value_t = 500)]
-    pub save_steps: u64,
-    /// Checkpoints that are kept, the newest; 0 keeps all.
-    #[arg(long, default_value_t = 2)]
-    pub save_total_limit: usize,
-    /// Steps between two lines of the log.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
-    pub logging_steps: u64,
-    /// Continue from a checkpoint directory; latest is the newest one in --out, or the beginning if there is none.
-    #[arg(long, value_name = "DIR|latest")]
-    #[serde(skip)]
-    pub resume_from_checkpoint: Option<String>,
-    /// Print the memory plan and stop.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub checkpoints: CheckpointArgs,
+    /// Print the memory plan and exit.
     #[arg(long)]
     #[serde(skip)]
     pub dry_run: bool,
@@ -67,63 +59,64 @@ Examples:
   llamaprobe train-lora --model DIR --train data.jsonl --out adapter --epochs 3
   llamaprobe train-lora --config run.yaml --resume-from-checkpoint latest
 
-Lines of the data: {\"prompt\",\"completion\"} (loss on the completion), {\"text\"}, {\"messages\"} (loss on the assistant)
-or {\"input_ids\",\"labels\"} (-100 carries no loss).")]
+Lines of the data: {\"prompt\",\"completion\"} (loss on the completion), {\"text\"}, {\"messages\"} (loss
+on the assistant's turns), {\"instruction\",\"input\",\"output\"} (loss on the output) or
+{\"input_ids\",\"labels\"} (labels of -100 are ignored).")]
 pub struct TrainLoraArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub lora: LoraArgs,
-    /// Multiply the adapter's output by lora-alpha / sqrt(r) instead.
-    #[arg(long, help_heading = "Adapter")]
+    /// Rank-stabilized LoRA: scale the adapter's output by lora_alpha / sqrt(r) instead.
+    #[arg(long, help_heading = "LoRA")]
     pub use_rslora: bool,
-    /// Probability of dropping an input of the adapter.
-    #[arg(long, default_value_t = 0.0, help_heading = "Adapter")]
+    /// Dropout probability of the adapter's input.
+    #[arg(long, default_value_t = 0.0, help_heading = "LoRA")]
     pub lora_dropout: f64,
     #[command(flatten)]
     #[serde(flatten)]
     pub training: TrainingArgs,
 }
 
-/// What is learnt before the sequences.
+/// How a soft prompt is tuned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// Prompt tuning: embeddings.
+    /// Prompt tuning: trainable embeddings before the input.
     Pt,
-    /// The same, before demonstrations that the data brings for every example.
+    /// Instruction prompt tuning: the same, before demonstrations that every example of the data has.
     Ipt,
-    /// P-tuning: embeddings that an MLP makes.
+    /// P-tuning: embeddings that an MLP computes.
     PTuning,
-    /// Prefix tuning: keys and values of every layer.
+    /// Prefix tuning: trainable keys and values in every layer.
     Prefix,
 }
 
-/// Where a prompt begins.
+/// The initialization of a soft prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-pub enum Start {
-    /// Embeddings of random tokens.
+pub enum PromptInit {
+    /// Embeddings of random tokens of the vocabulary.
     #[value(name = "SAMPLE_VOCAB")]
     #[serde(rename = "SAMPLE_VOCAB")]
     SampleVocab,
-    /// Embeddings of a text's tokens, cut or repeated.
+    /// Embeddings of the tokens of --prompt-tuning-init-text, truncated or repeated.
     #[value(name = "TEXT")]
     #[serde(rename = "TEXT")]
     Text,
-    /// Normal numbers of mean 0 and variance 1, far from any embedding.
+    /// Standard normal values, which are far from any token's embedding.
     #[value(name = "RANDOM")]
     #[serde(rename = "RANDOM")]
     Random,
 }
 
-/// How a prompt is re-parameterised while it is trained.
+/// How a prompt is reparameterized while it is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Encoder {
-    /// Not at all.
+pub enum ReparameterizationType {
+    /// No reparameterization.
     None,
-    /// Three layers, as PEFT's PromptEncoder; for a prefix two, as its PrefixEncoder.
+    /// An MLP: of three layers, as PEFT's PromptEncoder, or for a prefix of two, as its PrefixEncoder.
     Mlp,
-    /// Two layers, whose output is added to the embeddings; at the start it is zero.
+    /// An MLP of two layers whose output, at first zero, is added to the embeddings.
     Residual,
 }
 
@@ -131,35 +124,44 @@ pub enum Encoder {
 #[derive(Debug, Args, Serialize)]
 #[command(after_help = "\
 Examples:
-  llamaprobe train-prompt --model DIR --train data.jsonl --out prompt --method pt --num-virtual-tokens 20
-  llamaprobe train-prompt --model DIR --train data.jsonl --out grid --method p-tuning --num-virtual-tokens 5,20 --seeds 3
-  llamaprobe train-prompt --model DIR --train data.jsonl --out more --method pt --init-adapter prompt
+  llamaprobe train-prompt --model DIR --train data.jsonl --out prompt --num-virtual-tokens 20
+  llamaprobe train-prompt --model DIR --train data.jsonl --out grid --method p-tuning \\
+      --num-virtual-tokens 5,20 --seeds 3
+  llamaprobe train-prompt --model DIR --train data.jsonl --out more --init-adapter prompt
 
-Lines of the data are those of train-lora; with --method ipt {\"demonstrations\": [\"...\"],\"query\",\"completion\"} (loss on
-the completion). Every pair of a length and a seed is a run of its own; several runs go through the model together, and
+Lines of the data are those of train-lora; with --method ipt they are
+{\"demonstrations\": [\"...\"],\"query\",\"completion\"} (loss on the completion). Every pair of a number
+of virtual tokens and a seed is a run of its own; several runs go through the model together, and
 are written to OUT/run-N.",
-    mut_arg("learning_rate", |a| a.default_value("1e-2")))]
+    mut_arg("learning_rate", |arg| arg.default_value("0.01").help("Peak learning rate").long_help(None::<&str>)))]
 pub struct TrainPromptArgs {
-    /// What is learnt: pt, ipt (with demonstrations), p-tuning, prefix.
+    /// What is trained.
     #[arg(long, value_enum, default_value = "pt", help_heading = "Prompt")]
     pub method: Method,
-    /// Rows of the prompt; of several numbers each is tuned [default: 20, or those of --init-adapter].
-    #[arg(long, value_delimiter = ',', value_name = "ROWS", help_heading = "Prompt")]
+    /// Number of virtual tokens; with a list, one run for each [default: 20, or that of --init-adapter].
+    #[arg(long, value_delimiter = ',', value_name = "TOKENS", help_heading = "Prompt")]
     pub num_virtual_tokens: Vec<usize>,
-    /// Number of seeds, counted from --seed; each is tuned.
+    /// Number of seeds, counted up from --seed; one run for each.
     #[arg(long, default_value_t = 1, help_heading = "Prompt")]
     pub seeds: u64,
-    /// Where the prompt begins [default: SAMPLE_VOCAB; RANDOM for p-tuning and prefix].
-    #[arg(long, value_enum, ignore_case = true, conflicts_with = "init_adapter", help_heading = "Prompt")]
-    pub prompt_tuning_init: Option<Start>,
-    /// The text of TEXT.
+    /// Initialization of the prompt [default: SAMPLE_VOCAB; RANDOM for p-tuning and prefix].
+    #[arg(
+        long,
+        value_enum,
+        value_name = "INIT",
+        ignore_case = true,
+        conflicts_with = "init_adapter",
+        help_heading = "Prompt"
+    )]
+    pub prompt_tuning_init: Option<PromptInit>,
+    /// Text whose embeddings the prompt begins with, for --prompt-tuning-init TEXT.
     #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
     pub prompt_tuning_init_text: Option<String>,
-    /// Re-parameterise the prompt while it is trained [default: none; mlp for p-tuning].
-    #[arg(long, value_enum, value_name = "FORM", alias = "reparameterization", help_heading = "Prompt")]
-    pub encoder_reparameterization_type: Option<Encoder>,
-    /// Width of the hidden layers of the re-parameterisation [default: that of its input].
-    #[arg(long, value_name = "WIDTH", help_heading = "Prompt")]
+    /// Reparameterization of the prompt while it is trained [default: none; mlp for p-tuning].
+    #[arg(long, value_enum, value_name = "TYPE", alias = "reparameterization", help_heading = "Prompt")]
+    pub encoder_reparameterization_type: Option<ReparameterizationType>,
+    /// Hidden size of the reparameterization [default: the size of its input].
+    #[arg(long, value_name = "SIZE", help_heading = "Prompt")]
     pub encoder_hidden_size: Option<usize>,
     #[command(flatten)]
     #[serde(flatten)]

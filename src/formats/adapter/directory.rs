@@ -45,7 +45,7 @@ impl Adapter {
         match self {
             Self::Lora(adapter) => adapter.write(dir),
             Self::Prompt(prompt) => {
-                place(dir.as_ref(), |dir| prompt.write_files(&dir.join(CONFIG), &dir.join(WEIGHTS)))
+                write_dir(dir.as_ref(), |dir| prompt.write_files(&dir.join(CONFIG), &dir.join(WEIGHTS)))
             }
         }
     }
@@ -61,7 +61,7 @@ impl Adapter {
 
 /// Writes files of an adapter: into a directory that is absent, empty or holds only an adapter as a whole, into another
 /// one by one.
-fn place(dir: &Path, write: impl Fn(&Path) -> Result<()>) -> Result<()> {
+fn write_dir(dir: &Path, write: impl Fn(&Path) -> Result<()>) -> Result<()> {
     if foreign_entry(dir, &FILES)?.is_some() {
         return write(dir);
     }
@@ -112,7 +112,7 @@ impl LoraAdapter {
     /// # Panics
     /// When the modules' sizes do not fit each other.
     pub fn write(&self, dir: impl AsRef<Path>) -> Result<()> {
-        place(dir.as_ref(), |dir| self.write_files(dir))
+        write_dir(dir.as_ref(), |dir| self.write_files(dir))
     }
 
     fn write_files(&self, dir: &Path) -> Result<()> {

@@ -1,6 +1,6 @@
 //! PEFT soft prompts: PROMPT_TUNING, P_TUNING and PREFIX_TUNING directories, and beside them what PEFT drops.
 //!
-//! All three keep one tensor, `prompt_embeddings`: rows that stand before a sequence's first token (Lester et al.,
+//! All three save one tensor, `prompt_embeddings`: rows that stand before a sequence's first token (Lester et al.,
 //! arXiv 2104.08691; Liu et al., arXiv 2103.10385), or keys and values of every layer (Li and Liang, arXiv 2101.00190).
 //! Rows that an MLP made are saved as its output; the MLP itself ([`EncoderState`]) goes to a file of our own, without
 //! which nobody can continue the training.
@@ -224,8 +224,8 @@ fn refuse_unsupported(f: &Fields) -> Result<()> {
 pub enum Reparameterization {
     /// PEFT's PromptEncoder: `W3 relu(W2 relu(W1 e + b1) + b2) + b3`.
     Mlp,
-    /// `e + W2 relu(W1 e + b1) + b2`: a row keeps what it was, and the MLP adds to it (after Razdaibiedina et al., arXiv
-    /// 2305.03937, without their norm).
+    /// `e + W2 relu(W1 e + b1) + b2`: a row keeps what it was, and the MLP adds to it (after Razdaibiedina et al.,
+    /// arXiv 2305.03937, without their norm).
     Residual,
     /// PEFT's PrefixEncoder: `W2 tanh(W1 e + b1) + b2`, from the width of one layer's keys to all layers'.
     Projection,
@@ -298,7 +298,7 @@ impl EncoderShape {
     }
 }
 
-/// The parameters of a re-parameterisation: what PEFT does not keep.
+/// The parameters of a re-parameterisation: what PEFT does not save.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncoderState {
     /// Its dimensions.
@@ -335,7 +335,8 @@ impl EncoderState {
         })?;
         let parts = shape.parts(rows);
         file.deny_unexpected(|name| parts.iter().any(|(known, ..)| known == name))?;
-        let mut params = Vec::with_capacity(shape.len(rows));
+        // Not by the shape that the file claims: its tensors are not checked yet.
+        let mut params = Vec::new();
         for (name, dims, _) in &parts {
             let view = file.expect(name, dims)?;
             params.extend(view.check_finite().and_then(|()| view.to_f32()).map_err(Error::file(&path))?);
@@ -379,7 +380,7 @@ impl PromptAdapter {
         Ok(Self { config, rows, encoder })
     }
 
-    /// The side file (if there is something to keep), the rows, the settings.
+    /// The side file (if there is something to save), the rows, the settings.
     pub(super) fn write_files(&self, config_path: &Path, weights: &Path) -> Result<()> {
         let side = config_path.with_file_name(ENCODER);
         match &self.encoder {

@@ -1,4 +1,5 @@
-//! `config.json` of GPT-2, OPT and BLOOM. Options that change what is computed and are not among these fields are errors.
+//! `config.json` of GPT-2, OPT and BLOOM. Options that change what is computed and are not among these fields are
+//! errors.
 
 use super::{MAX_LAYERS, MAX_WIDTH, dtype, end_tokens, pad, refuse_common, token, unsupported};
 use crate::Result;
@@ -44,7 +45,7 @@ fn eps(f: &Fields, key: &str) -> Result<f64> {
     }
 }
 
-/// An activation by the reference's names, of which several mean one function.
+/// An activation by transformers' names, of which several mean one function.
 fn activation(f: &Fields, key: &str, default: &str) -> Result<Activation> {
     match f.str(key)?.unwrap_or(default) {
         "relu" => Ok(Activation::Relu),
@@ -111,15 +112,15 @@ pub(super) fn gpt2(f: &Fields) -> Result<ModelConfig> {
     let depth = layers(f, &["n_layer", "num_hidden_layers"])?;
     let ffn = f.usize_in("n_inner", 1..=MAX_WIDTH)?.unwrap_or(4 * hidden);
     fixed(f, "add_cross_attention", false)?;
-    let places = alias(f, &["n_positions", "max_position_embeddings"], usize::MAX)?.unwrap_or(1024);
+    let positions = alias(f, &["n_positions", "max_position_embeddings"], usize::MAX)?.unwrap_or(1024);
     let base = base(f, Family::Gpt2, [hidden, heads, depth, ffn], "n_head")?;
     let scaled = f.bool("scale_attn_weights")?.unwrap_or(true);
     let root = if scaled { 1.0 / (base.head_dim as f64).sqrt() } else { 1.0 };
     let by_layer = f.bool("scale_attn_by_inverse_layer_idx")?.unwrap_or(false);
     let scale = |layer: usize| if by_layer { root / (layer + 1) as f64 } else { root };
-    // `reorder_and_upcast_attn` only says where the reference rounds less.
+    // `reorder_and_upcast_attn` only says where transformers rounds less.
     Ok(ModelConfig {
-        max_position_embeddings: places,
+        max_position_embeddings: positions,
         norm_eps: eps(f, "layer_norm_epsilon")?,
         mlp: Mlp::Plain(activation(f, "activation_function", "gelu_new")?),
         positions: Positions::Learned { first: 0 },

@@ -133,7 +133,7 @@ fn yarn(f: &Fields, d: &Fields, max_positions: usize) -> Result<RopeKind> {
     if !(attention_factor.is_finite() && attention_factor > 0.0) {
         return Err(d.error("mscale_all_dim", format!("a positive attention factor, not {attention_factor}")));
     }
-    // Zero means the default, as in the reference.
+    // Zero means the default, as in transformers.
     let or = |key: &str, default: f64| Ok::<_, Error>(d.f64(key)?.filter(|&x| x != 0.0).unwrap_or(default));
     let (beta_fast, beta_slow) = (or("beta_fast", 32.0)?, or("beta_slow", 1.0)?);
     if beta_slow <= 0.0 || beta_fast < beta_slow {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::header::{Header, Info};
-use super::{Bytes, SafetensorsError, TensorView};
+use super::{Bytes, Loading, SafetensorsError, TensorView};
 use crate::error::nearest;
 use crate::formats::json::{self, Fields};
 use crate::{Error, Result};
@@ -16,37 +16,47 @@ const SINGLE: &str = "model.safetensors";
 /// File name of the index of a model in shards.
 const INDEX: &str = "model.safetensors.index.json";
 
-/// An open set of tensors. All headers are checked; no data is read yet.
+/// An open set of tensors, their headers checked.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
     files: Vec<(PathBuf, Bytes)>,
-    /// Name to the file's index and the place in it.
+    /// By name: index into `files`, and the byte range in that file.
     tensors: BTreeMap<String, (usize, Info)>,
     metadata: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
     /// Opens a safetensors file, an index file (`*.index.json`), or a directory that holds `model.safetensors` or
-    /// `model.safetensors.index.json` (the first when both are there).
+    /// `model.safetensors.index.json` (the first when both are there). The files are mapped, and must not change while
+    /// the checkpoint or a view of it lives: [`Bytes::map`] says what happens if they do.
     ///
     /// # Errors
     /// Nothing to open, an invalid file ([`SafetensorsError`] inside [`Error::File`]), or an index and shards that
     /// do not agree.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_as(path, Loading::Mapped)
+    }
+
+    /// As [`Checkpoint::open`], the files mapped or copied: a copied checkpoint has all data in memory and does not
+    /// change with its files.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_as(path: impl AsRef<Path>, loading: Loading) -> Result<Self> {
         let path = path.as_ref();
         if !path.is_dir() {
             return if path.extension().is_some_and(|e| e == "json") {
-                Self::open_index(path)
+                Self::open_index(path, loading)
             } else {
-                Self::from_bytes(path, Bytes::map(path)?)
+                Self::from_bytes(path, Bytes::open(path, loading)?)
             };
         }
         if path.join(SINGLE).exists() {
-            return Self::open(path.join(SINGLE));
+            return Self::open_as(path.join(SINGLE), loading);
         }
         if path.join(INDEX).exists() {
-            return Self::open_index(&path.join(INDEX));
+            return Self::open_index(&path.join(INDEX), loading);
         }
         let found = if path.join("pytorch_model.bin").exists() {
             "pytorch_model.bin (convert it to safetensors)"
@@ -71,12 +81,12 @@ impl Checkpoint {
         })
     }
 
-    fn open_index(path: &Path) -> Result<Self> {
+    fn open_index(path: &Path, loading: Loading) -> Result<Self> {
         let value = json::read(path)?;
         let top = Fields::new(path, &value)?;
         let map = top.require("weight_map", top.object("weight_map")?, "an object of tensor names and file names")?;
         let dir = path.parent().unwrap_or(Path::new("."));
-        let mut placed: HashMap<&str, &str> = HashMap::new();
+        let mut shard_of: HashMap<&str, &str> = HashMap::new();
         let mut shards: Vec<&str> = Vec::new();
         for name in map.keys() {
             let shard = map.require(name, map.str(name)?, "a file name")?;
@@ -87,7 +97,7 @@ impl Checkpoint {
             if !shards.contains(&shard) {
                 shards.push(shard);
             }
-            placed.insert(name, shard);
+            shard_of.insert(name, shard);
         }
         if shards.is_empty() {
             return Err(top.error("weight_map", "at least one tensor"));
@@ -100,11 +110,11 @@ impl Checkpoint {
             if !file.exists() {
                 return Err(Error::field(path, "weight_map", format!("a shard {shard}"), "no such file"));
             }
-            let one = Self::from_bytes(&file, Bytes::map(&file)?)?;
+            let one = Self::from_bytes(&file, Bytes::open(&file, loading)?)?;
             all.metadata.extend(one.metadata);
             let at = all.files.len();
             for (name, (_, info)) in one.tensors {
-                let expected = placed.get(name.as_str());
+                let expected = shard_of.get(name.as_str());
                 if expected != Some(&shard) {
                     let found = expected.map_or("no entry".to_string(), |s| s.to_string());
                     return Err(Error::field(
@@ -118,7 +128,7 @@ impl Checkpoint {
             }
             all.files.extend(one.files);
         }
-        let mut absent: Vec<_> = placed.iter().filter(|(name, _)| !all.tensors.contains_key(**name)).collect();
+        let mut absent: Vec<_> = shard_of.iter().filter(|(name, _)| !all.tensors.contains_key(**name)).collect();
         absent.sort_unstable();
         if let Some((name, shard)) = absent.first() {
             return Err(Error::field(path, format!("weight_map.{name}"), format!("a tensor in {shard}"), "none there"));
@@ -146,7 +156,7 @@ impl Checkpoint {
         &self.metadata
     }
 
-    /// Number of tensors.
+    /// Number of tensors in all files.
     pub fn len(&self) -> usize {
         self.tensors.len()
     }

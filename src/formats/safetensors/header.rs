@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
+use safetensors::tensor::{SafeTensorError, SafeTensors, TensorInfo};
 use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, Visitor};
 
-use super::Dtype;
+use super::{DTYPES, Dtype, element_size};
 
-/// Headers larger than this are refused, as by the reference implementation.
+/// Headers larger than this are refused, as by the format's crate.
 pub(super) const MAX_HEADER: u64 = 100_000_000;
 
 /// Why a safetensors file, or a tensor of it, cannot be used.
@@ -82,7 +83,7 @@ pub enum SafetensorsError {
 }
 
 fn names() -> String {
-    Dtype::ALL.map(Dtype::name).join(", ")
+    DTYPES.map(|dtype| dtype.to_string()).join(", ")
 }
 
 /// Where a tensor lies.
@@ -96,117 +97,133 @@ pub(super) struct Info {
     pub end: usize,
 }
 
-/// A checked header: tensors in order of position, and the metadata.
+/// A checked header: tensors in no order, and the metadata.
 pub(super) struct Header {
     pub tensors: Vec<Info>,
     pub metadata: BTreeMap<String, String>,
 }
 
 impl Header {
-    /// Parses and checks the start of `file`, which is the whole file.
+    /// Reads and checks the start of `file`, which is the whole file.
+    ///
+    /// The format's crate decides whether a file is valid, and what its tensors are. It keeps the last of equal names,
+    /// skips keys and spaces that do not belong there, and its errors name no tensor and no number: so the header is
+    /// also read as [`Entries`], to refuse the former and to word the latter.
     pub(super) fn parse(file: &[u8]) -> Result<Self, SafetensorsError> {
         use SafetensorsError as E;
-        let (length, rest) = file.split_first_chunk::<8>().ok_or(E::TooShort { len: file.len() })?;
-        let found = u64::from_le_bytes(*length);
-        if found > MAX_HEADER {
-            return Err(E::HeaderTooLarge { found });
+        let read = SafeTensors::read_metadata(file);
+        let length = file.first_chunk::<8>().map_or(0, |length| u64::from_le_bytes(*length));
+        match &read {
+            Err(SafeTensorError::HeaderTooSmall) => return Err(E::TooShort { len: file.len() }),
+            Err(SafeTensorError::HeaderTooLarge) => return Err(E::HeaderTooLarge { found: length }),
+            Err(SafeTensorError::InvalidHeaderLength) => {
+                return Err(E::HeaderOutOfRange { found: length, available: file.len() as u64 - 8 });
+            }
+            Err(SafeTensorError::InvalidHeader(e)) => return Err(E::HeaderNotUtf8 { at: e.valid_up_to() }),
+            _ => {}
         }
-        if found > rest.len() as u64 {
-            return Err(E::HeaderOutOfRange { found, available: rest.len() as u64 });
-        }
-        let (text, data) = rest.split_at(found as usize);
+        // The crate has found the length in range and the text UTF-8.
+        let (text, data) = file[8..].split_at(length as usize);
         let text = std::str::from_utf8(text).map_err(|e| E::HeaderNotUtf8 { at: e.valid_up_to() })?;
         if !text.starts_with('{') {
             return Err(E::HeaderStart { found: text.chars().next().unwrap_or(' ') });
         }
-        let raw: RawHeader = serde_json::from_str(text).map_err(|e| E::HeaderJson(e.to_string()))?;
+        let entries: Entries = serde_json::from_str(text).map_err(|e| E::HeaderJson(e.to_string()))?;
         let mut seen = HashSet::new();
-        if let Some((name, _)) = raw.tensors.iter().find(|(name, _)| !seen.insert(name.as_str())) {
+        if let Some((name, _)) = entries.tensors.iter().find(|(name, _)| !seen.insert(name)) {
             return Err(E::DuplicateName { name: name.clone() });
         }
-        let start = 8 + found as usize;
-        let mut tensors = raw
-            .tensors
-            .into_iter()
-            .map(|(name, info)| check(name, info, start, data.len()))
-            .collect::<Result<Vec<_>, _>>()?;
-        tensors.sort_by_key(|t| (t.begin, t.end));
-        let (mut expected, mut other) = (start, "the header");
-        for t in &tensors {
-            let (name, begin) = (t.name.clone(), t.begin - start);
-            if t.begin < expected {
-                return Err(E::Overlap { name, other: other.to_string(), expected: expected - start, begin });
+        let (_, found) =
+            read.map_err(|e| entries.explain(data.len()).unwrap_or_else(|| E::HeaderJson(e.to_string())))?;
+        let start = file.len() - data.len();
+        let info = |(name, info): (String, &TensorInfo)| {
+            if !DTYPES.contains(&info.dtype) {
+                return Err(E::UnknownDtype { name, found: info.dtype.to_string() });
             }
-            if t.begin > expected {
-                return Err(E::Gap { name, expected: expected - start, begin });
-            }
-            (expected, other) = (t.end, &t.name);
-        }
-        if expected != file.len() {
-            return Err(E::TrailingBytes { expected: expected - start, found: data.len() });
-        }
-        Ok(Self { tensors, metadata: raw.metadata })
+            let (begin, end) = info.data_offsets;
+            Ok(Info { name, dtype: info.dtype, shape: info.shape.clone(), begin: start + begin, end: start + end })
+        };
+        let tensors = found.tensors().into_iter().map(info).collect::<Result<_, _>>()?;
+        Ok(Self { tensors, metadata: entries.metadata })
     }
 }
 
-/// Checks one tensor against the `len` bytes of data, which begin at `start` of the file.
-fn check(name: String, raw: RawInfo, start: usize, len: usize) -> Result<Info, SafetensorsError> {
-    use SafetensorsError as E;
-    let Some(dtype) = Dtype::from_name(&raw.dtype) else {
-        return Err(E::UnknownDtype { name, found: raw.dtype });
-    };
-    let [begin, end] = raw.data_offsets;
-    if begin > end {
-        return Err(E::OffsetsReversed { name, begin, end });
-    }
-    if end > len {
-        return Err(E::OutOfRange { name, end, len });
-    }
-    let shape = raw.shape;
-    let Some(expected) = bytes_of(&shape, dtype) else {
-        return Err(E::ShapeOverflow { name, shape });
-    };
-    if expected != end - begin {
-        return Err(E::WrongLength { name, shape, dtype, expected, found: end - begin });
-    }
-    Ok(Info { name, dtype, shape, begin: start + begin, end: start + end })
-}
-
-/// Bytes of a tensor; `None` on overflow.
+/// Bytes of a tensor of a dtype of [`DTYPES`]; `None` on overflow.
 pub(super) fn bytes_of(shape: &[usize], dtype: Dtype) -> Option<usize> {
-    shape.iter().try_fold(dtype.size(), |n, &d| n.checked_mul(d))
+    shape.iter().try_fold(element_size(dtype), |n, &d| n.checked_mul(d))
+}
+
+/// The header as written: repeated names kept, and no key that does not belong there.
+struct Entries {
+    tensors: Vec<(String, Entry)>,
+    metadata: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawInfo {
+struct Entry {
     dtype: String,
     shape: Vec<usize>,
     data_offsets: [usize; 2],
 }
 
-/// The header as written, repeated names kept so that they can be refused.
-struct RawHeader {
-    tensors: Vec<(String, RawInfo)>,
-    metadata: BTreeMap<String, String>,
-}
-
-impl<'de> Deserialize<'de> for RawHeader {
-    fn deserialize<D: serde::Deserializer<'de>>(de: D) -> Result<Self, D::Error> {
-        de.deserialize_map(RawVisitor)
+impl Entries {
+    /// What is wrong with the first tensor that is wrong, by their order in the header and then in the `len` bytes of
+    /// data; `None` where each is right.
+    fn explain(&self, len: usize) -> Option<SafetensorsError> {
+        use SafetensorsError as E;
+        if let Some(error) = self.tensors.iter().find_map(|(name, entry)| entry.explain(name.clone(), len)) {
+            return Some(error);
+        }
+        let mut order: Vec<_> = self.tensors.iter().map(|(name, entry)| (entry.data_offsets, name)).collect();
+        order.sort_by_key(|(offsets, _)| *offsets);
+        let (mut expected, mut other) = (0, "the header");
+        for ([begin, end], name) in order {
+            if begin < expected {
+                return Some(E::Overlap { name: name.clone(), other: other.to_string(), expected, begin });
+            }
+            if begin > expected {
+                return Some(E::Gap { name: name.clone(), expected, begin });
+            }
+            (expected, other) = (end, name);
+        }
+        (expected != len).then_some(E::TrailingBytes { expected, found: len })
     }
 }
 
-struct RawVisitor;
+impl Entry {
+    fn explain(&self, name: String, len: usize) -> Option<SafetensorsError> {
+        use SafetensorsError as E;
+        let Some(dtype) = DTYPES.into_iter().find(|dtype| dtype.to_string() == self.dtype) else {
+            return Some(E::UnknownDtype { name, found: self.dtype.clone() });
+        };
+        let ([begin, end], shape) = (self.data_offsets, self.shape.clone());
+        match bytes_of(&shape, dtype) {
+            _ if begin > end => Some(E::OffsetsReversed { name, begin, end }),
+            _ if end > len => Some(E::OutOfRange { name, end, len }),
+            None => Some(E::ShapeOverflow { name, shape }),
+            Some(n) if n != end - begin => Some(E::WrongLength { name, shape, dtype, expected: n, found: end - begin }),
+            Some(_) => None,
+        }
+    }
+}
 
-impl<'de> Visitor<'de> for RawVisitor {
-    type Value = RawHeader;
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: serde::Deserializer<'de>>(de: D) -> Result<Self, D::Error> {
+        de.deserialize_map(EntriesVisitor)
+    }
+}
+
+struct EntriesVisitor;
+
+impl<'de> Visitor<'de> for EntriesVisitor {
+    type Value = Entries;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("an object of tensors")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
         let mut tensors = Vec::new();
         let mut metadata = None;
         while let Some(name) = map.next_key::<String>()? {
@@ -216,10 +233,10 @@ impl<'de> Visitor<'de> for RawVisitor {
                     return Err(A::Error::custom("__metadata__: expected once, found twice"));
                 }
             } else {
-                let info = map.next_value().map_err(|e| A::Error::custom(format!("tensor {name}: {e}")))?;
-                tensors.push((name, info));
+                let entry = map.next_value().map_err(|e| A::Error::custom(format!("tensor {name}: {e}")))?;
+                tensors.push((name, entry));
             }
         }
-        Ok(RawHeader { tensors, metadata: metadata.unwrap_or_default() })
+        Ok(Entries { tensors, metadata: metadata.unwrap_or_default() })
     }
 }

@@ -10,7 +10,8 @@ use super::header::bytes_of;
 use crate::formats::atomic::AtomicFile;
 use crate::{Error, Result};
 
-/// Bytes kept per tensor before they go to the file.
+/// Bytes buffered per tensor before they go to the file: few enough for hundreds of tensors, and enough that a write
+/// costs little.
 const CHUNK: usize = 1 << 18;
 
 /// A tensor to be written.
@@ -18,7 +19,7 @@ const CHUNK: usize = 1 << 18;
 pub struct Tensor<'a> {
     /// Name in the file.
     pub name: &'a str,
-    /// Element type.
+    /// Element type, one of [`DTYPES`](super::DTYPES).
     pub dtype: Dtype,
     /// Shape, outermost dimension first.
     pub shape: &'a [usize],
@@ -31,14 +32,14 @@ pub struct Tensor<'a> {
 pub struct TensorSpec {
     /// Name in the file.
     pub name: String,
-    /// Element type.
+    /// Element type, one of [`DTYPES`](super::DTYPES).
     pub dtype: Dtype,
     /// Shape, outermost dimension first.
     pub shape: Vec<usize>,
 }
 
 /// Writes a file atomically. The same tensors and metadata give the same bytes in whatever order they come, and the
-/// layout is the reference implementation's: by dtype, then by name.
+/// layout is that of the format's own library: by dtype (the largest first), then by name.
 ///
 /// # Errors
 /// The file cannot be written, or two tensors have one name.
@@ -94,7 +95,7 @@ impl TensorFile {
             let Some(end) = end else {
                 return Err(Error::field(path, spec.name, "a size that fits 64 bits", format!("{:?}", spec.shape)));
             };
-            let entry = json!({"dtype": spec.dtype.name(), "shape": spec.shape, "data_offsets": [offset, end]});
+            let entry = json!({"dtype": spec.dtype, "shape": spec.shape, "data_offsets": [offset, end]});
             if header.insert(spec.name.clone(), entry).is_some() {
                 return Err(Error::field(path, spec.name, "a tensor's name once", "twice"));
             }

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::Precompiled;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer as Inner};
@@ -56,7 +58,7 @@ impl Tokenizer {
     pub fn parse(dir: impl AsRef<Path>, tokenizer: &str, tokenizer_config: &str) -> Result<Self> {
         let dir = dir.as_ref();
         let path = dir.join("tokenizer.json");
-        let inner = Inner::from_bytes(tokenizer).map_err(Error::file(&path))?;
+        let inner = from_text(&path, tokenizer)?;
         let mut config = Sources::read(Path::new(""), |_| Ok(None))?;
         config.tokenizer_config.0 = dir.join("tokenizer_config.json");
         config.tokenizer_config.1 = json::parse(&config.tokenizer_config.0, tokenizer_config)?;
@@ -106,7 +108,7 @@ impl Tokenizer {
 enum Pipeline {
     /// What `tokenizer.json` says.
     File,
-    /// That of the reference's LLaMA tokenizer.
+    /// That of transformers' LLaMA tokenizer.
     Llama,
     /// That of its GPT-2 tokenizer.
     Gpt2,
@@ -142,7 +144,7 @@ impl Sources {
         Fields::new(&self.tokenizer_config.0, &self.tokenizer_config.1)
     }
 
-    /// Whose pipeline the reference library builds: its class's own, or the file's. Of some families it knows that
+    /// Whose pipeline transformers builds: its class's own, or the file's. Of some families it knows that
     /// published files name a wrong class.
     fn pipeline(&self) -> Result<Pipeline> {
         let class = self.config()?.str("tokenizer_class")?.unwrap_or_default();
@@ -204,8 +206,8 @@ impl Sources {
         Ok(extra)
     }
 
-    /// `add_bos_token` and `add_eos_token`. They count beside a vocabulary alone: a `tokenizer.json` says itself what it
-    /// adds, and the reference library then reads neither.
+    /// `add_bos_token` and `add_eos_token`. They count beside a vocabulary alone: a `tokenizer.json` says itself what
+    /// it adds, and transformers then reads neither.
     fn added(&self) -> Result<[Option<bool>; 2]> {
         let f = self.config()?;
         Ok([f.bool("add_bos_token")?, f.bool("add_eos_token")?])
@@ -274,9 +276,12 @@ fn from_json(path: &Path, config: &Sources) -> Result<Inner> {
     // A class whose alphabet is not the file's would make nonsense of every text.
     let own = (pipeline == Pipeline::Llama) != text.contains("\"ByteLevel\"");
     if pipeline == Pipeline::File || !own {
-        return Inner::from_bytes(text).map_err(Error::file(path));
+        return from_text(path, &text);
     }
     let mut value = json::parse(path, &text)?;
+    if !value.get("model").is_some_and(Value::is_object) {
+        return from_text(path, &text);
+    }
     let f = config.config()?;
     // Older files do not name the kind of a model with merges.
     if value.pointer("/model/type").and_then(Value::as_str).unwrap_or("BPE") == "BPE" {
@@ -287,14 +292,32 @@ fn from_json(path: &Path, config: &Sources) -> Result<Inner> {
             _ => byte_level(&mut value, prefix.unwrap_or(false), pipeline == Pipeline::Qwen2),
         }
     }
-    Inner::from_bytes(value.to_string()).map_err(Error::file(path))
+    from_text(path, &value.to_string())
 }
 
-/// How the reference's Qwen2 tokenizer cuts a text into words.
+/// A tokenizer of the text of its `tokenizer.json`. The crate that reads it panics where the text is no JSON inside a
+/// decoder, and where a precompiled normalizer is none: both are refused before it sees them.
+fn from_text(path: &Path, text: &str) -> Result<Inner> {
+    let value: Value = serde_json::from_str(text).map_err(Error::file(path))?;
+    check_precompiled(value.get("normalizer")).map_err(Error::file(path))?;
+    Inner::from_bytes(text).map_err(Error::file(path))
+}
+
+/// Checks every precompiled normalizer of a normalizer.
+fn check_precompiled(normalizer: Option<&Value>) -> serde_json::Result<()> {
+    let Some(normalizer) = normalizer else { return Ok(()) };
+    if normalizer.get("type").and_then(Value::as_str) == Some("Precompiled") {
+        Precompiled::deserialize(normalizer)?;
+    }
+    let parts = normalizer.get("normalizers").and_then(Value::as_array);
+    parts.into_iter().flatten().try_for_each(|part| check_precompiled(Some(part)))
+}
+
+/// How transformers' Qwen2 tokenizer cuts a text into words.
 const QWEN2_WORDS: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The pipeline of the reference's GPT-2 tokenizer, which takes text as it is, or of its Qwen2 tokenizer, which composes
+/// The pipeline of transformers' GPT-2 tokenizer, which takes text as it is, or of its Qwen2 tokenizer, which composes
 /// characters and takes digits one by one.
 fn byte_level(tokenizer: &mut Value, prefix: bool, qwen2: bool) {
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": !qwen2});
@@ -312,7 +335,7 @@ fn byte_level(tokenizer: &mut Value, prefix: bool, qwen2: bool) {
     model["ignore_merges"] = json!(false);
 }
 
-/// The pipeline of the reference's LLaMA tokenizer: spaces become ▁, one is put before the text (before every part
+/// The pipeline of transformers' LLaMA tokenizer: spaces become ▁, one is put before the text (before every part
 /// between special tokens with `legacy`), unknown characters become bytes.
 fn metaspace(tokenizer: &mut Value, prefix: bool, legacy: bool) {
     let scheme = match (prefix, legacy) {

@@ -1,10 +1,9 @@
 //! Confidence intervals by resampling the examples (Efron 1979; for BLEU, Koehn 2004).
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{Metric, sums};
+use crate::random::Rng;
 
 /// An interval of scores.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,16 +16,16 @@ pub struct Interval {
 }
 
 /// The 95% percentile interval of the mean corpus score of some runs on the same examples, `runs[r][example]` being
-/// [`Metric::judge`]'s statistics: of `resamples` corpora of as many examples, drawn with replacement (ChaCha8 from
-/// `seed`), the same for every run; none without examples or resamples.
+/// [`Metric::judge`]'s statistics: of `resamples` corpora of as many examples, drawn with replacement (by random
+/// numbers of `seed`), the same for every run; none without examples or resamples.
 pub fn interval(metric: Metric, runs: &[Vec<Vec<f64>>], resamples: usize, seed: u64) -> Option<Interval> {
     let n = runs.first().map_or(0, Vec::len);
     if n == 0 || resamples == 0 {
         return None;
     }
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut rng = Rng::new(seed);
     let mut resample = || {
-        let drawn: Vec<usize> = (0..n).map(|_| rng.random_range(0..n)).collect();
+        let drawn: Vec<usize> = (0..n).map(|_| rng.below(n)).collect();
         let score = |run: &Vec<Vec<f64>>| metric.score(&sums(drawn.iter().map(|&i| &run[i])));
         runs.iter().map(score).sum::<f64>() / runs.len() as f64
     };

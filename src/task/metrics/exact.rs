@@ -145,9 +145,9 @@ enum Node<'a> {
     Tree(&'a str, Vec<Node<'a>>),
 }
 
-/// Whether `output` is the parse `right`.
-pub fn same_parse(right: &str, output: &str) -> bool {
-    parse(right).is_some_and(|right| parse(output) == Some(right))
+/// Whether `output` is the parse `gold`.
+pub fn same_parse(gold: &str, output: &str) -> bool {
+    parse(gold).is_some_and(|gold| parse(output) == Some(gold))
 }
 
 /// Whether a text is one bracketed parse.

@@ -11,7 +11,7 @@ mod exact;
 
 use serde::{Deserialize, Serialize};
 
-use super::Example;
+use super::example::Example;
 
 pub use bootstrap::{Interval, interval};
 pub(super) use exact::{is_parse, sql_names};
@@ -23,7 +23,7 @@ const SACREBLEU: &str = "2.6.0";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Metric {
-    /// Share of the outputs that are the right one, but for white space at the ends.
+    /// Share of the outputs that are a gold one, but for white space at the ends.
     Exact,
     /// Corpus BLEU (Papineni et al. 2002) as sacreBLEU computes it (Post 2018): 13a tokens, exponential smoothing, the
     /// closest reference's length.
@@ -32,14 +32,14 @@ pub enum Metric {
     ChrF,
     /// Share of the outputs in which BLEC's rules (Shu et al. 2021) find no error.
     Blec,
-    /// Share of the queries that are the right one but for what SQL does not tell apart: see `exact`.
+    /// Share of the queries that are a gold one but for what SQL does not tell apart: see `exact`.
     Sql,
-    /// Share of the parses whose tree is the right one.
+    /// Share of the parses whose tree is a gold one.
     Parse,
 }
 
 impl Metric {
-    /// The name in tables.
+    /// As tables and signatures spell it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Exact => "exact match",
@@ -54,19 +54,19 @@ impl Metric {
     /// The statistics of one output, whose sums over examples [`Metric::score`] reads.
     ///
     /// # Panics
-    /// For [`Metric::Blec`], if the example has no meaning.
+    /// For [`Metric::Blec`], if the example has no logical form.
     pub fn judge(self, output: &str, example: &Example) -> Vec<f64> {
         let share = |hit: bool| vec![f64::from(u8::from(hit)), 1.0];
         match self {
-            Self::Exact => share(example.right().any(|right| right.trim() == output.trim())),
-            Self::Bleu => bleu::statistics(output, example.right()),
-            Self::ChrF => chrf::statistics(output, example.right()),
+            Self::Exact => share(example.gold().any(|gold| gold.trim() == output.trim())),
+            Self::Bleu => bleu::statistics(output, example.gold()),
+            Self::ChrF => chrf::statistics(output, example.gold()),
             Self::Blec => {
-                let logic = example.meaning.as_deref().expect("BLEC: an example with its logic");
+                let logic = example.logical_form.as_deref().expect("BLEC: an example with its logic");
                 share(blec::errors(logic, output, &example.output).is_empty())
             }
-            Self::Sql => share(example.right().any(|right| exact::sql(right) == exact::sql(output))),
-            Self::Parse => share(example.right().any(|right| exact::same_parse(right, output))),
+            Self::Sql => share(example.gold().any(|gold| exact::sql(gold) == exact::sql(output))),
+            Self::Parse => share(example.gold().any(|gold| exact::same_parse(gold, output))),
         }
     }
 
@@ -87,10 +87,10 @@ impl Metric {
     /// What must be said beside a score for it to be comparable, over examples with these numbers of references:
     /// sacreBLEU's signature, with the version that agrees with this program's numbers.
     pub fn signature(self, references: impl IntoIterator<Item = usize>) -> String {
-        let mut numbers: Vec<usize> = references.into_iter().collect();
-        numbers.sort_unstable();
-        numbers.dedup();
-        let nrefs = match numbers[..] {
+        let mut counts: Vec<usize> = references.into_iter().collect();
+        counts.sort_unstable();
+        counts.dedup();
+        let nrefs = match counts[..] {
             [one] => one.to_string(),
             _ => "var".to_string(),
         };
@@ -102,7 +102,7 @@ impl Metric {
     }
 }
 
-/// Element by element.
+/// Sums of the examples' statistics, element by element.
 fn sums<'a>(statistics: impl Iterator<Item = &'a Vec<f64>>) -> Vec<f64> {
     let mut out = Vec::new();
     for one in statistics {
@@ -120,25 +120,25 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 /// How well one arm answers, over its queries.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scores {
-    /// Share of the queries whose right label has the highest log-probability of all labels; `None` for free text.
+    /// Share of the queries whose gold label has the highest log-probability of all labels; `None` for free text.
     pub accuracy: Option<f64>,
-    /// Mean log-probability (natural) of the right answer.
+    /// Mean log-probability (natural) of the gold answer.
     pub log_prob: f64,
 }
 
 /// Scores queries from the log-probabilities of their candidate answers.
 ///
 /// `log_probs[i][c]` is the log-probability of candidate `c` of query `i`: the sum over all tokens of its string, not
-/// divided by their number. `right[i]` is the right one. With equal log-probabilities the earlier candidate is the
+/// divided by their number. `gold[i]` is the gold one. With equal log-probabilities the earlier candidate is the
 /// model's answer. With `labelled = false` the only candidate is the reference, and there is no accuracy.
 ///
 /// # Panics
-/// If there are no queries, or not one `right` for each.
-pub fn score(log_probs: &[Vec<f64>], right: &[usize], labelled: bool) -> Scores {
-    assert!(!log_probs.is_empty() && log_probs.len() == right.len(), "score: {} of {}", log_probs.len(), right.len());
+/// If there are no queries, or not one of `gold` for each.
+pub fn score(log_probs: &[Vec<f64>], gold: &[usize], labelled: bool) -> Scores {
+    assert!(!log_probs.is_empty() && log_probs.len() == gold.len(), "score: {} of {}", log_probs.len(), gold.len());
     let n = log_probs.len() as f64;
-    let log_prob = log_probs.iter().zip(right).map(|(l, &r)| l[r]).sum::<f64>() / n;
-    let hits = log_probs.iter().zip(right).filter(|(l, r)| best(l) == **r).count();
+    let log_prob = log_probs.iter().zip(gold).map(|(l, &g)| l[g]).sum::<f64>() / n;
+    let hits = log_probs.iter().zip(gold).filter(|(l, g)| best(l) == **g).count();
     Scores { accuracy: labelled.then(|| hits as f64 / n), log_prob }
 }
 

@@ -1,10 +1,8 @@
 //! Episodes: what one training sequence, or one question of the evaluation, says.
 
-use rand::Rng;
-use rand::seq::{IndexedRandom, IteratorRandom};
-use rand_chacha::ChaCha8Rng;
-
 use super::world::{self, CLASSES, Class, HELD_OUT, Speech};
+use crate::hash::fnv1a_mixed;
+use crate::random::Rng;
 
 /// One sentence in so many is kept for the evaluation.
 const SENTENCES_APART: u64 = 8;
@@ -16,9 +14,9 @@ const ARROW: &str = " ->";
 /// Which of two disjoint sets of sentences, and of pairs of label words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
-    /// What training sees.
+    /// Seven eighths of the sentences and pairs: what training sees.
     Train,
-    /// What it does not.
+    /// The other eighth, of the evaluation.
     HeldOut,
 }
 
@@ -45,16 +43,16 @@ pub struct Piece {
 /// A text with the parts of it that are to be predicted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Episode {
-    /// The text.
+    /// Its text, in order.
     pub pieces: Vec<Piece>,
     /// The labels in use, none in a burst.
     pub labels: Vec<&'static str>,
-    /// The label of each line, by its place in `labels`.
+    /// The label of each line, by its index in `labels`.
     pub answers: Vec<usize>,
 }
 
 impl Episode {
-    /// The text.
+    /// All pieces, one after the other.
     pub fn text(&self) -> String {
         self.pieces.iter().map(|piece| piece.text.as_str()).collect()
     }
@@ -74,11 +72,11 @@ impl Episode {
 
 /// The two classes of an episode: of one part of speech, which is that of adjectives one time in four, as one class
 /// in four is.
-pub fn contrast(rng: &mut ChaCha8Rng, split: Split) -> [&'static Class; 2] {
-    let speech = if rng.random_ratio(1, 4) { Speech::Adjective } else { Speech::Noun };
+pub fn contrast(rng: &mut Rng, split: Split) -> [&'static Class; 2] {
+    let speech = if rng.chance(0.25) { Speech::Adjective } else { Speech::Noun };
     let pairs = contrasts(split).into_iter().filter(|pair| pair[0].speech == speech);
-    let mut pair = pairs.choose(rng).expect("every part of speech has pairs of both splits");
-    if rng.random() {
+    let mut pair = rng.choose_unsized(pairs).expect("every part of speech has pairs of both splits");
+    if rng.coin() {
         pair.swap(0, 1);
     }
     pair
@@ -100,13 +98,13 @@ pub fn class(name: &str) -> &'static Class {
 }
 
 /// A sentence with one or two words of a class, taken from `words`.
-pub fn sentence(rng: &mut ChaCha8Rng, class: &Class, words: &[&'static str], split: Split) -> String {
+pub fn sentence(rng: &mut Rng, class: &Class, words: &[&'static str], split: Split) -> String {
     let patterns = match class.speech {
         Speech::Noun => &world::NOUN_PATTERNS,
         Speech::Adjective => &world::ADJECTIVE_PATTERNS,
     };
     loop {
-        let pattern = patterns.choose(rng).expect("there are patterns");
+        let pattern = rng.choose(patterns);
         let mut filled: Vec<&str> = Vec::with_capacity(6);
         for word in pattern.split(' ') {
             filled.push(match word.strip_prefix('{').and_then(|w| w.strip_suffix('}')) {
@@ -126,17 +124,17 @@ pub fn sentence(rng: &mut ChaCha8Rng, class: &Class, words: &[&'static str], spl
 
 /// The split of a sentence.
 pub fn sentence_split(text: &str) -> Split {
-    apart(hash(text), SENTENCES_APART)
+    apart(fnv1a_mixed(text.bytes()), SENTENCES_APART)
 }
 
 /// The split of a pair of label words.
 pub fn pair_split(a: &str, b: &str) -> Split {
     let (first, second) = if a < b { (a, b) } else { (b, a) };
-    apart(hash(&format!("{first} {second}")), PAIRS_APART)
+    apart(fnv1a_mixed(format!("{first} {second}").bytes()), PAIRS_APART)
 }
 
 /// Two label words for an episode of two classes.
-pub fn labels(rng: &mut ChaCha8Rng, classes: [&'static Class; 2], labels: Labels) -> [&'static str; 2] {
+pub fn labels(rng: &mut Rng, classes: [&'static Class; 2], labels: Labels) -> [&'static str; 2] {
     let (list, split) = match labels {
         Labels::Natural => return classes.map(|class| class.name),
         Labels::Random(split) => (world::LABELS, Some(split)),
@@ -153,7 +151,7 @@ pub fn labels(rng: &mut ChaCha8Rng, classes: [&'static Class; 2], labels: Labels
 /// Lines of sentences of two classes with their labels: `lines - 1` demonstrations and a query. With `few`, the
 /// episode has so many words of each class, rather than all.
 pub fn classification(
-    rng: &mut ChaCha8Rng,
+    rng: &mut Rng,
     classes: [&'static Class; 2],
     kind: Labels,
     few: Option<usize>,
@@ -162,11 +160,11 @@ pub fn classification(
 ) -> Episode {
     let mut episode = Episode { labels: labels(rng, classes, kind).to_vec(), ..Episode::default() };
     let words = classes.map(|class| match few {
-        Some(count) => class.words().into_iter().choose_multiple(rng, count),
+        Some(count) => rng.choose_many(class.words().into_iter(), count),
         None => class.words(),
     });
     for _ in 0..lines {
-        let answer = rng.random_range(0..2);
+        let answer = rng.below(2);
         let input = sentence(rng, classes[answer], &words[answer], split);
         episode.line(&input, answer, true);
     }
@@ -174,18 +172,18 @@ pub fn classification(
 }
 
 /// Lines of two to four words, each with its own label whenever it comes; learnt when it comes again.
-pub fn dictionary(rng: &mut ChaCha8Rng, lines: usize) -> Episode {
-    let count = rng.random_range(2..=4);
-    let items = known_words().into_iter().choose_multiple(rng, count);
+pub fn dictionary(rng: &mut Rng, lines: usize) -> Episode {
+    let count = rng.inclusive(2, 4);
+    let items = rng.choose_many(known_words().into_iter(), count);
     let mut episode = Episode::default();
     while episode.labels.len() < items.len() {
         add_apart(&mut episode.labels, pick(rng, world::LABELS));
     }
     let mut seen = vec![false; items.len()];
     for _ in 0..lines {
-        let answer = rng.random_range(0..items.len());
+        let answer = rng.below(items.len());
         let starter = pick(rng, world::STARTERS);
-        let between = if rng.random() { format!(" {}", pick_of(rng, &world::all_fillers())) } else { String::new() };
+        let between = if rng.coin() { format!(" {}", pick_of(rng, &world::all_fillers())) } else { String::new() };
         episode.line(&format!("{starter}{between} {}", items[answer]), answer, seen[answer]);
         seen[answer] = true;
     }
@@ -194,10 +192,10 @@ pub fn dictionary(rng: &mut ChaCha8Rng, lines: usize) -> Episode {
 
 /// About `words` random words in which stretches come again after gaps of random length, to be predicted then. (With
 /// a fixed distance a model learns to copy by position, of which nothing carries over to labels.)
-pub fn burst(rng: &mut ChaCha8Rng, words: usize) -> Episode {
+pub fn burst(rng: &mut Rng, words: usize) -> Episode {
     let pool: Vec<&str> = known_words().into_iter().chain(world::LABELS.split_whitespace()).collect();
     let mut labels = Vec::new();
-    let mut draw = |rng: &mut ChaCha8Rng| loop {
+    let mut draw = |rng: &mut Rng| loop {
         let word = pick_of(rng, &pool);
         if !world::LABELS.split_whitespace().any(|label| label == word) || add_apart(&mut labels, word) {
             return word;
@@ -205,10 +203,10 @@ pub fn burst(rng: &mut ChaCha8Rng, words: usize) -> Episode {
     };
     let mut stream: Vec<(&str, bool)> = Vec::with_capacity(words + 32);
     while stream.len() < words {
-        let stretch: Vec<&str> = (0..rng.random_range(2..9)).map(|_| draw(rng)).collect();
+        let stretch: Vec<&str> = (0..2 + rng.below(7)).map(|_| draw(rng)).collect();
         stream.extend(stretch.iter().map(|word| (*word, false)));
-        for _ in 0..rng.random_range(1..4) {
-            for _ in 0..rng.random_range(0..5) {
+        for _ in 0..1 + rng.below(3) {
+            for _ in 0..rng.below(5) {
                 stream.push((draw(rng), false));
             }
             stream.extend(stretch.iter().enumerate().map(|(i, word)| (*word, i > 0)));
@@ -240,25 +238,14 @@ fn known_words() -> Vec<&'static str> {
     CLASSES.iter().flat_map(Class::words).chain(world::all_fillers()).collect()
 }
 
-fn pick(rng: &mut ChaCha8Rng, list: &'static str) -> &'static str {
+fn pick(rng: &mut Rng, list: &'static str) -> &'static str {
     pick_of(rng, &list.split_whitespace().collect::<Vec<_>>())
 }
 
-fn pick_of(rng: &mut ChaCha8Rng, list: &[&'static str]) -> &'static str {
-    list.choose(rng).expect("a list of words is not empty")
+fn pick_of(rng: &mut Rng, list: &[&'static str]) -> &'static str {
+    rng.choose::<&str>(list)
 }
 
 fn apart(hash: u64, parts: u64) -> Split {
     if hash.is_multiple_of(parts) { Split::HeldOut } else { Split::Train }
-}
-
-/// FNV-1a, its bits mixed once more so that all of them count in a remainder.
-fn hash(text: &str) -> u64 {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for byte in text.bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    hash ^= hash >> 32;
-    hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    hash ^ (hash >> 29)
 }

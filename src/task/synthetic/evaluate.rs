@@ -1,14 +1,12 @@
 //! What a model makes of episodes that training never sees.
 
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
-
 use super::episodes::{self, Episode, Labels, Split};
 use crate::backend::{AccElement, Backend};
 use crate::formats::tokenizer::Tokenizer;
 use crate::hooks::NoTaps;
 use crate::model::{Activations, Input, Model, OutputRows, Save};
 use crate::pack::{Label, Sequence, forest};
+use crate::random::Rng;
 use crate::{Error, Result};
 
 /// Which episodes; every sentence is one that training does not see.
@@ -29,10 +27,10 @@ pub enum Set {
 }
 
 impl Set {
-    /// Every set.
+    /// In the order of the tables of an evaluation.
     pub const ALL: [Self; 6] = [Self::Pairs, Self::Tasks, Self::Reviews, Self::Events, Self::Unseen, Self::Natural];
 
-    /// Its name.
+    /// The column of reports of a training.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pairs => "pairs",
@@ -46,7 +44,6 @@ impl Set {
 
     /// `count` episodes of `lines` lines.
     pub fn episodes(self, seed: u64, count: usize, lines: usize) -> Vec<Episode> {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
         // Stream 0 and those above are the training's.
         let stream = match self {
             Self::Pairs => 0,
@@ -56,7 +53,7 @@ impl Set {
             Self::Natural => 4,
             Self::Events => 5,
         };
-        rng.set_stream(u64::MAX - stream);
+        let mut rng = Rng::with_stream(seed, u64::MAX - stream);
         let episode = |_| {
             let classes = match self {
                 Self::Pairs | Self::Unseen | Self::Natural => episodes::contrast(&mut rng, Split::Train),
@@ -78,7 +75,7 @@ impl Set {
 /// An episode as tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
-    /// Token ids.
+    /// One for each token.
     pub ids: Vec<u32>,
     /// Whether each is to be predicted.
     pub learnt: Vec<bool>,
@@ -89,7 +86,7 @@ pub struct Encoded {
 /// The tokens of an episode.
 ///
 /// # Errors
-/// The tokenizer fails.
+/// The tokenizer fails on a piece.
 pub fn encode(tokenizer: &Tokenizer, episode: &Episode) -> Result<Encoded> {
     let pieces: Vec<&str> = episode.pieces.iter().map(|piece| piece.text.as_str()).collect();
     let (encoding, owners) = tokenizer.encode_pieces(&pieces, true)?;
@@ -102,7 +99,7 @@ pub fn encode(tokenizer: &Tokenizer, episode: &Episode) -> Result<Encoded> {
     })
 }
 
-/// The share of `episodes` in which the right label has the higher probability of the episode's labels, by line: line
+/// The share of `episodes` in which the gold label has the higher probability of the episode's labels, by line: line
 /// `i` has `i` demonstrations before it. All episodes have the same number of lines. `rows` is the most rows of a pass.
 ///
 /// # Errors
@@ -118,13 +115,14 @@ pub fn accuracies<B: Backend>(
     let longest = encoded.iter().map(|e| e.ids.len()).max().unwrap_or(0);
     let capacity = rows.max(longest);
     let mut acts = Activations::new(backend, &model.config, None, capacity, Save::Layer)?;
-    let mut right = vec![0usize; episodes.first().map_or(0, |episode| episode.answers.len())];
+    let mut correct = vec![0usize; episodes.first().map_or(0, |episode| episode.answers.len())];
     let at_once = (capacity / longest.max(1)).max(1);
     for (encoded, episodes) in encoded.chunks(at_once).zip(episodes.chunks(at_once)) {
         let sequences: Vec<Sequence> = encoded.iter().map(|e| Sequence::ids(&e.ids, None, Label::Text)).collect();
         let packed = forest(&sequences, usize::MAX);
-        let places = encoded.iter().enumerate().flat_map(|(s, e)| e.answers.iter().map(move |&answer| (s, answer - 1)));
-        let rows: Vec<usize> = places.map(|(s, token)| packed.row(s, token)).collect();
+        let answers =
+            encoded.iter().enumerate().flat_map(|(s, e)| e.answers.iter().map(move |&answer| (s, answer - 1)));
+        let rows: Vec<usize> = answers.map(|(s, token)| packed.row(s, token)).collect();
         let (device, read) =
             (backend.pack(&packed.pack)?, OutputRows::new(backend, &packed.pack, rows.iter().copied())?);
         let input = Input::new(&packed.pack, &device).with_output_rows(read.as_ref());
@@ -136,11 +134,11 @@ pub fn accuracies<B: Backend>(
             for (line, &answer) in episode.answers.iter().enumerate() {
                 let row = logits.next().expect("evaluate: a row of logits for each line");
                 let logit = |label: usize| row[labels[label] as usize].to_f64();
-                right[line] += usize::from((0..labels.len()).all(|l| l == answer || logit(l) < logit(answer)));
+                correct[line] += usize::from((0..labels.len()).all(|l| l == answer || logit(l) < logit(answer)));
             }
         }
     }
-    Ok(right.into_iter().map(|right| right as f64 / episodes.len() as f64).collect())
+    Ok(correct.into_iter().map(|correct| correct as f64 / episodes.len() as f64).collect())
 }
 
 /// The token of a label word.

@@ -19,12 +19,10 @@ pub mod world;
 
 use std::collections::HashSet;
 
-use rand::seq::IndexedRandom;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::datasets::Example;
+use super::example::Example;
+use crate::random::Rng;
 
 pub use episodes::{Episode, Labels, Piece, Split};
 
@@ -38,9 +36,9 @@ pub const LONGEST: usize = 1 + 17 * 9;
 /// What a step's episodes are.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Mix {
-    /// Share of bursts.
+    /// Share of bursts, from 0 to 1.
     pub bursts: f64,
-    /// Share of dictionaries.
+    /// Share of dictionaries, from 0 to what bursts leave.
     pub dictionaries: f64,
     /// Share of natural labels among the rest, which are classifications.
     pub natural: f64,
@@ -65,13 +63,12 @@ impl Default for Curriculum {
 
 /// The episodes of step `step` (from 0) of `total`.
 pub fn training(curriculum: &Curriculum, seed: u64, step: u64, total: u64, episodes: usize) -> Vec<Episode> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(step + 1);
+    let mut rng = Rng::with_stream(seed, step + 1);
     let [.., (_, last)] = curriculum.0;
     let mix = curriculum.0.iter().find(|(end, _)| (step as f64) < end * total as f64).map_or(last, |(_, mix)| *mix);
-    let lines = 1 + DEMONSTRATIONS.choose(&mut rng).copied().unwrap_or(DEMONSTRATIONS[0]);
+    let lines = 1 + *rng.choose(&DEMONSTRATIONS);
     let episode = |_| {
-        let kind: f64 = rng.random();
+        let kind = rng.unit();
         if kind < mix.bursts {
             return episodes::burst(&mut rng, 8 * lines);
         }
@@ -79,9 +76,9 @@ pub fn training(curriculum: &Curriculum, seed: u64, step: u64, total: u64, episo
             return episodes::dictionary(&mut rng, lines);
         }
         let classes = episodes::contrast(&mut rng, Split::Train);
-        let natural = rng.random_bool(mix.natural);
+        let natural = rng.chance(mix.natural);
         let labels = if natural { Labels::Natural } else { Labels::Random(Split::Train) };
-        let few = (!natural && mix.few > 0.0 && rng.random_bool(mix.few)).then(|| rng.random_range(1..=4));
+        let few = (!natural && mix.few > 0.0 && rng.chance(mix.few)).then(|| rng.inclusive(1, 4));
         episodes::classification(&mut rng, classes, labels, few, lines, Split::Train)
     };
     (0..episodes).map(episode).collect()
@@ -94,7 +91,7 @@ pub const PROBED_LABELS: [&str; 2] = ["valley", "canyon"];
 
 /// Different sentences of two classes by turns, with a label for each class, none of them a sentence of training.
 pub fn examples(seed: u64, classes: [&str; 2], labels: [&str; 2], count: usize) -> Vec<Example> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut rng = Rng::new(seed);
     let mut seen = HashSet::new();
     let example = |i: usize| loop {
         let class = episodes::class(classes[i % 2]);
@@ -115,7 +112,7 @@ pub fn events() -> (Vec<Example>, Vec<Example>) {
 
 /// Texts in which every word of the world stands, in the forms that episodes have: what a tokenizer is trained on.
 pub fn corpus(seed: u64, texts: usize) -> Vec<String> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut rng = Rng::new(seed);
     let kinds = [Labels::Natural, Labels::Random(Split::Train), Labels::Unseen];
     let episode = |i: usize| {
         let classes = episodes::contrast(&mut rng, Split::Train);

@@ -12,7 +12,7 @@ pub enum Speech {
 /// Words that belong together.
 #[derive(Clone, Copy, Debug)]
 pub struct Class {
-    /// Its natural label.
+    /// Natural label of the class, a word that training sees as one.
     pub name: &'static str,
     /// What its words are.
     pub speech: Speech,
@@ -21,7 +21,7 @@ pub struct Class {
 }
 
 impl Class {
-    /// Its words.
+    /// Twenty words that stand for the class in patterns.
     pub fn words(&self) -> Vec<&'static str> {
         self.words.split(' ').collect()
     }
@@ -157,7 +157,7 @@ pub const NOUN_PATTERNS: [&str; 8] = [
     "{D} {n} with the {x} {v}",
 ];
 
-/// Sentences about adjectives.
+/// Sentences about adjectives, with the same slots.
 pub const ADJECTIVE_PATTERNS: [&str; 8] = [
     "{D} {n} was {x}",
     "{D} {x} {n} {v}",

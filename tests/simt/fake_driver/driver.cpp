@@ -186,6 +186,7 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
         case 75: *value = 9; break;  // compute capability
         case 76: *value = 0; break;
         case 16: *value = 2; break;  // multiprocessors
+        case 115: *value = 0; break;  // memory pools
         default: return INVALID_VALUE;
     }
     return OK;
@@ -195,6 +196,10 @@ API cuDevicePrimaryCtxRetain(void** context, int) {
     return OK;
 }
 API cuDevicePrimaryCtxRelease_v2(int) { return OK; }
+API cuCtxGetCurrent(void** context) {
+    *context = current;
+    return OK;
+}
 API cuCtxSetCurrent(void* context) {
     current = context;
     return OK;

@@ -1,12 +1,13 @@
-//! Compares a device with the naive loops and with the oracle `Cpu<f64>`.
+//! Compares a device with the naive loops and with the oracle, a device of f64.
 
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 
-use super::cases::{self, Case};
-use super::device;
+use super::cases::{Case, Set};
+use super::device::{self, Given};
 use super::naive::{self, Precision};
-use super::op::{Kind, Op};
+use super::operation::{Factors, Operation, Role};
+use super::{Op, cases};
 
 /// A device's results may differ from the oracle by the plain path's error times this.
 const FACTOR: f64 = 2.0;
@@ -19,9 +20,8 @@ const SPLIT: f64 = 0.5 / (1 << 18) as f64;
 /// A tensor's largest error against its limit.
 #[derive(Debug)]
 pub struct Deviation {
-    /// The error.
     pub error: f64,
-    /// What is allowed.
+    /// The largest error allowed.
     pub limit: f64,
 }
 
@@ -33,7 +33,7 @@ impl Deviation {
 }
 
 /// The largest difference; infinite where only one is, or where a number is not.
-fn largest_error(got: &[f64], expected: &[f64]) -> f64 {
+pub fn largest_error(got: &[f64], expected: &[f64]) -> f64 {
     assert_eq!(got.len(), expected.len());
     let errors = got.iter().zip(expected).map(|(g, e)| if g == e { 0.0 } else { (g - e).abs() });
     errors.fold(0.0, |max: f64, error| if error.is_nan() { f64::INFINITY } else { max.max(error) })
@@ -44,13 +44,12 @@ fn magnitude(x: &[f64]) -> f64 {
 }
 
 /// What even a lucky plain path is taken to be wrong by, where the largest element is `scale`: one rounding to the
-/// tensor's own kind, or a few of the sums that lead to it, whose terms are held to `term`.
-fn least(kind: Kind, p: Precision, scale: f64, term: f64) -> f64 {
-    let own = if kind == Kind::Wide { p.wide } else { p.real };
-    scale * unit(own).max(4.0 * term)
+/// tensor's own dtype, or a few of the sums that lead to it, whose terms are held to `term`.
+fn least(role: Role, p: Precision, scale: f64, term: f64) -> f64 {
+    scale * unit(p.of_role(role)).max(4.0 * term)
 }
 
-/// The error of `got` against what the plain path's error allows.
+/// The error of `got` against what the plain path's error allows; `least` is as if the plain path's error.
 fn against_plain(got: &[f64], oracle: &[f64], plain: &[f64], least: f64) -> Deviation {
     Deviation { error: largest_error(got, oracle), limit: FACTOR * largest_error(plain, oracle).max(least) }
 }
@@ -76,44 +75,47 @@ pub fn perturbed(values: &[f64], off: f64) -> Option<Vec<f64>> {
     Some(values)
 }
 
-/// All outputs, then all gradients, with their names and kinds.
-pub fn results<B: Backend>(b: &mut B, case: &Case) -> Vec<(String, Kind, Vec<f64>)> {
-    let outputs = case.op.outputs().into_iter().zip(device::forward(b, &case.op, &case.inputs, 0.0));
-    let mut all: Vec<_> = outputs.map(|((name, _, kind, _), x)| (name.to_string(), kind, x)).collect();
-    let zeros: Vec<Vec<f64>> = case.inputs.iter().map(|x| vec![0.0; x.len()]).collect();
-    let gradients = device::backward(b, &case.op, &case.inputs, &case.d_outputs, &zeros, false);
-    for (i, gradient) in gradients.into_iter().enumerate() {
-        if let Some(gradient) = gradient {
-            all.push((format!("d_{}", case.op.inputs()[i].0), case.op.gradient_kind(i), gradient));
-        }
-    }
+/// The names and roles of a case's results: all outputs, then all gradients.
+pub fn result_roles(op: &Op) -> Vec<(String, Role)> {
+    let outputs = op.outputs().into_iter().map(|output| (output.name.to_string(), output.role));
+    let gradient = |input: super::operation::Array| Some((format!("d_{}", input.name), input.gradient?.role));
+    outputs.chain(op.inputs().into_iter().filter_map(gradient)).collect()
+}
+
+/// All outputs, then all gradients.
+pub fn results<B: Backend>(b: &mut B, case: &Case) -> Vec<Vec<f64>> {
+    let mut all = device::forward(b, &case.op, &case.inputs, 0.0);
+    let given = Given { inputs: &case.inputs, d_outputs: &case.d_outputs, start: &case.zeros(), accumulate: false };
+    all.extend(device::backward(b, &case.op, &given).into_iter().flatten());
     all
 }
 
 /// The same of the naive loops.
 pub fn naive_results(p: Precision, case: &Case) -> Vec<Vec<f64>> {
-    let mut all = naive::forward(p, &case.op, &case.inputs);
+    let mut all = case.op.naive_forward(p, &case.inputs);
     let gradients = naive::backward(p, &case.op, &case.inputs, &case.d_outputs).into_iter();
-    all.extend(gradients.zip(case.op.gradients()).filter(|(_, has)| has.is_some()).map(|(gradient, _)| gradient));
+    let has = case.op.inputs().into_iter().map(|input| input.gradient.is_some());
+    all.extend(gradients.zip(has).filter(|(_, has)| *has).map(|(gradient, _)| gradient));
     all
 }
 
 /// The case with its numbers rounded as a device of this precision holds them, so that the oracle works on the same.
-fn rounded(mut case: Case, p: Precision) -> Case {
-    let round = |kind| if kind == Kind::Wide { p.wide } else { p.real };
+pub fn rounded(mut case: Case, p: Precision) -> Case {
     for (values, array) in case.inputs.iter_mut().zip(case.op.inputs()) {
-        values.iter_mut().for_each(|x| *x = round(array.2)(*x));
+        values.iter_mut().for_each(|x| *x = p.of_role(array.role)(*x));
     }
-    for (values, kind) in case.d_outputs.iter_mut().zip(case.op.output_gradients()) {
-        values.iter_mut().for_each(|x| *x = round(kind.unwrap_or(Kind::Wide))(*x));
+    for (values, array) in case.d_outputs.iter_mut().zip(case.op.outputs()) {
+        let role = array.gradient.map_or(Role::Acc, |gradient| gradient.role);
+        values.iter_mut().for_each(|x| *x = p.of_role(role)(*x));
     }
     case
 }
 
-pub fn all_cases<B: Backend>(b: &mut B) -> Vec<Case> {
-    let mut cases = cases::small(b);
-    cases.extend(cases::large(b));
-    cases
+/// The small and the large cases of a file.
+pub fn cases_of<B: Backend>(b: &mut B, file: &str) -> Vec<Case> {
+    let mut all = cases(b, file, Set::Small);
+    all.extend(cases(b, file, Set::Large));
+    all
 }
 
 /// Half the distance between 1 and the next larger number.
@@ -121,58 +123,98 @@ fn unit(round: fn(f64) -> f64) -> f64 {
     (1..60).map(|bits| 0.5f64.powi(bits)).find(|&x| round(1.0 + x) == 1.0).unwrap()
 }
 
-/// Compares every case on `b` with the oracle, prints each error as a fraction of its limit, and tries each limit on
-/// a perturbed result.
-pub fn parity<B: Backend>(b: &mut B, p: Precision) {
-    parity_of_products(b, p, |_| unit(p.wide));
+/// What must come out of a case: the oracle's results, and how far the plain path is from them.
+pub struct Expected {
+    pub case: Case,
+    pub exact: Vec<Vec<f64>>,
+    plain: Vec<Vec<f64>>,
+    roles: Vec<(String, Role)>,
+    scales: Vec<f64>,
+    precision: Precision,
 }
 
-/// The same on a device with tensor cores, which multiplies an adapter's factors as sums of two numbers of the compute
-/// dtype.
+impl Expected {
+    /// Of a case whose inputs are [`rounded`].
+    pub fn new<O: Backend>(oracle: &mut O, case: Case, precision: Precision) -> Self {
+        let exact = results(oracle, &case);
+        let plain = naive_results(precision, &case);
+        let (roles, scales) = (result_roles(&case.op), scales(&case.op, &exact));
+        Self { case, exact, plain, roles, scales, precision }
+    }
+
+    /// The name of a result.
+    pub fn name(&self, result: usize) -> String {
+        format!("{} {}", self.case.name, self.roles[result].0)
+    }
+
+    /// The error of a result, whose elements may be `start` larger than they are, where the terms of sums are held to
+    /// `term`.
+    pub fn deviation(&self, result: usize, got: &[f64], start: f64, term: f64) -> Deviation {
+        let least = least(self.roles[result].1, self.precision, self.scales[result] + start, term);
+        against_plain(got, &self.exact[result], &self.plain[result], least)
+    }
+
+    /// The rounding of a sum.
+    pub fn sum_unit(&self) -> f64 {
+        unit(self.precision.acc)
+    }
+
+    /// Moves an element of what is expected, and of the plain path, by 5 percent of the largest.
+    pub fn spoil(&mut self, result: usize, element: usize) {
+        let off = 0.05 * magnitude(&self.exact[result]);
+        self.exact[result][element] += off;
+        self.plain[result][element] += off;
+    }
+}
+
+/// Compares the cases of a file on `b` with the oracle, prints each error as a fraction of its limit, and tries each
+/// limit on a perturbed result.
+pub fn parity<B: Backend>(b: &mut B, file: &str, p: Precision) {
+    parity_of_products(b, &[file], p, |_| unit(p.acc));
+}
+
+/// The same of all files, on a device with tensor cores, which multiplies an adapter's factors as sums of two numbers of
+/// the compute dtype.
 pub fn parity_on_tensor_cores<B: Backend>(b: &mut B, p: Precision) {
-    let factor = unit(p.real).powi(2).max(unit(p.wide));
-    parity_of_products(b, p, |op| match op {
-        Op::Lora { .. } | Op::LoraDelta { .. } => factor,
-        _ => unit(p.wide),
+    let adapters = unit(p.compute).powi(2).max(unit(p.acc));
+    parity_of_products(b, super::FILES, p, |op| match op.factors() {
+        Factors::Adapters => adapters,
+        Factors::Weights | Factors::Whole => unit(p.acc),
     });
 }
 
-/// The same on a device that multiplies with weights as sums of two numbers of bfloat16.
+/// The same of all files, on a device that multiplies with weights as sums of two numbers of bfloat16.
 pub fn parity_of_split_products<B: Backend>(b: &mut B, p: Precision) {
-    parity_of_products(b, p, |op| match op {
-        Op::Linear { .. } | Op::Logits { .. } | Op::CrossEntropy { .. } | Op::AttentionResult { .. } => SPLIT,
-        _ => unit(p.wide),
+    parity_of_products(b, super::FILES, p, |op| match op.factors() {
+        Factors::Weights => SPLIT,
+        Factors::Adapters | Factors::Whole => unit(p.acc),
     });
 }
 
 /// Parity with what each operation's products are held to.
-fn parity_of_products<B: Backend>(b: &mut B, p: Precision, term: impl Fn(&Op) -> f64) {
-    let mut oracle = Cpu::<f64>::new();
-    let (wide_unit, real_unit) = (unit(p.wide), unit(p.real));
+fn parity_of_products<B: Backend>(b: &mut B, files: &[&str], p: Precision, term: impl Fn(&Op) -> f64) {
+    let mut oracle = Cpu::oracle();
+    let (acc_unit, compute_unit) = (unit(p.acc), unit(p.compute));
     // What must not pass: 16-bit sums stay short of it, and the plain path's sums of hundreds of 32-bit numbers too.
-    let off = |term: f64| match real_unit == wide_unit {
-        true => (256.0 * real_unit).max(32.0 * term),
-        false => 32.0 * real_unit,
+    let off = |term: f64| match compute_unit == acc_unit {
+        true => (256.0 * compute_unit).max(32.0 * term),
+        false => 32.0 * compute_unit,
     };
     let mut failed = Vec::new();
-    for case in all_cases(b) {
-        let case = rounded(case, p);
-        let plain = naive_results(p, &case);
-        let exact = results(&mut oracle, &case);
-        let exact: Vec<Vec<f64>> = exact.into_iter().map(|(_, _, x)| x).collect();
-        let expected = plain.iter().zip(&exact).zip(scales(&case.op, &exact));
-        for ((name, kind, got), ((plain, exact), scale)) in results(b, &case).into_iter().zip(expected) {
-            let term = term(&case.op);
-            let least = least(kind, p, scale, term);
-            let deviation = against_plain(&got, exact, plain, least);
+    let cases: Vec<Case> = files.iter().flat_map(|file| cases_of(b, file)).collect();
+    for case in cases {
+        let expected = Expected::new(&mut oracle, rounded(case, p), p);
+        let term = term(&expected.case.op);
+        for (result, got) in results(b, &expected.case).iter().enumerate() {
+            let (deviation, name) = (expected.deviation(result, got, 0.0, term), expected.name(result));
             let fraction = if deviation.error == 0.0 { 0.0 } else { deviation.error / deviation.limit };
-            println!("{}: {} {name}: {fraction:.3} of {:.2e}", b.name(), case.name, deviation.limit);
+            println!("{}: {name}: {fraction:.3} of {:.2e}", b.name(), deviation.limit);
             if !deviation.accepted() {
-                failed.push(format!("{} {name}: {deviation:?} at {scale:.2e}", case.name));
+                failed.push(format!("{name}: {deviation:?} at {:.2e}", expected.scales[result]));
             }
-            if let Some(worse) = perturbed(exact, off(term) * scale) {
-                let deviation = against_plain(&worse, exact, plain, least);
-                assert!(!deviation.accepted(), "{} {name}: a result off by {:.1e} passes", case.name, off(term));
+            if let Some(worse) = perturbed(&expected.exact[result], off(term) * expected.scales[result]) {
+                let deviation = expected.deviation(result, &worse, 0.0, term);
+                assert!(!deviation.accepted(), "{name}: a result off by {:.1e} passes", off(term));
             }
         }
     }

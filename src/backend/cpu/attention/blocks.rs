@@ -6,12 +6,14 @@ use std::ops::Range;
 use crate::backend::ops::AttentionDims;
 use crate::pack::{Pack, Parent};
 
-/// Positions of a tile of keys.
+/// Positions of a tile of keys: with 64 query rows and heads of 64, a tile's keys, values and scores are 16 KiB each.
 pub const TILE: usize = 64;
-/// Rows of queries, over all heads of a group, that are one block.
+/// Rows of queries, over all heads of a group, that are one block: four vectors of AVX-512, two panels.
 const ROWS: usize = 64;
-/// Rows of queries, over all heads of a group, that pass over shared tiles together.
+/// Rows of queries, over all heads of a group, that pass over shared tiles together: four blocks, so that a tile is
+/// gathered once for four.
 const SHARED_ROWS: usize = 256;
+
 /// Some rows of a segment with the query heads that share a key-value head.
 #[derive(Clone, Debug)]
 pub struct Block {

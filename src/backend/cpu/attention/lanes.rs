@@ -2,72 +2,81 @@
 
 use std::ops::Range;
 
-use super::super::pack::transpose;
-use super::super::simd::{Element, Float, Isa};
+use super::super::gemm::transpose::Transposer;
+use super::super::simd::{Element, Float};
 use super::blocks::Block;
 use super::products::Products;
 use crate::backend::ops::AttentionDims;
 use crate::pack::Pack;
 
-/// `out [lanes, elements of D] = ` some of the queries (or anything of their shape) of rows: those numbered `lanes`,
-/// counting the heads of a group one by one and then the rows; rows of `out` are at distance `stride`.
-#[allow(clippy::too_many_arguments)]
-pub fn gather_queries<W: Float, S: Element<W>>(
-    products: Products<W>,
-    out: &mut [W],
-    stride: usize,
-    x: &[S],
-    rows: impl Fn(usize) -> usize,
-    lanes: Range<usize>,
-    head: usize,
-    dims: AttentionDims,
-) {
-    let (group, width) = (dims.group(), dims.head_dim);
-    let (mut lane, mut done) = (lanes.start, 0);
-    while lane < lanes.end {
-        let heads = (group - lane % group).min(lanes.end - lane);
-        let from = (rows(lane / group) * dims.heads + head * group + lane % group) * width;
-        products.read(&mut out[done * stride..], stride, &x[from..], width, heads, width);
-        (lane, done) = (lane + heads, done + heads);
-    }
+/// What gathers rows of a pack for products.
+#[derive(Clone, Copy)]
+pub struct Gather<'a, A> {
+    /// As what elements they are gathered.
+    pub products: Products<A>,
+    /// Whose rows and paths.
+    pub pack: &'a Pack,
+    /// The heads.
+    pub dims: AttentionDims,
 }
 
-/// `out [positions, elements of D] = ` the keys or values of one head at some positions of the path of a segment.
-#[allow(clippy::too_many_arguments)]
-pub fn gather_keys<W: Float, R: Element<W>>(
-    products: Products<W>,
-    out: &mut [W],
-    x: &[R],
-    kept: Option<&[R]>,
-    pack: &Pack,
-    block: &Block,
-    dims: AttentionDims,
-    positions: Range<usize>,
-) {
-    let own = (false, pack.segments()[block.segment].rows.clone());
-    let path = pack.path(block.segment).iter().map(|span| (span.cached, span.rows.clone()));
-    let (width, stride) = (dims.head_dim, dims.kv_heads * dims.head_dim);
-    let elements = products.elements(width);
-    let (mut position, mut done) = (0, 0);
-    for (is_kept, rows) in path.chain([own]) {
-        let source = if is_kept { kept.expect("attention: a pack with kept ancestors needs the cache") } else { x };
-        let from = positions.start.saturating_sub(position).min(rows.len());
-        let to = positions.end.saturating_sub(position).min(rows.len());
-        if from < to {
-            let source = &source[(rows.start + from) * stride + block.head * width..];
-            products.read(&mut out[done * elements..], elements, source, stride, to - from, width);
-            done += to - from;
+impl<A: Float> Gather<'_, A> {
+    /// `out [lanes, elements of D] = ` some of the queries (or anything of their shape) of rows: those numbered `lanes`,
+    /// counting the heads of a group one by one and then the rows; rows of `out` are at distance `stride`.
+    pub fn queries<S: Element<A>>(
+        &self,
+        out: &mut [A],
+        stride: usize,
+        x: &[S],
+        rows: impl Fn(usize) -> usize,
+        lanes: Range<usize>,
+        head: usize,
+    ) {
+        let (dims, group, width) = (self.dims, self.dims.group(), self.dims.head_dim);
+        let (mut lane, mut done) = (lanes.start, 0);
+        while lane < lanes.end {
+            let heads = (group - lane % group).min(lanes.end - lane);
+            let from = (rows(lane / group) * dims.heads + head * group + lane % group) * width;
+            self.products.read(&mut out[done * stride..], stride, &x[from..], width, heads, width);
+            (lane, done) = (lane + heads, done + heads);
         }
-        position += rows.len();
+    }
+
+    /// `out [positions, elements of D] = ` the keys or values of one head at some positions of the path of a segment.
+    pub fn keys<C: Element<A>>(
+        &self,
+        out: &mut [A],
+        x: &[C],
+        cached: Option<&[C]>,
+        block: &Block,
+        positions: Range<usize>,
+    ) {
+        let own = (false, self.pack.segments()[block.segment].rows.clone());
+        let path = self.pack.path(block.segment).iter().map(|span| (span.cached, span.rows.clone()));
+        let (width, stride) = (self.dims.head_dim, self.dims.kv_heads * self.dims.head_dim);
+        let elements = self.products.elements(width);
+        let (mut position, mut done) = (0, 0);
+        for (is_cached, rows) in path.chain([own]) {
+            let source =
+                if is_cached { cached.expect("attention: a pack with cached ancestors needs the cache") } else { x };
+            let from = positions.start.saturating_sub(position).min(rows.len());
+            let to = positions.end.saturating_sub(position).min(rows.len());
+            if from < to {
+                let source = &source[(rows.start + from) * stride + block.head * width..];
+                self.products.read(&mut out[done * elements..], elements, source, stride, to - from, width);
+                done += to - from;
+            }
+            position += rows.len();
+        }
     }
 }
 
 /// Rows of queries, or of anything of their shape, that are the lanes of vectors: element `e` of row `i` is
 /// `[e * n + i]`. Their number is padded to whole vectors; what pads sees no key.
 pub struct Lanes {
-    /// Their number, with padding.
+    /// Their number with padding, a multiple of a vector's elements.
     pub n: usize,
-    /// Those that there are.
+    /// Their number without.
     pub count: usize,
 }
 
@@ -77,32 +86,38 @@ impl Lanes {
         Self { n: count.next_multiple_of(vector), count }
     }
 
-    /// `out [elements, n] = ` rows `[count, elements]` at distance `stride`, turned.
-    pub fn turn<W: Float>(&self, isa: Isa, out: &mut [W], rows: &[W], stride: usize, elements: usize) {
-        transpose(isa, out, self.n, rows, stride, self.count, elements);
+    /// `out [elements, n] = ` rows `[count, elements]` at distance `stride`, transposed.
+    pub fn transpose<A: Float>(
+        &self,
+        transposer: Transposer<A>,
+        out: &mut [A],
+        rows: &[A],
+        stride: usize,
+        elements: usize,
+    ) {
+        transposer.transpose(out, self.n, rows, stride, [self.count, elements]);
         for row in out.chunks_exact_mut(self.n).take(elements) {
-            row[self.count..].fill(W::ZERO);
+            row[self.count..].fill(A::ZERO);
         }
     }
 
     /// `bounds [3, n] = ` the first and the last position that each row sees (padding sees none), and its ALiBi slope.
-    pub fn bounds<W: Float>(
+    pub fn bounds<A: Float>(
         &self,
-        bounds: &mut [W],
+        bounds: &mut [A],
         rows: impl Fn(usize) -> usize,
         first: usize,
         head: usize,
-        pack: &Pack,
-        dims: AttentionDims,
+        (pack, dims): (&Pack, AttentionDims),
     ) {
         let (from, rest) = bounds.split_at_mut(self.n);
         let (to, slopes) = rest.split_at_mut(self.n);
         let position = |i: usize| pack.positions()[rows((first + i) / dims.group())] as usize;
         for i in 0..self.n {
             let seen = if i < self.count { dims.visible(position(i)) } else { 0..0 };
-            from[i] = W::from_f64(seen.start as f64);
-            to[i] = W::from_f64(seen.end as f64 - 1.0);
-            slopes[i] = W::from_f64(dims.slope(head * dims.group() + (first + i) % dims.group()));
+            from[i] = A::from_f64(seen.start as f64);
+            to[i] = A::from_f64(seen.end as f64 - 1.0);
+            slopes[i] = A::from_f64(dims.slope(head * dims.group() + (first + i) % dims.group()));
         }
     }
 }
@@ -137,12 +152,12 @@ pub(super) use each_lanes;
 
 /// `N` elements of a row.
 #[inline(always)]
-pub fn some<W, const N: usize>(x: &[W], from: usize) -> &[W; N] {
+pub fn some<A, const N: usize>(x: &[A], from: usize) -> &[A; N] {
     x[from..].first_chunk().expect("attention: rows hold whole vectors")
 }
 
 /// [`some`], to be written.
 #[inline(always)]
-pub fn some_mut<W, const N: usize>(x: &mut [W], from: usize) -> &mut [W; N] {
+pub fn some_mut<A, const N: usize>(x: &mut [A], from: usize) -> &mut [A; N] {
     x[from..].first_chunk_mut().expect("attention: rows hold whole vectors")
 }

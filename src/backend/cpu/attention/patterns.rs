@@ -5,18 +5,18 @@ use super::super::gemm::{Operand, grow};
 use super::super::parallel::{Shared, workers};
 use super::super::simd::{self, Element, Float};
 use super::blocks::{Block, TILE};
-use super::lanes::{gather_keys, gather_queries};
+use super::lanes::Gather;
 use super::products::Products;
 use crate::backend::cpu::Cpu;
 use crate::backend::ops::{AttentionPattern, AttentionResult};
 
-/// See [`AttentionPattern`], in the compute dtype `R`.
-pub fn pattern<W: Float, R: Element<W>>(cx: &mut Context<W>, op: AttentionPattern<'_, Cpu<W>>) {
+/// See [`AttentionPattern`], in the compute dtype `C`.
+pub fn pattern<A: Float, C: Element<A>>(cx: &mut Context<A>, op: AttentionPattern<'_, Cpu<A>>) {
     let AttentionPattern { out, q, k, cached_k, lse, rows, pack, dims, longest, normalized } = op;
-    let ([q, k], cached_k) = ([q, k].map(R::slice), cached_k.map(R::slice));
-    let (group, width, scale) = (dims.group(), dims.head_dim, W::from_f64(dims.scale));
+    let ([q, k], cached_k) = ([q, k].map(C::slice), cached_k.map(C::slice));
+    let (group, width, scale) = (dims.group(), dims.head_dim, A::from_f64(dims.scale));
     let out = &mut out[..rows.len() * dims.heads * longest];
-    out.fill(if normalized { W::ZERO } else { W::NEG_INFINITY });
+    out.fill(if normalized { A::ZERO } else { A::NEG_INFINITY });
     let out = Shared::new(out);
     workers(&cx.exec.pool, &mut cx.tasks, rows.len() * dims.kv_heads, |Task { gemm, memory }, task| {
         let (index, head, products) = (task / dims.kv_heads, task % dims.kv_heads, Products::numbers(gemm));
@@ -24,19 +24,20 @@ pub fn pattern<W: Float, R: Element<W>>(cx: &mut Context<W>, op: AttentionPatter
         let segment = pack.segments().partition_point(|s| s.rows.end <= row);
         let block = Block { segment, head, rows: row..row + 1 };
         let seen = dims.visible(pack.positions()[row] as usize);
+        let gather = Gather { products, pack, dims };
         let [queries, keys] = carve(memory, [group * width, TILE * width]);
-        gather_queries(products, queries, width, q, |_| row, 0..group, head, dims);
+        gather.queries(queries, width, q, |_| row, 0..group, head);
         for start in (seen.start..seen.end).step_by(TILE) {
             let positions = start..seen.end.min(start + TILE);
-            gather_keys(products, keys, k, cached_k, pack, &block, dims, positions.clone());
+            gather.keys(keys, k, cached_k, &block, positions.clone());
             let shape = [group, positions.len(), width];
             gemm.product(shape, Operand::new(queries, width), Operand::new(keys, width), &|i, j, x| {
                 let head = head * group + i;
                 // SAFETY: tasks have rows and heads of their own, and a product stores every element once.
                 let out = unsafe { out.at((index * dims.heads + head) * longest + start + j, x.len()) };
-                let slope = W::from_f64(dims.slope(head));
+                let slope = A::from_f64(dims.slope(head));
                 for (n, (o, &x)) in out.iter_mut().zip(x).enumerate() {
-                    let score = x * scale - slope * W::from_f64((seen.end - 1 - start - j - n) as f64);
+                    let score = x * scale - slope * A::from_f64((seen.end - 1 - start - j - n) as f64);
                     *o = if normalized { (score - lse[row * dims.heads + head]).exp::<false>() } else { score };
                 }
             });
@@ -45,7 +46,7 @@ pub fn pattern<W: Float, R: Element<W>>(cx: &mut Context<W>, op: AttentionPatter
 }
 
 /// See [`AttentionResult`].
-pub fn result<W: Float>(cx: &mut Context<W>, op: AttentionResult<'_, Cpu<W>>) {
+pub fn result<A: Float>(cx: &mut Context<A>, op: AttentionResult<'_, Cpu<A>>) {
     let AttentionResult { out, z, weight, rows, heads, head_dim, width } = op;
     let joined = heads * head_dim;
     let gathered = grow(&mut cx.memory, rows.len() * joined);
@@ -57,7 +58,7 @@ pub fn result<W: Float>(cx: &mut Context<W>, op: AttentionResult<'_, Cpu<W>>) {
         let left = Operand::new(&*gathered, joined).along(head * head_dim);
         let right = weight.operand(joined).along(head * head_dim);
         cx.gemm.product([rows.len(), width, head_dim], left, right, &|i, j, x| {
-            // SAFETY: heads have places of their own, and a product stores every element once.
+            // SAFETY: heads have columns of their own, and a product stores every element once.
             unsafe { out.at((i * heads + head) * width + j, x.len()) }.copy_from_slice(x);
         });
     }

@@ -1,41 +1,44 @@
 //! In what attention's products are made: in numbers as they are, or, where everything stored is bfloat16 and the
 //! processor multiplies its pairs, in those. An *element* is a number, or a pair in its place: two numbers along k.
 //!
-//! Weights and gradients, which are wide, are rounded to bfloat16 for the products with pairs.
+//! Softmax weights and gradients, which are in the accumulation dtype, are rounded to bfloat16 for the products with pairs.
 
 use half::bf16;
 
 use super::super::gemm::Gemm;
-use super::super::pack::{copy, pairs, transpose};
+use super::super::gemm::packing::{copy, pairs};
+use super::super::gemm::tile::{BroadcastOperand, Tiles, VectorOperand};
+use super::super::gemm::transpose::Transposer;
 use super::super::simd::{Element, Float, Isa};
-use super::super::tile::{Panels, Rows, Tiles};
 use super::blocks::TILE;
 use crate::backend::HostSlice;
 
-/// Width of a head from which on pairs are worth it.
+/// Width of a head from which on pairs are worth it: below, padding to a step of the tiles costs more.
 const WIDE: usize = 16;
 
 /// The tiles that multiply, and how operands lie for them.
 #[derive(Clone, Copy)]
-pub struct Products<W> {
+pub struct Products<A> {
     /// The instruction set.
     pub isa: Isa,
     /// What multiplies elements.
-    pub tiles: Tiles<W>,
+    pub tiles: Tiles<A>,
+    /// What transposes elements.
+    pub transposer: Transposer<A>,
     pairs: bool,
 }
 
-impl<W: Float> Products<W> {
+impl<A: Float> Products<A> {
     /// For numbers.
-    pub fn numbers(gemm: &Gemm<W>) -> Self {
-        Self { isa: gemm.isa(), tiles: gemm.tiles(), pairs: false }
+    pub fn numbers(gemm: &Gemm<A>) -> Self {
+        Self { isa: gemm.isa(), tiles: gemm.tiles(), transposer: gemm.transposer(), pairs: false }
     }
 
-    /// For heads of `width` numbers that are stored as `R`.
-    pub fn of<R: Element<W>>(gemm: &Gemm<W>, width: usize) -> Self {
+    /// For heads of `width` numbers that are stored as `C`.
+    pub fn of<C: Element<A>>(gemm: &Gemm<A>, width: usize) -> Self {
         match gemm.pair_tiles() {
-            Some(tiles) if matches!(R::host(&[]), HostSlice::Bf16(_)) && width >= WIDE => {
-                Self { isa: gemm.isa(), tiles, pairs: true }
+            Some(tiles) if matches!(C::host(&[]), HostSlice::Bf16(_)) && width >= WIDE => {
+                Self { tiles, pairs: true, ..Self::numbers(gemm) }
             }
             _ => Self::numbers(gemm),
         }
@@ -57,9 +60,9 @@ impl<W: Float> Products<W> {
     }
 
     /// `to [rows, elements] = from [rows, columns]`, at the distances `to_stride` and `stride`.
-    pub fn read<S: Element<W>>(
+    pub fn read<S: Element<A>>(
         &self,
-        to: &mut [W],
+        to: &mut [A],
         to_stride: usize,
         from: &[S],
         stride: usize,
@@ -70,39 +73,39 @@ impl<W: Float> Products<W> {
             return copy(self.isa, to, to_stride, from, stride, rows, columns);
         }
         let (to, from) = (bytemuck::cast_slice_mut(to), S::host(from));
-        pairs::copy(self.isa, to, to_stride, from, stride, rows, columns, self.elements(columns));
+        pairs::copy(self.isa, to, to_stride, from, stride, [rows, columns, self.elements(columns)]);
     }
 
     /// Rows `[_, elements of width]` as they were read: element `(i, d)`.
-    pub fn along_width<'a>(&self, rows: &'a [W], width: usize) -> Rows<'a, W> {
-        Rows { data: rows, row: self.elements(width), k: 1 }
+    pub fn along_width<'a>(&self, rows: &'a [A], width: usize) -> BroadcastOperand<'a, A> {
+        BroadcastOperand { data: rows, row: self.elements(width), k: 1 }
     }
 
     /// Memory that [`along_positions`](Self::along_positions) needs.
-    pub fn turning(&self, width: usize) -> usize {
+    pub fn transposing_len(&self, width: usize) -> usize {
         if self.pairs { 2 * width * self.elements(TILE) } else { 0 }
     }
 
-    /// Rows `[positions, elements of width]` as they were read, turned: element `(d, position)`.
+    /// Rows `[positions, elements of width]` as they were read, transposed: element `(d, position)`.
     pub fn along_positions<'a>(
         &self,
-        memory: &'a mut [W],
-        rows: &'a [W],
+        memory: &'a mut [A],
+        rows: &'a [A],
         positions: usize,
         width: usize,
-    ) -> Rows<'a, W> {
+    ) -> BroadcastOperand<'a, A> {
         if !self.pairs {
-            return Rows { data: rows, row: 1, k: width };
+            return BroadcastOperand { data: rows, row: 1, k: width };
         }
         let (row, k) = (self.elements(TILE), self.elements(positions));
-        let (turned, pairs) = memory.split_at_mut(width * row);
+        let (transposed, pairs) = memory.split_at_mut(width * row);
         self.interleave(&mut pairs[..width * k], width, rows, self.elements(width), positions, width);
-        transpose(self.isa, turned, row, pairs, width, k, width);
-        Rows { data: turned, row, k: 1 }
+        self.transposer.transpose(transposed, row, pairs, width, [k, width]);
+        BroadcastOperand { data: transposed, row, k: 1 }
     }
 
     /// Memory that [`along_lanes`](Self::along_lanes) needs for `n` lanes.
-    pub fn laying(&self, n: usize, padded: usize) -> usize {
+    pub fn interleaving_len(&self, n: usize, padded: usize) -> usize {
         if self.pairs { self.elements(n) * padded } else { 0 }
     }
 
@@ -115,35 +118,35 @@ impl<W: Float> Products<W> {
     /// `(lane, d)`.
     pub fn along_lanes<'a>(
         &self,
-        memory: &'a mut [W],
-        rows: &'a [W],
+        memory: &'a mut [A],
+        rows: &'a [A],
         lanes: usize,
         width: usize,
         padded: usize,
-    ) -> Panels<'a, W> {
+    ) -> VectorOperand<'a, A> {
         if !self.pairs {
-            return Panels::plain(rows, padded, self.tiles.lanes);
+            return VectorOperand::plain(rows, padded, self.tiles.lanes);
         }
         let to = &mut memory[..self.elements(lanes) * padded];
         self.interleave(to, padded, rows, self.elements(width), lanes, width);
-        Panels::plain(to, padded, self.tiles.lanes)
+        VectorOperand::plain(to, padded, self.tiles.lanes)
     }
 
     /// `to [_, width] = ` pairs down the columns of `rows [count, stride]`, each of `columns` numbers.
-    fn interleave(&self, to: &mut [W], width: usize, rows: &[W], stride: usize, count: usize, columns: usize) {
+    fn interleave(&self, to: &mut [A], width: usize, rows: &[A], stride: usize, count: usize, columns: usize) {
         let rows: &[bf16] = bytemuck::cast_slice(rows);
         pairs::interleave::<f32, bf16>(self.isa, bytemuck::cast_slice_mut(to), width, rows, 2 * stride, columns, count);
     }
 
-    /// Turns numbers `x [count, n]` into elements along the first dimension.
-    pub fn pair_rows(&self, x: &mut [W], n: usize, count: usize) {
+    /// Makes of numbers `x [count, n]` elements along the first dimension, in place.
+    pub fn pair_rows(&self, x: &mut [A], n: usize, count: usize) {
         if self.pairs {
             pairs::pair_rows(self.isa, bytemuck::cast_slice_mut(x), n, count, self.elements(count));
         }
     }
 
-    /// Turns numbers `x [_, n]` into elements along the second dimension, at the same distance of rows.
-    pub fn pair_columns(&self, x: &mut [W], n: usize) {
+    /// Makes of numbers `x [_, n]` elements along the second dimension, in place, at the same distance of rows.
+    pub fn pair_columns(&self, x: &mut [A], n: usize) {
         if self.pairs {
             pairs::pair_columns(self.isa, bytemuck::cast_slice_mut(x), n);
         }

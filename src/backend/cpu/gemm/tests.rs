@@ -3,8 +3,10 @@
 
 use half::{bf16, f16};
 
+use super::super::isa::tests::isas;
+use super::super::simd::Element;
+use super::operand::Rounding;
 use super::*;
-use crate::backend::cpu::isa::tests::isas;
 
 /// The rms of the errors of split products, and the largest of some thousands, as shares of the rms of the products.
 const PROMISED: [f64; 2] = [4e-6, 2e-5];
@@ -20,25 +22,25 @@ fn numbers(count: usize, seed: u64) -> Vec<f64> {
     (0..count).map(|_| next()).collect()
 }
 
-fn stored<W: Float, S: Element<W>>(x: &[f64]) -> Vec<S> {
-    x.iter().map(|&x| S::narrow(W::from_f64(x))).collect()
+fn stored<A: Float, S: Element<A>>(x: &[f64]) -> Vec<S> {
+    x.iter().map(|&x| S::narrow(A::from_f64(x))).collect()
 }
 
-fn run<W: Float>(gemm: &mut Gemm<W>, [m, n, k]: [usize; 3], left: Operand<W>, right: Operand<W>) -> Vec<W> {
-    let mut out = vec![W::from_f64(f64::NAN); m * n];
+fn run<A: Float>(gemm: &mut Gemm<A>, [m, n, k]: [usize; 3], left: Operand<A>, right: Operand<A>) -> Vec<A> {
+    let mut out = vec![A::from_f64(f64::NAN); m * n];
     let shared = Shared::new(&mut out);
-    gemm.product([m, n, k], left, right, &|row, column, x: &[W]| {
+    gemm.product([m, n, k], left, right, &|row, column, x: &[A]| {
         // SAFETY: every element is stored by one task.
         unsafe { shared.at(row * n + column, x.len()) }.copy_from_slice(x);
     });
     out
 }
 
-fn check<W: Float, A: Element<W>, S: Element<W>>(shape: [usize; 3], tolerance: f64) {
+fn check<A: Kernels, L: Element<A>, S: Element<A>>(shape: [usize; 3], tolerance: f64) {
     let [m, n, k] = shape;
-    let (a, b): (Vec<A>, Vec<S>) = (stored::<W, A>(&numbers(m * k, 1)), stored::<W, S>(&numbers(n * k, 2)));
+    let (a, b): (Vec<L>, Vec<S>) = (stored::<A, L>(&numbers(m * k, 1)), stored::<A, S>(&numbers(n * k, 2)));
     let flip = |rows: usize, columns: usize| move |i: usize| (i % rows) * columns + i / rows;
-    let at: Vec<A> = (0..m * k).map(flip(m, k)).map(|i| a[i]).collect();
+    let at: Vec<L> = (0..m * k).map(flip(m, k)).map(|i| a[i]).collect();
     let bt: Vec<S> = (0..n * k).map(flip(n, k)).map(|i| b[i]).collect();
     let exact: Vec<f64> = (0..m * n)
         .map(|i| (0..k).map(|p| a[i / n * k + p].widen().to_f64() * b[i % n * k + p].widen().to_f64()).sum())
@@ -51,8 +53,8 @@ fn check<W: Float, A: Element<W>, S: Element<W>>(shape: [usize; 3], tolerance: f
             run(&mut gemm, shape, Operand::new(&at, m).transposed(), Operand::new(&bt, n).transposed()),
             run(&mut gemm, shape, Operand::new(&at, m).transposed(), Operand::new(&b, k)),
         ];
-        // A left operand that is contiguous along its rows is not taken in pairs, and gives other bits.
-        let pairs = gemm.pair_tiles.is_some() && in_pairs::<W>(&Operand::new(&a, k), &Operand::new(&b, k));
+        // L left operand that is contiguous along its rows is not taken in pairs, and gives other bits.
+        let pairs = gemm.pair_tiles().is_some() && in_pairs::<A>(&Operand::new(&a, k), &Operand::new(&b, k));
         for result in &results[..if pairs { 2 } else { 4 }] {
             assert!(*result == results[0], "{shape:?} {isa:?}: layouts differ");
         }
@@ -64,9 +66,12 @@ fn check<W: Float, A: Element<W>, S: Element<W>>(shape: [usize; 3], tolerance: f
 }
 
 #[test]
-fn products_of_every_dtype_layout_and_instruction_set_agree_with_sums() {
+fn gemm_of_every_dtype_layout_and_instruction_set_agrees_with_sums() {
     let shapes = [[1, 1, 1], [1, 50, 7], [3, 17, 320], [8, 49, 321], [9, 97, 33], [31, 64, 641], [70, 130, 100]];
-    for shape in shapes.into_iter().chain([[129, 200, 700], [2, 3, 0], [2, 40, 333], [4, 70, 651]]) {
+    let larger = [[129, 200, 700], [2, 3, 0], [2, 40, 333], [4, 70, 651]];
+    // An interpreter has no time for more.
+    let shapes = shapes.into_iter().chain(larger).filter(|[m, n, k]| !cfg!(miri) || m * n * k < 20_000);
+    for shape in shapes {
         check::<f32, f32, f32>(shape, 1e-6);
         check::<f32, f32, bf16>(shape, 1e-6);
         check::<f32, f32, f16>(shape, 1e-6);
@@ -80,7 +85,8 @@ fn products_of_every_dtype_layout_and_instruction_set_agree_with_sums() {
 }
 
 #[test]
-fn weights_that_are_rounded_to_bfloat16_give_the_bits_of_rounded_weights() {
+#[cfg_attr(miri, ignore = "the plain path has nothing to round here")]
+fn gemm_rounds_weights_to_bfloat16_as_if_they_were_stored_so() {
     for [m, n, k] in [[3, 50, 100], [40, 20, 96], [70, 130, 333]] {
         let a = stored::<f32, bf16>(&numbers(m * k, 5));
         for isa in isas() {
@@ -113,8 +119,8 @@ fn check_split<S: Element<f32>>(isa: Isa, [m, n, k]: [usize; 3], parts: f64) {
     let mut gemm = Gemm::<f32>::new(isa, ThreadPool::new(2)).split();
     let left = Operand::new(&a, k);
     let found = run(&mut gemm, [m, n, k], left, Operand::new(&b, k).of_weight());
-    let turned = run(&mut gemm, [m, n, k], left, Operand::new(&bt, n).transposed().of_weight());
-    assert!(found == turned, "{isa:?} {m} {n} {k}: layouts differ");
+    let transposed = run(&mut gemm, [m, n, k], left, Operand::new(&bt, n).transposed().of_weight());
+    assert!(found == transposed, "{isa:?} {m} {n} {k}: layouts differ");
     // What is left of the left operand's rests and of the right's, the product of both rests; the sums' own rounding.
     let bound = parts * 0.5f64.powi(18) + k as f64 * 0.5f64.powi(24);
     let (mut errors, mut squares, mut largest) = (0.0, 0.0, 0.0f64);
@@ -132,10 +138,10 @@ fn check_split<S: Element<f32>>(isa: Isa, [m, n, k]: [usize; 3], parts: f64) {
 }
 
 #[test]
-fn split_products_are_wrong_by_what_the_documentation_says() {
+fn gemm_split_products_are_wrong_by_what_the_documentation_says() {
     for isa in isas().into_iter().filter(|isa| isa.has_pairs()) {
         for k in [64, 129, 640, 1024, 4096] {
-            // Weights turned and rows of their own, on many rows and on few.
+            // Weights as the vector operand and broadcast, with many rows and with few.
             for [m, n] in [[40, 30], [37, 90], [1, 90], [3, 40]] {
                 check_split::<f32>(isa, [m, n, k], 3.0);
                 check_split::<bf16>(isa, [m, n, k], 1.0);
@@ -146,20 +152,21 @@ fn split_products_are_wrong_by_what_the_documentation_says() {
 }
 
 #[test]
-fn only_products_with_weights_are_split() {
+fn gemm_splits_only_products_with_weights() {
     let (a, b) = (stored::<f32, f32>(&numbers(9 * 70, 9)), stored::<f32, f32>(&numbers(50 * 70, 10)));
-    let (left, right, turned) = (Operand::new(&a, 70), Operand::new(&b, 70), Operand::new(&a, 9).transposed());
+    let (left, right, transposed) = (Operand::new(&a, 70), Operand::new(&b, 70), Operand::new(&a, 9).transposed());
     for isa in isas().into_iter().filter(|isa| isa.has_pairs()) {
         let (mut split, mut whole) =
             (Gemm::<f32>::new(isa, ThreadPool::alone()).split(), Gemm::new(isa, ThreadPool::alone()));
         let mut same =
             |left, right| run(&mut split, [9, 50, 70], left, right) == run(&mut whole, [9, 50, 70], left, right);
-        assert!(same(left, right) && same(turned, right.of_weight()) && !same(left, right.of_weight()), "{isa:?}");
+        assert!(same(left, right) && same(transposed, right.of_weight()) && !same(left, right.of_weight()), "{isa:?}");
     }
 }
 
 #[test]
-fn a_rows_bits_depend_on_no_other_row_and_on_no_thread() {
+#[cfg_attr(miri, ignore = "millions of multiply-adds")]
+fn gemm_bits_of_a_row_depend_on_no_other_row_and_on_no_thread() {
     for isa in isas() {
         let plain = |pool| Gemm::new(isa, pool);
         rows_alone::<f32, bf16>(plain, [300, 100, 777]);
@@ -174,8 +181,8 @@ fn a_rows_bits_depend_on_no_other_row_and_on_no_thread() {
     }
 }
 
-fn rows_alone<A: Element<f32>, S: Element<f32>>(make: impl Fn(ThreadPool) -> Gemm<f32>, [m, n, k]: [usize; 3]) {
-    let (a, b) = (stored::<f32, A>(&numbers(m * k, 3)), stored::<f32, S>(&numbers(n * k, 4)));
+fn rows_alone<L: Element<f32>, S: Element<f32>>(make: impl Fn(ThreadPool) -> Gemm<f32>, [m, n, k]: [usize; 3]) {
+    let (a, b) = (stored::<f32, L>(&numbers(m * k, 3)), stored::<f32, S>(&numbers(n * k, 4)));
     let right = Operand::new(&b, k).of_weight();
     let all = run(&mut make(ThreadPool::alone()), [m, n, k], Operand::new(&a, k), right);
     let mut gemm = make(ThreadPool::new(4));
@@ -184,5 +191,40 @@ fn rows_alone<A: Element<f32>, S: Element<f32>>(make: impl Fn(ThreadPool) -> Gem
         let (first, rows) = (first.min(m - 1), rows.min(m - first.min(m - 1)));
         let part = run(&mut gemm, [rows, n, k], Operand::new(&a[first * k..], k), right);
         assert!(part == all[first * n..(first + rows) * n], "{isa:?}: {rows} rows from {first}");
+    }
+}
+
+fn multiply(tiles: &Tiles<f32>, [rows, k, row, along]: [usize; 4], [broadcast, vector]: [usize; 2]) -> Vec<f32> {
+    let (data, vectors, mut out) = (vec![1.0; broadcast], vec![1.0; vector], vec![f32::NAN; rows * 2 * tiles.lanes]);
+    let broadcast = BroadcastOperand { data: &data, row, k: along };
+    let vector = VectorOperand::plain(&vectors, 2 * tiles.lanes, tiles.lanes);
+    tiles.multiply([rows, 2 * tiles.lanes, k], broadcast, vector, &mut out, 2 * tiles.lanes, false);
+    out
+}
+
+/// Whether it panics, with the message printed.
+fn refuses(call: impl FnOnce() -> Vec<f32>) -> bool {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_err()
+}
+
+#[test]
+fn tiles_refuse_operands_that_kernels_would_read_beyond() {
+    for isa in isas() {
+        let tiles = f32::kernels(isa).tiles;
+        let vector = 8 * 2 * tiles.lanes;
+        assert_eq!(multiply(&tiles, [3, 8, 8, 1], [24, vector]), vec![8.0; 3 * 2 * tiles.lanes], "{isa:?}");
+        assert_eq!(multiply(&tiles, [3, 0, 8, 1], [0, 0]), vec![0.0; 3 * 2 * tiles.lanes], "{isa:?}: no k");
+        assert!(refuses(|| multiply(&tiles, [3, 8, 8, 1], [23, vector])), "{isa:?}: a short broadcast operand");
+        assert!(refuses(|| multiply(&tiles, [3, 8, 8, 1], [24, vector - 1])), "{isa:?}: a short vector operand");
+        assert!(refuses(|| multiply(&tiles, [3, 8, 8, 2], [64, vector])), "{isa:?}: no unit stride");
+        // Two rows at half the address space: the sum of sizes overflows to 8.
+        let row = usize::MAX / 2 + 1;
+        assert!(refuses(|| multiply(&tiles, [3, 8, row, 1], [24, vector])), "{isa:?}: an overflow");
+        let Some(pairs) = f32::kernels(isa).pair_tiles.filter(|tiles| tiles.step > 1) else { continue };
+        let vector = 32 * 2 * pairs.lanes;
+        assert!(!refuses(|| multiply(&pairs, [3, 16, 16, 1], [48, vector])), "{isa:?}: a step of k");
+        assert!(refuses(|| multiply(&pairs, [3, 0, 16, 1], [48, vector])), "{isa:?}: no k");
+        assert!(refuses(|| multiply(&pairs, [3, 17, 17, 1], [64, vector])), "{isa:?}: parts of a step");
+        assert!(refuses(|| multiply(&pairs, [3, 16, 1, 3], [48, vector])), "{isa:?}: not contiguous along k");
     }
 }

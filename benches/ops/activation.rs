@@ -1,0 +1,39 @@
+//! SwiGLU, and functions of one number.
+
+use criterion::{Criterion, Throughput};
+use llamaprobe::arch::Activation;
+use llamaprobe::backend::Backend;
+use llamaprobe::backend::ops::{ActivationBwd, ActivationFwd, SwigluBwd, SwigluFwd};
+
+use crate::ROWS;
+use crate::common::{self, acc, bytes, compute, shapes, time};
+
+pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
+    let mut group = common::group(c, &format!("activation/{}", b.name()));
+    for shape in shapes() {
+        let len = ROWS * shape.feed_forward;
+        let ([mut act, x, up, mut d_x, mut d_up], d_act) = ([(); 5].map(|()| compute(b, len)), acc(b, len));
+        group.throughput(Throughput::Bytes(bytes(b, 0, 3 * len)));
+        group.bench("fwd SwiGlu", shape.name, |bench| {
+            time(bench, b, |b| b.swiglu_fwd(SwigluFwd { act: &mut act, gate: &x, up: &up, len }));
+        });
+        group.throughput(Throughput::Bytes(bytes(b, len, 4 * len)));
+        group.bench("bwd SwiGlu", shape.name, |bench| {
+            time(bench, b, |b| {
+                let (d_gate, d_up, d_act) = (&mut d_x, &mut d_up, &d_act);
+                b.swiglu_bwd(SwigluBwd { d_gate, d_up, d_act, gate: &x, up: &up, len });
+            });
+        });
+        for f in [Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Tanh] {
+            group.throughput(Throughput::Bytes(bytes(b, 0, 2 * len)));
+            group.bench(&format!("fwd {f:?}"), shape.name, |bench| {
+                time(bench, b, |b| b.activation_fwd(ActivationFwd { act: &mut act, x: &x, f, len }));
+            });
+            group.throughput(Throughput::Bytes(bytes(b, len, 2 * len)));
+            group.bench(&format!("bwd {f:?}"), shape.name, |bench| {
+                time(bench, b, |b| b.activation_bwd(ActivationBwd { d_x: &mut d_x, d_act: &d_act, x: &x, f, len }));
+            });
+        }
+    }
+    group.finish();
+}

@@ -1,0 +1,28 @@
+//! Rotary position embedding.
+
+use criterion::{Criterion, Throughput};
+use llamaprobe::backend::Backend;
+use llamaprobe::backend::ops::{RopeBwd, RopeFwd};
+
+use crate::ROWS;
+use crate::common::{self, acc, bytes, compute, flat, shapes, time};
+
+pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
+    let mut group = common::group(c, &format!("rope/{}", b.name()));
+    for shape in shapes() {
+        let (heads, head_dim, len) = (shape.heads, shape.width / shape.heads, ROWS * shape.width);
+        let (mut out, x, cos_sin) = (compute(b, len), compute(b, len), acc(b, ROWS * head_dim));
+        let pack = b.pack(&flat(&[ROWS], None)).expect("memory for a bench");
+        let (pack, cos_sin) = (&pack, &cos_sin);
+        group.throughput(Throughput::Bytes(bytes(b, 0, 2 * len)));
+        group.bench("fwd", shape.name, |bench| {
+            time(bench, b, |b| {
+                b.rope_fwd(RopeFwd { out: &mut out, x: &x, pack, cos_sin, heads, head_dim });
+            });
+        });
+        group.bench("bwd", shape.name, |bench| {
+            time(bench, b, |b| b.rope_bwd(RopeBwd { d_x: &mut out, pack, cos_sin, heads, head_dim }));
+        });
+    }
+    group.finish();
+}

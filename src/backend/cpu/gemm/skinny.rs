@@ -1,0 +1,260 @@
+//! Skinny products, of a few rows, as when text is generated: the time goes into reading the weights.
+//!
+//! Packing would cost as much as the product, so the weights go from memory straight into registers, where squares of
+//! them are transposed. An element of the result is the same chain of multiply-adds in the order of k as elsewhere. Threads
+//! share the columns, [`COLUMNS`] at a time.
+
+use super::super::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::super::{isa::InstructionSet, simd::Element, simd::Float, simd::Visit};
+use super::operand::Operand;
+
+/// Rows up to which this pays.
+pub const ROWS: usize = 4;
+/// Columns of the result that are computed at once, at most: four squares, the groups of one row.
+pub const COLUMNS: usize = 32;
+
+/// A product `sums [m, COLUMNS] = left [m, k] right [columns, k]^T`.
+pub struct SkinnyProduct<'a, A> {
+    /// The result, of which `columns` columns are set.
+    pub sums: &'a mut [A],
+    /// Packed: for each block of k, `m` rows at distance [`DEPTH`](super::tile::DEPTH).
+    pub left: &'a [A],
+    /// Contiguous along k, and not to be rounded.
+    pub right: Operand<'a, A>,
+    /// At most [`ROWS`].
+    pub m: usize,
+    /// At most [`COLUMNS`].
+    pub columns: usize,
+    /// Length of the sums.
+    pub k: usize,
+    /// Elements along k that are summed up before they are added to what came before; a multiple of 8.
+    pub block: usize,
+}
+
+/// What computes a [`SkinnyProduct`].
+pub type SkinnyKernel<A> = fn(SkinnyProduct<'_, A>);
+
+/// For operands of any dtype, if the instruction set has something for it.
+pub fn skinny_f32(isa: Isa) -> Option<SkinnyKernel<f32>> {
+    #[cfg(target_arch = "x86_64")]
+    if isa.set() != InstructionSet::Plain {
+        // The processor has AVX2 and FMA, which all others include.
+        return Some(|product| f32::visit(product.right.data, Avx2(product)));
+    }
+    let _ = isa;
+    None
+}
+
+/// For operands in pairs of bfloat16 that lie as the tiles read them.
+pub fn skinny_pairs(isa: Isa) -> Option<SkinnyKernel<f32>> {
+    #[cfg(target_arch = "x86_64")]
+    if isa.set() == InstructionSet::Avx512Bf16 {
+        return Some(|product| {
+            let right = product.right.direct().expect("skinny: pairs that do not lie as the tiles read them");
+            // SAFETY: `isa` is proof that the processor has AVX512-BF16.
+            unsafe { multiply::<f32, true>(product, right.data, right.row) };
+        });
+    }
+    let _ = isa;
+    None
+}
+
+/// A product on a processor that has AVX2 and FMA, or else this is not made.
+#[cfg(target_arch = "x86_64")]
+struct Avx2<'a>(SkinnyProduct<'a, f32>);
+
+#[cfg(target_arch = "x86_64")]
+impl Visit<f32> for Avx2<'_> {
+    fn visit<S: Element<f32>>(self, data: &[S]) {
+        let (from, stride) = (self.0.right.from, self.0.right.stride);
+        // SAFETY: the processor has AVX2 and FMA.
+        unsafe { multiply::<S, false>(self.0, &data[from..], stride) };
+    }
+}
+
+/// The product with `data`, whose rows are at distance `stride`.
+///
+/// # Panics
+/// If operands are too short.
+///
+/// # Safety
+/// The processor has AVX2 and FMA, and if these are `PAIRS` AVX512-BF16 too.
+#[cfg(target_arch = "x86_64")]
+unsafe fn multiply<S: Element<f32>, const PAIRS: bool>(product: SkinnyProduct<'_, f32>, data: &[S], stride: usize) {
+    let SkinnyProduct { sums, left, m, columns, k, block, .. } = product;
+    let packed = k.max(1).div_ceil(block).checked_mul(m * x86::DEPTH);
+    assert!(packed.is_some_and(|packed| left.len() >= packed), "skinny: {} of {packed:?} packed", left.len());
+    assert!(sums.len() >= m * COLUMNS, "skinny: {} sums of {m} rows", sums.len());
+    assert!((1..=COLUMNS).contains(&columns) && block <= x86::DEPTH, "skinny: {columns} columns, blocks of {block}");
+    let needed = (columns - 1).checked_mul(stride).and_then(|rows| rows.checked_add(k));
+    assert!(needed.is_some_and(|needed| data.len() >= needed), "skinny: right operand of {} elements", data.len());
+    let kernel = match (m, PAIRS) {
+        (1, false) => x86::numbers::<S, 1, 4>,
+        (2, false) => x86::numbers::<S, 2, 2>,
+        (3, false) => x86::numbers::<S, 3, 2>,
+        (4, false) => x86::numbers::<S, 4, 2>,
+        (1, true) => x86::pairs::<S, 1, 2>,
+        (2, true) => x86::pairs::<S, 2, 2>,
+        (3, true) => x86::pairs::<S, 3, 2>,
+        (4, true) => x86::pairs::<S, 4, 2>,
+        _ => panic!("skinny: {m} rows of at most {ROWS}"),
+    };
+    // SAFETY: the operands reach as far by the checks above; the caller promises the instructions.
+    unsafe { kernel(sums.as_mut_ptr(), left.as_ptr(), data.as_ptr(), stride, columns, k, block) };
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+    use std::mem::transmute;
+
+    use super::super::super::simd::Element;
+    pub use super::super::tile::DEPTH;
+    use super::super::transpose::transpose_vectors;
+    use super::COLUMNS;
+
+    /// Edge of a square, elements of a vector.
+    const SQUARE: usize = 8;
+    /// Elements ahead of the current ones that are prefetched.
+    const AHEAD: usize = 128;
+
+    /// # Safety
+    /// The operands are as long as [`SkinnyProduct`](super::SkinnyProduct) says, with `M` rows, and the processor has AVX2 and FMA.
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn numbers<S: Element<f32>, const M: usize, const GROUPS: usize>(
+        out: *mut f32,
+        left: *const f32,
+        right: *const S,
+        stride: usize,
+        columns: usize,
+        k: usize,
+        block: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { product::<S, M, GROUPS, false>(out, left, right, stride, columns, k, block) }
+    }
+
+    /// # Safety
+    /// As for [`numbers`]; elements are pairs of bfloat16, and the processor has AVX512-BF16 too.
+    #[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512bf16")]
+    pub unsafe fn pairs<S: Element<f32>, const M: usize, const GROUPS: usize>(
+        out: *mut f32,
+        left: *const f32,
+        right: *const S,
+        stride: usize,
+        columns: usize,
+        k: usize,
+        block: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { product::<S, M, GROUPS, true>(out, left, right, stride, columns, k, block) }
+    }
+
+    /// # Safety
+    /// As for [`numbers`] or [`pairs`].
+    #[inline(always)]
+    unsafe fn product<S: Element<f32>, const M: usize, const GROUPS: usize, const PAIRS: bool>(
+        out: *mut f32,
+        left: *const f32,
+        right: *const S,
+        stride: usize,
+        columns: usize,
+        k: usize,
+        block: usize,
+    ) {
+        // SAFETY: blocks and columns exist in the operands, columns behind the last repeat it, and rows of the result have
+        // `COLUMNS` elements, a multiple of a vector's; the instructions are the caller's promise.
+        unsafe {
+            for first in (0..columns).step_by(GROUPS * SQUARE) {
+                let mut rows = [[right; SQUARE]; GROUPS];
+                for (i, row) in rows.as_flattened_mut().iter_mut().enumerate() {
+                    // Lanes behind the last column repeat it, and are not stored.
+                    *row = right.add((first + i).min(columns - 1) * stride);
+                }
+                let mut totals = [[_mm256_setzero_ps(); M]; GROUPS];
+                for (index, k0) in (0..k).step_by(block).enumerate() {
+                    let x = left.add(index * M * DEPTH);
+                    let depth = block.min(k - k0);
+                    let mut sums = [[_mm256_setzero_ps(); M]; GROUPS];
+                    // Two squares side by side use up a line of the cache; the groups' chains overlap.
+                    let whole = depth - depth % (2 * SQUARE);
+                    for p in (0..whole).step_by(2 * SQUARE) {
+                        for (sums, rows) in sums.iter_mut().zip(&rows) {
+                            for row in rows {
+                                let ahead = row.wrapping_add(k0 + p + AHEAD).cast();
+                                // Rows that share sets of the first level would be conflict misses before their turn; narrow
+                                // elements, which are fewer lines, had better be there all the same.
+                                match size_of::<S>() < size_of::<f32>() {
+                                    true => _mm_prefetch::<_MM_HINT_T0>(ahead),
+                                    false => _mm_prefetch::<_MM_HINT_T1>(ahead),
+                                }
+                            }
+                            step::<S, M, PAIRS>(sums, x.add(p), rows, k0 + p, SQUARE);
+                            step::<S, M, PAIRS>(sums, x.add(p + SQUARE), rows, k0 + p + SQUARE, SQUARE);
+                        }
+                    }
+                    for p in (whole..depth).step_by(SQUARE) {
+                        for (sums, rows) in sums.iter_mut().zip(&rows) {
+                            step::<S, M, PAIRS>(sums, x.add(p), rows, k0 + p, SQUARE.min(depth - p));
+                        }
+                    }
+                    for (total, sum) in totals.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+                        *total = if k0 == 0 { *sum } else { _mm256_add_ps(*total, *sum) };
+                    }
+                }
+                for (group, totals) in totals.iter().enumerate() {
+                    for (row, total) in totals.iter().enumerate() {
+                        let column = first + group * SQUARE;
+                        if column < COLUMNS {
+                            _mm256_storeu_ps(out.add(row * COLUMNS + column), *total);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// `sums += x [M, count] rows [8, count]^T`, where the rows begin at `p`.
+    ///
+    /// # Safety
+    /// The operands have `count <= 8` elements, and the processor has AVX2 and FMA.
+    #[inline(always)]
+    unsafe fn step<S: Element<f32>, const M: usize, const PAIRS: bool>(
+        sums: &mut [__m256; M],
+        x: *const f32,
+        rows: &[*const S; SQUARE],
+        p: usize,
+        count: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut square = [_mm256_setzero_ps(); SQUARE];
+            for (vector, row) in square.iter_mut().zip(rows) {
+                let mut wide = [0.0; SQUARE];
+                if count == SQUARE {
+                    let stored = row.add(p).cast::<[S; SQUARE]>().read_unaligned();
+                    for (w, s) in wide.iter_mut().zip(stored) {
+                        *w = s.widen();
+                    }
+                } else {
+                    for (i, w) in wide.iter_mut().enumerate().take(count) {
+                        *w = (*row.add(p + i)).widen();
+                    }
+                }
+                *vector = _mm256_loadu_ps(wide.as_ptr());
+            }
+            for (i, lane) in transpose_vectors(square).into_iter().enumerate().take(count) {
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    let x = _mm256_broadcast_ss(&*x.add(row * DEPTH + i));
+                    *sum = if PAIRS {
+                        let x = transmute::<__m256, __m256bh>(x);
+                        _mm256_dpbf16_ps(*sum, x, transmute::<__m256, __m256bh>(lane))
+                    } else {
+                        _mm256_fmadd_ps(x, lane, *sum)
+                    };
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! A device's memory, as buffers.
+
+use super::memory::{AccBuffer, ComputeBuffer};
+use super::pack::{DeviceTables, Index};
+use super::{Cuda, load, rows};
+use crate::Result;
+use crate::backend::Buffers;
+use crate::formats::safetensors::TensorView;
+use crate::pack::Pack;
+
+impl Buffers for Cuda {
+    type Acc = AccBuffer;
+    type Compute = ComputeBuffer;
+    type Weight = ComputeBuffer;
+    type Index = Index;
+    type Pack = DeviceTables;
+    type Element = f32;
+
+    fn name(&self) -> String {
+        format!("{} {}", self.cx.device.name(), self.dtype().flag())
+    }
+
+    fn acc(&mut self, len: usize) -> Result<AccBuffer> {
+        let op = "acc";
+        let buffer = self.cx.acc(op, len);
+        let buffer = self.cx.attributed(buffer)?;
+        self.cx.zero_acc(op, &buffer, len);
+        Ok(buffer)
+    }
+
+    fn compute(&mut self, len: usize) -> Result<ComputeBuffer> {
+        let op = "compute";
+        let buffer = self.cx.compute(op, len);
+        let buffer = self.cx.attributed(buffer)?;
+        self.cx.zero(op, buffer.ptr(0), len * buffer.element_size());
+        Ok(buffer)
+    }
+
+    fn weight(&mut self, view: &TensorView) -> Result<ComputeBuffer> {
+        let weight = load::weight(&mut self.cx, view);
+        self.cx.attributed(weight)
+    }
+
+    fn trainable_weight(&mut self, params: &AccBuffer, offset: usize, len: usize) -> Result<ComputeBuffer> {
+        let op = "trainable_weight";
+        params.assert_holds(op, offset + len);
+        let weight = self.cx.compute(op, len);
+        let weight = self.cx.attributed(weight)?;
+        rows::cast_from(&mut self.cx, op, &weight, (params, offset), len);
+        Ok(weight)
+    }
+
+    fn index(&mut self, values: &[u32]) -> Result<Index> {
+        let index = Index::new(&mut self.cx, values);
+        self.cx.attributed(index)
+    }
+
+    fn pack(&mut self, pack: &Pack) -> Result<DeviceTables> {
+        let tables = DeviceTables::new(&mut self.cx, pack);
+        self.cx.attributed(tables)
+    }
+}

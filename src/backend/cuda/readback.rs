@@ -1,0 +1,111 @@
+//! What is on its way to the host: captures and downloads, from the command that writes them to the host that reads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::driver::DeviceId;
+use super::memory::Block;
+use super::pinned::Held;
+use crate::backend::Readback;
+
+const PENDING: u8 = 0;
+const READY: u8 = 1;
+const DISCARDED: u8 = 2;
+
+/// Whether the device has written a readback. It is pending first, and then ready or discarded for good: its commands
+/// were dropped after an error, or the device failed while they were in flight.
+#[derive(Clone)]
+pub struct ReadbackState(Arc<AtomicU8>);
+
+impl ReadbackState {
+    /// Pending.
+    pub fn new() -> Self {
+        Self(Arc::new(AtomicU8::new(PENDING)))
+    }
+
+    fn leave_pending(&self, to: u8) {
+        // Release: who sees it ready sees what the device wrote before it was waited for.
+        let _ = self.0.compare_exchange(PENDING, to, Ordering::Release, Ordering::Relaxed);
+    }
+
+    /// The device has been waited for, and has not failed.
+    pub fn set_ready(&self) {
+        self.leave_pending(READY);
+    }
+
+    /// It will never be written, or nobody knows whether it was.
+    pub fn discard(&self) {
+        self.leave_pending(DISCARDED);
+    }
+
+    fn is_ready(&self) -> bool {
+        self.0.load(Ordering::Acquire) == READY
+    }
+
+    /// Whether it will never be ready.
+    pub fn is_discarded(&self) -> bool {
+        self.0.load(Ordering::Acquire) == DISCARDED
+    }
+}
+
+/// A readback whose commands are queued.
+pub struct QueuedReadback {
+    /// Where it arrives.
+    pub slot: Held,
+    /// How far it is.
+    pub state: ReadbackState,
+    /// Memory of the device that it is copied from, which nothing else is given before its commands are submitted.
+    pub staged: Option<Block>,
+    /// Whether it is ready once everything has been waited for, and not before: a capture.
+    pub ready_at_sync: bool,
+}
+
+/// Values on their way to the host, of one device.
+pub struct PendingReadback {
+    pub(super) device: DeviceId,
+    pub(super) values: PendingValues,
+}
+
+/// Where the values of a [`PendingReadback`] are.
+pub enum PendingValues {
+    /// On the host already: the ring was full.
+    Ready(Vec<f32>),
+    /// They arrive in a slot of the ring.
+    InFlight {
+        /// The slot, with the event that the copy records.
+        slot: Held,
+        /// How far they are.
+        state: ReadbackState,
+        /// Number of elements.
+        len: usize,
+        /// Number of the submission that they come with.
+        submission: u64,
+    },
+}
+
+/// Captured rows in a slot of the ring, which is not used again as long as this lives.
+pub struct CapturedRows {
+    /// The slot.
+    pub slot: Held,
+    /// How far they are.
+    pub state: ReadbackState,
+    /// Number of elements.
+    pub len: usize,
+}
+
+impl Readback for CapturedRows {
+    fn rows(&self) -> Option<&[f32]> {
+        // SAFETY: it is ready when the device has been waited for; what wrote here has finished, and nothing else is
+        // given the slot while it is held.
+        self.state.is_ready().then(|| unsafe { self.slot.slice(self.len) })
+    }
+}
+
+/// Rows of a capture that failed: never there.
+pub struct NoRows;
+
+impl Readback for NoRows {
+    fn rows(&self) -> Option<&[f32]> {
+        None
+    }
+}

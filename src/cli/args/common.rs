@@ -1,0 +1,131 @@
+//! Flags that several commands share: device, model, LoRA.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+/// What `--model` takes.
+pub const MODEL: &str = "Model: a directory with config.json and safetensors, org/name in the local Hugging Face \
+                         cache, or embedded";
+/// What `--template` takes.
+pub const TEMPLATE: &str = "Prompt template in place of the task's own, in YAML: {query: \"Text: {input}\\nLabel:\", \
+                            answer: \" {output}\\n\"}";
+
+/// Where to compute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "String")]
+pub enum Device {
+    /// The first GPU, or else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device by its ordinal.
+    Cuda(usize),
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Auto => "auto".into(),
+            Device::Cpu => "cpu".into(),
+            Device::Cuda(ordinal) => format!("cuda:{ordinal}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => s
+                .strip_prefix("cuda:")
+                .and_then(|ordinal| ordinal.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| "expected auto, cpu or cuda:N".into()),
+        }
+    }
+}
+
+/// The dtype of the matrix products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DtypeArg {
+    /// The checkpoint's own dtype.
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// 32-bit floats, with products with weights computed as two or three bfloat16 products; CPU with AMX or AVX512-BF16 only.
+    F32x3,
+    /// bfloat16, accumulated in f32.
+    Bf16,
+    /// IEEE half precision, accumulated in f32.
+    F16,
+}
+
+/// Flags of every command that computes.
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct CommonArgs {
+    /// Device: auto (the first GPU, or else the CPU), cpu or cuda:N.
+    #[arg(long, default_value = "auto", help_heading = "Running")]
+    pub device: Device,
+    /// Dtype of the matrix products.
+    #[arg(long, value_enum, default_value = "auto", alias = "torch-dtype", help_heading = "Running")]
+    pub dtype: DtypeArg,
+    /// Branch, tag or commit of a model in the Hugging Face cache [default: main].
+    #[arg(long, help_heading = "Running")]
+    pub revision: Option<String>,
+    /// Number of CPU threads [default: all].
+    #[arg(long, help_heading = "Running")]
+    pub threads: Option<usize>,
+    /// Print results as JSON on stdout.
+    #[arg(long, help_heading = "Running")]
+    #[serde(skip)]
+    pub json: bool,
+    /// YAML file with these flags as keys; the command line takes precedence.
+    #[arg(long, value_name = "FILE", help_heading = "Running")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+}
+
+/// The base model of a command that has its own adapters, or none.
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct BaseModelArgs {
+    #[arg(long, value_name = "DIR|org/name", aliases = ["model-name-or-path", "base-model"], help = MODEL)]
+    pub model: String,
+}
+
+/// A base model, and an adapter to apply to it.
+#[derive(Debug, Args, Serialize)]
+pub struct ModelArgs {
+    #[arg(long, value_name = "DIR|org/name", aliases = ["model-name-or-path", "base-model"], help = MODEL)]
+    pub model: String,
+    /// PEFT adapter directory to apply.
+    #[arg(long, value_name = "DIR", alias = "lora")]
+    pub adapter: Option<PathBuf>,
+}
+
+/// The shape of a new LoRA adapter.
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct LoraArgs {
+    /// LoRA rank.
+    #[arg(long, default_value_t = 8, aliases = ["lora-r", "lora-rank"], help_heading = "LoRA")]
+    pub r: usize,
+    /// LoRA alpha: the adapter's output is scaled by lora_alpha / r.
+    #[arg(long, default_value_t = 16.0, help_heading = "LoRA")]
+    pub lora_alpha: f64,
+    /// Modules to adapt: names as in the model's checkpoint (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+    /// c_attn; query_key_value; fc1, ...), all-linear, or (in train-lora) a regular expression for full module paths
+    /// [default: as in PEFT, q_proj and v_proj, or the fused projection of queries, keys and values].
+    #[arg(
+        long,
+        value_delimiter = ',',
+        aliases = ["lora-target", "lora-target-modules"],
+        help_heading = "LoRA"
+    )]
+    pub target_modules: Option<Vec<String>>,
+}

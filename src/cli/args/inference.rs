@@ -1,0 +1,148 @@
+//! Flags of the commands that only run a model: `capture`, `generate` and `inspect`.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, ValueEnum};
+use serde::Serialize;
+
+use super::common::{CommonArgs, ModelArgs};
+
+/// Which tokens of each input are captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tokens {
+    /// Every token.
+    All,
+    /// The last token only.
+    Last,
+}
+
+/// A dtype to store activations in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreDtype {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+/// `capture`.
+#[derive(Debug, Args, Serialize)]
+#[command(after_help = "\
+Examples:
+  llamaprobe capture --model DIR --input texts.jsonl --tokens last --out states
+  llamaprobe capture --model DIR --input texts.jsonl --layers 0,3 --out states \\
+      --sites resid_post,ln_final.hook_normalized
+  llamaprobe capture --model DIR --adapter adapter --input texts.jsonl --out states \\
+      --sites q_proj.hook_lora_a
+
+Writes states/activations.safetensors: one tensor [tokens, width] per site and layer, named as
+TransformerLens names hooks (blocks.3.hook_resid_post, hook_embed, ln_final.hook_normalized,
+logits), and doc_id, pos, token_id [tokens].")]
+pub struct CaptureArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// Inputs as JSONL; each line {"text": …} or {"input_ids": […]}.
+    #[arg(long, value_name = "FILE")]
+    pub input: PathBuf,
+    /// Hook sites to capture: resid_post, attn_out, mlp_out, embed, ln_final.hook_normalized, logits, blocks.3.hook_z, …
+    #[arg(long, value_delimiter = ',', default_value = "resid_post", alias = "hooks")]
+    pub sites: Vec<String>,
+    /// Layers of the sites that name none: all, or numbers and ranges such as 0,3 or 0-3.
+    #[arg(long, default_value = "all")]
+    pub layers: String,
+    /// Tokens of each input to capture.
+    #[arg(long, value_enum, default_value = "all")]
+    pub tokens: Tokens,
+    /// Dtype of the stored activations.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub store_dtype: StoreDtype,
+    /// Maximum tokens per batch; a longer input is a batch of its own.
+    #[arg(long, default_value_t = 2048, value_name = "TOKENS")]
+    pub batch_tokens: usize,
+    /// Maximum tokens per file: more are split into shards with an index.
+    #[arg(long, value_name = "TOKENS")]
+    pub shard_tokens: Option<usize>,
+    /// Output directory.
+    #[arg(long, value_name = "DIR", alias = "output-dir")]
+    pub out: PathBuf,
+    /// Print the memory plan and exit.
+    #[arg(long)]
+    #[serde(skip)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
+/// `generate`.
+#[derive(Debug, Args, Serialize)]
+#[command(after_help = "\
+Examples:
+  llamaprobe generate --model DIR --prompt 'Once upon a time' --max-new-tokens 40
+  llamaprobe generate --model DIR --input prompts.jsonl --temperature 0.8 --top-p 0.95 --json
+  llamaprobe generate --model DIR --prompt $'Review: fine\\nSentiment:' --num-beams 4 --stop '\\n'")]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// Prompt to continue; may be repeated.
+    #[arg(long, action = ArgAction::Append, conflicts_with = "input")]
+    pub prompt: Vec<String>,
+    /// Prompts as JSONL; each line {"text": …} or {"input_ids": […]}.
+    #[arg(long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// Maximum number of new tokens.
+    #[arg(long, default_value_t = 64, value_name = "TOKENS")]
+    pub max_new_tokens: usize,
+    /// Maximum tokens of soft prompt, prompt and continuation together [default: no limit].
+    #[arg(long, value_name = "TOKENS")]
+    pub max_length: Option<usize>,
+    /// Stop string, which ends a continuation and is not part of it; may be repeated; \n is a newline.
+    #[arg(long, value_name = "TEXT", action = ArgAction::Append)]
+    pub stop: Vec<String>,
+    /// Number of beams of the search, which is that of transformers; 1 is greedy decoding.
+    #[arg(long, default_value_t = 1, conflicts_with = "temperature", value_name = "BEAMS")]
+    pub num_beams: usize,
+    /// Length penalty of the beam search: a score is divided by (number of new tokens)^penalty.
+    #[arg(long, default_value_t = 1.0, requires = "num_beams", allow_negative_numbers = true, value_name = "PENALTY")]
+    pub length_penalty: f64,
+    /// Sampling temperature; 0 is greedy decoding.
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Sample from the k most probable tokens only; 0 disables the limit.
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub top_k: usize,
+    /// Nucleus sampling: sample from the most probable tokens that make up this probability; 1 disables the limit.
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub top_p: f64,
+    /// Random seed of the sampling.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}
+
+/// `inspect`.
+#[derive(Debug, Args, Serialize)]
+#[command(after_help = "\
+Examples:
+  llamaprobe inspect --model DIR --rows 4096
+  llamaprobe inspect --model DIR --adapter adapter --json",
+    mut_arg("adapter", |arg| arg.help("PEFT adapter directory to describe")))]
+pub struct InspectArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// Number of tokens per batch that the memory plan is for.
+    #[arg(long, default_value_t = 512, value_name = "TOKENS")]
+    pub rows: usize,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+}

@@ -1,0 +1,101 @@
+//! Flags of the optimiser and of a training's checkpoints.
+
+use std::sync::LazyLock;
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::train::schedule::Schedule;
+use crate::train::settings::RunSettings;
+
+/// The trainer's own defaults.
+pub static DEFAULTS: LazyLock<RunSettings> = LazyLock::new(RunSettings::default);
+
+/// What every training has, each with a default of its own.
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct RegularizationArgs {
+    /// Weight decay (decoupled, as in AdamW).
+    #[arg(long, default_value_t = DEFAULTS.weight_decay, help_heading = "Optimiser")]
+    pub weight_decay: f64,
+    /// Gradient-norm clipping threshold; 0 disables clipping.
+    #[arg(long, value_name = "NORM", default_value_t = DEFAULTS.max_grad_norm.unwrap_or(0.0), help_heading = "Optimiser")]
+    pub max_grad_norm: f64,
+}
+
+/// The decays of AdamW.
+#[derive(Debug, Args, Serialize)]
+pub struct BetaArgs {
+    /// AdamW's beta1, the decay of the first moment.
+    #[arg(long, value_name = "BETA", default_value_t = DEFAULTS.beta1, help_heading = "Optimiser")]
+    pub adam_beta1: f64,
+    /// AdamW's beta2, the decay of the second moment.
+    #[arg(long, value_name = "BETA", default_value_t = DEFAULTS.beta2, help_heading = "Optimiser")]
+    pub adam_beta2: f64,
+}
+
+/// The optimiser of a training of adapters.
+#[derive(Debug, Args, Serialize)]
+pub struct OptimArgs {
+    /// Peak learning rate [default: 0.0002; 0.005 for the built-in examples].
+    #[arg(long, alias = "lr", help_heading = "Optimiser")]
+    pub learning_rate: Option<f64>,
+    /// Learning-rate schedule after the warm-up: linear, cosine or constant.
+    #[arg(long, value_name = "NAME", default_value_t = DEFAULTS.schedule, alias = "lr-scheduler", help_heading = "Optimiser")]
+    pub lr_scheduler_type: Schedule,
+    /// Number of warm-up steps, in which the learning rate rises linearly from 0.
+    #[arg(long, value_name = "STEPS", conflicts_with = "warmup_ratio", help_heading = "Optimiser")]
+    pub warmup_steps: Option<u64>,
+    /// Warm-up as a ratio of all steps.
+    #[arg(long, value_name = "RATIO", help_heading = "Optimiser")]
+    pub warmup_ratio: Option<f64>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub regularization: RegularizationArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub betas: BetaArgs,
+    /// AdamW's epsilon.
+    #[arg(long, value_name = "EPSILON", default_value_t = DEFAULTS.epsilon, help_heading = "Optimiser")]
+    pub adam_epsilon: f64,
+    /// Number of examples per forward and backward pass.
+    #[arg(
+        long,
+        default_value_t = DEFAULTS.batch_size,
+        aliases = ["per-device-train-batch-size", "micro-batch-size"],
+        help_heading = "Optimiser"
+    )]
+    pub batch_size: usize,
+    /// Number of passes per optimiser step; the loss is the mean over all label tokens of the step.
+    #[arg(long, value_name = "PASSES", default_value_t = DEFAULTS.accumulation, help_heading = "Optimiser")]
+    pub gradient_accumulation_steps: usize,
+    /// Number of epochs [default: 3; 40 steps for the built-in examples].
+    #[arg(long, aliases = ["num-train-epochs", "num-epochs"], help_heading = "Optimiser")]
+    pub epochs: Option<f64>,
+    /// Number of optimiser steps, in place of epochs.
+    #[arg(long, value_name = "STEPS", conflicts_with = "epochs", help_heading = "Optimiser")]
+    pub max_steps: Option<u64>,
+}
+
+/// Log and checkpoints of a training.
+#[derive(Debug, Args, Serialize)]
+pub struct CheckpointArgs {
+    /// Number of steps between checkpoints; 0 writes none.
+    #[arg(long, default_value_t = 500, value_name = "STEPS", help_heading = "Checkpoints")]
+    pub save_steps: u64,
+    /// Number of checkpoints to keep, the newest; 0 keeps all.
+    #[arg(long, default_value_t = 2, value_name = "CHECKPOINTS", help_heading = "Checkpoints")]
+    pub save_total_limit: usize,
+    /// Number of steps between lines of the log.
+    #[arg(
+        long,
+        default_value_t = 1,
+        value_name = "STEPS",
+        value_parser = clap::value_parser!(u64).range(1..),
+        help_heading = "Checkpoints"
+    )]
+    pub logging_steps: u64,
+    /// Checkpoint directory to resume from, or latest: the newest in --out, or the beginning if there is none.
+    #[arg(long, value_name = "DIR|latest", help_heading = "Checkpoints")]
+    #[serde(skip)]
+    pub resume_from_checkpoint: Option<String>,
+}

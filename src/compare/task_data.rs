@@ -1,0 +1,259 @@
+//! What a task brings to a comparison: queries, the pool, what is retrieved for whom, all as tokens.
+
+use std::collections::{BTreeMap, HashSet};
+
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use super::inputs::{Comparison, Source};
+use super::retrieval::{Chosen, Index};
+use super::settings::CompareSettings;
+use crate::backend::Backend;
+use crate::formats::tokenizer::Tokenizer;
+use crate::model::Model;
+use crate::probe::arm::Arm;
+use crate::random::Rng;
+use crate::task::demonstrations::sample_for;
+use crate::task::prompts::Prompts;
+use crate::task::retrieval::Retrieved;
+use crate::task::{Example, Task, Template};
+use crate::train::data::{IGNORE_INDEX, TrainSequence};
+use crate::{Error, Result, hash};
+
+/// A prompt of an arm.
+pub struct PromptContext {
+    /// The query's index in the test data.
+    pub query: usize,
+    /// Of demonstrations and query.
+    pub token_ids: Vec<u32>,
+    /// The demonstrations in it.
+    pub retrieved: Vec<Retrieved>,
+    /// Number of demonstrations that were dropped for length.
+    pub dropped: usize,
+}
+
+/// A task's examples, chosen.
+pub struct TaskData<'a> {
+    /// Whose examples they are.
+    pub task: Task,
+    /// How they become text.
+    pub template: &'a Template,
+    /// Demonstrations are taken from these.
+    pub pool: Chosen,
+    /// The examples that every cell is judged on.
+    pub queries: Chosen,
+    tokenizer: &'a Tokenizer,
+    settings: &'a CompareSettings,
+    index: Index,
+    /// Rows and examples by what became of them.
+    counts: BTreeMap<String, usize>,
+    /// Of all texts of queries and pool.
+    fingerprint: u64,
+}
+
+impl<'a> TaskData<'a> {
+    /// Chooses queries and pool, in an order shuffled by the split's seed. No example of the pool has the input of a
+    /// query. Examples too long for the greatest length are left out of both.
+    ///
+    /// # Errors
+    /// Fewer than two examples are left, or no query; vectors that do not fit; a failure of tokenizer or device.
+    pub fn new<B: Backend>(
+        backend: &mut B,
+        model: &Model<B>,
+        comparison: &'a Comparison<'a>,
+        source: &'a Source,
+    ) -> Result<Self> {
+        let Comparison { tokenizer, settings, .. } = *comparison;
+        let mut counts = BTreeMap::new();
+        let (pool, queries) = choose(tokenizer, settings, source, &mut counts)?;
+        if queries.examples.is_empty() || pool.examples.len() < 2 {
+            let found = format!("{} and {}, of {counts:?}", queries.examples.len(), pool.examples.len());
+            return Err(Error::argument(format!("{} data", source.task), "a query and two examples that fit", found));
+        }
+        if settings.demonstrations >= pool.examples.len() {
+            let most = format!("at most {}, one less than the pool of {}", pool.examples.len() - 1, source.task);
+            return Err(Error::argument("demonstrations", most, settings.demonstrations));
+        }
+        let index = Index::new(backend, model, comparison, source, &pool, &queries)?;
+        let examples = queries.examples.iter().chain(&pool.examples);
+        let texts = examples.flat_map(|e| [e.input.as_str(), "\0", &e.output, "\0"]);
+        let fingerprint = hash::fnv1a(texts.flat_map(str::bytes));
+        let (task, template) = (source.task, &source.template);
+        Ok(Self { task, template, pool, queries, tokenizer, settings, index, counts, fingerprint })
+    }
+
+    /// What the examples are, for the plan.
+    pub fn describe(&self) -> Value {
+        json!({
+            "task": self.task,
+            "template": self.template,
+            "metric": self.signature(),
+            "counts": self.counts,
+            "queries": self.queries.indices,
+            "hash": format!("{:016x}", self.fingerprint),
+        })
+    }
+
+    /// The metric's signature over the queries.
+    pub fn signature(&self) -> String {
+        self.task.metric().signature(self.queries.examples.iter().map(|q| q.gold().count()))
+    }
+
+    /// How like each query the most like demonstration is.
+    ///
+    /// # Errors
+    /// A pool without another example.
+    pub fn similarities(&self) -> Result<Vec<f64>> {
+        let queries = self.queries.examples.par_iter().enumerate();
+        queries.map(|(i, q)| Ok(self.index.nearest_to_query(i, &q.input, 1)?[0].similarity)).collect()
+    }
+
+    /// The prompt of every query in an arm; `seed` draws random demonstrations.
+    ///
+    /// # Errors
+    /// Too few examples, or a failure of the tokenizer.
+    pub fn contexts(&self, arm: Arm, seed: Option<u64>) -> Result<Vec<PromptContext>> {
+        let count = self.settings.demonstrations;
+        let context = |i: usize| {
+            let query = &self.queries.examples[i];
+            let retrieved = match arm {
+                Arm::ZeroShot | Arm::Lora | Arm::Pt => Vec::new(),
+                Arm::IclRetrieved | Arm::Ipt => self.index.nearest_to_query(i, &query.input, count)?,
+                Arm::Icl | Arm::IclRandom => {
+                    let drawn = sample_for(&self.pool.examples, query, None, count, seed.unwrap_or(0), i as u64)?;
+                    let similarities = self.index.similarities(i, &query.input);
+                    drawn.iter().map(|&index| Retrieved { index, similarity: similarities[index] }).collect()
+                }
+            };
+            let index = self.queries.indices[i];
+            self.fitted(retrieved, query, self.settings.max_new_tokens, |text| {
+                Ok(Prompts::new(self.tokenizer, self.template).prompt::<&str>(text, &[])?.token_ids)
+            })
+            .map(|(token_ids, retrieved, dropped)| PromptContext {
+                query: index,
+                token_ids,
+                retrieved,
+                dropped,
+            })
+        };
+        (0..self.queries.examples.len()).into_par_iter().map(context).collect()
+    }
+
+    /// What an arm is trained on: the first examples of the pool, each with its answer, and an end-of-sequence token
+    /// where the tokenizer has one; for IPT behind demonstrations like it.
+    ///
+    /// # Errors
+    /// Too few examples, or a failure of the tokenizer.
+    pub fn training_examples(&self, arm: Arm) -> Result<Vec<TrainSequence>> {
+        let sequence = |i: usize| {
+            let example = &self.pool.examples[i];
+            let retrieved = match arm {
+                Arm::Ipt => self.index.nearest_to_example(i, &example.input, self.settings.demonstrations)?,
+                _ => Vec::new(),
+            };
+            let prompts = Prompts::new(self.tokenizer, self.template);
+            let mut labels = Vec::new();
+            let (mut ids, ..) = self.fitted(retrieved, example, 1, |text| {
+                let learnt = prompts.training_example(text, &example.output)?;
+                labels = learnt.labels;
+                Ok(learnt.input_ids)
+            })?;
+            if let Some(eos) = self.tokenizer.eos() {
+                ids.push(eos);
+                labels.push(i64::from(eos));
+            }
+            debug_assert!(labels[0] == IGNORE_INDEX);
+            Ok(TrainSequence { ids, labels })
+        };
+        let count = self.settings.train_examples.min(self.pool.examples.len());
+        (0..count).into_par_iter().map(sequence).collect()
+    }
+
+    /// The tokens of an example behind demonstrations, of which the first are dropped until there is room for `reserve`
+    /// tokens more; the demonstrations that remain, and how many were dropped.
+    fn fitted(
+        &self,
+        mut retrieved: Vec<Retrieved>,
+        example: &Example,
+        reserve: usize,
+        mut encode: impl FnMut(&str) -> Result<Vec<u32>>,
+    ) -> Result<(Vec<u32>, Vec<Retrieved>, usize)> {
+        let room = room(self.settings);
+        let all = retrieved.len();
+        loop {
+            let demonstration = |r: &Retrieved| self.template.demonstration(&self.pool.examples[r.index]);
+            let before: String = retrieved.iter().map(demonstration).collect();
+            let ids = encode(&(before + &self.template.query(example)))?;
+            if retrieved.is_empty() || room.is_none_or(|room| ids.len() + reserve <= room) {
+                let dropped = all - retrieved.len();
+                return Ok((ids, retrieved, dropped));
+            }
+            retrieved.remove(0);
+        }
+    }
+}
+
+/// Positions of a sequence beside the longest soft prompt; none means any number.
+fn room(settings: &CompareSettings) -> Option<usize> {
+    settings.max_length.map(|max| max.saturating_sub(settings.longest_prompt()))
+}
+
+/// Chooses pool and queries, and counts what becomes of the rows. The counts' keys are those of the plan.
+fn choose(
+    tokenizer: &Tokenizer,
+    settings: &CompareSettings,
+    source: &Source,
+    counts: &mut BTreeMap<String, usize>,
+) -> Result<(Chosen, Chosen)> {
+    let mut count = |what: &str, n: usize| {
+        counts.insert(what.to_string(), n);
+    };
+    for (side, data) in [("train", &source.train), ("test", &source.test)] {
+        count(&format!("{side} rows used"), data.examples.len());
+        data.skipped.iter().for_each(|(why, n)| count(&format!("{side} rows left out: {why}"), *n));
+    }
+    let pick = |all: &[Example], indices: Vec<usize>| Chosen {
+        examples: indices.iter().map(|&i| all[i].clone()).collect(),
+        indices,
+    };
+    let (mut indices, long) = shuffled(tokenizer, settings, source, &source.test.examples)?;
+    count("test examples left out: longer than --max-length", long);
+    indices.truncate(settings.queries);
+    let queries = pick(&source.test.examples, indices);
+    let inputs: HashSet<&str> = queries.examples.iter().map(|q| q.input.as_str()).collect();
+    let (mut indices, long) = shuffled(tokenizer, settings, source, &source.train.examples)?;
+    count("train examples left out: longer than --max-length", long);
+    let before = indices.len();
+    indices.retain(|&i| !inputs.contains(source.train.examples[i].input.as_str()));
+    count("train examples left out: input of a query", before - indices.len());
+    indices.truncate(settings.pool.unwrap_or(usize::MAX));
+    count("queries", queries.indices.len());
+    count("pool", indices.len());
+    Ok((pick(&source.train.examples, indices), queries))
+}
+
+/// The indices of the examples that fit the greatest length, in an order shuffled by the split's seed, and how many do
+/// not fit.
+fn shuffled(
+    tokenizer: &Tokenizer,
+    settings: &CompareSettings,
+    source: &Source,
+    all: &[Example],
+) -> Result<(Vec<usize>, usize)> {
+    let prompts = Prompts::new(tokenizer, &source.template);
+    // Every sequence of an example alone must fit: with its answer to learn from, with new tokens as a query.
+    let length = |example: &Example| -> Result<usize> {
+        let query = source.template.query(example);
+        let generated = prompts.prompt::<&str>(&query, &[])?.token_ids.len() + settings.max_new_tokens;
+        Ok(generated.max(prompts.training_example(&query, &example.output)?.input_ids.len() + 1))
+    };
+    let fits = |example: &Example| match room(settings) {
+        None => Ok(true),
+        Some(room) => Ok(length(example)? <= room),
+    };
+    let fits: Vec<bool> = all.par_iter().map(fits).collect::<Result<_>>()?;
+    let mut order: Vec<usize> = (0..all.len()).filter(|&i| fits[i]).collect();
+    Rng::new(settings.split_seed).shuffle(&mut order);
+    let long = all.len() - order.len();
+    Ok((order, long))
+}

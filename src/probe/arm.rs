@@ -1,0 +1,75 @@
+//! The arms: what is put before a query, and what of the model is trained.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// An arm of a comparison. The name in configurations is the variant's in kebab case.
+///
+/// | arm | before the query | trained |
+/// |---|---|---|
+/// | zero-shot | nothing | nothing |
+/// | icl | demonstrations drawn once for all queries of a seed | nothing |
+/// | icl-random | demonstrations drawn for each query | nothing |
+/// | icl-retrieved | demonstrations like the query | nothing |
+/// | lora | nothing | LoRA |
+/// | pt | a soft prompt | the soft prompt |
+/// | ipt | a soft prompt, then demonstrations | the soft prompt |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arm {
+    /// The query alone; the probe's anchor.
+    ZeroShot,
+    /// In-context learning with the same demonstrations for every query.
+    Icl,
+    /// In-context learning with demonstrations drawn at random for each query.
+    IclRandom,
+    /// In-context learning with demonstrations retrieved for each query.
+    IclRetrieved,
+    /// The query alone, through a LoRA; the probe's instruction tuning (IT).
+    Lora,
+    /// Prompt tuning (Lester et al. 2021).
+    Pt,
+    /// Prompt tuning with demonstrations (Sun et al., arXiv 2302.11521).
+    Ipt,
+}
+
+impl Arm {
+    /// As the command line, plans and cells spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ZeroShot => "zero-shot",
+            Self::Icl => "icl",
+            Self::IclRandom => "icl-random",
+            Self::IclRetrieved => "icl-retrieved",
+            Self::Lora => "lora",
+            Self::Pt => "pt",
+            Self::Ipt => "ipt",
+        }
+    }
+
+    /// The arm of a name, of those that a study has.
+    ///
+    /// # Errors
+    /// None of them has this name.
+    pub fn parse(name: &str, among: &[Self]) -> Result<Self> {
+        let found = among.iter().copied().find(|arm| arm.name() == name);
+        let names = || among.iter().map(|arm| arm.name()).collect::<Vec<_>>().join(", ");
+        found.ok_or_else(|| Error::unsupported("arm", name, names()))
+    }
+
+    /// Whether something is trained.
+    pub const fn trains(self) -> bool {
+        matches!(self, Self::Lora | Self::Pt | Self::Ipt)
+    }
+
+    /// Whether a soft prompt stands before everything.
+    pub const fn has_soft_prompt(self) -> bool {
+        matches!(self, Self::Pt | Self::Ipt)
+    }
+
+    /// Whether demonstrations stand before the query.
+    pub const fn has_demonstrations(self) -> bool {
+        matches!(self, Self::Icl | Self::IclRandom | Self::IclRetrieved | Self::Ipt)
+    }
+}

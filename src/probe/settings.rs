@@ -1,0 +1,186 @@
+//! The settings of a probe.
+
+use serde::{Deserialize, Serialize};
+
+use super::arm::Arm;
+use crate::arch::{Family, Projection};
+use crate::formats::adapter::PromptConfig;
+use crate::task::{Task, Template};
+use crate::train::schedule::{Schedule, Warmup};
+use crate::train::settings::{Length, RunSettings};
+use crate::{Error, Result};
+
+/// The arms that a probe may have beside zero-shot, ICL and LoRA, which it always has.
+pub const SOFT_ARMS: [Arm; 2] = [Arm::Pt, Arm::Ipt];
+
+/// What is compared, and how it is tuned. Defaults are our own choices, not those of a paper.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeSettings {
+    /// Whose data, labels and metric are used.
+    pub task: Task,
+    /// How an example becomes text (default: the task's template).
+    pub template: Template,
+    /// Demonstrations per seed (default 10).
+    pub demonstrations: usize,
+    /// Queries, the first of the data set; none means all (default 100).
+    pub queries: Option<usize>,
+    /// Seeds of the draws of demonstrations (default 0 to 2; to 7 for `events`).
+    pub seeds: Vec<u64>,
+    /// LoRA rank (default 8).
+    pub r: usize,
+    /// LoRA alpha (default 16).
+    pub lora_alpha: f64,
+    /// Adapted modules, by the family's names (default `q_proj`, `v_proj`).
+    pub target_modules: Vec<String>,
+    /// Learning rate, the same at every step (default 1e-3; 5e-3 for `events`).
+    pub learning_rate: f64,
+    /// Epochs over the demonstrations (default 10; 40 for `events`); with 0 the LoRA changes nothing.
+    pub epochs: f64,
+    /// Demonstrations of a step, shuffled by the seed; none means all of them in every step (the default).
+    pub batch_size: Option<usize>,
+    /// Decoupled weight decay (default 0).
+    pub weight_decay: f64,
+    /// Threshold to which the gradient's norm is clipped; none never clips (the default).
+    pub max_grad_norm: Option<f64>,
+    /// Token rows of a pass at most, unless a single prompt needs more (default 4096). States and scores do not depend on it; a
+    /// tuning does in rounding, since it divides the sums of its gradients.
+    pub rows: usize,
+    /// The arms with soft prompts.
+    #[serde(default)]
+    pub soft: SoftSettings,
+}
+
+/// How soft prompts are tuned. Defaults are our own choices, not those of a paper.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SoftSettings {
+    /// Of [`SOFT_ARMS`], each at most once (default none).
+    pub arms: Vec<Arm>,
+    /// Rows of a prompt (default 20). It begins as embeddings of random tokens.
+    pub num_virtual_tokens: usize,
+    /// Learning rate, the same at every step (default 1e-2).
+    pub learning_rate: f64,
+    /// Epochs over the demonstrations (default 10).
+    pub epochs: f64,
+}
+
+impl Default for SoftSettings {
+    fn default() -> Self {
+        Self { arms: Vec::new(), num_virtual_tokens: 20, learning_rate: 1e-2, epochs: 10.0 }
+    }
+}
+
+impl SoftSettings {
+    /// Checks what the settings of the other tuning do not share.
+    fn validate(&self) -> Result<()> {
+        let rows = self.num_virtual_tokens;
+        if rows == 0 || rows > PromptConfig::MAX_ROWS {
+            return Err(Error::argument(
+                "soft.num_virtual_tokens",
+                format!("from 1 to {}", PromptConfig::MAX_ROWS),
+                rows,
+            ));
+        }
+        for (i, arm) in self.arms.iter().enumerate() {
+            if !SOFT_ARMS.contains(arm) {
+                return Err(Error::argument("soft.arms", "arms with soft prompts", arm.name()));
+            }
+            if self.arms[..i].contains(arm) {
+                return Err(Error::argument("soft.arms", "each arm once", format!("{} twice", arm.name())));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ProbeSettings {
+    /// The defaults for a task. That of the embedded model is cheap enough for more seeds, and a model so small learns
+    /// little at rates for large ones.
+    pub fn new(task: Task) -> Self {
+        let (seeds, learning_rate, epochs) = match task {
+            Task::Events => (8, 5e-3, 40.0),
+            _ => (3, 1e-3, 10.0),
+        };
+        Self {
+            task,
+            template: task.template(),
+            demonstrations: 10,
+            queries: Some(100),
+            seeds: (0..seeds).collect(),
+            r: 8,
+            lora_alpha: 16.0,
+            target_modules: vec!["q_proj".to_string(), "v_proj".to_string()],
+            learning_rate,
+            epochs,
+            batch_size: None,
+            weight_decay: 0.0,
+            max_grad_norm: None,
+            rows: 4096,
+            soft: SoftSettings::default(),
+        }
+    }
+
+    /// Checks every field's domain.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] with the field, as a path (`soft.learning_rate`) where it is of settings inside of these.
+    pub fn validate(&self, family: Family) -> Result<()> {
+        let check = |ok: bool, name: &str, expected: &str, found: String| {
+            if ok { Ok(()) } else { Err(Error::argument(name, expected, found)) }
+        };
+        check(self.demonstrations > 0, "demonstrations", "at least 1", self.demonstrations.to_string())?;
+        check(!self.seeds.is_empty(), "seeds", "at least 1", "none".to_string())?;
+        check(self.r > 0, "r", "at least 1", self.r.to_string())?;
+        let alpha = self.lora_alpha;
+        check(alpha.is_finite() && alpha > 0.0, "lora_alpha", "a number above 0", alpha.to_string())?;
+        check(self.epochs.is_finite() && self.epochs >= 0.0, "epochs", "a number from 0", self.epochs.to_string())?;
+        check(self.rows > 0, "rows", "at least 1", self.rows.to_string())?;
+        let mut seeds = self.seeds.clone();
+        seeds.sort_unstable();
+        let twice = seeds.windows(2).find(|pair| pair[0] == pair[1]);
+        check(twice.is_none(), "seeds", "each seed once", format!("{} twice", twice.map_or(0, |pair| pair[0])))?;
+        self.targets(family)?;
+        self.soft.validate()?;
+        // Without an epoch there is nothing to train, which is no error here as it is to the trainer.
+        let epochs = if self.epochs == 0.0 { 1.0 } else { self.epochs };
+        Self { epochs, ..self.clone() }.training(Arm::Lora, 0, self.demonstrations).validate()?;
+        self.training(Arm::Pt, 0, self.demonstrations).validate_in("soft")
+    }
+
+    /// The adapted modules of a model of some family.
+    ///
+    /// # Errors
+    /// None, or a name that is not of a module.
+    pub fn targets(&self, family: Family) -> Result<Vec<Projection>> {
+        family.targets(&self.target_modules)
+    }
+
+    /// Every arm, in the order in which they are computed and reported.
+    pub fn arms(&self) -> Vec<Arm> {
+        [Arm::ZeroShot, Arm::Icl, Arm::Lora].into_iter().chain(self.soft.arms.iter().copied()).collect()
+    }
+
+    /// Epochs of an arm's training.
+    pub fn epochs(&self, arm: Arm) -> f64 {
+        if arm.has_soft_prompt() { self.soft.epochs } else { self.epochs }
+    }
+
+    /// The trainer's settings for an arm and a seed with so many sequences.
+    pub fn training(&self, arm: Arm, seed: u64, sequences: usize) -> RunSettings {
+        let batch_size = self.batch_size.unwrap_or(sequences).min(sequences);
+        RunSettings {
+            seed,
+            // With all demonstrations in every step their order means nothing.
+            shuffle: batch_size < sequences,
+            length: Length::Epochs(self.epochs(arm)),
+            batch_size,
+            learning_rate: if arm.has_soft_prompt() { self.soft.learning_rate } else { self.learning_rate },
+            schedule: Schedule::Constant,
+            warmup: Warmup::Steps(0),
+            weight_decay: self.weight_decay,
+            max_grad_norm: self.max_grad_norm,
+            ..RunSettings::default()
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The runs of a trainer: what they are given, where they are, and what their steps report.
+
+use super::data::TrainSequence;
+use super::order::{DataCursor, Order};
+use super::passes::ROW_BUDGET;
+use super::settings::RunSettings;
+use crate::Result;
+use crate::backend::Backend;
+
+/// The data and settings of one run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Sequences, at least one and each with a label.
+    pub data: Vec<TrainSequence>,
+    /// Length, optimiser, schedule and order.
+    pub settings: RunSettings,
+}
+
+/// Sequences that are made when they are needed, those of a step (from 0) by a function of the step: the training of
+/// weights on more data than is worth keeping.
+pub struct Stream {
+    /// Makes the sequences of a step; all of them are one batch.
+    #[allow(clippy::type_complexity)]
+    pub batch: Box<dyn Fn(u64) -> Result<Vec<TrainSequence>>>,
+    /// Tokens of the longest sequence that it makes.
+    pub longest: usize,
+}
+
+/// What holds for all runs of a trainer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrainerOptions {
+    /// Probability with which an element of an adapted projection's input is dropped (default 0). Rows with dropout
+    /// are never shared between sequences, so that each draws its own.
+    pub dropout: f64,
+    /// Rows of a pass at most (default [`ROW_BUDGET`]); it bounds memory, and larger batches take several passes.
+    pub row_budget: usize,
+}
+
+impl Default for TrainerOptions {
+    fn default() -> Self {
+        Self { dropout: 0.0, row_budget: ROW_BUDGET }
+    }
+}
+
+/// One run's part of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunReport {
+    /// Number of the run, from 0.
+    pub run: usize,
+    /// Optimiser steps that it has done.
+    pub step: u64,
+    /// Optimiser steps that it has in all.
+    pub total_steps: u64,
+    /// Mean loss of the step's label tokens.
+    pub loss: f64,
+    /// Norm of the gradient, before it is clipped.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Passes over the data done.
+    pub epoch: f64,
+    /// Tokens of the step's sequences, unlabelled ones included.
+    pub tokens: u64,
+    /// Label tokens of the step.
+    pub label_tokens: u64,
+    /// Tokens since the beginning.
+    pub total_tokens: u64,
+}
+
+/// What a step did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// Number of the step, from 1.
+    pub step: u64,
+    /// The runs that took it, ascending.
+    pub runs: Vec<RunReport>,
+}
+
+/// A run's data and how far it is in it.
+pub(super) struct RunState {
+    pub data: Vec<TrainSequence>,
+    pub settings: RunSettings,
+    pub total_steps: u64,
+    pub order: Order,
+    pub total_tokens: u64,
+}
+
+/// What a step has taken from a run's data.
+pub(super) struct Batch {
+    pub run: usize,
+    /// Indices of the sequences in the run's data.
+    pub sequences: Vec<usize>,
+    pub tokens: u64,
+    pub labels: u64,
+    pub learning_rate: f64,
+    /// Epochs done after it.
+    pub epoch: f64,
+}
+
+/// The losses of a pass on their way to the host.
+pub(super) struct PassLosses<B: Backend> {
+    pub readback: B::PendingReadback,
+    /// The run of each loss.
+    pub runs: Vec<usize>,
+    /// The share of each in its run's loss.
+    pub weights: Vec<f64>,
+}
+
+/// A step that the device has been given and nobody has reported.
+pub(super) struct InFlightStep<B: Backend> {
+    /// Every run's cursor before the step.
+    pub before: Vec<DataCursor>,
+    pub batches: Vec<Batch>,
+    pub losses: Vec<PassLosses<B>>,
+    /// Squared gradient norms `[runs]` on their way to the host.
+    pub norms: B::PendingReadback,
+}

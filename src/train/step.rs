@@ -1,0 +1,242 @@
+//! One optimiser step: given to the device, and read back.
+
+use super::optim::adamw_step;
+use super::order::DataCursor;
+use super::passes::{Pass, Piece};
+use super::run::{Batch, InFlightStep, PassLosses, RunReport, RunState, StepReport};
+use super::trainable::Trainable;
+use super::trainer::{Trainer, check_data};
+use crate::backend::ops::{AdamwStep, Zero};
+use crate::backend::{AccElement, Backend};
+use crate::hooks::NoTaps;
+use crate::model::{DropoutPlan, GradientRequest, Input, Labels, Model, OutputRows};
+use crate::pack::Pack;
+use crate::{Error, Result, hash};
+
+impl<B: Backend> Trainer<B> {
+    /// Gives the device the next step; it is not waited for.
+    ///
+    /// # Errors
+    /// A failure of the device; the step is then not begun.
+    ///
+    /// # Panics
+    /// When every run is at its end.
+    pub fn begin(&mut self, backend: &mut B, model: &mut Model<B>) -> Result<()> {
+        let number = self.steps + self.in_flight.len() as u64;
+        assert!(number < self.total_steps(), "trainer: step {} of {}", number + 1, self.total_steps());
+        let before: Vec<DataCursor> = self.runs.iter().map(|run| run.order.cursor()).collect();
+        let adamw: Vec<AdamwStep> =
+            self.runs.iter().map(|run| adamw_step(&run.settings, number, run.total_steps)).collect();
+        if let Some(stream) = &self.stream {
+            let data = (stream.batch)(number)?;
+            check_data(0, &data, model.config.vocab_size, self.packing.prompt(0))?;
+            self.runs[0].data = data;
+        }
+        let batches = self.take_batches(number, &adamw);
+        let (losses, norms) = match self.gradients(backend, model, &batches, number) {
+            Ok(readback) => readback,
+            Err(error) => {
+                self.rewind(&before);
+                return Err(error);
+            }
+        };
+        self.optimizer.step(backend, self.trainable.params_mut(), &adamw);
+        self.trainable.refresh(backend, model);
+        self.in_flight.push_back(InFlightStep { before, batches, losses, norms });
+        Ok(())
+    }
+
+    /// Waits for the oldest step that was begun, and says what it did.
+    ///
+    /// # Errors
+    /// See [`Trainer::step`]; the steps begun after it are undone too.
+    ///
+    /// # Panics
+    /// If none was begun.
+    pub fn end(&mut self, backend: &mut B) -> Result<StepReport> {
+        let InFlightStep { before, batches, losses, norms } =
+            self.in_flight.pop_front().expect("trainer: a step was begun");
+        match self.read(backend, &batches, losses, norms) {
+            Ok((losses, norms)) => Ok(self.report(batches, &losses, &norms)),
+            Err(error) => {
+                self.rewind(&before);
+                self.discard_in_flight();
+                self.optimizer.clear_stop(backend);
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether a step has been begun and not reported.
+    pub(super) fn is_ahead(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
+    /// Drops the steps that have been begun and not reported.
+    pub(super) fn discard_in_flight(&mut self) {
+        self.in_flight.clear();
+        self.failed = None;
+    }
+
+    /// Takes every run back to where it was in its data.
+    fn rewind(&mut self, before: &[DataCursor]) {
+        for (run, &cursor) in self.runs.iter_mut().zip(before) {
+            run.order.seek(cursor);
+        }
+    }
+
+    fn take_batches(&mut self, number: u64, adamw: &[AdamwStep]) -> Vec<Batch> {
+        let (packing, streams) = (&self.packing, self.stream.is_some());
+        let active = self.runs.iter_mut().enumerate().filter(|(_, run)| number < run.total_steps);
+        active
+            .map(|(run, RunState { data, settings, order, .. })| {
+                let sequences: Vec<usize> = match streams {
+                    true => (0..data.len()).collect(),
+                    false => order.take(settings.batch_size * settings.accumulation).to_vec(),
+                };
+                let prompt = packing.prompt(run);
+                let tokens = sequences.iter().map(|&s| data[s].ids.len() as u64).sum();
+                let labels = sequences.iter().map(|&s| prompt.targets(&data[s]).count() as u64).sum();
+                let (learning_rate, epoch) = (adamw[run].learning_rate, order.epochs());
+                Batch { run, sequences, tokens, labels, learning_rate, epoch }
+            })
+            .collect()
+    }
+
+    /// Collects the gradients of a step; losses and squared norms by run are on their way.
+    fn gradients(
+        &mut self,
+        backend: &mut B,
+        model: &Model<B>,
+        batches: &[Batch],
+        number: u64,
+    ) -> Result<(Vec<PassLosses<B>>, B::PendingReadback)> {
+        let pieces: Vec<Vec<Piece>> = batches
+            .iter()
+            .map(|batch| {
+                let RunState { data, settings, .. } = &self.runs[batch.run];
+                let size = if self.stream.is_some() { batch.sequences.len() } else { settings.batch_size };
+                let passes = batch.sequences.chunks(size);
+                passes.flat_map(|sequences| self.packing.pieces(batch.run, data, sequences)).collect()
+            })
+            .collect();
+        let seeds: Vec<u64> = self.runs.iter().map(|run| step_seed(run.settings.seed, number)).collect();
+        let mut labels = vec![0; self.runs.len()];
+        batches.iter().for_each(|batch| labels[batch.run] = batch.labels);
+        let mut rows_before = vec![0; self.runs.len()];
+        let mut losses = Vec::new();
+        backend.zero(Zero { x: &mut self.optimizer.d_params });
+        if let Trainable::Reparameterized(_) = &self.trainable {
+            backend.zero(Zero { x: &mut self.d_prompts });
+        }
+        for pieces in self.packing.group(pieces) {
+            let pass = self.packing.pass(&pieces, |run| &self.runs[run].data);
+            losses.push(self.pass(backend, model, pass, &labels, &seeds, &mut rows_before)?);
+        }
+        if let Trainable::Reparameterized(encoder) = &mut self.trainable {
+            encoder.backward(backend, &mut self.optimizer.d_params, &self.d_prompts);
+        }
+        Ok((losses, self.optimizer.gradient_norms(backend)?))
+    }
+
+    /// Forward and backward of one pack: gradients into the optimiser, losses on their way.
+    fn pass(
+        &mut self,
+        backend: &mut B,
+        model: &Model<B>,
+        pass: Pass,
+        label_tokens: &[u64],
+        seeds: &[u64],
+        rows_before: &mut [u32],
+    ) -> Result<PassLosses<B>> {
+        let weight = |i: usize| f64::from(pass.counts[i]) / label_tokens[pass.runs[i]] as f64;
+        let weights: Vec<f64> = (0..pass.rows.len()).map(weight).collect();
+        let read = OutputRows::new(backend, &pass.pack, pass.rows.iter().map(|&row| row as usize))?;
+        let labels = Labels::new(backend, read.as_ref(), &pass.rows, &pass.targets, &weights)?;
+        let device = backend.pack(&pass.pack)?;
+        let keys = (self.options.dropout > 0.0).then(|| dropout_keys(&pass.pack, rows_before));
+        let mut input = Input::new(&pass.pack, &device).with_output_rows(read.as_ref());
+        input.adaptation = self.trainable.adaptation();
+        input.dropout = keys.as_deref().map(|keys| DropoutPlan { p: self.options.dropout, seeds, keys });
+        model.forward(backend, &mut self.acts, &input, None, &mut NoTaps)?;
+        let d_params = &mut self.optimizer.d_params;
+        let request = match &self.trainable {
+            Trainable::Adapters(_) => GradientRequest { d_params: Some(d_params), d_weights: None, d_embed: false },
+            Trainable::Reparameterized(_) => {
+                GradientRequest { d_params: Some(&mut self.d_prompts), d_weights: None, d_embed: false }
+            }
+            Trainable::Weights(full) => {
+                GradientRequest { d_params: None, d_weights: Some((d_params, &full.layout)), d_embed: false }
+            }
+        };
+        model.backward(backend, &self.acts, &mut self.grads, &input, &labels, request);
+        self.optimizer.check_losses(backend, &self.grads.losses, labels.count);
+        let readback = backend.download_async(&self.grads.losses, labels.count)?;
+        Ok(PassLosses { readback, runs: pass.runs, weights })
+    }
+
+    /// Losses and gradient norms of a step by run, once they are there.
+    fn read(
+        &mut self,
+        backend: &mut B,
+        batches: &[Batch],
+        passes: Vec<PassLosses<B>>,
+        norms: B::PendingReadback,
+    ) -> Result<(Vec<f64>, Vec<f64>)> {
+        let mut losses = vec![0.0; self.runs.len()];
+        for PassLosses { readback, runs, weights } in passes {
+            let of_pass = backend.wait_readback(readback)?.into_iter().zip(weights).zip(runs);
+            of_pass.for_each(|((loss, weight), run)| losses[run] += weight * loss.to_f64());
+        }
+        let norms: Vec<f64> = backend.wait_readback(norms)?.into_iter().map(|x| x.to_f64().sqrt()).collect();
+        for batch in batches {
+            for (what, values) in [("loss", &losses), ("gradient norm", &norms)] {
+                let found = values[batch.run];
+                if !found.is_finite() {
+                    let what = format!("{what} of run {} at step {}", batch.run, self.steps + 1);
+                    return Err(Error::NotFinite { what, found });
+                }
+            }
+        }
+        Ok((losses, norms))
+    }
+
+    /// Counts a step, and says what happened.
+    fn report(&mut self, batches: Vec<Batch>, losses: &[f64], norms: &[f64]) -> StepReport {
+        self.steps += 1;
+        let runs = batches.into_iter().map(|batch| {
+            let run = &mut self.runs[batch.run];
+            run.total_tokens += batch.tokens;
+            RunReport {
+                run: batch.run,
+                step: self.steps,
+                total_steps: run.total_steps,
+                loss: losses[batch.run],
+                grad_norm: norms[batch.run],
+                learning_rate: batch.learning_rate,
+                epoch: batch.epoch,
+                tokens: batch.tokens,
+                label_tokens: batch.labels,
+                total_tokens: run.total_tokens,
+            }
+        });
+        StepReport { step: self.steps, runs: runs.collect() }
+    }
+}
+
+/// For each row, its number within its run's part of the step, of which `rows_before` (by run) are in earlier passes.
+fn dropout_keys(pack: &Pack, rows_before: &mut [u32]) -> Vec<u32> {
+    let mut keys = vec![0; pack.len()];
+    for (run, rows) in pack.runs() {
+        for (key, row) in (rows_before[*run]..).zip(rows.clone()) {
+            keys[row] = key;
+        }
+        rows_before[*run] += rows.len() as u32;
+    }
+    keys
+}
+
+/// The seed of a run's dropout in step `step`: the pair, mixed by the finaliser of SplitMix64 (Steele et al. 2014).
+fn step_seed(seed: u64, step: u64) -> u64 {
+    hash::finalize(seed ^ step.wrapping_add(1).wrapping_mul(hash::GOLDEN_GAMMA))
+}

@@ -1,0 +1,217 @@
+//! SwiGLU, and functions of one number.
+
+use llamaprobe::arch;
+use llamaprobe::backend::{Backend, ops};
+
+use super::cases::{Case, Set};
+use super::device::{self, Given, Outputs, Refusal};
+use super::naive::Precision;
+use super::operation::{Array, Operation, Role, compute};
+use super::simt::recorder::{Recorder, elements};
+use super::simt::tape::Arg::{At, Int, Long};
+
+/// Every activation.
+const ACTIVATIONS: [arch::Activation; 4] =
+    [arch::Activation::Relu, arch::Activation::Gelu, arch::Activation::GeluTanh, arch::Activation::Tanh];
+
+/// gate, up -> act
+#[derive(Clone, Debug)]
+pub struct Swiglu {
+    pub len: usize,
+}
+
+impl Operation for Swiglu {
+    fn inputs(&self) -> Vec<Array> {
+        let gate = compute("gate", self.len).scaled(2.0).gradient(Role::Compute);
+        vec![gate, compute("up", self.len).gradient(Role::Compute)]
+    }
+
+    fn outputs(&self) -> Vec<Array> {
+        vec![compute("act", self.len).gradient(Role::Acc)]
+    }
+
+    fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let pairs = inputs[0].iter().zip(&inputs[1]);
+        vec![pairs.map(|(&gate, up)| p.c(p.c(gate * sigmoid(p, gate)) * up)).collect()]
+    }
+
+    fn naive_backward(&self, p: Precision, inputs: &[Vec<f64>], d_out: &[f64], d: &mut [Vec<f64>]) {
+        for (i, &d_act) in d_out.iter().enumerate() {
+            let (gate, up) = (inputs[0][i], inputs[1][i]);
+            let s = sigmoid(p, gate);
+            let slope = p.a(s * p.a(1.0 + p.a(gate * p.a(1.0 - s))));
+            d[0][i] = p.c(p.a(d_act * up) * slope);
+            d[1][i] = p.c(d_act * p.a(gate * s));
+        }
+    }
+
+    fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
+        let (gate, up) = (device::compute(b, &inputs[0]), device::compute(b, &inputs[1]));
+        b.swiglu_fwd(ops::SwigluFwd { act: &mut out.compute[0], gate: &gate, up: &up, len: self.len });
+    }
+
+    fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
+        let len = self.len;
+        let [gate, up] = [0, 1].map(|i| device::compute(b, &given.inputs[i]));
+        let [mut d_gate, mut d_up] = [0, 1].map(|i| device::compute(b, &given.start[i]));
+        let d_act = device::acc(b, &given.d_outputs[0]);
+        let (d_gate_out, d_up_out) = (&mut d_gate, &mut d_up);
+        b.swiglu_bwd(ops::SwigluBwd { d_gate: d_gate_out, d_up: d_up_out, d_act: &d_act, gate: &gate, up: &up, len });
+        vec![Some(device::read_compute(b, &d_gate, len)), Some(device::read_compute(b, &d_up, len))]
+    }
+
+    fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
+        let len = self.len;
+        let [gate, up] = [0, 1].map(|i| At(r.tape.compute(&case.inputs[i])));
+        let [act, d_gate, d_up] = [0, 1, 2].map(|i| At(r.output(i, len, Role::Compute)));
+        r.run("swiglu_fwd", elements(len), &[act, gate, up, Long(len)]);
+        let d_act = At(r.tape.acc(&case.d_outputs[0]));
+        r.run("swiglu_bwd", elements(len), &[d_gate, d_up, d_act, gate, up, Long(len)]);
+        true
+    }
+}
+
+/// x -> act
+#[derive(Clone, Debug)]
+pub struct Activation {
+    pub f: arch::Activation,
+    pub len: usize,
+}
+
+impl Operation for Activation {
+    fn inputs(&self) -> Vec<Array> {
+        vec![compute("x", self.len).scaled(2.0).gradient(Role::Compute)]
+    }
+
+    fn outputs(&self) -> Vec<Array> {
+        vec![compute("act", self.len).gradient(Role::Acc)]
+    }
+
+    fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        vec![inputs[0].iter().map(|&x| p.c(activation(p, self.f, x).0)).collect()]
+    }
+
+    fn naive_backward(&self, p: Precision, inputs: &[Vec<f64>], d_out: &[f64], d: &mut [Vec<f64>]) {
+        for (i, &d_act) in d_out.iter().enumerate() {
+            d[0][i] = p.c(d_act * activation(p, self.f, inputs[0][i]).1);
+        }
+    }
+
+    fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
+        let x = device::compute(b, &inputs[0]);
+        b.activation_fwd(ops::ActivationFwd { act: &mut out.compute[0], x: &x, f: self.f, len: self.len });
+    }
+
+    fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
+        let &Self { f, len } = self;
+        let (x, d_act) = (device::compute(b, &given.inputs[0]), device::acc(b, &given.d_outputs[0]));
+        let mut d_x = device::compute(b, &given.start[0]);
+        b.activation_bwd(ops::ActivationBwd { d_x: &mut d_x, d_act: &d_act, x: &x, f, len });
+        vec![Some(device::read_compute(b, &d_x, len))]
+    }
+
+    fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
+        let len = self.len;
+        let kind = match self.f {
+            arch::Activation::Relu => 0,
+            arch::Activation::Gelu => 1,
+            arch::Activation::GeluTanh => 2,
+            arch::Activation::Tanh => 3,
+        };
+        let (x, d_act) = (At(r.tape.compute(&case.inputs[0])), At(r.tape.acc(&case.d_outputs[0])));
+        let [act, d_x] = [0, 1].map(|i| At(r.output(i, len, Role::Compute)));
+        r.run("activation_fwd", elements(len), &[act, x, Int(kind), Long(len)]);
+        r.run("activation_bwd", elements(len), &[d_x, d_act, x, Int(kind), Long(len)]);
+        true
+    }
+}
+
+fn sigmoid(p: Precision, x: f64) -> f64 {
+    p.a(1.0 / p.a(1.0 + p.a((-x).exp())))
+}
+
+/// An activation's value and slope.
+fn activation(p: Precision, f: arch::Activation, x: f64) -> (f64, f64) {
+    match f {
+        arch::Activation::Relu => (x.max(0.0), if x > 0.0 { 1.0 } else { 0.0 }),
+        arch::Activation::Gelu => {
+            let share = p.a(0.5 * p.a(1.0 + p.a(erf(p.a(x / 2f64.sqrt())))));
+            let density = p.a(p.a((-0.5 * p.a(x * x)).exp()) / std::f64::consts::TAU.sqrt());
+            (p.a(x * share), p.a(share + p.a(x * density)))
+        }
+        arch::Activation::Tanh => {
+            let y = p.a(1.0 - p.a(2.0 / p.a(1.0 + p.a(p.a(2.0 * x).exp()))));
+            (y, p.a(1.0 - p.a(y * y)))
+        }
+        arch::Activation::GeluTanh => {
+            let factor = (2.0 / std::f64::consts::PI).sqrt();
+            let inner = p.a(factor * p.a(x + p.a(0.044715 * p.a(x * p.a(x * x)))));
+            let tanh = p.a(inner.tanh());
+            let slope = p.a(factor * p.a(1.0 + p.a(3.0 * 0.044715 * p.a(x * x))));
+            let half = p.a(0.5 * p.a(1.0 + tanh));
+            (p.a(x * half), p.a(half + p.a(0.5 * p.a(x * p.a(p.a(1.0 - p.a(tanh * tanh)) * slope)))))
+        }
+    }
+}
+
+/// The error function: its series near 0, the continued fraction of its complement far from it.
+fn erf(x: f64) -> f64 {
+    if x.abs() < 2.0 {
+        let mut term = 2.0 / std::f64::consts::PI.sqrt() * x;
+        let mut sum = term;
+        for n in 1..80 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        return sum;
+    }
+    let z = x.abs();
+    let fraction = (1..200).rev().fold(z, |rest, n| z + 0.5 * f64::from(n) / rest);
+    (1.0 - (-z * z).exp() / (fraction * std::f64::consts::PI.sqrt())).copysign(x)
+}
+
+pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
+    let (size, len) = match set {
+        Set::Small => ("", 43),
+        Set::Large => ("large ", 5000),
+        Set::Rows | Set::Forest => return vec![],
+    };
+    let mut cases = vec![Case::new(format!("{size}swiglu"), Swiglu { len })];
+    cases.extend(ACTIVATIONS.map(|f| Case::new(format!("{size}activation {f:?}"), Activation { f, len })));
+    cases
+}
+
+pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
+    vec![
+        Refusal {
+            says: "swiglu_fwd: up has 3 elements, needs 4",
+            call: |b| {
+                let ([], [mut act, gate, up], []) = device::buffers(b, [], [4, 4, 3], []);
+                b.swiglu_fwd(ops::SwigluFwd { act: &mut act, gate: &gate, up: &up, len: 4 });
+            },
+        },
+        Refusal {
+            says: "swiglu_bwd: d_act has 3 elements, needs 4",
+            call: |b| {
+                let ([d_act], [mut d_gate, mut d_up, gate, up], []) = device::buffers(b, [3], [4; 4], []);
+                let (d_gate, d_up, d_act, gate, up) = (&mut d_gate, &mut d_up, &d_act, &gate, &up);
+                b.swiglu_bwd(ops::SwigluBwd { d_gate, d_up, d_act, gate, up, len: 4 });
+            },
+        },
+        Refusal {
+            says: "activation_fwd: act has 3 elements, needs 4",
+            call: |b| {
+                let ([], [mut act, x], []) = device::buffers(b, [], [3, 4], []);
+                b.activation_fwd(ops::ActivationFwd { act: &mut act, x: &x, f: arch::Activation::Relu, len: 4 });
+            },
+        },
+        Refusal {
+            says: "activation_bwd: x has 3 elements, needs 4",
+            call: |b| {
+                let ([d_act], [mut d_x, x], []) = device::buffers(b, [4], [4, 3], []);
+                let (d_x, d_act, x) = (&mut d_x, &d_act, &x);
+                b.activation_bwd(ops::ActivationBwd { d_x, d_act, x, f: arch::Activation::Relu, len: 4 });
+            },
+        },
+    ]
+}

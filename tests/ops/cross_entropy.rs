@@ -1,0 +1,228 @@
+//! The head: logits and the loss.
+
+use llamaprobe::backend::ops::LinearDims;
+use llamaprobe::backend::{Backend, ops};
+use llamaprobe::pack::Pack;
+
+use super::cases::{Case, ROWS, Set};
+use super::device::{self, BEFORE, Given, Outputs, Refusal, SENTINEL};
+use super::linear::dims;
+use super::naive::{self, Precision};
+use super::operation::{Array, Factors, Operation, Role, RowResults, acc, compute};
+use super::simt::recorder::{Recorder, list, rows};
+use super::simt::tape::Arg::{At, Int};
+
+/// x, head -> logits
+#[derive(Clone, Debug)]
+pub struct Logits {
+    pub dims: LinearDims,
+}
+
+impl Operation for Logits {
+    fn factors(&self) -> Factors {
+        Factors::Weights
+    }
+
+    fn inputs(&self) -> Vec<Array> {
+        let LinearDims { rows, input, output } = self.dims;
+        vec![compute("x", rows * input), compute("head", output * input).scaled(0.5)]
+    }
+
+    fn outputs(&self) -> Vec<Array> {
+        vec![acc("logits", self.dims.rows * self.dims.output)]
+    }
+
+    fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        vec![naive::product(p, self.dims, &inputs[0], &inputs[1])]
+    }
+
+    fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
+        let (x, head) = (device::compute(b, &inputs[0]), device::weight(b, &inputs[1]));
+        b.logits_fwd(ops::LogitsFwd { logits: &mut out.acc[0], x: &x, head: &head, dims: self.dims });
+    }
+
+    fn row_results(&self) -> Option<RowResults> {
+        Some(RowResults { inputs: &[0], gradients: &[true, false] })
+    }
+
+    fn select(&self, rows: &[usize], _: Option<Pack>) -> Option<Self> {
+        Some(Self { dims: LinearDims { rows: rows.len(), ..self.dims } })
+    }
+}
+
+/// x, head -> loss
+#[derive(Clone, Debug)]
+pub struct CrossEntropy {
+    pub dims: LinearDims,
+    pub targets: Vec<u32>,
+}
+
+impl CrossEntropy {
+    /// The logits, rounded.
+    fn logits(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<f64> {
+        naive::product(p, self.dims, &inputs[0], &inputs[1]).into_iter().map(|x| p.c(x)).collect()
+    }
+}
+
+impl Operation for CrossEntropy {
+    fn factors(&self) -> Factors {
+        Factors::Weights
+    }
+
+    fn inputs(&self) -> Vec<Array> {
+        let LinearDims { rows, input, output } = self.dims;
+        let head = compute("head", output * input).scaled(0.5).gradient_added();
+        vec![compute("x", rows * input).gradient(Role::Acc), head]
+    }
+
+    fn outputs(&self) -> Vec<Array> {
+        vec![acc("loss", self.dims.rows).gradient(Role::Acc)]
+    }
+
+    fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let logits = self.logits(p, inputs);
+        let rows = logits.chunks(self.dims.output).zip(&self.targets);
+        vec![rows.map(|(row, &target)| p.a(naive::log_sum_exp(p, row) - row[target as usize])).collect()]
+    }
+
+    fn naive_backward(&self, p: Precision, inputs: &[Vec<f64>], d_out: &[f64], d: &mut [Vec<f64>]) {
+        let mut d_logits = self.logits(p, inputs);
+        for (row, logits) in d_logits.chunks_mut(self.dims.output).enumerate() {
+            let lse = naive::log_sum_exp(p, logits);
+            for (v, x) in logits.iter_mut().enumerate() {
+                let one = if v == self.targets[row] as usize { 1.0 } else { 0.0 };
+                *x = p.c(p.a(p.a(p.a(*x - lse).exp()) - one) * d_out[row]);
+            }
+        }
+        naive::product_backward(p, d, self.dims, inputs, &d_logits);
+    }
+
+    fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
+        let (x, head) = (&device::compute(b, &inputs[0]), &device::weight(b, &inputs[1]));
+        let (loss, targets) = (&mut out.acc[0], &b.index(&self.targets).unwrap());
+        b.cross_entropy_fwd(ops::CrossEntropyFwd { loss, x, head, targets, dims: self.dims });
+    }
+
+    fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
+        let dims = self.dims;
+        let (x, head) = (&device::compute(b, &given.inputs[0]), &device::weight(b, &given.inputs[1]));
+        let (targets, row_weights) = (&b.index(&self.targets).unwrap(), &device::acc(b, &given.d_outputs[0]));
+        let (mut loss, mut d_x) = (device::acc(b, &vec![SENTINEL; dims.rows]), device::acc(b, &given.start[0]));
+        let mut d_head = device::inside(b, &given.start[1]);
+        b.cross_entropy_bwd(ops::CrossEntropyBwd {
+            loss: &mut loss,
+            d_x: &mut d_x,
+            d_head: Some((&mut d_head, BEFORE)),
+            x,
+            head,
+            targets,
+            row_weights,
+            dims,
+        });
+        let loss = device::read_acc(b, &loss, dims.rows);
+        let of_forward = &device::forward(b, self, given.inputs, 0.0)[0];
+        assert_eq!(loss, *of_forward, "cross_entropy_bwd: another loss than the forward's");
+        let d_x = device::read_acc(b, &d_x, given.len(0));
+        let (mut loss, mut again) = (device::acc(b, &vec![SENTINEL; dims.rows]), device::acc(b, &given.start[0]));
+        b.cross_entropy_bwd(ops::CrossEntropyBwd {
+            loss: &mut loss,
+            d_x: &mut again,
+            d_head: None,
+            x,
+            head,
+            targets,
+            row_weights,
+            dims,
+        });
+        let again = device::read_acc(b, &again, given.len(0));
+        assert_eq!(again, d_x, "cross_entropy_bwd: d_x with and without d_head");
+        vec![Some(d_x), Some(device::read_inside(b, &d_head, given.len(1)))]
+    }
+
+    fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
+        let LinearDims { rows: n, input, output } = self.dims;
+        let (x, head) = (&case.inputs[0], &case.inputs[1]);
+        let dot = |i: usize| (0..input).map(|c| x[i / output * input + c] * head[i % output * input + c]).sum();
+        let logits: Vec<f64> = (0..n * output).map(dot).collect();
+        let (logits, targets) = (At(r.tape.acc(&logits)), At(r.tape.ints(&list(&self.targets))));
+        let weights = At(r.tape.acc(&case.d_outputs[0]));
+        let [loss, again] = [0, 0].map(|result| At(r.output(result, n, Role::Acc)));
+        r.run("cross_entropy_fwd", rows(n), &[loss, logits, targets, Int(n), Int(output)]);
+        let d_logits = r.output(1, n * output, Role::Compute);
+        r.outputs.last_mut().unwrap().head = Some((head.clone(), self.dims));
+        let args = [again, At(d_logits), logits, targets, weights, Int(n), Int(output)];
+        r.run("cross_entropy_bwd", rows(n), &args);
+        true
+    }
+
+    fn row_results(&self) -> Option<RowResults> {
+        Some(RowResults { inputs: &[0], gradients: &[true, false] })
+    }
+
+    fn select(&self, rows: &[usize], _: Option<Pack>) -> Option<Self> {
+        let targets = rows.iter().map(|&row| self.targets[row]).collect();
+        Some(Self { dims: LinearDims { rows: rows.len(), ..self.dims }, targets })
+    }
+}
+
+pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
+    let entropy = |name: &str, dims: LinearDims, step: u32| {
+        let targets = (0..dims.rows as u32).map(|row| row * step % dims.output as u32).collect();
+        Case::new(name, CrossEntropy { dims, targets })
+    };
+    match set {
+        Set::Small => vec![
+            Case::new("logits", Logits { dims: dims(5, 6, 13) }),
+            entropy("cross_entropy 1x3x2", dims(1, 3, 2), 5),
+            entropy("cross_entropy 6x5x19", dims(6, 5, 19), 5),
+            entropy("cross_entropy of nothing", dims(0, 3, 7), 5),
+        ],
+        Set::Large => vec![
+            Case::new("large logits", Logits { dims: dims(9, 288, 517) }),
+            entropy("large cross_entropy", dims(21, 64, 1500), 97),
+        ],
+        Set::Rows => vec![
+            Case::new("logits", Logits { dims: dims(ROWS, 64, 203) }),
+            entropy("cross_entropy", dims(ROWS, 64, 203), 11),
+        ],
+        Set::Forest => vec![],
+    }
+}
+
+pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
+    vec![
+        Refusal {
+            says: "logits_fwd: x has 5 elements, needs 6",
+            call: |b| {
+                let ([mut logits], [x], [head]) = device::buffers(b, [15], [5], [10]);
+                let (logits, x, head) = (&mut logits, &x, &head);
+                b.logits_fwd(ops::LogitsFwd { logits, x, head, dims: dims(3, 2, 5) });
+            },
+        },
+        Refusal {
+            says: "cross_entropy_fwd: a target is 5, must be below 5",
+            call: |b| {
+                let ([mut loss], [x], [head]) = device::buffers(b, [1], [2], [10]);
+                let (loss, x, head, targets) = (&mut loss, &x, &head, &b.index(&[5]).unwrap());
+                b.cross_entropy_fwd(ops::CrossEntropyFwd { loss, x, head, targets, dims: dims(1, 2, 5) });
+            },
+        },
+        Refusal {
+            says: "cross_entropy_bwd: row_weights has 1 elements, needs 2",
+            call: |b| {
+                let ([mut loss, mut d_x, row_weights], [x], [head]) = device::buffers(b, [2, 4, 1], [4], [10]);
+                let targets = b.index(&[0, 4]).unwrap();
+                b.cross_entropy_bwd(ops::CrossEntropyBwd {
+                    loss: &mut loss,
+                    d_x: &mut d_x,
+                    d_head: None,
+                    x: &x,
+                    head: &head,
+                    targets: &targets,
+                    row_weights: &row_weights,
+                    dims: dims(2, 2, 5),
+                });
+            },
+        },
+    ]
+}

@@ -1,0 +1,175 @@
+//! Linear maps.
+
+use llamaprobe::backend::ops::LinearDims;
+use llamaprobe::backend::{Backend, ops};
+use llamaprobe::pack::Pack;
+
+use super::cases::{Case, ROWS, Set};
+use super::device::{self, BEFORE, Given, Outputs, Refusal};
+use super::naive::{self, Precision};
+use super::operation::{Array, Factors, Operation, Role, RowResults, compute};
+use super::simt::recorder::{Recorder, rows};
+use super::simt::tape::Arg::{At, Inside, Int};
+
+/// x, weight, bias -> out
+#[derive(Clone, Debug)]
+pub struct Linear {
+    pub dims: LinearDims,
+    pub bias: bool,
+}
+
+pub fn dims(rows: usize, input: usize, output: usize) -> LinearDims {
+    LinearDims { rows, input, output }
+}
+
+impl Operation for Linear {
+    fn factors(&self) -> Factors {
+        Factors::Weights
+    }
+
+    fn inputs(&self) -> Vec<Array> {
+        let LinearDims { rows, input, output } = self.dims;
+        let bias = compute("bias", if self.bias { output } else { 0 }).scaled(0.5);
+        vec![
+            compute("x", rows * input).gradient(Role::Acc),
+            compute("weight", output * input).scaled(0.5).gradient_added(),
+            if self.bias { bias.gradient_added() } else { bias },
+        ]
+    }
+
+    fn outputs(&self) -> Vec<Array> {
+        vec![compute("out", self.dims.rows * self.dims.output).gradient(Role::Compute)]
+    }
+
+    fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let out = naive::product(p, self.dims, &inputs[0], &inputs[1]);
+        let with_bias = |(i, x): (usize, f64)| p.c(if self.bias { x + inputs[2][i % self.dims.output] } else { x });
+        vec![out.into_iter().enumerate().map(with_bias).collect()]
+    }
+
+    fn naive_backward(&self, p: Precision, inputs: &[Vec<f64>], d_out: &[f64], d: &mut [Vec<f64>]) {
+        naive::product_backward(p, d, self.dims, inputs, d_out);
+        for (i, x) in d_out.iter().enumerate().filter(|_| self.bias) {
+            p.add(&mut d[2][i % self.dims.output], *x);
+        }
+    }
+
+    fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
+        let (x, weight) = (device::compute(b, &inputs[0]), device::weight(b, &inputs[1]));
+        let bias = self.bias.then(|| device::weight(b, &inputs[2]));
+        let (out, bias) = (&mut out.compute[0], bias.as_ref());
+        b.linear_fwd(ops::LinearFwd { out, x: &x, weight: &weight, bias, dims: self.dims });
+    }
+
+    fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
+        let (dims, accumulate) = (self.dims, given.accumulate);
+        let (x, weight) = (&device::compute(b, &given.inputs[0]), &device::weight(b, &given.inputs[1]));
+        let d_out = &device::compute(b, &given.d_outputs[0]);
+        let (mut d_x, mut d_weight) = (device::acc(b, &given.start[0]), device::inside(b, &given.start[1]));
+        b.linear_bwd_input(ops::LinearBwdInput { d_x: &mut d_x, d_out, weight, dims, accumulate });
+        b.linear_bwd_weight(ops::LinearBwdWeight { d_weight: &mut d_weight, offset: BEFORE, d_out, x, dims });
+        let d_bias = self.bias.then(|| {
+            let LinearDims { rows, output, .. } = dims;
+            let mut d_bias = device::inside(b, &given.start[2]);
+            b.linear_bwd_bias(ops::LinearBwdBias { d_bias: &mut d_bias, offset: BEFORE, d_out, rows, output });
+            device::read_inside(b, &d_bias, output)
+        });
+        vec![
+            Some(device::read_acc(b, &d_x, given.len(0))),
+            Some(device::read_inside(b, &d_weight, given.len(1))),
+            d_bias,
+        ]
+    }
+
+    fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
+        if !self.bias {
+            return false;
+        }
+        // The product is cuBLASLt's; 0 + bias is no result of the case, so only the bias's gradient is compared.
+        let d_bias = Inside(r.sum(3, self.dims.output, BEFORE), 4 * BEFORE);
+        let d_out = At(r.tape.compute(&case.d_outputs[0]));
+        let args = [d_bias, d_out, Int(self.dims.rows), Int(self.dims.output)];
+        r.run("linear_bwd_bias", rows(self.dims.output.div_ceil(32)), &args);
+        true
+    }
+
+    fn row_results(&self) -> Option<RowResults> {
+        Some(RowResults { inputs: &[0], gradients: &[true, false, false] })
+    }
+
+    fn select(&self, rows: &[usize], _: Option<Pack>) -> Option<Self> {
+        Some(Self { dims: LinearDims { rows: rows.len(), ..self.dims }, ..*self })
+    }
+}
+
+pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
+    let case =
+        |name: &str, rows, input, output, bias| Case::new(name, Linear { dims: dims(rows, input, output), bias });
+    match set {
+        Set::Small => vec![
+            case("linear 0", 1, 1, 1, false),
+            case("linear 0 bias", 1, 1, 1, true),
+            case("linear 1", 5, 7, 3, false),
+            case("linear 1 bias", 5, 7, 3, true),
+            case("linear 2", 9, 4, 17, false),
+            case("linear 2 bias", 9, 4, 17, true),
+        ],
+        Set::Large => vec![
+            case("large linear 70x288x100", 70, 288, 100, true),
+            case("large linear 7x600x300", 7, 600, 300, true),
+            case("large linear 130x33x65", 130, 33, 65, true),
+        ],
+        Set::Rows => vec![
+            case("linear wide", ROWS, 288, 96, true),
+            case("linear odd", ROWS, 37, 41, false),
+            case("linear deep", ROWS, 1100, 19, false),
+            case("linear large", ROWS, 300, 700, false),
+        ],
+        Set::Forest => vec![],
+    }
+}
+
+pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
+    vec![
+        Refusal {
+            says: "linear_fwd: the weight's length is 7, must be 6",
+            call: |b| {
+                let ([], [mut out, x], [weight]) = device::buffers(b, [], [9, 9], [7]);
+                let (out, x, weight) = (&mut out, &x, &weight);
+                b.linear_fwd(ops::LinearFwd { out, x, weight, bias: None, dims: dims(3, 2, 3) });
+            },
+        },
+        Refusal {
+            says: "linear_fwd: the bias's length is 2, must be 3",
+            call: |b| {
+                let ([], [mut out, x], [weight, bias]) = device::buffers(b, [], [9, 9], [6, 2]);
+                let (out, x, weight, bias) = (&mut out, &x, &weight, Some(&bias));
+                b.linear_fwd(ops::LinearFwd { out, x, weight, bias, dims: dims(3, 2, 3) });
+            },
+        },
+        Refusal {
+            says: "linear_bwd_input: d_x has 5 elements, needs 6",
+            call: |b| {
+                let ([mut d_x], [d_out], [weight]) = device::buffers(b, [5], [9], [6]);
+                let (d_x, d_out, weight) = (&mut d_x, &d_out, &weight);
+                b.linear_bwd_input(ops::LinearBwdInput { d_x, d_out, weight, dims: dims(3, 2, 3), accumulate: false });
+            },
+        },
+        Refusal {
+            says: "linear_bwd_weight: d_weight has 6 elements, needs 7",
+            call: |b| {
+                let ([mut d_weight], [d_out, x], []) = device::buffers(b, [6], [9, 6], []);
+                let (d_weight, d_out, x) = (&mut d_weight, &d_out, &x);
+                b.linear_bwd_weight(ops::LinearBwdWeight { d_weight, offset: 1, d_out, x, dims: dims(3, 2, 3) });
+            },
+        },
+        Refusal {
+            says: "linear_bwd_bias: d_out has 8 elements, needs 9",
+            call: |b| {
+                let ([mut d_bias], [d_out], []) = device::buffers(b, [3], [8], []);
+                let (d_bias, d_out) = (&mut d_bias, &d_out);
+                b.linear_bwd_bias(ops::LinearBwdBias { d_bias, offset: 0, d_out, rows: 3, output: 3 });
+            },
+        },
+    ]
+}

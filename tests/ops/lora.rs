@@ -1,0 +1,378 @@
+//! Adapters of stacked runs.
+
+use llamaprobe::backend::Backend;
+use llamaprobe::backend::ops::{self, Dropout, LoraSite};
+use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};
+
+use super::cases::{Case, Set};
+use super::device::{self, Given, Outputs, Refusal};
+use super::naive::Precision;
+use super::operation::{Array, Factors, Operation, Role, RowResults, acc, compute};
+use super::packs::{self, RUNS};
+use super::simt::recorder::{FILL, Recorder};
+use super::simt::tables;
+use super::simt::tape::Arg::{self, At, Bits, Float, Int, Long, Null};
+
+/// Rows of a tile of the kernels.
+const TILE_ROWS: usize = 16;
+
+/// Dropout, with the survivors `[N, input]` that the device under test was found to let live.
+#[derive(Clone, Debug)]
+pub struct Drop {
+    pub p: f64,
+    pub seeds: Vec<u64>,
+    pub site: u64,
+    pub keys: Vec<u32>,
+    pub survivors: Vec<bool>,
+}
+
+impl Drop {
+    fn of_device(drop: &Option<Self>) -> Option<Dropout<'_>> {
+        drop.as_ref().map(|d| Dropout { p: d.p, seeds: &d.seeds, site: d.site, keys: &d.keys })
+    }
+}
+
+/// y, x, params -> y, xa
+#[derive(Clone, Debug)]
+pub struct Lora {
+    pub pack: Pack,
+    pub site: LoraSite,
+    pub runs: usize,
+    pub drop: Option<Drop>,
+}
+
+impl Lora {
+    /// The row of `x` after dropout, which is its own backward.
+    fn dropped(&self, p: Precision, x: &[f64], row: usize) -> Vec<f64> {
+        let width = self.site.input;
+        let x = &x[row * width..][..width];
+        let Some(drop) = &self.drop else { return x.to_vec() };
+        let survivors = drop.survivors[row * width..].iter();
+        x.iter()
+            .zip(survivors)
+            .map(|(x, lives)| if *lives { p.a(x * p.a(1.0 / (1.0 - drop.p))) } else { 0.0 })
+            .collect()
+    }
+}
+
+/// What the adapter adds to output `o` of a row.
+fn delta(p: Precision, site: LoraSite, params: &[f64], xa: &[f64], o: usize) -> f64 {
+    p.a(site.scale * p.dot(site.rank, |r| xa[r], |r| params[site.b + o * site.rank + r]))
+}
+
+/// A's arguments of a kernel.
+fn of_a(site: LoraSite) -> [Arg; 4] {
+    [Int(site.rank), Int(site.input), Long(site.stride), Long(site.a)]
+}
+
+/// B's arguments of a kernel.
+fn of_b(site: LoraSite) -> [Arg; 5] {
+    [Int(site.rank), Int(site.output), Long(site.stride), Long(site.b), Float(site.scale)]
+}
+
+impl Operation for Lora {
+    fn factors(&self) -> Factors {
+        Factors::Adapters
+    }
+
+    fn inputs(&self) -> Vec<Array> {
+        vec![
+            compute("y", self.pack.len() * self.site.output),
+            compute("x", self.pack.len() * self.site.input).gradient_added(),
+            acc("params", self.runs * self.site.stride).scaled(0.5).gradient_added(),
+        ]
+    }
+
+    fn outputs(&self) -> Vec<Array> {
+        let y = compute("y", self.pack.len() * self.site.output).gradient(Role::Compute);
+        vec![y, acc("xa", self.pack.len() * self.site.rank)]
+    }
+
+    fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let (pack, site) = (&self.pack, self.site);
+        let (mut y, mut xa) = (inputs[0].clone(), vec![0.0; pack.len() * site.rank]);
+        for row in 0..pack.len() {
+            let Some(run) = pack.run_of(row) else { continue };
+            let params = &inputs[2][run * site.stride..];
+            let x = self.dropped(p, &inputs[1], row);
+            for r in 0..site.rank {
+                xa[row * site.rank + r] = p.dot(site.input, |i| x[i], |i| params[site.a + r * site.input + i]);
+            }
+            for o in 0..site.output {
+                let added = delta(p, site, params, &xa[row * site.rank..], o);
+                let y = &mut y[row * site.output + o];
+                *y = p.c(*y + added);
+            }
+        }
+        vec![y, xa]
+    }
+
+    fn naive_backward(&self, p: Precision, inputs: &[Vec<f64>], d_out: &[f64], d: &mut [Vec<f64>]) {
+        let (pack, site, xa) = (&self.pack, self.site, self.naive_forward(p, inputs).remove(1));
+        for row in 0..pack.len() {
+            let Some(run) = pack.run_of(row) else { continue };
+            let params = &inputs[2][run * site.stride..];
+            let x = self.dropped(p, &inputs[1], row);
+            let d_y = &d_out[row * site.output..][..site.output];
+            for r in 0..site.rank {
+                let d_xa = p.dot(site.output, |o| d_y[o], |o| params[site.b + o * site.rank + r]);
+                let d_xa = p.a(d_xa * site.scale);
+                for (i, x) in x.iter().enumerate() {
+                    let at = site.a + r * site.input + i;
+                    p.add(&mut d[2][run * site.stride + at], d_xa * x);
+                    p.add(&mut d[1][row * site.input + i], d_xa * params[at]);
+                }
+                for (o, d_y) in d_y.iter().enumerate() {
+                    let at = run * site.stride + site.b + o * site.rank + r;
+                    p.add(&mut d[2][at], p.a(site.scale * d_y) * xa[row * site.rank + r]);
+                }
+            }
+            let through = self.dropped(p, &d[1], row);
+            d[1][row * site.input..][..site.input].copy_from_slice(&through);
+        }
+    }
+
+    fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
+        out.compute[0] = device::compute(b, &inputs[0]);
+        let (x, params) = (&device::compute(b, &inputs[1]), &device::acc(b, &inputs[2]));
+        let (y, xa, pack) = (&mut out.compute[0], &mut out.acc[0], &b.pack(&self.pack).unwrap());
+        b.lora_fwd(ops::LoraFwd { y, xa, x, params, pack, site: self.site, dropout: Drop::of_device(&self.drop) });
+    }
+
+    fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
+        let (site, dropout) = (self.site, Drop::of_device(&self.drop));
+        let xa = device::forward(b, self, given.inputs, 0.0).remove(1);
+        let (xa, x) = (&device::acc(b, &xa), &device::compute(b, &given.inputs[1]));
+        let (params, d_y) = (&device::acc(b, &given.inputs[2]), &device::compute(b, &given.d_outputs[0]));
+        let (mut d_x, mut d_params) = (device::acc(b, &given.start[1]), device::acc(b, &given.start[2]));
+        let pack = &b.pack(&self.pack).unwrap();
+        let (d_params_out, d_x_out) = (&mut d_params, Some(&mut d_x));
+        let op = ops::LoraBwd { d_params: d_params_out, d_x: d_x_out, d_y, xa, x, params, pack, site, dropout };
+        b.lora_bwd(op);
+        // Without d_x the parameters' gradients are the same.
+        let mut again = device::acc(b, &given.start[2]);
+        b.lora_bwd(ops::LoraBwd { d_params: &mut again, d_x: None, d_y, xa, x, params, pack, site, dropout });
+        let d_params = device::read_acc(b, &d_params, given.len(2));
+        let again = device::read_acc(b, &again, given.len(2));
+        assert_eq!(again, d_params, "lora_bwd: d_params with and without d_x");
+        vec![None, Some(device::read_acc(b, &d_x, given.len(1))), Some(d_params)]
+    }
+
+    fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
+        let &Self { ref pack, site, .. } = self;
+        let LoraSite { rank, input, output, a, b, stride, scale } = site;
+        let (tiles, runs) = tables::adapted(pack, TILE_ROWS);
+        let (count, run_count) = (tiles.len() / 3, runs.len() / 3);
+        let [tiles, runs] = [tiles, runs].map(|list| At(r.tape.ints(&list)));
+        let dropout = match &self.drop {
+            None => [Null, Null, Bits(0), Int(0), Float(1.0)],
+            Some(drop) => {
+                let keys: Vec<i32> = drop.keys.iter().map(|&key| key as i32).collect();
+                let threshold = (drop.p * 2f64.powi(32)) as usize;
+                let (seeds, keys) = (r.tape.longs(&drop.seeds), r.tape.ints(&keys));
+                [At(seeds), At(keys), Bits(drop.site), Int(threshold), Float(1.0 / (1.0 - drop.p))]
+            }
+        };
+        let y = r.tape.compute(&case.inputs[0]);
+        let xa = r.tape.acc(&vec![0.0; pack.len() * rank]);
+        r.in_place(0, y, Role::Compute);
+        r.in_place(1, xa, Role::Acc);
+        let (y, xa) = (At(y), At(xa));
+        let (x, params) = (At(r.tape.compute(&case.inputs[1])), At(r.tape.acc(&case.inputs[2])));
+        let narrow = [count, rank.div_ceil(32), 1];
+        let args = [&[xa, x, params, tiles], &dropout[..], &of_a(site)].concat();
+        r.run("lora_fwd_shrink", narrow, &args);
+        let args = [&[y, xa, params, tiles], &of_b(site)[..]].concat();
+        r.run("lora_fwd_expand", [count, output.div_ceil(512), 1], &args);
+
+        let d_y = At(r.tape.compute(&case.d_outputs[0]));
+        let d_xa = At(r.tape.acc(&vec![FILL; pack.len() * rank]));
+        let (d_x, d_params) = (At(r.sum(2, case.inputs[1].len(), 0)), At(r.sum(3, case.inputs[2].len(), 0)));
+        r.run("lora_bwd_xa", narrow, &[&[d_xa, d_y, params, tiles], &of_b(site)[..]].concat());
+        let sizes = [Int(rank), Int(input), Int(output), Long(stride), Long(a), Long(b), Float(scale)];
+        let args = [&[d_params, d_y, xa, x, d_xa, tiles, runs], &dropout[..], &sizes].concat();
+        let grid = [output.div_ceil(64) + input.div_ceil(64), run_count, rank.div_ceil(16)];
+        r.tape.launch("lora_bwd_params", grid, 128, 0, &args);
+        let args = [&[d_x, d_xa, params, tiles], &dropout[..], &of_a(site)].concat();
+        r.run("lora_bwd_x", [count, input.div_ceil(512), 1], &args);
+        true
+    }
+
+    fn row_results(&self) -> Option<RowResults> {
+        Some(RowResults { inputs: &[0, 1], gradients: &[false, true, false] })
+    }
+
+    fn select(&self, rows: &[usize], pack: Option<Pack>) -> Option<Self> {
+        let mut selected = Self { pack: pack?, ..self.clone() };
+        if let Some(drop) = &mut selected.drop {
+            drop.keys = rows.iter().map(|&row| drop.keys[row]).collect();
+        }
+        Some(selected)
+    }
+}
+
+/// xa, params -> out
+#[derive(Clone, Debug)]
+pub struct LoraDelta {
+    pub pack: Pack,
+    pub site: LoraSite,
+    pub runs: usize,
+}
+
+impl Operation for LoraDelta {
+    fn factors(&self) -> Factors {
+        Factors::Adapters
+    }
+
+    fn inputs(&self) -> Vec<Array> {
+        let xa = acc("xa", self.pack.len() * self.site.rank);
+        vec![xa, acc("params", self.runs * self.site.stride).scaled(0.5)]
+    }
+
+    fn outputs(&self) -> Vec<Array> {
+        vec![acc("out", self.pack.len() * self.site.output)]
+    }
+
+    fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let (pack, site) = (&self.pack, self.site);
+        let mut out = vec![0.0; pack.len() * site.output];
+        for row in 0..pack.len() {
+            let Some(run) = pack.run_of(row) else { continue };
+            for o in 0..site.output {
+                let params = &inputs[1][run * site.stride..];
+                out[row * site.output + o] = delta(p, site, params, &inputs[0][row * site.rank..], o);
+            }
+        }
+        vec![out]
+    }
+
+    fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
+        let (xa, params) = (&device::acc(b, &inputs[0]), &device::acc(b, &inputs[1]));
+        let pack = &b.pack(&self.pack).unwrap();
+        b.lora_delta(ops::LoraDelta { out: &mut out.acc[0], xa, params, pack, site: self.site });
+    }
+
+    fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
+        let (tiles, _) = tables::adapted(&self.pack, TILE_ROWS);
+        let count = tiles.len() / 3;
+        let [xa, params] = [0, 1].map(|i| At(r.tape.acc(&case.inputs[i])));
+        let out = r.tape.acc(&vec![0.0; self.pack.len() * self.site.output]);
+        r.in_place(0, out, Role::Acc);
+        let args = [At(out), xa, params, At(r.tape.ints(&tiles))];
+        let args = [&args[..], &of_b(self.site)].concat();
+        r.run("lora_delta", [count, self.site.output.div_ceil(512), 1], &args);
+        true
+    }
+}
+
+/// A projection among others: gaps before, between and after its matrices.
+fn site(rank: usize, input: usize, output: usize) -> LoraSite {
+    let a = 4;
+    let b = a + rank * input + 3;
+    LoraSite { a, b, stride: b + output * rank + 2, rank, input, output, scale: 1.75 }
+}
+
+/// Dropout over a pack, its survivors found by asking the device.
+fn dropout<B: Backend>(b: &mut B, pack: &Pack, p: f64, input: usize) -> Drop {
+    let keys = (0..pack.len() as u32).map(|row| row * 3 + 1).collect();
+    let seeds = (0..RUNS as u64).map(|run| 1000 + 77 * run).collect();
+    let mut drop = Drop { p, seeds, site: 5, keys, survivors: vec![] };
+    drop.survivors = survivors(b, pack, &drop, input);
+    drop
+}
+
+/// The elements that the device's dropout lets live, found by passing ones through identities as adapters.
+fn survivors<B: Backend>(b: &mut B, pack: &Pack, drop: &Drop, width: usize) -> Vec<bool> {
+    let (matrix, stride) = (width * width, 2 * width * width);
+    let site = LoraSite { a: 0, b: matrix, stride, rank: width, input: width, output: width, scale: 1.0 };
+    let mut identity = vec![0.0; site.stride];
+    (0..width).for_each(|i| identity[i * width + i] = 1.0);
+    let op = Lora { pack: pack.clone(), site, runs: drop.seeds.len(), drop: Some(drop.clone()) };
+    let inputs = [vec![0.0; pack.len() * width], vec![1.0; pack.len() * width], identity.repeat(drop.seeds.len())];
+    device::forward(b, &op, &inputs, 0.0)[1].iter().map(|&x| x != 0.0).collect()
+}
+
+pub fn cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
+    match set {
+        Set::Small => {
+            let pack = packs::trees();
+            let mut cases = Vec::new();
+            for (rank, input, output) in [(1, 5, 3), (3, 6, 10)] {
+                let (name, site) = (format!("lora {rank}x{input}x{output}"), site(rank, input, output));
+                let drop = dropout(b, &pack, 0.3, input);
+                let with = |drop| Lora { pack: pack.clone(), site, runs: RUNS, drop };
+                cases.push(Case::new(&name, with(None)));
+                cases.push(Case::new(format!("{name} dropout"), with(Some(drop))));
+                let delta = LoraDelta { pack: pack.clone(), site, runs: RUNS };
+                cases.push(Case::new(format!("{name} delta"), delta));
+            }
+            let base = Lora { pack: packs::ragged(), site: site(2, 3, 4), runs: 0, drop: None };
+            cases.push(Case::new("lora of base rows", base));
+            cases
+        }
+        Set::Large => {
+            let pack = packs::large();
+            let drop = Some(dropout(b, &pack, 0.1, 96));
+            vec![Case::new("large lora", Lora { pack, site: site(8, 96, 72), runs: RUNS, drop })]
+        }
+        Set::Forest => {
+            let pack = packs::large_forest();
+            let drop = Some(dropout(b, &pack, 0.3, 70));
+            vec![Case::new("lora", Lora { pack, site: site(5, 70, 33), runs: RUNS, drop })]
+        }
+        Set::Rows => vec![],
+    }
+}
+
+/// One row of run 1.
+fn one_row() -> Pack {
+    let mut b = PackBuilder::default();
+    b.push(&[Token::Id(0)], Parent::None, Some(1), Label::Text);
+    b.build()
+}
+
+/// Of two runs, rank 1.
+const SMALL_SITE: LoraSite = LoraSite { a: 0, b: 2, stride: 4, rank: 1, input: 2, output: 2, scale: 1.0 };
+
+/// Calls `lora_fwd` on one row of two runs with so many parameters.
+fn call_fwd<B: Backend>(b: &mut B, params: usize, dropout: Option<Dropout<'_>>) {
+    let ([mut xa, params], [mut y, x], []) = device::buffers(b, [1, params], [2, 2], []);
+    let (y, xa, x, params, pack) = (&mut y, &mut xa, &x, &params, &b.pack(&one_row()).unwrap());
+    b.lora_fwd(ops::LoraFwd { y, xa, x, params, pack, site: SMALL_SITE, dropout });
+}
+
+pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
+    vec![
+        Refusal { says: "lora_fwd: params has 7 elements, needs 8", call: |b| call_fwd(b, 7, None) },
+        Refusal {
+            says: "lora_fwd: dropout seeds has 1 elements, needs 2",
+            call: |b| call_fwd(b, 8, Some(Dropout { p: 0.5, seeds: &[1], site: 0, keys: &[0] })),
+        },
+        Refusal {
+            says: "lora_bwd: d_x has 1 elements, needs 2",
+            call: |b| {
+                let ([mut d_params, mut d_x, xa, params], [d_y, x], []) = device::buffers(b, [8, 1, 1, 8], [2, 2], []);
+                let pack = b.pack(&one_row()).unwrap();
+                b.lora_bwd(ops::LoraBwd {
+                    d_params: &mut d_params,
+                    d_x: Some(&mut d_x),
+                    d_y: &d_y,
+                    xa: &xa,
+                    x: &x,
+                    params: &params,
+                    pack: &pack,
+                    site: SMALL_SITE,
+                    dropout: None,
+                });
+            },
+        },
+        Refusal {
+            says: "lora_delta: a run of the parameters (B) has 4 elements, needs 5",
+            call: |b| {
+                let ([mut out, xa, params], [], []) = device::buffers(b, [2, 1, 8], [], []);
+                let (out, xa, params, pack) = (&mut out, &xa, &params, &b.pack(&one_row()).unwrap());
+                b.lora_delta(ops::LoraDelta { out, xa, params, pack, site: LoraSite { b: 3, ..SMALL_SITE } });
+            },
+        },
+    ]
+}

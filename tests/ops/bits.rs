@@ -3,7 +3,7 @@
 
 use llamaprobe::arch::Dtype;
 use llamaprobe::backend::Backend;
-use llamaprobe::backend::cpu::{Cpu, CpuSettings, Isa, Kernels};
+use llamaprobe::backend::cpu::{Cpu, CpuSettings, Float, Isa};
 use llamaprobe::pack::{CachedSegment, Label, Pack, PackBuilder, Parent, Token};
 
 use crate::ops::attention::{Attention, forest_dims};

@@ -52,13 +52,13 @@ DEV void copy_row(To* __restrict__ out, const From* __restrict__ x, int width) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) gather_real(real* __restrict__ out, const real* __restrict__ x,
-                                                              const int* __restrict__ rows, int count, int width) {
+extern "C" __global__ void __launch_bounds__(256) gather_compute(real* __restrict__ out, const real* __restrict__ x,
+                                                                 const int* __restrict__ rows, int count, int width) {
     copy_row(out + (i64)blockIdx.x * width, x + (i64)rows[blockIdx.x] * width, width);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gather_wide(float* __restrict__ out, const float* __restrict__ x,
-                                                              const int* __restrict__ rows, int count, int width) {
+extern "C" __global__ void __launch_bounds__(256) gather_acc(float* __restrict__ out, const float* __restrict__ x,
+                                                             const int* __restrict__ rows, int count, int width) {
     copy_row(out + (i64)blockIdx.x * width, x + (i64)rows[blockIdx.x] * width, width);
 }
 

@@ -207,7 +207,7 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::mem::transmute;
 
-    use super::Vector;
+    use crate::backend::cpu::gemm::microkernel::Vector;
 
     /// Pairs of bfloat16, of whose products both are added to a sum in single precision; subnormal numbers count as 0.
     #[derive(Clone, Copy)]
@@ -262,15 +262,20 @@ mod x86 {
 mod neon {
     use std::arch::aarch64::*;
 
-    use super::Vector;
+    use crate::backend::cpu::gemm::microkernel::Vector;
 
     macro_rules! operations {
         ($($a:ty, $v:ty, $zero:ident, $splat:ident, $fma:ident, $add_product:ident;)*) => {
-            $(#[inline(always)]
+            $(
+            /// # Safety
+            /// None beyond the architecture: every processor of it has the instruction.
+            #[inline(always)]
             unsafe fn $zero() -> $v {
                 // SAFETY: every processor of the architecture has the instruction.
                 unsafe { $splat(0.0) }
             }
+            /// # Safety
+            /// As above.
             #[inline(always)]
             unsafe fn $fma(a: $v, b: $v, sum: $v) -> $v {
                 // SAFETY: as above.

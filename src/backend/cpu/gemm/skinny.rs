@@ -109,10 +109,10 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::mem::transmute;
 
-    use super::super::super::simd::Element;
-    pub use super::super::tile::DEPTH;
-    use super::super::transpose::transpose_vectors;
-    use super::COLUMNS;
+    use crate::backend::cpu::gemm::skinny::COLUMNS;
+    pub use crate::backend::cpu::gemm::tile::DEPTH;
+    use crate::backend::cpu::gemm::transpose::transpose_vectors;
+    use crate::backend::cpu::simd::Element;
 
     /// Edge of a square, elements of a vector.
     const SQUARE: usize = 8;

@@ -192,7 +192,7 @@ mod loom_tests {
     use loom::sync::atomic::{AtomicUsize, Ordering};
     use loom::thread;
 
-    use super::HandOff;
+    use crate::backend::cpu::thread_pool::hand_off::HandOff;
 
     /// A hand-off, what jobs write to, and how many were taken up.
     struct Model {

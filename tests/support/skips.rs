@@ -55,12 +55,12 @@ const REGISTER: [(Reason, &[&str]); 6] = [
     (
         Reason::Shared,
         &[
-            "cli::real::stories_are_told_captured_and_probed",
+            "cli::real::real_model_generates_captures_and_probes",
             "engine::generate::generation_greedy_and_with_beams_is_that_of_transformers",
             "engine::golden_peft::lora_limits_see_small_mistakes",
             "engine::golden_peft::lora_of_a_trained_model_is_pefts",
-            "engine::probe::sentiment_on_a_trained_model",
-            "engine::probe::translation_has_no_accuracy",
+            "engine::probe::probe_of_sentiment_on_a_trained_model",
+            "engine::probe::probe_of_translation_has_no_accuracy",
             "formats::config::the_models_at_hand_load",
             "formats::lines::task_tables_are_read",
             "formats::safetensors::the_models_at_hand_open",
@@ -100,12 +100,12 @@ const REGISTER: [(Reason, &[&str]); 6] = [
     (
         Reason::Pairs,
         &[
-            "cli::capture::every_instruction_set_gives_the_same_states_and_an_unknown_one_is_refused",
+            "cli::capture::isa_gives_the_same_states_and_unknown_ones_are_refused",
             "ops::bits::cpu_f32x3",
             "ops::parity::cpu_f32x3",
         ],
     ),
-    (Reason::Mount, &["cli::train::a_full_disk_is_one_error_and_loses_nothing"]),
+    (Reason::Mount, &["cli::train::full_disk_is_one_error_and_loses_nothing"]),
 ];
 
 /// Skips the running test, or a part of it, for a reason.

@@ -203,8 +203,17 @@ fn unsafe_stays_in_its_places_and_gives_reasons() {
             if !may_be_unsafe(&source.path) {
                 found.push(format!("{}:{i}: unsafe", source.path));
             }
-            // An unsafe function's contract is its documentation (`# Safety`); a function type has none.
-            if line.contains("unsafe fn") || line.contains("unsafe extern") {
+            // The promise of a function or a trait stands in its documentation; an implementation has its trait's, and a
+            // function type that of the functions.
+            if line.contains("unsafe fn") || line.contains("unsafe extern") || line.contains("unsafe trait") {
+                let above = lines[..i - 1].iter().rev().map(|l| l.trim_start());
+                let promised = above
+                    .take_while(|l| l.starts_with("//") || l.starts_with("#[") || l.starts_with("$(#["))
+                    .any(|l| l.contains("# Safety"));
+                let implementation = implements(&lines[..i - 1], line);
+                if !promised && !implementation && has_name(line) {
+                    found.push(format!("{}:{i}: no # Safety section", source.path));
+                }
                 continue;
             }
             let reasoned = lines[..i].iter().rev().take(8).any(|l| l.contains("// SAFETY:"));
@@ -214,6 +223,19 @@ fn unsafe_stays_in_its_places_and_gives_reasons() {
         }
     }
     report("unsafe only in backend and formats/safetensors.rs, with a reason", found);
+}
+
+/// Whether a line declares a function or trait by its name, rather than a function's type.
+fn has_name(line: &str) -> bool {
+    let after = line.split("unsafe fn ").nth(1).or_else(|| line.split("unsafe trait ").nth(1));
+    after.is_some_and(|name| name.starts_with(|c: char| c.is_alphabetic() || c == '_' || c == '$'))
+}
+
+/// Whether a method's line lies in the implementation of a trait: the nearest line above with less indentation is one.
+fn implements(above: &[&str], line: &str) -> bool {
+    let depth = |l: &str| l.len() - l.trim_start().len();
+    let outer = above.iter().rev().find(|l| !l.trim().is_empty() && depth(l) < depth(line));
+    outer.is_some_and(|l| l.contains("impl") && l.contains(" for "))
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn capture_takes_the_memory_of_its_plan() {
 fn capture_of_a_state_that_is_not_finite_names_the_hook() {
     let backend = &mut Cpu::new(Dtype::F32);
     let dir = support::temp();
-    support::tiny_model::TinyModel { scale: 1e15, ..Default::default() }.write(dir.path());
+    support::tiny_model::TinyModel { scale: f32::INFINITY, ..Default::default() }.write(dir.path());
     let model = Model::load(backend, dir.path()).expect("loads");
     let none = None::<&Adaptation<Cpu>>;
     let capture = Capture::new(&model.config, none, settings(&[Site::MlpPost], 9), &documents()).expect("a plan");

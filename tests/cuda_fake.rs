@@ -371,8 +371,11 @@ fn device_that_is_missing_is_one_clear_error() {
     assert!(error.contains("pip install nvidia-cuda-nvrtc"), "{error}");
 }
 
+/// What becomes of a file's bytes.
+type Damage = fn(&[u8]) -> Vec<u8>;
+
 /// Ways in which a file of the cache may be damaged.
-const DAMAGE: [(&str, fn(&[u8]) -> Vec<u8>); 4] = [
+const DAMAGE: [(&str, Damage); 4] = [
     ("other bytes", |_| b"no binary".to_vec()),
     ("cut in half", |bytes| bytes[..bytes.len() / 2].to_vec()),
     ("without its header", |bytes| bytes[48..].to_vec()),

@@ -2,7 +2,7 @@
 //!
 //! A file is a `u64` header length, a JSON header `{name: {dtype, shape, data_offsets}}` and the data
 //! (<https://github.com/huggingface/safetensors>). The format's own crate reads the header and names the dtypes; what
-//! it lets pass or says too little about, [`header`] adds. Everything that a header claims is checked before a view is
+//! it lets pass or says too little about, `header.rs` adds. Everything that a header claims is checked before a view is
 //! given out; each kind of failure is its own [`SafetensorsError`].
 //!
 //! With [`Loading::Mapped`] views point into a mapping of the file: weights are read from disk when first touched,

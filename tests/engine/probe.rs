@@ -222,10 +222,12 @@ fn plan_repeats_a_run_exactly() {
 /// The LoRA of every seed.
 fn loras(adapters: &[(Arm, Vec<Adapter>)]) -> Vec<&LoraAdapter> {
     let of_arm = adapters.iter().find(|(arm, _)| *arm == Arm::Lora).expect("LoRAs");
-    let lora = |adapter| match adapter {
-        &Adapter::Lora(ref lora) => lora,
-        Adapter::Prompt(_) => panic!("a LoRA"),
-    };
+    fn lora(adapter: &Adapter) -> &LoraAdapter {
+        match adapter {
+            Adapter::Lora(lora) => lora,
+            Adapter::Prompt(_) => panic!("a LoRA"),
+        }
+    }
     of_arm.1.iter().map(lora).collect()
 }
 

@@ -93,7 +93,7 @@ pub fn damage(value: &mut Value, rng: &mut ChaCha8Rng) {
             // Deeper nesting is made as text: a value of it would overflow the stack of this very function.
             let depth = if rng.random_ratio(1, 50) { 1000 } else { rng.random_range(1..200) };
             let inner = std::mem::take(place);
-            let wrap = |inner, i: usize| if i % 2 == 0 { json!([inner]) } else { json!({"a": inner}) };
+            let wrap = |inner, i: usize| if i.is_multiple_of(2) { json!([inner]) } else { json!({"a": inner}) };
             *place = (0..depth).fold(inner, wrap);
         }
         5 => remove(place, rng),
@@ -138,7 +138,7 @@ fn nudge(place: &mut Value, rng: &mut ChaCha8Rng) {
         }
         Value::Array(list) => list.extend(list.last().cloned()),
         Value::Object(map) => {
-            let last = map.iter().last().map(|(k, v)| (format!("{k}_"), v.clone()));
+            let last = map.iter().next_back().map(|(k, v)| (format!("{k}_"), v.clone()));
             map.extend(last);
         }
         Value::Bool(b) => *b = !*b,

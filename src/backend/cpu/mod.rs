@@ -1,7 +1,7 @@
 //! The CPU as a backend: a pool of threads, vectors of the best instruction set there is.
 //!
 //! [`Cpu`] is told its compute dtype when it is opened; an operation whose loops depend on it is compiled for each
-//! ([`kernel`]), all else once. Weights stay in their file's mapping and are converted where they are read.
+//! (`kernel.rs`), all else once. Weights stay in their file's mapping and are converted where they are read.
 
 mod activation;
 mod adamw;

@@ -1,7 +1,7 @@
 //! Runs operations on any device, arrays in and arrays out.
 
 use llamaprobe::backend::ops::{Cast, ResidualFwd};
-use llamaprobe::backend::{AccElement, Backend};
+use llamaprobe::backend::{AccElement, Backend, Buffers};
 
 use super::operation::{Operation, Role};
 
@@ -120,13 +120,17 @@ pub struct Refusal<B> {
     pub call: fn(&mut B),
 }
 
+/// Buffers of each kind on a device.
+type Inputs<B, const A: usize, const C: usize, const W: usize> =
+    ([<B as Buffers>::Acc; A], [<B as Buffers>::Compute; C], [<B as Buffers>::Weight; W]);
+
 /// Buffers of so many zeros, of the accumulation dtype, the compute dtype, and weights.
 pub fn buffers<B: Backend, const A: usize, const C: usize, const W: usize>(
     b: &mut B,
     acc: [usize; A],
     compute: [usize; C],
     weights: [usize; W],
-) -> ([B::Acc; A], [B::Compute; C], [B::Weight; W]) {
+) -> Inputs<B, A, C, W> {
     let acc = acc.map(|len| b.acc(len).unwrap());
     let compute = compute.map(|len| b.compute(len).unwrap());
     (acc, compute, weights.map(|len| weight(b, &vec![0.0; len])))

@@ -9,6 +9,10 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use skips::Reason;
 
+#[path = "tidy/circles.rs"]
+mod circles;
+#[path = "tidy/promises.rs"]
+mod promises;
 #[path = "support/skips.rs"]
 #[allow(dead_code, reason = "this program skips nothing itself")]
 mod skips;
@@ -174,6 +178,13 @@ fn imports_run_one_way() {
 }
 
 #[test]
+fn no_two_files_import_each_other() {
+    let text = |s: &Source| s.code().map(|(_, line)| line).collect::<Vec<_>>().join("\n");
+    let files: Vec<_> = sources(&["src"]).iter().map(|s| (s.path.clone(), text(s))).collect();
+    report("no file lies on a circle of imports", circles::on_circles(&files).into_iter().collect());
+}
+
+#[test]
 fn every_library_file_has_a_layer() {
     let known = |s: &Source| s.layer().is_some() || s.path == "src/lib.rs" || s.path == "src/main.rs";
     let found = sources(&["src"]).iter().filter(|s| !known(s)).map(|s| s.path.clone()).collect();
@@ -203,15 +214,16 @@ fn unsafe_stays_in_its_places_and_gives_reasons() {
             if !may_be_unsafe(&source.path) {
                 found.push(format!("{}:{i}: unsafe", source.path));
             }
-            // The promise of a function or a trait stands in its documentation; an implementation has its trait's, and a
-            // function type that of the functions.
+            // The promise stands in the documentation; an implementation has its trait's, a function type the functions'.
             if line.contains("unsafe fn") || line.contains("unsafe extern") || line.contains("unsafe trait") {
-                let above = lines[..i - 1].iter().rev().map(|l| l.trim_start());
-                let promised = above
+                let promised = lines[..i - 1]
+                    .iter()
+                    .rev()
+                    .map(|l| l.trim_start())
                     .take_while(|l| l.starts_with("//") || l.starts_with("#[") || l.starts_with("$(#["))
                     .any(|l| l.contains("# Safety"));
-                let implementation = implements(&lines[..i - 1], line);
-                if !promised && !implementation && has_name(line) {
+                let implementation = promises::implements(&lines[..i - 1], line);
+                if !promised && !implementation && promises::has_name(line) {
                     found.push(format!("{}:{i}: no # Safety section", source.path));
                 }
                 continue;
@@ -223,19 +235,6 @@ fn unsafe_stays_in_its_places_and_gives_reasons() {
         }
     }
     report("unsafe only in backend and formats/safetensors.rs, with a reason", found);
-}
-
-/// Whether a line declares a function or trait by its name, rather than a function's type.
-fn has_name(line: &str) -> bool {
-    let after = line.split("unsafe fn ").nth(1).or_else(|| line.split("unsafe trait ").nth(1));
-    after.is_some_and(|name| name.starts_with(|c: char| c.is_alphabetic() || c == '_' || c == '$'))
-}
-
-/// Whether a method's line lies in the implementation of a trait: the nearest line above with less indentation is one.
-fn implements(above: &[&str], line: &str) -> bool {
-    let depth = |l: &str| l.len() - l.trim_start().len();
-    let outer = above.iter().rev().find(|l| !l.trim().is_empty() && depth(l) < depth(line));
-    outer.is_some_and(|l| l.contains("impl") && l.contains(" for "))
 }
 
 #[test]

@@ -8,9 +8,9 @@
 //! ```
 //! use llamaprobe::backend::cpu::Cpu;
 //! use llamaprobe::capture::{Capture, CaptureSettings, Tokens};
-//! use llamaprobe::formats::safetensors::Dtype;
+//! use llamaprobe::formats::safetensors;
 //! use llamaprobe::hooks::Selection;
-//! # use llamaprobe::arch::ModelConfig;
+//! # use llamaprobe::arch::{Dtype, ModelConfig};
 //! # use llamaprobe::model::FullTuning;
 //! # let config = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
 //! #     "num_attention_heads": 2, "vocab_size": 11}"#;
@@ -25,7 +25,7 @@
 //!     tokens: Tokens::Last,
 //!     batch_tokens: 2048,
 //!     shard_tokens: None,
-//!     dtype: Dtype::F32,
+//!     dtype: safetensors::Dtype::F32,
 //! };
 //! let documents = [vec![1, 5, 7], vec![1, 9]];
 //! let capture = Capture::new(&model.config, None, settings, &documents)?;

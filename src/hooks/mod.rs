@@ -12,7 +12,7 @@
 //! use llamaprobe::Result;
 //! use llamaprobe::backend::{Buffers, HostSlice, cpu::Cpu};
 //! use llamaprobe::hooks::{Site, Tapped, Taps};
-//! # use llamaprobe::arch::ModelConfig;
+//! # use llamaprobe::arch::{Dtype, ModelConfig};
 //! # use llamaprobe::model::{Activations, FullTuning, Input, Save};
 //! # use llamaprobe::pack::{Label, PackBuilder, Parent, Token};
 //! # let config = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,

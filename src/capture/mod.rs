@@ -11,7 +11,7 @@
 //! use llamaprobe::formats::safetensors;
 //! use llamaprobe::hooks::Selection;
 //! # use llamaprobe::arch::{Dtype, ModelConfig};
-//! # use llamaprobe::model::FullTuning;
+//! # use llamaprobe::model::{Adaptation, FullTuning};
 //! # let config = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
 //! #     "num_attention_heads": 2, "vocab_size": 11}"#;
 //! # let backend = &mut Cpu::new(Dtype::F32);
@@ -28,7 +28,7 @@
 //!     dtype: safetensors::Dtype::F32,
 //! };
 //! let documents = [vec![1, 5, 7], vec![1, 9]];
-//! let capture = Capture::new(&model.config, None, settings, &documents)?;
+//! let capture = Capture::new(&model.config, None::<&Adaptation<Cpu>>, settings, &documents)?;
 //! assert_eq!(capture.tensors(), [("hook_embed".to_owned(), 8), ("blocks.1.hook_resid_post".to_owned(), 8)]);
 //! let writer = capture.run(backend, &model, None, &path, &mut |_rows| ())?;
 //! assert_eq!((capture.rows(), writer.finish()?), (2, path));

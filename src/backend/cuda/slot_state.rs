@@ -56,7 +56,7 @@ mod tests {
     /// `RUSTFLAGS="--cfg loom" cargo test --lib slot_state`: in all interleavings.
     #[cfg(loom)]
     #[test]
-    fn slot_state_orders_readers_before_the_next_writer() {
+    fn slot_state_orders_readers_before_the_next_writer_in_loom() {
         use loom::cell::UnsafeCell;
         use loom::sync::Arc;
         use loom::thread;

@@ -1,23 +1,9 @@
 // What the matrix products of a linear map leave over.
 //
-//   add_bias         out [rows, width] += bias [width], rounded
 //   linear_bwd_bias  d_bias [width] += sum over rows of d_out [rows, width]
 //
-// Launch: add_bias one block of 256 a row; linear_bwd_bias ceil(width / 32) blocks of 256. Any alignment.
-// Determinism: linear_bwd_bias sums every eighth row, then the eight sums in order.
-
-extern "C" __global__ void __launch_bounds__(256) add_bias(real* __restrict__ out, const real* __restrict__ bias,
-                                                           int rows, int width) {
-    out += (i64)blockIdx.x * width;
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-        float v[8], b[8];
-        load8(v, out + c, width - c);
-        load8(b, bias + c, width - c);
-#pragma unroll
-        for (int j = 0; j < 8; j++) v[j] += b[j];
-        store8(out + c, v, width - c);
-    }
-}
+// Launch: ceil(width / 32) blocks of 256. Any alignment.
+// Determinism: a block sums every eighth row, then the eight sums in order.
 
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_bias(float* __restrict__ d_bias,
                                                                   const real* __restrict__ d_out, int rows,

@@ -194,41 +194,29 @@ pub trait Planning {
     fn own_memory(&self, pass: &PassSize) -> OwnMemory;
 }
 
-/// A device: its memory and all operations.
-pub trait Backend:
-    Transfer
-    + Capture
-    + Planning
-    + ops::RowOps
-    + ops::EmbedOps
-    + ops::PositionOps
-    + ops::LayerNormOps
-    + ops::RmsNormOps
-    + ops::RopeOps
-    + ops::AttentionOps
-    + ops::LinearOps
-    + ops::LoraOps
-    + ops::ActivationOps
-    + ops::CrossEntropyOps
-    + ops::AdamwOps
-{
-}
+/// Makes the sum of traits that is a device, and lets whatever has all of them be one.
+macro_rules! backend {
+    ($($part:path),*) => {
+        /// A device: its memory and all operations.
+        pub trait Backend: $($part +)* {}
 
-impl<B> Backend for B where
-    B: Transfer
-        + Capture
-        + Planning
-        + ops::RowOps
-        + ops::EmbedOps
-        + ops::PositionOps
-        + ops::LayerNormOps
-        + ops::RmsNormOps
-        + ops::RopeOps
-        + ops::AttentionOps
-        + ops::LinearOps
-        + ops::LoraOps
-        + ops::ActivationOps
-        + ops::CrossEntropyOps
-        + ops::AdamwOps
-{
+        impl<B: $($part +)*> Backend for B {}
+    };
+}
+backend! {
+    Transfer,
+    Capture,
+    Planning,
+    ops::RowOps,
+    ops::EmbedOps,
+    ops::PositionOps,
+    ops::LayerNormOps,
+    ops::RmsNormOps,
+    ops::RopeOps,
+    ops::AttentionOps,
+    ops::LinearOps,
+    ops::LoraOps,
+    ops::ActivationOps,
+    ops::CrossEntropyOps,
+    ops::AdamwOps
 }

@@ -36,7 +36,8 @@ fn dtype(asked: DtypeArg, checkpoint: Dtype) -> Result<Dtype> {
 /// Runs a job on the device and dtype asked for.
 pub fn dispatch(common: &CommonArgs, checkpoint: Dtype, job: impl Job) -> Result<(), Failure> {
     let Some(threads) = common.threads else {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        // As many as the host's own, which RAYON_NUM_THREADS may limit.
+        let threads = rayon::current_num_threads();
         return open(common, checkpoint, threads, job);
     };
     if !(1..=MAX_THREADS).contains(&threads) {

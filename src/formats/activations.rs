@@ -71,7 +71,7 @@ impl ActivationWriter {
             return Err(Error::argument("store dtype", "F32, F16 or BF16", layout.dtype));
         }
         if layout.max_rows == Some(0) {
-            return Err(Error::argument("--shard-tokens", "at least 1", 0));
+            return Err(Error::argument("max_rows", "at least 1", 0));
         }
         if path.extension().is_none_or(|e| e != "safetensors") {
             return Err(Error::argument("output", "a name that ends in .safetensors", path.display()));

@@ -130,7 +130,7 @@ impl Family {
     /// No name, or one that is not of a module.
     pub fn targets(self, names: &[String]) -> Result<Vec<Projection>> {
         if names.is_empty() {
-            return Err(Error::argument("--target-modules", format!("some of {}", self.module_names()), "none"));
+            return Err(Error::argument("target_modules", format!("some of {}", self.module_names()), "none"));
         }
         let mut targets = Vec::new();
         for name in names {

@@ -2,13 +2,11 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, CudaModule, result, sys};
 use cudarc::nvrtc::{self, Ptx};
-use sha2::{Digest, Sha256};
 
 use super::driver::{Device, error, message};
 use super::dtype::ComputeDtype;
@@ -18,6 +16,7 @@ use super::settings::Settings;
 use super::variant::Variant;
 use crate::Result;
 use crate::formats::atomic;
+use crate::hash::digest;
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
@@ -159,14 +158,13 @@ impl Kernels {
         if head_dim > 0 {
             options.extend(Variant::new(head_dim, self.dtype.size()).options());
         }
-        let key = |salt: u64| {
-            let mut hasher = DefaultHasher::new();
-            (salt, source, &options, major, minor).hash(&mut hasher);
-            hasher.finish()
-        };
+        // Options hold no line breaks, and the text of the kernels comes last: no two builds give the same bytes.
+        let compiler = format!("{major}.{minor}\n{}\n", options.join("\n"));
+        let key: String =
+            digest([compiler.as_bytes(), source.as_bytes()])[..16].iter().map(|b| format!("{b:02x}")).collect();
         let path = self.settings.cache_dir.as_ref().map(|dir| {
             let real = self.dtype.kernel_type();
-            dir.join(format!("{file}-{real}-{head_dim}-{:016x}{:016x}.kernels", key(0), key(1)))
+            dir.join(format!("{file}-{real}-{head_dim}-{key}.kernels"))
         });
         Ok(Build { options, path })
     }
@@ -183,13 +181,9 @@ const MAGIC: &[u8; 8] = b"LPCUBIN1";
 /// Bytes of the header: [`MAGIC`], the cubin's length (`u64`, little-endian), its SHA-256.
 const HEADER: usize = 8 + 8 + 32;
 
-fn digest(bytes: &[u8]) -> [u8; 32] {
-    Sha256::digest(bytes).into()
-}
-
 /// A cubin as the cache's files hold it.
 fn seal(cubin: &[u8]) -> Vec<u8> {
-    [&MAGIC[..], &(cubin.len() as u64).to_le_bytes(), &digest(cubin), cubin].concat()
+    [&MAGIC[..], &(cubin.len() as u64).to_le_bytes(), &digest([cubin]), cubin].concat()
 }
 
 /// The cubin in a file of the cache; none unless every byte is as it was written.
@@ -197,7 +191,7 @@ fn unseal(file: &[u8]) -> Option<&[u8]> {
     let (header, cubin) = file.split_at_checked(HEADER)?;
     let (magic, header) = header.split_at(MAGIC.len());
     let (len, sum) = header.split_at(8);
-    (magic == MAGIC && len == (cubin.len() as u64).to_le_bytes() && sum == digest(cubin)).then_some(cubin)
+    (magic == MAGIC && len == (cubin.len() as u64).to_le_bytes() && sum == digest([cubin])).then_some(cubin)
 }
 
 /// What NVRTC makes of a source for one kind of device; the error is its log.

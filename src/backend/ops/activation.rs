@@ -13,7 +13,7 @@ pub struct SwigluFwd<'a, B: Buffers + ?Sized> {
     pub gate: &'a B::Compute,
     /// `[len]`.
     pub up: &'a B::Compute,
-    /// Elements, N F.
+    /// Elements of the feed-forward layer, N F.
     pub len: usize,
 }
 
@@ -38,7 +38,7 @@ pub struct SwigluBwd<'a, B: Buffers + ?Sized> {
     pub gate: &'a B::Compute,
     /// `[len]`, of the forward.
     pub up: &'a B::Compute,
-    /// Elements, N F.
+    /// Elements of the feed-forward layer, N F.
     pub len: usize,
 }
 
@@ -58,9 +58,9 @@ pub struct ActivationFwd<'a, B: Buffers + ?Sized> {
     pub act: &'a mut B::Compute,
     /// `[len]`.
     pub x: &'a B::Compute,
-    /// The function.
+    /// Which function is applied, element by element.
     pub f: Activation,
-    /// Elements, N F.
+    /// Elements of the feed-forward layer, N F.
     pub len: usize,
 }
 
@@ -80,9 +80,9 @@ pub struct ActivationBwd<'a, B: Buffers + ?Sized> {
     pub d_act: &'a B::Acc,
     /// `[len]`, of the forward.
     pub x: &'a B::Compute,
-    /// The function.
+    /// Which function is applied, element by element.
     pub f: Activation,
-    /// Elements, N F.
+    /// Elements of the feed-forward layer, N F.
     pub len: usize,
 }
 
@@ -98,13 +98,9 @@ impl<B: Buffers + ?Sized> Op for ActivationBwd<'_, B> {
 operations! {
     /// Activations of MLPs, forward and backward.
     ActivationOps {
-        /// See [`SwigluFwd`].
         swiglu_fwd(SwigluFwd);
-        /// See [`SwigluBwd`].
         swiglu_bwd(SwigluBwd);
-        /// See [`ActivationFwd`].
         activation_fwd(ActivationFwd);
-        /// See [`ActivationBwd`].
         activation_bwd(ActivationBwd);
     }
 }

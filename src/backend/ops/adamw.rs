@@ -32,7 +32,7 @@ pub struct GradNorm<'a, B: Buffers + ?Sized> {
     pub norm_sq: &'a mut B::Acc,
     /// `[runs, stride]`.
     pub d_params: &'a B::Acc,
-    /// Runs.
+    /// Runs whose gradients lie side by side.
     pub runs: usize,
     /// Elements of a run.
     pub stride: usize,
@@ -53,7 +53,7 @@ pub struct CheckFinite<'a, B: Buffers + ?Sized> {
     pub stop: &'a mut B::Acc,
     /// `[len]`.
     pub values: &'a B::Acc,
-    /// Elements.
+    /// Elements that are read and written.
     pub len: usize,
 }
 
@@ -122,13 +122,9 @@ impl<B: Buffers + ?Sized> Op for RefreshWeight<'_, B> {
 operations! {
     /// The optimiser.
     AdamwOps {
-        /// See [`GradNorm`].
         grad_norm(GradNorm);
-        /// See [`CheckFinite`].
         check_finite(CheckFinite);
-        /// See [`Adamw`].
         adamw(Adamw);
-        /// See [`RefreshWeight`].
         refresh_weight(RefreshWeight);
     }
 }

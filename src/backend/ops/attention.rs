@@ -91,7 +91,7 @@ pub struct AttentionFwd<'a, B: Buffers + ?Sized> {
     pub cached: Option<[&'a B::Compute; 2]>,
     /// N rows with their paths.
     pub pack: &'a B::Pack,
-    /// The heads.
+    /// How many heads, how wide, and what they see.
     pub dims: AttentionDims,
 }
 
@@ -134,7 +134,7 @@ pub struct AttentionBwd<'a, B: Buffers + ?Sized> {
     pub v: &'a B::Compute,
     /// N rows with their paths.
     pub pack: &'a B::Pack,
-    /// The heads.
+    /// How many heads, how wide, and what they see.
     pub dims: AttentionDims,
 }
 
@@ -172,7 +172,7 @@ pub struct AttentionPattern<'a, B: Buffers + ?Sized> {
     pub rows: &'a [usize],
     /// N rows with their paths.
     pub pack: &'a B::Pack,
-    /// The heads.
+    /// How many heads, how wide, and what they see.
     pub dims: AttentionDims,
     /// Positions of a row of `out`; more than any of `rows` has before it.
     pub longest: usize,
@@ -210,11 +210,11 @@ pub struct AttentionResult<'a, B: Buffers + ?Sized> {
     pub weight: &'a B::Weight,
     /// Rows of `z`.
     pub rows: &'a [usize],
-    /// H.
+    /// Query heads of a row, H.
     pub heads: usize,
-    /// D.
+    /// Elements of a head, D.
     pub head_dim: usize,
-    /// C.
+    /// Elements of a row of the residual stream, C.
     pub width: usize,
 }
 
@@ -232,13 +232,9 @@ impl<B: Buffers + ?Sized> Op for AttentionResult<'_, B> {
 operations! {
     /// Attention, forward and backward, and what captures read of it.
     AttentionOps {
-        /// See [`AttentionFwd`].
         attention_fwd(AttentionFwd);
-        /// See [`AttentionBwd`].
         attention_bwd(AttentionBwd);
-        /// See [`AttentionPattern`].
         attention_pattern(AttentionPattern);
-        /// See [`AttentionResult`].
         attention_result(AttentionResult);
     }
 }

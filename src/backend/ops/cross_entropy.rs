@@ -13,7 +13,7 @@ pub struct LogitsFwd<'a, B: Buffers + ?Sized> {
     pub x: &'a B::Compute,
     /// `[V, C]`.
     pub head: &'a B::Weight,
-    /// M, C, V.
+    /// Label rows M, width C and vocabulary V.
     pub dims: LinearDims,
 }
 
@@ -53,7 +53,7 @@ pub struct CrossEntropyFwd<'a, B: Buffers + ?Sized> {
     pub head: &'a B::Weight,
     /// `[M]`, each below V.
     pub targets: &'a B::Index,
-    /// M, C, V.
+    /// Label rows M, width C and vocabulary V.
     pub dims: LinearDims,
 }
 
@@ -86,7 +86,7 @@ pub struct CrossEntropyBwd<'a, B: Buffers + ?Sized> {
     pub targets: &'a B::Index,
     /// `[M]`: the derivative of the total with respect to each row's loss.
     pub row_weights: &'a B::Acc,
-    /// M, C, V.
+    /// Label rows M, width C and vocabulary V.
     pub dims: LinearDims,
 }
 
@@ -111,11 +111,8 @@ impl<B: Buffers + ?Sized> Op for CrossEntropyBwd<'_, B> {
 operations! {
     /// The head, forward and backward.
     CrossEntropyOps {
-        /// See [`LogitsFwd`].
         logits_fwd(LogitsFwd);
-        /// See [`CrossEntropyFwd`].
         cross_entropy_fwd(CrossEntropyFwd);
-        /// See [`CrossEntropyBwd`].
         cross_entropy_bwd(CrossEntropyBwd);
     }
 }

@@ -35,13 +35,13 @@ impl PromptSite {
 pub struct EmbedFwd<'a, B: Buffers + ?Sized> {
     /// `[N, E]`, set.
     pub out: &'a mut B::Acc,
-    /// N tokens.
+    /// The N tokens, with the runs of virtual ones.
     pub pack: &'a B::Pack,
     /// `[V, E]`.
     pub table: &'a B::Weight,
     /// `[runs, stride]`, and where the prompt lies in it; needed if the pack has virtual tokens.
     pub prompt: Option<(&'a B::Acc, PromptSite)>,
-    /// E.
+    /// Elements of a row of the embedding table, E.
     pub width: usize,
 }
 
@@ -69,11 +69,11 @@ pub struct EmbedBwdPrompt<'a, B: Buffers + ?Sized> {
     pub d_prompt: &'a mut B::Acc,
     /// `[N, E]`.
     pub d_out: &'a B::Acc,
-    /// N tokens.
+    /// The N tokens, with the runs of virtual ones.
     pub pack: &'a B::Pack,
-    /// Where the prompt lies.
+    /// Where the prompts lie in the parameters.
     pub site: PromptSite,
-    /// E.
+    /// Elements of a row of the embedding table, E.
     pub width: usize,
 }
 
@@ -95,9 +95,9 @@ pub struct EmbedBwdTable<'a, B: Buffers + ?Sized> {
     pub offset: usize,
     /// `[N, E]`.
     pub d_out: &'a B::Acc,
-    /// N tokens.
+    /// The N tokens, with the runs of virtual ones.
     pub pack: &'a B::Pack,
-    /// E.
+    /// Elements of a row of the embedding table, E.
     pub width: usize,
 }
 
@@ -118,11 +118,8 @@ impl<B: Buffers + ?Sized> Op for EmbedBwdTable<'_, B> {
 operations! {
     /// Embedding, forward and backward.
     EmbedOps {
-        /// See [`EmbedFwd`].
         embed_fwd(EmbedFwd);
-        /// See [`EmbedBwdPrompt`].
         embed_bwd_prompt(EmbedBwdPrompt);
-        /// See [`EmbedBwdTable`].
         embed_bwd_table(EmbedBwdTable);
     }
 }

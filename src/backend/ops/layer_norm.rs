@@ -20,9 +20,9 @@ pub struct LayerNormFwd<'a, B: Buffers + ?Sized> {
     pub weight: &'a B::Weight,
     /// `[C]`.
     pub bias: &'a B::Weight,
-    /// N.
+    /// Rows of the pack, N.
     pub rows: usize,
-    /// C.
+    /// Elements of a row of the residual stream, C.
     pub width: usize,
     /// Added to the variance.
     pub eps: f64,
@@ -53,9 +53,9 @@ pub struct LayerNormBwd<'a, B: Buffers + ?Sized> {
     pub rstd: &'a B::Acc,
     /// `[C]`.
     pub weight: &'a B::Weight,
-    /// N.
+    /// Rows of the pack, N.
     pub rows: usize,
-    /// C.
+    /// Elements of a row of the residual stream, C.
     pub width: usize,
 }
 
@@ -85,9 +85,9 @@ pub struct LayerNormBwdAffine<'a, B: Buffers + ?Sized> {
     pub mean: &'a B::Acc,
     /// `[N]`, of the forward.
     pub rstd: &'a B::Acc,
-    /// N.
+    /// Rows of the pack, N.
     pub rows: usize,
-    /// C.
+    /// Elements of a row of the residual stream, C.
     pub width: usize,
 }
 
@@ -104,11 +104,8 @@ impl<B: Buffers + ?Sized> Op for LayerNormBwdAffine<'_, B> {
 operations! {
     /// Layer norm, forward and backward.
     LayerNormOps {
-        /// See [`LayerNormFwd`].
         layer_norm_fwd(LayerNormFwd);
-        /// See [`LayerNormBwd`].
         layer_norm_bwd(LayerNormBwd);
-        /// See [`LayerNormBwdAffine`].
         layer_norm_bwd_affine(LayerNormBwdAffine);
     }
 }

@@ -7,11 +7,11 @@ use crate::backend::{Buffers, Len};
 /// Rows, input width and output width of a matrix product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinearDims {
-    /// Rows N.
+    /// Number of rows, N.
     pub rows: usize,
-    /// Input width.
+    /// Elements of an input row.
     pub input: usize,
-    /// Output width.
+    /// Elements of an output row.
     pub output: usize,
 }
 
@@ -40,7 +40,7 @@ pub struct LinearFwd<'a, B: Buffers + ?Sized> {
     pub weight: &'a B::Weight,
     /// `[output]`.
     pub bias: Option<&'a B::Weight>,
-    /// The product's.
+    /// Rows and widths of the product.
     pub dims: LinearDims,
 }
 
@@ -66,7 +66,7 @@ pub struct LinearBwdInput<'a, B: Buffers + ?Sized> {
     pub d_out: &'a B::Compute,
     /// `[output, input]`.
     pub weight: &'a B::Weight,
-    /// The forward's.
+    /// Rows and widths, as in the forward.
     pub dims: LinearDims,
     /// Whether `d_x` is added to.
     pub accumulate: bool,
@@ -96,7 +96,7 @@ pub struct LinearBwdWeight<'a, B: Buffers + ?Sized> {
     pub d_out: &'a B::Compute,
     /// `[N, input]`.
     pub x: &'a B::Compute,
-    /// The forward's.
+    /// Rows and widths, as in the forward.
     pub dims: LinearDims,
 }
 
@@ -122,9 +122,9 @@ pub struct LinearBwdBias<'a, B: Buffers + ?Sized> {
     pub offset: usize,
     /// `[N, output]`.
     pub d_out: &'a B::Compute,
-    /// N.
+    /// Rows of the pack, N.
     pub rows: usize,
-    /// Output width.
+    /// Elements of an output row.
     pub output: usize,
 }
 
@@ -140,13 +140,9 @@ impl<B: Buffers + ?Sized> Op for LinearBwdBias<'_, B> {
 operations! {
     /// Linear maps, forward and backward.
     LinearOps {
-        /// See [`LinearFwd`].
         linear_fwd(LinearFwd);
-        /// See [`LinearBwdInput`].
         linear_bwd_input(LinearBwdInput);
-        /// See [`LinearBwdWeight`].
         linear_bwd_weight(LinearBwdWeight);
-        /// See [`LinearBwdBias`].
         linear_bwd_bias(LinearBwdBias);
     }
 }

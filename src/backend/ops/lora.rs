@@ -20,9 +20,9 @@ pub struct LoraSite {
     pub stride: usize,
     /// Rank R.
     pub rank: usize,
-    /// Input width.
+    /// Elements of an input row.
     pub input: usize,
-    /// Output width.
+    /// Elements of an output row.
     pub output: usize,
     /// Multiplier of `B A x`: `alpha / R`, or `alpha / sqrt(R)` for rsLoRA (Kalajdzievski 2023).
     pub scale: f64,
@@ -76,7 +76,7 @@ pub struct LoraFwd<'a, B: Buffers + ?Sized> {
     pub pack: &'a B::Pack,
     /// The projection's place in the parameters.
     pub site: LoraSite,
-    /// Of the input.
+    /// Dropout of the adapter's input, if any.
     pub dropout: Option<Dropout<'a>>,
 }
 
@@ -113,7 +113,7 @@ pub struct LoraBwd<'a, B: Buffers + ?Sized> {
     pub pack: &'a B::Pack,
     /// The projection's place in the parameters.
     pub site: LoraSite,
-    /// As in the forward.
+    /// The same as in the forward.
     pub dropout: Option<Dropout<'a>>,
 }
 
@@ -160,11 +160,8 @@ impl<B: Buffers + ?Sized> Op for LoraDelta<'_, B> {
 operations! {
     /// LoRA, forward and backward.
     LoraOps {
-        /// See [`LoraFwd`].
         lora_fwd(LoraFwd);
-        /// See [`LoraBwd`].
         lora_bwd(LoraBwd);
-        /// See [`LoraDelta`].
         lora_delta(LoraDelta);
     }
 }

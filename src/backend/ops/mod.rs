@@ -41,10 +41,11 @@ pub use super::op::Op;
 
 /// Makes the trait of a file's operations and implements it for the null device.
 macro_rules! operations {
-    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $method:ident($op:ident);)* }) => {
+    ($(#[$meta:meta])* $name:ident { $($method:ident($op:ident);)* }) => {
         $(#[$meta])*
         pub trait $name: $crate::backend::Buffers {
-            $($(#[$doc])* fn $method(&mut self, op: $op<'_, Self>);)*
+            $(#[doc = concat!("Does what [`", stringify!($op), "`] says.")]
+            fn $method(&mut self, op: $op<'_, Self>);)*
         }
 
         impl $name for $crate::backend::trace::Trace {

@@ -14,7 +14,7 @@ pub struct PositionFwd<'a, B: Buffers + ?Sized> {
     pub table: &'a B::Weight,
     /// The table's row of position 0.
     pub first: usize,
-    /// C.
+    /// Elements of a row of the residual stream, C.
     pub width: usize,
 }
 
@@ -40,7 +40,7 @@ pub struct PositionBwdTable<'a, B: Buffers + ?Sized> {
     pub pack: &'a B::Pack,
     /// The table's row of position 0.
     pub first: usize,
-    /// C.
+    /// Elements of a row of the residual stream, C.
     pub width: usize,
 }
 
@@ -58,9 +58,7 @@ impl<B: Buffers + ?Sized> Op for PositionBwdTable<'_, B> {
 operations! {
     /// Learned position embedding, forward and backward.
     PositionOps {
-        /// See [`PositionFwd`].
         position_fwd(PositionFwd);
-        /// See [`PositionBwdTable`].
         position_bwd_table(PositionBwdTable);
     }
 }

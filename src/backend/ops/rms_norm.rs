@@ -17,9 +17,9 @@ pub struct RmsNormFwd<'a, B: Buffers + ?Sized> {
     pub x: &'a B::Acc,
     /// `[C]`.
     pub weight: &'a B::Weight,
-    /// N.
+    /// Rows of the pack, N.
     pub rows: usize,
-    /// C.
+    /// Elements of a row of the residual stream, C.
     pub width: usize,
     /// Added to the mean of the squares.
     pub eps: f64,
@@ -47,9 +47,9 @@ pub struct RmsNormBwd<'a, B: Buffers + ?Sized> {
     pub rstd: &'a B::Acc,
     /// `[C]`.
     pub weight: &'a B::Weight,
-    /// N.
+    /// Rows of the pack, N.
     pub rows: usize,
-    /// C.
+    /// Elements of a row of the residual stream, C.
     pub width: usize,
 }
 
@@ -76,9 +76,9 @@ pub struct RmsNormBwdWeight<'a, B: Buffers + ?Sized> {
     pub x: &'a B::Acc,
     /// `[N]`, of the forward.
     pub rstd: &'a B::Acc,
-    /// N.
+    /// Rows of the pack, N.
     pub rows: usize,
-    /// C.
+    /// Elements of a row of the residual stream, C.
     pub width: usize,
 }
 
@@ -95,11 +95,8 @@ impl<B: Buffers + ?Sized> Op for RmsNormBwdWeight<'_, B> {
 operations! {
     /// RMS norm, forward and backward.
     RmsNormOps {
-        /// See [`RmsNormFwd`].
         rms_norm_fwd(RmsNormFwd);
-        /// See [`RmsNormBwd`].
         rms_norm_bwd(RmsNormBwd);
-        /// See [`RmsNormBwdWeight`].
         rms_norm_bwd_weight(RmsNormBwdWeight);
     }
 }

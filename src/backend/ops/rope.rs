@@ -15,9 +15,9 @@ pub struct RopeFwd<'a, B: Buffers + ?Sized> {
     pub pack: &'a B::Pack,
     /// `[positions, D]`: of each position the cosines `[D/2]`, then the sines `[D/2]`, any attention factor multiplied in.
     pub cos_sin: &'a B::Acc,
-    /// H or K.
+    /// Heads of a row: query heads H or key-value heads K.
     pub heads: usize,
-    /// D, even.
+    /// Elements of a head D, an even number.
     pub head_dim: usize,
 }
 
@@ -39,11 +39,11 @@ pub struct RopeBwd<'a, B: Buffers + ?Sized> {
     pub d_x: &'a mut B::Compute,
     /// N rows with their positions.
     pub pack: &'a B::Pack,
-    /// As in the forward.
+    /// The same as in the forward.
     pub cos_sin: &'a B::Acc,
-    /// H or K.
+    /// Heads of a row: query heads H or key-value heads K.
     pub heads: usize,
-    /// D, even.
+    /// Elements of a head D, an even number.
     pub head_dim: usize,
 }
 
@@ -61,9 +61,7 @@ impl<B: Buffers + ?Sized> Op for RopeBwd<'_, B> {
 operations! {
     /// Rotary position embedding, forward and backward.
     RopeOps {
-        /// See [`RopeFwd`].
         rope_fwd(RopeFwd);
-        /// See [`RopeBwd`].
         rope_bwd(RopeBwd);
     }
 }

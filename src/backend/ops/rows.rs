@@ -24,7 +24,7 @@ pub struct Cast<'a, B: Buffers + ?Sized> {
     pub out: &'a mut B::Compute,
     /// `[len]`.
     pub x: &'a B::Acc,
-    /// Elements.
+    /// Elements that are read and written.
     pub len: usize,
 }
 
@@ -42,7 +42,7 @@ pub struct Widen<'a, B: Buffers + ?Sized> {
     pub out: &'a mut B::Acc,
     /// `[len]`.
     pub x: &'a B::Compute,
-    /// Elements.
+    /// Elements that are read and written.
     pub len: usize,
 }
 
@@ -62,7 +62,7 @@ pub struct ResidualFwd<'a, B: Buffers + ?Sized> {
     pub a: &'a B::Acc,
     /// `[len]`, the sublayer's output.
     pub b: &'a B::Compute,
-    /// Elements, N C.
+    /// Elements of the residual stream, N C.
     pub len: usize,
 }
 
@@ -146,7 +146,7 @@ pub struct KvAppend<'a, B: Buffers + ?Sized> {
     pub x: &'a B::Compute,
     /// Rows of `x`.
     pub from: Range<usize>,
-    /// K D.
+    /// Elements of a row of keys or values, K D.
     pub width: usize,
 }
 
@@ -162,21 +162,13 @@ impl<B: Buffers + ?Sized> Op for KvAppend<'_, B> {
 operations! {
     /// Rows moved, converted and added.
     RowOps {
-        /// See [`Zero`].
         zero(Zero);
-        /// See [`Cast`].
         cast(Cast);
-        /// See [`Widen`].
         widen(Widen);
-        /// See [`ResidualFwd`].
         residual_fwd(ResidualFwd);
-        /// See [`GatherCompute`].
         gather_compute(GatherCompute);
-        /// See [`GatherAcc`].
         gather_acc(GatherAcc);
-        /// See [`ScatterAdd`].
         scatter_add(ScatterAdd);
-        /// See [`KvAppend`].
         kv_append(KvAppend);
     }
 }

@@ -24,7 +24,7 @@ pub fn train(texts: &[String], vocab_size: usize) -> Result<String> {
     let alphabet = ByteLevel::alphabet();
     let least = alphabet.len() + 2;
     if vocab_size < least {
-        return Err(Error::argument("--vocab-size", format!("at least {least}"), vocab_size));
+        return Err(Error::argument("vocab_size", format!("at least {least}"), vocab_size));
     }
     let specials = [BOS, EOS].map(|token| AddedToken::from(token, true)).to_vec();
     let trainer = BpeTrainer::builder()

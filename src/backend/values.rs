@@ -102,7 +102,7 @@ impl Captured {
     pub fn is_ready(&self) -> bool {
         match self {
             Self::Ready(_) => true,
-            Self::Pending(landing) => landing.rows().is_some(),
+            Self::Pending(readbacks) => readbacks.rows().is_some(),
         }
     }
 
@@ -113,7 +113,7 @@ impl Captured {
     pub fn rows(&self) -> &[f32] {
         match self {
             Self::Ready(rows) => rows,
-            Self::Pending(landing) => landing.rows().expect("capture: read before the device was waited for"),
+            Self::Pending(readbacks) => readbacks.rows().expect("capture: read before the device was waited for"),
         }
     }
 }
@@ -122,7 +122,7 @@ impl std::fmt::Debug for Captured {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Ready(rows) => f.debug_tuple("Ready").field(rows).finish(),
-            Self::Pending(landing) => f.debug_tuple("Pending").field(&landing.rows()).finish(),
+            Self::Pending(readbacks) => f.debug_tuple("Pending").field(&readbacks.rows()).finish(),
         }
     }
 }
@@ -143,7 +143,7 @@ pub struct PassSize {
     /// Runs that are trained.
     pub runs: usize,
     /// Bytes of each capture and download that may be on its way to the host at one time.
-    pub landing: Vec<usize>,
+    pub readbacks: Vec<usize>,
 }
 
 /// Bytes that a backend takes of itself.

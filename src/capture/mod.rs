@@ -87,7 +87,7 @@ pub struct CaptureMemory {
     /// Elements, of the accumulation dtype, of tensors that are computed only because they are asked for.
     pub on_demand: usize,
     /// Bytes of each tensor that is on its way to the host during a pass.
-    pub landing: Vec<usize>,
+    pub readbacks: Vec<usize>,
 }
 
 /// A capture that has been planned.
@@ -139,8 +139,8 @@ impl Capture {
         let rows = self.batches.iter().map(|batch| batch.pack.len()).max().unwrap_or(0);
         let selected = self.batches.iter().map(|batch| batch.selected(self.settings.tokens).len()).max().unwrap_or(0);
         let on_demand = self.tensors.on_demand(&self.settings.selection, [rows, selected]);
-        let landing = self.tensors().iter().map(|(_, width)| selected * width * size_of::<f32>()).collect();
-        CaptureMemory { rows, on_demand, landing }
+        let readbacks = self.tensors().iter().map(|(_, width)| selected * width * size_of::<f32>()).collect();
+        CaptureMemory { rows, on_demand, readbacks }
     }
 
     /// Runs every pass and writes the file `path`, which ends in `.safetensors`. `progress` hears of the rows of each pass
@@ -178,7 +178,6 @@ impl Capture {
             batch.write_labels(&mut writer, &rows)?;
             let mut taps = FileTaps::new(selection, &self.tensors, &mut writer, rows);
             model.forward(backend, &mut acts, &input, None, &mut taps)?;
-            backend.sync()?;
             progress(batch.pack.len());
         }
         Ok(writer)

@@ -19,8 +19,8 @@ use crate::model::{Adaptation, Model};
 const FILE: &str = "activations.safetensors";
 
 pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
-    let found = resolve::model(&args.model.model, &args.common)?;
-    let depth = found.config.num_hidden_layers;
+    let files = resolve::model(&args.model.model, &args.common)?;
+    let depth = files.config.num_hidden_layers;
     let layers = resolve::layers(&args.layers, depth)?;
     let settings = CaptureSettings {
         selection: Selection::parse(&args.sites.join(","), &layers, depth)?,
@@ -36,15 +36,15 @@ pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
             StoreDtype::F16 => Dtype::F16,
         },
     };
-    let adapter = resolve::adapter(args.model.adapter.as_deref(), &found)?;
-    let docs = texts::read(&args.input, &found)?;
-    let dtype = found.dtype;
-    dispatch(&args.common, dtype, CaptureJob { args, found, settings, adapter, docs })
+    let adapter = resolve::adapter(args.model.adapter.as_deref(), &files)?;
+    let docs = texts::read(&args.input, &files)?;
+    let dtype = files.dtype;
+    dispatch(&args.common, dtype, CaptureJob { args, files, settings, adapter, docs })
 }
 
 struct CaptureJob<'a> {
     args: &'a CaptureArgs,
-    found: ModelFiles,
+    files: ModelFiles,
     settings: CaptureSettings,
     adapter: Option<Adapter>,
     docs: Vec<Vec<u32>>,
@@ -52,8 +52,8 @@ struct CaptureJob<'a> {
 
 impl Job for CaptureJob<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, found, settings, adapter, docs } = self;
-        let model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
+        let Self { args, files, settings, adapter, docs } = self;
+        let model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let adaptation = match &adapter {
             Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model.config, adapter)?),
             None => None,
@@ -61,10 +61,10 @@ impl Job for CaptureJob<'_> {
         let dtype = settings.dtype;
         let capture = Capture::new(&model.config, adaptation.as_ref(), settings, &docs)?;
         if args.dry_run {
-            let CaptureMemory { rows, on_demand, landing } = capture.memory();
+            let CaptureMemory { rows, on_demand, readbacks } = capture.memory();
             let layout = adaptation.as_ref().map(|adaptation| &adaptation.layout);
-            return Plan::new(&backend, &found)
-                .inference(&backend, &model.config, layout, rows, landing)
+            return Plan::new(&backend, &files)
+                .inference(&backend, &model.config, layout, rows, readbacks)
                 .with("captures", on_demand * backend.element_sizes().0)
                 .print(args.common.json);
         }
@@ -72,7 +72,7 @@ impl Job for CaptureJob<'_> {
         let mut progress = |rows| bar.inc(rows as u64);
         let writer = capture
             .run(&mut backend, &model, adaptation.as_ref(), &args.out.join(FILE), &mut progress)
-            .map_err(|error| found.with_bad_weight(error))?;
+            .map_err(|error| files.with_bad_weight(error))?;
         bar.finish_and_clear();
         // The file of states comes last: where it is, all is.
         resolve::write_config(&args.out, "capture", args)?;

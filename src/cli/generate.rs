@@ -16,20 +16,20 @@ use crate::model::{Adaptation, GenerationConfig, Model, Prompt, Sampling};
 use crate::{Error, Result};
 
 pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
-    let found = resolve::model(&args.model.model, &args.common)?;
-    let adapter = resolve::adapter(args.model.adapter.as_deref(), &found)?;
+    let files = resolve::model(&args.model.model, &args.common)?;
+    let adapter = resolve::adapter(args.model.adapter.as_deref(), &files)?;
     let sampling = sampling(args)?;
-    let tokenizer = found.tokenizer()?;
+    let tokenizer = files.tokenizer()?;
     let prompts = match (&args.input, args.prompt.as_slice()) {
-        (Some(input), _) => texts::read(input, &found)?,
+        (Some(input), _) => texts::read(input, &files)?,
         (None, []) => return Err(Error::argument("--prompt", "a prompt, or --input FILE", "neither").into()),
         (None, prompts) => prompts
             .iter()
-            .map(|text| texts::encode(&tokenizer, text, "--prompt", &found.config))
+            .map(|text| texts::encode(&tokenizer, text, "--prompt", &files.config))
             .collect::<Result<_>>()?,
     };
-    let dtype = found.dtype;
-    dispatch(&args.common, dtype, Generate { args, found, adapter, tokenizer, prompts, sampling })
+    let dtype = files.dtype;
+    dispatch(&args.common, dtype, Generate { args, files, adapter, tokenizer, prompts, sampling })
 }
 
 fn sampling(args: &GenerateArgs) -> Result<Sampling> {
@@ -57,7 +57,7 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling> {
 
 struct Generate<'a> {
     args: &'a GenerateArgs,
-    found: ModelFiles,
+    files: ModelFiles,
     adapter: Option<Adapter>,
     tokenizer: Tokenizer,
     prompts: Vec<Vec<u32>>,
@@ -66,8 +66,8 @@ struct Generate<'a> {
 
 impl Job for Generate<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, found, adapter, tokenizer, prompts, sampling } = self;
-        let model = Model::new(&mut backend, &found.config, &found.checkpoint)?;
+        let Self { args, files, adapter, tokenizer, prompts, sampling } = self;
+        let model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let adaptation = match &adapter {
             Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model.config, adapter)?),
             None => None,

@@ -92,7 +92,7 @@ pub fn pass_size(
         rank: rank.unwrap_or(0),
         runs,
         // The losses and the norms of a step and of the one that is begun ahead.
-        landing: [labels, runs, labels, runs].map(|len| len * size_of::<f32>()).to_vec(),
+        readbacks: [labels, runs, labels, runs].map(|len| len * size_of::<f32>()).to_vec(),
     }
 }
 

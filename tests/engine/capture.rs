@@ -67,8 +67,8 @@ fn capture_takes_the_memory_of_its_plan() {
         let memory = capture.memory();
         let rows = if tokens == Tokens::All { 14 } else { 4 };
         assert_eq!((capture.rows(), capture.pass_rows(), memory.rows), (rows, 14, 14));
-        let landing: Vec<usize> = capture.tensors().iter().map(|(_, width)| 4 * rows * width).collect();
-        assert_eq!(memory.landing, landing);
+        let readbacks: Vec<usize> = capture.tensors().iter().map(|(_, width)| 4 * rows * width).collect();
+        assert_eq!(memory.readbacks, readbacks);
         let dir = support::temp();
         backend.clear();
         let path = dir.path().join("a.safetensors");

@@ -20,7 +20,7 @@ impl Planning for Cuda {
     }
 
     fn own_memory(&self, pass: &PassSize) -> OwnMemory {
-        let PassSize { rows, labels, queries, vocab, rank, runs, ref landing } = *pass;
+        let PassSize { rows, labels, queries, vocab, rank, runs, ref readbacks } = *pass;
         let (acc, compute) = self.element_sizes();
         let mut blocks = vec![WORKSPACE, rows * TABLES * size_of::<i32>()];
         if labels > 0 {
@@ -29,6 +29,6 @@ impl Planning for Cuda {
             blocks.extend([logits * acc, logits * compute, rows * queries * compute, rows * rank * acc]);
             blocks.extend([runs * NORM_PARTS * acc, runs * STEP_FIELDS * acc]);
         }
-        OwnMemory { scratch: blocks.into_iter().map(block_size).sum(), pinned: self.cx.pinned(landing) }
+        OwnMemory { scratch: blocks.into_iter().map(block_size).sum(), pinned: self.cx.pinned(readbacks) }
     }
 }

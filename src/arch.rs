@@ -108,7 +108,7 @@ pub enum RopeKind {
     Default,
     /// Every frequency divided by `factor` (position interpolation, arXiv 2306.15595).
     Linear {
-        /// Divisor.
+        /// What every frequency is divided by.
         factor: f64,
     },
     /// The base grows with the sequence once it is longer than `original` (dynamic NTK).
@@ -194,7 +194,7 @@ pub enum Activation {
 /// What a model is, in the words of its `config.json`, with all defaults resolved; a family is data here, not code.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// The family.
+    /// The family, which names modules and sets defaults.
     pub family: Family,
     /// Width of the residual stream, C.
     pub hidden_size: usize,
@@ -214,7 +214,7 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Longest sequence the model was made for.
     pub max_position_embeddings: usize,
-    /// The norms.
+    /// Which norm stands everywhere in the model.
     pub norm: Norm,
     /// Epsilon of the norms.
     pub norm_eps: f64,
@@ -225,7 +225,7 @@ pub struct ModelConfig {
     pub embed_norm: bool,
     /// Whether the last residual stream is normed.
     pub final_norm: bool,
-    /// The MLP.
+    /// What stands between the outer projections of each MLP.
     pub mlp: Mlp,
     /// Whether q, k and v have a bias.
     pub qkv_bias: bool,
@@ -239,7 +239,7 @@ pub struct ModelConfig {
     pub windows: Vec<Option<usize>>,
     /// Multiplier of the scores of each layer `[L]`, usually `1 / sqrt(D)`.
     pub score_scales: Vec<f64>,
-    /// Positions.
+    /// How a row knows its position.
     pub positions: Positions,
     /// Token that begins a sequence.
     pub bos_token_id: Option<u32>,

@@ -272,6 +272,14 @@ fn only_the_command_line_reads_the_environment() {
     let cli = |path: &str| path.starts_with("src/cli/") || path == "src/main.rs";
     let words = ["std::env", "env::var", "env::args", "clap", "println!", "eprintln!", "print!", "std::process"];
     report("arguments, environment and terminal belong to cli", lines_with(&words, cli));
+    report("tables and progress belong to cli", lines_with(&["comfy_table", "indicatif"], cli));
+    // What the run-time compiler of kernels is told looks like flags.
+    let flags = |path: &str| cli(path) || path == "src/backend/cuda/compile.rs";
+    let letter = |rest: &str| rest.starts_with(|c: char| c.is_ascii_lowercase());
+    let named = |line: &str| line.split("\"--").skip(1).any(letter);
+    let library = sources(&["src"]).into_iter().filter(|s| !flags(&s.path));
+    let found = library.filter(|s| s.code().any(|(_, line)| named(line))).map(|s| s.path).collect();
+    report("flags are words of cli", found);
 }
 
 #[test]

@@ -52,7 +52,7 @@ impl Plan {
     ) -> Self {
         let bytes = Activations::<B>::bytes(config, layout, rows, Save::Layer, self.element_sizes);
         let adapter = layout.map_or(0, |l| l.stride * self.element_sizes.0);
-        let pass = PassSize { rows, readbacks: readbacks, ..PassSize::default() };
+        let pass = PassSize { rows, readbacks, ..PassSize::default() };
         self.with("adapters", adapter).with("activations", bytes).own(backend, &pass)
     }
 

@@ -1,7 +1,7 @@
 //! The one choice of device and dtype. What runs on the chosen backend is a [`Job`], written once for all of them.
 
-use super::Failure;
 use super::args::{CommonArgs, Device, DtypeArg};
+use super::{Failure, notes};
 use crate::arch::Dtype;
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, CpuSettings, Isa};
@@ -51,7 +51,9 @@ pub fn dispatch(common: &CommonArgs, checkpoint: Dtype, job: impl Job) -> Result
 
 fn open(common: &CommonArgs, checkpoint: Dtype, threads: usize, job: impl Job) -> Result<(), Failure> {
     let (dtype, split) = (dtype(common.dtype, checkpoint)?, common.dtype == DtypeArg::F32x3);
-    match gpu(&common.device)? {
+    let gpu = gpu(&common.device)?;
+    notes::release();
+    match gpu {
         Some(gpu) if split => Err(Error::argument("--dtype f32x3", "--device cpu", format!("cuda:{gpu}")).into()),
         #[cfg(feature = "cuda")]
         Some(gpu) => job.run(Cuda::open(gpu, dtype, &super::cuda::settings())?),

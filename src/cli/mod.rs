@@ -18,6 +18,7 @@ mod device;
 mod flags;
 mod generate;
 mod inspect;
+mod notes;
 mod output;
 mod parse;
 mod peft;
@@ -69,8 +70,12 @@ impl From<std::io::Error> for Failure {
 
 /// Runs a command line whose first word is the program's name.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    notes::listen();
     match parse::parse(words).and_then(|(command, cli)| run(cli).map_err(|failure| failure.in_words_of(&command))) {
-        Ok(()) | Err(Failure::Closed) => ExitCode::SUCCESS,
+        Ok(()) | Err(Failure::Closed) => {
+            notes::release();
+            ExitCode::SUCCESS
+        }
         Err(Failure::Usage(error)) => {
             // Help and version are "errors" of exit code 0; a closed stream is nobody's concern here.
             let _ = error.print();

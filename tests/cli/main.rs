@@ -4,6 +4,7 @@
 mod support;
 
 mod capture;
+mod cases;
 mod compare;
 mod config;
 mod errors;

@@ -55,6 +55,13 @@ const REGISTER: [(Reason, &[&str]); 6] = [
     (
         Reason::Shared,
         &[
+            "cli::cases::added_tokens_are_those_of_transformers",
+            "cli::cases::inspect_says_of_peft_what_peft_does",
+            "cli::cases::keys_and_files_that_change_the_result_are_used",
+            "cli::cases::other_published_forms_are_read_or_named",
+            "cli::cases::templates_print_and_decide_as_jinja2",
+            "cli::cases::valid_inputs_are_accepted",
+            "cli::cases::values_beyond_the_stored_dtype_are_refused",
             "cli::real::real_model_generates_captures_and_probes",
             "engine::generate::generation_greedy_and_with_beams_is_that_of_transformers",
             "engine::golden_peft::lora_limits_see_small_mistakes",

@@ -233,7 +233,9 @@ pub struct ModelConfig {
     pub o_bias: bool,
     /// Whether gate, up and down have a bias.
     pub mlp_bias: bool,
-    /// Whether the output layer is the embedding table; the file then holds no `lm_head.weight`.
+    /// Whether there is a head; a checkpoint of the body alone has none, and gives states but no logits.
+    pub lm_head: bool,
+    /// Whether the head is the embedding table.
     pub tie_word_embeddings: bool,
     /// Attention window of each layer, `[L]`: query i sees keys j with i - window < j <= i. `None` is all j <= i.
     pub windows: Vec<Option<usize>>,
@@ -372,6 +374,20 @@ impl ModelConfig {
             Projection::Q | Projection::K | Projection::V | Projection::Qkv => self.qkv_bias,
             Projection::O => self.o_bias,
             Projection::Gate | Projection::Up | Projection::Down => self.mlp_bias,
+        }
+    }
+
+    /// Refuses what needs logits, of a model without a head.
+    ///
+    /// # Errors
+    /// `model`: a checkpoint of the body alone.
+    pub fn require_head(&self) -> Result<()> {
+        match self.lm_head {
+            true => Ok(()),
+            false => {
+                let expected = "a checkpoint with lm_head.weight, which logits, losses and generation need";
+                Err(Error::argument("model", expected, "one of the body alone"))
+            }
         }
     }
 

@@ -56,6 +56,9 @@ fn width(
         let expected = format!("a site that {} models have", config.family.name());
         return Err(Error::argument("sites", expected, site.name(layer)));
     }
+    if site == Site::Logits {
+        config.require_head()?;
+    }
     Ok(match site {
         Site::Ln1Scale | Site::Ln2Scale | Site::FinalScale => 1,
         Site::Q | Site::RotQ | Site::Z => config.q_width(),

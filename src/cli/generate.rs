@@ -16,7 +16,7 @@ use crate::model::{Adaptation, GenerationConfig, Model, Prompt, Sampling};
 use crate::{Error, Result};
 
 pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
-    let files = resolve::model(&args.model.model, &args.common)?;
+    let files = resolve::model_with_head(&args.model.model, &args.common)?;
     let adapter = resolve::adapter(args.model.adapter.as_deref(), &files)?;
     let sampling = sampling(args)?;
     let tokenizer = files.tokenizer()?;

@@ -15,6 +15,7 @@ use crate::formats::embedded;
 use crate::formats::hub::{self, CacheEnv};
 use crate::formats::safetensors::Checkpoint;
 use crate::formats::tokenizer::Tokenizer;
+use crate::model::Source;
 use crate::train::checkpoint;
 use crate::train::schedule::Warmup;
 use crate::train::settings::{Length, RunSettings};
@@ -77,10 +78,18 @@ pub fn model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
     let path = hub::resolve(name, common.revision.as_deref(), &env)?;
     let config = ModelConfig::load(&path)?;
     let checkpoint = Checkpoint::open(&path)?;
+    let config = Source::new(&config, &checkpoint)?.config;
     // This is the rule of transformers.
     let first = || checkpoint.iter().find_map(|t| t.float());
     let dtype = config.dtype.or_else(first).unwrap_or(Dtype::F32);
     Ok(ModelFiles { path, config, checkpoint, dtype })
+}
+
+/// The same for what needs logits or losses, and so a head.
+pub fn model_with_head(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
+    let files = model(name, common)?;
+    files.config.require_head()?;
+    Ok(files)
 }
 
 /// Reads the adapter of `--adapter`, if one is given, and checks that it fits the model.

@@ -18,7 +18,7 @@ use crate::train::trainer::{Run, TrainerOptions};
 
 pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
     let training = &args.training;
-    let files = resolve::model(&training.base.model, &training.common)?;
+    let files = resolve::model_with_head(&training.base.model, &training.common)?;
     let settings = training::settings(training, training.seed)?;
     let init = match &training.init_adapter {
         Some(path) => LoraAdapter::read(path, &files.config)?,

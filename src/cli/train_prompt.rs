@@ -27,7 +27,7 @@ const NUM_VIRTUAL_TOKENS: usize = 20;
 
 pub fn run(args: &TrainPromptArgs) -> Result<(), Failure> {
     let training = &args.training;
-    let files = resolve::model(&training.base.model, &training.common)?;
+    let files = resolve::model_with_head(&training.base.model, &training.common)?;
     let (kind, reparameterization) = method(args)?;
     let init = init(args, &files, reparameterization)?;
     let runs = runs(args, &init)?;

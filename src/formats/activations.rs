@@ -100,11 +100,17 @@ impl ActivationWriter {
     /// Appends rows `[n, width]` to a site.
     ///
     /// # Errors
-    /// The write fails.
+    /// A finite value that the file's dtype cannot hold; the write fails.
     ///
     /// # Panics
     /// For an unknown site, a part of a row, or more rows than announced.
     pub fn push(&mut self, site: &str, values: &[f32]) -> Result<()> {
+        let dtype = self.layout.dtype;
+        let finite = values.iter().copied().filter(|x| x.is_finite());
+        if let Some(found) = finite.max_by(|a, b| a.abs().total_cmp(&b.abs())).filter(|&x| !holds(dtype, x)) {
+            let expected = format!("values up to {}, the largest of {dtype}", largest(dtype));
+            return Err(Error::argument(site, expected, found));
+        }
         let mut bytes = std::mem::take(&mut self.scratch);
         bytes.clear();
         match self.layout.dtype {
@@ -233,6 +239,24 @@ impl ActivationWriter {
         let path = PathBuf::from(format!("{}.index.json", self.path.display()));
         write_json(&path, &json!({"metadata": {"total_size": size}, "weight_map": map}))?;
         Ok(path)
+    }
+}
+
+/// The largest number of a dtype of activations.
+fn largest(dtype: Dtype) -> f32 {
+    match dtype {
+        Dtype::F16 => f16::MAX.to_f32(),
+        Dtype::BF16 => bf16::MAX.to_f32(),
+        _ => f32::MAX,
+    }
+}
+
+/// Whether a finite number stays finite when it is rounded to a dtype of activations.
+fn holds(dtype: Dtype, x: f32) -> bool {
+    match dtype {
+        Dtype::F16 => f16::from_f32(x).is_finite(),
+        Dtype::BF16 => bf16::from_f32(x).is_finite(),
+        _ => true,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A temporary name in the same directory is written, flushed and synced, then renamed over the final name, so that a
 //! reader (or the next start after a crash) sees the old content or the new one, never a part of it. On any error,
-//! and on a panic, the temporary is removed.
+//! and on a panic, the temporary is removed, and so are folders that were made for it alone.
 
 use std::fs;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
@@ -49,8 +49,30 @@ pub fn entries(dir: impl AsRef<Path>) -> Vec<PathBuf> {
 
 /// A file being written, not yet visible under its name.
 pub struct AtomicFile {
+    // Dropped in this order: the folders that were made for the file go after it.
     file: BufWriter<NamedTempFile>,
+    _folders: NewFolders,
     path: PathBuf,
+}
+
+/// Folders that were made, the innermost first; dropped, those that are empty are removed.
+struct NewFolders(Vec<PathBuf>);
+
+impl NewFolders {
+    /// Makes a folder and those around it.
+    fn create(dir: &Path) -> Result<Self> {
+        let missing = dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists());
+        let folders = Self(missing.map(Path::to_path_buf).collect());
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        Ok(folders)
+    }
+}
+
+impl Drop for NewFolders {
+    fn drop(&mut self) {
+        // A folder with something in it cannot be removed, and then neither can those around it.
+        let _ = self.0.iter().try_for_each(fs::remove_dir);
+    }
 }
 
 impl AtomicFile {
@@ -64,7 +86,7 @@ impl AtomicFile {
             return Err(Error::argument(path.display().to_string(), "a file to write", "a directory"));
         }
         let dir = parent(&path);
-        fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        let folders = NewFolders::create(&dir)?;
         let mut builder = Builder::new();
         builder.prefix(PREFIX);
         #[cfg(unix)]
@@ -74,7 +96,7 @@ impl AtomicFile {
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
         let file = builder.tempfile_in(&dir).map_err(Error::io("create a file in", &dir))?;
-        Ok(Self { file: BufWriter::with_capacity(1 << 18, file), path })
+        Ok(Self { file: BufWriter::with_capacity(1 << 18, file), _folders: folders, path })
     }
 
     /// The final name.
@@ -113,8 +135,8 @@ impl AtomicFile {
     /// # Errors
     /// Any of the three fails; the temporary is then removed and an older file of that name stays as it was.
     pub fn finish(self) -> Result<()> {
-        let path = self.path;
-        let file = self.file.into_inner().map_err(|e| Error::io("write", &path)(e.into_error()))?;
+        let Self { file, path, _folders } = self;
+        let file = file.into_inner().map_err(|e| Error::io("write", &path)(e.into_error()))?;
         file.as_file().sync_all().map_err(Error::io("sync", &path))?;
         file.persist(&path).map_err(|e| Error::io("rename to", &path)(e.error))?;
         sync_dir(&parent(&path))

@@ -113,6 +113,7 @@ fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
         qkv_bias,
         o_bias,
         mlp_bias,
+        lm_head: true,
         tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(false),
         windows: windows(f, family, num_hidden_layers)?,
         score_scales: vec![1.0 / (head_dim as f64).sqrt(); num_hidden_layers],

@@ -78,7 +78,7 @@ elements!(f64 => F64, f32 => F32, f16 => F16, bf16 => BF16, i64 => I64, i32 => I
 #[derive(Clone)]
 enum Owner {
     Mapped(Arc<Mmap>),
-    /// A copy of a file, in words so that it begins at a multiple of the largest element, as a mapping does.
+    /// A copy of a file or of a part of one, in words so that it begins at a multiple of the largest element, as a mapping does.
     Copied(Arc<Vec<u64>>),
     Owned(Arc<Vec<u8>>),
     Static(&'static [u8]),
@@ -157,6 +157,16 @@ impl Bytes {
     /// Bytes that are part of the program (`include_bytes!`).
     pub const fn from_static(bytes: &'static [u8]) -> Self {
         Self { range: 0..bytes.len(), owner: Owner::Static(bytes) }
+    }
+
+    /// These bytes at an address that is a multiple of `size`: themselves, or a copy.
+    fn aligned(self, size: usize) -> Self {
+        if (self.as_ptr() as usize).is_multiple_of(size) {
+            return self;
+        }
+        let mut words = vec![0u64; self.len().div_ceil(size_of::<u64>())];
+        bytemuck::cast_slice_mut(&mut words)[..self.len()].copy_from_slice(&self);
+        Self { range: 0..self.len(), owner: Owner::Copied(Arc::new(words)) }
     }
 
     /// A part, sharing the owner.

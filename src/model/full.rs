@@ -65,14 +65,14 @@ impl<B: Backend> FullTuning<B> {
     /// # Errors
     /// A tensor that is missing or of another shape or dtype; a device out of memory.
     pub fn load(backend: &mut B, config: ModelConfig, checkpoint: &Checkpoint) -> Result<(Model<B>, Self)> {
-        let layout = WeightLayout::new(&config);
-        let mut params = backend.acc(layout.total)?;
         let source = Source::new(&config, checkpoint)?;
+        let layout = WeightLayout::new(&source.config);
+        let mut params = backend.acc(layout.total)?;
         for &(id, offset) in layout.params() {
             let values: Vec<B::Element> = elements(&source.view(id)?)?;
             backend.upload(&mut params, offset, &values)?;
         }
-        Self::new(backend, config, params)
+        Self::new(backend, source.config, params)
     }
 
     /// A model of random weights, to be trained from the start: matrices normal with standard deviation `std`, norms one,

@@ -27,7 +27,7 @@ impl<B: Backend> Model<B> {
     /// depend on the others.
     ///
     /// # Errors
-    /// An empty prompt, no beam, logits that are not numbers, or a failing device.
+    /// A model without a head, an empty prompt, no beam, logits that are not numbers, or a failing device.
     pub fn generate(
         &self,
         backend: &mut B,
@@ -39,6 +39,7 @@ impl<B: Backend> Model<B> {
         if let Some(i) = prompts.iter().position(|prompt| prompt.ids.is_empty()) {
             return Err(Error::argument(format!("prompt {i}"), "at least one token", "none"));
         }
+        self.config.require_head()?;
         if generation.width() == 0 {
             return Err(Error::argument("num_beams", "at least 1", 0));
         }

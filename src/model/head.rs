@@ -110,6 +110,7 @@ impl<B: Backend> Model<B> {
         }
         taps.tap(backend, Site::FinalNorm, Tensor::Compute(&acts.final_norm), config.hidden_size)?;
         if taps.wants(Site::Logits) {
+            config.require_head()?;
             let rows = taps.rows_on_demand();
             let mut buffers = LogitBuffers::new(backend, config, rows.len())?;
             self.logits_on_device(backend, acts, &rows, &mut buffers)?;
@@ -121,11 +122,12 @@ impl<B: Backend> Model<B> {
     /// The logits `[M, V]` after the pack rows `rows` of the last forward: row r speaks of the token after row r.
     ///
     /// # Errors
-    /// If the device has no memory for them, or reports an error.
+    /// If the model has no head, if the device has no memory for them, or reports an error.
     ///
     /// # Panics
     /// If one of the rows is no output row of the forward.
     pub fn logits(&self, backend: &mut B, acts: &Activations<B>, rows: &[usize]) -> Result<Vec<B::Element>> {
+        self.config.require_head()?;
         let mut buffers = LogitBuffers::new(backend, &self.config, rows.len())?;
         self.logits_on_device(backend, acts, rows, &mut buffers)?;
         let mut host = vec![B::Element::default(); rows.len() * self.config.vocab_size];

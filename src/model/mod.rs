@@ -45,6 +45,7 @@ pub use head::Labels;
 pub use input::{DropoutPlan, Input};
 pub use kv_cache::{Cache, KvCache};
 pub use output_rows::OutputRows;
+pub use param_id::Source;
 pub use prompt::PromptStart;
 pub use sampling::{GenerationConfig, Sampling};
 pub use weights::Weights;
@@ -67,12 +68,13 @@ impl<B: Backend> Model<B> {
         Self::new(backend, &config, &Checkpoint::open(path)?)
     }
 
-    /// A model from an opened checkpoint.
+    /// A model from an opened checkpoint, its architecture as the checkpoint completes `config` ([`Source::new`]).
     ///
     /// # Errors
     /// Weights that do not fit the configuration; a device out of memory.
     pub fn new(backend: &mut B, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Self> {
-        let weights = Weights::load(backend, config, checkpoint)?;
-        Ok(Self { config: config.clone(), weights })
+        let source = Source::new(config, checkpoint)?;
+        let weights = Weights::load(backend, &source)?;
+        Ok(Self { config: source.config, weights })
     }
 }

@@ -3,6 +3,8 @@
 //! The only file that knows the names of a checkpoint's tensors. Matrices come out as `[output, input]`, and q, k and v
 //! one by one, however a file holds them.
 
+use std::collections::HashSet;
+
 use rayon::prelude::*;
 
 use crate::arch::ModelConfig;
@@ -67,7 +69,7 @@ impl ParamId {
         }
         all.extend(config.final_norm.then_some(NormAt::Final).into_iter().flat_map(norm));
         all.extend((config.embed_size != config.hidden_size).then_some(Self::ProjectOut));
-        all.extend((!config.tie_word_embeddings).then_some(Self::Head));
+        all.extend((config.lm_head && !config.tie_word_embeddings).then_some(Self::Head));
         all
     }
 
@@ -131,6 +133,14 @@ impl ParamId {
     }
 }
 
+/// What begins the names of the body's tensors in a file that has the head too.
+fn outer(family: Family) -> &'static str {
+    match family {
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Opt => "model.",
+        Family::Gpt2 | Family::Bloom => "transformer.",
+    }
+}
+
 fn embed(family: Family) -> &'static str {
     match family {
         Family::Llama | Family::Mistral | Family::Qwen2 => "model.embed_tokens",
@@ -174,55 +184,92 @@ enum Part {
 
 /// The tensors of a checkpoint as the model's weights.
 pub struct Source<'a> {
-    config: &'a ModelConfig,
+    /// The architecture as the checkpoint completes it.
+    pub config: ModelConfig,
     checkpoint: &'a Checkpoint,
     /// What begins the names here and is missing in this file, which was written without the head around the model.
     missing: &'static str,
 }
 
 impl<'a> Source<'a> {
-    /// The weights of a model in a checkpoint.
+    /// The weights of a model in a checkpoint. What `config.json` cannot know, the checkpoint decides, as in transformers
+    /// 5.24: a head that is not tied and not there is none, and one that should be tied but has other values than the
+    /// table is its own.
     ///
     /// # Errors
-    /// A tensor that belongs to no weight.
-    pub fn new(config: &'a ModelConfig, checkpoint: &'a Checkpoint) -> Result<Self> {
-        let outer = match config.family {
-            Family::Llama | Family::Mistral | Family::Qwen2 => "",
-            Family::Gpt2 | Family::Bloom => "transformer.",
-            Family::Opt => "model.",
-        };
-        let first = ParamId::Embed.tensor(config.family);
-        let bare = checkpoint.get(&first).is_none() && checkpoint.get(&first[outer.len()..]).is_some();
-        let source = Self { config, checkpoint, missing: if bare { outer } else { "" } };
-        let known: std::collections::HashSet<String> =
-            ParamId::all(config).into_iter().map(|id| source.name(id)).collect();
-        checkpoint.deny_unexpected(|name| known.contains(name) || source.is_ignored(name))?;
-        source.check_tied()?;
+    /// A tensor of the body that belongs to no weight.
+    pub fn new(config: &ModelConfig, checkpoint: &'a Checkpoint) -> Result<Self> {
+        let mut source = Self { config: config.clone(), checkpoint, missing: "" };
+        let outer = outer(config.family);
+        let there = |name: &str| checkpoint.get(name).is_some();
+        let bare = [ParamId::Embed, ParamId::Norm(NormAt::Attn(0))].map(|id| id.tensor(config.family));
+        if bare.iter().any(|name| !there(name) && name.strip_prefix(outer).is_some_and(there)) {
+            source.missing = outer;
+        }
+        source.deny_unexpected()?;
+        if !config.tie_word_embeddings {
+            source.config.lm_head = there(HEAD);
+        } else if there(HEAD) && there(&source.stored(ParamId::Embed)) && !source.equal_head()? {
+            log::warn!(
+                "{}: {HEAD}: has other values than the embedding table, although tie_word_embeddings is true: both are \
+                 used, as in transformers",
+                checkpoint.path().display()
+            );
+            source.config.tie_word_embeddings = false;
+        }
         Ok(source)
     }
 
-    /// A file may hold a tied head once more. One that is another contradicts the configuration, and releases of
-    /// transformers disagree on which of the two they follow.
-    fn check_tied(&self) -> Result<()> {
-        let Some(head) = self.checkpoint.get(HEAD).filter(|_| self.config.tie_word_embeddings) else { return Ok(()) };
-        let table = self.view(ParamId::Embed)?;
-        if (head.dtype, &head.shape) == (table.dtype, &table.shape) && head.data[..] == table.data[..] {
-            return Ok(());
+    /// Whether the head that is stored beside the table has its values.
+    fn equal_head(&self) -> Result<bool> {
+        let (table, head) = (self.view(ParamId::Embed)?, self.view(ParamId::Head)?);
+        if table.dtype == head.dtype {
+            return Ok(table.data[..] == head.data[..]);
         }
-        let expected = format!("the values of {}, as tie_word_embeddings is true", table.name);
-        Err(Error::field(self.checkpoint.path(), HEAD, expected, "others"))
+        let floats = |view: &TensorView| view.to_f32().map_err(Error::file(self.checkpoint.path()));
+        Ok(floats(&table)? == floats(&head)?)
     }
 
-    /// Old exports hold tables of the rotation or of the causal mask, and some hold the tied head once more: all are ignored.
+    /// Tensors beside the body (the head of a reward model, say) are left alone with a note; in the body there must be
+    /// none that nothing reads.
+    fn deny_unexpected(&self) -> Result<()> {
+        let known: HashSet<String> = ParamId::all(&ModelConfig { tie_word_embeddings: false, ..self.config.clone() })
+            .into_iter()
+            .map(|id| self.stored(id))
+            .collect();
+        let root = |name: &str| name.split_inclusive('.').next().unwrap_or_default().to_owned();
+        let roots: HashSet<String> = known.iter().map(|name| root(name)).collect();
+        let stray = |name: &str| !known.contains(name) && !self.is_ignored(name);
+        self.checkpoint.deny_unexpected(|name| !stray(name) || !roots.contains(&root(name)))?;
+        let beside: Vec<&str> = self.checkpoint.names().filter(|name| stray(name)).collect();
+        if let Some(first) = beside.first() {
+            let path = self.checkpoint.path().display();
+            log::warn!("{path}: {} tensors beside the model are not used, such as {first}", beside.len());
+        }
+        Ok(())
+    }
+
+    /// Old exports hold tables of the rotation or of the causal mask: they are ignored.
     fn is_ignored(&self, name: &str) -> bool {
         let masks =
             self.config.family == Family::Gpt2 && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias"));
-        name.ends_with(".rotary_emb.inv_freq") || masks || (self.config.tie_word_embeddings && name == HEAD)
+        name.ends_with(".rotary_emb.inv_freq") || masks
     }
 
-    fn name(&self, id: ParamId) -> String {
+    /// The name of a weight's tensor in a file without the head around the model, where this is one.
+    fn stored(&self, id: ParamId) -> String {
         let full = id.tensor(self.config.family);
         full.strip_prefix(self.missing).map_or(full.clone(), str::to_owned)
+    }
+
+    /// The name of the tensor that a weight is read from: tied, the table may be stored as the head alone.
+    fn name(&self, id: ParamId) -> String {
+        let name = self.stored(id);
+        let as_head = id == ParamId::Embed
+            && self.config.tie_word_embeddings
+            && self.checkpoint.get(&name).is_none()
+            && self.checkpoint.get(HEAD).is_some();
+        if as_head { HEAD.to_owned() } else { name }
     }
 
     /// A weight in the model's own form; left in the file where that is the file's.
@@ -230,9 +277,9 @@ impl<'a> Source<'a> {
     /// # Errors
     /// A tensor that is missing or of another shape.
     pub fn view(&self, id: ParamId) -> Result<TensorView> {
-        let (shape, part) = id.layout(self.config);
+        let (shape, part) = id.layout(&self.config);
         let view = self.checkpoint.expect(&self.name(id), &shape)?;
-        let own = id.shape(self.config);
+        let own = id.shape(&self.config);
         let row = own[1..].iter().product::<usize>() * view.element_size();
         let data = match part {
             Part::Whole => return Ok(view),

@@ -6,7 +6,6 @@ use crate::arch::ModelConfig;
 use crate::arch::Projection;
 use crate::arch::{Norm as NormKind, Positions};
 use crate::backend::Backend;
-use crate::formats::safetensors::Checkpoint;
 
 /// One projection.
 pub struct Linear<B: Backend> {
@@ -61,7 +60,7 @@ pub struct Weights<B: Backend> {
     pub final_norm: Option<Norm<B>>,
     /// From the residual stream's width to the head's `[E, C]`.
     pub project_out: Option<B::Weight>,
-    /// Head `[V, E]`; none if it is the embedding table.
+    /// Head `[V, E]`; none if it is the embedding table, or if the model has no head.
     pub head: Option<B::Weight>,
 }
 
@@ -69,11 +68,11 @@ impl<B: Backend> Weights<B> {
     /// The weights of an opened checkpoint, left in its mapping where the file's form and the device allow.
     ///
     /// # Errors
-    /// A tensor that is missing, has another shape than `config` says, or is unknown; a device out of memory.
-    pub fn load(backend: &mut B, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Self> {
-        let source = Source::new(config, checkpoint)?;
+    /// A tensor that is missing or has another shape than the architecture says; a device out of memory.
+    pub fn load(backend: &mut B, source: &Source) -> Result<Self> {
         let load = |id| backend.weight(&source.view(id)?);
-        Ok(Self::assemble(config, ParamId::all(config).into_iter().map(load).collect::<Result<_>>()?))
+        let ids = ParamId::all(&source.config);
+        Ok(Self::assemble(&source.config, ids.into_iter().map(load).collect::<Result<_>>()?))
     }
 
     /// The model's weights from those in the order of [`ParamId::all`].
@@ -102,11 +101,11 @@ impl<B: Backend> Weights<B> {
         let layers = (0..config.num_hidden_layers).map(|_| layer()).collect();
         let final_norm = config.final_norm.then(|| norm(&mut next));
         let project_out = projected.then(&mut next);
-        let head = (!config.tie_word_embeddings).then(&mut next);
+        let head = (config.lm_head && !config.tie_word_embeddings).then(&mut next);
         Self { embed, project_in, positions, embed_norm, layers, final_norm, project_out, head }
     }
 
-    /// The head `[V, E]`.
+    /// The head `[V, E]`, of a model that has one ([`ModelConfig::require_head`]).
     pub fn head(&self) -> &B::Weight {
         self.head.as_ref().unwrap_or(&self.embed)
     }

@@ -57,6 +57,7 @@ impl<B: Backend> Trainer<B> {
         let (count, stride) = trainable.shape();
         assert!(runs.len() == count, "trainer: data of {} runs for {count}", runs.len());
         let packing = packing(&trainable, options)?;
+        model.config.require_head()?;
         for (run, Run { data, settings }) in runs.iter().enumerate() {
             settings.validate()?;
             check_data(run, data, model.config.vocab_size, packing.prompt(run))?;
@@ -100,6 +101,7 @@ impl<B: Backend> Trainer<B> {
         settings: RunSettings,
         options: TrainerOptions,
     ) -> Result<Self> {
+        model.config.require_head()?;
         settings.validate()?;
         let Length::Steps(total_steps) = settings.length else {
             return Err(Error::argument("epochs", "a number of steps, since a stream has no end", "epochs"));

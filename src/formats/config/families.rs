@@ -95,6 +95,7 @@ fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], he
         qkv_bias: true,
         o_bias: true,
         mlp_bias: true,
+        lm_head: true,
         tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(true),
         windows: vec![None; layers],
         score_scales: vec![1.0 / (head_dim as f64).sqrt(); layers],

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::header::{Header, Info};
-use super::{Bytes, Loading, SafetensorsError, TensorView};
+use super::{Bytes, Loading, SafetensorsError, TensorView, element_size};
 use crate::error::nearest;
 use crate::formats::json::{self, Fields};
 use crate::{Error, Result};
@@ -103,6 +103,7 @@ impl Checkpoint {
             return Err(top.error("weight_map", "at least one tensor"));
         }
         shards.sort_unstable();
+        let mut disagree: Vec<String> = Vec::new();
         let mut all =
             Self { path: path.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new(), metadata: BTreeMap::new() };
         for shard in shards {
@@ -113,27 +114,36 @@ impl Checkpoint {
             let one = Self::from_bytes(&file, Bytes::open(&file, loading)?)?;
             all.metadata.extend(one.metadata);
             let at = all.files.len();
-            for (name, (_, info)) in one.tensors {
-                let expected = shard_of.get(name.as_str());
-                if expected != Some(&shard) {
-                    let found = expected.map_or("no entry".to_string(), |s| s.to_string());
-                    return Err(Error::field(
-                        path,
-                        format!("weight_map.{name}"),
-                        format!("{shard}, which holds it"),
-                        found,
-                    ));
-                }
-                all.tensors.insert(name, (at, info));
-            }
             all.files.extend(one.files);
+            for (name, (_, info)) in one.tensors {
+                if shard_of.get(name.as_str()) != Some(&shard) {
+                    disagree.push(name.clone());
+                }
+                all.insert(name, at, info)?;
+            }
         }
-        let mut absent: Vec<_> = shard_of.iter().filter(|(name, _)| !all.tensors.contains_key(**name)).collect();
-        absent.sort_unstable();
-        if let Some((name, shard)) = absent.first() {
-            return Err(Error::field(path, format!("weight_map.{name}"), format!("a tensor in {shard}"), "none there"));
+        disagree.extend(shard_of.keys().filter(|name| !all.tensors.contains_key(**name)).map(|name| (*name).to_owned()));
+        disagree.sort_unstable();
+        if let Some(first) = disagree.first() {
+            let (path, n) = (path.display(), disagree.len());
+            log::warn!("{path}: the index and the shards disagree on {n} tensors, such as {first}; the shards count");
         }
         Ok(all)
+    }
+
+    /// Adds a tensor of file `at`, which another file may hold too: with the same bytes.
+    fn insert(&mut self, name: String, at: usize, info: Info) -> Result<()> {
+        if let Some((first, other)) = self.tensors.get(&name) {
+            let equal = (other.dtype, &other.shape) == (info.dtype, &info.shape)
+                && self.view(*first, other).data[..] == self.view(at, &info).data[..];
+            if !equal {
+                let expected = format!("the tensor of {}", self.files[*first].0.display());
+                return Err(Error::field(&self.files[at].0, name, expected, "another of the same name"));
+            }
+            return Ok(());
+        }
+        self.tensors.insert(name, (at, info));
+        Ok(())
     }
 
     /// What was opened: a file, or the index.
@@ -230,12 +240,12 @@ impl Checkpoint {
     }
 
     fn view(&self, file: usize, info: &Info) -> TensorView {
-        TensorView {
-            name: info.name.clone(),
-            dtype: info.dtype,
-            shape: info.shape.clone(),
-            data: self.files[file].1.slice(info.begin..info.end),
+        let (path, bytes) = &self.files[file];
+        let (data, size) = (bytes.slice(info.begin..info.end), element_size(info.dtype));
+        if !(data.as_ptr() as usize).is_multiple_of(size) {
+            log::warn!("{}: tensors are not aligned, and are copied when they are read", path.display());
         }
+        TensorView { name: info.name.clone(), dtype: info.dtype, shape: info.shape.clone(), data: data.aligned(size) }
     }
 
     fn nearest(&self, name: &str) -> String {

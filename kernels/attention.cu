@@ -1,4 +1,4 @@
-// Causal attention over a forest of segments, with grouped key-value heads.
+// Attention over a forest of segments, causal or bidirectional, with grouped key-value heads.
 //
 //   attention_fwd        z [N, H, D] = softmax(scores) v over each row's path, scores = scale q k^T less ALiBi's bias;
 //                        lse [N, H] = log-sum-exp of its scores
@@ -11,7 +11,8 @@
 // Built for one HEAD_DIM, a multiple of 16; `width` <= HEAD_DIM is the real D, and what is missing counts as zeros.
 // WARPS, FWD_STEP and BWD_STEP are chosen by the host so that everything fits shared memory.
 //
-// ALiBi (Press et al. 2022): a score is less by the head's slope for every position between row and key; alibi is the
+// ALiBi (Press et al. 2022): a score is less by the head's slope for every position between the last key that the row
+// sees and the key; alibi is the
 // greatest power of two up to H, from which the slopes follow, or 0 for none.
 //
 // Tables (made from the pack by the host, src/backend/cuda/forest.rs). Rows are taken in depth-first order of the
@@ -22,9 +23,12 @@
 //   visits [., 4]          the tile lists: tile, position of its first key, first and end of the block rows whose path it
 //                          lies on; the list of query block b is visit_starts[b]..visit_starts[b + 1], ascending by
 //                          position
-//   order [N], ends [N]    depth-first order of the rows; row order[j] sees row order[i] if i <= j < ends[i]
-// A row sees a key if it lies on its path (by its block's tile list or ends), at no later position, and, if window > 0,
-// at a position greater than its own minus window.
+//   order, begins, ends    [N] each: depth-first order of the rows; row order[j] sees row order[i] if
+//                          begins[i] <= j < ends[i]
+//   positions, lasts       [N] each: a row's position, and the last that it sees: its own, or its segment's last in a
+//                          bidirectional pack
+// A row sees a key if it lies on its path (by its block's tile list, or begins and ends), at no later position than lasts
+// says, and, if window > 0, at a position greater than its own minus window and at most `ahead` beyond its own.
 //
 // Launch: all blocks have 32 * WARPS threads and handle 16 * WARPS rows, each warp 16 of them:
 //   fwd, dq  (blocks * 64 / (16 * WARPS), H); dkv (ceil(N / (16 * WARPS)), K)
@@ -102,14 +106,15 @@ struct Rows {
     int warp_first, warp_last, warp_low, warp_high;
 };
 
-DEV Rows rows_of(const int* slots, int first, const int* positions, int window) {
+DEV Rows rows_of(const int* slots, int first, const int* positions, const int* lasts, int window, int ahead) {
     Rows rows;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         rows.slot[i] = first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i * 8;
         rows.row[i] = slots[rows.slot[i]];
-        rows.last[i] = rows.row[i] < 0 ? -1 : positions[rows.row[i]];
-        rows.low[i] = window > 0 ? max(0, rows.last[i] - window + 1) : 0;
+        int position = rows.row[i] < 0 ? -1 : positions[rows.row[i]];
+        rows.last[i] = rows.row[i] < 0 ? -1 : min(lasts[rows.row[i]], position + ahead);
+        rows.low[i] = window > 0 ? max(0, position - window + 1) : 0;
     }
     rows.warp_last = warp_max(max(rows.last[0], rows.last[1]));
     rows.warp_first = -warp_max(max(-rows.last[0], -rows.last[1]));
@@ -164,8 +169,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     attention_fwd(real* __restrict__ z, float* __restrict__ lse, const real* __restrict__ q, const real* __restrict__ k,
                   const real* __restrict__ v, const real* __restrict__ kept_k, const real* __restrict__ kept_v,
                   const int* __restrict__ slots, const int* __restrict__ visit_starts, const int* __restrict__ visit_list,
-                  const int* __restrict__ tiles, const int* __restrict__ positions, int heads, int kv_heads, int width,
-                  float scale, int window, int alibi) {
+                  const int* __restrict__ tiles, const int* __restrict__ positions, const int* __restrict__ lasts,
+                  int heads, int kv_heads, int width, float scale, int window, int ahead, int alibi) {
     DYNAMIC_SHARED(memory);
     real* queries = reinterpret_cast<real*>(memory);
     real* buffers = queries + SLOTS * STRIDE;
@@ -187,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     fetch<SLOTS>(queries, q, q, slots + first, SLOTS, (i64)heads * width, width);
     if (now.visit < end) fetch_step(now, buffers);
     copy_commit();
-    Rows rows = rows_of(slots, first, positions, window);
+    Rows rows = rows_of(slots, first, positions, lasts, window, ahead);
     float sums[PARTS][4], top[2] = {-INFINITE, -INFINITE}, total[2] = {0.0f, 0.0f}, base2 = scale * LOG2_E;
     float lean = lean_of(head, alibi, scale);
     clear(sums);
@@ -276,8 +281,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                      const float* __restrict__ lse, const real* __restrict__ q, const real* __restrict__ k,
                      const real* __restrict__ v, const int* __restrict__ slots, const int* __restrict__ visit_starts,
                      const int* __restrict__ visit_list, const int* __restrict__ tiles,
-                     const int* __restrict__ positions, int heads, int kv_heads, int width, float scale, int window,
-                     int alibi) {
+                     const int* __restrict__ positions, const int* __restrict__ lasts, int heads, int kv_heads,
+                     int width, float scale, int window, int ahead, int alibi) {
     DYNAMIC_SHARED(memory);
     real *queries = reinterpret_cast<real*>(memory), *gradients = queries + SLOTS * STRIDE;
     real* buffers = gradients + SLOTS * STRIDE;
@@ -299,7 +304,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     fetch<SLOTS>(gradients, d_z, d_z, slots + first, SLOTS, (i64)heads * width, width);
     if (now.visit < end) fetch_step(now, buffers);
     copy_commit();
-    Rows rows = rows_of(slots, first, positions, window);
+    Rows rows = rows_of(slots, first, positions, lasts, window, ahead);
     float sums[PARTS][4], shift[2], along[2], base2 = scale * LOG2_E;
     float lean = lean_of(head, alibi, scale);
     clear(sums);
@@ -343,12 +348,17 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         if (rows.row[i] >= 0) store_row(d_q + (i64)rows.row[i] * heads * width, sums, i, scale, width);
 }
 
+// A stretch of the depth-first order.
+struct Stretch {
+    int begin, end;
+};
+
 // What a block of keys collects, and from whom.
 struct Keys {
     const real *d_z, *q, *k, *v;
     const float *lse, *delta;
-    const int *order, *ends, *positions;
-    int rows, heads, kv_heads, width, window, alibi;
+    const int *order, *begins, *ends, *positions, *lasts;
+    int rows, heads, kv_heads, width, window, ahead, alibi;
     float scale;
 };
 
@@ -356,21 +366,23 @@ struct Keys {
 // them. The gradients that are not wanted are one fragment that nobody touches.
 template <bool want_k, bool want_v>
 DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v ? COLUMNS / 8 : 1][4], const Keys& in,
-                 const real* keys, const real* values, real* buffers, int first, int last, int from) {
+                 const real* keys, const real* values, real* buffers, int first, Stretch seen_by, int from) {
     constexpr int BUFFER = 2 * BWD_STEP * STRIDE;
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     int heads_of_group = in.heads / in.kv_heads, own = first + warp * 16;
-    int index[2] = {own + g, own + g + 8}, until[2], position[2];
+    int index[2] = {own + g, own + g + 8}, begin[2], until[2], position[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
+        begin[i] = index[i] < in.rows ? in.begins[index[i]] : in.rows;
         until[i] = index[i] < in.rows ? in.ends[index[i]] : 0;
         position[i] = index[i] < in.rows ? in.positions[in.order[index[i]]] : 0;
     }
     int warp_end = warp_max(max(until[0], until[1])), warp_all = -warp_max(max(-until[0], -until[1]));
-    int steps = (last - first + BWD_STEP - 1) / BWD_STEP;
+    int warp_begin = -warp_max(max(-begin[0], -begin[1])), warp_all_from = warp_max(max(begin[0], begin[1]));
+    int steps = (seen_by.end - seen_by.begin + BWD_STEP - 1) / BWD_STEP;
     float base2 = in.scale * LOG2_E;
     auto fetch_step = [&](int step, int turn) {
-        int head = blockIdx.y * heads_of_group + step / steps, query = first + step % steps * BWD_STEP;
+        int head = blockIdx.y * heads_of_group + step / steps, query = seen_by.begin + step % steps * BWD_STEP;
         i64 offset = head * in.width, pitch = (i64)in.heads * in.width;
         real* to = buffers + turn * BUFFER;
         fetch<BWD_STEP>(to, in.q + offset, in.q, in.order + query, in.rows - query, pitch, in.width);
@@ -382,7 +394,8 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
             i64 at = none ? 0 : (i64)in.order[j] * in.heads + head;
             float* own = beside(to - BWD_STEP * STRIDE, threadIdx.x);
             own[0] = none ? 0.0f : in.lse[at] * LOG2_E;
-            own[1] = none || in.alibi == 0 ? 0.0f : (float)in.positions[in.order[j]];
+            int row = none || in.alibi == 0 ? 0 : in.order[j];
+            own[1] = (float)min(in.lasts[row], in.positions[row] + in.ahead);
             *beside(to, threadIdx.x) = none ? 0.0f : in.delta[at];
         }
     };
@@ -394,21 +407,24 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
         copy_commit();
         copy_wait<1>();
         __syncthreads();
-        int query = first + step % steps * BWD_STEP;
+        int query = seen_by.begin + step % steps * BWD_STEP;
         const real *queries = buffers + turn * BUFFER, *gradients = queries + BWD_STEP * STRIDE;
-        if (query + BWD_STEP > own && query < warp_end) {
+        if (query + BWD_STEP > warp_begin && query < warp_end) {
             float p[BWD_STEP / 8][4], d_s[BWD_STEP / 8][4];
             clear(p);
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(p, keys + warp * 16 * STRIDE, queries, STRIDE);
             float lean = lean_of(blockIdx.y * heads_of_group + step / steps, in.alibi, in.scale);
-            bool all = query >= own + 15 && query + BWD_STEP <= warp_all && in.window == 0;
+            bool all = query >= warp_all_from && query + BWD_STEP <= warp_all && in.window == 0;
 #pragma unroll
             for (int n = 0; n < BWD_STEP / 8; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     int column = n * 8 + 2 * t + e % 2, j = query + column, i = e / 2;
-                    bool sees = all || (j >= index[i] && j < until[i]);
-                    if (in.window > 0 && sees) sees = in.positions[in.order[j]] - position[i] < in.window;
+                    bool sees = all || (j >= begin[i] && j < until[i]);
+                    if (in.window > 0 && sees) {
+                        int distance = in.positions[in.order[j]] - position[i];
+                        sees = distance < in.window && -distance <= in.ahead;
+                    }
                     if (in.alibi) p[n][e] -= lean * (beside(queries, column)[1] - position[i]);
                     p[n][e] = sees ? exp2_fast(p[n][e] * base2 - *beside(queries, column)) : 0.0f;
                 }
@@ -433,17 +449,22 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     attention_bwd_dkv(real* __restrict__ d_k, real* __restrict__ d_v, const float* __restrict__ delta,
                       const real* __restrict__ d_z, const float* __restrict__ lse, const real* __restrict__ q,
                       const real* __restrict__ k, const real* __restrict__ v, const int* __restrict__ order,
-                      const int* __restrict__ ends, const int* __restrict__ positions, int rows, int heads,
-                      int kv_heads, int width, float scale, int window, int alibi) {
+                      const int* __restrict__ begins, const int* __restrict__ ends, const int* __restrict__ positions,
+                      const int* __restrict__ lasts, int rows, int heads, int kv_heads, int width, float scale,
+                      int window, int ahead, int alibi) {
     DYNAMIC_SHARED(memory);
     real *keys = reinterpret_cast<real*>(memory), *values = keys + SLOTS * STRIDE, *buffers = values + SLOTS * STRIDE;
-    int first = blockIdx.x * SLOTS, last = 0;
-    for (int i = first + threadIdx.x % 32; i < min(first + SLOTS, rows); i += 32) last = max(last, ends[i]);
-    last = warp_max(last);
+    int first = blockIdx.x * SLOTS, begin = rows, end = 0;
+    for (int i = first + threadIdx.x % 32; i < min(first + SLOTS, rows); i += 32) {
+        begin = min(begin, begins[i]);
+        end = max(end, ends[i]);
+    }
+    Stretch seen_by = {-warp_max(-begin), warp_max(end)};
     i64 pitch = (i64)kv_heads * width, offset = blockIdx.y * width;
     fetch<SLOTS>(keys, k + offset, k, order + first, rows - first, pitch, width);
     fetch<SLOTS>(values, v + offset, v, order + first, rows - first, pitch, width);
-    Keys in = {d_z, q, k, v, lse, delta, order, ends, positions, rows, heads, kv_heads, width, window, alibi, scale};
+    Keys in = {d_z,  q,    k,     v,        lse,   delta,  order, begins, ends,
+               positions, lasts, rows, heads, kv_heads, width, window, ahead, alibi, scale};
     auto store = [&](real* to, const float(&sums)[COLUMNS / 8][4], float scale, int from) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -456,7 +477,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         float more[COLUMNS / 8][4];
         clear(sums);
         clear(more);
-        collect<true, true>(sums, more, in, keys, values, buffers, first, last, 0);
+        collect<true, true>(sums, more, in, keys, values, buffers, first, seen_by, 0);
         store(d_k, sums, scale, 0);
         store(d_v, more, 1.0f, 0);
     } else {
@@ -465,10 +486,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         for (int from = 0; from < HEAD_DIM; from += COLUMNS) {
             float none[1][4];
             clear(sums);
-            collect<false, true>(none, sums, in, keys, values, buffers, first, last, from);
+            collect<false, true>(none, sums, in, keys, values, buffers, first, seen_by, from);
             store(d_v, sums, 1.0f, from);
             clear(sums);
-            collect<true, false>(sums, none, in, keys, values, buffers, first, last, from);
+            collect<true, false>(sums, none, in, keys, values, buffers, first, seen_by, from);
             store(d_k, sums, scale, from);
         }
     }
@@ -479,9 +500,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
 extern "C" __global__ void __launch_bounds__(128)
     attention_pattern(float* __restrict__ out, const real* __restrict__ q, const real* __restrict__ k,
                       const real* __restrict__ kept_k, const float* __restrict__ lse, const int* __restrict__ rows,
-                      const int* __restrict__ keys, const int* __restrict__ positions, int heads, int kv_heads,
-                      int width, float scale, int alibi, int longest, int normalised) {
+                      const int* __restrict__ keys, const int* __restrict__ positions, const int* __restrict__ lasts,
+                      int heads, int kv_heads, int width, float scale, int ahead, int alibi, int longest,
+                      int normalised) {
     int head = blockIdx.y, group = head / (heads / kv_heads), row = rows[blockIdx.x];
+    int last = min(lasts[row], positions[row] + ahead);
     float slope = slope_of(head, alibi);
     out += ((i64)blockIdx.x * heads + head) * longest;
     keys += (i64)blockIdx.x * longest;
@@ -500,7 +523,7 @@ extern "C" __global__ void __launch_bounds__(128)
 #pragma unroll
             for (int j = 0; j < 8; j++) sum = fmaf(a[j], b[j], sum);
         }
-        float score = sum * scale - slope * (positions[row] - p);
+        float score = sum * scale - slope * (last - p);
         out[p] = normalised ? expf(score - lse[(i64)row * heads + head]) : score;
     }
 }

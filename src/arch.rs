@@ -237,7 +237,10 @@ pub struct ModelConfig {
     pub lm_head: bool,
     /// Whether the head is the embedding table.
     pub tie_word_embeddings: bool,
-    /// Attention window of each layer, `[L]`: query i sees keys j with i - window < j <= i. `None` is all j <= i.
+    /// Whether a token sees no later one; if not, attention is bidirectional.
+    pub is_causal: bool,
+    /// Attention window of each layer, `[L]`; `None` is all that a token sees otherwise
+    /// ([`Pack::visible`](crate::pack::Pack::visible)).
     pub windows: Vec<Option<usize>>,
     /// Multiplier of the scores of each layer `[L]`, usually `1 / sqrt(D)`.
     pub score_scales: Vec<f64>,
@@ -388,6 +391,17 @@ impl ModelConfig {
                 let expected = "a checkpoint with lm_head.weight, which logits, losses and generation need";
                 Err(Error::argument("model", expected, "one of the body alone"))
             }
+        }
+    }
+
+    /// Refuses what shares rows that later tokens may not change, of a bidirectional model.
+    ///
+    /// # Errors
+    /// `model`: its `is_causal` is false.
+    pub fn require_causal(&self) -> Result<()> {
+        match self.is_causal {
+            true => Ok(()),
+            false => Err(Error::argument("model", "causal attention, for prompts that share rows", "is_causal: false")),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What one pass works on: a [`Pack`] of token rows that form a forest of segments, never padding.
 //!
 //! A segment continues its parent: its positions go on where the parent's end, and its rows attend to every row of
-//! its ancestors and causally to their own. Sequences that share a beginning therefore share its rows, computed
+//! its ancestors and causally to their own, in a bidirectional pack to all of their own. Sequences that share a beginning therefore share its rows, computed
 //! once. [`PackBuilder`] declares a forest; [`forest`] finds it from token ids.
 
 use std::collections::HashMap;
@@ -77,6 +77,7 @@ pub struct Pack {
     paths: Vec<Vec<Span>>,
     descendants: Vec<Vec<usize>>,
     runs: Vec<(usize, Range<usize>)>,
+    bidirectional: bool,
 }
 
 impl Pack {
@@ -125,6 +126,32 @@ impl Pack {
         self.runs.iter().find(|(_, rows)| rows.contains(&row)).map(|(run, _)| *run)
     }
 
+    /// Whether rows attend to later rows of their segment too.
+    pub fn is_bidirectional(&self) -> bool {
+        self.bidirectional
+    }
+
+    /// The segment of a row.
+    pub fn segment_of(&self, row: usize) -> usize {
+        self.segments.partition_point(|segment| segment.rows.end <= row)
+    }
+
+    /// The positions of its path that a row attends to: without a `window` all up to its own, in a bidirectional pack up
+    /// to the end of its segment. A window of w leaves those greater than its own minus w, in a bidirectional pack those
+    /// at most w away, as transformers has it.
+    pub fn visible(&self, row: usize, window: Option<usize>) -> Range<usize> {
+        let position = self.positions[row] as usize;
+        if !self.bidirectional {
+            return window.map_or(0, |window| (position + 1).saturating_sub(window))..position + 1;
+        }
+        let segment = &self.segments[self.segment_of(row)];
+        let end = segment.position + segment.rows.len();
+        match window {
+            None => 0..end,
+            Some(window) => position.saturating_sub(window)..end.min(position + window + 1),
+        }
+    }
+
     /// Whether any segment continues a cached one, which no backward can pass.
     pub fn has_cached(&self) -> bool {
         self.segments.iter().any(|s| matches!(s.parent, Parent::Cached(_)))
@@ -160,6 +187,12 @@ impl<'c> PackBuilder<'c> {
     /// A builder whose segments may continue those of a cache.
     pub fn new(cached: &'c [CachedSegment]) -> Self {
         Self { pack: Pack::default(), cached }
+    }
+
+    /// The same, whose pack is bidirectional or not.
+    pub fn bidirectional(mut self, bidirectional: bool) -> Self {
+        self.pack.bidirectional = bidirectional;
+        self
     }
 
     /// Appends a segment and returns its index.
@@ -320,6 +353,22 @@ pub fn forest(sequences: &[Sequence], min_shared: usize) -> Forest {
         forest.insert(&members, 0, Parent::None, run);
     }
     Forest { pack: forest.builder.build(), paths: forest.paths }
+}
+
+/// Packs sequences for a bidirectional model: each is one segment, for nothing can be shared where every row sees the
+/// whole sequence. A segment's label is that of its last token.
+///
+/// # Panics
+/// If a sequence is empty.
+pub fn bidirectional(sequences: &[Sequence]) -> Forest {
+    let mut builder = PackBuilder::default().bidirectional(true);
+    let mut path = |sequence: &Sequence| {
+        let label = sequence.label_at(sequence.tokens.len().saturating_sub(1));
+        let g = builder.push(&sequence.tokens, Parent::None, sequence.run, label);
+        vec![builder.pack.segments[g].rows.clone()]
+    };
+    let paths = sequences.iter().map(&mut path).collect();
+    Forest { pack: builder.build(), paths }
 }
 
 struct ForestBuilder<'a> {

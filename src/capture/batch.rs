@@ -1,6 +1,7 @@
 //! Documents that go through the model together.
 
 use super::Tokens;
+use crate::arch::ModelConfig;
 use crate::formats::activations::ActivationWriter;
 use crate::pack::{Label, Pack, PackBuilder, Parent, Sequence, Token};
 use crate::{Error, Result};
@@ -41,20 +42,20 @@ impl Batch {
     }
 }
 
-/// Batches of at most `most` rows. Documents of more than `scaled` tokens are only with others as long, for the model
-/// rotates each length in another way.
-pub fn batches(documents: &[Sequence], most: usize, scaled: Option<usize>) -> Result<Vec<Batch>> {
+/// Batches of at most `most` rows. Documents that the model rotates by their own length are only with others as long.
+pub fn batches(documents: &[Sequence], most: usize, config: &ModelConfig) -> Result<Vec<Batch>> {
     if most == 0 {
         return Err(Error::argument("batch_tokens", "at least 1", most));
     }
     let mut batches = Vec::new();
-    let mut builder = PackBuilder::default();
+    let new = || PackBuilder::default().bidirectional(!config.is_causal);
+    let mut builder = new();
     let (mut rows, mut first) = (0, 0);
-    let rope_len = |document: &Sequence| scaled.map(|own| document.tokens.len().max(own));
+    let rope_len = |document: &Sequence| config.scales_beyond().map(|own| document.tokens.len().max(own));
     for (i, document) in documents.iter().enumerate() {
         let full = rows + document.tokens.len() > most;
         if rows > 0 && (full || rope_len(document) != rope_len(&documents[first])) {
-            batches.push(Batch { pack: std::mem::take(&mut builder).build(), first });
+            batches.push(Batch { pack: std::mem::replace(&mut builder, new()).build(), first });
             (rows, first) = (0, i);
         }
         builder.push(&document.tokens, Parent::None, document.run, Label::Text);

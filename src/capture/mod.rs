@@ -112,7 +112,7 @@ impl Capture {
         let run = adaptation.map(|_| 0);
         let prompt = adaptation.map_or(0, |adaptation| adaptation.prompts[0]);
         let documents: Vec<Sequence> = documents.iter().map(|ids| Sequence::prompted(prompt, ids, run)).collect();
-        let batches = batch::batches(&documents, settings.batch_tokens, config.scales_beyond())?;
+        let batches = batch::batches(&documents, settings.batch_tokens, config)?;
         let longest = documents.iter().map(|document| document.tokens.len()).max().unwrap_or(0);
         let layout = adaptation.map(|adaptation| &adaptation.layout);
         let tensors = Tensors::new(config, layout, &settings.selection, longest)?;

@@ -115,6 +115,7 @@ fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
         mlp_bias,
         lm_head: true,
         tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(false),
+        is_causal: f.bool("is_causal")?.unwrap_or(true),
         windows: windows(f, family, num_hidden_layers)?,
         score_scales: vec![1.0 / (head_dim as f64).sqrt(); num_hidden_layers],
         positions: Positions::Rope(Rope::read(f, head_dim, max_position_embeddings)?),

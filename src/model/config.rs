@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 
 use super::param_id::ParamId;
-use crate::Result;
 use crate::arch::{Mlp, ModelConfig, Positions};
 use crate::backend::ops::AttentionDims;
 use crate::hooks::Site;
-use crate::pack::{Pack, Parent};
+use crate::pack::{Forest, Pack, Parent, Sequence, bidirectional, forest};
+use crate::{Error, Result};
 
 impl ModelConfig {
     /// Whether a forward of this model comes by a site.
@@ -36,6 +36,35 @@ impl ModelConfig {
             scale: self.score_scales[layer],
             window: self.windows[layer],
             alibi: self.positions == Positions::Alibi,
+        }
+    }
+
+    /// Packs sequences as the model allows: with common beginnings of at least `min_shared` tokens shared
+    /// ([`forest`]), or whole ones where every token sees all others ([`bidirectional`]).
+    pub fn pack(&self, sequences: &[Sequence], min_shared: usize) -> Forest {
+        if self.is_causal { forest(sequences, min_shared) } else { bidirectional(sequences) }
+    }
+
+    /// Refuses a pack that was made for another kind of attention.
+    ///
+    /// # Errors
+    /// `pack`: rows see more or less in it than the model lets them.
+    pub(super) fn check_attention(&self, pack: &Pack) -> Result<()> {
+        let named = |bidirectional: bool| if bidirectional { "bidirectional" } else { "causal" };
+        if pack.is_bidirectional() == self.is_causal {
+            let found = named(pack.is_bidirectional());
+            return Err(Error::argument(
+                "pack",
+                format!("{} attention, as the model's", named(!self.is_causal)),
+                found,
+            ));
+        }
+        match pack.segments().iter().position(|segment| matches!(segment.parent, Parent::Pack(_))) {
+            Some(g) if !self.is_causal => {
+                let expected = "whole sequences, whose tokens all see one another";
+                Err(Error::argument("pack", expected, format!("segment {g}, a part of one")))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -16,7 +16,7 @@ impl<B: Backend> Model<B> {
     /// output rows, unless the taps stop earlier.
     ///
     /// # Errors
-    /// If the pack has a sequence beyond the last learned position; if the device has no memory for a longer rotation
+    /// If the pack was made for another kind of attention or has a sequence beyond the last learned position; if the device has no memory for a longer rotation
     /// table or for a tensor computed on demand; the first error of [`Taps::tap`] or [`Taps::finish`].
     ///
     /// # Panics
@@ -32,6 +32,7 @@ impl<B: Backend> Model<B> {
     ) -> Result<()> {
         let depth = self.config.num_hidden_layers;
         input.check(acts.rows);
+        self.config.check_attention(input.pack)?;
         self.config.check_one_length(input.pack)?;
         acts.cover(backend, &self.config, input.pack)?;
         cache.iter().for_each(|cache| cache.check_room(input.pack));

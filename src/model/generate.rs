@@ -7,7 +7,7 @@ use super::sampling::{GenerationConfig, Sampling};
 use super::search::{Scratch, Search};
 use crate::arch::Positions;
 use crate::backend::Backend;
-use crate::pack::{CachedSegment, Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
+use crate::pack::{Label, Pack, PackBuilder, Parent, Sequence, Token};
 use crate::{Error, Result};
 
 /// A prompt to be continued.
@@ -86,7 +86,7 @@ impl<B: Backend> Batch<'_, B> {
     ) -> Result<Vec<Vec<u32>>> {
         let generation = self.generation;
         let limits: Vec<usize> = sequences.iter().map(|s| generation.limit(s.tokens.len())).collect();
-        let prompts = forest(sequences, 1);
+        let prompts = self.model.config.pack(sequences, 1);
         let last: Vec<usize> = (0..sequences.len()).map(|i| prompts.last_row(i)).collect();
         // A prompt that begins another one may end inside a segment: its continuation needs a segment that ends there.
         let leaf = |row: &usize| prompts.pack.segments().iter().position(|s| s.rows.end == row + 1);
@@ -130,7 +130,8 @@ impl<B: Backend> Batch<'_, B> {
         while !rows.is_empty() {
             let logits = decoder.pass(backend, &pack, &append, &rows)?;
             self.step(searches, logits, &mut scratch, on_token)?;
-            pack = next_pack(searches, sequences, decoder.cached());
+            let builder = PackBuilder::new(decoder.cached()).bidirectional(!self.model.config.is_causal);
+            pack = next_pack(builder, searches, sequences, decoder.cached().len());
             rows.clear();
             rows.extend(0..pack.len());
             append.clone_from(&rows);
@@ -163,14 +164,13 @@ impl<B: Backend> Batch<'_, B> {
 }
 
 /// The token that each live hypothesis chose last, as a segment of its own that continues the hypothesis.
-fn next_pack(searches: &mut [Search], sequences: &[Sequence], cached: &[CachedSegment]) -> Pack {
-    let mut builder = PackBuilder::new(cached);
+fn next_pack(mut builder: PackBuilder, searches: &mut [Search], sequences: &[Sequence], cached: usize) -> Pack {
     for (search, sequence) in searches.iter_mut().zip(sequences) {
         for hypothesis in &mut search.live {
             let token = *hypothesis.tokens.last().expect("generate: a step adds a token");
             let parent = Parent::Cached(hypothesis.segment);
             let segment = builder.push(&[Token::Id(token)], parent, sequence.run, Label::Answer);
-            hypothesis.segment = cached.len() + segment;
+            hypothesis.segment = cached + segment;
         }
     }
     builder.build()

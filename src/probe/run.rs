@@ -48,6 +48,8 @@ pub fn run<B: Backend>(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome> {
     settings.validate(model.config.family)?;
+    model.config.require_head()?;
+    model.config.require_causal()?;
     plan.validate("plan", model.config.vocab_size)?;
     let soft = if settings.soft.arms.is_empty() { 0 } else { settings.soft.num_virtual_tokens };
     model.config.check_unscaled(soft + plan.longest())?;

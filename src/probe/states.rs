@@ -37,7 +37,6 @@ pub(super) fn read<B: Backend>(
     let mut states: Vec<ArmStates> =
         groups.iter().map(|g| ArmStates::empty(g, hooks.len(), config.hidden_size)).collect();
 
-    config.require_head()?;
     let mut packer = Packer::new(groups, rows);
     let layout = adaptation.map(|a| &a.layout);
     let mut acts = Activations::new(backend, config, layout, packer.capacity(), Save::Layer)?;

@@ -4,7 +4,7 @@ use crate::Result;
 use crate::backend::Backend;
 use crate::hooks::{Reduce, Reduction, Selection, Site};
 use crate::model::{Activations, Input, Model, Save};
-use crate::pack::{Label, Sequence, forest};
+use crate::pack::{Label, Sequence};
 
 /// Shortest common beginning that is computed once.
 const MIN_SHARED: usize = 8;
@@ -34,8 +34,8 @@ pub fn mean_states<B: Backend>(
         };
         let (batch, rest) = left.split_at(left.iter().take_while(|ids| fits(ids)).count().max(1));
         left = rest;
-        let packed =
-            forest(&batch.iter().map(|ids| Sequence::ids(ids, None, Label::Text)).collect::<Vec<_>>(), MIN_SHARED);
+        let batch: Vec<Sequence> = batch.iter().map(|ids| Sequence::ids(ids, None, Label::Text)).collect();
+        let packed = model.config.pack(&batch, MIN_SHARED);
         let rows_of = (0..batch.len()).map(|s| packed.paths[s].iter().cloned().flatten().collect()).collect();
         let mut means = Reduce::new(Selection::new(&[Site::FinalNorm], &[]), Reduction::Mean, rows_of);
         let device = backend.pack(&packed.pack)?;

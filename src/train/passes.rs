@@ -7,7 +7,7 @@ use super::data::TrainSequence;
 use crate::arch::ModelConfig;
 use crate::backend::PassSize;
 use crate::model::Layout;
-use crate::pack::{Forest, Pack, Sequence, forest};
+use crate::pack::{Forest, Pack, Sequence, bidirectional, forest};
 
 /// Common beginnings shorter than this are computed once per sequence: each shared stretch is one more span in the
 /// attention of every sequence below it, which a few rows are not worth.
@@ -74,6 +74,8 @@ pub struct Packing {
     pub ignore_first: bool,
     /// Whether rows belong to a run's adapter, rather than to the base model.
     pub adapted: bool,
+    /// Whether attention is causal; if not, every sequence is whole: it has its own soft prompt, and all its rows.
+    pub is_causal: bool,
 }
 
 /// The size of a training's passes of at most these many rows and label rows.
@@ -107,12 +109,21 @@ impl Packing {
         self.prompt(run).rows + data.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0)
     }
 
-    /// Rows (beside the soft prompt's) and labels of a run's sequence. Rows after the last label row have no part in any
-    /// loss and are dropped.
+    /// Rows (beside a shared soft prompt's) and labels of a run's sequence. Rows after the last label row have no part in
+    /// any loss that causal attention leaves to them, and are dropped.
     fn size(&self, run: usize, sequence: &TrainSequence) -> (usize, usize) {
         let prompt = self.prompt(run);
         let labels = prompt.targets(sequence);
-        (labels.clone().last().map_or(0, |(row, _)| row + 1 - prompt.rows), labels.count())
+        let rows = match self.is_causal {
+            true => labels.clone().last().map_or(0, |(row, _)| row + 1 - prompt.rows),
+            false => prompt.rows + sequence.ids.len(),
+        };
+        (rows, labels.count())
+    }
+
+    /// Rows of a run's soft prompt that all its sequences in a pass share.
+    fn shared_prompt(&self, run: usize) -> usize {
+        if self.is_causal { self.prompt(run).rows } else { 0 }
     }
 
     /// Largest numbers of rows and of labels that a pass can have. `runs` are each run's data and batch size.
@@ -126,7 +137,7 @@ impl Packing {
             };
             let rows = largest(sizes.iter().map(|s| s.0).collect());
             let labels = largest(sizes.iter().map(|s| s.1).collect());
-            let prompt = self.prompt(run).rows;
+            let prompt = self.shared_prompt(run);
             longest = (longest.0.max(prompt + rows.0), longest.1.max(labels.0));
             sum = (sum.0 + prompt + rows.1, sum.1 + labels.1);
         }
@@ -137,7 +148,7 @@ impl Packing {
     /// Divides a batch into pieces that fit the budget, by halving, which looks at nothing but the batch.
     pub fn pieces(&self, run: usize, data: &[TrainSequence], batch: &[usize]) -> Vec<Piece> {
         let sizes = batch.iter().map(|&s| self.size(run, &data[s]));
-        let (mut rows, labels) = sizes.fold((self.prompt(run).rows, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
+        let (mut rows, labels) = sizes.fold((self.shared_prompt(run), 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
         if rows > self.budget && batch.len() > 1 && labels <= self.budget {
             rows = self.forest(&[(run, data, batch)]).pack.len();
         }
@@ -201,12 +212,12 @@ impl Packing {
         for &(run, data, indices) in parts {
             let prompt = self.prompt(run).rows;
             for &index in indices {
-                let rows = prompt + self.size(run, &data[index]).0;
+                let rows = self.shared_prompt(run) + self.size(run, &data[index]).0;
                 let mut sequence = Sequence::prompted(prompt, &data[index].ids, self.adapted.then_some(run));
                 sequence.tokens.truncate(rows);
                 sequences.push(sequence);
             }
         }
-        forest(&sequences, self.min_shared)
+        if self.is_causal { forest(&sequences, self.min_shared) } else { bidirectional(&sequences) }
     }
 }

@@ -56,7 +56,7 @@ impl<B: Backend> Trainer<B> {
     ) -> Result<Self> {
         let (count, stride) = trainable.shape();
         assert!(runs.len() == count, "trainer: data of {} runs for {count}", runs.len());
-        let packing = packing(&trainable, options)?;
+        let packing = packing(&trainable, options, model.config.is_causal)?;
         model.config.require_head()?;
         for (run, Run { data, settings }) in runs.iter().enumerate() {
             settings.validate()?;
@@ -107,7 +107,7 @@ impl<B: Backend> Trainer<B> {
             return Err(Error::argument("epochs", "a number of steps, since a stream has no end", "epochs"));
         };
         let trainable = Trainable::Weights(full);
-        let packing = packing(&trainable, options)?;
+        let packing = packing(&trainable, options, model.config.is_causal)?;
         let rows = packing.budget.max(stream.longest);
         let total = trainable.shape().1;
         let run = RunState { data: Vec::new(), settings, total_steps, order: Order::new(1, None), total_tokens: 0 };
@@ -140,7 +140,7 @@ impl<B: Backend> Trainer<B> {
         element_sizes: (usize, usize),
     ) -> Result<([usize; 3], PassSize)> {
         let sizes = runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size));
-        let (rows, labels) = packing(trainable, options)?.capacity(sizes);
+        let (rows, labels) = packing(trainable, options, config.is_causal)?.capacity(sizes);
         let (count, stride) = trainable.shape();
         let bytes = [
             Activations::<B>::bytes(config, trainable.layout(), rows, Save::All, element_sizes),
@@ -238,7 +238,7 @@ impl<B: Backend> Trainer<B> {
     }
 }
 
-fn packing<B: Backend>(trainable: &Trainable<B>, options: TrainerOptions) -> Result<Packing> {
+fn packing<B: Backend>(trainable: &Trainable<B>, options: TrainerOptions, is_causal: bool) -> Result<Packing> {
     if !(0.0..1.0).contains(&options.dropout) {
         return Err(Error::argument("dropout", "a number from 0 to below 1", options.dropout));
     }
@@ -251,6 +251,7 @@ fn packing<B: Backend>(trainable: &Trainable<B>, options: TrainerOptions) -> Res
         prompts: trainable.adaptation().map_or_else(Vec::new, |adaptation| adaptation.prompts.clone()),
         ignore_first: trainable.layout().is_some_and(|layout| layout.prefix.is_some()),
         adapted: trainable.adaptation().is_some(),
+        is_causal,
     })
 }
 

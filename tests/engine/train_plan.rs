@@ -99,7 +99,7 @@ fn sequence(ids: &[u32], learnt: impl Fn(usize) -> bool) -> TrainSequence {
 }
 
 const PACKING: Packing =
-    Packing { budget: 100, min_shared: 2, prompts: Vec::new(), ignore_first: false, adapted: true };
+    Packing { budget: 100, min_shared: 2, prompts: Vec::new(), ignore_first: false, adapted: true, is_causal: true };
 
 fn build(packing: &Packing, data: &[Vec<TrainSequence>], pieces: &[llamaprobe::train::passes::Piece]) -> Pass {
     packing.pass(pieces, |run| &data[run])

@@ -27,7 +27,9 @@ pub struct Attention {
 /// The rows that `row` attends to before the window is applied, by position: `(in the cache, row)`.
 pub fn path(pack: &Pack, cached: &[CachedSegment], row: usize) -> Vec<(bool, usize)> {
     let g = pack.segments().iter().position(|s| s.rows.contains(&row)).unwrap();
-    let mut spans: Vec<(bool, Range<usize>)> = vec![(false, pack.segments()[g].rows.start..row + 1)];
+    let own = &pack.segments()[g].rows;
+    let end = if pack.is_bidirectional() { own.end } else { row + 1 };
+    let mut spans: Vec<(bool, Range<usize>)> = vec![(false, own.start..end)];
     let mut next = pack.segments()[g].parent;
     loop {
         next = match next {
@@ -64,16 +66,29 @@ impl Attention {
         let (dims, d) = (self.dims, self.dims.head_dim);
         let q = &inputs[0][(row * dims.heads + head) * d..];
         let path = path(&self.pack, &self.cached, row);
-        let last = path.len() - 1;
-        assert_eq!(last, self.pack.positions()[row] as usize);
+        let position = self.pack.positions()[row] as usize;
         let slope = if dims.alibi { p.a(slopes(dims.heads)[head]) } else { 0.0 };
-        let seen = path.into_iter().enumerate().filter(|(at, _)| dims.window.is_none_or(|window| at + window > last));
-        seen.map(|(at, (in_cache, key))| {
-            let k = &inputs[if in_cache { 3 } else { 1 }][self.key(key, head)..];
-            let score = p.c(p.a(dims.scale) * p.c(p.dot(d, |i| q[i], |i| k[i])));
-            (at, p.a(score - p.a(slope * (last - at) as f64)))
-        })
-        .collect()
+        let seen = |at: usize| match dims.window {
+            None => true,
+            Some(window) if self.pack.is_bidirectional() => at.abs_diff(position) <= window,
+            Some(window) => at + window > position,
+        };
+        let seen: Vec<_> = path.into_iter().enumerate().filter(|(at, _)| seen(*at)).collect();
+        let last = seen.last().expect("a row sees itself").0;
+        seen.into_iter()
+            .map(|(at, (in_cache, key))| {
+                let k = &inputs[if in_cache { 3 } else { 1 }][self.key(key, head)..];
+                let score = p.c(p.a(dims.scale) * p.c(p.dot(d, |i| q[i], |i| k[i])));
+                (at, p.a(score - p.a(slope * (last - at) as f64)))
+            })
+            .collect()
+    }
+
+    /// How far behind and ahead of their own position rows see, as the kernels count it.
+    fn reach(&self) -> [usize; 2] {
+        let ahead = if self.pack.is_bidirectional() { self.dims.window } else { None };
+        let behind = self.dims.window.map_or(0, |window| window + usize::from(self.pack.is_bidirectional()));
+        [behind, ahead.unwrap_or(1 << 30)]
     }
 
     /// Where the key (or value) of a row that a head reads begins.
@@ -181,23 +196,23 @@ impl Operation for Attention {
 
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
         let &Self { ref pack, ref cached, dims } = self;
-        let AttentionDims { heads, kv_heads, head_dim, scale, window, .. } = dims;
+        let AttentionDims { heads, kv_heads, head_dim, scale, .. } = dims;
         let Build { head_dim: built, warps, fwd_step, bwd_step } = r.build;
         let row = built * r.tape.dtype.size() + 16;
         let forest = Forest::new(pack, cached);
         let (n, blocks, parts) = (pack.len(), forest.slots.len() / 64, 4 / warps);
         let [q, k, v, cached_k, cached_v] = [0, 1, 2, 3, 4].map(|i| At(r.tape.compute(&case.inputs[i])));
         let [cached_k, cached_v] = if cached.is_empty() { [k, v] } else { [cached_k, cached_v] };
-        let Forest { slots, visit_starts, visits, tiles, order, ends } = forest;
+        let Forest { slots, visit_starts, visits, tiles, order, begins, ends, lasts } = forest;
         let queries = [slots, visit_starts, visits, tiles].map(|list| At(r.tape.ints(&list)));
-        let keys = [order, ends].map(|list| At(r.tape.ints(&list)));
-        let positions = At(r.tape.ints(&list(pack.positions())));
-        let (window, alibi) = (Int(window.unwrap_or(0)), Int(dims.alibi_base()));
-        let sizes = [Int(heads), Int(kv_heads), Int(head_dim), Float(scale), window, alibi];
+        let keys = [order, begins, ends].map(|list| At(r.tape.ints(&list)));
+        let positions = [list(pack.positions()), lasts].map(|list| At(r.tape.ints(&list)));
+        let [behind, ahead] = self.reach().map(Int);
+        let sizes = [Int(heads), Int(kv_heads), Int(head_dim), Float(scale), behind, ahead, Int(dims.alibi_base())];
 
         let z = At(r.output(0, n * heads * head_dim, Role::Compute));
         let lse = At(r.output(1, n * heads, Role::Acc));
-        let args = [&[z, lse, q, k, v, cached_k, cached_v], &queries[..], &[positions], &sizes].concat();
+        let args = [&[z, lse, q, k, v, cached_k, cached_v], &queries[..], &positions, &sizes].concat();
         let shared = (16 * warps + 4 * fwd_step) * row;
         r.tape.launch("attention_fwd", [blocks * parts, heads, 1], 32 * warps, shared, &args);
         if !cached.is_empty() {
@@ -211,9 +226,9 @@ impl Operation for Attention {
         let shared = (32 * warps + 4 * bwd_step) * row;
         let [d_q, d_k, d_v] = [0, 1, 2].map(|i| At(r.output(2 + i, case.inputs[i].len(), Role::Compute)));
         let saved: [Arg; 6] = [delta, d_z_rounded, lse, q, k, v];
-        let args = [&[d_q], &saved[..], &queries, &[positions], &sizes].concat();
+        let args = [&[d_q], &saved[..], &queries, &positions, &sizes].concat();
         r.tape.launch("attention_bwd_dq", [blocks * parts, heads, 1], 32 * warps, shared, &args);
-        let args = [&[d_k, d_v], &saved[..], &keys, &[positions, Int(n)], &sizes].concat();
+        let args = [&[d_k, d_v], &saved[..], &keys, &positions, &[Int(n)], &sizes].concat();
         r.tape.launch("attention_bwd_dkv", [n.div_ceil(16 * warps), kv_heads, 1], 32 * warps, shared, &args);
         true
     }
@@ -283,19 +298,24 @@ impl Operation for AttentionPattern {
 
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
         let &Self { attention: Attention { ref pack, ref cached, dims }, rows: ref of, longest, normalized } = self;
-        let AttentionDims { heads, kv_heads, head_dim, scale, window, .. } = dims;
+        let AttentionDims { heads, kv_heads, head_dim, scale, .. } = dims;
         let lse = self.attention.naive_forward(Precision::F64, &case.inputs).remove(1);
         let mut keys = vec![NO_ROW; of.len() * longest];
         for (keys, &row) in keys.chunks_mut(longest).zip(of) {
             let path = tables::path(pack, cached, row);
-            let from = window.map_or(0, |window| path.len().saturating_sub(window));
-            keys[from..path.len()].copy_from_slice(&path[from..]);
+            let position = pack.positions()[row] as usize;
+            let [behind, ahead] = self.attention.reach();
+            let from = if behind == 0 { 0 } else { (position + 1).saturating_sub(behind) };
+            let to = path.len().min(position + ahead + 1);
+            keys[from..to].copy_from_slice(&path[from..to]);
         }
         let [q, k, cached_k] = [0, 1, 3].map(|i| At(r.tape.compute(&case.inputs[i])));
-        let lists = [of.iter().map(|&row| row as i32).collect(), keys, list(pack.positions())];
-        let [list, keys, positions] = lists.map(|list| At(r.tape.ints(&list)));
-        let tables = [At(r.tape.acc(&lse)), list, keys, positions];
-        let shown = [Int(dims.alibi_base()), Int(longest), Int(normalized.into())];
+        let lasts = Forest::new(pack, cached).lasts;
+        let lists = [of.iter().map(|&row| row as i32).collect(), keys, list(pack.positions()), lasts];
+        let [list, keys, positions, lasts] = lists.map(|list| At(r.tape.ints(&list)));
+        let tables = [At(r.tape.acc(&lse)), list, keys, positions, lasts];
+        let ahead = Int(self.attention.reach()[1]);
+        let shown = [ahead, Int(dims.alibi_base()), Int(longest), Int(normalized.into())];
         let sizes = [&[Int(heads), Int(kv_heads), Int(head_dim), Float(scale)], &shown[..]].concat();
         let out = At(r.output(0, of.len() * heads * longest, Role::Acc));
         let args = [&[out, q, k, cached_k], &tables[..], &sizes].concat();
@@ -367,7 +387,13 @@ pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
                 let op = Attention { pack: packs::large(), cached: vec![], dims };
                 Case::new(format!("large attention {}", dims.head_dim), op)
             };
-            all.map(case).into()
+            let mut cases: Vec<Case> = all.map(case).into();
+            for dims in [all[0], all[1]] {
+                let pack = packs::bidirectional(&packs::large(), &[]);
+                let name = format!("large bidirectional attention {}", dims.head_dim);
+                cases.push(Case::new(name, Attention { pack, cached: vec![], dims }));
+            }
+            cases
         }
         Set::Forest => {
             let case = |(i, dims)| {
@@ -405,15 +431,23 @@ fn small() -> Vec<Case> {
     ];
     let mut cases = Vec::new();
     for (i, dims) in small_heads.into_iter().enumerate() {
-        for (name, pack) in [("ragged", packs::ragged()), ("trees", packs::trees())] {
-            cases.push(Case::new(format!("attention {name} {i}"), Attention { pack, cached: vec![], dims }));
-        }
-        let attention = Attention { pack: continued.clone(), cached: cached.clone(), dims };
-        cases.push(Case::new(format!("attention continued {i}"), attention.clone()));
-        for normalized in [false, true] {
-            let (rows, longest) = (vec![0, 4, 2, 11, 4], continued.longest() + i);
-            let op = AttentionPattern { attention: attention.clone(), rows, longest, normalized };
-            cases.push(Case::new(format!("attention_pattern {i} {normalized}"), op));
+        for both in ["", "bidirectional "] {
+            let seeing = |pack: Pack, cached: &[CachedSegment]| match both {
+                "" => pack,
+                _ => packs::bidirectional(&pack, cached),
+            };
+            for (name, pack) in [("ragged", packs::ragged()), ("trees", packs::trees())] {
+                let op = Attention { pack: seeing(pack, &[]), cached: vec![], dims };
+                cases.push(Case::new(format!("{both}attention {name} {i}"), op));
+            }
+            let pack = seeing(continued.clone(), &cached);
+            let attention = Attention { pack, cached: cached.clone(), dims };
+            cases.push(Case::new(format!("{both}attention continued {i}"), attention.clone()));
+            for normalized in [false, true] {
+                let (rows, longest) = (vec![0, 4, 2, 11, 4], continued.longest() + i);
+                let op = AttentionPattern { attention: attention.clone(), rows, longest, normalized };
+                cases.push(Case::new(format!("{both}attention_pattern {i} {normalized}"), op));
+            }
         }
     }
     for (heads, head_dim, width) in [(1, 2, 5), (3, 4, 7)] {

@@ -59,7 +59,9 @@ pub struct Forest {
     pub visits: Vec<i32>,
     pub tiles: Vec<i32>,
     pub order: Vec<i32>,
+    pub begins: Vec<i32>,
     pub ends: Vec<i32>,
+    pub lasts: Vec<i32>,
 }
 
 impl Forest {
@@ -80,8 +82,9 @@ impl Forest {
             for (slot, &row) in block.iter().enumerate() {
                 let g = pack.segments().iter().position(|s| s.rows.contains(&(row as usize))).unwrap();
                 let whole = path(pack, cached, pack.segments()[g].rows.end - 1);
-                let seen = pack.positions()[row as usize] as usize / TILE;
-                for (place, keys) in whole.chunks(TILE).take(seen + 1).enumerate() {
+                let seen =
+                    if pack.is_bidirectional() { whole.len() } else { pack.positions()[row as usize] as usize + 1 };
+                for (place, keys) in whole.chunks(TILE).take(seen.div_ceil(TILE)).enumerate() {
                     let next = ids.len() as i32;
                     let id = *ids.entry(keys.to_vec()).or_insert_with(|| {
                         forest.tiles.extend(keys);
@@ -98,6 +101,11 @@ impl Forest {
             forest.visits.extend(visits.into_iter().flatten());
         }
         forest.visit_starts.push(forest.visits.len() as i32 / 4);
+        for segment in pack.segments() {
+            let end = segment.position + segment.rows.len();
+            let last = |row| if pack.is_bidirectional() { end as i32 - 1 } else { pack.positions()[row] as i32 };
+            forest.lasts.extend(segment.rows.clone().map(last));
+        }
         forest
     }
 
@@ -105,6 +113,8 @@ impl Forest {
         let first = self.order.len();
         let own = pack.segments()[g].rows.clone();
         self.order.extend(own.clone().map(|row| row as i32));
+        let begin = |i| if pack.is_bidirectional() { first } else { first + i };
+        self.begins.extend((0..own.len()).map(|i| begin(i) as i32));
         self.ends.resize(self.order.len(), 0);
         for child in 0..pack.segments().len() {
             if pack.segments()[child].parent == Parent::Pack(g) {

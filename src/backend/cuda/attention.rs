@@ -13,6 +13,8 @@ use crate::backend::ops::{
 };
 
 const FILE: &str = "attention";
+/// A distance beyond every position, to which a position can be added.
+const FAR: usize = 1 << 30;
 /// Widest heads that there are kernels for.
 const MAX_HEAD_DIM: usize = 256;
 
@@ -21,9 +23,9 @@ fn kernel(name: &'static str, head_dim: usize) -> Kernel {
 }
 
 /// The arguments that say which keys the query blocks see.
-fn tile_lists(pack: &DeviceTables) -> [Arg; 5] {
+fn tile_lists(pack: &DeviceTables) -> [Arg; 6] {
     let [rows, starts, lists, tiles] = pack.query_blocks();
-    [rows, starts, lists, tiles, pack.positions()].map(table)
+    [rows, starts, lists, tiles, pack.positions(), pack.lasts()].map(table)
 }
 
 /// The arguments that say what heads there are.
@@ -31,10 +33,20 @@ fn head_args(dims: AttentionDims) -> [Arg; 3] {
     [dims.heads, dims.kv_heads, dims.head_dim].map(int)
 }
 
-/// The same, how scores are scaled, how far rows see, and how scores fall with the distance.
-fn dims_args(dims: AttentionDims) -> [Arg; 6] {
-    let [heads, kv_heads, head_dim] = head_args(dims);
-    [heads, kv_heads, head_dim, float(dims.scale), int(dims.window.unwrap_or(0)), int(dims.alibi_base())]
+/// How far behind (as the kernels count it: 0 for all, else one more than the distance) and ahead of their own position
+/// rows see ([`Pack::visible`](crate::pack::Pack::visible)).
+fn reach(pack: &DeviceTables, window: Option<usize>) -> [usize; 2] {
+    match (window, pack.host().is_bidirectional()) {
+        (None, _) => [0, FAR],
+        (Some(window), false) => [window, FAR],
+        (Some(window), true) => [window + 1, window.min(FAR)],
+    }
+}
+
+/// The same as [`head_args`], how scores are scaled, how far rows see, and how scores fall with the distance.
+fn dims_args(pack: &DeviceTables, dims: AttentionDims) -> [Arg; 7] {
+    let ([heads, kv_heads, head_dim], [behind, ahead]) = (head_args(dims), reach(pack, dims.window).map(int));
+    [heads, kv_heads, head_dim, float(dims.scale), behind, ahead, int(dims.alibi_base())]
 }
 
 impl Cuda {
@@ -71,7 +83,7 @@ impl AttentionOps for Cuda {
         let [cached_k, cached_v] = op.cached.unwrap_or([op.k, op.v]);
         let rows = [compute(op.z), acc(op.lse), compute(op.q), compute(op.k), compute(op.v)];
         let cached = [compute(cached_k), compute(cached_v)];
-        let args = [&rows[..], &cached, &tile_lists(op.pack), &dims_args(dims)].concat();
+        let args = [&rows[..], &cached, &tile_lists(op.pack), &dims_args(op.pack, dims)].concat();
         let shared = self.variant(dims).fwd_shared(self.cx.dtype.size());
         let launch = self.query_dims(op.pack, dims, shared);
         self.cx.launch(name, kernel(name, dims.head_dim), launch, &args);
@@ -90,13 +102,15 @@ impl AttentionOps for Cuda {
         let launch = LaunchDims::new(blocks((rows * dims.heads).div_ceil(8)));
         self.cx.launch(name, kernel("attention_bwd_delta", dims.head_dim), launch, &args);
         let saved = [acc(op.delta), compute_ptr(rounded), acc(op.lse), compute(op.q), compute(op.k), compute(op.v)];
-        let args = [&[compute(op.d_q)], &saved[..], &tile_lists(op.pack), &dims_args(dims)].concat();
+        let args = [&[compute(op.d_q)], &saved[..], &tile_lists(op.pack), &dims_args(op.pack, dims)].concat();
         let variant = self.variant(dims);
         let shared = variant.bwd_shared(size);
         let launch = self.query_dims(op.pack, dims, shared);
         self.cx.launch(name, kernel("attention_bwd_dq", dims.head_dim), launch, &args);
-        let order = [table(op.pack.order()), table(op.pack.ends()), table(op.pack.positions()), int(rows)];
-        let args = [&[compute(op.d_k), compute(op.d_v)], &saved[..], &order, &dims_args(dims)].concat();
+        let [begins, ends] = op.pack.seen_by();
+        let order = [op.pack.order(), begins, ends, op.pack.positions(), op.pack.lasts()].map(table);
+        let args =
+            [&[compute(op.d_k), compute(op.d_v)], &saved[..], &order, &[int(rows)], &dims_args(op.pack, dims)].concat();
         let grid = blocks2(rows.div_ceil(16 * variant.warps), dims.kv_heads);
         let launch = LaunchDims { grid, block: 32 * variant.warps as u32, shared };
         self.cx.launch(name, kernel("attention_bwd_dkv", dims.head_dim), launch, &args);
@@ -110,8 +124,10 @@ impl AttentionOps for Cuda {
         let Some(keys) = cx.cached_list("keys of the pattern", &keys) else { return };
         let cached_k = op.cached_k.unwrap_or(op.k);
         let rows = [acc(op.out), compute(op.q), compute(op.k), compute(cached_k), acc(op.lse)];
-        let lists = [table(list), table(keys), table(pack.positions())];
-        let scores = [float(dims.scale), int(dims.alibi_base()), int(op.longest), int(usize::from(op.normalized))];
+        let lists = [table(list), table(keys), table(pack.positions()), table(pack.lasts())];
+        let [_, ahead] = reach(pack, dims.window).map(int);
+        let scores =
+            [float(dims.scale), ahead, int(dims.alibi_base()), int(op.longest), int(usize::from(op.normalized))];
         let args = [&rows[..], &lists, &head_args(dims), &scores].concat();
         let launch = LaunchDims { grid: blocks2(op.rows.len(), dims.heads), block: 128, shared: 0 };
         cx.launch(name, kernel(name, dims.head_dim), launch, &args);

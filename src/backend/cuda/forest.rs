@@ -30,8 +30,12 @@ pub struct Forest {
     pub tiles: Vec<i32>,
     /// The rows in depth-first order `[N]`.
     pub order: Vec<i32>,
-    /// Row `order[j]` sees row `order[i]` if `i <= j < ends[i]` `[N]`.
+    /// Row `order[j]` sees row `order[i]` if `begins[i] <= j < ends[i]` `[N]`.
+    pub begins: Vec<i32>,
+    /// See `begins`.
     pub ends: Vec<i32>,
+    /// The last position that each row of the pack sees, without a window `[N]`.
+    pub lasts: Vec<i32>,
 }
 
 impl Forest {
@@ -49,6 +53,7 @@ impl Forest {
             walk.list_tiles(&mut forest, start, end);
         }
         forest.tile_list_starts.push(entry(forest.tile_lists.len()));
+        forest.lasts = (0..pack.len()).map(|row| entry(pack.visible(row, None).end) - 1).collect();
         forest
     }
 }
@@ -87,6 +92,9 @@ impl<'a> Walk<'a> {
                 open.push((g, 0, forest.order.len()));
                 let rows = self.pack.segments()[g].rows.clone();
                 self.segments.extend(rows.clone().map(|_| g));
+                let (first, own) = (forest.order.len(), rows.len());
+                let begin = |i| if self.pack.is_bidirectional() { first } else { first + i };
+                forest.begins.extend((0..own).map(|i| entry(begin(i))));
                 forest.order.extend(rows.map(entry));
                 forest.ends.resize(forest.order.len(), 0);
             }
@@ -110,8 +118,8 @@ impl<'a> Walk<'a> {
 
     /// Tiles that the rows `from..to` of the order, all of one segment, see.
     fn seen(&mut self, forest: &mut Forest, from: usize, to: usize) -> Vec<i32> {
-        let last = self.pack.positions()[forest.order[to - 1] as usize] as usize / BLOCK_ROWS;
-        (0..=last).map(|place| self.tile(forest, self.segments[from], place)).collect()
+        let end = self.pack.visible(forest.order[to - 1] as usize, None).end;
+        (0..end.div_ceil(BLOCK_ROWS)).map(|place| self.tile(forest, self.segments[from], place)).collect()
     }
 
     /// Cuts the order into blocks of at most [`BLOCK_ROWS`] rows.
@@ -201,14 +209,13 @@ impl<'a> Walk<'a> {
 pub fn keys(pack: &Pack, rows: &[usize], longest: usize, window: Option<usize>) -> Vec<i32> {
     let mut keys = vec![NO_ROW; rows.len() * longest];
     for (keys, &row) in keys.chunks_exact_mut(longest.max(1)).zip(rows) {
-        let g = pack.segments().partition_point(|segment| segment.rows.end <= row);
-        let own = pack.segments()[g].rows.start..row + 1;
+        let g = pack.segment_of(row);
+        let own = pack.segments()[g].rows.clone();
         let spans = pack.path(g).iter().map(|span| (span.cached, span.rows.clone())).chain([(false, own)]);
         let path = spans.flat_map(|(cached, rows)| rows.map(move |r| if cached { -entry(r) - 1 } else { entry(r) }));
-        keys.iter_mut().zip(path).for_each(|(key, row)| *key = row);
-        let position = pack.positions()[row] as usize;
-        let hidden = window.map_or(0, |window| (position + 1).saturating_sub(window));
-        keys[..hidden].fill(NO_ROW);
+        let seen = pack.visible(row, window);
+        let path = path.enumerate().take(seen.end).skip(seen.start);
+        path.for_each(|(position, row)| keys[position] = row);
     }
     keys
 }
@@ -245,7 +252,7 @@ mod tests {
                 let tile = &forest.tiles[tile as usize * BLOCK_ROWS..][..BLOCK_ROWS];
                 for &row in &rows[first as usize..end as usize] {
                     for (p, &key) in (position as usize..).zip(tile) {
-                        if p <= pack.positions()[row as usize] as usize {
+                        if p < pack.visible(row as usize, None).end {
                             assert!(seen[row as usize].insert((p, key)), "row {row} sees {key} twice");
                         }
                     }
@@ -261,7 +268,8 @@ mod tests {
             assert_eq!(seen[row], expected, "row {row}");
         }
         for (j, &row) in forest.order.iter().enumerate() {
-            let by_order = (0..=j).filter(|&i| j < forest.ends[i] as usize).map(|i| forest.order[i]);
+            let sees = |i: &usize| (forest.begins[*i] as usize..forest.ends[*i] as usize).contains(&j);
+            let by_order = (0..n).filter(sees).map(|i| forest.order[i]);
             let expected = seen[row as usize].iter().map(|(_, key)| *key).filter(|key| *key >= 0);
             assert!(by_order.collect::<BTreeSet<_>>() == expected.collect(), "row {row} by the order");
         }

@@ -134,7 +134,9 @@ pub struct DeviceTables {
     tile_lists: usize,
     tiles: usize,
     order: usize,
+    begins: usize,
     ends: usize,
+    lasts: usize,
     lora_tiles: (usize, usize),
     lora_runs: (usize, usize),
     ids: usize,
@@ -188,7 +190,9 @@ impl DeviceTables {
             tile_lists: tables.add(forest.tile_lists.as_flattened()),
             tiles: tables.add(&forest.tiles),
             order: tables.add(&forest.order),
+            begins: tables.add(&forest.begins),
             ends: tables.add(&forest.ends),
+            lasts: tables.add(&forest.lasts),
             lora_tiles: (tables.add(adapted.tiles.as_flattened()), adapted.tiles.len()),
             lora_runs: (tables.add(adapted.runs.as_flattened()), adapted.runs.len()),
             ids: tables.add(&by_token.ids),
@@ -238,9 +242,14 @@ impl DeviceTables {
         self.buffer.ptr(self.order)
     }
 
-    /// Where in that order the rows that see a row end `[N]`.
-    pub(super) fn ends(&self) -> DevicePtr {
-        self.buffer.ptr(self.ends)
+    /// Where in that order the rows that see a row begin and end, `[N]` each.
+    pub(super) fn seen_by(&self) -> [DevicePtr; 2] {
+        [self.begins, self.ends].map(|at| self.buffer.ptr(at))
+    }
+
+    /// The last position that each row sees, without a window `[N]`.
+    pub(super) fn lasts(&self) -> DevicePtr {
+        self.buffer.ptr(self.lasts)
     }
 
     /// Tiles of adapted rows `[T, 3]`.

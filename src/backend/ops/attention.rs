@@ -1,4 +1,4 @@
-//! Attention over the forest: `z = softmax(scale * q k^T + bias) v` over each row's path.
+//! Attention over the forest: `z = softmax(scale * q k^T + bias) v` over what each row sees of its path.
 //!
 //! Online softmax (Milakov and Gimelshein 2018; Dao et al. 2022): no N x N matrix is made. The bias is 0, or ALiBi's
 //! ([`AttentionDims::slope`], Press et al. 2022).
@@ -19,9 +19,9 @@ pub struct AttentionDims {
     pub head_dim: usize,
     /// Multiplier of the scores, usually `1 / sqrt(D)`.
     pub scale: f64,
-    /// A row at position p attends to positions greater than `p - window` only.
+    /// How far rows see ([`Pack::visible`]).
     pub window: Option<usize>,
-    /// Whether scores fall with the distance: ALiBi.
+    /// Whether scores fall with the distance from the last key that the row sees: ALiBi.
     pub alibi: bool,
 }
 
@@ -194,7 +194,7 @@ impl<B: Buffers + ?Sized> Op for AttentionPattern<'_, B> {
         need(op, "lse", self.lse.len(), pack.len() * dims.heads);
         for &row in self.rows {
             below(op, "a row", row, pack.len());
-            below(op, "a row's position", pack.positions()[row] as usize, self.longest);
+            below(op, "a row's last key", pack.visible(row, self.dims.window).end - 1, self.longest);
         }
     }
 }

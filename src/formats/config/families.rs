@@ -97,6 +97,7 @@ fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], he
         mlp_bias: true,
         lm_head: true,
         tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(true),
+        is_causal: f.bool("is_causal")?.unwrap_or(true),
         windows: vec![None; layers],
         score_scales: vec![1.0 / (head_dim as f64).sqrt(); layers],
         positions: Positions::Alibi,

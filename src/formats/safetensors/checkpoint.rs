@@ -122,7 +122,8 @@ impl Checkpoint {
                 all.insert(name, at, info)?;
             }
         }
-        disagree.extend(shard_of.keys().filter(|name| !all.tensors.contains_key(**name)).map(|name| (*name).to_owned()));
+        disagree
+            .extend(shard_of.keys().filter(|name| !all.tensors.contains_key(**name)).map(|name| (*name).to_owned()));
         disagree.sort_unstable();
         if let Some(first) = disagree.first() {
             let (path, n) = (path.display(), disagree.len());

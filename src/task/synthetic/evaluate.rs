@@ -5,7 +5,7 @@ use crate::backend::{AccElement, Backend};
 use crate::formats::tokenizer::Tokenizer;
 use crate::hooks::NoTaps;
 use crate::model::{Activations, Input, Model, OutputRows, Save};
-use crate::pack::{Label, Sequence, forest};
+use crate::pack::{Label, Sequence};
 use crate::random::Rng;
 use crate::{Error, Result};
 
@@ -119,7 +119,7 @@ pub fn accuracies<B: Backend>(
     let at_once = (capacity / longest.max(1)).max(1);
     for (encoded, episodes) in encoded.chunks(at_once).zip(episodes.chunks(at_once)) {
         let sequences: Vec<Sequence> = encoded.iter().map(|e| Sequence::ids(&e.ids, None, Label::Text)).collect();
-        let packed = forest(&sequences, usize::MAX);
+        let packed = model.config.pack(&sequences, usize::MAX);
         let answers =
             encoded.iter().enumerate().flat_map(|(s, e)| e.answers.iter().map(move |&answer| (s, answer - 1)));
         let rows: Vec<usize> = answers.map(|(s, token)| packed.row(s, token)).collect();

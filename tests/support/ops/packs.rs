@@ -105,3 +105,12 @@ pub fn large_forest() -> Pack {
 pub fn heads(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> AttentionDims {
     AttentionDims { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f64).sqrt(), window, alibi: false }
 }
+
+/// The same segments, whose rows see all of them.
+pub fn bidirectional(pack: &Pack, cached: &[CachedSegment]) -> Pack {
+    let mut builder = PackBuilder::new(cached).bidirectional(true);
+    for segment in pack.segments() {
+        builder.push(&pack.tokens()[segment.rows.clone()], segment.parent, segment.run, segment.label);
+    }
+    builder.build()
+}

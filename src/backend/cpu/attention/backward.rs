@@ -92,9 +92,9 @@ fn bwd_queries<A: Float, C: Element<A>>(
         let gathered = [&mut *rows, &mut *sums];
         let mut query_block = QueryBlock::new(gather, lanes, rest, gathered, elements, inputs, block);
         sums.fill(A::ZERO);
-        let first = pack.positions()[block.rows.start] as usize;
-        let end = first + block.rows.len();
-        for start in (dims.visible(first).start / TILE * TILE..end).step_by(TILE) {
+        let [first, last] = [block.rows.start, block.rows.end - 1].map(|row| pack.visible(row, dims.window));
+        let end = last.end;
+        for start in (first.start / TILE * TILE..end).step_by(TILE) {
             let positions = start..end.min(start + TILE);
             gather.keys(keys, inputs.k, None, block, positions.clone());
             gather.keys(values, inputs.v, None, block, positions.clone());
@@ -152,8 +152,8 @@ fn bwd_keys<A: Float, C: Element<A>>(
         d_values.fill(A::ZERO);
         for segment in [block.segment].into_iter().chain(pack.descendants(block.segment).iter().copied()) {
             for rows in query_rows(pack.segments()[segment].rows.clone(), dims) {
-                let first = pack.positions()[rows.start] as usize;
-                if first + rows.len() <= positions.start || dims.visible(first).start >= positions.end {
+                let [first, last] = [rows.start, rows.end - 1].map(|row| pack.visible(row, dims.window));
+                if last.end <= positions.start || first.start >= positions.end {
                     continue;
                 }
                 let lanes = Lanes::new(rows.len() * group, products.vector());

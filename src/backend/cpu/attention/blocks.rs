@@ -81,11 +81,3 @@ pub fn query_groups(pack: &Pack, dims: AttentionDims) -> Vec<Group> {
     }
     groups
 }
-
-impl AttentionDims {
-    /// The positions that the row at `position` sees.
-    pub fn visible(&self, position: usize) -> Range<usize> {
-        let start = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        start..position + 1
-    }
-}

@@ -164,7 +164,7 @@ pub fn fwd<A: Float, C: Element<A>>(cx: &mut Context<A>, op: AttentionFwd<'_, Cp
             }
         };
         let first = |block: &Block| pack.positions()[block.rows.start] as usize;
-        let seen = |block: &Block| dims.visible(first(block)).start / TILE * TILE;
+        let seen = |block: &Block| pack.visible(block.rows.start, dims.window).start / TILE * TILE;
         // A tile that lies before all rows is the same for all; from there on each block has its own.
         let parts = memory.chunks_exact_mut(QueryRows::<A>::len(TOGETHER, width)).enumerate().map(|(part, memory)| {
             let from = part * TOGETHER;
@@ -189,7 +189,7 @@ pub fn fwd<A: Float, C: Element<A>>(cx: &mut Context<A>, op: AttentionFwd<'_, Cp
                 }
             }
             done += count;
-            let end = first(block) + block.rows.len();
+            let end = pack.visible(block.rows.end - 1, dims.window).end;
             for start in (seen(block).max(common)..end).step_by(TILE) {
                 tile(std::slice::from_mut(&mut own), block, start..end.min(start + TILE));
             }

@@ -112,9 +112,9 @@ impl Lanes {
     ) {
         let (from, rest) = bounds.split_at_mut(self.n);
         let (to, slopes) = rest.split_at_mut(self.n);
-        let position = |i: usize| pack.positions()[rows((first + i) / dims.group())] as usize;
         for i in 0..self.n {
-            let seen = if i < self.count { dims.visible(position(i)) } else { 0..0 };
+            let row = || rows((first + i) / dims.group());
+            let seen = if i < self.count { pack.visible(row(), dims.window) } else { 0..0 };
             from[i] = A::from_f64(seen.start as f64);
             to[i] = A::from_f64(seen.end as f64 - 1.0);
             slopes[i] = A::from_f64(dims.slope(head * dims.group() + (first + i) % dims.group()));

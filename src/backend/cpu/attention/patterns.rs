@@ -21,9 +21,8 @@ pub fn pattern<A: Float, C: Element<A>>(cx: &mut Context<A>, op: AttentionPatter
     workers(&cx.exec.pool, &mut cx.tasks, rows.len() * dims.kv_heads, |Task { gemm, memory }, task| {
         let (index, head, products) = (task / dims.kv_heads, task % dims.kv_heads, Products::numbers(gemm));
         let row = rows[index];
-        let segment = pack.segments().partition_point(|s| s.rows.end <= row);
-        let block = Block { segment, head, rows: row..row + 1 };
-        let seen = dims.visible(pack.positions()[row] as usize);
+        let block = Block { segment: pack.segment_of(row), head, rows: row..row + 1 };
+        let seen = pack.visible(row, dims.window);
         let gather = Gather { products, pack, dims };
         let [queries, keys] = carve(memory, [group * width, TILE * width]);
         gather.queries(queries, width, q, |_| row, 0..group, head);

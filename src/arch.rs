@@ -74,6 +74,9 @@ pub enum Family {
 }
 
 impl Family {
+    /// Every one.
+    pub const ALL: [Self; 6] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Gpt2, Self::Opt, Self::Bloom];
+
     /// The `model_type` of the file.
     pub const fn name(self) -> &'static str {
         match self {

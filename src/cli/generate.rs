@@ -10,6 +10,7 @@ use super::resolve::{self, ModelFiles};
 use super::{Failure, output, texts};
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
+use crate::formats::generation_config::{Decoding, GenerationDefaults};
 use crate::formats::stops::Stops;
 use crate::formats::tokenizer::Tokenizer;
 use crate::model::{Adaptation, GenerationConfig, Model, Prompt, Sampling};
@@ -19,6 +20,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let files = resolve::model_with_head(&args.model.model, &args.common)?;
     let adapter = resolve::adapter(args.model.adapter.as_deref(), &files)?;
     let sampling = sampling(args)?;
+    let asked = asked(args, &files, sampling)?;
     let tokenizer = files.tokenizer()?;
     let prompts = match (&args.input, args.prompt.as_slice()) {
         (Some(input), _) => texts::read(input, &files)?,
@@ -29,7 +31,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
             .collect::<Result<_>>()?,
     };
     let dtype = files.dtype;
-    dispatch(&args.common, dtype, Generate { args, files, adapter, tokenizer, prompts, sampling })
+    dispatch(&args.common, dtype, Generate { args, files, adapter, tokenizer, prompts, sampling, asked })
 }
 
 fn sampling(args: &GenerateArgs) -> Result<Sampling> {
@@ -55,6 +57,26 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling> {
     })
 }
 
+/// What `generation_config.json` asks for, less what flags say otherwise.
+fn asked(args: &GenerateArgs, files: &ModelFiles, sampling: Sampling) -> Result<GenerationDefaults> {
+    let decoding = match sampling {
+        Sampling::Greedy => Decoding::Greedy,
+        Sampling::Beam { .. } => Decoding::Beams,
+        Sampling::Random { .. } => Decoding::Sampling,
+    };
+    let mut asked = GenerationDefaults::load(&files.path, decoding)?;
+    if let Some(penalty) = args.repetition_penalty {
+        if !(penalty.is_finite() && penalty > 0.0) {
+            return Err(Error::argument("--repetition-penalty", "a number above 0", penalty));
+        }
+        asked.repetition_penalty = penalty;
+    }
+    if let Some(tokens) = args.min_new_tokens {
+        asked.min_new_tokens = tokens;
+    }
+    Ok(asked)
+}
+
 struct Generate<'a> {
     args: &'a GenerateArgs,
     files: ModelFiles,
@@ -62,11 +84,12 @@ struct Generate<'a> {
     tokenizer: Tokenizer,
     prompts: Vec<Vec<u32>>,
     sampling: Sampling,
+    asked: GenerationDefaults,
 }
 
 impl Job for Generate<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, files, adapter, tokenizer, prompts, sampling } = self;
+        let Self { args, files, adapter, tokenizer, prompts, sampling, asked } = self;
         let model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let adaptation = match &adapter {
             Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model.config, adapter)?),
@@ -80,6 +103,9 @@ impl Job for Generate<'_> {
             stop: tokenizer.stops().to_vec(),
             ends: (!args.stop.is_empty()).then_some(&ends),
             sampling,
+            repetition_penalty: asked.repetition_penalty,
+            min_new_tokens: asked.min_new_tokens,
+            min_length: asked.min_length,
             ..GenerationConfig::greedy(args.max_new_tokens)
         };
         let inputs: Vec<Prompt> = prompts.iter().map(|ids| Prompt { ids: ids.clone(), run }).collect();

@@ -19,6 +19,7 @@ use crate::{Error, Result};
 
 pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
     let files = resolve::model_with_head(&args.base.model, &args.common)?;
+    files.config.require_causal()?;
     let args = &resolved(args, &files);
     let (settings, plan) = match &args.plan {
         // A report's experiment is repeated with its own settings; only device and dtype may differ.

@@ -77,7 +77,7 @@ pub fn model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
     };
     let path = hub::resolve(name, common.revision.as_deref(), &env)?;
     let config = ModelConfig::load(&path)?;
-    let checkpoint = Checkpoint::open(&path)?;
+    let checkpoint = Checkpoint::open(ModelConfig::weights_file(&path)?.as_ref().unwrap_or(&path))?;
     let config = Source::new(&config, &checkpoint)?.config;
     // This is the rule of transformers.
     let first = || checkpoint.iter().find_map(|t| t.float());

@@ -2,12 +2,14 @@
 //!
 //! Absent keys take the family's own defaults, as transformers 5 does. What that library would ignore with or
 //! without a warning, and so compute something other than the file says, is an error here: unknown `rope_type`,
-//! `model_type` and activation, partial rotation, quantised weights, keys of the two dialects that contradict.
+//! `model_type` and activation, partial rotation, quantised weights, keys of the two dialects that contradict. What
+//! becomes of every key is in `config/keys.rs`.
 
 mod families;
+mod keys;
 mod rope;
 
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
@@ -55,15 +57,34 @@ impl ModelConfig {
 
     fn from_value(path: &Path, value: &Value) -> Result<Self> {
         let f = Fields::new(path, value)?;
-        match f.require("model_type", f.str("model_type")?, "a model type")? {
-            "llama" => llama(&f, Family::Llama),
-            "mistral" => llama(&f, Family::Mistral),
-            "qwen2" => llama(&f, Family::Qwen2),
-            "gpt2" => families::gpt2(&f),
-            "opt" => families::opt(&f),
-            "bloom" => families::bloom(&f),
-            other => Err(unsupported(path, "model_type", other, "llama, mistral, qwen2, gpt2, opt, bloom")),
+        let name = f.require("model_type", f.str("model_type")?, "a model type")?;
+        let Some(family) = Family::ALL.into_iter().find(|family| family.name() == name) else {
+            let names: Vec<_> = Family::ALL.iter().map(|family| family.name()).collect();
+            return Err(unsupported(path, "model_type", name, &names.join(", ")));
+        };
+        keys::of(family).check(&f)?;
+        match family {
+            Family::Llama | Family::Mistral | Family::Qwen2 => llama(&f, family),
+            Family::Gpt2 => families::gpt2(&f),
+            Family::Opt => families::opt(&f),
+            Family::Bloom => families::bloom(&f),
         }
+    }
+
+    /// The file of the weights that `config.json` (of a directory) names, if it names one.
+    ///
+    /// # Errors
+    /// The file cannot be read, or names something that is no safetensors file or index in its own directory.
+    pub fn weights_file(directory: &Path) -> Result<Option<PathBuf>> {
+        let path = directory.join("config.json");
+        let value = json::read(&path)?;
+        let f = Fields::new(&path, &value)?;
+        let Some(name) = f.str("transformers_weights")? else { return Ok(None) };
+        let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        if !inside || !(name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")) {
+            return Err(f.error("transformers_weights", "a .safetensors file or index in this directory"));
+        }
+        Ok(Some(directory.join(name)))
     }
 }
 
@@ -73,7 +94,7 @@ fn unsupported(path: &Path, field: &str, found: &str, supported: &str) -> Error 
 
 /// The families of LLaMA's make.
 fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
-    refuse_unknown(f, family)?;
+    refuse_other_layers(f, family)?;
     let width = |key: &str| f.require(key, f.usize_in(key, 1..=MAX_WIDTH)?, "a positive integer");
     let hidden_size = width("hidden_size")?;
     let num_hidden_layers =
@@ -126,18 +147,11 @@ fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
     })
 }
 
-/// Keys that change the computation and that nothing here acts on.
-fn refuse_unknown(f: &Fields, family: Family) -> Result<()> {
+/// Values of other keys that are not computed.
+fn refuse_other_layers(f: &Fields, family: Family) -> Result<()> {
     let act = f.str("hidden_act")?.unwrap_or("silu");
     if !["silu", "swish"].contains(&act) {
         return Err(unsupported(f.path(), "hidden_act", act, "silu"));
-    }
-    refuse_common(f)?;
-    if f.bool("use_mrope")?.unwrap_or(false) {
-        return Err(f.error("use_mrope", "false"));
-    }
-    if f.get("per_layer_config").is_some() {
-        return Err(f.error("per_layer_config", "equal layers (no such key)"));
     }
     if family != Family::Llama {
         if f.bool("mlp_bias")?.unwrap_or(false) {
@@ -149,14 +163,6 @@ fn refuse_unknown(f: &Fields, family: Family) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The same for every family.
-fn refuse_common(f: &Fields) -> Result<()> {
-    match f.get("quantization_config") {
-        Some(_) => Err(f.error("quantization_config", "unquantised weights (no such key)")),
-        None => Ok(()),
-    }
 }
 
 fn head_dim(f: &Fields, hidden_size: usize, heads: usize) -> Result<usize> {
@@ -254,20 +260,18 @@ fn windows(f: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize
     Ok(windows)
 }
 
-/// A special token; `default` counts where the file is silent, unless it is no token of the vocabulary.
+/// A special token, `default` where the file is silent. One outside the vocabulary is none: it matters when it is fed, and
+/// that is checked where ids are read.
 fn token(f: &Fields, key: &str, default: Option<u32>, vocab: usize) -> Result<Option<u32>> {
-    if !f.has(key) {
-        return Ok(default.filter(|&id| (id as usize) < vocab));
-    }
-    f.get(key).map(|v| in_vocab(f, key, v, vocab)).transpose()
+    let id = if f.has(key) { f.get(key).map(|v| token_id(f, key, v)).transpose()?.flatten() } else { default };
+    Ok(id.filter(|&id| (id as usize) < vocab))
 }
 
 fn end_tokens(f: &Fields, default: Option<u32>, vocab: usize) -> Result<Vec<u32>> {
     let key = "eos_token_id";
-    match f.get(key) {
-        Some(Value::Array(list)) => list.iter().map(|v| in_vocab(f, key, v, vocab)).collect(),
-        _ => Ok(token(f, key, default, vocab)?.into_iter().collect()),
-    }
+    let Some(Value::Array(list)) = f.get(key) else { return Ok(token(f, key, default, vocab)?.into_iter().collect()) };
+    let ids = list.iter().map(|v| token_id(f, key, v)).collect::<Result<Vec<_>>>()?;
+    Ok(ids.into_iter().flatten().filter(|&id| (id as usize) < vocab).collect())
 }
 
 /// Never used to compute, and often out of the table in published files, so not checked.
@@ -275,9 +279,12 @@ fn pad(f: &Fields) -> Option<u32> {
     f.get("pad_token_id").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok())
 }
 
-fn in_vocab(f: &Fields, key: &str, value: &Value, vocab: usize) -> Result<u32> {
-    let id = value.as_u64().filter(|&id| id < vocab as u64).and_then(|id| u32::try_from(id).ok());
-    id.ok_or_else(|| f.error(key, format!("token ids below vocab_size {vocab}")))
+/// An id; negative ones, which some files have, are none.
+fn token_id(f: &Fields, key: &str, value: &Value) -> Result<Option<u32>> {
+    match value.as_i64() {
+        Some(id) => Ok(u32::try_from(id).ok()),
+        None => Err(f.error(key, "a token id, or a list of them")),
+    }
 }
 
 /// `dtype` (new dialect) goes before `torch_dtype` (old one).

@@ -17,11 +17,15 @@ pub mod config;
 #[forbid(unsafe_code)]
 pub mod embedded;
 #[forbid(unsafe_code)]
+pub mod generation_config;
+#[forbid(unsafe_code)]
 pub mod hub;
 #[forbid(unsafe_code)]
 pub mod json;
 #[forbid(unsafe_code)]
 pub mod jsonl;
+#[forbid(unsafe_code)]
+pub mod keys;
 #[forbid(unsafe_code)]
 pub mod lines;
 pub mod safetensors;

@@ -61,7 +61,7 @@ impl<B: Backend> Model<B> {
             // Sequences whose angles depend on how long they are have nothing in common.
             let together = if self.config.scales_beyond().is_some() { 1 } else { fits.count().max(1) };
             let last = first + together;
-            let batch = Batch { model: self, adaptation, generation, first };
+            let batch = Batch { model: self, adaptation, generation, prompts: &prompts[first..last], first };
             done.extend(batch.run(backend, &sequences[first..last], on_token)?);
         }
         Ok(done)
@@ -73,6 +73,7 @@ struct Batch<'a, B: Backend> {
     model: &'a Model<B>,
     adaptation: Option<&'a Adaptation<B>>,
     generation: &'a GenerationConfig<'a>,
+    prompts: &'a [Prompt],
     /// Number of the first of them among all.
     first: usize,
 }
@@ -92,7 +93,9 @@ impl<B: Backend> Batch<'_, B> {
         let leaf = |row: &usize| prompts.pack.segments().iter().position(|s| s.rows.end == row + 1);
         let leaves: Vec<usize> =
             last.iter().map(leaf).collect::<Option<_>>().expect("generate: segments end where sequences do");
-        let search = |(i, (&limit, &leaf))| Search::new(generation, limit, leaf, self.first + i);
+        let search = |(i, (&limit, &leaf)): (usize, (&usize, &usize))| {
+            Search::new(generation, &self.prompts[i].ids, limit, leaf, self.first + i)
+        };
         let mut searches: Vec<Search> = limits.iter().zip(&leaves).enumerate().map(search).collect();
         // Every live hypothesis has its logits, in the order of prompts.
         let rows: Vec<usize> = (0..last.len()).filter(|&i| limits[i] > 0).map(|i| last[i]).collect();

@@ -65,7 +65,8 @@ impl<B: Backend> Model<B> {
     /// A file that is missing or malformed, or weights that do not fit the configuration.
     pub fn load(backend: &mut B, path: &Path) -> Result<Self> {
         let config = ModelConfig::load(path)?;
-        Self::new(backend, &config, &Checkpoint::open(path)?)
+        let weights = ModelConfig::weights_file(path)?;
+        Self::new(backend, &config, &Checkpoint::open(weights.as_deref().unwrap_or(path))?)
     }
 
     /// A model from an opened checkpoint, its architecture as the checkpoint completes `config` ([`Source::new`]).

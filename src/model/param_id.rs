@@ -230,8 +230,8 @@ impl<'a> Source<'a> {
         Ok(floats(&table)? == floats(&head)?)
     }
 
-    /// Tensors beside the body (the head of a reward model, say) are left alone with a note; in the body there must be
-    /// none that nothing reads.
+    /// Tensors beside the body (the head of a reward model, say, or layers beyond the configuration's) are left alone with a
+    /// warning; in the body there must be none that nothing reads.
     fn deny_unexpected(&self) -> Result<()> {
         let known: HashSet<String> = ParamId::all(&ModelConfig { tie_word_embeddings: false, ..self.config.clone() })
             .into_iter()
@@ -240,7 +240,8 @@ impl<'a> Source<'a> {
         let root = |name: &str| name.split_inclusive('.').next().unwrap_or_default().to_owned();
         let roots: HashSet<String> = known.iter().map(|name| root(name)).collect();
         let stray = |name: &str| !known.contains(name) && !self.is_ignored(name);
-        self.checkpoint.deny_unexpected(|name| !stray(name) || !roots.contains(&root(name)))?;
+        let of_the_body = |name: &str| roots.contains(&root(name)) && !self.is_beyond(name);
+        self.checkpoint.deny_unexpected(|name| !stray(name) || !of_the_body(name))?;
         let beside: Vec<&str> = self.checkpoint.names().filter(|name| stray(name)).collect();
         if let Some(first) = beside.first() {
             let path = self.checkpoint.path().display();
@@ -249,11 +250,20 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    /// Old exports hold tables of the rotation or of the causal mask: they are ignored.
+    /// Whether a tensor is of a layer that the configuration leaves out.
+    fn is_beyond(&self, name: &str) -> bool {
+        let first = self.stored(ParamId::Norm(NormAt::Attn(0)));
+        let layer = first.split_once(".0.").and_then(|(layers, _)| name.strip_prefix(layers)?.strip_prefix('.'));
+        let number = layer.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        number.is_some_and(|layer| layer >= self.config.num_hidden_layers)
+    }
+
+    /// Old exports hold tables of the rotation or of the causal mask, or a version: they are ignored.
     fn is_ignored(&self, name: &str) -> bool {
         let masks =
             self.config.family == Family::Gpt2 && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias"));
-        name.ends_with(".rotary_emb.inv_freq") || masks
+        let version = self.config.family == Family::Opt && name.ends_with("decoder.version");
+        name.ends_with(".rotary_emb.inv_freq") || masks || version
     }
 
     /// The name of a weight's tensor in a file without the head around the model, where this is one.

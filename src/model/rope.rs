@@ -97,6 +97,14 @@ impl<B: Backend> RopeTable<B> {
             Some(own) if positions.end > own => positions.end,
             _ => 0,
         };
+        // Said once of a sequence that grows.
+        if rope_len == 0 && (positions.start..positions.end).contains(&config.max_position_embeddings) {
+            log::warn!(
+                "sequences of more than max_position_embeddings, {} tokens, go on as far as they are rotated, as in \
+                 transformers",
+                config.max_position_embeddings
+            );
+        }
         if let Some(rope) = config.rope().filter(|_| rope_len != self.rope_len) {
             self.frequencies = Frequencies::new(rope, self.head_dim, rope_len);
             (self.rope_len, self.valid) = (rope_len, 0..0);

@@ -1,5 +1,7 @@
 //! What a generation is asked for: how tokens are chosen, and when it ends.
 
+use std::collections::BTreeSet;
+
 /// How the next token is chosen from the logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Sampling {
@@ -41,6 +43,13 @@ pub struct GenerationConfig<'a> {
     pub ends: Option<&'a Ends<'a>>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// Divisor of the scores of tokens that the prompt or the continuation has (a factor where they are negative; Keskar
+    /// et al. 2019), applied before all else; 1 changes nothing.
+    pub repetition_penalty: f64,
+    /// No token of `stop` is chosen before this many new ones.
+    pub min_new_tokens: usize,
+    /// No token of `stop` is chosen before prompt and new tokens are this many.
+    pub min_length: usize,
     /// Rows of prompts and new tokens that are cached at once, unless a single prompt needs more; it changes no result.
     pub rows: usize,
 }
@@ -48,7 +57,38 @@ pub struct GenerationConfig<'a> {
 impl GenerationConfig<'_> {
     /// Greedy, with nothing but a number of tokens to end it.
     pub fn greedy(max_new_tokens: usize) -> Self {
-        Self { max_new_tokens, max_length: None, stop: vec![], ends: None, sampling: Sampling::Greedy, rows: 1 << 14 }
+        Self {
+            max_new_tokens,
+            max_length: None,
+            stop: vec![],
+            ends: None,
+            sampling: Sampling::Greedy,
+            repetition_penalty: 1.0,
+            min_new_tokens: 0,
+            min_length: 0,
+            rows: 1 << 14,
+        }
+    }
+
+    /// Whether scores depend on the tokens before.
+    pub(super) fn adjusts(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.min_new_tokens > 0 || self.min_length > 0
+    }
+
+    /// Changes the scores `[V]` of what follows the tokens `prompt` and `new`, as transformers' processors do.
+    pub(super) fn adjust(&self, scores: &mut [f64], prompt: &[u32], new: &[u32]) {
+        let seen: BTreeSet<u32> = prompt.iter().chain(new).copied().collect();
+        for score in seen.into_iter().map(|id| id as usize) {
+            let score = &mut scores[score];
+            *score = if *score < 0.0 { *score * self.repetition_penalty } else { *score / self.repetition_penalty };
+        }
+        if new.len() < self.min_new_tokens || prompt.len() + new.len() < self.min_length {
+            for &id in &self.stop {
+                if let Some(score) = scores.get_mut(id as usize) {
+                    *score = f64::NEG_INFINITY;
+                }
+            }
+        }
     }
 
     /// New tokens at most after `positions` positions.

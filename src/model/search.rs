@@ -20,6 +20,8 @@ pub struct Hypothesis {
 /// The hypotheses of one prompt.
 pub struct Search<'a> {
     generation: &'a GenerationConfig<'a>,
+    /// Token ids of the prompt.
+    prompt: &'a [u32],
     /// New tokens at most.
     limit: usize,
     rng: Rng,
@@ -30,9 +32,15 @@ pub struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    /// The search after the cached segment `segment`, for at most `limit` tokens; `stream` numbers the prompt's stream of
-    /// random numbers.
-    pub fn new(generation: &'a GenerationConfig<'a>, limit: usize, segment: usize, stream: usize) -> Self {
+    /// The search after `prompt` and the cached segment `segment`, for at most `limit` tokens; `stream` numbers the
+    /// prompt's stream of random numbers.
+    pub fn new(
+        generation: &'a GenerationConfig<'a>,
+        prompt: &'a [u32],
+        limit: usize,
+        segment: usize,
+        stream: usize,
+    ) -> Self {
         let seed = match generation.sampling {
             Sampling::Random { seed, .. } => seed,
             Sampling::Greedy | Sampling::Beam { .. } => 0,
@@ -40,7 +48,7 @@ impl<'a> Search<'a> {
         let rng = Rng::with_stream(seed, stream as u64);
         let start = Hypothesis { tokens: Vec::new(), segment, score: 0.0 };
         let live = if limit > 0 { vec![start] } else { Vec::new() };
-        Self { generation, limit, rng, live, finished: Vec::new() }
+        Self { generation, prompt, limit, rng, live, finished: Vec::new() }
     }
 
     /// Takes a step: `logits` are those after each live hypothesis. None if one of them is not a number.
@@ -53,7 +61,15 @@ impl<'a> Search<'a> {
             return Some(());
         }
         let mut hypothesis = self.live.pop()?;
-        hypothesis.tokens.push(self.choose(logits[0], scratch)?);
+        let token = match self.generation.adjusts() {
+            false => self.choose(logits[0], scratch)?,
+            true => {
+                let mut scores: Vec<f64> = logits[0].iter().map(|x| x.to_f64()).collect();
+                self.generation.adjust(&mut scores, self.prompt, &hypothesis.tokens);
+                self.choose(&scores, scratch)?
+            }
+        };
+        hypothesis.tokens.push(token);
         match self.is_over(&hypothesis.tokens) {
             true => self.finished.push((0.0, hypothesis.tokens)),
             false => self.live.push(hypothesis),
@@ -96,7 +112,13 @@ impl<'a> Search<'a> {
             let logits = logits.iter().map(|x| x.to_f64());
             let highest = logits.clone().fold(f64::NEG_INFINITY, f64::max);
             let norm = highest + logits.clone().map(|x| (x - highest).exp()).sum::<f64>().ln();
-            candidates.extend(logits.enumerate().map(|(id, x)| (hypothesis.score + x - norm, i, id as u32)));
+            if !self.generation.adjusts() {
+                candidates.extend(logits.enumerate().map(|(id, x)| (hypothesis.score + x - norm, i, id as u32)));
+                continue;
+            }
+            let mut scores: Vec<f64> = logits.map(|x| x - norm).collect();
+            self.generation.adjust(&mut scores, self.prompt, &hypothesis.tokens);
+            candidates.extend(scores.iter().enumerate().map(|(id, x)| (hypothesis.score + x, i, id as u32)));
         }
         let order = |a: &Candidate, b: &Candidate| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2)));
         leading(candidates, (1 + self.generation.stop.len()).max(2) * beams, order);

@@ -5,6 +5,7 @@ mod support;
 
 mod capture;
 mod cases;
+mod checkpoints;
 mod compare;
 mod config;
 mod errors;

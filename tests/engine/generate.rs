@@ -59,8 +59,15 @@ fn generation_greedy_and_with_beams_is_that_of_transformers() {
             1 => Sampling::Greedy,
             beams => Sampling::Beam { beams, length_penalty: case["length_penalty"].as_f64().expect("a number") },
         };
-        let generation =
-            GenerationConfig { stop: ids(&case["stop"]), sampling, ..GenerationConfig::greedy(number("tokens")) };
+        let asked = |key: &str| case[key].as_u64().unwrap_or(0) as usize;
+        let generation = GenerationConfig {
+            stop: ids(&case["stop"]),
+            sampling,
+            repetition_penalty: case["repetition_penalty"].as_f64().unwrap_or(1.0),
+            min_new_tokens: asked("min_new_tokens"),
+            min_length: asked("min_length"),
+            ..GenerationConfig::greedy(number("tokens"))
+        };
         let cases = case["cases"].as_array().expect("cases");
         // All prompts of a case at once: transformers had them one by one.
         let prompts: Vec<Prompt> = cases.iter().map(|c| Prompt { ids: ids(&c[0]), run: None }).collect();

@@ -1,8 +1,9 @@
 use llamaprobe::arch::Dtype;
 use llamaprobe::arch::{Activation, Mlp, ModelConfig, Norm, Positions, RopeKind};
+use llamaprobe::formats::generation_config::{Decoding, GenerationDefaults};
 use serde_json::{Value, json};
 
-use crate::support::shared;
+use crate::support::{shared, temp};
 
 fn rope_json(config: &ModelConfig) -> (Value, f64) {
     let Positions::Rope(rope) = &config.positions else { panic!("{:?}", config.positions) };
@@ -95,6 +96,104 @@ fn biases_follow_the_family() {
     assert_eq!(bias("llama", json!({"mlp_bias": true})), (false, false, true));
     assert_eq!(bias("mistral", json!({})), (false, false, false));
     assert_eq!(bias("qwen2", json!({})), (true, false, false));
+}
+
+/// Special tokens matter where they are fed: files have -1 and ids that no row of the table is of.
+#[test]
+fn special_tokens_outside_the_vocabulary_are_none() {
+    let read = |keys: Value| {
+        let mut config = json!({"model_type": "llama", "hidden_size": 32, "intermediate_size": 8, "vocab_size": 10,
+            "num_hidden_layers": 1, "num_attention_heads": 4});
+        config.as_object_mut().expect("object").extend(keys.as_object().expect("object").clone());
+        let c = ModelConfig::parse("config.json", &config.to_string()).expect("valid");
+        (c.bos_token_id, c.eos_token_id)
+    };
+    assert_eq!(read(json!({})), (Some(1), vec![2]));
+    assert_eq!(read(json!({"bos_token_id": 10, "eos_token_id": [3, 10, 9]})), (None, vec![3, 9]));
+    assert_eq!(read(json!({"bos_token_id": -1, "eos_token_id": -1})), (None, vec![]));
+    assert_eq!(read(json!({"bos_token_id": null, "eos_token_id": 9})), (None, vec![9]));
+}
+
+#[test]
+fn keys_that_would_change_the_result_must_be_neutral() {
+    let read = |key: &str, value: Value| {
+        let mut config = json!({"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 8, "vocab_size": 10,
+            "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2});
+        config[key] = value;
+        ModelConfig::parse("config.json", &config.to_string()).map_err(|error| error.to_string())
+    };
+    for (key, neutral, other) in [
+        ("quantization_config", Value::Null, json!({"quant_method": "gptq"})),
+        ("compression_config", Value::Null, json!({})),
+        ("per_layer_config", json!({}), json!({"0": {"num_key_value_heads": 1}})),
+        ("is_encoder_decoder", json!(false), json!(true)),
+        ("use_mrope", json!(false), json!(true)),
+    ] {
+        read(key, neutral).expect(key);
+        let error = read(key, other).expect_err(key);
+        assert!(error.starts_with(&format!("config.json: {key}: expected")), "{error}");
+    }
+    for (key, value) in [
+        ("attention_dropout", json!(0.1)),
+        ("pretraining_tp", json!(2)),
+        ("architectures", json!(["Qwen2ForSequenceClassification"])),
+        ("output_hidden_states", json!(true)),
+        ("tie_last_hidden_states", json!(false)),
+        ("temperature", json!(0.3)),
+        ("a_key_of_nobody", json!([1])),
+    ] {
+        read(key, value).expect(key);
+    }
+    assert!(!read("is_causal", json!(false)).expect("bidirectional").is_causal);
+}
+
+#[test]
+fn weights_may_be_a_file_that_the_configuration_names() {
+    let dir = temp();
+    let read = |value: Value| {
+        std::fs::write(dir.path().join("config.json"), json!({"transformers_weights": value}).to_string())
+            .expect("writes");
+        ModelConfig::weights_file(dir.path()).map_err(|error| error.to_string())
+    };
+    assert_eq!(read(Value::Null), Ok(None));
+    assert_eq!(read(json!("b.safetensors")), Ok(Some(dir.path().join("b.safetensors"))));
+    assert_eq!(read(json!("w/b.safetensors.index.json")), Ok(Some(dir.path().join("w/b.safetensors.index.json"))));
+    for other in [json!("../b.safetensors"), json!("/b.safetensors"), json!("b.bin"), json!(1)] {
+        let error = read(other).expect_err("outside, or no safetensors");
+        assert!(error.contains("transformers_weights: expected"), "{error}");
+    }
+}
+
+#[test]
+fn generation_config_is_used_or_refused_by_name() {
+    let dir = temp();
+    let load = |value: Value, decoding| {
+        std::fs::write(dir.path().join("generation_config.json"), value.to_string()).expect("writes");
+        GenerationDefaults::load(dir.path(), decoding).map_err(|error| error.to_string())
+    };
+    use Decoding::{Beams, Greedy, Sampling};
+    assert_eq!(GenerationDefaults::load(dir.path(), Greedy).expect("no file"), GenerationDefaults::default());
+    let asked = json!({"repetition_penalty": 1.1, "min_new_tokens": 3, "min_length": 9, "do_sample": true, "top_k": 5});
+    let expected = GenerationDefaults { repetition_penalty: 1.1, min_new_tokens: 3, min_length: 9 };
+    assert_eq!(load(asked, Greedy), Ok(expected));
+    for (key, neutral, other) in [
+        ("suppress_tokens", json!([]), json!([5])),
+        ("forced_eos_token_id", Value::Null, json!(2)),
+        ("no_repeat_ngram_size", json!(0), json!(2)),
+        ("encoder_repetition_penalty", json!(1.0), json!(1.5)),
+        ("bad_words_ids", Value::Null, json!([[1]])),
+        ("repetition_penalty", json!(1), json!(0)),
+        ("min_new_tokens", json!(0), json!(-1)),
+    ] {
+        load(json!({ key: neutral }), Greedy).expect(key);
+        let error = load(json!({ key: other }), Greedy).expect_err(key);
+        assert!(error.contains(&format!("generation_config.json: {key}: expected")), "{error}");
+    }
+    for (key, value, of) in [("min_p", json!(0.1), Sampling), ("early_stopping", json!(true), Beams)] {
+        load(json!({ key: value }), Greedy).expect(key);
+        let error = load(json!({ key: value }), of).expect_err(key);
+        assert!(error.contains(key), "{error}");
+    }
 }
 
 #[test]

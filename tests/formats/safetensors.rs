@@ -1,6 +1,8 @@
+use std::path::Path;
+
 use half::{bf16, f16};
 use llamaprobe::formats::safetensors::{Bytes, Checkpoint, Dtype, Loading, Tensor, TensorFile, TensorSpec, write};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{shared, temp};
 
@@ -101,6 +103,63 @@ fn shards_are_one_checkpoint() {
     assert_eq!(open.expect("b", &[1]).expect("there").as_slice::<f32>().expect("f32"), two);
     let error = open.expect("c", &[1]).expect_err("absent").to_string();
     assert!(error.contains("tensor c") && error.contains("nearest"), "{error}");
+}
+
+fn one(dir: &Path, file: &str, name: &str, data: &[f32]) {
+    let tensor = Tensor { name, dtype: Dtype::F32, shape: &[data.len()], data: bytemuck::cast_slice(data) };
+    write(dir.join(file), &[tensor], &[]).expect("writes");
+}
+
+/// As in transformers 5.24 the index says which files there are, and the files say what they hold.
+#[test]
+fn index_may_omit_invent_misplace_and_repeat_tensors() {
+    let dir = temp();
+    let d = dir.path();
+    let open = |map: Value| {
+        let index = d.join("model.safetensors.index.json");
+        std::fs::write(index, json!({"weight_map": map}).to_string()).expect("writes");
+        let open = Checkpoint::open(d)?;
+        Ok::<_, llamaprobe::Error>(["a", "b"].map(|name| open.get(name).expect(name).to_f32().expect("floats")))
+    };
+    one(d, "1.safetensors", "a", &[1.0, 2.0]);
+    one(d, "2.safetensors", "b", &[3.0]);
+    let both = [vec![1.0, 2.0], vec![3.0]];
+    for map in [
+        json!({"a": "1.safetensors", "x": "2.safetensors"}),
+        json!({"a": "1.safetensors", "b": "2.safetensors", "c": "1.safetensors"}),
+        json!({"a": "2.safetensors", "b": "1.safetensors"}),
+    ] {
+        assert_eq!(open(map.clone()).expect("opens"), both, "{map}");
+    }
+    one(d, "3.safetensors", "a", &[1.0, 2.0]);
+    let three = json!({"a": "1.safetensors", "b": "2.safetensors", "again": "3.safetensors"});
+    assert_eq!(open(three.clone()).expect("the same once more"), both);
+    for other in [&[1.0, 2.5][..], &[1.0]] {
+        one(d, "3.safetensors", "a", other);
+        let error = open(three.clone()).expect_err("two that differ").to_string();
+        assert!(error.contains("3.safetensors: a: ") && error.contains("1.safetensors"), "{error}");
+    }
+}
+
+#[test]
+fn data_that_are_not_aligned_are_read_all_the_same() {
+    let dir = temp();
+    let path = dir.path().join("x.safetensors");
+    for pad in 0..8 {
+        let header = format!(
+            r#"{{"w":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}},"h":{{"dtype":"BF16","shape":[1],"data_offsets":[8,10]}}}}{}"#,
+            " ".repeat(pad)
+        );
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &1.5f32.to_le_bytes()].concat();
+        let bytes = [&bytes[..], &(-2.0f32).to_le_bytes(), &bf16::from_f32(0.5).to_le_bytes()].concat();
+        std::fs::write(&path, bytes).expect("writes");
+        for loading in [Loading::Mapped, Loading::Copied] {
+            let open = Checkpoint::open_as(&path, loading).expect("opens");
+            assert_eq!(open.get("w").expect("w").as_slice::<f32>().expect("aligned"), [1.5, -2.0], "{pad}");
+            assert_eq!(open.get("h").expect("h").as_slice::<bf16>().expect("aligned"), [bf16::from_f32(0.5)]);
+            open.check_finite().expect("finite");
+        }
+    }
 }
 
 /// A file that is overwritten in place changes a mapped checkpoint (if the system shows it) but never a copied one, nor does

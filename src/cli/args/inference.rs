@@ -99,6 +99,12 @@ pub struct GenerateArgs {
     /// Maximum number of new tokens.
     #[arg(long, default_value_t = 64, value_name = "TOKENS")]
     pub max_new_tokens: usize,
+    /// Minimum number of new tokens before one that ends a text [default: generation_config.json's].
+    #[arg(long, value_name = "TOKENS")]
+    pub min_new_tokens: Option<usize>,
+    /// Divisor of the scores of tokens that were seen; 1 disables it [default: generation_config.json's].
+    #[arg(long, value_name = "PENALTY")]
+    pub repetition_penalty: Option<f64>,
     /// Maximum tokens of soft prompt, prompt and continuation together [default: no limit].
     #[arg(long, value_name = "TOKENS")]
     pub max_length: Option<usize>,

@@ -1,7 +1,7 @@
 //! `config.json` of GPT-2, OPT and BLOOM. Options that change what is computed and are not among these fields are
 //! errors.
 
-use super::{MAX_LAYERS, MAX_WIDTH, dtype, end_tokens, pad, refuse_common, token, unsupported};
+use super::{MAX_LAYERS, MAX_WIDTH, dtype, end_tokens, pad, token, unsupported};
 use crate::Result;
 use crate::arch::{Activation, Family, Mlp, ModelConfig, Norm, Positions};
 use crate::formats::json::Fields;
@@ -65,7 +65,6 @@ fn fixed(f: &Fields, key: &str, value: bool) -> Result<()> {
 
 /// What the three families have in common; each sets what is its own.
 fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], heads_key: &str) -> Result<ModelConfig> {
-    refuse_common(f)?;
     let positions = if family == Family::Bloom { "alibi" } else { "absolute" };
     if let Some(other) = f.str("position_embedding_type")?
         && other != positions

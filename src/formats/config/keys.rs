@@ -1,0 +1,204 @@
+//! The keys of `config.json`, as transformers 5.24 knows them.
+
+use crate::arch::Family;
+use crate::formats::keys::{Harmless, Keys};
+
+/// What a model of a family has to say.
+pub fn of(family: Family) -> Keys {
+    let used = match family {
+        Family::Llama | Family::Mistral | Family::Qwen2 => LLAMA,
+        Family::Gpt2 => GPT2,
+        Family::Opt => OPT,
+        Family::Bloom => BLOOM,
+    };
+    Keys { used, harmless: HARMLESS, refused: REFUSED }
+}
+
+macro_rules! used {
+    ($name:ident: $($key:literal)*) => {
+        const $name: &[&str] = &[
+            "model_type", "dtype", "torch_dtype", "vocab_size", "tie_word_embeddings", "is_causal", "bos_token_id",
+            "eos_token_id", "pad_token_id", "transformers_weights", $($key),*
+        ];
+    };
+}
+
+used! { LLAMA:
+    "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim"
+    "hidden_act" "max_position_embeddings" "rms_norm_eps" "attention_bias" "mlp_bias" "rope_theta" "rope_scaling"
+    "rope_parameters" "partial_rotary_factor" "original_max_position_embeddings" "sliding_window" "use_sliding_window"
+    "max_window_layers" "layer_types"
+}
+used! { GPT2:
+    "n_embd" "hidden_size" "n_head" "num_attention_heads" "n_layer" "num_hidden_layers" "n_inner" "n_positions"
+    "max_position_embeddings" "activation_function" "layer_norm_epsilon" "scale_attn_weights"
+    "scale_attn_by_inverse_layer_idx" "add_cross_attention" "position_embedding_type"
+}
+used! { OPT:
+    "hidden_size" "num_attention_heads" "num_hidden_layers" "ffn_dim" "word_embed_proj_dim" "max_position_embeddings"
+    "activation_function" "do_layer_norm_before" "_remove_final_layer_norm" "enable_bias" "layer_norm_elementwise_affine"
+    "position_embedding_type"
+}
+used! { BLOOM:
+    "hidden_size" "n_embed" "n_embd" "n_head" "num_attention_heads" "n_layer" "num_hidden_layers" "layer_norm_epsilon"
+    "apply_residual_connection_post_layernorm" "seq_length" "position_embedding_type"
+}
+
+/// The dropouts of a model: transformers applies them in training, this library trains the model as it is evaluated.
+pub const DROPOUTS: &[&str] = &[
+    "attention_dropout",
+    "attn_pdrop",
+    "resid_pdrop",
+    "embd_pdrop",
+    "dropout",
+    "activation_dropout",
+    "hidden_dropout",
+    "layerdrop",
+];
+
+const HARMLESS: &[Harmless] = &[
+    (
+        "names, versions, and code of others that is not run",
+        &[
+            "architectures",
+            "auto_map",
+            "transformers_version",
+            "_name_or_path",
+            "name_or_path",
+            "_commit_hash",
+            "unsloth_version",
+            "unsloth_fixed",
+            "model_name",
+            "finetuning_task",
+            "license",
+        ],
+    ),
+    (
+        "how it is computed, not what",
+        &[
+            "use_cache",
+            "attn_implementation",
+            "_attn_implementation",
+            "_attn_implementation_internal",
+            "_attn_implementation_autoset",
+            "_experts_implementation_internal",
+            "pretraining_tp",
+            "slow_but_exact",
+            "reorder_and_upcast_attn",
+            "attention_softmax_in_fp32",
+            "masked_softmax_fusion",
+            "bias_dropout_fusion",
+            "gradient_checkpointing",
+            "chunk_size_feed_forward",
+            "torchscript",
+            "use_bfloat16",
+            "tp_size",
+        ],
+    ),
+    ("of training; a note there", DROPOUTS),
+    ("of the start of training", &["initializer_range", "init_std", "classifier_dropout"]),
+    (
+        "of classifiers, whose heads are not loaded",
+        &[
+            "num_labels",
+            "id2label",
+            "label2id",
+            "problem_type",
+            "summary_type",
+            "summary_use_proj",
+            "summary_activation",
+            "summary_proj_to_labels",
+            "summary_first_dropout",
+            "summary_last_dropout",
+            "task_specific_params",
+            "score_bias",
+        ],
+    ),
+    (
+        "which tensors are returned, and under which index; here each has its name",
+        &["output_hidden_states", "output_attentions", "return_dict", "use_return_dict", "tie_last_hidden_states"],
+    ),
+    (
+        "of the tokenizer and of encoders",
+        &[
+            "unk_token_id",
+            "sep_token_id",
+            "cls_token_id",
+            "mask_token_id",
+            "model_max_length",
+            "tokenizer_class",
+            "prefix",
+            "decoder_start_token_id",
+            "is_decoder",
+            "predict_special_tokens",
+            "cross_attention_hidden_size",
+            "tie_encoder_decoder",
+        ],
+    ),
+    (
+        "read by no release since 5.0, or only for other families",
+        &[
+            "n_ctx",
+            "max_sequence_length",
+            "seq_length",
+            "max_window_layers",
+            "use_sliding_window",
+            "skip_bias_add",
+            "skip_bias_add_qkv",
+            "unk_token",
+            "rotary_emb_base",
+            "pruned_heads",
+            "remove_invalid_values",
+            "offset_alibi",
+            "bias",
+            "rope_theta",
+            "fuse_matmul",
+        ],
+    ),
+    (
+        "of generation, which transformers reads from generation_config.json alone",
+        &[
+            "max_length",
+            "max_new_tokens",
+            "min_length",
+            "min_new_tokens",
+            "do_sample",
+            "early_stopping",
+            "num_beams",
+            "num_beam_groups",
+            "diversity_penalty",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "typical_p",
+            "repetition_penalty",
+            "encoder_repetition_penalty",
+            "length_penalty",
+            "no_repeat_ngram_size",
+            "encoder_no_repeat_ngram_size",
+            "bad_words_ids",
+            "num_return_sequences",
+            "output_scores",
+            "return_dict_in_generate",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "exponential_decay_length_penalty",
+            "suppress_tokens",
+            "begin_suppress_tokens",
+            "renormalize_logits",
+            "epsilon_cutoff",
+            "eta_cutoff",
+            "stop_strings",
+            "cache_implementation",
+        ],
+    ),
+];
+
+const REFUSED: &[(&str, &[&str])] = &[
+    ("quantization_config", &[]),
+    ("compression_config", &[]),
+    ("per_layer_config", &["{}"]),
+    ("is_encoder_decoder", &["false"]),
+    ("use_mrope", &["false"]),
+];

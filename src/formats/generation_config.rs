@@ -1,0 +1,182 @@
+//! `generation_config.json`: what a model's authors ask of its generation, as transformers 5.24 reads it.
+//!
+//! How tokens are chosen is said by whoever generates; the file says what holds in any case. Where generation ends
+//! ([`Tokenizer::stops`](super::tokenizer::Tokenizer::stops)) is read with the tokenizer.
+
+use std::path::Path;
+
+use super::json::{self, Fields};
+use super::keys::{Harmless, Keys};
+use crate::Result;
+
+/// What holds however tokens are chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GenerationDefaults {
+    /// Divisor of the scores of tokens that were seen (Keskar et al. 2019); 1 is none.
+    pub repetition_penalty: f64,
+    /// New tokens at least.
+    pub min_new_tokens: usize,
+    /// Tokens at least, prompt and new ones together.
+    pub min_length: usize,
+}
+
+impl Default for GenerationDefaults {
+    fn default() -> Self {
+        Self { repetition_penalty: 1.0, min_new_tokens: 0, min_length: 0 }
+    }
+}
+
+/// How tokens are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoding {
+    /// The most probable.
+    Greedy,
+    /// Beam search.
+    Beams,
+    /// Drawn at random.
+    Sampling,
+}
+
+impl GenerationDefaults {
+    /// Reads the file of a model directory; where there is none, nothing is asked. With `decoding`, keys that transformers
+    /// would act upon then and nothing here does must be neutral.
+    ///
+    /// # Errors
+    /// The file cannot be read; a value that is out of its domain, or that of a key that is refused.
+    pub fn load(directory: &Path, decoding: Decoding) -> Result<Self> {
+        let path = directory.join("generation_config.json");
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        let value = json::read(&path)?;
+        let f = Fields::new(&path, &value)?;
+        KEYS.check(&f)?;
+        match decoding {
+            Decoding::Greedy => {}
+            Decoding::Beams => OF_BEAMS.refuse(&f)?,
+            Decoding::Sampling => OF_SAMPLING.refuse(&f)?,
+        }
+        if f.bool("do_sample")?.unwrap_or(false) && decoding != Decoding::Sampling {
+            log::warn!("{}: do_sample is true; tokens are chosen as asked here, not drawn", path.display());
+        }
+        let repetition_penalty = f.f64("repetition_penalty")?.unwrap_or(1.0);
+        if repetition_penalty <= 0.0 {
+            return Err(f.error("repetition_penalty", "a number above 0"));
+        }
+        Ok(Self {
+            repetition_penalty,
+            min_new_tokens: f.usize("min_new_tokens")?.unwrap_or(0),
+            min_length: f.usize("min_length")?.unwrap_or(0),
+        })
+    }
+}
+
+const HARMLESS: &[Harmless] = &[
+    ("names and versions", &["transformers_version", "_from_model_config", "_commit_hash", "trust_remote_code"]),
+    (
+        "said by whoever generates",
+        &[
+            "max_length",
+            "max_new_tokens",
+            "do_sample",
+            "temperature",
+            "top_k",
+            "top_p",
+            "num_beams",
+            "length_penalty",
+            "early_stopping",
+            "min_p",
+            "top_h",
+            "typical_p",
+            "epsilon_cutoff",
+            "eta_cutoff",
+            "renormalize_logits",
+            "use_cache",
+            "num_return_sequences",
+        ],
+    ),
+    (
+        "how it is computed or returned, not what",
+        &[
+            "cache_config",
+            "max_cache_len",
+            "return_dict_in_generate",
+            "output_attentions",
+            "output_hidden_states",
+            "output_scores",
+            "output_logits",
+            "prefill_chunk_size",
+            "compile_config",
+            "disable_compile",
+            "continuous_batching_config",
+            "low_memory",
+            "is_assistant",
+            "num_assistant_tokens",
+            "num_assistant_tokens_schedule",
+            "assistant_confidence_threshold",
+            "max_matching_ngram_size",
+            "assistant_early_exit",
+            "assistant_lookbehind",
+            "target_lookbehind",
+            "assistant_ensemble_weight",
+            "speculation_type",
+            "use_mtp",
+        ],
+    ),
+    (
+        "of padding and of encoders",
+        &["pad_token_id", "decoder_start_token_id", "encoder_no_repeat_ngram_size", "forced_decoder_ids"],
+    ),
+];
+
+/// The keys of the file.
+const KEYS: Keys = Keys {
+    used: &["bos_token_id", "eos_token_id", "repetition_penalty", "min_new_tokens", "min_length"],
+    harmless: HARMLESS,
+    refused: &[
+        ("max_time", &[]),
+        ("stop_strings", &["[]"]),
+        ("encoder_repetition_penalty", &["1"]),
+        ("no_repeat_ngram_size", &["0"]),
+        ("bad_words_ids", &["[]"]),
+        ("forced_bos_token_id", &[]),
+        ("forced_eos_token_id", &[]),
+        ("remove_invalid_values", &["false"]),
+        ("exponential_decay_length_penalty", &[]),
+        ("suppress_tokens", &["[]"]),
+        ("begin_suppress_tokens", &["[]"]),
+        ("sequence_bias", &["{}", "[]"]),
+        ("token_healing", &["false"]),
+        ("guidance_scale", &["1"]),
+        ("watermarking_config", &[]),
+        ("penalty_alpha", &["0"]),
+        ("dola_layers", &[]),
+        ("diversity_penalty", &["0"]),
+        ("num_beam_groups", &["1"]),
+        ("constraints", &[]),
+        ("force_words_ids", &[]),
+        ("prompt_lookup_num_tokens", &[]),
+        ("cache_implementation", &["\"static\"", "\"dynamic\"", "\"hybrid\"", "\"offloaded\"", "\"sliding_window\""]),
+    ],
+};
+
+/// Keys that matter to beam search.
+const OF_BEAMS: Keys = Keys {
+    used: &[],
+    harmless: &[],
+    refused: &[("early_stopping", &["false"]), ("renormalize_logits", &["false"]), ("num_return_sequences", &["1"])],
+};
+
+/// Keys that matter to sampling.
+const OF_SAMPLING: Keys = Keys {
+    used: &[],
+    harmless: &[],
+    refused: &[
+        ("min_p", &["0"]),
+        ("top_h", &[]),
+        ("typical_p", &["1"]),
+        ("epsilon_cutoff", &["0"]),
+        ("eta_cutoff", &["0"]),
+        ("num_return_sequences", &["1"]),
+    ],
+};

@@ -255,6 +255,8 @@ pub struct ModelConfig {
     pub eos_token_id: Vec<u32>,
     /// Padding token; this library never pads.
     pub pad_token_id: Option<u32>,
+    /// The largest probability of the dropouts with which transformers would train the model; this library applies none.
+    pub dropout: f64,
     /// Type of the weights as the file says; `None` where it does not.
     pub dtype: Option<Dtype>,
 }

@@ -12,6 +12,7 @@ use super::{Failure, output, report_tables};
 use crate::arch::Family;
 use crate::backend::Backend;
 use crate::compare::{Base, CompareSettings, Comparison, Source};
+use crate::formats::generation_config::{Decoding, GenerationDefaults};
 use crate::formats::tokenizer::Tokenizer;
 use crate::formats::{atomic, yaml};
 use crate::model::Model;
@@ -24,6 +25,12 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
     let settings = settings(args, files.config.family)?;
     settings.validate(files.config.family)?;
     let tokenizer = files.tokenizer()?;
+    // The protocol of the comparison is that of the study, whatever the model's authors ask of its generation.
+    let decoding = if args.num_beams > 1 { Decoding::Beams } else { Decoding::Greedy };
+    if !GenerationDefaults::load(&files.path, decoding).is_ok_and(|asked| asked == GenerationDefaults::default()) {
+        let path = files.path.display();
+        log::warn!("{path}/generation_config.json: asks for more than where texts end, which is not done here");
+    }
     let sources = sources(args)?;
     let dtype = files.dtype;
     dispatch(&args.common, dtype, Compare { args, files, settings, tokenizer, sources })

@@ -143,6 +143,7 @@ fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
         bos_token_id: token(f, "bos_token_id", begin, vocab_size)?,
         eos_token_id: end_tokens(f, end, vocab_size)?,
         pad_token_id: pad(f),
+        dropout: keys::dropout(f, family)?,
         dtype: dtype(f)?,
     })
 }

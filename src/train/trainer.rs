@@ -58,6 +58,13 @@ impl<B: Backend> Trainer<B> {
         assert!(runs.len() == count, "trainer: data of {} runs for {count}", runs.len());
         let packing = packing(&trainable, options, model.config.is_causal)?;
         model.config.require_head()?;
+        if model.config.dropout > 0.0 {
+            log::warn!(
+                "the model's own dropout, up to {} in config.json or by its family's default, is not applied: it is \
+                 trained as it is evaluated",
+                model.config.dropout
+            );
+        }
         for (run, Run { data, settings }) in runs.iter().enumerate() {
             settings.validate()?;
             check_data(run, data, model.config.vocab_size, packing.prompt(run))?;

@@ -147,6 +147,19 @@ fn keys_that_would_change_the_result_must_be_neutral() {
     assert!(!read("is_causal", json!(false)).expect("bidirectional").is_causal);
 }
 
+/// The defaults are those of the configurations of transformers 5.24.
+#[test]
+fn dropout_is_the_largest_that_training_would_apply() {
+    let of = |text: &str| ModelConfig::parse("config.json", text).expect("valid").dropout;
+    let gpt2 = r#"{"model_type": "gpt2", "n_embd": 4, "n_head": 1, "n_layer": 1, "vocab_size": 5"#;
+    assert_eq!(of(&format!("{gpt2}}}")), 0.1);
+    assert_eq!(of(&format!(r#"{gpt2}, "attn_pdrop": 0, "resid_pdrop": 0.3, "embd_pdrop": 0}}"#)), 0.3);
+    assert_eq!(of(&format!(r#"{gpt2}, "attn_pdrop": 0, "resid_pdrop": 0.0, "embd_pdrop": 0}}"#)), 0.0);
+    let bloom = r#"{"model_type": "bloom", "hidden_size": 4, "n_head": 1, "n_layer": 1, "vocab_size": 5"#;
+    assert_eq!(of(&format!("{bloom}}}")), 0.0);
+    assert_eq!(of(&format!(r#"{bloom}, "attention_dropout": 0.2}}"#)), 0.2);
+}
+
 #[test]
 fn weights_may_be_a_file_that_the_configuration_names() {
     let dir = temp();

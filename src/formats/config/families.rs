@@ -1,7 +1,7 @@
 //! `config.json` of GPT-2, OPT and BLOOM. Options that change what is computed and are not among these fields are
 //! errors.
 
-use super::{MAX_LAYERS, MAX_WIDTH, dtype, end_tokens, pad, token, unsupported};
+use super::{MAX_LAYERS, MAX_WIDTH, dtype, end_tokens, keys, pad, token, unsupported};
 use crate::Result;
 use crate::arch::{Activation, Family, Mlp, ModelConfig, Norm, Positions};
 use crate::formats::json::Fields;
@@ -103,6 +103,7 @@ fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], he
         bos_token_id: token(f, "bos_token_id", begin, vocab_size)?,
         eos_token_id: end_tokens(f, end, vocab_size)?,
         pad_token_id: pad(f),
+        dropout: keys::dropout(f, family)?,
         dtype: dtype(f)?,
     })
 }

@@ -1,6 +1,8 @@
 //! The keys of `config.json`, as transformers 5.24 knows them.
 
+use crate::Result;
 use crate::arch::Family;
+use crate::formats::json::Fields;
 use crate::formats::keys::{Harmless, Keys};
 
 /// What a model of a family has to say.
@@ -45,16 +47,24 @@ used! { BLOOM:
 }
 
 /// The dropouts of a model: transformers applies them in training, this library trains the model as it is evaluated.
-pub const DROPOUTS: &[&str] = &[
-    "attention_dropout",
-    "attn_pdrop",
-    "resid_pdrop",
-    "embd_pdrop",
-    "dropout",
-    "activation_dropout",
-    "hidden_dropout",
-    "layerdrop",
-];
+const DROPOUTS: &[&str] =
+    &["attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout", "hidden_dropout", "layerdrop"];
+
+/// The largest of the model's dropouts, where the file is silent those of the family.
+///
+/// # Errors
+/// A dropout that is no number.
+pub fn dropout(f: &Fields, family: Family) -> Result<f64> {
+    let defaults: &[&str] = match family {
+        Family::Gpt2 => &["attn_pdrop", "resid_pdrop", "embd_pdrop"],
+        Family::Opt => &["dropout"],
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Bloom => &[],
+    };
+    DROPOUTS.iter().try_fold(0.0f64, |largest, key| {
+        let default = if defaults.contains(key) && !f.has(key) { 0.1 } else { 0.0 };
+        Ok(largest.max(f.f64(key)?.unwrap_or(default)))
+    })
+}
 
 const HARMLESS: &[Harmless] = &[
     (
@@ -95,8 +105,8 @@ const HARMLESS: &[Harmless] = &[
             "tp_size",
         ],
     ),
-    ("of training; a note there", DROPOUTS),
-    ("of the start of training", &["initializer_range", "init_std", "classifier_dropout"]),
+    ("of training, which says that it does not apply them", DROPOUTS),
+    ("of the start of training", &["initializer_range", "init_std", "classifier_dropout", "activation_dropout"]),
     (
         "of classifiers, whose heads are not loaded",
         &[

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::header::{Header, Info};
 use super::{Bytes, Loading, SafetensorsError, TensorView, element_size};
 use crate::error::nearest;
+use crate::formats::atomic;
 use crate::formats::json::{self, Fields};
 use crate::{Error, Result};
 
@@ -24,6 +25,22 @@ pub struct Checkpoint {
     /// By name: index into `files`, and the byte range in that file.
     tensors: BTreeMap<String, (usize, Info)>,
     metadata: BTreeMap<String, String>,
+}
+
+/// The weights in a directory that are not of the names that are read, and how they become so.
+fn other_weights(directory: &Path) -> String {
+    let names = atomic::entries(directory).into_iter().filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()));
+    let endings = [".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack"];
+    let weights = |name: &String| endings.iter().any(|ending| name.ends_with(ending));
+    match names.filter(weights).min_by_key(|name| !name.starts_with("pytorch_model")) {
+        Some(name) if name.starts_with("pytorch_model") => format!(
+            "{name}, which PyTorch pickled (AutoModelForCausalLM.from_pretrained(\"{0}\").save_pretrained(\"{0}\") of \
+             transformers writes safetensors beside it)",
+            directory.display()
+        ),
+        Some(name) => format!("{name}, which is not read under this name"),
+        None => "neither".to_owned(),
+    }
 }
 
 impl Checkpoint {
@@ -58,12 +75,7 @@ impl Checkpoint {
         if path.join(INDEX).exists() {
             return Self::open_index(&path.join(INDEX), loading);
         }
-        let found = if path.join("pytorch_model.bin").exists() {
-            "pytorch_model.bin (convert it to safetensors)"
-        } else {
-            "neither"
-        };
-        Err(Error::field(path, "weights", format!("{SINGLE} or {INDEX}"), found))
+        Err(Error::field(path, "weights", format!("{SINGLE} or {INDEX}"), other_weights(path)))
     }
 
     /// A checkpoint in memory; `path` names it in errors.

@@ -119,6 +119,16 @@ pub fn cases() -> Vec<Case> {
         write(dir.join(name), &[tensor], &[]).expect("writes");
     };
     cases.push(case("no weights", &["model.safetensors", "neither"], |dir| Checkpoint::open(dir).map(|_| ())));
+    for (name, words) in [
+        ("pytorch_model-00001-of-00002.bin", ["pytorch_model-00001-of-00002.bin", "save_pretrained"]),
+        ("consolidated.safetensors", ["consolidated.safetensors", "model.safetensors"]),
+        ("model.gguf", ["model.gguf", "model.safetensors"]),
+    ] {
+        cases.push(case(name, &words, move |dir| {
+            put(dir, name, "");
+            Checkpoint::open(dir).map(drop)
+        }));
+    }
     cases.push(case("only a pickle", &["pytorch_model.bin", "safetensors"], |dir| {
         put(dir, "pytorch_model.bin", "");
         Checkpoint::open(dir).map(|_| ())

@@ -40,6 +40,14 @@ fn models() -> Vec<String> {
     vec![LLAMA.into(), tied, GPT2.into(), OPT.into(), post_norm, BLOOM.into()]
 }
 
+/// Models whose tokens all see one another.
+fn bidirectional() -> [String; 2] {
+    let window = LLAMA
+        .replace("llama", "mistral")
+        .replace("\"attention_bias\": true, \"mlp_bias\": true,", "\"sliding_window\": 4,");
+    [window, BLOOM.to_owned()].map(|config| config.replacen('{', "{\"is_causal\": false, ", 1))
+}
+
 fn parsed(config: &str) -> ModelConfig {
     ModelConfig::parse("config.json", config).expect("a configuration")
 }
@@ -361,7 +369,7 @@ fn gradients_of_adapters(config: &str, dropout: f64, step: f64) {
     let sequences = prompted();
     let task = Task { sequences: &sequences, dropout };
     let mut adaptation = adapters(backend, layout, 3);
-    let at = task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2));
+    let at = task.run(backend, &model, &tuning, &adaptation, model.config.pack(&sequences, 2));
     let base: Vec<f64> = adaptation.params.clone();
     let (stride, prompt) = (adaptation.layout.stride, adaptation.layout.prompt.expect("a prompt").offset);
     // All parameters together, then those of the prompts alone.
@@ -371,7 +379,7 @@ fn gradients_of_adapters(config: &str, dropout: f64, step: f64) {
             let moved = base.iter().zip(moved).enumerate().map(|(i, (x, d))| if chosen(i) { x + d } else { *x });
             let moved: Vec<f64> = moved.collect();
             backend.upload(&mut adaptation.params, 0, &moved).expect("upload");
-            task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2)).total
+            task.run(backend, &model, &tuning, &adaptation, model.config.pack(&sequences, 2)).total
         });
         direction.iter_mut().enumerate().for_each(|(i, d)| *d *= if chosen(i) { 1.0 } else { 0.0 });
         assert_slope(if of == 0 { "adapters and prompt" } else { "prompt" }, &at.d_params, &direction, slope);
@@ -385,7 +393,7 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
     let adaptation = adapters(backend, layout, 3);
     let sequences = prompted();
     let task = Task { sequences: &sequences, dropout };
-    let at = task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2));
+    let at = task.run(backend, &model, &tuning, &adaptation, model.config.pack(&sequences, 2));
 
     // Each kind of weight alone, so that a large gradient hides no small one.
     let base: Vec<f64> = tuning.params.clone();
@@ -397,7 +405,7 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
             moved[offset..offset + n].iter_mut().zip(step).for_each(|(x, d)| *x += d);
             backend.upload(&mut tuning.params, 0, &moved).expect("upload");
             tuning.refresh(backend, &mut model);
-            task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2)).total
+            task.run(backend, &model, &tuning, &adaptation, model.config.pack(&sequences, 2)).total
         });
         let gradient = &at.d_weights[offset..offset + n];
         if matches!(id, ParamId::Bias(_, Projection::K)) && model.config.rope().is_none() {
@@ -426,7 +434,7 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
 
 #[test]
 fn gradients_of_all_weights_are_slopes_of_the_loss() {
-    for (i, config) in models().iter().enumerate() {
+    for (i, config) in models().iter().chain(&bidirectional()).enumerate() {
         // A step must not cross the corner of a ReLU.
         let smooth =
             config.replace("{\"model_type\": \"opt\",", "{\"model_type\": \"opt\", \"activation_function\": \"gelu\",");
@@ -436,7 +444,7 @@ fn gradients_of_all_weights_are_slopes_of_the_loss() {
 
 #[test]
 fn gradients_of_adapters_and_prompts_are_slopes_of_the_loss() {
-    for (i, config) in models().iter().enumerate() {
+    for (i, config) in models().iter().chain(&bidirectional()).enumerate() {
         let step = if config.contains("\"opt\"") { 1e-4 } else { 1e-3 };
         gradients_of_adapters(config, if i % 2 == 1 { 0.25 } else { 0.0 }, step);
     }

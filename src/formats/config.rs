@@ -156,14 +156,19 @@ fn refuse_other_layers(f: &Fields, family: Family) -> Result<()> {
     }
     if family != Family::Llama {
         if f.bool("mlp_bias")?.unwrap_or(false) {
-            return Err(f.error("mlp_bias", format!("false: {} has none", family.name())));
+            no_effect(f, "mlp_bias", family);
         }
-        let always = family == Family::Qwen2;
-        if f.bool("attention_bias")?.is_some_and(|b| b != always) {
-            return Err(f.error("attention_bias", format!("{always}, as {} always has it", family.name())));
+        if f.bool("attention_bias")?.is_some_and(|b| b != (family == Family::Qwen2)) {
+            no_effect(f, "attention_bias", family);
         }
     }
     Ok(())
+}
+
+/// Warns of a key that the family's model in transformers 5.24 does not read either.
+fn no_effect(f: &Fields, key: &str, family: Family) {
+    let path = f.path().display();
+    log::warn!("{path}: {key}: has no effect on a model of type {}, as in transformers", family.name());
 }
 
 fn head_dim(f: &Fields, hidden_size: usize, heads: usize) -> Result<usize> {
@@ -212,9 +217,8 @@ fn windows(f: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize
     let given = f.usize_in(key, 1..=usize::MAX)?;
     let window = match family {
         Family::Llama => {
-            // transformers' LLaMA has no window and ignores the key.
             if given.is_some() {
-                return Err(f.error(key, "no such key for llama"));
+                no_effect(f, key, family);
             }
             None
         }

@@ -147,6 +147,27 @@ fn keys_that_would_change_the_result_must_be_neutral() {
     assert!(!read("is_causal", json!(false)).expect("bidirectional").is_causal);
 }
 
+/// What transformers 5.24 computes with these keys is what it computes without them.
+#[test]
+fn keys_that_the_family_does_not_read_change_nothing() {
+    let read = |family: &str, keys: Value| {
+        let mut config = json!({"model_type": family, "hidden_size": 32, "intermediate_size": 8, "vocab_size": 10,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 500.0});
+        config.as_object_mut().expect("object").extend(keys.as_object().expect("object").clone());
+        ModelConfig::parse("config.json", &config.to_string()).expect("valid")
+    };
+    for (family, keys) in [
+        ("llama", json!({"sliding_window": 2})),
+        ("llama", json!({"partial_rotary_factor": 0.5})),
+        ("llama", json!({"rope_scaling": {"type": "default", "factor": 2.0}})),
+        ("mistral", json!({"attention_bias": true, "mlp_bias": true})),
+        ("mistral", json!({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "factor": 4.0}})),
+        ("qwen2", json!({"attention_bias": false, "mlp_bias": true, "sliding_window": 2})),
+    ] {
+        assert_eq!(read(family, keys.clone()), read(family, json!({})), "{family}: {keys}");
+    }
+}
+
 /// The defaults are those of the configurations of transformers 5.24.
 #[test]
 fn dropout_is_the_largest_that_training_would_apply() {

@@ -7,7 +7,6 @@ use crate::{Error, Result};
 impl Rope {
     /// Reads `rope_theta` with `rope_scaling`, or `rope_parameters`.
     pub(super) fn read(f: &Fields, head_dim: usize, max_positions: usize) -> Result<Self> {
-        partial(f)?;
         let theta = f.f64("rope_theta")?;
         let old = f.object("rope_scaling")?.filter(|o| o.keys().next().is_some());
         let new = f.object("rope_parameters")?.filter(|o| o.keys().next().is_some());
@@ -28,9 +27,9 @@ impl Rope {
     ) -> Result<Self> {
         let theta = theta(f, dict, top)?;
         let Some(d) = dict else {
+            unread(f, &["partial_rotary_factor"]);
             return Ok(Self { theta, kind: RopeKind::Default });
         };
-        partial(d)?;
         let (new_name, old_name) = (d.str("rope_type")?, d.str("type")?);
         if let (Some(a), Some(b)) = (new_name, old_name)
             && a != b
@@ -48,8 +47,12 @@ impl Rope {
                 return Err(Error::unsupported(what, other, "default, linear, dynamic, llama3, yarn"));
             }
         };
-        if kind == RopeKind::Default && d.get("factor").is_some() {
-            return Err(d.error("factor", "no factor for rope_type default"));
+        if kind == RopeKind::Default {
+            unread(f, &["partial_rotary_factor"]);
+            unread(d, &["partial_rotary_factor", "factor"]);
+        } else {
+            partial(f)?;
+            partial(d)?;
         }
         Ok(Self { theta, kind })
     }
@@ -68,6 +71,13 @@ fn theta(f: &Fields, dict: Option<&Fields>, top: Option<f64>) -> Result<f64> {
         return Err(dict.filter(|_| inner.is_some()).unwrap_or(f).error("rope_theta", "a number above 1"));
     }
     Ok(theta)
+}
+
+/// Warns of keys that the default rotation does not read, in transformers 5.24 either.
+fn unread(f: &Fields, keys: &[&str]) {
+    for key in keys.iter().filter(|key| f.get(key).is_some_and(|value| value.as_f64() != Some(1.0))) {
+        log::warn!("{}: {key}: has no effect on rope_type default, as in transformers", f.path().display());
+    }
 }
 
 fn partial(f: &Fields) -> Result<()> {

@@ -95,3 +95,31 @@ fn offsets_around_a_gap_are_those_of_the_text() {
     let error = tok.encode("a<FILL_ME>b<FILL_ME>", false).expect_err("two gaps").to_string();
     assert!(error.contains("fill_token") && error.contains("<FILL_ME>"), "{error}");
 }
+
+/// `fix_mistral_regex` counts for many tokens, beside a Mistral from before transformers 5 (ids of transformers 5.24.0).
+#[test]
+fn words_of_mistral_are_corrected_where_transformers_corrects_them() {
+    let words = ["a", "b", "A", "B", "1", "2", "Ġ", "aB", "12", "Ġa", "ab"].iter().map(|word| word.to_string());
+    let vocab: serde_json::Map<_, _> =
+        words.chain((0..100_000).map(|i| format!("z{i}"))).enumerate().map(|(id, word)| (word, json!(id))).collect();
+    let file = json!({"version": "1.0", "added_tokens": [],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "vocab": vocab, "merges": ["a B", "1 2", "Ġ a", "a b"]}});
+    let dir = temp();
+    let put = |name: &str, value: Value| std::fs::write(dir.path().join(name), value.to_string()).expect("writes");
+    put("tokenizer.json", file);
+    let (plain, corrected): (&[u32], &[u32]) = (&[7, 8, 9, 1], &[0, 3, 4, 5, 9, 1]);
+    for (config, fix, ids) in [
+        (json!({"model_type": "mistral"}), json!(null), plain),
+        (json!({"model_type": "mistral"}), json!(true), corrected),
+        (json!({"model_type": "llama"}), json!(true), plain),
+        (json!({"model_type": "mistral", "transformers_version": "5.0.0"}), json!(true), plain),
+        (json!({"model_type": "mistral", "transformers_version": "5.0.0.dev0"}), json!(true), corrected),
+        (json!({"model_type": "mistral", "transformers_version": "4.57.1"}), json!(false), plain),
+    ] {
+        put("config.json", config.clone());
+        put("tokenizer_config.json", json!({"fix_mistral_regex": fix}));
+        let tok = Tokenizer::load(dir.path()).expect("loads");
+        assert_eq!(tok.encode("aB12 ab", true).expect("encodes").ids, ids, "{config} {fix}");
+    }
+}

@@ -10,7 +10,7 @@ use crate::formats::json::Fields;
 use crate::{Error, Result};
 
 /// Keys of `tokenizer_config.json` and `special_tokens_map.json` that are used, beside those that end in `_token`.
-const USED: [&str; 18] = [
+const USED: [&str; 17] = [
     "add_bos_token",
     "add_eos_token",
     "add_prefix_space",
@@ -28,7 +28,6 @@ const USED: [&str; 18] = [
     "model_specific_special_tokens",
     "split_special_tokens",
     "tokenizer_class",
-    "use_fast",
 ];
 
 /// Keys that change no ids and no text here, each list with the reason.
@@ -78,7 +77,10 @@ const HARMLESS: [(&[&str], &str); 7] = [
             "processor_class",
             "slow_tokenizer_class",
             "tokenizer_type",
+            "trust_remote_code",
             "transformers_version",
+            "use_fast",
+            "vocab_size",
         ],
         "where the tokenizer came from, and what loaded it",
     ),
@@ -144,7 +146,7 @@ pub(super) fn check(fields: &Fields) -> Result<()> {
             Some(_) => false,
         };
         if !whole {
-            return Err(fields.error(key, "a list of tokens' texts"));
+            return Err(fields.error(key, "a list of tokens, or tokens by their names"));
         }
     }
     for key in FLAGS {

@@ -157,6 +157,14 @@ fn assemble(dir: &Path, path: &Path, vocabulary: Vocabulary, sources: &Sources) 
         lists.push(known.unwrap_or_default().iter().map(|text| AddedToken::from(*text, true)).collect());
     }
     let shown = added::add(&mut inner, &lists).map_err(Error::file(path))?;
+    for (id, token) in settings.listed() {
+        if let Some(given) = inner.token_to_id(&token.content).filter(|given| i64::from(*given) != id) {
+            let (path, text) = (path.display(), &token.content);
+            log::warn!(
+                "{path}: added token {text:?}: a file gives it id {id}, its place gives it {given}, which counts"
+            );
+        }
+    }
     inner.set_encode_special_tokens(fields.bool("split_special_tokens")?.unwrap_or(false));
     correct_words(&mut inner, &fields, &model)?;
     let ends = around(&mut inner, class, &fields, &tokens)?;
@@ -181,8 +189,8 @@ fn assemble(dir: &Path, path: &Path, vocabulary: Vocabulary, sources: &Sources) 
 /// that are in neither.
 fn missing(stated: &[AddedToken], settings: &Settings, tokens: &Tokens) -> Vec<AddedToken> {
     let mut known: HashSet<&str> = stated.iter().map(|token| token.content.as_str()).collect();
-    known.extend(settings.listed().map(|token| token.content.as_str()));
-    let mut found: Vec<&Written> = settings.listed().collect();
+    let mut found: Vec<&Written> = settings.listed().map(|(_, token)| token).collect();
+    known.extend(found.iter().map(|token| token.content.as_str()));
     for token in tokens.all() {
         if !known.contains(token.content.as_str()) && !found.iter().any(|other| other.same(token)) {
             found.push(token);

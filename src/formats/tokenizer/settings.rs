@@ -91,9 +91,9 @@ impl Settings {
         Fields::new(&self.path, &self.keys)
     }
 
-    /// Tokens that a file gives an id, in that order.
-    pub(super) fn listed(&self) -> impl Iterator<Item = &Written> {
-        self.listed.values()
+    /// Tokens to which a file gives an id, in the order of the ids.
+    pub(super) fn listed(&self) -> impl Iterator<Item = (i64, &Written)> {
+        self.listed.iter().map(|(id, token)| (*id, token))
     }
 
     fn list(&mut self, id: i64, token: Written) {

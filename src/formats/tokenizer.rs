@@ -1,20 +1,30 @@
 //! Text to token ids and back, as `AutoTokenizer` of transformers 5 does it.
 //!
-//! Two deliberate differences: truncation and padding stored in a file are switched off, and a text that begins with
-//! the BOS token's own text does not get a second one ([`Tokenizer::encode`]).
+//! Truncation and padding stored in a file are switched off, as they are there for a call that asks for neither. One
+//! deliberate difference: a text that begins with the BOS token's own text does not get a second one
+//! ([`Tokenizer::encode`]).
 //!
 //! Where a prompt is put together from pieces (instruction, demonstration, query, answer), the *whole* text is
 //! tokenised and each token is assigned to a piece by its character offsets: tokenising pieces apart gives other ids
 //! at the seams. See [`Encoding::pieces`] for the rule.
 
+mod added;
+mod class;
+mod cleaned;
+mod infill;
+mod keys;
 mod load;
+mod settings;
 mod train;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
-use tokenizers::Tokenizer as Inner;
+use tokenizers::{Decoder, Tokenizer as Inner};
 
 pub use train::{BOS, EOS, train};
+
+use infill::Infill;
 
 use super::chat::{ChatTemplate, Message};
 use crate::{Error, Result};
@@ -57,7 +67,12 @@ pub struct Tokenizer {
     eos: Option<u32>,
     stops: Vec<u32>,
     /// Texts of the special tokens, as template variables.
-    specials: Vec<(&'static str, String)>,
+    specials: Vec<(String, String)>,
+    /// What added tokens are to the decoder where that is not their text, by id.
+    shown: HashMap<u32, String>,
+    /// Whether decoded text is cleaned of spaces before punctuation.
+    clean: bool,
+    infill: Option<Infill>,
     chat: Option<ChatTemplate>,
 }
 
@@ -101,8 +116,17 @@ impl Tokenizer {
     /// text itself begins with the BOS token: then there is one, not two.
     ///
     /// # Errors
-    /// The tokenizer's model cannot represent the text (it has no unknown token).
+    /// The tokenizer's model cannot represent the text (it has no unknown token); a text of CodeLlama has two gaps.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoding> {
+        if let Some(infill) = &self.infill
+            && let Some((before, behind)) = text.split_once(&infill.mark)
+        {
+            // With nothing behind the mark there is no gap.
+            return match behind {
+                "" => self.encode(before, add_special),
+                _ => infill.encode(&self.inner, before, behind, add_special).map_err(Error::file(&self.path)),
+            };
+        }
         let encoding = self.inner.encode_char_offsets(text, add_special).map_err(Error::file(&self.path))?;
         let mut out = Encoding { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() };
         if let (true, Some(bos)) = (add_special, self.bos)
@@ -152,12 +176,23 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer's decoder fails. Unknown ids are skipped.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(Error::file(&self.path))
+        let text = self.decode_raw(ids, skip_special)?;
+        Ok(if self.clean { cleaned::clean(&text) } else { text })
+    }
+
+    fn decode_raw(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        let added = self.inner.get_added_vocabulary();
+        let token = |&id: &u32| self.shown.get(&id).cloned().or_else(|| self.inner.id_to_token(id));
+        let tokens = ids.iter().filter_map(token).filter(|token| !skip_special || !added.is_special_token(token));
+        match self.inner.get_decoder() {
+            Some(decoder) => decoder.decode(tokens.collect()).map_err(Error::file(&self.path)),
+            None => Ok(tokens.collect::<Vec<_>>().join(" ")),
+        }
     }
 
     /// Starts decoding ids one at a time, for generation.
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream { tokenizer: self, ids: Vec::new(), context: 0, emitted: 0 }
+        TextStream { tokenizer: self, ids: Vec::new(), context: 0, emitted: 0, held: String::new() }
     }
 
     /// Whether there is a chat template.
@@ -174,7 +209,7 @@ impl Tokenizer {
             let expected = "a chat_template, in tokenizer_config.json or chat_template.jinja";
             return Err(Error::field(&self.path, "chat_template", expected, "none"));
         };
-        let specials: Vec<_> = self.specials.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        let specials: Vec<_> = self.specials.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         chat.render(messages, add_generation_prompt, &specials)
     }
 }
@@ -187,6 +222,8 @@ pub struct TextStream<'a> {
     context: usize,
     /// Ids before this one are out.
     emitted: usize,
+    /// Text that what comes may still clean.
+    held: String,
 }
 
 impl TextStream<'_> {
@@ -203,7 +240,11 @@ impl TextStream<'_> {
         }
         self.context = self.emitted;
         self.emitted = self.ids.len();
-        Ok(text)
+        if !self.tokenizer.clean {
+            return Ok(text);
+        }
+        self.held += &text;
+        Ok(cleaned::take_settled(&mut self.held))
     }
 
     /// What is left: an unfinished character, as the replacement character.
@@ -211,12 +252,13 @@ impl TextStream<'_> {
     /// # Errors
     /// As [`Tokenizer::decode`].
     pub fn finish(self) -> Result<String> {
-        self.rest()
+        let rest = self.rest()?;
+        Ok(if self.tokenizer.clean { cleaned::clean(&(self.held + &rest)) } else { rest })
     }
 
     fn rest(&self) -> Result<String> {
-        let before = self.tokenizer.decode(&self.ids[self.context..self.emitted], true)?;
-        let now = self.tokenizer.decode(&self.ids[self.context..], true)?;
+        let before = self.tokenizer.decode_raw(&self.ids[self.context..self.emitted], true)?;
+        let now = self.tokenizer.decode_raw(&self.ids[self.context..], true)?;
         Ok(now.get(before.len()..).unwrap_or_default().to_string())
     }
 }

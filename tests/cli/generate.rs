@@ -32,6 +32,28 @@ fn generate_prints_prompt_and_continuation() {
     assert_eq!(shown.out, "the\n");
 }
 
+/// What no release of transformers knows is said; what published files have and changes nothing is not.
+#[test]
+fn unknown_keys_of_a_tokenizer_are_notes() {
+    let dir = workplace();
+    let said = |keys: &str| {
+        let path = put(dir.path(), "model/tokenizer_config.json", keys);
+        let ran = line(dir.path(), "generate --model {}/model --prompt the --max-new-tokens 1").ok();
+        (path.display().to_string(), ran.err)
+    };
+    let (path, err) = said(r#"{"model_max_length": 4, "add_bos_tokens": true}"#);
+    let note = format!("llamaprobe: {path}: add_bos_tokens: no such key is known; it has no effect\n");
+    assert_eq!(err.matches(&note).count(), 1, "{err}");
+    assert!(!err.contains("model_max_length"), "{err}");
+    let published = r#"{"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 1000000000000000019884624838656,
+        "padding_side": "left", "sp_model_kwargs": {}, "use_default_system_prompt": false, "special_tokens_map_file": null,
+        "name_or_path": "x", "spaces_between_special_tokens": false, "processor_class": "Y", "backend": "tokenizers",
+        "is_local": true, "errors": "replace", "trim_offsets": true, "model_input_names": ["input_ids"], "legacy": false,
+        "clean_up_tokenization_spaces": true, "tokenizer_file": "/nowhere", "return_token_type_ids": false}"#;
+    let (_, err) = said(published);
+    assert!(!err.contains("no such key"), "{err}");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn stdout_full_is_an_error_and_closed_is_none() {

@@ -8,6 +8,7 @@ mod fuzz;
 
 mod activations;
 mod adapter;
+mod added_tokens;
 mod config;
 mod hub;
 mod lines;

@@ -1,34 +1,39 @@
 //! Finding and assembling a tokenizer from the files of a model directory.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::ModelWrapper;
 use tokenizers::normalizers::Precompiled;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use super::Tokenizer;
+use super::added::{self, Written};
+use super::class::{Class, corrects_mistral, with_mistral_words};
+use super::infill::Infill;
+use super::keys;
+use super::settings::{Settings, Source, Tokens, source};
 use crate::formats::atomic::read_to_string;
 use crate::formats::chat::ChatTemplate;
 use crate::formats::json::{self, Fields};
 use crate::{Error, Result};
 
-/// Special tokens a file may name, in the order in which they are registered.
-const SPECIALS: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 /// Texts that are special when a directory has a vocabulary and nothing that names its special tokens: OPT's, else
 /// GPT-2's (which OPT has too, as an ordinary token).
 const USUAL: [&[&str]; 2] = [&["</s>", "<pad>"], &["<|endoftext|>"]];
+/// From how many tokens on a tokenizer may be one of Mistral's whose words transformers corrects.
+const MISTRAL: usize = 100_000;
 
 impl Tokenizer {
     /// Loads from a model directory (`tokenizer.json`, or `vocab.json` with `merges.txt`, and the configuration
-    /// files beside them) or from a `tokenizer.json`.
+    /// files beside them) or from a `tokenizer.json`. A special token that the vocabulary lacks is added to it.
     ///
     /// # Errors
-    /// No vocabulary, a file that does not follow its format, or a special token that the vocabulary lacks.
+    /// No vocabulary, a file that does not follow its format, or a setting that is not followed here.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let (dir, file) = if path.is_dir() {
@@ -36,19 +41,17 @@ impl Tokenizer {
         } else {
             (path.parent().unwrap_or(Path::new("")), path.to_path_buf())
         };
-        let config = Sources::read(dir, |path| match path.exists() {
+        let sources = Sources::read(dir, |path| match path.exists() {
             true => json::read(path).map(Some),
             false => Ok(None),
         })?;
-        let (vocab_only, path, mut inner) = if file.exists() || !path.is_dir() {
-            (false, file.clone(), from_json(&file, &config)?)
+        if file.exists() || !path.is_dir() {
+            assemble(dir, &file, Vocabulary::file(&file, &read_to_string(&file)?)?, &sources)
         } else if dir.join("vocab.json").exists() && dir.join("merges.txt").exists() {
-            (true, dir.join("vocab.json"), from_vocab(dir, &config)?)
+            assemble(dir, &dir.join("vocab.json"), Vocabulary::pair(dir)?, &sources)
         } else {
-            return Err(Error::field(dir, "tokenizer", "tokenizer.json, or vocab.json and merges.txt", "neither"));
-        };
-        inner.with_truncation(None).map_err(Error::file(&path))?.with_padding(None);
-        Self::assemble(dir, path, inner, vocab_only, &config)
+            Err(Error::field(dir, "tokenizer", "tokenizer.json, or vocab.json and merges.txt", "neither"))
+        }
     }
 
     /// A tokenizer of the texts of its `tokenizer.json` and `tokenizer_config.json`; `dir` names them in errors.
@@ -57,160 +60,222 @@ impl Tokenizer {
     /// As [`Tokenizer::load`].
     pub fn parse(dir: impl AsRef<Path>, tokenizer: &str, tokenizer_config: &str) -> Result<Self> {
         let dir = dir.as_ref();
+        let mut sources = Sources::read(Path::new(""), |_| Ok(None))?;
+        sources.tokenizer_config.0 = dir.join("tokenizer_config.json");
+        sources.tokenizer_config.1 = json::parse(&sources.tokenizer_config.0, tokenizer_config)?;
         let path = dir.join("tokenizer.json");
-        let inner = from_text(&path, tokenizer)?;
-        let mut config = Sources::read(Path::new(""), |_| Ok(None))?;
-        config.tokenizer_config.0 = dir.join("tokenizer_config.json");
-        config.tokenizer_config.1 = json::parse(&config.tokenizer_config.0, tokenizer_config)?;
-        Self::assemble(dir, path, inner, false, &config)
-    }
-
-    fn assemble(dir: &Path, path: PathBuf, mut inner: Inner, vocab_only: bool, config: &Sources) -> Result<Self> {
-        let specials = config.specials()?;
-        register(&mut inner, &specials, vocab_only && specials.is_empty(), config)?;
-        let text = |key: &str| specials.iter().find(|(k, _, _)| *k == key);
-        let id = |key: &str| match text(key) {
-            None => Ok(None),
-            Some((_, token, file)) => match inner.token_to_id(token) {
-                Some(id) => Ok(Some(id)),
-                None => Err(Error::field(dir.join(file), key, "a token of the vocabulary", format!("{token:?}"))),
-            },
-        };
-        let (bos, eos) = (id("bos_token")?, id("eos_token")?);
-        let bos_text = text("bos_token").map(|(_, token, _)| token.as_str());
-        let eos_text = text("eos_token").map(|(_, token, _)| token.as_str());
-        let [add_bos, add_eos] = config.added()?;
-        if vocab_only && (add_bos.is_some() || add_eos.is_some()) {
-            let wanted = |add: Option<bool>, token| if add == Some(true) { token } else { None };
-            let ends = [wanted(add_bos, bos_text.zip(bos)), wanted(add_eos, eos_text.zip(eos))];
-            inner.with_post_processor(Some(template(ends).map_err(Error::file(&config.tokenizer_config.0))?));
-        }
-        let (model_bos, mut stops) = config.model_tokens()?;
-        if let Some(eos) = eos
-            && !stops.contains(&eos)
-        {
-            stops.push(eos);
-        }
-        Ok(Self {
-            bos: bos.or(model_bos),
-            eos: eos.or(stops.first().copied()),
-            stops,
-            chat: config.chat(dir)?,
-            specials: specials.into_iter().map(|(key, token, _)| (key, token)).collect(),
-            inner,
-            path,
-        })
+        assemble(dir, &path, Vocabulary::file(&path, tokenizer)?, &sources)
     }
 }
 
-/// What a text goes through before its words are merged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pipeline {
-    /// What `tokenizer.json` says.
-    File,
-    /// That of transformers' LLaMA tokenizer.
-    Llama,
-    /// That of its GPT-2 tokenizer.
-    Gpt2,
-    /// That of its Qwen2 tokenizer.
-    Qwen2,
+/// What a tokenizer is made of.
+struct Vocabulary {
+    /// A `tokenizer.json`, or what GPT-2's two files hold in that form.
+    file: Value,
+    /// Whether it is a `tokenizer.json`.
+    whole: bool,
+    /// Whether its text speaks of a byte-level alphabet.
+    byte_level: bool,
+    /// Where errors are, if not in the vocabulary.
+    path: PathBuf,
+}
+
+impl Vocabulary {
+    /// The text of a `tokenizer.json`.
+    fn file(path: &Path, text: &str) -> Result<Self> {
+        let file = serde_json::from_str(text).map_err(Error::file(path))?;
+        Ok(Self { file, whole: true, byte_level: text.contains("\"ByteLevel\""), path: path.to_path_buf() })
+    }
+
+    /// GPT-2's two files.
+    fn pair(dir: &Path) -> Result<Self> {
+        let (vocab, path) = (json::read(dir.join("vocab.json"))?, dir.join("merges.txt"));
+        let mut merges = Vec::new();
+        for line in read_to_string(&path)?.lines().filter(|line| !line.starts_with("#version")) {
+            let Some((a, b)) = line.split_once(' ').filter(|(_, b)| !b.contains(' ')) else {
+                return Err(Error::field(&path, "merge", "two tokens, parted by a space", format!("{line:?}")));
+            };
+            merges.push(json!([a, b]));
+        }
+        let file = json!({"version": "1.0", "model": {"type": "BPE", "vocab": vocab, "merges": merges}});
+        Ok(Self { file, whole: false, byte_level: false, path })
+    }
+
+    /// The tokenizer with a class's pipeline, and as yet without added tokens; those of the file beside it.
+    fn build(mut self, class: Class, fields: &Fields, unk: Option<&str>) -> Result<(Inner, Vec<AddedToken>)> {
+        let class = match class {
+            // Without a tokenizer.json there is only one way to read two files.
+            Class::File if !self.whole => Class::Gpt2,
+            Class::Llama | Class::CodeLlama | Class::Gemma if !self.whole => {
+                let expected = "a class that reads vocab.json and merges.txt (or a tokenizer.json)";
+                return Err(Error::field(fields.path(), "tokenizer_class", expected, format!("{class:?}Tokenizer")));
+            }
+            class => class,
+        };
+        if self.file.get("model").is_some_and(Value::is_object) {
+            class.rebuild(&mut self.file, fields, unk)?;
+            keys::check_file(&self.path, &self.file)?;
+        }
+        let mut stated = Vec::new();
+        if let Some(tokens) = self.file.get_mut("added_tokens") {
+            let tokens = std::mem::replace(tokens, json!([]));
+            if class == Class::File {
+                stated = Deserialize::deserialize(tokens).map_err(Error::file(&self.path))?;
+            }
+        }
+        check_precompiled(self.file.get("normalizer")).map_err(Error::file(&self.path))?;
+        let mut inner = Inner::deserialize(&self.file).map_err(Error::file(&self.path))?;
+        inner.with_truncation(None).map_err(Error::file(&self.path))?.with_padding(None);
+        Ok((inner, stated))
+    }
+}
+
+/// Builds the tokenizer that transformers' `AutoTokenizer` builds, in its order: class, settings, pipeline, tokens, what
+/// stands around a text.
+fn assemble(dir: &Path, path: &Path, vocabulary: Vocabulary, sources: &Sources) -> Result<Tokenizer> {
+    let [config, map, model] =
+        [&sources.tokenizer_config, &sources.special_tokens_map, &sources.model_config].map(|(p, v)| Fields::new(p, v));
+    let (config, model) = (config?, model?);
+    keys::check(&config)?;
+    keys::check(&map?)?;
+    let class = Class::of(&config, &model, vocabulary.byte_level)?;
+    let file = Some(&vocabulary.file).filter(|_| vocabulary.whole);
+    let settings =
+        Settings::merge(&sources.tokenizer_config, &sources.special_tokens_map, &sources.added_tokens, file)?;
+    let fields = settings.fields()?;
+    let tokens = settings.tokens(class, vocabulary.file["padding"]["pad_token"].as_str())?;
+    let whole = vocabulary.whole;
+    let (mut inner, stated) = vocabulary.build(class, &fields, tokens.text("unk_token"))?;
+    let mut lists = vec![stated];
+    lists.push(missing(&lists[0], &settings, &tokens));
+    if class == Class::Qwen2 {
+        // This class adds its special tokens once more, without their properties.
+        lists.push(tokens.all().map(|token| AddedToken::from(&token.content, true)).collect());
+    }
+    if !whole && tokens.all().next().is_none() {
+        let known = USUAL.into_iter().find(|set| set.iter().all(|text| inner.token_to_id(text).is_some()));
+        lists.push(known.unwrap_or_default().iter().map(|text| AddedToken::from(*text, true)).collect());
+    }
+    let shown = added::add(&mut inner, &lists).map_err(Error::file(path))?;
+    for (id, token) in settings.listed() {
+        if let Some(given) = inner.token_to_id(&token.content).filter(|given| i64::from(*given) != id) {
+            let (path, text) = (path.display(), &token.content);
+            log::warn!(
+                "{path}: added token {text:?}: a file gives it id {id}, its place gives it {given}, which counts"
+            );
+        }
+    }
+    inner.set_encode_special_tokens(fields.bool("split_special_tokens")?.unwrap_or(false));
+    correct_words(&mut inner, &fields, &model)?;
+    let ends = around(&mut inner, class, &fields, &tokens)?;
+    let id = |key: &str| inner.token_to_id(tokens.text(key)?);
+    let (model_bos, mut stops) = sources.model_tokens()?;
+    stops.extend(id("eos_token").filter(|eos| !stops.contains(eos)));
+    Ok(Tokenizer {
+        bos: id("bos_token").or(model_bos),
+        eos: id("eos_token").or(stops.first().copied()),
+        stops,
+        chat: sources.chat(dir)?,
+        clean: cleans(&inner, &fields)?,
+        infill: infill(&inner, &tokens, ends),
+        specials: tokens.named.into_iter().map(|(key, token)| (key, token.content)).collect(),
+        shown,
+        inner,
+        path: path.to_path_buf(),
+    })
+}
+
+/// The tokens to add to those of the file: what has an id elsewhere in the order of the ids, then the special tokens
+/// that are in neither.
+fn missing(stated: &[AddedToken], settings: &Settings, tokens: &Tokens) -> Vec<AddedToken> {
+    let mut known: HashSet<&str> = stated.iter().map(|token| token.content.as_str()).collect();
+    let mut found: Vec<&Written> = settings.listed().map(|(_, token)| token).collect();
+    known.extend(found.iter().map(|token| token.content.as_str()));
+    for token in tokens.all() {
+        if !known.contains(token.content.as_str()) && !found.iter().any(|other| other.same(token)) {
+            found.push(token);
+        }
+    }
+    let named: HashSet<&str> = tokens.named.iter().map(|(_, token)| token.content.as_str()).collect();
+    let special = |token: &Written| match named.contains(token.content.as_str()) {
+        true => token.clone().special().token(),
+        false => token.token(),
+    };
+    found.into_iter().map(special).collect()
+}
+
+/// The correction of `fix_mistral_regex`.
+fn correct_words(inner: &mut Inner, fields: &Fields, model: &Fields) -> Result<()> {
+    let wanted = fields.get("fix_mistral_regex") == Some(&Value::Bool(true));
+    if wanted
+        && inner.get_vocab_size(true) > MISTRAL
+        && corrects_mistral(model)?
+        && let Some(words) = inner.get_pre_tokenizer()
+    {
+        let words = serde_json::to_value(words).map_err(Error::file(fields.path()))?;
+        let corrected = PreTokenizerWrapper::deserialize(&with_mistral_words(words));
+        inner.with_pre_tokenizer(Some(corrected.map_err(Error::file(fields.path()))?));
+    }
+    Ok(())
+}
+
+/// Puts BOS and EOS around a text where the class or the settings do so themselves; gives the two.
+fn around(inner: &mut Inner, class: Class, fields: &Fields, tokens: &Tokens) -> Result<[Option<u32>; 2]> {
+    let wanted = |key: &str, default: bool| match fields.has(key) {
+        true => Ok(fields.bool(key)?.unwrap_or(false)),
+        false => Ok(default),
+    };
+    let code = class == Class::CodeLlama;
+    let [bos, eos] = [
+        wanted("add_bos_token", code)?.then(|| tokens.text("bos_token")).flatten(),
+        wanted("add_eos_token", false)?.then(|| tokens.text("eos_token")).flatten(),
+    ];
+    let ends = [bos, eos].map(|text| text.and_then(|text| Some((text, inner.token_to_id(text)?))));
+    let stated = fields.has("add_bos_token") || fields.has("add_eos_token");
+    if code || stated || class == Class::GptNeoX {
+        inner.with_post_processor(Some(template(ends).map_err(Error::file(fields.path()))?));
+    }
+    Ok(ends.map(|end| end.map(|(_, id)| id)))
+}
+
+/// Whether spaces before punctuation are removed from decoded text: transformers does so for a BPE only when told twice.
+fn cleans(inner: &Inner, fields: &Fields) -> Result<bool> {
+    let on = |key| Ok::<_, Error>(fields.bool(key)?.unwrap_or(false));
+    let bpe = matches!(inner.get_model(), ModelWrapper::BPE(_));
+    let sure = on("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")?;
+    Ok(on("clean_up_tokenization_spaces")? && (!bpe || sure))
+}
+
+/// How CodeLlama fills a gap.
+fn infill(inner: &Inner, tokens: &Tokens, ends: [Option<u32>; 2]) -> Option<Infill> {
+    let [prefix, middle, suffix, _, mark] = tokens.infill.each_ref().map(|token| token.as_ref().map(|t| &t.content));
+    let id = |text: Option<&String>| inner.token_to_id(text?);
+    let around = id(prefix).zip(id(suffix)).zip(id(middle)).map(|((prefix, suffix), middle)| [prefix, suffix, middle]);
+    Some(Infill { mark: mark.filter(|text| !text.is_empty())?.clone(), around, ends })
 }
 
 /// The configuration files beside a vocabulary; an absent one is an empty object.
 struct Sources {
-    tokenizer_config: (PathBuf, Value),
-    special_tokens_map: (PathBuf, Value),
-    generation_config: (PathBuf, Value),
-    model_config: (PathBuf, Value),
+    tokenizer_config: Source,
+    special_tokens_map: Source,
+    added_tokens: Source,
+    generation_config: Source,
+    model_config: Source,
 }
 
 impl Sources {
     fn read(dir: &Path, read: impl Fn(&Path) -> Result<Option<Value>>) -> Result<Self> {
-        let read = |name: &str| {
-            let path = dir.join(name);
-            let value = read(&path)?.unwrap_or_else(|| json!({}));
-            Fields::new(&path, &value)?;
-            Ok::<_, Error>((path, value))
-        };
         Ok(Self {
-            tokenizer_config: read("tokenizer_config.json")?,
-            special_tokens_map: read("special_tokens_map.json")?,
-            generation_config: read("generation_config.json")?,
-            model_config: read("config.json")?,
+            tokenizer_config: source(dir, "tokenizer_config.json", &read)?,
+            special_tokens_map: source(dir, "special_tokens_map.json", &read)?,
+            added_tokens: source(dir, "added_tokens.json", &read)?,
+            generation_config: source(dir, "generation_config.json", &read)?,
+            model_config: source(dir, "config.json", &read)?,
         })
     }
 
     fn config(&self) -> Result<Fields<'_>> {
         Fields::new(&self.tokenizer_config.0, &self.tokenizer_config.1)
-    }
-
-    /// Whose pipeline transformers builds: its class's own, or the file's. Of some families it knows that
-    /// published files name a wrong class.
-    fn pipeline(&self) -> Result<Pipeline> {
-        let class = self.config()?.str("tokenizer_class")?.unwrap_or_default();
-        let model = Fields::new(&self.model_config.0, &self.model_config.1)?;
-        Ok(match (model.str("model_type")?, class.strip_suffix("Fast").unwrap_or(class)) {
-            (Some("mistral"), _) => Pipeline::File,
-            (Some("qwen2"), _) | (_, "Qwen2Tokenizer") => Pipeline::Qwen2,
-            (_, "LlamaTokenizer") => Pipeline::Llama,
-            (_, "GPT2Tokenizer") | (Some("gpt2" | "opt"), "") => Pipeline::Gpt2,
-            _ => Pipeline::File,
-        })
-    }
-
-    /// Named special tokens: key, text and the file that names it.
-    fn specials(&self) -> Result<Vec<(&'static str, String, &'static str)>> {
-        let mut found = Vec::new();
-        let llama = self.pipeline()? == Pipeline::Llama;
-        for key in SPECIALS {
-            let files = [
-                ("tokenizer_config.json", &self.tokenizer_config),
-                ("special_tokens_map.json", &self.special_tokens_map),
-            ];
-            for (name, (path, value)) in files {
-                let f = Fields::new(path, value)?;
-                let text = match f.get(key) {
-                    None => continue,
-                    Some(Value::String(text)) => Some(text.as_str()),
-                    Some(Value::Object(token)) => token.get("content").and_then(Value::as_str),
-                    Some(_) => None,
-                };
-                let text = text.ok_or_else(|| f.error(key, "a token's text, or an object with its content"))?;
-                found.push((key, text.to_string(), name));
-                break;
-            }
-            let default = match key {
-                "bos_token" => "<s>",
-                "eos_token" => "</s>",
-                "unk_token" => "<unk>",
-                _ => continue,
-            };
-            if llama && !self.config()?.has(key) && found.last().is_none_or(|(k, _, _)| *k != key) {
-                found.push((key, default.to_string(), "tokenizer_config.json"));
-            }
-        }
-        Ok(found)
-    }
-
-    /// Further special tokens, of either name of the list.
-    fn extra(&self) -> Result<Vec<String>> {
-        let f = self.config()?;
-        let mut extra = Vec::new();
-        for key in ["additional_special_tokens", "extra_special_tokens"] {
-            let Some(Value::Array(list)) = f.get(key) else { continue };
-            for value in list {
-                let text = value.as_str().or_else(|| value.get("content").and_then(Value::as_str));
-                extra.push(text.ok_or_else(|| f.error(key, "a list of tokens' texts"))?.to_string());
-            }
-        }
-        Ok(extra)
-    }
-
-    /// `add_bos_token` and `add_eos_token`. They count beside a vocabulary alone: a `tokenizer.json` says itself what
-    /// it adds, and transformers then reads neither.
-    fn added(&self) -> Result<[Option<bool>; 2]> {
-        let f = self.config()?;
-        Ok([f.bool("add_bos_token")?, f.bool("add_eos_token")?])
     }
 
     /// BOS of `config.json`; ends of `generation_config.json`, else of `config.json`.
@@ -253,56 +318,6 @@ impl Sources {
     }
 }
 
-/// Makes the special tokens whole in text. Those the vocabulary lacks are left out: they have no embedding.
-fn register(inner: &mut Inner, specials: &[(&str, String, &str)], usual: bool, config: &Sources) -> Result<()> {
-    let mut texts: Vec<String> = specials.iter().map(|(_, text, _)| text.clone()).collect();
-    texts.extend(config.extra()?);
-    if usual {
-        let known = USUAL.into_iter().find(|set| set.iter().all(|text| inner.token_to_id(text).is_some()));
-        texts.extend(known.unwrap_or_default().iter().map(|text| text.to_string()));
-    }
-    let known: Vec<AddedToken> = texts
-        .into_iter()
-        .filter(|text| inner.token_to_id(text).is_some())
-        .map(|text| AddedToken::from(text, true).normalized(false))
-        .collect();
-    inner.add_special_tokens(&known);
-    Ok(())
-}
-
-fn from_json(path: &Path, config: &Sources) -> Result<Inner> {
-    let text = read_to_string(path)?;
-    let pipeline = config.pipeline()?;
-    // A class whose alphabet is not the file's would make nonsense of every text.
-    let own = (pipeline == Pipeline::Llama) != text.contains("\"ByteLevel\"");
-    if pipeline == Pipeline::File || !own {
-        return from_text(path, &text);
-    }
-    let mut value = json::parse(path, &text)?;
-    if !value.get("model").is_some_and(Value::is_object) {
-        return from_text(path, &text);
-    }
-    let f = config.config()?;
-    // Older files do not name the kind of a model with merges.
-    if value.pointer("/model/type").and_then(Value::as_str).unwrap_or("BPE") == "BPE" {
-        let prefix = f.bool("add_prefix_space")?;
-        let legacy = f.bool("legacy")?.unwrap_or(false);
-        match pipeline {
-            Pipeline::Llama => metaspace(&mut value, prefix.unwrap_or(true), legacy),
-            _ => byte_level(&mut value, prefix.unwrap_or(false), pipeline == Pipeline::Qwen2),
-        }
-    }
-    from_text(path, &value.to_string())
-}
-
-/// A tokenizer of the text of its `tokenizer.json`. The crate that reads it panics where the text is no JSON inside a
-/// decoder, and where a precompiled normalizer is none: both are refused before it sees them.
-fn from_text(path: &Path, text: &str) -> Result<Inner> {
-    let value: Value = serde_json::from_str(text).map_err(Error::file(path))?;
-    check_precompiled(value.get("normalizer")).map_err(Error::file(path))?;
-    Inner::from_bytes(text).map_err(Error::file(path))
-}
-
 /// Checks every precompiled normalizer of a normalizer.
 fn check_precompiled(normalizer: Option<&Value>) -> serde_json::Result<()> {
     let Some(normalizer) = normalizer else { return Ok(()) };
@@ -311,56 +326,6 @@ fn check_precompiled(normalizer: Option<&Value>) -> serde_json::Result<()> {
     }
     let parts = normalizer.get("normalizers").and_then(Value::as_array);
     parts.into_iter().flatten().try_for_each(|part| check_precompiled(Some(part)))
-}
-
-/// How transformers' Qwen2 tokenizer cuts a text into words.
-const QWEN2_WORDS: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// The pipeline of transformers' GPT-2 tokenizer, which takes text as it is, or of its Qwen2 tokenizer, which composes
-/// characters and takes digits one by one.
-fn byte_level(tokenizer: &mut Value, prefix: bool, qwen2: bool) {
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": !qwen2});
-    let words = json!({"type": "Split", "pattern": {"Regex": QWEN2_WORDS}, "behavior": "Isolated", "invert": false});
-    tokenizer["normalizer"] = if qwen2 { json!({"type": "NFC"}) } else { Value::Null };
-    tokenizer["pre_tokenizer"] =
-        if qwen2 { json!({"type": "Sequence", "pretokenizers": [words, bytes]}) } else { bytes };
-    tokenizer["decoder"] =
-        json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
-    let model = &mut tokenizer["model"];
-    model["unk_token"] = Value::Null;
-    model["dropout"] = Value::Null;
-    model["fuse_unk"] = json!(false);
-    model["byte_fallback"] = json!(false);
-    model["ignore_merges"] = json!(false);
-}
-
-/// The pipeline of transformers' LLaMA tokenizer: spaces become ▁, one is put before the text (before every part
-/// between special tokens with `legacy`), unknown characters become bytes.
-fn metaspace(tokenizer: &mut Value, prefix: bool, legacy: bool) {
-    let scheme = match (prefix, legacy) {
-        (false, _) => "never",
-        (true, true) => "always",
-        (true, false) => "first",
-    };
-    let mut decoders = vec![
-        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
-        json!({"type": "ByteFallback"}),
-        json!({"type": "Fuse"}),
-    ];
-    if prefix {
-        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
-    }
-    tokenizer["normalizer"] = Value::Null;
-    tokenizer["pre_tokenizer"] =
-        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
-    tokenizer["decoder"] = json!({"type": "Sequence", "decoders": decoders});
-    let model = &mut tokenizer["model"];
-    model["fuse_unk"] = json!(true);
-    model["byte_fallback"] = json!(true);
-    model["unk_token"] = Value::Null;
-    model["dropout"] = Value::Null;
-    model["ignore_merges"] = json!(false);
 }
 
 /// Puts a token before and one after every text.
@@ -372,20 +337,4 @@ fn template([bos, eos]: [Option<(&str, u32)>; 2]) -> std::result::Result<Templat
         .collect();
     let specials: Vec<(String, u32)> = [bos, eos].into_iter().flatten().map(|(t, id)| (t.to_string(), id)).collect();
     TemplateProcessing::builder().try_single(single)?.special_tokens(specials).build().map_err(|e| e.to_string())
-}
-
-/// Byte-level BPE of GPT-2 and OPT from its two files.
-fn from_vocab(dir: &Path, config: &Sources) -> Result<Inner> {
-    let (vocab, merges) = (dir.join("vocab.json"), dir.join("merges.txt"));
-    // The crate's own reader takes names; checking first gives the error a file.
-    json::read(&vocab)?;
-    read_to_string(&merges)?;
-    let bpe = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy());
-    let prefix = config.config()?.bool("add_prefix_space")?.unwrap_or(false);
-    let mut inner = Inner::new(bpe.build().map_err(Error::file(&merges))?);
-    inner
-        .with_pre_tokenizer(Some(ByteLevel::new(prefix, false, true)))
-        .with_post_processor(Some(ByteLevel::new(false, false, true)))
-        .with_decoder(Some(ByteLevel::new(false, false, true)));
-    Ok(inner)
 }

@@ -18,7 +18,7 @@ use crate::task::{Task, Template, synthetic};
 use crate::{Error, Result};
 
 pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
-    let files = resolve::model(&args.base.model, &args.common)?;
+    let files = resolve::base_model(&args.base.model, &args.common)?;
     let args = &resolved(args, &files);
     let (settings, plan) = match &args.plan {
         // A report's experiment is repeated with its own settings; only device and dtype may differ.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::args::{CheckpointArgs, CommonArgs, LoraArgs, OptimArgs, RegularizationArgs};
 use super::output;
 use crate::arch::{Dtype, Family, ModelConfig};
-use crate::formats::adapter::{Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, Slot};
+use crate::formats::adapter::{self, Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, Slot};
 use crate::formats::atomic;
 use crate::formats::embedded;
 use crate::formats::hub::{self, CacheEnv};
@@ -33,6 +33,8 @@ pub struct ModelFiles {
     pub checkpoint: Checkpoint,
     /// Dtype of its weights: config.json's, or else that of the first tensor of floats.
     pub dtype: Dtype,
+    /// The directory of `--model` where it holds an adapter: beside the model, or of a base model that it names.
+    pub adapter: Option<PathBuf>,
 }
 
 impl ModelFiles {
@@ -50,7 +52,12 @@ impl ModelFiles {
     /// # Errors
     /// No `tokenizer.json` in its directory, or one that cannot be read.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        if self.is_embedded() { embedded::tokenizer() } else { Tokenizer::load(&self.path) }
+        if self.is_embedded() {
+            return embedded::tokenizer();
+        }
+        // As AutoTokenizer does with the same name: an adapter may have added tokens.
+        let of_adapter = self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists());
+        Tokenizer::load(of_adapter.unwrap_or(&self.path))
     }
 
     /// Whether this is the model that is part of the program.
@@ -59,33 +66,98 @@ impl ModelFiles {
     }
 }
 
-/// Finds `--model`: `embedded`, a directory, or a repository in the Hugging Face cache.
+/// Finds `--model`: `embedded`, a directory, or a repository in the Hugging Face cache. One with an adapter in it is the
+/// model beside the adapter, or else the base model that the adapter names, as in transformers.
 pub fn model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
     if name == embedded::NAME {
         let (config, checkpoint) = (embedded::config()?, embedded::checkpoint()?);
         let dtype = config.dtype.unwrap_or(Dtype::BF16);
-        return Ok(ModelFiles { path: name.into(), config, checkpoint, dtype });
+        return Ok(ModelFiles { path: name.into(), config, checkpoint, dtype, adapter: None });
     }
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let env = CacheEnv {
-        hf_hub_cache: variable("HF_HUB_CACHE"),
-        huggingface_hub_cache: variable("HUGGINGFACE_HUB_CACHE"),
-        hf_home: variable("HF_HOME"),
-        xdg_cache_home: variable("XDG_CACHE_HOME"),
-        home: variable("HOME"),
+    let env = cache_env();
+    let found = hub::resolve(name, common.revision.as_deref(), &env)?;
+    let path = match adapter::base_model(&found)? {
+        None => found.clone(),
+        Some((base, revision)) => {
+            let expected = "a base model that is here, or --model BASE and --adapter DIR";
+            let field =
+                |why: String| Error::field(found.join("adapter_config.json"), "base_model_name_or_path", expected, why);
+            let path = hub::resolve(&base, revision.as_deref(), &env).map_err(|error| field(error.to_string()))?;
+            if adapter::base_model(&path)?.is_some() {
+                return Err(field(format!("{base:?}, an adapter")));
+            }
+            path
+        }
     };
-    let path = hub::resolve(name, common.revision.as_deref(), &env)?;
+    let adapter = adapter::is_adapter(&found).then_some(found);
     let config = ModelConfig::load(&path)?;
     let checkpoint = Checkpoint::open(&path)?;
     // This is the rule of transformers.
     let first = || checkpoint.iter().find_map(|t| t.float());
     let dtype = config.dtype.or_else(first).unwrap_or(Dtype::F32);
-    Ok(ModelFiles { path, config, checkpoint, dtype })
+    Ok(ModelFiles { path, config, checkpoint, dtype, adapter })
 }
 
-/// Reads the adapter of `--adapter`, if one is given, and checks that it fits the model.
-pub fn adapter(path: Option<&Path>, model: &ModelFiles) -> Result<Option<Adapter>> {
-    path.map(|path| Adapter::read(path, &model.config)).transpose()
+/// The variables that say where the Hugging Face cache is.
+fn cache_env() -> CacheEnv {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    CacheEnv {
+        hf_hub_cache: variable("HF_HUB_CACHE"),
+        huggingface_hub_cache: variable("HUGGINGFACE_HUB_CACHE"),
+        hf_home: variable("HF_HOME"),
+        xdg_cache_home: variable("XDG_CACHE_HOME"),
+        home: variable("HOME"),
+    }
+}
+
+/// [`model`] of a command that applies no adapter to it.
+///
+/// # Errors
+/// As [`model`]; an adapter in its directory, which may not be passed over.
+pub fn base_model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
+    let files = model(name, common)?;
+    match &files.adapter {
+        None => Ok(files),
+        Some(dir) => {
+            let expected = "a model without an adapter (train-lora and train-prompt take one with --init-adapter, capture \
+                            and generate with --adapter)";
+            Err(Error::argument("model", expected, dir.join("adapter_config.json").display()))
+        }
+    }
+}
+
+/// The directory of the adapter to apply: that of `--adapter`, or else that of the model.
+///
+/// # Errors
+/// There are both; `--adapter` is not there.
+pub fn adapter_dir(given: Option<&Path>, model: &ModelFiles) -> Result<Option<PathBuf>> {
+    match (given, &model.adapter) {
+        (Some(given), Some(dir)) => {
+            let other = dir.join("adapter_config.json");
+            let expected = format!("none, where --model has an adapter already ({})", other.display());
+            Err(Error::argument("adapter", expected, given.display()))
+        }
+        (Some(given), None) => trained_adapter("adapter", given).map(Some),
+        (None, Some(dir)) => {
+            log::warn!("{}: applied, since --model has it", dir.join("adapter_config.json").display());
+            Ok(Some(dir.clone()))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// Finds the adapter that a flag names: a directory, or a repository in the Hugging Face cache.
+pub fn trained_adapter(flag: &str, path: &Path) -> Result<PathBuf> {
+    match path.to_str() {
+        // What exists is described by its reader.
+        Some(name) if !path.exists() => hub::resolve_adapter(flag, name, &cache_env()),
+        _ => Ok(path.to_path_buf()),
+    }
+}
+
+/// Reads the adapter to apply, if there is one ([`adapter_dir`]), and checks that it fits the model.
+pub fn adapter(given: Option<&Path>, model: &ModelFiles) -> Result<Option<Adapter>> {
+    adapter_dir(given, model)?.map(|dir| Adapter::read(dir, &model.config)).transpose()
 }
 
 /// The layers that `--layers` names, sorted, each once: all, numbers, ranges (both ends included).

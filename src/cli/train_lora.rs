@@ -18,10 +18,10 @@ use crate::train::trainer::{Run, TrainerOptions};
 
 pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
     let training = &args.training;
-    let files = resolve::model(&training.base.model, &training.common)?;
+    let files = resolve::base_model(&training.base.model, &training.common)?;
     let settings = training::settings(training, training.seed)?;
     let init = match &training.init_adapter {
-        Some(path) => LoraAdapter::read(path, &files.config)?,
+        Some(path) => LoraAdapter::read(resolve::trained_adapter("init_adapter", path)?, &files.config)?,
         None => {
             let family = files.config.family;
             let config =

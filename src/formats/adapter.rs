@@ -15,9 +15,9 @@ mod prompt;
 mod selection;
 
 pub use config::LoraConfig;
-pub use directory::FILES;
-pub use prompt::{EncoderShape, EncoderState, PromptAdapter, PromptConfig, PromptKind, Reparameterization};
+pub use directory::{FILES, base_model, files, is_adapter};
 pub use modules::{Module, ModuleKind};
+pub use prompt::{EncoderShape, EncoderState, PromptAdapter, PromptConfig, PromptKind, Reparameterization};
 pub use selection::{Modules, Slot};
 
 /// An adapter of any kind.

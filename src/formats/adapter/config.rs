@@ -4,15 +4,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::fields;
 use super::selection::{MAX_RANK, Modules};
+use super::{Adapter, fields};
 use crate::Result;
 use crate::arch::Family;
 use crate::formats::json::{self, Fields, show};
-
-/// What PEFT can be told that an adapter is for; what a LoRA computes is the same.
-const TASK_TYPES: [&str; 6] =
-    ["CAUSAL_LM", "FEATURE_EXTRACTION", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM"];
 
 /// An adapter's settings, with PEFT's names and meanings.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,29 +71,65 @@ impl LoraConfig {
         }
         fields::check(&f, fields::LORA, "a plain LoRA adapter")?;
         check_values(&f, family)?;
+        Self::of_fields(&f)
+    }
+
+    /// The configuration as PEFT would take it: silently filled up, and without what is not a choice of modules.
+    ///
+    /// # Errors
+    /// A field of another type.
+    pub fn as_peft_takes_it(path: &Path, config: &Value, family: Family) -> Result<Self> {
+        const CHOICES: [&str; 9] = [
+            "r",
+            "lora_alpha",
+            "target_modules",
+            "exclude_modules",
+            "layers_to_transform",
+            "layers_pattern",
+            "rank_pattern",
+            "alpha_pattern",
+            "use_rslora",
+        ];
+        let defaults =
+            Modules::List(family.default_modules().iter().map(|&t| family.short_name(t).to_owned()).collect());
+        let mut map = Map::new();
+        for key in CHOICES {
+            let default = match key {
+                "r" | "lora_alpha" => json!(8),
+                "target_modules" => module_json(family, &defaults),
+                _ => Value::Null,
+            };
+            let value = config.get(key).filter(|value| !value.is_null()).cloned();
+            map.insert(key.to_owned(), value.unwrap_or(default));
+        }
+        Self::of_fields(&Fields::new(path, &Value::Object(map))?)
+    }
+
+    fn of_fields(f: &Fields) -> Result<Self> {
         // PEFT takes a negative one for none.
         let dropout = f.f64("lora_dropout")?.unwrap_or(0.0).max(0.0);
         if dropout > 1.0 {
             return Err(f.error("lora_dropout", "a number from 0 to 1"));
         }
-        let targets = modules(&f, "target_modules")?;
+        let targets = modules(f, "target_modules")?;
         Ok(Self {
             r: f.require("r", f.usize_in("r", 1..=MAX_RANK)?, "a positive integer")?,
             lora_alpha: f.require("lora_alpha", f.f64("lora_alpha")?, "a number")?,
             lora_dropout: dropout,
             target_modules: f.require("target_modules", targets, "a list of modules or an expression")?,
-            exclude_modules: modules(&f, "exclude_modules")?.filter(|m| *m != Modules::Regex(String::new()) && *m != Modules::List(Vec::new())),
+            exclude_modules: modules(f, "exclude_modules")?
+                .filter(|m| *m != Modules::Regex(String::new()) && *m != Modules::List(Vec::new())),
             layers_to_transform: match f.get("layers_to_transform") {
                 Some(Value::Number(_)) => f.usize("layers_to_transform")?.map(|l| vec![l]),
-                _ => list(&f, "layers_to_transform", "layer numbers", |v| v.as_u64().map(|n| n as usize))?,
+                _ => list(f, "layers_to_transform", "layer numbers", |v| v.as_u64().map(|n| n as usize))?,
             },
             layers_pattern: match f.get("layers_pattern") {
                 Some(Value::String(one)) if one.is_empty() => Vec::new(),
                 Some(Value::String(one)) => vec![one.clone()],
-                _ => list(&f, "layers_pattern", "names", |v| v.as_str().map(String::from))?.unwrap_or_default(),
+                _ => list(f, "layers_pattern", "names", |v| v.as_str().map(String::from))?.unwrap_or_default(),
             },
-            rank_pattern: pattern(&f, "rank_pattern", |d, key| d.usize_in(key, 1..=MAX_RANK))?,
-            alpha_pattern: pattern(&f, "alpha_pattern", |d, key| d.f64(key))?,
+            rank_pattern: pattern(f, "rank_pattern", |d, key| d.usize_in(key, 1..=MAX_RANK))?,
+            alpha_pattern: pattern(f, "alpha_pattern", |d, key| d.f64(key))?,
             use_rslora: f.bool("use_rslora")?.unwrap_or(false),
             base_model_name_or_path: f.str("base_model_name_or_path")?.map(String::from),
         })
@@ -172,8 +204,8 @@ fn check_values(f: &Fields, family: Family) -> Result<()> {
         Some("all" | "lora_only") => note("bias", "read as \"none\": a training leaves biases as they are"),
         Some(_) => return Err(f.error("bias", "none, all or lora_only")),
     }
-    if f.str("task_type")?.is_some_and(|name| !TASK_TYPES.contains(&name)) {
-        return Err(f.error("task_type", TASK_TYPES.join(" or ")));
+    if f.str("task_type")?.is_some_and(|name| !Adapter::TASK_TYPES.contains(&name)) {
+        return Err(f.error("task_type", Adapter::TASK_TYPES.join(" or ")));
     }
     match f.get("init_lora_weights") {
         None | Some(Value::Bool(_)) => {}
@@ -184,7 +216,8 @@ fn check_values(f: &Fields, family: Family) -> Result<()> {
             note("init_lora_weights", "mica keeps B fixed in PEFT's trainings; one here trains A and B");
         }
         _ => {
-            let plain = "a start that leaves the base weights alone (true, false, gaussian, orthogonal, eva, lora_ga, mica)";
+            let plain =
+                "a start that leaves the base weights alone (true, false, gaussian, orthogonal, eva, lora_ga, mica)";
             return Err(f.error("init_lora_weights", plain));
         }
     }
@@ -192,8 +225,8 @@ fn check_values(f: &Fields, family: Family) -> Result<()> {
         note("fan_in_fan_out", "taken for false, as PEFT does where matrices are [output, input]");
     }
     // An empty list of tokens still makes PEFT demand their tensor.
-    if let Some(tokens) = f.get("trainable_token_indices").filter(|v| **v != Value::Object(Map::new())) {
-        return Err(f.error("trainable_token_indices", format!("a plain LoRA adapter (null or {{}}), not {}", show(tokens))));
+    if f.get("trainable_token_indices").is_some_and(|v| *v != Value::Object(Map::new())) {
+        return Err(f.error("trainable_token_indices", "a plain LoRA adapter (null, {} or no such field)"));
     }
     saved_modules(f, family)
 }

@@ -100,22 +100,27 @@ pub(super) const PROMPT: &[(&str, Use)] = &[
 /// # Errors
 /// A refused field that is set.
 pub(super) fn check(f: &Fields, table: &[(&str, Use)], plain: &str) -> Result<()> {
-    let mut unknown = Vec::new();
+    let of = |key: &str| COMMON.iter().chain(table).find(|(name, _)| *name == key).map(|(_, of)| *of);
     for key in f.keys() {
-        match COMMON.iter().chain(table).find(|(name, _)| *name == key).map(|(_, of)| *of) {
-            Some(Used | Harmless(_)) => {}
-            Some(RefusedUnlessFalse) if f.get(key).is_none_or(is_false) => {}
-            Some(RefusedUnlessNull) if f.get(key).is_none() => {}
-            Some(RefusedUnlessFalse) => return Err(f.error(key, format!("{plain} (null, false or no such field)"))),
-            Some(RefusedUnlessNull) => return Err(f.error(key, format!("{plain} (null or no such field)"))),
-            None => unknown.push(key),
-        }
+        let none = match of(key) {
+            Some(RefusedUnlessFalse) if !f.get(key).is_none_or(is_false) => "null, false or no such field",
+            Some(RefusedUnlessNull) if f.get(key).is_some() => "null or no such field",
+            _ => continue,
+        };
+        return Err(f.error(key, format!("{plain} ({none})")));
     }
+    let unknown: Vec<&str> = f.keys().filter(|key| of(key).is_none()).collect();
     if !unknown.is_empty() {
         let (path, keys) = (f.path().display(), unknown.join(", "));
         log::warn!("{path}: {keys}: not known to PEFT 0.21, which drops such fields: so does llamaprobe");
     }
     Ok(())
+}
+
+/// The keys of a configuration that its table does not have.
+pub(super) fn unknown<'a>(config: &'a Value, table: &[(&str, Use)]) -> Vec<&'a str> {
+    let known = |key: &str| COMMON.iter().chain(table).any(|(name, _)| *name == key);
+    config.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).filter(|key| !known(key)).collect()
 }
 
 /// What Python takes for false.

@@ -63,7 +63,8 @@ impl Family {
             ),
         };
         let module = |path: String, kind: ModuleKind| Module { path, kind };
-        let named = |paths: &[&str], kind| paths.iter().map(|path| module((*path).to_owned(), kind)).collect::<Vec<_>>();
+        let named =
+            |paths: &[&str], kind| paths.iter().map(|path| module((*path).to_owned(), kind)).collect::<Vec<_>>();
         let mut all = named(embeddings, ModuleKind::Embedding);
         all.extend(named(outside, ModuleKind::Other));
         for layer in 0..layers {

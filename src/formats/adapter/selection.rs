@@ -117,7 +117,10 @@ impl LoraConfig {
             return Ok((slots, notes));
         }
         // What is empty because of an entry is better said of the entry.
-        Err(notes.into_iter().next().unwrap_or_else(|| wrong("target_modules", "at least one module of the model", "none")))
+        Err(notes
+            .into_iter()
+            .next()
+            .unwrap_or_else(|| wrong("target_modules", "at least one module of the model", "none")))
     }
 
     /// What of the fields matches nothing. PEFT passes over it, for some of it with a warning.
@@ -156,7 +159,8 @@ impl LoraConfig {
         }
         let compile = |pattern: &String| {
             let whole = format!(r"^(?:|.*?\.){pattern}\.(?P<idx>\d+)\.");
-            Regex::new(&whole).map_err(|e| wrong("layers_pattern", "a regular expression", format!("{pattern:?} ({e})")))
+            Regex::new(&whole)
+                .map_err(|e| wrong("layers_pattern", "a regular expression", format!("{pattern:?} ({e})")))
         };
         self.layers_pattern.iter().map(compile).collect()
     }
@@ -224,10 +228,10 @@ impl Pattern {
             return Ok(Self::Linear(linear));
         }
         let (options, syntax) = (onig::RegexOptions::REGEX_OPTION_NONE, onig::Syntax::python());
-        let compiled = onig::Regex::with_options(&format!(r"\A(?:{pattern})\z"), options, syntax);
-        compiled.map(|regex| Self::Backtracking(Box::new(regex))).map_err(|e| {
-            wrong(field, "a regular expression of Python", format!("{shown:?} ({})", e.description()))
-        })
+        let compiled = onig::Regex::with_options(&format!(r"\A(?:{pattern})\Z"), options, syntax);
+        compiled
+            .map(|regex| Self::Backtracking(Box::new(regex)))
+            .map_err(|e| wrong(field, "a regular expression of Python", format!("{shown:?} ({})", e.description())))
     }
 
     fn is_match(&self, path: &str) -> bool {

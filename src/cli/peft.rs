@@ -118,7 +118,10 @@ fn of_peft(
     let (mut found, loaded) = match PromptKind::parse(kind) {
         Some(kind) => of_prompt(kind, config, file, model),
         None if kind == "LORA" => of_lora(path, config, file, model),
-        None => return (vec![format!("loads a {kind}, which is not described here")], Loaded::default()),
+        None if checks::TYPES.contains(&kind) => {
+            return (vec![format!("loads a {kind}, which is not described here")], Loaded::default());
+        }
+        None => return stops(&format!("KeyError, {kind:?} is no peft_type")),
     };
     if let Some(why) = &loaded.stops {
         found.push(format!("stops: {why}"));
@@ -129,7 +132,7 @@ fn of_peft(
         list.first().map(|name| format!("{before} {} tensors (such as {name}){behind}", list.len()))
     };
     found.extend(say(&loaded.missing, "warns of", " that the file does not have, and goes on from how it starts them"));
-    found.extend(say(&loaded.beside, "applies, beside A and B,", ""));
+    found.extend(say(&loaded.beside, "loads, beside A and B,", ""));
     found.extend(say(&loaded.replaced, "replaces by the file's", " what the model has"));
     found.extend(say(
         &loaded.ignored,
@@ -154,7 +157,7 @@ fn of_lora(
     let lora = LoraConfig::as_peft_takes_it(path, config, model.family);
     let state = lora.map_err(|error| error.to_string()).and_then(|lora| State::adapt(model, config, &lora));
     match state {
-        Ok(state) => (found, state.load(file)),
+        Ok(state) => (found, state.load(file, PREFIX)),
         Err(why) => (found, stopped(why)),
     }
 }
@@ -166,19 +169,10 @@ fn of_prompt(
     file: &BTreeMap<String, Vec<usize>>,
     model: &ModelConfig,
 ) -> (Vec<String>, Loaded) {
-    let mut loaded = Loaded { stops: checks::prompt_stops(kind, config), ..Loaded::default() };
     let mut found = Vec::new();
-    if loaded.stops.is_some() {
-        return (found, loaded);
+    if let Some(why) = checks::prompt_stops(kind, config) {
+        return (found, Loaded { stops: Some(why), ..Loaded::default() });
     }
-    let rows = config.get("num_virtual_tokens").and_then(Value::as_u64).unwrap_or(0) as usize;
-    loaded.stops = match file.get(ROWS) {
-        None => Some(format!("KeyError, the file has no {ROWS}")),
-        Some(shape) if shape.first() != Some(&rows) => {
-            Some(format!("size mismatch, {ROWS} is {shape:?}, of {rows} rows"))
-        }
-        Some(_) => None,
-    };
     if !state::is_there(config, "task_type") {
         found.push("loads it and does not apply it: task_type is missing".to_owned());
     }
@@ -187,18 +181,23 @@ fn of_prompt(
     }
     found.push("cannot train it any further: ValueError with is_trainable".to_owned());
     found.push("puts it before the padding on the left, where there is any: other logits than without".to_owned());
-    let model = State::new(model);
-    for (name, shape) in file {
-        // A prompt's model has no level of its own in the names.
-        match name.strip_prefix("base_model.").map(|name| model.shape(name)) {
-            _ if name == ROWS => loaded.plain.push(name.clone()),
-            _ if name == "word_embeddings.weight" => loaded.replaced.push(name.clone()),
-            Some(Some(expected)) if expected != shape => {
-                loaded.stops = Some(format!("size mismatch, {name} is {shape:?}, expected {expected:?}"));
-            }
-            Some(Some(_)) => loaded.replaced.push(name.clone()),
-            _ => loaded.ignored.push(name.clone()),
+    // Its model has one level less in the names, and its rows a place of their own.
+    let mut state = State::new(model);
+    state.save(model, config, &state.modules(model.family));
+    let (own, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        file.clone().into_iter().partition(|(name, _)| [ROWS, "word_embeddings.weight"].contains(&name.as_str()));
+    let mut loaded = state.load(&others, "base_model.");
+    let expected = checks::rows(kind, config, model);
+    let stops = match own.get(ROWS) {
+        None => Some(format!("KeyError, the file has no {ROWS}")),
+        Some(shape) if shape[..] != expected => {
+            Some(format!("size mismatch, {ROWS} is {shape:?}, expected {expected:?}"))
         }
+        Some(_) => None,
+    };
+    loaded.stops = loaded.stops.or(stops);
+    for name in own.into_keys() {
+        if name == ROWS { &mut loaded.plain } else { &mut loaded.replaced }.push(name);
     }
     (found, loaded)
 }

@@ -79,12 +79,12 @@ pub fn model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
     let path = match adapter::base_model(&found)? {
         None => found.clone(),
         Some((base, revision)) => {
-            let expected = "a base model that is here, or --model BASE and --adapter DIR";
-            let field =
-                |why: String| Error::field(found.join("adapter_config.json"), "base_model_name_or_path", expected, why);
-            let path = hub::resolve(&base, revision.as_deref(), &env).map_err(|error| field(error.to_string()))?;
+            let path = hub::resolve(&base, revision.as_deref(), &env).map_err(|error| match error {
+                Error::Argument { found: places, .. } => other_base(&found, places),
+                other => other,
+            })?;
             if adapter::base_model(&path)?.is_some() {
-                return Err(field(format!("{base:?}, an adapter")));
+                return Err(other_base(&found, format!("{base:?}, an adapter")));
             }
             path
         }
@@ -96,6 +96,12 @@ pub fn model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
     let first = || checkpoint.iter().find_map(|t| t.float());
     let dtype = config.dtype.or_else(first).unwrap_or(Dtype::F32);
     Ok(ModelFiles { path, config, checkpoint, dtype, adapter })
+}
+
+/// The error of an adapter that names a base model which is no model here.
+fn other_base(adapter: &Path, found: String) -> Error {
+    let expected = "a base model that is here; or give both, as --model BASE and --adapter DIR";
+    Error::field(adapter.join("adapter_config.json"), "base_model_name_or_path", expected, found)
 }
 
 /// The variables that say where the Hugging Face cache is.
@@ -138,10 +144,7 @@ pub fn adapter_dir(given: Option<&Path>, model: &ModelFiles) -> Result<Option<Pa
             Err(Error::argument("adapter", expected, given.display()))
         }
         (Some(given), None) => trained_adapter("adapter", given).map(Some),
-        (None, Some(dir)) => {
-            log::warn!("{}: applied, since --model has it", dir.join("adapter_config.json").display());
-            Ok(Some(dir.clone()))
-        }
+        (None, Some(dir)) => Ok(Some(dir.clone())),
         (None, None) => Ok(None),
     }
 }
@@ -149,15 +152,19 @@ pub fn adapter_dir(given: Option<&Path>, model: &ModelFiles) -> Result<Option<Pa
 /// Finds the adapter that a flag names: a directory, or a repository in the Hugging Face cache.
 pub fn trained_adapter(flag: &str, path: &Path) -> Result<PathBuf> {
     match path.to_str() {
-        // What exists is described by its reader.
-        Some(name) if !path.exists() => hub::resolve_adapter(flag, name, &cache_env()),
+        // What is no name of a repository is described by its reader.
+        Some(name) if !path.exists() && hub::is_adapter_name(name) => hub::resolve_adapter(flag, name, &cache_env()),
         _ => Ok(path.to_path_buf()),
     }
 }
 
 /// Reads the adapter to apply, if there is one ([`adapter_dir`]), and checks that it fits the model.
 pub fn adapter(given: Option<&Path>, model: &ModelFiles) -> Result<Option<Adapter>> {
-    adapter_dir(given, model)?.map(|dir| Adapter::read(dir, &model.config)).transpose()
+    let Some(dir) = adapter_dir(given, model)? else { return Ok(None) };
+    if given.is_none() {
+        log::warn!("{}: applied, since --model has it", dir.join("adapter_config.json").display());
+    }
+    Adapter::read(dir, &model.config).map(Some)
 }
 
 /// The layers that `--layers` names, sorted, each once: all, numbers, ranges (both ends included).

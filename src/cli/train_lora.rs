@@ -48,7 +48,8 @@ impl Job for Train<'_> {
         let Self { args, files, settings, init, data } = self;
         let training = &args.training;
         let layout = Layout::of_adapter(&files.config, &init)?;
-        let config = LoraConfig { lora_dropout: args.lora_dropout, ..init.config.clone() };
+        let config =
+            LoraConfig { lora_dropout: args.lora_dropout.unwrap_or(init.config.lora_dropout), ..init.config.clone() };
         let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let mut adaptation = Adaptation::new(&mut backend, layout, 1)?;
         match &training.init_adapter {
@@ -60,7 +61,7 @@ impl Job for Train<'_> {
             args,
             training,
             files: &files,
-            options: TrainerOptions { dropout: args.lora_dropout, ..TrainerOptions::default() },
+            options: TrainerOptions { dropout: config.lora_dropout, ..TrainerOptions::default() },
             configs: vec![AdapterConfig::Lora(config)],
             names: vec![Map::new()],
             identity: json!({ "model": training.base.model }),

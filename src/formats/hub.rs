@@ -100,6 +100,11 @@ fn find(field: &str, name: &str, revision: Option<&str>, files: &[&str], env: &C
     Ok(snapshot)
 }
 
+/// Whether a name can be an adapter's in the cache: `org/name`.
+pub fn is_adapter_name(name: &str) -> bool {
+    name.contains('/') && is_repository(name)
+}
+
 /// Reads `refs/{revision}`.
 fn commit(repository: &Path, revision: &str) -> Result<String> {
     let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0']);

@@ -4,8 +4,8 @@
 use serde_json::Value;
 
 use super::state::{is_set, is_there};
-use crate::arch::Family;
-use crate::formats::adapter::{Adapter, PromptKind};
+use crate::arch::{Family, ModelConfig};
+use crate::formats::adapter::{Adapter, PromptConfig, PromptKind};
 
 /// The variants of LoRA, of which there can be one: their fields, and whether an empty object turns them on.
 const VARIANTS: [(&str, bool); 7] = [
@@ -16,6 +16,51 @@ const VARIANTS: [(&str, bool); 7] = [
     ("use_bdlora", true),
     ("use_dora", false),
     ("velora_config", true),
+];
+
+/// The other types of PEFT 0.21.
+pub const TYPES: [&str; 41] = [
+    "MULTITASK_PROMPT_TUNING",
+    "ADALORA",
+    "ADAMSS",
+    "BOFT",
+    "ADAPTION_PROMPT",
+    "IA3",
+    "BEFT",
+    "LILY",
+    "LOHA",
+    "LOKR",
+    "OFT",
+    "POLY",
+    "LN_TUNING",
+    "VERA",
+    "FROD",
+    "PVERA",
+    "FOURIERFT",
+    "GLORA",
+    "XLORA",
+    "HRA",
+    "VBLORA",
+    "UNILORA",
+    "CPT",
+    "MISS",
+    "RANDLORA",
+    "ROAD",
+    "TRAINABLE_TOKENS",
+    "HIRA",
+    "SHIRA",
+    "C3A",
+    "WAVEFT",
+    "OSF",
+    "DELORA",
+    "GRALORA",
+    "CARTRIDGE",
+    "TINYLORA",
+    "PSOFT",
+    "PEANUT",
+    "SHADOW",
+    "SUPERTUNING",
+    "DEFT",
 ];
 
 /// Whether PEFT stops at the configuration of a LoRA, and why.
@@ -154,6 +199,30 @@ pub fn prompt_stops(kind: PromptKind, config: &Value) -> Option<String> {
             "ValueError, tokenizer_kwargs without a start as TEXT",
         ),
         (kind == PromptKind::PrefixTuning && task == Some("SEQ_CLS"), "ValueError, a prefix before a classifier"),
+        (kind == PromptKind::PrefixTuning && submodules(config) > 1, "AttributeError, a prefix of two submodules"),
     ];
     found.iter().find(|(stops, _)| *stops).map(|(_, why)| (*why).to_owned())
+}
+
+/// How often a soft prompt stands in its tensor: once for a decoder.
+fn submodules(config: &Value) -> usize {
+    let given = config.get("num_transformer_submodules").and_then(Value::as_u64);
+    let sequences = config.get("task_type").and_then(Value::as_str) == Some("SEQ_2_SEQ_LM");
+    given.map_or(if sequences { 2 } else { 1 }, |n| n as usize)
+}
+
+/// The shape of a soft prompt's rows, by what the configuration says and by the model where it is silent.
+pub fn rows(kind: PromptKind, config: &Value, model: &ModelConfig) -> [usize; 2] {
+    let number = |key: &str| config.get(key).and_then(Value::as_u64).map(|n| n as usize);
+    let ours = PromptConfig::new(kind, number("num_virtual_tokens").unwrap_or(0), model);
+    let width = match kind {
+        // Heads of keys and values are the model's where it names their number.
+        PromptKind::PrefixTuning => {
+            let by_model = matches!(model.family, Family::Llama | Family::Mistral | Family::Qwen2);
+            let keys = number("token_dim").filter(|_| !by_model).unwrap_or(ours.token_dim);
+            number("num_layers").unwrap_or(ours.num_layers) * 2 * keys
+        }
+        PromptKind::PromptTuning | PromptKind::PTuning => number("token_dim").unwrap_or(ours.token_dim),
+    };
+    [ours.num_virtual_tokens * submodules(config), width]
 }

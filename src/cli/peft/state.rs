@@ -81,11 +81,6 @@ impl State {
         Self { tensors, adapter: BTreeMap::new(), demanded: BTreeMap::new(), layers }
     }
 
-    /// The shape of a tensor.
-    pub fn shape(&self, name: &str) -> Option<&Vec<usize>> {
-        self.tensors.get(name)?.as_ref()
-    }
-
     /// The model's modules, with those matrices that only some models of a family have.
     pub fn modules(&self, family: Family) -> Vec<Module> {
         let mut modules = family.all_modules(self.layers);
@@ -126,9 +121,7 @@ impl State {
             }
         }
         state.wrap_parameters(&names(config, "target_parameters"));
-        for name in &saved {
-            state.save_modules(name, &modules);
-        }
+        state.save(model, config, &modules);
         state.add_tokens(model, config, &modules)?;
         Ok(state)
     }
@@ -167,11 +160,9 @@ impl State {
             }
             return Ok(());
         }
-        // Block-diagonal matrices have other widths, module by module.
-        let blocks = is_there(config, "use_bdlora");
-        let shape = |shape: [usize; 2]| (!blocks).then(|| shape.to_vec());
-        self.add(&format!("{path}.lora_A"), ".weight", shape([r, input]));
-        self.add(&format!("{path}.lora_B"), ".weight", shape([output, r]));
+        let [a, b] = blocks(config, path)?;
+        self.add(&format!("{path}.lora_A"), ".weight", Some(vec![r, input / a]));
+        self.add(&format!("{path}.lora_B"), ".weight", Some(vec![output, r / b]));
         if is_set(config, "lora_bias") {
             self.add(&format!("{path}.lora_B"), ".bias", Some(vec![output]));
         }
@@ -204,8 +195,16 @@ impl State {
     }
 
     /// `modules_to_save`: the modules whose path ends in a name, be it in the middle of a word.
-    fn save_modules(&mut self, name: &str, modules: &[Module]) {
-        for module in modules.iter().filter(|module| module.path.ends_with(name)) {
+    pub fn save(&mut self, model: &ModelConfig, config: &Value, modules: &[Module]) {
+        let mut saved = names(config, "modules_to_save");
+        let table = ParamId::Embed.tensor(model.family);
+        if is_set(config, "ensure_weight_tying")
+            && model.tie_word_embeddings
+            && saved.iter().any(|name| table.ends_with(&format!("{name}.weight")))
+        {
+            saved.push("lm_head".to_owned());
+        }
+        for module in modules.iter().filter(|module| saved.iter().any(|name| module.path.ends_with(name))) {
             let own = format!("{}.", module.path);
             let tensors: Vec<String> = self.tensors.keys().filter(|name| name.starts_with(&own)).cloned().collect();
             for tensor in tensors {
@@ -250,16 +249,16 @@ impl State {
         Ok(())
     }
 
-    /// What becomes of a file's tensors, by name and shape.
-    pub fn load(&self, file: &BTreeMap<String, Vec<usize>>) -> Loaded {
+    /// What becomes of a file's tensors, by name and shape; the model's own begin with `prefix` there.
+    pub fn load(&self, file: &BTreeMap<String, Vec<usize>>, prefix: &str) -> Loaded {
         let mut loaded = Loaded::default();
-        if let Some(name) = self.demanded.keys().find(|name| !file.contains_key(&format!("{PREFIX}{name}"))) {
-            loaded.stops = Some(format!("KeyError, the file has no {PREFIX}{name}"));
+        if let Some(name) = self.demanded.keys().find(|name| !file.contains_key(&format!("{prefix}{name}"))) {
+            loaded.stops = Some(format!("KeyError, the file has no {prefix}{name}"));
             return loaded;
         }
         let mut taken: BTreeMap<&str, &str> = BTreeMap::new();
         for (name, shape) in file {
-            let Some(here) = name.strip_prefix(PREFIX).map(|bare| self.name_here(bare)) else {
+            let Some(here) = name.strip_prefix(prefix).map(|bare| self.name_here(bare)) else {
                 loaded.ignored.push(name.clone());
                 continue;
             };
@@ -287,7 +286,7 @@ impl State {
             list.push((*name).to_owned());
         }
         let missing = self.adapter.iter().filter(|(_, here)| !taken.contains_key(here.as_str()));
-        loaded.missing = missing.map(|(name, _)| format!("{PREFIX}{name}")).collect();
+        loaded.missing = missing.map(|(name, _)| format!("{prefix}{name}")).collect();
         loaded
     }
 
@@ -320,6 +319,21 @@ fn replicated(model: &ModelConfig, config: &Value) -> Result<ModelConfig, String
     }
     model.num_hidden_layers = ranges.iter().map(|(start, end)| end.saturating_sub(*start) as usize).sum();
     Ok(model)
+}
+
+/// Into how many blocks `use_bdlora` divides A and B of a module.
+fn blocks(config: &Value, path: &str) -> Result<[usize; 2], String> {
+    let Some(settings) = config.get("use_bdlora").filter(|settings| settings.is_object()) else { return Ok([1, 1]) };
+    let [a, b] = ["target_modules_bd_a", "target_modules_bd_b"].map(|key| names(settings, key));
+    let [a, b] = [a, b].map(|patterns| patterns.iter().any(|pattern| path.contains(pattern.as_str())));
+    let blocks = settings.get("nblocks").and_then(Value::as_u64).unwrap_or(1).max(1) as usize;
+    match (a, b) {
+        (true, true) => Err(format!("ValueError, use_bdlora names {path} for both A and B")),
+        (false, false) if settings.get("match_strict") != Some(&Value::Bool(false)) => {
+            Err(format!("ValueError, use_bdlora names {path} for neither A nor B"))
+        }
+        _ => Ok([a, b].map(|divided| if divided { blocks } else { 1 })),
+    }
 }
 
 /// Whether a module is one of `modules_to_save`, or lies in one.

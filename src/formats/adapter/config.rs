@@ -121,7 +121,10 @@ impl LoraConfig {
                 .filter(|m| *m != Modules::Regex(String::new()) && *m != Modules::List(Vec::new())),
             layers_to_transform: match f.get("layers_to_transform") {
                 Some(Value::Number(_)) => f.usize("layers_to_transform")?.map(|l| vec![l]),
-                _ => list(f, "layers_to_transform", "layer numbers", |v| v.as_u64().map(|n| n as usize))?,
+                // A negative number is that of no layer.
+                _ => list(f, "layers_to_transform", "layer numbers", |v| {
+                    v.as_i64().map(|n| usize::try_from(n).unwrap_or(usize::MAX))
+                })?,
             },
             layers_pattern: match f.get("layers_pattern") {
                 Some(Value::String(one)) if one.is_empty() => Vec::new(),

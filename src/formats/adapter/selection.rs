@@ -133,7 +133,8 @@ impl LoraConfig {
             notes.extend(lost.map(|entry| wrong("target_modules", &expected, format!("{entry:?}"))));
         }
         if let Some(l) = self.layers_to_transform.iter().flatten().find(|l| **l >= layers) {
-            notes.push(wrong("layers_to_transform", format!("layers below {layers}"), l.to_string()));
+            let found = if *l == usize::MAX { "a negative number".to_owned() } else { l.to_string() };
+            notes.push(wrong("layers_to_transform", format!("layers below {layers}"), found));
         }
         if none(&|path| selection.excludes(path)) && self.exclude_modules.is_some() {
             notes.push(wrong("exclude_modules", "names of the model's modules", "none that it has"));

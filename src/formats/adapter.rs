@@ -14,11 +14,10 @@ mod modules;
 mod prompt;
 mod selection;
 
-pub use config::LoraConfig;
 pub use directory::{FILES, base_model, files, is_adapter};
 pub use modules::{Module, ModuleKind};
 pub use prompt::{EncoderShape, EncoderState, PromptAdapter, PromptConfig, PromptKind, Reparameterization};
-pub use selection::{Modules, Slot};
+pub use selection::{LoraConfig, Modules, Slot};
 
 /// An adapter of any kind.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,60 +1,16 @@
-//! `adapter_config.json`: which modules an adapter changes, with which rank and scale, in PEFT's terms.
+//! `adapter_config.json` of a LoRA, in PEFT's terms: reading and writing.
 
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::selection::{MAX_RANK, Modules};
+use super::selection::{LoraConfig, MAX_RANK, Modules};
 use super::{Adapter, fields};
 use crate::Result;
 use crate::arch::Family;
 use crate::formats::json::{self, Fields, show};
 
-/// An adapter's settings, with PEFT's names and meanings.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LoraConfig {
-    /// Rank of every module that `rank_pattern` does not name.
-    pub r: usize,
-    /// Numerator of the scale of every module that `alpha_pattern` does not name.
-    pub lora_alpha: f64,
-    /// Dropout before A while training.
-    pub lora_dropout: f64,
-    /// The modules.
-    pub target_modules: Modules,
-    /// Modules that are not adapted even so.
-    pub exclude_modules: Option<Modules>,
-    /// Layers, where not all; acts on a list of modules only.
-    pub layers_to_transform: Option<Vec<usize>>,
-    /// Names of the module that holds the layers; empty for any.
-    pub layers_pattern: Vec<String>,
-    /// Other ranks: expressions for the end of a path, the first that matches counts.
-    pub rank_pattern: Vec<(String, usize)>,
-    /// Other alphas, likewise.
-    pub alpha_pattern: Vec<(String, f64)>,
-    /// Whether the scale is divided by the root of the rank.
-    pub use_rslora: bool,
-    /// Name of the base model, for the record.
-    pub base_model_name_or_path: Option<String>,
-}
-
 impl LoraConfig {
-    /// Settings with one rank and alpha, and no dropout.
-    pub fn new(r: usize, lora_alpha: f64, target_modules: Modules) -> Self {
-        Self {
-            r,
-            lora_alpha,
-            lora_dropout: 0.0,
-            target_modules,
-            exclude_modules: None,
-            layers_to_transform: None,
-            layers_pattern: Vec::new(),
-            rank_pattern: Vec::new(),
-            alpha_pattern: Vec::new(),
-            use_rslora: false,
-            base_model_name_or_path: None,
-        }
-    }
-
     /// Reads `adapter_config.json`.
     ///
     /// # Errors

@@ -69,7 +69,7 @@ pub fn files(dir: &Path) -> Result<[PathBuf; 2]> {
     if dir.join(PICKLE).is_file() && !dir.join(WEIGHTS).exists() {
         let save = "python -c \"import torch; from safetensors.torch import save_file; save_file({k: v.clone().contiguous() \
                     for k, v in torch.load('adapter_model.bin', weights_only=True).items()}, 'adapter_model.safetensors')\"";
-        return Err(Error::field(dir, "weights", format!("{WEIGHTS}"), format!("{PICKLE}; convert it there: {save}")));
+        return Err(Error::field(dir, "weights", WEIGHTS, format!("{PICKLE}; convert it there: {save}")));
     }
     Ok([dir.join(CONFIG), dir.join(WEIGHTS)])
 }

@@ -21,7 +21,7 @@ use crate::train::settings::{Length, RunSettings};
 use crate::{Error, Result};
 
 pub fn run(args: &CompareArgs) -> Result<(), Failure> {
-    let files = resolve::model_with_head(&args.base.model, &args.common)?;
+    let files = resolve::base_model(&args.base.model, &args.common)?;
     let settings = settings(args, files.config.family)?;
     settings.validate(files.config.family)?;
     let tokenizer = files.tokenizer()?;

@@ -14,7 +14,8 @@ use crate::model::{Layout, LoraShape};
 
 pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     let files = resolve::model(&args.model.model, &args.common)?;
-    let adapter = args.model.adapter.as_deref().map(|path| PeftReport::new(path, &files)).transpose()?;
+    let adapter = resolve::adapter_dir(args.model.adapter.as_deref(), &files)?;
+    let adapter = adapter.map(|dir| PeftReport::new(&dir, &files)).transpose()?;
     let dtype = files.dtype;
     dispatch(&args.common, dtype, Inspect { args, files, adapter })
 }

@@ -18,7 +18,7 @@ use crate::task::{Task, Template, synthetic};
 use crate::{Error, Result};
 
 pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
-    let files = resolve::model_with_head(&args.base.model, &args.common)?;
+    let files = resolve::base_model(&args.base.model, &args.common)?;
     files.config.require_causal()?;
     let args = &resolved(args, &files);
     let (settings, plan) = match &args.plan {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::args::{CheckpointArgs, CommonArgs, LoraArgs, OptimArgs, RegularizationArgs};
 use super::output;
 use crate::arch::{Dtype, Family, ModelConfig};
-use crate::formats::adapter::{Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, Slot};
+use crate::formats::adapter::{self, Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, Slot};
 use crate::formats::atomic;
 use crate::formats::embedded;
 use crate::formats::hub::{self, CacheEnv};
@@ -34,6 +34,8 @@ pub struct ModelFiles {
     pub checkpoint: Checkpoint,
     /// Dtype of its weights: config.json's, or else that of the first tensor of floats.
     pub dtype: Dtype,
+    /// The directory of `--model` where it holds an adapter: beside the model, or of a base model that it names.
+    pub adapter: Option<PathBuf>,
 }
 
 impl ModelFiles {
@@ -51,7 +53,12 @@ impl ModelFiles {
     /// # Errors
     /// No `tokenizer.json` in its directory, or one that cannot be read.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        if self.is_embedded() { embedded::tokenizer() } else { Tokenizer::load(&self.path) }
+        if self.is_embedded() {
+            return embedded::tokenizer();
+        }
+        // As AutoTokenizer does with the same name: an adapter may have added tokens.
+        let of_adapter = self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists());
+        Tokenizer::load(of_adapter.unwrap_or(&self.path))
     }
 
     /// Whether this is the model that is part of the program.
@@ -60,29 +67,37 @@ impl ModelFiles {
     }
 }
 
-/// Finds `--model`: `embedded`, a directory, or a repository in the Hugging Face cache.
+/// Finds `--model`: `embedded`, a directory, or a repository in the Hugging Face cache. One with an adapter in it is the
+/// model beside the adapter, or else the base model that the adapter names, as in transformers.
 pub fn model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
     if name == embedded::NAME {
         let (config, checkpoint) = (embedded::config()?, embedded::checkpoint()?);
         let dtype = config.dtype.unwrap_or(Dtype::BF16);
-        return Ok(ModelFiles { path: name.into(), config, checkpoint, dtype });
+        return Ok(ModelFiles { path: name.into(), config, checkpoint, dtype, adapter: None });
     }
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let env = CacheEnv {
-        hf_hub_cache: variable("HF_HUB_CACHE"),
-        huggingface_hub_cache: variable("HUGGINGFACE_HUB_CACHE"),
-        hf_home: variable("HF_HOME"),
-        xdg_cache_home: variable("XDG_CACHE_HOME"),
-        home: variable("HOME"),
+    let env = cache_env();
+    let found = hub::resolve(name, common.revision.as_deref(), &env)?;
+    let path = match adapter::base_model(&found)? {
+        None => found.clone(),
+        Some((base, revision)) => {
+            let path = hub::resolve(&base, revision.as_deref(), &env).map_err(|error| match error {
+                Error::Argument { found: places, .. } => other_base(&found, places),
+                other => other,
+            })?;
+            if adapter::base_model(&path)?.is_some() {
+                return Err(other_base(&found, format!("{base:?}, an adapter")));
+            }
+            path
+        }
     };
-    let path = hub::resolve(name, common.revision.as_deref(), &env)?;
+    let adapter = adapter::is_adapter(&found).then_some(found);
     let config = ModelConfig::load(&path)?;
     let checkpoint = Checkpoint::open(ModelConfig::weights_file(&path)?.as_ref().unwrap_or(&path))?;
     let config = Source::new(&config, &checkpoint)?.config;
     // This is the rule of transformers.
     let first = || checkpoint.iter().find_map(|t| t.float());
     let dtype = config.dtype.or_else(first).unwrap_or(Dtype::F32);
-    Ok(ModelFiles { path, config, checkpoint, dtype })
+    Ok(ModelFiles { path, config, checkpoint, dtype, adapter })
 }
 
 /// The same for what needs logits or losses, and so a head.
@@ -92,9 +107,73 @@ pub fn model_with_head(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
     Ok(files)
 }
 
-/// Reads the adapter of `--adapter`, if one is given, and checks that it fits the model.
-pub fn adapter(path: Option<&Path>, model: &ModelFiles) -> Result<Option<Adapter>> {
-    path.map(|path| Adapter::read(path, &model.config)).transpose()
+/// The error of an adapter that names a base model which is no model here.
+fn other_base(adapter: &Path, found: String) -> Error {
+    let expected = "a base model that is here; or give both, as --model BASE and --adapter DIR";
+    Error::field(adapter.join("adapter_config.json"), "base_model_name_or_path", expected, found)
+}
+
+/// The variables that say where the Hugging Face cache is.
+fn cache_env() -> CacheEnv {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    CacheEnv {
+        hf_hub_cache: variable("HF_HUB_CACHE"),
+        huggingface_hub_cache: variable("HUGGINGFACE_HUB_CACHE"),
+        hf_home: variable("HF_HOME"),
+        xdg_cache_home: variable("XDG_CACHE_HOME"),
+        home: variable("HOME"),
+    }
+}
+
+/// [`model_with_head`] of a command that applies no adapter to it.
+///
+/// # Errors
+/// As [`model_with_head`]; an adapter in its directory, which may not be passed over.
+pub fn base_model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
+    let files = model_with_head(name, common)?;
+    match &files.adapter {
+        None => Ok(files),
+        Some(dir) => {
+            let expected = "a model without an adapter (train-lora and train-prompt take one with --init-adapter, capture \
+                            and generate with --adapter)";
+            Err(Error::argument("model", expected, dir.join("adapter_config.json").display()))
+        }
+    }
+}
+
+/// The directory of the adapter to apply: that of `--adapter`, or else that of the model.
+///
+/// # Errors
+/// There are both; `--adapter` is not there.
+pub fn adapter_dir(given: Option<&Path>, model: &ModelFiles) -> Result<Option<PathBuf>> {
+    match (given, &model.adapter) {
+        (Some(given), Some(dir)) => {
+            let other = dir.join("adapter_config.json");
+            let expected = format!("none, where --model has an adapter already ({})", other.display());
+            Err(Error::argument("adapter", expected, given.display()))
+        }
+        (Some(given), None) => trained_adapter("adapter", given).map(Some),
+        (None, Some(dir)) => Ok(Some(dir.clone())),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Finds the adapter that a flag names: a directory, or a repository in the Hugging Face cache.
+pub fn trained_adapter(flag: &str, path: &Path) -> Result<PathBuf> {
+    match path.to_str() {
+        // What is no name of a repository is described by its reader.
+        Some(name) if !path.exists() && hub::is_adapter_name(name) => hub::resolve_adapter(flag, name, &cache_env()),
+        _ => Ok(path.to_path_buf()),
+    }
+}
+
+/// Reads the adapter to apply, if there is one ([`adapter_dir`]), and checks that it fits the model.
+pub fn adapter(given: Option<&Path>, model: &ModelFiles) -> Result<Option<Adapter>> {
+    let Some(dir) = adapter_dir(given, model)? else { return Ok(None) };
+    if given.is_none() {
+        log::warn!("{}: applied, since --model has it", dir.join("adapter_config.json").display());
+    }
+    Adapter::read(dir, &model.config).map(Some)
 }
 
 /// The layers that `--layers` names, sorted, each once: all, numbers, ranges (both ends included).

@@ -27,7 +27,7 @@ const BATCH_TOKENS: usize = 4096;
 pub fn run(args: &TaskArgs) -> Result<(), Failure> {
     let TaskName::Synthetic = args.task;
     if args.evaluate {
-        let files = resolve::model(&args.model, &args.common)?;
+        let files = resolve::base_model(&args.model, &args.common)?;
         let (tokenizer, dtype) = (files.tokenizer()?, files.dtype);
         return dispatch(&args.common, dtype, Evaluate { args, files, tokenizer });
     }

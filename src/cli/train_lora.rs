@@ -18,10 +18,10 @@ use crate::train::trainer::{Run, TrainerOptions};
 
 pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
     let training = &args.training;
-    let files = resolve::model_with_head(&training.base.model, &training.common)?;
+    let files = resolve::base_model(&training.base.model, &training.common)?;
     let settings = training::settings(training, training.seed)?;
     let init = match &training.init_adapter {
-        Some(path) => LoraAdapter::read(path, &files.config)?,
+        Some(path) => LoraAdapter::read(resolve::trained_adapter("init_adapter", path)?, &files.config)?,
         None => {
             let family = files.config.family;
             let config =
@@ -48,7 +48,8 @@ impl Job for Train<'_> {
         let Self { args, files, settings, init, data } = self;
         let training = &args.training;
         let layout = Layout::of_adapter(&files.config, &init)?;
-        let config = LoraConfig { lora_dropout: args.lora_dropout, ..init.config.clone() };
+        let config =
+            LoraConfig { lora_dropout: args.lora_dropout.unwrap_or(init.config.lora_dropout), ..init.config.clone() };
         let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let mut adaptation = Adaptation::new(&mut backend, layout, 1)?;
         match &training.init_adapter {
@@ -60,7 +61,7 @@ impl Job for Train<'_> {
             args,
             training,
             files: &files,
-            options: TrainerOptions { dropout: args.lora_dropout, ..TrainerOptions::default() },
+            options: TrainerOptions { dropout: config.lora_dropout, ..TrainerOptions::default() },
             configs: vec![AdapterConfig::Lora(config)],
             names: vec![Map::new()],
             identity: json!({ "model": training.base.model }),

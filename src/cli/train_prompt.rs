@@ -27,7 +27,7 @@ const NUM_VIRTUAL_TOKENS: usize = 20;
 
 pub fn run(args: &TrainPromptArgs) -> Result<(), Failure> {
     let training = &args.training;
-    let files = resolve::model_with_head(&training.base.model, &training.common)?;
+    let files = resolve::base_model(&training.base.model, &training.common)?;
     let (kind, reparameterization) = method(args)?;
     let init = init(args, &files, reparameterization)?;
     let runs = runs(args, &init)?;
@@ -78,7 +78,8 @@ fn init(args: &TrainPromptArgs, files: &ModelFiles, reparameterization: Option<R
         return Err(Error::argument("--prompt-tuning-init", "TEXT beside --prompt-tuning-init-text", "another"));
     }
     if let Some(path) = &args.training.init_adapter {
-        let Adapter::Prompt(prompt) = Adapter::read(path, &files.config)? else {
+        let Adapter::Prompt(prompt) = Adapter::read(resolve::trained_adapter("init_adapter", path)?, &files.config)?
+        else {
             return Err(Error::argument("--init-adapter", "a soft prompt", format!("{}, a LoRA", path.display())));
         };
         return resumed(args, prompt, path, reparameterization);

@@ -3,17 +3,21 @@
 //! An adapted projection computes `W x + scale * B A x` with `scale = lora_alpha / r`, or `/ sqrt(r)` with
 //! `use_rslora` (Hu et al., arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732).
 //!
-//! PEFT loads many wrong adapters without a word: an extra tensor, a missing `r`, a feature it does not know. Here a
-//! missing and an unexpected tensor are errors, and so is every field that asks for something this library does not
-//! compute.
+//! PEFT loads many wrong adapters without a word: an extra tensor, a missing `r`. Here a missing and an unexpected tensor
+//! are errors, and so is every field that asks for something that PEFT 0.21 computes and this library does not. What PEFT
+//! passes over with a warning (a field of another release, an entry of `target_modules` that names nothing) is one here.
 
 mod config;
 mod directory;
+mod fields;
+mod modules;
 mod prompt;
+mod selection;
 
-pub use config::{LoraConfig, Modules, Slot};
-pub use directory::FILES;
+pub use directory::{FILES, base_model, files, is_adapter};
+pub use modules::{Module, ModuleKind};
 pub use prompt::{EncoderShape, EncoderState, PromptAdapter, PromptConfig, PromptKind, Reparameterization};
+pub use selection::{LoraConfig, Modules, Slot};
 
 /// An adapter of any kind.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,12 +106,21 @@ impl Family {
 
     /// The path of the module that holds a projection: `model.layers.3.self_attn.q_proj`.
     pub fn path(self, layer: usize, target: Projection) -> String {
-        let layers = match self {
+        format!("{}.{layer}.{}", self.layers_path(), self.module(target))
+    }
+
+    /// Whether `config.json` names the number of heads of keys and values (`num_key_value_heads`).
+    pub(super) const fn has_kv_heads(self) -> bool {
+        matches!(self, Self::Llama | Self::Mistral | Self::Qwen2)
+    }
+
+    /// The path of the module that holds the layers.
+    const fn layers_path(self) -> &'static str {
+        match self {
             Self::Llama | Self::Mistral | Self::Qwen2 => "model.layers",
             Self::Gpt2 | Self::Bloom => "transformer.h",
             Self::Opt => "model.decoder.layers",
-        };
-        format!("{layers}.{layer}.{}", self.module(target))
+        }
     }
 
     /// The shortest name that means this module and no other of the family's: its last part, or more where several
@@ -146,17 +159,6 @@ impl Family {
         }
         targets.dedup();
         Ok(targets)
-    }
-
-    /// The modules outside the blocks that names could mean: the head and the embedding table.
-    pub(super) const fn outside(self) -> [&'static str; 2] {
-        let table = match self {
-            Self::Llama | Self::Mistral | Self::Qwen2 => "model.embed_tokens",
-            Self::Gpt2 => "transformer.wte",
-            Self::Opt => "model.decoder.embed_tokens",
-            Self::Bloom => "transformer.word_embeddings",
-        };
-        ["lm_head", table]
     }
 }
 

@@ -41,33 +41,47 @@ impl CacheEnv {
 }
 
 /// The directory of a model: `model` itself where it is one, else the snapshot of the repository `org/name` in the
-/// cache. `revision` is a branch, a tag or a commit of 40 hexadecimal digits; `main` by default.
+/// cache. `revision` is a branch, a tag or a commit of 40 hexadecimal digits; `main` by default. An adapter is found as
+/// well, since its configuration names its base model.
 ///
 /// # Errors
 /// There is no such directory, and the cache has no such repository, revision or snapshot; the error lists the places.
 pub fn resolve(model: &str, revision: Option<&str>, env: &CacheEnv) -> Result<PathBuf> {
-    let local = Path::new(model);
+    find("model", model, revision, &["config.json", "adapter_config.json"], env)
+}
+
+/// The directory of an adapter, as [`resolve`]; `field` names it in errors.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_adapter(field: &str, adapter: &str, env: &CacheEnv) -> Result<PathBuf> {
+    find(field, adapter, None, &["adapter_config.json"], env)
+}
+
+/// A directory, or a snapshot of the cache with one of the files.
+fn find(field: &str, name: &str, revision: Option<&str>, files: &[&str], env: &CacheEnv) -> Result<PathBuf> {
+    let local = Path::new(name);
     if local.is_dir() {
         return match revision {
-            Some(r) => Err(Error::argument("revision", format!("none for the directory {model}"), r)),
+            Some(r) => Err(Error::argument("revision", format!("none for the directory {name}"), r)),
             None => Ok(local.to_path_buf()),
         };
     }
     if local.exists() {
-        return Err(Error::argument("model", "a directory with config.json, or org/name", model));
+        return Err(Error::argument(field, format!("a directory with {}, or org/name", files[0]), name));
     }
     let missing = |expected: String, looked: &[&Path]| {
         let places: Vec<_> = looked.iter().map(|p| p.display().to_string()).collect();
-        Error::argument("model", expected, format!("{model:?} (looked at {})", places.join(", ")))
+        Error::argument(field, expected, format!("{name:?} (looked at {})", places.join(", ")))
     };
-    if !is_repository(model) {
+    if !is_repository(name) {
         return Err(missing("a directory, or the name org/name of a cached model".to_string(), &[local]));
     }
     let Some(hub) = env.hub() else {
         let expected = "a directory (no cache: HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME and HOME are not set)".to_string();
         return Err(missing(expected, &[local]));
     };
-    let repository = hub.join(format!("models--{}", model.replace('/', "--")));
+    let repository = hub.join(format!("models--{}", name.replace('/', "--")));
     if !repository.is_dir() {
         return Err(missing("a directory, or a model in the cache".to_string(), &[local, &repository]));
     }
@@ -78,12 +92,17 @@ pub fn resolve(model: &str, revision: Option<&str>, env: &CacheEnv) -> Result<Pa
         let expected = format!("a snapshot of revision {revision}; cached: {}", entries(&repository.join("snapshots")));
         return Err(missing(expected, &[local, &snapshot]));
     }
-    if !snapshot.join("config.json").exists() {
-        let known = repository.join(".no_exist").join(&commit).join("config.json").exists();
+    if !files.iter().any(|file| snapshot.join(file).exists()) {
+        let known = repository.join(".no_exist").join(&commit).join(files[0]).exists();
         let found = if known { "none (the repository has no such file)" } else { "none (not downloaded)" };
-        return Err(Error::field(&snapshot, "config.json", "a model's configuration", found));
+        return Err(Error::field(&snapshot, files[0], format!("the configuration of the {field}"), found));
     }
     Ok(snapshot)
+}
+
+/// Whether a name can be an adapter's in the cache: `org/name`.
+pub fn is_adapter_name(name: &str) -> bool {
+    name.contains('/') && is_repository(name)
 }
 
 /// Reads `refs/{revision}`.
@@ -110,13 +129,13 @@ fn is_commit(text: &str) -> bool {
 }
 
 /// `name` or `org/name`, of the characters the hub allows.
-fn is_repository(model: &str) -> bool {
+fn is_repository(name: &str) -> bool {
     let part = |p: &str| {
         let edge = |c: char| c == '-' || c == '.';
         let legal = p.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         !p.is_empty() && legal && !p.starts_with(edge) && !p.ends_with(edge) && !p.contains("--") && !p.contains("..")
     };
-    model.split('/').count() <= 2 && model.split('/').all(part)
+    name.split('/').count() <= 2 && name.split('/').all(part)
 }
 
 /// The names in a directory, for a message.

@@ -111,6 +111,11 @@ impl ParamId {
         format!("{path}.{kind}")
     }
 
+    /// The shape of the tensor that holds it, as a file has it.
+    pub fn stored_shape(self, config: &ModelConfig) -> Vec<usize> {
+        self.layout(config).0
+    }
+
     /// How the file's tensor becomes this weight: the file's shape, and what is to be done.
     fn layout(self, config: &ModelConfig) -> (Vec<usize>, Part) {
         let (target, weight) = match self {

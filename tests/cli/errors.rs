@@ -215,9 +215,10 @@ fn tokenizer_and_adapter_errors_name_the_file() {
         ("\"LORA\"", "\"LOHA\"", "peft_type"),
         ("\"r\": 8", "\"r\": 4", "adapter_model.safetensors"),
         ("\"r\": 8", "\"r\": 0", "r"),
-        ("\"q_proj\"", "\"x_proj\"", "x_proj"),
+        // An entry that names nothing is passed over, as in PEFT; the tensors of the module it should name are not.
+        ("\"q_proj\"", "\"x_proj\"", "q_proj.lora_A.weight"),
         ("\"q_proj\"", "\"o_proj\"", "adapter_model.safetensors"),
-        ("\"bias\": \"none\"", "\"bias\": \"all\"", "bias"),
+        ("\"bias\": \"none\"", "\"bias\": \"some\"", "bias"),
         ("\"bias\": \"none\"", "\"use_dora\": true", "use_dora"),
     ] {
         assert!(text.contains(from), "{from} in {text}");

@@ -3,7 +3,7 @@
 use std::fs;
 
 use safetensors::tensor::TensorView;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{line, put, workplace};
 use crate::support::tiny_model::TinyModel;
@@ -33,7 +33,7 @@ fn inspect_says_what_peft_does_silently() {
     };
     let good = inspect();
     assert_eq!((good["readable"].as_bool(), good["tensors"].as_u64()), (Some(true), Some(8)));
-    assert_eq!(good["peft"], serde_json::json!([]));
+    assert_eq!(good["peft"], json!([]));
 
     let weights = d.join("adapter/adapter_model.safetensors");
     let intact = fs::read(&weights).expect("weights");
@@ -55,4 +55,156 @@ fn inspect_says_what_peft_does_silently() {
     let report = inspect();
     assert!(found(&report, "silently takes 8 for lora_alpha"), "{report}");
     assert!(report["refusal"].as_str().is_some_and(|r| r.contains("lora_alpha")), "{report}");
+}
+
+/// Adds zeros of some names and shapes to an adapter's tensors.
+fn with_tensors(intact: &[u8], more: &[(&str, &[usize])]) -> Vec<u8> {
+    let zeros = vec![0u8; 4 * 272 * 40];
+    let file = safetensors::SafeTensors::deserialize(intact).expect("safetensors");
+    let views = more.iter().map(|(name, shape)| {
+        let bytes = 4 * shape.iter().product::<usize>();
+        let view = TensorView::new(safetensors::Dtype::F32, shape.to_vec(), &zeros[..bytes]).expect("a tensor");
+        (format!("base_model.model.{name}"), view)
+    });
+    safetensors::serialize(file.tensors().into_iter().chain(views), None).expect("bytes")
+}
+
+/// What PEFT 0.21.2 does with these tensors: each was changed in turn, and moved the logits or did not; errors and
+/// warnings are its own.
+#[test]
+fn inspect_calls_ignored_what_peft_does_not_load() {
+    const Q: &str = "model.layers.0.self_attn.q_proj";
+    let q = |end: &str| format!("{Q}.{end}");
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", "{\"prompt\": \"a\", \"completion\": \" b\"}\n");
+    line(d, "train-lora --model {}/model --train {}/train.jsonl --out {}/adapter --r 2 --max-steps 1").ok();
+    let (weights, config) = (d.join("adapter/adapter_model.safetensors"), d.join("adapter/adapter_config.json"));
+    let (intact, plain) = (fs::read(&weights).expect("weights"), fs::read(&config).expect("config"));
+    let described = |patch: Value, more: &[(&str, &[usize])]| {
+        let mut value: Value = serde_json::from_slice(&plain).expect("JSON");
+        value.as_object_mut().expect("an object").extend(patch.as_object().expect("an object").clone());
+        fs::write(&config, value.to_string()).expect("write");
+        fs::write(&weights, with_tensors(&intact, more)).expect("write");
+        line(d, "inspect --model {}/model --adapter {}/adapter --json").json()["adapter"].clone()
+    };
+    // Loaded into the adapter, or over a weight of the model.
+    let (table, square) = ([272, 24], [32, 24]);
+    for (patch, name, shape) in [
+        (json!({}), "lm_head.weight".to_owned(), &table[..]),
+        (json!({}), "model.embed_tokens.weight".to_owned(), &table),
+        (json!({}), "model.norm.weight".to_owned(), &[24]),
+        (json!({}), "model.layers.0.mlp.up_proj.weight".to_owned(), &[40, 24]),
+        (json!({}), q("base_layer.weight"), &square),
+        (json!({}), "model.layers.1.self_attn.o_proj.weight".to_owned(), &[24, 32]),
+        (json!({"modules_to_save": ["lm_head"]}), "lm_head.weight".to_owned(), &table),
+        (json!({"use_dora": true}), q("lora_magnitude_vector"), &[32]),
+        (json!({"lora_bias": true}), q("lora_B.bias"), &[32]),
+        (json!({"kasa_config": {}}), q("lora_diag"), &[2]),
+        (
+            json!({"layer_replication": [[0, 2], [1, 2]]}),
+            "model.layers.2.self_attn.q_proj.lora_A.weight".to_owned(),
+            &[2, 24],
+        ),
+        (
+            json!({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}),
+            "model.embed_tokens.lora_embedding_A".to_owned(),
+            &[2, 272],
+        ),
+        (json!({"target_modules": ["q_proj", "v_proj", "lm_head"]}), "lm_head.lora_B.weight".to_owned(), &[272, 2]),
+        (json!({"target_modules": ["q_proj", "v_proj", "lm_head"]}), "lm_head.base_layer.weight".to_owned(), &table),
+        (
+            json!({"trainable_token_indices": [3, 7]}),
+            "model.embed_tokens.token_adapter.trainable_tokens_delta".to_owned(),
+            &[2, 24],
+        ),
+        (
+            json!({"target_parameters": ["mlp.up_proj.weight"]}),
+            "model.layers.0.mlp.up_proj.lora_A.weight".to_owned(),
+            &[2, 24],
+        ),
+    ] {
+        let report = described(patch, &[(&name, shape)]);
+        assert_eq!(report["ignored"], json!([]), "{name}: {report}");
+        assert_eq!(report["loaded"].as_array().map(Vec::len), Some(9), "{name}: {report}");
+        assert_eq!(report["readable"], false, "{name}: {report}");
+    }
+    // Loaded by nothing.
+    for (name, shape) in [
+        (q("weight"), &square[..]),
+        (q("bias"), &[32]),
+        (q("lora_B.bias"), &[32]),
+        (q("lora_magnitude_vector"), &[32]),
+        ("model.embed_tokens.lora_embedding_A".to_owned(), &[2, 272]),
+        ("model.layers.0.self_attn.k_proj.bias".to_owned(), &[16]),
+        ("model.layers.2.self_attn.q_proj.lora_A.weight".to_owned(), &[2, 24]),
+        ("score.weight".to_owned(), &[2, 24]),
+    ] {
+        let report = described(json!({}), &[(&name, shape)]);
+        assert_eq!(report["ignored"], json!([format!("base_model.model.{name}")]), "{report}");
+    }
+    // Where it stops, and where it warns.
+    let head: (&str, &[usize]) = ("lm_head.weight", &[273, 24]);
+    let nothing: &[(&str, &[usize])] = &[];
+    for (patch, more, said) in [
+        (json!({}), &[head][..], "stops: size mismatch"),
+        (json!({"modules_to_save": ["lm_head"]}), nothing, "stops: KeyError"),
+        (json!({"target_modules": ["zz"]}), nothing, "stops: NoMatchingPeftModuleError"),
+        (json!({"target_modules": ["q_proj", "norm"]}), nothing, "stops: ValueError"),
+        (json!({"bias": null}), nothing, "stops: AttributeError"),
+        (json!({"init_lora_weights": "nonsense"}), nothing, "stops: ValueError"),
+        (json!({"use_dora": true, "kasa_config": {}}), nothing, "stops: ValueError"),
+        (json!({"use_dora": true}), nothing, "warns of 4 tensors"),
+        (json!({"target_modules": "all-linear"}), nothing, "warns of 20 tensors"),
+        (json!({"brand_new": 1}), nothing, "drops: brand_new"),
+        (json!({"init_lora_weights": "pissa"}), nothing, "changes the base weights"),
+        (json!({"rank_pattern": {"q_proj": 4}}), nothing, "stops: size mismatch"),
+        (json!({"peft_type": "IA3"}), nothing, "loads a IA3"),
+        (json!({"peft_type": "NEW"}), nothing, "stops: KeyError"),
+    ] {
+        let report = described(patch.clone(), more);
+        let lines: Vec<&str> = report["peft"].as_array().expect("lines").iter().filter_map(Value::as_str).collect();
+        assert!(lines.iter().any(|line| line.contains(said)), "{patch}: {lines:?}");
+    }
+}
+
+/// An adapter in the directory of `--model` is applied as transformers 5.24 applies it: beside a model to that model, and
+/// alone to the base model that it names.
+#[test]
+fn adapter_of_the_model_directory_is_applied() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", "{\"prompt\": \"a\", \"completion\": \" b\"}\n");
+    let train = "train-lora --model {}/model --train {}/train.jsonl --max-steps 2 --learning-rate 0.1";
+    line(d, &format!("{train} --out {{}}/adapter --lora-dropout 0.25")).ok();
+    let config = d.join("adapter/adapter_config.json");
+    let text = fs::read_to_string(&config).expect("config");
+    let states = |name: &str, args: &str| {
+        let base = format!("capture --input {{}}/texts.jsonl --sites resid_post --tokens all --out {{}}/{name}");
+        let ran = line(d, &format!("{base} {args}"));
+        assert_eq!(ran.code, Some(0), "{args}: {}", ran.err);
+        fs::read(d.join(name).join("activations.safetensors")).expect("states")
+    };
+    let right = states("right", "--model {}/model --adapter {}/adapter");
+    assert!(right != states("bare", "--model {}/model"));
+    assert!(right == states("named", "--model {}/adapter"), "the base model is named by the adapter");
+    // Beside a model it is that model's, whatever its configuration names.
+    fs::write(&config, text.replace(&d.join("model").display().to_string(), "someone/else")).expect("write");
+    let lost = line(d, "capture --model {}/adapter --input {}/texts.jsonl --out {}/lost").refused();
+    assert!(lost.contains("base_model_name_or_path") && lost.contains("--adapter"), "{lost}");
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(d.join("model").join(name), d.join("adapter").join(name)).expect("copies");
+    }
+    assert!(right == states("beside", "--model {}/adapter"), "the model beside it");
+    let twice = line(d, "capture --model {}/adapter --adapter {}/adapter --input {}/texts.jsonl --out {}/t").refused();
+    assert!(twice.contains("--adapter") && twice.contains("adapter_config.json"), "{twice}");
+    let report = line(d, "inspect --model {}/adapter --json").json();
+    assert_eq!(report["adapter"]["readable"], true, "{report}");
+    // A training begins with a model; its dropout is the adapter's where no flag names one.
+    let refused = line(d, "train-lora --model {}/adapter --train {}/train.jsonl --out {}/no").refused();
+    assert!(refused.contains("--init-adapter"), "{refused}");
+    line(d, &format!("{train} --init-adapter {{}}/adapter --out {{}}/more")).ok();
+    let more: Value =
+        serde_json::from_slice(&fs::read(d.join("more/adapter_config.json")).expect("a file")).expect("JSON");
+    assert_eq!(more["lora_dropout"], 0.25);
 }

@@ -2,8 +2,10 @@ use std::path::Path;
 
 use llamaprobe::arch::Projection;
 use llamaprobe::arch::{Family, ModelConfig};
-use llamaprobe::formats::adapter::{LoraAdapter, LoraConfig, Modules};
-use serde_json::Value;
+use llamaprobe::formats::adapter::{
+    Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, PromptAdapter, PromptConfig, PromptKind,
+};
+use serde_json::{Value, json};
 
 use crate::support::temp;
 
@@ -100,4 +102,180 @@ fn widths_are_those_of_the_projections() {
     );
     let all = LoraConfig::new(4, 8.0, Modules::AllLinear).slots(Family::Llama, 3).expect("all");
     assert_eq!(all.len(), 21);
+}
+
+/// A directory with q_proj and v_proj adapted in both layers of a small model, its configuration changed by `patch`.
+fn small(dir: &Path, patch: &Value) -> ModelConfig {
+    let text = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "vocab_size": 9}"#;
+    let model = ModelConfig::parse("config.json", text).expect("valid");
+    let config = LoraConfig::new(2, 4.0, Modules::List(vec!["q_proj".into(), "v_proj".into()]));
+    let slots = config.slots(Family::Llama, 2).expect("slots");
+    let modules = slots
+        .iter()
+        .map(|s| LoraModule {
+            layer: s.layer,
+            target: s.target,
+            r: s.r,
+            scale: s.scale,
+            a: vec![0.5; 16],
+            b: vec![0.25; 16],
+        })
+        .collect();
+    LoraAdapter { config, family: Family::Llama, head_dim: 4, modules }.write(dir).expect("writes");
+    let path = dir.join("adapter_config.json");
+    let text = std::fs::read_to_string(&path).expect("reads");
+    let mut config: Value = serde_json::from_str(&text).expect("JSON");
+    config.as_object_mut().expect("an object").extend(patch.as_object().expect("an object").clone());
+    std::fs::write(&path, config.to_string()).expect("writes");
+    model
+}
+
+/// With each of these fields PEFT 0.21.2 computes the logits that it computes without, to the last bit.
+#[test]
+fn fields_without_effect_in_peft_have_none() {
+    let plain = temp();
+    let model = small(plain.path(), &json!({}));
+    let plain = LoraAdapter::read(plain.path(), &model).expect("reads");
+    for patch in [
+        json!({"alora_invocation_tokens": []}),
+        json!({"auto_mapping": {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers"}}),
+        json!({"bias": "all"}),
+        json!({"bias": "lora_only"}),
+        json!({"brand_new": [1]}),
+        json!({"corda_config": {"corda_method": "kpm"}}),
+        json!({"enable_lora": null, "merge_weights": false}),
+        json!({"ensure_weight_tying": true}),
+        json!({"eva_config": {"rho": 2.0}, "init_lora_weights": "eva"}),
+        json!({"exclude_modules": ""}),
+        json!({"exclude_modules": ["zz"]}),
+        json!({"fan_in_fan_out": true}),
+        json!({"inference_mode": false}),
+        json!({"init_lora_weights": "Gaussian"}),
+        json!({"init_lora_weights": "lora_ga", "lora_ga_config": {"direction": "ArBr"}}),
+        json!({"init_lora_weights": "mica"}),
+        json!({"init_lora_weights": "orthogonal"}),
+        json!({"init_lora_weights": null}),
+        json!({"layer_replication": []}),
+        json!({"layers_to_transform": [0, 1, 9], "layers_pattern": ["layers"]}),
+        json!({"loftq_config": {"loftq_bits": 4}}),
+        json!({"megatron_config": {}, "megatron_core": "other.core"}),
+        json!({"modules_to_save": ["no_such"]}),
+        json!({"peft_version": "0.99.0", "revision": "abc"}),
+        json!({"rank_pattern": {"zzz": 4}}),
+        json!({"runtime_config": {"ephemeral_gpu_offload": true}}),
+        json!({"target_modules": ["q_proj", "v_proj", "Wqkv", ""]}),
+        json!({"target_modules": r".*\.(q|v)_proj"}),
+        json!({"target_modules": r"(?!.*k_proj).*self_attn\.[qv]_proj"}),
+        json!({"target_modules": r".*[qv]_proj\Z"}),
+        json!({"target_parameters": []}),
+        json!({"task_type": "FEATURE_EXTRACTION"}),
+        json!({"task_type": "SEQ_CLS"}),
+        json!({"trainable_token_indices": {}}),
+        json!({"use_qalora": true, "qalora_group_size": 4}),
+    ] {
+        let dir = temp();
+        small(dir.path(), &patch);
+        let read = LoraAdapter::read(dir.path(), &model).unwrap_or_else(|e| panic!("{patch}: {e}"));
+        assert_eq!(read.modules, plain.modules, "{patch}");
+    }
+    // In PEFT the scale follows an expression that looks ahead.
+    let dir = temp();
+    small(dir.path(), &json!({"alpha_pattern": {"(?!.*v_proj).*": 16}}));
+    let read = LoraAdapter::read(dir.path(), &model).expect("reads");
+    assert_eq!(read.modules.iter().map(|m| m.scale).collect::<Vec<_>>(), [8.0, 2.0, 8.0, 2.0]);
+}
+
+/// With each of these fields PEFT 0.21.2 computes something else, or stops.
+#[test]
+fn fields_that_peft_acts_on_are_refused_by_name() {
+    for (patch, field) in [
+        (json!({"alora_invocation_tokens": [1, 9]}), "alora_invocation_tokens"),
+        (json!({"arrow_config": {}}), "arrow_config"),
+        (json!({"bias": "some"}), "bias"),
+        (json!({"init_lora_weights": "corda"}), "init_lora_weights"),
+        (json!({"init_lora_weights": "olora"}), "init_lora_weights"),
+        (json!({"init_lora_weights": "pissa_niter_4"}), "init_lora_weights"),
+        (json!({"init_lora_weights": "true"}), "init_lora_weights"),
+        (json!({"kasa_config": {}}), "kasa_config"),
+        (json!({"layer_replication": [[0, 2], [1, 2]]}), "layer_replication"),
+        (json!({"layers_to_transform": [9]}), "layers_to_transform"),
+        (json!({"lora_bias": true}), "lora_bias"),
+        (json!({"lora_dropout": 2.0}), "lora_dropout"),
+        (json!({"megatron_config": {"x": 1}}), "megatron_config"),
+        (json!({"modules_to_save": ["norm"]}), "modules_to_save"),
+        (json!({"monteclora_config": {}}), "monteclora_config"),
+        (json!({"target_modules": ["q_proj", "v_proj", "act_fn"]}), "act_fn"),
+        (json!({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}), "embed_tokens"),
+        (json!({"target_modules": ["q_proj", "v_proj", "layers.0"]}), "layers.0"),
+        (json!({"target_modules": ["all-linear"]}), "all-linear"),
+        (json!({"target_modules": "q_proj"}), "target_modules"),
+        (json!({"target_parameters": ["mlp.up_proj.weight"]}), "target_parameters"),
+        (json!({"task_type": "NONSENSE"}), "task_type"),
+        (json!({"trainable_token_indices": []}), "trainable_token_indices"),
+        (json!({"use_bdlora": {"nblocks": 2}}), "use_bdlora"),
+        (json!({"use_dora": true}), "use_dora"),
+        (json!({"velora_config": {}}), "velora_config"),
+    ] {
+        let dir = temp();
+        let model = small(dir.path(), &patch);
+        let error = LoraAdapter::read(dir.path(), &model).expect_err(field).to_string();
+        assert!(error.contains("adapter_config.json") && error.contains(field), "{patch}: {error}");
+    }
+}
+
+#[test]
+fn other_layouts_of_a_directory_are_named() {
+    let dir = temp();
+    let model = small(&dir.path().join("top/default"), &json!({}));
+    let top = dir.path().join("top");
+    let error = |path: &Path| LoraAdapter::read(path, &model).expect_err("refused").to_string();
+    assert!(error(&top).contains("it lies in default"), "{}", error(&top));
+    let file = top.join("default/adapter_config.json");
+    assert!(error(&file).contains("expected a directory"), "{}", error(&file));
+    let weights = top.join("default/adapter_model.safetensors");
+    std::fs::rename(&weights, weights.with_extension("bin")).expect("renames");
+    let pickle = error(&top.join("default"));
+    assert!(pickle.contains("adapter_model.bin") && pickle.contains("save_file"), "{pickle}");
+}
+
+/// Fields of soft prompts with which PEFT 0.21.2 computes the same logits, and those with which it stops.
+#[test]
+fn prompt_fields_are_those_of_peft() {
+    let dir = temp();
+    let model = small(&dir.path().join("lora"), &json!({}));
+    let read = |kind: PromptKind, patch: Value| {
+        let config = PromptConfig::new(kind, 3, &model);
+        let rows = vec![0.5; 3 * config.width()];
+        let out = dir.path().join("prompt");
+        Adapter::Prompt(PromptAdapter { config, rows, encoder: None }).write(&out).expect("writes");
+        let path = out.join("adapter_config.json");
+        let text = std::fs::read_to_string(&path).expect("reads");
+        let mut config: Value = serde_json::from_str(&text).expect("JSON");
+        config.as_object_mut().expect("an object").extend(patch.as_object().expect("an object").clone());
+        std::fs::write(&path, config.to_string()).expect("writes");
+        Adapter::read(&out, &model).map(|_| ()).map_err(|e| e.to_string())
+    };
+    use PromptKind::{PTuning, PrefixTuning, PromptTuning};
+    for (kind, patch) in [
+        (PromptTuning, json!({"num_layers": 9, "num_attention_heads": 9})),
+        (PromptTuning, json!({"task_type": "FEATURE_EXTRACTION"})),
+        (PromptTuning, json!({"brand_new": 1, "modules_to_save": []})),
+        (PTuning, json!({"encoder_reparameterization_type": "LSTM", "encoder_num_layers": 5, "num_layers": 1})),
+        (PrefixTuning, json!({"token_dim": 9, "num_attention_heads": 1, "init_weights": "zero"})),
+        (PrefixTuning, json!({"token_dim": null, "num_layers": null, "num_attention_heads": null})),
+    ] {
+        read(kind, patch.clone()).unwrap_or_else(|e| panic!("{patch}: {e}"));
+    }
+    for (kind, patch, field) in [
+        (PromptTuning, json!({"token_dim": 9}), "token_dim"),
+        (PromptTuning, json!({"task_type": null}), "task_type"),
+        (PromptTuning, json!({"modules_to_save": ["lm_head"]}), "modules_to_save"),
+        (PTuning, json!({"num_transformer_submodules": 2}), "num_transformer_submodules"),
+        (PrefixTuning, json!({"num_layers": 9}), "num_layers"),
+        (PrefixTuning, json!({"task_type": "SEQ_CLS"}), "task_type"),
+    ] {
+        let error = read(kind, patch.clone()).expect_err(field);
+        assert!(error.contains(field), "{patch}: {error}");
+    }
 }

@@ -1,7 +1,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use llamaprobe::formats::hub::{CacheEnv, resolve};
+use llamaprobe::formats::hub::{CacheEnv, is_adapter_name, resolve, resolve_adapter};
 
 use crate::support::temp;
 
@@ -85,4 +85,19 @@ fn what_is_not_there_is_explained() {
     fails("org/name", None, &["config.json", "has no such file"]);
     let error = resolve("org/name", None, &CacheEnv::default()).expect_err("no cache").to_string();
     assert!(error.contains("HF_HOME"), "{error}");
+}
+
+#[test]
+fn adapters_of_the_cache_are_found() {
+    let dir = temp();
+    let snapshot = cache(dir.path());
+    let env = CacheEnv { hf_hub_cache: Some(dir.path().to_path_buf()), ..CacheEnv::default() };
+    let error = resolve_adapter("adapter", "org/name", &env).expect_err("a model alone").to_string();
+    assert!(error.contains("adapter_config.json"), "{error}");
+    fs::rename(snapshot.join("config.json"), snapshot.join("adapter_config.json")).expect("renames");
+    assert_eq!(resolve_adapter("adapter", "org/name", &env).expect("an adapter"), snapshot);
+    assert_eq!(resolve("org/name", None, &env).expect("found, for its base model"), snapshot);
+    let lost = resolve_adapter("init_adapter", "org/other", &env).expect_err("not there").to_string();
+    assert!(lost.starts_with("init_adapter"), "{lost}");
+    assert!(is_adapter_name("org/name") && !is_adapter_name("name") && !is_adapter_name("/a/b"));
 }

@@ -104,8 +104,8 @@ pub struct BaseModelArgs {
 pub struct ModelArgs {
     #[arg(long, value_name = "DIR|org/name", aliases = ["model-name-or-path", "base-model"], help = MODEL)]
     pub model: String,
-    /// PEFT adapter directory to apply.
-    #[arg(long, value_name = "DIR", alias = "lora")]
+    /// PEFT adapter to apply: a directory, or a repository in the Hugging Face cache.
+    #[arg(long, value_name = "DIR|org/name", alias = "lora")]
     pub adapter: Option<PathBuf>,
 }
 

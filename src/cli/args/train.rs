@@ -69,9 +69,9 @@ pub struct TrainLoraArgs {
     /// Rank-stabilized LoRA: scale the adapter's output by lora_alpha / sqrt(r) instead.
     #[arg(long, help_heading = "LoRA")]
     pub use_rslora: bool,
-    /// Dropout probability of the adapter's input.
-    #[arg(long, default_value_t = 0.0, help_heading = "LoRA")]
-    pub lora_dropout: f64,
+    /// Dropout probability of the adapter's input [default: 0, or that of --init-adapter].
+    #[arg(long, help_heading = "LoRA")]
+    pub lora_dropout: Option<f64>,
     #[command(flatten)]
     #[serde(flatten)]
     pub training: TrainingArgs,

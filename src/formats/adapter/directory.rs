@@ -2,10 +2,13 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::fields;
 use super::prompt::{ENCODER, PromptAdapter, PromptKind};
 use super::{Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, Slot};
+use serde_json::Value;
+
 use crate::arch::Projection;
 use crate::arch::{Family, ModelConfig};
 use crate::formats::atomic::{foreign_entry, replace_dir, write_json};
@@ -15,23 +18,86 @@ use crate::{Error, Result};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// The weights of older releases of PEFT: a pickle, which is not read here.
+const PICKLE: &str = "adapter_model.bin";
 /// What lies in an adapter's directory; one with nothing else may be replaced.
 pub const FILES: [&str; 4] = [CONFIG, WEIGHTS, ENCODER, "README.md"];
 
+/// The base model that an adapter beside no model names: its name or path, and its revision; `None` of a directory that
+/// is no adapter, or a model as well.
+///
+/// # Errors
+/// `adapter_config.json` is invalid or does not name its base model.
+pub fn base_model(dir: &Path) -> Result<Option<(String, Option<String>)>> {
+    let path = dir.join(CONFIG);
+    if !is_adapter(dir) || dir.join("config.json").exists() {
+        return Ok(None);
+    }
+    let value = json::read(&path)?;
+    let f = Fields::new(&path, &value)?;
+    let expected = "the base model of this directory without config.json, or --model BASE and --adapter DIR";
+    let name = f.str("base_model_name_or_path")?.filter(|name| !name.is_empty());
+    let name = f.require("base_model_name_or_path", name, expected)?;
+    Ok(Some((name.to_owned(), f.str("revision")?.map(String::from))))
+}
+
+/// Whether an adapter lies in a directory, be it beside a model.
+pub fn is_adapter(dir: &Path) -> bool {
+    dir.join(CONFIG).is_file()
+}
+
+/// The configuration and the weights of an adapter's directory.
+///
+/// # Errors
+/// The path is a file, the adapter lies in a folder of the directory, or its weights are a pickle.
+pub fn files(dir: &Path) -> Result<[PathBuf; 2]> {
+    if dir.is_file() {
+        return Err(Error::field(dir, "adapter", format!("a directory with {CONFIG} and {WEIGHTS}"), "a file"));
+    }
+    if dir.is_dir() && !is_adapter(dir) {
+        let mut inner: Vec<String> = std::fs::read_dir(dir)
+            .map_err(Error::io("list", dir))?
+            .filter_map(|entry| entry.ok().filter(|entry| is_adapter(&entry.path())))
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        inner.sort_unstable();
+        if !inner.is_empty() {
+            let found = format!("none; it lies in {}: give that directory", inner.join(" and in "));
+            return Err(Error::field(dir, CONFIG, "an adapter's configuration", found));
+        }
+    }
+    if dir.join(PICKLE).is_file() && !dir.join(WEIGHTS).exists() {
+        let save = "python -c \"import torch; from safetensors.torch import save_file; save_file({k: v.clone().contiguous() \
+                    for k, v in torch.load('adapter_model.bin', weights_only=True).items()}, 'adapter_model.safetensors')\"";
+        return Err(Error::field(dir, "weights", WEIGHTS, format!("{PICKLE}; convert it there: {save}")));
+    }
+    Ok([dir.join(CONFIG), dir.join(WEIGHTS)])
+}
+
 impl Adapter {
+    /// What PEFT can be told that an adapter is for (`task_type`).
+    pub const TASK_TYPES: [&str; 6] =
+        ["CAUSAL_LM", "FEATURE_EXTRACTION", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM"];
+
+    /// The fields of a configuration that PEFT 0.21 does not know.
+    pub fn unknown_fields(config: &Value) -> Vec<&str> {
+        let soft = config.get("peft_type").and_then(Value::as_str).and_then(PromptKind::parse).is_some();
+        fields::unknown(config, if soft { fields::PROMPT } else { fields::LORA })
+    }
+
     /// Reads a directory of any kind, for a base model.
     ///
     /// # Errors
     /// As [`LoraAdapter::read`] and [`super::PromptConfig::read`]; another `peft_type`.
     pub fn read(dir: impl AsRef<Path>, model: &ModelConfig) -> Result<Self> {
         let dir = dir.as_ref();
-        let path = dir.join(CONFIG);
+        let [path, weights] = files(dir)?;
         let value = json::read(&path)?;
         let f = Fields::new(&path, &value)?;
         match f.str("peft_type")? {
             Some("LORA") => LoraAdapter::read(dir, model).map(Self::Lora),
             Some(name) if PromptKind::parse(name).is_some() => {
-                PromptAdapter::read(&path, &dir.join(WEIGHTS), model).map(Self::Prompt)
+                PromptAdapter::read(&path, &weights, model).map(Self::Prompt)
             }
             _ => Err(f.error("peft_type", "LORA, PROMPT_TUNING, P_TUNING or PREFIX_TUNING")),
         }
@@ -75,12 +141,10 @@ impl LoraAdapter {
     /// A file is missing or invalid, the configuration is not supported ([`LoraConfig::read`]), a tensor is missing,
     /// unexpected, of another shape than rank and model demand, or not finite.
     pub fn read(dir: impl AsRef<Path>, model: &ModelConfig) -> Result<Self> {
-        let dir = dir.as_ref();
-        let path = dir.join(CONFIG);
+        let [path, file] = files(dir.as_ref())?;
         let (family, head_dim) = (model.family, model.head_dim);
         let config = LoraConfig::read(&path, family)?;
         let slots = config.slots_of(&path, family, model.num_hidden_layers)?;
-        let file = dir.join(WEIGHTS);
         let tensors = Checkpoint::open(&file)?;
         let mut known = HashSet::new();
         let mut modules = Vec::with_capacity(slots.len());

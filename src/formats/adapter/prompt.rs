@@ -9,6 +9,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::fields;
 use crate::arch::ModelConfig;
 use crate::formats::json::{self, Fields};
 use crate::formats::safetensors::{self, Checkpoint, Dtype, Tensor};
@@ -114,19 +115,27 @@ impl PromptConfig {
         let expected = PromptKind::ALL.map(PromptKind::name).join(" or ");
         let name = f.require("peft_type", f.str("peft_type")?, &expected)?;
         let kind = PromptKind::parse(name).ok_or_else(|| f.error("peft_type", expected))?;
-        if f.str("task_type")? != Some("CAUSAL_LM") {
-            return Err(f.error("task_type", "\"CAUSAL_LM\" (PEFT applies the prompt to no other model)"));
+        match f.str("task_type")? {
+            Some("CAUSAL_LM" | "FEATURE_EXTRACTION") => {}
+            Some("SEQ_CLS") if kind != PromptKind::PrefixTuning => {}
+            None => return Err(f.error("task_type", "\"CAUSAL_LM\" (without one PEFT does not apply the prompt)")),
+            Some(_) => return Err(f.error("task_type", "CAUSAL_LM or FEATURE_EXTRACTION")),
         }
-        refuse_unsupported(&f)?;
+        fields::check(&f, fields::PROMPT, "a plain soft prompt")?;
+        if f.usize("num_transformer_submodules")?.is_some_and(|n| n != 1) {
+            return Err(f.error("num_transformer_submodules", "1, as every decoder has"));
+        }
         let rows = f.usize_in("num_virtual_tokens", 1..=Self::MAX_ROWS)?;
         let ours = Self::new(kind, f.require("num_virtual_tokens", rows, "a positive integer")?, model);
-        // PEFT builds the prompt by what stands here, whatever the model is.
-        for (key, expected) in [
-            ("token_dim", ours.token_dim),
-            ("num_layers", ours.num_layers),
-            ("num_attention_heads", ours.num_attention_heads),
+        // PEFT builds the prompt by what stands here, whatever the model is; where keys have heads of their own, by the
+        // model. Rows of embeddings have neither layers nor heads.
+        let (prefix, by_model) = (kind == PromptKind::PrefixTuning, model.family.has_kv_heads());
+        for (key, expected, counts) in [
+            ("token_dim", ours.token_dim, !(prefix && by_model)),
+            ("num_layers", ours.num_layers, prefix),
+            ("num_attention_heads", ours.num_attention_heads, prefix && !by_model),
         ] {
-            if f.usize(key)?.is_some_and(|found| found != expected) {
+            if f.usize(key)?.is_some_and(|found| found != expected && counts) {
                 return Err(f.error(key, format!("{expected}, as the model has it")));
             }
         }
@@ -174,49 +183,6 @@ impl PromptConfig {
         map.sort_keys();
         Value::Object(map)
     }
-}
-
-/// Every key that is set and changes what PEFT computes in a way that is not computed here is an error.
-fn refuse_unsupported(f: &Fields) -> Result<()> {
-    const KNOWN: [&str; 22] = [
-        "auto_mapping",
-        "base_model_name_or_path",
-        "encoder_dropout",
-        "encoder_hidden_size",
-        "encoder_num_layers",
-        "encoder_reparameterization_type",
-        "inference_mode",
-        "init_weights",
-        "num_attention_heads",
-        "num_layers",
-        "num_transformer_submodules",
-        "num_virtual_tokens",
-        "peft_type",
-        "peft_version",
-        "prefix_projection",
-        "prompt_tuning_init",
-        "prompt_tuning_init_text",
-        "revision",
-        "task_type",
-        "token_dim",
-        "tokenizer_kwargs",
-        "tokenizer_name_or_path",
-    ];
-    if f.usize("num_transformer_submodules")?.is_some_and(|n| n != 1) {
-        return Err(f.error("num_transformer_submodules", "1, as every decoder has"));
-    }
-    for key in f.keys().filter(|key| !KNOWN.contains(key)) {
-        let empty = match f.get(key) {
-            None | Some(Value::Bool(false)) => true,
-            Some(Value::Array(list)) => list.is_empty(),
-            Some(Value::Object(map)) => map.is_empty(),
-            Some(_) => false,
-        };
-        if !empty {
-            return Err(f.error(key, "a plain soft prompt (null, false or no such field)"));
-        }
-    }
-    Ok(())
 }
 
 /// How rows come from an MLP.

@@ -1,0 +1,81 @@
+//! The modules of a model in transformers 5.24, as PEFT walks over them.
+
+use crate::arch::{Family, Projection};
+
+/// What PEFT can do with a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModuleKind {
+    /// A projection of a block, which an adapter here can change.
+    Projection {
+        /// Layer, from 0.
+        layer: usize,
+        /// Which of its projections.
+        target: Projection,
+    },
+    /// The output layer.
+    Head,
+    /// An embedding table.
+    Embedding,
+    /// Neither a matrix nor a table: PEFT stops at it.
+    Other,
+}
+
+/// A module by its path in the model: `model.layers.3.mlp`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// The path.
+    pub path: String,
+    /// What it is.
+    pub kind: ModuleKind,
+}
+
+impl Family {
+    /// The modules of a model of `layers` layers, but for OPT's matrices between the widths of embedding and residual
+    /// stream.
+    pub fn all_modules(self, layers: usize) -> Vec<Module> {
+        let (embeddings, outside, of_block): (&[&str], &[&str], &[&str]) = match self {
+            Self::Llama | Self::Mistral | Self::Qwen2 => (
+                &["model.embed_tokens"],
+                &["model", "model.layers", "model.norm", "model.rotary_emb"],
+                &["self_attn", "mlp", "mlp.act_fn", "input_layernorm", "post_attention_layernorm"],
+            ),
+            Self::Gpt2 => (
+                &["transformer.wte", "transformer.wpe"],
+                &["transformer", "transformer.drop", "transformer.h", "transformer.ln_f"],
+                &["ln_1", "attn", "attn.attn_dropout", "attn.resid_dropout", "ln_2", "mlp", "mlp.act", "mlp.dropout"],
+            ),
+            Self::Opt => (
+                &["model.decoder.embed_tokens", "model.decoder.embed_positions"],
+                &["model", "model.decoder", "model.decoder.final_layer_norm", "model.decoder.layers"],
+                &["self_attn", "activation_fn", "self_attn_layer_norm", "final_layer_norm"],
+            ),
+            Self::Bloom => (
+                &["transformer.word_embeddings"],
+                &["transformer", "transformer.word_embeddings_layernorm", "transformer.h", "transformer.ln_f"],
+                &[
+                    "input_layernorm",
+                    "self_attention",
+                    "self_attention.attention_dropout",
+                    "post_attention_layernorm",
+                    "mlp",
+                    "mlp.gelu_impl",
+                ],
+            ),
+        };
+        let module = |path: String, kind: ModuleKind| Module { path, kind };
+        let named =
+            |paths: &[&str], kind| paths.iter().map(|path| module((*path).to_owned(), kind)).collect::<Vec<_>>();
+        let mut all = named(embeddings, ModuleKind::Embedding);
+        all.extend(named(outside, ModuleKind::Other));
+        for layer in 0..layers {
+            let block = format!("{}.{layer}", self.layers_path());
+            all.extend(of_block.iter().map(|name| module(format!("{block}.{name}"), ModuleKind::Other)));
+            all.push(module(block, ModuleKind::Other));
+            for &target in self.modules() {
+                all.push(module(self.path(layer, target), ModuleKind::Projection { layer, target }));
+            }
+        }
+        all.extend(named(&["lm_head"], ModuleKind::Head));
+        all
+    }
+}

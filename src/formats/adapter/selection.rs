@@ -1,0 +1,336 @@
+//! The settings of a LoRA, and which modules they adapt by PEFT's rules: lists, expressions, layers, and patterns of ranks
+//! and alphas.
+
+use std::path::Path;
+
+use regex::Regex;
+
+use super::modules::{Module, ModuleKind};
+use crate::arch::{Family, Projection};
+use crate::{Error, Result};
+
+/// Limit of a rank; beyond any matrix.
+pub(super) const MAX_RANK: usize = 1 << 20;
+/// Limit of the steps back that an expression may take; one that needs more matches nothing that anyone names.
+const MAX_STEPS_BACK: u32 = 1_000_000;
+
+/// A choice of modules.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Modules {
+    /// Full paths, or their ends after a dot: `q_proj`, `layers.3.mlp.up_proj`.
+    List(Vec<String>),
+    /// A regular expression that must match the whole path.
+    Regex(String),
+    /// `all-linear`: every projection; not the output layer.
+    AllLinear,
+}
+
+/// One module that a configuration adapts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Slot {
+    /// Layer.
+    pub layer: usize,
+    /// Module.
+    pub target: Projection,
+    /// Rank.
+    pub r: usize,
+    /// `lora_alpha / r`, or `lora_alpha / sqrt(r)`.
+    pub scale: f64,
+}
+
+/// An adapter's settings, with PEFT's names and meanings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// Rank of every module that `rank_pattern` does not name.
+    pub r: usize,
+    /// Numerator of the scale of every module that `alpha_pattern` does not name.
+    pub lora_alpha: f64,
+    /// Dropout before A while training.
+    pub lora_dropout: f64,
+    /// The modules.
+    pub target_modules: Modules,
+    /// Modules that are not adapted even so.
+    pub exclude_modules: Option<Modules>,
+    /// Layers, where not all; acts on a list of modules only.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Names of the module that holds the layers; empty for any.
+    pub layers_pattern: Vec<String>,
+    /// Other ranks: expressions for the end of a path, the first that matches counts.
+    pub rank_pattern: Vec<(String, usize)>,
+    /// Other alphas, likewise.
+    pub alpha_pattern: Vec<(String, f64)>,
+    /// Whether the scale is divided by the root of the rank.
+    pub use_rslora: bool,
+    /// Name of the base model, for the record.
+    pub base_model_name_or_path: Option<String>,
+}
+
+/// What is wrong with a field: its name, what was expected, what was found.
+type Wrong = (String, String, String);
+
+fn wrong(field: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Wrong {
+    (field.into(), expected.into(), found.into())
+}
+
+impl LoraConfig {
+    /// Settings with one rank and alpha, and no dropout.
+    pub fn new(r: usize, lora_alpha: f64, target_modules: Modules) -> Self {
+        Self {
+            r,
+            lora_alpha,
+            lora_dropout: 0.0,
+            target_modules,
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: Vec::new(),
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+            use_rslora: false,
+            base_model_name_or_path: None,
+        }
+    }
+
+    /// The modules of a model of `layers` layers that this adapts, by layer, then in the family's order.
+    ///
+    /// # Errors
+    /// A rank of zero, an expression that does not compile, a module that is not a projection of a block, an entry
+    /// or layer that matches nothing, or nothing at all to adapt.
+    pub fn slots(&self, family: Family, layers: usize) -> Result<Vec<Slot>> {
+        let argument = |(field, expected, found)| Error::argument(field, expected, found);
+        let (slots, notes) = self.resolve(family, layers).map_err(argument)?;
+        notes.into_iter().next().map_or(Ok(slots), |note| Err(argument(note)))
+    }
+
+    /// As [`LoraConfig::slots`], for settings that came from a file, where an entry or layer that matches nothing is a
+    /// warning, since the file's tensors show what was adapted.
+    pub(super) fn slots_of(&self, path: &Path, family: Family, layers: usize) -> Result<Vec<Slot>> {
+        let (slots, notes) = self
+            .resolve(family, layers)
+            .map_err(|(field, expected, found)| Error::field(path, field, expected, found))?;
+        for (field, expected, found) in notes {
+            log::warn!("{}: {field}: expected {expected}, found {found}, which is left aside", path.display());
+        }
+        Ok(slots)
+    }
+
+    /// Those of a model's modules that PEFT adapts, or stops at.
+    ///
+    /// # Errors
+    /// An expression that does not compile, or fields that PEFT does not take beside each other.
+    pub fn targeted<'m>(&self, modules: &'m [Module]) -> Result<Vec<&'m Module>> {
+        let selection =
+            Selection::new(self).map_err(|(field, expected, found)| Error::argument(field, expected, found))?;
+        Ok(modules.iter().filter(|module| selection.takes(module)).collect())
+    }
+
+    /// The rank of a module, and its multiplier of `B A x`.
+    ///
+    /// # Errors
+    /// An expression that does not compile.
+    pub fn rank(&self, path: &str) -> Result<usize> {
+        let ranks = patterns("rank_pattern", &self.rank_pattern);
+        let ranks = ranks.map_err(|(field, expected, found)| Error::argument(field, expected, found))?;
+        Ok(first_match(&ranks, path).unwrap_or(self.r))
+    }
+
+    /// The slots, and what of the fields matches nothing.
+    fn resolve(&self, family: Family, layers: usize) -> Result<(Vec<Slot>, Vec<Wrong>), Wrong> {
+        let selection = Selection::new(self)?;
+        let ranks = patterns("rank_pattern", &self.rank_pattern)?;
+        let alphas = patterns("alpha_pattern", &self.alpha_pattern)?;
+        let modules = family.all_modules(layers);
+        let mut slots = Vec::new();
+        for module in modules.iter().filter(|module| selection.takes(module)) {
+            let path = &module.path;
+            let ModuleKind::Projection { layer, target } = module.kind else {
+                return Err(wrong("target_modules", "projections of the blocks", path));
+            };
+            let r = first_match(&ranks, path).unwrap_or(self.r);
+            let alpha = first_match(&alphas, path).unwrap_or(self.lora_alpha);
+            if r == 0 || r > MAX_RANK {
+                return Err(wrong("r", format!("a rank from 1 to {MAX_RANK} for {path}"), r.to_string()));
+            }
+            let scale = if self.use_rslora { alpha / (r as f64).sqrt() } else { alpha / r as f64 };
+            if !scale.is_finite() {
+                return Err(wrong("lora_alpha", format!("a finite scale for {path}"), scale.to_string()));
+            }
+            slots.push(Slot { layer, target, r, scale });
+        }
+        let notes = self.unmatched(&selection, &modules, family, layers);
+        if !slots.is_empty() {
+            return Ok((slots, notes));
+        }
+        // What is empty because of an entry is better said of the entry.
+        Err(notes
+            .into_iter()
+            .next()
+            .unwrap_or_else(|| wrong("target_modules", "at least one module of the model", "none")))
+    }
+
+    /// What of the fields matches nothing. PEFT passes over it, for some of it with a warning.
+    fn unmatched(&self, selection: &Selection, modules: &[Module], family: Family, layers: usize) -> Vec<Wrong> {
+        let none = |matches: &dyn Fn(&str) -> bool| !modules.iter().any(|module| matches(&module.path));
+        let mut notes = Vec::new();
+        if let Modules::List(list) = &self.target_modules {
+            let lost = list.iter().filter(|entry| none(&|path| names(entry, path)));
+            let expected = format!("names of projections, as {}", family.module_names());
+            notes.extend(lost.map(|entry| wrong("target_modules", &expected, format!("{entry:?}"))));
+        }
+        if let Some(l) = self.layers_to_transform.iter().flatten().find(|l| **l >= layers) {
+            let found = if *l == usize::MAX { "a negative number".to_owned() } else { l.to_string() };
+            notes.push(wrong("layers_to_transform", format!("layers below {layers}"), found));
+        }
+        if none(&|path| selection.excludes(path)) && self.exclude_modules.is_some() {
+            notes.push(wrong("exclude_modules", "names of the model's modules", "none that it has"));
+        }
+        let taken: Vec<&Module> = modules.iter().filter(|module| selection.takes(module)).collect();
+        let ranks = self.rank_pattern.iter().map(|(key, _)| ("rank_pattern", key));
+        for (field, key) in ranks.chain(self.alpha_pattern.iter().map(|(key, _)| ("alpha_pattern", key))) {
+            let matches = |pattern: Pattern| taken.iter().any(|module| pattern.is_match(&module.path));
+            if !end_pattern(field, key).is_ok_and(matches) {
+                notes.push(wrong(field, "expressions for modules that are adapted", format!("{key:?}")));
+            }
+        }
+        notes
+    }
+
+    /// The layer numbers, where they and what stands beside them are as PEFT takes them.
+    fn layer_holders(&self) -> Result<Vec<Regex>, Wrong> {
+        if self.layers_to_transform.is_none() && !self.layers_pattern.is_empty() {
+            return Err(wrong("layers_pattern", "layers_to_transform beside it", "none"));
+        }
+        if self.layers_to_transform.is_some() && !matches!(self.target_modules, Modules::List(_)) {
+            return Err(wrong("layers_to_transform", "a list of target_modules", "an expression"));
+        }
+        let compile = |pattern: &String| {
+            let whole = format!(r"^(?:|.*?\.){pattern}\.(?P<idx>\d+)\.");
+            Regex::new(&whole)
+                .map_err(|e| wrong("layers_pattern", "a regular expression", format!("{pattern:?} ({e})")))
+        };
+        self.layers_pattern.iter().map(compile).collect()
+    }
+}
+
+/// The compiled fields that choose modules.
+struct Selection<'a> {
+    config: &'a LoraConfig,
+    targets: Matcher<'a>,
+    exclude: Option<Matcher<'a>>,
+    holders: Vec<Regex>,
+}
+
+impl<'a> Selection<'a> {
+    fn new(config: &'a LoraConfig) -> Result<Self, Wrong> {
+        Ok(Self {
+            config,
+            targets: Matcher::new("target_modules", &config.target_modules)?,
+            exclude: config.exclude_modules.as_ref().map(|m| Matcher::new("exclude_modules", m)).transpose()?,
+            holders: config.layer_holders()?,
+        })
+    }
+
+    fn excludes(&self, path: &str) -> bool {
+        self.exclude.as_ref().is_some_and(|matcher| matcher.matches(path))
+    }
+
+    fn takes(&self, module: &Module) -> bool {
+        let linear = matches!(module.kind, ModuleKind::Projection { .. });
+        let path = &module.path;
+        let wanted = self.targets.matches(path) && (linear || self.config.target_modules != Modules::AllLinear);
+        wanted && !self.excludes(path) && self.in_layers(path)
+    }
+
+    fn in_layers(&self, path: &str) -> bool {
+        match (&self.config.layers_to_transform, &self.config.target_modules) {
+            // An empty list is no restriction, and neither is one on modules named by their full path.
+            (Some(wanted), Modules::List(list)) if !wanted.is_empty() && !list.iter().any(|m| m == path) => {
+                let layer = if self.holders.is_empty() {
+                    // The first number between names, as `3` in `model.layers.3.mlp`.
+                    let parts: Vec<&str> = path.split('.').collect();
+                    let inner = parts.len().saturating_sub(1);
+                    (2..inner).find_map(|i| parts[i].parse().ok())
+                } else {
+                    self.holders.iter().find_map(|h| h.captures(path)).and_then(|c| c["idx"].parse().ok())
+                };
+                layer.is_some_and(|layer| wanted.contains(&layer))
+            }
+            _ => true,
+        }
+    }
+}
+
+/// A compiled expression.
+enum Pattern {
+    Linear(Regex),
+    Backtracking(Box<onig::Regex>),
+}
+
+impl Pattern {
+    /// Compiles an expression for the whole of a path.
+    fn whole(field: &str, shown: &str, pattern: &str) -> Result<Self, Wrong> {
+        // Linear-time matching wherever it does; what Python has beyond it is matched with a limit.
+        if let Ok(linear) = Regex::new(&format!("^(?:{pattern})$")) {
+            return Ok(Self::Linear(linear));
+        }
+        let (options, syntax) = (onig::RegexOptions::REGEX_OPTION_NONE, onig::Syntax::python());
+        let compiled = onig::Regex::with_options(&format!(r"\A(?:{pattern})\Z"), options, syntax);
+        compiled
+            .map(|regex| Self::Backtracking(Box::new(regex)))
+            .map_err(|e| wrong(field, "a regular expression of Python", format!("{shown:?} ({})", e.description())))
+    }
+
+    fn is_match(&self, path: &str) -> bool {
+        match self {
+            Self::Linear(regex) => regex.is_match(path),
+            Self::Backtracking(regex) => {
+                let mut limits = onig::MatchParam::default();
+                limits.set_retry_limit_in_match(MAX_STEPS_BACK);
+                let options = onig::SearchOptions::SEARCH_OPTION_NONE;
+                matches!(regex.match_with_param(path, 0, options, None, limits), Ok(Some(_)))
+            }
+        }
+    }
+}
+
+/// PEFT's matching of a dictionary's keys: at the end of the path, at a dot.
+fn end_pattern(field: &str, key: &str) -> Result<Pattern, Wrong> {
+    Pattern::whole(field, key, &format!(r"(?:.*\.)?(?:{key})"))
+}
+
+fn patterns<T: Copy>(field: &str, entries: &[(String, T)]) -> Result<Vec<(Pattern, T)>, Wrong> {
+    entries.iter().map(|(key, value)| Ok((end_pattern(field, key)?, *value))).collect()
+}
+
+fn first_match<T: Copy>(patterns: &[(Pattern, T)], path: &str) -> Option<T> {
+    patterns.iter().find(|(p, _)| p.is_match(path)).map(|(_, v)| *v)
+}
+
+/// A compiled [`Modules`].
+enum Matcher<'a> {
+    List(&'a [String]),
+    Regex(Pattern),
+    All,
+}
+
+impl<'a> Matcher<'a> {
+    fn new(field: &str, modules: &'a Modules) -> Result<Self, Wrong> {
+        Ok(match modules {
+            Modules::List(list) => Self::List(list),
+            Modules::Regex(pattern) => Self::Regex(Pattern::whole(field, pattern, pattern)?),
+            Modules::AllLinear => Self::All,
+        })
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::List(list) => list.iter().any(|m| names(m, path)),
+            Self::Regex(regex) => regex.is_match(path),
+            Self::All => true,
+        }
+    }
+}
+
+/// Whether a list's entry is the path, or its end after a dot.
+fn names(entry: &str, path: &str) -> bool {
+    path.strip_suffix(entry).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}

@@ -19,6 +19,8 @@ pub mod embedded;
 #[forbid(unsafe_code)]
 pub mod hub;
 #[forbid(unsafe_code)]
+pub(crate) mod jinja;
+#[forbid(unsafe_code)]
 pub mod json;
 #[forbid(unsafe_code)]
 pub mod jsonl;
@@ -27,6 +29,8 @@ pub mod lines;
 pub mod safetensors;
 #[forbid(unsafe_code)]
 pub mod stops;
+#[forbid(unsafe_code)]
+mod strftime;
 #[forbid(unsafe_code)]
 pub mod tables;
 #[forbid(unsafe_code)]

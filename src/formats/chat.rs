@@ -144,3 +144,28 @@ fn failed(path: &Path, e: Fail) -> Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// As `_normalize_chat_messages` and `_alias_reasoning_fields` of transformers 5.24 do.
+    #[test]
+    fn templates_see_messages_as_in_transformers() {
+        for (given, seen) in [
+            (json!({"role": "user", "content": null}), r#"{"role":"user"}"#),
+            (
+                json!({"role": "assistant", "content": "a", "reasoning": "r"}),
+                r#"{"thinking":"r","role":"assistant","content":"a","reasoning":"r","reasoning_content":"r"}"#,
+            ),
+            (
+                json!({"reasoning_content": "r", "thinking": "t", "content": "a"}),
+                r#"{"thinking":"t","reasoning_content":"r","content":"a"}"#,
+            ),
+        ] {
+            assert_eq!(as_seen(given).to_string(), seen);
+        }
+    }
+}

@@ -8,6 +8,7 @@ mod fuzz;
 
 mod activations;
 mod adapter;
+mod chat;
 mod config;
 mod hub;
 mod lines;

@@ -12,7 +12,18 @@ const DICT: [&str; 6] = ["copy", "fromkeys", "get", "items", "keys", "values"];
 const SEQUENCE: [&str; 2] = ["count", "index"];
 /// What the sandbox forbids, since it changes the value.
 const CHANGES: [&str; 12] = [
-    "append", "clear", "extend", "insert", "pop", "popitem", "remove", "reverse", "setdefault", "sort", "update", "add",
+    "append",
+    "clear",
+    "extend",
+    "insert",
+    "pop",
+    "popitem",
+    "remove",
+    "reverse",
+    "setdefault",
+    "sort",
+    "update",
+    "add",
 ];
 
 /// What Python finds as an attribute.
@@ -29,16 +40,25 @@ fn attribute(cx: &Context, value: &Value, name: &str) -> Res<Found> {
         return Ok(Found::Unsafe);
     }
     let method = |names: &[&str]| {
-        if names.contains(&name) { Found::Value(Value::Method(std::rc::Rc::new((value.clone(), name.into())))) } else { Found::None }
+        if names.contains(&name) {
+            Found::Value(Value::Method(std::rc::Rc::new((value.clone(), name.into()))))
+        } else {
+            Found::None
+        }
     };
     let int = |n: usize| Found::Value(Value::Int(n as i128));
     Ok(match value {
         Value::Str(_) | Value::Markup(_) => method(&strings::METHODS),
-        Value::Dict(_) if CHANGES[..11].contains(&name) && !["append", "extend", "insert", "remove", "reverse", "sort"].contains(&name) => {
+        Value::Dict(_)
+            if CHANGES[..11].contains(&name)
+                && !["append", "extend", "insert", "remove", "reverse", "sort"].contains(&name) =>
+        {
             Found::Unsafe
         }
         Value::Dict(_) => method(&DICT),
-        Value::List(_) if CHANGES[..11].contains(&name) && !["popitem", "setdefault", "update"].contains(&name) => Found::Unsafe,
+        Value::List(_) if CHANGES[..11].contains(&name) && !["popitem", "setdefault", "update"].contains(&name) => {
+            Found::Unsafe
+        }
         Value::List(_) if name == "copy" => method(&["copy"]),
         Value::Tuple(seq) if seq.group && name == "grouper" => Found::Value(seq.items[0].clone()),
         Value::Tuple(seq) if seq.group && name == "list" => Found::Value(seq.items[1].clone()),
@@ -107,7 +127,9 @@ pub fn get_attribute(cx: &Context, value: &Value, name: &str) -> Res<Value> {
         Found::Unsafe => Ok(forbidden(value, name)),
         Found::None => {
             let found = item(cx, value, &Value::word(name))?;
-            Ok(found.unwrap_or_else(|| Value::undefined(format!("'{} object' has no attribute '{name}'", value.type_name()))))
+            Ok(found.unwrap_or_else(|| {
+                Value::undefined(format!("'{} object' has no attribute '{name}'", value.type_name()))
+            }))
         }
     }
 }
@@ -174,7 +196,9 @@ pub fn call(cx: &Context, value: &Value, name: &str, given: &Given) -> Res<Value
             Value::list(cx, seq.items.clone())
         }
         Value::List(_) | Value::Tuple(_) | Value::Range(..) => find(cx, value, name, given),
-        Value::Float(x) if name == "is_integer" => given.bind(name, []).map(|[]| Value::Bool(x.is_finite() && x.fract() == 0.0)),
+        Value::Float(x) if name == "is_integer" => {
+            given.bind(name, []).map(|[]| Value::Bool(x.is_finite() && x.fract() == 0.0))
+        }
         Value::Bool(_) | Value::Int(_) if name == "bit_length" => {
             given.bind(name, [])?;
             let n = value.as_int().unwrap_or(0).unsigned_abs();

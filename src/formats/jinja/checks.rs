@@ -1,6 +1,6 @@
 //! The tests behind `is`.
 
-use super::args::{Given, needed, str_of};
+use super::args::{Given, needed};
 use super::ast::{Cmp, Op};
 use super::context::{Context, Fail, Res, fail};
 use super::names::{TESTS, is_filter};
@@ -46,16 +46,22 @@ pub fn check(cx: &Context, name: &str, value: &Value, given: &Given) -> Res<bool
         "even" => remainder(cx, value, &Value::Int(2), 0)?,
         "defined" => !matches!(value, Value::Undefined(_)),
         "undefined" => matches!(value, Value::Undefined(_)),
-        "filter" => is_filter(&str_of(value, name)?),
-        "test" => TESTS.contains(&str_of(value, name)?.as_str()),
+        "filter" | "test" => {
+            value.check_key()?;
+            let known = |text: &str| if name == "filter" { is_filter(text) } else { TESTS.contains(&text) };
+            value.as_str().is_some_and(|text| known(text))
+        }
         "none" => matches!(value, Value::None),
         "boolean" => matches!(value, Value::Bool(_)),
         "false" => matches!(value, Value::Bool(false)),
         "true" => matches!(value, Value::Bool(true)),
         "integer" => matches!(value, Value::Int(_)),
         "float" => matches!(value, Value::Float(_)),
-        "lower" => strings::is(&print::text(cx, value)?, "islower")?,
-        "upper" => strings::is(&print::text(cx, value)?, "isupper")?,
+        "lower" | "upper" => {
+            let text = print::text(cx, value)?;
+            cx.steps(text.len() / 64)?;
+            strings::is(&text, if name == "lower" { "islower" } else { "isupper" })?
+        }
         "string" => value.as_str().is_some(),
         "mapping" => matches!(value, Value::Dict(_)),
         "number" => value.as_float().is_some(),
@@ -64,7 +70,12 @@ pub fn check(cx: &Context, name: &str, value: &Value, given: &Given) -> Res<bool
         "sequence" => !matches!(value, Value::View(..) | Value::Loop(_)) && value.len().is_some(),
         _ => matches!(
             value,
-            Value::Undefined(_) | Value::Method(_) | Value::Macro(_) | Value::Loop(_) | Value::Joiner(_) | Value::Global(_)
+            Value::Undefined(_)
+                | Value::Method(_)
+                | Value::Macro(_)
+                | Value::Loop(_)
+                | Value::Joiner(_)
+                | Value::Global(_)
         ),
     })
 }
@@ -79,7 +90,9 @@ fn same(a: &Value, b: &Value) -> Res<bool> {
         (Value::Bool(a), Value::Bool(b)) => Ok(a == b),
         (Value::None, Value::None) => Ok(true),
         (Value::Int(a), Value::Int(b)) if a != b || (-5..=256).contains(a) => Ok(a == b),
-        (Value::Str(_), Value::Str(_)) | (Value::Float(_), Value::Float(_)) | (Value::Int(_), Value::Int(_)) if a == b => {
+        (Value::Str(_), Value::Str(_)) | (Value::Float(_), Value::Float(_)) | (Value::Int(_), Value::Int(_))
+            if a == b =>
+        {
             Err(Fail::unsupported("the test sameas with equal numbers or texts"))
         }
         (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) => Ok(std::rc::Rc::ptr_eq(a, b)),

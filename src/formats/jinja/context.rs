@@ -107,7 +107,7 @@ impl Context {
     pub fn deeper<T>(&self, run: impl FnOnce() -> Res<T>) -> Res<T> {
         let depth = self.depth.get() + 1;
         // Values, blocks and calls each count; Python's own limit on calls is of this size.
-        if depth > 5 * DEEPEST {
+        if depth > 10 * DEEPEST {
             return fail("maximum recursion depth exceeded");
         }
         self.depth.set(depth);

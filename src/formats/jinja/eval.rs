@@ -98,9 +98,9 @@ impl Render<'_> {
             Expr::Cond(test, value, otherwise) => match (self.eval(test, scope)?.truth(), otherwise) {
                 (true, _) => self.eval(value, scope),
                 (false, Some(otherwise)) => self.eval(otherwise, scope),
-                (false, None) => Ok(Value::undefined(
-                    "the inline if-expression evaluated to false and no else section was defined.",
-                )),
+                (false, None) => {
+                    Ok(Value::undefined("the inline if-expression evaluated to false and no else section was defined."))
+                }
             },
             Expr::Filter(value, filter) => {
                 let value = self.eval(value, scope)?;
@@ -117,8 +117,7 @@ impl Render<'_> {
                 let value = self.eval(value, scope)?;
                 let bound = |i: usize| bounds[i].as_ref().map_or(Ok(Value::None), |bound| self.eval(bound, scope));
                 let bounds = [bound(0)?, bound(1)?, bound(2)?];
-                let missing = || Value::undefined(format!("{} object has no such slice", value.type_name()));
-                Ok(slice(cx, &value, bounds)?.unwrap_or_else(missing))
+                slice(cx, &value, bounds)
             }
             Expr::Call(callee, args) => {
                 let callee = self.eval(callee, scope)?;
@@ -144,7 +143,9 @@ impl Render<'_> {
             given.positional.extend(self.eval(star, scope)?.items(&self.cx)?);
         }
         if let Some(double) = &args.double_star {
-            let Value::Dict(dict) = self.eval(double, scope)? else { return fail("argument after ** must be a mapping") };
+            let Value::Dict(dict) = self.eval(double, scope)? else {
+                return fail("argument after ** must be a mapping");
+            };
             for (key, value) in &dict.items {
                 let name = Text::from(str_of(key, "**")?);
                 if given.named.iter().any(|(known, _)| *known == name) {

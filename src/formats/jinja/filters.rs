@@ -23,8 +23,8 @@ pub fn apply(cx: &Context, name: &str, value: &Value, given: &Given) -> Res<Valu
     }
     match name {
         "map" | "select" | "reject" | "selectattr" | "rejectattr" => sequences::pick(cx, name, value, given, &apply),
-        "batch" | "count" | "dictsort" | "first" | "groupby" | "items" | "join" | "last" | "length" | "list" | "max"
-        | "min" | "reverse" | "slice" | "sort" | "sum" | "unique" => sequences::apply(cx, name, value, given),
+        "batch" | "count" | "dictsort" | "first" | "groupby" | "items" | "join" | "last" | "length" | "list"
+        | "max" | "min" | "reverse" | "slice" | "sort" | "sum" | "unique" => sequences::apply(cx, name, value, given),
         "abs" | "float" | "int" | "round" | "filesizeformat" => number(cx, name, value, given),
         "d" | "default" => {
             let [default, boolean] = given.bind(name, ["default_value", "boolean"])?;
@@ -82,6 +82,7 @@ fn words(cx: &Context, name: &str, value: &Value, given: &Given) -> Res<Value> {
     }
     let value = soft(cx, value)?;
     let whole = value.as_str().map(|text| text.to_string()).unwrap_or_default();
+    cx.steps(whole.len() / 64)?;
     let own = |out: &str| {
         cx.make(out.len())?;
         Ok(like(&value, out))
@@ -112,7 +113,12 @@ fn words(cx: &Context, name: &str, value: &Value, given: &Given) -> Res<Value> {
 }
 
 fn is_word(c: char) -> bool {
-    c == '_' || if c.is_ascii() { c.is_ascii_alphanumeric() } else { strings::is(c.encode_utf8(&mut [0; 4]), "isalnum").unwrap_or(false) }
+    c == '_'
+        || if c.is_ascii() {
+            c.is_ascii_alphanumeric()
+        } else {
+            strings::is(c.encode_utf8(&mut [0; 4]), "isalnum").unwrap_or(false)
+        }
 }
 
 /// The first letter of each word in upper case; words end at spaces, hyphens and opening brackets.
@@ -253,18 +259,18 @@ fn file_size(value: &Value, given: &Given) -> Res<Value> {
 
 fn truncate(cx: &Context, value: &Value, given: &Given) -> Res<Value> {
     let [length, kill, end, leeway] = given.bind("truncate", ["length", "killwords", "end", "leeway"])?;
-    let Some(text) = value.used()?.as_str() else {
-        return fail(format!("truncate: expected a text, got {}", value.type_name()));
-    };
     let end = end.map_or(Ok("...".to_owned()), |end| str_of(&end, "truncate"))?;
     let (length, leeway) = (int_or(length, 255)?, some(leeway).map_or(Ok(5), |leeway| int(&leeway))?);
     let ending = end.chars().count() as i128;
     if length < ending || leeway < 0 {
         return fail(format!("expected length >= {ending} and leeway >= 0, got {length} and {leeway}"));
     }
-    if text.chars().count() as i128 <= length.saturating_add(leeway) {
+    if value.len().is_some_and(|len| len as i128 <= length.saturating_add(leeway)) {
         return Ok(value.clone());
     }
+    let Some(text) = value.used()?.as_str() else {
+        return fail(format!("truncate: expected a text, got {}", value.type_name()));
+    };
     let kept: String = text.chars().take(usize::try_from(length - ending).unwrap_or(usize::MAX)).collect();
     let kept = if flag_or(kill, false) { &kept } else { kept.rsplit_once(' ').map_or(&*kept, |(before, _)| before) };
     cx.make(kept.len() + end.len())?;

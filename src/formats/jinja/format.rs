@@ -55,7 +55,11 @@ impl Formatter<'_> {
                 (open == 0).then_some(i)
             });
             let Some(end) = end else {
-                return fail(if rest.is_empty() { "Single '{' encountered in format string" } else { "expected '}' before end of string" });
+                return fail(if rest.is_empty() {
+                    "Single '{' encountered in format string"
+                } else {
+                    "expected '}' before end of string"
+                });
             };
             let field = self.field(&rest[..end], depth)?;
             self.cx.make(field.len())?;
@@ -92,9 +96,7 @@ impl Formatter<'_> {
             None => value,
             Some('s') => Value::str(self.cx, text(self.cx, &value)?)?,
             Some('r') => Value::str(self.cx, repr(self.cx, &value)?)?,
-            Some('a') => {
-                Value::str(self.cx, escaped(&repr(self.cx, &value)?))?
-            }
+            Some('a') => Value::str(self.cx, escaped(&repr(self.cx, &value)?))?,
             Some(other) => return fail(format!("Unknown conversion specifier {other}")),
         };
         let spec = self.run(spec, depth - 1 + usize::from(!spec.contains(['{', '}'])))?;
@@ -352,15 +354,14 @@ fn short(x: f64, precision: usize) -> String {
         return general;
     }
     // `g` would write all its digits before the point.
-    if general.len() >= precision && x.abs() >= 10f64.powi(i32::try_from(precision).unwrap_or(0) - 1) && precision <= general.len()
+    if general.len() >= precision
+        && x.abs() >= 10f64.powi(i32::try_from(precision).unwrap_or(0) - 1)
+        && precision <= general.len()
     {
         let text = numbers::scientific(x, precision - 1);
         let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "+00"));
-        let mantissa = if mantissa.contains('.') {
-            mantissa.trim_end_matches('0').trim_end_matches('.')
-        } else {
-            mantissa
-        };
+        let mantissa =
+            if mantissa.contains('.') { mantissa.trim_end_matches('0').trim_end_matches('.') } else { mantissa };
         return format!("{mantissa}e{exponent}");
     }
     general + ".0"

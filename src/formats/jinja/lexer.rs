@@ -384,4 +384,3 @@ fn unescape(text: &str) -> Res<String> {
     }
     Ok(out + rest)
 }
-

@@ -146,7 +146,8 @@ pub fn round(x: f64, digits: i128) -> Res<f64> {
     let (kept, dropped) = exact.split_at(exact.len().saturating_sub(cut));
     let half = format!("5{}", "0".repeat(cut - 1));
     let dropped = format!("{dropped:0>cut$}");
-    let above = dropped > half || (dropped == half && (x.fract() != 0.0 || kept.bytes().last().is_some_and(|c| c % 2 == 1)));
+    let above =
+        dropped > half || (dropped == half && (x.fract() != 0.0 || kept.bytes().last().is_some_and(|c| c % 2 == 1)));
     let mut whole: f64 = format!("0{kept}").parse().unwrap_or(0.0);
     whole += f64::from(above);
     let text = format!("{whole:.0}{}", "0".repeat(cut));

@@ -87,9 +87,11 @@ pub fn sign(negative: bool, value: &Value) -> Res<Value> {
         Value::Float(x) => Ok(Value::Float(if negative { -x } else { *x })),
         _ => match value.as_int() {
             Some(n) => wide(if negative { n.checked_neg() } else { Some(n) }),
-            None => {
-                fail(format!("bad operand type for unary {}: '{}'", if negative { '-' } else { '+' }, value.type_name()))
-            }
+            None => fail(format!(
+                "bad operand type for unary {}: '{}'",
+                if negative { '-' } else { '+' },
+                value.type_name()
+            )),
         },
     }
 }
@@ -123,7 +125,8 @@ fn floats(op: Op, a: f64, b: f64) -> Res<f64> {
         if rest == 0.0 {
             return (0f64.copysign(b), (a - rest) / b);
         }
-        let (rest, quotient) = if (b < 0.0) != (rest < 0.0) { (rest + b, (a - rest) / b - 1.0) } else { (rest, (a - rest) / b) };
+        let (rest, quotient) =
+            if (b < 0.0) != (rest < 0.0) { (rest + b, (a - rest) / b - 1.0) } else { (rest, (a - rest) / b) };
         (rest, quotient)
     };
     Ok(match op {
@@ -138,11 +141,7 @@ fn floats(op: Op, a: f64, b: f64) -> Res<f64> {
         Op::FloorDiv => {
             let quotient = floor_mod(a, b).1;
             let floor = quotient.floor();
-            if quotient == 0.0 {
-                0f64.copysign(a / b)
-            } else {
-                floor + f64::from(quotient - floor > 0.5)
-            }
+            if quotient == 0.0 { 0f64.copysign(a / b) } else { floor + f64::from(quotient - floor > 0.5) }
         }
         Op::Pow if a == 0.0 && b < 0.0 => return fail("0.0 cannot be raised to a negative power"),
         Op::Pow if a < 0.0 && b.is_finite() && b.fract() != 0.0 => return Err(Fail::unsupported("a complex number")),
@@ -260,24 +259,17 @@ pub fn like(value: &Value, text: &str) -> Value {
     if matches!(value, Value::Markup(_)) { Value::Markup(text) } else { Value::Str(text) }
 }
 
-/// `container[start:stop:step]`; none is what has no slices.
-pub fn slice(cx: &Context, container: &Value, bounds: [Value; 3]) -> Res<Option<Value>> {
+/// `container[start:stop:step]`.
+pub fn slice(cx: &Context, container: &Value, bounds: [Value; 3]) -> Res<Value> {
     container.used()?;
     let bound = |value: &Value| match value {
         Value::None => Ok(None),
         _ => value.as_int().map(Some).ok_or(()),
     };
     let (Ok(start), Ok(stop), Ok(step)) = (bound(&bounds[0]), bound(&bounds[1]), bound(&bounds[2])) else {
-        return Ok(None);
+        return fail("slice indices must be integers or None");
     };
     let step = step.unwrap_or(1);
-    let sequence = matches!(
-        container,
-        Value::Str(_) | Value::Markup(_) | Value::List(_) | Value::Tuple(_) | Value::Range(..)
-    );
-    if !sequence {
-        return Ok(None);
-    }
     if step == 0 {
         return fail("slice step cannot be zero");
     }
@@ -287,19 +279,19 @@ pub fn slice(cx: &Context, container: &Value, bounds: [Value; 3]) -> Res<Option<
             let (from, to) = (clamp(start, text.len(), 0, 1), clamp(stop, text.len(), text.len() as i128, 1));
             let part = if from < to { &text[from as usize..to as usize] } else { "" };
             cx.make(part.len())?;
-            return Ok(Some(like(container, part)));
+            return Ok(like(container, part));
         }
         Value::Str(text) | Value::Markup(text) => {
             cx.make(text.len() * 4)?;
             let chars: Vec<char> = text.chars().collect();
             let part: String = places(chars.len(), start, stop, step).map(|i| chars[i]).collect();
-            return Ok(Some(like(container, &part)));
+            return Ok(like(container, &part));
         }
         Value::List(seq) | Value::Tuple(seq) => &seq.items,
-        _ => return Ok(None),
+        _ => return fail(format!("'{}' object has no slices", container.type_name())),
     };
     let part: Vec<Value> = places(items.len(), start, stop, step).map(|i| items[i].clone()).collect();
-    if matches!(container, Value::List(_)) { Value::list(cx, part) } else { Value::tuple(cx, part) }.map(Some)
+    if matches!(container, Value::List(_)) { Value::list(cx, part) } else { Value::tuple(cx, part) }
 }
 
 fn clamp(bound: Option<i128>, len: usize, default: i128, step: i128) -> i128 {

@@ -117,12 +117,10 @@ impl Render<'_> {
                 let value = self.eval(value, scope)?;
                 self.assign(target, value, scope)?;
             }
-            Kind::SetBlock(target, filters, body) => {
-                match self.filtered(filters, body, scope)? {
-                    Ok(value) => self.assign(target, value, scope)?,
-                    Err(flow) => return Ok(flow),
-                }
-            }
+            Kind::SetBlock(target, filters, body) => match self.filtered(filters, body, scope)? {
+                Ok(value) => self.assign(target, value, scope)?,
+                Err(flow) => return Ok(flow),
+            },
             Kind::With(pairs, body) => {
                 let inner = Scope::within(scope);
                 for (target, value) in pairs {
@@ -208,7 +206,8 @@ impl Render<'_> {
                 };
                 stored_name(attribute)?;
                 let mut namespaces = self.cx.namespaces.borrow_mut();
-                let known = namespaces[number].iter().position(|(key, _)| key.as_str().is_some_and(|key| **key == **attribute));
+                let known =
+                    namespaces[number].iter().position(|(key, _)| key.as_str().is_some_and(|key| **key == **attribute));
                 match known {
                     Some(at) => namespaces[number][at].1 = value,
                     None => {
@@ -252,13 +251,8 @@ impl Render<'_> {
             self.cx.make(size_of::<Scope>())?;
             self.cx.closures.borrow_mut().push(scope.clone());
         }
-        let state = Rc::new(Loop {
-            recursive,
-            items: kept,
-            index: Cell::new(0),
-            depth0: level,
-            changed: RefCell::default(),
-        });
+        let state =
+            Rc::new(Loop { recursive, items: kept, index: Cell::new(0), depth0: level, changed: RefCell::default() });
         for i in 0..state.items.len() {
             self.cx.step()?;
             state.index.set(i);

@@ -28,7 +28,9 @@ pub fn pick(cx: &Context, name: &str, value: &Value, given: &Given, apply: Apply
             let found = items.iter().map(|item| follow(cx, item, &path, default.as_ref()));
             return Value::iter(cx, found.collect::<Res<_>>()?);
         }
-        let Some((filter, rest)) = given.positional.split_first() else { return fail("map requires a filter argument") };
+        let Some((filter, rest)) = given.positional.split_first() else {
+            return fail("map requires a filter argument");
+        };
         let filter = str_of(filter, name)?;
         let given = Given { positional: rest.to_vec(), named: given.named.clone() };
         let mapped = items.iter().map(|item| apply(cx, &filter, item, &given));
@@ -95,13 +97,22 @@ fn folded(value: Value, case_sensitive: bool) -> Value {
     }
 }
 
-/// Values in order of their keys; equal ones stay as they are.
-fn sorted(cx: &Context, mut pairs: Vec<(Vec<Value>, Value)>, reverse: bool) -> Res<Vec<(Vec<Value>, Value)>> {
+/// Values in order of their keys; equal ones stay as they are. As Python's lists do, keys are compared by `<` only
+/// where they are not equal; a key alone is always.
+fn sorted(
+    cx: &Context,
+    mut pairs: Vec<(Vec<Value>, Value)>,
+    reverse: bool,
+    single: bool,
+) -> Res<Vec<(Vec<Value>, Value)>> {
     let mut failed = None;
     cx.steps(pairs.len() * (1 + pairs.len().ilog2_or_zero()) / 2)?;
     pairs.sort_by(|(a, _), (b, _)| {
         let (a, b) = if reverse { (b, a) } else { (a, b) };
-        let order = a.iter().zip(b).find(|(a, b)| a != b).map_or(Ok(None), |(a, b)| a.order(b, "<"));
+        let order = match (&a[..], &b[..]) {
+            ([a], [b]) if single => a.order(b, "<"),
+            _ => a.iter().zip(b).find(|(a, b)| a != b).map_or(Ok(None), |(a, b)| a.order(b, "<")),
+        };
         match order {
             Ok(order) => order.unwrap_or(Ordering::Equal),
             Err(e) => {
@@ -284,7 +295,7 @@ fn order(cx: &Context, name: &str, value: &Value, given: &Given) -> Res<Value> {
                 let item = Value::tuple(cx, vec![key.clone(), value.clone()])?;
                 pairs.push((vec![folded(by.clone(), case)], item));
             }
-            let sorted = sorted(cx, pairs, flag_or(reverse, false))?;
+            let sorted = sorted(cx, pairs, flag_or(reverse, false), true)?;
             Value::list(cx, sorted.into_iter().map(|(_, item)| item).collect())
         }
         "sort" => {
@@ -298,7 +309,7 @@ fn order(cx: &Context, name: &str, value: &Value, given: &Given) -> Res<Value> {
                 paths.iter().map(|path| Ok(folded(follow(cx, item, path, None)?, case))).collect()
             };
             let pairs = value.items(cx)?.into_iter().map(|item| Ok((key(&item)?, item))).collect::<Res<_>>()?;
-            let sorted = sorted(cx, pairs, flag_or(reverse, false))?;
+            let sorted = sorted(cx, pairs, flag_or(reverse, false), false)?;
             Value::list(cx, sorted.into_iter().map(|(_, item)| item).collect())
         }
         "unique" => {
@@ -323,7 +334,7 @@ fn order(cx: &Context, name: &str, value: &Value, given: &Given) -> Res<Value> {
             let (path, default, case) = (path(&needed(attribute, name)?)?, some(default), flag_or(case, false));
             let key = |item: &Value| follow(cx, item, &path, default.as_ref());
             let pairs = value.items(cx)?.into_iter().map(|item| Ok((vec![folded(key(&item)?, case)], item)));
-            let sorted = sorted(cx, pairs.collect::<Res<_>>()?, false)?;
+            let sorted = sorted(cx, pairs.collect::<Res<_>>()?, false, true)?;
             let mut groups: Vec<(Value, Vec<Value>)> = Vec::new();
             for (mut keys, item) in sorted {
                 let own = keys.remove(0);

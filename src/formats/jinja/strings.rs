@@ -12,17 +12,59 @@ use super::value::Value;
 
 /// The attributes of a text that are methods.
 pub const METHODS: [&str; 47] = [
-    "capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find", "format", "format_map",
-    "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric",
-    "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "maketrans", "partition",
-    "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split",
-    "splitlines", "startswith", "strip", "swapcase", "title", "translate", "upper", "zfill",
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "encode",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "format_map",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "maketrans",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "translate",
+    "upper",
+    "zfill",
 ];
 
 /// `text.name(…)`; formats are elsewhere, since they look attributes up.
 pub fn call(cx: &Context, value: &Value, name: &str, given: &Given) -> Res<Value> {
     let Some(text) = value.as_str() else { return fail("not a text") };
-    cx.steps(text.len() / 256)?;
+    cx.steps(text.len() / 64)?;
     let own = |out: &str| {
         cx.make(out.len())?;
         Ok(like(value, out))
@@ -204,7 +246,6 @@ fn search(cx: &Context, text: &str, name: &str, given: &Given) -> Res<Value> {
     let (from, to) = (place(from, 0)?, place(to, len)?.min(len));
     let byte = |at: usize| text.char_indices().nth(at).map_or(text.len(), |(i, _)| i);
     let window = (from <= to && from <= len).then(|| &text[byte(from)..byte(to)]);
-    cx.steps(text.len() / 256)?;
     if let "startswith" | "endswith" = name {
         let parts = match &part {
             Value::Tuple(seq) => seq.items.clone(),
@@ -281,7 +322,8 @@ fn split<'a>(text: &'a str, sep: Option<&str>, max: usize, right: bool) -> Vec<&
 
 /// `str.splitlines`.
 pub fn lines(text: &str, keep: bool) -> Vec<&str> {
-    let ends = |c: char| matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let ends =
+        |c: char| matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let mut out = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
@@ -346,7 +388,8 @@ pub fn is(text: &str, name: &str) -> Res<bool> {
     static LETTERS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^\p{L}+$").expect("a regex"));
     static WORDS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^[\p{L}\p{N}]+$").expect("a regex"));
     static DECIMALS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^\p{Nd}+$").expect("a regex"));
-    let cased = |wanted: fn(char) -> bool, other: fn(char) -> bool| text.chars().any(wanted) && !text.chars().any(other);
+    let cased =
+        |wanted: fn(char) -> bool, other: fn(char) -> bool| text.chars().any(wanted) && !text.chars().any(other);
     Ok(match name {
         "isascii" => text.is_ascii(),
         "isspace" => !text.is_empty() && text.chars().all(is_space),
@@ -368,7 +411,9 @@ pub fn is(text: &str, name: &str) -> Res<bool> {
             text.chars().any(is_cased) && text.chars().all(right)
         }
         "isidentifier" if text.is_ascii() => {
-            !text.is_empty() && !text.starts_with(|c: char| c.is_ascii_digit()) && text.chars().all(|c| c == '_' || c.is_ascii_alphanumeric())
+            !text.is_empty()
+                && !text.starts_with(|c: char| c.is_ascii_digit())
+                && text.chars().all(|c| c == '_' || c.is_ascii_alphanumeric())
         }
         other => return Err(Fail::unsupported(format!("the method {other} of such a text"))),
     })

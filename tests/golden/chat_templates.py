@@ -278,6 +278,18 @@ d[['a']]
 f(*l)
 '{a}'.format(**d)
 1,
+'%5%' % ()
+1e15 + 0.3
+'ΑΣ ΒΣ'.title()
+d.keys() == d.keys()
+'12' | int(base=1)
+[15 | round(-1), 25 | round(-1), -151 | round(-2)]
+[range(3), range(5, 0, -2), range(10)[1:9:3]]
+[0.1 + 0.7, 123456789012345678.0, 1e15, 9007199254740993.0, 5e-324]
+('<' | safe) + '<' + ('>' | e)
+1 if undefined_thing else 2
+messages | selectattr('role', 'ne', 'user') | map(attribute='content') | list
+'{:>{w}}|{:+.2e}|{0!r:>6}'.format('a', w=4)
 """
 STATEMENTS = [
     "{{ '{{}}'.format() }}",

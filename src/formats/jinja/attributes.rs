@@ -63,10 +63,10 @@ fn attribute(cx: &Context, value: &Value, name: &str) -> Res<Found> {
         Value::Tuple(seq) if seq.group && name == "grouper" => Found::Value(seq.items[0].clone()),
         Value::Tuple(seq) if seq.group && name == "list" => Found::Value(seq.items[1].clone()),
         Value::List(_) | Value::Tuple(_) => method(&SEQUENCE),
-        Value::Range(start, step, len) => match name {
-            "start" => Found::Value(Value::Int(*start)),
-            "step" => Found::Value(Value::Int(*step)),
-            "stop" => return Err(Fail::unsupported(format!("the end of a range of {len}"))),
+        Value::Range(span) => match name {
+            "start" => Found::Value(Value::Int(span.start)),
+            "stop" => Found::Value(Value::Int(span.stop)),
+            "step" => Found::Value(Value::Int(span.step)),
             _ => method(&SEQUENCE),
         },
         Value::Bool(_) | Value::Int(_) => match name {

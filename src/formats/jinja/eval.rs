@@ -12,7 +12,7 @@ use super::context::{Context, Fail, Res, fail};
 use super::filters;
 use super::ops::{binary, compare, sign, slice};
 use super::print::print;
-use super::value::{Macro, Scope, Value};
+use super::value::{Macro, Scope, Span, Value};
 
 /// A template that is being rendered.
 pub struct Render<'a> {
@@ -34,8 +34,20 @@ pub struct Render<'a> {
 pub struct Runner {
     /// Runs the body of a macro in its scope.
     pub body: fn(&Render, usize, &Rc<Scope>) -> Res<String>,
-    /// Runs a loop again: its number, values, the scope around it and its level.
-    pub again: fn(&Render, usize, Vec<Value>, &Rc<Scope>, usize) -> Res<String>,
+    /// Runs a loop again.
+    pub again: fn(&Render, Again) -> Res<String>,
+}
+
+/// A call of a loop.
+pub struct Again<'a> {
+    /// Its number in the template.
+    pub number: usize,
+    /// What it runs over.
+    pub items: Vec<Value>,
+    /// The scope around it.
+    pub scope: &'a Rc<Scope>,
+    /// The level, from 0.
+    pub level: usize,
 }
 
 /// The largest range of Jinja2's sandbox.
@@ -174,7 +186,8 @@ impl Render<'_> {
                     return fail("The loop must have the 'recursive' marker to be called recursively.");
                 };
                 let items = needed(items, "loop")?.items(cx)?;
-                Value::str(cx, (self.run.again)(self, *number, items, scope, state.depth0 + 1)?)
+                let call = Again { number: *number, items, scope, level: state.depth0 + 1 };
+                Value::str(cx, (self.run.again)(self, call)?)
             }
             other => {
                 other.used()?;
@@ -317,5 +330,5 @@ fn range(given: &Given) -> Res<Value> {
     if len > MAX_RANGE {
         return fail(format!("Range too big. The sandbox blocks ranges larger than MAX_RANGE ({MAX_RANGE})."));
     }
-    Ok(Value::Range(start, step, len))
+    Ok(Value::Range(Span { start, stop, step, len }))
 }

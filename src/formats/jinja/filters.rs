@@ -167,7 +167,9 @@ fn number(cx: &Context, name: &str, value: &Value, given: &Given) -> Res<Value> 
             given.bind(name, [])?;
             match (value.used()?, value.as_int()) {
                 (Value::Float(x), _) => Ok(Value::Float(x.abs())),
-                (_, Some(n)) => Ok(Value::Int(n.saturating_abs())),
+                (_, Some(n)) => {
+                    n.checked_abs().map(Value::Int).ok_or_else(|| Fail::unsupported("an integer of more than 127 bits"))
+                }
                 (other, None) => fail(format!("bad operand type for abs(): '{}'", other.type_name())),
             }
         }
@@ -216,7 +218,7 @@ fn round(cx: &Context, value: &Value, given: &Given) -> Res<Value> {
     if method == "common" {
         return match value.as_int() {
             Some(n) if precision >= 0 => Ok(Value::Int(n)),
-            Some(_) => Err(Fail::unsupported("round of an integer to tens")),
+            Some(n) => numbers::round_int(n, precision).map(Value::Int),
             None => numbers::round(x, precision).map(Value::Float),
         };
     }

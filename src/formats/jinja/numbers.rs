@@ -87,7 +87,7 @@ pub fn parse_int(text: &str, base: i128) -> Res<Option<i128>> {
         }
     }
     let Some(radix) = u32::try_from(radix).ok().filter(|r| (2..=36).contains(r)) else {
-        return Err(Fail::new("int() base must be >= 2 and <= 36, or 0"));
+        return Ok(None);
     };
     if !digits.is_ascii() && digits.chars().any(|c| !c.is_ascii() && c.is_numeric()) {
         return Err(Fail::unsupported("an integer in other digits than 0 to 9"));
@@ -153,4 +153,15 @@ pub fn round(x: f64, digits: i128) -> Res<f64> {
     let text = format!("{whole:.0}{}", "0".repeat(cut));
     let rounded: f64 = text.parse().map_err(|_| Fail::new("a bad float"))?;
     if rounded.is_infinite() { Err(Fail::new("rounded value too large to represent")) } else { Ok(rounded.copysign(x)) }
+}
+
+/// `round(n, digits)` of an integer, to tens.
+pub fn round_int(n: i128, digits: i128) -> Res<i128> {
+    let power = u32::try_from(-digits).ok().and_then(|digits| 10i128.checked_pow(digits));
+    // Of so many digits there is none.
+    let Some(power) = power else { return Ok(0) };
+    let (quotient, rest) = (n.div_euclid(power), n.rem_euclid(power));
+    let up = rest > power - rest || (rest == power - rest && quotient % 2 != 0);
+    let rounded = (quotient + i128::from(up)).checked_mul(power);
+    rounded.ok_or_else(|| Fail::unsupported("an integer of more than 127 bits"))
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::ast::{Cmp, Op};
 use super::context::{Context, Fail, Res, fail};
 use super::percent::percent;
-use super::value::Value;
+use super::value::{Span, Value};
 
 fn wide(n: Option<i128>) -> Res<Value> {
     n.map(Value::Int).ok_or_else(|| Fail::unsupported("an integer of more than 127 bits"))
@@ -227,7 +227,7 @@ pub fn item(cx: &Context, container: &Value, index: &Value) -> Res<Option<Value>
     };
     Ok(match container {
         Value::List(seq) | Value::Tuple(seq) => place(seq.items.len()).map(|i| seq.items[i].clone()),
-        Value::Range(start, step, len) => place(*len).map(|i| Value::Int(start + step * i as i128)),
+        Value::Range(span) => place(span.len).map(|i| Value::Int(span.at(i))),
         Value::Str(text) | Value::Markup(text) => {
             cx.steps(text.len() / 1024)?;
             let c = if text.is_ascii() {
@@ -274,7 +274,7 @@ pub fn slice(cx: &Context, container: &Value, bounds: [Value; 3]) -> Res<Value> 
         return fail("slice step cannot be zero");
     }
     let items = match container {
-        Value::Range(..) => return Err(Fail::unsupported("a slice of a range")),
+        Value::Range(span) => return part(span, start, stop, step),
         Value::Str(text) | Value::Markup(text) if text.is_ascii() && step == 1 => {
             let (from, to) = (clamp(start, text.len(), 0, 1), clamp(stop, text.len(), text.len() as i128, 1));
             let part = if from < to { &text[from as usize..to as usize] } else { "" };
@@ -292,6 +292,18 @@ pub fn slice(cx: &Context, container: &Value, bounds: [Value; 3]) -> Res<Value> 
     };
     let part: Vec<Value> = places(items.len(), start, stop, step).map(|i| items[i].clone()).collect();
     if matches!(container, Value::List(_)) { Value::list(cx, part) } else { Value::tuple(cx, part) }
+}
+
+/// A part of a range, which is a range.
+fn part(span: &Span, start: Option<i128>, stop: Option<i128>, step: i128) -> Res<Value> {
+    let defaults = if step > 0 { (0, span.len as i128) } else { (span.len as i128 - 1, -1) };
+    let (from, to) = (clamp(start, span.len, defaults.0, step), clamp(stop, span.len, defaults.1, step));
+    let at = |i: i128| span.step.checked_mul(i).and_then(|n| span.start.checked_add(n));
+    let (Some(first), Some(end), Some(by)) = (at(from), at(to), span.step.checked_mul(step)) else {
+        return Err(Fail::unsupported("an integer of more than 127 bits"));
+    };
+    let len = places(span.len, start, stop, step).count();
+    Ok(Value::Range(Span { start: first, stop: end, step: by, len }))
 }
 
 fn clamp(bound: Option<i128>, len: usize, default: i128, step: i128) -> i128 {

@@ -69,6 +69,11 @@ pub fn percent(cx: &Context, format: &Value, given: &Value) -> Res<Value> {
     while let Some(at) = rest.find('%') {
         out += &rest[..at];
         rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('%') {
+            out.push('%');
+            rest = after;
+            continue;
+        }
         let name = match rest.strip_prefix('(') {
             Some(_) => {
                 let end = closing(rest).ok_or_else(|| Fail::new("incomplete format key"))?;
@@ -81,10 +86,6 @@ pub fn percent(cx: &Context, format: &Value, given: &Value) -> Res<Value> {
         let conversion = Conversion::read(&mut rest, &mut values)?;
         let Some(kind) = rest.chars().next() else { return fail("incomplete format") };
         rest = &rest[kind.len_utf8()..];
-        if kind == '%' {
-            out.push('%');
-            continue;
-        }
         let value = match name {
             Some(name) => values.named(name)?,
             None => values.take()?,

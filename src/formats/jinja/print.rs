@@ -65,10 +65,9 @@ fn write_repr(cx: &Context, value: &Value, out: &mut String) -> Res<()> {
             out.push_str(name);
             return write_list(cx, &value.items(cx)?, ["([", "])"], out);
         }
-        Value::Range(start, step, len) => {
-            // Python keeps the stop that was given; here it is the one that the values allow, so it is not printed.
-            let _ = (start, step, len);
-            return Err(Fail::unsupported("printing a range"));
+        Value::Range(span) => {
+            let step = if span.step == 1 { String::new() } else { format!(", {}", span.step) };
+            let _ = write!(out, "range({}, {}{step})", span.start, span.stop);
         }
         Value::Macro(this) => match &this.name {
             Some(name) => {
@@ -165,12 +164,16 @@ pub fn float(x: f64) -> String {
     if x.is_infinite() {
         return if x > 0.0 { "inf".into() } else { "-inf".into() };
     }
-    let scientific = format!("{x:e}");
+    let shortest = format!("{x:e}");
+    // Of two texts as short and as near, Python takes the one with the even digit.
+    let digits = shortest.split('e').next().unwrap_or_default().bytes().filter(u8::is_ascii_digit).count();
+    let even = format!("{x:.*e}", digits.saturating_sub(1));
+    let scientific = if even.parse() == Ok(x) { even } else { shortest };
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
     if (-4..16).contains(&exponent) {
-        let plain = x.to_string();
-        return if plain.contains('.') { plain } else { plain + ".0" };
+        let behind = usize::try_from(i32::try_from(digits).unwrap_or(1) - 1 - exponent).unwrap_or(0);
+        return format!("{x:.*}", behind.max(1));
     }
     format!("{mantissa}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::ast::{Expr, Filter, Kind, Macro as Parsed, Stmt, Target, Template};
 use super::context::{Context, Fail, LONGEST, Res, fail};
-use super::eval::{Render, Runner, stored_name};
+use super::eval::{Again, Render, Runner, stored_name};
 use super::print::print;
 use super::value::{Loop, Macro, Scope, Value};
 
@@ -71,9 +71,9 @@ fn body(render: &Render, number: usize, scope: &Rc<Scope>) -> Res<String> {
     Ok(out.text)
 }
 
-fn again(render: &Render, number: usize, items: Vec<Value>, scope: &Rc<Scope>, level: usize) -> Res<String> {
+fn again(render: &Render, call: Again) -> Res<String> {
     let mut out = Out::buffer();
-    render.cx.deeper(|| render.repeat(number, items, scope, level, &mut out))?;
+    render.cx.deeper(|| render.repeat(call.number, call.items, call.scope, call.level, &mut out))?;
     Ok(out.text)
 }
 

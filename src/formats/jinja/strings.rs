@@ -96,7 +96,7 @@ pub fn call(cx: &Context, value: &Value, name: &str, given: &Given) -> Res<Value
             let (old, new) = (str_of(&needed(old, name)?, name)?, str_of(&needed(new, name)?, name)?);
             own(&replace(cx, text, &old, &new, int_or(count, -1)?)?)
         }
-        "startswith" | "endswith" | "find" | "rfind" | "index" | "rindex" | "count" => search(cx, text, name, given),
+        "startswith" | "endswith" | "find" | "rfind" | "index" | "rindex" | "count" => search(text, name, given),
         "split" | "rsplit" => {
             let [sep, max] = given.bind(name, ["sep", "maxsplit"])?;
             let max = usize::try_from(int_or(max, -1)?).unwrap_or(usize::MAX);
@@ -201,17 +201,24 @@ fn is_cased(c: char) -> bool {
 
 fn title(text: &str) -> String {
     let mut after_cased = false;
-    let part = |c: char| {
-        let out = if after_cased { c.to_lowercase().collect() } else { title_case(c) };
+    let part = |(i, c): (usize, char)| {
+        let out = if after_cased { lower_at(text, i, c) } else { title_case(c) };
         after_cased = is_cased(c);
         out
     };
-    text.chars().map(part).collect()
+    text.char_indices().map(part).collect()
+}
+
+/// A character of a text in lower case: a sigma at the end of a word has a form of its own.
+fn lower_at(text: &str, i: usize, c: char) -> String {
+    let before = text[..i].chars().next_back().is_some_and(is_cased);
+    let after = text[i + c.len_utf8()..].chars().next().is_some_and(is_cased);
+    if c == 'Σ' && before && !after { "ς".into() } else { c.to_lowercase().collect() }
 }
 
 fn swapcase(text: &str) -> String {
-    let swap = |c: char| if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() };
-    text.chars().map(swap).collect()
+    let swap = |(i, c): (usize, char)| if c.is_uppercase() { lower_at(text, i, c) } else { c.to_uppercase().collect() };
+    text.char_indices().map(swap).collect()
 }
 
 /// `str.strip` and its like; no characters are spaces.
@@ -233,7 +240,7 @@ pub fn replace(cx: &Context, text: &str, old: &str, new: &str, count: i128) -> R
     Ok(text.replacen(old, new, count))
 }
 
-fn search(cx: &Context, text: &str, name: &str, given: &Given) -> Res<Value> {
+fn search(text: &str, name: &str, given: &Given) -> Res<Value> {
     let [part, from, to] = given.bind(name, ["/", "/", "/"])?;
     let part = needed(part, name)?;
     let len = text.chars().count();

@@ -33,8 +33,8 @@ pub enum Value {
     Dict(Rc<Dict>),
     /// `dict.keys()`, `dict.values()`, `dict.items()`.
     View(&'static str, Rc<Dict>),
-    /// `range`: start, step and length.
-    Range(i128, i128, usize),
+    /// `range`.
+    Range(Span),
     /// A generator: every value comes once.
     Iter(Rc<Iter>),
     /// A method with its object.
@@ -51,6 +51,26 @@ pub enum Value {
     Joiner(Rc<(Value, Cell<bool>)>),
     /// A function of the environment.
     Global(&'static str),
+}
+
+/// A range.
+#[derive(Clone, Copy)]
+pub struct Span {
+    /// The first number.
+    pub start: i128,
+    /// Where it ends, as it was given.
+    pub stop: i128,
+    /// From one number to the next.
+    pub step: i128,
+    /// Its numbers.
+    pub len: usize,
+}
+
+impl Span {
+    /// A number, by its place.
+    pub fn at(&self, i: usize) -> i128 {
+        self.start + self.step * i as i128
+    }
 }
 
 /// A list or tuple.
@@ -353,7 +373,7 @@ impl Value {
             Self::Str(text) | Self::Markup(text) => Some(text.chars().count()),
             Self::List(seq) | Self::Tuple(seq) => Some(seq.items.len()),
             Self::Dict(dict) | Self::View(_, dict) => Some(dict.items.len()),
-            Self::Range(_, _, len) => Some(*len),
+            Self::Range(span) => Some(span.len),
             Self::Loop(state) => Some(state.items.len()),
             _ => None,
         }
@@ -391,9 +411,7 @@ impl Value {
                 let pair = |(k, v): &(Value, Value)| Self::tuple(cx, vec![k.clone(), v.clone()]);
                 dict.items.iter().map(pair).collect::<Res<_>>()?
             }
-            Self::Range(start, step, len) => {
-                (0..*len).map(|i| Self::Int(start + step * i128::try_from(i).unwrap_or(0))).collect()
-            }
+            Self::Range(span) => (0..span.len).map(|i| Self::Int(span.at(i))).collect(),
             Self::Iter(iter) => iter.items.take().into(),
             Self::Loop(_) => return fail("a loop over loop is not supported"),
             _ => return fail(format!("'{}' object is not iterable", self.type_name())),
@@ -466,11 +484,16 @@ impl PartialEq for Value {
         match (self, other) {
             (Self::Undefined(_), Self::Undefined(_)) | (Self::None, Self::None) => true,
             (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => a.items == b.items,
-            (Self::Dict(a), Self::Dict(b)) => {
+            (Self::View("dict_keys", a), Self::View("dict_keys", b)) => {
+                a.items.len() == b.items.len() && a.items.iter().all(|(k, _)| b.items.iter().any(|(key, _)| k == key))
+            }
+            (Self::View("dict_items", a), Self::View("dict_items", b)) | (Self::Dict(a), Self::Dict(b)) => {
                 a.items.len() == b.items.len()
                     && a.items.iter().all(|(k, v)| b.items.iter().any(|(key, value)| k == key && v == value))
             }
-            (Self::Range(a, s, n), Self::Range(b, t, m)) => n == m && (*n == 0 || (a == b && (*n == 1 || s == t))),
+            (Self::Range(a), Self::Range(b)) => {
+                a.len == b.len && (a.len == 0 || (a.start == b.start && (a.len == 1 || a.step == b.step)))
+            }
             (Self::Iter(a), Self::Iter(b)) => Rc::ptr_eq(a, b),
             (Self::Macro(a), Self::Macro(b)) => Rc::ptr_eq(a, b),
             (Self::Loop(a), Self::Loop(b)) => Rc::ptr_eq(a, b),

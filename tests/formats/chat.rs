@@ -104,7 +104,7 @@ fn errors_say_the_line_and_what_jinja2_says() {
         ("a\n\n{{ messages[0].nope.x }}", "chat_template, line 3: "),
         ("{{ messages[0].nope.x }}", "'dict object' has no attribute 'nope'"),
         ("{{ nope.x }}", "'nope' is undefined"),
-        ("{{ messages.append(1) }}", "access to attribute 'append' of 'list' object is unsafe"),
+        ("{{ messages.append(1) }}", "access to attribute 'append' of 'list' object is forbidden"),
         ("{{ 1 < 'a' }}", "'<' not supported between instances of 'int' and 'str'"),
         ("{{ 1 | nope }}", "No filter named 'nope'"),
         ("{% if x %}", "expected elif or else or endif"),

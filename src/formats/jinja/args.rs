@@ -1,7 +1,7 @@
 //! Arguments of a call, and the parameters they are for.
 
 use super::ast::Text;
-use super::context::{Res, fail};
+use super::budget::{Res, fail};
 use super::value::Value;
 
 /// Evaluated arguments.

@@ -1,11 +1,11 @@
 //! `value.name` and `value[name]`, and the methods of values other than texts.
 
 use super::args::{Given, int, int_or, needed};
-use super::context::{Context, Fail, Res, fail};
+use super::budget::{Fail, Res, fail};
 use super::ops::{compare, item};
 use super::print::repr;
 use super::strings;
-use super::value::Value;
+use super::value::{Context, Value};
 use super::{ast::Cmp, format};
 
 const DICT: [&str; 6] = ["copy", "fromkeys", "get", "items", "keys", "values"];
@@ -30,14 +30,14 @@ const CHANGES: [&str; 12] = [
 enum Found {
     Value(Value),
     /// Something that the sandbox does not give out.
-    Unsafe,
+    Forbidden,
     None,
 }
 
 fn attribute(cx: &Context, value: &Value, name: &str) -> Res<Found> {
     // Every object has such.
     if name.starts_with("__") && name.ends_with("__") && !matches!(value, Value::Namespace(_)) {
-        return Ok(Found::Unsafe);
+        return Ok(Found::Forbidden);
     }
     let method = |names: &[&str]| {
         if names.contains(&name) {
@@ -53,11 +53,11 @@ fn attribute(cx: &Context, value: &Value, name: &str) -> Res<Found> {
             if CHANGES[..11].contains(&name)
                 && !["append", "extend", "insert", "remove", "reverse", "sort"].contains(&name) =>
         {
-            Found::Unsafe
+            Found::Forbidden
         }
         Value::Dict(_) => method(&DICT),
         Value::List(_) if CHANGES[..11].contains(&name) && !["popitem", "setdefault", "update"].contains(&name) => {
-            Found::Unsafe
+            Found::Forbidden
         }
         Value::List(_) if name == "copy" => method(&["copy"]),
         Value::Tuple(seq) if seq.group && name == "grouper" => Found::Value(seq.items[0].clone()),
@@ -116,7 +116,7 @@ fn attribute(cx: &Context, value: &Value, name: &str) -> Res<Found> {
 }
 
 fn forbidden(value: &Value, name: &str) -> Value {
-    Value::undefined(format!("access to attribute '{name}' of '{}' object is unsafe.", value.type_name()))
+    Value::undefined(format!("access to attribute '{name}' of '{}' object is forbidden", value.type_name()))
 }
 
 /// `value.name`: the attribute, else the item.
@@ -124,7 +124,7 @@ pub fn get_attribute(cx: &Context, value: &Value, name: &str) -> Res<Value> {
     value.used()?;
     match attribute(cx, value, name)? {
         Found::Value(found) => Ok(found),
-        Found::Unsafe => Ok(forbidden(value, name)),
+        Found::Forbidden => Ok(forbidden(value, name)),
         Found::None => {
             let found = item(cx, value, &Value::word(name))?;
             Ok(found.unwrap_or_else(|| {
@@ -142,7 +142,7 @@ pub fn get_item(cx: &Context, value: &Value, key: &Value) -> Res<Value> {
     if let Some(name) = key.as_str() {
         match attribute(cx, value, name)? {
             Found::Value(found) => return Ok(found),
-            Found::Unsafe => return Ok(forbidden(value, name)),
+            Found::Forbidden => return Ok(forbidden(value, name)),
             Found::None => {}
         }
     }

@@ -2,12 +2,12 @@
 
 use super::args::{Given, needed};
 use super::ast::{Cmp, Op};
-use super::context::{Context, Fail, Res, fail};
+use super::budget::{Fail, Res, fail};
 use super::names::{TESTS, is_filter};
 use super::ops::{binary, compare};
 use super::print;
 use super::strings;
-use super::value::Value;
+use super::value::{Context, Value};
 
 /// `value is name(…)`.
 pub fn check(cx: &Context, name: &str, value: &Value, given: &Given) -> Res<bool> {

@@ -7,12 +7,12 @@ use std::rc::Rc;
 use super::args::{Given, int, needed, str_of};
 use super::ast::{Args, Expr, Filter, Literal, Template, Text};
 use super::attributes::{call, get_attribute, get_item};
+use super::budget::{Fail, Res, fail};
 use super::checks::check;
-use super::context::{Context, Fail, Res, fail};
 use super::filters;
 use super::ops::{binary, compare, sign, slice};
 use super::print::print;
-use super::value::{Macro, Scope, Span, Value};
+use super::value::{Context, Macro, Scope, Span, Value};
 
 /// A template that is being rendered.
 pub struct Render<'a> {

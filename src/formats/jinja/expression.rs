@@ -1,7 +1,7 @@
 //! The parser of expressions, by the grammar of Jinja2's.
 
 use super::ast::{Args, Cmp, Expr, Filter, Literal, Op, Text};
-use super::context::{DEEPEST, Fail, Res};
+use super::budget::{DEEPEST, Fail, Res};
 use super::lexer::Token;
 
 /// The tokens of a template, and how far they are parsed.

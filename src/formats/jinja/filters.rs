@@ -1,7 +1,7 @@
 //! The filters of texts and numbers, and the table of all.
 
 use super::args::{Given, flag_or, int, int_or, needed, some, str_of};
-use super::context::{Context, Fail, Res, check_width, fail};
+use super::budget::{Fail, Res, check_width, fail};
 use super::names::{LEFT_OUT, is_filter};
 use super::numbers;
 use super::ops::{binary, escape, escape_text, like};
@@ -9,7 +9,7 @@ use super::percent::{percent, whole};
 use super::print::{is_space, text};
 use super::sequences;
 use super::strings;
-use super::value::Value;
+use super::value::{Context, Value};
 use super::{ast::Op, attributes, json};
 
 /// `value | name(…)`.

@@ -1,9 +1,9 @@
 //! `'format'.format(…)`: Python's format strings in the sandbox of Jinja2.
 
-use super::context::{Context, Fail, Res, check_width, fail};
+use super::budget::{Fail, Res, check_width, fail};
 use super::numbers;
 use super::print::{escaped, repr, text};
-use super::value::Value;
+use super::value::{Context, Value};
 
 /// Looks `value.name` (a text) or `value[name]` up, as an expression would.
 pub type Lookup<'a> = &'a dyn Fn(&Value, &Value, bool) -> Res<Value>;

@@ -1,8 +1,8 @@
 //! `tojson`, which transformers makes `json.dumps`.
 
-use super::context::{Context, Res, fail};
+use super::budget::{Res, fail};
 use super::print::float;
-use super::value::Value;
+use super::value::{Context, Value};
 
 /// How `json.dumps` is called.
 pub struct Style {

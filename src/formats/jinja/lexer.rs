@@ -1,7 +1,7 @@
 //! A template's text as tokens, by the rules of Jinja2's lexer with `trim_blocks` and `lstrip_blocks`.
 
 use super::ast::Text;
-use super::context::{Fail, Res};
+use super::budget::{Fail, Res};
 use super::print::{escaped, is_space};
 
 /// A piece of a template.

@@ -8,8 +8,8 @@
 mod args;
 mod ast;
 mod attributes;
+mod budget;
 mod checks;
-mod context;
 mod eval;
 mod expression;
 mod filters;
@@ -29,8 +29,8 @@ mod value;
 
 use std::thread;
 
-pub use context::Fail;
-use context::Res;
+pub use budget::Fail;
+use budget::Res;
 
 /// A parsed template.
 pub struct Template(ast::Template);

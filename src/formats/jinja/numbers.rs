@@ -1,6 +1,6 @@
 //! Numbers as text, as C's and Python's formats write them.
 
-use super::context::{Fail, Res};
+use super::budget::{Fail, Res};
 use super::print::is_space;
 
 /// `%f`: so many digits behind the point.

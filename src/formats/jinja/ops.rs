@@ -3,9 +3,9 @@
 use std::rc::Rc;
 
 use super::ast::{Cmp, Op};
-use super::context::{Context, Fail, Res, fail};
+use super::budget::{Fail, Res, fail};
 use super::percent::percent;
-use super::value::{Span, Value};
+use super::value::{Context, Span, Value};
 
 fn wide(n: Option<i128>) -> Res<Value> {
     n.map(Value::Int).ok_or_else(|| Fail::unsupported("an integer of more than 127 bits"))

@@ -1,7 +1,7 @@
 //! The parser of statements, by the grammar of Jinja2's.
 
 use super::ast::{Expr, Filter, For, Kind, Macro, Stmt, Target, Template, Text};
-use super::context::{Fail, Res};
+use super::budget::{Fail, Res};
 use super::expression::Parser;
 use super::lexer::{Token, tokens};
 

@@ -1,9 +1,9 @@
 //! `'format' % values`.
 
-use super::context::{Context, Fail, Res, check_width, fail};
+use super::budget::{Fail, Res, check_width, fail};
 use super::numbers;
 use super::print::{escaped, repr, text};
-use super::value::Value;
+use super::value::{Context, Value};
 
 /// One conversion: `%-05.2f`.
 #[derive(Default)]

@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::context::{Context, Fail, Res};
-use super::value::Value;
+use super::budget::{Fail, Res};
+use super::value::{Context, Value};
 
 /// Python's `str.isspace` of a character.
 pub fn is_space(c: char) -> bool {

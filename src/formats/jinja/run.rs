@@ -4,10 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use super::ast::{Expr, Filter, Kind, Macro as Parsed, Stmt, Target, Template};
-use super::context::{Context, Fail, LONGEST, Res, fail};
+use super::budget::{Fail, LONGEST, Res, fail};
 use super::eval::{Again, Render, Runner, stored_name};
 use super::print::print;
-use super::value::{Loop, Macro, Scope, Value};
+use super::value::{Context, Loop, Macro, Scope, Value};
 
 /// Where statements write.
 struct Out {

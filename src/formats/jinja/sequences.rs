@@ -5,11 +5,11 @@ use std::cmp::Ordering;
 use super::args::{Given, flag_or, int, needed, some, str_of};
 use super::ast::{Cmp, Op};
 use super::attributes::get_item;
+use super::budget::{Res, check_width, fail};
 use super::checks::check;
-use super::context::{Context, Res, check_width, fail};
 use super::ops::{binary, compare};
 use super::print::{print, text};
-use super::value::Value;
+use super::value::{Context, Value};
 
 /// Applies a filter by name.
 pub type Apply<'a> = &'a dyn Fn(&Context, &str, &Value, &Given) -> Res<Value>;

@@ -5,10 +5,10 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 use super::args::{Given, flag_or, int, int_or, needed, some, str_of};
-use super::context::{Context, Fail, Res, check_width, fail};
+use super::budget::{Fail, Res, check_width, fail};
 use super::ops::like;
 use super::print::{is_printable, is_space};
-use super::value::Value;
+use super::value::{Context, Value};
 
 /// The attributes of a text that are methods.
 pub const METHODS: [&str; 47] = [

@@ -6,7 +6,25 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::ast::Text;
-use super::context::{Context, DEEPEST, LARGEST, Res, fail};
+use super::budget::{Budget, DEEPEST, LARGEST, Res, fail};
+
+/// What a render has used up, and the values that may refer to themselves.
+#[derive(Default)]
+pub struct Context {
+    budget: Budget,
+    /// Attributes of the namespaces; a [`Value::Namespace`] is an index. Here a circle of references leaks nothing.
+    pub namespaces: RefCell<Vec<Vec<(Value, Value)>>>,
+    /// Scopes that macros refer to: emptied at the end, since the macros lie in them.
+    pub closures: RefCell<Vec<Rc<Scope>>>,
+}
+
+impl std::ops::Deref for Context {
+    type Target = Budget;
+
+    fn deref(&self) -> &Budget {
+        &self.budget
+    }
+}
 
 /// A value.
 #[derive(Clone)]

@@ -1,8 +1,6 @@
 //! What a render may use up, and why it ends early.
 
-use std::cell::{Cell, RefCell};
-
-use super::value::{Scope, Value};
+use std::cell::Cell;
 
 /// Steps (values, statements) that a template may run: published ones take some hundreds for each message.
 pub const FUEL: u64 = 5_000_000;
@@ -68,19 +66,15 @@ pub fn fail<T>(message: impl Into<String>) -> Res<T> {
     Err(Fail::new(message))
 }
 
-/// What a render has used up, and the values that may refer to themselves.
+/// What a render has used up.
 #[derive(Default)]
-pub struct Context {
+pub struct Budget {
     steps: Cell<u64>,
     made: Cell<usize>,
     depth: Cell<usize>,
-    /// Attributes of the namespaces; a [`Value::Namespace`] is an index. Here a circle of references leaks nothing.
-    pub namespaces: RefCell<Vec<Vec<(Value, Value)>>>,
-    /// Scopes that macros refer to: emptied at the end, since the macros lie in them.
-    pub closures: RefCell<Vec<std::rc::Rc<Scope>>>,
 }
 
-impl Context {
+impl Budget {
     /// One step.
     pub fn step(&self) -> Res<()> {
         self.steps(1)

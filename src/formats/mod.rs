@@ -21,6 +21,8 @@ pub mod generation_config;
 #[forbid(unsafe_code)]
 pub mod hub;
 #[forbid(unsafe_code)]
+pub(crate) mod jinja;
+#[forbid(unsafe_code)]
 pub mod json;
 #[forbid(unsafe_code)]
 pub mod jsonl;
@@ -31,6 +33,8 @@ pub mod lines;
 pub mod safetensors;
 #[forbid(unsafe_code)]
 pub mod stops;
+#[forbid(unsafe_code)]
+mod strftime;
 #[forbid(unsafe_code)]
 pub mod tables;
 #[forbid(unsafe_code)]

@@ -26,7 +26,7 @@ pub use train::{BOS, EOS, train};
 
 use infill::Infill;
 
-use super::chat::{ChatTemplate, Message};
+use super::chat::{ChatTemplate, Message, Rendered};
 use crate::{Error, Result};
 
 /// Token ids of a text, with the characters that each comes from.
@@ -205,12 +205,30 @@ impl Tokenizer {
     /// # Errors
     /// There is no template, or it refuses the conversation.
     pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let Some(chat) = &self.chat else {
-            let expected = "a chat_template, in tokenizer_config.json or chat_template.jinja";
-            return Err(Error::field(&self.path, "chat_template", expected, "none"));
-        };
-        let specials: Vec<_> = self.specials.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        chat.render(messages, add_generation_prompt, &specials)
+        self.template()?.render(messages, add_generation_prompt, &self.special_texts())
+    }
+
+    /// As [`Self::render_chat`], with the byte ranges that the template marks as the assistant's; `tools` is a list of
+    /// functions' schemas.
+    ///
+    /// # Errors
+    /// As [`Self::render_chat`] and [`ChatTemplate::render_marked`].
+    pub fn render_chat_marked(
+        &self,
+        messages: &[Message],
+        tools: Option<&serde_json::Value>,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered> {
+        self.template()?.render_marked(messages, tools, add_generation_prompt, &self.special_texts())
+    }
+
+    fn template(&self) -> Result<&ChatTemplate> {
+        let expected = "a chat_template, in tokenizer_config.json or chat_template.jinja";
+        self.chat.as_ref().ok_or_else(|| Error::field(&self.path, "chat_template", expected, "none"))
+    }
+
+    fn special_texts(&self) -> Vec<(&str, &str)> {
+        self.specials.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect()
     }
 }
 

@@ -6,14 +6,14 @@
 //! default sentiment template that is ` positive`, not ` positive\n\n`.
 //!
 //! What fills `{input}` is text. Where a data set has structures (tables, triples, schemas), a [`Linear`] template, of
-//! minijinja's syntax, makes the text.
+//! the syntax of chat templates, makes the text.
 
 use std::sync::LazyLock;
 
-use minijinja::{Environment, UndefinedBehavior};
 use serde::{Deserialize, Serialize};
 
 use super::example::Example;
+use crate::formats::jinja;
 use crate::{Error, Result};
 
 /// Query and answer of binary sentiment.
@@ -76,15 +76,6 @@ impl Linear {
              {% for table in tables %} | {{ table.name }} : {{ table.columns | join(' , ') }}{% endfor %}",
         ),
     ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Dart => "dart",
-            Self::Totto => "totto",
-            Self::Logic2Text => "logic2text",
-            Self::Spider => "spider",
-        }
-    }
 }
 
 /// The text of a structure.
@@ -92,16 +83,14 @@ impl Linear {
 /// # Errors
 /// The values do not fit the template.
 pub fn linearise(linear: Linear, values: &serde_json::Value) -> Result<String> {
-    static TEMPLATES: LazyLock<Environment> = LazyLock::new(|| {
-        let mut all = Environment::new();
-        all.set_undefined_behavior(UndefinedBehavior::Lenient);
-        for (linear, text) in Linear::ALL {
-            all.add_template(linear.name(), text).expect("templates: built-in linearisations are valid");
-        }
-        all
+    static TEMPLATES: LazyLock<Vec<(Linear, jinja::Template)>> = LazyLock::new(|| {
+        let parse = |text: &str| jinja::Template::parse(text).expect("templates: built-in linearisations are valid");
+        Linear::ALL.into_iter().map(|(linear, text)| (linear, parse(text))).collect()
     });
-    let template = TEMPLATES.get_template(linear.name()).expect("templates: every linearisation has one");
-    template.render(values).map_err(|e| Error::argument("linearisation", "values that fit", e))
+    let found = TEMPLATES.iter().find(|(known, _)| *known == linear);
+    let (_, template) = found.expect("templates: every linearisation has one");
+    let made = template.render(values, |_| String::new());
+    made.map(|made| made.text).map_err(|e| Error::argument("linearisation", "values that fit", e))
 }
 
 /// The two strings of a template, checked.

@@ -9,6 +9,7 @@ mod fuzz;
 mod activations;
 mod adapter;
 mod added_tokens;
+mod chat;
 mod config;
 mod hub;
 mod lines;

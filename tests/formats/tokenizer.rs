@@ -296,7 +296,7 @@ fn chat_templates_run_out_of_fuel() {
         assert!(error.to_string().contains(limit), "{source}: {error}");
     }
     let widths =
-        "{{ 'a\nb' | indent(2) }}{{ [1, 2] | batch(1) | length }}{{ '%3d' | format(1) }}{{ '{:>3}'.format(1) }}";
+        "{{ 'a\nb' | indent(2) }}{{ [1, 2] | batch(1) | list | length }}{{ '%3d' | format(1) }}{{ '{:>3}'.format(1) }}";
     assert_eq!(
         ChatTemplate::new("x", widths).expect("compiles").render(&[], false, &[]).expect("renders"),
         "a\n  b2  1  1"

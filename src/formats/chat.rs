@@ -4,6 +4,8 @@
 //! after a number of instructions (its fuel) and a length of text, and the widths and counts that it gives to filters
 //! are bounded. The memory of its variables is not: a loop that doubles a string fills memory with little fuel.
 
+mod message;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -12,19 +14,12 @@ use jiff::fmt::strtime::{BrokenDownTime, Config, PosixCustom};
 use minijinja::value::{Kwargs, Rest, Value};
 use minijinja::{Environment, ErrorKind, State, context, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-use crate::{Error, Result};
+pub use message::{Message, TemplateInputs};
 
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// Who speaks: "system", "user", "assistant".
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
+use crate::{Error, Result};
 
 /// A compiled template.
 pub struct ChatTemplate {
@@ -93,22 +88,24 @@ impl ChatTemplate {
         Ok(Self { env: compiled.map_err(|e| failed(&path, &e))?, path })
     }
 
-    /// The text of a conversation. `specials` are the variables such as `("bos_token", "<s>")`; with
-    /// `add_generation_prompt` the text ends where the assistant begins to speak.
+    /// The text of a conversation. `inputs` are what the template sees beside it, `specials` the variables such as
+    /// `("bos_token", "<s>")`; with `add_generation_prompt` the text ends where the assistant begins to speak.
     ///
     /// # Errors
     /// The template refuses the conversation (`raise_exception`), fails, or runs out of fuel.
     pub fn render(
         &self,
         messages: &[Message],
+        inputs: &TemplateInputs,
         add_generation_prompt: bool,
         specials: &[(&str, &str)],
     ) -> Result<String> {
-        let specials: Value = specials.iter().map(|(k, v)| (k.to_string(), Value::from(*v))).collect();
-        let none = Value::from(());
+        let specials = specials.iter().map(|(k, v)| (k.to_string(), Value::from(*v)));
+        let kwargs = inputs.kwargs.iter().map(|(k, v)| (k.clone(), Value::from_serialize(v)));
+        let variables: Value = specials.chain(kwargs).collect();
         let call = context! {
-            messages => messages, add_generation_prompt => add_generation_prompt, tools => none, documents => none,
-            ..specials
+            messages => messages, add_generation_prompt => add_generation_prompt,
+            tools => inputs.tools, documents => inputs.documents, ..variables
         };
         let template = self.env.get_template(NAME).map_err(|e| failed(&self.path, &e))?;
         let mut text = Text(Vec::new());

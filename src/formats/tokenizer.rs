@@ -16,7 +16,7 @@ use tokenizers::Tokenizer as Inner;
 
 pub use train::{BOS, EOS, train};
 
-use super::chat::{ChatTemplate, Message};
+use super::chat::{ChatTemplate, Message, TemplateInputs};
 use crate::{Error, Result};
 
 /// Token ids of a text, with the characters that each comes from.
@@ -169,13 +169,18 @@ impl Tokenizer {
     ///
     /// # Errors
     /// There is no template, or it refuses the conversation.
-    pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    pub fn render_chat(
+        &self,
+        messages: &[Message],
+        inputs: &TemplateInputs,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         let Some(chat) = &self.chat else {
             let expected = "a chat_template, in tokenizer_config.json or chat_template.jinja";
             return Err(Error::field(&self.path, "chat_template", expected, "none"));
         };
         let specials: Vec<_> = self.specials.iter().map(|(k, v)| (*k, v.as_str())).collect();
-        chat.render(messages, add_generation_prompt, &specials)
+        chat.render(messages, inputs, add_generation_prompt, &specials)
     }
 }
 

@@ -23,8 +23,9 @@ pub fn read(path: &Path, files: &ModelFiles, add_generation_prompt: bool) -> Res
             (Example::Ids { input_ids, .. }, _) => input_ids,
             (Example::Text(text), Some(tokenizer)) => tokenizer.encode(&text, true)?.ids,
             (Example::Messages(conversation), Some(tokenizer)) if conversation.given == 0 => {
-                let text = conversation.render(&row.location, tokenizer, conversation.messages.len(), add_generation_prompt)?;
-                tokenizer.encode(&text, false)?.ids
+                let count = conversation.messages.len();
+                let rendered = conversation.render(&row.location, tokenizer, count, add_generation_prompt)?;
+                tokenizer.encode(&rendered.text, false)?.ids
             }
             (other, _) => return Err(Error::field(location, "keys", "text, messages or input_ids", other.form())),
         };

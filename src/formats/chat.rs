@@ -17,7 +17,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-pub use message::{Message, TemplateInputs};
+pub use message::{Message, Rendered, TemplateInputs};
 
 use crate::{Error, Result};
 
@@ -88,18 +88,32 @@ impl ChatTemplate {
         Ok(Self { env: compiled.map_err(|e| failed(&path, &e))?, path })
     }
 
-    /// The text of a conversation. `inputs` are what the template sees beside it, `specials` the variables such as
-    /// `("bos_token", "<s>")`; with `add_generation_prompt` the text ends where the assistant begins to speak.
+    /// The text of a conversation. `specials` are the variables such as `("bos_token", "<s>")`; with
+    /// `add_generation_prompt` the text ends where the assistant begins to speak.
     ///
     /// # Errors
     /// The template refuses the conversation (`raise_exception`), fails, or runs out of fuel.
     pub fn render(
         &self,
         messages: &[Message],
-        inputs: &TemplateInputs,
         add_generation_prompt: bool,
         specials: &[(&str, &str)],
     ) -> Result<String> {
+        Ok(self.render_marked(messages, &TemplateInputs::default(), add_generation_prompt, specials)?.text)
+    }
+
+    /// As [`Self::render`], with what the template marks as the assistant's; `inputs` are what it sees beside the
+    /// messages.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_marked(
+        &self,
+        messages: &[Message],
+        inputs: &TemplateInputs,
+        add_generation_prompt: bool,
+        specials: &[(&str, &str)],
+    ) -> Result<Rendered> {
         let specials = specials.iter().map(|(k, v)| (k.to_string(), Value::from(*v)));
         let kwargs = inputs.kwargs.iter().map(|(k, v)| (k.clone(), Value::from_serialize(v)));
         let variables: Value = specials.chain(kwargs).collect();
@@ -114,7 +128,8 @@ impl ChatTemplate {
             ErrorKind::WriteFailure => self.endless(format!("{LONGEST} bytes")),
             _ => failed(&self.path, &e),
         })?;
-        String::from_utf8(text.0).map_err(Error::file(&self.path))
+        let text = String::from_utf8(text.0).map_err(Error::file(&self.path))?;
+        Ok(Rendered { text, generated: None })
     }
 
     fn endless(&self, limit: String) -> Error {

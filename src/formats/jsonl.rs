@@ -19,7 +19,7 @@ pub use conversation::Conversation;
 
 use super::chat::Message;
 use super::json::{self, Fields};
-use super::lines::{Lines, at};
+use super::lines::{Lines, at, first, full};
 use crate::{Error, Result};
 use near::Kind;
 
@@ -178,19 +178,6 @@ pub fn rows(path: &Path) -> Result<Box<dyn Iterator<Item = Result<(PathBuf, Valu
         json::parse(&location, &text).map(|value| (location, value))
     };
     Ok(Box::new(full(path)?.map(parse)))
-}
-
-/// The lines of a file that are not blank.
-fn full(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + use<>> {
-    Ok(Lines::open(path)?.filter(|line| !line.as_ref().is_ok_and(|(_, text)| text.trim().is_empty())))
-}
-
-/// The first line of a file that is not blank.
-///
-/// # Errors
-/// The file cannot be read.
-pub fn first(path: &Path) -> Result<Option<String>> {
-    Ok(full(path)?.next().transpose()?.map(|(_, text)| text))
 }
 
 /// Reads every line as a JSON value, for logs and reports.

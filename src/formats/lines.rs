@@ -60,6 +60,22 @@ impl Iterator for Lines {
     }
 }
 
+/// The lines of a file that are not blank, with their numbers.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn full(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + use<>> {
+    Ok(Lines::open(path)?.filter(|line| !line.as_ref().is_ok_and(|(_, text)| text.trim().is_empty())))
+}
+
+/// The first line of a file that is not blank; none if there is none.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn first(path: &Path) -> Result<Option<String>> {
+    Ok(full(path)?.next().transpose()?.map(|(_, text)| text))
+}
+
 /// `path:line`, as errors name a location.
 pub fn at(path: &Path, line: usize) -> PathBuf {
     PathBuf::from(format!("{}:{line}", path.display()))

@@ -16,7 +16,7 @@ use tokenizers::Tokenizer as Inner;
 
 pub use train::{BOS, EOS, train};
 
-use super::chat::{ChatTemplate, Message, TemplateInputs};
+use super::chat::{ChatTemplate, Message, Rendered, TemplateInputs};
 use crate::{Error, Result};
 
 /// Token ids of a text, with the characters that each comes from.
@@ -169,18 +169,27 @@ impl Tokenizer {
     ///
     /// # Errors
     /// There is no template, or it refuses the conversation.
-    pub fn render_chat(
+    pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        Ok(self.render_chat_marked(messages, &TemplateInputs::default(), add_generation_prompt)?.text)
+    }
+
+    /// As [`Self::render_chat`], with the byte ranges that the template marks as the assistant's; `inputs` are what the
+    /// template sees beside the messages.
+    ///
+    /// # Errors
+    /// As [`Self::render_chat`].
+    pub fn render_chat_marked(
         &self,
         messages: &[Message],
         inputs: &TemplateInputs,
         add_generation_prompt: bool,
-    ) -> Result<String> {
+    ) -> Result<Rendered> {
         let Some(chat) = &self.chat else {
             let expected = "a chat_template, in tokenizer_config.json or chat_template.jinja";
             return Err(Error::field(&self.path, "chat_template", expected, "none"));
         };
         let specials: Vec<_> = self.specials.iter().map(|(k, v)| (*k, v.as_str())).collect();
-        chat.render(messages, inputs, add_generation_prompt, &specials)
+        chat.render_marked(messages, inputs, add_generation_prompt, &specials)
     }
 }
 

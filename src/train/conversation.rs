@@ -16,19 +16,28 @@ use crate::{Error, Result};
 
 /// The tokens of a conversation; its learnt turns have labels. `location` names the row in errors.
 ///
+/// Where the template marks itself what the assistant says, that is learnt, without the turns that are not.
+///
 /// # Errors
-/// The template refuses the conversation, a learnt turn is not found in its text, or its marks are bad.
+/// The template refuses the conversation, a turn is not found in its text, or its marks are bad.
 pub fn sequence(location: &Path, tokenizer: &Tokenizer, conversation: &Conversation) -> Result<TrainSequence> {
     let learnt = conversation.learnt(location)?;
     let turns = Turns { location, tokenizer, conversation };
-    let whole = turns.text(conversation.messages.len(), false)?;
-    let spans = turns.spans(&whole, &learnt)?;
-    marked(tokenizer, &whole, &spans)
+    let whole = conversation.render(location, tokenizer, conversation.messages.len(), false)?;
+    match whole.generated {
+        None => learnt_of(tokenizer, &whole.text, &turns.spans(&whole.text, &learnt)?),
+        Some(generated) => {
+            let excluded = |(i, message): (usize, &Message)| message.role() == "assistant" && !learnt[i];
+            let excluded: Vec<bool> = conversation.messages.iter().enumerate().map(excluded).collect();
+            let holes = turns.spans(&whole.text, &excluded)?;
+            overlapping(tokenizer, &whole.text, &without(&generated, &holes))
+        }
+    }
 }
 
 /// The tokens of a text; those of `spans` have labels: ranges of bytes, ascending and apart. Which tokens are of a range
 /// is what [`Tokenizer::encode_pieces`] says.
-fn marked(tokenizer: &Tokenizer, text: &str, spans: &[Range<usize>]) -> Result<TrainSequence> {
+fn learnt_of(tokenizer: &Tokenizer, text: &str, spans: &[Range<usize>]) -> Result<TrainSequence> {
     let mut seams: Vec<usize> = spans.iter().flat_map(|span| [span.start, span.end]).collect();
     seams.push(text.len());
     let mut begin = 0;
@@ -36,6 +45,35 @@ fn marked(tokenizer: &Tokenizer, text: &str, spans: &[Range<usize>]) -> Result<T
     // Piece 0 is given, piece 1 is learnt, piece 2 is given, and so on.
     let (encoding, owner) = tokenizer.encode_pieces(&pieces, false)?;
     Ok(TrainSequence::marked(encoding.ids, |i| owner[i] % 2 == 1))
+}
+
+/// As [`learnt_of`], but every token with a character in a range has a label, as in the mask of assistant tokens of
+/// transformers.
+fn overlapping(tokenizer: &Tokenizer, text: &str, spans: &[Range<usize>]) -> Result<TrainSequence> {
+    let encoding = tokenizer.encode(text, false)?;
+    let characters = |at: usize| text[..at].chars().count();
+    let spans: Vec<_> = spans.iter().map(|span| characters(span.start)..characters(span.end)).collect();
+    let learnt = |i: usize| {
+        let (start, end) = encoding.offsets[i];
+        // The first range that is not before the token.
+        spans.get(spans.partition_point(|span| span.end <= start)).is_some_and(|span| end > span.start)
+    };
+    Ok(TrainSequence::marked(encoding.ids.clone(), learnt))
+}
+
+/// What is left of ranges without others; both are ascending and apart.
+fn without(spans: &[Range<usize>], holes: &[Range<usize>]) -> Vec<Range<usize>> {
+    let mut left = Vec::new();
+    for span in spans {
+        let mut start = span.start;
+        for hole in holes.iter().filter(|hole| hole.start < span.end && hole.end > span.start) {
+            left.push(start..hole.start.max(start));
+            start = hole.end;
+        }
+        left.push(start..span.end.max(start));
+    }
+    left.retain(|span| !span.is_empty());
+    left
 }
 
 /// A conversation whose turns are looked for in its text.
@@ -56,7 +94,7 @@ struct Found {
 impl Turns<'_> {
     /// The text of the first `count` messages; with `speaks` it ends where the assistant begins to speak.
     fn text(&self, count: usize, speaks: bool) -> Result<String> {
-        self.conversation.render(self.location, self.tokenizer, count, speaks)
+        Ok(self.conversation.render(self.location, self.tokenizer, count, speaks)?.text)
     }
 
     /// Where the learnt turns are in the whole text.
@@ -113,7 +151,8 @@ impl Turns<'_> {
     /// first generation prompt, which is what another conversation ends with.
     fn find_first(&self, whole: &str, finished: String) -> Option<Found> {
         let user = [Message::new("user", "?")];
-        let text = |speaks| self.tokenizer.render_chat(&user, &self.conversation.inputs, speaks).ok();
+        let inputs = &self.conversation.inputs;
+        let text = |speaks| self.tokenizer.render_chat_marked(&user, inputs, speaks).ok().map(|r| r.text);
         let (prompt, before) = (text(true)?, text(false)?);
         let speaks = Some(&prompt[common(&prompt, &before)..]).filter(|speaks| !speaks.is_empty())?;
         let start = whole.find(speaks)? + speaks.len();
@@ -152,4 +191,39 @@ fn common(a: &str, b: &str) -> usize {
 /// As [`common`], at their ends.
 fn common_end(a: &str, b: &str) -> usize {
     a.chars().rev().zip(b.chars().rev()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_lose_what_is_excluded() {
+        assert_eq!(without(&[2..5, 8..12], &[8..14]), [2..5]);
+        assert_eq!(without(&[2..5, 8..12], &[0..3, 9..10]), [3..5, 8..9, 10..12]);
+        assert_eq!(without(&[2..5], &[5..9]), [2..5]);
+        assert!(without(&[2..5], &[2..5]).is_empty());
+    }
+
+    #[test]
+    fn turns_end_where_the_whole_text_leaves_them() {
+        let found = |whole: &str, start: usize, answer: &str, finished: &str| {
+            let end = end(whole, start, answer, finished);
+            whole[start..end].to_owned()
+        };
+        assert_eq!(found("u:a.u:", 2, "a.", "u:a."), "a.");
+        // Thoughts are gone, an end is the last turn's alone, both.
+        assert_eq!(found("u:a.u:", 2, "<t>a.", "u:<t>a."), "a.");
+        assert_eq!(found("u:äa u:", 2, "äa.", "u:äa."), "äa");
+        assert_eq!(found("u:a u:", 2, "<a>a.", "u:<a>a."), "a");
+        assert_eq!(found("u:b", 2, "a", "u:a"), "");
+    }
+
+    #[test]
+    fn the_place_most_like_the_prompt_is_taken() {
+        assert_eq!(alike("[x]yes[y]yes", 0, "s [y]", "yes"), Some(9));
+        assert_eq!(alike("[x]yes[x]yes", 0, "s [x]", "yes"), Some(3));
+        assert_eq!(alike("[x]yes", 4, "[x]", "yes"), None);
+        assert_eq!(alike("[x]yes", 0, "(", "yes"), None);
+    }
 }

@@ -1,5 +1,7 @@
 //! What a chat template is called with: the turns of a conversation, and what a row of data has beside them.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -52,4 +54,14 @@ pub struct TemplateInputs {
     pub documents: Option<Value>,
     /// Further variables, such as `enable_thinking`; before special tokens of the same name.
     pub kwargs: Map<String, Value>,
+}
+
+/// A conversation as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// The text.
+    pub text: String,
+    /// Byte ranges of the text that the template marks as the assistant's (`{% generation %}`), in order; none where it
+    /// has no such tags, empty where none of them was met.
+    pub generated: Option<Vec<Range<usize>>>,
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::marks;
 use super::near::{self, Kind};
-use crate::formats::chat::{Message, TemplateInputs};
+use crate::formats::chat::{Message, Rendered, TemplateInputs};
 use crate::formats::json::{self, Fields, show};
 use crate::formats::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -51,8 +51,8 @@ impl Conversation {
         tokenizer: &Tokenizer,
         count: usize,
         add_generation_prompt: bool,
-    ) -> Result<String> {
-        let text = tokenizer.render_chat(&self.messages[..count], &self.inputs, add_generation_prompt);
+    ) -> Result<Rendered> {
+        let text = tokenizer.render_chat_marked(&self.messages[..count], &self.inputs, add_generation_prompt);
         text.map_err(|error| match tokenizer.has_chat_template() {
             true => Error::field(location, "messages", "a conversation that the template takes", error.to_string()),
             false => error,

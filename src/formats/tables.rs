@@ -65,19 +65,21 @@ fn fields<const N: usize>(
 /// # Errors
 /// A file cannot be read, is empty, has a blank line between others, or the two have different numbers of lines.
 pub fn aligned(a: impl AsRef<Path>, b: impl AsRef<Path>) -> Result<Vec<(String, String)>> {
-    let read = |path: &Path| {
-        let mut lines: Vec<String> = Lines::open(path)?.map(|line| Ok(line?.1)).collect::<Result<_>>()?;
-        let count = lines.iter().rposition(|text| !text.trim().is_empty()).map_or(0, |last| last + 1);
-        lines.truncate(count);
-        match lines.iter().position(|text| text.trim().is_empty()) {
-            _ if lines.is_empty() => Err(Error::field(path, "lines", "at least one", "an empty file")),
-            // Which line of the other file would belong to the next is a guess.
-            Some(i) => Err(Error::field(at(path, i + 1), "line", "a text", "a blank line")),
-            None => Ok(lines),
-        }
-    };
+    let read = |path: &Path| Lines::open(path)?.map(|line| Ok(line?.1)).collect::<Result<Vec<String>>>();
+    let filled = |lines: &[String]| lines.iter().rposition(|text| !text.trim().is_empty()).map_or(0, |last| last + 1);
     let (a, b) = (a.as_ref(), b.as_ref());
-    let (left, right) = (read(a)?, read(b)?);
+    let (mut left, mut right) = (read(a)?, read(b)?);
+    let count = filled(&left).max(filled(&right));
+    for (path, lines) in [(a, &mut left), (b, &mut right)] {
+        lines.truncate(count);
+        if filled(lines) == 0 {
+            return Err(Error::field(path, "lines", "at least one", "an empty file"));
+        }
+        // Which line of the other file would belong to the next is a guess.
+        if let Some(i) = lines.iter().position(|text| text.trim().is_empty()) {
+            return Err(Error::field(at(path, i + 1), "line", "a text", "a blank line"));
+        }
+    }
     if left.len() != right.len() {
         let expected = format!("{}, as in {}", left.len(), a.display());
         return Err(Error::field(b, "lines", expected, right.len().to_string()));

@@ -59,6 +59,8 @@ pub struct Tokenizer {
     /// Texts of the special tokens, as template variables.
     specials: Vec<(&'static str, String)>,
     chat: Option<ChatTemplate>,
+    /// The template of conversations with tools, where they have their own.
+    tool_chat: Option<ChatTemplate>,
 }
 
 impl Tokenizer {
@@ -184,7 +186,8 @@ impl Tokenizer {
         inputs: &TemplateInputs,
         add_generation_prompt: bool,
     ) -> Result<Rendered> {
-        let Some(chat) = &self.chat else {
+        let of_tools = self.tool_chat.as_ref().filter(|_| inputs.tools.is_some());
+        let Some(chat) = of_tools.or(self.chat.as_ref()) else {
             let expected = "a chat_template, in tokenizer_config.json or chat_template.jinja";
             return Err(Error::field(&self.path, "chat_template", expected, "none"));
         };

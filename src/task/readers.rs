@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::example::{Dataset, Example};
 use super::metrics::{is_parse, sql_names};
 use super::templates::{Linear, linearise};
-use crate::formats::json::{Fields, show};
+use crate::formats::json::{self, Fields, show};
 use crate::formats::jsonl;
 use crate::formats::lines::{at, first};
 use crate::formats::tables::{aligned, columns, tsv};
@@ -187,11 +187,12 @@ pub fn sst2(path: &Path, labels: [&str; 2]) -> Result<Dataset> {
 
 /// The elements of a JSON list with their locations, `path[index]`.
 fn list(path: &Path) -> Result<Vec<(PathBuf, Value)>> {
-    match first(path)? {
-        Some(line) if !line.trim_start().starts_with(['[', '{']) => {
-            Err(Error::field(path, "top level", "a JSON list", show(&line.into())))
+    match json::read(path)? {
+        Value::Array(rows) => {
+            let located = |(i, row)| (PathBuf::from(format!("{}[{i}]", path.display())), row);
+            Ok(rows.into_iter().enumerate().map(located).collect())
         }
-        _ => lines(path),
+        other => Err(Error::field(path, "top level", "a list", show(&other))),
     }
 }
 

@@ -152,7 +152,8 @@ fn same_as_lines(cases: &Path, case: &Value, ran: &Ran, out: &Path) -> Result<()
         let report: Value = serde_json::from_str(&ran.out).expect("JSON on stdout");
         let data = report["plan"]["data"].as_array().expect("the data of the plan");
         assert!(!data.is_empty() && data.iter().all(|set| set["hash"].is_string()), "{data:?}");
-        let mut cells: Vec<_> = fs::read_dir(out.join("cells")).expect("cells").map(|f| f.expect("a file").path()).collect();
+        let mut cells: Vec<_> =
+            fs::read_dir(out.join("cells")).expect("cells").map(|f| f.expect("a file").path()).collect();
         cells.sort();
         assert!(!cells.is_empty(), "no cells in {}", out.display());
         let cell = |path: &std::path::PathBuf| {

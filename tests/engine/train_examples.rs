@@ -15,7 +15,7 @@ const VOCAB: usize = 272;
 const CHAT: &str = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}\
                     {{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
 
-fn tokenizer(chat: Option<&str>) -> Tokenizer {
+pub fn tokenizer(chat: Option<&str>) -> Tokenizer {
     let dir = support::temp();
     TinyModel::default().write(dir.path());
     if let Some(chat) = chat {
@@ -24,7 +24,7 @@ fn tokenizer(chat: Option<&str>) -> Tokenizer {
     Tokenizer::load(dir.path()).expect("the tokenizer loads")
 }
 
-fn read(tokenizer: &Tokenizer, lines: &[serde_json::Value], options: DataOptions) -> Result<Prepared> {
+pub fn read(tokenizer: &Tokenizer, lines: &[serde_json::Value], options: DataOptions) -> Result<Prepared> {
     prepare(Path::new("data.jsonl"), &rows(lines), Some(tokenizer), VOCAB, options)
 }
 
@@ -40,12 +40,12 @@ fn rows(lines: &[serde_json::Value]) -> Vec<Row> {
     rows
 }
 
-fn one(tokenizer: &Tokenizer, line: serde_json::Value, options: DataOptions) -> TrainSequence {
+pub fn one(tokenizer: &Tokenizer, line: serde_json::Value, options: DataOptions) -> TrainSequence {
     read(tokenizer, &[line], options).expect("a sequence").sequences.remove(0)
 }
 
 /// The text of all tokens, and that of those that are learnt.
-fn texts(tokenizer: &Tokenizer, sequence: &TrainSequence) -> (String, String) {
+pub fn texts(tokenizer: &Tokenizer, sequence: &TrainSequence) -> (String, String) {
     assert_eq!(sequence.ids.len(), sequence.labels.len());
     let learnt: Vec<u32> = sequence
         .ids
@@ -61,7 +61,7 @@ fn texts(tokenizer: &Tokenizer, sequence: &TrainSequence) -> (String, String) {
     (decode(&sequence.ids), decode(&learnt))
 }
 
-const PLAIN: DataOptions = DataOptions { max_length: None, add_eos: false };
+pub const PLAIN: DataOptions = DataOptions { max_length: None, add_eos: false };
 
 #[test]
 fn examples_of_each_form_say_what_is_learnt() {

@@ -11,5 +11,6 @@ mod adapter;
 mod config;
 mod hub;
 mod lines;
+mod rows;
 mod safetensors;
 mod tokenizer;

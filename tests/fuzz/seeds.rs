@@ -243,7 +243,10 @@ pub fn tasks() -> Vec<Vec<File>> {
             file("tables.json", tables),
         ],
         vec![file("mtop.jsonl", mtop)],
-        vec![file("mtop.txt", "7\tIN:CREATE_CALL\t5:8:SL:CONTACT\tcall mum\tcalling\ten_XX\t[IN:CREATE_CALL [SL:CONTACT mum ] ]\t{}\n")],
+        vec![file(
+            "mtop.txt",
+            "7\tIN:CREATE_CALL\t5:8:SL:CONTACT\tcall mum\tcalling\ten_XX\t[IN:CREATE_CALL [SL:CONTACT mum ] ]\t{}\n",
+        )],
         vec![file("sst2.tsv", "sentence\tlabel\na fine film\t1\nno\t0\n")],
         vec![file("a.en", "one\ntwo\n"), file("a.cs", "jedna\ndvě\n")],
     ]

@@ -116,9 +116,7 @@ impl Conversation {
                 let found = list.len().to_string();
                 return Err(Error::field(f.path(), "loss_mask", format!("as many as turns, {n}"), found));
             }
-            Some(list) => {
-                list.iter().enumerate().map(|(i, v)| Some((v.clone(), format!("loss_mask[{i}]")))).collect()
-            }
+            Some(list) => list.iter().enumerate().map(|(i, v)| Some((v.clone(), format!("loss_mask[{i}]")))).collect(),
         };
         conversation.inputs = inputs(f)?;
         if let Some(system) = system(f, &conversation)? {
@@ -206,8 +204,7 @@ fn system<'a>(f: &Fields<'a>, conversation: &Conversation) -> Result<Option<&'a 
 }
 
 /// Fields of a turn without which it is nothing, unless it has a content.
-const SUBSTANCE: [&str; 6] =
-    ["tool_calls", "function_call", "reasoning_content", "thinking", "reasoning", "refusal"];
+const SUBSTANCE: [&str; 6] = ["tool_calls", "function_call", "reasoning_content", "thinking", "reasoning", "refusal"];
 const FIELDS: [(&str, Kind); 5] = [
     ("content", Kind::Text),
     ("content", Kind::List),
@@ -341,9 +338,8 @@ impl Turn<'_> {
             let kind = part.get("type").and_then(Value::as_str).unwrap_or_default();
             let field = |name: &str| format!("{}.{key}[{i}]{name}", self.name);
             let of_media = |word: &str| ["image", "video", "audio"].iter().any(|media| word.contains(media));
-            let known = part.as_object().is_some_and(|map| {
-                map.iter().any(|(name, value)| of_media(name) && !value.is_null())
-            });
+            let known =
+                part.as_object().is_some_and(|map| map.iter().any(|(name, value)| of_media(name) && !value.is_null()));
             if of_media(kind) || known || kind == "file" {
                 return Err(Error::field(self.location, field(".type"), "text alone", show(part)));
             }

@@ -11,12 +11,13 @@ pub type Ids = (Vec<u32>, Option<Vec<Option<u32>>>);
 
 /// Masks of what is learnt: a token that one of them has at 0 has no label.
 const LABEL_MASKS: [&str; 4] = ["loss_mask", "completion_mask", "assistant_masks", "assistant_mask"];
-const KNOWN: [(&str, Kind); 6] = [
+const KNOWN: [(&str, Kind); 7] = [
     ("labels", Kind::List),
     ("attention_mask", Kind::List),
     ("loss_mask", Kind::List),
     ("completion_mask", Kind::List),
     ("assistant_masks", Kind::List),
+    ("assistant_mask", Kind::List),
     ("position_ids", Kind::List),
 ];
 

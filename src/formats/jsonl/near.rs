@@ -63,7 +63,8 @@ mod tests {
         for (key, name) in [("lables", "labels"), ("attentionMask", "attention_mask"), ("Input", "input")] {
             assert!(near(key, name), "{key}");
         }
-        for (key, name) in [("source", "system"), ("output", "input"), ("history", "input"), ("label_names", "labels")] {
+        for (key, name) in [("source", "system"), ("output", "input"), ("history", "input"), ("label_names", "labels")]
+        {
             assert!(!near(key, name), "{key}");
         }
     }

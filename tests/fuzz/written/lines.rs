@@ -82,10 +82,7 @@ pub fn cases() -> Vec<Case> {
             r#"{"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"tools": []}}"#,
             &["chat_template_kwargs.tools"],
         ),
-        line(
-            r#"{"messages": [{"role": "developer", "content": "a"}], "system": "b"}"#,
-            &["system", "messages[0]"],
-        ),
+        line(r#"{"messages": [{"role": "developer", "content": "a"}], "system": "b"}"#, &["system", "messages[0]"]),
         line(r#"{"messages": [{"role": "user", "content": "a"}], "system_prompt": "b"}"#, &["system_prompt", "system"]),
         line("{\"conversations\": [{\"from\": \"human\", \"content\": \"a\"}]}", &["conversations[0].value"]),
         line("{\"conversations\": [{\"from\": \"robot\", \"value\": \"a\"}]}", &["conversations[0].from", "robot"]),

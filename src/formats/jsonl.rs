@@ -37,7 +37,7 @@ pub enum Example {
     },
     /// `{"messages"}` or `{"conversations"}`, of which the assistant's turns are learnt; or `{"prompt", "completion"}`,
     /// both messages, of which those of the completion are.
-    Messages(Conversation),
+    Messages(Box<Conversation>),
     /// `{"instruction", "input", "output"}` (Alpaca), the first two joined by a newline; `system` and `history`
     /// precede it as messages.
     Instruction {
@@ -98,7 +98,7 @@ impl Example {
         match found[..] {
             ["text"] => Ok(Self::Text(text(&f, "text")?)),
             ["prompt"] => completion(&f),
-            [key @ ("messages" | "conversations")] => Ok(Self::Messages(Conversation::read(&f, key)?)),
+            [key @ ("messages" | "conversations")] => Ok(Self::Messages(Conversation::read(&f, key)?.into())),
             ["instruction"] => instruction(&f),
             ["demonstrations"] => demonstrated(&f),
             ["input_ids"] => {
@@ -161,11 +161,14 @@ pub fn examples(path: impl AsRef<Path>) -> Result<Vec<Row>> {
     Ok(all)
 }
 
+/// JSON values with their places.
+pub type Rows<'a> = Box<dyn Iterator<Item = Result<(PathBuf, Value)>> + 'a>;
+
 /// The JSON values of a file with their places: of its lines, `path:line`, or of the one list that it is, `path[index]`.
 ///
 /// # Errors
 /// The file cannot be read, or a line is not JSON.
-pub fn rows(path: &Path) -> Result<Box<dyn Iterator<Item = Result<(PathBuf, Value)>> + '_>> {
+pub fn rows(path: &Path) -> Result<Rows<'_>> {
     if first(path)?.is_some_and(|line| line.trim_start().starts_with('['))
         && let Value::Array(list) = json::read(path)?
     {
@@ -212,7 +215,7 @@ fn completion(f: &Fields) -> Result<Example> {
         return Err(without(f, "completion", "a string or a list of messages"));
     }
     match (is_list("prompt"), is_list("completion")) {
-        (true, true) => Ok(Example::Messages(Conversation::read_completion(f)?)),
+        (true, true) => Ok(Example::Messages(Conversation::read_completion(f)?.into())),
         (false, false) => {
             if f.str("system").is_ok_and(|system| system.is_some_and(|system| !system.is_empty())) {
                 return Err(f.error("system", "nothing beside a prompt that is text, or messages"));

@@ -199,10 +199,15 @@ mod tests {
 
     #[test]
     fn ranges_lose_what_is_excluded() {
-        assert_eq!(without(&[2..5, 8..12], &[8..14]), [2..5]);
-        assert_eq!(without(&[2..5, 8..12], &[0..3, 9..10]), [3..5, 8..9, 10..12]);
-        assert_eq!(without(&[2..5], &[5..9]), [2..5]);
-        assert!(without(&[2..5], &[2..5]).is_empty());
+        let left = |holes: &[(usize, usize)]| {
+            let holes: Vec<_> = holes.iter().map(|&(start, end)| start..end).collect();
+            without(&[2..5, 8..12], &holes)
+        };
+        assert_eq!(left(&[]), [2..5, 8..12]);
+        assert_eq!(left(&[(0, 3), (9, 10)]), [3..5, 8..9, 10..12]);
+        assert_eq!(left(&[(0, 1), (5, 8), (12, 14)]), [2..5, 8..12]);
+        assert_eq!(left(&[(3, 4), (8, 14)]), [2..3, 4..5]);
+        assert!(left(&[(2, 5), (8, 12)]).is_empty());
     }
 
     #[test]

@@ -22,7 +22,7 @@ fn forms_are_found_by_their_keys() {
         Example::Completion { prompt: "a".to_string(), completion: " b".to_string() }
     );
     let (user, assistant) = (message("user", "hi"), message("assistant", "yo"));
-    let talk = Example::Messages(Conversation::from(vec![user.clone(), assistant.clone()]));
+    let talk = Example::Messages(Box::new(Conversation::from(vec![user.clone(), assistant.clone()])));
     assert_eq!(
         parse(r#"{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}"#),
         talk

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 fn conversation(row: Value) -> Conversation {
     match Example::parse(Path::new("x.jsonl:1"), &row.to_string()) {
-        Ok(Example::Messages(conversation)) => conversation,
+        Ok(Example::Messages(conversation)) => *conversation,
         other => panic!("{row}: {other:?}"),
     }
 }

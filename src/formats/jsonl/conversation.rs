@@ -279,7 +279,7 @@ impl Turn<'_> {
         near::check(self.location, &fields, &FIELDS, |key| format!("{}.{key}", self.name))?;
         self.check_content("content")?;
         let is = |key: &&str| fields.get(*key).is_some_and(|value| !value.is_null());
-        if !fields.contains_key("content") && !SUBSTANCE.iter().any(|key| is(&key)) {
+        if !fields.contains_key("content") && !SUBSTANCE.iter().any(is) {
             return Err(self.error("content", "a text"));
         }
         let message = if role.is_empty() { None } else { Message::of(fields) };

@@ -38,7 +38,7 @@ Examples:
       --sites resid_post,ln_final.hook_normalized
   llamaprobe capture --model DIR --adapter adapter --input texts.jsonl --out states \\
       --sites q_proj.hook_lora_a
-  llamaprobe capture --model DIR --input chats.jsonl --add-generation-prompt --tokens last --out states
+  llamaprobe capture --model DIR --input chats.jsonl --add-generation-prompt --out states
 
 Writes states/activations.safetensors: one tensor [tokens, width] per site and layer, named as
 TransformerLens names hooks (blocks.3.hook_resid_post, hook_embed, ln_final.hook_normalized,

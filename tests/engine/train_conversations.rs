@@ -1,8 +1,11 @@
 //! Which characters of a conversation are learnt. The whole texts are those of `apply_chat_template` of transformers
 //! 5.24; of them an assistant's turn is what is behind the text that ends in the generation prompt.
 
+use llamaprobe::formats::chat::{Message, TemplateInputs};
+use llamaprobe::formats::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
+use crate::support::{self, tiny_model::TinyModel};
 use crate::train_examples::{PLAIN, one, read, texts, tokenizer};
 
 fn turns(texts: &[(&str, &str)]) -> Value {
@@ -108,4 +111,30 @@ fn conversations_that_a_template_refuses_are_named_by_row() {
     let row = json!({"messages": turns(&[("user", "u"), ("assistant", "a")])});
     let error = read(&t, &[good, row], PLAIN).expect_err("refused").to_string();
     assert!(error.starts_with("data.jsonl:2: messages: ") && error.contains("roles must alternate"), "{error}");
+}
+
+/// As `get_chat_template` of transformers 5.24 chooses among named templates: by whether there are tools, be it none.
+#[test]
+fn tools_have_a_template_of_their_own_where_there_is_one() {
+    let dir = support::temp();
+    TinyModel::default().write(dir.path());
+    let file = dir.path().join("tokenizer_config.json");
+    let text = std::fs::read_to_string(&file).expect("the configuration");
+    let mut config: Value = serde_json::from_str(&text).expect("JSON");
+    config["chat_template"] =
+        json!([{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]);
+    std::fs::write(&file, config.to_string()).expect("writes");
+    let rendered = |tools: Option<Value>| {
+        let t = Tokenizer::load(dir.path()).expect("the tokenizer loads");
+        let inputs = TemplateInputs { tools, ..TemplateInputs::default() };
+        t.render_chat_marked(&[Message::new("user", "u")], &inputs, false).expect("renders").text
+    };
+    assert_eq!(rendered(None), "plain");
+    assert_eq!(rendered(Some(json!([]))), "tools");
+    let folder = dir.path().join("additional_chat_templates");
+    std::fs::create_dir(&folder).expect("a folder");
+    std::fs::write(dir.path().join("chat_template.jinja"), "file").expect("writes");
+    assert_eq!((rendered(None), rendered(Some(json!([])))), ("file".to_owned(), "file".to_owned()));
+    std::fs::write(folder.join("tool_use.jinja"), "file of tools").expect("writes");
+    assert_eq!(rendered(Some(json!([]))), "file of tools");
 }

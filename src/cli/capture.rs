@@ -37,7 +37,7 @@ pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
         },
     };
     let adapter = resolve::adapter(args.model.adapter.as_deref(), &files)?;
-    let docs = texts::read(&args.input, &files)?;
+    let docs = texts::read(&args.input, &files, args.add_generation_prompt)?;
     let dtype = files.dtype;
     dispatch(&args.common, dtype, CaptureJob { args, files, settings, adapter, docs })
 }

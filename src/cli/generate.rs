@@ -23,7 +23,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let asked = asked(args, &files, sampling)?;
     let tokenizer = files.tokenizer()?;
     let prompts = match (&args.input, args.prompt.as_slice()) {
-        (Some(input), _) => texts::read(input, &files)?,
+        (Some(input), _) => texts::read(input, &files, args.add_generation_prompt)?,
         (None, []) => return Err(Error::argument("--prompt", "a prompt, or --input FILE", "neither").into()),
         (None, prompts) => prompts
             .iter()

@@ -112,6 +112,7 @@ fn flag(arg: &clap::Arg, key: &str, value: &Value, path: &Path) -> Result<Vec<Os
     let scalar = |value: &Value| match value {
         Value::String(s) => Some(s.clone()),
         Value::Number(n) => Some(n.to_string()),
+        Value::Bool(is) if arg.get_possible_values().iter().any(|v| v.matches("true", false)) => Some(is.to_string()),
         // A template; a flow mapping of YAML is also JSON.
         Value::Mapping(_) => serde_json::to_string(value).ok(),
         _ => None,

@@ -1,33 +1,35 @@
-//! Inputs of a model that is not trained on them: texts or token ids.
+//! Inputs of a model that is not trained on them: texts, conversations or token ids.
 
 use std::path::Path;
 
 use super::resolve::ModelFiles;
 use crate::arch::ModelConfig;
 use crate::formats::jsonl::{self, Example};
-use crate::formats::lines;
 use crate::formats::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// The token ids of every line of a JSONL file of `{"text"}` or `{"input_ids"}`.
-pub fn read(path: &Path, files: &ModelFiles) -> Result<Vec<Vec<u32>>> {
-    let examples = jsonl::examples(path)?;
+/// The token ids of every row of a file of `{"text"}`, `{"messages"}` or `{"input_ids"}`. Messages go through the chat
+/// template, whose text has all special tokens itself; with `add_generation_prompt` it ends where the assistant begins
+/// to speak.
+pub fn read(path: &Path, files: &ModelFiles, add_generation_prompt: bool) -> Result<Vec<Vec<u32>>> {
+    let rows = jsonl::examples(path)?;
     // Ids need no tokenizer, and a model may have none.
-    let mut tokenizer = None;
-    let mut docs = Vec::with_capacity(examples.len());
-    for (i, example) in examples.into_iter().enumerate() {
-        let location = lines::at(path, i + 1).display().to_string();
-        docs.push(match example {
-            Example::Text(text) => {
-                let tokenizer = match &mut tokenizer {
-                    Some(tokenizer) => tokenizer,
-                    none => none.insert(files.tokenizer()?),
-                };
-                encode(tokenizer, &text, &location, &files.config)?
+    let texts = rows.iter().any(|row| !matches!(row.example, Example::Ids { .. }));
+    let tokenizer = texts.then(|| files.tokenizer()).transpose()?;
+    let mut docs = Vec::with_capacity(rows.len());
+    for row in rows {
+        let location = row.location.display().to_string();
+        let ids = match (row.example, &tokenizer) {
+            (Example::Ids { input_ids, .. }, _) => input_ids,
+            (Example::Text(text), Some(tokenizer)) => tokenizer.encode(&text, true)?.ids,
+            (Example::Messages(conversation), Some(tokenizer)) if conversation.given == 0 => {
+                let count = conversation.messages.len();
+                let rendered = conversation.render(&row.location, tokenizer, count, add_generation_prompt)?;
+                tokenizer.encode(&rendered.text, false)?.ids
             }
-            Example::Ids { input_ids, .. } => check_ids(input_ids, &location, &files.config)?,
-            other => return Err(Error::field(location, "keys", "text or input_ids", other.form())),
-        });
+            (other, _) => return Err(Error::field(location, "keys", "text, messages or input_ids", other.form())),
+        };
+        docs.push(check_ids(ids, &location, &files.config)?);
     }
     Ok(docs)
 }

@@ -13,8 +13,7 @@ use crate::backend::Backend;
 use crate::formats::adapter::{
     Adapter, AdapterConfig, EncoderShape, PromptAdapter, PromptConfig, PromptKind, Reparameterization,
 };
-use crate::formats::embedded;
-use crate::formats::jsonl::Example;
+use crate::formats::jsonl::{Example, Row};
 use crate::model::{self, Adaptation, Model, PromptStart, encoder, prompt};
 use crate::train::data::TrainSequence;
 use crate::train::settings::RunSettings;
@@ -178,18 +177,14 @@ fn runs(args: &TrainPromptArgs, init: &Init) -> Result<Vec<PromptRun>> {
 }
 
 /// Demands demonstrations in all examples for `--method ipt`, and else in none.
-fn check(args: &TrainPromptArgs, examples: &[Example]) -> Result<()> {
+fn check(args: &TrainPromptArgs, rows: &[Row]) -> Result<()> {
     let (demonstrated, expected) = match args.method {
         Method::Ipt => (true, "demonstrations, query and completion, as --method ipt needs them"),
         _ => (false, "an example without demonstrations, which are for --method ipt"),
     };
-    let misplaced = |example: &Example| matches!(example, Example::Demonstrated { .. }) != demonstrated;
-    match examples.iter().position(misplaced) {
-        Some(i) => {
-            let path = args.training.train.as_deref().unwrap_or(Path::new(embedded::NAME));
-            let location = crate::formats::lines::at(path, i + 1);
-            Err(Error::field(location, "keys", expected, examples[i].form()))
-        }
+    let misplaced = |row: &&Row| matches!(row.example, Example::Demonstrated { .. }) != demonstrated;
+    match rows.iter().find(misplaced) {
+        Some(row) => Err(Error::field(&row.location, "keys", expected, row.example.form())),
         None => Ok(()),
     }
 }

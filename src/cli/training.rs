@@ -12,7 +12,8 @@ use super::{Failure, output};
 use crate::backend::Backend;
 use crate::formats::adapter::AdapterConfig;
 use crate::formats::embedded;
-use crate::formats::jsonl::{self, Example, Turn};
+use crate::formats::jsonl::{self, Example, Row};
+use crate::formats::lines::at;
 use crate::model::Model;
 use crate::task::{Task, synthetic};
 use crate::train::data::TrainSequence;
@@ -27,19 +28,19 @@ use crate::{Error, Result};
 pub fn data(
     args: &TrainingArgs,
     files: &ModelFiles,
-    check: impl Fn(&[Example]) -> Result<()>,
+    check: impl Fn(&[Row]) -> Result<()>,
 ) -> Result<Vec<TrainSequence>> {
     let options = DataOptions { max_length: args.max_length, add_eos: args.add_eos };
-    let (path, lines) = match &args.train {
+    let (path, rows) = match &args.train {
         Some(path) => (path.as_path(), jsonl::examples(path)?),
         None if files.is_embedded() => (Path::new(embedded::NAME), built_in_examples()),
         None => return Err(Error::argument("--train", "a file of examples", "none")),
     };
-    check(&lines)?;
+    check(&rows)?;
     // Ids need no tokenizer, and a model may have none.
-    let texts = lines.iter().any(|example| !matches!(example, Example::Ids { .. }));
+    let texts = rows.iter().any(|row| !matches!(row.example, Example::Ids { .. }));
     let tokenizer = texts.then(|| files.tokenizer()).transpose()?;
-    let prepared = examples::prepare(path, &lines, tokenizer.as_ref(), files.config.vocab_size, options)?;
+    let prepared = examples::prepare(path, &rows, tokenizer.as_ref(), files.config.vocab_size, options)?;
     if prepared.truncated > 0 {
         let (truncated, skipped) = (prepared.truncated, prepared.dropped);
         output::note(format_args!(
@@ -50,14 +51,14 @@ pub fn data(
 }
 
 /// The training data where no file is named: ten demonstrations of the embedded model's own task.
-fn built_in_examples() -> Vec<Example> {
+fn built_in_examples() -> Vec<Row> {
     let template = Task::Events.template();
     let (pool, _) = synthetic::events();
-    let completion = |e: &crate::task::Example| Example::Completion {
-        prompt: Turn::Text(template.query(e)),
-        completion: Turn::Text(template.answer(&e.output)),
+    let row = |(i, e): (usize, &crate::task::Example)| {
+        let example = Example::Completion { prompt: template.query(e), completion: template.answer(&e.output) };
+        Row::new(at(Path::new(embedded::NAME), i + 1), example)
     };
-    pool.iter().take(10).map(completion).collect()
+    pool.iter().take(10).enumerate().map(row).collect()
 }
 
 /// The settings of a run. The built-in examples are few, for a small model: fewer steps at a higher learning rate.

@@ -1,34 +1,18 @@
 //! Chat templates: Jinja2 as `apply_chat_template` of transformers 5.24 runs it.
 
+mod message;
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use jiff::Zoned;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+pub use message::{Message, Rendered, TemplateInputs};
 
 use super::jinja::{Fail, Template};
 use super::strftime::strftime;
 use crate::{Error, Result};
-
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// Who speaks: "system", "user", "assistant".
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
-
-/// A conversation as text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rendered {
-    /// The text.
-    pub text: String,
-    /// Byte ranges of the text that the template marks as the assistant's (`{% generation %}`), in order; none where it
-    /// has no such tags, empty where none of them was met.
-    pub generated: Option<Vec<Range<usize>>>,
-}
 
 /// A parsed template.
 pub struct ChatTemplate {
@@ -38,8 +22,6 @@ pub struct ChatTemplate {
 
 /// Bytes of a template; published ones have some thousands.
 const LARGEST: usize = 256 << 10;
-/// The names that a message's reasoning goes by; templates read the first, that of gpt-oss the second.
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 impl ChatTemplate {
     /// Parses a template; `path` is the file it came from.
@@ -72,10 +54,10 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         specials: &[(&str, &str)],
     ) -> Result<String> {
-        Ok(self.run(messages, None, add_generation_prompt, specials)?.0)
+        Ok(self.run(messages, &TemplateInputs::default(), add_generation_prompt, specials)?.0)
     }
 
-    /// As [`Self::render`], with what the template marks as the assistant's; `tools` is a list of functions' schemas.
+    /// As [`Self::render`], with what the template marks as the assistant's; `inputs` are what it sees beside the messages.
     ///
     /// # Errors
     /// As [`Self::render`]; and a marked block stands within another, a macro, or a block whose text is used later:
@@ -83,11 +65,11 @@ impl ChatTemplate {
     pub fn render_marked(
         &self,
         messages: &[Message],
-        tools: Option<&Value>,
+        inputs: &TemplateInputs,
         add_generation_prompt: bool,
         specials: &[(&str, &str)],
     ) -> Result<Rendered> {
-        let (text, generated, misplaced) = self.run(messages, tools, add_generation_prompt, specials)?;
+        let (text, generated, misplaced) = self.run(messages, inputs, add_generation_prompt, specials)?;
         if misplaced {
             let expected = "generation blocks that write to the text directly";
             let found = "one within another, a macro, or a set, call or filter block";
@@ -99,36 +81,22 @@ impl ChatTemplate {
     fn run(
         &self,
         messages: &[Message],
-        tools: Option<&Value>,
+        inputs: &TemplateInputs,
         add_generation_prompt: bool,
         specials: &[(&str, &str)],
     ) -> Result<(String, Vec<Range<usize>>, bool)> {
-        let messages = messages.iter().map(|message| serde_json::to_value(message).map(as_seen));
-        let messages: Vec<Value> = messages.collect::<Result<_, _>>().map_err(Error::file(&self.path))?;
+        let messages = serde_json::to_value(messages).map_err(Error::file(&self.path))?;
         let mut variables: Map<String, Value> = Map::new();
         variables.extend(specials.iter().map(|(name, text)| ((*name).to_owned(), Value::from(*text))));
-        variables.insert("messages".to_owned(), messages.into());
-        variables.insert("tools".to_owned(), tools.cloned().unwrap_or(Value::Null));
-        variables.insert("documents".to_owned(), Value::Null);
+        variables.extend(inputs.kwargs.clone());
+        variables.insert("messages".to_owned(), messages);
+        variables.insert("tools".to_owned(), inputs.tools.clone().unwrap_or(Value::Null));
+        variables.insert("documents".to_owned(), inputs.documents.clone().unwrap_or(Value::Null));
         variables.insert("add_generation_prompt".to_owned(), add_generation_prompt.into());
         let now = |format: &str| strftime(format, &Zoned::now());
         let output = self.template.render(&variables.into(), now).map_err(|e| failed(&self.path, e))?;
         Ok((output.text, output.generated, output.misplaced))
     }
-}
-
-/// A message as transformers shows it to a template: without what is null, its reasoning under all names.
-fn as_seen(message: Value) -> Value {
-    let Value::Object(mut message) = message else { return message };
-    message.retain(|_, value| !value.is_null());
-    let Some(reasoning) = REASONING.iter().find_map(|name| message.get(*name)).cloned() else {
-        return message.into();
-    };
-    let mut out = Map::new();
-    out.insert("thinking".to_owned(), reasoning.clone());
-    out.extend(message);
-    out.insert("reasoning_content".to_owned(), reasoning);
-    out.into()
 }
 
 fn failed(path: &Path, e: Fail) -> Error {
@@ -141,31 +109,6 @@ fn failed(path: &Path, e: Fail) -> Error {
         Fail::Endless(limit) => {
             let expected = format!("a template that renders within {limit}");
             Error::field(path, "chat_template", expected, "one that goes on")
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    /// As `_normalize_chat_messages` and `_alias_reasoning_fields` of transformers 5.24 do.
-    #[test]
-    fn templates_see_messages_as_in_transformers() {
-        for (given, seen) in [
-            (json!({"role": "user", "content": null}), r#"{"role":"user"}"#),
-            (
-                json!({"role": "assistant", "content": "a", "reasoning": "r"}),
-                r#"{"thinking":"r","role":"assistant","content":"a","reasoning":"r","reasoning_content":"r"}"#,
-            ),
-            (
-                json!({"reasoning_content": "r", "thinking": "t", "content": "a"}),
-                r#"{"thinking":"t","reasoning_content":"r","content":"a"}"#,
-            ),
-        ] {
-            assert_eq!(as_seen(given).to_string(), seen);
         }
     }
 }

@@ -20,16 +20,52 @@ pub fn read(path: impl AsRef<Path>) -> Result<Value> {
     parse(path, &read_to_string(path)?)
 }
 
-/// Parses JSON text; `path` is only for the error.
+/// Parses JSON text, before which a byte order mark may stand; `path` is only for the error.
 ///
 /// # Errors
-/// As [`read`].
+/// As [`read`]; a number that is not finite, as Python writes it, is named with its field.
 pub fn parse(path: impl AsRef<Path>, text: &str) -> Result<Value> {
-    if text.starts_with('\u{FEFF}') {
-        return Err(Error::field(path, "encoding", "UTF-8 without a byte order mark", "a byte order mark"));
-    }
+    let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
+    strict(text).map_err(|error| match not_finite(text) {
+        Some((field, found)) => Error::field(path, field, "a finite number, as JSON has them", found),
+        None => Error::file(path)(error),
+    })
+}
+
+fn strict(text: &str) -> serde_json::Result<Value> {
     let mut de = serde_json::Deserializer::from_str(text);
-    Strict.deserialize(&mut de).and_then(|v| de.end().map(|()| v)).map_err(Error::file(path))
+    Strict.deserialize(&mut de).and_then(|v| de.end().map(|()| v))
+}
+
+/// What begins a string that stands for a number which is not finite.
+const NOT_FINITE: &str = "\u{0}not finite: ";
+
+/// The first number of a text that JSON does not have, and its field, if such numbers are all that is wrong with it.
+fn not_finite(text: &str) -> Option<(String, String)> {
+    let (mut quoted, mut escaped, mut fixed, mut copied) = (false, false, String::new(), 0);
+    for (at, c) in text.char_indices().filter(|(_, c)| c.is_ascii()) {
+        let word = ["NaN", "Infinity", "-Infinity"].into_iter().find(|word| !quoted && text[at..].starts_with(word));
+        if let (Some(word), true) = (word, at >= copied) {
+            fixed += &text[copied..at];
+            fixed += &Value::from(format!("{NOT_FINITE}{word}")).to_string();
+            copied = at + word.len();
+        }
+        quoted ^= c == '"' && !escaped;
+        escaped = quoted && c == '\\' && !escaped;
+    }
+    let fixed = fixed + &text[copied..];
+    let (field, found) = first_not_finite(&strict(&fixed).ok()?)?;
+    Some((field.trim_start_matches('.').to_owned(), found))
+}
+
+fn first_not_finite(value: &Value) -> Option<(String, String)> {
+    let inside = |step: String, value: &Value| first_not_finite(value).map(|(field, found)| (step + &field, found));
+    match value {
+        Value::String(text) => text.strip_prefix(NOT_FINITE).map(|found| (String::new(), found.to_owned())),
+        Value::Array(list) => list.iter().enumerate().find_map(|(i, value)| inside(format!("[{i}]"), value)),
+        Value::Object(map) => map.iter().find_map(|(key, value)| inside(format!(".{key}"), value)),
+        _ => None,
+    }
 }
 
 /// A [`Value`] without repeated keys. serde_json keeps the last one, other readers the first: nobody may guess.
@@ -123,6 +159,11 @@ impl<'a> Fields<'a> {
     /// The keys, in file order.
     pub fn keys(&self) -> impl Iterator<Item = &'a str> {
         self.map.keys().map(String::as_str)
+    }
+
+    /// The object itself.
+    pub fn map(&self) -> &'a Map<String, Value> {
+        self.map
     }
 
     /// Whether the key is there at all, be it `null`.

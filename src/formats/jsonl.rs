@@ -1,41 +1,43 @@
-//! JSON by lines: examples to train on or to capture.
+//! Rows of data: examples to train on or to capture, as JSON by lines or as one JSON list.
 //!
-//! The form of an example is found by its keys; keys beyond the form's own are left alone (data sets carry ids and
-//! sources). Everything else is strict: a blank line, a line that is not an object, a repeated key, a field of
-//! another type or an example of no known or of two forms is an error with its line number.
+//! The form of an example is found by its keys. Keys that belong to no form are left alone (data sets carry ids and
+//! sources); a key that is almost one that would be read is an error, and so is one that would make another example of
+//! the row and is not read. Everything else is strict: a line that is not an object, a repeated key, a field of another
+//! type or an example of no known or of two forms is an error with its line number, or its index in a list. A byte order
+//! mark and blank lines are passed over.
 
-use std::path::Path;
+mod conversation;
+mod ids;
+mod marks;
+mod near;
+
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+pub use conversation::Conversation;
+
 use super::chat::Message;
-use super::json::{self, Fields, show};
-use super::lines::{Lines, at};
+use super::json::{self, Fields};
+use super::lines::{Lines, at, first, full};
 use crate::{Error, Result};
+use near::Kind;
 
-/// The prompt or the completion of an example.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Turn {
-    /// Plain text.
-    Text(String),
-    /// Messages for the chat template.
-    Messages(Vec<Message>),
-}
-
-/// One line of a data file.
+/// What a row of a data file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Example {
     /// `{"text"}`: all of it is learnt.
     Text(String),
-    /// `{"prompt", "completion"}`: the completion is learnt. Both are text, or both are messages.
+    /// `{"prompt", "completion"}`, both text: the completion is learnt.
     Completion {
         /// What is given.
-        prompt: Turn,
+        prompt: String,
         /// What is to be said.
-        completion: Turn,
+        completion: String,
     },
-    /// `{"messages"}`, or `{"conversations"}` in ShareGPT's terms: the assistant's turns are learnt.
-    Messages(Vec<Message>),
+    /// `{"messages"}` or `{"conversations"}`, of which the assistant's turns are learnt; or `{"prompt", "completion"}`,
+    /// both messages, of which those of the completion are.
+    Messages(Box<Conversation>),
     /// `{"instruction", "input", "output"}` (Alpaca), the first two joined by a newline; `system` and `history`
     /// precede it as messages.
     Instruction {
@@ -56,7 +58,8 @@ pub enum Example {
         /// What is to be said.
         completion: String,
     },
-    /// `{"input_ids", "labels"}`: tokenised already. A label of -100 is none; without labels all is learnt.
+    /// `{"input_ids", "labels"}`: tokenised already. A label of -100 is none; without labels all is learnt. Padding,
+    /// which `attention_mask` has at 0, is cut.
     Ids {
         /// Token ids.
         input_ids: Vec<u32>,
@@ -65,13 +68,16 @@ pub enum Example {
     },
 }
 
+/// The keys of which an example has one.
+const FORMS: [&str; 7] = ["text", "prompt", "messages", "conversations", "instruction", "demonstrations", "input_ids"];
+
 impl Example {
     /// The form's name, to show what was detected.
     pub fn form(&self) -> &'static str {
         match self {
             Self::Text(_) => "text",
-            Self::Completion { .. } => "prompt/completion",
-            Self::Messages(_) => "messages",
+            Self::Messages(conversation) if conversation.given == 0 => "messages",
+            Self::Completion { .. } | Self::Messages(_) => "prompt/completion",
             Self::Instruction { .. } => "instruction/output",
             Self::Demonstrated { .. } => "demonstrations",
             Self::Ids { .. } => "input_ids",
@@ -83,43 +89,98 @@ impl Example {
     /// # Errors
     /// See the module's documentation.
     pub fn parse(location: &Path, line: &str) -> Result<Self> {
-        if line.trim().is_empty() {
-            return Err(Error::field(location, "line", "a JSON object", "a blank line"));
-        }
-        let value = json::parse(location, line)?;
-        let f = Fields::new(location, &value)?;
-        let forms = ["text", "prompt", "messages", "conversations", "instruction", "demonstrations", "input_ids"];
-        let found: Vec<_> = forms.into_iter().filter(|key| f.get(key).is_some()).collect();
+        Self::of(location, &json::parse(location, line)?)
+    }
+
+    fn of(location: &Path, value: &Value) -> Result<Self> {
+        let f = Fields::new(location, value)?;
+        let found: Vec<_> = FORMS.into_iter().filter(|key| f.get(key).is_some()).collect();
         match found[..] {
             ["text"] => Ok(Self::Text(text(&f, "text")?)),
             ["prompt"] => completion(&f),
-            ["messages"] => Ok(Self::Messages(messages(&f, "messages", &OPENAI)?)),
-            ["conversations"] => Ok(Self::Messages(messages(&f, "conversations", &SHAREGPT)?)),
+            [key @ ("messages" | "conversations")] => Ok(Self::Messages(Conversation::read(&f, key)?.into())),
             ["instruction"] => instruction(&f),
             ["demonstrations"] => demonstrated(&f),
-            ["input_ids"] => ids(&f),
+            ["input_ids"] => {
+                let (input_ids, labels) = ids::ids(&f)?;
+                Ok(Self::Ids { input_ids, labels })
+            }
             [] => {
                 let keys: Vec<_> = f.keys().collect();
-                Err(Error::field(location, "keys", format!("one of {}", forms.join(", ")), format!("{keys:?}")))
+                Err(Error::field(location, "keys", format!("one of {}", FORMS.join(", ")), format!("{keys:?}")))
             }
             _ => Err(Error::field(location, "keys", "an example of one form", found.join(" and "))),
         }
     }
 }
 
+/// An example with its place in its file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// `path:line`, or `path[index]` in a list.
+    pub location: PathBuf,
+    /// What it is.
+    pub example: Example,
+    /// The row's own marks that say whether it is learnt.
+    marks: Vec<(&'static str, Value)>,
+}
+
+impl Row {
+    /// An example without marks.
+    pub fn new(location: PathBuf, example: Example) -> Self {
+        Self { location, example, marks: Vec::new() }
+    }
+
+    fn of((location, value): (PathBuf, Value)) -> Result<Self> {
+        let example = Example::of(&location, &value)?;
+        let is_mark = |value: &&Value| value.is_boolean() || value.is_number();
+        let mark = |key| Some((key, value.get(key).filter(is_mark)?.clone()));
+        let marks = marks::OF_ROWS.into_iter().filter_map(mark).collect();
+        Ok(Self { location, example, marks })
+    }
+
+    /// Whether the row is learnt, by its own `weight`, `train` or `trainable`.
+    ///
+    /// # Errors
+    /// A mark is a number other than 0 and 1.
+    pub fn learnt(&self) -> Result<bool> {
+        marks::of_row(&self.location, &self.marks)
+    }
+}
+
 /// Reads the examples of a file.
 ///
 /// # Errors
-/// The file cannot be read, is empty, or has a bad line.
-pub fn examples(path: impl AsRef<Path>) -> Result<Vec<Example>> {
+/// The file cannot be read, is empty, or has a bad row.
+pub fn examples(path: impl AsRef<Path>) -> Result<Vec<Row>> {
     let path = path.as_ref();
-    let all = Lines::open(path)?
-        .map(|line| line.and_then(|(number, text)| Example::parse(&at(path, number), &text)))
-        .collect::<Result<Vec<_>>>()?;
+    let all = rows(path)?.map(|row| Row::of(row?)).collect::<Result<Vec<_>>>()?;
     if all.is_empty() {
         return Err(Error::field(path, "lines", "at least one example", "an empty file"));
     }
     Ok(all)
+}
+
+/// JSON values with their places.
+pub type Rows<'a> = Box<dyn Iterator<Item = Result<(PathBuf, Value)>> + 'a>;
+
+/// The JSON values of a file with their places: of its lines, `path:line`, or of the one list that it is, `path[index]`.
+///
+/// # Errors
+/// The file cannot be read, or a line is not JSON.
+pub fn rows(path: &Path) -> Result<Rows<'_>> {
+    if first(path)?.is_some_and(|line| line.trim_start().starts_with('['))
+        && let Value::Array(list) = json::read(path)?
+    {
+        let located = |(i, value)| Ok((PathBuf::from(format!("{}[{i}]", path.display())), value));
+        return Ok(Box::new(list.into_iter().enumerate().map(located)));
+    }
+    let parse = |line: Result<(usize, String)>| {
+        let (number, text) = line?;
+        let location = at(path, number);
+        json::parse(&location, &text).map(|value| (location, value))
+    };
+    Ok(Box::new(full(path)?.map(parse)))
 }
 
 /// Reads every line as a JSON value, for logs and reports.
@@ -135,33 +196,53 @@ fn text(f: &Fields, key: &str) -> Result<String> {
     f.require(key, f.str(key)?.map(String::from), "a string")
 }
 
-fn completion(f: &Fields) -> Result<Example> {
-    let turn = |key: &str| match f.get(key) {
-        Some(Value::Array(_)) => messages(f, key, &OPENAI).map(Turn::Messages),
-        _ => f.require(key, f.str(key)?.map(|t| Turn::Text(t.to_string())), "a string or a list of messages"),
-    };
-    let (prompt, completion) = (turn("prompt")?, turn("completion")?);
-    if matches!(prompt, Turn::Text(_)) != matches!(completion, Turn::Text(_)) {
-        return Err(f.error("completion", "the same kind as prompt: both strings, or both lists of messages"));
+/// What the output of an example is, of which many names are in use: the error says what the row has.
+fn output(f: &Fields, key: &str) -> Result<String> {
+    match f.get(key) {
+        Some(_) => text(f, key),
+        None => Err(without(f, key, "a string")),
     }
-    Ok(Example::Completion { prompt, completion })
+}
+
+fn without(f: &Fields, key: &str, expected: &str) -> Error {
+    let keys: Vec<_> = f.keys().collect();
+    Error::field(f.path(), key, expected, format!("nothing beside {}", keys.join(", ")))
+}
+
+fn completion(f: &Fields) -> Result<Example> {
+    let is_list = |key: &str| f.get(key).is_some_and(Value::is_array);
+    if f.get("completion").is_none() {
+        return Err(without(f, "completion", "a string or a list of messages"));
+    }
+    match (is_list("prompt"), is_list("completion")) {
+        (true, true) => Ok(Example::Messages(Conversation::read_completion(f)?.into())),
+        (false, false) => {
+            if f.str("system").is_ok_and(|system| system.is_some_and(|system| !system.is_empty())) {
+                return Err(f.error("system", "nothing beside a prompt that is text, or messages"));
+            }
+            let turn = |key: &str| f.require(key, f.str(key)?.map(String::from), "a string or a list of messages");
+            Ok(Example::Completion { prompt: turn("prompt")?, completion: turn("completion")? })
+        }
+        _ => Err(f.error("completion", "the same kind as prompt: both strings, or both lists of messages")),
+    }
 }
 
 fn instruction(f: &Fields) -> Result<Example> {
+    let known = [("input", Kind::Text), ("system", Kind::Text), ("history", Kind::List)];
+    near::check(f.path(), f.map(), &known, str::to_owned)?;
     let mut prompt = text(f, "instruction")?;
     if let Some(input) = f.str("input")?.filter(|i| !i.is_empty()) {
         prompt = format!("{prompt}\n{input}");
     }
-    let message = |role: &str, content: &str| Message { role: role.to_string(), content: content.to_string() };
     let system = f.str("system")?.filter(|s| !s.is_empty());
-    let mut before: Vec<_> = system.map(|s| message("system", s)).into_iter().collect();
+    let mut before: Vec<_> = system.map(|s| Message::new("system", s)).into_iter().collect();
     for pair in f.list("history")?.unwrap_or_default() {
         let Some([Value::String(user), Value::String(assistant)]) = pair.as_array().map(Vec::as_slice) else {
             return Err(f.error("history", "a list of pairs of strings"));
         };
-        before.extend([message("user", user), message("assistant", assistant)]);
+        before.extend([Message::new("user", user), Message::new("assistant", assistant)]);
     }
-    Ok(Example::Instruction { before, prompt, output: text(f, "output")? })
+    Ok(Example::Instruction { before, prompt, output: output(f, "output")? })
 }
 
 fn demonstrated(f: &Fields) -> Result<Example> {
@@ -170,83 +251,6 @@ fn demonstrated(f: &Fields) -> Result<Example> {
     Ok(Example::Demonstrated {
         demonstrations: shown.iter().map(one).collect::<Result<_>>()?,
         query: text(f, "query")?,
-        completion: text(f, "completion")?,
+        completion: output(f, "completion")?,
     })
-}
-
-fn ids(f: &Fields) -> Result<Example> {
-    let list = |key: &str| f.require(key, f.list(key)?, "a list of token ids");
-    let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
-    let ids = list("input_ids")?
-        .iter()
-        .map(|v| id(v).ok_or_else(|| Error::field(f.path(), "input_ids", "token ids", show(v))));
-    let input_ids: Vec<u32> = ids.collect::<Result<_>>()?;
-    if input_ids.is_empty() {
-        return Err(f.error("input_ids", "at least one token"));
-    }
-    let labels = match f.list("labels")? {
-        None => None,
-        Some(list) => {
-            let label = |v: &Value| match (v.as_i64(), id(v)) {
-                (Some(-100), _) => Ok(None),
-                (_, Some(id)) => Ok(Some(id)),
-                _ => Err(Error::field(f.path(), "labels", "token ids or -100", show(v))),
-            };
-            Some(list.iter().map(label).collect::<Result<Vec<_>>>()?)
-        }
-    };
-    if let Some(n) = labels.as_ref().map(Vec::len).filter(|&n| n != input_ids.len()) {
-        let expected = format!("as many as input_ids, {}", input_ids.len());
-        return Err(Error::field(f.path(), "labels", expected, n.to_string()));
-    }
-    Ok(Example::Ids { input_ids, labels })
-}
-
-/// Keys and roles of a list of messages.
-struct Dialect {
-    role: &'static str,
-    content: &'static str,
-    roles: &'static [(&'static str, &'static str)],
-}
-
-const OPENAI: Dialect = Dialect {
-    role: "role",
-    content: "content",
-    roles: &[("system", "system"), ("user", "user"), ("assistant", "assistant"), ("tool", "tool")],
-};
-const SHAREGPT: Dialect = Dialect {
-    role: "from",
-    content: "value",
-    roles: &[
-        ("system", "system"),
-        ("human", "user"),
-        ("user", "user"),
-        ("gpt", "assistant"),
-        ("assistant", "assistant"),
-    ],
-};
-
-fn messages(f: &Fields, key: &str, dialect: &Dialect) -> Result<Vec<Message>> {
-    let list = f.require(key, f.list(key)?, "a list of messages")?;
-    if list.is_empty() {
-        return Err(f.error(key, "at least one message"));
-    }
-    let message = |(i, value): (usize, &Value)| {
-        let field = |name: &str| format!("{key}[{i}].{name}");
-        let part = |name: &str| {
-            let found = value.get(name);
-            found.and_then(Value::as_str).ok_or_else(|| {
-                Error::field(f.path(), field(name), "a string", found.map_or("nothing".to_string(), show))
-            })
-        };
-        let (role, content) = (part(dialect.role)?, part(dialect.content)?);
-        match dialect.roles.iter().find(|(name, _)| *name == role) {
-            Some((_, role)) => Ok(Message { role: role.to_string(), content: content.to_string() }),
-            None => {
-                let names: Vec<_> = dialect.roles.iter().map(|r| r.0).collect();
-                Err(Error::field(f.path(), field(dialect.role), names.join(", "), format!("{role:?}")))
-            }
-        }
-    };
-    list.iter().enumerate().map(message).collect()
 }

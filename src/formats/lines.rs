@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::atomic;
 use crate::{Error, Result};
 
-/// What some editors put before a file's text.
+/// What some editors put before a file's text; it is passed over.
 const BYTE_ORDER_MARK: &[u8] = "\u{FEFF}".as_bytes();
 
 /// The lines of a UTF-8 file without their ends (`\n` or `\r\n`), read one at a time.
@@ -38,8 +38,7 @@ impl Lines {
         }
         self.number += 1;
         if self.number == 1 && bytes.starts_with(BYTE_ORDER_MARK) {
-            let location = at(&self.path, self.number);
-            return Err(Error::field(location, "encoding", "UTF-8 without a byte order mark", "a byte order mark"));
+            bytes.drain(..BYTE_ORDER_MARK.len());
         }
         if bytes.last() == Some(&b'\n') {
             bytes.pop();
@@ -59,6 +58,22 @@ impl Iterator for Lines {
         let line = self.read().transpose()?;
         Some(line.map(|text| (self.number, text)))
     }
+}
+
+/// The lines of a file that are not blank, with their numbers.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn full(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String)>> + use<>> {
+    Ok(Lines::open(path)?.filter(|line| !line.as_ref().is_ok_and(|(_, text)| text.trim().is_empty())))
+}
+
+/// The first line of a file that is not blank; none if there is none.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn first(path: &Path) -> Result<Option<String>> {
+    Ok(full(path)?.next().transpose()?.map(|(_, text)| text))
 }
 
 /// `path:line`, as errors name a location.

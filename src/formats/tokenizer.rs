@@ -20,13 +20,14 @@ mod train;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use serde_json::Value;
 use tokenizers::{Decoder, Tokenizer as Inner};
 
 pub use train::{BOS, EOS, train};
 
 use infill::Infill;
 
-use super::chat::{ChatTemplate, Message, Rendered};
+use super::chat::{ChatTemplate, Message, Rendered, TemplateInputs};
 use crate::{Error, Result};
 
 /// Token ids of a text, with the characters that each comes from.
@@ -74,6 +75,8 @@ pub struct Tokenizer {
     clean: bool,
     infill: Option<Infill>,
     chat: Option<ChatTemplate>,
+    /// The template of conversations with tools, where they have their own.
+    tool_chat: Option<ChatTemplate>,
 }
 
 impl Tokenizer {
@@ -205,26 +208,30 @@ impl Tokenizer {
     /// # Errors
     /// There is no template, or it refuses the conversation.
     pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        self.template()?.render(messages, add_generation_prompt, &self.special_texts())
+        self.template(None)?.render(messages, add_generation_prompt, &self.special_texts())
     }
 
-    /// As [`Self::render_chat`], with the byte ranges that the template marks as the assistant's; `tools` is a list of
-    /// functions' schemas.
+    /// As [`Self::render_chat`], with the byte ranges that the template marks as the assistant's; `inputs` are what the
+    /// template sees beside the messages.
     ///
     /// # Errors
     /// As [`Self::render_chat`] and [`ChatTemplate::render_marked`].
     pub fn render_chat_marked(
         &self,
         messages: &[Message],
-        tools: Option<&serde_json::Value>,
+        inputs: &TemplateInputs,
         add_generation_prompt: bool,
     ) -> Result<Rendered> {
-        self.template()?.render_marked(messages, tools, add_generation_prompt, &self.special_texts())
+        let template = self.template(inputs.tools.as_ref())?;
+        template.render_marked(messages, inputs, add_generation_prompt, &self.special_texts())
     }
 
-    fn template(&self) -> Result<&ChatTemplate> {
+    /// The template of conversations, with or without tools.
+    fn template(&self, tools: Option<&Value>) -> Result<&ChatTemplate> {
         let expected = "a chat_template, in tokenizer_config.json or chat_template.jinja";
-        self.chat.as_ref().ok_or_else(|| Error::field(&self.path, "chat_template", expected, "none"))
+        let of_tools = self.tool_chat.as_ref().filter(|_| tools.is_some());
+        let template = of_tools.or(self.chat.as_ref());
+        template.ok_or_else(|| Error::field(&self.path, "chat_template", expected, "none"))
     }
 
     fn special_texts(&self) -> Vec<(&str, &str)> {

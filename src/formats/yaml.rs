@@ -17,14 +17,14 @@ pub enum YamlError {
     Syntax(#[from] serde_norway::Error),
 }
 
-/// Parses a text.
+/// Parses a text, before which a byte order mark may stand.
 ///
 /// # Errors
 /// See [`YamlError`].
 pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
     match text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count() {
         found if found > MOST_BRACKETS => Err(YamlError::Brackets(found)),
-        _ => Ok(serde_norway::from_str(text)?),
+        _ => Ok(serde_norway::from_str(text.strip_prefix('\u{FEFF}').unwrap_or(text))?),
     }
 }
 
@@ -37,6 +37,6 @@ mod tests {
         let nested = "[".repeat(100_000);
         let error = parse::<Vec<u8>>(&nested).expect_err("refused").to_string();
         assert!(error.contains("4096") && error.contains("100000"), "{error}");
-        assert_eq!(parse::<Vec<u8>>("[1, 2]").expect("a list"), [1, 2]);
+        assert_eq!(parse::<Vec<u8>>("\u{FEFF}[1, 2]").expect("a list"), [1, 2]);
     }
 }

@@ -1,7 +1,7 @@
 //! The built-in tasks: their data sets, labels, templates and metrics.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -11,8 +11,7 @@ use super::metrics::Metric;
 use super::readers;
 use super::synthetic;
 use super::templates::{self, Template};
-use crate::formats::lines::at;
-use crate::formats::tables::{aligned, tsv};
+use crate::formats::tables::aligned;
 use crate::{Error, Result};
 
 /// A built-in task: data set, labels, template and metric.
@@ -101,16 +100,18 @@ impl Task {
 
     /// Reads a data set.
     ///
-    /// `sst2` is one tab-separated file with the columns `sentence` and `label` (0 or 1); `en-cs` two files of the same
-    /// number of lines, English and Czech, one sentence a line. The others are the original files, see
-    /// [`readers`]. White space around a text is removed.
+    /// `en-cs` is two files of the same number of lines, English and Czech, one sentence a line. The others are the
+    /// original files, see [`readers`]. White space around a text is removed.
     ///
     /// # Errors
     /// Not that number of files, a file that cannot be read or is not of that form (with its line), an empty text, or
     /// nothing but rows that are skipped.
     pub fn load(self, files: &[PathBuf]) -> Result<Dataset> {
         let data = match (self, files) {
-            (Self::Sst2, [file]) => sst2(file)?.into(),
+            (Self::Sst2, [file]) => {
+                let labels = self.labels().and_then(|labels| labels.try_into().ok());
+                readers::sst2(file, labels.expect("task: sst2 has two labels"))?
+            }
             (Self::EnCs, [english, czech]) => {
                 let pair = |(e, c): (String, String)| Example::new(e.trim(), c.trim());
                 aligned(english, czech)?.into_iter().map(pair).collect::<Vec<_>>().into()
@@ -146,22 +147,4 @@ impl FromStr for Task {
         let found = Self::ALL.into_iter().find(|task| task.name() == name);
         found.ok_or_else(|| Error::unsupported("task", name, Self::ALL.map(Self::name).join(", ")))
     }
-}
-
-fn sst2(path: &Path) -> Result<Vec<Example>> {
-    let labels = Task::Sst2.labels().expect("task: sst2 has labels");
-    let rows = tsv(path, ["sentence", "label"])?.into_iter().enumerate();
-    let example = |(i, [sentence, label]): (usize, [String; 2])| {
-        let location = at(path, i + 2);
-        let output = match label.trim() {
-            "0" => labels[0],
-            "1" => labels[1],
-            _ => return Err(Error::field(location, "label", "0 or 1", format!("{label:?}"))),
-        };
-        match sentence.trim() {
-            "" => Err(Error::field(location, "sentence", "a text", "nothing")),
-            input => Ok(Example::new(input, output)),
-        }
-    };
-    rows.map(example).collect()
 }

@@ -10,8 +10,9 @@ use super::example::{Dataset, Example};
 use super::metrics::{is_parse, sql_names};
 use super::templates::{Linear, linearise};
 use crate::formats::json::{self, Fields, show};
-use crate::formats::lines::{Lines, at};
-use crate::formats::tables::aligned;
+use crate::formats::jsonl;
+use crate::formats::lines::{at, first};
+use crate::formats::tables::{aligned, columns, tsv};
 use crate::{Error, Result};
 
 /// DART (Nan et al. 2021): a JSON list of `{tripleset: [[s, r, o]], annotations: [{text}]}`. All texts of a row are
@@ -77,9 +78,9 @@ pub fn logic2text(files: &[PathBuf]) -> Result<Dataset> {
     }
 }
 
-/// Spider (Yu et al. 2018): its JSON list and `tables.json`, or questions, queries and `tables.json`. An aligned pair
-/// does not name its database: it is the only one that has every table and column of the query, and where there is no
-/// such one, or several, the pair is skipped.
+/// Spider (Yu et al. 2018): its JSON list and `tables.json`, or questions, queries and `tables.json`. Where the queries,
+/// unlike those of its gold files, do not name their database behind a tab, it is the only one that has every table and
+/// column of the query, and where there is no such one, or several, the pair is skipped.
 pub fn spider(files: &[PathBuf]) -> Result<Dataset> {
     let (data, tables) = match files {
         [data, tables] => (std::slice::from_ref(data), tables),
@@ -105,6 +106,12 @@ pub fn spider(files: &[PathBuf]) -> Result<Dataset> {
         _ => {
             let mut out = Dataset::default();
             for (question, query) in aligned(&data[0], &data[1])? {
+                // Its own gold files name the database behind each query.
+                let named = query.rsplit_once('\t').map(|(query, name)| (query, schemas.get(name.trim())));
+                if let Some((query, Some(schema))) = named {
+                    out.push(row(schema, question.trim(), query.trim())?);
+                    continue;
+                }
                 let (tables, names) = sql_names(&query);
                 let fitting: Vec<&Schema> = schemas.values().filter(|schema| schema.fits(&tables, &names)).collect();
                 out.push(match fitting[..] {
@@ -118,8 +125,23 @@ pub fn spider(files: &[PathBuf]) -> Result<Dataset> {
     }
 }
 
-/// MTOP (Li et al. 2021) as JSONL of `{question, logical_form}`.
+/// MTOP (Li et al. 2021) in its published form, tab-separated: id, intent, slots, utterance, domain, locale, decoupled
+/// form, tokens; or as JSON rows of `{question, logical_form}`.
 pub fn mtop(path: &Path) -> Result<Dataset> {
+    if first(path)?.is_some_and(|line| !line.trim_start().starts_with(['{', '['])) {
+        let mut data = Dataset::default();
+        for (line, [utterance, form]) in columns(path, 8, [3, 6])? {
+            let texts = [("utterance", utterance.trim()), ("decoupled form", form.trim())];
+            if let Some((field, _)) = texts.into_iter().find(|(_, text)| text.is_empty()) {
+                return Err(Error::field(at(path, line), field, "a text", "nothing"));
+            }
+            if !is_parse(&form) {
+                return Err(Error::field(at(path, line), "decoupled form", "one bracketed parse", show(&form.into())));
+            }
+            data.push(Ok(Example::new(utterance.trim(), form.trim())));
+        }
+        return Ok(data);
+    }
     rows(path, lines(path)?, |f| {
         let text = |key: &str| f.require(key, f.str(key)?.map(str::trim).filter(|s| !s.is_empty()), "a text");
         let (question, parse) = (text("question")?, text("logical_form")?);
@@ -128,6 +150,39 @@ pub fn mtop(path: &Path) -> Result<Dataset> {
         }
         Ok(Ok(Example::new(question, parse)))
     })
+}
+
+/// SST-2 (Socher et al. 2013) as GLUE distributes it, tab-separated with the columns `sentence` and `label`, or without
+/// a header; or as JSON rows of the two. `labels` are the words for 0 and 1.
+pub fn sst2(path: &Path, labels: [&str; 2]) -> Result<Dataset> {
+    let example = |location: PathBuf, sentence: &str, label: &str| {
+        let output = match label.trim() {
+            "0" => labels[0],
+            "1" => labels[1],
+            _ => return Err(Error::field(location, "label", "0 or 1", format!("{label:?}"))),
+        };
+        match sentence.trim() {
+            "" => Err(Error::field(location, "sentence", "a text", "nothing")),
+            input => Ok(Ok(Example::new(input, output))),
+        }
+    };
+    let head = first(path)?.unwrap_or_default();
+    if head.trim_start().starts_with(['{', '[']) && !head.contains('\t') {
+        return rows(path, lines(path)?, |f| {
+            let sentence = f.require("sentence", f.str("sentence")?, "a text")?;
+            let label = f.require("label", f.usize("label")?, "0 or 1")?;
+            example(f.path().to_owned(), sentence, &label.to_string())
+        });
+    }
+    let table = match head.rsplit_once('\t') {
+        Some((sentence, "0" | "1")) if !sentence.contains('\t') => columns(path, 2, [0, 1])?,
+        _ => tsv(path, ["sentence", "label"])?,
+    };
+    let mut data = Dataset::default();
+    for (line, [sentence, label]) in table {
+        data.push(example(at(path, line), &sentence, &label)?);
+    }
+    Ok(data)
 }
 
 /// The elements of a JSON list with their locations, `path[index]`.
@@ -141,14 +196,9 @@ fn list(path: &Path) -> Result<Vec<(PathBuf, Value)>> {
     }
 }
 
-/// The lines of a JSONL file with their locations, `path:line`.
+/// The rows of a JSON list or a JSONL file with their locations, `path[index]` or `path:line`.
 fn lines(path: &Path) -> Result<Vec<(PathBuf, Value)>> {
-    let line = |line: Result<(usize, String)>| {
-        let (number, text) = line?;
-        let location = at(path, number);
-        json::parse(&location, &text).map(|value| (location, value))
-    };
-    Lines::open(path)?.map(line).collect()
+    jsonl::rows(path)?.collect()
 }
 
 /// Every row by `read`, which gives an example, or the reason why the row is skipped.

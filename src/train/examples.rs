@@ -6,10 +6,10 @@
 
 use std::path::Path;
 
+use super::conversation;
 use super::data::{IGNORE_INDEX, TrainSequence};
 use crate::formats::chat::Message;
-use crate::formats::jsonl::{Example, Turn};
-use crate::formats::lines::at;
+use crate::formats::jsonl::{Conversation, Example, Row};
 use crate::formats::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -32,26 +32,28 @@ pub struct Prepared {
     pub truncated: usize,
     /// How many of those lost all their labels by it, and are dropped.
     pub dropped: usize,
+    /// How many had nothing to be learnt, and are skipped.
+    pub unlearnt: usize,
 }
 
-/// Makes the examples of the file `path` into sequences for a model of `vocab` tokens. Example `i` is line `i + 1`.
-/// Examples that are token ids already need no tokenizer.
+/// Makes the examples of the file `path` into sequences for a model of `vocab` tokens. Examples that are token ids
+/// already need no tokenizer. Of rows with nothing to be learnt there is one warning.
 ///
 /// | form | learnt |
 /// |---|---|
 /// | text | everything |
 /// | prompt/completion | the completion; of messages, the assistant's turns of the completion |
-/// | messages | the assistant's turns, each with what the template closes it with |
+/// | messages | the assistant's turns that no mark excludes, each with what the template closes it with |
 /// | instruction/output | through the chat template, if there is one, as messages; else the output, after a newline |
 /// | demonstrations/query/completion | the completion |
 /// | input_ids | the labels; without them everything |
 ///
 /// # Errors
-/// Text that cannot be tokenised or rendered; an id beyond the vocabulary; an example with nothing to be learnt;
-/// examples that all lost their labels to the greatest length. Errors name `path:line`.
+/// Text that cannot be tokenised or rendered; an id beyond the vocabulary; marks that are neither 0 nor 1; examples
+/// that all have nothing to be learnt, or lost it to the greatest length. Errors of one row name it.
 pub fn prepare(
     path: &Path,
-    examples: &[Example],
+    rows: &[Row],
     tokenizer: Option<&Tokenizer>,
     vocab: usize,
     options: DataOptions,
@@ -60,16 +62,20 @@ pub fn prepare(
         return Err(Error::argument("max_length", "at least 1", 0));
     }
     let mut prepared = Prepared::default();
-    for (i, example) in examples.iter().enumerate() {
-        let location = at(path, i + 1);
-        let mut sequence = match (example, tokenizer) {
+    for row in rows {
+        let location = &row.location;
+        let mut sequence = match (&row.example, tokenizer) {
             (Example::Ids { input_ids, labels }, _) => tokenised(input_ids, labels.as_deref()),
-            (example, Some(tokenizer)) => sequence(&location, example, tokenizer, options.add_eos)?,
+            (example, Some(tokenizer)) => sequence(location, example, tokenizer, options.add_eos)?,
             (example, None) => {
                 return Err(Error::field(location, "form", "input_ids, as there is no tokenizer", example.form()));
             }
         };
-        check(&location, example.form(), &sequence, vocab)?;
+        check(location, row.example.form(), &sequence, vocab)?;
+        if !row.learnt()? || sequence.targets(0).next().is_none() {
+            prepared.unlearnt += 1;
+            continue;
+        }
         let truncated = options.max_length.is_some_and(|length| sequence.truncate(length));
         prepared.truncated += usize::from(truncated);
         if truncated && sequence.targets(0).next().is_none() {
@@ -79,21 +85,25 @@ pub fn prepare(
         }
     }
     if prepared.sequences.is_empty() {
-        let expected = format!("a label within {} tokens in some example", options.max_length.unwrap_or(0));
+        let expected = match options.max_length.filter(|_| prepared.dropped > 0) {
+            Some(length) => format!("a label within {length} tokens in some example"),
+            None => "at least one token to be learnt, after the first, in some example".to_owned(),
+        };
         return Err(Error::field(path, "labels", expected, "none"));
+    }
+    if prepared.unlearnt > 0 {
+        let (unlearnt, all) = (prepared.unlearnt, rows.len());
+        log::warn!("{}: {unlearnt} of {all} examples skipped, as nothing of them is to be learnt", path.display());
     }
     Ok(prepared)
 }
 
 fn check(location: &Path, form: &str, sequence: &TrainSequence, vocab: usize) -> Result<()> {
     let labels = sequence.labels.iter().filter(|&&label| label != IGNORE_INDEX).map(|&label| label as u32);
-    if let Some(id) = sequence.ids.iter().copied().chain(labels).find(|&id| id as usize >= vocab) {
-        return Err(Error::field(location, form, format!("token ids below the model's {vocab}"), id.to_string()));
+    match sequence.ids.iter().copied().chain(labels).find(|&id| id as usize >= vocab) {
+        Some(id) => Err(Error::field(location, form, format!("token ids below the model's {vocab}"), id.to_string())),
+        None => Ok(()),
     }
-    if sequence.targets(0).next().is_none() {
-        return Err(Error::field(location, form, "at least one token to be learnt, after the first", "none"));
-    }
-    Ok(())
 }
 
 fn sequence(location: &Path, example: &Example, tokenizer: &Tokenizer, add_eos: bool) -> Result<TrainSequence> {
@@ -102,19 +112,13 @@ fn sequence(location: &Path, example: &Example, tokenizer: &Tokenizer, add_eos: 
             let sequence = TrainSequence::all(tokenizer.encode(text, true)?.ids);
             if add_eos { with_eos(tokenizer, sequence) } else { Ok(sequence) }
         }
-        Example::Completion { prompt: Turn::Text(prompt), completion } => match completion {
-            Turn::Text(text) => completed(tokenizer, prompt, text, add_eos),
-            Turn::Messages(_) => Err(Error::field(location, "completion", "a string, as prompt is", "messages")),
-        },
-        Example::Completion { prompt: Turn::Messages(prompt), completion } => match completion {
-            Turn::Messages(messages) => conversation(location, tokenizer, prompt, messages),
-            Turn::Text(_) => Err(Error::field(location, "completion", "messages, as prompt is", "a string")),
-        },
-        Example::Messages(messages) => conversation(location, tokenizer, &[], messages),
+        Example::Completion { prompt, completion } => completed(tokenizer, prompt, completion, add_eos),
+        Example::Messages(conversation) => conversation::sequence(location, tokenizer, conversation),
         Example::Instruction { before, prompt, output } if tokenizer.has_chat_template() || !before.is_empty() => {
-            let message = |role: &str, content: &String| Message { role: role.to_owned(), content: content.clone() };
-            let given = [before.as_slice(), &[message("user", prompt)]].concat();
-            conversation(location, tokenizer, &given, &[message("assistant", output)])
+            let asked = [Message::new("user", prompt), Message::new("assistant", output)];
+            let mut conversation = Conversation::from([before.as_slice(), &asked].concat());
+            conversation.given = before.len() + 1;
+            conversation::sequence(location, tokenizer, &conversation)
         }
         Example::Instruction { prompt, output, .. } => completed(tokenizer, &format!("{prompt}\n"), output, add_eos),
         Example::Demonstrated { demonstrations, query, completion } => {
@@ -145,30 +149,4 @@ fn with_eos(tokenizer: &Tokenizer, mut sequence: TrainSequence) -> Result<TrainS
         sequence.labels.push(i64::from(eos));
     }
     Ok(sequence)
-}
-
-/// Of the conversation `given` and then `said`, the assistant's turns of `said` are learnt.
-///
-/// A turn's characters are found by rendering the conversation before it (up to where the assistant begins to speak)
-/// and after it; both must be beginnings of the whole.
-fn conversation(location: &Path, tokenizer: &Tokenizer, given: &[Message], said: &[Message]) -> Result<TrainSequence> {
-    let messages = [given, said].concat();
-    let whole = tokenizer.render_chat(&messages, false)?;
-    let mut pieces = Vec::new();
-    let mut end_of_last = 0;
-    for turn in (given.len()..messages.len()).filter(|&i| messages[i].role == "assistant") {
-        for (end, speaks) in [(turn, true), (turn + 1, false)] {
-            let part = tokenizer.render_chat(&messages[..end], speaks)?;
-            if !whole.starts_with(&part) || part.len() < end_of_last {
-                let expected = "a chat template that renders a conversation's beginning as the beginning of its text";
-                return Err(Error::field(location, format!("messages[{turn}]"), expected, "another text"));
-            }
-            pieces.push(&whole[end_of_last..part.len()]);
-            end_of_last = part.len();
-        }
-    }
-    pieces.push(&whole[end_of_last..]);
-    // Piece 0 is given, piece 1 is learnt, piece 2 is given, and so on.
-    let (encoding, owner) = tokenizer.encode_pieces(&pieces, false)?;
-    Ok(TrainSequence::marked(encoding.ids, |i| owner[i] % 2 == 1))
 }

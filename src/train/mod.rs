@@ -4,6 +4,7 @@
 //! alone; [`examples`] makes its data from files.
 
 pub mod checkpoint;
+mod conversation;
 pub mod data;
 pub mod examples;
 pub mod fit;

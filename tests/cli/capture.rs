@@ -5,6 +5,7 @@ use std::path::Path;
 
 use llamaprobe::backend::cpu::Isa;
 
+use super::generate::CHAT;
 use super::{line, put, tensor, workplace};
 use crate::support::skips::{Reason, skip};
 use crate::support::tiny_model::TinyModel;
@@ -122,6 +123,35 @@ fn capture_follows_layers_shards_and_dtype() {
     let index = fs::read_to_string(json["file"].as_str().expect("a file")).expect("the index");
     let index: serde_json::Value = serde_json::from_str(&index).expect("JSON");
     assert!(index["weight_map"].as_object().expect("a map").len() > 2, "several shards: {index}");
+}
+
+/// Ids as in the test of `generate`; without the generation prompt unless it is asked for, as `apply_chat_template`.
+#[test]
+fn conversations_are_captured_through_the_chat_template() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "model/chat_template.jinja", CHAT);
+    put(d, "chat.jsonl", r#"{"messages": [{"role": "user", "content": "the pen", "weight": 0.5}]}"#);
+    put(d, "config.yaml", "add_generation_prompt: true\n");
+    for (flags, rows) in [("", 10), ("--add-generation-prompt", 21), ("--config {}/config.yaml", 21)] {
+        let text = format!("capture --model {{}}/model --input {{}}/chat.jsonl --sites embed --out {{}}/out {flags}");
+        line(d, &text).ok();
+        let (_, ids) = tensor(&d.join("out/activations.safetensors"), "token_id");
+        assert_eq!((ids.len(), ids[0], ids[9]), (rows, 1.0, 113.0), "{flags}");
+    }
+}
+
+#[test]
+fn padding_has_no_rows() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "ids.jsonl", "\u{FEFF}{\"input_ids\": [0, 5, 6, 7, 0], \"attention_mask\": [0, 1, 1, 1, 0]}\n\n");
+    put(d, "alone.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
+    let states = |name: &str| {
+        line(d, &format!("capture --model {{}}/model --input {{}}/{name}.jsonl --out {{}}/{name}")).ok();
+        tensor(&d.join(name).join("activations.safetensors"), "blocks.1.hook_resid_post")
+    };
+    assert_eq!(states("ids"), states("alone"));
 }
 
 #[test]

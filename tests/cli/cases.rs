@@ -49,7 +49,7 @@ fn outcome(cases: &Path, case: &Value, ran: &Ran, out: &Path) -> Result<(), Stri
         "token ids" => ids(right, ran),
         "loss" => loss(right, out),
         "output" => said_of_peft(right, ran),
-        "same as" => same_as_lines(cases, case, ran),
+        "same as" => same_as_lines(cases, case, ran, out),
         "exit 0" => Ok(()),
         other => Err(format!("exit 0, expected {other}")),
     }
@@ -137,18 +137,34 @@ fn said_of_peft(right: &Value, ran: &Ran) -> Result<(), String> {
     }
 }
 
-/// The queries and references of the case beside it, in JSONL.
-fn same_as_lines(cases: &Path, case: &Value, ran: &Ran) -> Result<(), String> {
+/// The queries and references of the case beside it, in JSONL: by their digest in the plan, and by what every query was
+/// answered and scored, cell by cell.
+fn same_as_lines(cases: &Path, case: &Value, ran: &Ran, out: &Path) -> Result<(), String> {
     let mut twin = case.clone();
     let command = case["command"].as_str().expect("a command line").replace(".txt", ".jsonl");
     twin["command"] = command.into();
-    let out = support::temp();
-    let other = perform(cases, &twin, &out.path().join("out"));
-    let seen = |ran: &Ran| {
+    let other_out = support::temp();
+    let other = perform(cases, &twin, &other_out.path().join("out"));
+    if other.code != Some(0) {
+        return Err(format!("the rows as JSONL: {}", other.err));
+    }
+    let seen = |ran: &Ran, out: &Path| -> Vec<Value> {
         let report: Value = serde_json::from_str(&ran.out).expect("JSON on stdout");
-        [report["plan"].clone(), report["arms"].clone()]
+        let data = report["plan"]["data"].as_array().expect("the data of the plan");
+        assert!(!data.is_empty() && data.iter().all(|set| set["hash"].is_string()), "{data:?}");
+        let mut cells: Vec<_> =
+            fs::read_dir(out.join("cells")).expect("cells").map(|f| f.expect("a file").path()).collect();
+        cells.sort();
+        assert!(!cells.is_empty(), "no cells in {}", out.display());
+        let cell = |path: &std::path::PathBuf| {
+            let cell: Value = serde_json::from_str(&fs::read_to_string(path).expect("a cell")).expect("JSON");
+            assert!(cell["answers"].as_array().is_some_and(|answers| !answers.is_empty()), "{cell}");
+            cell
+        };
+        [report["plan"]["data"].clone(), report["rows"].clone()].into_iter().chain(cells.iter().map(cell)).collect()
     };
-    if other.code == Some(0) && seen(ran) == seen(&other) { Ok(()) } else { Err("other queries".to_owned()) }
+    let (ours, theirs) = (seen(ran, out), seen(&other, &other_out.path().join("out")));
+    if ours == theirs { Ok(()) } else { Err(format!("{ours:?}, expected {theirs:?}")) }
 }
 
 #[test]

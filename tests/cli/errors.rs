@@ -120,12 +120,12 @@ fn input_errors_name_line_and_field() {
     let d = dir.path();
     for (text, expected) in [
         ("", "bad.jsonl"),
-        ("\n", "bad.jsonl:1"),
-        ("{\"text\": \"a\"}\n\n{\"text\": \"b\"}\n", "bad.jsonl:2"),
+        ("\n", "bad.jsonl: lines"),
+        ("{\"text\": \"a\"}\n\n{\"text\": 5}\n", "bad.jsonl:3"),
         ("{\"text\": \"a\"}\nnot json\n", "bad.jsonl:2"),
         ("{\"text\": 5}\n", "text"),
         ("{\"txt\": \"a\"}\n", "bad.jsonl:1"),
-        ("[1, 2]\n", "bad.jsonl:1"),
+        ("[1, 2]\n", "bad.jsonl[0]"),
         ("{\"input_ids\": []}\n", "bad.jsonl:1"),
         ("{\"input_ids\": [1, 272]}\n", "272"),
         ("{\"input_ids\": [1, -4]}\n", "bad.jsonl:1"),

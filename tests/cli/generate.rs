@@ -2,7 +2,13 @@
 
 use std::process::Stdio;
 
+use serde_json::json;
+
 use super::{line, program, put, words, workplace};
+
+/// A chat template.
+pub const CHAT: &str = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}\
+    {{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
 
 #[test]
 fn generate_is_reproducible_and_independent_of_other_prompts() {
@@ -13,7 +19,7 @@ fn generate_is_reproducible_and_independent_of_other_prompts() {
     let results = both["results"].as_array().expect("results");
     assert_eq!(results.len(), 3);
     assert_eq!(results[0], results[1], "the same prompt, greedily");
-    assert_eq!(results[2]["prompt_ids"], serde_json::json!([1, 9, 10]));
+    assert_eq!(results[2]["prompt_ids"], json!([1, 9, 10]));
     let one = line(d, "generate --model {}/model --prompt the --prompt in --max-new-tokens 6 --json").json();
     let alone = line(d, "generate --model {}/model --prompt in --max-new-tokens 6 --json").json();
     assert_eq!(one["results"][1], alone["results"][0], "a neighbour changes a continuation");
@@ -52,6 +58,35 @@ fn unknown_keys_of_a_tokenizer_are_notes() {
         "clean_up_tokenization_spaces": true, "tokenizer_file": "/nowhere", "return_token_type_ids": false}"#;
     let (_, err) = said(published);
     assert!(!err.contains("no such key"), "{err}");
+}
+
+/// The ids are those of `apply_chat_template` of transformers 5.24 with `add_generation_prompt` true and false: special
+/// tokens are the template's own.
+#[test]
+fn generate_continues_conversations() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "model/chat_template.jinja", CHAT);
+    put(d, "one.json", r#"[{"messages": [{"role": "user", "content": "the pen"}]}]"#);
+    put(d, "two.jsonl", r#"{"conversations": [{"from": "human", "value": "the pen"}]}"#);
+    let without = json!([1, 94, 120, 118, 263, 96, 260, 264, 104, 113]);
+    let with =
+        json!([1, 94, 120, 118, 263, 96, 260, 264, 104, 113, 94, 100, 118, 118, 108, 118, 119, 100, 113, 119, 96]);
+    for (flags, ids) in [
+        ("one.json", &with),
+        ("two.jsonl --add-generation-prompt", &with),
+        ("one.json --add-generation-prompt false", &without),
+    ] {
+        let ran =
+            line(d, &format!("generate --model {{}}/model --max-new-tokens 0 --json --input {{}}/{flags}")).json();
+        assert_eq!(ran["results"][0]["prompt_ids"], *ids, "{flags}");
+    }
+    put(d, "bad.jsonl", r#"{"prompt": "a", "completion": "b"}"#);
+    let error = line(d, "generate --model {}/model --input {}/bad.jsonl").refused();
+    assert!(error.contains("bad.jsonl:1: keys: expected text, messages or input_ids"), "{error}");
+    std::fs::remove_file(d.join("model/chat_template.jinja")).expect("removes");
+    let error = line(d, "generate --model {}/model --input {}/one.json").refused();
+    assert!(error.contains("chat_template"), "{error}");
 }
 
 #[cfg(target_os = "linux")]

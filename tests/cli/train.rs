@@ -101,7 +101,7 @@ fn lora_refuses_bad_data_and_settings_before_writing() {
         ("", "train.jsonl"),
         ("{\"prompt\": \"a\"}\n", "train.jsonl:1"),
         ("{\"text\": \"a\"}\n{\"input_ids\": [1, 2], \"labels\": [1]}\n", "train.jsonl:2"),
-        ("{\"input_ids\": [1, 2], \"labels\": [-100, -100]}\n", "train.jsonl:1"),
+        ("{\"input_ids\": [1, 2], \"labels\": [-100, -100]}\n", "train.jsonl: labels: expected at least one"),
         ("{\"input_ids\": [1, 5000]}\n", "5000"),
         ("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n", "chat_template"),
     ] {

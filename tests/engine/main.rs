@@ -17,6 +17,7 @@ mod probe_report;
 mod prompt_gradients;
 mod tiny_model;
 mod train;
+mod train_conversations;
 mod train_examples;
 mod train_plan;
 mod train_resume;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use llamaprobe::formats::jsonl::Example;
+use llamaprobe::formats::jsonl::{Row, examples};
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::train::data::{IGNORE_INDEX, TrainSequence};
 use llamaprobe::train::examples::{DataOptions, Prepared, prepare};
@@ -15,7 +15,7 @@ const VOCAB: usize = 272;
 const CHAT: &str = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}\
                     {{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
 
-fn tokenizer(chat: Option<&str>) -> Tokenizer {
+pub fn tokenizer(chat: Option<&str>) -> Tokenizer {
     let dir = support::temp();
     TinyModel::default().write(dir.path());
     if let Some(chat) = chat {
@@ -24,18 +24,28 @@ fn tokenizer(chat: Option<&str>) -> Tokenizer {
     Tokenizer::load(dir.path()).expect("the tokenizer loads")
 }
 
-fn read(tokenizer: &Tokenizer, lines: &[serde_json::Value], options: DataOptions) -> Result<Prepared> {
-    let parse = |line: &serde_json::Value| Example::parse(Path::new("data.jsonl:1"), &line.to_string());
-    let examples: Vec<Example> = lines.iter().map(|line| parse(line).expect("an example")).collect();
-    prepare(Path::new("data.jsonl"), &examples, Some(tokenizer), VOCAB, options)
+pub fn read(tokenizer: &Tokenizer, lines: &[serde_json::Value], options: DataOptions) -> Result<Prepared> {
+    prepare(Path::new("data.jsonl"), &rows(lines), Some(tokenizer), VOCAB, options)
 }
 
-fn one(tokenizer: &Tokenizer, line: serde_json::Value, options: DataOptions) -> TrainSequence {
+/// The lines as rows of a file, whose name is left out of their places.
+fn rows(lines: &[serde_json::Value]) -> Vec<Row> {
+    let dir = support::temp();
+    let path = dir.path().join("data.jsonl");
+    let text: Vec<String> = lines.iter().map(serde_json::Value::to_string).collect();
+    std::fs::write(&path, text.join("\n")).expect("writes");
+    let mut rows = examples(&path).expect("rows");
+    let place = |row: &Row| row.location.strip_prefix(dir.path()).expect("in the folder").to_owned();
+    rows.iter_mut().for_each(|row| row.location = place(row));
+    rows
+}
+
+pub fn one(tokenizer: &Tokenizer, line: serde_json::Value, options: DataOptions) -> TrainSequence {
     read(tokenizer, &[line], options).expect("a sequence").sequences.remove(0)
 }
 
 /// The text of all tokens, and that of those that are learnt.
-fn texts(tokenizer: &Tokenizer, sequence: &TrainSequence) -> (String, String) {
+pub fn texts(tokenizer: &Tokenizer, sequence: &TrainSequence) -> (String, String) {
     assert_eq!(sequence.ids.len(), sequence.labels.len());
     let learnt: Vec<u32> = sequence
         .ids
@@ -51,7 +61,7 @@ fn texts(tokenizer: &Tokenizer, sequence: &TrainSequence) -> (String, String) {
     (decode(&sequence.ids), decode(&learnt))
 }
 
-const PLAIN: DataOptions = DataOptions { max_length: None, add_eos: false };
+pub const PLAIN: DataOptions = DataOptions { max_length: None, add_eos: false };
 
 #[test]
 fn examples_of_each_form_say_what_is_learnt() {
@@ -141,10 +151,14 @@ fn examples_that_are_bad_are_named_by_line() {
     let bad = [
         (json!({"input_ids": [5, 272]}), "272"),
         (json!({"input_ids": [5, 6], "labels": [-100, 300]}), "300"),
-        (json!({"input_ids": [5, 6], "labels": [5, -100]}), "at least one token to be learnt"),
-        (json!({"input_ids": [5]}), "at least one token to be learnt"),
-        (json!({"prompt": "a", "completion": ""}), "at least one token to be learnt"),
-        (json!({"messages": [{"role": "user", "content": "a"}]}), "at least one token to be learnt"),
+        (json!({"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}), "messages[0].weight"),
+        (json!({"messages": [{"role": "assistant", "content": "a", "mask": 1}]}), "messages[0].mask"),
+        (json!({"messages": [{"role": "user", "content": "a", "train": true}]}), "messages[0].train"),
+        (
+            json!({"messages": [{"role": "assistant", "content": "a", "weight": 0}], "loss_mask": [1]}),
+            "loss_mask[0]: expected 0, as messages[0].weight has it, found 1",
+        ),
+        (json!({"input_ids": [5, 6], "weight": 0.5}), "weight"),
     ];
     for (line, part) in bad {
         let error = read(&t, &[good.clone(), line.clone()], PLAIN).expect_err("a bad line").to_string();
@@ -155,4 +169,25 @@ fn examples_that_are_bad_are_named_by_line() {
     let line = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
     let error = read(&forgetful, &[line], PLAIN).expect_err("no span").to_string();
     assert!(error.starts_with("data.jsonl:1: messages[1]"), "{error}");
+}
+
+#[test]
+fn rows_with_nothing_to_learn_are_skipped_and_counted() {
+    let t = tokenizer(Some(CHAT));
+    let nothing = [
+        json!({"input_ids": [5, 6], "labels": [5, -100]}),
+        json!({"input_ids": [5]}),
+        json!({"input_ids": [5, 6], "completion_mask": [1, 0]}),
+        json!({"input_ids": [5, 6], "weight": 0}),
+        json!({"prompt": "a", "completion": ""}),
+        json!({"messages": [{"role": "user", "content": "a"}]}),
+        json!({"messages": [{"role": "assistant", "content": "a", "train": false}]}),
+        json!({"messages": [{"role": "assistant", "content": "a"}], "train": false}),
+    ];
+    let good = json!({"input_ids": [5, 6], "weight": 1.0});
+    let prepared = read(&t, &[nothing.as_slice(), &[good]].concat(), PLAIN).expect("one sequence");
+    assert_eq!((prepared.unlearnt, prepared.truncated, prepared.dropped), (8, 0, 0));
+    assert_eq!(prepared.sequences, [TrainSequence::all(vec![5, 6])]);
+    let error = read(&t, &nothing, PLAIN).expect_err("nothing is left").to_string();
+    assert!(error.starts_with("data.jsonl: labels: expected at least one token to be learnt"), "{error}");
 }

@@ -13,5 +13,6 @@ mod chat;
 mod config;
 mod hub;
 mod lines;
+mod rows;
 mod safetensors;
 mod tokenizer;

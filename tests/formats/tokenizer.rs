@@ -256,7 +256,7 @@ fn chat(template: &str) -> (tempfile::TempDir, Tokenizer) {
 
 #[test]
 fn chat_templates_render_as_in_jinja() {
-    let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let message = |role: &str, content: &str| Message::new(role, content);
     let talk = [message("system", "be <kind>"), message("user", " hi "), message("assistant", "yo")];
     let template = "{{- bos_token }}\n{%- if not tools is defined %}{%- set tools = none %}{%- endif %}\n\
         {%- for m in messages %}\n    {%- if m.role == 'system' %}\n        {%- continue %}\n    {%- endif %}\n\
@@ -301,7 +301,7 @@ fn chat_templates_run_out_of_fuel() {
         ChatTemplate::new("x", widths).expect("compiles").render(&[], false, &[]).expect("renders"),
         "a\n  b2  1  1"
     );
-    let talk = vec![Message { role: "user".into(), content: "a few words".into() }; 20_000];
+    let talk = vec![Message::new("user", "a few words"); 20_000];
     let template = ChatTemplate::new("x", "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}\n{% endfor %}");
     let text = template.expect("compiles").render(&talk, false, &[]).expect("a long talk renders");
     assert_eq!(text.len(), 20_000 * "[user] a few words\n".len());

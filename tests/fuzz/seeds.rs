@@ -209,9 +209,13 @@ pub fn examples() -> Vec<Vec<File>> {
         r#"{"instruction": "a", "input": "b", "output": "c", "system": "s", "history": [["q", "a"]]}"#,
         r#"{"demonstrations": ["x -> y\n"], "query": "z ->", "completion": " w"}"#,
         r#"{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}"#,
+        r#"{"input_ids": [0, 1, 2], "attention_mask": [0, 1, 1], "loss_mask": [0, 0, 1], "position_ids": [0, 0, 1], "weight": 1}"#,
+        r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "u"}]}, {"role": "assistant", "content": null, "thinking": "t", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}], "weight": 0}, {"role": "tool", "content": {"b": 2}}], "tools": "[{}]", "documents": [{"text": "d"}], "chat_template_kwargs": {"k": true}, "loss_mask": [0, 0, 0]}"#,
+        r#"{"conversations": [{"from": "function_call", "value": "{\"name\": \"f\", \"arguments\": {}}"}, {"from": "observation", "value": "5"}]}"#,
     ];
     let mut all: Vec<_> = lines.iter().map(|line| vec![file("data.jsonl", *line)]).collect();
     all.push(vec![file("data.jsonl", lines.join("\n"))]);
+    all.push(vec![file("data.jsonl", format!("\u{FEFF}[{}]", lines.join(",\n")))]);
     all
 }
 
@@ -239,6 +243,10 @@ pub fn tasks() -> Vec<Vec<File>> {
             file("tables.json", tables),
         ],
         vec![file("mtop.jsonl", mtop)],
+        vec![file(
+            "mtop.txt",
+            "7\tIN:CREATE_CALL\t5:8:SL:CONTACT\tcall mum\tcalling\ten_XX\t[IN:CREATE_CALL [SL:CONTACT mum ] ]\t{}\n",
+        )],
         vec![file("sst2.tsv", "sentence\tlabel\na fine film\t1\nno\t0\n")],
         vec![file("a.en", "one\ntwo\n"), file("a.cs", "jedna\ndvě\n")],
     ]

@@ -9,7 +9,7 @@ use llamaprobe::arch::ModelConfig;
 use llamaprobe::formats::adapter::Adapter;
 use llamaprobe::formats::chat::{ChatTemplate, Message};
 use llamaprobe::formats::hub::{CacheEnv, resolve};
-use llamaprobe::formats::jsonl::{examples, values};
+use llamaprobe::formats::jsonl::{Example, examples, values};
 use llamaprobe::formats::safetensors::{Checkpoint, Dtype, Loading};
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::task::retrieval::read_vectors;
@@ -20,7 +20,7 @@ use super::{files, seeds};
 
 fn talk() -> [Message; 4] {
     [("system", "be kind"), ("user", " hi é\n"), ("assistant", "yo</think>ho"), ("user", "bye")]
-        .map(|(role, content)| Message { role: role.into(), content: content.into() })
+        .map(|(role, content)| Message::new(role, content))
 }
 
 #[test]
@@ -108,7 +108,14 @@ fn fuzz_jsonl() {
     fn read(dir: &Path) -> Result<()> {
         let path = dir.join("data.jsonl");
         let _ = values(&path);
-        examples(&path).map(drop)
+        let mut refused = Ok(());
+        for row in examples(&path)? {
+            refused = refused.and(row.learnt().map(drop));
+            if let Example::Messages(conversation) = &row.example {
+                refused = refused.and(conversation.learnt(&row.location).map(drop));
+            }
+        }
+        refused
     }
     run(Target { name: "jsonl", seeds: seeds::examples(), read });
 }
@@ -116,7 +123,7 @@ fn fuzz_jsonl() {
 #[test]
 fn fuzz_task_files() {
     fn read(dir: &Path) -> Result<()> {
-        let tasks: [(Task, &[&str]); 9] = [
+        let tasks: [(Task, &[&str]); 10] = [
             (Task::Dart, &["dart.json"]),
             (Task::Totto, &["totto.jsonl"]),
             (Task::Logic2Text, &["logic2text.json"]),
@@ -124,6 +131,7 @@ fn fuzz_task_files() {
             (Task::Spider, &["spider.json", "tables.json"]),
             (Task::Spider, &["train.en", "train.sql", "tables.json"]),
             (Task::Mtop, &["mtop.jsonl"]),
+            (Task::Mtop, &["mtop.txt"]),
             (Task::Sst2, &["sst2.tsv"]),
             (Task::EnCs, &["a.en", "a.cs"]),
         ];

@@ -125,6 +125,12 @@ fn malformed_files_are_named() {
         ),
         (Task::Mtop, "e.jsonl", "{\"question\": \"a\", \"logical_form\": \"[IN:A\"}", "e.jsonl:1: logical_form"),
         (Task::Mtop, "f.jsonl", "{\"question\": \"a\"}", "f.jsonl:1: logical_form: expected a text, found nothing"),
+        (Task::Mtop, "e.txt", "1\tIN:A\t\ta\tb\ten_XX\t[IN:A\t{}\n", "e.txt:1: decoupled form: expected one bracketed"),
+        (Task::Mtop, "f.txt", "\n1\tIN:A\t\t \tb\ten_XX\t[IN:A ]\t{}\n", "f.txt:2: utterance: expected a text"),
+        (Task::Mtop, "g.txt", "domain\tutterance\tsemantic_parse\n", "g.txt:1: fields: expected 8 columns, found 3"),
+        (Task::Sst2, "a.tsv", "a film\t2\n", "a.tsv:1: header"),
+        (Task::Sst2, "b.tsv", "a film\t1\n\nno film\t2\n", "b.tsv:3: label: expected 0 or 1"),
+        (Task::Sst2, "c.jsonl", "{\"sentence\": \"a\", \"label\": -1}", "c.jsonl:1: label"),
         (Task::Totto, "g.jsonl", "{\"table\": 1}", "g.jsonl:1: table"),
         (Task::Logic2Text, "h.json", r#"[{"topic": "a", "sent": "b", "logic_str": ""}]"#, "h.json[0]"),
     ] {
@@ -134,6 +140,44 @@ fn malformed_files_are_named() {
     for task in Task::ALL {
         assert!(task.load(&[]).is_err(), "{task}");
     }
+}
+
+#[test]
+fn published_forms_give_the_same_examples() {
+    let dir = support::temp();
+    let parse = "[IN:CREATE_ALARM [SL:DATE_TIME at noon ] ]";
+    let rows = format!("{{\"question\": \"wake me\", \"logical_form\": \"{parse}\"}}");
+    for (name, text) in [
+        ("a.jsonl", rows.clone()),
+        ("a.json", format!("[\n{rows}\n]")),
+        (
+            "a.txt",
+            format!("7\tIN:CREATE_ALARM\t8:15:SL:DATE_TIME\twake me\talarm\ten_XX\t{parse}\t{{\"tokens\":[]}}\r\n\n"),
+        ),
+    ] {
+        let example = one(Task::Mtop, &[put(dir.path(), name, &text)]);
+        assert_eq!((example.input.as_str(), example.output.as_str()), ("wake me", parse), "{name}");
+    }
+    for (name, text) in [
+        ("b.tsv", "sentence\tlabel\na fine film \t1\n"),
+        ("c.tsv", "\u{FEFF}a fine film\t1\n"),
+        ("d.jsonl", "{\"idx\": 0, \"sentence\": \"a fine film\", \"label\": 1}"),
+    ] {
+        let example = one(Task::Sst2, &[put(dir.path(), name, text)]);
+        assert_eq!((example.input.as_str(), example.output.as_str()), ("a fine film", "positive"), "{name}");
+    }
+    let schema = |name: &str| {
+        format!(
+            r#"{{"db_id": "{name}", "table_names_original": ["t"], "column_names_original": [[-1, "*"], [0, "a"]]}}"#
+        )
+    };
+    let tables = put(dir.path(), "tables.json", &format!("[{}, {}]", schema("d"), schema("e")));
+    let questions = put(dir.path(), "q.txt", "How many?\n");
+    // The query fits both databases; the gold file names one.
+    let gold = put(dir.path(), "gold.sql", "SELECT count(*) FROM t\te\n");
+    let example = one(Task::Spider, &[questions, gold, tables]);
+    assert_eq!(example.output, "SELECT count(*) FROM t");
+    assert!(example.input.contains(" e "), "{}", example.input);
 }
 
 fn real(shared: &Path, task: Task, files: &[&str]) -> Dataset {

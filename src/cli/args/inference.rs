@@ -38,6 +38,7 @@ Examples:
       --sites resid_post,ln_final.hook_normalized
   llamaprobe capture --model DIR --adapter adapter --input texts.jsonl --out states \\
       --sites q_proj.hook_lora_a
+  llamaprobe capture --model DIR --input chats.jsonl --add-generation-prompt --out states
 
 Writes states/activations.safetensors: one tensor [tokens, width] per site and layer, named as
 TransformerLens names hooks (blocks.3.hook_resid_post, hook_embed, ln_final.hook_normalized,
@@ -46,9 +47,13 @@ pub struct CaptureArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelArgs,
-    /// Inputs as JSONL; each line {"text": …} or {"input_ids": […]}.
+    /// Inputs as JSONL or one JSON list; each row {"text": …}, {"messages": […]} or {"input_ids": […]}.
     #[arg(long, value_name = "FILE")]
     pub input: PathBuf,
+    /// End messages with the chat template's generation prompt, where the assistant begins to speak.
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true",
+        value_name = "BOOL")]
+    pub add_generation_prompt: bool,
     /// Hook sites to capture: resid_post, attn_out, mlp_out, embed, ln_final.hook_normalized, logits, blocks.3.hook_z, …
     #[arg(long, value_delimiter = ',', default_value = "resid_post", alias = "hooks")]
     pub sites: Vec<String>,
@@ -85,6 +90,8 @@ pub struct CaptureArgs {
 Examples:
   llamaprobe generate --model DIR --prompt 'Once upon a time' --max-new-tokens 40
   llamaprobe generate --model DIR --input prompts.jsonl --temperature 0.8 --top-p 0.95 --json
+  echo '{\"messages\": [{\"role\": \"user\", \"content\": \"Why?\"}]}' > chat.jsonl
+  llamaprobe generate --model DIR --input chat.jsonl
   llamaprobe generate --model DIR --prompt $'Review: fine\\nSentiment:' --num-beams 4 --stop '\\n'")]
 pub struct GenerateArgs {
     #[command(flatten)]
@@ -93,9 +100,14 @@ pub struct GenerateArgs {
     /// Prompt to continue; may be repeated.
     #[arg(long, action = ArgAction::Append, conflicts_with = "input")]
     pub prompt: Vec<String>,
-    /// Prompts as JSONL; each line {"text": …} or {"input_ids": […]}.
+    /// Prompts as JSONL or one JSON list; each row {"text": …}, {"messages": […]} or {"input_ids": […]}.
     #[arg(long, value_name = "FILE")]
     pub input: Option<PathBuf>,
+    /// End messages with the chat template's generation prompt, where the assistant begins to speak; with false the
+    /// last message is continued behind its end.
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true",
+        value_name = "BOOL")]
+    pub add_generation_prompt: bool,
     /// Maximum number of new tokens.
     #[arg(long, default_value_t = 64, value_name = "TOKENS")]
     pub max_new_tokens: usize,

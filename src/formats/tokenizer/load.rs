@@ -175,7 +175,8 @@ fn assemble(dir: &Path, path: &Path, vocabulary: Vocabulary, sources: &Sources) 
         bos: id("bos_token").or(model_bos),
         eos: id("eos_token").or(stops.first().copied()),
         stops,
-        chat: sources.chat(dir)?,
+        chat: sources.chat(dir, "default")?,
+        tool_chat: sources.chat(dir, "tool_use")?,
         clean: cleans(&inner, &fields)?,
         infill: infill(&inner, &tokens, ends),
         specials: tokens.named.into_iter().map(|(key, token)| (key, token.content)).collect(),
@@ -296,23 +297,35 @@ impl Sources {
         Ok((bos, stops))
     }
 
-    /// `chat_template.jinja` goes before the key of `tokenizer_config.json`.
-    fn chat(&self, dir: &Path) -> Result<Option<ChatTemplate>> {
-        let file = dir.join("chat_template.jinja");
+    /// The template of a name, of which only the default one must be there. `chat_template.jinja` goes before the key
+    /// of `tokenizer_config.json`, and other names' files lie in a folder beside it.
+    fn chat(&self, dir: &Path, name: &str) -> Result<Option<ChatTemplate>> {
+        let default = dir.join("chat_template.jinja");
+        let is_default = name == "default";
+        let file = match is_default {
+            true => default.clone(),
+            false => dir.join("additional_chat_templates").join(format!("{name}.jinja")),
+        };
         if file.exists() {
             return ChatTemplate::new(&file, &read_to_string(&file)?).map(Some);
+        }
+        if default.exists() {
+            return Ok(None);
         }
         let f = self.config()?;
         let expected = "a template, or a list of named ones with one named default";
         let source = match f.get("chat_template") {
             None => return Ok(None),
-            Some(Value::String(source)) => Some(source.as_str()),
+            Some(Value::String(source)) => Some(source.as_str()).filter(|_| is_default),
             Some(Value::Array(list)) => list
                 .iter()
-                .find(|t| t.get("name").and_then(Value::as_str) == Some("default"))
+                .find(|t| t.get("name").and_then(Value::as_str) == Some(name))
                 .and_then(|t| t.get("template").and_then(Value::as_str)),
             Some(_) => None,
         };
+        if source.is_none() && !is_default {
+            return Ok(None);
+        }
         let source = source.ok_or_else(|| f.error("chat_template", expected))?;
         ChatTemplate::new(f.path(), source).map(Some)
     }

@@ -2,15 +2,14 @@
 
 use std::path::Path;
 
-use llamaprobe::formats::chat::{ChatTemplate, Message, Rendered};
+use llamaprobe::formats::chat::{ChatTemplate, Message, Rendered, TemplateInputs};
 
 fn talk() -> Vec<Message> {
-    let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
-    vec![message("user", "Hi there"), message("assistant", "Yo")]
+    vec![Message::new("user", "Hi there"), Message::new("assistant", "Yo")]
 }
 
 fn marked(source: &str) -> llamaprobe::Result<Rendered> {
-    ChatTemplate::new("x", source)?.render_marked(&talk(), None, false, &[("bos_token", "<s>")])
+    ChatTemplate::new("x", source)?.render_marked(&talk(), &TemplateInputs::default(), false, &[("bos_token", "<s>")])
 }
 
 fn refusal(source: &str) -> String {

@@ -85,6 +85,19 @@ fn turns_end_where_the_template_closes_them() {
 }
 
 /// A template that asks for the first message renders nothing of none.
+/// Where the template marks what is learnt, that is the mask of assistant tokens of transformers: here without the end.
+const MARKED: &str = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}\
+    {% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ eos_token }}{% endfor %}\
+    {% if add_generation_prompt %}[assistant]{% endif %}";
+
+#[test]
+fn turns_that_the_template_marks_are_learnt_as_marked() {
+    let two = turns(&[("user", "u"), ("assistant", "yes"), ("user", "v"), ("assistant", "no")]);
+    let whole = "<s>[user]u</s>[assistant]yes</s>[user]v</s>[assistant]no</s>";
+    check(MARKED, json!({"messages": two}), whole, "yesno");
+    check(MARKED, json!({"messages": two, "loss_mask": [0, 0, 0, 1]}), whole, "no");
+}
+
 #[test]
 fn first_turns_of_the_assistant_are_found() {
     let template = "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}{% for m in messages %}\

@@ -467,7 +467,7 @@ fn probe_settings_out_of_their_domain_are_errors() {
         ("r:", |s| s.r = 0),
         ("lora_alpha:", |s| s.lora_alpha = f64::NAN),
         ("epochs:", |s| s.epochs = -1.0),
-        ("target-modules", |s| s.target_modules.clear()),
+        ("target_modules:", |s| s.target_modules.clear()),
         ("c_attn", |s| s.target_modules = vec!["c_attn".to_string()]),
         ("learning_rate:", |s| s.learning_rate = -1.0),
         ("soft.num_virtual_tokens:", |s| s.soft.num_virtual_tokens = 0),

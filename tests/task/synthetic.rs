@@ -156,5 +156,5 @@ fn every_word_is_one_token_and_labels_are_where_they_are_said_to_be() {
 fn a_tokenizer_is_trained_the_same_every_time() {
     let texts = corpus(4, 2_000);
     assert_eq!(train(&texts, 2048).expect("a tokenizer"), train(&texts, 2048).expect("a tokenizer"));
-    assert!(train(&texts, 100).expect_err("no room for the bytes").to_string().contains("--vocab-size"));
+    assert!(train(&texts, 100).expect_err("no room for the bytes").to_string().contains("vocab_size:"));
 }

@@ -9,7 +9,7 @@
 
 mod config;
 mod directory;
-mod fields;
+pub mod fields;
 mod modules;
 mod prompt;
 mod selection;

@@ -6,7 +6,7 @@
 //! becomes of every key is in `config/keys.rs`.
 
 mod families;
-mod keys;
+pub mod keys;
 mod rope;
 
 use std::path::{Component, Path, PathBuf};

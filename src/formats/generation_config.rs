@@ -130,7 +130,7 @@ const HARMLESS: &[Harmless] = &[
 ];
 
 /// The keys of the file.
-const KEYS: Keys = Keys {
+pub const KEYS: Keys = Keys {
     used: &["bos_token_id", "eos_token_id", "repetition_penalty", "min_new_tokens", "min_length"],
     harmless: HARMLESS,
     refused: &[
@@ -161,14 +161,14 @@ const KEYS: Keys = Keys {
 };
 
 /// Keys that matter to beam search.
-const OF_BEAMS: Keys = Keys {
+pub const OF_BEAMS: Keys = Keys {
     used: &[],
     harmless: &[],
     refused: &[("early_stopping", &["false"]), ("renormalize_logits", &["false"]), ("num_return_sequences", &["1"])],
 };
 
 /// Keys that matter to sampling.
-const OF_SAMPLING: Keys = Keys {
+pub const OF_SAMPLING: Keys = Keys {
     used: &[],
     harmless: &[],
     refused: &[

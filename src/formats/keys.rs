@@ -11,7 +11,7 @@ use crate::Result;
 /// The keys of a kind of file.
 #[derive(Clone, Copy, Debug)]
 pub struct Keys {
-    /// Those that are read.
+    /// Those that are read. One that begins with `*` stands for all that end like it.
     pub used: &'static [&'static str],
     /// Those that change nothing here, by reason.
     pub harmless: &'static [Harmless],
@@ -23,6 +23,9 @@ pub struct Keys {
 /// Keys that change nothing, and why.
 pub type Harmless = (&'static str, &'static [&'static str]);
 
+/// What Python takes for false.
+pub const FALSE: &[&str] = &["false", "0", "\"\"", "[]", "{}"];
+
 impl Keys {
     /// Refuses keys that are not neutral, and warns of those that nobody knows.
     ///
@@ -30,10 +33,7 @@ impl Keys {
     /// The first refused key that has another value than its neutral ones.
     pub fn check(&self, f: &Fields) -> Result<()> {
         self.refuse(f)?;
-        let harmless = |key: &str| self.harmless.iter().any(|(_, keys)| keys.contains(&key));
-        let refused = |key: &str| self.refused.iter().any(|(name, _)| *name == key);
-        let known = |key: &&str| self.used.contains(key) || harmless(key) || refused(key);
-        let unknown: Vec<&str> = f.keys().filter(|key| !known(key)).collect();
+        let unknown: Vec<&str> = f.keys().filter(|key| !self.knows(key)).collect();
         if !unknown.is_empty() {
             log::warn!("{}: keys that nothing is known to read: {}", f.path().display(), unknown.join(", "));
         }
@@ -48,11 +48,18 @@ impl Keys {
         for (key, neutral) in self.refused {
             let Some(value) = f.get(key) else { continue };
             if !neutral.iter().any(|neutral| is(value, neutral)) {
-                let neutral = if neutral.is_empty() { "no such key".to_owned() } else { neutral.join(" or ") };
+                let neutral = if neutral.is_empty() { "null or no such key".to_owned() } else { neutral.join(" or ") };
                 return Err(f.error(key, format!("{neutral} (nothing else is computed here)")));
             }
         }
         Ok(())
+    }
+
+    /// Whether a key is in one of the lists.
+    pub fn knows(&self, key: &str) -> bool {
+        let used = |name: &&str| *name == key || name.strip_prefix('*').is_some_and(|end| key.ends_with(end));
+        let harmless = || self.harmless.iter().any(|(_, keys)| keys.contains(&key));
+        self.used.iter().any(used) || harmless() || self.refused.iter().any(|(name, _)| *name == key)
     }
 }
 

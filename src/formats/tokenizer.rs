@@ -12,7 +12,7 @@ mod added;
 mod class;
 mod cleaned;
 mod infill;
-mod keys;
+pub mod keys;
 mod load;
 mod settings;
 mod train;

@@ -12,6 +12,7 @@ mod added_tokens;
 mod chat;
 mod config;
 mod hub;
+mod keys;
 mod lines;
 mod rows;
 mod safetensors;

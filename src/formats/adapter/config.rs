@@ -25,7 +25,7 @@ impl LoraConfig {
         if peft_type != "LORA" {
             return Err(f.error("peft_type", "\"LORA\""));
         }
-        fields::check(&f, fields::LORA, "a plain LoRA adapter")?;
+        fields::LORA.check(&f)?;
         check_values(&f, family)?;
         Self::of_fields(&f)
     }

@@ -82,7 +82,9 @@ impl Adapter {
     /// The fields of a configuration that PEFT 0.21 does not know.
     pub fn unknown_fields(config: &Value) -> Vec<&str> {
         let soft = config.get("peft_type").and_then(Value::as_str).and_then(PromptKind::parse).is_some();
-        fields::unknown(config, if soft { fields::PROMPT } else { fields::LORA })
+        let table = if soft { fields::PROMPT } else { fields::LORA };
+        let keys = config.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
+        keys.filter(|key| !table.knows(key)).collect()
     }
 
     /// Reads a directory of any kind, for a base model.

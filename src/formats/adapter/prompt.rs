@@ -121,7 +121,7 @@ impl PromptConfig {
             None => return Err(f.error("task_type", "\"CAUSAL_LM\" (without one PEFT does not apply the prompt)")),
             Some(_) => return Err(f.error("task_type", "CAUSAL_LM or FEATURE_EXTRACTION")),
         }
-        fields::check(&f, fields::PROMPT, "a plain soft prompt")?;
+        fields::PROMPT.check(&f)?;
         if f.usize("num_transformer_submodules")?.is_some_and(|n| n != 1) {
             return Err(f.error("num_transformer_submodules", "1, as every decoder has"));
         }

@@ -62,7 +62,7 @@ impl Conversation {
     /// Of each turn, whether it is learnt: those of the assistant behind the given ones, unless a mark says 0.
     ///
     /// # Errors
-    /// See [`marks::of_turn`]; `location` names the row.
+    /// A mark that is neither 0 nor 1, or that contradicts another; `location` names the row.
     pub fn learnt(&self, location: &Path) -> Result<Vec<bool>> {
         let turn = |i: usize| {
             let (message, name) = (&self.messages[i], &self.names[i]);

@@ -5,108 +5,110 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::added::Written;
-use super::settings::is_token_key;
 use crate::formats::json::Fields;
+use crate::formats::keys::Keys;
 use crate::{Error, Result};
 
-/// Keys of `tokenizer_config.json` and `special_tokens_map.json` that are used, beside those that end in `_token`.
-const USED: [&str; 17] = [
-    "add_bos_token",
-    "add_eos_token",
-    "add_prefix_space",
-    "added_tokens_decoder",
-    "additional_special_tokens",
-    "auto_map",
-    "chat_template",
-    "clean_up_tokenization_spaces",
-    "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
-    "extra_special_tokens",
-    "fast_tokenizer_files",
-    "fix_mistral_regex",
-    "init_inputs",
-    "legacy",
-    "model_specific_special_tokens",
-    "split_special_tokens",
-    "tokenizer_class",
-];
-
-/// Keys that change no ids and no text here, each list with the reason.
-const HARMLESS: [(&[&str], &str); 7] = [
-    (
-        &[
-            "max_len",
-            "max_length",
-            "model_max_length",
-            "pad_to_multiple_of",
-            "pad_token_type_id",
-            "padding",
-            "padding_side",
-            "stride",
-            "truncation",
-            "truncation_side",
-            "truncation_strategy",
-        ],
-        "nothing is cut off or padded unless a call asks for it, and none does",
-    ),
-    (
-        &["model_input_names", "return_attention_mask", "return_token_type_ids", "verbose"],
-        "what a call returns beside ids, or says",
-    ),
-    (
-        &[
-            "added_tokens_file",
-            "files_loaded",
-            "gguf_file",
-            "merges",
-            "merges_file",
-            "special_tokens_map_file",
-            "tokenizer_file",
-            "vocab",
-            "vocab_file",
-        ],
-        "files are those of the directory, whatever paths they were saved with",
-    ),
-    (
-        &[
-            "_commit_hash",
-            "_from_auto",
-            "backend",
-            "is_local",
-            "local_files_only",
-            "name_or_path",
-            "processor_class",
-            "slow_tokenizer_class",
-            "tokenizer_type",
-            "trust_remote_code",
-            "transformers_version",
-            "use_fast",
-            "vocab_size",
-        ],
-        "where the tokenizer came from, and what loaded it",
-    ),
-    (
-        &["chat_control_tokens", "response_schema", "response_template", "use_default_system_prompt"],
-        "beside the chat template, which is used; transformers reads them only when asked to",
-    ),
-    (
-        &["errors", "sp_model", "sp_model_kwargs", "spaces_between_special_tokens", "trim_offsets", "unk_id"],
-        "of tokenizers written in Python or of sentencepiece; the classes here keep or ignore them",
-    ),
-    (
-        &[
-            "do_basic_tokenize",
-            "do_lower_case",
-            "from_slow",
-            "keep_accents",
-            "never_split",
-            "remove_space",
-            "strip_accents",
-            "tokenize_chinese_chars",
-            "wordpieces_prefix",
-        ],
-        "arguments of classes that are refused; to the classes here, and to the generic one, they are nothing",
-    ),
-];
+/// Keys of `tokenizer_config.json` and `special_tokens_map.json`.
+pub const KEYS: Keys = Keys {
+    used: &[
+        "*_token",
+        "add_bos_token",
+        "add_eos_token",
+        "add_prefix_space",
+        "added_tokens_decoder",
+        "additional_special_tokens",
+        "auto_map",
+        "chat_template",
+        "clean_up_tokenization_spaces",
+        "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
+        "extra_special_tokens",
+        "fast_tokenizer_files",
+        "fix_mistral_regex",
+        "init_inputs",
+        "legacy",
+        "model_specific_special_tokens",
+        "split_special_tokens",
+        "tokenizer_class",
+    ],
+    harmless: &[
+        (
+            "nothing is cut off or padded unless a call asks for it, and none does",
+            &[
+                "max_len",
+                "max_length",
+                "model_max_length",
+                "pad_to_multiple_of",
+                "pad_token_type_id",
+                "padding",
+                "padding_side",
+                "stride",
+                "truncation",
+                "truncation_side",
+                "truncation_strategy",
+            ],
+        ),
+        (
+            "what a call returns beside ids, or says",
+            &["model_input_names", "return_attention_mask", "return_token_type_ids", "verbose"],
+        ),
+        (
+            "files are those of the directory, whatever paths they were saved with",
+            &[
+                "added_tokens_file",
+                "files_loaded",
+                "gguf_file",
+                "merges",
+                "merges_file",
+                "special_tokens_map_file",
+                "tokenizer_file",
+                "vocab",
+                "vocab_file",
+            ],
+        ),
+        (
+            "where the tokenizer came from, and what loaded it",
+            &[
+                "_commit_hash",
+                "_from_auto",
+                "backend",
+                "is_local",
+                "local_files_only",
+                "name_or_path",
+                "processor_class",
+                "slow_tokenizer_class",
+                "tokenizer_type",
+                "trust_remote_code",
+                "transformers_version",
+                "use_fast",
+                "vocab_size",
+            ],
+        ),
+        (
+            "beside the chat template, which is used; transformers reads them only when asked to",
+            &["chat_control_tokens", "response_schema", "response_template", "use_default_system_prompt"],
+        ),
+        (
+            "of tokenizers written in Python or of sentencepiece; the classes here keep or ignore them",
+            &["errors", "sp_model", "sp_model_kwargs", "spaces_between_special_tokens", "trim_offsets", "unk_id"],
+        ),
+        (
+            "arguments of classes that are refused; to the classes here, and to the generic one, they are nothing",
+            &[
+                "do_basic_tokenize",
+                "do_lower_case",
+                "from_slow",
+                "keep_accents",
+                "never_split",
+                "remove_space",
+                "strip_accents",
+                "tokenize_chinese_chars",
+                "wordpieces_prefix",
+            ],
+        ),
+    ],
+    refused: &[],
+};
 
 /// The keys among the used that are true or false.
 const FLAGS: [&str; 8] = [
@@ -121,17 +123,11 @@ const FLAGS: [&str; 8] = [
 ];
 
 /// Keys of `tokenizer.json`.
-const FILE: [&str; 9] = [
-    "version",
-    "truncation",
-    "padding",
-    "added_tokens",
-    "normalizer",
-    "pre_tokenizer",
-    "post_processor",
-    "decoder",
-    "model",
-];
+pub const FILE: Keys = Keys {
+    used: &["added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model", "padding"],
+    harmless: &[("nothing is cut off unless a call asks for it", &["truncation"]), ("of the format", &["version"])],
+    refused: &[],
+};
 
 /// Looks at every key of a configuration file: notes the unknown ones.
 ///
@@ -159,13 +155,7 @@ pub(super) fn check(fields: &Fields) -> Result<()> {
     if fields.list("fast_tokenizer_files")?.is_some_and(|files| files.iter().any(other)) {
         return Err(fields.error("fast_tokenizer_files", "tokenizer.json alone (no file for a version is chosen)"));
     }
-    let harmless = |key: &str| HARMLESS.iter().any(|(keys, _)| keys.contains(&key));
-    for key in fields.keys().filter(|key| fields.get(key).is_some()) {
-        if !is_token_key(key) && !USED.contains(&key) && !harmless(key) {
-            unknown(fields.path(), key);
-        }
-    }
-    Ok(())
+    KEYS.check(fields)
 }
 
 /// Looks at the keys of a `tokenizer.json`, and at its model.
@@ -173,17 +163,11 @@ pub(super) fn check(fields: &Fields) -> Result<()> {
 /// # Errors
 /// The model drops merges at random.
 pub(super) fn check_file(path: &Path, file: &Value) -> Result<()> {
-    for key in file.as_object().into_iter().flatten().map(|(key, _)| key).filter(|key| !FILE.contains(&key.as_str())) {
-        unknown(path, key);
-    }
+    FILE.check(&Fields::new(path, file)?)?;
     let dropout = &file["model"]["dropout"];
     if !dropout.is_null() && dropout.as_f64() != Some(0.0) {
         let expected = "null or 0 (merges that are left out at random give other ids at every call)";
         return Err(Error::field(path, "model.dropout", expected, dropout.to_string()));
     }
     Ok(())
-}
-
-fn unknown(path: &Path, key: &str) {
-    log::warn!("{}: {key}: no such key is known; it has no effect", path.display());
 }

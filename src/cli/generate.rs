@@ -10,7 +10,7 @@ use super::resolve::{self, ModelFiles};
 use super::{Failure, output, texts};
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
-use crate::formats::generation_config::{Decoding, GenerationDefaults};
+use crate::formats::generation_config::{self, Decoding, GenerationDefaults};
 use crate::formats::stops::Stops;
 use crate::formats::tokenizer::Tokenizer;
 use crate::model::{Adaptation, GenerationConfig, Model, Prompt, Sampling};
@@ -21,14 +21,20 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let adapter = resolve::adapter(args.model.adapter.as_deref(), &files)?;
     let sampling = sampling(args)?;
     let asked = asked(args, &files, sampling)?;
-    let tokenizer = files.tokenizer()?;
-    let prompts = match (&args.input, args.prompt.as_slice()) {
-        (Some(input), _) => texts::read(input, &files, args.add_generation_prompt)?,
+    let (tokenizer, prompts) = match (&args.input, args.prompt.as_slice()) {
+        (Some(input), _) => {
+            let prompts = texts::read(input, &files, args.add_generation_prompt)?;
+            // A model without a tokenizer goes on with ids.
+            let tokenizer = if args.stop.is_empty() { files.tokenizer_if_any()? } else { Some(files.tokenizer()?) };
+            (tokenizer, prompts)
+        }
         (None, []) => return Err(Error::argument("--prompt", "a prompt, or --input FILE", "neither").into()),
-        (None, prompts) => prompts
-            .iter()
-            .map(|text| texts::encode(&tokenizer, text, "--prompt", &files.config))
-            .collect::<Result<_>>()?,
+        (None, prompts) => {
+            let tokenizer = files.tokenizer()?;
+            let encode = |text: &String| texts::encode(&tokenizer, text, "--prompt", &files.config);
+            let prompts = prompts.iter().map(encode).collect::<Result<_>>()?;
+            (Some(tokenizer), prompts)
+        }
     };
     let dtype = files.dtype;
     dispatch(&args.common, dtype, Generate { args, files, adapter, tokenizer, prompts, sampling, asked })
@@ -81,7 +87,8 @@ struct Generate<'a> {
     args: &'a GenerateArgs,
     files: ModelFiles,
     adapter: Option<Adapter>,
-    tokenizer: Tokenizer,
+    /// None of a model that has none, whose prompts are token ids.
+    tokenizer: Option<Tokenizer>,
     prompts: Vec<Vec<u32>>,
     sampling: Sampling,
     asked: GenerationDefaults,
@@ -96,11 +103,15 @@ impl Job for Generate<'_> {
             None => None,
         };
         let run = adaptation.as_ref().map(|_| 0);
-        let stops = Stops::new(&tokenizer, args.stop.iter().map(|stop| stop.replace("\\n", "\n")));
-        let ends = |ids: &[u32]| stops.reached(ids);
+        let strings = || args.stop.iter().map(|stop| stop.replace("\\n", "\n"));
+        let stops = tokenizer.as_ref().map(|tokenizer| Stops::new(tokenizer, strings()));
+        let ends = |ids: &[u32]| stops.as_ref().is_some_and(|stops| stops.reached(ids));
         let generation = GenerationConfig {
             max_length: args.max_length,
-            stop: tokenizer.stops().to_vec(),
+            stop: match &tokenizer {
+                Some(tokenizer) => tokenizer.stops().to_vec(),
+                None => generation_config::ends(&files.path)?,
+            },
             ends: (!args.stop.is_empty()).then_some(&ends),
             sampling,
             repetition_penalty: asked.repetition_penalty,
@@ -111,41 +122,54 @@ impl Job for Generate<'_> {
         let inputs: Vec<Prompt> = prompts.iter().map(|ids| Prompt { ids: ids.clone(), run }).collect();
         // One text is shown as it grows; several would interleave, and a stop string must not be seen.
         let growing = inputs.len() == 1 && !args.common.json && args.stop.is_empty();
-        let mut stream = tokenizer.stream();
+        let mut stream = tokenizer.as_ref().filter(|_| growing).map(Tokenizer::stream);
         let mut shown: Result<(), Failure> = Ok(());
         let mut show = |ids: &[u32]| -> Result<(), Failure> {
+            let Some(stream) = &mut stream else { return Ok(()) };
             let mut out = std::io::stdout().lock();
             for &id in ids {
                 out.write_all(stream.push(id)?.as_bytes())?;
             }
             Ok(out.flush()?)
         };
-        if growing {
-            show(&inputs[0].ids)?;
-        }
+        show(&inputs[0].ids)?;
         let done = model.generate(&mut backend, &inputs, adaptation.as_ref(), &generation, &mut |_, id| {
-            if growing && shown.is_ok() {
+            if shown.is_ok() {
                 shown = show(&[id]);
             }
         })?;
         shown?;
-        if growing {
-            return output::line(stream.finish()?);
+        match stream {
+            Some(stream) => output::line(stream.finish()?),
+            None => print(args, tokenizer.as_ref().zip(stops.as_ref()), &prompts, &done),
         }
-        let mut results = Vec::new();
-        for (prompt, tokens) in prompts.iter().zip(&done) {
-            let text = stops.text(tokens)?;
-            if args.common.json {
+    }
+}
+
+/// Writes the continuations of all prompts: as text, or, of a model without a tokenizer, as token ids.
+fn print(
+    args: &GenerateArgs,
+    texts: Option<(&Tokenizer, &Stops)>,
+    prompts: &[Vec<u32>],
+    done: &[Vec<u32>],
+) -> Result<(), Failure> {
+    let mut results = Vec::new();
+    for (prompt, tokens) in prompts.iter().zip(done) {
+        let text = texts.map(|(_, stops)| stops.text(tokens)).transpose()?;
+        let whole = || [prompt.as_slice(), tokens].concat();
+        match (texts, text) {
+            (_, text) if args.common.json => {
                 results.push(json!({"prompt_ids": prompt, "ids": tokens, "text": text}));
-            } else if args.stop.is_empty() {
-                output::line(tokenizer.decode(&[prompt.as_slice(), tokens].concat(), true)?)?;
-            } else {
+            }
+            (Some((tokenizer, _)), Some(text)) if !args.stop.is_empty() => {
                 output::line(tokenizer.decode(prompt, true)? + &text)?;
             }
+            (Some((tokenizer, _)), _) => output::line(tokenizer.decode(&whole(), true)?)?,
+            (None, _) => output::line(json!(whole()))?,
         }
-        if args.common.json {
-            output::json(&json!({ "results": results }))?;
-        }
-        Ok(())
     }
+    if args.common.json {
+        output::json(&json!({ "results": results }))?;
+    }
+    Ok(())
 }

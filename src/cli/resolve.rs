@@ -53,12 +53,21 @@ impl ModelFiles {
     /// # Errors
     /// No `tokenizer.json` in its directory, or one that cannot be read.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        if self.is_embedded() {
-            return embedded::tokenizer();
-        }
-        // As AutoTokenizer does with the same name: an adapter may have added tokens.
-        let of_adapter = self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists());
-        Tokenizer::load(of_adapter.unwrap_or(&self.path))
+        if self.is_embedded() { embedded::tokenizer() } else { Tokenizer::load(self.tokenizer_dir()) }
+    }
+
+    /// The same for what is token ids already: none where the model has no tokenizer.
+    ///
+    /// # Errors
+    /// A tokenizer that cannot be read.
+    pub fn tokenizer_if_any(&self) -> Result<Option<Tokenizer>> {
+        let is_there = self.is_embedded() || Tokenizer::is_in(self.tokenizer_dir());
+        is_there.then(|| self.tokenizer()).transpose()
+    }
+
+    /// As AutoTokenizer does with the same name: an adapter may have added tokens.
+    fn tokenizer_dir(&self) -> &Path {
+        self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists()).unwrap_or(&self.path)
     }
 
     /// Whether this is the model that is part of the program.

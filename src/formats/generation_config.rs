@@ -5,6 +5,8 @@
 
 use std::path::Path;
 
+use serde_json::{Map, Value};
+
 use super::json::{self, Fields};
 use super::keys::{Harmless, Keys};
 use crate::Result;
@@ -69,6 +71,40 @@ impl GenerationDefaults {
             min_length: f.usize("min_length")?.unwrap_or(0),
         })
     }
+}
+
+/// The token that begins a text, of `config.json`; and those that end one, of `generation_config.json` or else of
+/// `config.json`. Negative ids, which some files have, are none.
+///
+/// # Errors
+/// Something that is no token id.
+pub fn special_ids(generation: &Fields, model: &Fields) -> Result<(Option<u32>, Vec<u32>)> {
+    let id = |f: &Fields, key: &str, value: &Value| {
+        let id = value.as_i64().ok_or_else(|| f.error(key, "a token id"))?;
+        Ok(u32::try_from(id).ok())
+    };
+    let bos = match model.get("bos_token_id") {
+        Some(value) => id(model, "bos_token_id", value)?,
+        None => None,
+    };
+    let key = "eos_token_id";
+    let Some((f, value)) = [generation, model].into_iter().find_map(|f| Some((f, f.get(key)?))) else {
+        return Ok((bos, Vec::new()));
+    };
+    let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+    let ends: Vec<Option<u32>> = list.iter().map(|value| id(f, key, value)).collect::<Result<_>>()?;
+    Ok((bos, ends.into_iter().flatten().collect()))
+}
+
+/// The tokens that end a text, of a model directory ([`special_ids`]).
+///
+/// # Errors
+/// A file that cannot be read; something that is no token id.
+pub fn ends(directory: &Path) -> Result<Vec<u32>> {
+    let [generation, model] = ["generation_config.json", "config.json"].map(|name| directory.join(name));
+    let read = |path: &Path| if path.exists() { json::read(path) } else { Ok(Value::Object(Map::new())) };
+    let (of_generation, of_model) = (read(&generation)?, read(&model)?);
+    Ok(special_ids(&Fields::new(&generation, &of_generation)?, &Fields::new(&model, &of_model)?)?.1)
 }
 
 const HARMLESS: &[Harmless] = &[

@@ -102,3 +102,25 @@ fn stdout_full_is_an_error_and_closed_is_none() {
     let out = child.wait_with_output().expect("run");
     assert_eq!((out.status.code(), out.stderr.len()), (Some(0), 0), "a reader that has enough");
 }
+
+/// What a command does not use is not demanded.
+#[test]
+fn generate_continues_ids_of_a_model_without_a_tokenizer() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "ids.jsonl", "{\"input_ids\": [1, 9, 10]}\n{\"input_ids\": [7]}\n");
+    let command = "generate --model {}/model --input {}/ids.jsonl --max-new-tokens 4";
+    let with = line(d, &format!("{command} --json")).json();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::remove_file(d.join("model").join(file)).expect("removes");
+    }
+    let without = line(d, &format!("{command} --json")).json();
+    for i in 0..2 {
+        assert_eq!(with["results"][i]["ids"], without["results"][i]["ids"]);
+        assert!(without["results"][i]["text"].is_null() && with["results"][i]["text"].is_string());
+    }
+    let shown = line(d, command).ok().out;
+    assert!(shown.starts_with("[1,9,10,") && shown.lines().count() == 2, "{shown}");
+    let error = line(d, &format!("{command} --stop x")).refused();
+    assert!(error.contains("tokenizer.json"), "{error}");
+}

@@ -19,6 +19,7 @@ use super::keys;
 use super::settings::{Settings, Source, Tokens, source};
 use crate::formats::atomic::read_to_string;
 use crate::formats::chat::ChatTemplate;
+use crate::formats::generation_config::special_ids;
 use crate::formats::json::{self, Fields};
 use crate::{Error, Result};
 
@@ -52,6 +53,11 @@ impl Tokenizer {
         } else {
             Err(Error::field(dir, "tokenizer", "tokenizer.json, or vocab.json and merges.txt", "neither"))
         }
+    }
+
+    /// Whether a model directory has a tokenizer at all.
+    pub fn is_in(directory: &Path) -> bool {
+        ["tokenizer.json", "vocab.json", "tokenizer_config.json"].iter().any(|name| directory.join(name).exists())
     }
 
     /// A tokenizer of the texts of its `tokenizer.json` and `tokenizer_config.json`; `dir` names them in errors.
@@ -169,7 +175,9 @@ fn assemble(dir: &Path, path: &Path, vocabulary: Vocabulary, sources: &Sources) 
     correct_words(&mut inner, &fields, &model)?;
     let ends = around(&mut inner, class, &fields, &tokens)?;
     let id = |key: &str| inner.token_to_id(tokens.text(key)?);
-    let (model_bos, mut stops) = sources.model_tokens()?;
+    let [generation, model] =
+        [&sources.generation_config, &sources.model_config].map(|(path, value)| Fields::new(path, value));
+    let (model_bos, mut stops) = special_ids(&generation?, &model?)?;
     stops.extend(id("eos_token").filter(|eos| !stops.contains(eos)));
     Ok(Tokenizer {
         bos: id("bos_token").or(model_bos),
@@ -277,24 +285,6 @@ impl Sources {
 
     fn config(&self) -> Result<Fields<'_>> {
         Fields::new(&self.tokenizer_config.0, &self.tokenizer_config.1)
-    }
-
-    /// BOS of `config.json`; ends of `generation_config.json`, else of `config.json`.
-    fn model_tokens(&self) -> Result<(Option<u32>, Vec<u32>)> {
-        let mut stops = Vec::new();
-        let mut bos = None;
-        for (path, value) in [&self.generation_config, &self.model_config] {
-            let f = Fields::new(path, value)?;
-            let id = |key: &str, v: &Value| {
-                v.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| f.error(key, "a token id"))
-            };
-            if let (true, Some(value)) = (stops.is_empty(), f.get("eos_token_id")) {
-                let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-                stops = list.iter().map(|v| id("eos_token_id", v)).collect::<Result<_>>()?;
-            }
-            bos = f.get("bos_token_id").map(|v| id("bos_token_id", v)).transpose()?.or(bos);
-        }
-        Ok((bos, stops))
     }
 
     /// The template of a name, of which only the default one must be there. `chat_template.jinja` goes before the key

@@ -20,13 +20,21 @@ pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
     let training = &args.training;
     let files = resolve::base_model(&training.base.model, &training.common)?;
     let settings = training::settings(training, training.seed)?;
+    let family = files.config.family;
+    let asked = LoraConfig { use_rslora: args.use_rslora, ..resolve::lora(&args.lora, &training.base.model, family) };
     let init = match &training.init_adapter {
-        Some(path) => LoraAdapter::read(resolve::trained_adapter("init_adapter", path)?, &files.config)?,
-        None => {
-            let family = files.config.family;
-            let config =
-                LoraConfig { use_rslora: args.use_rslora, ..resolve::lora(&args.lora, &training.base.model, family) };
-            resolve::zero_adapter(config, &files.config)?
+        None => resolve::zero_adapter(asked, &files.config)?,
+        Some(path) => {
+            let init = LoraAdapter::read(resolve::trained_adapter("init_adapter", path)?, &files.config)?;
+            let slots = |config: &LoraConfig| config.slots(family, files.config.num_hidden_layers).ok();
+            if slots(&asked) != slots(&init.config) {
+                let LoraConfig { r, lora_alpha, .. } = init.config;
+                log::warn!(
+                    "--init-adapter: goes on as it is (r {r}, lora_alpha {lora_alpha}), whatever --r, --lora-alpha, \
+                     --target-modules and --use-rslora say"
+                );
+            }
+            init
         }
     };
     let data = training::data(training, &files, |_| Ok(()))?;

@@ -195,7 +195,7 @@ fn prompt_adapter_errors_name_the_file() {
         ("\"PROMPT_TUNING\"", "\"MULTITASK_PROMPT_TUNING\"", "peft_type"),
         ("\"PROMPT_TUNING\"", "7", "peft_type"),
         ("\"task_type\": \"CAUSAL_LM\"", "\"task_type\": null", "task_type"),
-        ("\"task_type\": \"CAUSAL_LM\"", "\"task_type\": \"SEQ_CLS\"", "task_type"),
+        ("\"task_type\": \"CAUSAL_LM\"", "\"task_type\": \"TOKEN_CLS\"", "task_type"),
         ("\"num_virtual_tokens\": 3", "\"num_virtual_tokens\": 4", "adapter_model.safetensors"),
         ("\"num_virtual_tokens\": 3", "\"num_virtual_tokens\": 0", "num_virtual_tokens"),
         ("\"num_virtual_tokens\": 3", "\"num_virtual_tokens\": null", "num_virtual_tokens"),

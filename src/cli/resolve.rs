@@ -102,7 +102,9 @@ pub fn model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
     let adapter = adapter::is_adapter(&found).then_some(found);
     let config = ModelConfig::load(&path)?;
     let checkpoint = Checkpoint::open(ModelConfig::weights_file(&path)?.as_ref().unwrap_or(&path))?;
-    let config = Source::new(&config, &checkpoint)?.config;
+    let source = Source::new(&config, &checkpoint)?;
+    source.check()?;
+    let config = source.config;
     // This is the rule of transformers.
     let first = || checkpoint.iter().find_map(|t| t.float());
     let dtype = config.dtype.or_else(first).unwrap_or(Dtype::F32);

@@ -295,8 +295,8 @@ fn token_id(f: &Fields, key: &str, value: &Value) -> Result<Option<u32>> {
 /// `dtype` (new dialect) goes before `torch_dtype` (old one).
 fn dtype(f: &Fields) -> Result<Option<Dtype>> {
     let key = if f.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
-    match f.str(key)? {
-        None => Ok(None),
+    match f.str(key)?.map(|name| name.strip_prefix("torch.").unwrap_or(name)) {
+        None | Some("auto") => Ok(None),
         Some("float32") => Ok(Some(Dtype::F32)),
         Some("float16") => Ok(Some(Dtype::F16)),
         Some("bfloat16") => Ok(Some(Dtype::BF16)),

@@ -40,19 +40,24 @@ pub enum Decoding {
 }
 
 impl GenerationDefaults {
-    /// Reads the file of a model directory; where there is none, nothing is asked. With `decoding`, keys that transformers
-    /// would act upon then and nothing here does must be neutral.
+    /// Reads the file of a model directory, or where there is none the same keys of its `config.json`. Keys that
+    /// transformers would act upon with this `decoding` and nothing here does must be neutral.
     ///
     /// # Errors
     /// The file cannot be read; a value that is out of its domain, or that of a key that is refused.
     pub fn load(directory: &Path, decoding: Decoding) -> Result<Self> {
-        let path = directory.join("generation_config.json");
+        let [own, model] = ["generation_config.json", "config.json"].map(|name| directory.join(name));
+        let path = if own.exists() { &own } else { &model };
         if !path.exists() {
             return Ok(Self::default());
         }
-        let value = json::read(&path)?;
-        let f = Fields::new(&path, &value)?;
-        KEYS.check(&f)?;
+        let value = json::read(path)?;
+        let f = Fields::new(path, &value)?;
+        if *path == own {
+            KEYS.check(&f)?
+        } else {
+            KEYS.refuse(&f)?
+        }
         match decoding {
             Decoding::Greedy => {}
             Decoding::Beams => OF_BEAMS.refuse(&f)?,
@@ -61,6 +66,9 @@ impl GenerationDefaults {
         if f.bool("do_sample")?.unwrap_or(false) && decoding != Decoding::Sampling {
             log::warn!("{}: do_sample is true; tokens are chosen as asked here, not drawn", path.display());
         }
+        if f.usize("num_beams")?.is_some_and(|beams| beams > 1) && decoding != Decoding::Beams {
+            log::warn!("{}: num_beams is not 1; tokens are chosen as asked here, without beams", path.display());
+        }
         let repetition_penalty = f.f64("repetition_penalty")?.unwrap_or(1.0);
         if repetition_penalty <= 0.0 {
             return Err(f.error("repetition_penalty", "a number above 0"));
@@ -68,17 +76,18 @@ impl GenerationDefaults {
         Ok(Self {
             repetition_penalty,
             min_new_tokens: f.usize("min_new_tokens")?.unwrap_or(0),
-            min_length: f.usize("min_length")?.unwrap_or(0),
+            // The one replaces the other.
+            min_length: f.usize("min_length")?.filter(|_| f.get("min_new_tokens").is_none()).unwrap_or(0),
         })
     }
 }
 
-/// The token that begins a text, of `config.json`; and those that end one, of `generation_config.json` or else of
-/// `config.json`. Negative ids, which some files have, are none.
+/// The token that begins a text, of `config.json`; and those that end one, of `generation_config.json` where there is
+/// one, or else of `config.json`. Negative ids, which some files have, are none.
 ///
 /// # Errors
 /// Something that is no token id.
-pub fn special_ids(generation: &Fields, model: &Fields) -> Result<(Option<u32>, Vec<u32>)> {
+pub fn special_ids(generation: Option<&Fields>, model: &Fields) -> Result<(Option<u32>, Vec<u32>)> {
     let id = |f: &Fields, key: &str, value: &Value| {
         let id = value.as_i64().ok_or_else(|| f.error(key, "a token id"))?;
         Ok(u32::try_from(id).ok())
@@ -88,9 +97,8 @@ pub fn special_ids(generation: &Fields, model: &Fields) -> Result<(Option<u32>, 
         None => None,
     };
     let key = "eos_token_id";
-    let Some((f, value)) = [generation, model].into_iter().find_map(|f| Some((f, f.get(key)?))) else {
-        return Ok((bos, Vec::new()));
-    };
+    let f = generation.unwrap_or(model);
+    let Some(value) = f.get(key) else { return Ok((bos, Vec::new())) };
     let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
     let ends: Vec<Option<u32>> = list.iter().map(|value| id(f, key, value)).collect::<Result<_>>()?;
     Ok((bos, ends.into_iter().flatten().collect()))
@@ -102,9 +110,10 @@ pub fn special_ids(generation: &Fields, model: &Fields) -> Result<(Option<u32>, 
 /// A file that cannot be read; something that is no token id.
 pub fn ends(directory: &Path) -> Result<Vec<u32>> {
     let [generation, model] = ["generation_config.json", "config.json"].map(|name| directory.join(name));
-    let read = |path: &Path| if path.exists() { json::read(path) } else { Ok(Value::Object(Map::new())) };
-    let (of_generation, of_model) = (read(&generation)?, read(&model)?);
-    Ok(special_ids(&Fields::new(&generation, &of_generation)?, &Fields::new(&model, &of_model)?)?.1)
+    let of_generation = generation.exists().then(|| json::read(&generation)).transpose()?;
+    let of_generation = of_generation.as_ref().map(|value| Fields::new(&generation, value)).transpose()?;
+    let of_model = if model.exists() { json::read(&model)? } else { Value::Object(Map::new()) };
+    Ok(special_ids(of_generation.as_ref(), &Fields::new(&model, &of_model)?)?.1)
 }
 
 const HARMLESS: &[Harmless] = &[

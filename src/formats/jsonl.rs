@@ -178,9 +178,30 @@ pub fn rows(path: &Path) -> Result<Rows<'_>> {
     let parse = |line: Result<(usize, String)>| {
         let (number, text) = line?;
         let location = at(path, number);
-        json::parse(&location, &text).map(|value| (location, value))
+        let value = json::parse(&location, &text).map_err(|error| no_row(path, &location, &text, error))?;
+        Ok((location, value))
     };
     Ok(Box::new(full(path)?.map(parse)))
+}
+
+/// The error of a line that is no JSON, in other words where the file is of another known kind.
+fn no_row(path: &Path, location: &Path, line: &str, error: Error) -> Error {
+    let expected = "a JSON object a line, or one list of objects";
+    if !line.trim_start().starts_with(['{', '[']) {
+        let kind = if line.contains([',', '\t', ';']) { "another text, such as CSV" } else { "another text" };
+        return Error::field(location, "line", expected, format!("{kind}: {}", json::show(&line.into())));
+    }
+    if line.trim_end().ends_with("},") {
+        return Error::field(location, "line", expected, "an object with a comma behind it");
+    }
+    match json::read(path) {
+        Ok(Value::Object(map)) => {
+            let list = map.iter().find(|(_, value)| value.is_array()).map(|(key, _)| format!("; its {key} is a list"));
+            let found = format!("one object over many lines{}", list.unwrap_or_default());
+            Error::field(path, "rows", expected, found)
+        }
+        _ => error,
+    }
 }
 
 /// Reads every line as a JSON value, for logs and reports.

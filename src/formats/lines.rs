@@ -10,6 +10,17 @@ use crate::{Error, Result};
 /// What some editors put before a file's text; it is passed over.
 const BYTE_ORDER_MARK: &[u8] = "\u{FEFF}".as_bytes();
 
+/// How files begin that are no text in UTF-8, and what they are.
+const OTHERS: [(&[u8], &str); 7] = [
+    (b"PAR1", "Parquet (datasets.Dataset.from_parquet(FILE).to_json(OUT) makes rows of it)"),
+    (b"ARROW1", "Arrow (datasets.Dataset.from_file(FILE).to_json(OUT) makes rows of it)"),
+    (b"\x1f\x8b", "gzip (unpack it)"),
+    (b"\x28\xb5\x2f\xfd", "zstd (unpack it)"),
+    (b"PK\x03\x04", "a ZIP archive (unpack it)"),
+    (b"\xff\xfe", "UTF-16 (save it as UTF-8)"),
+    (b"\xfe\xff", "UTF-16 (save it as UTF-8)"),
+];
+
 /// The lines of a UTF-8 file without their ends (`\n` or `\r\n`), read one at a time.
 pub struct Lines {
     path: PathBuf,
@@ -28,7 +39,12 @@ impl Lines {
             return Err(Error::field(&path, "type", "a text file", "a directory"));
         }
         let file = File::open(&path).map_err(Error::io("open", &path))?;
-        Ok(Self { path, reader: BufReader::with_capacity(1 << 16, file), number: 0 })
+        let mut reader = BufReader::with_capacity(1 << 16, file);
+        let first = reader.fill_buf().map_err(Error::io("read", &path))?;
+        if let Some((_, found)) = OTHERS.iter().find(|(magic, _)| first.starts_with(magic)) {
+            return Err(Error::field(&path, "type", "a text file in UTF-8", *found));
+        }
+        Ok(Self { path, reader, number: 0 })
     }
 
     fn read(&mut self) -> Result<Option<String>> {

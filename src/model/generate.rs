@@ -50,6 +50,9 @@ impl<B: Backend> Model<B> {
         let generation = &GenerationConfig { max_length, ..generation.clone() };
         let soft = |run: Option<usize>| adaptation.zip(run).map_or(0, |(adaptation, run)| adaptation.prompts[run]);
         let sequences: Vec<Sequence> = prompts.iter().map(|p| Sequence::prompted(soft(p.run), &p.ids, p.run)).collect();
+        self.check_window(
+            sequences.iter().map(|s| s.tokens.len() + generation.limit(s.tokens.len())).max().unwrap_or(0),
+        )?;
         let mut done = Vec::with_capacity(prompts.len());
         while done.len() < prompts.len() {
             let first = done.len();
@@ -65,6 +68,21 @@ impl<B: Backend> Model<B> {
             done.extend(batch.run(backend, &sequences[first..last], on_token)?);
         }
         Ok(done)
+    }
+}
+
+impl<B: Backend> Model<B> {
+    /// Refuses sequences of so many positions that leave a two-sided window: what is cached has another edge in
+    /// transformers than what is computed whole.
+    fn check_window(&self, positions: usize) -> Result<()> {
+        let window = self.config.windows.iter().flatten().min().filter(|window| **window < positions);
+        match window {
+            Some(window) if !self.config.is_causal => {
+                let expected = format!("at most {window} tokens, the window of a model that is not causal");
+                Err(Error::argument("a sequence", expected, positions))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

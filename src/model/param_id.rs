@@ -225,6 +225,15 @@ impl<'a> Source<'a> {
         Ok(source)
     }
 
+    /// Checks that every weight is there in its shape, without reading any.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape.
+    pub fn check(&self) -> Result<()> {
+        let there = |id: ParamId| self.checkpoint.expect(&self.name(id), &id.layout(&self.config).0).map(drop);
+        ParamId::all(&self.config).into_iter().try_for_each(there)
+    }
+
     /// Whether the head that is stored beside the table has its values.
     fn equal_head(&self) -> Result<bool> {
         let (table, head) = (self.view(ParamId::Embed)?, self.view(ParamId::Head)?);

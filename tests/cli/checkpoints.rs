@@ -156,3 +156,20 @@ fn texts_beyond_the_positions_of_a_rotary_model_go_on_with_a_note() {
     let (_, said) = states(d, "long");
     assert_eq!(said.matches("max_position_embeddings, 3 tokens").count(), 1, "{said}");
 }
+
+/// In transformers 5.24 the cached keys of a two-sided window have another edge than those of a whole text.
+#[test]
+fn bidirectional_windows_are_continued_within_the_window_only() {
+    let dir = workplace();
+    let d = dir.path();
+    edit_config(d, "\"llama\"", "\"mistral\"");
+    edit_config(d, "\"model_type\"", "\"is_causal\": false, \"sliding_window\": 6, \"model_type\"");
+    put(d, "ids.jsonl", "{\"input_ids\": [5, 6, 7, 8]}\n");
+    let generate = |tokens: usize| {
+        line(d, &format!("generate --model {{}}/model --input {{}}/ids.jsonl --json --max-new-tokens {tokens}"))
+    };
+    generate(2).json();
+    let error = generate(3).refused();
+    assert!(error.contains("at most 6 tokens"), "{error}");
+    states(d, "states");
+}

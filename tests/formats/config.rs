@@ -1,6 +1,6 @@
 use llamaprobe::arch::Dtype;
 use llamaprobe::arch::{Activation, Mlp, ModelConfig, Norm, Positions, RopeKind};
-use llamaprobe::formats::generation_config::{Decoding, GenerationDefaults};
+use llamaprobe::formats::generation_config::{self, Decoding, GenerationDefaults};
 use serde_json::{Value, json};
 
 use crate::support::{shared, temp};
@@ -145,6 +145,15 @@ fn keys_that_would_change_the_result_must_be_neutral() {
         read(key, value).expect(key);
     }
     assert!(!read("is_causal", json!(false)).expect("bidirectional").is_causal);
+    for (name, dtype) in [("torch.bfloat16", Some(Dtype::BF16)), ("auto", None), ("float16", Some(Dtype::F16))] {
+        assert_eq!(read("torch_dtype", json!(name)).expect(name).dtype, dtype);
+    }
+    // With more than one part, transformers' exact sums leave out the biases of two projections.
+    let bloom = r#"{"model_type": "bloom", "hidden_size": 4, "n_head": 1, "n_layer": 1, "vocab_size": 5,
+        "slow_but_exact": true, "pretraining_tp": 1}"#;
+    ModelConfig::parse("config.json", bloom).expect("one part");
+    let error = ModelConfig::parse("config.json", &bloom.replace("_tp\": 1", "_tp\": 2")).expect_err("two").to_string();
+    assert!(error.contains("slow_but_exact"), "{error}");
 }
 
 /// What transformers 5.24 computes with these keys is what it computes without them.
@@ -208,8 +217,11 @@ fn generation_config_is_used_or_refused_by_name() {
     use Decoding::{Beams, Greedy, Sampling};
     assert_eq!(GenerationDefaults::load(dir.path(), Greedy).expect("no file"), GenerationDefaults::default());
     let asked = json!({"repetition_penalty": 1.1, "min_new_tokens": 3, "min_length": 9, "do_sample": true, "top_k": 5});
-    let expected = GenerationDefaults { repetition_penalty: 1.1, min_new_tokens: 3, min_length: 9 };
+    // The number of new tokens replaces that of all, as in transformers 5.24.
+    let expected = GenerationDefaults { repetition_penalty: 1.1, min_new_tokens: 3, min_length: 0 };
     assert_eq!(load(asked, Greedy), Ok(expected));
+    let expected = GenerationDefaults { min_length: 9, ..GenerationDefaults::default() };
+    assert_eq!(load(json!({"min_length": 9, "min_new_tokens": null}), Greedy), Ok(expected));
     for (key, neutral, other) in [
         ("suppress_tokens", json!([]), json!([5])),
         ("forced_eos_token_id", Value::Null, json!(2)),
@@ -223,6 +235,18 @@ fn generation_config_is_used_or_refused_by_name() {
         let error = load(json!({ key: other }), Greedy).expect_err(key);
         assert!(error.contains(&format!("generation_config.json: {key}: expected")), "{error}");
     }
+    // Where there is no such file, transformers takes the keys and the ends of `config.json`; where there is one, not even
+    // the ends that it does not have.
+    let put = |name: &str, value: Value| std::fs::write(dir.path().join(name), value.to_string()).expect("writes");
+    put("config.json", json!({"model_type": "x", "eos_token_id": [5, -1], "repetition_penalty": 1.5, "foo": 1}));
+    assert_eq!(load(json!({}), Greedy), Ok(GenerationDefaults::default()));
+    assert!(generation_config::ends(dir.path()).expect("ends").is_empty());
+    std::fs::remove_file(dir.path().join("generation_config.json")).expect("removes");
+    assert_eq!(GenerationDefaults::load(dir.path(), Greedy).expect("config.json").repetition_penalty, 1.5);
+    assert_eq!(generation_config::ends(dir.path()).expect("ends"), [5]);
+    put("config.json", json!({"suppress_tokens": [1]}));
+    let error = GenerationDefaults::load(dir.path(), Greedy).expect_err("not done").to_string();
+    assert!(error.contains("config.json: suppress_tokens: expected"), "{error}");
     for (key, value, of) in [("min_p", json!(0.1), Sampling), ("early_stopping", json!(true), Beams)] {
         load(json!({ key: value }), Greedy).expect(key);
         let error = load(json!({ key: value }), of).expect_err(key);

@@ -158,6 +158,10 @@ pub(super) fn bloom(f: &Fields) -> Result<ModelConfig> {
     let heads = width(f, &["n_head", "num_attention_heads"])?;
     let depth = layers(f, &["n_layer", "num_hidden_layers"])?;
     fixed(f, "apply_residual_connection_post_layernorm", false)?;
+    if f.usize("pretraining_tp")?.unwrap_or(1) > 1 {
+        // Then two projections of transformers lose their biases.
+        fixed(f, "slow_but_exact", false)?;
+    }
     Ok(ModelConfig {
         // ALiBi has no last position; this is the length of the training, where the file says it.
         max_position_embeddings: f.usize_in("seq_length", 1..=usize::MAX)?.unwrap_or(2048),

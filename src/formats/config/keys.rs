@@ -43,7 +43,7 @@ used! { OPT:
 }
 used! { BLOOM:
     "hidden_size" "n_embed" "n_embd" "n_head" "num_attention_heads" "n_layer" "num_hidden_layers" "layer_norm_epsilon"
-    "apply_residual_connection_post_layernorm" "seq_length" "position_embedding_type"
+    "apply_residual_connection_post_layernorm" "seq_length" "position_embedding_type" "slow_but_exact"
 }
 
 /// The dropouts of a model: transformers applies them in training, this library trains the model as it is evaluated.
@@ -93,7 +93,6 @@ const HARMLESS: &[Harmless] = &[
             "_attn_implementation_autoset",
             "_experts_implementation_internal",
             "pretraining_tp",
-            "slow_but_exact",
             "reorder_and_upcast_attn",
             "attention_softmax_in_fp32",
             "masked_softmax_fusion",
@@ -166,7 +165,7 @@ const HARMLESS: &[Harmless] = &[
         ],
     ),
     (
-        "of generation, which transformers reads from generation_config.json alone",
+        "of generation, which are those of generation_config.json where there is none",
         &[
             "max_length",
             "max_new_tokens",

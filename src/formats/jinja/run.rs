@@ -253,18 +253,22 @@ impl Render<'_> {
         }
         let state =
             Rc::new(Loop { recursive, items: kept, index: Cell::new(0), depth0: level, changed: RefCell::default() });
+        let mut ended = false;
         for i in 0..state.items.len() {
             self.cx.step()?;
             state.index.set(i);
             let inner = Scope::within(scope);
             inner.set(&"loop".into(), Value::Loop(state.clone()));
             self.assign(&parsed.target, state.items[i].clone(), &inner)?;
-            if self.block(&parsed.body, &inner, out)? == Flow::Break {
-                break;
+            match self.block(&parsed.body, &inner, out)? {
+                Flow::Break => break,
+                Flow::Next => ended = true,
+                Flow::Continue => {}
             }
         }
         // It may hold the loop itself.
         state.changed.take();
-        Ok(Flow::Next)
+        // As Jinja2 compiles it, `else` follows unless some pass reached its end.
+        if ended { Ok(Flow::Next) } else { self.block(&parsed.otherwise, &Scope::within(scope), out) }
     }
 }

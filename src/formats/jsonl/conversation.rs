@@ -106,8 +106,15 @@ impl Conversation {
                 return Err(f.error(key, "text alone"));
             }
         }
-        if f.get("functions").is_some() {
-            return Err(f.error("functions", "tools, as chat templates take them"));
+        for (key, expected) in [
+            ("functions", "tools, as chat templates take them"),
+            ("system_message", "system, or a turn of the system's"),
+            ("mask", "loss_mask, if what is learnt is meant"),
+            ("loss_weight", "weight, 0 or 1, if what is learnt is meant"),
+        ] {
+            if f.get(key).is_some() {
+                return Err(f.error(key, expected));
+            }
         }
         let n = conversation.messages.len();
         conversation.loss_mask = match f.list("loss_mask")? {
@@ -277,6 +284,8 @@ impl Turn<'_> {
         }
         let fields = self.map.cloned().unwrap_or_default();
         near::check(self.location, &fields, &FIELDS, |key| format!("{}.{key}", self.name))?;
+        let marks: Vec<(&str, Kind)> = marks::names().map(|name| (name, Kind::Mark)).collect();
+        near::check(self.location, &fields, &marks, |key| format!("{}.{key}", self.name))?;
         self.check_content("content")?;
         let is = |key: &&str| fields.get(*key).is_some_and(|value| !value.is_null());
         if !fields.contains_key("content") && !SUBSTANCE.iter().any(is) {

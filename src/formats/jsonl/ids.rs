@@ -114,5 +114,29 @@ fn plain(f: &Fields, n: usize, tokens: &std::ops::Range<usize>) -> Result<()> {
             return Err(f.error(key, "nothing beside input_ids; labels are labels"));
         }
     }
+    for key in ["loss_weights", "weights", "prompt_mask"] {
+        if f.get(key).is_some() {
+            return Err(f.error(key, "labels, completion_mask or loss_mask, which say what is learnt"));
+        }
+    }
+    for key in PACKED {
+        if f.get(key).is_some() {
+            return Err(f.error(key, "one sequence; packed ones are rows of their own"));
+        }
+    }
     Ok(())
 }
+
+/// Columns in which trainers keep where packed sequences begin.
+const PACKED: [&str; 10] = [
+    "seq_lens",
+    "cu_seqlens",
+    "cu_seq_lens",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "seq_idx",
+    "doc_ids",
+    "document_ids",
+    "sequence_ids",
+    "segment_ids",
+];

@@ -15,6 +15,8 @@ pub enum Kind {
     List,
     /// An object.
     Object,
+    /// A boolean, or 0 or 1.
+    Mark,
 }
 
 impl Kind {
@@ -22,6 +24,7 @@ impl Kind {
         match (self, value) {
             (Self::Text, Value::String(_)) | (Self::List, Value::Array(_)) | (Self::Object, Value::Object(_)) => true,
             (Self::List, Value::String(text)) => text.trim_start().starts_with('['),
+            (Self::Mark, value) => value.is_boolean() || value.is_number(),
             _ => false,
         }
     }

@@ -1,7 +1,7 @@
 //! The tensors of a model: one file, or shards with an index.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rayon::prelude::*;
 
@@ -102,9 +102,10 @@ impl Checkpoint {
         let mut shards: Vec<&str> = Vec::new();
         for name in map.keys() {
             let shard = map.require(name, map.str(name)?, "a file name")?;
-            // A plain name only: an index must not reach outside its own directory.
-            if shard.is_empty() || shard.contains(['/', '\\', '\0']) || shard == ".." || shard == "." {
-                return Err(map.error(name, "the name of a file beside the index"));
+            // An index must not reach outside its own directory.
+            let inside = Path::new(shard).components().all(|part| matches!(part, Component::Normal(_)));
+            if shard.is_empty() || shard.contains(['\\', '\0']) || !inside {
+                return Err(map.error(name, "the name of a file in the directory of the index"));
             }
             if !shards.contains(&shard) {
                 shards.push(shard);

@@ -175,9 +175,8 @@ fn assemble(dir: &Path, path: &Path, vocabulary: Vocabulary, sources: &Sources) 
     correct_words(&mut inner, &fields, &model)?;
     let ends = around(&mut inner, class, &fields, &tokens)?;
     let id = |key: &str| inner.token_to_id(tokens.text(key)?);
-    let [generation, model] =
-        [&sources.generation_config, &sources.model_config].map(|(path, value)| Fields::new(path, value));
-    let (model_bos, mut stops) = special_ids(&generation?, &model?)?;
+    let generation = Some(&sources.generation_config).filter(|_| sources.has_generation_config).map(of_file);
+    let (model_bos, mut stops) = special_ids(generation.transpose()?.as_ref(), &of_file(&sources.model_config)?)?;
     stops.extend(id("eos_token").filter(|eos| !stops.contains(eos)));
     Ok(Tokenizer {
         bos: id("bos_token").or(model_bos),
@@ -263,12 +262,18 @@ fn infill(inner: &Inner, tokens: &Tokens, ends: [Option<u32>; 2]) -> Option<Infi
     Some(Infill { mark: mark.filter(|text| !text.is_empty())?.clone(), around, ends })
 }
 
+/// The object of a file.
+fn of_file((path, value): &Source) -> Result<Fields<'_>> {
+    Fields::new(path, value)
+}
+
 /// The configuration files beside a vocabulary; an absent one is an empty object.
 struct Sources {
     tokenizer_config: Source,
     special_tokens_map: Source,
     added_tokens: Source,
     generation_config: Source,
+    has_generation_config: bool,
     model_config: Source,
 }
 
@@ -279,6 +284,7 @@ impl Sources {
             special_tokens_map: source(dir, "special_tokens_map.json", &read)?,
             added_tokens: source(dir, "added_tokens.json", &read)?,
             generation_config: source(dir, "generation_config.json", &read)?,
+            has_generation_config: read(&dir.join("generation_config.json"))?.is_some(),
             model_config: source(dir, "config.json", &read)?,
         })
     }

@@ -50,8 +50,19 @@ impl PeftReport {
         let [config_path, weights] = adapter::files(path)?;
         let config = json_file::read(&config_path)?;
         let file = Checkpoint::open(weights)?;
-        let shapes: BTreeMap<String, Vec<usize>> = file.iter().map(|t| (t.name.to_owned(), t.shape.to_vec())).collect();
-        let (peft, loaded) = of_peft(&config_path, &config, &shapes, &files.config);
+        let level = adapter::missing_level(file.names(), files.config.family);
+        let whole = |name: &str| match level.zip(name.strip_prefix(PREFIX)) {
+            Some((level, rest)) => format!("{PREFIX}{level}{rest}"),
+            None => name.to_owned(),
+        };
+        let shapes: BTreeMap<String, Vec<usize>> = file.iter().map(|t| (whole(&t.name), t.shape.to_vec())).collect();
+        let (mut peft, loaded) = of_peft(&config_path, &config, &shapes, &files.config);
+        if let Some(level) = level {
+            peft.insert(
+                0,
+                format!("applies it to the body (AutoModel), not with a head around that, where names have {level}"),
+            );
+        }
         let modules = file.iter().filter_map(|t| {
             let module = t.name.strip_prefix(PREFIX).unwrap_or(&t.name).split(".lora_A").next()?.to_owned();
             t.name.contains(".lora_A").then(|| (module, t.shape.first().copied().unwrap_or(0)))

@@ -14,7 +14,7 @@ mod modules;
 mod prompt;
 mod selection;
 
-pub use directory::{FILES, base_model, files, is_adapter};
+pub use directory::{FILES, base_model, files, is_adapter, missing_level};
 pub use modules::{Module, ModuleKind};
 pub use prompt::{EncoderShape, EncoderState, PromptAdapter, PromptConfig, PromptKind, Reparameterization};
 pub use selection::{LoraConfig, Modules, Slot};

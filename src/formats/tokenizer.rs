@@ -136,6 +136,7 @@ impl Tokenizer {
             && out.ids.starts_with(&[bos, bos])
             && out.offsets[0] == (0, 0)
         {
+            log::warn!("a text that begins with the BOS token itself has one, where transformers gives it two");
             out.ids.remove(0);
             out.offsets.remove(0);
         }

@@ -5,6 +5,7 @@ use llamaprobe::arch::{Family, ModelConfig};
 use llamaprobe::formats::adapter::{
     Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, PromptAdapter, PromptConfig, PromptKind,
 };
+use llamaprobe::formats::safetensors::{Checkpoint, Dtype, Tensor, write};
 use serde_json::{Value, json};
 
 use crate::support::temp;
@@ -72,6 +73,37 @@ fn a_peft_directory_survives_reading_and_writing() {
         }
     }
     assert_eq!(config["target_modules"], serde_json::json!(["down_proj", "q_proj", "v_proj"]));
+}
+
+/// PEFT 0.21 writes the adapter of an `AutoModel` without the first level of names, and with a classifier its head.
+#[test]
+fn names_of_the_body_alone_and_heads_beside_it_are_read() {
+    let whole = LoraAdapter::read(fixture(), &model()).expect("reads");
+    let dir = temp();
+    let copy = |rename: &dyn Fn(&str) -> String, more: Option<&str>| {
+        std::fs::copy(fixture().join("adapter_config.json"), dir.path().join("adapter_config.json")).expect("copies");
+        let file = Checkpoint::open(fixture().join("adapter_model.safetensors")).expect("opens");
+        let views: Vec<_> = file.iter().map(|view| (rename(&view.name), view)).collect();
+        let mut tensors: Vec<Tensor> = views
+            .iter()
+            .map(|(name, view)| Tensor { name, dtype: view.dtype, shape: &view.shape, data: &view.data })
+            .collect();
+        if let Some(name) = more {
+            tensors.push(Tensor { name, dtype: Dtype::F32, shape: &[1], data: &[0; 4] });
+        }
+        write(dir.path().join("adapter_model.safetensors"), &tensors, &[]).expect("writes");
+        LoraAdapter::read(dir.path(), &model())
+    };
+    let bare = |name: &str| name.replacen("base_model.model.model.", "base_model.model.", 1);
+    assert_eq!(copy(&bare, None).expect("the body alone").modules, whole.modules);
+    let same = |name: &str| name.to_owned();
+    for head in ["base_model.model.score.weight", "v_head.summary.weight"] {
+        assert_eq!(copy(&same, Some(head)).expect(head).modules, whole.modules);
+    }
+    for other in ["base_model.model.lm_head.weight", "base_model.model.model.norm.weight"] {
+        let error = copy(&same, Some(other)).expect_err(other).to_string();
+        assert!(error.contains(other), "{error}");
+    }
 }
 
 #[test]

@@ -148,12 +148,21 @@ impl LoraAdapter {
         let config = LoraConfig::read(&path, family)?;
         let slots = config.slots_of(&path, family, model.num_hidden_layers)?;
         let tensors = Checkpoint::open(&file)?;
+        let level = missing_level(tensors.names(), family);
+        if let Some(level) = level {
+            let path = file.display();
+            log::warn!(
+                "{path}: names are without {level}, as PEFT writes them for the body alone; it is applied to that"
+            );
+        }
         let mut known = HashSet::new();
         let mut modules = Vec::with_capacity(slots.len());
         for Slot { layer, target, r, scale } in slots {
             let (input, output) = target.widths(model.block_widths());
             let mut load = |part: char, shape: [usize; 2]| {
-                let name = spelling(&tensors, &family.path(layer, target), part);
+                let path = family.path(layer, target);
+                let path = level.and_then(|level| path.strip_prefix(level)).unwrap_or(&path);
+                let name = spelling(&tensors, path, part);
                 let view = tensors.expect(&name, &shape)?;
                 known.insert(name);
                 view.check_finite().and_then(|()| view.to_f32()).map_err(Error::file(&file))
@@ -165,7 +174,12 @@ impl LoraAdapter {
             }
             modules.push(LoraModule { layer, target, r, scale, a, b });
         }
-        tensors.deny_unexpected(|name| known.contains(name))?;
+        let beside: Vec<&str> = tensors.names().filter(|name| is_beside(name)).collect();
+        if let Some(first) = beside.first() {
+            let (path, n) = (file.display(), beside.len());
+            log::warn!("{path}: {n} tensors of heads beside the model are not used, such as {first}");
+        }
+        tensors.deny_unexpected(|name| known.contains(name) || beside.contains(&name))?;
         Ok(Self { config, family, head_dim, modules })
     }
 
@@ -227,6 +241,22 @@ fn fused(values: &[f32], block: usize) -> Vec<f32> {
     let parts: Vec<&[f32]> = values.chunks_exact(values.len() / 3).collect();
     let heads = (0..values.len() / 3).step_by(block);
     heads.flat_map(|at| parts.iter().flat_map(move |part| &part[at..at + block])).copied().collect()
+}
+
+/// The first level of the model's names that those of an adapter's file are without: PEFT writes them so for the body
+/// alone, as `AutoModel` loads it.
+pub fn missing_level<'a>(names: impl Iterator<Item = &'a str>, family: Family) -> Option<&'static str> {
+    let level = if family.fuses_qkv() { "transformer." } else { "model." };
+    let names: Vec<&str> = names.filter_map(|name| name.strip_prefix("base_model.model.")).collect();
+    let of_lora = |name: &str| name.contains(".lora_A.") || name.contains(".lora_B.");
+    let whole = names.iter().any(|name| name.starts_with(level));
+    (!whole && names.iter().any(|name| of_lora(name))).then_some(level)
+}
+
+/// Heads that trainers put beside a causal model, and PEFT's classifiers: nothing here computes them.
+fn is_beside(name: &str) -> bool {
+    let name = name.strip_prefix("base_model.model.").unwrap_or(name);
+    ["score.", "classifier.", "v_head.", "value_head.", "reward_head."].iter().any(|head| name.starts_with(head))
 }
 
 fn tensor_name(path: &str, part: char, adapter: &str) -> String {

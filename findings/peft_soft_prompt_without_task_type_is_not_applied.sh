@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # peft 0.21.2: a soft prompt is put in front of the text by the class that `task_type` of adapter_config.json names. Where it is null
 # or not there, which a configuration made without it is saved with, the plain class loads the trained tensors and
-# never uses them: the logits are the base's to the last bit, with no warning. (A LoRA adapter is the same with and without.)
+# never uses them: the logits are the base's to the last bit, with no warning.
 #
 # The input is a prompt, a prefix and a P-tuning adapter as peft saves them, but for that key.
 # Expected: the prompt is applied, or an error.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# peft 0.21.2: of the entries of `alpha_pattern` (and `rank_pattern`) that fit a module the first counts, and adapter_config.json is
+# peft 0.21.2: of the entries of `alpha_pattern` that fit a module the first counts, and adapter_config.json is
 # written with its keys sorted. A general entry before a special one wins in training, and after saving and loading
 # the special one may: the same tensors are scaled by another number, with no warning.
 #

@@ -3,6 +3,15 @@
 //! Operations of small models take some ten microseconds, less than it takes to wake a thread. So a worker that has
 //! nothing to do first spins for a while, watching its slot, and only then sleeps. The caller takes part in the work,
 //! and takes jobs back that no worker has taken up when all is done: it never waits for a thread to wake.
+//!
+//! `cargo bench --bench pool`, two threads of an AMD EPYC, 2026-11-28; work of 6.4 us on one thread takes, after the host's own
+//! work of
+//!
+//! | | none | 20 us | 2 ms |
+//! |---|---|---|---|
+//! | here | 3.1 us | 3.1 us | 15 us |
+//! | `rayon::scope` | 3.8 us | 7.4 us | 19 us |
+//! | `rayon::broadcast` | 3.9 us | 13.6 us | 60 us |
 
 mod hand_off;
 

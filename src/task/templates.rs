@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Serialize};
 
 use super::example::Example;
-use crate::formats::jinja;
+use crate::formats::{jinja, yaml};
 use crate::{Error, Result};
 
 /// Query and answer of binary sentiment.
@@ -135,7 +135,7 @@ impl Template {
     /// # Errors
     /// The value is no such mapping, or the template is not valid (see [`Template::new`]).
     pub fn parse(value: &str, default: &Template) -> Result<Self> {
-        let strings: Strings = serde_norway::from_str(value).map_err(|e| {
+        let strings: Strings = yaml::parse(value).map_err(|e| {
             Error::argument("template", "a mapping with the keys query and answer", format!("{value:?} ({e})"))
         })?;
         Self::new(

@@ -161,13 +161,30 @@ pub(super) fn check(fields: &Fields) -> Result<()> {
 /// Looks at the keys of a `tokenizer.json`, and at its model.
 ///
 /// # Errors
-/// The model drops merges at random.
+/// The model drops merges at random; a template of the post-processor has a token that it does not define, of which the
+/// tokenizers crate would make a panic.
 pub(super) fn check_file(path: &Path, file: &Value) -> Result<()> {
     FILE.check(&Fields::new(path, file)?)?;
+    check_templates(path, &file["post_processor"])?;
     let dropout = &file["model"]["dropout"];
     if !dropout.is_null() && dropout.as_f64() != Some(0.0) {
         let expected = "null or 0 (merges that are left out at random give other ids at every call)";
         return Err(Error::field(path, "model.dropout", expected, dropout.to_string()));
     }
     Ok(())
+}
+
+/// Checks that every template of a post-processor defines its special tokens.
+fn check_templates(path: &Path, processor: &Value) -> Result<()> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    list(&processor["processors"]).iter().try_for_each(|part| check_templates(path, part))?;
+    let pieces = [list(&processor["single"]), list(&processor["pair"])].concat();
+    let tokens = pieces.iter().filter_map(|piece| piece["SpecialToken"]["id"].as_str());
+    match tokens.into_iter().find(|token| processor["special_tokens"].get(token).is_none()) {
+        Some(token) => {
+            let field = "post_processor.special_tokens";
+            Err(Error::field(path, field, format!("{token:?}, which the template has"), "no such token"))
+        }
+        None => Ok(()),
+    }
 }

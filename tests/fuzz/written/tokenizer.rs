@@ -35,6 +35,18 @@ pub fn cases() -> Vec<Case> {
             &["tokenizer.json", "model.dropout", "0.1"],
         ),
         with(
+            "template of a token that it does not define",
+            &[(
+                "tokenizer.json",
+                &TINY.replace(
+                    "\"post_processor\": null",
+                    r#""post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<x>", "type_id": 0}}],
+                        "pair": [], "special_tokens": {}}"#,
+                ),
+            )],
+            &["tokenizer.json", "post_processor.special_tokens", "<x>"],
+        ),
+        with(
             "ids that are none",
             &[("tokenizer.json", TINY), ("added_tokens.json", r#"{"<x>": "3"}"#)],
             &["added_tokens.json", "<x>"],

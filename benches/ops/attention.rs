@@ -3,6 +3,7 @@
 use criterion::{Criterion, Throughput};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::ops::{AttentionBwd, AttentionDims, AttentionFwd};
+use llamaprobe::pack::{Label, Sequence, bidirectional};
 
 use crate::common::{self, acc, compute, flat, shapes, shared_prefix, time};
 
@@ -14,11 +15,12 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
         ("8x64", flat(&[64; 8], None)),
         ("512+16x32", shared_prefix(512, 16, 32)),
         ("512 alibi", flat(&[512], None)),
+        ("512 bidirectional", bidirectional(&[Sequence::ids(&[0; 512], None, Label::Text)]).pack),
     ];
     for shape in shapes() {
         for (name, pack) in &packs {
             let dims = AttentionDims { alibi: name.ends_with("alibi"), ..shape.attention() };
-            let (n, pairs) = (pack.len(), pack.positions().iter().map(|&p| p as usize + 1).sum::<usize>());
+            let (n, pairs) = (pack.len(), (0..pack.len()).map(|row| pack.visible(row, None).len()).sum::<usize>());
             let (queries, keys) = (n * dims.q_width(), n * dims.kv_width());
             let [q, mut z, mut d_q] = [(); 3].map(|()| compute(b, queries));
             let [k, v, mut d_k, mut d_v] = [(); 4].map(|()| compute(b, keys));

@@ -2,8 +2,8 @@
 //!
 //! An assistant's turn is found by characters: it begins where the whole text leaves the text that ends where the
 //! assistant begins to speak (the generation prompt), and ends with what the template closes it with. The text of a
-//! conversation's beginning need not be the beginning of its whole text: a generation prompt may open thoughts that
-//! a finished turn does not have, and later turns may take the thoughts from earlier ones, or the system's text.
+//! conversation's beginning need not be the beginning of its whole text: a generation prompt may open a reasoning that
+//! a finished turn does not have, and later turns may take it from earlier ones, or the system's text.
 
 use std::ops::Range;
 use std::path::Path;
@@ -14,6 +14,9 @@ use crate::formats::jsonl::Conversation;
 use crate::formats::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
+/// Other names of the assistant, under which nothing would be learnt.
+const ASSISTANTS: [&str; 7] = ["gpt", "chatgpt", "bot", "model", "ai", "Assistant", "ASSISTANT"];
+
 /// The tokens of a conversation; its learnt turns have labels. `location` names the row in errors.
 ///
 /// Where the template marks itself what the assistant says, that is learnt, without the turns that are not.
@@ -22,6 +25,14 @@ use crate::{Error, Result};
 /// The template refuses the conversation, a turn is not found in its text, or its marks are bad.
 pub fn sequence(location: &Path, tokenizer: &Tokenizer, conversation: &Conversation) -> Result<TrainSequence> {
     let learnt = conversation.learnt(location)?;
+    let roles = || conversation.messages.iter().map(Message::role);
+    if let Some(turn) =
+        roles().position(|role| ASSISTANTS.contains(&role)).filter(|_| !roles().any(|r| r == "assistant"))
+    {
+        let (field, found) =
+            (format!("{}.role", conversation.name(turn)), conversation.messages[turn].role().to_owned());
+        return Err(Error::field(location, field, "assistant, whose turns are learnt", found));
+    }
     let turns = Turns { location, tokenizer, conversation };
     let whole = conversation.render(location, tokenizer, conversation.messages.len(), false)?;
     match whole.generated {
@@ -167,7 +178,7 @@ fn end(whole: &str, start: usize, answer: &str, finished: &str) -> usize {
     if whole.starts_with(finished) {
         return finished.len().max(start);
     }
-    // Of the answer something may be gone (thoughts, before it) or be the last turn's alone (a sign behind it).
+    // Of the answer something may be gone (reasoning, before it) or be the last turn's alone (a sign behind it).
     let rest = &whole[start..];
     let ends: Vec<usize> = rest.char_indices().map(|(at, c)| at + c.len_utf8()).collect();
     // A part of the answer is there if all longer beginnings of it are not.

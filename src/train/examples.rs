@@ -99,9 +99,12 @@ pub fn prepare(
 }
 
 fn check(location: &Path, form: &str, sequence: &TrainSequence, vocab: usize) -> Result<()> {
-    let labels = sequence.labels.iter().filter(|&&label| label != IGNORE_INDEX).map(|&label| label as u32);
-    match sequence.ids.iter().copied().chain(labels).find(|&id| id as usize >= vocab) {
-        Some(id) => Err(Error::field(location, form, format!("token ids below the model's {vocab}"), id.to_string())),
+    let expected = || format!("token ids below the model's {vocab}");
+    if let Some(id) = sequence.ids.iter().find(|&&id| id as usize >= vocab) {
+        return Err(Error::field(location, form, expected(), id.to_string()));
+    }
+    match sequence.labels.iter().find(|&&label| label != IGNORE_INDEX && label as usize >= vocab) {
+        Some(label) => Err(Error::field(location, "labels", expected(), label.to_string())),
         None => Ok(()),
     }
 }

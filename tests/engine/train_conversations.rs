@@ -118,6 +118,19 @@ fn templates_see_what_rows_have_beside_messages() {
 }
 
 #[test]
+fn assistants_of_another_name_are_refused() {
+    let plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+    for role in ["gpt", "model", "Assistant"] {
+        let row = json!({"messages": turns(&[("user", "u"), (role, "yes")])});
+        let error = read(&tokenizer(Some(plain)), &[row], PLAIN).expect_err(role).to_string();
+        assert!(
+            error.contains(&format!("messages[1].role: expected assistant, whose turns are learnt, found {role}")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn conversations_that_a_template_refuses_are_named_by_row() {
     let t = tokenizer(Some("{{ raise_exception('roles must alternate') }}"));
     let good = json!({"text": "a text"});

@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// The names under which a message may have its thoughts; templates read the first, those of gpt-oss the second.
+/// The names under which a message may have its reasoning; templates read the first, those of gpt-oss the second.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// One turn of a conversation: an object of any fields with a role. The template decides which of them it reads.
@@ -21,16 +21,16 @@ impl Message {
     }
 
     /// A turn of these fields as `apply_chat_template` of transformers 5.24 hands it on: a field that is null is as
-    /// one that is absent, and thoughts of any name are `reasoning_content` and `thinking`. None without a role.
+    /// one that is absent, and reasoning of any name is `reasoning_content` and `thinking`. None without a role.
     pub fn of(fields: Map<String, Value>) -> Option<Self> {
         fields.get("role")?.as_str().filter(|role| !role.is_empty())?;
         let fields: Map<_, _> = fields.into_iter().filter(|(_, value)| !value.is_null()).collect();
-        let Some(thoughts) = REASONING.iter().find_map(|key| fields.get(*key)).cloned() else {
+        let Some(reasoning) = REASONING.iter().find_map(|key| fields.get(*key)).cloned() else {
             return Some(Self(fields));
         };
-        let mut all = Map::from_iter([("thinking".to_owned(), thoughts.clone())]);
+        let mut all = Map::from_iter([("thinking".to_owned(), reasoning.clone())]);
         all.extend(fields);
-        all.insert("reasoning_content".to_owned(), thoughts);
+        all.insert("reasoning_content".to_owned(), reasoning);
         Some(Self(all))
     }
 

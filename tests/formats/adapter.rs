@@ -219,6 +219,16 @@ fn fields_without_effect_in_peft_have_none() {
 }
 
 /// With each of these fields PEFT 0.21.2 computes something else, or stops.
+/// The defaults of `LoraConfig` in PEFT 0.21.2.
+#[test]
+fn absent_rank_and_alpha_are_those_of_peft() {
+    let dir = temp();
+    let path = dir.path().join("adapter_config.json");
+    std::fs::write(&path, r#"{"peft_type": "LORA", "target_modules": ["q_proj"]}"#).expect("writes");
+    let config = LoraConfig::read(&path, Family::Llama).expect("defaults");
+    assert_eq!((config.r, config.lora_alpha), (8, 8.0));
+}
+
 #[test]
 fn fields_that_peft_acts_on_are_refused_by_name() {
     for (patch, field) in [

@@ -10,6 +10,9 @@ use crate::Result;
 use crate::arch::Family;
 use crate::formats::json::{self, Fields, show};
 
+/// PEFT's rank and alpha where a file has none.
+const DEFAULT: u32 = 8;
+
 impl LoraConfig {
     /// Reads `adapter_config.json`.
     ///
@@ -51,7 +54,7 @@ impl LoraConfig {
         let mut map = Map::new();
         for key in CHOICES {
             let default = match key {
-                "r" | "lora_alpha" => json!(8),
+                "r" | "lora_alpha" => json!(DEFAULT),
                 "target_modules" => module_json(family, &defaults),
                 _ => Value::Null,
             };
@@ -69,8 +72,14 @@ impl LoraConfig {
         }
         let targets = modules(f, "target_modules")?;
         Ok(Self {
-            r: f.require("r", f.usize_in("r", 1..=MAX_RANK)?, "a positive integer")?,
-            lora_alpha: f.require("lora_alpha", f.f64("lora_alpha")?, "a number")?,
+            r: match f.has("r") {
+                true => f.require("r", f.usize_in("r", 1..=MAX_RANK)?, "a positive integer")?,
+                false => DEFAULT as usize,
+            },
+            lora_alpha: match f.has("lora_alpha") {
+                true => f.require("lora_alpha", f.f64("lora_alpha")?, "a number")?,
+                false => f64::from(DEFAULT),
+            },
             lora_dropout: dropout,
             target_modules: f.require("target_modules", targets, "a list of modules or an expression")?,
             exclude_modules: modules(f, "exclude_modules")?

@@ -54,7 +54,10 @@ fn inspect_says_what_peft_does_silently() {
     fs::write(&config, value.to_string()).expect("write");
     let report = inspect();
     assert!(found(&report, "silently takes 8 for lora_alpha"), "{report}");
-    assert!(report["refusal"].as_str().is_some_and(|r| r.contains("lora_alpha")), "{report}");
+    assert_eq!(report["readable"], true, "{report}");
+    put(d, "ids.jsonl", "{\"input_ids\": [5, 6]}\n");
+    let said = line(d, "capture --model {}/model --adapter {}/adapter --input {}/ids.jsonl --out {}/states").ok().err;
+    assert_eq!(said.matches("lora_alpha: absent, and 8 as in PEFT").count(), 1, "{said}");
 }
 
 /// Adds zeros of some names and shapes to an adapter's tensors.

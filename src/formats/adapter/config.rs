@@ -71,6 +71,9 @@ impl LoraConfig {
             return Err(f.error("lora_dropout", "a number from 0 to 1"));
         }
         let targets = modules(f, "target_modules")?;
+        for key in ["r", "lora_alpha"].iter().filter(|key| !f.has(key)) {
+            log::warn!("{}: {key}: absent, and {DEFAULT} as in PEFT", f.path().display());
+        }
         Ok(Self {
             r: match f.has("r") {
                 true => f.require("r", f.usize_in("r", 1..=MAX_RANK)?, "a positive integer")?,

@@ -11,7 +11,7 @@ use crate::backend::Backend;
 use crate::formats::adapter::{Adapter, PromptKind};
 use crate::model::{Adaptation, Model};
 use crate::probe::tuning::{AdapterRun, AdapterSettings};
-use crate::train::fit::{self, Tuning};
+use crate::train::fit::{self, Tuning, Watch};
 use crate::train::settings::RunSettings;
 use crate::train::trainer::{Run, TrainerOptions};
 
@@ -45,7 +45,8 @@ pub fn train<B: Backend>(
     };
     let options = TrainerOptions { row_budget: settings.rows, ..TrainerOptions::default() };
     let runs = starts.iter().map(run).collect();
-    let Tuning { adaptation, losses, .. } = fit::tune(backend, model, adaptation, runs, options, &mut |_, _| ())?;
+    let watch = Watch { pauses: &|_| false, on_step: &mut |_, _, _, _| Ok(()) };
+    let Tuning { adaptation, losses, .. } = fit::tune(backend, model, adaptation, runs, options, watch)?;
     for (run, ((key, start), losses)) in missing.iter().zip(starts).zip(&losses).enumerate() {
         let config = adapters.config(start, base.config);
         adaptation.read_out(backend, run, &config)?.write(store.adapter(key))?;

@@ -17,18 +17,25 @@
 //! are their readings.
 
 pub mod arm;
+pub mod factors;
 pub mod plan;
 pub mod report;
 pub mod similarity;
 pub mod statistics;
 pub mod tuning;
 
+mod compared;
+mod draw;
 mod packing;
+mod position;
 mod progress;
 mod run;
 mod settings;
 mod states;
+mod work;
 
+pub use draw::similarity_to_queries;
+pub use position::Position;
 pub use progress::{Phase, Progress};
-pub use run::{Outcome, run};
-pub use settings::{ProbeSettings, SOFT_ARMS, SoftSettings};
+pub use run::{Base, Condition, Outcome, run, run_conditions};
+pub use settings::{ProbeSettings, SOFT_ARMS, SimilarityBy, SoftSettings, TuningKind};

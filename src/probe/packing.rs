@@ -1,18 +1,45 @@
 //! Prompts and their answers as packs: what is shared is in a pack once, and goes from pack to pack in a cache.
 
+use super::position::Points;
 use crate::pack::{CachedSegment, Forest, Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
 use crate::task::prompts::{Prompt, common_prefix};
 
 /// Prompts that are read through the same weights and that begin alike.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Group {
     /// The adapter; none is the base model.
     pub run: Option<usize>,
     /// Rows of the run's soft prompt before everything.
     pub soft: usize,
-    /// What the shared beginning is.
-    pub label: Label,
+    /// Whether the shared beginning is of demonstrations.
+    pub demonstrations: bool,
     /// At least one.
     pub prompts: Vec<Prompt>,
+    /// The states that are read, of each prompt.
+    pub points: Vec<Points>,
+}
+
+impl Group {
+    /// What the shared beginning is.
+    fn label(&self) -> Label {
+        if self.demonstrations { Label::Demonstration } else { Label::Query }
+    }
+
+    /// Rows of states of all prompts.
+    pub fn state_rows(&self) -> usize {
+        self.points.iter().map(Points::rows).sum()
+    }
+}
+
+/// The pack rows whose states are read of one prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct StateRows {
+    pub group: usize,
+    /// The first of its rows in the group's states.
+    pub first: usize,
+    pub rows: Vec<usize>,
+    /// Whether their mean is one state.
+    pub mean: bool,
 }
 
 /// One answer's token in a pack, and the row that predicts it.
@@ -30,8 +57,8 @@ pub(super) struct Batch {
     pub pack: Pack,
     /// The segments that are cached, since later packs continue them.
     pub cached: Vec<usize>,
-    /// Group, prompt and last row of every prompt in it.
-    pub last: Vec<(usize, usize, usize)>,
+    /// The states that are read, of every prompt in it.
+    pub states: Vec<StateRows>,
     /// The tokens that are scored, of every answer in it.
     pub targets: Vec<ScoredToken>,
 }
@@ -75,7 +102,7 @@ impl<'a> Packer<'a> {
 
     /// The next pack, given what the cache holds; none at the end.
     pub fn next(&mut self, cached: &[CachedSegment]) -> Option<Batch> {
-        let mut fill = PackFill { builder: PackBuilder::new(cached), rows: 0, last: Vec::new(), targets: Vec::new() };
+        let mut fill = PackFill { builder: PackBuilder::new(cached), rows: 0, states: Vec::new(), targets: Vec::new() };
         let mut to_cache = Vec::new();
         let mut prefix = self.cached_prefix.map_or(Parent::None, Parent::Cached);
         while let Some(layout) = self.groups.get(self.next.0) {
@@ -98,8 +125,8 @@ impl<'a> Packer<'a> {
             to_cache.extend(segment - usize::from(both)..=segment);
             self.cached_prefix = Some(cached.len() + to_cache.len() - 1);
         }
-        let PackFill { builder, last, targets, .. } = fill;
-        (!last.is_empty()).then(|| Batch { pack: builder.build(), cached: to_cache, last, targets })
+        let PackFill { builder, states, targets, .. } = fill;
+        (!states.is_empty()).then(|| Batch { pack: builder.build(), cached: to_cache, states, targets })
     }
 }
 
@@ -110,24 +137,26 @@ impl<'a> GroupLayout<'a> {
         // The shared prefix ends before any row that is read: a cached row's results are gone.
         let mut shared = usize::MAX;
         let first = &group.prompts[0].token_ids;
-        for (prompt, wholes) in group.prompts.iter().zip(&wholes) {
-            let read = prompt.token_ids.len() - 1;
+        for ((prompt, wholes), points) in group.prompts.iter().zip(&wholes).zip(&group.points) {
+            let first_state = if points.rows() == 0 { usize::MAX } else { points.tokens.start };
+            let read = first_state.min(prompt.token_ids.len() - 1);
             shared = shared.min(common_prefix(first, &prompt.token_ids)).min(read);
             for (whole, answer) in wholes.iter().zip(&prompt.answers) {
                 shared = shared.min(common_prefix(first, whole)).min(whole.len() - answer.scored - 1);
             }
         }
-        let tree = |(prompt, wholes): (&Prompt, &Vec<Vec<u32>>)| {
+        let tree = |((prompt, wholes), points): ((&Prompt, &Vec<Vec<u32>>), &Points)| {
             let rest = Sequence::ids(&prompt.token_ids[shared..], group.run, Label::Query);
-            // The last token of an answer is predicted, never read.
-            let answers = wholes.iter().zip(&prompt.answers).map(|(whole, answer)| {
-                let mut s = Sequence::ids(&whole[shared..whole.len() - 1], group.run, Label::Query);
+            let answers = wholes.iter().zip(&prompt.answers).enumerate().map(|(c, (whole, answer))| {
+                // The last token of an answer is predicted, and read only for its state.
+                let end = whole.len() - usize::from(points.answer != Some(c));
+                let mut s = Sequence::ids(&whole[shared..end], group.run, Label::Query);
                 s.labels.push((whole.len() - answer.scored - shared, Label::Answer));
                 s
             });
             forest(&std::iter::once(rest).chain(answers).collect::<Vec<_>>(), 1)
         };
-        let trees = group.prompts.iter().zip(&wholes).map(tree).collect();
+        let trees = group.prompts.iter().zip(&wholes).zip(&group.points).map(tree).collect();
         Self { group, shared_prefix: first[..shared].to_vec(), trees }
     }
 
@@ -145,7 +174,7 @@ impl<'a> GroupLayout<'a> {
 struct PackFill<'c> {
     builder: PackBuilder<'c>,
     rows: usize,
-    last: Vec<(usize, usize, usize)>,
+    states: Vec<StateRows>,
     targets: Vec<ScoredToken>,
 }
 
@@ -154,7 +183,7 @@ impl PackFill<'_> {
     fn shared_prefix(&mut self, layout: &GroupLayout) -> Parent {
         let soft = (0..layout.group.soft as u32).map(Token::Virtual).collect();
         let prefix = layout.shared_prefix.iter().map(|&t| Token::Id(t)).collect();
-        let parts: [(Vec<Token>, Label); 2] = [(soft, Label::Virtual), (prefix, layout.group.label)];
+        let parts: [(Vec<Token>, Label); 2] = [(soft, Label::Virtual), (prefix, layout.group.label())];
         let mut parent = Parent::None;
         for (tokens, label) in parts.into_iter().filter(|(tokens, _)| !tokens.is_empty()) {
             self.rows += tokens.len();
@@ -178,7 +207,14 @@ impl PackFill<'_> {
             self.rows + layout.trees[prompt].row(sequence, token - layout.shared_prefix.len())
         };
         let source = &layout.group.prompts[prompt];
-        self.last.push((group, prompt, row(0, source.token_ids.len() - 1)));
+        let points = &layout.group.points[prompt];
+        let sequence = points.answer.map_or(0, |c| c + 1);
+        self.states.push(StateRows {
+            group,
+            first: layout.group.points[..prompt].iter().map(Points::rows).sum(),
+            rows: points.tokens.clone().map(|token| row(sequence, token)).collect(),
+            mean: points.mean,
+        });
         for (index, answer) in source.answers.iter().enumerate() {
             let whole = answer.after(&source.token_ids);
             for (i, &token) in whole.iter().enumerate().skip(whole.len() - answer.scored) {

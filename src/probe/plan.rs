@@ -4,11 +4,11 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
+use super::draw::Draw;
 use super::settings::ProbeSettings;
 use crate::formats::tokenizer::Tokenizer;
-use crate::task::demonstrations::sample;
 use crate::task::prompts::{Answer, Prompt, Prompts, TrainingExample, common_prefix};
-use crate::task::{Example, Task};
+use crate::task::{Example, Task, Template};
 use crate::{Error, Result};
 
 /// Queries and, for each seed, the demonstrations in both their uses.
@@ -45,7 +45,7 @@ pub struct Query {
 pub struct SeedPlan {
     /// Seed of the choice of demonstrations, of the adapter's start and of the Gaussian baseline.
     pub seed: u64,
-    /// Their indices in the pool, in the order shown.
+    /// Their indices in the pool, in the order shown; may be none.
     pub demonstrations: Vec<usize>,
     /// The longest common beginning of all queries' ICL prompts, at least a token short of the shortest.
     pub icl_prefix_token_ids: Vec<u32>,
@@ -53,12 +53,43 @@ pub struct SeedPlan {
     pub icl_suffix_token_ids: Vec<Vec<u32>>,
     /// Each query's possible answers after its ICL prompt.
     pub icl_answers: Vec<Vec<Answer>>,
-    /// What LoRA and soft prompt learn: each demonstration alone.
+    /// What LoRA and soft prompt learn: each demonstration alone, in the order drawn; empty without demonstrations.
     pub train: Vec<TrainingExample>,
     /// What a soft prompt before demonstrations learns: the same, each after the other demonstrations in the order shown;
     /// empty where there is no such arm.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ipt_train: Vec<TrainingExample>,
+    /// The prompts that end before the answer of each demonstration in context, in the order of `train`; empty unless
+    /// states are read there ([`Position::Demos`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub icl_demonstration_token_ids: Vec<Vec<u32>>,
+}
+
+/// What a plan is drawn from.
+#[derive(Clone, Copy)]
+pub struct PlanInputs<'a> {
+    /// Of the model.
+    pub tokenizer: &'a Tokenizer,
+    /// Whose labels the queries have.
+    pub task: &'a Task,
+    /// What demonstrations are drawn from, of `task` or of another task.
+    pub demonstrations: DemonstrationPool<'a>,
+    /// The first of them are asked.
+    pub queries: &'a [Example],
+    /// How like the queries each example of the pool is; needed where `similarity` is not random, see
+    /// [`similarity_to_queries`](super::draw::similarity_to_queries).
+    pub similarities: Option<&'a [f64]>,
+}
+
+/// Examples to demonstrate with.
+#[derive(Clone, Copy)]
+pub struct DemonstrationPool<'a> {
+    /// Whose labels they have.
+    pub task: &'a Task,
+    /// How they become text.
+    pub template: &'a Template,
+    /// In the order of their file.
+    pub examples: &'a [Example],
 }
 
 impl Plan {
@@ -74,6 +105,16 @@ impl Plan {
         queries: &[Example],
         settings: &ProbeSettings,
     ) -> Result<Self> {
+        let demonstrations = DemonstrationPool { task: &task, template: &settings.template, examples: pool };
+        Self::draw(&PlanInputs { tokenizer, task: &task, demonstrations, queries, similarities: None }, settings)
+    }
+
+    /// The same with demonstrations of any task, like the queries or not.
+    ///
+    /// # Errors
+    /// See [`Plan::new`]; a change of labels of a task that has none.
+    pub fn draw(inputs: &PlanInputs<'_>, settings: &ProbeSettings) -> Result<Self> {
+        let PlanInputs { tokenizer, task, queries, .. } = *inputs;
         let count = settings.queries.unwrap_or(queries.len());
         if count == 0 || count > queries.len() {
             return Err(Error::argument("queries", format!("from 1 to {}", queries.len()), count));
@@ -87,22 +128,13 @@ impl Plan {
         let read_all = |before: &str| -> Result<Vec<Prompt>> {
             queries.par_iter().zip(&candidates).map(|pair| read(before, pair)).collect()
         };
+        let draw = Draw { pool: inputs.demonstrations, queries, similarities: inputs.similarities, settings };
         let seed_plan = |&seed: &u64| {
-            let demonstrations = sample(pool, queries, settings.demonstrations, seed)?;
-            let drawn: Vec<&Example> = demonstrations.iter().map(|&i| &pool[i]).collect();
-            let text: String = drawn.iter().map(|d| settings.template.demonstration(d)).collect();
-            let example = |d: &&Example| prompts.training_example(&settings.template.query(d), &d.output);
-            let train = drawn.iter().map(example).collect::<Result<_>>()?;
-            let after_others = |(i, d): (usize, &&Example)| {
-                let others = drawn.iter().enumerate().filter(|(j, _)| *j != i);
-                let before: String = others.map(|(_, other)| settings.template.demonstration(other)).collect();
-                prompts.training_example(&format!("{before}{}", settings.template.query(d)), &d.output)
-            };
-            let ipt_train = match settings.soft.arms.contains(&Arm::Ipt) {
-                true => drawn.iter().enumerate().map(after_others).collect::<Result<_>>()?,
-                false => Vec::new(),
-            };
-            Ok(SeedPlan { ipt_train, ..SeedPlan::new(seed, demonstrations, read_all(&text)?, train) })
+            let drawn = draw.seed(seed)?;
+            let shown = drawn.shown.iter().map(|&i| &drawn.examples[i]);
+            let text: String = shown.map(|d| draw.pool.template.demonstration(d)).collect();
+            let plan = SeedPlan::new(seed, drawn.indices(), read_all(&text)?);
+            drawn.learnt(plan, &draw, tokenizer)
         };
         let seeds = settings.seeds.iter().map(seed_plan).collect::<Result<_>>()?;
         let alone = read_all("")?.into_iter().zip(&candidates).enumerate().map(|(index, (p, c))| Query {
@@ -145,7 +177,7 @@ impl Plan {
 }
 
 impl SeedPlan {
-    fn new(seed: u64, demonstrations: Vec<usize>, prompts: Vec<Prompt>, train: Vec<TrainingExample>) -> Self {
+    fn new(seed: u64, demonstrations: Vec<usize>, prompts: Vec<Prompt>) -> Self {
         let first = &prompts[0].token_ids;
         let shared = |p: &Prompt| common_prefix(first, &p.token_ids).min(p.token_ids.len() - 1);
         let prefix = prompts.iter().map(shared).min().unwrap_or(0);
@@ -155,8 +187,9 @@ impl SeedPlan {
             icl_prefix_token_ids: first[..prefix].to_vec(),
             icl_suffix_token_ids: prompts.iter().map(|p| p.token_ids[prefix..].to_vec()).collect(),
             icl_answers: prompts.into_iter().map(|p| p.answers).collect(),
-            train,
+            train: Vec::new(),
             ipt_train: Vec::new(),
+            icl_demonstration_token_ids: Vec::new(),
         }
     }
 
@@ -180,7 +213,7 @@ struct Candidates {
 }
 
 impl Candidates {
-    fn of(task: Task, query: &Example) -> Result<Self> {
+    fn of(task: &Task, query: &Example) -> Result<Self> {
         let Some(labels) = task.labels() else {
             return Ok(Self { outputs: vec![query.output.clone()], gold: 0 });
         };
@@ -231,7 +264,16 @@ impl Check<'_> {
             let whole = [&seed.icl_prefix_token_ids[..], suffix].concat();
             self.answers(&format!("{field}.icl_answers[{i}]"), &whole, list, answers)?;
         }
-        self.that(!seed.train.is_empty(), &format!("{field}.train"), "at least one sequence", "none")?;
+        let (shown, learnt) = (seed.demonstrations.len(), seed.train.len());
+        self.that(
+            shown == learnt,
+            &format!("{field}.train"),
+            format!("one for each of {shown} demonstrations"),
+            learnt,
+        )?;
+        for (i, ids) in seed.icl_demonstration_token_ids.iter().enumerate() {
+            self.ids(&format!("{field}.icl_demonstration_token_ids[{i}]"), ids)?;
+        }
         let alone = seed.train.iter().enumerate().map(|(i, example)| (format!("train[{i}]"), example));
         let after = seed.ipt_train.iter().enumerate().map(|(i, example)| (format!("ipt_train[{i}]"), example));
         for (name, example) in alone.chain(after) {

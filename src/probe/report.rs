@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
+use super::factors::Levels;
 use super::plan::Plan;
 use super::settings::ProbeSettings;
 use super::statistics::MeanSd;
@@ -35,6 +36,20 @@ pub struct Phases<T> {
     pub soft_tune: T,
     /// The sum of all phases.
     pub total: T,
+}
+
+impl<T: std::ops::AddAssign> Phases<T> {
+    /// Adds another's, phase by phase.
+    fn add(&mut self, other: Self) {
+        let Self { anchor, icl, tune, it, soft, soft_tune, total } = other;
+        self.anchor += anchor;
+        self.icl += icl;
+        self.tune += tune;
+        self.it += it;
+        self.soft += soft;
+        self.soft_tune += soft_tune;
+        self.total += total;
+    }
 }
 
 impl<T> Phases<T> {
@@ -106,8 +121,8 @@ pub struct ArmReport<A, S> {
 pub struct TuningReport<S> {
     /// Mean loss over the label tokens at each step, before the step.
     pub loss: Vec<S>,
-    /// The same over all training sequences after the last step.
-    pub final_loss: S,
+    /// The same over all training sequences after the last step; none without any.
+    pub final_loss: Option<S>,
 }
 
 /// The similarities of all arms at one layer.
@@ -212,7 +227,7 @@ impl Summary {
             log_prob: MeanSd::of(all().map(|arm| arm.log_prob)),
             tuning: first.tuning.as_ref().map(|tuning| TuningReport {
                 loss: (0..tuning.loss.len()).map(|i| MeanSd::of(tunings().map(|t| t.loss[i]))).collect(),
-                final_loss: MeanSd::of(tunings().map(|t| t.final_loss)),
+                final_loss: tuning.final_loss.map(|_| MeanSd::of(tunings().filter_map(|t| t.final_loss))),
             }),
         }
     }
@@ -265,6 +280,25 @@ pub struct Report {
     pub tokens: Phases<usize>,
     /// What was done, down to the token.
     pub plan: Plan,
+    /// Every condition of the study, the first of which the fields above are of.
+    #[serde(default)]
+    pub conditions: Vec<ConditionReport>,
+}
+
+/// One condition of a study.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConditionReport {
+    /// The levels of the factors that vary; none in a study of a single condition.
+    pub levels: Levels,
+    /// What was asked for, with those levels.
+    pub settings: ProbeSettings,
+    /// Results over the seeds.
+    pub summary: Summary,
+    /// Results of each seed, in the order of the settings.
+    pub seeds: Vec<SeedReport>,
+    /// What was done, down to the token.
+    pub plan: Plan,
 }
 
 /// Lengths of sequences in tokens.
@@ -286,19 +320,34 @@ impl Report {
         serde_json::from_value(formats::json::read(path)?).map_err(Error::file(path))
     }
 
-    /// Writes `report.json` into `directory`, and before it each of `adapters` (by arm, one per seed) as a PEFT directory:
-    /// `adapters/seed-{seed}` for LoRA, `adapters/{arm}-seed-{seed}` for others.
+    /// Adds the conditions of another report, such as of another model.
+    pub fn join(&mut self, other: Self) {
+        self.conditions.extend(other.conditions);
+        self.seconds.add(other.seconds);
+        self.tokens.add(other.tokens);
+        self.positions.longest = self.positions.longest.max(other.positions.longest);
+    }
+
+    /// Writes `report.json` into `directory`, and before it each of `adapters` (by condition and arm, one per seed) as a PEFT
+    /// directory: `adapters/seed-{seed}` for LoRA, `adapters/{arm}-seed-{seed}` for others, those of conditions after the
+    /// first in `adapters/condition-{number}` instead of `adapters`.
     ///
     /// # Errors
     /// A file cannot be written. The report then does not appear.
-    pub fn save(&mut self, directory: &Path, adapters: &[(Arm, Vec<Adapter>)]) -> Result<()> {
-        for (arm, adapters) in adapters {
-            let prefix = if *arm == Arm::Lora { String::new() } else { format!("{}-", arm.name()) };
-            for (seed, adapter) in self.seeds.iter_mut().zip(adapters) {
-                let name = format!("adapters/{prefix}seed-{}", seed.seed);
-                adapter.write(directory.join(&name))?;
-                seed.adapters.insert(*arm, name);
+    pub fn save(&mut self, directory: &Path, adapters: &[Vec<(Arm, Vec<Adapter>)>]) -> Result<()> {
+        for (c, (condition, adapters)) in self.conditions.iter_mut().zip(adapters).enumerate() {
+            let folder = if c == 0 { "adapters".to_owned() } else { format!("adapters/condition-{c}") };
+            for (arm, adapters) in adapters {
+                let prefix = if *arm == Arm::Lora { String::new() } else { format!("{}-", arm.name()) };
+                for (seed, adapter) in condition.seeds.iter_mut().zip(adapters) {
+                    let name = format!("{folder}/{prefix}seed-{}", seed.seed);
+                    adapter.write(directory.join(&name))?;
+                    seed.adapters.insert(*arm, name);
+                }
             }
+        }
+        if let Some(first) = self.conditions.first() {
+            self.seeds.clone_from(&first.seeds);
         }
         atomic::write_json(directory.join("report.json"), self)
     }

@@ -1,38 +1,56 @@
-//! Running a plan: one arm after the other, then every pair of them.
+//! Running plans: one arm after the other, over all conditions at once, then every pair of arms.
+//!
+//! What conditions have in common is computed once: prompts that are the same behind the same weights, and trainings that
+//! are the same but for their length, of which the longer one passes where the shorter one ends. Trainings that differ in
+//! their data, rate or length are runs of the same passes.
 
 use std::time::Instant;
 
 use super::arm::Arm;
+use super::compared::{arm_report, layers};
+use super::factors::Levels;
 use super::packing::Group;
 use super::plan::{Plan, SeedPlan};
-use super::progress::{Count, Phase, Progress};
-use super::report::{
-    ArmReport, Layer, LayerReport, PairReport, Phases, Positions, Report, SeedReport, Summary, TuningReport,
-    UpdateReport,
-};
+use super::position::{OwnTokens, Points, Position, without_answer};
+use super::progress::Progress;
+use super::report::{ConditionReport, Phases, Positions, Report, SeedReport, Summary, TuningReport};
 use super::settings::ProbeSettings;
-use super::similarity::{cosines, gaussian_updates, updates};
-use super::states::{ArmStates, read};
-use super::statistics::MeanSd;
-use super::tuning::{AdapterRun, AdapterSettings};
+use super::states::ArmStates;
+use super::work::{ReadKey, TrainingKey, Weights, Worker};
 use crate::Result;
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
-use crate::model::{Adaptation, Model};
-use crate::pack::Label;
-use crate::task::metrics::score;
+use crate::formats::safetensors::Checkpoint;
+use crate::model::Model;
 use crate::task::prompts::{Answer, Prompt, TrainingExample};
-use crate::train::data::TrainSequence;
-use crate::train::fit::{self, Tuning};
-use crate::train::trainer::{Run, StepReport, TrainerOptions};
+
+/// A probe that is planned, one of a study's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Condition {
+    /// What sets it apart from the others.
+    pub levels: Levels,
+    /// With those levels.
+    pub settings: ProbeSettings,
+    /// With those settings.
+    pub plan: Plan,
+}
+
+/// The model of a study.
+#[derive(Clone, Copy)]
+pub struct Base<'a> {
+    /// Its name in reports and adapters.
+    pub name: &'a str,
+    /// Its weights, which full tuning starts from.
+    pub checkpoint: Option<&'a Checkpoint>,
+}
 
 /// The result of a probe.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// To be written by [`Report::save`].
     pub report: Report,
-    /// The adapters of every arm that trains some, one per seed.
-    pub adapters: Vec<(Arm, Vec<Adapter>)>,
+    /// By condition: the adapters of every arm that trains some, one per seed.
+    pub adapters: Vec<Vec<(Arm, Vec<Adapter>)>>,
 }
 
 /// Runs a plan. `name` is the model's in the report and the adapters.
@@ -47,196 +65,144 @@ pub fn run<B: Backend>(
     settings: &ProbeSettings,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome> {
-    settings.validate(model.config.family)?;
+    let condition = Condition { levels: Levels::new(), settings: settings.clone(), plan: plan.clone() };
+    run_conditions(backend, model, Base { name, checkpoint: None }, &[condition], progress)
+}
+
+/// Runs the conditions of a study on one model, at least one.
+///
+/// # Errors
+/// See [`run`].
+pub fn run_conditions<B: Backend>(
+    backend: &mut B,
+    model: &mut Model<B>,
+    base: Base<'_>,
+    conditions: &[Condition],
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Outcome> {
     model.config.require_head()?;
     model.config.require_causal()?;
-    plan.validate("plan", model.config.vocab_size)?;
-    let soft = if settings.soft.arms.is_empty() { 0 } else { settings.soft.num_virtual_tokens };
-    model.config.check_unscaled(soft + plan.longest())?;
-    let mut runner = Runner {
-        backend,
-        model,
-        name,
-        plan,
-        settings,
-        progress,
-        lap: Instant::now(),
-        seconds: Phases::default(),
-        tokens: Phases::default(),
-    };
-    let arms = settings.arms().into_iter().map(|arm| runner.arm(arm)).collect::<Result<Vec<_>>>()?;
-    Ok(runner.outcome(arms))
+    for Condition { settings, plan, .. } in conditions {
+        settings.validate(model.config.family)?;
+        plan.validate("plan", model.config.vocab_size)?;
+        let soft = if settings.soft.arms.is_empty() { 0 } else { settings.soft.num_virtual_tokens };
+        model.config.check_unscaled(soft + plan.longest())?;
+    }
+    let mut worker = Worker::new(backend, model, base, conditions[0].settings.rows, progress);
+    let mut arms: Vec<Vec<ArmRun>> = conditions.iter().map(|_| Vec::new()).collect();
+    for arm in [Arm::ZeroShot, Arm::Icl, Arm::Lora, Arm::Pt, Arm::Ipt] {
+        let asked = conditions.iter().enumerate().filter(|(_, c)| c.settings.arms().contains(&arm));
+        let planned: Vec<(usize, ArmPlan)> = asked.map(|(c, condition)| (c, ArmPlan::new(arm, condition))).collect();
+        if !planned.is_empty() {
+            worker.arm(arm, planned.iter().flat_map(|(_, plan)| plan.reads()))?;
+        }
+        for (c, plan) in planned {
+            arms[c].push(plan.collect(&mut worker)?);
+        }
+    }
+    let seconds = worker.seconds;
+    let tokens = worker.tokens;
+    let of_backend = worker.backend.name();
+    Ok(outcome(base, &model.config, &of_backend, conditions, arms, seconds, tokens))
 }
 
-/// What an arm did.
-struct ArmRun {
+/// What an arm does in a condition.
+struct ArmPlan {
     arm: Arm,
-    /// Of the queries: those of every seed, or one for all seeds.
-    states: Vec<ArmStates>,
-    /// By seed; empty where nothing is trained.
-    tunings: Vec<TuningReport<f64>>,
-    /// By seed; empty where nothing is trained.
-    adapters: Vec<Adapter>,
+    /// By seed, or one for all seeds.
+    seeds: Vec<ArmSeed>,
 }
 
-impl ArmRun {
-    /// The states of a seed.
-    fn seed(&self, s: usize) -> &ArmStates {
-        self.states.get(s).unwrap_or(&self.states[0])
+struct ArmSeed {
+    /// What is trained, for how many steps.
+    training: Option<(TrainingKey, u64)>,
+    /// The queries.
+    queries: ReadKey,
+    /// The demonstrations, where it is their states that are compared.
+    demonstrations: Option<ReadKey>,
+    /// What was trained on, after the training.
+    learnt: Option<ReadKey>,
+    /// Tokens that the loss of a training example is taken over, all together.
+    label_tokens: usize,
+}
+
+impl ArmPlan {
+    fn new(arm: Arm, Condition { settings, plan, .. }: &Condition) -> Self {
+        let own = OwnTokens::new(plan);
+        // Without demonstrations or training all seeds have the same queries.
+        let same = !arm.has_demonstrations() && !arm.trains() && settings.position != Position::Demos;
+        let seeds = if same { &plan.seeds[..1] } else { &plan.seeds[..] };
+        Self { arm, seeds: seeds.iter().map(|seed| ArmSeed::new(arm, settings, plan, seed, &own)).collect() }
+    }
+
+    fn reads(&self) -> impl Iterator<Item = &ReadKey> {
+        self.seeds.iter().flat_map(|s| std::iter::once(&s.queries).chain(&s.demonstrations).chain(&s.learnt))
+    }
+
+    /// What was read and trained for it.
+    fn collect<B: Backend>(&self, worker: &mut Worker<'_, B>) -> Result<ArmRun> {
+        let mut run = ArmRun { arm: self.arm, states: Vec::new(), tunings: Vec::new(), adapters: Vec::new() };
+        for seed in &self.seeds {
+            let mut states = worker.states(&seed.queries).clone();
+            if let Some(demonstrations) = &seed.demonstrations {
+                states.states.clone_from(&worker.states(demonstrations).states);
+            }
+            run.states.push(states);
+            if let Some((key, steps)) = &seed.training {
+                let learnt = seed.learnt.as_ref().map(|learnt| worker.states(learnt));
+                let log_probs = learnt.map(|learnt| learnt.log_probs.iter().flatten().sum::<f64>());
+                let final_loss = log_probs.map(|sum| -sum / seed.label_tokens as f64);
+                run.tunings.push(TuningReport { loss: worker.losses(key, *steps), final_loss });
+                run.adapters.extend(worker.adapter(key, *steps)?);
+            }
+        }
+        Ok(run)
     }
 }
 
-/// What is at hand while arms are computed.
-struct Runner<'a, B: Backend> {
-    backend: &'a mut B,
-    model: &'a mut Model<B>,
-    name: &'a str,
-    plan: &'a Plan,
-    settings: &'a ProbeSettings,
-    progress: &'a mut dyn FnMut(Progress),
-    /// When the phase before this one ended.
-    lap: Instant,
-    seconds: Phases<f64>,
-    tokens: Phases<usize>,
-}
-
-impl<'a, B: Backend> Runner<'a, B> {
-    /// Trains what an arm trains, and reads its queries.
-    fn arm(&mut self, arm: Arm) -> Result<ArmRun> {
-        let tuning = if arm.trains() { Some(self.tune(arm)?) } else { None };
-        let reads = self.groups(arm);
-        let total = reads.iter().flatten().map(|group| group.prompts.len()).sum();
-        let mut count = Count { phase: Phase::Read(arm), done: 0, total, progress: self.progress };
-        let adaptation = tuning.as_ref().map(|tuning| &tuning.adaptation);
-        let (mut states, mut tokens) = (Vec::new(), 0);
-        for groups in &reads {
-            let (read, rows) = read(self.backend, self.model, adaptation, groups, self.settings.rows, &mut count)?;
-            states.extend(read);
-            tokens += rows;
-        }
-        *self.tokens.read(arm) += tokens;
-        let Some(Tuning { adaptation, losses, .. }) = tuning else {
-            *self.seconds.read(arm) += lap(&mut self.lap);
-            return Ok(ArmRun { arm, states, tunings: Vec::new(), adapters: Vec::new() });
+impl ArmSeed {
+    fn new(arm: Arm, settings: &ProbeSettings, plan: &Plan, seed: &SeedPlan, own: &OwnTokens) -> Self {
+        let position = settings.position;
+        let examples = seed.training_examples(arm);
+        let training = arm.trains().then(|| {
+            let key = TrainingKey::new(arm, settings, seed.seed, examples);
+            (key, settings.steps(arm, examples.len()))
+        });
+        let trained = match &training {
+            Some((key, steps)) if *steps > 0 || arm.has_soft_prompt() => Weights::Tuned(key.clone(), *steps),
+            // Untrained, a LoRA adds nothing.
+            _ => Weights::Base,
         };
-        // Every seed's queries are followed by what it was trained on.
-        let mut states = states.into_iter();
-        let (mut of_queries, mut tunings) = (Vec::new(), Vec::new());
-        for (seed, loss) in self.plan.seeds.iter().zip(losses) {
-            of_queries.extend(states.next());
-            let learnt = states.next().expect("probe: states of the training examples");
-            tunings.push(TuningReport { loss, final_loss: mean_loss(&learnt, seed.training_examples(arm)) });
-        }
-        let adapters = self.adapters(arm, &adaptation)?;
-        *self.seconds.read(arm) += lap(&mut self.lap);
-        Ok(ArmRun { arm, states: of_queries, tunings, adapters })
-    }
-
-    /// The groups of an arm's prompts, those of a list to be read together.
-    fn groups(&self, arm: Arm) -> Vec<Vec<Group>> {
-        let plan = self.plan;
-        let (soft, trains) = (self.rows(arm).unwrap_or(0), arm.trains());
-        let queries = |run: Option<usize>, seed: &SeedPlan| {
-            let (label, prompts) = match arm.has_demonstrations() {
-                true => (Label::Demonstration, seed.icl_prompts()),
-                false => (Label::Query, plan.prompts()),
+        let soft = if arm.has_soft_prompt() { settings.soft.num_virtual_tokens } else { 0 };
+        let read = |demonstrations: bool, prompts: Vec<Prompt>, points: Vec<Points>| ReadKey {
+            trained: trained.clone(),
+            group: Group { run: None, soft, demonstrations, prompts, points },
+        };
+        let in_context = arm.has_demonstrations() && !seed.demonstrations.is_empty();
+        let prompts = if in_context { seed.icl_prompts() } else { plan.prompts() };
+        let at = |(i, prompt): (usize, &Prompt)| own.points(position, i, prompt, plan.queries[i].gold);
+        let points = prompts.iter().enumerate().map(at).collect();
+        let of_demonstrations = || {
+            let bare = |ids: &Vec<u32>| Prompt { token_ids: ids.clone(), answers: Vec::new() };
+            let prompts: Vec<Prompt> = match in_context {
+                true => seed.icl_demonstration_token_ids.iter().map(bare).collect(),
+                false => seed.train.iter().map(without_answer).collect(),
             };
-            Group { run, soft, label, prompts }
+            let points = prompts.iter().map(Points::last).collect();
+            read(in_context, prompts, points)
         };
-        if trains {
-            let of_seed = |(run, seed): (usize, &SeedPlan)| {
-                let learnt = seed.training_examples(arm).iter().map(as_prompt).collect();
-                [queries(Some(run), seed), Group { run: Some(run), soft, label: Label::Query, prompts: learnt }]
-            };
-            return vec![plan.seeds.iter().enumerate().flat_map(of_seed).collect()];
+        let learnt = || {
+            let prompts: Vec<Prompt> = examples.iter().map(as_prompt).collect();
+            let points = prompts.iter().map(|_| Points::none()).collect();
+            read(false, prompts, points)
+        };
+        Self {
+            training,
+            queries: read(in_context, prompts, points),
+            demonstrations: (position == Position::Demos && !seed.train.is_empty()).then(of_demonstrations),
+            learnt: (arm.trains() && !examples.is_empty()).then(learnt),
+            label_tokens: examples.iter().filter_map(TrainingExample::scored).sum(),
         }
-        // Without demonstrations all seeds have the same queries.
-        let seeds = if arm.has_demonstrations() { &plan.seeds[..] } else { &plan.seeds[..1] };
-        seeds.iter().map(|seed| vec![queries(None, seed)]).collect()
-    }
-
-    /// Trains an arm's adapter for each seed.
-    fn tune(&mut self, arm: Arm) -> Result<Tuning<B>> {
-        let runs = self.plan.seeds.iter().map(|seed| AdapterRun { seed: seed.seed, rows: self.rows(arm) });
-        let adaptation = self.adapter_settings().start(self.backend, self.model, &runs.collect::<Vec<_>>())?;
-        let sequence = |example: &TrainingExample| TrainSequence {
-            ids: example.input_ids.clone(),
-            labels: example.labels.clone(),
-        };
-        let run = |seed: &SeedPlan| {
-            let data: Vec<TrainSequence> = seed.training_examples(arm).iter().map(sequence).collect();
-            Run { settings: self.settings.training(arm, seed.seed, data.len()), data }
-        };
-        let runs: Vec<Run> = self.plan.seeds.iter().map(run).collect();
-        let tuning = if self.settings.epochs(arm) == 0.0 {
-            Tuning { adaptation, losses: vec![Vec::new(); runs.len()], tokens: 0 }
-        } else {
-            let options = TrainerOptions { row_budget: self.settings.rows, ..TrainerOptions::default() };
-            let phase = Phase::Tune(arm);
-            let progress = &mut *self.progress;
-            let mut on_step = |step: &StepReport, total: u64| {
-                progress(Progress { phase, done: step.step as usize, total: total as usize });
-            };
-            fit::tune(self.backend, self.model, adaptation, runs, options, &mut on_step)?
-        };
-        *self.tokens.tune(arm) += tuning.tokens;
-        // The time of a soft prompt's training counts with that of its reading.
-        if !arm.has_soft_prompt() {
-            *self.seconds.tune(arm) += lap(&mut self.lap);
-        }
-        Ok(tuning)
-    }
-
-    /// Reads out an arm's adapter of every seed.
-    fn adapters(&mut self, arm: Arm, adaptation: &Adaptation<B>) -> Result<Vec<Adapter>> {
-        let settings = self.adapter_settings();
-        let rows = self.rows(arm);
-        let read = |(run, seed): (usize, &SeedPlan)| {
-            let config = settings.config(AdapterRun { seed: seed.seed, rows }, &self.model.config);
-            adaptation.read_out(self.backend, run, &config)
-        };
-        self.plan.seeds.iter().enumerate().map(read).collect()
-    }
-
-    fn adapter_settings(&self) -> AdapterSettings<'a> {
-        let ProbeSettings { r, lora_alpha, target_modules, .. } = self.settings;
-        AdapterSettings { base: self.name, r: *r, lora_alpha: *lora_alpha, target_modules }
-    }
-
-    /// Rows of an arm's soft prompt.
-    fn rows(&self, arm: Arm) -> Option<usize> {
-        arm.has_soft_prompt().then_some(self.settings.soft.num_virtual_tokens)
-    }
-
-    fn outcome(self, arms: Vec<ArmRun>) -> Outcome {
-        let Self { backend, model, name, plan, settings, mut seconds, mut tokens, .. } = self;
-        let gold = plan.gold();
-        let seed = |(s, seed): (usize, &SeedPlan)| SeedReport {
-            seed: seed.seed,
-            arms: arms.iter().map(|arm| arm_report(arm, s, &gold, plan.labels.is_some())).collect(),
-            adapters: Default::default(),
-            layers: layers(&arms, s, model.config.hidden_size, seed.seed),
-        };
-        let seeds: Vec<SeedReport> = plan.seeds.iter().enumerate().map(seed).collect();
-        seconds.total = seconds.anchor + seconds.icl + seconds.tune + seconds.it + seconds.soft;
-        tokens.total = tokens.anchor + tokens.icl + tokens.tune + tokens.it + tokens.soft_tune + tokens.soft;
-        let of_backend = backend.name();
-        let (device, dtype) = of_backend.rsplit_once(' ').unwrap_or((&of_backend, ""));
-        let report = Report {
-            version: env!("CARGO_PKG_VERSION").to_string(),
-            model: name.to_string(),
-            device: device.to_string(),
-            dtype: dtype.to_string(),
-            positions: Positions { longest: plan.longest(), supported: model.config.max_position_embeddings },
-            settings: settings.clone(),
-            summary: Summary::of(&seeds),
-            seeds,
-            seconds,
-            tokens,
-            plan: plan.clone(),
-        };
-        let adapters = arms.into_iter().filter(|arm| !arm.adapters.is_empty()).map(|arm| (arm.arm, arm.adapters));
-        Outcome { report, adapters: adapters.collect() }
     }
 }
 
@@ -247,47 +213,75 @@ fn as_prompt(example: &TrainingExample) -> Prompt {
     Prompt { token_ids: prompt.to_vec(), answers: vec![Answer { replaces: 0, token_ids: answer.to_vec(), scored }] }
 }
 
-/// Mean loss over the label tokens of all examples.
-fn mean_loss(states: &ArmStates, examples: &[TrainingExample]) -> f64 {
-    let labels: usize = examples.iter().filter_map(TrainingExample::scored).sum();
-    -states.log_probs.iter().flatten().sum::<f64>() / labels as f64
+/// What an arm did.
+pub(super) struct ArmRun {
+    pub arm: Arm,
+    /// Of the queries: those of every seed, or one for all seeds.
+    pub states: Vec<ArmStates>,
+    /// By seed; empty where nothing is trained.
+    pub tunings: Vec<TuningReport<f64>>,
+    /// By seed; empty where nothing is trained, or where that is no adapter.
+    pub adapters: Vec<Adapter>,
 }
 
-fn arm_report(run: &ArmRun, s: usize, gold: &[usize], labelled: bool) -> ArmReport<Option<f64>, f64> {
-    let scores = score(&run.seed(s).log_probs, gold, labelled);
-    let tuning = run.tunings.get(s).cloned();
-    ArmReport { arm: run.arm, accuracy: scores.accuracy, log_prob: scores.log_prob, tuning }
+impl ArmRun {
+    /// The states of a seed.
+    pub fn seed(&self, s: usize) -> &ArmStates {
+        self.states.get(s).unwrap_or(&self.states[0])
+    }
 }
 
-/// Every arm beside all before it, at every layer.
-fn layers(arms: &[ArmRun], s: usize, width: usize, seed: u64) -> Vec<LayerReport> {
-    let count = arms[0].seed(s).states.len();
-    let layer = |l: usize| {
-        let all: Vec<(Arm, &[f32])> = arms.iter().map(|arm| (arm.arm, arm.seed(s).states[l].as_slice())).collect();
-        let (_, anchor) = all[0];
-        let mut pairs = Vec::new();
-        for (j, &(second, y)) in all.iter().enumerate() {
-            for (i, &(first, x)) in all[..j].iter().enumerate() {
-                let between = (i > 0).then(|| updates(anchor, x, y, width));
-                pairs.push(PairReport {
-                    arms: [first, second],
-                    cosine: MeanSd::of(cosines(x, y, width)),
-                    updates: between.map(|found| UpdateReport {
-                        update: MeanSd::of(found.update),
-                        update_shuffled: MeanSd::of(found.update_shuffled),
-                    }),
-                });
-            }
-        }
-        let icl = all.iter().find(|(arm, _)| *arm == Arm::Icl);
-        let noise = icl.map(|(_, icl)| gaussian_updates(anchor, icl, width, seed, l));
-        LayerReport { layer: Layer::of(l, count), pairs, update_gaussian: MeanSd::of(noise.into_iter().flatten()) }
+/// The report of all conditions.
+fn outcome(
+    base: Base<'_>,
+    config: &crate::arch::ModelConfig,
+    backend: &str,
+    conditions: &[Condition],
+    arms: Vec<Vec<ArmRun>>,
+    mut seconds: Phases<f64>,
+    mut tokens: Phases<usize>,
+) -> Outcome {
+    seconds.total = seconds.anchor + seconds.icl + seconds.tune + seconds.it + seconds.soft;
+    tokens.total = tokens.anchor + tokens.icl + tokens.tune + tokens.it + tokens.soft_tune + tokens.soft;
+    let of_condition = |(Condition { levels, settings, plan }, arms): (&Condition, &Vec<ArmRun>)| {
+        let gold = plan.gold();
+        let seed = |(s, seed): (usize, &SeedPlan)| SeedReport {
+            seed: seed.seed,
+            arms: arms.iter().map(|arm| arm_report(arm, s, &gold, plan.labels.is_some())).collect(),
+            adapters: Default::default(),
+            layers: layers(arms, s, config, seed.seed),
+        };
+        let seeds: Vec<SeedReport> = plan.seeds.iter().enumerate().map(seed).collect();
+        let summary = Summary::of(&seeds);
+        ConditionReport { levels: levels.clone(), settings: settings.clone(), summary, seeds, plan: plan.clone() }
     };
-    (0..count).map(layer).collect()
+    let reports: Vec<ConditionReport> = conditions.iter().zip(&arms).map(of_condition).collect();
+    let (device, dtype) = backend.rsplit_once(' ').unwrap_or((backend, ""));
+    let first = reports[0].clone();
+    let longest = conditions.iter().map(|condition| condition.plan.longest()).max().unwrap_or(0);
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        model: base.name.to_string(),
+        device: device.to_string(),
+        dtype: dtype.to_string(),
+        positions: Positions { longest, supported: config.max_position_embeddings },
+        settings: first.settings,
+        summary: first.summary,
+        seeds: first.seeds,
+        seconds,
+        tokens,
+        plan: first.plan,
+        conditions: reports,
+    };
+    let of_arms = |arms: Vec<ArmRun>| {
+        let with = arms.into_iter().filter(|arm| !arm.adapters.is_empty());
+        with.map(|arm| (arm.arm, arm.adapters)).collect()
+    };
+    Outcome { report, adapters: arms.into_iter().map(of_arms).collect() }
 }
 
 /// Seconds since `since`, which becomes now.
-fn lap(since: &mut Instant) -> f64 {
+pub(super) fn lap(since: &mut Instant) -> f64 {
     let now = Instant::now();
     now.duration_since(std::mem::replace(since, now)).as_secs_f64()
 }

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
+use super::factors::{LabelNoise, Similarity};
+use super::position::Position;
 use crate::arch::{Family, Projection};
 use crate::formats::adapter::PromptConfig;
 use crate::task::{Task, Template};
@@ -21,8 +23,23 @@ pub struct ProbeSettings {
     pub task: Task,
     /// How an example becomes text (default: the task's template).
     pub template: Template,
-    /// Demonstrations per seed (default 10).
+    /// Demonstrations per seed (default 10); with 0, ICL is the query alone, and nothing is tuned.
     pub demonstrations: usize,
+    /// What their labels are (default gold).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub labels: LabelNoise,
+    /// The task whose examples they are; none is `task` itself (the default).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub source: Option<String>,
+    /// How like the queries they are (default random).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub similarity: Similarity,
+    /// By what that is measured (default BM25).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub similarity_by: SimilarityBy,
+    /// In which order they are shown: 0 is as drawn (the default), others are permutations of it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub order: u64,
     /// Queries, the first of the data set; none means all (default 100).
     pub queries: Option<usize>,
     /// Seeds of the draws of demonstrations (default 0 to 2; to 7 for `events`).
@@ -37,6 +54,15 @@ pub struct ProbeSettings {
     pub learning_rate: f64,
     /// Epochs over the demonstrations (default 10; 40 for `events`); with 0 the LoRA changes nothing.
     pub epochs: f64,
+    /// Optimiser steps of LoRA or full tuning, in place of epochs.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub max_steps: Option<u64>,
+    /// What the tuning trains (default LoRA).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub tuning: TuningKind,
+    /// The tokens whose states are compared (default the last one).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub position: Position,
     /// Demonstrations of a step, shuffled by the seed; none means all of them in every step (the default).
     pub batch_size: Option<usize>,
     /// Decoupled weight decay (default 0).
@@ -49,6 +75,32 @@ pub struct ProbeSettings {
     /// The arms with soft prompts.
     #[serde(default)]
     pub soft: SoftSettings,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// What the tuning on demonstrations trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TuningKind {
+    /// A LoRA over the frozen weights.
+    #[default]
+    Lora,
+    /// All weights.
+    Full,
+}
+
+/// By what the similarity of demonstrations to the queries is measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SimilarityBy {
+    /// Words, see [`Retriever::bm25`](crate::task::retrieval::Retriever::bm25).
+    #[default]
+    Bm25,
+    /// The model's own states, see [`mean_states`](crate::task::embedding::mean_states).
+    States,
 }
 
 /// How soft prompts are tuned. Defaults are our own choices, not those of a paper.
@@ -106,6 +158,11 @@ impl ProbeSettings {
             task,
             template: task.template(),
             demonstrations: 10,
+            labels: LabelNoise::Gold,
+            source: None,
+            similarity: Similarity::Random,
+            similarity_by: SimilarityBy::Bm25,
+            order: 0,
             queries: Some(100),
             seeds: (0..seeds).collect(),
             r: 8,
@@ -113,6 +170,9 @@ impl ProbeSettings {
             target_modules: vec!["q_proj".to_string(), "v_proj".to_string()],
             learning_rate,
             epochs,
+            max_steps: None,
+            tuning: TuningKind::Lora,
+            position: Position::Last,
             batch_size: None,
             weight_decay: 0.0,
             max_grad_norm: None,
@@ -129,7 +189,6 @@ impl ProbeSettings {
         let check = |ok: bool, name: &str, expected: &str, found: String| {
             if ok { Ok(()) } else { Err(Error::argument(name, expected, found)) }
         };
-        check(self.demonstrations > 0, "demonstrations", "at least 1", self.demonstrations.to_string())?;
         check(!self.seeds.is_empty(), "seeds", "at least 1", "none".to_string())?;
         check(self.r > 0, "r", "at least 1", self.r.to_string())?;
         let alpha = self.lora_alpha;
@@ -142,10 +201,12 @@ impl ProbeSettings {
         check(twice.is_none(), "seeds", "each seed once", format!("{} twice", twice.map_or(0, |pair| pair[0])))?;
         self.targets(family)?;
         self.soft.validate()?;
-        // Without an epoch there is nothing to train, which is no error here as it is to the trainer.
-        let epochs = if self.epochs == 0.0 { 1.0 } else { self.epochs };
-        Self { epochs, ..self.clone() }.training(Arm::Lora, 0, self.demonstrations).validate()?;
-        self.training(Arm::Pt, 0, self.demonstrations).validate_in("soft")
+        // Without an epoch or demonstration there is nothing to train, which is no error here as it is to the trainer.
+        let (epochs, max_steps) =
+            (if self.epochs == 0.0 { 1.0 } else { self.epochs }, self.max_steps.map(|n| n.max(1)));
+        let sequences = self.demonstrations.max(1);
+        Self { epochs, max_steps, ..self.clone() }.training(Arm::Lora, 0, sequences).validate()?;
+        self.training(Arm::Pt, 0, sequences).validate_in("soft")
     }
 
     /// The adapted modules of a model of some family.
@@ -161,9 +222,22 @@ impl ProbeSettings {
         [Arm::ZeroShot, Arm::Icl, Arm::Lora].into_iter().chain(self.soft.arms.iter().copied()).collect()
     }
 
-    /// Epochs of an arm's training.
-    pub fn epochs(&self, arm: Arm) -> f64 {
-        if arm.has_soft_prompt() { self.soft.epochs } else { self.epochs }
+    /// Length of an arm's training.
+    pub fn length(&self, arm: Arm) -> Length {
+        match self.max_steps {
+            Some(steps) if !arm.has_soft_prompt() => Length::Steps(steps),
+            _ => Length::Epochs(if arm.has_soft_prompt() { self.soft.epochs } else { self.epochs }),
+        }
+    }
+
+    /// Optimiser steps of an arm's training on so many sequences.
+    pub fn steps(&self, arm: Arm, sequences: usize) -> u64 {
+        match self.length(arm) {
+            Length::Steps(0) => 0,
+            Length::Epochs(0.0) => 0,
+            _ if sequences == 0 => 0,
+            _ => self.training(arm, 0, sequences).total_steps(sequences),
+        }
     }
 
     /// The trainer's settings for an arm and a seed with so many sequences.
@@ -173,7 +247,7 @@ impl ProbeSettings {
             seed,
             // With all demonstrations in every step their order means nothing.
             shuffle: batch_size < sequences,
-            length: Length::Epochs(self.epochs(arm)),
+            length: self.length(arm),
             batch_size,
             learning_rate: if arm.has_soft_prompt() { self.soft.learning_rate } else { self.learning_rate },
             schedule: Schedule::Constant,

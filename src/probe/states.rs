@@ -1,4 +1,4 @@
-//! ArmStates states and scores: the part that all arms have in common.
+//! States and scores of prompts: the part that all arms have in common.
 
 use super::packing::{Group, Packer};
 use super::progress::Count;
@@ -10,77 +10,128 @@ use crate::model::{Activations, Adaptation, Cache, Gradients, Input, KvCache, La
 /// What an arm made of one group of prompts.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ArmStates {
-    /// The state at the last token of every prompt `[prompts, C]`: of every layer's `hook_resid_post`, then of the
-    /// final norm.
+    /// The states that were read `[rows, C]`: at each of the hooks.
     pub states: Vec<Vec<f32>>,
     /// The log-probability of every answer of every prompt.
     pub log_probs: Vec<Vec<f64>>,
 }
 
-/// Reads groups of prompts; returns the states of each group and the number of rows computed.
-///
-/// What the prompts of a group share is computed once: it is one segment above them, and goes from pack to pack in a
-/// cache where they need several packs of `rows` rows. `count` hears of every prompt read.
-pub(super) fn read<B: Backend>(
-    backend: &mut B,
-    model: &Model<B>,
-    adaptation: Option<&Adaptation<B>>,
-    groups: &[Group],
-    rows: usize,
-    count: &mut Count<'_>,
-) -> Result<(Vec<ArmStates>, usize)> {
-    let config = &model.config;
-    let hooks: Vec<(Site, usize)> =
-        (0..config.num_hidden_layers).map(|l| (Site::ResidPost, l)).chain([(Site::FinalNorm, 0)]).collect();
-    let selection =
-        Selection::new(&[Site::ResidPost, Site::FinalNorm], &(0..config.num_hidden_layers).collect::<Vec<_>>());
-    let mut states: Vec<ArmStates> =
-        groups.iter().map(|g| ArmStates::empty(g, hooks.len(), config.hidden_size)).collect();
+/// The hooks of a probe: every layer's `hook_resid_post`, the final norm's output, and further `sites` of every layer.
+pub(super) fn hooks(depth: usize, sites: &[Site]) -> Vec<(Site, usize)> {
+    let of = |site: Site| (0..depth).map(move |layer| (site, layer));
+    of(Site::ResidPost).chain([(Site::FinalNorm, 0)]).chain(sites.iter().flat_map(|&site| of(site))).collect()
+}
 
-    let mut packer = Packer::new(groups, rows);
-    let layout = adaptation.map(|a| &a.layout);
-    let mut acts = Activations::new(backend, config, layout, packer.capacity(), Save::Layer)?;
-    let mut cache = KvCache::new(backend, config.num_hidden_layers, packer.cache_rows(), config.kv_width())?;
-    let mut computed = 0;
-    while let Some(batch) = packer.next(&cache.segments) {
-        let device = backend.pack(&batch.pack)?;
-        let last: Vec<usize> = batch.last.iter().map(|&(_, _, row)| row).collect();
-        let read =
-            OutputRows::new(backend, &batch.pack, last.iter().copied().chain(batch.targets.iter().map(|t| t.row)))?;
-        let mut input = Input::new(&batch.pack, &device).with_output_rows(read.as_ref());
-        input.adaptation = adaptation;
-        let mut record = Record::new(selection.clone(), last);
-        let cached = Cache { cache: &mut cache, append: &batch.cached };
-        model.forward(backend, &mut acts, &input, Some(cached), &mut record)?;
-        for (l, &(site, layer)) in hooks.iter().enumerate() {
-            let found = record.get(site, layer).expect("probe: the forward passes every layer");
-            for (&(group, prompt, _), state) in batch.last.iter().zip(found.chunks_exact(config.hidden_size)) {
-                states[group].states[l][prompt * config.hidden_size..][..config.hidden_size].copy_from_slice(state);
-            }
-        }
+/// What is read, and how.
+#[derive(Clone, Copy)]
+pub(super) struct Reading<'a, B: Backend> {
+    /// The model that reads.
+    pub model: &'a Model<B>,
+    /// The adapters of the groups' runs.
+    pub adaptation: Option<&'a Adaptation<B>>,
+    /// Where states are read.
+    pub hooks: &'a [(Site, usize)],
+    /// Rows of a pass at most.
+    pub rows: usize,
+}
 
-        let label_rows: Vec<u32> = batch.targets.iter().map(|t| t.row as u32).collect();
-        let tokens: Vec<u32> = batch.targets.iter().map(|t| t.token).collect();
-        let labels = Labels::new(backend, read.as_ref(), &label_rows, &tokens, &vec![1.0; tokens.len()])?;
-        // Only losses are wanted: scratch for a backward of no rows.
-        let mut scratch = Gradients::new(backend, config, 0, labels.count)?;
-        model.loss(backend, &acts, &labels, &mut scratch);
-        let mut losses = vec![B::Element::default(); labels.count];
-        backend.download(&mut losses, &scratch.losses, 0)?;
-        backend.sync()?;
-        for (target, loss) in batch.targets.iter().zip(losses) {
-            states[target.group].log_probs[target.prompt][target.answer] -= loss.to_f64();
+impl<B: Backend> Reading<'_, B> {
+    /// Reads groups of prompts, those of a list together; returns what was read of each group, in order, and the number of
+    /// rows computed.
+    ///
+    /// What the prompts of a group share is computed once: it is one segment above them, and goes from pack to pack in a
+    /// cache where they need several packs. `count` hears of every prompt read.
+    pub fn read(
+        &self,
+        backend: &mut B,
+        lists: &[Vec<Group>],
+        count: &mut Count<'_>,
+    ) -> Result<(Vec<ArmStates>, usize)> {
+        let config = &self.model.config;
+        let layout = self.adaptation.map(|a| &a.layout);
+        let mut packers: Vec<Packer> = lists.iter().map(|groups| Packer::new(groups, self.rows)).collect();
+        let capacity = packers.iter().map(Packer::capacity).max().unwrap_or(0);
+        let mut acts = Activations::new(backend, config, layout, capacity, Save::Layer)?;
+        let (mut out, mut computed) = (Vec::new(), 0);
+        for (groups, packer) in lists.iter().zip(&mut packers) {
+            let mut states: Vec<ArmStates> =
+                groups.iter().map(|g| ArmStates::empty(g, self.hooks.len(), config.hidden_size)).collect();
+            computed += self.list(backend, &mut acts, packer, &mut states, count)?;
+            out.extend(states);
         }
-        computed += batch.pack.len();
-        count.add(batch.last.len());
+        Ok((out, computed))
     }
-    Ok((states, computed))
+
+    /// Reads the groups of a list into `states`; returns the number of rows computed.
+    fn list(
+        &self,
+        backend: &mut B,
+        acts: &mut Activations<B>,
+        packer: &mut Packer<'_>,
+        states: &mut [ArmStates],
+        count: &mut Count<'_>,
+    ) -> Result<usize> {
+        let config = &self.model.config;
+        let mut cache = KvCache::new(backend, config.num_hidden_layers, packer.cache_rows(), config.kv_width())?;
+        let mut computed = 0;
+        while let Some(batch) = packer.next(&cache.segments) {
+            let device = backend.pack(&batch.pack)?;
+            let rows: Vec<usize> = batch.states.iter().flat_map(|s| s.rows.iter().copied()).collect();
+            let read =
+                OutputRows::new(backend, &batch.pack, rows.iter().copied().chain(batch.targets.iter().map(|t| t.row)))?;
+            let mut input = Input::new(&batch.pack, &device).with_output_rows(read.as_ref());
+            input.adaptation = self.adaptation;
+            let mut record = Record::new(Selection { hooks: self.hooks.to_vec() }, rows);
+            let cached = Cache { cache: &mut cache, append: &batch.cached };
+            self.model.forward(backend, acts, &input, Some(cached), &mut record)?;
+            for (h, &(site, layer)) in self.hooks.iter().enumerate() {
+                let found = record.get(site, layer).expect("probe: the forward passes every layer");
+                let mut found = found.chunks_exact(config.hidden_size);
+                for part in &batch.states {
+                    let into = &mut states[part.group].states[h][part.first * config.hidden_size..];
+                    land(into, found.by_ref().take(part.rows.len()), part.rows.len(), part.mean);
+                }
+            }
+
+            let label_rows: Vec<u32> = batch.targets.iter().map(|t| t.row as u32).collect();
+            let tokens: Vec<u32> = batch.targets.iter().map(|t| t.token).collect();
+            let labels = Labels::new(backend, read.as_ref(), &label_rows, &tokens, &vec![1.0; tokens.len()])?;
+            if labels.count > 0 {
+                // Only losses are wanted: scratch for a backward of no rows.
+                let mut scratch = Gradients::new(backend, config, 0, labels.count)?;
+                self.model.loss(backend, acts, &labels, &mut scratch);
+                let mut losses = vec![B::Element::default(); labels.count];
+                backend.download(&mut losses, &scratch.losses, 0)?;
+                backend.sync()?;
+                for (target, loss) in batch.targets.iter().zip(losses) {
+                    states[target.group].log_probs[target.prompt][target.answer] -= loss.to_f64();
+                }
+            }
+            computed += batch.pack.len();
+            count.add(batch.states.len());
+        }
+        Ok(computed)
+    }
+}
+
+/// Puts `count` rows, or their mean (summed in `f64` in row order), where a prompt's states are.
+fn land<'a>(into: &mut [f32], rows: impl Iterator<Item = &'a [f32]>, count: usize, mean: bool) {
+    let mut sum = Vec::new();
+    for (i, row) in rows.enumerate() {
+        if mean {
+            sum.resize(row.len(), 0.0f64);
+            sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
+        } else {
+            into[i * row.len()..][..row.len()].copy_from_slice(row);
+        }
+    }
+    into.iter_mut().zip(&sum).for_each(|(x, sum)| *x = (sum / count as f64) as f32);
 }
 
 impl ArmStates {
-    fn empty(group: &Group, layers: usize, width: usize) -> Self {
+    fn empty(group: &Group, hooks: usize, width: usize) -> Self {
         Self {
-            states: vec![vec![0.0; group.prompts.len() * width]; layers],
+            states: vec![vec![0.0; group.state_rows() * width]; hooks],
             log_probs: group.prompts.iter().map(|p| vec![0.0; p.answers.len()]).collect(),
         }
     }

@@ -14,10 +14,18 @@ use crate::{Error, Result};
 /// # Errors
 /// The pool has fewer than `count` examples besides the queries.
 pub fn sample(pool: &[Example], queries: &[Example], count: usize, seed: u64) -> Result<Vec<usize>> {
+    sample_of(pool, &(0..pool.len()).collect::<Vec<_>>(), queries, count, seed)
+}
+
+/// The same of a part of the pool, which is given by indices.
+///
+/// # Errors
+/// See [`sample`].
+pub fn sample_of(pool: &[Example], part: &[usize], queries: &[Example], count: usize, seed: u64) -> Result<Vec<usize>> {
     let queried: HashSet<&str> = queries.iter().map(|q| q.input.as_str()).collect();
-    let left: Vec<usize> = (0..pool.len()).filter(|&i| !queried.contains(pool[i].input.as_str())).collect();
+    let left: Vec<usize> = part.iter().copied().filter(|&i| !queried.contains(pool[i].input.as_str())).collect();
     if count > left.len() {
-        let found = format!("{count}, of {} examples of which {} are queries", pool.len(), pool.len() - left.len());
+        let found = format!("{count}, of {} examples of which {} are queries", part.len(), part.len() - left.len());
         return Err(Error::argument("demonstrations", format!("at most {}", left.len()), found));
     }
     Ok(draw(left, count, &mut Rng::new(seed)))

@@ -13,7 +13,7 @@ use crate::formats::tokenizer::{Encoding, Tokenizer};
 use crate::{Error, Result};
 
 /// An answer that can follow a prompt, as the tokenisation of both as one text.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Answer {
     /// The prompt's last tokens that are no longer there when the answer follows.
@@ -33,7 +33,7 @@ impl Answer {
 }
 
 /// A prompt and the answers that are compared after it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Prompt {
     /// The tokens after which its answers stand.
     pub token_ids: Vec<u32>,
@@ -42,7 +42,7 @@ pub struct Prompt {
 }
 
 /// A prompt with its answer as tokens to learn from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainingExample {
     /// Of prompt and answer.

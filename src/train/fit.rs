@@ -103,37 +103,50 @@ pub struct Tuning<B: Backend> {
     pub tokens: usize,
 }
 
-/// Trains adapters to the end in memory, from where `adaptation` is, with one entry of `runs` for each of its runs.
-/// `on_step` hears of every step and of how many there are.
+/// What looks at a training in memory.
+pub struct Watch<'a, B: Backend> {
+    /// The steps after which `on_step` looks at what is trained, so that nothing may have gone on by then.
+    pub pauses: &'a dyn Fn(u64) -> bool,
+    /// Called after every step.
+    #[allow(clippy::type_complexity)]
+    pub on_step: &'a mut dyn FnMut(&mut B, &Model<B>, &Trainer<B>, &StepReport) -> Result<()>,
+}
+
+/// Trains to the end of the longest run in memory.
 ///
 /// # Errors
-/// See [`Trainer::new`] and [`Trainer::step`].
+/// Whatever [`Trainer::step`] or `on_step` meets.
+pub fn watch<B: Backend>(
+    backend: &mut B,
+    model: &mut Model<B>,
+    trainer: &mut Trainer<B>,
+    watch: Watch<'_, B>,
+) -> Result<()> {
+    steps(backend, model, trainer, None, watch.pauses, watch.on_step)
+}
+
+/// Trains adapters to the end in memory, from where `adaptation` is, with one entry of `runs` for each of its runs.
+///
+/// # Errors
+/// See [`Trainer::new`] and [`watch`].
 pub fn tune<B: Backend>(
     backend: &mut B,
     model: &mut Model<B>,
     adaptation: Adaptation<B>,
     runs: Vec<Run>,
     options: TrainerOptions,
-    on_step: &mut dyn FnMut(&StepReport, u64),
+    looks: Watch<'_, B>,
 ) -> Result<Tuning<B>> {
     let (mut losses, mut tokens) = (vec![Vec::new(); runs.len()], 0);
     let mut trainer = Trainer::new(backend, model, Trainable::Adapters(adaptation), runs, options)?;
-    let total = trainer.total_steps();
-    steps(
-        backend,
-        model,
-        &mut trainer,
-        None,
-        |_| false,
-        |_, _, _, report| {
-            for run in &report.runs {
-                losses[run.run].push(run.loss);
-                tokens += run.tokens as usize;
-            }
-            on_step(report, total);
-            Ok(())
-        },
-    )?;
+    let mut on_step = |backend: &mut B, model: &Model<B>, trainer: &Trainer<B>, report: &StepReport| {
+        for run in &report.runs {
+            losses[run.run].push(run.loss);
+            tokens += run.tokens as usize;
+        }
+        (looks.on_step)(backend, model, trainer, report)
+    };
+    watch(backend, model, &mut trainer, Watch { pauses: looks.pauses, on_step: &mut on_step })?;
     match trainer.finish() {
         Trainable::Adapters(adaptation) => Ok(Tuning { adaptation, losses, tokens }),
         _ => unreachable!("tune: adapters were given to the trainer"),

@@ -25,7 +25,7 @@ fn report_json_has_its_keys_in_their_order() {
         pair([Arm::Icl, Arm::Pt], 6.0, updates(7.0)),
         pair([Arm::Lora, Arm::Pt], 8.0, updates(9.0)),
     ];
-    let tuning = |x: f64| Some(TuningReport { loss: vec![x, x - 0.5], final_loss: x - 1.0 });
+    let tuning = |x: f64| Some(TuningReport { loss: vec![x, x - 0.5], final_loss: Some(x - 1.0) });
     let scores = |arm, x: f64, tuning| ArmReport { arm, accuracy: Some(x), log_prob: -x, tuning };
     let report = SeedReport {
         seed: 4,

@@ -53,7 +53,7 @@ struct SoftSeed {
     accuracy: Option<f64>,
     log_prob: f64,
     loss: Vec<f64>,
-    final_loss: f64,
+    final_loss: Option<f64>,
     adapter: Option<String>,
     layers: Vec<SoftLayer>,
 }
@@ -65,7 +65,7 @@ struct SoftSummary {
     accuracy: MeanSd,
     log_prob: MeanSd,
     loss: Vec<MeanSd>,
-    final_loss: MeanSd,
+    final_loss: Option<MeanSd>,
     layers: Vec<SoftLayer>,
 }
 
@@ -77,7 +77,7 @@ pub(super) struct Seed {
     accuracy: Arms<Option<f64>>,
     log_prob: Arms<f64>,
     loss: Vec<f64>,
-    final_loss: f64,
+    final_loss: Option<f64>,
     adapter: Option<String>,
     layers: Vec<ArmsLayer>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -91,7 +91,7 @@ pub(super) struct Summary {
     accuracy: Arms<MeanSd>,
     log_prob: Arms<MeanSd>,
     loss: Vec<MeanSd>,
-    final_loss: MeanSd,
+    final_loss: Option<MeanSd>,
     layers: Vec<ArmsLayer>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     soft: Vec<SoftSummary>,
@@ -109,7 +109,7 @@ fn split<A, S>(arms: Vec<ArmReport<A, S>>) -> Split<A, S> {
     ([next(Arm::ZeroShot), next(Arm::Icl), next(Arm::Lora)], arms.collect())
 }
 
-fn tuning<S>(tuning: Option<TuningReport<S>>) -> (Vec<S>, S) {
+fn tuning<S>(tuning: Option<TuningReport<S>>) -> (Vec<S>, Option<S>) {
     let TuningReport { loss, final_loss } = tuning.expect("report: LoRA and soft prompts are trained");
     (loss, final_loss)
 }

@@ -1,0 +1,153 @@
+//! The demonstrations of a seed: which examples, with which labels, in which order.
+
+use super::arm::Arm;
+use super::factors::{LabelNoise, Similarity};
+use super::plan::{DemonstrationPool, SeedPlan};
+use super::position::Position;
+use super::settings::ProbeSettings;
+use crate::formats::tokenizer::Tokenizer;
+use crate::random::Rng;
+use crate::task::Example;
+use crate::task::demonstrations::sample_of;
+use crate::task::prompts::{Prompts, TrainingExample};
+use crate::task::retrieval::{Query, Retriever};
+use crate::{Error, Result};
+
+/// Streams of a seed's random numbers, beside the one that examples are drawn by.
+const LABELS: u64 = 1 << 32;
+const ORDERS: u64 = 2 << 32;
+/// `near` and `far` are this part of the pool.
+const NEAR_PART: usize = 4;
+
+/// What demonstrations are drawn from, and how.
+pub(super) struct Draw<'a> {
+    pub pool: DemonstrationPool<'a>,
+    pub queries: &'a [Example],
+    pub similarities: Option<&'a [f64]>,
+    pub settings: &'a ProbeSettings,
+}
+
+/// The demonstrations of a seed.
+pub(super) struct Drawn {
+    /// Their indices in the pool, in the order drawn.
+    pool_indices: Vec<usize>,
+    /// Their examples, with the labels that they are shown with.
+    pub examples: Vec<Example>,
+    /// Which of them is shown first, second, ...
+    pub shown: Vec<usize>,
+}
+
+/// The mean over the queries of how like each example of a pool is to them: by BM25, or by the cosine of vectors of pool
+/// and queries (`[pool, width]`, `[queries, width]`).
+pub fn similarity_to_queries(pool: &[Example], queries: &[Example], vectors: Option<(Vec<f32>, Vec<f32>)>) -> Vec<f64> {
+    let (retriever, of_queries) = match vectors {
+        Some((of_pool, of_queries)) => (Retriever::dense(pool, of_pool), of_queries),
+        None => (Retriever::bm25(pool), Vec::new()),
+    };
+    let width = of_queries.len() / queries.len().max(1);
+    let mut mean = vec![0.0; pool.len()];
+    for (i, query) in queries.iter().enumerate() {
+        let vector = &of_queries[i * width..(i + 1) * width];
+        let found = retriever.similarities(&Query { input: &query.input, vector, pool_index: None });
+        mean.iter_mut().zip(found).for_each(|(mean, x)| *mean += x / queries.len() as f64);
+    }
+    mean
+}
+
+impl Draw<'_> {
+    /// Draws for a seed. A larger number of demonstrations continues a smaller one.
+    pub fn seed(&self, seed: u64) -> Result<Drawn> {
+        let (pool, settings) = (self.pool.examples, self.settings);
+        let pool_indices = sample_of(pool, &self.part(), self.queries, settings.demonstrations, seed)?;
+        let mut rng = Rng::with_stream(seed, LABELS);
+        let label = |(i, &index): (usize, &usize)| self.labelled(&pool[index], i, &mut rng);
+        let examples = pool_indices.iter().enumerate().map(label).collect::<Result<_>>()?;
+        let mut shown: Vec<usize> = (0..pool_indices.len()).collect();
+        if settings.order > 0 {
+            Rng::with_stream(seed, ORDERS + settings.order).shuffle(&mut shown);
+        }
+        Ok(Drawn { pool_indices, examples, shown })
+    }
+
+    /// The indices of the examples that may be drawn, ascending.
+    fn part(&self) -> Vec<usize> {
+        let pool = self.pool.examples;
+        let mut all: Vec<usize> = (0..pool.len()).collect();
+        if self.settings.similarity == Similarity::Random {
+            return all;
+        }
+        let own;
+        let similarities = match self.similarities {
+            Some(similarities) => similarities,
+            None => {
+                own = similarity_to_queries(pool, self.queries, None);
+                &own
+            }
+        };
+        let sign = if self.settings.similarity == Similarity::Near { -1.0 } else { 1.0 };
+        // Examples that are never drawn, since they are queries, are no part of the quarter either.
+        all.retain(|&i| self.queries.iter().all(|query| query.input != pool[i].input));
+        all.sort_by(|&a, &b| (sign * similarities[a]).total_cmp(&(sign * similarities[b])));
+        all.truncate(all.len().div_ceil(NEAR_PART).max(self.settings.demonstrations));
+        all.sort_unstable();
+        all
+    }
+
+    /// The `i`th demonstration with the label that it is shown with.
+    fn labelled(&self, example: &Example, i: usize, rng: &mut Rng) -> Result<Example> {
+        let noise = self.settings.labels;
+        if noise == LabelNoise::Gold {
+            return Ok(example.clone());
+        }
+        let labels = self.pool.task.labels().ok_or_else(|| {
+            let expected = format!("gold, since the outputs of {} are no labels", self.pool.task);
+            Error::argument("labels", expected, format!("{noise:?}").to_lowercase())
+        })?;
+        let any = labels[rng.below(labels.len())];
+        let others: Vec<&str> = labels.iter().copied().filter(|label| *label != example.output).collect();
+        let wrong = *others.get(rng.below(others.len().max(1))).unwrap_or(&any);
+        let output = match noise {
+            LabelNoise::Random => any,
+            LabelNoise::Half if i % 2 == 0 => return Ok(example.clone()),
+            _ => wrong,
+        };
+        Ok(Example { output: output.to_owned(), ..example.clone() })
+    }
+}
+
+impl Drawn {
+    /// Their indices in the pool, in the order shown.
+    pub fn indices(&self) -> Vec<usize> {
+        self.shown.iter().map(|&i| self.pool_indices[i]).collect()
+    }
+
+    /// A seed's plan with what is learnt, and where states of demonstrations are read.
+    pub fn learnt(&self, plan: SeedPlan, draw: &Draw<'_>, tokenizer: &Tokenizer) -> Result<SeedPlan> {
+        let (template, settings) = (draw.pool.template, draw.settings);
+        let prompts = Prompts::new(tokenizer, template);
+        let before = |shown: &mut dyn Iterator<Item = &usize>| -> String {
+            shown.map(|&i| template.demonstration(&self.examples[i])).collect()
+        };
+        let after = |before: &str, i: usize| -> Result<TrainingExample> {
+            let example = &self.examples[i];
+            prompts.training_example(&format!("{before}{}", template.query(example)), &example.output)
+        };
+        let all = 0..self.examples.len();
+        let train = all.clone().map(|i| after("", i)).collect::<Result<_>>()?;
+        let after_others = |i| after(&before(&mut self.shown.iter().filter(|&&other| other != i)), i);
+        let ipt_train = match settings.soft.arms.contains(&Arm::Ipt) {
+            true => all.clone().map(after_others).collect::<Result<_>>()?,
+            false => Vec::new(),
+        };
+        let in_context = |i: usize| -> Result<Vec<u32>> {
+            let text = before(&mut self.shown.iter().take_while(|&&other| other != i));
+            let text = text + &template.query(&self.examples[i]);
+            Ok(prompts.prompt::<&str>(&text, &[])?.token_ids)
+        };
+        let icl_demonstration_token_ids = match settings.position == Position::Demos {
+            true => all.map(in_context).collect::<Result<_>>()?,
+            false => Vec::new(),
+        };
+        Ok(SeedPlan { train, ipt_train, icl_demonstration_token_ids, ..plan })
+    }
+}

@@ -14,7 +14,7 @@ impl<B: Backend> Model<B> {
     /// The losses and the requested gradients of the last forward, which must have saved all its activations.
     ///
     /// # Panics
-    /// If the forward did not save its activations, or went through a cache, or had another input; if the scratch is too
+    /// If the forward did not save its activations, or went through a cache, or started at a layer, or had another input; if the scratch is too
     /// small.
     pub fn backward(
         &self,
@@ -27,6 +27,7 @@ impl<B: Backend> Model<B> {
     ) {
         let (config, n) = (&self.config, input.pack.len());
         assert!(acts.save == Save::All, "backward: the forward saved one layer only");
+        assert!(input.start.is_none(), "backward: a pass that starts at a layer has no backward");
         assert!(!input.pack.has_cached(), "backward: cached segments have no backward");
         assert!(n <= grads.rows, "backward: {n} rows in scratch for {}", grads.rows);
         assert!(labels.count <= grads.labels, "backward: {} labels in scratch for {}", labels.count, grads.labels);

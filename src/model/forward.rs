@@ -3,12 +3,12 @@
 use super::Model;
 use super::activations::Activations;
 use super::block::Block;
-use super::input::Input;
+use super::input::{Input, Start, StartRows};
 use super::kv_cache::Cache;
 use super::taps::PassTaps;
 use crate::Result;
 use crate::backend::ops::{GatherAcc, GatherCompute};
-use crate::backend::{Backend, Tensor};
+use crate::backend::{AccElement, Backend, Tensor};
 use crate::hooks::{Site, Taps};
 
 impl<B: Backend> Model<B> {
@@ -21,7 +21,8 @@ impl<B: Backend> Model<B> {
     ///
     /// # Panics
     /// If the pack is larger than the buffers or than what is left of the cache, or names runs that are not there; if a
-    /// tap takes a row that is no output row.
+    /// tap takes a row that is no output row; if a pass that starts at a layer has other rows than the pack, or appends to a
+    /// cache.
     pub fn forward<T: Taps<B>>(
         &self,
         backend: &mut B,
@@ -31,18 +32,22 @@ impl<B: Backend> Model<B> {
         taps: &mut T,
     ) -> Result<()> {
         let depth = self.config.num_hidden_layers;
-        input.check(acts.rows);
+        input.check(acts.rows, depth, self.config.hidden_size);
+        let start = input.start.as_ref().map_or(0, |start| start.layer);
         self.config.check_attention(input.pack)?;
         self.config.check_one_length(input.pack)?;
         acts.cover(backend, &self.config, input.pack)?;
-        cache.iter().for_each(|cache| cache.check_room(input.pack));
+        cache.iter().for_each(|cache| cache.check_room(input.pack, start));
         acts.outputs = input.output_rows.map(|output| output.rows.clone());
         let mut points = PassTaps::new(taps, input.pack);
-        self.embed(backend, acts, input, &mut points)?;
+        match &input.start {
+            None => self.embed(backend, acts, input, &mut points)?,
+            Some(start) => self.start(backend, acts, input, start)?,
+        }
         let asked = points.stop_at_layer();
-        let stop = asked.unwrap_or(depth).min(depth);
+        let stop = asked.unwrap_or(depth).clamp(start, depth);
         assert!(cache.is_none() || stop == depth, "forward: a cached segment goes through every layer");
-        for layer in 0..stop {
+        for layer in start..stop {
             let pass = Pass { input, cache: cache.as_mut(), last: layer + 1 == stop };
             self.block(backend, acts, pass, layer, &mut points)?;
         }
@@ -51,12 +56,39 @@ impl<B: Backend> Model<B> {
         }
         if asked.is_some() {
             let resid = Tensor::Acc(&acts.resid[acts.resid_slot(stop)]);
-            let rows = if stop == 0 { None } else { input.outputs() };
+            let rows = if stop == start { None } else { input.outputs() };
             points.at(stop, rows).tap(backend, Site::ResidPre, resid, self.config.hidden_size)?;
         } else {
             self.final_norm(backend, acts, input, &mut points.at(0, input.outputs()))?;
         }
         taps.finish(backend)
+    }
+
+    /// The residual stream that enters the first layer of a pass that does not begin with its tokens.
+    fn start(
+        &self,
+        backend: &mut B,
+        acts: &mut Activations<B>,
+        input: &Input<'_, B>,
+        Start { layer, resid }: &Start<'_, B>,
+    ) -> Result<()> {
+        let width = self.config.hidden_size;
+        // Of a stream that has left the last layer only the output rows go on: the others lie in a buffer that is free.
+        let output = input.output_rows.filter(|_| *layer == self.config.num_hidden_layers);
+        let [to, narrowed] = [acts.resid_slot(layer + usize::from(output.is_some())), acts.resid_slot(*layer)];
+        let stream = &mut acts.resid[to];
+        match resid {
+            StartRows::Host(x) => {
+                let x: Vec<B::Element> = x.iter().map(|&x| B::Element::from_f64(f64::from(x))).collect();
+                backend.upload(stream, 0, &x)?;
+            }
+            StartRows::Device { x, rows } => backend.gather_acc(GatherAcc { out: stream, x, rows, width }),
+        }
+        if let Some(output) = output {
+            let [x, out] = acts.resid.get_disjoint_mut([to, narrowed]).expect("forward: two residual buffers");
+            backend.gather_acc(GatherAcc { out, x, rows: &output.index, width });
+        }
+        Ok(())
     }
 
     /// One block: `resid[layer + 1]` from `resid[layer]`, in the last block computed only at the output rows.

@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::adaptation::Adaptation;
 use super::output_rows::OutputRows;
 use crate::arch::Projection;
-use crate::backend::Backend;
 use crate::backend::ops::Dropout;
+use crate::backend::{Backend, DeviceIndex};
 use crate::pack::{Pack, Segment, Token};
 
 /// Dropout of a pass; see [`Dropout`].
@@ -18,6 +18,30 @@ pub struct DropoutPlan<'a> {
     pub seeds: &'a [u64],
     /// One key per row `[N]`: the row's number within its run.
     pub keys: &'a [u32],
+}
+
+/// Rows of the residual stream `[N, C]`, one for each row of a pass.
+pub enum StartRows<'a, B: Backend> {
+    /// On the host, row-major.
+    Host(&'a [f32]),
+    /// Rows `rows [N]` of `x [_, C]` on the device.
+    Device {
+        /// `[_, C]`.
+        x: &'a B::Acc,
+        /// `[N]`; a row may stand several times.
+        rows: &'a B::Index,
+    },
+}
+
+/// Where a pass begins, if not with its tokens: the residual stream that enters a layer is given.
+///
+/// Nothing below the layer is computed, nor its taps called. Cached segments are attended to from this layer on; no segment
+/// of such a pass can be cached, for it has no keys below.
+pub struct Start<'a, B: Backend> {
+    /// The first layer that is computed, up to the depth L, which leaves the final norm alone.
+    pub layer: usize,
+    /// The residual stream that enters it (`resid_pre` of that layer; for L, `resid_post` of the last).
+    pub resid: StartRows<'a, B>,
 }
 
 /// What goes into a pass.
@@ -32,12 +56,14 @@ pub struct Input<'a, B: Backend> {
     pub dropout: Option<DropoutPlan<'a>>,
     /// The M rows whose output is wanted; none means all of them.
     pub output_rows: Option<&'a OutputRows<B>>,
+    /// Where the pass begins; none means with the tokens' embeddings.
+    pub start: Option<Start<'a, B>>,
 }
 
 impl<'a, B: Backend> Input<'a, B> {
     /// The base model on a pack, with the output of every row.
     pub fn new(pack: &'a Pack, device: &'a B::Pack) -> Self {
-        Self { pack, device, adaptation: None, dropout: None, output_rows: None }
+        Self { pack, device, adaptation: None, dropout: None, output_rows: None, start: None }
     }
 
     /// With adapters.
@@ -48,6 +74,11 @@ impl<'a, B: Backend> Input<'a, B> {
     /// With the output of these rows only.
     pub fn with_output_rows(self, output_rows: Option<&'a OutputRows<B>>) -> Self {
         Self { output_rows, ..self }
+    }
+
+    /// Beginning at a layer.
+    pub fn starting(self, start: Start<'a, B>) -> Self {
+        Self { start: Some(start), ..self }
     }
 
     /// The rows that come out of a pass, M.
@@ -67,7 +98,7 @@ impl<'a, B: Backend> Input<'a, B> {
             DropoutPlan { keys, ..plan }
         });
         let (pack, device) = (&output.pack, &output.device);
-        Input { pack, device, adaptation: self.adaptation, dropout, output_rows: None }
+        Input { pack, device, adaptation: self.adaptation, dropout, output_rows: None, start: None }
     }
 
     /// Dropout of a projection's input; the parts of a fused module read one input, so they drop the same of it.
@@ -103,12 +134,24 @@ impl<'a, B: Backend> Input<'a, B> {
         self.adaptation.is_some_and(|adaptation| adaptation.layout.prompt.is_some())
     }
 
-    /// Asserts that the pack fits buffers for `capacity` rows, and its runs the adapters.
-    pub(super) fn check(&self, capacity: usize) {
+    /// Asserts that the pack fits buffers for `capacity` rows, its runs the adapters, and its start a model of `depth` layers
+    /// of `width`.
+    pub(super) fn check(&self, capacity: usize, depth: usize, width: usize) {
         let pack = self.pack;
         assert!(pack.len() <= capacity, "forward: a pack of {} rows in buffers for {capacity}", pack.len());
         let runs = self.adaptation.map_or(0, |a| a.runs);
         let highest = pack.runs().iter().map(|(run, _)| run + 1).max().unwrap_or(0);
         assert!(highest <= runs, "forward: a pack of {highest} runs through {runs} adapters");
+        if let Some(Start { layer, resid }) = &self.start {
+            assert!(*layer <= depth, "forward: a start at layer {layer} of {depth}");
+            let rows = match resid {
+                StartRows::Host(x) => {
+                    assert!(x.len().is_multiple_of(width), "forward: a start of {} elements, width {width}", x.len());
+                    x.len() / width
+                }
+                StartRows::Device { rows, .. } => rows.len(),
+            };
+            assert!(rows == pack.len(), "forward: a start of {rows} rows for a pack of {}", pack.len());
+        }
     }
 }

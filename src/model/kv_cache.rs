@@ -39,8 +39,12 @@ pub struct Cache<'a, B: Backend> {
 }
 
 impl<B: Backend> Cache<'_, B> {
-    /// Asserts that there is room for what is to be appended.
-    pub(super) fn check_room(&self, pack: &Pack) {
+    /// Asserts that there is room for what is to be appended by a pass from layer `start` on.
+    pub(super) fn check_room(&self, pack: &Pack, start: usize) {
+        assert!(
+            start == 0 || self.append.is_empty(),
+            "forward: segments of a pass from layer {start} on have no keys below"
+        );
         let rows: usize = self.append.iter().map(|&g| pack.segments()[g].rows.len()).sum();
         let KvCache { used, capacity, .. } = *self.cache;
         assert!(used + rows <= capacity, "forward: {used} + {rows} rows in a cache of {capacity}");

@@ -59,7 +59,7 @@ fn run<B: Backend>(
     let device = backend.pack(pack).expect("pack");
     let layout = adaptation.map(|adaptation| &adaptation.layout);
     let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Save::Layer).expect("buffers");
-    let input = Input { pack, device: &device, adaptation, dropout: None, output_rows: None };
+    let input = Input { adaptation, ..Input::new(pack, &device) };
     model.forward(backend, &mut acts, &input, None, &mut record).expect("forward");
     backend.sync().expect("sync");
     record

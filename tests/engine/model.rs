@@ -3,6 +3,7 @@
 
 mod decoder;
 mod output_rows;
+mod start;
 mod taps;
 
 use llamaprobe::arch::{Dtype, Family, ModelConfig, Projection};
@@ -80,7 +81,7 @@ fn states<B: Backend>(backend: &mut B, model: &Model<B>, pack: &Pack, adaptation
     let layout = adaptation.map(|a| &a.layout);
     let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Save::Layer).expect("memory");
     let device = backend.pack(pack).expect("pack");
-    let input = Input { pack, device: &device, adaptation, dropout: None, output_rows: None };
+    let input = Input { adaptation, ..Input::new(pack, &device) };
     model.forward(backend, &mut acts, &input, None, &mut record).expect("forward");
     record
 }
@@ -305,7 +306,7 @@ impl Task<'_> {
         let device = backend.pack(pack).expect("pack");
         let (seeds, keys) = (vec![7, 8, 9], (0..pack.len() as u32).collect::<Vec<_>>());
         let dropout = (self.dropout > 0.0).then_some(DropoutPlan { p: self.dropout, seeds: &seeds, keys: &keys });
-        let input = Input { pack, device: &device, adaptation: Some(adaptation), dropout, output_rows: None };
+        let input = Input { dropout, ..Input::new(pack, &device).adapted(adaptation) };
         model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("forward");
         let mut d_params = backend.acc(adaptation.runs * adaptation.layout.stride).expect("memory");
         let mut d_weights = backend.acc(tuning.layout.total).expect("memory");

@@ -23,12 +23,14 @@ pub mod similarity;
 pub mod statistics;
 pub mod tuning;
 
+mod evaluate;
 mod packing;
 mod progress;
 mod run;
 mod settings;
 mod states;
 
+pub use evaluate::Evaluation;
 pub use progress::{Phase, Progress};
 pub use run::{Outcome, run};
 pub use settings::{ProbeSettings, SOFT_ARMS, SoftSettings};

@@ -16,7 +16,7 @@ use crate::formats::generation_config::{Decoding, GenerationDefaults};
 use crate::formats::tokenizer::Tokenizer;
 use crate::formats::{atomic, yaml};
 use crate::model::Model;
-use crate::task::{Task, Template};
+use crate::task::{Side, Task, Template};
 use crate::train::settings::{Length, RunSettings};
 use crate::{Error, Result};
 
@@ -103,36 +103,45 @@ fn sources(args: &CompareArgs) -> Result<Vec<Source>> {
         Some(text) => {
             let from_file = Path::new(text).is_file();
             let yaml = if from_file { atomic::read_to_string(text)? } else { text.clone() };
-            let parsed: Result<BTreeMap<Task, TaskFiles>, _> = yaml::parse(&yaml);
+            let parsed: Result<BTreeMap<String, TaskFiles>, _> = yaml::parse(&yaml);
             parsed.map_err(|e| {
                 let expected = "a mapping, or a file of one, such as {mtop: {train: FILE, test: FILE}}";
                 Error::argument("--data", expected, format!("{text:?} ({e})"))
             })?
         }
     };
-    let mut tasks = vec![args.task];
-    for &task in &args.transfer {
-        if tasks.contains(&task) {
-            return Err(Error::argument("--transfer", "tasks other than --task, each once", task));
+    let mut tasks = vec![Task::named(&args.task)?];
+    for name in &args.transfer {
+        let task = Task::named(name)?;
+        if tasks.iter().any(|known| known.name() == task.name()) {
+            return Err(Error::argument("--transfer", "tasks of other names than --task's, each once", task));
         }
         tasks.push(task);
     }
-    let mut source = |task: Task| {
-        let (train, test) = match data.remove(&task) {
+    let known = |name: &str| tasks.iter().any(|task| task.name() == name) || name.parse::<Task>().is_ok();
+    if let Some(name) = data.keys().find(|name| !known(name)) {
+        let names = tasks.iter().map(Task::name).collect::<Vec<_>>().join(", ");
+        return Err(Error::argument("--data", format!("names of tasks, such as {names}"), name));
+    }
+    let mut source = |(i, task): (usize, Task)| {
+        let (train, test) = match data.remove(task.name()) {
             Some(files) => (files.train.into(), files.test.into()),
-            None if task == args.task && !args.train.is_empty() && !args.test.is_empty() => {
-                (args.train.clone(), args.test.clone())
-            }
-            None if task == args.task => {
-                return Err(Error::argument("--train and --test", "the task's data, or --data", "none"));
-            }
-            None => return Err(Error::argument("--data", format!("files of {task}"), "none")),
+            None if i == 0 => (args.train.clone(), args.test.clone()),
+            None => (Vec::new(), Vec::new()),
         };
-        let template = match args.template.as_ref().filter(|_| task == args.task) {
-            Some(text) => Template::parse(text, &task.template())?,
-            None => task.template(),
+        let template = match args.template.as_ref().filter(|_| i == 0) {
+            Some(text) => Template::parse(text, task.template())?,
+            None => task.template().clone(),
         };
-        let (train, test) = (task.load(&train)?, task.load(&test)?);
+        for (side, files) in [(Side::Train, &train), (Side::Test, &test)] {
+            if files.is_empty() && !task.has_data(side) {
+                return Err(match i {
+                    0 => Error::argument("--train and --test", "the task's data, or --data", "none"),
+                    _ => Error::argument("--data", format!("files of {task}"), "none"),
+                });
+            }
+        }
+        let (train, test) = (task.data(Side::Train, &train, &template)?, task.data(Side::Test, &test, &template)?);
         for (side, data) in [("train", &train), ("test", &test)] {
             for (why, n) in &data.skipped {
                 output::note(format_args!("{task}: {n} {side} rows skipped: {why}"));
@@ -140,7 +149,7 @@ fn sources(args: &CompareArgs) -> Result<Vec<Source>> {
         }
         Ok(Source { task, template, train, test })
     };
-    tasks.into_iter().map(&mut source).collect()
+    tasks.into_iter().enumerate().map(&mut source).collect()
 }
 
 struct Compare<'a> {

@@ -149,7 +149,7 @@ mod tests {
             all_have_flags(command, &run, &["shuffle", "length", "min_lr_rate"]);
         }
         all_have_flags("pretrain", &run, &["shuffle", "length", "accumulation", "schedule", "epsilon"]);
-        all_have_flags("probe", &ProbeSettings::new(Task::Events), &["soft"]);
+        all_have_flags("probe", &ProbeSettings::new("events".parse::<Task>().expect("built in")), &["soft"]);
         all_have_flags("probe", &SoftSettings::default(), &[]);
         all_have_flags("compare", &compare_settings(), &["prompt_training", "lora_training"]);
     }
@@ -174,7 +174,7 @@ mod tests {
         }
         let pretrain = RunSettings { min_lr_rate: 2.0, ..run.clone() };
         assert_eq!(name_of("pretrain", pretrain.validate()), "--min-lr-rate");
-        let probe = ProbeSettings::new(Task::Events);
+        let probe = ProbeSettings::new("events".parse::<Task>().expect("built in"));
         for (settings, expected) in [
             (ProbeSettings { demonstrations: 0, ..probe.clone() }, "--demos"),
             (ProbeSettings { seeds: Vec::new(), ..probe.clone() }, "--seeds"),

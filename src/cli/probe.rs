@@ -1,5 +1,7 @@
 //! `probe`: in-context learning and instruction tuning on the same demonstrations, by hidden states and scores.
 
+use std::path::PathBuf;
+
 use indicatif::ProgressBar;
 
 use super::args::ProbeArgs;
@@ -14,13 +16,14 @@ use crate::probe::arm::Arm;
 use crate::probe::plan::Plan;
 use crate::probe::report::{Report, arm_name};
 use crate::probe::{Outcome, Phase, ProbeSettings, Progress, SoftSettings};
-use crate::task::{Task, Template, synthetic};
+use crate::task::{Side, Task, Template};
 use crate::{Error, Result};
 
 pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
     let files = resolve::base_model(&args.base.model, &args.common)?;
     files.config.require_causal()?;
-    let args = &resolved(args, &files);
+    let task = task(args, &files)?;
+    let args = &resolved(args, &task);
     let (settings, plan) = match &args.plan {
         // A report's experiment is repeated with its own settings; only device and dtype may differ.
         Some(path) => {
@@ -29,7 +32,7 @@ pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
             (report.settings, report.plan)
         }
         None => {
-            let settings = settings(args, files.config.family)?;
+            let settings = settings(args, task, files.config.family)?;
             settings.validate(files.config.family)?;
             let plan = draw(args, &files, &settings)?;
             (settings, plan)
@@ -39,13 +42,19 @@ pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
     dispatch(&args.common, dtype, Probe { args, files, settings, plan })
 }
 
-/// The arguments with the defaults of their task, which is `events` for the embedded model without data.
-fn resolved(args: &ProbeArgs, files: &ModelFiles) -> ProbeArgs {
+/// The task that is asked for; `events` for the embedded model without data.
+fn task(args: &ProbeArgs, files: &ModelFiles) -> Result<Task> {
     let own = files.is_embedded() && args.train.is_empty() && args.test.is_empty();
-    let task = args.task.unwrap_or(if own { Task::Events } else { Task::Sst2 });
-    let defaults = ProbeSettings::new(task);
+    Task::named(args.task.as_deref().unwrap_or(if own { "events" } else { "sst2" }))
+}
+
+/// The arguments with the defaults of their task.
+fn resolved(args: &ProbeArgs, task: &Task) -> ProbeArgs {
+    let defaults = ProbeSettings::new(task.clone());
     ProbeArgs {
-        task: Some(task),
+        task: args.task.clone().or_else(|| Some(task.to_string())),
+        demos: args.demos.or(Some(defaults.demonstrations)),
+        queries: args.queries.or(defaults.queries),
         seeds: args.seeds.or(Some(defaults.seeds.len() as u64)),
         learning_rate: args.learning_rate.or(Some(defaults.learning_rate)),
         epochs: args.epochs.or(Some(defaults.epochs)),
@@ -54,16 +63,16 @@ fn resolved(args: &ProbeArgs, files: &ModelFiles) -> ProbeArgs {
 }
 
 /// The settings that resolved arguments ask for.
-fn settings(args: &ProbeArgs, family: Family) -> Result<ProbeSettings> {
-    let defaults = ProbeSettings::new(args.task.unwrap_or(Task::Sst2));
+fn settings(args: &ProbeArgs, task: Task, family: Family) -> Result<ProbeSettings> {
+    let defaults = ProbeSettings::new(task);
     let template = match &args.template {
         Some(text) => Template::parse(text, &defaults.template)?,
         None => defaults.template.clone(),
     };
     Ok(ProbeSettings {
         template,
-        demonstrations: args.demos,
-        queries: Some(args.queries),
+        demonstrations: args.demos.unwrap_or(defaults.demonstrations),
+        queries: args.queries.or(defaults.queries),
         seeds: resolve::seeds(args.seed, args.seeds.unwrap_or(defaults.seeds.len() as u64))?,
         r: args.lora.r,
         lora_alpha: args.lora.lora_alpha,
@@ -86,18 +95,21 @@ fn settings(args: &ProbeArgs, family: Family) -> Result<ProbeSettings> {
 
 /// The demonstrations and queries, drawn from the task's data.
 fn draw(args: &ProbeArgs, files: &ModelFiles, settings: &ProbeSettings) -> Result<Plan> {
-    let task = settings.task;
-    if task == Task::Events && args.train.is_empty() && args.test.is_empty() {
-        let (pool, queries) = synthetic::events();
-        return Plan::new(&files.tokenizer()?, task, &pool, &queries, settings);
-    }
-    for (flag, files) in [("--train", &args.train), ("--test", &args.test)] {
-        if files.is_empty() {
+    let task = &settings.task;
+    for (side, flag, files) in [(Side::Train, "--train", &args.train), (Side::Test, "--test", &args.test)] {
+        if files.is_empty() && !task.has_data(side) {
             return Err(Error::argument(flag, "the task's data (or --plan REPORT, to repeat a run)", "none"));
         }
     }
     let tokenizer = files.tokenizer()?;
-    let (pool, queries) = (task.load(&args.train)?.examples, task.load(&args.test)?.examples);
+    let data = |side, files: &[PathBuf]| {
+        let data = task.data(side, files, &settings.template)?;
+        for (why, n) in &data.skipped {
+            output::note(format_args!("{task}: {n} {} rows skipped: {why}", side.name()));
+        }
+        Ok(data.examples)
+    };
+    let (pool, queries) = (data(Side::Train, &args.train)?, data(Side::Test, &args.test)?);
     Plan::new(&tokenizer, task, &pool, &queries, settings)
 }
 

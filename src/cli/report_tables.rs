@@ -85,7 +85,7 @@ fn target(report: &CompareReport, judge: &Judge) -> String {
     header.extend(rows.first().map_or(&[][..], |r| &r.bins).iter().map(|b| format!("{:.2} to {:.2}", b.low, b.high)));
     let mut table = new(&header);
     for row in rows {
-        let source = row.source.filter(|s| *s != row.target).map_or(String::new(), |s| format!(" of {s}"));
+        let source = row.source.as_ref().filter(|s| **s != row.target).map_or(String::new(), |s| format!(" of {s}"));
         let interval = row.interval.map_or("-".to_string(), |i| format!("{:.2} to {:.2}", i.low, i.high));
         let length = row.length.map_or("-".to_string(), |n| n.to_string());
         let name = row.arm.name().to_string() + &source;
@@ -115,8 +115,10 @@ fn matrices(report: &CompareReport) -> Vec<String> {
         let mut table = new(&std::iter::once(String::new()).chain(targets).collect::<Vec<_>>());
         for source in &report.metrics {
             let cell = |target: &Judge| {
-                let of =
-                    |r: &&Row| (r.arm, r.length, r.source, r.target) == (arm, length, Some(source.task), target.task);
+                let of = |r: &&Row| {
+                    let between = (r.source.as_deref(), r.target.as_str());
+                    (r.arm, r.length) == (arm, length) && between == (Some(source.task.as_str()), &target.task)
+                };
                 report.rows.iter().find(of).map_or("-".to_string(), |r| mean_sd(r.score, 2))
             };
             table.add_row(std::iter::once(format!("from {}", source.task)).chain(report.metrics.iter().map(cell)));

@@ -69,7 +69,7 @@ fn conditions(pool: &[Example]) -> Vec<Condition> {
         condition("2 demonstrations", 2, pool.to_vec()),
         condition("half of the labels wrong", 10, pool.iter().enumerate().map(mixed).collect()),
         condition("all labels wrong", 10, pool.iter().map(swapped).collect()),
-        condition("of another task", 10, synthetic::examples(1, ["animal", "tool"], PROBED_LABELS, pool.len())),
+        condition("of another task", 10, synthetic::objects().0),
     ]
 }
 
@@ -107,9 +107,10 @@ fn probe_conditions<B: Backend>(
     output::line("")?;
     output::markdown_header(header.map(str::to_owned).into_iter())?;
     let (pool, queries) = synthetic::events();
+    let events: Task = "events".parse()?;
     for condition in conditions(&pool) {
-        let settings = ProbeSettings { demonstrations: condition.demonstrations, ..ProbeSettings::new(Task::Events) };
-        let plan = Plan::new(tokenizer, Task::Events, &condition.pool, &queries, &settings)?;
+        let settings = ProbeSettings { demonstrations: condition.demonstrations, ..ProbeSettings::new(events.clone()) };
+        let plan = Plan::new(tokenizer, &events, &condition.pool, &queries, &settings)?;
         let report = probe::run(backend, model, name, &plan, &settings, &mut |_| ())?.report;
         let accuracy = |arm| report.summary.arm(arm).expect("every probe has it").accuracy;
         let last = report.summary.layers.last().expect("a model has layers");

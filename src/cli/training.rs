@@ -52,7 +52,8 @@ pub fn data(
 
 /// The training data where no file is named: ten demonstrations of the embedded model's own task.
 fn built_in_examples() -> Vec<Row> {
-    let template = Task::Events.template();
+    let events: Task = "events".parse().expect("training: events is built in");
+    let template = events.template();
     let (pool, _) = synthetic::events();
     let row = |(i, e): (usize, &crate::task::Example)| {
         let example = Example::Completion { prompt: template.query(e), completion: template.answer(&e.output) };

@@ -5,7 +5,6 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::probe::arm::Arm;
-use crate::task::Task;
 
 /// What a cell is of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,10 +12,10 @@ use crate::task::Task;
 pub struct CellKey {
     /// How it asks or trains.
     pub arm: Arm,
-    /// The task trained on; none for arms that train nothing.
-    pub source: Option<Task>,
-    /// The task judged on.
-    pub target: Task,
+    /// Name of the task trained on; none for arms that train nothing.
+    pub source: Option<String>,
+    /// Name of the task judged on.
+    pub target: String,
     /// Rows of the soft prompt.
     pub length: Option<usize>,
     /// The seed; none where nothing is random.
@@ -26,7 +25,7 @@ pub struct CellKey {
 impl fmt::Display for CellKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.arm.name())?;
-        self.source.map_or(Ok(()), |source| write!(f, ".{source}"))?;
+        self.source.as_ref().map_or(Ok(()), |source| write!(f, ".{source}"))?;
         write!(f, ".{}", self.target)?;
         self.length.map_or(Ok(()), |length| write!(f, ".p{length}"))?;
         self.seed.map_or(Ok(()), |seed| write!(f, ".seed-{seed}"))
@@ -38,8 +37,8 @@ impl fmt::Display for CellKey {
 pub struct TrainingKey {
     /// How it asks or trains.
     pub arm: Arm,
-    /// The task trained on.
-    pub source: Task,
+    /// Name of the task trained on.
+    pub source: String,
     /// Rows of the soft prompt.
     pub length: Option<usize>,
     /// Seed of the start and of the data's order.

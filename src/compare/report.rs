@@ -13,7 +13,6 @@ use crate::Result;
 use crate::formats::atomic;
 use crate::probe::arm::Arm;
 use crate::probe::statistics::MeanSd;
-use crate::task::Task;
 use crate::task::metrics::{Interval, interval};
 
 /// The score of one seed's cell.
@@ -50,10 +49,10 @@ pub struct Bin {
 pub struct Row {
     /// How the model is asked, and what is trained.
     pub arm: Arm,
-    /// The task trained on.
-    pub source: Option<Task>,
-    /// The task judged on.
-    pub target: Task,
+    /// Name of the task trained on.
+    pub source: Option<String>,
+    /// Name of the task judged on.
+    pub target: String,
     /// Rows of the soft prompt.
     pub length: Option<usize>,
     /// Mean and SD over the seeds.
@@ -74,8 +73,8 @@ pub struct Row {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Judge {
-    /// The task judged on.
-    pub task: Task,
+    /// Name of the task judged on.
+    pub task: String,
     /// The metric's name in tables.
     pub metric: String,
     /// What must be said beside a score, see [`Metric::signature`](crate::task::Metric::signature).
@@ -101,8 +100,8 @@ impl Report {
         for target in task_data {
             let bins = bins(&target.similarities()?, settings.bins);
             for &arm in &settings.arms {
-                let sources: Vec<Option<Task>> = match arm.trains() {
-                    true => task_data.iter().map(|m| Some(m.task)).collect(),
+                let sources: Vec<Option<&str>> = match arm.trains() {
+                    true => task_data.iter().map(|m| Some(m.task.name())).collect(),
                     false => vec![None],
                 };
                 for source in sources {
@@ -112,8 +111,11 @@ impl Report {
                 }
             }
         }
-        let judge =
-            |m: &TaskData| Judge { task: m.task, metric: m.task.metric().name().to_string(), signature: m.signature() };
+        let judge = |m: &TaskData| Judge {
+            task: m.task.name().to_string(),
+            metric: m.task.metric().name().to_string(),
+            signature: m.signature(),
+        };
         Ok(Self { plan, metrics: task_data.iter().map(judge).collect(), rows })
     }
 
@@ -138,7 +140,7 @@ fn bins(similarities: &[f64], count: usize) -> Vec<(f64, f64, Vec<usize>)> {
 
 fn row(
     arm: Arm,
-    source: Option<Task>,
+    source: Option<&str>,
     target: &TaskData,
     length: Option<usize>,
     groups: &[(f64, f64, Vec<usize>)],
@@ -146,14 +148,15 @@ fn row(
     store: &Store,
 ) -> Result<Row> {
     let metric = target.task.metric();
+    let (name, source_name) = (target.task.name().to_string(), source.map(str::to_string));
     let mut cells: Vec<Cell> = Vec::new();
     let mut seeds = Vec::new();
     for seed in settings.seeds(arm) {
-        let key = CellKey { arm, source, target: target.task, length, seed };
+        let key = CellKey { arm, source: source_name.clone(), target: name.clone(), length, seed };
         let cell = store.cell(&key)?.expect("compare: every cell has been computed");
         let loss = match source {
             Some(source) => {
-                let losses = store.losses(&TrainingKey { arm, source, length, seed })?;
+                let losses = store.losses(&TrainingKey { arm, source: source.to_string(), length, seed })?;
                 losses.first().zip(losses.last()).map(|(first, last)| [*first, *last])
             }
             None => None,
@@ -173,8 +176,8 @@ fn row(
         cells.iter().flat_map(|c| &c.generations).flat_map(|g| g.similarity.iter().copied()).collect();
     Ok(Row {
         arm,
-        source,
-        target: target.task,
+        source: source_name,
+        target: name,
         length,
         score: MeanSd::of(cells.iter().map(|c| c.score)),
         interval: interval(metric, &runs, settings.resamples, settings.split_seed),

@@ -96,7 +96,7 @@ impl<B: Backend> Runner<'_, B> {
     fn untrained(&mut self, arm: Arm, target: usize) -> Result<()> {
         let task = self.task_data[target].task;
         for seed in self.comparison.settings.seeds(arm) {
-            let key = CellKey { arm, source: None, target: task, length: None, seed };
+            let key = CellKey { arm, source: None, target: task.to_string(), length: None, seed };
             if self.store.cell(&key)?.is_none() {
                 (self.note)(&format!("{key}: writes"));
                 let contexts = self.task_data[target].contexts(arm, seed)?;
@@ -113,7 +113,7 @@ impl<B: Backend> Runner<'_, B> {
         for length in self.comparison.settings.lengths(arm) {
             all.extend(self.comparison.settings.seeds(arm).into_iter().map(|seed| TrainingKey {
                 arm,
-                source: task,
+                source: task.to_string(),
                 length,
                 seed,
             }));
@@ -135,8 +135,8 @@ impl<B: Backend> Runner<'_, B> {
         for target in 0..self.task_data.len() {
             let key = |t: &TrainingKey| CellKey {
                 arm,
-                source: Some(task),
-                target: self.task_data[target].task,
+                source: Some(task.to_string()),
+                target: self.task_data[target].task.to_string(),
                 length: t.length,
                 seed: t.seed,
             };

@@ -35,7 +35,7 @@ pub struct PromptContext {
 /// A task's examples, chosen.
 pub struct TaskData<'a> {
     /// Whose examples they are.
-    pub task: Task,
+    pub task: &'a Task,
     /// How they become text.
     pub template: &'a Template,
     /// Demonstrations are taken from these.
@@ -64,6 +64,7 @@ impl<'a> TaskData<'a> {
         source: &'a Source,
     ) -> Result<Self> {
         let Comparison { tokenizer, settings, .. } = *comparison;
+        source.template.check_columns(source.train.examples.iter().chain(&source.test.examples))?;
         let mut counts = BTreeMap::new();
         let (pool, queries) = choose(tokenizer, settings, source, &mut counts)?;
         if queries.examples.is_empty() || pool.examples.len() < 2 {
@@ -78,7 +79,7 @@ impl<'a> TaskData<'a> {
         let examples = queries.examples.iter().chain(&pool.examples);
         let texts = examples.flat_map(|e| [e.input.as_str(), "\0", &e.output, "\0"]);
         let fingerprint = hash::fnv1a(texts.flat_map(str::bytes));
-        let (task, template) = (source.task, &source.template);
+        let (task, template) = (&source.task, &source.template);
         Ok(Self { task, template, pool, queries, tokenizer, settings, index, counts, fingerprint })
     }
 

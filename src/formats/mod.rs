@@ -30,6 +30,8 @@ pub mod jsonl;
 pub mod keys;
 #[forbid(unsafe_code)]
 pub mod lines;
+#[forbid(unsafe_code)]
+pub mod records;
 pub mod safetensors;
 #[forbid(unsafe_code)]
 pub mod stops;

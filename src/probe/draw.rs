@@ -99,19 +99,19 @@ impl Draw<'_> {
         if noise == LabelNoise::Gold {
             return Ok(example.clone());
         }
-        let labels = self.pool.task.labels().ok_or_else(|| {
+        let labels = self.pool.task.labels().or(example.choices.as_deref()).ok_or_else(|| {
             let expected = format!("gold, since the outputs of {} are no labels", self.pool.task);
             Error::argument("labels", expected, format!("{noise:?}").to_lowercase())
         })?;
-        let any = labels[rng.below(labels.len())];
-        let others: Vec<&str> = labels.iter().copied().filter(|label| *label != example.output).collect();
-        let wrong = *others.get(rng.below(others.len().max(1))).unwrap_or(&any);
+        let any = &labels[rng.below(labels.len())];
+        let others: Vec<&String> = labels.iter().filter(|label| **label != example.output).collect();
+        let wrong = others.get(rng.below(others.len().max(1))).copied().unwrap_or(any);
         let output = match noise {
             LabelNoise::Random => any,
             LabelNoise::Half if i % 2 == 0 => return Ok(example.clone()),
             _ => wrong,
         };
-        Ok(Example { output: output.to_owned(), ..example.clone() })
+        Ok(Example { output: output.clone(), ..example.clone() })
     }
 }
 

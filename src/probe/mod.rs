@@ -26,6 +26,7 @@ pub mod tuning;
 
 mod compared;
 mod draw;
+mod evaluate;
 mod packing;
 mod position;
 mod progress;
@@ -35,6 +36,7 @@ mod states;
 mod work;
 
 pub use draw::similarity_to_queries;
+pub use evaluate::Evaluation;
 pub use position::Position;
 pub use progress::{Phase, Progress};
 pub use run::{Base, Condition, Outcome, run, run_conditions};

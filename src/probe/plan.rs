@@ -8,15 +8,15 @@ use super::draw::Draw;
 use super::settings::ProbeSettings;
 use crate::formats::tokenizer::Tokenizer;
 use crate::task::prompts::{Answer, Prompt, Prompts, TrainingExample, common_prefix};
-use crate::task::{Example, Task, Template};
+use crate::task::{Candidates, Example, Task, Template};
 use crate::{Error, Result};
 
 /// Queries and, for each seed, the demonstrations in both their uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// The labels that every query's answers stand for, in order; none for free text, where the only answer is the
-    /// reference.
+    /// The labels that every query's answers stand for, in order; none where every query has answers of its own, and for free
+    /// text, where the only answer is the reference.
     pub labels: Option<Vec<String>>,
     /// At least one.
     pub queries: Vec<Query>,
@@ -32,7 +32,7 @@ pub struct Query {
     pub index: usize,
     /// Of the prompt, without an answer.
     pub token_ids: Vec<u32>,
-    /// The answers that are compared, of every label or of the reference alone.
+    /// The answers that are compared, of every label, of the query's own choices, or of the reference alone.
     pub answers: Vec<Answer>,
     /// Index of the gold answer.
     #[serde(rename = "right")]
@@ -100,13 +100,13 @@ impl Plan {
     /// Too few examples, an output that is not a label of the task, or a failure of the tokenizer.
     pub fn new(
         tokenizer: &Tokenizer,
-        task: Task,
+        task: &Task,
         pool: &[Example],
         queries: &[Example],
         settings: &ProbeSettings,
     ) -> Result<Self> {
-        let demonstrations = DemonstrationPool { task: &task, template: &settings.template, examples: pool };
-        Self::draw(&PlanInputs { tokenizer, task: &task, demonstrations, queries, similarities: None }, settings)
+        let demonstrations = DemonstrationPool { task, template: &settings.template, examples: pool };
+        Self::draw(&PlanInputs { tokenizer, task, demonstrations, queries, similarities: None }, settings)
     }
 
     /// The same with demonstrations of any task, like the queries or not.
@@ -120,6 +120,8 @@ impl Plan {
             return Err(Error::argument("queries", format!("from 1 to {}", queries.len()), count));
         }
         let queries = &queries[..count];
+        settings.template.check_columns(queries)?;
+        inputs.demonstrations.template.check_columns(inputs.demonstrations.examples)?;
         let prompts = Prompts::new(tokenizer, &settings.template);
         let candidates: Vec<Candidates> = queries.iter().map(|q| Candidates::of(task, q)).collect::<Result<_>>()?;
         let read = |before: &str, (query, candidates): (&Example, &Candidates)| {
@@ -143,8 +145,7 @@ impl Plan {
             answers: p.answers,
             gold: c.gold,
         });
-        let labels = task.labels().map(|labels| labels.iter().map(ToString::to_string).collect());
-        Ok(Self { labels, queries: alone.collect(), seeds })
+        Ok(Self { labels: task.labels().map(<[String]>::to_vec), queries: alone.collect(), seeds })
     }
 
     /// Checks a plan that was read from a file against the vocabulary of the model: shapes agree, ids are in range,
@@ -160,6 +161,11 @@ impl Plan {
     pub fn prompts(&self) -> Vec<Prompt> {
         let prompt = |q: &Query| Prompt { token_ids: q.token_ids.clone(), answers: q.answers.clone() };
         self.queries.iter().map(prompt).collect()
+    }
+
+    /// Whether queries are answered by one of several answers, so that there is an accuracy.
+    pub fn is_closed(&self) -> bool {
+        self.labels.is_some() || self.queries.iter().any(|q| q.answers.len() > 1)
     }
 
     /// The index of the gold answer of every query.
@@ -206,23 +212,6 @@ impl SeedPlan {
     }
 }
 
-/// The outputs compared for one query, and which of them is the gold one.
-struct Candidates {
-    outputs: Vec<String>,
-    gold: usize,
-}
-
-impl Candidates {
-    fn of(task: &Task, query: &Example) -> Result<Self> {
-        let Some(labels) = task.labels() else {
-            return Ok(Self { outputs: vec![query.output.clone()], gold: 0 });
-        };
-        let gold = labels.iter().position(|l| *l == query.output);
-        let gold = gold.ok_or_else(|| Error::argument("label", labels.join(" or "), &query.output))?;
-        Ok(Self { outputs: labels.iter().map(ToString::to_string).collect(), gold })
-    }
-}
-
 struct Check<'a> {
     path: &'a str,
     vocab: usize,
@@ -232,20 +221,23 @@ impl Check<'_> {
     fn plan(&self, plan: &Plan) -> Result<()> {
         self.that(!plan.queries.is_empty(), "plan.queries", "at least one", "none")?;
         self.that(!plan.seeds.is_empty(), "plan.seeds", "at least one", "none")?;
-        let answers = plan.labels.as_ref().map_or(1, Vec::len);
-        for (i, q) in plan.queries.iter().enumerate() {
+        // Queries without labels may have choices of their own, but one at least.
+        let count = |q: &Query| plan.labels.as_ref().map_or(q.answers.len().max(1), Vec::len);
+        let counts: Vec<usize> = plan.queries.iter().map(count).collect();
+        for (i, (q, &answers)) in plan.queries.iter().zip(&counts).enumerate() {
             let field = format!("plan.queries[{i}]");
             self.ids(&format!("{field}.token_ids"), &q.token_ids)?;
             self.answers(&field, &q.token_ids, &q.answers, answers)?;
             self.that(q.gold < answers, &format!("{field}.right"), format!("less than {answers}"), q.gold)?;
         }
         for (s, seed) in plan.seeds.iter().enumerate() {
-            self.seed(&format!("plan.seeds[{s}]"), seed, plan.queries.len(), answers)?;
+            self.seed(&format!("plan.seeds[{s}]"), seed, &counts)?;
         }
         Ok(())
     }
 
-    fn seed(&self, field: &str, seed: &SeedPlan, queries: usize, answers: usize) -> Result<()> {
+    fn seed(&self, field: &str, seed: &SeedPlan, counts: &[usize]) -> Result<()> {
+        let queries = counts.len();
         if !seed.icl_prefix_token_ids.is_empty() {
             self.ids(&format!("{field}.icl_prefix_token_ids"), &seed.icl_prefix_token_ids)?;
         }
@@ -259,7 +251,8 @@ impl Check<'_> {
                 found,
             )?;
         }
-        for (i, (suffix, list)) in seed.icl_suffix_token_ids.iter().zip(&seed.icl_answers).enumerate() {
+        let suffixes = seed.icl_suffix_token_ids.iter().zip(&seed.icl_answers).zip(counts);
+        for (i, ((suffix, list), &answers)) in suffixes.enumerate() {
             self.ids(&format!("{field}.icl_suffix_token_ids[{i}]"), suffix)?;
             let whole = [&seed.icl_prefix_token_ids[..], suffix].concat();
             self.answers(&format!("{field}.icl_answers[{i}]"), &whole, list, answers)?;
@@ -286,7 +279,7 @@ impl Check<'_> {
     }
 
     fn answers(&self, field: &str, prompt: &[u32], answers: &[Answer], count: usize) -> Result<()> {
-        let expected = format!("one for each of {count} labels");
+        let expected = format!("one for each of {count} labels or choices");
         self.that(answers.len() == count, &format!("{field}.answers"), expected, answers.len())?;
         for (c, answer) in answers.iter().enumerate() {
             let field = format!("{field}.answers[{c}]");

@@ -247,7 +247,7 @@ fn outcome(
         let gold = plan.gold();
         let seed = |(s, seed): (usize, &SeedPlan)| SeedReport {
             seed: seed.seed,
-            arms: arms.iter().map(|arm| arm_report(arm, s, &gold, plan.labels.is_some())).collect(),
+            arms: arms.iter().map(|arm| arm_report(arm, s, &gold, plan.is_closed())).collect(),
             adapters: Default::default(),
             layers: layers(arms, s, config, seed.seed),
         };

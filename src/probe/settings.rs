@@ -23,7 +23,8 @@ pub struct ProbeSettings {
     pub task: Task,
     /// How an example becomes text (default: the task's template).
     pub template: Template,
-    /// Demonstrations per seed (default 10); with 0, ICL is the query alone, and nothing is tuned.
+    /// Demonstrations per seed (default 10, or what the queries leave of a task's own rows); with 0, ICL is the query alone,
+    /// and nothing is tuned.
     pub demonstrations: usize,
     /// What their labels are (default gold).
     #[serde(default, skip_serializing_if = "is_default")]
@@ -40,9 +41,9 @@ pub struct ProbeSettings {
     /// In which order they are shown: 0 is as drawn (the default), others are permutations of it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub order: u64,
-    /// Queries, the first of the data set; none means all (default 100).
+    /// Queries, the first of the data set; none means all (default 100, or half of a task's own rows).
     pub queries: Option<usize>,
-    /// Seeds of the draws of demonstrations (default 0 to 2; to 7 for `events`).
+    /// Seeds of the draws of demonstrations (default 0 to 2; to 7 for synthetic tasks).
     pub seeds: Vec<u64>,
     /// LoRA rank (default 8).
     pub r: usize,
@@ -50,9 +51,9 @@ pub struct ProbeSettings {
     pub lora_alpha: f64,
     /// Adapted modules, by the family's names (default `q_proj`, `v_proj`).
     pub target_modules: Vec<String>,
-    /// Learning rate, the same at every step (default 1e-3; 5e-3 for `events`).
+    /// Learning rate, the same at every step (default 1e-3; 5e-3 for synthetic tasks).
     pub learning_rate: f64,
-    /// Epochs over the demonstrations (default 10; 40 for `events`); with 0 the LoRA changes nothing.
+    /// Epochs over the demonstrations (default 10; 40 for synthetic tasks); with 0 the LoRA changes nothing.
     pub epochs: f64,
     /// Optimiser steps of LoRA or full tuning, in place of epochs.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -150,20 +151,18 @@ impl ProbeSettings {
     /// The defaults for a task. That of the embedded model is cheap enough for more seeds, and a model so small learns
     /// little at rates for large ones.
     pub fn new(task: Task) -> Self {
-        let (seeds, learning_rate, epochs) = match task {
-            Task::Events => (8, 5e-3, 40.0),
-            _ => (3, 1e-3, 10.0),
-        };
+        let (seeds, learning_rate, epochs) = if task.is_synthetic() { (8, 5e-3, 40.0) } else { (3, 1e-3, 10.0) };
+        // Of the rows of a task without files a half is asked, and the other half is left to be shown.
+        let queries = if task.rows() > 0 { task.rows().div_ceil(2).min(100) } else { 100 };
         Self {
-            task,
-            template: task.template(),
-            demonstrations: 10,
+            template: task.template().clone(),
+            demonstrations: if task.rows() > 0 { (task.rows() - queries).min(10) } else { 10 },
             labels: LabelNoise::Gold,
             source: None,
             similarity: Similarity::Random,
             similarity_by: SimilarityBy::Bm25,
             order: 0,
-            queries: Some(100),
+            queries: Some(queries),
             seeds: (0..seeds).collect(),
             r: 8,
             lora_alpha: 16.0,
@@ -178,6 +177,7 @@ impl ProbeSettings {
             max_grad_norm: None,
             rows: 4096,
             soft: SoftSettings::default(),
+            task,
         }
     }
 

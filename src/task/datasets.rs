@@ -1,150 +1,119 @@
-//! The built-in tasks: their data sets, labels, templates and metrics.
+//! The examples of a task: by the columns of its files, by the reader of an original file, or made here.
 
-use std::fmt;
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
-use super::example::{Dataset, Example};
-use super::metrics::Metric;
-use super::readers;
+use super::columns;
+use super::definition::{Source, Task};
+use super::example::Dataset;
+use super::readers::Reader;
 use super::synthetic;
-use super::templates::{self, Template};
-use crate::formats::tables::aligned;
+use super::templates::Template;
+use crate::formats::records;
 use crate::{Error, Result};
 
-/// A built-in task: data set, labels, template and metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Task {
-    /// Binary sentiment (SST-2; Socher et al. 2013) as GLUE distributes it.
-    #[serde(rename = "sst2")]
-    Sst2,
-    /// Translation from English to Czech.
-    #[serde(rename = "en-cs")]
-    EnCs,
-    /// Text from highlighted cells of a table (ToTTo; Parikh et al. 2020).
-    #[serde(rename = "totto")]
-    Totto,
-    /// Text from triples (DART; Nan et al. 2021).
-    #[serde(rename = "dart")]
-    Dart,
-    /// Text from a logical form (Logic2Text; Chen et al. 2020).
-    #[serde(rename = "logic2text")]
-    Logic2Text,
-    /// SQL from a question (Spider; Yu et al. 2018).
-    #[serde(rename = "spider")]
-    Spider,
-    /// A parse from an utterance (MTOP; Li et al. 2021).
-    #[serde(rename = "mtop")]
-    Mtop,
-    /// Good and bad events of the invented world ([`synthetic::events`]); needs no data.
-    #[serde(rename = "events")]
-    Events,
+/// Which of a task's two sets of examples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// What demonstrations are drawn from and what is trained on.
+    Train,
+    /// What queries are taken from.
+    Test,
+}
+
+impl Side {
+    /// The key of a task's file, and the flag.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Test => "test",
+        }
+    }
 }
 
 impl Task {
-    /// Every task, in the order of messages that list them.
-    pub const ALL: [Self; 8] =
-        [Self::Sst2, Self::EnCs, Self::Totto, Self::Dart, Self::Logic2Text, Self::Spider, Self::Mtop, Self::Events];
-
-    /// As the command line and reports spell it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Sst2 => "sst2",
-            Self::EnCs => "en-cs",
-            Self::Totto => "totto",
-            Self::Dart => "dart",
-            Self::Logic2Text => "logic2text",
-            Self::Spider => "spider",
-            Self::Mtop => "mtop",
-            Self::Events => "events",
-        }
-    }
-
-    /// The words of the labels, those that the data set calls 0, 1, ...; none for free text.
-    pub fn labels(self) -> Option<&'static [&'static str]> {
-        match self {
-            Self::Sst2 => Some(&["negative", "positive"]),
-            Self::Events => Some(&synthetic::PROBED_LABELS),
-            _ => None,
-        }
-    }
-
-    /// The template of the task unless another is given.
-    pub fn template(self) -> Template {
-        let (query, answer) = match self {
-            Self::Sst2 => templates::SENTIMENT,
-            Self::EnCs => templates::TRANSLATION,
-            Self::Totto => templates::TABLE,
-            Self::Dart => templates::TRIPLES,
-            Self::Logic2Text => templates::LOGIC,
-            Self::Spider => templates::QUESTION,
-            Self::Mtop => templates::UTTERANCE,
-            Self::Events => templates::SYNTHETIC,
-        };
-        Template::new(query, answer).expect("task: built-in templates are valid")
-    }
-
-    /// The metric by which the task's outputs are judged.
-    pub fn metric(self) -> Metric {
-        match self {
-            Self::Sst2 | Self::Events => Metric::Exact,
-            Self::EnCs => Metric::ChrF,
-            Self::Totto | Self::Dart => Metric::Bleu,
-            Self::Logic2Text => Metric::Blec,
-            Self::Spider => Metric::Sql,
-            Self::Mtop => Metric::Parse,
-        }
-    }
-
-    /// Reads a data set.
-    ///
-    /// `en-cs` is two files of the same number of lines, English and Czech, one sentence a line. The others are the
-    /// original files, see [`readers`]. White space around a text is removed.
+    /// Reads a data set of files: of one with columns all files one after another, otherwise those that the reader takes, see
+    /// [`readers`]. White space around a text is removed.
     ///
     /// # Errors
-    /// Not that number of files, a file that cannot be read or is not of that form (with its line), an empty text, or
-    /// nothing but rows that are skipped.
-    pub fn load(self, files: &[PathBuf]) -> Result<Dataset> {
-        let data = match (self, files) {
-            (Self::Sst2, [file]) => {
-                let labels = self.labels().and_then(|labels| labels.try_into().ok());
-                readers::sst2(file, labels.expect("task: sst2 has two labels"))?
+    /// Not the files that the reader takes, a file that cannot be read or is not of that form (with its line), an empty
+    /// input, an output that is no label or choice, or nothing but rows that are skipped.
+    pub fn load(&self, files: &[PathBuf]) -> Result<Dataset> {
+        let data = match &self.definition().source {
+            Source::Reader { reader } => reader.read(self.name(), self.labels().unwrap_or_default(), files)?,
+            Source::Columns(_) if files.is_empty() => {
+                return Err(Error::argument(format!("{self} data"), "at least one file", "none"));
             }
-            (Self::EnCs, [english, czech]) => {
-                let pair = |(e, c): (String, String)| Example::new(e.trim(), c.trim());
-                aligned(english, czech)?.into_iter().map(pair).collect::<Vec<_>>().into()
+            Source::Columns(columns) => {
+                let mut data = Dataset::default();
+                for file in files {
+                    for (location, row) in records::read(file)? {
+                        data.push(columns::example(&location, &row, columns, self.labels())?);
+                    }
+                }
+                data
             }
-            (Self::Events, _) => return Err(Error::argument("events data", "no files", files.len())),
-            (Self::Totto, [file]) => readers::totto(file)?,
-            (Self::Dart, [file]) => readers::dart(file)?,
-            (Self::Mtop, [file]) => readers::mtop(file)?,
-            (Self::Logic2Text, files) => readers::logic2text(files)?,
-            (Self::Spider, files) => readers::spider(files)?,
-            (Self::EnCs, _) => {
-                return Err(Error::argument("en-cs data", "two aligned files, English and Czech", files.len()));
-            }
-            (task, _) => return Err(Error::argument(format!("{task} data"), "one file", files.len())),
         };
         match (data.examples.is_empty(), files) {
             (true, [first, ..]) => Err(Error::field(first, "rows", "a row that can be used", "none")),
             _ => Ok(data),
         }
     }
-}
 
-impl fmt::Display for Task {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+    /// The examples of one side: of `files` if there are some, otherwise of the task's own. `template` must fit them.
+    ///
+    /// # Errors
+    /// There are no files; what [`Task::load`] refuses; columns that the template names and the data have not.
+    pub fn data(&self, side: Side, files: &[PathBuf], template: &Template) -> Result<Dataset> {
+        let files = if files.is_empty() { self.own_files(side) } else { files };
+        let data = match (files.is_empty(), self.made(side)?) {
+            (false, _) => self.load(files)?,
+            (true, Some(data)) => data,
+            (true, None) => return Err(Error::argument(side.name(), "the task's data", "none")),
+        };
+        template.check_columns(&data.examples).map_err(|error| match (error, files) {
+            (Error::Argument { name, expected, found }, [file, ..]) => Error::field(file, name, expected, found),
+            (other, _) => other,
+        })?;
+        Ok(data)
     }
-}
 
-impl FromStr for Task {
-    type Err = Error;
+    /// Whether it has examples of its own, in files that it names or without.
+    pub fn has_data(&self, side: Side) -> bool {
+        !self.own_files(side).is_empty() || self.rows() > 0 || self.is_synthetic()
+    }
 
-    fn from_str(name: &str) -> Result<Self> {
-        let found = Self::ALL.into_iter().find(|task| task.name() == name);
-        found.ok_or_else(|| Error::unsupported("task", name, Self::ALL.map(Self::name).join(", ")))
+    fn own_files(&self, side: Side) -> &[PathBuf] {
+        match side {
+            Side::Train => &self.definition().train,
+            Side::Test => &self.definition().test,
+        }
+    }
+
+    /// Whether its examples are of the invented world, see [`synthetic`].
+    pub fn is_synthetic(&self) -> bool {
+        matches!(&self.definition().source, Source::Reader { reader: Reader::Events | Reader::Objects })
+    }
+
+    /// The number of rows in the task's file itself, which are both the examples to draw from and the queries.
+    pub fn rows(&self) -> usize {
+        self.definition().rows.len()
+    }
+
+    /// The examples that need no files.
+    fn made(&self, side: Side) -> Result<Option<Dataset>> {
+        let (train, test) = match &self.definition().source {
+            Source::Reader { reader: Reader::Events } => synthetic::events(),
+            Source::Reader { reader: Reader::Objects } => synthetic::objects(),
+            Source::Columns(columns) if self.rows() > 0 => {
+                let mut data = Dataset::default();
+                for (i, row) in self.definition().rows.iter().enumerate() {
+                    let location = format!("{self}: rows[{i}]");
+                    data.push(columns::example(Path::new(&location), row, columns, self.labels())?);
+                }
+                return Ok(Some(data));
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(if side == Side::Train { train } else { test }.into()))
     }
 }

@@ -13,6 +13,10 @@ pub struct Example {
     pub references: Vec<String>,
     /// The logical form that an output must agree with, where a metric needs it (Logic2Text).
     pub logical_form: Option<String>,
+    /// The answers among which the output is, where every row has its own.
+    pub choices: Option<Vec<String>>,
+    /// The columns of the row, which templates may name; none where a reader of an original file made the example.
+    pub columns: BTreeMap<String, String>,
 }
 
 impl Example {

@@ -1,6 +1,10 @@
 //! Tasks: data sets, templates, demonstrations, prompts as tokens, and metrics.
 
+mod builtin;
+mod candidates;
+mod columns;
 pub mod datasets;
+mod definition;
 pub mod demonstrations;
 pub mod embedding;
 pub mod example;
@@ -11,7 +15,9 @@ pub mod retrieval;
 pub mod synthetic;
 pub mod templates;
 
-pub use datasets::Task;
+pub use candidates::Candidates;
+pub use datasets::Side;
+pub use definition::Task;
 pub use example::{Dataset, Example};
 pub use metrics::Metric;
 pub use prompts::{Answer, Prompts};

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::example::{Dataset, Example};
@@ -14,6 +15,77 @@ use crate::formats::jsonl;
 use crate::formats::lines::{at, first};
 use crate::formats::tables::{aligned, columns, tsv};
 use crate::{Error, Result};
+
+/// What reads the original files of a data set, or makes one; see [`synthetic`](super::synthetic).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reader {
+    /// GLUE's SST-2.
+    Sst2,
+    /// Two files of the same number of lines, English and Czech, one sentence a line.
+    #[serde(rename = "en-cs")]
+    EnCs,
+    /// ToTTo.
+    Totto,
+    /// DART.
+    Dart,
+    /// Logic2Text.
+    Logic2Text,
+    /// Spider.
+    Spider,
+    /// MTOP.
+    Mtop,
+    /// Good and bad events of the invented world ([`events`](super::synthetic::events)).
+    Events,
+    /// Animals and tools of the invented world ([`objects`](super::synthetic::objects)).
+    Objects,
+}
+
+impl Reader {
+    /// As task files spell it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Sst2 => "sst2",
+            Self::EnCs => "en-cs",
+            Self::Totto => "totto",
+            Self::Dart => "dart",
+            Self::Logic2Text => "logic2text",
+            Self::Spider => "spider",
+            Self::Mtop => "mtop",
+            Self::Events => "events",
+            Self::Objects => "objects",
+        }
+    }
+
+    /// Reads the files of a task of some name and labels.
+    ///
+    /// # Errors
+    /// Not the files that it takes, or files that are not of that form.
+    pub(super) fn read(self, task: &str, labels: &[String], files: &[PathBuf]) -> Result<Dataset> {
+        match (self, files) {
+            (Self::Sst2, [file]) => {
+                let [negative, positive] = labels else {
+                    return Err(Error::argument("labels", "2", labels.len()));
+                };
+                sst2(file, [negative, positive])
+            }
+            (Self::EnCs, [english, czech]) => {
+                let pair = |(e, c): (String, String)| Example::new(e.trim(), c.trim());
+                Ok(aligned(english, czech)?.into_iter().map(pair).collect::<Vec<_>>().into())
+            }
+            (Self::Events | Self::Objects, _) => Err(Error::argument(format!("{task} data"), "no files", files.len())),
+            (Self::Totto, [file]) => totto(file),
+            (Self::Dart, [file]) => dart(file),
+            (Self::Mtop, [file]) => mtop(file),
+            (Self::Logic2Text, files) => logic2text(files),
+            (Self::Spider, files) => spider(files),
+            (Self::EnCs, _) => {
+                Err(Error::argument(format!("{task} data"), "two aligned files, English and Czech", files.len()))
+            }
+            _ => Err(Error::argument(format!("{task} data"), "one file", files.len())),
+        }
+    }
+}
 
 /// DART (Nan et al. 2021): a JSON list of `{tripleset: [[s, r, o]], annotations: [{text}]}`. All texts of a row are
 /// references; the first is learnt.

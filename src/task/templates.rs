@@ -1,6 +1,7 @@
-//! All templates, and how they are filled.
+//! Templates, and how they are filled.
 //!
-//! A template has two strings: `query` holds `{input}`, `answer` holds `{output}`; `{{` and `}}` are literal braces. A
+//! A template has two strings: `query` names columns of the data in braces, of which `{input}` is the one that the task has for
+//! its input; `answer` holds `{output}`, the text of the label or the answer; `{{` and `}}` are literal braces. A
 //! demonstration is both, filled, one after the other. The text that is learned or scored is the filled answer
 //! without the template's trailing white space, which only separates a demonstration from what follows: with the
 //! default sentiment template that is ` positive`, not ` positive\n\n`.
@@ -15,30 +16,6 @@ use serde::{Deserialize, Serialize};
 use super::example::Example;
 use crate::formats::{jinja, yaml};
 use crate::{Error, Result};
-
-/// Query and answer of binary sentiment.
-pub const SENTIMENT: (&str, &str) = ("Review: {input}\nSentiment:", " {output}\n\n");
-
-/// Query and answer of translation from English to Czech.
-pub const TRANSLATION: (&str, &str) = ("English: {input}\nCzech:", " {output}\n\n");
-
-/// Query and answer of text from a table.
-pub const TABLE: (&str, &str) = ("Table: {input}\nSentence:", " {output}\n\n");
-
-/// Query and answer of text from triples.
-pub const TRIPLES: (&str, &str) = ("Triples: {input}\nSentence:", " {output}\n\n");
-
-/// Query and answer of text from a logical form.
-pub const LOGIC: (&str, &str) = ("{input}\nSentence:", " {output}\n\n");
-
-/// Query and answer of SQL from a question.
-pub const QUESTION: (&str, &str) = ("Question: {input}\nSQL:", " {output}\n\n");
-
-/// Query and answer of a parse from an utterance.
-pub const UTTERANCE: (&str, &str) = ("Utterance: {input}\nParse:", " {output}\n\n");
-
-/// Query and answer of a sentence of the invented world.
-pub const SYNTHETIC: (&str, &str) = ("{input} ->", " {output}\n");
 
 /// The linearisation of a data set's structures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,10 +99,22 @@ impl Template {
     /// A template of the two strings.
     ///
     /// # Errors
-    /// `query` lacks `{input}`, `answer` lacks `{output}`, either names anything else in braces or has a brace alone.
+    /// `query` has nothing in braces, or `{output}`; `answer` lacks `{output}`, has it twice or names anything else in braces;
+    /// either has a brace alone. Whether there are such columns only the data say, see [`Template::check_columns`].
     pub fn new(query: &str, answer: &str) -> Result<Self> {
-        check("template.query", query, "input")?;
-        check("template.answer", answer, "output")?;
+        let names = placeholders("template.query", query, "a column such as {input}")?;
+        let expected = "columns such as {input}, and not {output}";
+        if names.is_empty() || names.contains(&"output") {
+            return Err(Error::argument("template.query", expected, found(query, &names)));
+        }
+        let names = placeholders("template.answer", answer, "one {output}")?;
+        if names != ["output"] {
+            return Err(Error::argument(
+                "template.answer",
+                "one {output} and nothing else in braces",
+                found(answer, &names),
+            ));
+        }
         Ok(Self { query: query.to_string(), answer: answer.to_string() })
     }
 
@@ -144,14 +133,40 @@ impl Template {
         )
     }
 
-    /// The query of an example.
+    /// The columns that a query names beside the input, by their names in the data.
+    pub fn columns(&self) -> impl Iterator<Item = &str> {
+        let names = placeholders("template.query", &self.query, "").expect("templates: a template is checked");
+        names.into_iter().filter(|name| *name != "input")
+    }
+
+    /// Checks that examples have the columns that queries name.
+    ///
+    /// # Errors
+    /// One has not.
+    pub fn check_columns<'a>(&self, examples: impl IntoIterator<Item = &'a Example>) -> Result<()> {
+        let named: Vec<&str> = self.columns().collect();
+        for example in examples.into_iter().filter(|_| !named.is_empty()) {
+            if let Some(name) = named.iter().find(|name| !example.columns.contains_key(**name)) {
+                let known = example.columns.keys().map(|column| format!(", {{{column}}}")).collect::<String>();
+                let row = crate::formats::json::show(&example.input.as_str().into());
+                let found = format!("{{{name}}}, which the row {row} has not");
+                return Err(Error::argument("template.query", format!("{{input}}{known}"), found));
+            }
+        }
+        Ok(())
+    }
+
+    /// The query of an example, which has the columns that it names.
     pub fn query(&self, example: &Example) -> String {
-        fill(&self.query, &example.input)
+        fill(&self.query, |name| match name {
+            "input" => &example.input,
+            column => example.columns.get(column).map_or("", String::as_str),
+        })
     }
 
     /// A demonstration: query and answer, with the separator that ends it.
     pub fn demonstration(&self, example: &Example) -> String {
-        self.query(example) + &fill(&self.answer, &example.output)
+        self.query(example) + &fill(&self.answer, |_| &example.output)
     }
 
     /// The string at which an answer is over: the first line end, where the template ends an answer with one.
@@ -161,37 +176,32 @@ impl Template {
 
     /// The answer that is learned or scored: without the template's trailing white space.
     pub fn answer(&self, output: &str) -> String {
-        fill(self.answer.trim_end(), output)
+        fill(self.answer.trim_end(), |_| output)
     }
 }
 
-/// Replaces the placeholder and unfolds doubled braces; the template is valid.
-fn fill(template: &str, value: &str) -> String {
-    let mut out = String::with_capacity(template.len() + value.len());
-    let mut chars = template.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '{' | '}' if chars.peek() == Some(&c) => {
-                chars.next();
-                out.push(c);
-            }
-            '{' => {
-                out.push_str(value);
-                chars.by_ref().find(|&c| c == '}');
-            }
-            c => out.push(c),
+/// Replaces the placeholders and unfolds doubled braces; the template is valid.
+fn fill<'a>(template: &str, value: impl Fn(&str) -> &'a str) -> String {
+    let mut out = String::with_capacity(2 * template.len());
+    let mut rest = template;
+    while let Some(at) = rest.find(['{', '}']) {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        if rest.starts_with("{{") || rest.starts_with("}}") {
+            out.push_str(&rest[..1]);
+            rest = &rest[2..];
+        } else {
+            let end = rest.find('}').unwrap_or(rest.len() - 1);
+            out.push_str(value(&rest[1..end]));
+            rest = &rest[end + 1..];
         }
     }
-    out
+    out + rest
 }
 
-/// Requires exactly one `{placeholder}` and no other single brace.
-fn check(field: &str, template: &str, placeholder: &str) -> Result<()> {
-    let error = |found: String| {
-        let expected = format!("one {{{placeholder}}} (literal braces are doubled: {{{{ and }}}})");
-        Err(Error::argument(field, expected, found))
-    };
-    let mut count = 0;
+/// The names in braces, in their order; doubled braces are text.
+fn placeholders<'a>(field: &str, template: &'a str, expected: &str) -> Result<Vec<&'a str>> {
+    let mut names = Vec::new();
     let mut rest = template;
     while let Some(at) = rest.find(['{', '}']) {
         let brace = &rest[at..=at];
@@ -199,18 +209,22 @@ fn check(field: &str, template: &str, placeholder: &str) -> Result<()> {
             rest = &rest[at + 2..];
             continue;
         }
-        let Some(end) = rest[at..].find('}').filter(|_| brace == "{") else {
-            return error(format!("{template:?}, with a single {brace}"));
+        let name = rest[at + 1..].split('}').next().filter(|name| brace == "{" && at + 1 + name.len() < rest.len());
+        let Some(name) = name.filter(|name| !name.contains('{')) else {
+            let expected = format!("{expected} (literal braces are doubled: {{{{ and }}}})");
+            return Err(Error::argument(field, expected, format!("{template:?}, with a single {brace}")));
         };
-        let name = &rest[at + 1..at + end];
-        if name != placeholder {
-            return error(format!("{template:?}, with {{{name}}}"));
-        }
-        count += 1;
-        rest = &rest[at + end + 1..];
+        names.push(name);
+        rest = &rest[at + name.len() + 2..];
     }
-    match count {
-        1 => Ok(()),
-        n => error(format!("{template:?}, with {n}")),
+    Ok(names)
+}
+
+/// A template and the names in its braces, for an error.
+fn found(template: &str, names: &[&str]) -> String {
+    match names {
+        [] => format!("{template:?}, with 0"),
+        ["output", "output", ..] => format!("{template:?}, with {}", names.len()),
+        names => format!("{template:?}, with {{{}}}", names.join("} and {")),
     }
 }

@@ -15,6 +15,10 @@ use llamaprobe::task::synthetic::{corpus, events};
 
 use crate::support;
 
+fn built_in(name: &str) -> Task {
+    name.parse().expect("a built-in task")
+}
+
 fn model(backend: &mut Cpu<f32>) -> Model<Cpu<f32>> {
     let checkpoint = embedded::checkpoint().expect("the weights");
     Model::new(backend, &embedded::config().expect("the configuration"), &checkpoint).expect("the model")
@@ -71,9 +75,9 @@ fn embedded_model_learns_in_context_and_cannot_answer_without() {
 fn embedded_model_learns_from_tuning_what_it_learns_from_the_prompt() {
     let backend = &mut Cpu::new(Dtype::F32);
     let (mut model, tokenizer) = (model(backend), embedded::tokenizer().expect("the tokenizer"));
-    let settings = ProbeSettings { queries: Some(60), seeds: vec![0, 1, 2], ..ProbeSettings::new(Task::Events) };
+    let settings = ProbeSettings { queries: Some(60), seeds: vec![0, 1, 2], ..ProbeSettings::new(built_in("events")) };
     let (pool, queries) = events();
-    let plan = Plan::new(&tokenizer, Task::Events, &pool, &queries, &settings).expect("a plan");
+    let plan = Plan::new(&tokenizer, &settings.task, &pool, &queries, &settings).expect("a plan");
     let report = run(backend, &mut model, "embedded", &plan, &settings, &mut |_| ()).expect("a report").report;
     let accuracy = |arm| report.summary.arm(arm).and_then(|report| report.accuracy.mean).expect("a mean");
     let [anchor, icl, it] = [Arm::ZeroShot, Arm::Icl, Arm::Lora].map(accuracy);

@@ -21,6 +21,10 @@ use llamaprobe::task::{Example, Task};
 
 use crate::support::{self, tiny_model::TinyModel};
 
+fn built_in(name: &str) -> Task {
+    name.parse().expect("a built-in task")
+}
+
 type Device = Cpu<f32>;
 
 /// A model with its tokenizer, and the numbers of a run over it.
@@ -51,14 +55,14 @@ impl Bench {
             r: 2,
             epochs: 3.0,
             learning_rate: 1e-2,
-            ..ProbeSettings::new(Task::Sst2)
+            ..ProbeSettings::new(built_in("sst2"))
         };
         let (pool, queries) = ((0..30).map(example).collect(), (100..110).map(example).collect());
         Self { dir, backend, model, tokenizer, pool, queries, settings }
     }
 
     fn plan(&self) -> Plan {
-        Plan::new(&self.tokenizer, self.settings.task, &self.pool, &self.queries, &self.settings).expect("a plan")
+        Plan::new(&self.tokenizer, &self.settings.task, &self.pool, &self.queries, &self.settings).expect("a plan")
     }
 
     fn run(&mut self, plan: &Plan) -> Outcome {
@@ -135,7 +139,7 @@ fn plan_of_a_single_query_still_has_a_suffix() {
     assert!(cosine.mean.is_some());
     for queries in [0, 11] {
         bench.settings.queries = Some(queries);
-        let task = bench.settings.task;
+        let task = &bench.settings.task;
         assert!(Plan::new(&bench.tokenizer, task, &bench.pool, &bench.queries, &bench.settings).is_err());
     }
 }
@@ -475,12 +479,12 @@ fn probe_settings_out_of_their_domain_are_errors() {
         ("soft.learning_rate:", |s| s.soft.learning_rate = -1.0),
     ];
     for (name, spoil) in spoilt {
-        let mut settings = ProbeSettings::new(Task::Sst2);
+        let mut settings = ProbeSettings::new(built_in("sst2"));
         spoil(&mut settings);
         let error = settings.validate(Family::Llama).expect_err(name).to_string();
         assert!(error.contains(name), "{name}: {error}");
     }
-    ProbeSettings::new(Task::EnCs).validate(Family::Llama).expect("defaults");
+    ProbeSettings::new(built_in("en-cs")).validate(Family::Llama).expect("defaults");
 }
 
 fn stories(shared: &Path, settings: &ProbeSettings, data: [&[&str]; 2]) -> Report {
@@ -492,15 +496,19 @@ fn stories(shared: &Path, settings: &ProbeSettings, data: [&[&str]; 2]) -> Repor
         let files: Vec<_> = files.iter().map(|f| shared.join("data").join(f)).collect();
         settings.task.load(&files).expect("reads").examples
     };
-    let plan = Plan::new(&tokenizer, settings.task, &load(data[0]), &load(data[1]), settings).expect("a plan");
+    let plan = Plan::new(&tokenizer, &settings.task, &load(data[0]), &load(data[1]), settings).expect("a plan");
     run(&mut backend, &mut model, "stories260K", &plan, settings, &mut |_| ()).expect("runs").report
 }
 
 #[test]
 fn probe_of_sentiment_on_a_trained_model() {
     let Some(shared) = support::shared() else { return };
-    let settings =
-        ProbeSettings { demonstrations: 3, queries: Some(8), seeds: vec![0, 1], ..ProbeSettings::new(Task::Sst2) };
+    let settings = ProbeSettings {
+        demonstrations: 3,
+        queries: Some(8),
+        seeds: vec![0, 1],
+        ..ProbeSettings::new(built_in("sst2"))
+    };
     let report = stories(&shared, &settings, [&["sst2/train.tsv"], &["sst2/dev.tsv"]]);
     for seed in &report.seeds {
         let (loss, final_loss) = losses(seed, Arm::Lora);
@@ -528,7 +536,7 @@ fn probe_of_translation_has_no_accuracy() {
         queries: Some(3),
         seeds: vec![0],
         epochs: 2.0,
-        ..ProbeSettings::new(Task::EnCs)
+        ..ProbeSettings::new(built_in("en-cs"))
     };
     let files: &[&str] = &["encs/pud.en", "encs/pud.cs"];
     let report = stories(&shared, &settings, [files, files]);

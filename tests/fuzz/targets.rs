@@ -18,6 +18,10 @@ use llamaprobe::task::{Task, Template};
 use super::run::{Target, run};
 use super::{files, seeds};
 
+fn built_in(name: &str) -> Task {
+    name.parse().expect("a built-in task")
+}
+
 fn talk() -> [Message; 4] {
     [("system", "be kind"), ("user", " hi é\n"), ("assistant", "yo</think>ho"), ("user", "bye")]
         .map(|(role, content)| Message::new(role, content))
@@ -124,16 +128,16 @@ fn fuzz_jsonl() {
 fn fuzz_task_files() {
     fn read(dir: &Path) -> Result<()> {
         let tasks: [(Task, &[&str]); 10] = [
-            (Task::Dart, &["dart.json"]),
-            (Task::Totto, &["totto.jsonl"]),
-            (Task::Logic2Text, &["logic2text.json"]),
-            (Task::Logic2Text, &["logic.txt", "text.txt"]),
-            (Task::Spider, &["spider.json", "tables.json"]),
-            (Task::Spider, &["train.en", "train.sql", "tables.json"]),
-            (Task::Mtop, &["mtop.jsonl"]),
-            (Task::Mtop, &["mtop.txt"]),
-            (Task::Sst2, &["sst2.tsv"]),
-            (Task::EnCs, &["a.en", "a.cs"]),
+            (built_in("dart"), &["dart.json"]),
+            (built_in("totto"), &["totto.jsonl"]),
+            (built_in("logic2text"), &["logic2text.json"]),
+            (built_in("logic2text"), &["logic.txt", "text.txt"]),
+            (built_in("spider"), &["spider.json", "tables.json"]),
+            (built_in("spider"), &["train.en", "train.sql", "tables.json"]),
+            (built_in("mtop"), &["mtop.jsonl"]),
+            (built_in("mtop"), &["mtop.txt"]),
+            (built_in("sst2"), &["sst2.tsv"]),
+            (built_in("en-cs"), &["a.en", "a.cs"]),
         ];
         let there = |names: &[&str]| names.iter().all(|name| dir.join(name).exists());
         for (task, names) in tasks.into_iter().filter(|(_, names)| there(names)) {
@@ -159,7 +163,7 @@ fn fuzz_yaml() {
     fn read(dir: &Path) -> Result<()> {
         let path = dir.join("config.yaml");
         let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
-        let _ = Template::parse(&text, &Task::Sst2.template());
+        let _ = Template::parse(&text, built_in("sst2").template());
         for command in ["capture", "train-lora", "probe"] {
             let words = ["llamaprobe", command, "--model", "no/such-model", "--config"].map(OsString::from);
             let _ = llamaprobe::cli::main(words.into_iter().chain([path.clone().into_os_string()]));

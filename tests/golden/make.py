@@ -29,6 +29,7 @@ STEPS = [
     ("adapters.py", ["."], None, ["adapters.json", "peft_adapter"]),
     ("small_tokenizers.py", ["."], None, ["tokenizers"]),
     ("text_metrics.py", [], None, ["text_metrics.json"]),
+    ("overlap_metrics.py", [], None, ["overlap_metrics.json"]),
     ("chat_templates.py", [], None, ["chat_templates.json"]),
     ("tokenizer_ids.py", ["{shared}"], "tokenizer_ids.json", ["tokenizer_ids.json"]),
     ("generate.py", ["{shared}"], "generate.json", ["generate.json"]),

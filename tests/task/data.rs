@@ -8,6 +8,10 @@ use llamaprobe::task::{Dataset, Example, Task};
 
 use crate::support;
 
+fn built_in(name: &str) -> Task {
+    name.parse().expect("a built-in task")
+}
+
 fn put(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);
     std::fs::write(&path, text).expect("writes");
@@ -25,14 +29,14 @@ fn triples_become_text() {
     let dir = support::temp();
     let text = r#"[{"tripleset": [["A & B", "JOINED", "1973"], ["A", "IN", "x"]], "subtree_was_extended": true,
         "annotations": [{"source": "s", "text": " First\nline. "}, {"source": "s", "text": "Second."}]}]"#;
-    let example = one(Task::Dart, &[put(dir.path(), "dart.json", text)]);
+    let example = one(built_in("dart"), &[put(dir.path(), "dart.json", text)]);
     assert_eq!(example.input, "A & B : JOINED : 1973 | A : IN : x");
     assert_eq!(example.gold().collect::<Vec<_>>(), ["First line.", "Second."]);
     assert_eq!(
-        Task::Dart.template().demonstration(&example),
+        built_in("dart").template().demonstration(&example),
         "Triples: A & B : JOINED : 1973 | A : IN : x\nSentence: First line.\n\n"
     );
-    assert_eq!(Task::Dart.template().stop(), Some("\n"));
+    assert_eq!(built_in("dart").template().stop(), Some("\n"));
 }
 
 #[test]
@@ -56,7 +60,7 @@ fn highlighted_cells_bring_their_headers() {
     };
     let said = r#"[{"final_sentence": "It was 4."}, {"final_sentence": "Four."}]"#;
     let text = [row("[[2, 2]]", said), row("[[0, 0]]", "[]"), row("[]", said)].join("\n");
-    let data = Task::Totto.load(&[put(dir.path(), "totto.jsonl", &text)]).expect("loads");
+    let data = built_in("totto").load(&[put(dir.path(), "totto.jsonl", &text)]).expect("loads");
     assert_eq!(data.examples.len(), 1);
     assert_eq!(
         data.examples[0].input,
@@ -65,7 +69,8 @@ fn highlighted_cells_bring_their_headers() {
     );
     assert_eq!(data.examples[0].gold().count(), 2);
     assert_eq!(data.skipped.into_iter().collect::<Vec<_>>(), [("no highlighted cell", 1), ("no reference", 1)]);
-    let error = Task::Totto.load(&[put(dir.path(), "bad.jsonl", &row("[[2, 3]]", said))]).expect_err("no such cell");
+    let error =
+        built_in("totto").load(&[put(dir.path(), "bad.jsonl", &row("[[2, 3]]", said))]).expect_err("no such cell");
     assert!(error.to_string().contains("bad.jsonl:1: highlighted_cells"), "{error}");
 }
 
@@ -73,11 +78,11 @@ fn highlighted_cells_bring_their_headers() {
 fn logic_comes_with_its_table_or_alone() {
     let dir = support::temp();
     let text = r#"[{"topic": "a cup", "sent": "it rains .", "logic_str": "eq { x ; 1 } = true", "table_header": ["a", "b c"]}]"#;
-    let example = one(Task::Logic2Text, &[put(dir.path(), "dev.json", text)]);
+    let example = one(built_in("logic2text"), &[put(dir.path(), "dev.json", text)]);
     assert_eq!(example.input, "Caption: a cup\nColumns: a | b c\nLogic: eq { x ; 1 } = true");
     assert_eq!(example.logical_form.as_deref(), Some("eq { x ; 1 } = true"));
     let pair = [put(dir.path(), "t.sql", "only { x } = true\n"), put(dir.path(), "t.en", "only x .\n")];
-    let example = one(Task::Logic2Text, &pair);
+    let example = one(built_in("logic2text"), &pair);
     assert_eq!((example.input.as_str(), example.output.as_str()), ("Logic: only { x } = true", "only x ."));
     assert_eq!(example.logical_form.as_deref(), Some("only { x } = true"));
 }
@@ -96,17 +101,17 @@ fn questions_bring_their_schema() {
         "dev.json",
         r#"[{"db_id": "zoo", "question": "How many?", "query": "SELECT count(*) FROM dog"}]"#,
     );
-    let example = one(Task::Spider, &[dev, tables.clone()]);
+    let example = one(built_in("spider"), &[dev, tables.clone()]);
     assert_eq!(example.input, "How many? | zoo | Dog : weight");
     let questions = put(dir.path(), "t.en", "a\nb\nc\n");
     let queries =
         "SELECT T1.age FROM dog AS T1 WHERE T1.name = 'weight'\nSELECT count(*) FROM Dog\nSELECT x FROM dog\n";
-    let data = Task::Spider.load(&[questions, put(dir.path(), "t.sql", queries), tables.clone()]).expect("loads");
+    let data = built_in("spider").load(&[questions, put(dir.path(), "t.sql", queries), tables.clone()]).expect("loads");
     assert_eq!(data.examples.len(), 1, "one query fits one database");
     assert_eq!(data.examples[0].input, "a | pets | Dog : Age , name | Owner : Name");
     assert_eq!(data.skipped.values().collect::<Vec<_>>(), [&1, &1], "{:?}", data.skipped);
     let wrong = put(dir.path(), "wrong.json", r#"[{"db_id": "sea", "question": "?", "query": "SELECT 1"}]"#);
-    let error = Task::Spider.load(&[wrong, tables]).expect_err("no such database").to_string();
+    let error = built_in("spider").load(&[wrong, tables]).expect_err("no such database").to_string();
     assert!(error.contains("wrong.json[0]: db_id: expected a database of"), "{error}");
 }
 
@@ -114,30 +119,45 @@ fn questions_bring_their_schema() {
 fn malformed_files_are_named() {
     let dir = support::temp();
     for (task, name, text, says) in [
-        (Task::Dart, "a.json", "{}", "a.json: top level: expected a list"),
-        (Task::Dart, "b.json", "[]", "b.json: rows: expected at least one"),
-        (Task::Dart, "c.json", r#"[{"tripleset": [["a", "b"]], "annotations": []}]"#, "c.json[0]: tripleset"),
+        (built_in("dart"), "a.json", "{}", "a.json: top level: expected a list"),
+        (built_in("dart"), "b.json", "[]", "b.json: rows: expected at least one"),
+        (built_in("dart"), "c.json", r#"[{"tripleset": [["a", "b"]], "annotations": []}]"#, "c.json[0]: tripleset"),
         (
-            Task::Dart,
+            built_in("dart"),
             "d.json",
             r#"[{"tripleset": [["a", "b", "c"]], "annotations": []}]"#,
             "d.json: rows: expected a row",
         ),
-        (Task::Mtop, "e.jsonl", "{\"question\": \"a\", \"logical_form\": \"[IN:A\"}", "e.jsonl:1: logical_form"),
-        (Task::Mtop, "f.jsonl", "{\"question\": \"a\"}", "f.jsonl:1: logical_form: expected a text, found nothing"),
-        (Task::Mtop, "e.txt", "1\tIN:A\t\ta\tb\ten_XX\t[IN:A\t{}\n", "e.txt:1: decoupled form: expected one bracketed"),
-        (Task::Mtop, "f.txt", "\n1\tIN:A\t\t \tb\ten_XX\t[IN:A ]\t{}\n", "f.txt:2: utterance: expected a text"),
-        (Task::Mtop, "g.txt", "domain\tutterance\tsemantic_parse\n", "g.txt:1: fields: expected 8 columns, found 3"),
-        (Task::Sst2, "a.tsv", "a film\t2\n", "a.tsv:1: header"),
-        (Task::Sst2, "b.tsv", "a film\t1\n\nno film\t2\n", "b.tsv:3: label: expected 0 or 1"),
-        (Task::Sst2, "c.jsonl", "{\"sentence\": \"a\", \"label\": -1}", "c.jsonl:1: label"),
-        (Task::Totto, "g.jsonl", "{\"table\": 1}", "g.jsonl:1: table"),
-        (Task::Logic2Text, "h.json", r#"[{"topic": "a", "sent": "b", "logic_str": ""}]"#, "h.json[0]"),
+        (built_in("mtop"), "e.jsonl", "{\"question\": \"a\", \"logical_form\": \"[IN:A\"}", "e.jsonl:1: logical_form"),
+        (
+            built_in("mtop"),
+            "f.jsonl",
+            "{\"question\": \"a\"}",
+            "f.jsonl:1: logical_form: expected a text, found nothing",
+        ),
+        (
+            built_in("mtop"),
+            "e.txt",
+            "1\tIN:A\t\ta\tb\ten_XX\t[IN:A\t{}\n",
+            "e.txt:1: decoupled form: expected one bracketed",
+        ),
+        (built_in("mtop"), "f.txt", "\n1\tIN:A\t\t \tb\ten_XX\t[IN:A ]\t{}\n", "f.txt:2: utterance: expected a text"),
+        (
+            built_in("mtop"),
+            "g.txt",
+            "domain\tutterance\tsemantic_parse\n",
+            "g.txt:1: fields: expected 8 columns, found 3",
+        ),
+        (built_in("sst2"), "a.tsv", "a film\t2\n", "a.tsv:1: header"),
+        (built_in("sst2"), "b.tsv", "a film\t1\n\nno film\t2\n", "b.tsv:3: label: expected 0 or 1"),
+        (built_in("sst2"), "c.jsonl", "{\"sentence\": \"a\", \"label\": -1}", "c.jsonl:1: label"),
+        (built_in("totto"), "g.jsonl", "{\"table\": 1}", "g.jsonl:1: table"),
+        (built_in("logic2text"), "h.json", r#"[{"topic": "a", "sent": "b", "logic_str": ""}]"#, "h.json[0]"),
     ] {
         let error = task.load(&[put(dir.path(), name, text)]).expect_err(name).to_string();
         assert!(error.contains(says), "{name}: {error}");
     }
-    for task in Task::ALL {
+    for task in Task::all() {
         assert!(task.load(&[]).is_err(), "{task}");
     }
 }
@@ -155,7 +175,7 @@ fn published_forms_give_the_same_examples() {
             format!("7\tIN:CREATE_ALARM\t8:15:SL:DATE_TIME\twake me\talarm\ten_XX\t{parse}\t{{\"tokens\":[]}}\r\n\n"),
         ),
     ] {
-        let example = one(Task::Mtop, &[put(dir.path(), name, &text)]);
+        let example = one(built_in("mtop"), &[put(dir.path(), name, &text)]);
         assert_eq!((example.input.as_str(), example.output.as_str()), ("wake me", parse), "{name}");
     }
     for (name, text) in [
@@ -163,7 +183,7 @@ fn published_forms_give_the_same_examples() {
         ("c.tsv", "\u{FEFF}a fine film\t1\n"),
         ("d.jsonl", "{\"idx\": 0, \"sentence\": \"a fine film\", \"label\": 1}"),
     ] {
-        let example = one(Task::Sst2, &[put(dir.path(), name, text)]);
+        let example = one(built_in("sst2"), &[put(dir.path(), name, text)]);
         assert_eq!((example.input.as_str(), example.output.as_str()), ("a fine film", "positive"), "{name}");
     }
     let schema = |name: &str| {
@@ -175,12 +195,12 @@ fn published_forms_give_the_same_examples() {
     let questions = put(dir.path(), "q.txt", "How many?\n");
     // The query fits both databases; the gold file names one.
     let gold = put(dir.path(), "gold.sql", "SELECT count(*) FROM t\te\n");
-    let example = one(Task::Spider, &[questions, gold, tables]);
+    let example = one(built_in("spider"), &[questions, gold, tables]);
     assert_eq!(example.output, "SELECT count(*) FROM t");
     assert!(example.input.contains(" e "), "{}", example.input);
 }
 
-fn real(shared: &Path, task: Task, files: &[&str]) -> Dataset {
+fn real(shared: &Path, task: &Task, files: &[&str]) -> Dataset {
     let files: Vec<PathBuf> = files.iter().map(|f| shared.join("data").join(task.name()).join(f)).collect();
     task.load(&files).unwrap_or_else(|e| panic!("{e}"))
 }
@@ -189,43 +209,43 @@ fn real(shared: &Path, task: Task, files: &[&str]) -> Dataset {
 fn the_original_files_are_read_whole() {
     let Some(shared) = support::shared() else { return };
     let read = |task: Task, files: &[&str], rows: usize, left_out: usize| {
-        let data = real(&shared, task, files);
+        let data = real(&shared, &task, files);
         assert_eq!((data.examples.len(), data.skipped.values().sum::<usize>()), (rows, left_out), "{task} {files:?}");
         let metric = task.metric();
         for example in &data.examples {
             assert!(!example.input.is_empty() && !example.output.contains('\n'), "{example:?}");
             // BLEC doubts some right texts, and BLEU needs four tokens.
-            if [Task::Spider, Task::Mtop].contains(&task) {
+            if [built_in("spider"), built_in("mtop")].contains(&task) {
                 assert_eq!(metric.score(&metric.judge(&example.output, example)), 100.0, "{example:?}");
             }
         }
         data.examples
     };
-    let dart = read(Task::Dart, &["dart-v1.1.1-full-dev.json"], 2768, 0);
+    let dart = read(built_in("dart"), &["dart-v1.1.1-full-dev.json"], 2768, 0);
     assert_eq!(
         dart[0].input,
         "Mars Hill College : JOINED : 1973 | Mars Hill College : LOCATION : Mars Hill, North Carolina"
     );
     assert_eq!(dart.iter().map(|e| e.gold().count()).sum::<usize>(), 6980);
-    let totto = read(Task::Totto, &["tiny_raw_totto_dev.jsonl"], 50, 0);
+    let totto = read(built_in("totto"), &["tiny_raw_totto_dev.jsonl"], 50, 0);
     assert!(totto[0].input.contains("<col_header> Governor </col_header>"), "{}", totto[0].input);
-    read(Task::Totto, &["dev_sample.jsonl"], 5, 0);
-    read(Task::Totto, &["train_sample.jsonl"], 3, 0);
-    read(Task::Logic2Text, &["dev.json"], 1095, 0);
-    let logic = read(Task::Logic2Text, &["train.sql", "train.en"], 8566, 0);
-    let right = |e: &Example| Task::Logic2Text.metric().judge(&e.output, e)[0];
+    read(built_in("totto"), &["dev_sample.jsonl"], 5, 0);
+    read(built_in("totto"), &["train_sample.jsonl"], 3, 0);
+    read(built_in("logic2text"), &["dev.json"], 1095, 0);
+    let logic = read(built_in("logic2text"), &["train.sql", "train.en"], 8566, 0);
+    let right = |e: &Example| built_in("logic2text").metric().judge(&e.output, e)[0];
     let share = logic.iter().map(right).sum::<f64>() / logic.len() as f64;
     println!("BLEC of the right texts: {share:.3}");
     assert!((0.8..1.0).contains(&share), "{share}");
-    let spider = read(Task::Spider, &["dev.json", "tables.json"], 1034, 0);
+    let spider = read(built_in("spider"), &["dev.json", "tables.json"], 1034, 0);
     assert!(spider[0].input.starts_with("How many singers do we have? | concert_singer | stadium : Stadium_ID , "));
-    let pairs = real(&shared, Task::Spider, &["train.en", "train.sql", "tables.json"]);
+    let pairs = real(&shared, &built_in("spider"), &["train.en", "train.sql", "tables.json"]);
     println!("spider pairs: {} and {:?}", pairs.examples.len(), pairs.skipped);
     assert_eq!(pairs.examples.len() + pairs.skipped.values().sum::<usize>(), 5600);
     assert!(pairs.examples.len() > 4500);
-    read(Task::Mtop, &["train.jsonl"], 15667, 0);
-    read(Task::Mtop, &["dev.jsonl"], 2235, 0);
-    read(Task::Mtop, &["test.jsonl"], 1000, 0);
+    read(built_in("mtop"), &["train.jsonl"], 15667, 0);
+    read(built_in("mtop"), &["dev.jsonl"], 2235, 0);
+    read(built_in("mtop"), &["test.jsonl"], 1000, 0);
 }
 
 fn pool() -> Vec<Example> {

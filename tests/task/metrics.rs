@@ -199,12 +199,12 @@ fn blec_finds_what_its_rules_find() {
 fn the_right_output_scores_a_hundred() {
     let example =
         |meaning: Option<&str>| Example { logical_form: meaning.map(str::to_string), ..Example::new("in", "out") };
-    for task in Task::ALL {
+    for task in Task::all() {
         let metric = task.metric();
-        let right = match task {
-            Task::Mtop => Example::new("", "[IN:GET_WEATHER ]"),
-            Task::Logic2Text => example(Some("eq { hop { all_rows ; x } ; y } = true")),
-            Task::Totto | Task::Dart => Example::new("", "one two three four"),
+        let right = match task.name() {
+            "mtop" => Example::new("", "[IN:GET_WEATHER ]"),
+            "logic2text" => example(Some("eq { hop { all_rows ; x } ; y } = true")),
+            "totto" | "dart" => Example::new("", "one two three four"),
             _ => example(None),
         };
         let score = metric.score(&metric.judge(&right.output, &right));

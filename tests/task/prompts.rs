@@ -11,6 +11,10 @@ use llamaprobe::task::{Example, Task, Template};
 
 use crate::support;
 
+fn built_in(name: &str) -> Task {
+    name.parse().expect("a built-in task")
+}
+
 fn example(input: &str, output: &str) -> Example {
     Example::new(input, output)
 }
@@ -27,7 +31,7 @@ fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
 
 #[test]
 fn sentiment_template_is_the_contract() {
-    let template = Task::Sst2.template();
+    let template = built_in("sst2").template().clone();
     let film = example("a fine film", "positive");
     assert_eq!(template.query(&film), "Review: a fine film\nSentiment:");
     assert_eq!(template.demonstration(&film), "Review: a fine film\nSentiment: positive\n\n");
@@ -36,7 +40,7 @@ fn sentiment_template_is_the_contract() {
 
 #[test]
 fn a_template_value_overrides_what_it_names() {
-    let default = Task::Sst2.template();
+    let default = built_in("sst2").template().clone();
     let json = Template::parse(r#"{"query": "{input} =>", "answer": " {output};\n"}"#, &default).expect("JSON");
     assert_eq!(json.demonstration(&example("x", "y")), "x => y;\n");
     assert_eq!(json.answer("y"), " y;", "only trailing white space is a separator");
@@ -48,11 +52,10 @@ fn a_template_value_overrides_what_it_names() {
 
 #[test]
 fn a_bad_template_is_an_error_that_says_why() {
-    let default = Task::Sst2.template();
+    let default = built_in("sst2").template().clone();
     for (value, says) in [
         ("query: no place", "with 0"),
-        ("query: \"{input} {input}\"", "with 2"),
-        ("query: \"{inptu}\"", "{inptu}"),
+        ("answer: \"{output} {output}\"", "with 2"),
         ("query: \"{input} {output}\"", "{output}"),
         ("query: \"{input\"", "single {"),
         ("query: \"{input} }\"", "single }"),
@@ -111,7 +114,7 @@ fn scores_compare_whole_answers() {
 #[test]
 fn sentiment_files_are_read_strictly() {
     let dir = support::temp();
-    let load = |text: &str| Task::Sst2.load(&[write(dir.path(), "x.tsv", text)]).map(|data| data.examples);
+    let load = |text: &str| built_in("sst2").load(&[write(dir.path(), "x.tsv", text)]).map(|data| data.examples);
     let read = load("label\tid\tsentence\n1\ta\t fine \n0\tb\tbad\n").expect("columns by name");
     assert_eq!(read, vec![example("fine", "positive"), example("bad", "negative")]);
     for (text, says) in [
@@ -124,8 +127,8 @@ fn sentiment_files_are_read_strictly() {
         let error = load(text).expect_err(text).to_string();
         assert!(error.contains(says), "{error}");
     }
-    assert!(Task::Sst2.load(&[]).is_err());
-    assert!(Task::Sst2.load(&[dir.path().join("missing")]).is_err());
+    assert!(built_in("sst2").load(&[]).is_err());
+    assert!(built_in("sst2").load(&[dir.path().join("missing")]).is_err());
 }
 
 #[test]
@@ -135,22 +138,24 @@ fn aligned_files_must_be_aligned() {
     let czech = write(dir.path(), "a.cs", "Jedna.\nDva.\n");
     let short = write(dir.path(), "b.cs", "Jedna.\n");
     let empty = write(dir.path(), "c.cs", "Jedna.\n\n");
-    let read = Task::EnCs.load(&[english.clone(), czech]).expect("aligned").examples;
+    let read = built_in("en-cs").load(&[english.clone(), czech]).expect("aligned").examples;
     assert_eq!(read, vec![example("One.", "Jedna."), example("Two.", "Dva.")]);
-    let error = Task::EnCs.load(&[english.clone(), short]).expect_err("a line less").to_string();
+    let error = built_in("en-cs").load(&[english.clone(), short]).expect_err("a line less").to_string();
     assert!(error.contains("lines: expected 2") && error.contains("found 1"), "{error}");
-    let error = Task::EnCs.load(&[english.clone(), empty]).expect_err("an empty line").to_string();
+    let error = built_in("en-cs").load(&[english.clone(), empty]).expect_err("an empty line").to_string();
     assert!(error.contains("c.cs:2"), "{error}");
-    assert!(Task::EnCs.load(&[english]).is_err());
+    assert!(built_in("en-cs").load(&[english]).is_err());
 }
 
 #[test]
 fn real_data_is_read_whole() {
     let Some(shared) = support::shared() else { return };
-    let sst2 = |name: &str| Task::Sst2.load(&[shared.join("data/sst2").join(name)]).expect("reads").examples;
+    let sst2 = |name: &str| built_in("sst2").load(&[shared.join("data/sst2").join(name)]).expect("reads").examples;
     assert_eq!((sst2("train.tsv").len(), sst2("dev.tsv").len()), (6735, 436));
-    let encs =
-        Task::EnCs.load(&["en", "cs"].map(|l| shared.join("data/encs/pud.".to_string() + l))).expect("reads").examples;
+    let encs = built_in("en-cs")
+        .load(&["en", "cs"].map(|l| shared.join("data/encs/pud.".to_string() + l)))
+        .expect("reads")
+        .examples;
     assert_eq!(encs.len(), 1000);
     assert!(encs[0].output.starts_with("„V tomto procesu"));
 }
@@ -174,9 +179,9 @@ fn prompts_are_whole_tokenisations() {
         let tokenizer = Tokenizer::load(&path).expect("loads");
         // A vocabulary of characters has no letters but English ones.
         let english = tokenizer.vocab_size() < 200;
-        let (task, outputs) = if english { (Task::Sst2, labels) } else { (Task::EnCs, czech) };
+        let (task, outputs) = if english { (built_in("sst2"), labels) } else { (built_in("en-cs"), czech) };
         let template = task.template();
-        let prompts = Prompts::new(&tokenizer, &template);
+        let prompts = Prompts::new(&tokenizer, template);
         let whole = |text: &str| tokenizer.encode(text, true).expect("encodes").ids;
         let demonstration = template.demonstration(&example("naïve ,  but 'tis fine \t!", "positive"));
         for before in ["", &demonstration] {
@@ -214,7 +219,7 @@ fn seam_tokenizer(dir: &Path) -> Tokenizer {
 fn a_token_across_the_seam_belongs_to_the_answer() {
     let dir = support::temp();
     let tokenizer = seam_tokenizer(dir.path());
-    let template = Task::Sst2.template();
+    let template = built_in("sst2").template().clone();
     let prompts = Prompts::new(&tokenizer, &template);
     let text = template.query(&example("ok", "positive"));
     let prompt = prompts.prompt(&text, &["positive"]).expect("tokens");

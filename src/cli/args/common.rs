@@ -5,12 +5,22 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::task::Task;
+
 /// What `--model` takes.
 pub const MODEL: &str = "Model: a directory with config.json and safetensors, org/name in the local Hugging Face \
                          cache, or embedded";
 /// What `--template` takes.
 pub const TEMPLATE: &str = "Prompt template in place of the task's own, in YAML: {query: \"Text: {input}\\nLabel:\", \
                             answer: \" {output}\\n\"}";
+
+/// What stands for a task: the name of a built-in one, or the path of a file, which is read later.
+pub fn task_word(word: &str) -> Result<String, String> {
+    if Task::is_file(word) {
+        return Ok(word.to_owned());
+    }
+    word.parse().map(|task: Task| task.name().to_owned()).map_err(|error| error.to_string())
+}
 
 /// Where to compute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 use serde::Serialize;
 
-use super::common::{BaseModelArgs, CommonArgs, LoraArgs, TEMPLATE};
+use super::common::{BaseModelArgs, CommonArgs, LoraArgs, TEMPLATE, task_word};
 use super::optim::RegularizationArgs;
 use crate::compare::{ARMS, Retrieval};
 use crate::probe::arm::Arm;
-use crate::task::Task;
 
 /// `compare`.
 #[derive(Debug, Args, Serialize)]
@@ -31,9 +30,10 @@ pub struct CompareArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub base: BaseModelArgs,
-    /// Task: sst2, en-cs, totto, dart, logic2text, spider or mtop.
-    #[arg(long)]
-    pub task: Task,
+    /// Task: a YAML file, or the name of a built-in one, such as sst2, en-cs, totto, dart, logic2text, spider or mtop;
+    /// `llamaprobe task --help` has all.
+    #[arg(long, value_name = "TASK|FILE.yaml", value_parser = task_word)]
+    pub task: String,
     /// The task's data for demonstrations and training; several files with commas between.
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     pub train: Vec<PathBuf>,
@@ -41,9 +41,10 @@ pub struct CompareArgs {
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     pub test: Vec<PathBuf>,
     /// Further tasks to train and to evaluate on, for the matrix of transfer from source to target task.
-    #[arg(long, value_name = "TASKS", value_delimiter = ',', requires = "data")]
-    pub transfer: Vec<Task>,
-    /// Data of several tasks: {task: {train: FILE, test: FILE}, …} in YAML, lists for several files; or a file of it.
+    #[arg(long, value_name = "TASKS", value_delimiter = ',', value_parser = task_word)]
+    pub transfer: Vec<String>,
+    /// Data of several tasks: {task: {train: FILE, test: FILE}, …} in YAML, lists for several files; or a file of it. Where a
+    /// task's own file names its data they may be left out.
     #[arg(long, value_name = "YAML|FILE")]
     pub data: Option<String>,
     /// Arms: zero-shot, icl-random, icl-retrieved, lora, pt (soft prompt), ipt (soft prompt before a demonstration).

@@ -6,11 +6,10 @@ use std::sync::LazyLock;
 use clap::Args;
 use serde::Serialize;
 
-use super::common::{BaseModelArgs, CommonArgs, LoraArgs, TEMPLATE};
+use super::common::{BaseModelArgs, CommonArgs, LoraArgs, TEMPLATE, task_word};
 use super::optim::RegularizationArgs;
 use crate::probe::arm::Arm;
 use crate::probe::{SOFT_ARMS, SoftSettings};
-use crate::task::Task;
 
 static SOFT: LazyLock<SoftSettings> = LazyLock::new(SoftSettings::default);
 
@@ -24,6 +23,8 @@ fn soft_arm(name: &str) -> Result<Arm, String> {
 Examples:
   llamaprobe probe
   llamaprobe probe --model DIR --task sst2 --train train.tsv --test dev.tsv --demos 10 --out run
+  llamaprobe probe --model DIR --task antonym --out run
+  llamaprobe probe --model DIR --task task.yaml --out run
   llamaprobe probe --model DIR --task en-cs --train pud.en,pud.cs --test pud.en,pud.cs --out run
   llamaprobe probe --model DIR --task sst2 --train train.tsv --test dev.tsv --arms pt,ipt --out run
   llamaprobe probe --model DIR --plan run/report.json --out again
@@ -37,23 +38,24 @@ pub struct ProbeArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub base: BaseModelArgs,
-    /// Task: events (synthetic, built in, needs no data), sst2 (sentiment, TSV as in GLUE) or en-cs (translation from English
-    /// to Czech, two aligned text files) [default: events for the embedded model, else sst2].
-    #[arg(long)]
-    pub task: Option<Task>,
-    /// Data that demonstrations are drawn from; for en-cs two files with a comma between.
+    /// Task: a YAML file, or the name of a built-in one, such as events (synthetic, needs no data), sst2 (sentiment, TSV as in
+    /// GLUE), en-cs (translation from English to Czech, two aligned text files); `llamaprobe task --help` has all
+    /// [default: events for the embedded model, else sst2].
+    #[arg(long, value_name = "TASK|FILE.yaml", value_parser = task_word)]
+    pub task: Option<String>,
+    /// Data that demonstrations are drawn from, in place of the task's own; for en-cs two files with a comma between.
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     pub train: Vec<PathBuf>,
-    /// Data that queries are taken from, in the file's order.
+    /// Data that queries are taken from, in the file's order, in place of the task's own.
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     pub test: Vec<PathBuf>,
-    /// Number of demonstrations per seed.
-    #[arg(long, default_value_t = 10)]
-    pub demos: usize,
-    /// Number of queries.
-    #[arg(long, default_value_t = 100)]
-    pub queries: usize,
-    /// Number of seeds (demonstration samples) [default: 3; 8 for events].
+    /// Number of demonstrations per seed [default: 10, or what the queries leave of a task's own rows].
+    #[arg(long)]
+    pub demos: Option<usize>,
+    /// Number of queries [default: 100, or half of a task's own rows].
+    #[arg(long)]
+    pub queries: Option<usize>,
+    /// Number of seeds (demonstration samples) [default: 3; 8 for synthetic tasks].
     #[arg(long)]
     pub seeds: Option<u64>,
     /// First seed; the others count up from it.
@@ -64,10 +66,10 @@ pub struct ProbeArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub lora: LoraArgs,
-    /// Learning rate of the instruction tuning, constant [default: 0.001; 0.005 for events].
+    /// Learning rate of the instruction tuning, constant [default: 0.001; 0.005 for synthetic tasks].
     #[arg(long, alias = "lr", help_heading = "Optimiser")]
     pub learning_rate: Option<f64>,
-    /// Number of epochs over the demonstrations; 0 leaves the adapter untrained [default: 10; 40 for events].
+    /// Number of epochs over the demonstrations; 0 leaves the adapter untrained [default: 10; 40 for synthetic tasks].
     #[arg(long, aliases = ["num-train-epochs", "num-epochs"], help_heading = "Optimiser")]
     pub epochs: Option<f64>,
     /// Number of demonstrations per optimiser step [default: all].

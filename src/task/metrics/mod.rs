@@ -8,6 +8,7 @@ mod bleu;
 mod bootstrap;
 mod chrf;
 mod exact;
+mod overlap;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,13 +24,22 @@ const SACREBLEU: &str = "2.6.0";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Metric {
+    /// Share of the queries whose gold label or choice has the highest log-probability; of outputs that are written, share
+    /// of those that are the gold one, as [`Metric::Exact`].
+    Accuracy,
     /// Share of the outputs that are a gold one, but for white space at the ends.
+    #[serde(rename = "exact_match")]
     Exact,
     /// Corpus BLEU (Papineni et al. 2002) as sacreBLEU computes it (Post 2018): 13a tokens, exponential smoothing, the
     /// closest reference's length.
     Bleu,
     /// chrF2 (Popović 2015) as sacreBLEU computes it.
     ChrF,
+    /// Mean F1 of words as SQuAD's evaluation computes it (Rajpurkar et al. 2016): see `overlap`.
+    F1,
+    /// Mean F-measure of ROUGE-L (Lin 2004) as rouge-score computes it without a stemmer.
+    #[serde(rename = "rouge_l")]
+    RougeL,
     /// Share of the outputs in which BLEC's rules (Shu et al. 2021) find no error.
     Blec,
     /// Share of the queries that are a gold one but for what SQL does not tell apart: see `exact`.
@@ -42,9 +52,12 @@ impl Metric {
     /// As tables and signatures spell it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Accuracy => "accuracy",
             Self::Exact => "exact match",
             Self::Bleu => "BLEU",
             Self::ChrF => "chrF2",
+            Self::F1 => "F1",
+            Self::RougeL => "ROUGE-L",
             Self::Blec => "BLEC",
             Self::Sql => "SQL match",
             Self::Parse => "parse match",
@@ -57,10 +70,15 @@ impl Metric {
     /// For [`Metric::Blec`], if the example has no logical form.
     pub fn judge(self, output: &str, example: &Example) -> Vec<f64> {
         let share = |hit: bool| vec![f64::from(u8::from(hit)), 1.0];
+        let best = |measure: fn(&str, &str) -> f64| {
+            vec![example.gold().map(|gold| measure(output, gold)).fold(0.0, f64::max), 1.0]
+        };
         match self {
-            Self::Exact => share(example.gold().any(|gold| gold.trim() == output.trim())),
+            Self::Accuracy | Self::Exact => share(example.gold().any(|gold| gold.trim() == output.trim())),
             Self::Bleu => bleu::statistics(output, example.gold()),
             Self::ChrF => chrf::statistics(output, example.gold()),
+            Self::F1 => best(overlap::f1),
+            Self::RougeL => best(overlap::rouge_l),
             Self::Blec => {
                 let logic = example.logical_form.as_deref().expect("BLEC: an example with its logic");
                 share(blec::errors(logic, output, &example.output).is_empty())

@@ -110,6 +110,17 @@ pub fn events() -> (Vec<Example>, Vec<Example>) {
     (pool, queries)
 }
 
+/// The classes of [`objects`].
+pub const OBJECTS: [&str; 2] = ["animal", "tool"];
+
+/// Another task with the labels of [`events`], for demonstrations that are of another task than the queries: a pool and
+/// queries, the two classes by turns, no sentence in both.
+pub fn objects() -> (Vec<Example>, Vec<Example>) {
+    let mut pool = examples(1, OBJECTS, PROBED_LABELS, 400);
+    let queries = pool.split_off(200);
+    (pool, queries)
+}
+
 /// Texts in which every word of the world stands, in the forms that episodes have: what a tokenizer is trained on.
 pub fn corpus(seed: u64, texts: usize) -> Vec<String> {
     let mut rng = Rng::new(seed);

@@ -27,6 +27,7 @@ mod pretrain;
 mod probe;
 mod report_tables;
 mod resolve;
+mod study;
 mod task;
 mod texts;
 mod train_lora;

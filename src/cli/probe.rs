@@ -1,6 +1,7 @@
 //! `probe`: in-context learning and instruction tuning on the same demonstrations, by hidden states and scores.
 
-use std::path::PathBuf;
+use std::collections::HashSet;
+use std::path::Path;
 
 use indicatif::ProgressBar;
 
@@ -8,15 +9,17 @@ use super::args::ProbeArgs;
 use super::device::{Job, dispatch};
 use super::plan::Plan as MemoryPlan;
 use super::resolve::{self, ModelFiles};
+use super::study::{self, Asked, Study};
 use super::{Failure, output, report_tables};
 use crate::arch::Family;
 use crate::backend::Backend;
+use crate::formats::tokenizer::Tokenizer;
 use crate::model::{Layout, LoraShape, Model};
 use crate::probe::arm::Arm;
-use crate::probe::plan::Plan;
+use crate::probe::factors::{Factor, Levels};
 use crate::probe::report::{Report, arm_name};
-use crate::probe::{Outcome, Phase, ProbeSettings, Progress, SoftSettings};
-use crate::task::{Side, Task, Template};
+use crate::probe::{Base, Condition, Outcome, Phase, ProbeSettings, Progress, SoftSettings, run_conditions};
+use crate::task::{Task, Template};
 use crate::{Error, Result};
 
 pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
@@ -24,22 +27,115 @@ pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
     files.config.require_causal()?;
     let task = task(args, &files)?;
     let args = &resolved(args, &task);
-    let (settings, plan) = match &args.plan {
-        // A report's experiment is repeated with its own settings; only device and dtype may differ.
-        Some(path) => {
-            let report = Report::read(path)?;
-            report.plan.validate(&path.display().to_string(), files.config.vocab_size)?;
-            (report.settings, report.plan)
-        }
+    let study = match args.plan {
+        Some(_) => None,
         None => {
             let settings = settings(args, task, files.config.family)?;
             settings.validate(files.config.family)?;
-            let plan = draw(args, &files, &settings)?;
-            (settings, plan)
+            Some(Study::new(args, &settings)?)
         }
     };
+    let mut planned: Vec<Planned> = match (&args.plan, &study) {
+        (Some(path), _) => repeated(path, args)?,
+        (None, study) => study.iter().flat_map(|study| &study.asked).map(Planned::asked).collect(),
+    };
+    let mut models: Vec<String> = planned.iter().map(|planned| planned.model.clone()).collect();
+    let mut seen = HashSet::new();
+    models.retain(|model| seen.insert(model.clone()));
+    let mut first = Some(files);
+    let mut parts = Vec::new();
+    for model in models {
+        let files = match first.take().filter(|_| model == args.base.model) {
+            Some(files) => files,
+            None => resolve::base_model(&model, &args.common)?,
+        };
+        let own: Vec<&mut Planned> = planned.iter_mut().filter(|planned| planned.model == model).collect();
+        parts.extend(run_on(args, (&model, files), study.as_ref(), own)?);
+    }
+    if args.dry_run { Ok(()) } else { finish(args, parts) }
+}
+
+/// A condition on its way to a plan.
+struct Planned<'a> {
+    model: String,
+    asked: Option<&'a Asked>,
+    condition: Option<Condition>,
+}
+
+impl<'a> Planned<'a> {
+    fn asked(asked: &'a Asked) -> Self {
+        Self { model: asked.model.clone(), asked: Some(asked), condition: None }
+    }
+}
+
+/// The conditions of a report: they are repeated with their own settings; only device and dtype may differ.
+fn repeated(path: &Path, args: &ProbeArgs) -> Result<Vec<Planned<'static>>> {
+    let Report { settings, plan, conditions, .. } = Report::read(path)?;
+    let conditions: Vec<Condition> = match conditions.is_empty() {
+        true => vec![Condition { levels: Levels::new(), settings, plan }],
+        false => {
+            conditions.into_iter().map(|c| Condition { levels: c.levels, settings: c.settings, plan: c.plan }).collect()
+        }
+    };
+    let planned = |condition: Condition| {
+        let model = condition.levels.get(&Factor::Model).and_then(|level| level.as_str());
+        let model = model.unwrap_or(&args.base.model).to_owned();
+        Planned { model, asked: None, condition: Some(condition) }
+    };
+    Ok(conditions.into_iter().map(planned).collect())
+}
+
+/// Runs the conditions of one model.
+fn run_on(
+    args: &ProbeArgs,
+    (name, files): (&str, ModelFiles),
+    study: Option<&Study>,
+    mut planned: Vec<&mut Planned>,
+) -> Result<Option<Outcome>, Failure> {
+    files.config.require_causal()?;
+    // Only a plan by the model's states waits for the model.
+    let mut tokenizer = None;
+    for planned in &mut planned {
+        if let (Some(asked), Some(study), None) = (planned.asked, study, &planned.condition) {
+            let tokenizer = match &mut tokenizer {
+                Some(tokenizer) => tokenizer,
+                none => none.insert(files.tokenizer()?),
+            };
+            let mut settings = asked.settings.clone();
+            study::expand_modules(&mut settings, args, &asked.levels, &files);
+            settings.validate(files.config.family)?;
+            if !study.needs_states(asked) {
+                planned.condition = Some(study.plan(asked, tokenizer, None)?);
+            }
+        }
+        if let Some(condition) = &mut planned.condition {
+            study::expand_modules(&mut condition.settings, args, &condition.levels, &files);
+            let path = args.plan.as_ref().map_or("plan".to_owned(), |path| path.display().to_string());
+            condition.plan.validate(&path, files.config.vocab_size)?;
+        }
+    }
+    let mut outcome = None;
     let dtype = files.dtype;
-    dispatch(&args.common, dtype, Probe { args, files, settings, plan })
+    dispatch(&args.common, dtype, Probe { args, name, files, study, planned, tokenizer, outcome: &mut outcome })?;
+    Ok(outcome)
+}
+
+/// Joins the reports of all models, writes them, and says what they say.
+fn finish(args: &ProbeArgs, parts: Vec<Outcome>) -> Result<(), Failure> {
+    let mut parts = parts.into_iter();
+    let Outcome { mut report, mut adapters } = parts.next().expect("probe: at least one condition");
+    for part in parts {
+        report.join(part.report);
+        adapters.extend(part.adapters);
+    }
+    resolve::write_config(&args.out, "probe", args)?;
+    report.save(&args.out, if args.save_adapters { &adapters } else { &[] })?;
+    if args.common.json {
+        let report = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
+        return output::json(&report);
+    }
+    output::line(report_tables::probe(&report))?;
+    output::line(args.out.join("report.json").display())
 }
 
 /// The task that is asked for; `events` for the embedded model without data.
@@ -82,6 +178,9 @@ fn settings(args: &ProbeArgs, task: Task, family: Family) -> Result<ProbeSetting
         batch_size: args.batch_size,
         weight_decay: args.regularization.weight_decay,
         max_grad_norm: resolve::clip_threshold(&args.regularization),
+        similarity_by: args.similarity_by.into(),
+        position: args.position,
+        tuning: args.tuning.into(),
         rows: args.batch_tokens,
         soft: SoftSettings {
             arms: args.arms.clone(),
@@ -93,60 +192,60 @@ fn settings(args: &ProbeArgs, task: Task, family: Family) -> Result<ProbeSetting
     })
 }
 
-/// The demonstrations and queries, drawn from the task's data.
-fn draw(args: &ProbeArgs, files: &ModelFiles, settings: &ProbeSettings) -> Result<Plan> {
-    let task = &settings.task;
-    for (side, flag, files) in [(Side::Train, "--train", &args.train), (Side::Test, "--test", &args.test)] {
-        if files.is_empty() && !task.has_data(side) {
-            return Err(Error::argument(flag, "the task's data (or --plan REPORT, to repeat a run)", "none"));
-        }
-    }
-    let tokenizer = files.tokenizer()?;
-    let data = |side, files: &[PathBuf]| {
-        let data = task.data(side, files, &settings.template)?;
-        for (why, n) in &data.skipped {
-            output::note(format_args!("{task}: {n} {} rows skipped: {why}", side.name()));
-        }
-        Ok(data.examples)
-    };
-    let (pool, queries) = (data(Side::Train, &args.train)?, data(Side::Test, &args.test)?);
-    Plan::new(&tokenizer, task, &pool, &queries, settings)
-}
-
-struct Probe<'a> {
+struct Probe<'a, 'p> {
     args: &'a ProbeArgs,
+    name: &'a str,
     files: ModelFiles,
-    settings: ProbeSettings,
-    plan: Plan,
+    study: Option<&'a Study>,
+    planned: Vec<&'a mut Planned<'p>>,
+    tokenizer: Option<Tokenizer>,
+    outcome: &'a mut Option<Outcome>,
 }
 
-impl Job for Probe<'_> {
+impl Job for Probe<'_, '_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, files, settings, plan } = self;
-        if args.dry_run {
-            let targets = settings.targets(files.config.family)?;
-            let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets };
-            let layout = Layout::lora(&files.config, &shape);
-            let rows = settings.rows.max(plan.longest());
-            return MemoryPlan::new(&backend, &files)
-                .tuning(&backend, &files.config, &layout, plan.seeds.len(), rows)
-                .print(args.common.json);
-        }
+        let Self { args, name, files, study, planned, tokenizer, outcome } = self;
         let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
-        let mut bars = Bars::default();
-        let outcome =
-            crate::probe::run(&mut backend, &mut model, &args.base.model, &plan, &settings, &mut |p| bars.show(p));
-        bars.clear();
-        let Outcome { mut report, adapters } = outcome?;
-        resolve::write_config(&args.out, "probe", args)?;
-        report.save(&args.out, if args.save_adapters { &adapters } else { &[] })?;
-        if args.common.json {
-            let report = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
-            return output::json(&report);
+        let mut conditions = Vec::new();
+        for planned in planned {
+            let condition = match (planned.condition.take(), planned.asked, study, &tokenizer) {
+                (None, Some(asked), Some(study), Some(tokenizer)) => {
+                    let vectors = study.vectors(asked, &mut backend, &model, tokenizer)?;
+                    let mut condition = study.plan(asked, tokenizer, Some(vectors))?;
+                    study::expand_modules(&mut condition.settings, args, &condition.levels, &files);
+                    condition
+                }
+                (condition, ..) => condition.expect("probe: what needs no states is planned"),
+            };
+            conditions.push(condition);
         }
-        output::line(report_tables::probe(&report))?;
-        output::line(args.out.join("report.json").display())
+        if args.dry_run {
+            drop(model);
+            return dry_run(args, &backend, &files, &conditions);
+        }
+        let base = Base { name, checkpoint: Some(&files.checkpoint) };
+        let mut bars = Bars::default();
+        let found = run_conditions(&mut backend, &mut model, base, &conditions, &mut |p| bars.show(p));
+        bars.clear();
+        *outcome = Some(found?);
+        Ok(())
     }
+}
+
+/// The memory plan of the largest training, as if no two conditions shared any.
+fn dry_run<B: Backend>(
+    args: &ProbeArgs,
+    backend: &B,
+    files: &ModelFiles,
+    conditions: &[Condition],
+) -> Result<(), Failure> {
+    let settings = &conditions[0].settings;
+    let targets = settings.targets(files.config.family)?;
+    let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets };
+    let layout = Layout::lora(&files.config, &shape);
+    let rows = conditions.iter().map(|c| c.settings.rows.max(c.plan.longest())).max().unwrap_or(0);
+    let runs = conditions.iter().map(|c| c.plan.seeds.len()).sum();
+    MemoryPlan::new(backend, files).tuning(backend, &files.config, &layout, runs, rows).print(args.common.json)
 }
 
 /// A bar for the phase that is running.

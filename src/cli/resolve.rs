@@ -228,10 +228,15 @@ pub fn modules(args: &LoraArgs, family: Family) -> Modules {
 /// `--target-modules` as a list of names.
 pub fn module_names(args: &LoraArgs, family: Family) -> Vec<String> {
     match modules(args, family) {
-        Modules::AllLinear => family.modules().iter().map(|&t| family.short_name(t).to_owned()).collect(),
+        Modules::AllLinear => all_linear(family),
         Modules::List(names) => names,
         Modules::Regex(regex) => vec![regex],
     }
+}
+
+/// The names of all linear modules of a family.
+pub fn all_linear(family: Family) -> Vec<String> {
+    family.modules().iter().map(|&t| family.short_name(t).to_owned()).collect()
 }
 
 /// The configuration of a new LoRA adapter for `model`.

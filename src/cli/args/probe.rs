@@ -3,15 +3,57 @@
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use clap::Args;
+use clap::{ArgAction, Args, ValueEnum};
 use serde::Serialize;
 
 use super::common::{BaseModelArgs, CommonArgs, LoraArgs, TEMPLATE, task_word};
 use super::optim::RegularizationArgs;
 use crate::probe::arm::Arm;
-use crate::probe::{SOFT_ARMS, SoftSettings};
+use crate::probe::{Position, SOFT_ARMS, SimilarityBy, SoftSettings, TuningKind};
 
 static SOFT: LazyLock<SoftSettings> = LazyLock::new(SoftSettings::default);
+
+/// What instruction tuning trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TuningArg {
+    /// A LoRA over the frozen weights.
+    Lora,
+    /// All weights.
+    Full,
+}
+
+/// What similarity is measured by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SimilarityByArg {
+    /// Words.
+    Bm25,
+    /// The model's states.
+    States,
+}
+
+fn position(name: &str) -> Result<Position, String> {
+    Position::parse(name).map_err(|_| format!("expected {}", Position::ALL.map(Position::name).join(", ")))
+}
+
+impl From<TuningArg> for TuningKind {
+    fn from(tuning: TuningArg) -> Self {
+        match tuning {
+            TuningArg::Lora => Self::Lora,
+            TuningArg::Full => Self::Full,
+        }
+    }
+}
+
+impl From<SimilarityByArg> for SimilarityBy {
+    fn from(by: SimilarityByArg) -> Self {
+        match by {
+            SimilarityByArg::Bm25 => Self::Bm25,
+            SimilarityByArg::States => Self::States,
+        }
+    }
+}
 
 fn soft_arm(name: &str) -> Result<Arm, String> {
     Arm::parse(name, &SOFT_ARMS).map_err(|_| "expected pt or ipt".into())
@@ -63,6 +105,23 @@ pub struct ProbeArgs {
     pub seed: u64,
     #[arg(long, value_name = "YAML", help = TEMPLATE)]
     pub template: Option<String>,
+    /// Vary a factor over levels; may be repeated, and levels cross: demos=0,1,2,4,8,16 · labels=gold,half,flipped,random ·
+    /// source=TASK,… (demonstrations of another task) · similarity=near,random,far (to the queries) · template=YAML;… ·
+    /// order=N (permutations) · steps=0,1,2,5,10 (the tuning's trajectory) · r=4,8 · learning-rate=1e-4,1e-3 ·
+    /// target-modules=q_proj,v_proj;all-linear · model=DIR,….
+    #[arg(long, value_name = "NAME=LEVELS", action = ArgAction::Append)]
+    pub vary: Vec<String>,
+    /// What the similarity of demonstrations to the queries is measured by, where it varies: words (bm25), or the model's
+    /// own states (states).
+    #[arg(long, value_enum, default_value = "bm25")]
+    pub similarity_by: SimilarityByArg,
+    /// Tokens whose states are compared: the query's last, all of them or their mean; the label's, after each; or the last
+    /// before the answer of each demonstration (demos).
+    #[arg(long, default_value = "last", value_name = "last|all|label|mean|demos", value_parser = position)]
+    pub position: Position,
+    /// What instruction tuning trains: a LoRA, or all weights.
+    #[arg(long, value_enum, default_value = "lora", help_heading = "Optimiser")]
+    pub tuning: TuningArg,
     #[command(flatten)]
     #[serde(flatten)]
     pub lora: LoraArgs,

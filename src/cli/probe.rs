@@ -181,6 +181,7 @@ fn settings(args: &ProbeArgs, task: Task, family: Family) -> Result<ProbeSetting
         similarity_by: args.similarity_by.into(),
         position: args.position,
         tuning: args.tuning.into(),
+        patch: args.patch,
         rows: args.batch_tokens,
         soft: SoftSettings {
             arms: args.arms.clone(),
@@ -264,6 +265,7 @@ impl Bars {
                 Phase::Tune(arm) => (format!("tuning {}", arm_name(arm).to_uppercase()), "steps"),
                 Phase::Read(Arm::ZeroShot) => (arm_name(Arm::ZeroShot).to_owned(), "prompts"),
                 Phase::Read(arm) => (arm_name(arm).to_uppercase(), "prompts"),
+                Phase::Patch => ("patching".to_owned(), "prompts"),
             };
             self.current = Some((progress.phase, output::progress(progress.total as u64, unit).with_message(name)));
         }

@@ -65,10 +65,10 @@ pub(super) struct Batch {
 
 /// A group as rows: a soft prompt and a shared prefix, and for each prompt the tree of its rest and its answers. The trees of two
 /// prompts never mix, so that a prompt's rows are the same whatever prompts share its pack.
-struct GroupLayout<'a> {
+pub(super) struct GroupLayout<'a> {
     group: &'a Group,
-    shared_prefix: Vec<u32>,
-    trees: Vec<Forest>,
+    pub shared_prefix: Vec<u32>,
+    pub trees: Vec<Forest>,
 }
 
 /// Fills pack after pack with groups, in order.
@@ -102,7 +102,7 @@ impl<'a> Packer<'a> {
 
     /// The next pack, given what the cache holds; none at the end.
     pub fn next(&mut self, cached: &[CachedSegment]) -> Option<Batch> {
-        let mut fill = PackFill { builder: PackBuilder::new(cached), rows: 0, states: Vec::new(), targets: Vec::new() };
+        let mut fill = PackFill::new(cached);
         let mut to_cache = Vec::new();
         let mut prefix = self.cached_prefix.map_or(Parent::None, Parent::Cached);
         while let Some(layout) = self.groups.get(self.next.0) {
@@ -125,13 +125,12 @@ impl<'a> Packer<'a> {
             to_cache.extend(segment - usize::from(both)..=segment);
             self.cached_prefix = Some(cached.len() + to_cache.len() - 1);
         }
-        let PackFill { builder, states, targets, .. } = fill;
-        (!states.is_empty()).then(|| Batch { pack: builder.build(), cached: to_cache, states, targets })
+        (!fill.states.is_empty()).then(|| fill.finish(to_cache))
     }
 }
 
 impl<'a> GroupLayout<'a> {
-    fn new(group: &'a Group) -> Self {
+    pub fn new(group: &'a Group) -> Self {
         let wholes: Vec<Vec<Vec<u32>>> =
             group.prompts.iter().map(|p| p.answers.iter().map(|a| a.after(&p.token_ids)).collect()).collect();
         // The shared prefix ends before any row that is read: a cached row's results are gone.
@@ -171,14 +170,24 @@ impl<'a> GroupLayout<'a> {
 }
 
 /// A pack being filled.
-struct PackFill<'c> {
+pub(super) struct PackFill<'c> {
     builder: PackBuilder<'c>,
-    rows: usize,
+    pub rows: usize,
     states: Vec<StateRows>,
     targets: Vec<ScoredToken>,
 }
 
-impl PackFill<'_> {
+impl<'c> PackFill<'c> {
+    /// An empty one, whose segments may continue those that are cached.
+    pub fn new(cached: &'c [CachedSegment]) -> Self {
+        Self { builder: PackBuilder::new(cached), rows: 0, states: Vec::new(), targets: Vec::new() }
+    }
+
+    /// The pack, of which the segments `cached` are to be cached.
+    pub fn finish(self, cached: Vec<usize>) -> Batch {
+        Batch { pack: self.builder.build(), cached, states: self.states, targets: self.targets }
+    }
+
     /// Adds a group's soft prompt and shared prefix; what its trees continue.
     fn shared_prefix(&mut self, layout: &GroupLayout) -> Parent {
         let soft = (0..layout.group.soft as u32).map(Token::Virtual).collect();
@@ -193,7 +202,7 @@ impl PackFill<'_> {
     }
 
     /// Adds a prompt's tree behind its shared prefix, and notes what is read of it.
-    fn tree(&mut self, layout: &GroupLayout, group: usize, prompt: usize, prefix: Parent) {
+    pub fn tree(&mut self, layout: &GroupLayout, group: usize, prompt: usize, prefix: Parent) {
         let Forest { pack, .. } = &layout.trees[prompt];
         let mut segments = Vec::with_capacity(pack.segments().len());
         for segment in pack.segments() {

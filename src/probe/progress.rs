@@ -20,6 +20,8 @@ pub enum Phase {
     Tune(Arm),
     /// Reading the states and scores of an arm's prompts.
     Read(Arm),
+    /// Putting states into the run of the queries alone.
+    Patch,
 }
 
 /// Counts the prompts of a phase.

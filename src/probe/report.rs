@@ -34,6 +34,9 @@ pub struct Phases<T> {
     /// Training the soft prompts of all seeds and arms.
     #[serde(default)]
     pub soft_tune: T,
+    /// Patching.
+    #[serde(default)]
+    pub patch: T,
     /// The sum of all phases.
     pub total: T,
 }
@@ -41,13 +44,14 @@ pub struct Phases<T> {
 impl<T: std::ops::AddAssign> Phases<T> {
     /// Adds another's, phase by phase.
     fn add(&mut self, other: Self) {
-        let Self { anchor, icl, tune, it, soft, soft_tune, total } = other;
+        let Self { anchor, icl, tune, it, soft, soft_tune, patch, total } = other;
         self.anchor += anchor;
         self.icl += icl;
         self.tune += tune;
         self.it += it;
         self.soft += soft;
         self.soft_tune += soft_tune;
+        self.patch += patch;
         self.total += total;
     }
 }
@@ -156,6 +160,34 @@ pub struct UpdateReport {
     pub update_shuffled: MeanSd,
 }
 
+/// A layer into whose output states were put, in the run of the query alone: of one seed, or over the seeds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PatchLayer {
+    /// The layer whose `hook_resid_post` was replaced.
+    pub layer: usize,
+    /// What was put in.
+    pub vectors: Vec<PatchVector>,
+}
+
+/// What came of a patch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PatchVector {
+    /// `icl` and `it`, the arm's state of the same query; `task_vector` and `it_vector`, its mean update over the other
+    /// queries; `random`, a Gaussian vector of the task vector's norm; `other_task`, the mean update of ICL with another
+    /// task's demonstrations.
+    pub vector: String,
+    /// Share of the queries answered right; empty for free text.
+    pub accuracy: MeanSd,
+    /// Mean log-probability of the gold answer.
+    pub log_prob: MeanSd,
+    /// `(patched - anchor) / (ICL - anchor)` of the accuracies; empty where ICL gains nothing.
+    pub recovery_accuracy: MeanSd,
+    /// The same of the log-probabilities.
+    pub recovery_log_prob: MeanSd,
+}
+
 /// The result of one seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(into = "json::Seed", try_from = "json::Seed")]
@@ -168,6 +200,8 @@ pub struct SeedReport {
     pub adapters: BTreeMap<Arm, String>,
     /// Every layer's `hook_resid_post`, then `final`.
     pub layers: Vec<LayerReport>,
+    /// Every layer, where states were put in.
+    pub patching: Vec<PatchLayer>,
 }
 
 /// Mean and SD over the seeds, of each seed's value (of its mean over the queries).
@@ -178,6 +212,8 @@ pub struct Summary {
     pub arms: Vec<ArmReport<MeanSd, MeanSd>>,
     /// See [`SeedReport::layers`].
     pub layers: Vec<LayerReport>,
+    /// See [`SeedReport::patching`].
+    pub patching: Vec<PatchLayer>,
 }
 
 /// The name of an arm in reports.
@@ -209,6 +245,7 @@ impl Summary {
         Self {
             arms: (0..seeds[0].arms.len()).map(|a| Self::of_arm(seeds, a)).collect(),
             layers: (0..seeds[0].layers.len()).map(|l| Self::of_layer(seeds, l)).collect(),
+            patching: (0..seeds[0].patching.len()).map(|l| Self::of_patch(seeds, l)).collect(),
         }
     }
 
@@ -230,6 +267,23 @@ impl Summary {
                 final_loss: tuning.final_loss.map(|_| MeanSd::of(tunings().filter_map(|t| t.final_loss))),
             }),
         }
+    }
+
+    fn of_patch(seeds: &[SeedReport], l: usize) -> PatchLayer {
+        let vector = |(v, first): (usize, &PatchVector)| {
+            let over = |get: &dyn Fn(&PatchVector) -> MeanSd| {
+                MeanSd::of(seeds.iter().filter_map(|seed| get(&seed.patching[l].vectors[v]).mean))
+            };
+            PatchVector {
+                vector: first.vector.clone(),
+                accuracy: over(&|v| v.accuracy),
+                log_prob: over(&|v| v.log_prob),
+                recovery_accuracy: over(&|v| v.recovery_accuracy),
+                recovery_log_prob: over(&|v| v.recovery_log_prob),
+            }
+        };
+        let first = &seeds[0].patching[l];
+        PatchLayer { layer: first.layer, vectors: first.vectors.iter().enumerate().map(vector).collect() }
     }
 
     fn of_layer(seeds: &[SeedReport], l: usize) -> LayerReport {

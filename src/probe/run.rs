@@ -13,7 +13,8 @@ use super::packing::Group;
 use super::plan::{Plan, SeedPlan};
 use super::position::{OwnTokens, Points, Position, without_answer};
 use super::progress::Progress;
-use super::report::{ConditionReport, Phases, Positions, Report, SeedReport, Summary, TuningReport};
+use super::recovery;
+use super::report::{ConditionReport, PatchLayer, Phases, Positions, Report, SeedReport, Summary, TuningReport};
 use super::settings::ProbeSettings;
 use super::states::ArmStates;
 use super::work::{ReadKey, TrainingKey, Weights, Worker};
@@ -100,10 +101,46 @@ pub fn run_conditions<B: Backend>(
             arms[c].push(plan.collect(&mut worker)?);
         }
     }
+    let patched = patch(&mut worker, conditions, &arms)?;
     let seconds = worker.seconds;
     let tokens = worker.tokens;
     let of_backend = worker.backend.name();
-    Ok(outcome(base, &model.config, &of_backend, conditions, arms, seconds, tokens))
+    Ok(outcome(base, &model.config, &of_backend, conditions, (arms, patched), seconds, tokens))
+}
+
+/// By condition and seed the layers that were patched, where that is asked for.
+fn patch<B: Backend>(
+    worker: &mut Worker<'_, B>,
+    conditions: &[Condition],
+    arms: &[Vec<ArmRun>],
+) -> Result<Vec<Vec<Vec<PatchLayer>>>> {
+    let others: Vec<Option<usize>> =
+        conditions.iter().map(|condition| of_another_task(condition, conditions)).collect();
+    let depth = worker.depth();
+    let prompts = |(condition, other): (&Condition, &Option<usize>)| {
+        let Condition { settings, plan, .. } = condition;
+        let vectors = if settings.patch { recovery::vectors(plan, other.is_some()).len() } else { 0 };
+        depth * vectors * plan.seeds.len() * plan.queries.len()
+    };
+    let total = conditions.iter().zip(&others).map(prompts).sum();
+    let mut done = 0;
+    let mut of = |(c, condition): (usize, &Condition)| {
+        if !condition.settings.patch {
+            return Ok(Vec::new());
+        }
+        let other = others[c].map(|other| &arms[other][..]);
+        worker.patch(condition, &arms[c], other, (&mut done, total))
+    };
+    conditions.iter().enumerate().map(&mut of).collect()
+}
+
+/// The condition that differs in nothing but the task of its demonstrations.
+fn of_another_task(condition: &Condition, all: &[Condition]) -> Option<usize> {
+    let bare = |settings: &ProbeSettings| ProbeSettings { source: None, ..settings.clone() };
+    let other = |other: &Condition| {
+        other.settings.source != condition.settings.source && bare(&other.settings) == bare(&condition.settings)
+    };
+    all.iter().position(other)
 }
 
 /// What an arm does in a condition.
@@ -237,25 +274,27 @@ fn outcome(
     config: &crate::arch::ModelConfig,
     backend: &str,
     conditions: &[Condition],
-    arms: Vec<Vec<ArmRun>>,
+    (arms, patched): (Vec<Vec<ArmRun>>, Vec<Vec<Vec<PatchLayer>>>),
     mut seconds: Phases<f64>,
     mut tokens: Phases<usize>,
 ) -> Outcome {
-    seconds.total = seconds.anchor + seconds.icl + seconds.tune + seconds.it + seconds.soft;
+    seconds.total = seconds.anchor + seconds.icl + seconds.tune + seconds.it + seconds.soft + seconds.patch;
     tokens.total = tokens.anchor + tokens.icl + tokens.tune + tokens.it + tokens.soft_tune + tokens.soft;
-    let of_condition = |(Condition { levels, settings, plan }, arms): (&Condition, &Vec<ArmRun>)| {
-        let gold = plan.gold();
-        let seed = |(s, seed): (usize, &SeedPlan)| SeedReport {
-            seed: seed.seed,
-            arms: arms.iter().map(|arm| arm_report(arm, s, &gold, plan.is_closed())).collect(),
-            adapters: Default::default(),
-            layers: layers(arms, s, config, seed.seed),
+    let of_condition =
+        |((Condition { levels, settings, plan }, arms), patched): ((&Condition, &Vec<ArmRun>), &Vec<_>)| {
+            let gold = plan.gold();
+            let seed = |(s, seed): (usize, &SeedPlan)| SeedReport {
+                seed: seed.seed,
+                arms: arms.iter().map(|arm| arm_report(arm, s, &gold, plan.is_closed())).collect(),
+                adapters: Default::default(),
+                layers: layers(arms, s, config, seed.seed),
+                patching: patched.get(s).cloned().unwrap_or_default(),
+            };
+            let seeds: Vec<SeedReport> = plan.seeds.iter().enumerate().map(seed).collect();
+            let summary = Summary::of(&seeds);
+            ConditionReport { levels: levels.clone(), settings: settings.clone(), summary, seeds, plan: plan.clone() }
         };
-        let seeds: Vec<SeedReport> = plan.seeds.iter().enumerate().map(seed).collect();
-        let summary = Summary::of(&seeds);
-        ConditionReport { levels: levels.clone(), settings: settings.clone(), summary, seeds, plan: plan.clone() }
-    };
-    let reports: Vec<ConditionReport> = conditions.iter().zip(&arms).map(of_condition).collect();
+    let reports: Vec<ConditionReport> = conditions.iter().zip(&arms).zip(&patched).map(of_condition).collect();
     let (device, dtype) = backend.rsplit_once(' ').unwrap_or((backend, ""));
     let first = reports[0].clone();
     let longest = conditions.iter().map(|condition| condition.plan.longest()).max().unwrap_or(0);

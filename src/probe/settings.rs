@@ -64,6 +64,9 @@ pub struct ProbeSettings {
     /// The tokens whose states are compared (default the last one).
     #[serde(default, skip_serializing_if = "is_default")]
     pub position: Position,
+    /// Whether states are put into the run of the query alone (default not).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub patch: bool,
     /// Demonstrations of a step, shuffled by the seed; none means all of them in every step (the default).
     pub batch_size: Option<usize>,
     /// Decoupled weight decay (default 0).
@@ -172,6 +175,7 @@ impl ProbeSettings {
             max_steps: None,
             tuning: TuningKind::Lora,
             position: Position::Last,
+            patch: false,
             batch_size: None,
             weight_decay: 0.0,
             max_grad_norm: None,
@@ -199,6 +203,12 @@ impl ProbeSettings {
         seeds.sort_unstable();
         let twice = seeds.windows(2).find(|pair| pair[0] == pair[1]);
         check(twice.is_none(), "seeds", "each seed once", format!("{} twice", twice.map_or(0, |pair| pair[0])))?;
+        check(
+            !self.patch || self.position == Position::Last,
+            "position",
+            "last, where states are patched",
+            self.position.name().to_owned(),
+        )?;
         self.targets(family)?;
         self.soft.validate()?;
         // Without an epoch or demonstration there is nothing to train, which is no error here as it is to the trainer.

@@ -1,6 +1,6 @@
 //! States and scores of prompts: the part that all arms have in common.
 
-use super::packing::{Group, Packer};
+use super::packing::{Group, Packer, ScoredToken};
 use super::progress::Count;
 use crate::Result;
 use crate::backend::{AccElement, Backend};
@@ -93,24 +93,40 @@ impl<B: Backend> Reading<'_, B> {
                 }
             }
 
-            let label_rows: Vec<u32> = batch.targets.iter().map(|t| t.row as u32).collect();
-            let tokens: Vec<u32> = batch.targets.iter().map(|t| t.token).collect();
-            let labels = Labels::new(backend, read.as_ref(), &label_rows, &tokens, &vec![1.0; tokens.len()])?;
-            if labels.count > 0 {
-                // Only losses are wanted: scratch for a backward of no rows.
-                let mut scratch = Gradients::new(backend, config, 0, labels.count)?;
-                self.model.loss(backend, acts, &labels, &mut scratch);
-                let mut losses = vec![B::Element::default(); labels.count];
-                backend.download(&mut losses, &scratch.losses, 0)?;
-                backend.sync()?;
-                for (target, loss) in batch.targets.iter().zip(losses) {
-                    states[target.group].log_probs[target.prompt][target.answer] -= loss.to_f64();
-                }
-            }
+            self.score(backend, acts, read.as_ref(), &batch.targets, |target, log_prob| {
+                states[target.group].log_probs[target.prompt][target.answer] += log_prob;
+            })?;
             computed += batch.pack.len();
             count.add(batch.states.len());
         }
         Ok(computed)
+    }
+}
+
+impl<B: Backend> Reading<'_, B> {
+    /// Hands over the log-probability of each of `targets`, of a pass of which the rows `read` come out.
+    pub fn score(
+        &self,
+        backend: &mut B,
+        acts: &Activations<B>,
+        read: Option<&OutputRows<B>>,
+        targets: &[ScoredToken],
+        mut found: impl FnMut(&ScoredToken, f64),
+    ) -> Result<()> {
+        if targets.is_empty() {
+            return Ok(());
+        }
+        let label_rows: Vec<u32> = targets.iter().map(|t| t.row as u32).collect();
+        let tokens: Vec<u32> = targets.iter().map(|t| t.token).collect();
+        let labels = Labels::new(backend, read, &label_rows, &tokens, &vec![1.0; tokens.len()])?;
+        // Only losses are wanted: scratch for a backward of no rows.
+        let mut scratch = Gradients::new(backend, &self.model.config, 0, labels.count)?;
+        self.model.loss(backend, acts, &labels, &mut scratch);
+        let mut losses = vec![B::Element::default(); labels.count];
+        backend.download(&mut losses, &scratch.losses, 0)?;
+        backend.sync()?;
+        targets.iter().zip(losses).for_each(|(target, loss)| found(target, -loss.to_f64()));
+        Ok(())
     }
 }
 

@@ -6,8 +6,9 @@ use std::time::Instant;
 use super::arm::Arm;
 use super::packing::Group;
 use super::progress::{Count, Phase, Progress};
-use super::report::Phases;
-use super::run::{Base, lap};
+use super::recovery::recover;
+use super::report::{PatchLayer, Phases};
+use super::run::{ArmRun, Base, Condition, lap};
 use super::settings::{ProbeSettings, TuningKind};
 use super::states::{ArmStates, Reading, hooks};
 use super::tuning::{AdapterRun, AdapterSettings};
@@ -235,6 +236,27 @@ impl<'a, B: Backend> Worker<'a, B> {
             }
         }
         Ok(())
+    }
+
+    /// Layers of the model.
+    pub fn depth(&self) -> usize {
+        self.model.config.num_hidden_layers
+    }
+
+    /// Patches a condition, see [`recover`].
+    pub fn patch(
+        &mut self,
+        condition: &Condition,
+        arms: &[ArmRun],
+        other: Option<&[ArmRun]>,
+        (done, total): (&mut usize, usize),
+    ) -> Result<Vec<Vec<PatchLayer>>> {
+        let mut count = Count { phase: Phase::Patch, done: *done, total, progress: self.progress };
+        let reading = Reading { model: self.model, adaptation: None, hooks: &[], rows: self.rows };
+        let found = recover(reading, self.backend, condition, arms, other, &mut count)?;
+        *done = count.done;
+        self.seconds.patch += lap(&mut self.lap);
+        Ok(found)
     }
 
     /// Reads through the model's own weights.

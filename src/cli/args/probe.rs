@@ -119,6 +119,10 @@ pub struct ProbeArgs {
     /// before the answer of each demonstration (demos).
     #[arg(long, default_value = "last", value_name = "last|all|label|mean|demos", value_parser = position)]
     pub position: Position,
+    /// Patch states into the run of the query alone, layer by layer: ICL's and IT's, their mean updates over other queries
+    /// (the task vector), a random vector and the vector of another task (where source varies); reports what each recovers.
+    #[arg(long)]
+    pub patch: bool,
     /// What instruction tuning trains: a LoRA, or all weights.
     #[arg(long, value_enum, default_value = "lora", help_heading = "Optimiser")]
     pub tuning: TuningArg,

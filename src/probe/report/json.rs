@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::arm::Arm;
 use super::super::statistics::MeanSd;
-use super::{ArmReport, Layer, LayerReport, PairReport, SeedReport, TuningReport, UpdateReport, arm_name};
+use super::{ArmReport, Layer, LayerReport, PairReport, PatchLayer, SeedReport, TuningReport, UpdateReport, arm_name};
 use crate::{Error, Result};
 
 /// One value for each arm that is always there.
@@ -82,6 +82,8 @@ pub(super) struct Seed {
     layers: Vec<ArmsLayer>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     soft: Vec<SoftSeed>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    patching: Vec<PatchLayer>,
 }
 
 /// [`super::Summary`].
@@ -95,6 +97,8 @@ pub(super) struct Summary {
     layers: Vec<ArmsLayer>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     soft: Vec<SoftSummary>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    patching: Vec<PatchLayer>,
 }
 
 /// The arms that are always there, in the order of [`Arms`], and those with soft prompts.
@@ -195,7 +199,7 @@ fn three_arms(layer: ArmsLayer) -> LayerReport {
 }
 
 impl From<SeedReport> for Seed {
-    fn from(SeedReport { seed, arms, mut adapters, layers }: SeedReport) -> Self {
+    fn from(SeedReport { seed, arms, mut adapters, layers, patching }: SeedReport) -> Self {
         let (three, soft) = split(arms);
         let accuracy = Arms::of(three.each_ref().map(|arm| arm.accuracy));
         let log_prob = Arms::of(three.each_ref().map(|arm| arm.log_prob));
@@ -209,7 +213,7 @@ impl From<SeedReport> for Seed {
         });
         let soft = soft.collect();
         let adapter = adapters.remove(&Arm::Lora);
-        Self { seed, accuracy, log_prob, loss, final_loss, adapter, layers: arms_layers(&layers), soft }
+        Self { seed, accuracy, log_prob, loss, final_loss, adapter, layers: arms_layers(&layers), soft, patching }
     }
 }
 
@@ -217,7 +221,7 @@ impl TryFrom<Seed> for SeedReport {
     type Error = Error;
 
     fn try_from(json: Seed) -> Result<Self> {
-        let Seed { seed, accuracy, log_prob, loss, final_loss, adapter, layers: three, soft } = json;
+        let Seed { seed, accuracy, log_prob, loss, final_loss, adapter, layers: three, soft, patching } = json;
         let mut arms = arms(accuracy, log_prob, TuningReport { loss, final_loss });
         let mut adapters: Vec<(Arm, Option<String>)> = vec![(Arm::Lora, adapter)];
         let mut soft_layers = Vec::new();
@@ -227,12 +231,12 @@ impl TryFrom<Seed> for SeedReport {
             soft_layers.push((arm, layers));
         }
         let adapters = adapters.into_iter().filter_map(|(arm, name)| Some((arm, name?))).collect();
-        Ok(Self { seed, arms, adapters, layers: layers(three, soft_layers)? })
+        Ok(Self { seed, arms, adapters, layers: layers(three, soft_layers)?, patching })
     }
 }
 
 impl From<super::Summary> for Summary {
-    fn from(super::Summary { arms, layers }: super::Summary) -> Self {
+    fn from(super::Summary { arms, layers, patching }: super::Summary) -> Self {
         let (three, soft) = split(arms);
         let accuracy = Arms::of(three.each_ref().map(|arm| arm.accuracy));
         let log_prob = Arms::of(three.each_ref().map(|arm| arm.log_prob));
@@ -244,7 +248,7 @@ impl From<super::Summary> for Summary {
             SoftSummary { arm, accuracy, log_prob, loss, final_loss, layers: soft_layers(&layers, arm) }
         });
         let soft = soft.collect();
-        Self { accuracy, log_prob, loss, final_loss, layers: arms_layers(&layers), soft }
+        Self { accuracy, log_prob, loss, final_loss, layers: arms_layers(&layers), soft, patching }
     }
 }
 
@@ -252,13 +256,13 @@ impl TryFrom<Summary> for super::Summary {
     type Error = Error;
 
     fn try_from(json: Summary) -> Result<Self> {
-        let Summary { accuracy, log_prob, loss, final_loss, layers: three, soft } = json;
+        let Summary { accuracy, log_prob, loss, final_loss, layers: three, soft, patching } = json;
         let mut arms = arms(accuracy, log_prob, TuningReport { loss, final_loss });
         let mut soft_layers = Vec::new();
         for SoftSummary { arm, accuracy, log_prob, loss, final_loss, layers } in soft {
             arms.push(ArmReport { arm, accuracy, log_prob, tuning: Some(TuningReport { loss, final_loss }) });
             soft_layers.push((arm, layers));
         }
-        Ok(Self { arms, layers: layers(three, soft_layers)? })
+        Ok(Self { arms, layers: layers(three, soft_layers)?, patching })
     }
 }

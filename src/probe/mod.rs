@@ -19,7 +19,6 @@
 pub mod arm;
 pub mod plan;
 pub mod report;
-pub mod similarity;
 pub mod statistics;
 pub mod tuning;
 

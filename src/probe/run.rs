@@ -11,7 +11,7 @@ use super::report::{
     UpdateReport,
 };
 use super::settings::ProbeSettings;
-use super::similarity::{cosines, gaussian_updates, updates};
+use crate::measures::similarity::{cosines, gaussian_updates, updates};
 use super::states::{ArmStates, read};
 use super::statistics::MeanSd;
 use super::tuning::{AdapterRun, AdapterSettings};

@@ -13,7 +13,7 @@ use llamaprobe::pack::{Label, Sequence, forest};
 use llamaprobe::probe::arm::Arm;
 use llamaprobe::probe::plan::Plan;
 use llamaprobe::probe::report::{ArmReport, Layer, LayerReport, PairReport, Report, SeedReport};
-use llamaprobe::probe::similarity::{cosines, gaussian_updates, updates};
+use llamaprobe::measures::similarity::{cosines, gaussian_updates, updates};
 use llamaprobe::probe::statistics::MeanSd;
 use llamaprobe::probe::{Outcome, Phase, ProbeSettings, SoftSettings, run};
 use llamaprobe::task::prompts::Prompt;

@@ -388,6 +388,7 @@ fn the_readmes_commands_exist() {
         "train-prompt",
         "probe",
         "compare",
+        "analyze",
         "generate",
         "inspect",
         "pretrain",

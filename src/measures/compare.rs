@@ -272,7 +272,8 @@ impl<'a> Pair<'a> {
 
     fn knn_overlap(&self) -> Option<f64> {
         let (a, b) = (self.a.neighbours.as_ref()?, self.b.neighbours.as_ref()?);
-        let common = |(x, y): (&Vec<u32>, &Vec<u32>)| x.iter().filter(|i| y.contains(i)).count() as f64 / x.len() as f64;
+        let common =
+            |(x, y): (&Vec<u32>, &Vec<u32>)| x.iter().filter(|i| y.contains(i)).count() as f64 / x.len() as f64;
         mean(a.iter().zip(b).map(common))
     }
 

@@ -84,7 +84,10 @@ impl Eigen {
         order.sort_by(|&i, &j| found.eigenvalues[j].total_cmp(&found.eigenvalues[i]));
         Self {
             values: order.iter().map(|&i| found.eigenvalues[i]).collect(),
-            vectors: order.iter().flat_map(|&i| found.eigenvectors.column(i).iter().copied().collect::<Vec<_>>()).collect(),
+            vectors: order
+                .iter()
+                .flat_map(|&i| found.eigenvectors.column(i).iter().copied().collect::<Vec<_>>())
+                .collect(),
         }
     }
 

@@ -241,7 +241,8 @@ impl ProbeFeatures {
         let lines: Vec<Vec<f64>> = train.iter().map(|&i| line(i)).collect();
         let means: Vec<f64> = lines.iter().map(|line| line.iter().sum::<f64>() / n as f64).collect();
         let mean = means.iter().sum::<f64>() / n as f64;
-        let less = |line: &[f64], own: f64| line.iter().zip(&means).map(|(x, m)| x - m - own + mean).collect::<Vec<_>>();
+        let less =
+            |line: &[f64], own: f64| line.iter().zip(&means).map(|(x, m)| x - m - own + mean).collect::<Vec<_>>();
         let matrix: Vec<f64> = lines.iter().zip(&means).flat_map(|(line, &own)| less(line, own)).collect();
         let eigen = Eigen::of(&matrix, n);
         let coordinates = Coordinates::of(&eigen, n, self.width);

@@ -11,13 +11,13 @@ use super::report::{
     UpdateReport,
 };
 use super::settings::ProbeSettings;
-use crate::measures::similarity::{cosines, gaussian_updates, updates};
 use super::states::{ArmStates, read};
 use super::statistics::MeanSd;
 use super::tuning::{AdapterRun, AdapterSettings};
 use crate::Result;
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
+use crate::measures::similarity::{cosines, gaussian_updates, updates};
 use crate::model::{Adaptation, Model};
 use crate::pack::Label;
 use crate::task::metrics::score;

@@ -99,6 +99,51 @@ impl Eigen {
     }
 }
 
+/// The factor `L` of a positive definite matrix `L L'`.
+pub(super) struct Cholesky {
+    /// `[n, n]`; what is above the diagonal has no meaning.
+    factor: Vec<f64>,
+    n: usize,
+}
+
+impl Cholesky {
+    /// Of a matrix `[n, n]`, of which the lower triangle is read; none where it is not positive definite.
+    pub fn of(mut matrix: Vec<f64>, n: usize) -> Option<Self> {
+        for i in 0..n {
+            let (above, row) = matrix.split_at_mut(i * n);
+            for (j, other) in above.chunks_exact(n).enumerate() {
+                row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
+            }
+            let square = row[i] - dot(&row[..i], &row[..i]);
+            if square <= 0.0 || !square.is_finite() {
+                return None;
+            }
+            row[i] = square.sqrt();
+        }
+        Some(Self { factor: matrix, n })
+    }
+
+    /// The `x` of `L L' x = y`.
+    pub fn solve(&self, mut y: Vec<f64>) -> Vec<f64> {
+        let rows = || self.factor.chunks_exact(self.n).enumerate();
+        for (i, row) in rows() {
+            y[i] = (y[i] - dot(&row[..i], &y[..i])) / row[i];
+        }
+        for (i, row) in rows().rev() {
+            y[i] /= row[i];
+            let (before, rest) = y.split_at_mut(i);
+            add_scaled(before, -rest[0], &row[..i]);
+        }
+        y
+    }
+
+    /// The inverse `[n, n]` of the matrix.
+    pub fn inverse(&self) -> Vec<f64> {
+        let unit = |i: usize| (0..self.n).map(|j| f64::from(u8::from(i == j))).collect::<Vec<_>>();
+        (0..self.n).flat_map(|i| self.solve(unit(i))).collect()
+    }
+}
+
 /// The singular values of `M` `[n, m]`, as many as its smaller side, in descending order; small ones to the root of the
 /// rounding of the greatest.
 pub(super) fn singular_values(matrix: &[f64], m: usize) -> Vec<f64> {

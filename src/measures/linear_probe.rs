@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::linear::{Eigen, add_scaled, centred, dot, gram, product, transposed};
-use super::logistic::{Classifier, Coordinates};
+use super::linear::{add_scaled, centred, dot, gram};
+use super::logistic::Classifier;
 use super::similarity::gaussian;
 use crate::random::Rng;
 
@@ -61,32 +61,19 @@ pub fn logistic_regression(
     if classes < 2 || (0..classes).any(|class| !labels.contains(&class)) {
         return None;
     }
-    let n = labels.len();
     let x: Vec<f64> = rows.iter().map(|&x| f64::from(x)).collect();
     let mut mean = vec![0.0; width];
-    x.chunks_exact(width).for_each(|row| add_scaled(&mut mean, 1.0 / n as f64, row));
+    x.chunks_exact(width).for_each(|row| add_scaled(&mut mean, 1.0 / labels.len() as f64, row));
+    // A free intercept takes what centred rows leave out, and inner products without large means keep their digits.
     let less: Vec<f64> = x.chunks_exact(width).flat_map(|row| row.iter().zip(&mean).map(|(x, m)| x - m)).collect();
-    let eigen = Eigen::of(&gram(&less, width), n);
-    let coordinates = Coordinates::of(&eigen, n, width);
-    let fitted = Classifier::fit(&coordinates, labels, classes, c);
-    let rank = coordinates.squares.len();
-    // The directions of the coordinates, X' u / sigma.
-    let directions = product(&eigen.vectors[..rank * n], &transposed(&less, width), n);
-    let back = |row: &[f64]| {
+    let fitted = Classifier::fit(&gram(&less, width), labels, classes, c);
+    let back = |(dual, intercept): (&Vec<f64>, &f64)| {
         let mut weights = vec![0.0; width];
-        for ((direction, weight), square) in directions.chunks_exact(width).zip(row).zip(&coordinates.squares) {
-            add_scaled(&mut weights, weight / square.sqrt(), direction);
-        }
-        let intercept = row[rank] - dot(&weights, &mean);
+        less.chunks_exact(width).zip(dual).for_each(|(row, a)| add_scaled(&mut weights, *a, row));
+        let intercept = intercept - dot(&weights, &mean);
         (weights, intercept)
     };
-    let mut all: Vec<(Vec<f64>, f64)> = fitted.weights.chunks_exact(fitted.stride).map(back).collect();
-    if classes == 2 {
-        let (first, second) = (all.remove(0), all.remove(0));
-        let weights = second.0.iter().zip(&first.0).map(|(b, a)| b - a).collect();
-        all.push((weights, second.1 - first.1));
-    }
-    let (weights, intercepts) = all.into_iter().unzip();
+    let (weights, intercepts) = fitted.dual.iter().zip(&fitted.intercepts).map(back).unzip();
     Some(LogisticRegression { weights, intercepts })
 }
 
@@ -187,9 +174,6 @@ pub struct ProbeFeatures {
     /// `[n, n]`, of centred rows.
     gram: Vec<f64>,
     n: usize,
-    width: usize,
-    /// By how much the rows were scaled, squared.
-    scale: f64,
 }
 
 impl ProbeFeatures {
@@ -201,7 +185,8 @@ impl ProbeFeatures {
         let rows = width > 0 && !states.is_empty() && states.len().is_multiple_of(width);
         assert!(rows, "features: {} elements of width {width}", states.len());
         let (x, scale) = centred(states, width);
-        Self { gram: gram(&x, width), n: states.len() / width, width, scale: scale * scale }
+        let gram = gram(&x, width).iter().map(|product| product / (scale * scale)).collect();
+        Self { gram, n: states.len() / width }
     }
 
     /// Standard normal features `[n, width]`, the same for every layer and arm.
@@ -228,34 +213,17 @@ impl ProbeFeatures {
     fn right(&self, labels: &[usize], folds: &Folds, fold: usize, c: f64) -> usize {
         let (test, train): (Vec<usize>, Vec<usize>) = (0..self.n).partition(|&row| folds.of[row] == fold);
         let mut known: Vec<usize> = train.iter().map(|&row| labels[row]).collect();
-        let of_train = known.clone();
+        let as_known = known.clone();
         known.sort_unstable();
         known.dedup();
         if known.len() < 2 {
             return test.iter().filter(|&&row| known.first() == Some(&labels[row])).count();
         }
-        let classes: Vec<usize> = of_train.iter().map(|label| known.partition_point(|known| known < label)).collect();
-        let n = train.len();
-        // Inner products of the training rows without their own mean.
-        let line = |i: usize| train.iter().map(|&j| self.gram[i * self.n + j] / self.scale).collect::<Vec<f64>>();
-        let lines: Vec<Vec<f64>> = train.iter().map(|&i| line(i)).collect();
-        let means: Vec<f64> = lines.iter().map(|line| line.iter().sum::<f64>() / n as f64).collect();
-        let mean = means.iter().sum::<f64>() / n as f64;
-        let less =
-            |line: &[f64], own: f64| line.iter().zip(&means).map(|(x, m)| x - m - own + mean).collect::<Vec<_>>();
-        let matrix: Vec<f64> = lines.iter().zip(&means).flat_map(|(line, &own)| less(line, own)).collect();
-        let eigen = Eigen::of(&matrix, n);
-        let coordinates = Coordinates::of(&eigen, n, self.width);
-        let fitted = Classifier::fit(&coordinates, &classes, known.len(), c);
-        let rank = coordinates.squares.len();
-        let label = |row: usize| {
-            let line = line(row);
-            let own = line.iter().sum::<f64>() / n as f64;
-            let mut x = product(&eigen.vectors[..rank * n], &less(&line, own), n);
-            x.iter_mut().zip(&coordinates.squares).for_each(|(x, square)| *x /= square.sqrt());
-            known[fitted.class(&x)]
-        };
-        test.iter().filter(|&&row| label(row) == labels[row]).count()
+        let classes: Vec<usize> = as_known.iter().map(|label| known.partition_point(|known| known < label)).collect();
+        let line = |row: usize| train.iter().map(|&of| self.gram[row * self.n + of]).collect::<Vec<f64>>();
+        let of_train: Vec<f64> = train.iter().flat_map(|&row| line(row)).collect();
+        let fitted = Classifier::fit(&of_train, &classes, known.len(), c);
+        test.iter().filter(|&&row| known[fitted.class(&line(row))] == labels[row]).count()
     }
 }
 

@@ -4,206 +4,248 @@
 //! `|w|^2 / 2 + C sum ln(1 + exp(-y (w x + b)))` for two classes and of `|W|_F^2 / 2 - C sum ln softmax(W x + b)_y` for more: the
 //! objective of scikit-learn's `LogisticRegression(C=C)`, whose intercepts are free.
 //!
-//! Two classes are the softmax of two at `C / 2`, whose optimum has `w_1 = -w_0 = w / 2`. The weights lie in the span of the
-//! centred rows, so the problem is solved in its at most `n - 1` principal coordinates; there Newton's steps are solved by
-//! conjugate gradients, which the coordinates' variances precondition well.
+//! The weights are `w = X' a` with as many numbers `a` as there are rows, so that rows come in as inner products `K` alone, and
+//! the scores are `f = K a + b`. Newton's step is the solution of a weighted least-squares problem: with `H` the loss's second
+//! derivatives in the scores and `M = (K + H^-1)^-1`, it is `a = r - M K r - M b`, `r = C (y - p) + H f`, and `b` is such that
+//! `a` adds up to 0. `M` of several classes, whose `H` is singular, is that of Rasmussen and Williams (2006), equation 3.47
+//! and algorithm 3.3.
 
-use super::linear::{Eigen, add_scaled, dot};
+use super::linear::{Cholesky, add_scaled, dot};
+use super::outputs::log_softmax;
 
-/// Newton's steps; each about doubles the digits, so that more than a dozen are rare.
-const STEPS: usize = 100;
+/// Newton's steps; each about doubles the digits, so that more than two dozen are rare.
+const STEPS: usize = 200;
 /// The squared length of a step, in the norm of the Hessian, below which it changes no digit that counts. The Hessian is at
 /// least the identity on the weights, so they are then within its root of the optimum.
-const DONE: f64 = 1e-22;
+const DONE: f64 = 1e-20;
 
-/// Rows in coordinates `[n, r]`, centred, with the sum of squares `[r]` of each coordinate.
-pub(super) struct Coordinates {
-    pub rows: Vec<f64>,
-    pub squares: Vec<f64>,
-}
-
-/// A classifier of coordinates: for each class a row of weights and an intercept.
+/// A classifier of rows by their inner products with the rows that it was fitted on.
 pub(super) struct Classifier {
-    /// `[classes, r + 1]`, the intercept last; intercepts add up to 0.
-    pub weights: Vec<f64>,
-    /// Length of a row.
-    pub stride: usize,
-}
-
-impl Coordinates {
-    /// The principal coordinates of centred rows with a Gram matrix `[n, n]`, from its eigenvectors. `width` is the rows'.
-    pub fn of(eigen: &Eigen, n: usize, width: usize) -> Self {
-        let rank = eigen.rank(n.max(width));
-        let squares = eigen.values[..rank].to_vec();
-        let coordinate = |i: usize, j: usize| eigen.vectors[j * n + i] * squares[j].sqrt();
-        let rows = (0..n).flat_map(|i| (0..rank).map(move |j| (i, j))).map(|(i, j)| coordinate(i, j)).collect();
-        Self { rows, squares }
-    }
+    /// For each score (one for two classes, one of each class for more) a number per row.
+    pub dual: Vec<Vec<f64>>,
+    /// As many intercepts.
+    pub intercepts: Vec<f64>,
 }
 
 impl Classifier {
-    /// Fits classes `labels` below `classes`, of which each has a row, with `C`.
-    pub fn fit(x: &Coordinates, labels: &[usize], classes: usize, c: f64) -> Self {
-        // Two classes as a softmax.
-        let c = if classes == 2 { c / 2.0 } else { c };
-        let problem = Problem { x, labels, classes, c, r: x.squares.len() };
-        let mut weights = vec![0.0; classes * (problem.r + 1)];
-        let mut here = problem.at(&weights);
+    /// Fits rows with inner products `gram` `[n, n]` and `labels` below `classes`, of which each has a row, with `C`.
+    pub fn fit(gram: &[f64], labels: &[usize], classes: usize, c: f64) -> Self {
+        let scores = if classes == 2 { 1 } else { classes };
+        let problem = Problem { gram, labels, scores, c };
+        let n = labels.len();
+        let mut here = problem.at(vec![vec![0.0; n]; scores], vec![0.0; scores]);
         for _ in 0..STEPS {
-            let (step, squared) = problem.step(&here);
-            let scale = 1.0 + dot(&weights, &weights);
-            let Some((next, there)) = problem.search(&weights, &step, squared, here.objective) else { break };
-            (weights, here) = (next, there);
-            if squared <= DONE * scale {
+            let Some(step) = problem.step(&here) else { break };
+            let squared = problem.descent(&here, &step);
+            let Some(next) = problem.search(&here, &step, squared) else { break };
+            here = next;
+            if squared <= DONE * (1.0 + here.penalty) {
                 break;
             }
         }
-        let stride = problem.r + 1;
-        // A number that all intercepts have in common changes nothing.
-        let common = weights.chunks_exact(stride).map(|row| row[stride - 1]).sum::<f64>() / classes as f64;
-        weights.chunks_exact_mut(stride).for_each(|row| row[stride - 1] -= common);
-        Self { weights, stride }
+        Self { dual: here.dual, intercepts: here.intercepts }
     }
 
-    /// The class of coordinates `[r]`, of equally likely ones the first.
-    pub fn class(&self, x: &[f64]) -> usize {
-        let (r, score) = (self.stride - 1, |row: &[f64]| dot(&row[..self.stride - 1], x) + row[self.stride - 1]);
-        debug_assert_eq!(x.len(), r, "coordinates of the fit");
-        let scores: Vec<f64> = self.weights.chunks_exact(self.stride).map(score).collect();
-        (1..scores.len()).fold(0, |best, i| if scores[i] > scores[best] { i } else { best })
+    /// The class of a row with these inner products, of equally likely ones the first.
+    pub fn class(&self, products: &[f64]) -> usize {
+        let scores: Vec<f64> = self.dual.iter().zip(&self.intercepts).map(|(a, b)| dot(a, products) + b).collect();
+        match scores[..] {
+            [score] => usize::from(score > 0.0),
+            _ => (1..scores.len()).fold(0, |best, i| if scores[i] > scores[best] { i } else { best }),
+        }
     }
 }
 
 struct Problem<'a> {
-    x: &'a Coordinates,
+    gram: &'a [f64],
     labels: &'a [usize],
-    classes: usize,
+    /// 1, or the number of classes.
+    scores: usize,
     c: f64,
-    r: usize,
 }
 
-/// What a step from some weights needs.
+/// What a step from some weights needs. Lists are by score, then by row.
 struct Point {
-    objective: f64,
-    /// `[classes, r + 1]`.
-    gradient: Vec<f64>,
-    /// `[n, classes]`.
-    probabilities: Vec<f64>,
+    dual: Vec<Vec<f64>>,
+    intercepts: Vec<f64>,
+    /// `K a`.
+    products: Vec<Vec<f64>>,
+    probabilities: Vec<Vec<f64>>,
+    penalty: f64,
+    loss: f64,
+}
+
+/// A step, with its products.
+struct Step {
+    dual: Vec<Vec<f64>>,
+    intercepts: Vec<f64>,
+    products: Vec<Vec<f64>>,
 }
 
 impl Problem<'_> {
-    fn row(&self, i: usize) -> &[f64] {
-        &self.x.rows[i * self.r..(i + 1) * self.r]
+    fn n(&self) -> usize {
+        self.labels.len()
     }
 
-    /// The scores `[n, classes]` of weights.
-    fn scores(&self, weights: &[f64]) -> Vec<f64> {
-        let score = |x: &[f64], row: &[f64]| dot(&row[..self.r], x) + row[self.r];
-        (0..self.labels.len())
-            .flat_map(|i| weights.chunks_exact(self.r + 1).map(move |row| (i, row)))
-            .map(|(i, row)| score(self.row(i), row))
-            .collect()
+    fn product(&self, x: &[f64]) -> Vec<f64> {
+        self.gram.chunks_exact(self.n()).map(|row| dot(row, x)).collect()
     }
 
-    /// Adds `C X' D` of some `D` `[n, classes]` to the weights, and `C` times its column sums to the intercepts.
-    fn add_back(&self, out: &mut [f64], d: &[f64]) {
-        for (i, d) in d.chunks_exact(self.classes).enumerate() {
-            for (row, d) in out.chunks_exact_mut(self.r + 1).zip(d) {
-                add_scaled(&mut row[..self.r], self.c * d, self.row(i));
-                row[self.r] += self.c * d;
-            }
+    /// Whether a row's label is that of a score; the second class is that of the one score of two.
+    fn is(&self, row: usize, score: usize) -> f64 {
+        let class = if self.scores == 1 { 1 } else { score };
+        f64::from(u8::from(self.labels[row] == class))
+    }
+
+    fn at(&self, dual: Vec<Vec<f64>>, intercepts: Vec<f64>) -> Point {
+        let products = dual.iter().map(|a| self.product(a)).collect();
+        self.with_products(dual, intercepts, products)
+    }
+
+    fn with_products(&self, dual: Vec<Vec<f64>>, intercepts: Vec<f64>, products: Vec<Vec<f64>>) -> Point {
+        let penalty = dual.iter().zip(&products).map(|(a, k)| dot(a, k)).sum::<f64>() / 2.0;
+        let mut probabilities = vec![vec![0.0; self.n()]; self.scores];
+        let mut loss = 0.0;
+        for row in 0..self.n() {
+            let scores: Vec<f64> = products.iter().zip(&intercepts).map(|(k, b)| k[row] + b).collect();
+            // Two classes are the softmax of a score and 0.
+            let logs = if self.scores == 1 { log_softmax(&[0.0, scores[0]]) } else { log_softmax(&scores) };
+            loss -= self.c * logs[self.labels[row]];
+            let own = &logs[usize::from(self.scores == 1)..];
+            own.iter().zip(&mut probabilities).for_each(|(log, p)| p[row] = log.exp());
         }
+        Point { dual, intercepts, products, probabilities, penalty, loss }
     }
 
-    /// The penalty's gradient: the weights without intercepts.
-    fn without_intercepts(&self, weights: &[f64]) -> Vec<f64> {
-        let mut out = weights.to_vec();
-        out.chunks_exact_mut(self.r + 1).for_each(|row| row[self.r] = 0.0);
-        out
+    /// `C (y - p)`, minus the derivatives of the loss in the scores.
+    fn residuals(&self, at: &Point) -> Vec<Vec<f64>> {
+        let of = |(score, p): (usize, &Vec<f64>)| {
+            p.iter().enumerate().map(|(row, p)| self.c * (self.is(row, score) - p)).collect()
+        };
+        at.probabilities.iter().enumerate().map(of).collect()
     }
 
-    fn at(&self, weights: &[f64]) -> Point {
-        let mut gradient = self.without_intercepts(weights);
-        let mut objective = dot(&gradient, &gradient) / 2.0;
-        let mut probabilities = self.scores(weights);
-        let mut errors = Vec::with_capacity(probabilities.len());
-        for (row, &label) in probabilities.chunks_exact_mut(self.classes).zip(self.labels) {
-            let logs = super::outputs::log_softmax(row);
-            objective -= self.c * logs[label];
-            row.iter_mut().zip(&logs).for_each(|(p, log)| *p = log.exp());
-            errors.extend(row.iter().enumerate().map(|(class, p)| if class == label { p - 1.0 } else { *p }));
+    /// `H v`.
+    fn curved(&self, at: &Point, mut v: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
+        for row in 0..self.n() {
+            let p = |score: usize| at.probabilities[score][row];
+            let mean: f64 = (0..self.scores).map(|score| p(score) * v[score][row]).sum();
+            v.iter_mut().enumerate().for_each(|(score, v)| v[row] = self.c * p(score) * (v[row] - mean));
         }
-        self.add_back(&mut gradient, &errors);
-        Point { objective, gradient, probabilities }
+        v
     }
 
-    /// The Hessian times a direction.
-    fn curvature(&self, at: &Point, direction: &[f64]) -> Vec<f64> {
-        let mut d = self.scores(direction);
-        for (d, p) in d.chunks_exact_mut(self.classes).zip(at.probabilities.chunks_exact(self.classes)) {
-            let mean = dot(d, p);
-            d.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - mean));
+    /// Newton's step; none where its equations cannot be solved, which is where the last digits are reached.
+    fn step(&self, at: &Point) -> Option<Step> {
+        let inverse = Inverse::new(self, at)?;
+        let scores = at.products.iter().zip(&at.intercepts).map(|(k, b)| k.iter().map(|k| k + b).collect()).collect();
+        let mut dual = self.curved(at, scores);
+        dual.iter_mut().zip(self.residuals(at)).for_each(|(r, residuals)| add_scaled(r, 1.0, &residuals));
+        let products = dual.iter().map(|r| self.product(r)).collect();
+        let taken = inverse.times(products);
+        dual.iter_mut().zip(&taken).for_each(|(a, taken)| add_scaled(a, -1.0, taken));
+        // M of intercepts, by the score that has one.
+        let ones = |of: usize| (0..self.scores).map(|s| vec![f64::from(u8::from(s == of)); self.n()]).collect();
+        let offsets: Vec<Vec<Vec<f64>>> = (0..self.scores).map(|score| inverse.times(ones(score))).collect();
+        let sums = |x: &[Vec<f64>]| x.iter().map(|x| x.iter().sum::<f64>()).collect::<Vec<f64>>();
+        let mut matrix: Vec<f64> = offsets.iter().flat_map(|offset| sums(offset)).collect();
+        if self.scores > 1 {
+            // A number that all intercepts have in common changes nothing: theirs is 0.
+            let scale = (0..self.scores).map(|s| matrix[s * self.scores + s]).sum::<f64>() / self.scores as f64;
+            matrix.iter_mut().for_each(|x| *x += scale);
         }
-        let mut out = self.without_intercepts(direction);
-        self.add_back(&mut out, &d);
-        out
+        let intercepts = Cholesky::of(matrix, self.scores)?.solve(sums(&dual));
+        for (offset, b) in offsets.iter().zip(&intercepts) {
+            dual.iter_mut().zip(offset).for_each(|(a, offset)| add_scaled(a, -b, offset));
+        }
+        let less = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x - y).collect::<Vec<f64>>();
+        let dual: Vec<Vec<f64>> = dual.iter().zip(&at.dual).map(|(x, y)| less(x, y)).collect();
+        let products = dual.iter().map(|a| self.product(a)).collect();
+        Some(Step { intercepts: less(&intercepts, &at.intercepts), dual, products })
     }
 
-    /// The inverse of the Hessian's diagonal, as it is if every row has the mean of the probabilities' variances.
-    fn preconditioner(&self, at: &Point) -> Vec<f64> {
-        let n = self.labels.len() as f64;
-        let mut out = Vec::with_capacity(at.gradient.len());
-        for class in 0..self.classes {
-            let variances = at.probabilities.iter().skip(class).step_by(self.classes).map(|p| p * (1.0 - p));
-            let scale = self.c * variances.sum::<f64>() / n;
-            out.extend(self.x.squares.iter().map(|square| 1.0 / (1.0 + scale * square)));
-            out.push(1.0 / (scale * n).max(f64::MIN_POSITIVE.sqrt()));
-        }
-        out
-    }
-
-    /// Newton's step by conjugate gradients, and its squared length in the norm of the Hessian.
-    fn step(&self, at: &Point) -> (Vec<f64>, f64) {
-        let inverse = self.preconditioner(at);
-        let conditioned = |r: &[f64]| r.iter().zip(&inverse).map(|(r, m)| r * m).collect::<Vec<f64>>();
-        let mut step = vec![0.0; at.gradient.len()];
-        let mut residual: Vec<f64> = at.gradient.iter().map(|g| -g).collect();
-        let mut z = conditioned(&residual);
-        let mut direction = z.clone();
-        let mut rz = dot(&residual, &z);
-        let limit = rz * 1e-12;
-        for _ in 0..2 * step.len() {
-            let curved = self.curvature(at, &direction);
-            let bend = dot(&direction, &curved);
-            if rz <= limit || bend <= 0.0 {
-                break;
-            }
-            let length = rz / bend;
-            add_scaled(&mut step, length, &direction);
-            add_scaled(&mut residual, -length, &curved);
-            z = conditioned(&residual);
-            let next = dot(&residual, &z);
-            direction.iter_mut().zip(&z).for_each(|(d, z)| *d = z + next / rz * *d);
-            rz = next;
-        }
-        let squared = -dot(&step, &at.gradient);
-        (step, squared)
+    /// By how much the objective falls per length of a step, to first order: of Newton's its squared length in the norm of the
+    /// Hessian.
+    fn descent(&self, at: &Point, step: &Step) -> f64 {
+        let residuals = self.residuals(at);
+        let of = |score: usize| {
+            let rest: Vec<f64> = residuals[score].iter().zip(&at.dual[score]).map(|(r, a)| r - a).collect();
+            dot(&step.products[score], &rest) + step.intercepts[score] * residuals[score].iter().sum::<f64>()
+        };
+        (0..self.scores).map(of).sum()
     }
 
     /// The first of the step, its half, its quarter, ... that lowers the objective; none where none does, which is where its
     /// last digits are reached.
-    fn search(&self, from: &[f64], step: &[f64], squared: f64, objective: f64) -> Option<(Vec<f64>, Point)> {
+    fn search(&self, from: &Point, step: &Step, squared: f64) -> Option<Point> {
+        let objective = from.penalty + from.loss;
         let mut length = 1.0;
         for _ in 0..40 {
-            let mut next = from.to_vec();
-            add_scaled(&mut next, length, step);
-            let there = self.at(&next);
+            let moved = |x: &[Vec<f64>], by: &[Vec<f64>]| -> Vec<Vec<f64>> {
+                x.iter().zip(by).map(|(x, by)| x.iter().zip(by).map(|(x, by)| x + length * by).collect()).collect()
+            };
+            let intercepts = from.intercepts.iter().zip(&step.intercepts).map(|(b, by)| b + length * by).collect();
+            let products = moved(&from.products, &step.products);
+            let there = self.with_products(moved(&from.dual, &step.dual), intercepts, products);
             // Near the optimum the objective's rounding hides what a good step gains.
-            if there.objective <= objective - 1e-4 * length * squared + 4.0 * f64::EPSILON * objective.abs() {
-                return Some((next, there));
+            let slack = 8.0 * f64::EPSILON * objective.abs();
+            if there.penalty + there.loss <= objective - 1e-4 * length * squared + slack {
+                return Some(there);
             }
             length /= 2.0;
         }
         None
+    }
+}
+
+/// `M = (K + H^-1)^-1`.
+///
+/// With `D` the diagonal of `H` for one score and `C p` for several, `E = (K + D^-1)^-1 = sqrt(D) (I + sqrt(D) K sqrt(D))^-1
+/// sqrt(D)` of each score: `M` is `E` for one, and `E - E R (sum E)^-1 R' E`, `R` the sum over the scores, for several.
+struct Inverse {
+    /// Of each score `sqrt(D)` and the decomposition of `I + sqrt(D) K sqrt(D)`.
+    parts: Vec<(Vec<f64>, Cholesky)>,
+    /// Of `sum E`; none for one score.
+    sum: Option<Cholesky>,
+}
+
+impl Inverse {
+    fn new(problem: &Problem, at: &Point) -> Option<Self> {
+        let n = problem.n();
+        let one = problem.scores == 1;
+        let part = |p: &Vec<f64>| {
+            let root = |p: &f64| (problem.c * if one { p * (1.0 - p) } else { *p }).sqrt();
+            let roots: Vec<f64> = p.iter().map(root).collect();
+            let mut matrix: Vec<f64> = Vec::with_capacity(n * n);
+            for (i, row) in problem.gram.chunks_exact(n).enumerate() {
+                matrix.extend(row.iter().zip(&roots).map(|(k, root)| k * root * roots[i]));
+                matrix[i * n + i] += 1.0;
+            }
+            Some((roots, Cholesky::of(matrix, n)?))
+        };
+        let parts: Vec<(Vec<f64>, Cholesky)> = at.probabilities.iter().map(part).collect::<Option<_>>()?;
+        let mut sum = vec![0.0; if one { 0 } else { n * n }];
+        for (roots, part) in parts.iter().filter(|_| !one) {
+            for (i, row) in part.inverse().chunks_exact(n).enumerate() {
+                let of_row = sum[i * n..(i + 1) * n].iter_mut().zip(row).zip(roots);
+                of_row.for_each(|((sum, x), root)| *sum += roots[i] * x * root);
+            }
+        }
+        let sum = if one { None } else { Some(Cholesky::of(sum, n)?) };
+        Some(Self { parts, sum })
+    }
+
+    /// `M v`.
+    fn times(&self, v: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
+        let scaled = |x: &[f64], roots: &[f64]| x.iter().zip(roots).map(|(x, root)| x * root).collect::<Vec<f64>>();
+        let e = |v: &[f64], (roots, part): &(Vec<f64>, Cholesky)| scaled(&part.solve(scaled(v, roots)), roots);
+        let mut out: Vec<Vec<f64>> = v.iter().zip(&self.parts).map(|(v, part)| e(v, part)).collect();
+        if let Some(sum) = &self.sum {
+            let mut all = vec![0.0; out[0].len()];
+            out.iter().for_each(|x| add_scaled(&mut all, 1.0, x));
+            let shared = sum.solve(all);
+            out.iter_mut().zip(&self.parts).for_each(|(x, part)| add_scaled(x, -1.0, &e(&shared, part)));
+        }
+        out
     }
 }

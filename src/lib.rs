@@ -17,6 +17,8 @@ pub mod hash;
 #[forbid(unsafe_code)]
 pub mod hooks;
 #[forbid(unsafe_code)]
+pub mod measures;
+#[forbid(unsafe_code)]
 pub mod model;
 #[forbid(unsafe_code)]
 pub mod pack;

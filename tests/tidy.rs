@@ -20,13 +20,14 @@ mod skips;
 const LONGEST: usize = 600;
 
 /// Layers in the order in which they may import: each only from those before it. Equal rank means siblings.
-const LAYERS: [(&str, u8); 15] = [
+const LAYERS: [(&str, u8); 16] = [
     ("error", 0),
     ("arch", 1),
     ("hash", 1),
     ("pack", 1),
     ("random", 1),
     ("formats", 2),
+    ("measures", 2),
     ("backend", 3),
     ("hooks", 4),
     ("model", 5),
@@ -387,6 +388,7 @@ fn the_readmes_commands_exist() {
         "train-prompt",
         "probe",
         "compare",
+        "analyze",
         "generate",
         "inspect",
         "pretrain",

@@ -3,6 +3,7 @@
 //! This is the only list of flags. The keys of a `--config` file are these same flags, and the resolved configuration
 //! written beside the outputs is these structures serialised.
 
+mod analyze;
 mod common;
 mod compare;
 mod embedded;
@@ -13,6 +14,7 @@ mod train;
 
 use clap::{Parser, Subcommand};
 
+pub use analyze::AnalyzeArgs;
 pub use common::{CommonArgs, Device, DtypeArg, LoraArgs};
 pub use compare::CompareArgs;
 pub use embedded::{ExportArgs, PretrainArgs, TaskArgs, TaskName};
@@ -29,6 +31,7 @@ Examples:
   llamaprobe train-lora --model DIR --train data.jsonl --out adapter --r 8 --max-steps 100
   llamaprobe train-prompt --model DIR --train data.jsonl --out prompt --num-virtual-tokens 20
   llamaprobe capture --model DIR --input texts.jsonl --sites resid_post --tokens last --out states
+  llamaprobe analyze base/activations.safetensors tuned/activations.safetensors
   llamaprobe generate --model DIR --adapter adapter --prompt 'Once upon a time'
   llamaprobe inspect --model DIR --adapter adapter
 
@@ -63,6 +66,8 @@ pub enum Command {
     Probe(ProbeArgs),
     /// Compare demonstrations, LoRA, soft prompts, and soft prompts with demonstrations, by what the model generates.
     Compare(CompareArgs),
+    /// Compare captured states, layer by layer: CKA, SVCCA, neighbours, intrinsic dimension, subspaces, updates.
+    Analyze(AnalyzeArgs),
     /// Generate continuations of prompts.
     Generate(GenerateArgs),
     /// Show a model's shape and memory plan, and what an adapter contains and what PEFT would make of it.

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use crate::Error;
 
+mod analyze;
 mod args;
 mod capture;
 mod compare;
@@ -99,6 +100,7 @@ fn run(cli: args::Cli) -> Result<(), Failure> {
         args::Command::Probe(args) => probe::run(&args),
         args::Command::Compare(args) => compare::run(&args),
         args::Command::Generate(args) => generate::run(&args),
+        args::Command::Analyze(args) => analyze::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
         args::Command::ExportEmbedded(args) => task::export(&args),
         args::Command::Pretrain(args) => pretrain::run(&args),

@@ -8,6 +8,8 @@
 //! Rows are written to disk at once; only small buffers are in memory. A file gets its name when it is
 //! complete, the index comes last, and what an abandoned writer had finished is removed.
 
+mod read;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,8 @@ use std::path::{Path, PathBuf};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
+
+pub use read::{ActivationFile, Rows};
 
 use super::atomic::write_json;
 use super::safetensors::{Dtype, TensorFile, TensorSpec, element_size};

@@ -3,9 +3,9 @@
 use super::arm::Arm;
 use super::report::{ArmReport, Layer, LayerReport, PairReport, UpdateReport};
 use super::run::ArmRun;
-use super::similarity::{cosines, gaussian_updates, updates};
 use super::statistics::MeanSd;
 use crate::arch::ModelConfig;
+use crate::measures::similarity::{cosines, gaussian_updates, updates};
 use crate::task::metrics::score;
 
 /// The scores of an arm.

@@ -20,7 +20,6 @@ pub mod arm;
 pub mod factors;
 pub mod plan;
 pub mod report;
-pub mod similarity;
 pub mod statistics;
 pub mod tuning;
 

@@ -6,11 +6,11 @@ use super::plan::Plan;
 use super::progress::Count;
 use super::report::{PatchLayer, PatchVector};
 use super::run::{ArmRun, Condition};
-use super::similarity::gaussian;
 use super::states::Reading;
 use super::statistics::MeanSd;
 use crate::Result;
 use crate::backend::Backend;
+use crate::measures::similarity::gaussian;
 use crate::task::metrics::{Scores, score};
 
 /// What is put in, at one layer and query.

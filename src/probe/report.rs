@@ -136,7 +136,7 @@ pub struct LayerReport {
     pub layer: Layer,
     /// Every pair of arms, in the order of the arms: each with all before it.
     pub pairs: Vec<PairReport>,
-    /// The update of ICL against Gaussian noise, see [`super::similarity::gaussian_updates`].
+    /// The update of ICL against Gaussian noise, see [`crate::measures::similarity::gaussian_updates`].
     pub update_gaussian: MeanSd,
 }
 
@@ -145,13 +145,13 @@ pub struct LayerReport {
 pub struct PairReport {
     /// In the order in which they are computed.
     pub arms: [Arm; 2],
-    /// Of their states, see [`super::similarity::cosines`].
+    /// Of their states, see [`crate::measures::similarity::cosines`].
     pub cosine: MeanSd,
     /// Of their updates; none beside the anchor, from which updates are taken.
     pub updates: Option<UpdateReport>,
 }
 
-/// The updates of two arms, see [`super::similarity::Updates`].
+/// The updates of two arms, see [`crate::measures::similarity::Updates`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct UpdateReport {
     /// On the same query.

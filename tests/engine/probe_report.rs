@@ -1,8 +1,8 @@
 //! What a probe's report says: similarities, statistics, and the form of `report.json`.
 
+use llamaprobe::measures::similarity::{cosine, cosines, gaussian, gaussian_updates, updates};
 use llamaprobe::probe::arm::Arm;
 use llamaprobe::probe::report::{ArmReport, Layer, LayerReport, PairReport, SeedReport, TuningReport, UpdateReport};
-use llamaprobe::probe::similarity::{cosine, cosines, gaussian, gaussian_updates, updates};
 use llamaprobe::probe::statistics::MeanSd;
 
 /// `gaussian(0, 0, 0, 5)` and `gaussian(2**63 + 5, 7, 123, 4)` of `tests/golden/check_probe.py`.

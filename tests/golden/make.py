@@ -28,6 +28,7 @@ STEPS = [
     ("configs.py", [], "configs.json", ["configs.json"]),
     ("adapters.py", ["."], None, ["adapters.json", "peft_adapter"]),
     ("small_tokenizers.py", ["."], None, ["tokenizers"]),
+    ("measures.py", [], None, ["measures.safetensors"]),
     ("text_metrics.py", [], None, ["text_metrics.json"]),
     ("overlap_metrics.py", [], None, ["overlap_metrics.json"]),
     ("chat_templates.py", [], None, ["chat_templates.json"]),

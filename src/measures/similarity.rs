@@ -60,6 +60,14 @@ pub fn gaussian_updates(anchor: &[f32], x: &[f32], width: usize, seed: u64, laye
     x.map(|(query, u)| cosine(&u, &gaussian(seed, layer, query, width))).collect()
 }
 
+/// `|x - a|` of every query.
+///
+/// # Panics
+/// If the lengths differ or are no multiple of `width`.
+pub fn norms(anchor: &[f32], x: &[f32], width: usize) -> Vec<f64> {
+    differences(anchor, x, width).iter().map(|u| dot(u, u).sqrt()).collect()
+}
+
 /// The updates `[queries][width]` of an arm.
 fn differences(anchor: &[f32], x: &[f32], width: usize) -> Vec<Vec<f64>> {
     check(anchor, x, width);

@@ -1,0 +1,127 @@
+//! Reading of captured activations, in one file or in shards.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::formats::safetensors::{Checkpoint, Dtype, TensorView};
+use crate::{Error, Result};
+
+/// An open activation file: of `capture`, or any with tensors `[rows, width]` of floats and label columns `[rows]` of i64.
+#[derive(Debug)]
+pub struct ActivationFile {
+    path: PathBuf,
+    /// The parts of each tensor, in the order of the shards.
+    tensors: BTreeMap<String, Vec<TensorView>>,
+    labels: BTreeMap<String, Vec<TensorView>>,
+}
+
+/// The rows of a site.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rows {
+    /// `[rows, width]`.
+    pub values: Vec<f32>,
+    /// Elements of a row, at least 1.
+    pub width: usize,
+}
+
+impl ActivationFile {
+    /// Opens a safetensors file, or the index of shards by its own name or by the name that the file would have.
+    ///
+    /// # Errors
+    /// No such file, an invalid one, or a tensor of another form.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let named = path.as_ref();
+        let index = PathBuf::from(format!("{}.index.json", named.display()));
+        let path = if !named.exists() && index.exists() { index } else { named.to_path_buf() };
+        let sharded = path.extension().is_some_and(|e| e == "json");
+        let checkpoint = Checkpoint::open(&path)?;
+        let mut file = Self { path, tensors: BTreeMap::new(), labels: BTreeMap::new() };
+        for tensor in checkpoint.iter() {
+            // Parts have numbers of one length, so that they arrive in order.
+            let part = tensor.name.rsplit_once('/').filter(|(_, part)| part.bytes().all(|b| b.is_ascii_digit()));
+            let name = part.filter(|_| sharded).map_or(tensor.name.as_str(), |(name, _)| name).to_owned();
+            let kind = match (tensor.dtype, &tensor.shape[..]) {
+                (Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16, [_, width]) if *width > 0 => &mut file.tensors,
+                (Dtype::I64, [_]) => &mut file.labels,
+                (dtype, shape) => {
+                    let expected = "floats of shape [rows, width] or i64 of shape [rows]";
+                    return Err(Error::field(&file.path, tensor.name, expected, format!("{dtype} of shape {shape:?}")));
+                }
+            };
+            let parts = kind.entry(name).or_insert_with(Vec::new);
+            if let Some(first) = parts.first().filter(|first| first.shape[1..] != tensor.shape[1..]) {
+                let expected = format!("rows of shape {:?}, as {} has", &first.shape[1..], first.name);
+                return Err(Error::field(&file.path, tensor.name, expected, format!("{:?}", &tensor.shape[1..])));
+            }
+            parts.push(tensor);
+        }
+        Ok(file)
+    }
+
+    /// What was opened: the file, or the index.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The sites, sorted by name, of which numbers count as such: `blocks.2` is before `blocks.10`.
+    pub fn sites(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
+        names.sort_by_cached_key(|name| natural(name));
+        names
+    }
+
+    /// Rows and width of a site.
+    pub fn shape(&self, site: &str) -> Option<[usize; 2]> {
+        let parts = self.tensors.get(site)?;
+        Some([parts.iter().map(|part| part.shape[0]).sum(), parts.first()?.shape[1]])
+    }
+
+    /// The rows of a site, as f32 whatever the file's dtype.
+    ///
+    /// # Errors
+    /// There is no such site, or an element is not finite.
+    pub fn rows(&self, site: &str) -> Result<Rows> {
+        let parts = self.tensors.get(site).ok_or_else(|| Error::field(&self.path, site, "a tensor", "none"))?;
+        let mut out = Rows { values: Vec::new(), width: parts[0].shape[1] };
+        for part in parts {
+            part.check_finite().map_err(Error::file(&self.path))?;
+            out.values.extend(part.to_f32().map_err(Error::file(&self.path))?);
+        }
+        // A finite f64 may be beyond f32.
+        match out.values.iter().find(|x| !x.is_finite()) {
+            Some(_) => Err(Error::field(&self.path, site, "values that f32 holds", "a larger f64")),
+            None => Ok(out),
+        }
+    }
+
+    /// A label column, if the file has it.
+    ///
+    /// # Errors
+    /// The data cannot be read.
+    pub fn labels(&self, column: &str) -> Result<Option<Vec<i64>>> {
+        let Some(parts) = self.labels.get(column) else { return Ok(None) };
+        let mut out = Vec::new();
+        for part in parts {
+            out.extend(part.as_slice::<i64>().map_err(Error::file(&self.path))?);
+        }
+        Ok(Some(out))
+    }
+}
+
+/// A key by which names sort with their numbers as numbers.
+fn natural(name: &str) -> Vec<(String, u64)> {
+    let mut key = vec![(String::new(), 0u64)];
+    let mut digits = false;
+    for c in name.chars() {
+        let last = key.last_mut().expect("never empty");
+        match c.to_digit(10) {
+            Some(digit) => (last.1, digits) = (last.1.saturating_mul(10).saturating_add(digit.into()), true),
+            None if digits => {
+                key.push((c.to_string(), 0));
+                digits = false;
+            }
+            None => last.0.push(c),
+        }
+    }
+    key
+}

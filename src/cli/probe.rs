@@ -18,7 +18,7 @@ use crate::model::{Layout, LoraShape, Model};
 use crate::probe::arm::Arm;
 use crate::probe::factors::{Factor, Levels};
 use crate::probe::report::{Report, arm_name};
-use crate::probe::{Base, Condition, Outcome, Phase, ProbeSettings, Progress, SoftSettings, run_conditions};
+use crate::probe::{Base, Condition, Measures, Outcome, Phase, ProbeSettings, Progress, SoftSettings, run_conditions};
 use crate::task::{Task, Template};
 use crate::{Error, Result};
 
@@ -181,6 +181,7 @@ fn settings(args: &ProbeArgs, task: Task, family: Family) -> Result<ProbeSetting
         similarity_by: args.similarity_by.into(),
         position: args.position,
         tuning: args.tuning.into(),
+        measures: Measures::parse(&args.measures)?,
         patch: args.patch,
         rows: args.batch_tokens,
         soft: SoftSettings {

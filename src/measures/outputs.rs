@@ -79,7 +79,7 @@ pub fn log_softmax(log_probs: &[f64]) -> Vec<f64> {
 }
 
 /// The likeliest candidate, of equals the first.
-fn answer(row: &[f64]) -> usize {
+pub fn answer(row: &[f64]) -> usize {
     assert!(!row.is_empty(), "outputs: a query without candidates");
     (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
 }

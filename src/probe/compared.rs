@@ -1,27 +1,50 @@
 //! Arms beside each other: what their scores and states say, seed by seed.
 
+use rayon::prelude::*;
+
 use super::arm::Arm;
+use super::plan::Plan;
+use super::report::measures::{ArmMeasures, LoraOverlap, OutputMeasures, PairMeasures, Values, of_states};
 use super::report::{ArmReport, Layer, LayerReport, PairReport, UpdateReport};
-use super::run::ArmRun;
+use super::run::{ArmRun, Condition};
 use super::statistics::MeanSd;
 use crate::arch::ModelConfig;
+use crate::formats::adapter::{Adapter, LoraAdapter};
+use crate::measures::attention::{rec2ftp, rec2ftp_shuffled, sim_aou, sim_aou_gaussian};
+use crate::measures::outputs::{
+    agreement, agreement_shuffled, answer, calibration_error, entropy, kl_divergence, kl_divergence_shuffled,
+};
 use crate::measures::similarity::{cosines, gaussian_updates, updates};
+use crate::measures::{Baselines, Pair, States, lora_overlap, lora_overlap_expected};
 use crate::task::metrics::score;
 
 /// The scores of an arm.
-pub(super) fn arm_report(run: &ArmRun, s: usize, gold: &[usize], labelled: bool) -> ArmReport<Option<f64>, f64> {
-    let scores = score(&run.seed(s).log_probs, gold, labelled);
+pub(super) fn arm_report(run: &ArmRun, s: usize, gold: &[usize], closed: bool) -> ArmReport<Option<f64>, f64> {
+    let scores = score(&run.seed(s).log_probs, gold, closed);
     let tuning = run.tunings.get(s).cloned();
     ArmReport { arm: run.arm, accuracy: scores.accuracy, log_prob: scores.log_prob, tuning }
 }
 
-/// Every arm beside all before it, at every layer.
-pub(super) fn layers(arms: &[ArmRun], s: usize, config: &ModelConfig, seed: u64) -> Vec<LayerReport> {
+/// Every arm beside all before it, at every layer; `readouts` are what was read out of each layer.
+pub(super) fn layers(
+    Condition { settings, .. }: &Condition,
+    arms: &[ArmRun],
+    s: usize,
+    config: &ModelConfig,
+    seed: u64,
+    readouts: &[Vec<ArmMeasures>],
+) -> Vec<LayerReport> {
     let (count, width) = (config.num_hidden_layers + 1, config.hidden_size);
+    let asked = settings.measures.of_states(seed);
     let layer = |l: usize| {
         let all: Vec<(Arm, &[f32])> = arms.iter().map(|arm| (arm.arm, arm.seed(s).states[l].as_slice())).collect();
         let (_, anchor) = all[0];
-        let mut pairs = Vec::new();
+        let states: Vec<States> = match &asked {
+            Some(asked) => all.iter().map(|(_, states)| States::new(states, width, asked)).collect(),
+            None => Vec::new(),
+        };
+        let noise = asked.as_ref().map(|asked| States::gaussian(anchor.len() / width, width, l, asked));
+        let (mut pairs, mut measures) = (Vec::new(), Vec::new());
         for (j, &(second, y)) in all.iter().enumerate() {
             for (i, &(first, x)) in all[..j].iter().enumerate() {
                 let between = (i > 0).then(|| updates(anchor, x, y, width));
@@ -33,11 +56,115 @@ pub(super) fn layers(arms: &[ArmRun], s: usize, config: &ModelConfig, seed: u64)
                         update_shuffled: MeanSd::of(found.update_shuffled),
                     }),
                 });
+                if let (Some(asked), Some(noise)) = (&asked, &noise) {
+                    let pair = Pair::new(&states[i], &states[j], (i > 0).then_some(anchor), asked);
+                    let null = Baselines { shuffled: pair.shuffled(), gaussian: pair.gaussian(noise, l) };
+                    measures.push(of_states([first, second], &pair.measures(), Some(&null)));
+                }
             }
         }
         let icl = all.iter().find(|(arm, _)| *arm == Arm::Icl);
         let noise = icl.map(|(_, icl)| gaussian_updates(anchor, icl, width, seed, l));
-        LayerReport { layer: Layer::of(l, count), pairs, update_gaussian: MeanSd::of(noise.into_iter().flatten()) }
+        LayerReport {
+            layer: Layer::of(l, count),
+            pairs,
+            update_gaussian: MeanSd::of(noise.into_iter().flatten()),
+            measures,
+            readouts: readouts.get(l).cloned().unwrap_or_default(),
+            attention: attention(arms, s, width, (l, count), seed),
+        }
     };
-    (0..count).map(layer).collect()
+    (0..count).into_par_iter().map(layer).collect()
+}
+
+/// SimAOU of a block, where the outputs of its attention were read.
+fn attention(arms: &[ArmRun], s: usize, width: usize, (l, count): (usize, usize), seed: u64) -> Values {
+    let outputs = |arm: Arm| {
+        let run = arms.iter().find(|run| run.arm == arm)?;
+        if l + 1 < count { run.seed(s).states.get(count + l) } else { None }
+    };
+    let (Some(zero), Some(icl), Some(tuned)) = (outputs(Arm::ZeroShot), outputs(Arm::Icl), outputs(Arm::Lora)) else {
+        return Values::new();
+    };
+    Values::from([
+        ("sim_aou".to_owned(), MeanSd::of(sim_aou(zero, icl, tuned, width))),
+        ("sim_aou_gaussian".to_owned(), MeanSd::of(sim_aou_gaussian(zero, icl, width, seed, l))),
+    ])
+}
+
+/// What the arms of a seed answer; none of free text.
+pub(super) fn outputs(plan: &Plan, arms: &[ArmRun], s: usize) -> Option<OutputMeasures> {
+    if !plan.is_closed() {
+        return None;
+    }
+    let gold = plan.gold();
+    let values = |all: &[(&str, Option<f64>)]| -> Values {
+        all.iter().filter_map(|&(name, value)| Some((name.to_owned(), MeanSd::of([value?])))).collect()
+    };
+    let log_probs = |arm: &ArmRun| arm.seed(s).log_probs.clone();
+    let mut found = OutputMeasures::default();
+    for (j, second) in arms.iter().enumerate() {
+        let b = log_probs(second);
+        let own = [("entropy", entropy(&b)), ("calibration_error", calibration_error(&b, &gold))];
+        found.arms.push(ArmMeasures { arm: second.arm, values: values(&own) });
+        for first in &arms[..j] {
+            let a = log_probs(first);
+            let of = [("agreement", agreement(&a, &b)), ("kl_divergence", kl_divergence(&a, &b))];
+            let null = [("agreement", agreement_shuffled(&a, &b)), ("kl_divergence", kl_divergence_shuffled(&a, &b))];
+            let (values, shuffled) = (values(&of), values(&null));
+            found.pairs.push(PairMeasures { arms: [first.arm, second.arm], values, shuffled, gaussian: Values::new() });
+        }
+    }
+    let right = |arm: Arm| -> Option<Vec<bool>> {
+        let run = arms.iter().find(|run| run.arm == arm)?;
+        Some(run.seed(s).log_probs.iter().zip(&gold).map(|(row, gold)| answer(row) == *gold).collect())
+    };
+    if let (Some(zero), Some(icl), Some(tuned)) = (right(Arm::ZeroShot), right(Arm::Icl), right(Arm::Lora)) {
+        found.values =
+            values(&[("rec2ftp", rec2ftp(&zero, &icl, &tuned)), ("rec2ftp_shuffled", rec2ftp_shuffled(&icl))]);
+    }
+    Some(found)
+}
+
+/// What the LoRA updates of condition `c` have in common: those of its seeds, and with those of the same seeds of earlier
+/// conditions that adapt the same modules.
+pub(super) fn lora_overlaps(conditions: &[Condition], arms: &[Vec<ArmRun>], c: usize) -> Vec<LoraOverlap> {
+    let adapters = |c: usize| -> Vec<&LoraAdapter> {
+        let run = arms[c].iter().find(|run| run.arm == Arm::Lora);
+        let all = run.into_iter().flat_map(|run| &run.adapters);
+        all.filter_map(|adapter| match adapter {
+            Adapter::Lora(lora) => Some(lora),
+            Adapter::Prompt(_) => None,
+        })
+        .collect()
+    };
+    if !conditions[c].settings.measures.has("lora_overlap") {
+        return Vec::new();
+    }
+    let own = adapters(c);
+    let seeds: Vec<(&LoraAdapter, &LoraAdapter)> =
+        own.iter().enumerate().flat_map(|(j, b)| own[..j].iter().map(move |a| (*a, *b))).collect();
+    let mut found: Vec<LoraOverlap> = overlap(None, &seeds).into_iter().collect();
+    let modules = &conditions[c].settings.target_modules;
+    for earlier in (0..c).filter(|&other| conditions[other].settings.target_modules == *modules) {
+        let same: Vec<(&LoraAdapter, &LoraAdapter)> = adapters(earlier).into_iter().zip(own.iter().copied()).collect();
+        found.extend(overlap(Some(earlier), &same));
+    }
+    found
+}
+
+/// The overlap of pairs of adapters, by layer; none where nothing was trained.
+fn overlap(with: Option<usize>, pairs: &[(&LoraAdapter, &LoraAdapter)]) -> Option<LoraOverlap> {
+    let (first, second) = pairs.first()?;
+    let depth = first.modules.iter().map(|module| module.layer + 1).max()?;
+    let mean = |values: Vec<f64>| MeanSd::of(values).mean;
+    let of_layer = |(a, b): &(&LoraAdapter, &LoraAdapter), layer: usize| {
+        let modules = a.modules.iter().zip(&b.modules).filter(|(module, _)| module.layer == layer);
+        mean(modules.filter_map(|(a, b)| lora_overlap(&a.b, &b.b, a.b.len() / a.r)).collect())
+    };
+    let layers: Vec<MeanSd> =
+        (0..depth).map(|layer| MeanSd::of(pairs.iter().filter_map(|pair| of_layer(pair, layer)))).collect();
+    let expected = first.modules.iter().zip(&second.modules);
+    let expected = mean(expected.map(|(a, b)| lora_overlap_expected(a.r, b.r, a.b.len() / a.r)).collect())?;
+    layers.iter().any(|layer| layer.mean.is_some()).then_some(LoraOverlap { with, layers, expected })
 }

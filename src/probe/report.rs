@@ -1,12 +1,14 @@
 //! The result of a probe: `report.json`.
 
 mod json;
+pub mod measures;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use self::measures::{ArmMeasures, LoraOverlap, OutputMeasures, PairMeasures, Values, over_arms, over_pairs};
 use super::arm::Arm;
 use super::factors::Levels;
 use super::plan::Plan;
@@ -37,6 +39,9 @@ pub struct Phases<T> {
     /// Patching.
     #[serde(default)]
     pub patch: T,
+    /// Measuring what was read.
+    #[serde(default)]
+    pub measure: T,
     /// The sum of all phases.
     pub total: T,
 }
@@ -44,7 +49,7 @@ pub struct Phases<T> {
 impl<T: std::ops::AddAssign> Phases<T> {
     /// Adds another's, phase by phase.
     fn add(&mut self, other: Self) {
-        let Self { anchor, icl, tune, it, soft, soft_tune, patch, total } = other;
+        let Self { anchor, icl, tune, it, soft, soft_tune, patch, measure, total } = other;
         self.anchor += anchor;
         self.icl += icl;
         self.tune += tune;
@@ -52,6 +57,7 @@ impl<T: std::ops::AddAssign> Phases<T> {
         self.soft += soft;
         self.soft_tune += soft_tune;
         self.patch += patch;
+        self.measure += measure;
         self.total += total;
     }
 }
@@ -138,6 +144,14 @@ pub struct LayerReport {
     pub pairs: Vec<PairReport>,
     /// The update of ICL against Gaussian noise, see [`crate::measures::similarity::gaussian_updates`].
     pub update_gaussian: MeanSd,
+    /// The measures of the states that were asked for, of the same pairs.
+    pub measures: Vec<PairMeasures>,
+    /// What each arm's states say of the labels: `lens_accuracy`, `lens_margin`, `lens_margin_shuffled`; `attention_attribution`,
+    /// `mlp_attribution`; `probe_accuracy`, `probe_shuffled_labels`, `probe_random_features`. See
+    /// [`crate::measures::readouts`].
+    pub readouts: Vec<ArmMeasures>,
+    /// `sim_aou` and `sim_aou_gaussian`, `sim_am` and `sim_am_zero_shot`: see [`crate::measures::attention`].
+    pub attention: Values,
 }
 
 /// Two arms at one layer: over the queries of one seed, or over the seeds, of the means over the queries.
@@ -202,6 +216,8 @@ pub struct SeedReport {
     pub layers: Vec<LayerReport>,
     /// Every layer, where states were put in.
     pub patching: Vec<PatchLayer>,
+    /// What the arms answer.
+    pub outputs: Option<OutputMeasures>,
 }
 
 /// Mean and SD over the seeds, of each seed's value (of its mean over the queries).
@@ -214,6 +230,8 @@ pub struct Summary {
     pub layers: Vec<LayerReport>,
     /// See [`SeedReport::patching`].
     pub patching: Vec<PatchLayer>,
+    /// See [`SeedReport::outputs`].
+    pub outputs: Option<OutputMeasures>,
 }
 
 /// The name of an arm in reports.
@@ -223,6 +241,11 @@ pub const fn arm_name(arm: Arm) -> &'static str {
         Arm::Lora => "it",
         other => other.name(),
     }
+}
+
+/// The arm of a name in reports.
+pub(super) fn arm_named(name: &str) -> Option<Arm> {
+    [Arm::ZeroShot, Arm::Icl, Arm::Lora, Arm::Pt, Arm::Ipt].into_iter().find(|&arm| arm_name(arm) == name)
 }
 
 impl LayerReport {
@@ -246,6 +269,11 @@ impl Summary {
             arms: (0..seeds[0].arms.len()).map(|a| Self::of_arm(seeds, a)).collect(),
             layers: (0..seeds[0].layers.len()).map(|l| Self::of_layer(seeds, l)).collect(),
             patching: (0..seeds[0].patching.len()).map(|l| Self::of_patch(seeds, l)).collect(),
+            outputs: seeds
+                .iter()
+                .map(|seed| seed.outputs.as_ref())
+                .collect::<Option<Vec<_>>>()
+                .map(|all| OutputMeasures::over(&all)),
         }
     }
 
@@ -303,6 +331,9 @@ impl Summary {
             layer: first.layer,
             pairs: first.pairs.iter().enumerate().map(pair).collect(),
             update_gaussian: over(&|layer| Some(layer.update_gaussian)),
+            measures: over_pairs(&seeds.iter().map(|seed| &seed.layers[l].measures[..]).collect::<Vec<_>>()),
+            readouts: over_arms(&seeds.iter().map(|seed| &seed.layers[l].readouts[..]).collect::<Vec<_>>()),
+            attention: measures::over(seeds.iter().map(|seed| &seed.layers[l].attention)),
         }
     }
 }
@@ -353,6 +384,9 @@ pub struct ConditionReport {
     pub seeds: Vec<SeedReport>,
     /// What was done, down to the token.
     pub plan: Plan,
+    /// What LoRA updates have in common: between the seeds, and with earlier conditions that adapt the same modules.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lora_overlap: Vec<LoraOverlap>,
 }
 
 /// Lengths of sequences in tokens.

@@ -7,21 +7,24 @@
 use std::time::Instant;
 
 use super::arm::Arm;
-use super::compared::{arm_report, layers};
+use super::compared::{arm_report, layers, lora_overlaps, outputs};
 use super::factors::Levels;
 use super::packing::Group;
 use super::plan::{Plan, SeedPlan};
 use super::position::{OwnTokens, Points, Position, without_answer};
 use super::progress::Progress;
 use super::recovery;
+use super::report::measures::ArmMeasures;
 use super::report::{ConditionReport, PatchLayer, Phases, Positions, Report, SeedReport, Summary, TuningReport};
 use super::settings::ProbeSettings;
 use super::states::ArmStates;
 use super::work::{ReadKey, TrainingKey, Weights, Worker};
 use crate::Result;
+use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
 use crate::formats::safetensors::Checkpoint;
+use crate::hooks::Site;
 use crate::model::Model;
 use crate::task::prompts::{Answer, Prompt, TrainingExample};
 
@@ -89,7 +92,9 @@ pub fn run_conditions<B: Backend>(
         let soft = if settings.soft.arms.is_empty() { 0 } else { settings.soft.num_virtual_tokens };
         model.config.check_unscaled(soft + plan.longest())?;
     }
-    let mut worker = Worker::new(backend, model, base, conditions[0].settings.rows, progress);
+    let attention = conditions.iter().any(|condition| condition.settings.measures.has("sim_aou"));
+    let sites: &[Site] = if attention { &[Site::AttnOut] } else { &[] };
+    let mut worker = Worker::new(backend, model, base, (conditions[0].settings.rows, sites), progress);
     let mut arms: Vec<Vec<ArmRun>> = conditions.iter().map(|_| Vec::new()).collect();
     for arm in [Arm::ZeroShot, Arm::Icl, Arm::Lora, Arm::Pt, Arm::Ipt] {
         let asked = conditions.iter().enumerate().filter(|(_, c)| c.settings.arms().contains(&arm));
@@ -101,11 +106,12 @@ pub fn run_conditions<B: Backend>(
             arms[c].push(plan.collect(&mut worker)?);
         }
     }
-    let patched = patch(&mut worker, conditions, &arms)?;
-    let seconds = worker.seconds;
-    let tokens = worker.tokens;
+    let patching = patch(&mut worker, conditions, &arms)?;
+    let readouts = conditions.iter().zip(&arms).map(|(condition, arms)| worker.readouts(condition, arms));
+    let found = Found { readouts: readouts.collect::<Result<_>>()?, patching, arms };
+    let (seconds, tokens, since) = (worker.seconds, worker.tokens, worker.lap);
     let of_backend = worker.backend.name();
-    Ok(outcome(base, &model.config, &of_backend, conditions, (arms, patched), seconds, tokens))
+    Ok(outcome(base, &model.config, &of_backend, conditions, found, (seconds, tokens, since)))
 }
 
 /// By condition and seed the layers that were patched, where that is asked for.
@@ -268,33 +274,54 @@ impl ArmRun {
     }
 }
 
-/// The report of all conditions.
+/// What was found, by condition.
+struct Found {
+    arms: Vec<Vec<ArmRun>>,
+    /// By seed and layer.
+    patching: Vec<Vec<Vec<PatchLayer>>>,
+    /// By seed, layer and arm.
+    readouts: Vec<Vec<Vec<Vec<ArmMeasures>>>>,
+}
+
+/// The report of all conditions; the time since the last phase goes on until they are compared.
 fn outcome(
     base: Base<'_>,
-    config: &crate::arch::ModelConfig,
+    config: &ModelConfig,
     backend: &str,
     conditions: &[Condition],
-    (arms, patched): (Vec<Vec<ArmRun>>, Vec<Vec<Vec<PatchLayer>>>),
-    mut seconds: Phases<f64>,
-    mut tokens: Phases<usize>,
+    found: Found,
+    (mut seconds, mut tokens, mut since): (Phases<f64>, Phases<usize>, Instant),
 ) -> Outcome {
-    seconds.total = seconds.anchor + seconds.icl + seconds.tune + seconds.it + seconds.soft + seconds.patch;
-    tokens.total = tokens.anchor + tokens.icl + tokens.tune + tokens.it + tokens.soft_tune + tokens.soft;
-    let of_condition =
-        |((Condition { levels, settings, plan }, arms), patched): ((&Condition, &Vec<ArmRun>), &Vec<_>)| {
-            let gold = plan.gold();
-            let seed = |(s, seed): (usize, &SeedPlan)| SeedReport {
-                seed: seed.seed,
-                arms: arms.iter().map(|arm| arm_report(arm, s, &gold, plan.is_closed())).collect(),
-                adapters: Default::default(),
-                layers: layers(arms, s, config, seed.seed),
-                patching: patched.get(s).cloned().unwrap_or_default(),
-            };
-            let seeds: Vec<SeedReport> = plan.seeds.iter().enumerate().map(seed).collect();
-            let summary = Summary::of(&seeds);
-            ConditionReport { levels: levels.clone(), settings: settings.clone(), summary, seeds, plan: plan.clone() }
+    let Found { arms, patching, readouts } = found;
+    let of_condition = |c: usize| {
+        let (Condition { levels, settings, plan }, arms_of) = (&conditions[c], &arms[c]);
+        let gold = plan.gold();
+        let seed = |(s, seed): (usize, &SeedPlan)| SeedReport {
+            seed: seed.seed,
+            arms: arms_of.iter().map(|arm| arm_report(arm, s, &gold, plan.is_closed())).collect(),
+            adapters: Default::default(),
+            layers: {
+                let readouts = readouts[c].get(s).map_or(&[][..], |layers| layers);
+                layers(&conditions[c], arms_of, s, config, seed.seed, readouts)
+            },
+            patching: patching[c].get(s).cloned().unwrap_or_default(),
+            outputs: if settings.measures.has("outputs") { outputs(plan, arms_of, s) } else { None },
         };
-    let reports: Vec<ConditionReport> = conditions.iter().zip(&arms).zip(&patched).map(of_condition).collect();
+        let seeds: Vec<SeedReport> = plan.seeds.iter().enumerate().map(seed).collect();
+        ConditionReport {
+            levels: levels.clone(),
+            settings: settings.clone(),
+            summary: Summary::of(&seeds),
+            seeds,
+            plan: plan.clone(),
+            lora_overlap: lora_overlaps(conditions, &arms, c),
+        }
+    };
+    let reports: Vec<ConditionReport> = (0..conditions.len()).map(of_condition).collect();
+    seconds.measure += lap(&mut since);
+    let Phases { anchor, icl, tune, it, soft, patch, measure, .. } = seconds;
+    seconds.total = anchor + icl + tune + it + soft + patch + measure;
+    tokens.total = tokens.anchor + tokens.icl + tokens.tune + tokens.it + tokens.soft_tune + tokens.soft;
     let (device, dtype) = backend.rsplit_once(' ').unwrap_or((backend, ""));
     let first = reports[0].clone();
     let longest = conditions.iter().map(|condition| condition.plan.longest()).max().unwrap_or(0);

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
 use super::factors::{LabelNoise, Similarity};
+use super::measured::Measures;
 use super::position::Position;
 use crate::arch::{Family, Projection};
 use crate::formats::adapter::PromptConfig;
@@ -64,6 +65,9 @@ pub struct ProbeSettings {
     /// The tokens whose states are compared (default the last one).
     #[serde(default, skip_serializing_if = "is_default")]
     pub position: Position,
+    /// What is measured beside cosines and scores (default nothing).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub measures: Measures,
     /// Whether states are put into the run of the query alone (default not).
     #[serde(default, skip_serializing_if = "is_default")]
     pub patch: bool,
@@ -175,6 +179,7 @@ impl ProbeSettings {
             max_steps: None,
             tuning: TuningKind::Lora,
             position: Position::Last,
+            measures: Measures::default(),
             patch: false,
             batch_size: None,
             weight_decay: 0.0,

@@ -5,8 +5,11 @@ use std::time::Instant;
 
 use super::arm::Arm;
 use super::packing::Group;
+use super::position::Position;
 use super::progress::{Count, Phase, Progress};
+use super::readouts::readouts;
 use super::recovery::recover;
+use super::report::measures::ArmMeasures;
 use super::report::{PatchLayer, Phases};
 use super::run::{ArmRun, Base, Condition, lap};
 use super::settings::{ProbeSettings, TuningKind};
@@ -138,7 +141,7 @@ pub(super) struct Worker<'a, B: Backend> {
     states: HashMap<ReadKey, ArmStates>,
     trained: HashMap<TrainingKey, Trained>,
     /// When the phase before this one ended.
-    lap: Instant,
+    pub lap: Instant,
     pub seconds: Phases<f64>,
     pub tokens: Phases<usize>,
 }
@@ -161,10 +164,10 @@ impl<'a, B: Backend> Worker<'a, B> {
         backend: &'a mut B,
         model: &'a mut Model<B>,
         base: Base<'a>,
-        rows: usize,
+        (rows, sites): (usize, &[Site]),
         progress: &'a mut dyn FnMut(Progress),
     ) -> Self {
-        let hooks = hooks(model.config.num_hidden_layers, &[]);
+        let hooks = hooks(model.config.num_hidden_layers, sites);
         Self {
             backend,
             model,
@@ -256,6 +259,19 @@ impl<'a, B: Backend> Worker<'a, B> {
         let found = recover(reading, self.backend, condition, arms, other, &mut count)?;
         *done = count.done;
         self.seconds.patch += lap(&mut self.lap);
+        Ok(found)
+    }
+
+    /// What the states of a condition say of the labels, see [`readouts`].
+    pub fn readouts(&mut self, condition: &Condition, arms: &[ArmRun]) -> Result<Vec<Vec<Vec<ArmMeasures>>>> {
+        let Condition { settings, plan, .. } = condition;
+        let asked = settings.measures.has("logit_lens") || settings.measures.has("linear_probe");
+        if !asked || settings.position != Position::Last || !plan.is_closed() {
+            return Ok(Vec::new());
+        }
+        let reading = Reading { model: self.model, adaptation: None, hooks: &[], rows: self.rows };
+        let found = readouts(reading, self.backend, settings, plan, arms)?;
+        self.seconds.measure += lap(&mut self.lap);
         Ok(found)
     }
 

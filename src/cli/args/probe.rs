@@ -119,6 +119,11 @@ pub struct ProbeArgs {
     /// before the answer of each demonstration (demos).
     #[arg(long, default_value = "last", value_name = "last|all|label|mean|demos", value_parser = position)]
     pub position: Position,
+    /// What to measure beside cosines and scores: all, none, or some of cosine, update, norm_ratio, cka, cka_debiased, svcca,
+    /// knn_overlap, id, subspace_overlap (of the states, each with its baselines), logit_lens, linear_probe, sim_aou, outputs
+    /// (agreement, KL divergence, entropy, calibration error, Rec2FTP), lora_overlap.
+    #[arg(long, value_delimiter = ',', default_value = "all", value_name = "LIST")]
+    pub measures: Vec<String>,
     /// Patch states into the run of the query alone, layer by layer: ICL's and IT's, their mean updates over other queries
     /// (the task vector), a random vector and the vector of another task (where source varies); reports what each recovers.
     #[arg(long)]

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::arm::Arm;
 use super::super::statistics::MeanSd;
+use super::measures::{ArmMeasures, OutputMeasures, PairMeasures, Values};
 use super::{ArmReport, Layer, LayerReport, PairReport, PatchLayer, SeedReport, TuningReport, UpdateReport, arm_name};
 use crate::{Error, Result};
 
@@ -27,6 +28,32 @@ struct ArmsLayer {
     update: MeanSd,
     update_gaussian: MeanSd,
     update_shuffled: MeanSd,
+    /// The measures of ICL and IT, by the names that `analyze` has them by; `update` is above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cosine: Option<MeanSd>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    norm_ratio: Option<MeanSd>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cka: Option<MeanSd>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cka_debiased: Option<MeanSd>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    svcca: Option<MeanSd>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    knn_overlap: Option<MeanSd>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id_a: Option<MeanSd>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id_b: Option<MeanSd>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    subspace_overlap: Option<MeanSd>,
+    /// Every pair with its baselines.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    measures: Vec<PairMeasures>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    readouts: Vec<ArmMeasures>,
+    #[serde(default, skip_serializing_if = "Values::is_empty")]
+    attention: Values,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -84,6 +111,8 @@ pub(super) struct Seed {
     soft: Vec<SoftSeed>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     patching: Vec<PatchLayer>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    outputs: Option<OutputMeasures>,
 }
 
 /// [`super::Summary`].
@@ -99,6 +128,8 @@ pub(super) struct Summary {
     soft: Vec<SoftSummary>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     patching: Vec<PatchLayer>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    outputs: Option<OutputMeasures>,
 }
 
 /// The arms that are always there, in the order of [`Arms`], and those with soft prompts.
@@ -139,6 +170,8 @@ fn arms_layers(layers: &[LayerReport]) -> Vec<ArmsLayer> {
         let pair = |x, y| layer.pair(x, y).expect("report: every pair is compared");
         let icl_it = pair(Arm::Icl, Arm::Lora);
         let updates = icl_it.updates.expect("report: two arms beside the anchor");
+        let measured = layer.measures.iter().find(|pair| pair.arms == [Arm::Icl, Arm::Lora]);
+        let named = |name: &str| measured.and_then(|pair| pair.values.get(name)).copied();
         ArmsLayer {
             layer: layer.layer,
             icl_it: icl_it.cosine,
@@ -147,6 +180,18 @@ fn arms_layers(layers: &[LayerReport]) -> Vec<ArmsLayer> {
             update: updates.update,
             update_gaussian: layer.update_gaussian,
             update_shuffled: updates.update_shuffled,
+            cosine: named("cosine"),
+            norm_ratio: named("norm_ratio"),
+            cka: named("cka"),
+            cka_debiased: named("cka_debiased"),
+            svcca: named("svcca"),
+            knn_overlap: named("knn_overlap"),
+            id_a: named("id_a"),
+            id_b: named("id_b"),
+            subspace_overlap: named("subspace_overlap"),
+            measures: layer.measures.clone(),
+            readouts: layer.readouts.clone(),
+            attention: layer.attention.clone(),
         }
     };
     layers.iter().map(one).collect()
@@ -187,19 +232,20 @@ fn layers(three: Vec<ArmsLayer>, soft: Vec<(Arm, Vec<SoftLayer>)>) -> Result<Vec
     Ok(layers)
 }
 
-fn three_arms(layer: ArmsLayer) -> LayerReport {
-    let ArmsLayer { layer, icl_it, anchor_icl, anchor_it, update, update_gaussian, update_shuffled } = layer;
+fn three_arms(json: ArmsLayer) -> LayerReport {
+    let ArmsLayer { layer, icl_it, anchor_icl, anchor_it, update, update_gaussian, update_shuffled, .. } = json;
+    let (measures, readouts, attention) = (json.measures, json.readouts, json.attention);
     let updates = Some(UpdateReport { update, update_shuffled });
     let pairs = vec![
         PairReport { arms: [Arm::ZeroShot, Arm::Icl], cosine: anchor_icl, updates: None },
         PairReport { arms: [Arm::ZeroShot, Arm::Lora], cosine: anchor_it, updates: None },
         PairReport { arms: [Arm::Icl, Arm::Lora], cosine: icl_it, updates },
     ];
-    LayerReport { layer, pairs, update_gaussian }
+    LayerReport { layer, pairs, update_gaussian, measures, readouts, attention }
 }
 
 impl From<SeedReport> for Seed {
-    fn from(SeedReport { seed, arms, mut adapters, layers, patching }: SeedReport) -> Self {
+    fn from(SeedReport { seed, arms, mut adapters, layers, patching, outputs }: SeedReport) -> Self {
         let (three, soft) = split(arms);
         let accuracy = Arms::of(three.each_ref().map(|arm| arm.accuracy));
         let log_prob = Arms::of(three.each_ref().map(|arm| arm.log_prob));
@@ -213,7 +259,18 @@ impl From<SeedReport> for Seed {
         });
         let soft = soft.collect();
         let adapter = adapters.remove(&Arm::Lora);
-        Self { seed, accuracy, log_prob, loss, final_loss, adapter, layers: arms_layers(&layers), soft, patching }
+        Self {
+            seed,
+            accuracy,
+            log_prob,
+            loss,
+            final_loss,
+            adapter,
+            layers: arms_layers(&layers),
+            soft,
+            patching,
+            outputs,
+        }
     }
 }
 
@@ -221,7 +278,7 @@ impl TryFrom<Seed> for SeedReport {
     type Error = Error;
 
     fn try_from(json: Seed) -> Result<Self> {
-        let Seed { seed, accuracy, log_prob, loss, final_loss, adapter, layers: three, soft, patching } = json;
+        let Seed { seed, accuracy, log_prob, loss, final_loss, adapter, layers: three, soft, patching, outputs } = json;
         let mut arms = arms(accuracy, log_prob, TuningReport { loss, final_loss });
         let mut adapters: Vec<(Arm, Option<String>)> = vec![(Arm::Lora, adapter)];
         let mut soft_layers = Vec::new();
@@ -231,12 +288,12 @@ impl TryFrom<Seed> for SeedReport {
             soft_layers.push((arm, layers));
         }
         let adapters = adapters.into_iter().filter_map(|(arm, name)| Some((arm, name?))).collect();
-        Ok(Self { seed, arms, adapters, layers: layers(three, soft_layers)?, patching })
+        Ok(Self { seed, arms, adapters, layers: layers(three, soft_layers)?, patching, outputs })
     }
 }
 
 impl From<super::Summary> for Summary {
-    fn from(super::Summary { arms, layers, patching }: super::Summary) -> Self {
+    fn from(super::Summary { arms, layers, patching, outputs }: super::Summary) -> Self {
         let (three, soft) = split(arms);
         let accuracy = Arms::of(three.each_ref().map(|arm| arm.accuracy));
         let log_prob = Arms::of(three.each_ref().map(|arm| arm.log_prob));
@@ -248,7 +305,7 @@ impl From<super::Summary> for Summary {
             SoftSummary { arm, accuracy, log_prob, loss, final_loss, layers: soft_layers(&layers, arm) }
         });
         let soft = soft.collect();
-        Self { accuracy, log_prob, loss, final_loss, layers: arms_layers(&layers), soft, patching }
+        Self { accuracy, log_prob, loss, final_loss, layers: arms_layers(&layers), soft, patching, outputs }
     }
 }
 
@@ -256,13 +313,13 @@ impl TryFrom<Summary> for super::Summary {
     type Error = Error;
 
     fn try_from(json: Summary) -> Result<Self> {
-        let Summary { accuracy, log_prob, loss, final_loss, layers: three, soft, patching } = json;
+        let Summary { accuracy, log_prob, loss, final_loss, layers: three, soft, patching, outputs } = json;
         let mut arms = arms(accuracy, log_prob, TuningReport { loss, final_loss });
         let mut soft_layers = Vec::new();
         for SoftSummary { arm, accuracy, log_prob, loss, final_loss, layers } in soft {
             arms.push(ArmReport { arm, accuracy, log_prob, tuning: Some(TuningReport { loss, final_loss }) });
             soft_layers.push((arm, layers));
         }
-        Ok(Self { arms, layers: layers(three, soft_layers)?, patching })
+        Ok(Self { arms, layers: layers(three, soft_layers)?, patching, outputs })
     }
 }

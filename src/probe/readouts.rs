@@ -1,0 +1,108 @@
+//! What the states of a layer say of the labels: the logit lens, and linear probes.
+
+use super::arm::Arm;
+use super::plan::Plan;
+use super::report::measures::{ArmMeasures, Values};
+use super::run::ArmRun;
+use super::settings::{ProbeSettings, TuningKind};
+use super::states::Reading;
+use super::statistics::MeanSd;
+use crate::Result;
+use crate::backend::Backend;
+use crate::hooks::NoTaps;
+use crate::measures::outputs::answer;
+use crate::measures::readouts::{margins, margins_shuffled};
+use crate::measures::{ProbeFit, linear_probe};
+use crate::model::{Activations, Input, Save, Start, StartRows};
+use crate::pack::{Label, PackBuilder, Parent, Token};
+
+use super::packing::ScoredToken;
+
+/// By seed and layer (the blocks', then `final`): what every arm's states say.
+pub(super) fn readouts<B: Backend>(
+    reading: Reading<'_, B>,
+    backend: &mut B,
+    settings: &ProbeSettings,
+    plan: &Plan,
+    arms: &[ArmRun],
+) -> Result<Vec<Vec<Vec<ArmMeasures>>>> {
+    let depth = reading.model.config.num_hidden_layers;
+    let width = reading.model.config.hidden_size;
+    let (lens, probe) = (settings.measures.has("logit_lens"), settings.measures.has("linear_probe"));
+    let gold = plan.gold();
+    let queries: Vec<usize> = (0..gold.len()).collect();
+    let mut seeds = Vec::new();
+    for (s, seed) in plan.seeds.iter().enumerate() {
+        let mut layers: Vec<Vec<ArmMeasures>> = vec![Vec::new(); depth + 1];
+        for arm in arms {
+            // A head that was trained itself is not the model's.
+            let own_head = arm.arm != Arm::Lora || settings.tuning == TuningKind::Lora;
+            let states = &arm.seed(s).states[..=depth];
+            let logits = match lens && own_head {
+                true => Some(logit_lens(&reading, backend, plan, &states[..depth])?),
+                false => None,
+            };
+            for (l, states) in states.iter().enumerate() {
+                let mut values = Values::new();
+                let mut add = |name: &str, value: Option<f64>| {
+                    values.extend(value.map(|value| (name.to_owned(), MeanSd::of([value]))));
+                };
+                if let Some(logits) = logits.as_ref().and_then(|logits| logits.get(l)) {
+                    let hits = logits.iter().zip(&gold).filter(|(row, gold)| answer(row) == **gold).count();
+                    let margins = margins(logits, &gold).into_iter().flatten();
+                    add("lens_accuracy", Some(hits as f64 / gold.len() as f64));
+                    add("lens_margin", MeanSd::of(margins).mean);
+                    add("lens_margin_shuffled", margins_shuffled(logits, &gold));
+                }
+                if probe && plan.labels.is_some() {
+                    let fit = ProbeFit { seed: seed.seed, ..ProbeFit::default() };
+                    let found = linear_probe(states, width, &gold, &queries, fit);
+                    add("probe_accuracy", found.map(|found| found.accuracy));
+                    add("probe_shuffled_labels", found.map(|found| found.shuffled_labels));
+                    add("probe_random_features", found.map(|found| found.random_features));
+                }
+                if !values.is_empty() {
+                    layers[l].push(ArmMeasures { arm: arm.arm, values });
+                }
+            }
+        }
+        seeds.push(layers);
+    }
+    Ok(seeds)
+}
+
+/// The logit lens (nostalgebraist 2020): of every layer and query the log-probabilities of the answers' first tokens, if its
+/// state were the last: through the final norm and the head alone.
+fn logit_lens<B: Backend>(
+    reading: &Reading<'_, B>,
+    backend: &mut B,
+    plan: &Plan,
+    layers: &[Vec<f32>],
+) -> Result<Vec<Vec<Vec<f64>>>> {
+    let config = &reading.model.config;
+    let (depth, width, queries) = (config.num_hidden_layers, config.hidden_size, plan.queries.len());
+    let mut out: Vec<Vec<Vec<f64>>> =
+        layers.iter().map(|_| plan.queries.iter().map(|q| vec![0.0; q.answers.len()]).collect()).collect();
+    let mut acts = Activations::new(backend, config, None, reading.rows.min(layers.len() * queries), Save::Layer)?;
+    let all: Vec<(usize, usize)> = (0..layers.len()).flat_map(|l| (0..queries).map(move |q| (l, q))).collect();
+    for some in all.chunks(reading.rows) {
+        let (mut builder, mut resid, mut targets) = (PackBuilder::default(), Vec::new(), Vec::new());
+        for (row, &(l, q)) in some.iter().enumerate() {
+            // Which token it is does not matter from here on.
+            builder.push(&[Token::Id(0)], Parent::None, None, Label::Query);
+            resid.extend_from_slice(&layers[l][q * width..(q + 1) * width]);
+            targets.extend(plan.queries[q].answers.iter().enumerate().map(|(answer, found)| {
+                let token = found.token_ids[found.token_ids.len() - found.scored];
+                ScoredToken { group: l, prompt: q, answer, row, token }
+            }));
+        }
+        let pack = builder.build();
+        let device = backend.pack(&pack)?;
+        let input = Input::new(&pack, &device).starting(Start { layer: depth, resid: StartRows::Host(&resid) });
+        reading.model.forward(backend, &mut acts, &input, None, &mut NoTaps)?;
+        reading.score(backend, &acts, None, &targets, |target, log_prob| {
+            out[target.group][target.prompt][target.answer] = log_prob;
+        })?;
+    }
+    Ok(out)
+}

@@ -22,7 +22,7 @@ pub(super) struct Columns {
 
 /// Where the answers stand among which a row's own is the right one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "choices: expected a column or a list of columns")]
 pub(super) enum Choices {
     /// A column of lists.
     Column(String),

@@ -84,7 +84,7 @@ struct Strings {
 
 /// One path or a list of them.
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "a file or a list of files")]
+#[serde(untagged, expecting = "train and test: expected a file or a list of files")]
 enum Files {
     One(PathBuf),
     More(Vec<PathBuf>),

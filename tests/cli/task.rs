@@ -21,7 +21,7 @@ fn data(d: &Path) {
          template: {query: \"{input} in the {place}:\", answer: \" {output}\\n\"}\n",
     );
     let question = |i: usize| {
-        serde_json::json!({"q": format!("the inn {i}"), "c": ["the pier", "a path", "a port"][i % 2..], "a": i % 2})
+        serde_json::json!({"q": format!("the inn {i}"), "c": (["the pier", "a path", "a port"][i % 2..]), "a": i % 2})
             .to_string()
     };
     put(d, "quiz.jsonl", &(0..9).map(|i| question(i) + "\n").collect::<String>());
@@ -54,7 +54,7 @@ fn task_shows_rows_as_prompts() {
     let quiz = line(d, "task {}/quiz.yaml --show 2 --json").json();
     assert_eq!(quiz["rows"][1]["candidates"], serde_json::json!(["a path", "a port"]));
     assert_eq!((&quiz["rows"][1]["gold"], &quiz["rows"][1]["query"]), (&1.into(), &"Input: the inn 1\nOutput:".into()));
-    let other = line(d, "task antonym --show 1 --template {query:'{input}>',answer:'{output};'}").ok().out;
+    let other = line(d, "task antonym --show 1 --template {\"query\":\"{input}>\",\"answer\":\"{output};\"}").ok().out;
     assert_eq!(other, "hot>cold;\n");
     let help = line(d, "task --help").ok().out;
     for task in Task::all() {

@@ -160,7 +160,7 @@ fn a_bad_task_file_is_an_error_that_names_the_key() {
         ("name: ''", "name"),
         ("name: [t]", "name"),
         ("name: t\nlabels: yes", "labels"),
-        ("name: t\nlabels: [1, 2]", "labels"),
+        ("name: t\nlabels: [[1], [2]]", "labels"),
         ("name: t\nlabels: [one]", "labels"),
         ("name: t\nlabels: [a, b, a]", "labels"),
         ("name: t\nlabels: [a, ' b']", "labels"),

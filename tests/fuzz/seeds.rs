@@ -269,7 +269,7 @@ pub fn tasks() -> Vec<Vec<File>> {
 }
 
 /// A task's file and its data.
-fn task(keys: &str, name: &str, data: &str) -> Vec<File> {
+fn task(keys: &str, name: &'static str, data: &str) -> Vec<File> {
     vec![file("task.yaml", format!("name: t\ntrain: {name}\ntest: [{name}]\n{keys}")), file(name, data)]
 }
 

@@ -159,7 +159,8 @@ impl Definition {
                 }
             }
         }
-        if !self.rows.is_empty() && !(self.train.is_empty() && self.test.is_empty()) {
+        let files = self.train.len() + self.test.len();
+        if !self.rows.is_empty() && files > 0 {
             return Err(Error::argument("rows", "nothing beside train and test", self.rows.len()));
         }
         match &self.source {

@@ -71,7 +71,7 @@ fn task_check_counts_what_the_data_are() {
     for part in [
         "labels thin, fine, accuracy",
         "train: 12 examples",
-        "skipped: 1 rows: no output",
+        "1 rows: no output",
         "thin: 6 (50.0%)",
         "inputs in both: 2",
     ] {

@@ -10,6 +10,7 @@ mod embedded;
 mod inference;
 mod optim;
 mod probe;
+mod task;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -17,17 +18,20 @@ use clap::{Parser, Subcommand};
 pub use analyze::AnalyzeArgs;
 pub use common::{CommonArgs, Device, DtypeArg, LoraArgs};
 pub use compare::CompareArgs;
-pub use embedded::{ExportArgs, PretrainArgs, TaskArgs, TaskName};
+pub use embedded::{ExportArgs, PretrainArgs};
 pub use inference::{CaptureArgs, GenerateArgs, InspectArgs, StoreDtype, Tokens};
 pub use optim::{CheckpointArgs, OptimArgs, RegularizationArgs};
 pub use probe::ProbeArgs;
+pub use task::{SYNTHETIC, TaskArgs};
 pub use train::{Method, PromptInit, ReparameterizationType, TrainLoraArgs, TrainPromptArgs, TrainingArgs};
 
 const EXAMPLES: &str = "\
 Examples:
   llamaprobe probe
   llamaprobe probe --model org/name --task sst2 --train train.tsv --test dev.tsv --seeds 3 --out run
+  llamaprobe probe --model DIR --task task.yaml --out run
   llamaprobe compare --model DIR --task mtop --train train.jsonl --test dev.jsonl --out study
+  llamaprobe task task.yaml --check
   llamaprobe train-lora --model DIR --train data.jsonl --out adapter --r 8 --max-steps 100
   llamaprobe train-prompt --model DIR --train data.jsonl --out prompt --num-virtual-tokens 20
   llamaprobe capture --model DIR --input texts.jsonl --sites resid_post --tokens last --out states
@@ -76,6 +80,6 @@ pub enum Command {
     ExportEmbedded(ExportArgs),
     /// Pretrain a small model from scratch to learn in context.
     Pretrain(PretrainArgs),
-    /// Show episodes of the built-in synthetic task, or evaluate a model on it.
+    /// Show a task as prompts, check its data, or evaluate a model on it.
     Task(TaskArgs),
 }

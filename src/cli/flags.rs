@@ -32,10 +32,11 @@ const RENAMED: [(&str, &str); 17] = [
 const NESTED: [&str; 3] = ["lora_training.", "prompt_training.", "soft."];
 
 /// Fields whose flag has another name in one command, by their path in its settings.
-const OF_COMMANDS: [(&str, &str, &str); 3] = [
+const OF_COMMANDS: [(&str, &str, &str); 4] = [
     ("compare", "lora_training.learning_rate", "lora-learning-rate"),
     ("probe", "soft.epochs", "prompt-epochs"),
     ("probe", "soft.learning_rate", "prompt-learning-rate"),
+    ("task", "demonstrations", "shots"),
 ];
 
 /// The error of a subcommand in the user's words: the argument that it names is called by its flag, if it has one. Every

@@ -1,6 +1,8 @@
-//! `task` and `export-embedded`: the built-in task, a model's evaluation on it, and the embedded model as files.
+//! `task` and `export-embedded`: tasks shown, checked and evaluated, the episodes of the embedded model, and that model as files.
 
-use super::args::{ExportArgs, TaskArgs, TaskName};
+mod examples;
+
+use super::args::{ExportArgs, SYNTHETIC, TaskArgs};
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
 use super::{Failure, output};
@@ -25,9 +27,30 @@ const SHOTS: [usize; 7] = [0, 1, 2, 4, 8, 10, 16];
 const BATCH_TOKENS: usize = 4096;
 
 pub fn run(args: &TaskArgs) -> Result<(), Failure> {
-    let TaskName::Synthetic = args.task;
+    if args.task != SYNTHETIC {
+        for (flag, given) in [("--set", args.set.is_some()), ("--episodes", args.episodes.is_some())] {
+            if given {
+                return Err(Error::argument(flag, "the task synthetic", &args.task).into());
+            }
+        }
+        return examples::run(args);
+    }
+    let of_examples = [
+        ("--check", args.check),
+        ("--train", !args.train.is_empty()),
+        ("--test", !args.test.is_empty()),
+        ("--template", args.template.is_some()),
+        ("--shots", !args.shots.is_empty()),
+        ("--queries", args.queries.is_some()),
+        ("--seeds", args.seeds.is_some()),
+        ("--max-new-tokens", args.max_new_tokens.is_some()),
+        ("--batch-tokens", args.batch_tokens.is_some()),
+    ];
+    if let Some((flag, _)) = of_examples.iter().find(|(_, given)| *given) {
+        return Err(Error::argument(*flag, "a task of examples", SYNTHETIC).into());
+    }
     if args.evaluate {
-        let files = resolve::base_model(&args.model, &args.common)?;
+        let files = resolve::base_model(model_name(args), &args.common)?;
         let (tokenizer, dtype) = (files.tokenizer()?, files.dtype);
         return dispatch(&args.common, dtype, Evaluate { args, files, tokenizer });
     }
@@ -37,15 +60,21 @@ pub fn run(args: &TaskArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The model that an evaluation asks.
+fn model_name(args: &TaskArgs) -> &str {
+    args.model.as_deref().unwrap_or(embedded::NAME)
+}
+
 /// The episodes to print.
 fn episodes(args: &TaskArgs) -> Result<Vec<Episode>> {
-    if args.set == "train" {
-        return Ok(synthetic::training(&Curriculum::default(), args.seed, 1, 2, args.show));
+    let (wanted, show) = (args.set.as_deref().unwrap_or("train"), args.show.unwrap_or(5));
+    if wanted == "train" {
+        return Ok(synthetic::training(&Curriculum::default(), args.seed, 1, 2, show));
     }
     let names = || Set::ALL.map(Set::name).join(", ");
-    let set = Set::ALL.into_iter().find(|set| set.name() == args.set);
-    let set = set.ok_or_else(|| Error::unsupported("--set", &args.set, format!("train, {}", names())))?;
-    Ok(set.episodes(args.seed, args.show, EPISODE_LINES))
+    let set = Set::ALL.into_iter().find(|set| set.name() == wanted);
+    let set = set.ok_or_else(|| Error::unsupported("--set", wanted, format!("train, {}", names())))?;
+    Ok(set.episodes(args.seed, show, EPISODE_LINES))
 }
 
 /// A change of the probed task's demonstrations.
@@ -87,12 +116,12 @@ impl Job for Evaluate<'_> {
         output::markdown_header(header.into_iter())?;
         let lines = SHOTS.iter().max().copied().unwrap_or(0) + 1;
         for set in Set::ALL {
-            let episodes = set.episodes(args.seed, args.episodes, lines);
+            let episodes = set.episodes(args.seed, args.episodes.unwrap_or(1000), lines);
             let accuracy = accuracies(&mut backend, &model, &tokenizer, &episodes, BATCH_TOKENS)?;
             let values = SHOTS.map(|k| format!("{:.3}", accuracy[k]));
             output::markdown_row(std::iter::once(set.name().to_owned()).chain(values))?;
         }
-        probe_conditions(&mut backend, &mut model, &tokenizer, &args.model)
+        probe_conditions(&mut backend, &mut model, &tokenizer, model_name(args))
     }
 }
 

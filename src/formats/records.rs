@@ -2,8 +2,9 @@
 //!
 //! The first line of a CSV or TSV file names its columns. CSV is quoted as RFC 4180 has it. TSV is not quoted, as in GLUE,
 //! unless the file itself shows that it is: every field that begins with a double quote is a whole quoted field (with
-//! quotes doubled inside, and a tab or the line's end behind it) and either each of them needs its quotes, because it has a
-//! quote, a tab or a line end inside, or every name in the first line is quoted.
+//! quotes doubled inside, and a tab or the line's end behind it), and either every name in the first line is quoted, or each
+//! of those fields needs its quotes: it has a quote inside, or a tab or line end without which lines would have different
+//! numbers of fields.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -54,7 +55,7 @@ fn delimited(path: &Path, delimiter: u8) -> Result<Vec<Record>> {
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
     let quotes = Quotes::of(text, delimiter);
     let quoting = match (delimiter, quotes.broken) {
-        (b'\t', _) => quotes.show_that_tsv_is_quoted(),
+        (b'\t', _) => quotes.show_that_tsv_is_quoted() && (quotes.header || quotes.splits == 0 || ragged(text)),
         (_, Some(line)) => {
             let expected = "a quoted field that ends before a comma or the line's end, with quotes doubled inside";
             return Err(Error::field(at(path, line), "quotes", expected, "another"));
@@ -93,6 +94,8 @@ struct Quotes {
     quoted: usize,
     /// Those of them that would read the same without.
     needless: usize,
+    /// Those of them with a delimiter or a line end inside.
+    splits: usize,
     /// Whether every field of the first line is one.
     header: bool,
     /// The line of the first field that begins with a quote and is none.
@@ -108,16 +111,19 @@ impl Quotes {
         while at < bytes.len() {
             let start = line;
             if bytes[at] == b'"' {
-                let Some((end, needed)) = quoted(&bytes[at..], delimiter) else {
+                let Some(end) = quoted(&bytes[at..]) else {
                     return Self { broken: Some(start), ..found };
                 };
+                let inside = &bytes[at + 1..at + end - 1];
+                let splits = inside.iter().any(|&c| c == delimiter || c == b'\n' || c == b'\r');
                 line += bytes[at..at + end].iter().filter(|&&c| c == b'\n').count();
                 at += end;
                 if !ends(at) {
                     return Self { broken: Some(start), ..found };
                 }
                 found.quoted += 1;
-                found.needless += usize::from(!needed);
+                found.splits += usize::from(splits);
+                found.needless += usize::from(!splits && !inside.contains(&b'"'));
             } else {
                 at += bytes[at..].iter().take_while(|&&c| c != delimiter && c != b'\n').count();
                 found.header &= start > 1;
@@ -133,20 +139,21 @@ impl Quotes {
     }
 }
 
-/// The length of the quoted field at the beginning of `bytes`, and whether it needs its quotes; none if it has no end.
-fn quoted(bytes: &[u8], delimiter: u8) -> Option<(usize, bool)> {
-    let (mut at, mut needed) = (1, false);
+/// The length of the quoted field at the beginning of `bytes`; none if it has no end.
+fn quoted(bytes: &[u8]) -> Option<usize> {
+    let mut at = 1;
     loop {
         match (bytes.get(at)?, bytes.get(at + 1)) {
-            (b'"', Some(b'"')) => {
-                needed = true;
-                at += 2;
-            }
-            (b'"', _) => return Some((at + 1, needed)),
-            (&c, _) => {
-                needed |= c == delimiter || c == b'\n' || c == b'\r';
-                at += 1;
-            }
+            (b'"', Some(b'"')) => at += 2,
+            (b'"', _) => return Some(at + 1),
+            _ => at += 1,
         }
     }
+}
+
+/// Whether lines have different numbers of tabs.
+fn ragged(text: &str) -> bool {
+    let mut counts = text.lines().filter(|line| !line.is_empty()).map(|line| line.matches('\t').count());
+    let first = counts.next();
+    counts.any(|count| Some(count) != first)
 }

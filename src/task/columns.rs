@@ -6,8 +6,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::example::Example;
+use super::example::{Dataset, Example};
 use crate::formats::json::show;
+use crate::formats::records::Record;
 use crate::{Error, Result};
 
 /// The columns of an example.
@@ -21,12 +22,22 @@ pub(super) struct Columns {
 
 /// Where the answers stand among which a row's own is the right one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "choices: expected a column or a list of columns")]
 pub(super) enum Choices {
     /// A column of lists.
     Column(String),
     /// A column for each.
     Columns(Vec<String>),
+}
+
+impl Choices {
+    /// The columns of which each has an answer; none of a column of lists.
+    fn names(&self) -> &[String] {
+        match self {
+            Self::Column(_) => &[],
+            Self::Columns(names) => names,
+        }
+    }
 }
 
 /// The columns that templates may name: the values of a row as texts. The parts of lists and objects have names of their own,
@@ -89,18 +100,57 @@ impl<'a> Row<'a> {
 
     /// The row's own answers.
     fn choices(&self, choices: &Choices) -> Result<Vec<String>> {
-        let all = match choices {
+        let name = match choices {
             Choices::Columns(names) => {
                 let one = |name: &String| self.trimmed(name)?.ok_or_else(|| self.error(name, "a text", "nothing"));
                 return names.iter().map(one).collect();
             }
-            Choices::Column(name) => self.list(name)?,
+            Choices::Column(name) => name,
         };
-        let Choices::Column(name) = choices else { unreachable!("choices: columns have returned") };
+        let all = self.list(name)?;
         match all.len() {
             0 | 1 => Err(self.error(name, "at least 2 answers", all.len().to_string())),
             _ => Ok(all),
         }
+    }
+
+    /// The index of the choice that an output means.
+    fn choice(
+        &self,
+        column: &str,
+        found: &str,
+        answers: &[String],
+        choices: &Choices,
+        evidence: Evidence,
+    ) -> Result<usize> {
+        let meanings = Meanings::of(found, answers, choices.names());
+        let Meanings { by_text, by_index } = meanings;
+        let integer = self.get(column)?.is_u64() && !self.numbers(choices)?;
+        match (by_text, by_index) {
+            (_, Some(index)) if integer => Ok(index),
+            (Some(text), Some(index)) if meanings.differ(answers) => match evidence {
+                Evidence { texts: true, indices: false } => Ok(text),
+                Evidence { texts: false, indices: true } => Ok(index),
+                _ => {
+                    let expected = "other rows that show whether outputs are texts or indices of choices";
+                    Err(self.error(column, expected, format!("{found}, which may be either")))
+                }
+            },
+            _ => by_text.or(by_index).ok_or_else(|| self.none_of(column, found, answers, "choices")),
+        }
+    }
+
+    /// Whether the answers of a row are JSON numbers, so that an integer may be one of them.
+    fn numbers(&self, choices: &Choices) -> Result<bool> {
+        Ok(match choices {
+            Choices::Column(name) => self.get(name)?.as_array().is_some_and(|list| list.iter().any(Value::is_number)),
+            Choices::Columns(names) => names.iter().any(|name| self.values.get(name).is_some_and(Value::is_number)),
+        })
+    }
+
+    fn none_of(&self, column: &str, found: &str, answers: &[String], what: &str) -> Error {
+        let expected = format!("one of the {what} {}, or an index from 0 to {}", answers.join(", "), answers.len() - 1);
+        self.error(column, expected, format!("{found:?}"))
     }
 
     /// A column that is a list of texts, in CSV and TSV the JSON of one.
@@ -127,44 +177,86 @@ impl<'a> Row<'a> {
     }
 }
 
-/// The answer among `answers` that a text means: one of them, or else the index of one. `what` they are is for the error.
-fn among(row: &Row, column: &str, found: &str, answers: &[String], what: &str) -> Result<String> {
-    let exact = answers.iter().find(|answer| *answer == found);
-    let by_index = || found.parse::<usize>().ok().and_then(|index| answers.get(index));
-    exact.or_else(by_index).cloned().ok_or_else(|| {
-        let expected = format!("one of the {what} {}, or an index from 0 to {}", answers.join(", "), answers.len() - 1);
-        row.error(column, expected, format!("{found:?}"))
-    })
+/// The two things that an output may mean: an answer by its text, or by its index.
+struct Meanings {
+    by_text: Option<usize>,
+    by_index: Option<usize>,
 }
 
-/// The example of a row, or the reason why it is skipped: it has no output (`null` or an empty text).
+impl Meanings {
+    /// What the output `found` of a row means among `answers`, which stand in the columns `names` if they have some.
+    fn of(found: &str, answers: &[String], names: &[String]) -> Self {
+        let position = |all: &[String]| all.iter().position(|one| one == found);
+        let digits = found.bytes().all(|byte| byte.is_ascii_digit());
+        let index = found.parse().ok().filter(|&index: &usize| digits && index < answers.len());
+        Self { by_text: position(answers).or_else(|| position(names)), by_index: index }
+    }
+
+    /// Whether the two are different answers.
+    fn differ(&self, answers: &[String]) -> bool {
+        self.by_text.zip(self.by_index).is_some_and(|(text, index)| answers[text] != answers[index])
+    }
+}
+
+/// How outputs that may be meant by text or by index are meant, as the other rows show.
+#[derive(Clone, Copy, Default)]
+struct Evidence {
+    texts: bool,
+    indices: bool,
+}
+
+/// The examples of rows, those without an output (`null` or an empty text) skipped.
+///
+/// A label is found by its text, or else by its index. Among choices that are numbers an output may be both the text of one
+/// and the index of another: then it is what the outputs of the other rows are, of which one that is the text of no choice is
+/// an index, and one that is no index is a text; a JSON integer among choices that are texts is always an index.
 ///
 /// # Errors
-/// A column is missing; an input is empty; an output is none of the labels or choices, nor the index of one; choices are no
-/// list of texts.
-pub fn example(
-    location: &Path,
-    values: &Map<String, Value>,
+/// A column is missing; an input is empty; an output is none of the labels or choices, nor the index of one, or may be two
+/// choices; choices are no list of texts.
+pub fn examples(rows: &[Record], columns: &Columns, labels: Option<&[String]>) -> Result<Dataset> {
+    let mut evidence = Evidence::default();
+    if let Some(choices) = &columns.choices {
+        for (location, values) in rows {
+            let row = Row { location, values };
+            let (answers, found) = (row.choices(choices)?, row.trimmed(&columns.output)?.unwrap_or_default());
+            let meanings = Meanings::of(&found, &answers, choices.names());
+            evidence.texts |= meanings.by_text.is_some() && meanings.by_index.is_none();
+            evidence.indices |= meanings.by_index.is_some() && meanings.by_text.is_none();
+        }
+    }
+    let mut data = Dataset::default();
+    for (location, values) in rows {
+        data.push(example(&Row { location, values }, columns, labels, evidence)?);
+    }
+    Ok(data)
+}
+
+fn example(
+    row: &Row,
     columns: &Columns,
     labels: Option<&[String]>,
+    evidence: Evidence,
 ) -> Result<Result<Example, &'static str>> {
-    let row = Row { location, values };
     let Columns { input, output, choices } = columns;
     let text = row.trimmed(input)?.ok_or_else(|| row.error(input, "a text", "nothing"))?;
-    let choices = choices.as_ref().map(|choices| row.choices(choices)).transpose()?;
-    let mut example = Example { columns: texts(values), ..Example::new(text, "") };
+    let mut example = Example { columns: texts(row.values), ..Example::new(text, "") };
     let Some(found) = row.trimmed(output)? else { return Ok(Err("no output")) };
-    example.output = match (&choices, labels) {
-        (Some(choices), _) => among(&row, output, &found, choices, "choices")?,
-        (None, Some(labels)) => among(&row, output, &found, labels, "labels")?,
-        (None, None) if row.get(output)?.is_array() => {
-            let mut gold = row.list(output)?.into_iter();
-            let Some(first) = gold.next() else { return Ok(Err("no output")) };
-            example.references = gold.collect();
-            first
-        }
-        (None, None) => found,
-    };
-    example.choices = choices;
+    if let Some(choices) = choices {
+        let answers = row.choices(choices)?;
+        example.output = answers[row.choice(output, &found, &answers, choices, evidence)?].clone();
+        example.choices = Some(answers);
+    } else if let Some(labels) = labels {
+        let Meanings { by_text, by_index } = Meanings::of(&found, labels, &[]);
+        let label = by_text.or(by_index).ok_or_else(|| row.none_of(output, &found, labels, "labels"))?;
+        example.output.clone_from(&labels[label]);
+    } else if row.get(output)?.is_array() {
+        let mut gold = row.list(output)?.into_iter();
+        let Some(first) = gold.next() else { return Ok(Err("no output")) };
+        example.output = first;
+        example.references = gold.collect();
+    } else {
+        example.output = found;
+    }
     Ok(Ok(example))
 }

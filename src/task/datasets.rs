@@ -1,6 +1,8 @@
 //! The examples of a task: by the columns of its files, by the reader of an original file, or made here.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
 
 use super::columns;
 use super::definition::{Source, Task};
@@ -8,7 +10,7 @@ use super::example::Dataset;
 use super::readers::Reader;
 use super::synthetic;
 use super::templates::Template;
-use crate::formats::records;
+use crate::formats::records::{self, Record};
 use crate::{Error, Result};
 
 /// Which of a task's two sets of examples.
@@ -44,13 +46,9 @@ impl Task {
                 return Err(Error::argument(format!("{self} data"), "at least one file", "none"));
             }
             Source::Columns(columns) => {
-                let mut data = Dataset::default();
-                for file in files {
-                    for (location, row) in records::read(file)? {
-                        data.push(columns::example(&location, &row, columns, self.labels())?);
-                    }
-                }
-                data
+                let read = files.iter().map(|file| records::read(file));
+                let rows: Vec<Record> = read.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+                columns::examples(&rows, columns, self.labels())?
             }
         };
         match (data.examples.is_empty(), files) {
@@ -105,12 +103,10 @@ impl Task {
             Source::Reader { reader: Reader::Events } => synthetic::events(),
             Source::Reader { reader: Reader::Objects } => synthetic::objects(),
             Source::Columns(columns) if self.rows() > 0 => {
-                let mut data = Dataset::default();
-                for (i, row) in self.definition().rows.iter().enumerate() {
-                    let location = format!("{self}: rows[{i}]");
-                    data.push(columns::example(Path::new(&location), row, columns, self.labels())?);
-                }
-                return Ok(Some(data));
+                let located =
+                    |(i, row): (usize, &Map<String, Value>)| (PathBuf::from(format!("{self}: rows[{i}]")), row.clone());
+                let rows: Vec<Record> = self.definition().rows.iter().enumerate().map(located).collect();
+                return columns::examples(&rows, columns, self.labels()).map(Some);
             }
             _ => return Ok(None),
         };

@@ -84,7 +84,7 @@ struct Strings {
 
 /// One path or a list of them.
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "a file or a list of files")]
+#[serde(untagged, expecting = "train and test: expected a file or a list of files")]
 enum Files {
     One(PathBuf),
     More(Vec<PathBuf>),
@@ -159,7 +159,8 @@ impl Definition {
                 }
             }
         }
-        if !self.rows.is_empty() && !(self.train.is_empty() && self.test.is_empty()) {
+        let files = self.train.len() + self.test.len();
+        if !self.rows.is_empty() && files > 0 {
             return Err(Error::argument("rows", "nothing beside train and test", self.rows.len()));
         }
         match &self.source {

@@ -17,6 +17,7 @@ mod pretrain;
 mod probe;
 mod prompt;
 mod real;
+mod task;
 mod train;
 mod trained;
 

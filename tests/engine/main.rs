@@ -5,6 +5,7 @@
 mod support;
 
 mod capture;
+mod choices;
 mod embedded;
 mod generate;
 mod golden;

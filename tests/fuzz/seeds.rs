@@ -249,7 +249,28 @@ pub fn tasks() -> Vec<Vec<File>> {
         )],
         vec![file("sst2.tsv", "sentence\tlabel\na fine film\t1\nno\t0\n")],
         vec![file("a.en", "one\ntwo\n"), file("a.cs", "jedna\ndvě\n")],
+        task("labels: [bad, good]\ninput: text\noutput: label\n", "a.csv", "text,label\n\"a, \"\"b\"\"\",1\nc,bad\n"),
+        task("metric: f1\noutput: o.p\n", "a.jsonl", "{\"input\": \"a\", \"o\": {\"p\": [\"b\", \"c\"]}}\n"),
+        task(
+            "choices: c\n",
+            "a.json",
+            r#"[{"input": "a", "output": 1, "c": ["1", "0"]}, {"input": "b", "output": "x", "c": ["x", "y"]}]"#,
+        ),
+        task(
+            "choices: [A, B]\ntemplate: {query: \"{input} {A} {B} =\", answer: \" {output}\\n\"}\n",
+            "a.tsv",
+            "input\toutput\tA\tB\n\"a\tb\"\tB\tx\ty\n",
+        ),
+        vec![file(
+            "task.yaml",
+            "name: t\nmetric: rouge_l\nrows:\n  - {input: hot, output: cold}\n  - {input: 1, output: [a, b]}\n",
+        )],
     ]
+}
+
+/// A task's file and its data.
+fn task(keys: &str, name: &'static str, data: &str) -> Vec<File> {
+    vec![file("task.yaml", format!("name: t\ntrain: {name}\ntest: [{name}]\n{keys}")), file(name, data)]
 }
 
 /// Configurations of the command line.

@@ -13,7 +13,7 @@ use llamaprobe::formats::jsonl::{Example, examples, values};
 use llamaprobe::formats::safetensors::{Checkpoint, Dtype, Loading};
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::task::retrieval::read_vectors;
-use llamaprobe::task::{Task, Template};
+use llamaprobe::task::{Candidates, Side, Task, Template};
 
 use super::run::{Target, run};
 use super::{files, seeds};
@@ -140,18 +140,34 @@ fn fuzz_task_files() {
             (built_in("en-cs"), &["a.en", "a.cs"]),
         ];
         let there = |names: &[&str]| names.iter().all(|name| dir.join(name).exists());
-        for (task, names) in tasks.into_iter().filter(|(_, names)| there(names)) {
-            let files: Vec<_> = names.iter().map(|name| dir.join(name)).collect();
-            for example in &task.load(&files)?.examples {
-                let shown = task.template().demonstration(example);
-                assert!(shown.contains(&example.output));
-                // The time that a metric takes grows with its texts.
-                if example.output.len() < 5000 {
-                    let _ = task.metric().judge(&example.output, example);
+        let mut refused = Ok(());
+        if there(&["task.yaml"]) {
+            // What was read is written for a report, and read again.
+            let task = Task::read(&dir.join("task.yaml"))?;
+            let again: Task = serde_json::from_value(serde_json::to_value(&task).expect("JSON")).expect("reads");
+            assert_eq!(again, task);
+            for side in [Side::Train, Side::Test] {
+                match task.data(side, &[], task.template()) {
+                    Ok(data) => data.examples.iter().for_each(|example| judge(&task, example)),
+                    Err(error) => refused = Err(error),
                 }
             }
         }
-        Ok(())
+        for (task, names) in tasks.into_iter().filter(|(_, names)| there(names)) {
+            let files: Vec<_> = names.iter().map(|name| dir.join(name)).collect();
+            task.load(&files)?.examples.iter().for_each(|example| judge(&task, example));
+        }
+        refused
+    }
+    fn judge(task: &Task, example: &llamaprobe::task::Example) {
+        let shown = task.template().demonstration(example);
+        assert!(shown.contains(&example.output));
+        let candidates = Candidates::of(task, example).expect("the output is one of them");
+        assert_eq!(candidates.outputs[candidates.gold], example.output);
+        // The time that a metric takes grows with its texts.
+        if example.output.len() < 5000 {
+            let _ = task.metric().judge(&example.output, example);
+        }
     }
     run(Target { name: "task_files", seeds: seeds::tasks(), read });
 }

@@ -4,6 +4,7 @@
 mod support;
 
 mod data;
+mod files;
 mod metrics;
 mod prompts;
 mod synthetic;

@@ -103,8 +103,38 @@ fn bleu_and_chrf_are_sacrebleus() {
 }
 
 #[test]
+fn f1_is_squads_and_rouge_l_that_of_rouge_score() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/overlap_metrics.json");
+    let golden: Value = serde_json::from_slice(&std::fs::read(path).expect("the golden file")).expect("JSON");
+    let close = |metric: Metric, output: &str, example: &Example, theirs: &Value| {
+        let (ours, theirs) = (metric.score(&metric.judge(output, example)), 100.0 * number(theirs));
+        assert!((ours - theirs).abs() < 1e-9, "{metric:?} of {output:?} and {example:?}: {ours}, not {theirs}");
+    };
+    for (m, metric) in [Metric::F1, Metric::RougeL].into_iter().enumerate() {
+        for ((output, example), scores) in pairs().iter().zip(golden["random"].as_array().expect("scores")) {
+            close(metric, output, example, &scores[m]);
+        }
+        for case in golden["special"].as_array().expect("cases") {
+            let text = |key: &str| case[key].as_str().expect("a text");
+            close(metric, text("output"), &Example::new("", text("reference")), &case["scores"][m]);
+        }
+    }
+    assert_eq!(golden["random"].as_array().map(Vec::len), Some(1000));
+}
+
+#[test]
 fn nothing_scores_nothing() {
-    for metric in [Metric::Exact, Metric::Bleu, Metric::ChrF, Metric::Blec, Metric::Sql, Metric::Parse] {
+    for metric in [
+        Metric::Accuracy,
+        Metric::Exact,
+        Metric::Bleu,
+        Metric::ChrF,
+        Metric::F1,
+        Metric::RougeL,
+        Metric::Blec,
+        Metric::Sql,
+        Metric::Parse,
+    ] {
         assert_eq!(metric.corpus(&[]), 0.0, "{metric:?}");
     }
 }

@@ -1,11 +1,11 @@
-//! Flags of the commands about the model that is part of the program.
+//! Flags of the commands that make and write the model that is part of the program.
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
 
-use super::common::{CommonArgs, MODEL};
+use super::common::CommonArgs;
 use super::optim::{BetaArgs, CheckpointArgs, RegularizationArgs};
 
 /// `pretrain`. The defaults are the recipe of the embedded model.
@@ -91,45 +91,6 @@ pub struct PretrainArgs {
     pub stop_after: Option<u64>,
     #[command(flatten)]
     #[serde(flatten)]
-    pub common: CommonArgs,
-}
-
-/// The tasks that have something to show.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum TaskName {
-    /// Episodes of the synthetic world that the embedded model is trained and evaluated on.
-    Synthetic,
-}
-
-/// `task`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  llamaprobe task synthetic --show 5
-  llamaprobe task synthetic --show 2 --set reviews
-  llamaprobe task synthetic --evaluate --model learner")]
-pub struct TaskArgs {
-    /// Name of the task.
-    #[arg(value_enum, value_name = "NAME")]
-    pub task: TaskName,
-    /// Number of episodes to print.
-    #[arg(long, default_value_t = 5, value_name = "EPISODES")]
-    pub show: usize,
-    /// Episodes to print: train, or an evaluation set: pairs, tasks, reviews, events, unseen, natural.
-    #[arg(long, default_value = "train")]
-    pub set: String,
-    /// Evaluate a model on the evaluation sets, in place of printing episodes, and print the tables of its model card.
-    #[arg(long)]
-    pub evaluate: bool,
-    #[arg(long, value_name = "DIR|org/name", default_value = "embedded", help = MODEL)]
-    pub model: String,
-    /// Number of episodes per evaluation set.
-    #[arg(long, default_value_t = 1000)]
-    pub episodes: usize,
-    /// Random seed of the episodes.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    #[command(flatten)]
     pub common: CommonArgs,
 }
 

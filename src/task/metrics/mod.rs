@@ -20,6 +20,9 @@ pub(super) use exact::{is_parse, sql_names};
 /// The version of sacreBLEU whose numbers [`Metric::Bleu`] and [`Metric::ChrF`] are.
 const SACREBLEU: &str = "2.6.0";
 
+/// The version of rouge-score whose numbers [`Metric::RougeL`] are.
+const ROUGE_SCORE: &str = "0.1.2";
+
 /// A metric of texts, from 0 to 100.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -103,7 +106,7 @@ impl Metric {
     }
 
     /// What must be said beside a score for it to be comparable, over examples with these numbers of references:
-    /// sacreBLEU's signature, with the version that agrees with this program's numbers.
+    /// sacreBLEU's signature, or one like it, with the version that agrees with this program's numbers.
     pub fn signature(self, references: impl IntoIterator<Item = usize>) -> String {
         let mut counts: Vec<usize> = references.into_iter().collect();
         counts.sort_unstable();
@@ -115,6 +118,8 @@ impl Metric {
         match self {
             Self::Bleu => format!("nrefs:{nrefs}|case:mixed|eff:no|tok:13a|smooth:exp|version:{SACREBLEU}"),
             Self::ChrF => format!("nrefs:{nrefs}|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{SACREBLEU}"),
+            Self::RougeL => format!("nrefs:{nrefs}|stemmer:no|version:{ROUGE_SCORE}"),
+            Self::F1 => format!("nrefs:{nrefs}|evaluation:SQuAD 2.0"),
             other => other.name().to_string(),
         }
     }

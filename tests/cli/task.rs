@@ -1,0 +1,183 @@
+//! `task` of examples, and task files in `probe` and `compare`.
+
+use std::fs;
+use std::path::Path;
+
+use llamaprobe::task::Task;
+use serde_json::Value;
+
+use super::{line, put, workplace};
+
+/// Task files with their data: labels, choices, free text.
+fn data(d: &Path) {
+    let film = |i: usize| format!("\"the pen, number {i}\",{},{}\n", i % 2, ["inn", "port"][i % 2]);
+    let films = |rows: std::ops::Range<usize>| "text,label,place\n".to_owned() + &rows.map(film).collect::<String>();
+    put(d, "films.csv", &(films(0..12) + "the path,,inn\n"));
+    put(d, "films-test.csv", &films(10..16));
+    put(
+        d,
+        "films.yaml",
+        "name: films\ntrain: films.csv\ntest: films-test.csv\ninput: text\noutput: label\nlabels: [thin, fine]\n\
+         template: {query: \"{input} in the {place}:\", answer: \" {output}\\n\"}\n",
+    );
+    let question = |i: usize| {
+        serde_json::json!({"q": format!("the inn {i}"), "c": (["the pier", "a path", "a port"][i % 2..]), "a": i % 2})
+            .to_string()
+    };
+    put(d, "quiz.jsonl", &(0..9).map(|i| question(i) + "\n").collect::<String>());
+    put(d, "quiz.yaml", "name: quiz\ntrain: quiz.jsonl\ntest: quiz.jsonl\ninput: q\noutput: a\nchoices: c\n");
+    let words = "- {input: pen, output: pens}\n- {input: inn, output: inns}\n- {input: port, output: ports}\n\
+                 - {input: path, output: paths}\n- {input: pier, output: piers}\n";
+    put(d, "plural.yml", &format!("name: plurals\nmetric: rouge_l\nrows:\n{words}"));
+}
+
+fn report(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).expect("the report")).expect("JSON")
+}
+
+#[test]
+fn task_shows_rows_as_prompts() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    assert_eq!(
+        line(d, "task antonym --show 2").ok().out,
+        "Word: hot\nOpposite: cold\n\nWord: big\nOpposite: small\n\n"
+    );
+    let shown = line(d, "task {}/films.yaml --show 1").ok();
+    assert_eq!(shown.out, "the pen, number 0 in the inn: thin\n");
+    assert!(shown.err.contains("films: 1 train rows skipped: no output"), "{}", shown.err);
+    assert_eq!(
+        line(d, "task {}/films.yaml --show 1 --test {}/films-test.csv").ok().out,
+        "the pen, number 10 in the inn: thin\n"
+    );
+    let quiz = line(d, "task {}/quiz.yaml --show 2 --json").json();
+    assert_eq!(quiz["rows"][1]["candidates"], serde_json::json!(["a path", "a port"]));
+    assert_eq!((&quiz["rows"][1]["gold"], &quiz["rows"][1]["query"]), (&1.into(), &"Input: the inn 1\nOutput:".into()));
+    let other = line(d, "task antonym --show 1 --template {\"query\":\"{input}>\",\"answer\":\"{output};\"}").ok().out;
+    assert_eq!(other, "hot>cold;\n");
+    let help = line(d, "task --help").ok().out;
+    for task in Task::all() {
+        assert!(help.contains(task.name()), "{task}: {help}");
+    }
+}
+
+#[test]
+fn task_check_counts_what_the_data_are() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    let shown = line(d, "task {}/films.yaml --check").ok().out;
+    for part in [
+        "labels thin, fine, accuracy",
+        "train: 12 examples",
+        "1 rows: no output",
+        "thin: 6 (50.0%)",
+        "inputs in both: 2",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let checked = line(d, "task {}/quiz.yaml --check --model {}/model --json").json();
+    let train = &checked["sides"]["train"];
+    assert_eq!((&train["examples"], &train["labels"], &checked["shared_inputs"]), (&9.into(), &Value::Null, &9.into()));
+    assert!(train["longest"].as_u64().is_some_and(|tokens| tokens > 8), "{checked}");
+    assert_eq!(line(d, "task sst2 --check --test {}/films.csv").refused().matches("films.csv").count(), 1);
+}
+
+#[test]
+fn task_evaluates_by_number_of_demonstrations() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    let found =
+        line(d, "task {}/films.yaml --evaluate --model {}/model --shots 0,3 --queries 4 --seeds 2 --json --device cpu")
+            .json();
+    assert_eq!((&found["metric"], &found["queries"]), (&"accuracy".into(), &4.into()));
+    for (i, (shots, seeds)) in [(0, 1), (3, 2)].into_iter().enumerate() {
+        assert_eq!(found["shots"][i]["shots"], shots);
+        assert_eq!(found["shots"][i]["seeds"].as_array().map(Vec::len), Some(seeds));
+    }
+    // The accuracies are those of a probe with the same draws.
+    line(d, "probe --model {}/model --task {}/films.yaml --queries 4 --demos 3 --seeds 2 --epochs 0 --out {}/run --device cpu").ok();
+    let probe = report(&d.join("run/report.json"));
+    assert_eq!(found["shots"][0]["mean"], probe["seeds"][0]["accuracy"]["anchor"]);
+    for seed in 0..2 {
+        assert_eq!(found["shots"][1]["seeds"][seed], probe["seeds"][seed]["accuracy"]["icl"], "seed {seed}");
+    }
+    let shown = line(d, "task {}/plural.yml --evaluate --model {}/model --max-new-tokens 3 --device cpu").ok().out;
+    assert!(shown.contains("| demonstrations | 0 | 1 | 2 |\n") && shown.contains("| ROUGE-L | "), "{shown}");
+}
+
+#[test]
+fn task_refuses_flags_of_other_tasks() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    for (words, expected) in [
+        ("task antonym --set train", "--set: expected the task synthetic"),
+        ("task antonym --episodes 3", "--episodes"),
+        ("task antonym --model {}/model", "--model: expected --check or --evaluate"),
+        ("task synthetic --check", "--check: expected a task of examples"),
+        ("task synthetic --train {}/films.csv", "--train"),
+        ("task mmlu", "--train: expected the task's data"),
+        ("task {}/none.yaml", "none.yaml"),
+        ("task antonym --evaluate --shots 11", "--shots"),
+        ("task antonym --evaluate --queries 21", "--queries: expected from 1 to 20"),
+        ("task {}/films.yaml --train {}/quiz.jsonl", "quiz.jsonl:1: text: expected a column of that name"),
+        ("probe --task mmlu --out {}/x", "--train: expected the task's data"),
+        ("compare --model {}/model --task antonym --transfer plural --transfer antonym --out {}/x", "--transfer"),
+    ] {
+        let text = line(d, words).refused();
+        assert!(text.contains(expected), "{words}: {text}");
+    }
+    let usage = line(d, "probe --task nothing --out {}/x");
+    assert_eq!(usage.code, Some(2), "{}", usage.err);
+    assert!(usage.err.contains("antonym") && usage.err.contains("FILE.yaml"), "{}", usage.err);
+}
+
+#[test]
+fn probe_of_a_task_file_is_repeated_without_it() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    let probe = "probe --model {}/model --demos 3 --queries 4 --seeds 2 --epochs 1 --r 2 --device cpu";
+    for task in ["films.yaml", "quiz.yaml", "plural.yml"] {
+        let queries = if task == "plural.yml" { "--queries 2" } else { "" };
+        let first = line(d, &format!("{probe} {queries} --task {{}}/{task} --out {{}}/a-{task} --json")).json();
+        let of_choice = |arm: &str| first["seeds"][0]["accuracy"][arm].as_f64();
+        assert_eq!(of_choice("icl").is_some(), task != "plural.yml", "{task}");
+        fs::rename(d.join(task), d.join("away")).expect("renames");
+        let again =
+            line(d, &format!("probe --model {{}}/model --plan {{}}/a-{task}/report.json --out {{}}/b-{task} --json"))
+                .json();
+        fs::rename(d.join("away"), d.join(task)).expect("renames");
+        for part in ["plan", "settings", "seeds", "summary", "tokens"] {
+            assert_eq!(first[part], again[part], "{task}: {part}");
+        }
+        assert!(first["settings"]["task"]["name"].is_string(), "{task}: {}", first["settings"]["task"]);
+    }
+}
+
+#[test]
+fn compare_takes_task_files() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    let shown = line(
+        d,
+        "compare --model {}/model --task {}/films.yaml --transfer {}/quiz.yaml,antonym --queries 3 --train-examples 4 --max-steps 1 \
+         --max-new-tokens 3 --seeds 1 --arms icl-random,pt --num-virtual-tokens 2 --resamples 20 --device cpu --out {}/out",
+    )
+    .ok()
+    .out;
+    for part in ["films: accuracy", "quiz: accuracy", "antonym: exact match", "pt of films"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let report = report(&d.join("out/report.json"));
+    assert_eq!(
+        (&report["rows"][0]["target"], &report["plan"]["data"][2]["task"]),
+        (&"films".into(), &"antonym".into())
+    );
+    assert_eq!(report["plan"]["data"][1]["task"]["choices"], "c", "a file's task stands there whole");
+    assert!(d.join("out/cells/pt.films.quiz.p2.seed-0.json").exists());
+}

@@ -124,7 +124,7 @@ impl Site {
     }
 
     /// The name without a block: `hook_resid_post`, `attn.hook_q`.
-    fn local(self) -> String {
+    pub fn local(self) -> String {
         match self {
             Site::Embed => "hook_embed",
             Site::PosEmbed => "hook_pos_embed",

@@ -392,6 +392,7 @@ fn the_readmes_commands_exist() {
         "pretrain",
         "task",
         "export-embedded",
+        "control-vector",
     ];
     let flags = sources(&["src/cli"]).into_iter().filter(|s| s.path.starts_with("src/cli/args"));
     let args: String = flags.map(|s| s.text).collect();

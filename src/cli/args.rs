@@ -5,6 +5,7 @@
 
 mod common;
 mod compare;
+mod control_vector;
 mod embedded;
 mod inference;
 mod optim;
@@ -15,6 +16,7 @@ use clap::{Parser, Subcommand};
 
 pub use common::{CommonArgs, Device, DtypeArg, LoraArgs};
 pub use compare::CompareArgs;
+pub use control_vector::ControlVectorArgs;
 pub use embedded::{ExportArgs, PretrainArgs, TaskArgs, TaskName};
 pub use inference::{CaptureArgs, GenerateArgs, InspectArgs, StoreDtype, Tokens};
 pub use optim::{CheckpointArgs, OptimArgs, RegularizationArgs};
@@ -67,6 +69,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Show a model's shape and memory plan, and what an adapter contains and what PEFT would make of it.
     Inspect(InspectArgs),
+    /// Make a steering vector from two captures, in llama.cpp's form of control vectors (GGUF).
+    ControlVector(ControlVectorArgs),
     /// Write the embedded model as a Hugging Face directory.
     ExportEmbedded(ExportArgs),
     /// Pretrain a small model from scratch to learn in context.

@@ -7,12 +7,13 @@ use serde_json::json;
 use super::args::GenerateArgs;
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
-use super::{Failure, output, texts};
+use super::{Failure, edits, output, texts};
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
 use crate::formats::generation_config::{self, Decoding, GenerationDefaults};
 use crate::formats::stops::Stops;
 use crate::formats::tokenizer::Tokenizer;
+use crate::hooks::Edit;
 use crate::model::{Adaptation, GenerationConfig, Model, Prompt, Sampling};
 use crate::{Error, Result};
 
@@ -21,6 +22,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let adapter = resolve::adapter(args.model.adapter.as_deref(), &files)?;
     let sampling = sampling(args)?;
     let asked = asked(args, &files, sampling)?;
+    let edits = edits::of_texts(args.edit.as_deref(), &files.config)?;
     let (tokenizer, prompts) = match (&args.input, args.prompt.as_slice()) {
         (Some(input), _) => {
             let prompts = texts::read(input, &files, args.add_generation_prompt)?;
@@ -37,7 +39,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
         }
     };
     let dtype = files.dtype;
-    dispatch(&args.common, dtype, Generate { args, files, adapter, tokenizer, prompts, sampling, asked })
+    dispatch(&args.common, dtype, Generate { args, files, adapter, tokenizer, prompts, edits, sampling, asked })
 }
 
 fn sampling(args: &GenerateArgs) -> Result<Sampling> {
@@ -90,13 +92,14 @@ struct Generate<'a> {
     /// None of a model that has none, whose prompts are token ids.
     tokenizer: Option<Tokenizer>,
     prompts: Vec<Vec<u32>>,
+    edits: Vec<Edit>,
     sampling: Sampling,
     asked: GenerationDefaults,
 }
 
 impl Job for Generate<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, files, adapter, tokenizer, prompts, sampling, asked } = self;
+        let Self { args, files, adapter, tokenizer, prompts, edits, sampling, asked } = self;
         let model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let adaptation = match &adapter {
             Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model.config, adapter)?),
@@ -117,6 +120,7 @@ impl Job for Generate<'_> {
             repetition_penalty: asked.repetition_penalty,
             min_new_tokens: asked.min_new_tokens,
             min_length: asked.min_length,
+            edits: &edits,
             ..GenerationConfig::greedy(args.max_new_tokens)
         };
         let inputs: Vec<Prompt> = prompts.iter().map(|ids| Prompt { ids: ids.clone(), run }).collect();

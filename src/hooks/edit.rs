@@ -1,6 +1,6 @@
 //! Edits: taps that write. What is done to which rows of which sites, and which tokens of a sequence those are.
 //!
-//! | operation | x becomes | gradient of x |
+//! | operation | a row x becomes | gradient of x |
 //! |---|---|---|
 //! | [`EditOp::Add`] | `x + v` | as it is |
 //! | [`EditOp::Replace`] | `v` | 0 |
@@ -22,89 +22,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::{Selection, Site};
+use super::{Selection, Site, site};
+use crate::formats::edits::{Action, EditEntry};
+pub use crate::formats::edits::{EditOp, Positions, Values};
 use crate::pack::{Label, Sequence};
 use crate::{Error, Result};
-
-/// Which tokens of a sequence are edited.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Positions {
-    /// The last one; in a generation the prompt's last and each new one.
-    Last,
-    /// Every one; in a generation the prompt's and all new ones.
-    All,
-    /// These, from 0, negative ones from the end; in a generation the prompt's.
-    At(Vec<i64>),
-    /// Those of the query.
-    Query,
-    /// Those of the demonstrations.
-    Demonstrations,
-}
-
-impl Positions {
-    /// Whether a token that a generation adds is one of them.
-    pub fn include_new(&self) -> bool {
-        matches!(self, Self::Last | Self::All)
-    }
-}
-
-/// Rows `[rows, width]` that an edit takes its values from.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Values {
-    /// Row-major.
-    pub rows: Vec<f32>,
-    /// Elements of a row.
-    pub width: usize,
-}
-
-impl Values {
-    /// One vector.
-    pub fn one(vector: Vec<f32>) -> Self {
-        Self { width: vector.len(), rows: vector }
-    }
-
-    /// Number of rows.
-    pub fn count(&self) -> usize {
-        self.rows.len() / self.width.max(1)
-    }
-}
-
-/// What is done to a row; the module's documentation gives the formulas. Of `Add` and `Replace` the values have one row for
-/// all positions, or one for each position of a list, in its order.
-#[derive(Clone, Debug, PartialEq)]
-pub enum EditOp {
-    /// Adds a vector.
-    Add(Values),
-    /// Puts a vector in the row's place.
-    Replace(Values),
-    /// Multiplies.
-    Scale(f64),
-    /// Leaves zeros.
-    Zero,
-    /// Takes out the part along a direction, of any length but 0.
-    ProjectOut(Vec<f32>),
-}
-
-impl EditOp {
-    /// Mean ablation: the replacement by the mean of `values`, summed in `f64` in row order.
-    pub fn mean(values: &Values) -> Self {
-        let mut sum = vec![0.0f64; values.width];
-        for row in values.rows.chunks_exact(values.width) {
-            sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
-        }
-        let count = values.count() as f64;
-        Self::Replace(Values::one(sum.iter().map(|sum| (sum / count) as f32).collect()))
-    }
-
-    /// The values of a row, if it has any.
-    pub fn values(&self) -> Option<(&[f32], usize)> {
-        match self {
-            Self::Add(values) | Self::Replace(values) => Some((&values.rows, values.width)),
-            Self::ProjectOut(direction) => Some((direction, direction.len())),
-            Self::Scale(_) | Self::Zero => None,
-        }
-    }
-}
 
 /// One edit.
 #[derive(Clone, Debug, PartialEq)]
@@ -125,6 +47,61 @@ impl Edit {
     /// An edit of every sequence.
     pub fn new(hooks: Selection, positions: Positions, op: EditOp) -> Self {
         Self { hooks, positions, runs: None, op, source: ("edits".to_owned(), "edit".to_owned()) }
+    }
+
+    /// The edits of the entries of a file ([`formats::edits::read`](crate::formats::edits::read)), for a model of `depth` layers.
+    ///
+    /// # Errors
+    /// `site`: no hook site, or several; `layers`: what a model of this depth has not, or a control vector has no direction
+    /// for.
+    pub fn of_file(entries: Vec<EditEntry>, depth: usize) -> Result<Vec<Self>> {
+        let mut edits = Vec::new();
+        for entry in entries {
+            let EditEntry { path, at, site, layers, positions, action } = entry;
+            let named = |field: &str, error: Error| match error {
+                Error::Argument { expected, found, .. } => {
+                    Error::field(&path, format!("{at}.{field}"), expected, found)
+                }
+                other => other,
+            };
+            let all = layers == "all";
+            let layers = site::layers(&layers, depth).map_err(|error| named("layers", error))?;
+            let hooks = Selection::parse(&site, &layers, depth).map_err(|error| named("site", error))?;
+            let source = (path.clone(), at.clone());
+            let edit = |hooks: Selection, op: EditOp| Edit {
+                hooks,
+                positions: positions.clone(),
+                runs: None,
+                op,
+                source: source.clone(),
+            };
+            let directions = match action {
+                Action::Op(op) => {
+                    edits.push(edit(hooks, op));
+                    continue;
+                }
+                Action::Control(directions) => directions,
+            };
+            let of_model = edit(hooks, EditOp::Zero);
+            for &(site, layer) in &of_model.hooks.hooks {
+                match directions.get(&layer) {
+                    _ if site != Site::ResidPost => {
+                        return Err(of_model.error("site", "resid_post, of a control vector", site.name(layer)));
+                    }
+                    Some(vector) => {
+                        let op = EditOp::Add(Values::one(vector.clone()));
+                        edits.push(edit(Selection::new(&[Site::ResidPost], &[layer]), op));
+                    }
+                    None if all => {}
+                    None => return Err(of_model.error("layers", "layers that the control vector has", layer)),
+                }
+            }
+            if let Some(layer) = directions.keys().find(|layer| **layer >= depth) {
+                let expected = format!("a control vector for layers below {depth}");
+                return Err(of_model.error("value", expected, format!("a direction of layer {layer}")));
+            }
+        }
+        Ok(edits)
     }
 
     /// The same for sequences of these runs only.

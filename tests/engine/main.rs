@@ -8,6 +8,7 @@ mod capture;
 mod embedded;
 mod generate;
 mod golden;
+mod golden_edits;
 mod golden_peft;
 mod golden_prompt;
 mod model;

@@ -2,7 +2,7 @@
 //!
 //! | key | |
 //! |---|---|
-//! | `site` | a hook site by any of its names, such as `resid_post` or `blocks.3.hook_z` |
+//! | `site` | a hook site by any of its names, such as `resid_post` or `blocks.3.attn.hook_z` |
 //! | `layers` | `all` (as if left out), a number, a list of numbers, or a text such as `0-3` |
 //! | `positions` | `last`, `all`, `query`, `demonstrations`, or a list of numbers, from 0, negative ones from the end |
 //! | `op` | `add`, `replace`, `scale`, `zero`, `mean`, `project_out` |

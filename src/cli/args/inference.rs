@@ -61,7 +61,7 @@ pub struct CaptureArgs {
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true",
         value_name = "BOOL")]
     pub add_generation_prompt: bool,
-    /// Hook sites to capture: resid_post, attn_out, mlp_out, embed, ln_final.hook_normalized, logits, blocks.3.hook_z, …
+    /// Hook sites to capture: resid_post, attn_out, mlp_out, embed, ln_final.hook_normalized, logits, blocks.3.attn.hook_z, …
     #[arg(long, value_delimiter = ',', default_value = "resid_post", alias = "hooks")]
     pub sites: Vec<String>,
     /// Layers of the sites that name none: all, or numbers and ranges such as 0,3 or 0-3.

@@ -13,8 +13,9 @@ use crate::formats::adapter::Adapter;
 use crate::formats::generation_config::{self, Decoding, GenerationDefaults};
 use crate::formats::stops::Stops;
 use crate::formats::tokenizer::Tokenizer;
-use crate::hooks::Edit;
+use crate::hooks::{Edit, EditPlan};
 use crate::model::{Adaptation, GenerationConfig, Model, Prompt, Sampling};
+use crate::pack::Sequence;
 use crate::{Error, Result};
 
 pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
@@ -106,6 +107,10 @@ impl Job for Generate<'_> {
             None => None,
         };
         let run = adaptation.as_ref().map(|_| 0);
+        // A position that a prompt has not is refused before anything is shown.
+        let soft = adaptation.as_ref().map_or(0, |adaptation| adaptation.prompts[0]);
+        let mut sequences: Vec<Sequence> = prompts.iter().map(|ids| Sequence::prompted(soft, ids, run)).collect();
+        EditPlan::new(&edits, &mut sequences)?;
         let strings = || args.stop.iter().map(|stop| stop.replace("\\n", "\n"));
         let stops = tokenizer.as_ref().map(|tokenizer| Stops::new(tokenizer, strings()));
         let ends = |ids: &[u32]| stops.as_ref().is_some_and(|stops| stops.reached(ids));

@@ -275,22 +275,30 @@ pub struct Sequence {
     pub run: Option<usize>,
     /// The label of each stretch of its tokens: `(first token, label)`, ascending; before the first, [`Label::Text`].
     pub labels: Vec<(usize, Label)>,
+    /// Tokens whose rows something is done to: `(token, what)`, ascending. Only tokens with the same mark, or without one,
+    /// share a row.
+    pub marks: Vec<(usize, u32)>,
 }
 
 impl Sequence {
     /// A sequence of vocabulary ids with one label.
     pub fn ids(ids: &[u32], run: Option<usize>, label: Label) -> Self {
-        Self { tokens: ids.iter().map(|&t| Token::Id(t)).collect(), run, labels: vec![(0, label)] }
+        Self { tokens: ids.iter().map(|&t| Token::Id(t)).collect(), run, labels: vec![(0, label)], marks: Vec::new() }
     }
 
     /// A sequence of vocabulary ids after the first `prompt` rows of its run's soft prompt.
     pub fn prompted(prompt: usize, ids: &[u32], run: Option<usize>) -> Self {
         let tokens = (0..prompt as u32).map(Token::Virtual).chain(ids.iter().map(|&t| Token::Id(t))).collect();
-        Self { tokens, run, labels: vec![(0, Label::Virtual), (prompt, Label::Text)] }
+        Self { tokens, run, labels: vec![(0, Label::Virtual), (prompt, Label::Text)], marks: Vec::new() }
     }
 
-    fn label_at(&self, token: usize) -> Label {
+    /// The label of a token.
+    pub fn label_at(&self, token: usize) -> Label {
         self.labels.iter().rev().find(|(from, _)| *from <= token).map_or(Label::Text, |(_, label)| *label)
+    }
+
+    fn mark_at(&self, token: usize) -> Option<u32> {
+        self.marks.binary_search_by_key(&token, |(marked, _)| *marked).ok().map(|i| self.marks[i].1)
     }
 }
 
@@ -324,7 +332,7 @@ impl Forest {
 
 /// Packs sequences so that common beginnings (within a run) are rows only once.
 ///
-/// The beginnings are the longest common prefixes of the token ids (labels must agree too). A stretch is shared if it
+/// The beginnings are the longest common prefixes of the token ids (labels and marks must agree too). A stretch is shared if it
 /// has at least `min_shared` tokens, counted from the last parting: with 1 nothing common is repeated, with more there
 /// are no tiny segments, and at most `min_shared - 1` common tokens are repeated per parting. A soft prompt is shared
 /// however short it is. Segments come in depth-first order, sequences in the order given within their parent.
@@ -421,6 +429,8 @@ impl ForestBuilder<'_> {
     fn shared(&self, a: usize, b: usize, from: usize) -> usize {
         let (a, b) = (&self.sequences[a], &self.sequences[b]);
         let n = a.tokens.len().min(b.tokens.len());
-        (from..n).take_while(|&i| a.tokens[i] == b.tokens[i] && a.label_at(i) == b.label_at(i)).count()
+        let same =
+            |&i: &usize| a.tokens[i] == b.tokens[i] && a.label_at(i) == b.label_at(i) && a.mark_at(i) == b.mark_at(i);
+        (from..n).take_while(same).count()
     }
 }

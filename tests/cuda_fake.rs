@@ -7,6 +7,8 @@
 
 #[path = "support/cuda.rs"]
 mod cuda;
+#[path = "fake/edits.rs"]
+mod edits;
 #[path = "support/ops/mod.rs"]
 mod ops;
 #[path = "fake/soundness.rs"]

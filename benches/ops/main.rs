@@ -11,6 +11,7 @@ mod activation;
 mod adamw;
 mod attention;
 mod cross_entropy;
+mod edit;
 mod embed;
 mod layer_norm;
 mod linear;
@@ -34,6 +35,7 @@ fn every_operation<B: Backend>(c: &mut Criterion, mut b: B) {
     adamw::bench(c, b);
     attention::bench(c, b);
     cross_entropy::bench(c, b);
+    edit::bench(c, b);
     embed::bench(c, b);
     layer_norm::bench(c, b);
     linear::bench(c, b);

@@ -28,7 +28,7 @@ pub mod ops;
 pub mod trace;
 mod values;
 
-pub use values::{AccElement, Captured, HostSlice, OwnMemory, PassSize, Readback, Tensor};
+pub use values::{AccElement, Captured, HostSlice, OwnMemory, PassSize, Readback, Tensor, TensorMut};
 
 /// Something with a number of elements.
 pub trait Len {
@@ -208,6 +208,7 @@ backend! {
     Capture,
     Planning,
     ops::RowOps,
+    ops::EditOps,
     ops::EmbedOps,
     ops::PositionOps,
     ops::LayerNormOps,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Buffers;
+use super::{Buffers, Len};
 
 /// The host's view of a buffer's elements, borrowed where the device lets the host read them in place.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,6 +80,45 @@ impl<B: Buffers + ?Sized> Clone for Tensor<'_, B> {
 }
 
 impl<B: Buffers + ?Sized> Copy for Tensor<'_, B> {}
+
+/// A buffer of either role, to be edited.
+pub enum TensorMut<'a, B: Buffers + ?Sized> {
+    /// In the wide dtype.
+    Acc(&'a mut B::Acc),
+    /// In the compute dtype.
+    Compute(&'a mut B::Compute),
+}
+
+impl<'a, B: Buffers + ?Sized> TensorMut<'a, B> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Acc(buffer) => buffer.len(),
+            Self::Compute(buffer) => buffer.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The same for a shorter time.
+    pub fn reborrow(&mut self) -> TensorMut<'_, B> {
+        match self {
+            Self::Acc(buffer) => TensorMut::Acc(&mut **buffer),
+            Self::Compute(buffer) => TensorMut::Compute(&mut **buffer),
+        }
+    }
+
+    /// The same, to be read.
+    pub fn read(self) -> Tensor<'a, B> {
+        match self {
+            Self::Acc(buffer) => Tensor::Acc(buffer),
+            Self::Compute(buffer) => Tensor::Compute(buffer),
+        }
+    }
+}
 
 /// Captured rows that the device is still to write, or has written.
 pub trait Readback: Send + Sync {

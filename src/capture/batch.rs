@@ -3,6 +3,7 @@
 use super::Tokens;
 use crate::arch::ModelConfig;
 use crate::formats::activations::ActivationWriter;
+use crate::hooks::{EditPlan, EditRows};
 use crate::pack::{Label, Pack, PackBuilder, Parent, Sequence, Token};
 use crate::{Error, Result};
 
@@ -24,6 +25,12 @@ impl Batch {
             Tokens::All => (0..self.pack.len()).collect(),
             Tokens::Last => self.pack.segments().iter().map(|s| s.rows.end - 1).collect(),
         }
+    }
+
+    /// The pack rows that are edited.
+    pub fn edited(&self, plan: &EditPlan) -> EditRows {
+        let segments = self.pack.segments();
+        plan.rows(self.first..self.first + segments.len(), |document, token| segments[document].rows.start + token)
     }
 
     /// Writes where these rows come from.

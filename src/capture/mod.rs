@@ -25,6 +25,7 @@
 //!     tokens: Tokens::Last,
 //!     batch_tokens: 2048,
 //!     shard_tokens: None,
+//!     edits: Vec::new(),
 //!     dtype: safetensors::Dtype::F32,
 //! };
 //! let documents = [vec![1, 5, 7], vec![1, 9]];
@@ -42,8 +43,8 @@ use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::formats::activations::{ActivationWriter, Layout};
 use crate::formats::safetensors::Dtype;
-use crate::hooks::Selection;
-use crate::model::{self, Activations, Adaptation, Input, Model, OutputRows, Save};
+use crate::hooks::{Edit, EditPlan, Selection};
+use crate::model::{self, Activations, Adaptation, EditSet, Input, Model, OutputRows, PassEdits, Save};
 use crate::pack::Sequence;
 
 mod batch;
@@ -75,6 +76,8 @@ pub struct CaptureSettings {
     pub batch_tokens: usize,
     /// Most rows of one file; none means a single file.
     pub shard_tokens: Option<usize>,
+    /// Edits of every document; what is captured at an edited hook is what they left.
+    pub edits: Vec<Edit>,
     /// Dtype of the tensors in the file: F32, F16 or BF16.
     pub dtype: Dtype,
 }
@@ -95,6 +98,8 @@ pub struct Capture {
     settings: CaptureSettings,
     tensors: Tensors,
     batches: Vec<Batch>,
+    /// Which tokens of the documents are edited.
+    plan: EditPlan,
 }
 
 impl Capture {
@@ -102,7 +107,8 @@ impl Capture {
     /// adaptation every document runs through its run 0.
     ///
     /// # Errors
-    /// `sites`: one that the model lacks; `adapter`: one that a site needs is missing; `batch_tokens` is 0.
+    /// `sites`: one that the model lacks; `adapter`: one that a site needs is missing; `batch_tokens` is 0; edits at positions
+    /// that a document has not.
     pub fn new<B: Backend>(
         config: &ModelConfig,
         adaptation: Option<&Adaptation<B>>,
@@ -111,12 +117,13 @@ impl Capture {
     ) -> Result<Self> {
         let run = adaptation.map(|_| 0);
         let prompt = adaptation.map_or(0, |adaptation| adaptation.prompts[0]);
-        let documents: Vec<Sequence> = documents.iter().map(|ids| Sequence::prompted(prompt, ids, run)).collect();
+        let mut documents: Vec<Sequence> = documents.iter().map(|ids| Sequence::prompted(prompt, ids, run)).collect();
+        let plan = EditPlan::new(&settings.edits, &mut documents)?;
         let batches = batch::batches(&documents, settings.batch_tokens, config)?;
         let longest = documents.iter().map(|document| document.tokens.len()).max().unwrap_or(0);
         let layout = adaptation.map(|adaptation| &adaptation.layout);
         let tensors = Tensors::new(config, layout, &settings.selection, longest)?;
-        Ok(Self { settings, tensors, batches })
+        Ok(Self { settings, tensors, batches, plan })
     }
 
     /// Name and width of each of the file's tensors, without the columns of labels.
@@ -157,7 +164,7 @@ impl Capture {
         path: &Path,
         progress: &mut dyn FnMut(usize),
     ) -> Result<ActivationWriter> {
-        let CaptureSettings { selection, tokens, shard_tokens, dtype, .. } = &self.settings;
+        let CaptureSettings { selection, tokens, shard_tokens, dtype, edits, .. } = &self.settings;
         let layout: Option<&model::Layout> = adaptation.map(|adaptation| &adaptation.layout);
         let mut acts = Activations::new(backend, &model.config, layout, self.memory().rows, Save::Layer)?;
         let file = Layout {
@@ -169,12 +176,19 @@ impl Capture {
             metadata: vec![("format".to_owned(), "pt".to_owned())],
         };
         let mut writer = ActivationWriter::create(path, file)?;
+        let edits = match edits.as_slice() {
+            [] => None,
+            edits => Some(EditSet::new(backend, &model.config, edits)?),
+        };
         for batch in &self.batches {
             let device = backend.pack(&batch.pack)?;
             let rows = batch.selected(*tokens);
             let output = OutputRows::new(backend, &batch.pack, rows.iter().copied())?;
             let mut input = Input::new(&batch.pack, &device).with_output_rows(output.as_ref());
             input.adaptation = adaptation;
+            let edited = edits.as_ref().map(|set| (set, batch.edited(&self.plan)));
+            let edited = edited.map(|(set, rows)| PassEdits::new(backend, set, &rows, output.as_ref())).transpose()?;
+            input.edits = edited.as_ref();
             batch.write_labels(&mut writer, &rows)?;
             let mut taps = FileTaps::new(selection, &self.tensors, &mut writer, rows);
             model.forward(backend, &mut acts, &input, None, &mut taps)?;

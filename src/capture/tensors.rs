@@ -60,13 +60,8 @@ fn width(
         config.require_head()?;
     }
     Ok(match site {
-        Site::Ln1Scale | Site::Ln2Scale | Site::FinalScale => 1,
-        Site::Q | Site::RotQ | Site::Z => config.q_width(),
-        Site::K | Site::V | Site::RotK => config.kv_width(),
         Site::AttnScores | Site::Pattern => by_position,
         Site::Result => config.num_attention_heads * config.hidden_size,
-        Site::MlpPre | Site::MlpPreLinear | Site::MlpPost => config.intermediate_size,
-        Site::Embed => config.embed_size,
         Site::Logits => config.vocab_size,
         Site::LoraA(target) | Site::LoraDelta(target) => {
             let lora = layout.and_then(|layout| layout.site(layer, target)).ok_or_else(|| {
@@ -75,6 +70,6 @@ fn width(
             })?;
             if matches!(site, Site::LoraA(_)) { lora.rank } else { lora.output }
         }
-        _ => config.hidden_size,
+        site => config.stored_width(site),
     })
 }

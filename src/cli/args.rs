@@ -6,6 +6,7 @@
 mod analyze;
 mod common;
 mod compare;
+mod control_vector;
 mod embedded;
 mod inference;
 mod optim;
@@ -18,6 +19,7 @@ use clap::{Parser, Subcommand};
 pub use analyze::AnalyzeArgs;
 pub use common::{CommonArgs, Device, DtypeArg, LoraArgs};
 pub use compare::CompareArgs;
+pub use control_vector::ControlVectorArgs;
 pub use embedded::{ExportArgs, PretrainArgs};
 pub use inference::{CaptureArgs, GenerateArgs, InspectArgs, StoreDtype, Tokens};
 pub use optim::{CheckpointArgs, OptimArgs, RegularizationArgs};
@@ -76,6 +78,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Show a model's shape and memory plan, and what an adapter contains and what PEFT would make of it.
     Inspect(InspectArgs),
+    /// Make a steering vector from two captures, in llama.cpp's form of control vectors (GGUF).
+    ControlVector(ControlVectorArgs),
     /// Write the embedded model as a Hugging Face directory.
     ExportEmbedded(ExportArgs),
     /// Pretrain a small model from scratch to learn in context.

@@ -6,13 +6,13 @@ use super::args::{self, CaptureArgs, StoreDtype};
 use super::device::{Job, dispatch};
 use super::plan::Plan;
 use super::resolve::{self, ModelFiles};
-use super::{Failure, output, texts};
+use super::{Failure, edits, output, texts};
 use crate::Result;
 use crate::backend::Backend;
 use crate::capture::{Capture, CaptureMemory, CaptureSettings, Tokens};
 use crate::formats::adapter::Adapter;
 use crate::formats::safetensors::Dtype;
-use crate::hooks::Selection;
+use crate::hooks::{Selection, site};
 use crate::model::{Adaptation, Model};
 
 /// The file in the output directory.
@@ -21,7 +21,7 @@ const FILE: &str = "activations.safetensors";
 pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
     let files = resolve::model(&args.model.model, &args.common)?;
     let depth = files.config.num_hidden_layers;
-    let layers = resolve::layers(&args.layers, depth)?;
+    let layers = site::layers(&args.layers, depth)?;
     let settings = CaptureSettings {
         selection: Selection::parse(&args.sites.join(","), &layers, depth)?,
         tokens: match args.tokens {
@@ -30,6 +30,7 @@ pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
         },
         batch_tokens: args.batch_tokens,
         shard_tokens: args.shard_tokens,
+        edits: edits::of_texts(args.edit.as_deref(), &files.config)?,
         dtype: match args.store_dtype {
             StoreDtype::F32 => Dtype::F32,
             StoreDtype::Bf16 => Dtype::BF16,

@@ -7,13 +7,15 @@ use serde_json::json;
 use super::args::GenerateArgs;
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
-use super::{Failure, output, texts};
+use super::{Failure, edits, output, texts};
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
 use crate::formats::generation_config::{self, Decoding, GenerationDefaults};
 use crate::formats::stops::Stops;
 use crate::formats::tokenizer::Tokenizer;
+use crate::hooks::{Edit, EditPlan};
 use crate::model::{Adaptation, GenerationConfig, Model, Prompt, Sampling};
+use crate::pack::Sequence;
 use crate::{Error, Result};
 
 pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
@@ -21,6 +23,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let adapter = resolve::adapter(args.model.adapter.as_deref(), &files)?;
     let sampling = sampling(args)?;
     let asked = asked(args, &files, sampling)?;
+    let edits = edits::of_texts(args.edit.as_deref(), &files.config)?;
     let (tokenizer, prompts) = match (&args.input, args.prompt.as_slice()) {
         (Some(input), _) => {
             let prompts = texts::read(input, &files, args.add_generation_prompt)?;
@@ -37,7 +40,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
         }
     };
     let dtype = files.dtype;
-    dispatch(&args.common, dtype, Generate { args, files, adapter, tokenizer, prompts, sampling, asked })
+    dispatch(&args.common, dtype, Generate { args, files, adapter, tokenizer, prompts, edits, sampling, asked })
 }
 
 fn sampling(args: &GenerateArgs) -> Result<Sampling> {
@@ -90,19 +93,24 @@ struct Generate<'a> {
     /// None of a model that has none, whose prompts are token ids.
     tokenizer: Option<Tokenizer>,
     prompts: Vec<Vec<u32>>,
+    edits: Vec<Edit>,
     sampling: Sampling,
     asked: GenerationDefaults,
 }
 
 impl Job for Generate<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, files, adapter, tokenizer, prompts, sampling, asked } = self;
+        let Self { args, files, adapter, tokenizer, prompts, edits, sampling, asked } = self;
         let model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let adaptation = match &adapter {
             Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model.config, adapter)?),
             None => None,
         };
         let run = adaptation.as_ref().map(|_| 0);
+        // A position that a prompt has not is refused before anything is shown.
+        let soft = adaptation.as_ref().map_or(0, |adaptation| adaptation.prompts[0]);
+        let mut sequences: Vec<Sequence> = prompts.iter().map(|ids| Sequence::prompted(soft, ids, run)).collect();
+        EditPlan::new(&edits, &mut sequences)?;
         let strings = || args.stop.iter().map(|stop| stop.replace("\\n", "\n"));
         let stops = tokenizer.as_ref().map(|tokenizer| Stops::new(tokenizer, strings()));
         let ends = |ids: &[u32]| stops.as_ref().is_some_and(|stops| stops.reached(ids));
@@ -117,6 +125,7 @@ impl Job for Generate<'_> {
             repetition_penalty: asked.repetition_penalty,
             min_new_tokens: asked.min_new_tokens,
             min_length: asked.min_length,
+            edits: &edits,
             ..GenerationConfig::greedy(args.max_new_tokens)
         };
         let inputs: Vec<Prompt> = prompts.iter().map(|ids| Prompt { ids: ids.clone(), run }).collect();

@@ -16,6 +16,7 @@ mod compare;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod device;
+mod edits;
 mod flags;
 mod generate;
 mod inspect;
@@ -102,6 +103,7 @@ fn run(cli: args::Cli) -> Result<(), Failure> {
         args::Command::Generate(args) => generate::run(&args),
         args::Command::Analyze(args) => analyze::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
+        args::Command::ControlVector(args) => edits::control_vector(&args),
         args::Command::ExportEmbedded(args) => task::export(&args),
         args::Command::Pretrain(args) => pretrain::run(&args),
         args::Command::Task(args) => task::run(&args),

@@ -187,30 +187,6 @@ pub fn adapter(given: Option<&Path>, model: &ModelFiles) -> Result<Option<Adapte
     Adapter::read(dir, &model.config).map(Some)
 }
 
-/// The layers that `--layers` names, sorted, each once: all, numbers, ranges (both ends included).
-pub fn layers(text: &str, depth: usize) -> Result<Vec<usize>> {
-    if text == "all" {
-        return Ok((0..depth).collect());
-    }
-    let invalid = |part: &str| Error::argument("--layers", "all, or layers such as 0,3 or 0-3", format!("`{part}`"));
-    let mut layers = Vec::new();
-    for part in text.split(',').map(str::trim) {
-        let (from, to) = part.split_once('-').unwrap_or((part, part));
-        let number = |s: &str| s.trim().parse::<usize>().map_err(|_| invalid(part));
-        let (from, to) = (number(from)?, number(to)?);
-        if from > to {
-            return Err(invalid(part));
-        }
-        if to >= depth {
-            return Err(Error::argument("--layers", format!("layers below {depth}"), to));
-        }
-        layers.extend(from..=to);
-    }
-    layers.sort_unstable();
-    layers.dedup();
-    Ok(layers)
-}
-
 /// `--target-modules`: a list of names, `all-linear`, or a regular expression; the family's own choice if not given.
 pub fn modules(args: &LoraArgs, family: Family) -> Modules {
     let Some(names) = &args.target_modules else {

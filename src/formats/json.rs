@@ -68,6 +68,15 @@ fn first_not_finite(value: &Value) -> Option<(String, String)> {
     }
 }
 
+/// A value of another format that reads like JSON, without repeated keys.
+pub struct StrictValue(pub Value);
+
+impl<'de> serde::Deserialize<'de> for StrictValue {
+    fn deserialize<D: serde::Deserializer<'de>>(de: D) -> Result<Self, D::Error> {
+        Strict.deserialize(de).map(StrictValue)
+    }
+}
+
 /// A [`Value`] without repeated keys. serde_json keeps the last one, other readers the first: nobody may guess.
 struct Strict;
 
@@ -149,6 +158,21 @@ impl<'a> Fields<'a> {
             Value::Object(map) => Ok(Self { path, prefix: String::new(), map }),
             other => Err(Error::field(path, "top level", "an object", show(other))),
         }
+    }
+
+    /// The objects of a file that is a list of such.
+    ///
+    /// # Errors
+    /// The value is no list, or has other elements.
+    pub fn of_list(path: &'a Path, value: &'a Value) -> Result<Vec<Self>> {
+        let Value::Array(list) = value else {
+            return Err(Error::field(path, "top level", "a list", show(value)));
+        };
+        let object = |(i, value): (usize, &'a Value)| match value {
+            Value::Object(map) => Ok(Self { path, prefix: format!("[{i}]."), map }),
+            other => Err(Error::field(path, format!("[{i}]"), "a mapping", show(other))),
+        };
+        list.iter().enumerate().map(object).collect()
     }
 
     /// The file this object is from.

@@ -15,9 +15,15 @@ pub mod chat;
 #[forbid(unsafe_code)]
 pub mod config;
 #[forbid(unsafe_code)]
+pub mod control_vector;
+#[forbid(unsafe_code)]
+pub mod edits;
+#[forbid(unsafe_code)]
 pub mod embedded;
 #[forbid(unsafe_code)]
 pub mod generation_config;
+#[forbid(unsafe_code)]
+pub mod gguf;
 #[forbid(unsafe_code)]
 pub mod hub;
 #[forbid(unsafe_code)]

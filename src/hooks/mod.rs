@@ -1,5 +1,7 @@
 //! Looking into a pass: a forward is generic over [`Taps`], which is handed tensors as they are made.
 //!
+//! What a pass is to write rather than to read is an [`Edit`] ([`edit`]).
+//!
 //! [`NoTaps`] is a zero-sized type whose answers are constants, so that a pass without taps pays nothing. A tapped
 //! tensor is a buffer that the forward makes anyway; the tap sees it before anything else is written to it. On the CPU
 //! the host reads it in place ([`Tapped::host`]).
@@ -63,9 +65,11 @@ use crate::Result;
 use crate::backend::{Backend, HostSlice, Tensor};
 use crate::pack::Pack;
 
+pub mod edit;
 pub mod record;
 pub mod site;
 
+pub use edit::{Edit, EditOp, EditPlan, EditRows};
 pub use record::{Record, Reduce, Reduction, take};
 pub use site::{Selection, Site};
 

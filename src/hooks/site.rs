@@ -124,7 +124,7 @@ impl Site {
     }
 
     /// The name without a block: `hook_resid_post`, `attn.hook_q`.
-    fn local(self) -> String {
+    pub fn local(self) -> String {
         match self {
             Site::Embed => "hook_embed",
             Site::PosEmbed => "hook_pos_embed",
@@ -281,6 +281,33 @@ impl Selection {
         self.hooks.dedup();
         self
     }
+}
+
+/// The layers that a text names, sorted, each once: all, numbers, ranges (both ends included).
+///
+/// # Errors
+/// `layers`: anything else, or a layer that a model of `depth` layers has not.
+pub fn layers(text: &str, depth: usize) -> Result<Vec<usize>> {
+    if text == "all" {
+        return Ok((0..depth).collect());
+    }
+    let invalid = |part: &str| Error::argument("layers", "all, or layers such as 0,3 or 0-3", format!("`{part}`"));
+    let mut layers = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        let number = |s: &str| s.trim().parse::<usize>().map_err(|_| invalid(part));
+        let (from, to) = (number(from)?, number(to)?);
+        if from > to {
+            return Err(invalid(part));
+        }
+        if to >= depth {
+            return Err(Error::argument("layers", format!("layers below {depth}"), to));
+        }
+        layers.extend(from..=to);
+    }
+    layers.sort_unstable();
+    layers.dedup();
+    Ok(layers)
 }
 
 /// The site of a name, with the layer if the name holds one.

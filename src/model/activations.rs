@@ -32,6 +32,8 @@ pub(super) struct LayerActivations<B: Backend> {
     pub rot_k: B::Compute,
     pub lse: B::Acc,
     pub z: B::Compute,
+    /// `z` before it was edited `[N, H D]`, once it has been.
+    pub unedited_z: Option<B::Compute>,
     pub resid_mid: B::Acc,
     pub mlp_stats: Stats<B>,
     /// Input of the MLP `[N, C]`: the norm of the middle residual stream, or (post-norm) that stream itself.
@@ -203,6 +205,7 @@ impl<B: Backend> LayerActivations<B> {
             rot_k: backend.compute(n * kv)?,
             lse: backend.acc(n * config.num_attention_heads)?,
             z: backend.compute(n * q)?,
+            unedited_z: None,
             resid_mid: backend.acc(n * c)?,
             mlp_stats: Stats::new(backend, config, n)?,
             mlp_in: backend.compute(n * c)?,

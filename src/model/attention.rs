@@ -12,7 +12,7 @@ use crate::backend::ops::{
     AttentionBwd, AttentionFwd, AttentionPattern, AttentionResult, Cast, EmbedBwdPrompt, GatherCompute, KvAppend,
     ResidualFwd, RopeBwd, RopeFwd, Widen,
 };
-use crate::backend::{Backend, Tensor};
+use crate::backend::{Backend, Len, TensorMut};
 use crate::hooks::{Site, Taps};
 
 impl<B: Backend> Block<'_, B> {
@@ -34,7 +34,7 @@ impl<B: Backend> Block<'_, B> {
         } else {
             self.norm(backend, &mut saved.attn_in, &mut saved.attn_stats, resid_pre, &self.weights.attn_norm);
             let sites = [Site::Ln1Scale, Site::Ln1Normalized];
-            self.tap_norm(backend, taps, sites, &saved.attn_stats, &saved.attn_in)?;
+            self.tap_norm(backend, taps, sites, &saved.attn_stats, &mut saved.attn_in)?;
         }
         self.heads(backend, taps, saved, rotation)?;
         let cached = cache.as_deref().map(|cache| &cache.cache.layers[self.layer]).map(|(k, v)| [k, v]);
@@ -49,10 +49,25 @@ impl<B: Backend> Block<'_, B> {
             dims: config.attention(self.layer),
         });
         self.tap_patterns(backend, taps, saved, cached.map(|[k, _]| k))?;
-        taps.tap(backend, Site::Z, Tensor::Compute(&saved.z), config.q_width())?;
+        if taps.edits(Site::Z) {
+            self.save_unedited_z(backend, saved)?;
+        }
+        taps.edit(backend, Site::Z, TensorMut::Compute(&mut saved.z), config.q_width())?;
         self.tap_result(backend, taps, saved)?;
         if let Some(cache) = cache {
             cache.append_rows(backend, self.layer, [&saved.rot_k, &saved.v], pack, config.kv_width());
+        }
+        Ok(())
+    }
+
+    /// Saves `z` as the attention made it, which its backward reads.
+    fn save_unedited_z(&self, backend: &mut B, saved: &mut LayerActivations<B>) -> Result<()> {
+        let (rows, width) = (self.input.pack.len(), self.config.q_width());
+        if saved.unedited_z.is_none() {
+            saved.unedited_z = Some(backend.compute(saved.z.len())?);
+        }
+        if let Some(cache) = &mut saved.unedited_z {
+            backend.kv_append(KvAppend { cache, to: 0, x: &saved.z, from: 0..rows, width });
         }
         Ok(())
     }
@@ -79,8 +94,8 @@ impl<B: Backend> Block<'_, B> {
         let heads = config.num_key_value_heads;
         backend.rope_fwd(RopeFwd { out: &mut saved.rot_k, x: k, pack, cos_sin, heads, head_dim });
         self.put_prefix(backend, 0, &mut saved.rot_k);
-        taps.tap(backend, Site::RotQ, Tensor::Compute(&saved.rot_q), config.q_width())?;
-        taps.tap(backend, Site::RotK, Tensor::Compute(&saved.rot_k), config.kv_width())
+        taps.edit(backend, Site::RotQ, TensorMut::Compute(&mut saved.rot_q), config.q_width())?;
+        taps.edit(backend, Site::RotK, TensorMut::Compute(&mut saved.rot_k), config.kv_width())
     }
 
     /// Queries, keys and values before the rotation.
@@ -96,9 +111,9 @@ impl<B: Backend> Block<'_, B> {
         self.project(backend, taps, Projection::K, k, lora_xa, x)?;
         self.project(backend, taps, Projection::V, v, lora_xa, x)?;
         self.put_prefix(backend, 1, v);
-        taps.tap(backend, Site::Q, Tensor::Compute(q), self.config.q_width())?;
-        taps.tap(backend, Site::K, Tensor::Compute(k), self.config.kv_width())?;
-        taps.tap(backend, Site::V, Tensor::Compute(v), self.config.kv_width())
+        taps.edit(backend, Site::Q, TensorMut::Compute(q), self.config.q_width())?;
+        taps.edit(backend, Site::K, TensorMut::Compute(k), self.config.kv_width())?;
+        taps.edit(backend, Site::V, TensorMut::Compute(v), self.config.kv_width())
     }
 
     /// Puts a prefix's keys (`part` 0, after the rotation) or values (1) in the place of those computed at its rows.
@@ -184,7 +199,7 @@ impl<B: Backend> Block<'_, B> {
         let LayerActivations { z, act, lora_xa, attn_stats, mlp_in, resid_mid, pre_norm_sums, .. } = saved;
         let z = if narrowed { &*act } else { &*z };
         self.project(backend, taps, Projection::O, attn_out, lora_xa, z)?;
-        taps.tap(backend, Site::AttnOut, Tensor::Compute(attn_out), width)?;
+        taps.edit(backend, Site::AttnOut, TensorMut::Compute(attn_out), width)?;
         match pre_norm_sums {
             None => backend.residual_fwd(ResidualFwd { out: resid_mid, a: stream, b: attn_out, len }),
             Some([sum, _]) => {
@@ -194,7 +209,12 @@ impl<B: Backend> Block<'_, B> {
                 backend.widen(Widen { out: &mut *resid_mid, x: mlp_in, len });
             }
         }
-        taps.tap(backend, Site::ResidMid, Tensor::Acc(&saved.resid_mid), width)
+        taps.edit(backend, Site::ResidMid, TensorMut::Acc(&mut *resid_mid), width)?;
+        if self.config.post_norm && taps.edits(Site::ResidMid) {
+            // The MLP reads the stream itself.
+            backend.cast(Cast { out: mlp_in, x: resid_mid, len });
+        }
+        Ok(())
     }
 }
 
@@ -209,10 +229,16 @@ impl<B: Backend> BlockBwd<'_, B> {
         output: Option<&OutputRows<B>>,
         through: bool,
     ) {
-        let config = self.block.config;
+        let (config, outputs) = (self.block.config, output.is_some());
+        let width = config.hidden_size;
+        self.edits(backend, Site::ResidMid, outputs, TensorMut::Acc(&mut grads.d_resid), width);
+        if config.post_norm {
+            self.edits(backend, Site::Ln1Normalized, outputs, TensorMut::Acc(&mut grads.d_resid), width);
+        }
         self.post_norm(backend, grads, request, Sublayer::Attention);
-        let len = self.block.input.pack.len() * config.hidden_size;
+        let len = self.block.input.pack.len() * width;
         backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len });
+        self.edits(backend, Site::AttnOut, outputs, TensorMut::Compute(&mut grads.d_out), width);
         let (d_z, z) = match output {
             None => (&mut grads.d_z, &self.saved.z),
             Some(output) => {
@@ -233,13 +259,17 @@ impl<B: Backend> BlockBwd<'_, B> {
         below: bool,
     ) {
         let (config, saved, layer, pack) = (self.block.config, self.saved, self.block.layer, self.block.input.device);
+        let (queries, keys) = (config.q_width(), config.kv_width());
+        self.edits(backend, Site::Z, false, TensorMut::Acc(&mut grads.d_z), queries);
+        let edited = self.block.input.edits.is_some_and(|edits| edits.at(Site::Z, layer));
+        let unedited = saved.unedited_z.as_ref().filter(|_| edited);
         backend.attention_bwd(AttentionBwd {
             d_q: &mut grads.d_q,
             d_k: &mut grads.d_k,
             d_v: &mut grads.d_v,
             delta: &mut grads.delta,
             d_z: &grads.d_z,
-            z: &saved.z,
+            z: unedited.unwrap_or(&saved.z),
             lse: &saved.lse,
             q: &saved.rot_q,
             k: &saved.rot_k,
@@ -247,6 +277,11 @@ impl<B: Backend> BlockBwd<'_, B> {
             pack,
             dims: config.attention(layer),
         });
+        self.edits(backend, Site::V, false, TensorMut::Compute(&mut grads.d_v), keys);
+        if self.acts.rotation.is_some() {
+            self.edits(backend, Site::RotQ, false, TensorMut::Compute(&mut grads.d_q), queries);
+            self.edits(backend, Site::RotK, false, TensorMut::Compute(&mut grads.d_k), keys);
+        }
         self.take_prefix(backend, grads, request);
         if let Some(rotation) = &self.acts.rotation {
             let (cos_sin, head_dim) = (&rotation.table.cos_sin, config.head_dim);
@@ -255,6 +290,8 @@ impl<B: Backend> BlockBwd<'_, B> {
             let heads = config.num_key_value_heads;
             backend.rope_bwd(RopeBwd { d_x: &mut grads.d_k, pack, cos_sin, heads, head_dim });
         }
+        self.edits(backend, Site::Q, false, TensorMut::Compute(&mut grads.d_q), queries);
+        self.edits(backend, Site::K, false, TensorMut::Compute(&mut grads.d_k), keys);
         // Without a norm before it, a sublayer's input is the residual stream itself.
         let (d_in, first) = if config.post_norm { (&mut grads.d_resid, true) } else { (&mut grads.d_norm, false) };
         for (target, d_y, accumulate) in
@@ -264,8 +301,13 @@ impl<B: Backend> BlockBwd<'_, B> {
             self.project(backend, request, target, d_y, &saved.attn_in, d_x);
         }
         if below && !config.post_norm {
+            let d_norm = TensorMut::Acc(&mut grads.d_norm);
+            self.edits(backend, Site::Ln1Normalized, false, d_norm, config.hidden_size);
             let resid_pre = &self.acts.resid[self.acts.resid_slot(layer)];
             self.pre_norm(backend, grads, request, Sublayer::Attention, resid_pre);
+        }
+        if below {
+            self.edits(backend, Site::ResidPre, false, TensorMut::Acc(&mut grads.d_resid), config.hidden_size);
         }
     }
 

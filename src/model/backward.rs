@@ -39,7 +39,7 @@ impl<B: Backend> Model<B> {
         if exchanged {
             std::mem::swap(&mut grads.d_resid, &mut grads.d_norm);
         }
-        self.head_backward(backend, acts, grads, labels, input.output_len(), &mut request);
+        self.head_backward(backend, acts, grads, labels, input, &mut request);
         for layer in (lowest..config.num_hidden_layers).rev() {
             let below = whole || layer > lowest;
             let block = Block { config, weights: &self.weights.layers[layer], layer, input };
@@ -80,7 +80,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         let narrowed = output.map(|output| input.narrowed(output, &mut keys));
         let block = Block { input: narrowed.as_ref().unwrap_or(input), ..self.block };
         let rest = BlockBwd { block, ..*self };
-        rest.mlp(backend, grads, request, attention);
+        rest.mlp(backend, grads, request, output.is_some(), attention);
         let mut exchanged = config.post_norm;
         if !attention {
             return exchanged;

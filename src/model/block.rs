@@ -12,7 +12,7 @@ use crate::arch::{ModelConfig, Projection};
 use crate::backend::ops::{
     LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LoraBwd, LoraDelta, LoraFwd, Zero,
 };
-use crate::backend::{Backend, Tensor};
+use crate::backend::{Backend, Tensor, TensorMut};
 use crate::hooks::{Site, Taps};
 
 /// A block, over the rows of `input`.
@@ -60,17 +60,17 @@ impl<B: Backend> Block<'_, B> {
         norm::forward(backend, self.config, out, stats, x, norm, self.input.pack.len());
     }
 
-    /// Hands a norm's factors and its output over.
+    /// Hands a norm's factors and its output over, which may be edited.
     pub fn tap_norm<T: Taps<B>>(
         &self,
         backend: &mut B,
         taps: &mut PassTaps<'_, B, T>,
         [scale, normalized]: [Site; 2],
         stats: &Stats<B>,
-        out: &B::Compute,
+        out: &mut B::Compute,
     ) -> Result<()> {
         taps.tap(backend, scale, Tensor::Acc(&stats.rstd), 1)?;
-        taps.tap(backend, normalized, Tensor::Compute(out), self.config.hidden_size)
+        taps.edit(backend, normalized, TensorMut::Compute(out), self.config.hidden_size)
     }
 }
 
@@ -94,6 +94,14 @@ impl<B: Backend> BlockBwd<'_, B> {
     pub fn adapts(&self, targets: &[Projection]) -> bool {
         let adaptation = self.block.input.adaptation;
         targets.iter().any(|&target| adaptation.is_some_and(|a| a.layout.site(self.block.layer, target).is_some()))
+    }
+
+    /// Through the edits of a site, whose tensor `[rows, width]` had a row for each of the block's input: in place from the
+    /// gradient of what flowed on. `outputs` says that these are the output rows alone.
+    pub fn edits(&self, backend: &mut B, site: Site, outputs: bool, d_x: TensorMut<'_, B>, width: usize) {
+        if let Some(edits) = self.block.input.edits {
+            edits.backward(backend, (site, self.block.layer), outputs, d_x, width);
+        }
     }
 
     /// A sublayer's norm: its name, its weights, and what its forward saved.

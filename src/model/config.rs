@@ -22,6 +22,18 @@ impl ModelConfig {
         }
     }
 
+    /// Elements of a row of a site whose tensor every forward makes.
+    pub fn stored_width(&self, site: Site) -> usize {
+        match site {
+            Site::Ln1Scale | Site::Ln2Scale | Site::FinalScale => 1,
+            Site::Q | Site::RotQ | Site::Z => self.q_width(),
+            Site::K | Site::V | Site::RotK => self.kv_width(),
+            Site::MlpPre | Site::MlpPreLinear | Site::MlpPost => self.intermediate_size,
+            Site::Embed => self.embed_size,
+            _ => self.hidden_size,
+        }
+    }
+
     /// Number of parameters of the base model.
     pub fn parameters(&self) -> usize {
         ParamId::all(self).into_iter().map(|id| id.len(self)).sum()

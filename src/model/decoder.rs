@@ -3,13 +3,14 @@
 use super::Model;
 use super::activations::{Activations, Save};
 use super::adaptation::Adaptation;
+use super::edits::{EditSet, PassEdits};
 use super::head::LogitBuffers;
 use super::input::Input;
 use super::kv_cache::{Cache, KvCache};
 use super::output_rows::OutputRows;
 use crate::Result;
 use crate::backend::Backend;
-use crate::hooks::NoTaps;
+use crate::hooks::{Edit, EditRows, NoTaps};
 use crate::pack::{CachedSegment, Pack};
 
 /// What a session has room for.
@@ -30,6 +31,7 @@ pub struct DecoderSize {
 pub struct Decoder<'a, B: Backend> {
     model: &'a Model<B>,
     adaptation: Option<&'a Adaptation<B>>,
+    edits: Option<EditSet<B>>,
     acts: Activations<B>,
     cache: KvCache<B>,
     buffers: LogitBuffers<B>,
@@ -54,7 +56,19 @@ impl<'a, B: Backend> Decoder<'a, B> {
         let cache = KvCache::new(backend, config.num_hidden_layers, size.cache_rows, config.kv_width())?;
         let buffers = LogitBuffers::new(backend, config, size.logit_rows)?;
         let logits = vec![B::Element::default(); size.logit_rows * config.vocab_size];
-        Ok(Self { model, adaptation, acts, cache, buffers, logits })
+        Ok(Self { model, adaptation, edits: None, acts, cache, buffers, logits })
+    }
+
+    /// The same with edits, none of which are no edits at all.
+    ///
+    /// # Errors
+    /// See [`EditSet::new`].
+    pub fn edited(self, backend: &mut B, edits: &[Edit]) -> Result<Self> {
+        let edits = match edits {
+            [] => None,
+            edits => Some(EditSet::new(backend, &self.model.config, edits)?),
+        };
+        Ok(Self { edits, ..self })
     }
 
     /// The segments in the cache, which packs may continue.
@@ -62,7 +76,8 @@ impl<'a, B: Backend> Decoder<'a, B> {
         &self.cache.segments
     }
 
-    /// One pass, whose segments `append` are added to the cache; the logits `[rows, V]` after the pack rows `rows`.
+    /// One pass without edits, whose segments `append` are added to the cache; the logits `[rows, V]` after the pack rows
+    /// `rows`.
     ///
     /// # Errors
     /// See [`Model::forward`]; a failing device.
@@ -70,10 +85,31 @@ impl<'a, B: Backend> Decoder<'a, B> {
     /// # Panics
     /// If pack, cache or rows are more than the session has room for.
     pub fn pass(&mut self, backend: &mut B, pack: &Pack, append: &[usize], rows: &[usize]) -> Result<&[B::Element]> {
+        self.edited_pass(backend, pack, append, rows, &EditRows::default())
+    }
+
+    /// The same with the session's edits at the pack rows `edited`.
+    ///
+    /// # Errors
+    /// See [`Decoder::pass`].
+    ///
+    /// # Panics
+    /// See [`Decoder::pass`].
+    pub fn edited_pass(
+        &mut self,
+        backend: &mut B,
+        pack: &Pack,
+        append: &[usize],
+        rows: &[usize],
+        edited: &EditRows,
+    ) -> Result<&[B::Element]> {
         let device = backend.pack(pack)?;
         let output = OutputRows::new(backend, pack, rows.iter().copied())?;
         let mut input = Input::new(pack, &device).with_output_rows(output.as_ref());
         input.adaptation = self.adaptation;
+        let edits = self.edits.as_ref().filter(|_| !edited.is_empty());
+        let edits = edits.map(|set| PassEdits::new(backend, set, edited, output.as_ref())).transpose()?;
+        input.edits = edits.as_ref();
         let cache = Cache { cache: &mut self.cache, append };
         self.model.forward(backend, &mut self.acts, &input, Some(cache), &mut NoTaps)?;
         self.model.logits_on_device(backend, &self.acts, rows, &mut self.buffers)?;

@@ -12,7 +12,7 @@ use crate::backend::ops::{
     Cast, EmbedBwdPrompt, EmbedBwdTable, EmbedFwd, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd,
     PositionBwdTable, PositionFwd, Widen, Zero,
 };
-use crate::backend::{AccElement, Backend, Tensor};
+use crate::backend::{AccElement, Backend, Tensor, TensorMut};
 use crate::hooks::{Site, Taps};
 use crate::pack::{Label, PackBuilder, Parent, Token};
 use crate::{Error, Result};
@@ -32,7 +32,7 @@ impl<B: Backend> Model<B> {
         let embedded = acts.embedding.as_mut().map_or(&mut *stream, |stage| &mut stage.embedded);
         let (pack, table) = (input.device, &self.weights.embed);
         backend.embed_fwd(EmbedFwd { out: &mut *embedded, pack, table, prompt, width });
-        taps.tap(backend, Site::Embed, Tensor::Acc(embedded), width)?;
+        taps.edit(backend, Site::Embed, TensorMut::Acc(&mut *embedded), width)?;
         if let Some(stage) = &mut acts.embedding {
             if let (Some(weight), Some(x)) = (&self.weights.project_in, &mut stage.embedded_compute) {
                 backend.cast(Cast { out: &mut *x, x: &stage.embedded, len: n * width });
@@ -91,6 +91,9 @@ impl<B: Backend> Model<B> {
             backend.position_bwd_table(PositionBwdTable { d_table, offset, d_x, pack, first, width });
         }
         self.embedding_stage_backward(backend, acts, grads, input.pack.len(), request);
+        if let Some(edits) = input.edits {
+            edits.backward(backend, (Site::Embed, 0), false, TensorMut::Acc(grads.d_embed_mut()), width);
+        }
         if let (Some(adaptation), Some(d_params)) = (input.adaptation, request.d_params.as_mut())
             && let Some(site) = adaptation.layout.prompt
         {

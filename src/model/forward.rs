@@ -8,7 +8,7 @@ use super::kv_cache::Cache;
 use super::taps::PassTaps;
 use crate::Result;
 use crate::backend::ops::{GatherAcc, GatherCompute};
-use crate::backend::{AccElement, Backend, Tensor};
+use crate::backend::{AccElement, Backend, TensorMut};
 use crate::hooks::{Site, Taps};
 
 impl<B: Backend> Model<B> {
@@ -39,7 +39,7 @@ impl<B: Backend> Model<B> {
         acts.cover(backend, &self.config, input.pack)?;
         cache.iter().for_each(|cache| cache.check_room(input.pack, start));
         acts.outputs = input.output_rows.map(|output| output.rows.clone());
-        let mut points = PassTaps::new(taps, input.pack);
+        let mut points = PassTaps::new(taps, input.pack, input.edits);
         match &input.start {
             None => self.embed(backend, acts, input, &mut points)?,
             Some(start) => self.start(backend, acts, input, start)?,
@@ -55,9 +55,10 @@ impl<B: Backend> Model<B> {
             cache.append_segments(input.pack);
         }
         if asked.is_some() {
-            let resid = Tensor::Acc(&acts.resid[acts.resid_slot(stop)]);
+            let slot = acts.resid_slot(stop);
             let rows = if stop == start { None } else { input.outputs() };
-            points.at(stop, rows).tap(backend, Site::ResidPre, resid, self.config.hidden_size)?;
+            let resid = TensorMut::Acc(&mut acts.resid[slot]);
+            points.at(stop, rows).edit(backend, Site::ResidPre, resid, self.config.hidden_size)?;
         } else {
             self.final_norm(backend, acts, input, &mut points.at(0, input.outputs()))?;
         }
@@ -106,7 +107,7 @@ impl<B: Backend> Model<B> {
         let saved = &mut acts.layers[slot];
         let block = Block { config, weights: &self.weights.layers[layer], layer, input };
         let mut points = taps.at(layer, None);
-        points.tap(backend, Site::ResidPre, Tensor::Acc(resid_pre), config.hidden_size)?;
+        points.edit(backend, Site::ResidPre, TensorMut::Acc(&mut *resid_pre), config.hidden_size)?;
         block.attention(backend, saved, acts.rotation.as_mut(), resid_pre, cache, &mut points)?;
 
         let mut keys = Vec::new();

@@ -7,6 +7,7 @@ use super::sampling::{GenerationConfig, Sampling};
 use super::search::{Scratch, Search};
 use crate::arch::Positions;
 use crate::backend::Backend;
+use crate::hooks::{EditPlan, EditRows};
 use crate::pack::{Label, Pack, PackBuilder, Parent, Sequence, Token};
 use crate::{Error, Result};
 
@@ -49,10 +50,12 @@ impl<B: Backend> Model<B> {
         let max_length = generation.max_length.into_iter().chain(learned).min();
         let generation = &GenerationConfig { max_length, ..generation.clone() };
         let soft = |run: Option<usize>| adaptation.zip(run).map_or(0, |(adaptation, run)| adaptation.prompts[run]);
-        let sequences: Vec<Sequence> = prompts.iter().map(|p| Sequence::prompted(soft(p.run), &p.ids, p.run)).collect();
+        let mut sequences: Vec<Sequence> =
+            prompts.iter().map(|p| Sequence::prompted(soft(p.run), &p.ids, p.run)).collect();
         self.check_window(
             sequences.iter().map(|s| s.tokens.len() + generation.limit(s.tokens.len())).max().unwrap_or(0),
         )?;
+        let plan = &EditPlan::new(generation.edits, &mut sequences)?;
         let mut done = Vec::with_capacity(prompts.len());
         while done.len() < prompts.len() {
             let first = done.len();
@@ -64,7 +67,7 @@ impl<B: Backend> Model<B> {
             // Sequences whose angles depend on how long they are have nothing in common.
             let together = if self.config.scales_beyond().is_some() { 1 } else { fits.count().max(1) };
             let last = first + together;
-            let batch = Batch { model: self, adaptation, generation, prompts: &prompts[first..last], first };
+            let batch = Batch { model: self, adaptation, generation, plan, prompts: &prompts[first..last], first };
             done.extend(batch.run(backend, &sequences[first..last], on_token)?);
         }
         Ok(done)
@@ -91,6 +94,8 @@ struct Batch<'a, B: Backend> {
     model: &'a Model<B>,
     adaptation: Option<&'a Adaptation<B>>,
     generation: &'a GenerationConfig<'a>,
+    /// Which tokens of all prompts are edited.
+    plan: &'a EditPlan,
     prompts: &'a [Prompt],
     /// Number of the first of them among all.
     first: usize,
@@ -125,8 +130,11 @@ impl<B: Backend> Batch<'_, B> {
                 logit_rows: hypotheses,
                 positions: sequences.iter().zip(&limits).map(|(s, limit)| s.tokens.len() + limit).max().unwrap_or(0),
             };
-            let mut decoder = Decoder::new(backend, self.model, self.adaptation, size)?;
-            self.decode(backend, &mut decoder, (prompts.pack, rows), sequences, &mut searches, on_token)?;
+            let decoder = Decoder::new(backend, self.model, self.adaptation, size)?;
+            let mut decoder = decoder.edited(backend, generation.edits)?;
+            let edited = self.plan.rows(self.first..self.first + sequences.len(), |s, i| prompts.row(s, i));
+            let start = (prompts.pack, rows, edited);
+            self.decode(backend, &mut decoder, start, sequences, &mut searches, on_token)?;
         }
         let done: Vec<Vec<u32>> = searches.into_iter().map(Search::result).collect();
         if matches!(generation.sampling, Sampling::Beam { .. }) {
@@ -136,12 +144,13 @@ impl<B: Backend> Batch<'_, B> {
         Ok(done)
     }
 
-    /// Passes and steps, until every search is over; the first pass is over `pack`, for the logits after `rows`.
+    /// Passes and steps, until every search is over; the first pass is over `pack`, edited at `edited`, for the logits after
+    /// `rows`.
     fn decode(
         &self,
         backend: &mut B,
         decoder: &mut Decoder<'_, B>,
-        (mut pack, mut rows): (Pack, Vec<usize>),
+        (mut pack, mut rows, mut edited): (Pack, Vec<usize>, EditRows),
         sequences: &[Sequence],
         searches: &mut [Search],
         on_token: &mut dyn FnMut(usize, u32),
@@ -149,10 +158,12 @@ impl<B: Backend> Batch<'_, B> {
         let mut append: Vec<usize> = (0..pack.segments().len()).collect();
         let mut scratch = Scratch::default();
         while !rows.is_empty() {
-            let logits = decoder.pass(backend, &pack, &append, &rows)?;
+            let logits = decoder.edited_pass(backend, &pack, &append, &rows, &edited)?;
             self.step(searches, logits, &mut scratch, on_token)?;
             let builder = PackBuilder::new(decoder.cached()).bidirectional(!self.model.config.is_causal);
             pack = next_pack(builder, searches, sequences, decoder.cached().len());
+            let runs: Vec<Option<usize>> = pack.segments().iter().map(|segment| segment.run).collect();
+            edited = EditRows::newest(self.generation.edits, &runs);
             rows.clear();
             rows.extend(0..pack.len());
             append.clone_from(&rows);

@@ -88,6 +88,11 @@ impl<B: Backend> Gradients<B> {
     pub fn d_embed(&self) -> &B::Acc {
         self.d_embed.as_ref().unwrap_or(&self.d_resid)
     }
+
+    /// The same, on the way back.
+    pub(super) fn d_embed_mut(&mut self) -> &mut B::Acc {
+        self.d_embed.as_mut().unwrap_or(&mut self.d_resid)
+    }
 }
 
 /// The gradients that a backward is to leave.

@@ -16,7 +16,7 @@ use crate::backend::ops::{
     Cast, CrossEntropyBwd, CrossEntropyFwd, GatherCompute, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd,
     LogitsFwd, ScatterAdd, Zero,
 };
-use crate::backend::{AccElement, Backend, Tensor};
+use crate::backend::{AccElement, Backend, Tensor, TensorMut};
 use crate::hooks::{Site, Taps};
 
 /// The rows that bear a loss: after row `rows[i]` comes token `targets[i]`, and the total is
@@ -108,7 +108,7 @@ impl<B: Backend> Model<B> {
                 backend.cast(Cast { out: &mut acts.final_norm, x: resid, len: rows * config.hidden_size });
             }
         }
-        taps.tap(backend, Site::FinalNorm, Tensor::Compute(&acts.final_norm), config.hidden_size)?;
+        taps.edit(backend, Site::FinalNorm, TensorMut::Compute(&mut acts.final_norm), config.hidden_size)?;
         if taps.wants(Site::Logits) {
             config.require_head()?;
             let rows = taps.rows_on_demand();
@@ -198,17 +198,23 @@ impl<B: Backend> Model<B> {
         LinearDims { rows, input: head, output: self.config.vocab_size }
     }
 
-    /// From the losses to the last residual stream, `rows` output rows of it: `d_resid =`.
+    /// From the losses to the output rows of the last residual stream: `d_resid =`.
     pub(super) fn head_backward(
         &self,
         backend: &mut B,
         acts: &Activations<B>,
         grads: &mut Gradients<B>,
         labels: &Labels<B>,
-        rows: usize,
+        input: &Input<'_, B>,
         request: &mut GradientRequest<'_, B>,
     ) {
-        let width = self.config.hidden_size;
+        let (width, rows) = (self.config.hidden_size, input.output_len());
+        let edits = |backend: &mut B, d_x: &mut B::Acc| {
+            if let Some(edits) = input.edits {
+                let outputs = input.output_rows.is_some();
+                edits.backward(backend, (Site::FinalNorm, 0), outputs, TensorMut::Acc(d_x), width);
+            }
+        };
         self.loss_backward(backend, acts, grads, labels, request);
         backend.zero(Zero { x: &mut grads.d_resid });
         let (d_out, indices) = (&grads.d_label_x, &labels.rows);
@@ -216,6 +222,7 @@ impl<B: Backend> Model<B> {
             Some(norm) => {
                 backend.zero(Zero { x: &mut grads.d_norm });
                 backend.scatter_add(ScatterAdd { d_x: &mut grads.d_norm, d_out, rows: indices, width });
+                edits(backend, &mut grads.d_norm);
                 let d_params = request.weight(ParamId::Norm(NormAt::Final));
                 let x = &acts.resid[acts.resid_slot(self.config.num_hidden_layers)];
                 let (d_x, d_out, stats) = (&mut grads.d_resid, &grads.d_norm, &acts.final_stats);
@@ -223,6 +230,7 @@ impl<B: Backend> Model<B> {
             }
             None => {
                 backend.scatter_add(ScatterAdd { d_x: &mut grads.d_resid, d_out, rows: indices, width });
+                edits(backend, &mut grads.d_resid);
             }
         }
     }

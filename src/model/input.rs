@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::adaptation::Adaptation;
+use super::edits::PassEdits;
 use super::output_rows::OutputRows;
 use crate::arch::Projection;
 use crate::backend::ops::Dropout;
@@ -58,12 +59,14 @@ pub struct Input<'a, B: Backend> {
     pub output_rows: Option<&'a OutputRows<B>>,
     /// Where the pass begins; none means with the tokens' embeddings.
     pub start: Option<Start<'a, B>>,
+    /// Edits at rows of the pack.
+    pub edits: Option<&'a PassEdits<'a, B>>,
 }
 
 impl<'a, B: Backend> Input<'a, B> {
     /// The base model on a pack, with the output of every row.
     pub fn new(pack: &'a Pack, device: &'a B::Pack) -> Self {
-        Self { pack, device, adaptation: None, dropout: None, output_rows: None, start: None }
+        Self { pack, device, adaptation: None, dropout: None, output_rows: None, start: None, edits: None }
     }
 
     /// With adapters.
@@ -79,6 +82,11 @@ impl<'a, B: Backend> Input<'a, B> {
     /// Beginning at a layer.
     pub fn starting(self, start: Start<'a, B>) -> Self {
         Self { start: Some(start), ..self }
+    }
+
+    /// With edits, made for the same pack and output rows.
+    pub fn edited(self, edits: Option<&'a PassEdits<'a, B>>) -> Self {
+        Self { edits, ..self }
     }
 
     /// The rows that come out of a pass, M.
@@ -98,7 +106,7 @@ impl<'a, B: Backend> Input<'a, B> {
             DropoutPlan { keys, ..plan }
         });
         let (pack, device) = (&output.pack, &output.device);
-        Input { pack, device, adaptation: self.adaptation, dropout, output_rows: None, start: None }
+        Input { pack, device, adaptation: self.adaptation, dropout, output_rows: None, start: None, edits: self.edits }
     }
 
     /// Dropout of a projection's input; the parts of a fused module read one input, so they drop the same of it.

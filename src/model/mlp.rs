@@ -7,7 +7,7 @@ use super::taps::PassTaps;
 use crate::Result;
 use crate::arch::{Mlp, Projection};
 use crate::backend::ops::{ActivationBwd, ActivationFwd, Cast, ResidualFwd, SwigluBwd, SwigluFwd, Widen};
-use crate::backend::{Backend, Tensor};
+use crate::backend::{Backend, TensorMut};
 use crate::hooks::{Site, Taps};
 
 impl<B: Backend> Block<'_, B> {
@@ -24,7 +24,7 @@ impl<B: Backend> Block<'_, B> {
         if !config.post_norm {
             self.norm(backend, &mut saved.mlp_in, &mut saved.mlp_stats, &saved.resid_mid, &self.weights.mlp_norm);
             let sites = [Site::Ln2Scale, Site::Ln2Normalized];
-            self.tap_norm(backend, taps, sites, &saved.mlp_stats, &saved.mlp_in)?;
+            self.tap_norm(backend, taps, sites, &saved.mlp_stats, &mut saved.mlp_in)?;
         }
         let LayerActivations { mlp_in, gate, up, act, lora_xa, .. } = saved;
         if let Some(gate) = gate {
@@ -34,19 +34,19 @@ impl<B: Backend> Block<'_, B> {
         let len = self.input.pack.len() * width;
         match config.mlp {
             Mlp::Plain(f) => {
-                taps.tap(backend, Site::MlpPre, Tensor::Compute(up), width)?;
+                taps.edit(backend, Site::MlpPre, TensorMut::Compute(&mut *up), width)?;
                 backend.activation_fwd(ActivationFwd { act: &mut *act, x: up, f, len });
             }
             Mlp::SwiGlu => {
-                let gate = gate.as_ref().expect("forward: a gated MLP has a buffer for its gate");
-                taps.tap(backend, Site::MlpPre, Tensor::Compute(gate), width)?;
-                taps.tap(backend, Site::MlpPreLinear, Tensor::Compute(up), width)?;
+                let gate = gate.as_mut().expect("forward: a gated MLP has a buffer for its gate");
+                taps.edit(backend, Site::MlpPre, TensorMut::Compute(&mut *gate), width)?;
+                taps.edit(backend, Site::MlpPreLinear, TensorMut::Compute(&mut *up), width)?;
                 backend.swiglu_fwd(SwigluFwd { act: &mut *act, gate, up, len });
             }
         }
-        taps.tap(backend, Site::MlpPost, Tensor::Compute(act), width)?;
+        taps.edit(backend, Site::MlpPost, TensorMut::Compute(&mut *act), width)?;
         self.project(backend, taps, Projection::Down, mlp_out, lora_xa, act)?;
-        taps.tap(backend, Site::MlpOut, Tensor::Compute(mlp_out), config.hidden_size)
+        taps.edit(backend, Site::MlpOut, TensorMut::Compute(mlp_out), config.hidden_size)
     }
 
     /// From the MLP's output to the stream that leaves the block: `resid_post = resid_mid + mlp_out`, and in post-norm
@@ -72,24 +72,39 @@ impl<B: Backend> Block<'_, B> {
             }
             _ => backend.residual_fwd(ResidualFwd { out: &mut *resid_post, a: &saved.resid_mid, b: mlp_out, len }),
         }
-        taps.tap(backend, Site::ResidPost, Tensor::Acc(resid_post), width)
+        taps.edit(backend, Site::ResidPost, TensorMut::Acc(resid_post), width)
     }
 }
 
 impl<B: Backend> BlockBwd<'_, B> {
-    /// From the gradient of the stream that leaves the block to that of the middle one; `through` says whether anybody
-    /// needs the latter.
-    pub fn mlp(&self, backend: &mut B, grads: &mut Gradients<B>, request: &mut GradientRequest<'_, B>, through: bool) {
+    /// From the gradient of the stream that leaves the block to that of the middle one; `outputs` says that the rows are the
+    /// output rows alone, `through` whether anybody needs the latter.
+    pub fn mlp(
+        &self,
+        backend: &mut B,
+        grads: &mut Gradients<B>,
+        request: &mut GradientRequest<'_, B>,
+        outputs: bool,
+        through: bool,
+    ) {
         let (config, saved, n) = (self.block.config, self.saved, self.block.input.pack.len());
+        let width = config.hidden_size;
+        self.edits(backend, Site::ResidPost, outputs, TensorMut::Acc(&mut grads.d_resid), width);
+        if config.post_norm {
+            self.edits(backend, Site::Ln2Normalized, outputs, TensorMut::Acc(&mut grads.d_resid), width);
+        }
         self.post_norm(backend, grads, request, Sublayer::Mlp);
-        backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len: n * config.hidden_size });
+        backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len: n * width });
+        self.edits(backend, Site::MlpOut, outputs, TensorMut::Compute(&mut grads.d_out), width);
         let inner = through || self.adapts(&[Projection::Gate, Projection::Up]);
         let d_act = inner.then_some((&mut grads.d_act, false));
         self.project(backend, request, Projection::Down, &grads.d_out, &saved.act, d_act);
         if !inner {
             return;
         }
-        let (d_up, d_act, up, len) = (&mut grads.d_up, &grads.d_act, &saved.up, n * config.intermediate_size);
+        let inner_width = config.intermediate_size;
+        self.edits(backend, Site::MlpPost, outputs, TensorMut::Acc(&mut grads.d_act), inner_width);
+        let (d_up, d_act, up, len) = (&mut grads.d_up, &grads.d_act, &saved.up, n * inner_width);
         match (config.mlp, &saved.gate, &mut grads.d_gate) {
             (Mlp::Plain(f), ..) => backend.activation_bwd(ActivationBwd { d_x: d_up, d_act, x: up, f, len }),
             (Mlp::SwiGlu, Some(gate), Some(d_gate)) => {
@@ -97,6 +112,13 @@ impl<B: Backend> BlockBwd<'_, B> {
             }
             _ => unreachable!("backward: a gated MLP has buffers for its gate"),
         }
+        let pre = if let Some(d_gate) = &mut grads.d_gate {
+            self.edits(backend, Site::MlpPreLinear, outputs, TensorMut::Compute(&mut grads.d_up), inner_width);
+            d_gate
+        } else {
+            &mut grads.d_up
+        };
+        self.edits(backend, Site::MlpPre, outputs, TensorMut::Compute(pre), inner_width);
         // Without a norm before it, a sublayer's input is the residual stream itself.
         let (d_in, mut accumulate) =
             if config.post_norm { (&mut grads.d_resid, true) } else { (&mut grads.d_norm, false) };
@@ -108,6 +130,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         let d_x = through.then_some((d_in, accumulate));
         self.project(backend, request, Projection::Up, &grads.d_up, &saved.mlp_in, d_x);
         if through && !config.post_norm {
+            self.edits(backend, Site::Ln2Normalized, outputs, TensorMut::Acc(&mut grads.d_norm), width);
             self.pre_norm(backend, grads, request, Sublayer::Mlp, &saved.resid_mid);
         }
     }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::hooks::Edit;
+
 /// How the next token is chosen from the logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Sampling {
@@ -50,6 +52,8 @@ pub struct GenerationConfig<'a> {
     pub min_new_tokens: usize,
     /// No token of `stop` is chosen before prompt and new tokens are this many.
     pub min_length: usize,
+    /// Edits of every pass.
+    pub edits: &'a [Edit],
     /// Rows of prompts and new tokens that are cached at once, unless a single prompt needs more; it changes no result.
     pub rows: usize,
 }
@@ -66,6 +70,7 @@ impl GenerationConfig<'_> {
             repetition_penalty: 1.0,
             min_new_tokens: 0,
             min_length: 0,
+            edits: &[],
             rows: 1 << 14,
         }
     }

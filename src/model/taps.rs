@@ -1,9 +1,8 @@
-//! The taps of a pass, with what they are told about the tensors at one point of it.
+//! The taps and edits of a pass, with what they are told about the tensors at one point of it.
 
-use std::marker::PhantomData;
-
+use super::edits::PassEdits;
 use crate::Result;
-use crate::backend::{Backend, Tensor};
+use crate::backend::{Backend, Tensor, TensorMut};
 use crate::hooks::{Site, Tapped, Taps};
 use crate::pack::Pack;
 
@@ -15,18 +14,18 @@ pub(super) struct PassTaps<'a, B: Backend, T: Taps<B>> {
     rows: Option<&'a [usize]>,
     /// 0 outside the blocks.
     layer: usize,
-    backend: PhantomData<fn(&mut B)>,
+    edits: Option<&'a PassEdits<'a, B>>,
 }
 
 impl<'a, B: Backend, T: Taps<B>> PassTaps<'a, B, T> {
-    /// Taps of a pass over `pack`, where its tensors have a row for each of the pack's.
-    pub fn new(taps: &'a mut T, pack: &'a Pack) -> Self {
-        Self { taps, pack, rows: None, layer: 0, backend: PhantomData }
+    /// Taps and edits of a pass over `pack`, where its tensors have a row for each of the pack's.
+    pub fn new(taps: &'a mut T, pack: &'a Pack, edits: Option<&'a PassEdits<'a, B>>) -> Self {
+        Self { taps, pack, rows: None, layer: 0, edits }
     }
 
     /// The taps in a layer, at tensors of these pack rows (none means all).
     pub fn at<'b>(&'b mut self, layer: usize, rows: Option<&'b [usize]>) -> PassTaps<'b, B, T> {
-        PassTaps { taps: &mut *self.taps, pack: self.pack, rows, layer, backend: PhantomData }
+        PassTaps { taps: &mut *self.taps, pack: self.pack, rows, layer, edits: self.edits }
     }
 
     /// See [`Taps::stop_at_layer`].
@@ -38,6 +37,21 @@ impl<'a, B: Backend, T: Taps<B>> PassTaps<'a, B, T> {
     #[inline(always)]
     pub fn wants(&self, site: Site) -> bool {
         self.taps.wants(site, self.layer)
+    }
+
+    /// Whether a site is edited here.
+    #[inline(always)]
+    pub fn edits(&self, site: Site) -> bool {
+        self.edits.is_some_and(|edits| edits.at(site, self.layer))
+    }
+
+    /// Edits a tensor `[rows, width]` as the pass is to, and hands it over, if it is wanted.
+    #[inline(always)]
+    pub fn edit(&mut self, backend: &mut B, site: Site, mut data: TensorMut<'_, B>, width: usize) -> Result<()> {
+        if let Some(edits) = self.edits {
+            edits.forward(backend, (site, self.layer), self.rows.is_some(), data.reborrow(), width);
+        }
+        self.tap(backend, site, data.read(), width)
     }
 
     /// Hands over a tensor `[rows, width]`, if it is wanted.

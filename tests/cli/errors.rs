@@ -49,8 +49,18 @@ fn help_has_examples_and_exit_code_0() {
     assert!(run(["--version"]).ok().out.contains(env!("CARGO_PKG_VERSION")));
     let help = run(["compare", "--help"]).ok().out;
     assert!(help.contains("compare [OPTIONS] --model <DIR|org/name> --task <TASK|FILE.yaml> --out <DIR>"), "{help}");
-    let computing =
-        ["capture", "train-lora", "train-prompt", "probe", "compare", "generate", "inspect", "pretrain", "task"];
+    let computing = [
+        "capture",
+        "train-lora",
+        "train-prompt",
+        "probe",
+        "compare",
+        "generate",
+        "inspect",
+        "pretrain",
+        "task",
+        "control-vector",
+    ];
     for command in computing.iter().chain(&["export-embedded"]) {
         let help = run([command, "--help"]).ok().out;
         assert!(help.contains("Example"), "{command}: {help}");

@@ -9,6 +9,7 @@ mod cases;
 mod checkpoints;
 mod compare;
 mod config;
+mod edits;
 mod errors;
 mod families;
 mod generate;

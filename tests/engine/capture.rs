@@ -27,6 +27,7 @@ fn settings(sites: &[Site], batch_tokens: usize) -> CaptureSettings {
         tokens: Tokens::All,
         batch_tokens,
         shard_tokens: None,
+        edits: Vec::new(),
         dtype: safetensors::Dtype::F32,
     }
 }

@@ -9,6 +9,7 @@ mod choices;
 mod embedded;
 mod generate;
 mod golden;
+mod golden_edits;
 mod golden_peft;
 mod golden_prompt;
 mod model;

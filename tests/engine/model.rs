@@ -2,6 +2,7 @@
 //! the device.
 
 mod decoder;
+mod edits;
 mod output_rows;
 mod start;
 mod taps;
@@ -10,11 +11,12 @@ use llamaprobe::arch::{Dtype, Family, ModelConfig, Projection};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
 use llamaprobe::backend::{AccElement, Backend, Buffers, Planning, Transfer};
+use llamaprobe::hooks::edit::{Edit, EditPlan};
 use llamaprobe::hooks::{NoTaps, Record, Selection, Site};
 use llamaprobe::model::param_id::ParamId;
 use llamaprobe::model::{
-    Activations, Adaptation, Cache, DropoutPlan, FullTuning, GenerationConfig, GradientRequest, Gradients, Input,
-    KvCache, Labels, Layout, LoraShape, Model, Prompt, Sampling, Save, WeightLayout,
+    Activations, Adaptation, Cache, DropoutPlan, EditSet, FullTuning, GenerationConfig, GradientRequest, Gradients,
+    Input, KvCache, Labels, Layout, LoraShape, Model, PassEdits, Prompt, Sampling, Save, WeightLayout,
 };
 use llamaprobe::pack::{Forest, Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
 use llamaprobe::task::embedding::mean_states;
@@ -270,6 +272,7 @@ fn generation_follows(config: &str) {
 struct Task<'a> {
     sequences: &'a [Sequence],
     dropout: f64,
+    edits: &'a [Edit],
 }
 
 struct Outcome {
@@ -281,6 +284,13 @@ struct Outcome {
 }
 
 impl Task<'_> {
+    /// The sequences, marked where they are edited.
+    fn marked(&self) -> Vec<Sequence> {
+        let mut marked = self.sequences.to_vec();
+        EditPlan::new(self.edits, &mut marked).expect("positions");
+        marked
+    }
+
     fn run<B: Backend>(
         &self,
         backend: &mut B,
@@ -306,7 +316,12 @@ impl Task<'_> {
         let device = backend.pack(pack).expect("pack");
         let (seeds, keys) = (vec![7, 8, 9], (0..pack.len() as u32).collect::<Vec<_>>());
         let dropout = (self.dropout > 0.0).then_some(DropoutPlan { p: self.dropout, seeds: &seeds, keys: &keys });
-        let input = Input { dropout, ..Input::new(pack, &device).adapted(adaptation) };
+        let plan = EditPlan::new(self.edits, &mut self.sequences.to_vec()).expect("positions");
+        let edited = plan.rows(0..self.sequences.len(), |s, i| forest.row(s, i));
+        let set = EditSet::new(backend, &model.config, self.edits).expect("edits");
+        let edits = PassEdits::new(backend, &set, &edited, None).expect("memory");
+        let edits = (!self.edits.is_empty()).then_some(&edits);
+        let input = Input { dropout, ..Input::new(pack, &device).adapted(adaptation).edited(edits) };
         model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("forward");
         let mut d_params = backend.acc(adaptation.runs * adaptation.layout.stride).expect("memory");
         let mut d_weights = backend.acc(tuning.layout.total).expect("memory");
@@ -368,7 +383,7 @@ fn gradients_of_adapters(config: &str, dropout: f64, step: f64) {
     let (model, tuning) = random(backend, config);
     let layout = lora(&model.config, model.config.family.modules()).with_prompt(2);
     let sequences = prompted();
-    let task = Task { sequences: &sequences, dropout };
+    let task = Task { sequences: &sequences, dropout, edits: &[] };
     let mut adaptation = adapters(backend, layout, 3);
     let at = task.run(backend, &model, &tuning, &adaptation, model.config.pack(&sequences, 2));
     let base: Vec<f64> = adaptation.params.clone();
@@ -393,7 +408,7 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
     let layout = lora(&model.config, model.config.family.modules()).with_prompt(2);
     let adaptation = adapters(backend, layout, 3);
     let sequences = prompted();
-    let task = Task { sequences: &sequences, dropout };
+    let task = Task { sequences: &sequences, dropout, edits: &[] };
     let at = task.run(backend, &model, &tuning, &adaptation, model.config.pack(&sequences, 2));
 
     // Each kind of weight alone, so that a large gradient hides no small one.
@@ -461,7 +476,7 @@ fn forest_gradients_are_flat(config: &str) {
     let (model, tuning) = random(backend, config);
     let adaptation = adapters(backend, lora(&model.config, model.config.family.modules()), 3);
     let sequences = branching(|i| [None, Some(0), Some(2)][i / 2 % 3]);
-    let task = Task { sequences: &sequences, dropout: 0.0 };
+    let task = Task { sequences: &sequences, dropout: 0.0, edits: &[] };
     let a = task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2));
     let b = task.run(backend, &model, &tuning, &adaptation, flat(&sequences));
     assert!(a.forest.pack.len() < b.forest.pack.len());

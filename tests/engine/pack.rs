@@ -243,7 +243,12 @@ fn runs_share_nothing_and_keep_together() {
 
 #[test]
 fn labels_cut_segments_and_forbid_sharing() {
-    let with = |labels: &[(usize, Label)]| Sequence { tokens: ids(&[1, 2, 3]), run: None, labels: labels.to_vec() };
+    let with = |labels: &[(usize, Label)]| Sequence {
+        tokens: ids(&[1, 2, 3]),
+        run: None,
+        labels: labels.to_vec(),
+        marks: Vec::new(),
+    };
     let same = [with(&[(1, Label::Query)]), with(&[(1, Label::Query)])];
     let found = forest(&same, 1);
     assert_eq!(labels(&found.pack), [Label::Text, Label::Query, Label::Query]);
@@ -257,7 +262,8 @@ fn labels_cut_segments_and_forbid_sharing() {
 
 #[test]
 fn virtual_token_is_not_the_id_of_the_same_number() {
-    let prompt = |token| Sequence { tokens: vec![token, Token::Id(4)], run: Some(0), labels: Vec::new() };
+    let prompt =
+        |token| Sequence { tokens: vec![token, Token::Id(4)], run: Some(0), labels: Vec::new(), marks: Vec::new() };
     assert_eq!(forest(&[prompt(Token::Virtual(1)), prompt(Token::Id(1))], 1).pack.len(), 4);
     assert_eq!(forest(&[prompt(Token::Virtual(1)), prompt(Token::Virtual(1))], 1).pack.len(), 2);
 }
@@ -280,7 +286,7 @@ fn sequences() -> impl Strategy<Value = Vec<Sequence>> {
     );
     let sequence = sequence.prop_map(|(tokens, run, labels)| {
         let labels = labels.into_iter().filter(|(_, label)| *label != Label::Text).collect();
-        Sequence { tokens, run, labels }
+        Sequence { tokens, run, labels, marks: Vec::new() }
     });
     prop::collection::vec(sequence, 0..9)
 }

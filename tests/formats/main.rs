@@ -11,6 +11,8 @@ mod adapter;
 mod added_tokens;
 mod chat;
 mod config;
+mod control_vector;
+mod edits;
 mod hub;
 mod keys;
 mod lines;

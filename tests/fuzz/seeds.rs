@@ -50,6 +50,18 @@ pub fn checkpoints() -> Vec<Vec<File>> {
     ]
 }
 
+/// A control vector.
+pub fn control_vectors() -> Vec<Vec<File>> {
+    vec![vec![file("v.gguf", crate::control_vector::written())]]
+}
+
+/// A file of edits with a control vector beside it.
+pub fn edits() -> Vec<Vec<File>> {
+    let text = "- {site: resid_post, layers: 0-1, positions: [0, -1], op: scale, scale: 0.5}\n\
+        - {site: blocks.3.attn.hook_z, positions: last, op: zero}\n- {op: add, value: v.gguf, scale: 2}\n";
+    vec![vec![file("edits.yaml", text), file("v.gguf", crate::control_vector::written())]]
+}
+
 /// The `config.json` of every family and of the variants of `configs.json`.
 pub fn configs() -> Vec<Vec<File>> {
     let models = ["gpt2", "bloom", "opt", "opt-behind", "qwen2", "mistral-window", "gqa-llama3", "yarn", "dynamic"];

@@ -8,10 +8,13 @@ use llamaprobe::Result;
 use llamaprobe::arch::ModelConfig;
 use llamaprobe::formats::adapter::Adapter;
 use llamaprobe::formats::chat::{ChatTemplate, Message};
+use llamaprobe::formats::control_vector::ControlVector;
+use llamaprobe::formats::edits;
 use llamaprobe::formats::hub::{CacheEnv, resolve};
 use llamaprobe::formats::jsonl::{Example, examples, values};
 use llamaprobe::formats::safetensors::{Checkpoint, Dtype, Loading};
 use llamaprobe::formats::tokenizer::Tokenizer;
+use llamaprobe::hooks::Edit;
 use llamaprobe::task::retrieval::read_vectors;
 use llamaprobe::task::{Candidates, Side, Task, Template};
 
@@ -105,6 +108,20 @@ fn fuzz_chat_template() {
 fn fuzz_adapter() {
     let read = |dir: &Path| Adapter::read(dir, &seeds::base()).map(drop);
     run(Target { name: "adapter", seeds: seeds::adapters(), read });
+}
+
+#[test]
+fn fuzz_gguf() {
+    let read = |dir: &Path| ControlVector::read(dir.join("v.gguf")).map(drop);
+    run(Target { name: "gguf", seeds: seeds::control_vectors(), read });
+}
+
+#[test]
+fn fuzz_edits() {
+    fn read(dir: &Path) -> Result<()> {
+        Edit::of_file(edits::read(dir.join("edits.yaml"))?, 4).map(drop)
+    }
+    run(Target { name: "edits", seeds: seeds::edits(), read });
 }
 
 #[test]

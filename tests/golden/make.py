@@ -25,6 +25,7 @@ PACKAGES = [line.split("==")[0] for line in (HERE / "requirements.txt").read_tex
 STEPS = [
     ("model.py", [], None, ["model-biases-linear", "model-dynamic", "model-gqa-llama3", "model-mistral-window", "model-qwen2", "model-yarn"]),
     ("families.py", [], None, ["model-bloom", "model-gpt2", "model-opt", "model-opt-behind"]),
+    ("edits.py", ["edits"], None, ["edits"]),
     ("configs.py", [], "configs.json", ["configs.json"]),
     ("adapters.py", ["."], None, ["adapters.json", "peft_adapter"]),
     ("small_tokenizers.py", ["."], None, ["tokenizers"]),

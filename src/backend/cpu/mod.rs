@@ -9,6 +9,7 @@ mod attention;
 mod buffer;
 mod context;
 mod cross_entropy;
+mod edit;
 mod embed;
 mod float;
 mod gemm;

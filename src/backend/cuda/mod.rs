@@ -18,6 +18,7 @@ mod context;
 mod cross_entropy;
 mod driver;
 mod dtype;
+mod edit;
 mod embed;
 mod forest;
 mod geometry;

@@ -15,6 +15,7 @@ mod adamw;
 mod attention;
 mod check;
 mod cross_entropy;
+mod edit;
 mod embed;
 mod layer_norm;
 mod linear;
@@ -28,6 +29,7 @@ pub use activation::{ActivationBwd, ActivationFwd, ActivationOps, SwigluBwd, Swi
 pub use adamw::{Adamw, AdamwOps, AdamwStep, CheckFinite, GradNorm, RefreshWeight};
 pub use attention::{AttentionBwd, AttentionDims, AttentionFwd, AttentionOps, AttentionPattern, AttentionResult};
 pub use cross_entropy::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LogitsFwd};
+pub use edit::{EditBwd, EditFwd, EditMap, EditOps};
 pub use embed::{EmbedBwdPrompt, EmbedBwdTable, EmbedFwd, EmbedOps, PromptSite};
 pub use layer_norm::{LayerNormBwd, LayerNormBwdAffine, LayerNormFwd, LayerNormOps};
 pub use linear::{LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LinearOps};

@@ -42,7 +42,14 @@ Examples:
 
 Writes states/activations.safetensors: one tensor [tokens, width] per site and layer, named as
 TransformerLens names hooks (blocks.3.hook_resid_post, hook_embed, ln_final.hook_normalized,
-logits), and doc_id, pos, token_id [tokens].")]
+logits), and doc_id, pos, token_id [tokens].
+
+--edit FILE.yaml holds a list such as
+  [{site: resid_post, layers: 0-3, positions: last, op: add, value: v.safetensors#v, scale: 2.0}]
+op: add, replace, scale, zero, mean (of the value's rows), project_out. positions: last, all, or a
+list, from 0, negative ones from the end, a soft prompt's rows included. value: a tensor [width] or
+[rows, width] of a file beside the YAML file, or a control vector, FILE.gguf. What is captured at an
+edited site is what the edit left.")]
 pub struct CaptureArgs {
     #[command(flatten)]
     #[serde(flatten)]
@@ -54,7 +61,7 @@ pub struct CaptureArgs {
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true",
         value_name = "BOOL")]
     pub add_generation_prompt: bool,
-    /// Hook sites to capture: resid_post, attn_out, mlp_out, embed, ln_final.hook_normalized, logits, blocks.3.hook_z, …
+    /// Hook sites to capture: resid_post, attn_out, mlp_out, embed, ln_final.hook_normalized, logits, blocks.3.attn.hook_z, …
     #[arg(long, value_delimiter = ',', default_value = "resid_post", alias = "hooks")]
     pub sites: Vec<String>,
     /// Layers of the sites that name none: all, or numbers and ranges such as 0,3 or 0-3.
@@ -63,6 +70,9 @@ pub struct CaptureArgs {
     /// Tokens of each input to capture.
     #[arg(long, value_enum, default_value = "all")]
     pub tokens: Tokens,
+    /// Edits of the states inside the model: a YAML list of {site, layers, positions, op, value, scale}, see below.
+    #[arg(long, value_name = "FILE")]
+    pub edit: Option<PathBuf>,
     /// Dtype of the stored activations.
     #[arg(long, value_enum, default_value = "f32")]
     pub store_dtype: StoreDtype,
@@ -92,7 +102,15 @@ Examples:
   llamaprobe generate --model DIR --input prompts.jsonl --temperature 0.8 --top-p 0.95 --json
   echo '{\"messages\": [{\"role\": \"user\", \"content\": \"Why?\"}]}' > chat.jsonl
   llamaprobe generate --model DIR --input chat.jsonl
-  llamaprobe generate --model DIR --prompt $'Review: fine\\nSentiment:' --num-beams 4 --stop '\\n'")]
+  llamaprobe generate --model DIR --prompt $'Review: fine\\nSentiment:' --num-beams 4 --stop '\\n'
+  llamaprobe generate --model DIR --prompt 'Today I feel' --edit happy.yaml
+
+--edit FILE.yaml holds a list such as
+  [{site: resid_post, layers: 0-3, positions: last, op: add, value: v.safetensors#v, scale: 2.0}]
+op: add, replace, scale, zero, mean (of the value's rows), project_out. positions: last (the prompt's
+last token and each new one), all (of prompt and continuation), or a list of positions of the prompt,
+from 0, negative ones from its end, a soft prompt's rows included. value: a tensor [width] or
+[rows, width] of a file beside the YAML file, or a control vector, FILE.gguf.")]
 pub struct GenerateArgs {
     #[command(flatten)]
     #[serde(flatten)]
@@ -108,6 +126,9 @@ pub struct GenerateArgs {
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true",
         value_name = "BOOL")]
     pub add_generation_prompt: bool,
+    /// Edits of the states inside the model: a YAML list of {site, layers, positions, op, value, scale}, see below.
+    #[arg(long, value_name = "FILE")]
+    pub edit: Option<PathBuf>,
     /// Maximum number of new tokens.
     #[arg(long, default_value_t = 64, value_name = "TOKENS")]
     pub max_new_tokens: usize,

@@ -221,6 +221,25 @@ impl Checkpoint {
         Ok(self.view(*file, info))
     }
 
+    /// A tensor that must be there, `[width]` or `[rows, width]`, all elements finite: its elements as f32, and its width.
+    ///
+    /// # Errors
+    /// [`SafetensorsError::Missing`] (with the nearest name); another number of dimensions, or no elements; elements of
+    /// another type, or that are not finite.
+    pub fn rows(&self, name: &str) -> Result<(Vec<f32>, usize)> {
+        let Some((file, info)) = self.tensors.get(name) else {
+            return Err(self.error(SafetensorsError::Missing { name: name.to_string(), hint: self.nearest(name) }));
+        };
+        let path = &self.files[*file].0;
+        let width = match *info.shape.as_slice() {
+            [width] | [_, width] if info.shape.iter().all(|&n| n > 0) => width,
+            _ => return Err(Error::field(path, name, "a shape [width] or [rows, width]", format!("{:?}", info.shape))),
+        };
+        let view = self.view(*file, info);
+        view.check_finite().map_err(Error::file(path))?;
+        Ok((view.to_f32().map_err(Error::file(path))?, width))
+    }
+
     /// Checks that there is no tensor but the `known` ones.
     ///
     /// # Errors

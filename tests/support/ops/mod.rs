@@ -11,6 +11,8 @@ pub mod adamw;
 pub mod attention;
 #[path = "../../ops/cross_entropy.rs"]
 pub mod cross_entropy;
+#[path = "../../ops/edit.rs"]
+pub mod edit;
 #[path = "../../ops/embed.rs"]
 pub mod embed;
 #[path = "../../ops/layer_norm.rs"]
@@ -57,6 +59,7 @@ macro_rules! with_operations {
             adamw { GradNorm CheckFinite Adamw RefreshWeight }
             attention { Attention AttentionPattern AttentionResult }
             cross_entropy { Logits CrossEntropy }
+            edit { Edit }
             embed { Embed }
             layer_norm { LayerNorm }
             linear { Linear }

@@ -20,7 +20,7 @@ mod skips;
 const LONGEST: usize = 600;
 
 /// Layers in the order in which they may import: each only from those before it. Equal rank means siblings.
-const LAYERS: [(&str, u8); 15] = [
+const LAYERS: [(&str, u8); 16] = [
     ("error", 0),
     ("arch", 1),
     ("hash", 1),
@@ -35,7 +35,8 @@ const LAYERS: [(&str, u8); 15] = [
     ("task", 6),
     ("probe", 7),
     ("compare", 8),
-    ("cli", 9),
+    ("page", 9),
+    ("cli", 10),
 ];
 
 struct Source {
@@ -387,6 +388,7 @@ fn the_readmes_commands_exist() {
         "train-prompt",
         "probe",
         "compare",
+        "report",
         "generate",
         "inspect",
         "pretrain",

@@ -9,6 +9,7 @@ mod embedded;
 mod inference;
 mod optim;
 mod probe;
+mod report;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -19,6 +20,7 @@ pub use embedded::{ExportArgs, PretrainArgs, TaskArgs, TaskName};
 pub use inference::{CaptureArgs, GenerateArgs, InspectArgs, StoreDtype, Tokens};
 pub use optim::{CheckpointArgs, OptimArgs, RegularizationArgs};
 pub use probe::ProbeArgs;
+pub use report::ReportArgs;
 pub use train::{Method, PromptInit, ReparameterizationType, TrainLoraArgs, TrainPromptArgs, TrainingArgs};
 
 const EXAMPLES: &str = "\
@@ -26,6 +28,7 @@ Examples:
   llamaprobe probe
   llamaprobe probe --model org/name --task sst2 --train train.tsv --test dev.tsv --seeds 3 --out run
   llamaprobe compare --model DIR --task mtop --train train.jsonl --test dev.jsonl --out study
+  llamaprobe report study --csv
   llamaprobe train-lora --model DIR --train data.jsonl --out adapter --r 8 --max-steps 100
   llamaprobe train-prompt --model DIR --train data.jsonl --out prompt --num-virtual-tokens 20
   llamaprobe capture --model DIR --input texts.jsonl --sites resid_post --tokens last --out states
@@ -63,6 +66,8 @@ pub enum Command {
     Probe(ProbeArgs),
     /// Compare demonstrations, LoRA, soft prompts, and soft prompts with demonstrations, by what the model generates.
     Compare(CompareArgs),
+    /// Write the page of a probe or of a comparison again, from its report.json.
+    Report(ReportArgs),
     /// Generate continuations of prompts.
     Generate(GenerateArgs),
     /// Show a model's shape and memory plan, and what an adapter contains and what PEFT would make of it.

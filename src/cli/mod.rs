@@ -25,6 +25,7 @@ mod peft;
 mod plan;
 mod pretrain;
 mod probe;
+mod report;
 mod report_tables;
 mod resolve;
 mod task;
@@ -97,6 +98,7 @@ fn run(cli: args::Cli) -> Result<(), Failure> {
         args::Command::TrainPrompt(args) => train_prompt::run(&args),
         args::Command::Probe(args) => probe::run(&args),
         args::Command::Compare(args) => compare::run(&args),
+        args::Command::Report(args) => report::run(&args),
         args::Command::Generate(args) => generate::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
         args::Command::ExportEmbedded(args) => task::export(&args),

@@ -6,7 +6,7 @@ use super::args::ProbeArgs;
 use super::device::{Job, dispatch};
 use super::plan::Plan as MemoryPlan;
 use super::resolve::{self, ModelFiles};
-use super::{Failure, output, report_tables};
+use super::{Failure, output, report, report_tables};
 use crate::arch::Family;
 use crate::backend::Backend;
 use crate::model::{Layout, LoraShape, Model};
@@ -128,11 +128,13 @@ impl Job for Probe<'_> {
         let Outcome { mut report, adapters } = outcome?;
         resolve::write_config(&args.out, "probe", args)?;
         report.save(&args.out, if args.save_adapters { &adapters } else { &[] })?;
+        let value = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
+        let files = report::write_beside(&value, &args.out, args.csv)?;
         if args.common.json {
-            let report = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
-            return output::json(&report);
+            return output::json(&value);
         }
         output::line(report_tables::probe(&report))?;
+        files.iter().try_for_each(|file| output::line(file.display()))?;
         output::line(args.out.join("report.json").display())
     }
 }

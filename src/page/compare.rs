@@ -11,6 +11,9 @@ use crate::probe::statistics::MeanSd;
 use crate::task::metrics::Interval;
 use crate::{Error, Result};
 
+/// The least difference of scores, from 0 to 100, that counts where there is no interval.
+const POINT: f64 = 1.0;
+
 /// What the page needs of a comparison's `report.json`, see [`crate::compare::report`].
 #[derive(Deserialize)]
 struct Report {
@@ -55,7 +58,7 @@ impl Row {
     fn name(&self) -> String {
         let source = self.source.as_ref().filter(|_| self.is_transfer());
         let source = source.map_or_else(String::new, |source| format!(" of {source}"));
-        let length = self.length.map_or_else(String::new, |n| format!(", {}", count(n, "row", "rows")));
+        let length = self.length.map_or_else(String::new, |n| format!(" ({n})"));
         format!("{}{source}{length}", self.arm)
     }
 
@@ -128,7 +131,7 @@ fn asked(report: &Report, judge: &Judge) -> String {
     let arms: Vec<String> = report.arms().into_iter().map(str::to_owned).collect();
     format!(
         "What does {model} write for {queries} of {task} under {arms}? Judged by {signature}; {demonstrations} before a \
-         query, {seeds} for whatever is random. PT: a learned soft prompt; IPT: a soft prompt before retrieved demonstrations.",
+         query, {seeds} for whatever is random. pt: a learned soft prompt; ipt: a soft prompt before retrieved demonstrations; in brackets its virtual tokens.",
         model = report.plan["model"].as_str().unwrap_or("–"),
         queries = count(queries, "query", "queries"),
         task = judge.task,
@@ -148,6 +151,15 @@ fn headline(report: &Report, judge: &Judge) -> String {
     let equals = report.own(&judge.task).filter(|row| row.arm != best.arm && !best.is_above(row));
     let mut equals: Vec<String> = equals.map(|row| row.arm.clone()).collect();
     equals.dedup();
+    let lowest = report.own(&judge.task).map(Row::mean).fold(f64::INFINITY, f64::min);
+    if best.mean() == lowest {
+        return format!(
+            "On {}, no arm scores more than another ({} {})",
+            judge.task,
+            mean_sd(best.score, 1),
+            judge.metric
+        );
+    }
     let rest = match equals.is_empty() {
         true => "clearly above all other arms".to_owned(),
         false => format!("not clearly above {}", list(&equals)),
@@ -201,8 +213,7 @@ fn beside(report: &Report, target: &str) -> Option<Answer> {
         _ => ("At some lengths", Tone::Partly),
     };
     let one = |(pt, ipt): &(&Row, &Row)| {
-        let length = count(pt.length.unwrap_or(0), "row", "rows");
-        format!("{length}: IPT {}, PT {}", ipt.words(), pt.words())
+        format!("{} virtual tokens: ipt {}, pt {}", pt.length.unwrap_or(0), ipt.words(), pt.words())
     };
     let text = format!("{}.", pairs.iter().map(one).collect::<Vec<_>>().join("; "));
     Some(answer("Do demonstrations help a soft prompt?", word, tone, text))
@@ -213,14 +224,16 @@ fn steadier(report: &Report, target: &str) -> Option<Answer> {
         pairs(report, target).into_iter().filter_map(|(pt, ipt)| Some((pt.length?, pt.score.sd?, ipt.score.sd?)));
     let spreads: Vec<(usize, f64, f64)> = spreads.collect();
     let less = spreads.iter().filter(|(_, pt, ipt)| ipt < pt).count();
-    let (word, tone) = match less {
+    let more = spreads.iter().filter(|(_, pt, ipt)| ipt > pt).count();
+    let (word, tone) = match (less, more) {
         _ if spreads.is_empty() => return None,
-        n if n == spreads.len() => ("Yes", Tone::Yes),
-        0 => ("No", Tone::No),
+        (0, 0) => ("Not told apart", Tone::Open),
+        (_, 0) => ("Yes", Tone::Yes),
+        (0, _) => ("No", Tone::No),
         _ => ("At some lengths", Tone::Partly),
     };
     let one = |(length, pt, ipt): &(usize, f64, f64)| {
-        format!("{}: IPT {}, PT {}", count(*length, "row", "rows"), number(*ipt, 2), number(*pt, 2))
+        format!("{length} virtual tokens: ipt {}, pt {}", number(*ipt, 2), number(*pt, 2))
     };
     let text = format!("SD over the seeds, {}.", spreads.iter().map(one).collect::<Vec<_>>().join("; "));
     Some(answer("Is it steadier with demonstrations?", word, tone, text))
@@ -233,7 +246,7 @@ fn likeness(report: &Report, target: &str) -> Option<Answer> {
         (row.bins.len() > 1).then_some((row, first.score, last.score, last.score.mean? - first.score.mean?))
     };
     let found: Vec<_> = ["icl-retrieved", "ipt"].into_iter().filter_map(ends).collect();
-    let (word, tone) = match found.iter().filter(|(.., gain)| *gain > 0.0).count() {
+    let (word, tone) = match found.iter().filter(|(.., gain)| *gain > POINT).count() {
         _ if found.is_empty() => return None,
         n if n == found.len() => ("Higher where they are alike", Tone::Yes),
         0 => ("Not higher", Tone::No),
@@ -294,7 +307,7 @@ fn lengths(report: &Report, judge: &Judge) -> Option<Figure> {
         id: format!("lengths-{}", judge.task),
         title: format!("Scores on {} by the length of the soft prompt", judge.task),
         note: String::new(),
-        x_label: "rows of the soft prompt".to_owned(),
+        x_label: "virtual tokens of the soft prompt".to_owned(),
         y_label: judge.metric.clone(),
         ticks: lengths.iter().map(usize::to_string).collect(),
         y_range: None,
@@ -354,7 +367,7 @@ fn transfer(report: &Report) -> Option<Section> {
             std::iter::once(source.task.clone()).chain(cells).collect()
         };
         let header = report.metrics.iter().map(|judge| format!("on {} ({})", judge.task, judge.metric));
-        let length = length.map_or_else(String::new, |n| format!(", {}", count(n, "row", "rows")));
+        let length = length.map_or_else(String::new, |n| format!(" ({n})"));
         Block::Table(Table {
             caption: format!("{arm}{length}"),
             header: std::iter::once("trained on".to_owned()).chain(header).collect(),
@@ -396,7 +409,10 @@ fn settings(report: &Report) -> Option<Section> {
     shown.for_each(|(key, value)| super::settings::flatten(key, value, &mut rows));
     let header = ["setting", "value"].map(str::to_owned).to_vec();
     let table = Table { caption: String::new(), header, rows, text: true };
-    let text = "An arm is called above another where the 95% intervals over the queries do not overlap.".to_owned();
+    let text = format!(
+        "An arm is called above another where the 95% intervals over the queries do not overlap; scores of groups of queries, \
+         which have none, where they differ by more than {POINT}."
+    );
     let title = "Settings, and how to read this page".to_owned();
     Some(Section { id: "settings".to_owned(), title, text: vec![text], blocks: vec![Block::Table(table)] })
 }

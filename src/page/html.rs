@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::model::{Answer, Block, Figure, Page, Section, Table, Tone};
+use super::model::{Answer, Block, Figure, Kind, Page, Section, Series, Table, Tone};
 use super::svg;
 use super::words::{escape, mean_sd};
 use crate::formats::jinja::{Fail, Template};
@@ -76,11 +76,12 @@ fn table(table: &Table) -> Value {
 fn figure(figure: &Figure) -> Result<Value> {
     let mut value = escaped(json!({"id": figure.id, "title": figure.title, "note": figure.note}));
     let spread = figure.series.iter().flat_map(|series| &series.points).any(|point| point.y.sd.is_some());
-    let key = |series: &super::model::Series| {
-        Ok(json!({"name": escape(&series.name), "key": svg::key(series.look, figure.kind)?}))
-    };
+    let key = |series: &Series| Ok(json!({"name": escape(&series.name), "key": svg::key(series.look, figure.kind)?}));
     value["svg"] = svg::draw(figure)?.into();
-    value["legend"] = figure.series.iter().map(key).collect::<Result<Vec<Value>>>()?.into();
+    // Bars have their names beside them.
+    let named = |series: &Series| series.points.iter().all(|point| figure.x(point) == series.name);
+    let shown = figure.series.iter().filter(|series| figure.kind != Kind::Bars || !named(series));
+    value["legend"] = shown.map(key).collect::<Result<Vec<Value>>>()?.into();
     value["numbers"] = numbers(figure, spread).map_or(Value::Null, |numbers| table(&numbers));
     Ok(json!({"figure": value}))
 }
@@ -88,7 +89,7 @@ fn figure(figure: &Figure) -> Result<Value> {
 /// A figure's values as a table: a row for every x; none where a table would be unreadable.
 fn numbers(figure: &Figure, spread: bool) -> Option<Table> {
     let points: usize = figure.series.iter().map(|series| series.points.len()).sum();
-    if figure.kind == super::model::Kind::Scatter || points > LONGEST {
+    if figure.kind == Kind::Scatter || points > LONGEST {
         return None;
     }
     let mut places: Vec<(f64, String)> = Vec::new();
@@ -99,7 +100,7 @@ fn numbers(figure: &Figure, spread: bool) -> Option<Table> {
     }
     places.sort_by(|a, b| a.0.total_cmp(&b.0));
     let row = |(x, name): &(f64, String)| {
-        let cell = |series: &super::model::Series| {
+        let cell = |series: &Series| {
             let point = series.points.iter().find(|point| point.x == *x);
             point.map_or_else(|| "–".to_owned(), |point| mean_sd(point.y, 4))
         };

@@ -8,11 +8,14 @@ pub fn flatten(key: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
     match value {
         Value::Object(map) => map.iter().for_each(|(name, value)| flatten(&format!("{key}.{name}"), value, rows)),
         Value::String(text) => row(super::words::visible(text)),
-        Value::Array(list) => {
+        Value::Array(list) if !list.is_empty() => {
             let item = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             row(list.iter().map(item).collect::<Vec<_>>().join(", "));
         }
+        Value::Array(_) => row("none".to_owned()),
         Value::Null => row("–".to_owned()),
+        // Without the `.0` of whole numbers.
+        Value::Number(n) if n.is_f64() => row(n.as_f64().map_or_else(|| n.to_string(), |n| n.to_string())),
         other => row(other.to_string()),
     }
 }

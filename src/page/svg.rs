@@ -10,7 +10,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::model::{Figure, Kind, Look, Point, Series};
-use super::words::escape;
+use super::words::{escape, number, printable};
 use crate::{Error, Result};
 
 /// Units of a CSS pixel.
@@ -20,7 +20,9 @@ const SIZE: (i32, i32) = (440, 280);
 /// CSS pixels of a line with its marker in a legend.
 const KEY: (i32, i32) = (34, 14);
 /// CSS pixels of the text.
-const TEXT: i32 = 12;
+const TEXT: i32 = 13;
+/// Characters of the name of a bar.
+const LONGEST_NAME: usize = 18;
 /// The mean width of a character, as a share of the text's size.
 const CHARACTER: f64 = 0.56;
 
@@ -138,15 +140,17 @@ fn classed(text: &str, head: &str) -> String {
 }
 
 fn plot(figure: &Figure, root: &Area) -> Drawn {
+    if figure.kind == Kind::Bars {
+        return bars(figure, root);
+    }
     let (x, y) = (x_range(figure), y_range(figure));
-    let left = y_label_width(&y);
+    let left = label_width(y.iter().map(|&v| number(v, digits(&y))));
     let mut chart: Chart = ChartBuilder::on(root)
-        .margin_top(26 * UNIT)
-        .margin_right(12 * UNIT)
-        .x_label_area_size(40 * UNIT)
-        .y_label_area_size(left * UNIT)
+        .margin_top(28 * UNIT)
+        .margin_right(14 * UNIT)
+        .x_label_area_size(44 * UNIT)
+        .y_label_area_size(left)
         .build_cartesian_2d(x[0]..x[1], y[0]..y[1])?;
-    let digits = digits(&y);
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -156,8 +160,8 @@ fn plot(figure: &Figure, root: &Area) -> Drawn {
         .label_style(text(HPos::Center, VPos::Center))
         .x_labels(if figure.ticks.is_empty() { 6 } else { 0 })
         .y_labels(6)
-        .x_label_formatter(&|x| super::words::number(*x, if x.fract() == 0.0 { 0 } else { 2 }))
-        .y_label_formatter(&|y| super::words::number(*y, digits))
+        .x_label_formatter(&|v| number(*v, digits(&x)))
+        .y_label_formatter(&|v| number(*v, digits(&y)))
         .draw()?;
     let at = |x: f64, y: f64| chart.backend_coord(&(x, y));
     let (low, high) = (at(x[0], y[0]), at(x[1], y[1]));
@@ -167,17 +171,21 @@ fn plot(figure: &Figure, root: &Area) -> Drawn {
     }
     for (i, name) in ticks(figure, high.0 - low.0) {
         let place = (at(i as f64, y[0]).0, low.1 + 7 * UNIT);
-        root.draw(&Text::new(name, place, text(HPos::Center, VPos::Top)))?;
+        label(root, &name, place, (HPos::Center, VPos::Top))?;
     }
-    let middle = (low.0 + high.0) / 2;
-    let bottom = (middle, (SIZE.1 - 2) * UNIT);
-    root.draw(&Text::new(figure.x_label.clone(), bottom, text(HPos::Center, VPos::Bottom)))?;
-    root.draw(&Text::new(figure.y_label.clone(), (2 * UNIT, 4 * UNIT), text(HPos::Left, VPos::Top)))?;
-    match figure.kind {
-        Kind::Lines => lines(figure, root, &at),
-        Kind::Bars => bars(figure, root, &at),
-        Kind::Scatter => scatter(figure, root, &at),
-    }
+    x_name(&figure.x_label, root, (low.0 + high.0) / 2)?;
+    label(root, &figure.y_label, (2 * UNIT, 4 * UNIT), (HPos::Left, VPos::Top))?;
+    if figure.kind == Kind::Lines { lines(figure, root, &at) } else { scatter(figure, root, &at) }
+}
+
+/// The name of the axis below a chart.
+fn x_name(name: &str, root: &Area, middle: i32) -> Drawn {
+    label(root, name, (middle, (SIZE.1 - 2) * UNIT), (HPos::Center, VPos::Bottom))
+}
+
+/// Text at a place; the crate escapes it.
+fn label(root: &Area, name: &str, place: (i32, i32), (h, v): (HPos, VPos)) -> Drawn {
+    root.draw(&Text::new(printable(name), place, text(h, v)))
 }
 
 fn text(h: HPos, v: VPos) -> TextStyle<'static> {
@@ -192,16 +200,15 @@ fn digits(range: &[f64; 2]) -> usize {
     (-step.log10().floor()).clamp(0.0, 6.0) as usize
 }
 
-/// CSS pixels for the labels of the y axis.
-fn y_label_width(range: &[f64; 2]) -> i32 {
-    let longest = range.iter().map(|v| super::words::number(*v, digits(range)).chars().count()).max().unwrap_or(0);
-    (longest as f64 * f64::from(TEXT) * CHARACTER) as i32 + 16
+/// Room for labels of the y axis.
+fn label_width(labels: impl Iterator<Item = String>) -> i32 {
+    let longest = labels.map(|label| label.chars().count()).max().unwrap_or(0);
+    (longest as f64 * f64::from(TEXT * UNIT) * CHARACTER) as i32 + 14 * UNIT
 }
 
 fn x_range(figure: &Figure) -> [f64; 2] {
     if !figure.ticks.is_empty() {
-        let margin = if figure.kind == Kind::Bars { 0.6 } else { 0.35 };
-        return [-margin, figure.ticks.len() as f64 - 1.0 + margin];
+        return [-0.35, figure.ticks.len() as f64 - 0.65];
     }
     let values = figure.series.iter().flat_map(|series| &series.points).map(|point| point.x);
     padded(values, None, 0.04)
@@ -300,19 +307,50 @@ fn lines(figure: &Figure, root: &Area, at: &Place) -> Drawn {
     Ok(())
 }
 
-fn bars(figure: &Figure, root: &Area, at: &Place) -> Drawn {
-    for (place, _) in figure.ticks.iter().enumerate() {
-        let here = |series: &Series| series.points.iter().copied().find(|p| p.x == place as f64 && p.y.mean.is_some());
+/// Bars from left to right, with their names before them: names are longer than the bars are thick.
+fn bars(figure: &Figure, root: &Area) -> Drawn {
+    let (values, places) = (y_range(figure), figure.ticks.len() as f64);
+    let name = |name: &String| match name.chars().count() {
+        0..=LONGEST_NAME => name.clone(),
+        _ => name.chars().take(LONGEST_NAME - 1).chain(['…']).collect(),
+    };
+    let mut chart: Chart = ChartBuilder::on(root)
+        .margin_top(4 * UNIT)
+        .margin_right(20 * UNIT)
+        .x_label_area_size(44 * UNIT)
+        .y_label_area_size(label_width(figure.ticks.iter().map(name)))
+        .build_cartesian_2d(values[0]..values[1], -0.5..places - 0.5)?;
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .max_light_lines(0)
+        .bold_line_style(Role::Grid.ink(Look(0), 1.0))
+        .axis_style(Role::Axis.ink(Look(0), 1.0))
+        .label_style(text(HPos::Center, VPos::Center))
+        .x_labels(6)
+        .y_labels(0)
+        .x_label_formatter(&|v| number(*v, digits(&values)))
+        .draw()?;
+    // The first place is the uppermost.
+    let at = |value: f64, place: f64| chart.backend_coord(&(value, places - 1.0 - place));
+    let (low, high) = (at(values[0], places - 0.5), at(values[1], -0.5));
+    let zero = at(0.0, 0.0).0;
+    root.draw(&PathElement::new([(zero, low.1), (zero, high.1)], Role::Axis.ink(Look(0), 1.0)))?;
+    x_name(&figure.y_label, root, (low.0 + high.0) / 2)?;
+    for (i, tick) in figure.ticks.iter().enumerate() {
+        let place = i as f64;
+        label(root, &name(tick), (low.0 - 7 * UNIT, at(0.0, place).1), (HPos::Right, VPos::Center))?;
+        let here = |series: &Series| series.points.iter().copied().find(|p| p.x == place && p.y.mean.is_some());
         let present: Vec<(Look, Point)> = figure.series.iter().filter_map(|s| Some((s.look, here(s)?))).collect();
-        let width = 0.72 / present.len().max(1) as f64;
-        for (i, (look, point)) in present.iter().enumerate() {
-            let left = place as f64 - 0.36 + i as f64 * width;
+        let thick = 0.7 / present.len().max(1) as f64;
+        for (j, (look, point)) in present.iter().enumerate() {
             let (mean, sd) = (point.y.mean.unwrap_or_default(), point.y.sd.unwrap_or_default());
-            let corners = [at(left, mean), at(left + 0.9 * width, 0.0)];
+            let middle = place - 0.35 + (j as f64 + 0.5) * thick;
+            let corners = [at(0.0, middle - 0.45 * thick), at(mean, middle + 0.45 * thick)];
             root.draw(&Rectangle::new(corners, Role::Bar.ink(*look, 1.0).filled()))?;
-            let middle = left + 0.45 * width;
-            root.draw(&PathElement::new([at(middle, mean - sd), at(middle, mean + sd)], Role::Axis.ink(*look, 1.5)))?;
-            marker(root, *look, at(middle, mean))?;
+            let spread = [at(mean - sd, middle), at(mean + sd, middle)];
+            root.draw(&PathElement::new(spread, Role::Axis.ink(*look, 1.5)))?;
+            marker(root, *look, at(mean, middle))?;
         }
     }
     Ok(())

@@ -41,18 +41,21 @@ pub fn visible(text: &str) -> String {
     text.replace('\n', "⏎\n").trim_end_matches('\n').to_owned()
 }
 
-/// A text as HTML shows it, also within quotes; what is no character of a document becomes U+FFFD.
+/// A text in which what is no character of a document is U+FFFD.
+pub fn printable(text: &str) -> String {
+    text.replace(|c: char| c.is_control() && !matches!(c, '\n' | '\t'), "\u{fffd}")
+}
+
+/// A text as HTML shows it, also within quotes.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in printable(text).chars() {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            '\n' | '\t' => out.push(c),
-            c if c.is_control() => out.push(char::REPLACEMENT_CHARACTER),
             c => out.push(c),
         }
     }

@@ -16,6 +16,7 @@ mod pretrain;
 mod probe;
 mod prompt;
 mod real;
+mod report;
 mod train;
 mod trained;
 

@@ -28,7 +28,13 @@ fn factor<'a>(view: &'a View, name: &'a str) -> Factor<'a> {
         let same = others(condition, name) == others(&view.conditions[0], name);
         same.then_some((level.as_str(), &condition.result))
     };
-    Factor { name, levels: view.conditions.iter().filter_map(level).collect() }
+    let mut levels: Vec<(&str, &Outcome)> = view.conditions.iter().filter_map(level).collect();
+    let numbers: Option<Vec<f64>> = levels.iter().map(|(level, _)| level.parse().ok()).collect();
+    if numbers.is_some() {
+        let number = |level: &str| level.parse::<f64>().unwrap_or_default();
+        levels.sort_by(|a, b| number(a.0).total_cmp(&number(b.0)));
+    }
+    Factor { name, levels }
 }
 
 impl Factor<'_> {
@@ -75,7 +81,7 @@ pub fn answer(view: &View) -> Answer {
     let mut sentences = Vec::new();
     for factor in &factors {
         let show = |name: &str, [low, high]: [(&str, f64); 2]| {
-            format!("{name} from {} ({}) to {} ({})", number(low.1, 2), low.0, number(high.1, 2), high.0)
+            format!("{name} {} ({}) to {} ({})", number(low.1, 2), low.0, number(high.1, 2), high.0)
         };
         let ranges = [
             ("update cosine", factor.range(&update)),
@@ -84,10 +90,10 @@ pub fn answer(view: &View) -> Answer {
         ];
         let ranges: Vec<String> = ranges.into_iter().filter_map(|(name, range)| Some(show(name, range?))).collect();
         if ranges.is_empty() {
-            sentences.push(format!("{}: no clear change.", factor.title()));
+            sentences.push(format!("{}: no clear change.", names::sentence(factor.name)));
         } else {
-            matter.push(factor.title().to_lowercase());
-            sentences.push(format!("{}: {}.", factor.title(), list(&ranges)));
+            matter.push(factor.name.to_owned());
+            sentences.push(format!("{}: {}.", names::sentence(factor.name), list(&ranges)));
         }
     }
     let (word, tone) = match matter.is_empty() {
@@ -97,52 +103,79 @@ pub fn answer(view: &View) -> Answer {
     Answer { question, word, tone, text: sentences.join(" ") }
 }
 
-/// Accuracy and update cosine over the levels of every factor.
-pub fn section(view: &View) -> Option<Section> {
-    let figures = factors(view).iter().flat_map(figures).flatten().map(Block::Figure).collect::<Vec<_>>();
-    let text = "One factor at a time; the others stand where the first condition has them.".to_owned();
-    let title = "Factors".to_owned();
-    (!figures.is_empty()).then(|| Section { id: "factors".to_owned(), title, text: vec![text], blocks: figures })
+/// A section for every factor: accuracy and cosines over its levels, and the updates by layer at each.
+pub fn sections(view: &View) -> Vec<Section> {
+    let section = |factor: Factor| {
+        let figures = [scores(&factor), cosines(&factor), layers(&factor)];
+        Section {
+            id: format!("factor-{}", factor.name),
+            title: factor.title(),
+            text: Vec::new(),
+            blocks: figures.into_iter().filter_map(Figure::filled).map(Block::Figure).collect(),
+        }
+    };
+    factors(view).into_iter().map(section).filter(|section| !section.blocks.is_empty()).collect()
 }
 
-fn figures(factor: &Factor) -> [Option<Figure>; 2] {
-    let id = |what: &str| format!("factor-{}-{what}", factor.name);
-    let over = |value: &dyn Fn(&Outcome) -> Option<MeanSd>| -> Vec<Option<MeanSd>> {
-        factor.levels.iter().map(|(_, result)| value(result)).collect()
-    };
-    let figure = |what: &str, title: String, y_label: &str, y_range, series| Figure {
-        id: id(what),
-        title,
-        note: String::new(),
-        x_label: factor.name.to_owned(),
-        y_label: y_label.to_owned(),
-        ticks: factor.levels.iter().map(|(level, _)| (*level).to_owned()).collect(),
-        y_range,
-        kind: Kind::Lines,
-        series,
-    };
+impl Factor<'_> {
+    fn over(&self, value: &dyn Fn(&Outcome) -> Option<MeanSd>) -> Vec<Option<MeanSd>> {
+        self.levels.iter().map(|(_, result)| value(result)).collect()
+    }
+
+    /// A figure over the levels.
+    fn figure(&self, what: &str, title: &str, y_label: &str, series: Vec<Series>) -> Figure {
+        Figure {
+            id: format!("{}-{what}", self.name),
+            title: title.to_owned(),
+            note: String::new(),
+            x_label: self.name.to_owned(),
+            y_label: y_label.to_owned(),
+            ticks: self.levels.iter().map(|(level, _)| (*level).to_owned()).collect(),
+            y_range: Some([0.0, 1.0]),
+            kind: Kind::Lines,
+            series,
+        }
+    }
+}
+
+fn scores(factor: &Factor) -> Figure {
     let arms = factor.levels[0].1.arms.iter().enumerate().map(|(i, scores)| {
-        let values = over(&|result| accuracy(result, &scores.arm));
+        let values = factor.over(&|result| accuracy(result, &scores.arm));
         Series::placed(names::arm(&scores.arm), names::arm_look(&scores.arm, i), values)
     });
-    let scores =
-        figure("accuracy", format!("{}: accuracy", factor.title()), "accuracy", Some([0.0, 1.0]), arms.collect());
+    factor.figure("accuracy", "Accuracy", "accuracy", arms.collect())
+}
+
+fn cosines(factor: &Factor) -> Figure {
     let baseline = |name: &str| {
         let of = |result: &Outcome| result.layers.last()?.measure(["icl", "it"], "update")?.baseline(name);
         let (title, look) = names::baseline(name);
-        Series::placed(title, look, over(&of))
+        Series::placed(title, look, factor.over(&of))
     };
     let pair = |arm: &str, look| {
         let of = |result: &Outcome| result.layers.last()?.value(["anchor", arm], "cosine");
-        Series::placed(format!("states: anchor–{}", names::arm(arm)), look, over(&of))
+        Series::placed(format!("states: anchor–{}", names::arm(arm)), look, factor.over(&of))
     };
     let series = vec![
-        Series::placed("updates: ICL–IT", Look::BOTH, over(&update)),
+        Series::placed("updates: ICL–IT", Look::BOTH, factor.over(&update)),
         baseline("shuffled"),
         baseline("gaussian"),
         pair("icl", Look::ICL),
         pair("it", Look::IT),
     ];
-    let cosines = figure("cosine", format!("{}: cosines at the last layer", factor.title()), "cosine", None, series);
-    [scores.filled(), cosines.filled()]
+    factor.figure("cosine", "Cosines at the last layer", "cosine", series)
+}
+
+/// The update cosine of ICL and IT by layer, a line for each level.
+fn layers(factor: &Factor) -> Figure {
+    let series = factor.levels.iter().enumerate().map(|(i, (level, result))| {
+        let values = result.layers.iter().map(|layer| layer.value(["icl", "it"], "update"));
+        Series::placed(*level, Look::nth(i), values)
+    });
+    let ticks = factor.levels.first().map_or_else(Vec::new, |(_, result)| names::layers(&result.layers));
+    Figure {
+        ticks,
+        x_label: "layer".to_owned(),
+        ..factor.figure("layers", "Cosine of the updates, by layer", "cosine of updates", series.collect())
+    }
 }

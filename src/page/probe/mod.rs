@@ -16,24 +16,24 @@ use view::View;
 /// The page of the content of a probe's `report.json`; `command` repeats it, unless the report has its own.
 pub fn page(report: &Value, command: &str) -> Page {
     let view = read::view(report);
-    let sections = [
-        factors::section(&view),
+    let first = sections::measures(&view).into_iter().chain(factors::sections(&view));
+    let others = [
         sections::accuracies(&view),
         sections::patching(&view),
-        sections::states(&view),
         sections::readouts(&view),
         sections::pca(&view),
         sections::training(&view),
         sections::examples(&view),
         sections::settings(&view, verdict::rules(&view)),
     ];
+    let sections = first.chain(others.into_iter().flatten()).collect();
     Page {
         title: title(&view),
         asked: vec![asked(&view)],
         verdict: verdict::headline(&view),
         answers: verdict::answers(&view, factors::answer(&view)),
         summary: sections::summary(&view),
-        sections: sections.into_iter().flatten().collect(),
+        sections,
         command: view.command.clone().unwrap_or_else(|| command.to_owned()),
     }
 }
@@ -45,6 +45,7 @@ fn setting(view: &View, key: &str) -> String {
         Some(Value::Array(items)) => {
             list(&items.iter().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>())
         }
+        Some(Value::Number(number)) => number.as_f64().map_or_else(|| number.to_string(), |number| number.to_string()),
         Some(other) => other.to_string(),
         None => "–".to_owned(),
     }
@@ -64,9 +65,9 @@ fn asked(view: &View) -> String {
     let soft: Vec<String> = soft.map(|arm| names::arm(&arm.arm)).collect();
     let soft = if soft.is_empty() { String::new() } else { format!(" Beside them: {} (soft prompts).", list(&soft)) };
     format!(
-        "Does {model} change its states in the same way when it reads {demos} demonstrations of {task} before a query (ICL) \
-         as when it is tuned on them and reads the query alone (IT: {tuning}, {epochs} epochs at {rate})? Compared at the \
-         last token of {queries} with the untuned model on the query alone (the anchor), over {seeds} of \
+        "Do the hidden states of the model {model} change in the same way when it reads {demos} demonstrations of {task} before \
+         a query (ICL) as when it is tuned on them and reads the query alone (IT: {tuning}, {epochs} epochs at {rate})? Read at \
+         the last token of {queries}, against the untuned model on the query alone (the anchor), over {seeds} of \
          demonstrations.{soft}",
         model = view.model,
         demos = get("demonstrations"),

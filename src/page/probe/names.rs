@@ -91,6 +91,18 @@ pub fn measure(name: &str) -> (String, String, String) {
     (title.to_owned(), label.to_owned(), note.to_owned())
 }
 
+/// A measure of the outputs.
+pub fn output(name: &str) -> String {
+    match name {
+        "agreement" => "Same answer (share of the queries)".to_owned(),
+        "kl" => "KL divergence of the label distributions (nats)".to_owned(),
+        "entropy" => "Entropy of the label distribution (nats)".to_owned(),
+        "ece" => "Expected calibration error".to_owned(),
+        "rec2ftp" => "Rec2FTP (% of what IT put right that ICL puts right too)".to_owned(),
+        other => sentence(other),
+    }
+}
+
 /// Words for a name of the report.
 pub fn sentence(name: &str) -> String {
     let words = name.replace('_', " ");

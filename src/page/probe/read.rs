@@ -129,7 +129,8 @@ fn measures(value: &Value) -> Vec<Measure> {
     let measure = |(name, value): (&String, &Value)| {
         let inside = value.as_object().into_iter().flatten();
         let below = value["baselines"].as_object().into_iter().flatten();
-        let baselines = inside.chain(below).filter(|(_, value)| is_mean_sd(value));
+        let baselines =
+            inside.chain(below).filter(|(name, value)| !["mean", "sd"].contains(&name.as_str()) && is_mean_sd(value));
         Measure {
             name: name.clone(),
             value: mean_sd(value),

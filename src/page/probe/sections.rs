@@ -7,23 +7,23 @@ use crate::page::settings::flatten;
 use crate::page::words::{count, mean_sd, number, visible};
 use crate::probe::statistics::MeanSd;
 
-/// The measures that the first screen shows for ICL and IT.
-const SHOWN_FIRST: [&str; 2] = ["cosine", "update"];
+/// The arms that are always there.
+const THREE: [&str; 3] = ["anchor", "icl", "it"];
 
 fn section(id: &str, title: &str, text: &[&str], blocks: Vec<Block>) -> Option<Section> {
     let text = text.iter().map(|text| (*text).to_owned()).collect();
     (!blocks.is_empty()).then(|| Section { id: id.to_owned(), title: title.to_owned(), text, blocks })
 }
 
-/// The scores of the arms, and what of the plots belongs to the verdict.
+/// What belongs to the verdict: the updates by layer, and the scores of the arms.
 pub fn summary(view: &View) -> Vec<Block> {
-    let result = &view.result;
-    let three =
-        |pair: &Pair| ["anchor", "icl", "it"].iter().filter(|arm| pair.arms.iter().any(|a| a == *arm)).count() == 2;
-    let updates = measure_figure(result, "update", "update", &three);
-    let cosines = measure_figure(result, "cosine", "cosine", &three);
-    let figures = [updates, cosines].into_iter().flatten().map(Block::Figure);
-    figures.chain([Block::Table(scores(result))]).collect()
+    let updates = measure_figure(&view.result, "update", "update", &is_of_three).map(Block::Figure);
+    updates.into_iter().chain([Block::Table(scores(&view.result))]).collect()
+}
+
+/// Whether a pair is of the arms that are always there.
+fn is_of_three(pair: &Pair) -> bool {
+    pair.arms.iter().all(|arm| THREE.contains(&arm.as_str()))
 }
 
 /// A table of the scores.
@@ -32,11 +32,11 @@ fn scores(result: &Outcome) -> Table {
     let row = |arm: &super::view::ArmScores| {
         let anchor = last.and_then(|layer| layer.value(["anchor", &arm.arm], "cosine"));
         let cosine = anchor.map_or_else(|| "–".to_owned(), |value| mean_sd(value, 3));
-        vec![names::arm(&arm.arm), mean_sd(arm.accuracy, 3), mean_sd(arm.log_prob, 3), cosine]
+        vec![names::arm(&arm.arm), mean_sd(arm.accuracy, 3), mean_sd(arm.log_prob, 2), cosine]
     };
-    let header = ["arm", "accuracy", "log-probability of the gold answer", "cosine with the anchor"];
+    let header = ["arm", "accuracy", "log-prob. of gold", "cosine with anchor"];
     Table {
-        caption: format!("Mean ± SD over {}", count(result.seeds, "seed", "seeds")),
+        caption: format!("Scores and last-layer states, mean ± SD over {}", count(result.seeds, "seed", "seeds")),
         header: header.map(str::to_owned).to_vec(),
         rows: result.arms.iter().map(row).collect(),
         text: false,
@@ -79,7 +79,7 @@ fn outputs(result: &Outcome) -> Option<Table> {
         parts.map(names::arm).collect::<Vec<_>>().join("–")
     };
     let row =
-        |output: &super::view::Output| vec![names::sentence(&output.name), of(&output.of), mean_sd(output.value, 4)];
+        |output: &super::view::Output| vec![names::output(&output.name), of(&output.of), mean_sd(output.value, 4)];
     let rows: Vec<Vec<String>> = result.outputs.iter().map(row).collect();
     let header = ["measure of the answers", "arms", "mean ± SD over the seeds"].map(str::to_owned).to_vec();
     (!rows.is_empty()).then(|| Table { caption: String::new(), header, rows, text: false })
@@ -126,7 +126,7 @@ fn baselines(layers: &[Layer], arms: [&str; 2], name: &str) -> Vec<Series> {
 }
 
 /// The names of all measures, in the order of the report.
-fn measures(result: &Outcome) -> Vec<&str> {
+fn names_of_measures(result: &Outcome) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
     let pairs = result.layers.iter().flat_map(|layer| &layer.pairs);
     for measure in pairs.flat_map(|pair| &pair.measures) {
@@ -137,27 +137,29 @@ fn measures(result: &Outcome) -> Vec<&str> {
     names
 }
 
-/// Every measure that the first screen does not show, and those that it shows for the arms that it does not.
-pub fn states(view: &View) -> Option<Section> {
+/// Every measure but the updates of ICL and IT, which the first screen shows; the cosines of arms with soft prompts apart.
+pub fn measures(view: &View) -> Option<Section> {
     let result = &view.result;
-    let mut blocks = Vec::new();
-    for name in measures(result).into_iter().filter(|name| !SHOWN_FIRST.contains(name)) {
-        blocks.extend(measure_figure(result, name, &format!("measure-{name}"), &|_| true));
+    let mut figures = Vec::new();
+    for name in names_of_measures(result) {
+        match name {
+            "cosine" => figures.extend(measure_figure(result, name, name, &is_of_three)),
+            "update" => {}
+            _ => figures.extend(measure_figure(result, name, &format!("measure-{name}"), &|_| true)),
+        }
     }
-    let known = ["anchor", "icl", "it"];
-    for scores in result.arms.iter().filter(|scores| !known.contains(&scores.arm.as_str())) {
+    for scores in result.arms.iter().filter(|scores| !THREE.contains(&scores.arm.as_str())) {
         let of = |pair: &Pair| pair.arms.contains(&scores.arm);
-        for name in SHOWN_FIRST {
-            let id = format!("{name}-{}", scores.arm);
-            let figure = measure_figure(result, name, &id, &of);
-            blocks.extend(figure.map(|figure| Figure {
+        for name in ["cosine", "update"] {
+            let figure = measure_figure(result, name, &format!("{name}-{}", scores.arm), &of);
+            figures.extend(figure.map(|figure| Figure {
                 title: format!("{}: {}", names::arm(&scores.arm), figure.title.to_lowercase()),
                 note: String::new(),
                 ..figure
             }));
         }
     }
-    section("measures", "Measures by layer", &[], blocks.into_iter().map(Block::Figure).collect())
+    section("measures", "States by layer", &[], figures.into_iter().map(Block::Figure).collect())
 }
 
 /// What can be read off the arms' states, by layer.

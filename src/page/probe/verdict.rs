@@ -322,10 +322,10 @@ fn scores_answer(result: &Outcome) -> Answer {
     let (word, tone) = match (gains(icl), gains(it), apart) {
         (true, true, false) => ("Both learn, equally well", Tone::Yes),
         (true, true, true) => ("Both learn, not equally well", Tone::Partly),
-        (true, false, _) => ("Only ICL learns", Tone::No),
-        (false, true, _) => ("Only IT learns", Tone::No),
+        (true, false, _) => ("Only ICL clearly learns", Tone::No),
+        (false, true, _) => ("Only IT clearly learns", Tone::No),
         (false, false, false) => ("Neither is above the query alone", Tone::Open),
-        (false, false, true) => ("Neither learns, and they differ", Tone::No),
+        (false, false, true) => ("They differ, and neither learns", Tone::No),
     };
     answer(question, word, tone, text)
 }
@@ -336,10 +336,9 @@ fn is_icl_it(of: &str) -> bool {
 }
 
 fn evidence() -> Answer {
-    let text = "Doimo et al. (arXiv:2409.03662) find that few-shot prompts and fine-tuning organise the layers \
-                differently: prompts early, by meaning; tuning late, by answer. IA2 (arXiv:2509.22621) finds that tuned \
-                models and ICL have different activations, and that aligning them helps tuning. A likeness here is of this model, \
-                task and measure.";
+    let text = "Doimo et al. (arXiv:2409.03662): few-shot prompts organise early layers by meaning, fine-tuning late layers by \
+                answer. IA2 (arXiv:2509.22621): ICL and tuned models have different activations. A likeness here is of this \
+                model, task and measure.";
     answer("What speaks against likeness?", "Two studies", Tone::Open, text.to_owned())
 }
 

@@ -112,7 +112,7 @@ pub fn page(report: &Value, path: &Path, command: &str) -> Result<Page> {
     };
     let get = |key: &str| report.plan[key].as_str().unwrap_or("–").to_owned();
     let targets: Vec<String> = report.metrics.iter().map(|judge| judge.task.clone()).collect();
-    let sections = [bins(&report), transfer(&report), scores(&report), settings(&report)];
+    let sections = [scores(&report), bins(&report), transfer(&report), settings(&report)];
     Ok(Page {
         title: format!("Demonstrations and soft prompts in {} on {}", get("model"), list(&targets)),
         asked: vec![asked(&report, judge)],
@@ -268,31 +268,30 @@ fn look(report: &Report, arm: &str) -> Look {
     Look::nth(report.arms().iter().position(|other| *other == arm).unwrap_or(0))
 }
 
-/// Scores of the arms on every target; over the lengths of the soft prompt where there are several.
+/// Scores of the arms on the first target.
 fn summary(report: &Report) -> Vec<Block> {
-    let mut blocks = Vec::new();
-    for judge in &report.metrics {
-        let rows: Vec<&Row> = report.own(&judge.task).collect();
-        let point = |(i, row): (usize, &&Row)| Series {
-            name: row.name(),
-            look: look(report, &row.arm),
-            points: vec![Point { x: i as f64, y: row.score }],
-        };
-        let figure = Figure {
-            id: format!("scores-{}", judge.task),
-            title: format!("Scores on {}", judge.task),
-            note: String::new(),
-            x_label: "arm".to_owned(),
-            y_label: judge.metric.clone(),
-            ticks: rows.iter().map(|row| row.name()).collect(),
-            y_range: None,
-            kind: Kind::Bars,
-            series: rows.iter().enumerate().map(point).collect(),
-        };
-        blocks.extend(figure.filled().map(Block::Figure));
-        blocks.extend(lengths(report, judge).map(Block::Figure));
-    }
-    blocks
+    report.metrics.iter().take(1).filter_map(|judge| bars(report, judge)).map(Block::Figure).collect()
+}
+
+fn bars(report: &Report, judge: &Judge) -> Option<Figure> {
+    let rows: Vec<&Row> = report.own(&judge.task).collect();
+    let series = |(i, row): (usize, &&Row)| Series {
+        name: row.name(),
+        look: look(report, &row.arm),
+        points: vec![Point { x: i as f64, y: row.score }],
+    };
+    let figure = Figure {
+        id: format!("scores-{}", judge.task),
+        title: format!("Scores on {}", judge.task),
+        note: String::new(),
+        x_label: "arm".to_owned(),
+        y_label: judge.metric.clone(),
+        ticks: rows.iter().map(|row| row.name()).collect(),
+        y_range: None,
+        kind: Kind::Bars,
+        series: rows.iter().enumerate().map(series).collect(),
+    };
+    figure.filled()
 }
 
 fn lengths(report: &Report, judge: &Judge) -> Option<Figure> {
@@ -398,7 +397,10 @@ fn scores(report: &Report) -> Option<Section> {
         text: false,
     };
     let text = report.metrics.iter().map(|judge| format!("{}: {}", judge.task, judge.signature)).collect();
-    Some(Section { id: "scores".to_owned(), title: "Scores".to_owned(), text, blocks: vec![Block::Table(table)] })
+    let others = report.metrics.iter().skip(1).filter_map(|judge| bars(report, judge));
+    let figures = others.chain(report.metrics.iter().filter_map(|judge| lengths(report, judge))).map(Block::Figure);
+    let blocks = figures.chain([Block::Table(table)]).collect();
+    Some(Section { id: "scores".to_owned(), title: "Scores".to_owned(), text, blocks })
 }
 
 fn settings(report: &Report) -> Option<Section> {

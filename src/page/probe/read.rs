@@ -13,6 +13,7 @@ const ARMS: [&str; 3] = ["anchor", "icl", "it"];
 /// The content of a report.
 pub fn view(report: &Value) -> View {
     let conditions = list(&report["conditions"]);
+    let labels: Vec<String> = list(&report["plan"]["labels"]).iter().map(text).collect();
     View {
         version: text(&report["version"]),
         model: text(&report["model"]),
@@ -20,12 +21,12 @@ pub fn view(report: &Value) -> View {
         dtype: text(&report["dtype"]),
         settings: report["settings"].as_object().cloned().unwrap_or_default(),
         queries: list(&report["plan"]["queries"]).len(),
-        labels: list(&report["plan"]["labels"]).iter().map(text).collect(),
+        labels: labels.clone(),
         result: outcome(&report["summary"], list(&report["seeds"])),
         conditions: conditions.iter().map(condition).collect(),
         patching: list(&report["patching"]["layers"]).iter().map(patch_layer).collect(),
         pca: report["pca"].as_object().map(pca),
-        examples: list(&report["examples"]).iter().map(example).collect(),
+        examples: list(&report["examples"]).iter().map(|value| example(value, &labels)).collect(),
         command: report["command"].as_str().map(str::to_owned),
     }
 }
@@ -176,16 +177,25 @@ fn pca(value: &Map<String, Value>) -> Pca {
     }
 }
 
-fn example(value: &Value) -> Example {
-    let answer = |answer: &Value| {
-        let scores = answer["log_probs"].as_object().into_iter().flatten();
-        let scores = scores.filter_map(|(label, value)| Some((label.clone(), value.as_f64()?)));
-        (text(&answer["arm"]), text(&answer["predicted"]), scores.collect())
+/// `labels` name the log-probabilities where they are a list.
+fn example(value: &Value, labels: &[String]) -> Example {
+    let answer = |arm: String, answer: &Value| {
+        let scores = match &answer["log_probs"] {
+            Value::Object(scores) => {
+                scores.iter().filter_map(|(label, p)| Some((label.clone(), p.as_f64()?))).collect()
+            }
+            other => labels.iter().cloned().zip(list(other).iter().filter_map(Value::as_f64)).collect(),
+        };
+        (arm, text(&answer["predicted"]), scores)
     };
+    let listed = list(&value["answers"]).iter().map(|own| answer(text(&own["arm"]), own));
+    let named = value["arms"].as_object().into_iter().flatten().map(|(arm, own)| answer(arm.clone(), own));
+    // Tokens stand apart.
+    let tokens = list(&value["tokens"]).iter().map(text).collect::<Vec<_>>();
     Example {
-        query: text(&value["query"]),
+        query: if tokens.is_empty() { text(&value["query"]) } else { tokens.join("|") },
         gold: text(&value["gold"]),
-        answers: list(&value["answers"]).iter().map(answer).collect(),
+        answers: listed.chain(named).collect(),
     }
 }
 

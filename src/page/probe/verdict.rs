@@ -258,8 +258,7 @@ fn cause(view: &View) -> Option<Tone> {
 fn cause_answer(view: &View) -> Answer {
     let question = "Do the states cause the answers?";
     if view.patching.is_empty() {
-        let text =
-            "No state was written into another pass (patching), so these numbers cannot tell cause from company.";
+        let text = "No state was written into another pass (patching), so these numbers cannot tell a cause from a coincidence.";
         return answer(question, "Not tested", Tone::Open, text.to_owned());
     }
     let (Some(tone), Some(gain)) = (cause(view), gain(view)) else {

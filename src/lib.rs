@@ -23,6 +23,8 @@ pub mod model;
 #[forbid(unsafe_code)]
 pub mod pack;
 #[forbid(unsafe_code)]
+pub mod page;
+#[forbid(unsafe_code)]
 pub mod probe;
 #[forbid(unsafe_code)]
 pub mod random;

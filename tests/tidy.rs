@@ -36,7 +36,8 @@ const LAYERS: [(&str, u8); 16] = [
     ("task", 6),
     ("probe", 7),
     ("compare", 8),
-    ("cli", 9),
+    ("page", 9),
+    ("cli", 10),
 ];
 
 struct Source {

@@ -11,6 +11,7 @@ mod embedded;
 mod inference;
 mod optim;
 mod probe;
+mod report;
 mod task;
 mod train;
 
@@ -24,6 +25,7 @@ pub use embedded::{ExportArgs, PretrainArgs};
 pub use inference::{CaptureArgs, GenerateArgs, InspectArgs, StoreDtype, Tokens};
 pub use optim::{CheckpointArgs, OptimArgs, RegularizationArgs};
 pub use probe::ProbeArgs;
+pub use report::ReportArgs;
 pub use task::{SYNTHETIC, TaskArgs};
 pub use train::{Method, PromptInit, ReparameterizationType, TrainLoraArgs, TrainPromptArgs, TrainingArgs};
 
@@ -34,6 +36,7 @@ Examples:
   llamaprobe probe --model DIR --task task.yaml --out run
   llamaprobe compare --model DIR --task mtop --train train.jsonl --test dev.jsonl --out study
   llamaprobe task task.yaml --check
+  llamaprobe report study --csv
   llamaprobe train-lora --model DIR --train data.jsonl --out adapter --r 8 --max-steps 100
   llamaprobe train-prompt --model DIR --train data.jsonl --out prompt --num-virtual-tokens 20
   llamaprobe capture --model DIR --input texts.jsonl --sites resid_post --tokens last --out states
@@ -74,6 +77,8 @@ pub enum Command {
     Compare(CompareArgs),
     /// Compare captured states, layer by layer: CKA, SVCCA, neighbours, intrinsic dimension, subspaces, updates.
     Analyze(AnalyzeArgs),
+    /// Write the page of a probe or of a comparison again, from its report.json.
+    Report(ReportArgs),
     /// Generate continuations of prompts.
     Generate(GenerateArgs),
     /// Show a model's shape and memory plan, and what an adapter contains and what PEFT would make of it.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::args::CompareArgs;
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
-use super::{Failure, output, report_tables};
+use super::{Failure, output, report, report_tables};
 use crate::arch::Family;
 use crate::backend::Backend;
 use crate::compare::{Base, CompareSettings, Comparison, Source};
@@ -175,11 +175,13 @@ impl Job for Compare<'_> {
         let report = comparison.run(&mut backend, &mut model, &args.out, &mut |what| output::note(what))?;
         resolve::write_config(&args.out, "compare", args)?;
         report.save(&args.out)?;
+        let value = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
+        let files = report::write_beside(&value, &args.out, args.csv)?;
         if args.common.json {
-            let report = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
-            return output::json(&report);
+            return output::json(&value);
         }
         output::line(report_tables::compare(&report))?;
+        files.iter().try_for_each(|file| output::line(file.display()))?;
         output::line(args.out.join("report.json").display())
     }
 }

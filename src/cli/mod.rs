@@ -27,6 +27,7 @@ mod peft;
 mod plan;
 mod pretrain;
 mod probe;
+mod report;
 mod report_tables;
 mod resolve;
 mod study;
@@ -100,6 +101,7 @@ fn run(cli: args::Cli) -> Result<(), Failure> {
         args::Command::TrainPrompt(args) => train_prompt::run(&args),
         args::Command::Probe(args) => probe::run(&args),
         args::Command::Compare(args) => compare::run(&args),
+        args::Command::Report(args) => report::run(&args),
         args::Command::Generate(args) => generate::run(&args),
         args::Command::Analyze(args) => analyze::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),

@@ -10,7 +10,7 @@ use super::device::{Job, dispatch};
 use super::plan::Plan as MemoryPlan;
 use super::resolve::{self, ModelFiles};
 use super::study::{self, Asked, Study};
-use super::{Failure, output, report_tables};
+use super::{Failure, output, report, report_tables};
 use crate::arch::Family;
 use crate::backend::Backend;
 use crate::formats::tokenizer::Tokenizer;
@@ -130,11 +130,13 @@ fn finish(args: &ProbeArgs, parts: Vec<Outcome>) -> Result<(), Failure> {
     }
     resolve::write_config(&args.out, "probe", args)?;
     report.save(&args.out, if args.save_adapters { &adapters } else { &[] })?;
+    let value = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
+    let files = report::write_beside(&value, &args.out, args.csv)?;
     if args.common.json {
-        let report = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
-        return output::json(&report);
+        return output::json(&value);
     }
     output::line(report_tables::probe(&report))?;
+    files.iter().try_for_each(|file| output::line(file.display()))?;
     output::line(args.out.join("report.json").display())
 }
 
@@ -207,12 +209,16 @@ struct Probe<'a, 'p> {
 impl Job for Probe<'_, '_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
         let Self { args, name, files, study, planned, tokenizer, outcome } = self;
-        let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
+        let mut model = None;
         let mut conditions = Vec::new();
         for planned in planned {
             let condition = match (planned.condition.take(), planned.asked, study, &tokenizer) {
                 (None, Some(asked), Some(study), Some(tokenizer)) => {
-                    let vectors = study.vectors(asked, &mut backend, &model, tokenizer)?;
+                    let model = match &mut model {
+                        Some(model) => model,
+                        none => none.insert(Model::new(&mut backend, &files.config, &files.checkpoint)?),
+                    };
+                    let vectors = study.vectors(asked, &mut backend, model, tokenizer)?;
                     let mut condition = study.plan(asked, tokenizer, Some(vectors))?;
                     study::expand_modules(&mut condition.settings, args, &condition.levels, &files);
                     condition
@@ -222,9 +228,12 @@ impl Job for Probe<'_, '_> {
             conditions.push(condition);
         }
         if args.dry_run {
-            drop(model);
             return dry_run(args, &backend, &files, &conditions);
         }
+        let mut model = match model {
+            Some(model) => model,
+            None => Model::new(&mut backend, &files.config, &files.checkpoint)?,
+        };
         let base = Base { name, checkpoint: Some(&files.checkpoint) };
         let mut bars = Bars::default();
         let found = run_conditions(&mut backend, &mut model, base, &conditions, &mut |p| bars.show(p));

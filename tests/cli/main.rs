@@ -18,6 +18,7 @@ mod pretrain;
 mod probe;
 mod prompt;
 mod real;
+mod report;
 mod task;
 mod train;
 mod trained;

@@ -25,7 +25,7 @@ Data are the data sets' original files: sst2 (tsv), en-cs (two text files), tott
 (json), logic2text (json, or two aligned files: logic,text), spider (json,tables.json or
 questions,queries,tables.json), mtop (jsonl).
 Every arm, length, seed, source and target is a file in out/cells; the same command resumes where it
-was interrupted, and ends in the same out/report.json.")]
+was interrupted, and ends in the same out/report.json, with its page out/report.html.")]
 pub struct CompareArgs {
     #[command(flatten)]
     #[serde(flatten)]
@@ -127,6 +127,9 @@ pub struct CompareArgs {
     /// Maximum tokens per batch; affects no result beyond rounding in the trainings.
     #[arg(long, default_value_t = 4096, value_name = "TOKENS")]
     pub batch_tokens: usize,
+    /// Write the series of all plots of the page as CSV, beside it.
+    #[arg(long)]
+    pub csv: bool,
     /// Output directory, or that of an interrupted comparison.
     #[arg(long, value_name = "DIR", alias = "output-dir")]
     pub out: PathBuf,

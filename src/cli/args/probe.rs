@@ -72,8 +72,8 @@ Examples:
   llamaprobe probe --model DIR --plan run/report.json --out again
 
 Arms: the query alone (anchor), the query after demonstrations (ICL), and the query alone in a model
-that was tuned with LoRA on those demonstrations (instruction tuning, IT). Writes run/report.json,
-and prints the cosine similarities of the arms' hidden states by layer.",
+that was tuned with LoRA on those demonstrations (instruction tuning, IT). Writes run/report.json
+and its page, run/report.html, and prints the cosine similarities of the arms' hidden states by layer.",
     mut_arg("model", |arg| arg.required(false).default_value("embedded")),
     mut_arg("max_grad_norm", |arg| arg.default_value("0")))]
 pub struct ProbeArgs {
@@ -168,6 +168,9 @@ pub struct ProbeArgs {
     /// Save each seed's adapter as a PEFT directory.
     #[arg(long)]
     pub save_adapters: bool,
+    /// Write the series of all plots of the page as CSV, beside it.
+    #[arg(long)]
+    pub csv: bool,
     /// Output directory.
     #[arg(long, value_name = "DIR", alias = "output-dir", default_value = "run")]
     pub out: PathBuf,

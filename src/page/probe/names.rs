@@ -1,0 +1,122 @@
+//! Names of arms, pairs and measures on a page, and how they look.
+
+use super::view::{Layer, Pair};
+use crate::page::model::Look;
+
+/// An arm.
+pub fn arm(name: &str) -> String {
+    match name {
+        "anchor" => name.to_owned(),
+        other => other.to_uppercase(),
+    }
+}
+
+/// Two arms.
+pub fn pair(pair: &Pair) -> String {
+    format!("{}–{}", arm(&pair.arms[0]), arm(&pair.arms[1]))
+}
+
+/// How an arm looks; `i` is its place among the arms.
+pub fn arm_look(name: &str, i: usize) -> Look {
+    match name {
+        "anchor" => Look::ANCHOR,
+        "icl" => Look::ICL,
+        "it" => Look::IT,
+        _ => Look::nth(i + 1),
+    }
+}
+
+/// How a pair looks: as the arm beside the anchor, and ICL with IT as neither; `i` is its place among the others.
+pub fn pair_look(pair: &Pair, i: usize) -> Look {
+    if pair.is_of(["anchor", "icl"]) {
+        Look::ICL
+    } else if pair.is_of(["anchor", "it"]) {
+        Look::IT
+    } else if pair.is_of(["icl", "it"]) {
+        Look::BOTH
+    } else {
+        Look::nth(4 + i)
+    }
+}
+
+/// A baseline, and how it looks.
+pub fn baseline(name: &str) -> (String, Look) {
+    match name {
+        "shuffled" => ("shuffled queries".to_owned(), Look::SHUFFLED),
+        "gaussian" => ("Gaussian noise".to_owned(), Look::NOISE),
+        other => (other.replace('_', " "), Look(6)),
+    }
+}
+
+/// The title of a measure, the label of its axis, and how to read it.
+pub fn measure(name: &str) -> (String, String, String) {
+    let (title, label, note) = match name {
+        "cosine" => ("Cosine of the states", "cosine", COSINE),
+        "update" => ("Cosine of the updates", "cosine of updates", UPDATE),
+        "norm_ratio" => (
+            "Ratio of the updates’ norms",
+            "ratio of norms",
+            "How far the second arm moves the state, \
+                          in units of the first arm’s move; of a pair with the anchor, the ratio of the states’ norms.",
+        ),
+        "cka" => (
+            "Linear CKA",
+            "CKA",
+            "Kornblith et al. 2019; biased upwards where there are fewer queries than \
+                   dimensions.",
+        ),
+        "cka_debiased" => (
+            "Linear CKA, debiased",
+            "debiased CKA",
+            "With the U-statistic of HSIC (Song et al. 2012): \
+                            0 is chance.",
+        ),
+        "svcca" => ("SVCCA", "mean correlation", "Raghu et al. 2017, after keeping 99% of the variance."),
+        "knn_overlap" => (
+            "Overlap of nearest neighbours",
+            "overlap",
+            "Share of the queries’ nearest neighbours that \
+                           two arms have in common (Doimo et al. 2024).",
+        ),
+        "id_a" => ("Intrinsic dimension, first arm of the pair", "dimension", TWO_NN),
+        "id_b" => ("Intrinsic dimension, second arm of the pair", "dimension", TWO_NN),
+        "subspace_overlap" => (
+            "Overlap of the principal subspaces",
+            "overlap",
+            "1 where the leading directions of \
+                                two arms span the same space.",
+        ),
+        other => return (sentence(other), other.replace('_', " "), String::new()),
+    };
+    (title.to_owned(), label.to_owned(), note.to_owned())
+}
+
+/// A measure of the outputs.
+pub fn output(name: &str) -> String {
+    match name {
+        "agreement" => "Same answer (share of the queries)".to_owned(),
+        "kl" => "KL divergence of the label distributions (nats)".to_owned(),
+        "entropy" => "Entropy of the label distribution (nats)".to_owned(),
+        "ece" => "Expected calibration error".to_owned(),
+        "rec2ftp" => "Rec2FTP (% of what IT put right that ICL puts right too)".to_owned(),
+        other => sentence(other),
+    }
+}
+
+/// Words for a name of the report.
+pub fn sentence(name: &str) -> String {
+    let words = name.replace('_', " ");
+    let mut letters = words.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// Names of the layers for an axis.
+pub fn layers(layers: &[Layer]) -> Vec<String> {
+    layers.iter().map(|layer| layer.name.clone()).collect()
+}
+
+const COSINE: &str = "ICL–IT means something only where both lines with the anchor are low: states that nobody moved are \
+                      alike as well.";
+const UPDATE: &str = "Of (state − anchor) under ICL and under IT, on the same query. Shuffled: against the updates on \
+                      the other queries. Gaussian: against noise.";
+const TWO_NN: &str = "TwoNN (Facco et al. 2017).";

@@ -1,0 +1,193 @@
+//! What a page needs of a probe's `report.json`, in the form in which the page uses it.
+//!
+//! The file is read by its keys, so that a page can be made from every version of the report: what is not there is not
+//! shown. Whether the file is a report at all is for its own reader to say ([`crate::probe::report::Report::read`]).
+
+use serde_json::{Map, Value};
+
+use crate::probe::statistics::MeanSd;
+
+/// A probe.
+pub struct View {
+    /// Version of llamaprobe that computed it.
+    pub version: String,
+    /// The model, as it was named.
+    pub model: String,
+    /// Device of the computation, and its dtype.
+    pub device: String,
+    /// Compute dtype of the device.
+    pub dtype: String,
+    /// What was asked for.
+    pub settings: Map<String, Value>,
+    /// Number of queries.
+    pub queries: usize,
+    /// The labels of the task; empty for free text.
+    pub labels: Vec<String>,
+    /// The results; those of the first condition where there are several.
+    pub result: Outcome,
+    /// Every condition, where factors were varied.
+    pub conditions: Vec<Condition>,
+    /// The curve of patching; empty where there was none.
+    pub patching: Vec<PatchLayer>,
+    /// The principal components of the arms' states.
+    pub pca: Option<Pca>,
+    /// Some queries with their answers.
+    pub examples: Vec<Example>,
+    /// The command that made it, where the report says so.
+    pub command: Option<String>,
+}
+
+/// The results of all seeds.
+pub struct Outcome {
+    /// Number of seeds.
+    pub seeds: usize,
+    /// The arms, the anchor first.
+    pub arms: Vec<ArmScores>,
+    /// The states' places, in the order of the model.
+    pub layers: Vec<Layer>,
+    /// Measures of the outputs by name; of one arm or of a pair.
+    pub outputs: Vec<Output>,
+}
+
+/// What an arm scored.
+pub struct ArmScores {
+    /// `anchor`, `icl`, `it`, …
+    pub arm: String,
+    /// Share of the queries answered right.
+    pub accuracy: MeanSd,
+    /// Mean log-probability of the gold answer.
+    pub log_prob: MeanSd,
+    /// Loss of the training by step.
+    pub loss: Vec<MeanSd>,
+}
+
+/// One layer.
+pub struct Layer {
+    /// Number of the block, or `final`.
+    pub name: String,
+    /// The measures of every pair of arms.
+    pub pairs: Vec<Pair>,
+    /// How far the update cosine of ICL and IT is above that with shuffled queries, seed by seed.
+    pub over_shuffled: MeanSd,
+    /// The same above Gaussian noise.
+    pub over_gaussian: MeanSd,
+    /// What can be read off an arm's states, by arm.
+    pub readouts: Vec<(String, Measure)>,
+}
+
+/// Two arms at one layer.
+pub struct Pair {
+    /// Their names.
+    pub arms: [String; 2],
+    /// The measures of the two.
+    pub measures: Vec<Measure>,
+}
+
+/// A measure with its baselines.
+pub struct Measure {
+    /// Its name in the report.
+    pub name: String,
+    /// Mean and SD over the seeds.
+    pub value: MeanSd,
+    /// The same of what chance would give, by name.
+    pub baselines: Vec<(String, MeanSd)>,
+}
+
+/// A measure of the outputs.
+pub struct Output {
+    /// Its name in the report.
+    pub name: String,
+    /// The arm or the two arms.
+    pub of: String,
+    /// Mean and SD over the seeds.
+    pub value: MeanSd,
+}
+
+/// The levels of the factors, with their results.
+pub struct Condition {
+    /// Names and levels, as text.
+    pub levels: Vec<(String, String)>,
+    /// The results.
+    pub result: Outcome,
+}
+
+/// What writing a state into the query's own pass does at a layer.
+pub struct PatchLayer {
+    /// Number of the block.
+    pub name: String,
+    /// Each vector that was written, by name.
+    pub vectors: Vec<PatchVector>,
+}
+
+/// A vector that was written.
+pub struct PatchVector {
+    /// `icl`, `task_vector`, `it`, `random`, `other_task`.
+    pub name: String,
+    /// Accuracy with it.
+    pub accuracy: MeanSd,
+    /// Log-probability of the gold answer with it.
+    pub log_prob: MeanSd,
+    /// (patched − anchor) / (ICL − anchor) of the accuracy.
+    pub recovery: MeanSd,
+}
+
+/// Principal components of the states at a layer.
+pub struct Pca {
+    /// The layer.
+    pub layer: String,
+    /// Shares of the variance of the two components, where they are given.
+    pub variance: Vec<f64>,
+    /// The points of each arm.
+    pub arms: Vec<(String, Vec<[f64; 2]>)>,
+}
+
+/// A query with the arms' answers.
+pub struct Example {
+    /// The prompt.
+    pub query: String,
+    /// The gold answer.
+    pub gold: String,
+    /// Arm, its answer, and the log-probabilities of the answers.
+    pub answers: Vec<(String, String, Vec<(String, f64)>)>,
+}
+
+impl Outcome {
+    /// The scores of an arm.
+    pub fn arm(&self, arm: &str) -> Option<&ArmScores> {
+        self.arms.iter().find(|scores| scores.arm == arm)
+    }
+}
+
+impl Layer {
+    /// A measure of two arms.
+    pub fn measure(&self, arms: [&str; 2], name: &str) -> Option<&Measure> {
+        let pair = self.pairs.iter().find(|pair| pair.is_of(arms))?;
+        pair.measures.iter().find(|measure| measure.name == name)
+    }
+
+    /// Its value.
+    pub fn value(&self, arms: [&str; 2], name: &str) -> Option<MeanSd> {
+        self.measure(arms, name).map(|measure| measure.value).filter(|value| value.mean.is_some())
+    }
+}
+
+impl Pair {
+    /// Whether it is of these arms, in either order.
+    pub fn is_of(&self, [a, b]: [&str; 2]) -> bool {
+        self.arms == [a, b] || self.arms == [b, a]
+    }
+}
+
+impl Measure {
+    /// A baseline.
+    pub fn baseline(&self, name: &str) -> Option<MeanSd> {
+        self.baselines.iter().find(|(baseline, _)| baseline == name).map(|(_, value)| *value)
+    }
+}
+
+impl PatchLayer {
+    /// A vector.
+    pub fn vector(&self, name: &str) -> Option<&PatchVector> {
+        self.vectors.iter().find(|vector| vector.name == name)
+    }
+}

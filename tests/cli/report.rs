@@ -1,0 +1,53 @@
+//! `report`, and the pages of `probe`.
+
+use std::fs;
+
+use super::{line, put, workplace};
+
+#[test]
+fn report_makes_the_page_of_a_probe_again() {
+    let dir = workplace();
+    let d = dir.path();
+    let rows = |n: usize| {
+        let row = |i: usize| format!("the pen {i} is {}\t{}\n", ["thin", "fine"][i % 2], i % 2);
+        std::iter::once("sentence\tlabel\n".to_owned()).chain((0..n).map(row)).collect::<String>()
+    };
+    put(d, "train.tsv", &rows(12));
+    put(d, "dev.tsv", &rows(6).replace("pen", "pot"));
+    let probe = "probe --model {}/model --task sst2 --train {}/train.tsv --test {}/dev.tsv --demos 3 --queries 4 --seeds 2 \
+                 --epochs 2 --r 2 --csv --out {}/run";
+    let shown = line(d, probe).ok().out;
+    assert!(shown.contains("report.html") && shown.contains("series.csv"), "{shown}");
+    let read = |name: &str| fs::read_to_string(d.join("run").join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let (html, csv) = (read("report.html"), read("series.csv"));
+    assert!(html.contains("Did the states move?") && html.contains("--plan report.json"), "{html}");
+    assert!(csv.starts_with("figure,series,x,mean,sd\nupdate,ICL–IT,0,"), "{csv}");
+    fs::remove_file(d.join("run/report.html")).expect("removed");
+    fs::remove_file(d.join("run/series.csv")).expect("removed");
+    line(d, "report {}/run").ok();
+    assert_eq!(read("report.html"), html);
+    assert!(!d.join("run/series.csv").exists());
+    line(d, "report {}/run/report.json --csv --out {}/other/page.html").ok();
+    let other = |name: &str| fs::read_to_string(d.join("other").join(name)).expect("a file");
+    assert_eq!((other("page.html"), other("series.csv")), (html, csv));
+}
+
+#[test]
+fn report_refuses_what_is_no_report() {
+    let dir = workplace();
+    let d = dir.path();
+    fs::create_dir(d.join("empty")).expect("a folder");
+    put(d, "list.json", "[1, 2]");
+    put(d, "half.json", "{\"summary\": {}, \"seeds\": [], \"settings\": {}}");
+    for (args, expected) in [
+        ("{}/empty", "report.json"),
+        ("{}/none", "none"),
+        ("{}/model/config.json", "the report.json of a probe or of a comparison"),
+        ("{}/list.json", "no object"),
+        ("{}/half.json", "half.json"),
+    ] {
+        let text = line(d, &format!("report {args}")).refused();
+        assert!(text.contains(expected), "{args}: {text}");
+    }
+    assert!(!d.join("report.html").exists() && !d.join("model/report.html").exists());
+}

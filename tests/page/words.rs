@@ -1,0 +1,182 @@
+//! What a page says in words.
+
+use llamaprobe::page::model::Tone;
+use serde_json::json;
+
+use super::planted::{Planted, comparison, conditions, full, patching};
+use super::{answer, page};
+
+/// Planted numbers, words of the headline, the answer to whether the states moved, and that to the direction.
+fn cases() -> Vec<(Planted, &'static str, &'static str, &'static str)> {
+    let planted = Planted::default();
+    let still = Planted { anchor_icl: 0.995, anchor_it: 0.996, icl_it: 0.994, sd: 0.001, ..planted.clone() };
+    vec![
+        (planted.clone(), "in the same direction, query by query", "Both moved", "Yes"),
+        // The trap: the raw cosine is high because nothing moved, whatever the updates say.
+        (still.clone(), "Neither in-context learning nor instruction tuning moved", "Neither moved", "Does not apply"),
+        (Planted { update: 0.05, shuffled: 0.04, ..still.clone() }, "says nothing", "Neither moved", "Does not apply"),
+        // As far from 1 as the planted move, but within the spread of the seeds.
+        (Planted { sd: 0.31, ..planted.clone() }, "Neither", "Neither moved", "Does not apply"),
+        (
+            Planted { anchor_it: 0.999, ..planted.clone() },
+            "instruction tuning did not",
+            "Only ICL moved",
+            "Does not apply",
+        ),
+        (
+            Planted { anchor_icl: 0.999, ..planted.clone() },
+            "in-context learning did not",
+            "Only IT moved",
+            "Does not apply",
+        ),
+        (Planted { update: 0.02, shuffled: 0.01, ..planted.clone() }, "in different directions", "Both moved", "No"),
+        (
+            Planted { update: -0.6, shuffled: 0.0, ..planted.clone() },
+            "in opposite directions",
+            "Both moved",
+            "Opposite",
+        ),
+        (Planted { update: 0.35, shuffled: 0.1, ..planted.clone() }, "alike only in part", "Both moved", "In part"),
+        (Planted { update: 0.8, shuffled: 0.79, ..planted }, "one shift", "Both moved", "Only a common shift"),
+    ]
+}
+
+#[test]
+fn verdict_says_what_the_numbers_are() {
+    for (i, (planted, headline, moved, direction)) in cases().into_iter().enumerate() {
+        let page = page(&planted.report());
+        assert!(page.verdict.contains(headline), "case {i}: {}", page.verdict);
+        let found = ["states move?", "same direction?"].map(|question| answer(&page, question).word.as_str());
+        assert_eq!(found, [moved, direction], "case {i}");
+    }
+}
+
+#[test]
+fn verdict_warns_of_a_high_cosine_of_states_that_stayed() {
+    let still = Planted { anchor_icl: 0.995, anchor_it: 0.996, icl_it: 0.994, sd: 0.001, ..Planted::default() };
+    let page = page(&still.report());
+    let text = &answer(&page, "states move?").text;
+    assert!(text.contains("the 0.994 ± 0.001 of ICL–IT is no likeness") && text.contains("0.995 ± 0.001"), "{text}");
+}
+
+#[test]
+fn verdict_names_baselines_with_their_spread() {
+    let text = &answer(&page(&Planted::default().report()), "same direction?").text.clone();
+    for number in ["0.800 ± 0.020", "0.300 ± 0.020", "0.001 ± 0.020", "3 of 3 layers"] {
+        assert!(text.contains(number), "{number}: {text}");
+    }
+}
+
+/// Recoveries of ICL's state and of the random vector, accuracy of ICL, and the answer.
+#[test]
+fn patching_is_a_cause_only_above_the_random_vector() {
+    let gains = [0.5, 0.95, 0.93];
+    for (blocks, accuracy, word, tone) in [
+        (vec![[0.1, 0.0], [0.9, 0.05], [1.0, 0.0]], gains, "Yes", Tone::Yes),
+        (vec![[0.1, 0.0], [0.9, 0.5], [1.0, 0.0]], gains, "In part", Tone::Partly),
+        (vec![[0.1, 0.0], [0.5, 0.05], [1.0, 0.0]], gains, "In part", Tone::Partly),
+        (vec![[0.1, 0.0], [0.9, 0.85], [1.0, 0.9]], gains, "No", Tone::No),
+        // After the last block the state is all that the answer is made of: that is no evidence.
+        (vec![[0.0, 0.0], [0.05, 0.0], [1.0, 0.0]], gains, "No", Tone::No),
+        (vec![[0.0, 0.0], [3.0, 0.0], [1.0, 0.0]], [0.5, 0.51, 0.93], "Nothing to recover", Tone::Open),
+    ] {
+        let mut report = Planted { accuracy, ..Planted::default() }.report();
+        report["patching"] = patching(&blocks);
+        let page = page(&report);
+        let found = answer(&page, "cause the answers?");
+        assert_eq!((found.word.as_str(), found.tone), (word, tone), "{blocks:?}: {}", found.text);
+    }
+    let untested = page(&Planted::default().report());
+    assert_eq!(answer(&untested, "cause the answers?").word, "Not tested");
+}
+
+#[test]
+fn patching_is_in_the_headline() {
+    let mut report = Planted::default().report();
+    for (blocks, words) in
+        [([[0.9, 0.0], [1.0, 0.0]], "enough for its answers"), ([[0.1, 0.0], [1.0, 0.0]], "does not bring")]
+    {
+        report["patching"] = patching(&blocks);
+        let verdict = page(&report).verdict;
+        assert!(verdict.contains(words), "{verdict}");
+    }
+}
+
+#[test]
+fn scores_agree_where_both_gain_alike() {
+    for (accuracy, word) in [
+        ([0.5, 0.95, 0.93], "Both learn, equally well"),
+        ([0.5, 0.95, 0.7], "Both learn, not equally well"),
+        ([0.5, 0.95, 0.51], "Only ICL clearly learns"),
+        ([0.5, 0.51, 0.95], "Only IT clearly learns"),
+        ([0.5, 0.51, 0.5], "Neither is above the query alone"),
+    ] {
+        let page = page(&Planted { accuracy, ..Planted::default() }.report());
+        assert_eq!(answer(&page, "answers agree?").word, word);
+    }
+}
+
+#[test]
+fn factors_matter_where_the_numbers_change() {
+    let mut report = Planted::default().report();
+    assert_eq!(answer(&page(&report), "depend?").word, "Not varied");
+    report["conditions"] = conditions(&[("10", 0.8, 0.95), ("0", 0.1, 0.5), ("2", 0.5, 0.8)]);
+    let varied = page(&report);
+    let found = answer(&varied, "depend?");
+    assert_eq!((found.word.as_str(), found.tone), ("Demos", Tone::Yes));
+    assert!(found.text.contains("update cosine 0.10 (0) to 0.80 (10)"), "{}", found.text);
+    let figure = varied.figures().find(|figure| figure.id == "demos-accuracy").expect("a figure of the factor");
+    assert_eq!(figure.ticks, ["0", "2", "10"], "numbers in their order");
+    report["conditions"] = conditions(&[("10", 0.8, 0.95), ("12", 0.81, 0.94)]);
+    assert_eq!(answer(&page(&report), "depend?").tone, Tone::No);
+}
+
+#[test]
+fn one_seed_is_said_to_have_no_spread() {
+    let mut report = Planted::default().report();
+    report["seeds"].as_array_mut().expect("seeds").truncate(1);
+    assert!(answer(&page(&report), "same direction?").text.contains("One seed"));
+}
+
+#[test]
+fn page_has_a_section_for_all_that_is_there() {
+    let sections =
+        |report: &serde_json::Value| page(report).sections.into_iter().map(|section| section.id).collect::<Vec<_>>();
+    let least = ["measures", "answers", "tuning", "settings"];
+    assert_eq!(sections(&Planted::default().report()), least);
+    let all =
+        ["measures", "factor-demos", "answers", "patching", "readouts", "pca-states", "tuning", "examples", "settings"];
+    assert_eq!(sections(&full()), all);
+    assert_eq!(page(&full()).command, "llamaprobe probe --vary demos=10,0,2 --out run");
+    // Free text has no labels and no accuracy.
+    let mut report = Planted::default().report();
+    for arm in ["anchor", "icl", "it"] {
+        report["summary"]["accuracy"][arm] = json!({"mean": null, "sd": null});
+    }
+    let page = page(&report);
+    assert_eq!(answer(&page, "answers agree?").word, "No accuracy");
+    assert!(page.figures().all(|figure| figure.id != "accuracy"));
+}
+
+#[test]
+fn comparison_says_who_is_above_whom() {
+    let page = page(&comparison());
+    assert!(
+        page.verdict.contains("ipt (32) scores highest (55.0 ± 2.0 parse match), clearly above"),
+        "{}",
+        page.verdict
+    );
+    for (question, word) in [
+        ("Does a soft prompt beat", "Yes"),
+        ("help a soft prompt?", "Yes"),
+        ("steadier", "Yes"),
+        ("likeness", "Higher where they are alike"),
+    ] {
+        assert_eq!(answer(&page, question).word, word, "{question}");
+    }
+    let mut same = comparison();
+    for row in same["rows"].as_array_mut().expect("rows") {
+        row["interval"] = json!({"low": 0.0, "high": 100.0});
+    }
+    assert_eq!(answer(&super::page(&same), "Does a soft prompt beat").word, "Not told apart");
+}

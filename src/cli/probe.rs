@@ -30,7 +30,8 @@ pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
     let study = match args.plan {
         Some(_) => None,
         None => {
-            let settings = settings(args, task, files.config.family)?;
+            let mut settings = settings(args, task, files.config.family)?;
+            settings.patch |= study::is_default_run(args, &settings);
             settings.validate(files.config.family)?;
             Some(Study::new(args, &settings)?)
         }
@@ -238,7 +239,11 @@ impl Job for Probe<'_, '_> {
         let mut bars = Bars::default();
         let found = run_conditions(&mut backend, &mut model, base, &conditions, &mut |p| bars.show(p));
         bars.clear();
-        *outcome = Some(found?);
+        let mut found = found?;
+        if let Some(tokenizer) = tokenizer.map_or_else(|| files.tokenizer_if_any(), |tokenizer| Ok(Some(tokenizer)))? {
+            found.report.show_tokens(|id| tokenizer.token(id).unwrap_or_default());
+        }
+        *outcome = Some(found);
         Ok(())
     }
 }

@@ -152,16 +152,23 @@ fn data(task: &Task, side: Side, files: &[PathBuf], template: &Template) -> Resu
 
 /// The levels of every condition.
 fn levels(args: &ProbeArgs, settings: &ProbeSettings) -> Result<Vec<Levels>> {
-    if args.vary.is_empty() && is_default_run(args, settings) {
+    if is_default_run(args, settings) {
         return Ok(default_study());
     }
     cross(&args.vary.iter().map(|text| Vary::parse(text)).collect::<Result<Vec<_>>>()?)
 }
 
-/// Whether this is the run that needs no argument: the embedded model on its own task, with nothing but how it runs said.
-fn is_default_run(args: &ProbeArgs, settings: &ProbeSettings) -> bool {
-    let own = ProbeSettings { seeds: settings.seeds.clone(), ..ProbeSettings::new(settings.task.clone()) };
-    args.base.model == crate::formats::embedded::NAME && settings.task.name() == "events" && *settings == own
+/// Whether this is the run that needs no argument: the embedded model on its own task, with nothing of the experiment said
+/// but its seeds and measures.
+pub fn is_default_run(args: &ProbeArgs, settings: &ProbeSettings) -> bool {
+    let own = ProbeSettings {
+        seeds: settings.seeds.clone(),
+        measures: settings.measures.clone(),
+        patch: settings.patch,
+        ..ProbeSettings::new(settings.task.clone())
+    };
+    let embedded = args.base.model == crate::formats::embedded::NAME && settings.task.name() == "events";
+    embedded && args.vary.is_empty() && *settings == own
 }
 
 /// The study of the default run: each factor varied alone, around the first condition.

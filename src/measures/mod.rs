@@ -62,6 +62,7 @@ mod compare;
 mod linear;
 mod linear_probe;
 mod logistic;
+mod projection;
 mod settings;
 mod states;
 mod subspace;
@@ -70,6 +71,7 @@ pub use compare::{Baselines, Pair, StateMeasures, baselines, compare};
 pub use linear_probe::{
     Folds, LinearProbe, LogisticRegression, ProbeFeatures, ProbeFit, linear_probe, logistic_regression, shuffled_labels,
 };
+pub use projection::{Projection, projection};
 pub use settings::{Measure, Settings};
 pub use states::States;
 pub use subspace::{lora_overlap, lora_overlap_expected};

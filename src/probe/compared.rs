@@ -3,8 +3,11 @@
 use rayon::prelude::*;
 
 use super::arm::Arm;
-use super::plan::Plan;
-use super::report::measures::{ArmMeasures, LoraOverlap, OutputMeasures, PairMeasures, Values, of_states};
+use super::plan::{Plan, Query};
+use super::report::measures::{
+    ArmMeasures, ExampleAnswer, ExampleReport, LoraOverlap, OutputMeasures, PairMeasures, PcaArm, PcaReport, Values,
+    of_states,
+};
 use super::report::{ArmReport, Layer, LayerReport, PairReport, UpdateReport};
 use super::run::{ArmRun, Condition};
 use super::statistics::MeanSd;
@@ -15,7 +18,7 @@ use crate::measures::outputs::{
     agreement, agreement_shuffled, answer, calibration_error, entropy, kl_divergence, kl_divergence_shuffled,
 };
 use crate::measures::similarity::{cosines, gaussian_updates, updates};
-use crate::measures::{Baselines, Pair, States, lora_overlap, lora_overlap_expected};
+use crate::measures::{Baselines, Pair, Projection, States, lora_overlap, lora_overlap_expected, projection};
 use crate::task::metrics::score;
 
 /// The scores of an arm.
@@ -124,6 +127,50 @@ pub(super) fn outputs(plan: &Plan, arms: &[ArmRun], s: usize) -> Option<OutputMe
             values(&[("rec2ftp", rec2ftp(&zero, &icl, &tuned)), ("rec2ftp_shuffled", rec2ftp_shuffled(&icl))]);
     }
     Some(found)
+}
+
+/// Queries that are shown as examples.
+const EXAMPLES: usize = 6;
+
+/// The first queries of a seed, their tokens without text yet.
+pub(super) fn examples(plan: &Plan, arms: &[ArmRun], s: usize) -> Vec<ExampleReport> {
+    let name = |answer: usize| match &plan.labels {
+        Some(labels) => labels[answer].clone(),
+        None => format!("answer {answer}"),
+    };
+    let example = |(q, query): (usize, &Query)| ExampleReport {
+        query: q,
+        tokens: Vec::new(),
+        gold: name(query.gold),
+        answers: arms
+            .iter()
+            .map(|arm| {
+                let log_probs = arm.seed(s).log_probs[q].clone();
+                ExampleAnswer { arm: arm.arm, predicted: name(answer(&log_probs)), log_probs }
+            })
+            .collect(),
+    };
+    plan.queries.iter().take(EXAMPLES).enumerate().map(example).collect()
+}
+
+/// The arms' states of a seed in the plane of their first two principal components, at the block after which the updates of
+/// ICL and IT are most alike; none where no arm moves a state.
+pub(super) fn pca(
+    arms: &[ArmRun],
+    s: usize,
+    seed: u64,
+    layers: &[LayerReport],
+    config: &ModelConfig,
+) -> Option<PcaReport> {
+    let update = |layer: &LayerReport| layer.pair(Arm::Icl, Arm::Lora)?.updates?.update.mean;
+    let blocks = layers[..config.num_hidden_layers].iter().enumerate();
+    let (l, _) = blocks.filter_map(|(l, layer)| Some((l, update(layer)?))).max_by(|a, b| a.1.total_cmp(&b.1))?;
+    let rows: Vec<f32> = arms.iter().flat_map(|arm| arm.seed(s).states[l].iter().copied()).collect();
+    let Projection { variance, points } = projection(&rows, config.hidden_size)?;
+    let each = points.len() / arms.len();
+    let arms = arms.iter().zip(points.chunks(each.max(1)));
+    let arms = arms.map(|(arm, points)| PcaArm { arm: arm.arm, points: points.to_vec() }).collect();
+    Some(PcaReport { seed, layer: layers[l].layer, variance, arms })
 }
 
 /// What the LoRA updates of condition `c` have in common: those of its seeds, and with those of the same seeds of earlier

@@ -8,7 +8,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use self::measures::{ArmMeasures, LoraOverlap, OutputMeasures, PairMeasures, Values, over_arms, over_pairs};
+use self::measures::{
+    ArmMeasures, ExampleReport, LoraOverlap, OutputMeasures, PairMeasures, PcaReport, Values, over_arms, over_pairs,
+};
 use super::arm::Arm;
 use super::factors::Levels;
 use super::plan::Plan;
@@ -368,6 +370,12 @@ pub struct Report {
     /// Every condition of the study, the first of which the fields above are of.
     #[serde(default)]
     pub conditions: Vec<ConditionReport>,
+    /// The arms' states of the first condition and seed as points of a plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pca: Option<PcaReport>,
+    /// The first queries of the first condition and seed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub examples: Vec<ExampleReport>,
 }
 
 /// One condition of a study.
@@ -406,6 +414,13 @@ impl Report {
     /// The file cannot be read or has another form.
     pub fn read(path: &Path) -> Result<Self> {
         serde_json::from_value(formats::json::read(path)?).map_err(Error::file(path))
+    }
+
+    /// Gives the tokens of the examples their texts.
+    pub fn show_tokens(&mut self, text: impl Fn(u32) -> String) {
+        for example in &mut self.examples {
+            example.tokens = self.plan.queries[example.query].token_ids.iter().map(|&id| text(id)).collect();
+        }
     }
 
     /// Adds the conditions of another report, such as of another model.

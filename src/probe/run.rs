@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use super::arm::Arm;
-use super::compared::{arm_report, layers, lora_overlaps, outputs};
+use super::compared::{arm_report, examples, layers, lora_overlaps, outputs, pca};
 use super::factors::Levels;
 use super::packing::Group;
 use super::plan::{Plan, SeedPlan};
@@ -332,6 +332,8 @@ fn outcome(
         dtype: dtype.to_string(),
         positions: Positions { longest, supported: config.max_position_embeddings },
         settings: first.settings,
+        pca: pca(&arms[0], 0, first.seeds[0].seed, &first.summary.layers, config),
+        examples: examples(&conditions[0].plan, &arms[0], 0),
         summary: first.summary,
         seeds: first.seeds,
         seconds,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::arm::Arm;
 use super::super::statistics::MeanSd;
+use super::Layer;
 use crate::measures::{Baselines, StateMeasures};
 
 /// Values by their names: over the queries of a seed (where a measure has no value for each, without SD), or over the
@@ -50,6 +51,58 @@ pub struct OutputMeasures {
     pub arms: Vec<ArmMeasures>,
     /// `rec2ftp`, and `rec2ftp_shuffled`, its baseline.
     pub values: Values,
+}
+
+/// The arms' states at one layer as points of a plane, see [`projection`](crate::measures::projection()).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PcaReport {
+    /// Seed of the demonstrations.
+    pub seed: u64,
+    /// Where the states are read: the block after which the updates of ICL and IT are most alike, over the seeds.
+    pub layer: Layer,
+    /// The share of the variance along each of the two components.
+    pub variance: [f64; 2],
+    /// The points of each arm's rows.
+    pub arms: Vec<PcaArm>,
+}
+
+/// An arm's points.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PcaArm {
+    /// The arm.
+    #[serde(with = "arm_name")]
+    pub arm: Arm,
+    /// One for each row of states.
+    pub points: Vec<[f64; 2]>,
+}
+
+/// What the arms answer to one query of the first seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExampleReport {
+    /// Its number in the plan.
+    pub query: usize,
+    /// The text of each of its tokens; empty where there is no tokenizer.
+    pub tokens: Vec<String>,
+    /// The gold answer, as text where the task has labels.
+    pub gold: String,
+    /// By arm.
+    pub answers: Vec<ExampleAnswer>,
+}
+
+/// An arm's answer to a query.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExampleAnswer {
+    /// The arm.
+    #[serde(with = "arm_name")]
+    pub arm: Arm,
+    /// The likeliest answer.
+    pub predicted: String,
+    /// The log-probability of each answer, in the order of the labels.
+    pub log_probs: Vec<f64>,
 }
 
 /// How much LoRA updates have in common, see [`lora_overlap`](crate::measures::lora_overlap).

@@ -1,0 +1,61 @@
+//! States as points of a plane: the first two principal components.
+
+use super::linear::{Eigen, centred, gram};
+
+/// Rows along their first two principal components.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Projection {
+    /// The share of the variance along each.
+    pub variance: [f64; 2],
+    /// `[n]`; of each component the coordinate of the largest magnitude is positive.
+    pub points: Vec<[f64; 2]>,
+}
+
+/// Projects rows `[n, width]`, column-centred, on their first two principal components; none where no row differs from
+/// another.
+///
+/// # Panics
+/// If `width` is 0 or the length is no multiple of it.
+pub fn projection(rows: &[f32], width: usize) -> Option<Projection> {
+    assert!(width > 0 && rows.len().is_multiple_of(width), "projection: {} elements of width {width}", rows.len());
+    let n = rows.len() / width;
+    let (x, _) = centred(rows, width);
+    let eigen = Eigen::of(&gram(&x, width), n);
+    let total: f64 = eigen.values.iter().map(|value| value.max(0.0)).sum();
+    if eigen.rank(n.max(width)) == 0 {
+        return None;
+    }
+    let value = |k: usize| eigen.values.get(k).map_or(0.0, |value| value.max(0.0));
+    let along = |k: usize| -> Vec<f64> {
+        let vector = eigen.vectors.get(k * n..(k + 1) * n).unwrap_or(&[]);
+        let largest = vector.iter().copied().fold(0.0, |most: f64, x| if x.abs() > most.abs() { x } else { most });
+        let scale = value(k).sqrt() * if largest < 0.0 { -1.0 } else { 1.0 };
+        (0..n).map(|i| vector.get(i).map_or(0.0, |x| x * scale)).collect()
+    };
+    let (first, second) = (along(0), along(1));
+    Some(Projection {
+        variance: [value(0) / total, value(1) / total],
+        points: first.into_iter().zip(second).map(|(x, y)| [x, y]).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::projection;
+
+    #[test]
+    fn projection_of_a_plane_keeps_distances() {
+        // Four corners of a rectangle of 6 by 2, in three dimensions.
+        let rows = [3.0, 1.0, 5.0, 3.0, -1.0, 5.0, -3.0, 1.0, 5.0, -3.0, -1.0, 5.0];
+        let found = projection(&rows, 3).expect("rows that differ");
+        assert!((found.variance[0] - 0.9).abs() < 1e-12 && (found.variance[1] - 0.1).abs() < 1e-12);
+        let distance = |a: usize, b: usize| {
+            let [p, q] = [found.points[a], found.points[b]];
+            ((p[0] - q[0]).powi(2) + (p[1] - q[1]).powi(2)).sqrt()
+        };
+        for (a, b, expected) in [(0, 1, 2.0), (0, 2, 6.0), (0, 3, 40f64.sqrt())] {
+            assert!((distance(a, b) - expected).abs() < 1e-12, "{a} {b}");
+        }
+        assert_eq!(projection(&[1.0, 2.0, 1.0, 2.0], 2), None, "equal rows");
+    }
+}

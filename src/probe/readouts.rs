@@ -12,7 +12,7 @@ use crate::backend::Backend;
 use crate::hooks::NoTaps;
 use crate::measures::outputs::answer;
 use crate::measures::readouts::{margins, margins_shuffled};
-use crate::measures::{ProbeFit, linear_probe};
+use crate::measures::{Folds, ProbeFeatures, ProbeFit, shuffled_labels};
 use crate::model::{Activations, Input, Save, Start, StartRows};
 use crate::pack::{Label, PackBuilder, Parent, Token};
 
@@ -30,9 +30,9 @@ pub(super) fn readouts<B: Backend>(
     let width = reading.model.config.hidden_size;
     let (lens, probe) = (settings.measures.has("logit_lens"), settings.measures.has("linear_probe"));
     let gold = plan.gold();
-    let queries: Vec<usize> = (0..gold.len()).collect();
     let mut seeds = Vec::new();
     for (s, seed) in plan.seeds.iter().enumerate() {
+        let controls = if probe && plan.labels.is_some() { Controls::new(&gold, width, seed.seed) } else { None };
         let mut layers: Vec<Vec<ArmMeasures>> = vec![Vec::new(); depth + 1];
         for arm in arms {
             // A head that was trained itself is not the model's.
@@ -54,12 +54,11 @@ pub(super) fn readouts<B: Backend>(
                     add("lens_margin", MeanSd::of(margins).mean);
                     add("lens_margin_shuffled", margins_shuffled(logits, &gold));
                 }
-                if probe && plan.labels.is_some() {
-                    let fit = ProbeFit { seed: seed.seed, ..ProbeFit::default() };
-                    let found = linear_probe(states, width, &gold, &queries, fit);
-                    add("probe_accuracy", found.map(|found| found.accuracy));
-                    add("probe_shuffled_labels", found.map(|found| found.shuffled_labels));
-                    add("probe_random_features", found.map(|found| found.random_features));
+                if let Some(controls) = &controls {
+                    let features = ProbeFeatures::new(states, width);
+                    add("probe_accuracy", Some(controls.accuracy(&features, &gold)));
+                    add("probe_shuffled_labels", Some(controls.of_shuffled(&features)));
+                    add("probe_random_features", Some(controls.random_features));
                 }
                 if !values.is_empty() {
                     layers[l].push(ArmMeasures { arm: arm.arm, values });
@@ -69,6 +68,36 @@ pub(super) fn readouts<B: Backend>(
         seeds.push(layers);
     }
     Ok(seeds)
+}
+
+/// What the linear probes of a seed have in common, whatever the layer and arm.
+struct Controls {
+    folds: Folds,
+    shuffled: Vec<usize>,
+    shuffled_folds: Folds,
+    random_features: f64,
+}
+
+impl Controls {
+    /// Of the gold labels of queries that have a row each; none where there are too few for folds.
+    fn new(gold: &[usize], width: usize, seed: u64) -> Option<Self> {
+        let queries: Vec<usize> = (0..gold.len()).collect();
+        let fit = ProbeFit { seed, ..ProbeFit::default() };
+        let folds = Folds::new(gold, &queries, fit)?;
+        let shuffled = shuffled_labels(gold, &queries, seed);
+        let shuffled_folds = Folds::new(&shuffled, &queries, fit)?;
+        let random = ProbeFeatures::gaussian(gold.len(), width, seed);
+        let random_features = random.cross_validated(gold, &folds, fit.c);
+        Some(Self { folds, shuffled, shuffled_folds, random_features })
+    }
+
+    fn accuracy(&self, features: &ProbeFeatures, gold: &[usize]) -> f64 {
+        features.cross_validated(gold, &self.folds, ProbeFit::default().c)
+    }
+
+    fn of_shuffled(&self, features: &ProbeFeatures) -> f64 {
+        features.cross_validated(&self.shuffled, &self.shuffled_folds, ProbeFit::default().c)
+    }
 }
 
 /// The logit lens (nostalgebraist 2020): of every layer and query the log-probabilities of the answers' first tokens, if its

@@ -74,7 +74,10 @@ pub(super) fn layers(
             update_gaussian: MeanSd::of(noise.into_iter().flatten()),
             measures,
             readouts: readouts.get(l).cloned().unwrap_or_default(),
-            attention: attention(arms, s, width, (l, count), seed),
+            attention: match settings.measures.has("sim_aou") {
+                true => attention(arms, s, width, (l, count), seed),
+                false => Values::new(),
+            },
         }
     };
     (0..count).into_par_iter().map(layer).collect()

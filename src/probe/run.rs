@@ -13,6 +13,7 @@ use super::packing::Group;
 use super::plan::{Plan, SeedPlan};
 use super::position::{OwnTokens, Points, Position, without_answer};
 use super::progress::Progress;
+use super::readouts::TERMS;
 use super::recovery;
 use super::report::measures::ArmMeasures;
 use super::report::{ConditionReport, PatchLayer, Phases, Positions, Report, SeedReport, Summary, TuningReport};
@@ -24,7 +25,6 @@ use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
 use crate::formats::safetensors::Checkpoint;
-use crate::hooks::Site;
 use crate::model::Model;
 use crate::task::prompts::{Answer, Prompt, TrainingExample};
 
@@ -92,8 +92,12 @@ pub fn run_conditions<B: Backend>(
         let soft = if settings.soft.arms.is_empty() { 0 } else { settings.soft.num_virtual_tokens };
         model.config.check_unscaled(soft + plan.longest())?;
     }
-    let attention = conditions.iter().any(|condition| condition.settings.measures.has("sim_aou"));
-    let sites: &[Site] = if attention { &[Site::AttnOut] } else { &[] };
+    let asked = |name: &str| conditions.iter().any(|condition| condition.settings.measures.has(name));
+    let sites = match (asked("attribution"), asked("sim_aou")) {
+        (true, _) => &TERMS[..],
+        (false, true) => &TERMS[..1],
+        (false, false) => &[],
+    };
     let mut worker = Worker::new(backend, model, base, (conditions[0].settings.rows, sites), progress);
     let mut arms: Vec<Vec<ArmRun>> = conditions.iter().map(|_| Vec::new()).collect();
     for arm in [Arm::ZeroShot, Arm::Icl, Arm::Lora, Arm::Pt, Arm::Ipt] {

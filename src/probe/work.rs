@@ -265,12 +265,12 @@ impl<'a, B: Backend> Worker<'a, B> {
     /// What the states of a condition say of the labels, see [`readouts`].
     pub fn readouts(&mut self, condition: &Condition, arms: &[ArmRun]) -> Result<Vec<Vec<Vec<ArmMeasures>>>> {
         let Condition { settings, plan, .. } = condition;
-        let asked = settings.measures.has("logit_lens") || settings.measures.has("linear_probe");
+        let asked = ["logit_lens", "attribution", "linear_probe"].iter().any(|name| settings.measures.has(name));
         if !asked || settings.position != Position::Last || !plan.is_closed() {
             return Ok(Vec::new());
         }
         let reading = Reading { model: self.model, adaptation: None, hooks: &[], rows: self.rows };
-        let found = readouts(reading, self.backend, settings, plan, arms)?;
+        let found = readouts(reading, self.backend, self.base.checkpoint, settings, plan, arms)?;
         self.seconds.measure += lap(&mut self.lap);
         Ok(found)
     }

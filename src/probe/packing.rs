@@ -40,6 +40,10 @@ pub(super) struct StateRows {
     pub rows: Vec<usize>,
     /// Whether their mean is one state.
     pub mean: bool,
+    /// The prompt.
+    pub prompt: usize,
+    /// See [`Points::scores`].
+    pub scores: usize,
 }
 
 /// One answer's token in a pack, and the row that predicts it.
@@ -223,6 +227,8 @@ impl<'c> PackFill<'c> {
             first: layout.group.points[..prompt].iter().map(Points::rows).sum(),
             rows: points.tokens.clone().map(|token| row(sequence, token)).collect(),
             mean: points.mean,
+            prompt,
+            scores: points.scores,
         });
         for (index, answer) in source.answers.iter().enumerate() {
             let whole = answer.after(&source.token_ids);

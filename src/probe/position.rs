@@ -61,17 +61,19 @@ pub(super) struct Points {
     pub answer: Option<usize>,
     /// Whether their mean is read, one row, and not each of them.
     pub mean: bool,
+    /// Of the prompt's last token the attention scores of so many tokens up to itself are read, where scores are.
+    pub scores: usize,
 }
 
 impl Points {
     /// Nothing is read.
     pub const fn none() -> Self {
-        Self { tokens: 0..0, answer: None, mean: false }
+        Self { tokens: 0..0, answer: None, mean: false, scores: 0 }
     }
 
     /// The last token of a prompt.
     pub fn last(prompt: &Prompt) -> Self {
-        Self { tokens: prompt.token_ids.len() - 1..prompt.token_ids.len(), answer: None, mean: false }
+        Self { tokens: prompt.token_ids.len() - 1..prompt.token_ids.len(), ..Self::none() }
     }
 
     /// Rows of states.
@@ -109,13 +111,13 @@ impl OwnTokens {
     pub fn points(&self, position: Position, i: usize, prompt: &Prompt, gold: usize) -> Points {
         let len = prompt.token_ids.len();
         match position {
-            Position::Last => Points::last(prompt),
-            Position::All => Points { tokens: len - self.query[i]..len, answer: None, mean: false },
-            Position::Mean => Points { tokens: len - self.query[i]..len, answer: None, mean: true },
+            Position::Last => Points { scores: self.query[i], ..Points::last(prompt) },
+            Position::All => Points { tokens: len - self.query[i]..len, ..Points::none() },
+            Position::Mean => Points { tokens: len - self.query[i]..len, mean: true, ..Points::none() },
             Position::Label => {
                 let answer = &prompt.answers[gold];
                 let end = len - answer.replaces + answer.token_ids.len();
-                Points { tokens: end - self.answer[i]..end, answer: Some(gold), mean: false }
+                Points { tokens: end - self.answer[i]..end, answer: Some(gold), ..Points::none() }
             }
             Position::Demos => Points::none(),
         }

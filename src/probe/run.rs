@@ -25,6 +25,7 @@ use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
 use crate::formats::safetensors::Checkpoint;
+use crate::hooks::Site;
 use crate::model::Model;
 use crate::task::prompts::{Answer, Prompt, TrainingExample};
 
@@ -93,12 +94,10 @@ pub fn run_conditions<B: Backend>(
         model.config.check_unscaled(soft + plan.longest())?;
     }
     let asked = |name: &str| conditions.iter().any(|condition| condition.settings.measures.has(name));
-    let sites = match (asked("attribution"), asked("sim_aou")) {
-        (true, _) => &TERMS[..],
-        (false, true) => &TERMS[..1],
-        (false, false) => &[],
-    };
-    let mut worker = Worker::new(backend, model, base, (conditions[0].settings.rows, sites), progress);
+    let terms = if asked("attribution") { &TERMS[..] } else { &TERMS[..usize::from(asked("sim_aou"))] };
+    let scores = asked("sim_am").then_some(Site::AttnScores);
+    let sites: Vec<Site> = terms.iter().copied().chain(scores).collect();
+    let mut worker = Worker::new(backend, model, base, (conditions[0].settings.rows, &sites), progress);
     let mut arms: Vec<Vec<ArmRun>> = conditions.iter().map(|_| Vec::new()).collect();
     for arm in [Arm::ZeroShot, Arm::Icl, Arm::Lora, Arm::Pt, Arm::Ipt] {
         let asked = conditions.iter().enumerate().filter(|(_, c)| c.settings.arms().contains(&arm));

@@ -1,5 +1,7 @@
 //! What the states of a layer say of the labels: the logit lens, direct logit attribution, and linear probes.
 
+use rayon::prelude::*;
+
 use super::arm::Arm;
 use super::packing::ScoredToken;
 use super::plan::Plan;
@@ -51,7 +53,7 @@ pub(super) fn readouts<B: Backend>(
             };
             let attributed = attribution.as_ref().filter(|_| own_head);
             let attributed = attributed.map(|attribution| attribution.of(&arm.seed(s).states, depth, &gold));
-            for (l, states) in states.iter().enumerate() {
+            let values = |(l, states): (usize, &Vec<f32>)| {
                 let mut values = Values::new();
                 let mut add = |name: &str, value: Option<f64>| {
                     values.extend(value.map(|value| (name.to_owned(), MeanSd::of([value]))));
@@ -73,9 +75,11 @@ pub(super) fn readouts<B: Backend>(
                     add("probe_shuffled_labels", Some(controls.of_shuffled(&features)));
                     add("probe_random_features", Some(controls.random_features));
                 }
-                if !values.is_empty() {
-                    layers[l].push(ArmMeasures { arm: arm.arm, values });
-                }
+                values
+            };
+            let found: Vec<Values> = states.par_iter().enumerate().map(values).collect();
+            for (layer, values) in layers.iter_mut().zip(found).filter(|(_, values)| !values.is_empty()) {
+                layer.push(ArmMeasures { arm: arm.arm, values });
             }
         }
         seeds.push(layers);

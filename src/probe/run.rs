@@ -6,6 +6,8 @@
 
 use std::time::Instant;
 
+use rayon::prelude::*;
+
 use super::arm::Arm;
 use super::compared::{arm_report, examples, layers, lora_overlaps, outputs, pca};
 use super::factors::Levels;
@@ -320,7 +322,7 @@ fn outcome(
             lora_overlap: lora_overlaps(conditions, &arms, c),
         }
     };
-    let reports: Vec<ConditionReport> = (0..conditions.len()).map(of_condition).collect();
+    let reports: Vec<ConditionReport> = (0..conditions.len()).into_par_iter().map(of_condition).collect();
     seconds.measure += lap(&mut since);
     let Phases { anchor, icl, tune, it, soft, patch, measure, .. } = seconds;
     seconds.total = anchor + icl + tune + it + soft + patch + measure;

@@ -3,7 +3,7 @@
 use llamaprobe::page::model::Tone;
 use serde_json::json;
 
-use super::planted::{Planted, comparison, conditions, full, patching};
+use super::planted::{Planted, comparison, conditions, full, mean_sd, patching};
 use super::{answer, page};
 
 /// Planted numbers, words of the headline, the answer to whether the states moved, and that to the direction.
@@ -129,6 +129,46 @@ fn factors_matter_where_the_numbers_change() {
     assert_eq!(figure.ticks, ["0", "2", "10"], "numbers in their order");
     report["conditions"] = conditions(&[("10", 0.8, 0.95), ("12", 0.81, 0.94)]);
     assert_eq!(answer(&page(&report), "depend?").tone, Tone::No);
+}
+
+/// Baselines may stand with their measure, or beside the measures by their own name.
+#[test]
+fn measures_are_drawn_with_their_baselines() {
+    let mut report = Planted::default().report();
+    for layer in report["summary"]["layers"].as_array_mut().expect("layers") {
+        layer["pairs"] = json!([
+            {"arms": ["icl", "it"], "measures": {"cka": {"mean": 0.8, "sd": 0.1, "shuffled": {"mean": 0.2, "sd": 0.1}}}},
+            {"arms": ["it", "icl"], "svcca": {"mean": 0.7, "sd": 0.1}, "baselines": {"gaussian": {"svcca": {"mean": 0.4, "sd": 0.1}}}},
+        ]);
+    }
+    let page = page(&report);
+    for (figure, baseline, value) in
+        [("measure-cka", "shuffled queries", 0.2), ("measure-svcca", "Gaussian noise", 0.4)]
+    {
+        let figure = page.figures().find(|f| f.id == figure).unwrap_or_else(|| panic!("{figure}"));
+        let names: Vec<&str> = figure.series.iter().map(|series| series.name.as_str()).collect();
+        assert_eq!(names, ["ICL–IT", baseline]);
+        assert_eq!(figure.series[1].points.iter().map(|p| p.y.mean).collect::<Vec<_>>(), [Some(value); 3]);
+    }
+}
+
+#[test]
+fn soft_prompts_are_further_arms() {
+    let mut report = Planted::default().report();
+    let layer = json!({"layer": 0, "anchor": mean_sd(0.3, 0.01), "pairs": [{"with": "icl", "cosine": mean_sd(0.6, 0.02),
+        "update": mean_sd(0.55, 0.02), "update_shuffled": mean_sd(0.1, 0.02)}]});
+    report["summary"]["soft"] = json!([{"arm": "pt", "accuracy": mean_sd(0.8, 0.05), "log_prob": mean_sd(-0.3, 0.1),
+        "loss": [mean_sd(1.0, 0.1), mean_sd(0.4, 0.1)], "layers": [layer, layer, layer]}]);
+    let page = page(&report);
+    assert!(page.asked[0].contains("PT (soft prompts)"), "{:?}", page.asked);
+    let names = |id: &str| {
+        let figure = page.figures().find(|figure| figure.id == id).unwrap_or_else(|| panic!("{id}"));
+        figure.series.iter().map(|series| series.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(names("cosine-pt"), ["anchor–PT", "ICL–PT"]);
+    assert_eq!(names("update-pt"), ["ICL–PT"]);
+    assert_eq!(names("loss"), ["IT", "PT"]);
+    assert_eq!(names("cosine"), ["anchor–ICL", "anchor–IT", "ICL–IT"]);
 }
 
 #[test]

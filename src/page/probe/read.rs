@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::view::{
-    ArmScores, Condition, Example, Layer, Measure, Outcome, Output, Pair, PatchLayer, PatchVector, Pca, View,
+    ArmAnswer, ArmScores, Condition, Example, Layer, Measure, Outcome, Output, Pair, PatchLayer, PatchVector, Pca, View,
 };
 use crate::probe::statistics::MeanSd;
 
@@ -64,47 +64,9 @@ fn outcome(summary: &Value, seeds: &[Value]) -> Outcome {
 }
 
 fn layer(i: usize, own: &Value, soft: &[Value], seeds: &[Value]) -> Layer {
-    let pair = |a: &str, b: &str, measures: Vec<Measure>| Pair { arms: [a.to_owned(), b.to_owned()], measures };
-    let measure = |name: &str, value: &Value, baselines: &[(&str, &Value)]| Measure {
-        name: name.to_owned(),
-        value: mean_sd(value),
-        baselines: baselines.iter().map(|(name, value)| ((*name).to_owned(), mean_sd(value))).collect(),
-    };
-    let update = [("shuffled", &own["update_shuffled"]), ("gaussian", &own["update_gaussian"])];
-    let mut pairs = vec![
-        pair("anchor", "icl", vec![measure("cosine", &own["anchor_icl"], &[])]),
-        pair("anchor", "it", vec![measure("cosine", &own["anchor_it"], &[])]),
-        pair("icl", "it", vec![measure("cosine", &own["icl_it"], &[]), measure("update", &own["update"], &update)]),
-    ];
-    for soft in soft {
-        let (arm, layer) = (text(&soft["arm"]), &soft["layers"][i]);
-        pairs.push(pair("anchor", &arm, vec![measure("cosine", &layer["anchor"], &[])]));
-        pairs.extend(list(&layer["pairs"]).iter().map(|with| {
-            let update = measure("update", &with["update"], &[("shuffled", &with["update_shuffled"])]);
-            pair(&text(&with["with"]), &arm, vec![measure("cosine", &with["cosine"], &[]), update])
-        }));
-    }
-    for more in list(&own["pairs"]) {
-        let arms = list(&more["arms"]);
-        let [a, b] = [0, 1].map(|i| arms.get(i).map(text).unwrap_or_default());
-        let measures = measures(more.get("measures").unwrap_or(more));
-        let at = pairs.iter().position(|pair| pair.is_of([&a, &b])).unwrap_or_else(|| {
-            pairs.push(pair(&a, &b, Vec::new()));
-            pairs.len() - 1
-        });
-        for measure in measures {
-            // The same name may stand there with more baselines.
-            let known = pairs[at].measures.iter_mut().find(|known| known.name == measure.name);
-            match known {
-                Some(known) => {
-                    let new = measure.baselines.into_iter().filter(|(name, _)| known.baseline(name).is_none());
-                    let new: Vec<_> = new.collect();
-                    known.baselines.extend(new);
-                }
-                None => pairs[at].measures.push(measure),
-            }
-        }
-    }
+    let mut pairs = fixed_pairs(own);
+    pairs.extend(soft.iter().flat_map(|soft| soft_pairs(&text(&soft["arm"]), &soft["layers"][i])));
+    list(&own["pairs"]).iter().for_each(|more| add(more, &mut pairs));
     let over = |baseline: &str| {
         let one = |seed: &Value| {
             let layer = &seed["layers"][i];
@@ -113,14 +75,69 @@ fn layer(i: usize, own: &Value, soft: &[Value], seeds: &[Value]) -> Layer {
         MeanSd::of(seeds.iter().filter_map(one))
     };
     let readouts = own["readouts"].as_object().into_iter().flatten();
+    let readouts = readouts.flat_map(|(arm, own)| measures(own).into_iter().map(|measure| (arm.clone(), measure)));
     Layer {
         name: text(&own["layer"]),
         pairs,
         over_shuffled: over("update_shuffled"),
         over_gaussian: over("update_gaussian"),
-        readouts: readouts
-            .flat_map(|(arm, own)| measures(own).into_iter().map(|measure| (arm.clone(), measure)))
-            .collect(),
+        readouts: readouts.collect(),
+    }
+}
+
+fn pair(a: &str, b: &str, measures: Vec<Measure>) -> Pair {
+    Pair { arms: [a.to_owned(), b.to_owned()], measures }
+}
+
+fn measure(name: &str, value: &Value, baselines: &[(&str, &Value)]) -> Measure {
+    let baselines = baselines.iter().map(|(name, value)| ((*name).to_owned(), mean_sd(value)));
+    Measure { name: name.to_owned(), value: mean_sd(value), baselines: baselines.collect() }
+}
+
+/// The pairs of anchor, ICL and IT, each a field of its own.
+fn fixed_pairs(own: &Value) -> Vec<Pair> {
+    let baselines = [("shuffled", &own["update_shuffled"]), ("gaussian", &own["update_gaussian"])];
+    let update = measure("update", &own["update"], &baselines);
+    let cosine = |field: &str| measure("cosine", &own[field], &[]);
+    vec![
+        pair("anchor", "icl", vec![cosine("anchor_icl")]),
+        pair("anchor", "it", vec![cosine("anchor_it")]),
+        pair("icl", "it", vec![cosine("icl_it"), update]),
+    ]
+}
+
+/// The pairs of an arm with a soft prompt.
+fn soft_pairs(arm: &str, layer: &Value) -> Vec<Pair> {
+    let mut pairs = vec![pair("anchor", arm, vec![measure("cosine", &layer["anchor"], &[])])];
+    pairs.extend(list(&layer["pairs"]).iter().map(|with| {
+        let update = measure("update", &with["update"], &[("shuffled", &with["update_shuffled"])]);
+        pair(&text(&with["with"]), arm, vec![measure("cosine", &with["cosine"], &[]), update])
+    }));
+    pairs
+}
+
+/// Adds a pair's further measures, and to those that are there further baselines.
+fn add(more: &Value, pairs: &mut Vec<Pair>) {
+    let [a, b] = [0, 1].map(|i| text(&more["arms"][i]));
+    let mut measures = measures(more.get("measures").unwrap_or(more));
+    for (baseline, of) in more["baselines"].as_object().into_iter().flatten() {
+        for measure in &mut measures {
+            let value = of.get(&measure.name).filter(|value| is_mean_sd(value));
+            measure.baselines.extend(value.map(|value| (baseline.clone(), mean_sd(value))));
+        }
+    }
+    let at = pairs.iter().position(|pair| pair.is_of([&a, &b])).unwrap_or_else(|| {
+        pairs.push(pair(&a, &b, Vec::new()));
+        pairs.len() - 1
+    });
+    for mut measure in measures {
+        match pairs[at].measures.iter_mut().find(|known| known.name == measure.name) {
+            Some(known) => {
+                measure.baselines.retain(|(name, _)| known.baseline(name).is_none());
+                known.baselines.append(&mut measure.baselines);
+            }
+            None => pairs[at].measures.push(measure),
+        }
     }
 }
 
@@ -186,7 +203,7 @@ fn example(value: &Value, labels: &[String]) -> Example {
             }
             other => labels.iter().cloned().zip(list(other).iter().filter_map(Value::as_f64)).collect(),
         };
-        (arm, text(&answer["predicted"]), scores)
+        ArmAnswer { arm, predicted: text(&answer["predicted"]), log_probs: scores }
     };
     let listed = list(&value["answers"]).iter().map(|own| answer(text(&own["arm"]), own));
     let named = value["arms"].as_object().into_iter().flatten().map(|(arm, own)| answer(arm.clone(), own));

@@ -306,14 +306,17 @@ pub fn training(view: &View) -> Option<Section> {
 /// Some queries with what each arm answers.
 pub fn examples(view: &View) -> Option<Section> {
     let row = |example: &super::view::Example| {
-        let answer = |(_, answer, scores): &(String, String, Vec<(String, f64)>)| {
-            let scores = scores.iter().map(|(label, p)| format!("{}: {}", visible(label), number(*p, 2)));
-            format!("{}\n{}", visible(answer), scores.collect::<Vec<_>>().join("\n")).trim_end().to_owned()
+        let answer = |answer: &super::view::ArmAnswer| {
+            let score = |(label, p): &(String, f64)| format!("{}: {}", visible(label), number(*p, 2));
+            std::iter::once(visible(&answer.predicted))
+                .chain(answer.log_probs.iter().map(score))
+                .collect::<Vec<_>>()
+                .join("\n")
         };
         let first = [visible(&example.query), visible(&example.gold)];
         first.into_iter().chain(example.answers.iter().map(answer)).collect()
     };
-    let arms = view.examples.first()?.answers.iter().map(|(arm, ..)| names::arm(arm));
+    let arms = view.examples.first()?.answers.iter().map(|answer| names::arm(&answer.arm));
     let table = Table {
         caption: "Answers, with the log-probability of every label".to_owned(),
         header: ["query", "gold"].map(str::to_owned).into_iter().chain(arms).collect(),

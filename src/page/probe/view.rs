@@ -147,8 +147,18 @@ pub struct Example {
     pub query: String,
     /// The gold answer.
     pub gold: String,
-    /// Arm, its answer, and the log-probabilities of the answers.
-    pub answers: Vec<(String, String, Vec<(String, f64)>)>,
+    /// What each arm answers.
+    pub answers: Vec<ArmAnswer>,
+}
+
+/// An arm's answer to a query.
+pub struct ArmAnswer {
+    /// The arm.
+    pub arm: String,
+    /// The answer of the greatest probability.
+    pub predicted: String,
+    /// The log-probability of every answer.
+    pub log_probs: Vec<(String, f64)>,
 }
 
 impl Outcome {

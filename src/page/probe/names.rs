@@ -58,7 +58,7 @@ pub fn measure(name: &str) -> (String, String, String) {
 }
 
 /// Name in the report, title, label of the axis, and how to read it.
-const MEASURES: [(&str, &str, &str, &str); 12] = [
+const MEASURES: [(&str, &str, &str, &str); 16] = [
     ("cosine", "Cosine of the states", "cosine", COSINE),
     ("update", "Cosine of the updates", "cosine of updates", UPDATE),
     ("norm_ratio", "Ratio of the updates’ norms", "ratio of norms", NORM_RATIO),
@@ -66,10 +66,19 @@ const MEASURES: [(&str, &str, &str, &str); 12] = [
     ("cka_debiased", "Linear CKA, debiased", "debiased CKA", "By the U-statistic of Song et al. 2012: 0 is chance."),
     ("svcca", "SVCCA", "mean correlation", "Raghu et al. 2017, of the directions with 99% of the variance."),
     ("knn_overlap", "Overlap of nearest neighbours", "overlap", KNN),
-    ("id_a", "Intrinsic dimension, first arm of the pair", "dimension", TWO_NN),
-    ("id_b", "Intrinsic dimension, second arm of the pair", "dimension", TWO_NN),
+    ("id", "Intrinsic dimension", "dimension", "TwoNN (Facco et al. 2017)."),
     ("subspace_overlap", "Overlap of the principal subspaces", "overlap", "1: the leading directions span one space."),
     ("sim_aou", "SimAOU", "cosine", "Updates of the normalised attention outputs (Dai et al. 2023)."),
+    (
+        "lens_accuracy",
+        "Logit lens",
+        "accuracy",
+        "The final norm and the label words’ unembedding, applied to each layer.",
+    ),
+    ("lens_margin", "Logit lens: margin", "logits", "Logit of the gold label above the mean of the others."),
+    ("attention_attribution", "Attribution to attention", "logits", ATTRIBUTION),
+    ("mlp_attribution", "Attribution to the MLP", "logits", ATTRIBUTION),
+    ("probe_accuracy", "Linear probe", "accuracy", PROBE),
     ("sim_am", "SimAM", "cosine", "Attention scores over the query’s own tokens (Dai et al. 2023)."),
 ];
 
@@ -104,4 +113,5 @@ const UPDATE: &str = "Of (state − anchor) under ICL and under IT, on the same 
 const NORM_RATIO: &str = "How far the second arm moves the state, in units of the first arm’s move.";
 const CKA: &str = "Kornblith et al. 2019; biased upwards where there are fewer queries than dimensions.";
 const KNN: &str = "Share of the queries’ nearest neighbours that two arms have in common (Doimo et al. 2024).";
-const TWO_NN: &str = "TwoNN (Facco et al. 2017).";
+const ATTRIBUTION: &str = "What a block’s output adds to the gold label’s logit above the mean of the others.";
+const PROBE: &str = "Logistic regression on a layer’s states, cross-validated by query.";

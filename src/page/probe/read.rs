@@ -218,7 +218,6 @@ fn patch_layer(value: &Value) -> PatchLayer {
     let vector = |value: &Value| PatchVector {
         name: text(&value["vector"]),
         accuracy: mean_sd(&value["accuracy"]),
-        log_prob: mean_sd(&value["log_prob"]),
         recovery: [mean_sd(&value["recovery_accuracy"]), mean_sd(&value["recovery_log_prob"])],
     };
     PatchLayer { name: text(&value["layer"]), vectors: list(&value["vectors"]).iter().map(vector).collect() }

@@ -141,8 +141,6 @@ pub struct PatchVector {
     pub name: String,
     /// Accuracy with it.
     pub accuracy: MeanSd,
-    /// Log-probability of the gold answer with it.
-    pub log_prob: MeanSd,
     /// (patched − anchor) / (ICL − anchor), of the accuracy and of the log-probability.
     pub recovery: [MeanSd; 2],
 }

@@ -73,7 +73,7 @@ Examples:
 
 Arms: the query alone (anchor), the query after demonstrations (ICL), and the query alone in a model
 that was tuned with LoRA on those demonstrations (instruction tuning, IT). Writes run/report.json
-and its page, run/report.html, and prints the cosine similarities of the arms' hidden states by layer.",
+and its page run/report.html, and prints the cosines of the arms' hidden states by layer.",
     mut_arg("model", |arg| arg.required(false).default_value("embedded")),
     mut_arg("max_grad_norm", |arg| arg.default_value("0")))]
 pub struct ProbeArgs {

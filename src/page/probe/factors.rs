@@ -90,10 +90,10 @@ pub fn answer(view: &View) -> Answer {
         ];
         let ranges: Vec<String> = ranges.into_iter().filter_map(|(name, range)| Some(show(name, range?))).collect();
         if ranges.is_empty() {
-            sentences.push(format!("{}: no clear change.", names::sentence(factor.name)));
+            sentences.push(format!("{}: no clear change.", factor.title()));
         } else {
             matter.push(factor.name.to_owned());
-            sentences.push(format!("{}: {}.", names::sentence(factor.name), list(&ranges)));
+            sentences.push(format!("{}: {}.", factor.title(), list(&ranges)));
         }
     }
     let (word, tone) = match matter.is_empty() {

@@ -23,7 +23,7 @@ pub fn of_texts(path: Option<&Path>, config: &ModelConfig) -> Result<Vec<Edit>> 
             Positions::Demonstrations => "demonstrations",
             _ => continue,
         };
-        return Err(edit.error("positions", "last, all or a list, for inputs without demonstrations", name));
+        return Err(edit.error("positions", "last, all or a list, where prompts are read as they are", name));
     }
     Ok(edits)
 }

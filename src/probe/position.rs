@@ -61,14 +61,15 @@ pub(super) struct Points {
     pub answer: Option<usize>,
     /// Whether their mean is read, one row, and not each of them.
     pub mean: bool,
-    /// Of the prompt's last token the attention scores of so many tokens up to itself are read, where scores are.
-    pub scores: usize,
+    /// How many of the prompt's last tokens are the query's own: those whose attention scores are read, where scores are, and
+    /// that edits call the query.
+    pub own: usize,
 }
 
 impl Points {
     /// Nothing is read.
     pub const fn none() -> Self {
-        Self { tokens: 0..0, answer: None, mean: false, scores: 0 }
+        Self { tokens: 0..0, answer: None, mean: false, own: 0 }
     }
 
     /// The last token of a prompt.
@@ -110,8 +111,8 @@ impl OwnTokens {
     /// What is read of query `i` at a position, where the prompt ends with it. Of [`Position::Demos`] nothing.
     pub fn points(&self, position: Position, i: usize, prompt: &Prompt, gold: usize) -> Points {
         let len = prompt.token_ids.len();
-        match position {
-            Position::Last => Points { scores: self.query[i], ..Points::last(prompt) },
+        let points = match position {
+            Position::Last => Points::last(prompt),
             Position::All => Points { tokens: len - self.query[i]..len, ..Points::none() },
             Position::Mean => Points { tokens: len - self.query[i]..len, mean: true, ..Points::none() },
             Position::Label => {
@@ -120,7 +121,8 @@ impl OwnTokens {
                 Points { tokens: end - self.answer[i]..end, answer: Some(gold), ..Points::none() }
             }
             Position::Demos => Points::none(),
-        }
+        };
+        Points { own: self.query[i], ..points }
     }
 }
 

@@ -22,14 +22,14 @@ use super::report::{ConditionReport, PatchLayer, Phases, Positions, Report, Seed
 use super::settings::ProbeSettings;
 use super::states::ArmStates;
 use super::work::{ReadKey, TrainingKey, Weights, Worker};
-use crate::Result;
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
 use crate::formats::safetensors::Checkpoint;
-use crate::hooks::Site;
+use crate::hooks::{Edit, Site};
 use crate::model::Model;
 use crate::task::prompts::{Answer, Prompt, TrainingExample};
+use crate::{Error, Result};
 
 /// A probe that is planned, one of a study's.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,8 +47,10 @@ pub struct Condition {
 pub struct Base<'a> {
     /// Its name in reports and adapters.
     pub name: &'a str,
-    /// Its weights, which full tuning starts from.
+    /// Its weights, which full tuning starts from and direct logit attribution reads.
     pub checkpoint: Option<&'a Checkpoint>,
+    /// What is written into the states of every arm while its prompts are read; trainings are not edited.
+    pub edits: &'a [Edit],
 }
 
 /// The result of a probe.
@@ -73,7 +75,7 @@ pub fn run<B: Backend>(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome> {
     let condition = Condition { levels: Levels::new(), settings: settings.clone(), plan: plan.clone() };
-    run_conditions(backend, model, Base { name, checkpoint: None }, &[condition], progress)
+    run_conditions(backend, model, Base { name, checkpoint: None, edits: &[] }, &[condition], progress)
 }
 
 /// Runs the conditions of a study on one model, at least one.
@@ -89,7 +91,11 @@ pub fn run_conditions<B: Backend>(
 ) -> Result<Outcome> {
     model.config.require_head()?;
     model.config.require_causal()?;
+    model.config.check_edits(base.edits)?;
     for Condition { settings, plan, .. } in conditions {
+        if settings.patch && !base.edits.is_empty() {
+            return Err(Error::argument("patch", "no patching, where states are edited", "both"));
+        }
         settings.validate(model.config.family)?;
         plan.validate("plan", model.config.vocab_size)?;
         let soft = if settings.soft.arms.is_empty() { 0 } else { settings.soft.num_virtual_tokens };
@@ -335,6 +341,7 @@ fn outcome(
         model: base.name.to_string(),
         device: device.to_string(),
         dtype: dtype.to_string(),
+        edits: (!base.edits.is_empty()).then(|| Edit::fingerprint(base.edits)),
         positions: Positions { longest, supported: config.max_position_embeddings },
         settings: first.settings,
         pca: pca(&arms[0], 0, first.seeds[0].seed, &first.summary.layers, config),

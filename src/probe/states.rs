@@ -4,8 +4,11 @@ use super::packing::{Batch, Group, Packer, ScoredToken};
 use super::progress::Count;
 use crate::Result;
 use crate::backend::{AccElement, Backend};
+use crate::hooks::Edit;
 use crate::hooks::{Record, Selection, Site};
-use crate::model::{Activations, Adaptation, Cache, Gradients, Input, KvCache, Labels, Model, OutputRows, Save};
+use crate::model::{
+    Activations, Adaptation, Cache, EditSet, Gradients, Input, KvCache, Labels, Model, OutputRows, PassEdits, Save,
+};
 
 /// What an arm made of one group of prompts.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +40,8 @@ pub(super) struct Reading<'a, B: Backend> {
     pub hooks: &'a [(Site, usize)],
     /// Rows of a pass at most.
     pub rows: usize,
+    /// What is written into the states, in every arm.
+    pub edits: &'a [Edit],
 }
 
 impl<B: Backend> Reading<'_, B> {
@@ -53,14 +58,19 @@ impl<B: Backend> Reading<'_, B> {
     ) -> Result<(Vec<ArmStates>, usize)> {
         let config = &self.model.config;
         let layout = self.adaptation.map(|a| &a.layout);
-        let mut packers: Vec<Packer> = lists.iter().map(|groups| Packer::new(groups, self.rows)).collect();
+        let mut packers: Vec<Packer> =
+            lists.iter().map(|groups| Packer::new(groups, self.edits, self.rows)).collect::<Result<_>>()?;
         let capacity = packers.iter().map(Packer::capacity).max().unwrap_or(0);
         let mut acts = Activations::new(backend, config, layout, capacity, Save::Layer)?;
+        let edits = match self.edits {
+            [] => None,
+            edits => Some(EditSet::new(backend, config, edits)?),
+        };
         let (mut out, mut computed) = (Vec::new(), 0);
         for (groups, packer) in lists.iter().zip(&mut packers) {
             let mut states: Vec<ArmStates> =
                 groups.iter().map(|g| ArmStates::empty(g, self.hooks, config.hidden_size)).collect();
-            computed += self.list(backend, &mut acts, packer, &mut states, count)?;
+            computed += self.list(backend, (&mut acts, edits.as_ref()), packer, &mut states, count)?;
             out.extend(states);
         }
         Ok((out, computed))
@@ -70,7 +80,7 @@ impl<B: Backend> Reading<'_, B> {
     fn list(
         &self,
         backend: &mut B,
-        acts: &mut Activations<B>,
+        (acts, edits): (&mut Activations<B>, Option<&EditSet<B>>),
         packer: &mut Packer<'_>,
         states: &mut [ArmStates],
         count: &mut Count<'_>,
@@ -85,6 +95,9 @@ impl<B: Backend> Reading<'_, B> {
                 OutputRows::new(backend, &batch.pack, rows.iter().copied().chain(batch.targets.iter().map(|t| t.row)))?;
             let mut input = Input::new(&batch.pack, &device).with_output_rows(read.as_ref());
             input.adaptation = self.adaptation;
+            let edits = edits.filter(|_| !batch.edited.is_empty());
+            let edits = edits.map(|set| PassEdits::new(backend, set, &batch.edited, read.as_ref())).transpose()?;
+            input.edits = edits.as_ref();
             let mut record = Record::new(Selection { hooks: self.hooks.to_vec() }, rows);
             let cached = Cache { cache: &mut cache, append: &batch.cached };
             self.model.forward(backend, acts, &input, Some(cached), &mut record)?;
@@ -123,7 +136,7 @@ impl<B: Backend> Reading<'_, B> {
                 let last = batch.pack.positions()[row] as usize + 1;
                 let heads = scores.chunks_exact(positions);
                 states[part.group].scores[layer][part.prompt] =
-                    heads.flat_map(|head| head[last - part.scores..last].iter().copied()).collect();
+                    heads.flat_map(|head| head[last - part.own..last].iter().copied()).collect();
             }
         }
     }

@@ -124,6 +124,10 @@ pub struct ProbeArgs {
     /// (agreement, KL divergence, entropy, calibration error, Rec2FTP), lora_overlap.
     #[arg(long, value_delimiter = ',', default_value = "all", value_name = "LIST")]
     pub measures: Vec<String>,
+    /// Edits of the states while prompts are read, in every arm (see `capture --help`); positions query and demonstrations
+    /// are those of each prompt. Trainings are not edited.
+    #[arg(long, value_name = "FILE.yaml")]
+    pub edit: Option<PathBuf>,
     /// Patch states into the run of the query alone, layer by layer: ICL's and IT's, their mean updates over other queries
     /// (the task vector), a random vector and the vector of another task (where source varies); reports what each recovers.
     #[arg(long)]

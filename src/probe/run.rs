@@ -223,7 +223,7 @@ impl ArmSeed {
             (key, settings.steps(arm, examples.len()))
         });
         let trained = match &training {
-            Some((key, steps)) if *steps > 0 || arm.has_soft_prompt() => Weights::Tuned(key.clone(), *steps),
+            Some((key, steps)) if *steps > 0 || arm.has_soft_prompt() => Weights::Tuned(Box::new(key.clone()), *steps),
             // Untrained, a LoRA adds nothing.
             _ => Weights::Base,
         };

@@ -71,7 +71,7 @@ pub(super) enum Weights {
     /// The model's own.
     Base,
     /// After so many steps of a training.
-    Tuned(TrainingKey, u64),
+    Tuned(Box<TrainingKey>, u64),
 }
 
 /// Prompts behind weights.
@@ -220,9 +220,9 @@ impl<'a, B: Backend> Worker<'a, B> {
                 Weights::Base => untrained.push(key.group.clone()),
                 Weights::Tuned(training, steps) => {
                     let same = pending.entry(training.layout.clone()).or_default();
-                    let at = same.iter().position(|asked| asked.key == *training).unwrap_or(same.len());
+                    let at = same.iter().position(|asked| asked.key == **training).unwrap_or(same.len());
                     if at == same.len() {
-                        same.push(Asked { key: training.clone(), reads: BTreeMap::new() });
+                        same.push(Asked { key: *training.clone(), reads: BTreeMap::new() });
                     }
                     same[at].reads.entry(*steps).or_default().push(key.group.clone());
                 }
@@ -431,7 +431,7 @@ impl Found {
     /// Adds what was read of groups after `step` steps of a training.
     fn keep(&mut self, key: &TrainingKey, step: u64, groups: &[Group], states: impl IntoIterator<Item = ArmStates>) {
         let keys = groups.iter().map(|group| ReadKey {
-            trained: Weights::Tuned(key.clone(), step),
+            trained: Weights::Tuned(Box::new(key.clone()), step),
             group: Group { run: None, ..group.clone() },
         });
         self.states.extend(keys.zip(states));

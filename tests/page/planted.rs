@@ -111,7 +111,7 @@ pub fn full() -> Value {
     report["pca"] = json!({"seed": 0, "layer": 1, "variance": [0.6, 0.2],
         "arms": [{"arm": "anchor", "points": points(-4.0)}, {"arm": "icl", "points": points(3.0)}]});
     let answer = |arm: &str| json!({"arm": arm, "predicted": "yes", "log_probs": [-2.4, -0.1]});
-    report["examples"] = json!([{"query": 0, "tokens": ["Review:", " fine", " &", " dandy", "\n", "Sentiment:"], "gold": "yes",
+    report["examples"] = json!([{"query": 0, "tokens": ["Review:", "Ġfine", "▁&", " dandy", "Ċ", "Sentiment:"], "gold": "yes",
         "answers": [answer("anchor"), answer("icl"), answer("it")]}]);
     report["conditions"] = conditions(&[("10", 0.8, 0.95), ("0", 0.1, 0.5), ("2", 0.5, 0.8)]);
     report["conditions"][0]["lora_overlap"] =

@@ -14,7 +14,7 @@ fn cases() -> Vec<(Planted, &'static str, &'static str, &'static str)> {
         (planted.clone(), "in the same direction, query by query", "Both moved", "Yes"),
         (Planted { shuffled: 0.6, ..planted.clone() }, "most of it common to all queries", "Both moved", "Yes"),
         // The trap: the raw cosine is high because nothing moved, whatever the updates say.
-        (still.clone(), "Neither in-context learning nor instruction tuning moved", "Neither moved", "Does not apply"),
+        (still.clone(), "Neither ICL nor instruction tuning moved", "Neither moved", "Does not apply"),
         (Planted { update: 0.05, shuffled: 0.04, ..still.clone() }, "says nothing", "Neither moved", "Does not apply"),
         // As far from 1 as the planted move, but within the spread of the seeds.
         (Planted { sd: 0.31, ..planted.clone() }, "Neither", "Neither moved", "Does not apply"),
@@ -24,12 +24,7 @@ fn cases() -> Vec<(Planted, &'static str, &'static str, &'static str)> {
             "Only ICL moved",
             "Does not apply",
         ),
-        (
-            Planted { anchor_icl: 0.999, ..planted.clone() },
-            "in-context learning did not",
-            "Only IT moved",
-            "Does not apply",
-        ),
+        (Planted { anchor_icl: 0.999, ..planted.clone() }, "ICL did not", "Only IT moved", "Does not apply"),
         (Planted { update: 0.02, shuffled: 0.01, ..planted.clone() }, "in different directions", "Both moved", "No"),
         (
             Planted { update: -0.6, shuffled: 0.0, ..planted.clone() },
@@ -125,7 +120,7 @@ fn factors_matter_where_the_numbers_change() {
     let varied = page(&report);
     let found = answer(&varied, "depend?");
     assert_eq!((found.word.as_str(), found.tone), ("Demos", Tone::Yes));
-    assert!(found.text.contains("update cosine 0.10 (0) to 0.80 (10)"), "{}", found.text);
+    assert!(found.text.contains("Demos: update cosine 0.10 (0) to 0.80 (10)"), "{}", found.text);
     let figure = varied.figures().find(|figure| figure.id == "demos-accuracy").expect("a figure of the factor");
     assert_eq!(figure.ticks, ["0", "2", "10"], "numbers in their order");
     report["conditions"] = conditions(&[("10", 0.8, 0.95), ("12", 0.81, 0.94)]);
@@ -164,6 +159,14 @@ fn answers_are_measured_in_a_table() {
     assert_eq!(rows[1][1..], ["ICL", "0.100 ± 0.010", "–"]);
     assert_eq!(rows[2][1..], ["", "95.000 ± 2.000", "60.000 ± 2.000"]);
     assert!(answer(&page, "answers agree?").text.contains("the same answer to 0.970"));
+}
+
+#[test]
+fn examples_show_their_tokens_apart() {
+    let page = page(&full());
+    let section = page.sections.iter().find(|section| section.id == "examples").expect("a section");
+    let Some(Block::Table(table)) = section.blocks.first() else { panic!("{:?}", section.blocks) };
+    assert_eq!(table.rows[0][..3], ["Review:| fine| &| dandy|⏎\n|Sentiment:", "yes", "yes\nno: −2.40\nyes: −0.10"]);
 }
 
 /// Free text has no accuracy: what ICL gains is then log-probability.
@@ -217,7 +220,7 @@ fn page_has_a_section_for_all_that_is_there() {
     let least = ["measures", "answers", "tuning", "settings"];
     assert_eq!(sections(&Planted::default().report()), least);
     let all =
-        ["measures", "factor-demos", "answers", "patching", "readouts", "pca-states", "tuning", "examples", "settings"];
+        ["measures", "factor-demos", "answers", "patching", "readouts", "components", "tuning", "examples", "settings"];
     assert_eq!(sections(&full()), all);
     assert_eq!(page(&full()).command, "llamaprobe probe --vary demos=10,0,2 --out run");
     // Free text has no labels and no accuracy.

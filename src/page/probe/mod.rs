@@ -52,7 +52,7 @@ fn setting(view: &View, key: &str) -> String {
 }
 
 fn title(view: &View) -> String {
-    format!("ICL and instruction tuning in {} on {}", view.model, setting(view, "task"))
+    format!("In-context learning (ICL) and instruction tuning (IT) in {} on {}", view.model, setting(view, "task"))
 }
 
 fn asked(view: &View) -> String {

@@ -319,7 +319,7 @@ pub fn pca(view: &View) -> Option<Section> {
         kind: Kind::Scatter,
         series: series.collect(),
     };
-    section("pca-states", "States", &[], figure.filled().map(Block::Figure).into_iter().collect())
+    section("components", "Principal components", &[], figure.filled().map(Block::Figure).into_iter().collect())
 }
 
 /// The losses of the trainings.
@@ -353,9 +353,8 @@ pub fn examples(view: &View) -> Option<Section> {
                 .collect::<Vec<_>>()
                 .join("\n")
         };
-        // Tokens stand apart.
-        let query =
-            if example.tokens.is_empty() { format!("query {}", example.query) } else { example.tokens.join("|") };
+        let tokens: Vec<String> = example.tokens.iter().map(|token| readable(token)).collect();
+        let query = if tokens.is_empty() { format!("query {}", example.query) } else { tokens.join("|") };
         let first = [visible(&query), visible(&example.gold)];
         first.into_iter().chain(example.answers.iter().map(answer)).collect()
     };
@@ -367,6 +366,11 @@ pub fn examples(view: &View) -> Option<Section> {
         text: true,
     };
     section("examples", "Examples", &[], vec![Block::Table(table)])
+}
+
+/// A token of a vocabulary, whose marks of spaces and line ends are written as such.
+fn readable(token: &str) -> String {
+    token.replace(['▁', 'Ġ'], " ").replace('Ċ', "\n")
 }
 
 /// What was asked for, key by key.

@@ -103,16 +103,13 @@ pub fn headline(view: &View) -> String {
     let both = Moved { icl: true, it: true };
     let sentence = match (moved(last), direction(last)) {
         (Moved { icl: false, it: false }, _) => {
-            return "Neither in-context learning nor instruction tuning moved the states: that they are alike says nothing"
-                .to_owned();
+            return "Neither ICL nor instruction tuning moved the states: that they are alike says nothing".to_owned();
         }
         (Moved { icl: true, it: false }, _) => {
-            return "In-context learning moved the states, instruction tuning did not: they did not do the same"
-                .to_owned();
+            return "ICL moved the states, instruction tuning did not: they did not do the same".to_owned();
         }
         (Moved { icl: false, it: true }, _) => {
-            return "Instruction tuning moved the states, in-context learning did not: they did not do the same"
-                .to_owned();
+            return "Instruction tuning moved the states, ICL did not: they did not do the same".to_owned();
         }
         (now, Some(direction)) if now == both => match direction {
             Direction::Same if is_common(last) => {
@@ -131,7 +128,7 @@ pub fn headline(view: &View) -> String {
         Some(Tone::No) => ", but ICL’s state alone does not bring its answers",
         _ => "",
     };
-    format!("In-context learning and instruction tuning {sentence}{cause}")
+    format!("ICL and instruction tuning {sentence}{cause}")
 }
 
 /// The questions and their answers; `factors` is the one about the factors.

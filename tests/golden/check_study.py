@@ -9,7 +9,7 @@ Everything is computed again from the token ids of each condition's plan, the ba
 - states at the position that was asked for, and of them all cosines and every measure of every pair of arms with its
   baselines, by the formulas of measures.py;
 - patching, by hooks that replace a layer's output: every layer and vector, with what it recovers;
-- the logit lens, SimAOU, answers (agreement, KL divergence, entropy, calibration, Rec2FTP), overlaps of LoRA updates,
+- the logit lens, direct logit attribution, SimAOU, SimAM, answers (agreement, KL divergence, entropy, calibration, Rec2FTP), overlaps of LoRA updates,
   principal components, examples;
 - the summaries over the seeds.
 
@@ -25,6 +25,7 @@ import torch
 from peft import PeftModel
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
 
 import measures
 from check_probe import compare, cosine, gaussian, layers, mean_sd, scores
@@ -33,15 +34,29 @@ COUNTING = ("knn_overlap", "svcca")
 after = lambda ids, a: ids[: len(ids) - a["replaces"]] + a["token_ids"]
 
 
+rotated = []  # queries and keys of the layers of the newest pass, [heads, tokens, width of a head]
+rotate = modeling_llama.apply_rotary_pos_emb
+
+
+def remember(*args, **kwargs):
+    found = rotate(*args, **kwargs)
+    rotated.append([x[0].double().numpy() for x in found])
+    return found
+
+
+modeling_llama.apply_rotary_pos_emb = remember
+
+
 class Reader:
     """States of all tokens of one sequence at a time, with or without a state put in."""
 
     def __init__(self, model):
-        self.model, self.states, self.attention, self.patch = model, [], [], None
+        self.model, self.states, self.attention, self.mlp, self.patch = model, [], [], [], None
         self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
         for layer, block in enumerate(self.base.model.layers):
             block.register_forward_hook(lambda m, i, o, layer=layer: self.after_block(layer, o))
             block.self_attn.register_forward_hook(lambda m, i, o: self.attention.append(o[0][0].double().numpy()))
+            block.mlp.register_forward_hook(lambda m, i, o: self.mlp.append(o[0].double().numpy()))
         self.base.model.norm.register_forward_hook(lambda m, i, o: self.states.append(o[0].double().numpy()))
 
     def after_block(self, layer, output):
@@ -55,7 +70,7 @@ class Reader:
     @torch.no_grad()
     def read(self, ids, patch=None):
         """States [layers + 1, tokens, width], attention's outputs [layers, tokens, width], log-probabilities [tokens, V]."""
-        self.states.clear(), self.attention.clear()
+        self.states.clear(), self.attention.clear(), self.mlp.clear(), rotated.clear()
         self.patch = patch
         logits = self.model(input_ids=torch.tensor([ids])).logits[0]
         self.patch = None
@@ -70,6 +85,19 @@ class Reader:
             log_probs = self.read(whole, patch and (patch[0], first - 1, patch[1]))[2]
             out.append(sum(log_probs[i - 1, whole[i]] for i in range(first, len(whole))))
         return out
+
+    def scores(self, ids, own):
+        """Scores before the softmax of the last token over the last `own` tokens: [layers, heads, own]."""
+        self.read(ids)
+        of = lambda q, k: [q[h, -1] @ k[h * len(k) // len(q), -own:].T for h in range(len(q))]
+        return np.array([of(q, k) for q, k in rotated])
+
+    def terms(self, ids, tokens):
+        """What attention and MLP of each layer add to the logits of some tokens, the final norm's scale kept."""
+        last = self.read(ids)[0][-2, -1]
+        norm, words = self.base.model.norm, self.base.lm_head.weight[tokens].double().detach().numpy()
+        scale = norm.weight.double().detach().numpy() / np.sqrt(np.mean(last**2) + norm.variance_epsilon)
+        return [[x[-1] * scale @ words.T for x in all] for all in (self.attention, self.mlp)]
 
     @torch.no_grad()
     def lens(self, state):
@@ -256,6 +284,20 @@ class Study:
         self.states(found, states, seed["seed"], asked)
         if "logit_lens" in asked and position == "last":
             self.lens(found, plan, states, gold)
+        if "attribution" in asked and position == "last":
+            words = [[a["token_ids"][len(a["token_ids"]) - a["scored"]] for a in q["answers"]] for q in plan["queries"]]
+            for arm, (reader, prompts) in arms.items():
+                terms = [reader.terms(ids, w) for (ids, _), w in zip(prompts, words)]
+                for l, layer in enumerate(found["layers"][:-1]):
+                    values = next(r["values"] for r in layer["readouts"] if r["arm"] == arm)
+                    for k, name in enumerate(("attention_attribution", "mlp_attribution")):
+                        self.same(name, values[name]["mean"], margins([t[k][l] for t in terms], gold))
+        if "sim_am" in asked and position == "last":
+            zero, icl, it = ([reader.scores(ids, n) for (ids, _), n in zip(prompts, own[0])] for reader, prompts in arms.values())
+            for l, layer in enumerate(found["layers"][:-1]):
+                for name, other in (("sim_am", icl), ("sim_am_zero_shot", zero)):
+                    expected = np.mean([cosine(x[l], y[l]) for x, y in zip(other, it)])
+                    self.same(name, layer["attention"][name]["mean"], expected)
         if "sim_aou" in asked:
             self.sim_aou(found, attention, seed["seed"])
         if "outputs" in asked:

@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(name_of("pretrain", pretrain.validate()), "--min-lr-rate");
         let probe = ProbeSettings::new("events".parse::<Task>().expect("built in"));
         for (settings, expected) in [
-            (ProbeSettings { demonstrations: 0, ..probe.clone() }, "--demos"),
+            (ProbeSettings { rows: 0, ..probe.clone() }, "--batch-tokens"),
             (ProbeSettings { seeds: Vec::new(), ..probe.clone() }, "--seeds"),
             (ProbeSettings { r: 0, ..probe.clone() }, "--r"),
             (ProbeSettings { lora_alpha: 0.0, ..probe.clone() }, "--lora-alpha"),

@@ -43,13 +43,17 @@ pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
     let mut models: Vec<String> = planned.iter().map(|planned| planned.model.clone()).collect();
     let mut seen = HashSet::new();
     models.retain(|model| seen.insert(model.clone()));
+    // All are opened before the first runs: a name that is no model's should not be found hours later.
     let mut first = Some(files);
-    let mut parts = Vec::new();
-    for model in models {
-        let files = match first.take().filter(|_| model == args.base.model) {
+    let opened = models.into_iter().map(|model| {
+        let files = match first.take_if(|_| model == args.base.model) {
             Some(files) => files,
             None => resolve::base_model(&model, &args.common)?,
         };
+        Ok((model, files))
+    });
+    let mut parts = Vec::new();
+    for (model, files) in opened.collect::<Result<Vec<_>>>()? {
         let own: Vec<&mut Planned> = planned.iter_mut().filter(|planned| planned.model == model).collect();
         parts.extend(run_on(args, (&model, files), study.as_ref(), own)?);
     }

@@ -31,8 +31,8 @@ pub struct Asked {
 pub struct Study {
     pub asked: Vec<Asked>,
     queries: Vec<Example>,
-    /// The pools of demonstrations, by the name of their task.
-    pools: HashMap<String, Vec<Example>>,
+    /// The pools of demonstrations, by their task as it was asked for; none is that of the queries.
+    pools: HashMap<Option<String>, Vec<Example>>,
 }
 
 impl Study {
@@ -48,11 +48,17 @@ impl Study {
         let mut pools = HashMap::new();
         for condition in &asked {
             let (of, files): (&Task, &[PathBuf]) = match &condition.source {
+                // `--train` is of the task of the queries.
+                Some(source) if !source.has_data(Side::Train) => {
+                    let expected = "tasks with data of their own (a YAML file that names them) as levels of source";
+                    return Err(Error::argument("vary", expected, source.name()));
+                }
                 Some(source) => (source, &[]),
                 None => (task, &args.train),
             };
-            if !pools.contains_key(of.name()) {
-                pools.insert(of.name().to_owned(), data(of, Side::Train, files, &template(of, condition))?);
+            if !pools.contains_key(&condition.settings.source) {
+                let pool = data(of, Side::Train, files, &template(of, condition))?;
+                pools.insert(condition.settings.source.clone(), pool);
             }
         }
         let queries = data(task, Side::Test, &args.test, &settings.template)?;
@@ -76,7 +82,7 @@ impl Study {
     ) -> Result<Condition> {
         let settings = &asked.settings;
         let source = asked.source.as_ref().unwrap_or(&settings.task);
-        let (template, examples) = (template(source, asked), &self.pools[source.name()][..]);
+        let (template, examples) = (template(source, asked), &self.pools[&settings.source][..]);
         let count = settings.queries.unwrap_or(self.queries.len()).min(self.queries.len());
         let similarities = (settings.similarity != Similarity::Random)
             .then(|| similarity_to_queries(examples, &self.queries[..count], vectors));
@@ -102,13 +108,12 @@ impl Study {
         model: &Model<B>,
         tokenizer: &Tokenizer,
     ) -> Result<(Vec<f32>, Vec<f32>)> {
-        let source = asked.source.as_ref().unwrap_or(&asked.settings.task);
         let count = asked.settings.queries.unwrap_or(self.queries.len()).min(self.queries.len());
         let mut of = |examples: &[Example]| {
             let ids = examples.iter().map(|e| Ok(tokenizer.encode(&e.input, true)?.ids));
             mean_states(backend, model, &ids.collect::<Result<Vec<_>>>()?, asked.settings.rows)
         };
-        Ok((of(&self.pools[source.name()])?, of(&self.queries[..count])?))
+        Ok((of(&self.pools[&asked.settings.source])?, of(&self.queries[..count])?))
     }
 }
 

@@ -1,6 +1,6 @@
 //! States as points of a plane: the first two principal components.
 
-use super::linear::{Eigen, centred, gram};
+use super::linear::{Eigen, centred, gram, product, transposed};
 
 /// Rows along their first two principal components.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,17 +20,24 @@ pub fn projection(rows: &[f32], width: usize) -> Option<Projection> {
     assert!(width > 0 && rows.len().is_multiple_of(width), "projection: {} elements of width {width}", rows.len());
     let n = rows.len() / width;
     let (x, _) = centred(rows, width);
-    let eigen = Eigen::of(&gram(&x, width), n);
+    // The smaller of X X' and X' X: of many rows the first would take a time of their number's third power.
+    let of_rows = n <= width;
+    let eigen =
+        if of_rows { Eigen::of(&gram(&x, width), n) } else { Eigen::of(&gram(&transposed(&x, width), n), width) };
     let total: f64 = eigen.values.iter().map(|value| value.max(0.0)).sum();
     if eigen.rank(n.max(width)) == 0 {
         return None;
     }
     let value = |k: usize| eigen.values.get(k).map_or(0.0, |value| value.max(0.0));
     let along = |k: usize| -> Vec<f64> {
-        let vector = eigen.vectors.get(k * n..(k + 1) * n).unwrap_or(&[]);
-        let largest = vector.iter().copied().fold(0.0, |most: f64, x| if x.abs() > most.abs() { x } else { most });
-        let scale = value(k).sqrt() * if largest < 0.0 { -1.0 } else { 1.0 };
-        (0..n).map(|i| vector.get(i).map_or(0.0, |x| x * scale)).collect()
+        let side = if of_rows { n } else { width };
+        let points: Vec<f64> = match eigen.vectors.get(k * side..(k + 1) * side) {
+            Some(vector) if of_rows => vector.iter().map(|u| u * value(k).sqrt()).collect(),
+            Some(vector) => product(&x, vector, width),
+            None => vec![0.0; n],
+        };
+        let largest = points.iter().copied().fold(0.0, |most: f64, x| if x.abs() > most.abs() { x } else { most });
+        points.into_iter().map(|x| if largest < 0.0 { -x } else { x }).collect()
     };
     let (first, second) = (along(0), along(1));
     Some(Projection {
@@ -57,5 +64,20 @@ mod tests {
             assert!((distance(a, b) - expected).abs() < 1e-12, "{a} {b}");
         }
         assert_eq!(projection(&[1.0, 2.0, 1.0, 2.0], 2), None, "equal rows");
+    }
+
+    #[test]
+    fn projection_of_many_rows_is_that_of_few() {
+        // The same rows twice have the same directions; five rows of two columns go by columns, two of them by rows.
+        let few = [1.0, 2.0, -3.0, 5.0];
+        let many: Vec<f32> = few.repeat(3);
+        let (few, many) = (projection(&few, 2).expect("two rows"), projection(&many, 2).expect("six rows"));
+        for (i, point) in many.points.iter().enumerate() {
+            for k in 0..2 {
+                assert!((point[k].abs() - few.points[i % 2][k].abs()).abs() < 1e-12, "{point:?}");
+            }
+        }
+        assert!((many.variance[0] - 1.0).abs() < 1e-12 && many.points[0][0] * many.points[1][0] < 0.0);
+        assert!(many.points.iter().map(|point| point[0]).fold(0.0f64, f64::max) > 0.0);
     }
 }

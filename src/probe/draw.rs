@@ -55,7 +55,8 @@ pub fn similarity_to_queries(pool: &[Example], queries: &[Example], vectors: Opt
 }
 
 impl Draw<'_> {
-    /// Draws for a seed. A larger number of demonstrations continues a smaller one.
+    /// Draws for a seed. A larger number of demonstrations continues a smaller one, of near and far ones as long as the
+    /// quarter has so many.
     pub fn seed(&self, seed: u64) -> Result<Drawn> {
         let (pool, settings) = (self.pool.examples, self.settings);
         let pool_indices = sample_of(pool, &self.part(), self.queries, settings.demonstrations, seed)?;
@@ -100,8 +101,8 @@ impl Draw<'_> {
             return Ok(example.clone());
         }
         let labels = self.pool.task.labels().or(example.choices.as_deref()).ok_or_else(|| {
-            let expected = format!("gold, since the outputs of {} are no labels", self.pool.task);
-            Error::argument("labels", expected, format!("{noise:?}").to_lowercase())
+            let expected = format!("gold as level of labels, since the outputs of {} are no labels", self.pool.task);
+            Error::argument("vary", expected, format!("{noise:?}").to_lowercase())
         })?;
         let any = &labels[rng.below(labels.len())];
         let others: Vec<&String> = labels.iter().filter(|label| **label != example.output).collect();

@@ -1,6 +1,6 @@
 //! The factors of a study: what of a probe is varied, over which levels.
 //!
-//! Levels of several factors cross. What no condition changes is computed once for all of them: see [`super::study`].
+//! Levels of several factors cross. What conditions have in common is computed once: see [`super::run_conditions`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -145,7 +145,7 @@ impl Vary {
 const MAX_ORDERS: u64 = 1000;
 
 fn level_error(factor: Factor, expected: &str, found: impl ToString) -> Error {
-    Error::argument(format!("vary {factor}"), expected, found.to_string())
+    Error::argument("vary", format!("{expected} as levels of {factor}"), found.to_string())
 }
 
 fn whole(factor: Factor, text: &str) -> Result<Value> {
@@ -212,7 +212,7 @@ impl LabelNoise {
     /// No such name.
     pub fn parse(name: &str) -> Result<Self> {
         by_name(
-            "labels",
+            Factor::Labels,
             name,
             &[("gold", Self::Gold), ("half", Self::Half), ("flipped", Self::Flipped), ("random", Self::Random)],
         )
@@ -238,14 +238,14 @@ impl Similarity {
     /// # Errors
     /// No such name.
     pub fn parse(name: &str) -> Result<Self> {
-        by_name("similarity", name, &[("near", Self::Near), ("random", Self::Random), ("far", Self::Far)])
+        by_name(Factor::Similarity, name, &[("near", Self::Near), ("random", Self::Random), ("far", Self::Far)])
     }
 }
 
-fn by_name<T: Copy>(what: &str, name: &str, all: &[(&str, T)]) -> Result<T> {
+fn by_name<T: Copy>(factor: Factor, name: &str, all: &[(&str, T)]) -> Result<T> {
     let found = all.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
     let names = || all.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    found.ok_or_else(|| Error::unsupported(what, name, names()))
+    found.ok_or_else(|| level_error(factor, &names(), format!("`{name}`")))
 }
 
 impl ProbeSettings {

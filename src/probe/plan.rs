@@ -77,7 +77,7 @@ pub struct PlanInputs<'a> {
     /// The first of them are asked.
     pub queries: &'a [Example],
     /// How like the queries each example of the pool is; needed where `similarity` is not random, see
-    /// [`similarity_to_queries`](super::draw::similarity_to_queries).
+    /// [`similarity_to_queries`](super::similarity_to_queries).
     pub similarities: Option<&'a [f64]>,
 }
 

@@ -428,7 +428,13 @@ impl Report {
 
     /// Adds the conditions of another report, such as of another model.
     pub fn join(&mut self, other: Self) {
-        self.conditions.extend(other.conditions);
+        let before = self.conditions.len();
+        for mut condition in other.conditions {
+            // Conditions are named by their number, which is now another.
+            let named = condition.lora_overlap.iter_mut().filter_map(|overlap| overlap.with.as_mut());
+            named.for_each(|with| *with += before);
+            self.conditions.push(condition);
+        }
         self.seconds.add(other.seconds);
         self.tokens.add(other.tokens);
         self.positions.longest = self.positions.longest.max(other.positions.longest);

@@ -19,6 +19,7 @@ mod probe;
 mod prompt;
 mod real;
 mod report;
+mod study;
 mod task;
 mod train;
 mod trained;

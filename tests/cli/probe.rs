@@ -105,7 +105,6 @@ fn probe_refuses_bad_settings_and_data() {
     put(d, "bad.tsv", "sentence\tlabel\nno label here\n");
     for (args, expected) in [
         ("--demos 13", "--demos"),
-        ("--demos 0", "--demos"),
         ("--queries 7", "--queries"),
         ("--seeds 0", "--seeds"),
         ("--train {}/bad.tsv", "bad.tsv"),

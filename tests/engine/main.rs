@@ -16,6 +16,8 @@ mod model;
 mod pack;
 mod probe;
 mod probe_report;
+mod probe_study;
+mod probe_study_states;
 mod prompt_gradients;
 mod tiny_model;
 mod train;

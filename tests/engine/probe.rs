@@ -21,25 +21,25 @@ use llamaprobe::task::{Example, Task};
 
 use crate::support::{self, tiny_model::TinyModel};
 
-fn built_in(name: &str) -> Task {
+pub(super) fn built_in(name: &str) -> Task {
     name.parse().expect("a built-in task")
 }
 
-type Device = Cpu<f32>;
+pub(super) type Device = Cpu<f32>;
 
 /// A model with its tokenizer, and the numbers of a run over it.
-struct Bench {
-    dir: tempfile::TempDir,
-    backend: Device,
-    model: Model<Device>,
-    tokenizer: Tokenizer,
-    pool: Vec<Example>,
-    queries: Vec<Example>,
-    settings: ProbeSettings,
+pub(super) struct Bench {
+    pub dir: tempfile::TempDir,
+    pub backend: Device,
+    pub model: Model<Device>,
+    pub tokenizer: Tokenizer,
+    pub pool: Vec<Example>,
+    pub queries: Vec<Example>,
+    pub settings: ProbeSettings,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let dir = support::temp();
         TinyModel { tied: true, ..TinyModel::default() }.write(dir.path());
         let mut backend = Device::new(Dtype::F32);
@@ -70,17 +70,17 @@ impl Bench {
     }
 }
 
-fn arm(seed: &SeedReport, arm: Arm) -> &ArmReport<Option<f64>, f64> {
+pub(super) fn arm(seed: &SeedReport, arm: Arm) -> &ArmReport<Option<f64>, f64> {
     seed.arm(arm).expect("an arm of the probe")
 }
 
 /// The losses of an arm's training, before each step and after the last.
-fn losses(seed: &SeedReport, of: Arm) -> (&[f64], f64) {
+pub(super) fn losses(seed: &SeedReport, of: Arm) -> (&[f64], f64) {
     let tuning = arm(seed, of).tuning.as_ref().expect("an arm that trains");
     (&tuning.loss, tuning.final_loss.expect("of at least one example"))
 }
 
-fn pair(layer: &LayerReport, x: Arm, y: Arm) -> &PairReport {
+pub(super) fn pair(layer: &LayerReport, x: Arm, y: Arm) -> &PairReport {
     layer.pair(x, y).expect("every pair")
 }
 
@@ -91,7 +91,7 @@ fn update(layer: &LayerReport) -> [MeanSd; 2] {
 }
 
 /// The report's text without what the clock says.
-fn timeless(report: &Report) -> String {
+pub(super) fn timeless(report: &Report) -> String {
     let mut report = report.clone();
     report.seconds = Default::default();
     serde_json::to_string(&report).expect("JSON")
@@ -224,7 +224,7 @@ fn plan_repeats_a_run_exactly() {
 }
 
 /// The LoRA of every seed.
-fn loras(adapters: &[(Arm, Vec<Adapter>)]) -> Vec<&LoraAdapter> {
+pub(super) fn loras(adapters: &[(Arm, Vec<Adapter>)]) -> Vec<&LoraAdapter> {
     let of_arm = adapters.iter().find(|(arm, _)| *arm == Arm::Lora).expect("LoRAs");
     fn lora(adapter: &Adapter) -> &LoraAdapter {
         match adapter {

@@ -2,6 +2,7 @@
 
 use llamaprobe::measures::similarity::{cosine, cosines, gaussian, gaussian_updates, updates};
 use llamaprobe::probe::arm::Arm;
+use llamaprobe::probe::report::measures::Values;
 use llamaprobe::probe::report::{ArmReport, Layer, LayerReport, PairReport, SeedReport, TuningReport, UpdateReport};
 use llamaprobe::probe::statistics::MeanSd;
 
@@ -27,6 +28,14 @@ fn report_json_has_its_keys_in_their_order() {
     ];
     let tuning = |x: f64| Some(TuningReport { loss: vec![x, x - 0.5], final_loss: Some(x - 1.0) });
     let scores = |arm, x: f64, tuning| ArmReport { arm, accuracy: Some(x), log_prob: -x, tuning };
+    let layer = LayerReport {
+        layer: Layer::Block(0),
+        pairs,
+        update_gaussian: value(10.0),
+        measures: Vec::new(),
+        readouts: Vec::new(),
+        attention: Values::new(),
+    };
     let report = SeedReport {
         seed: 4,
         arms: vec![
@@ -36,7 +45,9 @@ fn report_json_has_its_keys_in_their_order() {
             scores(Arm::Pt, 0.4, tuning(4.0)),
         ],
         adapters: [(Arm::Pt, "adapters/pt-seed-4".to_owned())].into(),
-        layers: vec![LayerReport { layer: Layer::Block(0), pairs, update_gaussian: value(10.0) }],
+        layers: vec![layer],
+        patching: Vec::new(),
+        outputs: None,
     };
     let m = |x: &str| format!(r#"{{"mean":{x},"sd":null}}"#);
     let pair = |with: &str, cosine: &str, update: &str, shuffled: &str| {

@@ -106,10 +106,11 @@ pub struct ProbeArgs {
     #[arg(long, value_name = "YAML", help = TEMPLATE)]
     pub template: Option<String>,
     /// Vary a factor over levels; may be repeated, and levels cross: demos=0,1,2,4,8,16 · labels=gold,half,flipped,random ·
-    /// source=TASK,… (demonstrations of another task) · similarity=near,random,far (to the queries) · template=YAML;… ·
-    /// order=N (permutations) · steps=0,1,2,5,10 (the tuning's trajectory) · r=4,8 · learning-rate=1e-4,1e-3 ·
-    /// target-modules=q_proj,v_proj;all-linear · model=DIR,….
-    #[arg(long, value_name = "NAME=LEVELS", action = ArgAction::Append)]
+    /// source=TASK,… (demonstrations of another task) · similarity=near,random,far (to the queries) ·
+    /// template=default;FILE.yaml;YAML · order=N (permutations) · steps=0,1,2,5,10 (the tuning's trajectory, in place of
+    /// --epochs) · r=4,8 · learning-rate=1e-4,1e-3 · target-modules=q_proj,v_proj;all-linear · model=DIR,…. In report.json
+    /// every combination is one of `conditions`; the fields outside of it are those of the first.
+    #[arg(long, value_name = "NAME=LEVELS", action = ArgAction::Append, conflicts_with = "plan")]
     pub vary: Vec<String>,
     /// What the similarity of demonstrations to the queries is measured by, where it varies: words (bm25), or the model's
     /// own states (states).

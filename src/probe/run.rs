@@ -19,7 +19,6 @@ use super::report::{ConditionReport, PatchLayer, Phases, Positions, Report, Seed
 use super::settings::ProbeSettings;
 use super::states::ArmStates;
 use super::work::{ReadKey, TrainingKey, Weights, Worker};
-use crate::Result;
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
@@ -27,6 +26,7 @@ use crate::formats::safetensors::Checkpoint;
 use crate::hooks::Site;
 use crate::model::Model;
 use crate::task::prompts::{Answer, Prompt, TrainingExample};
+use crate::{Error, Result};
 
 /// A probe that is planned, one of a study's.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,6 +89,10 @@ pub fn run_conditions<B: Backend>(
     for Condition { settings, plan, .. } in conditions {
         settings.validate(model.config.family)?;
         plan.validate("plan", model.config.vocab_size)?;
+        let without = |seed: &SeedPlan| seed.icl_demonstration_token_ids.is_empty() && !seed.train.is_empty();
+        if settings.position == Position::Demos && plan.seeds.iter().any(without) {
+            return Err(Error::argument("position", "any but demos, for which this plan has no prompts", "demos"));
+        }
         let soft = if settings.soft.arms.is_empty() { 0 } else { settings.soft.num_virtual_tokens };
         model.config.check_unscaled(soft + plan.longest())?;
     }

@@ -20,7 +20,7 @@ mod skips;
 const LONGEST: usize = 600;
 
 /// Layers in the order in which they may import: each only from those before it. Equal rank means siblings.
-const LAYERS: [(&str, u8); 16] = [
+const LAYERS: [(&str, u8); 17] = [
     ("error", 0),
     ("arch", 1),
     ("hash", 1),

@@ -157,7 +157,7 @@ fn report(layers: &[Layer], settings: &Settings) -> Value {
         all.insert("baselines".to_owned(), baselines);
         Value::Object(all)
     };
-    json!({"layers": layers.iter().map(layer).collect::<Vec<_>>()})
+    json!({"settings": settings, "layers": layers.iter().map(layer).collect::<Vec<_>>()})
 }
 
 fn print(layers: &[Layer], settings: &Settings) -> Result<(), Failure> {

@@ -8,13 +8,14 @@ use serde::Deserialize;
 use super::args::CompareArgs;
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
-use super::{Failure, output, report, report_tables};
+use super::{Failure, edits, output, report, report_tables};
 use crate::arch::Family;
 use crate::backend::Backend;
 use crate::compare::{Base, CompareSettings, Comparison, Source};
 use crate::formats::generation_config::{Decoding, GenerationDefaults};
 use crate::formats::tokenizer::Tokenizer;
 use crate::formats::{atomic, yaml};
+use crate::hooks::Edit;
 use crate::model::Model;
 use crate::task::{Side, Task, Template};
 use crate::train::settings::{Length, RunSettings};
@@ -33,7 +34,8 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
     }
     let sources = sources(args)?;
     let dtype = files.dtype;
-    dispatch(&args.common, dtype, Compare { args, files, settings, tokenizer, sources })
+    let edits = edits::of_texts(args.edit.as_deref(), &files.config)?;
+    dispatch(&args.common, dtype, Compare { args, files, settings, tokenizer, sources, edits })
 }
 
 /// The settings that the flags ask for, not validated yet.
@@ -158,11 +160,12 @@ struct Compare<'a> {
     settings: CompareSettings,
     tokenizer: Tokenizer,
     sources: Vec<Source>,
+    edits: Vec<Edit>,
 }
 
 impl Job for Compare<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, files, settings, tokenizer, sources } = self;
+        let Self { args, files, settings, tokenizer, sources, edits } = self;
         let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let base = Base { name: &args.base.model, config: &files.config };
         let comparison = Comparison {
@@ -171,6 +174,7 @@ impl Job for Compare<'_> {
             sources: &sources,
             vectors: args.vectors.as_deref(),
             settings: &settings,
+            edits: &edits,
         };
         let report = comparison.run(&mut backend, &mut model, &args.out, &mut |what| output::note(what))?;
         resolve::write_config(&args.out, "compare", args)?;

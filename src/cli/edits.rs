@@ -14,17 +14,23 @@ use crate::hooks::Edit;
 
 /// The edits of a file, for inputs that have no query and no demonstrations; none without a file.
 pub fn of_texts(path: Option<&Path>, config: &ModelConfig) -> Result<Vec<Edit>> {
-    let Some(path) = path else { return Ok(Vec::new()) };
-    let edits = Edit::of_file(edits::read(path)?, config.num_hidden_layers)?;
-    config.check_edits(&edits)?;
+    let edits = of_prompts(path, config)?;
     for edit in &edits {
         let name = match edit.positions {
             Positions::Query => "query",
             Positions::Demonstrations => "demonstrations",
             _ => continue,
         };
-        return Err(edit.error("positions", "last, all or a list, for inputs without demonstrations", name));
+        return Err(edit.error("positions", "last, all or a list, where prompts are read as they are", name));
     }
+    Ok(edits)
+}
+
+/// The edits of a file, for prompts whose query and demonstrations are known; none without a file.
+pub fn of_prompts(path: Option<&Path>, config: &ModelConfig) -> Result<Vec<Edit>> {
+    let Some(path) = path else { return Ok(Vec::new()) };
+    let edits = Edit::of_file(edits::read(path)?, config.num_hidden_layers)?;
+    config.check_edits(&edits)?;
     Ok(edits)
 }
 

@@ -10,7 +10,7 @@ use super::device::{Job, dispatch};
 use super::plan::Plan as MemoryPlan;
 use super::resolve::{self, ModelFiles};
 use super::study::{self, Asked, Study};
-use super::{Failure, output, report, report_tables};
+use super::{Failure, edits, output, report, report_tables};
 use crate::arch::Family;
 use crate::backend::Backend;
 use crate::formats::tokenizer::Tokenizer;
@@ -31,7 +31,7 @@ pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
         Some(_) => None,
         None => {
             let mut settings = settings(args, task, files.config.family)?;
-            settings.patch |= study::is_default_run(args, &settings);
+            settings.patch |= args.edit.is_none() && study::is_default_run(args, &settings);
             settings.validate(files.config.family)?;
             Some(Study::new(args, &settings)?)
         }
@@ -239,7 +239,8 @@ impl Job for Probe<'_, '_> {
             Some(model) => model,
             None => Model::new(&mut backend, &files.config, &files.checkpoint)?,
         };
-        let base = Base { name, checkpoint: Some(&files.checkpoint) };
+        let edits = edits::of_prompts(args.edit.as_deref(), &files.config)?;
+        let base = Base { name, checkpoint: Some(&files.checkpoint), edits: &edits };
         let mut bars = Bars::default();
         let found = run_conditions(&mut backend, &mut model, base, &conditions, &mut |p| bars.show(p));
         bars.clear();

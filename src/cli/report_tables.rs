@@ -4,6 +4,7 @@ use comfy_table::{Table, presets};
 
 use crate::compare::report::{Judge, Report as CompareReport, Row};
 use crate::probe::arm::Arm;
+use crate::probe::factors::Factor;
 use crate::probe::report::{PairReport, Report as ProbeReport, arm_name};
 use crate::probe::statistics::MeanSd;
 
@@ -37,7 +38,45 @@ pub fn probe(report: &ProbeReport) -> String {
     scores.add_row(row("accuracy", summary.arms.iter().map(|arm| arm.accuracy).collect()));
     scores.add_row(row("log-probability", summary.arms.iter().map(|arm| arm.log_prob).collect()));
     tables.push(scores.to_string());
+    tables.extend(patching(report));
+    tables.extend(conditions(report));
     tables.join("\n")
+}
+
+/// The share of ICL's gain in accuracy that each vector recovers, by the layer that it was put into; none where
+/// nothing was patched.
+fn patching(report: &ProbeReport) -> Option<String> {
+    let layers = &report.summary.patching;
+    let vectors = layers.first()?.vectors.iter().map(|vector| vector.vector.clone());
+    let mut table = new(&std::iter::once("patched".to_owned()).chain(vectors).collect::<Vec<_>>());
+    for layer in layers {
+        let shares = layer.vectors.iter().map(|vector| mean_sd(vector.recovery_accuracy, 2));
+        table.add_row(std::iter::once(layer.layer.to_string()).chain(shares));
+    }
+    Some(format!("share of ICL's gain in accuracy that a state put into the query's own run recovers\n{table}"))
+}
+
+/// The conditions of a study, by what they end in; none where there is one alone.
+fn conditions(report: &ProbeReport) -> Option<String> {
+    let first = report.conditions.first().filter(|_| report.conditions.len() > 1)?;
+    let factors: Vec<Factor> = first.levels.keys().copied().collect();
+    let columns = ["anchor", "ICL", "IT", "ICL-IT", "update", "shuffled"].map(str::to_owned);
+    let mut table = new(&factors.iter().map(ToString::to_string).chain(columns).collect::<Vec<_>>());
+    for condition in &report.conditions {
+        let level = |factor: &Factor| match condition.levels.get(factor) {
+            Some(serde_json::Value::String(text)) => text.clone(),
+            other => other.map_or(String::new(), ToString::to_string),
+        };
+        let score = |arm: Arm| condition.summary.arm(arm).map(|arm| arm.accuracy).filter(|score| score.mean.is_some());
+        let log_prob = |arm: Arm| condition.summary.arm(arm).map(|arm| arm.log_prob);
+        let scores = [Arm::ZeroShot, Arm::Icl, Arm::Lora].map(|arm| score(arm).or_else(|| log_prob(arm)));
+        let pair = condition.summary.layers.last().and_then(|layer| layer.pair(Arm::Icl, Arm::Lora));
+        let updates = pair.and_then(|pair| pair.updates);
+        let states = [pair.map(|pair| pair.cosine), updates.map(|u| u.update), updates.map(|u| u.update_shuffled)];
+        let values = scores.into_iter().chain(states).map(|value| value.map_or_else(String::new, |v| mean_sd(v, 3)));
+        table.add_row(factors.iter().map(level).chain(values));
+    }
+    Some(format!("conditions: accuracies (log-probabilities of free text), and cosines after the final norm\n{table}"))
 }
 
 /// An arm with a soft prompt beside all arms before it, by layer.

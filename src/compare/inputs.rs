@@ -5,6 +5,7 @@ use std::path::Path;
 use super::settings::CompareSettings;
 use crate::arch::ModelConfig;
 use crate::formats::tokenizer::Tokenizer;
+use crate::hooks::Edit;
 use crate::task::{Dataset, Task, Template};
 
 /// The model that adapters are for.
@@ -41,4 +42,6 @@ pub struct Comparison<'a> {
     pub vectors: Option<&'a Path>,
     /// What is compared, and how.
     pub settings: &'a CompareSettings,
+    /// Edits of the passes in which the model writes, in every arm; trainings are not edited.
+    pub edits: &'a [Edit],
 }

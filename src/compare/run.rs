@@ -13,6 +13,7 @@ use super::training;
 use crate::backend::Backend;
 use crate::formats::stops::Stops;
 use crate::formats::{atomic, json};
+use crate::hooks::Edit;
 use crate::model::{self, Adaptation, Model, Prompt, Sampling};
 use crate::probe::arm::Arm;
 use crate::task::metrics::interval;
@@ -37,13 +38,17 @@ impl Comparison<'_> {
         let task_data =
             sources.map(|source| TaskData::new(backend, model, self, source)).collect::<Result<Vec<_>>>()?;
         let described: Vec<_> = task_data.iter().map(TaskData::describe).collect();
-        let plan = json!({
+        self.base.config.check_edits(self.edits)?;
+        let mut plan = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "model": self.base.name,
             "backend": backend.name(),
             "settings": settings,
             "data": described,
         });
+        if !self.edits.is_empty() {
+            plan["edits"] = Edit::fingerprint(self.edits).into();
+        }
         begin(out, &plan)?;
         let store = Store::open(out)?;
         let mut runner = Runner { backend, model, comparison: self, task_data: &task_data, store: &store, note };
@@ -180,6 +185,7 @@ impl<B: Backend> Runner<'_, B> {
                 beams => Sampling::Beam { beams, length_penalty: 1.0 },
             },
             rows: settings.rows,
+            edits: self.comparison.edits,
             ..model::GenerationConfig::greedy(settings.max_new_tokens)
         };
         let prompt = |run: Option<usize>| move |context: &PromptContext| Prompt { ids: context.token_ids.clone(), run };

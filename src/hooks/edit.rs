@@ -18,6 +18,43 @@
 //! before the rotation, one of `attn.hook_z` before the output projection.
 //!
 //! Positions count from the first row of a sequence, a soft prompt's rows included, as the column `pos` of a capture does.
+//!
+//! # Examples
+//!
+//! A steering vector, added to what block 0 leaves at the last token:
+//!
+//! ```
+//! use llamaprobe::backend::{Buffers, cpu::Cpu};
+//! use llamaprobe::hooks::edit::{Edit, EditOp, EditPlan, Positions, Values};
+//! use llamaprobe::hooks::{Record, Selection, Site};
+//! use llamaprobe::model::{Activations, EditSet, Input, PassEdits, Save};
+//! use llamaprobe::pack::{Label, Sequence, forest};
+//! # use llamaprobe::arch::{Dtype, ModelConfig};
+//! # use llamaprobe::model::FullTuning;
+//! # let config = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
+//! #     "num_attention_heads": 2, "vocab_size": 11}"#;
+//! # let backend = &mut Cpu::new(Dtype::F32);
+//! # let config = ModelConfig::parse("config.json", config)?;
+//! # let (model, _) = FullTuning::random(backend, config, 0.2, 0)?;
+//!
+//! let vector = EditOp::Add(Values::one(vec![0.5; 8]));
+//! let edits = [Edit::new(Selection::new(&[Site::ResidPost], &[0]), Positions::Last, vector)];
+//! let mut sequences = [Sequence::ids(&[1, 5, 7], None, Label::Text), Sequence::ids(&[1, 5], None, Label::Text)];
+//! let plan = EditPlan::new(&edits, &mut sequences)?;
+//! let packed = forest(&sequences, 1);
+//! // The second sequence begins the first, but its last token is edited: that row is its own.
+//! assert_eq!(packed.pack.len(), 4);
+//!
+//! let set = EditSet::new(backend, &model.config, &edits)?;
+//! let rows = plan.rows(0..2, |sequence, token| packed.row(sequence, token));
+//! let edited = PassEdits::new(backend, &set, &rows, None)?;
+//! let device = backend.pack(&packed.pack)?;
+//! let mut acts = Activations::new(backend, &model.config, None, packed.pack.len(), Save::Layer)?;
+//! let input = Input::new(&packed.pack, &device).edited(Some(&edited));
+//! let mut record = Record::new(Selection::new(&[Site::ResidPost], &[1]), vec![packed.last_row(0)]);
+//! model.forward(backend, &mut acts, &input, None, &mut record)?;
+//! # Ok::<(), llamaprobe::Error>(())
+//! ```
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -25,6 +62,7 @@ use std::ops::Range;
 use super::{Selection, Site, site};
 use crate::formats::edits::{Action, EditEntry};
 pub use crate::formats::edits::{EditOp, Positions, Values};
+use crate::hash::fnv1a;
 use crate::pack::{Label, Sequence};
 use crate::{Error, Result};
 
@@ -107,6 +145,12 @@ impl Edit {
     /// The same for sequences of these runs only.
     pub fn of_runs(self, runs: Vec<usize>) -> Self {
         Self { runs: Some(runs), ..self }
+    }
+
+    /// What tells these edits from others: a digest of everything that they do.
+    pub fn fingerprint(edits: &[Self]) -> String {
+        let what = |edit: &Self| format!("{:?}", (&edit.hooks.hooks, &edit.positions, &edit.runs, &edit.op));
+        format!("{:016x}", fnv1a(edits.iter().map(what).collect::<String>().into_bytes()))
     }
 
     /// The error that a field of it holds the wrong thing.

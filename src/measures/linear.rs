@@ -139,8 +139,23 @@ impl Cholesky {
 
     /// The inverse `[n, n]` of the matrix.
     pub fn inverse(&self) -> Vec<f64> {
-        let unit = |i: usize| (0..self.n).map(|j| f64::from(u8::from(i == j))).collect::<Vec<_>>();
-        (0..self.n).flat_map(|i| self.solve(unit(i))).collect()
+        let n = self.n;
+        // Row i is column i of the factor's inverse, which is 0 before i.
+        let mut columns = vec![0.0; n * n];
+        for (i, column) in columns.chunks_exact_mut(n).enumerate() {
+            column[i] = 1.0 / self.factor[i * n + i];
+            for (k, row) in self.factor.chunks_exact(n).enumerate().skip(i + 1) {
+                column[k] = -dot(&row[i..k], &column[i..k]) / row[k];
+            }
+        }
+        let mut out = vec![0.0; n * n];
+        for i in 0..n {
+            for j in 0..=i {
+                out[i * n + j] = dot(&columns[i * n + i..(i + 1) * n], &columns[j * n + i..(j + 1) * n]);
+                out[j * n + i] = out[i * n + j];
+            }
+        }
+        out
     }
 }
 

@@ -81,7 +81,7 @@ pub fn logistic_regression(
 /// fold. None where [`Folds::new`] finds too few.
 ///
 /// # Panics
-/// As [`cross_validated`].
+/// As [`ProbeFeatures::new`] and [`ProbeFeatures::cross_validated`].
 pub fn linear_probe(
     states: &[f32],
     width: usize,

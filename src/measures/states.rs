@@ -175,17 +175,15 @@ impl Distances<'_> {
         let n = self.spread.norms.len();
         let row = |i: usize| &self.rows[i * self.width..(i + 1) * self.width];
         let direct = |j: usize| row(i).iter().zip(row(j)).map(|(a, b)| (a - b) * (a - b)).sum();
-        match &self.spread.form {
-            Form::Columns(_) => (0..n).map(direct).collect(),
-            Form::Gram(gram) => {
-                let of = |j: usize| {
-                    let norms = gram[i * n + i] + gram[j * n + j];
-                    let squared = norms - 2.0 * gram[i * n + j];
-                    if squared > CLOSE * norms { squared } else { direct(j) }
-                };
-                (0..n).map(of).collect()
-            }
-        }
+        let of = |j: usize| {
+            let norms = self.spread.norms[i] + self.spread.norms[j];
+            let squared = match &self.spread.form {
+                Form::Gram(gram) => norms - 2.0 * gram[i * n + j],
+                Form::Columns(_) => norms - 2.0 * dot(row(i), row(j)),
+            };
+            if squared > CLOSE * norms { squared } else { direct(j) }
+        };
+        (0..n).map(of).collect()
     }
 
     /// What is near each row.

@@ -36,7 +36,7 @@ pub enum StartRows<'a, B: Backend> {
 
 /// Where a pass begins, if not with its tokens: the residual stream that enters a layer is given.
 ///
-/// Nothing below the layer is computed, nor its taps called. Cached segments are attended to from this layer on; no segment
+/// Nothing below the layer is computed or edited, nor its taps called. Cached segments are attended to from this layer on; no segment
 /// of such a pass can be cached, for it has no keys below.
 pub struct Start<'a, B: Backend> {
     /// The first layer that is computed, up to the depth L, which leaves the final norm alone.

@@ -33,6 +33,7 @@ mod rope;
 pub mod sampling;
 mod search;
 mod taps;
+mod unembedding;
 pub mod weights;
 
 pub use activations::{Activations, Save};
@@ -50,6 +51,7 @@ pub use output_rows::OutputRows;
 pub use param_id::Source;
 pub use prompt::PromptStart;
 pub use sampling::{GenerationConfig, Sampling};
+pub use unembedding::{Unembedding, inverse_scale};
 pub use weights::Weights;
 
 /// A model on a device.

@@ -194,7 +194,7 @@ impl Figure {
         let mut text = format!("{kind} of {} against {}.", self.y_label, self.x_label);
         for series in &self.series {
             let values = || series.points.iter().filter_map(|p| Some((p, p.y.mean?)));
-            let (Some(first), Some(last)) = (values().next(), values().last()) else { continue };
+            let (Some(first), Some(last)) = (values().next(), values().next_back()) else { continue };
             let low = values().map(|(_, y)| y).fold(f64::INFINITY, f64::min);
             let high = values().map(|(_, y)| y).fold(f64::NEG_INFINITY, f64::max);
             text += &match self.kind {

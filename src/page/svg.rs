@@ -256,7 +256,7 @@ fn ticks(figure: &Figure, width: i32) -> Vec<(usize, String)> {
         true => name.chars().take(room.saturating_sub(1)).chain(['…']).collect(),
         false => name.clone(),
     };
-    let shown = |i: &usize| *i + 1 == count || *i % step == 0 && *i + step < count;
+    let shown = |i: &usize| *i + 1 == count || i.is_multiple_of(step) && *i + step < count;
     (0..count).filter(shown).map(|i| (i, short(&figure.ticks[i]))).collect()
 }
 

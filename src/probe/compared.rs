@@ -4,16 +4,19 @@ use rayon::prelude::*;
 
 use super::arm::Arm;
 use super::plan::{Plan, Query};
+use super::position::Position;
 use super::report::measures::{
     ArmMeasures, ExampleAnswer, ExampleReport, LoraOverlap, OutputMeasures, PairMeasures, PcaArm, PcaReport, Values,
     of_states,
 };
 use super::report::{ArmReport, Layer, LayerReport, PairReport, UpdateReport};
 use super::run::{ArmRun, Condition};
+use super::settings::ProbeSettings;
+use super::states::ArmStates;
 use super::statistics::MeanSd;
 use crate::arch::ModelConfig;
 use crate::formats::adapter::{Adapter, LoraAdapter};
-use crate::measures::attention::{rec2ftp, rec2ftp_shuffled, sim_aou, sim_aou_gaussian};
+use crate::measures::attention::{rec2ftp, rec2ftp_shuffled, sim_am, sim_aou, sim_aou_gaussian};
 use crate::measures::outputs::{
     agreement, agreement_shuffled, answer, calibration_error, entropy, kl_divergence, kl_divergence_shuffled,
 };
@@ -74,25 +77,41 @@ pub(super) fn layers(
             update_gaussian: MeanSd::of(noise.into_iter().flatten()),
             measures,
             readouts: readouts.get(l).cloned().unwrap_or_default(),
-            attention: attention(arms, s, width, (l, count), seed),
+            attention: attention(settings, arms, s, config, l, seed),
         }
     };
     (0..count).into_par_iter().map(layer).collect()
 }
 
-/// SimAOU of a block, where the outputs of its attention were read.
-fn attention(arms: &[ArmRun], s: usize, width: usize, (l, count): (usize, usize), seed: u64) -> Values {
-    let outputs = |arm: Arm| {
-        let run = arms.iter().find(|run| run.arm == arm)?;
-        if l + 1 < count { run.seed(s).states.get(count + l) } else { None }
-    };
-    let (Some(zero), Some(icl), Some(tuned)) = (outputs(Arm::ZeroShot), outputs(Arm::Icl), outputs(Arm::Lora)) else {
-        return Values::new();
-    };
-    Values::from([
-        ("sim_aou".to_owned(), MeanSd::of(sim_aou(zero, icl, tuned, width))),
-        ("sim_aou_gaussian".to_owned(), MeanSd::of(sim_aou_gaussian(zero, icl, width, seed, l))),
-    ])
+/// SimAOU and SimAM of a block.
+fn attention(settings: &ProbeSettings, arms: &[ArmRun], s: usize, config: &ModelConfig, l: usize, seed: u64) -> Values {
+    let (depth, width) = (config.num_hidden_layers, config.hidden_size);
+    let of = |arm: Arm| arms.iter().find(|run| run.arm == arm).map(|run| run.seed(s));
+    let mut values = Values::new();
+    let (Some(zero), Some(icl), Some(tuned)) = (of(Arm::ZeroShot), of(Arm::Icl), of(Arm::Lora)) else { return values };
+    if l >= depth {
+        return values;
+    }
+    let outputs = |arm: &ArmStates| arm.states[depth + 1 + l].clone();
+    if settings.measures.has("sim_aou") {
+        let (zero, icl, tuned) = (outputs(zero), outputs(icl), outputs(tuned));
+        values.insert("sim_aou".to_owned(), MeanSd::of(sim_aou(&zero, &icl, &tuned, width)));
+        let noise = sim_aou_gaussian(&zero, &icl, width, seed, l);
+        values.insert("sim_aou_gaussian".to_owned(), MeanSd::of(noise));
+    }
+    if settings.measures.has("sim_am") && settings.position == Position::Last {
+        // An item is a query and a head; a sliding window may hide a query's first tokens from its last.
+        let items = |arm: &ArmStates| -> Vec<Vec<f32>> {
+            let heads = config.num_attention_heads;
+            arm.scores[l].iter().flat_map(|all| all.chunks(all.len() / heads).map(<[f32]>::to_vec)).collect()
+        };
+        let (zero, icl, tuned) = (items(zero), items(icl), items(tuned));
+        if [&zero, &icl, &tuned].iter().all(|items| items.iter().flatten().all(|x| x.is_finite())) {
+            values.extend(sim_am(&icl, &tuned).map(|found| ("sim_am".to_owned(), MeanSd::of([found]))));
+            values.extend(sim_am(&zero, &tuned).map(|found| ("sim_am_zero_shot".to_owned(), MeanSd::of([found]))));
+        }
+    }
+    values
 }
 
 /// What the arms of a seed answer; none of free text.

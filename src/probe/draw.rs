@@ -109,7 +109,7 @@ impl Draw<'_> {
         let wrong = others.get(rng.below(others.len().max(1))).copied().unwrap_or(any);
         let output = match noise {
             LabelNoise::Random => any,
-            LabelNoise::Half if i % 2 == 0 => return Ok(example.clone()),
+            LabelNoise::Half if i.is_multiple_of(2) => return Ok(example.clone()),
             _ => wrong,
         };
         Ok(Example { output: output.clone(), ..example.clone() })

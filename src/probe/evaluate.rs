@@ -66,7 +66,7 @@ impl Evaluation<'_> {
         let points = prompts.iter().map(|_| Points::none()).collect();
         let group = Group { run: None, soft: 0, demonstrations: true, prompts, points };
         let mut count = Count { phase: Phase::Read(Arm::Icl), done: 0, total, progress: &mut |_| () };
-        let reading = Reading { model, adaptation: None, hooks: &[], rows: self.rows };
+        let reading = Reading { model, adaptation: None, hooks: &[], rows: self.rows, edits: &[] };
         let (states, _) = reading.read(backend, &[vec![group]], &mut count)?;
         let scores = score(&states[0].log_probs, &gold, true);
         Ok(scores.accuracy.expect("evaluate: there are candidates"))

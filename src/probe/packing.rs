@@ -1,6 +1,10 @@
 //! Prompts and their answers as packs: what is shared is in a pack once, and goes from pack to pack in a cache.
 
+use std::ops::Range;
+
 use super::position::Points;
+use crate::Result;
+use crate::hooks::edit::{Edit, EditPlan, EditRows};
 use crate::pack::{CachedSegment, Forest, Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
 use crate::task::prompts::{Prompt, common_prefix};
 
@@ -25,6 +29,15 @@ impl Group {
         if self.demonstrations { Label::Demonstration } else { Label::Query }
     }
 
+    /// A prompt behind its soft prompt, with the labels of its tokens.
+    fn labelled(&self, prompt: &Prompt, points: &Points) -> Sequence {
+        let mut sequence = Sequence::prompted(self.soft, &prompt.token_ids, self.run);
+        let query = if self.demonstrations { prompt.token_ids.len() - points.own } else { 0 };
+        sequence.labels =
+            vec![(0, Label::Virtual), (self.soft, Label::Demonstration), (self.soft + query, Label::Query)];
+        sequence
+    }
+
     /// Rows of states of all prompts.
     pub fn state_rows(&self) -> usize {
         self.points.iter().map(Points::rows).sum()
@@ -40,6 +53,10 @@ pub(super) struct StateRows {
     pub rows: Vec<usize>,
     /// Whether their mean is one state.
     pub mean: bool,
+    /// The prompt.
+    pub prompt: usize,
+    /// See [`Points::own`].
+    pub own: usize,
 }
 
 /// One answer's token in a pack, and the row that predicts it.
@@ -61,6 +78,8 @@ pub(super) struct Batch {
     pub states: Vec<StateRows>,
     /// The tokens that are scored, of every answer in it.
     pub targets: Vec<ScoredToken>,
+    /// The rows that are edited.
+    pub edited: EditRows,
 }
 
 /// A group as rows: a soft prompt and a shared prefix, and for each prompt the tree of its rest and its answers. The trees of two
@@ -69,6 +88,9 @@ pub(super) struct GroupLayout<'a> {
     group: &'a Group,
     pub shared_prefix: Vec<u32>,
     pub trees: Vec<Forest>,
+    edits: &'a [Edit],
+    /// Of the prompts, behind their soft prompt.
+    edited: EditPlan,
 }
 
 /// Fills pack after pack with groups, in order.
@@ -83,8 +105,12 @@ pub(super) struct Packer<'a> {
 
 impl<'a> Packer<'a> {
     /// Packs of at most `rows` rows, or of one prompt where even that is more.
-    pub fn new(groups: &'a [Group], rows: usize) -> Self {
-        Self { groups: groups.iter().map(GroupLayout::new).collect(), rows, next: (0, 0), cached_prefix: None }
+    ///
+    /// # Errors
+    /// Edits at a position that a prompt does not have.
+    pub fn new(groups: &'a [Group], edits: &'a [Edit], rows: usize) -> Result<Self> {
+        let groups = groups.iter().map(|group| GroupLayout::new(group, edits)).collect::<Result<_>>()?;
+        Ok(Self { groups, rows, next: (0, 0), cached_prefix: None })
     }
 
     /// Rows that the largest pack can have.
@@ -130,7 +156,7 @@ impl<'a> Packer<'a> {
 }
 
 impl<'a> GroupLayout<'a> {
-    pub fn new(group: &'a Group) -> Self {
+    pub fn new(group: &'a Group, edits: &'a [Edit]) -> Result<Self> {
         let wholes: Vec<Vec<Vec<u32>>> =
             group.prompts.iter().map(|p| p.answers.iter().map(|a| a.after(&p.token_ids)).collect()).collect();
         // The shared prefix ends before any row that is read: a cached row's results are gone.
@@ -144,6 +170,15 @@ impl<'a> GroupLayout<'a> {
                 shared = shared.min(common_prefix(first, whole)).min(whole.len() - answer.scored - 1);
             }
         }
+        let mut sequences: Vec<Sequence> =
+            group.prompts.iter().zip(&group.points).map(|(prompt, points)| group.labelled(prompt, points)).collect();
+        let edited = EditPlan::new(edits, &mut sequences)?;
+        // What is edited in one prompt and not in another is nothing that they share.
+        let marked = |sequence: &Sequence, token: usize| {
+            sequence.marks.iter().find(|&&(at, _)| at == token).map(|&(_, mark)| mark)
+        };
+        let same = |&token: &usize| sequences.iter().all(|s| marked(s, token) == marked(&sequences[0], token));
+        shared = (group.soft..group.soft + shared).take_while(same).count();
         let tree = |((prompt, wholes), points): ((&Prompt, &Vec<Vec<u32>>), &Points)| {
             let rest = Sequence::ids(&prompt.token_ids[shared..], group.run, Label::Query);
             let answers = wholes.iter().zip(&prompt.answers).enumerate().map(|(c, (whole, answer))| {
@@ -156,7 +191,7 @@ impl<'a> GroupLayout<'a> {
             forest(&std::iter::once(rest).chain(answers).collect::<Vec<_>>(), 1)
         };
         let trees = group.prompts.iter().zip(&wholes).zip(&group.points).map(tree).collect();
-        Self { group, shared_prefix: first[..shared].to_vec(), trees }
+        Ok(Self { group, shared_prefix: first[..shared].to_vec(), trees, edits, edited })
     }
 
     /// Rows above all prompts.
@@ -175,17 +210,37 @@ pub(super) struct PackFill<'c> {
     pub rows: usize,
     states: Vec<StateRows>,
     targets: Vec<ScoredToken>,
+    edited: Vec<Vec<(usize, usize)>>,
 }
 
 impl<'c> PackFill<'c> {
     /// An empty one, whose segments may continue those that are cached.
     pub fn new(cached: &'c [CachedSegment]) -> Self {
-        Self { builder: PackBuilder::new(cached), rows: 0, states: Vec::new(), targets: Vec::new() }
+        Self { builder: PackBuilder::new(cached), rows: 0, states: Vec::new(), targets: Vec::new(), edited: Vec::new() }
     }
 
     /// The pack, of which the segments `cached` are to be cached.
     pub fn finish(self, cached: Vec<usize>) -> Batch {
-        Batch { pack: self.builder.build(), cached, states: self.states, targets: self.targets }
+        let mut edited = self.edited;
+        edited.iter_mut().for_each(|rows| rows.sort_unstable());
+        edited.iter_mut().for_each(Vec::dedup);
+        Batch {
+            pack: self.builder.build(),
+            cached,
+            states: self.states,
+            targets: self.targets,
+            edited: EditRows(edited),
+        }
+    }
+
+    /// Notes the edited rows among `tokens` of a prompt and its soft prompt, of which `row` says where they lie.
+    fn edit(&mut self, layout: &GroupLayout, prompt: usize, tokens: Range<usize>, row: impl Fn(usize) -> usize) {
+        self.edited.resize(layout.edits.len(), Vec::new());
+        let at = |_, token: usize| if tokens.contains(&token) { row(token) } else { usize::MAX };
+        let EditRows(found) = layout.edited.rows(prompt..prompt + 1, at);
+        for (all, found) in self.edited.iter_mut().zip(found) {
+            all.extend(found.into_iter().filter(|&(row, _)| row != usize::MAX));
+        }
     }
 
     /// Adds a group's soft prompt and shared prefix; what its trees continue.
@@ -193,6 +248,8 @@ impl<'c> PackFill<'c> {
         let soft = (0..layout.group.soft as u32).map(Token::Virtual).collect();
         let prefix = layout.shared_prefix.iter().map(|&t| Token::Id(t)).collect();
         let parts: [(Vec<Token>, Label); 2] = [(soft, Label::Virtual), (prefix, layout.group.label())];
+        let from = self.rows;
+        self.edit(layout, 0, 0..layout.shared(), |token| from + token);
         let mut parent = Parent::None;
         for (tokens, label) in parts.into_iter().filter(|(tokens, _)| !tokens.is_empty()) {
             self.rows += tokens.len();
@@ -223,11 +280,27 @@ impl<'c> PackFill<'c> {
             first: layout.group.points[..prompt].iter().map(Points::rows).sum(),
             rows: points.tokens.clone().map(|token| row(sequence, token)).collect(),
             mean: points.mean,
+            prompt,
+            own: points.own,
         });
         for (index, answer) in source.answers.iter().enumerate() {
             let whole = answer.after(&source.token_ids);
             for (i, &token) in whole.iter().enumerate().skip(whole.len() - answer.scored) {
                 self.targets.push(ScoredToken { group, prompt, answer: index, row: row(index + 1, i - 1), token });
+            }
+        }
+        let from = self.rows;
+        let (soft, shared) = (layout.group.soft, layout.shared());
+        let tree = &layout.trees[prompt];
+        self.edit(layout, prompt, shared..soft + source.token_ids.len(), |token| from + tree.row(0, token - shared));
+        let run = layout.group.run;
+        let newest = layout.edits.iter().map(|edit| edit.positions.include_new() && edit.applies_to(run));
+        for (e, _) in newest.enumerate().filter(|(_, newest)| *newest) {
+            for (index, answer) in source.answers.iter().enumerate() {
+                let begin = source.token_ids.len() - answer.replaces;
+                let tokens = begin..begin + answer.token_ids.len() - 1;
+                let rows = tokens.map(|token| (from + tree.row(index + 1, token - layout.shared_prefix.len()), 0));
+                self.edited[e].extend(rows);
             }
         }
         self.rows += pack.len();

@@ -63,7 +63,8 @@ impl<B: Backend> Patching<'_, B> {
                 used <= self.reading.rows
             });
             let last = first + fits.count().max(1);
-            let layouts: Vec<GroupLayout> = groups[first..last].iter().map(GroupLayout::new).collect();
+            let layouts: Vec<GroupLayout> =
+                groups[first..last].iter().map(|group| GroupLayout::new(group, &[])).collect::<Result<_>>()?;
             let capacity = self.reading.rows.max(groups[first..last].iter().map(rows_of).max().unwrap_or(0));
             let model = self.reading.model;
             let mut acts = Activations::new(backend, &model.config, None, capacity, Save::Layer)?;

@@ -61,17 +61,20 @@ pub(super) struct Points {
     pub answer: Option<usize>,
     /// Whether their mean is read, one row, and not each of them.
     pub mean: bool,
+    /// How many of the prompt's last tokens are the query's own: those whose attention scores are read, where scores are, and
+    /// that edits call the query.
+    pub own: usize,
 }
 
 impl Points {
     /// Nothing is read.
     pub const fn none() -> Self {
-        Self { tokens: 0..0, answer: None, mean: false }
+        Self { tokens: 0..0, answer: None, mean: false, own: 0 }
     }
 
     /// The last token of a prompt.
     pub fn last(prompt: &Prompt) -> Self {
-        Self { tokens: prompt.token_ids.len() - 1..prompt.token_ids.len(), answer: None, mean: false }
+        Self { tokens: prompt.token_ids.len() - 1..prompt.token_ids.len(), ..Self::none() }
     }
 
     /// Rows of states.
@@ -108,17 +111,18 @@ impl OwnTokens {
     /// What is read of query `i` at a position, where the prompt ends with it. Of [`Position::Demos`] nothing.
     pub fn points(&self, position: Position, i: usize, prompt: &Prompt, gold: usize) -> Points {
         let len = prompt.token_ids.len();
-        match position {
+        let points = match position {
             Position::Last => Points::last(prompt),
-            Position::All => Points { tokens: len - self.query[i]..len, answer: None, mean: false },
-            Position::Mean => Points { tokens: len - self.query[i]..len, answer: None, mean: true },
+            Position::All => Points { tokens: len - self.query[i]..len, ..Points::none() },
+            Position::Mean => Points { tokens: len - self.query[i]..len, mean: true, ..Points::none() },
             Position::Label => {
                 let answer = &prompt.answers[gold];
                 let end = len - answer.replaces + answer.token_ids.len();
-                Points { tokens: end - self.answer[i]..end, answer: Some(gold), mean: false }
+                Points { tokens: end - self.answer[i]..end, answer: Some(gold), ..Points::none() }
             }
             Position::Demos => Points::none(),
-        }
+        };
+        Points { own: self.query[i], ..points }
     }
 }
 

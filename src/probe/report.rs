@@ -352,6 +352,9 @@ pub struct Report {
     pub device: String,
     /// Compute dtype of the device.
     pub dtype: String,
+    /// A digest of the edits that were made in every arm, see [`Edit::fingerprint`](crate::hooks::Edit::fingerprint).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edits: Option<String>,
     /// The longest sequence, and the longest that the model was made for.
     pub positions: Positions,
     /// What was asked for.

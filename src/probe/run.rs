@@ -6,6 +6,8 @@
 
 use std::time::Instant;
 
+use rayon::prelude::*;
+
 use super::arm::Arm;
 use super::compared::{arm_report, examples, layers, lora_overlaps, outputs, pca};
 use super::factors::Levels;
@@ -13,6 +15,7 @@ use super::packing::Group;
 use super::plan::{Plan, SeedPlan};
 use super::position::{OwnTokens, Points, Position, without_answer};
 use super::progress::Progress;
+use super::readouts::TERMS;
 use super::recovery;
 use super::report::measures::ArmMeasures;
 use super::report::{ConditionReport, PatchLayer, Phases, Positions, Report, SeedReport, Summary, TuningReport};
@@ -23,7 +26,7 @@ use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
 use crate::formats::safetensors::Checkpoint;
-use crate::hooks::Site;
+use crate::hooks::{Edit, Site};
 use crate::model::Model;
 use crate::task::prompts::{Answer, Prompt, TrainingExample};
 use crate::{Error, Result};
@@ -44,8 +47,10 @@ pub struct Condition {
 pub struct Base<'a> {
     /// Its name in reports and adapters.
     pub name: &'a str,
-    /// Its weights, which full tuning starts from.
+    /// Its weights, which full tuning starts from and direct logit attribution reads.
     pub checkpoint: Option<&'a Checkpoint>,
+    /// What is written into the states of every arm while its prompts are read; trainings are not edited.
+    pub edits: &'a [Edit],
 }
 
 /// The result of a probe.
@@ -70,7 +75,7 @@ pub fn run<B: Backend>(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome> {
     let condition = Condition { levels: Levels::new(), settings: settings.clone(), plan: plan.clone() };
-    run_conditions(backend, model, Base { name, checkpoint: None }, &[condition], progress)
+    run_conditions(backend, model, Base { name, checkpoint: None, edits: &[] }, &[condition], progress)
 }
 
 /// Runs the conditions of a study on one model, at least one.
@@ -86,7 +91,11 @@ pub fn run_conditions<B: Backend>(
 ) -> Result<Outcome> {
     model.config.require_head()?;
     model.config.require_causal()?;
+    model.config.check_edits(base.edits)?;
     for Condition { settings, plan, .. } in conditions {
+        if settings.patch && !base.edits.is_empty() {
+            return Err(Error::argument("patch", "no patching, where states are edited", "both"));
+        }
         settings.validate(model.config.family)?;
         plan.validate("plan", model.config.vocab_size)?;
         let without = |seed: &SeedPlan| seed.icl_demonstration_token_ids.is_empty() && !seed.train.is_empty();
@@ -96,9 +105,11 @@ pub fn run_conditions<B: Backend>(
         let soft = if settings.soft.arms.is_empty() { 0 } else { settings.soft.num_virtual_tokens };
         model.config.check_unscaled(soft + plan.longest())?;
     }
-    let attention = conditions.iter().any(|condition| condition.settings.measures.has("sim_aou"));
-    let sites: &[Site] = if attention { &[Site::AttnOut] } else { &[] };
-    let mut worker = Worker::new(backend, model, base, (conditions[0].settings.rows, sites), progress);
+    let asked = |name: &str| conditions.iter().any(|condition| condition.settings.measures.has(name));
+    let terms = if asked("attribution") { &TERMS[..] } else { &TERMS[..usize::from(asked("sim_aou"))] };
+    let scores = asked("sim_am").then_some(Site::AttnScores);
+    let sites: Vec<Site> = terms.iter().copied().chain(scores).collect();
+    let mut worker = Worker::new(backend, model, base, (conditions[0].settings.rows, &sites), progress);
     let mut arms: Vec<Vec<ArmRun>> = conditions.iter().map(|_| Vec::new()).collect();
     for arm in [Arm::ZeroShot, Arm::Icl, Arm::Lora, Arm::Pt, Arm::Ipt] {
         let asked = conditions.iter().enumerate().filter(|(_, c)| c.settings.arms().contains(&arm));
@@ -216,7 +227,7 @@ impl ArmSeed {
             (key, settings.steps(arm, examples.len()))
         });
         let trained = match &training {
-            Some((key, steps)) if *steps > 0 || arm.has_soft_prompt() => Weights::Tuned(key.clone(), *steps),
+            Some((key, steps)) if *steps > 0 || arm.has_soft_prompt() => Weights::Tuned(Box::new(key.clone()), *steps),
             // Untrained, a LoRA adds nothing.
             _ => Weights::Base,
         };
@@ -321,7 +332,7 @@ fn outcome(
             lora_overlap: lora_overlaps(conditions, &arms, c),
         }
     };
-    let reports: Vec<ConditionReport> = (0..conditions.len()).map(of_condition).collect();
+    let reports: Vec<ConditionReport> = (0..conditions.len()).into_par_iter().map(of_condition).collect();
     seconds.measure += lap(&mut since);
     let Phases { anchor, icl, tune, it, soft, patch, measure, .. } = seconds;
     seconds.total = anchor + icl + tune + it + soft + patch + measure;
@@ -334,6 +345,7 @@ fn outcome(
         model: base.name.to_string(),
         device: device.to_string(),
         dtype: dtype.to_string(),
+        edits: (!base.edits.is_empty()).then(|| Edit::fingerprint(base.edits)),
         positions: Positions { longest, supported: config.max_position_embeddings },
         settings: first.settings,
         pca: pca(&arms[0], 0, first.seeds[0].seed, &first.summary.layers, config),

@@ -1,11 +1,14 @@
 //! States and scores of prompts: the part that all arms have in common.
 
-use super::packing::{Group, Packer, ScoredToken};
+use super::packing::{Batch, Group, Packer, ScoredToken};
 use super::progress::Count;
 use crate::Result;
 use crate::backend::{AccElement, Backend};
+use crate::hooks::Edit;
 use crate::hooks::{Record, Selection, Site};
-use crate::model::{Activations, Adaptation, Cache, Gradients, Input, KvCache, Labels, Model, OutputRows, Save};
+use crate::model::{
+    Activations, Adaptation, Cache, EditSet, Gradients, Input, KvCache, Labels, Model, OutputRows, PassEdits, Save,
+};
 
 /// What an arm made of one group of prompts.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,9 +17,13 @@ pub(super) struct ArmStates {
     pub states: Vec<Vec<f32>>,
     /// The log-probability of every answer of every prompt.
     pub log_probs: Vec<Vec<f64>>,
+    /// By layer and prompt the attention scores of its last token over its own tokens `[heads, tokens]`; empty where they
+    /// are not read.
+    pub scores: Vec<Vec<Vec<f32>>>,
 }
 
-/// The hooks of a probe: every layer's `hook_resid_post`, the final norm's output, and further `sites` of every layer.
+/// The hooks of a probe: every layer's `hook_resid_post`, the final norm's output, and further `sites` of every layer,
+/// attention scores the last of them.
 pub(super) fn hooks(depth: usize, sites: &[Site]) -> Vec<(Site, usize)> {
     let of = |site: Site| (0..depth).map(move |layer| (site, layer));
     of(Site::ResidPost).chain([(Site::FinalNorm, 0)]).chain(sites.iter().flat_map(|&site| of(site))).collect()
@@ -33,6 +40,8 @@ pub(super) struct Reading<'a, B: Backend> {
     pub hooks: &'a [(Site, usize)],
     /// Rows of a pass at most.
     pub rows: usize,
+    /// What is written into the states, in every arm.
+    pub edits: &'a [Edit],
 }
 
 impl<B: Backend> Reading<'_, B> {
@@ -49,14 +58,19 @@ impl<B: Backend> Reading<'_, B> {
     ) -> Result<(Vec<ArmStates>, usize)> {
         let config = &self.model.config;
         let layout = self.adaptation.map(|a| &a.layout);
-        let mut packers: Vec<Packer> = lists.iter().map(|groups| Packer::new(groups, self.rows)).collect();
+        let mut packers: Vec<Packer> =
+            lists.iter().map(|groups| Packer::new(groups, self.edits, self.rows)).collect::<Result<_>>()?;
         let capacity = packers.iter().map(Packer::capacity).max().unwrap_or(0);
         let mut acts = Activations::new(backend, config, layout, capacity, Save::Layer)?;
+        let edits = match self.edits {
+            [] => None,
+            edits => Some(EditSet::new(backend, config, edits)?),
+        };
         let (mut out, mut computed) = (Vec::new(), 0);
         for (groups, packer) in lists.iter().zip(&mut packers) {
             let mut states: Vec<ArmStates> =
-                groups.iter().map(|g| ArmStates::empty(g, self.hooks.len(), config.hidden_size)).collect();
-            computed += self.list(backend, &mut acts, packer, &mut states, count)?;
+                groups.iter().map(|g| ArmStates::empty(g, self.hooks, config.hidden_size)).collect();
+            computed += self.list(backend, (&mut acts, edits.as_ref()), packer, &mut states, count)?;
             out.extend(states);
         }
         Ok((out, computed))
@@ -66,7 +80,7 @@ impl<B: Backend> Reading<'_, B> {
     fn list(
         &self,
         backend: &mut B,
-        acts: &mut Activations<B>,
+        (acts, edits): (&mut Activations<B>, Option<&EditSet<B>>),
         packer: &mut Packer<'_>,
         states: &mut [ArmStates],
         count: &mut Count<'_>,
@@ -81,10 +95,18 @@ impl<B: Backend> Reading<'_, B> {
                 OutputRows::new(backend, &batch.pack, rows.iter().copied().chain(batch.targets.iter().map(|t| t.row)))?;
             let mut input = Input::new(&batch.pack, &device).with_output_rows(read.as_ref());
             input.adaptation = self.adaptation;
+            let edits = edits.filter(|_| !batch.edited.is_empty());
+            let edits = edits.map(|set| PassEdits::new(backend, set, &batch.edited, read.as_ref())).transpose()?;
+            input.edits = edits.as_ref();
             let mut record = Record::new(Selection { hooks: self.hooks.to_vec() }, rows);
             let cached = Cache { cache: &mut cache, append: &batch.cached };
             self.model.forward(backend, acts, &input, Some(cached), &mut record)?;
+            let wide = self.hooks.iter().filter(|(site, _)| *site == Site::AttnScores);
+            wide.for_each(|&(site, layer)| self.own_scores(&record, (site, layer), &batch, states));
             for (h, &(site, layer)) in self.hooks.iter().enumerate() {
+                if site == Site::AttnScores {
+                    continue;
+                }
                 let found = record.get(site, layer).expect("probe: the forward passes every layer");
                 let mut found = found.chunks_exact(config.hidden_size);
                 for part in &batch.states {
@@ -104,6 +126,21 @@ impl<B: Backend> Reading<'_, B> {
 }
 
 impl<B: Backend> Reading<'_, B> {
+    /// Takes the attention scores of a batch's last tokens over their own tokens.
+    fn own_scores(&self, record: &Record, (site, layer): (Site, usize), batch: &Batch, states: &mut [ArmStates]) {
+        let (Some(found), Some(width)) = (record.get(site, layer), record.width(site, layer)) else { return };
+        let positions = width / self.model.config.num_attention_heads;
+        let mut rows = found.chunks_exact(width);
+        for part in &batch.states {
+            for (&row, scores) in part.rows.iter().zip(rows.by_ref()) {
+                let last = batch.pack.positions()[row] as usize + 1;
+                let heads = scores.chunks_exact(positions);
+                states[part.group].scores[layer][part.prompt] =
+                    heads.flat_map(|head| head[last - part.own..last].iter().copied()).collect();
+            }
+        }
+    }
+
     /// Hands over the log-probability of each of `targets`, of a pass of which the rows `read` come out.
     pub fn score(
         &self,
@@ -145,10 +182,12 @@ fn land<'a>(into: &mut [f32], rows: impl Iterator<Item = &'a [f32]>, count: usiz
 }
 
 impl ArmStates {
-    fn empty(group: &Group, hooks: usize, width: usize) -> Self {
+    fn empty(group: &Group, hooks: &[(Site, usize)], width: usize) -> Self {
+        let wide = hooks.iter().filter(|(site, _)| *site == Site::AttnScores).count();
         Self {
-            states: vec![vec![0.0; group.state_rows() * width]; hooks],
+            states: vec![vec![0.0; group.state_rows() * width]; hooks.len() - wide],
             log_probs: group.prompts.iter().map(|p| vec![0.0; p.answers.len()]).collect(),
+            scores: vec![vec![Vec::new(); group.prompts.len()]; wide],
         }
     }
 }

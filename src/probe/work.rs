@@ -17,7 +17,7 @@ use super::states::{ArmStates, Reading, hooks};
 use super::tuning::{AdapterRun, AdapterSettings};
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
-use crate::hooks::Site;
+use crate::hooks::{Edit, Site};
 use crate::model::{Adaptation, FullTuning, Model};
 use crate::task::prompts::TrainingExample;
 use crate::train::data::TrainSequence;
@@ -71,7 +71,7 @@ pub(super) enum Weights {
     /// The model's own.
     Base,
     /// After so many steps of a training.
-    Tuned(TrainingKey, u64),
+    Tuned(Box<TrainingKey>, u64),
 }
 
 /// Prompts behind weights.
@@ -220,9 +220,9 @@ impl<'a, B: Backend> Worker<'a, B> {
                 Weights::Base => untrained.push(key.group.clone()),
                 Weights::Tuned(training, steps) => {
                     let same = pending.entry(training.layout.clone()).or_default();
-                    let at = same.iter().position(|asked| asked.key == *training).unwrap_or(same.len());
+                    let at = same.iter().position(|asked| asked.key == **training).unwrap_or(same.len());
                     if at == same.len() {
-                        same.push(Asked { key: training.clone(), reads: BTreeMap::new() });
+                        same.push(Asked { key: *training.clone(), reads: BTreeMap::new() });
                     }
                     same[at].reads.entry(*steps).or_default().push(key.group.clone());
                 }
@@ -255,7 +255,7 @@ impl<'a, B: Backend> Worker<'a, B> {
         (done, total): (&mut usize, usize),
     ) -> Result<Vec<Vec<PatchLayer>>> {
         let mut count = Count { phase: Phase::Patch, done: *done, total, progress: self.progress };
-        let reading = Reading { model: self.model, adaptation: None, hooks: &[], rows: self.rows };
+        let reading = Reading { model: self.model, adaptation: None, hooks: &[], rows: self.rows, edits: &[] };
         let found = recover(reading, self.backend, condition, arms, other, &mut count)?;
         *done = count.done;
         self.seconds.patch += lap(&mut self.lap);
@@ -265,12 +265,12 @@ impl<'a, B: Backend> Worker<'a, B> {
     /// What the states of a condition say of the labels, see [`readouts`].
     pub fn readouts(&mut self, condition: &Condition, arms: &[ArmRun]) -> Result<Vec<Vec<Vec<ArmMeasures>>>> {
         let Condition { settings, plan, .. } = condition;
-        let asked = settings.measures.has("logit_lens") || settings.measures.has("linear_probe");
+        let asked = ["logit_lens", "attribution", "linear_probe"].iter().any(|name| settings.measures.has(name));
         if !asked || settings.position != Position::Last || !plan.is_closed() {
             return Ok(Vec::new());
         }
-        let reading = Reading { model: self.model, adaptation: None, hooks: &[], rows: self.rows };
-        let found = readouts(reading, self.backend, settings, plan, arms)?;
+        let reading = Reading { model: self.model, adaptation: None, hooks: &[], rows: self.rows, edits: &[] };
+        let found = readouts(reading, self.backend, self.base.checkpoint, settings, plan, arms)?;
         self.seconds.measure += lap(&mut self.lap);
         Ok(found)
     }
@@ -280,7 +280,13 @@ impl<'a, B: Backend> Worker<'a, B> {
         // Each in a list of its own: what is cached for it is not needed after it.
         let lists: Vec<Vec<Group>> = groups.into_iter().map(|group| vec![group]).collect();
         let mut count = Count { phase: Phase::Read(arm), done: *done, total, progress: self.progress };
-        let reading = Reading { model: self.model, adaptation: None, hooks: &self.hooks, rows: self.rows };
+        let reading = Reading {
+            model: self.model,
+            adaptation: None,
+            hooks: &self.hooks,
+            rows: self.rows,
+            edits: self.base.edits,
+        };
         let (states, rows) = reading.read(self.backend, &lists, &mut count)?;
         *done = count.done;
         let keys = lists.into_iter().flatten().map(|group| ReadKey { trained: Weights::Base, group });
@@ -301,7 +307,8 @@ impl<'a, B: Backend> Worker<'a, B> {
         let settings = layout.settings(self.base.name);
         let Self { hooks, rows, progress, lap: since, seconds, tokens, .. } = self;
         let (backend, model) = (&mut *self.backend, &mut *self.model);
-        let mut reader = TunedReader { arm, settings, hooks, rows: *rows, total, done, found: Found::default() };
+        let edits = self.base.edits;
+        let mut reader = TunedReader { arm, settings, hooks, rows: *rows, edits, total, done, found: Found::default() };
 
         // What no step is asked of is read as it starts.
         let at_start: Vec<&Asked> = trainings.iter().filter(|asked| asked.reads.contains_key(&0)).collect();
@@ -356,7 +363,7 @@ impl<'a, B: Backend> Worker<'a, B> {
             let mut read = |backend: &mut B, tuned: &Model<B>, step: u64, progress: &mut dyn FnMut(Progress)| {
                 let Some(groups) = asked.reads.get(&step) else { return Ok(()) };
                 let mut count = Count { phase: Phase::Read(arm), done: *done, total, progress };
-                let reading = Reading { model: tuned, adaptation: None, hooks, rows: *rows };
+                let reading = Reading { model: tuned, adaptation: None, hooks, rows: *rows, edits: self.base.edits };
                 let (states, computed) = reading.read(backend, std::slice::from_ref(groups), &mut count)?;
                 *done = count.done;
                 found.keep(&asked.key, step, groups, states);
@@ -424,7 +431,7 @@ impl Found {
     /// Adds what was read of groups after `step` steps of a training.
     fn keep(&mut self, key: &TrainingKey, step: u64, groups: &[Group], states: impl IntoIterator<Item = ArmStates>) {
         let keys = groups.iter().map(|group| ReadKey {
-            trained: Weights::Tuned(key.clone(), step),
+            trained: Weights::Tuned(Box::new(key.clone()), step),
             group: Group { run: None, ..group.clone() },
         });
         self.states.extend(keys.zip(states));
@@ -437,6 +444,7 @@ struct TunedReader<'a> {
     settings: AdapterSettings<'a>,
     hooks: &'a [(Site, usize)],
     rows: usize,
+    edits: &'a [Edit],
     total: usize,
     done: &'a mut usize,
     found: Found,
@@ -459,7 +467,8 @@ impl TunedReader<'_> {
         };
         let groups: Vec<Group> = asked.iter().enumerate().flat_map(of_run).collect();
         let mut count = Count { phase: Phase::Read(self.arm), done: *self.done, total: self.total, progress };
-        let reading = Reading { model, adaptation: Some(adaptation), hooks: self.hooks, rows: self.rows };
+        let (hooks, rows, edits) = (self.hooks, self.rows, self.edits);
+        let reading = Reading { model, adaptation: Some(adaptation), hooks, rows, edits };
         let (states, computed) = reading.read(backend, &[groups], &mut count)?;
         *self.done = count.done;
         self.found.tokens += computed;

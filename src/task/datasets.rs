@@ -34,7 +34,7 @@ impl Side {
 
 impl Task {
     /// Reads a data set of files: of one with columns all files one after another, otherwise those that the reader takes, see
-    /// [`readers`]. White space around a text is removed.
+    /// [`readers`](super::readers). White space around a text is removed.
     ///
     /// # Errors
     /// Not the files that the reader takes, a file that cannot be read or is not of that form (with its line), an empty

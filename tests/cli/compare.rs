@@ -207,3 +207,25 @@ fn compare_refuses_bad_settings_and_data() {
     }
     assert!(!d.join("x/report.json").exists());
 }
+
+#[test]
+fn compare_writes_under_edits_and_resumes_only_under_the_same() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    put(d, "edit.yaml", "[{site: resid_post, layers: 0, positions: all, op: scale, scale: -2}]");
+    let run =
+        |out: &str, edit: &str| line(d, &format!("{COMPARE} --arms zero-shot,icl-random --out {{}}/{out} {edit}"));
+    run("plain", "").ok();
+    run("edited", "--edit {}/edit.yaml").ok();
+    let [plain, edited] = ["plain", "edited"].map(|out| report(&d.join(out).join("report.json")));
+    assert!(plain["plan"]["edits"].is_null() && edited["plan"]["edits"].is_string(), "{edited}");
+    let cell = |out: &str| fs::read(d.join(out).join("cells/zero-shot.mtop.json")).expect("a cell");
+    assert!(cell("plain") != cell("edited"), "an edit without effect");
+    let again = cell("edited");
+    run("edited", "--edit {}/edit.yaml").ok();
+    assert_eq!(cell("edited"), again);
+    put(d, "edit.yaml", "[{site: resid_post, layers: 0, positions: all, op: scale, scale: -3}]");
+    let said = run("edited", "--edit {}/edit.yaml").refused();
+    assert!(said.contains("plan.json") && said.contains("edits"), "{said}");
+}

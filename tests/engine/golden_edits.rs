@@ -120,7 +120,7 @@ fn edits_of_every_site_are_those_of_transformers() {
 fn golden_edits_cover_every_site_and_operation() {
     let cases = cases();
     for name in MODELS {
-        let config = ModelConfig::load(&support::golden(&format!("model-{name}"))).expect("a configuration");
+        let config = ModelConfig::load(support::golden(&format!("model-{name}"))).expect("a configuration");
         let listed: Vec<(String, String)> = serde_json::from_value(cases["cases"][name].clone()).expect("cases");
         let editable = Site::all().into_iter().filter(|site| site.is_editable() && config.has(*site));
         for site in editable.map(Site::local) {

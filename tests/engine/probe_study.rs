@@ -62,7 +62,7 @@ impl Bench {
 
     pub(super) fn study(&mut self, conditions: &[Condition]) -> Outcome {
         let checkpoint = Checkpoint::open(self.dir.path()).expect("the weights open");
-        let base = Base { name: "tiny", checkpoint: Some(&checkpoint) };
+        let base = Base { name: "tiny", checkpoint: Some(&checkpoint), edits: &[] };
         run_conditions(&mut self.backend, &mut self.model, base, conditions, &mut |_| ()).expect("runs")
     }
 

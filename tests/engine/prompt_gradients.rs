@@ -3,8 +3,11 @@
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{Buffers, Transfer};
 use llamaprobe::formats::adapter::{EncoderShape, EncoderState, PromptKind, Reparameterization};
-use llamaprobe::hooks::NoTaps;
-use llamaprobe::model::{Activations, Adaptation, Encoder, GradientRequest, Gradients, Input, Labels, Model, Save};
+use llamaprobe::hooks::edit::{Edit, EditOp, EditPlan, Positions};
+use llamaprobe::hooks::{NoTaps, Selection, Site};
+use llamaprobe::model::{
+    Activations, Adaptation, EditSet, Encoder, GradientRequest, Gradients, Input, Labels, Model, PassEdits, Save,
+};
 use llamaprobe::pack::{Sequence, forest};
 
 use crate::support::training::model;
@@ -18,10 +21,16 @@ fn noise(len: usize, scale: f64, phase: f64) -> Vec<f64> {
     (0..len).map(|i| scale * ((1.7 * i as f64 + phase).sin() + (0.3 * (i * i) as f64 + phase).cos())).collect()
 }
 
-/// Loss and gradient of what the model reads.
-fn pass(backend: &mut Oracle, model: &Model<Oracle>, adaptation: &Adaptation<Oracle>) -> (f64, Vec<f64>) {
+/// Loss and gradient of what the model reads, under edits.
+fn pass(
+    backend: &mut Oracle,
+    model: &Model<Oracle>,
+    adaptation: &Adaptation<Oracle>,
+    edits: &[Edit],
+) -> (f64, Vec<f64>) {
     let sequence = |run: usize, ids: &[u32]| Sequence::prompted(ROWS[run], ids, Some(run));
-    let sequences = [sequence(0, &[1, 30, 31, 32]), sequence(0, &[1, 30, 40]), sequence(1, &[1, 50, 51])];
+    let mut sequences = [sequence(0, &[1, 30, 31, 32]), sequence(0, &[1, 30, 40]), sequence(1, &[1, 50, 51])];
+    let plan = EditPlan::new(edits, &mut sequences).expect("positions");
     let forest = forest(&sequences, 1);
     let pack = &forest.pack;
     let ignores_first = adaptation.layout.prefix.is_some();
@@ -37,7 +46,10 @@ fn pass(backend: &mut Oracle, model: &Model<Oracle>, adaptation: &Adaptation<Ora
     let layout = Some(&adaptation.layout);
     let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Save::All).expect("buffers");
     let mut grads = Gradients::new(backend, &model.config, pack.len(), rows.len()).expect("scratch");
-    let input = Input::new(pack, &device).adapted(adaptation);
+    let set = EditSet::new(backend, &model.config, edits).expect("edits");
+    let edited = plan.rows(0..3, |s, i| forest.row(s, i));
+    let edited = PassEdits::new(backend, &set, &edited, None).expect("edits");
+    let input = Input::new(pack, &device).adapted(adaptation).edited((!edits.is_empty()).then_some(&edited));
     model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("a forward");
     let len = adaptation.runs * adaptation.layout.stride;
     let mut d_params = backend.acc(len).expect("gradients");
@@ -64,6 +76,22 @@ fn check(name: &str, start: &[f64], gradient: &[f64], mut loss: impl FnMut(&[f64
 
 #[test]
 fn gradients_of_prompts_and_prefixes_are_slopes_of_the_loss() {
+    prompts_and_prefixes(&[]);
+}
+
+#[test]
+fn gradients_of_edited_prompts_and_prefixes_are_slopes_of_the_loss() {
+    // Rows of the prompt, the token after it, and the last.
+    let edit = |site, op| Edit::new(Selection::new(&[site], &[0, 1]), Positions::At(vec![1, 3, -1]), op);
+    let config = model(&mut Oracle::oracle()).config;
+    for site in [Site::Embed, Site::K, Site::RotK, Site::V, Site::Z, Site::ResidPost] {
+        let width = config.stored_width(site);
+        let direction = (0..width).map(|i| (0.7 * i as f32).cos()).collect();
+        prompts_and_prefixes(&[edit(site, EditOp::ProjectOut(direction)), edit(site, EditOp::Scale(1.3))]);
+    }
+}
+
+fn prompts_and_prefixes(edits: &[Edit]) {
     let backend = &mut Oracle::oracle();
     let model = model(backend);
     for kind in [PromptKind::PromptTuning, PromptKind::PrefixTuning] {
@@ -78,7 +106,7 @@ fn gradients_of_prompts_and_prefixes_are_slopes_of_the_loss() {
             adaptation.upload_run(backend, run, &values).expect("a start");
         }
         let start = adaptation.params.clone();
-        let (_, gradient) = pass(backend, &model, &adaptation);
+        let (_, gradient) = pass(backend, &model, &adaptation, edits);
         if let (Some(prompt), Some(prefix)) = (adaptation.layout.prompt, adaptation.layout.prefix) {
             let rows = &gradient[prompt.offset..prefix.offset];
             assert!(rows.iter().all(|&g| g == 0.0), "nothing reads what a prefix's rows become");
@@ -87,7 +115,7 @@ fn gradients_of_prompts_and_prefixes_are_slopes_of_the_loss() {
             for run in 0..2 {
                 adaptation.upload_run(backend, run, &params[run * stride..(run + 1) * stride]).expect("values");
             }
-            pass(backend, &model, &adaptation).0
+            pass(backend, &model, &adaptation, edits).0
         });
     }
 }
@@ -109,7 +137,7 @@ fn gradients_of_encoders_are_slopes_of_the_loss() {
             EncoderState { shape, params }
         };
         let mut encoder = Encoder::new(backend, adaptation, &ROWS.map(state)).expect("MLPs");
-        let (_, d_prompts) = pass(backend, &model, &encoder.adaptation);
+        let (_, d_prompts) = pass(backend, &model, &encoder.adaptation, &[]);
         let start = encoder.params.clone();
         for times in [1.0, 2.0] {
             // The second time on top of the first.
@@ -121,7 +149,7 @@ fn gradients_of_encoders_are_slopes_of_the_loss() {
             check(form.name(), &start, &d_params, |params| {
                 encoder.params.copy_from_slice(params);
                 encoder.refresh(backend);
-                pass(backend, &model, &encoder.adaptation).0
+                pass(backend, &model, &encoder.adaptation, &[]).0
             });
             encoder.params.copy_from_slice(&start);
             encoder.refresh(backend);

@@ -2,7 +2,6 @@
 //! their baselines, and where they have no value.
 
 #[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "this program needs the golden files only")]
 mod support;
 
 mod baselines;

@@ -19,7 +19,7 @@ fn poisoned(value: &mut Value) {
         Value::String(text) => *text = MARKUP.to_owned(),
         Value::Array(list) => list.iter_mut().for_each(poisoned),
         Value::Object(map) => {
-            let meaning = ["arms", "arm", "name", "source", "target"];
+            let meaning = ["arms", "arm", "vector", "source", "target"];
             map.iter_mut().filter(|(key, _)| !meaning.contains(&key.as_str())).for_each(|(_, value)| poisoned(value));
         }
         _ => {}

@@ -80,35 +80,42 @@ impl Planted {
 /// Recoveries of ICL's state and of a random vector, by block.
 pub fn patching(blocks: &[[f64; 2]]) -> Value {
     let vector = |name: &str, recovery: f64| {
-        json!({"name": name, "accuracy": mean_sd(0.5 + 0.45 * recovery, 0.01), "log_prob": mean_sd(-0.5, 0.1),
-            "recovery": mean_sd(recovery, 0.02)})
+        json!({"vector": name, "accuracy": mean_sd(0.5 + 0.45 * recovery, 0.01), "log_prob": mean_sd(-0.5, 0.1),
+            "recovery_accuracy": mean_sd(recovery, 0.02), "recovery_log_prob": mean_sd(recovery, 0.02)})
     };
     let block = |(i, [icl, random]): (usize, &[f64; 2])| json!({"layer": i, "vectors": [vector("icl", *icl), vector("task_vector", icl * 0.9), vector("random", *random)]});
-    json!({"layers": blocks.iter().enumerate().map(block).collect::<Vec<_>>()})
+    blocks.iter().enumerate().map(block).collect()
 }
 
 /// A report with everything that a page can show.
 pub fn full() -> Value {
     let planted = Planted::default();
     let mut report = planted.report();
-    let measures = |value: f64| json!({"cka": {"mean": value, "sd": 0.01, "shuffled": mean_sd(0.1, 0.01)}, "id_a": mean_sd(6.0, 0.5)});
+    let pair = |arms: [&str; 2], value: f64| {
+        json!({"arms": arms, "values": {"cka": mean_sd(value, 0.01), "id_a": mean_sd(6.0, 0.5), "id_b": mean_sd(3.0, 0.5)},
+            "shuffled": {"cka": mean_sd(0.1, 0.01)}, "gaussian": {"cka": mean_sd(0.2, 0.01), "id_b": mean_sd(40.0, 1.0)}})
+    };
     for layer in report["summary"]["layers"].as_array_mut().expect("layers") {
-        layer["pairs"] = json!([
-            {"arms": ["anchor", "icl"], "measures": measures(0.4)},
-            {"arms": ["icl", "it"], "measures": measures(0.8)},
-        ]);
-        let probe = json!({"mean": 0.9, "sd": 0.02, "label_shuffle": mean_sd(0.5, 0.05)});
-        layer["readouts"] = json!({"icl": {"probe_accuracy": probe}, "it": {"probe_accuracy": mean_sd(0.8, 0.03)}});
+        layer["measures"] = json!([pair(["anchor", "icl"], 0.4), pair(["icl", "it"], 0.8)]);
+        let probe = json!({"probe_accuracy": mean_sd(0.9, 0.02), "probe_shuffled_labels": mean_sd(0.5, 0.05)});
+        layer["readouts"] = json!([{"arm": "icl", "values": probe}, {"arm": "it", "values": probe}]);
+        layer["attention"] = json!({"sim_aou": mean_sd(0.5, 0.01), "sim_aou_gaussian": mean_sd(0.0, 0.01)});
     }
-    report["summary"]["outputs"] = json!({"agreement": {"icl-it": mean_sd(0.97, 0.01)}, "rec2ftp": mean_sd(95.0, 2.0)});
-    report["patching"] = patching(&[[0.1, 0.02], [0.93, 0.01], [1.0, 0.03]]);
+    report["summary"]["outputs"] = json!({
+        "pairs": [{"arms": ["icl", "it"], "values": {"agreement": mean_sd(0.97, 0.01)}, "shuffled": {"agreement": mean_sd(0.5, 0.0)}}],
+        "arms": [{"arm": "icl", "values": {"entropy": mean_sd(0.1, 0.01)}}],
+        "values": {"rec2ftp": mean_sd(95.0, 2.0), "rec2ftp_shuffled": mean_sd(60.0, 2.0)},
+    });
+    report["summary"]["patching"] = patching(&[[0.1, 0.02], [0.93, 0.01], [1.0, 0.03]]);
     let points = |x: f64| (0..5).map(|i| json!([x + f64::from(i), 0.5 * f64::from(i)])).collect::<Vec<_>>();
-    report["pca"] =
-        json!({"layer": 1, "arms": [{"arm": "anchor", "points": points(-4.0)}, {"arm": "icl", "points": points(3.0)}]});
-    let answer = |arm: &str| json!({"arm": arm, "predicted": " yes", "log_probs": {" yes": -0.1, " no": -2.4}});
-    report["examples"] = json!([{"query": "Review: fine & dandy\nSentiment:", "gold": " yes",
+    report["pca"] = json!({"seed": 0, "layer": 1, "variance": [0.6, 0.2],
+        "arms": [{"arm": "anchor", "points": points(-4.0)}, {"arm": "icl", "points": points(3.0)}]});
+    let answer = |arm: &str| json!({"arm": arm, "predicted": "yes", "log_probs": [-2.4, -0.1]});
+    report["examples"] = json!([{"query": 0, "tokens": ["Review:", "Ġfine", "▁&", " dandy", "Ċ", "Sentiment:"], "gold": "yes",
         "answers": [answer("anchor"), answer("icl"), answer("it")]}]);
     report["conditions"] = conditions(&[("10", 0.8, 0.95), ("0", 0.1, 0.5), ("2", 0.5, 0.8)]);
+    report["conditions"][0]["lora_overlap"] =
+        json!([{"with": null, "layers": [mean_sd(0.3, 0.02), mean_sd(0.4, 0.02)], "expected": 0.1}]);
     report["command"] = json!("llamaprobe probe --vary demos=10,0,2 --out run");
     report
 }

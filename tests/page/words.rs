@@ -1,9 +1,9 @@
 //! What a page says in words.
 
-use llamaprobe::page::model::Tone;
+use llamaprobe::page::model::{Block, Series, Tone};
 use serde_json::json;
 
-use super::planted::{Planted, comparison, conditions, full, patching};
+use super::planted::{Planted, comparison, conditions, full, mean_sd, patching};
 use super::{answer, page};
 
 /// Planted numbers, words of the headline, the answer to whether the states moved, and that to the direction.
@@ -12,8 +12,9 @@ fn cases() -> Vec<(Planted, &'static str, &'static str, &'static str)> {
     let still = Planted { anchor_icl: 0.995, anchor_it: 0.996, icl_it: 0.994, sd: 0.001, ..planted.clone() };
     vec![
         (planted.clone(), "in the same direction, query by query", "Both moved", "Yes"),
+        (Planted { shuffled: 0.6, ..planted.clone() }, "most of it common to all queries", "Both moved", "Yes"),
         // The trap: the raw cosine is high because nothing moved, whatever the updates say.
-        (still.clone(), "Neither in-context learning nor instruction tuning moved", "Neither moved", "Does not apply"),
+        (still.clone(), "Neither ICL nor instruction tuning moved", "Neither moved", "Does not apply"),
         (Planted { update: 0.05, shuffled: 0.04, ..still.clone() }, "says nothing", "Neither moved", "Does not apply"),
         // As far from 1 as the planted move, but within the spread of the seeds.
         (Planted { sd: 0.31, ..planted.clone() }, "Neither", "Neither moved", "Does not apply"),
@@ -23,12 +24,7 @@ fn cases() -> Vec<(Planted, &'static str, &'static str, &'static str)> {
             "Only ICL moved",
             "Does not apply",
         ),
-        (
-            Planted { anchor_icl: 0.999, ..planted.clone() },
-            "in-context learning did not",
-            "Only IT moved",
-            "Does not apply",
-        ),
+        (Planted { anchor_icl: 0.999, ..planted.clone() }, "ICL did not", "Only IT moved", "Does not apply"),
         (Planted { update: 0.02, shuffled: 0.01, ..planted.clone() }, "in different directions", "Both moved", "No"),
         (
             Planted { update: -0.6, shuffled: 0.0, ..planted.clone() },
@@ -81,7 +77,7 @@ fn patching_is_a_cause_only_above_the_random_vector() {
         (vec![[0.0, 0.0], [3.0, 0.0], [1.0, 0.0]], [0.5, 0.51, 0.93], "Nothing to recover", Tone::Open),
     ] {
         let mut report = Planted { accuracy, ..Planted::default() }.report();
-        report["patching"] = patching(&blocks);
+        report["summary"]["patching"] = patching(&blocks);
         let page = page(&report);
         let found = answer(&page, "cause the answers?");
         assert_eq!((found.word.as_str(), found.tone), (word, tone), "{blocks:?}: {}", found.text);
@@ -96,7 +92,7 @@ fn patching_is_in_the_headline() {
     for (blocks, words) in
         [([[0.9, 0.0], [1.0, 0.0]], "enough for its answers"), ([[0.1, 0.0], [1.0, 0.0]], "does not bring")]
     {
-        report["patching"] = patching(&blocks);
+        report["summary"]["patching"] = patching(&blocks);
         let verdict = page(&report).verdict;
         assert!(verdict.contains(words), "{verdict}");
     }
@@ -124,11 +120,90 @@ fn factors_matter_where_the_numbers_change() {
     let varied = page(&report);
     let found = answer(&varied, "depend?");
     assert_eq!((found.word.as_str(), found.tone), ("Demos", Tone::Yes));
-    assert!(found.text.contains("update cosine 0.10 (0) to 0.80 (10)"), "{}", found.text);
+    assert!(found.text.contains("Demos: update cosine 0.10 (0) to 0.80 (10)"), "{}", found.text);
     let figure = varied.figures().find(|figure| figure.id == "demos-accuracy").expect("a figure of the factor");
     assert_eq!(figure.ticks, ["0", "2", "10"], "numbers in their order");
     report["conditions"] = conditions(&[("10", 0.8, 0.95), ("12", 0.81, 0.94)]);
     assert_eq!(answer(&page(&report), "depend?").tone, Tone::No);
+}
+
+#[test]
+fn measures_are_drawn_with_their_baselines() {
+    let page = page(&full());
+    for (id, series) in [
+        ("cosine", vec![("anchor–ICL", 0.4), ("anchor–IT", 0.45), ("ICL–IT", 0.9)]),
+        ("measure-cka", vec![("anchor–ICL", 0.4), ("ICL–IT", 0.8), ("shuffled queries", 0.1), ("Gaussian noise", 0.2)]),
+        ("measure-sim_aou", vec![("ICL–IT", 0.5), ("Gaussian noise", 0.0)]),
+        ("measure-id", vec![("anchor", 6.0), ("ICL", 3.0), ("IT", 3.0), ("ICL, Gaussian noise", 40.0)]),
+        ("measure-lora_overlap", vec![("between seeds", 0.3), ("random updates", 0.1)]),
+        ("readout-probe_accuracy", vec![("ICL", 0.9), ("IT", 0.9), ("ICL, shuffled labels", 0.5)]),
+    ] {
+        let figure = page.figures().find(|figure| figure.id == id).unwrap_or_else(|| panic!("{id}"));
+        let first = |series: &Series| (series.name.clone(), series.points[0].y.mean.expect("a value"));
+        let expected: Vec<_> = series.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        assert_eq!(figure.series.iter().map(first).collect::<Vec<_>>(), expected, "{id}");
+    }
+}
+
+/// Measures of the answers stand in a table, with those of shuffled queries.
+#[test]
+fn answers_are_measured_in_a_table() {
+    let page = page(&full());
+    let section = page.sections.iter().find(|section| section.id == "answers").expect("a section");
+    let table = section.blocks.iter().find_map(|block| match block {
+        Block::Table(table) => Some(table),
+        Block::Figure(_) => None,
+    });
+    let rows = &table.expect("a table").rows;
+    assert_eq!(rows[0][1..], ["ICL–IT", "0.970 ± 0.010", "0.500 ± 0.000"]);
+    assert_eq!(rows[1][1..], ["ICL", "0.100 ± 0.010", "–"]);
+    assert_eq!(rows[2][1..], ["", "95.000 ± 2.000", "60.000 ± 2.000"]);
+    assert!(answer(&page, "answers agree?").text.contains("the same answer to 0.970"));
+}
+
+#[test]
+fn examples_show_their_tokens_apart() {
+    let page = page(&full());
+    let section = page.sections.iter().find(|section| section.id == "examples").expect("a section");
+    let Some(Block::Table(table)) = section.blocks.first() else { panic!("{:?}", section.blocks) };
+    assert_eq!(table.rows[0][..3], ["Review:| fine| &| dandy|⏎\n|Sentiment:", "yes", "yes\nno: −2.40\nyes: −0.10"]);
+}
+
+/// Free text has no accuracy: what ICL gains is then log-probability.
+#[test]
+fn patching_of_free_text_recovers_log_probability() {
+    let mut report = full();
+    for arm in ["anchor", "icl", "it"] {
+        report["summary"]["accuracy"][arm] = json!({"mean": null, "sd": null});
+    }
+    for block in report["summary"]["patching"].as_array_mut().expect("blocks") {
+        for vector in block["vectors"].as_array_mut().expect("vectors") {
+            vector["recovery_accuracy"] = json!({"mean": null, "sd": null});
+        }
+    }
+    let page = page(&report);
+    let found = answer(&page, "cause the answers?");
+    assert_eq!(found.word, "Yes");
+    assert!(found.text.contains("93% of ICL’s gain of 0.600 nats"), "{}", found.text);
+}
+
+#[test]
+fn soft_prompts_are_further_arms() {
+    let mut report = Planted::default().report();
+    let layer = json!({"layer": 0, "anchor": mean_sd(0.3, 0.01), "pairs": [{"with": "icl", "cosine": mean_sd(0.6, 0.02),
+        "update": mean_sd(0.55, 0.02), "update_shuffled": mean_sd(0.1, 0.02)}]});
+    report["summary"]["soft"] = json!([{"arm": "pt", "accuracy": mean_sd(0.8, 0.05), "log_prob": mean_sd(-0.3, 0.1),
+        "loss": [mean_sd(1.0, 0.1), mean_sd(0.4, 0.1)], "layers": [layer, layer, layer]}]);
+    let page = page(&report);
+    assert!(page.asked[0].contains("PT (soft prompts)"), "{:?}", page.asked);
+    let names = |id: &str| {
+        let figure = page.figures().find(|figure| figure.id == id).unwrap_or_else(|| panic!("{id}"));
+        figure.series.iter().map(|series| series.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(names("cosine-pt"), ["anchor–PT", "ICL–PT"]);
+    assert_eq!(names("update-pt"), ["ICL–PT"]);
+    assert_eq!(names("loss"), ["IT", "PT"]);
+    assert_eq!(names("cosine"), ["anchor–ICL", "anchor–IT", "ICL–IT"]);
 }
 
 #[test]
@@ -145,7 +220,7 @@ fn page_has_a_section_for_all_that_is_there() {
     let least = ["measures", "answers", "tuning", "settings"];
     assert_eq!(sections(&Planted::default().report()), least);
     let all =
-        ["measures", "factor-demos", "answers", "patching", "readouts", "pca-states", "tuning", "examples", "settings"];
+        ["measures", "factor-demos", "answers", "patching", "readouts", "components", "tuning", "examples", "settings"];
     assert_eq!(sections(&full()), all);
     assert_eq!(page(&full()).command, "llamaprobe probe --vary demos=10,0,2 --out run");
     // Free text has no labels and no accuracy.

@@ -98,6 +98,9 @@ pub struct CompareArgs {
     /// Stop string, beside the template's newline and the end-of-sequence token; may be repeated; \n is a newline.
     #[arg(long, value_name = "TEXT", action = ArgAction::Append)]
     pub stop: Vec<String>,
+    /// Edits of the states inside the model while it writes, in every arm: a YAML list as that of `generate --help`.
+    #[arg(long, value_name = "FILE")]
+    pub edit: Option<PathBuf>,
     #[arg(long, value_name = "YAML", help = TEMPLATE)]
     pub template: Option<String>,
     #[command(flatten)]

@@ -107,10 +107,10 @@ Examples:
 
 --edit FILE.yaml holds a list such as
   [{site: resid_post, layers: 0-3, positions: last, op: add, value: v.safetensors#v, scale: 2.0}]
-op: add, replace, scale, zero, mean (of the value's rows), project_out. positions: last (the prompt's
-last token and each new one), all (of prompt and continuation), or a list of positions of the prompt,
-from 0, negative ones from its end, a soft prompt's rows included. value: a tensor [width] or
-[rows, width] of a file beside the YAML file, or a control vector, FILE.gguf.")]
+op: add, replace, scale, zero, mean (of the value's rows), project_out. positions: last (the
+prompt's last token and each new one), all (of prompt and continuation), or a list of positions of
+the prompt, from 0, negative ones from its end, a soft prompt's rows included. value: a tensor
+[width] or [rows, width] of a file beside the YAML file, or a control vector, FILE.gguf.")]
 pub struct GenerateArgs {
     #[command(flatten)]
     #[serde(flatten)]

@@ -73,7 +73,7 @@ Examples:
 
 Arms: the query alone (anchor), the query after demonstrations (ICL), and the query alone in a model
 that was tuned with LoRA on those demonstrations (instruction tuning, IT). Writes run/report.json
-and its page, run/report.html, and prints the cosine similarities of the arms' hidden states by layer.",
+and its page run/report.html, and prints the cosines of the arms' hidden states by layer.",
     mut_arg("model", |arg| arg.required(false).default_value("embedded")),
     mut_arg("max_grad_norm", |arg| arg.default_value("0")))]
 pub struct ProbeArgs {
@@ -121,10 +121,14 @@ pub struct ProbeArgs {
     #[arg(long, default_value = "last", value_name = "last|all|label|mean|demos", value_parser = position)]
     pub position: Position,
     /// What to measure beside cosines and scores: all, none, or some of cosine, update, norm_ratio, cka, cka_debiased, svcca,
-    /// knn_overlap, id, subspace_overlap (of the states, each with its baselines), logit_lens, linear_probe, sim_aou, outputs
+    /// knn_overlap, id, subspace_overlap (of the states, each with its baselines), logit_lens, attribution (of the logits), linear_probe, sim_aou, sim_am, outputs
     /// (agreement, KL divergence, entropy, calibration error, Rec2FTP), lora_overlap.
     #[arg(long, value_delimiter = ',', default_value = "all", value_name = "LIST")]
     pub measures: Vec<String>,
+    /// Edits of the states while prompts are read, in every arm (see `capture --help`); positions query and demonstrations
+    /// are those of each prompt. Trainings are not edited.
+    #[arg(long, value_name = "FILE.yaml")]
+    pub edit: Option<PathBuf>,
     /// Patch states into the run of the query alone, layer by layer: ICL's and IT's, their mean updates over other queries
     /// (the task vector), a random vector and the vector of another task (where source varies); reports what each recovers.
     #[arg(long)]

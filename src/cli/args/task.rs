@@ -25,10 +25,10 @@ Examples:
   llamaprobe task synthetic --show 2 --set reviews
   llamaprobe task synthetic --evaluate --model learner
 
-Built-in tasks that need files: sst2, en-cs, totto, dart, logic2text, spider, mtop (the original files
-of these data sets), agnews, mmlu, mmlu-letters (rows with their columns). Without files: events,
-objects (both synthetic, for the embedded model), antonym, capital, plural, translation.
-`synthetic`: the episodes of the synthetic world that the embedded model is trained and evaluated on.
+Built-in tasks that need files: sst2, en-cs, totto, dart, logic2text, spider, mtop (the original
+files of these data sets), agnews, mmlu, mmlu-letters (rows with their columns). Without files:
+events, objects (both synthetic, for the embedded model), antonym, capital, plural, translation.
+synthetic: the episodes of the synthetic world that the embedded model is trained and evaluated on.
 
 A task is a file:
   name: reviews                      # letters, digits, - _ .
@@ -41,8 +41,8 @@ A task is a file:
   template:
     query: \"Review: {input}\\nSentiment:\"   # any column by its name, also list[0] and object.key
     answer: \" {output}\\n\\n\"
-Multiple choice: choices is the column with each row's answers (a list, in CSV and TSV as JSON), or a
-list of columns with one answer each; output is then the answer's text or its index.
+Multiple choice: choices is the column with each row's answers (a list, in CSV and TSV as JSON),
+or a list of columns with one answer each; output is then the answer's text or its index.
 In place of train and test, rows has the examples themselves; reader names the data set of a
 built-in task whose original files are to be read, in place of input, output and choices.")]
 pub struct TaskArgs {

@@ -51,6 +51,11 @@ impl Factor<'_> {
         }
     }
 
+    /// The same in a word or two.
+    fn short(&self) -> String {
+        if self.name == "r" { self.title() } else { names::sentence(&self.name.replace('-', " ")) }
+    }
+
     /// The level with the least and that with the greatest of a value, if they differ clearly.
     fn range(&self, value: &dyn Fn(&Outcome) -> Option<MeanSd>) -> Option<[(&str, f64); 2]> {
         let levels = self.levels.iter().filter_map(|(level, result)| Some((*level, value(result)?)));
@@ -85,15 +90,15 @@ pub fn answer(view: &View) -> Answer {
         };
         let ranges = [
             ("update cosine", factor.range(&update)),
-            ("accuracy of ICL", factor.range(&|result| accuracy(result, "icl"))),
-            ("of IT", factor.range(&|result| accuracy(result, "it"))),
+            ("ICL accuracy", factor.range(&|result| accuracy(result, "icl"))),
+            ("IT accuracy", factor.range(&|result| accuracy(result, "it"))),
         ];
         let ranges: Vec<String> = ranges.into_iter().filter_map(|(name, range)| Some(show(name, range?))).collect();
         if ranges.is_empty() {
-            sentences.push(format!("{}: no clear change.", names::sentence(factor.name)));
+            sentences.push(format!("{}: no clear change.", factor.short()));
         } else {
             matter.push(factor.name.to_owned());
-            sentences.push(format!("{}: {}.", names::sentence(factor.name), list(&ranges)));
+            sentences.push(format!("{}: {}.", factor.short(), list(&ranges)));
         }
     }
     let (word, tone) = match matter.is_empty() {

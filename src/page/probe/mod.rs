@@ -52,7 +52,7 @@ fn setting(view: &View, key: &str) -> String {
 }
 
 fn title(view: &View) -> String {
-    format!("ICL and instruction tuning in {} on {}", view.model, setting(view, "task"))
+    format!("In-context learning (ICL) and instruction tuning (IT) in {} on {}", view.model, setting(view, "task"))
 }
 
 fn asked(view: &View) -> String {
@@ -67,13 +67,20 @@ fn asked(view: &View) -> String {
     format!(
         "Do the hidden states of the model {model} change in the same way when it reads {demos} demonstrations of {task} before \
          a query (ICL) as when it is tuned on them and reads the query alone (IT: {tuning}, {epochs} epochs at {rate})? Read at \
-         the last token of {queries}, against the untuned model on the query alone (the anchor), over {seeds} of \
+         {position} of {queries}, against the untuned model on the query alone (the anchor), over {seeds} of \
          demonstrations.{soft}",
         model = view.model,
         demos = get("demonstrations"),
         task = get("task"),
         epochs = get("epochs"),
         rate = get("learning_rate"),
+        position = match view.settings.get("position").and_then(Value::as_str) {
+            None | Some("last") => "the last token",
+            Some("label") => "the tokens of the label word",
+            Some("mean") => "the mean over the tokens",
+            Some("demos") => "the demonstrations’ tokens",
+            Some(_) => "every token",
+        },
         queries = count(view.queries, "query", "queries"),
         seeds = count(view.result.seeds, "draw", "draws"),
     )

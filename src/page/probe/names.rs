@@ -50,54 +50,45 @@ pub fn baseline(name: &str) -> (String, Look) {
 
 /// The title of a measure, the label of its axis, and how to read it.
 pub fn measure(name: &str) -> (String, String, String) {
-    let (title, label, note) = match name {
-        "cosine" => ("Cosine of the states", "cosine", COSINE),
-        "update" => ("Cosine of the updates", "cosine of updates", UPDATE),
-        "norm_ratio" => (
-            "Ratio of the updates’ norms",
-            "ratio of norms",
-            "How far the second arm moves the state, \
-                          in units of the first arm’s move; of a pair with the anchor, the ratio of the states’ norms.",
-        ),
-        "cka" => (
-            "Linear CKA",
-            "CKA",
-            "Kornblith et al. 2019; biased upwards where there are fewer queries than \
-                   dimensions.",
-        ),
-        "cka_debiased" => (
-            "Linear CKA, debiased",
-            "debiased CKA",
-            "With the U-statistic of HSIC (Song et al. 2012): \
-                            0 is chance.",
-        ),
-        "svcca" => ("SVCCA", "mean correlation", "Raghu et al. 2017, after keeping 99% of the variance."),
-        "knn_overlap" => (
-            "Overlap of nearest neighbours",
-            "overlap",
-            "Share of the queries’ nearest neighbours that \
-                           two arms have in common (Doimo et al. 2024).",
-        ),
-        "id_a" => ("Intrinsic dimension, first arm of the pair", "dimension", TWO_NN),
-        "id_b" => ("Intrinsic dimension, second arm of the pair", "dimension", TWO_NN),
-        "subspace_overlap" => (
-            "Overlap of the principal subspaces",
-            "overlap",
-            "1 where the leading directions of \
-                                two arms span the same space.",
-        ),
-        other => return (sentence(other), other.replace('_', " "), String::new()),
-    };
-    (title.to_owned(), label.to_owned(), note.to_owned())
+    let known = MEASURES.iter().find(|(known, ..)| *known == name);
+    match known {
+        Some((_, title, label, note)) => ((*title).to_owned(), (*label).to_owned(), (*note).to_owned()),
+        None => (sentence(name), name.replace('_', " "), String::new()),
+    }
 }
+
+/// Name in the report, title, label of the axis, and how to read it.
+const MEASURES: [(&str, &str, &str, &str); 16] = [
+    ("cosine", "Cosine of the states", "cosine", COSINE),
+    ("update", "Cosine of the updates", "cosine of updates", UPDATE),
+    ("norm_ratio", "Ratio of the updates’ norms", "ratio of norms", NORM_RATIO),
+    ("cka", "Linear CKA", "CKA", CKA),
+    ("cka_debiased", "Linear CKA, debiased", "debiased CKA", "By the U-statistic of Song et al. 2012: 0 is chance."),
+    ("svcca", "SVCCA", "mean correlation", "Raghu et al. 2017, of the directions with 99% of the variance."),
+    ("knn_overlap", "Overlap of nearest neighbours", "overlap", KNN),
+    ("id", "Intrinsic dimension", "dimension", "TwoNN (Facco et al. 2017)."),
+    ("subspace_overlap", "Overlap of the principal subspaces", "overlap", "1: the leading directions span one space."),
+    ("sim_aou", "SimAOU", "cosine", "Updates of the normalised attention outputs (Dai et al. 2023)."),
+    (
+        "lens_accuracy",
+        "Logit lens",
+        "accuracy",
+        "The final norm and the label words’ unembedding, applied to each layer.",
+    ),
+    ("lens_margin", "Logit lens: margin", "logits", "Logit of the gold label above the mean of the others."),
+    ("attention_attribution", "Attribution to attention", "logits", ATTRIBUTION),
+    ("mlp_attribution", "Attribution to the MLP", "logits", ATTRIBUTION),
+    ("probe_accuracy", "Linear probe", "accuracy", PROBE),
+    ("sim_am", "SimAM", "cosine", "Attention scores over the query’s own tokens (Dai et al. 2023)."),
+];
 
 /// A measure of the outputs.
 pub fn output(name: &str) -> String {
     match name {
         "agreement" => "Same answer (share of the queries)".to_owned(),
-        "kl" => "KL divergence of the label distributions (nats)".to_owned(),
+        "kl" | "kl_divergence" => "KL divergence of the label distributions (nats)".to_owned(),
         "entropy" => "Entropy of the label distribution (nats)".to_owned(),
-        "ece" => "Expected calibration error".to_owned(),
+        "ece" | "calibration_error" => "Expected calibration error".to_owned(),
         "rec2ftp" => "Rec2FTP (% of what IT put right that ICL puts right too)".to_owned(),
         other => sentence(other),
     }
@@ -119,4 +110,8 @@ const COSINE: &str = "ICL–IT means something only where both lines with the an
                       alike as well.";
 const UPDATE: &str = "Of (state − anchor) under ICL and under IT, on the same query. Shuffled: against the updates on \
                       the other queries. Gaussian: against noise.";
-const TWO_NN: &str = "TwoNN (Facco et al. 2017).";
+const NORM_RATIO: &str = "How far the second arm moves the state, in units of the first arm’s move.";
+const CKA: &str = "Kornblith et al. 2019; biased upwards where there are fewer queries than dimensions.";
+const KNN: &str = "Share of the queries’ nearest neighbours that two arms have in common (Doimo et al. 2024).";
+const ATTRIBUTION: &str = "What a block’s output adds to the gold label’s logit above the mean of the others.";
+const PROBE: &str = "Logistic regression on a layer’s states, cross-validated by query.";

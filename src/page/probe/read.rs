@@ -3,7 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::view::{
-    ArmScores, Condition, Example, Layer, Measure, Outcome, Output, Pair, PatchLayer, PatchVector, Pca, View,
+    ArmAnswer, ArmScores, Condition, Example, Layer, Measure, Outcome, Output, Overlap, Pair, PatchLayer, PatchVector,
+    Pca, View,
 };
 use crate::probe::statistics::MeanSd;
 
@@ -12,8 +13,8 @@ const ARMS: [&str; 3] = ["anchor", "icl", "it"];
 
 /// The content of a report.
 pub fn view(report: &Value) -> View {
-    let conditions = list(&report["conditions"]);
     let labels: Vec<String> = list(&report["plan"]["labels"]).iter().map(text).collect();
+    let conditions = list(&report["conditions"]);
     View {
         version: text(&report["version"]),
         model: text(&report["model"]),
@@ -21,13 +22,12 @@ pub fn view(report: &Value) -> View {
         dtype: text(&report["dtype"]),
         settings: report["settings"].as_object().cloned().unwrap_or_default(),
         queries: list(&report["plan"]["queries"]).len(),
-        labels: labels.clone(),
         result: outcome(&report["summary"], list(&report["seeds"])),
         conditions: conditions.iter().map(condition).collect(),
-        patching: list(&report["patching"]["layers"]).iter().map(patch_layer).collect(),
         pca: report["pca"].as_object().map(pca),
         examples: list(&report["examples"]).iter().map(|value| example(value, &labels)).collect(),
         command: report["command"].as_str().map(str::to_owned),
+        labels,
     }
 }
 
@@ -36,6 +36,15 @@ fn condition(value: &Value) -> Condition {
     Condition {
         levels: levels.map(|(name, level)| (name.clone(), text(level))).collect(),
         result: outcome(&value["summary"], list(&value["seeds"])),
+        overlaps: list(&value["lora_overlap"]).iter().map(overlap).collect(),
+    }
+}
+
+fn overlap(value: &Value) -> Overlap {
+    Overlap {
+        with: value["with"].as_u64().map(|number| number as usize),
+        layers: list(&value["layers"]).iter().map(mean_sd).collect(),
+        expected: value["expected"].as_f64(),
     }
 }
 
@@ -60,51 +69,21 @@ fn outcome(summary: &Value, seeds: &[Value]) -> Outcome {
         arms: known.map(scores).chain(soft_scores).collect(),
         layers: layers.map(|(i, own)| layer(i, own, soft, seeds)).collect(),
         outputs: outputs(&summary["outputs"]),
+        patching: list(&summary["patching"]).iter().map(patch_layer).collect(),
     }
 }
 
 fn layer(i: usize, own: &Value, soft: &[Value], seeds: &[Value]) -> Layer {
-    let pair = |a: &str, b: &str, measures: Vec<Measure>| Pair { arms: [a.to_owned(), b.to_owned()], measures };
-    let measure = |name: &str, value: &Value, baselines: &[(&str, &Value)]| Measure {
-        name: name.to_owned(),
-        value: mean_sd(value),
-        baselines: baselines.iter().map(|(name, value)| ((*name).to_owned(), mean_sd(value))).collect(),
-    };
-    let update = [("shuffled", &own["update_shuffled"]), ("gaussian", &own["update_gaussian"])];
-    let mut pairs = vec![
-        pair("anchor", "icl", vec![measure("cosine", &own["anchor_icl"], &[])]),
-        pair("anchor", "it", vec![measure("cosine", &own["anchor_it"], &[])]),
-        pair("icl", "it", vec![measure("cosine", &own["icl_it"], &[]), measure("update", &own["update"], &update)]),
-    ];
-    for soft in soft {
-        let (arm, layer) = (text(&soft["arm"]), &soft["layers"][i]);
-        pairs.push(pair("anchor", &arm, vec![measure("cosine", &layer["anchor"], &[])]));
-        pairs.extend(list(&layer["pairs"]).iter().map(|with| {
-            let update = measure("update", &with["update"], &[("shuffled", &with["update_shuffled"])]);
-            pair(&text(&with["with"]), &arm, vec![measure("cosine", &with["cosine"], &[]), update])
-        }));
+    let mut pairs = fixed_pairs(own);
+    pairs.extend(soft.iter().flat_map(|soft| soft_pairs(&text(&soft["arm"]), &soft["layers"][i])));
+    let mut dimensions: Vec<(String, Measure)> = Vec::new();
+    for more in list(&own["measures"]) {
+        let of_arms = add(more, &mut pairs);
+        let new = of_arms.into_iter().filter(|(arm, _)| !dimensions.iter().any(|(known, _)| known == arm));
+        let new: Vec<_> = new.collect();
+        dimensions.extend(new);
     }
-    for more in list(&own["pairs"]) {
-        let arms = list(&more["arms"]);
-        let [a, b] = [0, 1].map(|i| arms.get(i).map(text).unwrap_or_default());
-        let measures = measures(more.get("measures").unwrap_or(more));
-        let at = pairs.iter().position(|pair| pair.is_of([&a, &b])).unwrap_or_else(|| {
-            pairs.push(pair(&a, &b, Vec::new()));
-            pairs.len() - 1
-        });
-        for measure in measures {
-            // The same name may stand there with more baselines.
-            let known = pairs[at].measures.iter_mut().find(|known| known.name == measure.name);
-            match known {
-                Some(known) => {
-                    let new = measure.baselines.into_iter().filter(|(name, _)| known.baseline(name).is_none());
-                    let new: Vec<_> = new.collect();
-                    known.baselines.extend(new);
-                }
-                None => pairs[at].measures.push(measure),
-            }
-        }
-    }
+    pairs[ICL_IT].measures.extend(with_controls(&own["attention"]));
     let over = |baseline: &str| {
         let one = |seed: &Value| {
             let layer = &seed["layers"][i];
@@ -112,56 +91,134 @@ fn layer(i: usize, own: &Value, soft: &[Value], seeds: &[Value]) -> Layer {
         };
         MeanSd::of(seeds.iter().filter_map(one))
     };
-    let readouts = own["readouts"].as_object().into_iter().flatten();
+    let of_arm = |own: &Value| {
+        let arm = text(&own["arm"]);
+        with_controls(&own["values"]).into_iter().map(move |measure| (arm.clone(), measure))
+    };
     Layer {
         name: text(&own["layer"]),
         pairs,
         over_shuffled: over("update_shuffled"),
         over_gaussian: over("update_gaussian"),
-        readouts: readouts
-            .flat_map(|(arm, own)| measures(own).into_iter().map(|measure| (arm.clone(), measure)))
-            .collect(),
+        dimensions,
+        readouts: list(&own["readouts"]).iter().flat_map(of_arm).collect(),
     }
 }
 
-/// `{name: {mean, sd, BASELINE: {mean, sd}, …}, …}`.
-fn measures(value: &Value) -> Vec<Measure> {
-    let named = value.as_object().into_iter().flatten().filter(|(_, value)| is_mean_sd(value));
-    let measure = |(name, value): (&String, &Value)| {
-        let inside = value.as_object().into_iter().flatten();
-        let below = value["baselines"].as_object().into_iter().flatten();
-        let baselines =
-            inside.chain(below).filter(|(name, value)| !["mean", "sd"].contains(&name.as_str()) && is_mean_sd(value));
-        Measure {
-            name: name.clone(),
-            value: mean_sd(value),
-            baselines: baselines.map(|(name, value)| (name.clone(), mean_sd(value))).collect(),
-        }
-    };
-    named.map(measure).collect()
+fn pair(a: &str, b: &str, measures: Vec<Measure>) -> Pair {
+    Pair { arms: [a.to_owned(), b.to_owned()], measures }
 }
 
-/// `{measure: {ARM or PAIR: {mean, sd}}}`.
+fn measure(name: &str, value: &Value, baselines: &[(&str, &Value)]) -> Measure {
+    let baselines = baselines.iter().map(|(name, value)| ((*name).to_owned(), mean_sd(value)));
+    Measure { name: name.to_owned(), value: mean_sd(value), baselines: baselines.collect() }
+}
+
+/// The place of ICL and IT among [`fixed_pairs`].
+const ICL_IT: usize = 2;
+
+/// The pairs of anchor, ICL and IT, each a field of its own.
+fn fixed_pairs(own: &Value) -> Vec<Pair> {
+    let baselines = [("shuffled", &own["update_shuffled"]), ("gaussian", &own["update_gaussian"])];
+    let update = measure("update", &own["update"], &baselines);
+    let cosine = |field: &str| measure("cosine", &own[field], &[]);
+    vec![
+        pair("anchor", "icl", vec![cosine("anchor_icl")]),
+        pair("anchor", "it", vec![cosine("anchor_it")]),
+        pair("icl", "it", vec![cosine("icl_it"), update]),
+    ]
+}
+
+/// The pairs of an arm with a soft prompt.
+fn soft_pairs(arm: &str, layer: &Value) -> Vec<Pair> {
+    let mut pairs = vec![pair("anchor", arm, vec![measure("cosine", &layer["anchor"], &[])])];
+    pairs.extend(list(&layer["pairs"]).iter().map(|with| {
+        let update = measure("update", &with["update"], &[("shuffled", &with["update_shuffled"])]);
+        pair(&text(&with["with"]), arm, vec![measure("cosine", &with["cosine"], &[]), update])
+    }));
+    pairs
+}
+
+/// Adds a pair's further measures, and to those that are there further baselines; gives the intrinsic dimensions, which are of
+/// one arm each.
+fn add(more: &Value, pairs: &mut Vec<Pair>) -> Vec<(String, Measure)> {
+    let arms = [0, 1].map(|i| text(&more["arms"][i]));
+    let [a, b] = arms.each_ref().map(String::as_str);
+    let at = pairs.iter().position(|pair| pair.is_of([a, b])).unwrap_or_else(|| {
+        pairs.push(pair(a, b, Vec::new()));
+        pairs.len() - 1
+    });
+    let mut dimensions = Vec::new();
+    for (name, value) in more["values"].as_object().into_iter().flatten() {
+        let baselines = ["shuffled", "gaussian"].map(|baseline| (baseline, &more[baseline][name]));
+        let mut found = measure(name, value, &baselines);
+        found.baselines.retain(|(_, value)| value.mean.is_some());
+        match (name.as_str(), pairs[at].measures.iter_mut().find(|known| known.name == *name)) {
+            ("id_a", _) => dimensions.push((a.to_owned(), found)),
+            ("id_b", _) => dimensions.push((b.to_owned(), found)),
+            (_, Some(known)) => {
+                found.baselines.retain(|(name, _)| known.baseline(name).is_none());
+                known.baselines.append(&mut found.baselines);
+            }
+            (_, None) => pairs[at].measures.push(found),
+        }
+    }
+    dimensions
+}
+
+/// Values that are controls of another: their name, that of the other, and what they are called there.
+const CONTROLS: [(&str, &str, &str); 6] = [
+    ("lens_margin_shuffled", "lens_margin", "shuffled"),
+    ("probe_shuffled_labels", "probe_accuracy", "shuffled labels"),
+    ("probe_random_features", "probe_accuracy", "random features"),
+    ("sim_aou_gaussian", "sim_aou", "gaussian"),
+    ("sim_am_zero_shot", "sim_am", "scores of the query alone"),
+    ("rec2ftp_shuffled", "rec2ftp", "shuffled"),
+];
+
+/// `{name: {mean, sd}, …}`, in which controls stand beside what they are of.
+fn with_controls(values: &Value) -> Vec<Measure> {
+    let named = || values.as_object().into_iter().flatten();
+    let controls = |of: &str| {
+        let own = CONTROLS.iter().filter(|(_, measure, _)| *measure == of);
+        own.filter_map(|(name, _, title)| Some((*title, values.get(name)?))).collect::<Vec<_>>()
+    };
+    let free = named().filter(|(name, _)| !CONTROLS.iter().any(|(control, ..)| control == name));
+    free.map(|(name, value)| measure(name, value, &controls(name))).collect()
+}
+
+/// `{pairs: [{arms, values, shuffled}], arms: [{arm, values}], values}`.
 fn outputs(value: &Value) -> Vec<Output> {
     let mut found = Vec::new();
-    for (name, of) in value.as_object().into_iter().flatten() {
-        if is_mean_sd(of) {
-            found.push(Output { name: name.clone(), of: String::new(), value: mean_sd(of) });
-            continue;
-        }
-        for (arms, value) in of.as_object().into_iter().flatten().filter(|(_, value)| is_mean_sd(value)) {
-            found.push(Output { name: name.clone(), of: arms.clone(), value: mean_sd(value) });
+    for pair in list(&value["pairs"]) {
+        let of: Vec<String> = list(&pair["arms"]).iter().map(text).collect();
+        for (name, value) in pair["values"].as_object().into_iter().flatten() {
+            let shuffled = mean_sd(&pair["shuffled"][name]);
+            found.push(Output { name: name.clone(), of: of.clone(), value: mean_sd(value), shuffled });
         }
     }
+    let none = MeanSd { mean: None, sd: None };
+    for arm in list(&value["arms"]) {
+        for (name, value) in arm["values"].as_object().into_iter().flatten() {
+            let of = vec![text(&arm["arm"])];
+            found.push(Output { name: name.clone(), of, value: mean_sd(value), shuffled: none });
+        }
+    }
+    found.extend(with_controls(&value["values"]).into_iter().map(|measure| {
+        let shuffled = measure.baseline("shuffled").unwrap_or(none);
+        Output { name: measure.name, of: Vec::new(), value: measure.value, shuffled }
+    }));
+    // The same measure of all arms together.
+    let order: Vec<String> = found.iter().map(|output| output.name.clone()).collect();
+    found.sort_by_key(|output| order.iter().position(|name| *name == output.name));
     found
 }
 
 fn patch_layer(value: &Value) -> PatchLayer {
     let vector = |value: &Value| PatchVector {
-        name: text(&value["name"]),
+        name: text(&value["vector"]),
         accuracy: mean_sd(&value["accuracy"]),
-        log_prob: mean_sd(&value["log_prob"]),
-        recovery: mean_sd(&value["recovery"]),
+        recovery: [mean_sd(&value["recovery_accuracy"]), mean_sd(&value["recovery_log_prob"])],
     };
     PatchLayer { name: text(&value["layer"]), vectors: list(&value["vectors"]).iter().map(vector).collect() }
 }
@@ -177,25 +234,22 @@ fn pca(value: &Map<String, Value>) -> Pca {
     }
 }
 
-/// `labels` name the log-probabilities where they are a list.
+/// `labels` name the log-probabilities.
 fn example(value: &Value, labels: &[String]) -> Example {
-    let answer = |arm: String, answer: &Value| {
-        let scores = match &answer["log_probs"] {
-            Value::Object(scores) => {
-                scores.iter().filter_map(|(label, p)| Some((label.clone(), p.as_f64()?))).collect()
-            }
-            other => labels.iter().cloned().zip(list(other).iter().filter_map(Value::as_f64)).collect(),
-        };
-        (arm, text(&answer["predicted"]), scores)
+    let answer = |answer: &Value| {
+        let scores = list(&answer["log_probs"]).iter().filter_map(Value::as_f64);
+        ArmAnswer {
+            arm: text(&answer["arm"]),
+            predicted: text(&answer["predicted"]),
+            log_probs: labels.iter().cloned().zip(scores).collect(),
+        }
     };
-    let listed = list(&value["answers"]).iter().map(|own| answer(text(&own["arm"]), own));
-    let named = value["arms"].as_object().into_iter().flatten().map(|(arm, own)| answer(arm.clone(), own));
-    // Tokens stand apart.
-    let tokens = list(&value["tokens"]).iter().map(text).collect::<Vec<_>>();
+    let tokens: Vec<String> = list(&value["tokens"]).iter().map(text).collect();
     Example {
-        query: if tokens.is_empty() { text(&value["query"]) } else { tokens.join("|") },
+        query: text(&value["query"]),
+        tokens,
         gold: text(&value["gold"]),
-        answers: listed.chain(named).collect(),
+        answers: list(&value["answers"]).iter().map(answer).collect(),
     }
 }
 
@@ -212,14 +266,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-fn is_mean_sd(value: &Value) -> bool {
-    value.is_number() || value.get("mean").is_some()
-}
-
-/// `{mean, sd}`, or a number alone.
+/// `{mean, sd}`, each of which may be missing.
 fn mean_sd(value: &Value) -> MeanSd {
-    match value.as_f64() {
-        Some(mean) => MeanSd { mean: Some(mean), sd: None },
-        None => MeanSd { mean: value["mean"].as_f64(), sd: value["sd"].as_f64() },
-    }
+    MeanSd { mean: value["mean"].as_f64(), sd: value["sd"].as_f64() }
 }

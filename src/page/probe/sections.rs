@@ -74,14 +74,13 @@ pub fn accuracies(view: &View) -> Option<Section> {
 }
 
 fn outputs(result: &Outcome) -> Option<Table> {
-    let of = |arms: &str| {
-        let parts = arms.split(|c: char| !c.is_alphanumeric()).filter(|part| !part.is_empty());
-        parts.map(names::arm).collect::<Vec<_>>().join("–")
+    let row = |output: &super::view::Output| {
+        let of = output.of.iter().map(|arm| names::arm(arm)).collect::<Vec<_>>().join("–");
+        vec![names::output(&output.name), of, mean_sd(output.value, 3), mean_sd(output.shuffled, 3)]
     };
-    let row =
-        |output: &super::view::Output| vec![names::output(&output.name), of(&output.of), mean_sd(output.value, 4)];
     let rows: Vec<Vec<String>> = result.outputs.iter().map(row).collect();
-    let header = ["measure of the answers", "arms", "mean ± SD over the seeds"].map(str::to_owned).to_vec();
+    let header = ["measure of the answers", "arms", "mean ± SD over the seeds", "with shuffled queries"];
+    let header = header.map(str::to_owned).to_vec();
     (!rows.is_empty()).then(|| Table { caption: String::new(), header, rows, text: false })
 }
 
@@ -145,9 +144,16 @@ pub fn measures(view: &View) -> Option<Section> {
         match name {
             "cosine" => figures.extend(measure_figure(result, name, name, &is_of_three)),
             "update" => {}
+            // Beside the anchor there is no ratio of updates.
+            "norm_ratio" => {
+                let apart = |pair: &Pair| !pair.arms.contains(&"anchor".to_owned());
+                figures.extend(measure_figure(result, name, "measure-norm_ratio", &apart));
+            }
             _ => figures.extend(measure_figure(result, name, &format!("measure-{name}"), &|_| true)),
         }
     }
+    figures.extend(of_arms(result, "id", "measure-id", &|layer| &layer.dimensions));
+    figures.extend(overlaps(view));
     for scores in result.arms.iter().filter(|scores| !THREE.contains(&scores.arm.as_str())) {
         let of = |pair: &Pair| pair.arms.contains(&scores.arm);
         for name in ["cosine", "update"] {
@@ -162,54 +168,85 @@ pub fn measures(view: &View) -> Option<Section> {
     section("measures", "States by layer", &[], figures.into_iter().map(Block::Figure).collect())
 }
 
+/// What LoRA updates have in common, by block: those of the seeds of the first condition, and of other conditions with
+/// those before them.
+fn overlaps(view: &View) -> Option<Figure> {
+    let levels = |number: usize| {
+        let levels = view.conditions.get(number).map_or(&[][..], |condition| &condition.levels);
+        levels.iter().map(|(name, level)| format!("{name} {level}")).collect::<Vec<_>>().join(", ")
+    };
+    let mut series = Vec::new();
+    for (number, condition) in view.conditions.iter().enumerate() {
+        for overlap in &condition.overlaps {
+            let name = match overlap.with {
+                None if number > 0 => continue,
+                None => "between seeds".to_owned(),
+                Some(other) => format!("{} with {}", levels(number), levels(other)),
+            };
+            series.push(Series::placed(name, Look::nth(series.len() + 1), overlap.layers.iter().map(|v| Some(*v))));
+        }
+    }
+    let first = view.conditions.first().and_then(|condition| condition.overlaps.first())?;
+    // More lines than looks say nothing.
+    series.truncate(5);
+    let expected = first.expected.map(|mean| MeanSd { mean: Some(mean), sd: None });
+    series.push(Series::placed("random updates", Look::NOISE, first.layers.iter().map(|_| expected)));
+    let figure = Figure {
+        id: "measure-lora_overlap".to_owned(),
+        title: "Overlap of the LoRA updates, by block".to_owned(),
+        note: "Share of one update’s directions that lie in another’s (IA2).".to_owned(),
+        x_label: "block".to_owned(),
+        y_label: "overlap".to_owned(),
+        ticks: (0..first.layers.len()).map(|block| block.to_string()).collect(),
+        y_range: None,
+        kind: Kind::Lines,
+        series,
+    };
+    figure.filled()
+}
+
 /// What can be read off the arms' states, by layer.
 pub fn readouts(view: &View) -> Option<Section> {
-    let layers = &view.result.layers;
     let mut names: Vec<&str> = Vec::new();
-    for (_, readout) in layers.iter().flat_map(|layer| &layer.readouts) {
+    for (_, readout) in view.result.layers.iter().flat_map(|layer| &layer.readouts) {
         if !names.contains(&readout.name.as_str()) {
             names.push(&readout.name);
         }
     }
-    let figures = names.into_iter().filter_map(|name| readout(view, name));
+    let figure = |name: &str| of_arms(&view.result, name, &format!("readout-{name}"), &|layer| &layer.readouts);
+    let figures = names.into_iter().filter_map(figure);
     let text = "What a reader of one layer’s states alone could say of the answer.";
     section("readouts", "Readouts by layer", &[text], figures.map(Block::Figure).collect())
 }
 
-fn readout(view: &View, name: &str) -> Option<Figure> {
-    let layers = &view.result.layers;
-    fn find<'a>(layer: &'a Layer, arm: &str, name: &str) -> Option<&'a Measure> {
-        layer.readouts.iter().find(|(of, readout)| of == arm && readout.name == name).map(|(_, readout)| readout)
-    }
+/// A measure of the arms by layer, with ICL's baselines: of each arm they say what chance gives.
+fn of_arms(result: &Outcome, name: &str, id: &str, get: &dyn Fn(&Layer) -> &[(String, Measure)]) -> Option<Figure> {
+    let layers = &result.layers;
+    let find = |layer: usize, arm: &str| {
+        let of_arm = get(&layers[layer]).iter().filter(|(of, _)| of == arm).map(|(_, measure)| measure);
+        of_arm.into_iter().find(|measure| name == "id" || measure.name == name)
+    };
     let mut series = Vec::new();
-    let mut controls: Vec<&str> = Vec::new();
-    for (i, scores) in view.result.arms.iter().enumerate() {
-        let values = layers.iter().map(|layer| Some(find(layer, &scores.arm, name)?.value));
+    for (i, scores) in result.arms.iter().enumerate() {
+        let values = (0..layers.len()).map(|layer| find(layer, &scores.arm).map(|measure| measure.value));
         series.push(Series::placed(names::arm(&scores.arm), names::arm_look(&scores.arm, i), values));
-        let own = layers.iter().find_map(|layer| find(layer, &scores.arm, name));
-        let known = own.into_iter().flat_map(|readout| &readout.baselines).map(|(name, _)| name.as_str());
-        known.for_each(|control| {
-            if !controls.contains(&control) {
-                controls.push(control);
-            }
-        });
     }
-    // The controls of one arm stand for those of all: of each they say what chance gives.
-    for (i, control) in controls.into_iter().enumerate() {
-        let arm = view.result.arms.iter().find(|scores| scores.arm == "icl").or(view.result.arms.first())?;
-        let values = layers.iter().map(|layer| find(layer, &arm.arm, name)?.baseline(control));
-        let title = format!("{} ({})", control.replace('_', " "), names::arm(&arm.arm));
-        series.push(Series::placed(title, if i == 0 { Look::SHUFFLED } else { Look::NOISE }, values));
+    let known = (0..layers.len()).find_map(|layer| find(layer, "icl"));
+    for (i, (control, _)) in known.into_iter().flat_map(|measure| &measure.baselines).enumerate() {
+        let values = (0..layers.len()).map(|layer| find(layer, "icl")?.baseline(control));
+        let look = if i == 0 { Look::SHUFFLED } else { Look::NOISE };
+        series.push(Series::placed(format!("ICL, {}", names::baseline(control).0), look, values));
     }
-    let share = name.contains("accuracy");
+    let (title, y_label, note) = names::measure(name);
+    let y_range = (y_label == "accuracy").then_some([0.0, 1.0]);
     let figure = Figure {
-        id: format!("readout-{name}"),
-        title: format!("{}, by layer", names::sentence(name)),
-        note: String::new(),
+        id: id.to_owned(),
+        title: format!("{title}, by layer"),
+        note,
         x_label: "layer".to_owned(),
-        y_label: if share { "accuracy".to_owned() } else { name.replace('_', " ") },
+        y_label,
         ticks: names::layers(layers),
-        y_range: share.then_some([0.0, 1.0]),
+        y_range,
         kind: Kind::Lines,
         series,
     };
@@ -217,17 +254,18 @@ fn readout(view: &View, name: &str) -> Option<Figure> {
 }
 
 /// The vectors of patching: name in the report, on the page, and how they look.
-const VECTORS: [(&str, &str, Look); 5] = [
+const VECTORS: [(&str, &str, Look); 6] = [
     ("icl", "ICL’s state", Look::ICL),
     ("task_vector", "task vector", Look::BOTH),
     ("it", "IT’s state", Look::IT),
+    ("it_vector", "IT’s mean update", Look(5)),
     ("random", "random vector", Look::NOISE),
     ("other_task", "vector of another task", Look::SHUFFLED),
 ];
 
 /// The curve of patching.
 pub fn patching(view: &View) -> Option<Section> {
-    let layers = &view.patching;
+    let layers = &view.result.patching;
     type Get = dyn Fn(&super::view::PatchVector) -> MeanSd;
     let figure = |id: &str, title: &str, y_label: &str, y_range, get: &Get| {
         let series = VECTORS.map(|(vector, name, look)| {
@@ -246,14 +284,16 @@ pub fn patching(view: &View) -> Option<Section> {
         };
         figure.filled().map(Block::Figure)
     };
-    let recovery =
-        figure("recovery", "Recovery of ICL’s gain", "recovery", Some([0.0, 1.0]), &|vector| vector.recovery);
-    let accuracy = figure("accuracy", "Accuracy of the patched pass", "accuracy", Some([0.0, 1.0]), &|v| v.accuracy);
-    let log_prob = figure("log-prob", "Log-probability of the gold answer", "nats", None, &|vector| vector.log_prob);
+    let unit = Some([0.0, 1.0]);
+    let blocks = [
+        figure("recovery", "Recovery of ICL’s gain", "recovery", unit, &|vector| vector.recovery[0]),
+        figure("recovery-log-prob", "Recovery of the log-probability", "recovery", unit, &|vector| vector.recovery[1]),
+        figure("accuracy", "Accuracy of the patched pass", "accuracy", unit, &|vector| vector.accuracy),
+    ];
     let text = "A vector written over the last token’s state in the pass of the query alone. Recovery: (patched − \
                 anchor) / (ICL − anchor) of the accuracy; 1 is all of ICL’s gain. After the last block it is 1 by \
-                construction.";
-    section("patching", "Patching", &[text], [recovery, accuracy, log_prob].into_iter().flatten().collect())
+                construction. Means of updates are over the other queries.";
+    section("patching", "Patching", &[text], blocks.into_iter().flatten().collect())
 }
 
 /// The principal components of the arms' states.
@@ -279,7 +319,7 @@ pub fn pca(view: &View) -> Option<Section> {
         kind: Kind::Scatter,
         series: series.collect(),
     };
-    section("pca-states", "States", &[], figure.filled().map(Block::Figure).into_iter().collect())
+    section("components", "Principal components", &[], figure.filled().map(Block::Figure).into_iter().collect())
 }
 
 /// The losses of the trainings.
@@ -306,21 +346,31 @@ pub fn training(view: &View) -> Option<Section> {
 /// Some queries with what each arm answers.
 pub fn examples(view: &View) -> Option<Section> {
     let row = |example: &super::view::Example| {
-        let answer = |(_, answer, scores): &(String, String, Vec<(String, f64)>)| {
-            let scores = scores.iter().map(|(label, p)| format!("{}: {}", visible(label), number(*p, 2)));
-            format!("{}\n{}", visible(answer), scores.collect::<Vec<_>>().join("\n")).trim_end().to_owned()
+        let answer = |answer: &super::view::ArmAnswer| {
+            let score = |(label, p): &(String, f64)| format!("{}: {}", visible(label), number(*p, 2));
+            std::iter::once(visible(&answer.predicted))
+                .chain(answer.log_probs.iter().map(score))
+                .collect::<Vec<_>>()
+                .join("\n")
         };
-        let first = [visible(&example.query), visible(&example.gold)];
+        let tokens: Vec<String> = example.tokens.iter().map(|token| readable(token)).collect();
+        let query = if tokens.is_empty() { format!("query {}", example.query) } else { tokens.join("|") };
+        let first = [visible(&query), visible(&example.gold)];
         first.into_iter().chain(example.answers.iter().map(answer)).collect()
     };
-    let arms = view.examples.first()?.answers.iter().map(|(arm, ..)| names::arm(arm));
+    let arms = view.examples.first()?.answers.iter().map(|answer| names::arm(&answer.arm));
     let table = Table {
         caption: "Answers, with the log-probability of every label".to_owned(),
-        header: ["query", "gold"].map(str::to_owned).into_iter().chain(arms).collect(),
+        header: ["query, token by token", "gold"].map(str::to_owned).into_iter().chain(arms).collect(),
         rows: view.examples.iter().map(row).collect(),
         text: true,
     };
     section("examples", "Examples", &[], vec![Block::Table(table)])
+}
+
+/// A token of a vocabulary, whose marks of spaces and line ends are written as such.
+fn readable(token: &str) -> String {
+    token.replace(['▁', 'Ġ'], " ").replace('Ċ', "\n")
 }
 
 /// What was asked for, key by key.

@@ -90,24 +90,31 @@ fn direction(layer: &Layer) -> Option<Direction> {
     })
 }
 
+/// Whether more than half of the update cosine is there with other queries too.
+fn is_common(layer: &Layer) -> bool {
+    let update = layer.measure(["icl", "it"], "update");
+    let shuffled = update.and_then(|update| update.baseline("shuffled")?.mean.zip(update.value.mean));
+    shuffled.is_some_and(|(shuffled, mean)| shuffled > mean / 2.0)
+}
+
 /// The verdict in one sentence.
 pub fn headline(view: &View) -> String {
     let Some(last) = view.result.layers.last() else { return "The report has no states to judge".to_owned() };
     let both = Moved { icl: true, it: true };
     let sentence = match (moved(last), direction(last)) {
         (Moved { icl: false, it: false }, _) => {
-            return "Neither in-context learning nor instruction tuning moved the states: that they are alike says nothing"
-                .to_owned();
+            return "Neither ICL nor instruction tuning moved the states: that they are alike says nothing".to_owned();
         }
         (Moved { icl: true, it: false }, _) => {
-            return "In-context learning moved the states, instruction tuning did not: they did not do the same"
-                .to_owned();
+            return "ICL moved the states, instruction tuning did not: they did not do the same".to_owned();
         }
         (Moved { icl: false, it: true }, _) => {
-            return "Instruction tuning moved the states, in-context learning did not: they did not do the same"
-                .to_owned();
+            return "Instruction tuning moved the states, ICL did not: they did not do the same".to_owned();
         }
         (now, Some(direction)) if now == both => match direction {
+            Direction::Same if is_common(last) => {
+                "move the states in the same direction, most of it common to all queries"
+            }
             Direction::Same => "move the states in the same direction, query by query",
             Direction::Partly => "move the states in directions that are alike only in part",
             Direction::Common => "share one shift of the states for all queries, and nothing for the single query",
@@ -116,12 +123,12 @@ pub fn headline(view: &View) -> String {
         },
         _ => "move the states; the direction was not compared",
     };
-    let cause = match cause(view) {
+    let cause = match cause(&view.result) {
         Some(Tone::Yes) => ", and ICL’s state is enough for its answers",
         Some(Tone::No) => ", but ICL’s state alone does not bring its answers",
         _ => "",
     };
-    format!("In-context learning and instruction tuning {sentence}{cause}")
+    format!("ICL and instruction tuning {sentence}{cause}")
 }
 
 /// The questions and their answers; `factors` is the one about the factors.
@@ -130,7 +137,7 @@ pub fn answers(view: &View, factors: Answer) -> Vec<Answer> {
     if let Some(last) = view.result.layers.last() {
         answers.extend([move_answer(&view.result, last), direction_answer(&view.result, last)]);
     }
-    answers.extend([cause_answer(view), scores_answer(&view.result), factors, evidence()]);
+    answers.extend([cause_answer(&view.result), scores_answer(&view.result), factors, evidence()]);
     answers
 }
 
@@ -198,7 +205,12 @@ fn direction_answer(result: &Outcome, last: &Layer) -> Answer {
             text += " Where an arm did not move, its update is noise, and so is this cosine.";
             ("Does not apply", Tone::Open)
         }
-        Direction::Same => ("Yes", Tone::Yes),
+        Direction::Same => {
+            if is_common(last) {
+                text += " Most of it is common to all queries.";
+            }
+            ("Yes", Tone::Yes)
+        }
         Direction::Partly => ("In part", Tone::Partly),
         Direction::Common => {
             text += " What is shared is the same for every query.";
@@ -213,35 +225,44 @@ fn direction_answer(result: &Outcome, last: &Layer) -> Answer {
     answer(question, word, tone, text)
 }
 
-/// ICL's gain of accuracy over the anchor, where it is clear.
-fn gain(view: &View) -> Option<f64> {
-    let (icl, anchor) = (view.result.arm("icl")?.accuracy, view.result.arm("anchor")?.accuracy);
-    let gain = difference(icl, anchor);
-    gain.mean.filter(|_| clear(gain, LEAST_DIFFERENCE))
+/// What ICL gains over the anchor: of the accuracy, or of the log-probability where there is none.
+struct Gain {
+    size: f64,
+    /// The place of its recovery in [`super::view::PatchVector::recovery`].
+    of: usize,
+}
+
+/// ICL's gain, where it is clear.
+fn gain(result: &Outcome) -> Option<Gain> {
+    let (icl, anchor) = (result.arm("icl")?, result.arm("anchor")?);
+    let of = usize::from(icl.accuracy.mean.is_none());
+    let gain =
+        if of == 0 { difference(icl.accuracy, anchor.accuracy) } else { difference(icl.log_prob, anchor.log_prob) };
+    gain.mean.filter(|_| clear(gain, LEAST_DIFFERENCE)).map(|size| Gain { size, of })
 }
 
 /// The layers whose patching is a test: at the last block the state is all that the answer is made of.
-fn tested(view: &View) -> &[PatchLayer] {
-    let layers = &view.patching[..];
+fn tested(result: &Outcome) -> &[PatchLayer] {
+    let layers = &result.patching[..];
     if layers.len() > 1 { &layers[..layers.len() - 1] } else { layers }
 }
 
 /// The layer at which a vector recovers most, with its share.
-fn best<'a>(view: &'a View, vector: &str) -> Option<(&'a PatchLayer, f64)> {
-    let layers = tested(view).iter().filter_map(|layer| Some((layer, layer.vector(vector)?.recovery.mean?)));
+fn best<'a>(result: &'a Outcome, vector: &str, of: usize) -> Option<(&'a PatchLayer, f64)> {
+    let layers = tested(result).iter().filter_map(|layer| Some((layer, layer.vector(vector)?.recovery[of].mean?)));
     // Of equals the first.
     layers.rev().max_by(|a, b| a.1.total_cmp(&b.1))
 }
 
-fn random_at(layer: &PatchLayer) -> f64 {
-    layer.vector("random").and_then(|vector| vector.recovery.mean).unwrap_or(0.0)
+fn random_at(layer: &PatchLayer, of: usize) -> f64 {
+    layer.vector("random").and_then(|vector| vector.recovery[of].mean).unwrap_or(0.0)
 }
 
 /// Whether ICL's states cause its answers; none where that was not tested or there is nothing to recover.
-fn cause(view: &View) -> Option<Tone> {
-    gain(view)?;
-    let shares = tested(view).iter().filter_map(|layer| Some((layer.vector("icl")?.recovery.mean?, random_at(layer))));
-    let shares: Vec<(f64, f64)> = shares.collect();
+fn cause(result: &Outcome) -> Option<Tone> {
+    let of = gain(result)?.of;
+    let share = |layer: &PatchLayer| Some((layer.vector("icl")?.recovery[of].mean?, random_at(layer, of)));
+    let shares: Vec<(f64, f64)> = tested(result).iter().filter_map(share).collect();
     let above = |by: &dyn Fn(f64, f64) -> bool| shares.iter().any(|&(icl, random)| by(icl, random));
     if shares.is_empty() {
         return None;
@@ -255,35 +276,37 @@ fn cause(view: &View) -> Option<Tone> {
     })
 }
 
-fn cause_answer(view: &View) -> Answer {
+fn cause_answer(result: &Outcome) -> Answer {
     let question = "Do the states cause the answers?";
-    if view.patching.is_empty() {
-        let text = "No state was written into another pass (patching), so these numbers cannot tell a cause from a coincidence.";
+    if result.patching.is_empty() {
+        let text = "No state was written into another pass (patching), so these numbers cannot tell a cause from a \
+                    coincidence.";
         return answer(question, "Not tested", Tone::Open, text.to_owned());
     }
-    let (Some(tone), Some(gain)) = (cause(view), gain(view)) else {
-        let text = "ICL’s accuracy is not clearly above that of the query alone: there is no gain that a state could bring back.";
+    let (Some(tone), Some(gain)) = (cause(result), gain(result)) else {
+        let text = "ICL is not clearly better than the query alone: there is no gain that a state could bring back.";
         return answer(question, "Nothing to recover", Tone::Open, text.to_owned());
     };
     let percent = |share: f64| format!("{}%", number(100.0 * share, 0));
     let mut parts = Vec::new();
-    if let Some((layer, share)) = best(view, "icl") {
-        let random = percent(random_at(layer));
+    if let Some((layer, share)) = shown(result, tone, gain.of) {
         parts.push(format!(
-            "ICL’s state of the last token, written into the query’s own pass, brings back {} of ICL’s gain of {} at \
-             block {}; a random vector of the same length {random}",
+            "ICL’s state of the last token, written into the query’s own pass after block {}, brings back {} of ICL’s gain \
+             of {}{}; a random vector as long as the update {}",
+            layer.name,
             percent(share),
-            number(gain, 3),
-            layer.name
+            number(gain.size, 3),
+            if gain.of == 0 { "" } else { " nats" },
+            percent(random_at(layer, gain.of)),
         ));
     }
     let others = [
-        ("task_vector", "the mean update of other queries (task vector)"),
+        ("task_vector", "ICL’s mean update on other queries (task vector)"),
         ("it", "IT’s state"),
         ("other_task", "another task’s vector"),
     ];
     let others = others.into_iter().filter_map(|(vector, name)| {
-        let (layer, share) = best(view, vector)?;
+        let (layer, share) = best(result, vector, gain.of)?;
         Some(format!("{name} {} (block {})", percent(share), layer.name))
     });
     let others: Vec<String> = others.collect();
@@ -299,6 +322,15 @@ fn cause_answer(view: &View) -> Answer {
     answer(question, word, tone, text)
 }
 
+/// The layer that is told of, with the share that ICL's state recovers there: where the random vector may not, if that is the
+/// answer, and else the best.
+fn shown(result: &Outcome, tone: Tone, of: usize) -> Option<(&PatchLayer, f64)> {
+    let share = |layer: &PatchLayer| layer.vector("icl").and_then(|vector| vector.recovery[of].mean);
+    let caused = |layer: &&PatchLayer| random_at(layer, of) < CAUSE[1] && share(layer).is_some_and(|s| s >= CAUSE[0]);
+    let first = tested(result).iter().find(caused).filter(|_| tone == Tone::Yes);
+    first.and_then(|layer| Some((layer, share(layer)?))).or_else(|| best(result, "icl", of))
+}
+
 fn scores_answer(result: &Outcome) -> Answer {
     let question = "Do the answers agree?";
     let score = |arm: &str| result.arm(arm).map(|scores| scores.accuracy).filter(|accuracy| accuracy.mean.is_some());
@@ -312,7 +344,7 @@ fn scores_answer(result: &Outcome) -> Answer {
         mean_sd(icl, 3),
         mean_sd(it, 3)
     );
-    let agreement = result.outputs.iter().find(|output| output.name == "agreement" && is_icl_it(&output.of));
+    let agreement = result.outputs.iter().find(|output| output.name == "agreement" && output.of == ["icl", "it"]);
     if let Some(agreement) = agreement {
         text += &format!(" ICL and IT give the same answer to {} of the queries.", mean_sd(agreement.value, 3));
     }
@@ -327,11 +359,6 @@ fn scores_answer(result: &Outcome) -> Answer {
         (false, false, true) => ("They differ, and neither learns", Tone::No),
     };
     answer(question, word, tone, text)
-}
-
-fn is_icl_it(of: &str) -> bool {
-    let parts: Vec<&str> = of.split(|c: char| !c.is_alphanumeric()).filter(|part| !part.is_empty()).collect();
-    parts == ["icl", "it"] || parts == ["it", "icl"]
 }
 
 fn evidence() -> Answer {

@@ -27,8 +27,6 @@ pub struct View {
     pub result: Outcome,
     /// Every condition, where factors were varied.
     pub conditions: Vec<Condition>,
-    /// The curve of patching; empty where there was none.
-    pub patching: Vec<PatchLayer>,
     /// The principal components of the arms' states.
     pub pca: Option<Pca>,
     /// Some queries with their answers.
@@ -47,6 +45,8 @@ pub struct Outcome {
     pub layers: Vec<Layer>,
     /// Measures of the outputs by name; of one arm or of a pair.
     pub outputs: Vec<Output>,
+    /// The curve of patching, by block; empty where there was none.
+    pub patching: Vec<PatchLayer>,
 }
 
 /// What an arm scored.
@@ -71,6 +71,8 @@ pub struct Layer {
     pub over_shuffled: MeanSd,
     /// The same above Gaussian noise.
     pub over_gaussian: MeanSd,
+    /// The intrinsic dimension of each arm's states.
+    pub dimensions: Vec<(String, Measure)>,
     /// What can be read off an arm's states, by arm.
     pub readouts: Vec<(String, Measure)>,
 }
@@ -97,10 +99,12 @@ pub struct Measure {
 pub struct Output {
     /// Its name in the report.
     pub name: String,
-    /// The arm or the two arms.
-    pub of: String,
+    /// The arm or the two arms; none where it is of more.
+    pub of: Vec<String>,
     /// Mean and SD over the seeds.
     pub value: MeanSd,
+    /// The same with the queries of one arm in another order.
+    pub shuffled: MeanSd,
 }
 
 /// The levels of the factors, with their results.
@@ -109,6 +113,18 @@ pub struct Condition {
     pub levels: Vec<(String, String)>,
     /// The results.
     pub result: Outcome,
+    /// What LoRA updates have in common.
+    pub overlaps: Vec<Overlap>,
+}
+
+/// What LoRA updates of seeds, or of two conditions, have in common.
+pub struct Overlap {
+    /// The number of the other condition; none for the seeds of this one.
+    pub with: Option<usize>,
+    /// By block.
+    pub layers: Vec<MeanSd>,
+    /// What random updates have in common.
+    pub expected: Option<f64>,
 }
 
 /// What writing a state into the query's own pass does at a layer.
@@ -121,14 +137,12 @@ pub struct PatchLayer {
 
 /// A vector that was written.
 pub struct PatchVector {
-    /// `icl`, `task_vector`, `it`, `random`, `other_task`.
+    /// `icl`, `task_vector`, `it`, `it_vector`, `random`, `other_task`.
     pub name: String,
     /// Accuracy with it.
     pub accuracy: MeanSd,
-    /// Log-probability of the gold answer with it.
-    pub log_prob: MeanSd,
-    /// (patched − anchor) / (ICL − anchor) of the accuracy.
-    pub recovery: MeanSd,
+    /// (patched − anchor) / (ICL − anchor), of the accuracy and of the log-probability.
+    pub recovery: [MeanSd; 2],
 }
 
 /// Principal components of the states at a layer.
@@ -143,12 +157,24 @@ pub struct Pca {
 
 /// A query with the arms' answers.
 pub struct Example {
-    /// The prompt.
+    /// Its number.
     pub query: String,
+    /// The text of each of its tokens.
+    pub tokens: Vec<String>,
     /// The gold answer.
     pub gold: String,
-    /// Arm, its answer, and the log-probabilities of the answers.
-    pub answers: Vec<(String, String, Vec<(String, f64)>)>,
+    /// What each arm answers.
+    pub answers: Vec<ArmAnswer>,
+}
+
+/// An arm's answer to a query.
+pub struct ArmAnswer {
+    /// The arm.
+    pub arm: String,
+    /// The answer of the greatest probability.
+    pub predicted: String,
+    /// The log-probability of every answer.
+    pub log_probs: Vec<(String, f64)>,
 }
 
 impl Outcome {

@@ -1,0 +1,56 @@
+//! The unembedding as numbers of the host: rows of the head, and the final norm's weight.
+
+use super::param_id::{NormAt, ParamId, Source};
+use crate::arch::{ModelConfig, Norm};
+use crate::formats::safetensors::{Checkpoint, TensorView};
+use crate::{Error, Result};
+
+/// What direct logit attribution needs of a model's end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unembedding {
+    /// The rows `[C]` of the head, of the tokens that were asked for.
+    pub rows: Vec<Vec<f32>>,
+    /// Weight `[C]` of the final norm.
+    pub norm_weight: Vec<f32>,
+}
+
+impl Unembedding {
+    /// The rows of some tokens, read from the checkpoint; none for a model whose last residual stream is not a sum that the
+    /// final norm and the head read: one that is post-norm, without a final norm, or with a projection before the head.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape, or a token that the model does not have.
+    pub fn read(config: &ModelConfig, checkpoint: &Checkpoint, tokens: &[u32]) -> Result<Option<Self>> {
+        if config.post_norm || !config.final_norm || config.embed_size != config.hidden_size {
+            return Ok(None);
+        }
+        let source = Source::new(config, checkpoint)?;
+        let head = source.view(if source.config.tie_word_embeddings { ParamId::Embed } else { ParamId::Head })?;
+        let bytes = config.hidden_size * head.element_size();
+        let row = |&token: &u32| {
+            let at = token as usize;
+            if at >= config.vocab_size {
+                return Err(Error::argument("token", format!("ids below {}", config.vocab_size), token));
+            }
+            let data = head.data.slice(at * bytes..(at + 1) * bytes);
+            floats(&TensorView { shape: vec![config.hidden_size], data, ..head.clone() })
+        };
+        let rows = tokens.iter().map(row).collect::<Result<_>>()?;
+        Ok(Some(Self { rows, norm_weight: floats(&source.view(ParamId::Norm(NormAt::Final))?)? }))
+    }
+}
+
+/// `1 / sqrt(mean(x^2) + eps)` of RMS norm, `1 / sqrt(var(x) + eps)` of layer norm: what the final norm multiplies by.
+pub fn inverse_scale(config: &ModelConfig, x: &[f32]) -> f64 {
+    let n = x.len() as f64;
+    let mean = match config.norm {
+        Norm::Rms => 0.0,
+        Norm::Layer => x.iter().map(|&x| f64::from(x)).sum::<f64>() / n,
+    };
+    let squares = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>();
+    1.0 / (squares / n + config.norm_eps).sqrt()
+}
+
+fn floats(view: &TensorView) -> Result<Vec<f32>> {
+    view.to_f32().map_err(Error::file(&view.name))
+}

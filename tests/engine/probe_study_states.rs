@@ -158,7 +158,7 @@ fn position_of_demonstrations_needs_their_prompts() {
     let error = conditions[1].plan.validate("report.json", 272).expect_err("one is missing").to_string();
     assert!(error.contains("icl_demonstration_token_ids"), "{error}");
     conditions[1].plan.seeds[0].icl_demonstration_token_ids.clear();
-    let base = Base { name: "tiny", checkpoint: None };
+    let base = Base { name: "tiny", checkpoint: None, edits: &[] };
     let found = run_conditions(&mut bench.backend, &mut bench.model, base, &conditions, &mut |_| ());
     let error = found.expect_err("all are missing").to_string();
     assert!(error.starts_with("position"), "{error}");

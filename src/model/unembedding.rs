@@ -5,13 +5,15 @@ use crate::arch::{ModelConfig, Norm};
 use crate::formats::safetensors::{Checkpoint, TensorView};
 use crate::{Error, Result};
 
-/// What direct logit attribution needs of a model's end.
+/// What the logit lens and direct logit attribution need of a model's end.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unembedding {
     /// The rows `[C]` of the head, of the tokens that were asked for.
     pub rows: Vec<Vec<f32>>,
     /// Weight `[C]` of the final norm.
     pub norm_weight: Vec<f32>,
+    /// Its bias `[C]`, where it is a layer norm.
+    pub norm_bias: Option<Vec<f32>>,
 }
 
 impl Unembedding {
@@ -36,7 +38,12 @@ impl Unembedding {
             floats(&TensorView { shape: vec![config.hidden_size], data, ..head.clone() })
         };
         let rows = tokens.iter().map(row).collect::<Result<_>>()?;
-        Ok(Some(Self { rows, norm_weight: floats(&source.view(ParamId::Norm(NormAt::Final))?)? }))
+        let norm_weight = floats(&source.view(ParamId::Norm(NormAt::Final))?)?;
+        let norm_bias = match config.norm {
+            Norm::Rms => None,
+            Norm::Layer => Some(floats(&source.view(ParamId::NormBias(NormAt::Final))?)?),
+        };
+        Ok(Some(Self { rows, norm_weight, norm_bias }))
     }
 }
 

@@ -55,7 +55,7 @@ pub struct SeedPlan {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ipt_train: Vec<TrainingExample>,
     /// The prompts that end before the answer of each demonstration in context, in the order of `train`; empty unless
-    /// states are read there ([`Position::Demos`]).
+    /// states are read there ([`Position::Demos`](super::Position::Demos)).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub icl_demonstration_token_ids: Vec<Vec<u32>>,
 }

@@ -4,40 +4,35 @@ use rayon::prelude::*;
 
 use super::arm::Arm;
 use super::arm_run::ArmRun;
-use super::packing::ScoredToken;
 use super::plan::Plan;
 use super::report::measures::{ArmMeasures, Values};
 use super::settings::{ProbeSettings, TuningKind};
-use super::states::Reading;
 use super::statistics::MeanSd;
 use crate::Result;
 use crate::arch::{ModelConfig, Norm};
-use crate::backend::Backend;
 use crate::formats::safetensors::Checkpoint;
-use crate::hooks::{NoTaps, Site};
+use crate::hooks::Site;
 use crate::measures::outputs::answer;
-use crate::measures::readouts::{FinalNorm, Words, attributions, margins, margins_shuffled};
+use crate::measures::readouts::{FinalNorm, Words, attributions, logit_lens, margins, margins_shuffled};
 use crate::measures::{Folds, ProbeFeatures, ProbeFit, shuffled_labels};
-use crate::model::{Activations, Input, Save, Start, StartRows, Unembedding, inverse_scale};
-use crate::pack::{Label, PackBuilder, Parent, Token};
+use crate::model::{Unembedding, inverse_scale};
 use crate::task::prompts::Answer;
 
 /// By seed and layer (the blocks', then `final`): what every arm's states say. `checkpoint` has the model's head.
-pub(super) fn readouts<B: Backend>(
-    reading: Reading<'_, B>,
-    backend: &mut B,
+pub(super) fn readouts(
+    config: &ModelConfig,
     checkpoint: Option<&Checkpoint>,
     settings: &ProbeSettings,
     plan: &Plan,
     arms: &[ArmRun],
 ) -> Result<Vec<Vec<Vec<ArmMeasures>>>> {
-    let attribution = match checkpoint.filter(|_| settings.measures.has("attribution")) {
-        Some(checkpoint) => Attribution::new(&reading.model.config, checkpoint, plan)?,
+    let [lens, attribution, probe] =
+        ["logit_lens", "attribution", "linear_probe"].map(|name| settings.measures.has(name));
+    let words = match checkpoint.filter(|_| lens || attribution) {
+        Some(checkpoint) => LabelWords::new(config, checkpoint, plan)?,
         None => None,
     };
-    let depth = reading.model.config.num_hidden_layers;
-    let width = reading.model.config.hidden_size;
-    let (lens, probe) = (settings.measures.has("logit_lens"), settings.measures.has("linear_probe"));
+    let (depth, width) = (config.num_hidden_layers, config.hidden_size);
     let gold = plan.gold();
     let mut seeds = Vec::new();
     for (s, seed) in plan.seeds.iter().enumerate() {
@@ -47,18 +42,16 @@ pub(super) fn readouts<B: Backend>(
             // A head that was trained itself is not the model's.
             let own_head = arm.arm != Arm::Lora || settings.tuning == TuningKind::Lora;
             let states = &arm.seed(s).states[..=depth];
-            let logits = match lens && own_head {
-                true => Some(logit_lens(&reading, backend, plan, &states[..depth])?),
-                false => None,
-            };
-            let attributed = attribution.as_ref().filter(|_| own_head);
-            let attributed = attributed.map(|attribution| attribution.of(&arm.seed(s).states, depth, &gold));
+            let words = words.as_ref().filter(|_| own_head);
+            let attributed = words.filter(|_| attribution);
+            let attributed = attributed.map(|words| words.attributions(&arm.seed(s).states, depth, &gold));
             let values = |(l, states): (usize, &Vec<f32>)| {
                 let mut values = Values::new();
                 let mut add = |name: &str, value: Option<f64>| {
                     values.extend(value.map(|value| (name.to_owned(), MeanSd::of([value]))));
                 };
-                if let Some(logits) = logits.as_ref().and_then(|logits| logits.get(l)) {
+                if let Some(words) = words.filter(|_| lens && l < depth) {
+                    let logits = &words.logits(states);
                     let hits = logits.iter().zip(&gold).filter(|(row, gold)| answer(row) == **gold).count();
                     let margins = margins(logits, &gold).into_iter().flatten();
                     add("lens_accuracy", Some(hits as f64 / gold.len() as f64));
@@ -87,35 +80,53 @@ pub(super) fn readouts<B: Backend>(
     Ok(seeds)
 }
 
-/// The sites of the terms that [`Attribution`] reads, after the hooks of every probe.
+/// The sites of the terms that [`LabelWords::attributions`] reads, after the hooks of every probe.
 pub(super) const TERMS: [Site; 2] = [Site::AttnOut, Site::MlpOut];
 
-/// What direct logit attribution needs of the model and the queries.
-struct Attribution<'a> {
+/// The label words of every query, as the model's end reads them.
+struct LabelWords<'a> {
     config: &'a ModelConfig,
     norm_weight: Vec<f32>,
+    norm_bias: Option<Vec<f32>>,
     /// Of each query the head's rows of its answers' first tokens `[answers, C]`.
     words: Vec<Vec<f32>>,
 }
 
-impl<'a> Attribution<'a> {
+impl<'a> LabelWords<'a> {
+    /// None of a model whose last residual stream the final norm and the head do not read as a sum.
     fn new(config: &'a ModelConfig, checkpoint: &Checkpoint, plan: &Plan) -> Result<Option<Self>> {
         let tokens: Vec<Vec<u32>> = plan.queries.iter().map(|q| q.answers.iter().map(first_token).collect()).collect();
         let mut distinct: Vec<u32> = tokens.iter().flatten().copied().collect();
         distinct.sort_unstable();
         distinct.dedup();
-        let Some(Unembedding { rows, norm_weight }) = Unembedding::read(config, checkpoint, &distinct)? else {
-            return Ok(None);
+        let Some(end) = Unembedding::read(config, checkpoint, &distinct)? else { return Ok(None) };
+        let row = |token: &u32| {
+            let at = distinct.binary_search(token).expect("readouts: its row was read");
+            end.rows[at].iter().copied()
         };
-        let row =
-            |token: &u32| rows[distinct.binary_search(token).expect("readouts: its row was read")].iter().copied();
         let words = tokens.iter().map(|tokens| tokens.iter().flat_map(row).collect()).collect();
-        Ok(Some(Self { config, norm_weight, words }))
+        Ok(Some(Self { config, norm_weight: end.norm_weight, norm_bias: end.norm_bias, words }))
+    }
+
+    /// The logit lens: of each query the logits of its label words, if the states `[queries, C]` were the last.
+    fn logits(&self, states: &[f32]) -> Vec<Vec<f64>> {
+        let centred = self.config.norm == Norm::Layer;
+        let norm = |query: usize, x: &[f64]| {
+            let width = self.config.hidden_size;
+            let scale = inverse_scale(self.config, &states[query * width..(query + 1) * width]);
+            let mean = if centred { x.iter().sum::<f64>() / x.len() as f64 } else { 0.0 };
+            let weighted = x.iter().zip(&self.norm_weight).map(|(x, &weight)| (x - mean) * scale * f64::from(weight));
+            match &self.norm_bias {
+                Some(bias) => weighted.zip(bias).map(|(x, &bias)| x + f64::from(bias)).collect(),
+                None => weighted.collect(),
+            }
+        };
+        logit_lens(states, self.config.hidden_size, norm, Words::Each(&self.words))
     }
 
     /// By layer what the outputs of attention and MLP add to the gold answer's logit, on the mean over the queries, from all
     /// states of an arm.
-    fn of(&self, states: &[Vec<f32>], depth: usize, gold: &[usize]) -> Vec<[Option<f64>; 2]> {
+    fn attributions(&self, states: &[Vec<f32>], depth: usize, gold: &[usize]) -> Vec<[Option<f64>; 2]> {
         let width = self.config.hidden_size;
         let last = states[depth - 1].chunks_exact(width);
         let inverse_scale: Vec<f64> = last.map(|x| inverse_scale(self.config, x)).collect();
@@ -165,43 +176,4 @@ impl Controls {
     fn of_shuffled(&self, features: &ProbeFeatures) -> f64 {
         features.cross_validated(&self.shuffled, &self.shuffled_folds, ProbeFit::default().c)
     }
-}
-
-/// The logit lens (nostalgebraist 2020): of every layer and query the log-probabilities of the answers' first tokens, if its
-/// state were the last: through the final norm and the head alone.
-fn logit_lens<B: Backend>(
-    reading: &Reading<'_, B>,
-    backend: &mut B,
-    plan: &Plan,
-    layers: &[Vec<f32>],
-) -> Result<Vec<Vec<Vec<f64>>>> {
-    let config = &reading.model.config;
-    let (depth, width, queries) = (config.num_hidden_layers, config.hidden_size, plan.queries.len());
-    let mut out: Vec<Vec<Vec<f64>>> =
-        layers.iter().map(|_| plan.queries.iter().map(|q| vec![0.0; q.answers.len()]).collect()).collect();
-    let mut acts = Activations::new(backend, config, None, reading.rows.min(layers.len() * queries), Save::Layer)?;
-    let all: Vec<(usize, usize)> = (0..layers.len()).flat_map(|l| (0..queries).map(move |q| (l, q))).collect();
-    for some in all.chunks(reading.rows) {
-        let (mut builder, mut resid, mut targets) = (PackBuilder::default(), Vec::new(), Vec::new());
-        for (row, &(l, q)) in some.iter().enumerate() {
-            // Which token it is does not matter from here on.
-            builder.push(&[Token::Id(0)], Parent::None, None, Label::Query);
-            resid.extend_from_slice(&layers[l][q * width..(q + 1) * width]);
-            targets.extend(plan.queries[q].answers.iter().enumerate().map(|(answer, found)| ScoredToken {
-                group: l,
-                prompt: q,
-                answer,
-                row,
-                token: first_token(found),
-            }));
-        }
-        let pack = builder.build();
-        let device = backend.pack(&pack)?;
-        let input = Input::new(&pack, &device).starting(Start { layer: depth, resid: StartRows::Host(&resid) });
-        reading.model.forward(backend, &mut acts, &input, None, &mut NoTaps)?;
-        reading.score(backend, &acts, None, &targets, |target, log_prob| {
-            out[target.group][target.prompt][target.answer] = log_prob;
-        })?;
-    }
-    Ok(out)
 }

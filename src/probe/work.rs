@@ -270,8 +270,7 @@ impl<'a, B: Backend> Worker<'a, B> {
         if !asked || settings.position != Position::Last || !plan.is_closed() {
             return Ok(Vec::new());
         }
-        let reading = Reading { model: self.model, adaptation: None, hooks: &[], rows: self.rows, edits: &[] };
-        let found = readouts(reading, self.backend, self.base.checkpoint, settings, plan, arms)?;
+        let found = readouts(&self.model.config, self.base.checkpoint, settings, plan, arms)?;
         self.seconds.measure += lap(&mut self.lap);
         Ok(found)
     }

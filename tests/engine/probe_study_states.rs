@@ -42,7 +42,8 @@ fn log_probs(backend: &mut Device, model: &Model<Device>, prompt: &Prompt) -> Ve
         let packed = forest(&[Sequence::ids(&ids, None, Label::Text)], 1);
         let mut acts = Activations::new(backend, &model.config, None, ids.len(), Save::Layer).expect("memory");
         let device = backend.pack(&packed.pack).expect("pack");
-        let mut record = Record::new(Selection::new(&[], &[]), Vec::new());
+        // With nothing to record a pass would stop before the last layer.
+        let mut record = Record::new(Selection::new(&[Site::FinalNorm], &[]), vec![0]);
         model.forward(backend, &mut acts, &Input::new(&packed.pack, &device), None, &mut record).expect("forward");
         let logits = model.logits(backend, &acts, &(0..ids.len()).collect::<Vec<_>>()).expect("logits");
         let rows: Vec<&[f32]> = logits.chunks_exact(model.config.vocab_size).collect();

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Recomputes a study's report with transformers and peft, and prints the largest differences.
 
-    check_study.py RUN/report.json --model DIR
+    check_study.py RUN/report.json --model DIR    # of a study with --dtype f32
 
 Everything is computed again from the token ids of each condition's plan, the base model and the saved adapters
 (`--save-adapters`), each sequence alone in f32, without packs, prefixes, caches or trees of answers:
@@ -430,6 +430,7 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(1)
     report = json.load(open(a.report))
+    assert report["dtype"] == "f32", "run the study with --dtype f32"
     load = lambda: AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.float32).eval()
     study = Study(report, os.path.dirname(a.report), load)
     for c in range(len(report["conditions"])):

@@ -73,3 +73,17 @@ impl Arm {
         matches!(self, Self::Icl | Self::IclRandom | Self::IclRetrieved | Self::Ipt)
     }
 }
+
+/// The name of an arm in reports.
+pub const fn arm_name(arm: Arm) -> &'static str {
+    match arm {
+        Arm::ZeroShot => "anchor",
+        Arm::Lora => "it",
+        other => other.name(),
+    }
+}
+
+/// The arm of a name in reports.
+pub(super) fn arm_named(name: &str) -> Option<Arm> {
+    [Arm::ZeroShot, Arm::Icl, Arm::Lora, Arm::Pt, Arm::Ipt].into_iter().find(|&arm| arm_name(arm) == name)
+}

@@ -3,6 +3,8 @@
 use rayon::prelude::*;
 
 use super::arm::Arm;
+use super::arm_run::ArmRun;
+use super::condition::Condition;
 use super::plan::{Plan, Query};
 use super::position::Position;
 use super::report::measures::{
@@ -10,7 +12,6 @@ use super::report::measures::{
     of_states,
 };
 use super::report::{ArmReport, Layer, LayerReport, PairReport, UpdateReport};
-use super::run::{ArmRun, Condition};
 use super::settings::ProbeSettings;
 use super::states::ArmStates;
 use super::statistics::MeanSd;

@@ -1,17 +1,103 @@
-//! The demonstrations of a seed: which examples, with which labels, in which order.
+//! Drawing a plan: which examples are the demonstrations of a seed, with which labels, in which order.
+
+use rayon::prelude::*;
 
 use super::arm::Arm;
-use super::factors::{LabelNoise, Similarity};
-use super::plan::{DemonstrationPool, SeedPlan};
+use super::demonstrations::{LabelNoise, Similarity};
+use super::plan::{Plan, Query, SeedPlan};
 use super::position::Position;
 use super::settings::ProbeSettings;
 use crate::formats::tokenizer::Tokenizer;
 use crate::random::Rng;
-use crate::task::Example;
 use crate::task::demonstrations::sample_of;
-use crate::task::prompts::{Prompts, TrainingExample};
-use crate::task::retrieval::{Query, Retriever};
+use crate::task::prompts::{Prompt, Prompts, TrainingExample};
+use crate::task::retrieval::{self, Retriever};
+use crate::task::{Candidates, Example, Task, Template};
 use crate::{Error, Result};
+
+/// What a plan is drawn from.
+#[derive(Clone, Copy)]
+pub struct PlanInputs<'a> {
+    /// Of the model.
+    pub tokenizer: &'a Tokenizer,
+    /// Whose labels the queries have.
+    pub task: &'a Task,
+    /// What demonstrations are drawn from, of `task` or of another task.
+    pub demonstrations: DemonstrationPool<'a>,
+    /// The first of them are asked.
+    pub queries: &'a [Example],
+    /// How like the queries each example of the pool is; needed where `similarity` is not random, see
+    /// [`similarity_to_queries`](super::similarity_to_queries).
+    pub similarities: Option<&'a [f64]>,
+}
+
+/// Examples to demonstrate with.
+#[derive(Clone, Copy)]
+pub struct DemonstrationPool<'a> {
+    /// Whose labels they have.
+    pub task: &'a Task,
+    /// How they become text.
+    pub template: &'a Template,
+    /// In the order of their file.
+    pub examples: &'a [Example],
+}
+
+impl Plan {
+    /// Draws the demonstrations of every seed from `pool`, and makes tokens of everything. The queries are the first
+    /// of `queries`.
+    ///
+    /// # Errors
+    /// Too few examples, an output that is not a label of the task, or a failure of the tokenizer.
+    pub fn new(
+        tokenizer: &Tokenizer,
+        task: &Task,
+        pool: &[Example],
+        queries: &[Example],
+        settings: &ProbeSettings,
+    ) -> Result<Self> {
+        let demonstrations = DemonstrationPool { task, template: &settings.template, examples: pool };
+        Self::draw(&PlanInputs { tokenizer, task, demonstrations, queries, similarities: None }, settings)
+    }
+
+    /// The same with demonstrations of any task, like the queries or not.
+    ///
+    /// # Errors
+    /// See [`Plan::new`]; a change of labels of a task that has none.
+    pub fn draw(inputs: &PlanInputs<'_>, settings: &ProbeSettings) -> Result<Self> {
+        let PlanInputs { tokenizer, task, queries, .. } = *inputs;
+        let count = settings.queries.unwrap_or(queries.len());
+        if count == 0 || count > queries.len() {
+            return Err(Error::argument("queries", format!("from 1 to {}", queries.len()), count));
+        }
+        let queries = &queries[..count];
+        settings.template.check_columns(queries)?;
+        inputs.demonstrations.template.check_columns(inputs.demonstrations.examples)?;
+        let prompts = Prompts::new(tokenizer, &settings.template);
+        let candidates: Vec<Candidates> = queries.iter().map(|q| Candidates::of(task, q)).collect::<Result<_>>()?;
+        let read = |before: &str, (query, candidates): (&Example, &Candidates)| {
+            prompts.prompt(&format!("{before}{}", settings.template.query(query)), &candidates.outputs)
+        };
+        let read_all = |before: &str| -> Result<Vec<Prompt>> {
+            queries.par_iter().zip(&candidates).map(|pair| read(before, pair)).collect()
+        };
+        let draw = Draw { pool: inputs.demonstrations, queries, similarities: inputs.similarities, settings };
+        let seed_plan = |&seed: &u64| {
+            let drawn = draw.seed(seed)?;
+            let shown = drawn.shown.iter().map(|&i| &drawn.examples[i]);
+            let text: String = shown.map(|d| draw.pool.template.demonstration(d)).collect();
+            let plan = SeedPlan::new(seed, drawn.indices(), read_all(&text)?);
+            drawn.learnt(plan, &draw, tokenizer)
+        };
+        let seeds = settings.seeds.iter().map(seed_plan).collect::<Result<_>>()?;
+        let alone = read_all("")?.into_iter().zip(&candidates).enumerate().map(|(index, (p, c))| Query {
+            index,
+            token_ids: p.token_ids,
+            answers: p.answers,
+            gold: c.gold,
+        });
+        Ok(Self { labels: task.labels().map(<[String]>::to_vec), queries: alone.collect(), seeds })
+    }
+}
 
 /// Streams of a seed's random numbers, beside the one that examples are drawn by.
 const LABELS: u64 = 1 << 32;
@@ -48,7 +134,7 @@ pub fn similarity_to_queries(pool: &[Example], queries: &[Example], vectors: Opt
     let mut mean = vec![0.0; pool.len()];
     for (i, query) in queries.iter().enumerate() {
         let vector = &of_queries[i * width..(i + 1) * width];
-        let found = retriever.similarities(&Query { input: &query.input, vector, pool_index: None });
+        let found = retriever.similarities(&retrieval::Query { input: &query.input, vector, pool_index: None });
         mean.iter_mut().zip(found).for_each(|(mean, x)| *mean += x / queries.len() as f64);
     }
     mean

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::arm::Arm;
 use super::packing::Group;
-use super::position::Points;
+use super::points::Points;
 use super::progress::{Count, Phase};
 use super::states::Reading;
 use crate::backend::Backend;

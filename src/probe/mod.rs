@@ -23,12 +23,18 @@ pub mod report;
 pub mod statistics;
 pub mod tuning;
 
+mod arm_run;
 mod compared;
+mod condition;
+mod demonstrations;
 mod draw;
+
 mod evaluate;
+mod layer;
 mod measured;
 mod packing;
 mod patching;
+mod points;
 mod position;
 mod progress;
 mod readouts;
@@ -38,10 +44,12 @@ mod settings;
 mod states;
 mod work;
 
-pub use draw::similarity_to_queries;
+pub use condition::{Base, Condition};
+pub use demonstrations::SimilarityBy;
+pub use draw::{DemonstrationPool, PlanInputs, similarity_to_queries};
 pub use evaluate::Evaluation;
 pub use measured::Measures;
 pub use position::Position;
 pub use progress::{Phase, Progress};
-pub use run::{Base, Condition, Outcome, run, run_conditions};
-pub use settings::{ProbeSettings, SOFT_ARMS, SimilarityBy, SoftSettings, TuningKind};
+pub use run::{Outcome, run, run_conditions};
+pub use settings::{ProbeSettings, SOFT_ARMS, SoftSettings, TuningKind};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::position::Points;
+use super::points::Points;
 use crate::Result;
 use crate::hooks::edit::{Edit, EditPlan, EditRows};
 use crate::pack::{CachedSegment, Forest, Label, Pack, PackBuilder, Parent, Sequence, Token, forest};

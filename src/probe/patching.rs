@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::packing::{Batch, Group, GroupLayout, PackFill};
-use super::position::Points;
+use super::points::Points;
 use super::progress::Count;
 use super::states::Reading;
 use crate::Result;

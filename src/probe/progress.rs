@@ -1,5 +1,7 @@
 //! How far a probe is.
 
+use std::time::Instant;
+
 use super::arm::Arm;
 
 /// How far a probe is.
@@ -38,4 +40,10 @@ impl Count<'_> {
         self.done += prompts;
         (self.progress)(Progress { phase: self.phase, done: self.done, total: self.total });
     }
+}
+
+/// Seconds since `since`, which becomes now.
+pub(super) fn lap(since: &mut Instant) -> f64 {
+    let now = Instant::now();
+    now.duration_since(std::mem::replace(since, now)).as_secs_f64()
 }

@@ -3,10 +3,10 @@
 use rayon::prelude::*;
 
 use super::arm::Arm;
+use super::arm_run::ArmRun;
 use super::packing::ScoredToken;
 use super::plan::Plan;
 use super::report::measures::{ArmMeasures, Values};
-use super::run::ArmRun;
 use super::settings::{ProbeSettings, TuningKind};
 use super::states::Reading;
 use super::statistics::MeanSd;

@@ -1,11 +1,12 @@
 //! The states that patching puts into the run of the query alone, and how much of an arm's gain they recover.
 
 use super::arm::Arm;
+use super::arm_run::ArmRun;
+use super::condition::Condition;
 use super::patching::{PatchedLogProbs, Patching};
 use super::plan::Plan;
 use super::progress::Count;
 use super::report::{PatchLayer, PatchVector};
-use super::run::{ArmRun, Condition};
 use super::states::Reading;
 use super::statistics::MeanSd;
 use crate::Result;

@@ -12,7 +12,9 @@ use self::measures::{
     ArmMeasures, ExampleReport, LoraOverlap, OutputMeasures, PairMeasures, PcaReport, Values, over_arms, over_pairs,
 };
 use super::arm::Arm;
+pub use super::arm::arm_name;
 use super::factors::Levels;
+pub use super::layer::{Final, Layer};
 use super::plan::Plan;
 use super::settings::ProbeSettings;
 use super::statistics::MeanSd;
@@ -78,40 +80,6 @@ impl<T> Phases<T> {
     /// That of an arm's training.
     pub(super) fn tune(&mut self, arm: Arm) -> &mut T {
         if arm.has_soft_prompt() { &mut self.soft_tune } else { &mut self.tune }
-    }
-}
-
-/// Where a state is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Layer {
-    /// After block `i`: `blocks.{i}.hook_resid_post`.
-    Block(usize),
-    /// After the final norm.
-    Final(Final),
-}
-
-/// The state that is spelt `"final"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Final {
-    /// After the final norm.
-    Final,
-}
-
-impl Layer {
-    /// The name of the `i`th of `count` states of a query: every block's, then the final norm's.
-    pub(super) fn of(i: usize, count: usize) -> Self {
-        if i + 1 == count { Self::Final(Final::Final) } else { Self::Block(i) }
-    }
-}
-
-impl std::fmt::Display for Layer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Block(i) => write!(f, "{i}"),
-            Self::Final(_) => f.write_str("final"),
-        }
     }
 }
 
@@ -234,20 +202,6 @@ pub struct Summary {
     pub patching: Vec<PatchLayer>,
     /// See [`SeedReport::outputs`].
     pub outputs: Option<OutputMeasures>,
-}
-
-/// The name of an arm in reports.
-pub const fn arm_name(arm: Arm) -> &'static str {
-    match arm {
-        Arm::ZeroShot => "anchor",
-        Arm::Lora => "it",
-        other => other.name(),
-    }
-}
-
-/// The arm of a name in reports.
-pub(super) fn arm_named(name: &str) -> Option<Arm> {
-    [Arm::ZeroShot, Arm::Icl, Arm::Lora, Arm::Pt, Arm::Ipt].into_iter().find(|&arm| arm_name(arm) == name)
 }
 
 impl LayerReport {

@@ -9,49 +9,28 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use super::arm::Arm;
+use super::arm_run::ArmRun;
 use super::compared::{arm_report, examples, layers, lora_overlaps, outputs, pca};
+use super::condition::{Base, Condition};
 use super::factors::Levels;
 use super::packing::Group;
 use super::plan::{Plan, SeedPlan};
-use super::position::{OwnTokens, Points, Position, without_answer};
-use super::progress::Progress;
+use super::points::{OwnTokens, Points, without_answer};
+use super::position::Position;
+use super::progress::{Progress, lap};
 use super::readouts::TERMS;
 use super::recovery;
 use super::report::measures::ArmMeasures;
 use super::report::{ConditionReport, PatchLayer, Phases, Positions, Report, SeedReport, Summary, TuningReport};
 use super::settings::ProbeSettings;
-use super::states::ArmStates;
 use super::work::{ReadKey, TrainingKey, Weights, Worker};
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
-use crate::formats::safetensors::Checkpoint;
 use crate::hooks::{Edit, Site};
 use crate::model::Model;
 use crate::task::prompts::{Answer, Prompt, TrainingExample};
 use crate::{Error, Result};
-
-/// A probe that is planned, one of a study's.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Condition {
-    /// What sets it apart from the others.
-    pub levels: Levels,
-    /// With those levels.
-    pub settings: ProbeSettings,
-    /// With those settings.
-    pub plan: Plan,
-}
-
-/// The model of a study.
-#[derive(Clone, Copy)]
-pub struct Base<'a> {
-    /// Its name in reports and adapters.
-    pub name: &'a str,
-    /// Its weights, which full tuning starts from and direct logit attribution reads.
-    pub checkpoint: Option<&'a Checkpoint>,
-    /// What is written into the states of every arm while its prompts are read; trainings are not edited.
-    pub edits: &'a [Edit],
-}
 
 /// The result of a probe.
 #[derive(Clone, Debug)]
@@ -113,7 +92,8 @@ pub fn run_conditions<B: Backend>(
     let mut arms: Vec<Vec<ArmRun>> = conditions.iter().map(|_| Vec::new()).collect();
     for arm in [Arm::ZeroShot, Arm::Icl, Arm::Lora, Arm::Pt, Arm::Ipt] {
         let asked = conditions.iter().enumerate().filter(|(_, c)| c.settings.arms().contains(&arm));
-        let planned: Vec<(usize, ArmPlan)> = asked.map(|(c, condition)| (c, ArmPlan::new(arm, condition))).collect();
+        let planned: Vec<(usize, ArmPlan)> =
+            asked.map(|(c, condition)| (c, ArmPlan::new(arm, condition, !base.edits.is_empty()))).collect();
         if !planned.is_empty() {
             worker.arm(arm, planned.iter().flat_map(|(_, plan)| plan.reads()))?;
         }
@@ -185,8 +165,10 @@ struct ArmSeed {
 }
 
 impl ArmPlan {
-    fn new(arm: Arm, Condition { settings, plan, .. }: &Condition) -> Self {
-        let own = OwnTokens::new(plan);
+    fn new(arm: Arm, Condition { settings, plan, .. }: &Condition, edited: bool) -> Self {
+        let mut own = OwnTokens::new(plan);
+        // Where nobody asks which they are, prompts of conditions that find other ones are the same prompts.
+        own.told = edited || settings.measures.has("sim_am");
         // Without demonstrations or training all seeds have the same queries.
         let same = !arm.has_demonstrations() && !arm.trains() && settings.position != Position::Demos;
         let seeds = if same { &plan.seeds[..1] } else { &plan.seeds[..] };
@@ -271,24 +253,6 @@ fn as_prompt(example: &TrainingExample) -> Prompt {
     Prompt { token_ids: prompt.to_vec(), answers: vec![Answer { replaces: 0, token_ids: answer.to_vec(), scored }] }
 }
 
-/// What an arm did.
-pub(super) struct ArmRun {
-    pub arm: Arm,
-    /// Of the queries: those of every seed, or one for all seeds.
-    pub states: Vec<ArmStates>,
-    /// By seed; empty where nothing is trained.
-    pub tunings: Vec<TuningReport<f64>>,
-    /// By seed; empty where nothing is trained, or where that is no adapter.
-    pub adapters: Vec<Adapter>,
-}
-
-impl ArmRun {
-    /// The states of a seed.
-    pub fn seed(&self, s: usize) -> &ArmStates {
-        self.states.get(s).unwrap_or(&self.states[0])
-    }
-}
-
 /// What was found, by condition.
 struct Found {
     arms: Vec<Vec<ArmRun>>,
@@ -362,10 +326,4 @@ fn outcome(
         with.map(|arm| (arm.arm, arm.adapters)).collect()
     };
     Outcome { report, adapters: arms.into_iter().map(of_arms).collect() }
-}
-
-/// Seconds since `since`, which becomes now.
-pub(super) fn lap(since: &mut Instant) -> f64 {
-    let now = Instant::now();
-    now.duration_since(std::mem::replace(since, now)).as_secs_f64()
 }

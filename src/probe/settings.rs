@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
-use super::factors::{LabelNoise, Similarity};
+use super::demonstrations::{LabelNoise, Similarity, SimilarityBy};
 use super::measured::Measures;
 use super::position::Position;
 use crate::arch::{Family, Projection};
@@ -98,17 +98,6 @@ pub enum TuningKind {
     Lora,
     /// All weights.
     Full,
-}
-
-/// By what the similarity of demonstrations to the queries is measured.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SimilarityBy {
-    /// Words, see [`Retriever::bm25`](crate::task::retrieval::Retriever::bm25).
-    #[default]
-    Bm25,
-    /// The model's own states, see [`mean_states`](crate::task::embedding::mean_states).
-    States,
 }
 
 /// How soft prompts are tuned. Defaults are our own choices, not those of a paper.

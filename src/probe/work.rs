@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 
 use super::arm::Arm;
+use super::arm_run::ArmRun;
+use super::condition::{Base, Condition};
 use super::packing::Group;
 use super::position::Position;
-use super::progress::{Count, Phase, Progress};
+use super::progress::{Count, Phase, Progress, lap};
 use super::readouts::readouts;
 use super::recovery::recover;
 use super::report::measures::ArmMeasures;
 use super::report::{PatchLayer, Phases};
-use super::run::{ArmRun, Base, Condition, lap};
 use super::settings::{ProbeSettings, TuningKind};
 use super::states::{ArmStates, Reading, hooks};
 use super::tuning::{AdapterRun, AdapterSettings};

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use llamaprobe::formats::safetensors::Checkpoint;
 use llamaprobe::probe::arm::Arm;
 use llamaprobe::probe::factors::{LabelNoise, Levels, Similarity, Vary, cross};
-use llamaprobe::probe::plan::{DemonstrationPool, Plan, PlanInputs, SeedPlan};
+use llamaprobe::probe::plan::{Plan, SeedPlan};
 use llamaprobe::probe::report::{PatchVector, Report, SeedReport};
 use llamaprobe::probe::{
-    Base, Condition, Measures, Outcome, ProbeSettings, SoftSettings, TuningKind, run_conditions, similarity_to_queries,
+    Base, Condition, DemonstrationPool, Measures, Outcome, PlanInputs, ProbeSettings, SoftSettings, TuningKind,
+    run_conditions, similarity_to_queries,
 };
 use llamaprobe::task::Example;
 

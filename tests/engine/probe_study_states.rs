@@ -3,7 +3,7 @@
 use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::Buffers;
 use llamaprobe::formats::safetensors::Checkpoint;
-use llamaprobe::hooks::{Record, Selection, Site};
+use llamaprobe::hooks::{NoTaps, Record, Selection, Site};
 use llamaprobe::measures::similarity::cosines;
 use llamaprobe::model::{Activations, FullTuning, Input, Model, Save};
 use llamaprobe::pack::{Label, Sequence, forest};
@@ -42,9 +42,7 @@ fn log_probs(backend: &mut Device, model: &Model<Device>, prompt: &Prompt) -> Ve
         let packed = forest(&[Sequence::ids(&ids, None, Label::Text)], 1);
         let mut acts = Activations::new(backend, &model.config, None, ids.len(), Save::Layer).expect("memory");
         let device = backend.pack(&packed.pack).expect("pack");
-        // With nothing to record a pass would stop before the last layer.
-        let mut record = Record::new(Selection::new(&[Site::FinalNorm], &[]), vec![0]);
-        model.forward(backend, &mut acts, &Input::new(&packed.pack, &device), None, &mut record).expect("forward");
+        model.forward(backend, &mut acts, &Input::new(&packed.pack, &device), None, &mut NoTaps).expect("forward");
         let logits = model.logits(backend, &acts, &(0..ids.len()).collect::<Vec<_>>()).expect("logits");
         let rows: Vec<&[f32]> = logits.chunks_exact(model.config.vocab_size).collect();
         let log_prob = |i: usize| {

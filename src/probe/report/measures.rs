@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::super::arm::Arm;
+use super::super::layer::Layer;
 use super::super::statistics::MeanSd;
-use super::Layer;
 use crate::measures::{Baselines, StateMeasures};
 
 /// Values by their names: over the queries of a seed (where a measure has no value for each, without SD), or over the
@@ -177,12 +177,12 @@ mod arm_name {
     use crate::probe::arm::Arm;
 
     pub fn serialize<S: Serializer>(arm: &Arm, serializer: S) -> Result<S::Ok, S::Error> {
-        super::super::arm_name(*arm).serialize(serializer)
+        crate::probe::arm::arm_name(*arm).serialize(serializer)
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arm, D::Error> {
         let name = String::deserialize(deserializer)?;
-        super::super::arm_named(&name).ok_or_else(|| D::Error::custom(format!("{name} is no arm of a probe")))
+        crate::probe::arm::arm_named(&name).ok_or_else(|| D::Error::custom(format!("{name} is no arm of a probe")))
     }
 }
 
@@ -193,13 +193,13 @@ mod arm_names {
     use crate::probe::arm::Arm;
 
     pub fn serialize<S: Serializer>(arms: &[Arm; 2], serializer: S) -> Result<S::Ok, S::Error> {
-        arms.map(super::super::arm_name).serialize(serializer)
+        arms.map(crate::probe::arm::arm_name).serialize(serializer)
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[Arm; 2], D::Error> {
         let names = <[String; 2]>::deserialize(deserializer)?;
         let arm = |name: &String| {
-            super::super::arm_named(name).ok_or_else(|| D::Error::custom(format!("{name} is no arm of a probe")))
+            crate::probe::arm::arm_named(name).ok_or_else(|| D::Error::custom(format!("{name} is no arm of a probe")))
         };
         Ok([arm(&names[0])?, arm(&names[1])?])
     }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Recomputes a study's report with transformers and peft, and prints the largest differences.
 
-    check_study.py RUN/report.json --model DIR
+    check_study.py RUN/report.json --model DIR    # of a study with --dtype f32
 
 Everything is computed again from the token ids of each condition's plan, the base model and the saved adapters
 (`--save-adapters`), each sequence alone in f32, without packs, prefixes, caches or trees of answers:
@@ -175,7 +175,7 @@ def baselines(a, b, anchor, seed, layer, asked):
     of_noise = state_measures(a, rounded, None, asked)
     of_noise.pop("norm_ratio", None), of_noise.pop("id_a", None)
     of_noise["cosine"] = cosine(a, noise).mean()
-    if anchor is not None:
+    if anchor is not None and np.any(a != anchor):
         of_noise["update"] = cosine(a - anchor, noise).mean()
     return {k: v for k, v in shuffled.items() if k in asked}, of_noise
 
@@ -322,7 +322,7 @@ class Study:
                 self.values("measure", pair["values"], expected)
                 shuffled, of_noise = baselines(a, b, anchor, seed, l, asked)
                 drawn = {k: v for k, v in pair["shuffled"].items() if k in ("svcca", "norm_ratio")}
-                for name in ("cka", "cka_debiased", "knn_overlap"):
+                for name in ("cka", "cka_debiased", "knn_overlap", "update"):
                     if name not in expected:
                         shuffled.pop(name, None)
                 self.values("shuffled", {k: v for k, v in pair["shuffled"].items() if k not in drawn}, shuffled)
@@ -430,6 +430,7 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(1)
     report = json.load(open(a.report))
+    assert report["dtype"] == "f32", "run the study with --dtype f32"
     load = lambda: AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.float32).eval()
     study = Study(report, os.path.dirname(a.report), load)
     for c in range(len(report["conditions"])):

@@ -18,7 +18,9 @@ use crate::model::{Layout, LoraShape, Model};
 use crate::probe::arm::Arm;
 use crate::probe::factors::{Factor, Levels};
 use crate::probe::report::{Report, arm_name};
-use crate::probe::{Base, Condition, Measures, Outcome, Phase, ProbeSettings, Progress, SoftSettings, run_conditions};
+use crate::probe::{
+    Base, Condition, Measures, Outcome, Phase, ProbeSettings, Progress, SoftSettings, TuningKind, run_conditions,
+};
 use crate::task::{Task, Template};
 use crate::{Error, Result};
 
@@ -261,6 +263,9 @@ fn dry_run<B: Backend>(
     conditions: &[Condition],
 ) -> Result<(), Failure> {
     let settings = &conditions[0].settings;
+    if settings.tuning == TuningKind::Full {
+        return Err(Error::unsupported("--dry-run of --tuning", "full", "lora").into());
+    }
     let targets = settings.targets(files.config.family)?;
     let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets };
     let layout = Layout::lora(&files.config, &shape);

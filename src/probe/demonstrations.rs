@@ -59,7 +59,7 @@ impl Similarity {
 fn by_name<T: Copy>(factor: &str, name: &str, all: &[(&str, T)]) -> Result<T> {
     let found = all.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
     let names = || all.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    found.ok_or_else(|| Error::argument(format!("vary {factor}"), names(), format!("`{name}`")))
+    found.ok_or_else(|| Error::argument("vary", format!("{} as levels of {factor}", names()), format!("`{name}`")))
 }
 
 /// By what the similarity of demonstrations to the queries is measured.

@@ -6,7 +6,7 @@ use super::arm::Arm;
 use super::packing::Group;
 use super::points::Points;
 use super::progress::{Count, Phase};
-use super::states::Reading;
+use super::states::{Reading, hooks};
 use crate::backend::Backend;
 use crate::formats::stops::Stops;
 use crate::formats::tokenizer::Tokenizer;
@@ -66,7 +66,9 @@ impl Evaluation<'_> {
         let points = prompts.iter().map(|_| Points::none()).collect();
         let group = Group { run: None, soft: 0, demonstrations: true, prompts, points };
         let mut count = Count { phase: Phase::Read(Arm::Icl), done: 0, total, progress: &mut |_| () };
-        let reading = Reading { model, adaptation: None, hooks: &[], rows: self.rows, edits: &[] };
+        // No state is read, but the pass has to go to its end.
+        let end = hooks(0, &[]);
+        let reading = Reading { model, adaptation: None, hooks: &end, rows: self.rows, edits: &[] };
         let (states, _) = reading.read(backend, &[vec![group]], &mut count)?;
         let scores = score(&states[0].log_probs, &gold, true);
         Ok(scores.accuracy.expect("evaluate: there are candidates"))

@@ -107,7 +107,6 @@ fn argument_errors_name_the_flag() {
         refused(d, args, expected);
     }
     for (args, expected) in [
-        ("probe --demos 0", "llamaprobe: --demos: expected at least 1, found 0"),
         ("probe --queries 0", "llamaprobe: --queries: expected from 1 to "),
         ("train-lora --adam-beta1 1", "llamaprobe: --adam-beta1: expected a number from 0 to below 1, found 1"),
         ("train-lora --max-length 0", "llamaprobe: --max-length: expected at least 1, found 0"),

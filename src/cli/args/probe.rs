@@ -114,16 +114,16 @@ pub struct ProbeArgs {
     pub vary: Vec<String>,
     /// What the similarity of demonstrations to the queries is measured by, where it varies: words (bm25), or the model's
     /// own states (states).
-    #[arg(long, value_enum, default_value = "bm25")]
+    #[arg(long, value_enum, default_value = "bm25", conflicts_with = "plan")]
     pub similarity_by: SimilarityByArg,
     /// Tokens whose states are compared: the query's last, all of them or their mean; the label's, after each; or the last
     /// before the answer of each demonstration (demos).
-    #[arg(long, default_value = "last", value_name = "last|all|label|mean|demos", value_parser = position)]
+    #[arg(long, default_value = "last", value_name = "last|all|label|mean|demos", value_parser = position, conflicts_with = "plan")]
     pub position: Position,
     /// What to measure beside cosines and scores: all, none, or some of cosine, update, norm_ratio, cka, cka_debiased, svcca,
     /// knn_overlap, id, subspace_overlap (of the states, each with its baselines), logit_lens, attribution (of the logits), linear_probe, sim_aou, sim_am, outputs
     /// (agreement, KL divergence, entropy, calibration error, Rec2FTP), lora_overlap.
-    #[arg(long, value_delimiter = ',', default_value = "all", value_name = "LIST")]
+    #[arg(long, value_delimiter = ',', default_value = "all", value_name = "LIST", conflicts_with = "plan")]
     pub measures: Vec<String>,
     /// Edits of the states while prompts are read, in every arm (see `capture --help`); positions query and demonstrations
     /// are those of each prompt. Trainings are not edited.
@@ -131,10 +131,10 @@ pub struct ProbeArgs {
     pub edit: Option<PathBuf>,
     /// Patch states into the run of the query alone, layer by layer: ICL's and IT's, their mean updates over other queries
     /// (the task vector), a random vector and the vector of another task (where source varies); reports what each recovers.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "plan")]
     pub patch: bool,
     /// What instruction tuning trains: a LoRA, or all weights.
-    #[arg(long, value_enum, default_value = "lora", help_heading = "Optimiser")]
+    #[arg(long, value_enum, default_value = "lora", help_heading = "Optimiser", conflicts_with = "plan")]
     pub tuning: TuningArg,
     #[command(flatten)]
     #[serde(flatten)]

@@ -81,7 +81,8 @@ fn embedded_model_learns_from_tuning_what_it_learns_from_the_prompt() {
     let report = run(backend, &mut model, "embedded", &plan, &settings, &mut |_| ()).expect("a report").report;
     let accuracy = |arm| report.summary.arm(arm).and_then(|report| report.accuracy.mean).expect("a mean");
     let [anchor, icl, it] = [Arm::ZeroShot, Arm::Icl, Arm::Lora].map(accuracy);
-    assert!((anchor - 0.5).abs() < 0.1, "{anchor}");
+    // A query alone does not say which label is whose, but what the model prefers by chance may depend on the query.
+    assert!((anchor - 0.5).abs() < 0.2, "{anchor}");
     assert!(icl >= 0.9, "{icl}");
     assert!(it >= 0.85, "{it}");
 }

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 use llamaprobe::formats::tokenizer::{Tokenizer, train};
 use llamaprobe::task::synthetic::episodes::{contrasts, pair_split, sentence_split};
 use llamaprobe::task::synthetic::evaluate::{Set, encode};
-use llamaprobe::task::synthetic::world::{CLASSES, HELD_OUT, LABELS, UNSEEN_LABELS, all_fillers};
-use llamaprobe::task::synthetic::{Curriculum, Episode, LONGEST, Split, corpus, training};
+use llamaprobe::task::synthetic::world::{CLASSES, HELD_OUT, LABELS, Speech, UNSEEN_LABELS, all_fillers};
+use llamaprobe::task::synthetic::{Curriculum, Episode, LONGEST, PROBED, PROBED_LABELS, Split, corpus, training};
 
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
     let config = r#"{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}"#;
@@ -86,6 +86,16 @@ fn training_sees_nothing_of_the_evaluation() {
         assert!(!HELD_OUT.iter().any(|(a, b)| found.contains(a) && found.contains(b)), "{found:?}");
     }
     assert!(classifications > 200 && natural > 50 && natural < classifications, "{natural} of {classifications}");
+}
+
+#[test]
+fn the_probed_task_is_the_first_that_is_held_out() {
+    let noun = |name: &str| CLASSES.iter().any(|class| class.name == name && class.speech == Speech::Noun);
+    let (first, second) = HELD_OUT.iter().find(|(a, _)| noun(a)).expect("a task about nouns");
+    assert_eq!(PROBED, [*first, *second]);
+    let labels: Vec<&str> = LABELS.split_whitespace().collect();
+    let mut pairs = labels.iter().enumerate().flat_map(|(i, a)| labels[i + 1..].iter().map(move |b| [*a, *b]));
+    assert_eq!(pairs.find(|[a, b]| pair_split(a, b) == Split::HeldOut), Some(PROBED_LABELS));
 }
 
 #[test]

@@ -84,10 +84,11 @@ pub fn training(curriculum: &Curriculum, seed: u64, step: u64, total: u64, episo
     (0..episodes).map(episode).collect()
 }
 
-/// The classes of [`events`], which training never tells apart.
-pub const PROBED: [&str; 2] = ["loss", "gain"];
-/// Their labels, which training never sees together, and between which the embedded model has no preference.
-pub const PROBED_LABELS: [&str; 2] = ["valley", "canyon"];
+/// The classes of [`events`]: the first task about nouns of [`world::HELD_OUT`], which training never sees.
+pub const PROBED: [&str; 2] = ["gain", "loss"];
+/// Their labels: the first two of [`world::LABELS`] that are a held-out pair, which training never sees together. A rule
+/// that asks no model.
+pub const PROBED_LABELS: [&str; 2] = ["river", "crystal"];
 
 /// Different sentences of two classes by turns, with a label for each class, none of them a sentence of training.
 pub fn examples(seed: u64, classes: [&str; 2], labels: [&str; 2], count: usize) -> Vec<Example> {

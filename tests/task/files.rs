@@ -7,6 +7,7 @@ use llamaprobe::Result;
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::probe::ProbeSettings;
 use llamaprobe::probe::plan::Plan;
+use llamaprobe::task::synthetic::PROBED_LABELS;
 use llamaprobe::task::{Candidates, Dataset, Example, Metric, Side, Task};
 use serde_json::{Value, json};
 
@@ -296,7 +297,8 @@ fn tasks_without_files_have_their_examples() {
         assert_eq!(inputs.len(), train.len(), "{task}: different inputs");
         if task.is_synthetic() {
             assert!(train.len() == 200 && test.iter().all(|e| !inputs.contains(e.input.as_str())), "{task}");
-            for labels in [&train, &test].map(|all| all.iter().filter(|e| e.output == "valley").count()) {
+            assert_eq!(task.labels(), Some(&PROBED_LABELS.map(str::to_owned)[..]), "{task}");
+            for labels in [&train, &test].map(|all| all.iter().filter(|e| e.output == PROBED_LABELS[0]).count()) {
                 assert_eq!(labels, 100, "{task}");
             }
         } else {

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::args::AnalyzeArgs;
+use super::device::with_threads;
 use super::{Failure, notes, output};
 use crate::formats::activations::ActivationFile;
 use crate::measures::{Baselines, Measure, Pair, Settings, StateMeasures, States};
@@ -20,6 +21,10 @@ struct Layer {
 }
 
 pub fn run(args: &AnalyzeArgs) -> Result<(), Failure> {
+    with_threads(args.threads, |_| analyze(args))
+}
+
+fn analyze(args: &AnalyzeArgs) -> Result<(), Failure> {
     let settings = Settings {
         measures: Measure::parse(&args.measures)?,
         knn: args.knn,

@@ -35,18 +35,22 @@ fn dtype(asked: DtypeArg, checkpoint: Dtype) -> Result<Dtype> {
 
 /// Runs a job on the device and dtype asked for.
 pub fn dispatch(common: &CommonArgs, checkpoint: Dtype, job: impl Job) -> Result<(), Failure> {
-    let Some(threads) = common.threads else {
-        // As many as the host's own, which RAYON_NUM_THREADS may limit.
-        let threads = rayon::current_num_threads();
-        return open(common, checkpoint, threads, job);
-    };
+    with_threads(common.threads, |threads| open(common, checkpoint, threads, job))
+}
+
+/// Runs what takes so many threads of the host; none are as many as there are, which RAYON_NUM_THREADS may limit.
+pub fn with_threads(
+    threads: Option<usize>,
+    work: impl FnOnce(usize) -> Result<(), Failure> + Send,
+) -> Result<(), Failure> {
+    let Some(threads) = threads else { return work(rayon::current_num_threads()) };
     if !(1..=MAX_THREADS).contains(&threads) {
         return Err(Error::argument("--threads", format!("from 1 to {MAX_THREADS}"), threads).into());
     }
     // What the host does beside the device (reading files, rounding weights) keeps to the same number.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(HOST_STACK).build();
     let pool = pool.map_err(|error| Error::argument("--threads", "threads that the system gives", error))?;
-    pool.install(|| open(common, checkpoint, threads, job))
+    pool.install(|| work(threads))
 }
 
 fn open(common: &CommonArgs, checkpoint: Dtype, threads: usize, job: impl Job) -> Result<(), Failure> {

@@ -124,6 +124,7 @@ fn analyze_compares_captures() {
     line(d, &format!("{capture} {{}}/b --shard-tokens 7")).ok();
     let states = "analyze {}/a/activations.safetensors {}/b/activations.safetensors";
     let found = line(d, &format!("{states} --json --subspace 2")).json();
+    assert_eq!(line(d, &format!("{states} --json --subspace 2 --threads 1")).json(), found);
     for layer in found["layers"].as_array().expect("layers") {
         for name in ["cosine", "norm_ratio", "cka", "cka_debiased", "knn_overlap"] {
             assert_eq!(layer[name], 1.0, "{name}: {layer}");
@@ -159,6 +160,7 @@ fn analyze_refuses_what_does_not_match() {
     odd[5] = f32::NAN;
     refused(Written::of(&[(SITES[0], &odd)]), "", &["b.safetensors", SITES[0], "NaN"]);
     refused(same(), "--measures cosin", &["--measures", "cosin", "knn_overlap"]);
+    refused(same(), "--threads 0", &["--threads", "found 0"]);
     refused(same(), "--knn 12", &["--knn", "12"]);
     refused(same(), "--knn 0", &["--knn", "0"]);
     refused(same(), "--subspace 7", &["--subspace", "7"]);

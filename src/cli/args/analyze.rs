@@ -38,6 +38,9 @@ pub struct AnalyzeArgs {
     /// Random seed of the baselines.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Number of CPU threads [default: all].
+    #[arg(long)]
+    pub threads: Option<usize>,
     /// Print results as JSON on stdout.
     #[arg(long)]
     #[serde(skip)]

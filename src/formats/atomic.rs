@@ -79,11 +79,15 @@ impl AtomicFile {
     /// Starts a file that will be `path`; creates the directory if it is missing.
     ///
     /// # Errors
-    /// The directory cannot be created or written to, or `path` is a directory.
+    /// The directory cannot be created or written to, or `path` is a directory, a device, a pipe or a socket.
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         if path.is_dir() {
             return Err(Error::argument(path.display().to_string(), "a file to write", "a directory"));
+        }
+        // The finished file takes the name of what stands there: no device may lose it.
+        if path.metadata().is_ok_and(|found| !found.is_file()) {
+            return Err(Error::argument(path.display().to_string(), "a file to write", "a device, a pipe or a socket"));
         }
         let dir = parent(&path);
         let folders = NewFolders::create(&dir)?;

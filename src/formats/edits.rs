@@ -148,6 +148,9 @@ pub struct EditEntry {
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<EditEntry>> {
     let path = path.as_ref();
     let text = atomic::read_to_string(path)?;
+    if text.trim().is_empty() {
+        return Err(Error::field(path, "top level", "a list of edits", "an empty file"));
+    }
     let StrictValue(value) = yaml::parse(&text).map_err(Error::file(path))?;
     let entries: Vec<EditEntry> =
         Fields::of_list(path, &value)?.iter().enumerate().map(|(i, fields)| entry(i, fields)).collect::<Result<_>>()?;

@@ -63,7 +63,7 @@ impl Gguf {
     ///
     /// # Errors
     /// What is no GGUF file or is cut off; a key or a tensor that is there twice; a tensor that is not of F32, lies outside
-    /// the file or askew; lists of lists.
+    /// the file or is misaligned; lists of lists.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = Bytes::copy(path)?;

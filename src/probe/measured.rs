@@ -11,8 +11,8 @@ use crate::{Error, Result};
 /// The measures beside those of states: what each arm's states say of the labels, of attention, of answers, of adapters.
 const OTHERS: [&str; 7] = ["logit_lens", "attribution", "linear_probe", "sim_aou", "sim_am", "outputs", "lora_overlap"];
 
-/// The measures of a probe by their names: those of [`Measure`], and `logit_lens`, `attribution`, `linear_probe`, `sim_aou`, `sim_am`, `outputs`
-/// (agreement, KL divergence, entropy, calibration error, Rec2FTP) and `lora_overlap`. Cosines and scores are always there.
+/// The measures of a probe by their names: those of [`Measure`], and `logit_lens`, `attribution`, `linear_probe`, `sim_aou`,
+/// `sim_am`, `outputs` (agreement, KL divergence, entropy, calibration error, Rec2FTP) and `lora_overlap`. Cosines and scores are always there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<String>", into = "Vec<String>")]
 pub struct Measures(BTreeSet<String>);

@@ -27,6 +27,15 @@ fn report_makes_the_page_of_a_probe_again() {
     line(d, "report {}/run").ok();
     assert_eq!(read("report.html"), html);
     assert!(!d.join("run/series.csv").exists());
+    #[cfg(unix)]
+    {
+        // What is no file keeps its name: a socket here, devices alike.
+        let socket = d.join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+        let text = line(d, "report {}/run --out {}/socket").refused();
+        assert!(text.contains("socket: expected a file to write, found a device, a pipe or a socket"), "{text}");
+        assert!(!socket.metadata().expect("it is there").is_file());
+    }
     line(d, "report {}/run/report.json --csv --out {}/other/page.html").ok();
     let other = |name: &str| fs::read_to_string(d.join("other").join(name)).expect("a file");
     assert_eq!((other("page.html"), other("series.csv")), (html, csv));

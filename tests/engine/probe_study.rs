@@ -164,9 +164,9 @@ fn labels_of_demonstrations_are_wrong_as_often_as_is_asked() {
         let plan = bench.draw(&ProbeSettings { labels: noise, seeds, ..bench.settings.clone() });
         for seed in &plan.seeds {
             let mut before = String::new();
-            for (i, (example, lesson)) in shown(&bench, seed).zip(&seed.train).enumerate() {
+            for (i, (example, learnt)) in shown(&bench, seed).zip(&seed.train).enumerate() {
                 let ids = |label: &str| bench.ids(&format!("{} {label}", template.query(example)));
-                let found = labels.iter().position(|label| ids(label) == lesson.input_ids).expect("one of the labels");
+                let found = labels.iter().position(|label| ids(label) == learnt.input_ids).expect("one of the labels");
                 let gold = labels.iter().position(|label| *label == example.output).expect("one of the labels");
                 match noise {
                     LabelNoise::Gold => assert_eq!(found, gold),
@@ -200,9 +200,9 @@ fn labels_of_several_are_flipped_to_any_other() {
     let plan = bench.draw(&ProbeSettings { seeds: (0..6).collect(), demonstrations: 10, ..settings.clone() });
     let mut found = BTreeSet::new();
     for seed in &plan.seeds {
-        for (example, lesson) in shown(&bench, seed).zip(&seed.train) {
+        for (example, learnt) in shown(&bench, seed).zip(&seed.train) {
             let ids = |label: &String| bench.ids(&format!("{} {label}", settings.template.query(example)));
-            let label = labels.iter().find(|label| ids(label) == lesson.input_ids).expect("one of the labels");
+            let label = labels.iter().find(|label| ids(label) == learnt.input_ids).expect("one of the labels");
             assert_ne!(*label, example.output);
             found.insert((example.output.clone(), label));
         }

@@ -110,6 +110,7 @@ fn wrong_files_of_edits_are_refused_by_field() {
     for (text, expected) in [
         ("{}", "top level: expected a list"),
         ("[]", "top level: expected at least one edit"),
+        ("", "top level: expected a list of edits, found an empty file"),
         ("[3]", "[0]: expected a mapping, found 3"),
         ("[{site: resid_post, site: q}]", "site: expected once, found twice"),
         (

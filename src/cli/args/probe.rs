@@ -105,7 +105,7 @@ pub struct ProbeArgs {
     pub seed: u64,
     #[arg(long, value_name = "YAML", help = TEMPLATE)]
     pub template: Option<String>,
-    /// Vary a factor over levels; may be repeated, and levels cross: demos=0,1,2,4,8,16 · labels=gold,half,flipped,random ·
+    /// Vary a factor over levels, which take the place of the flag of its name; may be repeated, and levels cross: demos=0,1,2,4,8,16 · labels=gold,half,flipped,random ·
     /// source=TASK,… (demonstrations of another task) · similarity=near,random,far (to the queries) ·
     /// template=default;FILE.yaml;YAML · order=N (permutations) · steps=0,1,2,5,10 (the tuning's trajectory, in place of
     /// --epochs) · r=4,8 · learning-rate=1e-4,1e-3 · target-modules=q_proj,v_proj;all-linear · model=DIR,…. In report.json

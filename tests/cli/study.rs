@@ -5,19 +5,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::probe::data;
 use super::{line, put, workplace};
 
 const PROBE: &str = "probe --model {}/model --task sst2 --train {}/train.tsv --test {}/dev.tsv --demos 3 --queries 4 \
                      --seeds 2 --epochs 2 --r 2";
-
-fn data(d: &Path) {
-    let rows = |from: usize, n: usize| {
-        let row = |i: usize| format!("the pen number {} is {}\t{}\n", i, ["thin", "fine"][i % 2], i % 2);
-        std::iter::once("sentence\tlabel\n".to_owned()).chain((from..from + n).map(row)).collect::<String>()
-    };
-    put(d, "train.tsv", &rows(0, 12));
-    put(d, "dev.tsv", &rows(100, 6));
-}
 
 /// The report's text without the two things that are not of the experiment.
 fn timeless(path: &Path) -> String {

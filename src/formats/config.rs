@@ -14,7 +14,9 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value;
 
 use super::json::{self, Fields, show};
-use crate::arch::{Dtype, Family, Mlp, ModelConfig, Norm, Positions, Rope};
+use crate::arch::{
+    Activation, Dtype, Family, Mlp, ModelConfig, Norm, NormPlacement, Positions, QkNorm, RmsWeight, Rope,
+};
 use crate::{Error, Result};
 
 /// Upper limit of widths; a larger value is a damaged file, not a model.
@@ -27,9 +29,13 @@ impl Family {
     const fn special_tokens(self) -> (Option<u32>, Option<u32>) {
         match self {
             Self::Llama | Self::Mistral | Self::Bloom => (Some(1), Some(2)),
-            Self::Qwen2 => (None, None),
+            Self::Qwen2 | Self::Qwen3 => (None, None),
             Self::Gpt2 => (Some(50256), Some(50256)),
             Self::Opt => (Some(2), Some(2)),
+            Self::Gemma2 | Self::Gemma3 => (Some(2), Some(1)),
+            Self::Olmo2 | Self::Olmo3 => (None, Some(50279)),
+            Self::GptNeox => (Some(0), Some(2)),
+            Self::Phi3 => (Some(1), Some(32000)),
         }
     }
 }
@@ -64,10 +70,11 @@ impl ModelConfig {
         };
         keys::of(family).check(&f)?;
         match family {
-            Family::Llama | Family::Mistral | Family::Qwen2 => llama(&f, family),
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => llama(&f, family),
             Family::Gpt2 => families::gpt2(&f),
             Family::Opt => families::opt(&f),
             Family::Bloom => families::bloom(&f),
+            _ => Err(unsupported(path, "model_type", name, "the others")),
         }
     }
 
@@ -125,12 +132,15 @@ fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
         head_dim,
         vocab_size,
         max_position_embeddings,
-        norm: Norm::Rms,
+        norm: Norm::Rms(RmsWeight::Rounded),
         norm_eps,
-        post_norm: false,
+        norm_placement: NormPlacement::Pre,
+        qk_norm: (family == Family::Qwen3).then_some(QkNorm::Head),
+        parallel: false,
+        embed_scale: 1.0,
         embed_norm: false,
         final_norm: true,
-        mlp: Mlp::SwiGlu,
+        mlp: Mlp::Gated(Activation::Silu),
         qkv_bias,
         o_bias,
         mlp_bias,
@@ -139,7 +149,9 @@ fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
         is_causal: f.bool("is_causal")?.unwrap_or(true),
         windows: windows(f, family, num_hidden_layers)?,
         score_scales: vec![1.0 / (head_dim as f64).sqrt(); num_hidden_layers],
-        positions: Positions::Rope(Rope::read(f, head_dim, max_position_embeddings)?),
+        score_softcap: None,
+        logit_softcap: None,
+        positions: Positions::Rope(vec![Rope::read(f, head_dim, max_position_embeddings)?; num_hidden_layers]),
         bos_token_id: token(f, "bos_token_id", begin, vocab_size)?,
         eos_token_id: end_tokens(f, end, vocab_size)?,
         pad_token_id: pad(f),

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::param_id::ParamId;
-use crate::arch::{Mlp, ModelConfig, Positions};
+use crate::arch::{Mlp, ModelConfig, NormPlacement, Positions};
 use crate::backend::ops::AttentionDims;
 use crate::hooks::Site;
 use crate::pack::{Forest, Pack, Parent, Sequence, bidirectional, forest};
@@ -14,8 +14,12 @@ impl ModelConfig {
     pub fn has(&self, site: Site) -> bool {
         match site {
             Site::PosEmbed => matches!(self.positions, Positions::Learned { .. }),
-            Site::RotQ | Site::RotK => self.rope().is_some(),
-            Site::MlpPreLinear => self.mlp == Mlp::SwiGlu,
+            Site::RotQ | Site::RotK => !self.ropes().is_empty(),
+            Site::ResidMid => !self.parallel,
+            Site::Ln1Scale | Site::Ln1Normalized | Site::Ln2Scale | Site::Ln2Normalized => {
+                self.norm_placement != NormPlacement::Output
+            }
+            Site::MlpPreLinear => matches!(self.mlp, Mlp::Gated(_)),
             Site::FinalScale => self.final_norm,
             Site::LoraA(target) | Site::LoraDelta(target) => self.targets().contains(&target),
             _ => true,
@@ -48,6 +52,7 @@ impl ModelConfig {
             scale: self.score_scales[layer],
             window: self.windows[layer],
             alibi: self.positions == Positions::Alibi,
+            softcap: self.score_softcap,
         }
     }
 

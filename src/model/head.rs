@@ -159,7 +159,8 @@ impl<B: Backend> Model<B> {
             x = out;
         }
         let dims = LinearDims { rows: rows.len(), input: config.embed_size, output: config.vocab_size };
-        backend.logits_fwd(LogitsFwd { logits: &mut buffers.logits, x, head: self.weights.head(), dims });
+        let (logits, head, softcap) = (&mut buffers.logits, self.weights.head(), config.logit_softcap);
+        backend.logits_fwd(LogitsFwd { logits, x, head, dims, softcap });
         Ok(())
     }
 
@@ -172,7 +173,8 @@ impl<B: Backend> Model<B> {
         let dims = self.label_rows(backend, acts, labels, grads);
         let x = grads.projected.as_ref().map_or(&grads.label_x, |p| &p.x);
         let (loss, head, targets) = (&mut grads.losses, self.weights.head(), &labels.targets);
-        backend.cross_entropy_fwd(CrossEntropyFwd { loss, x, head, targets, dims });
+        let softcap = self.config.logit_softcap;
+        backend.cross_entropy_fwd(CrossEntropyFwd { loss, x, head, targets, dims, softcap });
     }
 
     /// Gathers what the head reads at the label rows.
@@ -258,6 +260,7 @@ impl<B: Backend> Model<B> {
             targets: &labels.targets,
             row_weights: &labels.weights,
             dims,
+            softcap: self.config.logit_softcap,
         });
         if let (Some(weight), Some(projected)) = (&self.weights.project_out, &mut grads.projected) {
             let (out, x) = (&mut projected.d_x_compute, &projected.d_x);

@@ -1,11 +1,15 @@
-//! The norms of every family: RMS norm or layer norm, whichever the weights are of.
+//! The norms of every family: RMS norm or layer norm of the residual stream, RMS norm of what sublayers put out and of
+//! queries and keys.
 
 use super::weights::Norm;
 use crate::Result;
-use crate::arch::ModelConfig;
 use crate::arch::Norm as Kind;
+use crate::arch::{ModelConfig, RmsWeight};
 use crate::backend::Backend;
-use crate::backend::ops::{LayerNormBwd, LayerNormBwdAffine, LayerNormFwd, RmsNormBwd, RmsNormBwdWeight, RmsNormFwd};
+use crate::backend::ops::{
+    LayerNormBwd, LayerNormBwdAffine, LayerNormFwd, RmsNormBwd, RmsNormBwdWeight, RmsNormComputeBwd,
+    RmsNormComputeBwdWeight, RmsNormComputeFwd, RmsNormFwd,
+};
 
 /// What a norm's forward leaves for its backward, per row.
 pub(super) struct Stats<B: Backend> {
@@ -37,8 +41,16 @@ pub(super) fn forward<B: Backend>(
         (Some(mean), Some(bias)) => {
             backend.layer_norm_fwd(LayerNormFwd { out, mean, rstd, x, weight: &norm.weight, bias, rows, width, eps });
         }
-        _ => backend.rms_norm_fwd(RmsNormFwd { out, rstd, x, weight: &norm.weight, rows, width, eps }),
+        _ => {
+            let form = form(config);
+            backend.rms_norm_fwd(RmsNormFwd { out, rstd, x, weight: &norm.weight, rows, width, eps, form });
+        }
     }
+}
+
+/// How the weights of a model's RMS norms multiply.
+fn form(config: &ModelConfig) -> RmsWeight {
+    config.rms_weight().expect("norm: a model whose norms have no bias has RMS norms")
 }
 
 /// A norm's backward: `d_x [rows, C] +=` the gradient through it, and on request the parameters'.
@@ -78,10 +90,51 @@ pub(super) fn backward<B: Backend>(backend: &mut B, config: &ModelConfig, args: 
             }
         }
         None => {
-            backend.rms_norm_bwd(RmsNormBwd { d_x, d_out, x, rstd, weight, rows, width });
+            let form = form(config);
+            backend.rms_norm_bwd(RmsNormBwd { d_x, d_out, x, rstd, weight, rows, width, form });
             if let Some((d_weight, offset)) = d_params {
                 backend.rms_norm_bwd_weight(RmsNormBwdWeight { d_weight, offset, d_out, x, rstd, rows, width });
             }
         }
     }
+}
+
+/// What a norm of rows in the compute dtype is over: `rows` of `width`, of the pack or of its heads.
+#[derive(Clone, Copy)]
+pub(super) struct NormRows {
+    pub rows: usize,
+    pub width: usize,
+}
+
+/// `out = norm(x)`, of rows in the compute dtype.
+pub(super) fn compute_forward<B: Backend>(
+    backend: &mut B,
+    config: &ModelConfig,
+    out: &mut B::Compute,
+    rstd: &mut B::Acc,
+    x: &B::Compute,
+    norm: &Norm<B>,
+    NormRows { rows, width }: NormRows,
+) {
+    let (weight, eps, form) = (&norm.weight, config.norm_eps, form(config));
+    backend.rms_norm_compute_fwd(RmsNormComputeFwd { out, rstd, x, weight, rows, width, eps, form });
+}
+
+/// Through such a norm, in place: `d_x =` the gradient of its input, from that of its output in `d_x`; on request the
+/// weight's, added to flat gradients from an offset on.
+pub(super) fn compute_backward<B: Backend>(
+    backend: &mut B,
+    config: &ModelConfig,
+    d_x: &mut B::Compute,
+    d_weight: Option<(&mut B::Acc, usize)>,
+    (x, rstd): (&B::Compute, &B::Acc),
+    norm: &Norm<B>,
+    NormRows { rows, width }: NormRows,
+) {
+    if let Some((d_weight, offset)) = d_weight {
+        let d_out = &*d_x;
+        backend.rms_norm_compute_bwd_weight(RmsNormComputeBwdWeight { d_weight, offset, d_out, x, rstd, rows, width });
+    }
+    let (weight, form) = (&norm.weight, form(config));
+    backend.rms_norm_compute_bwd(RmsNormComputeBwd { d_x, x, rstd, weight, rows, width, form });
 }

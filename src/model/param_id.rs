@@ -7,9 +7,7 @@ use std::collections::HashSet;
 
 use rayon::prelude::*;
 
-use crate::arch::ModelConfig;
-use crate::arch::Projection;
-use crate::arch::{Family, Norm, Positions};
+use crate::arch::{Family, ModelConfig, Norm, NormPlacement, Positions, Projection, QkNorm};
 use crate::formats::safetensors::{Bytes, Checkpoint, TensorView};
 use crate::{Error, Result};
 
@@ -20,8 +18,16 @@ pub enum NormAt {
     Embed,
     /// Of a layer's attention sublayer.
     Attn(usize),
+    /// Of the output of a layer's attention.
+    AttnOut(usize),
     /// Of a layer's MLP sublayer.
     Mlp(usize),
+    /// Of the output of a layer's MLP.
+    MlpOut(usize),
+    /// Of a layer's queries.
+    Q(usize),
+    /// Of a layer's keys.
+    K(usize),
     /// Of the last residual stream.
     Final,
 }
@@ -49,6 +55,33 @@ pub enum ParamId {
     Head,
 }
 
+impl NormAt {
+    /// The norms of a block, in the one order of its weights.
+    pub fn of_block(config: &ModelConfig, layer: usize) -> Vec<Self> {
+        let placement = config.norm_placement;
+        let before = placement.before() || placement == NormPlacement::Post;
+        let mut norms = Vec::new();
+        norms.extend(before.then_some(Self::Attn(layer)));
+        norms.extend(placement.of_output().then_some(Self::AttnOut(layer)));
+        norms.extend(before.then_some(Self::Mlp(layer)));
+        norms.extend(placement.of_output().then_some(Self::MlpOut(layer)));
+        if config.qk_norm.is_some() {
+            norms.extend([Self::Q(layer), Self::K(layer)]);
+        }
+        norms
+    }
+
+    /// Elements that are normed together.
+    pub fn width(self, config: &ModelConfig) -> usize {
+        match (self, config.qk_norm) {
+            (Self::Q(_) | Self::K(_), Some(QkNorm::Head)) => config.head_dim,
+            (Self::Q(_), _) => config.q_width(),
+            (Self::K(_), _) => config.kv_width(),
+            _ => config.hidden_size,
+        }
+    }
+}
+
 impl ParamId {
     /// Every weight that a model has, in the one order of loading and of the flat parameters of full tuning.
     pub fn all(config: &ModelConfig) -> Vec<Self> {
@@ -61,7 +94,7 @@ impl ParamId {
         all.extend(matches!(config.positions, Positions::Learned { .. }).then_some(Self::Positions));
         all.extend(config.embed_norm.then_some(NormAt::Embed).into_iter().flat_map(norm));
         for layer in 0..config.num_hidden_layers {
-            all.extend(norm(NormAt::Attn(layer)).chain(norm(NormAt::Mlp(layer))));
+            all.extend(NormAt::of_block(config, layer).into_iter().flat_map(norm));
             for &target in config.targets() {
                 all.push(Self::Weight(layer, target));
                 all.extend(config.bias(target).then_some(Self::Bias(layer, target)));
@@ -80,7 +113,7 @@ impl ParamId {
             Self::ProjectIn => vec![config.hidden_size, config.embed_size],
             Self::ProjectOut => vec![config.embed_size, config.hidden_size],
             Self::Positions => vec![config.first_position() + config.max_position_embeddings, config.hidden_size],
-            Self::Norm(_) | Self::NormBias(_) => vec![config.hidden_size],
+            Self::Norm(at) | Self::NormBias(at) => vec![at.width(config)],
             Self::Weight(_, target) => {
                 let (input, output) = config.widths(target);
                 vec![output, input]
@@ -124,52 +157,69 @@ impl ParamId {
             _ => return (self.shape(config), Part::Whole),
         };
         let (input, output) = config.widths(target);
-        let fused =
-            config.family.fuses_qkv().then(|| Projection::Qkv.parts().iter().position(|&t| t == target)).flatten();
-        let rows = if fused.is_some() { 3 * output } else { output };
-        match (config.family, weight) {
-            (Family::Gpt2, true) => (vec![input, rows], Part::Columns { from: fused.unwrap_or(0) * output }),
-            (_, true) => (vec![rows, input], fused.map_or(Part::Whole, |which| Part::Heads { which })),
-            (Family::Gpt2, false) => {
-                (vec![rows], fused.map_or(Part::Whole, |which| Part::Rows { from: which * output }))
-            }
-            (_, false) => (vec![rows], fused.map_or(Part::Whole, |which| Part::Heads { which })),
-        }
+        // The matrix that holds it: its rows, and how many parts stand before this one.
+        let module = config.family.fused().iter().find(|fused| fused.parts().contains(&target));
+        let parts = module.map_or(&[][..], |module| module.parts());
+        let which = parts.iter().position(|&part| part == target);
+        let before: usize = parts.iter().take(which.unwrap_or(0)).map(|&part| config.widths(part).1).sum();
+        let rows = module.map_or(output, |&module| config.widths(module).1);
+        let (shape, columns) = match (config.family, weight) {
+            (Family::Gpt2, true) => (vec![input, rows], true),
+            (_, true) => (vec![rows, input], false),
+            (_, false) => (vec![rows], false),
+        };
+        let part = match (config.family, which) {
+            _ if columns => Part::Columns { from: before },
+            (_, None) => Part::Whole,
+            (Family::Bloom | Family::GptNeox, Some(which)) => Part::Heads { which },
+            _ => Part::Rows { from: before },
+        };
+        (shape, part)
     }
 }
 
 /// What begins the names of the body's tensors in a file that has the head too.
 fn outer(family: Family) -> &'static str {
     match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Opt => "model.",
         Family::Gpt2 | Family::Bloom => "transformer.",
+        Family::GptNeox => "gpt_neox.",
+        _ => "model.",
     }
 }
 
 fn embed(family: Family) -> &'static str {
     match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 => "model.embed_tokens",
         Family::Gpt2 => "transformer.wte",
         Family::Opt => "model.decoder.embed_tokens",
         Family::Bloom => "transformer.word_embeddings",
+        Family::GptNeox => "gpt_neox.embed_in",
+        _ => "model.embed_tokens",
     }
 }
 
 fn norm(family: Family, at: NormAt) -> String {
     let [layers, attn, mlp, last] = match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 => {
-            ["model.layers", "input_layernorm", "post_attention_layernorm", "model.norm"]
-        }
         Family::Gpt2 => ["transformer.h", "ln_1", "ln_2", "transformer.ln_f"],
         Family::Opt => {
             ["model.decoder.layers", "self_attn_layer_norm", "final_layer_norm", "model.decoder.final_layer_norm"]
         }
         Family::Bloom => ["transformer.h", "input_layernorm", "post_attention_layernorm", "transformer.ln_f"],
+        Family::GptNeox => {
+            ["gpt_neox.layers", "input_layernorm", "post_attention_layernorm", "gpt_neox.final_layer_norm"]
+        }
+        Family::Gemma2 | Family::Gemma3 => {
+            ["model.layers", "input_layernorm", "pre_feedforward_layernorm", "model.norm"]
+        }
+        _ => ["model.layers", "input_layernorm", "post_attention_layernorm", "model.norm"],
     };
     match at {
         NormAt::Embed => format!("{}_layernorm", embed(family)),
         NormAt::Attn(layer) => format!("{layers}.{layer}.{attn}"),
+        NormAt::AttnOut(layer) => format!("{layers}.{layer}.post_attention_layernorm"),
         NormAt::Mlp(layer) => format!("{layers}.{layer}.{mlp}"),
+        NormAt::MlpOut(layer) => format!("{layers}.{layer}.post_feedforward_layernorm"),
+        NormAt::Q(layer) => format!("{layers}.{layer}.self_attn.q_norm"),
+        NormAt::K(layer) => format!("{layers}.{layer}.self_attn.k_norm"),
         NormAt::Final => last.to_owned(),
     }
 }
@@ -207,7 +257,7 @@ impl<'a> Source<'a> {
         let mut source = Self { config: config.clone(), checkpoint, missing: "" };
         let outer = outer(config.family);
         let there = |name: &str| checkpoint.get(name).is_some();
-        let bare = [ParamId::Embed, ParamId::Norm(NormAt::Attn(0))].map(|id| id.tensor(config.family));
+        let bare = [ParamId::Embed, ParamId::Weight(0, Projection::O)].map(|id| id.tensor(config.family));
         if bare.iter().any(|name| !there(name) && name.strip_prefix(outer).is_some_and(there)) {
             source.missing = outer;
         }
@@ -266,7 +316,7 @@ impl<'a> Source<'a> {
 
     /// Whether a tensor is of a layer that the configuration leaves out.
     fn is_beyond(&self, name: &str) -> bool {
-        let first = self.stored(ParamId::Norm(NormAt::Attn(0)));
+        let first = self.stored(ParamId::Weight(0, Projection::O));
         let layer = first.split_once(".0.").and_then(|(layers, _)| name.strip_prefix(layers)?.strip_prefix('.'));
         let number = layer.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
         number.is_some_and(|layer| layer >= self.config.num_hidden_layers)

@@ -3,7 +3,7 @@
 
 use super::{MAX_LAYERS, MAX_WIDTH, dtype, end_tokens, keys, pad, token, unsupported};
 use crate::Result;
-use crate::arch::{Activation, Family, Mlp, ModelConfig, Norm, Positions};
+use crate::arch::{Activation, Family, Mlp, ModelConfig, Norm, NormPlacement, Positions};
 use crate::formats::json::Fields;
 
 /// The one value of a key that has several names; two that differ are an error.
@@ -87,7 +87,10 @@ fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], he
         max_position_embeddings: 0,
         norm: Norm::Layer,
         norm_eps: 1e-5,
-        post_norm: false,
+        norm_placement: NormPlacement::Pre,
+        qk_norm: None,
+        parallel: false,
+        embed_scale: 1.0,
         embed_norm: false,
         final_norm: true,
         mlp: Mlp::Plain(Activation::GeluTanh),
@@ -99,6 +102,8 @@ fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], he
         is_causal: f.bool("is_causal")?.unwrap_or(true),
         windows: vec![None; layers],
         score_scales: vec![1.0 / (head_dim as f64).sqrt(); layers],
+        score_softcap: None,
+        logit_softcap: None,
         positions: Positions::Alibi,
         bos_token_id: token(f, "bos_token_id", begin, vocab_size)?,
         eos_token_id: end_tokens(f, end, vocab_size)?,
@@ -141,7 +146,7 @@ pub(super) fn opt(f: &Fields) -> Result<ModelConfig> {
     Ok(ModelConfig {
         embed_size: f.usize_in("word_embed_proj_dim", 1..=MAX_WIDTH)?.unwrap_or(hidden),
         max_position_embeddings: f.usize_in("max_position_embeddings", 1..=usize::MAX)?.unwrap_or(2048),
-        post_norm: !before,
+        norm_placement: if before { NormPlacement::Pre } else { NormPlacement::Post },
         final_norm: before && !f.bool("_remove_final_layer_norm")?.unwrap_or(false),
         mlp: Mlp::Plain(activation(f, "activation_function", "relu")?),
         // The table has two more rows than there are positions.

@@ -8,10 +8,11 @@ use crate::formats::keys::{Harmless, Keys};
 /// What a model of a family has to say.
 pub fn of(family: Family) -> Keys {
     let used = match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 => LLAMA,
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => LLAMA,
         Family::Gpt2 => GPT2,
         Family::Opt => OPT,
         Family::Bloom => BLOOM,
+        _ => LLAMA,
     };
     Keys { used, harmless: HARMLESS, refused: REFUSED }
 }
@@ -58,7 +59,7 @@ pub fn dropout(f: &Fields, family: Family) -> Result<f64> {
     let defaults: &[&str] = match family {
         Family::Gpt2 => &["attn_pdrop", "resid_pdrop", "embd_pdrop"],
         Family::Opt => &["dropout"],
-        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Bloom => &[],
+        _ => &[],
     };
     DROPOUTS.iter().try_fold(0.0f64, |largest, key| {
         let default = if defaults.contains(key) && !f.has(key) { 0.1 } else { 0.0 };

@@ -28,7 +28,7 @@ impl Rope {
         let theta = theta(f, dict, top)?;
         let Some(d) = dict else {
             unread(f, &["partial_rotary_factor"]);
-            return Ok(Self { theta, kind: RopeKind::Default });
+            return Ok(Self { theta, kind: RopeKind::Default, dim: head_dim });
         };
         let (new_name, old_name) = (d.str("rope_type")?, d.str("type")?);
         if let (Some(a), Some(b)) = (new_name, old_name)
@@ -54,7 +54,7 @@ impl Rope {
             partial(f)?;
             partial(d)?;
         }
-        Ok(Self { theta, kind })
+        Ok(Self { theta, kind, dim: head_dim })
     }
 }
 

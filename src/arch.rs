@@ -215,6 +215,16 @@ impl Rope {
             _ => None,
         }
     }
+
+    /// What of a sequence of `len` positions decides how all its rows are rotated: under dynamic scaling its length, under
+    /// longrope whether it is long; 0 where nothing does.
+    pub fn scaled_len(&self, len: usize) -> usize {
+        match self.kind {
+            RopeKind::Dynamic { original, .. } if len > original => len,
+            RopeKind::LongRope { original, .. } if len > original => original + 1,
+            _ => 0,
+        }
+    }
 }
 
 /// How a row is brought to a standard size.
@@ -551,6 +561,11 @@ impl ModelConfig {
     /// scaling, longrope): the smallest of all layers.
     pub fn scales_beyond(&self) -> Option<usize> {
         self.ropes().iter().filter_map(Rope::scales_beyond).min()
+    }
+
+    /// [`Rope::scaled_len`] over all layers: sequences of which it is the same may be in one pass.
+    pub fn scaled_len(&self, len: usize) -> usize {
+        self.ropes().iter().map(|rope| rope.scaled_len(len)).max().unwrap_or(0)
     }
 
     /// Refuses such a sequence where rows are shared or left out: they would be rotated as those of another length.

@@ -85,7 +85,7 @@ impl ModelConfig {
         }
     }
 
-    /// Refuses a pass with such a sequence and one of another length.
+    /// Refuses a pass with such a sequence and one that is rotated otherwise.
     ///
     /// # Errors
     /// See [`ModelConfig::check_unscaled`].
@@ -96,7 +96,8 @@ impl ModelConfig {
         }
         let parents: HashSet<Parent> = pack.segments().iter().map(|segment| segment.parent).collect();
         let ends = pack.segments().iter().enumerate().filter(|(g, _)| !parents.contains(&Parent::Pack(*g)));
-        match ends.map(|(_, last)| last.position + last.rows.len()).all(|end| end == longest) {
+        let scaled_len = self.scaled_len(longest);
+        match ends.map(|(_, last)| last.position + last.rows.len()).all(|end| self.scaled_len(end) == scaled_len) {
             true => Ok(()),
             false => self.check_unscaled(longest),
         }

@@ -61,8 +61,7 @@ pub(super) struct RopeTable<B: Backend> {
     capacity: usize,
     /// Positions whose rows are valid.
     valid: Range<usize>,
-    /// The length that the frequencies are for: under dynamic scaling that of the sequences, if it is above the model's
-    /// own; otherwise 0.
+    /// The length that the frequencies are for ([`Rope::scaled_len`]).
     rope_len: usize,
     frequencies: Frequencies,
 }
@@ -93,7 +92,7 @@ impl<B: Backend> RopeTable<B> {
 
     /// Sees to it that the rows of `positions` are valid for a pass whose longest sequence ends at `positions.end`.
     pub fn cover(&mut self, backend: &mut B, positions: Range<usize>) -> Result<()> {
-        let rope_len = self.rope.frequencies_of(positions.end);
+        let rope_len = self.rope.scaled_len(positions.end);
         if rope_len != self.rope_len {
             self.frequencies = Frequencies::new(&self.rope, rope_len);
             (self.rope_len, self.valid) = (rope_len, 0..0);
@@ -119,18 +118,6 @@ impl<B: Backend> RopeTable<B> {
         backend.upload(&mut self.cos_sin, positions.start * self.rope.dim, &rows)?;
         self.valid.end = positions.end;
         Ok(())
-    }
-}
-
-impl Rope {
-    /// The length of sequence on which the frequencies of one of `len` positions depend; 0 if on none.
-    fn frequencies_of(&self, len: usize) -> usize {
-        match self.kind {
-            // Under dynamic scaling they are those of this very length.
-            RopeKind::Dynamic { original, .. } if len > original => len,
-            RopeKind::LongRope { original, .. } if len > original => original + 1,
-            _ => 0,
-        }
     }
 }
 

@@ -35,12 +35,15 @@ const OPT: &str = r#"{"model_type": "opt", "hidden_size": 12, "ffn_dim": 20, "nu
     "num_attention_heads": 2, "vocab_size": 23, "max_position_embeddings": 90, "do_layer_norm_before": true}"#;
 const BLOOM: &str = r#"{"model_type": "bloom", "hidden_size": 12, "n_layer": 3, "n_head": 3, "vocab_size": 23}"#;
 
+const QWEN3: &str = r#"{"model_type": "qwen3", "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "vocab_size": 23, "rope_theta": 100.0}"#;
+
 /// A model of every family, and of their variants.
 fn models() -> Vec<String> {
     let tied = LLAMA.replace("embeddings\": false", "embeddings\": true");
     let post_norm = OPT.replace("before\": true", "before\": false, \"word_embed_proj_dim\": 8");
     assert!(tied != LLAMA && post_norm != OPT);
-    vec![LLAMA.into(), tied, GPT2.into(), OPT.into(), post_norm, BLOOM.into()]
+    vec![LLAMA.into(), tied, GPT2.into(), OPT.into(), post_norm, BLOOM.into(), QWEN3.into()]
 }
 
 /// Models whose tokens all see one another.
@@ -424,7 +427,7 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
             task.run(backend, &model, &tuning, &adaptation, model.config.pack(&sequences, 2)).total
         });
         let gradient = &at.d_weights[offset..offset + n];
-        if matches!(id, ParamId::Bias(_, Projection::K)) && model.config.rope().is_none() {
+        if matches!(id, ParamId::Bias(_, Projection::K)) && model.config.ropes().is_empty() {
             // Adds the same to every score of a row, which changes nothing.
             assert!(slope.abs() < 1e-9 && gradient.iter().all(|g| g.abs() < 1e-9), "{id:?}: {slope}");
             continue;

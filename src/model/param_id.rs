@@ -139,6 +139,7 @@ impl ParamId {
             Self::NormBias(at) => (norm(family, at), "bias"),
             Self::Weight(layer, target) => (family.path(layer, target), "weight"),
             Self::Bias(layer, target) => (family.path(layer, target), "bias"),
+            Self::Head if family == Family::GptNeox => ("embed_out".to_owned(), "weight"),
             Self::Head => ("lm_head".to_owned(), "weight"),
         };
         format!("{path}.{kind}")
@@ -224,6 +225,11 @@ fn norm(family: Family, at: NormAt) -> String {
     }
 }
 
+/// A name that begins with the first of two texts, with the second in its place.
+fn renamed(name: &str, (from, to): (&str, &str)) -> Option<String> {
+    name.strip_prefix(from).map(|rest| format!("{to}{rest}"))
+}
+
 /// What of a tensor is a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
@@ -242,8 +248,9 @@ pub struct Source<'a> {
     /// The architecture as the checkpoint completes it.
     pub config: ModelConfig,
     checkpoint: &'a Checkpoint,
-    /// What begins the names here and is missing in this file, which was written without the head around the model.
-    missing: &'static str,
+    /// What begins the names here, and what instead in this file: it was written without the head around the model, or is of
+    /// a model of texts and images, of which this is the text part.
+    renamed: (&'static str, &'static str),
 }
 
 impl<'a> Source<'a> {
@@ -254,21 +261,26 @@ impl<'a> Source<'a> {
     /// # Errors
     /// A tensor of the body that belongs to no weight.
     pub fn new(config: &ModelConfig, checkpoint: &'a Checkpoint) -> Result<Self> {
-        let mut source = Self { config: config.clone(), checkpoint, missing: "" };
-        let outer = outer(config.family);
+        let mut source = Self { config: config.clone(), checkpoint, renamed: ("", "") };
         let there = |name: &str| checkpoint.get(name).is_some();
-        let bare = [ParamId::Embed, ParamId::Weight(0, Projection::O)].map(|id| id.tensor(config.family));
-        if bare.iter().any(|name| !there(name) && name.strip_prefix(outer).is_some_and(there)) {
-            source.missing = outer;
+        let known = [ParamId::Embed, ParamId::Weight(0, Projection::O)].map(|id| id.tensor(config.family));
+        let text_part = [("", "language_model."), ("model.", "model.language_model.")];
+        let ways = std::iter::once((outer(config.family), "")).chain(text_part);
+        let fits = |way: &(&'static str, &'static str)| {
+            known.iter().any(|name| !there(name) && renamed(name, *way).is_some_and(|name| there(&name)))
+        };
+        if let Some(way) = ways.into_iter().find(fits) {
+            source.renamed = way;
         }
         source.deny_unexpected()?;
         if !config.tie_word_embeddings {
-            source.config.lm_head = there(HEAD);
-        } else if there(HEAD) && there(&source.stored(ParamId::Embed)) && !source.equal_head()? {
+            source.config.lm_head = there(&source.head_name());
+        } else if there(&source.head_name()) && there(&source.stored(ParamId::Embed)) && !source.equal_head()? {
             log::warn!(
-                "{}: {HEAD}: has other values than the embedding table, although tie_word_embeddings is true: both are \
+                "{}: {}: has other values than the embedding table, although tie_word_embeddings is true: both are \
                  used, as in transformers",
-                checkpoint.path().display()
+                checkpoint.path().display(),
+                source.head_name()
             );
             source.config.tie_word_embeddings = false;
         }
@@ -299,7 +311,7 @@ impl<'a> Source<'a> {
     fn deny_unexpected(&self) -> Result<()> {
         let known: HashSet<String> = ParamId::all(&ModelConfig { tie_word_embeddings: false, ..self.config.clone() })
             .into_iter()
-            .map(|id| self.stored(id))
+            .map(|id| if id == ParamId::Head { self.head_name() } else { self.stored(id) })
             .collect();
         let root = |name: &str| name.split_inclusive('.').next().unwrap_or_default().to_owned();
         let roots: HashSet<String> = known.iter().map(|name| root(name)).collect();
@@ -322,18 +334,31 @@ impl<'a> Source<'a> {
         number.is_some_and(|layer| layer >= self.config.num_hidden_layers)
     }
 
-    /// Old exports hold tables of the rotation or of the causal mask, or a version: they are ignored.
+    /// Old exports hold tables of the rotation or of the causal mask, or a version, and a model of texts and images the part
+    /// of images: they are ignored.
     fn is_ignored(&self, name: &str) -> bool {
         let masks =
             self.config.family == Family::Gpt2 && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias"));
         let version = self.config.family == Family::Opt && name.ends_with("decoder.version");
-        name.ends_with(".rotary_emb.inv_freq") || masks || version
+        let neox = self.config.family == Family::GptNeox
+            && [".attention.bias", ".attention.masked_bias"].iter().any(|end| name.ends_with(end));
+        let images = self.config.family == Family::Gemma3
+            && ["vision_tower.", "multi_modal_projector."]
+                .iter()
+                .any(|part| name.strip_prefix("model.").unwrap_or(name).starts_with(part));
+        name.ends_with(".rotary_emb.inv_freq") || masks || version || neox || images
     }
 
     /// The name of a weight's tensor in a file without the head around the model, where this is one.
     fn stored(&self, id: ParamId) -> String {
         let full = id.tensor(self.config.family);
-        full.strip_prefix(self.missing).map_or(full.clone(), str::to_owned)
+        renamed(&full, self.renamed).unwrap_or(full)
+    }
+
+    /// The name of the head's tensor here: GPT-NeoX's has two.
+    fn head_name(&self) -> String {
+        let name = self.stored(ParamId::Head);
+        if self.checkpoint.get(&name).is_none() && self.checkpoint.get(HEAD).is_some() { HEAD.to_owned() } else { name }
     }
 
     /// The name of the tensor that a weight is read from: tied, the table may be stored as the head alone.
@@ -342,8 +367,11 @@ impl<'a> Source<'a> {
         let as_head = id == ParamId::Embed
             && self.config.tie_word_embeddings
             && self.checkpoint.get(&name).is_none()
-            && self.checkpoint.get(HEAD).is_some();
-        if as_head { HEAD.to_owned() } else { name }
+            && self.checkpoint.get(&self.head_name()).is_some();
+        match (as_head, id) {
+            (true, _) | (_, ParamId::Head) => self.head_name(),
+            _ => name,
+        }
     }
 
     /// A weight in the model's own form; left in the file where that is the file's.
@@ -369,7 +397,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// The head's tensor, in every family.
+/// The head's tensor, in every family; in files of GPT-NeoX it may have another name.
 const HEAD: &str = "lm_head.weight";
 
 /// Rows and columns that are transposed together, so that both sides stay in the cache.

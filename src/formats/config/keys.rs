@@ -12,7 +12,11 @@ pub fn of(family: Family) -> Keys {
         Family::Gpt2 => GPT2,
         Family::Opt => OPT,
         Family::Bloom => BLOOM,
-        _ => LLAMA,
+        Family::Gemma2 => GEMMA2,
+        Family::Gemma3 => GEMMA3,
+        Family::Olmo2 | Family::Olmo3 => OLMO,
+        Family::GptNeox => GPT_NEOX,
+        Family::Phi3 => PHI3,
     };
     Keys { used, harmless: HARMLESS, refused: REFUSED }
 }
@@ -31,6 +35,33 @@ used! { LLAMA:
     "hidden_act" "max_position_embeddings" "rms_norm_eps" "attention_bias" "mlp_bias" "rope_theta" "rope_scaling"
     "rope_parameters" "partial_rotary_factor" "original_max_position_embeddings" "sliding_window" "use_sliding_window"
     "max_window_layers" "layer_types"
+}
+used! { GEMMA2:
+    "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim"
+    "hidden_activation" "hidden_act" "max_position_embeddings" "rms_norm_eps" "attention_bias" "rope_theta" "rope_scaling"
+    "rope_parameters" "sliding_window" "layer_types" "query_pre_attn_scalar" "attn_logit_softcapping"
+    "final_logit_softcapping" "use_bidirectional_attention"
+}
+used! { GEMMA3:
+    "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim"
+    "hidden_activation" "hidden_act" "max_position_embeddings" "rms_norm_eps" "attention_bias" "rope_theta" "rope_scaling"
+    "rope_parameters" "rope_local_base_freq" "sliding_window" "sliding_window_pattern" "_sliding_window_pattern" "layer_types"
+    "query_pre_attn_scalar" "attn_logit_softcapping" "final_logit_softcapping" "use_bidirectional_attention"
+}
+used! { OLMO:
+    "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim"
+    "hidden_act" "max_position_embeddings" "rms_norm_eps" "attention_bias" "rope_theta" "rope_scaling" "rope_parameters"
+    "sliding_window" "layer_types"
+}
+used! { GPT_NEOX:
+    "hidden_size" "num_attention_heads" "num_hidden_layers" "intermediate_size" "hidden_act" "max_position_embeddings"
+    "layer_norm_eps" "use_parallel_residual" "attention_bias" "rotary_pct" "rotary_emb_base" "rope_theta" "rope_scaling"
+    "rope_parameters" "partial_rotary_factor"
+}
+used! { PHI3:
+    "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim"
+    "hidden_act" "max_position_embeddings" "original_max_position_embeddings" "rms_norm_eps" "attention_bias" "rope_theta"
+    "rope_scaling" "rope_parameters" "partial_rotary_factor" "sliding_window" "layer_types"
 }
 used! { GPT2:
     "n_embd" "hidden_size" "n_head" "num_attention_heads" "n_layer" "num_hidden_layers" "n_inner" "n_positions"

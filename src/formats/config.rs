@@ -317,10 +317,7 @@ fn windows(f: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize
             _ => return Err(unsupported(f.path(), "layer_types", &show(value), "full_attention, sliding_attention")),
         };
         // The other families would silently follow sliding_window.
-        let reads = matches!(
-            family,
-            Family::Qwen2 | Family::Qwen3 | Family::Gemma2 | Family::Gemma3 | Family::Olmo3
-        );
+        let reads = matches!(family, Family::Qwen2 | Family::Qwen3 | Family::Gemma2 | Family::Gemma3 | Family::Olmo3);
         if !reads && here != by_rule(i) {
             let expected = format!("agreement with sliding_window ({window:?})");
             return Err(Error::field(f.path(), format!("layer_types[{i}]"), expected, show(value)));

@@ -9,8 +9,8 @@ For each model, in this order:
 - capture in bf16: the same differences from f32, at most twice transformers' own in bf16;
 - 64 greedy tokens from prompts on both sides of a window, the same as transformers' with its cache;
 - LoRA on every linear module and a soft prompt, twelve steps from peft's start: losses within 1e-5 relative, final
-  tensors within twice the distance of peft's f32 from peft's f64 (and 1e-6 of the largest); peft loads what was written
-  and gives the same logits.
+  tensors within twice the distance (Euclidean, over all elements) of peft's f32 from peft's f64; peft loads what was
+  written and gives the same logits.
 Exits 1 if anything is beyond.
 """
 import json
@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 LIMIT = 2e-5
 STEPS = 12
+SEEDS = [2, 3, 4]
 # Large enough that the sign of a gradient of almost nothing decides nothing.
 EPS = 1e-4
 SITES = "blocks.0.hook_resid_pre,resid_post,hidden_states[{depth}],logits"
@@ -214,10 +215,24 @@ def peft_training(path, init, data, dtype, rate):
     return losses, model
 
 
-def check_training(binary, path, kind, peft_config, note, rate=1e-2):
-    data = sequences(torch.Generator().manual_seed(2), load(path, torch.float32).config.vocab_size)
+def check_training(binary, path, kind, peft_config, note):
+    """Over some starts and data: what a single one differs by is the luck of few elements."""
+    squares, losses, loaded = [0.0, 0.0], 0.0, 0.0
+    for seed in SEEDS:
+        found = train(binary, path, kind, peft_config, seed)
+        squares = [total + distance ** 2 for total, distance in zip(squares, found[:2])]
+        losses, loaded = max(losses, found[2]), max(loaded, found[3])
+    note(f"{kind} losses", losses, 1e-5, "")
+    gap, off = (total ** 0.5 for total in squares)
+    note(f"{kind} tensors, of peft's own gap", off / gap, 2.0, f"gap {gap:.1e}")
+    note(f"{kind} loaded by peft", loaded, LIMIT, "")
+
+
+def train(binary, path, kind, peft_config, seed, rate=1e-2):
+    """Distances of peft's f32 and of ours from peft's f64, of our losses from peft's, and of logits of what was written."""
+    data = sequences(torch.Generator().manual_seed(seed), load(path, torch.float32).config.vocab_size)
     with tempfile.TemporaryDirectory() as out:
-        torch.manual_seed(3)
+        torch.manual_seed(100 + seed)
         model = get_peft_model(load(path, torch.float32), peft_config)
         for n, w in model.named_parameters():
             if "lora_B" in n:
@@ -238,15 +253,13 @@ def check_training(binary, path, kind, peft_config, note, rate=1e-2):
         rows = [json.loads(line) for line in open(log)]
         ours = [row["loss"] for row in rows if "loss" in row]
         assert len(ours) == STEPS, len(ours)
-        note(f"{kind} losses", max(abs(a - b) / abs(b) for a, b in zip(ours, losses)), 1e-5, "")
+        worst = max(abs(a - b) / abs(b) for a, b in zip(ours, losses))
         for name, model in (("f32", reference), ("f64", exact)):
             model.save_pretrained(os.path.join(out, name))
         found, theirs, best = (load_file(os.path.join(d, "adapter_model.safetensors")) for d in (where, os.path.join(out, "f32"), os.path.join(out, "f64")))
         assert found.keys() == theirs.keys(), found.keys() ^ theirs.keys()
-        largest = max(x.abs().max().item() for x in best.values())
-        gap = max((theirs[k].double() - best[k].double()).abs().max().item() for k in best)
-        off = max((found[k].double() - best[k].double()).abs().max().item() for k in best)
-        note(f"{kind} tensors, of peft's own gap", off / max(gap, 0.5e-6 * largest), 2.0, f"gap {gap:.1e} of {largest:.2f}")
+        distance = lambda x: sum((x[k].double() - best[k].double()).pow(2).sum().item() for k in best) ** 0.5
+        gap, off = distance(theirs), distance(found)
         again = PeftModel.from_pretrained(load(path, torch.float32), where).eval()
         ids = torch.tensor([data[5]["input_ids"]])
         with torch.no_grad():
@@ -258,7 +271,7 @@ def check_training(binary, path, kind, peft_config, note, rate=1e-2):
             run(binary, "capture", "--model", path, "--adapter", where, "--input", lines, "--sites", "logits", "--tokens", "all", "--dtype", "f32", "--device", "cpu", "--out", os.path.join(acts, "a"))
             got = load_file(os.path.join(acts, "a", "activations.safetensors"))
             mine = got["logits"][got["token_id"] >= 0]
-        note(f"{kind} loaded by peft", apart(mine, logits), LIMIT, "")
+        return gap, off, worst, apart(mine, logits)
 
 
 def main():

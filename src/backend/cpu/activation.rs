@@ -4,7 +4,7 @@ use super::Cpu;
 use super::context::Context;
 use super::kernel::Kernel;
 use super::parallel::{each_part, rows};
-use super::simd::{Element, Float, multiversion, tanh};
+use super::simd::{Element, Float, multiversion, tanh, tanh_with_slope};
 use crate::arch::Activation;
 use crate::backend::ops::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, GatedFwd, Op};
 
@@ -177,8 +177,7 @@ impl Function for Tanh {
     }
     #[inline(always)]
     fn slope<A: Float>(x: A) -> A {
-        let act = tanh::<A, false>(x);
-        A::ONE - act * act
+        tanh_with_slope::<A, false>(x).1
     }
 }
 

@@ -1,9 +1,9 @@
-//! SwiGLU, and activations without a gate.
+//! Activations with and without a gate.
 
 use super::Cuda;
 use super::launch::{Kernel, LaunchDims, acc, compute, int, long};
 use crate::arch::Activation;
-use crate::backend::ops::{ActivationBwd, ActivationFwd, ActivationOps, Op, SwigluBwd, SwigluFwd};
+use crate::backend::ops::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, GatedFwd, Op};
 
 const FILE: &str = "activation";
 
@@ -14,22 +14,24 @@ fn kind(f: Activation) -> usize {
         Activation::Gelu => 1,
         Activation::GeluTanh => 2,
         Activation::Tanh => 3,
+        Activation::Silu => 4,
     }
 }
 
 impl ActivationOps for Cuda {
-    fn swiglu_fwd(&mut self, op: SwigluFwd<'_, Self>) {
+    fn gated_fwd(&mut self, op: GatedFwd<'_, Self>) {
         op.check();
-        let name = SwigluFwd::<Self>::NAME;
-        let args = [compute(op.act), compute(op.gate), compute(op.up), long(op.len)];
+        let name = GatedFwd::<Self>::NAME;
+        let args = [compute(op.act), compute(op.gate), compute(op.up), int(kind(op.f)), long(op.len)];
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::elements(op.len), &args);
     }
 
-    fn swiglu_bwd(&mut self, op: SwigluBwd<'_, Self>) {
+    fn gated_bwd(&mut self, op: GatedBwd<'_, Self>) {
         op.check();
-        let name = SwigluBwd::<Self>::NAME;
+        let name = GatedBwd::<Self>::NAME;
         let outputs = [compute(op.d_gate), compute(op.d_up)];
-        let args = [&outputs[..], &[acc(op.d_act), compute(op.gate), compute(op.up), long(op.len)]].concat();
+        let inputs = [acc(op.d_act), compute(op.gate), compute(op.up)];
+        let args = [&outputs[..], &inputs, &[int(kind(op.f)), long(op.len)]].concat();
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::elements(op.len), &args);
     }
 

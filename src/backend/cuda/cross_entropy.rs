@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::context::Context;
-use super::launch::{Kernel, LaunchDims, acc_at, acc_ptr, compute_ptr, int, table};
+use super::launch::{Arg, Kernel, LaunchDims, acc, acc_at, acc_ptr, compute_ptr, float, int, long, table};
 use super::linear::{self, ForwardOperands, InputGradOperands, WeightGradOperands};
 use super::memory::DevicePtr;
 use crate::backend::ops::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LinearDims, LogitsFwd, Op};
@@ -32,12 +32,22 @@ fn targets_from(targets: &super::Index, from: usize) -> DevicePtr {
     targets.ptr().add(from * size_of::<i32>())
 }
 
+/// How the kernels are told of a soft cap; 0 is none.
+fn cap(softcap: Option<f64>) -> Arg {
+    float(softcap.unwrap_or(0.0))
+}
+
 impl CrossEntropyOps for Cuda {
     fn logits_fwd(&mut self, op: LogitsFwd<'_, Self>) {
         op.check();
         let (out, x, weight) = (op.logits.ptr(0), op.x.ptr(0), op.head.ptr(0));
         let operands = ForwardOperands { out, acc_out: true, x, weight, bias: None };
-        linear::forward(&mut self.cx, LogitsFwd::<Self>::NAME, operands, op.dims);
+        let (name, len) = (LogitsFwd::<Self>::NAME, op.dims.rows * op.dims.output);
+        linear::forward(&mut self.cx, name, operands, op.dims);
+        if op.softcap.is_some() {
+            let args = [acc(op.logits), cap(op.softcap), long(len)];
+            self.cx.launch(name, Kernel::new(FILE, "logits_softcap"), LaunchDims::elements(len), &args);
+        }
     }
 
     fn cross_entropy_fwd(&mut self, op: CrossEntropyFwd<'_, Self>) {
@@ -49,7 +59,8 @@ impl CrossEntropyOps for Cuda {
             let operands = ForwardOperands { out: logits, acc_out: true, x, weight, bias: None };
             linear::forward(cx, name, operands, chunk);
             let targets = table(targets_from(op.targets, from));
-            let args = [acc_at(op.loss, from), acc_ptr(logits), targets, int(chunk.rows), int(dims.output)];
+            let sizes = [int(chunk.rows), int(dims.output), cap(op.softcap)];
+            let args = [&[acc_at(op.loss, from), acc_ptr(logits), targets], &sizes[..]].concat();
             cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(chunk.rows), &args);
         }
     }
@@ -72,6 +83,7 @@ impl CrossEntropyOps for Cuda {
                 acc_at(op.row_weights, from),
                 int(chunk.rows),
                 int(dims.output),
+                cap(op.softcap),
             ];
             cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(chunk.rows), &args);
             let operands = InputGradOperands { d_x: op.d_x.ptr(from * dims.input), d_out: d_logits, weight };

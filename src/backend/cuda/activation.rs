@@ -1,7 +1,7 @@
 //! Activations with and without a gate.
 
 use super::Cuda;
-use super::launch::{Kernel, LaunchDims, acc, compute, int, long};
+use super::launch::{Arg, Kernel, LaunchDims, acc, compute, int, long};
 use crate::arch::Activation;
 use crate::backend::ops::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, GatedFwd, Op};
 
@@ -18,12 +18,22 @@ fn kind(f: Activation) -> usize {
     }
 }
 
+/// The kernel of a gate's function, and how it is told of it: SiLU has one of its own.
+fn gated(f: Activation, any: &'static str, silu: &'static str) -> (Kernel, Vec<Arg>) {
+    match f {
+        Activation::Silu => (Kernel::new(FILE, silu), vec![]),
+        f => (Kernel::new(FILE, any), vec![int(kind(f))]),
+    }
+}
+
 impl ActivationOps for Cuda {
     fn gated_fwd(&mut self, op: GatedFwd<'_, Self>) {
         op.check();
         let name = GatedFwd::<Self>::NAME;
-        let args = [compute(op.act), compute(op.gate), compute(op.up), int(kind(op.f)), long(op.len)];
-        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::elements(op.len), &args);
+        let rows = [compute(op.act), compute(op.gate), compute(op.up)];
+        let (kernel, kind) = gated(op.f, name, "swiglu_fwd");
+        let args = [&rows[..], &kind, &[long(op.len)]].concat();
+        self.cx.launch(name, kernel, LaunchDims::elements(op.len), &args);
     }
 
     fn gated_bwd(&mut self, op: GatedBwd<'_, Self>) {
@@ -31,8 +41,9 @@ impl ActivationOps for Cuda {
         let name = GatedBwd::<Self>::NAME;
         let outputs = [compute(op.d_gate), compute(op.d_up)];
         let inputs = [acc(op.d_act), compute(op.gate), compute(op.up)];
-        let args = [&outputs[..], &inputs, &[int(kind(op.f)), long(op.len)]].concat();
-        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::elements(op.len), &args);
+        let (kernel, kind) = gated(op.f, name, "swiglu_bwd");
+        let args = [&outputs[..], &inputs, &kind, &[long(op.len)]].concat();
+        self.cx.launch(name, kernel, LaunchDims::elements(op.len), &args);
     }
 
     fn activation_fwd(&mut self, op: ActivationFwd<'_, Self>) {

@@ -12,8 +12,8 @@ use crate::backend::ops::{
     AttentionBwd, AttentionFwd, AttentionPattern, AttentionResult, Cast, EmbedBwdPrompt, GatherCompute, KvAppend,
     ResidualFwd, RopeBwd, RopeFwd, Widen,
 };
-use crate::backend::{Backend, Len, TensorMut};
-use crate::hooks::{Site, Taps};
+use crate::backend::{Backend, Len, Tensor, TensorMut};
+use crate::hooks::{NormSite, Site, Taps};
 
 impl<B: Backend> Block<'_, B> {
     /// `z = attention(norm(resid_pre))` before the output projection, or without the norm in post-norm models. Keys and
@@ -33,8 +33,7 @@ impl<B: Backend> Block<'_, B> {
             backend.cast(Cast { out: &mut saved.attn_in, x: resid_pre, len });
         } else {
             self.norm(backend, &mut saved.attn_in, &mut saved.attn_stats, resid_pre, &self.weights.attn_norm);
-            let sites = [Site::Ln1Scale, Site::Ln1Normalized];
-            self.tap_norm(backend, taps, sites, &saved.attn_stats, &mut saved.attn_in)?;
+            self.tap_norm(backend, taps, NormSite::Ln1, resid_pre, &saved.attn_stats, &mut saved.attn_in)?;
         }
         self.heads(backend, taps, saved, rotation)?;
         let cached = cache.as_deref().map(|cache| &cache.cache.layers[self.layer]).map(|(k, v)| [k, v]);
@@ -152,7 +151,7 @@ impl<B: Backend> Block<'_, B> {
                 longest,
                 normalized,
             });
-            taps.tap_rows(backend, site, &out, dims.heads * longest, &rows)?;
+            taps.tap_rows(backend, site, Tensor::Acc(&out), dims.heads * longest, &rows)?;
         }
         Ok(())
     }
@@ -180,7 +179,7 @@ impl<B: Backend> Block<'_, B> {
             head_dim,
             width,
         });
-        taps.tap_rows(backend, Site::Result, &out, heads * width, &rows)
+        taps.tap_rows(backend, Site::Result, Tensor::Acc(&out), heads * width, &rows)
     }
 
     /// From `z` to the middle residual stream: output projection, `+ stream`, post-norm. `narrowed` says that the block runs
@@ -205,7 +204,7 @@ impl<B: Backend> Block<'_, B> {
             Some([sum, _]) => {
                 backend.residual_fwd(ResidualFwd { out: &mut *sum, a: stream, b: attn_out, len });
                 self.norm(backend, mlp_in, attn_stats, sum, &self.weights.attn_norm);
-                self.tap_norm(backend, taps, [Site::Ln1Scale, Site::Ln1Normalized], attn_stats, mlp_in)?;
+                self.tap_norm(backend, taps, NormSite::Ln1, sum, attn_stats, mlp_in)?;
                 backend.widen(Widen { out: &mut *resid_mid, x: mlp_in, len });
             }
         }
@@ -233,7 +232,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         let width = config.hidden_size;
         self.edits(backend, Site::ResidMid, outputs, TensorMut::Acc(&mut grads.d_resid), width);
         if config.post_norm {
-            self.edits(backend, Site::Ln1Normalized, outputs, TensorMut::Acc(&mut grads.d_resid), width);
+            self.edits(backend, Site::LN1_OUT, outputs, TensorMut::Acc(&mut grads.d_resid), width);
         }
         self.post_norm(backend, grads, request, Sublayer::Attention);
         let len = self.block.input.pack.len() * width;
@@ -302,7 +301,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         }
         if below && !config.post_norm {
             let d_norm = TensorMut::Acc(&mut grads.d_norm);
-            self.edits(backend, Site::Ln1Normalized, false, d_norm, config.hidden_size);
+            self.edits(backend, Site::LN1_OUT, false, d_norm, config.hidden_size);
             let resid_pre = &self.acts.resid[self.acts.resid_slot(layer)];
             self.pre_norm(backend, grads, request, Sublayer::Attention, resid_pre);
         }

@@ -13,7 +13,7 @@ use crate::backend::ops::{
     LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LoraBwd, LoraDelta, LoraFwd, Zero,
 };
 use crate::backend::{Backend, Tensor, TensorMut};
-use crate::hooks::{Site, Taps};
+use crate::hooks::{NormPart, NormSite, Site, Taps};
 
 /// A block, over the rows of `input`.
 pub(super) struct Block<'a, B: Backend> {
@@ -60,17 +60,18 @@ impl<B: Backend> Block<'_, B> {
         norm::forward(backend, self.config, out, stats, x, norm, self.input.pack.len());
     }
 
-    /// Hands a norm's factors and its output over, which may be edited.
+    /// Hands over what a norm makes of `x [N, C]`, of which the output may be edited.
     pub fn tap_norm<T: Taps<B>>(
         &self,
         backend: &mut B,
         taps: &mut PassTaps<'_, B, T>,
-        [scale, normalized]: [Site; 2],
+        at: NormSite,
+        x: &B::Acc,
         stats: &Stats<B>,
         out: &mut B::Compute,
     ) -> Result<()> {
-        taps.tap(backend, scale, Tensor::Acc(&stats.rstd), 1)?;
-        taps.edit(backend, normalized, TensorMut::Compute(out), self.config.hidden_size)
+        norm::tap(backend, self.config, taps, at, x, stats)?;
+        taps.edit(backend, Site::Norm(at, NormPart::Out), TensorMut::Compute(out), self.config.hidden_size)
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::param_id::ParamId;
 use crate::arch::{Mlp, ModelConfig, Positions};
 use crate::backend::ops::AttentionDims;
-use crate::hooks::Site;
+use crate::hooks::{NormPart, NormSite, Site};
 use crate::pack::{Forest, Pack, Parent, Sequence, bidirectional, forest};
 use crate::{Error, Result};
 
@@ -16,7 +16,7 @@ impl ModelConfig {
             Site::PosEmbed => matches!(self.positions, Positions::Learned { .. }),
             Site::RotQ | Site::RotK => self.rope().is_some(),
             Site::MlpPreLinear => self.mlp == Mlp::SwiGlu,
-            Site::FinalScale => self.final_norm,
+            Site::Norm(NormSite::Final, part) => self.final_norm || part == NormPart::Out,
             Site::LoraA(target) | Site::LoraDelta(target) => self.targets().contains(&target),
             _ => true,
         }
@@ -25,7 +25,7 @@ impl ModelConfig {
     /// Elements of a row of a site whose tensor every forward makes.
     pub fn stored_width(&self, site: Site) -> usize {
         match site {
-            Site::Ln1Scale | Site::Ln2Scale | Site::FinalScale => 1,
+            Site::Norm(_, NormPart::Rstd | NormPart::Scale) => 1,
             Site::Q | Site::RotQ | Site::Z => self.q_width(),
             Site::K | Site::V | Site::RotK => self.kv_width(),
             Site::MlpPre | Site::MlpPreLinear | Site::MlpPost => self.intermediate_size,

@@ -8,7 +8,7 @@ use crate::Result;
 use crate::arch::{Mlp, Projection};
 use crate::backend::ops::{ActivationBwd, ActivationFwd, Cast, ResidualFwd, SwigluBwd, SwigluFwd, Widen};
 use crate::backend::{Backend, TensorMut};
-use crate::hooks::{Site, Taps};
+use crate::hooks::{NormSite, Site, Taps};
 
 impl<B: Backend> Block<'_, B> {
     /// `mlp_out [N, C] = down(silu(gate(x)) * up(x))` or `down(f(up(x)))`, x the norm of the middle residual stream, or that
@@ -23,8 +23,7 @@ impl<B: Backend> Block<'_, B> {
         let (config, width) = (self.config, self.config.intermediate_size);
         if !config.post_norm {
             self.norm(backend, &mut saved.mlp_in, &mut saved.mlp_stats, &saved.resid_mid, &self.weights.mlp_norm);
-            let sites = [Site::Ln2Scale, Site::Ln2Normalized];
-            self.tap_norm(backend, taps, sites, &saved.mlp_stats, &mut saved.mlp_in)?;
+            self.tap_norm(backend, taps, NormSite::Ln2, &saved.resid_mid, &saved.mlp_stats, &mut saved.mlp_in)?;
         }
         let LayerActivations { mlp_in, gate, up, act, lora_xa, .. } = saved;
         if let Some(gate) = gate {
@@ -66,8 +65,7 @@ impl<B: Backend> Block<'_, B> {
             (Some([_, sum]), Some(post_norm)) => {
                 backend.residual_fwd(ResidualFwd { out: &mut *sum, a: &saved.resid_mid, b: mlp_out, len });
                 self.norm(backend, post_norm, &mut saved.mlp_stats, sum, &self.weights.mlp_norm);
-                let sites = [Site::Ln2Scale, Site::Ln2Normalized];
-                self.tap_norm(backend, taps, sites, &saved.mlp_stats, post_norm)?;
+                self.tap_norm(backend, taps, NormSite::Ln2, sum, &saved.mlp_stats, post_norm)?;
                 backend.widen(Widen { out: &mut *resid_post, x: post_norm, len });
             }
             _ => backend.residual_fwd(ResidualFwd { out: &mut *resid_post, a: &saved.resid_mid, b: mlp_out, len }),
@@ -91,7 +89,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         let width = config.hidden_size;
         self.edits(backend, Site::ResidPost, outputs, TensorMut::Acc(&mut grads.d_resid), width);
         if config.post_norm {
-            self.edits(backend, Site::Ln2Normalized, outputs, TensorMut::Acc(&mut grads.d_resid), width);
+            self.edits(backend, Site::LN2_OUT, outputs, TensorMut::Acc(&mut grads.d_resid), width);
         }
         self.post_norm(backend, grads, request, Sublayer::Mlp);
         backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len: n * width });
@@ -130,7 +128,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         let d_x = through.then_some((d_in, accumulate));
         self.project(backend, request, Projection::Up, &grads.d_up, &saved.mlp_in, d_x);
         if through && !config.post_norm {
-            self.edits(backend, Site::Ln2Normalized, outputs, TensorMut::Acc(&mut grads.d_norm), width);
+            self.edits(backend, Site::LN2_OUT, outputs, TensorMut::Acc(&mut grads.d_norm), width);
             self.pre_norm(backend, grads, request, Sublayer::Mlp, &saved.resid_mid);
         }
     }

@@ -1,11 +1,15 @@
 //! The norms of every family: RMS norm or layer norm, whichever the weights are of.
 
+use super::taps::PassTaps;
 use super::weights::Norm;
 use crate::Result;
 use crate::arch::ModelConfig;
 use crate::arch::Norm as Kind;
-use crate::backend::Backend;
-use crate::backend::ops::{LayerNormBwd, LayerNormBwdAffine, LayerNormFwd, RmsNormBwd, RmsNormBwdWeight, RmsNormFwd};
+use crate::backend::ops::{
+    GatherAcc, LayerNormBwd, LayerNormBwdAffine, LayerNormFwd, RmsNormBwd, RmsNormBwdWeight, RmsNormFwd,
+};
+use crate::backend::{AccElement, Backend, Len, Tensor};
+use crate::hooks::{NormPart, NormSite, Site, Taps};
 
 /// What a norm's forward leaves for its backward, per row.
 pub(super) struct Stats<B: Backend> {
@@ -39,6 +43,55 @@ pub(super) fn forward<B: Backend>(
         }
         _ => backend.rms_norm_fwd(RmsNormFwd { out, rstd, x, weight: &norm.weight, rows, width, eps }),
     }
+}
+
+/// Hands over what a norm has made of `x [N, C]` but its output. No pass needs the denominator or the normalized rows by
+/// themselves: they are computed at the rows asked for, as norms with weights of 1.
+pub(super) fn tap<B: Backend, T: Taps<B>>(
+    backend: &mut B,
+    config: &ModelConfig,
+    taps: &mut PassTaps<'_, B, T>,
+    at: NormSite,
+    x: &B::Acc,
+    stats: &Stats<B>,
+) -> Result<()> {
+    let [rstd, scale, normalized] = [NormPart::Rstd, NormPart::Scale, NormPart::Normalized].map(|p| Site::Norm(at, p));
+    taps.tap(backend, rstd, Tensor::Acc(&stats.rstd), 1)?;
+    if taps.wants(scale) {
+        let rows = taps.rows_on_demand();
+        let x = gather(backend, &stats.rstd, &taps.indices(scale, &rows), 1)?;
+        // A row of one element has 1 / |x| for a factor.
+        let (mut out, mut reciprocal) = (backend.compute(rows.len())?, backend.acc(rows.len())?);
+        let (weight, rstd) = (filled(backend, 1, 1.0)?, &mut reciprocal);
+        let rms = RmsNormFwd { out: &mut out, rstd, x: &x, weight: &weight, rows: rows.len(), width: 1, eps: 0.0 };
+        backend.rms_norm_fwd(rms);
+        taps.tap_rows(backend, scale, Tensor::Acc(&reciprocal), 1, &rows)?;
+    }
+    if taps.wants(normalized) {
+        let (rows, width) = (taps.rows_on_demand(), config.hidden_size);
+        let x = gather(backend, x, &taps.indices(normalized, &rows), width)?;
+        let bias = if config.norm == Kind::Layer { Some(filled(backend, width, 0.0)?) } else { None };
+        let unit = Norm { weight: filled(backend, width, 1.0)?, bias };
+        let (mut out, mut stats) = (backend.compute(x.len())?, Stats::new(backend, config, rows.len())?);
+        forward(backend, config, &mut out, &mut stats, &x, &unit, rows.len());
+        taps.tap_rows(backend, normalized, Tensor::Compute(&out), width, &rows)?;
+    }
+    Ok(())
+}
+
+/// The rows `rows` of `x`, of `width` elements.
+fn gather<B: Backend>(backend: &mut B, x: &B::Acc, rows: &[u32], width: usize) -> Result<B::Acc> {
+    let mut out = backend.acc(rows.len() * width)?;
+    let rows = backend.index(rows)?;
+    backend.gather_acc(GatherAcc { out: &mut out, x, rows: &rows, width });
+    Ok(out)
+}
+
+/// A weight of equal elements.
+fn filled<B: Backend>(backend: &mut B, len: usize, value: f64) -> Result<B::Weight> {
+    let mut params = backend.acc(len)?;
+    backend.upload(&mut params, 0, &vec![B::Element::from_f64(value); len])?;
+    backend.trainable_weight(&params, 0, len)
 }
 
 /// A norm's backward: `d_x [rows, C] +=` the gradient through it, and on request the parameters'.

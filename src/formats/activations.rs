@@ -227,7 +227,8 @@ impl ActivationWriter {
         if !self.open.contains_key(&shard) {
             let FileLayout { rows, metadata } = &self.layout.files[shard];
             let spec = |name: &str, dtype: Dtype, shape: Vec<usize>| TensorSpec { name: name.to_owned(), dtype, shape };
-            let sites = self.layout.sites.iter().map(|(name, width)| spec(name, self.layout.dtype, vec![*rows, *width]));
+            let sites =
+                self.layout.sites.iter().map(|(name, width)| spec(name, self.layout.dtype, vec![*rows, *width]));
             let labels = self.layout.labels.iter().map(|name| spec(name, Dtype::I64, vec![*rows]));
             let metadata = self.layout.metadata.iter().chain(metadata);
             let metadata: Vec<_> = metadata.map(|(k, v)| (k.as_str(), v.as_str())).collect();

@@ -203,7 +203,8 @@ impl<'a> Naming<'a> {
         inputs.extend(["mlp.hook_in", "mlp.in.hook_in"].map(|name| (name, mlp)));
         inputs.extend(self.gated().then_some(("mlp.gate.hook_in", mlp)));
         if !post {
-            let resid = [("ln1.hook_in", Site::ResidPre), ("ln2.hook_in", Site::ResidMid), ("hook_mlp_in", Site::ResidMid)];
+            let resid =
+                [("ln1.hook_in", Site::ResidPre), ("ln2.hook_in", Site::ResidMid), ("hook_mlp_in", Site::ResidMid)];
             inputs.extend(resid);
         }
         if self.config.embed_size == self.config.hidden_size {
@@ -280,8 +281,10 @@ impl<'a> Naming<'a> {
 
     /// What an unknown local name might have been, in words.
     fn known(&self, local: &str) -> String {
-        let last = |name: &str| name.rsplit('.').next().map(str::to_owned);
-        let close = |name: &String| last(name) == last(local) && strsim::osa_distance(name, local) <= 1;
+        let ending = |name: &str| name.rfind('.').map(|dot| name[dot..].to_owned());
+        // A word of four letters is too near to others.
+        let close =
+            |name: &String| ending(name) == ending(local) && name.len() > 4 && strsim::osa_distance(name, local) <= 1;
         let sites = Site::all();
         let near: Vec<String> = sites.iter().filter_map(|&site| self.spellings(site).into_iter().find(close)).collect();
         match near.as_slice() {

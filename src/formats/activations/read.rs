@@ -13,6 +13,7 @@ pub struct ActivationFile {
     /// The parts of each tensor, in the order of the shards.
     tensors: BTreeMap<String, Vec<TensorView>>,
     labels: BTreeMap<String, Vec<TensorView>>,
+    metadata: BTreeMap<String, String>,
 }
 
 /// The rows of a site.
@@ -35,10 +36,14 @@ impl ActivationFile {
         let path = if !named.exists() && index.exists() { index } else { named.to_path_buf() };
         let sharded = path.extension().is_some_and(|e| e == "json");
         let shards = if sharded { Checkpoint::shards(&path)? } else { vec![path.clone()] };
-        let mut file = Self { path, tensors: BTreeMap::new(), labels: BTreeMap::new() };
+        let mut file = Self { path, tensors: BTreeMap::new(), labels: BTreeMap::new(), metadata: BTreeMap::new() };
         for (i, shard) in shards.iter().enumerate() {
-            for tensor in Checkpoint::open(shard)?.iter() {
+            let checkpoint = Checkpoint::open(shard)?;
+            for tensor in checkpoint.iter() {
                 file.add(shard, tensor, sharded)?;
+            }
+            if i == 0 {
+                file.metadata.clone_from(checkpoint.metadata());
             }
             // Rows of different sites belong together by their number.
             let parts = file.tensors.iter().chain(&file.labels);
@@ -75,6 +80,11 @@ impl ActivationFile {
     /// What was opened: the file, or the index.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What the header says, of shards that of the first.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 
     /// The sites, sorted by name, of which numbers count as such: `blocks.2` is before `blocks.10`.

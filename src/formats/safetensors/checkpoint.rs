@@ -152,8 +152,7 @@ impl Checkpoint {
                 all.insert(name, at, info)?;
             }
         }
-        disagree
-            .extend(shard_of.keys().filter(|name| !all.tensors.contains_key(*name)).cloned());
+        disagree.extend(shard_of.keys().filter(|name| !all.tensors.contains_key(*name)).cloned());
         disagree.sort_unstable();
         if let Some(first) = disagree.first() {
             let (path, n) = (path.display(), disagree.len());

@@ -25,7 +25,7 @@ use llamaprobe::arch::{Dtype, ModelConfig};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::cuda::{Captures, Cuda, Settings};
-use llamaprobe::hooks::{NoTaps, Record, Selection};
+use llamaprobe::hooks::{Naming, NoTaps, Record, Selection};
 use llamaprobe::model::{Activations, FullTuning, GradientRequest, Gradients, Input, Labels, Model, Save};
 use llamaprobe::pack::{Label, Sequence, forest};
 use llamaprobe::train::data::TrainSequence;
@@ -131,7 +131,7 @@ fn residuals<B: Backend>(b: &mut B, model: &Model<B>, acts: &mut Activations<B>,
     let sequences = [&ids[..9], &[&ids[..5], &ids[9..]].concat()[..]].map(|ids| Sequence::ids(ids, None, Label::Text));
     let pack = forest(&sequences, 1).pack;
     let device = b.pack(&pack).expect("a pack");
-    let hooks = Selection::parse("resid_post", &[0, 1, 2], model.config.num_hidden_layers).expect("sites");
+    let hooks = Selection::parse("resid_post", &[0, 1, 2], &Naming::tl(&model.config)).expect("sites");
     let mut record = Record::new(hooks, (0..pack.len()).collect());
     model.forward(b, acts, &Input::new(&pack, &device), None, &mut record).expect("a forward");
     record.iter().flat_map(|(_, _, _, rows)| rows.to_vec()).collect()
@@ -275,7 +275,7 @@ fn difference(a: &Path, b: &Path) -> f32 {
 }
 
 const CAPTURE: &str = "capture --model {}/model --input {}/texts.jsonl --sites \
-                       embed,q,rot_k,z,attn_scores,pattern,result,resid_mid,mlp_post,resid_post,ln_final.hook_normalized,logits";
+                       embed,q,rot_k,z,attn_scores,pattern,result,resid_mid,mlp_post,resid_post,ln1.hook_scale,ln2.hook_normalized,ln_final.hook_out,logits";
 const TRAIN: &str = "train-lora --model {}/model --train {}/train.jsonl --r 4 --lora-alpha 8 --learning-rate 1e-2 \
                      --batch-size 3 --max-steps 4 --lr-scheduler-type constant --seed 0 --json";
 const PROBE: &str = "probe --model {}/model --task sst2 --train {}/train.tsv --test {}/dev.tsv --demos 2 --queries 3 \

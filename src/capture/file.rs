@@ -31,15 +31,16 @@ impl<'a> FileTaps<'a> {
     /// Appends rows of a site, layer and width.
     fn write(&mut self, (site, layer, width): (Site, usize, usize), rows: &[f32]) -> Result<()> {
         let Tensors { heads, longest, .. } = *self.tensors;
-        let name = site.name(layer);
+        let hook = self.selection.index(site, layer).expect("a tapped hook was selected");
+        let (name, _) = &self.tensors.widths[hook];
         // What a row does not see has a score of minus infinity.
         let bad = |x: &&f32| if site == Site::AttnScores { x.is_nan() } else { !x.is_finite() };
         if let Some(&found) = rows.iter().find(bad) {
-            return Err(Error::NotFinite { what: name, found: f64::from(found) });
+            return Err(Error::NotFinite { what: name.clone(), found: f64::from(found) });
         }
         match fill_by_position(site) {
-            Some(fill) => self.writer.push(&name, &widened(rows, width / heads, longest, fill)),
-            None => self.writer.push(&name, rows),
+            Some(fill) => self.writer.push(name, &widened(rows, width / heads, longest, fill)),
+            None => self.writer.push(name, rows),
         }
     }
 }

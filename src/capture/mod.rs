@@ -3,13 +3,14 @@
 //! [`Capture::new`] plans: which documents go through the model together, how wide each tensor of the file is, how much
 //! memory it takes. [`Capture::run`] runs the passes; rows go to the file as they arise, so that nothing of a file's size
 //! is in memory. The file has, beside the tensors of the hooks, the columns `doc_id` (number of the document), `pos`
-//! (position in it, the soft prompt's included) and `token_id` (-1 for a soft prompt's rows).
+//! (position in it, the soft prompt's included) and `token_id` (-1 for a soft prompt's rows). What a file says of itself is in
+//! `capture/metadata.rs`.
 //!
 //! ```
 //! use llamaprobe::backend::cpu::Cpu;
 //! use llamaprobe::capture::{Capture, CaptureSettings, Tokens};
 //! use llamaprobe::formats::safetensors;
-//! use llamaprobe::hooks::Selection;
+//! use llamaprobe::hooks::{Names, Naming, Selection};
 //! # use llamaprobe::arch::{Dtype, ModelConfig};
 //! # use llamaprobe::model::{Adaptation, FullTuning};
 //! # let config = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
@@ -21,12 +22,14 @@
 //! # let path = folder.path().join("activations.safetensors");
 //!
 //! let settings = CaptureSettings {
-//!     selection: Selection::parse("embed,resid_post", &[1], model.config.num_hidden_layers)?,
+//!     selection: Selection::parse("embed,resid_post", &[1], &Naming::tl(&model.config))?,
 //!     tokens: Tokens::Last,
 //!     batch_tokens: 2048,
 //!     shard_tokens: None,
 //!     edits: Vec::new(),
 //!     dtype: safetensors::Dtype::F32,
+//!     names: Names::Tl,
+//!     metadata: Vec::new(),
 //! };
 //! let documents = [vec![1, 5, 7], vec![1, 9]];
 //! let capture = Capture::new(&model.config, None::<&Adaptation<Cpu>>, settings, &documents)?;
@@ -36,19 +39,21 @@
 //! # Ok::<(), llamaprobe::Error>(())
 //! ```
 
+use std::ops::Range;
 use std::path::Path;
 
-use crate::Result;
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
-use crate::formats::activations::{ActivationWriter, Layout};
+use crate::formats::activations::{ActivationWriter, FileLayout, Layout};
 use crate::formats::safetensors::Dtype;
-use crate::hooks::{Edit, EditPlan, Selection};
+use crate::hooks::{Edit, EditPlan, Names, Naming, Selection};
 use crate::model::{self, Activations, Adaptation, EditSet, Input, Model, OutputRows, PassEdits, Save};
 use crate::pack::Sequence;
+use crate::{Error, Result};
 
 mod batch;
 mod file;
+mod metadata;
 mod tensors;
 
 use batch::Batch;
@@ -74,12 +79,16 @@ pub struct CaptureSettings {
     pub tokens: Tokens,
     /// Most rows of one pass, at least 1; a longer document is a pass of its own.
     pub batch_tokens: usize,
-    /// Most rows of one file; none means a single file.
+    /// Most rows of one file, which holds whole documents: a longer one has a file of its own. None means a single file.
     pub shard_tokens: Option<usize>,
     /// Edits of every document; what is captured at an edited hook is what they left.
     pub edits: Vec<Edit>,
     /// Dtype of the tensors in the file: F32, F16 or BF16.
     pub dtype: Dtype,
+    /// By which names.
+    pub names: Names,
+    /// What else the file's metadata are to say, such as the model's name.
+    pub metadata: Vec<(String, String)>,
 }
 
 /// Memory that a capture takes, beside the model and its activations.
@@ -100,6 +109,10 @@ pub struct Capture {
     batches: Vec<Batch>,
     /// Which tokens of the documents are edited.
     plan: EditPlan,
+    /// Captured rows of each document.
+    rows: Vec<usize>,
+    /// What the file says of itself.
+    metadata: Vec<(String, String)>,
 }
 
 impl Capture {
@@ -107,8 +120,8 @@ impl Capture {
     /// adaptation every document runs through its run 0.
     ///
     /// # Errors
-    /// `sites`: one that the model lacks; `adapter`: one that a site needs is missing; `batch_tokens` is 0; edits at positions
-    /// that a document has not.
+    /// `sites`: one that the model lacks, or that the names have no name for; `adapter`: one that a site needs is missing;
+    /// `batch_tokens` or `shard_tokens` is 0; edits at positions that a document has not.
     pub fn new<B: Backend>(
         config: &ModelConfig,
         adaptation: Option<&Adaptation<B>>,
@@ -122,8 +135,18 @@ impl Capture {
         let batches = batch::batches(&documents, settings.batch_tokens, config)?;
         let longest = documents.iter().map(|document| document.tokens.len()).max().unwrap_or(0);
         let layout = adaptation.map(|adaptation| &adaptation.layout);
-        let tensors = Tensors::new(config, layout, &settings.selection, longest)?;
-        Ok(Self { settings, tensors, batches, plan })
+        if settings.shard_tokens == Some(0) {
+            return Err(Error::argument("shard_tokens", "at least 1", 0));
+        }
+        let naming = Naming { names: settings.names, config };
+        let tensors = Tensors::new(&naming, layout, &settings.selection, longest)?;
+        let captured = |document: &Sequence| match settings.tokens {
+            Tokens::All => document.tokens.len(),
+            Tokens::Last => 1,
+        };
+        let rows = documents.iter().map(captured).collect();
+        let metadata = metadata::of_capture(config, &settings, longest);
+        Ok(Self { settings, tensors, batches, plan, rows, metadata })
     }
 
     /// Name and width of each of the file's tensors, without the columns of labels.
@@ -133,7 +156,20 @@ impl Capture {
 
     /// Rows of each of the file's tensors.
     pub fn rows(&self) -> usize {
-        self.batches.iter().map(|batch| batch.selected(self.settings.tokens).len()).sum()
+        self.rows.iter().sum()
+    }
+
+    /// The files that are written, with the documents of each.
+    fn files(&self) -> Vec<FileLayout> {
+        let documents = match self.settings.shard_tokens {
+            Some(most) => metadata::shards(&self.rows, most),
+            None => vec![0..self.rows.len()],
+        };
+        let file = |documents: Range<usize>| {
+            let rows = &self.rows[documents.clone()];
+            FileLayout { rows: rows.iter().sum(), metadata: metadata::of_documents(documents.start, rows) }
+        };
+        documents.into_iter().map(file).collect()
     }
 
     /// Rows of all passes together.
@@ -155,7 +191,7 @@ impl Capture {
     /// everything that is to be there before it.
     ///
     /// # Errors
-    /// A state that is not finite, named by its hook; a failure of the device or of the file; `shard_tokens` is 0.
+    /// A state that is not finite, named by its hook; a failure of the device or of the file.
     pub fn run<B: Backend>(
         &self,
         backend: &mut B,
@@ -170,10 +206,10 @@ impl Capture {
         let file = Layout {
             sites: self.tensors.widths.clone(),
             labels: batch::LABELS.map(str::to_owned).to_vec(),
-            rows: self.rows(),
+            files: self.files(),
             dtype: *dtype,
-            max_rows: *shard_tokens,
-            metadata: vec![("format".to_owned(), "pt".to_owned())],
+            sharded: shard_tokens.is_some(),
+            metadata: self.metadata.clone(),
         };
         let mut writer = ActivationWriter::create(path, file)?;
         let edits = match edits.as_slice() {

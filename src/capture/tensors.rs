@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::arch::ModelConfig;
-use crate::hooks::{Selection, Site};
+use crate::hooks::{Naming, NormPart, Selection, Site};
 use crate::model::Layout;
 use crate::{Error, Result};
 
@@ -19,11 +19,11 @@ pub struct Tensors {
 
 impl Tensors {
     /// The tensors of `selection` for documents of up to `longest` positions.
-    pub fn new(config: &ModelConfig, layout: Option<&Layout>, selection: &Selection, longest: usize) -> Result<Self> {
-        let heads = config.num_attention_heads;
+    pub fn new(naming: &Naming<'_>, layout: Option<&Layout>, selection: &Selection, longest: usize) -> Result<Self> {
+        let (config, heads) = (naming.config, naming.config.num_attention_heads);
         let tensor = |&(site, layer): &(Site, usize)| {
             let width = width(config, layout, (site, layer), heads * longest)?;
-            Ok((site.name(layer), width))
+            Ok((naming.name(site, layer)?, width))
         };
         Ok(Self { widths: selection.hooks.iter().map(tensor).collect::<Result<_>>()?, heads, longest })
     }
@@ -35,6 +35,9 @@ impl Tensors {
         for (&(site, _), (_, width)) in selection.hooks.iter().zip(&self.widths) {
             let rows = match site {
                 Site::AttnScores | Site::Pattern | Site::Result | Site::Logits => selected,
+                // Beside the result the rows it is of, and for the denominators a norm's output.
+                Site::Norm(_, NormPart::Normalized) => 2 * selected + 2,
+                Site::Norm(_, NormPart::Scale) => 3 * selected + 1,
                 Site::PosEmbed | Site::LoraDelta(_) => rows,
                 _ => continue,
             };

@@ -113,6 +113,10 @@ fn check_site(
             return Err(Error::field(file.path(), site, expected, format!("{found:?}")));
         }
     }
+    if site.ends_with("hook_scale") || site.ends_with("hook_normalized") {
+        check_conventions(site, a, b)?;
+        anchor.map_or(Ok(()), |anchor| check_conventions(site, a, anchor))?;
+    }
     let [rows, width] = shape;
     if rows == 0 {
         return Err(Error::field(a.path(), site, "at least one row", "none"));
@@ -128,6 +132,16 @@ fn check_site(
         }
         None => Ok(()),
     }
+}
+
+/// Checks that a part of a norm means the same in two files: its names have had several meanings.
+fn check_conventions(site: &str, a: &ActivationFile, b: &ActivationFile) -> Result<()> {
+    let [of_a, of_b] = [a, b].map(|file| file.metadata().get("conventions").map_or("not said", String::as_str));
+    if of_a == of_b {
+        return Ok(());
+    }
+    let expected = format!("the meaning that the name has in {}: {of_a}", a.path().display());
+    Err(Error::field(b.path(), site, expected, of_b))
 }
 
 fn layer(

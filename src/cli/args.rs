@@ -22,7 +22,7 @@ pub use common::{CommonArgs, Device, DtypeArg, LoraArgs};
 pub use compare::CompareArgs;
 pub use control_vector::ControlVectorArgs;
 pub use embedded::{ExportArgs, PretrainArgs};
-pub use inference::{CaptureArgs, GenerateArgs, InspectArgs, StoreDtype, Tokens};
+pub use inference::{CaptureArgs, GenerateArgs, InspectArgs, NamesArg, StoreDtype, Tokens};
 pub use optim::{CheckpointArgs, OptimArgs, RegularizationArgs};
 pub use probe::ProbeArgs;
 pub use report::ReportArgs;

@@ -2,17 +2,18 @@
 
 use serde_json::json;
 
-use super::args::{self, CaptureArgs, StoreDtype};
+use super::args::{self, CaptureArgs, NamesArg, StoreDtype};
 use super::device::{Job, dispatch};
 use super::plan::Plan;
-use super::resolve::{self, ModelFiles};
+use super::resolve::{self, ModelFiles, Used};
 use super::{Failure, edits, output, texts};
 use crate::Result;
 use crate::backend::Backend;
 use crate::capture::{Capture, CaptureMemory, CaptureSettings, Tokens};
 use crate::formats::adapter::Adapter;
+use crate::formats::hub;
 use crate::formats::safetensors::Dtype;
-use crate::hooks::{Selection, site};
+use crate::hooks::{Names, Naming, Selection, site};
 use crate::model::{Adaptation, Model};
 
 /// The file in the output directory.
@@ -22,25 +23,33 @@ pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
     let files = resolve::model(&args.model.model, &args.common)?;
     let depth = files.config.num_hidden_layers;
     let layers = site::layers(&args.layers, depth)?;
+    let names = match args.names {
+        NamesArg::Tl => Names::Tl,
+        NamesArg::Tl4 => Names::Tl4,
+        NamesArg::Llamaprobe1 => Names::Llamaprobe1,
+    };
+    let naming = Naming { names, config: &files.config };
     let settings = CaptureSettings {
-        selection: Selection::parse(&args.sites.join(","), &layers, depth)?,
+        selection: Selection::parse(&args.sites.join(","), &layers, &naming)?,
         tokens: match args.tokens {
             args::Tokens::All => Tokens::All,
             args::Tokens::Last => Tokens::Last,
         },
         batch_tokens: args.batch_tokens,
         shard_tokens: args.shard_tokens,
-        edits: edits::of_texts(args.edit.as_deref(), &files.config)?,
+        edits: edits::of_texts(args.edit.as_deref(), &naming)?,
         dtype: match args.store_dtype {
             StoreDtype::F32 => Dtype::F32,
             StoreDtype::Bf16 => Dtype::BF16,
             StoreDtype::F16 => Dtype::F16,
         },
+        names,
+        metadata: Vec::new(),
     };
     let adapter = resolve::adapter(args.model.adapter.as_deref(), &files)?;
-    let docs = texts::read(&args.input, &files, args.add_generation_prompt)?;
+    let (docs, tokenizer) = texts::read_with_tokenizer(&args.input, &files, args.add_generation_prompt)?;
     let dtype = files.dtype;
-    dispatch(&args.common, dtype, CaptureJob { args, files, settings, adapter, docs })
+    dispatch(&args.common, dtype, CaptureJob { args, files, settings, adapter, docs, tokenizer })
 }
 
 struct CaptureJob<'a> {
@@ -49,11 +58,36 @@ struct CaptureJob<'a> {
     settings: CaptureSettings,
     adapter: Option<Adapter>,
     docs: Vec<Vec<u32>>,
+    tokenizer: Option<String>,
+}
+
+impl CaptureJob<'_> {
+    /// What a file of states says of where they come from.
+    fn provenance(&self, used: &Used) -> Result<Vec<(String, String)>> {
+        let (model, revision) = hub::identity(&self.files.path);
+        let adapter = resolve::adapter_dir(self.args.model.adapter.as_deref(), &self.files)?;
+        let adapter = adapter.map(|dir| hub::identity(&dir));
+        let edits = self.args.edit.as_ref().map(|path| hub::identity(path).0);
+        let all = [
+            ("model", Some(model)),
+            ("revision", revision),
+            ("adapter", adapter.as_ref().map(|(name, _)| name.clone())),
+            ("adapter_revision", adapter.and_then(|(_, revision)| revision)),
+            ("tokenizer", self.tokenizer.clone()),
+            ("edits", edits),
+            ("dtype", Some(used.dtype.clone())),
+            ("device", Some(used.device.clone())),
+        ];
+        Ok(all.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect())
+    }
 }
 
 impl Job for CaptureJob<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, files, settings, adapter, docs } = self;
+        let used = Used::of(&backend);
+        let metadata = self.provenance(&used)?;
+        let Self { args, files, settings, adapter, docs, .. } = self;
+        let settings = CaptureSettings { metadata, ..settings };
         let model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let adaptation = match &adapter {
             Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model.config, adapter)?),
@@ -76,7 +110,7 @@ impl Job for CaptureJob<'_> {
             .map_err(|error| files.with_bad_weight(error))?;
         bar.finish_and_clear();
         // The file of states comes last: where it is, all is.
-        resolve::write_config(&args.out, "capture", args)?;
+        resolve::write_used_config(&args.out, "capture", args, &used)?;
         let file = writer.finish()?;
         let (tensors, rows) = (capture.tensors(), capture.rows());
         if args.common.json {

@@ -15,7 +15,7 @@ use crate::compare::{Base, CompareSettings, Comparison, Source};
 use crate::formats::generation_config::{Decoding, GenerationDefaults};
 use crate::formats::tokenizer::Tokenizer;
 use crate::formats::{atomic, yaml};
-use crate::hooks::Edit;
+use crate::hooks::{Edit, Naming};
 use crate::model::Model;
 use crate::task::{Side, Task, Template};
 use crate::train::settings::{Length, RunSettings};
@@ -34,7 +34,7 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
     }
     let sources = sources(args)?;
     let dtype = files.dtype;
-    let edits = edits::of_texts(args.edit.as_deref(), &files.config)?;
+    let edits = edits::of_texts(args.edit.as_deref(), &Naming::tl(&files.config))?;
     dispatch(&args.common, dtype, Compare { args, files, settings, tokenizer, sources, edits })
 }
 

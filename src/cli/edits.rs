@@ -7,14 +7,13 @@ use serde_json::json;
 use super::args::ControlVectorArgs;
 use super::{Failure, output};
 use crate::Result;
-use crate::arch::ModelConfig;
 use crate::formats::control_vector::ControlVector;
 use crate::formats::edits::{self, Positions};
-use crate::hooks::Edit;
+use crate::hooks::{Edit, Naming};
 
 /// The edits of a file, for inputs that have no query and no demonstrations; none without a file.
-pub fn of_texts(path: Option<&Path>, config: &ModelConfig) -> Result<Vec<Edit>> {
-    let edits = of_prompts(path, config)?;
+pub fn of_texts(path: Option<&Path>, naming: &Naming<'_>) -> Result<Vec<Edit>> {
+    let edits = of_prompts(path, naming)?;
     for edit in &edits {
         let name = match edit.positions {
             Positions::Query => "query",
@@ -27,10 +26,10 @@ pub fn of_texts(path: Option<&Path>, config: &ModelConfig) -> Result<Vec<Edit>> 
 }
 
 /// The edits of a file, for prompts whose query and demonstrations are known; none without a file.
-pub fn of_prompts(path: Option<&Path>, config: &ModelConfig) -> Result<Vec<Edit>> {
+pub fn of_prompts(path: Option<&Path>, naming: &Naming<'_>) -> Result<Vec<Edit>> {
     let Some(path) = path else { return Ok(Vec::new()) };
-    let edits = Edit::of_file(edits::read(path)?, config.num_hidden_layers)?;
-    config.check_edits(&edits)?;
+    let edits = Edit::of_file(edits::read(path)?, naming)?;
+    naming.config.check_edits(&edits)?;
     Ok(edits)
 }
 

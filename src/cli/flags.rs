@@ -8,7 +8,7 @@ use super::args::Cli;
 use crate::Error;
 
 /// Fields whose flag has another name in every command that has it.
-const RENAMED: [(&str, &str); 17] = [
+const RENAMED: [(&str, &str); 16] = [
     ("accumulation", "gradient-accumulation-steps"),
     ("beams", "num-beams"),
     ("beta1", "adam-beta1"),
@@ -19,7 +19,6 @@ const RENAMED: [(&str, &str); 17] = [
     ("epsilon", "adam-epsilon"),
     ("hidden", "encoder-hidden-size"),
     ("lengths", "num-virtual-tokens"),
-    ("max_rows", "shard-tokens"),
     ("row_budget", "batch-tokens"),
     ("rows", "batch-tokens"),
     ("schedule", "lr-scheduler-type"),

@@ -13,7 +13,7 @@ use crate::formats::adapter::Adapter;
 use crate::formats::generation_config::{self, Decoding, GenerationDefaults};
 use crate::formats::stops::Stops;
 use crate::formats::tokenizer::Tokenizer;
-use crate::hooks::{Edit, EditPlan};
+use crate::hooks::{Edit, EditPlan, Naming};
 use crate::model::{Adaptation, GenerationConfig, Model, Prompt, Sampling};
 use crate::pack::Sequence;
 use crate::{Error, Result};
@@ -23,7 +23,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let adapter = resolve::adapter(args.model.adapter.as_deref(), &files)?;
     let sampling = sampling(args)?;
     let asked = asked(args, &files, sampling)?;
-    let edits = edits::of_texts(args.edit.as_deref(), &files.config)?;
+    let edits = edits::of_texts(args.edit.as_deref(), &Naming::tl(&files.config))?;
     let (tokenizer, prompts) = match (&args.input, args.prompt.as_slice()) {
         (Some(input), _) => {
             let prompts = texts::read(input, &files, args.add_generation_prompt)?;

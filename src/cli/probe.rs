@@ -14,6 +14,7 @@ use super::{Failure, edits, output, report, report_tables};
 use crate::arch::Family;
 use crate::backend::Backend;
 use crate::formats::tokenizer::Tokenizer;
+use crate::hooks::Naming;
 use crate::model::{Layout, LoraShape, Model};
 use crate::probe::arm::Arm;
 use crate::probe::factors::{Factor, Levels};
@@ -241,7 +242,7 @@ impl Job for Probe<'_, '_> {
             Some(model) => model,
             None => Model::new(&mut backend, &files.config, &files.checkpoint)?,
         };
-        let edits = edits::of_prompts(args.edit.as_deref(), &files.config)?;
+        let edits = edits::of_prompts(args.edit.as_deref(), &Naming::tl(&files.config))?;
         let base = Base { name, checkpoint: Some(&files.checkpoint), edits: &edits };
         let mut bars = Bars::default();
         let found = run_conditions(&mut backend, &mut model, base, &conditions, &mut |p| bars.show(p));

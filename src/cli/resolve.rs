@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::args::{CheckpointArgs, CommonArgs, LoraArgs, OptimArgs, RegularizationArgs};
 use super::output;
 use crate::arch::{Dtype, Family, ModelConfig};
+use crate::backend::Backend;
 use crate::formats::adapter::{self, Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, Slot};
 use crate::formats::atomic;
 use crate::formats::embedded;
@@ -299,11 +300,46 @@ pub fn seeds(first: u64, count: u64) -> Result<Vec<u64>> {
     Ok((first..end).collect())
 }
 
+/// What a computation ran on, in place of `auto`.
+pub struct Used {
+    /// `cpu`, or `cuda:N`.
+    pub device: String,
+    /// The dtype of the matrix products, as a flag has it.
+    pub dtype: String,
+    /// CPU threads.
+    pub threads: usize,
+}
+
+impl Used {
+    /// What a job runs on, asked inside it.
+    pub fn of<B: Backend>(backend: &B) -> Self {
+        let name = backend.name();
+        let (device, dtype) = name.split_once(' ').unwrap_or((&name, "auto"));
+        Self { device: device.to_owned(), dtype: dtype.to_owned(), threads: rayon::current_num_threads() }
+    }
+}
+
 /// Writes the resolved configuration beside the outputs, in the form that `--config` reads.
 pub fn write_config(out: &Path, command: &str, args: &impl Serialize) -> Result<()> {
+    write_keys(out, command, args, [])
+}
+
+/// The same with what was used of what may have been left to choose.
+pub fn write_used_config(out: &Path, command: &str, args: &impl Serialize, used: &Used) -> Result<()> {
+    let (device, dtype) = (used.device.as_str().into(), used.dtype.as_str().into());
+    write_keys(out, command, args, [("device", device), ("dtype", dtype), ("threads", used.threads.into())])
+}
+
+fn write_keys<const N: usize>(
+    out: &Path,
+    command: &str,
+    args: &impl Serialize,
+    used: [(&str, Value); N],
+) -> Result<()> {
     let path = out.join(CONFIG_FILE);
     let mut keys: BTreeMap<String, Value> =
         serde_json::to_value(args).and_then(serde_json::from_value).map_err(Error::file(&path))?;
+    keys.extend(used.map(|(key, value)| (key.to_owned(), value)));
     keys.retain(|_, value| !value.is_null());
     let yaml = serde_norway::to_string(&keys).map_err(Error::file(&path))?;
     atomic::write(&path, format!("# llamaprobe {} {command}\n{yaml}", env!("CARGO_PKG_VERSION")).as_bytes())

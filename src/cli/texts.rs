@@ -4,14 +4,25 @@ use std::path::Path;
 
 use super::resolve::ModelFiles;
 use crate::arch::ModelConfig;
+use crate::formats::atomic;
 use crate::formats::jsonl::{self, Example};
 use crate::formats::tokenizer::Tokenizer;
+use crate::hash::digest;
 use crate::{Error, Result};
 
 /// The token ids of every row of a file of `{"text"}`, `{"messages"}` or `{"input_ids"}`. Messages go through the chat
 /// template, whose text has all special tokens itself; with `add_generation_prompt` it ends where the assistant begins
 /// to speak.
 pub fn read(path: &Path, files: &ModelFiles, add_generation_prompt: bool) -> Result<Vec<Vec<u32>>> {
+    read_with_tokenizer(path, files, add_generation_prompt).map(|(docs, _)| docs)
+}
+
+/// The same, with the name and digest of the tokenizer's file, if there was anything for it to do.
+pub fn read_with_tokenizer(
+    path: &Path,
+    files: &ModelFiles,
+    add_generation_prompt: bool,
+) -> Result<(Vec<Vec<u32>>, Option<String>)> {
     let rows = jsonl::examples(path)?;
     // Ids need no tokenizer, and a model may have none.
     let texts = rows.iter().any(|row| !matches!(row.example, Example::Ids { .. }));
@@ -31,7 +42,16 @@ pub fn read(path: &Path, files: &ModelFiles, add_generation_prompt: bool) -> Res
         };
         docs.push(check_ids(ids, &location, &files.config)?);
     }
-    Ok(docs)
+    Ok((docs, tokenizer.map(|tokenizer| identity(&tokenizer)).transpose()?))
+}
+
+/// The name of a tokenizer's file, and the digest of what is in it.
+fn identity(tokenizer: &Tokenizer) -> Result<String> {
+    let path = tokenizer.path();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let Some(bytes) = atomic::read_if_there(path)? else { return Ok(name.into_owned()) };
+    let hex: String = digest([bytes.as_slice()]).iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("{name} sha256:{hex}"))
 }
 
 /// The token ids of a text; `location` names it in errors.

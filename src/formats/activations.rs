@@ -1,9 +1,12 @@
 //! Files of captured activations: one row per token, written while the model runs.
 //!
 //! A file `NAME.safetensors` holds for each site a tensor `[tokens, width]` and for each label column (such as
-//! `doc_id`, `pos`, `token_id`) an i64 tensor `[tokens]`; row i of all of them belongs to one token. With a limit of
-//! rows it becomes shards `NAME-00001-of-0000N.safetensors` with `NAME.safetensors.index.json`; a tensor's part in
-//! shard k is named `{tensor}/{k:05}`, and the index's `weight_map` names the file of each part.
+//! `doc_id`, `pos`, `token_id`) an i64 tensor `[tokens]`; row i of all of them belongs to one token. In shards
+//! `NAME-00001-of-0000N.safetensors` each file has all tensors, with some of the rows, under the same names. Beside them lies
+//! `NAME.safetensors.index.json`. Its `weight_map` must name one file for each key, so that the part of a tensor in shard k
+//! has the key `{tensor}/{k:05}` there: who loads every file of the map (as transformers does) finds them all, and who looks
+//! up a tensor's name finds none rather than a part. `metadata.shards` has the rows of each file. Files of version 0.1 had these
+//! keys as names in the shards too, and are read.
 //!
 //! Rows are written to disk at once; only small buffers are in memory. A file gets its name when it is
 //! complete, the index comes last, and what an abandoned writer had finished is removed.
@@ -31,13 +34,22 @@ pub struct Layout {
     pub sites: Vec<(String, usize)>,
     /// Label columns of i64.
     pub labels: Vec<String>,
-    /// Rows of the whole, over all shards.
-    pub rows: usize,
+    /// The files: one, or the shards in order.
+    pub files: Vec<FileLayout>,
+    /// Whether the files are shards with an index, even if there is only one.
+    pub sharded: bool,
     /// Type of the activations in the file: F32, F16 or BF16 (rounded to nearest even).
     pub dtype: Dtype,
-    /// Most rows of one file; `None` for a single file.
-    pub max_rows: Option<usize>,
-    /// The header's `__metadata__`, such as the model's name.
+    /// The `__metadata__` of every file's header, such as the model's name.
+    pub metadata: Vec<(String, String)>,
+}
+
+/// What one of the files will hold.
+#[derive(Clone, Debug, Default)]
+pub struct FileLayout {
+    /// Rows.
+    pub rows: usize,
+    /// What its `__metadata__` have beside those of every file.
     pub metadata: Vec<(String, String)>,
 }
 
@@ -59,7 +71,8 @@ pub struct ActivationWriter {
     /// Open shards by number.
     open: HashMap<usize, TensorFile>,
     finished: Vec<PathBuf>,
-    shards: usize,
+    /// Rows of all files up to each one's end.
+    ends: Vec<usize>,
     scratch: Vec<u8>,
     done: bool,
 }
@@ -68,15 +81,17 @@ impl ActivationWriter {
     /// Starts the file `path`, which ends in `.safetensors`.
     ///
     /// # Errors
-    /// A dtype other than F32, F16 and BF16, a row limit of zero, a repeated name, or a file that cannot be made.
+    /// A dtype other than F32, F16 and BF16, a repeated name, or a file that cannot be made.
+    ///
+    /// # Panics
+    /// Without a file, or with several that are not shards.
     pub fn create(path: impl AsRef<Path>, layout: Layout) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         if !matches!(layout.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             return Err(Error::argument("store dtype", "F32, F16 or BF16", layout.dtype));
         }
-        if layout.max_rows == Some(0) {
-            return Err(Error::argument("max_rows", "at least 1", 0));
-        }
+        let count = layout.files.len();
+        assert!(count == 1 || (count > 0 && layout.sharded), "an activation file of {count} parts");
         if path.extension().is_none_or(|e| e != "safetensors") {
             return Err(Error::argument("output", "a name that ends in .safetensors", path.display()));
         }
@@ -93,9 +108,13 @@ impl ActivationWriter {
                 return Err(Error::argument("site", "each name once", &column.name));
             }
         }
-        let shards = layout.max_rows.map_or(1, |max| layout.rows.div_ceil(max)).max(1);
+        let ends = layout.files.iter().scan(0, |end, file| {
+            *end += file.rows;
+            Some(*end)
+        });
+        let ends = ends.collect();
         let (open, finished, scratch) = (HashMap::new(), Vec::new(), Vec::new());
-        let mut writer = Self { path, layout, columns, index, open, finished, shards, scratch, done: false };
+        let mut writer = Self { path, layout, columns, index, open, finished, ends, scratch, done: false };
         // The first file at once: a directory that cannot be written to is found before the model runs.
         writer.shard(0)?;
         Ok(writer)
@@ -155,7 +174,7 @@ impl ActivationWriter {
     /// When rows are missing.
     pub fn finish(mut self) -> Result<PathBuf> {
         for column in &self.columns {
-            let (name, rows, expected) = (&column.name, column.rows, self.layout.rows);
+            let (name, rows, expected) = (&column.name, column.rows, self.total());
             assert!(rows == expected, "finish: {name} has {rows} rows of {expected}");
         }
         let mut open: Vec<usize> = self.open.keys().copied().collect();
@@ -163,7 +182,7 @@ impl ActivationWriter {
         for shard in open {
             self.close(shard)?;
         }
-        let result = if self.layout.max_rows.is_some() { self.write_index()? } else { self.path.clone() };
+        let result = if self.layout.sharded { self.write_index()? } else { self.path.clone() };
         self.done = true;
         Ok(result)
     }
@@ -175,18 +194,15 @@ impl ActivationWriter {
         assert!(width > 0 && bytes.len().is_multiple_of(width), "{name}: {} bytes, rows of {width}", bytes.len());
         while !bytes.is_empty() {
             let at = self.columns[i].rows;
-            let limit = self.layout.max_rows.unwrap_or(self.layout.rows).max(1);
-            let shard = at / limit;
-            let room = limit.min(self.layout.rows - shard * limit) - at % limit;
-            assert!(at < self.layout.rows, "{name}: more than {} rows", self.layout.rows);
-            let n = room.min(bytes.len() / width);
+            assert!(at < self.total(), "{name}: more than {} rows", self.total());
+            let shard = self.ends.partition_point(|&end| end <= at);
+            let end = self.ends[shard];
+            let n = (end - at).min(bytes.len() / width);
             let (now, later) = bytes.split_at(n * width);
-            let part = self.part(name, shard);
-            self.shard(shard)?.append(&part, now)?;
+            self.shard(shard)?.append(name, now)?;
             self.columns[i].rows += n;
-            let end = (shard * limit + limit).min(self.layout.rows);
             // A shard is done before the whole is; a single file gets its name in `finish`.
-            if self.layout.max_rows.is_some() && self.columns.iter().all(|c| c.rows >= end) {
+            if self.layout.sharded && self.columns.iter().all(|c| c.rows >= end) {
                 self.close(shard)?;
             }
             bytes = later;
@@ -194,27 +210,28 @@ impl ActivationWriter {
         Ok(())
     }
 
-    fn part(&self, name: &str, shard: usize) -> String {
-        if self.layout.max_rows.is_some() { format!("{name}/{:05}", shard + 1) } else { name.to_string() }
+    /// Rows of all files.
+    fn total(&self) -> usize {
+        self.ends.last().copied().unwrap_or(0)
     }
 
     fn file(&self, shard: usize) -> PathBuf {
-        if self.layout.max_rows.is_none() {
+        if !self.layout.sharded {
             return self.path.clone();
         }
         let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
-        self.path.with_file_name(format!("{stem}-{:05}-of-{:05}.safetensors", shard + 1, self.shards))
+        self.path.with_file_name(format!("{stem}-{:05}-of-{:05}.safetensors", shard + 1, self.ends.len()))
     }
 
     fn shard(&mut self, shard: usize) -> Result<&mut TensorFile> {
         if !self.open.contains_key(&shard) {
-            let limit = self.layout.max_rows.unwrap_or(self.layout.rows);
-            let rows = limit.min(self.layout.rows - shard * limit);
-            let spec =
-                |name: &str, dtype: Dtype, shape: Vec<usize>| TensorSpec { name: self.part(name, shard), dtype, shape };
-            let sites = self.layout.sites.iter().map(|(name, width)| spec(name, self.layout.dtype, vec![rows, *width]));
-            let labels = self.layout.labels.iter().map(|name| spec(name, Dtype::I64, vec![rows]));
-            let metadata: Vec<_> = self.layout.metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            let FileLayout { rows, metadata } = &self.layout.files[shard];
+            let spec = |name: &str, dtype: Dtype, shape: Vec<usize>| TensorSpec { name: name.to_owned(), dtype, shape };
+            let sites =
+                self.layout.sites.iter().map(|(name, width)| spec(name, self.layout.dtype, vec![*rows, *width]));
+            let labels = self.layout.labels.iter().map(|name| spec(name, Dtype::I64, vec![*rows]));
+            let metadata = self.layout.metadata.iter().chain(metadata);
+            let metadata: Vec<_> = metadata.map(|(k, v)| (k.as_str(), v.as_str())).collect();
             let file = TensorFile::create(self.file(shard), sites.chain(labels).collect(), &metadata)?;
             self.open.insert(shard, file);
         }
@@ -230,18 +247,19 @@ impl ActivationWriter {
     }
 
     fn write_index(&mut self) -> Result<PathBuf> {
-        let mut map = Map::new();
-        let mut size = 0;
-        for column in &self.columns {
-            size += column.width * column.rows;
-            for shard in 0..self.shards {
-                let file = self.file(shard);
-                let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                map.insert(self.part(&column.name, shard), Value::String(name));
+        let (mut map, mut shards, mut first) = (Map::new(), Vec::new(), 0);
+        for (shard, &end) in self.ends.iter().enumerate() {
+            let file = self.file(shard);
+            let file = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            for column in &self.columns {
+                map.insert(format!("{}/{:05}", column.name, shard + 1), Value::String(file.clone()));
             }
+            shards.push(json!({"file": file, "rows": [first, end]}));
+            first = end;
         }
+        let size: usize = self.columns.iter().map(|column| column.width * column.rows).sum();
         let path = PathBuf::from(format!("{}.index.json", self.path.display()));
-        write_json(&path, &json!({"metadata": {"total_size": size}, "weight_map": map}))?;
+        write_json(&path, &json!({"metadata": {"total_size": size, "shards": shards}, "weight_map": map}))?;
         Ok(path)
     }
 }

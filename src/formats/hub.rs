@@ -124,6 +124,20 @@ fn commit(repository: &Path, revision: &str) -> Result<String> {
     Ok(commit.to_string())
 }
 
+/// The name by which a directory that was found is known elsewhere, without the places of this machine: of a snapshot the
+/// repository and its commit, of another directory its own name.
+pub fn identity(found: &Path) -> (String, Option<String>) {
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let snapshots = found.parent().filter(|dir| dir.ends_with("snapshots"));
+    let repository = snapshots.and_then(Path::parent).and_then(name);
+    match (repository.as_deref().and_then(|name| name.strip_prefix("models--")), name(found)) {
+        (Some(repository), Some(commit)) if is_commit(&commit) => (repository.replacen("--", "/", 1), Some(commit)),
+        (_, Some(name)) => (name, None),
+        // `..`, or the root.
+        (_, None) => (found.canonicalize().ok().as_deref().and_then(name).unwrap_or_default(), None),
+    }
+}
+
 fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }

@@ -59,7 +59,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::{Selection, Site, site};
+use super::{Naming, NormPart, Selection, Site, site};
 use crate::formats::edits::{Action, EditEntry};
 pub use crate::formats::edits::{EditOp, Positions, Values};
 use crate::hash::fnv1a;
@@ -87,12 +87,13 @@ impl Edit {
         Self { hooks, positions, runs: None, op, source: ("edits".to_owned(), "edit".to_owned()) }
     }
 
-    /// The edits of the entries of a file ([`formats::edits::read`](crate::formats::edits::read)), for a model of `depth` layers.
+    /// The edits of the entries of a file ([`formats::edits::read`](crate::formats::edits::read)), whose sites are named so.
     ///
     /// # Errors
     /// `site`: no hook site, or several; `layers`: what a model of this depth has not, or a control vector has no direction
     /// for.
-    pub fn of_file(entries: Vec<EditEntry>, depth: usize) -> Result<Vec<Self>> {
+    pub fn of_file(entries: Vec<EditEntry>, naming: &Naming<'_>) -> Result<Vec<Self>> {
+        let depth = naming.config.num_hidden_layers;
         let mut edits = Vec::new();
         for entry in entries {
             let EditEntry { path, at, site, layers, positions, action } = entry;
@@ -104,7 +105,7 @@ impl Edit {
             };
             let all = layers == "all";
             let layers = site::layers(&layers, depth).map_err(|error| named("layers", error))?;
-            let hooks = Selection::parse(&site, &layers, depth).map_err(|error| named("site", error))?;
+            let hooks = Selection::parse_outputs(&site, &layers, naming).map_err(|error| named("site", error))?;
             let source = (path.clone(), at.clone());
             let edit = |hooks: Selection, op: EditOp| Edit {
                 hooks,
@@ -293,22 +294,22 @@ impl Site {
             self,
             Site::Embed
                 | Site::ResidPre
-                | Site::Ln1Normalized
+                | Site::Norm(_, NormPart::Out)
                 | Site::Q
                 | Site::K
                 | Site::V
                 | Site::RotQ
                 | Site::RotK
                 | Site::Z
+                | Site::AttnRaw
                 | Site::AttnOut
                 | Site::ResidMid
-                | Site::Ln2Normalized
                 | Site::MlpPre
                 | Site::MlpPreLinear
                 | Site::MlpPost
+                | Site::MlpRaw
                 | Site::MlpOut
                 | Site::ResidPost
-                | Site::FinalNorm
         )
     }
 }

@@ -49,11 +49,11 @@
 //! assert_eq!(largest.0.len(), 2);
 //!
 //! // Ready-made taps copy rows, or leave one vector per sequence, at hooks asked for by name.
-//! use llamaprobe::hooks::{Record, Reduce, Reduction, Selection};
-//! let hooks = Selection::parse("resid_post,ln_final.hook_normalized", &[0, 1], model.config.num_hidden_layers)?;
+//! use llamaprobe::hooks::{Naming, Record, Reduce, Reduction, Selection};
+//! let hooks = Selection::parse("resid_post,ln_final.hook_out", &[0, 1], &Naming::tl(&model.config))?;
 //! let mut last = Record::new(hooks.clone(), vec![2]);
 //! model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut last)?;
-//! assert_eq!(last.get(Site::FinalNorm, 0).map(<[f32]>::len), Some(8));
+//! assert_eq!(last.get(Site::FINAL_NORM, 0).map(<[f32]>::len), Some(8));
 //!
 //! let mut mean = Reduce::new(hooks, Reduction::Mean, vec![vec![0, 1, 2]]);
 //! model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut mean)?;
@@ -66,12 +66,14 @@ use crate::backend::{Backend, HostSlice, Tensor};
 use crate::pack::Pack;
 
 pub mod edit;
+pub mod names;
 pub mod record;
 pub mod site;
 
 pub use edit::{Edit, EditOp, EditPlan, EditRows};
+pub use names::{Names, Naming};
 pub use record::{Record, Reduce, Reduction, take};
-pub use site::{Selection, Site};
+pub use site::{NormPart, NormSite, Selection, Site};
 
 /// A tensor handed to a tap.
 pub struct Tapped<'a, B: Backend> {

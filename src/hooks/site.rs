@@ -1,30 +1,36 @@
 //! The sites of the forward that can be tapped, and the names by which people ask for them.
 //!
-//! Names are TransformerLens's. Each means one formula here, whatever its history elsewhere; N is the number of rows
-//! asked for.
+//! Names are the aliases of TransformerLens 4.3, with its meanings; [`Naming`](super::Naming) knows its canonical names, and which
+//! others are read. N is the number of rows asked for.
 //!
 //! | site | name | formula | shape | buffer |
 //! |---|---|---|---|---|
 //! | [`Site::Embed`] | `hook_embed` | row of the embedding table, or of the soft prompt, as it is | `[N, E]` | Acc |
 //! | [`Site::PosEmbed`] | `hook_pos_embed` | row of the table of learned positions | `[N, C]` | Acc |
 //! | [`Site::ResidPre`] | `blocks.{i}.hook_resid_pre` | residual stream entering block i | `[N, C]` | Acc |
-//! | [`Site::Ln1Scale`] | `blocks.{i}.ln1.hook_scale` | `1 / sqrt(mean((x - m)^2) + eps)`, x = resid_pre | `[N, 1]` | Acc |
-//! | [`Site::Ln1Normalized`] | `blocks.{i}.ln1.hook_normalized` | norm's output, weight and bias applied | `[N, C]` | Compute |
+//! | [`Site::Norm`] of [`NormSite::Ln1`] | `blocks.{i}.ln1.hook_scale` | `sqrt(mean((x - m)^2) + eps)`, x = resid_pre | `[N, 1]` | Acc |
+//! | | `blocks.{i}.ln1.hook_normalized` | `(x - m) / scale`, before weight and bias | `[N, C]` | Compute |
+//! | | `blocks.{i}.ln1.hook_out` | the norm's output, weight and bias applied | `[N, C]` | Compute |
+//! | | `blocks.{i}.ln1.hook_rstd` | `1 / scale` | `[N, 1]` | Acc |
 //! | [`Site::Q`], [`Site::K`], [`Site::V`] | `blocks.{i}.attn.hook_q` … | projections with bias and adapter, before the rotation | `[N, H D]`, `[N, K D]` | Compute |
 //! | [`Site::RotQ`], [`Site::RotK`] | `blocks.{i}.attn.hook_rot_q` … | after the rotation | as q, k | Compute |
 //! | [`Site::AttnScores`] | `blocks.{i}.attn.hook_attn_scores` | `q k^T * scale` less ALiBi's `slope * distance`, by position of the path, `-inf` after it | `[N, H T]` | Acc |
 //! | [`Site::Pattern`] | `blocks.{i}.attn.hook_pattern` | softmax of the scores, 0 after the path | `[N, H T]` | Acc |
 //! | [`Site::Z`] | `blocks.{i}.attn.hook_z` | pattern-weighted values, by head | `[N, H D]` | Compute |
 //! | [`Site::Result`] | `blocks.{i}.attn.hook_result` | each head's share of the output projection, without bias and adapter | `[N, H C]` | Compute |
-//! | [`Site::AttnOut`] | `blocks.{i}.hook_attn_out` | output projection of z, with bias and adapter | `[N, C]` | Compute |
+//! | [`Site::Norm`] of [`NormSite::Q`], [`NormSite::K`] | `blocks.{i}.attn.q_norm.hook_out` … | as ln1, x = q or k, head by head (OLMo: a row's heads together), before the rotation | as q, k; `[N, H]` | |
+//! | [`Site::AttnRaw`] | `blocks.{i}.attn.o.hook_out` | output projection of z, with bias and adapter, where it is normed then | `[N, C]` | Compute |
+//! | [`Site::Norm`] of [`NormSite::Ln1Post`] | `blocks.{i}.ln1_post.hook_scale` … | as ln1, x = that; its output is attn_out | | |
+//! | [`Site::AttnOut`] | `blocks.{i}.hook_attn_out` | what is added to the stream: the output projection of z, normed where the model does so | `[N, C]` | Compute |
 //! | [`Site::ResidMid`] | `blocks.{i}.hook_resid_mid` | resid_pre + attn_out | `[N, C]` | Acc |
-//! | [`Site::Ln2Scale`], [`Site::Ln2Normalized`] | `blocks.{i}.ln2.hook_scale` … | as ln1, x = resid_mid | | |
+//! | [`Site::Norm`] of [`NormSite::Ln2`] | `blocks.{i}.ln2.hook_scale` … | as ln1, x = resid_mid | | |
 //! | [`Site::MlpPre`] | `blocks.{i}.mlp.hook_pre` | what the activation reads: the gate projection, or the up projection of an MLP without a gate | `[N, F]` | Compute |
 //! | [`Site::MlpPreLinear`] | `blocks.{i}.mlp.hook_pre_linear` | up projection beside a gate | `[N, F]` | Compute |
-//! | [`Site::MlpPost`] | `blocks.{i}.mlp.hook_post` | silu(gate) * up, or f(up) | `[N, F]` | Compute |
-//! | [`Site::MlpOut`] | `blocks.{i}.hook_mlp_out` | down projection, with bias and adapter | `[N, C]` | Compute |
-//! | [`Site::ResidPost`] | `blocks.{i}.hook_resid_post` | resid_mid + mlp_out | `[N, C]` | Acc |
-//! | [`Site::FinalScale`], [`Site::FinalNorm`] | `ln_final.hook_scale`, `ln_final.hook_normalized` | as ln1, x = last resid_post | | |
+//! | [`Site::MlpPost`] | `blocks.{i}.mlp.hook_post` | f(gate) * up, or f(up) | `[N, F]` | Compute |
+//! | [`Site::MlpRaw`], [`NormSite::Ln2Post`] | `blocks.{i}.mlp.out.hook_out`, `blocks.{i}.ln2_post.hook_scale` … | as of attention | | |
+//! | [`Site::MlpOut`] | `blocks.{i}.hook_mlp_out` | what is added to the stream: the down projection, with bias and adapter, normed where the model does so | `[N, C]` | Compute |
+//! | [`Site::ResidPost`] | `blocks.{i}.hook_resid_post` | resid_mid + mlp_out; in parallel blocks, which have no resid_mid, resid_pre + attn_out + mlp_out | `[N, C]` | Acc |
+//! | [`Site::Norm`] of [`NormSite::Final`] | `ln_final.hook_scale` … | as ln1, x = last resid_post | | |
 //! | [`Site::Logits`] | `logits` | final norm times the head | `[N, V]` | Acc |
 //! | [`Site::LoraA`] | `blocks.{i}.{q_proj…}.hook_lora_a` | A x | `[N, R]` | Acc |
 //! | [`Site::LoraDelta`] | `blocks.{i}.{q_proj…}.hook_lora_delta` | scale B A x | `[N, out]` | Acc |
@@ -32,15 +38,75 @@
 //! A name means the same in every family. m is the mean of x for a layer norm, 0 for an RMS norm. E is the width of the
 //! embedding table; the stream that enters block 0 is that row, projected to C or normed where the model does so, plus
 //! its learned position. In post-norm models (OPT-350m) ln1 reads resid_pre + attn_out and resid_mid is its output, ln2 reads
-//! resid_mid + mlp_out and resid_post is its output: the sites stay what flows between the sublayers. `ln_final.hook_normalized` of a model without a final norm is its last resid_post. Adapters of a module
+//! resid_mid + mlp_out and resid_post is its output: the sites stay what flows between the sublayers. `ln_final.hook_out` of a model without a final norm is its last resid_post. Adapters of a module
 //! that a checkpoint fuses appear at the projections that it consists of, by the names above. A site that a family lacks
-//! (rotation, gate, learned positions, the scale of an absent norm) is an error by name.
-//!
-//! Note the `hook_scale` sites: TransformerLens gives the denominator, here it is the factor that multiplies.
+//! (rotation, gate, learned positions, the scale of an absent norm) is an error by name. `hook_rstd` is a name of ours, as those
+//! of adapters are.
 
 use crate::arch::Projection;
-use crate::error::nearest;
 use crate::{Error, Result};
+
+/// A norm of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NormSite {
+    /// Of a block's attention.
+    Ln1,
+    /// Of a block's MLP.
+    Ln2,
+    /// Of the attention's output, where there is one.
+    Ln1Post,
+    /// Of the MLP's output, where there is one.
+    Ln2Post,
+    /// Of queries, where there is one.
+    Q,
+    /// Of keys.
+    K,
+    /// Before the head.
+    Final,
+}
+
+impl NormSite {
+    /// TransformerLens's name of the module, without a block.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ln1 => "ln1",
+            Self::Ln2 => "ln2",
+            Self::Ln1Post => "ln1_post",
+            Self::Ln2Post => "ln2_post",
+            Self::Q => "attn.q_norm",
+            Self::K => "attn.k_norm",
+            Self::Final => "ln_final",
+        }
+    }
+}
+
+/// What a norm of x makes; m is the mean of x for a layer norm, 0 for an RMS norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NormPart {
+    /// `1 / scale`.
+    Rstd,
+    /// `sqrt(mean((x - m)^2) + eps)`.
+    Scale,
+    /// `(x - m) / scale`.
+    Normalized,
+    /// That after weight and bias.
+    Out,
+}
+
+impl NormPart {
+    /// All, in the order of the forward.
+    pub const ALL: [Self; 4] = [Self::Rstd, Self::Scale, Self::Normalized, Self::Out];
+
+    /// The name of the hook, by TransformerLens 4.3's meanings.
+    pub fn hook(self) -> &'static str {
+        match self {
+            Self::Rstd => "hook_rstd",
+            Self::Scale => "hook_scale",
+            Self::Normalized => "hook_normalized",
+            Self::Out => "hook_out",
+        }
+    }
+}
 
 /// A site of the forward; the module's documentation gives each one's formula.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,8 +115,7 @@ pub enum Site {
     Embed,
     PosEmbed,
     ResidPre,
-    Ln1Scale,
-    Ln1Normalized,
+    Norm(NormSite, NormPart),
     Q,
     K,
     V,
@@ -60,67 +125,60 @@ pub enum Site {
     Pattern,
     Z,
     Result,
+    AttnRaw,
     AttnOut,
     ResidMid,
-    Ln2Scale,
-    Ln2Normalized,
     MlpPre,
     MlpPreLinear,
     MlpPost,
+    MlpRaw,
     MlpOut,
     ResidPost,
-    FinalScale,
-    FinalNorm,
     Logits,
     LoraA(Projection),
     LoraDelta(Projection),
 }
 
-/// The sites of a block without an adapter's, in the order of the forward.
-const BLOCK: [Site; 20] = [
-    Site::ResidPre,
-    Site::Ln1Scale,
-    Site::Ln1Normalized,
-    Site::Q,
-    Site::K,
-    Site::V,
-    Site::RotQ,
-    Site::RotK,
-    Site::AttnScores,
-    Site::Pattern,
-    Site::Z,
-    Site::Result,
-    Site::AttnOut,
-    Site::ResidMid,
-    Site::Ln2Scale,
-    Site::Ln2Normalized,
-    Site::MlpPre,
-    Site::MlpPreLinear,
-    Site::MlpPost,
-    Site::MlpOut,
-];
-
 impl Site {
+    /// Output of the norm of a block's attention.
+    pub const LN1_OUT: Self = Self::Norm(NormSite::Ln1, NormPart::Out);
+    /// Output of the norm of a block's MLP.
+    pub const LN2_OUT: Self = Self::Norm(NormSite::Ln2, NormPart::Out);
+    /// Output of the final norm, or the last residual stream of a model without one.
+    pub const FINAL_NORM: Self = Self::Norm(NormSite::Final, NormPart::Out);
+
     /// Every site, in the order of the forward.
-    pub fn all() -> Vec<Site> {
-        let mut all = vec![Site::Embed, Site::PosEmbed];
-        all.extend(BLOCK);
-        all.push(Site::ResidPost);
-        for target in Projection::ALL {
-            all.extend([Site::LoraA(target), Site::LoraDelta(target)]);
-        }
-        all.extend([Site::FinalScale, Site::FinalNorm, Site::Logits]);
+    pub fn all() -> Vec<Self> {
+        let norm = |at| NormPart::ALL.map(|part| Self::Norm(at, part));
+        let mut all = vec![Self::Embed, Self::PosEmbed, Self::ResidPre];
+        all.extend(norm(NormSite::Ln1));
+        // The output of a sublayer's output norm is the sublayer's.
+        let of_output =
+            |at| NormPart::ALL.into_iter().filter(|part| *part != NormPart::Out).map(move |p| Self::Norm(at, p));
+        all.extend([Self::Q, Self::K, Self::V]);
+        all.extend(norm(NormSite::Q).into_iter().chain(norm(NormSite::K)));
+        all.extend([Self::RotQ, Self::RotK, Self::AttnScores, Self::Pattern, Self::Z, Self::Result, Self::AttnRaw]);
+        all.extend(of_output(NormSite::Ln1Post));
+        all.extend([Self::AttnOut, Self::ResidMid]);
+        all.extend(norm(NormSite::Ln2));
+        all.extend([Self::MlpPre, Self::MlpPreLinear, Self::MlpPost, Self::MlpRaw]);
+        all.extend(of_output(NormSite::Ln2Post));
+        all.extend([Self::MlpOut, Self::ResidPost]);
+        all.extend(Projection::ALL.into_iter().flat_map(|target| [Self::LoraA(target), Self::LoraDelta(target)]));
+        all.extend(norm(NormSite::Final));
+        all.push(Self::Logits);
         all
     }
 
     /// Whether there is one in each block, rather than one in the model.
     pub fn in_block(self) -> bool {
-        !matches!(self, Site::Embed | Site::PosEmbed | Site::FinalScale | Site::FinalNorm | Site::Logits)
+        !matches!(self, Site::Embed | Site::PosEmbed | Site::Norm(NormSite::Final, _) | Site::Logits)
     }
 
     /// Whether the tensor is not part of a forward and is computed, for the rows asked for, only when tapped.
     pub fn on_demand(self) -> bool {
-        matches!(self, Site::AttnScores | Site::Pattern | Site::Result | Site::Logits | Site::LoraDelta(_))
+        let of_norm = matches!(self, Site::Norm(_, NormPart::Scale | NormPart::Normalized));
+        of_norm || matches!(self, Site::AttnScores | Site::Pattern | Site::Result | Site::Logits | Site::LoraDelta(_))
     }
 
     /// The name without a block: `hook_resid_post`, `attn.hook_q`.
@@ -129,8 +187,6 @@ impl Site {
             Site::Embed => "hook_embed",
             Site::PosEmbed => "hook_pos_embed",
             Site::ResidPre => "hook_resid_pre",
-            Site::Ln1Scale => "ln1.hook_scale",
-            Site::Ln1Normalized => "ln1.hook_normalized",
             Site::Q => "attn.hook_q",
             Site::K => "attn.hook_k",
             Site::V => "attn.hook_v",
@@ -140,18 +196,17 @@ impl Site {
             Site::Pattern => "attn.hook_pattern",
             Site::Z => "attn.hook_z",
             Site::Result => "attn.hook_result",
+            Site::AttnRaw => "attn.o.hook_out",
             Site::AttnOut => "hook_attn_out",
             Site::ResidMid => "hook_resid_mid",
-            Site::Ln2Scale => "ln2.hook_scale",
-            Site::Ln2Normalized => "ln2.hook_normalized",
             Site::MlpPre => "mlp.hook_pre",
             Site::MlpPreLinear => "mlp.hook_pre_linear",
             Site::MlpPost => "mlp.hook_post",
+            Site::MlpRaw => "mlp.out.hook_out",
             Site::MlpOut => "hook_mlp_out",
             Site::ResidPost => "hook_resid_post",
-            Site::FinalScale => "ln_final.hook_scale",
-            Site::FinalNorm => "ln_final.hook_normalized",
             Site::Logits => "logits",
+            Site::Norm(at, part) => return format!("{}.{}", at.name(), part.hook()),
             Site::LoraA(target) => return format!("{}.hook_lora_a", target.name()),
             Site::LoraDelta(target) => return format!("{}.hook_lora_delta", target.name()),
         }
@@ -160,36 +215,33 @@ impl Site {
 
     /// The full name; `layer` counts only for the sites of a block.
     pub fn name(self, layer: usize) -> String {
-        if self.in_block() { format!("blocks.{layer}.{}", self.local()) } else { self.local() }
+        self.in_layer(layer, self.local())
     }
 
-    /// The names by which [`Selection::parse`] knows the site: its own, TransformerLens's short form, and others'.
-    fn spellings(self) -> Vec<String> {
-        let local = self.local();
-        let mut names = vec![local.clone()];
-        let short = match self {
-            Site::Q | Site::K | Site::V | Site::RotQ | Site::RotK | Site::Z | Site::Pattern | Site::Result => {
-                local.strip_prefix("attn.hook_")
-            }
-            Site::AttnScores => Some("attn_scores"),
-            Site::Ln1Scale => Some("scale1"),
-            Site::Ln1Normalized => Some("normalized1"),
-            Site::Ln2Scale => Some("scale2"),
-            Site::Ln2Normalized => Some("normalized2"),
-            Site::MlpPre => Some("mlp_pre"),
-            Site::MlpPreLinear => Some("mlp_pre_linear"),
-            Site::MlpPost => Some("mlp_post"),
-            Site::FinalScale => Some("final_scale"),
-            Site::FinalNorm => Some("final_norm"),
-            Site::Logits => Some("unembed.hook_out"),
-            Site::LoraA(_) | Site::LoraDelta(_) => None,
-            _ => local.strip_prefix("hook_"),
-        };
-        names.extend(short.map(str::to_owned));
-        if self == Site::ResidPost {
-            names.push("hook_out".to_owned()); // TransformerLens 3
+    /// The full name of which `local` is the part without a block.
+    pub(super) fn in_layer(self, layer: usize, local: String) -> String {
+        if self.in_block() { format!("blocks.{layer}.{local}") } else { local }
+    }
+
+    /// The axes into which a row of the site is to be split, in TransformerLens's words.
+    pub fn axes(self) -> &'static str {
+        match self {
+            Site::Q | Site::RotQ | Site::Z => "head d_head",
+            Site::K | Site::V | Site::RotK => "kv_head d_head",
+            Site::AttnScores | Site::Pattern => "head position",
+            Site::Result => "head d_model",
+            Site::Embed => "d_embed",
+            Site::Norm(NormSite::Q, NormPart::Rstd | NormPart::Scale) => "head",
+            Site::Norm(NormSite::K, NormPart::Rstd | NormPart::Scale) => "kv_head",
+            Site::Norm(_, NormPart::Rstd | NormPart::Scale) => "1",
+            Site::Norm(NormSite::Q, _) => "head d_head",
+            Site::Norm(NormSite::K, _) => "kv_head d_head",
+            Site::MlpPre | Site::MlpPreLinear | Site::MlpPost => "d_mlp",
+            Site::Logits => "d_vocab",
+            Site::LoraA(_) => "rank",
+            Site::LoraDelta(_) => "d_out",
+            _ => "d_model",
         }
-        names
     }
 }
 
@@ -211,37 +263,6 @@ impl Selection {
             }
         }
         Self { hooks }.sorted()
-    }
-
-    /// Reads a comma-separated list of names for a model of `depth` layers.
-    ///
-    /// A name is a full one (`blocks.3.hook_resid_post`), a local or short one that stands for each of `layers`
-    /// (`resid_post`), a short one with its layer (`resid_post3`), or `hidden_states[i]` of the `transformers` library:
-    /// the residual stream that enters layer 0 for 0, that after layer i - 1 for i < depth, and the final norm's output for
-    /// i = depth.
-    ///
-    /// # Errors
-    /// A name that is none of these (the nearest is shown), or a layer that does not exist.
-    pub fn parse(names: &str, layers: &[usize], depth: usize) -> Result<Self> {
-        if let Some(layer) = layers.iter().find(|&&layer| layer >= depth) {
-            return Err(Error::argument("layers", format!("layers below {depth}"), layer));
-        }
-        let mut hooks = Vec::new();
-        for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-            let (site, layer) = find(name, depth)?;
-            match (site.in_block(), layer) {
-                (false, _) => hooks.push((site, 0)),
-                (true, Some(layer)) if layer < depth => hooks.push((site, layer)),
-                (true, Some(layer)) => {
-                    return Err(Error::argument("sites", format!("a layer below {depth} in `{name}`"), layer));
-                }
-                (true, None) => hooks.extend(layers.iter().map(|&layer| (site, layer))),
-            }
-        }
-        if hooks.is_empty() {
-            return Err(Error::argument("sites", "at least one site", format!("`{names}`")));
-        }
-        Ok(Self { hooks }.sorted())
     }
 
     /// Whether a hook is chosen.
@@ -269,7 +290,7 @@ impl Selection {
         Some(self.hooks.iter().map(needed).max().unwrap_or(0))
     }
 
-    fn sorted(mut self) -> Self {
+    pub(super) fn sorted(mut self) -> Self {
         let order = Site::all();
         let rank = |site: Site| order.iter().position(|&s| s == site).unwrap_or(order.len());
         let region = |site: Site| match site {
@@ -308,34 +329,4 @@ pub fn layers(text: &str, depth: usize) -> Result<Vec<usize>> {
     layers.sort_unstable();
     layers.dedup();
     Ok(layers)
-}
-
-/// The site of a name, with the layer if the name holds one.
-fn find(name: &str, depth: usize) -> Result<(Site, Option<usize>)> {
-    if let Some(i) = name.strip_prefix("hidden_states[").and_then(|rest| rest.strip_suffix(']')) {
-        return match i.parse::<usize>() {
-            Ok(0) => Ok((Site::ResidPre, Some(0))),
-            Ok(i) if i < depth => Ok((Site::ResidPost, Some(i - 1))),
-            Ok(i) if i == depth => Ok((Site::FinalNorm, None)),
-            _ => Err(Error::argument("sites", format!("hidden_states[0] to hidden_states[{depth}]"), name)),
-        };
-    }
-    let (local, layer) = match name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')) {
-        Some((layer, local)) => match layer.parse() {
-            Ok(layer) => (local, Some(layer)),
-            Err(_) => return Err(Error::argument("sites", "a layer number after `blocks.`", name)),
-        },
-        None => (name, None),
-    };
-    let sites = Site::all();
-    let named = |wanted: &str| sites.iter().copied().find(|site| site.spellings().iter().any(|s| s == wanted));
-    if let Some(site) = named(local) {
-        return Ok((site, layer));
-    }
-    let stem = local.trim_end_matches(|c: char| c.is_ascii_digit());
-    if let (None, Ok(layer), Some(site)) = (layer, local[stem.len()..].parse(), named(stem)) {
-        return Ok((site, Some(layer)));
-    }
-    let nearest = nearest(stem, sites.iter().flat_map(|site| site.spellings())).unwrap_or_default();
-    Err(Error::argument("sites", format!("a hook site (nearest: `{nearest}`)"), format!("`{name}`")))
 }

@@ -4,7 +4,7 @@ use super::activations::{LayerActivations, QkNormInputs, Rotation};
 use super::block::{Block, BlockBwd, Sublayer};
 use super::gradients::{GradientRequest, Gradients};
 use super::kv_cache::Cache;
-use super::norm;
+use super::norm::{self, Normed};
 use super::output_rows::OutputRows;
 use super::param_id::NormAt;
 use super::taps::PassTaps;
@@ -14,8 +14,8 @@ use crate::backend::ops::{
     AttentionBwd, AttentionFwd, AttentionPattern, AttentionResult, Cast, EmbedBwdPrompt, GatherCompute, KvAppend,
     ResidualFwd, RopeBwd, RopeFwd, Widen,
 };
-use crate::backend::{Backend, Len, TensorMut};
-use crate::hooks::{Site, Taps};
+use crate::backend::{Backend, Len, Tensor, TensorMut};
+use crate::hooks::{NormPart, NormSite, Site, Taps};
 
 impl<B: Backend> Block<'_, B> {
     /// `z = attention(norm(resid_pre))` before the output projection, or without the norm where there is none before a
@@ -32,8 +32,7 @@ impl<B: Backend> Block<'_, B> {
         let (config, pack, device) = (self.config, self.input.pack, self.input.device);
         if config.norm_placement.before() {
             self.norm(backend, Sublayer::Attention, &mut saved.attn_in, &mut saved.attn_stats, resid_pre);
-            let sites = [Site::Ln1Scale, Site::Ln1Normalized];
-            self.tap_norm(backend, taps, sites, &saved.attn_stats, &mut saved.attn_in)?;
+            self.tap_norm(backend, taps, NormSite::Ln1, resid_pre, &saved.attn_stats, &mut saved.attn_in)?;
         } else {
             let len = pack.len() * config.hidden_size;
             backend.cast(Cast { out: &mut saved.attn_in, x: resid_pre, len });
@@ -114,11 +113,17 @@ impl<B: Backend> Block<'_, B> {
     ) -> Result<()> {
         let Some(inputs) = qk_norm else { return self.project_heads(backend, taps, [q, k, v], x, lora_xa) };
         self.project_heads(backend, taps, [&mut inputs.q, &mut inputs.k, v], x, lora_xa)?;
-        for (at, out, x, rstd) in [
-            (NormAt::Q(self.layer), q, &inputs.q, &mut inputs.q_rstd),
-            (NormAt::K(self.layer), k, &inputs.k, &mut inputs.k_rstd),
+        for (at, site, out, x, rstd) in [
+            (NormAt::Q(self.layer), NormSite::Q, q, &inputs.q, &mut inputs.q_rstd),
+            (NormAt::K(self.layer), NormSite::K, k, &inputs.k, &mut inputs.k_rstd),
         ] {
-            norm::compute_forward(backend, self.config, out, rstd, x, self.weights.norm(at), self.qk_rows(at));
+            let rows = self.qk_rows(at);
+            norm::compute_forward(backend, self.config, out, rstd, x, self.weights.norm(at), rows);
+            let heads = rows.rows / self.input.pack.len();
+            let normed = Normed { x: Tensor::Compute(x), rstd, heads, width: rows.width };
+            norm::tap(backend, self.config, taps, site, normed)?;
+            let width = heads * rows.width;
+            taps.edit(backend, Site::Norm(site, NormPart::Out), TensorMut::Compute(out), width)?;
         }
         Ok(())
     }
@@ -177,7 +182,7 @@ impl<B: Backend> Block<'_, B> {
                 longest,
                 normalized,
             });
-            taps.tap_rows(backend, site, &out, dims.heads * longest, &rows)?;
+            taps.tap_rows(backend, site, Tensor::Acc(&out), dims.heads * longest, &rows)?;
         }
         Ok(())
     }
@@ -205,7 +210,7 @@ impl<B: Backend> Block<'_, B> {
             head_dim,
             width,
         });
-        taps.tap_rows(backend, Site::Result, &out, heads * width, &rows)
+        taps.tap_rows(backend, Site::Result, Tensor::Acc(&out), heads * width, &rows)
     }
 
     /// From `z` to the middle residual stream: output projection, its norm, `+ stream`, post-norm. `narrowed` says that the block runs
@@ -228,7 +233,7 @@ impl<B: Backend> Block<'_, B> {
             None => self.project(backend, taps, Projection::O, attn_out, lora_xa, z)?,
             Some([input, _]) => {
                 self.project(backend, taps, Projection::O, &mut input.x, lora_xa, z)?;
-                self.output_norm(backend, Sublayer::Attention, attn_out, input);
+                self.output_norm(backend, taps, Sublayer::Attention, attn_out, input)?;
             }
         }
         taps.edit(backend, Site::AttnOut, TensorMut::Compute(attn_out), width)?;
@@ -237,7 +242,7 @@ impl<B: Backend> Block<'_, B> {
             Some([sum, _]) => {
                 backend.residual_fwd(ResidualFwd { out: &mut *sum, a: stream, b: attn_out, len });
                 self.norm(backend, Sublayer::Attention, mlp_in, attn_stats, sum);
-                self.tap_norm(backend, taps, [Site::Ln1Scale, Site::Ln1Normalized], attn_stats, mlp_in)?;
+                self.tap_norm(backend, taps, NormSite::Ln1, sum, attn_stats, mlp_in)?;
                 backend.widen(Widen { out: &mut *resid_mid, x: mlp_in, len });
             }
         }
@@ -272,14 +277,14 @@ impl<B: Backend> BlockBwd<'_, B> {
         if !config.parallel {
             self.edits(backend, Site::ResidMid, outputs, TensorMut::Acc(&mut grads.d_resid), width);
             if config.norm_placement == NormPlacement::Post {
-                self.edits(backend, Site::Ln1Normalized, outputs, TensorMut::Acc(&mut grads.d_resid), width);
+                self.edits(backend, Site::LN1_OUT, outputs, TensorMut::Acc(&mut grads.d_resid), width);
             }
             self.post_norm(backend, grads, request, Sublayer::Attention);
             let len = self.block.input.pack.len() * width;
             backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len });
         }
         self.edits(backend, Site::AttnOut, outputs, TensorMut::Compute(&mut grads.d_out), width);
-        self.output_norm(backend, grads, request, Sublayer::Attention);
+        self.output_norm(backend, grads, request, Sublayer::Attention, outputs);
         let (d_z, z) = match output {
             None => (&mut grads.d_z, &self.saved.z),
             Some(output) => {
@@ -346,7 +351,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         }
         if below && before {
             let d_norm = TensorMut::Acc(&mut grads.d_norm);
-            self.edits(backend, Site::Ln1Normalized, false, d_norm, config.hidden_size);
+            self.edits(backend, Site::LN1_OUT, false, d_norm, config.hidden_size);
             let resid_pre = &self.acts.resid[self.acts.resid_slot(layer)];
             self.pre_norm(backend, grads, request, Sublayer::Attention, Some(resid_pre));
         }

@@ -3,7 +3,7 @@
 use super::activations::{Activations, LayerActivations, OutputNormInput, QkNormInputs};
 use super::gradients::{GradientRequest, Gradients};
 use super::input::Input;
-use super::norm::{self, NormBwd, NormRows, Stats};
+use super::norm::{self, NormBwd, NormRows, Normed, Stats};
 use super::param_id::{NormAt, ParamId};
 use super::taps::PassTaps;
 use super::weights::{Layer, Norm};
@@ -13,7 +13,7 @@ use crate::backend::ops::{
     LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LoraBwd, LoraDelta, LoraFwd, Zero,
 };
 use crate::backend::{Backend, Tensor, TensorMut};
-use crate::hooks::{Site, Taps};
+use crate::hooks::{NormPart, NormSite, Site, Taps};
 
 /// A block, over the rows of `input`.
 pub(super) struct Block<'a, B: Backend> {
@@ -62,15 +62,19 @@ impl<B: Backend> Block<'_, B> {
     }
 
     /// `out [N, C] = norm(input.x)`, by the norm of the sublayer's output.
-    pub fn output_norm(
+    pub fn output_norm<T: Taps<B>>(
         &self,
         backend: &mut B,
+        taps: &mut PassTaps<'_, B, T>,
         sublayer: Sublayer,
         out: &mut B::Compute,
         OutputNormInput { x, rstd }: &mut OutputNormInput<B>,
-    ) {
-        let norm = self.weights.norm(sublayer.output_norm(self.layer));
+    ) -> Result<()> {
+        let (norm, width) = (self.weights.norm(sublayer.output_norm(self.layer)), self.config.hidden_size);
+        taps.edit(backend, sublayer.raw_site(), TensorMut::Compute(&mut *x), width)?;
         norm::compute_forward(backend, self.config, out, rstd, x, norm, self.stream_rows());
+        let normed = Normed { x: Tensor::Compute(x), rstd, heads: 1, width };
+        norm::tap(backend, self.config, taps, sublayer.output_norm_site(), normed)
     }
 
     /// The rows of the residual stream.
@@ -85,17 +89,19 @@ impl<B: Backend> Block<'_, B> {
         NormRows { rows: rows * (all / width), width }
     }
 
-    /// Hands a norm's factors and its output over, which may be edited.
+    /// Hands over what a norm makes of `x [N, C]`, of which the output may be edited.
     pub fn tap_norm<T: Taps<B>>(
         &self,
         backend: &mut B,
         taps: &mut PassTaps<'_, B, T>,
-        [scale, normalized]: [Site; 2],
+        at: NormSite,
+        x: &B::Acc,
         stats: &Stats<B>,
         out: &mut B::Compute,
     ) -> Result<()> {
-        taps.tap(backend, scale, Tensor::Acc(&stats.rstd), 1)?;
-        taps.edit(backend, normalized, TensorMut::Compute(out), self.config.hidden_size)
+        let normed = Normed { x: Tensor::Acc(x), rstd: &stats.rstd, heads: 1, width: self.config.hidden_size };
+        norm::tap(backend, self.config, taps, at, normed)?;
+        taps.edit(backend, Site::Norm(at, NormPart::Out), TensorMut::Compute(out), self.config.hidden_size)
     }
 }
 
@@ -112,6 +118,22 @@ impl Sublayer {
         match self {
             Self::Attention => NormAt::Attn(layer),
             Self::Mlp => NormAt::Mlp(layer),
+        }
+    }
+
+    /// The site of the norm of its output.
+    pub const fn output_norm_site(self) -> NormSite {
+        match self {
+            Self::Attention => NormSite::Ln1Post,
+            Self::Mlp => NormSite::Ln2Post,
+        }
+    }
+
+    /// The site of its output before that norm.
+    pub const fn raw_site(self) -> Site {
+        match self {
+            Self::Attention => Site::AttnRaw,
+            Self::Mlp => Site::MlpRaw,
         }
     }
 
@@ -154,13 +176,14 @@ impl<B: Backend> BlockBwd<'_, B> {
         (at, weights.norm(at), stats[sublayer as usize])
     }
 
-    /// Through the norm of a sublayer's output, where there is one: `d_out` in place.
+    /// Through the norm of a sublayer's output, where there is one: `d_out` in place. `outputs` as in [`BlockBwd::edits`].
     pub fn output_norm(
         &self,
         backend: &mut B,
         grads: &mut Gradients<B>,
         request: &mut GradientRequest<'_, B>,
         sublayer: Sublayer,
+        outputs: bool,
     ) {
         let Some(inputs) = &self.saved.output_norms else { return };
         let Block { config, weights, layer, .. } = self.block;
@@ -168,15 +191,19 @@ impl<B: Backend> BlockBwd<'_, B> {
         let (d_x, d_weight) = (&mut grads.d_out, request.weight(ParamId::Norm(at)));
         let (norm, rows) = (weights.norm(at), self.block.stream_rows());
         norm::compute_backward(backend, config, d_x, d_weight, (x, rstd), norm, rows);
+        self.edits(backend, sublayer.raw_site(), outputs, TensorMut::Compute(&mut grads.d_out), config.hidden_size);
     }
 
     /// Through the norms of queries and keys, where there are any: `d_q` and `d_k` in place.
     pub fn qk_norm(&self, backend: &mut B, grads: &mut Gradients<B>, request: &mut GradientRequest<'_, B>) {
         let Some(QkNormInputs { q, k, q_rstd, k_rstd }) = &self.saved.qk_norm else { return };
         let Block { config, weights, layer, .. } = self.block;
-        for (at, d_x, input) in
-            [(NormAt::Q(layer), &mut grads.d_q, (q, q_rstd)), (NormAt::K(layer), &mut grads.d_k, (k, k_rstd))]
-        {
+        for (at, site, d_x, input) in [
+            (NormAt::Q(layer), NormSite::Q, &mut grads.d_q, (q, q_rstd)),
+            (NormAt::K(layer), NormSite::K, &mut grads.d_k, (k, k_rstd)),
+        ] {
+            let width = config.norm_width(site);
+            self.edits(backend, Site::Norm(site, NormPart::Out), false, TensorMut::Compute(&mut *d_x), width);
             let (d_weight, rows) = (request.weight(ParamId::Norm(at)), self.block.qk_rows(at));
             norm::compute_backward(backend, config, d_x, d_weight, input, weights.norm(at), rows);
         }

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use super::param_id::ParamId;
-use crate::arch::{Mlp, ModelConfig, NormPlacement, Positions};
+use crate::arch::{Mlp, ModelConfig, NormPlacement, Positions, QkNorm};
 use crate::backend::ops::AttentionDims;
-use crate::hooks::Site;
+use crate::hooks::{NormPart, NormSite, Site};
 use crate::pack::{Forest, Pack, Parent, Sequence, bidirectional, forest};
 use crate::{Error, Result};
 
@@ -16,20 +16,36 @@ impl ModelConfig {
             Site::PosEmbed => matches!(self.positions, Positions::Learned { .. }),
             Site::RotQ | Site::RotK => !self.ropes().is_empty(),
             Site::ResidMid => !self.parallel,
-            Site::Ln1Scale | Site::Ln1Normalized | Site::Ln2Scale | Site::Ln2Normalized => {
-                self.norm_placement != NormPlacement::Output
-            }
             Site::MlpPreLinear => matches!(self.mlp, Mlp::Gated(_)),
-            Site::FinalScale => self.final_norm,
+            Site::Norm(NormSite::Ln1 | NormSite::Ln2, _) => self.norm_placement != NormPlacement::Output,
+            Site::AttnRaw | Site::MlpRaw | Site::Norm(NormSite::Ln1Post | NormSite::Ln2Post, _) => {
+                self.norm_placement.of_output()
+            }
+            Site::Norm(NormSite::Q | NormSite::K, _) => self.qk_norm.is_some(),
+            Site::Norm(NormSite::Final, part) => self.final_norm || part == NormPart::Out,
             Site::LoraA(target) | Site::LoraDelta(target) => self.targets().contains(&target),
             _ => true,
+        }
+    }
+
+    /// Elements of a row that a norm reads.
+    pub(super) fn norm_width(&self, at: NormSite) -> usize {
+        match at {
+            NormSite::Q => self.q_width(),
+            NormSite::K => self.kv_width(),
+            _ => self.hidden_size,
         }
     }
 
     /// Elements of a row of a site whose tensor every forward makes.
     pub fn stored_width(&self, site: Site) -> usize {
         match site {
-            Site::Ln1Scale | Site::Ln2Scale | Site::FinalScale => 1,
+            Site::Norm(at, NormPart::Rstd | NormPart::Scale) => match (at, self.qk_norm) {
+                (NormSite::Q, Some(QkNorm::Head)) => self.num_attention_heads,
+                (NormSite::K, Some(QkNorm::Head)) => self.num_key_value_heads,
+                _ => 1,
+            },
+            Site::Norm(at, _) => self.norm_width(at),
             Site::Q | Site::RotQ | Site::Z => self.q_width(),
             Site::K | Site::V | Site::RotK => self.kv_width(),
             Site::MlpPre | Site::MlpPreLinear | Site::MlpPost => self.intermediate_size,

@@ -6,7 +6,7 @@ use super::Model;
 use super::activations::{Activations, some};
 use super::gradients::{GradientRequest, Gradients};
 use super::input::Input;
-use super::norm::{self, NormBwd};
+use super::norm::{self, NormBwd, Normed};
 use super::output_rows::{OutputRows, output_row};
 use super::param_id::{NormAt, ParamId};
 use super::taps::PassTaps;
@@ -17,7 +17,7 @@ use crate::backend::ops::{
     LogitsFwd, ScatterAdd, Zero,
 };
 use crate::backend::{AccElement, Backend, Tensor, TensorMut};
-use crate::hooks::{Site, Taps};
+use crate::hooks::{NormSite, Site, Taps};
 
 /// The rows that bear a loss: after row `rows[i]` comes token `targets[i]`, and the total is
 /// `sum_i weights[i] * loss_i`.
@@ -102,19 +102,21 @@ impl<B: Backend> Model<B> {
         match &self.weights.final_norm {
             Some(norm) => {
                 norm::forward(backend, config, &mut acts.final_norm, &mut acts.final_stats, resid, norm, rows);
-                taps.tap(backend, Site::FinalScale, Tensor::Acc(&acts.final_stats.rstd), 1)?;
+                let width = config.hidden_size;
+                let normed = Normed { x: Tensor::Acc(resid), rstd: &acts.final_stats.rstd, heads: 1, width };
+                norm::tap(backend, config, taps, NormSite::Final, normed)?;
             }
             None => {
                 backend.cast(Cast { out: &mut acts.final_norm, x: resid, len: rows * config.hidden_size });
             }
         }
-        taps.edit(backend, Site::FinalNorm, TensorMut::Compute(&mut acts.final_norm), config.hidden_size)?;
+        taps.edit(backend, Site::FINAL_NORM, TensorMut::Compute(&mut acts.final_norm), config.hidden_size)?;
         if taps.wants(Site::Logits) {
             config.require_head()?;
             let rows = taps.rows_on_demand();
             let mut buffers = LogitBuffers::new(backend, config, rows.len())?;
             self.logits_on_device(backend, acts, &rows, &mut buffers)?;
-            taps.tap_rows(backend, Site::Logits, &buffers.logits, config.vocab_size, &rows)?;
+            taps.tap_rows(backend, Site::Logits, Tensor::Acc(&buffers.logits), config.vocab_size, &rows)?;
         }
         Ok(())
     }
@@ -214,7 +216,7 @@ impl<B: Backend> Model<B> {
         let edits = |backend: &mut B, d_x: &mut B::Acc| {
             if let Some(edits) = input.edits {
                 let outputs = input.output_rows.is_some();
-                edits.backward(backend, (Site::FinalNorm, 0), outputs, TensorMut::Acc(d_x), width);
+                edits.backward(backend, (Site::FINAL_NORM, 0), outputs, TensorMut::Acc(d_x), width);
             }
         };
         self.loss_backward(backend, acts, grads, labels, request);

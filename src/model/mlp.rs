@@ -9,7 +9,7 @@ use crate::Result;
 use crate::arch::{Mlp, NormPlacement, Projection};
 use crate::backend::ops::{ActivationBwd, ActivationFwd, Cast, GatedBwd, GatedFwd, GatherAcc, ResidualFwd, Widen};
 use crate::backend::{Backend, TensorMut};
-use crate::hooks::{Site, Taps};
+use crate::hooks::{NormSite, Site, Taps};
 
 impl<B: Backend> Block<'_, B> {
     /// `mlp_out [N, C] = down(f(gate(x)) * up(x))` or `down(f(up(x)))`, normed where outputs are; x the norm of the middle
@@ -27,8 +27,7 @@ impl<B: Backend> Block<'_, B> {
         if config.norm_placement.before() {
             let x = if config.parallel { stream } else { &saved.resid_mid };
             self.norm(backend, Sublayer::Mlp, &mut saved.mlp_in, &mut saved.mlp_stats, x);
-            let sites = [Site::Ln2Scale, Site::Ln2Normalized];
-            self.tap_norm(backend, taps, sites, &saved.mlp_stats, &mut saved.mlp_in)?;
+            self.tap_norm(backend, taps, NormSite::Ln2, x, &saved.mlp_stats, &mut saved.mlp_in)?;
         }
         let LayerActivations { mlp_in, gate, up, act, lora_xa, output_norms, .. } = saved;
         if let Some(gate) = gate {
@@ -53,7 +52,7 @@ impl<B: Backend> Block<'_, B> {
             None => self.project(backend, taps, Projection::Down, mlp_out, lora_xa, act)?,
             Some([_, input]) => {
                 self.project(backend, taps, Projection::Down, &mut input.x, lora_xa, act)?;
-                self.output_norm(backend, Sublayer::Mlp, mlp_out, input);
+                self.output_norm(backend, taps, Sublayer::Mlp, mlp_out, input)?;
             }
         }
         taps.edit(backend, Site::MlpOut, TensorMut::Compute(mlp_out), config.hidden_size)
@@ -76,8 +75,7 @@ impl<B: Backend> Block<'_, B> {
             (Some([_, sum]), Some(post_norm)) => {
                 backend.residual_fwd(ResidualFwd { out: &mut *sum, a: &saved.resid_mid, b: mlp_out, len });
                 self.norm(backend, Sublayer::Mlp, post_norm, &mut saved.mlp_stats, sum);
-                let sites = [Site::Ln2Scale, Site::Ln2Normalized];
-                self.tap_norm(backend, taps, sites, &saved.mlp_stats, post_norm)?;
+                self.tap_norm(backend, taps, NormSite::Ln2, sum, &saved.mlp_stats, post_norm)?;
                 backend.widen(Widen { out: &mut *resid_post, x: post_norm, len });
             }
             _ => backend.residual_fwd(ResidualFwd { out: &mut *resid_post, a: &saved.resid_mid, b: mlp_out, len }),
@@ -102,12 +100,12 @@ impl<B: Backend> BlockBwd<'_, B> {
         let width = config.hidden_size;
         self.edits(backend, Site::ResidPost, outputs, TensorMut::Acc(&mut grads.d_resid), width);
         if config.norm_placement == NormPlacement::Post {
-            self.edits(backend, Site::Ln2Normalized, outputs, TensorMut::Acc(&mut grads.d_resid), width);
+            self.edits(backend, Site::LN2_OUT, outputs, TensorMut::Acc(&mut grads.d_resid), width);
         }
         self.post_norm(backend, grads, request, Sublayer::Mlp);
         backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len: n * width });
         self.edits(backend, Site::MlpOut, outputs, TensorMut::Compute(&mut grads.d_out), width);
-        self.output_norm(backend, grads, request, Sublayer::Mlp);
+        self.output_norm(backend, grads, request, Sublayer::Mlp, outputs);
         let inner = through || self.adapts(&[Projection::Gate, Projection::Up]);
         let d_act = inner.then_some((&mut grads.d_act, false));
         self.project(backend, request, Projection::Down, &grads.d_out, &saved.act, d_act);
@@ -144,7 +142,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         if !(through && before) {
             return;
         }
-        self.edits(backend, Site::Ln2Normalized, outputs, TensorMut::Acc(&mut grads.d_norm), width);
+        self.edits(backend, Site::LN2_OUT, outputs, TensorMut::Acc(&mut grads.d_norm), width);
         if !config.parallel {
             return self.pre_norm(backend, grads, request, Sublayer::Mlp, Some(&saved.resid_mid));
         }

@@ -1,15 +1,17 @@
 //! The norms of every family: RMS norm or layer norm of the residual stream, RMS norm of what sublayers put out and of
 //! queries and keys.
 
+use super::taps::PassTaps;
 use super::weights::Norm;
 use crate::Result;
 use crate::arch::Norm as Kind;
 use crate::arch::{ModelConfig, RmsWeight};
-use crate::backend::Backend;
 use crate::backend::ops::{
-    LayerNormBwd, LayerNormBwdAffine, LayerNormFwd, RmsNormBwd, RmsNormBwdWeight, RmsNormComputeBwd,
-    RmsNormComputeBwdWeight, RmsNormComputeFwd, RmsNormFwd,
+    GatherAcc, GatherCompute, LayerNormBwd, LayerNormBwdAffine, LayerNormFwd, RmsNormBwd, RmsNormBwdWeight,
+    RmsNormComputeBwd, RmsNormComputeBwdWeight, RmsNormComputeFwd, RmsNormFwd,
 };
+use crate::backend::{AccElement, Backend, Tensor};
+use crate::hooks::{NormPart, NormSite, Site, Taps};
 
 /// What a norm's forward leaves for its backward, per row.
 pub(super) struct Stats<B: Backend> {
@@ -51,6 +53,79 @@ pub(super) fn forward<B: Backend>(
 /// How the weights of a model's RMS norms multiply.
 fn form(config: &ModelConfig) -> RmsWeight {
     config.rms_weight().expect("norm: a model whose norms have no bias has RMS norms")
+}
+
+/// What a norm has made of some rows: `heads` norms of `width` elements in each.
+pub(super) struct Normed<'a, B: Backend> {
+    /// What was normed, `[N, heads, width]`.
+    pub x: Tensor<'a, B>,
+    /// Factors `[N, heads]`.
+    pub rstd: &'a B::Acc,
+    pub heads: usize,
+    pub width: usize,
+}
+
+/// Hands over what a norm has made but its output. No pass needs the denominator or the normalized rows by themselves: they
+/// are computed at the rows asked for, as norms with weights that leave them as they are.
+pub(super) fn tap<B: Backend, T: Taps<B>>(
+    backend: &mut B,
+    config: &ModelConfig,
+    taps: &mut PassTaps<'_, B, T>,
+    at: NormSite,
+    Normed { x, rstd, heads, width }: Normed<'_, B>,
+) -> Result<()> {
+    let [site, scale, normalized] = [NormPart::Rstd, NormPart::Scale, NormPart::Normalized].map(|p| Site::Norm(at, p));
+    taps.tap(backend, site, Tensor::Acc(rstd), heads)?;
+    if taps.wants(scale) {
+        let rows = taps.rows_on_demand();
+        let x = gather(backend, rstd, &taps.indices(scale, &rows), heads)?;
+        // A row of one element has 1 / |x| for a factor.
+        let count = rows.len() * heads;
+        let (mut out, mut reciprocal) = (backend.compute(count)?, backend.acc(count)?);
+        let (weight, rstd, form) = (filled(backend, 1, 1.0)?, &mut reciprocal, RmsWeight::Rounded);
+        let rms = RmsNormFwd { out: &mut out, rstd, x: &x, weight: &weight, rows: count, width: 1, eps: 0.0, form };
+        backend.rms_norm_fwd(rms);
+        taps.tap_rows(backend, scale, Tensor::Acc(&reciprocal), heads, &rows)?;
+    }
+    if taps.wants(normalized) {
+        let rows = taps.rows_on_demand();
+        let (indices, count) = (taps.indices(normalized, &rows), rows.len() * heads);
+        let neutral = if config.rms_weight() == Some(RmsWeight::OnePlus) { 0.0 } else { 1.0 };
+        let bias = if config.norm == Kind::Layer { Some(filled(backend, width, 0.0)?) } else { None };
+        let unit = Norm { weight: filled(backend, width, neutral)?, bias };
+        let mut out = backend.compute(count * width)?;
+        match x {
+            Tensor::Acc(x) => {
+                let x = gather(backend, x, &indices, heads * width)?;
+                let mut stats = Stats::new(backend, config, count)?;
+                forward(backend, config, &mut out, &mut stats, &x, &unit, count);
+            }
+            Tensor::Compute(x) => {
+                let (mut gathered, mut rstd) = (backend.compute(count * width)?, backend.acc(count)?);
+                let rows = backend.index(&indices)?;
+                backend.gather_compute(GatherCompute { out: &mut gathered, x, rows: &rows, width: heads * width });
+                let rows = NormRows { rows: count, width };
+                compute_forward(backend, config, &mut out, &mut rstd, &gathered, &unit, rows);
+            }
+        }
+        taps.tap_rows(backend, normalized, Tensor::Compute(&out), heads * width, &rows)?;
+    }
+    Ok(())
+}
+
+/// The rows `rows` of `x`, of `width` elements.
+fn gather<B: Backend>(backend: &mut B, x: &B::Acc, rows: &[u32], width: usize) -> Result<B::Acc> {
+    let mut out = backend.acc(rows.len() * width)?;
+    let rows = backend.index(rows)?;
+    backend.gather_acc(GatherAcc { out: &mut out, x, rows: &rows, width });
+    Ok(out)
+}
+
+/// A weight of equal elements.
+fn filled<B: Backend>(backend: &mut B, len: usize, value: f64) -> Result<B::Weight> {
+    let mut params = backend.acc(len)?;
+    backend.upload(&mut params, 0, &vec![B::Element::from_f64(value); len])?;
+    backend.trainable_weight(&params, 0, len)
 }
 
 /// A norm's backward: `d_x [rows, C] +=` the gradient through it, and on request the parameters'.

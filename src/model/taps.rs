@@ -65,9 +65,29 @@ impl<'a, B: Backend, T: Taps<B>> PassTaps<'a, B, T> {
     }
 
     /// Hands over a tensor `[rows, width]` that was computed on demand for these pack rows.
-    pub fn tap_rows(&mut self, backend: &mut B, site: Site, data: &B::Acc, width: usize, rows: &[usize]) -> Result<()> {
-        let (data, rows) = (Tensor::Acc(data), Some(rows));
-        self.taps.tap(backend, Tapped { site, layer: self.layer, rows, width, data, pack: self.pack })
+    pub fn tap_rows(
+        &mut self,
+        backend: &mut B,
+        site: Site,
+        data: Tensor<'_, B>,
+        width: usize,
+        rows: &[usize],
+    ) -> Result<()> {
+        self.taps.tap(backend, Tapped { site, layer: self.layer, rows: Some(rows), width, data, pack: self.pack })
+    }
+
+    /// Where the tensors at this point have these pack rows.
+    ///
+    /// # Panics
+    /// If they have not all of them.
+    pub fn indices(&self, site: Site, rows: &[usize]) -> Vec<u32> {
+        let index = |&row: &usize| match self.rows {
+            None => row,
+            Some(rows) => rows
+                .binary_search(&row)
+                .unwrap_or_else(|_| panic!("{}: row {row} was not tapped", site.name(self.layer))),
+        };
+        rows.iter().map(|row| index(row) as u32).collect()
     }
 
     /// The pack rows, ascending, for which what is computed on demand is wanted.

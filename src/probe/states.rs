@@ -26,7 +26,7 @@ pub(super) struct ArmStates {
 /// attention scores the last of them.
 pub(super) fn hooks(depth: usize, sites: &[Site]) -> Vec<(Site, usize)> {
     let of = |site: Site| (0..depth).map(move |layer| (site, layer));
-    of(Site::ResidPost).chain([(Site::FinalNorm, 0)]).chain(sites.iter().flat_map(|&site| of(site))).collect()
+    of(Site::ResidPost).chain([(Site::FINAL_NORM, 0)]).chain(sites.iter().flat_map(|&site| of(site))).collect()
 }
 
 /// What is read, and how.

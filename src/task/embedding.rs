@@ -37,10 +37,10 @@ pub fn mean_states<B: Backend>(
         let batch: Vec<Sequence> = batch.iter().map(|ids| Sequence::ids(ids, None, Label::Text)).collect();
         let packed = model.config.pack(&batch, MIN_SHARED);
         let rows_of = (0..batch.len()).map(|s| packed.paths[s].iter().cloned().flatten().collect()).collect();
-        let mut means = Reduce::new(Selection::new(&[Site::FinalNorm], &[]), Reduction::Mean, rows_of);
+        let mut means = Reduce::new(Selection::new(&[Site::FINAL_NORM], &[]), Reduction::Mean, rows_of);
         let device = backend.pack(&packed.pack)?;
         model.forward(backend, &mut acts, &Input::new(&packed.pack, &device), None, &mut means)?;
-        out.extend_from_slice(means.get(Site::FinalNorm, 0).expect("embedding: the forward passes the final norm"));
+        out.extend_from_slice(means.get(Site::FINAL_NORM, 0).expect("embedding: the forward passes the final norm"));
     }
     Ok(out)
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use half::f16;
-use llamaprobe::formats::activations::{ActivationWriter, Layout};
+use llamaprobe::formats::activations::{ActivationWriter, FileLayout, Layout};
 use llamaprobe::formats::safetensors::Dtype;
 use llamaprobe::measures::{self, Settings, similarity};
 use serde_json::Value;
@@ -27,12 +27,14 @@ struct Written<'a> {
     positions: Vec<i64>,
     dtype: Dtype,
     shard: Option<usize>,
+    /// What the names of norms mean, if the file says it.
+    names: Option<&'a str>,
 }
 
 impl Default for Written<'_> {
     fn default() -> Self {
         let ids: Vec<i64> = (0..ROWS as i64).collect();
-        Self { sites: Vec::new(), positions: ids.clone(), documents: ids, dtype: Dtype::F32, shard: None }
+        Self { sites: Vec::new(), positions: ids.clone(), documents: ids, dtype: Dtype::F32, shard: None, names: None }
     }
 }
 
@@ -43,13 +45,15 @@ impl<'a> Written<'a> {
     }
 
     fn write(self, dir: &Path, name: &str) {
+        let files = self.documents.chunks(self.shard.unwrap_or(usize::MAX));
+        let files = files.map(|part| FileLayout { rows: part.len(), ..FileLayout::default() });
         let layout = Layout {
             sites: self.sites.iter().map(|(name, width, _)| ((*name).to_owned(), *width)).collect(),
             labels: vec!["doc_id".to_owned(), "pos".to_owned()],
-            rows: self.documents.len(),
+            files: files.collect(),
             dtype: self.dtype,
-            max_rows: self.shard,
-            metadata: Vec::new(),
+            sharded: self.shard.is_some(),
+            metadata: self.names.iter().map(|names| ("conventions".to_owned(), (*names).to_owned())).collect(),
         };
         let path = dir.join(format!("{name}.safetensors"));
         let mut writer = ActivationWriter::create(path, layout).expect("a file of activations");
@@ -61,6 +65,28 @@ impl<'a> Written<'a> {
 }
 
 const SITES: [&str; 3] = ["blocks.2.hook_resid_post", "blocks.10.hook_resid_post", "ln_final.hook_normalized"];
+
+/// One name, two tensors: no numbers rather than wrong ones.
+#[test]
+fn analyze_refuses_names_that_mean_two_things() {
+    let dir = temp();
+    let d = dir.path();
+    let written = |name: &'static str, names| Written { names, ..Written::of(&[(name, &rows(1, ROWS))]) };
+    for site in ["blocks.0.ln1.hook_scale", "ln_final.hook_normalized"] {
+        written(site, Some("one")).write(d, "a");
+        written(site, Some("other")).write(d, "b");
+        written(site, None).write(d, "c");
+        for other in ["b", "c"] {
+            let error = line(d, &format!("analyze {{}}/a.safetensors {{}}/{other}.safetensors")).refused();
+            assert!(error.contains(site) && error.contains("one"), "{error}");
+        }
+        line(d, "analyze {}/a.safetensors {}/a.safetensors").ok();
+        line(d, "analyze {}/c.safetensors {}/c.safetensors").ok();
+    }
+    written("ln_final.hook_out", Some("one")).write(d, "a");
+    written("ln_final.hook_out", None).write(d, "b");
+    line(d, "analyze {}/a.safetensors {}/b.safetensors").ok();
+}
 
 #[test]
 fn analyze_gives_the_measures_of_every_layer() {

@@ -14,7 +14,7 @@ use crate::support::tiny_model::TinyModel;
 fn capture_has_a_row_per_token_at_every_site() {
     let dir = workplace();
     let d = dir.path();
-    line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/out --sites embed,resid_post,pattern,ln_final.hook_normalized,logits").ok();
+    line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/out --sites embed,resid_post,pattern,ln_final.hook_out,logits").ok();
     let file = d.join("out/activations.safetensors");
     let (shape, doc) = tensor(&file, "doc_id");
     let (_, pos) = tensor(&file, "pos");
@@ -32,7 +32,7 @@ fn capture_has_a_row_per_token_at_every_site() {
         ("hook_embed", 24),
         ("blocks.0.hook_resid_post", 24),
         ("blocks.1.hook_resid_post", 24),
-        ("ln_final.hook_normalized", 24),
+        ("ln_final.hook_out", 24),
         ("logits", TinyModel::default().vocab),
         ("blocks.1.attn.hook_pattern", 4 * longest),
     ] {

@@ -7,7 +7,7 @@ use llamaprobe::formats::safetensors::{Checkpoint, Tensor, TensorView, write};
 
 use super::{line, put, tensor, workplace};
 
-const CAPTURE: &str = "capture --model {}/model --input {}/ids.jsonl --sites resid_post,ln_final.hook_normalized \
+const CAPTURE: &str = "capture --model {}/model --input {}/ids.jsonl --sites resid_post,ln_final.hook_out \
                        --device cpu --dtype f32 --out {}/";
 
 /// Writes the tensors of the model anew, each under the name that `rename` gives it, if it gives one, and `more`.
@@ -35,7 +35,7 @@ fn edit_config(dir: &Path, from: &str, to: &str) {
 fn states(dir: &Path, out: &str) -> ([Vec<f64>; 2], String) {
     let ran = line(dir, &format!("{CAPTURE}{out}")).ok();
     let file = dir.join(out).join("activations.safetensors");
-    (["blocks.0.hook_resid_post", "ln_final.hook_normalized"].map(|name| tensor(&file, name).1), ran.err)
+    (["blocks.0.hook_resid_post", "ln_final.hook_out"].map(|name| tensor(&file, name).1), ran.err)
 }
 
 #[test]

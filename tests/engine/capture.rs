@@ -8,7 +8,7 @@ use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
 use llamaprobe::capture::{Capture, CaptureSettings, Tokens};
 use llamaprobe::formats::safetensors;
-use llamaprobe::hooks::{Selection, Site};
+use llamaprobe::hooks::{Names, Naming, Selection, Site};
 use llamaprobe::model::{Activations, Adaptation, Layout, LoraShape, Model, Save};
 use llamaprobe::{Error, Result};
 
@@ -29,6 +29,8 @@ fn settings(sites: &[Site], batch_tokens: usize) -> CaptureSettings {
         shard_tokens: None,
         edits: Vec::new(),
         dtype: safetensors::Dtype::F32,
+        names: Names::Tl,
+        metadata: Vec::new(),
     }
 }
 
@@ -50,9 +52,9 @@ fn capture_names_the_setting_that_it_refuses() {
     let (name, expected) = refused(new(&[Site::LoraA(Projection::Q)], 9));
     assert!(name == "adapter" && expected.contains("blocks.0.q_proj.hook_lora_a"), "{name}: {expected}");
     for (names, layers) in [("nonsense", vec![0]), ("", vec![0]), ("resid_post7", vec![0])] {
-        assert_eq!(refused(Selection::parse(names, &layers, 2)).0, "sites");
+        assert_eq!(refused(Selection::parse(names, &layers, &Naming::tl(&config))).0, "sites");
     }
-    assert_eq!(refused(Selection::parse("resid_post", &[2], 2)).0, "layers");
+    assert_eq!(refused(Selection::parse("resid_post", &[2], &Naming::tl(&config))).0, "layers");
 }
 
 #[test]

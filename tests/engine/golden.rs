@@ -54,7 +54,7 @@ fn run<B: Backend>(
     let rows = sequences.iter().enumerate().flat_map(|(s, q)| (0..q.tokens.len()).map(move |i| (s, i)));
     let rows: Vec<usize> = rows.map(|(s, i)| planted.row(s, i)).collect();
     let layers: Vec<usize> = (0..model.config.num_hidden_layers).collect();
-    let sites = [Site::ResidPre, Site::ResidPost, Site::FinalNorm, Site::Logits];
+    let sites = [Site::ResidPre, Site::ResidPost, Site::FINAL_NORM, Site::Logits];
     let mut record = Record::new(Selection::new(&sites, &layers), rows);
     let device = backend.pack(pack).expect("pack");
     let layout = adaptation.map(|adaptation| &adaptation.layout);
@@ -76,7 +76,7 @@ fn worst<B: Backend>(backend: &mut B, name: &str, together: bool, change: fn(&mu
     let all: Vec<Vec<u32>> = (0..3).map(|s| ids(&expected, s)).collect();
     let groups: Vec<Vec<usize>> = if together { vec![vec![0, 1, 2]] } else { vec![vec![0], vec![1], vec![2]] };
     let first = if expected.get("embed.0").is_some() { "embed" } else { "resid_pre" };
-    let mut hooks = vec![(Site::ResidPre, 0, first.to_owned()), (Site::FinalNorm, 0, "final_norm".to_owned())];
+    let mut hooks = vec![(Site::ResidPre, 0, first.to_owned()), (Site::FINAL_NORM, 0, "final_norm".to_owned())];
     hooks.push((Site::Logits, 0, "logits".to_owned()));
     hooks.extend((0..config.num_hidden_layers).map(|layer| (Site::ResidPost, layer, format!("resid_post.{layer}"))));
     let mut worst = (0.0, String::new());

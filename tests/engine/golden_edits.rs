@@ -9,7 +9,7 @@ use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::{Cpu, CpuSettings, Isa};
 use llamaprobe::formats::edits;
 use llamaprobe::formats::safetensors::Checkpoint;
-use llamaprobe::hooks::{Edit, EditPlan, NoTaps, Selection, Site};
+use llamaprobe::hooks::{Edit, EditPlan, Naming, NoTaps, Selection, Site};
 use llamaprobe::model::{Activations, EditSet, GenerationConfig, Input, Model, PassEdits, Prompt, Save};
 use llamaprobe::pack::{Label, Sequence, forest};
 use serde_json::Value;
@@ -29,10 +29,10 @@ fn model<B: Backend>(b: &mut B, name: &str) -> Model<B> {
 }
 
 /// The edits that a file of this text makes, whose values are the golden ones.
-fn read(dir: &Path, yaml: &str, depth: usize) -> Vec<Edit> {
+fn read(dir: &Path, yaml: &str, config: &ModelConfig) -> Vec<Edit> {
     let path = dir.join("edits.yaml");
     fs::write(&path, yaml).expect("write the edits");
-    Edit::of_file(edits::read(&path).expect("a file of edits"), depth).expect("edits")
+    Edit::of_file(edits::read(&path).expect("a file of edits"), &Naming::tl(config)).expect("edits")
 }
 
 /// A folder with the golden values beside the files of edits.
@@ -44,7 +44,7 @@ fn folder() -> tempfile::TempDir {
 
 /// What a file says of an operation; of what the scripts put into both layers or the first.
 fn yaml(name: &str, config: &ModelConfig, site: &str, op: &str, cases: &Value) -> String {
-    let found = Selection::parse(site, &[0], config.num_hidden_layers).expect("a site").hooks[0].0;
+    let found = Selection::parse(site, &[0], &Naming::tl(config)).expect("a site").hooks[0].0;
     let width = config.stored_width(found);
     let value = |rows: &str| format!("value: values.safetensors#{name}.{width}.{rows}");
     let (rest, layers) = match op {
@@ -88,7 +88,7 @@ fn differences<B: Backend>(b: &mut B, name: &str, change: fn(&mut Edit)) -> Vec<
     let mut found = Vec::new();
     for ((site, op), expected) in listed.iter().zip(rows) {
         let text = yaml(name, &model.config, site, op, &cases);
-        let mut edits = read(dir.path(), &text, model.config.num_hidden_layers);
+        let mut edits = read(dir.path(), &text, &model.config);
         edits.iter_mut().for_each(change);
         let logits = logits(b, &model, &edits, &cases);
         let apart = logits.iter().zip(expected).fold(0.0f64, |m, (a, &b)| m.max((a - f64::from(b)).abs()));
@@ -166,7 +166,7 @@ fn generation_under_a_steering_vector_is_that_of_transformers() {
             "- {{site: blocks.0.hook_resid_post, op: add, positions: {}, scale: {steer}, value: values.safetensors#{name}.{width}.one}}",
             case["positions"]
         );
-        let edits = read(dir.path(), &yaml, model.config.num_hidden_layers);
+        let edits = read(dir.path(), &yaml, &model.config);
         let ids: Vec<Vec<u32>> = serde_json::from_value(case["prompts"].clone()).expect("prompts");
         let prompts: Vec<Prompt> = ids.into_iter().map(|ids| Prompt { ids, run: None }).collect();
         for (edits, expected) in [(&edits[..], &case["steered"]), (&[], &case["plain"])] {

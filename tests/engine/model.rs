@@ -94,7 +94,7 @@ fn ids(n: usize, seed: u64) -> Vec<u32> {
     (0..n).map(|_| rng.random_range(0..23)).collect()
 }
 
-const ALL: [Site; 6] = [Site::ResidPre, Site::Pattern, Site::Z, Site::MlpPost, Site::ResidPost, Site::FinalNorm];
+const ALL: [Site; 6] = [Site::ResidPre, Site::Pattern, Site::Z, Site::MlpPost, Site::ResidPost, Site::FINAL_NORM];
 
 /// The states of every row.
 fn states<B: Backend>(backend: &mut B, model: &Model<B>, pack: &Pack, adaptation: Option<&Adaptation<B>>) -> Record {
@@ -224,7 +224,7 @@ fn cached_is_packed(config: &str) {
     let second = builder.build();
     let layers: Vec<usize> = (0..model.config.num_hidden_layers).collect();
     let mut record =
-        Record::new(Selection::new(&[Site::ResidPost, Site::Pattern, Site::FinalNorm], &layers), (0..9).collect());
+        Record::new(Selection::new(&[Site::ResidPost, Site::Pattern, Site::FINAL_NORM], &layers), (0..9).collect());
     let device = backend.pack(&second).expect("pack");
     let caching = Cache { cache: &mut cache, append: &[] };
     model.forward(backend, &mut acts, &Input::new(&second, &device), Some(caching), &mut record).expect("forward");

@@ -248,11 +248,11 @@ fn alone(bench: &mut Bench, adaptation: Option<&Adaptation<Device>>, run: Option
     let device = backend.pack(&f.pack).expect("pack");
     let mut input = Input::new(&f.pack, &device);
     input.adaptation = adaptation;
-    let mut record = Record::new(Selection::new(&[Site::ResidPost, Site::FinalNorm], &layers), vec![length - 1]);
+    let mut record = Record::new(Selection::new(&[Site::ResidPost, Site::FINAL_NORM], &layers), vec![length - 1]);
     model.forward(backend, &mut acts, &input, None, &mut record).expect("forward");
     let mut states: Vec<Vec<f32>> =
         layers.iter().map(|&l| record.get(Site::ResidPost, l).expect("recorded").to_vec()).collect();
-    states.push(record.get(Site::FinalNorm, 0).expect("recorded").to_vec());
+    states.push(record.get(Site::FINAL_NORM, 0).expect("recorded").to_vec());
     let rows: Vec<usize> = (0..length).collect();
     let logits = model.logits(backend, &acts, &rows).expect("logits");
     let log_probs = logits.chunks_exact(model.config.vocab_size).map(|row| {

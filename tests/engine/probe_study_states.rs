@@ -28,11 +28,11 @@ fn states(backend: &mut Device, model: &Model<Device>, ids: &[u32]) -> Vec<Vec<f
     let layers: Vec<usize> = (0..model.config.num_hidden_layers).collect();
     let mut acts = Activations::new(backend, &model.config, None, ids.len(), Save::Layer).expect("memory");
     let device = backend.pack(&packed.pack).expect("pack");
-    let selection = Selection::new(&[Site::ResidPost, Site::FinalNorm], &layers);
+    let selection = Selection::new(&[Site::ResidPost, Site::FINAL_NORM], &layers);
     let mut record = Record::new(selection, (0..ids.len()).collect());
     model.forward(backend, &mut acts, &Input::new(&packed.pack, &device), None, &mut record).expect("forward");
     let of = |site, layer| record.get(site, layer).expect("recorded").to_vec();
-    layers.iter().map(|&l| of(Site::ResidPost, l)).chain([of(Site::FinalNorm, 0)]).collect()
+    layers.iter().map(|&l| of(Site::ResidPost, l)).chain([of(Site::FINAL_NORM, 0)]).collect()
 }
 
 /// The log-probability of each answer of a prompt, each read alone.

@@ -5,7 +5,7 @@ use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::cuda::Cuda;
 use llamaprobe::backend::{AccElement, Backend};
 use llamaprobe::hooks::edit::{Edit, EditOp, EditRows, Positions, Values};
-use llamaprobe::hooks::{Record, Selection, Site};
+use llamaprobe::hooks::{Naming, Record, Selection, Site};
 use llamaprobe::model::{EditSet, Input, OutputRows, PassEdits, Start, StartRows};
 use llamaprobe::pack::{Label, Sequence, forest};
 
@@ -23,7 +23,7 @@ fn edited_starts<B: Backend>(b: &mut B) -> Vec<f32> {
         (Site::Z, EditOp::ProjectOut(vector.clone())),
         (Site::AttnOut, EditOp::Scale(0.5)),
         (Site::ResidMid, EditOp::ProjectOut(vector)),
-        (Site::Ln2Normalized, EditOp::Zero),
+        (Site::LN2_OUT, EditOp::Zero),
     ]
     .map(|(site, op)| Edit::new(Selection::new(&[site], &[0, 1, 2]), Positions::All, op))
     .into();
@@ -38,7 +38,8 @@ fn edited_starts<B: Backend>(b: &mut B) -> Vec<f32> {
     let mut found = Vec::new();
     for layer in 0..=3 {
         for resid in [StartRows::Host(&resid), StartRows::Device { x: &x, rows: &index }] {
-            let hooks = Selection::parse("resid_post,final_norm", &[0, 1, 2], 3).expect("sites");
+            let hooks =
+                Selection::parse("resid_post,final_norm", &[0, 1, 2], &Naming::tl(&model.config)).expect("sites");
             let mut record = Record::new(hooks, vec![2, 4]);
             let input = Input::new(&pack, &device).with_output_rows(output.as_ref()).edited(Some(&edited));
             model.forward(b, &mut acts, &input.starting(Start { layer, resid }), None, &mut record).expect("a forward");

@@ -7,7 +7,7 @@ use llamaprobe::arch::ModelConfig;
 use llamaprobe::formats::control_vector::ControlVector;
 use llamaprobe::formats::edits::{EditOp, Positions, Values, read};
 use llamaprobe::formats::safetensors::{Dtype, Tensor, write};
-use llamaprobe::hooks::{Edit, Site};
+use llamaprobe::hooks::{Edit, Naming, Site};
 
 use crate::support::temp;
 
@@ -51,7 +51,7 @@ fn put(dir: &Path, text: &str) -> PathBuf {
 
 fn edits(dir: &Path, text: &str) -> llamaprobe::Result<Vec<Edit>> {
     let config = config();
-    let edits = Edit::of_file(read(put(dir, text))?, config.num_hidden_layers)?;
+    let edits = Edit::of_file(read(put(dir, text))?, &Naming::tl(&config))?;
     config.check_edits(&edits).map(|()| edits)
 }
 
@@ -64,7 +64,7 @@ fn file_of_edits_says_site_layers_positions_and_operation() {
 - {site: mlp_out, layers: [3, 0], positions: [0, -1], op: replace, value: v.safetensors#two}
 - {site: q, layers: 1-2, positions: query, op: scale, scale: 0.5}
 - {site: resid_mid, layers: 1, positions: demonstrations, op: mean, value: v.safetensors#two, scale: 10}
-- {site: ln_final.hook_normalized, positions: [2], op: project_out, value: v.safetensors#row}
+- {site: ln_final.hook_out, positions: [2], op: project_out, value: v.safetensors#row}
 ";
     let found = edits(dir.path(), text).expect("edits");
     let one = |values: &[f32]| Values::one(values.to_vec());
@@ -79,7 +79,7 @@ fn file_of_edits_says_site_layers_positions_and_operation() {
         ),
         (vec![(Site::Q, 1), (Site::Q, 2)], Positions::Query, EditOp::Scale(0.5)),
         (vec![(Site::ResidMid, 1)], Positions::Demonstrations, EditOp::Replace(one(&[30.0, 40.0, 50.0, 60.0]))),
-        (vec![(Site::FinalNorm, 0)], Positions::At(vec![2]), EditOp::ProjectOut(vec![1.0, 2.0, 3.0, 4.0])),
+        (vec![(Site::FINAL_NORM, 0)], Positions::At(vec![2]), EditOp::ProjectOut(vec![1.0, 2.0, 3.0, 4.0])),
     ];
     assert_eq!(found.len(), expected.len());
     for (found, (hooks, positions, op)) in found.iter().zip(expected) {

@@ -14,7 +14,7 @@ use llamaprobe::formats::hub::{CacheEnv, resolve};
 use llamaprobe::formats::jsonl::{Example, examples, values};
 use llamaprobe::formats::safetensors::{Checkpoint, Dtype, Loading};
 use llamaprobe::formats::tokenizer::Tokenizer;
-use llamaprobe::hooks::Edit;
+use llamaprobe::hooks::{Edit, Naming};
 use llamaprobe::task::retrieval::read_vectors;
 use llamaprobe::task::{Candidates, Side, Task, Template};
 
@@ -119,7 +119,10 @@ fn fuzz_gguf() {
 #[test]
 fn fuzz_edits() {
     fn read(dir: &Path) -> Result<()> {
-        Edit::of_file(edits::read(dir.join("edits.yaml"))?, 4).map(drop)
+        let config = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 4,
+            "num_attention_heads": 2, "vocab_size": 11}"#;
+        let config = ModelConfig::parse("config.json", config)?;
+        Edit::of_file(edits::read(dir.join("edits.yaml"))?, &Naming::tl(&config)).map(drop)
     }
     run(Target { name: "edits", seeds: seeds::edits(), read });
 }

@@ -22,7 +22,7 @@ from transformers import (AutoModelForCausalLM, BloomConfig, BloomForCausalLM, G
 from families import states
 
 LIMIT = 2e-5
-SITES = "blocks.0.hook_resid_pre,resid_post,ln_final.hook_normalized,logits"
+SITES = "blocks.0.hook_resid_pre,resid_post,ln_final.hook_out,logits"
 
 
 def random_models(root):
@@ -80,7 +80,7 @@ def main():
                 expected["blocks.0.hook_resid_pre"].append(pre)
                 for layer, x in enumerate(post):
                     expected[f"blocks.{layer}.hook_resid_post"].append(x)
-                expected["ln_final.hook_normalized"].append(final)
+                expected["ln_final.hook_out"].append(final)
                 expected["logits"].append(logits)
             worst = {}
             for name, parts in expected.items():

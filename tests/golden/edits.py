@@ -71,28 +71,28 @@ class Model:
         if self.name == "gqa-llama3":
             a, m = block.self_attn, block.mlp
             return {
-                "ln1.hook_normalized": (block.input_layernorm, "out", None),
+                "ln1.hook_out": (block.input_layernorm, "out", None),
                 "attn.hook_q": (a.q_proj, "out", None), "attn.hook_k": (a.k_proj, "out", None), "attn.hook_v": (a.v_proj, "out", None),
                 "attn.hook_z": (a.o_proj, "in", None), "hook_attn_out": (a.o_proj, "out", None),
-                "hook_resid_mid": (block.post_attention_layernorm, "in", None), "ln2.hook_normalized": (block.post_attention_layernorm, "out", None),
+                "hook_resid_mid": (block.post_attention_layernorm, "in", None), "ln2.hook_out": (block.post_attention_layernorm, "out", None),
                 "mlp.hook_pre": (m.gate_proj, "out", None), "mlp.hook_pre_linear": (m.up_proj, "out", None),
                 "mlp.hook_post": (m.down_proj, "in", None), "hook_mlp_out": (m.down_proj, "out", None),
             }
         if self.name == "gpt2":
             a, m, fused = block.attn, block.mlp, lambda i: list(range(i * q, (i + 1) * q))
             return {
-                "ln1.hook_normalized": (block.ln_1, "out", None),
+                "ln1.hook_out": (block.ln_1, "out", None),
                 "attn.hook_q": (a.c_attn, "out", fused(0)), "attn.hook_k": (a.c_attn, "out", fused(1)), "attn.hook_v": (a.c_attn, "out", fused(2)),
                 "attn.hook_z": (a.c_proj, "in", None), "hook_attn_out": (a.c_proj, "out", None),
-                "hook_resid_mid": (block.ln_2, "in", None), "ln2.hook_normalized": (block.ln_2, "out", None),
+                "hook_resid_mid": (block.ln_2, "in", None), "ln2.hook_out": (block.ln_2, "out", None),
                 "mlp.hook_pre": (m.c_fc, "out", None), "mlp.hook_post": (m.c_proj, "in", None), "hook_mlp_out": (m.c_proj, "out", None),
             }
         if self.name == "opt-behind":
             a = block.self_attn
             return {
                 # The norms stand after the sums: the streams are their outputs.
-                "ln1.hook_normalized": (block.self_attn_layer_norm, "out", None), "hook_resid_mid": (block.self_attn_layer_norm, "out", None),
-                "ln2.hook_normalized": (block.final_layer_norm, "out", None),
+                "ln1.hook_out": (block.self_attn_layer_norm, "out", None), "hook_resid_mid": (block.self_attn_layer_norm, "out", None),
+                "ln2.hook_out": (block.final_layer_norm, "out", None),
                 "attn.hook_q": (a.q_proj, "out", None), "attn.hook_k": (a.k_proj, "out", None), "attn.hook_v": (a.v_proj, "out", None),
                 "attn.hook_z": (a.out_proj, "in", None), "hook_attn_out": (a.out_proj, "out", None),
                 "mlp.hook_pre": (block.fc1, "out", None), "mlp.hook_post": (block.fc2, "in", None), "hook_mlp_out": (block.fc2, "out", None),
@@ -100,16 +100,16 @@ class Model:
         a, m, d = block.self_attention, block.mlp, self.head_dim
         fused = lambda i: [(3 * h + i) * d + j for h in range(self.heads) for j in range(d)]
         return {
-            "ln1.hook_normalized": (block.input_layernorm, "out", None),
+            "ln1.hook_out": (block.input_layernorm, "out", None),
             "attn.hook_q": (a.query_key_value, "out", fused(0)), "attn.hook_k": (a.query_key_value, "out", fused(1)), "attn.hook_v": (a.query_key_value, "out", fused(2)),
             "attn.hook_z": (a.dense, "in", None), "hook_attn_out": (a.dense, "out", None),
-            "hook_resid_mid": (block.post_attention_layernorm, "in", None), "ln2.hook_normalized": (block.post_attention_layernorm, "out", None),
+            "hook_resid_mid": (block.post_attention_layernorm, "in", None), "ln2.hook_out": (block.post_attention_layernorm, "out", None),
             "mlp.hook_pre": (m.dense_h_to_4h, "out", None), "mlp.hook_post": (m.dense_4h_to_h, "in", None), "hook_mlp_out": (m.dense_4h_to_h, "out", None),
         }
 
     def sites(self):
         rotated = ["attn.hook_rot_q", "attn.hook_rot_k"] if self.name == "gqa-llama3" else []
-        return ["hook_embed", "hook_resid_pre", *self.parts(self.blocks[0]), *rotated, "hook_resid_post", "ln_final.hook_normalized"]
+        return ["hook_embed", "hook_resid_pre", *self.parts(self.blocks[0]), *rotated, "hook_resid_post", "ln_final.hook_out"]
 
     def width(self, site):
         c = self.model.config
@@ -141,7 +141,7 @@ class Model:
             return module.register_forward_pre_hook(lambda m, a, k: run(a[0] if a else k["hidden_states"]), with_kwargs=True)
         if site == "hook_embed":
             return [of(self.embed, "out")]
-        if site == "ln_final.hook_normalized":
+        if site == "ln_final.hook_out":
             return [of(*self.final)]
         if site in ("hook_resid_pre", "hook_resid_post"):
             return [of(self.blocks[layer], "in" if site.endswith("pre") else "out") for layer in layers]

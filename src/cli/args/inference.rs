@@ -29,20 +29,38 @@ pub enum StoreDtype {
     F16,
 }
 
+/// Names of the captured tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NamesArg {
+    /// TransformerLens's aliases, as 4.3 means them: blocks.3.hook_resid_post, ln_final.hook_out, logits.
+    Tl,
+    /// TransformerLens 4's canonical names: blocks.3.hook_out, ln_final.hook_out, unembed.hook_out.
+    Tl4,
+    /// As llamaprobe 0.1: tl, but hook_normalized is the norm's output, hook_scale the reciprocal of TransformerLens's.
+    Llamaprobe1,
+}
+
 /// `capture`.
 #[derive(Debug, Args, Serialize)]
 #[command(after_help = "\
 Examples:
   llamaprobe capture --model DIR --input texts.jsonl --tokens last --out states
   llamaprobe capture --model DIR --input texts.jsonl --layers 0,3 --out states \\
-      --sites resid_post,ln_final.hook_normalized
+      --sites resid_post,ln_final.hook_out
   llamaprobe capture --model DIR --adapter adapter --input texts.jsonl --out states \\
       --sites q_proj.hook_lora_a
   llamaprobe capture --model DIR --input chats.jsonl --add-generation-prompt --out states
 
 Writes states/activations.safetensors: one tensor [tokens, width] per site and layer, named as
-TransformerLens names hooks (blocks.3.hook_resid_post, hook_embed, ln_final.hook_normalized,
-logits), and doc_id, pos, token_id [tokens].
+TransformerLens names hooks (blocks.3.hook_resid_post, hook_embed, ln_final.hook_out, logits), and
+doc_id, pos, token_id [tokens]. Its metadata say which model, names and layout. --sites takes every
+name of TransformerLens 4.3.
+
+A norm of x has hook_scale (sqrt(mean((x - m)^2) + eps), m the mean of a layer norm, else 0),
+hook_normalized ((x - m) / hook_scale) and hook_out (that after weight and bias), as in
+TransformerLens 4.3. In version 0.1 hook_normalized was the output, and hook_scale the reciprocal:
+--names llamaprobe1 reads, in --edit too, and writes them so. The file's metadata say which.
 
 --edit FILE.yaml holds a list such as
   [{site: resid_post, layers: 0-3, positions: last, op: add, value: v.safetensors#v, scale: 2.0}]
@@ -61,9 +79,12 @@ pub struct CaptureArgs {
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true",
         value_name = "BOOL")]
     pub add_generation_prompt: bool,
-    /// Hook sites to capture: resid_post, attn_out, mlp_out, embed, ln_final.hook_normalized, logits, blocks.3.attn.hook_z, …
+    /// Hook sites to capture: resid_post, attn_out, mlp_out, embed, ln_final.hook_out, logits, blocks.3.attn.hook_z, …
     #[arg(long, value_delimiter = ',', default_value = "resid_post", alias = "hooks")]
     pub sites: Vec<String>,
+    /// Names of the tensors, and what hook_scale and hook_normalized mean in --sites, --edit and the file, see below.
+    #[arg(long, value_enum, default_value = "tl")]
+    pub names: NamesArg,
     /// Layers of the sites that name none: all, or numbers and ranges such as 0,3 or 0-3.
     #[arg(long, default_value = "all")]
     pub layers: String,
@@ -79,7 +100,7 @@ pub struct CaptureArgs {
     /// Maximum tokens per batch; a longer input is a batch of its own.
     #[arg(long, default_value_t = 2048, value_name = "TOKENS")]
     pub batch_tokens: usize,
-    /// Maximum tokens per file: more are split into shards with an index.
+    /// Maximum tokens per file: more are split into shards of whole inputs with an index; a longer input has its own.
     #[arg(long, value_name = "TOKENS")]
     pub shard_tokens: Option<usize>,
     /// Output directory.

@@ -13,6 +13,7 @@ pub struct ActivationFile {
     /// The parts of each tensor, in the order of the shards.
     tensors: BTreeMap<String, Vec<TensorView>>,
     labels: BTreeMap<String, Vec<TensorView>>,
+    metadata: BTreeMap<String, String>,
 }
 
 /// The rows of a site.
@@ -34,33 +35,56 @@ impl ActivationFile {
         let index = PathBuf::from(format!("{}.index.json", named.display()));
         let path = if !named.exists() && index.exists() { index } else { named.to_path_buf() };
         let sharded = path.extension().is_some_and(|e| e == "json");
-        let checkpoint = Checkpoint::open(&path)?;
-        let mut file = Self { path, tensors: BTreeMap::new(), labels: BTreeMap::new() };
-        for tensor in checkpoint.iter() {
-            // Parts have numbers of one length, so that they arrive in order.
-            let part = tensor.name.rsplit_once('/').filter(|(_, part)| part.bytes().all(|b| b.is_ascii_digit()));
-            let name = part.filter(|_| sharded).map_or(tensor.name.as_str(), |(name, _)| name).to_owned();
-            let kind = match (tensor.dtype, &tensor.shape[..]) {
-                (Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16, [_, width]) if *width > 0 => &mut file.tensors,
-                (Dtype::I64, [_]) => &mut file.labels,
-                (dtype, shape) => {
-                    let expected = "floats of shape [rows, width] or i64 of shape [rows]";
-                    return Err(Error::field(&file.path, tensor.name, expected, format!("{dtype} of shape {shape:?}")));
-                }
-            };
-            let parts = kind.entry(name).or_insert_with(Vec::new);
-            if let Some(first) = parts.first().filter(|first| first.shape[1..] != tensor.shape[1..]) {
-                let expected = format!("rows of shape {:?}, as {} has", &first.shape[1..], first.name);
-                return Err(Error::field(&file.path, tensor.name, expected, format!("{:?}", &tensor.shape[1..])));
+        let shards = if sharded { Checkpoint::shards(&path)? } else { vec![path.clone()] };
+        let mut file = Self { path, tensors: BTreeMap::new(), labels: BTreeMap::new(), metadata: BTreeMap::new() };
+        for (i, shard) in shards.iter().enumerate() {
+            let checkpoint = Checkpoint::open(shard)?;
+            for tensor in checkpoint.iter() {
+                file.add(shard, tensor, sharded)?;
             }
-            parts.push(tensor);
+            if i == 0 {
+                file.metadata.clone_from(checkpoint.metadata());
+            }
+            // Rows of different sites belong together by their number.
+            let parts = file.tensors.iter().chain(&file.labels);
+            if let Some((name, parts)) = parts.into_iter().find(|(_, parts)| parts.len() != i + 1) {
+                let expected = format!("{} shards that have it", i + 1);
+                return Err(Error::field(&file.path, name, expected, parts.len().to_string()));
+            }
         }
         Ok(file)
+    }
+
+    /// Adds a tensor of a file, or a shard's part of it, behind those that are there.
+    fn add(&mut self, path: &Path, tensor: TensorView, sharded: bool) -> Result<()> {
+        // Version 0.1 numbered the parts.
+        let part = tensor.name.rsplit_once('/').filter(|(_, part)| part.bytes().all(|b| b.is_ascii_digit()));
+        let name = part.filter(|_| sharded).map_or(tensor.name.as_str(), |(name, _)| name).to_owned();
+        let kind = match (tensor.dtype, &tensor.shape[..]) {
+            (Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16, [_, width]) if *width > 0 => &mut self.tensors,
+            (Dtype::I64, [_]) => &mut self.labels,
+            (dtype, shape) => {
+                let expected = "floats of shape [rows, width] or i64 of shape [rows]";
+                return Err(Error::field(path, tensor.name, expected, format!("{dtype} of shape {shape:?}")));
+            }
+        };
+        let parts = kind.entry(name).or_insert_with(Vec::new);
+        if let Some(first) = parts.first().filter(|first| first.shape[1..] != tensor.shape[1..]) {
+            let expected = format!("rows of shape {:?}, as {} has", &first.shape[1..], first.name);
+            return Err(Error::field(path, tensor.name, expected, format!("{:?}", &tensor.shape[1..])));
+        }
+        parts.push(tensor);
+        Ok(())
     }
 
     /// What was opened: the file, or the index.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What the header says, of shards that of the first.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 
     /// The sites, sorted by name, of which numbers count as such: `blocks.2` is before `blocks.10`.

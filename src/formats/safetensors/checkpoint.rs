@@ -1,6 +1,6 @@
 //! The tensors of a model: one file, or shards with an index.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use rayon::prelude::*;
@@ -93,13 +93,25 @@ impl Checkpoint {
         })
     }
 
-    fn open_index(path: &Path, loading: Loading) -> Result<Self> {
+    /// The shards that an index names, in their order.
+    ///
+    /// # Errors
+    /// No index, or one that names no file of its own directory.
+    pub fn shards(index: &Path) -> Result<Vec<PathBuf>> {
+        let mut files: Vec<String> = Self::weight_map(index)?.into_values().collect();
+        // Their numbers may have more digits than they are padded to.
+        files.sort_unstable_by(|a, b| (a.len(), a).cmp(&(b.len(), b)));
+        files.dedup();
+        let dir = index.parent().unwrap_or(Path::new("."));
+        Ok(files.into_iter().map(|file| dir.join(file)).collect())
+    }
+
+    /// The file of each tensor that an index names.
+    fn weight_map(path: &Path) -> Result<BTreeMap<String, String>> {
         let value = json::read(path)?;
         let top = Fields::new(path, &value)?;
         let map = top.require("weight_map", top.object("weight_map")?, "an object of tensor names and file names")?;
-        let dir = path.parent().unwrap_or(Path::new("."));
-        let mut shard_of: HashMap<&str, &str> = HashMap::new();
-        let mut shards: Vec<&str> = Vec::new();
+        let mut shard_of = BTreeMap::new();
         for name in map.keys() {
             let shard = map.require(name, map.str(name)?, "a file name")?;
             // An index must not reach outside its own directory.
@@ -107,15 +119,20 @@ impl Checkpoint {
             if shard.is_empty() || shard.contains(['\\', '\0']) || !inside {
                 return Err(map.error(name, "the name of a file in the directory of the index"));
             }
-            if !shards.contains(&shard) {
-                shards.push(shard);
-            }
-            shard_of.insert(name, shard);
+            shard_of.insert(name.to_owned(), shard.to_owned());
         }
-        if shards.is_empty() {
+        if shard_of.is_empty() {
             return Err(top.error("weight_map", "at least one tensor"));
         }
+        Ok(shard_of)
+    }
+
+    fn open_index(path: &Path, loading: Loading) -> Result<Self> {
+        let shard_of = Self::weight_map(path)?;
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let mut shards: Vec<&str> = shard_of.values().map(String::as_str).collect();
         shards.sort_unstable();
+        shards.dedup();
         let mut disagree: Vec<String> = Vec::new();
         let mut all =
             Self { path: path.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new(), metadata: BTreeMap::new() };
@@ -129,14 +146,13 @@ impl Checkpoint {
             let at = all.files.len();
             all.files.extend(one.files);
             for (name, (_, info)) in one.tensors {
-                if shard_of.get(name.as_str()) != Some(&shard) {
+                if shard_of.get(&name).map(String::as_str) != Some(shard) {
                     disagree.push(name.clone());
                 }
                 all.insert(name, at, info)?;
             }
         }
-        disagree
-            .extend(shard_of.keys().filter(|name| !all.tensors.contains_key(**name)).map(|name| (*name).to_owned()));
+        disagree.extend(shard_of.keys().filter(|name| !all.tensors.contains_key(*name)).cloned());
         disagree.sort_unstable();
         if let Some(first) = disagree.first() {
             let (path, n) = (path.display(), disagree.len());

@@ -113,7 +113,7 @@ fn edit_leaves_what_its_formula_says_at_its_rows_alone() {
                         let (x, found) = (&before[at..][..width], &after[at..][..width]);
                         let value_row = [1, sequence.tokens.len() - 1].iter().position(|&edited| edited == i);
                         let Some(value_row) = value_row else {
-                            assert!(site == Site::FinalNorm || x == found, "{name}: {op:?} at token {i}");
+                            assert!(site == Site::FINAL_NORM || x == found, "{name}: {op:?} at token {i}");
                             continue;
                         };
                         let several = matches!(&op, EditOp::Add(v) if v.count() > 1);
@@ -143,7 +143,7 @@ fn edited_sequence_shares_no_row_that_is_edited_otherwise() {
             Edit::new(hooks(1), Positions::At(vec![0]), add(2)),
             Edit::new(hooks(1), Positions::All, EditOp::Scale(1.1)).of_runs(vec![1]),
         ];
-        let all = [Site::ResidPre, Site::Z, Site::ResidPost, Site::FinalNorm];
+        let all = [Site::ResidPre, Site::Z, Site::ResidPost, Site::FINAL_NORM];
         let pass = Pass { model: &model, adaptation: &adaptation, edits: &edits, sites: &all };
         let (packed, a) = pass.run(b, &sequences, tree, None);
         let (apart, c) = pass.run(b, &sequences, flat, None);

@@ -82,7 +82,7 @@ fn output_is_that_among_all<B: Backend>(b: &mut B, config: &str) {
 
     // Rows that are only cached.
     let tokens = |from: u32, n: u32| (from..from + n).map(|i| Token::Id(i % 23)).collect::<Vec<_>>();
-    let selection = Selection::new(&[Site::ResidPost, Site::FinalNorm], &[2]);
+    let selection = Selection::new(&[Site::ResidPost, Site::FINAL_NORM], &[2]);
     let both: Vec<_> = [false, true]
         .into_iter()
         .map(|all| {
@@ -250,7 +250,7 @@ fn forward_computes_what_is_asked_for() {
     let layer = heads + out + mlp;
     // No head without logits; of the last layer, all rows' keys and values, and the rest of one row.
     let last = n * heads + out + mlp;
-    assert_eq!(count.forward(&[Site::FinalNorm], &[], &[7]), 2 * n * layer + last);
+    assert_eq!(count.forward(&[Site::FINAL_NORM], &[], &[7]), 2 * n * layer + last);
     assert!(count.b.ops().contains(&"gather_acc") && !count.b.ops().contains(&"logits_fwd"));
     assert_eq!(
         count.forward(&[Site::ResidPost, Site::Logits], &[0, 1], &[7, 9]),
@@ -262,7 +262,7 @@ fn forward_computes_what_is_asked_for() {
     assert_eq!(count.forward(&[Site::ResidPre], &[0], &[7]), 0);
     assert_eq!(count.forward(&[Site::Embed], &[], &[7]), 0);
     let all: Vec<usize> = (0..count.pack.len()).collect();
-    assert_eq!(count.forward(&[Site::FinalNorm], &[], &all), 3 * n * layer);
+    assert_eq!(count.forward(&[Site::FINAL_NORM], &[], &all), 3 * n * layer);
     assert!(!count.b.ops().contains(&"gather_acc"), "nothing is left out, nothing gathered");
 }
 
@@ -287,7 +287,7 @@ fn backward_computes_what_is_asked_for() {
 }
 
 #[test]
-#[should_panic(expected = "ln_final.hook_normalized: row 2 was not tapped")]
+#[should_panic(expected = "ln_final.hook_out: row 2 was not tapped")]
 fn capture_of_a_row_that_is_no_output_row_is_refused() {
     let b = &mut Trace::new();
     let (model, _) = random(b, LLAMA);
@@ -295,7 +295,7 @@ fn capture_of_a_row_that_is_no_output_row_is_refused() {
     let mut acts = Activations::new(b, &model.config, None, pack.len(), Save::Layer).expect("memory");
     let (device, output) = (b.pack(&pack).expect("memory"), OutputRows::new(b, &pack, [1, 3]).expect("memory"));
     let input = Input::new(&pack, &device).with_output_rows(output.as_ref());
-    let mut record = Record::new(Selection::new(&[Site::FinalNorm], &[]), vec![2]);
+    let mut record = Record::new(Selection::new(&[Site::FINAL_NORM], &[]), vec![2]);
     let _ = model.forward(b, &mut acts, &input, None, &mut record);
 }
 

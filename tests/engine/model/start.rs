@@ -9,7 +9,7 @@ use llamaprobe::pack::{CachedSegment, Label, Pack, PackBuilder, Parent, Token, f
 
 use super::{LLAMA, adapters, branching, ids, lora, models, random};
 
-const SITES: [Site; 6] = [Site::ResidPre, Site::Q, Site::Pattern, Site::MlpPost, Site::ResidPost, Site::FinalNorm];
+const SITES: [Site; 6] = [Site::ResidPre, Site::Q, Site::Pattern, Site::MlpPost, Site::ResidPost, Site::FINAL_NORM];
 
 /// A pass over a pack that may continue a cache.
 struct Pass<'a> {

@@ -1,0 +1,96 @@
+//! What a file of captured states says of itself, so that it can be read without the model: its header's `__metadata__`.
+//!
+//! | key | value |
+//! |---|---|
+//! | `version` | of the program that wrote it |
+//! | `names`, `conventions` | [`Names`](crate::hooks::Names) of the tensors, and in words what the names of norms mean |
+//! | `family`, `norm` | the model's family; `rms_norm` or `layer_norm` |
+//! | `n_layers`, `d_model`, `n_heads`, `n_kv_heads`, `d_head`, `d_mlp`, `d_vocab` | its sizes |
+//! | `tokens` | `all` or `last`: which tokens of a document have a row |
+//! | `n_positions` | positions of scores and patterns: those of the longest document |
+//! | `layout` | JSON: by name without a block, the axes of a row ([`Site::axes`]) |
+//! | `first_doc`, `doc_start` | number of the file's first document; JSON: the first row of each, without it beyond a million |
+//!
+//! Beside these stands what the caller knows ([`CaptureSettings::metadata`](super::CaptureSettings::metadata)).
+
+use std::ops::Range;
+
+use serde_json::{Map, Value};
+
+use super::{CaptureSettings, Tokens};
+use crate::arch::{ModelConfig, Norm};
+use crate::hooks::{Naming, Site};
+
+/// Documents of which the header has the first row: a header may have 100 MB.
+const MOST_STARTS: usize = 1_000_000;
+
+/// What all files of a capture say.
+pub fn of_capture(config: &ModelConfig, settings: &CaptureSettings, longest: usize) -> Vec<(String, String)> {
+    let naming = Naming { names: settings.names, config };
+    let mut layout = Map::new();
+    for &(site, _) in &settings.selection.hooks {
+        if let Some(local) = naming.local(site) {
+            layout.insert(local, Value::from(axes(site, config)));
+        }
+    }
+    let norm = match config.norm {
+        Norm::Rms(_) => "rms_norm",
+        Norm::Layer => "layer_norm",
+    };
+    let tokens = match settings.tokens {
+        Tokens::All => "all",
+        Tokens::Last => "last",
+    };
+    let sizes = [
+        ("n_layers", config.num_hidden_layers),
+        ("d_model", config.hidden_size),
+        ("n_heads", config.num_attention_heads),
+        ("n_kv_heads", config.num_key_value_heads),
+        ("d_head", config.head_dim),
+        ("d_mlp", config.intermediate_size),
+        ("d_vocab", config.vocab_size),
+        ("n_positions", longest),
+    ];
+    let words = [
+        ("format", "pt"),
+        ("version", concat!("llamaprobe ", env!("CARGO_PKG_VERSION"))),
+        ("names", settings.names.name()),
+        ("conventions", settings.names.conventions()),
+        ("family", config.family.name()),
+        ("norm", norm),
+        ("tokens", tokens),
+    ];
+    let mut all: Vec<(String, String)> = words.map(|(key, word)| (key.to_owned(), word.to_owned())).to_vec();
+    all.extend(sizes.map(|(key, size)| (key.to_owned(), size.to_string())));
+    all.push(("layout".to_owned(), Value::Object(layout).to_string()));
+    all.extend(settings.metadata.iter().cloned());
+    all
+}
+
+/// The axes of a row, of which the embedding's is the stream's in most models.
+fn axes(site: Site, config: &ModelConfig) -> &'static str {
+    if site == Site::Embed && config.embed_size == config.hidden_size { "d_model" } else { site.axes() }
+}
+
+/// What one file says of its documents, which have so many rows.
+pub fn of_documents(first: usize, rows: &[usize]) -> Vec<(String, String)> {
+    let mut all = vec![("first_doc".to_owned(), first.to_string())];
+    if rows.len() <= MOST_STARTS {
+        let starts = rows.iter().scan(0, |next, rows| Some(std::mem::replace(next, *next + rows)));
+        all.push(("doc_start".to_owned(), Value::from(starts.collect::<Vec<usize>>()).to_string()));
+    }
+    all
+}
+
+/// The documents of each file, of at most `most` rows unless a single document has more.
+pub fn shards(rows: &[usize], most: usize) -> Vec<Range<usize>> {
+    let mut shards: Vec<Range<usize>> = Vec::new();
+    let mut held = 0;
+    for (document, &rows) in rows.iter().enumerate() {
+        match shards.last_mut() {
+            Some(shard) if held + rows <= most => (shard.end, held) = (document + 1, held + rows),
+            _ => (held, _) = (rows, shards.push(document..document + 1)),
+        }
+    }
+    if shards.is_empty() { vec![0..0] } else { shards }
+}

@@ -4,7 +4,8 @@ use super::Cuda;
 use super::launch::{BLOCK, Kernel, LaunchDims, acc, acc_at, compute, float, int};
 use crate::arch::RmsWeight;
 use crate::backend::ops::{
-    Op, RmsNormBwd, RmsNormBwdWeight, RmsNormComputeBwd, RmsNormComputeBwdWeight, RmsNormComputeFwd, RmsNormFwd, RmsNormOps,
+    Op, RmsNormBwd, RmsNormBwdWeight, RmsNormComputeBwd, RmsNormComputeBwdWeight, RmsNormComputeFwd, RmsNormFwd,
+    RmsNormOps,
 };
 
 const FILE: &str = "rms_norm";

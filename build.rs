@@ -11,7 +11,7 @@ use std::{env, fs};
 
 #[path = "src/backend/cuda/variant.rs"]
 mod variant;
-use variant::Variant;
+use variant::{Heads, Variant};
 
 /// Types of `real`, one variant of each kernel for each.
 const REALS: [&str; 3] = ["float", "bf16", "half"];
@@ -19,7 +19,9 @@ const REALS: [&str; 3] = ["float", "bf16", "half"];
 const ELEMENTS: [usize; 3] = [4, 2, 2];
 /// Head widths of the attention's variants in fat binaries; others are compiled at run time.
 const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
-/// The file whose kernels vary with the head width.
+/// Those whose scores are capped (Gemma 2).
+const CAPPED_HEAD_DIMS: [usize; 2] = [128, 256];
+/// The file whose kernels vary with the heads.
 const BY_HEAD: &str = "attention";
 
 fn main() {
@@ -47,12 +49,13 @@ fn main() {
         fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         writeln!(sources, "    ({name:?}, include_str!({file:?})),").expect("a string takes everything");
         let Some(nvcc) = &nvcc else { continue };
-        let heads: &[usize] = if name == BY_HEAD { &HEAD_DIMS } else { &[0] };
+        let heads = if name == BY_HEAD { attention_builds() } else { vec![Heads::default()] };
         for (real, element) in REALS.into_iter().zip(ELEMENTS) {
-            for &head in heads {
-                let fatbin = out.join(format!("{name}.{real}.{head}.fatbin"));
-                compile(nvcc, &file, &fatbin, real, (head > 0).then(|| Variant::new(head, element)));
-                writeln!(binaries, "    ({name:?}, {real:?}, {head}, include_bytes!({fatbin:?})),")
+            for &build in &heads {
+                let Heads { width, capped } = build;
+                let fatbin = out.join(format!("{name}.{real}.{width}{}.fatbin", if capped { ".capped" } else { "" }));
+                compile(nvcc, &file, &fatbin, real, (width > 0).then(|| Variant::new(build, element)));
+                writeln!(binaries, "    ({name:?}, {real:?}, {width}, {capped}, include_bytes!({fatbin:?})),")
                     .expect("a string takes everything");
             }
         }
@@ -60,10 +63,16 @@ fn main() {
     let table = format!(
         "/// Name and text of each kernel file, its prelude in front.\n\
          pub static SOURCES: &[(&str, &str)] = &[\n{sources}];\n\
-         /// Kernel file, type of `real`, head width (0 where there is none) and fat binary.\n\
-         pub static BINARIES: &[(&str, &str, usize, &[u8])] = &[\n{binaries}];\n"
+         /// Kernel file, type of `real`, head width (0 where there is none), whether scores are capped, and fat binary.\n\
+         pub static BINARIES: &[(&str, &str, usize, bool, &[u8])] = &[\n{binaries}];\n"
     );
     fs::write(out.join("kernels.rs"), table).unwrap_or_else(|e| panic!("kernels.rs: {e}"));
+}
+
+/// The attention's variants in fat binaries.
+fn attention_builds() -> Vec<Heads> {
+    let of = |widths: &[usize], capped| widths.iter().map(|&width| Heads { width, capped }).collect::<Vec<_>>();
+    [of(&HEAD_DIMS, false), of(&CAPPED_HEAD_DIMS, true)].concat()
 }
 
 fn read(path: &Path) -> String {

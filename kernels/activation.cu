@@ -1,34 +1,80 @@
-// SwiGLU (Shazeer 2020): act = silu(gate) * up, silu(x) = x / (1 + exp(-x)); and activations without a gate.
+// Activations of MLPs, with a gate (Shazeer 2020) and without.
 //
-//   swiglu_fwd      act [len] = silu(gate [len]) * up [len]
-//   swiglu_bwd      d_up [len] = d_act [len] * silu(gate); d_gate [len] = d_act * up * silu'(gate)
+//   gated_fwd       act [len] = f(gate [len]) * up [len]
+//   gated_bwd       d_up [len] = d_act [len] * f(gate); d_gate [len] = d_act * up * f'(gate)
+//   swiglu_fwd, swiglu_bwd  the same of f = SiLU, in fewer registers than all functions together take
 //   activation_fwd  act [len] = f(x [len])
 //   activation_bwd  d_x [len] = d_act [len] * f'(x [len])
 //
 // kind chooses f: 0 max(x, 0); 1 x (1 + erf(x / sqrt(2))) / 2 (Hendrycks and Gimpel 2016); 2 its approximation
-// x (1 + tanh(u)) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3); 3 tanh(x) = 1 - 2 / (1 + exp(2 x)).
+// x (1 + tanh(u)) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3); 3 tanh(x); 4 x / (1 + exp(-x)) (SiLU).
 //
 // Launch: ceil(len / 2048) blocks of 256, 8 elements a thread. No shared memory, any alignment.
 // Determinism: elementwise.
 
 DEV float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+DEV float normal(float x) { return 0.5f * (1.0f + erff(x * 0.7071067811865476f)); }
+// (1 + tanh(u)) / 2.
+DEV float gelu_gate(float x) { return sigmoid(1.5957691216057308f * fmaf(0.044715f * x * x, x, x)); }
 
-extern "C" __global__ void __launch_bounds__(256) swiglu_fwd(real* __restrict__ act, const real* __restrict__ gate,
-                                                             const real* __restrict__ up, i64 len) {
+// A function's value and slope; a type, so that its loops are compiled for it alone.
+struct Relu {
+    static DEV float value(float x) { return fmaxf(x, 0.0f); }
+    static DEV float slope(float x) { return x > 0.0f ? 1.0f : 0.0f; }
+};
+struct Gelu {
+    static DEV float value(float x) { return x * normal(x); }
+    static DEV float slope(float x) { return fmaf(x * 0.3989422804014327f, expf(-0.5f * x * x), normal(x)); }
+};
+struct GeluTanh {
+    static DEV float value(float x) { return x * gelu_gate(x); }
+    // The gate is 1 - gate(-x), but near 1 that difference would have few digits.
+    static DEV float slope(float x) {
+        float inner = 1.5957691216057308f * fmaf(0.134145f * x, x, 1.0f);
+        return gelu_gate(x) * fmaf(x * gelu_gate(-x), inner, 1.0f);
+    }
+};
+struct Tanh {
+    static DEV float value(float x) { return tanhf(x); }
+    static DEV float slope(float x) {
+        float act = tanhf(x);
+        return fmaf(-act, act, 1.0f);
+    }
+};
+struct Silu {
+    static DEV float value(float x) { return x * sigmoid(x); }
+    static DEV float slope(float x) {
+        float s = sigmoid(x);
+        return s * (1.0f + x * (1.0f - s));
+    }
+};
+
+template <class Run>
+DEV void with_function(int kind, Run run) {
+    switch (kind) {
+        case 0: return run(Relu());
+        case 1: return run(Gelu());
+        case 2: return run(GeluTanh());
+        case 3: return run(Tanh());
+        default: return run(Silu());
+    }
+}
+
+template <class Function>
+DEV void gate_fwd(Function f, real* __restrict__ act, const real* __restrict__ gate, const real* __restrict__ up, i64 len) {
     i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (i >= len) return;
     float g[8], u[8];
     load8(g, gate + i, len - i);
     load8(u, up + i, len - i);
 #pragma unroll
-    for (int j = 0; j < 8; j++) g[j] = g[j] * sigmoid(g[j]) * u[j];
+    for (int j = 0; j < 8; j++) g[j] = f.value(g[j]) * u[j];
     store8(act + i, g, len - i);
 }
 
-extern "C" __global__ void __launch_bounds__(256) swiglu_bwd(real* __restrict__ d_gate, real* __restrict__ d_up,
-                                                             const float* __restrict__ d_act,
-                                                             const real* __restrict__ gate,
-                                                             const real* __restrict__ up, i64 len) {
+template <class Function>
+DEV void gate_bwd(Function f, real* __restrict__ d_gate, real* __restrict__ d_up, const float* __restrict__ d_act,
+                  const real* __restrict__ gate, const real* __restrict__ up, i64 len) {
     i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (i >= len) return;
     float d[8], g[8], u[8];
@@ -37,17 +83,36 @@ extern "C" __global__ void __launch_bounds__(256) swiglu_bwd(real* __restrict__ 
     load8(u, up + i, len - i);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
-        float s = sigmoid(g[j]);
-        u[j] *= d[j] * s * (1.0f + g[j] * (1.0f - s));
-        g[j] *= d[j] * s;
+        u[j] *= d[j] * f.slope(g[j]);
+        g[j] = d[j] * f.value(g[j]);
     }
     store8(d_gate + i, u, len - i);
     store8(d_up + i, g, len - i);
 }
 
-// (1 + tanh(u)) / 2.
-DEV float gelu_gate(float x) { return sigmoid(1.5957691216057308f * fmaf(0.044715f * x * x, x, x)); }
-DEV float normal(float x) { return 0.5f * (1.0f + erff(x * 0.7071067811865476f)); }
+extern "C" __global__ void __launch_bounds__(256) swiglu_fwd(real* __restrict__ act, const real* __restrict__ gate,
+                                                             const real* __restrict__ up, i64 len) {
+    gate_fwd(Silu(), act, gate, up, len);
+}
+
+extern "C" __global__ void __launch_bounds__(256) swiglu_bwd(real* __restrict__ d_gate, real* __restrict__ d_up,
+                                                             const float* __restrict__ d_act,
+                                                             const real* __restrict__ gate,
+                                                             const real* __restrict__ up, i64 len) {
+    gate_bwd(Silu(), d_gate, d_up, d_act, gate, up, len);
+}
+
+extern "C" __global__ void __launch_bounds__(256) gated_fwd(real* __restrict__ act, const real* __restrict__ gate,
+                                                            const real* __restrict__ up, int kind, i64 len) {
+    with_function(kind, [&](auto f) { gate_fwd(f, act, gate, up, len); });
+}
+
+extern "C" __global__ void __launch_bounds__(256) gated_bwd(real* __restrict__ d_gate, real* __restrict__ d_up,
+                                                            const float* __restrict__ d_act,
+                                                            const real* __restrict__ gate,
+                                                            const real* __restrict__ up, int kind, i64 len) {
+    with_function(kind, [&](auto f) { gate_bwd(f, d_gate, d_up, d_act, gate, up, len); });
+}
 
 extern "C" __global__ void __launch_bounds__(256) activation_fwd(real* __restrict__ act, const real* __restrict__ x,
                                                                  int kind, i64 len) {
@@ -55,11 +120,10 @@ extern "C" __global__ void __launch_bounds__(256) activation_fwd(real* __restric
     if (i >= len) return;
     float v[8];
     load8(v, x + i, len - i);
+    with_function(kind, [&](auto f) {
 #pragma unroll
-    for (int j = 0; j < 8; j++)
-        v[j] = kind == 0   ? fmaxf(v[j], 0.0f)
-               : kind == 3 ? 1.0f - 2.0f * sigmoid(-2.0f * v[j])
-                           : v[j] * (kind == 1 ? normal(v[j]) : gelu_gate(v[j]));
+        for (int j = 0; j < 8; j++) v[j] = f.value(v[j]);
+    });
     store8(act + i, v, len - i);
 }
 
@@ -71,20 +135,9 @@ extern "C" __global__ void __launch_bounds__(256) activation_bwd(real* __restric
     float d[8], v[8];
     load8(d, d_act + i, len - i);
     load8(v, x + i, len - i);
+    with_function(kind, [&](auto f) {
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-        if (kind == 0) {
-            v[j] = v[j] > 0.0f ? d[j] : 0.0f;
-        } else if (kind == 3) {
-            float act = 1.0f - 2.0f * sigmoid(-2.0f * v[j]);
-            v[j] = d[j] * fmaf(-act, act, 1.0f);
-        } else if (kind == 1) {
-            v[j] = d[j] * fmaf(v[j] * 0.3989422804014327f, expf(-0.5f * v[j] * v[j]), normal(v[j]));
-        } else {
-            // The gate is 1 - gate(-x), but near 1 that difference would have few digits.
-            float slope = 1.5957691216057308f * fmaf(0.134145f * v[j], v[j], 1.0f);
-            v[j] = d[j] * gelu_gate(v[j]) * fmaf(v[j] * gelu_gate(-v[j]), slope, 1.0f);
-        }
-    }
+        for (int j = 0; j < 8; j++) v[j] = d[j] * f.slope(v[j]);
+    });
     store8(d_x + i, v, len - i);
 }

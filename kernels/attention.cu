@@ -1,7 +1,7 @@
 // Attention over a forest of segments, causal or bidirectional, with grouped key-value heads.
 //
-//   attention_fwd        z [N, H, D] = softmax(scores) v over each row's path, scores = scale q k^T less ALiBi's bias;
-//                        lse [N, H] = log-sum-exp of its scores
+//   attention_fwd        z [N, H, D] = softmax(scores) v over each row's path, scores = scale q k^T, capped, less ALiBi's
+//                        bias; lse [N, H] = log-sum-exp of its scores
 //   attention_bwd_delta  d_z_real [N, H, D] = d_z, rounded; delta [N, H] = sum(d_z_real z)
 //   attention_bwd_dq     d_q [N, H, D] =
 //   attention_bwd_dkv    d_k, d_v [N, K, D] =, collected from all rows that see a key, over the heads of its group
@@ -10,6 +10,9 @@
 //
 // Built for one HEAD_DIM, a multiple of 16; `width` <= HEAD_DIM is the real D, and what is missing counts as zeros.
 // WARPS, FWD_STEP and BWD_STEP are chosen by the host so that everything fits shared memory.
+//
+// SOFTCAP is 1 in builds whose scores are capped (Gemma 2): cap tanh(scale q k^T / cap) stands for scale q k^T. Builds
+// with 0 do not read `cap`.
 //
 // ALiBi (Press et al. 2022): a score is less by the head's slope for every position between the last key that the row
 // sees and the key; alibi is the
@@ -100,6 +103,31 @@ DEV Step after(Step s, int end, const int4* visits, int first) {
     return {concerned(s.visit + 1, end, visits, first), 0};
 }
 
+// A soft cap of products before they are multiplied by `scale`: `outer * tanh(inner * x)` stands for x.
+struct Cap {
+    float inner, outer;
+};
+DEV Cap cap_of(float cap, float scale) { return {scale / cap, cap / scale}; }
+template <int parts>
+DEV void soften(float (&s)[parts][4], Cap cap) {
+#pragma unroll
+    for (int n = 0; n < parts; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) s[n][e] = cap.outer * tanhf(cap.inner * s[n][e]);
+}
+// The same, and the slopes there.
+template <int parts>
+DEV void soften(float (&s)[parts][4], float (&slopes)[parts][4], Cap cap) {
+#pragma unroll
+    for (int n = 0; n < parts; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            float t = tanhf(cap.inner * s[n][e]);
+            s[n][e] = cap.outer * t;
+            slopes[n][e] = fmaf(-t, t, 1.0f);
+        }
+}
+
 // What a thread knows of its two rows of queries and of the 16 of its warp.
 struct Rows {
     int row[2], slot[2], last[2], low[2];  // of the pack, in the block, and the last and first position seen
@@ -170,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                   const real* __restrict__ v, const real* __restrict__ kept_k, const real* __restrict__ kept_v,
                   const int* __restrict__ slots, const int* __restrict__ visit_starts, const int* __restrict__ visit_list,
                   const int* __restrict__ tiles, const int* __restrict__ positions, const int* __restrict__ lasts,
-                  int heads, int kv_heads, int width, float scale, int window, int ahead, int alibi) {
+                  int heads, int kv_heads, int width, float scale, int window, int ahead, int alibi, float cap) {
     DYNAMIC_SHARED(memory);
     real* queries = reinterpret_cast<real*>(memory);
     real* buffers = queries + SLOTS * STRIDE;
@@ -211,6 +239,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             float s[FWD_STEP / 8][4];
             clear(s);
             Product<real>::transposed<FWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
+            if (SOFTCAP) soften(s, cap_of(cap, scale));
             if (alibi) far_less(s, lean, rows, key);
             if (!all_seen<FWD_STEP>(rows, visit, key, warp_slot)) {
 #pragma unroll
@@ -282,7 +311,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                      const real* __restrict__ v, const int* __restrict__ slots, const int* __restrict__ visit_starts,
                      const int* __restrict__ visit_list, const int* __restrict__ tiles,
                      const int* __restrict__ positions, const int* __restrict__ lasts, int heads, int kv_heads,
-                     int width, float scale, int window, int ahead, int alibi) {
+                     int width, float scale, int window, int ahead, int alibi, float cap) {
     DYNAMIC_SHARED(memory);
     real *queries = reinterpret_cast<real*>(memory), *gradients = queries + SLOTS * STRIDE;
     real* buffers = gradients + SLOTS * STRIDE;
@@ -323,11 +352,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         int key = visit.y + now.part * BWD_STEP;
         const real *keys = buffers + turn * BUFFER, *values = keys + BWD_STEP * STRIDE;
         if (any_seen<BWD_STEP>(rows, visit, key, warp_slot)) {
-            float s[BWD_STEP / 8][4], d_p[BWD_STEP / 8][4];
+            float s[BWD_STEP / 8][4], d_p[BWD_STEP / 8][4], slopes[BWD_STEP / 8][4];
             clear(s);
             clear(d_p);
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(d_p, gradients + warp * 16 * STRIDE, values, STRIDE);
+            if (SOFTCAP) soften(s, slopes, cap_of(cap, scale));
             if (alibi) far_less(s, lean, rows, key);
             bool all = all_seen<BWD_STEP>(rows, visit, key, warp_slot);
 #pragma unroll
@@ -336,6 +366,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                 for (int e = 0; e < 4; e++) {
                     bool sees = all || seen(rows, visit, key + n * 8 + 2 * t + e % 2, e);
                     s[n][e] = sees ? exp2_fast(s[n][e] * base2 - shift[e / 2]) * (d_p[n][e] - along[e / 2]) : 0.0f;
+                    if (SOFTCAP) s[n][e] *= slopes[n][e];
                 }
             Product<real>::of_sums<HEAD_DIM, BWD_STEP>(sums, s, keys, STRIDE);
         }
@@ -359,7 +390,7 @@ struct Keys {
     const float *lse, *delta;
     const int *order, *begins, *ends, *positions, *lasts;
     int rows, heads, kv_heads, width, window, ahead, alibi;
-    float scale;
+    float scale, cap;
 };
 
 // COLUMNS of d_k, d_v [16, D] of the warp's keys, from `from` on, = over all heads of the group and all queries that see
@@ -410,9 +441,10 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
         int query = seen_by.begin + step % steps * BWD_STEP;
         const real *queries = buffers + turn * BUFFER, *gradients = queries + BWD_STEP * STRIDE;
         if (query + BWD_STEP > warp_begin && query < warp_end) {
-            float p[BWD_STEP / 8][4], d_s[BWD_STEP / 8][4];
+            float p[BWD_STEP / 8][4], d_s[BWD_STEP / 8][4], slopes[BWD_STEP / 8][4];
             clear(p);
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(p, keys + warp * 16 * STRIDE, queries, STRIDE);
+            if (SOFTCAP) soften(p, slopes, cap_of(in.cap, in.scale));
             float lean = lean_of(blockIdx.y * heads_of_group + step / steps, in.alibi, in.scale);
             bool all = query >= warp_all_from && query + BWD_STEP <= warp_all && in.window == 0;
 #pragma unroll
@@ -435,8 +467,10 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
 #pragma unroll
                 for (int n = 0; n < BWD_STEP / 8; n++)
 #pragma unroll
-                    for (int e = 0; e < 4; e++)
+                    for (int e = 0; e < 4; e++) {
                         d_s[n][e] = p[n][e] * (d_s[n][e] - *beside(gradients, n * 8 + 2 * t + e % 2));
+                        if (SOFTCAP) d_s[n][e] *= slopes[n][e];
+                    }
                 Product<real>::of_sums<want_k ? COLUMNS : 8, BWD_STEP>(d_k, d_s, queries + from, STRIDE);
             }
         }
@@ -451,7 +485,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                       const real* __restrict__ k, const real* __restrict__ v, const int* __restrict__ order,
                       const int* __restrict__ begins, const int* __restrict__ ends, const int* __restrict__ positions,
                       const int* __restrict__ lasts, int rows, int heads, int kv_heads, int width, float scale,
-                      int window, int ahead, int alibi) {
+                      int window, int ahead, int alibi, float cap) {
     DYNAMIC_SHARED(memory);
     real *keys = reinterpret_cast<real*>(memory), *values = keys + SLOTS * STRIDE, *buffers = values + SLOTS * STRIDE;
     int first = blockIdx.x * SLOTS, begin = rows, end = 0;
@@ -464,7 +498,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     fetch<SLOTS>(keys, k + offset, k, order + first, rows - first, pitch, width);
     fetch<SLOTS>(values, v + offset, v, order + first, rows - first, pitch, width);
     Keys in = {d_z,  q,    k,     v,        lse,   delta,  order, begins, ends,
-               positions, lasts, rows, heads, kv_heads, width, window, ahead, alibi, scale};
+               positions, lasts, rows, heads, kv_heads, width, window, ahead, alibi, scale, cap};
     auto store = [&](real* to, const float(&sums)[COLUMNS / 8][4], float scale, int from) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -501,8 +535,8 @@ extern "C" __global__ void __launch_bounds__(128)
     attention_pattern(float* __restrict__ out, const real* __restrict__ q, const real* __restrict__ k,
                       const real* __restrict__ kept_k, const float* __restrict__ lse, const int* __restrict__ rows,
                       const int* __restrict__ keys, const int* __restrict__ positions, const int* __restrict__ lasts,
-                      int heads, int kv_heads, int width, float scale, int ahead, int alibi, int longest,
-                      int normalised) {
+                      int heads, int kv_heads, int width, float scale, int ahead, int alibi, float cap,
+                      int longest, int normalised) {
     int head = blockIdx.y, group = head / (heads / kv_heads), row = rows[blockIdx.x];
     int last = min(lasts[row], positions[row] + ahead);
     float slope = slope_of(head, alibi);
@@ -523,7 +557,9 @@ extern "C" __global__ void __launch_bounds__(128)
 #pragma unroll
             for (int j = 0; j < 8; j++) sum = fmaf(a[j], b[j], sum);
         }
-        float score = sum * scale - slope * (last - p);
+        float score = sum * scale;
+        if (SOFTCAP) score = cap * tanhf(score / cap);
+        score -= slope * (last - p);
         out[p] = normalised ? expf(score - lse[(i64)row * heads + head]) : score;
     }
 }

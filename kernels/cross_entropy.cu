@@ -1,10 +1,12 @@
 // Cross-entropy of label rows, for a chunk of rows whose logits have been made: all of them never exist at once.
 //
 //   cross_entropy_fwd  loss [rows] = log-sum-exp(logits [rows, vocab]) - logits at targets [rows]
-//   cross_entropy_bwd  the same loss; d_logits [rows, vocab] = row_weights [rows] * (softmax - onehot), rounded
+//   cross_entropy_bwd  the same loss; d_logits [rows, vocab] = row_weights [rows] * (softmax - onehot), rounded; where
+//                      inverse_cap is not 0, that of logits before they were capped: times 1 - (logits * inverse_cap)^2
+//   logits_softcap     logits [len] = cap * tanh(logits / cap)
 //
-// Launch: one block of 256 a row. Static shared memory; any alignment. (d_x = d_logits head, d_head += d_logits^T x
-// are dense products.)
+// Launch: one block of 256 a row, static shared memory; logits_softcap ceil(len / 2048) blocks of 256. Any alignment.
+// (d_x = d_logits head, d_head += d_logits^T x are dense products.)
 // Determinism: fixed order (each thread's strided maximum and sum, then a tree, then warps in order).
 // Reference: online softmax, Milakov and Gimelshein 2018.
 
@@ -46,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_bwd(float* __res
                                                                     const float* __restrict__ logits,
                                                                     const int* __restrict__ targets,
                                                                     const float* __restrict__ row_weights, int rows,
-                                                                    int vocab) {
+                                                                    int vocab, float inverse_cap) {
     __shared__ float parts[32];
     int row = blockIdx.x, target = targets[row];
     logits += (i64)row * vocab;
@@ -57,7 +59,21 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_bwd(float* __res
     for (int c = threadIdx.x * 8; c < vocab; c += blockDim.x * 8) {
         load8(v, logits + c, vocab - c);
 #pragma unroll
-        for (int j = 0; j < 8; j++) v[j] = scale * expf(v[j] - s.top) - (c + j == target ? weight : 0.0f);
+        for (int j = 0; j < 8; j++) {
+            float capped = v[j] * inverse_cap;
+            v[j] = scale * expf(v[j] - s.top) - (c + j == target ? weight : 0.0f);
+            v[j] *= fmaf(-capped, capped, 1.0f);
+        }
         store8(d_logits + c, v, vocab - c);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(256) logits_softcap(float* __restrict__ logits, float cap, i64 len) {
+    i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (i >= len) return;
+    float v[8];
+    load8(v, logits + i, len - i);
+#pragma unroll
+    for (int j = 0; j < 8; j++) v[j] = cap * tanhf(v[j] / cap);
+    store8(logits + i, v, len - i);
 }

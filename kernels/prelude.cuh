@@ -251,16 +251,16 @@ DEV float block_max(float x, float* parts) {
     return largest;
 }
 
-// to[0..width] += from[rows[0]], then += from[rows[1]], ..., by the whole block; columns are independent.
+// to[0..width] += scale * from[rows[0]], then += scale * from[rows[1]], ..., by the whole block; columns are independent.
 DEV void add_rows(float* __restrict__ to, const float* __restrict__ from, const int* __restrict__ rows, int count,
-                  int width) {
+                  int width, float scale = 1.0f) {
     for (int c = threadIdx.x * 4; c < width; c += blockDim.x * 4) {
         float sum[4], x[4];
         load4(sum, to + c, width - c);
         for (int i = 0; i < count; i++) {
             load4(x, from + (i64)rows[i] * width + c, width - c);
 #pragma unroll
-            for (int j = 0; j < 4; j++) sum[j] += x[j];
+            for (int j = 0; j < 4; j++) sum[j] = fmaf(scale, x[j], sum[j]);
         }
 #pragma unroll
         for (int j = 0; j < 4; j++)

@@ -1,18 +1,38 @@
 // RMS norm (Zhang and Sennrich 2019).
 //
-//   rms_norm_fwd          rstd [rows] = 1 / sqrt(mean(x^2) + eps); out [rows, width] = round(x * rstd) * weight [width]
+//   rms_norm_fwd          rstd [rows] = 1 / sqrt(mean(x^2) + eps); out [rows, width] = n * w, n = x * rstd, w by weight [width]
 //   residual_rms_norm_fwd sum [rows, width] = a + b, and the same of x = sum
-//   rms_norm_bwd          d_x [rows, width] += rstd * (g - n * mean(g * n)), g = d_out * weight, n = x * rstd
+//   rms_norm_bwd          d_x [rows, width] += rstd * (g - n * mean(g * n)), g = d_out * w
 //   rms_norm_bwd_weight   d_weight [width] += sum over rows of d_out * x * rstd
+//   rms_norm_compute_fwd, rms_norm_compute_bwd, rms_norm_compute_bwd_weight
+//                         the same of x and gradients in the compute dtype; d_x = in place of d_out
 //
-// Launch: fwds and bwd one block of 256 a row; bwd_weight ceil(width / 32) blocks of 256. Any alignment; static shared
-// memory only. A row of up to 2048 elements is read once.
+// form chooses how the weight multiplies, and what is rounded: 0 round(n) * weight; 1 n * weight; 2 n * (1 + weight).
+//
+// Launch: fwds and bwds one block a row, of 256, or in the compute dtype of as many whole warps up to 256 as have 8
+// elements for every thread; bwd_weights ceil(width / 32) blocks of 256. Any alignment; static shared memory only. A row
+// of up to 8 elements a thread is read once.
 // Determinism: fixed order (threads' strided sums, then a tree, then warps in order).
+
+// How the weight multiplies; a type, so that loops are compiled for it alone.
+template <int form>
+struct Form {
+    static DEV float factor(float w) { return form == 2 ? 1.0f + w : w; }
+    static DEV float apply(float n, float w) { return (form == 0 ? rounded(n) : n) * factor(w); }
+};
+template <class Run>
+DEV void with_form(int form, Run run) {
+    switch (form) {
+        case 0: return run(Form<0>());
+        case 1: return run(Form<1>());
+        default: return run(Form<2>());
+    }
+}
 
 // The row of a block; `load` gives a thread's elements from column c on, and `again` if they do not stay in registers.
 template <class Load, class Again>
 DEV void norm_row(real* __restrict__ out, float* __restrict__ rstd, const real* __restrict__ weight, int width,
-                  float eps, float* parts, Load load, Again again) {
+                  float eps, int form, float* parts, Load load, Again again) {
     out += (i64)blockIdx.x * width;
     float squares = 0.0f, v[8], w[8];
     for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
@@ -22,33 +42,44 @@ DEV void norm_row(real* __restrict__ out, float* __restrict__ rstd, const real* 
     }
     float scale = 1.0f / sqrtf(block_sum(squares, parts) / width + eps);
     if (threadIdx.x == 0) rstd[blockIdx.x] = scale;
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-        if (width > blockDim.x * 8) again(v, c);
-        load8(w, weight + c, width - c);
+    with_form(form, [&](auto form) {
+        for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+            if (width > blockDim.x * 8) again(v, c);
+            load8(w, weight + c, width - c);
 #pragma unroll
-        for (int j = 0; j < 8; j++) v[j] = rounded(v[j] * scale) * w[j];
+            for (int j = 0; j < 8; j++) v[j] = form.apply(v[j] * scale, w[j]);
 #ifdef PLANT_BOUND
-        store8(out + c + 1, v, width - c);
+            store8(out + c + 1, v, width - c);
 #else
-        store8(out + c, v, width - c);
+            store8(out + c, v, width - c);
 #endif
-    }
+        }
+    });
 }
 
 extern "C" __global__ void __launch_bounds__(256) rms_norm_fwd(real* __restrict__ out, float* __restrict__ rstd,
                                                                const float* __restrict__ x,
                                                                const real* __restrict__ weight, int rows, int width,
-                                                               float eps) {
+                                                               float eps, int form) {
     __shared__ float parts[32];
     x += (i64)blockIdx.x * width;
     auto load = [&](float(&v)[8], int c) { load8(v, x + c, width - c); };
-    norm_row(out, rstd, weight, width, eps, parts, load, load);
+    norm_row(out, rstd, weight, width, eps, form, parts, load, load);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    rms_norm_compute_fwd(real* __restrict__ out, float* __restrict__ rstd, const real* __restrict__ x,
+                         const real* __restrict__ weight, int rows, int width, float eps, int form) {
+    __shared__ float parts[32];
+    x += (i64)blockIdx.x * width;
+    auto load = [&](float(&v)[8], int c) { load8(v, x + c, width - c); };
+    norm_row(out, rstd, weight, width, eps, form, parts, load, load);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     residual_rms_norm_fwd(float* __restrict__ sum, real* __restrict__ out, float* __restrict__ rstd,
                           const float* __restrict__ a, const real* __restrict__ b, const real* __restrict__ weight,
-                          int rows, int width, float eps) {
+                          int rows, int width, float eps, int form) {
     __shared__ float parts[32];
     i64 from = (i64)blockIdx.x * width;
     a += from, b += from, sum += from;
@@ -62,42 +93,82 @@ extern "C" __global__ void __launch_bounds__(256)
     };
     // A thread reads what it has written itself.
     auto again = [&](float(&v)[8], int c) { load8(v, sum + c, width - c); };
-    norm_row(out, rstd, weight, width, eps, parts, load, again);
+    norm_row(out, rstd, weight, width, eps, form, parts, load, again);
+}
+
+// The gradient of the block's row: `d_out` gives a thread's elements of the output's gradient from column c on, `store`
+// takes those of the input's.
+template <class Form, class T, class Load, class Store>
+DEV void norm_row_bwd(Form form, const T* __restrict__ x, float scale, const real* __restrict__ weight, int width,
+                      float* parts, Load d_out, Store store) {
+    x += (i64)blockIdx.x * width;
+    float dot = 0.0f, g[8], v[8], w[8];
+    auto load = [&](int c) {
+        d_out(g, c);
+        load8(w, weight + c, width - c);
+        load8(v, x + c, width - c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) g[j] *= form.factor(w[j]);
+    };
+    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+        load(c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) dot = fmaf(g[j], v[j], dot);
+    }
+    float along = block_sum(dot, parts) * scale * scale / width;
+    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+        if (width > blockDim.x * 8) load(c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) g[j] = scale * (g[j] - v[j] * along);
+        store(g, c);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(256) rms_norm_bwd(float* __restrict__ d_x,
                                                                const float* __restrict__ d_out,
                                                                const float* __restrict__ x,
                                                                const float* __restrict__ rstd,
-                                                               const real* __restrict__ weight, int rows, int width) {
+                                                               const real* __restrict__ weight, int rows, int width,
+                                                               int form) {
     __shared__ float parts[32];
-    x += (i64)blockIdx.x * width;
     d_x += (i64)blockIdx.x * width;
     d_out += (i64)blockIdx.x * width;
-    float scale = rstd[blockIdx.x], dot = 0.0f, g[8], v[8], w[8];
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-        load8(g, d_out + c, width - c);
-        load8(w, weight + c, width - c);
-        load8(v, x + c, width - c);
+    auto load = [&](float(&g)[8], int c) { load8(g, d_out + c, width - c); };
+    auto store = [&](const float(&d)[8], int c) {
+        float sum[8];
+        load8(sum, d_x + c, width - c);
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            g[j] *= w[j];
-            dot = fmaf(g[j], v[j], dot);
-        }
-    }
-    float along = block_sum(dot, parts) * scale * scale / width;
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-        if (width > blockDim.x * 8) {
-            load8(g, d_out + c, width - c);
-            load8(w, weight + c, width - c);
-            load8(v, x + c, width - c);
-#pragma unroll
-            for (int j = 0; j < 8; j++) g[j] *= w[j];
-        }
-        load8(w, d_x + c, width - c);
-#pragma unroll
-        for (int j = 0; j < 8; j++) w[j] += scale * (g[j] - v[j] * along);
-        store8(d_x + c, w, width - c);
+        for (int j = 0; j < 8; j++) sum[j] += d[j];
+        store8(d_x + c, sum, width - c);
+    };
+    with_form(form, [&](auto form) { norm_row_bwd(form, x, rstd[blockIdx.x], weight, width, parts, load, store); });
+}
+
+extern "C" __global__ void __launch_bounds__(256) rms_norm_compute_bwd(real* d_x, const real* __restrict__ x,
+                                                                       const float* __restrict__ rstd,
+                                                                       const real* __restrict__ weight, int rows,
+                                                                       int width, int form) {
+    __shared__ float parts[32];
+    d_x += (i64)blockIdx.x * width;
+    // A thread reads what it writes itself, and before that.
+    auto load = [&](float(&g)[8], int c) { load8(g, d_x + c, width - c); };
+    auto store = [&](const float(&d)[8], int c) { store8(d_x + c, d, width - c); };
+    with_form(form, [&](auto form) { norm_row_bwd(form, x, rstd[blockIdx.x], weight, width, parts, load, store); });
+}
+
+template <class T>
+DEV void add_weight_gradient(float* __restrict__ d_weight, const T* __restrict__ d_out, const T* __restrict__ x,
+                             const float* __restrict__ rstd, int rows, int width, float (*sums)[32]) {
+    int lane = threadIdx.x % 32, part = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
+    float sum = 0.0f;
+    if (c < width)
+        for (int row = part; row < rows; row += 8)
+            sum = fmaf(widen(d_out[(i64)row * width + c]) * widen(x[(i64)row * width + c]), rstd[row], sum);
+    sums[part][lane] = sum;
+    __syncthreads();
+    if (part == 0 && c < width) {
+        for (int i = 1; i < 8; i++) sum += sums[i][lane];
+        d_weight[c] += sum;
     }
 }
 
@@ -107,15 +178,12 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_bwd_weight(float* __r
                                                                       const float* __restrict__ rstd, int rows,
                                                                       int width) {
     __shared__ float sums[8][32];
-    int lane = threadIdx.x % 32, part = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
-    float sum = 0.0f;
-    if (c < width)
-        for (int row = part; row < rows; row += 8)
-            sum = fmaf(d_out[(i64)row * width + c] * x[(i64)row * width + c], rstd[row], sum);
-    sums[part][lane] = sum;
-    __syncthreads();
-    if (part == 0 && c < width) {
-        for (int i = 1; i < 8; i++) sum += sums[i][lane];
-        d_weight[c] += sum;
-    }
+    add_weight_gradient(d_weight, d_out, x, rstd, rows, width, sums);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    rms_norm_compute_bwd_weight(float* __restrict__ d_weight, const real* __restrict__ d_out,
+                                const real* __restrict__ x, const float* __restrict__ rstd, int rows, int width) {
+    __shared__ float sums[8][32];
+    add_weight_gradient(d_weight, d_out, x, rstd, rows, width, sums);
 }

@@ -1,14 +1,16 @@
 // Rotary position embedding with rotated halves (Su et al. 2021), as in the LLaMA checkpoints.
 //
-//   rope_fwd  out [rows, heads, D] = (a cos - b sin, b cos + a sin) for a = x[i], b = x[i + D/2]
+//   rope_fwd  out [rows, heads, D] = (a cos - b sin, b cos + a sin) for a = x[i], b = x[i + R/2], i < R/2; x from R on
 //   rope_bwd  d_x [rows, heads, D] = the same rotated back, in place
 //
-// cos_sin [positions, D] holds the cosines [D/2], then the sines [D/2], of each position; positions [rows].
-// Launch: one block of 256 a row. No shared memory, any alignment; vectors where D/2 is a multiple of 8.
+// R <= D leading elements of a head are rotated. cos_sin [positions, R] holds the cosines [R/2], then the sines [R/2], of
+// each position; positions [rows].
+// Launch: one block of 256 a row. No shared memory, any alignment; vectors where R/2 and D are multiples of 8.
 // Determinism: elementwise.
 
-DEV void turn(real* out, const real* x, const float* __restrict__ cos_sin, int heads, int head_dim, float sign) {
-    int half_dim = head_dim / 2, chunks = (half_dim + 7) / 8;
+DEV void turn(real* out, const real* x, const float* __restrict__ cos_sin, int heads, int head_dim, int rotary_dim,
+              float sign) {
+    int half_dim = rotary_dim / 2, chunks = (half_dim + 7) / 8;
     for (int i = threadIdx.x; i < heads * chunks; i += blockDim.x) {
         int c = i % chunks * 8, head = i / chunks * head_dim, valid = half_dim - c;
         float a[8], b[8], cosine[8], sine[8];
@@ -30,14 +32,23 @@ DEV void turn(real* out, const real* x, const float* __restrict__ cos_sin, int h
 extern "C" __global__ void __launch_bounds__(256) rope_fwd(real* __restrict__ out, const real* __restrict__ x,
                                                            const int* __restrict__ positions,
                                                            const float* __restrict__ cos_sin, int rows, int heads,
-                                                           int head_dim) {
+                                                           int head_dim, int rotary_dim) {
     i64 row = (i64)blockIdx.x * heads * head_dim;
-    turn(out + row, x + row, cos_sin + (i64)positions[blockIdx.x] * head_dim, heads, head_dim, 1.0f);
+    out += row, x += row;
+    turn(out, x, cos_sin + (i64)positions[blockIdx.x] * rotary_dim, heads, head_dim, rotary_dim, 1.0f);
+    int rest = head_dim - rotary_dim, chunks = (rest + 7) / 8;
+    for (int i = threadIdx.x; i < heads * chunks; i += blockDim.x) {
+        int c = i % chunks * 8, at = i / chunks * head_dim + rotary_dim + c;
+        float v[8];
+        load8(v, x + at, rest - c);
+        store8(out + at, v, rest - c);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(256) rope_bwd(real* __restrict__ d_x, const int* __restrict__ positions,
                                                            const float* __restrict__ cos_sin, int rows, int heads,
-                                                           int head_dim) {
+                                                           int head_dim, int rotary_dim) {
     i64 row = (i64)blockIdx.x * heads * head_dim;
-    turn(d_x + row, d_x + row, cos_sin + (i64)positions[blockIdx.x] * head_dim, heads, head_dim, -1.0f);
+    const float* angles = cos_sin + (i64)positions[blockIdx.x] * rotary_dim;
+    turn(d_x + row, d_x + row, angles, heads, head_dim, rotary_dim, -1.0f);
 }

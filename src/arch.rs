@@ -71,11 +71,39 @@ pub enum Family {
     Opt,
     /// BLOOM: ALiBi, layer norm also of the embeddings, q, k and v fused head by head.
     Bloom,
+    /// Qwen 3, the dense ones: norms of queries and keys, head by head.
+    Qwen3,
+    /// Gemma 2: norms around each sublayer, soft caps, a window in every second layer.
+    Gemma2,
+    /// Gemma 3, its text model: norms around each sublayer and of queries and keys, two rotations.
+    Gemma3,
+    /// OLMo 2: norms of the sublayers' outputs, and of all queries and all keys of a row.
+    Olmo2,
+    /// OLMo 3: as OLMo 2, with windows and two rotations.
+    Olmo3,
+    /// GPT-NeoX and Pythia: attention and MLP side by side, a part of each head rotated, q, k and v fused head by head.
+    GptNeox,
+    /// Phi 3, 3.5 and 4 (mini): q, k and v one below another in one matrix, gate and up in another, longrope.
+    Phi3,
 }
 
 impl Family {
     /// Every one.
-    pub const ALL: [Self; 6] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Gpt2, Self::Opt, Self::Bloom];
+    pub const ALL: [Self; 13] = [
+        Self::Llama,
+        Self::Mistral,
+        Self::Qwen2,
+        Self::Gpt2,
+        Self::Opt,
+        Self::Bloom,
+        Self::Qwen3,
+        Self::Gemma2,
+        Self::Gemma3,
+        Self::Olmo2,
+        Self::Olmo3,
+        Self::GptNeox,
+        Self::Phi3,
+    ];
 
     /// The `model_type` of the file.
     pub const fn name(self) -> &'static str {
@@ -86,12 +114,28 @@ impl Family {
             Self::Gpt2 => "gpt2",
             Self::Opt => "opt",
             Self::Bloom => "bloom",
+            Self::Qwen3 => "qwen3",
+            Self::Gemma2 => "gemma2",
+            Self::Gemma3 => "gemma3_text",
+            Self::Olmo2 => "olmo2",
+            Self::Olmo3 => "olmo3",
+            Self::GptNeox => "gpt_neox",
+            Self::Phi3 => "phi3",
         }
     }
 
-    /// Whether a checkpoint holds q, k and v as one matrix.
-    pub const fn fuses_qkv(self) -> bool {
-        matches!(self, Self::Gpt2 | Self::Bloom)
+    /// Whether modules and tensors bear LLaMA's names, up to norms and fused modules.
+    pub const fn named_as_llama(self) -> bool {
+        !matches!(self, Self::Gpt2 | Self::Opt | Self::Bloom | Self::GptNeox)
+    }
+
+    /// The modules of a checkpoint that are several projections in one matrix.
+    pub const fn fused(self) -> &'static [Projection] {
+        match self {
+            Self::Gpt2 | Self::Bloom | Self::GptNeox => &[Projection::Qkv],
+            Self::Phi3 => &[Projection::Qkv, Projection::GateUp],
+            _ => &[],
+        }
     }
 }
 
@@ -102,6 +146,8 @@ pub struct Rope {
     pub theta: f64,
     /// Scaling of the frequencies.
     pub kind: RopeKind,
+    /// Leading elements of each head that are rotated; the others pass through.
+    pub dim: usize,
 }
 
 /// How the frequencies `theta^(-2k/D)` are scaled for longer contexts.
@@ -147,22 +193,99 @@ pub enum RopeKind {
         /// Whether the ramp's ends are rounded outwards to whole dimensions.
         truncate: bool,
     },
+    /// LongRoPE (arXiv 2402.13753): a divisor for every frequency, one list up to `original` tokens and another for all
+    /// rows of a longer sequence; scaled cosines and sines.
+    LongRope {
+        /// Divisors of the frequencies `[dim / 2]` of sequences up to `original`.
+        short: Vec<f64>,
+        /// Divisors of longer ones.
+        long: Vec<f64>,
+        /// Context length of the pretraining.
+        original: usize,
+        /// Factor of cos and sin, in both.
+        attention_factor: f64,
+    },
+}
+
+impl Rope {
+    /// The number of positions above which a sequence's own length decides how all its rows are rotated.
+    pub fn scales_beyond(&self) -> Option<usize> {
+        match self.kind {
+            RopeKind::Dynamic { original, .. } | RopeKind::LongRope { original, .. } => Some(original),
+            _ => None,
+        }
+    }
+
+    /// What of a sequence of `len` positions decides how all its rows are rotated: under dynamic scaling its length, under
+    /// longrope whether it is long; 0 where nothing does.
+    pub fn scaled_len(&self, len: usize) -> usize {
+        match self.kind {
+            RopeKind::Dynamic { original, .. } if len > original => len,
+            RopeKind::LongRope { original, .. } if len > original => original + 1,
+            _ => 0,
+        }
+    }
 }
 
 /// How a row is brought to a standard size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Norm {
     /// RMS norm, with a weight.
-    Rms,
+    Rms(RmsWeight),
     /// Layer norm, with a weight and a bias.
     Layer,
+}
+
+/// How an RMS norm's weight w multiplies `n = x / rms(x)`, and where it is rounded to the compute dtype, `c`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RmsWeight {
+    /// `c(c(n) * w)`: LLaMA, Mistral, Qwen, Phi.
+    Rounded,
+    /// `c(n * w)`: OLMo.
+    Exact,
+    /// `c(n * (1 + w))`: Gemma.
+    OnePlus,
+}
+
+/// Where the norms of a block stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormPlacement {
+    /// Before each sublayer.
+    Pre,
+    /// After each residual sum (OPT-350m).
+    Post,
+    /// On each sublayer's output, before it is added (OLMo 2).
+    Output,
+    /// Before each sublayer and on its output (Gemma 2 and 3).
+    PreAndOutput,
+}
+
+impl NormPlacement {
+    /// Whether a norm stands between the residual stream and what a sublayer reads.
+    pub const fn before(self) -> bool {
+        matches!(self, Self::Pre | Self::PreAndOutput)
+    }
+
+    /// Whether a norm stands between a sublayer's output and the residual stream.
+    pub const fn of_output(self) -> bool {
+        matches!(self, Self::Output | Self::PreAndOutput)
+    }
+}
+
+/// Over what the queries and the keys are normed, before the rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Each head alone, by one weight `[D]` for all: Qwen 3, Gemma 3.
+    Head,
+    /// All heads of a row together, by weights `[H D]` and `[K D]`: OLMo 2.
+    Row,
 }
 
 /// How a row knows its position.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Positions {
-    /// Queries and keys are rotated.
-    Rope(Rope),
+    /// Queries and keys are rotated, in each layer `[L]` by its own rotation.
+    Rope(Vec<Rope>),
     /// A learned vector is added to the embedding.
     Learned {
         /// Row of the table that is position 0's.
@@ -175,8 +298,8 @@ pub enum Positions {
 /// What stands between the two outer projections of an MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mlp {
-    /// `silu(gate) * up`.
-    SwiGlu,
+    /// `f(gate) * up`: SwiGLU where f is SiLU (Shazeer 2020).
+    Gated(Activation),
     /// A function of the up-projection; there is no gate.
     Plain(Activation),
 }
@@ -192,6 +315,8 @@ pub enum Activation {
     GeluTanh,
     /// `tanh(x)`; of no model here, but of the MLP that makes a prefix.
     Tanh,
+    /// `x / (1 + exp(-x))`, also called swish (Elfwing et al. 2018).
+    Silu,
 }
 
 /// What a model is, in the words of its `config.json`, with all defaults resolved; a family is data here, not code.
@@ -221,9 +346,14 @@ pub struct ModelConfig {
     pub norm: Norm,
     /// Epsilon of the norms.
     pub norm_eps: f64,
-    /// Whether a block is post-norm: each norm follows the residual sum of its sublayer, rather than preceding the
-    /// sublayer.
-    pub post_norm: bool,
+    /// Where the norms of a block stand.
+    pub norm_placement: NormPlacement,
+    /// Whether and how queries and keys are normed.
+    pub qk_norm: Option<QkNorm>,
+    /// Whether attention and MLP of a block read the same residual stream, and their outputs are added together.
+    pub parallel: bool,
+    /// What rows of the embedding table are multiplied by, rounded to the compute dtype; a soft prompt's are not.
+    pub embed_scale: f64,
     /// Whether embeddings are normed.
     pub embed_norm: bool,
     /// Whether the last residual stream is normed.
@@ -247,6 +377,10 @@ pub struct ModelConfig {
     pub windows: Vec<Option<usize>>,
     /// Multiplier of the scores of each layer `[L]`, usually `1 / sqrt(D)`.
     pub score_scales: Vec<f64>,
+    /// Soft cap of the scores: `cap * tanh(score / cap)`.
+    pub score_softcap: Option<f64>,
+    /// Soft cap of the logits.
+    pub logit_softcap: Option<f64>,
     /// How a row knows its position.
     pub positions: Positions,
     /// Token that begins a sequence.
@@ -280,6 +414,8 @@ pub enum Projection {
     Down,
     /// Queries, keys and values as one module of the checkpoint: one A for the three, and their Bs one below another.
     Qkv,
+    /// Gate and up-projection as one module of the checkpoint, in the same way.
+    GateUp,
 }
 
 impl Projection {
@@ -297,6 +433,7 @@ impl Projection {
             Self::Up => &[Self::Up],
             Self::Down => &[Self::Down],
             Self::Qkv => &[Self::Q, Self::K, Self::V],
+            Self::GateUp => &[Self::Gate, Self::Up],
         }
     }
 
@@ -311,6 +448,7 @@ impl Projection {
             Self::Up => "up_proj",
             Self::Down => "down_proj",
             Self::Qkv => "qkv_proj",
+            Self::GateUp => "gate_up_proj",
         }
     }
 
@@ -324,6 +462,7 @@ impl Projection {
             Self::Gate | Self::Up => (c, f),
             Self::Down => (f, c),
             Self::Qkv => (c, q + 2 * kv),
+            Self::GateUp => (c, 2 * f),
         }
     }
 }
@@ -338,18 +477,26 @@ impl ModelConfig {
     /// The projections of a block; an MLP without a gate has no gate projection.
     pub fn targets(&self) -> &'static [Projection] {
         match self.mlp {
-            Mlp::SwiGlu => &Projection::ALL,
+            Mlp::Gated(_) => &Projection::ALL,
             Mlp::Plain(_) => {
                 &[Projection::Q, Projection::K, Projection::V, Projection::O, Projection::Up, Projection::Down]
             }
         }
     }
 
-    /// The rotation, if there is one.
-    pub fn rope(&self) -> Option<&Rope> {
+    /// The rotations of the layers `[L]`; none where nothing is rotated.
+    pub fn ropes(&self) -> &[Rope] {
         match &self.positions {
-            Positions::Rope(rope) => Some(rope),
-            _ => None,
+            Positions::Rope(ropes) => ropes,
+            _ => &[],
+        }
+    }
+
+    /// Whether the norms are RMS norms, and how they apply their weights.
+    pub fn rms_weight(&self) -> Option<RmsWeight> {
+        match self.norm {
+            Norm::Rms(weight) => Some(weight),
+            Norm::Layer => None,
         }
     }
 
@@ -381,7 +528,7 @@ impl ModelConfig {
         match target {
             Projection::Q | Projection::K | Projection::V | Projection::Qkv => self.qkv_bias,
             Projection::O => self.o_bias,
-            Projection::Gate | Projection::Up | Projection::Down => self.mlp_bias,
+            Projection::Gate | Projection::Up | Projection::Down | Projection::GateUp => self.mlp_bias,
         }
     }
 
@@ -411,12 +558,14 @@ impl ModelConfig {
     }
 
     /// The number of positions above which a sequence's own length decides how all its rows are rotated (dynamic
-    /// scaling).
+    /// scaling, longrope): the smallest of all layers.
     pub fn scales_beyond(&self) -> Option<usize> {
-        match self.rope()?.kind {
-            RopeKind::Dynamic { original, .. } => Some(original),
-            _ => None,
-        }
+        self.ropes().iter().filter_map(Rope::scales_beyond).min()
+    }
+
+    /// [`Rope::scaled_len`] over all layers: sequences of which it is the same may be in one pass.
+    pub fn scaled_len(&self, len: usize) -> usize {
+        self.ropes().iter().map(|rope| rope.scaled_len(len)).max().unwrap_or(0)
     }
 
     /// Refuses such a sequence where rows are shared or left out: they would be rotated as those of another length.
@@ -426,8 +575,9 @@ impl ModelConfig {
     pub fn check_unscaled(&self, longest: usize) -> Result<()> {
         match self.scales_beyond() {
             Some(most) if longest > most => {
-                let expected =
-                    format!("at most {most} tokens, above which rope_type dynamic has other angles for every length");
+                let expected = format!(
+                    "at most {most} tokens, above which this rope_type has other angles for all rows of a sequence"
+                );
                 Err(Error::argument("a sequence", expected, longest))
             }
             _ => Ok(()),

@@ -58,7 +58,7 @@ pub fn batches(documents: &[Sequence], most: usize, config: &ModelConfig) -> Res
     let new = || PackBuilder::default().bidirectional(!config.is_causal);
     let mut builder = new();
     let (mut rows, mut first) = (0, 0);
-    let rope_len = |document: &Sequence| config.scales_beyond().map(|own| document.tokens.len().max(own));
+    let rope_len = |document: &Sequence| config.scaled_len(document.tokens.len());
     for (i, document) in documents.iter().enumerate() {
         let full = rows + document.tokens.len() > most;
         if rows > 0 && (full || rope_len(document) != rope_len(&documents[first])) {

@@ -34,7 +34,7 @@ pub fn of_capture(config: &ModelConfig, settings: &CaptureSettings, longest: usi
         }
     }
     let norm = match config.norm {
-        Norm::Rms => "rms_norm",
+        Norm::Rms(_) => "rms_norm",
         Norm::Layer => "layer_norm",
     };
     let tokens = match settings.tokens {

@@ -8,7 +8,7 @@ use super::peft::PeftReport;
 use super::plan::Plan;
 use super::resolve::{self, ModelFiles};
 use super::{Failure, output};
-use crate::arch::Positions;
+use crate::arch::{NormPlacement, Positions};
 use crate::backend::Backend;
 use crate::model::{Layout, LoraShape};
 
@@ -70,13 +70,13 @@ fn shapes(files: &ModelFiles) -> Value {
         "positions": config.max_position_embeddings,
     });
     let more = match &config.positions {
-        Positions::Rope(rope) => {
-            json!({ "rope": format!("{:?}", rope.kind), "rope_theta": rope.theta,
+        Positions::Rope(ropes) => {
+            json!({ "rope": format!("{:?}", ropes[0].kind), "rope_theta": ropes[0].theta,
                 "windows": config.windows.iter().filter(|w| w.is_some()).count() })
         }
         positions => json!({
             "position": if *positions == Positions::Alibi { "alibi" } else { "learned" },
-            "mlp": format!("{:?}", config.mlp), "post_norm": config.post_norm, "final_norm": config.final_norm,
+            "mlp": format!("{:?}", config.mlp), "post_norm": config.norm_placement == NormPlacement::Post, "final_norm": config.final_norm,
             "embedding_width": config.embed_size,
         }),
     };

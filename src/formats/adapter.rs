@@ -44,35 +44,32 @@ impl Family {
     /// The modules of a block that an adapter can change, in the order of a block.
     pub const fn modules(self) -> &'static [Projection] {
         match self {
-            Self::Llama | Self::Mistral | Self::Qwen2 => &Projection::ALL,
+            Self::Phi3 => &[Projection::Qkv, Projection::O, Projection::GateUp, Projection::Down],
             Self::Opt => {
                 &[Projection::Q, Projection::K, Projection::V, Projection::O, Projection::Up, Projection::Down]
             }
-            Self::Gpt2 | Self::Bloom => &[Projection::Qkv, Projection::O, Projection::Up, Projection::Down],
+            Self::Gpt2 | Self::Bloom | Self::GptNeox => {
+                &[Projection::Qkv, Projection::O, Projection::Up, Projection::Down]
+            }
+            _ => &Projection::ALL,
         }
     }
 
     /// The modules that PEFT adapts where nobody says which.
     pub const fn default_modules(self) -> &'static [Projection] {
         match self {
-            Self::Llama | Self::Mistral | Self::Qwen2 | Self::Opt => &[Projection::Q, Projection::V],
-            Self::Gpt2 | Self::Bloom => &[Projection::Qkv],
+            Self::Gpt2 | Self::Bloom | Self::GptNeox | Self::Phi3 => &[Projection::Qkv],
+            _ => &[Projection::Q, Projection::V],
         }
     }
 
     /// The module that holds a projection, without its layer's path: `attn.c_attn`.
     pub fn module(self, target: Projection) -> &'static str {
         let [qkv, q, k, v, o, gate, up, down] = match self {
-            Self::Llama | Self::Mistral | Self::Qwen2 => [
-                "",
-                "self_attn.q_proj",
-                "self_attn.k_proj",
-                "self_attn.v_proj",
-                "self_attn.o_proj",
-                "mlp.gate_proj",
-                "mlp.up_proj",
-                "mlp.down_proj",
-            ],
+            Self::Phi3 => {
+                let [qkv, both] = ["self_attn.qkv_proj", "mlp.gate_up_proj"];
+                [qkv, qkv, qkv, qkv, "self_attn.o_proj", both, both, "mlp.down_proj"]
+            }
             Self::Gpt2 => [
                 "attn.c_attn",
                 "attn.c_attn",
@@ -91,6 +88,20 @@ impl Family {
                 let o = "self_attention.dense";
                 [fused, fused, fused, fused, o, "", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"]
             }
+            Self::GptNeox => {
+                let fused = "attention.query_key_value";
+                [fused, fused, fused, fused, "attention.dense", "", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"]
+            }
+            _ => [
+                "",
+                "self_attn.q_proj",
+                "self_attn.k_proj",
+                "self_attn.v_proj",
+                "self_attn.o_proj",
+                "mlp.gate_proj",
+                "mlp.up_proj",
+                "mlp.down_proj",
+            ],
         };
         match target {
             Projection::Qkv => qkv,
@@ -98,7 +109,7 @@ impl Family {
             Projection::K => k,
             Projection::V => v,
             Projection::O => o,
-            Projection::Gate => gate,
+            Projection::Gate | Projection::GateUp => gate,
             Projection::Up => up,
             Projection::Down => down,
         }
@@ -111,15 +122,16 @@ impl Family {
 
     /// Whether `config.json` names the number of heads of keys and values (`num_key_value_heads`).
     pub(super) const fn has_kv_heads(self) -> bool {
-        matches!(self, Self::Llama | Self::Mistral | Self::Qwen2)
+        self.named_as_llama()
     }
 
     /// The path of the module that holds the layers.
     const fn layers_path(self) -> &'static str {
         match self {
-            Self::Llama | Self::Mistral | Self::Qwen2 => "model.layers",
             Self::Gpt2 | Self::Bloom => "transformer.h",
             Self::Opt => "model.decoder.layers",
+            Self::GptNeox => "gpt_neox.layers",
+            _ => "model.layers",
         }
     }
 

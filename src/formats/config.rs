@@ -1,4 +1,4 @@
-//! `config.json` of the LLaMA, Mistral, Qwen2, GPT-2, OPT and BLOOM families, in both dialects of transformers.
+//! `config.json` of every family, in both dialects of transformers: here what LLaMA's kin have in common.
 //!
 //! Absent keys take the family's own defaults, as transformers 5 does. What that library would ignore with or
 //! without a warning, and so compute something other than the file says, is an error here: unknown `rope_type`,
@@ -7,14 +7,18 @@
 
 mod families;
 pub mod keys;
+mod recent;
 mod rope;
 
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
+use self::rope::RopeReader;
 use super::json::{self, Fields, show};
-use crate::arch::{Dtype, Family, Mlp, ModelConfig, Norm, Positions, Rope};
+use crate::arch::{
+    Activation, Dtype, Family, Mlp, ModelConfig, Norm, NormPlacement, Positions, QkNorm, RmsWeight, Rope,
+};
 use crate::{Error, Result};
 
 /// Upper limit of widths; a larger value is a damaged file, not a model.
@@ -27,9 +31,13 @@ impl Family {
     const fn special_tokens(self) -> (Option<u32>, Option<u32>) {
         match self {
             Self::Llama | Self::Mistral | Self::Bloom => (Some(1), Some(2)),
-            Self::Qwen2 => (None, None),
+            Self::Qwen2 | Self::Qwen3 => (None, None),
             Self::Gpt2 => (Some(50256), Some(50256)),
             Self::Opt => (Some(2), Some(2)),
+            Self::Gemma2 | Self::Gemma3 => (Some(2), Some(1)),
+            Self::Olmo2 | Self::Olmo3 => (None, Some(50279)),
+            Self::GptNeox => (Some(0), Some(2)),
+            Self::Phi3 => (Some(1), Some(32000)),
         }
     }
 }
@@ -56,6 +64,11 @@ impl ModelConfig {
     }
 
     fn from_value(path: &Path, value: &Value) -> Result<Self> {
+        // A model of texts and images: its text part.
+        let value = match value.get("model_type").and_then(Value::as_str) {
+            Some("gemma3") => value.get("text_config").unwrap_or(value),
+            _ => value,
+        };
         let f = Fields::new(path, value)?;
         let name = f.require("model_type", f.str("model_type")?, "a model type")?;
         let Some(family) = Family::ALL.into_iter().find(|family| family.name() == name) else {
@@ -64,10 +77,13 @@ impl ModelConfig {
         };
         keys::of(family).check(&f)?;
         match family {
-            Family::Llama | Family::Mistral | Family::Qwen2 => llama(&f, family),
+            Family::Gemma2 | Family::Gemma3 => recent::gemma(&f, family),
+            Family::Olmo2 | Family::Olmo3 => recent::olmo(&f, family),
             Family::Gpt2 => families::gpt2(&f),
             Family::Opt => families::opt(&f),
             Family::Bloom => families::bloom(&f),
+            Family::GptNeox => families::gpt_neox(&f),
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Phi3 => llama(&f, family),
         }
     }
 
@@ -95,25 +111,35 @@ fn unsupported(path: &Path, field: &str, found: &str, supported: &str) -> Error 
 /// The families of LLaMA's make.
 fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
     refuse_other_layers(f, family)?;
-    let width = |key: &str| f.require(key, f.usize_in(key, 1..=MAX_WIDTH)?, "a positive integer");
+    let width = |key: &str| match f.usize_in(key, 1..=MAX_WIDTH)? {
+        // What Gemma 3's files leave out.
+        None if family == Family::Gemma3 && key == "num_attention_heads" => Ok(8),
+        None if family == Family::Gemma3 && key == "vocab_size" => Ok(262_208),
+        value => f.require(key, value, "a positive integer"),
+    };
     let hidden_size = width("hidden_size")?;
     let num_hidden_layers =
         f.require("num_hidden_layers", f.usize_in("num_hidden_layers", 1..=MAX_LAYERS)?, "a positive integer")?;
     let num_attention_heads = width("num_attention_heads")?;
-    let head_dim = head_dim(f, hidden_size, num_attention_heads)?;
+    let head_dim = head_dim(f, family, hidden_size, num_attention_heads)?;
     let num_key_value_heads = kv_heads(f, family, num_attention_heads)?;
     let max_position_embeddings = f.usize_in("max_position_embeddings", 1..=usize::MAX)?.unwrap_or(match family {
-        Family::Llama => 2048,
-        Family::Mistral => 4096 * 32,
+        Family::Llama | Family::Olmo2 | Family::Olmo3 => 2048,
+        Family::Mistral | Family::Gemma3 => 4096 * 32,
+        Family::Phi3 => 4096,
+        Family::Gemma2 => 8192,
         _ => 32768,
     });
-    let norm_eps = f.f64("rms_norm_eps")?.unwrap_or(1e-6);
+    let default_eps = if matches!(family, Family::Olmo2 | Family::Olmo3 | Family::Phi3) { 1e-5 } else { 1e-6 };
+    let norm_eps = f.f64("rms_norm_eps")?.unwrap_or(default_eps);
     if !(0.0..1.0).contains(&norm_eps) {
         return Err(f.error("rms_norm_eps", "a number from 0 to 1"));
     }
     let (qkv_bias, o_bias, mlp_bias) = biases(f, family)?;
     let vocab_size = width("vocab_size")?;
     let (begin, end) = family.special_tokens();
+    let windows = windows(f, family, num_hidden_layers)?;
+    let ropes = ropes(f, family, &windows, head_dim, max_position_embeddings)?;
     Ok(ModelConfig {
         family,
         hidden_size,
@@ -125,21 +151,28 @@ fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
         head_dim,
         vocab_size,
         max_position_embeddings,
-        norm: Norm::Rms,
+        norm: Norm::Rms(RmsWeight::Rounded),
         norm_eps,
-        post_norm: false,
+        norm_placement: NormPlacement::Pre,
+        qk_norm: (family == Family::Qwen3).then_some(QkNorm::Head),
+        parallel: false,
+        embed_scale: 1.0,
         embed_norm: false,
         final_norm: true,
-        mlp: Mlp::SwiGlu,
+        mlp: Mlp::Gated(Activation::Silu),
         qkv_bias,
         o_bias,
         mlp_bias,
         lm_head: true,
-        tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(false),
+        tie_word_embeddings: f
+            .bool("tie_word_embeddings")?
+            .unwrap_or(matches!(family, Family::Gemma2 | Family::Gemma3)),
         is_causal: f.bool("is_causal")?.unwrap_or(true),
-        windows: windows(f, family, num_hidden_layers)?,
+        windows,
         score_scales: vec![1.0 / (head_dim as f64).sqrt(); num_hidden_layers],
-        positions: Positions::Rope(Rope::read(f, head_dim, max_position_embeddings)?),
+        score_softcap: None,
+        logit_softcap: None,
+        positions: Positions::Rope(ropes),
         bos_token_id: token(f, "bos_token_id", begin, vocab_size)?,
         eos_token_id: end_tokens(f, end, vocab_size)?,
         pad_token_id: pad(f),
@@ -148,9 +181,26 @@ fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
     })
 }
 
+/// The rotation of each layer: families that have two turn layers with a window otherwise than those without.
+fn ropes(
+    f: &Fields,
+    family: Family,
+    windows: &[Option<usize>],
+    head_dim: usize,
+    max_positions: usize,
+) -> Result<Vec<Rope>> {
+    let reader = RopeReader { f, family, head_dim, max_positions };
+    if !matches!(family, Family::Gemma3 | Family::Olmo3) {
+        return Ok(vec![reader.all_layers()?; windows.len()]);
+    }
+    let [sliding, full] = reader.by_layer_type()?;
+    Ok(windows.iter().map(|window| if window.is_some() { &sliding } else { &full }).cloned().collect())
+}
+
 /// Values of other keys that are not computed.
 fn refuse_other_layers(f: &Fields, family: Family) -> Result<()> {
-    let act = f.str("hidden_act")?.unwrap_or("silu");
+    let gemma = matches!(family, Family::Gemma2 | Family::Gemma3);
+    let act = f.str("hidden_act")?.filter(|_| !gemma).unwrap_or("silu");
     if !["silu", "swish"].contains(&act) {
         return Err(unsupported(f.path(), "hidden_act", act, "silu"));
     }
@@ -158,7 +208,8 @@ fn refuse_other_layers(f: &Fields, family: Family) -> Result<()> {
         if f.bool("mlp_bias")?.unwrap_or(false) {
             no_effect(f, "mlp_bias", family);
         }
-        if f.bool("attention_bias")?.is_some_and(|b| b != (family == Family::Qwen2)) {
+        let fixed = matches!(family, Family::Mistral | Family::Qwen2 | Family::Phi3);
+        if fixed && f.bool("attention_bias")?.is_some_and(|b| b != (family == Family::Qwen2)) {
             no_effect(f, "attention_bias", family);
         }
     }
@@ -171,13 +222,15 @@ fn no_effect(f: &Fields, key: &str, family: Family) {
     log::warn!("{path}: {key}: has no effect on a model of type {}, as in transformers", family.name());
 }
 
-fn head_dim(f: &Fields, hidden_size: usize, heads: usize) -> Result<usize> {
+fn head_dim(f: &Fields, family: Family, hidden_size: usize, heads: usize) -> Result<usize> {
     let head_dim = match f.usize_in("head_dim", 1..=MAX_WIDTH)? {
         Some(d) => d,
+        None if family == Family::Qwen3 => 128,
+        None if matches!(family, Family::Gemma2 | Family::Gemma3) => 256,
         None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => return Err(f.error("num_attention_heads", format!("a divisor of hidden_size {hidden_size}"))),
     };
-    if !head_dim.is_multiple_of(2) {
+    if !head_dim.is_multiple_of(2) && family != Family::Phi3 {
         let field = if f.get("head_dim").is_some() { "head_dim" } else { "num_attention_heads" };
         return Err(f.error(field, format!("an even head width for rotary embedding, not {head_dim}")));
     }
@@ -189,9 +242,10 @@ fn kv_heads(f: &Fields, family: Family, heads: usize) -> Result<usize> {
     let default = match family {
         // An explicit null means "as many as query heads" in every family; absence is the family's default.
         _ if f.has(key) => heads,
-        Family::Llama => heads,
         Family::Mistral => 8,
-        _ => 32,
+        Family::Gemma2 | Family::Gemma3 => 4,
+        Family::Qwen2 | Family::Qwen3 => 32,
+        _ => heads,
     };
     let kv = f.usize_in(key, 1..=MAX_WIDTH)?.unwrap_or(default);
     if kv > heads || !heads.is_multiple_of(kv) {
@@ -207,7 +261,11 @@ fn biases(f: &Fields, family: Family) -> Result<(bool, bool, bool)> {
             (attention, attention, f.bool("mlp_bias")?.unwrap_or(false))
         }
         Family::Qwen2 => (true, false, false),
-        _ => (false, false, false),
+        Family::Mistral | Family::Phi3 => (false, false, false),
+        _ => {
+            let attention = f.bool("attention_bias")?.unwrap_or(false);
+            (attention, attention, false)
+        }
     })
 }
 
@@ -216,23 +274,26 @@ fn windows(f: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize
     let key = "sliding_window";
     let given = f.usize_in(key, 1..=usize::MAX)?;
     let window = match family {
-        Family::Llama => {
+        Family::Llama | Family::Olmo2 => {
             if given.is_some() {
                 no_effect(f, key, family);
             }
             None
         }
-        Family::Mistral if f.has(key) => given,
-        Family::Mistral => Some(4096),
-        Family::Qwen2 if !f.bool("use_sliding_window")?.unwrap_or(false) => None,
+        Family::Qwen2 | Family::Qwen3 if !f.bool("use_sliding_window")?.unwrap_or(false) => None,
+        Family::Phi3 => given,
         _ if f.has(key) => given,
         _ => Some(4096),
     };
-    let first = match family {
-        Family::Qwen2 => f.usize("max_window_layers")?.unwrap_or(28),
-        _ => 0,
+    // The first layer with a window; or of how many the last has none.
+    let (first, pattern) = match family {
+        Family::Qwen2 | Family::Qwen3 => (f.usize("max_window_layers")?.unwrap_or(28), 0),
+        Family::Gemma2 => (0, 2),
+        Family::Gemma3 => (0, f.usize_in("sliding_window_pattern", 1..=usize::MAX)?.unwrap_or(6)),
+        Family::Olmo3 => (0, 4),
+        _ => (0, 0),
     };
-    let by_rule = |i: usize| window.filter(|_| i >= first);
+    let by_rule = |i: usize| window.filter(|_| i >= first && (pattern == 0 || !(i + 1).is_multiple_of(pattern)));
     let Some(types) = f.list("layer_types")? else {
         return Ok((0..layers).map(by_rule).collect());
     };
@@ -255,8 +316,9 @@ fn windows(f: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize
             }
             _ => return Err(unsupported(f.path(), "layer_types", &show(value), "full_attention, sliding_attention")),
         };
-        // Only Qwen2 reads the list; the others would silently follow sliding_window.
-        if family != Family::Qwen2 && here != by_rule(i) {
+        // The other families would silently follow sliding_window.
+        let reads = matches!(family, Family::Qwen2 | Family::Qwen3 | Family::Gemma2 | Family::Gemma3 | Family::Olmo3);
+        if !reads && here != by_rule(i) {
             let expected = format!("agreement with sliding_window ({window:?})");
             return Err(Error::field(f.path(), format!("layer_types[{i}]"), expected, show(value)));
         }

@@ -301,11 +301,13 @@ impl Site {
                 | Site::RotQ
                 | Site::RotK
                 | Site::Z
+                | Site::AttnRaw
                 | Site::AttnOut
                 | Site::ResidMid
                 | Site::MlpPre
                 | Site::MlpPreLinear
                 | Site::MlpPost
+                | Site::MlpRaw
                 | Site::MlpOut
                 | Site::ResidPost
         )

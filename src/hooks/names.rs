@@ -5,7 +5,7 @@
 //! module alone reads (`attn.q.hook_in`) is here the tensor that it is: good for looking, not for writing.
 
 use super::{NormPart, NormSite, Selection, Site};
-use crate::arch::{Family, Mlp, ModelConfig};
+use crate::arch::{Family, Mlp, ModelConfig, NormPlacement};
 use crate::{Error, Result};
 
 /// Which names are written, and what a name means that has had several meanings.
@@ -108,11 +108,14 @@ impl<'a> Naming<'a> {
             Site::K => "attn.k.hook_out",
             Site::V => "attn.v.hook_out",
             Site::Z => "attn.o.hook_in",
+            Site::AttnOut if self.outputs_normed() => "ln1_post.hook_out",
             Site::AttnOut => "attn.o.hook_out",
-            Site::ResidMid if !self.config.post_norm => "ln2.hook_in",
+            Site::ResidMid if self.placement() == NormPlacement::Output => "mlp.hook_in",
+            Site::ResidMid if self.placement() != NormPlacement::Post => "ln2.hook_in",
             Site::MlpPre if gated => "mlp.gate.hook_out",
             Site::MlpPre | Site::MlpPreLinear => "mlp.in.hook_out",
             Site::MlpPost => "mlp.out.hook_in",
+            Site::MlpOut if self.outputs_normed() => "ln2_post.hook_out",
             Site::MlpOut => "mlp.out.hook_out",
             Site::ResidPost => "hook_out",
             Site::Logits => "unembed.hook_out",
@@ -121,7 +124,15 @@ impl<'a> Naming<'a> {
     }
 
     fn gated(&self) -> bool {
-        self.config.mlp == Mlp::SwiGlu
+        matches!(self.config.mlp, Mlp::Gated(_))
+    }
+
+    fn placement(&self) -> NormPlacement {
+        self.config.norm_placement
+    }
+
+    fn outputs_normed(&self) -> bool {
+        self.placement().of_output()
     }
 
     /// Every local name that is read as the site: the one of [`Site::local`], the canonical one, that of a module that hands
@@ -149,14 +160,16 @@ impl<'a> Naming<'a> {
             Site::Pattern => &["pattern", "attn"],
             Site::Z => &["z"],
             Site::Result => &["result"],
-            Site::AttnOut if adds => &["attn_out"],
+            Site::AttnOut if adds || self.outputs_normed() => &["attn_out"],
+            Site::AttnRaw => &["attn.hook_out"],
             Site::AttnOut => &["attn.hook_out", "attn_out"],
             Site::ResidMid if adds => &["attn.hook_out", "resid_mid"],
             Site::ResidMid => &["resid_mid"],
             Site::MlpPre => &["mlp_pre", "pre"],
             Site::MlpPreLinear => &["mlp_pre_linear", "pre_linear"],
             Site::MlpPost => &["mlp_post", "post"],
-            Site::MlpOut if adds => &["mlp_out"],
+            Site::MlpOut if adds || self.outputs_normed() => &["mlp_out"],
+            Site::MlpRaw => &["mlp.hook_out"],
             Site::MlpOut => &["mlp.hook_out", "mlp_out"],
             Site::ResidPost if adds => &["mlp.hook_out", "resid_post"],
             Site::ResidPost => &["resid_post"],
@@ -196,16 +209,21 @@ impl<'a> Naming<'a> {
 
     /// Local names of what one module reads, each with the tensor that it is.
     pub fn inputs(&self) -> Vec<(&'static str, Site)> {
-        let post = self.config.post_norm;
-        let (attn, mlp) = if post { (Site::ResidPre, Site::ResidMid) } else { (Site::LN1_OUT, Site::LN2_OUT) };
+        let (attn, mlp) =
+            if !self.placement().before() { (Site::ResidPre, Site::ResidMid) } else { (Site::LN1_OUT, Site::LN2_OUT) };
         let mut inputs: Vec<_> =
             ["attn.hook_in", "attn.q.hook_in", "attn.k.hook_in", "attn.v.hook_in"].map(|name| (name, attn)).to_vec();
         inputs.extend(["mlp.hook_in", "mlp.in.hook_in"].map(|name| (name, mlp)));
         inputs.extend(self.gated().then_some(("mlp.gate.hook_in", mlp)));
-        if !post {
-            let resid =
-                [("ln1.hook_in", Site::ResidPre), ("ln2.hook_in", Site::ResidMid), ("hook_mlp_in", Site::ResidMid)];
-            inputs.extend(resid);
+        if self.placement().before() {
+            let of_mlp = if self.config.parallel { Site::ResidPre } else { Site::ResidMid };
+            inputs.extend([("ln1.hook_in", Site::ResidPre), ("ln2.hook_in", of_mlp), ("hook_mlp_in", of_mlp)]);
+        }
+        if self.outputs_normed() {
+            inputs.extend([("ln1_post.hook_in", Site::AttnRaw), ("ln2_post.hook_in", Site::MlpRaw)]);
+        }
+        if self.config.qk_norm.is_some() {
+            inputs.extend([("attn.q_norm.hook_in", Site::Q), ("attn.k_norm.hook_in", Site::K)]);
         }
         if self.config.embed_size == self.config.hidden_size {
             inputs.push(("unembed.hook_in", Site::FINAL_NORM));

@@ -18,14 +18,18 @@
 //! | [`Site::Pattern`] | `blocks.{i}.attn.hook_pattern` | softmax of the scores, 0 after the path | `[N, H T]` | Acc |
 //! | [`Site::Z`] | `blocks.{i}.attn.hook_z` | pattern-weighted values, by head | `[N, H D]` | Compute |
 //! | [`Site::Result`] | `blocks.{i}.attn.hook_result` | each head's share of the output projection, without bias and adapter | `[N, H C]` | Compute |
-//! | [`Site::AttnOut`] | `blocks.{i}.hook_attn_out` | output projection of z, with bias and adapter | `[N, C]` | Compute |
+//! | [`Site::Norm`] of [`NormSite::Q`], [`NormSite::K`] | `blocks.{i}.attn.q_norm.hook_out` … | as ln1, x = q or k, head by head (OLMo: a row's heads together), before the rotation | as q, k; `[N, H]` | |
+//! | [`Site::AttnRaw`] | `blocks.{i}.attn.o.hook_out` | output projection of z, with bias and adapter, where it is normed then | `[N, C]` | Compute |
+//! | [`Site::Norm`] of [`NormSite::Ln1Post`] | `blocks.{i}.ln1_post.hook_scale` … | as ln1, x = that; its output is attn_out | | |
+//! | [`Site::AttnOut`] | `blocks.{i}.hook_attn_out` | what is added to the stream: the output projection of z, normed where the model does so | `[N, C]` | Compute |
 //! | [`Site::ResidMid`] | `blocks.{i}.hook_resid_mid` | resid_pre + attn_out | `[N, C]` | Acc |
 //! | [`Site::Norm`] of [`NormSite::Ln2`] | `blocks.{i}.ln2.hook_scale` … | as ln1, x = resid_mid | | |
 //! | [`Site::MlpPre`] | `blocks.{i}.mlp.hook_pre` | what the activation reads: the gate projection, or the up projection of an MLP without a gate | `[N, F]` | Compute |
 //! | [`Site::MlpPreLinear`] | `blocks.{i}.mlp.hook_pre_linear` | up projection beside a gate | `[N, F]` | Compute |
-//! | [`Site::MlpPost`] | `blocks.{i}.mlp.hook_post` | silu(gate) * up, or f(up) | `[N, F]` | Compute |
-//! | [`Site::MlpOut`] | `blocks.{i}.hook_mlp_out` | down projection, with bias and adapter | `[N, C]` | Compute |
-//! | [`Site::ResidPost`] | `blocks.{i}.hook_resid_post` | resid_mid + mlp_out | `[N, C]` | Acc |
+//! | [`Site::MlpPost`] | `blocks.{i}.mlp.hook_post` | f(gate) * up, or f(up) | `[N, F]` | Compute |
+//! | [`Site::MlpRaw`], [`NormSite::Ln2Post`] | `blocks.{i}.mlp.out.hook_out`, `blocks.{i}.ln2_post.hook_scale` … | as of attention | | |
+//! | [`Site::MlpOut`] | `blocks.{i}.hook_mlp_out` | what is added to the stream: the down projection, with bias and adapter, normed where the model does so | `[N, C]` | Compute |
+//! | [`Site::ResidPost`] | `blocks.{i}.hook_resid_post` | resid_mid + mlp_out; in parallel blocks, which have no resid_mid, resid_pre + attn_out + mlp_out | `[N, C]` | Acc |
 //! | [`Site::Norm`] of [`NormSite::Final`] | `ln_final.hook_scale` … | as ln1, x = last resid_post | | |
 //! | [`Site::Logits`] | `logits` | final norm times the head | `[N, V]` | Acc |
 //! | [`Site::LoraA`] | `blocks.{i}.{q_proj…}.hook_lora_a` | A x | `[N, R]` | Acc |
@@ -49,6 +53,14 @@ pub enum NormSite {
     Ln1,
     /// Of a block's MLP.
     Ln2,
+    /// Of the attention's output, where there is one.
+    Ln1Post,
+    /// Of the MLP's output, where there is one.
+    Ln2Post,
+    /// Of queries, where there is one.
+    Q,
+    /// Of keys.
+    K,
     /// Before the head.
     Final,
 }
@@ -59,6 +71,10 @@ impl NormSite {
         match self {
             Self::Ln1 => "ln1",
             Self::Ln2 => "ln2",
+            Self::Ln1Post => "ln1_post",
+            Self::Ln2Post => "ln2_post",
+            Self::Q => "attn.q_norm",
+            Self::K => "attn.k_norm",
             Self::Final => "ln_final",
         }
     }
@@ -109,11 +125,13 @@ pub enum Site {
     Pattern,
     Z,
     Result,
+    AttnRaw,
     AttnOut,
     ResidMid,
     MlpPre,
     MlpPreLinear,
     MlpPost,
+    MlpRaw,
     MlpOut,
     ResidPost,
     Logits,
@@ -134,10 +152,18 @@ impl Site {
         let norm = |at| NormPart::ALL.map(|part| Self::Norm(at, part));
         let mut all = vec![Self::Embed, Self::PosEmbed, Self::ResidPre];
         all.extend(norm(NormSite::Ln1));
-        all.extend([Self::Q, Self::K, Self::V, Self::RotQ, Self::RotK, Self::AttnScores, Self::Pattern, Self::Z]);
-        all.extend([Self::Result, Self::AttnOut, Self::ResidMid]);
+        // The output of a sublayer's output norm is the sublayer's.
+        let of_output =
+            |at| NormPart::ALL.into_iter().filter(|part| *part != NormPart::Out).map(move |p| Self::Norm(at, p));
+        all.extend([Self::Q, Self::K, Self::V]);
+        all.extend(norm(NormSite::Q).into_iter().chain(norm(NormSite::K)));
+        all.extend([Self::RotQ, Self::RotK, Self::AttnScores, Self::Pattern, Self::Z, Self::Result, Self::AttnRaw]);
+        all.extend(of_output(NormSite::Ln1Post));
+        all.extend([Self::AttnOut, Self::ResidMid]);
         all.extend(norm(NormSite::Ln2));
-        all.extend([Self::MlpPre, Self::MlpPreLinear, Self::MlpPost, Self::MlpOut, Self::ResidPost]);
+        all.extend([Self::MlpPre, Self::MlpPreLinear, Self::MlpPost, Self::MlpRaw]);
+        all.extend(of_output(NormSite::Ln2Post));
+        all.extend([Self::MlpOut, Self::ResidPost]);
         all.extend(Projection::ALL.into_iter().flat_map(|target| [Self::LoraA(target), Self::LoraDelta(target)]));
         all.extend(norm(NormSite::Final));
         all.push(Self::Logits);
@@ -170,11 +196,13 @@ impl Site {
             Site::Pattern => "attn.hook_pattern",
             Site::Z => "attn.hook_z",
             Site::Result => "attn.hook_result",
+            Site::AttnRaw => "attn.o.hook_out",
             Site::AttnOut => "hook_attn_out",
             Site::ResidMid => "hook_resid_mid",
             Site::MlpPre => "mlp.hook_pre",
             Site::MlpPreLinear => "mlp.hook_pre_linear",
             Site::MlpPost => "mlp.hook_post",
+            Site::MlpRaw => "mlp.out.hook_out",
             Site::MlpOut => "hook_mlp_out",
             Site::ResidPost => "hook_resid_post",
             Site::Logits => "logits",
@@ -203,7 +231,11 @@ impl Site {
             Site::AttnScores | Site::Pattern => "head position",
             Site::Result => "head d_model",
             Site::Embed => "d_embed",
+            Site::Norm(NormSite::Q, NormPart::Rstd | NormPart::Scale) => "head",
+            Site::Norm(NormSite::K, NormPart::Rstd | NormPart::Scale) => "kv_head",
             Site::Norm(_, NormPart::Rstd | NormPart::Scale) => "1",
+            Site::Norm(NormSite::Q, _) => "head d_head",
+            Site::Norm(NormSite::K, _) => "kv_head d_head",
             Site::MlpPre | Site::MlpPreLinear | Site::MlpPost => "d_mlp",
             Site::Logits => "d_vocab",
             Site::LoraA(_) => "rank",

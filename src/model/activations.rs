@@ -7,7 +7,7 @@ use super::norm::Stats;
 use super::output_rows::output_row;
 use super::rope::RopeTable;
 use crate::Result;
-use crate::arch::{Mlp, ModelConfig, Projection};
+use crate::arch::{Mlp, ModelConfig, NormPlacement, Projection, QkNorm, Rope};
 use crate::backend::Backend;
 use crate::backend::trace::Trace;
 use crate::pack::Pack;
@@ -45,6 +45,10 @@ pub(super) struct LayerActivations<B: Backend> {
     pub act: B::Compute,
     /// What post-norms read `[N, C]`: residual stream plus attention's output, residual stream plus MLP's output.
     pub pre_norm_sums: Option<[B::Acc; 2]>,
+    /// Of a model that norms queries and keys.
+    pub qk_norm: Option<QkNormInputs<B>>,
+    /// Of a model that norms the outputs of its sublayers: attention's and MLP's.
+    pub output_norms: Option<[OutputNormInput<B>; 2]>,
     pub lora_xa: [Option<B::Acc>; 7],
 }
 
@@ -60,13 +64,62 @@ pub(super) struct EmbeddingStage<B: Backend> {
     pub out: B::Compute,
 }
 
-/// What the rotation needs: its table, and room for what it reads.
+/// What the rotation needs: its tables, and room for what it reads.
 pub(super) struct Rotation<B: Backend> {
-    pub table: RopeTable<B>,
+    /// The tables of all rotations that differ.
+    tables: Vec<RopeTable<B>>,
+    /// Which of them is each layer's `[L]`.
+    of_layer: Vec<usize>,
     /// Queries before the rotation `[N, H D]`.
     pub q: B::Compute,
     /// Keys before the rotation `[N, K D]`.
     pub k: B::Compute,
+}
+
+impl<B: Backend> Rotation<B> {
+    /// None for a model without a rotation.
+    fn new(backend: &mut B, config: &ModelConfig, rows: usize) -> Result<Option<Self>> {
+        let mut different: Vec<&Rope> = Vec::new();
+        let of_layer = config.ropes().iter().map(|rope| {
+            let known = different.iter().position(|&other| other == rope);
+            known.unwrap_or_else(|| {
+                different.push(rope);
+                different.len() - 1
+            })
+        });
+        let of_layer: Vec<usize> = of_layer.collect();
+        if different.is_empty() {
+            return Ok(None);
+        }
+        let tables = different.into_iter().map(|rope| RopeTable::new(backend, rope, rows)).collect::<Result<_>>()?;
+        let (q, k) = (backend.compute(rows * config.q_width())?, backend.compute(rows * config.kv_width())?);
+        Ok(Some(Self { tables, of_layer, q, k }))
+    }
+
+    /// Cosines and sines of a layer.
+    pub fn cos_sin(&self, layer: usize) -> &B::Acc {
+        &self.tables[self.of_layer[layer]].cos_sin
+    }
+}
+
+/// Queries and keys before they were normed.
+pub(super) struct QkNormInputs<B: Backend> {
+    /// `[N, H D]`.
+    pub q: B::Compute,
+    /// `[N, K D]`.
+    pub k: B::Compute,
+    /// Factors `[N H]`, or `[N]` where a row's heads are normed together.
+    pub q_rstd: B::Acc,
+    /// The same of the keys.
+    pub k_rstd: B::Acc,
+}
+
+/// A sublayer's output before it was normed.
+pub(super) struct OutputNormInput<B: Backend> {
+    /// `[N, C]`.
+    pub x: B::Compute,
+    /// Factors `[N]`.
+    pub rstd: B::Acc,
 }
 
 /// The buffers of a forward for packs of up to `rows` rows.
@@ -105,7 +158,7 @@ impl<B: Backend> Activations<B> {
         save: Save,
     ) -> Result<Self> {
         let n = rows;
-        let (c, q, kv) = (config.hidden_size, config.q_width(), config.kv_width());
+        let c = config.hidden_size;
         let (layers, resid) = buffers(config, save);
         let layers = (0..layers)
             .map(|layer| {
@@ -124,10 +177,7 @@ impl<B: Backend> Activations<B> {
             })
         };
         let embedding = some(projected || config.embed_norm, &mut embedding)?;
-        let rotation = match RopeTable::new(backend, config, n)? {
-            Some(table) => Some(Rotation { table, q: backend.compute(n * q)?, k: backend.compute(n * kv)? }),
-            None => None,
-        };
+        let rotation = Rotation::new(backend, config, n)?;
         Ok(Self {
             rows,
             save,
@@ -140,7 +190,7 @@ impl<B: Backend> Activations<B> {
             rotation,
             attn_out: backend.compute(n * c)?,
             mlp_out: backend.compute(n * c)?,
-            post_norm: some(config.post_norm, || backend.compute(n * c))?,
+            post_norm: some(config.norm_placement == NormPlacement::Post, || backend.compute(n * c))?,
         })
     }
 
@@ -161,7 +211,8 @@ impl<B: Backend> Activations<B> {
     /// # Errors
     /// If the device has no memory for it.
     pub fn reserve_positions(&mut self, backend: &mut B, positions: usize) -> Result<()> {
-        self.rotation.as_mut().map_or(Ok(()), |rotation| rotation.table.reserve(backend, positions))
+        let mut tables = self.rotation.iter_mut().flat_map(|rotation| &mut rotation.tables);
+        tables.try_for_each(|table| table.reserve(backend, positions))
     }
 
     /// The output rows of these pack rows in the last forward.
@@ -180,11 +231,19 @@ impl<B: Backend> Activations<B> {
         layer % self.layers.len()
     }
 
-    /// Sees to it that the rotation's table covers the positions of a pack.
+    /// Sees to it that the rotation's tables cover the positions of a pack.
     pub(super) fn cover(&mut self, backend: &mut B, config: &ModelConfig, pack: &Pack) -> Result<()> {
         let Some(rotation) = &mut self.rotation else { return Ok(()) };
         let first = pack.segments().iter().map(|segment| segment.position).min().unwrap_or(0);
-        rotation.table.cover(backend, config, first..pack.longest())
+        let (positions, most) = (first..pack.longest(), config.max_position_embeddings);
+        // Said once of a sequence that grows.
+        if config.scales_beyond().is_none_or(|own| positions.end <= own) && positions.contains(&most) {
+            log::warn!(
+                "sequences of more than max_position_embeddings, {most} tokens, go on as far as they are rotated, as in \
+                 transformers"
+            );
+        }
+        rotation.tables.iter_mut().try_for_each(|table| table.cover(backend, positions.clone()))
     }
 }
 
@@ -197,6 +256,20 @@ impl<B: Backend> LayerActivations<B> {
             let rank = rank(target);
             lora_xa[target as usize] = some(rank > 0, || backend.acc(n * rank))?;
         }
+        let placement = config.norm_placement;
+        let qk_norm = match config.qk_norm {
+            None => None,
+            Some(over) => {
+                let [of_q, of_k] = match over {
+                    QkNorm::Head => [config.num_attention_heads, config.num_key_value_heads],
+                    QkNorm::Row => [1, 1],
+                };
+                let (q_rstd, k_rstd) = (backend.acc(n * of_q)?, backend.acc(n * of_k)?);
+                Some(QkNormInputs { q: backend.compute(n * q)?, k: backend.compute(n * kv)?, q_rstd, k_rstd })
+            }
+        };
+        let mut output_norm = || Ok(OutputNormInput { x: backend.compute(n * c)?, rstd: backend.acc(n)? });
+        let output_norms = some(placement.of_output(), || Ok([output_norm()?, output_norm()?]))?;
         Ok(Self {
             attn_stats: Stats::new(backend, config, n)?,
             attn_in: backend.compute(n * c)?,
@@ -209,10 +282,12 @@ impl<B: Backend> LayerActivations<B> {
             resid_mid: backend.acc(n * c)?,
             mlp_stats: Stats::new(backend, config, n)?,
             mlp_in: backend.compute(n * c)?,
-            gate: some(config.mlp == Mlp::SwiGlu, || backend.compute(n * f))?,
+            gate: some(matches!(config.mlp, Mlp::Gated(_)), || backend.compute(n * f))?,
             up: backend.compute(n * f)?,
             act: backend.compute(n * f.max(q))?,
-            pre_norm_sums: some(config.post_norm, || Ok([backend.acc(n * c)?, backend.acc(n * c)?]))?,
+            pre_norm_sums: some(placement == NormPlacement::Post, || Ok([backend.acc(n * c)?, backend.acc(n * c)?]))?,
+            qk_norm,
+            output_norms,
             lora_xa,
         })
     }

@@ -167,8 +167,7 @@ impl Layout {
 
     /// The module that holds a projection.
     pub(super) fn module_of(&self, target: Projection) -> Projection {
-        let fused = self.family.fuses_qkv() && Projection::Qkv.parts().contains(&target);
-        if fused { Projection::Qkv } else { target }
+        self.family.fused().iter().copied().find(|fused| fused.parts().contains(&target)).unwrap_or(target)
     }
 
     /// The largest rank of a projection over all layers.

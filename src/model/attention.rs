@@ -1,23 +1,25 @@
 //! The attention sublayer of a block, forward and backward.
 
-use super::activations::{LayerActivations, Rotation};
+use super::activations::{LayerActivations, QkNormInputs, Rotation};
 use super::block::{Block, BlockBwd, Sublayer};
 use super::gradients::{GradientRequest, Gradients};
 use super::kv_cache::Cache;
+use super::norm::{self, Normed};
 use super::output_rows::OutputRows;
+use super::param_id::NormAt;
 use super::taps::PassTaps;
 use crate::Result;
-use crate::arch::Projection;
+use crate::arch::{NormPlacement, Projection};
 use crate::backend::ops::{
     AttentionBwd, AttentionFwd, AttentionPattern, AttentionResult, Cast, EmbedBwdPrompt, GatherCompute, KvAppend,
     ResidualFwd, RopeBwd, RopeFwd, Widen,
 };
 use crate::backend::{Backend, Len, Tensor, TensorMut};
-use crate::hooks::{NormSite, Site, Taps};
+use crate::hooks::{NormPart, NormSite, Site, Taps};
 
 impl<B: Backend> Block<'_, B> {
-    /// `z = attention(norm(resid_pre))` before the output projection, or without the norm in post-norm models. Keys and
-    /// values of the cache's segments are appended.
+    /// `z = attention(norm(resid_pre))` before the output projection, or without the norm where there is none before a
+    /// sublayer. Keys and values of the cache's segments are appended.
     pub fn attention<T: Taps<B>>(
         &self,
         backend: &mut B,
@@ -28,12 +30,12 @@ impl<B: Backend> Block<'_, B> {
         taps: &mut PassTaps<'_, B, T>,
     ) -> Result<()> {
         let (config, pack, device) = (self.config, self.input.pack, self.input.device);
-        if config.post_norm {
+        if config.norm_placement.before() {
+            self.norm(backend, Sublayer::Attention, &mut saved.attn_in, &mut saved.attn_stats, resid_pre);
+            self.tap_norm(backend, taps, NormSite::Ln1, resid_pre, &saved.attn_stats, &mut saved.attn_in)?;
+        } else {
             let len = pack.len() * config.hidden_size;
             backend.cast(Cast { out: &mut saved.attn_in, x: resid_pre, len });
-        } else {
-            self.norm(backend, &mut saved.attn_in, &mut saved.attn_stats, resid_pre, &self.weights.attn_norm);
-            self.tap_norm(backend, taps, NormSite::Ln1, resid_pre, &saved.attn_stats, &mut saved.attn_in)?;
         }
         self.heads(backend, taps, saved, rotation)?;
         let cached = cache.as_deref().map(|cache| &cache.cache.layers[self.layer]).map(|(k, v)| [k, v]);
@@ -80,24 +82,53 @@ impl<B: Backend> Block<'_, B> {
         rotation: Option<&mut Rotation<B>>,
     ) -> Result<()> {
         let (config, pack, head_dim) = (self.config, self.input.device, self.config.head_dim);
-        let Some(Rotation { table, q, k }) = rotation else {
-            let LayerActivations { rot_q, rot_k, v, attn_in, lora_xa, .. } = saved;
-            self.project_heads(backend, taps, [rot_q, rot_k, v], attn_in, lora_xa)?;
+        let LayerActivations { rot_q, rot_k, v, attn_in, lora_xa, qk_norm, .. } = saved;
+        let Some(rotation) = rotation else {
+            self.normed_heads(backend, taps, [rot_q, rot_k, v], qk_norm.as_mut(), attn_in, lora_xa)?;
             self.put_prefix(backend, 0, rot_k);
             return Ok(());
         };
-        self.project_heads(backend, taps, [&mut *q, &mut *k, &mut saved.v], &saved.attn_in, &mut saved.lora_xa)?;
-        let cos_sin = &table.cos_sin;
-        let heads = config.num_attention_heads;
-        backend.rope_fwd(RopeFwd { out: &mut saved.rot_q, x: q, pack, cos_sin, heads, head_dim });
-        let heads = config.num_key_value_heads;
-        backend.rope_fwd(RopeFwd { out: &mut saved.rot_k, x: k, pack, cos_sin, heads, head_dim });
+        let Rotation { q, k, .. } = &mut *rotation;
+        self.normed_heads(backend, taps, [q, k, v], qk_norm.as_mut(), attn_in, lora_xa)?;
+        let (cos_sin, rotary_dim) = (rotation.cos_sin(self.layer), config.ropes()[self.layer].dim);
+        for (out, x, heads) in
+            [(rot_q, &rotation.q, config.num_attention_heads), (rot_k, &rotation.k, config.num_key_value_heads)]
+        {
+            backend.rope_fwd(RopeFwd { out, x, pack, cos_sin, heads, head_dim, rotary_dim });
+        }
         self.put_prefix(backend, 0, &mut saved.rot_k);
         taps.edit(backend, Site::RotQ, TensorMut::Compute(&mut saved.rot_q), config.q_width())?;
         taps.edit(backend, Site::RotK, TensorMut::Compute(&mut saved.rot_k), config.kv_width())
     }
 
-    /// Queries, keys and values before the rotation.
+    /// Queries, keys and values before the rotation, normed if the model norms queries and keys.
+    fn normed_heads<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        taps: &mut PassTaps<'_, B, T>,
+        [q, k, v]: [&mut B::Compute; 3],
+        qk_norm: Option<&mut QkNormInputs<B>>,
+        x: &B::Compute,
+        lora_xa: &mut [Option<B::Acc>; 7],
+    ) -> Result<()> {
+        let Some(inputs) = qk_norm else { return self.project_heads(backend, taps, [q, k, v], x, lora_xa) };
+        self.project_heads(backend, taps, [&mut inputs.q, &mut inputs.k, v], x, lora_xa)?;
+        for (at, site, out, x, rstd) in [
+            (NormAt::Q(self.layer), NormSite::Q, q, &inputs.q, &mut inputs.q_rstd),
+            (NormAt::K(self.layer), NormSite::K, k, &inputs.k, &mut inputs.k_rstd),
+        ] {
+            let rows = self.qk_rows(at);
+            norm::compute_forward(backend, self.config, out, rstd, x, self.weights.norm(at), rows);
+            let heads = rows.rows / self.input.pack.len();
+            let normed = Normed { x: Tensor::Compute(x), rstd, heads, width: rows.width };
+            norm::tap(backend, self.config, taps, site, normed)?;
+            let width = heads * rows.width;
+            taps.edit(backend, Site::Norm(site, NormPart::Out), TensorMut::Compute(out), width)?;
+        }
+        Ok(())
+    }
+
+    /// Queries, keys and values as they are projected.
     fn project_heads<T: Taps<B>>(
         &self,
         backend: &mut B,
@@ -182,7 +213,7 @@ impl<B: Backend> Block<'_, B> {
         taps.tap_rows(backend, Site::Result, Tensor::Acc(&out), heads * width, &rows)
     }
 
-    /// From `z` to the middle residual stream: output projection, `+ stream`, post-norm. `narrowed` says that the block runs
+    /// From `z` to the middle residual stream: output projection, its norm, `+ stream`, post-norm. `narrowed` says that the block runs
     /// over the output rows alone, whose `z` stands in `act`.
     pub fn attention_output<T: Taps<B>>(
         &self,
@@ -195,21 +226,33 @@ impl<B: Backend> Block<'_, B> {
     ) -> Result<()> {
         let width = self.config.hidden_size;
         let len = self.input.pack.len() * width;
-        let LayerActivations { z, act, lora_xa, attn_stats, mlp_in, resid_mid, pre_norm_sums, .. } = saved;
+        let LayerActivations { z, act, lora_xa, attn_stats, mlp_in, resid_mid, pre_norm_sums, output_norms, .. } =
+            saved;
         let z = if narrowed { &*act } else { &*z };
-        self.project(backend, taps, Projection::O, attn_out, lora_xa, z)?;
+        match output_norms {
+            None => self.project(backend, taps, Projection::O, attn_out, lora_xa, z)?,
+            Some([input, _]) => {
+                self.project(backend, taps, Projection::O, &mut input.x, lora_xa, z)?;
+                self.output_norm(backend, taps, Sublayer::Attention, attn_out, input)?;
+            }
+        }
         taps.edit(backend, Site::AttnOut, TensorMut::Compute(attn_out), width)?;
         match pre_norm_sums {
             None => backend.residual_fwd(ResidualFwd { out: resid_mid, a: stream, b: attn_out, len }),
             Some([sum, _]) => {
                 backend.residual_fwd(ResidualFwd { out: &mut *sum, a: stream, b: attn_out, len });
-                self.norm(backend, mlp_in, attn_stats, sum, &self.weights.attn_norm);
+                self.norm(backend, Sublayer::Attention, mlp_in, attn_stats, sum);
                 self.tap_norm(backend, taps, NormSite::Ln1, sum, attn_stats, mlp_in)?;
                 backend.widen(Widen { out: &mut *resid_mid, x: mlp_in, len });
             }
         }
+        if self.config.parallel {
+            // The MLP does not read this sum, which is half of one.
+            return Ok(());
+        }
         taps.edit(backend, Site::ResidMid, TensorMut::Acc(&mut *resid_mid), width)?;
-        if self.config.post_norm && taps.edits(Site::ResidMid) {
+        let placement = self.config.norm_placement;
+        if placement == NormPlacement::Output || (placement == NormPlacement::Post && taps.edits(Site::ResidMid)) {
             // The MLP reads the stream itself.
             backend.cast(Cast { out: mlp_in, x: resid_mid, len });
         }
@@ -230,14 +273,18 @@ impl<B: Backend> BlockBwd<'_, B> {
     ) {
         let (config, outputs) = (self.block.config, output.is_some());
         let width = config.hidden_size;
-        self.edits(backend, Site::ResidMid, outputs, TensorMut::Acc(&mut grads.d_resid), width);
-        if config.post_norm {
-            self.edits(backend, Site::LN1_OUT, outputs, TensorMut::Acc(&mut grads.d_resid), width);
+        // Of a parallel block, `d_out` has been filled before the MLP's part was added.
+        if !config.parallel {
+            self.edits(backend, Site::ResidMid, outputs, TensorMut::Acc(&mut grads.d_resid), width);
+            if config.norm_placement == NormPlacement::Post {
+                self.edits(backend, Site::LN1_OUT, outputs, TensorMut::Acc(&mut grads.d_resid), width);
+            }
+            self.post_norm(backend, grads, request, Sublayer::Attention);
+            let len = self.block.input.pack.len() * width;
+            backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len });
         }
-        self.post_norm(backend, grads, request, Sublayer::Attention);
-        let len = self.block.input.pack.len() * width;
-        backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len });
         self.edits(backend, Site::AttnOut, outputs, TensorMut::Compute(&mut grads.d_out), width);
+        self.output_norm(backend, grads, request, Sublayer::Attention, outputs);
         let (d_z, z) = match output {
             None => (&mut grads.d_z, &self.saved.z),
             Some(output) => {
@@ -283,27 +330,30 @@ impl<B: Backend> BlockBwd<'_, B> {
         }
         self.take_prefix(backend, grads, request);
         if let Some(rotation) = &self.acts.rotation {
-            let (cos_sin, head_dim) = (&rotation.table.cos_sin, config.head_dim);
+            let (cos_sin, head_dim) = (rotation.cos_sin(layer), config.head_dim);
+            let rotary_dim = config.ropes()[layer].dim;
             let heads = config.num_attention_heads;
-            backend.rope_bwd(RopeBwd { d_x: &mut grads.d_q, pack, cos_sin, heads, head_dim });
+            backend.rope_bwd(RopeBwd { d_x: &mut grads.d_q, pack, cos_sin, heads, head_dim, rotary_dim });
             let heads = config.num_key_value_heads;
-            backend.rope_bwd(RopeBwd { d_x: &mut grads.d_k, pack, cos_sin, heads, head_dim });
+            backend.rope_bwd(RopeBwd { d_x: &mut grads.d_k, pack, cos_sin, heads, head_dim, rotary_dim });
         }
+        self.qk_norm(backend, grads, request);
         self.edits(backend, Site::Q, false, TensorMut::Compute(&mut grads.d_q), queries);
         self.edits(backend, Site::K, false, TensorMut::Compute(&mut grads.d_k), keys);
         // Without a norm before it, a sublayer's input is the residual stream itself.
-        let (d_in, first) = if config.post_norm { (&mut grads.d_resid, true) } else { (&mut grads.d_norm, false) };
+        let before = config.norm_placement.before();
+        let (d_in, first) = if before { (&mut grads.d_norm, false) } else { (&mut grads.d_resid, true) };
         for (target, d_y, accumulate) in
             [(Projection::Q, &grads.d_q, first), (Projection::K, &grads.d_k, true), (Projection::V, &grads.d_v, true)]
         {
             let d_x = below.then_some((&mut *d_in, accumulate));
             self.project(backend, request, target, d_y, &saved.attn_in, d_x);
         }
-        if below && !config.post_norm {
+        if below && before {
             let d_norm = TensorMut::Acc(&mut grads.d_norm);
             self.edits(backend, Site::LN1_OUT, false, d_norm, config.hidden_size);
             let resid_pre = &self.acts.resid[self.acts.resid_slot(layer)];
-            self.pre_norm(backend, grads, request, Sublayer::Attention, resid_pre);
+            self.pre_norm(backend, grads, request, Sublayer::Attention, Some(resid_pre));
         }
         if below {
             self.edits(backend, Site::ResidPre, false, TensorMut::Acc(&mut grads.d_resid), config.hidden_size);

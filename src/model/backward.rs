@@ -6,7 +6,7 @@ use super::block::{Block, BlockBwd};
 use super::gradients::{GradientRequest, Gradients};
 use super::head::Labels;
 use super::input::Input;
-use crate::arch::Projection;
+use crate::arch::{NormPlacement, Projection};
 use crate::backend::Backend;
 use crate::backend::ops::{ScatterAdd, Zero};
 
@@ -80,13 +80,14 @@ impl<B: Backend> BlockBwd<'_, B> {
         let narrowed = output.map(|output| input.narrowed(output, &mut keys));
         let block = Block { input: narrowed.as_ref().unwrap_or(input), ..self.block };
         let rest = BlockBwd { block, ..*self };
-        rest.mlp(backend, grads, request, output.is_some(), attention);
-        let mut exchanged = config.post_norm;
+        rest.mlp(backend, grads, request, output, attention);
+        let post_norm = config.norm_placement == NormPlacement::Post;
+        let mut exchanged = post_norm;
         if !attention {
             return exchanged;
         }
         rest.attention_output(backend, grads, request, output, heads);
-        exchanged ^= config.post_norm;
+        exchanged ^= post_norm;
         if !heads {
             return exchanged;
         }

@@ -1,9 +1,9 @@
 //! One block of the model: what its two sublayers have in common, forward and backward.
 
-use super::activations::{Activations, LayerActivations};
+use super::activations::{Activations, LayerActivations, OutputNormInput, QkNormInputs};
 use super::gradients::{GradientRequest, Gradients};
 use super::input::Input;
-use super::norm::{self, NormBwd, Stats};
+use super::norm::{self, NormBwd, NormRows, Normed, Stats};
 use super::param_id::{NormAt, ParamId};
 use super::taps::PassTaps;
 use super::weights::{Layer, Norm};
@@ -55,9 +55,38 @@ impl<B: Backend> Block<'_, B> {
         Ok(())
     }
 
-    /// `out [N, C] = norm(x)`.
-    pub fn norm(&self, backend: &mut B, out: &mut B::Compute, stats: &mut Stats<B>, x: &B::Acc, norm: &Norm<B>) {
+    /// `out [N, C] = norm(x)`, by the norm of the sublayer.
+    pub fn norm(&self, backend: &mut B, sublayer: Sublayer, out: &mut B::Compute, stats: &mut Stats<B>, x: &B::Acc) {
+        let norm = self.weights.norm(sublayer.norm(self.layer));
         norm::forward(backend, self.config, out, stats, x, norm, self.input.pack.len());
+    }
+
+    /// `out [N, C] = norm(input.x)`, by the norm of the sublayer's output.
+    pub fn output_norm<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        taps: &mut PassTaps<'_, B, T>,
+        sublayer: Sublayer,
+        out: &mut B::Compute,
+        OutputNormInput { x, rstd }: &mut OutputNormInput<B>,
+    ) -> Result<()> {
+        let (norm, width) = (self.weights.norm(sublayer.output_norm(self.layer)), self.config.hidden_size);
+        taps.edit(backend, sublayer.raw_site(), TensorMut::Compute(&mut *x), width)?;
+        norm::compute_forward(backend, self.config, out, rstd, x, norm, self.stream_rows());
+        let normed = Normed { x: Tensor::Compute(x), rstd, heads: 1, width };
+        norm::tap(backend, self.config, taps, sublayer.output_norm_site(), normed)
+    }
+
+    /// The rows of the residual stream.
+    fn stream_rows(&self) -> NormRows {
+        NormRows { rows: self.input.pack.len(), width: self.config.hidden_size }
+    }
+
+    /// What the norm of queries or of keys is over.
+    pub fn qk_rows(&self, at: NormAt) -> NormRows {
+        let (rows, width) = (self.input.pack.len(), at.width(self.config));
+        let all = if matches!(at, NormAt::Q(_)) { self.config.q_width() } else { self.config.kv_width() };
+        NormRows { rows: rows * (all / width), width }
     }
 
     /// Hands over what a norm makes of `x [N, C]`, of which the output may be edited.
@@ -70,7 +99,8 @@ impl<B: Backend> Block<'_, B> {
         stats: &Stats<B>,
         out: &mut B::Compute,
     ) -> Result<()> {
-        norm::tap(backend, self.config, taps, at, x, stats)?;
+        let normed = Normed { x: Tensor::Acc(x), rstd: &stats.rstd, heads: 1, width: self.config.hidden_size };
+        norm::tap(backend, self.config, taps, at, normed)?;
         taps.edit(backend, Site::Norm(at, NormPart::Out), TensorMut::Compute(out), self.config.hidden_size)
     }
 }
@@ -80,6 +110,40 @@ impl<B: Backend> Block<'_, B> {
 pub(super) enum Sublayer {
     Attention,
     Mlp,
+}
+
+impl Sublayer {
+    /// The norm before it, or after its sum in post-norm models.
+    pub const fn norm(self, layer: usize) -> NormAt {
+        match self {
+            Self::Attention => NormAt::Attn(layer),
+            Self::Mlp => NormAt::Mlp(layer),
+        }
+    }
+
+    /// The site of the norm of its output.
+    pub const fn output_norm_site(self) -> NormSite {
+        match self {
+            Self::Attention => NormSite::Ln1Post,
+            Self::Mlp => NormSite::Ln2Post,
+        }
+    }
+
+    /// The site of its output before that norm.
+    pub const fn raw_site(self) -> Site {
+        match self {
+            Self::Attention => Site::AttnRaw,
+            Self::Mlp => Site::MlpRaw,
+        }
+    }
+
+    /// The norm of its output.
+    pub const fn output_norm(self, layer: usize) -> NormAt {
+        match self {
+            Self::Attention => NormAt::AttnOut(layer),
+            Self::Mlp => NormAt::MlpOut(layer),
+        }
+    }
 }
 
 /// A block on the way back.
@@ -108,24 +172,56 @@ impl<B: Backend> BlockBwd<'_, B> {
     /// A sublayer's norm: its name, its weights, and what its forward saved.
     fn norm(&self, sublayer: Sublayer) -> (NormAt, &Norm<B>, &Stats<B>) {
         let Block { layer, weights, .. } = self.block;
-        match sublayer {
-            Sublayer::Attention => (NormAt::Attn(layer), &weights.attn_norm, &self.saved.attn_stats),
-            Sublayer::Mlp => (NormAt::Mlp(layer), &weights.mlp_norm, &self.saved.mlp_stats),
+        let (at, stats) = (sublayer.norm(layer), [&self.saved.attn_stats, &self.saved.mlp_stats]);
+        (at, weights.norm(at), stats[sublayer as usize])
+    }
+
+    /// Through the norm of a sublayer's output, where there is one: `d_out` in place. `outputs` as in [`BlockBwd::edits`].
+    pub fn output_norm(
+        &self,
+        backend: &mut B,
+        grads: &mut Gradients<B>,
+        request: &mut GradientRequest<'_, B>,
+        sublayer: Sublayer,
+        outputs: bool,
+    ) {
+        let Some(inputs) = &self.saved.output_norms else { return };
+        let Block { config, weights, layer, .. } = self.block;
+        let (at, OutputNormInput { x, rstd }) = (sublayer.output_norm(layer), &inputs[sublayer as usize]);
+        let (d_x, d_weight) = (&mut grads.d_out, request.weight(ParamId::Norm(at)));
+        let (norm, rows) = (weights.norm(at), self.block.stream_rows());
+        norm::compute_backward(backend, config, d_x, d_weight, (x, rstd), norm, rows);
+        self.edits(backend, sublayer.raw_site(), outputs, TensorMut::Compute(&mut grads.d_out), config.hidden_size);
+    }
+
+    /// Through the norms of queries and keys, where there are any: `d_q` and `d_k` in place.
+    pub fn qk_norm(&self, backend: &mut B, grads: &mut Gradients<B>, request: &mut GradientRequest<'_, B>) {
+        let Some(QkNormInputs { q, k, q_rstd, k_rstd }) = &self.saved.qk_norm else { return };
+        let Block { config, weights, layer, .. } = self.block;
+        for (at, site, d_x, input) in [
+            (NormAt::Q(layer), NormSite::Q, &mut grads.d_q, (q, q_rstd)),
+            (NormAt::K(layer), NormSite::K, &mut grads.d_k, (k, k_rstd)),
+        ] {
+            let width = config.norm_width(site);
+            self.edits(backend, Site::Norm(site, NormPart::Out), false, TensorMut::Compute(&mut *d_x), width);
+            let (d_weight, rows) = (request.weight(ParamId::Norm(at)), self.block.qk_rows(at));
+            norm::compute_backward(backend, config, d_x, d_weight, input, weights.norm(at), rows);
         }
     }
 
-    /// Through the norm before a sublayer, whose input is `x`: `d_resid +=` from `d_norm`.
+    /// Through the norm before a sublayer, whose input is `x`, or lies in `d_act`: `d_resid +=` from `d_norm`.
     pub fn pre_norm(
         &self,
         backend: &mut B,
         grads: &mut Gradients<B>,
         request: &mut GradientRequest<'_, B>,
         sublayer: Sublayer,
-        x: &B::Acc,
+        x: Option<&B::Acc>,
     ) {
         let (at, norm, stats) = self.norm(sublayer);
         let (d_params, rows) = (request.weight(ParamId::Norm(at)), self.block.input.pack.len());
-        let args = NormBwd { d_x: &mut grads.d_resid, d_params, d_out: &grads.d_norm, x, stats, norm, rows };
+        let Gradients { d_resid: d_x, d_norm: d_out, d_act, .. } = grads;
+        let args = NormBwd { d_x, d_params, d_out, x: x.unwrap_or(d_act), stats, norm, rows };
         norm::backward(backend, self.block.config, args);
     }
 

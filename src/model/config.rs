@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::param_id::ParamId;
-use crate::arch::{Mlp, ModelConfig, Positions};
+use crate::arch::{Mlp, ModelConfig, NormPlacement, Positions, QkNorm};
 use crate::backend::ops::AttentionDims;
 use crate::hooks::{NormPart, NormSite, Site};
 use crate::pack::{Forest, Pack, Parent, Sequence, bidirectional, forest};
@@ -14,18 +14,38 @@ impl ModelConfig {
     pub fn has(&self, site: Site) -> bool {
         match site {
             Site::PosEmbed => matches!(self.positions, Positions::Learned { .. }),
-            Site::RotQ | Site::RotK => self.rope().is_some(),
-            Site::MlpPreLinear => self.mlp == Mlp::SwiGlu,
+            Site::RotQ | Site::RotK => !self.ropes().is_empty(),
+            Site::ResidMid => !self.parallel,
+            Site::MlpPreLinear => matches!(self.mlp, Mlp::Gated(_)),
+            Site::Norm(NormSite::Ln1 | NormSite::Ln2, _) => self.norm_placement != NormPlacement::Output,
+            Site::AttnRaw | Site::MlpRaw | Site::Norm(NormSite::Ln1Post | NormSite::Ln2Post, _) => {
+                self.norm_placement.of_output()
+            }
+            Site::Norm(NormSite::Q | NormSite::K, _) => self.qk_norm.is_some(),
             Site::Norm(NormSite::Final, part) => self.final_norm || part == NormPart::Out,
             Site::LoraA(target) | Site::LoraDelta(target) => self.targets().contains(&target),
             _ => true,
         }
     }
 
+    /// Elements of a row that a norm reads.
+    pub(super) fn norm_width(&self, at: NormSite) -> usize {
+        match at {
+            NormSite::Q => self.q_width(),
+            NormSite::K => self.kv_width(),
+            _ => self.hidden_size,
+        }
+    }
+
     /// Elements of a row of a site whose tensor every forward makes.
     pub fn stored_width(&self, site: Site) -> usize {
         match site {
-            Site::Norm(_, NormPart::Rstd | NormPart::Scale) => 1,
+            Site::Norm(at, NormPart::Rstd | NormPart::Scale) => match (at, self.qk_norm) {
+                (NormSite::Q, Some(QkNorm::Head)) => self.num_attention_heads,
+                (NormSite::K, Some(QkNorm::Head)) => self.num_key_value_heads,
+                _ => 1,
+            },
+            Site::Norm(at, _) => self.norm_width(at),
             Site::Q | Site::RotQ | Site::Z => self.q_width(),
             Site::K | Site::V | Site::RotK => self.kv_width(),
             Site::MlpPre | Site::MlpPreLinear | Site::MlpPost => self.intermediate_size,
@@ -48,6 +68,7 @@ impl ModelConfig {
             scale: self.score_scales[layer],
             window: self.windows[layer],
             alibi: self.positions == Positions::Alibi,
+            softcap: self.score_softcap,
         }
     }
 
@@ -80,7 +101,7 @@ impl ModelConfig {
         }
     }
 
-    /// Refuses a pass with such a sequence and one of another length.
+    /// Refuses a pass with such a sequence and one that is rotated otherwise.
     ///
     /// # Errors
     /// See [`ModelConfig::check_unscaled`].
@@ -91,7 +112,8 @@ impl ModelConfig {
         }
         let parents: HashSet<Parent> = pack.segments().iter().map(|segment| segment.parent).collect();
         let ends = pack.segments().iter().enumerate().filter(|(g, _)| !parents.contains(&Parent::Pack(*g)));
-        match ends.map(|(_, last)| last.position + last.rows.len()).all(|end| end == longest) {
+        let scaled_len = self.scaled_len(longest);
+        match ends.map(|(_, last)| last.position + last.rows.len()).all(|end| self.scaled_len(end) == scaled_len) {
             true => Ok(()),
             false => self.check_unscaled(longest),
         }

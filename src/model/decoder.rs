@@ -76,6 +76,11 @@ impl<'a, B: Backend> Decoder<'a, B> {
         &self.cache.segments
     }
 
+    /// Empties the cache.
+    pub fn forget(&mut self) {
+        (self.cache.segments, self.cache.used) = (Vec::new(), 0);
+    }
+
     /// One pass without edits, whose segments `append` are added to the cache; the logits `[rows, V]` after the pack rows
     /// `rows`.
     ///

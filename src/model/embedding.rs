@@ -31,7 +31,8 @@ impl<B: Backend> Model<B> {
         let stream = &mut acts.resid[0];
         let embedded = acts.embedding.as_mut().map_or(&mut *stream, |stage| &mut stage.embedded);
         let (pack, table) = (input.device, &self.weights.embed);
-        backend.embed_fwd(EmbedFwd { out: &mut *embedded, pack, table, prompt, width });
+        let scale = config.embed_scale;
+        backend.embed_fwd(EmbedFwd { out: &mut *embedded, pack, table, prompt, width, scale });
         taps.edit(backend, Site::Embed, TensorMut::Acc(&mut *embedded), width)?;
         if let Some(stage) = &mut acts.embedding {
             if let (Some(weight), Some(x)) = (&self.weights.project_in, &mut stage.embedded_compute) {
@@ -101,7 +102,8 @@ impl<B: Backend> Model<B> {
             backend.embed_bwd_prompt(EmbedBwdPrompt { d_prompt: &mut **d_params, d_out, pack, site, width });
         }
         if let Some((d_table, offset)) = request.weight(ParamId::Embed) {
-            backend.embed_bwd_table(EmbedBwdTable { d_table, offset, d_out: grads.d_embed(), pack, width });
+            let (d_out, scale) = (grads.d_embed(), config.embed_scale);
+            backend.embed_bwd_table(EmbedBwdTable { d_table, offset, d_out, pack, width, scale });
         }
     }
 
@@ -134,7 +136,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// The rows `[ids, E]` of the embedding table.
+    /// The rows `[ids, E]` of the embedding table, scaled as the model scales them: what a soft prompt starts from.
     ///
     /// # Errors
     /// If the device fails.
@@ -145,7 +147,8 @@ impl<B: Backend> Model<B> {
         let pack = backend.pack(&builder.build())?;
         let (width, table) = (self.config.embed_size, &self.weights.embed);
         let mut out = backend.acc(ids.len() * width)?;
-        backend.embed_fwd(EmbedFwd { out: &mut out, pack: &pack, table, prompt: None, width });
+        let scale = self.config.embed_scale;
+        backend.embed_fwd(EmbedFwd { out: &mut out, pack: &pack, table, prompt: None, width, scale });
         let mut host = vec![B::Element::default(); ids.len() * width];
         backend.download(&mut host, &out, 0)?;
         backend.sync()?;

@@ -204,6 +204,7 @@ impl<B: Backend> Encoder<B> {
                     d_out: d_embedded,
                     pack: &run.ids,
                     width: input,
+                    scale: 1.0,
                 });
             }
         }
@@ -259,6 +260,7 @@ fn forward<B: Backend>(backend: &mut B, shape: EncoderShape, run: &Mlp<B>, scrat
         table: &run.weights[0].0,
         prompt: None,
         width: shape.input,
+        scale: 1.0,
     });
     backend.cast(Cast { out: &mut x[0], x: embedded, len: run.rows * shape.input });
     let linears = shape.linears();

@@ -125,7 +125,7 @@ impl<B: Backend> Model<B> {
         let block = Block { input: narrowed.as_ref().unwrap_or(input), ..block };
         let mut points = taps.at(layer, output.map(|output| &*output.rows));
         block.attention_output(backend, saved, &mut acts.attn_out, stream, output.is_some(), &mut points)?;
-        block.mlp(backend, saved, &mut acts.mlp_out, &mut points)?;
+        block.mlp(backend, saved, &mut acts.mlp_out, stream, &mut points)?;
         block.mlp_output(backend, saved, &acts.mlp_out, acts.post_norm.as_mut(), resid_post, &mut points)
     }
 }

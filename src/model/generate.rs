@@ -5,7 +5,7 @@ use super::adaptation::Adaptation;
 use super::decoder::{Decoder, DecoderSize};
 use super::sampling::{GenerationConfig, Sampling};
 use super::search::{Scratch, Search};
-use crate::arch::Positions;
+use crate::arch::{Positions, Rope, RopeKind};
 use crate::backend::Backend;
 use crate::hooks::{EditPlan, EditRows};
 use crate::pack::{Label, Pack, PackBuilder, Parent, Sequence, Token};
@@ -124,12 +124,22 @@ impl<B: Backend> Batch<'_, B> {
         let rows: Vec<usize> = (0..last.len()).filter(|&i| limits[i] > 0).map(|i| last[i]).collect();
         if !rows.is_empty() {
             let hypotheses = rows.len() * generation.width();
-            let size = DecoderSize {
+            let positions = sequences.iter().zip(&limits).map(|(s, limit)| s.tokens.len() + limit).max().unwrap_or(0);
+            let mut size = DecoderSize {
                 rows: prompts.pack.len().max(hypotheses),
                 cache_rows: prompts.pack.len() + limits.iter().sum::<usize>() * generation.width(),
                 logit_rows: hypotheses,
-                positions: sequences.iter().zip(&limits).map(|(s, limit)| s.tokens.len() + limit).max().unwrap_or(0),
+                positions,
             };
+            if let Some(switch) = self.switch().filter(|switch| sequences[0].tokens.len() < *switch) {
+                if positions >= switch && !generation.edits.is_empty() {
+                    let expected =
+                        format!("sequences that stay below {switch} tokens, where longrope turns all rows anew");
+                    return Err(Error::argument("edits", expected, format!("one of up to {positions}")));
+                }
+                size.rows = size.rows.max(hypotheses * switch.min(positions));
+                size.cache_rows = size.cache_rows.max(hypotheses * positions);
+            }
             let decoder = Decoder::new(backend, self.model, self.adaptation, size)?;
             let mut decoder = decoder.edited(backend, generation.edits)?;
             let edited = self.plan.rows(self.first..self.first + sequences.len(), |s, i| prompts.row(s, i));
@@ -144,6 +154,16 @@ impl<B: Backend> Batch<'_, B> {
         Ok(done)
     }
 
+    /// The length at which all rows of a sequence are rotated anew, so that what is cached is of no more use: as Phi-3 does in
+    /// transformers.
+    fn switch(&self) -> Option<usize> {
+        let longrope = |rope: &Rope| match rope.kind {
+            RopeKind::LongRope { original, .. } => Some(original + 1),
+            _ => None,
+        };
+        self.model.config.ropes().iter().filter_map(longrope).min()
+    }
+
     /// Passes and steps, until every search is over; the first pass is over `pack`, edited at `edited`, for the logits after
     /// `rows`.
     fn decode(
@@ -156,10 +176,18 @@ impl<B: Backend> Batch<'_, B> {
         on_token: &mut dyn FnMut(usize, u32),
     ) -> Result<()> {
         let mut append: Vec<usize> = (0..pack.segments().len()).collect();
+        let switch = self.switch();
         let mut scratch = Scratch::default();
         while !rows.is_empty() {
             let logits = decoder.edited_pass(backend, &pack, &append, &rows, &edited)?;
             self.step(searches, logits, &mut scratch, on_token)?;
+            let len = |search: &Search| search.live.first().map(|live| sequences[0].tokens.len() + live.tokens.len());
+            if switch.is_some() && searches.first().and_then(len) == switch {
+                decoder.forget();
+                (pack, rows) = whole_pack(searches, sequences);
+                append = (0..pack.segments().len()).collect();
+                continue;
+            }
             let builder = PackBuilder::new(decoder.cached()).bidirectional(!self.model.config.is_causal);
             pack = next_pack(builder, searches, sequences, decoder.cached().len());
             let runs: Vec<Option<usize>> = pack.segments().iter().map(|segment| segment.run).collect();
@@ -193,6 +221,21 @@ impl<B: Backend> Batch<'_, B> {
         }
         Ok(())
     }
+}
+
+/// Every live hypothesis with its prompt from the start, and the last row of each.
+fn whole_pack(searches: &mut [Search], sequences: &[Sequence]) -> (Pack, Vec<usize>) {
+    let (mut builder, mut rows, mut count) = (PackBuilder::default(), Vec::new(), 0);
+    for (search, sequence) in searches.iter_mut().zip(sequences) {
+        for hypothesis in &mut search.live {
+            let mut tokens = sequence.tokens.clone();
+            tokens.extend(hypothesis.tokens.iter().map(|&id| Token::Id(id)));
+            count += tokens.len();
+            rows.push(count - 1);
+            hypothesis.segment = builder.push(&tokens, Parent::None, sequence.run, Label::Text);
+        }
+    }
+    (builder.build(), rows)
 }
 
 /// The token that each live hypothesis chose last, as a segment of its own that continues the hypothesis.

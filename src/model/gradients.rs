@@ -21,7 +21,8 @@ pub struct Gradients<B: Backend> {
     pub(super) d_norm: B::Acc,
     /// Of a sublayer's output, rounded for the products `[N, C]`.
     pub(super) d_out: B::Compute,
-    /// Of the MLP's activation `[N, F]`; of the attention's output `[M, H D]` where there are output rows.
+    /// Of the MLP's activation `[N, F]`; then, where there are output rows, the stream `[M, C]` that a parallel MLP read, and
+    /// the gradient of the attention's output `[M, H D]`.
     pub(super) d_act: B::Acc,
     pub(super) d_gate: Option<B::Compute>,
     /// Of the activation's input `[N, F]`; after the MLP, `z` at the output rows `[M, H D]`.
@@ -65,8 +66,9 @@ impl<B: Backend> Gradients<B> {
             d_embed: some(projects || config.embed_norm, || backend.acc(n * e))?,
             d_norm: backend.acc(n * c)?,
             d_out: backend.compute(n * c)?,
-            d_act: backend.acc(n * f.max(q))?,
-            d_gate: some(config.mlp == Mlp::SwiGlu, || backend.compute(n * f))?,
+            // Beside an MLP, the attention's output and the stream that both read.
+            d_act: backend.acc(n * f.max(q).max(if config.parallel { c } else { 0 }))?,
+            d_gate: some(matches!(config.mlp, Mlp::Gated(_)), || backend.compute(n * f))?,
             d_up: backend.compute(n * f.max(q))?,
             d_z: backend.acc(n * q)?,
             d_q: backend.compute(n * q)?,

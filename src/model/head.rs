@@ -6,7 +6,7 @@ use super::Model;
 use super::activations::{Activations, some};
 use super::gradients::{GradientRequest, Gradients};
 use super::input::Input;
-use super::norm::{self, NormBwd};
+use super::norm::{self, NormBwd, Normed};
 use super::output_rows::{OutputRows, output_row};
 use super::param_id::{NormAt, ParamId};
 use super::taps::PassTaps;
@@ -102,7 +102,9 @@ impl<B: Backend> Model<B> {
         match &self.weights.final_norm {
             Some(norm) => {
                 norm::forward(backend, config, &mut acts.final_norm, &mut acts.final_stats, resid, norm, rows);
-                norm::tap(backend, config, taps, NormSite::Final, resid, &acts.final_stats)?;
+                let width = config.hidden_size;
+                let normed = Normed { x: Tensor::Acc(resid), rstd: &acts.final_stats.rstd, heads: 1, width };
+                norm::tap(backend, config, taps, NormSite::Final, normed)?;
             }
             None => {
                 backend.cast(Cast { out: &mut acts.final_norm, x: resid, len: rows * config.hidden_size });
@@ -159,7 +161,8 @@ impl<B: Backend> Model<B> {
             x = out;
         }
         let dims = LinearDims { rows: rows.len(), input: config.embed_size, output: config.vocab_size };
-        backend.logits_fwd(LogitsFwd { logits: &mut buffers.logits, x, head: self.weights.head(), dims });
+        let (logits, head, softcap) = (&mut buffers.logits, self.weights.head(), config.logit_softcap);
+        backend.logits_fwd(LogitsFwd { logits, x, head, dims, softcap });
         Ok(())
     }
 
@@ -172,7 +175,8 @@ impl<B: Backend> Model<B> {
         let dims = self.label_rows(backend, acts, labels, grads);
         let x = grads.projected.as_ref().map_or(&grads.label_x, |p| &p.x);
         let (loss, head, targets) = (&mut grads.losses, self.weights.head(), &labels.targets);
-        backend.cross_entropy_fwd(CrossEntropyFwd { loss, x, head, targets, dims });
+        let softcap = self.config.logit_softcap;
+        backend.cross_entropy_fwd(CrossEntropyFwd { loss, x, head, targets, dims, softcap });
     }
 
     /// Gathers what the head reads at the label rows.
@@ -258,6 +262,7 @@ impl<B: Backend> Model<B> {
             targets: &labels.targets,
             row_weights: &labels.weights,
             dims,
+            softcap: self.config.logit_softcap,
         });
         if let (Some(weight), Some(projected)) = (&self.weights.project_out, &mut grads.projected) {
             let (out, x) = (&mut projected.d_x_compute, &projected.d_x);

@@ -3,29 +3,33 @@
 use super::activations::LayerActivations;
 use super::block::{Block, BlockBwd, Sublayer};
 use super::gradients::{GradientRequest, Gradients};
+use super::output_rows::OutputRows;
 use super::taps::PassTaps;
 use crate::Result;
-use crate::arch::{Mlp, Projection};
-use crate::backend::ops::{ActivationBwd, ActivationFwd, Cast, ResidualFwd, SwigluBwd, SwigluFwd, Widen};
+use crate::arch::{Mlp, NormPlacement, Projection};
+use crate::backend::ops::{ActivationBwd, ActivationFwd, Cast, GatedBwd, GatedFwd, GatherAcc, ResidualFwd, Widen};
 use crate::backend::{Backend, TensorMut};
 use crate::hooks::{NormSite, Site, Taps};
 
 impl<B: Backend> Block<'_, B> {
-    /// `mlp_out [N, C] = down(silu(gate(x)) * up(x))` or `down(f(up(x)))`, x the norm of the middle residual stream, or that
-    /// stream itself in post-norm models.
+    /// `mlp_out [N, C] = down(f(gate(x)) * up(x))` or `down(f(up(x)))`, normed where outputs are; x the norm of the middle
+    /// residual stream, or that stream itself where no norm stands before. In a parallel block it is that of `stream`, which
+    /// the attention read.
     pub fn mlp<T: Taps<B>>(
         &self,
         backend: &mut B,
         saved: &mut LayerActivations<B>,
         mlp_out: &mut B::Compute,
+        stream: &B::Acc,
         taps: &mut PassTaps<'_, B, T>,
     ) -> Result<()> {
         let (config, width) = (self.config, self.config.intermediate_size);
-        if !config.post_norm {
-            self.norm(backend, &mut saved.mlp_in, &mut saved.mlp_stats, &saved.resid_mid, &self.weights.mlp_norm);
-            self.tap_norm(backend, taps, NormSite::Ln2, &saved.resid_mid, &saved.mlp_stats, &mut saved.mlp_in)?;
+        if config.norm_placement.before() {
+            let x = if config.parallel { stream } else { &saved.resid_mid };
+            self.norm(backend, Sublayer::Mlp, &mut saved.mlp_in, &mut saved.mlp_stats, x);
+            self.tap_norm(backend, taps, NormSite::Ln2, x, &saved.mlp_stats, &mut saved.mlp_in)?;
         }
-        let LayerActivations { mlp_in, gate, up, act, lora_xa, .. } = saved;
+        let LayerActivations { mlp_in, gate, up, act, lora_xa, output_norms, .. } = saved;
         if let Some(gate) = gate {
             self.project(backend, taps, Projection::Gate, gate, lora_xa, mlp_in)?;
         }
@@ -36,15 +40,21 @@ impl<B: Backend> Block<'_, B> {
                 taps.edit(backend, Site::MlpPre, TensorMut::Compute(&mut *up), width)?;
                 backend.activation_fwd(ActivationFwd { act: &mut *act, x: up, f, len });
             }
-            Mlp::SwiGlu => {
+            Mlp::Gated(f) => {
                 let gate = gate.as_mut().expect("forward: a gated MLP has a buffer for its gate");
                 taps.edit(backend, Site::MlpPre, TensorMut::Compute(&mut *gate), width)?;
                 taps.edit(backend, Site::MlpPreLinear, TensorMut::Compute(&mut *up), width)?;
-                backend.swiglu_fwd(SwigluFwd { act: &mut *act, gate, up, len });
+                backend.gated_fwd(GatedFwd { act: &mut *act, gate, up, f, len });
             }
         }
         taps.edit(backend, Site::MlpPost, TensorMut::Compute(&mut *act), width)?;
-        self.project(backend, taps, Projection::Down, mlp_out, lora_xa, act)?;
+        match output_norms {
+            None => self.project(backend, taps, Projection::Down, mlp_out, lora_xa, act)?,
+            Some([_, input]) => {
+                self.project(backend, taps, Projection::Down, &mut input.x, lora_xa, act)?;
+                self.output_norm(backend, taps, Sublayer::Mlp, mlp_out, input)?;
+            }
+        }
         taps.edit(backend, Site::MlpOut, TensorMut::Compute(mlp_out), config.hidden_size)
     }
 
@@ -64,7 +74,7 @@ impl<B: Backend> Block<'_, B> {
         match (&mut saved.pre_norm_sums, post_norm) {
             (Some([_, sum]), Some(post_norm)) => {
                 backend.residual_fwd(ResidualFwd { out: &mut *sum, a: &saved.resid_mid, b: mlp_out, len });
-                self.norm(backend, post_norm, &mut saved.mlp_stats, sum, &self.weights.mlp_norm);
+                self.norm(backend, Sublayer::Mlp, post_norm, &mut saved.mlp_stats, sum);
                 self.tap_norm(backend, taps, NormSite::Ln2, sum, &saved.mlp_stats, post_norm)?;
                 backend.widen(Widen { out: &mut *resid_post, x: post_norm, len });
             }
@@ -75,25 +85,27 @@ impl<B: Backend> Block<'_, B> {
 }
 
 impl<B: Backend> BlockBwd<'_, B> {
-    /// From the gradient of the stream that leaves the block to that of the middle one; `outputs` says that the rows are the
-    /// output rows alone, `through` whether anybody needs the latter.
+    /// From the gradient of the stream that leaves the block to that of the middle one; `output` are the output rows, if
+    /// the rows are those alone, `through` whether anybody needs the latter.
     pub fn mlp(
         &self,
         backend: &mut B,
         grads: &mut Gradients<B>,
         request: &mut GradientRequest<'_, B>,
-        outputs: bool,
+        output: Option<&OutputRows<B>>,
         through: bool,
     ) {
+        let outputs = output.is_some();
         let (config, saved, n) = (self.block.config, self.saved, self.block.input.pack.len());
         let width = config.hidden_size;
         self.edits(backend, Site::ResidPost, outputs, TensorMut::Acc(&mut grads.d_resid), width);
-        if config.post_norm {
+        if config.norm_placement == NormPlacement::Post {
             self.edits(backend, Site::LN2_OUT, outputs, TensorMut::Acc(&mut grads.d_resid), width);
         }
         self.post_norm(backend, grads, request, Sublayer::Mlp);
         backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len: n * width });
         self.edits(backend, Site::MlpOut, outputs, TensorMut::Compute(&mut grads.d_out), width);
+        self.output_norm(backend, grads, request, Sublayer::Mlp, outputs);
         let inner = through || self.adapts(&[Projection::Gate, Projection::Up]);
         let d_act = inner.then_some((&mut grads.d_act, false));
         self.project(backend, request, Projection::Down, &grads.d_out, &saved.act, d_act);
@@ -105,8 +117,8 @@ impl<B: Backend> BlockBwd<'_, B> {
         let (d_up, d_act, up, len) = (&mut grads.d_up, &grads.d_act, &saved.up, n * inner_width);
         match (config.mlp, &saved.gate, &mut grads.d_gate) {
             (Mlp::Plain(f), ..) => backend.activation_bwd(ActivationBwd { d_x: d_up, d_act, x: up, f, len }),
-            (Mlp::SwiGlu, Some(gate), Some(d_gate)) => {
-                backend.swiglu_bwd(SwigluBwd { d_gate, d_up, d_act, gate, up, len });
+            (Mlp::Gated(f), Some(gate), Some(d_gate)) => {
+                backend.gated_bwd(GatedBwd { d_gate, d_up, d_act, gate, up, f, len });
             }
             _ => unreachable!("backward: a gated MLP has buffers for its gate"),
         }
@@ -118,8 +130,8 @@ impl<B: Backend> BlockBwd<'_, B> {
         };
         self.edits(backend, Site::MlpPre, outputs, TensorMut::Compute(pre), inner_width);
         // Without a norm before it, a sublayer's input is the residual stream itself.
-        let (d_in, mut accumulate) =
-            if config.post_norm { (&mut grads.d_resid, true) } else { (&mut grads.d_norm, false) };
+        let before = config.norm_placement.before();
+        let (d_in, mut accumulate) = if before { (&mut grads.d_norm, false) } else { (&mut grads.d_resid, true) };
         if let Some(d_gate) = &grads.d_gate {
             let d_x = through.then_some((&mut *d_in, accumulate));
             self.project(backend, request, Projection::Gate, d_gate, &saved.mlp_in, d_x);
@@ -127,9 +139,24 @@ impl<B: Backend> BlockBwd<'_, B> {
         }
         let d_x = through.then_some((d_in, accumulate));
         self.project(backend, request, Projection::Up, &grads.d_up, &saved.mlp_in, d_x);
-        if through && !config.post_norm {
-            self.edits(backend, Site::LN2_OUT, outputs, TensorMut::Acc(&mut grads.d_norm), width);
-            self.pre_norm(backend, grads, request, Sublayer::Mlp, &saved.resid_mid);
+        if !(through && before) {
+            return;
+        }
+        self.edits(backend, Site::LN2_OUT, outputs, TensorMut::Acc(&mut grads.d_norm), width);
+        if !config.parallel {
+            return self.pre_norm(backend, grads, request, Sublayer::Mlp, Some(&saved.resid_mid));
+        }
+        // The attention's output has the gradient of the sum, without what goes through the MLP.
+        backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len: n * width });
+        let stream = &self.acts.resid[self.acts.resid_slot(self.block.layer)];
+        match output {
+            None => self.pre_norm(backend, grads, request, Sublayer::Mlp, Some(stream)),
+            Some(output) => {
+                // What the activation's gradient was in holds those of its rows that went on.
+                let (out, rows) = (&mut grads.d_act, &output.index);
+                backend.gather_acc(GatherAcc { out, x: stream, rows, width });
+                self.pre_norm(backend, grads, request, Sublayer::Mlp, None);
+            }
         }
     }
 }

@@ -7,9 +7,7 @@ use std::collections::HashSet;
 
 use rayon::prelude::*;
 
-use crate::arch::ModelConfig;
-use crate::arch::Projection;
-use crate::arch::{Family, Norm, Positions};
+use crate::arch::{Family, ModelConfig, Norm, NormPlacement, Positions, Projection, QkNorm};
 use crate::formats::safetensors::{Bytes, Checkpoint, TensorView};
 use crate::{Error, Result};
 
@@ -20,8 +18,16 @@ pub enum NormAt {
     Embed,
     /// Of a layer's attention sublayer.
     Attn(usize),
+    /// Of the output of a layer's attention.
+    AttnOut(usize),
     /// Of a layer's MLP sublayer.
     Mlp(usize),
+    /// Of the output of a layer's MLP.
+    MlpOut(usize),
+    /// Of a layer's queries.
+    Q(usize),
+    /// Of a layer's keys.
+    K(usize),
     /// Of the last residual stream.
     Final,
 }
@@ -49,6 +55,33 @@ pub enum ParamId {
     Head,
 }
 
+impl NormAt {
+    /// The norms of a block, in the one order of its weights.
+    pub fn of_block(config: &ModelConfig, layer: usize) -> Vec<Self> {
+        let placement = config.norm_placement;
+        let before = placement.before() || placement == NormPlacement::Post;
+        let mut norms = Vec::new();
+        norms.extend(before.then_some(Self::Attn(layer)));
+        norms.extend(placement.of_output().then_some(Self::AttnOut(layer)));
+        norms.extend(before.then_some(Self::Mlp(layer)));
+        norms.extend(placement.of_output().then_some(Self::MlpOut(layer)));
+        if config.qk_norm.is_some() {
+            norms.extend([Self::Q(layer), Self::K(layer)]);
+        }
+        norms
+    }
+
+    /// Elements that are normed together.
+    pub fn width(self, config: &ModelConfig) -> usize {
+        match (self, config.qk_norm) {
+            (Self::Q(_) | Self::K(_), Some(QkNorm::Head)) => config.head_dim,
+            (Self::Q(_), _) => config.q_width(),
+            (Self::K(_), _) => config.kv_width(),
+            _ => config.hidden_size,
+        }
+    }
+}
+
 impl ParamId {
     /// Every weight that a model has, in the one order of loading and of the flat parameters of full tuning.
     pub fn all(config: &ModelConfig) -> Vec<Self> {
@@ -61,7 +94,7 @@ impl ParamId {
         all.extend(matches!(config.positions, Positions::Learned { .. }).then_some(Self::Positions));
         all.extend(config.embed_norm.then_some(NormAt::Embed).into_iter().flat_map(norm));
         for layer in 0..config.num_hidden_layers {
-            all.extend(norm(NormAt::Attn(layer)).chain(norm(NormAt::Mlp(layer))));
+            all.extend(NormAt::of_block(config, layer).into_iter().flat_map(norm));
             for &target in config.targets() {
                 all.push(Self::Weight(layer, target));
                 all.extend(config.bias(target).then_some(Self::Bias(layer, target)));
@@ -80,7 +113,7 @@ impl ParamId {
             Self::ProjectIn => vec![config.hidden_size, config.embed_size],
             Self::ProjectOut => vec![config.embed_size, config.hidden_size],
             Self::Positions => vec![config.first_position() + config.max_position_embeddings, config.hidden_size],
-            Self::Norm(_) | Self::NormBias(_) => vec![config.hidden_size],
+            Self::Norm(at) | Self::NormBias(at) => vec![at.width(config)],
             Self::Weight(_, target) => {
                 let (input, output) = config.widths(target);
                 vec![output, input]
@@ -106,6 +139,7 @@ impl ParamId {
             Self::NormBias(at) => (norm(family, at), "bias"),
             Self::Weight(layer, target) => (family.path(layer, target), "weight"),
             Self::Bias(layer, target) => (family.path(layer, target), "bias"),
+            Self::Head if family == Family::GptNeox => ("embed_out".to_owned(), "weight"),
             Self::Head => ("lm_head".to_owned(), "weight"),
         };
         format!("{path}.{kind}")
@@ -124,54 +158,76 @@ impl ParamId {
             _ => return (self.shape(config), Part::Whole),
         };
         let (input, output) = config.widths(target);
-        let fused =
-            config.family.fuses_qkv().then(|| Projection::Qkv.parts().iter().position(|&t| t == target)).flatten();
-        let rows = if fused.is_some() { 3 * output } else { output };
-        match (config.family, weight) {
-            (Family::Gpt2, true) => (vec![input, rows], Part::Columns { from: fused.unwrap_or(0) * output }),
-            (_, true) => (vec![rows, input], fused.map_or(Part::Whole, |which| Part::Heads { which })),
-            (Family::Gpt2, false) => {
-                (vec![rows], fused.map_or(Part::Whole, |which| Part::Rows { from: which * output }))
-            }
-            (_, false) => (vec![rows], fused.map_or(Part::Whole, |which| Part::Heads { which })),
-        }
+        // The matrix that holds it: its rows, and how many parts stand before this one.
+        let module = config.family.fused().iter().find(|fused| fused.parts().contains(&target));
+        let parts = module.map_or(&[][..], |module| module.parts());
+        let which = parts.iter().position(|&part| part == target);
+        let before: usize = parts.iter().take(which.unwrap_or(0)).map(|&part| config.widths(part).1).sum();
+        let rows = module.map_or(output, |&module| config.widths(module).1);
+        let (shape, columns) = match (config.family, weight) {
+            (Family::Gpt2, true) => (vec![input, rows], true),
+            (_, true) => (vec![rows, input], false),
+            (_, false) => (vec![rows], false),
+        };
+        let part = match (config.family, which) {
+            _ if columns => Part::Columns { from: before },
+            (_, None) => Part::Whole,
+            (Family::Bloom | Family::GptNeox, Some(which)) => Part::Heads { which },
+            _ => Part::Rows { from: before },
+        };
+        (shape, part)
     }
 }
 
 /// What begins the names of the body's tensors in a file that has the head too.
 fn outer(family: Family) -> &'static str {
     match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Opt => "model.",
         Family::Gpt2 | Family::Bloom => "transformer.",
+        Family::GptNeox => "gpt_neox.",
+        _ => "model.",
     }
 }
 
 fn embed(family: Family) -> &'static str {
     match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 => "model.embed_tokens",
         Family::Gpt2 => "transformer.wte",
         Family::Opt => "model.decoder.embed_tokens",
         Family::Bloom => "transformer.word_embeddings",
+        Family::GptNeox => "gpt_neox.embed_in",
+        _ => "model.embed_tokens",
     }
 }
 
 fn norm(family: Family, at: NormAt) -> String {
     let [layers, attn, mlp, last] = match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 => {
-            ["model.layers", "input_layernorm", "post_attention_layernorm", "model.norm"]
-        }
         Family::Gpt2 => ["transformer.h", "ln_1", "ln_2", "transformer.ln_f"],
         Family::Opt => {
             ["model.decoder.layers", "self_attn_layer_norm", "final_layer_norm", "model.decoder.final_layer_norm"]
         }
         Family::Bloom => ["transformer.h", "input_layernorm", "post_attention_layernorm", "transformer.ln_f"],
+        Family::GptNeox => {
+            ["gpt_neox.layers", "input_layernorm", "post_attention_layernorm", "gpt_neox.final_layer_norm"]
+        }
+        Family::Gemma2 | Family::Gemma3 => {
+            ["model.layers", "input_layernorm", "pre_feedforward_layernorm", "model.norm"]
+        }
+        _ => ["model.layers", "input_layernorm", "post_attention_layernorm", "model.norm"],
     };
     match at {
         NormAt::Embed => format!("{}_layernorm", embed(family)),
         NormAt::Attn(layer) => format!("{layers}.{layer}.{attn}"),
+        NormAt::AttnOut(layer) => format!("{layers}.{layer}.post_attention_layernorm"),
         NormAt::Mlp(layer) => format!("{layers}.{layer}.{mlp}"),
+        NormAt::MlpOut(layer) => format!("{layers}.{layer}.post_feedforward_layernorm"),
+        NormAt::Q(layer) => format!("{layers}.{layer}.self_attn.q_norm"),
+        NormAt::K(layer) => format!("{layers}.{layer}.self_attn.k_norm"),
         NormAt::Final => last.to_owned(),
     }
+}
+
+/// A name that begins with the first of two texts, with the second in its place.
+fn renamed(name: &str, (from, to): (&str, &str)) -> Option<String> {
+    name.strip_prefix(from).map(|rest| format!("{to}{rest}"))
 }
 
 /// What of a tensor is a weight.
@@ -192,8 +248,9 @@ pub struct Source<'a> {
     /// The architecture as the checkpoint completes it.
     pub config: ModelConfig,
     checkpoint: &'a Checkpoint,
-    /// What begins the names here and is missing in this file, which was written without the head around the model.
-    missing: &'static str,
+    /// What begins the names here, and what instead in this file: it was written without the head around the model, or is of
+    /// a model of texts and images, of which this is the text part.
+    renamed: (&'static str, &'static str),
 }
 
 impl<'a> Source<'a> {
@@ -204,21 +261,26 @@ impl<'a> Source<'a> {
     /// # Errors
     /// A tensor of the body that belongs to no weight.
     pub fn new(config: &ModelConfig, checkpoint: &'a Checkpoint) -> Result<Self> {
-        let mut source = Self { config: config.clone(), checkpoint, missing: "" };
-        let outer = outer(config.family);
+        let mut source = Self { config: config.clone(), checkpoint, renamed: ("", "") };
         let there = |name: &str| checkpoint.get(name).is_some();
-        let bare = [ParamId::Embed, ParamId::Norm(NormAt::Attn(0))].map(|id| id.tensor(config.family));
-        if bare.iter().any(|name| !there(name) && name.strip_prefix(outer).is_some_and(there)) {
-            source.missing = outer;
+        let known = [ParamId::Embed, ParamId::Weight(0, Projection::O)].map(|id| id.tensor(config.family));
+        let text_part = [("", "language_model."), ("model.", "model.language_model.")];
+        let ways = std::iter::once((outer(config.family), "")).chain(text_part);
+        let fits = |way: &(&'static str, &'static str)| {
+            known.iter().any(|name| !there(name) && renamed(name, *way).is_some_and(|name| there(&name)))
+        };
+        if let Some(way) = ways.into_iter().find(fits) {
+            source.renamed = way;
         }
         source.deny_unexpected()?;
         if !config.tie_word_embeddings {
-            source.config.lm_head = there(HEAD);
-        } else if there(HEAD) && there(&source.stored(ParamId::Embed)) && !source.equal_head()? {
+            source.config.lm_head = there(&source.head_name());
+        } else if there(&source.head_name()) && there(&source.stored(ParamId::Embed)) && !source.equal_head()? {
             log::warn!(
-                "{}: {HEAD}: has other values than the embedding table, although tie_word_embeddings is true: both are \
+                "{}: {}: has other values than the embedding table, although tie_word_embeddings is true: both are \
                  used, as in transformers",
-                checkpoint.path().display()
+                checkpoint.path().display(),
+                source.head_name()
             );
             source.config.tie_word_embeddings = false;
         }
@@ -249,7 +311,7 @@ impl<'a> Source<'a> {
     fn deny_unexpected(&self) -> Result<()> {
         let known: HashSet<String> = ParamId::all(&ModelConfig { tie_word_embeddings: false, ..self.config.clone() })
             .into_iter()
-            .map(|id| self.stored(id))
+            .map(|id| if id == ParamId::Head { self.head_name() } else { self.stored(id) })
             .collect();
         let root = |name: &str| name.split_inclusive('.').next().unwrap_or_default().to_owned();
         let roots: HashSet<String> = known.iter().map(|name| root(name)).collect();
@@ -266,24 +328,37 @@ impl<'a> Source<'a> {
 
     /// Whether a tensor is of a layer that the configuration leaves out.
     fn is_beyond(&self, name: &str) -> bool {
-        let first = self.stored(ParamId::Norm(NormAt::Attn(0)));
+        let first = self.stored(ParamId::Weight(0, Projection::O));
         let layer = first.split_once(".0.").and_then(|(layers, _)| name.strip_prefix(layers)?.strip_prefix('.'));
         let number = layer.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
         number.is_some_and(|layer| layer >= self.config.num_hidden_layers)
     }
 
-    /// Old exports hold tables of the rotation or of the causal mask, or a version: they are ignored.
+    /// Old exports hold tables of the rotation or of the causal mask, or a version, and a model of texts and images the part
+    /// of images: they are ignored.
     fn is_ignored(&self, name: &str) -> bool {
         let masks =
             self.config.family == Family::Gpt2 && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias"));
         let version = self.config.family == Family::Opt && name.ends_with("decoder.version");
-        name.ends_with(".rotary_emb.inv_freq") || masks || version
+        let neox = self.config.family == Family::GptNeox
+            && [".attention.bias", ".attention.masked_bias"].iter().any(|end| name.ends_with(end));
+        let images = self.config.family == Family::Gemma3
+            && ["vision_tower.", "multi_modal_projector."]
+                .iter()
+                .any(|part| name.strip_prefix("model.").unwrap_or(name).starts_with(part));
+        name.ends_with(".rotary_emb.inv_freq") || masks || version || neox || images
     }
 
     /// The name of a weight's tensor in a file without the head around the model, where this is one.
     fn stored(&self, id: ParamId) -> String {
         let full = id.tensor(self.config.family);
-        full.strip_prefix(self.missing).map_or(full.clone(), str::to_owned)
+        renamed(&full, self.renamed).unwrap_or(full)
+    }
+
+    /// The name of the head's tensor here: GPT-NeoX's has two.
+    fn head_name(&self) -> String {
+        let name = self.stored(ParamId::Head);
+        if self.checkpoint.get(&name).is_none() && self.checkpoint.get(HEAD).is_some() { HEAD.to_owned() } else { name }
     }
 
     /// The name of the tensor that a weight is read from: tied, the table may be stored as the head alone.
@@ -292,8 +367,11 @@ impl<'a> Source<'a> {
         let as_head = id == ParamId::Embed
             && self.config.tie_word_embeddings
             && self.checkpoint.get(&name).is_none()
-            && self.checkpoint.get(HEAD).is_some();
-        if as_head { HEAD.to_owned() } else { name }
+            && self.checkpoint.get(&self.head_name()).is_some();
+        match (as_head, id) {
+            (true, _) | (_, ParamId::Head) => self.head_name(),
+            _ => name,
+        }
     }
 
     /// A weight in the model's own form; left in the file where that is the file's.
@@ -319,7 +397,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// The head's tensor, in every family.
+/// The head's tensor, in every family; in files of GPT-NeoX it may have another name.
 const HEAD: &str = "lm_head.weight";
 
 /// Rows and columns that are transposed together, so that both sides stay in the cache.

@@ -10,22 +10,24 @@ use crate::backend::{AccElement, Backend};
 const CHUNK: usize = 64;
 
 impl ModelConfig {
-    /// The table that rotates positions `0..positions`, `[positions, D]`: for each, `[D/2]` cosines, then `[D/2]` sines.
+    /// The table that rotates positions `0..positions` of a layer, `[positions, R]`: for each, `[R/2]` cosines, then `[R/2]`
+    /// sines.
     ///
     /// Frequencies and angles are rounded to `f32`, as transformers computes them; a difference in the angle of a
     /// far position would otherwise be the largest difference of all. With dynamic scaling the table depends on
     /// `positions` once that is above the model's own length, as it does in transformers.
     ///
     /// Empty for a model without a rotation.
-    pub fn rope_table(&self, positions: usize) -> Vec<f64> {
-        self.rope().map_or_else(Vec::new, |rope| Frequencies::new(rope, self.head_dim, positions).rows(0..positions))
+    pub fn rope_table(&self, layer: usize, positions: usize) -> Vec<f64> {
+        let rope = self.ropes().get(layer);
+        rope.map_or_else(Vec::new, |rope| Frequencies::new(rope, positions).rows(0..positions))
     }
 }
 
 /// The rotation's angles, for sequences of one length.
 #[derive(Clone, Debug, PartialEq)]
 struct Frequencies {
-    /// Angle per position of each pair of a head `[D/2]`.
+    /// Angle per position of each pair of a head `[R/2]`.
     angles: Vec<f32>,
     /// Factor on cosines and sines.
     factor: f64,
@@ -33,12 +35,12 @@ struct Frequencies {
 
 impl Frequencies {
     /// For sequences of `rope_len` positions, on which dynamic scaling depends.
-    fn new(rope: &Rope, head_dim: usize, rope_len: usize) -> Self {
-        let (angles, factor) = frequencies(rope, head_dim, rope_len);
+    fn new(rope: &Rope, rope_len: usize) -> Self {
+        let (angles, factor) = frequencies(rope, rope_len);
         Self { angles, factor }
     }
 
-    /// Rows of the table, `[positions, D]`.
+    /// Rows of the table, `[positions, R]`.
     fn rows(&self, positions: Range<usize>) -> Vec<f64> {
         let mut table = Vec::with_capacity(positions.len() * 2 * self.angles.len());
         for position in positions {
@@ -50,63 +52,49 @@ impl Frequencies {
     }
 }
 
-/// The table on a device. Rows are computed once, for as long as the frequencies stay.
+/// The table of a rotation on a device. Rows are computed once, for as long as the frequencies stay.
 pub(super) struct RopeTable<B: Backend> {
-    /// `[capacity, D]`, valid at the positions that were asked for last.
+    rope: Rope,
+    /// `[capacity, R]`, valid at the positions that were asked for last.
     pub cos_sin: B::Acc,
     /// Positions that there is room for.
     capacity: usize,
     /// Positions whose rows are valid.
     valid: Range<usize>,
-    /// The length that the frequencies are for: under dynamic scaling that of the sequences, if it is above the model's
-    /// own; otherwise 0.
+    /// The length that the frequencies are for ([`Rope::scaled_len`]).
     rope_len: usize,
     frequencies: Frequencies,
-    head_dim: usize,
 }
 
 impl<B: Backend> RopeTable<B> {
-    /// The table of the positions `0..positions`, unscaled. None for a model without a rotation.
-    pub fn new(backend: &mut B, config: &ModelConfig, positions: usize) -> Result<Option<Self>> {
-        let Some(rope) = config.rope() else { return Ok(None) };
+    /// The table of the positions `0..positions`, unscaled.
+    pub fn new(backend: &mut B, rope: &Rope, positions: usize) -> Result<Self> {
         let mut table = Self {
-            cos_sin: backend.acc(positions * config.head_dim)?,
+            rope: rope.clone(),
+            cos_sin: backend.acc(positions * rope.dim)?,
             capacity: positions,
             valid: 0..0,
             rope_len: 0,
-            frequencies: Frequencies::new(rope, config.head_dim, 0),
-            head_dim: config.head_dim,
+            frequencies: Frequencies::new(rope, 0),
         };
-        table.fill(backend, 0..config.scales_beyond().map_or(positions, |own| own.min(positions)))?;
-        Ok(Some(table))
+        table.fill(backend, 0..rope.scales_beyond().map_or(positions, |own| own.min(positions)))?;
+        Ok(table)
     }
 
     /// Makes room for `positions` positions.
     pub fn reserve(&mut self, backend: &mut B, positions: usize) -> Result<()> {
         if positions > self.capacity {
-            self.cos_sin = backend.acc(positions * self.head_dim)?;
+            self.cos_sin = backend.acc(positions * self.rope.dim)?;
             (self.capacity, self.valid) = (positions, 0..0);
         }
         Ok(())
     }
 
     /// Sees to it that the rows of `positions` are valid for a pass whose longest sequence ends at `positions.end`.
-    pub fn cover(&mut self, backend: &mut B, config: &ModelConfig, positions: Range<usize>) -> Result<()> {
-        // Under dynamic scaling the table is that of this very length.
-        let rope_len = match config.scales_beyond() {
-            Some(own) if positions.end > own => positions.end,
-            _ => 0,
-        };
-        // Said once of a sequence that grows.
-        if rope_len == 0 && (positions.start..positions.end).contains(&config.max_position_embeddings) {
-            log::warn!(
-                "sequences of more than max_position_embeddings, {} tokens, go on as far as they are rotated, as in \
-                 transformers",
-                config.max_position_embeddings
-            );
-        }
-        if let Some(rope) = config.rope().filter(|_| rope_len != self.rope_len) {
-            self.frequencies = Frequencies::new(rope, self.head_dim, rope_len);
+    pub fn cover(&mut self, backend: &mut B, positions: Range<usize>) -> Result<()> {
+        let rope_len = self.rope.scaled_len(positions.end);
+        if rope_len != self.rope_len {
+            self.frequencies = Frequencies::new(&self.rope, rope_len);
             (self.rope_len, self.valid) = (rope_len, 0..0);
         }
         if positions.end > self.capacity {
@@ -127,21 +115,26 @@ impl<B: Backend> RopeTable<B> {
     fn fill(&mut self, backend: &mut B, positions: Range<usize>) -> Result<()> {
         let rows: Vec<B::Element> =
             self.frequencies.rows(positions.clone()).into_iter().map(B::Element::from_f64).collect();
-        backend.upload(&mut self.cos_sin, positions.start * self.head_dim, &rows)?;
+        backend.upload(&mut self.cos_sin, positions.start * self.rope.dim, &rows)?;
         self.valid.end = positions.end;
         Ok(())
     }
 }
 
-/// Angle per position of each pair of a head `[D/2]`, and the factor on cosines and sines, for sequences of `rope_len`
+/// Angle per position of each pair of a head `[R/2]`, and the factor on cosines and sines, for sequences of `rope_len`
 /// positions.
-fn frequencies(rope: &Rope, head_dim: usize, rope_len: usize) -> (Vec<f32>, f64) {
-    let dim = head_dim as f32;
-    let plain =
-        |theta: f32| -> Vec<f32> { (0..head_dim / 2).map(|i| 1.0 / theta.powf((2 * i) as f32 / dim)).collect() };
+fn frequencies(rope: &Rope, rope_len: usize) -> (Vec<f32>, f64) {
+    let dim = rope.dim as f32;
+    let wavelength = |theta: f32, i: usize| theta.powf((2 * i) as f32 / dim);
+    let plain = |theta: f32| -> Vec<f32> { (0..rope.dim / 2).map(|i| 1.0 / wavelength(theta, i)).collect() };
     let theta = rope.theta as f32;
     let base = plain(theta);
     match rope.kind {
+        RopeKind::LongRope { ref short, ref long, original, attention_factor } => {
+            let divisors = if rope_len > original { long } else { short };
+            let scaled = divisors.iter().enumerate().map(|(i, &by)| 1.0 / (by as f32 * wavelength(theta, i)));
+            (scaled.collect(), attention_factor)
+        }
         RopeKind::Default => (base, 1.0),
         RopeKind::Linear { factor } => (base.iter().map(|f| f / factor as f32).collect(), 1.0),
         RopeKind::Dynamic { factor, original } => {
@@ -149,7 +142,7 @@ fn frequencies(rope: &Rope, head_dim: usize, rope_len: usize) -> (Vec<f32>, f64)
                 return (base, 1.0);
             }
             let growth = factor * rope_len as f64 / original as f64 - (factor - 1.0);
-            let d = head_dim as f64;
+            let d = rope.dim as f64;
             (plain((rope.theta * growth.powf(d / (d - 2.0))) as f32), 1.0)
         }
         RopeKind::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
@@ -168,7 +161,7 @@ fn frequencies(rope: &Rope, head_dim: usize, rope_len: usize) -> (Vec<f32>, f64)
             (scaled.collect(), 1.0)
         }
         RopeKind::Yarn { factor, original, beta_fast, beta_slow, attention_factor, truncate } => {
-            let d = head_dim as f64;
+            let d = rope.dim as f64;
             let dimension = |rotations: f64| {
                 d * (original as f64 / (rotations * std::f64::consts::TAU)).ln() / (2.0 * rope.theta.ln())
             };

@@ -1,7 +1,7 @@
 //! The unembedding as numbers of the host: rows of the head, and the final norm's weight.
 
 use super::param_id::{NormAt, ParamId, Source};
-use crate::arch::{ModelConfig, Norm};
+use crate::arch::{ModelConfig, Norm, NormPlacement, RmsWeight};
 use crate::formats::safetensors::{Checkpoint, TensorView};
 use crate::{Error, Result};
 
@@ -23,7 +23,8 @@ impl Unembedding {
     /// # Errors
     /// A tensor that is missing or of another shape, or a token that the model does not have.
     pub fn read(config: &ModelConfig, checkpoint: &Checkpoint, tokens: &[u32]) -> Result<Option<Self>> {
-        if config.post_norm || !config.final_norm || config.embed_size != config.hidden_size {
+        if config.norm_placement == NormPlacement::Post || !config.final_norm || config.embed_size != config.hidden_size
+        {
             return Ok(None);
         }
         let source = Source::new(config, checkpoint)?;
@@ -38,9 +39,12 @@ impl Unembedding {
             floats(&TensorView { shape: vec![config.hidden_size], data, ..head.clone() })
         };
         let rows = tokens.iter().map(row).collect::<Result<_>>()?;
-        let norm_weight = floats(&source.view(ParamId::Norm(NormAt::Final))?)?;
+        let mut norm_weight = floats(&source.view(ParamId::Norm(NormAt::Final))?)?;
+        if config.rms_weight() == Some(RmsWeight::OnePlus) {
+            norm_weight.iter_mut().for_each(|w| *w += 1.0);
+        }
         let norm_bias = match config.norm {
-            Norm::Rms => None,
+            Norm::Rms(_) => None,
             Norm::Layer => Some(floats(&source.view(ParamId::NormBias(NormAt::Final))?)?),
         };
         Ok(Some(Self { rows, norm_weight, norm_bias }))
@@ -51,7 +55,7 @@ impl Unembedding {
 pub fn inverse_scale(config: &ModelConfig, x: &[f32]) -> f64 {
     let n = x.len() as f64;
     let mean = match config.norm {
-        Norm::Rms => 0.0,
+        Norm::Rms(_) => 0.0,
         Norm::Layer => x.iter().map(|&x| f64::from(x)).sum::<f64>() / n,
     };
     let squares = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>();

@@ -25,10 +25,8 @@ pub struct Norm<B: Backend> {
 
 /// The weights of a block.
 pub struct Layer<B: Backend> {
-    /// Norm of the attention sublayer.
-    pub attn_norm: Norm<B>,
-    /// Norm of the MLP sublayer.
-    pub mlp_norm: Norm<B>,
+    /// The norms, in the order of [`NormAt::of_block`].
+    norms: Vec<(NormAt, Norm<B>)>,
     /// The projections, by `Projection as usize`; an MLP without a gate has no gate projection.
     projections: [Option<Linear<B>>; 7],
 }
@@ -41,6 +39,15 @@ impl<B: Backend> Layer<B> {
     pub fn projection(&self, target: Projection) -> &Linear<B> {
         let projection = self.projections[target as usize].as_ref();
         projection.unwrap_or_else(|| panic!("weights: no projection {}", target.name()))
+    }
+
+    /// One of the norms.
+    ///
+    /// # Panics
+    /// If the block has no such norm.
+    pub fn norm(&self, at: NormAt) -> &Norm<B> {
+        let norm = self.norms.iter().find(|(here, _)| *here == at);
+        &norm.unwrap_or_else(|| panic!("weights: no norm {at:?}")).1
     }
 }
 
@@ -88,17 +95,17 @@ impl<B: Backend> Weights<B> {
         let project_in = projected.then(&mut next);
         let positions = matches!(config.positions, Positions::Learned { .. }).then(&mut next);
         let embed_norm = config.embed_norm.then(|| norm(&mut next));
-        let mut layer = || {
-            let (attn_norm, mlp_norm) = (norm(&mut next), norm(&mut next));
+        let mut layer = |layer| {
+            let norms = NormAt::of_block(config, layer).into_iter().map(|at| (at, norm(&mut next))).collect();
             let mut projections = [const { None }; 7];
             for &target in config.targets() {
                 let weight = next();
                 let bias = config.bias(target).then(&mut next);
                 projections[target as usize] = Some(Linear { weight, bias });
             }
-            Layer { attn_norm, mlp_norm, projections }
+            Layer { norms, projections }
         };
-        let layers = (0..config.num_hidden_layers).map(|_| layer()).collect();
+        let layers = (0..config.num_hidden_layers).map(&mut layer).collect();
         let final_norm = config.final_norm.then(|| norm(&mut next));
         let project_out = projected.then(&mut next);
         let head = (config.lm_head && !config.tie_word_embeddings).then(&mut next);
@@ -117,8 +124,12 @@ impl<B: Backend> Weights<B> {
     pub fn norm(&self, at: NormAt) -> &Norm<B> {
         match at {
             NormAt::Embed => self.embed_norm.as_ref().expect("weights: no norm of the embeddings"),
-            NormAt::Attn(layer) => &self.layers[layer].attn_norm,
-            NormAt::Mlp(layer) => &self.layers[layer].mlp_norm,
+            NormAt::Attn(layer)
+            | NormAt::AttnOut(layer)
+            | NormAt::Mlp(layer)
+            | NormAt::MlpOut(layer)
+            | NormAt::Q(layer)
+            | NormAt::K(layer) => self.layers[layer].norm(at),
             NormAt::Final => self.final_norm.as_ref().expect("weights: no final norm"),
         }
     }
@@ -131,7 +142,7 @@ impl<B: Backend> Weights<B> {
         let layers = self.layers.iter_mut().flat_map(|layer| {
             let projections = layer.projections.iter_mut().flatten();
             let projections = projections.flat_map(|p| std::iter::once(&mut p.weight).chain(&mut p.bias));
-            norm(&mut layer.attn_norm).chain(norm(&mut layer.mlp_norm)).chain(projections)
+            layer.norms.iter_mut().flat_map(|(_, weights)| norm(weights)).chain(projections)
         });
         std::iter::once(&mut self.embed)
             .chain(&mut self.project_in)

@@ -121,11 +121,15 @@ impl<'a> LabelWords<'a> {
                 None => weighted.collect(),
             }
         };
-        logit_lens(states, self.config.hidden_size, norm, Words::Each(&self.words))
+        let mut logits = logit_lens(states, self.config.hidden_size, norm, Words::Each(&self.words));
+        if let Some(cap) = self.config.logit_softcap {
+            logits.iter_mut().flatten().for_each(|x| *x = cap * (*x / cap).tanh());
+        }
+        logits
     }
 
     /// By layer what the outputs of attention and MLP add to the gold answer's logit, on the mean over the queries, from all
-    /// states of an arm.
+    /// states of an arm; of a model with a soft cap to the logit before it.
     fn attributions(&self, states: &[Vec<f32>], depth: usize, gold: &[usize]) -> Vec<[Option<f64>; 2]> {
         let width = self.config.hidden_size;
         let last = states[depth - 1].chunks_exact(width);

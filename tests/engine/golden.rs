@@ -136,8 +136,8 @@ fn forward_of_the_other_families_is_transformers() {
 #[test]
 fn forward_limits_see_small_mistakes() {
     fn rope(config: &mut ModelConfig, change: fn(&mut RopeKind)) {
-        let Positions::Rope(rope) = &mut config.positions else { panic!("a rotation") };
-        change(&mut rope.kind);
+        let Positions::Rope(ropes) = &mut config.positions else { panic!("a rotation") };
+        ropes.iter_mut().for_each(|rope| change(&mut rope.kind));
     }
     fn default_eps(config: &mut ModelConfig) {
         config.norm_eps = if config.norm_eps == 1e-6 { 1e-5 } else { 1e-6 };

@@ -35,12 +35,32 @@ const OPT: &str = r#"{"model_type": "opt", "hidden_size": 12, "ffn_dim": 20, "nu
     "num_attention_heads": 2, "vocab_size": 23, "max_position_embeddings": 90, "do_layer_norm_before": true}"#;
 const BLOOM: &str = r#"{"model_type": "bloom", "hidden_size": 12, "n_layer": 3, "n_head": 3, "vocab_size": 23}"#;
 
+const QWEN3: &str = r#"{"model_type": "qwen3", "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "vocab_size": 23, "rope_theta": 100.0}"#;
+
+const GEMMA2: &str = r#"{"model_type": "gemma2", "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "vocab_size": 23, "rope_theta": 100.0,
+    "query_pre_attn_scalar": 5, "sliding_window": 4, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}"#;
+const GEMMA3: &str = r#"{"model_type": "gemma3_text", "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "vocab_size": 23, "sliding_window_pattern": 2,
+    "rope_theta": 100.0, "rope_local_base_freq": 10.0, "sliding_window": 4, "tie_word_embeddings": false}"#;
+const OLMO2: &str = r#"{"model_type": "olmo2", "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 23, "rope_theta": 100.0}"#;
+const NEOX: &str = r#"{"model_type": "gpt_neox", "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3,
+    "num_attention_heads": 2, "vocab_size": 23, "rotary_pct": 0.34, "rotary_emb_base": 100.0}"#;
+const PHI3: &str = r#"{"model_type": "phi3", "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3,
+    "num_attention_heads": 3, "num_key_value_heads": 1, "vocab_size": 23, "rope_theta": 100.0,
+    "partial_rotary_factor": 0.5, "sliding_window": 5}"#;
+
 /// A model of every family, and of their variants.
 fn models() -> Vec<String> {
     let tied = LLAMA.replace("embeddings\": false", "embeddings\": true");
     let post_norm = OPT.replace("before\": true", "before\": false, \"word_embed_proj_dim\": 8");
     assert!(tied != LLAMA && post_norm != OPT);
     vec![LLAMA.into(), tied, GPT2.into(), OPT.into(), post_norm, BLOOM.into()]
+        .into_iter()
+        .chain([QWEN3, GEMMA2, GEMMA3, OLMO2, NEOX, PHI3].map(String::from))
+        .collect()
 }
 
 /// Models whose tokens all see one another.
@@ -424,7 +444,7 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
             task.run(backend, &model, &tuning, &adaptation, model.config.pack(&sequences, 2)).total
         });
         let gradient = &at.d_weights[offset..offset + n];
-        if matches!(id, ParamId::Bias(_, Projection::K)) && model.config.rope().is_none() {
+        if matches!(id, ParamId::Bias(_, Projection::K)) && model.config.ropes().is_empty() {
             // Adds the same to every score of a row, which changes nothing.
             assert!(slope.abs() < 1e-9 && gradient.iter().all(|g| g.abs() < 1e-9), "{id:?}: {slope}");
             continue;

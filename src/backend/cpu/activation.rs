@@ -1,20 +1,48 @@
-//! SwiGLU and activations without a gate, element by element; a task is a stretch of elements.
+//! Activations with and without a gate, element by element; a task is a stretch of elements.
 
 use super::Cpu;
 use super::context::Context;
 use super::kernel::Kernel;
 use super::parallel::{each_part, rows};
-use super::simd::{Element, Float, multiversion};
+use super::simd::{Element, Float, multiversion, tanh, tanh_with_slope};
 use crate::arch::Activation;
-use crate::backend::ops::{ActivationBwd, ActivationFwd, ActivationOps, Op, SwigluBwd, SwigluFwd};
+use crate::backend::ops::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, GatedFwd, Op};
+
+/// Does `$run` with `$f` as the type of an activation.
+macro_rules! with_function {
+    ($activation:expr, $f:ident => $run:expr) => {
+        match $activation {
+            Activation::Relu => {
+                type $f = Relu;
+                $run
+            }
+            Activation::Gelu => {
+                type $f = Gelu;
+                $run
+            }
+            Activation::GeluTanh => {
+                type $f = GeluTanh;
+                $run
+            }
+            Activation::Tanh => {
+                type $f = Tanh;
+                $run
+            }
+            Activation::Silu => {
+                type $f = Silu;
+                $run
+            }
+        }
+    };
+}
 
 impl<A: Float> ActivationOps for Cpu<A> {
-    fn swiglu_fwd(&mut self, op: SwigluFwd<'_, Self>) {
+    fn gated_fwd(&mut self, op: GatedFwd<'_, Self>) {
         op.check();
         self.run(op);
     }
 
-    fn swiglu_bwd(&mut self, op: SwigluBwd<'_, Self>) {
+    fn gated_bwd(&mut self, op: GatedBwd<'_, Self>) {
         op.check();
         self.run(op);
     }
@@ -30,26 +58,28 @@ impl<A: Float> ActivationOps for Cpu<A> {
     }
 }
 
-impl<A: Float> Kernel<A> for SwigluFwd<'_, Cpu<A>> {
+impl<A: Float> Kernel<A> for GatedFwd<'_, Cpu<A>> {
     fn run<C: Element<A>>(self, cx: &mut Context<A>) {
-        let Self { act, gate, up, len } = self;
+        let Self { act, gate, up, f, len } = self;
         let (exec, act, gate, up) = (&cx.exec, C::slice_mut(act), C::slice(gate), C::slice(up));
-        each_part(&exec.pool, len, 1, rows("swiglu_fwd", act, len, 1), |from, act| {
+        each_part(&exec.pool, len, 1, rows("gated_fwd", act, len, 1), |from, act| {
             let range = from..from + act.len();
-            fwd_part::<A, C>(exec.isa, act, &gate[range.clone()], &up[range]);
+            let (gate, up) = (&gate[range.clone()], &up[range]);
+            with_function!(f, F => gated_fwd_part::<A, C, F>(exec.isa, act, gate, up));
         });
     }
 }
 
-impl<A: Float> Kernel<A> for SwigluBwd<'_, Cpu<A>> {
+impl<A: Float> Kernel<A> for GatedBwd<'_, Cpu<A>> {
     fn run<C: Element<A>>(self, cx: &mut Context<A>) {
-        let Self { d_gate, d_up, d_act, gate, up, len } = self;
+        let Self { d_gate, d_up, d_act, gate, up, f, len } = self;
         let (exec, gate, up) = (&cx.exec, C::slice(gate), C::slice(up));
-        let outs = [C::slice_mut(d_gate), C::slice_mut(d_up)].map(|out| rows("swiglu_bwd", out, len, 1));
+        let outs = [C::slice_mut(d_gate), C::slice_mut(d_up)].map(|out| rows("gated_bwd", out, len, 1));
         let [d_gate, d_up] = outs;
         each_part(&exec.pool, len, 1, (d_gate, d_up), |from, (d_gate, d_up)| {
             let range = from..from + d_gate.len();
-            bwd_part::<A, C>(exec.isa, d_gate, d_up, &d_act[range.clone()], &gate[range.clone()], &up[range]);
+            let (d_act, gate, up) = (&d_act[range.clone()], &gate[range.clone()], &up[range]);
+            with_function!(f, F => gated_bwd_part::<A, C, F>(exec.isa, d_gate, d_up, d_act, gate, up));
         });
     }
 }
@@ -60,12 +90,7 @@ impl<A: Float> Kernel<A> for ActivationFwd<'_, Cpu<A>> {
         let (exec, x) = (&cx.exec, C::slice(x));
         each_part(&exec.pool, len, 1, rows("activation_fwd", C::slice_mut(act), len, 1), |from, act| {
             let x = &x[from..from + act.len()];
-            match f {
-                Activation::Relu => relu_fwd::<A, C>(exec.isa, act, x),
-                Activation::Gelu => gelu_fwd::<A, C>(exec.isa, act, x),
-                Activation::GeluTanh => gelu_tanh_fwd::<A, C>(exec.isa, act, x),
-                Activation::Tanh => tanh_fwd::<A, C>(exec.isa, act, x),
-            }
+            with_function!(f, F => fwd_part::<A, C, F>(exec.isa, act, x));
         });
     }
 }
@@ -77,51 +102,26 @@ impl<A: Float> Kernel<A> for ActivationBwd<'_, Cpu<A>> {
         each_part(&exec.pool, len, 1, rows("activation_bwd", C::slice_mut(d_x), len, 1), |from, d_x| {
             let range = from..from + d_x.len();
             let (d_act, x) = (&d_act[range.clone()], &x[range]);
-            match f {
-                Activation::Relu => relu_bwd::<A, C>(exec.isa, d_x, d_act, x),
-                Activation::Gelu => gelu_bwd::<A, C>(exec.isa, d_x, d_act, x),
-                Activation::GeluTanh => gelu_tanh_bwd::<A, C>(exec.isa, d_x, d_act, x),
-                Activation::Tanh => tanh_bwd::<A, C>(exec.isa, d_x, d_act, x),
-            }
+            with_function!(f, F => bwd_part::<A, C, F>(exec.isa, d_x, d_act, x));
         });
     }
 }
 
-multiversion! {
-    fn fwd_part[A: Float, C: Element<A>](act: &mut [C], gate: &[C], up: &[C]) {
-        for ((act, gate), up) in act.iter_mut().zip(gate).zip(up) {
-            let (gate, up): (A, A) = (gate.widen(), up.widen());
-            *act = C::narrow(gate / (A::ONE + (-gate).exp::<false>()) * up);
-        }
-    }
+/// `f(x)` of a [`Activation`], and `f'(x)`; a type, so that its loops are compiled for it alone.
+trait Function {
+    fn value<A: Float>(x: A) -> A;
+    fn slope<A: Float>(x: A) -> A;
 }
 
-multiversion! {
-    fn bwd_part[A: Float, C: Element<A>](d_gate: &mut [C], d_up: &mut [C], d_act: &[A], gate: &[C], up: &[C]) {
-        for (i, &d) in d_act.iter().enumerate() {
-            let (gate, up): (A, A) = (gate[i].widen(), up[i].widen());
-            let sigmoid = A::ONE / (A::ONE + (-gate).exp::<false>());
-            d_up[i] = C::narrow(d * gate * sigmoid);
-            d_gate[i] = C::narrow(d * up * sigmoid * (A::ONE + gate * (A::ONE - sigmoid)));
-        }
+struct Relu;
+impl Function for Relu {
+    #[inline(always)]
+    fn value<A: Float>(x: A) -> A {
+        if x < A::ZERO { A::ZERO } else { x }
     }
-}
-
-multiversion! {
-    fn relu_fwd[A: Float, C: Element<A>](act: &mut [C], x: &[C]) {
-        for (act, x) in act.iter_mut().zip(x) {
-            let x: A = x.widen();
-            *act = C::narrow(if x < A::ZERO { A::ZERO } else { x });
-        }
-    }
-}
-
-multiversion! {
-    fn relu_bwd[A: Float, C: Element<A>](d_x: &mut [C], d_act: &[A], x: &[C]) {
-        for ((d_x, &d), x) in d_x.iter_mut().zip(d_act).zip(x) {
-            let x: A = x.widen();
-            *d_x = C::narrow(if x > A::ZERO { d } else { A::ZERO });
-        }
+    #[inline(always)]
+    fn slope<A: Float>(x: A) -> A {
+        if x > A::ZERO { A::ONE } else { A::ZERO }
     }
 }
 
@@ -131,47 +131,16 @@ fn normal<A: Float>(x: A) -> A {
     A::from_f64(0.5) * (A::ONE + (x * A::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf())
 }
 
-multiversion! {
-    fn gelu_fwd[A: Float, C: Element<A>](act: &mut [C], x: &[C]) {
-        for (act, x) in act.iter_mut().zip(x) {
-            let x: A = x.widen();
-            *act = C::narrow(x * normal(x));
-        }
+struct Gelu;
+impl Function for Gelu {
+    #[inline(always)]
+    fn value<A: Float>(x: A) -> A {
+        x * normal(x)
     }
-}
-
-multiversion! {
-    fn gelu_bwd[A: Float, C: Element<A>](d_x: &mut [C], d_act: &[A], x: &[C]) {
+    #[inline(always)]
+    fn slope<A: Float>(x: A) -> A {
         let peak = A::from_f64(1.0 / std::f64::consts::TAU.sqrt());
-        for ((d_x, &d), x) in d_x.iter_mut().zip(d_act).zip(x) {
-            let x: A = x.widen();
-            let density = peak * (x * x * A::from_f64(-0.5)).exp::<false>();
-            *d_x = C::narrow(d * (normal(x) + x * density));
-        }
-    }
-}
-
-/// `tanh(x) = 1 - 2 / (1 + exp(2 x))`, of which a large exponential leaves 1.
-#[inline(always)]
-fn tanh<A: Float>(x: A) -> A {
-    let two = A::from_f64(2.0);
-    A::ONE - two / (A::ONE + (two * x).exp::<false>())
-}
-
-multiversion! {
-    fn tanh_fwd[A: Float, C: Element<A>](act: &mut [C], x: &[C]) {
-        for (act, x) in act.iter_mut().zip(x) {
-            *act = C::narrow(tanh::<A>(x.widen()));
-        }
-    }
-}
-
-multiversion! {
-    fn tanh_bwd[A: Float, C: Element<A>](d_x: &mut [C], d_act: &[A], x: &[C]) {
-        for ((d_x, &d), x) in d_x.iter_mut().zip(d_act).zip(x) {
-            let act = tanh::<A>(x.widen());
-            *d_x = C::narrow(d * (A::ONE - act * act));
-        }
+        normal(x) + x * (peak * (x * x * A::from_f64(-0.5)).exp::<false>())
     }
 }
 
@@ -185,23 +154,79 @@ fn gelu_gate<A: Float>(x: A) -> A {
     A::ONE / (A::ONE + (twice * (x + A::from_f64(CUBE) * x * x * x)).exp::<false>())
 }
 
+struct GeluTanh;
+impl Function for GeluTanh {
+    #[inline(always)]
+    fn value<A: Float>(x: A) -> A {
+        x * gelu_gate(x)
+    }
+    #[inline(always)]
+    fn slope<A: Float>(x: A) -> A {
+        let twice = A::from_f64(2.0 * (2.0 / std::f64::consts::PI).sqrt());
+        let inner = twice * (A::ONE + A::from_f64(3.0 * CUBE) * x * x);
+        // The gate is 1 - gate(-x), but near 1 that difference would have few digits.
+        gelu_gate(x) * (A::ONE + x * gelu_gate(-x) * inner)
+    }
+}
+
+struct Tanh;
+impl Function for Tanh {
+    #[inline(always)]
+    fn value<A: Float>(x: A) -> A {
+        tanh::<A, false>(x)
+    }
+    #[inline(always)]
+    fn slope<A: Float>(x: A) -> A {
+        tanh_with_slope::<A, false>(x).1
+    }
+}
+
+struct Silu;
+impl Function for Silu {
+    #[inline(always)]
+    fn value<A: Float>(x: A) -> A {
+        x / (A::ONE + (-x).exp::<false>())
+    }
+    #[inline(always)]
+    fn slope<A: Float>(x: A) -> A {
+        let sigmoid = A::ONE / (A::ONE + (-x).exp::<false>());
+        sigmoid * (A::ONE + x * (A::ONE - sigmoid))
+    }
+}
+
 multiversion! {
-    fn gelu_tanh_fwd[A: Float, C: Element<A>](act: &mut [C], x: &[C]) {
+    fn fwd_part[A: Float, C: Element<A>, F: Function](act: &mut [C], x: &[C]) {
         for (act, x) in act.iter_mut().zip(x) {
-            let x: A = x.widen();
-            *act = C::narrow(x * gelu_gate(x));
+            *act = C::narrow(F::value::<A>(x.widen()));
         }
     }
 }
 
 multiversion! {
-    fn gelu_tanh_bwd[A: Float, C: Element<A>](d_x: &mut [C], d_act: &[A], x: &[C]) {
-        let twice = A::from_f64(2.0 * (2.0 / std::f64::consts::PI).sqrt());
+    fn bwd_part[A: Float, C: Element<A>, F: Function](d_x: &mut [C], d_act: &[A], x: &[C]) {
         for ((d_x, &d), x) in d_x.iter_mut().zip(d_act).zip(x) {
-            let x: A = x.widen();
-            let slope = twice * (A::ONE + A::from_f64(3.0 * CUBE) * x * x);
-            // The gate is 1 - gate(-x), but near 1 that difference would have few digits.
-            *d_x = C::narrow(d * gelu_gate(x) * (A::ONE + x * gelu_gate(-x) * slope));
+            *d_x = C::narrow(d * F::slope::<A>(x.widen()));
+        }
+    }
+}
+
+multiversion! {
+    fn gated_fwd_part[A: Float, C: Element<A>, F: Function](act: &mut [C], gate: &[C], up: &[C]) {
+        for ((act, gate), up) in act.iter_mut().zip(gate).zip(up) {
+            let (gate, up): (A, A) = (gate.widen(), up.widen());
+            *act = C::narrow(F::value(gate) * up);
+        }
+    }
+}
+
+multiversion! {
+    fn gated_bwd_part[A: Float, C: Element<A>, F: Function](
+        d_gate: &mut [C], d_up: &mut [C], d_act: &[A], gate: &[C], up: &[C],
+    ) {
+        for (i, &d) in d_act.iter().enumerate() {
+            let (gate, up): (A, A) = (gate[i].widen(), up[i].widen());
+            d_up[i] = C::narrow(d * F::value(gate));
+            d_gate[i] = C::narrow(d * up * F::slope(gate));
         }
     }
 }

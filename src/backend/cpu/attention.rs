@@ -127,7 +127,7 @@ mod tests {
         let pack = Arc::new(pack());
         for (heads, kv_heads, head_dim) in [(2, 1, 16), (1, 1, 17), (5, 1, 24), (3, 3, 48), (4, 2, 64), (1, 1, 80)] {
             let scale = 1.0 / (head_dim as f64).sqrt();
-            let dims = AttentionDims { heads, kv_heads, head_dim, scale, window: None, alibi: false };
+            let dims = AttentionDims { heads, kv_heads, head_dim, scale, window: None, alibi: false, softcap: None };
             let exact = results(Isa::PLAIN, Dtype::F32, &pack, dims);
             for isa in isas() {
                 let found = results(isa, Dtype::BF16, &pack, dims);

@@ -7,7 +7,7 @@ use super::gemm::{Gemm, Operand};
 use super::kernel::Kernel;
 use super::linear::acc_product;
 use super::parallel::{each_part, rows};
-use super::simd::{self, Element, Float, largest, multiversion, sum};
+use super::simd::{self, Element, Float, largest, multiversion, softcap, sum};
 use super::weight::Weight;
 use crate::backend::HostSlice;
 use crate::backend::ops::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LinearDims, LogitsFwd, Op};
@@ -19,21 +19,25 @@ const LOGITS: usize = 1 << 23;
 impl<A: Float> CrossEntropyOps for Cpu<A> {
     fn logits_fwd(&mut self, op: LogitsFwd<'_, Self>) {
         op.check();
-        logits(&mut self.cx.gemm, op.logits, op.x.view(), op.head, op.dims);
+        let LogitsFwd { logits, x, head, dims, softcap } = op;
+        self::logits(&mut self.cx.gemm, logits, x.view(), head, dims);
+        let Some(cap) = softcap.map(A::from_f64) else { return };
+        let (exec, out) = (&self.cx.exec, rows("logits_fwd", logits, dims.rows, dims.output));
+        each_part(&exec.pool, dims.rows, dims.output, out, |_, part| soften(exec.isa, part, &mut [], cap));
     }
 
     fn cross_entropy_fwd(&mut self, op: CrossEntropyFwd<'_, Self>) {
         op.check();
-        let CrossEntropyFwd { loss, x, head, targets, dims } = op;
-        self.run(Sweep { loss, gradients: None, x: x.view(), head, targets, dims });
+        let CrossEntropyFwd { loss, x, head, targets, dims, softcap } = op;
+        self.run(Sweep { loss, gradients: None, x: x.view(), head, targets, dims, softcap });
     }
 
     fn cross_entropy_bwd(&mut self, op: CrossEntropyBwd<'_, Self>) {
         op.check();
-        let CrossEntropyBwd { loss, d_x, d_head, x, head, targets, row_weights, dims } = op;
+        let CrossEntropyBwd { loss, d_x, d_head, x, head, targets, row_weights, dims, softcap } = op;
         let d_head = d_head.map(|(d_head, offset)| &mut d_head[offset..]);
         let gradients = Some(Gradients { d_x, d_head, row_weights });
-        self.run(Sweep { loss, gradients, x: x.view(), head, targets, dims });
+        self.run(Sweep { loss, gradients, x: x.view(), head, targets, dims, softcap });
     }
 }
 
@@ -55,6 +59,7 @@ struct Sweep<'a, A> {
     head: &'a Weight,
     targets: &'a [u32],
     dims: LinearDims,
+    softcap: Option<f64>,
 }
 
 /// `out [M, V] = x [M, C] head^T`.
@@ -65,7 +70,8 @@ fn logits<A: Float>(gemm: &mut Gemm<A>, out: &mut [A], x: HostSlice<'_>, head: &
 
 impl<A: Float> Kernel<A> for Sweep<'_, A> {
     fn run<C: Element<A>>(self, cx: &mut Context<A>) {
-        let Self { loss, mut gradients, x, head, targets, dims } = self;
+        let Self { loss, mut gradients, x, head, targets, dims, softcap } = self;
+        let cap = softcap.map(A::from_f64);
         let Context { gemm, memory, .. } = cx;
         let LinearDims { rows: all, input, output } = dims;
         let isa = gemm.isa();
@@ -75,8 +81,11 @@ impl<A: Float> Kernel<A> for Sweep<'_, A> {
         for first in (0..all).step_by(chunk) {
             let count = chunk.min(all - first);
             let narrowed = if narrow { count * output } else { 0 };
-            let lens = [count * output, narrowed.div_ceil(size_of::<A>() / size_of::<C>())];
-            let [logits, d_logits] = carve(memory, lens);
+            // What capped logits let through of their gradients.
+            let slopes = if cap.is_some() && gradients.is_some() { count * output } else { 0 };
+            let lens = [count * output, narrowed.div_ceil(size_of::<A>() / size_of::<C>()), slopes];
+            let [logits, d_logits, slopes] = carve(memory, lens);
+            let of_row = slopes.len() / count;
             let d_logits = &mut bytemuck::cast_slice_mut::<A, C>(d_logits)[..narrowed];
             let x = x.range(first * input..(first + count) * input);
             self::logits(gemm, logits, x, head, LinearDims { rows: count, ..dims });
@@ -84,11 +93,17 @@ impl<A: Float> Kernel<A> for Sweep<'_, A> {
             let outs =
                 (rows("cross_entropy", logits, count, output), rows("cross_entropy", &mut loss[first..], count, 1));
             let outs = (outs, rows("cross_entropy", d_logits, count, narrowed / count));
+            let outs = (outs, rows("cross_entropy", slopes, count, of_row));
             let weights = gradients.as_ref().map(|g| &g.row_weights[first..first + count]);
-            each_part(gemm.pool(), count, output, outs, |row, ((logits, loss), d_logits)| {
+            each_part(gemm.pool(), count, output, outs, |row, (((logits, loss), d_logits), slopes)| {
                 let mut d_logits = d_logits.chunks_exact_mut(output);
                 for (i, (logits, loss)) in logits.chunks_exact_mut(output).zip(loss).enumerate() {
+                    let slopes = &mut slopes[i * of_row..][..of_row];
+                    if let Some(cap) = cap {
+                        soften(isa, logits, slopes, cap);
+                    }
                     *loss = softmax(isa, logits, targets[row + i] as usize, weights.map(|w| w[row + i]));
+                    scale_by(isa, logits, slopes);
                     // While the row is in cache.
                     d_logits.next().into_iter().for_each(|d_logits| simd::narrow(isa, d_logits, logits));
                 }
@@ -101,6 +116,30 @@ impl<A: Float> Kernel<A> for Sweep<'_, A> {
                 let right = Operand::host(x, input).transposed();
                 acc_product(gemm, [output, input, count], left.transposed(), right, d_head, true);
             }
+        }
+    }
+}
+
+multiversion! {
+    /// Caps a row's logits; where there is room, their slopes go there.
+    fn soften[A: Float; FUSED](logits: &mut [A], slopes: &mut [A], cap: A) {
+        if slopes.is_empty() {
+            for x in logits {
+                *x = softcap::<A, FUSED>(*x, cap).0;
+            }
+            return;
+        }
+        for (x, slope) in logits.iter_mut().zip(slopes) {
+            (*x, *slope) = softcap::<A, FUSED>(*x, cap);
+        }
+    }
+}
+
+multiversion! {
+    /// `x *= by`, as far as that goes.
+    fn scale_by[A: Float](x: &mut [A], by: &[A]) {
+        for (x, &by) in x.iter_mut().zip(by) {
+            *x = *x * by;
         }
     }
 }

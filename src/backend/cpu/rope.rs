@@ -22,14 +22,14 @@ impl<A: Float> RopeOps for Cpu<A> {
 
 impl<A: Float> Kernel<A> for RopeFwd<'_, Cpu<A>> {
     fn run<C: Element<A>>(self, cx: &mut Context<A>) {
-        let Self { out, x, pack, cos_sin, heads, head_dim } = self;
+        let Self { out, x, pack, cos_sin, heads, head_dim, rotary_dim } = self;
         let (exec, x, width) = (&cx.exec, C::slice(x), heads * head_dim);
         let out = rows("rope_fwd", C::slice_mut(out), pack.len(), width);
         each_part(&exec.pool, pack.len(), width, out, |first, out| {
             for (i, out) in out.chunks_exact_mut(width).enumerate() {
                 let position = pack.positions()[first + i] as usize;
                 out.copy_from_slice(&x[(first + i) * width..][..width]);
-                rotate(exec.isa, out, &cos_sin[position * head_dim..][..head_dim], A::ONE);
+                rotate(exec.isa, out, &cos_sin[position * rotary_dim..][..rotary_dim], head_dim, A::ONE);
             }
         });
     }
@@ -37,25 +37,25 @@ impl<A: Float> Kernel<A> for RopeFwd<'_, Cpu<A>> {
 
 impl<A: Float> Kernel<A> for RopeBwd<'_, Cpu<A>> {
     fn run<C: Element<A>>(self, cx: &mut Context<A>) {
-        let Self { d_x, pack, cos_sin, heads, head_dim } = self;
+        let Self { d_x, pack, cos_sin, heads, head_dim, rotary_dim } = self;
         let (exec, width) = (&cx.exec, heads * head_dim);
         let d_x = rows("rope_bwd", C::slice_mut(d_x), pack.len(), width);
         each_part(&exec.pool, pack.len(), width, d_x, |first, d_x| {
             for (i, d_x) in d_x.chunks_exact_mut(width).enumerate() {
                 let position = pack.positions()[first + i] as usize;
-                rotate(exec.isa, d_x, &cos_sin[position * head_dim..][..head_dim], -A::ONE);
+                rotate(exec.isa, d_x, &cos_sin[position * rotary_dim..][..rotary_dim], head_dim, -A::ONE);
             }
         });
     }
 }
 
 multiversion! {
-    /// Rotates every head by the angles, forward or (`sign = -1`) back.
-    fn rotate[A: Float, C: Element<A>](x: &mut [C], cos_sin: &[A], sign: A) {
+    /// Rotates the leading elements of every head by the angles, forward or (`sign = -1`) back.
+    fn rotate[A: Float, C: Element<A>](x: &mut [C], cos_sin: &[A], head_dim: usize, sign: A) {
         let half = cos_sin.len() / 2;
         let (cos, sin) = cos_sin.split_at(half);
-        for head in x.chunks_exact_mut(2 * half) {
-            let (first, second) = head.split_at_mut(half);
+        for head in x.chunks_exact_mut(head_dim) {
+            let (first, second) = head[..2 * half].split_at_mut(half);
             for i in 0..half {
                 let (a, b): (A, A) = (first[i].widen(), second[i].widen());
                 let (c, s) = (cos[i], sign * sin[i]);

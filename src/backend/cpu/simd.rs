@@ -121,6 +121,38 @@ pub fn read<A: Float>(isa: Isa, out: &mut [A], x: HostSlice<'_>, from: usize) {
     A::visit(x, Read { isa, out, from });
 }
 
+/// `tanh(x)` and its slope, to the last digits also where they are small: near 0 the former is a quotient of polynomials
+/// (Moshier's Cephes), elsewhere both are of `e = exp(-2 |x|)`, which nothing cancels.
+#[inline(always)]
+pub fn tanh_with_slope<A: Float, const FUSED: bool>(x: A) -> (A, A) {
+    let polynomial = |x: A, coefficients: &[f64]| {
+        coefficients.iter().skip(1).fold(A::from_f64(coefficients[0]), |sum, &c| sum * x + A::from_f64(c))
+    };
+    const P: [f64; 3] = [-9.643_991_794_250_522e-1, -9.928_772_310_019_185e1, -1.614_687_684_417_084_5e3];
+    const Q: [f64; 4] = [1.0, 1.128_116_784_916_329_3e2, 2.235_488_390_601_004_5e3, 4.844_063_053_251_255e3];
+    let square = x * x;
+    let small = x + x * square * (polynomial(square, &P) / polynomial(square, &Q));
+    let e = (A::from_f64(-2.0) * x.larger(-x)).exp::<FUSED>();
+    let whole = A::ONE + e;
+    let large = (A::ONE - e) / whole;
+    let large = if x < A::ZERO { -large } else { large };
+    let value = if square < A::from_f64(0.625 * 0.625) { small } else { large };
+    (value, A::from_f64(4.0) * e / (whole * whole))
+}
+
+/// `tanh(x)`.
+#[inline(always)]
+pub fn tanh<A: Float, const FUSED: bool>(x: A) -> A {
+    tanh_with_slope::<A, FUSED>(x).0
+}
+
+/// A soft cap: `cap * tanh(x / cap)`, and its slope.
+#[inline(always)]
+pub fn softcap<A: Float, const FUSED: bool>(x: A, cap: A) -> (A, A) {
+    let (value, slope) = tanh_with_slope::<A, FUSED>(x / cap);
+    (cap * value, slope)
+}
+
 /// Independent partial sums of a row, so that it vectorises: one vector of AVX-512, two of AVX2. Their number fixes the
 /// order of summation.
 const SUMS: usize = 16;

@@ -1,9 +1,9 @@
-//! SwiGLU, and activations without a gate.
+//! Activations with and without a gate.
 
 use super::Cuda;
-use super::launch::{Kernel, LaunchDims, acc, compute, int, long};
+use super::launch::{Arg, Kernel, LaunchDims, acc, compute, int, long};
 use crate::arch::Activation;
-use crate::backend::ops::{ActivationBwd, ActivationFwd, ActivationOps, Op, SwigluBwd, SwigluFwd};
+use crate::backend::ops::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, GatedFwd, Op};
 
 const FILE: &str = "activation";
 
@@ -14,23 +14,36 @@ fn kind(f: Activation) -> usize {
         Activation::Gelu => 1,
         Activation::GeluTanh => 2,
         Activation::Tanh => 3,
+        Activation::Silu => 4,
+    }
+}
+
+/// The kernel of a gate's function, and how it is told of it: SiLU has one of its own.
+fn gated(f: Activation, any: &'static str, silu: &'static str) -> (Kernel, Vec<Arg>) {
+    match f {
+        Activation::Silu => (Kernel::new(FILE, silu), vec![]),
+        f => (Kernel::new(FILE, any), vec![int(kind(f))]),
     }
 }
 
 impl ActivationOps for Cuda {
-    fn swiglu_fwd(&mut self, op: SwigluFwd<'_, Self>) {
+    fn gated_fwd(&mut self, op: GatedFwd<'_, Self>) {
         op.check();
-        let name = SwigluFwd::<Self>::NAME;
-        let args = [compute(op.act), compute(op.gate), compute(op.up), long(op.len)];
-        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::elements(op.len), &args);
+        let name = GatedFwd::<Self>::NAME;
+        let rows = [compute(op.act), compute(op.gate), compute(op.up)];
+        let (kernel, kind) = gated(op.f, name, "swiglu_fwd");
+        let args = [&rows[..], &kind, &[long(op.len)]].concat();
+        self.cx.launch(name, kernel, LaunchDims::elements(op.len), &args);
     }
 
-    fn swiglu_bwd(&mut self, op: SwigluBwd<'_, Self>) {
+    fn gated_bwd(&mut self, op: GatedBwd<'_, Self>) {
         op.check();
-        let name = SwigluBwd::<Self>::NAME;
+        let name = GatedBwd::<Self>::NAME;
         let outputs = [compute(op.d_gate), compute(op.d_up)];
-        let args = [&outputs[..], &[acc(op.d_act), compute(op.gate), compute(op.up), long(op.len)]].concat();
-        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::elements(op.len), &args);
+        let inputs = [acc(op.d_act), compute(op.gate), compute(op.up)];
+        let (kernel, kind) = gated(op.f, name, "swiglu_bwd");
+        let args = [&outputs[..], &inputs, &kind, &[long(op.len)]].concat();
+        self.cx.launch(name, kernel, LaunchDims::elements(op.len), &args);
     }
 
     fn activation_fwd(&mut self, op: ActivationFwd<'_, Self>) {

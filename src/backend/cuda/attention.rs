@@ -5,7 +5,7 @@ use super::forest::{self, BLOCK_ROWS};
 use super::geometry::{blocks, blocks2};
 use super::launch::{Arg, Kernel, LaunchDims, acc, compute, compute_ptr, float, int, table};
 use super::pack::DeviceTables;
-use super::variant::Variant;
+use super::variant::{Heads, Variant};
 use crate::Error;
 use crate::backend::DevicePack;
 use crate::backend::ops::{
@@ -18,8 +18,18 @@ const FAR: usize = 1 << 30;
 /// Widest heads that there are kernels for.
 const MAX_HEAD_DIM: usize = 256;
 
-fn kernel(name: &'static str, head_dim: usize) -> Kernel {
-    Kernel { file: FILE, name, head_dim }
+/// A kernel as it is compiled for these heads.
+fn kernel(name: &'static str, dims: AttentionDims) -> Kernel {
+    Kernel { file: FILE, name, heads: heads(dims) }
+}
+
+fn heads(dims: AttentionDims) -> Heads {
+    Heads { width: dims.head_dim, capped: dims.softcap.is_some() }
+}
+
+/// The soft cap, which builds without one do not read.
+fn cap(dims: AttentionDims) -> Arg {
+    float(dims.softcap.unwrap_or(0.0))
 }
 
 /// The arguments that say which keys the query blocks see.
@@ -43,10 +53,10 @@ fn reach(pack: &DeviceTables, window: Option<usize>) -> [usize; 2] {
     }
 }
 
-/// The same as [`head_args`], how scores are scaled, how far rows see, and how scores fall with the distance.
-fn dims_args(pack: &DeviceTables, dims: AttentionDims) -> [Arg; 7] {
+/// The same as [`head_args`], how scores are scaled, how far rows see, how scores fall with the distance, and their cap.
+fn dims_args(pack: &DeviceTables, dims: AttentionDims) -> [Arg; 8] {
     let ([heads, kv_heads, head_dim], [behind, ahead]) = (head_args(dims), reach(pack, dims.window).map(int));
-    [heads, kv_heads, head_dim, float(dims.scale), behind, ahead, int(dims.alibi_base())]
+    [heads, kv_heads, head_dim, float(dims.scale), behind, ahead, int(dims.alibi_base()), cap(dims)]
 }
 
 impl Cuda {
@@ -61,7 +71,7 @@ impl Cuda {
     }
 
     fn variant(&self, dims: AttentionDims) -> Variant {
-        Variant::new(dims.head_dim, self.cx.dtype.size())
+        Variant::new(heads(dims), self.cx.dtype.size())
     }
 
     /// The launch of the query blocks, given their shared memory.
@@ -86,7 +96,7 @@ impl AttentionOps for Cuda {
         let args = [&rows[..], &cached, &tile_lists(op.pack), &dims_args(op.pack, dims)].concat();
         let shared = self.variant(dims).fwd_shared(self.cx.dtype.size());
         let launch = self.query_dims(op.pack, dims, shared);
-        self.cx.launch(name, kernel(name, dims.head_dim), launch, &args);
+        self.cx.launch(name, kernel(name, dims), launch, &args);
     }
 
     fn attention_bwd(&mut self, op: AttentionBwd<'_, Self>) {
@@ -100,20 +110,20 @@ impl AttentionOps for Cuda {
         let args = [acc(op.delta), compute_ptr(rounded), acc(op.d_z), compute(op.z)];
         let args = [&args[..], &[rows, dims.heads, dims.head_dim].map(int)].concat();
         let launch = LaunchDims::new(blocks((rows * dims.heads).div_ceil(8)));
-        self.cx.launch(name, kernel("attention_bwd_delta", dims.head_dim), launch, &args);
+        self.cx.launch(name, kernel("attention_bwd_delta", dims), launch, &args);
         let saved = [acc(op.delta), compute_ptr(rounded), acc(op.lse), compute(op.q), compute(op.k), compute(op.v)];
         let args = [&[compute(op.d_q)], &saved[..], &tile_lists(op.pack), &dims_args(op.pack, dims)].concat();
         let variant = self.variant(dims);
         let shared = variant.bwd_shared(size);
         let launch = self.query_dims(op.pack, dims, shared);
-        self.cx.launch(name, kernel("attention_bwd_dq", dims.head_dim), launch, &args);
+        self.cx.launch(name, kernel("attention_bwd_dq", dims), launch, &args);
         let [begins, ends] = op.pack.seen_by();
         let order = [op.pack.order(), begins, ends, op.pack.positions(), op.pack.lasts()].map(table);
         let args =
             [&[compute(op.d_k), compute(op.d_v)], &saved[..], &order, &[int(rows)], &dims_args(op.pack, dims)].concat();
         let grid = blocks2(rows.div_ceil(16 * variant.warps), dims.kv_heads);
         let launch = LaunchDims { grid, block: 32 * variant.warps as u32, shared };
-        self.cx.launch(name, kernel("attention_bwd_dkv", dims.head_dim), launch, &args);
+        self.cx.launch(name, kernel("attention_bwd_dkv", dims), launch, &args);
     }
 
     fn attention_pattern(&mut self, op: AttentionPattern<'_, Self>) {
@@ -126,11 +136,11 @@ impl AttentionOps for Cuda {
         let rows = [acc(op.out), compute(op.q), compute(op.k), compute(cached_k), acc(op.lse)];
         let lists = [table(list), table(keys), table(pack.positions()), table(pack.lasts())];
         let [_, ahead] = reach(pack, dims.window).map(int);
-        let scores =
-            [float(dims.scale), ahead, int(dims.alibi_base()), int(op.longest), int(usize::from(op.normalized))];
-        let args = [&rows[..], &lists, &head_args(dims), &scores].concat();
+        let scores = [float(dims.scale), ahead, int(dims.alibi_base()), cap(dims)];
+        let shown = [int(op.longest), int(usize::from(op.normalized))];
+        let args = [&rows[..], &lists, &head_args(dims), &scores, &shown].concat();
         let launch = LaunchDims { grid: blocks2(op.rows.len(), dims.heads), block: 128, shared: 0 };
-        cx.launch(name, kernel(name, dims.head_dim), launch, &args);
+        cx.launch(name, kernel(name, dims), launch, &args);
     }
 
     fn attention_result(&mut self, op: AttentionResult<'_, Self>) {
@@ -140,6 +150,7 @@ impl AttentionOps for Cuda {
         let rows = [acc(op.out), compute(op.z), compute(op.weight), table(list)];
         let args = [&rows[..], &[op.heads, op.head_dim, op.width].map(int)].concat();
         let launch = LaunchDims::new(blocks2(op.rows.len(), op.heads));
-        cx.launch(name, kernel(name, op.head_dim), launch, &args);
+        let heads = Heads { width: op.head_dim, capped: false };
+        cx.launch(name, Kernel { file: FILE, name, heads }, launch, &args);
     }
 }

@@ -13,7 +13,7 @@ use super::dtype::ComputeDtype;
 use super::launch::{Kernel, Param, parameters};
 use super::library;
 use super::settings::Settings;
-use super::variant::Variant;
+use super::variant::{Heads, Variant};
 use crate::Result;
 use crate::formats::atomic;
 use crate::hash::digest;
@@ -42,12 +42,12 @@ pub struct Kernels {
     device: Arc<Device>,
     settings: Settings,
     dtype: ComputeDtype,
-    /// By file and head width.
-    modules: HashMap<(&'static str, usize), Module>,
-    /// By name and head width.
-    functions: HashMap<(&'static str, usize), Function>,
+    /// By file and heads.
+    modules: HashMap<(&'static str, Heads), Module>,
+    /// By name and heads.
+    functions: HashMap<(&'static str, Heads), Function>,
     /// Dynamic shared memory that each function has been allowed, in bytes.
-    shared: HashMap<(&'static str, usize), u32>,
+    shared: HashMap<(&'static str, Heads), u32>,
 }
 
 impl Kernels {
@@ -63,7 +63,7 @@ impl Kernels {
     /// # Errors
     /// If it cannot be compiled or loaded.
     pub fn get(&mut self, kernel: Kernel, shared: u32) -> Result<Function> {
-        let key = (kernel.name, kernel.head_dim);
+        let key = (kernel.name, kernel.heads);
         if !self.functions.contains_key(&key) {
             let function = self.load(kernel)?;
             self.functions.insert(key, function);
@@ -79,25 +79,26 @@ impl Kernels {
         Ok(function)
     }
 
-    fn load(&mut self, Kernel { file, name, head_dim }: Kernel) -> Result<Function> {
-        if !self.modules.contains_key(&(file, head_dim)) {
-            let module = self.module(file, head_dim)?;
-            self.modules.insert((file, head_dim), module);
+    fn load(&mut self, Kernel { file, name, heads }: Kernel) -> Result<Function> {
+        if !self.modules.contains_key(&(file, heads)) {
+            let module = self.module(file, heads)?;
+            self.modules.insert((file, heads), module);
         }
-        let module = &self.modules[&(file, head_dim)];
+        let module = &self.modules[&(file, heads)];
         let params = module.params.get(name);
         let params = params.unwrap_or_else(|| panic!("{name}: no kernel of this name in {file}.cu"));
         let handle = self.device.bind().and_then(|()| module.handle.load_function(name));
         Ok(Function { handle: self.device.check(name, handle)?, params: params.as_slice().into() })
     }
 
-    fn module(&self, file: &'static str, head_dim: usize) -> Result<Module> {
+    fn module(&self, file: &'static str, heads: Heads) -> Result<Module> {
         let source = SOURCES.iter().find(|(name, _)| *name == file).map(|(_, text)| *text);
         let source = source.unwrap_or_else(|| panic!("no kernel file {file}.cu"));
         let fail = |e| error(self.device.name(), "load kernels", &format!("{file}.cu: {}", message(e)));
         let module = |handle| Module { handle, params: parameters(source) };
-        let wanted = (file, self.dtype.kernel_type(), head_dim);
-        if let Some((.., binary)) = BINARIES.iter().find(|(name, real, width, _)| (*name, *real, *width) == wanted) {
+        let wanted = (file, self.dtype.kernel_type(), heads.width, heads.capped);
+        let found = BINARIES.iter().find(|(name, real, width, capped, _)| (*name, *real, *width, *capped) == wanted);
+        if let Some((.., binary)) = found {
             match self.load_image(binary.to_vec()) {
                 Ok(handle) => return Ok(module(handle)),
                 // Made for other devices, or in a language newer than the driver's: the text serves any.
@@ -109,7 +110,7 @@ impl Kernels {
                 Err(e) => return Err(fail(e)),
             }
         }
-        let build = self.build(file, source, head_dim)?;
+        let build = self.build(file, source, heads)?;
         // What is whole and still does not load, such as after an update of the driver, is compiled again too.
         let cached = build.path.as_deref().and_then(|path| self.cached(path));
         if let Some(handle) = cached.and_then(|cubin| self.load_image(cubin).ok()) {
@@ -139,7 +140,7 @@ impl Kernels {
     }
 
     /// How the binary for this very device is built, and where it is cached.
-    fn build(&self, file: &str, source: &str, head_dim: usize) -> Result<Build> {
+    fn build(&self, file: &str, source: &str, heads: Heads) -> Result<Build> {
         let device = self.device.name();
         library::find("nvrtc", &self.settings.library_dirs).map_err(|found| {
             let wanted = "the kernels are compiled at run time and need NVRTC: pip install nvidia-cuda-nvrtc";
@@ -155,8 +156,8 @@ impl Kernels {
             "--std=c++17".to_owned(),
             format!("-DREAL={}", self.dtype.kernel_type()),
         ];
-        if head_dim > 0 {
-            options.extend(Variant::new(head_dim, self.dtype.size()).options());
+        if heads.width > 0 {
+            options.extend(Variant::new(heads, self.dtype.size()).options());
         }
         // Options hold no line breaks, and the text of the kernels comes last: no two builds give the same bytes.
         let compiler = format!("{major}.{minor}\n{}\n", options.join("\n"));
@@ -164,7 +165,7 @@ impl Kernels {
             digest([compiler.as_bytes(), source.as_bytes()])[..16].iter().map(|b| format!("{b:02x}")).collect();
         let path = self.settings.cache_dir.as_ref().map(|dir| {
             let real = self.dtype.kernel_type();
-            dir.join(format!("{file}-{real}-{head_dim}-{key}.kernels"))
+            dir.join(format!("{file}-{real}-{}-{key}.kernels", heads.width))
         });
         Ok(Build { options, path })
     }

@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::context::Context;
-use super::launch::{Kernel, LaunchDims, acc_at, acc_ptr, compute_ptr, int, table};
+use super::launch::{Kernel, LaunchDims, acc_at, acc_ptr, compute_ptr, float, int, long, table};
 use super::linear::{self, ForwardOperands, InputGradOperands, WeightGradOperands};
 use super::memory::DevicePtr;
 use crate::backend::ops::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LinearDims, LogitsFwd, Op};
@@ -32,12 +32,22 @@ fn targets_from(targets: &super::Index, from: usize) -> DevicePtr {
     targets.ptr().add(from * size_of::<i32>())
 }
 
+/// `logits [len] = cap * tanh(logits / cap)`, if there is a cap.
+fn soften(cx: &mut Context, name: &'static str, logits: DevicePtr, softcap: Option<f64>, len: usize) {
+    if let Some(cap) = softcap {
+        let args = [acc_ptr(logits), float(cap), long(len)];
+        cx.launch(name, Kernel::new(FILE, "logits_softcap"), LaunchDims::elements(len), &args);
+    }
+}
+
 impl CrossEntropyOps for Cuda {
     fn logits_fwd(&mut self, op: LogitsFwd<'_, Self>) {
         op.check();
         let (out, x, weight) = (op.logits.ptr(0), op.x.ptr(0), op.head.ptr(0));
         let operands = ForwardOperands { out, acc_out: true, x, weight, bias: None };
-        linear::forward(&mut self.cx, LogitsFwd::<Self>::NAME, operands, op.dims);
+        let (name, cx) = (LogitsFwd::<Self>::NAME, &mut self.cx);
+        linear::forward(cx, name, operands, op.dims);
+        soften(cx, name, out, op.softcap, op.dims.rows * op.dims.output);
     }
 
     fn cross_entropy_fwd(&mut self, op: CrossEntropyFwd<'_, Self>) {
@@ -48,6 +58,7 @@ impl CrossEntropyOps for Cuda {
             let (x, weight) = (op.x.ptr(from * dims.input), op.head.ptr(0));
             let operands = ForwardOperands { out: logits, acc_out: true, x, weight, bias: None };
             linear::forward(cx, name, operands, chunk);
+            soften(cx, name, logits, op.softcap, chunk.rows * dims.output);
             let targets = table(targets_from(op.targets, from));
             let args = [acc_at(op.loss, from), acc_ptr(logits), targets, int(chunk.rows), int(dims.output)];
             cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(chunk.rows), &args);
@@ -64,6 +75,7 @@ impl CrossEntropyOps for Cuda {
             let (x, weight) = (op.x.ptr(from * dims.input), op.head.ptr(0));
             let operands = ForwardOperands { out: logits, acc_out: true, x, weight, bias: None };
             linear::forward(cx, name, operands, chunk);
+            soften(cx, name, logits, op.softcap, chunk.rows * dims.output);
             let args = [
                 acc_at(op.loss, from),
                 compute_ptr(d_logits),
@@ -72,6 +84,7 @@ impl CrossEntropyOps for Cuda {
                 acc_at(op.row_weights, from),
                 int(chunk.rows),
                 int(dims.output),
+                float(op.softcap.map_or(0.0, |cap| 1.0 / cap)),
             ];
             cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(chunk.rows), &args);
             let operands = InputGradOperands { d_x: op.d_x.ptr(from * dims.input), d_out: d_logits, weight };

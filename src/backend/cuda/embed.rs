@@ -1,7 +1,7 @@
 //! Embedding with soft-prompt rows.
 
 use super::Cuda;
-use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_at, compute, int, long, table};
+use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_at, compute, float, int, long, table};
 use crate::backend::ops::{EmbedBwdPrompt, EmbedBwdTable, EmbedFwd, EmbedOps, Op};
 
 const FILE: &str = "embed";
@@ -22,6 +22,7 @@ impl EmbedOps for Cuda {
             int(op.width),
             long(stride),
             long(offset),
+            float(op.scale),
         ];
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(pack.len()), &args);
     }
@@ -51,7 +52,7 @@ impl EmbedOps for Cuda {
         let name = EmbedBwdTable::<Self>::NAME;
         let groups = op.pack.by_token();
         let [ids, starts, order] = groups.tables();
-        let sizes = [int(groups.count), int(op.width)];
+        let sizes = [int(groups.count), int(op.width), float(op.scale)];
         let args = [&[acc_at(op.d_table, op.offset), acc(op.d_out), ids, starts, order], &sizes[..]].concat();
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(groups.count), &args);
     }

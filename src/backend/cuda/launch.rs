@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use super::driver::Device;
 use super::geometry::{COLUMNS, blocks, elements};
 use super::memory::{AccBuffer, ComputeBuffer, DevicePtr};
+use super::variant::Heads;
 
 /// Threads of a block where a kernel's head comment does not say otherwise.
 pub const BLOCK: u32 = 256;
@@ -15,21 +16,21 @@ pub const BLOCK: u32 = 256;
 /// Most arguments that a kernel takes.
 const MAX_ARGS: usize = 32;
 
-/// A kernel: its file, its name, and the head width that it is compiled for (0 where it does not vary).
+/// A kernel: its file, its name, and the heads that it is compiled for.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
     /// File in `kernels/`.
     pub file: &'static str,
     /// Name.
     pub name: &'static str,
-    /// Head width.
-    pub head_dim: usize,
+    /// Heads; the default where it does not vary with them.
+    pub heads: Heads,
 }
 
 impl Kernel {
-    /// A kernel that does not vary with the head width.
-    pub const fn new(file: &'static str, name: &'static str) -> Self {
-        Self { file, name, head_dim: 0 }
+    /// A kernel that does not vary with the heads.
+    pub fn new(file: &'static str, name: &'static str) -> Self {
+        Self { file, name, heads: Heads::default() }
     }
 }
 

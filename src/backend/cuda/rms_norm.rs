@@ -1,10 +1,29 @@
 //! RMS norm.
 
 use super::Cuda;
-use super::launch::{Kernel, LaunchDims, acc, acc_at, compute, float, int};
-use crate::backend::ops::{Op, RmsNormBwd, RmsNormBwdWeight, RmsNormFwd, RmsNormOps};
+use super::launch::{BLOCK, Kernel, LaunchDims, acc, acc_at, compute, float, int};
+use crate::arch::RmsWeight;
+use crate::backend::ops::{
+    Op, RmsNormBwd, RmsNormBwdWeight, RmsNormComputeBwd, RmsNormComputeBwdWeight, RmsNormComputeFwd, RmsNormFwd,
+    RmsNormOps,
+};
 
 const FILE: &str = "rms_norm";
+
+/// The form's number in the kernels.
+fn form(weight: RmsWeight) -> usize {
+    match weight {
+        RmsWeight::Rounded => 0,
+        RmsWeight::Exact => 1,
+        RmsWeight::OnePlus => 2,
+    }
+}
+
+/// The launch over rows that may be as narrow as a head: no more warps than have elements.
+fn narrow_rows(rows: usize, width: usize) -> LaunchDims {
+    let threads = width.div_ceil(8).next_multiple_of(32).clamp(32, BLOCK as usize);
+    LaunchDims { block: threads as u32, ..LaunchDims::rows(rows) }
+}
 
 impl RmsNormOps for Cuda {
     /// A residual sum that was asked for just before, and that nobody has read, is made by the same kernel.
@@ -12,7 +31,7 @@ impl RmsNormOps for Cuda {
         op.check();
         let (name, dims) = (RmsNormFwd::<Self>::NAME, LaunchDims::rows(op.rows));
         let (out, rstd, x, weight) = (compute(op.out), acc(op.rstd), acc(op.x), compute(op.weight));
-        let sizes = [int(op.rows), int(op.width), float(op.eps)];
+        let sizes = [int(op.rows), int(op.width), float(op.eps), int(form(op.form))];
         if let Some([a, b]) = self.cx.take_residual(op.x, op.rows * op.width) {
             let args = [&[x, out, rstd, a, b, weight], &sizes[..]].concat();
             self.cx.launch(name, Kernel::new(FILE, "residual_rms_norm_fwd"), dims, &args);
@@ -26,7 +45,7 @@ impl RmsNormOps for Cuda {
         op.check();
         let name = RmsNormBwd::<Self>::NAME;
         let rows = [acc(op.d_x), acc(op.d_out), acc(op.x), acc(op.rstd)];
-        let args = [&rows[..], &[compute(op.weight), int(op.rows), int(op.width)]].concat();
+        let args = [&rows[..], &[compute(op.weight), int(op.rows), int(op.width), int(form(op.form))]].concat();
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(op.rows), &args);
     }
 
@@ -34,6 +53,30 @@ impl RmsNormOps for Cuda {
         op.check();
         let name = RmsNormBwdWeight::<Self>::NAME;
         let rows = [acc_at(op.d_weight, op.offset), acc(op.d_out), acc(op.x), acc(op.rstd)];
+        let args = [&rows[..], &[int(op.rows), int(op.width)]].concat();
+        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::columns(op.width), &args);
+    }
+
+    fn rms_norm_compute_fwd(&mut self, op: RmsNormComputeFwd<'_, Self>) {
+        op.check();
+        let name = RmsNormComputeFwd::<Self>::NAME;
+        let rows = [compute(op.out), acc(op.rstd), compute(op.x), compute(op.weight)];
+        let args = [&rows[..], &[int(op.rows), int(op.width), float(op.eps), int(form(op.form))]].concat();
+        self.cx.launch(name, Kernel::new(FILE, name), narrow_rows(op.rows, op.width), &args);
+    }
+
+    fn rms_norm_compute_bwd(&mut self, op: RmsNormComputeBwd<'_, Self>) {
+        op.check();
+        let name = RmsNormComputeBwd::<Self>::NAME;
+        let rows = [compute(op.d_x), compute(op.x), acc(op.rstd), compute(op.weight)];
+        let args = [&rows[..], &[int(op.rows), int(op.width), int(form(op.form))]].concat();
+        self.cx.launch(name, Kernel::new(FILE, name), narrow_rows(op.rows, op.width), &args);
+    }
+
+    fn rms_norm_compute_bwd_weight(&mut self, op: RmsNormComputeBwdWeight<'_, Self>) {
+        op.check();
+        let name = RmsNormComputeBwdWeight::<Self>::NAME;
+        let rows = [acc_at(op.d_weight, op.offset), compute(op.d_out), compute(op.x), acc(op.rstd)];
         let args = [&rows[..], &[int(op.rows), int(op.width)]].concat();
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::columns(op.width), &args);
     }

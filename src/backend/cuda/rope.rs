@@ -11,7 +11,7 @@ impl RopeOps for Cuda {
         op.check();
         let (name, pack) = (RopeFwd::<Self>::NAME, op.pack);
         let rows = [compute(op.out), compute(op.x), table(pack.positions()), acc(op.cos_sin)];
-        let args = [&rows[..], &[int(pack.len()), int(op.heads), int(op.head_dim)]].concat();
+        let args = [&rows[..], &[int(pack.len()), int(op.heads), int(op.head_dim), int(op.rotary_dim)]].concat();
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(pack.len()), &args);
     }
 
@@ -19,7 +19,7 @@ impl RopeOps for Cuda {
         op.check();
         let (name, pack) = (RopeBwd::<Self>::NAME, op.pack);
         let rows = [compute(op.d_x), table(pack.positions()), acc(op.cos_sin)];
-        let args = [&rows[..], &[int(pack.len()), int(op.heads), int(op.head_dim)]].concat();
+        let args = [&rows[..], &[int(pack.len()), int(op.heads), int(op.head_dim), int(op.rotary_dim)]].concat();
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(pack.len()), &args);
     }
 }

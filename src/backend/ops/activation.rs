@@ -1,24 +1,27 @@
-//! What stands between the two outer projections of an MLP: SwiGLU (Shazeer 2020), or a function of the up-projection.
+//! What stands between the two outer projections of an MLP: a gate's function times the up-projection (Shazeer 2020), or a
+//! function of the up-projection alone.
 
 use super::check::needs;
 use super::{Op, operations};
 use crate::arch::Activation;
 use crate::backend::{Buffers, Len};
 
-/// `act [len] = silu(gate) * up`.
-pub struct SwigluFwd<'a, B: Buffers + ?Sized> {
+/// `act [len] = f(gate) * up`.
+pub struct GatedFwd<'a, B: Buffers + ?Sized> {
     /// `[len]`, set.
     pub act: &'a mut B::Compute,
     /// `[len]`.
     pub gate: &'a B::Compute,
     /// `[len]`.
     pub up: &'a B::Compute,
+    /// Which function is applied to the gate, element by element.
+    pub f: Activation,
     /// Elements of the feed-forward layer, N F.
     pub len: usize,
 }
 
-impl<B: Buffers + ?Sized> Op for SwigluFwd<'_, B> {
-    const NAME: &'static str = "swiglu_fwd";
+impl<B: Buffers + ?Sized> Op for GatedFwd<'_, B> {
+    const NAME: &'static str = "gated_fwd";
 
     fn check(&self) {
         let buffers = [("act", self.act.len()), ("gate", self.gate.len()), ("up", self.up.len())];
@@ -27,7 +30,7 @@ impl<B: Buffers + ?Sized> Op for SwigluFwd<'_, B> {
 }
 
 /// `d_gate [len] =`, `d_up [len] =` from `d_act [len]`.
-pub struct SwigluBwd<'a, B: Buffers + ?Sized> {
+pub struct GatedBwd<'a, B: Buffers + ?Sized> {
     /// `[len]`, set.
     pub d_gate: &'a mut B::Compute,
     /// `[len]`, set.
@@ -38,12 +41,14 @@ pub struct SwigluBwd<'a, B: Buffers + ?Sized> {
     pub gate: &'a B::Compute,
     /// `[len]`, of the forward.
     pub up: &'a B::Compute,
+    /// Which function is applied to the gate, element by element.
+    pub f: Activation,
     /// Elements of the feed-forward layer, N F.
     pub len: usize,
 }
 
-impl<B: Buffers + ?Sized> Op for SwigluBwd<'_, B> {
-    const NAME: &'static str = "swiglu_bwd";
+impl<B: Buffers + ?Sized> Op for GatedBwd<'_, B> {
+    const NAME: &'static str = "gated_bwd";
 
     fn check(&self) {
         needs(Self::NAME, self.len, &[("d_gate", self.d_gate.len()), ("d_up", self.d_up.len())]);
@@ -98,8 +103,8 @@ impl<B: Buffers + ?Sized> Op for ActivationBwd<'_, B> {
 operations! {
     /// Activations of MLPs, forward and backward.
     ActivationOps {
-        swiglu_fwd(SwigluFwd);
-        swiglu_bwd(SwigluBwd);
+        gated_fwd(GatedFwd);
+        gated_bwd(GatedBwd);
         activation_fwd(ActivationFwd);
         activation_bwd(ActivationBwd);
     }

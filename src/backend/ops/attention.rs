@@ -1,7 +1,7 @@
-//! Attention over the forest: `z = softmax(scale * q k^T + bias) v` over what each row sees of its path.
+//! Attention over the forest: `z = softmax(cap(scale * q k^T) + bias) v` over what each row sees of its path.
 //!
-//! Online softmax (Milakov and Gimelshein 2018; Dao et al. 2022): no N x N matrix is made. The bias is 0, or ALiBi's
-//! ([`AttentionDims::slope`], Press et al. 2022).
+//! Online softmax (Milakov and Gimelshein 2018; Dao et al. 2022): no N x N matrix is made. The cap is none, or soft
+//! ([`AttentionDims::softcap`]); the bias is 0, or ALiBi's ([`AttentionDims::slope`], Press et al. 2022).
 
 use super::check::{below, need, needs, same};
 use super::{Op, operations};
@@ -23,6 +23,8 @@ pub struct AttentionDims {
     pub window: Option<usize>,
     /// Whether scores fall with the distance from the last key that the row sees: ALiBi.
     pub alibi: bool,
+    /// Soft cap of the scores (Gemma 2): `cap * tanh(scale * q k^T / cap)` stands for `scale * q k^T`.
+    pub softcap: Option<f64>,
 }
 
 impl AttentionDims {
@@ -66,6 +68,7 @@ impl AttentionDims {
             self.kv_heads
         );
         assert!(self.window != Some(0), "{op}: window is 0, must be at least 1");
+        assert!(self.softcap.is_none_or(|cap| cap > 0.0), "{op}: a soft cap of {:?}", self.softcap);
     }
 }
 

@@ -15,6 +15,8 @@ pub struct LogitsFwd<'a, B: Buffers + ?Sized> {
     pub head: &'a B::Weight,
     /// Label rows M, width C and vocabulary V.
     pub dims: LinearDims,
+    /// Soft cap of the logits (Gemma 2): `cap * tanh(logit / cap)` stands for each.
+    pub softcap: Option<f64>,
 }
 
 impl<B: Buffers + ?Sized> Op for LogitsFwd<'_, B> {
@@ -55,6 +57,8 @@ pub struct CrossEntropyFwd<'a, B: Buffers + ?Sized> {
     pub targets: &'a B::Index,
     /// Label rows M, width C and vocabulary V.
     pub dims: LinearDims,
+    /// Soft cap of the logits (Gemma 2): `cap * tanh(logit / cap)` stands for each.
+    pub softcap: Option<f64>,
 }
 
 impl<B: Buffers + ?Sized> Op for CrossEntropyFwd<'_, B> {
@@ -88,6 +92,8 @@ pub struct CrossEntropyBwd<'a, B: Buffers + ?Sized> {
     pub row_weights: &'a B::Acc,
     /// Label rows M, width C and vocabulary V.
     pub dims: LinearDims,
+    /// Soft cap of the logits (Gemma 2): `cap * tanh(logit / cap)` stands for each.
+    pub softcap: Option<f64>,
 }
 
 impl<B: Buffers + ?Sized> Op for CrossEntropyBwd<'_, B> {

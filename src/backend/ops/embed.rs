@@ -30,7 +30,7 @@ impl PromptSite {
     }
 }
 
-/// `out [N, E] =` the table's row of each token, or for virtual token `p` of run `r` the row at element `r * stride + offset +
+/// `out [N, E] =` the table's row of each token times `scale`, rounded to the compute dtype, or for virtual token `p` of run `r` the row at element `r * stride + offset +
 /// p * E` of the prompts.
 pub struct EmbedFwd<'a, B: Buffers + ?Sized> {
     /// `[N, E]`, set.
@@ -43,6 +43,8 @@ pub struct EmbedFwd<'a, B: Buffers + ?Sized> {
     pub prompt: Option<(&'a B::Acc, PromptSite)>,
     /// Elements of a row of the embedding table, E.
     pub width: usize,
+    /// What the table's rows are multiplied by, itself rounded to the compute dtype; 1 leaves them as they are.
+    pub scale: f64,
 }
 
 impl<B: Buffers + ?Sized> Op for EmbedFwd<'_, B> {
@@ -87,7 +89,7 @@ impl<B: Buffers + ?Sized> Op for EmbedBwdPrompt<'_, B> {
     }
 }
 
-/// `d_table [V, E] (from element `offset` on) +=` the rows of `d_out [N, E]` at the rows' tokens, in row order.
+/// `d_table [V, E] (from element `offset` on) +=` the rows of `d_out [N, E]` times `scale` at the rows' tokens, in row order.
 pub struct EmbedBwdTable<'a, B: Buffers + ?Sized> {
     /// `[V, E]` from element `offset` on, added to.
     pub d_table: &'a mut B::Acc,
@@ -99,6 +101,8 @@ pub struct EmbedBwdTable<'a, B: Buffers + ?Sized> {
     pub pack: &'a B::Pack,
     /// Elements of a row of the embedding table, E.
     pub width: usize,
+    /// The same as in the forward.
+    pub scale: f64,
 }
 
 impl<B: Buffers + ?Sized> Op for EmbedBwdTable<'_, B> {

@@ -25,7 +25,7 @@ mod rms_norm;
 mod rope;
 mod rows;
 
-pub use activation::{ActivationBwd, ActivationFwd, ActivationOps, SwigluBwd, SwigluFwd};
+pub use activation::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, GatedFwd};
 pub use adamw::{Adamw, AdamwOps, AdamwStep, CheckFinite, GradNorm, RefreshWeight};
 pub use attention::{AttentionBwd, AttentionDims, AttentionFwd, AttentionOps, AttentionPattern, AttentionResult};
 pub use cross_entropy::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LogitsFwd};
@@ -35,7 +35,9 @@ pub use layer_norm::{LayerNormBwd, LayerNormBwdAffine, LayerNormFwd, LayerNormOp
 pub use linear::{LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LinearOps};
 pub use lora::{Dropout, LoraBwd, LoraDelta, LoraFwd, LoraOps, LoraSite};
 pub use position::{PositionBwdTable, PositionFwd, PositionOps};
-pub use rms_norm::{RmsNormBwd, RmsNormBwdWeight, RmsNormFwd, RmsNormOps};
+pub use rms_norm::{
+    RmsNormBwd, RmsNormBwdWeight, RmsNormComputeBwd, RmsNormComputeBwdWeight, RmsNormComputeFwd, RmsNormFwd, RmsNormOps,
+};
 pub use rope::{RopeBwd, RopeFwd, RopeOps};
 pub use rows::{Cast, GatherAcc, GatherCompute, KvAppend, ResidualFwd, RowOps, ScatterAdd, Widen, Zero};
 

@@ -1,9 +1,16 @@
 //! Rotary position embedding (Su et al. 2021), halves rotated as in the LLaMA checkpoints: each pair `(x[i], x[i + D/2])` by
-//! the angle of the row's position and `i`.
+//! the angle of the row's position and `i`. Of a head that is rotated in part, the pairs lie in its leading R elements, and the
+//! others pass through (GPT-NeoX).
 
 use super::check::{need, needs, same};
 use super::{Op, operations};
 use crate::backend::{Buffers, DevicePack, Len};
+
+#[track_caller]
+fn check_rotary(op: &'static str, rotary_dim: usize, head_dim: usize) {
+    same(op, "the rotated width modulo 2", rotary_dim % 2, 0);
+    need(op, "a head", head_dim, rotary_dim);
+}
 
 /// `out [N, heads, D] =` the rotated `x`.
 pub struct RopeFwd<'a, B: Buffers + ?Sized> {
@@ -13,12 +20,14 @@ pub struct RopeFwd<'a, B: Buffers + ?Sized> {
     pub x: &'a B::Compute,
     /// N rows with their positions.
     pub pack: &'a B::Pack,
-    /// `[positions, D]`: of each position the cosines `[D/2]`, then the sines `[D/2]`, any attention factor multiplied in.
+    /// `[positions, R]`: of each position the cosines `[R/2]`, then the sines `[R/2]`, any attention factor multiplied in.
     pub cos_sin: &'a B::Acc,
     /// Heads of a row: query heads H or key-value heads K.
     pub heads: usize,
-    /// Elements of a head D, an even number.
+    /// Elements of a head, D.
     pub head_dim: usize,
+    /// Leading elements of a head that are rotated, R: an even number, at most D.
+    pub rotary_dim: usize,
 }
 
 impl<B: Buffers + ?Sized> Op for RopeFwd<'_, B> {
@@ -26,10 +35,10 @@ impl<B: Buffers + ?Sized> Op for RopeFwd<'_, B> {
 
     fn check(&self) {
         let pack = self.pack.host();
-        same(Self::NAME, "the head width modulo 2", self.head_dim % 2, 0);
+        check_rotary(Self::NAME, self.rotary_dim, self.head_dim);
         let len = pack.len() * self.heads * self.head_dim;
         needs(Self::NAME, len, &[("out", self.out.len()), ("x", self.x.len())]);
-        need(Self::NAME, "cos_sin", self.cos_sin.len(), pack.longest() * self.head_dim);
+        need(Self::NAME, "cos_sin", self.cos_sin.len(), pack.longest() * self.rotary_dim);
     }
 }
 
@@ -43,8 +52,10 @@ pub struct RopeBwd<'a, B: Buffers + ?Sized> {
     pub cos_sin: &'a B::Acc,
     /// Heads of a row: query heads H or key-value heads K.
     pub heads: usize,
-    /// Elements of a head D, an even number.
+    /// Elements of a head, D.
     pub head_dim: usize,
+    /// The same as in the forward, R.
+    pub rotary_dim: usize,
 }
 
 impl<B: Buffers + ?Sized> Op for RopeBwd<'_, B> {
@@ -52,9 +63,9 @@ impl<B: Buffers + ?Sized> Op for RopeBwd<'_, B> {
 
     fn check(&self) {
         let pack = self.pack.host();
-        same(Self::NAME, "the head width modulo 2", self.head_dim % 2, 0);
+        check_rotary(Self::NAME, self.rotary_dim, self.head_dim);
         need(Self::NAME, "d_x", self.d_x.len(), pack.len() * self.heads * self.head_dim);
-        need(Self::NAME, "cos_sin", self.cos_sin.len(), pack.longest() * self.head_dim);
+        need(Self::NAME, "cos_sin", self.cos_sin.len(), pack.longest() * self.rotary_dim);
     }
 }
 

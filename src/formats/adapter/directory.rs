@@ -227,7 +227,7 @@ impl LoraAdapter {
 
 /// Whether a file orders the rows of a module by head, each with its query, key and value.
 fn by_head(family: Family, target: Projection) -> bool {
-    family == Family::Bloom && target == Projection::Qkv
+    matches!(family, Family::Bloom | Family::GptNeox) && target == Projection::Qkv
 }
 
 /// Query, key and value of head after head to all queries, all keys, all values; a head's part is `block` long.
@@ -246,7 +246,11 @@ fn fused(values: &[f32], block: usize) -> Vec<f32> {
 /// The first level of the model's names that those of an adapter's file are without: PEFT writes them so for the body
 /// alone, as `AutoModel` loads it.
 pub fn missing_level<'a>(names: impl Iterator<Item = &'a str>, family: Family) -> Option<&'static str> {
-    let level = if family.fuses_qkv() { "transformer." } else { "model." };
+    let level = match family {
+        Family::Gpt2 | Family::Bloom => "transformer.",
+        Family::GptNeox => "gpt_neox.",
+        _ => "model.",
+    };
     let names: Vec<&str> = names.filter_map(|name| name.strip_prefix("base_model.model.")).collect();
     let of_lora = |name: &str| name.contains(".lora_A.") || name.contains(".lora_B.");
     let whole = names.iter().any(|name| name.starts_with(level));

@@ -34,11 +34,6 @@ impl Family {
     /// stream.
     pub fn all_modules(self, layers: usize) -> Vec<Module> {
         let (embeddings, outside, of_block): (&[&str], &[&str], &[&str]) = match self {
-            Self::Llama | Self::Mistral | Self::Qwen2 => (
-                &["model.embed_tokens"],
-                &["model", "model.layers", "model.norm", "model.rotary_emb"],
-                &["self_attn", "mlp", "mlp.act_fn", "input_layernorm", "post_attention_layernorm"],
-            ),
             Self::Gpt2 => (
                 &["transformer.wte", "transformer.wpe"],
                 &["transformer", "transformer.drop", "transformer.h", "transformer.ln_f"],
@@ -60,6 +55,11 @@ impl Family {
                     "mlp",
                     "mlp.gelu_impl",
                 ],
+            ),
+            _ => (
+                &["model.embed_tokens"],
+                &["model", "model.layers", "model.norm", "model.rotary_emb"],
+                &["self_attn", "mlp", "mlp.act_fn", "input_layernorm", "post_attention_layernorm"],
             ),
         };
         let module = |path: String, kind: ModuleKind| Module { path, kind };

@@ -1,9 +1,10 @@
-//! `config.json` of GPT-2, OPT and BLOOM. Options that change what is computed and are not among these fields are
+//! `config.json` of GPT-2, OPT, BLOOM and GPT-NeoX. Options that change what is computed and are not among these fields are
 //! errors.
 
+use super::rope::RopeReader;
 use super::{MAX_LAYERS, MAX_WIDTH, dtype, end_tokens, keys, pad, token, unsupported};
 use crate::Result;
-use crate::arch::{Activation, Family, Mlp, ModelConfig, Norm, Positions};
+use crate::arch::{Activation, Family, Mlp, ModelConfig, Norm, NormPlacement, Positions};
 use crate::formats::json::Fields;
 
 /// The one value of a key that has several names; two that differ are an error.
@@ -63,7 +64,7 @@ fn fixed(f: &Fields, key: &str, value: bool) -> Result<()> {
     }
 }
 
-/// What the three families have in common; each sets what is its own.
+/// What these families have in common; each sets what is its own.
 fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], heads_key: &str) -> Result<ModelConfig> {
     let positions = if family == Family::Bloom { "alibi" } else { "absolute" };
     if let Some(other) = f.str("position_embedding_type")?
@@ -87,7 +88,10 @@ fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], he
         max_position_embeddings: 0,
         norm: Norm::Layer,
         norm_eps: 1e-5,
-        post_norm: false,
+        norm_placement: NormPlacement::Pre,
+        qk_norm: None,
+        parallel: false,
+        embed_scale: 1.0,
         embed_norm: false,
         final_norm: true,
         mlp: Mlp::Plain(Activation::GeluTanh),
@@ -99,6 +103,8 @@ fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], he
         is_causal: f.bool("is_causal")?.unwrap_or(true),
         windows: vec![None; layers],
         score_scales: vec![1.0 / (head_dim as f64).sqrt(); layers],
+        score_softcap: None,
+        logit_softcap: None,
         positions: Positions::Alibi,
         bos_token_id: token(f, "bos_token_id", begin, vocab_size)?,
         eos_token_id: end_tokens(f, end, vocab_size)?,
@@ -141,7 +147,7 @@ pub(super) fn opt(f: &Fields) -> Result<ModelConfig> {
     Ok(ModelConfig {
         embed_size: f.usize_in("word_embed_proj_dim", 1..=MAX_WIDTH)?.unwrap_or(hidden),
         max_position_embeddings: f.usize_in("max_position_embeddings", 1..=usize::MAX)?.unwrap_or(2048),
-        post_norm: !before,
+        norm_placement: if before { NormPlacement::Pre } else { NormPlacement::Post },
         final_norm: before && !f.bool("_remove_final_layer_norm")?.unwrap_or(false),
         mlp: Mlp::Plain(activation(f, "activation_function", "relu")?),
         // The table has two more rows than there are positions.
@@ -168,5 +174,26 @@ pub(super) fn bloom(f: &Fields) -> Result<ModelConfig> {
         norm_eps: eps(f, "layer_norm_epsilon")?,
         embed_norm: true,
         ..base(f, Family::Bloom, [hidden, heads, depth, 4 * hidden], "n_head")?
+    })
+}
+
+pub(super) fn gpt_neox(f: &Fields) -> Result<ModelConfig> {
+    let widths = [width(f, &["hidden_size"])?, width(f, &["num_attention_heads"])?, layers(f, &["num_hidden_layers"])?];
+    let [hidden, heads, depth] = widths;
+    let ffn = width(f, &["intermediate_size"])?;
+    let bias = f.bool("attention_bias")?.unwrap_or(true);
+    let base = base(f, Family::GptNeox, [hidden, heads, depth, ffn], "num_attention_heads")?;
+    let max_positions = f.usize_in("max_position_embeddings", 1..=usize::MAX)?.unwrap_or(2048);
+    let reader = RopeReader { f, family: Family::GptNeox, head_dim: base.head_dim, max_positions };
+    Ok(ModelConfig {
+        max_position_embeddings: max_positions,
+        norm_eps: eps(f, "layer_norm_eps")?,
+        mlp: Mlp::Plain(activation(f, "hidden_act", "gelu")?),
+        parallel: f.bool("use_parallel_residual")?.unwrap_or(true),
+        positions: Positions::Rope(vec![reader.all_layers()?; depth]),
+        qkv_bias: bias,
+        o_bias: bias,
+        tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(false),
+        ..base
     })
 }

@@ -8,10 +8,15 @@ use crate::formats::keys::{Harmless, Keys};
 /// What a model of a family has to say.
 pub fn of(family: Family) -> Keys {
     let used = match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 => LLAMA,
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => LLAMA,
         Family::Gpt2 => GPT2,
         Family::Opt => OPT,
         Family::Bloom => BLOOM,
+        Family::Gemma2 => GEMMA2,
+        Family::Gemma3 => GEMMA3,
+        Family::Olmo2 | Family::Olmo3 => OLMO,
+        Family::GptNeox => GPT_NEOX,
+        Family::Phi3 => PHI3,
     };
     Keys { used, harmless: HARMLESS, refused: REFUSED }
 }
@@ -30,6 +35,33 @@ used! { LLAMA:
     "hidden_act" "max_position_embeddings" "rms_norm_eps" "attention_bias" "mlp_bias" "rope_theta" "rope_scaling"
     "rope_parameters" "partial_rotary_factor" "original_max_position_embeddings" "sliding_window" "use_sliding_window"
     "max_window_layers" "layer_types"
+}
+used! { GEMMA2:
+    "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim"
+    "hidden_activation" "hidden_act" "max_position_embeddings" "rms_norm_eps" "attention_bias" "rope_theta" "rope_scaling"
+    "rope_parameters" "sliding_window" "layer_types" "query_pre_attn_scalar" "attn_logit_softcapping"
+    "final_logit_softcapping" "use_bidirectional_attention"
+}
+used! { GEMMA3:
+    "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim"
+    "hidden_activation" "hidden_act" "max_position_embeddings" "rms_norm_eps" "attention_bias" "rope_theta" "rope_scaling"
+    "rope_parameters" "rope_local_base_freq" "sliding_window" "sliding_window_pattern" "_sliding_window_pattern" "layer_types"
+    "query_pre_attn_scalar" "attn_logit_softcapping" "final_logit_softcapping" "use_bidirectional_attention"
+}
+used! { OLMO:
+    "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim"
+    "hidden_act" "max_position_embeddings" "rms_norm_eps" "attention_bias" "rope_theta" "rope_scaling" "rope_parameters"
+    "sliding_window" "layer_types"
+}
+used! { GPT_NEOX:
+    "hidden_size" "num_attention_heads" "num_hidden_layers" "intermediate_size" "hidden_act" "max_position_embeddings"
+    "layer_norm_eps" "use_parallel_residual" "attention_bias" "rotary_pct" "rotary_emb_base" "rope_theta" "rope_scaling"
+    "rope_parameters" "partial_rotary_factor"
+}
+used! { PHI3:
+    "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim"
+    "hidden_act" "max_position_embeddings" "original_max_position_embeddings" "rms_norm_eps" "attention_bias" "rope_theta"
+    "rope_scaling" "rope_parameters" "partial_rotary_factor" "sliding_window" "layer_types"
 }
 used! { GPT2:
     "n_embd" "hidden_size" "n_head" "num_attention_heads" "n_layer" "num_hidden_layers" "n_inner" "n_positions"
@@ -58,7 +90,7 @@ pub fn dropout(f: &Fields, family: Family) -> Result<f64> {
     let defaults: &[&str] = match family {
         Family::Gpt2 => &["attn_pdrop", "resid_pdrop", "embd_pdrop"],
         Family::Opt => &["dropout"],
-        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Bloom => &[],
+        _ => &[],
     };
     DROPOUTS.iter().try_fold(0.0f64, |largest, key| {
         let default = if defaults.contains(key) && !f.has(key) { 0.1 } else { 0.0 };

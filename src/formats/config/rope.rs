@@ -1,16 +1,32 @@
 //! The rotary embedding's parameters, in both dialects.
 
-use crate::arch::{Rope, RopeKind};
+use serde_json::Value;
+
+use crate::arch::{Family, Rope, RopeKind};
 use crate::formats::json::Fields;
 use crate::{Error, Result};
 
-impl Rope {
-    /// Reads `rope_theta` with `rope_scaling`, or `rope_parameters`.
-    pub(super) fn read(f: &Fields, head_dim: usize, max_positions: usize) -> Result<Self> {
-        let theta = f.f64("rope_theta")?;
+/// What a rotation is read from.
+#[derive(Clone, Copy)]
+pub(super) struct RopeReader<'a> {
+    /// The whole configuration.
+    pub f: &'a Fields<'a>,
+    /// Its family, which has defaults of its own.
+    pub family: Family,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// `max_position_embeddings`.
+    pub max_positions: usize,
+}
+
+impl RopeReader<'_> {
+    /// The rotation of all layers: `rope_theta` with `rope_scaling`, or `rope_parameters`.
+    pub fn all_layers(&self) -> Result<Rope> {
+        let f = self.f;
+        let theta = f.f64(if self.family == Family::GptNeox { "rotary_emb_base" } else { "rope_theta" })?;
         let old = f.object("rope_scaling")?.filter(|o| o.keys().next().is_some());
         let new = f.object("rope_parameters")?.filter(|o| o.keys().next().is_some());
-        let read = |dict: &Option<Fields>| Self::from_dict(f, dict.as_ref(), theta, head_dim, max_positions);
+        let read = |dict: &Option<Fields>| self.one(dict.as_ref(), theta, 10_000.0);
         let rope = read(if old.is_some() { &old } else { &new })?;
         if old.is_some() && new.is_some() && rope != read(&new)? {
             return Err(f.error("rope_scaling", "the same as rope_parameters"));
@@ -18,17 +34,42 @@ impl Rope {
         Ok(rope)
     }
 
-    fn from_dict(
-        f: &Fields,
-        dict: Option<&Fields>,
-        top: Option<f64>,
-        head_dim: usize,
-        max_positions: usize,
-    ) -> Result<Self> {
-        let theta = theta(f, dict, top)?;
+    /// The rotations of layers with a window and of those without. In the old dialect `rope_theta` and `rope_scaling` are of
+    /// the latter; the former's base is `rope_local_base_freq` (Gemma 3), or 500,000 whatever `rope_theta` is (OLMo 3), as
+    /// in transformers 5.24.
+    pub fn by_layer_type(&self) -> Result<[Rope; 2]> {
+        let f = self.f;
+        let (global, local) = match self.family {
+            Family::Gemma3 => (1_000_000.0, 10_000.0),
+            _ => (500_000.0, 500_000.0),
+        };
+        let nested = f.object("rope_parameters")?.filter(|o| o.keys().next().is_some());
+        let of_type = |key: &str| nested.as_ref().map(|o| o.object(key)).transpose().map(Option::flatten);
+        let (sliding, mut full) = (of_type("sliding_attention")?, of_type("full_attention")?);
+        if let Some(key) = nested.iter().flat_map(Fields::keys).find(|key| !key.ends_with("_attention")) {
+            let expected = "sliding_attention and full_attention, each with its own rotation";
+            return Err(Error::field(f.path(), "rope_parameters", expected, key));
+        }
+        if let Some(old) = f.object("rope_scaling")?.filter(|o| o.keys().next().is_some()) {
+            if full.is_some() {
+                return Err(f.error("rope_scaling", "none beside rope_parameters"));
+            }
+            full = Some(old);
+        }
+        let [of_full, of_sliding] = ["rope_theta", "rope_local_base_freq"].map(|key| f.f64(key));
+        Ok([self.one(sliding.as_ref(), of_sliding?, local)?, self.one(full.as_ref(), of_full?, global)?])
+    }
+
+    fn one(&self, dict: Option<&Fields>, top: Option<f64>, default: f64) -> Result<Rope> {
+        let (f, family) = (self.f, self.family);
+        let theta = theta(f, dict, top, default)?;
+        let dim = self.rotary_dim(dict)?;
+        let whole = !matches!(family, Family::GptNeox | Family::Phi3);
         let Some(d) = dict else {
-            unread(f, &["partial_rotary_factor"]);
-            return Ok(Self { theta, kind: RopeKind::Default });
+            if whole {
+                unread(f, &["partial_rotary_factor"]);
+            }
+            return Ok(Rope { theta, kind: RopeKind::Default, dim });
         };
         let (new_name, old_name) = (d.str("rope_type")?, d.str("type")?);
         if let (Some(a), Some(b)) = (new_name, old_name)
@@ -36,37 +77,95 @@ impl Rope {
         {
             return Err(d.error("type", format!("the same as rope_type {a:?}")));
         }
-        let kind = match new_name.or(old_name).unwrap_or("default") {
-            "default" => RopeKind::Default,
-            "linear" => RopeKind::Linear { factor: factor(d)? },
-            "dynamic" => dynamic(d, head_dim, max_positions)?,
-            "llama3" => llama3(f, d, max_positions)?,
-            "yarn" => yarn(f, d, max_positions)?,
-            other => {
-                let what = format!("{}: rope_type", f.path().display());
-                return Err(Error::unsupported(what, other, "default, linear, dynamic, llama3, yarn"));
+        let kind = match (new_name.or(old_name).unwrap_or("default"), family) {
+            ("default", _) => RopeKind::Default,
+            ("longrope", _) | ("su" | "yarn", Family::Phi3) => self.longrope(d, dim)?,
+            (other, Family::Phi3) => {
+                return Err(Error::unsupported(self.rope_type(), other, "default, longrope, and su or yarn for it"));
+            }
+            ("linear", _) => RopeKind::Linear { factor: factor(d)? },
+            ("dynamic", _) => dynamic(d, dim, self.max_positions)?,
+            ("llama3", _) => llama3(f, d, self.max_positions)?,
+            ("yarn", _) => yarn(f, d, self.max_positions)?,
+            (other, _) => {
+                let known = "default, linear, dynamic, llama3, yarn, longrope";
+                return Err(Error::unsupported(self.rope_type(), other, known));
             }
         };
         if kind == RopeKind::Default {
-            unread(f, &["partial_rotary_factor"]);
-            unread(d, &["partial_rotary_factor", "factor"]);
-        } else {
-            partial(f)?;
-            partial(d)?;
+            unread(d, &["factor"]);
         }
-        Ok(Self { theta, kind })
+        match whole {
+            false => {}
+            true if kind == RopeKind::Default => {
+                unread(f, &["partial_rotary_factor"]);
+                unread(d, &["partial_rotary_factor"]);
+            }
+            true => {
+                partial(f)?;
+                partial(d)?;
+            }
+        }
+        Ok(Rope { theta, kind, dim })
+    }
+
+    fn rope_type(&self) -> String {
+        format!("{}: rope_type", self.f.path().display())
+    }
+
+    /// Elements of a head that are rotated.
+    fn rotary_dim(&self, dict: Option<&Fields>) -> Result<usize> {
+        let (f, key) = (self.f, "partial_rotary_factor");
+        let inner = dict.map(|d| d.f64(key)).transpose()?.flatten();
+        let (name, factor) = match self.family {
+            Family::GptNeox => ("rotary_pct", inner.or(f.f64("rotary_pct")?).unwrap_or(0.25)),
+            Family::Phi3 => (key, inner.or(f.f64(key)?).unwrap_or(1.0)),
+            _ => return Ok(self.head_dim),
+        };
+        let dim = (self.head_dim as f64 * factor) as usize;
+        if !(factor > 0.0 && factor <= 1.0) || dim == 0 || !dim.is_multiple_of(2) {
+            let expected = format!("a share that leaves an even number of {} elements, not {dim}", self.head_dim);
+            return Err(Error::field(f.path(), if inner.is_some() { key } else { name }, expected, factor.to_string()));
+        }
+        Ok(dim)
+    }
+
+    fn longrope(&self, d: &Fields, dim: usize) -> Result<RopeKind> {
+        let list = |key: &str| {
+            let expected = format!("{} positive numbers, one for each frequency", dim / 2);
+            let values = d.require(key, d.list(key)?, &expected)?;
+            let number = |v: &Value| v.as_f64().filter(|x| x.is_finite() && *x > 0.0);
+            let values: Option<Vec<f64>> = values.iter().map(number).collect();
+            values.filter(|values| values.len() == dim / 2).ok_or_else(|| d.error(key, &*expected))
+        };
+        let (short, long) = (list("short_factor")?, list("long_factor")?);
+        let original = match self.family {
+            // Of Phi-3 the value beside the dictionary counts, the default too.
+            Family::Phi3 => self.f.usize_in("original_max_position_embeddings", 1..=usize::MAX)?.unwrap_or(4096),
+            _ => original(self.f, d, self.max_positions)?,
+        };
+        let growth = positive(d, "factor")?.unwrap_or(self.max_positions as f64 / original as f64);
+        let attention_factor = match positive(d, "attention_factor")? {
+            Some(given) => given,
+            None if growth <= 1.0 => 1.0,
+            None => (1.0 + growth.ln() / (original as f64).ln()).sqrt(),
+        };
+        if !attention_factor.is_finite() {
+            return Err(d.error("factor", "a finite attention factor"));
+        }
+        Ok(RopeKind::LongRope { short, long, original, attention_factor })
     }
 }
 
-/// The base: of the dictionary, else of the top level, else 10000.
-fn theta(f: &Fields, dict: Option<&Fields>, top: Option<f64>) -> Result<f64> {
+/// The base: of the dictionary, else of the top level, else the family's.
+fn theta(f: &Fields, dict: Option<&Fields>, top: Option<f64>, default: f64) -> Result<f64> {
     let inner = dict.map(|d| d.f64("rope_theta")).transpose()?.flatten();
     if let (Some(d), Some(inner), Some(top)) = (dict, inner, top)
         && inner != top
     {
         return Err(d.error("rope_theta", format!("the same as rope_theta at the top, {top}")));
     }
-    let theta = inner.or(top).unwrap_or(10_000.0);
+    let theta = inner.or(top).unwrap_or(default);
     if theta <= 1.0 {
         return Err(dict.filter(|_| inner.is_some()).unwrap_or(f).error("rope_theta", "a number above 1"));
     }

@@ -1,7 +1,7 @@
 //! Backward of attention: scores are computed again from q, k and the log-sum-exp, tile by tile.
 //!
 //! With `p = exp(s - lse)` and `delta = sum(d_z * z)`: `d_v = p^T d_z`, `d_s = p * (d_z v^T - delta)`,
-//! `d_q = scale * d_s k`, `d_k = scale * d_s^T q`. Gradients of queries are made per block of queries, those of keys
+//! `d_q = scale * d_s k`, `d_k = scale * d_s^T q`, under a soft cap with its slope in `d_s`. Gradients of queries are made per block of queries, those of keys
 //! and values per block of keys, which collects from its own segment and then from its descendants in ascending order. Threads share the blocks, which
 //! are never cut.
 
@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::super::context::{Context, Task, carve};
 use super::super::gemm::tile::{BroadcastOperand, VectorOperand};
 use super::super::parallel::{Shared, each_part, rows, workers};
-use super::super::simd::{self, Element, Float, multiversion, sum};
+use super::super::simd::{self, Element, Float, multiversion, softcap, sum};
 use super::blocks::{Block, TILE, query_blocks, query_rows};
 use super::lanes::{Gather, Lanes, each_lanes, some, some_mut};
 use super::products::Products;
@@ -271,6 +271,7 @@ impl<'a, A: Float> QueryBlock<'a, A> {
             bounds: self.bounds,
             start: positions.start,
             scale: A::from_f64(dims.scale),
+            cap: dims.softcap.map(A::from_f64),
         };
         softmax_bwd(products.isa, tile);
     }
@@ -292,6 +293,8 @@ struct TileGradients<'a, A> {
     start: usize,
     /// Multiplier of the scores.
     scale: A,
+    /// Soft cap of the scores.
+    cap: Option<A>,
 }
 
 multiversion! {
@@ -307,7 +310,7 @@ impl<A: Float> TileGradients<'_, A> {
     /// The lanes from `first` on.
     #[inline(always)]
     fn update<const N: usize, const FUSED: bool>(&mut self, n: usize, first: usize) {
-        let Self { lse, delta, bounds, start, scale, .. } = *self;
+        let Self { lse, delta, bounds, start, scale, cap, .. } = *self;
         let (from, to, slope) =
             (*some::<A, N>(bounds, first), *some::<A, N>(bounds, n + first), *some::<A, N>(bounds, 2 * n + first));
         let has_alibi = slope.iter().any(|&slope| slope > A::ZERO);
@@ -320,6 +323,13 @@ impl<A: Float> TileGradients<'_, A> {
             for p in &mut p {
                 *p = *p * scale;
             }
+            let mut slopes = [scale; N];
+            if let Some(cap) = cap {
+                for i in 0..N {
+                    let (capped, slope) = softcap::<A, FUSED>(p[i], cap);
+                    (p[i], slopes[i]) = (capped, slope * scale);
+                }
+            }
             if has_alibi {
                 for i in 0..N {
                     p[i] = p[i] - slope[i] * (to[i] - at);
@@ -329,7 +339,7 @@ impl<A: Float> TileGradients<'_, A> {
                 let masked = (at < from[i]) | (at > to[i]);
                 let weight = (p[i] - lse[i]).softmax_exp::<FUSED>();
                 p[i] = if masked { A::ZERO } else { weight };
-                d[i] = if masked { A::ZERO } else { weight * (d[i] - delta[i]) * scale };
+                d[i] = if masked { A::ZERO } else { weight * (d[i] - delta[i]) * slopes[i] };
             }
             (*weights, *d_scores) = (p, d);
         }

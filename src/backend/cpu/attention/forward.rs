@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::super::context::{Context, Task, carve};
 use super::super::gemm::tile::{BroadcastOperand, VectorOperand};
 use super::super::parallel::{Shared, workers};
-use super::super::simd::{self, Element, Float, multiversion};
+use super::super::simd::{self, Element, Float, multiversion, softcap};
 use super::blocks::{Block, Group, TILE, query_groups};
 use super::lanes::{Gather, Lanes, each_lanes, some, some_mut};
 use super::products::Products;
@@ -100,6 +100,7 @@ impl<'a, A: Float> QueryRows<'a, A> {
             bounds: self.bounds,
             start: tile.start,
             scale: A::from_f64(dims.scale),
+            cap: dims.softcap.map(A::from_f64),
         };
         online_softmax(isa, &mut scores[..count * n], softmax);
         rescale(isa, self.acc, self.rescale);
@@ -212,6 +213,8 @@ struct OnlineSoftmax<'a, A> {
     start: usize,
     /// Multiplier of the scores.
     scale: A,
+    /// Soft cap of the scores.
+    cap: Option<A>,
 }
 
 multiversion! {
@@ -228,7 +231,7 @@ impl<A: Float> OnlineSoftmax<'_, A> {
     /// The lanes from `first` on.
     #[inline(always)]
     fn update<const N: usize, const FUSED: bool>(&mut self, scores: &mut [A], n: usize, first: usize) {
-        let Self { bounds, start, scale, .. } = *self;
+        let Self { bounds, start, scale, cap, .. } = *self;
         let (from, to, slope) =
             (*some::<A, N>(bounds, first), *some::<A, N>(bounds, n + first), *some::<A, N>(bounds, 2 * n + first));
         let has_alibi = slope.iter().any(|&slope| slope > A::ZERO);
@@ -247,6 +250,11 @@ impl<A: Float> OnlineSoftmax<'_, A> {
             let (mut x, at) = (*row, A::from_f64((start + j) as f64));
             for x in &mut x {
                 *x = *x * scale;
+            }
+            if let Some(cap) = cap {
+                for x in &mut x {
+                    *x = softcap::<A, FUSED>(*x, cap).0;
+                }
             }
             if has_alibi {
                 for i in 0..N {

@@ -3,7 +3,7 @@
 use super::super::context::{Context, Task, carve};
 use super::super::gemm::{Operand, grow};
 use super::super::parallel::{Shared, workers};
-use super::super::simd::{self, Element, Float};
+use super::super::simd::{self, Element, Float, softcap};
 use super::blocks::{Block, TILE};
 use super::lanes::Gather;
 use super::products::Products;
@@ -15,6 +15,7 @@ pub fn pattern<A: Float, C: Element<A>>(cx: &mut Context<A>, op: AttentionPatter
     let AttentionPattern { out, q, k, cached_k, lse, rows, pack, dims, longest, normalized } = op;
     let ([q, k], cached_k) = ([q, k].map(C::slice), cached_k.map(C::slice));
     let (group, width, scale) = (dims.group(), dims.head_dim, A::from_f64(dims.scale));
+    let cap = dims.softcap.map(A::from_f64);
     let out = &mut out[..rows.len() * dims.heads * longest];
     out.fill(if normalized { A::ZERO } else { A::NEG_INFINITY });
     let out = Shared::new(out);
@@ -36,7 +37,8 @@ pub fn pattern<A: Float, C: Element<A>>(cx: &mut Context<A>, op: AttentionPatter
                 let out = unsafe { out.at((index * dims.heads + head) * longest + start + j, x.len()) };
                 let slope = A::from_f64(dims.slope(head));
                 for (n, (o, &x)) in out.iter_mut().zip(x).enumerate() {
-                    let score = x * scale - slope * A::from_f64((seen.end - 1 - start - j - n) as f64);
+                    let score = cap.map_or(x * scale, |cap| softcap::<A, false>(x * scale, cap).0);
+                    let score = score - slope * A::from_f64((seen.end - 1 - start - j - n) as f64);
                     *o = if normalized { (score - lse[row * dims.heads + head]).exp::<false>() } else { score };
                 }
             });

@@ -1,0 +1,63 @@
+//! `config.json` of Gemma and OLMo: LLaMA's make with other norms, caps, windows and rotations.
+
+use super::{llama, no_effect, unsupported};
+use crate::Result;
+use crate::arch::{Activation, Family, Mlp, ModelConfig, Norm, NormPlacement, QkNorm, RmsWeight};
+use crate::formats::json::Fields;
+
+/// Gemma 2 and the text part of Gemma 3.
+pub(super) fn gemma(f: &Fields, family: Family) -> Result<ModelConfig> {
+    let base = llama(f, family)?;
+    if f.bool("use_bidirectional_attention")?.unwrap_or(false) {
+        return Err(f.error("use_bidirectional_attention", "false (nothing else is computed)"));
+    }
+    // `hidden_act` stands in old files beside it, and is not read.
+    let activation = match f.str("hidden_activation")?.unwrap_or("gelu_pytorch_tanh") {
+        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Activation::GeluTanh,
+        "gelu" => Activation::Gelu,
+        "silu" | "swish" => Activation::Silu,
+        other => return Err(unsupported(f.path(), "hidden_activation", other, "gelu_pytorch_tanh, gelu, silu")),
+    };
+    let cap = |key: &str, default: Option<f64>| match f.f64(key)? {
+        Some(cap) if cap > 0.0 => Ok(Some(cap)),
+        Some(_) => Err(f.error(key, "a positive number, or null")),
+        None if f.has(key) => Ok(None),
+        None => Ok(default),
+    };
+    let [of_scores, of_logits] = ["attn_logit_softcapping", "final_logit_softcapping"];
+    let score_softcap = match family {
+        Family::Gemma2 => cap(of_scores, Some(50.0))?,
+        // Gemma 3's attention does not pass it on.
+        _ => {
+            if f.get(of_scores).is_some() {
+                no_effect(f, of_scores, family);
+            }
+            None
+        }
+    };
+    let scalar = f.f64("query_pre_attn_scalar")?.unwrap_or(256.0);
+    if scalar <= 0.0 {
+        return Err(f.error("query_pre_attn_scalar", "a positive number"));
+    }
+    Ok(ModelConfig {
+        norm: Norm::Rms(RmsWeight::OnePlus),
+        norm_placement: NormPlacement::PreAndOutput,
+        qk_norm: (family == Family::Gemma3).then_some(QkNorm::Head),
+        embed_scale: (base.hidden_size as f64).sqrt(),
+        mlp: Mlp::Gated(activation),
+        score_scales: vec![scalar.powf(-0.5); base.num_hidden_layers],
+        score_softcap,
+        logit_softcap: cap(of_logits, (family == Family::Gemma2).then_some(30.0))?,
+        ..base
+    })
+}
+
+/// OLMo 2 and 3.
+pub(super) fn olmo(f: &Fields, family: Family) -> Result<ModelConfig> {
+    Ok(ModelConfig {
+        norm: Norm::Rms(RmsWeight::Exact),
+        norm_placement: NormPlacement::Output,
+        qk_norm: Some(QkNorm::Row),
+        ..llama(f, family)?
+    })
+}

@@ -45,8 +45,10 @@ impl<'a> Written<'a> {
     }
 
     fn write(self, dir: &Path, name: &str) {
-        let files = self.documents.chunks(self.shard.unwrap_or(usize::MAX));
-        let files = files.map(|part| FileLayout { rows: part.len(), ..FileLayout::default() });
+        let most = self.shard.unwrap_or(usize::MAX);
+        let starts = (0..self.documents.len().max(1)).step_by(most);
+        let files =
+            starts.map(|first| FileLayout { rows: (self.documents.len() - first).min(most), ..FileLayout::default() });
         let layout = Layout {
             sites: self.sites.iter().map(|(name, width, _)| ((*name).to_owned(), *width)).collect(),
             labels: vec!["doc_id".to_owned(), "pos".to_owned()],

@@ -18,7 +18,7 @@ fn real_model_generates_captures_and_probes() {
     let told = line(d, &format!("generate --model {m} --input {{}}/prompts.jsonl --max-new-tokens 24")).ok().out;
     assert!(told.starts_with("Once upon a time, there was"), "{told}");
     line(d, &format!("capture --model {m} --input {{}}/prompts.jsonl --sites final_norm --out {{}}/states")).ok();
-    let (shape, _) = tensor(&d.join("states/activations.safetensors"), "ln_final.hook_normalized");
+    let (shape, _) = tensor(&d.join("states/activations.safetensors"), "ln_final.hook_out");
     assert_eq!(shape[1], 64);
     let sst2 = shared.join("data/sst2");
     let (train, test) = (sst2.join("train.tsv"), sst2.join("dev.tsv"));

@@ -108,12 +108,17 @@ struct Cap {
     float inner, outer;
 };
 DEV Cap cap_of(float cap, float scale) { return {scale / cap, cap / scale}; }
+// tanh(x). Scores of 16-bit factors need its first 7 digits behind the point, whatever x: more would take registers that a
+// wide head does not leave.
+DEV float tanh_of(float x) {
+    return sizeof(real) == 4 ? tanhf(x) : 1.0f - 2.0f / (1.0f + exp2_fast(2.0f * LOG2_E * x));
+}
 template <int parts>
 DEV void soften(float (&s)[parts][4], Cap cap) {
 #pragma unroll
     for (int n = 0; n < parts; n++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) s[n][e] = cap.outer * tanhf(cap.inner * s[n][e]);
+        for (int e = 0; e < 4; e++) s[n][e] = cap.outer * tanh_of(cap.inner * s[n][e]);
 }
 // The same, and the slopes there.
 template <int parts>
@@ -122,7 +127,7 @@ DEV void soften(float (&s)[parts][4], float (&slopes)[parts][4], Cap cap) {
     for (int n = 0; n < parts; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            float t = tanhf(cap.inner * s[n][e]);
+            float t = tanh_of(cap.inner * s[n][e]);
             s[n][e] = cap.outer * t;
             slopes[n][e] = fmaf(-t, t, 1.0f);
         }
@@ -459,6 +464,8 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
                     }
                     if (in.alibi) p[n][e] -= lean * (beside(queries, column)[1] - position[i]);
                     p[n][e] = sees ? exp2_fast(p[n][e] * base2 - *beside(queries, column)) : 0.0f;
+                    // Where nothing else needs p, the slopes need no registers of their own until d_s is there.
+                    if (SOFTCAP && !want_v) p[n][e] *= slopes[n][e];
                 }
             if (want_v) Product<real>::of_sums<want_v ? COLUMNS : 8, BWD_STEP>(d_v, p, gradients + from, STRIDE);
             if (want_k) {
@@ -469,7 +476,7 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
                         d_s[n][e] = p[n][e] * (d_s[n][e] - *beside(gradients, n * 8 + 2 * t + e % 2));
-                        if (SOFTCAP) d_s[n][e] *= slopes[n][e];
+                        if (SOFTCAP && want_v) d_s[n][e] *= slopes[n][e];
                     }
                 Product<real>::of_sums<want_k ? COLUMNS : 8, BWD_STEP>(d_k, d_s, queries + from, STRIDE);
             }
@@ -558,7 +565,7 @@ extern "C" __global__ void __launch_bounds__(128)
             for (int j = 0; j < 8; j++) sum = fmaf(a[j], b[j], sum);
         }
         float score = sum * scale;
-        if (SOFTCAP) score = cap * tanhf(score / cap);
+        if (SOFTCAP) score = cap * tanh_of(score / cap);
         score -= slope * (last - p);
         out[p] = normalised ? expf(score - lse[(i64)row * heads + head]) : score;
     }

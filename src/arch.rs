@@ -77,6 +77,8 @@ pub enum Family {
     Gemma2,
     /// Gemma 3, its text model: norms around each sublayer and of queries and keys, two rotations.
     Gemma3,
+    /// Gemma 3's text part, in a checkpoint of texts and images, where modules have other names.
+    Gemma3Images,
     /// OLMo 2: norms of the sublayers' outputs, and of all queries and all keys of a row.
     Olmo2,
     /// OLMo 3: as OLMo 2, with windows and two rotations.
@@ -89,7 +91,7 @@ pub enum Family {
 
 impl Family {
     /// Every one.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Llama,
         Self::Mistral,
         Self::Qwen2,
@@ -99,6 +101,7 @@ impl Family {
         Self::Qwen3,
         Self::Gemma2,
         Self::Gemma3,
+        Self::Gemma3Images,
         Self::Olmo2,
         Self::Olmo3,
         Self::GptNeox,
@@ -117,6 +120,7 @@ impl Family {
             Self::Qwen3 => "qwen3",
             Self::Gemma2 => "gemma2",
             Self::Gemma3 => "gemma3_text",
+            Self::Gemma3Images => "gemma3",
             Self::Olmo2 => "olmo2",
             Self::Olmo3 => "olmo3",
             Self::GptNeox => "gpt_neox",

@@ -427,7 +427,7 @@ type Failure = (&'static str, &'static [(&'static str, &'static str)], &'static 
 
 const FAILURES: [Failure; 5] = [
     ("memory", &[("FAKE_MEMORY", "33600000")], &["out of memory", "bytes wanted"]),
-    ("kernel", &[("FAKE_FAIL_OP", "swiglu_fwd:2")], &["illegal memory access", "swiglu_fwd"]),
+    ("kernel", &[("FAKE_FAIL_OP", "swiglu_fwd:2")], &["illegal memory access", "gated_fwd"]),
     ("launch", &[("FAKE_FAIL_OP", "attention_fwd:2"), ("FAKE_FAIL_CODE", "719")], &["launch failure", "attention_fwd"]),
     ("context", &[("FAKE_FAIL_OP", "rope_fwd:2"), ("FAKE_FAIL_CODE", "709")], &["context is destroyed", "rope_fwd"]),
     (

@@ -129,7 +129,15 @@ impl Shape {
     pub fn attention(&self) -> AttentionDims {
         let head_dim = self.width / self.heads;
         let scale = 1.0 / (head_dim as f64).sqrt();
-        AttentionDims { heads: self.heads, kv_heads: self.kv_heads, head_dim, scale, window: None, alibi: false }
+        AttentionDims {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim,
+            scale,
+            window: None,
+            alibi: false,
+            softcap: None,
+        }
     }
 }
 

@@ -1,9 +1,9 @@
-//! SwiGLU, and functions of one number.
+//! Functions of one number, with and without a gate.
 
 use criterion::{Criterion, Throughput};
 use llamaprobe::arch::Activation;
 use llamaprobe::backend::Backend;
-use llamaprobe::backend::ops::{ActivationBwd, ActivationFwd, SwigluBwd, SwigluFwd};
+use llamaprobe::backend::ops::{ActivationBwd, ActivationFwd, GatedBwd, GatedFwd};
 
 use crate::ROWS;
 use crate::common::{self, acc, bytes, compute, shapes, time};
@@ -13,18 +13,20 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
     for shape in shapes() {
         let len = ROWS * shape.feed_forward;
         let ([mut act, x, up, mut d_x, mut d_up], d_act) = ([(); 5].map(|()| compute(b, len)), acc(b, len));
-        group.throughput(Throughput::Bytes(bytes(b, 0, 3 * len)));
-        group.bench("fwd SwiGlu", shape.name, |bench| {
-            time(bench, b, |b| b.swiglu_fwd(SwigluFwd { act: &mut act, gate: &x, up: &up, len }));
-        });
-        group.throughput(Throughput::Bytes(bytes(b, len, 4 * len)));
-        group.bench("bwd SwiGlu", shape.name, |bench| {
-            time(bench, b, |b| {
-                let (d_gate, d_up, d_act) = (&mut d_x, &mut d_up, &d_act);
-                b.swiglu_bwd(SwigluBwd { d_gate, d_up, d_act, gate: &x, up: &up, len });
+        for f in [Activation::Silu, Activation::GeluTanh] {
+            group.throughput(Throughput::Bytes(bytes(b, 0, 3 * len)));
+            group.bench(&format!("fwd gated {f:?}"), shape.name, |bench| {
+                time(bench, b, |b| b.gated_fwd(GatedFwd { act: &mut act, gate: &x, up: &up, f, len }));
             });
-        });
-        for f in [Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Tanh] {
+            group.throughput(Throughput::Bytes(bytes(b, len, 4 * len)));
+            group.bench(&format!("bwd gated {f:?}"), shape.name, |bench| {
+                time(bench, b, |b| {
+                    let (d_gate, d_up, d_act) = (&mut d_x, &mut d_up, &d_act);
+                    b.gated_bwd(GatedBwd { d_gate, d_up, d_act, gate: &x, up: &up, f, len });
+                });
+            });
+        }
+        for f in [Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Tanh, Activation::Silu] {
             group.throughput(Throughput::Bytes(bytes(b, 0, 2 * len)));
             group.bench(&format!("fwd {f:?}"), shape.name, |bench| {
                 time(bench, b, |b| b.activation_fwd(ActivationFwd { act: &mut act, x: &x, f, len }));

@@ -15,11 +15,13 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
         ("8x64", flat(&[64; 8], None)),
         ("512+16x32", shared_prefix(512, 16, 32)),
         ("512 alibi", flat(&[512], None)),
+        ("512 capped", flat(&[512], None)),
         ("512 bidirectional", bidirectional(&[Sequence::ids(&[0; 512], None, Label::Text)]).pack),
     ];
     for shape in shapes() {
         for (name, pack) in &packs {
-            let dims = AttentionDims { alibi: name.ends_with("alibi"), ..shape.attention() };
+            let softcap = name.ends_with("capped").then_some(50.0);
+            let dims = AttentionDims { alibi: name.ends_with("alibi"), softcap, ..shape.attention() };
             let (n, pairs) = (pack.len(), (0..pack.len()).map(|row| pack.visible(row, None).len()).sum::<usize>());
             let (queries, keys) = (n * dims.q_width(), n * dims.kv_width());
             let [q, mut z, mut d_q] = [(); 3].map(|()| compute(b, queries));

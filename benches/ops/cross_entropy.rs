@@ -21,25 +21,31 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
             let (x, targets, row_weights) = (&x, &b.index(&targets).expect("memory for a bench"), &acc(b, rows));
             let flops = 2 * (rows * shape.width * shape.vocab) as u64;
             let id = format!("{}/{rows}", shape.name);
-            group.throughput(Throughput::Elements(flops));
-            group.bench("fwd", &id, |bench| {
-                time(bench, b, |b| b.cross_entropy_fwd(CrossEntropyFwd { loss: &mut loss, x, head, targets, dims }));
-            });
-            group.throughput(Throughput::Elements(2 * flops));
-            group.bench("bwd", &id, |bench| {
-                time(bench, b, |b| {
-                    b.cross_entropy_bwd(CrossEntropyBwd {
-                        loss: &mut loss,
-                        d_x: &mut d_x,
-                        d_head: None,
-                        x,
-                        head,
-                        targets,
-                        row_weights,
-                        dims,
+            for (kind, softcap) in [("", None), (" capped", Some(30.0))] {
+                group.throughput(Throughput::Elements(flops));
+                group.bench(&format!("fwd{kind}"), &id, |bench| {
+                    time(bench, b, |b| {
+                        let loss = &mut loss;
+                        b.cross_entropy_fwd(CrossEntropyFwd { loss, x, head, targets, dims, softcap });
                     });
                 });
-            });
+                group.throughput(Throughput::Elements(2 * flops));
+                group.bench(&format!("bwd{kind}"), &id, |bench| {
+                    time(bench, b, |b| {
+                        b.cross_entropy_bwd(CrossEntropyBwd {
+                            loss: &mut loss,
+                            d_x: &mut d_x,
+                            d_head: None,
+                            x,
+                            head,
+                            targets,
+                            row_weights,
+                            dims,
+                            softcap,
+                        });
+                    });
+                });
+            }
         }
     }
     group.finish();

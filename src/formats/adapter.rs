@@ -131,6 +131,7 @@ impl Family {
             Self::Gpt2 | Self::Bloom => "transformer.h",
             Self::Opt => "model.decoder.layers",
             Self::GptNeox => "gpt_neox.layers",
+            Self::Gemma3Images => "model.language_model.layers",
             _ => "model.layers",
         }
     }

@@ -34,7 +34,7 @@ impl Family {
             Self::Qwen2 | Self::Qwen3 => (None, None),
             Self::Gpt2 => (Some(50256), Some(50256)),
             Self::Opt => (Some(2), Some(2)),
-            Self::Gemma2 | Self::Gemma3 => (Some(2), Some(1)),
+            Self::Gemma2 | Self::Gemma3 | Self::Gemma3Images => (Some(2), Some(1)),
             Self::Olmo2 | Self::Olmo3 => (None, Some(50279)),
             Self::GptNeox => (Some(0), Some(2)),
             Self::Phi3 => (Some(1), Some(32000)),
@@ -64,11 +64,6 @@ impl ModelConfig {
     }
 
     fn from_value(path: &Path, value: &Value) -> Result<Self> {
-        // A model of texts and images: its text part.
-        let value = match value.get("model_type").and_then(Value::as_str) {
-            Some("gemma3") => value.get("text_config").unwrap_or(value),
-            _ => value,
-        };
         let f = Fields::new(path, value)?;
         let name = f.require("model_type", f.str("model_type")?, "a model type")?;
         let Some(family) = Family::ALL.into_iter().find(|family| family.name() == name) else {
@@ -78,6 +73,7 @@ impl ModelConfig {
         keys::of(family).check(&f)?;
         match family {
             Family::Gemma2 | Family::Gemma3 => recent::gemma(&f, family),
+            Family::Gemma3Images => recent::gemma_images(&f),
             Family::Olmo2 | Family::Olmo3 => recent::olmo(&f, family),
             Family::Gpt2 => families::gpt2(&f),
             Family::Opt => families::opt(&f),

@@ -114,7 +114,8 @@ impl<'a> Naming<'a> {
             Site::MlpOut if self.outputs_normed() => "ln2_post.hook_out",
             Site::MlpOut => "mlp.out.hook_out",
             Site::ResidPost => "hook_out",
-            Site::Logits => "unembed.hook_out",
+            // Of a model with a soft cap, that is what it is of.
+            Site::Logits if self.config.logit_softcap.is_none() => "unembed.hook_out",
             _ => return None,
         })
     }
@@ -169,7 +170,8 @@ impl<'a> Naming<'a> {
             Site::MlpOut => &["mlp.hook_out", "mlp_out"],
             Site::ResidPost if adds => &["mlp.hook_out", "resid_post"],
             Site::ResidPost => &["resid_post"],
-            Site::Logits => &["hook_unembed"],
+            Site::Logits if self.config.logit_softcap.is_none() => &["hook_unembed"],
+            Site::Logits => &[],
             Site::Norm(..) | Site::LoraA(_) | Site::LoraDelta(_) => &[],
         };
         names.extend(others.iter().map(|&name| name.to_owned()));
@@ -200,6 +202,10 @@ impl<'a> Naming<'a> {
             names.extend((is_final && word == "scale").then(|| "final_scale".to_owned()));
         }
         names.extend((is_final && part == NormPart::Out).then(|| "final_norm".to_owned()));
+        if part == NormPart::Out {
+            let normed = [(NormSite::Q, "attn.hook_q_normed"), (NormSite::K, "attn.hook_k_normed")];
+            names.extend(normed.into_iter().filter(|(norm, _)| *norm == at).map(|(_, name)| name.to_owned()));
+        }
         names
     }
 
@@ -271,7 +277,10 @@ impl<'a> Naming<'a> {
 
     /// The site of a local name, and whether the name is of what one module reads.
     fn named(&self, local: &str) -> Option<(Site, bool)> {
-        let site = Site::all().into_iter().find(|&site| self.spellings(site).iter().any(|name| name == local));
+        // What the model has goes before what it has not: a name may be another tensor's in other families.
+        let spelled = |site: &Site| self.spellings(*site).iter().any(|name| name == local);
+        let (there, missing): (Vec<Site>, Vec<Site>) = Site::all().into_iter().partition(|&site| self.config.has(site));
+        let site = there.into_iter().chain(missing).find(spelled);
         let input = || self.inputs().into_iter().find(|(name, _)| *name == local).map(|(_, site)| (site, true));
         // The tensor's own name may be that of an input.
         input().or_else(|| site.map(|site| (site, false)))

@@ -179,11 +179,15 @@ impl ParamId {
     }
 }
 
+/// What begins the names of the text part's tensors in a model of texts and images.
+const INNER: &str = "model.language_model.";
+
 /// What begins the names of the body's tensors in a file that has the head too.
 fn outer(family: Family) -> &'static str {
     match family {
         Family::Gpt2 | Family::Bloom => "transformer.",
         Family::GptNeox => "gpt_neox.",
+        Family::Gemma3Images => INNER,
         _ => "model.",
     }
 }
@@ -194,6 +198,7 @@ fn embed(family: Family) -> &'static str {
         Family::Opt => "model.decoder.embed_tokens",
         Family::Bloom => "transformer.word_embeddings",
         Family::GptNeox => "gpt_neox.embed_in",
+        Family::Gemma3Images => "model.language_model.embed_tokens",
         _ => "model.embed_tokens",
     }
 }
@@ -210,6 +215,9 @@ fn norm(family: Family, at: NormAt) -> String {
         }
         Family::Gemma2 | Family::Gemma3 => {
             ["model.layers", "input_layernorm", "pre_feedforward_layernorm", "model.norm"]
+        }
+        Family::Gemma3Images => {
+            ["model.language_model.layers", "input_layernorm", "pre_feedforward_layernorm", "model.language_model.norm"]
         }
         _ => ["model.layers", "input_layernorm", "post_attention_layernorm", "model.norm"],
     };
@@ -264,8 +272,12 @@ impl<'a> Source<'a> {
         let mut source = Self { config: config.clone(), checkpoint, renamed: ("", "") };
         let there = |name: &str| checkpoint.get(name).is_some();
         let known = [ParamId::Embed, ParamId::Weight(0, Projection::O)].map(|id| id.tensor(config.family));
-        let text_part = [("", "language_model."), ("model.", "model.language_model.")];
-        let ways = std::iter::once((outer(config.family), "")).chain(text_part);
+        let text_part: &[(&str, &str)] = match config.family {
+            // As it is saved, the body alone as older files have it, and the text model alone.
+            Family::Gemma3Images => &[(INNER, "language_model.model."), (INNER, "language_model."), (INNER, "model.")],
+            _ => &[("", "language_model."), ("model.", "model.language_model.")],
+        };
+        let ways = std::iter::once((outer(config.family), "")).chain(text_part.iter().copied());
         let fits = |way: &(&'static str, &'static str)| {
             known.iter().any(|name| !there(name) && renamed(name, *way).is_some_and(|name| there(&name)))
         };
@@ -342,7 +354,7 @@ impl<'a> Source<'a> {
         let version = self.config.family == Family::Opt && name.ends_with("decoder.version");
         let neox = self.config.family == Family::GptNeox
             && [".attention.bias", ".attention.masked_bias"].iter().any(|end| name.ends_with(end));
-        let images = self.config.family == Family::Gemma3
+        let images = matches!(self.config.family, Family::Gemma3 | Family::Gemma3Images)
             && ["vision_tower.", "multi_modal_projector."]
                 .iter()
                 .any(|part| name.strip_prefix("model.").unwrap_or(name).starts_with(part));
@@ -355,10 +367,11 @@ impl<'a> Source<'a> {
         renamed(&full, self.renamed).unwrap_or(full)
     }
 
-    /// The name of the head's tensor here: GPT-NeoX's has two.
+    /// The name of the head's tensor here: GPT-NeoX's has two, and so has that of a model of texts and images.
     fn head_name(&self) -> String {
         let name = self.stored(ParamId::Head);
-        if self.checkpoint.get(&name).is_none() && self.checkpoint.get(HEAD).is_some() { HEAD.to_owned() } else { name }
+        let there = |name: &str| self.checkpoint.get(name).is_some();
+        [HEAD, TEXT_HEAD].into_iter().find(|other| !there(&name) && there(other)).map_or(name, str::to_owned)
     }
 
     /// The name of the tensor that a weight is read from: tied, the table may be stored as the head alone.
@@ -399,6 +412,8 @@ impl<'a> Source<'a> {
 
 /// The head's tensor, in every family; in files of GPT-NeoX it may have another name.
 const HEAD: &str = "lm_head.weight";
+/// The head's tensor where the text part has a name of its own.
+const TEXT_HEAD: &str = "language_model.lm_head.weight";
 
 /// Rows and columns that are transposed together, so that both sides stay in the cache.
 const BLOCK: usize = 64;

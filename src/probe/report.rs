@@ -166,7 +166,8 @@ pub struct PatchVector {
     pub accuracy: MeanSd,
     /// Mean log-probability of the gold answer.
     pub log_prob: MeanSd,
-    /// `(patched - anchor) / (ICL - anchor)` of the accuracies; empty where ICL gains nothing.
+    /// `(patched - anchor) / (ICL - anchor)` of the accuracies; empty where ICL gains nothing. Over seeds a share of the
+    /// mean gain, since a share of a seed's own gain is of any size where that is next to nothing.
     pub recovery_accuracy: MeanSd,
     /// The same of the log-probabilities.
     pub recovery_log_prob: MeanSd,
@@ -203,6 +204,8 @@ pub struct Summary {
     /// See [`SeedReport::outputs`].
     pub outputs: Option<OutputMeasures>,
 }
+
+type PatchScore = fn(&PatchVector) -> MeanSd;
 
 impl LayerReport {
     /// Two arms beside each other, in either order.
@@ -255,15 +258,23 @@ impl Summary {
 
     fn of_patch(seeds: &[SeedReport], l: usize) -> PatchLayer {
         let vector = |(v, first): (usize, &PatchVector)| {
-            let over = |get: &dyn Fn(&PatchVector) -> MeanSd| {
-                MeanSd::of(seeds.iter().filter_map(|seed| get(&seed.patching[l].vectors[v]).mean))
+            let patched = |seed: &SeedReport, get: PatchScore| get(&seed.patching[l].vectors[v]).mean;
+            let over = |get: PatchScore| MeanSd::of(seeds.iter().filter_map(|seed| patched(seed, get)));
+            let share = |get: PatchScore, score: fn(&ArmReport<Option<f64>, f64>) -> Option<f64>| {
+                let gains = |seed: &SeedReport| {
+                    let anchor = score(seed.arm(Arm::ZeroShot)?)?;
+                    Some((patched(seed, get)? - anchor, score(seed.arm(Arm::Icl)?)? - anchor))
+                };
+                let gains: Vec<(f64, f64)> = seeds.iter().filter_map(gains).collect();
+                let whole = MeanSd::of(gains.iter().map(|(_, icl)| *icl)).mean.filter(|gain| *gain != 0.0);
+                MeanSd::of(whole.iter().flat_map(|whole| gains.iter().map(move |(patched, _)| patched / whole)))
             };
             PatchVector {
                 vector: first.vector.clone(),
-                accuracy: over(&|v| v.accuracy),
-                log_prob: over(&|v| v.log_prob),
-                recovery_accuracy: over(&|v| v.recovery_accuracy),
-                recovery_log_prob: over(&|v| v.recovery_log_prob),
+                accuracy: over(|v| v.accuracy),
+                log_prob: over(|v| v.log_prob),
+                recovery_accuracy: share(|v| v.accuracy, |arm| arm.accuracy),
+                recovery_log_prob: share(|v| v.log_prob, |arm| Some(arm.log_prob)),
             }
         };
         let first = &seeds[0].patching[l];

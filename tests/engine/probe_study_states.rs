@@ -9,7 +9,7 @@ use llamaprobe::model::{Activations, FullTuning, Input, Model, Save};
 use llamaprobe::pack::{Label, Sequence, forest};
 use llamaprobe::probe::arm::Arm;
 use llamaprobe::probe::plan::SeedPlan;
-use llamaprobe::probe::report::{PatchLayer, PatchVector};
+use llamaprobe::probe::report::{PatchLayer, PatchVector, SeedReport, Summary};
 use llamaprobe::probe::statistics::MeanSd;
 use llamaprobe::probe::{Base, Position, TuningKind, run_conditions};
 use llamaprobe::task::prompts::Prompt;
@@ -224,6 +224,26 @@ fn patching_the_last_layer_gives_the_answers_of_the_arm() {
         }
         assert_eq!(vector(last, "icl").recovery_log_prob.mean, Some(1.0));
     }
+    recovery_over_seeds_is_of_the_mean_gain(&report.seeds[0]);
+}
+
+/// A seed in which ICL gains next to nothing weighs no more than another.
+fn recovery_over_seeds_is_of_the_mean_gain(seed: &SeedReport) {
+    let planted = |[anchor, icl, patched]: [f64; 3]| {
+        let mut seed = seed.clone();
+        for arm in &mut seed.arms {
+            arm.accuracy = Some(if arm.arm == Arm::Icl { icl } else { anchor });
+        }
+        seed.patching[0].vectors[0].accuracy.mean = Some(patched);
+        seed
+    };
+    let of = |seeds: &[SeedReport]| Summary::of(seeds).patching[0].vectors[0].recovery_accuracy;
+    let found = of(&[planted([0.5, 0.51, 0.4]), planted([0.5, 0.99, 0.9])]);
+    // -0.1 and 0.4 of a mean gain of 0.25; the shares of the seeds' own gains are -10 and 0.82.
+    assert!((found.mean.expect("a mean") - 0.6).abs() < 1e-12, "{found:?}");
+    assert!((found.sd.expect("an SD") - 2f64.sqrt()).abs() < 1e-12, "{found:?}");
+    assert_eq!(of(&[planted([0.5, 0.5, 0.7])]).mean, None, "nothing is gained");
+    assert_eq!(of(&[planted([0.5, 0.75, 0.625])]).mean, Some(0.5));
 }
 
 #[test]

@@ -42,7 +42,8 @@ impl Unsupported {
 
     /// Fails, and submits nothing.
     fn run(&mut self, b: &mut Cuda) {
-        let dims = AttentionDims { heads: 1, kv_heads: 1, head_dim: 272, scale: 1.0, window: None, alibi: false };
+        let (heads, kv_heads, head_dim, scale) = (1, 1, 272, 1.0);
+        let dims = AttentionDims { heads, kv_heads, head_dim, scale, window: None, alibi: false, softcap: None };
         let [z, q, k, v] = &mut self.rows;
         b.attention_fwd(AttentionFwd { z, lse: &mut self.lse, q, k, v, cached: None, pack: &self.pack, dims });
     }

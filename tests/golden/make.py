@@ -21,10 +21,11 @@ import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 PACKAGES = [line.split("==")[0] for line in (HERE / "requirements.txt").read_text().split()]
+FAMILIES = ["bloom", "gemma2", "gemma2-uncapped", "gemma3", "gemma3-images", "gpt2", "neox", "neox-sequential", "olmo2", "olmo3", "opt", "opt-behind", "phi3", "phi3-long", "qwen3", "qwen3-window"]
 # Script, its arguments ({shared} is the folder of real models), the file that takes its output, and what it makes.
 STEPS = [
     ("model.py", [], None, ["model-biases-linear", "model-dynamic", "model-gqa-llama3", "model-mistral-window", "model-qwen2", "model-yarn"]),
-    ("families.py", [], None, ["model-bloom", "model-gpt2", "model-opt", "model-opt-behind"]),
+    ("families.py", [], None, [f"model-{name}" for name in FAMILIES]),
     ("edits.py", ["edits"], None, ["edits"]),
     ("configs.py", [], "configs.json", ["configs.json"]),
     ("adapters.py", ["."], None, ["adapters.json", "peft_adapter"]),

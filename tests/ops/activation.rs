@@ -1,4 +1,4 @@
-//! SwiGLU, and functions of one number.
+//! Functions of one number, with and without a gate.
 
 use llamaprobe::arch;
 use llamaprobe::backend::{Backend, ops};
@@ -11,16 +11,33 @@ use super::simt::recorder::{Recorder, elements};
 use super::simt::tape::Arg::{At, Int, Long};
 
 /// Every activation.
-const ACTIVATIONS: [arch::Activation; 4] =
-    [arch::Activation::Relu, arch::Activation::Gelu, arch::Activation::GeluTanh, arch::Activation::Tanh];
+const ACTIVATIONS: [arch::Activation; 5] = [
+    arch::Activation::Relu,
+    arch::Activation::Gelu,
+    arch::Activation::GeluTanh,
+    arch::Activation::Tanh,
+    arch::Activation::Silu,
+];
+
+/// The function's number in the kernels.
+fn kind(f: arch::Activation) -> usize {
+    match f {
+        arch::Activation::Relu => 0,
+        arch::Activation::Gelu => 1,
+        arch::Activation::GeluTanh => 2,
+        arch::Activation::Tanh => 3,
+        arch::Activation::Silu => 4,
+    }
+}
 
 /// gate, up -> act
 #[derive(Clone, Debug)]
-pub struct Swiglu {
+pub struct Gated {
+    pub f: arch::Activation,
     pub len: usize,
 }
 
-impl Operation for Swiglu {
+impl Operation for Gated {
     fn inputs(&self) -> Vec<Array> {
         let gate = compute("gate", self.len).scaled(2.0).gradient(Role::Compute);
         vec![gate, compute("up", self.len).gradient(Role::Compute)]
@@ -32,31 +49,31 @@ impl Operation for Swiglu {
 
     fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let pairs = inputs[0].iter().zip(&inputs[1]);
-        vec![pairs.map(|(&gate, up)| p.c(p.c(gate * sigmoid(p, gate)) * up)).collect()]
+        vec![pairs.map(|(&gate, up)| p.c(p.c(activation(p, self.f, gate).0) * up)).collect()]
     }
 
     fn naive_backward(&self, p: Precision, inputs: &[Vec<f64>], d_out: &[f64], d: &mut [Vec<f64>]) {
         for (i, &d_act) in d_out.iter().enumerate() {
             let (gate, up) = (inputs[0][i], inputs[1][i]);
-            let s = sigmoid(p, gate);
-            let slope = p.a(s * p.a(1.0 + p.a(gate * p.a(1.0 - s))));
+            let (value, slope) = activation(p, self.f, gate);
             d[0][i] = p.c(p.a(d_act * up) * slope);
-            d[1][i] = p.c(d_act * p.a(gate * s));
+            d[1][i] = p.c(d_act * value);
         }
     }
 
     fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
         let (gate, up) = (device::compute(b, &inputs[0]), device::compute(b, &inputs[1]));
-        b.swiglu_fwd(ops::SwigluFwd { act: &mut out.compute[0], gate: &gate, up: &up, len: self.len });
+        let (act, &Self { f, len }) = (&mut out.compute[0], self);
+        b.gated_fwd(ops::GatedFwd { act, gate: &gate, up: &up, f, len });
     }
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
-        let len = self.len;
+        let &Self { f, len } = self;
         let [gate, up] = [0, 1].map(|i| device::compute(b, &given.inputs[i]));
         let [mut d_gate, mut d_up] = [0, 1].map(|i| device::compute(b, &given.start[i]));
         let d_act = device::acc(b, &given.d_outputs[0]);
-        let (d_gate_out, d_up_out) = (&mut d_gate, &mut d_up);
-        b.swiglu_bwd(ops::SwigluBwd { d_gate: d_gate_out, d_up: d_up_out, d_act: &d_act, gate: &gate, up: &up, len });
+        let (d_gate_out, d_up_out, d_act, gate, up) = (&mut d_gate, &mut d_up, &d_act, &gate, &up);
+        b.gated_bwd(ops::GatedBwd { d_gate: d_gate_out, d_up: d_up_out, d_act, gate, up, f, len });
         vec![Some(device::read_compute(b, &d_gate, len)), Some(device::read_compute(b, &d_up, len))]
     }
 
@@ -64,9 +81,15 @@ impl Operation for Swiglu {
         let len = self.len;
         let [gate, up] = [0, 1].map(|i| At(r.tape.compute(&case.inputs[i])));
         let [act, d_gate, d_up] = [0, 1, 2].map(|i| At(r.output(i, len, Role::Compute)));
-        r.run("swiglu_fwd", elements(len), &[act, gate, up, Long(len)]);
         let d_act = At(r.tape.acc(&case.d_outputs[0]));
-        r.run("swiglu_bwd", elements(len), &[d_gate, d_up, d_act, gate, up, Long(len)]);
+        let f = Int(kind(self.f));
+        r.run("gated_fwd", elements(len), &[act, gate, up, f, Long(len)]);
+        r.run("gated_bwd", elements(len), &[d_gate, d_up, d_act, gate, up, f, Long(len)]);
+        if self.f == arch::Activation::Silu {
+            let [act, d_gate, d_up] = [0, 1, 2].map(|i| At(r.output(i, len, Role::Compute)));
+            r.run("swiglu_fwd", elements(len), &[act, gate, up, Long(len)]);
+            r.run("swiglu_bwd", elements(len), &[d_gate, d_up, d_act, gate, up, Long(len)]);
+        }
         true
     }
 }
@@ -111,17 +134,11 @@ impl Operation for Activation {
     }
 
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
-        let len = self.len;
-        let kind = match self.f {
-            arch::Activation::Relu => 0,
-            arch::Activation::Gelu => 1,
-            arch::Activation::GeluTanh => 2,
-            arch::Activation::Tanh => 3,
-        };
+        let (len, f) = (self.len, Int(kind(self.f)));
         let (x, d_act) = (At(r.tape.compute(&case.inputs[0])), At(r.tape.acc(&case.d_outputs[0])));
         let [act, d_x] = [0, 1].map(|i| At(r.output(i, len, Role::Compute)));
-        r.run("activation_fwd", elements(len), &[act, x, Int(kind), Long(len)]);
-        r.run("activation_bwd", elements(len), &[d_x, d_act, x, Int(kind), Long(len)]);
+        r.run("activation_fwd", elements(len), &[act, x, f, Long(len)]);
+        r.run("activation_bwd", elements(len), &[d_x, d_act, x, f, Long(len)]);
         true
     }
 }
@@ -140,8 +157,12 @@ fn activation(p: Precision, f: arch::Activation, x: f64) -> (f64, f64) {
             (p.a(x * share), p.a(share + p.a(x * density)))
         }
         arch::Activation::Tanh => {
-            let y = p.a(1.0 - p.a(2.0 / p.a(1.0 + p.a(p.a(2.0 * x).exp()))));
+            let y = p.a(x.tanh());
             (y, p.a(1.0 - p.a(y * y)))
+        }
+        arch::Activation::Silu => {
+            let s = sigmoid(p, x);
+            (p.a(x * s), p.a(s * p.a(1.0 + p.a(x * p.a(1.0 - s)))))
         }
         arch::Activation::GeluTanh => {
             let factor = (2.0 / std::f64::consts::PI).sqrt();
@@ -176,26 +197,28 @@ pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
         Set::Large => ("large ", 5000),
         Set::Rows | Set::Forest => return vec![],
     };
-    let mut cases = vec![Case::new(format!("{size}swiglu"), Swiglu { len })];
-    cases.extend(ACTIVATIONS.map(|f| Case::new(format!("{size}activation {f:?}"), Activation { f, len })));
-    cases
+    let gated = ACTIVATIONS.map(|f| Case::new(format!("{size}gated {f:?}"), Gated { f, len }));
+    let plain = ACTIVATIONS.map(|f| Case::new(format!("{size}activation {f:?}"), Activation { f, len }));
+    gated.into_iter().chain(plain).collect()
 }
 
 pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
     vec![
         Refusal {
-            says: "swiglu_fwd: up has 3 elements, needs 4",
+            says: "gated_fwd: up has 3 elements, needs 4",
             call: |b| {
                 let ([], [mut act, gate, up], []) = device::buffers(b, [], [4, 4, 3], []);
-                b.swiglu_fwd(ops::SwigluFwd { act: &mut act, gate: &gate, up: &up, len: 4 });
+                let (act, gate, up) = (&mut act, &gate, &up);
+                b.gated_fwd(ops::GatedFwd { act, gate, up, f: arch::Activation::Silu, len: 4 });
             },
         },
         Refusal {
-            says: "swiglu_bwd: d_act has 3 elements, needs 4",
+            says: "gated_bwd: d_act has 3 elements, needs 4",
             call: |b| {
                 let ([d_act], [mut d_gate, mut d_up, gate, up], []) = device::buffers(b, [3], [4; 4], []);
                 let (d_gate, d_up, d_act, gate, up) = (&mut d_gate, &mut d_up, &d_act, &gate, &up);
-                b.swiglu_bwd(ops::SwigluBwd { d_gate, d_up, d_act, gate, up, len: 4 });
+                let f = arch::Activation::Silu;
+                b.gated_bwd(ops::GatedBwd { d_gate, d_up, d_act, gate, up, f, len: 4 });
             },
         },
         Refusal {

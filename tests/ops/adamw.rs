@@ -220,7 +220,7 @@ impl Operation for RefreshWeight {
         let (mut table, params) = (device::weight(b, &vec![out.fill; width]), device::acc(b, &inputs[0]));
         b.refresh_weight(ops::RefreshWeight { weight: &mut table, params: &params, offset });
         let pack = &b.pack(&packs::flat(&[1])).unwrap();
-        b.embed_fwd(ops::EmbedFwd { out: &mut out.acc[0], pack, table: &table, prompt: None, width });
+        b.embed_fwd(ops::EmbedFwd { out: &mut out.acc[0], pack, table: &table, prompt: None, width, scale: 1.0 });
     }
 
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {

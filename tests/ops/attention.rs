@@ -60,9 +60,18 @@ fn slopes(heads: usize) -> Vec<f64> {
     all
 }
 
+/// What a row and head score a key.
+struct Score {
+    /// Position of the key.
+    at: usize,
+    value: f64,
+    /// The slope of the cap there.
+    through: f64,
+}
+
 impl Attention {
-    /// The scores of one row and head over its path: `(position, score)`.
-    fn scores(&self, p: Precision, inputs: &[Vec<f64>], row: usize, head: usize) -> Vec<(usize, f64)> {
+    /// The scores of one row and head over its path.
+    fn scores(&self, p: Precision, inputs: &[Vec<f64>], row: usize, head: usize) -> Vec<Score> {
         let (dims, d) = (self.dims, self.dims.head_dim);
         let q = &inputs[0][(row * dims.heads + head) * d..];
         let path = path(&self.pack, &self.cached, row);
@@ -79,7 +88,14 @@ impl Attention {
             .map(|(at, (in_cache, key))| {
                 let k = &inputs[if in_cache { 3 } else { 1 }][self.key(key, head)..];
                 let score = p.c(p.a(dims.scale) * p.c(p.dot(d, |i| q[i], |i| k[i])));
-                (at, p.a(score - p.a(slope * (last - at) as f64)))
+                let (score, through) = match dims.softcap {
+                    None => (score, 1.0),
+                    Some(cap) => {
+                        let t = p.a(p.a(score / p.a(cap)).tanh());
+                        (p.c(p.a(cap) * t), p.a(1.0 - p.a(t * t)))
+                    }
+                };
+                Score { at, value: p.a(score - p.a(slope * (last - at) as f64)), through }
             })
             .collect()
     }
@@ -89,6 +105,11 @@ impl Attention {
         let ahead = if self.pack.is_bidirectional() { self.dims.window } else { None };
         let behind = self.dims.window.map_or(0, |window| window + usize::from(self.pack.is_bidirectional()));
         [behind, ahead.unwrap_or(1 << 30)]
+    }
+
+    /// The cap, as the kernels are given it.
+    fn cap(&self) -> Arg {
+        Float(self.dims.softcap.unwrap_or(0.0))
     }
 
     /// Where the key (or value) of a row that a head reads begins.
@@ -120,14 +141,14 @@ impl Operation for Attention {
             let path = path(&self.pack, &self.cached, row);
             for h in 0..self.dims.heads {
                 let scores = self.scores(p, inputs, row, h);
-                let lse = log_sum_exp(p, &scores.iter().map(|s| s.1).collect::<Vec<_>>());
+                let lse = log_sum_exp(p, &scores.iter().map(|s| s.value).collect::<Vec<_>>());
                 lses.push(lse);
                 for i in 0..self.dims.head_dim {
                     let value = |at: usize| {
                         let (in_cache, key) = path[at];
                         inputs[if in_cache { 4 } else { 2 }][self.key(key, h) + i]
                     };
-                    z.push(p.c(p.sum(scores.iter().map(|&(at, s)| p.c(p.a(s - lse).exp()) * value(at)))));
+                    z.push(p.c(p.sum(scores.iter().map(|s| p.c(p.a(s.value - lse).exp()) * value(s.at)))));
                 }
             }
         }
@@ -140,18 +161,19 @@ impl Operation for Attention {
             let path = path(&self.pack, &[], row);
             for h in 0..self.dims.heads {
                 let scores = self.scores(p, inputs, row, h);
-                let lse = log_sum_exp(p, &scores.iter().map(|s| s.1).collect::<Vec<_>>());
+                let lse = log_sum_exp(p, &scores.iter().map(|s| s.value).collect::<Vec<_>>());
                 let at = (row * self.dims.heads + h) * width;
                 let d_z: Vec<f64> = d_z[at..at + width].iter().map(|&x| p.c(x)).collect();
                 let key = |position: usize| self.key(path[position].1, h);
-                let weights: Vec<f64> = scores.iter().map(|&(_, s)| p.a(p.a(s - lse).exp())).collect();
+                let weights: Vec<f64> = scores.iter().map(|s| p.a(p.a(s.value - lse).exp())).collect();
                 let d_weights: Vec<f64> =
-                    scores.iter().map(|&(t, _)| p.c(p.dot(width, |i| d_z[i], |i| inputs[2][key(t) + i]))).collect();
+                    scores.iter().map(|s| p.c(p.dot(width, |i| d_z[i], |i| inputs[2][key(s.at) + i]))).collect();
                 let mean = p.dot(weights.len(), |j| weights[j], |j| d_weights[j]);
-                for (j, &(position, _)) in scores.iter().enumerate() {
-                    let d_score = p.c(p.a(weights[j] * p.a(d_weights[j] - mean)) * p.a(self.dims.scale));
+                for (j, score) in scores.iter().enumerate() {
+                    let d_score = p.a(p.a(weights[j] * p.a(d_weights[j] - mean)) * score.through);
+                    let d_score = p.c(d_score * p.a(self.dims.scale));
                     for i in 0..width {
-                        let key = key(position) + i;
+                        let key = key(score.at) + i;
                         p.add(&mut d[0][at + i], d_score * inputs[1][key]);
                         p.add(&mut d[1][key], d_score * inputs[0][at + i]);
                         p.add(&mut d[2][key], p.c(weights[j]) * d_z[i]);
@@ -197,7 +219,10 @@ impl Operation for Attention {
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
         let &Self { ref pack, ref cached, dims } = self;
         let AttentionDims { heads, kv_heads, head_dim, scale, .. } = dims;
-        let Build { head_dim: built, warps, fwd_step, bwd_step } = r.build;
+        let Build { head_dim: built, warps, fwd_step, bwd_step, capped } = r.build;
+        if capped != dims.softcap.is_some() {
+            return false;
+        }
         let row = built * r.tape.dtype.size() + 16;
         let forest = Forest::new(pack, cached);
         let (n, blocks, parts) = (pack.len(), forest.slots.len() / 64, 4 / warps);
@@ -208,7 +233,8 @@ impl Operation for Attention {
         let keys = [order, begins, ends].map(|list| At(r.tape.ints(&list)));
         let positions = [list(pack.positions()), lasts].map(|list| At(r.tape.ints(&list)));
         let [behind, ahead] = self.reach().map(Int);
-        let sizes = [Int(heads), Int(kv_heads), Int(head_dim), Float(scale), behind, ahead, Int(dims.alibi_base())];
+        let sizes =
+            [Int(heads), Int(kv_heads), Int(head_dim), Float(scale), behind, ahead, Int(dims.alibi_base()), self.cap()];
 
         let z = At(r.output(0, n * heads * head_dim, Role::Compute));
         let lse = At(r.output(1, n * heads, Role::Acc));
@@ -267,9 +293,9 @@ impl Operation for AttentionPattern {
         let mut out = vec![nothing; self.rows.len() * heads * self.longest];
         for (i, &row) in self.rows.iter().enumerate() {
             for h in 0..heads {
-                for (position, score) in self.attention.scores(p, inputs, row, h) {
-                    let shown = if self.normalized { p.a(p.a(score - lse[row * heads + h]).exp()) } else { score };
-                    out[(i * heads + h) * self.longest + position] = shown;
+                for Score { at, value, .. } in self.attention.scores(p, inputs, row, h) {
+                    let shown = if self.normalized { p.a(p.a(value - lse[row * heads + h]).exp()) } else { value };
+                    out[(i * heads + h) * self.longest + at] = shown;
                 }
             }
         }
@@ -299,6 +325,9 @@ impl Operation for AttentionPattern {
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
         let &Self { attention: Attention { ref pack, ref cached, dims }, rows: ref of, longest, normalized } = self;
         let AttentionDims { heads, kv_heads, head_dim, scale, .. } = dims;
+        if r.build.capped != dims.softcap.is_some() {
+            return false;
+        }
         let lse = self.attention.naive_forward(Precision::F64, &case.inputs).remove(1);
         let mut keys = vec![NO_ROW; of.len() * longest];
         for (keys, &row) in keys.chunks_mut(longest).zip(of) {
@@ -315,7 +344,7 @@ impl Operation for AttentionPattern {
         let [list, keys, positions, lasts] = lists.map(|list| At(r.tape.ints(&list)));
         let tables = [At(r.tape.acc(&lse)), list, keys, positions, lasts];
         let ahead = Int(self.attention.reach()[1]);
-        let shown = [ahead, Int(dims.alibi_base()), Int(longest), Int(normalized.into())];
+        let shown = [ahead, Int(dims.alibi_base()), self.attention.cap(), Int(longest), Int(normalized.into())];
         let sizes = [&[Int(heads), Int(kv_heads), Int(head_dim), Float(scale)], &shown[..]].concat();
         let out = At(r.output(0, of.len() * heads * longest, Role::Acc));
         let args = [&[out, q, k, cached_k], &tables[..], &sizes].concat();
@@ -382,7 +411,9 @@ pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
         Set::Small => small(),
         Set::Large => {
             let alibi = AttentionDims { alibi: true, ..heads(6, 6, 32, None) };
-            let all = [heads(4, 2, 48, None), heads(3, 1, 16, Some(50)), heads(2, 1, 128, None), alibi];
+            let capped = AttentionDims { softcap: Some(1.5), ..heads(2, 1, 80, Some(40)) };
+            let wide = heads(1, 1, 256, None);
+            let all = [heads(4, 2, 48, None), heads(3, 1, 16, Some(50)), heads(2, 1, 128, None), alibi, capped, wide];
             let case = |dims: AttentionDims| {
                 let op = Attention { pack: packs::large(), cached: vec![], dims };
                 Case::new(format!("large attention {}", dims.head_dim), op)
@@ -407,7 +438,7 @@ pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
 }
 
 /// Heads for which rows are compared bit by bit.
-pub fn forest_dims() -> [AttentionDims; 6] {
+pub fn forest_dims() -> [AttentionDims; 7] {
     [
         heads(3, 1, 6, None),
         heads(4, 2, 48, None),
@@ -415,6 +446,7 @@ pub fn forest_dims() -> [AttentionDims; 6] {
         heads(1, 1, 64, Some(64)),
         AttentionDims { alibi: true, ..heads(3, 3, 16, None) },
         AttentionDims { alibi: true, ..heads(4, 2, 6, Some(20)) },
+        AttentionDims { softcap: Some(2.0), ..heads(2, 1, 20, Some(30)) },
     ]
 }
 
@@ -428,6 +460,8 @@ fn small() -> Vec<Case> {
         AttentionDims { scale: 0.31, ..heads(6, 3, 2, Some(100)) },
         AttentionDims { alibi: true, ..heads(3, 3, 4, None) },
         AttentionDims { alibi: true, scale: 0.2, ..heads(4, 2, 5, Some(4)) },
+        AttentionDims { softcap: Some(1.2), ..heads(4, 2, 4, Some(3)) },
+        AttentionDims { softcap: Some(0.7), alibi: true, scale: 0.4, ..heads(3, 3, 5, None) },
     ];
     let mut cases = Vec::new();
     for (i, dims) in small_heads.into_iter().enumerate() {
@@ -477,6 +511,10 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
         Refusal {
             says: "attention_fwd: window is 0, must be at least 1",
             call: |b| call_fwd(b, 12, heads(3, 1, 2, Some(0))),
+        },
+        Refusal {
+            says: "attention_fwd: a soft cap is 0, must be above 0",
+            call: |b| call_fwd(b, 12, AttentionDims { softcap: Some(0.0), ..heads(3, 1, 2, None) }),
         },
         Refusal {
             says: "attention_bwd: d_k has 3 elements, needs 4",

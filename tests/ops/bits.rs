@@ -1,7 +1,7 @@
 //! What must not change a single bit: other rows in the pack, how a path is cut into segments, where its rows lie,
 //! and the number of threads.
 
-use llamaprobe::arch::Dtype;
+use llamaprobe::arch::{Dtype, RmsWeight};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::{Cpu, CpuSettings, Float, Isa};
 use llamaprobe::pack::{CachedSegment, Label, Pack, PackBuilder, Parent, Token};
@@ -198,7 +198,7 @@ fn threads_do_not_matter<A: Float>(open: Open<A>, settings: CpuSettings) {
 #[should_panic(expected = "result 0 of rows [1]")]
 fn a_changed_bit_is_found() {
     let mut b = Cpu::new(Dtype::F32);
-    let case = Case::new("rms_norm", RmsNorm { rows: 3, width: 5, eps: 1e-5 });
+    let case = Case::new("rms_norm", RmsNorm { rows: 3, width: 5, eps: 1e-5, form: RmsWeight::Rounded });
     let all = results(&mut b, &case);
     let mut alone = results(&mut b, &only(&case, 3, &[1], None));
     check_rows(&all, &alone, &case, 3, &[1], true);

@@ -9,13 +9,29 @@ use super::device::{self, BEFORE, Given, Outputs, Refusal, SENTINEL};
 use super::linear::dims;
 use super::naive::{self, Precision};
 use super::operation::{Array, Factors, Operation, Role, RowResults, acc, compute};
-use super::simt::recorder::{Recorder, list, rows};
-use super::simt::tape::Arg::{At, Int};
+use super::simt::recorder::{Recorder, elements, list, rows};
+use super::simt::tape::Arg::{At, Float, Int, Long};
+use super::simt::tape::Buffer;
 
 /// x, head -> logits
 #[derive(Clone, Debug)]
 pub struct Logits {
     pub dims: LinearDims,
+    pub softcap: Option<f64>,
+}
+
+/// A logit under a soft cap, and its slope.
+fn capped(p: Precision, x: f64, softcap: Option<f64>) -> (f64, f64) {
+    let Some(cap) = softcap else { return (x, 1.0) };
+    let t = p.a(p.a(x / p.a(cap)).tanh());
+    (p.a(p.a(cap) * t), p.a(1.0 - p.a(t * t)))
+}
+
+/// Records the cap's kernel on logits, if there is one.
+fn soften(r: &mut Recorder<'_>, logits: Buffer, softcap: Option<f64>, len: usize) {
+    if let Some(cap) = softcap {
+        r.run("logits_softcap", elements(len), &[At(logits), Float(cap), Long(len)]);
+    }
 }
 
 impl Operation for Logits {
@@ -33,12 +49,26 @@ impl Operation for Logits {
     }
 
     fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        vec![naive::product(p, self.dims, &inputs[0], &inputs[1])]
+        let logits = naive::product(p, self.dims, &inputs[0], &inputs[1]).into_iter();
+        vec![logits.map(|x| capped(p, x, self.softcap).0).collect()]
     }
 
     fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
         let (x, head) = (device::compute(b, &inputs[0]), device::weight(b, &inputs[1]));
-        b.logits_fwd(ops::LogitsFwd { logits: &mut out.acc[0], x: &x, head: &head, dims: self.dims });
+        let (logits, x, head, &Self { dims, softcap }) = (&mut out.acc[0], &x, &head, self);
+        b.logits_fwd(ops::LogitsFwd { logits, x, head, dims, softcap });
+    }
+
+    /// Without a cap its logits are a dense product alone.
+    fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
+        if self.softcap.is_none() {
+            return false;
+        }
+        let logits = naive::product(Precision::F64, self.dims, &case.inputs[0], &case.inputs[1]);
+        let buffer = r.tape.acc(&logits);
+        r.in_place(0, buffer, Role::Acc);
+        soften(r, buffer, self.softcap, logits.len());
+        true
     }
 
     fn row_results(&self) -> Option<RowResults> {
@@ -46,7 +76,7 @@ impl Operation for Logits {
     }
 
     fn select(&self, rows: &[usize], _: Option<Pack>) -> Option<Self> {
-        Some(Self { dims: LinearDims { rows: rows.len(), ..self.dims } })
+        Some(Self { dims: LinearDims { rows: rows.len(), ..self.dims }, ..*self })
     }
 }
 
@@ -55,12 +85,15 @@ impl Operation for Logits {
 pub struct CrossEntropy {
     pub dims: LinearDims,
     pub targets: Vec<u32>,
+    pub softcap: Option<f64>,
 }
 
 impl CrossEntropy {
-    /// The logits, rounded.
-    fn logits(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<f64> {
-        naive::product(p, self.dims, &inputs[0], &inputs[1]).into_iter().map(|x| p.c(x)).collect()
+    /// The logits, rounded, and the slopes of their cap.
+    fn logits(&self, p: Precision, inputs: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
+        let logits = naive::product(p, self.dims, &inputs[0], &inputs[1]).into_iter();
+        let capped = logits.map(|x| capped(p, p.c(x), self.softcap));
+        capped.map(|(x, slope)| (p.c(x), slope)).unzip()
     }
 }
 
@@ -80,18 +113,19 @@ impl Operation for CrossEntropy {
     }
 
     fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let logits = self.logits(p, inputs);
+        let (logits, _) = self.logits(p, inputs);
         let rows = logits.chunks(self.dims.output).zip(&self.targets);
         vec![rows.map(|(row, &target)| p.a(naive::log_sum_exp(p, row) - row[target as usize])).collect()]
     }
 
     fn naive_backward(&self, p: Precision, inputs: &[Vec<f64>], d_out: &[f64], d: &mut [Vec<f64>]) {
-        let mut d_logits = self.logits(p, inputs);
+        let (mut d_logits, slopes) = self.logits(p, inputs);
         for (row, logits) in d_logits.chunks_mut(self.dims.output).enumerate() {
             let lse = naive::log_sum_exp(p, logits);
             for (v, x) in logits.iter_mut().enumerate() {
                 let one = if v == self.targets[row] as usize { 1.0 } else { 0.0 };
-                *x = p.c(p.a(p.a(p.a(*x - lse).exp()) - one) * d_out[row]);
+                let d = p.a(p.a(p.a(p.a(*x - lse).exp()) - one) * d_out[row]);
+                *x = p.c(d * slopes[row * self.dims.output + v]);
             }
         }
         naive::product_backward(p, d, self.dims, inputs, &d_logits);
@@ -100,11 +134,12 @@ impl Operation for CrossEntropy {
     fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
         let (x, head) = (&device::compute(b, &inputs[0]), &device::weight(b, &inputs[1]));
         let (loss, targets) = (&mut out.acc[0], &b.index(&self.targets).unwrap());
-        b.cross_entropy_fwd(ops::CrossEntropyFwd { loss, x, head, targets, dims: self.dims });
+        let &Self { dims, softcap, .. } = self;
+        b.cross_entropy_fwd(ops::CrossEntropyFwd { loss, x, head, targets, dims, softcap });
     }
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
-        let dims = self.dims;
+        let &Self { dims, softcap, .. } = self;
         let (x, head) = (&device::compute(b, &given.inputs[0]), &device::weight(b, &given.inputs[1]));
         let (targets, row_weights) = (&b.index(&self.targets).unwrap(), &device::acc(b, &given.d_outputs[0]));
         let (mut loss, mut d_x) = (device::acc(b, &vec![SENTINEL; dims.rows]), device::acc(b, &given.start[0]));
@@ -118,6 +153,7 @@ impl Operation for CrossEntropy {
             targets,
             row_weights,
             dims,
+            softcap,
         });
         let loss = device::read_acc(b, &loss, dims.rows);
         let of_forward = &device::forward(b, self, given.inputs, 0.0)[0];
@@ -133,6 +169,7 @@ impl Operation for CrossEntropy {
             targets,
             row_weights,
             dims,
+            softcap,
         });
         let again = device::read_acc(b, &again, given.len(0));
         assert_eq!(again, d_x, "cross_entropy_bwd: d_x with and without d_head");
@@ -144,13 +181,15 @@ impl Operation for CrossEntropy {
         let (x, head) = (&case.inputs[0], &case.inputs[1]);
         let dot = |i: usize| (0..input).map(|c| x[i / output * input + c] * head[i % output * input + c]).sum();
         let logits: Vec<f64> = (0..n * output).map(dot).collect();
-        let (logits, targets) = (At(r.tape.acc(&logits)), At(r.tape.ints(&list(&self.targets))));
+        let (logits, targets) = (r.tape.acc(&logits), At(r.tape.ints(&list(&self.targets))));
+        soften(r, logits, self.softcap, n * output);
+        let (logits, inverse_cap) = (At(logits), Float(self.softcap.map_or(0.0, |cap| 1.0 / cap)));
         let weights = At(r.tape.acc(&case.d_outputs[0]));
         let [loss, again] = [0, 0].map(|result| At(r.output(result, n, Role::Acc)));
         r.run("cross_entropy_fwd", rows(n), &[loss, logits, targets, Int(n), Int(output)]);
         let d_logits = r.output(1, n * output, Role::Compute);
         r.outputs.last_mut().unwrap().head = Some((head.clone(), self.dims));
-        let args = [again, At(d_logits), logits, targets, weights, Int(n), Int(output)];
+        let args = [again, At(d_logits), logits, targets, weights, Int(n), Int(output), inverse_cap];
         r.run("cross_entropy_bwd", rows(n), &args);
         true
     }
@@ -161,29 +200,41 @@ impl Operation for CrossEntropy {
 
     fn select(&self, rows: &[usize], _: Option<Pack>) -> Option<Self> {
         let targets = rows.iter().map(|&row| self.targets[row]).collect();
-        Some(Self { dims: LinearDims { rows: rows.len(), ..self.dims }, targets })
+        Some(Self { dims: LinearDims { rows: rows.len(), ..self.dims }, targets, softcap: self.softcap })
     }
 }
 
 pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
     let entropy = |name: &str, dims: LinearDims, step: u32| {
         let targets = (0..dims.rows as u32).map(|row| row * step % dims.output as u32).collect();
-        Case::new(name, CrossEntropy { dims, targets })
+        let softcap = name.ends_with("capped").then_some(1.5);
+        Case::new(name, CrossEntropy { dims, targets, softcap })
+    };
+    let logits = |name: &str, dims| {
+        let softcap = name.ends_with("capped").then_some(1.5);
+        Case::new(name, Logits { dims, softcap })
     };
     match set {
         Set::Small => vec![
-            Case::new("logits", Logits { dims: dims(5, 6, 13) }),
+            logits("logits", dims(5, 6, 13)),
+            logits("logits capped", dims(5, 6, 13)),
             entropy("cross_entropy 1x3x2", dims(1, 3, 2), 5),
             entropy("cross_entropy 6x5x19", dims(6, 5, 19), 5),
             entropy("cross_entropy of nothing", dims(0, 3, 7), 5),
+            entropy("cross_entropy 6x5x19 capped", dims(6, 5, 19), 5),
+            entropy("cross_entropy of nothing capped", dims(0, 3, 7), 5),
         ],
         Set::Large => vec![
-            Case::new("large logits", Logits { dims: dims(9, 288, 517) }),
+            logits("large logits", dims(9, 288, 517)),
+            logits("large logits capped", dims(9, 28, 517)),
             entropy("large cross_entropy", dims(21, 64, 1500), 97),
+            entropy("large cross_entropy capped", dims(21, 64, 1500), 97),
         ],
         Set::Rows => vec![
-            Case::new("logits", Logits { dims: dims(ROWS, 64, 203) }),
+            logits("logits", dims(ROWS, 64, 203)),
+            logits("logits capped", dims(ROWS, 64, 203)),
             entropy("cross_entropy", dims(ROWS, 64, 203), 11),
+            entropy("cross_entropy capped", dims(ROWS, 64, 203), 11),
         ],
         Set::Forest => vec![],
     }
@@ -196,7 +247,15 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
             call: |b| {
                 let ([mut logits], [x], [head]) = device::buffers(b, [15], [5], [10]);
                 let (logits, x, head) = (&mut logits, &x, &head);
-                b.logits_fwd(ops::LogitsFwd { logits, x, head, dims: dims(3, 2, 5) });
+                b.logits_fwd(ops::LogitsFwd { logits, x, head, dims: dims(3, 2, 5), softcap: None });
+            },
+        },
+        Refusal {
+            says: "logits_fwd: a soft cap is -1, must be above 0",
+            call: |b| {
+                let ([mut logits], [x], [head]) = device::buffers(b, [15], [6], [10]);
+                let (logits, x, head) = (&mut logits, &x, &head);
+                b.logits_fwd(ops::LogitsFwd { logits, x, head, dims: dims(3, 2, 5), softcap: Some(-1.0) });
             },
         },
         Refusal {
@@ -204,7 +263,8 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
             call: |b| {
                 let ([mut loss], [x], [head]) = device::buffers(b, [1], [2], [10]);
                 let (loss, x, head, targets) = (&mut loss, &x, &head, &b.index(&[5]).unwrap());
-                b.cross_entropy_fwd(ops::CrossEntropyFwd { loss, x, head, targets, dims: dims(1, 2, 5) });
+                let (dims, softcap) = (dims(1, 2, 5), None);
+                b.cross_entropy_fwd(ops::CrossEntropyFwd { loss, x, head, targets, dims, softcap });
             },
         },
         Refusal {
@@ -221,6 +281,7 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
                     targets: &targets,
                     row_weights: &row_weights,
                     dims: dims(2, 2, 5),
+                    softcap: None,
                 });
             },
         },

@@ -11,7 +11,7 @@ use super::operation::{Array, Operation, Role, RowResults, acc, compute};
 use super::packs::{self, PROMPT, RUNS, VOCAB};
 use super::simt::recorder::{Recorder, rows};
 use super::simt::tables;
-use super::simt::tape::Arg::{At, Inside, Int, Long};
+use super::simt::tape::Arg::{At, Float, Inside, Int, Long};
 
 /// table, prompt -> out
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub struct Embed {
     pub width: usize,
     pub site: PromptSite,
     pub runs: usize,
+    /// What the table's rows are multiplied by.
+    pub scale: f64,
 }
 
 impl Embed {
@@ -40,9 +42,12 @@ impl Operation for Embed {
         vec![acc("out", self.pack.len() * self.width).gradient(Role::Acc)]
     }
 
-    fn naive_forward(&self, _: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let rows = self.pack.tokens().iter().enumerate().flat_map(|(row, token)| match token {
-            Token::Id(t) => inputs[0][*t as usize * self.width..][..self.width].to_vec(),
+            Token::Id(t) => {
+                let row = &inputs[0][*t as usize * self.width..][..self.width];
+                row.iter().map(|x| p.c(x * p.c(self.scale))).collect()
+            }
             Token::Virtual(v) => inputs[1][self.at(row, *v)..][..self.width].to_vec(),
         });
         vec![rows.collect()]
@@ -52,7 +57,7 @@ impl Operation for Embed {
         for (i, x) in d_out.iter().enumerate() {
             let (row, c) = (i / self.width, i % self.width);
             match self.pack.tokens()[row] {
-                Token::Id(t) => p.add(&mut d[0][t as usize * self.width + c], *x),
+                Token::Id(t) => p.add(&mut d[0][t as usize * self.width + c], p.a(x * p.c(self.scale))),
                 Token::Virtual(v) => p.add(&mut d[1][self.at(row, v) + c], *x),
             }
         }
@@ -62,20 +67,21 @@ impl Operation for Embed {
         let (table, prompt) = (device::weight(b, &inputs[0]), device::acc(b, &inputs[1]));
         let pack = &b.pack(&self.pack).unwrap();
         let prompt = (self.runs > 0).then_some((&prompt, self.site));
-        b.embed_fwd(ops::EmbedFwd { out: &mut out.acc[0], pack, table: &table, prompt, width: self.width });
+        let (out, table, &Self { width, scale, .. }) = (&mut out.acc[0], &table, self);
+        b.embed_fwd(ops::EmbedFwd { out, pack, table, prompt, width, scale });
     }
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
         let (d_out, pack) = (&device::acc(b, &given.d_outputs[0]), &b.pack(&self.pack).unwrap());
         let (mut d_table, mut d_prompt) = (device::inside(b, &given.start[0]), device::acc(b, &given.start[1]));
-        let &Self { site, width, .. } = self;
-        b.embed_bwd_table(ops::EmbedBwdTable { d_table: &mut d_table, offset: BEFORE, d_out, pack, width });
+        let &Self { site, width, scale, .. } = self;
+        b.embed_bwd_table(ops::EmbedBwdTable { d_table: &mut d_table, offset: BEFORE, d_out, pack, width, scale });
         b.embed_bwd_prompt(ops::EmbedBwdPrompt { d_prompt: &mut d_prompt, d_out, pack, site, width });
         vec![Some(device::read_inside(b, &d_table, given.len(0))), Some(device::read_acc(b, &d_prompt, given.len(1)))]
     }
 
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
-        let &Self { ref pack, width, site: PromptSite { offset, stride, .. }, .. } = self;
+        let &Self { ref pack, width, site: PromptSite { offset, stride, .. }, scale, .. } = self;
         let tokens = pack.tokens().iter().map(|token| match token {
             Token::Id(id) => *id as i32,
             Token::Virtual(p) => -(*p as i32) - 1,
@@ -87,7 +93,8 @@ impl Operation for Embed {
         let out = At(r.output(0, pack.len() * width, Role::Acc));
         let sizes = [Int(width), Long(stride), Long(offset)];
         let of_rows = [At(r.tape.ints(&tokens)), At(r.tape.ints(&runs)), Int(pack.len())];
-        r.run("embed_fwd", rows(pack.len()), &[&[out, table, prompt], &of_rows[..], &sizes].concat());
+        let scale = [Float(scale)];
+        r.run("embed_fwd", rows(pack.len()), &[&[out, table, prompt], &of_rows[..], &sizes, &scale].concat());
 
         let d_out = At(r.tape.acc(&case.d_outputs[0]));
         let ids = tokens.iter().copied().enumerate().filter(|(_, token)| *token >= 0);
@@ -95,7 +102,7 @@ impl Operation for Embed {
         let count = ids.len();
         let d_table = Inside(r.sum(1, case.inputs[0].len(), BEFORE), 4 * BEFORE);
         let lists = [ids, starts, order].map(|list| At(r.tape.ints(&list)));
-        let args = [&[d_table, d_out], &lists[..], &[Int(count), Int(width)]].concat();
+        let args = [&[d_table, d_out], &lists[..], &[Int(count), Int(width)], &scale].concat();
         r.run("embed_bwd_table", rows(count), &args);
 
         let ids = tokens.iter().zip(&runs).map(|(&token, &run)| (-token - 1, run)).enumerate();
@@ -123,14 +130,18 @@ pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
         Set::Small => {
             let none = PromptSite { offset: 0, stride: 0, rows: 0 };
             let prompts = PromptSite { offset: 4, stride: 6 + PROMPT * 5, rows: PROMPT };
-            let base = Embed { pack: packs::ragged(), vocab: VOCAB, width: 5, site: none, runs: 0 };
+            let base = Embed { pack: packs::ragged(), vocab: VOCAB, width: 5, site: none, runs: 0, scale: 1.0 };
             let adapted = Embed { pack: packs::trees(), site: prompts, runs: RUNS, ..base.clone() };
-            vec![Case::new("embed", base), Case::new("embed virtual", adapted)]
+            let scaled = Embed { scale: 5f64.sqrt(), ..adapted.clone() };
+            vec![Case::new("embed", base), Case::new("embed virtual", adapted), Case::new("embed scaled", scaled)]
         }
         Set::Forest => {
             let site = PromptSite { offset: 1, stride: 40, rows: PROMPT };
-            let op = Embed { pack: packs::large_forest(), vocab: VOCAB, width: 12, site, runs: RUNS };
-            vec![Case::new("embed", op)]
+            let case = |(name, scale)| {
+                let op = Embed { pack: packs::large_forest(), vocab: VOCAB, width: 12, site, runs: RUNS, scale };
+                Case::new(name, op)
+            };
+            [("embed", 1.0), ("embed scaled", 12f64.sqrt())].map(case).into()
         }
         Set::Large | Set::Rows => vec![],
     }
@@ -150,7 +161,7 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
             call: |b| {
                 let ([mut out], [], [table]) = device::buffers(b, [4], [], [8]);
                 let pack = &b.pack(&one_virtual_row()).unwrap();
-                b.embed_fwd(ops::EmbedFwd { out: &mut out, pack, table: &table, prompt: None, width: 4 });
+                b.embed_fwd(ops::EmbedFwd { out: &mut out, pack, table: &table, prompt: None, width: 4, scale: 1.0 });
             },
         },
         Refusal {
@@ -158,7 +169,7 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
             call: |b| {
                 let ([mut out], [], [table]) = device::buffers(b, [6], [], [6]);
                 let pack = &b.pack(&packs::flat(&[2])).unwrap();
-                b.embed_fwd(ops::EmbedFwd { out: &mut out, pack, table: &table, prompt: None, width: 3 });
+                b.embed_fwd(ops::EmbedFwd { out: &mut out, pack, table: &table, prompt: None, width: 3, scale: 1.0 });
             },
         },
         Refusal {
@@ -167,7 +178,7 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
                 let ([mut d_table, d_out], [], []) = device::buffers(b, [25, 6], [], []);
                 let pack = &b.pack(&packs::flat(&[2])).unwrap();
                 let (d_table, d_out) = (&mut d_table, &d_out);
-                b.embed_bwd_table(ops::EmbedBwdTable { d_table, offset: 2, d_out, pack, width: 3 });
+                b.embed_bwd_table(ops::EmbedBwdTable { d_table, offset: 2, d_out, pack, width: 3, scale: 1.0 });
             },
         },
         Refusal {

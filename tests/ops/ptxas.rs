@@ -141,10 +141,16 @@ fn attention_compiles_to_tensor_core_instructions_without_spills() {
     let text = machine::text(&["attention"]);
     let widths =
         [(Dtype::BF16, &[16, 32, 64, 80, 96, 128, 256][..]), (Dtype::F16, &[64, 128]), (Dtype::F32, &[64, 256])];
-    for (dtype, head_dim) in widths.iter().flat_map(|(dtype, widths)| widths.iter().map(|&width| (*dtype, width))) {
-        let attention = machine::Build::new(dtype, head_dim);
+    let capped = [(Dtype::BF16, &[64, 128, 256][..]), (Dtype::F16, &[256]), (Dtype::F32, &[64, 256])];
+    let builds = |of: &[(Dtype, &[usize])], capped: bool| {
+        let all = of.iter().flat_map(|(dtype, widths)| widths.iter().map(|&width| (*dtype, width)));
+        let all = all.map(|(dtype, width)| (dtype, machine::Build { capped, ..machine::Build::new(dtype, width) }));
+        all.collect::<Vec<_>>()
+    };
+    for (dtype, attention) in [builds(&widths, false), builds(&capped, true)].concat() {
         let build = Build::new(&nvcc, &text, dtype, &attention.macros());
-        accept(&build, &machine::kernels(&text), &format!("{dtype:?} {head_dim}"));
+        let head_dim = attention.head_dim;
+        accept(&build, &machine::kernels(&text), &format!("{dtype:?} {attention:?}"));
         for (kernel, products) in products(attention) {
             let expected = if dtype == Dtype::F32 { 0 } else { products };
             assert_eq!(build.count(kernel, "HMMA"), [expected; 3], "{kernel} {dtype:?} {head_dim}: products");
@@ -241,7 +247,7 @@ fn the_build_embeds_binaries_for_the_devices_there_are_and_text_for_those_to_com
     let table = script.table();
     for real in ["float", "bf16", "half"] {
         let file = script.dir.path().join("out").join(format!("adamw.{real}.0.fatbin"));
-        assert!(table.contains(&format!("(\"adamw\", \"{real}\", 0, include_bytes!({file:?}))")), "{table}");
+        assert!(table.contains(&format!("(\"adamw\", \"{real}\", 0, false, include_bytes!({file:?}))")), "{table}");
         let (binaries, texts) = (dump(&nvcc, "-lelf", &file), dump(&nvcc, "-lptx", &file));
         for device in ["sm_80", "sm_90a"] {
             assert!(binaries.contains(&format!(".{device}.cubin")), "{real}: {binaries}");

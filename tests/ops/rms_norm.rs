@@ -1,5 +1,6 @@
 //! RMS norm.
 
+use llamaprobe::arch::RmsWeight;
 use llamaprobe::backend::{Backend, ops};
 use llamaprobe::pack::Pack;
 
@@ -10,12 +11,30 @@ use super::operation::{Array, Operation, Role, RowResults, acc, compute};
 use super::simt::recorder::{FILL, Recorder, rows};
 use super::simt::tape::Arg::{At, Float, Inside, Int};
 
+/// Every form.
+pub const FORMS: [RmsWeight; 3] = [RmsWeight::Rounded, RmsWeight::Exact, RmsWeight::OnePlus];
+
+/// The form's number in the kernels.
+fn number(form: RmsWeight) -> usize {
+    match form {
+        RmsWeight::Rounded => 0,
+        RmsWeight::Exact => 1,
+        RmsWeight::OnePlus => 2,
+    }
+}
+
+/// What multiplies the normed row.
+fn factor(p: Precision, form: RmsWeight, weight: f64) -> f64 {
+    if form == RmsWeight::OnePlus { p.a(1.0 + weight) } else { weight }
+}
+
 /// x, weight -> out, rstd
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct RmsNorm {
     pub rows: usize,
     pub width: usize,
     pub eps: f64,
+    pub form: RmsWeight,
 }
 
 impl Operation for RmsNorm {
@@ -34,7 +53,10 @@ impl Operation for RmsNorm {
             let mean = p.a(p.dot(self.width, |i| x[i], |i| x[i]) / self.width as f64);
             let rstd = p.a(1.0 / p.a(p.a(mean + p.a(self.eps)).sqrt()));
             rstds.push(rstd);
-            out.extend(x.iter().zip(&inputs[1]).map(|(x, weight)| p.c(p.c(x * rstd) * weight)));
+            out.extend(x.iter().zip(&inputs[1]).map(|(x, &weight)| {
+                let n = if self.form == RmsWeight::Rounded { p.c(x * rstd) } else { p.a(x * rstd) };
+                p.c(n * factor(p, self.form, weight))
+            }));
         }
         vec![out, rstds]
     }
@@ -42,7 +64,7 @@ impl Operation for RmsNorm {
     fn naive_backward(&self, p: Precision, inputs: &[Vec<f64>], d_out: &[f64], d: &mut [Vec<f64>]) {
         let (width, rstd) = (self.width, self.naive_forward(p, inputs).remove(1));
         for (row, x) in inputs[0].chunks(width).enumerate() {
-            let g = |i: usize| p.a(d_out[row * width + i] * inputs[1][i]);
+            let g = |i: usize| p.a(d_out[row * width + i] * factor(p, self.form, inputs[1][i]));
             let mean = p.a(p.dot(width, |i| p.a(x[i] * rstd[row]), g) / width as f64);
             for i in 0..width {
                 let n = p.a(x[i] * rstd[row]);
@@ -53,20 +75,20 @@ impl Operation for RmsNorm {
     }
 
     fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
-        let &Self { rows, width, eps } = self;
+        let &Self { rows, width, eps, form } = self;
         let (x, weight) = (device::acc(b, &inputs[0]), device::weight(b, &inputs[1]));
         let (out, rstd) = (&mut out.compute[0], &mut out.acc[0]);
-        b.rms_norm_fwd(ops::RmsNormFwd { out, rstd, x: &x, weight: &weight, rows, width, eps });
+        b.rms_norm_fwd(ops::RmsNormFwd { out, rstd, x: &x, weight: &weight, rows, width, eps, form });
     }
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
-        let &Self { rows, width, .. } = self;
+        let &Self { rows, width, form, .. } = self;
         let rstd = device::forward(b, self, given.inputs, 0.0).remove(1);
         let [x, rstd, d_out] = [&given.inputs[0], &rstd, &given.d_outputs[0]].map(|x| device::acc(b, x));
         let weight = device::weight(b, &given.inputs[1]);
         let (mut d_x, mut d_weight) = (device::acc(b, &given.start[0]), device::inside(b, &given.start[1]));
         let (d_out, x, rstd) = (&d_out, &x, &rstd);
-        b.rms_norm_bwd(ops::RmsNormBwd { d_x: &mut d_x, d_out, x, rstd, weight: &weight, rows, width });
+        b.rms_norm_bwd(ops::RmsNormBwd { d_x: &mut d_x, d_out, x, rstd, weight: &weight, rows, width, form });
         b.rms_norm_bwd_weight(ops::RmsNormBwdWeight {
             d_weight: &mut d_weight,
             offset: BEFORE,
@@ -80,18 +102,19 @@ impl Operation for RmsNorm {
     }
 
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
-        let &Self { rows: n, width, eps } = self;
+        let &Self { rows: n, width, eps, form } = self;
+        let form = Int(number(form));
         let (x, weight) = (At(r.tape.acc(&case.inputs[0])), At(r.tape.compute(&case.inputs[1])));
         let (out, rstd) = (At(r.output(0, n * width, Role::Compute)), At(r.output(1, n, Role::Acc)));
         let dims = [Int(n), Int(width)];
-        r.run("rms_norm_fwd", rows(n), &[out, rstd, x, weight, dims[0], dims[1], Float(eps)]);
+        r.run("rms_norm_fwd", rows(n), &[out, rstd, x, weight, dims[0], dims[1], Float(eps), form]);
         // As the sum of itself and nothing.
         let (again, nothing) = (At(r.output(0, n * width, Role::Compute)), At(r.tape.compute(&vec![0.0; n * width])));
         let (sum, of) = (At(r.tape.acc(&vec![FILL; n * width])), At(r.output(1, n, Role::Acc)));
-        let args = [sum, again, of, x, nothing, weight, dims[0], dims[1], Float(eps)];
+        let args = [sum, again, of, x, nothing, weight, dims[0], dims[1], Float(eps), form];
         r.run("residual_rms_norm_fwd", rows(n), &args);
         let (d_x, d_out) = (At(r.sum(2, n * width, 0)), At(r.tape.acc(&case.d_outputs[0])));
-        r.run("rms_norm_bwd", rows(n), &[d_x, d_out, x, rstd, weight, dims[0], dims[1]]);
+        r.run("rms_norm_bwd", rows(n), &[d_x, d_out, x, rstd, weight, dims[0], dims[1], form]);
         let d_weight = Inside(r.sum(3, width, BEFORE), 4 * BEFORE);
         r.run("rms_norm_bwd_weight", rows(width.div_ceil(32)), &[d_weight, d_out, x, rstd, dims[0], dims[1]]);
         true
@@ -106,16 +129,103 @@ impl Operation for RmsNorm {
     }
 }
 
-pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
-    let case = |name: &str, rows, width, eps| Case::new(name, RmsNorm { rows, width, eps });
-    match set {
-        Set::Small => {
-            vec![case("rms_norm 1x1", 1, 1, 1e-2), case("rms_norm 5x7", 5, 7, 1e-5), case("rms_norm 3x24", 3, 24, 1e-6)]
-        }
-        Set::Large => vec![case("large rms_norm", 9, 288, 1e-5), case("large rms_norm of long rows", 2, 2100, 1e-5)],
-        Set::Rows => vec![case("rms_norm", ROWS, 75, 1e-5)],
-        Set::Forest => vec![],
+/// x, weight -> out, rstd, of rows in the compute dtype
+#[derive(Clone, Copy, Debug)]
+pub struct RmsNormCompute {
+    pub norm: RmsNorm,
+}
+
+impl Operation for RmsNormCompute {
+    fn inputs(&self) -> Vec<Array> {
+        let x = compute("x", self.norm.rows * self.norm.width).gradient(Role::Compute);
+        vec![x, compute("weight", self.norm.width).gradient_added()]
     }
+
+    fn outputs(&self) -> Vec<Array> {
+        let out = compute("out", self.norm.rows * self.norm.width).gradient(Role::Compute);
+        vec![out, acc("rstd", self.norm.rows)]
+    }
+
+    fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        self.norm.naive_forward(p, inputs)
+    }
+
+    fn naive_backward(&self, p: Precision, inputs: &[Vec<f64>], d_out: &[f64], d: &mut [Vec<f64>]) {
+        self.norm.naive_backward(p, inputs, d_out, d);
+        d[0].iter_mut().for_each(|x| *x = p.c(*x));
+    }
+
+    fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
+        let RmsNorm { rows, width, eps, form } = self.norm;
+        let (x, weight) = (device::compute(b, &inputs[0]), device::weight(b, &inputs[1]));
+        let (out, rstd) = (&mut out.compute[0], &mut out.acc[0]);
+        b.rms_norm_compute_fwd(ops::RmsNormComputeFwd { out, rstd, x: &x, weight: &weight, rows, width, eps, form });
+    }
+
+    fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
+        let RmsNorm { rows, width, form, .. } = self.norm;
+        let rstd = device::forward(b, self, given.inputs, 0.0).remove(1);
+        let rstd = &device::acc(b, &rstd);
+        let (x, weight) = (&device::compute(b, &given.inputs[0]), &device::weight(b, &given.inputs[1]));
+        let (mut d_x, mut d_weight) = (device::compute(b, &given.d_outputs[0]), device::inside(b, &given.start[1]));
+        b.rms_norm_compute_bwd_weight(ops::RmsNormComputeBwdWeight {
+            d_weight: &mut d_weight,
+            offset: BEFORE,
+            d_out: &d_x,
+            x,
+            rstd,
+            rows,
+            width,
+        });
+        b.rms_norm_compute_bwd(ops::RmsNormComputeBwd { d_x: &mut d_x, x, rstd, weight, rows, width, form });
+        vec![Some(device::read_compute(b, &d_x, given.len(0))), Some(device::read_inside(b, &d_weight, given.len(1)))]
+    }
+
+    fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
+        let RmsNorm { rows: n, width, eps, form } = self.norm;
+        let [x, weight] = [0, 1].map(|i| At(r.tape.compute(&case.inputs[i])));
+        let (out, rstd) = (At(r.output(0, n * width, Role::Compute)), At(r.output(1, n, Role::Acc)));
+        let (dims, form) = ([Int(n), Int(width)], Int(number(form)));
+        let threads = width.div_ceil(8).next_multiple_of(32).min(256);
+        let args = [out, rstd, x, weight, dims[0], dims[1], Float(eps), form];
+        r.tape.launch("rms_norm_compute_fwd", rows(n), threads, 0, &args);
+        let d_weight = Inside(r.sum(3, width, BEFORE), 4 * BEFORE);
+        let d_x = r.tape.compute(&case.d_outputs[0]);
+        let args = [d_weight, At(d_x), x, rstd, dims[0], dims[1]];
+        r.run("rms_norm_compute_bwd_weight", rows(width.div_ceil(32)), &args);
+        r.in_place(2, d_x, Role::Compute);
+        let args = [At(d_x), x, rstd, weight, dims[0], dims[1], form];
+        r.tape.launch("rms_norm_compute_bwd", rows(n), threads, 0, &args);
+        true
+    }
+
+    fn row_results(&self) -> Option<RowResults> {
+        self.norm.row_results()
+    }
+
+    fn select(&self, rows: &[usize], pack: Option<Pack>) -> Option<Self> {
+        self.norm.select(rows, pack).map(|norm| Self { norm })
+    }
+}
+
+pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
+    // The longest rows need more than one turn of a block.
+    let shapes: &[(usize, usize, f64)] = match set {
+        Set::Small => &[(1, 1, 1e-2), (5, 7, 1e-5), (3, 24, 1e-6)],
+        Set::Large => &[(9, 288, 1e-5), (2, 2100, 1e-5)],
+        Set::Rows => &[(ROWS, 75, 1e-5)],
+        Set::Forest => &[],
+    };
+    let size = if set == Set::Large { "large " } else { "" };
+    let both = |&(rows, width, eps): &(usize, usize, f64)| {
+        FORMS.into_iter().flat_map(move |form| {
+            let norm = RmsNorm { rows, width, eps, form };
+            let name = format!("{rows}x{width} {form:?}");
+            let compute = Case::new(format!("{size}rms_norm_compute {name}"), RmsNormCompute { norm });
+            [Case::new(format!("{size}rms_norm {name}"), norm), compute]
+        })
+    };
+    shapes.iter().flat_map(both).collect()
 }
 
 pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
@@ -125,7 +235,8 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
             call: |b| {
                 let ([mut rstd, x], [mut out], [weight]) = device::buffers(b, [2, 6], [5], [3]);
                 let (out, rstd, x, weight) = (&mut out, &mut rstd, &x, &weight);
-                b.rms_norm_fwd(ops::RmsNormFwd { out, rstd, x, weight, rows: 2, width: 3, eps: 1e-5 });
+                let form = RmsWeight::Rounded;
+                b.rms_norm_fwd(ops::RmsNormFwd { out, rstd, x, weight, rows: 2, width: 3, eps: 1e-5, form });
             },
         },
         Refusal {
@@ -133,7 +244,8 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
             call: |b| {
                 let ([mut d_x, d_out, x, rstd], [], [weight]) = device::buffers(b, [6, 6, 6, 2], [], [4]);
                 let (d_x, d_out, x, rstd, weight) = (&mut d_x, &d_out, &x, &rstd, &weight);
-                b.rms_norm_bwd(ops::RmsNormBwd { d_x, d_out, x, rstd, weight, rows: 2, width: 3 });
+                let form = RmsWeight::Rounded;
+                b.rms_norm_bwd(ops::RmsNormBwd { d_x, d_out, x, rstd, weight, rows: 2, width: 3, form });
             },
         },
         Refusal {
@@ -143,6 +255,32 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
                 let (d_weight, d_out, x, rstd) = (&mut d_weight, &d_out, &x, &rstd);
                 let op = ops::RmsNormBwdWeight { d_weight, offset: 2, d_out, x, rstd, rows: 2, width: 3 };
                 b.rms_norm_bwd_weight(op);
+            },
+        },
+        Refusal {
+            says: "rms_norm_compute_fwd: x has 5 elements, needs 6",
+            call: |b| {
+                let ([mut rstd], [mut out, x], [weight]) = device::buffers(b, [2], [6, 5], [3]);
+                let (out, rstd, x, weight, form) = (&mut out, &mut rstd, &x, &weight, RmsWeight::Exact);
+                let op = ops::RmsNormComputeFwd { out, rstd, x, weight, rows: 2, width: 3, eps: 1e-5, form };
+                b.rms_norm_compute_fwd(op);
+            },
+        },
+        Refusal {
+            says: "rms_norm_compute_bwd: rstd has 1 elements, needs 2",
+            call: |b| {
+                let ([rstd], [mut d_x, x], [weight]) = device::buffers(b, [1], [6, 6], [3]);
+                let (d_x, x, rstd, weight, form) = (&mut d_x, &x, &rstd, &weight, RmsWeight::Exact);
+                b.rms_norm_compute_bwd(ops::RmsNormComputeBwd { d_x, x, rstd, weight, rows: 2, width: 3, form });
+            },
+        },
+        Refusal {
+            says: "rms_norm_compute_bwd_weight: d_out has 5 elements, needs 6",
+            call: |b| {
+                let ([mut d_weight, rstd], [d_out, x], []) = device::buffers(b, [5, 2], [5, 6], []);
+                let (d_weight, d_out, x, rstd) = (&mut d_weight, &d_out, &x, &rstd);
+                let op = ops::RmsNormComputeBwdWeight { d_weight, offset: 2, d_out, x, rstd, rows: 2, width: 3 };
+                b.rms_norm_compute_bwd_weight(op);
             },
         },
     ]

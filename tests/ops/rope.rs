@@ -17,6 +17,8 @@ pub struct Rope {
     pub pack: Pack,
     pub heads: usize,
     pub head_dim: usize,
+    /// Leading elements of a head that are rotated.
+    pub rotary_dim: usize,
     pub cos_sin: Vec<f64>,
 }
 
@@ -27,10 +29,10 @@ impl Rope {
 
     /// Rotates the pairs of each head by the angle of the row's position, or back with `sign = -1`.
     fn rotate(&self, p: Precision, x: &[f64], sign: f64) -> Vec<f64> {
-        let half = self.head_dim / 2;
+        let half = self.rotary_dim / 2;
         let mut out = x.to_vec();
         for (at, head) in out.chunks_mut(self.head_dim).enumerate() {
-            let angles = &self.cos_sin[self.pack.positions()[at / self.heads] as usize * self.head_dim..];
+            let angles = &self.cos_sin[self.pack.positions()[at / self.heads] as usize * self.rotary_dim..];
             for i in 0..half {
                 let (cos, sin) = (p.a(angles[i]), p.a(sign * angles[half + i]));
                 let (a, b) = (head[i], head[i + half]);
@@ -63,14 +65,16 @@ impl Operation for Rope {
         let (x, pack, cos_sin) =
             (device::compute(b, &inputs[0]), b.pack(&self.pack).unwrap(), device::acc(b, &self.cos_sin));
         let (out, x, pack, cos_sin) = (&mut out.compute[0], &x, &pack, &cos_sin);
-        b.rope_fwd(ops::RopeFwd { out, x, pack, cos_sin, heads: self.heads, head_dim: self.head_dim });
+        let &Self { heads, head_dim, rotary_dim, .. } = self;
+        b.rope_fwd(ops::RopeFwd { out, x, pack, cos_sin, heads, head_dim, rotary_dim });
     }
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
         let (mut d_x, pack, cos_sin) =
             (device::compute(b, &given.d_outputs[0]), b.pack(&self.pack).unwrap(), device::acc(b, &self.cos_sin));
         let (d_x_out, pack, cos_sin) = (&mut d_x, &pack, &cos_sin);
-        b.rope_bwd(ops::RopeBwd { d_x: d_x_out, pack, cos_sin, heads: self.heads, head_dim: self.head_dim });
+        let &Self { heads, head_dim, rotary_dim, .. } = self;
+        b.rope_bwd(ops::RopeBwd { d_x: d_x_out, pack, cos_sin, heads, head_dim, rotary_dim });
         vec![Some(device::read_compute(b, &d_x, given.len(0)))]
     }
 
@@ -79,7 +83,7 @@ impl Operation for Rope {
         let positions = At(r.tape.ints(&list(self.pack.positions())));
         let (x, table) = (At(r.tape.compute(&case.inputs[0])), At(r.tape.acc(&self.cos_sin)));
         let out = At(r.output(0, self.len(), Role::Compute));
-        let dims = [positions, table, Int(n), Int(self.heads), Int(self.head_dim)];
+        let dims = [positions, table, Int(n), Int(self.heads), Int(self.head_dim), Int(self.rotary_dim)];
         r.run("rope_fwd", rows(n), &[&[out, x], &dims[..]].concat());
         let buffer = r.tape.compute(&case.d_outputs[0]);
         r.in_place(1, buffer, Role::Compute);
@@ -97,8 +101,8 @@ impl Operation for Rope {
 }
 
 /// Cosines and sines of `positions` positions.
-fn cos_sin(positions: usize, head_dim: usize) -> Vec<f64> {
-    let half = head_dim / 2;
+fn cos_sin(positions: usize, rotary_dim: usize) -> Vec<f64> {
+    let half = rotary_dim / 2;
     let angle = |p: usize, i: usize| p as f64 / 100f64.powf(i as f64 / half as f64);
     (0..positions)
         .flat_map(|p| {
@@ -111,17 +115,22 @@ fn cos_sin(positions: usize, head_dim: usize) -> Vec<f64> {
 pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
     match set {
         Set::Small => {
-            let case = |(heads, head_dim)| {
+            let case = |(heads, head_dim, rotary_dim)| {
                 let pack = packs::trees();
-                let cos_sin = cos_sin(pack.longest() + 2, head_dim);
-                Case::new(format!("rope {heads}x{head_dim}"), Rope { pack, heads, head_dim, cos_sin })
+                let cos_sin = cos_sin(pack.longest() + 2, rotary_dim);
+                let op = Rope { pack, heads, head_dim, rotary_dim, cos_sin };
+                Case::new(format!("rope {heads}x{head_dim} of {rotary_dim}"), op)
             };
-            [(1, 2), (3, 6)].map(case).into()
+            [(1, 2, 2), (3, 6, 6), (2, 7, 4), (2, 32, 16), (2, 5, 0)].map(case).into()
         }
         Set::Forest => {
             let pack = packs::large_forest();
-            let cos_sin = cos_sin(pack.longest(), 6);
-            vec![Case::new("rope", Rope { pack, heads: 3, head_dim: 6, cos_sin })]
+            let case = |(head_dim, rotary_dim)| {
+                let cos_sin = cos_sin(pack.longest(), rotary_dim);
+                let op = Rope { pack: pack.clone(), heads: 3, head_dim, rotary_dim, cos_sin };
+                Case::new(format!("rope {head_dim} of {rotary_dim}"), op)
+            };
+            [(6, 6), (10, 4)].map(case).into()
         }
         Set::Large | Set::Rows => vec![],
     }
@@ -130,12 +139,21 @@ pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
 pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
     vec![
         Refusal {
-            says: "rope_fwd: the head width modulo 2 is 1, must be 0",
+            says: "rope_fwd: the rotated width modulo 2 is 1, must be 0",
             call: |b| {
                 let ([cos_sin], [mut out, x], []) = device::buffers(b, [6], [6, 6], []);
                 let pack = &b.pack(&packs::flat(&[2])).unwrap();
                 let (out, x, cos_sin) = (&mut out, &x, &cos_sin);
-                b.rope_fwd(ops::RopeFwd { out, x, pack, cos_sin, heads: 1, head_dim: 3 });
+                b.rope_fwd(ops::RopeFwd { out, x, pack, cos_sin, heads: 1, head_dim: 3, rotary_dim: 3 });
+            },
+        },
+        Refusal {
+            says: "rope_fwd: a head has 4 elements, needs 6",
+            call: |b| {
+                let ([cos_sin], [mut out, x], []) = device::buffers(b, [12], [8, 8], []);
+                let pack = &b.pack(&packs::flat(&[2])).unwrap();
+                let (out, x, cos_sin) = (&mut out, &x, &cos_sin);
+                b.rope_fwd(ops::RopeFwd { out, x, pack, cos_sin, heads: 1, head_dim: 4, rotary_dim: 6 });
             },
         },
         Refusal {
@@ -144,7 +162,7 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
                 let ([cos_sin], [mut d_x], []) = device::buffers(b, [7], [8], []);
                 let pack = &b.pack(&packs::flat(&[2])).unwrap();
                 let (d_x, cos_sin) = (&mut d_x, &cos_sin);
-                b.rope_bwd(ops::RopeBwd { d_x, pack, cos_sin, heads: 1, head_dim: 4 });
+                b.rope_bwd(ops::RopeBwd { d_x, pack, cos_sin, heads: 1, head_dim: 4, rotary_dim: 4 });
             },
         },
     ]

@@ -4,8 +4,9 @@
 //! A kernel may be wrong by twice what the plain loops of its precision are wrong by, both against the oracle on the same
 //! rounded inputs.
 
-use llamaprobe::arch::Dtype;
+use llamaprobe::arch::{Dtype, RmsWeight};
 use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::ops::AttentionDims;
 use rayon::prelude::*;
 
 use crate::ops::attention::Attention;
@@ -106,17 +107,28 @@ fn simple(dtype: Dtype) -> Subject {
 
 /// The build for a head width, and cases of that width and of the narrower ones that are padded to it.
 fn attention(dtype: Dtype, head_dim: usize) -> Subject {
+    of_build(dtype, Build::new(dtype, head_dim))
+}
+
+/// The same of capped scores.
+fn capped_attention(dtype: Dtype, head_dim: usize) -> Subject {
+    of_build(dtype, Build::new(dtype, head_dim).capped())
+}
+
+fn of_build(dtype: Dtype, build: Build) -> Subject {
+    let Build { head_dim, capped, .. } = build;
     let small = || ops::cases(&mut Cpu::oracle(), "attention", Set::Small);
     let mut cases = if head_dim == 16 { small() } else { Vec::new() };
     let widths = if head_dim == 64 { vec![64, 56, 42] } else { vec![head_dim] };
     for width in widths {
         for (heads, kv_heads, window) in [(2, 1, None), (1, 1, Some(50))] {
-            let dims = packs::heads(heads, kv_heads, width, window);
+            let softcap = capped.then_some(1.5);
+            let dims = AttentionDims { softcap, ..packs::heads(heads, kv_heads, width, window) };
             let op = Attention { pack: packs::large(), cached: vec![], dims };
             cases.push(Case::new(format!("attention {width} {heads} {window:?}"), op));
         }
     }
-    Subject { dtype, files: vec!["attention"], build: Build::new(dtype, head_dim), cases }
+    Subject { dtype, files: vec!["attention"], build, cases }
 }
 
 #[test]
@@ -137,16 +149,26 @@ fn attention_computes_what_it_says() {
 fn attention_of_the_other_dtypes_computes_what_it_says() {
     if machine::compiler() {
         let of = |dtype, widths: &[usize]| widths.iter().map(|&width| (dtype, width)).collect::<Vec<_>>();
-        let all = [of(Dtype::F32, &[16, 64, 128, 256]), of(Dtype::F16, &[16, 64, 128])].concat();
+        let all = [of(Dtype::F32, &[16, 64, 128, 256]), of(Dtype::F16, &[16, 64, 128, 256])].concat();
         all.into_par_iter().for_each(|(dtype, width)| proves(&attention(dtype, width)));
+    }
+}
+
+#[test]
+fn attention_with_capped_scores_computes_what_it_says() {
+    if machine::compiler() {
+        let of = |dtype, widths: &[usize]| widths.iter().map(|&width| (dtype, width)).collect::<Vec<_>>();
+        let all = [of(Dtype::BF16, &[16, 64, 256]), of(Dtype::F32, &[16, 128, 256]), of(Dtype::F16, &[64])].concat();
+        all.into_par_iter().for_each(|(dtype, width)| proves(&capped_attention(dtype, width)));
     }
 }
 
 /// Small enough for the sanitizers, with edges everywhere.
 fn tiny(dtype: Dtype) -> Vec<Subject> {
-    let mut all = vec![simple(dtype), attention(dtype, 16)];
+    let mut all = vec![simple(dtype), capped_attention(dtype, 16), attention(dtype, 16)];
     all[0].cases.retain(|case| !case.name.starts_with("large") || case.name == "large lora");
-    all[1].cases.retain(|case| case.name.contains(" 2") || case.name.contains("attention 16"));
+    all[1].cases.retain(|case| case.name.contains(" 7") || case.name.contains("attention 16"));
+    all[2].cases.retain(|case| case.name.contains(" 2") || case.name.contains("attention 16"));
     all
 }
 
@@ -177,7 +199,7 @@ fn threads_of_a_block_do_not_race() {
     subjects.extend(tiny(Dtype::F32).pop());
     subjects.par_iter_mut().for_each(|subject| {
         // Short steps, so that a few rows make many.
-        subject.build = Build { head_dim: 16, warps: 2, fwd_step: 16, bwd_step: 16 };
+        subject.build = Build { head_dim: 16, warps: 2, fwd_step: 16, bwd_step: 16, ..subject.build };
         subject.cases.retain(|case| case.inputs.iter().all(|x| x.len() < 1000));
         let said = complaints(subject, Mode::Thread, None, &[("fwd", "late"), ("rand:3", "early")]);
         assert!(said.is_empty(), "{:?} {:?}:\n{}", subject.dtype, subject.files, said.join("\n"));
@@ -190,7 +212,7 @@ fn planted_bugs_are_found() {
     if !machine::compiler() {
         return;
     }
-    let norm = Case::new("norm", RmsNorm { rows: 3, width: 24, eps: 1e-5 });
+    let norm = Case::new("norm", RmsNorm { rows: 3, width: 24, eps: 1e-5, form: RmsWeight::Rounded });
     let simple =
         |dtype| Subject { dtype, files: vec!["rms_norm"], build: Build::new(dtype, 16), cases: vec![norm.clone()] };
     let attention = || {

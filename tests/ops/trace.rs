@@ -68,7 +68,7 @@ fn case_counts_do_not_shrink() {
 }
 
 /// The operations of the contract.
-pub const OPS: [&str; 45] = [
+pub const OPS: [&str; 48] = [
     "zero",
     "cast",
     "widen",
@@ -90,6 +90,9 @@ pub const OPS: [&str; 45] = [
     "rms_norm_fwd",
     "rms_norm_bwd",
     "rms_norm_bwd_weight",
+    "rms_norm_compute_fwd",
+    "rms_norm_compute_bwd",
+    "rms_norm_compute_bwd_weight",
     "rope_fwd",
     "rope_bwd",
     "attention_fwd",
@@ -103,8 +106,8 @@ pub const OPS: [&str; 45] = [
     "lora_fwd",
     "lora_bwd",
     "lora_delta",
-    "swiglu_fwd",
-    "swiglu_bwd",
+    "gated_fwd",
+    "gated_bwd",
     "activation_fwd",
     "activation_bwd",
     "logits_fwd",

@@ -28,6 +28,8 @@ pub struct Build {
     pub warps: usize,
     pub fwd_step: usize,
     pub bwd_step: usize,
+    /// Whether scores are capped.
+    pub capped: bool,
 }
 
 impl Build {
@@ -38,12 +40,18 @@ impl Build {
             257..=512 => (4, 32, 16),
             _ => (1, 16, 16),
         };
-        Self { head_dim, warps, fwd_step, bwd_step }
+        Self { head_dim, warps, fwd_step, bwd_step, capped: false }
+    }
+
+    /// The same of capped scores.
+    pub fn capped(self) -> Self {
+        Self { capped: true, ..self }
     }
 
     pub fn macros(&self) -> Vec<String> {
-        let Self { head_dim, warps, fwd_step, bwd_step } = self;
-        let values = [("HEAD_DIM", head_dim), ("WARPS", warps), ("FWD_STEP", fwd_step), ("BWD_STEP", bwd_step)];
+        let &Self { head_dim, warps, fwd_step, bwd_step, capped } = self;
+        let steps = [("FWD_STEP", fwd_step), ("BWD_STEP", bwd_step)];
+        let values = [&[("HEAD_DIM", head_dim), ("WARPS", warps)], &steps[..], &[("SOFTCAP", capped.into())]].concat();
         values.iter().map(|(name, value)| format!("-D{name}={value}")).collect()
     }
 }

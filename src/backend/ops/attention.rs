@@ -3,7 +3,7 @@
 //! Online softmax (Milakov and Gimelshein 2018; Dao et al. 2022): no N x N matrix is made. The cap is none, or soft
 //! ([`AttentionDims::softcap`]); the bias is 0, or ALiBi's ([`AttentionDims::slope`], Press et al. 2022).
 
-use super::check::{below, need, needs, same};
+use super::check::{below, need, needs, same, softcap};
 use super::{Op, operations};
 use crate::backend::{Buffers, DevicePack, Len};
 use crate::pack::{Pack, Parent};
@@ -68,7 +68,7 @@ impl AttentionDims {
             self.kv_heads
         );
         assert!(self.window != Some(0), "{op}: window is 0, must be at least 1");
-        assert!(self.softcap.is_none_or(|cap| cap > 0.0), "{op}: a soft cap of {:?}", self.softcap);
+        softcap(op, self.softcap);
     }
 }
 

@@ -27,6 +27,14 @@ pub fn below(op: &'static str, what: &str, has: usize, bound: usize) {
     assert!(has < bound, "{op}: {what} is {has}, must be below {bound}");
 }
 
+/// Asserts that a soft cap can be divided by.
+#[track_caller]
+pub fn softcap(op: &'static str, cap: Option<f64>) {
+    if let Some(cap) = cap {
+        assert!(cap > 0.0, "{op}: a soft cap is {cap}, must be above 0");
+    }
+}
+
 /// One more than the highest run of the pack; 0 if all its rows are the base model's.
 pub fn runs(pack: &Pack) -> usize {
     pack.runs().iter().map(|(run, _)| run + 1).max().unwrap_or(0)

@@ -1,6 +1,6 @@
 //! The head: logits, and the loss `lse - logit of the target` with its gradients, whose logits exist only a chunk at a time.
 
-use super::check::{below, need, same};
+use super::check::{self, below, need, same};
 use super::linear::check_product;
 use super::{LinearDims, Op, operations};
 use crate::backend::{Buffers, DeviceIndex, Len};
@@ -24,6 +24,7 @@ impl<B: Buffers + ?Sized> Op for LogitsFwd<'_, B> {
 
     fn check(&self) {
         check_product(Self::NAME, [self.logits.len(), self.x.len(), self.head.len()], self.dims);
+        check::softcap(Self::NAME, self.softcap);
     }
 
     fn multiply_adds(&self) -> u64 {
@@ -66,6 +67,7 @@ impl<B: Buffers + ?Sized> Op for CrossEntropyFwd<'_, B> {
 
     fn check(&self) {
         check_labels::<B>(Self::NAME, [self.loss.len(), self.x.len(), self.head.len()], self.targets, self.dims);
+        check::softcap(Self::NAME, self.softcap);
     }
 
     fn multiply_adds(&self) -> u64 {
@@ -107,6 +109,7 @@ impl<B: Buffers + ?Sized> Op for CrossEntropyBwd<'_, B> {
             need(op, "d_head", d_head.len(), offset + dims.output * dims.input);
         }
         need(op, "row_weights", self.row_weights.len(), dims.rows);
+        check::softcap(op, self.softcap);
     }
 
     fn multiply_adds(&self) -> u64 {

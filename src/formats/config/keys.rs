@@ -14,6 +14,7 @@ pub fn of(family: Family) -> Keys {
         Family::Bloom => BLOOM,
         Family::Gemma2 => GEMMA2,
         Family::Gemma3 => GEMMA3,
+        Family::Gemma3Images => GEMMA3_IMAGES,
         Family::Olmo2 | Family::Olmo3 => OLMO,
         Family::GptNeox => GPT_NEOX,
         Family::Phi3 => PHI3,
@@ -48,6 +49,18 @@ used! { GEMMA3:
     "rope_parameters" "rope_local_base_freq" "sliding_window" "sliding_window_pattern" "_sliding_window_pattern" "layer_types"
     "query_pre_attn_scalar" "attn_logit_softcapping" "final_logit_softcapping" "use_bidirectional_attention"
 }
+/// The outer keys of a model of texts and images; those of the text part are [`GEMMA3`].
+const GEMMA3_IMAGES: &[&str] = &[
+    "model_type",
+    "dtype",
+    "torch_dtype",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "transformers_weights",
+    "text_config",
+];
 used! { OLMO:
     "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim"
     "hidden_act" "max_position_embeddings" "rms_norm_eps" "attention_bias" "rope_theta" "rope_scaling" "rope_parameters"
@@ -158,6 +171,19 @@ const HARMLESS: &[Harmless] = &[
     (
         "which tensors are returned, and under which index; here each has its name",
         &["output_hidden_states", "output_attentions", "return_dict", "use_return_dict", "tie_last_hidden_states"],
+    ),
+    (
+        "of images, which are not read",
+        &[
+            "vision_config",
+            "mm_tokens_per_image",
+            "image_token_index",
+            "boi_token_index",
+            "eoi_token_index",
+            "image_token_id",
+            "boi_token_id",
+            "eoi_token_id",
+        ],
     ),
     (
         "of the tokenizer and of encoders",

@@ -1,6 +1,6 @@
 //! `config.json` of Gemma and OLMo: LLaMA's make with other norms, caps, windows and rotations.
 
-use super::{llama, no_effect, unsupported};
+use super::{dtype, keys, llama, no_effect, unsupported};
 use crate::Result;
 use crate::arch::{Activation, Family, Mlp, ModelConfig, Norm, NormPlacement, QkNorm, RmsWeight};
 use crate::formats::json::Fields;
@@ -49,6 +49,28 @@ pub(super) fn gemma(f: &Fields, family: Family) -> Result<ModelConfig> {
         score_softcap,
         logit_softcap: cap(of_logits, (family == Family::Gemma2).then_some(30.0))?,
         ..base
+    })
+}
+
+/// The text part of a model of texts and images. Of the outer keys the dtype and the tying count, and only Gemma 3's text
+/// model alone caps its logits, as in transformers 5.24.
+pub(super) fn gemma_images(f: &Fields) -> Result<ModelConfig> {
+    let text = f.require("text_config", f.object("text_config")?, "the configuration of the text part")?;
+    match text.str("model_type")? {
+        None | Some("gemma3_text") => {}
+        Some(other) => return Err(unsupported(f.path(), "text_config.model_type", other, "gemma3_text")),
+    }
+    keys::of(Family::Gemma3).check(&text)?;
+    let config = gemma(&text, Family::Gemma3)?;
+    if config.logit_softcap.is_some() {
+        no_effect(&text, "final_logit_softcapping", Family::Gemma3Images);
+    }
+    Ok(ModelConfig {
+        family: Family::Gemma3Images,
+        logit_softcap: None,
+        tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(true),
+        dtype: dtype(f)?.or(config.dtype),
+        ..config
     })
 }
 

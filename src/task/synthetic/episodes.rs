@@ -27,7 +27,10 @@ pub enum Labels {
     Natural,
     /// Two random label words, a pair of this split.
     Random(Split),
-    /// Two random label words that training never sees.
+    /// Two random words that are no class's name and none of the episode's classes, a pair of training: label words, words
+    /// of other classes, fillers.
+    Any,
+    /// Two random words that training never sees as labels.
     Unseen,
 }
 
@@ -135,13 +138,15 @@ pub fn pair_split(a: &str, b: &str) -> Split {
 
 /// Two label words for an episode of two classes.
 pub fn labels(rng: &mut Rng, classes: [&'static Class; 2], labels: Labels) -> [&'static str; 2] {
+    let words = |list: &'static str| list.split_whitespace().collect::<Vec<_>>();
     let (list, split) = match labels {
         Labels::Natural => return classes.map(|class| class.name),
-        Labels::Random(split) => (world::LABELS, Some(split)),
-        Labels::Unseen => (world::UNSEEN_LABELS, None),
+        Labels::Random(split) => (words(world::LABELS), Some(split)),
+        Labels::Any => (any_labels(&classes), Some(Split::Train)),
+        Labels::Unseen => (words(world::UNSEEN_LABELS), None),
     };
     loop {
-        let pair = [pick(rng, list), pick(rng, list)];
+        let pair = [pick_of(rng, &list), pick_of(rng, &list)];
         if pair[0] != pair[1] && split.is_none_or(|split| pair_split(pair[0], pair[1]) == split) {
             return pair;
         }
@@ -171,20 +176,25 @@ pub fn classification(
     episode
 }
 
-/// Lines of two to four words, each with its own label whenever it comes; learnt when it comes again.
-pub fn dictionary(rng: &mut Rng, lines: usize) -> Episode {
+/// Lines of two to four words, each with its own label whenever it comes; learnt when it comes again, and with `fresh`
+/// the first time too. With `any`, labels are any words, else label words.
+pub fn dictionary(rng: &mut Rng, lines: usize, any: bool, fresh: bool) -> Episode {
     let count = rng.inclusive(2, 4);
-    let items = rng.choose_many(known_words().into_iter(), count);
+    let items = rng.choose_many(known_words().into_iter().chain(world::UNSEEN_LABELS.split_whitespace()), count);
+    let pool = if any { any_labels(&[]) } else { world::LABELS.split_whitespace().collect() };
     let mut episode = Episode::default();
     while episode.labels.len() < items.len() {
-        add_apart(&mut episode.labels, pick(rng, world::LABELS));
+        let word = pick_of(rng, &pool);
+        if !items.contains(&word) {
+            add_apart(&mut episode.labels, word);
+        }
     }
     let mut seen = vec![false; items.len()];
     for _ in 0..lines {
         let answer = rng.below(items.len());
         let starter = pick(rng, world::STARTERS);
         let between = if rng.coin() { format!(" {}", pick_of(rng, &world::all_fillers())) } else { String::new() };
-        episode.line(&format!("{starter}{between} {}", items[answer]), answer, seen[answer]);
+        episode.line(&format!("{starter}{between} {}", items[answer]), answer, fresh || seen[answer]);
         seen[answer] = true;
     }
     episode
@@ -193,11 +203,11 @@ pub fn dictionary(rng: &mut Rng, lines: usize) -> Episode {
 /// About `words` random words in which stretches come again after gaps of random length, to be predicted then. (With
 /// a fixed distance a model learns to copy by position, of which nothing carries over to labels.)
 pub fn burst(rng: &mut Rng, words: usize) -> Episode {
-    let pool: Vec<&str> = known_words().into_iter().chain(world::LABELS.split_whitespace()).collect();
-    let mut labels = Vec::new();
+    let label_words: Vec<&str> = world::LABELS.split_whitespace().collect();
+    let (pool, mut labels) = (burst_words(), Vec::new());
     let mut draw = |rng: &mut Rng| loop {
         let word = pick_of(rng, &pool);
-        if !world::LABELS.split_whitespace().any(|label| label == word) || add_apart(&mut labels, word) {
+        if !label_words.contains(&word) || add_apart(&mut labels, word) {
             return word;
         }
     };
@@ -231,6 +241,17 @@ fn add_apart(labels: &mut Vec<&'static str>, word: &'static str) -> bool {
         labels.push(word);
     }
     fits
+}
+
+/// Every word that training may use as a label, but those of some classes.
+fn any_labels(but: &[&'static Class]) -> Vec<&'static str> {
+    let classes = CLASSES.iter().filter(|class| but.iter().all(|b| b.name != class.name));
+    classes.flat_map(Class::words).chain(world::all_fillers()).chain(world::LABELS.split_whitespace()).collect()
+}
+
+/// Every word that does not begin a line and is no class's name.
+fn burst_words() -> Vec<&'static str> {
+    any_labels(&[]).into_iter().chain(world::UNSEEN_LABELS.split_whitespace()).collect()
 }
 
 /// Words of classes, and fillers that do not begin a line.

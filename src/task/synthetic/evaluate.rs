@@ -20,7 +20,7 @@ pub enum Set {
     Reviews,
     /// Another: events, gain against loss, and such pairs.
     Events,
-    /// Tasks of training, label words that it never sees.
+    /// Tasks of training, label words that it never sees as labels.
     Unseen,
     /// Tasks of training, natural labels.
     Natural,

@@ -9,7 +9,7 @@
 //!
 //! Kept apart for the evaluation, by rule and not by chance: seven pairs of classes (whole tasks, among them reviews,
 //! good against bad; their classes are known from other tasks), an eighth of the pairs of label words, an eighth of
-//! all sentences, and 16 label words that training never sees.
+//! all sentences, and 16 words that training never sees as labels.
 //!
 //! Everything is a function of its seed.
 
@@ -26,12 +26,12 @@ use crate::random::Rng;
 
 pub use episodes::{Episode, Labels, Piece, Split};
 
-/// Demonstrations of a training episode are one of these numbers, the same in a whole step.
-const DEMONSTRATIONS: [usize; 2] = [8, 16];
-
 /// Tokens of the longest training episode at most, where every word is one: 17 lines of six words, arrow, label and
 /// end.
 pub const LONGEST: usize = 1 + 17 * 9;
+
+/// Lines of a dictionary at least: one more than its words at most, so that a word comes again.
+const DICTIONARY_LINES: usize = 5;
 
 /// What a step's episodes are.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,19 +45,36 @@ pub struct Mix {
     /// Share of the classifications with random labels whose classes have one to four words only, so that a query's words
     /// are often those of a demonstration: on the way from copying by words to copying by classes.
     pub few: f64,
+    /// Share of the dictionaries, and of the classifications with random labels, whose labels are any words rather than
+    /// label words, so that they are copied for what they are. Later, since copying from a short list is learnt sooner.
+    pub any: f64,
+    /// Numbers of demonstrations, equally likely: those of all episodes of a step are one of them, so that one
+    /// demonstration or two, with steps of their own, weigh as much as many.
+    pub shots: [usize; 6],
+    /// Whether the first label of a word in a dictionary is learnt too: that it is none of those before it.
+    pub fresh: bool,
 }
 
-/// The course of a training: each mix with the share of the steps at which it ends.
+/// The course of a training: each mix with the share of the steps at which it ends. Copying comes first, then tasks with
+/// labels of a short list, and last labels of any words, so that a label is copied though it never was one before.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Curriculum(pub [(f64, Mix); 3]);
+pub struct Curriculum(pub [(f64, Mix); 4]);
 
 impl Default for Curriculum {
     fn default() -> Self {
-        Self([
-            (0.15, Mix { bursts: 0.4, dictionaries: 0.3, natural: 0.8, few: 0.0 }),
-            (0.2, Mix { bursts: 0.1, dictionaries: 0.1, natural: 0.3, few: 0.0 }),
-            (1.0, Mix { bursts: 0.1, dictionaries: 0.1, natural: 0.3, few: 0.6 }),
-        ])
+        let copying = Mix {
+            bursts: 0.4,
+            dictionaries: 0.3,
+            natural: 0.8,
+            few: 0.0,
+            any: 0.0,
+            shots: [8, 16, 8, 16, 8, 16],
+            fresh: false,
+        };
+        let classes = Mix { bursts: 0.1, dictionaries: 0.1, natural: 0.3, ..copying };
+        let words = Mix { few: 0.6, ..classes };
+        let any = Mix { natural: 0.25, few: 0.5, any: 0.5, shots: [1, 2, 4, 8, 16, 16], fresh: true, ..words };
+        Self([(0.15, copying), (0.2, classes), (0.4, words), (1.0, any)])
     }
 }
 
@@ -66,18 +83,25 @@ pub fn training(curriculum: &Curriculum, seed: u64, step: u64, total: u64, episo
     let mut rng = Rng::with_stream(seed, step + 1);
     let [.., (_, last)] = curriculum.0;
     let mix = curriculum.0.iter().find(|(end, _)| (step as f64) < end * total as f64).map_or(last, |(_, mix)| *mix);
-    let lines = 1 + *rng.choose(&DEMONSTRATIONS);
+    let lines = 1 + *rng.choose(&mix.shots);
     let episode = |_| {
         let kind = rng.unit();
         if kind < mix.bursts {
             return episodes::burst(&mut rng, 8 * lines);
         }
         if kind < mix.bursts + mix.dictionaries {
-            return episodes::dictionary(&mut rng, lines);
+            let any = mix.any > 0.0 && rng.chance(mix.any);
+            return episodes::dictionary(&mut rng, lines.max(DICTIONARY_LINES), any, mix.fresh);
         }
         let classes = episodes::contrast(&mut rng, Split::Train);
         let natural = rng.chance(mix.natural);
-        let labels = if natural { Labels::Natural } else { Labels::Random(Split::Train) };
+        let labels = if natural {
+            Labels::Natural
+        } else if mix.any > 0.0 && rng.chance(mix.any) {
+            Labels::Any
+        } else {
+            Labels::Random(Split::Train)
+        };
         let few = (!natural && mix.few > 0.0 && rng.chance(mix.few)).then(|| rng.inclusive(1, 4));
         episodes::classification(&mut rng, classes, labels, few, lines, Split::Train)
     };

@@ -141,7 +141,7 @@ pub const LABELS: &str = "river cloud stone amber candle velvet marble copper si
                           valley canyon desert forest ocean planet comet galaxy winter summer autumn spring morning \
                           evening thunder mist ember echo riddle puzzle magic legend fable cotton ribbon button bottle \
                           basket lantern anchor compass garden castle tower";
-/// Label words that training never sees.
+/// Label words that training never sees as labels. They come as other words do, in bursts and in dictionaries.
 pub const UNSEEN_LABELS: &str = "bridge tunnel market temple palace village corner circle square spiral arrow feather \
                                  pebble saddle mirage beacon";
 

@@ -55,7 +55,7 @@ macro_rules! with_operations {
     ($then:ident $($arguments:tt)*) => {
         $then! {
             [$($arguments)*]
-            activation { Swiglu Activation }
+            activation { Gated Activation }
             adamw { GradNorm CheckFinite Adamw RefreshWeight }
             attention { Attention AttentionPattern AttentionResult }
             cross_entropy { Logits CrossEntropy }
@@ -65,7 +65,7 @@ macro_rules! with_operations {
             linear { Linear }
             lora { Lora LoraDelta }
             position { Position }
-            rms_norm { RmsNorm }
+            rms_norm { RmsNorm RmsNormCompute }
             rope { Rope }
             rows { Zero Cast Widen Residual GatherCompute GatherAcc KvAppend }
         }

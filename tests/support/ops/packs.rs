@@ -103,7 +103,8 @@ pub fn large_forest() -> Pack {
 
 /// Heads with the usual scale.
 pub fn heads(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> AttentionDims {
-    AttentionDims { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f64).sqrt(), window, alibi: false }
+    let scale = 1.0 / (head_dim as f64).sqrt();
+    AttentionDims { heads, kv_heads, head_dim, scale, window, alibi: false, softcap: None }
 }
 
 /// The same segments, whose rows see all of them.

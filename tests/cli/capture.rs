@@ -186,7 +186,7 @@ fn files_say_what_they_hold() {
         ("device", "cpu"),
         ("n_heads", "4"),
         ("n_kv_heads", "2"),
-        ("d_head", "6"),
+        ("d_head", "8"),
         ("d_model", "24"),
         ("first_doc", "0"),
     ] {

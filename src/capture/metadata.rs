@@ -18,8 +18,8 @@ use std::ops::Range;
 use serde_json::{Map, Value};
 
 use super::{CaptureSettings, Tokens};
-use crate::arch::{ModelConfig, Norm};
-use crate::hooks::{Naming, Site};
+use crate::arch::{ModelConfig, Norm, QkNorm};
+use crate::hooks::{Naming, NormPart, NormSite, Site};
 
 /// Documents of which the header has the first row: a header may have 100 MB.
 const MOST_STARTS: usize = 1_000_000;
@@ -67,9 +67,17 @@ pub fn of_capture(config: &ModelConfig, settings: &CaptureSettings, longest: usi
     all
 }
 
-/// The axes of a row, of which the embedding's is the stream's in most models.
+/// The axes of a row, of which the embedding's is the stream's in most models, and norms of queries and keys may be of whole
+/// rows.
 fn axes(site: Site, config: &ModelConfig) -> &'static str {
-    if site == Site::Embed && config.embed_size == config.hidden_size { "d_model" } else { site.axes() }
+    match site {
+        Site::Embed if config.embed_size == config.hidden_size => "d_model",
+        Site::Norm(NormSite::Q | NormSite::K, part) if config.qk_norm == Some(QkNorm::Row) => match part {
+            NormPart::Rstd | NormPart::Scale => "1",
+            NormPart::Normalized | NormPart::Out => "d_heads",
+        },
+        _ => site.axes(),
+    }
 }
 
 /// What one file says of its documents, which have so many rows.

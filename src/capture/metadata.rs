@@ -100,5 +100,8 @@ pub fn shards(rows: &[usize], most: usize) -> Vec<Range<usize>> {
             _ => (held, _) = (rows, shards.push(document..document + 1)),
         }
     }
-    if shards.is_empty() { vec![0..0] } else { shards }
+    if shards.is_empty() {
+        shards.push(0..0);
+    }
+    shards
 }

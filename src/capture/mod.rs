@@ -161,10 +161,7 @@ impl Capture {
 
     /// The files that are written, with the documents of each.
     fn files(&self) -> Vec<FileLayout> {
-        let documents = match self.settings.shard_tokens {
-            Some(most) => metadata::shards(&self.rows, most),
-            None => vec![0..self.rows.len()],
-        };
+        let documents = metadata::shards(&self.rows, self.settings.shard_tokens.unwrap_or(usize::MAX));
         let file = |documents: Range<usize>| {
             let rows = &self.rows[documents.clone()];
             FileLayout { rows: rows.iter().sum(), metadata: metadata::of_documents(documents.start, rows) }

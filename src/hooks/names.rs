@@ -1,8 +1,4 @@
-//! The names of the sites: what is written, what is read, and what each means in which version.
-//!
-//! A tensor of a TransformerLens model has a canonical name, of the module that reads or makes it (`blocks.3.attn.q.hook_out`),
-//! and often an alias from before version 3 (`blocks.3.attn.hook_q`). [`Names`] says which is written; all are read. What one
-//! module alone reads (`attn.q.hook_in`) is here the tensor that it is: good for looking, not for writing.
+#![doc = include_str!("names.md")]
 
 use super::{NormPart, NormSite, Selection, Site};
 use crate::arch::{Family, Mlp, ModelConfig, NormPlacement};

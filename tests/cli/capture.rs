@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use llamaprobe::backend::cpu::Isa;
+use llamaprobe::formats::activations::ActivationFile;
+use llamaprobe::formats::safetensors::Checkpoint;
 
 use super::generate::CHAT;
 use super::{line, put, tensor, workplace};
@@ -123,6 +125,127 @@ fn capture_follows_layers_shards_and_dtype() {
     let index = fs::read_to_string(json["file"].as_str().expect("a file")).expect("the index");
     let index: serde_json::Value = serde_json::from_str(&index).expect("JSON");
     assert!(index["weight_map"].as_object().expect("a map").len() > 2, "several shards: {index}");
+}
+
+/// What is written by other names is the same; names of version 0.1 keep its meanings, in the file of edits too.
+#[test]
+fn names_say_what_is_written_and_read() {
+    let dir = workplace();
+    let d = dir.path();
+    let sites = "resid_post,z,ln1.hook_scale,ln_final.hook_normalized,logits";
+    let capture = |out: &str, sites: &str, flags: &str| {
+        line(
+            d,
+            &format!("capture --model {{}}/model --input {{}}/texts.jsonl --out {{}}/{out} --sites {sites} {flags}"),
+        )
+    };
+    capture("tl", &format!("{sites},ln_final.hook_out,ln1.hook_out"), "").ok();
+    capture("tl4", sites, "--names tl4").ok();
+    capture("old", sites, "--names llamaprobe1").ok();
+    let of = |out: &str, name: &str| tensor(&d.join(out).join("activations.safetensors"), name).1;
+    for (name, canonical) in [
+        ("blocks.1.hook_resid_post", "blocks.1.hook_out"),
+        ("blocks.0.attn.hook_z", "blocks.0.attn.o.hook_in"),
+        ("logits", "unembed.hook_out"),
+        ("blocks.0.ln1.hook_scale", "blocks.0.ln1.hook_scale"),
+        ("ln_final.hook_normalized", "ln_final.hook_normalized"),
+    ] {
+        assert_eq!(of("tl", name), of("tl4", canonical), "{name}");
+    }
+    assert_eq!(of("old", "ln_final.hook_normalized"), of("tl", "ln_final.hook_out"));
+    assert!(of("old", "ln_final.hook_normalized") != of("tl", "ln_final.hook_normalized"));
+    for (old, new) in of("old", "blocks.1.ln1.hook_scale").iter().zip(of("tl", "blocks.1.ln1.hook_scale")) {
+        assert!((old * new - 1.0).abs() < 1e-6, "{old} is not 1 / {new}");
+    }
+    put(d, "edit.yaml", "- {site: ln1.hook_normalized, positions: all, op: scale, scale: 2}\n");
+    capture("edited", "ln1.hook_normalized", "--names llamaprobe1 --edit {}/edit.yaml").ok();
+    let doubled: Vec<f64> = of("tl", "blocks.0.ln1.hook_out").iter().map(|x| 2.0 * x).collect();
+    assert_eq!(of("edited", "blocks.0.ln1.hook_normalized"), doubled);
+    let error = capture("refused", "resid_post", "--edit {}/edit.yaml").refused();
+    assert!(error.contains("ln1.hook_out") && error.contains("found blocks.0.ln1.hook_normalized"), "{error}");
+    assert!(!d.join("refused").exists());
+}
+
+/// A file says what is needed to read it, and nothing of the machine; the configuration beside it repeats it.
+#[test]
+fn files_say_what_they_hold() {
+    let dir = workplace();
+    let d = dir.path();
+    let sites = "--sites q,k,pattern,ln1.hook_scale,resid_post --tokens all --threads 2";
+    line(d, &format!("capture --model {{}}/model --input {{}}/texts.jsonl --out {{}}/out {sites}")).ok();
+    let file = d.join("out/activations.safetensors");
+    let open = Checkpoint::open(&file).expect("opens");
+    let said =
+        |key: &str| open.metadata().get(key).unwrap_or_else(|| panic!("no {key} in {:?}", open.metadata())).as_str();
+    for (key, expected) in [
+        ("model", "model"),
+        ("family", "llama"),
+        ("names", "tl"),
+        ("tokens", "all"),
+        ("dtype", "f32"),
+        ("device", "cpu"),
+        ("n_heads", "4"),
+        ("n_kv_heads", "2"),
+        ("d_head", "8"),
+        ("d_model", "24"),
+        ("first_doc", "0"),
+    ] {
+        assert_eq!(said(key), expected, "{key}");
+    }
+    assert!(
+        said("conventions").contains("hook_scale is sqrt(") && said("tokenizer").starts_with("tokenizer.json sha256:")
+    );
+    let (_, doc) = tensor(&file, "doc_id");
+    let starts: Vec<usize> = serde_json::from_str(said("doc_start")).expect("a list");
+    let expected = (0..doc.len()).filter(|&row| row == 0 || doc[row] != doc[row - 1]);
+    assert_eq!(starts, expected.collect::<Vec<usize>>());
+    let layout: serde_json::Value = serde_json::from_str(said("layout")).expect("JSON");
+    let axes = serde_json::json!({"attn.hook_q": "head d_head", "attn.hook_k": "kv_head d_head", "attn.hook_pattern": "head position",
+        "ln1.hook_scale": "1", "hook_resid_post": "d_model"});
+    assert_eq!(layout, axes);
+    let machine = d.display().to_string();
+    assert!(open.metadata().values().all(|value| !value.contains(&machine)), "{:?}", open.metadata());
+    let config = fs::read_to_string(d.join("out/llamaprobe.yaml")).expect("the configuration");
+    for key in ["device: cpu", "dtype: f32", "threads: 2"] {
+        assert!(config.contains(key), "{config}");
+    }
+    let before = fs::read(&file).expect("reads");
+    line(d, "capture --config {}/out/llamaprobe.yaml").ok();
+    assert_eq!(fs::read(&file).expect("reads"), before, "the configuration repeats it");
+}
+
+#[test]
+fn shards_hold_whole_documents() {
+    let dir = workplace();
+    let d = dir.path();
+    let capture = "capture --model {}/model --input {}/texts.jsonl --sites resid_post,logits";
+    line(d, &format!("{capture} --out {{}}/one")).ok();
+    line(d, &format!("{capture} --out {{}}/many --shard-tokens 6")).ok();
+    let (_, doc) = tensor(&d.join("one/activations.safetensors"), "doc_id");
+    let whole = ActivationFile::open(d.join("one/activations.safetensors")).expect("opens");
+    let parts = ActivationFile::open(d.join("many/activations.safetensors")).expect("opens the shards");
+    assert_eq!(parts.labels("doc_id").expect("labels"), whole.labels("doc_id").expect("labels"));
+    for site in whole.sites() {
+        assert_eq!(parts.rows(site).expect("rows"), whole.rows(site).expect("rows"), "{site}");
+    }
+    let (mut next, mut files) = (0, 0);
+    while next < 4 {
+        files += 1;
+        let file =
+            (1..9).map(|n| d.join(format!("many/activations-{files:05}-of-{n:05}.safetensors"))).find(|f| f.exists());
+        let file = file.expect("a shard");
+        let (_, held) = tensor(&file, "doc_id");
+        let open = Checkpoint::open(&file).expect("opens");
+        assert_eq!((open.metadata()["first_doc"].as_str(), held[0]), (next.to_string().as_str(), next as f64));
+        let documents = held[held.len() - 1] as usize + 1 - next;
+        assert!(held.len() <= 6 || documents == 1, "{} rows of {documents} documents", held.len());
+        assert_eq!(held.len(), doc.iter().filter(|&&x| (next..next + documents).contains(&(x as usize))).count());
+        next += documents;
+    }
+    assert!(files > 1);
+    let error = line(d, &format!("{capture} --out {{}}/none --shard-tokens 0")).refused();
+    assert!(error.contains("--shard-tokens: expected at least 1"), "{error}");
+    assert!(!d.join("none").exists());
 }
 
 /// Ids as in the test of `generate`; without the generation prompt unless it is asked for, as `apply_chat_template`.

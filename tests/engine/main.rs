@@ -13,6 +13,7 @@ mod golden_edits;
 mod golden_peft;
 mod golden_prompt;
 mod model;
+mod names;
 mod pack;
 mod probe;
 mod probe_report;

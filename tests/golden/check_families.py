@@ -298,4 +298,5 @@ def main():
     sys.exit("\n".join(failed) if failed else 0)
 
 
-main()
+if __name__ == "__main__":
+    main()

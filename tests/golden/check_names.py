@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 """`llamaprobe capture` under TransformerLens's names against TransformerLens 4.3.0 in its raw mode, live.
 
-    python3 tests/golden/check_names.py BINARY     # needs torch, transformers, safetensors, transformer-lens
+    python3 tests/golden/check_names.py BINARY [NAME...]     # needs torch, transformers, peft, safetensors, transformer-lens
 
-Makes small models with norms off their defaults (LLaMA with grouped queries, GPT-2, OPT, BLOOM, the last two where
-TransformerLens is right), captures three documents at every name of TransformerLens's cache that llamaprobe takes, under each
+Makes small models with norms off their defaults (LLaMA with grouped queries, GPT-2, OPT, BLOOM, those of check_families.py), captures three documents at every name of TransformerLens's cache that llamaprobe takes, under each
 --names, makes caches of the file with the lines of src/hooks/names.md, and compares names, shapes and values. Prints the
 largest difference as a share of the expected tensor's largest magnitude; exits 1 above 5e-6. A name that llamaprobe takes must be
 the tensor that TransformerLens has under it; one that it refuses must not be answered with the name of another.
@@ -21,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformer_lens.model_bridge import TransformerBridge
+from check_families import make, models as recent
 from transformers import (BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM,
                           PreTrainedTokenizerFast)
 
@@ -61,6 +61,18 @@ def made(root):
                 w.copy_(centre + (0.3 if norm or key.endswith("bias") else w.shape[-1] ** -0.5) * torch.randn_like(w))
         path = os.path.join(root, name)
         model.save_pretrained(path)
+        yield name, path
+    for name, (kind, config, _, _) in recent().items():
+        path = os.path.join(root, name)
+        make(kind, config, path, 0)
+        yield name, path
+
+
+def with_tokenizers(made, names):
+    """The models with something that TransformerLens takes for a tokenizer."""
+    for name, path in made:
+        if names and name not in names:
+            continue
         words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
         PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w1", eos_token="w2").save_pretrained(path)
         yield name, path
@@ -86,11 +98,11 @@ def main():
     binary, tl_caches, failed = sys.argv[1], page(), False
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as root:
-        for family, path in made(root):
+        for family, path in with_tokenizers(made(root), sys.argv[2:]):
             bridge = TransformerBridge.boot_transformers(path, device="cpu")
             with torch.no_grad():
                 expected = [bridge.run_with_cache(torch.tensor([ids]))[1] for ids in DOCUMENTS]
-                if family != "opt":
+                if family not in ("opt",):
                     bridge.set_use_attn_result(True)
                     for cache, ids in zip(expected, DOCUMENTS):
                         more = bridge.run_with_cache(torch.tensor([ids]))[1]

@@ -42,7 +42,7 @@ REFUSED = {("gemma2", "unembed.hook_out"), ("gemma2", "hook_unembed"), ("gemma3-
 
 def rows_first(name, want, rows):
     """Qwen3's and Gemma 3's norms of queries and keys run after the transpose: TransformerLens has their heads before the rows."""
-    return want.transpose(1, 2) if re.search(r"attn\.[qk]_norm", name) and want.dim() == 4 and want.shape[1] != rows else want
+    return want.transpose(1, 2) if re.search(r"attn\.([qk]_norm|hook_[qk]_normed)", name) and want.dim() == 4 and want.shape[1] != rows else want
 
 
 def page():

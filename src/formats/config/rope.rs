@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 
-use super::no_effect;
 use crate::arch::{Family, Rope, RopeKind};
 use crate::formats::json::Fields;
 use crate::{Error, Result};
@@ -121,7 +120,7 @@ impl RopeReader<'_> {
         let mut outer = self.f.usize_in(key, 1..=usize::MAX)?;
         let inner = d.usize_in(key, 1..=usize::MAX)?;
         if outer.is_some() && matches!(self.family, Family::Gemma3 | Family::Olmo3) {
-            no_effect(self.f, key, self.family);
+            log::warn!("{}: {key}: has no effect on two rotations, as in transformers", self.f.path().display());
             outer = None;
         }
         Ok(outer.or(inner).unwrap_or(self.max_positions))

@@ -222,6 +222,10 @@ fn head_dim(f: &Fields, family: Family, hidden_size: usize, heads: usize) -> Res
         Some(d) => d,
         None if family == Family::Qwen3 => 128,
         None if matches!(family, Family::Gemma2 | Family::Gemma3) => 256,
+        // What is left over is of no head.
+        None if matches!(family, Family::Olmo2 | Family::Olmo3 | Family::Phi3) && hidden_size >= heads => {
+            hidden_size / heads
+        }
         None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => return Err(f.error("num_attention_heads", format!("a divisor of hidden_size {hidden_size}"))),
     };
@@ -234,15 +238,20 @@ fn head_dim(f: &Fields, family: Family, hidden_size: usize, heads: usize) -> Res
 
 fn kv_heads(f: &Fields, family: Family, heads: usize) -> Result<usize> {
     let key = "num_key_value_heads";
+    let gemma = matches!(family, Family::Gemma2 | Family::Gemma3);
     let default = match family {
-        // An explicit null means "as many as query heads" in every family; absence is the family's default.
-        _ if f.has(key) => heads,
+        // An explicit null means "as many as query heads" but in Gemma, which has none; absence is the family's default.
+        _ if f.has(key) && !gemma => heads,
         Family::Mistral => 8,
         Family::Gemma2 | Family::Gemma3 => 4,
         Family::Qwen2 | Family::Qwen3 => 32,
         _ => heads,
     };
-    let kv = f.usize_in(key, 1..=MAX_WIDTH)?.unwrap_or(default);
+    let given = f.usize_in(key, 1..=MAX_WIDTH)?;
+    if gemma && f.has(key) {
+        f.require(key, given, "a positive integer")?;
+    }
+    let kv = given.unwrap_or(default);
     if kv > heads || !heads.is_multiple_of(kv) {
         return Err(f.error(key, format!("a divisor of num_attention_heads {heads} (default here {default})")));
     }
@@ -290,6 +299,9 @@ fn windows(f: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize
     };
     let by_rule = |i: usize| window.filter(|_| i >= first && (pattern == 0 || !(i + 1).is_multiple_of(pattern)));
     let Some(types) = f.list("layer_types")? else {
+        if window.is_none() && pattern > 0 && (0..layers).any(|i| !(i + 1).is_multiple_of(pattern)) {
+            return Err(f.error(key, "a window for the layers of type sliding_attention"));
+        }
         return Ok((0..layers).map(by_rule).collect());
     };
     if types.len() != layers {

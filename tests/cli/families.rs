@@ -65,6 +65,44 @@ fn family_default_modules_are_trained_and_read_back() {
     }
 }
 
+/// PEFT 0.21.2 has no default modules for OLMo, Phi 3 and models of texts and images, and reads the older names of the last.
+#[test]
+fn family_adapters_are_described_as_peft_takes_them() {
+    let report = |name: &str, change: &dyn Fn(&mut Value), prefix: (&str, &str)| {
+        let dir = workplace(name);
+        let d = dir.path();
+        let adapter = crate::support::golden(&format!("model-{name}/adapter"));
+        std::fs::create_dir(d.join("adapter")).expect("a folder");
+        let mut config: Value =
+            serde_json::from_slice(&std::fs::read(adapter.join("adapter_config.json")).expect("reads")).expect("JSON");
+        change(&mut config);
+        put(d, "adapter/adapter_config.json", &config.to_string());
+        let bytes = std::fs::read(adapter.join("adapter_model.safetensors")).expect("reads");
+        let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+        let renamed = file.tensors().into_iter().map(|(name, view)| (name.replace(prefix.0, prefix.1), view));
+        let bytes = safetensors::serialize(renamed, None).expect("bytes");
+        std::fs::write(d.join("adapter/adapter_model.safetensors"), bytes).expect("writes");
+        line(d, "inspect --model {}/model --adapter {}/adapter --json").json()["adapter"].clone()
+    };
+    let unchanged = |_: &mut Value| ();
+    let without = |config: &mut Value| drop(config.as_object_mut().expect("an object").remove("target_modules"));
+    for name in ["olmo2", "olmo3", "phi3", "gemma3-images"] {
+        assert_eq!(report(name, &unchanged, ("", ""))["peft"], json!([]), "{name}");
+        let found = report(name, &without, ("", ""))["peft"].to_string();
+        assert!(found.contains("stops: ValueError") && found.contains("target_modules"), "{name}: {found}");
+    }
+    for (name, default) in [("qwen3", "q_proj and v_proj"), ("neox", "query_key_value")] {
+        assert_eq!(report(name, &unchanged, ("", ""))["peft"], json!([]), "{name}");
+        let found = report(name, &without, ("", ""))["peft"].to_string();
+        assert!(found.contains(&format!("silently takes {default} for target_modules")), "{name}: {found}");
+    }
+    let [new, old] = ["model.model.language_model.", "model.language_model.model."];
+    let found = report("gemma3-images", &unchanged, (new, old));
+    assert_eq!((&found["peft"], &found["readable"], &found["ignored"]), (&json!([]), &json!(true), &json!([])));
+    let found = report("gemma3-images", &unchanged, (".language_model.layers.1.", ".vision_tower.layers.1."));
+    assert!(found["peft"].to_string().contains("the part of images"), "{found}");
+}
+
 /// What `inspect` says of norms, caps, windows and rotations is what `config.json` says.
 #[test]
 fn family_shows_what_it_is_made_of() {

@@ -205,7 +205,7 @@ fn values_that_are_not_computed_are_refused() {
         ("gemma3_text", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention"),
         ("gemma3_text", json!({"sliding_window_pattern": 0}), "sliding_window_pattern"),
         ("gemma3_text", json!({"rope_parameters": {"rope_type": "default", "rope_theta": 10.0}}), "rope_parameters"),
-        ("gemma3_text", json!({"rope_local_base_freq": 1.0}), "rope_theta"),
+        ("gemma3_text", json!({"rope_local_base_freq": 1.0}), "rope_local_base_freq"),
         ("gemma3", json!({}), "text_config"),
         ("gemma3", json!({"text_config": {"model_type": "gemma2"}}), "text_config.model_type"),
         ("gemma3", json!({"text_config": {"hidden_size": 4}}), "num_hidden_layers"),

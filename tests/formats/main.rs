@@ -14,6 +14,7 @@ mod chat;
 mod config;
 mod control_vector;
 mod edits;
+mod family_configs;
 mod hub;
 mod keys;
 mod lines;

@@ -75,7 +75,7 @@ CASES = [
     case("gemma2"),
     case("gemma2", num_key_value_heads=2, head_dim=10, query_pre_attn_scalar=224, attn_logit_softcapping=7.5, final_logit_softcapping=12.5),
     case("gemma2", attn_logit_softcapping=None, final_logit_softcapping=None, tie_word_embeddings=False, attention_bias=True),
-    case("gemma2", sliding_window=None, hidden_act="gelu", rope_theta=20000.0, eos_token_id=[1, 7]),
+    case("gemma2", sliding_window=77, hidden_act="gelu", rope_theta=20000.0, eos_token_id=[1, 7]),
     case("gemma2", sliding_window=9, layer_types=["full_attention", "full_attention", "sliding_attention", "full_attention"]),
     case("gemma2", rope_scaling={"type": "linear", "factor": 2.0}, hidden_activation="gelu"),
     case("gemma3_text"),

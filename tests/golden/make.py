@@ -28,6 +28,7 @@ STEPS = [
     ("families.py", [], None, [f"model-{name}" for name in FAMILIES]),
     ("edits.py", ["edits"], None, ["edits"]),
     ("configs.py", [], "configs.json", ["configs.json"]),
+    ("family_configs.py", [], "family_configs.json", ["family_configs.json"]),
     ("adapters.py", ["."], None, ["adapters.json", "peft_adapter"]),
     ("small_tokenizers.py", ["."], None, ["tokenizers"]),
     ("measures.py", [], None, ["measures.safetensors"]),

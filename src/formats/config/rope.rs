@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 
-use super::no_effect;
 use crate::arch::{Family, Rope, RopeKind};
 use crate::formats::json::Fields;
 use crate::{Error, Result};
@@ -24,10 +23,15 @@ impl RopeReader<'_> {
     /// The rotation of all layers: `rope_theta` with `rope_scaling`, or `rope_parameters`.
     pub fn all_layers(&self) -> Result<Rope> {
         let f = self.f;
-        let theta = f.f64(if self.family == Family::GptNeox { "rotary_emb_base" } else { "rope_theta" })?;
+        let base = if self.family == Family::GptNeox { "rotary_emb_base" } else { "rope_theta" };
         let old = f.object("rope_scaling")?.filter(|o| o.keys().next().is_some());
         let new = f.object("rope_parameters")?.filter(|o| o.keys().next().is_some());
-        let read = |dict: &Option<Fields>| self.one(dict.as_ref(), theta, 10_000.0);
+        for dict in [&old, &new].into_iter().flatten() {
+            if let Some(key) = dict.keys().find(|key| key.ends_with("_attention")) {
+                return Err(dict.error(key, "one rotation for all layers, which this family has"));
+            }
+        }
+        let read = |dict: &Option<Fields>| self.one(dict.as_ref(), Some(base), 10_000.0);
         let rope = read(if old.is_some() { &old } else { &new })?;
         if old.is_some() && new.is_some() && rope != read(&new)? {
             return Err(f.error("rope_scaling", "the same as rope_parameters"));
@@ -52,18 +56,23 @@ impl RopeReader<'_> {
             return Err(Error::field(f.path(), "rope_parameters", expected, key));
         }
         if let Some(old) = f.object("rope_scaling")?.filter(|o| o.keys().next().is_some()) {
-            if full.is_some() {
+            if nested.is_some() {
                 return Err(f.error("rope_scaling", "none beside rope_parameters"));
+            }
+            // Transformers puts it over a dictionary whose rope_type is default, and then does not read the older name.
+            if old.get("rope_type").is_none() && old.str("type")?.is_some_and(|kind| kind != "default") {
+                return Err(old.error("type", "rope_type, the name that is read here"));
             }
             full = Some(old);
         }
-        let [of_full, of_sliding] = ["rope_theta", "rope_local_base_freq"].map(|key| f.f64(key));
-        Ok([self.one(sliding.as_ref(), of_sliding?, local)?, self.one(full.as_ref(), of_full?, global)?])
+        let of_sliding = (self.family == Family::Gemma3).then_some("rope_local_base_freq");
+        Ok([self.one(sliding.as_ref(), of_sliding, local)?, self.one(full.as_ref(), Some("rope_theta"), global)?])
     }
 
-    fn one(&self, dict: Option<&Fields>, top: Option<f64>, default: f64) -> Result<Rope> {
+    /// A rotation: of a dictionary, with the base at the top level under the key `base`, else `default`.
+    fn one(&self, dict: Option<&Fields>, base: Option<&str>, default: f64) -> Result<Rope> {
         let (f, family) = (self.f, self.family);
-        let theta = theta(f, dict, top, default)?;
+        let theta = theta(f, dict, base, default)?;
         let dim = self.rotary_dim(dict)?;
         let whole = !matches!(family, Family::GptNeox | Family::Phi3);
         let Some(d) = dict else {
@@ -121,7 +130,7 @@ impl RopeReader<'_> {
         let mut outer = self.f.usize_in(key, 1..=usize::MAX)?;
         let inner = d.usize_in(key, 1..=usize::MAX)?;
         if outer.is_some() && matches!(self.family, Family::Gemma3 | Family::Olmo3) {
-            no_effect(self.f, key, self.family);
+            log::warn!("{}: {key}: has no effect on two rotations, as in transformers", self.f.path().display());
             outer = None;
         }
         Ok(outer.or(inner).unwrap_or(self.max_positions))
@@ -171,17 +180,22 @@ impl RopeReader<'_> {
     }
 }
 
-/// The base: of the dictionary, else of the top level, else the family's.
-fn theta(f: &Fields, dict: Option<&Fields>, top: Option<f64>, default: f64) -> Result<f64> {
+/// The base: of the dictionary, else of the top level under `key`, else the family's.
+fn theta(f: &Fields, dict: Option<&Fields>, key: Option<&str>, default: f64) -> Result<f64> {
     let inner = dict.map(|d| d.f64("rope_theta")).transpose()?.flatten();
-    if let (Some(d), Some(inner), Some(top)) = (dict, inner, top)
+    let top = key.map(|key| f.f64(key)).transpose()?.flatten();
+    if let (Some(d), Some(inner), Some(top), Some(key)) = (dict, inner, top, key)
         && inner != top
     {
-        return Err(d.error("rope_theta", format!("the same as rope_theta at the top, {top}")));
+        return Err(d.error("rope_theta", format!("the same as {key} at the top, {top}")));
     }
     let theta = inner.or(top).unwrap_or(default);
     if theta <= 1.0 {
-        return Err(dict.filter(|_| inner.is_some()).unwrap_or(f).error("rope_theta", "a number above 1"));
+        let expected = "a number above 1";
+        return Err(match (dict, key) {
+            (Some(d), _) if inner.is_some() => d.error("rope_theta", expected),
+            (_, key) => f.error(key.unwrap_or("rope_theta"), expected),
+        });
     }
     Ok(theta)
 }

@@ -27,6 +27,13 @@ pub fn cases() -> Vec<Case> {
         map.extend(patch.as_object().expect("object").clone());
         text(&format!("{model_type} {patch}"), config.to_string().into_bytes(), words)
     };
+    // Of LLaMA's make, from Qwen 3 on.
+    let recent = |model_type: &str, patch: Value, words: &[&str]| {
+        let mut config = json!({"model_type": model_type, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 100,
+            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2});
+        config.as_object_mut().expect("object").extend(patch.as_object().expect("object").clone());
+        text(&format!("{model_type} {patch}"), config.to_string().into_bytes(), words)
+    };
     let rope = |rope: Value, words: &[&str]| with(json!({"rope_scaling": rope}), words);
     let mut cases = vec![
         case("config: absent", &["config.json"], |dir| ModelConfig::load(dir).map(|_| ())),
@@ -114,6 +121,26 @@ pub fn cases() -> Vec<Case> {
         family("bloom", json!({"apply_residual_connection_post_layernorm": true}), &["apply_residual_connection_post_layernorm"]),
         family("bloom", json!({"position_embedding_type": "rotary"}), &["position_embedding_type", "alibi"]),
         family("bloom", json!({"n_embed": 24}), &["n_embed", "n_embd"]),
+    ]);
+    let layers = |third: &str| json!(["full_attention", "full_attention", third, "full_attention"]);
+    let default = json!({"rope_type": "default"});
+    cases.extend([
+        recent("qwen3", json!({"rope_parameters": {"full_attention": default}}), &["rope_parameters.full_attention", "one rotation"]),
+        recent("gemma2", json!({"sliding_window": null}), &["sliding_window", "sliding_attention"]),
+        recent("gemma2", json!({"num_key_value_heads": null}), &["num_key_value_heads", "positive integer"]),
+        recent("gemma3_text", json!({"rope_local_base_freq": "10000"}), &["rope_local_base_freq"]),
+        recent("gemma3_text", json!({"rope_scaling": {"type": "linear", "factor": 8.0}}), &["rope_scaling.type", "rope_type"]),
+        recent("gemma3_text", json!({"rope_scaling": default, "rope_parameters": {"full_attention": default}}), &["rope_scaling", "rope_parameters"]),
+        recent("gemma3_text", json!({"rope_theta": 5.0, "rope_parameters": {"full_attention": {"rope_theta": 6.0}}}), &["rope_parameters.full_attention.rope_theta", "5"]),
+        recent("olmo2", json!({"num_attention_heads": 3, "num_key_value_heads": 3}), &["num_attention_heads", "even", "21"]),
+        recent("olmo3", json!({"sliding_window": null}), &["sliding_window", "sliding_attention"]),
+        recent("olmo3", json!({"rope_parameters": {"sliding_attention": {"rope_type": "ntk"}}}), &["rope_type", "ntk", "yarn"]),
+        recent("gpt_neox", json!({"rotary_emb_base": 1}), &["rotary_emb_base", "above 1"]),
+        recent("gpt_neox", json!({"use_parallel_residual": "no"}), &["use_parallel_residual"]),
+        recent("phi3", json!({"rope_scaling": {"type": "longrope", "short_factor": [1, 1, 1, 1, 1, 1, 1, 0]}}), &["rope_scaling.short_factor", "8 positive numbers"]),
+        recent("phi3", json!({"partial_rotary_factor": 0.0}), &["partial_rotary_factor", "0"]),
+        recent("phi3", json!({"original_max_position_embeddings": 0, "rope_scaling": {"type": "longrope", "short_factor": [1, 1, 1, 1, 1, 1, 1, 1], "long_factor": [1, 1, 1, 1, 1, 1, 1, 1]}}), &["original_max_position_embeddings"]),
+        recent("phi3", json!({"layer_types": layers("sliding_attention")}), &["layer_types[2]"]),
     ]);
     cases
 }

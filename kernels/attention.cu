@@ -79,7 +79,7 @@ DEV float* beside(const real* tile, int row) {
     return reinterpret_cast<float*>(const_cast<real*>(tile) + row * STRIDE + HEAD_DIM);
 }
 
-// ALiBi's slope of head `head`, and the same for a product before it is multiplied by `scale`.
+// ALiBi's slope of head `head`, and the same for what is still multiplied by `scale`.
 DEV float slope_of(int head, int alibi) {
     if (alibi == 0) return 0.0f;
     float power = head < alibi ? 8.0f * (head + 1) : 4.0f * (2 * (head - alibi) + 1);
@@ -103,11 +103,13 @@ DEV Step after(Step s, int end, const int4* visits, int first) {
     return {concerned(s.visit + 1, end, visits, first), 0};
 }
 
-// A soft cap of products before they are multiplied by `scale`: `outer * tanh(inner * x)` stands for x.
+// What is left to multiply products by until they are scores: capping has scaled them.
+DEV float unit_of(float scale) { return SOFTCAP ? 1.0f : scale; }
+// A soft cap of scores: `outer * tanh(inner * x)` of the product x.
 struct Cap {
     float inner, outer;
 };
-DEV Cap cap_of(float cap, float scale) { return {scale / cap, cap / scale}; }
+DEV Cap cap_of(float cap, float scale) { return {scale / cap, cap}; }
 // tanh(x). Scores of 16-bit factors need its first 7 digits behind the point, whatever x: more would take registers that a
 // wide head does not leave.
 DEV float tanh_of(float x) {
@@ -171,7 +173,7 @@ DEV bool seen(const Rows& rows, int4 visit, int position, int e) {
     return rows.slot[i] >= visit.z && rows.slot[i] < visit.w && position <= rows.last[i] && position >= rows.low[i];
 }
 
-// Products of keys from position `key` on, less `lean` (ALiBi) for every position to the row's own.
+// Products of keys, or their capped scores, from position `key` on, less `lean` (ALiBi) for every position to the row's own.
 template <int parts>
 DEV void far_less(float (&s)[parts][4], float lean, const Rows& rows, int key) {
     int first = key + 2 * (threadIdx.x % 4);
@@ -226,8 +228,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     if (now.visit < end) fetch_step(now, buffers);
     copy_commit();
     Rows rows = rows_of(slots, first, positions, lasts, window, ahead);
-    float sums[PARTS][4], top[2] = {-INFINITE, -INFINITE}, total[2] = {0.0f, 0.0f}, base2 = scale * LOG2_E;
-    float lean = lean_of(head, alibi, scale);
+    float sums[PARTS][4], top[2] = {-INFINITE, -INFINITE}, total[2] = {0.0f, 0.0f}, base2 = unit_of(scale) * LOG2_E;
+    float lean = lean_of(head, alibi, unit_of(scale));
     clear(sums);
     for (int turn = 0; now.visit < end; turn ^= 1) {
         Step next = after<FWD_STEP>(now, end, visits, first);
@@ -289,7 +291,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         if (rows.row[i] < 0) continue;
         i64 at = (i64)rows.row[i] * heads;
         store_row(z + at * width, sums, i, 1.0f / total[i], width);
-        if (t == 0) lse[at + head] = top[i] * scale + logf(total[i]);
+        if (t == 0) lse[at + head] = top[i] * unit_of(scale) + logf(total[i]);
     }
 }
 
@@ -339,8 +341,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     if (now.visit < end) fetch_step(now, buffers);
     copy_commit();
     Rows rows = rows_of(slots, first, positions, lasts, window, ahead);
-    float sums[PARTS][4], shift[2], along[2], base2 = scale * LOG2_E;
-    float lean = lean_of(head, alibi, scale);
+    float sums[PARTS][4], shift[2], along[2], base2 = unit_of(scale) * LOG2_E;
+    float lean = lean_of(head, alibi, unit_of(scale));
     clear(sums);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -416,7 +418,7 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
     int warp_end = warp_max(max(until[0], until[1])), warp_all = -warp_max(max(-until[0], -until[1]));
     int warp_begin = -warp_max(max(-begin[0], -begin[1])), warp_all_from = warp_max(max(begin[0], begin[1]));
     int steps = (seen_by.end - seen_by.begin + BWD_STEP - 1) / BWD_STEP;
-    float base2 = in.scale * LOG2_E;
+    float base2 = unit_of(in.scale) * LOG2_E;
     auto fetch_step = [&](int step, int turn) {
         int head = blockIdx.y * heads_of_group + step / steps, query = seen_by.begin + step % steps * BWD_STEP;
         i64 offset = head * in.width, pitch = (i64)in.heads * in.width;
@@ -450,7 +452,7 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
             clear(p);
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(p, keys + warp * 16 * STRIDE, queries, STRIDE);
             if (SOFTCAP) soften(p, slopes, cap_of(in.cap, in.scale));
-            float lean = lean_of(blockIdx.y * heads_of_group + step / steps, in.alibi, in.scale);
+            float lean = lean_of(blockIdx.y * heads_of_group + step / steps, in.alibi, unit_of(in.scale));
             bool all = query >= warp_all_from && query + BWD_STEP <= warp_all && in.window == 0;
 #pragma unroll
             for (int n = 0; n < BWD_STEP / 8; n++)

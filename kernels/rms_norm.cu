@@ -98,30 +98,32 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // The gradient of the block's row: `d_out` gives a thread's elements of the output's gradient from column c on, `store`
 // takes those of the input's.
-template <class Form, class T, class Load, class Store>
-DEV void norm_row_bwd(Form form, const T* __restrict__ x, float scale, const real* __restrict__ weight, int width,
-                      float* parts, Load d_out, Store store) {
+template <class T, class Load, class Store>
+DEV void norm_row_bwd(const T* __restrict__ x, const float* __restrict__ rstd, const real* __restrict__ weight, int width,
+                      int form, float* parts, Load d_out, Store store) {
     x += (i64)blockIdx.x * width;
-    float dot = 0.0f, g[8], v[8], w[8];
-    auto load = [&](int c) {
-        d_out(g, c);
-        load8(w, weight + c, width - c);
-        load8(v, x + c, width - c);
+    float scale = rstd[blockIdx.x], dot = 0.0f, g[8], v[8], w[8];
+    with_form(form, [&](auto form) {
+        auto load = [&](int c) {
+            d_out(g, c);
+            load8(w, weight + c, width - c);
+            load8(v, x + c, width - c);
 #pragma unroll
-        for (int j = 0; j < 8; j++) g[j] *= form.factor(w[j]);
-    };
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-        load(c);
+            for (int j = 0; j < 8; j++) g[j] *= form.factor(w[j]);
+        };
+        for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+            load(c);
 #pragma unroll
-        for (int j = 0; j < 8; j++) dot = fmaf(g[j], v[j], dot);
-    }
-    float along = block_sum(dot, parts) * scale * scale / width;
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-        if (width > blockDim.x * 8) load(c);
+            for (int j = 0; j < 8; j++) dot = fmaf(g[j], v[j], dot);
+        }
+        float along = block_sum(dot, parts) * scale * scale / width;
+        for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+            if (width > blockDim.x * 8) load(c);
 #pragma unroll
-        for (int j = 0; j < 8; j++) g[j] = scale * (g[j] - v[j] * along);
-        store(g, c);
-    }
+            for (int j = 0; j < 8; j++) g[j] = scale * (g[j] - v[j] * along);
+            store(g, c);
+        }
+    });
 }
 
 extern "C" __global__ void __launch_bounds__(256) rms_norm_bwd(float* __restrict__ d_x,
@@ -141,7 +143,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_bwd(float* __restrict
         for (int j = 0; j < 8; j++) sum[j] += d[j];
         store8(d_x + c, sum, width - c);
     };
-    with_form(form, [&](auto form) { norm_row_bwd(form, x, rstd[blockIdx.x], weight, width, parts, load, store); });
+    norm_row_bwd(x, rstd, weight, width, form, parts, load, store);
 }
 
 extern "C" __global__ void __launch_bounds__(256) rms_norm_compute_bwd(real* d_x, const real* __restrict__ x,
@@ -153,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_compute_bwd(real* d_x
     // A thread reads what it writes itself, and before that.
     auto load = [&](float(&g)[8], int c) { load8(g, d_x + c, width - c); };
     auto store = [&](const float(&d)[8], int c) { store8(d_x + c, d, width - c); };
-    with_form(form, [&](auto form) { norm_row_bwd(form, x, rstd[blockIdx.x], weight, width, parts, load, store); });
+    norm_row_bwd(x, rstd, weight, width, form, parts, load, store);
 }
 
 template <class T>

@@ -32,7 +32,7 @@ use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::settings::{Length, RunSettings};
 use llamaprobe::train::trainer::{Run, StepReport, TrainerOptions};
 use ops::naive::Precision;
-use ops::parity::parity_on_tensor_cores;
+use ops::parity::{parity_on_tensor_cores, rounds_as_families_do};
 use serde_json::Value;
 use support::skips;
 use support::tiny_model::TinyModel;
@@ -118,6 +118,7 @@ fn operations_f32() {
 #[ignore = "started on the fake driver"]
 fn operations_bf16() {
     operations(Dtype::BF16);
+    cuda::device(Dtype::BF16).iter_mut().for_each(rounds_as_families_do);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::peft::PeftReport;
 use super::plan::Plan;
 use super::resolve::{self, ModelFiles};
 use super::{Failure, output};
-use crate::arch::{NormPlacement, Positions};
+use crate::arch::{ModelConfig, Norm, NormPlacement, Positions, QkNorm, RmsWeight};
 use crate::backend::Backend;
 use crate::model::{Layout, LoraShape};
 
@@ -80,8 +80,51 @@ fn shapes(files: &ModelFiles) -> Value {
             "embedding_width": config.embed_size,
         }),
     };
-    if let (Value::Object(shapes), Value::Object(more)) = (&mut shapes, more) {
+    if let (Value::Object(shapes), Value::Object(more), Value::Object(rest)) = (&mut shapes, more, variants(config)) {
         shapes.extend(more);
+        shapes.extend(rest);
     }
     shapes
+}
+
+/// Where norms stand, caps, scales, and what differs from layer to layer.
+fn variants(config: &ModelConfig) -> Value {
+    let norm = match config.norm {
+        Norm::Rms(RmsWeight::OnePlus) => "rms, 1 + weight",
+        Norm::Rms(_) => "rms",
+        Norm::Layer => "layer",
+    };
+    let placement = match config.norm_placement {
+        NormPlacement::Pre => "before each sublayer",
+        NormPlacement::Post => "behind each sum",
+        NormPlacement::Output => "of each sublayer's output",
+        NormPlacement::PreAndOutput => "before each sublayer and of its output",
+    };
+    let qk_norm = match config.qk_norm {
+        None => "none",
+        Some(QkNorm::Head) => "each head",
+        Some(QkNorm::Row) => "all heads of a row",
+    };
+    let mut found = json!({
+        "norm": norm, "norm_placement": placement, "qk_norm": qk_norm, "parallel": config.parallel,
+        "score_softcap": config.score_softcap, "logit_softcap": config.logit_softcap, "embedding_scale": config.embed_scale,
+        "score_scale": config.score_scales[0],
+    });
+    let full: Vec<usize> = (0..config.num_hidden_layers).filter(|&layer| config.windows[layer].is_none()).collect();
+    if let Some(window) = config.windows.iter().flatten().next() {
+        found["window"] = json!(window);
+        found["layers_without_window"] = json!(full);
+    }
+    let ropes = config.ropes();
+    if let Some(first) = ropes.first() {
+        found["rope_width"] = json!(first.dim);
+        if let Some(other) = ropes.iter().find(|rope| *rope != first) {
+            // Of the layers that are not turned as the first.
+            let layers: Vec<usize> = (0..ropes.len()).filter(|&layer| ropes[layer] != *first).collect();
+            found["other_rope"] = json!(format!("{:?}", other.kind));
+            found["other_rope_theta"] = json!(other.theta);
+            found["other_rope_layers"] = json!(layers);
+        }
+    }
+    found
 }

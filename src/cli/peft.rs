@@ -53,7 +53,7 @@ impl PeftReport {
         let level = adapter::missing_level(file.names(), files.config.family);
         let whole = |name: &str| match level.zip(name.strip_prefix(PREFIX)) {
             Some((level, rest)) => format!("{PREFIX}{level}{rest}"),
-            None => name.to_owned(),
+            None => adapter::todays_name(name, files.config.family).into_owned(),
         };
         let shapes: BTreeMap<String, Vec<usize>> = file.iter().map(|t| (whole(&t.name), t.shape.to_vec())).collect();
         let (mut peft, loaded) = of_peft(&config_path, &config, &shapes, &files.config);
@@ -161,14 +161,21 @@ fn of_lora(
     model: &ModelConfig,
 ) -> (Vec<String>, Loaded) {
     let stopped = |why: String| Loaded { stops: Some(why), ..Loaded::default() };
-    if let Some(why) = checks::stops(config) {
+    if let Some(why) = checks::stops(config, model.family) {
         return (Vec::new(), stopped(why));
     }
     let found = checks::silent(config, model.family);
     let lora = LoraConfig::as_peft_takes_it(path, config, model.family);
     let state = lora.map_err(|error| error.to_string()).and_then(|lora| State::adapt(model, config, &lora));
+    let (images, file): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        file.clone().into_iter().partition(|(name, _)| adapter::of_images(name, model.family));
+    let mut found = found;
+    if let Some(name) = images.keys().next() {
+        let n = images.len();
+        found.push(format!("loads {n} tensors (such as {name}) into the part of images, which is not described here"));
+    }
     match state {
-        Ok(state) => (found, state.load(file, PREFIX)),
+        Ok(state) => (found, state.load(&file, PREFIX)),
         Err(why) => (found, stopped(why)),
     }
 }

@@ -14,7 +14,7 @@ mod modules;
 mod prompt;
 mod selection;
 
-pub use directory::{FILES, base_model, files, is_adapter, missing_level};
+pub use directory::{FILES, base_model, files, is_adapter, missing_level, of_images, todays_name};
 pub use modules::{Module, ModuleKind};
 pub use prompt::{EncoderShape, EncoderState, PromptAdapter, PromptConfig, PromptKind, Reparameterization};
 pub use selection::{LoraConfig, Modules, Slot};
@@ -55,7 +55,13 @@ impl Family {
         }
     }
 
-    /// The modules that PEFT adapts where nobody says which.
+    /// Whether PEFT 0.21 knows which modules to adapt where nobody says which; for other families it stops.
+    pub const fn has_peft_defaults(self) -> bool {
+        !matches!(self, Self::Gemma3Images | Self::Olmo2 | Self::Olmo3 | Self::Phi3)
+    }
+
+    /// The modules that are adapted where nobody says which: those of PEFT, or where it has none
+    /// ([`Family::has_peft_defaults`]) queries and values, or what they are fused into.
     pub const fn default_modules(self) -> &'static [Projection] {
         match self {
             Self::Gpt2 | Self::Bloom | Self::GptNeox | Self::Phi3 => &[Projection::Qkv],

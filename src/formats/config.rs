@@ -14,7 +14,6 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use self::rope::RopeReader;
 use super::json::{self, Fields, show};
 use crate::arch::{
     Activation, Dtype, Family, Mlp, ModelConfig, Norm, NormPlacement, Positions, QkNorm, RmsWeight, Rope,
@@ -185,7 +184,7 @@ fn ropes(
     head_dim: usize,
     max_positions: usize,
 ) -> Result<Vec<Rope>> {
-    let reader = RopeReader { f, family, head_dim, max_positions };
+    let reader = rope::RopeReader { f, family, head_dim, max_positions };
     if !matches!(family, Family::Gemma3 | Family::Olmo3) {
         return Ok(vec![reader.all_layers()?; windows.len()]);
     }

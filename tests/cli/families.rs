@@ -28,6 +28,14 @@ fn family_default_modules_are_trained_and_read_back() {
         ("opt", json!(["q_proj", "v_proj"]), &[("model.decoder.layers.1.self_attn.v_proj", 12)]),
         ("opt-behind", json!(["q_proj", "v_proj"]), &[("model.decoder.layers.0.self_attn.q_proj", 12)]),
         ("bloom", json!(["query_key_value"]), &[("transformer.h.0.self_attention.query_key_value", 36)]),
+        ("qwen3", json!(["q_proj", "v_proj"]), &[("model.layers.1.self_attn.q_proj", 24)]),
+        ("gemma2", json!(["q_proj", "v_proj"]), &[("model.layers.1.self_attn.v_proj", 12)]),
+        ("gemma3", json!(["q_proj", "v_proj"]), &[("model.layers.0.self_attn.q_proj", 24)]),
+        ("gemma3-images", json!(["q_proj", "v_proj"]), &[("model.language_model.layers.0.self_attn.q_proj", 24)]),
+        ("olmo2", json!(["q_proj", "v_proj"]), &[("model.layers.0.self_attn.v_proj", 12)]),
+        ("olmo3", json!(["q_proj", "v_proj"]), &[("model.layers.1.self_attn.v_proj", 8)]),
+        ("neox", json!(["query_key_value"]), &[("gpt_neox.layers.1.attention.query_key_value", 48)]),
+        ("phi3", json!(["qkv_proj"]), &[("model.layers.1.self_attn.qkv_proj", 32)]),
     ] {
         let dir = workplace(name);
         let d = dir.path();
@@ -47,12 +55,45 @@ fn family_default_modules_are_trained_and_read_back() {
             "capture --model {}/model --input {}/ids.jsonl --sites hook_embed,resid_post,q_proj.hook_lora_delta,logits";
         line(d, &format!("{capture} --adapter {{}}/out --out {{}}/tuned")).ok();
         let (shape, _) = tensor(&d.join("tuned/activations.safetensors"), "blocks.1.q_proj.hook_lora_delta");
-        assert_eq!(shape, [7, 12], "{name}");
+        let widths = line(d, "inspect --model {}/model --json").json()["model"].clone();
+        let width = widths["heads"].as_u64().expect("heads") * widths["head_dim"].as_u64().expect("a width");
+        assert_eq!(shape, [7, width as usize], "{name}");
         let inspected = line(d, "inspect --model {}/model --adapter {}/out --json").json();
         assert_eq!((&inspected["adapter"]["readable"], &inspected["adapter"]["peft"]), (&json!(true), &json!([])));
         let all = train.replace("--r 2", "--r 1 --target-modules all-linear").replace("/out", "/all");
         line(d, &all).ok();
     }
+}
+
+/// What `inspect` says of norms, caps, windows and rotations is what `config.json` says.
+#[test]
+fn family_shows_what_it_is_made_of() {
+    let of = |name: &str| {
+        let dir = workplace(name);
+        line(dir.path(), "inspect --model {}/model --json").json()["model"].clone()
+    };
+    let gemma = of("gemma2");
+    assert_eq!((&gemma["norm"], &gemma["qk_norm"]), (&json!("rms, 1 + weight"), &json!("none")));
+    assert_eq!(gemma["norm_placement"], "before each sublayer and of its output");
+    assert_eq!((&gemma["score_softcap"], &gemma["logit_softcap"]), (&json!(1.5), &json!(2.0)));
+    assert_eq!((&gemma["window"], &gemma["layers_without_window"]), (&json!(5), &json!([1])));
+    assert_eq!(gemma["score_scale"], json!(5f64.powf(-0.5)));
+    let gemma = of("gemma3-images");
+    assert_eq!((&gemma["family"], &gemma["qk_norm"]), (&json!("gemma3"), &json!("each head")));
+    assert_eq!((&gemma["rope_theta"], &gemma["other_rope_theta"]), (&json!(10000.0), &json!(1000000.0)));
+    assert_eq!((&gemma["logit_softcap"], &gemma["dtype"]), (&Value::Null, &json!("F32")));
+    let olmo = of("olmo3");
+    assert_eq!(
+        (&olmo["norm_placement"], &olmo["qk_norm"]),
+        (&json!("of each sublayer's output"), &json!("all heads of a row"))
+    );
+    assert_eq!(olmo["other_rope_layers"], json!([1]));
+    let neox = of("neox");
+    assert_eq!((&neox["norm"], &neox["parallel"], &neox["rope_width"]), (&json!("layer"), &json!(true), &json!(2)));
+    assert_eq!(of("neox-sequential")["parallel"], false);
+    let gpt2 = of("gpt2");
+    assert_eq!((&gpt2["norm_placement"], &gpt2["post_norm"]), (&json!("before each sublayer"), &json!(false)));
+    assert_eq!(of("opt-behind")["norm_placement"], "behind each sum");
 }
 
 #[test]

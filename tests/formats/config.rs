@@ -1,31 +1,36 @@
-use llamaprobe::arch::Dtype;
-use llamaprobe::arch::{Activation, Mlp, ModelConfig, Norm, Positions, RopeKind};
+use llamaprobe::arch::{
+    Activation, Dtype, Family, Mlp, ModelConfig, Norm, NormPlacement, Positions, QkNorm, RmsWeight, Rope, RopeKind,
+};
+use llamaprobe::formats::config::keys;
 use llamaprobe::formats::generation_config::{self, Decoding, GenerationDefaults};
 use serde_json::{Value, json};
 
 use crate::support::{shared, temp};
 
-fn rope_json(config: &ModelConfig) -> (Value, f64) {
-    let Positions::Rope(rope) = &config.positions else { panic!("{:?}", config.positions) };
-    let theta = rope.theta;
-    match rope.kind {
-        RopeKind::Default => (json!({"rope_type": "default", "rope_theta": theta}), 1.0),
-        RopeKind::Linear { factor } => (json!({"rope_type": "linear", "rope_theta": theta, "factor": factor}), 1.0),
-        RopeKind::Dynamic { factor, original } => {
-            assert_eq!(original, config.max_position_embeddings);
-            (json!({"rope_type": "dynamic", "rope_theta": theta, "factor": factor}), 1.0)
-        }
+fn rope_json(rope: &Rope) -> (Value, f64) {
+    let (named, scaling) = match &rope.kind {
+        RopeKind::Default => (json!({"rope_type": "default"}), 1.0),
+        RopeKind::Linear { factor } => (json!({"rope_type": "linear", "factor": factor}), 1.0),
+        RopeKind::Dynamic { factor, .. } => (json!({"rope_type": "dynamic", "factor": factor}), 1.0),
         RopeKind::Llama3 { factor, low_freq_factor, high_freq_factor, original } => (
-            json!({"rope_type": "llama3", "rope_theta": theta, "factor": factor, "low_freq_factor": low_freq_factor,
+            json!({"rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
                 "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original}),
             1.0,
         ),
         RopeKind::Yarn { factor, original, beta_fast, beta_slow, attention_factor, truncate } => (
-            json!({"rope_type": "yarn", "rope_theta": theta, "factor": factor, "beta_fast": beta_fast,
-                "beta_slow": beta_slow, "truncate": truncate, "original_max_position_embeddings": original}),
-            attention_factor,
+            json!({"rope_type": "yarn", "factor": factor, "beta_fast": beta_fast, "beta_slow": beta_slow,
+                "truncate": truncate, "original_max_position_embeddings": original}),
+            *attention_factor,
         ),
-    }
+        RopeKind::LongRope { short, long, original, attention_factor } => (
+            json!({"rope_type": "longrope", "short_factor": short, "long_factor": long,
+                "original_max_position_embeddings": original}),
+            *attention_factor,
+        ),
+    };
+    let Value::Object(mut map) = named else { unreachable!("an object") };
+    map.extend([("rope_theta".to_owned(), json!(rope.theta)), ("dim".to_owned(), json!(rope.dim as f64))]);
+    (Value::Object(map), scaling)
 }
 
 /// The reference's dictionary with its defaults put in, and without what only enters the attention factor.
@@ -34,6 +39,13 @@ fn normal(rope: &Value) -> Value {
     let map = rope.as_object_mut().expect("an object");
     for key in ["type", "mscale", "mscale_all_dim", "attention_factor"] {
         map.remove(key);
+    }
+    if map["rope_type"] == "longrope" {
+        map.remove("factor");
+        for key in ["short_factor", "long_factor"] {
+            let list = map[key].as_array().expect("a list").iter().map(|x| json!(x.as_f64())).collect();
+            map.insert(key.to_owned(), Value::Array(list));
+        }
     }
     if map["rope_type"] == "yarn" {
         for (key, default) in [("beta_fast", 32.0), ("beta_slow", 1.0)] {
@@ -51,23 +63,50 @@ fn normal(rope: &Value) -> Value {
     rope
 }
 
+fn golden() -> Value {
+    serde_json::from_str(include_str!("../golden/configs.json")).expect("golden file")
+}
+
+fn activation(name: &str) -> Activation {
+    match name {
+        "silu" => Activation::Silu,
+        "gelu" => Activation::Gelu,
+        "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
+        other => panic!("{other}"),
+    }
+}
+
 #[test]
 fn every_form_means_what_the_reference_says() {
-    let cases: Vec<Value> = serde_json::from_str(include_str!("../golden/configs.json")).expect("golden file");
-    assert!(cases.len() > 30);
-    for case in &cases {
+    let golden = golden();
+    let cases = golden["cases"].as_array().expect("cases");
+    assert!(cases.len() > 70);
+    for case in cases {
         let (given, want) = (&case["config"], &case["expect"]);
         let config = ModelConfig::parse("config.json", &given.to_string()).unwrap_or_else(|e| panic!("{given}: {e}"));
         let number = |key: &str| want[key].as_u64().map(|n| n as usize);
         assert_eq!(Some(config.num_key_value_heads), number("num_key_value_heads"), "{given}");
         assert_eq!(Some(config.head_dim), number("head_dim"), "{given}");
         assert_eq!(Some(config.max_position_embeddings), number("max_position_embeddings"), "{given}");
-        assert_eq!(Some(config.norm_eps), want["rms_norm_eps"].as_f64(), "{given}");
+        assert_eq!(Some(config.norm_eps), want["eps"].as_f64(), "{given}");
         assert_eq!(Some(config.tie_word_embeddings), want["tie_word_embeddings"].as_bool(), "{given}");
         assert_eq!(json!(config.windows), want["windows"], "{given}");
+        assert_eq!(json!([config.qkv_bias, config.o_bias]), want["bias"], "{given}");
+        let (Mlp::Gated(act) | Mlp::Plain(act)) = config.mlp;
+        assert_eq!(act, activation(want["activation"].as_str().expect("a name")), "{given}");
+        let scale = want["score_scale"].as_f64().expect("a number");
+        assert!(config.score_scales.iter().all(|x| (x - scale).abs() < 1e-12), "{given}: {:?}", config.score_scales);
+        assert_eq!(config.score_softcap, want["score_softcap"].as_f64(), "{given}");
+        assert_eq!(config.logit_softcap, want["logit_softcap"].as_f64(), "{given}");
+        assert_eq!(Some(config.parallel), want["parallel"].as_bool(), "{given}");
+        // Special tokens outside the vocabulary are none here.
+        let inside = |id: &Value| id.as_u64().is_some_and(|id| id < config.vocab_size as u64);
+        let ends: Vec<&Value> = want["eos"].as_array().expect("a list").iter().filter(|id| inside(id)).collect();
         assert_eq!(json!(config.bos_token_id), want["bos"], "{given}");
-        assert_eq!(json!(config.eos_token_id), want["eos"], "{given}");
-        assert_eq!(json!(config.pad_token_id), want["pad"], "{given}");
+        assert_eq!(json!(config.eos_token_id), json!(ends), "{given}");
+        if given.get("pad_token_id").is_some() {
+            assert_eq!(json!(config.pad_token_id), want["pad"], "{given}");
+        }
         let dtype = config.dtype.map(|d| match d {
             Dtype::F32 => "float32",
             Dtype::F16 => "float16",
@@ -75,11 +114,135 @@ fn every_form_means_what_the_reference_says() {
             other => panic!("{other}"),
         });
         assert_eq!(json!(dtype), want["dtype"], "{given}");
-        let (rope, scaling) = rope_json(&config);
-        assert_eq!(normal(&rope), normal(&want["rope"]), "{given}");
-        let expected = want["attention_scaling"].as_f64().expect("a number");
-        assert!((scaling - expected).abs() < 1e-12, "{given}: {scaling} {expected}");
+        let ropes = want["ropes"].as_array().expect("a list");
+        let found = config.ropes();
+        assert_eq!(found.len(), config.num_hidden_layers, "{given}");
+        for (layer, found) in found.iter().enumerate() {
+            let want = ropes.get(layer).unwrap_or(&ropes[0]);
+            let (rope, scaling) = rope_json(found);
+            assert_eq!(normal(&rope), normal(&want[0]), "{given}: layer {layer}");
+            let expected = want[1].as_f64().expect("a number");
+            assert!((scaling - expected).abs() < 1e-12, "{given}: {scaling} {expected}");
+        }
     }
+}
+
+/// A field that transformers' own configuration of the family has is used, harmless or refused, never unknown.
+#[test]
+fn every_field_of_the_references_configurations_is_known() {
+    let golden = golden();
+    for family in Family::ALL {
+        let fields = golden["fields"][family.name()].as_array().unwrap_or_else(|| panic!("{}", family.name()));
+        let known = keys::of(family);
+        let unknown: Vec<_> = fields.iter().filter(|key| !known.knows(key.as_str().expect("a name"))).collect();
+        assert!(unknown.is_empty(), "{}: {unknown:?}", family.name());
+    }
+}
+
+/// Where the norms of a family stand is in no file, but in its model.
+#[test]
+fn norms_follow_the_family() {
+    use NormPlacement::{Output, Pre, PreAndOutput};
+    use RmsWeight::{Exact, OnePlus, Rounded};
+    let golden = golden();
+    let mut seen = 0;
+    for (family, weight, placement, qk, scaled) in [
+        ("llama", Some(Rounded), Pre, None, false),
+        ("mistral", Some(Rounded), Pre, None, false),
+        ("qwen2", Some(Rounded), Pre, None, false),
+        ("qwen3", Some(Rounded), Pre, Some(QkNorm::Head), false),
+        ("gemma2", Some(OnePlus), PreAndOutput, None, true),
+        ("gemma3_text", Some(OnePlus), PreAndOutput, Some(QkNorm::Head), true),
+        ("gemma3", Some(OnePlus), PreAndOutput, Some(QkNorm::Head), true),
+        ("olmo2", Some(Exact), Output, Some(QkNorm::Row), false),
+        ("olmo3", Some(Exact), Output, Some(QkNorm::Row), false),
+        ("gpt_neox", None, Pre, None, false),
+        ("phi3", Some(Rounded), Pre, None, false),
+    ] {
+        for case in golden["cases"].as_array().expect("cases").iter().filter(|c| c["config"]["model_type"] == family) {
+            let c = ModelConfig::parse("config.json", &case["config"].to_string()).expect("valid");
+            assert_eq!((c.rms_weight(), c.norm_placement, c.qk_norm), (weight, placement, qk), "{family}");
+            assert_eq!(c.embed_scale, if scaled { (c.hidden_size as f64).sqrt() } else { 1.0 }, "{family}");
+            assert!(c.final_norm && !c.embed_norm && c.family.name() == family, "{family}");
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, golden["cases"].as_array().expect("cases").len());
+}
+
+/// What would be computed otherwise than the file says is refused, with the field and what is expected.
+#[test]
+fn values_that_are_not_computed_are_refused() {
+    let dims = json!({"hidden_size": 32, "intermediate_size": 8, "vocab_size": 10, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2});
+    let refused = |family: &str, keys: &Value| {
+        let mut config = dims.clone();
+        let map = config.as_object_mut().expect("object");
+        map.insert("model_type".into(), json!(family));
+        map.extend(keys.as_object().expect("object").clone());
+        ModelConfig::parse("config.json", &config.to_string()).expect_err(&format!("{family}: {keys}")).to_string()
+    };
+    let long = json!([1.0, 1.0, 1.0, 1.0]);
+    for (family, keys, field) in [
+        ("qwen3", json!({"hidden_act": "gelu"}), "hidden_act"),
+        ("qwen3", json!({"head_dim": 7}), "head_dim"),
+        ("qwen3", json!({"num_key_value_heads": 3}), "num_key_value_heads"),
+        ("qwen3", json!({"layer_types": ["sliding_attention", "full_attention"]}), "layer_types[0]"),
+        ("qwen3", json!({"layer_types": ["chunked_attention", "full_attention"]}), "layer_types"),
+        ("qwen3", json!({"layer_types": ["full_attention"]}), "layer_types"),
+        ("qwen3", json!({"rope_scaling": {"rope_type": "proportional"}}), "rope_type"),
+        (
+            "qwen3",
+            json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}),
+            "partial",
+        ),
+        ("gemma2", json!({"hidden_activation": "relu"}), "hidden_activation"),
+        ("gemma2", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention"),
+        ("gemma2", json!({"attn_logit_softcapping": 0.0}), "attn_logit_softcapping"),
+        ("gemma2", json!({"final_logit_softcapping": -1.0}), "final_logit_softcapping"),
+        ("gemma2", json!({"query_pre_attn_scalar": 0}), "query_pre_attn_scalar"),
+        ("gemma2", json!({"sliding_window": 0}), "sliding_window"),
+        ("gemma3_text", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention"),
+        ("gemma3_text", json!({"sliding_window_pattern": 0}), "sliding_window_pattern"),
+        ("gemma3_text", json!({"rope_parameters": {"rope_type": "default", "rope_theta": 10.0}}), "rope_parameters"),
+        ("gemma3_text", json!({"rope_local_base_freq": 1.0}), "rope_theta"),
+        ("gemma3", json!({}), "text_config"),
+        ("gemma3", json!({"text_config": {"model_type": "gemma2"}}), "text_config.model_type"),
+        ("gemma3", json!({"text_config": {"hidden_size": 4}}), "num_hidden_layers"),
+        ("gemma3", json!({"quantization_config": {"quant_method": "x"}, "text_config": {}}), "quantization_config"),
+        ("olmo2", json!({"hidden_act": "gelu"}), "hidden_act"),
+        ("olmo3", json!({"layer_types": ["full_attention", "linear_attention"]}), "layer_types"),
+        ("olmo3", json!({"rope_parameters": {"rope_type": "default"}}), "rope_parameters"),
+        ("gpt_neox", json!({"hidden_act": "silu"}), "hidden_act"),
+        ("gpt_neox", json!({"hidden_size": 30}), "num_attention_heads"),
+        ("gpt_neox", json!({"rotary_pct": 0.0}), "rotary_pct"),
+        ("gpt_neox", json!({"rotary_pct": 0.4}), "rotary_pct"),
+        ("gpt_neox", json!({"rotary_pct": 1.5}), "rotary_pct"),
+        ("gpt_neox", json!({"layer_norm_eps": -1.0}), "layer_norm_eps"),
+        ("phi3", json!({"hidden_act": "gelu"}), "hidden_act"),
+        ("phi3", json!({"partial_rotary_factor": 0.4}), "partial_rotary_factor"),
+        ("phi3", json!({"rope_scaling": {"type": "linear", "factor": 2.0}}), "rope_type"),
+        ("phi3", json!({"rope_scaling": {"type": "longrope", "short_factor": long}}), "long_factor"),
+        (
+            "phi3",
+            json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": long}}),
+            "short_factor",
+        ),
+        (
+            "phi3",
+            json!({"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 3}),
+            "layer_types[1]",
+        ),
+        ("qwen3_moe", json!({}), "model_type"),
+        ("gemma3n_text", json!({}), "model_type"),
+        ("phi", json!({}), "model_type"),
+    ] {
+        let error = refused(family, &keys);
+        assert!(error.starts_with("config.json: ") && error.contains(field), "{family}: {keys}: {error}");
+    }
+    // A family that is not there is refused by name, with those that are.
+    let error = refused("mamba", &json!({}));
+    assert!(Family::ALL.iter().all(|family| error.contains(family.name())) && error.contains("mamba"), "{error}");
 }
 
 #[test]
@@ -266,7 +429,14 @@ fn the_other_families_are_data() {
     assert_eq!((c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.head_dim), (1600, 6400, 48, 64));
     assert_eq!((c.mlp, c.norm), (Mlp::Plain(Activation::GeluTanh), Norm::Layer));
     assert_eq!(c.positions, Positions::Learned { first: 0 });
-    assert!(c.tie_word_embeddings && c.qkv_bias && c.o_bias && c.mlp_bias && c.final_norm && !c.post_norm);
+    assert!(
+        c.tie_word_embeddings
+            && c.qkv_bias
+            && c.o_bias
+            && c.mlp_bias
+            && c.final_norm
+            && c.norm_placement == NormPlacement::Pre
+    );
     assert_eq!((c.bos_token_id, c.eos_token_id), (Some(50256), vec![50256]));
     let c = read(
         r#"{"model_type": "opt", "activation_function": "relu", "do_layer_norm_before": false, "ffn_dim": 4096,
@@ -275,13 +445,13 @@ fn the_other_families_are_data() {
     );
     assert_eq!((c.hidden_size, c.embed_size, c.head_dim, c.max_position_embeddings), (1024, 512, 64, 2048));
     assert_eq!((c.mlp, &c.positions), (Mlp::Plain(Activation::Relu), &Positions::Learned { first: 2 }));
-    assert!(c.post_norm && !c.final_norm && c.tie_word_embeddings);
+    assert!(c.norm_placement == NormPlacement::Post && !c.final_norm && c.tie_word_embeddings);
     let c = read(
         r#"{"model_type": "bloom", "n_embed": 1536, "n_layer": 24, "num_attention_heads": 16, "vocab_size": 250880,
         "layer_norm_epsilon": 1e-5, "apply_residual_connection_post_layernorm": false, "seq_length": 2048}"#,
     );
     assert_eq!((c.hidden_size, c.intermediate_size, c.head_dim, c.positions), (1536, 6144, 96, Positions::Alibi));
-    assert!(c.embed_norm && c.final_norm && !c.post_norm && c.tie_word_embeddings);
+    assert!(c.embed_norm && c.final_norm && c.norm_placement == NormPlacement::Pre && c.tie_word_embeddings);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod fuzz;
 
 mod activations;
 mod adapter;
+mod adapter_families;
 mod added_tokens;
 mod chat;
 mod config;

@@ -1,5 +1,5 @@
-"""Writes adapters.json (which modules PEFT adapts for a configuration, with which rank and scale) and peft_adapter/
-(an adapter directory as PEFT saves it).
+"""Writes adapters.json (which modules PEFT adapts for a configuration, with which rank and scale; the modules of a model of
+each family, and PEFT's defaults for it) and peft_adapter/ (an adapter directory as PEFT saves it).
 
 Usage: python adapters.py FOLDER
 """
@@ -10,7 +10,8 @@ import shutil
 import sys
 
 import torch
-from peft import LoraConfig, get_peft_model
+from families import CASES as FAMILIES
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -49,9 +50,36 @@ def slots(given):
     return out
 
 
+def lora_modules(model, **given):
+    """The paths of the modules that PEFT adapts, or None where it does not know which."""
+    try:
+        peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **given))
+    except ValueError as error:
+        assert "target_modules" in str(error), error
+        return None
+    return sorted(name.removeprefix("base_model.model.") for name, module in peft.named_modules() if isinstance(module, LoraLayer))
+
+
+def family(kind, config, _):
+    """What PEFT makes of a model of a family."""
+    modules = sorted(name for name, _ in kind(config).named_modules() if name and not name.startswith(("model.vision_tower.", "model.multi_modal_projector.")))
+    prompts = {}
+    for method in (PrefixTuningConfig, PromptTuningConfig):
+        settings = get_peft_model(kind(config), method(task_type="CAUSAL_LM", num_virtual_tokens=2)).peft_config["default"]
+        prompts[settings.peft_type.value] = [settings.token_dim, settings.num_attention_heads, settings.num_layers]
+    return {
+        "modules": modules,
+        "default": lora_modules(kind(config)),
+        "all-linear": lora_modules(kind(config), target_modules="all-linear", exclude_modules=r"model\.vision_tower(\..*)?"),
+        "prompts": prompts,
+    }
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
-    json.dump([{"config": c, "slots": slots(c)} for c in CASES], open(folder / "adapters.json", "w"), separators=(",", ":"))
+    cases = [{"config": c, "slots": slots(c)} for c in CASES]
+    families = {name: family(*FAMILIES[name]) for name in sorted(FAMILIES)}
+    json.dump({"cases": cases, "families": families}, open(folder / "adapters.json", "w"), separators=(",", ":"))
     config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, lora_dropout=0.25,
                         target_modules=["q_proj", "v_proj", "down_proj"], rank_pattern={"down_proj": 3}, init_lora_weights=False)
     peft = get_peft_model(model(), config)

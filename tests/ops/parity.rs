@@ -4,23 +4,20 @@
 //! the oracle on the same rounded inputs. A new device takes one line: its own `#[test]`.
 
 use llamaprobe::arch::Dtype;
-use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::{Cpu, CpuSettings, Isa};
 use llamaprobe::backend::trace::Trace;
 
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::ops::cases::{Case, Set};
-use crate::ops::device;
 use crate::ops::naive::{self, Precision};
 use crate::ops::operation::Operation;
 #[cfg(feature = "cuda")]
 use crate::ops::parity::parity_on_tensor_cores;
 use crate::ops::parity::{
     ORACLE, against_naive, cases_of, naive_results, parity, parity_of_split_products, perturbed, result_roles, results,
-    rounded, scales,
+    rounds_as_families_do, scales,
 };
-use crate::ops::rms_norm::{FORMS, RmsNorm, RmsNormCompute};
 use crate::ops::{self, Op, normal};
 use crate::skips::{Reason, skip};
 
@@ -131,31 +128,6 @@ fn naive_backward(file: &str) {
         let slope: f64 = along.flat_map(|((g, d), _)| g.iter().zip(d)).map(|(g, d)| g * d).sum();
         assert!((slope - difference).abs() <= 1e-7 * (1.0 + slope.abs()), "{}: {slope}, {difference}", case.name);
     }
-}
-
-/// What a family rounds when, to the bit, in bfloat16.
-fn rounds_as_families_do<B: Backend>(b: &mut B) {
-    let (p, first) =
-        (Precision::BF16, |b: &mut B, case: &Case| device::forward(b, &case.op, &case.inputs, 0.0).remove(0));
-    for form in FORMS {
-        let norm = RmsNorm { rows: 2, width: 96, eps: 1e-6, form };
-        for op in [Op::from(norm), Op::from(RmsNormCompute { norm })] {
-            let case = rounded(Case::new("rounding", op), p);
-            let got = first(b, &case);
-            for other in FORMS {
-                let expected = RmsNorm { form: other, ..norm }.naive_forward(p, &case.inputs).remove(0);
-                assert_eq!(got == expected, form == other, "{}: {:?} against {other:?}", b.name(), case.op);
-            }
-        }
-    }
-    // The square root of 12 is rounded before it multiplies, and so is the product.
-    let scaled = ops::cases(b, "embed", Set::Forest).into_iter().find(|case| case.name == "embed scaled").unwrap();
-    let case = rounded(scaled, p);
-    let got = first(b, &case);
-    assert_eq!(got, case.op.naive_forward(p, &case.inputs)[0]);
-    let unrounded = Precision { compute: |x| x, ..p };
-    let other: Vec<f64> = case.op.naive_forward(unrounded, &case.inputs)[0].iter().map(|&x| p.c(x)).collect();
-    assert_ne!(got, other);
 }
 
 #[test]

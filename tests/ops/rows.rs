@@ -131,7 +131,7 @@ impl Operation for Residual {
         // As one row that is normed.
         let sum = r.output(0, len, Role::Acc);
         let (out, rstd) = (r.tape.compute(&vec![FILL; len]), r.tape.acc(&[FILL]));
-        let rest = [At(a), At(b), At(b), Int(1), Int(len), Float(1e-5)];
+        let rest = [At(a), At(b), At(b), Int(1), Int(len), Float(1e-5), Int(0)];
         r.run("residual_rms_norm_fwd", rows(1), &[&[At(sum), At(out), At(rstd)], &rest[..]].concat());
         true
     }

@@ -122,7 +122,7 @@ fn of_build(dtype: Dtype, build: Build) -> Subject {
     let widths = if head_dim == 64 { vec![64, 56, 42] } else { vec![head_dim] };
     for width in widths {
         for (heads, kv_heads, window) in [(2, 1, None), (1, 1, Some(50))] {
-            let softcap = capped.then_some(1.5);
+            let softcap = capped.then_some(3.0);
             let dims = AttentionDims { softcap, ..packs::heads(heads, kv_heads, width, window) };
             let op = Attention { pack: packs::large(), cached: vec![], dims };
             cases.push(Case::new(format!("attention {width} {heads} {window:?}"), op));

@@ -83,7 +83,15 @@ const REGISTER: [(Reason, &[&str]); 6] = [
             "task::prompts::real_data_is_read_whole",
         ],
     ),
-    (Reason::Cuda, &["ops::parity::cuda_bf16", "ops::parity::cuda_f16", "ops::parity::cuda_f32"]),
+    (
+        Reason::Cuda,
+        &[
+            "ops::parity::cuda_bf16",
+            "ops::parity::cuda_f16",
+            "ops::parity::cuda_f32",
+            "ops::parity::cuda_rounds_as_families_do",
+        ],
+    ),
     (
         Reason::Nvcc,
         &[
@@ -98,6 +106,7 @@ const REGISTER: [(Reason, &[&str]); 6] = [
         &[
             "ops::simt::attention_computes_what_it_says",
             "ops::simt::attention_of_the_other_dtypes_computes_what_it_says",
+            "ops::simt::attention_with_capped_scores_computes_what_it_says",
             "ops::simt::kernels_stay_inside_their_memory",
             "ops::simt::planted_bugs_are_found",
             "ops::simt::simple_kernels_compute_what_they_say",

@@ -30,8 +30,8 @@ impl PromptSite {
     }
 }
 
-/// `out [N, E] =` the table's row of each token times `scale`, rounded to the compute dtype, or for virtual token `p` of run `r` the row at element `r * stride + offset +
-/// p * E` of the prompts.
+/// `out [N, E] =` the table's row of each token times `scale`, rounded to the compute dtype, or for virtual token `p` of run
+/// `r` the row at element `r * stride + offset + p * E` of the prompts.
 pub struct EmbedFwd<'a, B: Buffers + ?Sized> {
     /// `[N, E]`, set.
     pub out: &'a mut B::Acc,
@@ -89,7 +89,8 @@ impl<B: Buffers + ?Sized> Op for EmbedBwdPrompt<'_, B> {
     }
 }
 
-/// `d_table [V, E] (from element `offset` on) +=` the rows of `d_out [N, E]` times `scale` at the rows' tokens, in row order.
+/// `d_table [V, E] (from element `offset` on) +=` the rows of `d_out [N, E]` times `scale` at the rows' tokens, in row
+/// order.
 pub struct EmbedBwdTable<'a, B: Buffers + ?Sized> {
     /// `[V, E]` from element `offset` on, added to.
     pub d_table: &'a mut B::Acc,

@@ -64,7 +64,7 @@ pub const TYPES: [&str; 41] = [
 ];
 
 /// Whether PEFT stops at the configuration of a LoRA, and why.
-pub fn stops(config: &Value) -> Option<String> {
+pub fn stops(config: &Value, family: Family) -> Option<String> {
     let text = |key: &str| config.get(key).and_then(Value::as_str);
     let null = |key: &str| config.get(key).is_some_and(Value::is_null);
     let number = |key: &str| config.get(key).and_then(Value::as_f64);
@@ -82,6 +82,12 @@ pub fn stops(config: &Value) -> Option<String> {
         (
             text("task_type").is_some_and(|name| !Adapter::TASK_TYPES.contains(&name)),
             "ValueError, the task_type is none of PEFT's",
+        ),
+        (
+            !family.has_peft_defaults()
+                && !is_there(config, "target_modules")
+                && !is_there(config, "target_parameters"),
+            "ValueError, target_modules is missing, and PEFT has none for a model of this family",
         ),
         (config.get("target_parameters").is_some_and(Value::is_string), "TypeError, target_parameters is no list"),
         (

@@ -74,9 +74,10 @@ impl State {
         let family = model.family;
         let mut tensors: BTreeMap<_, _> =
             ParamId::all(model).into_iter().map(|id| (id.tensor(family), Some(id.stored_shape(model)))).collect();
-        // A tied head is in the state as well.
+        // A tied head is in the state as well; there it has one name in all families.
         let table = tensors[&ParamId::Embed.tensor(family)].clone();
-        tensors.entry(ParamId::Head.tensor(family)).or_insert(table);
+        let head = tensors.remove(&ParamId::Head.tensor(family)).unwrap_or(table);
+        tensors.insert("lm_head.weight".to_owned(), head);
         let layers = model.num_hidden_layers;
         Self { tensors, adapter: BTreeMap::new(), demanded: BTreeMap::new(), layers }
     }

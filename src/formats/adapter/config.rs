@@ -13,6 +13,9 @@ use crate::formats::json::{self, Fields, show};
 /// PEFT's rank and alpha where a file has none.
 const DEFAULT: u32 = 8;
 
+/// The modules of the part of images.
+const IMAGES: &str = r"model\.vision_tower(\..*)?";
+
 impl LoraConfig {
     /// Reads `adapter_config.json`.
     ///
@@ -128,7 +131,10 @@ impl LoraConfig {
         put("revision", Value::Null);
         put("target_modules", module_json(family, &self.target_modules));
         put("task_type", json!("CAUSAL_LM"));
-        if let Some(exclude) = &self.exclude_modules {
+        // Lists of ends of names would name modules of the images' part too.
+        let by_ends = family == Family::Gemma3Images && !matches!(self.target_modules, Modules::Regex(_));
+        let images = by_ends.then(|| Modules::Regex(IMAGES.to_owned()));
+        if let Some(exclude) = self.exclude_modules.as_ref().or(images.as_ref()) {
             put("exclude_modules", module_json(family, exclude));
         }
         if !self.rank_pattern.is_empty() {

@@ -162,7 +162,7 @@ impl LoraAdapter {
             let mut load = |part: char, shape: [usize; 2]| {
                 let path = family.path(layer, target);
                 let path = level.and_then(|level| path.strip_prefix(level)).unwrap_or(&path);
-                let name = spelling(&tensors, path, part);
+                let name = spelling(&tensors, path, part, family);
                 let view = tensors.expect(&name, &shape)?;
                 known.insert(name);
                 view.check_finite().and_then(|()| view.to_f32()).map_err(Error::file(&file))
@@ -174,10 +174,10 @@ impl LoraAdapter {
             }
             modules.push(LoraModule { layer, target, r, scale, a, b });
         }
-        let beside: Vec<&str> = tensors.names().filter(|name| is_beside(name)).collect();
+        let beside: Vec<&str> = tensors.names().filter(|name| is_beside(name) || of_images(name, family)).collect();
         if let Some(first) = beside.first() {
             let (path, n) = (file.display(), beside.len());
-            log::warn!("{path}: {n} tensors of heads beside the model are not used, such as {first}");
+            log::warn!("{path}: {n} tensors beside the model of texts are not used, such as {first}");
         }
         tensors.deny_unexpected(|name| known.contains(name) || beside.contains(&name))?;
         Ok(Self { config, family, head_dim, modules })
@@ -251,7 +251,11 @@ pub fn missing_level<'a>(names: impl Iterator<Item = &'a str>, family: Family) -
         Family::GptNeox => "gpt_neox.",
         _ => "model.",
     };
-    let names: Vec<&str> = names.filter_map(|name| name.strip_prefix("base_model.model.")).collect();
+    let names: Vec<Cow<str>> = names
+        .map(|name| todays_name(name, family))
+        .filter(|name| !of_images(name, family))
+        .filter_map(|name| name.strip_prefix("base_model.model.").map(|rest| Cow::Owned(rest.to_owned())))
+        .collect();
     let of_lora = |name: &str| name.contains(".lora_A.") || name.contains(".lora_B.");
     let whole = names.iter().any(|name| name.starts_with(level));
     (!whole && names.iter().any(|name| of_lora(name))).then_some(level)
@@ -267,8 +271,29 @@ fn tensor_name(path: &str, part: char, adapter: &str) -> String {
     format!("base_model.model.{path}.lora_{part}{adapter}.weight")
 }
 
-/// The name in the file: PEFT also reads the one with the adapter's name in it.
-fn spelling(tensors: &Checkpoint, path: &str, part: char) -> String {
+/// The name in the file: PEFT also reads the one with the adapter's name in it, and the one of an older release.
+fn spelling(tensors: &Checkpoint, path: &str, part: char, family: Family) -> String {
+    let short = tensor_name(path, part, "");
     let long = tensor_name(path, part, ".default");
-    if tensors.get(&long).is_some() { long } else { tensor_name(path, part, "") }
+    let older = tensors.names().find(|name| *name != short && todays_name(name, family) == short);
+    let found = [Some(long.as_str()), older].into_iter().flatten().find(|name| tensors.get(name).is_some());
+    found.map_or(short.clone(), str::to_owned)
+}
+
+/// A tensor's name as PEFT writes it today, which reads those of older releases too: before transformers 4.52 a model of
+/// texts and images held a whole model of texts.
+pub fn todays_name(name: &str, family: Family) -> Cow<'_, str> {
+    const OLD: &str = "base_model.model.language_model.model.";
+    match name.strip_prefix(OLD).filter(|_| family == Family::Gemma3Images) {
+        Some(rest) => Cow::Owned(format!("base_model.model.model.language_model.{rest}")),
+        None => Cow::Borrowed(name),
+    }
+}
+
+/// Whether a tensor adapts the part of images, which does not concern texts.
+pub fn of_images(name: &str, family: Family) -> bool {
+    let name = name.strip_prefix("base_model.model.").unwrap_or(name);
+    let name = name.strip_prefix("model.").unwrap_or(name);
+    family == Family::Gemma3Images
+        && ["vision_tower.", "multi_modal_projector."].iter().any(|part| name.starts_with(part))
 }

@@ -56,10 +56,43 @@ impl Family {
                     "mlp.gelu_impl",
                 ],
             ),
+            Self::GptNeox => (
+                &["gpt_neox.embed_in"],
+                &[
+                    "gpt_neox",
+                    "gpt_neox.emb_dropout",
+                    "gpt_neox.layers",
+                    "gpt_neox.final_layer_norm",
+                    "gpt_neox.rotary_emb",
+                ],
+                &[
+                    "input_layernorm",
+                    "post_attention_layernorm",
+                    "post_attention_dropout",
+                    "post_mlp_dropout",
+                    "attention",
+                    "mlp",
+                    "mlp.act",
+                ],
+            ),
+            Self::Gemma3Images => (
+                &["model.language_model.embed_tokens"],
+                &[
+                    "model",
+                    // With all that is in them: no projection of the text part is.
+                    "model.vision_tower",
+                    "model.multi_modal_projector",
+                    "model.language_model",
+                    "model.language_model.layers",
+                    "model.language_model.norm",
+                    "model.language_model.rotary_emb",
+                ],
+                self.llama_block(),
+            ),
             _ => (
                 &["model.embed_tokens"],
                 &["model", "model.layers", "model.norm", "model.rotary_emb"],
-                &["self_attn", "mlp", "mlp.act_fn", "input_layernorm", "post_attention_layernorm"],
+                self.llama_block(),
             ),
         };
         let module = |path: String, kind: ModuleKind| Module { path, kind };
@@ -77,5 +110,59 @@ impl Family {
         }
         all.extend(named(&["lm_head"], ModuleKind::Head));
         all
+    }
+
+    /// What is in a block beside its projections, where names are LLaMA's.
+    const fn llama_block(self) -> &'static [&'static str] {
+        match self {
+            Self::Phi3 => &[
+                "self_attn",
+                "mlp",
+                "mlp.activation_fn",
+                "input_layernorm",
+                "post_attention_layernorm",
+                "resid_attn_dropout",
+                "resid_mlp_dropout",
+            ],
+            Self::Qwen3 => &[
+                "self_attn",
+                "self_attn.q_norm",
+                "self_attn.k_norm",
+                "mlp",
+                "mlp.act_fn",
+                "input_layernorm",
+                "post_attention_layernorm",
+            ],
+            Self::Olmo2 | Self::Olmo3 => &[
+                "self_attn",
+                "self_attn.q_norm",
+                "self_attn.k_norm",
+                "mlp",
+                "mlp.act_fn",
+                "post_attention_layernorm",
+                "post_feedforward_layernorm",
+            ],
+            Self::Gemma2 => &[
+                "self_attn",
+                "mlp",
+                "mlp.act_fn",
+                "input_layernorm",
+                "post_attention_layernorm",
+                "pre_feedforward_layernorm",
+                "post_feedforward_layernorm",
+            ],
+            Self::Gemma3 | Self::Gemma3Images => &[
+                "self_attn",
+                "self_attn.q_norm",
+                "self_attn.k_norm",
+                "mlp",
+                "mlp.act_fn",
+                "input_layernorm",
+                "post_attention_layernorm",
+                "pre_feedforward_layernorm",
+                "post_feedforward_layernorm",
+            ],
+            _ => &["self_attn", "mlp", "mlp.act_fn", "input_layernorm", "post_attention_layernorm"],
+        }
     }
 }

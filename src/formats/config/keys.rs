@@ -40,13 +40,15 @@ used! { LLAMA:
 used! { GEMMA2:
     "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim"
     "hidden_activation" "hidden_act" "max_position_embeddings" "rms_norm_eps" "attention_bias" "rope_theta" "rope_scaling"
-    "rope_parameters" "sliding_window" "layer_types" "query_pre_attn_scalar" "attn_logit_softcapping"
+    "rope_parameters" "original_max_position_embeddings" "sliding_window" "layer_types" "query_pre_attn_scalar"
+    "attn_logit_softcapping"
     "final_logit_softcapping" "use_bidirectional_attention"
 }
 used! { GEMMA3:
     "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim"
     "hidden_activation" "hidden_act" "max_position_embeddings" "rms_norm_eps" "attention_bias" "rope_theta" "rope_scaling"
-    "rope_parameters" "rope_local_base_freq" "sliding_window" "sliding_window_pattern" "_sliding_window_pattern" "layer_types"
+    "rope_parameters" "rope_local_base_freq" "original_max_position_embeddings" "sliding_window"
+    "sliding_window_pattern" "layer_types"
     "query_pre_attn_scalar" "attn_logit_softcapping" "final_logit_softcapping" "use_bidirectional_attention"
 }
 /// The outer keys of a model of texts and images; those of the text part are [`GEMMA3`].
@@ -64,12 +66,12 @@ const GEMMA3_IMAGES: &[&str] = &[
 used! { OLMO:
     "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim"
     "hidden_act" "max_position_embeddings" "rms_norm_eps" "attention_bias" "rope_theta" "rope_scaling" "rope_parameters"
-    "sliding_window" "layer_types"
+    "original_max_position_embeddings" "sliding_window" "layer_types"
 }
 used! { GPT_NEOX:
     "hidden_size" "num_attention_heads" "num_hidden_layers" "intermediate_size" "hidden_act" "max_position_embeddings"
-    "layer_norm_eps" "use_parallel_residual" "attention_bias" "rotary_pct" "rotary_emb_base" "rope_theta" "rope_scaling"
-    "rope_parameters" "partial_rotary_factor"
+    "layer_norm_eps" "use_parallel_residual" "attention_bias" "rotary_pct" "rotary_emb_base" "rope_scaling"
+    "rope_parameters" "partial_rotary_factor" "original_max_position_embeddings"
 }
 used! { PHI3:
     "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim"
@@ -220,6 +222,7 @@ const HARMLESS: &[Harmless] = &[
             "bias",
             "rope_theta",
             "fuse_matmul",
+            "_sliding_window_pattern",
         ],
     ),
     (

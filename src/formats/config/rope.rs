@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::no_effect;
 use crate::arch::{Family, Rope, RopeKind};
 use crate::formats::json::Fields;
 use crate::{Error, Result};
@@ -85,8 +86,8 @@ impl RopeReader<'_> {
             }
             ("linear", _) => RopeKind::Linear { factor: factor(d)? },
             ("dynamic", _) => dynamic(d, dim, self.max_positions)?,
-            ("llama3", _) => llama3(f, d, self.max_positions)?,
-            ("yarn", _) => yarn(f, d, self.max_positions)?,
+            ("llama3", _) => llama3(d, self.original(d)?)?,
+            ("yarn", _) => yarn(d, self.original(d)?)?,
             (other, _) => {
                 let known = "default, linear, dynamic, llama3, yarn, longrope";
                 return Err(Error::unsupported(self.rope_type(), other, known));
@@ -111,6 +112,19 @@ impl RopeReader<'_> {
 
     fn rope_type(&self) -> String {
         format!("{}: rope_type", self.f.path().display())
+    }
+
+    /// The pretraining context: beside the dictionary (it then wins, but has no effect on two rotations), in it, or
+    /// `max_position_embeddings`.
+    fn original(&self, d: &Fields) -> Result<usize> {
+        let key = "original_max_position_embeddings";
+        let mut outer = self.f.usize_in(key, 1..=usize::MAX)?;
+        let inner = d.usize_in(key, 1..=usize::MAX)?;
+        if outer.is_some() && matches!(self.family, Family::Gemma3 | Family::Olmo3) {
+            no_effect(self.f, key, self.family);
+            outer = None;
+        }
+        Ok(outer.or(inner).unwrap_or(self.max_positions))
     }
 
     /// Elements of a head that are rotated.
@@ -142,7 +156,7 @@ impl RopeReader<'_> {
         let original = match self.family {
             // Of Phi-3 the value beside the dictionary counts, the default too.
             Family::Phi3 => self.f.usize_in("original_max_position_embeddings", 1..=usize::MAX)?.unwrap_or(4096),
-            _ => original(self.f, d, self.max_positions)?,
+            _ => self.original(d)?,
         };
         let growth = positive(d, "factor")?.unwrap_or(self.max_positions as f64 / original as f64);
         let attention_factor = match positive(d, "attention_factor")? {
@@ -201,14 +215,6 @@ fn factor(d: &Fields) -> Result<f64> {
     Ok(factor)
 }
 
-/// The pretraining context: beside the dictionary (it then wins), in it, or `max_position_embeddings`.
-fn original(f: &Fields, d: &Fields, max_positions: usize) -> Result<usize> {
-    let key = "original_max_position_embeddings";
-    let outer = f.usize_in(key, 1..=usize::MAX)?;
-    let inner = d.usize_in(key, 1..=usize::MAX)?;
-    Ok(outer.or(inner).unwrap_or(max_positions))
-}
-
 fn dynamic(d: &Fields, head_dim: usize, max_positions: usize) -> Result<RopeKind> {
     if head_dim < 4 {
         return Err(d.error("rope_type", format!("a head width of at least 4 for dynamic, not {head_dim}")));
@@ -220,18 +226,17 @@ fn dynamic(d: &Fields, head_dim: usize, max_positions: usize) -> Result<RopeKind
     Ok(RopeKind::Dynamic { factor: factor(d)?, original: max_positions })
 }
 
-fn llama3(f: &Fields, d: &Fields, max_positions: usize) -> Result<RopeKind> {
+fn llama3(d: &Fields, original: usize) -> Result<RopeKind> {
     let number = |key: &str| d.require(key, positive(d, key)?, "a positive number");
     let (low_freq_factor, high_freq_factor) = (number("low_freq_factor")?, number("high_freq_factor")?);
     if high_freq_factor <= low_freq_factor {
         return Err(d.error("high_freq_factor", format!("more than low_freq_factor {low_freq_factor}")));
     }
-    let original = original(f, d, max_positions)?;
     Ok(RopeKind::Llama3 { factor: factor(d)?, low_freq_factor, high_freq_factor, original })
 }
 
-fn yarn(f: &Fields, d: &Fields, max_positions: usize) -> Result<RopeKind> {
-    let (factor, original) = (factor(d)?, original(f, d, max_positions)?);
+fn yarn(d: &Fields, original: usize) -> Result<RopeKind> {
+    let factor = factor(d)?;
     let (mscale, mscale_all_dim) = (d.f64("mscale")?, d.f64("mscale_all_dim")?);
     let scale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
     let attention_factor = match (positive(d, "attention_factor")?, mscale, mscale_all_dim) {

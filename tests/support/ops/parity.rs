@@ -7,6 +7,7 @@ use super::cases::{Case, Set};
 use super::device::{self, Given};
 use super::naive::{self, Precision};
 use super::operation::{Factors, Operation, Role};
+use super::rms_norm::{FORMS, RmsNorm, RmsNormCompute};
 use super::{Op, cases};
 
 /// A device's results may differ from the oracle by the plain path's error times this.
@@ -219,4 +220,29 @@ fn parity_of_products<B: Backend>(b: &mut B, files: &[&str], p: Precision, term:
         }
     }
     assert!(failed.is_empty(), "{}: beyond {FACTOR} times the plain path's error:\n{}", b.name(), failed.join("\n"));
+}
+
+/// What a family rounds when, to the bit, in bfloat16.
+pub fn rounds_as_families_do<B: Backend>(b: &mut B) {
+    let (p, first) =
+        (Precision::BF16, |b: &mut B, case: &Case| device::forward(b, &case.op, &case.inputs, 0.0).remove(0));
+    for form in FORMS {
+        let norm = RmsNorm { rows: 2, width: 96, eps: 1e-6, form };
+        for op in [Op::from(norm), Op::from(RmsNormCompute { norm })] {
+            let case = rounded(Case::new("rounding", op), p);
+            let got = first(b, &case);
+            for other in FORMS {
+                let expected = RmsNorm { form: other, ..norm }.naive_forward(p, &case.inputs).remove(0);
+                assert_eq!(got == expected, form == other, "{}: {:?} against {other:?}", b.name(), case.op);
+            }
+        }
+    }
+    // The square root of 12 is rounded before it multiplies, and so is the product.
+    let scaled = cases(b, "embed", Set::Forest).into_iter().find(|case| case.name == "embed scaled").unwrap();
+    let case = rounded(scaled, p);
+    let got = first(b, &case);
+    assert_eq!(got, case.op.naive_forward(p, &case.inputs)[0]);
+    let unrounded = Precision { compute: |x| x, ..p };
+    let other: Vec<f64> = case.op.naive_forward(unrounded, &case.inputs)[0].iter().map(|&x| p.c(x)).collect();
+    assert_ne!(got, other);
 }

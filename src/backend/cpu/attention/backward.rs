@@ -1,9 +1,9 @@
 //! Backward of attention: scores are computed again from q, k and the log-sum-exp, tile by tile.
 //!
 //! With `p = exp(s - lse)` and `delta = sum(d_z * z)`: `d_v = p^T d_z`, `d_s = p * (d_z v^T - delta)`,
-//! `d_q = scale * d_s k`, `d_k = scale * d_s^T q`, under a soft cap with its slope in `d_s`. Gradients of queries are made per block of queries, those of keys
-//! and values per block of keys, which collects from its own segment and then from its descendants in ascending order. Threads share the blocks, which
-//! are never cut.
+//! `d_q = scale * d_s k`, `d_k = scale * d_s^T q`, under a soft cap with its slope in `d_s`. Gradients of queries are made
+//! per block of queries, those of keys and values per block of keys, which collects from its own segment and then from its
+//! descendants in ascending order. Threads share the blocks, which are never cut.
 
 use std::ops::Range;
 

@@ -580,7 +580,7 @@ impl ModelConfig {
         match self.scales_beyond() {
             Some(most) if longest > most => {
                 let expected = format!(
-                    "at most {most} tokens, above which this rope_type has other angles for all rows of a sequence"
+                    "at most {most} tokens, above which rope_type dynamic and longrope have other angles for all of a sequence"
                 );
                 Err(Error::argument("a sequence", expected, longest))
             }

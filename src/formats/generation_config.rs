@@ -82,7 +82,8 @@ impl GenerationDefaults {
     }
 }
 
-/// The token that begins a text, of `config.json`; and those that end one, of `generation_config.json` where there is
+/// The token that begins a text, of `config.json` (of a model of texts and images the outer one, or else that of the text
+/// part); and those that end one, of `generation_config.json` where there is
 /// one, or else of `config.json`. Negative ids, which some files have, are none.
 ///
 /// # Errors
@@ -92,13 +93,15 @@ pub fn special_ids(generation: Option<&Fields>, model: &Fields) -> Result<(Optio
         let id = value.as_i64().ok_or_else(|| f.error(key, "a token id"))?;
         Ok(u32::try_from(id).ok())
     };
-    let bos = match model.get("bos_token_id") {
+    let text_part = model.object("text_config")?;
+    let bos = match model.get("bos_token_id").or(text_part.as_ref().and_then(|f| f.get("bos_token_id"))) {
         Some(value) => id(model, "bos_token_id", value)?,
         None => None,
     };
     let key = "eos_token_id";
     let f = generation.unwrap_or(model);
-    let Some(value) = f.get(key) else { return Ok((bos, Vec::new())) };
+    let inner = text_part.as_ref().filter(|_| generation.is_none());
+    let Some(value) = f.get(key).or(inner.and_then(|f| f.get(key))) else { return Ok((bos, Vec::new())) };
     let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
     let ends: Vec<Option<u32>> = list.iter().map(|value| id(f, key, value)).collect::<Result<_>>()?;
     Ok((bos, ends.into_iter().flatten().collect()))

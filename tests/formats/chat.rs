@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use llamaprobe::formats::chat::{ChatTemplate, Message, Rendered, TemplateInputs};
 
 fn talk() -> Vec<Message> {
@@ -44,6 +46,29 @@ fn templates_give_what_jinja2_gives() {
     }
     assert!(rows.len() > 400);
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
+}
+
+/// Conversations through the constructs of Gemma's, Qwen's, Phi's and OLMo's templates (`golden/family_chats.py`): the
+/// text of transformers 5.24, or refused where it is there.
+#[test]
+fn templates_of_the_families_give_what_transformers_gives() {
+    let golden: Value = serde_json::from_str(include_str!("../golden/family_chats.json")).expect("golden file");
+    let rows = golden["rows"].as_array().expect("rows");
+    assert!(rows.len() > 250);
+    for row in rows {
+        let source = golden["templates"][row[0].as_str().expect("a name")].as_str().expect("a template");
+        let at = |list: &str, index: &Value| golden[list][index.as_u64().expect("an index") as usize].clone();
+        let turns = at("conversations", &row[1]);
+        let message = |turn: &Value| Message::of(turn.as_object().expect("an object").clone()).expect("a role");
+        let messages: Vec<Message> = turns.as_array().expect("a list").iter().map(message).collect();
+        let Value::Object(mut kwargs) = at("inputs", &row[2]) else { panic!("an object") };
+        let prompt = kwargs.remove("add_generation_prompt").is_some();
+        let inputs = TemplateInputs { tools: kwargs.remove("tools"), kwargs, ..TemplateInputs::default() };
+        let template = ChatTemplate::new("x", source).expect("parses");
+        let specials = [("bos_token", "<s>"), ("eos_token", "</s>")];
+        let found = template.render_marked(&messages, &inputs, prompt, &specials).map(|made| made.text);
+        assert_eq!(found.as_deref().ok(), row[3].as_str(), "{}: {turns}: {}: {found:?}", row[0], at("inputs", &row[2]));
+    }
 }
 
 #[test]

@@ -103,6 +103,8 @@ fn pipeline_follows_class_and_family_as_in_transformers() {
             put("tokenizer_config.json", case["tokenizer_config"].clone());
             put("config.json", serde_json::json!({"model_type": case["model_type"]}));
             let tok = Tokenizer::load(dir.path()).expect("loads");
+            let special = serde_json::json!([tok.bos(), tok.eos()]);
+            assert_eq!(special, case["special"], "{} of {}", case["files"], case["model_type"]);
             for (text, want) in goldens.texts().iter().zip(case["ids"].as_array().expect("ids")) {
                 let found = tok.encode(text, true).expect("encodes").ids;
                 assert_eq!(found, one_bos(&tok, want), "{} of {}: {text:?}", case["files"], case["model_type"]);
@@ -111,13 +113,40 @@ fn pipeline_follows_class_and_family_as_in_transformers() {
     }
 }
 
+/// As a `GenerationConfig` of transformers 5.24: of the file where there is one, else of the model's configuration, and of
+/// its text part where the outer one is silent.
+#[test]
+fn ends_of_texts_and_images_are_those_of_generation() {
+    let dir = temp();
+    for file in std::fs::read_dir(golden("tokenizers/gemma")).expect("lists").map(|file| file.expect("a file")) {
+        std::fs::copy(file.path(), dir.path().join(file.file_name())).expect("copies");
+    }
+    let stops = |model: Value, generation: Option<Value>| {
+        let put = |name: &str, value: &Value| std::fs::write(dir.path().join(name), value.to_string()).expect("writes");
+        put("config.json", &model);
+        if let Some(value) = generation {
+            put("generation_config.json", &value);
+        }
+        let stops = Tokenizer::load(dir.path()).expect("loads").stops().to_vec();
+        let _ = std::fs::remove_file(dir.path().join("generation_config.json"));
+        stops
+    };
+    let inner = serde_json::json!({"model_type": "gemma3", "text_config": {"eos_token_id": [6, 5]}});
+    let outer = serde_json::json!({"model_type": "gemma3", "eos_token_id": [1, 6], "text_config": {"eos_token_id": 5}});
+    assert_eq!(stops(inner.clone(), None), [6, 5, 1]);
+    assert_eq!(stops(outer.clone(), None), [1, 6]);
+    assert_eq!(stops(outer.clone(), Some(serde_json::json!({"eos_token_id": [1, 6, 9]}))), [1, 6, 9]);
+    assert_eq!(stops(inner, Some(serde_json::json!({}))), [1], "a file that is silent counts too");
+    assert_eq!(stops(outer, Some(serde_json::json!({"eos_token_id": 6}))), [6, 1]);
+}
+
 /// Offsets count characters of the whole text, and the tokens of a text without special tokens cover it.
 #[test]
 fn offsets_are_characters_of_the_whole_text() {
     for goldens in Goldens::all() {
         for (name, tok) in goldens.lossless() {
-            // Qwen2 composes characters, which leaves a combining mark to no token.
-            let composed = |text: &&str| name == "qwen2" && text.contains('\u{301}');
+            // Qwen2 and GPT-NeoX compose characters, which leaves a combining mark to no token.
+            let composed = |text: &&str| ["qwen2", "neox"].contains(&name) && text.contains('\u{301}');
             for text in goldens.texts().into_iter().filter(|text| !composed(text)) {
                 let encoding = tok.encode(text, false).expect("encodes");
                 let chars = text.chars().count();

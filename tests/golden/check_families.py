@@ -8,6 +8,7 @@ For each model, in this order:
   sequence alone has the same bytes as in a pack;
 - capture in bf16: the same differences from f32, at most twice transformers' own in bf16;
 - 64 greedy tokens from prompts on both sides of a window, the same as transformers' with its cache;
+- capture in f32 with a random prefix: logits as peft's, within 2e-5;
 - LoRA on every linear module and a soft prompt, twelve steps from peft's start: losses within 1e-5 relative, final
   tensors within twice the distance (Euclidean, over all elements) of peft's f32 from peft's f64; peft loads what was
   written and gives the same logits.
@@ -21,7 +22,7 @@ import tempfile
 
 import torch
 import transformers as T
-from peft import LoraConfig, PeftConfig, PeftModel, PromptTuningConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 LIMIT = 2e-5
@@ -50,6 +51,10 @@ def models():
                                                                     final_logit_softcapping=None, sliding_window=70, tie_word_embeddings=False), seven, 200),
         "gemma3": (T.Gemma3ForCausalLM, T.Gemma3TextConfig(**BASE, **gemma, layer_types=WINDOWS, rope_parameters=ROPES), seven, 200),
         "gemma3-capped": (T.Gemma3ForCausalLM, T.Gemma3TextConfig(**BASE, **gemma, attn_logit_softcapping=2.0, final_logit_softcapping=3.0, tie_word_embeddings=False), seven, 200),
+        # The text part; capture, generation and adapters of texts do not touch the images' part.
+        "gemma3-images": (T.Gemma3ForConditionalGeneration, T.Gemma3Config(text_config=T.Gemma3TextConfig(**BASE, **gemma, layer_types=WINDOWS), mm_tokens_per_image=1, image_token_index=330,
+                                                                          vision_config=dict(hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1, image_size=4, patch_size=2)),
+                          r"model\.language_model\..*_proj", 200),
         "olmo2": (T.Olmo2ForCausalLM, T.Olmo2Config(**BASE, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False), seven, 200),
         "olmo2-mha-tied": (T.Olmo2ForCausalLM, T.Olmo2Config(**BASE, hidden_size=60, num_attention_heads=5, attention_bias=True, tie_word_embeddings=True), seven, 200),
         "olmo3": (T.Olmo3ForCausalLM, T.Olmo3Config(**BASE, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, sliding_window=9, layer_types=WINDOWS,
@@ -104,7 +109,7 @@ def expected(model, sequences):
     """Streams, the final norm's output and logits, by our names; the last stream is not in hidden_states."""
     found = {}
     body = getattr(model, model.base_model_prefix)
-    blocks = body.layers
+    blocks = getattr(body, "language_model", body).layers
     last = []
     hook = blocks[-1].register_forward_hook(lambda m, a, out: last.append(out[0] if isinstance(out, tuple) else out))
     with torch.no_grad():
@@ -132,7 +137,7 @@ def apart(a, b):
 
 def check_capture(binary, path, longest, note):
     reference = load(path, torch.float32)
-    config = reference.config
+    config = reference.config.get_text_config()
     g = torch.Generator().manual_seed(0)
     lengths = [1, 2, 17, longest, 64, 30, longest // 2]
     sequences = [torch.randint(3, config.vocab_size, (n,), generator=g).tolist() for n in lengths]
@@ -162,7 +167,7 @@ def check_generation(binary, path, note):
     g = torch.Generator().manual_seed(1)
     wrong = 0
     for n in (3, 12, 40, 46):
-        ids = torch.randint(3, model.config.vocab_size, (n,), generator=g)
+        ids = torch.randint(3, model.config.get_text_config().vocab_size, (n,), generator=g)
         with torch.no_grad():
             theirs = model.generate(ids[None], attention_mask=torch.ones(1, n, dtype=torch.long), max_new_tokens=64, do_sample=False)[0, n:].tolist()
         with tempfile.TemporaryDirectory() as out:
@@ -173,6 +178,30 @@ def check_generation(binary, path, note):
         ours = find_ids(rows)
         wrong += ours != theirs
     note("generations that differ", wrong, 0, "")
+
+
+def check_prefix(binary, path, note):
+    torch.manual_seed(4)
+    model = get_peft_model(load(path, torch.float32), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    with torch.no_grad():
+        for name, w in model.named_parameters():
+            if "prompt_encoder" in name:
+                w.normal_(0.0, 0.5)
+    g = torch.Generator().manual_seed(5)
+    worst = 0.0
+    with tempfile.TemporaryDirectory() as out:
+        model.save_pretrained(os.path.join(out, "prefix"))
+        for n in (1, 5, 40):
+            ids = torch.randint(3, model.config.get_text_config().vocab_size, (n,), generator=g)
+            with torch.no_grad():
+                logits = model(input_ids=ids[None]).logits[0]
+            lines = os.path.join(out, "input.jsonl")
+            with open(lines, "w") as f:
+                f.write(json.dumps({"input_ids": ids.tolist()}) + "\n")
+            run(binary, "capture", "--model", path, "--adapter", os.path.join(out, "prefix"), "--input", lines, "--sites", "logits", "--tokens", "all", "--dtype", "f32", "--device", "cpu", "--out", os.path.join(out, f"a{n}"))
+            got = load_file(os.path.join(out, f"a{n}", "activations.safetensors"))
+            worst = max(worst, apart(got["logits"][got["token_id"] >= 0], logits))
+    note("prefix", worst, LIMIT, "")
 
 
 def find_ids(rows):
@@ -230,7 +259,7 @@ def check_training(binary, path, kind, peft_config, note):
 
 def train(binary, path, kind, peft_config, seed, rate=1e-2):
     """Distances of peft's f32 and of ours from peft's f64, of our losses from peft's, and of logits of what was written."""
-    data = sequences(torch.Generator().manual_seed(seed), load(path, torch.float32).config.vocab_size)
+    data = sequences(torch.Generator().manual_seed(seed), load(path, torch.float32).config.get_text_config().vocab_size)
     with tempfile.TemporaryDirectory() as out:
         torch.manual_seed(100 + seed)
         model = get_peft_model(load(path, torch.float32), peft_config)
@@ -293,6 +322,7 @@ def main():
             make(kind, config, path, seed)
             check_capture(binary, path, longest, note)
             check_generation(binary, path, note)
+            check_prefix(binary, path, note)
             check_training(binary, path, "lora", LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=6, target_modules=linear), note)
             check_training(binary, path, "prompt", PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), note)
     sys.exit("\n".join(failed) if failed else 0)

@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 """`llamaprobe capture` under TransformerLens's names against TransformerLens 4.3.0 in its raw mode, live.
 
-    python3 tests/golden/check_names.py BINARY     # needs torch, transformers, safetensors, transformer-lens
+    python3 tests/golden/check_names.py BINARY [NAME...]     # needs torch, transformers, peft, safetensors, transformer-lens
 
-Makes small models with norms off their defaults (LLaMA with grouped queries, GPT-2, OPT, BLOOM, and the families of
-check_families.py, but for those that TransformerLens cannot open or computes otherwise), captures three documents at every name of TransformerLens's cache that llamaprobe takes, under each
+Makes small models with norms off their defaults (LLaMA with grouped queries, GPT-2, OPT, BLOOM, those of check_families.py), captures three documents at every name of TransformerLens's cache that llamaprobe takes, under each
 --names, makes caches of the file with the lines of src/hooks/names.md, and compares names, shapes and values. Prints the
 largest difference as a share of the expected tensor's largest magnitude; exits 1 above 5e-6. A name that llamaprobe takes must be
 the tensor that TransformerLens has under it; one that it refuses must not be answered with the name of another.
@@ -21,10 +20,9 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformer_lens.model_bridge import TransformerBridge
+from check_families import make, models as recent
 from transformers import (BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM,
                           PreTrainedTokenizerFast)
-
-import check_families
 
 LIMIT = 5e-6
 DOCUMENTS = [[1, 5, 9, 12, 33, 60, 7, 8, 95, 14, 2, 71, 40], [1, 44, 3, 17, 80, 21, 9], [64]]
@@ -36,11 +34,15 @@ DIFFERS = {
     ("bloom", "attn.hook_attn_scores"): "slope * key there, less slope * query here: the same softmax",
     ("bloom", "hook_embed"): "embed_ln.hook_out there",
 }
-# Gemma 3 with a cap of scores, which TransformerLens applies and transformers does not; GPT-NeoX without parallel blocks, at
-# which TransformerLens stops.
-LEFT_OUT = {"gemma3-capped", "neox-sequential"}
-# Tensors that are no site here: logits before their cap.
-CAPPED = {"gemma2": {"unembed.hook_out", "hook_unembed"}}
+
+
+# Of a model that caps its logits this is what they were before.
+REFUSED = {("gemma2", "unembed.hook_out"), ("gemma2", "hook_unembed"), ("gemma3-capped", "unembed.hook_out"), ("gemma3-capped", "hook_unembed")}
+
+
+def rows_first(name, want, rows):
+    """Qwen3's and Gemma 3's norms of queries and keys run after the transpose: TransformerLens has their heads before the rows."""
+    return want.transpose(1, 2) if re.search(r"attn\.([qk]_norm|hook_[qk]_normed)", name) and want.dim() == 4 and want.shape[1] != rows else want
 
 
 def page():
@@ -68,26 +70,21 @@ def made(root):
                 w.copy_(centre + (0.3 if norm or key.endswith("bias") else w.shape[-1] ** -0.5) * torch.randn_like(w))
         path = os.path.join(root, name)
         model.save_pretrained(path)
-        tokenizer(path, 97)
         yield name, path
-    for seed, (name, (kind, config, _, _)) in enumerate(check_families.models().items()):
-        if name not in LEFT_OUT:
-            path = os.path.join(root, name)
-            check_families.make(kind, config, path, seed)
-            tokenizer(path, config.vocab_size)
-            yield name, path
+    for name, (kind, config, _, _) in recent().items():
+        path = os.path.join(root, name)
+        make(kind, config, path, 0)
+        yield name, path
 
 
-def tokenizer(path, size):
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w1", eos_token="w2").save_pretrained(path)
-
-
-def as_here(name, theirs, got):
-    """TransformerLens's tensor with our axes: its norms of queries and keys have heads before positions, or heads unsplit."""
-    if re.search(r"attn\.([qk]_norm\.|hook_[qk]_normed)", name) and theirs.dim() == 4:
-        theirs = theirs.transpose(1, 2)
-    return theirs.reshape(got.shape)
+def with_tokenizers(made, names):
+    """The models with something that TransformerLens takes for a tokenizer."""
+    for name, path in made:
+        if names and name not in names:
+            continue
+        words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+        PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w1", eos_token="w2").save_pretrained(path)
+        yield name, path
 
 
 def capture(binary, model, out, sites, *flags):
@@ -110,17 +107,16 @@ def main():
     binary, tl_caches, failed = sys.argv[1], page(), False
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as root:
-        for family, path in made(root):
+        for family, path in with_tokenizers(made(root), sys.argv[2:]):
             bridge = TransformerBridge.boot_transformers(path, device="cpu")
             with torch.no_grad():
                 expected = [bridge.run_with_cache(torch.tensor([ids]))[1] for ids in DOCUMENTS]
-                if family in ("llama", "gpt2", "bloom"):
+                if family not in ("opt",):
                     bridge.set_use_attn_result(True)
                     for cache, ids in zip(expected, DOCUMENTS):
                         more = bridge.run_with_cache(torch.tensor([ids]))[1]
                         cache.cache_dict.update({k: more[k] for k in more.keys() if k.endswith("hook_result")})
-            left_out = CAPPED.get(family, set())
-            names = [name for name in expected[0].keys() if not OTHER.match(name) and name not in left_out]
+            names = [name for name in expected[0].keys() if not OTHER.match(name) and (family, name) not in REFUSED]
             local = lambda name: name.split(".", 2)[2] if name.startswith("blocks.") else name
             # One name at a time: which are taken, and is each the tensor of that name?
             worst, checked, refused, notes = 0.0, 0, [], []
@@ -133,9 +129,9 @@ def main():
                             failed = True
                             print(f"  {family} {name}: {error.strip()}")
                         continue
-                    for ours, theirs in zip(tl_caches(file), expected):
+                    for ours, theirs, ids in zip(tl_caches(file), expected, DOCUMENTS):
                         (got,) = ours.cache_dict.values()
-                        want = as_here(name, theirs[name], got)
+                        want = rows_first(name, theirs[name], len(ids)).reshape(got.shape)
                         if (family, local(name)) in DIFFERS:
                             notes.append(local(name))
                             continue
@@ -151,13 +147,11 @@ def main():
                 with tempfile.TemporaryDirectory() as out:
                     code, error, file = capture(binary, path, out, names, "--names", choice)
                     assert code == 0, error
-                    for ours, theirs in zip(tl_caches(file), expected):
+                    for ours, theirs, ids in zip(tl_caches(file), expected, DOCUMENTS):
                         for name, got in ours.items():
                             if family == "opt" and "ln2" in name:  # TransformerLens loses the batch's axis there.
                                 continue
-                            if name == "unembed.hook_out" and name in left_out:  # `logits` becomes that in the page's lines.
-                                continue
-                            if name not in theirs.cache_dict or got.shape != (theirs[name].transpose(1, 2) if "_norm." in name and theirs[name].dim() == 4 else theirs[name]).shape:
+                            if name not in theirs.cache_dict or got.shape != rows_first(name, theirs[name], len(ids)).shape:
                                 failed = True
                                 print(f"  {family} --names {choice}: {name} {tuple(got.shape)}  FAILED")
                         # A norm of the cache is applied as TransformerLens does with its own.

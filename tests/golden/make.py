@@ -34,6 +34,7 @@ STEPS = [
     ("text_metrics.py", [], None, ["text_metrics.json"]),
     ("overlap_metrics.py", [], None, ["overlap_metrics.json"]),
     ("chat_templates.py", [], None, ["chat_templates.json"]),
+    ("family_chats.py", [], "family_chats.json", ["family_chats.json"]),
     ("tokenizer_ids.py", ["{shared}"], "tokenizer_ids.json", ["tokenizer_ids.json"]),
     ("generate.py", ["{shared}"], "generate.json", ["generate.json"]),
     ("peft_train.py", ["{shared}/models/stories260K", "peft"], None, ["peft"]),

@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 import sentencepiece
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaTokenizer, Qwen2Tokenizer
 
 from tokenizer_ids import TEXTS, directory_ids, ids_of
@@ -171,6 +171,38 @@ def llama3(folder):
                                         "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]})
 
 
+def gemma(folder):
+    """A sentencepiece BPE without a space before a text, BOS by a template, and marks of turns."""
+    value = json.loads((folder / "llama" / "tokenizer.json").read_text())
+    old = value["model"]["vocab"]
+    first = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
+    others = [token for token, _ in sorted(old.items(), key=lambda item: item[1]) if token not in ("<unk>", "<s>", "</s>")]
+    value["model"] = {**value["model"], "vocab": {token: i for i, token in enumerate(first + others)}, "unk_token": "<unk>"}
+    value["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    value["pre_tokenizer"] = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    value["decoder"] = {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+    value["added_tokens"] = [{"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True} for i, token in enumerate(first)]
+    value["post_processor"] = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+                               "special_tokens": {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}}}
+    (folder / "gemma").mkdir()
+    put(folder / "gemma" / "tokenizer.json", value)
+    listed = {str(i): {"content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True} for i, token in enumerate(first)}
+    config = {"add_bos_token": True, "add_eos_token": False, "added_tokens_decoder": listed, "additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"], "bos_token": "<bos>", "eos_token": "<eos>",
+              "pad_token": "<pad>", "unk_token": "<unk>", "clean_up_tokenization_spaces": False, "spaces_between_special_tokens": False, "tokenizer_class": "GemmaTokenizer"}
+    put(folder / "gemma" / "tokenizer_config.json", config)
+
+
+def neox(folder):
+    """Byte-level behind NFC; runs of spaces are added tokens that are not special."""
+    tokenizer = byte_level_bpe(["<|endoftext|>", "<|padding|>"], 600, bytes_only())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
+    tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=True)
+    tokenizer.add_tokens([AddedToken(" " * n, normalized=True) for n in (8, 4, 3, 2)])
+    write(folder, "neox", tokenizer, {"add_prefix_space": False, "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "clean_up_tokenization_spaces": True,
+                                      "tokenizer_class": "GPTNeoXTokenizer"})
+
+
 # Files, what the model beside them is, and keys of tokenizer_config.json above the file's own.
 DIRECTORIES = [
     ("llama2", "mistral", {}),
@@ -184,6 +216,27 @@ DIRECTORIES = [
                     "bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}),
     ("bloom", "bloom", {}),
     ("llama3", "llama", {}),
+    ("gemma", "gemma2", {}),
+    ("gemma", "gemma3_text", {"tokenizer_class": "GemmaTokenizerFast"}),
+    ("gemma", "gemma3", {"tokenizer_class": None}),
+    ("gemma", "gemma2", {"add_bos_token": False, "add_eos_token": True}),
+    ("gemma", "gemma2", {"tokenizer_class": "PreTrainedTokenizerFast"}),
+    ("gemma", "gemma3_text", {"tokenizer_class": "LlamaTokenizer"}),
+    ("neox", "gpt_neox", {}),
+    ("neox", "gpt_neox", {"add_bos_token": True}),
+    ("neox", "gpt_neox", {"add_eos_token": True, "add_prefix_space": True, "tokenizer_class": "GPTNeoXTokenizerFast"}),
+    ("neox", "gpt_neox", {"tokenizer_class": None}),
+    ("neox", "olmo2", {"tokenizer_class": "GPTNeoXTokenizerFast", "add_bos_token": True}),
+    ("qwen2", "qwen3", {}),
+    ("qwen2", "qwen3", {"tokenizer_class": None, "add_bos_token": False}),
+    ("llama3", "qwen3", {"tokenizer_class": "PreTrainedTokenizerFast"}),
+    ("llama3", "qwen3", {"tokenizer_class": "Qwen2TokenizerFast", "bos_token": None}),
+    ("llama3", "olmo2", {"tokenizer_class": "GPT2Tokenizer"}),
+    ("llama3", "olmo3", {"tokenizer_class": "GPT2TokenizerFast", "add_prefix_space": True}),
+    ("llama3", "olmo3", {"tokenizer_class": "TokenizersBackend"}),
+    ("llama2", "phi3", {}),
+    ("llama2", "phi3", {"legacy": False, "tokenizer_class": "LlamaTokenizerFast", "add_bos_token": False}),
+    ("llama3", "phi3", {"tokenizer_class": "GPT2Tokenizer"}),
 ]
 
 
@@ -191,7 +244,7 @@ def main():
     folder = pathlib.Path(sys.argv[1]) / "tokenizers"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for make in (llama, llama2, characters, gpt2, opt, qwen2, bloom, llama3):
+    for make in (llama, llama2, characters, gpt2, opt, qwen2, bloom, llama3, gemma, neox):
         make(folder)
     names = sorted(path.name for path in folder.iterdir())
     out = {"texts": TEXTS, "tokenizers": {name: ids_of(folder / name) for name in names}}

@@ -75,7 +75,7 @@ def ids_of(path):
 
 
 def directory_ids(root, files, model_type, keys):
-    """Ids with special tokens of every text, where `tokenizer_config.json` has further keys."""
+    """Ids with special tokens of every text, and the first and last tokens, where `tokenizer_config.json` has further keys."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         for file in (root / files).iterdir():
@@ -85,7 +85,8 @@ def directory_ids(root, files, model_type, keys):
         path.write_text(json.dumps(config))
         (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
         tok = AutoTokenizer.from_pretrained(folder)
-        return {"files": files, "model_type": model_type, "tokenizer_config": config, "ids": [tok(t)["input_ids"] for t in TEXTS]}
+        special = [tok.bos_token_id, tok.eos_token_id]
+        return {"files": files, "model_type": model_type, "tokenizer_config": config, "special": special, "ids": [tok(t)["input_ids"] for t in TEXTS]}
 
 
 def main():

@@ -141,8 +141,10 @@ impl Class {
         let family = model.str("model_type")?.unwrap_or_default();
         let registered = match family {
             "gpt2" | "opt" => Some(Self::Gpt2),
-            "qwen2" => Some(Self::Qwen2),
-            "mistral" => Some(Self::File),
+            "qwen2" | "qwen3" => Some(Self::Qwen2),
+            "gemma2" | "gemma3" | "gemma3_text" => Some(Self::Gemma),
+            "gpt_neox" => Some(Self::GptNeoX),
+            "mistral" | "olmo2" | "olmo3" | "phi3" => Some(Self::File),
             _ => None,
         };
         let own = config.str("tokenizer_class")?;
@@ -156,7 +158,8 @@ impl Class {
         if let (false, Some((fields, class))) = (code, stated) {
             let llama = class.strip_suffix("Fast").unwrap_or(class) == "LlamaTokenizer";
             return match registered {
-                Some(class @ (Self::File | Self::Qwen2)) => Ok(class),
+                Some(Self::File) => Ok(Self::File),
+                Some(class) if family == "qwen2" => Ok(class),
                 _ if llama && byte_level => Ok(Self::File),
                 _ => named(fields, class),
             };

@@ -547,6 +547,18 @@ fn families() {
         r#"{"model_type": "opt", "hidden_size": 24, "ffn_dim": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
             "vocab_size": 30, "max_position_embeddings": 16, "do_layer_norm_before": false, "word_embed_proj_dim": 8}"#,
         r#"{"model_type": "bloom", "hidden_size": 24, "n_layer": 2, "n_head": 3, "vocab_size": 30}"#,
+        r#"{"model_type": "gemma2", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 10, "vocab_size": 30, "query_pre_attn_scalar": 6, "sliding_window": 4,
+            "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}"#,
+        r#"{"model_type": "gemma3_text", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10, "vocab_size": 30, "sliding_window": 4,
+            "sliding_window_pattern": 2}"#,
+        r#"{"model_type": "olmo2", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 30}"#,
+        r#"{"model_type": "gpt_neox", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "vocab_size": 30, "rotary_pct": 0.5}"#,
+        r#"{"model_type": "phi3", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "vocab_size": 30, "partial_rotary_factor": 0.67}"#,
     ] {
         let expected = gradients(&mut Cpu::new(Dtype::F32), config);
         let found = gradients(&mut Cuda::open(0, Dtype::F32, &cuda::settings()).expect("a device"), config);

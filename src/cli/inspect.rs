@@ -108,7 +108,10 @@ fn variants(config: &ModelConfig) -> Value {
     let mut found = json!({
         "norm": norm, "norm_placement": placement, "qk_norm": qk_norm, "parallel": config.parallel,
         "score_softcap": config.score_softcap, "logit_softcap": config.logit_softcap, "embedding_scale": config.embed_scale,
-        "score_scale": config.score_scales[0],
+        "score_scale": match config.score_scales.iter().all(|scale| *scale == config.score_scales[0]) {
+            true => json!(config.score_scales[0]),
+            false => json!(config.score_scales),
+        },
     });
     let full: Vec<usize> = (0..config.num_hidden_layers).filter(|&layer| config.windows[layer].is_none()).collect();
     if let Some(window) = config.windows.iter().flatten().next() {

@@ -132,6 +132,7 @@ fn family_shows_what_it_is_made_of() {
     let gpt2 = of("gpt2");
     assert_eq!((&gpt2["norm_placement"], &gpt2["post_norm"]), (&json!("before each sublayer"), &json!(false)));
     assert_eq!(of("opt-behind")["norm_placement"], "behind each sum");
+    assert_eq!(gpt2["score_scale"], json!([0.5, 0.25]), "divided by the layer's number");
 }
 
 #[test]

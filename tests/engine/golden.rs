@@ -7,7 +7,7 @@ use llamaprobe::arch::{Activation, Mlp, ModelConfig, Norm, Positions, RmsWeight,
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::{Cpu, CpuSettings, Isa};
 use llamaprobe::formats::adapter::LoraAdapter;
-use llamaprobe::formats::safetensors::Checkpoint;
+use llamaprobe::formats::safetensors::{Checkpoint, Dtype as FileDtype, Tensor, write};
 use llamaprobe::hooks::{Record, Selection, Site};
 use llamaprobe::model::{Activations, Adaptation, Input, Model, Save};
 use llamaprobe::pack::{Label, Pack, Sequence, forest};
@@ -353,4 +353,41 @@ fn adapter_limits_see_small_mistakes() {
             assert!(far > LIMIT, "{name}: {mistake} goes unseen: {far:.1e}, limit {LIMIT:.0e}");
         }
     }
+}
+
+/// The text part of a model of texts and images is found under the names of every release, with a head of its own or tied.
+#[test]
+fn text_part_has_the_same_logits_under_every_name() {
+    let path = golden("gemma3-images");
+    let file = Checkpoint::open(path.join("model.safetensors")).expect("opens");
+    let sequences = [vec![3, 4, 5, 6, 7, 8, 9]];
+    let logits = |config: &ModelConfig, rename: &dyn Fn(&str) -> Option<String>, head: Option<&str>| {
+        let dir = support::temp();
+        let table = "language_model.model.embed_tokens.weight";
+        let mut tensors: Vec<_> = file
+            .iter()
+            .filter_map(|view| Some((rename(&view.name)?, view.shape.to_vec(), view.data.to_vec())))
+            .collect();
+        let head = head.map(|head| (head.to_owned(), file.get(table).expect("the table")));
+        tensors.extend(head.map(|(head, view)| (head, view.shape.to_vec(), view.data.to_vec())));
+        let views: Vec<Tensor> =
+            tensors.iter().map(|(name, shape, data)| Tensor { name, dtype: FileDtype::F32, shape, data }).collect();
+        write(dir.path().join("model.safetensors"), &views, &[]).expect("writes");
+        let backend = &mut Cpu::<f32>::new(Dtype::F32);
+        let checkpoint = Checkpoint::open(dir.path().join("model.safetensors")).expect("opens");
+        let model = Model::new(backend, config, &checkpoint).expect("a model");
+        run(backend, &model, &sequences, None).get(Site::Logits, 0).expect("logits").to_vec()
+    };
+    let tied = ModelConfig::load(&path).expect("the configuration loads");
+    let untied = ModelConfig { tie_word_embeddings: false, ..tied.clone() };
+    let saved = |name: &str| Some(name.to_owned());
+    let live = |name: &str| Some(name.replace("language_model.model.", "model.language_model."));
+    let text = |name: &str| name.strip_prefix("language_model.").map(str::to_owned);
+    let body = |name: &str| Some(name.replace("language_model.model.", "language_model."));
+    let expected = logits(&tied, &saved, None);
+    for (what, rename) in [("live", &live as &dyn Fn(&str) -> Option<String>), ("text", &text), ("body", &body)] {
+        assert_eq!(logits(&tied, rename, None), expected, "{what}");
+    }
+    assert_eq!(logits(&untied, &saved, Some("language_model.lm_head.weight")), expected);
+    assert_eq!(logits(&untied, &live, Some("lm_head.weight")), expected);
 }

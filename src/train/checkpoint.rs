@@ -222,9 +222,13 @@ impl<B: Backend> Trainer<B> {
         let runs: Vec<Value> = self.runs.iter().map(run).collect();
         let mut parts = Map::new();
         if let Some(adaptation) = self.trainable.adaptation() {
-            for (layer, target, site) in adaptation.layout.modules() {
-                let found = format!("rank {}, scale {}", site.rank, site.scale);
-                parts.insert(format!("layers.{layer}.{}", target.name()), found.into());
+            let shapes = adaptation.layout.shapes();
+            for shape in shapes {
+                let of = if shapes.len() > 1 { format!("runs[{}].", shape.runs.first) } else { String::new() };
+                for (layer, target, site) in shape.modules() {
+                    let found = format!("rank {}, scale {}", site.rank, site.scale);
+                    parts.insert(format!("{of}layers.{layer}.{}", target.name()), found.into());
+                }
             }
             if adaptation.layout.prompt.is_some() {
                 parts.insert("prompts".into(), json!(adaptation.prompts));

@@ -1,7 +1,7 @@
 //! Adapters of stacked runs.
 
 use llamaprobe::backend::Backend;
-use llamaprobe::backend::ops::{self, Dropout, LoraSite};
+use llamaprobe::backend::ops::{self, Dropout, LoraSite, RunRange};
 use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};
 
 use super::cases::{Case, Set};
@@ -160,7 +160,7 @@ impl Operation for Lora {
 
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
         let &Self { ref pack, site, .. } = self;
-        let LoraSite { rank, input, output, a, b, stride, scale } = site;
+        let LoraSite { rank, input, output, a, b, stride, scale, .. } = site;
         let (tiles, runs) = tables::adapted(pack, TILE_ROWS);
         let (count, run_count) = (tiles.len() / 3, runs.len() / 3);
         let [tiles, runs] = [tiles, runs].map(|list| At(r.tape.ints(&list)));
@@ -269,7 +269,7 @@ impl Operation for LoraDelta {
 fn site(rank: usize, input: usize, output: usize) -> LoraSite {
     let a = 4;
     let b = a + rank * input + 3;
-    LoraSite { a, b, stride: b + output * rank + 2, rank, input, output, scale: 1.75 }
+    LoraSite { a, b, stride: b + output * rank + 2, rank, input, output, scale: 1.75, runs: RunRange::ALL }
 }
 
 /// Dropout over a pack, its survivors found by asking the device.
@@ -284,7 +284,7 @@ fn dropout<B: Backend>(b: &mut B, pack: &Pack, p: f64, input: usize) -> Drop {
 /// The elements that the device's dropout lets live, found by passing ones through identities as adapters.
 fn survivors<B: Backend>(b: &mut B, pack: &Pack, drop: &Drop, width: usize) -> Vec<bool> {
     let (matrix, stride) = (width * width, 2 * width * width);
-    let site = LoraSite { a: 0, b: matrix, stride, rank: width, input: width, output: width, scale: 1.0 };
+    let site = LoraSite { a: 0, b: matrix, stride, rank: width, input: width, output: width, scale: 1.0, runs: RunRange::ALL };
     let mut identity = vec![0.0; site.stride];
     (0..width).for_each(|i| identity[i * width + i] = 1.0);
     let op = Lora { pack: pack.clone(), site, runs: drop.seeds.len(), drop: Some(drop.clone()) };
@@ -332,7 +332,7 @@ fn one_row() -> Pack {
 }
 
 /// Of two runs, rank 1.
-const SMALL_SITE: LoraSite = LoraSite { a: 0, b: 2, stride: 4, rank: 1, input: 2, output: 2, scale: 1.0 };
+const SMALL_SITE: LoraSite = LoraSite { a: 0, b: 2, stride: 4, rank: 1, input: 2, output: 2, scale: 1.0, runs: RunRange::ALL };
 
 /// Calls `lora_fwd` on one row of two runs with so many parameters.
 fn call_fwd<B: Backend>(b: &mut B, params: usize, dropout: Option<Dropout<'_>>) {

@@ -23,7 +23,7 @@ pub use compare::CompareArgs;
 pub use control_vector::ControlVectorArgs;
 pub use embedded::{ExportArgs, PretrainArgs};
 pub use inference::{CaptureArgs, GenerateArgs, InspectArgs, NamesArg, StoreDtype, Tokens};
-pub use optim::{CheckpointArgs, OptimArgs, RegularizationArgs};
+pub use optim::{CheckpointArgs, EvalArgs, LogFormat, OptimArgs, RegularizationArgs};
 pub use probe::ProbeArgs;
 pub use report::ReportArgs;
 pub use task::{SYNTHETIC, TaskArgs};

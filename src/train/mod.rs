@@ -6,12 +6,14 @@
 pub mod checkpoint;
 mod conversation;
 pub mod data;
+pub mod evaluate;
 pub mod examples;
 pub mod fit;
 pub mod log;
 pub mod optim;
 pub mod order;
 pub mod passes;
+pub mod report_to;
 mod run;
 pub mod schedule;
 pub mod settings;

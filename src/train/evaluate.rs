@@ -1,0 +1,279 @@
+//! Evaluation while training: loss and accuracy of the label tokens of held-out sequences, and what follows from them for
+//! each run: which parameters were the best, and whether it stops early.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::data::TrainSequence;
+use super::passes::{Packing, Piece};
+use super::run::StepReport;
+use super::trainable::Trainable;
+use super::trainer::{Trainer, TrainerOptions, check_data, packing};
+use crate::arch::ModelConfig;
+use crate::backend::{AccElement, Backend};
+use crate::hooks::NoTaps;
+use crate::model::{Activations, Input, Model, OutputRows, Save};
+use crate::{Error, Result, hash};
+
+/// Logits that are on the host at once; the rows of a pass are taken in parts.
+const LOGITS: usize = 1 << 24;
+
+/// How runs are evaluated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// The held-out sequences, the same for every run.
+    pub data: Vec<TrainSequence>,
+    /// Steps between evaluations; a run is also evaluated after its last step.
+    pub every: u64,
+    /// A run stops after so many evaluations one after another without a loss below its lowest; none goes on.
+    pub patience: Option<u64>,
+    /// Whether the parameters of a run's lowest loss are kept, to be restored at the end.
+    pub load_best: bool,
+}
+
+/// The label tokens of the held-out sequences under a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Score {
+    /// Optimiser steps that the run has done.
+    pub step: u64,
+    /// Mean negative log-likelihood, in nats.
+    pub loss: f64,
+    /// Share of them that have the greatest logit.
+    pub accuracy: f64,
+}
+
+/// The evaluations of a run so far.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunScores {
+    /// The latest.
+    pub last: Option<Score>,
+    /// The one of the lowest loss, the first of equal ones.
+    pub best: Option<Score>,
+    /// Evaluations since then.
+    pub worse: u64,
+    /// The step after which it was stopped.
+    pub stopped: Option<u64>,
+}
+
+/// A run's evaluation after a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EvalReport {
+    /// Number of the run.
+    pub run: usize,
+    /// What was found.
+    pub score: Score,
+    /// Whether the run takes no further steps although its schedule goes on.
+    pub stops: bool,
+}
+
+/// The buffers and the state of an evaluation.
+pub(super) struct Evaluator<B: Backend> {
+    pub settings: Evaluation,
+    acts: Activations<B>,
+    pub scores: Vec<RunScores>,
+    /// The parameters of each run's best evaluation, if they are kept: `[runs, stride]`.
+    pub best: Vec<B::Element>,
+}
+
+impl Evaluation {
+    /// What a continuation of a training must share.
+    pub(super) fn fingerprint(&self) -> Value {
+        let data = format!("{:016x}", hash::fnv1a(super::data::words(&self.data).flat_map(u64::to_le_bytes)));
+        json!({
+            "sequences": self.data.len(),
+            "data": data,
+            "every": self.every,
+            "patience": self.patience,
+            "load_best": self.load_best,
+        })
+    }
+
+    /// Bytes that it takes beside the training.
+    ///
+    /// # Errors
+    /// Options out of their domain.
+    pub fn bytes<B: Backend>(
+        &self,
+        config: &ModelConfig,
+        trainable: &Trainable<B>,
+        options: TrainerOptions,
+        element_sizes: (usize, usize),
+    ) -> Result<usize> {
+        let rows = self.rows(&packing(trainable, options, config.is_causal)?, trainable.shape().0);
+        let logits = rows.min(logit_rows(config)) * (config.vocab_size * element_sizes.0 + config.hidden_size * element_sizes.1);
+        Ok(Activations::<B>::bytes(config, trainable.layout(), rows, Save::Layer, element_sizes) + logits)
+    }
+
+    /// Rows of its largest pass.
+    fn rows(&self, packing: &Packing, runs: usize) -> usize {
+        packing.capacity((0..runs).map(|_| (self.data.as_slice(), self.data.len()))).0
+    }
+}
+
+/// Rows whose logits are on the host at once.
+fn logit_rows(config: &ModelConfig) -> usize {
+    (LOGITS / config.vocab_size).max(1)
+}
+
+impl<B: Backend> Trainer<B> {
+    /// With an evaluation of all runs; [`super::fit::fit`] makes it when it is due.
+    ///
+    /// # Errors
+    /// A setting out of its domain; data that a run cannot be evaluated on; a device out of memory.
+    pub fn with_evaluation(mut self, backend: &mut B, model: &Model<B>, settings: Evaluation) -> Result<Self> {
+        for (name, value) in [("eval_steps", Some(settings.every)), ("early_stopping_patience", settings.patience)] {
+            if value == Some(0) {
+                return Err(Error::argument(name, "at least 1", 0));
+            }
+        }
+        let (runs, stride) = self.trainable.shape();
+        for run in 0..runs {
+            check_data(run, &settings.data, model.config.vocab_size, self.packing.prompt(run))?;
+            model.config.check_unscaled(self.packing.longest(run, &settings.data))?;
+        }
+        let rows = settings.rows(&self.packing, runs);
+        let acts = Activations::new(backend, &model.config, self.trainable.layout(), rows, Save::Layer)?;
+        let best = if settings.load_best { vec![B::Element::default(); runs * stride] } else { Vec::new() };
+        self.evaluator = Some(Evaluator { settings, acts, scores: vec![RunScores::default(); runs], best });
+        Ok(self)
+    }
+
+    /// The evaluations of each run so far; empty without an evaluation.
+    pub fn scores(&self) -> &[RunScores] {
+        self.evaluator.as_ref().map_or(&[], |evaluator| &evaluator.scores)
+    }
+
+    /// Whether a run is evaluated after a step, so that none may be ahead of it.
+    pub fn evaluates(&self, step: u64) -> bool {
+        let due = |every: u64| step.is_multiple_of(every) || self.runs.iter().any(|run| run.total_steps == step);
+        self.evaluator.as_ref().is_some_and(|evaluator| due(evaluator.settings.every))
+    }
+
+    /// Evaluates the runs for which it is due after a step; those whose patience is at its end stop.
+    ///
+    /// # Errors
+    /// A loss that is not finite, naming the run; a failure of the device.
+    ///
+    /// # Panics
+    /// If a step has been begun and not reported.
+    pub fn evaluate(&mut self, backend: &mut B, model: &Model<B>, report: &StepReport) -> Result<Vec<EvalReport>> {
+        assert!(!self.is_ahead(), "evaluation: a step has been begun after step {}", self.steps);
+        let Some(mut evaluator) = self.evaluator.take() else { return Ok(Vec::new()) };
+        let every = evaluator.settings.every;
+        let due = report.runs.iter().filter(|run| run.step % every == 0 || run.step == run.total_steps);
+        let runs: Vec<usize> = due.map(|run| run.run).collect();
+        let found = self.scored(backend, model, &mut evaluator, &runs);
+        self.evaluator = Some(evaluator);
+        found
+    }
+
+    fn scored(
+        &mut self,
+        backend: &mut B,
+        model: &Model<B>,
+        evaluator: &mut Evaluator<B>,
+        runs: &[usize],
+    ) -> Result<Vec<EvalReport>> {
+        let (stride, sums) = (self.trainable.shape().1, self.sums(backend, model, evaluator, runs)?);
+        let mut reports = Vec::with_capacity(runs.len());
+        for &run in runs {
+            let Sums { loss, hits, labels } = sums[run];
+            let score = Score { step: self.steps, loss: loss / labels as f64, accuracy: hits as f64 / labels as f64 };
+            if !score.loss.is_finite() {
+                let what = format!("evaluation loss of run {run} at step {}", self.steps);
+                return Err(Error::NotFinite { what, found: score.loss });
+            }
+            let of_run = &mut evaluator.scores[run];
+            of_run.last = Some(score);
+            if of_run.best.is_none_or(|best| score.loss < best.loss) {
+                (of_run.best, of_run.worse) = (Some(score), 0);
+                if let Some(best) = evaluator.best.get_mut(run * stride..(run + 1) * stride) {
+                    backend.download(best, self.trainable.params(), run * stride)?;
+                    backend.sync()?;
+                }
+            } else {
+                of_run.worse += 1;
+            }
+            let spent = evaluator.settings.patience.is_some_and(|patience| of_run.worse >= patience);
+            let stops = spent && self.steps < self.runs[run].total_steps;
+            if stops {
+                of_run.stopped = Some(self.steps);
+                self.runs[run].stopped = Some(self.steps);
+            }
+            reports.push(EvalReport { run, score, stops });
+        }
+        Ok(reports)
+    }
+
+    /// Sums over the label tokens by run, of which only those of `runs` are filled.
+    fn sums(
+        &self,
+        backend: &mut B,
+        model: &Model<B>,
+        evaluator: &mut Evaluator<B>,
+        runs: &[usize],
+    ) -> Result<Vec<Sums>> {
+        let Evaluator { settings: Evaluation { data, .. }, acts, .. } = evaluator;
+        let all: Vec<usize> = (0..data.len()).collect();
+        let mut pieces: Vec<Vec<Piece>> = vec![Vec::new(); self.runs.len()];
+        runs.iter().for_each(|&run| pieces[run] = self.packing.pieces(run, data, &all));
+        let mut sums = vec![Sums::default(); self.runs.len()];
+        for pieces in self.packing.group(pieces) {
+            let pass = self.packing.pass(&pieces, |_| data.as_slice());
+            let read = OutputRows::new(backend, &pass.pack, pass.rows.iter().map(|&row| row as usize))?;
+            let device = backend.pack(&pass.pack)?;
+            let mut input = Input::new(&pass.pack, &device).with_output_rows(read.as_ref());
+            input.adaptation = self.trainable.adaptation();
+            model.forward(backend, acts, &input, None, &mut NoTaps)?;
+            let (part, vocab) = (logit_rows(&model.config), model.config.vocab_size);
+            for first in (0..pass.rows.len()).step_by(part) {
+                let labels = first..pass.rows.len().min(first + part);
+                let rows: Vec<usize> = pass.rows[labels.clone()].iter().map(|&row| row as usize).collect();
+                let logits = model.logits(backend, acts, &rows)?;
+                for (i, logits) in labels.zip(logits.chunks_exact(vocab)) {
+                    sums[pass.runs[i]].add(logits, pass.targets[i] as usize, u64::from(pass.counts[i]));
+                }
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Takes each run back to the parameters of its lowest evaluation loss, if they were kept.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn load_best(&mut self, backend: &mut B, model: &mut Model<B>) -> Result<()> {
+        let Some(evaluator) = self.evaluator.as_ref().filter(|evaluator| evaluator.settings.load_best) else {
+            return Ok(());
+        };
+        let stride = self.trainable.shape().1;
+        for (run, _) in evaluator.scores.iter().enumerate().filter(|(_, scores)| scores.best.is_some()) {
+            backend.upload(self.trainable.params_mut(), run * stride, &evaluator.best[run * stride..(run + 1) * stride])?;
+        }
+        self.trainable.refresh(backend, model);
+        backend.sync()
+    }
+}
+
+/// Sums over label tokens.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    loss: f64,
+    hits: u64,
+    labels: u64,
+}
+
+impl Sums {
+    /// Takes `count` label tokens with the same logits and target into account.
+    fn add<E: AccElement>(&mut self, logits: &[E], target: usize, count: u64) {
+        let logits = || logits.iter().map(|x| x.to_f64());
+        let (best, greatest) = logits().enumerate().fold((0, f64::NEG_INFINITY), |best, (i, x)| if x > best.1 { (i, x) } else { best });
+        let sum: f64 = logits().map(|x| (x - greatest).exp()).sum();
+        let of_target = logits().nth(target).unwrap_or(f64::NAN);
+        self.loss += count as f64 * (greatest + sum.ln() - of_target);
+        self.hits += if best == target { count } else { 0 };
+        self.labels += count;
+    }
+}

@@ -86,7 +86,11 @@ fn target_sets(words: Option<&[String]>) -> Result<Vec<Vec<String>>> {
     let whole = words.join(",");
     let sets: Vec<Vec<String>> = whole.split(';').map(|set| set.split(',').map(str::to_owned).collect()).collect();
     if sets.len() > 1 && sets.iter().any(|set| set.iter().all(String::is_empty)) {
-        return Err(Error::argument("--target-modules", "modules before and after every semicolon", format!("{whole:?}")));
+        return Err(Error::argument(
+            "--target-modules",
+            "modules before and after every semicolon",
+            format!("{whole:?}"),
+        ));
     }
     Ok(sets)
 }

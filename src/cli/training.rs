@@ -230,7 +230,14 @@ impl<A: Serialize> Training<'_, A> {
                 all.extend(settings[run].as_object().cloned().unwrap_or_default());
                 atomic::write_json(dir.join(RUN_FILE), &all)?;
             }
-            results.push(result(&trainer, run, dir, name, stepped || is_grid, training.evaluation.load_best_model_at_end));
+            results.push(result(
+                &trainer,
+                run,
+                dir,
+                name,
+                stepped || configs.len() > 1,
+                training.evaluation.load_best_model_at_end,
+            ));
         }
         if is_grid {
             training_results::write(&training.out, &results, folder)?;

@@ -37,9 +37,10 @@ impl RunResult {
         self.score.map(|score| score.loss).or(self.loss)
     }
 
-    fn json(&self) -> Value {
+    /// All of it, with where its adapter is in place of its directory's path.
+    fn json(&self, (key, place): (&str, Value)) -> Value {
         let mut value = self.name.clone();
-        value.insert("adapter".into(), json!(self.dir));
+        value.insert(key.to_owned(), place);
         value.insert("steps".into(), json!(self.steps));
         value.insert("loss".into(), json!(self.loss));
         if let Some(score) = self.score {
@@ -62,13 +63,8 @@ fn best(results: &[RunResult]) -> Option<usize> {
 /// The results of a grid, and which run is the best by what.
 fn grid(results: &[RunResult], folder: impl Fn(usize) -> String) -> Value {
     let criterion = if results.iter().any(|result| result.score.is_some()) { "eval_loss" } else { "loss" };
-    let runs = results.iter().enumerate().map(|(run, result)| {
-        let mut value = Map::from_iter([("run".to_owned(), json!(folder(run)))]);
-        value.extend(result.json().as_object().cloned().unwrap_or_default());
-        // The directory may be moved as a whole.
-        value.remove("adapter");
-        Value::Object(value)
-    });
+    // A name within the directory, which may be moved as a whole.
+    let runs = results.iter().enumerate().map(|(run, result)| result.json(("run", json!(folder(run)))));
     json!({ "criterion": criterion, "best": best(results).map(&folder), "runs": runs.collect::<Vec<_>>() })
 }
 
@@ -79,14 +75,15 @@ pub fn write(dir: &Path, results: &[RunResult], folder: impl Fn(usize) -> String
 
 /// Prints the results of all runs; of a grid, which is the best.
 pub fn print(results: &[RunResult], as_json: bool, is_grid: bool) -> Result<(), Failure> {
+    let of_run = |result: &RunResult| result.json(("adapter", json!(result.dir)));
     if as_json {
         return output::json(&match results {
-            [result] => result.json(),
+            [result] => of_run(result),
             results if is_grid => {
                 let dir = best(results).map(|run| &results[run].dir);
-                json!({ "runs": results.iter().map(RunResult::json).collect::<Vec<_>>(), "best": dir })
+                json!({ "runs": results.iter().map(of_run).collect::<Vec<_>>(), "best": dir })
             }
-            results => json!({ "runs": results.iter().map(RunResult::json).collect::<Vec<_>>() }),
+            results => json!({ "runs": results.iter().map(of_run).collect::<Vec<_>>() }),
         });
     }
     if let [RunResult { dir, steps, loss, score, .. }] = results {

@@ -8,8 +8,8 @@ use super::output_rows::output_row;
 use super::rope::RopeTable;
 use crate::Result;
 use crate::arch::{Mlp, ModelConfig, NormPlacement, Projection, QkNorm, Rope};
-use crate::backend::{Backend, Buffers};
 use crate::backend::trace::Trace;
+use crate::backend::{Backend, Buffers};
 use crate::pack::Pack;
 
 /// What a forward saves for the backward.

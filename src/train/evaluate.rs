@@ -102,7 +102,8 @@ impl Evaluation {
         element_sizes: (usize, usize),
     ) -> Result<usize> {
         let rows = self.rows(&packing(trainable, options, config.is_causal)?, trainable.shape().0);
-        let logits = rows.min(logit_rows(config)) * (config.vocab_size * element_sizes.0 + config.hidden_size * element_sizes.1);
+        let logits =
+            rows.min(logit_rows(config)) * (config.vocab_size * element_sizes.0 + config.hidden_size * element_sizes.1);
         Ok(Activations::<B>::bytes(config, trainable.layout(), rows, Save::Layer, element_sizes) + logits)
     }
 
@@ -250,7 +251,11 @@ impl<B: Backend> Trainer<B> {
         };
         let stride = self.trainable.shape().1;
         for (run, _) in evaluator.scores.iter().enumerate().filter(|(_, scores)| scores.best.is_some()) {
-            backend.upload(self.trainable.params_mut(), run * stride, &evaluator.best[run * stride..(run + 1) * stride])?;
+            backend.upload(
+                self.trainable.params_mut(),
+                run * stride,
+                &evaluator.best[run * stride..(run + 1) * stride],
+            )?;
         }
         self.trainable.refresh(backend, model);
         backend.sync()
@@ -269,7 +274,8 @@ impl Sums {
     /// Takes `count` label tokens with the same logits and target into account.
     fn add<E: AccElement>(&mut self, logits: &[E], target: usize, count: u64) {
         let logits = || logits.iter().map(|x| x.to_f64());
-        let (best, greatest) = logits().enumerate().fold((0, f64::NEG_INFINITY), |best, (i, x)| if x > best.1 { (i, x) } else { best });
+        let (best, greatest) =
+            logits().enumerate().fold((0, f64::NEG_INFINITY), |best, (i, x)| if x > best.1 { (i, x) } else { best });
         let sum: f64 = logits().map(|x| (x - greatest).exp()).sum();
         let of_target = logits().nth(target).unwrap_or(f64::NAN);
         self.loss += count as f64 * (greatest + sum.ln() - of_target);

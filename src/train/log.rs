@@ -117,14 +117,7 @@ impl TrainLog {
     ///
     /// # Errors
     /// A file cannot be read or written.
-    pub fn open(
-        dir: &Path,
-        runs: usize,
-        every: u64,
-        step: u64,
-        state: LogState,
-        report_to: ReportTo,
-    ) -> Result<Self> {
+    pub fn open(dir: &Path, runs: usize, every: u64, step: u64, state: LogState, report_to: ReportTo) -> Result<Self> {
         if every == 0 {
             return Err(Error::argument("logging_steps", "at least 1", every));
         }
@@ -182,8 +175,8 @@ impl TrainLog {
                 ("total_steps", line.total_steps as f64),
                 ("eval_loss", line.eval_loss),
                 ("eval_accuracy", line.eval_accuracy),
+                ("epoch", line.epoch),
             ];
-            // Not the epoch, which TensorBoard has of the step already.
             self.reports.append(&Point { run: run.run, step: run.step, values: &values })?;
         }
         Ok(())

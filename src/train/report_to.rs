@@ -68,7 +68,8 @@ impl Reports {
     /// Writes a line of the log to all of them.
     pub fn append(&mut self, point: &Point<'_>) -> Result<()> {
         if let Some(file) = self.events.get_mut(point.run) {
-            let shown = point.values.iter().filter(|(name, _)| *name != "total_steps");
+            // What follows from the step is no curve.
+            let shown = point.values.iter().filter(|(name, _)| !["total_steps", "epoch"].contains(name));
             let scalars: Vec<(String, f64)> = shown.map(|&(name, value)| (tag(name), value)).collect();
             file.append(point.step, now(), &scalars)?;
         }

@@ -256,7 +256,11 @@ impl<B: Backend> Trainer<B> {
     }
 }
 
-pub(super) fn packing<B: Backend>(trainable: &Trainable<B>, options: TrainerOptions, is_causal: bool) -> Result<Packing> {
+pub(super) fn packing<B: Backend>(
+    trainable: &Trainable<B>,
+    options: TrainerOptions,
+    is_causal: bool,
+) -> Result<Packing> {
     if !(0.0..1.0).contains(&options.dropout) {
         return Err(Error::argument("dropout", "a number from 0 to below 1", options.dropout));
     }

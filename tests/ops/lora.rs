@@ -284,7 +284,8 @@ fn dropout<B: Backend>(b: &mut B, pack: &Pack, p: f64, input: usize) -> Drop {
 /// The elements that the device's dropout lets live, found by passing ones through identities as adapters.
 fn survivors<B: Backend>(b: &mut B, pack: &Pack, drop: &Drop, width: usize) -> Vec<bool> {
     let (matrix, stride) = (width * width, 2 * width * width);
-    let site = LoraSite { a: 0, b: matrix, stride, rank: width, input: width, output: width, scale: 1.0, runs: RunRange::ALL };
+    let site =
+        LoraSite { a: 0, b: matrix, stride, rank: width, input: width, output: width, scale: 1.0, runs: RunRange::ALL };
     let mut identity = vec![0.0; site.stride];
     (0..width).for_each(|i| identity[i * width + i] = 1.0);
     let op = Lora { pack: pack.clone(), site, runs: drop.seeds.len(), drop: Some(drop.clone()) };
@@ -332,7 +333,8 @@ fn one_row() -> Pack {
 }
 
 /// Of two runs, rank 1.
-const SMALL_SITE: LoraSite = LoraSite { a: 0, b: 2, stride: 4, rank: 1, input: 2, output: 2, scale: 1.0, runs: RunRange::ALL };
+const SMALL_SITE: LoraSite =
+    LoraSite { a: 0, b: 2, stride: 4, rank: 1, input: 2, output: 2, scale: 1.0, runs: RunRange::ALL };
 
 /// Calls `lora_fwd` on one row of two runs with so many parameters.
 fn call_fwd<B: Backend>(b: &mut B, params: usize, dropout: Option<Dropout<'_>>) {

@@ -50,8 +50,8 @@ and train-prompt.
 
 Every flag can be set in a YAML file given with --config; the command line takes precedence.
 Underscores count as dashes (--lora_alpha), and usual names of other trainers are aliases (--lr,
---output_dir, --num_train_epochs). Of a flag that is given twice the last value counts, or, where
-it takes a list, all values together.";
+--output_dir, --num_train_epochs). Of a flag that is given twice the last value counts (of --r,
+--lora-alpha and --learning-rate the last list), or, where it takes a list, all values together.";
 
 /// Compare in-context learning, instruction tuning and prompt tuning inside a language model.
 #[derive(Debug, Parser)]

@@ -20,7 +20,7 @@ fn steps(lines: &[Value], run: Option<usize>) -> Vec<Value> {
     let of_run = lines.iter().filter(|line| line.get("run") == run.map(Value::from).as_ref());
     let fixed = |line: &Value| {
         let mut line = line.as_object().expect("an object").clone();
-        ["run", "elapsed_time", "remaining_time", "throughput", "tokens_per_sec"].map(|key| line.remove(key));
+        let _ = ["run", "elapsed_time", "remaining_time", "throughput", "tokens_per_sec"].map(|key| line.remove(key));
         Value::Object(line)
     };
     of_run.map(fixed).collect()

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 use serde::{Serialize, Serializer};
 
 use crate::train::schedule::Schedule;
@@ -47,7 +47,14 @@ pub struct BetaArgs {
 #[derive(Debug, Args, Serialize)]
 pub struct OptimArgs {
     /// Peak learning rate; with a list, one run for each [default: 0.0002; 0.005 for the built-in examples].
-    #[arg(long, alias = "lr", value_delimiter = ',', value_name = "LEARNING_RATE", help_heading = "Optimiser")]
+    #[arg(
+        long,
+        alias = "lr",
+        action = ArgAction::Set,
+        value_delimiter = ',',
+        value_name = "LEARNING_RATE",
+        help_heading = "Optimiser"
+    )]
     #[serde(serialize_with = "one_or_list")]
     pub learning_rate: Vec<f64>,
     /// Learning-rate schedule after the warm-up: linear, cosine or constant.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 use serde::Serialize;
 
 use super::common::{BaseModelArgs, CommonArgs};
@@ -71,11 +71,11 @@ several runs go through the model together, and are written to OUT/run-000, OUT/
 its settings in run.json; OUT/results.json compares them.")]
 pub struct TrainLoraArgs {
     /// LoRA rank; with a list, one run for each.
-    #[arg(long, value_delimiter = ',', default_value = "8", aliases = ["lora-r", "lora-rank"], help_heading = "LoRA")]
+    #[arg(long, action = ArgAction::Set, value_delimiter = ',', default_value = "8", aliases = ["lora-r", "lora-rank"], help_heading = "LoRA")]
     #[serde(serialize_with = "one_or_list")]
     pub r: Vec<usize>,
     /// LoRA alpha: the adapter's output is scaled by lora_alpha / r; with a list, one run for each.
-    #[arg(long, value_delimiter = ',', default_value = "16", help_heading = "LoRA")]
+    #[arg(long, action = ArgAction::Set, value_delimiter = ',', default_value = "16", help_heading = "LoRA")]
     #[serde(serialize_with = "one_or_list")]
     pub lora_alpha: Vec<f64>,
     /// Modules to adapt: names as in the model's checkpoint (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;

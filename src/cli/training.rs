@@ -19,10 +19,10 @@ use crate::formats::lines::at;
 use crate::model::Model;
 use crate::task::{Task, synthetic};
 use crate::train::data::TrainSequence;
-use crate::train::evaluate::Evaluation;
 use crate::train::examples::{self, DataOptions};
 use crate::train::fit::{self, Output};
 use crate::train::report_to::ReportTo;
+use crate::train::scores::Evaluation;
 use crate::train::settings::{Length, RunSettings};
 use crate::train::trainable::Trainable;
 use crate::train::trainer::{Run, StepReport, Trainer, TrainerOptions};
@@ -297,7 +297,7 @@ fn plan<B: Backend>(
         .with("gradients", gradients)
         .with("optimiser", optimiser);
     if let Some(evaluation) = evaluation {
-        plan = plan.with("evaluation", evaluation.bytes(&model.config, tuned, options, sizes)?);
+        plan = plan.with("evaluation", Trainer::evaluation_bytes(evaluation, &model.config, tuned, options, sizes)?);
     }
     Ok(plan.own(backend, &pass))
 }

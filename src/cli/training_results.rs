@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Failure, output};
 use crate::formats::atomic;
-use crate::train::evaluate::Score;
+use crate::train::scores::Score;
 
 /// Name of the file that compares the runs of a grid.
 pub const RESULTS_FILE: &str = "results.json";

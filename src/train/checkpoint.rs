@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::data::{TrainSequence, words};
-use super::evaluate::RunScores;
 use super::log::LogState;
 use super::order::DataCursor;
 use super::run::RunState;
+use super::scores::RunScores;
 use super::trainable::Trainable;
 use super::trainer::Trainer;
 use crate::backend::Backend;

@@ -1,117 +1,19 @@
 //! Evaluation while training: loss and accuracy of the label tokens of held-out sequences, and what follows from them for
 //! each run: which parameters were the best, and whether it stops early.
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-
-use super::data::TrainSequence;
-use super::passes::{Packing, Piece};
+use super::passes::Piece;
 use super::run::StepReport;
+use super::scores::{EvalReport, Evaluation, Evaluator, RunScores, Score};
 use super::trainable::Trainable;
 use super::trainer::{Trainer, TrainerOptions, check_data, packing};
 use crate::arch::ModelConfig;
 use crate::backend::{AccElement, Backend};
 use crate::hooks::NoTaps;
 use crate::model::{Activations, Input, Model, OutputRows, Save};
-use crate::{Error, Result, hash};
+use crate::{Error, Result};
 
 /// Logits that are on the host at once; the rows of a pass are taken in parts.
 const LOGITS: usize = 1 << 24;
-
-/// How runs are evaluated.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Evaluation {
-    /// The held-out sequences, the same for every run.
-    pub data: Vec<TrainSequence>,
-    /// Steps between evaluations; a run is also evaluated after its last step.
-    pub every: u64,
-    /// A run stops after so many evaluations one after another without a loss below its lowest; none goes on.
-    pub patience: Option<u64>,
-    /// Whether the parameters of a run's lowest loss are kept, to be restored at the end.
-    pub load_best: bool,
-}
-
-/// The label tokens of the held-out sequences under a run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Score {
-    /// Optimiser steps that the run has done.
-    pub step: u64,
-    /// Mean negative log-likelihood, in nats.
-    pub loss: f64,
-    /// Share of them that have the greatest logit.
-    pub accuracy: f64,
-}
-
-/// The evaluations of a run so far.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RunScores {
-    /// The latest.
-    pub last: Option<Score>,
-    /// The one of the lowest loss, the first of equal ones.
-    pub best: Option<Score>,
-    /// Evaluations since then.
-    pub worse: u64,
-    /// The step after which it was stopped.
-    pub stopped: Option<u64>,
-}
-
-/// A run's evaluation after a step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct EvalReport {
-    /// Number of the run.
-    pub run: usize,
-    /// What was found.
-    pub score: Score,
-    /// Whether the run takes no further steps although its schedule goes on.
-    pub stops: bool,
-}
-
-/// The buffers and the state of an evaluation.
-pub(super) struct Evaluator<B: Backend> {
-    pub settings: Evaluation,
-    acts: Activations<B>,
-    pub scores: Vec<RunScores>,
-    /// The parameters of each run's best evaluation, if they are kept: `[runs, stride]`.
-    pub best: Vec<B::Element>,
-}
-
-impl Evaluation {
-    /// What a continuation of a training must share.
-    pub(super) fn fingerprint(&self) -> Value {
-        let data = format!("{:016x}", hash::fnv1a(super::data::words(&self.data).flat_map(u64::to_le_bytes)));
-        json!({
-            "sequences": self.data.len(),
-            "data": data,
-            "every": self.every,
-            "patience": self.patience,
-            "load_best": self.load_best,
-        })
-    }
-
-    /// Bytes that it takes beside the training.
-    ///
-    /// # Errors
-    /// Options out of their domain.
-    pub fn bytes<B: Backend>(
-        &self,
-        config: &ModelConfig,
-        trainable: &Trainable<B>,
-        options: TrainerOptions,
-        element_sizes: (usize, usize),
-    ) -> Result<usize> {
-        let rows = self.rows(&packing(trainable, options, config.is_causal)?, trainable.shape().0);
-        let logits =
-            rows.min(logit_rows(config)) * (config.vocab_size * element_sizes.0 + config.hidden_size * element_sizes.1);
-        Ok(Activations::<B>::bytes(config, trainable.layout(), rows, Save::Layer, element_sizes) + logits)
-    }
-
-    /// Rows of its largest pass.
-    fn rows(&self, packing: &Packing, runs: usize) -> usize {
-        packing.capacity((0..runs).map(|_| (self.data.as_slice(), self.data.len()))).0
-    }
-}
 
 /// Rows whose logits are on the host at once.
 fn logit_rows(config: &ModelConfig) -> usize {
@@ -119,6 +21,23 @@ fn logit_rows(config: &ModelConfig) -> usize {
 }
 
 impl<B: Backend> Trainer<B> {
+    /// Bytes that an evaluation takes beside the training.
+    ///
+    /// # Errors
+    /// Options out of their domain.
+    pub fn evaluation_bytes(
+        evaluation: &Evaluation,
+        config: &ModelConfig,
+        trainable: &Trainable<B>,
+        options: TrainerOptions,
+        element_sizes: (usize, usize),
+    ) -> Result<usize> {
+        let rows = evaluation.rows(&packing(trainable, options, config.is_causal)?, trainable.shape().0);
+        let logits =
+            rows.min(logit_rows(config)) * (config.vocab_size * element_sizes.0 + config.hidden_size * element_sizes.1);
+        Ok(Activations::<B>::bytes(config, trainable.layout(), rows, Save::Layer, element_sizes) + logits)
+    }
+
     /// With an evaluation of all runs; [`super::fit::fit`] makes it when it is due.
     ///
     /// # Errors

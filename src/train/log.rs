@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::evaluate::EvalReport;
 use super::report_to::{Point, ReportTo, Reports};
+use super::scores::EvalReport;
 use super::trainer::{RunReport, StepReport};
 use crate::formats::lines::LineFile;
 use crate::{Error, Result};

@@ -6,7 +6,7 @@
 pub mod checkpoint;
 mod conversation;
 pub mod data;
-pub mod evaluate;
+mod evaluate;
 pub mod examples;
 pub mod fit;
 pub mod log;
@@ -16,6 +16,7 @@ pub mod passes;
 pub mod report_to;
 mod run;
 pub mod schedule;
+pub mod scores;
 pub mod settings;
 mod step;
 pub mod trainable;

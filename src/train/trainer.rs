@@ -6,10 +6,10 @@
 use std::collections::VecDeque;
 
 use super::data::TrainSequence;
-use super::evaluate::Evaluator;
 use super::optim::Optimizer;
 use super::passes::{MIN_SHARED, Packing, PromptOffset, pass_size};
 use super::run::{InFlightStep, RunState};
+use super::scores::Evaluator;
 use super::settings::{Length, RunSettings};
 use super::trainable::Trainable;
 use crate::arch::ModelConfig;

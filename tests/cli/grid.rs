@@ -80,6 +80,9 @@ fn grid_runs_equal_runs_alone_whatever_their_ranks_and_modules() {
     assert!(leftovers(d).is_empty());
     let shown = line(d, &format!("{train} --out {{}}/table --r 1,2")).ok().out;
     assert!(shown.contains("eval_accuracy") && shown.contains("\nbest: "), "{shown}");
+    // The written configuration has the lists, and repeats the grid.
+    line(d, "train-lora --config {}/table/llamaprobe.yaml --out {}/again").ok();
+    assert_eq!(json(&d.join("again/results.json")), json(&d.join("table/results.json")));
 }
 
 #[test]

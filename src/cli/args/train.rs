@@ -66,9 +66,9 @@ Examples:
 
 Lines of the data: {\"prompt\",\"completion\"} (loss on the completion), {\"text\"}, {\"messages\"} (loss
 on the assistant's turns), {\"instruction\",\"input\",\"output\"} (loss on the output) or
-{\"input_ids\",\"labels\"} (labels of -100 are ignored). Every combination of the lists is a run of its own;
-several runs go through the model together, and are written to OUT/run-000, OUT/run-001, ..., each with
-its settings in run.json; OUT/results.json compares them.")]
+{\"input_ids\",\"labels\"} (labels of -100 are ignored). Every combination of the lists is a run of
+its own; several runs go through the model together, and are written to OUT/run-000, OUT/run-001,
+..., each with its settings in run.json; OUT/results.json compares them.")]
 pub struct TrainLoraArgs {
     /// LoRA rank; with a list, one run for each.
     #[arg(long, action = ArgAction::Set, value_delimiter = ',', default_value = "8", aliases = ["lora-r", "lora-rank"], help_heading = "LoRA")]

@@ -61,8 +61,8 @@ Examples:
   llamaprobe train-lora
   llamaprobe train-lora --model DIR --train data.jsonl --out adapter --epochs 3
   llamaprobe train-lora --config run.yaml --resume-from-checkpoint latest
-  llamaprobe train-lora --model DIR --train data.jsonl --out grid --r 4,8,16 --learning-rate 1e-4,1e-3 \\
-      --seeds 3 --target-modules 'q_proj,v_proj;all-linear' --eval held-out.jsonl --eval-steps 50
+  llamaprobe train-lora --model DIR --train data.jsonl --out grid --r 4,8,16 --seeds 3 \\
+      --learning-rate 1e-4,1e-3 --target-modules 'q_proj,v_proj;all-linear' --eval held-out.jsonl
 
 Lines of the data: {\"prompt\",\"completion\"} (loss on the completion), {\"text\"}, {\"messages\"} (loss
 on the assistant's turns), {\"instruction\",\"input\",\"output\"} (loss on the output) or

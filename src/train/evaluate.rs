@@ -77,8 +77,11 @@ impl<B: Backend> Trainer<B> {
     /// A loss that is not finite, naming the run; a failure of the device.
     ///
     /// # Panics
-    /// If a step has been begun and not reported.
+    /// If an evaluation is due and a step has been begun and not reported.
     pub fn evaluate(&mut self, backend: &mut B, model: &Model<B>, report: &StepReport) -> Result<Vec<EvalReport>> {
+        if !self.evaluates(report.step) {
+            return Ok(Vec::new());
+        }
         assert!(!self.is_ahead(), "evaluation: a step has been begun after step {}", self.steps);
         let Some(mut evaluator) = self.evaluator.take() else { return Ok(Vec::new()) };
         let every = evaluator.settings.every;

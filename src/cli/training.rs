@@ -289,7 +289,7 @@ fn plan<B: Backend>(
     evaluation: Option<&Evaluation>,
 ) -> Result<Plan> {
     let sizes = backend.element_sizes();
-    let ([activations, gradients, optimiser], pass) = Trainer::plan(&model.config, tuned, runs, options, sizes)?;
+    let ([activations, gradients, optimiser], mut pass) = Trainer::plan(&model.config, tuned, runs, options, sizes)?;
     let (runs, stride) = tuned.shape();
     let mut plan = Plan::new(backend, files)
         .with("adapters", runs * stride * sizes.0 + tuned.materialized_bytes(sizes))
@@ -297,7 +297,9 @@ fn plan<B: Backend>(
         .with("gradients", gradients)
         .with("optimiser", optimiser);
     if let Some(evaluation) = evaluation {
-        plan = plan.with("evaluation", Trainer::evaluation_bytes(evaluation, &model.config, tuned, options, sizes)?);
+        let (bytes, rows) = Trainer::evaluation_bytes(evaluation, &model.config, tuned, options, sizes)?;
+        plan = plan.with("evaluation", bytes);
+        pass.rows = pass.rows.max(rows);
     }
     Ok(plan.own(backend, &pass))
 }

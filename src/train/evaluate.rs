@@ -21,7 +21,7 @@ fn logit_rows(config: &ModelConfig) -> usize {
 }
 
 impl<B: Backend> Trainer<B> {
-    /// Bytes that an evaluation takes beside the training.
+    /// Bytes that an evaluation takes beside the training, and rows of its largest pass.
     ///
     /// # Errors
     /// Options out of their domain.
@@ -31,11 +31,13 @@ impl<B: Backend> Trainer<B> {
         trainable: &Trainable<B>,
         options: TrainerOptions,
         element_sizes: (usize, usize),
-    ) -> Result<usize> {
-        let rows = evaluation.rows(&packing(trainable, options, config.is_causal)?, trainable.shape().0);
-        let logits =
-            rows.min(logit_rows(config)) * (config.vocab_size * element_sizes.0 + config.hidden_size * element_sizes.1);
-        Ok(Activations::<B>::bytes(config, trainable.layout(), rows, Save::Layer, element_sizes) + logits)
+    ) -> Result<(usize, usize)> {
+        let packing = packing(trainable, options, config.is_causal)?;
+        let (rows, labels) = evaluation.capacity(&packing, trainable.shape().0);
+        let logits = labels.min(logit_rows(config))
+            * (config.vocab_size * element_sizes.0 + config.hidden_size * element_sizes.1);
+        let acts = Activations::<B>::bytes(config, trainable.layout(), rows, Save::Layer, element_sizes);
+        Ok((acts + logits, rows))
     }
 
     /// With an evaluation of all runs; [`super::fit::fit`] makes it when it is due.
@@ -53,7 +55,7 @@ impl<B: Backend> Trainer<B> {
             check_data(run, &settings.data, model.config.vocab_size, self.packing.prompt(run))?;
             model.config.check_unscaled(self.packing.longest(run, &settings.data))?;
         }
-        let rows = settings.rows(&self.packing, runs);
+        let (rows, _) = settings.capacity(&self.packing, runs);
         let acts = Activations::new(backend, &model.config, self.trainable.layout(), rows, Save::Layer)?;
         let best = if settings.load_best { vec![B::Element::default(); runs * stride] } else { Vec::new() };
         self.evaluator = Some(Evaluator { settings, acts, scores: vec![RunScores::default(); runs], best });

@@ -81,8 +81,8 @@ impl Evaluation {
         })
     }
 
-    /// Rows of its largest pass.
-    pub(super) fn rows(&self, packing: &Packing, runs: usize) -> usize {
-        packing.capacity((0..runs).map(|_| (self.data.as_slice(), self.data.len()))).0
+    /// Rows, and label rows, of its largest passes.
+    pub(super) fn capacity(&self, packing: &Packing, runs: usize) -> (usize, usize) {
+        packing.capacity((0..runs).map(|_| (self.data.as_slice(), self.data.len())))
     }
 }

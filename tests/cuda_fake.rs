@@ -318,6 +318,36 @@ fn training_is_that_of_the_cpu() {
     }
 }
 
+/// A grid whose runs differ in rank, scale and modules, evaluated.
+const GRID: &str = "train-lora --model {}/model --train {}/train.jsonl --batch-size 4 --max-steps 3 --lr 1e-2 --r 2,3 \
+                    --target-modules q_proj;v_proj,down_proj --eval {}/train.jsonl --eval-steps 2";
+
+#[test]
+fn grid_is_that_of_the_cpu() {
+    let dir = workplace(safetensors::Dtype::F32);
+    both(dir.path(), GRID, "grid");
+    for run in ["run-000", "run-001", "run-002", "run-003"] {
+        let [a, b] = ["cpu", "cud"].map(|device| dir.path().join(format!("grid-{device}")).join(run));
+        let off = difference(&a.join("adapter_model.safetensors"), &b.join("adapter_model.safetensors"));
+        println!("{run}: off by {off:.1e}");
+        assert!(off <= 2e-3, "{run}: {off:.1e}");
+    }
+    let log = |device: &str| -> Vec<Value> {
+        let text = fs::read_to_string(dir.path().join(format!("grid-{device}/trainer_log.jsonl"))).expect("the log");
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    };
+    let (cpu, cuda) = (log("cpu"), log("cud"));
+    assert_eq!((cpu.len(), cuda.len()), (4 * (3 + 2), 4 * (3 + 2)));
+    for (a, b) in cpu.iter().zip(&cuda) {
+        for key in ["loss", "eval_loss"] {
+            let [a, b] = [a, b].map(|line| line.get(key).and_then(Value::as_f64));
+            assert_eq!(a.is_some(), b.is_some(), "{key}");
+            let (a, b) = (a.unwrap_or(0.0), b.unwrap_or(0.0));
+            assert!((a - b).abs() <= 1e-4 * a.abs(), "{key}: {a} and {b}");
+        }
+    }
+}
+
 fn losses(path: &Path) -> Vec<f64> {
     let text = fs::read_to_string(path).expect("the log");
     let loss = |line: &str| serde_json::from_str::<Value>(line).ok()?["loss"].as_f64();
@@ -458,7 +488,9 @@ fn device_failure_is_one_clear_error() {
 fn memory_plan_is_what_the_driver_gives() {
     let dir = workplace(safetensors::Dtype::BF16);
     let (d, report) = (dir.path(), dir.path().join("report.json"));
-    for (line, name) in [(format!("{CAPTURE} --json"), "capture"), (TRAIN.to_owned(), "train")] {
+    for (line, name) in
+        [(format!("{CAPTURE} --json"), "capture"), (TRAIN.to_owned(), "train"), (format!("{GRID} --json"), "grid")]
+    {
         let line = format!("{line} --device cuda:0 --out {{}}/{name}");
         let planned: Value =
             serde_json::from_str(&succeed(&mut program(d, &format!("{line} --dry-run")))).expect("a plan");

@@ -2,7 +2,7 @@
 
 use criterion::{Criterion, Throughput};
 use llamaprobe::backend::Backend;
-use llamaprobe::backend::ops::{Dropout, LoraBwd, LoraFwd, LoraSite};
+use llamaprobe::backend::ops::{Dropout, LoraBwd, LoraFwd, LoraSite, RunRange};
 
 use crate::common::{self, acc, compute, flat, shapes, time};
 
@@ -13,7 +13,16 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
     for shape in shapes() {
         let (input, output) = (shape.width, shape.width);
         let at = RANK * input;
-        let site = LoraSite { a: 0, b: at, stride: at + output * RANK, rank: RANK, input, output, scale: 2.0 };
+        let site = LoraSite {
+            a: 0,
+            b: at,
+            stride: at + output * RANK,
+            rank: RANK,
+            input,
+            output,
+            scale: 2.0,
+            runs: RunRange::ALL,
+        };
         for (runs, lengths) in [(1, vec![256]), (16, vec![16; 16])] {
             let pack = flat(&lengths, Some(runs));
             let (n, keys, seeds) = (pack.len(), (0..pack.len() as u32).collect::<Vec<_>>(), vec![7; runs]);

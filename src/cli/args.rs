@@ -23,7 +23,7 @@ pub use compare::CompareArgs;
 pub use control_vector::ControlVectorArgs;
 pub use embedded::{ExportArgs, PretrainArgs};
 pub use inference::{CaptureArgs, GenerateArgs, InspectArgs, NamesArg, StoreDtype, Tokens};
-pub use optim::{CheckpointArgs, OptimArgs, RegularizationArgs};
+pub use optim::{CheckpointArgs, EvalArgs, LogFormat, OptimArgs, RegularizationArgs};
 pub use probe::ProbeArgs;
 pub use report::ReportArgs;
 pub use task::{SYNTHETIC, TaskArgs};
@@ -50,8 +50,8 @@ and train-prompt.
 
 Every flag can be set in a YAML file given with --config; the command line takes precedence.
 Underscores count as dashes (--lora_alpha), and usual names of other trainers are aliases (--lr,
---output_dir, --num_train_epochs). Of a flag that is given twice the last value counts, or, where
-it takes a list, all values together.";
+--output_dir, --num_train_epochs). Of a flag that is given twice the last value counts (of --r,
+--lora-alpha and --learning-rate the last list), or, where it takes a list, all values together.";
 
 /// Compare in-context learning, instruction tuning and prompt tuning inside a language model.
 #[derive(Debug, Parser)]

@@ -36,6 +36,7 @@ mod texts;
 mod train_lora;
 mod train_prompt;
 mod training;
+mod training_results;
 
 /// Why there is no result.
 enum Failure {

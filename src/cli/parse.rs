@@ -126,7 +126,9 @@ fn flag(arg: &clap::Arg, key: &str, value: &Value, path: &Path) -> Result<Vec<Os
     }
     match value {
         Value::Null => Ok(Vec::new()),
-        Value::Sequence(items) if matches!(arg.get_action(), ArgAction::Append) => {
+        Value::Sequence(items)
+            if matches!(arg.get_action(), ArgAction::Append) || arg.get_value_delimiter().is_some() =>
+        {
             let items: Vec<String> =
                 items.iter().map(scalar).collect::<Option<_>>().ok_or_else(|| wrong("a list of scalars"))?;
             Ok(match arg.get_value_delimiter() {

@@ -189,12 +189,12 @@ pub fn adapter(given: Option<&Path>, model: &ModelFiles) -> Result<Option<Adapte
 }
 
 /// `--target-modules`: a list of names, `all-linear`, or a regular expression; the family's own choice if not given.
-pub fn modules(args: &LoraArgs, family: Family) -> Modules {
-    let Some(names) = &args.target_modules else {
+pub fn modules(names: Option<&[String]>, family: Family) -> Modules {
+    let Some(names) = names else {
         return Modules::List(family.default_modules().iter().map(|&t| family.short_name(t).to_owned()).collect());
     };
     let plain = |name: &String| name.chars().all(|c| c.is_alphanumeric() || "._-".contains(c));
-    match names.as_slice() {
+    match names {
         [all] if all == "all-linear" => Modules::AllLinear,
         names if names.iter().all(plain) => Modules::List(names.to_vec()),
         // The commas at which the flag was split are the expression's own.
@@ -204,7 +204,7 @@ pub fn modules(args: &LoraArgs, family: Family) -> Modules {
 
 /// `--target-modules` as a list of names.
 pub fn module_names(args: &LoraArgs, family: Family) -> Vec<String> {
-    match modules(args, family) {
+    match modules(args.target_modules.as_deref(), family) {
         Modules::AllLinear => all_linear(family),
         Modules::List(names) => names,
         Modules::Regex(regex) => vec![regex],
@@ -214,14 +214,6 @@ pub fn module_names(args: &LoraArgs, family: Family) -> Vec<String> {
 /// The names of all linear modules of a family.
 pub fn all_linear(family: Family) -> Vec<String> {
     family.modules().iter().map(|&t| family.short_name(t).to_owned()).collect()
-}
-
-/// The configuration of a new LoRA adapter for `model`.
-pub fn lora(args: &LoraArgs, model: &str, family: Family) -> LoraConfig {
-    LoraConfig {
-        base_model_name_or_path: Some(model.to_owned()),
-        ..LoraConfig::new(args.r, args.lora_alpha, modules(args, family))
-    }
 }
 
 /// An adapter of zeros, which has the layout that its configuration asks for.
@@ -235,8 +227,8 @@ pub fn zero_adapter(config: LoraConfig, model: &ModelConfig) -> Result<LoraAdapt
     Ok(LoraAdapter { config, family: model.family, head_dim: model.head_dim, modules })
 }
 
-/// The settings of a run as the optimiser's flags ask for, validated.
-pub fn settings(args: &OptimArgs, seed: u64, shuffle: bool) -> Result<RunSettings> {
+/// The settings of a run as the optimiser's flags ask for, validated, with a learning rate of their list.
+pub fn settings(args: &OptimArgs, learning_rate: Option<f64>, seed: u64, shuffle: bool) -> Result<RunSettings> {
     let defaults = RunSettings::default();
     let settings = RunSettings {
         seed,
@@ -248,7 +240,7 @@ pub fn settings(args: &OptimArgs, seed: u64, shuffle: bool) -> Result<RunSetting
         },
         batch_size: args.batch_size,
         accumulation: args.gradient_accumulation_steps,
-        learning_rate: args.learning_rate.unwrap_or(defaults.learning_rate),
+        learning_rate: learning_rate.unwrap_or(defaults.learning_rate),
         schedule: args.lr_scheduler_type,
         min_lr_rate: 0.0,
         warmup: match (args.warmup_steps, args.warmup_ratio) {

@@ -1,79 +1,168 @@
-//! `train-lora`: trains a LoRA adapter on a file of examples, and writes it in PEFT's format.
+//! `train-lora`: trains LoRA adapters on a file of examples, and writes them in PEFT's format.
 
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use super::Failure;
 use super::args::TrainLoraArgs;
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
-use super::training::{self, Training};
-use crate::Result;
+use super::training::{self, Named, Training};
 use crate::backend::Backend;
-use crate::formats::adapter::{AdapterConfig, LoraAdapter, LoraConfig};
+use crate::formats::adapter::{AdapterConfig, LoraAdapter, LoraConfig, Modules};
 use crate::model::{Adaptation, Layout, Model};
-use crate::train::data::TrainSequence;
 use crate::train::settings::RunSettings;
 use crate::train::trainable::Trainable;
 use crate::train::trainer::{Run, TrainerOptions};
+use crate::{Error, Result};
 
 pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
     let training = &args.training;
     let files = resolve::base_model(&training.base.model, &training.common)?;
-    let settings = training::settings(training, training.seed)?;
-    let family = files.config.family;
-    let asked = LoraConfig { use_rslora: args.use_rslora, ..resolve::lora(&args.lora, &training.base.model, family) };
-    let init = match &training.init_adapter {
-        None => resolve::zero_adapter(asked, &files.config)?,
-        Some(path) => {
-            let init = LoraAdapter::read(resolve::trained_adapter("init_adapter", path)?, &files.config)?;
-            let slots = |config: &LoraConfig| config.slots(family, files.config.num_hidden_layers).ok();
-            if slots(&asked) != slots(&init.config) {
-                let LoraConfig { r, lora_alpha, .. } = init.config;
-                log::warn!(
-                    "--init-adapter: goes on as it is (r {r}, lora_alpha {lora_alpha}), whatever --r, --lora-alpha, \
-                     --target-modules and --use-rslora say"
-                );
-            }
-            init
-        }
-    };
+    let runs = runs(args, &files)?;
     let data = training::data(training, &files, |_| Ok(()))?;
     let dtype = files.dtype;
-    dispatch(&training.common, dtype, Train { args, files, settings, init, data })
+    dispatch(&training.common, dtype, Train { args, files, runs, data })
+}
+
+/// One run of the grid.
+struct LoraRun {
+    /// What it begins with; an adapter of zeros stands for a new one, which is initialized on the device.
+    init: LoraAdapter,
+    /// With the run's learning rate and seed.
+    settings: RunSettings,
+    /// The flags that have several values, and this run's.
+    name: Map<String, Value>,
+}
+
+/// A run for every combination of modules, rank, alpha, learning rate and seed. Those whose adapters are alike come
+/// together, since they are computed together.
+fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
+    let (training, family) = (&args.training, files.config.family);
+    let sets: Vec<Modules> = match target_sets(args.target_modules.as_deref())? {
+        sets if sets.is_empty() => vec![resolve::modules(None, family)],
+        sets => sets.iter().map(|set| resolve::modules(Some(set), family)).collect(),
+    };
+    let rates = training::learning_rates(training);
+    let seeds = training::seeds(training, args.seeds)?;
+    let mut runs = Vec::new();
+    for target_modules in &sets {
+        for &r in &args.r {
+            for &lora_alpha in &args.lora_alpha {
+                let asked = LoraConfig {
+                    use_rslora: args.use_rslora,
+                    base_model_name_or_path: Some(training.base.model.clone()),
+                    ..LoraConfig::new(r, lora_alpha, target_modules.clone())
+                };
+                let init = init(args, files, asked)?;
+                for &rate in &rates {
+                    for &seed in &seeds {
+                        let settings = training::settings(training, rate, seed)?;
+                        let flags = [
+                            ("target_modules", sets.len(), modules_name(target_modules)),
+                            ("r", args.r.len(), json!(r)),
+                            ("lora_alpha", args.lora_alpha.len(), json!(lora_alpha)),
+                            ("learning_rate", rates.len(), json!(settings.learning_rate)),
+                            ("seed", seeds.len(), json!(seed)),
+                        ];
+                        let varied = flags.into_iter().filter(|(_, count, _)| *count > 1);
+                        let name = varied.map(|(flag, _, value)| (flag.to_owned(), value)).collect();
+                        runs.push(LoraRun { init: init.clone(), settings, name });
+                    }
+                }
+            }
+        }
+    }
+    let shapes = sets.len() * args.r.len() * args.lora_alpha.len();
+    if training.init_adapter.is_some() && shapes > 1 {
+        let expected = "one --r, --lora-alpha and --target-modules beside it, since it has its own";
+        return Err(Error::argument("--init-adapter", expected, format!("{shapes} combinations")));
+    }
+    Ok(runs)
+}
+
+/// The sets of `--target-modules`, which was split at commas: semicolons are between the sets.
+fn target_sets(words: Option<&[String]>) -> Result<Vec<Vec<String>>> {
+    let Some(words) = words else { return Ok(Vec::new()) };
+    let whole = words.join(",");
+    let sets: Vec<Vec<String>> = whole.split(';').map(|set| set.split(',').map(str::to_owned).collect()).collect();
+    if sets.len() > 1 && sets.iter().any(|set| set.iter().all(String::is_empty)) {
+        return Err(Error::argument(
+            "--target-modules",
+            "modules before and after every semicolon",
+            format!("{whole:?}"),
+        ));
+    }
+    Ok(sets)
+}
+
+/// A choice of modules as the flag has it.
+fn modules_name(modules: &Modules) -> Value {
+    match modules {
+        Modules::List(names) => json!(names.join(",")),
+        Modules::Regex(pattern) => json!(pattern),
+        Modules::AllLinear => json!("all-linear"),
+    }
+}
+
+/// What a run begins with.
+fn init(args: &TrainLoraArgs, files: &ModelFiles, asked: LoraConfig) -> Result<LoraAdapter> {
+    let Some(path) = &args.training.init_adapter else { return resolve::zero_adapter(asked, &files.config) };
+    let init = LoraAdapter::read(resolve::trained_adapter("init_adapter", path)?, &files.config)?;
+    let slots = |config: &LoraConfig| config.slots(files.config.family, files.config.num_hidden_layers).ok();
+    if slots(&asked) != slots(&init.config) {
+        let LoraConfig { r, lora_alpha, .. } = init.config;
+        log::warn!(
+            "--init-adapter: goes on as it is (r {r}, lora_alpha {lora_alpha}), whatever --r, --lora-alpha, \
+             --target-modules and --use-rslora say"
+        );
+    }
+    Ok(init)
 }
 
 struct Train<'a> {
     args: &'a TrainLoraArgs,
     files: ModelFiles,
-    settings: RunSettings,
-    /// What the training begins with; an adapter of zeros stands for a new one, which is initialized on the device.
-    init: LoraAdapter,
-    data: Vec<TrainSequence>,
+    runs: Vec<LoraRun>,
+    data: training::Data,
 }
 
 impl Job for Train<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, files, settings, init, data } = self;
+        let Self { args, files, runs, data } = self;
         let training = &args.training;
-        let layout = Layout::of_adapter(&files.config, &init)?;
-        let config =
-            LoraConfig { lora_dropout: args.lora_dropout.unwrap_or(init.config.lora_dropout), ..init.config.clone() };
+        let dropout = args.lora_dropout.unwrap_or(runs[0].init.config.lora_dropout);
         let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
-        let mut adaptation = Adaptation::new(&mut backend, layout, 1)?;
-        match &training.init_adapter {
-            None => adaptation.init_run(&mut backend, 0, training.seed)?,
-            Some(_) => adaptation.set_run(&mut backend, &model.config, 0, &init)?,
+        let adapters: Vec<LoraAdapter> = runs.iter().map(|run| run.init.clone()).collect();
+        let layout = Layout::of_runs(&files.config, &adapters)?;
+        let mut adaptation = Adaptation::new(&mut backend, layout, runs.len())?;
+        let mut named = Vec::with_capacity(runs.len());
+        for (i, LoraRun { init, settings, name }) in runs.iter().enumerate() {
+            match &training.init_adapter {
+                None => adaptation.init_run(&mut backend, i, settings.seed)?,
+                Some(_) => adaptation.set_run(&mut backend, &model.config, i, init)?,
+            }
+            let config = LoraConfig { lora_dropout: dropout, ..init.config.clone() };
+            let all = json!({
+                "r": config.r,
+                "lora_alpha": config.lora_alpha,
+                "target_modules": modules_name(&config.target_modules),
+                "use_rslora": config.use_rslora,
+                "lora_dropout": dropout,
+            });
+            named.push(Named { config: AdapterConfig::Lora(config), name: name.clone(), settings: all });
         }
         let whole = Training {
             command: "train-lora",
             args,
             training,
             files: &files,
-            options: TrainerOptions { dropout: config.lora_dropout, ..TrainerOptions::default() },
-            configs: vec![AdapterConfig::Lora(config)],
-            names: vec![Map::new()],
+            options: TrainerOptions { dropout, ..TrainerOptions::default() },
+            runs: named,
+            is_grid: runs.len() > 1,
             identity: json!({ "model": training.base.model }),
         };
-        whole.run(&mut backend, &mut model, Trainable::Adapters(adaptation), vec![Run { data, settings }])
+        let run = |run: LoraRun| Run { data: data.train.clone(), settings: run.settings };
+        let runs = runs.into_iter().map(run).collect();
+        whole.run(&mut backend, &mut model, Trainable::Adapters(adaptation), runs, data.eval)
     }
 }

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use super::args::{Method, PromptInit, ReparameterizationType as Type, TrainPromptArgs};
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
-use super::training::{self, Training};
+use super::training::{self, Named, Training};
 use super::{Failure, output};
 use crate::backend::Backend;
 use crate::formats::adapter::{
@@ -15,7 +15,6 @@ use crate::formats::adapter::{
 };
 use crate::formats::jsonl::{Example, Row};
 use crate::model::{self, Adaptation, Model, PromptStart, encoder, prompt};
-use crate::train::data::TrainSequence;
 use crate::train::settings::RunSettings;
 use crate::train::trainable::Trainable;
 use crate::train::trainer::{Run, TrainerOptions};
@@ -146,7 +145,7 @@ fn resumed(
     }
 }
 
-/// A run for every pair of a number of virtual tokens and a seed.
+/// A run for every combination of a number of virtual tokens, a learning rate and a seed.
 fn runs(args: &TrainPromptArgs, init: &Init) -> Result<Vec<PromptRun>> {
     let training = &args.training;
     let lengths = match init {
@@ -164,13 +163,14 @@ fn runs(args: &TrainPromptArgs, init: &Init) -> Result<Vec<PromptRun>> {
     if let Some(&n) = lengths.iter().find(|&&n| n == 0 || n > PromptConfig::MAX_ROWS) {
         return Err(Error::argument("--num-virtual-tokens", format!("from 1 to {}", PromptConfig::MAX_ROWS), n));
     }
-    let seeds = training.seed.checked_add(args.seeds).filter(|_| args.seeds > 0);
-    let last = seeds.ok_or_else(|| Error::argument("--seeds", "at least 1, up to the greatest seed", args.seeds))?;
+    let (rates, seeds) = (training::learning_rates(training), training::seeds(training, args.seeds)?);
     let mut runs = Vec::new();
     for num_virtual_tokens in lengths {
-        for seed in training.seed..last {
-            let settings = training::settings(training, seed)?;
-            runs.push(PromptRun { num_virtual_tokens, settings });
+        for &rate in &rates {
+            for &seed in &seeds {
+                let settings = training::settings(training, rate, seed)?;
+                runs.push(PromptRun { num_virtual_tokens, settings });
+            }
         }
     }
     Ok(runs)
@@ -197,7 +197,7 @@ struct Train<'a> {
     reparameterization: Option<Reparameterization>,
     init: Init,
     runs: Vec<PromptRun>,
-    data: Vec<TrainSequence>,
+    data: training::Data,
 }
 
 impl Train<'_> {
@@ -272,8 +272,16 @@ impl Job for Train<'_> {
         let name = |run: &PromptRun| {
             let mut name = Map::new();
             name.insert("num_virtual_tokens".into(), json!(run.num_virtual_tokens));
+            if training.optim.learning_rate.len() > 1 {
+                name.insert("learning_rate".into(), json!(run.settings.learning_rate));
+            }
             name.insert("seed".into(), json!(run.settings.seed));
             name
+        };
+        let named = |run: &PromptRun| Named {
+            config: AdapterConfig::Prompt(self.config(run)),
+            name: name(run),
+            settings: Value::Null,
         };
         let whole = Training {
             command: "train-prompt",
@@ -281,11 +289,12 @@ impl Job for Train<'_> {
             training,
             files: &self.files,
             options: TrainerOptions::default(),
-            configs: self.runs.iter().map(|run| AdapterConfig::Prompt(self.config(run))).collect(),
-            names: self.runs.iter().map(name).collect(),
+            runs: self.runs.iter().map(named).collect(),
+            is_grid: false,
             identity: json!({ "model": training.base.model, "method": self.args.method }),
         };
-        let run = |run: &PromptRun| Run { data: self.data.clone(), settings: run.settings.clone() };
-        whole.run(&mut backend, &mut model, tuned, self.runs.iter().map(run).collect())
+        let run = |run: &PromptRun| Run { data: self.data.train.clone(), settings: run.settings.clone() };
+        let runs = self.runs.iter().map(run).collect();
+        whole.run(&mut backend, &mut model, tuned, runs, self.data.eval.clone())
     }
 }

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::args::{CheckpointArgs, TrainingArgs};
+use super::args::{CheckpointArgs, EvalArgs, LogFormat, TrainingArgs};
 use super::plan::Plan;
 use super::resolve::{self, ModelFiles};
+use super::training_results::{self, RUN_FILE, RunResult};
 use super::{Failure, output};
 use crate::backend::Backend;
 use crate::formats::adapter::AdapterConfig;
+use crate::formats::atomic;
 use crate::formats::embedded;
 use crate::formats::jsonl::{self, Example, Row};
 use crate::formats::lines::at;
@@ -19,28 +21,50 @@ use crate::task::{Task, synthetic};
 use crate::train::data::TrainSequence;
 use crate::train::examples::{self, DataOptions};
 use crate::train::fit::{self, Output};
+use crate::train::report_to::ReportTo;
+use crate::train::scores::Evaluation;
 use crate::train::settings::{Length, RunSettings};
 use crate::train::trainable::Trainable;
-use crate::train::trainer::{Run, RunReport, StepReport, Trainer, TrainerOptions};
+use crate::train::trainer::{Run, StepReport, Trainer, TrainerOptions};
 use crate::{Error, Result};
 
-/// The training sequences of `--train`; `check` may refuse its examples.
-pub fn data(
-    args: &TrainingArgs,
-    files: &ModelFiles,
-    check: impl Fn(&[Row]) -> Result<()>,
-) -> Result<Vec<TrainSequence>> {
-    let options = DataOptions { max_length: args.max_length, add_eos: args.add_eos };
+/// Steps between evaluations where nothing says how many.
+const EVAL_STEPS: u64 = 500;
+
+/// The sequences of a training.
+pub struct Data {
+    /// Those of `--train`.
+    pub train: Vec<TrainSequence>,
+    /// Those of `--eval`.
+    pub eval: Option<Vec<TrainSequence>>,
+}
+
+/// The sequences of `--train` and of `--eval`; `check` may refuse their examples.
+pub fn data(args: &TrainingArgs, files: &ModelFiles, check: impl Fn(&[Row]) -> Result<()>) -> Result<Data> {
     let (path, rows) = match &args.train {
         Some(path) => (path.as_path(), jsonl::examples(path)?),
         None if files.is_embedded() => (Path::new(embedded::NAME), built_in_examples()),
         None => return Err(Error::argument("--train", "a file of examples", "none")),
     };
-    check(&rows)?;
+    let held_out = args.evaluation.eval.as_deref();
+    let eval = held_out.map(|path| sequences(path, &jsonl::examples(path)?, args, files, &check)).transpose()?;
+    Ok(Data { train: sequences(path, &rows, args, files, &check)?, eval })
+}
+
+/// The sequences of the examples of a file.
+fn sequences(
+    path: &Path,
+    rows: &[Row],
+    args: &TrainingArgs,
+    files: &ModelFiles,
+    check: impl Fn(&[Row]) -> Result<()>,
+) -> Result<Vec<TrainSequence>> {
+    let options = DataOptions { max_length: args.max_length, add_eos: args.add_eos };
+    check(rows)?;
     // Ids need no tokenizer, and a model may have none.
     let texts = rows.iter().any(|row| !matches!(row.example, Example::Ids { .. }));
     let tokenizer = texts.then(|| files.tokenizer()).transpose()?;
-    let prepared = examples::prepare(path, &rows, tokenizer.as_ref(), files.config.vocab_size, options)?;
+    let prepared = examples::prepare(path, rows, tokenizer.as_ref(), files.config.vocab_size, options)?;
     if prepared.truncated > 0 {
         let (truncated, skipped) = (prepared.truncated, prepared.dropped);
         output::note(format_args!(
@@ -62,9 +86,24 @@ fn built_in_examples() -> Vec<Row> {
     pool.iter().take(10).enumerate().map(row).collect()
 }
 
+/// The values of `--learning-rate`; none for the default.
+pub fn learning_rates(args: &TrainingArgs) -> Vec<Option<f64>> {
+    match args.optim.learning_rate.as_slice() {
+        [] => vec![None],
+        rates => rates.iter().copied().map(Some).collect(),
+    }
+}
+
+/// `count` seeds from `--seed` on.
+pub fn seeds(args: &TrainingArgs, count: u64) -> Result<Vec<u64>> {
+    let end = args.seed.checked_add(count).filter(|_| count > 0);
+    let end = end.ok_or_else(|| Error::argument("--seeds", "at least 1, up to the greatest seed", count))?;
+    Ok((args.seed..end).collect())
+}
+
 /// The settings of a run. The built-in examples are few, for a small model: fewer steps at a higher learning rate.
-pub fn settings(args: &TrainingArgs, seed: u64) -> Result<RunSettings> {
-    let settings = resolve::settings(&args.optim, seed, !args.no_shuffle)?;
+pub fn settings(args: &TrainingArgs, learning_rate: Option<f64>, seed: u64) -> Result<RunSettings> {
+    let settings = resolve::settings(&args.optim, learning_rate, seed, !args.no_shuffle)?;
     if args.train.is_some() {
         return Ok(settings);
     }
@@ -72,7 +111,7 @@ pub fn settings(args: &TrainingArgs, seed: u64) -> Result<RunSettings> {
         (None, None) => Length::Steps(40),
         _ => settings.length,
     };
-    let learning_rate = args.optim.learning_rate.unwrap_or(5e-3);
+    let learning_rate = learning_rate.unwrap_or(5e-3);
     Ok(RunSettings { length, learning_rate, batch_size: args.optim.batch_size.max(10), ..settings })
 }
 
@@ -86,6 +125,10 @@ pub fn fit_output<'a>(
     Output {
         dir,
         logging_steps: args.logging_steps,
+        report_to: ReportTo {
+            tensorboard: args.report_to.contains(&LogFormat::Tensorboard),
+            csv: args.report_to.contains(&LogFormat::Csv),
+        },
         save_steps: (args.save_steps > 0).then_some(args.save_steps),
         save_total_limit: (args.save_total_limit > 0).then_some(args.save_total_limit),
         look_steps: None,
@@ -116,6 +159,16 @@ pub fn fit<B: Backend>(
     done
 }
 
+/// A run's adapter, and what it is called.
+pub struct Named {
+    /// The adapter's configuration.
+    pub config: AdapterConfig,
+    /// What distinguishes it from the other runs, for the result; empty for a single run.
+    pub name: Map<String, Value>,
+    /// The adapter's settings, for a grid's `run.json`.
+    pub settings: Value,
+}
+
 /// A training of adapters.
 pub struct Training<'a, A> {
     /// The subcommand.
@@ -128,47 +181,100 @@ pub struct Training<'a, A> {
     pub files: &'a ModelFiles,
     /// What holds for all runs.
     pub options: TrainerOptions,
-    /// The adapters' configurations, one per run.
-    pub configs: Vec<AdapterConfig>,
-    /// What distinguishes each run, for the result; empty for a single run.
-    pub names: Vec<Map<String, Value>>,
+    /// The runs.
+    pub runs: Vec<Named>,
+    /// Whether they are a grid, with settings beside each adapter and a file that compares them.
+    pub is_grid: bool,
     /// What a continuation must share beside settings and data.
     pub identity: Value,
 }
 
 impl<A: Serialize> Training<'_, A> {
-    /// Trains to the end, writes the adapters and reports; or prints the memory plan.
+    /// Trains to the end, evaluating on `eval`, writes the adapters and reports; or prints the memory plan.
     pub fn run<B: Backend>(
         self,
         backend: &mut B,
         model: &mut Model<B>,
         tuned: Trainable<B>,
         runs: Vec<Run>,
+        eval: Option<Vec<TrainSequence>>,
     ) -> Result<(), Failure> {
-        let Self { command, args, training, files, options, configs, names, identity } = self;
+        let Self { command, args, training, files, options, runs: named, is_grid, identity } = self;
+        let evaluation = eval.map(|data| evaluation(&training.evaluation, data));
         if training.dry_run {
-            return self::plan(backend, model, files, &tuned, &runs, options)?.print(training.common.json);
+            let plan = self::plan(backend, model, files, &tuned, &runs, options, evaluation.as_ref())?;
+            return plan.print(training.common.json);
         }
         let resume = resolve::resume(&training.checkpoints, &training.out)?;
+        let settings: Vec<Value> = runs.iter().map(|run| json!(run.settings)).collect();
         let mut trainer = Trainer::new(backend, model, tuned, runs, options)?;
+        if let Some(evaluation) = evaluation {
+            trainer = trainer.with_evaluation(backend, model, evaluation)?;
+        }
         resolve::write_config(&training.out, command, args)?;
+        let configs: Vec<AdapterConfig> = named.iter().map(|run| run.config.clone()).collect();
         let output = fit_output(&training.out, &training.checkpoints, &configs, &identity);
-        let mut last: Vec<Option<RunReport>> = vec![None; configs.len()];
-        let done = fit(backend, model, &mut trainer, &output, resume.as_deref(), |_, _, step| {
-            step.runs.iter().for_each(|run| last[run.run] = Some(run.clone()));
+        let mut stepped = false;
+        let done = fit(backend, model, &mut trainer, &output, resume.as_deref(), |_, _, _| {
+            stepped = true;
             Ok(())
         });
         done.map_err(|error| files.with_bad_weight(error))?;
-        let out = |run: usize| match configs.len() {
-            1 => training.out.clone(),
-            _ => training.out.join(format!("run-{run}")),
-        };
-        for (run, config) in configs.iter().enumerate() {
-            trainer.adapter(backend, run, config)?.write(out(run))?;
+        let folder = |run: usize| if is_grid { format!("run-{run:03}") } else { format!("run-{run}") };
+        let mut results = Vec::with_capacity(named.len());
+        for (run, Named { config, name, settings: of_adapter }) in named.into_iter().enumerate() {
+            let dir = if configs.len() == 1 { training.out.clone() } else { training.out.join(folder(run)) };
+            trainer.adapter(backend, run, &config)?.write(&dir)?;
+            if is_grid {
+                let mut all = of_adapter.as_object().cloned().unwrap_or_default();
+                all.extend(settings[run].as_object().cloned().unwrap_or_default());
+                atomic::write_json(dir.join(RUN_FILE), &all)?;
+            }
+            results.push(result(
+                &trainer,
+                run,
+                dir,
+                name,
+                stepped || configs.len() > 1,
+                training.evaluation.load_best_model_at_end,
+            ));
         }
-        let results = last.into_iter().zip(names).enumerate();
-        let results = results.map(|(run, (last, name))| RunResult { dir: out(run), last, name });
-        report(results.collect(), trainer.steps(), training.common.json)
+        if is_grid {
+            training_results::write(&training.out, &results, folder)?;
+        }
+        training_results::print(&results, training.common.json, is_grid)
+    }
+}
+
+/// How the runs are evaluated.
+fn evaluation(args: &EvalArgs, data: Vec<TrainSequence>) -> Evaluation {
+    Evaluation {
+        data,
+        every: args.eval_steps.unwrap_or(EVAL_STEPS),
+        patience: args.early_stopping_patience,
+        load_best: args.load_best_model_at_end,
+    }
+}
+
+/// What a run has come to; without steps since a checkpoint of a single run nobody knows its last loss.
+fn result<B: Backend>(
+    trainer: &Trainer<B>,
+    run: usize,
+    dir: PathBuf,
+    name: Map<String, Value>,
+    known: bool,
+    load_best: bool,
+) -> RunResult {
+    let (steps, loss, tokens) = trainer.progress(run);
+    let scores = trainer.scores().get(run);
+    RunResult {
+        dir,
+        name,
+        steps,
+        loss: known.then_some(loss),
+        tokens: known.then_some(tokens),
+        score: scores.and_then(|scores| if load_best { scores.best } else { scores.last }),
+        stopped: scores.is_some_and(|scores| scores.stopped.is_some()),
     }
 }
 
@@ -180,57 +286,20 @@ fn plan<B: Backend>(
     tuned: &Trainable<B>,
     runs: &[Run],
     options: TrainerOptions,
+    evaluation: Option<&Evaluation>,
 ) -> Result<Plan> {
     let sizes = backend.element_sizes();
-    let ([activations, gradients, optimiser], pass) = Trainer::plan(&model.config, tuned, runs, options, sizes)?;
+    let ([activations, gradients, optimiser], mut pass) = Trainer::plan(&model.config, tuned, runs, options, sizes)?;
     let (runs, stride) = tuned.shape();
-    Ok(Plan::new(backend, files)
+    let mut plan = Plan::new(backend, files)
         .with("adapters", runs * stride * sizes.0 + tuned.materialized_bytes(sizes))
         .with("activations", activations)
         .with("gradients", gradients)
-        .with("optimiser", optimiser)
-        .own(backend, &pass))
-}
-
-/// What a run has come to.
-struct RunResult {
-    /// Where its adapter is.
-    dir: PathBuf,
-    /// Its last step; none if a checkpoint had them all.
-    last: Option<RunReport>,
-    /// What distinguishes it from the other runs.
-    name: Map<String, Value>,
-}
-
-/// Prints the results of all runs, of which each has had `steps` steps if it has no last one.
-fn report(mut results: Vec<RunResult>, steps: u64, as_json: bool) -> Result<(), Failure> {
-    let single = results.len() == 1;
-    if as_json {
-        let value = |RunResult { dir, last, mut name }: RunResult| {
-            let last = last.as_ref();
-            name.insert("adapter".into(), json!(dir));
-            name.insert("steps".into(), json!(last.map_or(steps, |run| run.step)));
-            name.insert("loss".into(), json!(last.map(|run| run.loss)));
-            name.insert("tokens".into(), json!(last.map(|run| run.total_tokens)));
-            Value::Object(name)
-        };
-        let mut runs: Vec<Value> = results.into_iter().map(value).collect();
-        return output::json(&if single { runs.remove(0) } else { json!({ "runs": runs }) });
+        .with("optimiser", optimiser);
+    if let Some(evaluation) = evaluation {
+        let (bytes, rows) = Trainer::evaluation_bytes(evaluation, &model.config, tuned, options, sizes)?;
+        plan = plan.with("evaluation", bytes);
+        pass.rows = pass.rows.max(rows);
     }
-    if single {
-        let RunResult { dir, last, .. } = results.remove(0);
-        let loss = last.map_or(String::new(), |run| format!(", loss {:.4}", run.loss));
-        return output::line(format_args!("{}: {steps} steps{loss}", dir.display()));
-    }
-    let names: Vec<String> = results[0].name.keys().cloned().collect();
-    let header: Vec<&str> =
-        ["run"].into_iter().chain(names.iter().map(String::as_str)).chain(["steps", "loss"]).collect();
-    let row = |RunResult { dir, last, name }: RunResult| {
-        let mut row = vec![dir.display().to_string()];
-        row.extend(name.values().map(Value::to_string));
-        row.push(last.as_ref().map_or(steps, |run| run.step).to_string());
-        row.push(last.map_or("-".to_owned(), |run| format!("{:.4}", run.loss)));
-        row
-    };
-    output::table(&header, results.into_iter().map(row))
+    Ok(plan.own(backend, &pass))
 }

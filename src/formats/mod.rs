@@ -46,6 +46,8 @@ mod strftime;
 #[forbid(unsafe_code)]
 pub mod tables;
 #[forbid(unsafe_code)]
+pub mod tfevents;
+#[forbid(unsafe_code)]
 pub mod tokenizer;
 #[forbid(unsafe_code)]
 pub mod yaml;

@@ -8,8 +8,8 @@ use super::output_rows::output_row;
 use super::rope::RopeTable;
 use crate::Result;
 use crate::arch::{Mlp, ModelConfig, NormPlacement, Projection, QkNorm, Rope};
-use crate::backend::Backend;
 use crate::backend::trace::Trace;
+use crate::backend::{Backend, Buffers};
 use crate::pack::Pack;
 
 /// What a forward saves for the backward.
@@ -49,8 +49,11 @@ pub(super) struct LayerActivations<B: Backend> {
     pub qk_norm: Option<QkNormInputs<B>>,
     /// Of a model that norms the outputs of its sublayers: attention's and MLP's.
     pub output_norms: Option<[OutputNormInput<B>; 2]>,
-    pub lora_xa: [Option<B::Acc>; 7],
+    pub lora_xa: LoraInputs<B>,
 }
+
+/// `A x [N, R]` of the adapted projections, by `Projection as usize`, of each shape of the layout.
+pub(super) type LoraInputs<B> = [Vec<Option<<B as Buffers>::Acc>>; 7];
 
 /// What lies between the embedding table and the first block, where that is not the table's rows alone.
 pub(super) struct EmbeddingStage<B: Backend> {
@@ -162,8 +165,8 @@ impl<B: Backend> Activations<B> {
         let (layers, resid) = buffers(config, save);
         let layers = (0..layers)
             .map(|layer| {
-                let rank = |target| rank(config, layout, save, layer, target);
-                LayerActivations::new(backend, config, n, rank)
+                let ranks = |target| ranks(config, layout, save, layer, target);
+                LayerActivations::new(backend, config, n, ranks)
             })
             .collect::<Result<_>>()?;
         let resid = (0..resid).map(|_| backend.acc(n * c)).collect::<Result<_>>()?;
@@ -248,13 +251,13 @@ impl<B: Backend> Activations<B> {
 }
 
 impl<B: Backend> LayerActivations<B> {
-    /// For packs of up to `n` rows; `rank` is that of a projection's adapter.
-    fn new(backend: &mut B, config: &ModelConfig, n: usize, rank: impl Fn(Projection) -> usize) -> Result<Self> {
+    /// For packs of up to `n` rows; `ranks` are those of a projection's adapters, of each shape.
+    fn new(backend: &mut B, config: &ModelConfig, n: usize, ranks: impl Fn(Projection) -> Vec<usize>) -> Result<Self> {
         let (c, q, kv, f) = (config.hidden_size, config.q_width(), config.kv_width(), config.intermediate_size);
-        let mut lora_xa = [const { None }; 7];
+        let mut lora_xa = [const { Vec::new() }; 7];
         for &target in config.targets() {
-            let rank = rank(target);
-            lora_xa[target as usize] = some(rank > 0, || backend.acc(n * rank))?;
+            let buffers = ranks(target).into_iter().map(|rank| some(rank > 0, || backend.acc(n * rank)));
+            lora_xa[target as usize] = buffers.collect::<Result<_>>()?;
         }
         let placement = config.norm_placement;
         let qk_norm = match config.qk_norm {
@@ -314,10 +317,13 @@ fn buffers(config: &ModelConfig, save: Save) -> (usize, usize) {
     }
 }
 
-/// Rank for which the buffers of a layer must have room.
-fn rank(config: &ModelConfig, layout: Option<&Layout>, save: Save, layer: usize, target: Projection) -> usize {
-    layout.map_or(0, |layout| match save {
-        Save::All => layout.rank(layer, target),
-        Save::Layer => (0..config.num_hidden_layers).map(|layer| layout.rank(layer, target)).max().unwrap_or(0),
-    })
+/// Ranks, of each shape, for which the buffers of a layer must have room.
+fn ranks(config: &ModelConfig, layout: Option<&Layout>, save: Save, layer: usize, target: Projection) -> Vec<usize> {
+    let Some(layout) = layout else { return Vec::new() };
+    let of_layer = |shape, layer| layout.rank(shape, layer, target);
+    let of_shape = |shape| match save {
+        Save::All => of_layer(shape, layer),
+        Save::Layer => (0..config.num_hidden_layers).map(|layer| of_layer(shape, layer)).max().unwrap_or(0),
+    };
+    (0..layout.shapes().len()).map(of_shape).collect()
 }

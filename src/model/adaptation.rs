@@ -3,7 +3,7 @@
 use crate::arch::Family;
 use crate::arch::ModelConfig;
 use crate::arch::Projection;
-use crate::backend::ops::{Cast, LoraSite, PromptSite};
+use crate::backend::ops::{Cast, LoraSite, PromptSite, RunRange};
 use crate::backend::{AccElement, Backend};
 use crate::formats::adapter::{
     Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, PromptAdapter, PromptConfig, PromptKind,
@@ -27,13 +27,11 @@ pub struct LoraShape {
 /// Where the parameters of a run lie.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
-    /// Elements of a run.
+    /// Elements of a run; those behind the end of a run's own LoRA are zero, and stay so.
     pub stride: usize,
-    /// The adapted modules: layer, module, and the site of all of it. The parts of a fused module share its A, and their
-    /// Bs lie one after another.
-    modules: Vec<(usize, Projection, LoraSite)>,
-    /// The adapted projections of each layer, by `Projection as usize`.
-    lora: Vec<[Option<LoraSite>; 7]>,
+    /// The LoRAs of all runs, of which consecutive ones that are alike share one.
+    shapes: Vec<Shape>,
+    layers: usize,
     /// The soft prompt.
     pub prompt: Option<PromptSite>,
     /// The prefix: for layer l the keys of all rows `[P, K D]`, then their values. Beside it the soft prompt is zero, and
@@ -47,25 +45,29 @@ pub struct Layout {
     head_dim: usize,
 }
 
-impl Layout {
-    /// The layout of a LoRA that is the same in every layer.
-    pub fn lora(config: &ModelConfig, shape: &LoraShape) -> Self {
-        let root = if shape.rslora { (shape.rank as f64).sqrt() } else { shape.rank as f64 };
-        let mut layout = Self::empty(config);
-        for layer in 0..config.num_hidden_layers {
-            for target in config.family.modules().iter().filter(|target| shape.targets.contains(target)) {
-                layout.push(config, layer, *target, shape.rank, shape.alpha / root);
-            }
-        }
-        layout.with_stride()
+/// Where the LoRA of consecutive runs lies, which adapts the same modules with the same ranks and scales.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shape {
+    /// The runs.
+    pub runs: RunRange,
+    /// Elements of a run.
+    size: usize,
+    /// The adapted modules: layer, module, and the site of all of it. The parts of a fused module share its A, and their
+    /// Bs lie one after another.
+    modules: Vec<(usize, Projection, LoraSite)>,
+    /// The adapted projections of each layer, by `Projection as usize`.
+    lora: Vec<[Option<LoraSite>; 7]>,
+}
+
+impl Shape {
+    /// No adapted module.
+    fn empty(config: &ModelConfig, runs: RunRange) -> Self {
+        Self { runs, size: 0, modules: Vec::new(), lora: vec![[None; 7]; config.num_hidden_layers] }
     }
 
-    /// The layout of an adapter as read, whatever its ranks.
-    ///
-    /// # Errors
-    /// A module in a layer that the model has not, or with other widths than the model's.
-    pub fn of_adapter(config: &ModelConfig, adapter: &LoraAdapter) -> Result<Self> {
-        let mut layout = Self::empty(config);
+    /// The shape of an adapter as read, whatever its ranks.
+    fn of_adapter(config: &ModelConfig, adapter: &LoraAdapter, runs: RunRange) -> Result<Self> {
+        let mut shape = Self::empty(config, runs);
         for module in &adapter.modules {
             let name = || format!("adapter module {}", config.family.path(module.layer, module.target));
             if module.layer >= config.num_hidden_layers {
@@ -85,12 +87,76 @@ impl Layout {
                 let found = format!("{} and {} elements", module.a.len(), module.b.len());
                 return Err(Error::argument(name(), format!("A and B of {a} and {b} elements"), found));
             }
-            if layout.modules.iter().any(|&(layer, target, _)| (layer, target) == (module.layer, module.target)) {
+            if shape.modules.iter().any(|&(layer, target, _)| (layer, target) == (module.layer, module.target)) {
                 return Err(Error::argument(name(), "one A and one B", "two"));
             }
-            layout.push(config, module.layer, module.target, module.r, module.scale);
+            shape.push(config, module.layer, module.target, module.r, module.scale);
         }
-        Ok(layout.with_stride())
+        Ok(shape)
+    }
+
+    fn push(&mut self, config: &ModelConfig, layer: usize, target: Projection, rank: usize, scale: f64) {
+        let (input, output) = config.widths(target);
+        let (a, mut b) = (self.size, self.size + rank * input);
+        let site = LoraSite { a, b, stride: 0, rank, input, output, scale, runs: self.runs };
+        self.size = b + output * rank;
+        self.modules.push((layer, target, site));
+        for &part in target.parts() {
+            let output = config.widths(part).1;
+            self.lora[layer][part as usize] = Some(LoraSite { b, output, ..site });
+            b += output * rank;
+        }
+    }
+
+    /// Every adapted module, by layer, then in the family's order.
+    pub fn modules(&self) -> impl Iterator<Item = (usize, Projection, LoraSite)> {
+        self.modules.iter().copied()
+    }
+}
+
+impl Layout {
+    /// The layout of a LoRA that is the same in every layer.
+    pub fn lora(config: &ModelConfig, shape: &LoraShape) -> Self {
+        let root = if shape.rslora { (shape.rank as f64).sqrt() } else { shape.rank as f64 };
+        let mut of_runs = Shape::empty(config, RunRange::ALL);
+        for layer in 0..config.num_hidden_layers {
+            for target in config.family.modules().iter().filter(|target| shape.targets.contains(target)) {
+                of_runs.push(config, layer, *target, shape.rank, shape.alpha / root);
+            }
+        }
+        Self { shapes: vec![of_runs], ..Self::empty(config) }.with_stride()
+    }
+
+    /// The layout of an adapter as read, whatever its ranks.
+    ///
+    /// # Errors
+    /// A module in a layer that the model has not, or with other widths than the model's.
+    pub fn of_adapter(config: &ModelConfig, adapter: &LoraAdapter) -> Result<Self> {
+        let shape = Shape::of_adapter(config, adapter, RunRange::ALL)?;
+        Ok(Self { shapes: vec![shape], ..Self::empty(config) }.with_stride())
+    }
+
+    /// The layout of several runs, an adapter each, of any modules, ranks and scales.
+    ///
+    /// # Errors
+    /// As [`Layout::of_adapter`].
+    pub fn of_runs(config: &ModelConfig, adapters: &[LoraAdapter]) -> Result<Self> {
+        let mut shapes: Vec<Shape> = Vec::new();
+        for (run, adapter) in adapters.iter().enumerate() {
+            // One that is as the last one's is its continuation; sites name their runs, so they are compared with those.
+            if let Some(last) = shapes.last_mut()
+                && Shape::of_adapter(config, adapter, last.runs)? == *last
+            {
+                let runs = RunRange { first: last.runs.first, end: run + 1 };
+                *last = Shape::of_adapter(config, adapter, runs)?;
+                continue;
+            }
+            shapes.push(Shape::of_adapter(config, adapter, RunRange { first: run, end: run + 1 })?);
+        }
+        if let [shape] = shapes.as_mut_slice() {
+            *shape = Shape::of_adapter(config, &adapters[0], RunRange::ALL)?;
+        }
+        Ok(Self { shapes, ..Self::empty(config) }.with_stride())
     }
 
     /// With a soft prompt of `rows` rows of the embedding table's width after everything else.
@@ -106,7 +172,7 @@ impl Layout {
         // Everything is a whole number of keys, so that keys can be counted; zeros for a row of keys are there too.
         layout.stride = layout.stride.max(rows * layout.kv_width).next_multiple_of(layout.kv_width);
         layout.prefix = Some(PromptSite { offset: layout.stride, stride: 0, rows });
-        layout.stride += layout.lora.len() * 2 * rows * layout.kv_width;
+        layout.stride += layout.layers * 2 * rows * layout.kv_width;
         layout.with_stride()
     }
 
@@ -120,8 +186,8 @@ impl Layout {
     pub fn empty(config: &ModelConfig) -> Self {
         Self {
             stride: 0,
-            modules: Vec::new(),
-            lora: vec![[None; 7]; config.num_hidden_layers],
+            shapes: vec![Shape::empty(config, RunRange::ALL)],
+            layers: config.num_hidden_layers,
             prompt: None,
             prefix: None,
             width: config.embed_size,
@@ -131,38 +197,57 @@ impl Layout {
         }
     }
 
-    fn push(&mut self, config: &ModelConfig, layer: usize, target: Projection, rank: usize, scale: f64) {
-        let (input, output) = config.widths(target);
-        let (a, mut b) = (self.stride, self.stride + rank * input);
-        self.stride = b + output * rank;
-        self.modules.push((layer, target, LoraSite { a, b, stride: 0, rank, input, output, scale }));
-        for &part in target.parts() {
-            let output = config.widths(part).1;
-            self.lora[layer][part as usize] = Some(LoraSite { a, b, stride: 0, rank, input, output, scale });
-            b += output * rank;
-        }
-    }
-
     /// With the stride, which is known now that everything has its offset, in every site.
     fn with_stride(mut self) -> Self {
-        let stride = self.stride;
-        self.modules.iter_mut().for_each(|(_, _, site)| site.stride = stride);
-        self.lora.iter_mut().flatten().flatten().for_each(|site| site.stride = stride);
+        let stride = self.shapes.iter().map(|shape| shape.size).fold(self.stride, usize::max);
+        self.stride = stride;
+        for shape in &mut self.shapes {
+            shape.modules.iter_mut().for_each(|(_, _, site)| site.stride = stride);
+            shape.lora.iter_mut().flatten().flatten().for_each(|site| site.stride = stride);
+        }
         self.prompt.iter_mut().chain(&mut self.prefix).for_each(|site| site.stride = stride);
         self
     }
 
-    /// The site of a projection, if it is adapted.
+    /// The site of a projection, if it is adapted, and by all runs alike.
     ///
     /// # Panics
     /// If the target is a fused module.
     pub fn site(&self, layer: usize, target: Projection) -> Option<LoraSite> {
-        self.lora[layer][target as usize]
+        match self.shapes.as_slice() {
+            [shape] => shape.lora[layer][target as usize],
+            _ => None,
+        }
     }
 
-    /// Every adapted module, by layer, then in the family's order.
+    /// The sites of a projection, with the number of the shape that has it.
+    ///
+    /// # Panics
+    /// If the target is a fused module.
+    pub fn sites(&self, layer: usize, target: Projection) -> impl Iterator<Item = (usize, LoraSite)> {
+        let sites = self.shapes.iter().map(move |shape| shape.lora[layer][target as usize]);
+        sites.enumerate().filter_map(|(shape, site)| Some((shape, site?)))
+    }
+
+    /// Whether a projection is adapted by any run.
+    pub fn adapts(&self, layer: usize, target: Projection) -> bool {
+        self.sites(layer, target).next().is_some()
+    }
+
+    /// The LoRAs of all runs, by run.
+    pub fn shapes(&self) -> &[Shape] {
+        &self.shapes
+    }
+
+    /// The LoRA of a run.
+    fn shape(&self, run: usize) -> &Shape {
+        let shape = self.shapes.iter().find(|shape| shape.runs.contains(run));
+        shape.unwrap_or_else(|| panic!("layout: run {run} has no adapter"))
+    }
+
+    /// Every adapted module of any run, by shape, layer, then in the family's order.
     pub fn modules(&self) -> impl Iterator<Item = (usize, Projection, LoraSite)> {
-        self.modules.iter().copied()
+        self.shapes.iter().flat_map(Shape::modules)
     }
 
     /// The module that holds a projection.
@@ -170,14 +255,14 @@ impl Layout {
         self.family.fused().iter().copied().find(|fused| fused.parts().contains(&target)).unwrap_or(target)
     }
 
-    /// The largest rank of a projection over all layers.
-    pub fn rank(&self, layer: usize, target: Projection) -> usize {
-        self.site(layer, target).map_or(0, |site| site.rank)
+    /// The rank of a projection in a layer of a shape; 0 if it is not adapted there.
+    pub fn rank(&self, shape: usize, layer: usize, target: Projection) -> usize {
+        self.shapes[shape].lora[layer][target as usize].map_or(0, |site| site.rank)
     }
 
     /// The first layer that holds an adapter: the backward need go no further down.
     pub fn lowest(&self) -> Option<usize> {
-        self.lora.iter().position(|sites| sites.iter().any(Option::is_some))
+        (0..self.layers).find(|&layer| self.shapes.iter().any(|shape| shape.lora[layer].iter().any(Option::is_some)))
     }
 }
 
@@ -249,7 +334,7 @@ impl<B: Backend> Adaptation<B> {
             Some(_) => {
                 let kv = self.layout.kv_width;
                 let part = |layer, part| self.layout.prefix_part(layer, part).map_or(0, |site| site.offset);
-                let row = |p: usize| (0..2 * self.layout.lora.len()).map(move |i| part(i / 2, i % 2) + p * kv);
+                let row = |p: usize| (0..2 * self.layout.layers).map(move |i| part(i / 2, i % 2) + p * kv);
                 (kv, (0..rows).flat_map(row).collect())
             }
         };
@@ -299,15 +384,16 @@ impl<B: Backend> Adaptation<B> {
     /// Sets a run to an adapter as read.
     ///
     /// # Errors
-    /// If the adapter's modules, ranks or scales are not those of this layout.
+    /// If the adapter's modules, ranks or scales are not those of the run.
     pub fn set_run(&mut self, backend: &mut B, config: &ModelConfig, run: usize, adapter: &LoraAdapter) -> Result<()> {
-        let theirs = Layout::of_adapter(config, adapter)?;
-        let find = |layout: &Layout, layer, target| {
-            let site = layout.modules().find(|&(l, t, _)| (l, t) == (layer, target));
+        let theirs = Shape::of_adapter(config, adapter, RunRange::ALL)?;
+        let shape = self.layout.shape(run);
+        let find = |shape: &Shape, layer, target| {
+            let site = shape.modules().find(|&(l, t, _)| (l, t) == (layer, target));
             site.map_or("no adapter".to_owned(), |(_, _, site)| format!("rank {} and scale {}", site.rank, site.scale))
         };
-        for (layer, target, _) in self.layout.modules().chain(theirs.modules()) {
-            let (ours, found) = (find(&self.layout, layer, target), find(&theirs, layer, target));
+        for (layer, target, _) in shape.modules().chain(theirs.modules()) {
+            let (ours, found) = (find(shape, layer, target), find(&theirs, layer, target));
             if ours != found {
                 let name = format!("adapter module {}", config.family.path(layer, target));
                 return Err(Error::argument(name, ours, found));
@@ -317,7 +403,7 @@ impl<B: Backend> Adaptation<B> {
         for module in &adapter.modules {
             let is_it =
                 |&(layer, target, _): &(usize, Projection, LoraSite)| (layer, target) == (module.layer, module.target);
-            let (_, _, site) = self.layout.modules().find(is_it).expect("adaptation: compared above");
+            let (_, _, site) = shape.modules().find(is_it).expect("adaptation: compared above");
             let convert = |x: &f32| B::Element::from_f64(f64::from(*x));
             values[site.a..site.a + module.a.len()].iter_mut().zip(&module.a).for_each(|(v, x)| *v = convert(x));
             values[site.b..site.b + module.b.len()].iter_mut().zip(&module.b).for_each(|(v, x)| *v = convert(x));
@@ -333,7 +419,7 @@ impl<B: Backend> Adaptation<B> {
     pub fn init_run(&mut self, backend: &mut B, run: usize, seed: u64) -> Result<()> {
         let mut rng = Rng::new(seed);
         let mut values = vec![B::Element::default(); self.layout.stride];
-        for (_, _, site) in self.layout.modules() {
+        for (_, _, site) in self.layout.shape(run).modules() {
             let bound = 1.0 / (site.input as f32).sqrt();
             for value in &mut values[site.a..site.a + site.rank * site.input] {
                 *value = B::Element::from_f64(f64::from(rng.symmetric(bound)));
@@ -376,7 +462,7 @@ impl<B: Backend> Adaptation<B> {
     pub fn adapter(&self, backend: &mut B, run: usize, config: &LoraConfig) -> Result<LoraAdapter> {
         let values = self.download_run(backend, run)?;
         let matrix = |from: usize, len: usize| values[from..from + len].iter().map(|x| x.to_f64() as f32).collect();
-        let modules = self.layout.modules().map(|(layer, target, site)| LoraModule {
+        let modules = self.layout.shape(run).modules().map(|(layer, target, site)| LoraModule {
             layer,
             target,
             r: site.rank,

@@ -1,6 +1,6 @@
 //! The attention sublayer of a block, forward and backward.
 
-use super::activations::{LayerActivations, QkNormInputs, Rotation};
+use super::activations::{LayerActivations, LoraInputs, QkNormInputs, Rotation};
 use super::block::{Block, BlockBwd, Sublayer};
 use super::gradients::{GradientRequest, Gradients};
 use super::kv_cache::Cache;
@@ -109,7 +109,7 @@ impl<B: Backend> Block<'_, B> {
         [q, k, v]: [&mut B::Compute; 3],
         qk_norm: Option<&mut QkNormInputs<B>>,
         x: &B::Compute,
-        lora_xa: &mut [Option<B::Acc>; 7],
+        lora_xa: &mut LoraInputs<B>,
     ) -> Result<()> {
         let Some(inputs) = qk_norm else { return self.project_heads(backend, taps, [q, k, v], x, lora_xa) };
         self.project_heads(backend, taps, [&mut inputs.q, &mut inputs.k, v], x, lora_xa)?;
@@ -135,7 +135,7 @@ impl<B: Backend> Block<'_, B> {
         taps: &mut PassTaps<'_, B, T>,
         [q, k, v]: [&mut B::Compute; 3],
         x: &B::Compute,
-        lora_xa: &mut [Option<B::Acc>; 7],
+        lora_xa: &mut LoraInputs<B>,
     ) -> Result<()> {
         self.project(backend, taps, Projection::Q, q, lora_xa, x)?;
         self.project(backend, taps, Projection::K, k, lora_xa, x)?;

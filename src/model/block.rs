@@ -1,6 +1,6 @@
 //! One block of the model: what its two sublayers have in common, forward and backward.
 
-use super::activations::{Activations, LayerActivations, OutputNormInput, QkNormInputs};
+use super::activations::{Activations, LayerActivations, LoraInputs, OutputNormInput, QkNormInputs};
 use super::gradients::{GradientRequest, Gradients};
 use super::input::Input;
 use super::norm::{self, NormBwd, NormRows, Normed, Stats};
@@ -31,7 +31,7 @@ impl<B: Backend> Block<'_, B> {
         taps: &mut PassTaps<'_, B, T>,
         target: Projection,
         out: &mut B::Compute,
-        lora_xa: &mut [Option<B::Acc>; 7],
+        lora_xa: &mut LoraInputs<B>,
         x: &B::Compute,
     ) -> Result<()> {
         let (rows, pack) = (self.input.pack.len(), self.input.device);
@@ -41,16 +41,18 @@ impl<B: Backend> Block<'_, B> {
         let (weight, bias) = (&projection.weight, projection.bias.as_ref());
         backend.linear_fwd(LinearFwd { out, x, weight, bias, dims });
         let Some(adaptation) = self.input.adaptation else { return Ok(()) };
-        let Some(site) = adaptation.layout.site(self.layer, target) else { return Ok(()) };
-        let xa = lora_xa[target as usize].as_mut().expect("forward: the buffers were planned with this layout");
         let (params, dropout) = (&adaptation.params, self.input.dropout(self.layer, target));
-        backend.lora_fwd(LoraFwd { y: out, xa, x, params, pack, site, dropout });
-        taps.tap(backend, Site::LoraA(target), Tensor::Acc(xa), site.rank)?;
-        let delta = Site::LoraDelta(target);
-        if taps.wants(delta) {
-            let mut buffer = backend.acc(rows * output)?;
-            backend.lora_delta(LoraDelta { out: &mut buffer, xa, params, pack, site });
-            taps.tap(backend, delta, Tensor::Acc(&buffer), output)?;
+        for (shape, site) in adaptation.layout.sites(self.layer, target) {
+            let xa = lora_xa[target as usize].get_mut(shape).and_then(Option::as_mut);
+            let xa = xa.expect("forward: the buffers were planned with this layout");
+            backend.lora_fwd(LoraFwd { y: &mut *out, xa, x, params, pack, site, dropout });
+            taps.tap(backend, Site::LoraA(target), Tensor::Acc(xa), site.rank)?;
+            let delta = Site::LoraDelta(target);
+            if taps.wants(delta) {
+                let mut buffer = backend.acc(rows * output)?;
+                backend.lora_delta(LoraDelta { out: &mut buffer, xa, params, pack, site });
+                taps.tap(backend, delta, Tensor::Acc(&buffer), output)?;
+            }
         }
         Ok(())
     }
@@ -158,7 +160,7 @@ impl<B: Backend> BlockBwd<'_, B> {
     /// Whether any of these projections has an adapter.
     pub fn adapts(&self, targets: &[Projection]) -> bool {
         let adaptation = self.block.input.adaptation;
-        targets.iter().any(|&target| adaptation.is_some_and(|a| a.layout.site(self.block.layer, target).is_some()))
+        targets.iter().any(|&target| adaptation.is_some_and(|a| a.layout.adapts(self.block.layer, target)))
     }
 
     /// Through the edits of a site, whose tensor `[rows, width]` had a row for each of the block's input: in place from the
@@ -266,14 +268,17 @@ impl<B: Backend> BlockBwd<'_, B> {
             backend.linear_bwd_input(LinearBwdInput { d_x: &mut *d_x, d_out: d_y, weight, dims, accumulate });
             d_x
         });
-        if let Some(adaptation) = input.adaptation
-            && let Some(site) = adaptation.layout.site(layer, target)
-        {
-            let d_params =
-                request.d_params.as_mut().expect("backward: adapters went in, their gradients have no buffer");
-            let xa = self.saved.lora_xa[target as usize].as_ref().expect("backward: the buffers have this layout");
-            let (params, pack, dropout) = (&adaptation.params, input.device, input.dropout(layer, target));
-            backend.lora_bwd(LoraBwd { d_params, d_x, d_y, xa, x, params, pack, site, dropout });
+        if let Some(adaptation) = input.adaptation {
+            let mut d_x = d_x;
+            for (shape, site) in adaptation.layout.sites(layer, target) {
+                let d_params =
+                    request.d_params.as_mut().expect("backward: adapters went in, their gradients have no buffer");
+                let xa = self.saved.lora_xa[target as usize].get(shape).and_then(Option::as_ref);
+                let xa = xa.expect("backward: the buffers have this layout");
+                let (params, pack, dropout) = (&adaptation.params, input.device, input.dropout(layer, target));
+                let d_x = d_x.as_deref_mut();
+                backend.lora_bwd(LoraBwd { d_params, d_x, d_y, xa, x, params, pack, site, dropout });
+            }
         }
         if let Some((d_weight, offset)) = request.weight(ParamId::Weight(layer, target)) {
             backend.linear_bwd_weight(LinearBwdWeight { d_weight, offset, d_out: d_y, x, dims });

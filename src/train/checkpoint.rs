@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::data::TrainSequence;
+use super::data::{TrainSequence, words};
 use super::log::LogState;
 use super::order::DataCursor;
 use super::run::RunState;
+use super::scores::RunScores;
 use super::trainable::Trainable;
 use super::trainer::Trainer;
 use crate::backend::Backend;
@@ -46,6 +47,12 @@ struct State {
     global_step: u64,
     runs: Vec<RunProgress>,
     log: LogState,
+    /// The loss of each run's last step, where there are several runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    losses: Vec<f64>,
+    /// The evaluations of each run, where there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    scores: Vec<RunScores>,
     settings: Value,
 }
 
@@ -91,6 +98,8 @@ impl<B: Backend> Trainer<B> {
             global_step: self.steps,
             runs: self.runs.iter().map(progress).collect(),
             log,
+            losses: if self.runs.len() > 1 { self.runs.iter().map(|run| run.loss).collect() } else { Vec::new() },
+            scores: self.scores().to_vec(),
             settings: self.fingerprint(backend, identity),
         };
         let path = dir.join(format!("{PREFIX}{}", self.steps));
@@ -151,6 +160,13 @@ impl<B: Backend> Trainer<B> {
         if state.runs.len() != self.runs.len() {
             return Err(Error::field(&file, "runs", self.runs.len().to_string(), state.runs.len().to_string()));
         }
+        let scores = self.scores().len();
+        if state.scores.len() != scores {
+            return Err(Error::field(&file, "scores", scores.to_string(), state.scores.len().to_string()));
+        }
+        if ![0, self.runs.len()].contains(&state.losses.len()) {
+            return Err(Error::field(&file, "losses", self.runs.len().to_string(), state.losses.len().to_string()));
+        }
         self.restore_tensors(backend, &path.join(OPTIMIZER_FILE))?;
         for (r, (run, progress)) in self.runs.iter_mut().zip(&state.runs).enumerate() {
             if !run.order.seek(progress.cursor) {
@@ -159,6 +175,11 @@ impl<B: Backend> Trainer<B> {
                 return Err(Error::field(&file, format!("runs[{r}].cursor.position"), expected, found));
             }
             run.total_tokens = progress.total_tokens;
+            run.loss = state.losses.get(r).copied().unwrap_or_default();
+            run.stopped = state.scores.get(r).and_then(|scores| scores.stopped);
+        }
+        if let Some(evaluator) = &mut self.evaluator {
+            evaluator.scores = state.scores;
         }
         self.steps = state.global_step;
         self.discard_in_flight();
@@ -176,6 +197,8 @@ impl<B: Backend> Trainer<B> {
             host.push((name, values));
         }
         backend.sync()?;
+        let best = self.evaluator.as_ref().map(|evaluator| evaluator.best.clone()).filter(|best| !best.is_empty());
+        host.extend(best.map(|best| ("best", best)));
         let shape = [runs, stride];
         let tensors: Vec<Tensor> = host
             .iter()
@@ -192,18 +215,25 @@ impl<B: Backend> Trainer<B> {
     fn restore_tensors(&mut self, backend: &mut B, path: &Path) -> Result<()> {
         let (runs, stride) = self.trainable.shape();
         let file = Checkpoint::open(path)?;
-        file.deny_unexpected(|name| ["params", "m", "v"].contains(&name))?;
+        let best = self.evaluator.as_mut().map(|evaluator| &mut evaluator.best).filter(|best| !best.is_empty());
+        let is_ours = |name: &str| ["params", "m", "v"].contains(&name) || (name == "best" && best.is_some());
+        file.deny_unexpected(is_ours)?;
         file.check_finite()?;
-        let buffers =
-            [("params", self.trainable.params_mut()), ("m", &mut self.optimizer.m), ("v", &mut self.optimizer.v)];
-        for (name, buffer) in buffers {
+        let values = |name: &str| -> Result<Vec<B::Element>> {
             let view = file.expect(name, &[runs, stride])?;
             if view.dtype != dtype::<B>() {
                 return Err(Error::field(path, name, dtype::<B>().to_string(), view.dtype.to_string()));
             }
             let elements = view.data.chunks_exact(size_of::<B::Element>());
-            let values: Vec<B::Element> = elements.map(bytemuck::pod_read_unaligned).collect();
-            backend.upload(buffer, 0, &values)?;
+            Ok(elements.map(bytemuck::pod_read_unaligned).collect())
+        };
+        if let Some(best) = best {
+            *best = values("best")?;
+        }
+        let buffers =
+            [("params", self.trainable.params_mut()), ("m", &mut self.optimizer.m), ("v", &mut self.optimizer.v)];
+        for (name, buffer) in buffers {
+            backend.upload(buffer, 0, &values(name)?)?;
         }
         backend.sync()
     }
@@ -222,9 +252,13 @@ impl<B: Backend> Trainer<B> {
         let runs: Vec<Value> = self.runs.iter().map(run).collect();
         let mut parts = Map::new();
         if let Some(adaptation) = self.trainable.adaptation() {
-            for (layer, target, site) in adaptation.layout.modules() {
-                let found = format!("rank {}, scale {}", site.rank, site.scale);
-                parts.insert(format!("layers.{layer}.{}", target.name()), found.into());
+            let shapes = adaptation.layout.shapes();
+            for shape in shapes {
+                let of = if shapes.len() > 1 { format!("runs[{}].", shape.runs.first) } else { String::new() };
+                for (layer, target, site) in shape.modules() {
+                    let found = format!("rank {}, scale {}", site.rank, site.scale);
+                    parts.insert(format!("{of}layers.{layer}.{}", target.name()), found.into());
+                }
             }
             if adaptation.layout.prompt.is_some() {
                 parts.insert("prompts".into(), json!(adaptation.prompts));
@@ -235,7 +269,7 @@ impl<B: Backend> Trainer<B> {
             let form = format!("{} of width {}", encoder.shape.kind.name(), encoder.shape.hidden);
             parts.insert("encoder".into(), form.into());
         }
-        json!({
+        let mut whole = json!({
             "identity": identity,
             "backend": backend.name(),
             "parameters": self.trainable.shape().1,
@@ -243,7 +277,11 @@ impl<B: Backend> Trainer<B> {
             "dropout": self.options.dropout,
             "row_budget": self.options.row_budget,
             "runs": runs,
-        })
+        });
+        if let Some(evaluator) = &self.evaluator {
+            whole["evaluation"] = evaluator.settings.fingerprint();
+        }
+        whole
     }
 }
 
@@ -252,9 +290,5 @@ fn dtype<B: Backend>() -> Dtype {
 }
 
 fn data_hash(data: &[TrainSequence]) -> u64 {
-    let words = data.iter().flat_map(|sequence| {
-        let ids = sequence.ids.iter().map(|&id| u64::from(id));
-        std::iter::once(sequence.ids.len() as u64).chain(ids).chain(sequence.labels.iter().map(|&label| label as u64))
-    });
-    hash::fnv1a(words.flat_map(u64::to_le_bytes))
+    hash::fnv1a(words(data).flat_map(u64::to_le_bytes))
 }

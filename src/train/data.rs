@@ -46,3 +46,11 @@ impl TrainSequence {
         longer
     }
 }
+
+/// Everything that data say, in words.
+pub(super) fn words(data: &[TrainSequence]) -> impl Iterator<Item = u64> + '_ {
+    data.iter().flat_map(|sequence| {
+        let ids = sequence.ids.iter().map(|&id| u64::from(id));
+        std::iter::once(sequence.ids.len() as u64).chain(ids).chain(sequence.labels.iter().map(|&label| label as u64))
+    })
+}

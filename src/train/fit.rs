@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::checkpoint;
 use super::log::{LogState, TrainLog};
+use super::report_to::ReportTo;
 use super::trainable::Trainable;
 use super::trainer::{Run, StepReport, Trainer, TrainerOptions};
 use crate::backend::Backend;
@@ -21,6 +22,8 @@ pub struct Output<'a> {
     pub dir: &'a Path,
     /// Steps between lines of the log.
     pub logging_steps: u64,
+    /// What is written beside the log.
+    pub report_to: ReportTo,
     /// Steps between checkpoints; none for no checkpoints.
     pub save_steps: Option<u64>,
     /// Checkpoints that are retained, the latest; none retains all.
@@ -49,8 +52,8 @@ impl Output<'_> {
     }
 }
 
-/// Trains to the end, from the checkpoint `resume` on if there is one, and calls `on_step` after every step, before its
-/// checkpoint is written.
+/// Trains to the end, from the checkpoint `resume` on if there is one, and calls `on_step` after every step and its
+/// evaluations, before its checkpoint is written. At the end each run has its best parameters, if they were kept.
 ///
 /// # Errors
 /// A checkpoint that is not of this training; without one, a directory that has checkpoints already; whatever
@@ -75,13 +78,15 @@ pub fn fit<B: Backend>(
             None => LogState::default(),
         },
     };
-    let mut log =
-        TrainLog::open(output.dir, trainer.trainable().shape().0, output.logging_steps, trainer.steps(), state)?;
+    let runs = trainer.trainable().shape().0;
+    let mut log = TrainLog::open(output.dir, runs, output.logging_steps, trainer.steps(), state, output.report_to)?;
     // A checkpoint is of the steps done: none may be ahead of it.
     let saves = |step: u64| output.save_steps.is_some_and(|every| step.is_multiple_of(every));
     let saves_or_looks = |step: u64| saves(step) || output.look_steps.is_some_and(|every| step.is_multiple_of(every));
     steps(backend, model, trainer, output.stop_after, saves_or_looks, |backend, model, trainer, report| {
         log.record(report)?;
+        let scores = trainer.evaluate(backend, model, report)?;
+        log.record_scores(report, &scores)?;
         on_step(backend, model, report)?;
         if saves(report.step) {
             trainer.save(backend, output.dir, output.configs, output.identity, log.state())?;
@@ -90,7 +95,8 @@ pub fn fit<B: Backend>(
             }
         }
         Ok(())
-    })
+    })?;
+    if trainer.done() { trainer.load_best(backend, model) } else { Ok(()) }
 }
 
 /// A training in memory after its last step.
@@ -122,7 +128,8 @@ pub fn watch<B: Backend>(
     trainer: &mut Trainer<B>,
     watch: Watch<'_, B>,
 ) -> Result<()> {
-    steps(backend, model, trainer, None, watch.pauses, watch.on_step)
+    let Watch { pauses, on_step } = watch;
+    steps(backend, model, trainer, None, pauses, |backend, model, trainer, step| on_step(backend, model, trainer, step))
 }
 
 /// Trains adapters to the end in memory, from where `adaptation` is, with one entry of `runs` for each of its runs.
@@ -161,10 +168,13 @@ fn steps<B: Backend>(
     trainer: &mut Trainer<B>,
     last: Option<u64>,
     pauses: impl Fn(u64) -> bool,
-    mut on_step: impl FnMut(&mut B, &Model<B>, &Trainer<B>, &StepReport) -> Result<()>,
+    mut on_step: impl FnMut(&mut B, &Model<B>, &mut Trainer<B>, &StepReport) -> Result<()>,
 ) -> Result<()> {
     while !trainer.done() && last.is_none_or(|last| trainer.steps() < last) {
-        let report = trainer.advance(backend, model, |step| last == Some(step) || pauses(step))?;
+        let next = trainer.steps() + 1;
+        let evaluates = trainer.evaluates(next);
+        let pauses = |step| last == Some(step) || evaluates && step == next || pauses(step);
+        let report = trainer.advance(backend, model, pauses)?;
         on_step(backend, model, trainer, &report)?;
     }
     Ok(())

@@ -1,11 +1,13 @@
-//! `trainer_log.jsonl`: a line per logged step, with the field names of LLaMA-Factory's file and, beside them,
-//! `grad_norm` and `tokens_per_sec`; with several runs also `run`.
+//! `trainer_log.jsonl`: a line per logged step and per evaluation, with the field names of LLaMA-Factory's file and, beside
+//! them, `grad_norm`, `tokens_per_sec` and `eval_accuracy`; with several runs also `run`. [`super::report_to`] has other forms.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::report_to::{Point, ReportTo, Reports};
+use super::scores::EvalReport;
 use super::trainer::{RunReport, StepReport};
 use crate::formats::lines::LineFile;
 use crate::{Error, Result};
@@ -45,6 +47,36 @@ pub struct LogLine {
     pub tokens_per_sec: f64,
 }
 
+/// A line of an evaluation. All but the times repeat exactly when a training does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalLine {
+    /// The run, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<usize>,
+    /// Optimiser steps done by the run.
+    pub current_steps: u64,
+    /// Optimiser steps of the whole run.
+    pub total_steps: u64,
+    /// Mean loss of the label tokens of the held-out sequences.
+    pub eval_loss: f64,
+    /// Share of them that have the greatest logit.
+    pub eval_accuracy: f64,
+    /// Passes over the data done.
+    pub epoch: f64,
+    /// Per cent of the steps done, to two digits.
+    pub percentage: f64,
+    /// As in [`LogLine`].
+    pub elapsed_time: String,
+    /// As in [`LogLine`].
+    pub remaining_time: String,
+}
+
+/// What lines of both kinds have.
+#[derive(Deserialize)]
+struct AnyLine {
+    current_steps: u64,
+}
+
 /// What has been gathered for a run's next line.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -72,6 +104,7 @@ pub struct LogState {
 /// `trainer_log.jsonl`, open for appending.
 pub struct TrainLog {
     file: LineFile,
+    reports: Reports,
     every: u64,
     started: Instant,
     before: f64,
@@ -80,20 +113,21 @@ pub struct TrainLog {
 
 impl TrainLog {
     /// Opens `dir/trainer_log.jsonl` for `runs` runs and a line every `every` steps. Lines after step `step` are
-    /// dropped: they belong to steps that are going to be repeated.
+    /// dropped: they belong to steps that are going to be repeated. `report_to` says what is written beside it.
     ///
     /// # Errors
-    /// The file cannot be read or written.
-    pub fn open(dir: &Path, runs: usize, every: u64, step: u64, state: LogState) -> Result<Self> {
+    /// A file cannot be read or written.
+    pub fn open(dir: &Path, runs: usize, every: u64, step: u64, state: LogState, report_to: ReportTo) -> Result<Self> {
         if every == 0 {
             return Err(Error::argument("logging_steps", "at least 1", every));
         }
         let file = LineFile::open(dir.join(LOG_FILE), |line| {
-            serde_json::from_str::<LogLine>(line).is_ok_and(|line| line.current_steps <= step)
+            serde_json::from_str::<AnyLine>(line).is_ok_and(|line| line.current_steps <= step)
         })?;
         let mut intervals = state.intervals;
         intervals.resize(runs, Interval::default());
-        Ok(Self { file, every, started: Instant::now(), before: state.seconds, intervals })
+        let reports = Reports::open(dir, runs, step, report_to)?;
+        Ok(Self { file, reports, every, started: Instant::now(), before: state.seconds, intervals })
     }
 
     /// Takes a step into account, and writes the lines that are due: every `every` steps and at a run's last one.
@@ -102,19 +136,69 @@ impl TrainLog {
     /// The file cannot be written.
     pub fn record(&mut self, report: &StepReport) -> Result<()> {
         let seconds = self.seconds();
-        let several = self.intervals.len() > 1;
         for run in &report.runs {
             let interval = &mut self.intervals[run.run];
             interval.loss += run.loss;
             interval.steps += 1;
             interval.tokens += run.tokens;
             if run.step % self.every == 0 || run.step == run.total_steps {
-                let line = line(run, interval, seconds, several);
-                *interval = Interval { since: seconds, ..Interval::default() };
-                self.file.append(&serde_json::to_string(&line).map_err(Error::file(LOG_FILE))?)?;
+                self.write(run, seconds)?;
             }
         }
         Ok(())
+    }
+
+    /// Writes the lines of a step's evaluations, and of a run that stops what its log still lacks.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn record_scores(&mut self, report: &StepReport, scores: &[EvalReport]) -> Result<()> {
+        let seconds = self.seconds();
+        for EvalReport { run, score, stops } in scores {
+            let Some(run) = report.runs.iter().find(|of_step| of_step.run == *run) else { continue };
+            if *stops && self.intervals[run.run].steps > 0 {
+                self.write(run, seconds)?;
+            }
+            let line = EvalLine {
+                run: (self.intervals.len() > 1).then_some(run.run),
+                current_steps: run.step,
+                total_steps: run.total_steps,
+                eval_loss: score.loss,
+                eval_accuracy: score.accuracy,
+                epoch: run.epoch,
+                percentage: percentage(run),
+                elapsed_time: clock(seconds),
+                remaining_time: clock(remaining(run, seconds)),
+            };
+            self.file.append(&serde_json::to_string(&line).map_err(Error::file(LOG_FILE))?)?;
+            let values = [
+                ("total_steps", line.total_steps as f64),
+                ("eval_loss", line.eval_loss),
+                ("eval_accuracy", line.eval_accuracy),
+                ("epoch", line.epoch),
+            ];
+            self.reports.append(&Point { run: run.run, step: run.step, values: &values })?;
+        }
+        Ok(())
+    }
+
+    /// Writes a run's line of a step, and begins the interval of its next one.
+    fn write(&mut self, run: &RunReport, seconds: f64) -> Result<()> {
+        let several = self.intervals.len() > 1;
+        let interval = &mut self.intervals[run.run];
+        let line = line(run, interval, seconds, several);
+        *interval = Interval { since: seconds, ..Interval::default() };
+        self.file.append(&serde_json::to_string(&line).map_err(Error::file(LOG_FILE))?)?;
+        let values = [
+            ("total_steps", line.total_steps as f64),
+            ("loss", line.loss),
+            ("lr", line.lr),
+            ("epoch", line.epoch),
+            ("grad_norm", line.grad_norm),
+            ("total_tokens", line.total_tokens as f64),
+            ("tokens_per_sec", line.tokens_per_sec),
+        ];
+        self.reports.append(&Point { run: run.run, step: run.step, values: &values })
     }
 
     /// What a checkpoint saves of the log.
@@ -129,7 +213,6 @@ impl TrainLog {
 
 fn line(run: &RunReport, interval: &Interval, seconds: f64, several: bool) -> LogLine {
     let per_second = |tokens: u64, seconds: f64| (tokens as f64 / seconds.max(1e-9) * 100.0).round() / 100.0;
-    let remaining = seconds * (run.total_steps - run.step) as f64 / run.step as f64;
     LogLine {
         run: several.then_some(run.run),
         current_steps: run.step,
@@ -137,14 +220,24 @@ fn line(run: &RunReport, interval: &Interval, seconds: f64, several: bool) -> Lo
         loss: interval.loss / interval.steps as f64,
         lr: run.learning_rate,
         epoch: run.epoch,
-        percentage: (run.step as f64 / run.total_steps as f64 * 1e4).round() / 100.0,
+        percentage: percentage(run),
         elapsed_time: clock(seconds),
-        remaining_time: clock(remaining),
+        remaining_time: clock(remaining(run, seconds)),
         throughput: per_second(run.total_tokens, seconds),
         total_tokens: run.total_tokens,
         grad_norm: run.grad_norm,
         tokens_per_sec: per_second(interval.tokens, seconds - interval.since),
     }
+}
+
+/// Per cent of a run's steps that are done, to two digits.
+fn percentage(run: &RunReport) -> f64 {
+    (run.step as f64 / run.total_steps as f64 * 1e4).round() / 100.0
+}
+
+/// Seconds until a run's end, at the pace so far.
+fn remaining(run: &RunReport, seconds: f64) -> f64 {
+    seconds * (run.total_steps - run.step) as f64 / run.step as f64
 }
 
 /// Whole seconds as `H:MM:SS`, with the days before it where there are any, as Python writes a duration.

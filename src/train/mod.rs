@@ -6,14 +6,17 @@
 pub mod checkpoint;
 mod conversation;
 pub mod data;
+mod evaluate;
 pub mod examples;
 pub mod fit;
 pub mod log;
 pub mod optim;
 pub mod order;
 pub mod passes;
+pub mod report_to;
 mod run;
 pub mod schedule;
+pub mod scores;
 pub mod settings;
 mod step;
 pub mod trainable;

@@ -78,15 +78,15 @@ impl<B: Backend> Optimizer<B> {
     }
 }
 
-/// Step number `step` (from 0) of a run's `total` as the device takes it; beyond the end an inactive one.
-pub fn adamw_step(settings: &RunSettings, step: u64, total: u64) -> AdamwStep {
+/// Step number `step` (from 0) of a run whose schedule has `total`, as the device takes it; from step `end` on an inactive one.
+pub fn adamw_step(settings: &RunSettings, step: u64, total: u64, end: u64) -> AdamwStep {
     let warmup = settings.warmup.steps(total);
     let factor = match settings.schedule.factor(step, warmup, total) {
         rising if step < warmup => rising,
         falling => settings.min_lr_rate + (1.0 - settings.min_lr_rate) * falling,
     };
     AdamwStep {
-        active: step < total,
+        active: step < end,
         learning_rate: settings.learning_rate * factor,
         beta1: settings.beta1,
         beta2: settings.beta2,

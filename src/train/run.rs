@@ -83,6 +83,23 @@ pub(super) struct RunState {
     pub total_steps: u64,
     pub order: Order,
     pub total_tokens: u64,
+    /// Loss of its last step; 0 before the first.
+    pub loss: f64,
+    /// The step after which it takes none, if that is not the last of its schedule.
+    pub stopped: Option<u64>,
+}
+
+impl RunState {
+    /// A run before its first step.
+    pub fn new(Run { data, settings }: Run, total_steps: u64) -> Self {
+        let order = Order::new(data.len().max(1), settings.shuffle.then_some(settings.seed));
+        Self { data, settings, total_steps, order, total_tokens: 0, loss: 0.0, stopped: None }
+    }
+
+    /// The number of its last step.
+    pub fn end(&self) -> u64 {
+        self.stopped.unwrap_or(self.total_steps)
+    }
 }
 
 /// What a step has taken from a run's data.

@@ -23,10 +23,10 @@ impl<B: Backend> Trainer<B> {
     /// When every run is at its end.
     pub fn begin(&mut self, backend: &mut B, model: &mut Model<B>) -> Result<()> {
         let number = self.steps + self.in_flight.len() as u64;
-        assert!(number < self.total_steps(), "trainer: step {} of {}", number + 1, self.total_steps());
+        assert!(number < self.last_step(), "trainer: step {} of {}", number + 1, self.last_step());
         let before: Vec<DataCursor> = self.runs.iter().map(|run| run.order.cursor()).collect();
         let adamw: Vec<AdamwStep> =
-            self.runs.iter().map(|run| adamw_step(&run.settings, number, run.total_steps)).collect();
+            self.runs.iter().map(|run| adamw_step(&run.settings, number, run.total_steps, run.end())).collect();
         if let Some(stream) = &self.stream {
             let data = (stream.batch)(number)?;
             check_data(0, &data, model.config.vocab_size, self.packing.prompt(0))?;
@@ -87,7 +87,7 @@ impl<B: Backend> Trainer<B> {
 
     fn take_batches(&mut self, number: u64, adamw: &[AdamwStep]) -> Vec<Batch> {
         let (packing, streams) = (&self.packing, self.stream.is_some());
-        let active = self.runs.iter_mut().enumerate().filter(|(_, run)| number < run.total_steps);
+        let active = self.runs.iter_mut().enumerate().filter(|(_, run)| number < run.end());
         active
             .map(|(run, RunState { data, settings, order, .. })| {
                 let sequences: Vec<usize> = match streams {
@@ -207,6 +207,7 @@ impl<B: Backend> Trainer<B> {
         let runs = batches.into_iter().map(|batch| {
             let run = &mut self.runs[batch.run];
             run.total_tokens += batch.tokens;
+            run.loss = losses[batch.run];
             RunReport {
                 run: batch.run,
                 step: self.steps,

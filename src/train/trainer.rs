@@ -7,9 +7,9 @@ use std::collections::VecDeque;
 
 use super::data::TrainSequence;
 use super::optim::Optimizer;
-use super::order::Order;
 use super::passes::{MIN_SHARED, Packing, PromptOffset, pass_size};
 use super::run::{InFlightStep, RunState};
+use super::scores::Evaluator;
 use super::settings::{Length, RunSettings};
 use super::trainable::Trainable;
 use crate::arch::ModelConfig;
@@ -39,6 +39,7 @@ pub struct Trainer<B: Backend> {
     pub(super) grads: Gradients<B>,
     /// Gradient of the prompts that an MLP makes, collected over the passes of a step.
     pub(super) d_prompts: B::Acc,
+    pub(super) evaluator: Option<Evaluator<B>>,
 }
 
 impl<B: Backend> Trainer<B> {
@@ -72,12 +73,9 @@ impl<B: Backend> Trainer<B> {
         }
         let sizes = runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size));
         let (rows, labels) = packing.capacity(sizes);
-        let runs = runs.into_iter().map(|Run { data, settings }| RunState {
-            total_steps: settings.total_steps(data.len()),
-            order: Order::new(data.len(), settings.shuffle.then_some(settings.seed)),
-            data,
-            settings,
-            total_tokens: 0,
+        let runs = runs.into_iter().map(|run| {
+            let total_steps = run.settings.total_steps(run.data.len());
+            RunState::new(run, total_steps)
         });
         Ok(Self {
             optimizer: Optimizer::new(backend, count, stride)?,
@@ -92,6 +90,7 @@ impl<B: Backend> Trainer<B> {
             packing,
             options,
             trainable,
+            evaluator: None,
         })
     }
 
@@ -117,7 +116,7 @@ impl<B: Backend> Trainer<B> {
         let packing = packing(&trainable, options, model.config.is_causal)?;
         let rows = packing.budget.max(stream.longest);
         let total = trainable.shape().1;
-        let run = RunState { data: Vec::new(), settings, total_steps, order: Order::new(1, None), total_tokens: 0 };
+        let run = RunState::new(Run { data: Vec::new(), settings }, total_steps);
         Ok(Self {
             optimizer: Optimizer::new(backend, 1, total)?,
             acts: Activations::new(backend, &model.config, None, rows, Save::All)?,
@@ -131,6 +130,7 @@ impl<B: Backend> Trainer<B> {
             packing,
             options,
             trainable,
+            evaluator: None,
         })
     }
 
@@ -167,9 +167,20 @@ impl<B: Backend> Trainer<B> {
         self.runs.iter().map(|run| run.total_steps).max().unwrap_or(0)
     }
 
+    /// The step at which every run is at its end; some may have stopped before their schedule's.
+    pub(super) fn last_step(&self) -> u64 {
+        self.runs.iter().map(RunState::end).max().unwrap_or(0)
+    }
+
     /// Whether every run is at its end.
     pub fn done(&self) -> bool {
-        self.steps >= self.total_steps()
+        self.steps >= self.last_step()
+    }
+
+    /// A run's steps so far, the loss of the last one, and its tokens.
+    pub fn progress(&self, run: usize) -> (u64, f64, u64) {
+        let state = &self.runs[run];
+        (self.steps.min(state.end()), state.loss, state.total_tokens)
     }
 
     /// What is trained, as it is after every step that was begun.
@@ -231,7 +242,7 @@ impl<B: Backend> Trainer<B> {
             self.begin(backend, model)?;
         }
         let ahead = B::RUNS_AHEAD && self.in_flight.len() == 1 && !pauses(self.steps + 1);
-        let next = ahead && self.steps + 1 < self.total_steps();
+        let next = ahead && self.steps + 1 < self.last_step();
         let failed = if next { self.begin(backend, model).err() } else { None };
         match self.end(backend) {
             Ok(report) => {
@@ -245,7 +256,11 @@ impl<B: Backend> Trainer<B> {
     }
 }
 
-fn packing<B: Backend>(trainable: &Trainable<B>, options: TrainerOptions, is_causal: bool) -> Result<Packing> {
+pub(super) fn packing<B: Backend>(
+    trainable: &Trainable<B>,
+    options: TrainerOptions,
+    is_causal: bool,
+) -> Result<Packing> {
     if !(0.0..1.0).contains(&options.dropout) {
         return Err(Error::argument("dropout", "a number from 0 to below 1", options.dropout));
     }

@@ -13,6 +13,7 @@ mod edits;
 mod errors;
 mod families;
 mod generate;
+mod grid;
 mod inspect;
 mod pretrain;
 mod probe;

@@ -55,7 +55,9 @@ pub fn survives(d: &Path, train: &str, outputs: &[&str], lines: usize) {
     let (calm, torn) = (log(&d.join("calm")), log(&d.join("torn")));
     assert_eq!((calm.len(), torn.len()), (lines, lines));
     for (a, b) in calm.iter().zip(&torn) {
-        for field in ["run", "current_steps", "loss", "lr", "epoch", "grad_norm", "total_tokens"] {
+        let fields =
+            ["run", "current_steps", "loss", "lr", "epoch", "grad_norm", "total_tokens", "eval_loss", "eval_accuracy"];
+        for field in fields {
             assert_eq!(a[field], b[field], "{field} of step {}", a["current_steps"]);
         }
     }

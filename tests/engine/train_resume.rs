@@ -14,6 +14,7 @@ use llamaprobe::model::FullTuning;
 use llamaprobe::train::checkpoint;
 use llamaprobe::train::fit::{Output, fit};
 use llamaprobe::train::log::{LOG_FILE, LogLine};
+use llamaprobe::train::report_to::ReportTo;
 use llamaprobe::train::settings::{Length, RunSettings};
 use llamaprobe::train::trainable::Trainable;
 use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
@@ -62,6 +63,7 @@ impl<'a> Training<'a> {
         let output = Output {
             dir: self.dir,
             logging_steps: 2,
+            report_to: ReportTo::default(),
             save_steps: Some(self.save_steps),
             save_total_limit: self.save_total_limit,
             look_steps: None,
@@ -194,6 +196,7 @@ fn checkpoints_are_limited_in_number_and_the_latest_is_the_last() {
     let output = Output {
         dir: dir.path(),
         logging_steps: 100,
+        report_to: ReportTo::default(),
         save_steps: Some(3),
         save_total_limit: Some(2),
         look_steps: None,

@@ -1,7 +1,7 @@
 //! Adapters of stacked runs.
 
 use llamaprobe::backend::Backend;
-use llamaprobe::backend::ops::{self, Dropout, LoraSite};
+use llamaprobe::backend::ops::{self, Dropout, LoraSite, RunRange};
 use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};
 
 use super::cases::{Case, Set};
@@ -55,6 +55,20 @@ impl Lora {
     }
 }
 
+/// The run of a row, if it has the site.
+fn run_of(pack: &Pack, site: LoraSite, row: usize) -> Option<usize> {
+    pack.run_of(row).filter(|&run| site.runs.contains(run))
+}
+
+/// The tiles of the runs that have the site, and the entries of those runs, which number them among all.
+fn adapted(pack: &Pack, site: LoraSite) -> [Vec<i32>; 2] {
+    let (tiles, runs) = tables::adapted(pack, TILE_ROWS);
+    [tiles, runs].map(|entries| {
+        let ours = |entry: &&[i32]| site.runs.contains(entry[0] as usize);
+        entries.chunks_exact(3).filter(ours).flatten().copied().collect()
+    })
+}
+
 /// What the adapter adds to output `o` of a row.
 fn delta(p: Precision, site: LoraSite, params: &[f64], xa: &[f64], o: usize) -> f64 {
     p.a(site.scale * p.dot(site.rank, |r| xa[r], |r| params[site.b + o * site.rank + r]))
@@ -92,7 +106,7 @@ impl Operation for Lora {
         let (pack, site) = (&self.pack, self.site);
         let (mut y, mut xa) = (inputs[0].clone(), vec![0.0; pack.len() * site.rank]);
         for row in 0..pack.len() {
-            let Some(run) = pack.run_of(row) else { continue };
+            let Some(run) = run_of(pack, site, row) else { continue };
             let params = &inputs[2][run * site.stride..];
             let x = self.dropped(p, &inputs[1], row);
             for r in 0..site.rank {
@@ -110,7 +124,7 @@ impl Operation for Lora {
     fn naive_backward(&self, p: Precision, inputs: &[Vec<f64>], d_out: &[f64], d: &mut [Vec<f64>]) {
         let (pack, site, xa) = (&self.pack, self.site, self.naive_forward(p, inputs).remove(1));
         for row in 0..pack.len() {
-            let Some(run) = pack.run_of(row) else { continue };
+            let Some(run) = run_of(pack, site, row) else { continue };
             let params = &inputs[2][run * site.stride..];
             let x = self.dropped(p, &inputs[1], row);
             let d_y = &d_out[row * site.output..][..site.output];
@@ -160,10 +174,11 @@ impl Operation for Lora {
 
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
         let &Self { ref pack, site, .. } = self;
-        let LoraSite { rank, input, output, a, b, stride, scale } = site;
-        let (tiles, runs) = tables::adapted(pack, TILE_ROWS);
+        let LoraSite { rank, input, output, a, b, stride, scale, .. } = site;
+        let [tiles, runs] = adapted(pack, site);
         let (count, run_count) = (tiles.len() / 3, runs.len() / 3);
         let [tiles, runs] = [tiles, runs].map(|list| At(r.tape.ints(&list)));
+        let all_tiles = At(r.tape.ints(&tables::adapted(pack, TILE_ROWS).0));
         let dropout = match &self.drop {
             None => [Null, Null, Bits(0), Int(0), Float(1.0)],
             Some(drop) => {
@@ -190,7 +205,7 @@ impl Operation for Lora {
         let (d_x, d_params) = (At(r.sum(2, case.inputs[1].len(), 0)), At(r.sum(3, case.inputs[2].len(), 0)));
         r.run("lora_bwd_xa", narrow, &[&[d_xa, d_y, params, tiles], &of_b(site)[..]].concat());
         let sizes = [Int(rank), Int(input), Int(output), Long(stride), Long(a), Long(b), Float(scale)];
-        let args = [&[d_params, d_y, xa, x, d_xa, tiles, runs], &dropout[..], &sizes].concat();
+        let args = [&[d_params, d_y, xa, x, d_xa, all_tiles, runs], &dropout[..], &sizes].concat();
         let grid = [output.div_ceil(64) + input.div_ceil(64), run_count, rank.div_ceil(16)];
         r.tape.launch("lora_bwd_params", grid, 128, 0, &args);
         let args = [&[d_x, d_xa, params, tiles], &dropout[..], &of_a(site)].concat();
@@ -237,7 +252,7 @@ impl Operation for LoraDelta {
         let (pack, site) = (&self.pack, self.site);
         let mut out = vec![0.0; pack.len() * site.output];
         for row in 0..pack.len() {
-            let Some(run) = pack.run_of(row) else { continue };
+            let Some(run) = run_of(pack, site, row) else { continue };
             for o in 0..site.output {
                 let params = &inputs[1][run * site.stride..];
                 out[row * site.output + o] = delta(p, site, params, &inputs[0][row * site.rank..], o);
@@ -253,7 +268,7 @@ impl Operation for LoraDelta {
     }
 
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
-        let (tiles, _) = tables::adapted(&self.pack, TILE_ROWS);
+        let [tiles, _] = adapted(&self.pack, self.site);
         let count = tiles.len() / 3;
         let [xa, params] = [0, 1].map(|i| At(r.tape.acc(&case.inputs[i])));
         let out = r.tape.acc(&vec![0.0; self.pack.len() * self.site.output]);
@@ -269,7 +284,7 @@ impl Operation for LoraDelta {
 fn site(rank: usize, input: usize, output: usize) -> LoraSite {
     let a = 4;
     let b = a + rank * input + 3;
-    LoraSite { a, b, stride: b + output * rank + 2, rank, input, output, scale: 1.75 }
+    LoraSite { a, b, stride: b + output * rank + 2, rank, input, output, scale: 1.75, runs: RunRange::ALL }
 }
 
 /// Dropout over a pack, its survivors found by asking the device.
@@ -284,7 +299,8 @@ fn dropout<B: Backend>(b: &mut B, pack: &Pack, p: f64, input: usize) -> Drop {
 /// The elements that the device's dropout lets live, found by passing ones through identities as adapters.
 fn survivors<B: Backend>(b: &mut B, pack: &Pack, drop: &Drop, width: usize) -> Vec<bool> {
     let (matrix, stride) = (width * width, 2 * width * width);
-    let site = LoraSite { a: 0, b: matrix, stride, rank: width, input: width, output: width, scale: 1.0 };
+    let site =
+        LoraSite { a: 0, b: matrix, stride, rank: width, input: width, output: width, scale: 1.0, runs: RunRange::ALL };
     let mut identity = vec![0.0; site.stride];
     (0..width).for_each(|i| identity[i * width + i] = 1.0);
     let op = Lora { pack: pack.clone(), site, runs: drop.seeds.len(), drop: Some(drop.clone()) };
@@ -306,6 +322,11 @@ pub fn cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
                 let delta = LoraDelta { pack: pack.clone(), site, runs: RUNS };
                 cases.push(Case::new(format!("{name} delta"), delta));
             }
+            let some = LoraSite { runs: RunRange { first: 1, end: 2 }, ..site(3, 6, 10) };
+            let drop = Some(dropout(b, &pack, 0.3, 6));
+            cases.push(Case::new("lora of one of the runs", Lora { pack: pack.clone(), site: some, runs: RUNS, drop }));
+            let delta = LoraDelta { pack: pack.clone(), site: some, runs: RUNS };
+            cases.push(Case::new("lora delta of one of the runs", delta));
             let base = Lora { pack: packs::ragged(), site: site(2, 3, 4), runs: 0, drop: None };
             cases.push(Case::new("lora of base rows", base));
             cases
@@ -332,7 +353,8 @@ fn one_row() -> Pack {
 }
 
 /// Of two runs, rank 1.
-const SMALL_SITE: LoraSite = LoraSite { a: 0, b: 2, stride: 4, rank: 1, input: 2, output: 2, scale: 1.0 };
+const SMALL_SITE: LoraSite =
+    LoraSite { a: 0, b: 2, stride: 4, rank: 1, input: 2, output: 2, scale: 1.0, runs: RunRange::ALL };
 
 /// Calls `lora_fwd` on one row of two runs with so many parameters.
 fn call_fwd<B: Backend>(b: &mut B, params: usize, dropout: Option<Dropout<'_>>) {

@@ -1,6 +1,7 @@
 //! LoRA over stacked runs: stretches of rows of one run are tasks if there are enough of them, or else one after another with
 //! all threads on each. The sums of a run's gradients run over its rows in order.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::Cpu;
@@ -11,8 +12,9 @@ use super::parallel::{Shared, each_part, rows, workers};
 use super::rows::accumulate;
 use super::simd::{self, Element, Float, multiversion};
 use crate::backend::HostSlice;
-use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraFwd, LoraOps, LoraSite, Op};
+use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraFwd, LoraOps, LoraSite, Op, RunRange};
 use crate::hash::{GOLDEN_GAMMA, splitmix64};
+use crate::pack::Pack;
 
 impl<A: Float> LoraOps for Cpu<A> {
     fn lora_fwd(&mut self, op: LoraFwd<'_, Self>) {
@@ -25,11 +27,12 @@ impl<A: Float> LoraOps for Cpu<A> {
         let LoraBwd { d_params, d_x, d_y, xa, x, params, pack, site, dropout } = op;
         let (d_params, d_x) = (Shared::new(d_params), d_x.map(|d_x| Shared::new(d_x)));
         let backward = Backward { d_params, d_x, d_y: d_y.view(), xa, x: x.view(), params, site, dropout };
-        let mut runs: Vec<usize> = pack.runs().iter().map(|(run, _)| *run).collect();
+        let stretches = stretches(pack, site);
+        let mut runs: Vec<usize> = stretches.iter().map(|(run, _)| *run).collect();
         runs.sort_unstable();
         runs.dedup();
         each_stretch(&mut self.cx, &runs, |gemm, memory, run| {
-            let stretches = pack.runs().iter().filter(|(r, _)| r == run);
+            let stretches = stretches.iter().filter(|(r, _)| r == run);
             stretches.for_each(|stretch| backward.stretch(gemm, memory, stretch));
         });
     }
@@ -42,7 +45,7 @@ impl<A: Float> LoraOps for Cpu<A> {
         let out = &mut out[..pack.len() * output];
         out.fill(A::ZERO);
         let out = Shared::new(out);
-        each_stretch(&mut self.cx, pack.runs(), |gemm, _, (run, rows)| {
+        each_stretch(&mut self.cx, &stretches(pack, site), |gemm, _, (run, rows)| {
             let left = Operand::new(&xa[rows.start * rank..], rank);
             let right = Operand::new(&params[run * site.stride + site.b..], rank);
             gemm.product([rows.len(), output, rank], left, right, &|row, column, sums| {
@@ -60,7 +63,7 @@ impl<A: Float> Kernel<A> for LoraFwd<'_, Cpu<A>> {
         let LoraSite { rank, input, output, .. } = site;
         xa[..pack.len() * rank].fill(A::ZERO);
         let (y, xa) = (Shared::new(C::slice_mut(y)), Shared::new(xa));
-        each_stretch(cx, pack.runs(), |gemm, memory, stretch| {
+        each_stretch(cx, &stretches(pack, site), |gemm, memory, stretch| {
             let (isa, (run, rows)) = (gemm.isa(), stretch);
             let adapter = &params[run * site.stride..][..site.stride];
             // SAFETY: a stretch has rows of its own.
@@ -136,6 +139,14 @@ impl<A: Float> Backward<'_, A> {
                 Some(dropout) => add_survivors(to, sums, Mask::new(dropout, *run, rows.start + i), j),
             }
         });
+    }
+}
+
+/// The stretches of rows of one run each, of the runs that have the site.
+fn stretches(pack: &Pack, site: LoraSite) -> Cow<'_, [(usize, Range<usize>)]> {
+    match site.runs {
+        RunRange::ALL => pack.runs().into(),
+        runs => pack.runs().iter().filter(|(run, _)| runs.contains(*run)).cloned().collect(),
     }
 }
 

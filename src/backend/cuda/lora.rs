@@ -4,7 +4,7 @@ use super::Cuda;
 use super::context::Context;
 use super::geometry::{blocks2, blocks3};
 use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_ptr, bits, compute, float, int, long, table, unsigned};
-use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraFwd, LoraOps, LoraSite, Op};
+use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraFwd, LoraOps, LoraSite, Op, RunRange};
 
 const FILE: &str = "lora";
 /// Columns of the input or output, and of the rank, that a block handles.
@@ -42,7 +42,7 @@ impl LoraOps for Cuda {
         let (name, cx, pack) = (LoraFwd::<Self>::NAME, &mut self.cx, op.pack);
         let LoraSite { rank, output, .. } = op.site;
         let Some(dropout) = dropout_args(cx, op.dropout) else { return };
-        let (tiles, count) = pack.lora_tiles();
+        let (tiles, count) = pack.lora_tiles(op.site.runs);
         cx.zero_acc(name, op.xa, pack.len() * rank);
         let rows = [acc(op.xa), compute(op.x), acc(op.params), table(tiles)];
         let args = [&rows[..], &dropout, &a_args(op.site)].concat();
@@ -60,7 +60,8 @@ impl LoraOps for Cuda {
         let LoraSite { rank, input, output, .. } = site;
         let Some(dropout) = dropout_args(cx, op.dropout) else { return };
         let Some(d_xa) = cx.scratch(name, pack.len() * rank * size_of::<f32>()) else { return };
-        let ((tiles, count), (runs, run_count)) = (pack.lora_tiles(), pack.lora_runs());
+        let ((tiles, count), (runs, run_count)) = (pack.lora_tiles(site.runs), pack.lora_runs(site.runs));
+        let all_tiles = pack.lora_tiles(RunRange::ALL).0;
         let rows = [acc_ptr(d_xa), compute(op.d_y), acc(op.params), table(tiles)];
         let args = [&rows[..], &b_args(site)].concat();
         let dims = LaunchDims::new(blocks2(count, rank.div_ceil(RANKS)));
@@ -68,7 +69,8 @@ impl LoraOps for Cuda {
         let rows = [acc(op.d_params), compute(op.d_y), acc(op.xa), compute(op.x), acc_ptr(d_xa)];
         let sizes = [int(rank), int(input), int(output)];
         let place = [long(site.stride), long(site.a), long(site.b), float(site.scale)];
-        let args = [&rows[..], &[table(tiles), table(runs)], &dropout, &sizes, &place].concat();
+        // The runs know their tiles by number among all.
+        let args = [&rows[..], &[table(all_tiles), table(runs)], &dropout, &sizes, &place].concat();
         let columns = output.div_ceil(SUM_COLUMNS) + input.div_ceil(SUM_COLUMNS);
         let grid = blocks3(columns, run_count, rank.div_ceil(SUM_RANKS));
         cx.launch(name, Kernel::new(FILE, "lora_bwd_params"), LaunchDims { grid, block: 128, shared: 0 }, &args);
@@ -82,7 +84,7 @@ impl LoraOps for Cuda {
     fn lora_delta(&mut self, op: LoraDelta<'_, Self>) {
         op.check();
         let (name, cx, pack) = (LoraDelta::<Self>::NAME, &mut self.cx, op.pack);
-        let (tiles, count) = pack.lora_tiles();
+        let (tiles, count) = pack.lora_tiles(op.site.runs);
         cx.zero_acc(name, op.out, pack.len() * op.site.output);
         let rows = [acc(op.out), acc(op.xa), acc(op.params), table(tiles)];
         let args = [&rows[..], &b_args(op.site)].concat();

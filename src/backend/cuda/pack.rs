@@ -1,11 +1,14 @@
 //! A pack's tables, and lists of row numbers or ids, on the device.
 
+use std::ops::Range;
+
 use super::context::Context;
 use super::forest::Forest;
 use super::geometry::{self, Groups};
 use super::launch::{Arg, table};
 use super::memory::{DevicePtr, TableBuffer};
 use crate::Result;
+use crate::backend::ops::RunRange;
 use crate::backend::{DeviceIndex, DevicePack};
 use crate::pack::{Pack, Token};
 
@@ -137,8 +140,10 @@ pub struct DeviceTables {
     begins: usize,
     ends: usize,
     lasts: usize,
-    lora_tiles: (usize, usize),
-    lora_runs: (usize, usize),
+    lora_tiles: usize,
+    lora_runs: usize,
+    /// The runs' tiles on the host.
+    adapted_runs: Vec<[i32; 3]>,
     ids: usize,
     by_token: GroupTables,
     position_ids: usize,
@@ -193,8 +198,9 @@ impl DeviceTables {
             begins: tables.add(&forest.begins),
             ends: tables.add(&forest.ends),
             lasts: tables.add(&forest.lasts),
-            lora_tiles: (tables.add(adapted.tiles.as_flattened()), adapted.tiles.len()),
-            lora_runs: (tables.add(adapted.runs.as_flattened()), adapted.runs.len()),
+            lora_tiles: tables.add(adapted.tiles.as_flattened()),
+            lora_runs: tables.add(adapted.runs.as_flattened()),
+            adapted_runs: adapted.runs,
             ids: tables.add(&by_token.ids),
             by_token: GroupTables::add(&mut tables, &by_token),
             position_ids: tables.add(&by_position.ids),
@@ -252,14 +258,24 @@ impl DeviceTables {
         self.buffer.ptr(self.lasts)
     }
 
-    /// Tiles of adapted rows `[T, 3]`.
-    pub(super) fn lora_tiles(&self) -> Table {
-        (self.buffer.ptr(self.lora_tiles.0), self.lora_tiles.1)
+    /// Tiles of the rows of some runs `[T, 3]`, which lie together since runs ascend.
+    pub(super) fn lora_tiles(&self, runs: RunRange) -> Table {
+        let tiles = |entries: &[[i32; 3]]| entries.iter().map(|entry| entry[2] as usize).sum::<usize>();
+        let entries = self.adapted_entries(runs);
+        let first = tiles(&self.adapted_runs[..entries.start]);
+        (self.buffer.ptr(self.lora_tiles + 3 * first), tiles(&self.adapted_runs[entries]))
     }
 
-    /// The runs' tiles `[U, 3]`.
-    pub(super) fn lora_runs(&self) -> Table {
-        (self.buffer.ptr(self.lora_runs.0), self.lora_runs.1)
+    /// The tiles of some runs by run `[U, 3]`.
+    pub(super) fn lora_runs(&self, runs: RunRange) -> Table {
+        let entries = self.adapted_entries(runs);
+        (self.buffer.ptr(self.lora_runs + 3 * entries.start), entries.len())
+    }
+
+    /// Which of the adapted runs some runs are.
+    fn adapted_entries(&self, runs: RunRange) -> Range<usize> {
+        let before = |end: usize| self.adapted_runs.partition_point(|entry| (entry[0] as usize) < end);
+        before(runs.first)..before(runs.end)
     }
 
     /// Rows by token.

@@ -7,9 +7,29 @@ use super::{Op, operations};
 use crate::backend::{Buffers, DevicePack, Len};
 use crate::pack::Pack;
 
+/// Consecutive runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunRange {
+    /// The first of them.
+    pub first: usize,
+    /// The run after the last.
+    pub end: usize,
+}
+
+impl RunRange {
+    /// Every run.
+    pub const ALL: Self = Self { first: 0, end: usize::MAX };
+
+    /// Whether a run is one of them.
+    pub fn contains(self, run: usize) -> bool {
+        (self.first..self.end).contains(&run)
+    }
+}
+
 /// Where one adapted projection lies inside the flat parameters `[runs, stride]`.
 ///
-/// Run `r` has A `[rank, input]` from element `r * stride + a` on and B `[output, rank]` from `r * stride + b` on.
+/// Runs may differ in rank, scale and adapted projections: a site is of those alone that it names, and an operation leaves
+/// the rows of all others as it leaves those of the base model. Each such run `r` has A `[rank, input]` from element `r * stride + a` on and B `[output, rank]` from `r * stride + b` on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LoraSite {
     /// Offset of A within a run.
@@ -26,6 +46,8 @@ pub struct LoraSite {
     pub output: usize,
     /// Multiplier of `B A x`: `alpha / R`, or `alpha / sqrt(R)` for rsLoRA (Kalajdzievski 2023).
     pub scale: f64,
+    /// The runs that have it.
+    pub runs: RunRange,
 }
 
 impl LoraSite {
@@ -62,7 +84,7 @@ impl Dropout<'_> {
     }
 }
 
-/// `y [N, output] += scale * B A dropout(x)`, `xa [N, R] = A dropout(x)` (0 for rows of the base model).
+/// `y [N, output] += scale * B A dropout(x)`, `xa [N, R] = A dropout(x)` (0 for rows of the base model and of other runs).
 pub struct LoraFwd<'a, B: Buffers + ?Sized> {
     /// `[N, output]`, added to.
     pub y: &'a mut B::Compute,
@@ -132,7 +154,7 @@ impl<B: Buffers + ?Sized> Op for LoraBwd<'_, B> {
     }
 }
 
-/// `out [N, output] = scale * B xa`: what the adapter adds, for captures; 0 for rows of the base model.
+/// `out [N, output] = scale * B xa`: what the adapter adds, for captures; 0 for rows of the base model and of other runs.
 pub struct LoraDelta<'a, B: Buffers + ?Sized> {
     /// `[N, output]`, set.
     pub out: &'a mut B::Acc,

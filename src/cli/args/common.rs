@@ -129,7 +129,7 @@ pub struct LoraArgs {
     #[arg(long, default_value_t = 16.0, help_heading = "LoRA")]
     pub lora_alpha: f64,
     /// Modules to adapt: names as in the model's checkpoint (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
-    /// c_attn; query_key_value; fc1, ...), all-linear, or (in train-lora) a regular expression for full module paths
+    /// c_attn; query_key_value; fc1, ...), all-linear
     /// [default: as in PEFT, q_proj and v_proj, or the fused projection of queries, keys and values].
     #[arg(
         long,

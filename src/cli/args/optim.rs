@@ -1,15 +1,25 @@
 //! Flags of the optimiser and of a training's checkpoints.
 
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use clap::Args;
-use serde::Serialize;
+use clap::{ArgAction, Args, ValueEnum};
+use serde::{Serialize, Serializer};
 
 use crate::train::schedule::Schedule;
 use crate::train::settings::RunSettings;
 
 /// The trainer's own defaults.
 pub static DEFAULTS: LazyLock<RunSettings> = LazyLock::new(RunSettings::default);
+
+/// Writes a list of one value as that value, and an empty one as nothing, as where the flag takes no list.
+pub fn one_or_list<T: Serialize, S: Serializer>(values: &[T], serializer: S) -> Result<S::Ok, S::Error> {
+    match values {
+        [] => serializer.serialize_none(),
+        [value] => value.serialize(serializer),
+        values => values.serialize(serializer),
+    }
+}
 
 /// What every training has, each with a default of its own.
 #[derive(Clone, Debug, Args, Serialize)]
@@ -36,9 +46,17 @@ pub struct BetaArgs {
 /// The optimiser of a training of adapters.
 #[derive(Debug, Args, Serialize)]
 pub struct OptimArgs {
-    /// Peak learning rate [default: 0.0002; 0.005 for the built-in examples].
-    #[arg(long, alias = "lr", help_heading = "Optimiser")]
-    pub learning_rate: Option<f64>,
+    /// Peak learning rate; with a list, one run for each [default: 0.0002; 0.005 for the built-in examples].
+    #[arg(
+        long,
+        alias = "lr",
+        action = ArgAction::Set,
+        value_delimiter = ',',
+        value_name = "LEARNING_RATE",
+        help_heading = "Optimiser"
+    )]
+    #[serde(serialize_with = "one_or_list")]
+    pub learning_rate: Vec<f64>,
     /// Learning-rate schedule after the warm-up: linear, cosine or constant.
     #[arg(long, value_name = "NAME", default_value_t = DEFAULTS.schedule, alias = "lr-scheduler", help_heading = "Optimiser")]
     pub lr_scheduler_type: Schedule,
@@ -76,6 +94,52 @@ pub struct OptimArgs {
     pub max_steps: Option<u64>,
 }
 
+/// A log beside `trainer_log.jsonl`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// None.
+    None,
+    /// Event files for TensorBoard.
+    Tensorboard,
+    /// A table of comma-separated values.
+    Csv,
+}
+
+/// Evaluation while training.
+#[derive(Debug, Args, Serialize)]
+pub struct EvalArgs {
+    /// Held-out data, in the form of --train: loss and accuracy of its label tokens are logged for every run.
+    #[arg(long, value_name = "FILE", aliases = ["eval-dataset", "eval-file", "validation-file"], help_heading = "Evaluation")]
+    pub eval: Option<PathBuf>,
+    /// Number of steps between evaluations; a run is also evaluated after its last step [default: 500].
+    #[arg(
+        long,
+        value_name = "STEPS",
+        requires = "eval",
+        value_parser = clap::value_parser!(u64).range(1..),
+        help_heading = "Evaluation"
+    )]
+    pub eval_steps: Option<u64>,
+    /// Stop a run after so many evaluations one after another without a loss below its lowest.
+    #[arg(
+        long,
+        value_name = "EVALUATIONS",
+        requires = "eval",
+        value_parser = clap::value_parser!(u64).range(1..),
+        help_heading = "Evaluation"
+    )]
+    pub early_stopping_patience: Option<u64>,
+    /// Write each run's adapter as it was at its evaluation of the lowest loss.
+    #[arg(long, requires = "eval", help_heading = "Evaluation")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub load_best_model_at_end: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 /// Log and checkpoints of a training.
 #[derive(Debug, Args, Serialize)]
 pub struct CheckpointArgs {
@@ -94,6 +158,10 @@ pub struct CheckpointArgs {
         help_heading = "Checkpoints"
     )]
     pub logging_steps: u64,
+    /// Logs beside trainer_log.jsonl: tensorboard (event files in OUT/runs), csv (OUT/trainer_log.csv).
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "LOGS", help_heading = "Checkpoints")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub report_to: Vec<LogFormat>,
     /// Checkpoint directory to resume from, or latest: the newest in --out, or the beginning if there is none.
     #[arg(long, value_name = "DIR|latest", help_heading = "Checkpoints")]
     #[serde(skip)]

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 use serde::Serialize;
 
-use super::common::{BaseModelArgs, CommonArgs, LoraArgs};
-use super::optim::{CheckpointArgs, DEFAULTS, OptimArgs};
+use super::common::{BaseModelArgs, CommonArgs};
+use super::optim::{CheckpointArgs, DEFAULTS, EvalArgs, OptimArgs, one_or_list};
 
 /// Flags of every training of an adapter.
 #[derive(Debug, Args, Serialize)]
@@ -41,6 +41,9 @@ pub struct TrainingArgs {
     pub add_eos: bool,
     #[command(flatten)]
     #[serde(flatten)]
+    pub evaluation: EvalArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub checkpoints: CheckpointArgs,
     /// Print the memory plan and exit.
     #[arg(long)]
@@ -58,14 +61,38 @@ Examples:
   llamaprobe train-lora
   llamaprobe train-lora --model DIR --train data.jsonl --out adapter --epochs 3
   llamaprobe train-lora --config run.yaml --resume-from-checkpoint latest
+  llamaprobe train-lora --model DIR --train data.jsonl --out grid --r 4,8,16 --seeds 3 \\
+      --learning-rate 1e-4,1e-3 --target-modules 'q_proj,v_proj;all-linear' --eval held-out.jsonl
 
 Lines of the data: {\"prompt\",\"completion\"} (loss on the completion), {\"text\"}, {\"messages\"} (loss
 on the assistant's turns), {\"instruction\",\"input\",\"output\"} (loss on the output) or
-{\"input_ids\",\"labels\"} (labels of -100 are ignored).")]
+{\"input_ids\",\"labels\"} (labels of -100 are ignored). Every combination of the lists is a run of
+its own; several runs go through the model together, and are written to OUT/run-000, OUT/run-001,
+..., each with its settings in run.json; OUT/results.json compares them.")]
 pub struct TrainLoraArgs {
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub lora: LoraArgs,
+    /// LoRA rank; with a list, one run for each.
+    #[arg(long, action = ArgAction::Set, value_delimiter = ',', default_value = "8", aliases = ["lora-r", "lora-rank"], help_heading = "LoRA")]
+    #[serde(serialize_with = "one_or_list")]
+    pub r: Vec<usize>,
+    /// LoRA alpha: the adapter's output is scaled by lora_alpha / r; with a list, one run for each.
+    #[arg(long, action = ArgAction::Set, value_delimiter = ',', default_value = "16", help_heading = "LoRA")]
+    #[serde(serialize_with = "one_or_list")]
+    pub lora_alpha: Vec<f64>,
+    /// Modules to adapt: names as in the model's checkpoint (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+    /// c_attn; query_key_value; fc1, ...), all-linear, or a regular expression for full module paths; with several sets
+    /// separated by semicolons, one run for each [default: as in PEFT, q_proj and v_proj, or the fused projection of
+    /// queries, keys and values].
+    #[arg(
+        long,
+        value_delimiter = ',',
+        aliases = ["lora-target", "lora-target-modules"],
+        help_heading = "LoRA"
+    )]
+    pub target_modules: Option<Vec<String>>,
+    /// Number of seeds, counted up from --seed; one run for each.
+    #[arg(long, default_value_t = 1)]
+    #[serde(skip_serializing_if = "is_one")]
+    pub seeds: u64,
     /// Rank-stabilized LoRA: scale the adapter's output by lora_alpha / sqrt(r) instead.
     #[arg(long, help_heading = "LoRA")]
     pub use_rslora: bool,
@@ -75,6 +102,10 @@ pub struct TrainLoraArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub training: TrainingArgs,
+}
+
+fn is_one(value: &u64) -> bool {
+    *value == 1
 }
 
 /// How a soft prompt is tuned.
@@ -130,10 +161,10 @@ Examples:
   llamaprobe train-prompt --model DIR --train data.jsonl --out more --init-adapter prompt
 
 Lines of the data are those of train-lora; with --method ipt they are
-{\"demonstrations\": [\"...\"],\"query\",\"completion\"} (loss on the completion). Every pair of a number
-of virtual tokens and a seed is a run of its own; several runs go through the model together, and
-are written to OUT/run-N.",
-    mut_arg("learning_rate", |arg| arg.default_value("0.01").help("Peak learning rate").long_help(None::<&str>)))]
+{\"demonstrations\": [\"...\"],\"query\",\"completion\"} (loss on the completion). Every combination
+of a number of virtual tokens, a learning rate and a seed is a run of its own; several runs go
+through the model together, and are written to OUT/run-N.",
+    mut_arg("learning_rate", |arg| arg.default_value("0.01").help("Peak learning rate; with a list, one run for each").long_help(None::<&str>)))]
 pub struct TrainPromptArgs {
     /// What is trained.
     #[arg(long, value_enum, default_value = "pt", help_heading = "Prompt")]

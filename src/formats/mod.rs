@@ -37,6 +37,8 @@ pub mod keys;
 #[forbid(unsafe_code)]
 pub mod lines;
 #[forbid(unsafe_code)]
+pub mod pretrained;
+#[forbid(unsafe_code)]
 pub mod records;
 pub mod safetensors;
 #[forbid(unsafe_code)]
@@ -47,5 +49,7 @@ mod strftime;
 pub mod tables;
 #[forbid(unsafe_code)]
 pub mod tokenizer;
+#[forbid(unsafe_code)]
+pub mod torch;
 #[forbid(unsafe_code)]
 pub mod yaml;

@@ -20,3 +20,4 @@ mod lines;
 mod rows;
 mod safetensors;
 mod tokenizer;
+mod torch;

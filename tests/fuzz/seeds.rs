@@ -213,6 +213,12 @@ pub fn adapters() -> Vec<Vec<File>> {
     all
 }
 
+/// Files of `torch.save`.
+pub fn torch_files() -> Vec<Vec<File>> {
+    let names = ["state", "calls", "nested", "older"];
+    names.iter().map(|name| vec![file("state.bin", golden(&format!("torch/{name}.bin")))]).collect()
+}
+
 /// Examples in every form.
 pub fn examples() -> Vec<Vec<File>> {
     let lines = [

@@ -70,7 +70,7 @@ pub fn write(
 ) -> Result<()> {
     // What lies there may be the base model itself, or another that took weeks.
     if let Some(other) = atomic::foreign_entry(dir, &[])? {
-        return Err(Error::argument("--out", format!("a new or empty directory, {}", dir.display()), other));
+        return Err(Error::argument("out", format!("a new or empty directory, {}", dir.display()), other));
     }
     if let Some(config) = beside.get_mut(CONFIG) {
         *config = configured(&dir.join(CONFIG), config, dtype)?;

@@ -199,7 +199,7 @@ fn random_starts_have_the_distributions_of_peft() {
         let scaled = |m| part(m).iter().map(move |x| x * times(m)).collect::<Vec<f32>>();
         adapter.modules.iter().flat_map(scaled).collect::<Vec<f32>>()
     };
-    let (a, b): (fn(&LoraModule) -> &Vec<f32>, fn(&LoraModule) -> &Vec<f32>) = (|m| &m.a, |m| &m.b);
+    let [a, b]: [fn(&LoraModule) -> &Vec<f32>; 2] = [|m| &m.a, |m| &m.b];
     let near = |found: (f64, f64), deviation: f64| {
         found.0.abs() < 0.05 * deviation && (found.1 / deviation - 1.0).abs() < 0.05
     };

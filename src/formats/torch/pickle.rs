@@ -340,7 +340,7 @@ impl Machine<'_> {
         let Some(Value::Dict(entries, deepest)) = self.stack.last_mut() else {
             return Err(wrong("a dictionary", "another value"));
         };
-        if items.len() % 2 != 0 {
+        if !items.len().is_multiple_of(2) {
             return Err(wrong("keys with a value each", "a key alone"));
         }
         *deepest = depth.max(*deepest);

@@ -6,9 +6,10 @@
 //   adamw            params, m, v += one step of every active run, unless stop [1] is set; g = d_params clipped to
 //                    max_norm by norm_sq first:
 //                    p *= decay; m += rest1 (g - m); v = beta2 v + rest2 g^2; p += step_size m / (sqrt(v) / root + eps)
-//   steps [runs, 10] = {active, decay, beta1, 1 - beta1, beta2, 1 - beta2, root, eps, step_size, max_norm}, computed
-//                    in f64: decay = 1 - lr wd, root = sqrt(1 - beta2^t), step_size = -lr / (1 - beta1^t); max_norm < 0
-//                    is none
+//   steps [runs, 12] = {active, decay, beta1, 1 - beta1, beta2, 1 - beta2, root, eps, step_size, max_norm, fast decay,
+//                    fast step_size}, computed in f64: decay = 1 - lr wd, root = sqrt(1 - beta2^t), step_size =
+//                    -lr / (1 - beta1^t); max_norm < 0 is none
+//   fast [stride], or null: not 0 where the last two stand for decay and step_size
 //
 // Launch: grad_norm_parts (parts, runs) x 256; grad_norm runs x 32; check_finite 1 x 256; adamw (ceil(stride / 1024),
 // runs) x 256.
@@ -50,17 +51,19 @@ extern "C" __global__ void __launch_bounds__(256) adamw(float* __restrict__ para
                                                         float* __restrict__ v, const float* __restrict__ d_params,
                                                         const float* __restrict__ norm_sq,
                                                         const float* __restrict__ stop,
-                                                        const float* __restrict__ steps, i64 stride) {
-    const float* step = steps + blockIdx.y * 10;
+                                                        const float* __restrict__ steps,
+                                                        const float* __restrict__ fast, i64 stride) {
+    const float* step = steps + blockIdx.y * 12;
     if (step[0] == 0.0f || stop[0] != 0.0f) return;
     float decay = step[1], beta1 = step[2], rest1 = step[3], beta2 = step[4], rest2 = step[5], root = step[6];
-    float epsilon = step[7], step_size = step[8], max_norm = step[9];
+    float epsilon = step[7], step_size = step[8], max_norm = step[9], fast_decay = step[10], fast_size = step[11];
     float clip = max_norm < 0.0f ? 1.0f : fminf(max_norm / (sqrtf(norm_sq[blockIdx.y]) + 1e-6f), 1.0f);
     i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
     if (i >= stride) return;
     int valid = (int)(stride - i < 4 ? stride - i : 4);
+    float p[4], first[4], second[4], g[4], other[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (fast) load4(other, fast + i, valid);
     i += blockIdx.y * stride;
-    float p[4], first[4], second[4], g[4];
     load4(p, params + i, valid);
     load4(first, m + i, valid);
     load4(second, v + i, valid);
@@ -71,7 +74,8 @@ extern "C" __global__ void __launch_bounds__(256) adamw(float* __restrict__ para
         // As torch's lerp does: from the nearer end.
         first[j] = rest1 < 0.5f ? first[j] + rest1 * (g[j] - first[j]) : g[j] - (g[j] - first[j]) * beta1;
         second[j] = second[j] * beta2 + rest2 * g[j] * g[j];
-        p[j] = p[j] * decay + step_size * first[j] / (sqrtf(second[j]) / root + epsilon);
+        float keep = other[j] == 0.0f ? decay : fast_decay, size = other[j] == 0.0f ? step_size : fast_size;
+        p[j] = p[j] * keep + size * first[j] / (sqrtf(second[j]) / root + epsilon);
         if (j < valid) params[i + j] = p[j], m[i + j] = first[j], v[i + j] = second[j];
     }
 }

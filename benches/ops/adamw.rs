@@ -21,6 +21,7 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
         let step = AdamwStep {
             active: true,
             learning_rate: 1e-4,
+            fast_learning_rate: 1e-4,
             beta1: 0.9,
             beta2: 0.999,
             epsilon: 1e-8,
@@ -46,6 +47,7 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
                     norm_sq: &norm_sq,
                     stop: &stop,
                     steps: &steps,
+                    fast: None,
                     stride,
                 });
             });

@@ -9,6 +9,7 @@ mod compare;
 mod control_vector;
 mod embedded;
 mod inference;
+mod merge;
 mod optim;
 mod probe;
 mod report;
@@ -23,11 +24,14 @@ pub use compare::CompareArgs;
 pub use control_vector::ControlVectorArgs;
 pub use embedded::{ExportArgs, PretrainArgs};
 pub use inference::{CaptureArgs, GenerateArgs, InspectArgs, NamesArg, StoreDtype, Tokens};
+pub use merge::MergeArgs;
 pub use optim::{CheckpointArgs, EvalArgs, LogFormat, OptimArgs, RegularizationArgs};
 pub use probe::ProbeArgs;
 pub use report::ReportArgs;
 pub use task::{SYNTHETIC, TaskArgs};
-pub use train::{Method, PromptInit, ReparameterizationType, TrainLoraArgs, TrainPromptArgs, TrainingArgs};
+pub use train::{
+    LoraInit, Method, Pattern, PromptInit, ReparameterizationType, TrainLoraArgs, TrainPromptArgs, TrainingArgs,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,6 +47,7 @@ Examples:
   llamaprobe analyze base/activations.safetensors tuned/activations.safetensors
   llamaprobe generate --model DIR --adapter adapter --prompt 'Once upon a time'
   llamaprobe inspect --model DIR --adapter adapter
+  llamaprobe merge --model DIR --adapter adapter --out merged
 
 A model is a directory as transformers saves it, org/name in the local Hugging Face cache (nothing
 is downloaded), or `embedded`: a small model inside this program, the default of probe, train-lora
@@ -83,6 +88,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Show a model's shape and memory plan, and what an adapter contains and what PEFT would make of it.
     Inspect(InspectArgs),
+    /// Add a LoRA adapter to the weights, and save the model as transformers does.
+    Merge(MergeArgs),
     /// Make a steering vector from two captures, in llama.cpp's form of control vectors (GGUF).
     ControlVector(ControlVectorArgs),
     /// Write the embedded model as a Hugging Face directory.

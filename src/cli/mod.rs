@@ -20,6 +20,7 @@ mod edits;
 mod flags;
 mod generate;
 mod inspect;
+mod merge;
 mod notes;
 mod output;
 mod parse;
@@ -106,6 +107,7 @@ fn run(cli: args::Cli) -> Result<(), Failure> {
         args::Command::Generate(args) => generate::run(&args),
         args::Command::Analyze(args) => analyze::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
+        args::Command::Merge(args) => merge::run(&args),
         args::Command::ControlVector(args) => edits::control_vector(&args),
         args::Command::ExportEmbedded(args) => task::export(&args),
         args::Command::Pretrain(args) => pretrain::run(&args),

@@ -15,7 +15,6 @@ use crate::Result;
 use crate::arch::ModelConfig;
 use crate::formats::adapter::{self, Adapter, LoraConfig, PromptKind};
 use crate::formats::json as json_file;
-use crate::formats::safetensors::Checkpoint;
 
 mod checks;
 mod state;
@@ -49,7 +48,7 @@ impl PeftReport {
     pub fn new(path: &Path, files: &ModelFiles) -> Result<Self> {
         let [config_path, weights] = adapter::files(path)?;
         let config = json_file::read(&config_path)?;
-        let file = Checkpoint::open(weights)?;
+        let file = adapter::open_weights(&weights)?;
         let level = adapter::missing_level(file.names(), files.config.family);
         let whole = |name: &str| match level.zip(name.strip_prefix(PREFIX)) {
             Some((level, rest)) => format!("{PREFIX}{level}{rest}"),

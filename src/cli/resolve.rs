@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::args::{CheckpointArgs, CommonArgs, LoraArgs, OptimArgs, RegularizationArgs};
+use super::args::{CheckpointArgs, CommonArgs, LoraArgs, OptimArgs, Pattern, RegularizationArgs};
 use super::output;
 use crate::arch::{Dtype, Family, ModelConfig};
 use crate::backend::Backend;
@@ -67,7 +67,7 @@ impl ModelFiles {
     }
 
     /// As AutoTokenizer does with the same name: an adapter may have added tokens.
-    fn tokenizer_dir(&self) -> &Path {
+    pub fn tokenizer_dir(&self) -> &Path {
         self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists()).unwrap_or(&self.path)
     }
 
@@ -80,13 +80,18 @@ impl ModelFiles {
 /// Finds `--model`: `embedded`, a directory, or a repository in the Hugging Face cache. One with an adapter in it is the
 /// model beside the adapter, or else the base model that the adapter names, as in transformers.
 pub fn model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
+    model_of(name, common.revision.as_deref())
+}
+
+/// The same for a revision.
+pub fn model_of(name: &str, revision: Option<&str>) -> Result<ModelFiles> {
     if name == embedded::NAME {
         let (config, checkpoint) = (embedded::config()?, embedded::checkpoint()?);
         let dtype = config.dtype.unwrap_or(Dtype::BF16);
         return Ok(ModelFiles { path: name.into(), config, checkpoint, dtype, adapter: None });
     }
     let env = cache_env();
-    let found = hub::resolve(name, common.revision.as_deref(), &env)?;
+    let found = hub::resolve(name, revision, &env)?;
     let path = match adapter::base_model(&found)? {
         None => found.clone(),
         Some((base, revision)) => {
@@ -216,6 +221,15 @@ pub fn all_linear(family: Family) -> Vec<String> {
     family.modules().iter().map(|&t| family.short_name(t).to_owned()).collect()
 }
 
+/// The entries of `--rank-pattern` or `--alpha-pattern`.
+pub fn pattern<T>(flag: &str, given: &Option<Pattern>, read: impl Fn(&Value) -> Option<T>) -> Result<Vec<(String, T)>> {
+    let entry = |(key, value): (&String, &Value)| {
+        let number = read(value).ok_or_else(|| Error::argument(flag, format!("a number for {key:?}"), value))?;
+        Ok((key.clone(), number))
+    };
+    given.iter().flatten().map(entry).collect()
+}
+
 /// An adapter of zeros, which has the layout that its configuration asks for.
 pub fn zero_adapter(config: LoraConfig, model: &ModelConfig) -> Result<LoraAdapter> {
     let zeros = |slot: Slot| {
@@ -241,6 +255,7 @@ pub fn settings(args: &OptimArgs, learning_rate: Option<f64>, seed: u64, shuffle
         batch_size: args.batch_size,
         accumulation: args.gradient_accumulation_steps,
         learning_rate: learning_rate.unwrap_or(defaults.learning_rate),
+        loraplus_lr_ratio: None,
         schedule: args.lr_scheduler_type,
         min_lr_rate: 0.0,
         warmup: match (args.warmup_steps, args.warmup_ratio) {

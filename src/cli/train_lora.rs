@@ -1,15 +1,17 @@
 //! `train-lora`: trains LoRA adapters on a file of examples, and writes them in PEFT's format.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value, json};
 
 use super::Failure;
-use super::args::TrainLoraArgs;
+use super::args::{LoraInit, TrainLoraArgs};
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
 use super::training::{self, Named, Training};
 use crate::backend::Backend;
-use crate::formats::adapter::{AdapterConfig, LoraAdapter, LoraConfig, Modules};
-use crate::model::{Adaptation, Layout, Model};
+use crate::formats::adapter::{AdapterConfig, InitLoraWeights, LoraAdapter, LoraConfig, Modules};
+use crate::model::{Adaptation, Layout, Model, Source, lora_start};
 use crate::train::settings::RunSettings;
 use crate::train::trainable::Trainable;
 use crate::train::trainer::{Run, TrainerOptions};
@@ -50,6 +52,11 @@ fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
             for &lora_alpha in &args.lora_alpha {
                 let asked = LoraConfig {
                     use_rslora: args.use_rslora,
+                    rank_pattern: resolve::pattern("--rank-pattern", &args.rank_pattern, |v| {
+                        v.as_u64()?.try_into().ok()
+                    })?,
+                    alpha_pattern: resolve::pattern("--alpha-pattern", &args.alpha_pattern, Value::as_f64)?,
+                    init_lora_weights: scheme(args.init_lora_weights),
                     base_model_name_or_path: Some(training.base.model.clone()),
                     ..LoraConfig::new(r, lora_alpha, target_modules.clone())
                 };
@@ -57,6 +64,7 @@ fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
                 for &rate in &rates {
                     for &seed in &seeds {
                         let settings = training::settings(training, rate, seed)?;
+                        let settings = RunSettings { loraplus_lr_ratio: args.loraplus_lr_ratio, ..settings };
                         let flags = [
                             ("target_modules", sets.len(), modules_name(target_modules)),
                             ("r", args.r.len(), json!(r)),
@@ -77,7 +85,22 @@ fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
         let expected = "one --r, --lora-alpha and --target-modules beside it, since it has its own";
         return Err(Error::argument("--init-adapter", expected, format!("{shapes} combinations")));
     }
+    if args.init_lora_weights == LoraInit::Pissa && shapes > 1 {
+        let expected = "one --r, --lora-alpha and --target-modules beside it, since it changes the base model";
+        return Err(Error::argument("--init-lora-weights pissa", expected, format!("{shapes} combinations")));
+    }
     Ok(runs)
+}
+
+/// How adapters start, by PEFT's name.
+fn scheme(init: LoraInit) -> InitLoraWeights {
+    match init {
+        LoraInit::True => InitLoraWeights::True,
+        LoraInit::False => InitLoraWeights::False,
+        LoraInit::Gaussian => InitLoraWeights::Gaussian,
+        LoraInit::Orthogonal => InitLoraWeights::Orthogonal,
+        LoraInit::Pissa => InitLoraWeights::Pissa,
+    }
 }
 
 /// The sets of `--target-modules`, which was split at commas: semicolons are between the sets.
@@ -128,19 +151,32 @@ struct Train<'a> {
 
 impl Job for Train<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, files, runs, data } = self;
+        let Self { args, files, mut runs, data } = self;
         let training = &args.training;
         let dropout = args.lora_dropout.unwrap_or(runs[0].init.config.lora_dropout);
-        let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
+        let mut identity = json!({ "model": training.base.model });
+        let mut checkpoint = Cow::Borrowed(&files.checkpoint);
+        let mut start = Vec::new();
+        if training.init_adapter.is_none() {
+            let source = Source::new(&files.config, &files.checkpoint)?;
+            for LoraRun { init, settings, .. } in &mut runs {
+                lora_start::start(init, &source, settings.seed)?;
+            }
+            if args.init_lora_weights == LoraInit::Pissa {
+                checkpoint = Cow::Owned(lora_start::without(&runs[0].init, &source)?);
+                start = runs[0].init.modules.clone();
+            }
+            if args.init_lora_weights != LoraInit::True {
+                identity["init_lora_weights"] = json!(args.init_lora_weights);
+            }
+        }
+        let mut model = Model::new(&mut backend, &files.config, &checkpoint)?;
         let adapters: Vec<LoraAdapter> = runs.iter().map(|run| run.init.clone()).collect();
         let layout = Layout::of_runs(&files.config, &adapters)?;
-        let mut adaptation = Adaptation::new(&mut backend, layout, runs.len())?;
+        let mut adaptation = Adaptation::new(&mut backend, layout, runs.len())?.started_at(start);
         let mut named = Vec::with_capacity(runs.len());
-        for (i, LoraRun { init, settings, name }) in runs.iter().enumerate() {
-            match &training.init_adapter {
-                None => adaptation.init_run(&mut backend, i, settings.seed)?,
-                Some(_) => adaptation.set_run(&mut backend, &model.config, i, init)?,
-            }
+        for (i, LoraRun { init, name, .. }) in runs.iter().enumerate() {
+            adaptation.set_run(&mut backend, &model.config, i, init)?;
             let config = LoraConfig { lora_dropout: dropout, ..init.config.clone() };
             let all = json!({
                 "r": config.r,
@@ -159,7 +195,7 @@ impl Job for Train<'_> {
             options: TrainerOptions { dropout, ..TrainerOptions::default() },
             runs: named,
             is_grid: runs.len() > 1,
-            identity: json!({ "model": training.base.model }),
+            identity,
         };
         let run = |run: LoraRun| Run { data: data.train.clone(), settings: run.settings };
         let runs = runs.into_iter().map(run).collect();

@@ -13,11 +13,13 @@ pub mod fields;
 mod modules;
 mod prompt;
 mod selection;
+mod weights;
 
 pub use directory::{FILES, base_model, files, is_adapter, missing_level, of_images, todays_name};
 pub use modules::{Module, ModuleKind};
 pub use prompt::{EncoderShape, EncoderState, PromptAdapter, PromptConfig, PromptKind, Reparameterization};
-pub use selection::{LoraConfig, Modules, Slot};
+pub use selection::{InitLoraWeights, LoraConfig, Modules, Slot};
+pub use weights::open as open_weights;
 
 /// An adapter of any kind.
 #[derive(Clone, Debug, PartialEq)]
@@ -209,4 +211,24 @@ pub struct LoraAdapter {
     pub head_dim: usize,
     /// Modules, by layer, then in the family's order.
     pub modules: Vec<LoraModule>,
+}
+
+impl LoraAdapter {
+    /// What an adapter has learnt since it began at `start`, as one of twice the rank for the base model that was whole
+    /// before: `B A - B0 A0 = [B, -B0] [A; A0]`. It is what PEFT saves with `path_initial_model_for_weight_conversion`.
+    ///
+    /// # Panics
+    /// If the modules or their sizes are others.
+    pub fn since(&self, start: &[LoraModule]) -> Self {
+        assert!(start.len() == self.modules.len(), "since: {} of {} modules", start.len(), self.modules.len());
+        let doubled = |(now, before): (&LoraModule, &LoraModule)| {
+            assert!((now.a.len(), now.b.len()) == (before.a.len(), before.b.len()), "since: modules of two sizes");
+            let rows = now.b.chunks_exact(now.r).zip(before.b.chunks_exact(now.r));
+            let b = rows.flat_map(|(now, before)| now.iter().copied().chain(before.iter().map(|x| -x))).collect();
+            LoraModule { r: 2 * now.r, a: [now.a.as_slice(), &before.a].concat(), b, ..*now }
+        };
+        let modules = self.modules.iter().zip(start).map(doubled).collect();
+        let config = LoraConfig { init_lora_weights: InitLoraWeights::True, ..self.config.doubled() };
+        Self { config, modules, ..*self }
+    }
 }

@@ -37,6 +37,8 @@ pub mod keys;
 #[forbid(unsafe_code)]
 pub mod lines;
 #[forbid(unsafe_code)]
+pub mod pretrained;
+#[forbid(unsafe_code)]
 pub mod records;
 pub mod safetensors;
 #[forbid(unsafe_code)]
@@ -49,5 +51,7 @@ pub mod tables;
 pub mod tfevents;
 #[forbid(unsafe_code)]
 pub mod tokenizer;
+#[forbid(unsafe_code)]
+pub mod torch;
 #[forbid(unsafe_code)]
 pub mod yaml;

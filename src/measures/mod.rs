@@ -57,6 +57,7 @@ pub mod attention;
 pub mod outputs;
 pub mod readouts;
 pub mod similarity;
+pub mod singular;
 
 mod compare;
 mod linear;

@@ -1,5 +1,7 @@
 //! Adapters of many runs, stacked in one flat buffer `[runs, stride]`, and where in it everything lies.
 
+use std::ops::Range;
+
 use crate::arch::Family;
 use crate::arch::ModelConfig;
 use crate::arch::Projection;
@@ -250,6 +252,23 @@ impl Layout {
         self.shapes.iter().flat_map(Shape::modules)
     }
 
+    /// Where the Bs lie in the parameters of every run.
+    ///
+    /// # Errors
+    /// Runs that have them in several places.
+    pub fn ranges_of_b(&self) -> Result<Vec<Range<usize>>> {
+        let range = |(_, _, site): (usize, Projection, LoraSite)| site.b..site.b + site.output * site.rank;
+        let mut shapes = self.shapes.iter().map(|shape| shape.modules().map(range).collect::<Vec<_>>());
+        let first = shapes.next().unwrap_or_default();
+        match shapes.all(|ranges| ranges == first) {
+            true => Ok(first),
+            false => {
+                let expected = "runs of one rank and one choice of modules, if B has a learning rate of its own";
+                Err(Error::argument("loraplus_lr_ratio", expected, "several"))
+            }
+        }
+    }
+
     /// The module that holds a projection.
     pub(super) fn module_of(&self, target: Projection) -> Projection {
         self.family.fused().iter().copied().find(|fused| fused.parts().contains(&target)).unwrap_or(target)
@@ -276,6 +295,8 @@ pub struct Adaptation<B: Backend> {
     pub params: B::Acc,
     /// Soft-prompt rows of each run, at most the layout's.
     pub prompts: Vec<usize>,
+    /// Where all runs began, where the base model is without it (PiSSA): taken away from what they have learnt.
+    start: Vec<LoraModule>,
     /// The parameters as the attention reads a prefix.
     pub(super) prefix: Option<B::Compute>,
 }
@@ -289,7 +310,13 @@ impl<B: Backend> Adaptation<B> {
         let params = backend.acc(runs * layout.stride)?;
         let prompts = vec![layout.prompt.map_or(0, |site| site.rows); runs];
         let prefix = layout.prefix.map(|_| backend.compute(runs * layout.stride)).transpose()?;
-        Ok(Self { layout, runs, params, prompts, prefix })
+        Ok(Self { layout, runs, params, prompts, start: Vec::new(), prefix })
+    }
+
+    /// The same where all runs begin at `start` over a base model that is without it: read out, adapters are for the base
+    /// model as it was ([`LoraAdapter::since`]).
+    pub fn started_at(self, start: Vec<LoraModule>) -> Self {
+        Self { start, ..self }
     }
 
     /// Soft prompts or prefixes of zeros, of `rows[i]` rows for run i.
@@ -471,7 +498,8 @@ impl<B: Backend> Adaptation<B> {
             b: matrix(site.b, site.output * site.rank),
         });
         let Layout { family, head_dim, .. } = self.layout;
-        Ok(LoraAdapter { config: config.clone(), family, head_dim, modules: modules.collect() })
+        let adapter = LoraAdapter { config: config.clone(), family, head_dim, modules: modules.collect() };
+        Ok(if self.start.is_empty() { adapter } else { adapter.since(&self.start) })
     }
 
     /// The parameters of a run `[stride]`.

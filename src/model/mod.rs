@@ -24,6 +24,8 @@ pub mod gradients;
 pub mod head;
 pub mod input;
 pub mod kv_cache;
+pub mod lora_start;
+pub mod merge;
 mod mlp;
 mod norm;
 pub mod output_rows;

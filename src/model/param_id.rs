@@ -387,6 +387,21 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// The tensor that holds a module whole, be it fused, as the file has it; and whether the file has it as `[input, output]`.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape.
+    pub(super) fn module(&self, layer: usize, module: Projection) -> Result<(TensorView, bool)> {
+        let id = ParamId::Weight(layer, module);
+        let (shape, part) = id.layout(&self.config);
+        Ok((self.checkpoint.expect(&self.name(id), &shape)?, matches!(part, Part::Columns { .. })))
+    }
+
+    /// The checkpoint whose tensors they are.
+    pub(super) const fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
     /// A weight in the model's own form; left in the file where that is the file's.
     ///
     /// # Errors

@@ -1,9 +1,11 @@
 //! The optimiser's state of all runs: AdamW over flat parameters `[runs, stride]`.
 
+use std::ops::Range;
+
 use super::settings::RunSettings;
 use crate::Result;
-use crate::backend::Backend;
 use crate::backend::ops::{Adamw, AdamwStep, CheckFinite, GradNorm, Zero};
+use crate::backend::{AccElement, Backend};
 
 /// Gradients and moments of `runs` runs, each `[runs, stride]`.
 pub struct Optimizer<B: Backend> {
@@ -20,6 +22,8 @@ pub struct Optimizer<B: Backend> {
     norm_sq: B::Acc,
     /// Set when a loss or a gradient was not finite: from then on nothing moves.
     stop: B::Acc,
+    /// Which elements of a run have a learning rate of their own, `[stride]`.
+    fast: Option<B::Acc>,
 }
 
 impl<B: Backend> Optimizer<B> {
@@ -37,12 +41,26 @@ impl<B: Backend> Optimizer<B> {
             v: backend.acc(len)?,
             norm_sq: backend.acc(runs)?,
             stop: backend.acc(1)?,
+            fast: None,
         })
     }
 
     /// Bytes of these buffers, without making them.
     pub fn bytes(runs: usize, stride: usize, element_sizes: (usize, usize)) -> usize {
         (runs * (3 * stride + 1) + 1) * element_sizes.0
+    }
+
+    /// Gives the elements of some ranges of every run a learning rate of their own.
+    ///
+    /// # Errors
+    /// If the device has no memory for their marks.
+    pub fn mark_fast(&mut self, backend: &mut B, ranges: &[Range<usize>]) -> Result<()> {
+        let mut marks = vec![B::Element::default(); self.stride];
+        ranges.iter().for_each(|range| marks[range.clone()].fill(B::Element::from_f64(1.0)));
+        let mut fast = backend.acc(self.stride)?;
+        backend.upload(&mut fast, 0, &marks)?;
+        self.fast = Some(fast);
+        Ok(())
     }
 
     /// Sees to it that nothing moves if one of the losses `[len]` is not finite.
@@ -73,8 +91,8 @@ impl<B: Backend> Optimizer<B> {
     /// Moves `params [runs, stride]`, by the norms that [`Optimizer::gradient_norms`] has left.
     pub fn step(&mut self, backend: &mut B, params: &mut B::Acc, steps: &[AdamwStep]) {
         assert!(steps.len() == self.runs, "optimiser: {} steps for {} runs", steps.len(), self.runs);
-        let Self { m, v, d_params, norm_sq, stop, .. } = self;
-        backend.adamw(Adamw { params, m, v, d_params, norm_sq, stop, steps, stride: self.stride });
+        let Self { m, v, d_params, norm_sq, stop, fast, .. } = self;
+        backend.adamw(Adamw { params, m, v, d_params, norm_sq, stop, steps, fast: fast.as_ref(), stride: self.stride });
     }
 }
 
@@ -88,6 +106,7 @@ pub fn adamw_step(settings: &RunSettings, step: u64, total: u64, end: u64) -> Ad
     AdamwStep {
         active: step < end,
         learning_rate: settings.learning_rate * factor,
+        fast_learning_rate: settings.learning_rate * settings.loraplus_lr_ratio.unwrap_or(1.0) * factor,
         beta1: settings.beta1,
         beta2: settings.beta2,
         epsilon: settings.epsilon,

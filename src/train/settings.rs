@@ -32,6 +32,9 @@ pub struct RunSettings {
     pub accumulation: usize,
     /// Peak learning rate (default 2e-4, a usual one for LoRA).
     pub learning_rate: f64,
+    /// Learning rate of B over that of A (LoRA+, Hayou et al., arXiv 2402.12354); none is one rate for all (default none).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loraplus_lr_ratio: Option<f64>,
     /// Its course after the warm-up (default linear).
     pub schedule: Schedule,
     /// Share of the peak to which the course falls, rather than to zero (default 0).
@@ -59,6 +62,7 @@ impl Default for RunSettings {
             batch_size: 8,
             accumulation: 1,
             learning_rate: 2e-4,
+            loraplus_lr_ratio: None,
             schedule: Schedule::Linear,
             min_lr_rate: 0.0,
             warmup: Warmup::Steps(0),
@@ -114,6 +118,9 @@ impl RunSettings {
         check(product.is_some(), "accumulation", "a product with batch_size below 2^64", "more")?;
         let lr = self.learning_rate;
         check(lr.is_finite() && lr >= 0.0, "learning_rate", "a number from 0", lr)?;
+        if let Some(ratio) = self.loraplus_lr_ratio {
+            check(ratio.is_finite() && ratio > 0.0, "loraplus_lr_ratio", "a number above 0", ratio)?;
+        }
         let rate = self.min_lr_rate;
         check((0.0..=1.0).contains(&rate), "min_lr_rate", "a number from 0 to 1", rate)?;
         if let Warmup::Ratio(r) = self.warmup {

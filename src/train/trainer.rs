@@ -73,12 +73,16 @@ impl<B: Backend> Trainer<B> {
         }
         let sizes = runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size));
         let (rows, labels) = packing.capacity(sizes);
+        let mut optimizer = Optimizer::new(backend, count, stride)?;
+        if let Some(layout) = trainable.layout().filter(|_| has_two_rates(&runs)) {
+            optimizer.mark_fast(backend, &layout.ranges_of_b()?)?;
+        }
         let runs = runs.into_iter().map(|run| {
             let total_steps = run.settings.total_steps(run.data.len());
             RunState::new(run, total_steps)
         });
         Ok(Self {
-            optimizer: Optimizer::new(backend, count, stride)?,
+            optimizer,
             acts: Activations::new(backend, &model.config, trainable.layout(), rows, Save::All)?,
             grads: Gradients::new(backend, &model.config, rows, labels)?,
             d_prompts: backend.acc(trainable.materialized())?,
@@ -152,7 +156,8 @@ impl<B: Backend> Trainer<B> {
         let bytes = [
             Activations::<B>::bytes(config, trainable.layout(), rows, Save::All, element_sizes),
             Gradients::<B>::bytes(config, rows, labels, element_sizes),
-            Optimizer::<B>::bytes(count, stride, element_sizes) + trainable.materialized() * element_sizes.0,
+            Optimizer::<B>::bytes(count, stride, element_sizes)
+                + (trainable.materialized() + if has_two_rates(runs) { stride } else { 0 }) * element_sizes.0,
         ];
         Ok((bytes, pass_size(config, trainable.layout(), count, (rows, labels))))
     }
@@ -254,6 +259,11 @@ impl<B: Backend> Trainer<B> {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Whether a run has a learning rate of its own for B.
+fn has_two_rates(runs: &[Run]) -> bool {
+    runs.iter().any(|run| run.settings.loraplus_lr_ratio.is_some())
 }
 
 pub(super) fn packing<B: Backend>(

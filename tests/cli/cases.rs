@@ -60,7 +60,6 @@ fn refused(case: &Value, ran: &Ran, out: &Path) -> Result<(), String> {
     let names: &[&str] = match case["id"].as_str().expect("an id") {
         "06-both" => &["--adapter", "adapter_config.json"],
         "21-nothing-left" => &["learnt"],
-        "40-bin" => &["adapter_model.bin", "safetensors"],
         "42-f16" => &["blocks.0.hook_resid_post", "65504", "6975"],
         _ => return Err(format!("refused: {}", ran.err.trim_end())),
     };

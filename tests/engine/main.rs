@@ -12,6 +12,7 @@ mod golden;
 mod golden_edits;
 mod golden_peft;
 mod golden_prompt;
+mod golden_start;
 mod model;
 mod names;
 mod pack;

@@ -277,8 +277,8 @@ fn other_layouts_of_a_directory_are_named() {
     assert!(error(&file).contains("expected a directory"), "{}", error(&file));
     let weights = top.join("default/adapter_model.safetensors");
     std::fs::rename(&weights, weights.with_extension("bin")).expect("renames");
-    let pickle = error(&top.join("default"));
-    assert!(pickle.contains("adapter_model.bin") && pickle.contains("save_file"), "{pickle}");
+    let other = error(&top.join("default"));
+    assert!(other.contains("adapter_model.bin") && other.contains("torch.save"), "{other}");
 }
 
 /// Fields of soft prompts with which PEFT 0.21.2 computes the same logits, and those with which it stops.

@@ -21,3 +21,4 @@ mod lines;
 mod rows;
 mod safetensors;
 mod tokenizer;
+mod torch;

@@ -228,6 +228,11 @@ pub fn adapters() -> Vec<Vec<File>> {
     all
 }
 
+/// A file of `torch.save`.
+pub fn torch_files() -> Vec<Vec<File>> {
+    vec![vec![file("state.bin", golden("torch/state.bin"))]]
+}
+
 /// Examples in every form.
 pub fn examples() -> Vec<Vec<File>> {
     let lines = [

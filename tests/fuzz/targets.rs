@@ -14,6 +14,7 @@ use llamaprobe::formats::hub::{CacheEnv, resolve};
 use llamaprobe::formats::jsonl::{Example, examples, values};
 use llamaprobe::formats::safetensors::{Checkpoint, Dtype, Loading};
 use llamaprobe::formats::tokenizer::Tokenizer;
+use llamaprobe::formats::torch;
 use llamaprobe::hooks::{Edit, Naming};
 use llamaprobe::task::retrieval::read_vectors;
 use llamaprobe::task::{Candidates, Side, Task, Template};
@@ -102,6 +103,12 @@ fn fuzz_chat_template() {
         template.render(&talk(), false, &specials).map(drop)
     }
     run(Target { name: "chat_template", seeds: seeds::templates(), read });
+}
+
+#[test]
+fn fuzz_torch() {
+    let read = |dir: &Path| torch::read(&dir.join("state.bin")).map(drop);
+    run(Target { name: "torch", seeds: seeds::torch_files(), read });
 }
 
 #[test]

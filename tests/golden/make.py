@@ -30,6 +30,7 @@ STEPS = [
     ("configs.py", [], "configs.json", ["configs.json"]),
     ("family_configs.py", [], "family_configs.json", ["family_configs.json"]),
     ("adapters.py", ["."], None, ["adapters.json", "peft_adapter"]),
+    ("torch_files.py", ["torch"], None, ["torch"]),
     ("small_tokenizers.py", ["."], None, ["tokenizers"]),
     ("measures.py", [], None, ["measures.safetensors"]),
     ("text_metrics.py", [], None, ["text_metrics.json"]),
@@ -39,6 +40,7 @@ STEPS = [
     ("tokenizer_ids.py", ["{shared}"], "tokenizer_ids.json", ["tokenizer_ids.json"]),
     ("generate.py", ["{shared}"], "generate.json", ["generate.json"]),
     ("peft_train.py", ["{shared}/models/stories260K", "peft"], None, ["peft"]),
+    ("peft_start.py", ["peft_start"], None, ["peft_start"]),
     ("peft_prompt.py", ["peft_prompt"], None, ["peft_prompt"]),
 ]
 

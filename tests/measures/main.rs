@@ -8,6 +8,7 @@ mod baselines;
 mod degenerate;
 mod golden;
 mod probes;
+mod singular;
 
 use llamaprobe::measures::{Measure, Settings, StateMeasures, similarity};
 

@@ -9,7 +9,7 @@ use super::naive::Precision;
 use super::operation::{Array, Operation, Role, acc};
 use super::packs;
 use super::simt::recorder::{FILL, Recorder, elements, rows};
-use super::simt::tape::Arg::{At, Inside, Int, Long};
+use super::simt::tape::Arg::{At, Inside, Int, Long, Null};
 use super::simt::tape::Buffer;
 
 /// Blocks of the first stage of a gradient's norm.
@@ -103,11 +103,18 @@ pub struct Adamw {
     pub steps: Vec<AdamwStep>,
     pub stride: usize,
     pub stopped: bool,
+    /// Whether some elements have a learning rate of their own.
+    pub fast: bool,
 }
 
 impl Adamw {
     fn len(&self) -> usize {
         self.steps.len() * self.stride
+    }
+
+    /// Stretches of unequal length.
+    fn marks(&self) -> Vec<f64> {
+        (0..self.stride).map(|i| f64::from(u8::from(i % 13 > 5 || i == 2))).collect()
     }
 
     fn stop(&self) -> [f64; 1] {
@@ -137,8 +144,10 @@ impl Operation for Adamw {
                 let m = p.a(p.a(s.beta1 * out[1][at]) + p.a((1.0 - s.beta1) * g));
                 let v = p.a(p.a(s.beta2 * out[2][at]) + p.a(p.a((1.0 - s.beta2) * g) * g));
                 let root = p.a(p.a(p.a(v.sqrt()) / correct(s.beta2).sqrt()) + s.epsilon);
-                let decayed = p.a(out[0][at] * (1.0 - s.learning_rate * s.weight_decay));
-                out[0][at] = p.a(decayed - p.a(p.a(s.learning_rate / correct(s.beta1)) * p.a(m / root)));
+                let marked = self.fast && self.marks()[i] != 0.0;
+                let rate = if marked { s.fast_learning_rate } else { s.learning_rate };
+                let decayed = p.a(out[0][at] * (1.0 - rate * s.weight_decay));
+                out[0][at] = p.a(decayed - p.a(p.a(rate / correct(s.beta1)) * p.a(m / root)));
                 (out[1][at], out[2][at]) = (m, v);
             }
         }
@@ -150,7 +159,7 @@ impl Operation for Adamw {
         let [mut params, mut m, mut v, d_params] = [0, 1, 2, 3].map(|i| device::acc(b, &inputs[i]));
         let mut norm_sq = b.acc(steps.len()).unwrap();
         b.grad_norm(ops::GradNorm { norm_sq: &mut norm_sq, d_params: &d_params, runs: steps.len(), stride });
-        let stop = device::acc(b, &self.stop());
+        let (stop, marks) = (device::acc(b, &self.stop()), device::acc(b, &self.marks()));
         b.adamw(ops::Adamw {
             params: &mut params,
             m: &mut m,
@@ -159,6 +168,7 @@ impl Operation for Adamw {
             norm_sq: &norm_sq,
             stop: &stop,
             steps,
+            fast: self.fast.then_some(&marks),
             stride,
         });
         out.acc = vec![params, m, v];
@@ -185,12 +195,15 @@ impl Operation for Adamw {
                 s.epsilon,
                 -s.learning_rate / correction(s.beta1),
                 s.max_grad_norm.unwrap_or(-1.0),
+                1.0 - s.fast_learning_rate * s.weight_decay,
+                -s.fast_learning_rate / correction(s.beta1),
             ]
         });
         let factors = r.tape.acc(&factors.collect::<Vec<_>>());
         let stop = r.tape.acc(&self.stop());
         let args = [params, m, v, d_params, norm_sq, stop, factors].map(At);
-        r.run("adamw", [stride.div_ceil(1024), runs, 1], &[&args[..], &[Long(stride)]].concat());
+        let fast = if self.fast { At(r.tape.acc(&self.marks())) } else { Null };
+        r.run("adamw", [stride.div_ceil(1024), runs, 1], &[&args[..], &[fast, Long(stride)]].concat());
         true
     }
 }
@@ -234,6 +247,7 @@ fn step(max_grad_norm: Option<f64>, step: u64) -> AdamwStep {
     AdamwStep {
         active: true,
         learning_rate: 1e-2,
+        fast_learning_rate: 5e-2,
         beta1: 0.9,
         beta2: 0.999,
         epsilon: 1e-8,
@@ -255,8 +269,10 @@ pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
             }
             let resting = AdamwStep { active: false, ..step(None, 1) };
             let steps = vec![step(None, 1), step(Some(0.05), 1), resting, step(Some(1e3), 7), step(Some(1.0), 5000)];
-            for (name, stopped) in [("adamw", false), ("adamw stopped", true)] {
-                cases.push(Case::new(name, Adamw { steps: steps.clone(), stride: 31, stopped }));
+            for (name, stopped, fast) in
+                [("adamw", false, false), ("adamw stopped", true, false), ("adamw of two rates", false, true)]
+            {
+                cases.push(Case::new(name, Adamw { steps: steps.clone(), stride: 31, stopped, fast }));
             }
             cases.push(Case::new("refresh_weight", RefreshWeight { offset: 3, width: 21 }));
             cases
@@ -278,6 +294,7 @@ fn call_adamw<B: Backend>(b: &mut B, [v, norm_sq]: [usize; 2], step: AdamwStep) 
         norm_sq: &norm_sq,
         stop: &stop,
         steps: &[step],
+        fast: None,
         stride: 3,
     });
 }

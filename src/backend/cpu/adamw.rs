@@ -39,19 +39,30 @@ impl<A: Float> AdamwOps for Cpu<A> {
 
     fn adamw(&mut self, op: Adamw<'_, Self>) {
         op.check();
-        let Adamw { params, m, v, d_params, norm_sq, stop, steps, stride } = op;
+        let Adamw { params, m, v, d_params, norm_sq, stop, steps, fast, stride } = op;
         if stop[0].to_f64() != 0.0 {
             return;
         }
         let exec = &self.cx.exec;
         for (run, step) in steps.iter().enumerate().filter(|(_, step)| step.active) {
-            let factors = Factors::new(step, norm_sq[run]);
+            let [factors, of_fast] =
+                [step.learning_rate, step.fast_learning_rate].map(|rate| Factors::new(step, rate, norm_sq[run]));
             let all = run * stride..(run + 1) * stride;
             let [params, m, v] =
                 [&mut *params, &mut *m, &mut *v].map(|values| rows("adamw", &mut values[all.clone()], stride, 1));
             let d_params = &d_params[all];
             each_part(&exec.pool, stride, 1, (params, (m, v)), |first, (params, (m, v))| {
-                update(exec.isa, params, m, v, &d_params[first..], factors)
+                let Some(fast) = fast else { return update(exec.isa, params, m, v, &d_params[first..], factors) };
+                let fast = &fast[first..first + params.len()];
+                let mut at = 0;
+                // A and B of a module are long stretches.
+                for stretch in fast.chunk_by(|a, b| (a.to_f64() == 0.0) == (b.to_f64() == 0.0)) {
+                    let part = at..at + stretch.len();
+                    let factors = if stretch[0].to_f64() == 0.0 { factors } else { of_fast };
+                    let [params, m, v] = [&mut *params, &mut *m, &mut *v].map(|values| &mut values[part.clone()]);
+                    update(exec.isa, params, m, v, &d_params[first + at..], factors);
+                    at = part.end;
+                }
             });
         }
     }
@@ -83,8 +94,8 @@ struct Factors<A> {
 }
 
 impl<A: Float> Factors<A> {
-    /// Of a step of a run whose gradient has the squared norm `norm_sq`.
-    fn new(step: &AdamwStep, norm_sq: A) -> Self {
+    /// Of a step of a run whose gradient has the squared norm `norm_sq`, at a learning rate.
+    fn new(step: &AdamwStep, learning_rate: f64, norm_sq: A) -> Self {
         let clip = match step.max_grad_norm {
             Some(max) => (max / (norm_sq.to_f64().sqrt() + 1e-6)).min(1.0),
             None => 1.0,
@@ -92,14 +103,14 @@ impl<A: Float> Factors<A> {
         let correction = |beta: f64| 1.0 - beta.powf(step.step as f64);
         Self {
             clip: A::from_f64(clip),
-            decay: A::from_f64(1.0 - step.learning_rate * step.weight_decay),
+            decay: A::from_f64(1.0 - learning_rate * step.weight_decay),
             beta1: A::from_f64(step.beta1),
             rest1: A::from_f64(1.0 - step.beta1),
             beta2: A::from_f64(step.beta2),
             rest2: A::from_f64(1.0 - step.beta2),
             root_correction: A::from_f64(correction(step.beta2).sqrt()),
             epsilon: A::from_f64(step.epsilon),
-            step_size: A::from_f64(-step.learning_rate / correction(step.beta1)),
+            step_size: A::from_f64(-learning_rate / correction(step.beta1)),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Gradient norm and AdamW, over all runs at once.
 
 use super::geometry::{blocks, blocks2};
-use super::launch::{Kernel, LaunchDims, acc, acc_ptr, int, long};
+use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_ptr, int, long};
 use super::{Cuda, rows};
 use crate::backend::Len;
 use crate::backend::ops::{Adamw, AdamwOps, AdamwStep, CheckFinite, GradNorm, Op, RefreshWeight};
@@ -12,14 +12,16 @@ pub const NORM_PARTS: usize = 64;
 /// Elements of a run that a block moves.
 const ELEMENTS: usize = 1024;
 /// Fields of a run's step.
-pub const STEP_FIELDS: usize = 10;
+pub const STEP_FIELDS: usize = 12;
 
 /// A run's step as the kernel reads it, computed in `f64`.
 fn step_fields(step: &AdamwStep) -> [f32; STEP_FIELDS] {
     if !step.active {
         return [0.0; STEP_FIELDS];
     }
-    let AdamwStep { learning_rate, beta1, beta2, epsilon, weight_decay, max_grad_norm, step, .. } = *step;
+    let AdamwStep {
+        learning_rate, fast_learning_rate, beta1, beta2, epsilon, weight_decay, max_grad_norm, step, ..
+    } = *step;
     let t = step as f64;
     [
         1.0,
@@ -32,6 +34,8 @@ fn step_fields(step: &AdamwStep) -> [f32; STEP_FIELDS] {
         epsilon,
         -learning_rate / (1.0 - beta1.powf(t)),
         max_grad_norm.unwrap_or(-1.0),
+        1.0 - fast_learning_rate * weight_decay,
+        -fast_learning_rate / (1.0 - beta1.powf(t)),
     ]
     .map(|x| x as f32)
 }
@@ -67,8 +71,9 @@ impl AdamwOps for Cuda {
         if cx.or_fail(written).is_none() {
             return;
         }
+        let fast = op.fast.map_or(Arg::null(Param::Acc), acc);
         let moved = [acc(op.params), acc(op.m), acc(op.v)];
-        let read = [acc(op.d_params), acc(op.norm_sq), acc(op.stop), acc_ptr(at), long(op.stride)];
+        let read = [acc(op.d_params), acc(op.norm_sq), acc(op.stop), acc_ptr(at), fast, long(op.stride)];
         let dims = LaunchDims::new(blocks2(op.stride.div_ceil(ELEMENTS), op.steps.len()));
         cx.launch(name, Kernel::new(FILE, name), dims, &[&moved[..], &read].concat());
     }

@@ -12,6 +12,8 @@ pub struct AdamwStep {
     pub active: bool,
     /// Learning rate.
     pub learning_rate: f64,
+    /// That of the elements that [`Adamw::fast`] marks.
+    pub fast_learning_rate: f64,
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
@@ -82,6 +84,8 @@ pub struct Adamw<'a, B: Buffers + ?Sized> {
     pub stop: &'a B::Acc,
     /// `[runs]`.
     pub steps: &'a [AdamwStep],
+    /// `[stride]`, not 0 where an element of every run has its own learning rate; none where no element has.
+    pub fast: Option<&'a B::Acc>,
     /// Elements of a run.
     pub stride: usize,
 }
@@ -95,6 +99,9 @@ impl<B: Buffers + ?Sized> Op for Adamw<'_, B> {
         needs(op, runs * self.stride, &[("v", self.v.len()), ("d_params", self.d_params.len())]);
         need(op, "norm_sq", self.norm_sq.len(), runs);
         need(op, "stop", self.stop.len(), 1);
+        if let Some(fast) = self.fast {
+            need(op, "fast", fast.len(), self.stride);
+        }
         for step in self.steps.iter().filter(|step| step.active) {
             assert!(step.step > 0, "{op}: step is {}, must be at least 1", step.step);
         }

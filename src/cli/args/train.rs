@@ -96,6 +96,25 @@ pub struct TrainLoraArgs {
     /// Rank-stabilized LoRA: scale the adapter's output by lora_alpha / sqrt(r) instead.
     #[arg(long, help_heading = "LoRA")]
     pub use_rslora: bool,
+    /// Other ranks, as JSON: {"expression for the end of a module's path": rank}; the first that matches counts.
+    #[arg(long, value_name = "JSON", value_parser = pattern, help_heading = "LoRA")]
+    pub rank_pattern: Option<Pattern>,
+    /// Other alphas, likewise.
+    #[arg(long, value_name = "JSON", value_parser = pattern, help_heading = "LoRA")]
+    pub alpha_pattern: Option<Pattern>,
+    /// How A and B start. After pissa the adapter saved is one of twice the rank for the unchanged base model.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "INIT",
+        default_value = "true",
+        conflicts_with = "init_adapter",
+        help_heading = "LoRA"
+    )]
+    pub init_lora_weights: LoraInit,
+    /// LoRA+: learning rate of B over that of A [default: one rate for both].
+    #[arg(long, value_name = "RATIO", help_heading = "LoRA")]
+    pub loraplus_lr_ratio: Option<f64>,
     /// Dropout probability of the adapter's input [default: 0, or that of --init-adapter].
     #[arg(long, help_heading = "LoRA")]
     pub lora_dropout: Option<f64>,
@@ -106,6 +125,29 @@ pub struct TrainLoraArgs {
 
 fn is_one(value: &u64) -> bool {
     *value == 1
+}
+
+/// Ranks or alphas by the modules' paths.
+pub type Pattern = serde_json::Map<String, serde_json::Value>;
+
+fn pattern(text: &str) -> Result<Pattern, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
+}
+
+/// How A and B start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LoraInit {
+    /// A uniform (Kaiming's with a = sqrt 5), B zero.
+    True,
+    /// A and B both uniform: not the base model at first.
+    False,
+    /// A normal with deviation 1 / r, B zero.
+    Gaussian,
+    /// A and B random and orthogonal, so that B A is zero; r must be even.
+    Orthogonal,
+    /// The leading singular vectors of each weight, which is trained without them (PiSSA).
+    Pissa,
 }
 
 /// How a soft prompt is tuned.

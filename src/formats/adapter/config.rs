@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::selection::{LoraConfig, MAX_RANK, Modules};
+use super::selection::{InitLoraWeights, LoraConfig, MAX_RANK, Modules};
 use super::{Adapter, fields};
 use crate::Result;
 use crate::arch::Family;
@@ -105,6 +105,7 @@ impl LoraConfig {
             rank_pattern: pattern(f, "rank_pattern", |d, key| d.usize_in(key, 1..=MAX_RANK))?,
             alpha_pattern: pattern(f, "alpha_pattern", |d, key| d.f64(key))?,
             use_rslora: f.bool("use_rslora")?.unwrap_or(false),
+            init_lora_weights: InitLoraWeights::of(f.get("init_lora_weights")),
             base_model_name_or_path: f.str("base_model_name_or_path")?.map(String::from),
         })
     }
@@ -120,7 +121,7 @@ impl LoraConfig {
         // GPT-2 stores its matrices transposed.
         put("fan_in_fan_out", json!(family == Family::Gpt2));
         put("inference_mode", json!(true));
-        put("init_lora_weights", json!(true));
+        put("init_lora_weights", self.init_lora_weights.to_json());
         put("layers_pattern", if self.layers_pattern.is_empty() { Value::Null } else { json!(self.layers_pattern) });
         put("layers_to_transform", json!(self.layers_to_transform));
         put("lora_alpha", number(self.lora_alpha));

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::fields;
 use super::prompt::{ENCODER, PromptAdapter, PromptKind};
+use super::weights::{self, PICKLE, WEIGHTS};
 use super::{Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, Slot};
 use serde_json::Value;
 
@@ -17,9 +18,6 @@ use crate::formats::safetensors::{self, Checkpoint, Dtype, Tensor};
 use crate::{Error, Result};
 
 const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
-/// The weights of older releases of PEFT: a pickle, which is not read here.
-const PICKLE: &str = "adapter_model.bin";
 /// What lies in an adapter's directory; one with nothing else may be replaced.
 pub const FILES: [&str; 4] = [CONFIG, WEIGHTS, ENCODER, "README.md"];
 
@@ -49,7 +47,7 @@ pub fn is_adapter(dir: &Path) -> bool {
 /// The configuration and the weights of an adapter's directory.
 ///
 /// # Errors
-/// The path is a file, the adapter lies in a folder of the directory, or its weights are a pickle.
+/// The path is a file, or the adapter lies in a folder of the directory.
 pub fn files(dir: &Path) -> Result<[PathBuf; 2]> {
     if dir.is_file() {
         return Err(Error::field(dir, "adapter", format!("a directory with {CONFIG} and {WEIGHTS}"), "a file"));
@@ -66,12 +64,9 @@ pub fn files(dir: &Path) -> Result<[PathBuf; 2]> {
             return Err(Error::field(dir, CONFIG, "an adapter's configuration", found));
         }
     }
-    if dir.join(PICKLE).is_file() && !dir.join(WEIGHTS).exists() {
-        let save = "python -c \"import torch; from safetensors.torch import save_file; save_file({k: v.clone().contiguous() \
-                    for k, v in torch.load('adapter_model.bin', weights_only=True).items()}, 'adapter_model.safetensors')\"";
-        return Err(Error::field(dir, "weights", WEIGHTS, format!("{PICKLE}; convert it there: {save}")));
-    }
-    Ok([dir.join(CONFIG), dir.join(WEIGHTS)])
+    // As PEFT, which reads the other one only where this is not.
+    let pickled = dir.join(PICKLE).is_file() && !dir.join(WEIGHTS).exists();
+    Ok([dir.join(CONFIG), dir.join(if pickled { PICKLE } else { WEIGHTS })])
 }
 
 impl Adapter {
@@ -147,7 +142,7 @@ impl LoraAdapter {
         let (family, head_dim) = (model.family, model.head_dim);
         let config = LoraConfig::read(&path, family)?;
         let slots = config.slots_of(&path, family, model.num_hidden_layers)?;
-        let tensors = Checkpoint::open(&file)?;
+        let tensors = weights::open(&file)?;
         let level = missing_level(tensors.names(), family);
         if let Some(level) = level {
             let path = file.display();
@@ -195,15 +190,19 @@ impl LoraAdapter {
         write_dir(dir.as_ref(), |dir| self.write_files(dir))
     }
 
+    /// B of a module with its rows in the order of the base model's file, `[output, R]`.
+    pub fn stored_b<'m>(&self, module: &'m LoraModule) -> Cow<'m, [f32]> {
+        match by_head(self.family, module.target) {
+            true => Cow::Owned(fused(&module.b, module.r * self.head_dim)),
+            false => Cow::Borrowed(&module.b),
+        }
+    }
+
     fn write_files(&self, dir: &Path) -> Result<()> {
         let mut parts = Vec::with_capacity(2 * self.modules.len());
         for m in &self.modules {
             let path = self.family.path(m.layer, m.target);
-            let b = if by_head(self.family, m.target) {
-                Cow::Owned(fused(&m.b, m.r * self.head_dim))
-            } else {
-                Cow::Borrowed(m.b.as_slice())
-            };
+            let b = self.stored_b(m);
             for (part, data) in [('A', Cow::Borrowed(m.a.as_slice())), ('B', b)] {
                 let width = data.len() / m.r;
                 assert!(width * m.r == data.len(), "{path}: lora_{part} of {} values, rank {}", data.len(), m.r);

@@ -10,6 +10,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::fields;
+use super::weights::open;
 use crate::arch::ModelConfig;
 use crate::formats::json::{self, Fields};
 use crate::formats::safetensors::{self, Checkpoint, Dtype, Tensor};
@@ -338,7 +339,7 @@ pub struct PromptAdapter {
 impl PromptAdapter {
     pub(super) fn read(config_path: &Path, weights: &Path, model: &ModelConfig) -> Result<Self> {
         let config = PromptConfig::read(config_path, model)?;
-        let file = Checkpoint::open(weights)?;
+        let file = open(weights)?;
         let view = file.expect(ROWS, &[config.num_virtual_tokens, config.width()])?;
         let rows = view.check_finite().and_then(|()| view.to_f32()).map_err(Error::file(weights))?;
         file.deny_unexpected(|name| name == ROWS)?;

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use regex::Regex;
+use serde_json::Value;
 
 use super::modules::{Module, ModuleKind};
 use crate::arch::{Family, Projection};
@@ -23,6 +24,45 @@ pub enum Modules {
     Regex(String),
     /// `all-linear`: every projection; not the output layer.
     AllLinear,
+}
+
+/// How A and B start (`init_lora_weights`), for the record where a file is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InitLoraWeights {
+    /// A uniform in `±1 / sqrt(input)`, B zero.
+    #[default]
+    True,
+    /// A and B both uniform, within the roots of their own inputs: not the base model at first.
+    False,
+    /// A normal with deviation `1 / r`, B zero.
+    Gaussian,
+    /// Both random and orthogonal to each other, so that `B A` is zero.
+    Orthogonal,
+    /// The leading singular vectors of the base weight, which gives them up (Meng et al., arXiv 2404.02948).
+    Pissa,
+}
+
+impl InitLoraWeights {
+    /// Of a file's field; what starts otherwise, or says nothing, counts as [`InitLoraWeights::True`].
+    pub(super) fn of(value: Option<&Value>) -> Self {
+        match value {
+            Some(Value::Bool(false)) => Self::False,
+            Some(Value::String(name)) if name.eq_ignore_ascii_case("gaussian") => Self::Gaussian,
+            Some(Value::String(name)) if name == "orthogonal" => Self::Orthogonal,
+            _ => Self::True,
+        }
+    }
+
+    /// As the file has it.
+    pub(super) fn to_json(self) -> Value {
+        match self {
+            Self::True => true.into(),
+            Self::False => false.into(),
+            Self::Gaussian => "gaussian".into(),
+            Self::Orthogonal => "orthogonal".into(),
+            Self::Pissa => "pissa".into(),
+        }
+    }
 }
 
 /// One module that a configuration adapts.
@@ -61,6 +101,8 @@ pub struct LoraConfig {
     pub alpha_pattern: Vec<(String, f64)>,
     /// Whether the scale is divided by the root of the rank.
     pub use_rslora: bool,
+    /// How A and B start.
+    pub init_lora_weights: InitLoraWeights,
     /// Name of the base model, for the record.
     pub base_model_name_or_path: Option<String>,
 }
@@ -86,7 +128,21 @@ impl LoraConfig {
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             use_rslora: false,
+            init_lora_weights: InitLoraWeights::True,
             base_model_name_or_path: None,
+        }
+    }
+
+    /// For adapters of twice the rank with the same scales.
+    pub(super) fn doubled(&self) -> Self {
+        // The scale is alpha / r, or alpha / sqrt(r).
+        let more = if self.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+        Self {
+            r: 2 * self.r,
+            lora_alpha: more * self.lora_alpha,
+            rank_pattern: self.rank_pattern.iter().map(|(key, r)| (key.clone(), 2 * r)).collect(),
+            alpha_pattern: self.alpha_pattern.iter().map(|(key, alpha)| (key.clone(), more * alpha)).collect(),
+            ..self.clone()
         }
     }
 

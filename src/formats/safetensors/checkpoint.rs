@@ -18,7 +18,7 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// An open set of tensors, their headers checked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Checkpoint {
     path: PathBuf,
     files: Vec<(PathBuf, Bytes)>,
@@ -174,6 +174,17 @@ impl Checkpoint {
         }
         self.tensors.insert(name, (at, info));
         Ok(())
+    }
+
+    /// The same checkpoint with other values of some tensors.
+    pub fn with(&self, tensors: impl IntoIterator<Item = TensorView>) -> Self {
+        let mut all = self.clone();
+        for TensorView { name, dtype, shape, data } in tensors {
+            let info = Info { name: name.clone(), dtype, shape, begin: 0, end: data.len() };
+            all.tensors.insert(name, (all.files.len(), info));
+            all.files.push((all.path.clone(), data));
+        }
+        all
     }
 
     /// What was opened: a file, or the index.

@@ -1,0 +1,63 @@
+//! `merge`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::common::ModelArgs;
+use crate::arch::Dtype;
+
+/// The dtype of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SavedDtype {
+    /// That of each tensor of the base model.
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl SavedDtype {
+    /// The dtype, where one was chosen.
+    pub const fn chosen(self) -> Option<Dtype> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(Dtype::F32),
+            Self::Bf16 => Some(Dtype::BF16),
+            Self::F16 => Some(Dtype::F16),
+        }
+    }
+}
+
+/// `merge`.
+#[derive(Debug, Args, Serialize)]
+#[command(after_help = "\
+Every adapted weight becomes W + scale B A, computed in f32 and rounded once. The directory has the
+base model's configuration and tokenizer, and all its tensors, in one model.safetensors.")]
+pub struct MergeArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// Directory to write: absent or empty.
+    #[arg(long, value_name = "DIR", alias = "output-dir")]
+    pub out: PathBuf,
+    /// Dtype of the tensors.
+    #[arg(long, value_enum, default_value = "auto", alias = "torch-dtype")]
+    pub dtype: SavedDtype,
+    /// Branch, tag or commit of a model in the Hugging Face cache [default: main].
+    #[arg(long)]
+    pub revision: Option<String>,
+    /// Print results as JSON on stdout.
+    #[arg(long)]
+    #[serde(skip)]
+    pub json: bool,
+    /// YAML file with these flags as keys; the command line takes precedence.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+}

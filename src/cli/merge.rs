@@ -1,0 +1,44 @@
+//! `merge`: a model with a LoRA adapter in its weights, as a directory of its own.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::args::MergeArgs;
+use super::resolve;
+use super::{Failure, output};
+use crate::Error;
+use crate::formats::adapter::Adapter;
+use crate::formats::{embedded, pretrained};
+use crate::model::{Source, merge};
+
+pub fn run(args: &MergeArgs) -> Result<(), Failure> {
+    let files = resolve::model_of(&args.model.model, args.revision.as_deref())?;
+    let lora = match resolve::adapter(args.model.adapter.as_deref(), &files)? {
+        Some(Adapter::Lora(lora)) => lora,
+        Some(Adapter::Prompt(prompt)) => {
+            let expected = "a LoRA (a soft prompt lies before every sequence, in no weight)";
+            return Err(Error::argument("--adapter", expected, prompt.config.kind.name()).into());
+        }
+        None => return Err(Error::argument("--adapter", "a LoRA adapter to merge", "none").into()),
+    };
+    let beside: BTreeMap<String, Vec<u8>> = match files.is_embedded() {
+        true => embedded::files().map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).into(),
+        false => {
+            let mut beside = pretrained::beside(&files.path)?;
+            // As AutoTokenizer does: an adapter may have added tokens.
+            if files.tokenizer_dir() != files.path {
+                let others = pretrained::beside(files.tokenizer_dir())?;
+                beside.extend(others.into_iter().filter(|(name, _)| pretrained::is_of_tokenizer(name)));
+            }
+            beside
+        }
+    };
+    let dtype = args.dtype.chosen();
+    let source = Source::new(&files.config, &files.checkpoint)?;
+    pretrained::write(&args.out, beside, dtype, |weights| merge::write(&source, &lora, dtype, weights))?;
+    if args.json {
+        return output::json(&json!({ "out": args.out, "modules": lora.modules.len() }));
+    }
+    output::line(format_args!("{}: {} modules merged", args.out.display(), lora.modules.len()))
+}

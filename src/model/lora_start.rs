@@ -1,0 +1,128 @@
+//! How the A and B of a new LoRA start, by the schemes of PEFT 0.21 ([`InitLoraWeights`]), on the host: the same seed gives the
+//! same values on every device.
+
+use super::merge;
+use super::param_id::{ParamId, Source};
+use crate::formats::adapter::{InitLoraWeights, LoraAdapter, LoraModule};
+use crate::formats::safetensors::Checkpoint;
+use crate::measures::singular::leading;
+use crate::random::Rng;
+use crate::{Error, Result};
+
+/// Sets the values of all modules of an adapter, whose sizes and scales stay as they are.
+///
+/// # Errors
+/// A rank or alpha that the scheme does not take; a base weight that is missing or not finite.
+pub fn start(adapter: &mut LoraAdapter, source: &Source, seed: u64) -> Result<()> {
+    let mut rng = Rng::new(seed);
+    let how = adapter.config.init_lora_weights;
+    let family = adapter.family;
+    for module in &mut adapter.modules {
+        let LoraModule { r, layer, target, .. } = *module;
+        let refuse = |name: &str, expected: String, found: String| {
+            Error::argument(name, format!("{expected}, of {}", family.path(layer, target)), found)
+        };
+        let input = module.a.len() / r;
+        match how {
+            InitLoraWeights::True => uniform(&mut rng, &mut module.a, input),
+            InitLoraWeights::False => {
+                uniform(&mut rng, &mut module.a, input);
+                uniform(&mut rng, &mut module.b, r);
+            }
+            InitLoraWeights::Gaussian => {
+                module.a.iter_mut().for_each(|x| *x = (rng.normal() / r as f64) as f32);
+            }
+            InitLoraWeights::Orthogonal if r % 2 == 1 => {
+                return Err(refuse("r", "an even rank for an orthogonal start".to_owned(), r.to_string()));
+            }
+            InitLoraWeights::Orthogonal => orthogonal(&mut rng, module),
+            InitLoraWeights::Pissa => {
+                let most = input.min(module.b.len() / r);
+                if r > most {
+                    return Err(refuse("r", format!("at most {most} singular vectors"), r.to_string()));
+                }
+                if module.scale <= 0.0 {
+                    return Err(refuse("lora_alpha", "a scale above 0".to_owned(), module.scale.to_string()));
+                }
+                pissa(module, &weight(source, module)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The base model without what its adapter starts with: `W - scale B A`, in each tensor's dtype.
+///
+/// # Errors
+/// A base weight that is missing, or a value that is not finite.
+pub fn without(adapter: &LoraAdapter, source: &Source) -> Result<Checkpoint> {
+    let mut negative = adapter.clone();
+    negative.modules.iter_mut().flat_map(|module| &mut module.b).for_each(|x| *x = -*x);
+    let residual = |module: &LoraModule| {
+        let (view, _) = source.module(module.layer, module.target)?;
+        merge::merged(source, &negative, module, view.dtype)
+    };
+    let tensors = negative.modules.iter().map(residual).collect::<Result<Vec<_>>>()?;
+    Ok(source.checkpoint().with(tensors))
+}
+
+/// Kaiming's uniform distribution with a = sqrt 5, that of PyTorch's linear layers.
+fn uniform(rng: &mut Rng, values: &mut [f32], input: usize) {
+    let bound = 1.0 / (input as f32).sqrt();
+    values.iter_mut().for_each(|x| *x = rng.symmetric(bound));
+}
+
+/// Of an orthogonal matrix `[R, R]`, A is made of the even rows and B of the odd ones: `B A = 0`.
+fn orthogonal(rng: &mut Rng, module: &mut LoraModule) {
+    let r = module.r;
+    let mut rows: Vec<Vec<f64>> = Vec::with_capacity(r);
+    while rows.len() < r {
+        let mut row: Vec<f64> = (0..r).map(|_| rng.normal()).collect();
+        let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+        // Twice, since the first leaves what rounding puts back.
+        for other in rows.iter().chain(&rows) {
+            let along = dot(&row, other);
+            row.iter_mut().zip(other).for_each(|(x, y)| *x -= along * y);
+        }
+        let norm = dot(&row, &row).sqrt();
+        if norm > 1e-6 {
+            row.iter_mut().for_each(|x| *x /= norm);
+            rows.push(row);
+        }
+    }
+    let mut mix = |first: usize| -> Vec<f64> {
+        let parts: Vec<f64> = (0..r / 2).map(|_| rng.normal() / 10.0).collect();
+        (0..r).map(|j| parts.iter().zip(rows.iter().skip(first).step_by(2)).map(|(x, row)| x * row[j]).sum()).collect()
+    };
+    let input = module.a.len() / r;
+    for i in 0..input {
+        mix(0).into_iter().enumerate().for_each(|(j, x)| module.a[j * input + i] = x as f32);
+    }
+    for row in module.b.chunks_exact_mut(r) {
+        row.iter_mut().zip(mix(1)).for_each(|(b, x)| *b = x as f32);
+    }
+}
+
+/// `A = sqrt(S / scale) V'` and `B = U sqrt(S / scale)` of the leading singular values.
+fn pissa(module: &mut LoraModule, weight: &[f32]) {
+    let input = module.a.len() / module.r;
+    let found = leading(weight, input, module.r);
+    for (i, &value) in found.values.iter().enumerate() {
+        let root = (value / module.scale).sqrt();
+        let a = &mut module.a[i * input..(i + 1) * input];
+        a.iter_mut().zip(&found.right[i * input..]).for_each(|(a, v)| *a = (root * v) as f32);
+        let b = module.b.iter_mut().skip(i).step_by(module.r);
+        b.zip(&found.left[i * weight.len() / input..]).for_each(|(b, u)| *b = (root * u) as f32);
+    }
+}
+
+/// The base weight `[output, input]` of a module; of a fused one its parts one after another, as in B.
+fn weight(source: &Source, module: &LoraModule) -> Result<Vec<f32>> {
+    let mut all = Vec::new();
+    for &part in module.target.parts() {
+        let view = source.view(ParamId::Weight(module.layer, part))?;
+        let error = Error::file(source.checkpoint().path());
+        all.extend(view.check_finite().and_then(|()| view.to_f32()).map_err(error)?);
+    }
+    Ok(all)
+}

@@ -1,0 +1,136 @@
+//! A LoRA in the weights: `W + scale B A` in place of `W` (Hu et al., arXiv 2106.09685), in the base model's own file.
+
+use std::collections::BTreeMap;
+use std::ops::{AddAssign, Mul};
+use std::path::Path;
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::param_id::Source;
+use crate::arch;
+use crate::formats::adapter::{LoraAdapter, LoraModule};
+use crate::formats::safetensors::{Bytes, Dtype, TensorFile, TensorSpec, TensorView};
+use crate::{Error, Result};
+
+/// Writes the base model's tensors with an adapter in them. Each keeps its dtype, or all floats get `dtype`; a changed one is
+/// computed in f32 (f64 where it is saved so) and rounded once.
+///
+/// # Errors
+/// A module whose tensor is missing, a value that is not finite in the dtype, or the file cannot be written.
+pub fn write(source: &Source, adapter: &LoraAdapter, dtype: Option<arch::Dtype>, path: &Path) -> Result<()> {
+    let checkpoint = source.checkpoint();
+    let mut modules: BTreeMap<String, &LoraModule> = BTreeMap::new();
+    for module in &adapter.modules {
+        let (view, _) = source.module(module.layer, module.target)?;
+        modules.insert(view.name, module);
+    }
+    let saved = |view: &TensorView| match (view.float(), dtype.map(of)) {
+        (Some(_), Some(dtype)) => dtype,
+        _ => view.dtype,
+    };
+    let specs = checkpoint.iter().map(|t| TensorSpec { dtype: saved(&t), shape: t.shape, name: t.name });
+    let mut metadata = checkpoint.metadata().clone();
+    // transformers refuses files that do not name who wrote them.
+    metadata.insert("format".to_owned(), "pt".to_owned());
+    let metadata: Vec<(&str, &str)> = metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let mut file = TensorFile::create(path, specs.collect(), &metadata)?;
+    for view in checkpoint.iter() {
+        let dtype = saved(&view);
+        match modules.get(&view.name) {
+            Some(module) => file.append(&view.name, &merged(source, adapter, module, dtype)?.data)?,
+            None if dtype == view.dtype => file.append(&view.name, &view.data)?,
+            None => {
+                let values = view.to_f32().map_err(Error::file(checkpoint.path()))?;
+                file.append(&view.name, &encode(&view.name, &values, dtype)?)?;
+            }
+        }
+    }
+    file.finish()
+}
+
+/// The tensor of a module with its update, as the file has it, in `dtype`.
+///
+/// # Errors
+/// It is missing or of another shape; a value that is not finite in the dtype.
+pub fn merged(source: &Source, adapter: &LoraAdapter, module: &LoraModule, dtype: Dtype) -> Result<TensorView> {
+    let (view, transposed) = source.module(module.layer, module.target)?;
+    let error = Error::file(source.checkpoint().path());
+    let data = if (view.dtype, dtype) == (Dtype::F64, Dtype::F64) {
+        let mut values = view.as_slice::<f64>().map_err(error)?.to_vec();
+        update(&mut values, adapter, module, transposed, module.scale);
+        finite(&view.name, values.iter().copied())?;
+        bytemuck::cast_slice(&values).to_vec()
+    } else {
+        let mut values = view.to_f32().map_err(error)?;
+        update(&mut values, adapter, module, transposed, module.scale as f32);
+        encode(&view.name, &values, dtype)?
+    };
+    Ok(TensorView { dtype, data: Bytes::from(data), ..view })
+}
+
+/// Adds `scale B A` to a matrix `[output, input]`, or transposed to one `[input, output]`.
+fn update<T>(values: &mut [T], adapter: &LoraAdapter, module: &LoraModule, transposed: bool, scale: T)
+where
+    T: Copy + Send + Sync + From<f32> + AddAssign + Mul<Output = T>,
+{
+    let r = module.r;
+    let b = adapter.stored_b(module);
+    // The matrix is left [rows, R] times right [R, columns].
+    let (left, right) = match transposed {
+        false => (b.to_vec(), module.a.clone()),
+        true => (flipped(&module.a, r), flipped(&b, b.len() / r)),
+    };
+    let columns = right.len() / r;
+    values.par_chunks_exact_mut(columns).zip(left.par_chunks_exact(r)).for_each(|(row, left)| {
+        let mut delta = vec![T::from(0.0); columns];
+        for (&x, right) in left.iter().zip(right.chunks_exact(columns)) {
+            delta.iter_mut().zip(right).for_each(|(d, &y)| *d += T::from(x) * T::from(y));
+        }
+        row.iter_mut().zip(delta).for_each(|(w, d)| *w += scale * d);
+    });
+}
+
+/// The transpose of a matrix of so many rows.
+fn flipped(matrix: &[f32], rows: usize) -> Vec<f32> {
+    let columns = matrix.len() / rows;
+    (0..columns).flat_map(|column| matrix.iter().skip(column).step_by(columns).copied()).collect()
+}
+
+/// Values as a file has them, each rounded to the nearest.
+fn encode(name: &str, values: &[f32], dtype: Dtype) -> Result<Vec<u8>> {
+    Ok(match dtype {
+        Dtype::F64 => bytemuck::cast_slice(&values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()).to_vec(),
+        Dtype::BF16 => {
+            let rounded: Vec<bf16> = values.par_iter().map(|&x| bf16::from_f32(x)).collect();
+            finite(name, rounded.iter().map(|x| x.to_f64()))?;
+            bytemuck::cast_slice(&rounded).to_vec()
+        }
+        Dtype::F16 => {
+            let rounded: Vec<f16> = values.par_iter().map(|&x| f16::from_f32(x)).collect();
+            finite(name, rounded.iter().map(|x| x.to_f64()))?;
+            bytemuck::cast_slice(&rounded).to_vec()
+        }
+        _ => {
+            finite(name, values.iter().map(|&x| f64::from(x)))?;
+            bytemuck::cast_slice(values).to_vec()
+        }
+    })
+}
+
+/// Refuses what a dtype cannot hold.
+fn finite(name: &str, mut values: impl Iterator<Item = f64>) -> Result<()> {
+    match values.find(|x| !x.is_finite()) {
+        None => Ok(()),
+        Some(found) => Err(Error::NotFinite { what: format!("tensor {name}, merged and rounded"), found }),
+    }
+}
+
+const fn of(dtype: arch::Dtype) -> Dtype {
+    match dtype {
+        arch::Dtype::F64 => Dtype::F64,
+        arch::Dtype::F32 => Dtype::F32,
+        arch::Dtype::BF16 => Dtype::BF16,
+        arch::Dtype::F16 => Dtype::F16,
+    }
+}

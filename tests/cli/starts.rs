@@ -1,0 +1,108 @@
+//! `train-lora` with other starts, rates, ranks and alphas.
+
+use serde_json::{Value, json};
+
+use super::trained::{DATA, files};
+use super::{line, put, run, tensor, workplace};
+
+const TRAIN: &str = "train-lora --model {}/model --train {}/data.jsonl --r 2 --max-steps 4 --batch-size 2 --device cpu";
+
+fn place() -> tempfile::TempDir {
+    let dir = workplace();
+    put(dir.path(), "data.jsonl", DATA);
+    dir
+}
+
+fn config(dir: &std::path::Path) -> Value {
+    serde_json::from_slice(&std::fs::read(dir.join("adapter_config.json")).expect("a file")).expect("JSON")
+}
+
+/// A training that does not move leaves the base model as it is: what the residual base lacks, the adapter has, and no more.
+#[test]
+fn pissa_adapter_is_for_the_base_model_as_it_was() {
+    let dir = place();
+    let d = dir.path();
+    line(d, &format!("{TRAIN} --init-lora-weights pissa --learning-rate 0 --out {{}}/still")).ok();
+    let written = config(&d.join("still"));
+    assert_eq!(
+        (&written["r"], &written["lora_alpha"], &written["init_lora_weights"]),
+        (&json!(4), &json!(32), &json!(true))
+    );
+    let logits = |more: &str, out: &str| {
+        line(d, &format!("capture --model {{}}/model --input {{}}/texts.jsonl --sites logits --tokens all --device cpu {more} --out {{}}/{out}")).ok();
+        tensor(&d.join(out).join("activations.safetensors"), "logits").1
+    };
+    let (plain, still) = (logits("", "plain"), logits("--adapter {}/still", "tuned"));
+    let largest = plain.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    let apart = plain.iter().zip(&still).fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
+    assert!(apart <= 1e-5 * largest, "{apart} of {largest}");
+    line(d, &format!("{TRAIN} --init-lora-weights pissa --learning-rate 0.05 --out {{}}/moved")).ok();
+    let moved = logits("--adapter {}/moved", "further");
+    assert!(plain.iter().zip(&moved).any(|(a, b)| (a - b).abs() > 1e-3 * largest));
+}
+
+#[test]
+fn pissa_with_two_rates_resumes_to_the_same_bytes() {
+    let dir = place();
+    let d = dir.path();
+    let train = format!(
+        "{TRAIN} --init-lora-weights pissa --loraplus-lr-ratio 8 --use-rslora --learning-rate 0.01 --save-steps 2"
+    );
+    line(d, &format!("{train} --out {{}}/whole")).ok();
+    line(d, &format!("{train} --out {{}}/second --resume-from-checkpoint {{}}/whole/checkpoint-2")).ok();
+    assert!(files(&d.join("whole")) == files(&d.join("second")));
+    let other = line(
+        d,
+        &format!(
+            "{} --out {{}}/third --resume-from-checkpoint {{}}/whole/checkpoint-2",
+            train.replace("pissa", "true")
+        ),
+    );
+    assert!(other.refused().contains("init_lora_weights"));
+    let plain = line(d, &format!("{} --out {{}}/fourth", train.replace(" --loraplus-lr-ratio 8", "")));
+    plain.ok();
+    assert!(files(&d.join("whole")) != files(&d.join("fourth")));
+}
+
+#[test]
+fn ranks_and_alphas_by_pattern_are_written_as_peft_has_them() {
+    let dir = place();
+    let d = dir.path();
+    let words = [
+        ("--rank-pattern", r#"{"v_proj": 1, "layers.0.self_attn.q_proj": 3}"#),
+        ("--alpha-pattern", r#"{"v_proj": 2.5}"#),
+    ];
+    let mut args = super::words(d, &format!("{TRAIN} --use-rslora --out {{}}/out"));
+    args.extend(words.iter().flat_map(|(flag, value)| [(*flag).to_owned(), (*value).to_owned()]));
+    run(args).ok();
+    let written = config(&d.join("out"));
+    assert_eq!(written["rank_pattern"], json!({"v_proj": 1, "layers.0.self_attn.q_proj": 3}));
+    assert_eq!((&written["alpha_pattern"], &written["use_rslora"]), (&json!({"v_proj": 2.5}), &json!(true)));
+    let rank = |layer: usize, module: &str| {
+        let name = format!("base_model.model.model.layers.{layer}.self_attn.{module}.lora_A.weight");
+        tensor(&d.join("out/adapter_model.safetensors"), &name).0[0]
+    };
+    assert_eq!([rank(0, "q_proj"), rank(1, "q_proj"), rank(0, "v_proj"), rank(1, "v_proj")], [3, 2, 1, 1]);
+    // The flags stand in the configuration that lies beside the adapter, which gives the same training.
+    line(d, "train-lora --config {}/out/llamaprobe.yaml --out {}/again").ok();
+    assert!(files(&d.join("out")) == files(&d.join("again")));
+}
+
+#[test]
+fn starts_and_rates_out_of_their_domain_name_their_flag() {
+    let dir = place();
+    let d = dir.path();
+    for (more, says) in [
+        ("--init-lora-weights orthogonal --r 3", &["--r", "even", "3"][..]),
+        ("--init-lora-weights pissa --r 500", &["--r", "singular", "500"]),
+        ("--loraplus-lr-ratio 0", &["--loraplus-lr-ratio", "above 0"]),
+        ("--rank-pattern {\"v_proj\":1.5}", &["--rank-pattern", "1.5"]),
+        ("--rank-pattern {\"nothing\":1}", &["rank-pattern", "nothing"]),
+    ] {
+        let error = line(d, &format!("{TRAIN} --out {{}}/out {more}")).refused();
+        assert!(says.iter().all(|part| error.contains(part)), "{more}: {error}");
+        assert!(!d.join("out").exists(), "{more}");
+    }
+    let both = line(d, &format!("{TRAIN} --out {{}}/out --init-adapter {{}}/x --init-lora-weights gaussian"));
+    assert_eq!(both.code, Some(2), "{}", both.err);
+}

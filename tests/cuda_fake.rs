@@ -9,6 +9,8 @@
 mod cuda;
 #[path = "fake/edits.rs"]
 mod edits;
+#[path = "fake/families.rs"]
+mod families;
 #[path = "support/ops/mod.rs"]
 mod ops;
 #[path = "fake/soundness.rs"]
@@ -25,8 +27,8 @@ use llamaprobe::arch::{Dtype, ModelConfig};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::cuda::{Captures, Cuda, Settings};
-use llamaprobe::hooks::{Naming, NoTaps, Record, Selection};
-use llamaprobe::model::{Activations, FullTuning, GradientRequest, Gradients, Input, Labels, Model, Save};
+use llamaprobe::hooks::{Naming, Record, Selection};
+use llamaprobe::model::{Activations, FullTuning, Input, Model, Save};
 use llamaprobe::pack::{Label, Sequence, forest};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::settings::{Length, RunSettings};
@@ -547,62 +549,4 @@ fn planted_bug_is_seen() {
     let seen = !wrong.output().expect("start the program").status.success()
         || difference(&d.join("cpu/activations.safetensors"), &d.join("gpu/activations.safetensors")) > 1e-3;
     assert!(seen, "the planted bug changed nothing");
-}
-
-/// The gradients of all weights of a small random model, from a forest of two sequences.
-fn gradients<B: Backend<Element = f32>>(b: &mut B, config: &str) -> Vec<f32> {
-    let config = ModelConfig::parse("config.json", config).expect("a config");
-    let (model, tuning) = FullTuning::random(b, config, 0.2, 0).expect("a model");
-    let sequences = [&[5, 6, 7, 8, 9][..], &[5, 6, 7, 1, 2, 3]].map(|ids| Sequence::ids(ids, None, Label::Text));
-    let pack = forest(&sequences, 1).pack;
-    let device = b.pack(&pack).expect("a pack");
-    let rows: Vec<u32> = (0..pack.len() as u32).collect();
-    let targets: Vec<u32> = rows.iter().map(|row| (row * 5 + 1) % 30).collect();
-    let labels = Labels::new(b, None, &rows, &targets, &vec![0.5; rows.len()]).expect("labels");
-    let mut acts = Activations::new(b, &model.config, None, pack.len(), Save::All).expect("activations");
-    let mut grads = Gradients::new(b, &model.config, pack.len(), rows.len()).expect("gradients");
-    let mut d_weights = b.acc(tuning.layout.total).expect("gradients");
-    let input = Input::new(&pack, &device);
-    model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
-    let wanted = GradientRequest { d_params: None, d_weights: Some((&mut d_weights, &tuning.layout)), d_embed: true };
-    model.backward(b, &acts, &mut grads, &input, &labels, wanted);
-    let mut found = vec![0.0; tuning.layout.total];
-    b.download(&mut found, &d_weights, 0).expect("gradients");
-    b.sync().expect("a backward");
-    found
-}
-
-#[test]
-#[ignore = "started on the fake driver"]
-fn families() {
-    for config in [
-        r#"{"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 3, "vocab_size": 30, "n_positions": 16}"#,
-        r#"{"model_type": "opt", "hidden_size": 24, "ffn_dim": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "vocab_size": 30, "max_position_embeddings": 16, "do_layer_norm_before": false, "word_embed_proj_dim": 8}"#,
-        r#"{"model_type": "bloom", "hidden_size": 24, "n_layer": 2, "n_head": 3, "vocab_size": 30}"#,
-        r#"{"model_type": "gemma2", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": 10, "vocab_size": 30, "query_pre_attn_scalar": 6, "sliding_window": 4,
-            "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}"#,
-        r#"{"model_type": "gemma3_text", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10, "vocab_size": 30, "sliding_window": 4,
-            "sliding_window_pattern": 2}"#,
-        r#"{"model_type": "olmo2", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "vocab_size": 30}"#,
-        r#"{"model_type": "gpt_neox", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "vocab_size": 30, "rotary_pct": 0.5}"#,
-        r#"{"model_type": "phi3", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "vocab_size": 30, "partial_rotary_factor": 0.67}"#,
-    ] {
-        let expected = gradients(&mut Cpu::new(Dtype::F32), config);
-        let found = gradients(&mut Cuda::open(0, Dtype::F32, &cuda::settings()).expect("a device"), config);
-        let largest = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-        let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest;
-        println!("{config}: {off:.1e} of the largest gradient");
-        assert!(off < 1e-4, "{config}: off by {off}");
-    }
-}
-
-#[test]
-fn gradients_of_every_family_are_those_of_the_cpu() {
-    child("families");
 }

@@ -5,7 +5,7 @@ use std::fs;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
-use super::{line, put, workplace};
+use super::{line, put, tensor, workplace};
 use crate::support::tiny_model::TinyModel;
 
 #[test]
@@ -186,7 +186,8 @@ fn adapter_of_the_model_directory_is_applied() {
         let base = format!("capture --input {{}}/texts.jsonl --sites resid_post --tokens all --out {{}}/{name}");
         let ran = line(d, &format!("{base} {args}"));
         assert_eq!(ran.code, Some(0), "{args}: {}", ran.err);
-        fs::read(d.join(name).join("activations.safetensors")).expect("states")
+        let file = d.join(name).join("activations.safetensors");
+        (0..2).map(|layer| tensor(&file, &format!("blocks.{layer}.hook_resid_post"))).collect::<Vec<_>>()
     };
     let right = states("right", "--model {}/model --adapter {}/adapter");
     assert!(right != states("bare", "--model {}/model"));

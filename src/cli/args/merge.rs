@@ -37,6 +37,10 @@ impl SavedDtype {
 /// `merge`.
 #[derive(Debug, Args, Serialize)]
 #[command(after_help = "\
+Examples:
+  llamaprobe merge --model DIR --adapter adapter --out merged
+  llamaprobe merge --model org/name --adapter adapter --out merged --dtype f32
+
 Every adapted weight becomes W + scale B A, computed in f32 and rounded once. The directory has the
 base model's configuration and tokenizer, and all its tensors, in one model.safetensors.")]
 pub struct MergeArgs {

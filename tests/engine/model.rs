@@ -460,7 +460,8 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
         let mut table = vec![0.0; 23 * width];
         for (row, token) in at.forest.pack.tokens().iter().enumerate() {
             if let Token::Id(id) = token {
-                (0..width).for_each(|j| table[*id as usize * width + j] += at.d_embed[row * width + j]);
+                let scale = model.config.embed_scale;
+                (0..width).for_each(|j| table[*id as usize * width + j] += scale * at.d_embed[row * width + j]);
             }
         }
         let worst = table.iter().zip(&at.d_weights).fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));

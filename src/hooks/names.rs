@@ -312,7 +312,10 @@ impl<'a> Naming<'a> {
         let near: Vec<String> = sites.iter().filter_map(|&site| self.spellings(site).into_iter().find(close)).collect();
         match near.as_slice() {
             [name] => format!("a hook site (nearest: `{name}`)"),
-            _ => format!("one of {}", sites.iter().filter_map(|&site| self.local(site)).collect::<Vec<_>>().join(", ")),
+            _ => {
+                let there = sites.iter().filter(|&&site| self.config.has(site));
+                format!("one of {}", there.filter_map(|&site| self.local(site)).collect::<Vec<_>>().join(", "))
+            }
         }
     }
 }

@@ -313,7 +313,7 @@ pub struct Used {
     pub device: String,
     /// The dtype of the matrix products, as a flag has it.
     pub dtype: String,
-    /// CPU threads.
+    /// Threads of the CPU backend.
     pub threads: usize,
 }
 

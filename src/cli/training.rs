@@ -181,7 +181,7 @@ pub struct Training<'a, A> {
     pub files: &'a ModelFiles,
     /// What holds for all runs.
     pub options: TrainerOptions,
-    /// The runs.
+    /// The runs' adapters and settings, in the order of their numbers.
     pub runs: Vec<Named>,
     /// Whether they are a grid, with settings beside each adapter and a file that compares them.
     pub is_grid: bool,

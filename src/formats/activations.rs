@@ -47,7 +47,7 @@ pub struct Layout {
 /// What one of the files will hold.
 #[derive(Clone, Debug, Default)]
 pub struct FileLayout {
-    /// Rows.
+    /// Rows of every tensor, one a captured token.
     pub rows: usize,
     /// What its `__metadata__` have beside those of every file.
     pub metadata: Vec<(String, String)>,

@@ -44,7 +44,7 @@ pub enum Value {
 pub struct Tensor {
     /// Elements along each dimension, the fastest first.
     pub dims: Vec<usize>,
-    /// The elements.
+    /// The tensor's elements, in row-major order.
     pub values: Vec<f32>,
 }
 

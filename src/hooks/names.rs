@@ -48,9 +48,9 @@ impl Names {
 /// Names as they are read and written for a model.
 #[derive(Clone, Copy, Debug)]
 pub struct Naming<'a> {
-    /// Which.
+    /// Which of the conventions is written, and read where two differ.
     pub names: Names,
-    /// The model.
+    /// The model, whose family decides which tensor a module's name is of.
     pub config: &'a ModelConfig,
 }
 

@@ -59,7 +59,7 @@ pub enum NormSite {
     Ln2Post,
     /// Of queries, where there is one.
     Q,
-    /// Of keys.
+    /// Of keys, where there is one.
     K,
     /// Before the head.
     Final,

@@ -50,7 +50,7 @@ pub struct Layout {
 /// Where the LoRA of consecutive runs lies, which adapts the same modules with the same ranks and scales.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shape {
-    /// The runs.
+    /// The runs whose LoRA lies so.
     pub runs: RunRange,
     /// Elements of a run.
     size: usize,
@@ -141,7 +141,7 @@ impl Layout {
     /// The layout of several runs, an adapter each, of any modules, ranks and scales.
     ///
     /// # Errors
-    /// As [`Layout::of_adapter`].
+    /// Those of [`Layout::of_adapter`], for any of the adapters.
     pub fn of_runs(config: &ModelConfig, adapters: &[LoraAdapter]) -> Result<Self> {
         let mut shapes: Vec<Shape> = Vec::new();
         for (run, adapter) in adapters.iter().enumerate() {

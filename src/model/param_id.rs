@@ -106,7 +106,7 @@ impl ParamId {
         all
     }
 
-    /// Its shape.
+    /// Dimensions of the weight in the model's own form, whatever the file has.
     pub fn shape(self, config: &ModelConfig) -> Vec<usize> {
         match self {
             Self::Embed | Self::Head => vec![config.vocab_size, config.embed_size],

@@ -37,7 +37,7 @@ pub enum Factor {
     LearningRate,
     /// Adapted modules.
     TargetModules,
-    /// The model.
+    /// The base model that everything runs in.
     Model,
 }
 

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// The labels that every query's answers stand for, in order; none where every query has answers of its own, and for free
-    /// text, where the only answer is the reference.
+    /// text, where the only answer is the gold one.
     pub labels: Option<Vec<String>>,
     /// At least one.
     pub queries: Vec<Query>,
@@ -27,7 +27,7 @@ pub struct Query {
     pub index: usize,
     /// Of the prompt, without an answer.
     pub token_ids: Vec<u32>,
-    /// The answers that are compared, of every label, of the query's own choices, or of the reference alone.
+    /// The answers that are compared, of every label, of the query's own choices, or of the gold one alone.
     pub answers: Vec<Answer>,
     /// Index of the gold answer.
     #[serde(rename = "right")]

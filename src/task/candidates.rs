@@ -7,7 +7,7 @@ use crate::{Error, Result};
 /// The outputs that are compared for one query, and which of them is the gold one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidates {
-    /// The row's own choices, the task's labels, or the reference alone.
+    /// The row's own choices, the task's labels, or the gold answer alone.
     pub outputs: Vec<String>,
     /// Index of the gold one; of equal ones the first.
     pub gold: usize,

@@ -49,7 +49,7 @@ pub(super) enum Source {
     Columns(Columns),
     /// By a reader of the original file of a data set.
     Reader {
-        /// Which.
+        /// The reader of the data set's own format.
         reader: Reader,
     },
 }

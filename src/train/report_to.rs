@@ -31,7 +31,7 @@ const COLUMNS: [&str; 11] = [
 pub struct ReportTo {
     /// Event files: tags as those of transformers' Trainer (`train/loss`, `eval/loss`).
     pub tensorboard: bool,
-    /// The table.
+    /// `trainer_log.csv`, the log as a table.
     pub csv: bool,
 }
 

@@ -38,7 +38,7 @@ pub struct Score {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunScores {
-    /// The latest.
+    /// The most recent evaluation, if there was one.
     pub last: Option<Score>,
     /// The one of the lowest loss, the first of equal ones.
     pub best: Option<Score>,

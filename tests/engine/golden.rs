@@ -1,4 +1,4 @@
-//! The forward against files made by the reference framework (`tests/golden/model.py`, `tests/golden/families.py`).
+//! The forward against files made by transformers (`tests/golden/model.py`, `tests/golden/families.py`).
 
 use std::path::PathBuf;
 

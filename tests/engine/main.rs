@@ -1,5 +1,5 @@
-//! The engine: packs, the passes of a model, tuning and the experiment; against f64, against the files of the reference
-//! frameworks, and against itself where two ways must give the same bits.
+//! The engine: packs, the passes of a model, tuning and the experiment; against f64, against files of transformers and
+//! PEFT, and against itself where two ways must give the same bits.
 
 #[path = "../support/mod.rs"]
 mod support;

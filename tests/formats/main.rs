@@ -1,4 +1,4 @@
-//! Files in and out: against files and values of the reference libraries, and round trips.
+//! Files in and out: against files and values of transformers, PEFT and torch, and round trips.
 
 #[path = "../support/mod.rs"]
 mod support;

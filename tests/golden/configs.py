@@ -1,4 +1,4 @@
-"""Writes configs.json: config.json files of many forms, with what the reference library makes of each, and the fields of
+"""Writes configs.json: config.json files of many forms, with what transformers makes of each, and the fields of
 each family's configuration there.
 
 Usage: python configs.py > configs.json

@@ -4,7 +4,7 @@
     python3 tests/golden/model.py            # writes tests/golden/model-*/ (needs torch, transformers, safetensors)
 
 Each directory is a checkpoint; `expected.safetensors` in it holds, for each sequence s, `ids.s` and, in f32, every
-`hidden_states` of the reference (`embed.s`, `resid_post.{layer}.s`, `final_norm.s`) and `logits.s`.
+`hidden_states` of transformers (`embed.s`, `resid_post.{layer}.s`, `final_norm.s`) and `logits.s`.
 """
 import json
 import os

@@ -7,7 +7,7 @@ use super::{Op, operations};
 use crate::backend::{Buffers, DevicePack, Len};
 use crate::pack::Pack;
 
-/// Consecutive runs.
+/// Consecutive runs of a pass, which share the shape of a LoRA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunRange {
     /// The first of them.
@@ -17,7 +17,7 @@ pub struct RunRange {
 }
 
 impl RunRange {
-    /// Every run.
+    /// Every run of a pass, however many there are.
     pub const ALL: Self = Self { first: 0, end: usize::MAX };
 
     /// Whether a run is one of them.

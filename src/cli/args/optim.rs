@@ -98,7 +98,7 @@ pub struct OptimArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// None.
+    /// No log but `trainer_log.jsonl`.
     None,
     /// Event files for TensorBoard.
     Tensorboard,

@@ -33,6 +33,7 @@ impl Family {
     /// The modules of a model of `layers` layers, but for OPT's matrices between the widths of embedding and residual
     /// stream.
     pub fn all_modules(self, layers: usize) -> Vec<Module> {
+        let llama_block = self.llama_block();
         let (embeddings, outside, of_block): (&[&str], &[&str], &[&str]) = match self {
             Self::Gpt2 => (
                 &["transformer.wte", "transformer.wpe"],
@@ -87,13 +88,9 @@ impl Family {
                     "model.language_model.norm",
                     "model.language_model.rotary_emb",
                 ],
-                self.llama_block(),
+                &llama_block,
             ),
-            _ => (
-                &["model.embed_tokens"],
-                &["model", "model.layers", "model.norm", "model.rotary_emb"],
-                self.llama_block(),
-            ),
+            _ => (&["model.embed_tokens"], &["model", "model.layers", "model.norm", "model.rotary_emb"], &llama_block),
         };
         let module = |path: String, kind: ModuleKind| Module { path, kind };
         let named =
@@ -113,56 +110,25 @@ impl Family {
     }
 
     /// What is in a block beside its projections, where names are LLaMA's.
-    const fn llama_block(self) -> &'static [&'static str] {
-        match self {
-            Self::Phi3 => &[
-                "self_attn",
-                "mlp",
-                "mlp.activation_fn",
-                "input_layernorm",
-                "post_attention_layernorm",
-                "resid_attn_dropout",
-                "resid_mlp_dropout",
-            ],
-            Self::Qwen3 => &[
-                "self_attn",
-                "self_attn.q_norm",
-                "self_attn.k_norm",
-                "mlp",
-                "mlp.act_fn",
-                "input_layernorm",
-                "post_attention_layernorm",
-            ],
-            Self::Olmo2 | Self::Olmo3 => &[
-                "self_attn",
-                "self_attn.q_norm",
-                "self_attn.k_norm",
-                "mlp",
-                "mlp.act_fn",
-                "post_attention_layernorm",
-                "post_feedforward_layernorm",
-            ],
-            Self::Gemma2 => &[
-                "self_attn",
-                "mlp",
-                "mlp.act_fn",
-                "input_layernorm",
-                "post_attention_layernorm",
-                "pre_feedforward_layernorm",
-                "post_feedforward_layernorm",
-            ],
-            Self::Gemma3 | Self::Gemma3Images => &[
-                "self_attn",
-                "self_attn.q_norm",
-                "self_attn.k_norm",
-                "mlp",
-                "mlp.act_fn",
-                "input_layernorm",
-                "post_attention_layernorm",
-                "pre_feedforward_layernorm",
-                "post_feedforward_layernorm",
-            ],
-            _ => &["self_attn", "mlp", "mlp.act_fn", "input_layernorm", "post_attention_layernorm"],
+    fn llama_block(self) -> Vec<&'static str> {
+        let mut names = vec!["self_attn", "mlp"];
+        names.push(if self == Self::Phi3 { "mlp.activation_fn" } else { "mlp.act_fn" });
+        if matches!(self, Self::Qwen3 | Self::Olmo2 | Self::Olmo3 | Self::Gemma3 | Self::Gemma3Images) {
+            names.extend(["self_attn.q_norm", "self_attn.k_norm"]);
         }
+        if !matches!(self, Self::Olmo2 | Self::Olmo3) {
+            names.push("input_layernorm");
+        }
+        names.push("post_attention_layernorm");
+        if matches!(self, Self::Gemma2 | Self::Gemma3 | Self::Gemma3Images) {
+            names.push("pre_feedforward_layernorm");
+        }
+        if matches!(self, Self::Olmo2 | Self::Olmo3 | Self::Gemma2 | Self::Gemma3 | Self::Gemma3Images) {
+            names.push("post_feedforward_layernorm");
+        }
+        if self == Self::Phi3 {
+            names.extend(["resid_attn_dropout", "resid_mlp_dropout"]);
+        }
+        names
     }
 }

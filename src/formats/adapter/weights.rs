@@ -11,7 +11,7 @@ pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// Those of its older releases: tensors as `torch.save` writes them.
 pub const PICKLE: &str = "adapter_model.bin";
 
-/// Opens either.
+/// Opens an adapter's weights in either form, by the file's extension.
 ///
 /// # Errors
 /// As [`Checkpoint::open`] and [`torch::read`].

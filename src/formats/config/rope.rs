@@ -15,7 +15,7 @@ pub(super) struct RopeReader<'a> {
     pub family: Family,
     /// Elements of a head.
     pub head_dim: usize,
-    /// `max_position_embeddings`.
+    /// The model's `max_position_embeddings`, its default resolved.
     pub max_positions: usize,
 }
 

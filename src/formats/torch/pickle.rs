@@ -18,22 +18,22 @@ const DEEPEST: usize = 8;
 /// Elements that tensors look into.
 #[derive(Clone, Debug)]
 pub struct Storage {
-    /// Their dtype.
+    /// The dtype of its elements.
     pub dtype: Dtype,
     /// The entry of the zip.
     pub key: Rc<str>,
-    /// Their number.
+    /// The number of its elements.
     pub len: usize,
 }
 
 /// A tensor: a window of a storage.
 #[derive(Clone, Debug)]
 pub struct Tensor {
-    /// The elements.
+    /// The storage that the tensor is a view of.
     pub storage: Storage,
     /// The first one.
     pub offset: usize,
-    /// Its shape.
+    /// The tensor's dimensions.
     pub size: Vec<usize>,
     /// From one element to the next of each dimension.
     pub stride: Vec<usize>,

@@ -153,7 +153,7 @@ pub struct Scores {
 ///
 /// `log_probs[i][c]` is the log-probability of candidate `c` of query `i`: the sum over all tokens of its string, not
 /// divided by their number. `gold[i]` is the gold one. With equal log-probabilities the earlier candidate is the
-/// model's answer. With `labelled = false` the only candidate is the reference, and there is no accuracy.
+/// model's answer. With `labelled = false` the only candidate is the gold one, and there is no accuracy.
 ///
 /// # Panics
 /// If there are no queries, or not one of `gold` for each.

@@ -7,6 +7,7 @@ use super::args::AnalyzeArgs;
 use super::device::with_threads;
 use super::{Failure, notes, output};
 use crate::formats::activations::ActivationFile;
+use crate::hooks::Names;
 use crate::measures::{Baselines, Measure, Pair, Settings, StateMeasures, States};
 use crate::{Error, Result};
 
@@ -136,12 +137,21 @@ fn check_site(
 
 /// Checks that a part of a norm means the same in two files: its names have had several meanings.
 fn check_conventions(site: &str, a: &ActivationFile, b: &ActivationFile) -> Result<()> {
-    let [of_a, of_b] = [a, b].map(|file| file.metadata().get("conventions").map_or("not said", String::as_str));
+    let [of_a, of_b] = [conventions(a)?, conventions(b)?];
     if of_a == of_b {
         return Ok(());
     }
     let expected = format!("the meaning that the name has in {}: {of_a}", a.path().display());
     Err(Error::field(b.path(), site, expected, of_b))
+}
+
+/// What the names of norms mean in a file; captures of version 0.1, which know tokens but say nothing, mean that version's.
+fn conventions(file: &ActivationFile) -> Result<&str> {
+    Ok(match file.metadata().get("conventions") {
+        Some(said) => said,
+        None if file.labels("token_id")?.is_some() => Names::Llamaprobe1.conventions(),
+        None => "not said",
+    })
 }
 
 fn layer(

@@ -30,6 +30,7 @@ const SHOTS: [usize; 6] = [0, 1, 2, 4, 8, 16];
 const EVAL_SEED: u64 = 99;
 
 pub fn run(args: &PretrainArgs) -> Result<(), Failure> {
+    training::check_logs(&args.checkpoints)?;
     let text = tokenizer::train(&synthetic::corpus(0, CORPUS), args.vocab_size)?;
     let tokenizer_config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -303,6 +303,9 @@ pub fn clip_threshold(args: &RegularizationArgs) -> Option<f64> {
 
 /// `count` seeds, counted up from `first`.
 pub fn seeds(first: u64, count: u64) -> Result<Vec<u64>> {
+    if count == 0 {
+        return Err(Error::argument("--seeds", "at least 1", count));
+    }
     let end = first.checked_add(count).ok_or_else(|| Error::argument("--seed", "a smaller seed", first))?;
     Ok((first..end).collect())
 }

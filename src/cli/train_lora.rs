@@ -18,6 +18,7 @@ use crate::train::trainer::{Run, TrainerOptions};
 use crate::{Error, Result};
 
 pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
+    training::check_logs(&args.training.checkpoints)?;
     let training = &args.training;
     let files = resolve::base_model(&training.base.model, &training.common)?;
     let runs = runs(args, &files)?;
@@ -44,8 +45,10 @@ fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
         sets if sets.is_empty() => vec![resolve::modules(None, family)],
         sets => sets.iter().map(|set| resolve::modules(Some(set), family)).collect(),
     };
-    let rates = training::learning_rates(training);
-    let seeds = training::seeds(training, args.seeds)?;
+    training::distinct("--r", &args.r)?;
+    training::distinct("--lora-alpha", &args.lora_alpha)?;
+    let rates = training::learning_rates(training)?;
+    let seeds = resolve::seeds(training.seed, args.seeds)?;
     let mut runs = Vec::new();
     for target_modules in &sets {
         for &r in &args.r {
@@ -108,6 +111,12 @@ fn target_sets(words: Option<&[String]>) -> Result<Vec<Vec<String>>> {
     let Some(words) = words else { return Ok(Vec::new()) };
     let whole = words.join(",");
     let sets: Vec<Vec<String>> = whole.split(';').map(|set| set.split(',').map(str::to_owned).collect()).collect();
+    let sorted = |set: &Vec<String>| {
+        let mut set = set.clone();
+        set.sort_unstable();
+        set
+    };
+    training::distinct("--target-modules", &sets.iter().map(sorted).collect::<Vec<_>>())?;
     if sets.len() > 1 && sets.iter().any(|set| set.iter().all(String::is_empty)) {
         return Err(Error::argument(
             "--target-modules",
@@ -116,6 +125,11 @@ fn target_sets(words: Option<&[String]>) -> Result<Vec<Vec<String>>> {
         ));
     }
     Ok(sets)
+}
+
+/// A pattern as the flag has it.
+fn pairs<T: Copy + Into<Value>>(entries: &[(String, T)]) -> Value {
+    Value::Object(entries.iter().map(|(key, value)| (key.clone(), (*value).into())).collect())
 }
 
 /// A choice of modules as the flag has it.
@@ -136,7 +150,7 @@ fn init(args: &TrainLoraArgs, files: &ModelFiles, asked: LoraConfig) -> Result<L
         let LoraConfig { r, lora_alpha, .. } = init.config;
         log::warn!(
             "--init-adapter: goes on as it is (r {r}, lora_alpha {lora_alpha}), whatever --r, --lora-alpha, \
-             --target-modules and --use-rslora say"
+             --target-modules, --use-rslora, --rank-pattern and --alpha-pattern say"
         );
     }
     Ok(init)
@@ -183,6 +197,9 @@ impl Job for Train<'_> {
                 "lora_alpha": config.lora_alpha,
                 "target_modules": modules_name(&config.target_modules),
                 "use_rslora": config.use_rslora,
+                "rank_pattern": pairs(&config.rank_pattern),
+                "alpha_pattern": pairs(&config.alpha_pattern),
+                "init_lora_weights": args.init_lora_weights,
                 "lora_dropout": dropout,
             });
             named.push(Named { config: AdapterConfig::Lora(config), name: name.clone(), settings: all });

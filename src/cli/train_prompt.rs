@@ -24,6 +24,7 @@ use crate::{Error, Result};
 const NUM_VIRTUAL_TOKENS: usize = 20;
 
 pub fn run(args: &TrainPromptArgs) -> Result<(), Failure> {
+    training::check_logs(&args.training.checkpoints)?;
     let training = &args.training;
     let files = resolve::base_model(&training.base.model, &training.common)?;
     let (kind, reparameterization) = method(args)?;
@@ -163,7 +164,8 @@ fn runs(args: &TrainPromptArgs, init: &Init) -> Result<Vec<PromptRun>> {
     if let Some(&n) = lengths.iter().find(|&&n| n == 0 || n > PromptConfig::MAX_ROWS) {
         return Err(Error::argument("--num-virtual-tokens", format!("from 1 to {}", PromptConfig::MAX_ROWS), n));
     }
-    let (rates, seeds) = (training::learning_rates(training), training::seeds(training, args.seeds)?);
+    training::distinct("--num-virtual-tokens", &lengths)?;
+    let (rates, seeds) = (training::learning_rates(training)?, resolve::seeds(training.seed, args.seeds)?);
     let mut runs = Vec::new();
     for num_virtual_tokens in lengths {
         for &rate in &rates {

@@ -87,18 +87,27 @@ fn built_in_examples() -> Vec<Row> {
 }
 
 /// The values of `--learning-rate`; none for the default.
-pub fn learning_rates(args: &TrainingArgs) -> Vec<Option<f64>> {
-    match args.optim.learning_rate.as_slice() {
+pub fn learning_rates(args: &TrainingArgs) -> Result<Vec<Option<f64>>> {
+    distinct("--learning-rate", &args.optim.learning_rate)?;
+    Ok(match args.optim.learning_rate.as_slice() {
         [] => vec![None],
         rates => rates.iter().copied().map(Some).collect(),
-    }
+    })
 }
 
-/// `count` seeds from `--seed` on.
-pub fn seeds(args: &TrainingArgs, count: u64) -> Result<Vec<u64>> {
-    let end = args.seed.checked_add(count).filter(|_| count > 0);
-    let end = end.ok_or_else(|| Error::argument("--seeds", "at least 1, up to the greatest seed", count))?;
-    Ok((args.seed..end).collect())
+/// Refuses a value that stands twice in a list: its runs would be the same.
+pub fn distinct<T: PartialEq + std::fmt::Debug>(flag: &str, values: &[T]) -> Result<()> {
+    let twice = values.iter().enumerate().find(|(i, value)| values[..*i].contains(value));
+    twice.map_or(Ok(()), |(_, value)| Err(Error::argument(flag, "each value once", format!("{value:?} again"))))
+}
+
+/// Refuses `--report-to none` beside logs.
+pub fn check_logs(args: &CheckpointArgs) -> Result<()> {
+    let none = args.report_to.contains(&LogFormat::None);
+    match none && args.report_to.iter().any(|log| *log != LogFormat::None) {
+        true => Err(Error::argument("--report-to", "none alone, or logs without none", "both")),
+        false => Ok(()),
+    }
 }
 
 /// The settings of a run. The built-in examples are few, for a small model: fewer steps at a higher learning rate.

@@ -10,8 +10,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::activations::{ActivationFile, Rows};
 use super::gguf::{self, Gguf, Tensor, Value};
-use super::safetensors::Checkpoint;
 use crate::{Error, Result};
 
 const ARCHITECTURE: &str = "controlvector";
@@ -113,26 +113,24 @@ impl ControlVector {
     }
 }
 
-/// The mean over rows of every `blocks.N.hook_resid_post`, whose rows may lie in shards.
+/// The mean over rows of every block's output, in one file or in shards: `blocks.N.hook_resid_post`, or under
+/// TransformerLens 4's name `blocks.N.hook_out`.
 fn means(path: &Path) -> Result<BTreeMap<usize, Vec<f64>>> {
-    let file = Checkpoint::open(path)?;
-    let mut sums: BTreeMap<usize, (Vec<f64>, usize)> = BTreeMap::new();
-    for name in file.names() {
-        let whole = name.split_once('/').map_or(name, |(whole, _)| whole);
-        let block = whole.strip_prefix("blocks.").and_then(|rest| rest.strip_suffix(".hook_resid_post"));
-        let Some(block) = block.and_then(|block| block.parse().ok()) else { continue };
-        let (rows, width) = file.rows(name)?;
-        let (sum, count) = sums.entry(block).or_insert_with(|| (vec![0.0; width], 0));
-        if sum.len() != width {
-            return Err(Error::field(path, name, format!("a width of {}", sum.len()), width.to_string()));
-        }
-        for row in rows.chunks_exact(width) {
+    let file = ActivationFile::open(path)?;
+    let mut means = BTreeMap::new();
+    for site in file.sites() {
+        let local = site.strip_prefix("blocks.").and_then(|rest| rest.split_once('.'));
+        let Some((block, "hook_resid_post" | "hook_out")) = local else { continue };
+        let Ok(block) = block.parse::<usize>() else { continue };
+        let Rows { values, width } = file.rows(site)?;
+        let mut sum = vec![0.0; width];
+        for row in values.chunks_exact(width) {
             sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
         }
-        *count += rows.len() / width;
+        let count = (values.len() / width) as f64;
+        if means.insert(block, sum.into_iter().map(|sum| sum / count).collect()).is_some() {
+            return Err(Error::field(path, site, "one tensor for the output of a block", "two"));
+        }
     }
-    let mean = |(block, (sum, count)): (usize, (Vec<f64>, usize))| {
-        (block, sum.into_iter().map(|sum| sum / count as f64).collect())
-    };
-    Ok(sums.into_iter().map(mean).collect())
+    Ok(means)
 }

@@ -29,7 +29,7 @@ pub struct Singular {
 /// The `r` leading triplets of a matrix `[rows, columns]`; vectors of a singular value of 0 are 0 on the longer side.
 ///
 /// A small matrix is decomposed whole, of a larger one a block Krylov subspace of its product with its transpose (Musco and
-/// Musco, arXiv 1504.05477), restarted until every vector is found. The signs of a pair are chance.
+/// Musco, arXiv 1504.05477), restarted until every vector is found, at most 200 times, which a warning says. The signs of a pair are chance.
 ///
 /// # Panics
 /// If `r` is more than the shorter side.
@@ -115,7 +115,14 @@ impl Short {
                 let off = images[i].iter().zip(&vectors[i]).map(|(y, x)| (y - values[i] * x).powi(2)).sum::<f64>();
                 off.sqrt() <= limit
             };
-            if basis.len() == self.side || round == ROUNDS || (0..r).all(found) {
+            let done = basis.len() == self.side || (0..r).all(found);
+            if !done && round == ROUNDS {
+                log::warn!(
+                    "singular vectors of a matrix of {} rows: not all are exact after {ROUNDS} rounds",
+                    self.side
+                );
+            }
+            if done || round == ROUNDS {
                 return (values, vectors);
             }
             first = vectors;

@@ -52,7 +52,7 @@ impl<B: Backend> Trainer<B> {
         }
         let (runs, stride) = self.trainable.shape();
         for run in 0..runs {
-            check_data(run, &settings.data, model.config.vocab_size, self.packing.prompt(run))?;
+            check_data("the held-out data", &settings.data, model.config.vocab_size, self.packing.prompt(run))?;
             model.config.check_unscaled(self.packing.longest(run, &settings.data))?;
         }
         let (rows, _) = settings.capacity(&self.packing, runs);

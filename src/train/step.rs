@@ -29,7 +29,7 @@ impl<B: Backend> Trainer<B> {
             self.runs.iter().map(|run| adamw_step(&run.settings, number, run.total_steps, run.end())).collect();
         if let Some(stream) = &self.stream {
             let data = (stream.batch)(number)?;
-            check_data(0, &data, model.config.vocab_size, self.packing.prompt(0))?;
+            check_data("run 0", &data, model.config.vocab_size, self.packing.prompt(0))?;
             self.runs[0].data = data;
         }
         let batches = self.take_batches(number, &adamw);

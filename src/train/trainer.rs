@@ -68,7 +68,7 @@ impl<B: Backend> Trainer<B> {
         }
         for (run, Run { data, settings }) in runs.iter().enumerate() {
             settings.validate()?;
-            check_data(run, data, model.config.vocab_size, packing.prompt(run))?;
+            check_data(&format!("run {run}"), data, model.config.vocab_size, packing.prompt(run))?;
             model.config.check_unscaled(packing.longest(run, data))?;
         }
         let sizes = runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size));
@@ -288,12 +288,12 @@ pub(super) fn packing<B: Backend>(
 }
 
 /// Refuses what a run cannot learn from.
-pub(super) fn check_data(run: usize, data: &[TrainSequence], vocab: usize, prompt: PromptOffset) -> Result<()> {
+pub(super) fn check_data(of: &str, data: &[TrainSequence], vocab: usize, prompt: PromptOffset) -> Result<()> {
     if data.is_empty() {
-        return Err(Error::argument(format!("data of run {run}"), "at least one sequence", "none"));
+        return Err(Error::argument(format!("data of {of}"), "at least one sequence", "none"));
     }
     for (i, sequence) in data.iter().enumerate() {
-        let name = || format!("sequence {i} of run {run}");
+        let name = || format!("sequence {i} of {of}");
         assert!(sequence.ids.len() == sequence.labels.len(), "trainer: {} has ids and labels of two lengths", name());
         if let Some(id) = sequence.ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(Error::argument(name(), format!("token ids below {vocab}"), id));

@@ -64,6 +64,21 @@ fn generation_under_a_control_vector_does_not_depend_on_other_prompts() {
     line(d, "capture --model {}/model --input {}/more.jsonl --tokens last --out {}/b").ok();
     let states = "--positive {}/a/activations.safetensors --negative {}/b/activations.safetensors";
     let made = line(d, &format!("control-vector {states} --out {{}}/v.gguf --model-hint llama --json")).json();
+    // In shards, and by other names, they are the same states.
+    for (dir, options) in [("s", "--shard-tokens 6"), ("t", "--names tl4")] {
+        line(
+            d,
+            &format!("capture --model {{}}/model --input {{}}/texts.jsonl --tokens last --out {{}}/{dir} {options}"),
+        )
+        .ok();
+        let file = if dir == "s" { "activations.safetensors.index.json" } else { "activations.safetensors" };
+        let states = states.replace("a/activations.safetensors", &format!("{dir}/{file}"));
+        line(d, &format!("control-vector {states} --out {{}}/{dir}.gguf --model-hint llama")).ok();
+        assert_eq!(
+            fs::read(d.join(format!("{dir}.gguf"))).expect("a file"),
+            fs::read(d.join("v.gguf")).expect("a file")
+        );
+    }
     // Two blocks, of which the form has a place for the second.
     assert_eq!(made["layers"].as_array().expect("layers").len(), 1);
     assert_eq!(made["layers"][0]["tensor"], "direction.1");
@@ -118,6 +133,6 @@ fn wrong_edits_are_refused_by_file_and_field() {
     }
     let said =
         line(d, "control-vector --positive {}/v.safetensors --negative {}/v.safetensors --out {}/v.gguf").refused();
-    assert!(said.contains("v.safetensors") && said.contains("blocks.N.hook_resid_post"), "{said}");
+    assert!(said.contains("v.safetensors: one: expected floats of shape [rows, width]"), "{said}");
     assert!(!d.join("v.gguf").exists());
 }

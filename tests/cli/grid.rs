@@ -186,6 +186,11 @@ fn grid_refuses_what_it_cannot_do() {
         ("--target-modules q_proj;", "--target-modules: expected modules before and after every semicolon"),
         ("--target-modules q_proj;x_proj", "x_proj"),
         ("--learning-rate 1e-3,nan", "--learning-rate"),
+        ("--r 4,4", "--r: expected each value once, found 4 again"),
+        ("--lora-alpha 8,8", "--lora-alpha: expected each value once"),
+        ("--learning-rate 1e-3,0.001", "--learning-rate: expected each value once"),
+        ("--target-modules q_proj,v_proj;v_proj,q_proj", "--target-modules: expected each value once"),
+        ("--report-to none,csv", "--report-to: expected none alone"),
         ("--init-adapter {}/one --r 2,4", "--init-adapter"),
         ("--eval {}/none.jsonl", "none.jsonl"),
     ] {

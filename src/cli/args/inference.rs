@@ -54,8 +54,8 @@ Examples:
 
 Writes states/activations.safetensors: one tensor [tokens, width] per site and layer, named as
 TransformerLens names hooks (blocks.3.hook_resid_post, hook_embed, ln_final.hook_out, logits), and
-doc_id, pos, token_id [tokens]. Its metadata say which model, names and layout. --sites takes every
-name of TransformerLens 4.3.
+doc_id, pos, token_id [tokens]. Its metadata say which model, names and layout. --sites takes
+the names of TransformerLens 4.3, canonical, alias or short, of the tensors that are here.
 
 A norm of x has hook_scale (sqrt(mean((x - m)^2) + eps), m the mean of a layer norm, else 0),
 hook_normalized ((x - m) / hook_scale) and hook_out (that after weight and bias), as in

@@ -2,7 +2,7 @@
 //! errors.
 
 use super::rope::RopeReader;
-use super::{MAX_LAYERS, MAX_WIDTH, dtype, end_tokens, keys, pad, token, unsupported};
+use super::{MAX_LAYERS, MAX_WIDTH, dtype, end_tokens, keys, no_effect, pad, token, unsupported};
 use crate::Result;
 use crate::arch::{Activation, Family, Mlp, ModelConfig, Norm, NormPlacement, Positions};
 use crate::formats::json::Fields;
@@ -181,6 +181,9 @@ pub(super) fn gpt_neox(f: &Fields) -> Result<ModelConfig> {
     let widths = [width(f, &["hidden_size"])?, width(f, &["num_attention_heads"])?, layers(f, &["num_hidden_layers"])?];
     let [hidden, heads, depth] = widths;
     let ffn = width(f, &["intermediate_size"])?;
+    if f.get("partial_rotary_factor").is_some() {
+        no_effect(f, "partial_rotary_factor", Family::GptNeox);
+    }
     let bias = f.bool("attention_bias")?.unwrap_or(true);
     let base = base(f, Family::GptNeox, [hidden, heads, depth, ffn], "num_attention_heads")?;
     let max_positions = f.usize_in("max_position_embeddings", 1..=usize::MAX)?.unwrap_or(2048);

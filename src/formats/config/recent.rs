@@ -11,7 +11,10 @@ pub(super) fn gemma(f: &Fields, family: Family) -> Result<ModelConfig> {
     if f.bool("use_bidirectional_attention")?.unwrap_or(false) {
         return Err(f.error("use_bidirectional_attention", "false (nothing else is computed)"));
     }
-    // `hidden_act` stands in old files beside it, and is not read.
+    // In old files it stands beside another key, which is not read.
+    if f.get("hidden_act").is_some_and(|act| f.get("hidden_activation").is_some_and(|read| read != act)) {
+        no_effect(f, "hidden_act", family);
+    }
     let activation = match f.str("hidden_activation")?.unwrap_or("gelu_pytorch_tanh") {
         "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Activation::GeluTanh,
         "gelu" => Activation::Gelu,

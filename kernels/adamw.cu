@@ -74,8 +74,8 @@ extern "C" __global__ void __launch_bounds__(256) adamw(float* __restrict__ para
         // As torch's lerp does: from the nearer end.
         first[j] = rest1 < 0.5f ? first[j] + rest1 * (g[j] - first[j]) : g[j] - (g[j] - first[j]) * beta1;
         second[j] = second[j] * beta2 + rest2 * g[j] * g[j];
-        float keep = other[j] == 0.0f ? decay : fast_decay, size = other[j] == 0.0f ? step_size : fast_size;
-        p[j] = p[j] * keep + size * first[j] / (sqrtf(second[j]) / root + epsilon);
+        float factor = other[j] == 0.0f ? decay : fast_decay, size = other[j] == 0.0f ? step_size : fast_size;
+        p[j] = p[j] * factor + size * first[j] / (sqrtf(second[j]) / root + epsilon);
         if (j < valid) params[i + j] = p[j], m[i + j] = first[j], v[i + j] = second[j];
     }
 }

@@ -116,7 +116,7 @@ DEV float tanh_of(float x) {
     return sizeof(real) == 4 ? tanhf(x) : 1.0f - 2.0f / (1.0f + exp2_fast(2.0f * LOG2_E * x));
 }
 template <int parts>
-DEV void soften(float (&s)[parts][4], Cap cap) {
+DEV void apply_softcap(float (&s)[parts][4], Cap cap) {
 #pragma unroll
     for (int n = 0; n < parts; n++)
 #pragma unroll
@@ -124,7 +124,7 @@ DEV void soften(float (&s)[parts][4], Cap cap) {
 }
 // The same, and the slopes there.
 template <int parts>
-DEV void soften(float (&s)[parts][4], float (&slopes)[parts][4], Cap cap) {
+DEV void apply_softcap(float (&s)[parts][4], float (&slopes)[parts][4], Cap cap) {
 #pragma unroll
     for (int n = 0; n < parts; n++)
 #pragma unroll
@@ -246,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             float s[FWD_STEP / 8][4];
             clear(s);
             Product<real>::transposed<FWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
-            if (SOFTCAP) soften(s, cap_of(cap, scale));
+            if (SOFTCAP) apply_softcap(s, cap_of(cap, scale));
             if (alibi) far_less(s, lean, rows, key);
             if (!all_seen<FWD_STEP>(rows, visit, key, warp_slot)) {
 #pragma unroll
@@ -364,7 +364,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             clear(d_p);
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(d_p, gradients + warp * 16 * STRIDE, values, STRIDE);
-            if (SOFTCAP) soften(s, slopes, cap_of(cap, scale));
+            if (SOFTCAP) apply_softcap(s, slopes, cap_of(cap, scale));
             if (alibi) far_less(s, lean, rows, key);
             bool all = all_seen<BWD_STEP>(rows, visit, key, warp_slot);
 #pragma unroll
@@ -451,7 +451,7 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
             float p[BWD_STEP / 8][4], d_s[BWD_STEP / 8][4], slopes[BWD_STEP / 8][4];
             clear(p);
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(p, keys + warp * 16 * STRIDE, queries, STRIDE);
-            if (SOFTCAP) soften(p, slopes, cap_of(in.cap, in.scale));
+            if (SOFTCAP) apply_softcap(p, slopes, cap_of(in.cap, in.scale));
             float lean = lean_of(blockIdx.y * heads_of_group + step / steps, in.alibi, unit_of(in.scale));
             bool all = query >= warp_all_from && query + BWD_STEP <= warp_all && in.window == 0;
 #pragma unroll

@@ -2,6 +2,7 @@
 //!
 //! | key | value |
 //! |---|---|
+//! | `format` | `pt`, for which transformers asks |
 //! | `version` | of the program that wrote it |
 //! | `names`, `conventions` | [`Names`](crate::hooks::Names) of the tensors, and in words what the names of norms mean |
 //! | `family`, `norm` | the model's family; `rms_norm` or `layer_norm` |

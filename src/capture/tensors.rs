@@ -35,9 +35,10 @@ impl Tensors {
         for (&(site, _), (_, width)) in selection.hooks.iter().zip(&self.widths) {
             let rows = match site {
                 Site::AttnScores | Site::Pattern | Site::Result | Site::Logits => selected,
-                // Beside the result the rows it is of, and for the denominators a norm's output.
-                Site::Norm(_, NormPart::Normalized) => 2 * selected + 2,
-                Site::Norm(_, NormPart::Scale) => 3 * selected + 1,
+                // At most: beside the result the rows it is of, their factors and indices, and weight and bias, each as
+                // parameters and as a weight.
+                Site::Norm(_, NormPart::Normalized) => 3 * selected + 4,
+                Site::Norm(_, NormPart::Scale) => 4 * selected + 2,
                 Site::PosEmbed | Site::LoraDelta(_) => rows,
                 _ => continue,
             };
@@ -69,7 +70,9 @@ fn width(
         Site::LoraA(target) | Site::LoraDelta(target) => {
             let lora = layout.and_then(|layout| layout.site(layer, target)).ok_or_else(|| {
                 let (module, name) = (config.family.path(layer, target), site.name(layer));
-                Error::argument("adapter", format!("one on {module} for the site {name}"), "none")
+                let adapted = layout.is_some_and(|layout| layout.sites(layer, target).next().is_some());
+                let found = if adapted { "several ranks or choices of modules" } else { "none" };
+                Error::argument("adapter", format!("one on {module} for the site {name}"), found)
             })?;
             if matches!(site, Site::LoraA(_)) { lora.rank } else { lora.output }
         }

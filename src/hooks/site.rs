@@ -5,7 +5,7 @@
 //!
 //! | site | name | formula | shape | buffer |
 //! |---|---|---|---|---|
-//! | [`Site::Embed`] | `hook_embed` | row of the embedding table, or of the soft prompt, as it is | `[N, E]` | Acc |
+//! | [`Site::Embed`] | `hook_embed` | row of the embedding table, times the scale of the family's embeddings (Gemma), or of the soft prompt | `[N, E]` | Acc |
 //! | [`Site::PosEmbed`] | `hook_pos_embed` | row of the table of learned positions | `[N, C]` | Acc |
 //! | [`Site::ResidPre`] | `blocks.{i}.hook_resid_pre` | residual stream entering block i | `[N, C]` | Acc |
 //! | [`Site::Norm`] of [`NormSite::Ln1`] | `blocks.{i}.ln1.hook_scale` | `sqrt(mean((x - m)^2) + eps)`, x = resid_pre | `[N, 1]` | Acc |
@@ -14,11 +14,11 @@
 //! | | `blocks.{i}.ln1.hook_rstd` | `1 / scale` | `[N, 1]` | Acc |
 //! | [`Site::Q`], [`Site::K`], [`Site::V`] | `blocks.{i}.attn.hook_q` … | projections with bias and adapter, before the rotation | `[N, H D]`, `[N, K D]` | Compute |
 //! | [`Site::RotQ`], [`Site::RotK`] | `blocks.{i}.attn.hook_rot_q` … | after the rotation | as q, k | Compute |
-//! | [`Site::AttnScores`] | `blocks.{i}.attn.hook_attn_scores` | `q k^T * scale` less ALiBi's `slope * distance`, by position of the path, `-inf` after it | `[N, H T]` | Acc |
+//! | [`Site::AttnScores`] | `blocks.{i}.attn.hook_attn_scores` | `q k^T * scale`, capped where the model has a soft cap, less ALiBi's `slope * distance`, by position of the path, `-inf` after it | `[N, H T]` | Acc |
 //! | [`Site::Pattern`] | `blocks.{i}.attn.hook_pattern` | softmax of the scores, 0 after the path | `[N, H T]` | Acc |
 //! | [`Site::Z`] | `blocks.{i}.attn.hook_z` | pattern-weighted values, by head | `[N, H D]` | Compute |
 //! | [`Site::Result`] | `blocks.{i}.attn.hook_result` | each head's share of the output projection, without bias and adapter | `[N, H C]` | Compute |
-//! | [`Site::Norm`] of [`NormSite::Q`], [`NormSite::K`] | `blocks.{i}.attn.q_norm.hook_out` … | as ln1, x = q or k, head by head (OLMo: a row's heads together), before the rotation | as q, k; `[N, H]` | |
+//! | [`Site::Norm`] of [`NormSite::Q`], [`NormSite::K`] | `blocks.{i}.attn.q_norm.hook_out` … | as ln1, x = q or k, head by head (OLMo: a row's heads together), before the rotation | as q, k; factors `[N, H]`, `[N, K]`, or `[N, 1]` of OLMo | Compute; Acc |
 //! | [`Site::AttnRaw`] | `blocks.{i}.attn.o.hook_out` | output projection of z, with bias and adapter, where it is normed then | `[N, C]` | Compute |
 //! | [`Site::Norm`] of [`NormSite::Ln1Post`] | `blocks.{i}.ln1_post.hook_scale` … | as ln1, x = that; its output is attn_out | | |
 //! | [`Site::AttnOut`] | `blocks.{i}.hook_attn_out` | what is added to the stream: the output projection of z, normed where the model does so | `[N, C]` | Compute |
@@ -31,7 +31,7 @@
 //! | [`Site::MlpOut`] | `blocks.{i}.hook_mlp_out` | what is added to the stream: the down projection, with bias and adapter, normed where the model does so | `[N, C]` | Compute |
 //! | [`Site::ResidPost`] | `blocks.{i}.hook_resid_post` | resid_mid + mlp_out; in parallel blocks, which have no resid_mid, resid_pre + attn_out + mlp_out | `[N, C]` | Acc |
 //! | [`Site::Norm`] of [`NormSite::Final`] | `ln_final.hook_scale` … | as ln1, x = last resid_post | | |
-//! | [`Site::Logits`] | `logits` | final norm times the head | `[N, V]` | Acc |
+//! | [`Site::Logits`] | `logits` | final norm times the head, capped where the model has a soft cap | `[N, V]` | Acc |
 //! | [`Site::LoraA`] | `blocks.{i}.{q_proj…}.hook_lora_a` | A x | `[N, R]` | Acc |
 //! | [`Site::LoraDelta`] | `blocks.{i}.{q_proj…}.hook_lora_delta` | scale B A x | `[N, out]` | Acc |
 //!

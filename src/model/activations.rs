@@ -7,7 +7,7 @@ use super::norm::Stats;
 use super::output_rows::output_row;
 use super::rope::RopeTable;
 use crate::Result;
-use crate::arch::{Mlp, ModelConfig, NormPlacement, Projection, QkNorm, Rope};
+use crate::arch::{Mlp, ModelConfig, NormPlacement, Projection, QkNorm, Rope, RopeKind};
 use crate::backend::trace::Trace;
 use crate::backend::{Backend, Buffers};
 use crate::pack::Pack;
@@ -24,7 +24,8 @@ pub enum Save {
 /// The buffers of one layer that the backward reads.
 pub(super) struct LayerActivations<B: Backend> {
     pub attn_stats: Stats<B>,
-    /// Input of q, k and v `[N, C]`: the norm of the residual stream, or (post-norm) the stream itself.
+    /// Input of q, k and v `[N, C]`: the norm of the residual stream, or the stream itself where no norm
+    /// stands before the sublayer.
     pub attn_in: B::Compute,
     pub v: B::Compute,
     /// Queries `[N, H D]` and keys `[N, K D]` as the attention reads them, rotated if the model rotates.
@@ -34,9 +35,11 @@ pub(super) struct LayerActivations<B: Backend> {
     pub z: B::Compute,
     /// `z` before it was edited `[N, H D]`, once it has been.
     pub unedited_z: Option<B::Compute>,
+    /// Of a parallel block, the stream plus the attention's output.
     pub resid_mid: B::Acc,
     pub mlp_stats: Stats<B>,
-    /// Input of the MLP `[N, C]`: the norm of the middle residual stream, or (post-norm) that stream itself.
+    /// Input of the MLP `[N, C]`: the norm of the middle residual stream (of a parallel block, of the one entering it), or the
+    /// stream itself where no norm stands before the sublayer.
     pub mlp_in: B::Compute,
     /// Before the activation, of an MLP with a gate.
     pub gate: Option<B::Compute>,
@@ -239,8 +242,10 @@ impl<B: Backend> Activations<B> {
         let Some(rotation) = &mut self.rotation else { return Ok(()) };
         let first = pack.segments().iter().map(|segment| segment.position).min().unwrap_or(0);
         let (positions, most) = (first..pack.longest(), config.max_position_embeddings);
+        // Dynamic scaling goes on beyond them by its own formula.
+        let goes_on = |rope: &Rope| matches!(rope.kind, RopeKind::Dynamic { original, .. } if positions.end > original);
         // Said once of a sequence that grows.
-        if config.scales_beyond().is_none_or(|own| positions.end <= own) && positions.contains(&most) {
+        if !config.ropes().iter().any(goes_on) && positions.contains(&most) {
             log::warn!(
                 "sequences of more than max_position_embeddings, {most} tokens, go on as far as they are rotated, as in \
                  transformers"

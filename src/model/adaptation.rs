@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::lora_start;
 use crate::arch::Family;
 use crate::arch::ModelConfig;
 use crate::arch::Projection;
@@ -447,10 +448,7 @@ impl<B: Backend> Adaptation<B> {
         let mut rng = Rng::new(seed);
         let mut values = vec![B::Element::default(); self.layout.stride];
         for (_, _, site) in self.layout.shape(run).modules() {
-            let bound = 1.0 / (site.input as f32).sqrt();
-            for value in &mut values[site.a..site.a + site.rank * site.input] {
-                *value = B::Element::from_f64(f64::from(rng.symmetric(bound)));
-            }
+            lora_start::uniform(&mut rng, &mut values[site.a..site.a + site.rank * site.input], site.input);
         }
         self.upload_run(backend, run, &values)
     }

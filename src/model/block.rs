@@ -7,13 +7,13 @@ use super::norm::{self, NormBwd, NormRows, Normed, Stats};
 use super::param_id::{NormAt, ParamId};
 use super::taps::PassTaps;
 use super::weights::{Layer, Norm};
-use crate::Result;
 use crate::arch::{ModelConfig, Projection};
 use crate::backend::ops::{
     LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LoraBwd, LoraDelta, LoraFwd, Zero,
 };
 use crate::backend::{Backend, Tensor, TensorMut};
 use crate::hooks::{NormPart, NormSite, Site, Taps};
+use crate::{Error, Result};
 
 /// A block, over the rows of `input`.
 pub(super) struct Block<'a, B: Backend> {
@@ -42,6 +42,11 @@ impl<B: Backend> Block<'_, B> {
         backend.linear_fwd(LinearFwd { out, x, weight, bias, dims });
         let Some(adaptation) = self.input.adaptation else { return Ok(()) };
         let (params, dropout) = (&adaptation.params, self.input.dropout(self.layer, target));
+        let several = adaptation.layout.sites(self.layer, target).nth(1).is_some();
+        if several && (taps.wants(Site::LoraA(target)) || taps.wants(Site::LoraDelta(target))) {
+            let expected = "runs of one rank and one choice of modules where the adapter's sites are looked at";
+            return Err(Error::argument("adapter", expected, "several"));
+        }
         for (shape, site) in adaptation.layout.sites(self.layer, target) {
             let xa = lora_xa[target as usize].get_mut(shape).and_then(Option::as_mut);
             let xa = xa.expect("forward: the buffers were planned with this layout");

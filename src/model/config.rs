@@ -18,8 +18,10 @@ impl ModelConfig {
             Site::ResidMid => !self.parallel,
             Site::MlpPreLinear => matches!(self.mlp, Mlp::Gated(_)),
             Site::Norm(NormSite::Ln1 | NormSite::Ln2, _) => self.norm_placement != NormPlacement::Output,
-            Site::AttnRaw | Site::MlpRaw | Site::Norm(NormSite::Ln1Post | NormSite::Ln2Post, _) => {
-                self.norm_placement.of_output()
+            Site::AttnRaw | Site::MlpRaw => self.norm_placement.of_output(),
+            // The output of such a norm is the sublayer's, `AttnOut` or `MlpOut`.
+            Site::Norm(NormSite::Ln1Post | NormSite::Ln2Post, part) => {
+                self.norm_placement.of_output() && part != NormPart::Out
             }
             Site::Norm(NormSite::Q | NormSite::K, _) => self.qk_norm.is_some(),
             Site::Norm(NormSite::Final, part) => self.final_norm || part == NormPart::Out,
@@ -37,7 +39,7 @@ impl ModelConfig {
         }
     }
 
-    /// Elements of a row of a site whose tensor every forward makes.
+    /// Elements of a row of a site, where the model alone decides them.
     pub fn stored_width(&self, site: Site) -> usize {
         match site {
             Site::Norm(at, NormPart::Rstd | NormPart::Scale) => match (at, self.qk_norm) {

@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use half::{bf16, f16};
-
 use super::Model;
+use super::merge;
 use super::param_id::{ParamId, Source};
 use super::weights::Weights;
 use crate::arch::ModelConfig;
@@ -125,13 +124,9 @@ impl<B: Backend> FullTuning<B> {
         });
         let mut file = TensorFile::create(path, specs.collect(), &[("format", "pt")])?;
         for &(id, offset) in self.layout.params() {
-            let values = host[offset..offset + id.len(config)].iter().map(|x| x.to_f64());
-            let bytes: Vec<u8> = match dtype {
-                Dtype::BF16 => values.flat_map(|x| bf16::from_f32(x as f32).to_le_bytes()).collect(),
-                Dtype::F16 => values.flat_map(|x| f16::from_f32(x as f32).to_le_bytes()).collect(),
-                _ => values.flat_map(|x| (x as f32).to_le_bytes()).collect(),
-            };
-            file.append(&id.tensor(config.family), &bytes)?;
+            let (name, values) = (id.tensor(config.family), &host[offset..offset + id.len(config)]);
+            let values: Vec<f32> = values.iter().map(|x| x.to_f64() as f32).collect();
+            file.append(&name, &merge::encode(&name, &values, dtype)?)?;
         }
         file.finish()
     }

@@ -134,7 +134,7 @@ impl<B: Backend> Batch<'_, B> {
             if let Some(switch) = self.switch().filter(|switch| sequences[0].tokens.len() < *switch) {
                 if positions >= switch && !generation.edits.is_empty() {
                     let expected =
-                        format!("sequences that stay below {switch} tokens, where longrope turns all rows anew");
+                        format!("sequences that stay below {switch} tokens, where longrope rotates all rows anew");
                     return Err(Error::argument("edits", expected, format!("one of up to {positions}")));
                 }
                 size.rows = size.rows.max(hypotheses * switch.min(positions));

@@ -3,6 +3,7 @@
 
 use super::merge;
 use super::param_id::{ParamId, Source};
+use crate::backend::AccElement;
 use crate::formats::adapter::{InitLoraWeights, LoraAdapter, LoraModule};
 use crate::formats::safetensors::Checkpoint;
 use crate::measures::singular::leading;
@@ -67,9 +68,9 @@ pub fn without(adapter: &LoraAdapter, source: &Source) -> Result<Checkpoint> {
 }
 
 /// Kaiming's uniform distribution with a = sqrt 5, that of PyTorch's linear layers.
-fn uniform(rng: &mut Rng, values: &mut [f32], input: usize) {
+pub(super) fn uniform<E: AccElement>(rng: &mut Rng, values: &mut [E], input: usize) {
     let bound = 1.0 / (input as f32).sqrt();
-    values.iter_mut().for_each(|x| *x = rng.symmetric(bound));
+    values.iter_mut().for_each(|x| *x = E::from_f64(f64::from(rng.symmetric(bound))));
 }
 
 /// Of an orthogonal matrix `[R, R]`, A is made of the even rows and B of the odd ones: `B A = 0`.

@@ -98,7 +98,7 @@ fn flipped(matrix: &[f32], rows: usize) -> Vec<f32> {
 }
 
 /// Values as a file has them, each rounded to the nearest.
-fn encode(name: &str, values: &[f32], dtype: Dtype) -> Result<Vec<u8>> {
+pub(super) fn encode(name: &str, values: &[f32], dtype: Dtype) -> Result<Vec<u8>> {
     Ok(match dtype {
         Dtype::F64 => bytemuck::cast_slice(&values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()).to_vec(),
         Dtype::BF16 => {
@@ -122,7 +122,7 @@ fn encode(name: &str, values: &[f32], dtype: Dtype) -> Result<Vec<u8>> {
 fn finite(name: &str, mut values: impl Iterator<Item = f64>) -> Result<()> {
     match values.find(|x| !x.is_finite()) {
         None => Ok(()),
-        Some(found) => Err(Error::NotFinite { what: format!("tensor {name}, merged and rounded"), found }),
+        Some(found) => Err(Error::NotFinite { what: format!("tensor {name}, rounded as the file has it"), found }),
     }
 }
 

@@ -8,7 +8,7 @@ use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
 use llamaprobe::capture::{Capture, CaptureSettings, Tokens};
 use llamaprobe::formats::safetensors;
-use llamaprobe::hooks::{Names, Naming, Selection, Site};
+use llamaprobe::hooks::{Names, Naming, NormPart, NormSite, Selection, Site};
 use llamaprobe::model::{Activations, Adaptation, Layout, LoraShape, Model, Save};
 use llamaprobe::{Error, Result};
 
@@ -91,6 +91,34 @@ fn capture_takes_the_memory_of_its_plan() {
         let gathered = rows * model.config.hidden_size;
         let index = if tokens == Tokens::All { 0 } else { 4 * rows };
         assert_eq!(backend.bytes(), acts + sizes.0 * all + sizes.1 * gathered + index, "{tokens:?}");
+    }
+}
+
+/// Of an RMS norm and a layer norm, of a stream and of heads: the plan is at least what is allocated, and less than three times that (the
+/// heads of a row share their weights).
+#[test]
+fn parts_of_norms_take_no_more_memory_than_planned() {
+    let parts = [NormPart::Scale, NormPart::Normalized];
+    for (name, at) in [("gqa-llama3", NormSite::Ln1), ("gpt2", NormSite::Ln1), ("qwen3", NormSite::Q)] {
+        for (part, tokens) in parts.into_iter().flat_map(|part| [(part, Tokens::All), (part, Tokens::Last)]) {
+            let backend = &mut Trace::new();
+            let model = Model::<Trace>::load(backend, &support::golden(&format!("model-{name}"))).expect("a model");
+            let selection = Selection::new(&[Site::Norm(at, part)], &[0]);
+            let settings = CaptureSettings { selection, tokens, ..settings(&[], usize::MAX) };
+            let none = None::<&Adaptation<Trace>>;
+            let documents = if tokens == Tokens::All { documents() } else { documents()[..1].to_vec() };
+            let capture = Capture::new(&model.config, none, settings, &documents).expect("a plan");
+            let (rows, pass, planned) = (capture.rows(), capture.pass_rows(), 4 * capture.memory().on_demand);
+            let dir = support::temp();
+            backend.clear();
+            capture.run(backend, &model, none, &dir.path().join("a.safetensors"), &mut |_| ()).expect("runs");
+            let acts = Activations::<Trace>::bytes(&model.config, None, pass, Save::Layer, backend.element_sizes());
+            let allocated = backend.bytes() - acts - 4 * rows;
+            assert!(
+                allocated <= planned && planned < 3 * allocated,
+                "{name}: {part:?}, {tokens:?}: {planned}, {allocated}"
+            );
+        }
     }
 }
 

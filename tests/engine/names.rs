@@ -1,6 +1,6 @@
 //! The names of sites, and what norms hand over by them.
 
-use llamaprobe::arch::{Dtype, ModelConfig, NormPlacement};
+use llamaprobe::arch::{Dtype, ModelConfig, NormPlacement, QkNorm};
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::hooks::{Names, Naming, NormPart, NormSite, Record, Selection, Site};
 use llamaprobe::model::{Activations, Input, Model, Save};
@@ -27,9 +27,8 @@ fn difference(found: &[f32], expected: &[f64]) -> f64 {
     found.iter().zip(expected).map(|(&a, b)| (f64::from(a) - b).abs()).fold(0.0, f64::max) / largest
 }
 
-/// Denominator and normalized rows of `x` in f64.
-fn normalized(x: &[f64], config: &ModelConfig) -> [Vec<f64>; 2] {
-    let width = config.hidden_size;
+/// Denominators and normalized rows of `x` in f64, by norms of `width` elements.
+fn normalized(x: &[f64], width: usize, config: &ModelConfig) -> [Vec<f64>; 2] {
     let centred = config.norm == llamaprobe::arch::Norm::Layer;
     let mut parts = [Vec::new(), Vec::new()];
     for row in x.chunks(width) {
@@ -41,9 +40,35 @@ fn normalized(x: &[f64], config: &ModelConfig) -> [Vec<f64>; 2] {
     parts
 }
 
+/// What each norm of a block reads, as a sum of sites, and the elements of one norm.
+fn norms_of_block(config: &ModelConfig) -> Vec<(NormSite, &'static [Site], usize)> {
+    let width = config.hidden_size;
+    let mut norms: Vec<(NormSite, &[Site], usize)> = match config.norm_placement {
+        NormPlacement::Post => vec![
+            (NormSite::Ln1, &[Site::ResidPre, Site::AttnOut], width),
+            (NormSite::Ln2, &[Site::ResidMid, Site::MlpOut], width),
+        ],
+        NormPlacement::Output => Vec::new(),
+        _ if config.parallel => {
+            vec![(NormSite::Ln1, &[Site::ResidPre], width), (NormSite::Ln2, &[Site::ResidPre], width)]
+        }
+        _ => vec![(NormSite::Ln1, &[Site::ResidPre], width), (NormSite::Ln2, &[Site::ResidMid], width)],
+    };
+    if config.norm_placement.of_output() {
+        norms.push((NormSite::Ln1Post, &[Site::AttnRaw], width));
+        norms.push((NormSite::Ln2Post, &[Site::MlpRaw], width));
+    }
+    if let Some(over) = config.qk_norm {
+        let of = |whole| if over == QkNorm::Head { config.head_dim } else { whole };
+        norms.push((NormSite::Q, &[Site::Q], of(config.num_attention_heads * config.head_dim)));
+        norms.push((NormSite::K, &[Site::K], of(config.num_key_value_heads * config.head_dim)));
+    }
+    norms
+}
+
 #[test]
 fn norm_parts_are_those_of_their_formulas() {
-    for name in ["gqa-llama3", "gpt2", "opt-behind", "bloom"] {
+    for name in ["gqa-llama3", "gpt2", "opt-behind", "bloom", "qwen3", "gemma2", "gemma3", "olmo2", "neox"] {
         let b = &mut Cpu::new(Dtype::F32);
         let model = Model::load(b, &support::golden(&format!("model-{name}"))).expect("a model");
         let (config, depth) = (&model.config, model.config.num_hidden_layers);
@@ -60,34 +85,38 @@ fn norm_parts_are_those_of_their_formulas() {
         model.forward(b, &mut acts, &Input::new(&pack, &device), None, &mut record).expect("a forward");
         let of = |site, layer| record.get(site, layer).unwrap_or_else(|| panic!("{name}: no {}", site.name(layer)));
         let sum = |sites: &[Site], layer| {
-            let mut all = vec![0.0f64; 3 * config.hidden_size];
+            let mut all = vec![0.0f64; of(sites[0], layer).len()];
             for &site in sites {
                 all.iter_mut().zip(of(site, layer)).for_each(|(sum, &x)| *sum += f64::from(x));
             }
             all
         };
-        let post = config.norm_placement == NormPlacement::Post;
         let mut norms = Vec::new();
         for &layer in &layers {
-            let (attn, mlp) = ([Site::ResidPre, Site::AttnOut], [Site::ResidMid, Site::MlpOut]);
-            let read = if post { 2 } else { 1 };
-            norms.push((NormSite::Ln1, layer, sum(&attn[..read], layer)));
-            norms.push((NormSite::Ln2, layer, sum(&mlp[..read], layer)));
+            norms.extend(
+                norms_of_block(config).into_iter().map(|(at, read, width)| (at, layer, sum(read, layer), width)),
+            );
         }
         if config.final_norm {
-            norms.push((NormSite::Final, 0, sum(&[Site::ResidPost], depth - 1)));
+            norms.push((NormSite::Final, 0, sum(&[Site::ResidPost], depth - 1), config.hidden_size));
         }
-        for (at, layer, x) in norms {
+        for (at, layer, x, width) in norms {
             let part = |part| of(Site::Norm(at, part), layer);
-            let [scale, rows] = normalized(&x, config);
+            let [scale, rows] = normalized(&x, width, config);
             let rstd: Vec<f64> = scale.iter().map(|scale| 1.0 / scale).collect();
             for (found, expected) in [(NormPart::Scale, &scale), (NormPart::Normalized, &rows), (NormPart::Rstd, &rstd)]
             {
+                assert_eq!(part(found).len(), expected.len(), "{name}: {} {layer}: {found:?}", at.name());
                 let off = difference(part(found), expected);
                 assert!(off < LIMIT, "{name}: {} {layer}: {found:?} is off by {off:.1e}", at.name());
             }
+            let out = match at {
+                NormSite::Ln1Post => of(Site::AttnOut, layer),
+                NormSite::Ln2Post => of(Site::MlpOut, layer),
+                _ => part(NormPart::Out),
+            };
             // What they were mistaken for is far from them.
-            assert!(difference(part(NormPart::Out), &rows) > 1e-2, "{name}: {} has weights of 1", at.name());
+            assert!(difference(out, &rows) > 1e-2, "{name}: {} has weights of 1", at.name());
             assert!(difference(part(NormPart::Rstd), &scale) > 1e-2, "{name}: {} has rows of norm 1", at.name());
         }
     }

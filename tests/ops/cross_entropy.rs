@@ -28,7 +28,7 @@ fn capped(p: Precision, x: f64, softcap: Option<f64>) -> (f64, f64) {
 }
 
 /// Records the cap's kernel on logits, if there is one.
-fn soften(r: &mut Recorder<'_>, logits: Buffer, softcap: Option<f64>, len: usize) {
+fn apply_softcap(r: &mut Recorder<'_>, logits: Buffer, softcap: Option<f64>, len: usize) {
     if let Some(cap) = softcap {
         r.run("logits_softcap", elements(len), &[At(logits), Float(cap), Long(len)]);
     }
@@ -67,7 +67,7 @@ impl Operation for Logits {
         let logits = naive::product(Precision::F64, self.dims, &case.inputs[0], &case.inputs[1]);
         let buffer = r.tape.acc(&logits);
         r.in_place(0, buffer, Role::Acc);
-        soften(r, buffer, self.softcap, logits.len());
+        apply_softcap(r, buffer, self.softcap, logits.len());
         true
     }
 
@@ -182,7 +182,7 @@ impl Operation for CrossEntropy {
         let dot = |i: usize| (0..input).map(|c| x[i / output * input + c] * head[i % output * input + c]).sum();
         let logits: Vec<f64> = (0..n * output).map(dot).collect();
         let (logits, targets) = (r.tape.acc(&logits), At(r.tape.ints(&list(&self.targets))));
-        soften(r, logits, self.softcap, n * output);
+        apply_softcap(r, logits, self.softcap, n * output);
         let (logits, inverse_cap) = (At(logits), Float(self.softcap.map_or(0.0, |cap| 1.0 / cap)));
         let weights = At(r.tape.acc(&case.d_outputs[0]));
         let [loss, again] = [0, 0].map(|result| At(r.output(result, n, Role::Acc)));

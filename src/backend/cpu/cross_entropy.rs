@@ -23,7 +23,7 @@ impl<A: Float> CrossEntropyOps for Cpu<A> {
         self::logits(&mut self.cx.gemm, logits, x.view(), head, dims);
         let Some(cap) = softcap.map(A::from_f64) else { return };
         let (exec, out) = (&self.cx.exec, rows("logits_fwd", logits, dims.rows, dims.output));
-        each_part(&exec.pool, dims.rows, dims.output, out, |_, part| soften(exec.isa, part, &mut [], cap));
+        each_part(&exec.pool, dims.rows, dims.output, out, |_, part| apply_softcap(exec.isa, part, &mut [], cap));
     }
 
     fn cross_entropy_fwd(&mut self, op: CrossEntropyFwd<'_, Self>) {
@@ -100,7 +100,7 @@ impl<A: Float> Kernel<A> for Sweep<'_, A> {
                 for (i, (logits, loss)) in logits.chunks_exact_mut(output).zip(loss).enumerate() {
                     let slopes = &mut slopes[i * of_row..][..of_row];
                     if let Some(cap) = cap {
-                        soften(isa, logits, slopes, cap);
+                        apply_softcap(isa, logits, slopes, cap);
                     }
                     *loss = softmax(isa, logits, targets[row + i] as usize, weights.map(|w| w[row + i]));
                     scale_by(isa, logits, slopes);
@@ -122,7 +122,7 @@ impl<A: Float> Kernel<A> for Sweep<'_, A> {
 
 multiversion! {
     /// Caps a row's logits; where there is room, their slopes go there.
-    fn soften[A: Float; FUSED](logits: &mut [A], slopes: &mut [A], cap: A) {
+    fn apply_softcap[A: Float; FUSED](logits: &mut [A], slopes: &mut [A], cap: A) {
         if slopes.is_empty() {
             for x in logits {
                 *x = softcap::<A, FUSED>(*x, cap).0;

@@ -33,7 +33,7 @@ fn targets_from(targets: &super::Index, from: usize) -> DevicePtr {
 }
 
 /// `logits [len] = cap * tanh(logits / cap)`, if there is a cap.
-fn soften(cx: &mut Context, name: &'static str, logits: DevicePtr, softcap: Option<f64>, len: usize) {
+fn apply_softcap(cx: &mut Context, name: &'static str, logits: DevicePtr, softcap: Option<f64>, len: usize) {
     if let Some(cap) = softcap {
         let args = [acc_ptr(logits), float(cap), long(len)];
         cx.launch(name, Kernel::new(FILE, "logits_softcap"), LaunchDims::elements(len), &args);
@@ -47,7 +47,7 @@ impl CrossEntropyOps for Cuda {
         let operands = ForwardOperands { out, acc_out: true, x, weight, bias: None };
         let (name, cx) = (LogitsFwd::<Self>::NAME, &mut self.cx);
         linear::forward(cx, name, operands, op.dims);
-        soften(cx, name, out, op.softcap, op.dims.rows * op.dims.output);
+        apply_softcap(cx, name, out, op.softcap, op.dims.rows * op.dims.output);
     }
 
     fn cross_entropy_fwd(&mut self, op: CrossEntropyFwd<'_, Self>) {
@@ -58,7 +58,7 @@ impl CrossEntropyOps for Cuda {
             let (x, weight) = (op.x.ptr(from * dims.input), op.head.ptr(0));
             let operands = ForwardOperands { out: logits, acc_out: true, x, weight, bias: None };
             linear::forward(cx, name, operands, chunk);
-            soften(cx, name, logits, op.softcap, chunk.rows * dims.output);
+            apply_softcap(cx, name, logits, op.softcap, chunk.rows * dims.output);
             let targets = table(targets_from(op.targets, from));
             let args = [acc_at(op.loss, from), acc_ptr(logits), targets, int(chunk.rows), int(dims.output)];
             cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(chunk.rows), &args);
@@ -75,7 +75,7 @@ impl CrossEntropyOps for Cuda {
             let (x, weight) = (op.x.ptr(from * dims.input), op.head.ptr(0));
             let operands = ForwardOperands { out: logits, acc_out: true, x, weight, bias: None };
             linear::forward(cx, name, operands, chunk);
-            soften(cx, name, logits, op.softcap, chunk.rows * dims.output);
+            apply_softcap(cx, name, logits, op.softcap, chunk.rows * dims.output);
             let args = [
                 acc_at(op.loss, from),
                 compute_ptr(d_logits),

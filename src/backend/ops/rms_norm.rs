@@ -11,7 +11,7 @@ use super::{Op, operations};
 use crate::arch::RmsWeight;
 use crate::backend::{Buffers, Len};
 
-/// `out [N, C] =`, `rstd [N] =`, as transformers rounds.
+/// `out [N, C] =`, `rstd [N] =`, rounded to the compute dtype where [`RmsWeight`] says.
 pub struct RmsNormFwd<'a, B: Buffers + ?Sized> {
     /// `[N, C]`, set.
     pub out: &'a mut B::Compute,

@@ -1,6 +1,6 @@
-//! Rotary position embedding (Su et al. 2021), halves rotated as in the LLaMA checkpoints: each pair `(x[i], x[i + D/2])` by
-//! the angle of the row's position and `i`. Of a head that is rotated in part, the pairs lie in its leading R elements, and the
-//! others pass through (GPT-NeoX).
+//! Rotary position embedding (Su et al. 2021), halves rotated as in the LLaMA checkpoints: each pair `(x[i], x[i + R/2])` of a
+//! head's leading R elements by the angle of the row's position and `i`. R is D, or less in GPT-NeoX and Phi-3, whose other
+//! elements pass through.
 
 use super::check::{need, needs, same};
 use super::{Op, operations};

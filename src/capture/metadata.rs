@@ -21,12 +21,19 @@ use serde_json::{Map, Value};
 use super::{CaptureSettings, Tokens};
 use crate::arch::{ModelConfig, Norm, QkNorm};
 use crate::hooks::{Naming, NormPart, NormSite, Site};
+use crate::{Error, Result};
 
 /// Documents of which the header has the first row: a header may have 100 MB.
 const MOST_STARTS: usize = 1_000_000;
 
+/// What each file says of its own documents.
+const OF_DOCUMENTS: [&str; 2] = ["first_doc", "doc_start"];
+
 /// What all files of a capture say.
-pub fn of_capture(config: &ModelConfig, settings: &CaptureSettings, longest: usize) -> Vec<(String, String)> {
+///
+/// # Errors
+/// The caller's metadata have a key of these, or one twice.
+pub fn of_capture(config: &ModelConfig, settings: &CaptureSettings, longest: usize) -> Result<Vec<(String, String)>> {
     let naming = Naming { names: settings.names, config };
     let mut layout = Map::new();
     for &(site, _) in &settings.selection.hooks {
@@ -64,8 +71,13 @@ pub fn of_capture(config: &ModelConfig, settings: &CaptureSettings, longest: usi
     let mut all: Vec<(String, String)> = words.map(|(key, word)| (key.to_owned(), word.to_owned())).to_vec();
     all.extend(sizes.map(|(key, size)| (key.to_owned(), size.to_string())));
     all.push(("layout".to_owned(), Value::Object(layout).to_string()));
-    all.extend(settings.metadata.iter().cloned());
-    all
+    for (key, value) in &settings.metadata {
+        if OF_DOCUMENTS.contains(&key.as_str()) || all.iter().any(|(known, _)| known == key) {
+            return Err(Error::argument("metadata", "each key once, and none that a capture has itself", key));
+        }
+        all.push((key.clone(), value.clone()));
+    }
+    Ok(all)
 }
 
 /// The axes of a row, of which the embedding's is the stream's in most models, and norms of queries and keys may be of whole
@@ -83,10 +95,11 @@ fn axes(site: Site, config: &ModelConfig) -> &'static str {
 
 /// What one file says of its documents, which have so many rows.
 pub fn of_documents(first: usize, rows: &[usize]) -> Vec<(String, String)> {
-    let mut all = vec![("first_doc".to_owned(), first.to_string())];
+    let [first_doc, doc_start] = OF_DOCUMENTS.map(str::to_owned);
+    let mut all = vec![(first_doc, first.to_string())];
     if rows.len() <= MOST_STARTS {
         let starts = rows.iter().scan(0, |next, rows| Some(std::mem::replace(next, *next + rows)));
-        all.push(("doc_start".to_owned(), Value::from(starts.collect::<Vec<usize>>()).to_string()));
+        all.push((doc_start, Value::from(starts.collect::<Vec<usize>>()).to_string()));
     }
     all
 }

@@ -145,7 +145,7 @@ impl Capture {
             Tokens::Last => 1,
         };
         let rows = documents.iter().map(captured).collect();
-        let metadata = metadata::of_capture(config, &settings, longest);
+        let metadata = metadata::of_capture(config, &settings, longest)?;
         Ok(Self { settings, tensors, batches, plan, rows, metadata })
     }
 

@@ -29,13 +29,12 @@ struct Inspect<'a> {
 impl Job for Inspect<'_> {
     fn run<B: Backend>(self, backend: B) -> Result<(), Failure> {
         let Self { args, files, adapter } = self;
-        let config = &files.config;
-        let inference = Plan::new(&backend, &files).inference(&backend, config, None, args.rows, Vec::new());
+        let (config, rows) = (&files.config, args.rows as usize);
+        let inference = Plan::new(&backend, &files).inference(&backend, config, None, rows, Vec::new());
         let targets = config.family.default_modules();
         let names: Vec<_> = targets.iter().map(|&target| config.family.short_name(target)).collect();
         let shape = LoraShape { rank: 8, alpha: 16.0, rslora: false, targets: targets.to_vec() };
-        let training =
-            Plan::new(&backend, &files).tuning(&backend, config, &Layout::lora(config, &shape), 1, args.rows);
+        let training = Plan::new(&backend, &files).tuning(&backend, config, &Layout::lora(config, &shape), 1, rows);
         if args.common.json {
             return output::json(&json!({
                 "model": shapes(&files), "rows": args.rows, "capture": inference.json(), "train_lora": training.json(),

@@ -301,10 +301,13 @@ pub fn clip_threshold(args: &RegularizationArgs) -> Option<f64> {
     (args.max_grad_norm != 0.0).then_some(args.max_grad_norm)
 }
 
+/// Most runs of one training, and most seeds of an experiment.
+pub const MAX_RUNS: usize = 4096;
+
 /// `count` seeds, counted up from `first`.
 pub fn seeds(first: u64, count: u64) -> Result<Vec<u64>> {
-    if count == 0 {
-        return Err(Error::argument("--seeds", "at least 1", count));
+    if count == 0 || count > MAX_RUNS as u64 {
+        return Err(Error::argument("--seeds", format!("from 1 to {MAX_RUNS}"), count));
     }
     let end = first.checked_add(count).ok_or_else(|| Error::argument("--seed", "a smaller seed", first))?;
     Ok((first..end).collect())

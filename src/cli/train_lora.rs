@@ -49,6 +49,7 @@ fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
     training::distinct("--lora-alpha", &args.lora_alpha)?;
     let rates = training::learning_rates(training)?;
     let seeds = resolve::seeds(training.seed, args.seeds)?;
+    training::check_count(&[sets.len(), args.r.len(), args.lora_alpha.len(), rates.len(), seeds.len()])?;
     let mut runs = Vec::new();
     for target_modules in &sets {
         for &r in &args.r {

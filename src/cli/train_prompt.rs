@@ -64,7 +64,10 @@ fn method(args: &TrainPromptArgs) -> Result<(PromptKind, Option<Reparameterizati
         (Method::Pt | Method::Ipt, _) => (PromptKind::PromptTuning, None),
     };
     match args.encoder_hidden_size {
-        Some(0) => Err(Error::argument("--encoder-hidden-size", "at least 1", 0)),
+        Some(hidden) if hidden == 0 || hidden > EncoderShape::MAX_HIDDEN => {
+            let expected = format!("from 1 to {}", EncoderShape::MAX_HIDDEN);
+            Err(Error::argument("--encoder-hidden-size", expected, hidden))
+        }
         Some(_) if method.1.is_none() => refuse("mlp or residual, beside --encoder-hidden-size", "none"),
         _ => Ok(method),
     }
@@ -166,6 +169,7 @@ fn runs(args: &TrainPromptArgs, init: &Init) -> Result<Vec<PromptRun>> {
     }
     training::distinct("--num-virtual-tokens", &lengths)?;
     let (rates, seeds) = (training::learning_rates(training)?, resolve::seeds(training.seed, args.seeds)?);
+    training::check_count(&[lengths.len(), rates.len(), seeds.len()])?;
     let mut runs = Vec::new();
     for num_virtual_tokens in lengths {
         for &rate in &rates {

@@ -7,11 +7,11 @@ use serde_json::{Map, Value, json};
 
 use super::args::{CheckpointArgs, EvalArgs, LogFormat, TrainingArgs};
 use super::plan::Plan;
-use super::resolve::{self, ModelFiles};
-use super::training_results::{self, RUN_FILE, RunResult};
+use super::resolve::{self, MAX_RUNS, ModelFiles};
+use super::training_results::{self, RESULTS_FILE, RUN_FILE, RunResult};
 use super::{Failure, output};
 use crate::backend::Backend;
-use crate::formats::adapter::AdapterConfig;
+use crate::formats::adapter::{self, AdapterConfig};
 use crate::formats::atomic;
 use crate::formats::embedded;
 use crate::formats::jsonl::{self, Example, Row};
@@ -99,6 +99,19 @@ pub fn learning_rates(args: &TrainingArgs) -> Result<Vec<Option<f64>>> {
 pub fn distinct<T: PartialEq + std::fmt::Debug>(flag: &str, values: &[T]) -> Result<()> {
     let twice = values.iter().enumerate().find(|(i, value)| values[..*i].contains(value));
     twice.map_or(Ok(()), |(_, value)| Err(Error::argument(flag, "each value once", format!("{value:?} again"))))
+}
+
+/// Refuses a grid of more runs than a training has, before any of them is made; `lengths` are those of its lists.
+pub fn check_count(lengths: &[usize]) -> Result<()> {
+    let count = lengths.iter().try_fold(1usize, |product, &length| product.checked_mul(length));
+    match count {
+        Some(count) if count <= MAX_RUNS => Ok(()),
+        _ => {
+            let lengths: Vec<String> = lengths.iter().map(usize::to_string).collect();
+            let expected = format!("at most {MAX_RUNS} combinations");
+            Err(Error::argument("the grid's lists", expected, lengths.join(" x ")))
+        }
+    }
 }
 
 /// Refuses `--report-to none` beside logs.
@@ -215,6 +228,17 @@ impl<A: Serialize> Training<'_, A> {
             return plan.print(training.common.json);
         }
         let resume = resolve::resume(&training.checkpoints, &training.out)?;
+        let folder = |run: usize| if is_grid { format!("run-{run:03}") } else { format!("run-{run}") };
+        let dir = |run: usize| if named.len() == 1 { training.out.clone() } else { training.out.join(folder(run)) };
+        let dirs: Vec<PathBuf> = (0..named.len()).map(dir).collect();
+        // Before anything is written, not after the last step.
+        dirs.iter()
+            .flat_map(|dir| adapter::FILES.map(|name| dir.join(name)))
+            .try_for_each(atomic::check_replaceable)?;
+        if is_grid {
+            let of_runs = dirs.iter().map(|dir| dir.join(RUN_FILE));
+            of_runs.chain([training.out.join(RESULTS_FILE)]).try_for_each(atomic::check_replaceable)?;
+        }
         let settings: Vec<Value> = runs.iter().map(|run| json!(run.settings)).collect();
         let mut trainer = Trainer::new(backend, model, tuned, runs, options)?;
         if let Some(evaluation) = evaluation {
@@ -229,10 +253,9 @@ impl<A: Serialize> Training<'_, A> {
             Ok(())
         });
         done.map_err(|error| files.with_bad_weight(error))?;
-        let folder = |run: usize| if is_grid { format!("run-{run:03}") } else { format!("run-{run}") };
         let mut results = Vec::with_capacity(named.len());
-        for (run, Named { config, name, settings: of_adapter }) in named.into_iter().enumerate() {
-            let dir = if configs.len() == 1 { training.out.clone() } else { training.out.join(folder(run)) };
+        let whole = named.into_iter().zip(dirs).enumerate();
+        for (run, (Named { config, name, settings: of_adapter }, dir)) in whole {
             trainer.adapter(backend, run, &config)?.write(&dir)?;
             if is_grid {
                 let mut all = of_adapter.as_object().cloned().unwrap_or_default();

@@ -23,7 +23,7 @@ use serde_json::{Map, Value, json};
 
 pub use read::{ActivationFile, Rows};
 
-use super::atomic::write_json;
+use super::atomic::{entries, write_json};
 use super::safetensors::{Dtype, TensorFile, TensorSpec, element_size};
 use crate::{Error, Result};
 
@@ -113,6 +113,7 @@ impl ActivationWriter {
             Some(*end)
         });
         let ends = ends.collect();
+        refuse_other_form(&path, &layout)?;
         let (open, finished, scratch) = (HashMap::new(), Vec::new(), Vec::new());
         let mut writer = Self { path, layout, columns, index, open, finished, ends, scratch, done: false };
         // The first file at once: a directory that cannot be written to is found before the model runs.
@@ -262,6 +263,29 @@ impl ActivationWriter {
         write_json(&path, &json!({"metadata": {"total_size": size, "shards": shards}, "weight_map": map}))?;
         Ok(path)
     }
+}
+
+/// Refuses a place that has an earlier capture in another form or number of shards, which would be read beside the new one
+/// or in its place.
+fn refuse_other_form(path: &Path, layout: &Layout) -> Result<()> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let index = PathBuf::from(format!("{}.index.json", path.display()));
+    let of_this = format!("-of-{:05}.safetensors", layout.files.len());
+    let other = match layout.sharded {
+        false if index.exists() => Some(index),
+        true if path.exists() => Some(path.to_path_buf()),
+        true => {
+            let dir = path.parent().unwrap_or(Path::new(""));
+            entries(dir).into_iter().find(|entry| {
+                let name = entry.file_name().unwrap_or_default().to_string_lossy();
+                let shard = name.strip_prefix(&format!("{stem}-")).filter(|rest| rest.contains("-of-"));
+                shard.is_some_and(|rest| rest.ends_with(".safetensors") && !rest.ends_with(&of_this))
+            })
+        }
+        false => None,
+    };
+    let expected = "a place without an earlier capture of another form (remove it, or choose another)";
+    other.map_or(Ok(()), |found| Err(Error::argument("output", expected, found.display())))
 }
 
 /// The largest number of a dtype of activations.

@@ -47,6 +47,21 @@ pub fn entries(dir: impl AsRef<Path>) -> Vec<PathBuf> {
     paths
 }
 
+/// Refuses a name that no file can take: that of a directory, a device, a pipe or a socket.
+///
+/// # Errors
+/// What stands there.
+pub fn check_replaceable(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    let refuse = |found: &str| Err(Error::argument(path.display().to_string(), "a file to write", found));
+    match path.metadata() {
+        Ok(found) if found.is_dir() => refuse("a directory"),
+        // The finished file takes the name of what stands there: no device may lose it.
+        Ok(found) if !found.is_file() => refuse("a device, a pipe or a socket"),
+        _ => Ok(()),
+    }
+}
+
 /// A file being written, not yet visible under its name.
 pub struct AtomicFile {
     // Dropped in this order: the folders that were made for the file go after it.
@@ -82,13 +97,7 @@ impl AtomicFile {
     /// The directory cannot be created or written to, or `path` is a directory, a device, a pipe or a socket.
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
-        if path.is_dir() {
-            return Err(Error::argument(path.display().to_string(), "a file to write", "a directory"));
-        }
-        // The finished file takes the name of what stands there: no device may lose it.
-        if path.metadata().is_ok_and(|found| !found.is_file()) {
-            return Err(Error::argument(path.display().to_string(), "a file to write", "a device, a pipe or a socket"));
-        }
+        check_replaceable(&path)?;
         let dir = parent(&path);
         let folders = NewFolders::create(&dir)?;
         let mut builder = Builder::new();

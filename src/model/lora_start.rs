@@ -34,7 +34,8 @@ pub fn start(adapter: &mut LoraAdapter, source: &Source, seed: u64) -> Result<()
                 module.a.iter_mut().for_each(|x| *x = (rng.normal() / r as f64) as f32);
             }
             InitLoraWeights::Orthogonal if r % 2 == 1 => {
-                return Err(refuse("r", "an even rank for an orthogonal start".to_owned(), r.to_string()));
+                let field = if adapter.config.r == r { "r" } else { "rank_pattern" };
+                return Err(refuse(field, "an even rank for an orthogonal start".to_owned(), r.to_string()));
             }
             InitLoraWeights::Orthogonal => orthogonal(&mut rng, module),
             InitLoraWeights::Pissa => {

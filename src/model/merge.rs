@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// computed in f32 (f64 where it is saved so) and rounded once.
 ///
 /// # Errors
-/// A module whose tensor is missing, a value that is not finite in the dtype, or the file cannot be written.
+/// A module whose tensor is missing, a weight that is not finite, a value that is not finite in the dtype, or the file cannot be written.
 pub fn write(source: &Source, adapter: &LoraAdapter, dtype: Option<arch::Dtype>, path: &Path) -> Result<()> {
     let checkpoint = source.checkpoint();
     let mut modules: BTreeMap<String, &LoraModule> = BTreeMap::new();
@@ -39,7 +39,10 @@ pub fn write(source: &Source, adapter: &LoraAdapter, dtype: Option<arch::Dtype>,
         let dtype = saved(&view);
         match modules.get(&view.name) {
             Some(module) => file.append(&view.name, &merged(source, adapter, module, dtype)?.data)?,
-            None if dtype == view.dtype => file.append(&view.name, &view.data)?,
+            None if dtype == view.dtype => {
+                view.check_finite().map_err(Error::file(checkpoint.path()))?;
+                file.append(&view.name, &view.data)?;
+            }
             None => {
                 let values = view.to_f32().map_err(Error::file(checkpoint.path()))?;
                 file.append(&view.name, &encode(&view.name, &values, dtype)?)?;

@@ -34,6 +34,10 @@ fn usage_errors_have_exit_code_2() {
             "--prompt-tuning-init",
             "TEXT",
         ],
+        &["train-lora", "--rank-pattern", r#"{"q_proj":4,"q_proj":8}"#],
+        &["train-lora", "--rank-pattern", "[4]"],
+        &["inspect", "--model", "m", "--rows", "0"],
+        &["inspect", "--model", "m", "--rows", "99999999999999"],
         &["probe", "--out"],
         &["generate", "--model", "m", "--prompt", "a", "--input", "f"],
     ] {
@@ -109,6 +113,10 @@ fn argument_errors_name_the_flag() {
     for (args, expected) in [
         ("probe --queries 0", "llamaprobe: --queries: expected from 1 to "),
         ("train-lora --adam-beta1 1", "llamaprobe: --adam-beta1: expected a number from 0 to below 1, found 1"),
+        (
+            "train-prompt --method p-tuning --encoder-hidden-size 1048576",
+            "llamaprobe: --encoder-hidden-size: expected from 1 to 32768, found 1048576",
+        ),
         ("train-lora --max-length 0", "llamaprobe: --max-length: expected at least 1, found 0"),
         ("train-lora --lora-dropout 1", "llamaprobe: --lora-dropout: expected a number from 0 to below 1, found 1"),
         (

@@ -183,6 +183,11 @@ fn grid_refuses_what_it_cannot_do() {
     for (args, expected) in [
         ("--r 4,0", "r: expected a rank from 1"),
         ("--seeds 0", "--seeds"),
+        ("--seeds 99999999999", "--seeds: expected from 1 to 4096"),
+        ("--seeds 4000 --r 2,4", "lists: expected at most 4096 combinations, found 1 x 2 x 1 x 1 x 4000"),
+        ("--r 1048576", "--r: expected a rank from 1 to 65536"),
+        (r#"--rank-pattern {"q_proj":0}"#, "--rank-pattern: expected a rank from 1"),
+        (r#"--init-lora-weights orthogonal --rank-pattern {"q_proj":3}"#, "--rank-pattern: expected an even rank"),
         ("--target-modules q_proj;", "--target-modules: expected modules before and after every semicolon"),
         ("--target-modules q_proj;x_proj", "x_proj"),
         ("--learning-rate 1e-3,nan", "--learning-rate"),
@@ -198,4 +203,14 @@ fn grid_refuses_what_it_cannot_do() {
         assert!(found.contains(expected), "{args}: {found}");
     }
     assert!(!d.join("out").exists());
+    // Found before the first step, not after the last.
+    for (args, target) in
+        [("", "adapter_model.safetensors"), ("--seeds 2", "results.json"), ("--seeds 2", "run-001/run.json")]
+    {
+        fs::create_dir_all(d.join("out").join(target)).expect("a directory");
+        let found = line(d, &format!("{train} {args}")).refused();
+        assert!(found.contains(&format!("{target}: expected a file to write, found a directory")), "{found}");
+        fs::remove_dir(d.join("out").join(target)).expect("empty");
+        assert!(!d.join("out/trainer_log.jsonl").exists());
+    }
 }

@@ -139,27 +139,29 @@ fn merge_refuses_what_it_cannot_do() {
     let refused = merge("gpt2", &out, &[]).refused();
     assert!(refused.contains("--out") && refused.contains("empty"), "{refused}");
     assert_eq!(fs::read(out.join("model.safetensors")).expect("a file"), before);
-    // Within f32, and beyond f16.
-    fs::create_dir(d.join("large")).expect("a folder");
-    fs::copy(model.join("config.json"), d.join("large/config.json")).expect("copied");
-    let mut bytes = fs::read(model.join("model.safetensors")).expect("a file");
-    let end = bytes.len();
-    bytes[end - 4..].copy_from_slice(&1e6f32.to_le_bytes());
-    fs::write(d.join("large/model.safetensors"), bytes).expect("written");
-    let words = [
-        "merge",
-        "--model",
-        &d.join("large").display().to_string(),
-        "--adapter",
-        &model.join("adapter").display().to_string(),
-        "--out",
-        &d.join("narrow").display().to_string(),
-        "--dtype",
-        "f16",
-    ]
-    .map(str::to_owned);
-    let ran = program(words).output().expect("start the program");
-    let error = String::from_utf8(ran.stderr).expect("UTF-8");
-    assert!(ran.status.code() == Some(1) && error.contains("expected a finite value"), "{error}");
-    assert!(!d.join("narrow").exists() && !d.join("out").exists());
+    // Within f32, and beyond f16; no number, in a tensor that is only copied.
+    for (value, dtype, expected) in [(1e6f32, "f16", "expected a finite value"), (f32::NAN, "auto", "found NaN")] {
+        fs::create_dir_all(d.join("large")).expect("a folder");
+        fs::copy(model.join("config.json"), d.join("large/config.json")).expect("copied");
+        let mut bytes = fs::read(model.join("model.safetensors")).expect("a file");
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&value.to_le_bytes());
+        fs::write(d.join("large/model.safetensors"), bytes).expect("written");
+        let words = [
+            "merge",
+            "--model",
+            &d.join("large").display().to_string(),
+            "--adapter",
+            &model.join("adapter").display().to_string(),
+            "--out",
+            &d.join("narrow").display().to_string(),
+            "--dtype",
+            dtype,
+        ]
+        .map(str::to_owned);
+        let ran = program(words).output().expect("start the program");
+        let error = String::from_utf8(ran.stderr).expect("UTF-8");
+        assert!(ran.status.code() == Some(1) && error.contains(expected), "{dtype}: {error}");
+        assert!(!d.join("narrow").exists() && !d.join("out").exists());
+    }
 }

@@ -135,3 +135,15 @@ fn capture_of_a_state_that_is_not_finite_names_the_hook() {
     assert!(matches!(&error, Error::NotFinite { what, .. } if what.starts_with("blocks.")), "{error}");
     assert!(!file.exists(), "what was begun is removed");
 }
+
+#[test]
+fn metadata_of_a_capture_have_each_key_once() {
+    let backend = &mut Trace::new();
+    let model: Model<Trace> = model(backend);
+    for keys in [&["family"][..], &["doc_start"], &["mine", "mine"]] {
+        let metadata = keys.iter().map(|key| ((*key).to_owned(), "x".to_owned())).collect();
+        let settings = CaptureSettings { metadata, ..settings(&[Site::ResidPost], usize::MAX) };
+        let none = None::<&Adaptation<Trace>>;
+        assert_eq!(refused(Capture::new(&model.config, none, settings, &documents())).0, "metadata", "{keys:?}");
+    }
+}

@@ -120,11 +120,42 @@ fn shards_that_lack_a_tensor_are_refused() {
     let mut writer = ActivationWriter::create(&path, layout(&SHARDS, Dtype::F32, true)).expect("creates");
     fill(&mut writer, 20);
     writer.finish().expect("finishes");
+    let shard = dir.path().join("activations-00002-of-00004.safetensors");
     let data = [0u8; 24];
-    let tensor = Tensor { name: "hook_embed", dtype: Dtype::F32, shape: &[2, 3], data: &data };
-    write(dir.path().join("activations-00002-of-00004.safetensors"), &[tensor], &[]).expect("writes");
-    let error = ActivationFile::open(&path).expect_err("refused").to_string();
+    let tensor = |rows: usize| {
+        let shape = [rows, 3];
+        let tensor = Tensor { name: "hook_embed", dtype: Dtype::F32, shape: &shape, data: &data[..rows * 12] };
+        write(&shard, &[tensor], &[]).expect("writes");
+        ActivationFile::open(&path).expect_err("refused").to_string()
+    };
+    let error = tensor(1);
     assert!(error.contains("expected 2 shards that have it, found 1"), "{error}");
+    let error = tensor(2);
+    let expected =
+        "metadata.shards: expected 2 rows of activations-00002-of-00004.safetensors, found 1 of activations-00002";
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn captures_of_another_form_are_not_left_beside_a_new_one() {
+    let (three, four) = (&[10, 5, 5][..], &SHARDS[..]);
+    let one = &[20][..];
+    for ((first, first_sharded), (second, sharded), found) in [
+        ((one, false), (four, true), Some("activations.safetensors")),
+        ((four, true), (one, false), Some("activations.safetensors.index.json")),
+        ((three, true), (four, true), Some("activations-00001-of-00003.safetensors")),
+        ((one, false), (one, false), None),
+        ((four, true), (four, true), None),
+    ] {
+        let dir = temp();
+        let path = dir.path().join("activations.safetensors");
+        let mut writer = ActivationWriter::create(&path, layout(first, Dtype::F32, first_sharded)).expect("creates");
+        fill(&mut writer, 20);
+        writer.finish().expect("finishes");
+        let error = ActivationWriter::create(&path, layout(second, Dtype::F32, sharded)).err().map(|e| e.to_string());
+        assert_eq!(error.is_some(), found.is_some(), "{error:?}");
+        assert!(found.is_none_or(|found| error.is_some_and(|error| error.ends_with(found))), "{found:?}");
+    }
 }
 
 #[test]

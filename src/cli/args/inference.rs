@@ -200,8 +200,8 @@ pub struct InspectArgs {
     #[serde(flatten)]
     pub model: ModelArgs,
     /// Number of tokens per batch that the memory plan is for.
-    #[arg(long, default_value_t = 512, value_name = "TOKENS")]
-    pub rows: usize,
+    #[arg(long, default_value_t = 512, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rows: u32,
     #[command(flatten)]
     #[serde(flatten)]
     pub common: CommonArgs,

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::common::{BaseModelArgs, CommonArgs};
 use super::optim::{CheckpointArgs, DEFAULTS, EvalArgs, OptimArgs, one_or_list};
+use crate::formats::json;
 
 /// Flags of every training of an adapter.
 #[derive(Debug, Args, Serialize)]
@@ -106,6 +108,7 @@ pub struct TrainLoraArgs {
     #[arg(
         long,
         value_enum,
+        ignore_case = true,
         value_name = "INIT",
         default_value = "true",
         conflicts_with = "init_adapter",
@@ -128,10 +131,14 @@ fn is_one(value: &u64) -> bool {
 }
 
 /// Ranks or alphas by the modules' paths.
-pub type Pattern = serde_json::Map<String, serde_json::Value>;
+pub type Pattern = serde_json::Map<String, Value>;
 
 fn pattern(text: &str) -> Result<Pattern, String> {
-    serde_json::from_str(text).map_err(|error| error.to_string())
+    match json::parse("", text) {
+        Ok(Value::Object(entries)) => Ok(entries),
+        Ok(other) => Err(format!("expected an object, found {}", json::show(&other))),
+        Err(error) => Err(error.to_string().trim_start_matches([':', ' ']).to_owned()),
+    }
 }
 
 /// How A and B start.

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
+use crate::formats::json;
 use crate::formats::safetensors::{Checkpoint, Dtype, TensorView};
 use crate::{Error, Result};
 
@@ -36,11 +39,24 @@ impl ActivationFile {
         let path = if !named.exists() && index.exists() { index } else { named.to_path_buf() };
         let sharded = path.extension().is_some_and(|e| e == "json");
         let shards = if sharded { Checkpoint::shards(&path)? } else { vec![path.clone()] };
+        let announced = if sharded { announced(&path)? } else { None };
+        if let Some(files) = announced.as_ref().filter(|files| files.len() != shards.len()) {
+            let expected = format!("the {} files of weight_map", shards.len());
+            return Err(Error::field(&path, "metadata.shards", expected, files.len().to_string()));
+        }
         let mut file = Self { path, tensors: BTreeMap::new(), labels: BTreeMap::new(), metadata: BTreeMap::new() };
         for (i, shard) in shards.iter().enumerate() {
             let checkpoint = Checkpoint::open(shard)?;
             for tensor in checkpoint.iter() {
                 file.add(shard, tensor, sharded)?;
+            }
+            if let Some((name, rows)) = announced.as_ref().map(|files| &files[i]) {
+                let found = checkpoint.iter().next().map_or(0, |tensor| tensor.shape[0]);
+                let own = shard.file_name().unwrap_or_default().to_string_lossy();
+                if (own.as_ref(), found) != (name.as_str(), *rows) {
+                    let expected = format!("{found} rows of {own}");
+                    return Err(Error::field(&file.path, "metadata.shards", expected, format!("{rows} of {name}")));
+                }
             }
             if i == 0 {
                 file.metadata.clone_from(checkpoint.metadata());
@@ -130,6 +146,22 @@ impl ActivationFile {
         }
         Ok(Some(out))
     }
+}
+
+/// Name and number of rows of each shard, if an index says so in `metadata.shards`.
+fn announced(index: &Path) -> Result<Option<Vec<(String, usize)>>> {
+    let value = json::read(index)?;
+    let Some(shards) = value.pointer("/metadata/shards") else { return Ok(None) };
+    let field = |found: &Value| {
+        Error::field(index, "metadata.shards", "a list of {file, rows: [first, end]}", json::show(found))
+    };
+    let shard = |shard: &Value| {
+        let end = |i: usize| usize::try_from(shard.get("rows")?.get(i)?.as_u64()?).ok();
+        let name = shard.get("file").and_then(Value::as_str);
+        name.zip(end(0)).zip(end(1)).and_then(|((name, first), end)| Some((name.to_owned(), end.checked_sub(first)?)))
+    };
+    let shards = shards.as_array().ok_or_else(|| field(shards))?;
+    shards.iter().map(|one| shard(one).ok_or_else(|| field(one))).collect::<Result<_>>().map(Some)
 }
 
 /// A key by which names sort with their numbers as numbers.

@@ -24,8 +24,6 @@ pub(super) const ENCODER: &str = "prompt_encoder.safetensors";
 const ENCODER_PREFIX: &str = "prompt_encoder.default";
 /// Key of its metadata.
 const KIND: &str = "reparameterization";
-/// Limit of the width of its MLP.
-const MAX_HIDDEN: usize = 1 << 20;
 
 /// What the rows are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,6 +223,9 @@ pub struct EncoderShape {
 }
 
 impl EncoderShape {
+    /// Limit of the width of the hidden layers.
+    pub const MAX_HIDDEN: usize = 1 << 15;
+
     /// The shape that makes prompts of these settings.
     pub fn new(kind: Reparameterization, prompt: &PromptConfig, hidden: usize) -> Self {
         Self { kind, input: prompt.token_dim, hidden, output: prompt.width() }
@@ -296,9 +297,10 @@ impl EncoderState {
         let rows = config.num_virtual_tokens;
         let (first, ..) = &shape.parts(rows)[1];
         let weight = file.get(first).ok_or_else(|| Error::field(&path, first, "a tensor", "none"))?;
-        let hidden = weight.shape.first().copied().filter(|n| (1..=MAX_HIDDEN).contains(n));
+        let hidden = weight.shape.first().copied().filter(|n| (1..=EncoderShape::MAX_HIDDEN).contains(n));
         shape.hidden = hidden.ok_or_else(|| {
-            Error::field(&path, first, format!("from 1 to {MAX_HIDDEN} rows"), format!("{:?}", weight.shape))
+            let expected = format!("from 1 to {} rows", EncoderShape::MAX_HIDDEN);
+            Error::field(&path, first, expected, format!("{:?}", weight.shape))
         })?;
         let parts = shape.parts(rows);
         file.deny_unexpected(|name| parts.iter().any(|(known, ..)| known == name))?;

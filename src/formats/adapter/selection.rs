@@ -11,7 +11,7 @@ use crate::arch::{Family, Projection};
 use crate::{Error, Result};
 
 /// Limit of a rank; beyond any matrix.
-pub(super) const MAX_RANK: usize = 1 << 20;
+pub(super) const MAX_RANK: usize = 1 << 16;
 /// Limit of the steps back that an expression may take; one that needs more matches nothing that anyone names.
 const MAX_STEPS_BACK: u32 = 1_000_000;
 
@@ -201,14 +201,17 @@ impl LoraConfig {
             let ModuleKind::Projection { layer, target } = module.kind else {
                 return Err(wrong("target_modules", "projections of the blocks", path));
             };
-            let r = first_match(&ranks, path).unwrap_or(self.r);
-            let alpha = first_match(&alphas, path).unwrap_or(self.lora_alpha);
+            let own_field = |of_pattern: bool, pattern, common| if of_pattern { pattern } else { common };
+            let (own_rank, own_alpha) = (first_match(&ranks, path), first_match(&alphas, path));
+            let (r, alpha) = (own_rank.unwrap_or(self.r), own_alpha.unwrap_or(self.lora_alpha));
             if r == 0 || r > MAX_RANK {
-                return Err(wrong("r", format!("a rank from 1 to {MAX_RANK} for {path}"), r.to_string()));
+                let field = own_field(own_rank.is_some(), "rank_pattern", "r");
+                return Err(wrong(field, format!("a rank from 1 to {MAX_RANK} for {path}"), r.to_string()));
             }
             let scale = if self.use_rslora { alpha / (r as f64).sqrt() } else { alpha / r as f64 };
             if !scale.is_finite() {
-                return Err(wrong("lora_alpha", format!("a finite scale for {path}"), scale.to_string()));
+                let field = own_field(own_alpha.is_some(), "alpha_pattern", "lora_alpha");
+                return Err(wrong(field, format!("a finite scale for {path}"), scale.to_string()));
             }
             slots.push(Slot { layer, target, r, scale });
         }

@@ -308,7 +308,8 @@ fn capture_is_that_of_the_cpu() {
 fn training_is_that_of_the_cpu() {
     let dir = workplace(safetensors::Dtype::F32);
     let fast = " --init-lora-weights pissa --loraplus-lr-ratio 8 --learning-rate 1e-3";
-    for (extra, folder) in [("", "plain"), (" --lora-dropout 0.3", "dropped"), (fast, "fast")] {
+    for (extra, folder) in [("", "plain"), (" --lora-dropout 0.3 --gradient-checkpointing", "dropped"), (fast, "fast")]
+    {
         both(dir.path(), &format!("{TRAIN}{extra}"), folder);
         let file = |device: &str, name: &str| dir.path().join(format!("{folder}-{device}")).join(name);
         let [a, b] = ["cpu", "cud"].map(|device| file(device, "adapter_model.safetensors"));
@@ -491,9 +492,11 @@ fn device_failure_is_one_clear_error() {
 fn memory_plan_is_what_the_driver_gives() {
     let dir = workplace(safetensors::Dtype::BF16);
     let (d, report) = (dir.path(), dir.path().join("report.json"));
-    for (line, name) in
-        [(format!("{CAPTURE} --json"), "capture"), (TRAIN.to_owned(), "train"), (format!("{GRID} --json"), "grid")]
-    {
+    for (line, name) in [
+        (format!("{CAPTURE} --json"), "capture"),
+        (TRAIN.to_owned(), "train"),
+        (format!("{GRID} --gradient-checkpointing --json"), "grid"),
+    ] {
         let line = format!("{line} --device cuda:0 --out {{}}/{name}");
         let planned: Value =
             serde_json::from_str(&succeed(&mut program(d, &format!("{line} --dry-run")))).expect("a plan");

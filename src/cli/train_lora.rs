@@ -210,7 +210,7 @@ impl Job for Train<'_> {
             args,
             training,
             files: &files,
-            options: TrainerOptions { dropout, ..TrainerOptions::default() },
+            options: TrainerOptions { dropout, ..training::options(training) },
             runs: named,
             is_grid: runs.len() > 1,
             identity,

@@ -17,7 +17,7 @@ use crate::formats::jsonl::{Example, Row};
 use crate::model::{self, Adaptation, Model, PromptStart, encoder, prompt};
 use crate::train::settings::RunSettings;
 use crate::train::trainable::Trainable;
-use crate::train::trainer::{Run, TrainerOptions};
+use crate::train::trainer::Run;
 use crate::{Error, Result};
 
 /// Number of virtual tokens where nothing says how many.
@@ -294,7 +294,7 @@ impl Job for Train<'_> {
             args: self.args,
             training,
             files: &self.files,
-            options: TrainerOptions::default(),
+            options: training::options(training),
             runs: self.runs.iter().map(named).collect(),
             is_grid: false,
             identity: json!({ "model": training.base.model, "method": self.args.method }),

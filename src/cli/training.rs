@@ -137,6 +137,11 @@ pub fn settings(args: &TrainingArgs, learning_rate: Option<f64>, seed: u64) -> R
     Ok(RunSettings { length, learning_rate, batch_size: args.optim.batch_size.max(10), ..settings })
 }
 
+/// What the flags say of all runs.
+pub fn options(args: &TrainingArgs) -> TrainerOptions {
+    TrainerOptions { gradient_checkpointing: args.gradient_checkpointing, ..TrainerOptions::default() }
+}
+
 /// Where a training writes, and how often it logs and saves checkpoints.
 pub fn fit_output<'a>(
     dir: &'a Path,

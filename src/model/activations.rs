@@ -17,6 +17,9 @@ use crate::pack::Pack;
 pub enum Save {
     /// Nothing: one layer's buffers serve all layers. For inference.
     Layer,
+    /// The stream that enters each layer (gradient checkpointing, Chen et al. 2016): the backward computes a layer's buffers
+    /// again when it comes to it, with the same bits. One layer's buffers serve all layers.
+    Inputs,
     /// Everything that the backward reads, of every layer.
     All,
 }
@@ -141,6 +144,8 @@ pub struct Activations<B: Backend> {
     pub(super) embedding: Option<EmbeddingStage<B>>,
     pub(super) resid: Vec<B::Acc>,
     pub(super) layers: Vec<LayerActivations<B>>,
+    /// The layer whose buffers were filled last.
+    pub(super) filled: usize,
     /// The output rows of the last forward; none means all.
     pub(super) outputs: Option<Arc<[usize]>>,
     pub(super) rotation: Option<Rotation<B>>,
@@ -192,6 +197,7 @@ impl<B: Backend> Activations<B> {
             final_stats: Stats::new(backend, config, n)?,
             resid,
             layers,
+            filled: 0,
             outputs: None,
             rotation,
             attn_out: backend.compute(n * c)?,
@@ -318,6 +324,7 @@ pub(super) fn counted<T>(element_sizes: (usize, usize), make: impl FnOnce(&mut T
 fn buffers(config: &ModelConfig, save: Save) -> (usize, usize) {
     match save {
         Save::Layer => (1, 2),
+        Save::Inputs => (1, config.num_hidden_layers + 1),
         Save::All => (config.num_hidden_layers, config.num_hidden_layers + 1),
     }
 }
@@ -328,7 +335,9 @@ fn ranks(config: &ModelConfig, layout: Option<&Layout>, save: Save, layer: usize
     let of_layer = |shape, layer| layout.rank(shape, layer, target);
     let of_shape = |shape| match save {
         Save::All => of_layer(shape, layer),
-        Save::Layer => (0..config.num_hidden_layers).map(|layer| of_layer(shape, layer)).max().unwrap_or(0),
+        Save::Layer | Save::Inputs => {
+            (0..config.num_hidden_layers).map(|layer| of_layer(shape, layer)).max().unwrap_or(0)
+        }
     };
     (0..layout.shapes().len()).map(of_shape).collect()
 }

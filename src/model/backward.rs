@@ -11,22 +11,25 @@ use crate::backend::Backend;
 use crate::backend::ops::{ScatterAdd, Zero};
 
 impl<B: Backend> Model<B> {
-    /// The losses and the requested gradients of the last forward, which must have saved all its activations.
+    /// The losses and the requested gradients of the last forward, which must have saved its activations, or the inputs of
+    /// its layers: then each layer is computed again, into the buffers of `acts` that all of them share.
     ///
     /// # Panics
-    /// If the forward did not save its activations, or went through a cache, or started at a layer, or had another input; if the scratch is too
+    /// If the forward saved neither, or only the inputs and has had its backward, or went through a cache, or started at a layer, or had another input; if the scratch is too
     /// small.
     pub fn backward(
         &self,
         backend: &mut B,
-        acts: &Activations<B>,
+        acts: &mut Activations<B>,
         grads: &mut Gradients<B>,
         input: &Input<'_, B>,
         labels: &Labels<B>,
         mut request: GradientRequest<'_, B>,
     ) {
         let (config, n) = (&self.config, input.pack.len());
-        assert!(acts.save == Save::All, "backward: the forward saved one layer only");
+        assert!(acts.save != Save::Layer, "backward: the forward saved one layer only");
+        let spent = acts.save == Save::Inputs && acts.filled + 1 != config.num_hidden_layers;
+        assert!(!spent, "backward: a forward that saves the layers' inputs has one backward");
         assert!(input.start.is_none(), "backward: a pass that starts at a layer has no backward");
         assert!(!input.pack.has_cached(), "backward: cached segments have no backward");
         assert!(n <= grads.rows, "backward: {n} rows in scratch for {}", grads.rows);
@@ -42,7 +45,9 @@ impl<B: Backend> Model<B> {
         self.head_backward(backend, acts, grads, labels, input, &mut request);
         for layer in (lowest..config.num_hidden_layers).rev() {
             let below = whole || layer > lowest;
-            let block = Block { config, weights: &self.weights.layers[layer], layer, input };
+            self.recompute(backend, acts, input, layer);
+            let acts = &*acts;
+            let block = Block { config, weights: &self.weights.layers[layer], layer, input, again: false };
             let block = BlockBwd { block, acts, saved: &acts.layers[acts.layer_slot(layer)] };
             exchanged ^= block.backward(backend, grads, &mut request, below);
         }

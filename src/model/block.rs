@@ -21,6 +21,8 @@ pub(super) struct Block<'a, B: Backend> {
     pub weights: &'a Layer<B>,
     pub layer: usize,
     pub input: &'a Input<'a, B>,
+    /// Whether it is computed again for its backward, so that what only later layers read is left out.
+    pub again: bool,
 }
 
 impl<B: Backend> Block<'_, B> {
@@ -34,12 +36,26 @@ impl<B: Backend> Block<'_, B> {
         lora_xa: &mut LoraInputs<B>,
         x: &B::Compute,
     ) -> Result<()> {
-        let (rows, pack) = (self.input.pack.len(), self.input.device);
+        let rows = self.input.pack.len();
         let projection = self.weights.projection(target);
         let (input, output) = self.config.widths(target);
         let dims = LinearDims { rows, input, output };
         let (weight, bias) = (&projection.weight, projection.bias.as_ref());
-        backend.linear_fwd(LinearFwd { out, x, weight, bias, dims });
+        backend.linear_fwd(LinearFwd { out: &mut *out, x, weight, bias, dims });
+        self.adapt(backend, taps, target, out, lora_xa, x)
+    }
+
+    /// What a projection's adapters add to it: `out [N, output] +=`, from `x [N, input]`.
+    pub fn adapt<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        taps: &mut PassTaps<'_, B, T>,
+        target: Projection,
+        out: &mut B::Compute,
+        lora_xa: &mut LoraInputs<B>,
+        x: &B::Compute,
+    ) -> Result<()> {
+        let (rows, pack, output) = (self.input.pack.len(), self.input.device, self.config.widths(target).1);
         let Some(adaptation) = self.input.adaptation else { return Ok(()) };
         let (params, dropout) = (&adaptation.params, self.input.dropout(self.layer, target));
         let several = adaptation.layout.sites(self.layer, target).nth(1).is_some();
@@ -264,7 +280,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         x: &B::Compute,
         d_x: Option<(&mut B::Acc, bool)>,
     ) {
-        let Block { config, weights, layer, input } = self.block;
+        let Block { config, weights, layer, input, .. } = self.block;
         let (rows, (width, output)) = (input.pack.len(), config.widths(target));
         let dims = LinearDims { rows, input: width, output };
         let projection = weights.projection(target);

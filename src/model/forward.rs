@@ -1,7 +1,7 @@
 //! The forward of every model, over a pack that is a forest, through any adapters, past any taps.
 
 use super::Model;
-use super::activations::Activations;
+use super::activations::{Activations, Save};
 use super::block::Block;
 use super::input::{Input, Start, StartRows};
 use super::kv_cache::Cache;
@@ -9,7 +9,7 @@ use super::taps::PassTaps;
 use crate::Result;
 use crate::backend::ops::{GatherAcc, GatherCompute};
 use crate::backend::{AccElement, Backend, TensorMut};
-use crate::hooks::{Site, Taps};
+use crate::hooks::{NoTaps, Site, Taps};
 
 impl<B: Backend> Model<B> {
     /// Runs the model over a pack. Afterwards `acts.final_norm` holds the final norm's output `[N, C]`, or `[M, C]` of the
@@ -48,7 +48,7 @@ impl<B: Backend> Model<B> {
         let stop = asked.unwrap_or(depth).clamp(start, depth);
         assert!(cache.is_none() || stop == depth, "forward: a cached segment goes through every layer");
         for layer in start..stop {
-            let pass = Pass { input, cache: cache.as_mut(), last: layer + 1 == stop };
+            let pass = Pass { input, cache: cache.as_mut(), last: layer + 1 == stop, again: false };
             self.block(backend, acts, pass, layer, &mut points)?;
         }
         if let Some(cache) = cache {
@@ -101,13 +101,16 @@ impl<B: Backend> Model<B> {
         layer: usize,
         taps: &mut PassTaps<'_, B, T>,
     ) -> Result<()> {
-        let (config, Pass { input, cache, last }) = (&self.config, pass);
+        let (config, Pass { input, cache, last, again }) = (&self.config, pass);
+        acts.filled = layer;
         let (slot, slots) = (acts.layer_slot(layer), [acts.resid_slot(layer), acts.resid_slot(layer + 1)]);
         let [resid_pre, resid_post] = acts.resid.get_disjoint_mut(slots).expect("forward: two residual buffers");
         let saved = &mut acts.layers[slot];
-        let block = Block { config, weights: &self.weights.layers[layer], layer, input };
+        let block = Block { config, weights: &self.weights.layers[layer], layer, input, again };
         let mut points = taps.at(layer, None);
-        points.edit(backend, Site::ResidPre, TensorMut::Acc(&mut *resid_pre), config.hidden_size)?;
+        if !again {
+            points.edit(backend, Site::ResidPre, TensorMut::Acc(&mut *resid_pre), config.hidden_size)?;
+        }
         block.attention(backend, saved, acts.rotation.as_mut(), resid_pre, cache, &mut points)?;
 
         let mut keys = Vec::new();
@@ -130,10 +133,27 @@ impl<B: Backend> Model<B> {
     }
 }
 
+impl<B: Backend> Model<B> {
+    /// Fills the buffers that the backward of a layer reads, if they are another layer's; the last layer's never are.
+    pub(super) fn recompute(&self, backend: &mut B, acts: &mut Activations<B>, input: &Input<'_, B>, layer: usize) {
+        if acts.save != Save::Inputs || acts.filled == layer {
+            return;
+        }
+        let mut taps = NoTaps;
+        let mut points = PassTaps::new(&mut taps, input.pack, input.edits);
+        let pass = Pass { input, cache: None, last: false, again: true };
+        let done = self.block(backend, acts, pass, layer, &mut points);
+        // Nothing is tapped, and there is room for all that the forward made room for.
+        done.expect("backward: a layer that was computed is computed again");
+    }
+}
+
 /// What a block needs to know of its pass.
 struct Pass<'a, 'c, B: Backend> {
     input: &'a Input<'a, B>,
     cache: Option<&'a mut Cache<'c, B>>,
     /// Whether nothing but the head comes after it.
     last: bool,
+    /// Whether the stream that enters it has been edited, since it is computed again.
+    again: bool,
 }

@@ -49,6 +49,10 @@ impl<B: Backend> Block<'_, B> {
         }
         taps.edit(backend, Site::MlpPost, TensorMut::Compute(&mut *act), width)?;
         match output_norms {
+            // Its output is a part of the stream that leaves the block; its backward reads what its adapters read.
+            None if self.again && config.norm_placement != NormPlacement::Post => {
+                return self.adapt(backend, taps, Projection::Down, mlp_out, lora_xa, act);
+            }
             None => self.project(backend, taps, Projection::Down, mlp_out, lora_xa, act)?,
             Some([_, input]) => {
                 self.project(backend, taps, Projection::Down, &mut input.x, lora_xa, act)?;
@@ -59,7 +63,7 @@ impl<B: Backend> Block<'_, B> {
     }
 
     /// From the MLP's output to the stream that leaves the block: `resid_post = resid_mid + mlp_out`, and in post-norm
-    /// models the norm of that, by way of `post_norm [N, C]`.
+    /// models the norm of that, by way of `post_norm [N, C]`. Computed again, a block leaves `resid_post` as it is.
     pub fn mlp_output<T: Taps<B>>(
         &self,
         backend: &mut B,
@@ -76,8 +80,12 @@ impl<B: Backend> Block<'_, B> {
                 backend.residual_fwd(ResidualFwd { out: &mut *sum, a: &saved.resid_mid, b: mlp_out, len });
                 self.norm(backend, Sublayer::Mlp, post_norm, &mut saved.mlp_stats, sum);
                 self.tap_norm(backend, taps, NormSite::Ln2, sum, &saved.mlp_stats, post_norm)?;
+                if self.again {
+                    return Ok(());
+                }
                 backend.widen(Widen { out: &mut *resid_post, x: post_norm, len });
             }
+            _ if self.again => return Ok(()),
             _ => backend.residual_fwd(ResidualFwd { out: &mut *resid_post, a: &saved.resid_mid, b: mlp_out, len }),
         }
         taps.edit(backend, Site::ResidPost, TensorMut::Acc(resid_post), width)

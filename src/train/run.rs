@@ -6,6 +6,7 @@ use super::passes::ROW_BUDGET;
 use super::settings::RunSettings;
 use crate::Result;
 use crate::backend::Backend;
+use crate::model::Save;
 
 /// The data and settings of one run.
 #[derive(Clone, Debug)]
@@ -34,11 +35,21 @@ pub struct TrainerOptions {
     pub dropout: f64,
     /// Rows of a pass at most (default [`ROW_BUDGET`]); it bounds memory, and larger batches take several passes.
     pub row_budget: usize,
+    /// Whether only the inputs of layers are saved for the backward, which computes each layer again: less memory for more
+    /// time, and the same bits (default false).
+    pub gradient_checkpointing: bool,
+}
+
+impl TrainerOptions {
+    /// What a forward saves for the backward.
+    pub fn save(&self) -> Save {
+        if self.gradient_checkpointing { Save::Inputs } else { Save::All }
+    }
 }
 
 impl Default for TrainerOptions {
     fn default() -> Self {
-        Self { dropout: 0.0, row_budget: ROW_BUDGET }
+        Self { dropout: 0.0, row_budget: ROW_BUDGET, gradient_checkpointing: false }
     }
 }
 

@@ -169,7 +169,7 @@ impl<B: Backend> Trainer<B> {
                 GradientRequest { d_params: None, d_weights: Some((d_params, &full.layout)), d_embed: false }
             }
         };
-        model.backward(backend, &self.acts, &mut self.grads, &input, &labels, request);
+        model.backward(backend, &mut self.acts, &mut self.grads, &input, &labels, request);
         self.optimizer.check_losses(backend, &self.grads.losses, labels.count);
         let readback = backend.download_async(&self.grads.losses, labels.count)?;
         Ok(PassLosses { readback, runs: pass.runs, weights })

@@ -15,7 +15,7 @@ use super::trainable::Trainable;
 use crate::arch::ModelConfig;
 use crate::backend::{Backend, PassSize};
 use crate::formats::adapter::{Adapter, AdapterConfig};
-use crate::model::{Activations, FullTuning, Gradients, Model, Save};
+use crate::model::{Activations, FullTuning, Gradients, Model};
 use crate::{Error, Result};
 
 pub use super::run::{Run, RunReport, StepReport, Stream, TrainerOptions};
@@ -83,7 +83,7 @@ impl<B: Backend> Trainer<B> {
         });
         Ok(Self {
             optimizer,
-            acts: Activations::new(backend, &model.config, trainable.layout(), rows, Save::All)?,
+            acts: Activations::new(backend, &model.config, trainable.layout(), rows, options.save())?,
             grads: Gradients::new(backend, &model.config, rows, labels)?,
             d_prompts: backend.acc(trainable.materialized())?,
             runs: runs.collect(),
@@ -123,7 +123,7 @@ impl<B: Backend> Trainer<B> {
         let run = RunState::new(Run { data: Vec::new(), settings }, total_steps);
         Ok(Self {
             optimizer: Optimizer::new(backend, 1, total)?,
-            acts: Activations::new(backend, &model.config, None, rows, Save::All)?,
+            acts: Activations::new(backend, &model.config, None, rows, options.save())?,
             grads: Gradients::new(backend, &model.config, rows, rows)?,
             d_prompts: backend.acc(trainable.materialized())?,
             runs: vec![run],
@@ -154,7 +154,7 @@ impl<B: Backend> Trainer<B> {
         let (rows, labels) = packing(trainable, options, config.is_causal)?.capacity(sizes);
         let (count, stride) = trainable.shape();
         let bytes = [
-            Activations::<B>::bytes(config, trainable.layout(), rows, Save::All, element_sizes),
+            Activations::<B>::bytes(config, trainable.layout(), rows, options.save(), element_sizes),
             Gradients::<B>::bytes(config, rows, labels, element_sizes),
             Optimizer::<B>::bytes(count, stride, element_sizes)
                 + (trainable.materialized() + if has_two_rates(runs) { stride } else { 0 }) * element_sizes.0,

@@ -1,6 +1,7 @@
 //! The whole model: forests against flat sequences, independence of rows, gradients in `f64`, and what a pass does to
 //! the device.
 
+mod checkpointing;
 mod decoder;
 mod edits;
 mod output_rows;
@@ -293,6 +294,7 @@ struct Task<'a> {
     sequences: &'a [Sequence],
     dropout: f64,
     edits: &'a [Edit],
+    save: Save,
 }
 
 struct Outcome {
@@ -332,7 +334,7 @@ impl Task<'_> {
         let labels = Labels::new(backend, None, &rows, &targets, &weights).expect("memory");
         let mut grads = Gradients::new(backend, &model.config, pack.len(), rows.len()).expect("memory");
         let mut acts =
-            Activations::new(backend, &model.config, Some(&adaptation.layout), pack.len(), Save::All).expect("memory");
+            Activations::new(backend, &model.config, Some(&adaptation.layout), pack.len(), self.save).expect("memory");
         let device = backend.pack(pack).expect("pack");
         let (seeds, keys) = (vec![7, 8, 9], (0..pack.len() as u32).collect::<Vec<_>>());
         let dropout = (self.dropout > 0.0).then_some(DropoutPlan { p: self.dropout, seeds: &seeds, keys: &keys });
@@ -350,7 +352,7 @@ impl Task<'_> {
             d_weights: Some((&mut d_weights, &tuning.layout)),
             d_embed: true,
         };
-        model.backward(backend, &acts, &mut grads, &input, &labels, request);
+        model.backward(backend, &mut acts, &mut grads, &input, &labels, request);
         let mut host = |buffer: &B::Acc, n: usize| -> Vec<f64> {
             let mut host = vec![B::Element::default(); n];
             backend.download(&mut host, buffer, 0).expect("download");
@@ -403,7 +405,7 @@ fn gradients_of_adapters(config: &str, dropout: f64, step: f64) {
     let (model, tuning) = random(backend, config);
     let layout = lora(&model.config, model.config.family.modules()).with_prompt(2);
     let sequences = prompted();
-    let task = Task { sequences: &sequences, dropout, edits: &[] };
+    let task = Task { sequences: &sequences, dropout, edits: &[], save: Save::All };
     let mut adaptation = adapters(backend, layout, 3);
     let at = task.run(backend, &model, &tuning, &adaptation, model.config.pack(&sequences, 2));
     let base: Vec<f64> = adaptation.params.clone();
@@ -428,7 +430,7 @@ fn gradients_of_the_whole_model(config: &str, dropout: f64) {
     let layout = lora(&model.config, model.config.family.modules()).with_prompt(2);
     let adaptation = adapters(backend, layout, 3);
     let sequences = prompted();
-    let task = Task { sequences: &sequences, dropout, edits: &[] };
+    let task = Task { sequences: &sequences, dropout, edits: &[], save: Save::All };
     let at = task.run(backend, &model, &tuning, &adaptation, model.config.pack(&sequences, 2));
 
     // Each kind of weight alone, so that a large gradient hides no small one.
@@ -497,7 +499,7 @@ fn forest_gradients_are_flat(config: &str) {
     let (model, tuning) = random(backend, config);
     let adaptation = adapters(backend, lora(&model.config, model.config.family.modules()), 3);
     let sequences = branching(|i| [None, Some(0), Some(2)][i / 2 % 3]);
-    let task = Task { sequences: &sequences, dropout: 0.0, edits: &[] };
+    let task = Task { sequences: &sequences, dropout: 0.0, edits: &[], save: Save::All };
     let a = task.run(backend, &model, &tuning, &adaptation, forest(&sequences, 2));
     let b = task.run(backend, &model, &tuning, &adaptation, flat(&sequences));
     assert!(a.forest.pack.len() < b.forest.pack.len());
@@ -532,7 +534,7 @@ fn passes_only_compute(config: &str) {
     model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("forward");
     let forward = backend.ops().len();
     let request = GradientRequest { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
-    model.backward(backend, &acts, &mut grads, &input, &labels, request);
+    model.backward(backend, &mut acts, &mut grads, &input, &labels, request);
     assert_eq!((backend.allocations(), backend.syncs()), (allocations, syncs));
     let ops = backend.ops();
     assert_eq!(ops[0], "embed_fwd");
@@ -557,7 +559,7 @@ fn plan_is_allocated(config: &str) {
     let backend = &mut Trace::new();
     let config = parsed(config);
     let layout = lora(&config, &[config.family.modules()[0], Projection::Up]);
-    for save in [Save::All, Save::Layer] {
+    for save in [Save::All, Save::Inputs, Save::Layer] {
         let before = backend.bytes();
         let _acts = Activations::new(backend, &config, Some(&layout), 17, save).expect("memory");
         let plan = Activations::<Trace>::bytes(&config, Some(&layout), 17, save, backend.element_sizes());

@@ -58,7 +58,7 @@ fn trainer_runs_in_one_pass_are_those_runs_alone_bit_for_bit() {
     for options in [
         TrainerOptions::default(),
         TrainerOptions { row_budget: 20, ..Default::default() },
-        TrainerOptions { dropout: 0.3, row_budget: 40 },
+        TrainerOptions { dropout: 0.3, row_budget: 40, ..Default::default() },
     ] {
         let (together, params) = outcome(backend, &runs, options);
         let stride = params.len() / runs.len();
@@ -194,7 +194,7 @@ fn loss_that_is_not_finite_is_an_error_and_leaves_everything_as_it_was() {
 #[test]
 fn step_begun_before_the_last_is_read_changes_nothing() {
     let backend = &mut Cpu::new(Dtype::F32);
-    let options = TrainerOptions { dropout: 0.3, row_budget: 40 };
+    let options = TrainerOptions { dropout: 0.3, row_budget: 40, ..Default::default() };
     let mut model = model(backend);
     let mut expected = trainer(backend, &model, different_runs(), options);
     let reports = train(backend, &mut model, &mut expected);
@@ -236,7 +236,7 @@ fn loss_that_is_not_finite_undoes_the_steps_in_flight() {
 fn step_never_waits_for_the_device() {
     let backend = &mut llamaprobe::backend::trace::Trace::new();
     let mut model = model(backend);
-    let options = TrainerOptions { dropout: 0.3, row_budget: 40 };
+    let options = TrainerOptions { dropout: 0.3, row_budget: 40, ..Default::default() };
     let mut trainer = trainer(backend, &model, different_runs(), options);
     for step in 1..=trainer.total_steps() {
         backend.clear();
@@ -321,4 +321,14 @@ fn trainer_plan_is_what_the_buffers_take() {
     let before = backend.bytes();
     let _trainer = Trainer::new(backend, &model, tuned, runs, options).expect("a trainer");
     assert_eq!(plan.iter().sum::<usize>(), backend.bytes() - before);
+}
+
+#[test]
+fn gradient_checkpointing_changes_nothing_but_memory() {
+    let backend = &mut Cpu::new(Dtype::BF16);
+    let runs = different_runs();
+    for plain in [TrainerOptions::default(), TrainerOptions { dropout: 0.3, row_budget: 40, ..Default::default() }] {
+        let again = TrainerOptions { gradient_checkpointing: true, ..plain };
+        assert!(outcome(backend, &runs, plain) == outcome(backend, &runs, again), "{plain:?}");
+    }
 }

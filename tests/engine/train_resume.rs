@@ -37,7 +37,7 @@ fn runs() -> Vec<Run> {
 }
 
 /// A step with dropout, so that its draws must continue too.
-const OPTIONS: TrainerOptions = TrainerOptions { dropout: 0.1, row_budget: 60 };
+const OPTIONS: TrainerOptions = TrainerOptions { dropout: 0.1, row_budget: 60, gradient_checkpointing: false };
 
 struct Training<'a> {
     dir: &'a Path,

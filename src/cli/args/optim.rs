@@ -136,7 +136,7 @@ pub struct EvalArgs {
     pub load_best_model_at_end: bool,
 }
 
-fn is_false(value: &bool) -> bool {
+pub(super) fn is_false(value: &bool) -> bool {
     !value
 }
 

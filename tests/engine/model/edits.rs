@@ -13,7 +13,7 @@ use llamaprobe::pack::{Forest, Label, Sequence, forest};
 use super::{LLAMA, Task, adapters, assert_slope, branching, directional, flat, lora, models, noise, prompted, random};
 
 /// The sites that the model has and that can be edited.
-fn sites(config: &ModelConfig) -> Vec<Site> {
+pub(super) fn sites(config: &ModelConfig) -> Vec<Site> {
     Site::all().into_iter().filter(|site| site.is_editable() && config.has(*site)).collect()
 }
 
@@ -32,7 +32,7 @@ fn operations(width: usize) -> Vec<EditOp> {
 }
 
 /// The edit of a site in the lowest and the highest layer, at the second token and the last.
-fn edit(site: Site, op: EditOp) -> Edit {
+pub(super) fn edit(site: Site, op: EditOp) -> Edit {
     Edit::new(Selection::new(&[site], &[0, 2]), Positions::At(vec![1, -1]), op)
 }
 
@@ -199,7 +199,7 @@ fn slopes(config: &str, name: &str, edits: &[Edit], weights: bool) {
     let (mut model, mut tuning) = random(b, config);
     let layout = lora(&model.config, model.config.family.modules()).with_prompt(2);
     let sequences = prompted();
-    let task = Task { sequences: &sequences, dropout: 0.0, edits };
+    let task = Task { sequences: &sequences, dropout: 0.0, edits, save: Save::All };
     let mut adaptation = adapters(b, layout, 3);
     let pack = |model: &Model<Cpu<f64>>| model.config.pack(&task.marked(), 2);
     let at = task.run(b, &model, &tuning, &adaptation, pack(&model));

@@ -147,7 +147,7 @@ fn gradients<B: Backend>(b: &mut B, config: &str, dropout: f64, all: bool) -> [V
         model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
         let d_weights = Some((&mut d_weights, &tuning.layout));
         let request = GradientRequest { d_params: Some(&mut d_params), d_weights, d_embed: true };
-        model.backward(b, &acts, &mut grads, &input, &labels, request);
+        model.backward(b, &mut acts, &mut grads, &input, &labels, request);
     }
     let mut host = |buffer: &B::Acc, n: usize| -> Vec<f64> {
         let mut host = vec![B::Element::default(); n];
@@ -237,7 +237,7 @@ impl Count {
         model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
         let forward = b.multiplied();
         let request = GradientRequest { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
-        model.backward(b, &acts, &mut grads, &input, &labels, request);
+        model.backward(b, &mut acts, &mut grads, &input, &labels, request);
         (forward, b.multiplied() - forward)
     }
 }

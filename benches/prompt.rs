@@ -67,7 +67,7 @@ fn step<B: Backend>(c: &mut Criterion, mut b: B) {
                     let input = Input::new(&pack, &device).adapted(&adaptation);
                     model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
                     let wanted = GradientRequest { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
-                    model.backward(b, &acts, &mut grads, &input, &labels, wanted);
+                    model.backward(b, &mut acts, &mut grads, &input, &labels, wanted);
                 });
             });
         }

@@ -4,6 +4,13 @@
 //! (parameters and moments in full precision) and `trainer_state.json` (steps, cursors in the data, the log's state, and
 //! the settings that a continuation must share). The order of the data and dropout are functions of seed, epoch and
 //! step, so that there is no other state of random numbers. The directory appears when it is complete.
+//!
+//! | a continuation with | ends |
+//! |---|---|
+//! | the same settings, with or without gradient checkpointing | in the same bytes as a training without an interruption |
+//! | another length, of a constant schedule without a warm-up by ratio, or the same number of steps said in another way | in the bytes of an undisturbed training of that length |
+//! | another length, of any other schedule | it is refused, for the steps done had other learning rates |
+//! | other passes of as many sequences a step | as one without an interruption but for rounding: sums have another order |
 
 use std::path::{Path, PathBuf};
 
@@ -29,7 +36,7 @@ const PREFIX: &str = "checkpoint-";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const STATE_FILE: &str = "trainer_state.json";
 /// Version of the directory's content.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// How far a run is.
 #[derive(Serialize, Deserialize)]
@@ -37,6 +44,8 @@ const FORMAT: u32 = 1;
 struct RunProgress {
     cursor: DataCursor,
     total_tokens: u64,
+    /// Sequences of a pass.
+    batch_size: usize,
 }
 
 /// The content of `trainer_state.json`.
@@ -92,7 +101,11 @@ impl<B: Backend> Trainer<B> {
         log: LogState,
     ) -> Result<PathBuf> {
         assert!(!self.is_ahead(), "checkpoint: a step has been begun after step {}", self.steps);
-        let progress = |run: &RunState| RunProgress { cursor: run.order.cursor(), total_tokens: run.total_tokens };
+        let progress = |run: &RunState| RunProgress {
+            cursor: run.order.cursor(),
+            total_tokens: run.total_tokens,
+            batch_size: run.settings.batch_size,
+        };
         let state = State {
             format: FORMAT,
             global_step: self.steps,
@@ -128,7 +141,7 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// Continues from a checkpoint of the same training: the steps that follow are bit for bit those that would have
-    /// followed then. Returns the state of its log.
+    /// followed then, if passes are of as many sequences as then. Returns the state of its log.
     ///
     /// # Errors
     /// A checkpoint that is malformed, or of other settings, data or `identity`, naming the first difference.
@@ -150,7 +163,11 @@ impl<B: Backend> Trainer<B> {
         let ours = self.fingerprint(backend, identity).to_string();
         let ours = files::parse("settings", &ours)?;
         if let Some((field, expected, found)) = difference("settings", &ours, &state.settings) {
-            let expected = format!("{expected} as in this training");
+            let reason = match field.rsplit('.').next() {
+                Some("total_steps") => ", on which the learning rates of its schedule depend",
+                _ => "",
+            };
+            let expected = format!("{expected} as in this training{reason}");
             return Err(Error::field(&file, field, expected, found));
         }
         if state.global_step > self.total_steps() {
@@ -167,12 +184,21 @@ impl<B: Backend> Trainer<B> {
         if ![0, self.runs.len()].contains(&state.losses.len()) {
             return Err(Error::field(&file, "losses", self.runs.len().to_string(), state.losses.len().to_string()));
         }
+        self.check_last_scores(&file, &state)?;
         self.restore_tensors(backend, &path.join(OPTIMIZER_FILE))?;
         for (r, (run, progress)) in self.runs.iter_mut().zip(&state.runs).enumerate() {
             if !run.order.seek(progress.cursor) {
                 let expected = format!("a position in {} sequences", run.data.len());
                 let found = progress.cursor.position.to_string();
                 return Err(Error::field(&file, format!("runs[{r}].cursor.position"), expected, found));
+            }
+            if progress.batch_size != run.settings.batch_size {
+                let (now, before) = (run.settings.batch_size, progress.batch_size);
+                log::warn!(
+                    "{}: run {r} had passes of {before} sequences, and goes on with {now}: the same steps, but for the \
+                     rounding of their sums",
+                    path.display()
+                );
             }
             run.total_tokens = progress.total_tokens;
             run.loss = state.losses.get(r).copied().unwrap_or_default();
@@ -185,6 +211,21 @@ impl<B: Backend> Trainer<B> {
         self.discard_in_flight();
         self.trainable.refresh(backend, model);
         Ok(state.log)
+    }
+
+    /// Refuses an evaluation after a run's last step that a training of this length does not make.
+    fn check_last_scores(&self, file: &Path, state: &State) -> Result<()> {
+        let Some(evaluator) = &self.evaluator else { return Ok(()) };
+        let every = evaluator.settings.every;
+        for (r, (scores, run)) in state.scores.iter().zip(&self.runs).enumerate() {
+            let Some(step) = scores.last.map(|score| score.step) else { continue };
+            if !step.is_multiple_of(every) && step != run.total_steps {
+                let expected =
+                    format!("a multiple of {every}, the steps between evaluations of a run of {}", run.total_steps);
+                return Err(Error::field(file, format!("scores[{r}].last.step"), expected, step.to_string()));
+            }
+        }
+        Ok(())
     }
 
     fn save_tensors(&self, backend: &mut B, path: &Path) -> Result<()> {
@@ -242,8 +283,7 @@ impl<B: Backend> Trainer<B> {
     fn fingerprint(&self, backend: &B, identity: &Value) -> Value {
         let run = |run: &RunState| {
             json!({
-                "settings": run.settings,
-                "total_steps": run.total_steps,
+                "settings": run.settings.fingerprint(run.total_steps),
                 // What a stream makes is the caller's to identify.
                 "sequences": if self.stream.is_some() { 0 } else { run.data.len() },
                 "data": if self.stream.is_some() { "stream".to_owned() } else { format!("{:016x}", data_hash(&run.data)) },

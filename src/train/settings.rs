@@ -2,6 +2,7 @@
 //! a field says otherwise.
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::schedule::{Schedule, Warmup};
 use crate::{Error, Result};
@@ -85,6 +86,21 @@ impl RunSettings {
                 (e * per_epoch as f64).ceil() as u64
             }
         }
+    }
+
+    /// What decides the steps of a run of `total_steps` steps: the length only where learning rates depend on it, and of
+    /// passes only the sequences of a step.
+    pub fn fingerprint(&self, total_steps: u64) -> Value {
+        let mut value = json!(self);
+        if let Some(fields) = value.as_object_mut() {
+            let _ = ["length", "batch_size", "accumulation", "warmup"].map(|field| fields.remove(field));
+            fields.insert("sequences_per_step".into(), json!(self.batch_size * self.accumulation));
+            fields.insert("warmup_steps".into(), json!(self.warmup.steps(total_steps)));
+            if self.schedule != Schedule::Constant {
+                fields.insert("total_steps".into(), json!(total_steps));
+            }
+        }
+        value
     }
 
     /// The same as [`RunSettings::validate`] for the field `owner` of other settings: errors name `owner.field`.

@@ -15,6 +15,7 @@ use llamaprobe::train::checkpoint;
 use llamaprobe::train::fit::{Output, fit};
 use llamaprobe::train::log::{LOG_FILE, LogLine};
 use llamaprobe::train::report_to::ReportTo;
+use llamaprobe::train::schedule::{Schedule, Warmup};
 use llamaprobe::train::settings::{Length, RunSettings};
 use llamaprobe::train::trainable::Trainable;
 use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
@@ -23,7 +24,7 @@ use serde_json::{Value, json};
 use crate::support::{
     self,
     tiny_model::TinyModel,
-    training::{data, model, params, settings, trainer},
+    training::{data, difference, model, params, settings, trainer},
 };
 
 fn config() -> AdapterConfig {
@@ -76,7 +77,8 @@ impl<'a> Training<'a> {
             steps.push(report.step);
             Ok(())
         })?;
-        assert_eq!(steps.last().copied().unwrap_or(9), 9);
+        let total = trainer.total_steps();
+        assert_eq!(steps.last().copied().unwrap_or(total), total);
         Ok(params(backend, &trainer))
     }
 
@@ -228,7 +230,9 @@ fn resume_of_another_training_is_refused_by_the_field_that_differs() {
     let cases = [
         (changed(|t| t.runs[1].settings.learning_rate = 0.5), "settings.runs[1].settings.learning_rate"),
         (changed(|t| t.runs[0].settings.seed = 5), "settings.runs[0].settings.seed"),
-        (changed(|t| t.runs[0].settings.length = Length::Steps(9)), "settings.runs[0].settings.length"),
+        (changed(|t| t.runs[0].settings.length = Length::Steps(10)), "settings.runs[0].settings.total_steps"),
+        (changed(|t| t.runs[0].settings.batch_size = 3), "settings.runs[0].settings.sequences_per_step"),
+        (changed(|t| t.runs[0].settings.warmup = Warmup::Ratio(0.9)), "settings.runs[0].settings.warmup_steps"),
         (changed(|t| t.runs[0].data[3].ids[1] += 1), "settings.runs[0].data"),
         (changed(|t| t.runs[0].data[3].labels[1] = 7), "settings.runs[0].data"),
         (changed(|t| drop(t.runs[1].data.pop())), "settings.runs[1]."),
@@ -256,7 +260,7 @@ fn checkpoint_that_is_damaged_is_refused() {
         Training::new(dir.path()).refused(Some(&path))
     };
     let cases = [
-        (refused("\"format\": 1", "\"format\": 2"), "format"),
+        (refused("\"format\": 2", "\"format\": 1"), "format"),
         (refused("\"global_step\": 4", "\"global_step\": 400"), "global_step"),
         (refused("\"position\"", "\"positron\""), "positron"),
         (refused("\"position\": ", "\"position\": 99"), "runs[0].cursor.position"),
@@ -307,4 +311,53 @@ fn resume_of_full_tuning_is_bit_for_bit() {
     }
     assert!(params(backend, &other) == params(backend, &trainer));
     backend.sync().expect("sync");
+}
+
+#[test]
+fn resume_with_other_passes_of_as_many_sequences_is_the_same_training_but_for_rounding() {
+    let (calm, torn) = (support::temp(), support::temp());
+    let of = |dir, (batch_size, accumulation)| {
+        let runs = runs().into_iter().map(|mut run| {
+            (run.settings.batch_size, run.settings.accumulation) = (batch_size, accumulation);
+            run
+        });
+        Training { runs: runs.collect(), ..Training::new(dir) }
+    };
+    let expected = of(calm.path(), (2, 2)).fit(None).expect("a training");
+    of(torn.path(), (2, 2)).fit(None).expect("a training");
+    let path = torn.path().join("checkpoint-4");
+    for other in [(4, 1), (1, 4)] {
+        let found = of(torn.path(), other).fit(Some(&path)).expect("a continuation");
+        let off = difference(&found, &expected);
+        println!("{other:?}: off by {off:.1e}");
+        assert!(off < 1e-4 && found != expected, "{other:?}: {off}");
+    }
+    let found = of(torn.path(), (2, 2)).fit(Some(&path)).expect("a continuation");
+    assert!(found == expected, "with the same passes bit for bit");
+}
+
+#[test]
+fn resume_with_more_epochs_is_an_undisturbed_longer_training_where_rates_do_not_depend_on_the_length() {
+    let of = |dir, length, schedule| {
+        let settings =
+            RunSettings { length, schedule, warmup: Warmup::Steps(3), batch_size: 2, accumulation: 2, ..settings(4) };
+        Training { runs: vec![Run { data: data(1, 10), settings }], ..Training::new(dir) }
+    };
+    let (short, long) = (support::temp(), support::temp());
+    let two = || of(short.path(), Length::Epochs(2.0), Schedule::Constant);
+    two().fit(None).expect("a training");
+    let expected = of(long.path(), Length::Epochs(4.0), Schedule::Constant).fit(None).expect("a training");
+    let last = short.path().join("checkpoint-6");
+    let refused = of(short.path(), Length::Epochs(4.0), Schedule::Linear).refused(Some(&last));
+    assert!(refused.contains("settings.runs[0].settings.schedule"), "{refused}");
+    let longer = of(short.path(), Length::Epochs(4.0), Schedule::Constant);
+    assert!(longer.fit(Some(&last)).expect("a continuation") == expected);
+    // Said in another way, the same number of steps is the same training under any schedule.
+    let linear = support::temp();
+    let of = |length| of(linear.path(), length, Schedule::Linear);
+    let expected = of(Length::Epochs(2.0)).fit(None).expect("a training");
+    let path = linear.path().join("checkpoint-3");
+    assert!(of(Length::Steps(6)).fit(Some(&path)).expect("a continuation") == expected);
+    let refused = of(Length::Steps(7)).refused(Some(&path));
+    assert!(refused.contains("total_steps") && refused.contains("learning rates"), "{refused}");
 }

@@ -2,21 +2,22 @@
 
 use half::{bf16, f16};
 
+use super::aligned::AlignedVec;
 use crate::Result;
 use crate::arch::Dtype;
 use crate::backend::{HostSlice, Len};
 
-/// Elements of one floating-point type in memory.
+/// Elements of one floating-point type in memory, from a line of the cache on.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HostBuffer {
     /// IEEE double precision: the oracle's.
-    F64(Vec<f64>),
+    F64(AlignedVec<f64>),
     /// IEEE single precision.
-    F32(Vec<f32>),
+    F32(AlignedVec<f32>),
     /// bfloat16.
-    Bf16(Vec<bf16>),
+    Bf16(AlignedVec<bf16>),
     /// IEEE half precision.
-    F16(Vec<f16>),
+    F16(AlignedVec<f16>),
 }
 
 impl HostBuffer {
@@ -26,10 +27,10 @@ impl HostBuffer {
     /// If there is no memory for them.
     pub fn zeros(dtype: Dtype, len: usize) -> Result<Self> {
         Ok(match dtype {
-            Dtype::F64 => Self::F64(zeros(len)?),
-            Dtype::F32 => Self::F32(zeros(len)?),
-            Dtype::BF16 => Self::Bf16(zeros(len)?),
-            Dtype::F16 => Self::F16(zeros(len)?),
+            Dtype::F64 => Self::F64(AlignedVec::zeros(len)?),
+            Dtype::F32 => Self::F32(AlignedVec::zeros(len)?),
+            Dtype::BF16 => Self::Bf16(AlignedVec::zeros(len)?),
+            Dtype::F16 => Self::F16(AlignedVec::zeros(len)?),
         })
     }
 

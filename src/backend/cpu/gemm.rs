@@ -12,13 +12,14 @@
 //! - contiguous along k, as in a forward, is broadcast, the left operand is the vector operand, and the result comes out
 //!   transposed;
 //! - but if it is smaller than the left and the result together, or k is small, it is cheaper to transpose it than to pack
-//!   the left and transpose the result: again it is the vector operand.
+//!   the left and transpose the result: again it is the vector operand. On AMX so it is from [`MANY`] rows on.
 //!
-//! **Blocking and parallel split.** The rows of the left operand are taken [`CHUNK`] at a time, k in blocks of at most
-//! [`DEPTH`](tile::DEPTH). What all tasks of a chunk read, the left operand, is packed once, before them. Tasks are cut
+//! **Blocking and parallel split.** The rows of the left operand are taken in equal chunks of at most [`CHUNK`], k in blocks
+//! ([`block_of`](Tiles::block_of)). What all tasks of a chunk read, the left operand, is packed once, before them. Tasks are cut
 //! from the columns of the result, [`VECTORS`] or [`TILES`] at most, and, where these are too few for all threads, from its
 //! rows as well; never from k. A task packs its part of the right operand, block by block of k, multiplies it with all that
-//! it needs of the left one ([`Tiles::multiply`]), and adds up in memory of its own, until it stores the result.
+//! it needs of the left one ([`Tiles::multiply`]), and adds up in memory of its own, until it stores the result. Scratch
+//! begins with a line of the cache. The tiles of AMX have loops of their own ([`blocks`]), of the same bits.
 //!
 //! **Pairs.** Where the instruction set multiplies pairs of bfloat16 and both operands are bfloat16, a pair of elements
 //! along k takes the place of an element everywhere below: packing puts them side by side, and k is half as long.
@@ -35,10 +36,11 @@
 //!
 //! The files, from the bottom: [`microkernel`] and `amx`, loops in registers; [`tile`], blocks of the result;
 //! [`operand`], matrices in memory; [`transpose`], [`packing`] and [`skinny`]; [`kernels`], which of them an instruction set
-//! has; and this, the product.
+//! has; [`blocks`], the loops of AMX; and this, the product.
 
 #[cfg(target_arch = "x86_64")]
 pub mod amx;
+mod blocks;
 pub mod kernels;
 mod microkernel;
 pub mod operand;
@@ -54,14 +56,21 @@ use self::packing::{pack_panels, pack_rows};
 use self::skinny::{SkinnyKernel, SkinnyProduct};
 use self::tile::{BroadcastOperand, DEPTH, Tiles, VectorOperand};
 use self::transpose::Transposer;
+use super::aligned::AlignedVec;
 use super::parallel::{Shared, workers};
 use super::simd::{Float, Isa};
 use super::thread_pool::ThreadPool;
 
-/// Rows of the left operand that are multiplied at once. A multiple of the rows of every tile (14, 12, 6, 4, 32) and of
-/// two vectors of every instruction set, so that only the last chunk is ragged; a block of its packed k, 672 x 320 numbers
-/// or 840 KiB, stays in the second-level cache of a core that has 1 MiB or more, as those with AVX-512 do.
+/// Rows of the left operand that are multiplied at once, at most: a block of their packed k, 672 x 320 numbers or 840 KiB,
+/// stays in the second-level cache of a core that has 1 MiB or more, as those with AVX-512 do.
 const CHUNK: usize = 672;
+/// Rows that a chunk is a multiple of: two vectors of every instruction set.
+const CHUNK_STEP: usize = 32;
+/// Bytes of a block's packed panels of a chunk on AMX, at most: half of the second-level cache.
+const PANEL_BYTES: usize = 1 << 20;
+/// Rows from which on AMX takes the right operand as the vector operand, which also cures what is misaligned: 1.05 to 1.25 of the
+/// rate at 512 rows and more, as much at 256, 0.8 at 64 (2026-11-28, two cores of a Xeon with AMX).
+const MANY: usize = 384;
 /// Multiply-adds below which a product stays on the calling thread: some microseconds, as long as a hand-off takes.
 const SMALL: usize = 1 << 17;
 /// Elements of the left operand below which the calling thread packs it alone.
@@ -82,20 +91,56 @@ pub struct Gemm<A> {
     pool: ThreadPool,
     kernels: KernelSet<A>,
     split: bool,
-    left: Vec<A>,
+    left: AlignedVec<A>,
     slots: Vec<Slot<A>>,
 }
 
 /// Memory of one thread.
-#[derive(Default)]
 struct Slot<A> {
-    right: Vec<A>,
-    sums: Vec<A>,
-    lines: Vec<A>,
+    right: AlignedVec<A>,
+    sums: AlignedVec<A>,
+    lines: AlignedVec<A>,
 }
 
 /// What is done with `out[row, column..]`.
 pub type Store<'a, A> = &'a (dyn Fn(usize, usize, &[A]) + Sync);
+
+/// Where a product goes.
+pub trait Sink<A>: Sync {
+    /// Does with `out[row, column..]` whatever is done.
+    fn row(&self, row: usize, column: usize, sums: &[A]);
+
+    /// Does it with `out[row.., column..]`, `rows` by `columns`, of which element `(i, j)` is `sums[j * stride + i]`; false if it
+    /// cannot, so that the rows are wanted.
+    fn transposed(&self, _at: [usize; 2], _sums: &[A], _stride: usize, _shape: [usize; 2]) -> bool {
+        false
+    }
+}
+
+/// Rows go to a function.
+struct Rowwise<'a, A>(Store<'a, A>);
+
+impl<A> Sink<A> for Rowwise<'_, A> {
+    fn row(&self, row: usize, column: usize, sums: &[A]) {
+        self.0(row, column, sums);
+    }
+}
+
+/// The rows from `first` on go to another sink.
+struct Below<'a, A> {
+    first: usize,
+    sink: &'a dyn Sink<A>,
+}
+
+impl<A> Sink<A> for Below<'_, A> {
+    fn row(&self, row: usize, column: usize, sums: &[A]) {
+        self.sink.row(self.first + row, column, sums);
+    }
+
+    fn transposed(&self, [row, column]: [usize; 2], sums: &[A], stride: usize, shape: [usize; 2]) -> bool {
+        self.sink.transposed([self.first + row, column], sums, stride, shape)
+    }
+}
 
 /// A product, how k is cut, and what multiplies.
 #[derive(Clone, Copy)]
@@ -104,6 +149,8 @@ struct Shape<A> {
     n: usize,
     k: usize,
     block: usize,
+    /// Distance of packed rows.
+    row: usize,
     tiles: Tiles<A>,
     /// Of the left operand and of the right.
     parts: [usize; 2],
@@ -118,12 +165,12 @@ impl<A> Shape<A> {
 
     /// Where the block of k from `k0` on begins in `rows` packed rows.
     fn at(&self, k0: usize, rows: usize) -> usize {
-        rows * (k0 / self.block) * DEPTH
+        rows * (k0 / self.block) * self.row
     }
 
     /// Elements of a part of `rows` packed rows.
     fn packed(&self, rows: usize) -> usize {
-        rows * self.k.max(1).div_ceil(self.block) * DEPTH
+        rows * self.k.max(1).div_ceil(self.block) * self.row
     }
 
     /// The products that are added up: of which part of the left operand with which of the right, and whether there was
@@ -132,6 +179,13 @@ impl<A> Shape<A> {
         let [left, right] = self.parts;
         let terms = [(0, 0, false), (0, 1, true), (1, 0, true)];
         terms.into_iter().filter(move |&(l, r, _)| l < left && r < right)
+    }
+}
+
+impl<A: Float> Slot<A> {
+    fn new() -> Self {
+        let [right, sums, lines] = [const { AlignedVec::new() }; 3];
+        Self { right, sums, lines }
     }
 }
 
@@ -149,8 +203,8 @@ fn share(units: usize, threads: usize, most: usize) -> usize {
 impl<A: Kernels> Gemm<A> {
     /// With memory for the threads of a pool.
     pub fn new(isa: Isa, pool: ThreadPool) -> Self {
-        let slots = (0..pool.threads()).map(|_| Slot::default()).collect();
-        Self { isa, pool, kernels: A::kernels(isa), split: false, left: Vec::new(), slots }
+        let slots = (0..pool.threads()).map(|_| Slot::new()).collect();
+        Self { isa, pool, kernels: A::kernels(isa), split: false, left: AlignedVec::new(), slots }
     }
 }
 
@@ -196,7 +250,18 @@ impl<A: Float> Gemm<A> {
 
     /// `store(row, column, part of the row)` for all of `left [m, k] right [n, k]^T`, in no particular order and from
     /// several threads.
-    pub fn product(&mut self, [m, n, k]: [usize; 3], left: Operand<'_, A>, right: Operand<'_, A>, store: Store<'_, A>) {
+    pub fn product(&mut self, shape: [usize; 3], left: Operand<'_, A>, right: Operand<'_, A>, store: Store<'_, A>) {
+        self.product_into(shape, left, right, &Rowwise(store));
+    }
+
+    /// All of `left [m, k] right [n, k]^T` into `sink`, in no particular order and from several threads.
+    pub fn product_into(
+        &mut self,
+        [m, n, k]: [usize; 3],
+        left: Operand<'_, A>,
+        right: Operand<'_, A>,
+        sink: &dyn Sink<A>,
+    ) {
         if m == 0 || n == 0 {
             return;
         }
@@ -210,7 +275,9 @@ impl<A: Float> Gemm<A> {
             (left, right, tiles, step) = (left.in_pairs(k), right.in_pairs(k), pair_tiles, PAIR_STEP);
             k = k.div_ceil(2).next_multiple_of(PAIR_STEP);
         }
-        let block = k.div_ceil(k.div_ceil(DEPTH).max(1)).max(1).next_multiple_of(step).min(DEPTH);
+        let block = tiles.block_of(k, step);
+        // A line more, so that packed rows of deep blocks do not share sets of the cache.
+        let row = if tiles.whole_lines { block + PAIR_STEP } else { DEPTH };
         let used = if m * n * k < SMALL { 1 } else { self.slots.len() };
         let skinny = match pairs {
             _ if m > skinny::ROWS || right.transposed || split => None,
@@ -218,16 +285,23 @@ impl<A: Float> Gemm<A> {
             Some(_) if right.direct().is_some() => self.kernels.skinny_pairs,
             _ => None,
         };
-        let small = n * k < m.min(CHUNK) * (n + k);
+        let small = if tiles.whole_lines { m >= MANY } else { n * k < m.min(CHUNK) * (n + k) };
         let right_in_vectors = right.transposed || n <= 2 * tiles.lanes || k < SHALLOW || small;
-        for first in (0..m).step_by(CHUNK) {
-            let shape = Shape { m: CHUNK.min(m - first), n, k, block, tiles, parts };
+        let most = match tiles.whole_lines && !right_in_vectors {
+            true => PANEL_BYTES / (size_of::<A>() * parts[0] * block) / CHUNK_STEP * CHUNK_STEP,
+            false => CHUNK,
+        };
+        let chunk = m.div_ceil(m.div_ceil(most.max(CHUNK_STEP))).next_multiple_of(CHUNK_STEP);
+        for first in (0..m).step_by(chunk) {
+            let shape = Shape { m: chunk.min(m - first), n, k, block, row, tiles, parts };
             let left = left.skip(first);
-            let store = |row: usize, column: usize, x: &[A]| store(first + row, column, x);
+            let sink = &Below { first, sink };
             match skinny {
-                Some(kernel) => self.skinny(shape, used, kernel, left, right, &store),
-                None if right_in_vectors => self.right_in_vectors(shape, used, left, right, &store),
-                None => self.result_transposed(shape, used, left, right, &store),
+                Some(kernel) => self.skinny(shape, used, kernel, left, right, sink),
+                None if tiles.whole_lines && right_in_vectors => self.strips(shape, used, left, right, sink),
+                None if tiles.whole_lines => self.transposed_blocks(shape, used, left, right, sink),
+                None if right_in_vectors => self.right_in_vectors(shape, used, left, right, sink),
+                None => self.result_transposed(shape, used, left, right, sink),
             }
         }
     }
@@ -240,18 +314,18 @@ impl<A: Float> Gemm<A> {
         kernel: SkinnyKernel<A>,
         left: Operand<'_, A>,
         right: Operand<'_, A>,
-        store: Store<'_, A>,
+        sink: &dyn Sink<A>,
     ) {
         let Shape { m, n, k, block, .. } = shape;
         let Self { pool, kernels, left: memory, slots, .. } = self;
-        let memory = pack_left(kernels.transposer, memory, shape, left);
+        let memory = pack_left(pool, &mut slots[..used], kernels.transposer, memory, shape, left);
         workers(pool, &mut slots[..used], n.div_ceil(skinny::COLUMNS), |slot, task| {
             let column = task * skinny::COLUMNS;
             let columns = skinny::COLUMNS.min(n - column);
-            let sums = grow(&mut slot.sums, m * skinny::COLUMNS);
+            let sums = slot.sums.grow(m * skinny::COLUMNS);
             kernel(SkinnyProduct { sums, left: memory, right: right.skip(column), m, columns, k, block });
             for (row, line) in sums.chunks_exact(skinny::COLUMNS).enumerate() {
-                store(row, column, &line[..columns]);
+                sink.row(row, column, &line[..columns]);
             }
         });
     }
@@ -263,13 +337,16 @@ impl<A: Float> Gemm<A> {
         used: usize,
         left: Operand<'_, A>,
         right: Operand<'_, A>,
-        store: Store<'_, A>,
+        sink: &dyn Sink<A>,
     ) {
         let Shape { m, n, tiles, parts, .. } = shape;
         let Self { pool, kernels, left: memory, slots, .. } = self;
         let transposer = kernels.transposer;
         let direct = left.direct();
-        let memory = if direct.is_none() { pack_left(transposer, memory, shape, left) } else { &[] };
+        let memory = match direct {
+            None => pack_left(pool, &mut slots[..used], transposer, memory, shape, left),
+            Some(_) => &[],
+        };
         let vectors = n.div_ceil(tiles.lanes);
         let width = share(vectors, used, VECTORS) * tiles.lanes;
         let across = n.div_ceil(width);
@@ -278,12 +355,11 @@ impl<A: Float> Gemm<A> {
         workers(pool, &mut slots[..used], across * m.div_ceil(down), |slot, task| {
             let (column, row) = (task % across * width, task / across * down);
             let (columns, rows) = (width.min(n - column), down.min(m - row));
-            let _tiles = tiles.acquire_tiles();
             let padded = columns.next_multiple_of(tiles.lanes);
-            let sums = grow(&mut slot.sums, padded * rows);
+            let sums = slot.sums.grow(padded * rows);
             let right = right.skip(column);
             for (k0, depth) in shape.blocks() {
-                let buffer = grow(&mut slot.right, parts[1] * padded * depth);
+                let buffer = slot.right.grow(parts[1] * padded * depth);
                 for (part, buffer) in buffer.chunks_exact_mut((padded * depth).max(1)).enumerate() {
                     pack_panels(transposer, tiles.lanes, buffer, right.part(part).along(k0), columns, depth);
                 }
@@ -291,8 +367,8 @@ impl<A: Float> Gemm<A> {
                     let broadcast = match &direct {
                         Some(b) => b.skip(row, k0),
                         None => {
-                            let at = l * shape.packed(m) + shape.at(k0, m) + row * DEPTH;
-                            BroadcastOperand { data: &memory[at..], row: DEPTH, k: 1 }
+                            let at = l * shape.packed(m) + shape.at(k0, m) + row * shape.row;
+                            BroadcastOperand { data: &memory[at..], row: shape.row, k: 1 }
                         }
                     };
                     let panels = VectorOperand::packed(&buffer[r * padded * depth..], depth, tiles.lanes);
@@ -300,7 +376,7 @@ impl<A: Float> Gemm<A> {
                 }
             }
             for (i, line) in sums.chunks_exact(padded).enumerate() {
-                store(row + i, column, &line[..columns]);
+                sink.row(row + i, column, &line[..columns]);
             }
         });
     }
@@ -312,66 +388,61 @@ impl<A: Float> Gemm<A> {
         used: usize,
         left: Operand<'_, A>,
         right: Operand<'_, A>,
-        store: Store<'_, A>,
+        sink: &dyn Sink<A>,
     ) {
         let Shape { m, n, k, tiles, parts, .. } = shape;
         let Self { pool, kernels, left: memory, slots, .. } = self;
         let transposer = kernels.transposer;
-        let padded = m.next_multiple_of(tiles.lanes);
-        let memory = grow(memory, parts[0] * padded * k);
-        let shared = Shared::new(memory);
-        let panel = 2 * tiles.lanes;
-        let packing = if m * k < SMALL_PACKING { 1 } else { used };
-        workers(pool, &mut slots[..packing], padded.div_ceil(panel), |_, task| {
-            let first = task * panel;
-            let width = panel.min(padded - first);
-            for (k0, depth) in shape.blocks() {
-                for l in 0..parts[0] {
-                    // SAFETY: each task has panels of its own, which lie in their order in each block of a part.
-                    let to = unsafe { shared.at(padded * (l * k + k0) + first * depth, width * depth) };
-                    let left = left.part(l).along(k0).skip(first);
-                    pack_panels(transposer, tiles.lanes, to, left, panel.min(m - first), depth);
-                }
-            }
-        });
-        let memory = &*memory;
-        // In tiles that read whole lines, rows at some distances cause conflict misses: a loss where they are used often.
-        // With few rows on the left the time goes into reading the weights, along them, as memory likes it.
-        let few = tiles.whole_lines && padded <= 2 * panel;
-        let direct = right.direct().filter(|broadcast| few || !tiles.whole_lines || !broadcast.aliased());
-        let down = share(n.div_ceil(tiles.rows), used, if few { 1 } else { TILES }) * tiles.rows;
+        let (padded, panel) = (m.next_multiple_of(tiles.lanes), 2 * tiles.lanes);
+        let memory = pack_left_panels(pool, &mut slots[..used], transposer, memory, shape, left);
+        let direct = right.direct();
+        let down = share(n.div_ceil(tiles.rows), used, TILES) * tiles.rows;
         workers(pool, &mut slots[..used], n.div_ceil(down), |Slot { right: buffer, sums, lines }, task| {
             let column = task * down;
             let columns = down.min(n - column);
-            let _tiles = tiles.acquire_tiles();
             let right = right.skip(column);
-            let sums = grow(sums, columns * padded);
+            let sums = sums.grow(columns * padded);
             for (k0, depth) in shape.blocks() {
                 if direct.is_none() {
-                    let buffer = grow(buffer, parts[1] * columns * DEPTH);
-                    for (r, buffer) in buffer.chunks_exact_mut(columns * DEPTH).enumerate() {
-                        pack_rows(transposer, buffer, right.part(r).along(k0), columns, depth);
+                    let buffer = buffer.grow(parts[1] * columns * shape.row);
+                    for (r, buffer) in buffer.chunks_exact_mut(columns * shape.row).enumerate() {
+                        pack_rows(transposer, (buffer, shape.row), right.part(r).along(k0), columns, depth);
                     }
                 }
                 for (l, r, more) in shape.terms() {
                     let broadcast = match &direct {
                         Some(b) => b.skip(column, k0),
-                        None => BroadcastOperand { data: &buffer[r * columns * DEPTH..], row: DEPTH, k: 1 },
+                        None => BroadcastOperand { data: &buffer[r * columns * shape.row..], row: shape.row, k: 1 },
                     };
                     let panels = &memory[padded * (l * k + k0)..][..padded * depth];
                     let panels = VectorOperand::packed(panels, depth, tiles.lanes);
                     tiles.multiply([columns, padded, depth], broadcast, panels, sums, padded, more || k0 > 0);
                 }
             }
-            let lines = grow(lines, panel * columns);
+            let lines = lines.grow(panel * columns);
             for row in (0..m).step_by(panel) {
                 let count = panel.min(m - row);
-                transposer.transpose(lines, columns, &sums[row..], padded, [columns, count]);
-                for (i, line) in lines.chunks_exact(columns).take(count).enumerate() {
-                    store(row + i, column, line);
-                }
+                store_transposed(transposer, sink, lines, [row, column], (&sums[row..], padded), [count, columns]);
             }
         });
+    }
+}
+
+/// Hands to a sink what was computed transposed: `out[row.., column..]`, of which element `(i, j)` is at `j * stride + i`.
+fn store_transposed<A: Float>(
+    transposer: Transposer<A>,
+    sink: &dyn Sink<A>,
+    lines: &mut [A],
+    [row, column]: [usize; 2],
+    (sums, stride): (&[A], usize),
+    [rows, columns]: [usize; 2],
+) {
+    if sink.transposed([row, column], sums, stride, [rows, columns]) {
+        return;
+    }
+    transposer.transpose(lines, columns, sums, stride, [columns, rows]);
+    for (i, line) in lines.chunks_exact(columns).take(rows).enumerate() {
+        sink.row(row + i, column, line);
     }
 }
 
@@ -383,20 +454,62 @@ pub fn grow<T: Default + Clone>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
     &mut memory[..len]
 }
 
+/// Rows of the left operand that a thread packs at once, in rows.
+const PACKED_ROWS: usize = 32;
+
 /// The left operand packed to be broadcast, block after block of k.
 fn pack_left<'a, A: Float>(
+    pool: &ThreadPool,
+    slots: &mut [Slot<A>],
     transposer: Transposer<A>,
-    memory: &'a mut Vec<A>,
+    memory: &'a mut AlignedVec<A>,
     shape: Shape<A>,
     left: Operand<'_, A>,
 ) -> &'a [A] {
-    let part = shape.packed(shape.m);
-    let memory = grow(memory, shape.parts[0] * part);
-    for (l, memory) in memory.chunks_exact_mut(part).enumerate() {
-        for (k0, depth) in shape.blocks() {
-            pack_rows(transposer, &mut memory[shape.at(k0, shape.m)..], left.part(l).along(k0), shape.m, depth);
+    let (m, part, row) = (shape.m, shape.packed(shape.m), shape.row);
+    let memory = memory.grow(shape.parts[0] * part);
+    let shared = Shared::new(&mut *memory);
+    let packing = if m * shape.k < SMALL_PACKING { 1 } else { slots.len() };
+    workers(pool, &mut slots[..packing], m.div_ceil(PACKED_ROWS), |_, task| {
+        let first = task * PACKED_ROWS;
+        let count = PACKED_ROWS.min(m - first);
+        for l in 0..shape.parts[0] {
+            for (k0, depth) in shape.blocks() {
+                // SAFETY: each task has rows of its own in each block of a part.
+                let to = unsafe { shared.at(l * part + shape.at(k0, m) + first * row, count * row) };
+                pack_rows(transposer, (to, row), left.part(l).along(k0).skip(first), count, depth);
+            }
         }
-    }
+    });
+    memory
+}
+
+/// The left operand packed in panels: those of a block of k one after the other, block after block, part after part.
+fn pack_left_panels<'a, A: Float>(
+    pool: &ThreadPool,
+    slots: &mut [Slot<A>],
+    transposer: Transposer<A>,
+    memory: &'a mut AlignedVec<A>,
+    shape: Shape<A>,
+    left: Operand<'_, A>,
+) -> &'a [A] {
+    let Shape { m, k, tiles, parts, .. } = shape;
+    let (padded, panel) = (m.next_multiple_of(tiles.lanes), 2 * tiles.lanes);
+    let memory = memory.grow(parts[0] * padded * k);
+    let shared = Shared::new(&mut *memory);
+    let packing = if m * k < SMALL_PACKING { 1 } else { slots.len() };
+    workers(pool, &mut slots[..packing], padded.div_ceil(panel), |_, task| {
+        let first = task * panel;
+        let width = panel.min(padded - first);
+        for (k0, depth) in shape.blocks() {
+            for l in 0..parts[0] {
+                // SAFETY: each task has panels of its own, which lie in their order in each block of a part.
+                let to = unsafe { shared.at(padded * (l * k + k0) + first * depth, width * depth) };
+                let left = left.part(l).along(k0).skip(first);
+                pack_panels(transposer, tiles.lanes, to, left, panel.min(m - first), depth);
+            }
+        }
+    });
     memory
 }
 

@@ -2,11 +2,13 @@
 
 use super::Cpu;
 use super::context::Context;
-use super::gemm::{Gemm, Operand};
+use super::gemm::transpose::transpose_rounded;
+use super::gemm::{Gemm, Operand, Sink};
 use super::kernel::Kernel;
 use super::parallel::{Shared, each_part, rows};
 use super::rows::accumulate;
-use super::simd::{self, Element, Float, multiversion};
+use super::simd::{self, Element, Float, Isa, multiversion};
+use crate::backend::HostSlice;
 use crate::backend::ops::{LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LinearOps, Op};
 
 impl<A: Float> LinearOps for Cpu<A> {
@@ -42,16 +44,42 @@ impl<A: Float> Kernel<A> for LinearFwd<'_, Cpu<A>> {
         let Context { gemm, memory, .. } = cx;
         let isa = gemm.isa();
         let bias = bias.map(|bias| bias.widened(isa, memory));
-        let out = Shared::new(C::slice_mut(out));
+        let sink = Rounded { isa, out: Shared::new(C::slice_mut(out)), output, bias };
         let left = Operand::host(x.view(), input);
-        gemm.product([rows, output, input], left, weight.operand(input), &|row, column, sums| {
-            // SAFETY: a product stores every element once.
-            let out = unsafe { out.at(row * output + column, sums.len()) };
-            match bias {
-                Some(bias) => narrow_sum(isa, out, sums, &bias[column..]),
-                None => simd::narrow(isa, out, sums),
-            }
-        });
+        gemm.product_into([rows, output, input], left, weight.operand(input), &sink);
+    }
+}
+
+/// `out [_, output] = sums + bias`, rounded.
+struct Rounded<'a, A, C> {
+    isa: Isa,
+    out: Shared<'a, C>,
+    output: usize,
+    bias: Option<&'a [A]>,
+}
+
+impl<A: Float, C: Element<A>> Sink<A> for Rounded<'_, A, C> {
+    fn row(&self, row: usize, column: usize, sums: &[A]) {
+        // SAFETY: a product stores every element once.
+        let out = unsafe { self.out.at(row * self.output + column, sums.len()) };
+        match self.bias {
+            Some(bias) => narrow_sum(self.isa, out, sums, &bias[column..]),
+            None => simd::narrow(self.isa, out, sums),
+        }
+    }
+
+    fn transposed(&self, [row, column]: [usize; 2], sums: &[A], stride: usize, [rows, columns]: [usize; 2]) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let (HostSlice::Bf16(_), HostSlice::F32(sums)) = (C::host(&[]), A::host(sums)) {
+            let bias = self.bias.and_then(|bias| f32::same(A::host(&bias[column..])));
+            let to = self.out.rows(row * self.output + column, self.output, [rows, columns]);
+            // SAFETY: a product stores every element once; `C` is bfloat16.
+            return unsafe {
+                transpose_rounded(self.isa, (to.cast(), self.output), (sums, stride), bias, [rows, columns])
+            };
+        }
+        let _ = (row, column, sums, stride, rows, columns);
+        false
     }
 }
 
@@ -104,6 +132,59 @@ multiversion! {
             }
             for (d, &s) in d_bias.iter_mut().zip(&sums) {
                 *d += s;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::arch::Dtype;
+    use crate::backend::cpu::isa::tests::isas;
+    use crate::backend::cpu::{CpuSettings, HostBuffer, Weight};
+
+    /// What `linear_fwd` gives, and the f32 sums of the same product, row by row.
+    fn both(cpu: &mut Cpu, dims: LinearDims, x: &[f32], weight: &Weight, bias: Option<&Weight>) -> [Vec<u16>; 2] {
+        let LinearDims { rows, input, output } = dims;
+        let isa = cpu.cx.exec.isa;
+        let [mut x_buffer, mut out] =
+            [rows * input, rows * output].map(|n| HostBuffer::zeros(Dtype::BF16, n).expect("memory"));
+        simd::narrow_into(isa, &mut x_buffer, x);
+        cpu.linear_fwd(LinearFwd { out: &mut out, x: &x_buffer, weight, bias, dims });
+        let mut sums = vec![0.0f32; rows * output];
+        let left = Operand::host(x_buffer.view(), input);
+        acc_product(&mut cpu.cx.gemm, [rows, output, input], left, weight.operand(input), &mut sums, false);
+        let wide = bias.map(|bias| bias.widened(isa, &mut cpu.cx.memory).to_vec());
+        let rounded = sums
+            .iter()
+            .enumerate()
+            .map(|(i, &x)| Element::<f32>::to_bf16(wide.as_ref().map_or(x, |bias| x + bias[i % output])).to_bits());
+        [<bf16 as Element<f32>>::slice(&out).iter().map(|x| x.to_bits()).collect(), rounded.collect()]
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "millions of multiply-adds")]
+    fn linear_rounds_sums_and_bias_once_wherever_blocks_end() {
+        let number = |i: usize| ((i.wrapping_mul(2_654_435_761) >> 7) % 1024) as f32 / 512.0 - 1.0;
+        for isa in isas() {
+            let mut cpu = Cpu::<f32>::open(&CpuSettings { dtype: Dtype::BF16, threads: 2, isa, split: false });
+            for [rows, input, output] in [[1, 64, 40], [33, 96, 70], [70, 256, 33], [400, 256, 40]] {
+                let dims = LinearDims { rows, input, output };
+                let numbers = |count: usize, from: usize| (from..from + count).map(number).collect::<Vec<f32>>();
+                let weight = Weight::owned(isa, Dtype::BF16, &numbers(input * output, 5)).expect("memory");
+                let bias = Weight::owned(isa, Dtype::BF16, &numbers(output, 9)).expect("memory");
+                let wrong = Weight::owned(isa, Dtype::BF16, &numbers(output, 10)).expect("memory");
+                let x = numbers(rows * input, 1);
+                let mut found = Vec::new();
+                for bias in [None, Some(&bias), Some(&wrong)] {
+                    let [out, expected] = both(&mut cpu, dims, &x, &weight, bias);
+                    assert!(out == expected, "{isa:?} {dims:?}: bias {}", bias.is_some());
+                    found.push(out);
+                }
+                assert!(found[0] != found[1] && found[1] != found[2], "{isa:?} {dims:?}: a bias counts for nothing");
             }
         }
     }

@@ -5,6 +5,7 @@
 
 mod activation;
 mod adamw;
+mod aligned;
 mod attention;
 mod buffer;
 mod context;

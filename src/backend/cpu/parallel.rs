@@ -124,6 +124,18 @@ impl<'a, T> Shared<'a, T> {
         Self { start: data.as_mut_ptr(), len: data.len(), buffer: PhantomData }
     }
 
+    /// Where `rows` rows of `columns` elements at distance `stride` begin, the first with element `from`, for whoever writes
+    /// parts of them at once.
+    ///
+    /// # Panics
+    /// If the buffer is shorter.
+    pub fn rows(&self, from: usize, stride: usize, [rows, columns]: [usize; 2]) -> *mut T {
+        let end =
+            rows.saturating_sub(1).checked_mul(stride).and_then(|rows| rows.checked_add(columns)?.checked_add(from));
+        assert!(end.is_some_and(|end| end <= self.len), "{rows} x {columns} elements from {from} on of {}", self.len);
+        self.start.wrapping_add(from)
+    }
+
     /// The `len` elements from `from` on.
     ///
     /// # Safety

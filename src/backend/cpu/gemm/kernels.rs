@@ -64,6 +64,7 @@ macro_rules! tiles {
                 cached: 108,
                 wide: heights!($neon, 2: 12 8 4 2 1 1),
                 narrow: heights!($neon, 1: 12 8 4 2 1 1),
+                block: None,
                 amx: false,
             },
             #[cfg(target_arch = "x86_64")]
@@ -75,6 +76,7 @@ macro_rules! tiles {
                 cached: 108,
                 wide: heights!($avx2, 2: 6 4 2 1 1 1),
                 narrow: heights!($avx2, 1: 12 6 4 2 1 1),
+                block: None,
                 amx: false,
             },
             #[cfg(target_arch = "x86_64")]
@@ -86,6 +88,7 @@ macro_rules! tiles {
                 cached: 112,
                 wide: heights!($avx512, 2: 14 8 4 2 1 1),
                 narrow: heights!($avx512, 1: 14 8 4 2 1 1),
+                block: None,
                 amx: false,
             },
             _ => Tiles {
@@ -96,6 +99,7 @@ macro_rules! tiles {
                 cached: 112,
                 wide: heights!($plain, 2: 4 2 1 1 1 1),
                 narrow: heights!($plain, 1: 8 4 2 1 1 1),
+                block: None,
                 amx: false,
             },
         }
@@ -119,6 +123,7 @@ fn pair_tiles(isa: Isa, tiles: Tiles<f32>) -> Option<Tiles<f32>> {
             cached: 128,
             wide: amx::heights::<2>().map(|(rows, kernel)| (rows, [kernel, kernel])),
             narrow: amx::heights::<1>().map(|(rows, kernel)| (rows, [kernel, kernel])),
+            block: Some(amx::block),
             amx: true,
             ..tiles
         }),

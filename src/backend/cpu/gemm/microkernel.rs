@@ -42,6 +42,25 @@ pub struct TileOperands<A> {
 /// has the kernel's instructions.
 pub type Microkernel<A> = unsafe fn(TileOperands<A>);
 
+/// In how many pieces a kernel of a block does what is to be done alongside.
+pub const PIECES: usize = 2;
+
+/// What else is done while a block is multiplied.
+#[derive(Clone, Copy)]
+pub struct Alongside<'a, A> {
+    /// Of how many rows, from where on, at the distance of the broadcast operand's, the same elements are prefetched into the
+    /// second-level cache. They need not exist.
+    pub ahead: Option<(*const A, usize)>,
+    /// Work, called with the number of each of its [`PIECES`].
+    pub work: Option<&'a dyn Fn(usize)>,
+}
+
+/// A microkernel of a whole block: the rows of the tallest microkernel by two vectors.
+///
+/// # Safety
+/// As for a [`Microkernel`]; the vector operand is packed.
+pub type BlockKernel<A> = unsafe fn(TileOperands<A>, Alongside<'_, A>);
+
 /// A vector of elements.
 ///
 /// # Safety

@@ -1,24 +1,29 @@
 //! Packing: operands of matrix products brought into the order and the dtype in which the tiles read them.
 //!
-//! The broadcast operand becomes rows at distance [`DEPTH`]; the vector operand panels of two vectors, `[depth, 2 lanes]`
+//! The broadcast operand becomes rows at a distance; the vector operand panels of two vectors, `[depth, 2 lanes]`
 //! one after the other, the last of one vector if that is enough.
 
 pub mod pairs;
 
 use super::super::simd::{Element, Float, Visit, multiversion};
 use super::operand::Operand;
-use super::tile::DEPTH;
 use super::transpose::Transposer;
 
-/// Packs `count` rows of `depth` elements at distance [`DEPTH`].
-pub fn pack_rows<A: Float>(transposer: Transposer<A>, to: &mut [A], from: Operand<'_, A>, count: usize, depth: usize) {
+/// Packs `count` rows of `depth` elements at distance `row`.
+pub fn pack_rows<A: Float>(
+    transposer: Transposer<A>,
+    (to, row): (&mut [A], usize),
+    from: Operand<'_, A>,
+    count: usize,
+    depth: usize,
+) {
     let isa = transposer.isa();
     if let Some(k) = from.pairs {
-        return pairs::pack_rows(isa, bytemuck::cast_slice_mut(to), from, count, depth, k);
+        return pairs::pack_rows(isa, (bytemuck::cast_slice_mut(to), row), from, count, depth, k);
     }
-    A::visit(from.data, Packing { transposer, panels: None, to, from, count, depth });
+    A::visit(from.data, Packing { transposer, layout: Layout::Rows(row), to, from, count, depth });
     if let Some(round) = from.rounding {
-        to.chunks_mut(DEPTH).take(count).for_each(|row| round(isa, &mut row[..depth]));
+        to.chunks_mut(row).take(count).for_each(|row| round(isa, &mut row[..depth]));
     }
 }
 
@@ -34,16 +39,24 @@ pub fn pack_panels<A: Float>(
     if let Some(k) = from.pairs {
         return pairs::pack_panels(transposer, lanes, to, from, [count, depth], k);
     }
-    A::visit(from.data, Packing { transposer, panels: Some(lanes), to, from, count, depth });
+    A::visit(from.data, Packing { transposer, layout: Layout::Panels(lanes), to, from, count, depth });
     if let Some(round) = from.rounding {
         round(transposer.isa(), &mut to[..count.next_multiple_of(lanes) * depth]);
     }
 }
 
-/// What is packed: into panels of vectors of so many lanes, or else into rows.
+/// What an operand is packed into.
+enum Layout {
+    /// Rows at this distance.
+    Rows(usize),
+    /// Panels of vectors of so many lanes.
+    Panels(usize),
+}
+
+/// What is packed.
 struct Packing<'a, 'b, A> {
     transposer: Transposer<A>,
-    panels: Option<usize>,
+    layout: Layout,
     to: &'a mut [A],
     from: Operand<'b, A>,
     count: usize,
@@ -52,14 +65,14 @@ struct Packing<'a, 'b, A> {
 
 impl<A: Float> Visit<A> for Packing<'_, '_, A> {
     fn visit<S: Element<A>>(self, data: &[S]) {
-        let Self { transposer, panels, to, from, count, depth } = self;
+        let Self { transposer, layout, to, from, count, depth } = self;
         let (isa, stride) = (transposer.isa(), from.stride);
-        let Some(lanes) = panels else {
-            let data = &data[from.from..];
-            return match from.transposed {
-                true => transposer.transpose(to, DEPTH, data, stride, [depth, count]),
-                false => copy(isa, to, DEPTH, data, stride, count, depth),
-            };
+        let lanes = match layout {
+            Layout::Rows(row) if from.transposed => {
+                return transposer.transpose(to, row, &data[from.from..], stride, [depth, count]);
+            }
+            Layout::Rows(row) => return copy(isa, to, row, &data[from.from..], stride, count, depth),
+            Layout::Panels(lanes) => lanes,
         };
         if from.transposed {
             return copy_panels(isa, to, lanes, &data[from.from..], stride, count, depth);

@@ -2,12 +2,19 @@
 //!
 //! Packing would cost as much as the product, so the weights go from memory straight into registers, where squares of
 //! them are transposed. An element of the result is the same chain of multiply-adds in the order of k as elsewhere. Threads
-//! share the columns, [`COLUMNS`] at a time.
+//! share the columns, [`COLUMNS`] at a time. With AVX-512, elements of four bytes go by [`lines`].
+
+#[cfg(target_arch = "x86_64")]
+mod lines;
 
 use super::super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::super::{isa::InstructionSet, simd::Element, simd::Float, simd::Visit};
 use super::operand::Operand;
+#[cfg(target_arch = "x86_64")]
+use super::tile::DEPTH;
+#[cfg(target_arch = "x86_64")]
+use crate::backend::HostSlice;
 
 /// Rows up to which this pays.
 pub const ROWS: usize = 4;
@@ -35,8 +42,28 @@ pub struct SkinnyProduct<'a, A> {
 /// What computes a [`SkinnyProduct`].
 pub type SkinnyKernel<A> = fn(SkinnyProduct<'_, A>);
 
+/// A kernel of 1 to [`ROWS`] rows.
+#[cfg(target_arch = "x86_64")]
+macro_rules! of_rows {
+    ($kernel:path) => {{
+        use $kernel as kernel;
+        [kernel::<1>, kernel::<2>, kernel::<3>, kernel::<4>]
+    }};
+}
+
 /// For operands of any dtype, if the instruction set has something for it.
 pub fn skinny_f32(isa: Isa) -> Option<SkinnyKernel<f32>> {
+    #[cfg(target_arch = "x86_64")]
+    if isa.of_loops() == InstructionSet::Avx512 {
+        return Some(|product| match product.right.data {
+            HostSlice::F32(data) => {
+                let (data, stride) = (&data[product.right.from..], product.right.stride);
+                // SAFETY: `isa` is proof that the processor has AVX-512.
+                unsafe { multiply(product, data, stride, of_rows!(lines::numbers)) };
+            }
+            narrow => f32::visit(narrow, Avx2(product)),
+        });
+    }
     #[cfg(target_arch = "x86_64")]
     if isa.set() != InstructionSet::Plain {
         // The processor has AVX2 and FMA, which all others include.
@@ -53,7 +80,7 @@ pub fn skinny_pairs(isa: Isa) -> Option<SkinnyKernel<f32>> {
         return Some(|product| {
             let right = product.right.direct().expect("skinny: pairs that do not lie as the tiles read them");
             // SAFETY: `isa` is proof that the processor has AVX512-BF16.
-            unsafe { multiply::<f32, true>(product, right.data, right.row) };
+            unsafe { multiply(product, right.data, right.row, of_rows!(lines::pairs)) };
         });
     }
     let _ = isa;
@@ -68,49 +95,44 @@ struct Avx2<'a>(SkinnyProduct<'a, f32>);
 impl Visit<f32> for Avx2<'_> {
     fn visit<S: Element<f32>>(self, data: &[S]) {
         let (from, stride) = (self.0.right.from, self.0.right.stride);
+        let kernels: [Kernel<S>; ROWS] =
+            [avx2::product::<S, 1, 4>, avx2::product::<S, 2, 2>, avx2::product::<S, 3, 2>, avx2::product::<S, 4, 2>];
         // SAFETY: the processor has AVX2 and FMA.
-        unsafe { multiply::<S, false>(self.0, &data[from..], stride) };
+        unsafe { multiply(self.0, &data[from..], stride, kernels) };
     }
 }
 
-/// The product with `data`, whose rows are at distance `stride`.
+/// A product of a number of rows: the result, the left operand, the right one, the distance of its rows, columns, k, block.
+#[cfg(target_arch = "x86_64")]
+type Kernel<S> = unsafe fn(*mut f32, *const f32, *const S, usize, usize, usize, usize);
+
+/// The product with `data`, whose rows are at distance `stride`, by the kernels of 1 to [`ROWS`] rows.
 ///
 /// # Panics
 /// If operands are too short.
 ///
 /// # Safety
-/// The processor has AVX2 and FMA, and if these are `PAIRS` AVX512-BF16 too.
+/// The processor has the instructions of the kernels.
 #[cfg(target_arch = "x86_64")]
-unsafe fn multiply<S: Element<f32>, const PAIRS: bool>(product: SkinnyProduct<'_, f32>, data: &[S], stride: usize) {
+unsafe fn multiply<S>(product: SkinnyProduct<'_, f32>, data: &[S], stride: usize, kernels: [Kernel<S>; ROWS]) {
     let SkinnyProduct { sums, left, m, columns, k, block, .. } = product;
-    let packed = k.max(1).div_ceil(block).checked_mul(m * x86::DEPTH);
+    let packed = k.max(1).div_ceil(block).checked_mul(m * DEPTH);
     assert!(packed.is_some_and(|packed| left.len() >= packed), "skinny: {} of {packed:?} packed", left.len());
+    assert!((1..=ROWS).contains(&m), "skinny: {m} rows of at most {ROWS}");
     assert!(sums.len() >= m * COLUMNS, "skinny: {} sums of {m} rows", sums.len());
-    assert!((1..=COLUMNS).contains(&columns) && block <= x86::DEPTH, "skinny: {columns} columns, blocks of {block}");
+    assert!((1..=COLUMNS).contains(&columns) && block <= DEPTH, "skinny: {columns} columns, blocks of {block}");
     let needed = (columns - 1).checked_mul(stride).and_then(|rows| rows.checked_add(k));
     assert!(needed.is_some_and(|needed| data.len() >= needed), "skinny: right operand of {} elements", data.len());
-    let kernel = match (m, PAIRS) {
-        (1, false) => x86::numbers::<S, 1, 4>,
-        (2, false) => x86::numbers::<S, 2, 2>,
-        (3, false) => x86::numbers::<S, 3, 2>,
-        (4, false) => x86::numbers::<S, 4, 2>,
-        (1, true) => x86::pairs::<S, 1, 2>,
-        (2, true) => x86::pairs::<S, 2, 2>,
-        (3, true) => x86::pairs::<S, 3, 2>,
-        (4, true) => x86::pairs::<S, 4, 2>,
-        _ => panic!("skinny: {m} rows of at most {ROWS}"),
-    };
     // SAFETY: the operands reach as far by the checks above; the caller promises the instructions.
-    unsafe { kernel(sums.as_mut_ptr(), left.as_ptr(), data.as_ptr(), stride, columns, k, block) };
+    unsafe { kernels[m - 1](sums.as_mut_ptr(), left.as_ptr(), data.as_ptr(), stride, columns, k, block) };
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+mod avx2 {
     use std::arch::x86_64::*;
-    use std::mem::transmute;
 
     use crate::backend::cpu::gemm::skinny::COLUMNS;
-    pub use crate::backend::cpu::gemm::tile::DEPTH;
+    use crate::backend::cpu::gemm::tile::DEPTH;
     use crate::backend::cpu::gemm::transpose::transpose_vectors;
     use crate::backend::cpu::simd::Element;
 
@@ -122,39 +144,7 @@ mod x86 {
     /// # Safety
     /// The operands are as long as [`SkinnyProduct`](super::SkinnyProduct) says, with `M` rows, and the processor has AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn numbers<S: Element<f32>, const M: usize, const GROUPS: usize>(
-        out: *mut f32,
-        left: *const f32,
-        right: *const S,
-        stride: usize,
-        columns: usize,
-        k: usize,
-        block: usize,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { product::<S, M, GROUPS, false>(out, left, right, stride, columns, k, block) }
-    }
-
-    /// # Safety
-    /// As for [`numbers`]; elements are pairs of bfloat16, and the processor has AVX512-BF16 too.
-    #[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512bf16")]
-    pub unsafe fn pairs<S: Element<f32>, const M: usize, const GROUPS: usize>(
-        out: *mut f32,
-        left: *const f32,
-        right: *const S,
-        stride: usize,
-        columns: usize,
-        k: usize,
-        block: usize,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { product::<S, M, GROUPS, true>(out, left, right, stride, columns, k, block) }
-    }
-
-    /// # Safety
-    /// As for [`numbers`] or [`pairs`].
-    #[inline(always)]
-    unsafe fn product<S: Element<f32>, const M: usize, const GROUPS: usize, const PAIRS: bool>(
+    pub unsafe fn product<S: Element<f32>, const M: usize, const GROUPS: usize>(
         out: *mut f32,
         left: *const f32,
         right: *const S,
@@ -190,13 +180,13 @@ mod x86 {
                                     false => _mm_prefetch::<_MM_HINT_T1>(ahead),
                                 }
                             }
-                            step::<S, M, PAIRS>(sums, x.add(p), rows, k0 + p, SQUARE);
-                            step::<S, M, PAIRS>(sums, x.add(p + SQUARE), rows, k0 + p + SQUARE, SQUARE);
+                            step::<S, M>(sums, x.add(p), rows, k0 + p, SQUARE);
+                            step::<S, M>(sums, x.add(p + SQUARE), rows, k0 + p + SQUARE, SQUARE);
                         }
                     }
                     for p in (whole..depth).step_by(SQUARE) {
                         for (sums, rows) in sums.iter_mut().zip(&rows) {
-                            step::<S, M, PAIRS>(sums, x.add(p), rows, k0 + p, SQUARE.min(depth - p));
+                            step::<S, M>(sums, x.add(p), rows, k0 + p, SQUARE.min(depth - p));
                         }
                     }
                     for (total, sum) in totals.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
@@ -220,7 +210,7 @@ mod x86 {
     /// # Safety
     /// The operands have `count <= 8` elements, and the processor has AVX2 and FMA.
     #[inline(always)]
-    unsafe fn step<S: Element<f32>, const M: usize, const PAIRS: bool>(
+    unsafe fn step<S: Element<f32>, const M: usize>(
         sums: &mut [__m256; M],
         x: *const f32,
         rows: &[*const S; SQUARE],
@@ -247,12 +237,7 @@ mod x86 {
             for (i, lane) in transpose_vectors(square).into_iter().enumerate().take(count) {
                 for (row, sum) in sums.iter_mut().enumerate() {
                     let x = _mm256_broadcast_ss(&*x.add(row * DEPTH + i));
-                    *sum = if PAIRS {
-                        let x = transmute::<__m256, __m256bh>(x);
-                        _mm256_dpbf16_ps(*sum, x, transmute::<__m256, __m256bh>(lane))
-                    } else {
-                        _mm256_fmadd_ps(x, lane, *sum)
-                    };
+                    *sum = _mm256_fmadd_ps(x, lane, *sum);
                 }
             }
         }

@@ -194,6 +194,68 @@ fn rows_alone<L: Element<f32>, S: Element<f32>>(make: impl Fn(ThreadPool) -> Gem
     }
 }
 
+/// Operands that lie a few elements behind the beginning of memory, and so anyhow in lines of the cache.
+fn behind(x: &[bf16], by: usize) -> Vec<bf16> {
+    [&vec![bf16::from_f32(f32::NAN); by], x].concat()
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "millions of multiply-adds")]
+fn gemm_bits_of_many_rows_and_long_sums_are_those_of_few_wherever_operands_lie() {
+    // More rows than a chunk and than go into panels, sums of several blocks, ragged strips, every way of prefetching.
+    for [m, n, k] in [[420, 70, 288], [200, 100, 300], [140, 33, 352], [40, 70, 2112], [70, 40, 4300], [391, 40, 600]] {
+        let (a, b) = (stored::<f32, bf16>(&numbers(m * k, 11)), stored::<f32, bf16>(&numbers(n * k, 12)));
+        let bt: Vec<bf16> = (0..n * k).map(|i| b[i % n * k + i / n]).collect();
+        for isa in isas().into_iter().filter(|isa| isa.has_pairs()) {
+            let mut gemm = Gemm::<f32>::new(isa, ThreadPool::new(2));
+            let mut found = |left: usize, right: usize| {
+                let (a, b, bt) = (behind(&a, left), behind(&b, right), behind(&bt, right));
+                let operand = Operand::new(&a[left..], k);
+                let whole = run(&mut gemm, [m, n, k], operand, Operand::new(&b[right..], k));
+                let transposed = run(&mut gemm, [m, n, k], operand, Operand::new(&bt[right..], n).transposed());
+                assert!(whole == transposed, "{isa:?} {m} {n} {k}: layouts differ");
+                whole
+            };
+            let all = found(0, 0);
+            assert!(all == found(8, 4) && all == found(3, 32), "{isa:?} {m} {n} {k}: places in memory differ");
+            for row in [0, 31, 32, m / 2, m - 1] {
+                let alone = run(&mut gemm, [1, n, k], Operand::new(&a[row * k..], k), Operand::new(&b, k));
+                assert!(alone == all[row * n..][..n], "{isa:?} {m} {n} {k}: row {row}");
+                for (j, &found) in alone.iter().enumerate() {
+                    let terms = (0..k).map(|p| [a[row * k + p], b[j * k + p]].map(|x| f64::from(x.to_f32())));
+                    let (sum, magnitude) = terms.fold((0.0, 0.0), |(s, t), [x, y]| (s + x * y, t + (x * y).abs()));
+                    let error = (f64::from(found) - sum).abs();
+                    assert!(error <= 4e-7 * magnitude, "{isa:?} {m} {n} {k} row {row}, {j}: {found}, not {sum}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "millions of multiply-adds")]
+fn gemm_sees_one_wrong_element_of_an_operand_where_it_counts_and_nowhere_else() {
+    for [m, n, k] in [[400, 40, 64], [70, 40, 2112]] {
+        let (a, b) = (stored::<f32, bf16>(&numbers(m * k, 13)), stored::<f32, bf16>(&numbers(n * k, 14)));
+        for isa in isas().into_iter().filter(|isa| isa.has_pairs()) {
+            let mut gemm = Gemm::<f32>::new(isa, ThreadPool::new(2));
+            let right = run(&mut gemm, [m, n, k], Operand::new(&a, k), Operand::new(&b, k));
+            for [i, j, p] in [[0, 0, 0], [31, 31, k - 1], [32, 32, 31], [m - 1, n - 1, k / 2]] {
+                let (mut wrong_left, mut wrong_right) = (a.clone(), b.clone());
+                wrong_left[i * k + p] += bf16::from_f32(0.5);
+                wrong_right[j * k + p] += bf16::from_f32(0.5);
+                let of_left = run(&mut gemm, [m, n, k], Operand::new(&wrong_left, k), Operand::new(&b, k));
+                let of_right = run(&mut gemm, [m, n, k], Operand::new(&a, k), Operand::new(&wrong_right, k));
+                let differing = |x: &[f32]| (0..m * n).filter(|&at| x[at] != right[at]).collect::<Vec<_>>();
+                let row: Vec<usize> = (i * n..(i + 1) * n).collect();
+                let column: Vec<usize> = (0..m).map(|row| row * n + j).collect();
+                assert!(differing(&of_left) == row, "{isa:?} {m} {n} {k}: left element {i}, {p}");
+                assert!(differing(&of_right) == column, "{isa:?} {m} {n} {k}: right element {j}, {p}");
+            }
+        }
+    }
+}
+
 fn multiply(tiles: &Tiles<f32>, [rows, k, row, along]: [usize; 4], [broadcast, vector]: [usize; 2]) -> Vec<f32> {
     let (data, vectors, mut out) = (vec![1.0; broadcast], vec![1.0; vector], vec![f32::NAN; rows * 2 * tiles.lanes]);
     let broadcast = BroadcastOperand { data: &data, row, k: along };

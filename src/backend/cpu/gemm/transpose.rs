@@ -1,6 +1,12 @@
 //! Transposition, in squares that fit the registers.
 
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
+
 use std::array::from_fn;
+
+#[cfg(target_arch = "x86_64")]
+use half::bf16;
 
 use super::super::isa::{InstructionSet, Isa};
 use super::super::simd::{Element, Float, multiversion};
@@ -83,11 +89,41 @@ impl Transposer<f32> {
     pub fn vectors(isa: Isa) -> Self {
         #[cfg(target_arch = "x86_64")]
         if isa.set() != InstructionSet::Plain {
+            let whole = if isa.of_loops() == InstructionSet::Avx512 { avx512::whole } else { whole_avx2 };
             // SAFETY: all others include AVX2, and an `Isa` is proof that the processor has it.
-            return Self { isa, square: |square| unsafe { square_avx2(square) }, whole: Some(whole_avx2) };
+            return Self { isa, square: |square| unsafe { square_avx2(square) }, whole: Some(whole) };
         }
         Self::plain(isa)
     }
+}
+
+/// `to [rows, columns] = from^T + bias`, rounded to bfloat16 as elsewhere, where element `(r, c)` is `from[c * stride + r]`, if
+/// the instruction set has something for it: then rows of `to` are at distance `to_stride`, and true is returned.
+///
+/// # Safety
+/// `to` has `rows` rows of `columns` elements at the distance, which nobody else uses meanwhile.
+///
+/// # Panics
+/// If the others are too short.
+#[cfg(target_arch = "x86_64")]
+pub unsafe fn transpose_rounded(
+    isa: Isa,
+    to: (*mut bf16, usize),
+    (from, stride): (&[f32], usize),
+    bias: Option<&[f32]>,
+    [rows, columns]: [usize; 2],
+) -> bool {
+    if isa.of_loops() != InstructionSet::Avx512 {
+        return false;
+    }
+    if rows > 0 && columns > 0 {
+        let reach = (columns - 1).checked_mul(stride).and_then(|x| x.checked_add(rows));
+        let long = reach.is_some_and(|reach| from.len() >= reach) && bias.is_none_or(|bias| bias.len() >= columns);
+        assert!(long, "transpose: {rows} x {columns} of {} elements at distance {stride}", from.len());
+        // SAFETY: all are as large, and an `Isa` is proof that the processor has the instructions.
+        unsafe { avx512::rounded(to, (from.as_ptr(), stride), bias.map(<[f32]>::as_ptr), [rows, columns]) };
+    }
+    true
 }
 
 /// Transposes a square, element by element.
@@ -202,7 +238,7 @@ mod tests {
     #[test]
     fn transpose_moves_every_element_and_touches_no_other() {
         for isa in isas() {
-            for [rows, columns] in [[1, 1], [8, 8], [7, 9], [17, 8], [40, 23], [5, 64], [0, 3]] {
+            for [rows, columns] in [[1, 1], [8, 8], [7, 9], [17, 8], [40, 23], [5, 64], [0, 3], [35, 52]] {
                 let (stride, to_stride) = (columns + 3, rows + 2);
                 let from: Vec<f32> = (0..rows * stride).map(|i| (i % 251) as f32).collect();
                 let narrow: Vec<bf16> = from.iter().map(|&x| bf16::from_f32(x)).collect();
@@ -215,6 +251,42 @@ mod tests {
                 transposer.transpose(&mut wide, to_stride, &from, stride, [rows, columns]);
                 transposer.transpose(&mut widened, to_stride, &narrow, stride, [rows, columns]);
                 assert!(wide == expected && widened == expected, "{isa:?} {rows} x {columns}");
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn transpose_rounded_gives_the_bits_of_rounding_each_element() {
+        // Ties, subnormal numbers, infinities and those that are no numbers among ordinary ones.
+        let special =
+            [0x3f80_8000, 0x3f81_8000, 0x0000_8001, 0x7f80_0000, 0xff80_0001, 0x7fff_ffff, 0x8000_0000, 0x7f7f_ffff];
+        let number = |i: usize| match i % 7 {
+            0 => f32::from_bits(special[i / 7 % special.len()]),
+            _ => (i as f32 * 0.37).sin() * 3.0,
+        };
+        for isa in isas() {
+            for [rows, columns] in [[1, 1], [16, 32], [32, 32], [15, 31], [17, 33], [5, 64], [40, 3], [0, 2]] {
+                let (stride, to_stride) = (rows + 3, columns + 5);
+                let from: Vec<f32> = (0..columns * stride).map(number).collect();
+                let bias: Vec<f32> = (0..columns).map(|i| i as f32 * 0.7 - 2.0).collect();
+                for bias in [None, Some(&bias[..])] {
+                    let mut to = vec![bf16::ZERO; rows * to_stride];
+                    // SAFETY: `to` has the rows.
+                    let done = unsafe {
+                        transpose_rounded(isa, (to.as_mut_ptr(), to_stride), (&from, stride), bias, [rows, columns])
+                    };
+                    assert_eq!(done, isa.of_loops() == InstructionSet::Avx512);
+                    let expected = |i: usize| match (i % to_stride < columns && done, i / to_stride, i % to_stride) {
+                        (true, r, c) => {
+                            let x = from[c * stride + r];
+                            Element::<f32>::to_bf16(bias.map_or(x, |bias| x + bias[c])).to_bits()
+                        }
+                        _ => 0,
+                    };
+                    let wrong = (0..to.len()).find(|&i| to[i].to_bits() != expected(i));
+                    assert_eq!(wrong, None, "{isa:?} {rows} x {columns}");
+                }
             }
         }
     }

@@ -1,0 +1,108 @@
+//! Memory that begins with a line of the cache: vectors and rows of tiles that cross lines are read in two.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use bytemuck::Pod;
+
+use crate::Result;
+
+/// Bytes of a line of the cache.
+pub const LINE: usize = 64;
+
+#[repr(C, align(64))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Line([u8; LINE]);
+
+/// Elements in memory that begins with a line of the cache, and ends with one.
+#[derive(Clone)]
+pub struct AlignedVec<T> {
+    lines: Vec<Line>,
+    len: usize,
+    elements: PhantomData<T>,
+}
+
+impl<T: Pod> AlignedVec<T> {
+    /// Without elements, and without memory.
+    pub const fn new() -> Self {
+        Self { lines: Vec::new(), len: 0, elements: PhantomData }
+    }
+
+    /// `len` zeros.
+    ///
+    /// # Errors
+    /// If there is no memory for them.
+    pub fn zeros(len: usize) -> Result<Self> {
+        let bytes = len.saturating_mul(size_of::<T>());
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(bytes.div_ceil(LINE)).map_err(|error| crate::Error::Device {
+            device: "cpu".to_string(),
+            op: "allocation",
+            message: format!("{bytes} bytes: {error}"),
+        })?;
+        lines.resize(bytes.div_ceil(LINE), Line([0; LINE]));
+        Ok(Self { lines, len, elements: PhantomData })
+    }
+
+    /// The leading `len` elements, which become more if there are fewer; what is in them is left over from earlier.
+    ///
+    /// # Panics
+    /// If these are more than memory can be.
+    pub fn grow(&mut self, len: usize) -> &mut [T] {
+        if self.len < len {
+            let bytes = len.checked_mul(size_of::<T>()).expect("scratch: the length in bytes overflows");
+            self.lines.resize(bytes.div_ceil(LINE), Line([0; LINE]));
+            self.len = len;
+        }
+        &mut self[..len]
+    }
+}
+
+impl<T: Pod> Default for AlignedVec<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T: Pod> Deref for AlignedVec<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+}
+
+impl<T: Pod> DerefMut for AlignedVec<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}
+
+impl<T: Pod + PartialEq> PartialEq for AlignedVec<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self[..] == other[..]
+    }
+}
+
+impl<T: Pod + fmt::Debug> fmt::Debug for AlignedVec<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self[..].fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aligned_memory_begins_with_a_line_and_keeps_what_is_in_it() {
+        let mut memory = AlignedVec::<u16>::zeros(3).expect("memory");
+        memory[2] = 7;
+        for len in [3, 1, 40, 1000, 2] {
+            assert_eq!(memory.grow(len).len(), len);
+            assert!(memory.as_ptr().cast::<u8>().align_offset(LINE) == 0 && memory[2] == 7, "{len} elements");
+        }
+        assert_eq!((memory.len(), &memory[3..]), (1000, &[0; 997][..]));
+        assert!(AlignedVec::<f64>::zeros(usize::MAX / 4).is_err(), "more than memory");
+    }
+}

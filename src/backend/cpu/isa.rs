@@ -22,6 +22,18 @@ pub enum InstructionSet {
 
 /// Proof that this processor has an instruction set. Safe functions execute its instructions for whoever holds one, so it
 /// is only made by detection.
+///
+/// ```
+/// use llamaprobe::backend::cpu::{InstructionSet, Isa};
+/// assert_eq!(Isa::PLAIN.set(), InstructionSet::Plain);
+/// ```
+///
+/// Nobody else says what the processor has:
+///
+/// ```compile_fail,E0423
+/// use llamaprobe::backend::cpu::{InstructionSet, Isa};
+/// let isa = Isa(InstructionSet::Amx);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Isa(InstructionSet);
 

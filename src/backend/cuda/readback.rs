@@ -60,7 +60,18 @@ pub struct QueuedReadback {
     pub ready_at_sync: bool,
 }
 
-/// Values on their way to the host, of one device.
+/// Values on their way to the host, of one device, which alone makes and reads them: nobody can give out a slot that no
+/// copy has been submitted for.
+///
+/// ```
+/// use llamaprobe::backend::cuda::PendingReadback;
+/// let take = |pending: PendingReadback| drop(pending);
+/// ```
+///
+/// ```compile_fail,E0616
+/// use llamaprobe::backend::cuda::PendingReadback;
+/// let take = |pending: PendingReadback| drop(pending.values);
+/// ```
 pub struct PendingReadback {
     pub(super) device: DeviceId,
     pub(super) values: PendingValues,

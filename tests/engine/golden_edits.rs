@@ -16,8 +16,8 @@ use serde_json::Value;
 
 use crate::support;
 
-/// Largest difference of a logit.
-const LIMIT: f64 = 2e-5;
+/// Largest difference of a logit: at most three times what is measured over all instruction sets (2.4e-6).
+const LIMIT: f64 = 7e-6;
 
 fn cases() -> Value {
     let text = fs::read_to_string(support::golden("edits/cases.json")).expect("the cases");
@@ -133,7 +133,7 @@ fn golden_edits_cover_every_site_and_operation() {
 
 /// The limit tells an edit from one that is left out, from its neighbours' and from a slightly weaker one.
 #[test]
-fn golden_edits_see_small_mistakes() {
+fn edit_limits_see_small_mistakes() {
     use llamaprobe::hooks::edit::{EditOp, Positions};
     let seen = |mistake: &str, least: f64, change: fn(&mut Edit)| {
         for name in MODELS {

@@ -11,20 +11,62 @@ use llamaprobe::train::schedule::{Schedule, Warmup};
 use llamaprobe::train::settings::{Length, RunSettings};
 use proptest::prelude::*;
 
-#[test]
-fn schedules_are_those_of_transformers() {
+/// The factors of every golden schedule with a changed step, warm-up and length, beside transformers'.
+fn factors(change: fn([u64; 3]) -> [u64; 3]) -> Vec<(String, Vec<[f64; 2]>)> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/peft/schedules.json");
     let text = std::fs::read_to_string(path).expect("the golden file");
     let golden: BTreeMap<String, Vec<f64>> = serde_json::from_str(&text).expect("JSON");
     assert_eq!(golden.len(), 15);
-    for (name, factors) in golden {
+    let schedule = |(name, factors): (String, Vec<f64>)| {
         let parts: Vec<&str> = name.split('-').collect();
         let schedule: Schedule = parts[0].parse().expect("a known name");
-        let (warmup, total) = (parts[1].parse().expect("a number"), parts[2].parse().expect("a number"));
-        for (step, &expected) in factors.iter().enumerate() {
-            let found = schedule.factor(step as u64, warmup, total);
-            assert!((found - expected).abs() <= 1e-15, "{name}, step {step}: {found} for {expected}");
+        let [warmup, total] = [parts[1], parts[2]].map(|part| part.parse().expect("a number"));
+        let found = factors.iter().enumerate().map(|(step, &expected)| {
+            let [step, warmup, total] = change([step as u64, warmup, total]);
+            [schedule.factor(step, warmup, total), expected]
+        });
+        (name, found.collect())
+    };
+    golden.into_iter().map(schedule).collect()
+}
+
+/// One rounding: the cosine is the system's.
+const LIMIT: f64 = f64::EPSILON;
+
+fn worst(factors: &[[f64; 2]]) -> f64 {
+    factors.iter().fold(0.0, |worst, [found, expected]| worst.max((found - expected).abs()))
+}
+
+#[test]
+fn schedule_limits_see_small_mistakes() {
+    // What does not change with a mistake: the constant part of a rate, and what lies beyond the last step.
+    type Mistake = (&'static str, fn([u64; 3]) -> [u64; 3], fn(&str) -> bool);
+    let mistakes: [Mistake; 3] = [
+        (
+            "a step later",
+            |[step, warmup, total]| [step + 1, warmup, total],
+            |name| name.starts_with("constant_with_warmup-0-"),
+        ),
+        ("a warm-up that is a step longer", |[step, warmup, total]| [step, warmup + 1, total], |_| false),
+        (
+            "a length of a step more",
+            |[step, warmup, total]| [step, warmup, total + 1],
+            |name| name.starts_with("constant") || name.ends_with("-12-10") || name == "cosine-10-10",
+        ),
+    ];
+    for (mistake, change, hidden) in mistakes {
+        for (name, factors) in factors(change) {
+            let far = worst(&factors);
+            assert_eq!(far > LIMIT, !hidden(&name), "{name}, {mistake}: {far:.1e}");
         }
+    }
+}
+
+#[test]
+fn schedules_are_those_of_transformers() {
+    for (name, factors) in factors(|steps| steps) {
+        let far = worst(&factors);
+        assert!(far <= LIMIT, "{name}: {far:.1e}");
     }
     assert_eq!("cosine".parse::<Schedule>().expect("a known name").to_string(), "cosine");
     let error = "polynomial".parse::<Schedule>().expect_err("no such schedule").to_string();

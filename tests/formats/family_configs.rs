@@ -1,7 +1,9 @@
 //! `config.json` of the families from Qwen 3 on, against the models that transformers builds from the same files
 //! (`tests/golden/family_configs.py`).
 
-use llamaprobe::arch::{Activation, Dtype, Family, Mlp, ModelConfig, NormPlacement, Projection, QkNorm, RmsWeight};
+use llamaprobe::arch::{
+    Activation, Dtype, Family, Mlp, ModelConfig, NormPlacement, Positions, Projection, QkNorm, RmsWeight,
+};
 use serde_json::{Value, json};
 
 fn parse(config: &Value) -> Result<ModelConfig, String> {
@@ -56,25 +58,51 @@ fn norms(config: &ModelConfig) -> Vec<&'static str> {
     names
 }
 
+/// Largest differences allowed, three times what is measured: of rotations and functions, which transformers has in f32, and
+/// of scales of scores.
+const ROTATION: f64 = 2.9e-7;
+const FUNCTION: f64 = 7e-8;
+const SCALE: f64 = 8e-17;
+
+/// With the bases of its rotations a thousandth larger.
+fn other_bases(config: &ModelConfig) -> ModelConfig {
+    let mut config = config.clone();
+    if let Positions::Rope(ropes) = &mut config.positions {
+        ropes.iter_mut().for_each(|rope| rope.theta *= 1.001);
+    }
+    config
+}
+
 fn check_layers(config: &ModelConfig, facts: &Value, given: &Value) {
-    let close = |found: &[f64], index: &Value, what: &str| {
+    let other = other_bases(config);
+    let far = |found: &[f64], index: &Value, what: &str| {
         let wanted = &facts["rotations"][index.as_u64().expect("an index") as usize];
         let wanted: Vec<f64> = serde_json::from_value(wanted.clone()).expect("numbers");
         assert_eq!(found.len(), wanted.len(), "{given}: {what}");
-        let far = found.iter().zip(&wanted).fold(0.0f64, |far, (a, b)| far.max((a - b).abs()));
-        assert!(far < 1e-6, "{given}: {what}: {far:.1e}");
+        found.iter().zip(&wanted).fold(0.0f64, |far, (a, b)| far.max((a - b).abs()))
     };
     for (i, layer) in facts["layers"].as_array().expect("layers").iter().enumerate() {
         assert_eq!(json!(config.windows[i]), layer["window"], "{given}: layer {i}");
         let scaling = layer["scaling"].as_f64().expect("a number");
-        assert!((config.score_scales[i] - scaling).abs() < 1e-12, "{given}: layer {i}: {scaling}");
+        assert!((config.score_scales[i] - scaling).abs() <= SCALE, "{given}: layer {i}: {scaling}");
+        let rounded_scale = f64::from(scaling as f32);
+        let seen = (config.score_scales[i] - rounded_scale).abs() > SCALE;
+        assert!(rounded_scale == scaling || seen, "{given}: layer {i}: a scale in f32 goes unseen");
         assert_eq!(json!(config.score_softcap), layer["softcap"], "{given}: layer {i}");
         let rope = &config.ropes()[i];
-        let row = |positions: usize| config.rope_table(i, positions)[3 * rope.dim..4 * rope.dim].to_vec();
-        close(&row(4), &layer["rotation"], &format!("rotation of layer {i}"));
+        let row_of = |config: &ModelConfig, positions: usize| {
+            config.rope_table(i, positions)[3 * rope.dim..4 * rope.dim].to_vec()
+        };
+        let row = |positions| row_of(config, positions);
+        let check = |positions: usize, index: &Value, what: &str| {
+            let far = |config| far(&row_of(config, positions), index, what);
+            assert!(far(config) <= ROTATION, "{given}: {what}: {:.1e}", far(config));
+            assert!(far(&other) > ROTATION, "{given}: {what}: another base goes unseen");
+        };
+        check(4, &layer["rotation"], &format!("rotation of layer {i}"));
         if let Some(index) = layer.get("long_rotation") {
             let longer = rope.scales_beyond().expect("a length") + 1;
-            close(&row(longer), index, &format!("rotation of long sequences of layer {i}"));
+            check(longer, index, &format!("rotation of long sequences of layer {i}"));
             assert_eq!(row(longer - 1), row(4), "{given}: the last length of the short list");
         }
     }
@@ -97,8 +125,14 @@ fn every_file_means_the_model_that_transformers_builds() {
         });
         assert_eq!(json!(qk_width), facts["qk_norm"], "{given}");
         assert_eq!(config.norm_eps, number("eps"), "{given}");
-        assert!((at(config.mlp) - number("act")).abs() < 1e-6, "{given}: {:?}", config.mlp);
-        assert!((config.embed_scale - number("embed_scale")).abs() < 1e-6, "{given}");
+        let far = |function| (at(Mlp::Plain(function)) - number("act")).abs();
+        let (Mlp::Gated(function) | Mlp::Plain(function)) = config.mlp;
+        assert!(far(function) <= FUNCTION, "{given}: {function:?}: {:.1e}", far(function));
+        let others = [Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Tanh];
+        for other in others.into_iter().filter(|other| *other != function) {
+            assert!(far(other) > FUNCTION, "{given}: {other:?} goes unseen");
+        }
+        assert_eq!(config.embed_scale, number("embed_scale"), "{given}");
         assert_eq!(json!(config.logit_softcap), facts["logit_softcap"], "{given}");
         assert_eq!(json!(config.parallel), facts["parallel"], "{given}");
         assert_eq!(json!(config.tie_word_embeddings), facts["tied"], "{given}");

@@ -66,16 +66,16 @@ pub enum Tokens {
     /// Every one, those of a soft prompt included.
     #[default]
     All,
-    /// The last one.
+    /// The last one alone.
     Last,
 }
 
 /// What is captured, and how.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CaptureSettings {
-    /// The hooks.
+    /// The tensors that are written, by site and layer.
     pub selection: Selection,
-    /// The tokens.
+    /// Which rows of each document are written.
     pub tokens: Tokens,
     /// Most rows of one pass, at least 1; a longer document is a pass of its own.
     pub batch_tokens: usize,
@@ -85,7 +85,7 @@ pub struct CaptureSettings {
     pub edits: Vec<Edit>,
     /// Dtype of the tensors in the file: F32, F16 or BF16.
     pub dtype: Dtype,
-    /// By which names.
+    /// Whose names the tensors of the file have.
     pub names: Names,
     /// What else the file's metadata are to say, such as the model's name.
     pub metadata: Vec<(String, String)>,

@@ -186,11 +186,11 @@ impl Family {
 /// One adapted projection: its A and B.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraModule {
-    /// Layer, from 0.
+    /// Index of the block, from 0.
     pub layer: usize,
     /// The projection, or fused projections, that it adapts.
     pub target: Projection,
-    /// Rank R.
+    /// Rank R, at least 1.
     pub r: usize,
     /// Multiplier of `B A x`.
     pub scale: f64,

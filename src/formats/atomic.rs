@@ -112,7 +112,7 @@ impl AtomicFile {
         Ok(Self { file: BufWriter::with_capacity(1 << 18, file), _folders: folders, path })
     }
 
-    /// The final name.
+    /// The name under which the file appears when it is complete.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -14,7 +14,7 @@ use super::jinja::{Fail, Template};
 use super::strftime::strftime;
 use crate::{Error, Result};
 
-/// A parsed template.
+/// A chat template, parsed: rendered for any number of conversations.
 pub struct ChatTemplate {
     template: Template,
     path: PathBuf,

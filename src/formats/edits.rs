@@ -54,19 +54,19 @@ impl Positions {
 /// Rows `[rows, width]` that an edit takes its values from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Values {
-    /// Row-major.
+    /// All rows, one after another.
     pub rows: Vec<f32>,
     /// Elements of a row.
     pub width: usize,
 }
 
 impl Values {
-    /// One vector.
+    /// A single row, of all positions.
     pub fn one(vector: Vec<f32>) -> Self {
         Self { width: vector.len(), rows: vector }
     }
 
-    /// Number of rows.
+    /// Number of rows, each of `width` elements.
     pub fn count(&self) -> usize {
         self.rows.len() / self.width.max(1)
     }
@@ -87,7 +87,7 @@ pub enum EditOp {
     Replace(Values),
     /// `s x`.
     Scale(f64),
-    /// 0.
+    /// 0 in every element: zero ablation.
     Zero,
     /// `x - (x . v) v / (v . v)`, v of any length but 0.
     ProjectOut(Vec<f32>),
@@ -126,7 +126,7 @@ pub enum Action {
 /// An entry of a file; sites and layers are what a model makes of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EditEntry {
-    /// The file.
+    /// Path of the file that the entry stands in, for errors.
     pub path: String,
     /// Where it stands in the file, `[2]`.
     pub at: String,
@@ -134,9 +134,9 @@ pub struct EditEntry {
     pub site: String,
     /// `all`, or numbers and ranges.
     pub layers: String,
-    /// The tokens.
+    /// The tokens of each sequence whose rows are edited.
     pub positions: Positions,
-    /// What is done.
+    /// What is done to those rows.
     pub action: Action,
 }
 

@@ -31,11 +31,11 @@ impl Default for GenerationDefaults {
 /// How tokens are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decoding {
-    /// The most probable.
+    /// The most probable token every time.
     Greedy,
-    /// Beam search.
+    /// Beam search with more than one beam.
     Beams,
-    /// Drawn at random.
+    /// Tokens drawn at random, by temperature, top-k and top-p.
     Sampling,
 }
 

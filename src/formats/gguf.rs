@@ -31,9 +31,9 @@ pub enum Value {
     Signed(i64),
     /// Of 32 or 64 bits.
     Float(f64),
-    /// True or false.
+    /// A byte that is 0 or 1.
     Bool(bool),
-    /// UTF-8.
+    /// Text in UTF-8.
     String(String),
     /// Values of one type, none of them a list.
     List(Vec<Value>),
@@ -52,9 +52,9 @@ pub struct Tensor {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gguf {
     path: PathBuf,
-    /// Metadata by key.
+    /// The metadata, each by its key, such as `general.architecture`.
     pub metadata: BTreeMap<String, Value>,
-    /// Tensors by name.
+    /// The tensors, all of them of 32-bit floats, each by its name.
     pub tensors: BTreeMap<String, Tensor>,
 }
 
@@ -90,7 +90,7 @@ struct Reader<'a> {
     at: usize,
 }
 
-/// A tensor's entry.
+/// What the header says of one tensor.
 struct Entry {
     name: String,
     dims: Vec<usize>,

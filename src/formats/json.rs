@@ -185,7 +185,7 @@ impl<'a> Fields<'a> {
         self.map.keys().map(String::as_str)
     }
 
-    /// The object itself.
+    /// The object with all its keys, known or not.
     pub fn map(&self) -> &'a Map<String, Value> {
         self.map
     }

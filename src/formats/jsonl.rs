@@ -30,7 +30,7 @@ pub enum Example {
     Text(String),
     /// `{"prompt", "completion"}`, both text: the completion is learnt.
     Completion {
-        /// What is given.
+        /// What is given, and not learnt.
         prompt: String,
         /// What is to be said.
         completion: String,
@@ -43,7 +43,7 @@ pub enum Example {
     Instruction {
         /// Earlier turns: the system's, and pairs of user and assistant.
         before: Vec<Message>,
-        /// Instruction and input.
+        /// Instruction and input, joined by a newline where there is an input.
         prompt: String,
         /// What is to be said.
         output: String,
@@ -53,7 +53,7 @@ pub enum Example {
     Demonstrated {
         /// The demonstrations, one after another.
         demonstrations: Vec<String>,
-        /// What is asked.
+        /// What is asked after the demonstrations, and not learnt.
         query: String,
         /// What is to be said.
         completion: String,
@@ -61,7 +61,7 @@ pub enum Example {
     /// `{"input_ids", "labels"}`: tokenised already. A label of -100 is none; without labels all is learnt. Padding,
     /// which `attention_mask` has at 0, is cut.
     Ids {
-        /// Token ids.
+        /// Ids of the tokens, without padding.
         input_ids: Vec<u32>,
         /// The label of each token.
         labels: Option<Vec<Option<u32>>>,
@@ -119,7 +119,7 @@ impl Example {
 pub struct Row {
     /// `path:line`, or `path[index]` in a list.
     pub location: PathBuf,
-    /// What it is.
+    /// What the row is by its keys.
     pub example: Example,
     /// The row's own marks that say whether it is learnt.
     marks: Vec<(&'static str, Value)>,

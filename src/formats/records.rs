@@ -90,7 +90,7 @@ fn wrong(path: &Path, error: csv::Error) -> Error {
 /// How a delimited text uses double quotes.
 #[derive(Default)]
 struct Quotes {
-    /// Whole quoted fields.
+    /// Number of fields that stand in quotes as a whole.
     quoted: usize,
     /// Those of them that would read the same without.
     needless: usize,

@@ -247,7 +247,7 @@ impl TensorView {
         }
     }
 
-    /// Number of elements.
+    /// Number of elements: the product of the shape, 1 for a scalar.
     pub fn len(&self) -> usize {
         self.data.len() / self.element_size()
     }

@@ -66,7 +66,7 @@ use crate::hash::fnv1a;
 use crate::pack::{Label, Sequence};
 use crate::{Error, Result};
 
-/// One edit.
+/// A change of rows of the tensors at some hooks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Edit {
     /// The hooks whose tensors are edited.
@@ -75,7 +75,7 @@ pub struct Edit {
     pub positions: Positions,
     /// The runs whose sequences are edited; none means all sequences, those of the base model included.
     pub runs: Option<Vec<usize>>,
-    /// What is done.
+    /// What is done to each of those rows.
     pub op: EditOp,
     /// Where errors say that it stands: a file, and a field of it.
     pub source: (String, String),
@@ -220,9 +220,9 @@ struct EditedToken {
 /// Which tokens of some sequences are edited.
 #[derive(Clone, Debug, Default)]
 pub struct EditPlan {
-    /// Number of edits.
+    /// How many edits it was made for: their indices are below it.
     edits: usize,
-    /// By sequence.
+    /// The edited tokens of each sequence, edit by edit.
     tokens: Vec<Vec<EditedToken>>,
 }
 

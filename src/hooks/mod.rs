@@ -77,7 +77,7 @@ pub use site::{NormPart, NormSite, Selection, Site};
 
 /// A tensor handed to a tap.
 pub struct Tapped<'a, B: Backend> {
-    /// Where it arises.
+    /// Which tensor of the forward it is.
     pub site: Site,
     /// In which layer (0 outside the blocks).
     pub layer: usize,
@@ -89,12 +89,12 @@ pub struct Tapped<'a, B: Backend> {
     pub width: usize,
     /// The elements, `[rows, width]`; the buffer may be longer.
     pub data: Tensor<'a, B>,
-    /// The pack.
+    /// The pack of the pass, which tells a row's sequence and position.
     pub pack: &'a Pack,
 }
 
 impl<'a, B: Backend> Tapped<'a, B> {
-    /// Number of rows.
+    /// Number of the tensor's rows, in [`rows`](Self::rows) or in the pack.
     pub fn len(&self) -> usize {
         self.rows.map_or(self.pack.len(), <[usize]>::len)
     }

@@ -61,7 +61,7 @@ pub enum NormSite {
     Q,
     /// Of keys, where there is one.
     K,
-    /// Before the head.
+    /// Before the output layer, outside the blocks.
     Final,
 }
 

@@ -22,11 +22,11 @@ pub struct StateMeasures {
     pub update: Option<f64>,
     /// Mean ratio of the norms of the updates, b's over a's; of the states without an anchor.
     pub norm_ratio: Option<f64>,
-    /// Linear CKA.
+    /// Linear CKA, which grows with the width where rows are few.
     pub cka: Option<f64>,
     /// Linear CKA of unbiased HSICs.
     pub cka_debiased: Option<f64>,
-    /// Mean canonical correlation.
+    /// Mean canonical correlation of the leading singular directions.
     pub svcca: Option<f64>,
     /// Mean share of common neighbours.
     pub knn_overlap: Option<f64>,

@@ -41,7 +41,7 @@ pub struct LinearProbe {
 pub struct LogisticRegression {
     /// Rows `[width]` of weights: one for two classes (the second's, as scikit-learn has it), one of each class for more.
     pub weights: Vec<Vec<f64>>,
-    /// As many intercepts.
+    /// One for each row of `weights`.
     pub intercepts: Vec<f64>,
 }
 
@@ -136,7 +136,7 @@ fn members(queries: &[usize]) -> Vec<Vec<usize>> {
 /// The fold of each row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folds {
-    /// By row.
+    /// The fold of each row, below `count`.
     of: Vec<usize>,
     count: usize,
 }

@@ -23,7 +23,7 @@ const DONE: f64 = 1e-20;
 pub(super) struct Classifier {
     /// For each score (one for two classes, one of each class for more) a number per row.
     pub dual: Vec<Vec<f64>>,
-    /// As many intercepts.
+    /// One for each score.
     pub intercepts: Vec<f64>,
 }
 

@@ -18,11 +18,11 @@ pub enum Measure {
     Update,
     /// Ratio of the norms of the updates.
     NormRatio,
-    /// Linear CKA, biased.
+    /// Linear CKA of biased HSICs.
     Cka,
-    /// Linear CKA, debiased.
+    /// Linear CKA of unbiased HSICs, 0 in expectation for independent states.
     CkaDebiased,
-    /// SVCCA.
+    /// Mean canonical correlation of the leading singular directions (SVCCA).
     Svcca,
     /// Overlap of the sets of nearest neighbours.
     KnnOverlap,
@@ -90,7 +90,7 @@ impl Measure {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// The measures.
+    /// Which are computed; a report has no others.
     pub measures: Vec<Measure>,
     /// Rows of a neighbourhood; none for 30, or a quarter of the rows where that is fewer (but at least one).
     pub knn: Option<usize>,

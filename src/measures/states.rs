@@ -67,7 +67,7 @@ impl<'a> States<'a> {
         States::prepared(rows.map(|x| x as f32).collect(), width, settings)
     }
 
-    /// Number of rows.
+    /// Number of rows: queries, as a rule.
     pub fn rows(&self) -> usize {
         self.values.len() / self.width
     }

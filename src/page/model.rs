@@ -2,7 +2,7 @@
 
 use crate::probe::statistics::MeanSd;
 
-/// A page.
+/// All that one HTML file holds, before it is markup.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Page {
     /// What was done, in a few words.
@@ -15,7 +15,7 @@ pub struct Page {
     pub answers: Vec<Answer>,
     /// What belongs to the verdict on the first screen.
     pub summary: Vec<Block>,
-    /// Everything else.
+    /// What comes below the first screen, in this order.
     pub sections: Vec<Section>,
     /// The command that repeats it.
     pub command: String,
@@ -24,7 +24,7 @@ pub struct Page {
 /// A question with its answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// The question.
+    /// The question, as a full sentence.
     pub question: String,
     /// The answer in a word or three.
     pub word: String,
@@ -37,11 +37,11 @@ pub struct Answer {
 /// How an answer turned out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
-    /// As asked.
+    /// The numbers say yes to the question.
     Yes,
-    /// In part.
+    /// They say yes to a part of it.
     Partly,
-    /// Not so.
+    /// They say no.
     No,
     /// Not to be told from these numbers.
     Open,
@@ -52,11 +52,11 @@ pub enum Tone {
 pub struct Section {
     /// Its anchor: ASCII letters, digits and dashes.
     pub id: String,
-    /// Its heading.
+    /// The words of its heading.
     pub title: String,
     /// Paragraphs before the blocks.
     pub text: Vec<String>,
-    /// Figures and tables.
+    /// Figures and tables below the text, in this order.
     pub blocks: Vec<Block>,
 }
 
@@ -74,7 +74,7 @@ pub enum Block {
 pub struct Figure {
     /// Its anchor, unique on its page: ASCII letters, digits and dashes.
     pub id: String,
-    /// What it shows.
+    /// What it shows, in a few words.
     pub title: String,
     /// How to read it; may be empty.
     pub note: String,
@@ -99,7 +99,7 @@ pub enum Kind {
     Lines,
     /// Bars from zero, with a line of one SD to each side.
     Bars,
-    /// Points.
+    /// A marker at each point, joined by nothing.
     Scatter,
 }
 
@@ -108,7 +108,7 @@ pub enum Kind {
 pub struct Series {
     /// Its name in the legend.
     pub name: String,
-    /// How it looks.
+    /// Colour, dash and marker.
     pub look: Look,
     /// Its values, by x.
     pub points: Vec<Point>,
@@ -129,9 +129,9 @@ impl Look {
     pub const IT: Self = Self(2);
     /// Both of them beside each other.
     pub const BOTH: Self = Self(3);
-    /// A baseline.
+    /// The baseline of shuffled queries.
     pub const SHUFFLED: Self = Self(7);
-    /// Another baseline.
+    /// The baseline of Gaussian noise.
     pub const NOISE: Self = Self(8);
 
     /// The `i`th of the looks that are no baseline's, from the start again after the last.

@@ -45,7 +45,7 @@ pub(super) struct Definition {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub(super) enum Source {
-    /// By its columns.
+    /// By the columns that the definition names.
     Columns(Columns),
     /// By a reader of the original file of a data set.
     Reader {

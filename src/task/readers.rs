@@ -20,7 +20,7 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reader {
-    /// GLUE's SST-2.
+    /// SST-2 as GLUE has it: TSV of sentence and label, 0 or 1.
     Sst2,
     /// Two files of the same number of lines, English and Czech, one sentence a line.
     #[serde(rename = "en-cs")]

@@ -22,7 +22,7 @@ pub struct GemmShape {
     pub m: usize,
     /// Rows of the row-major result.
     pub n: usize,
-    /// Inner length.
+    /// Length of the sums.
     pub k: usize,
     /// Whether the first operand, `[k, m]` row-major, is stored as `[m, k]`.
     pub transpose_a: bool,
@@ -43,20 +43,20 @@ pub struct GemmShape {
 pub struct Operands {
     /// First operand (the weights, as a rule).
     pub a: DevicePtr,
-    /// Second operand.
+    /// Second operand (the activations, as a rule).
     pub b: DevicePtr,
-    /// Result.
+    /// Result, of the accumulation or the compute dtype.
     pub d: DevicePtr,
-    /// Bias.
+    /// `[m]` of the compute dtype, where [`GemmShape::bias`] says so.
     pub bias: Option<DevicePtr>,
 }
 
 /// A product of operands at addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Gemm {
-    /// The shape.
+    /// Sizes and layouts, by which cuBLASLt's plan is found.
     pub shape: GemmShape,
-    /// The addresses.
+    /// Addresses, which change from call to call.
     pub operands: Operands,
 }
 

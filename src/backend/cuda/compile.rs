@@ -28,7 +28,7 @@ const SHARED_FREE: u32 = 48 << 10;
 pub struct Function {
     /// The driver's, which keeps its module loaded.
     pub handle: CudaFunction,
-    /// What it takes.
+    /// Its parameters in order, read off the kernel's text.
     pub params: Arc<[Param]>,
 }
 
@@ -51,7 +51,7 @@ pub struct Kernels {
 }
 
 impl Kernels {
-    /// None loaded yet.
+    /// Kernels for a device and dtype; each is loaded when it is first launched.
     pub fn new(device: Arc<Device>, dtype: ComputeDtype, settings: &Settings) -> Self {
         let settings = settings.clone();
         let (modules, functions, shared) = (HashMap::new(), HashMap::new(), HashMap::new());

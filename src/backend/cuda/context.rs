@@ -42,9 +42,9 @@ struct FirstError {
 
 /// The state of an opened device.
 pub struct Context {
-    /// The device.
+    /// The device that everything here lives on.
     pub device: Arc<Device>,
-    /// The compute dtype.
+    /// The dtype that kernels and products read and write.
     pub dtype: ComputeDtype,
     pool: Arc<Pool>,
     queue: Queue,

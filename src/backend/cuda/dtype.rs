@@ -10,7 +10,7 @@ use crate::{Error, Result};
 pub enum ComputeDtype {
     /// IEEE single precision.
     F32,
-    /// bfloat16.
+    /// bfloat16: 8 bits of exponent, 8 of precision.
     Bf16,
     /// IEEE half precision.
     F16,

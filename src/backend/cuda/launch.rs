@@ -21,7 +21,7 @@ const MAX_ARGS: usize = 32;
 pub struct Kernel {
     /// File in `kernels/`.
     pub file: &'static str,
-    /// Name.
+    /// Its name in that file.
     pub name: &'static str,
     /// Heads; the default where it does not vary with them.
     pub heads: Heads,
@@ -37,11 +37,11 @@ impl Kernel {
 /// Grid, threads of a block, bytes of dynamic shared memory.
 #[derive(Clone, Copy, Debug)]
 pub struct LaunchDims {
-    /// Blocks.
+    /// Blocks along x, y and z; with a 0 among them there is nothing to launch.
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: u32,
-    /// Dynamic shared memory.
+    /// Bytes of dynamic shared memory of a block.
     pub shared: usize,
 }
 
@@ -87,19 +87,19 @@ pub enum Param {
 /// An argument: what it is, its bits, and the memory that they are the address of.
 #[derive(Clone, Copy, Debug)]
 pub struct Arg {
-    /// What it is.
+    /// The type that the kernel's parameter must have.
     pub param: Param,
     bits: u64,
     ptr: Option<DevicePtr>,
 }
 
 impl Arg {
-    /// An address.
+    /// The address of memory that the launch reads or writes.
     pub fn ptr(param: Param, ptr: DevicePtr) -> Self {
         Self { param, bits: ptr.address(), ptr: Some(ptr) }
     }
 
-    /// No address.
+    /// A null pointer, where an operand is optional.
     pub fn null(param: Param) -> Self {
         Self { param, bits: 0, ptr: None }
     }

@@ -15,7 +15,7 @@ const CHUNK_LEN: usize = 1 << 18;
 
 /// A compute dtype as the host writes it.
 trait HostElement: Element + bytemuck::Pod + Send + Sync {
-    /// Rounded.
+    /// `x` rounded to nearest, ties to even.
     fn from_f64(x: f64) -> Self;
 }
 

@@ -61,7 +61,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// An empty pool.
+    /// A pool of a device, that holds nothing yet.
     pub fn new(device: Arc<Device>) -> Arc<Self> {
         Arc::new(Self { device, free: Mutex::default() })
     }
@@ -123,7 +123,7 @@ impl Block {
         DevicePtr { address: self.address, device: self.pool.device.id() }
     }
 
-    /// Its size.
+    /// Its size in bytes, a multiple of 256.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -195,7 +195,7 @@ impl ComputeBuffer {
     }
 }
 
-/// Tables of `int`.
+/// Elements of `int`, which kernels find rows and segments by.
 pub struct TableBuffer(Elements);
 
 impl TableBuffer {

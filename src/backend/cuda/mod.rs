@@ -61,7 +61,7 @@ pub fn devices() -> Result<usize> {
     driver::count()
 }
 
-/// An opened GPU.
+/// A GPU with its queue, memory and kernels; dropping it waits for what it still does.
 pub struct Cuda {
     cx: Context,
     captures: Captures,
@@ -82,7 +82,7 @@ impl Cuda {
         Ok(Self { cx, captures: settings.captures })
     }
 
-    /// The compute dtype.
+    /// The dtype that matrix products read and write: F32, BF16 or F16.
     pub fn dtype(&self) -> Dtype {
         self.cx.dtype.dtype()
     }

@@ -65,7 +65,7 @@ pub struct DeviceGroups {
     ids: DevicePtr,
     /// Where each group's rows begin, and the end `[count + 1]`.
     starts: DevicePtr,
-    /// The rows.
+    /// The rows, group by group, ascending in each.
     order: DevicePtr,
     /// Number of groups.
     pub count: usize,
@@ -103,7 +103,7 @@ impl Index {
         Ok(Self { buffer: tables.upload(cx, "index")?, len: values.len(), bound, ids, groups })
     }
 
-    /// The entries.
+    /// The entries, as `int`.
     pub(super) fn ptr(&self) -> DevicePtr {
         self.buffer.ptr(0)
     }
@@ -212,7 +212,7 @@ impl DeviceTables {
         })
     }
 
-    /// Number of rows.
+    /// Number N of rows.
     pub(super) fn len(&self) -> usize {
         self.host.len()
     }
@@ -278,12 +278,12 @@ impl DeviceTables {
         before(runs.first)..before(runs.end)
     }
 
-    /// Rows by token.
+    /// Rows that have the same token, for the gradient of the embedding.
     pub(super) fn by_token(&self) -> DeviceGroups {
         self.by_token.on_device(&self.buffer, self.ids)
     }
 
-    /// Rows by position.
+    /// Rows at the same position, for the gradient of learned positions.
     pub(super) fn by_position(&self) -> DeviceGroups {
         self.by_position.on_device(&self.buffer, self.position_ids)
     }

@@ -12,7 +12,7 @@ use super::driver::Device;
 use super::memory::DevicePtr;
 use super::slot_state::SlotState;
 
-/// Smallest slot.
+/// Bytes of the smallest slot, so that small requests share few of them.
 const SMALLEST: usize = 64 << 10;
 
 /// Pinned memory that the device reaches under an address of its own.
@@ -142,7 +142,7 @@ fn slot_size(bytes: usize) -> usize {
 }
 
 impl Ring {
-    /// An empty ring.
+    /// A ring without slots, which grows up to `limit` bytes.
     pub fn new(device: Arc<Device>, limit: usize) -> Self {
         Self { device, slots: Vec::new(), limit }
     }

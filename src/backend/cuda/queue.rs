@@ -21,27 +21,27 @@ const SHORTEST: usize = 4;
 /// Lists that are remembered; above it the one that was not seen for the longest time is forgotten.
 const REMEMBERED: usize = 64;
 
-/// A kernel launch.
+/// A launch, as it is put into a graph or given to the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Launch {
     /// The driver's handle of the kernel.
     pub function: usize,
-    /// Blocks.
+    /// Blocks along x, y and z.
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: u32,
     /// Bytes of dynamic shared memory.
     pub shared: u32,
-    /// Arguments.
+    /// Values of all parameters, in order.
     pub args: Args,
 }
 
 /// What the device is to do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// A kernel.
+    /// One of our own kernels.
     Kernel(Box<Launch>),
-    /// A dense product.
+    /// A dense product by cuBLASLt.
     Gemm(Gemm),
     /// `bytes` zero bytes at `to`.
     Zero {
@@ -94,7 +94,7 @@ impl Action {
 /// An action and the operation that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Command {
-    /// The operation.
+    /// The operation of the contract, which errors name.
     pub op: &'static str,
     /// What is to be done.
     pub action: Action,
@@ -103,7 +103,7 @@ pub struct Command {
 /// A command that could not be submitted.
 #[derive(Debug)]
 pub struct LaunchError {
-    /// The operation.
+    /// The operation of the contract, which errors name.
     pub op: &'static str,
     /// The driver's or the library's words.
     pub message: String,
@@ -191,7 +191,7 @@ impl Queue {
         self.commands.clear();
     }
 
-    /// Submits the list.
+    /// Gives the list to the device, alone or as a graph that it already has.
     pub fn submit(&mut self, blas: &Blas) -> Submitted {
         if self.commands.is_empty() {
             return Submitted { ops: Vec::new(), outcome: Ok(()) };

@@ -50,7 +50,7 @@ impl ReadbackState {
 
 /// A readback whose commands are queued.
 pub struct QueuedReadback {
-    /// Where it arrives.
+    /// The pinned memory that it is written to.
     pub slot: Held,
     /// How far it is.
     pub state: ReadbackState,
@@ -96,7 +96,7 @@ pub enum PendingValues {
 
 /// Captured rows in a slot of the ring, which is not used again as long as this lives.
 pub struct CapturedRows {
-    /// The slot.
+    /// The pinned memory that holds the rows.
     pub slot: Held,
     /// How far they are.
     pub state: ReadbackState,

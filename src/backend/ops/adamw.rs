@@ -10,7 +10,7 @@ use crate::backend::{Buffers, Len};
 pub struct AdamwStep {
     /// Whether the run takes this step; otherwise its parameters and moments stay untouched.
     pub active: bool,
-    /// Learning rate.
+    /// Learning rate of the elements that [`Adamw::fast`] does not mark.
     pub learning_rate: f64,
     /// That of the elements that [`Adamw::fast`] marks.
     pub fast_learning_rate: f64,
@@ -20,7 +20,7 @@ pub struct AdamwStep {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub epsilon: f64,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay: parameters shrink by `learning_rate * weight_decay` of themselves.
     pub weight_decay: f64,
     /// The gradient's norm is clipped to this first (`g * max_norm / (norm + 1e-6)` if that is less than `g`).
     pub max_grad_norm: Option<f64>,
@@ -112,7 +112,7 @@ impl<B: Buffers + ?Sized> Op for Adamw<'_, B> {
 pub struct RefreshWeight<'a, B: Buffers + ?Sized> {
     /// A trainable weight, set.
     pub weight: &'a mut B::Weight,
-    /// Flat parameters.
+    /// All trainable parameters, flat in the accumulation dtype.
     pub params: &'a B::Acc,
     /// Where the weight begins.
     pub offset: usize,
@@ -127,7 +127,7 @@ impl<B: Buffers + ?Sized> Op for RefreshWeight<'_, B> {
 }
 
 operations! {
-    /// The optimiser.
+    /// AdamW over the parameters of all runs, and what it needs before a step.
     AdamwOps {
         grad_norm(GradNorm);
         check_finite(CheckFinite);

@@ -13,9 +13,9 @@ use crate::pack::{Pack, Parent};
 pub struct AttentionDims {
     /// Query heads H, a multiple of `kv_heads`; head `h` reads key-value head `h / (H / K)`.
     pub heads: usize,
-    /// Key-value heads K.
+    /// Key-value heads K, each read by `H / K` query heads.
     pub kv_heads: usize,
-    /// Head width D.
+    /// Width D of queries, keys and values.
     pub head_dim: usize,
     /// Multiplier of the scores, usually `1 / sqrt(D)`.
     pub scale: f64,

@@ -65,7 +65,7 @@ pub struct EditBwd<'a, B: Buffers + ?Sized> {
     pub value_rows: &'a B::Index,
     /// Elements of a row.
     pub width: usize,
-    /// Of the forward.
+    /// What the forward did to the rows.
     pub map: EditMap,
 }
 

@@ -12,7 +12,7 @@ pub struct PromptSite {
     pub offset: usize,
     /// Elements of a run.
     pub stride: usize,
-    /// Rows P.
+    /// Rows P of each run.
     pub rows: usize,
 }
 

@@ -38,7 +38,7 @@ pub struct LoraSite {
     pub b: usize,
     /// Elements of a run.
     pub stride: usize,
-    /// Rank R.
+    /// Rank R, the same for all runs of the site.
     pub rank: usize,
     /// Elements of an input row.
     pub input: usize,

@@ -113,7 +113,7 @@ impl Adapter {
         }
     }
 
-    /// Its settings.
+    /// What its `adapter_config.json` says.
     pub fn config(&self) -> AdapterConfig {
         match self {
             Self::Lora(adapter) => AdapterConfig::Lora(adapter.config.clone()),
@@ -235,7 +235,7 @@ fn unfused(values: &[f32], block: usize) -> Vec<f32> {
     (0..3).flat_map(part).copied().collect()
 }
 
-/// And back.
+/// The inverse of [`unfused`].
 fn fused(values: &[f32], block: usize) -> Vec<f32> {
     let parts: Vec<&[f32]> = values.chunks_exact(values.len() / 3).collect();
     let heads = (0..values.len() / 3).step_by(block);

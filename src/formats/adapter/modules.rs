@@ -12,9 +12,9 @@ pub enum ModuleKind {
         /// Which of its projections.
         target: Projection,
     },
-    /// The output layer.
+    /// The output layer, which LoRA here leaves alone.
     Head,
-    /// An embedding table.
+    /// A table of embeddings, of tokens or of positions.
     Embedding,
     /// Neither a matrix nor a table: PEFT stops at it.
     Other,
@@ -23,9 +23,9 @@ pub enum ModuleKind {
 /// A module by its path in the model: `model.layers.3.mlp`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Module {
-    /// The path.
+    /// From the model's root, as `named_modules` of torch gives it.
     pub path: String,
-    /// What it is.
+    /// What PEFT would do with it.
     pub kind: ModuleKind,
 }
 

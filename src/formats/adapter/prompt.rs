@@ -28,7 +28,7 @@ const KIND: &str = "reparameterization";
 /// What the rows are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PromptKind {
-    /// Embeddings.
+    /// Embeddings, each trained as it is.
     PromptTuning,
     /// Embeddings that an MLP made.
     PTuning,
@@ -59,7 +59,7 @@ impl PromptKind {
 pub struct PromptConfig {
     /// What the rows are.
     pub kind: PromptKind,
-    /// Rows P.
+    /// Number P of rows, at least 1: positions before the sequence, or keys and values of every layer.
     pub num_virtual_tokens: usize,
     /// Width of an embedding, or of the keys `[K, D]` of a layer.
     pub token_dim: usize,
@@ -212,7 +212,7 @@ impl Reparameterization {
 /// The dimensions of a re-parameterisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EncoderShape {
-    /// Its form.
+    /// Which layers it has, and what lies between them.
     pub kind: Reparameterization,
     /// Width of a row of the embedding.
     pub input: usize,
@@ -269,7 +269,7 @@ impl EncoderShape {
 /// The parameters of a re-parameterisation: what PEFT does not save.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncoderState {
-    /// Its dimensions.
+    /// Its dimensions, by which `params` are divided.
     pub shape: EncoderShape,
     /// The parameters, laid out by [`EncoderShape::parts`].
     pub params: Vec<f32>,
@@ -330,7 +330,7 @@ impl EncoderState {
 /// A soft prompt: read with [`super::Adapter::read`], written with [`super::Adapter::write`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct PromptAdapter {
-    /// Settings.
+    /// What `adapter_config.json` says.
     pub config: PromptConfig,
     /// `[num_virtual_tokens, width]`, see [`PromptConfig::width`].
     pub rows: Vec<f32>,

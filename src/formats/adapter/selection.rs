@@ -68,11 +68,11 @@ impl InitLoraWeights {
 /// One module that a configuration adapts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Slot {
-    /// Layer.
+    /// Index of the block, from 0.
     pub layer: usize,
-    /// Module.
+    /// The projection, or fused projections, of the block.
     pub target: Projection,
-    /// Rank.
+    /// Rank R: that of `rank_pattern`, where it names the module.
     pub r: usize,
     /// `lora_alpha / r`, or `lora_alpha / sqrt(r)`.
     pub scale: f64,
@@ -87,7 +87,7 @@ pub struct LoraConfig {
     pub lora_alpha: f64,
     /// Dropout before A while training.
     pub lora_dropout: f64,
-    /// The modules.
+    /// Which projections are adapted: names, an expression or all.
     pub target_modules: Modules,
     /// Modules that are not adapted even so.
     pub exclude_modules: Option<Modules>,
@@ -97,7 +97,7 @@ pub struct LoraConfig {
     pub layers_pattern: Vec<String>,
     /// Other ranks: expressions for the end of a path, the first that matches counts.
     pub rank_pattern: Vec<(String, usize)>,
-    /// Other alphas, likewise.
+    /// Other alphas, matched as `rank_pattern` is.
     pub alpha_pattern: Vec<(String, f64)>,
     /// Whether the scale is divided by the root of the rank.
     pub use_rslora: bool,
@@ -318,7 +318,7 @@ impl<'a> Selection<'a> {
     }
 }
 
-/// A compiled expression.
+/// An expression of Python, compiled for the whole of a path.
 enum Pattern {
     Linear(Regex),
     Backtracking(Box<onig::Regex>),
@@ -364,7 +364,7 @@ fn first_match<T: Copy>(patterns: &[(Pattern, T)], path: &str) -> Option<T> {
     patterns.iter().find(|(p, _)| p.is_match(path)).map(|(_, v)| *v)
 }
 
-/// A compiled [`Modules`].
+/// What a [`Modules`] says, ready to be asked about many paths.
 enum Matcher<'a> {
     List(&'a [String]),
     Regex(Pattern),

@@ -34,7 +34,7 @@ impl Message {
         Some(Self(all))
     }
 
-    /// Who speaks.
+    /// Who speaks: `user`, `assistant`, `system`, `tool` or whatever the template knows; empty without a role.
     pub fn role(&self) -> &str {
         self.0.get("role").and_then(Value::as_str).unwrap_or_default()
     }
@@ -59,7 +59,7 @@ pub struct TemplateInputs {
 /// A conversation as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
-    /// The text.
+    /// All that the template printed.
     pub text: String,
     /// Byte ranges of the text that the template marks as the assistant's (`{% generation %}`), in order; none where it
     /// has no such tags, empty where none of them was met.

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// What a rotation is read from.
 #[derive(Clone, Copy)]
 pub(super) struct RopeReader<'a> {
-    /// The whole configuration.
+    /// The fields of `config.json` that tell of the model of texts.
     pub f: &'a Fields<'a>,
     /// Its family, which has defaults of its own.
     pub family: Family,

@@ -4,12 +4,10 @@ use super::ast::Text;
 use super::budget::{Res, fail};
 use super::value::Value;
 
-/// Evaluated arguments.
+/// Arguments of a call, evaluated from left to right.
 #[derive(Default, Clone)]
 pub struct Given {
-    /// By position.
     pub positional: Vec<Value>,
-    /// By name.
     pub named: Vec<(Text, Value)>,
 }
 
@@ -49,7 +47,7 @@ pub fn int_or(value: Option<Value>, default: i128) -> Res<i128> {
     }
 }
 
-/// An integer.
+/// A whole number; a boolean counts as 0 or 1, as in Python.
 pub fn int(value: &Value) -> Res<i128> {
     match value.used()?.as_int() {
         Some(n) => Ok(n),
@@ -67,7 +65,7 @@ pub fn some(value: Option<Value>) -> Option<Value> {
     value.filter(|value| !matches!(value, Value::None))
 }
 
-/// A text.
+/// A text; `function` is named where it is none.
 pub fn str_of(value: &Value, function: &str) -> Res<String> {
     match value.used()?.as_str() {
         Some(text) => Ok(text.to_string()),

@@ -8,11 +8,10 @@ pub type Text = Arc<str>;
 /// A parsed template; macros and loops are referred to by their number, since values outlive a visit.
 #[derive(Debug, Default)]
 pub struct Template {
-    /// What is run.
     pub body: Vec<Stmt>,
     /// All macros and bodies of `call` blocks.
     pub macros: Vec<Macro>,
-    /// All loops.
+    /// Every loop of the template; statements name them by index.
     pub loops: Vec<For>,
     /// Whether there is a `generation` block.
     pub marks_generation: bool,
@@ -23,14 +22,13 @@ pub struct Template {
 pub struct Stmt {
     /// The line it begins in, from 1.
     pub line: usize,
-    /// What it is.
     pub kind: Kind,
 }
 
 /// The kinds of statements.
 #[derive(Debug)]
 pub enum Kind {
-    /// Text.
+    /// Text outside all tags.
     Data(Text),
     /// `{{ value }}`.
     Print(Expr),
@@ -61,11 +59,10 @@ pub enum Kind {
 /// What is assigned to.
 #[derive(Debug)]
 pub enum Target {
-    /// A name.
     Name(Text),
     /// An attribute of a namespace.
     Attribute(Text, Text),
-    /// Several.
+    /// Names or tuples again, in parentheses or not.
     Tuple(Vec<Target>),
 }
 
@@ -80,10 +77,9 @@ impl Target {
     }
 }
 
-/// A loop.
+/// `for` with its `if`, `else` and `recursive`.
 #[derive(Debug)]
 pub struct For {
-    /// The loop variables.
     pub target: Target,
     /// What is looped over.
     pub iter: Expr,
@@ -91,7 +87,6 @@ pub struct For {
     pub test: Option<Expr>,
     /// Whether `loop(…)` runs it again.
     pub recursive: bool,
-    /// What is repeated.
     pub body: Vec<Stmt>,
     /// What is run where nothing was repeated.
     pub otherwise: Vec<Stmt>,
@@ -104,7 +99,6 @@ pub struct Macro {
     pub name: Option<Text>,
     /// Parameters with their defaults.
     pub parameters: Vec<(Text, Option<Expr>)>,
-    /// What is run.
     pub body: Vec<Stmt>,
     /// Whether the body uses `varargs`, `kwargs`, `caller`.
     pub uses: [bool; 3],
@@ -113,7 +107,6 @@ pub struct Macro {
 /// A filter or a test with its arguments.
 #[derive(Debug)]
 pub struct Filter {
-    /// Its name.
     pub name: Text,
     /// The arguments behind the value.
     pub args: Args,
@@ -122,9 +115,7 @@ pub struct Filter {
 /// Arguments of a call.
 #[derive(Debug, Default)]
 pub struct Args {
-    /// By position.
     pub positional: Vec<Expr>,
-    /// By name.
     pub named: Vec<(Text, Expr)>,
     /// `*list`.
     pub star: Option<Box<Expr>>,
@@ -132,7 +123,6 @@ pub struct Args {
     pub double_star: Option<Box<Expr>>,
 }
 
-/// Literals.
 #[derive(Debug, Clone)]
 pub enum Literal {
     /// `none`.
@@ -147,7 +137,7 @@ pub enum Literal {
     Str(Text),
 }
 
-/// Arithmetic.
+/// Operators between two values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     /// `+`.
@@ -166,7 +156,7 @@ pub enum Op {
     Pow,
 }
 
-/// Comparisons.
+/// Operators of a chain such as `a < b < c`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cmp {
     /// `==`.
@@ -187,12 +177,10 @@ pub enum Cmp {
     NotIn,
 }
 
-/// Values.
+/// Expressions.
 #[derive(Debug)]
 pub enum Expr {
-    /// A literal.
     Const(Literal),
-    /// A variable.
     Name(Text),
     /// `(a, b)`.
     Tuple(Vec<Expr>),

@@ -75,12 +75,12 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// One step.
+    /// Spends one step of the fuel.
     pub fn step(&self) -> Res<()> {
         self.steps(1)
     }
 
-    /// Several steps.
+    /// Spends `n` steps of the fuel.
     pub fn steps(&self, n: usize) -> Res<()> {
         let steps = self.steps.get().saturating_add(n as u64);
         self.steps.set(steps);

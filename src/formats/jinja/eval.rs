@@ -16,7 +16,6 @@ use super::value::{Context, Macro, Scope, Span, Value};
 
 /// A template that is being rendered.
 pub struct Render<'a> {
-    /// The template.
     pub template: &'a Template,
     /// What it has used up.
     pub cx: Context,

@@ -32,7 +32,7 @@ impl Parser {
         &self.tokens[self.at.min(self.tokens.len() - 1)].0
     }
 
-    /// Its line.
+    /// Line of the next token, from 1.
     pub fn line(&self) -> usize {
         self.tokens[self.at.min(self.tokens.len() - 1)].1
     }
@@ -103,7 +103,7 @@ impl Parser {
         self.expect(&Token::Sign(sign), sign)
     }
 
-    /// A name, whichever.
+    /// The next token, which must be a name.
     pub fn name(&mut self) -> Res<Text> {
         let Token::Name(name) = self.token() else { return self.unexpected("a name") };
         let name = name.clone();

@@ -19,11 +19,9 @@ pub enum Token {
     BlockEnd,
     /// A name or keyword.
     Name(Text),
-    /// A text.
+    /// A text in quotes, its escapes resolved.
     Str(Text),
-    /// An integer.
     Int(i128),
-    /// A float.
     Float(f64),
     /// An operator or bracket.
     Sign(&'static str),

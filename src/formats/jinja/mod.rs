@@ -34,7 +34,7 @@ use std::thread;
 pub use budget::Fail;
 use budget::Res;
 
-/// A parsed template.
+/// A template, parsed once.
 pub struct Template(ast::Template);
 
 /// Stack of the threads that parse and render: the depth is limited, but to more than a small stack holds in a build
@@ -43,7 +43,7 @@ const STACK: usize = 256 << 20;
 
 /// What a template made.
 pub struct Output {
-    /// The text.
+    /// All that was printed.
     pub text: String,
     /// Bytes of the text that `generation` blocks made.
     pub generated: Vec<std::ops::Range<usize>>,

@@ -5,7 +5,7 @@ use super::budget::{Fail, Res};
 use super::expression::Parser;
 use super::lexer::{Token, tokens};
 
-/// Parses a template.
+/// The statements of a template, or the first error with its line.
 pub fn parse(source: &str) -> Res<Template> {
     let mut statements = Statements { parser: Parser::new(tokens(source)?), template: Template::default(), loops: 0 };
     let parsed = statements.body(&[]);

@@ -9,7 +9,7 @@ use super::eval::{Again, Render, Runner, stored_name};
 use super::print::print;
 use super::value::{Context, Loop, Macro, Scope, Value};
 
-/// Where statements write.
+/// What has been printed, and what that counts as.
 struct Out {
     text: String,
     /// Whether this is the text of the template, not of a block whose value goes elsewhere.

@@ -26,7 +26,7 @@ impl std::ops::Deref for Context {
     }
 }
 
-/// A value.
+/// A value, as cheap to clone as a reference of Python's.
 #[derive(Clone)]
 pub enum Value {
     /// What is not there, and the error of using it.
@@ -37,17 +37,12 @@ pub enum Value {
     Bool(bool),
     /// An integer; Python's have no bound, those beyond 128 bits are refused.
     Int(i128),
-    /// A float.
     Float(f64),
-    /// A text.
     Str(Rc<str>),
     /// A text that is marked as HTML (`escape`, `safe`).
     Markup(Rc<str>),
-    /// A list.
     List(Rc<Seq>),
-    /// A tuple.
     Tuple(Rc<Seq>),
-    /// A dictionary.
     Dict(Rc<Dict>),
     /// `dict.keys()`, `dict.values()`, `dict.items()`.
     View(&'static str, Rc<Dict>),
@@ -71,16 +66,15 @@ pub enum Value {
     Global(&'static str),
 }
 
-/// A range.
+/// `range(start, stop, step)`, whose numbers are not stored.
 #[derive(Clone, Copy)]
 pub struct Span {
-    /// The first number.
     pub start: i128,
     /// Where it ends, as it was given.
     pub stop: i128,
     /// From one number to the next.
     pub step: i128,
-    /// Its numbers.
+    /// Number of its elements.
     pub len: usize,
 }
 
@@ -93,9 +87,8 @@ impl Span {
 
 /// A list or tuple.
 pub struct Seq {
-    /// The values.
     pub items: Vec<Value>,
-    /// Levels within.
+    /// How deeply values are nested in it.
     extent: Extent,
     /// Whether it is a pair of `groupby`.
     pub group: bool,
@@ -108,9 +101,9 @@ pub struct Dict {
     extent: Extent,
 }
 
-/// A generator.
+/// A generator, which gives each value once.
 pub struct Iter {
-    /// What is left.
+    /// What it has still to give.
     pub items: RefCell<VecDeque<Value>>,
     extent: Extent,
 }
@@ -119,13 +112,12 @@ pub struct Iter {
 pub struct Macro {
     /// Its number in the template.
     pub number: usize,
-    /// Its name.
     pub name: Option<Text>,
     /// Where it looks for names.
     pub scope: Rc<Scope>,
 }
 
-/// A running loop.
+/// What `loop` tells of a loop that runs.
 pub struct Loop {
     /// Its number in the template and the scope around it, where it is recursive.
     pub recursive: Option<(usize, Rc<Scope>)>,
@@ -142,7 +134,6 @@ pub struct Loop {
 /// Names of a block.
 #[derive(Default)]
 pub struct Scope {
-    /// Names and values.
     pub names: RefCell<Vec<(Text, Value)>>,
     /// The scope around it.
     pub parent: Option<Rc<Scope>>,
@@ -154,7 +145,6 @@ impl Scope {
         Rc::new(Self { names: RefCell::default(), parent: Some(parent.clone()) })
     }
 
-    /// Sets a name.
     pub fn set(&self, name: &Text, value: Value) {
         let mut names = self.names.borrow_mut();
         match names.iter_mut().find(|(known, _)| known == name) {
@@ -225,7 +215,6 @@ impl Value {
         }
     }
 
-    /// A text.
     pub fn str(cx: &Context, text: impl AsRef<str>) -> Res<Self> {
         cx.make(text.as_ref().len())?;
         Ok(Self::Str(text.as_ref().into()))
@@ -241,13 +230,11 @@ impl Value {
         Self::Undefined(message.as_ref().into())
     }
 
-    /// A list.
     pub fn list(cx: &Context, items: Vec<Value>) -> Res<Self> {
         cx.make(items.len() * SLOT)?;
         Ok(Self::List(Rc::new(Seq { extent: around(items.iter())?, items, group: false })))
     }
 
-    /// A tuple.
     pub fn tuple(cx: &Context, items: Vec<Value>) -> Res<Self> {
         cx.make(items.len() * SLOT)?;
         Ok(Self::Tuple(Rc::new(Seq { extent: around(items.iter())?, items, group: false })))
@@ -259,7 +246,7 @@ impl Value {
         Ok(Self::Tuple(Rc::new(Seq { extent: around(items.iter())?, items, group: true })))
     }
 
-    /// A generator.
+    /// A generator, which gives each value once.
     pub fn iter(cx: &Context, items: Vec<Value>) -> Res<Self> {
         cx.make(items.len() * SLOT)?;
         let extent = around(items.iter())?;
@@ -358,7 +345,7 @@ impl Value {
         }
     }
 
-    /// A number.
+    /// A number as a float; none for any other value.
     pub fn as_float(&self) -> Option<f64> {
         match self {
             Self::Float(x) => Some(*x),

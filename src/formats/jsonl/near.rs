@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// What the value of a key looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A string.
+    /// Text as it is.
     Text,
     /// A list, or a list in a string.
     List,

@@ -14,7 +14,7 @@ const CLEANED: [(&str, &str); 10] = [
     (" 're", "'re"),
 ];
 
-/// The cleaned text.
+/// `text` without the spaces that `clean_up_tokenization` of transformers takes out.
 pub(super) fn clean(text: &str) -> String {
     CLEANED.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }

@@ -93,7 +93,7 @@ impl Vocabulary {
         Ok(Self { file, whole: true, byte_level: text.contains("\"ByteLevel\""), path: path.to_path_buf() })
     }
 
-    /// GPT-2's two files.
+    /// That of `vocab.json` and `merges.txt`, in which GPT-2's tokenizer was published.
     fn pair(dir: &Path) -> Result<Self> {
         let (vocab, path) = (json::read(dir.join("vocab.json"))?, dir.join("merges.txt"));
         let mut merges = Vec::new();

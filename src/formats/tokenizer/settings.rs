@@ -34,7 +34,7 @@ pub(super) struct Settings {
 pub(super) struct Tokens {
     /// Special tokens by their key; the usual ones first.
     pub named: Vec<(String, Written)>,
-    /// Further special tokens.
+    /// Special tokens that no key of their own names.
     pub extra: Vec<Written>,
     /// CodeLlama's tokens in the order of [`INFILL`], as its class is told them: not by tokenizer_config.json, whose
     /// texts under these keys only become special tokens.

@@ -31,9 +31,9 @@ pub struct Storage {
 pub struct Tensor {
     /// The storage that the tensor is a view of.
     pub storage: Storage,
-    /// The first one.
+    /// Index of its first element in the storage.
     pub offset: usize,
-    /// The tensor's dimensions.
+    /// Its shape, outermost dimension first; none for a scalar.
     pub size: Vec<usize>,
     /// From one element to the next of each dimension.
     pub stride: Vec<usize>,

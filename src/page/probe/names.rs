@@ -3,7 +3,7 @@
 use super::view::{Layer, Pair};
 use crate::page::model::Look;
 
-/// An arm.
+/// How an arm of the report is called on a page.
 pub fn arm(name: &str) -> String {
     match name {
         "anchor" => name.to_owned(),
@@ -11,7 +11,7 @@ pub fn arm(name: &str) -> String {
     }
 }
 
-/// Two arms.
+/// How a pair of arms is called, the one that comes first in the report first.
 pub fn pair(pair: &Pair) -> String {
     format!("{}–{}", arm(&pair.arms[0]), arm(&pair.arms[1]))
 }

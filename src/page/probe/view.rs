@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::probe::statistics::MeanSd;
 
-/// A probe.
+/// What the page of a probe needs of its report.
 pub struct View {
     /// Version of llamaprobe that computed it.
     pub version: String,
@@ -19,7 +19,7 @@ pub struct View {
     pub dtype: String,
     /// What was asked for.
     pub settings: Map<String, Value>,
-    /// Number of queries.
+    /// Number of queries that every seed asks.
     pub queries: usize,
     /// The labels of the task; empty for free text.
     pub labels: Vec<String>,
@@ -37,7 +37,7 @@ pub struct View {
 
 /// The results of all seeds.
 pub struct Outcome {
-    /// Number of seeds.
+    /// Number of seeds that means and SDs are over.
     pub seeds: usize,
     /// The arms, the anchor first.
     pub arms: Vec<ArmScores>,
@@ -61,7 +61,7 @@ pub struct ArmScores {
     pub loss: Vec<MeanSd>,
 }
 
-/// One layer.
+/// What was measured of the states that leave one block, or the final norm.
 pub struct Layer {
     /// Number of the block, or `final`.
     pub name: String,
@@ -79,7 +79,7 @@ pub struct Layer {
 
 /// Two arms at one layer.
 pub struct Pair {
-    /// Their names.
+    /// Their names, in the report's order.
     pub arms: [String; 2],
     /// The measures of the two.
     pub measures: Vec<Measure>,
@@ -111,7 +111,7 @@ pub struct Output {
 pub struct Condition {
     /// Names and levels, as text.
     pub levels: Vec<(String, String)>,
-    /// The results.
+    /// What came out at these levels.
     pub result: Outcome,
     /// What LoRA updates have in common.
     pub overlaps: Vec<Overlap>,
@@ -121,7 +121,7 @@ pub struct Condition {
 pub struct Overlap {
     /// The number of the other condition; none for the seeds of this one.
     pub with: Option<usize>,
-    /// By block.
+    /// The overlap of the updates in each block.
     pub layers: Vec<MeanSd>,
     /// What random updates have in common.
     pub expected: Option<f64>,
@@ -139,7 +139,7 @@ pub struct PatchLayer {
 pub struct PatchVector {
     /// `icl`, `task_vector`, `it`, `it_vector`, `random`, `other_task`.
     pub name: String,
-    /// Accuracy with it.
+    /// Share of the queries answered right when it is written.
     pub accuracy: MeanSd,
     /// (patched − anchor) / (ICL − anchor), of the accuracy and of the log-probability.
     pub recovery: [MeanSd; 2],
@@ -147,7 +147,7 @@ pub struct PatchVector {
 
 /// Principal components of the states at a layer.
 pub struct Pca {
-    /// The layer.
+    /// Number of the block, or `final`.
     pub layer: String,
     /// Shares of the variance of the two components, where they are given.
     pub variance: Vec<f64>,
@@ -157,11 +157,11 @@ pub struct Pca {
 
 /// A query with the arms' answers.
 pub struct Example {
-    /// Its number.
+    /// Its number, as the report has it.
     pub query: String,
     /// The text of each of its tokens.
     pub tokens: Vec<String>,
-    /// The gold answer.
+    /// The answer that counts as right.
     pub gold: String,
     /// What each arm answers.
     pub answers: Vec<ArmAnswer>,
@@ -169,7 +169,7 @@ pub struct Example {
 
 /// An arm's answer to a query.
 pub struct ArmAnswer {
-    /// The arm.
+    /// The arm's name in the report.
     pub arm: String,
     /// The answer of the greatest probability.
     pub predicted: String,
@@ -191,7 +191,7 @@ impl Layer {
         pair.measures.iter().find(|measure| measure.name == name)
     }
 
-    /// Its value.
+    /// The value of a measure of two arms; none where it could not be computed.
     pub fn value(&self, arms: [&str; 2], name: &str) -> Option<MeanSd> {
         self.measure(arms, name).map(|measure| measure.value).filter(|value| value.mean.is_some())
     }
@@ -205,14 +205,14 @@ impl Pair {
 }
 
 impl Measure {
-    /// A baseline.
+    /// The value of the baseline of a name.
     pub fn baseline(&self, name: &str) -> Option<MeanSd> {
         self.baselines.iter().find(|(baseline, _)| baseline == name).map(|(_, value)| *value)
     }
 }
 
 impl PatchLayer {
-    /// A vector.
+    /// What writing the vector of a name does.
     pub fn vector(&self, name: &str) -> Option<&PatchVector> {
         self.vectors.iter().find(|vector| vector.name == name)
     }

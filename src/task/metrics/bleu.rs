@@ -7,7 +7,7 @@ use regex::Regex;
 
 use super::words;
 
-/// Longest n-grams.
+/// Words of the longest n-grams that are counted, as in sacreBLEU.
 const ORDER: usize = 4;
 
 /// `[output tokens, tokens of the closest reference, matches of order 1 to 4, n-grams of order 1 to 4]`.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::words;
 
-/// Longest n-grams.
+/// Characters of the longest n-grams that are counted, as in sacreBLEU; of words there are none.
 const ORDER: usize = 6;
 /// The weight of recall against precision, squared.
 const FACTOR: f64 = 4.0;

@@ -9,10 +9,14 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 fn arithmetic(c: &mut Criterion) {
     let steps = 1 << 20;
-    let pairs = ("bf16 in pairs", ceiling::factors("bf16"));
-    for (dtype, factors) in
-        [("f32", Factors::Single), pairs].into_iter().take(1 + usize::from(pairs.1 == Factors::Pairs))
-    {
+    let bf16 = ceiling::factors("bf16");
+    let narrow = ("bf16 in pairs", Factors::Pairs);
+    let kinds = match bf16 {
+        Factors::Single => vec![("f32", bf16)],
+        Factors::Pairs => vec![("f32", Factors::Single), narrow],
+        Factors::Tiles => vec![("f32", Factors::Single), narrow, ("bf16 in tiles", bf16)],
+    };
+    for (dtype, factors) in kinds {
         let mut group = common::group(c, &format!("ceiling/multiply-add {dtype}"));
         for threads in [1, rayon::current_num_threads()] {
             group.throughput(Throughput::Elements(ceiling::multiply_add(factors, 1, threads) * steps as u64));
@@ -24,6 +28,28 @@ fn arithmetic(c: &mut Criterion) {
     }
 }
 
+/// Products in tiles whose operands come from a cache: what a product of matrices could do at best.
+#[cfg(target_arch = "x86_64")]
+fn tiles(c: &mut Criterion) {
+    if ceiling::factors("bf16") != Factors::Tiles {
+        return;
+    }
+    let steps = 1 << 18;
+    let mut group = common::group(c, "ceiling/bf16 in tiles from a cache");
+    for (cache, bytes) in [("first level", 1 << 14), ("second level", 1 << 19)] {
+        for threads in [1, rayon::current_num_threads()] {
+            group.throughput(Throughput::Elements(ceiling::multiply_add_tiles(bytes, true, steps, threads)));
+            group.bench(cache, &format!("{threads} threads"), |bench| {
+                bench.iter(|| ceiling::multiply_add_tiles(bytes, true, steps, threads));
+            });
+        }
+    }
+    group.finish();
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn tiles(_: &mut Criterion) {}
+
 fn memory(c: &mut Criterion) {
     let [from, mut to] = ceiling::stretches();
     let mut group = common::group(c, "ceiling/memory");
@@ -34,5 +60,5 @@ fn memory(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, arithmetic, memory);
+criterion_group!(benches, arithmetic, tiles, memory);
 criterion_main!(benches);

@@ -54,6 +54,116 @@ fn pairs(steps: usize) -> f32 {
     sums.into_iter().map(|sum| _mm512_cvtss_f32(sum)).sum()
 }
 
+/// Multiply-adds in the tiles of AMX: blocks of two tiles each way, whose operands stay in registers, or come from memory that
+/// a cache holds.
+#[cfg(target_arch = "x86_64")]
+mod tiles {
+    use std::arch::asm;
+
+    /// What LDTILECFG loads: eight registers of 16 rows of 64 bytes.
+    #[repr(C, align(64))]
+    struct Shapes([u8; 64]);
+
+    /// Bytes of a register.
+    const TILE: usize = 1024;
+    /// Bytes of the operands of a step: two registers of each.
+    const STEP: usize = 4 * TILE;
+    /// Floating-point operations of a step: four products of 16 x 16 x 32.
+    pub const FLOPS: usize = 4 * 2 * 16 * 16 * 32;
+
+    /// Lines that begin lines of the cache, of pairs of bfloat16, all 0.5.
+    #[repr(C, align(64))]
+    #[derive(Clone, Copy)]
+    pub struct Line([u32; 16]);
+
+    /// Operands of as many bytes, a whole number of steps.
+    pub fn operands(bytes: usize) -> Vec<Line> {
+        vec![Line([0x3f00_3f00; 16]); bytes / STEP * STEP / size_of::<Line>()]
+    }
+
+    fn shapes() -> Shapes {
+        let mut shapes = Shapes([0; 64]);
+        shapes.0[0] = 1;
+        for register in 0..8 {
+            shapes.0[16 + 2 * register] = 64;
+            shapes.0[48 + register] = 16;
+        }
+        shapes
+    }
+
+    /// `steps` products of blocks, in whole rounds over the operands if these are read at each.
+    ///
+    /// # Panics
+    /// If there are no operands, or parts of a round.
+    ///
+    /// # Safety
+    /// The processor has AMX, and this process may use it.
+    pub unsafe fn multiply(steps: usize, operands: &[Line], reads: bool) {
+        let round = if reads { size_of_val(operands) / STEP } else { 1 };
+        assert!(size_of_val(operands) >= STEP && steps > 0 && steps.is_multiple_of(round), "{steps} steps");
+        // SAFETY: tiles are read from the operands, whose steps are counted, and belong to this block; the caller promises AMX.
+        unsafe {
+            asm!(
+                "ldtilecfg [{shapes}]",
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "tileloadd tmm4, [{from} + {line}*1]",
+                "tileloadd tmm5, [{from} + {line}*1 + 1024]",
+                "tileloadd tmm6, [{from} + {line}*1 + 2048]",
+                "tileloadd tmm7, [{from} + {line}*1 + 3072]",
+                "2:",
+                "mov {at}, {from}",
+                "mov {left}, {round}",
+                "3:",
+                "test {reads}, {reads}",
+                "jz 4f",
+                "tileloadd tmm4, [{at} + {line}*1]",
+                "tileloadd tmm6, [{at} + {line}*1 + 2048]",
+                "tileloadd tmm7, [{at} + {line}*1 + 3072]",
+                "tileloadd tmm5, [{at} + {line}*1 + 1024]",
+                "add {at}, 4096",
+                "4:",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {left}",
+                "jnz 3b",
+                "sub {steps}, {round}",
+                "ja 2b",
+                "tilerelease",
+                shapes = in(reg) &shapes(),
+                from = in(reg) operands.as_ptr(),
+                line = in(reg) size_of::<Line>(),
+                reads = in(reg) usize::from(reads),
+                round = in(reg) round,
+                at = out(reg) _,
+                left = out(reg) _,
+                steps = inout(reg) steps => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+}
+
+/// Multiply-adds in tiles on some threads, over operands of as many bytes each, read at every step if `reads`; returns the
+/// floating-point operations done.
+///
+/// # Panics
+/// If the backend does not multiply in tiles here.
+#[cfg(target_arch = "x86_64")]
+pub fn multiply_add_tiles(bytes: usize, reads: bool, steps: usize, threads: usize) -> u64 {
+    assert!(factors("bf16") == Factors::Tiles, "no tiles");
+    let work = |_| {
+        let operands = tiles::operands(bytes);
+        // SAFETY: the backend found AMX, and asked for it.
+        unsafe { tiles::multiply(steps, &operands, reads) };
+        (tiles::FLOPS * steps) as u64
+    };
+    (0..threads).into_par_iter().map(work).sum()
+}
+
 /// Without instructions that we know: lanes of 4, as the compiler sees fit.
 fn plain(steps: usize) -> f32 {
     let (by, plus) = (black_box(0.999_f32), black_box(1e-3_f32));
@@ -83,18 +193,28 @@ fn best_vectors(steps: usize) -> (f32, usize) {
 }
 
 /// What is multiplied.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub enum Factors {
     /// Numbers in single precision.
     Single,
     /// Pairs of bfloat16, where the backend multiplies those in vectors.
     Pairs,
+    /// Pairs of bfloat16, where the backend multiplies those in the tiles of AMX.
+    Tiles,
 }
+
+/// Bytes of operands that stay in registers.
+#[cfg(target_arch = "x86_64")]
+const TILE_OPERANDS: usize = 4096;
 
 /// Multiply-adds on some threads; returns the floating-point operations done.
 pub fn multiply_add(factors: Factors, steps: usize, threads: usize) -> u64 {
     let work = |_| {
+        #[cfg(target_arch = "x86_64")]
+        if factors == Factors::Tiles {
+            return multiply_add_tiles(TILE_OPERANDS, false, steps, 1);
+        }
         #[cfg(target_arch = "x86_64")]
         if factors == Factors::Pairs {
             // SAFETY: the caller found the instructions.
@@ -108,10 +228,11 @@ pub fn multiply_add(factors: Factors, steps: usize, threads: usize) -> u64 {
     (0..threads).into_par_iter().map(work).sum()
 }
 
-/// What the backend multiplies weights in, for a group's dtype. (In tiles, the ceiling is that of single precision still.)
+/// What the backend multiplies weights in, for a group's dtype.
 pub fn factors(group: &str) -> Factors {
     match Isa::detect().set() {
         InstructionSet::Avx512Bf16 if group.contains("bf16") => Factors::Pairs,
+        InstructionSet::Amx if group.contains("bf16") => Factors::Tiles,
         _ => Factors::Single,
     }
 }
@@ -155,13 +276,14 @@ impl Factors {
         match self {
             Self::Single => "multiply-adds in f32",
             Self::Pairs => "multiply-adds of pairs of bf16",
+            Self::Tiles => "multiply-adds of bf16 in tiles",
         }
     }
 }
 
 /// Floating-point operations a second that the products of a group could do; measured once in a run.
 pub fn of_products(group: &str) -> f64 {
-    static RATES: [OnceLock<f64>; 2] = [const { OnceLock::new() }; 2];
+    static RATES: [OnceLock<f64>; 3] = [const { OnceLock::new() }; 3];
     let steps = if subject() == Subject::Tiny { 1 << 16 } else { 1 << 20 };
     let factors = factors(group);
     *RATES[factors as usize].get_or_init(|| best(|| multiply_add(factors, steps, rayon::current_num_threads())))

@@ -279,12 +279,15 @@ impl<A: Float> Gemm<A> {
         // A line more, so that packed rows of deep blocks do not share sets of the cache.
         let row = if tiles.whole_lines { block + PAIR_STEP } else { DEPTH };
         let used = if m * n * k < SMALL { 1 } else { self.slots.len() };
-        let skinny = match pairs {
-            _ if m > skinny::ROWS || right.transposed || split => None,
-            None if right.rounding.is_none() => self.kernels.skinny,
-            Some(_) if right.direct().is_some() => self.kernels.skinny_pairs,
-            _ => None,
+        let lies = right.direct().is_some();
+        let (most, skinny) = match pairs {
+            _ if right.transposed || split => (0, None),
+            Some(_) if lies => (skinny::ROWS_IN_LINES, self.kernels.skinny_pairs),
+            None if lies && self.kernels.skinny_lines.is_some() => (skinny::ROWS_IN_LINES, self.kernels.skinny_lines),
+            None if right.rounding.is_none() => (skinny::ROWS, self.kernels.skinny),
+            _ => (0, None),
         };
+        let skinny = skinny.filter(|_| m <= most);
         let small = if tiles.whole_lines { m >= MANY } else { n * k < m.min(CHUNK) * (n + k) };
         let right_in_vectors = right.transposed || n <= 2 * tiles.lanes || k < SHALLOW || small;
         let most = match tiles.whole_lines && !right_in_vectors {

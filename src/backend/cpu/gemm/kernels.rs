@@ -9,7 +9,7 @@ use super::super::isa::{InstructionSet, Isa};
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::microkernel;
-use super::skinny::{SkinnyKernel, skinny_f32, skinny_pairs};
+use super::skinny::{SkinnyKernel, skinny_f32, skinny_lines, skinny_pairs};
 use super::tile::Tiles;
 use super::transpose::Transposer;
 
@@ -30,7 +30,9 @@ pub struct KernelSet<A> {
     pub transposer: Transposer<A>,
     /// For a few rows.
     pub skinny: Option<SkinnyKernel<A>>,
-    /// For a few rows in pairs that can be read where they lie.
+    /// For a few rows, whose other operand can be read where it lies.
+    pub skinny_lines: Option<SkinnyKernel<A>>,
+    /// The same in pairs.
     pub skinny_pairs: Option<SkinnyKernel<A>>,
 }
 
@@ -139,6 +141,7 @@ impl Kernels for f32 {
             pair_tiles: pair_tiles(isa, tiles),
             transposer: Transposer::vectors(isa),
             skinny: skinny_f32(isa),
+            skinny_lines: skinny_lines(isa),
             skinny_pairs: skinny_pairs(isa),
         }
     }
@@ -151,6 +154,7 @@ impl Kernels for f64 {
             pair_tiles: None,
             transposer: Transposer::plain(isa),
             skinny: None,
+            skinny_lines: None,
             skinny_pairs: None,
         }
     }

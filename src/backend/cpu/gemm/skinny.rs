@@ -13,11 +13,11 @@ use super::super::{isa::InstructionSet, simd::Element, simd::Float, simd::Visit}
 use super::operand::Operand;
 #[cfg(target_arch = "x86_64")]
 use super::tile::DEPTH;
-#[cfg(target_arch = "x86_64")]
-use crate::backend::HostSlice;
 
-/// Rows up to which this pays.
+/// Rows up to which this pays, ...
 pub const ROWS: usize = 4;
+/// ... and with AVX-512, of elements of four bytes where they lie: 16 rows, which the tiles would take, are then no faster.
+pub const ROWS_IN_LINES: usize = 8;
 /// Columns of the result that are computed at once, at most: four squares, the groups of one row.
 pub const COLUMNS: usize = 32;
 
@@ -29,7 +29,7 @@ pub struct SkinnyProduct<'a, A> {
     pub left: &'a [A],
     /// Contiguous along k, and not to be rounded.
     pub right: Operand<'a, A>,
-    /// At most [`ROWS`].
+    /// At most as many as the kernel takes.
     pub m: usize,
     /// At most [`COLUMNS`].
     pub columns: usize,
@@ -42,28 +42,17 @@ pub struct SkinnyProduct<'a, A> {
 /// What computes a [`SkinnyProduct`].
 pub type SkinnyKernel<A> = fn(SkinnyProduct<'_, A>);
 
-/// A kernel of 1 to [`ROWS`] rows.
+/// The kernels of 1 to [`ROWS_IN_LINES`] rows.
 #[cfg(target_arch = "x86_64")]
-macro_rules! of_rows {
-    ($kernel:path) => {{
-        use $kernel as kernel;
-        [kernel::<1>, kernel::<2>, kernel::<3>, kernel::<4>]
+macro_rules! in_lines {
+    ($kernel:ident) => {{
+        use lines::$kernel as kernel;
+        [kernel::<1>, kernel::<2>, kernel::<3>, kernel::<4>, kernel::<5>, kernel::<6>, kernel::<7>, kernel::<8>]
     }};
 }
 
-/// For operands of any dtype, if the instruction set has something for it.
+/// For up to [`ROWS`] rows and operands of any dtype, if the instruction set has something for it.
 pub fn skinny_f32(isa: Isa) -> Option<SkinnyKernel<f32>> {
-    #[cfg(target_arch = "x86_64")]
-    if isa.of_loops() == InstructionSet::Avx512 {
-        return Some(|product| match product.right.data {
-            HostSlice::F32(data) => {
-                let (data, stride) = (&data[product.right.from..], product.right.stride);
-                // SAFETY: `isa` is proof that the processor has AVX-512.
-                unsafe { multiply(product, data, stride, of_rows!(lines::numbers)) };
-            }
-            narrow => f32::visit(narrow, Avx2(product)),
-        });
-    }
     #[cfg(target_arch = "x86_64")]
     if isa.set() != InstructionSet::Plain {
         // The processor has AVX2 and FMA, which all others include.
@@ -73,14 +62,28 @@ pub fn skinny_f32(isa: Isa) -> Option<SkinnyKernel<f32>> {
     None
 }
 
-/// For operands in pairs of bfloat16 that lie as the tiles read them.
+/// For up to [`ROWS_IN_LINES`] rows and numbers that lie as the tiles read them.
+pub fn skinny_lines(isa: Isa) -> Option<SkinnyKernel<f32>> {
+    #[cfg(target_arch = "x86_64")]
+    if isa.of_loops() == InstructionSet::Avx512 {
+        return Some(|product| {
+            let right = product.right.direct().expect("skinny: numbers that do not lie as the tiles read them");
+            // SAFETY: `isa` is proof that the processor has AVX-512.
+            unsafe { multiply(product, right.data, right.row, in_lines!(numbers)) };
+        });
+    }
+    let _ = isa;
+    None
+}
+
+/// For up to [`ROWS_IN_LINES`] rows and pairs of bfloat16 that lie as the tiles read them.
 pub fn skinny_pairs(isa: Isa) -> Option<SkinnyKernel<f32>> {
     #[cfg(target_arch = "x86_64")]
     if isa.set() == InstructionSet::Avx512Bf16 {
         return Some(|product| {
             let right = product.right.direct().expect("skinny: pairs that do not lie as the tiles read them");
             // SAFETY: `isa` is proof that the processor has AVX512-BF16.
-            unsafe { multiply(product, right.data, right.row, of_rows!(lines::pairs)) };
+            unsafe { multiply(product, right.data, right.row, in_lines!(pairs)) };
         });
     }
     let _ = isa;
@@ -106,7 +109,7 @@ impl Visit<f32> for Avx2<'_> {
 #[cfg(target_arch = "x86_64")]
 type Kernel<S> = unsafe fn(*mut f32, *const f32, *const S, usize, usize, usize, usize);
 
-/// The product with `data`, whose rows are at distance `stride`, by the kernels of 1 to [`ROWS`] rows.
+/// The product with `data`, whose rows are at distance `stride`, by the kernels of 1 to `MOST` rows.
 ///
 /// # Panics
 /// If operands are too short.
@@ -114,11 +117,16 @@ type Kernel<S> = unsafe fn(*mut f32, *const f32, *const S, usize, usize, usize, 
 /// # Safety
 /// The processor has the instructions of the kernels.
 #[cfg(target_arch = "x86_64")]
-unsafe fn multiply<S>(product: SkinnyProduct<'_, f32>, data: &[S], stride: usize, kernels: [Kernel<S>; ROWS]) {
+unsafe fn multiply<S, const MOST: usize>(
+    product: SkinnyProduct<'_, f32>,
+    data: &[S],
+    stride: usize,
+    kernels: [Kernel<S>; MOST],
+) {
     let SkinnyProduct { sums, left, m, columns, k, block, .. } = product;
     let packed = k.max(1).div_ceil(block).checked_mul(m * DEPTH);
     assert!(packed.is_some_and(|packed| left.len() >= packed), "skinny: {} of {packed:?} packed", left.len());
-    assert!((1..=ROWS).contains(&m), "skinny: {m} rows of at most {ROWS}");
+    assert!((1..=MOST).contains(&m), "skinny: {m} rows of at most {MOST}");
     assert!(sums.len() >= m * COLUMNS, "skinny: {} sums of {m} rows", sums.len());
     assert!((1..=COLUMNS).contains(&columns) && block <= DEPTH, "skinny: {columns} columns, blocks of {block}");
     let needed = (columns - 1).checked_mul(stride).and_then(|rows| rows.checked_add(k));

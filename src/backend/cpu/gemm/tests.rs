@@ -218,10 +218,14 @@ fn gemm_bits_of_many_rows_and_long_sums_are_those_of_few_wherever_operands_lie()
             };
             let all = found(0, 0);
             assert!(all == found(8, 4) && all == found(3, 32), "{isa:?} {m} {n} {k}: places in memory differ");
-            for row in [0, 31, 32, m / 2, m - 1] {
-                let alone = run(&mut gemm, [1, n, k], Operand::new(&a[row * k..], k), Operand::new(&b, k));
-                assert!(alone == all[row * n..][..n], "{isa:?} {m} {n} {k}: row {row}");
-                for (j, &found) in alone.iter().enumerate() {
+            // A few rows alone, with weights that begin anywhere in a line, and rows of weights that all do the same or not.
+            for (row, off) in [(0, 0), (31, 4), (32, 30), (m / 2, 6), (m - 1, 16)] {
+                let few = behind(&b, off);
+                let rows = (row % 8 + 1).min(m - row);
+                let left = Operand::new(&a[row * k..], k);
+                let alone = run(&mut gemm, [rows, n, k], left, Operand::new(&few[off..], k));
+                assert!(alone == all[row * n..][..rows * n], "{isa:?} {m} {n} {k}: {rows} rows from {row}");
+                for (j, &found) in alone[..n].iter().enumerate() {
                     let terms = (0..k).map(|p| [a[row * k + p], b[j * k + p]].map(|x| f64::from(x.to_f32())));
                     let (sum, magnitude) = terms.fold((0.0, 0.0), |(s, t), [x, y]| (s + x * y, t + (x * y).abs()));
                     let error = (f64::from(found) - sum).abs();

@@ -3,7 +3,6 @@
 
 use super::Cpu;
 use super::context::Context;
-use super::gemm::grow;
 use super::parallel::{each_part, rows};
 use super::simd::{self, Float, multiversion};
 use crate::backend::ops::{Adamw, AdamwOps, AdamwStep, CheckFinite, GradNorm, Op, RefreshWeight};
@@ -17,7 +16,7 @@ impl<A: Float> AdamwOps for Cpu<A> {
         let GradNorm { norm_sq, d_params, runs, stride } = op;
         let Context { exec, sums, .. } = &mut self.cx;
         let per_run = stride.div_ceil(PART);
-        let sums = grow(sums, runs * per_run);
+        let sums = sums.grow(runs * per_run);
         each_part(&exec.pool, runs * per_run, PART, rows("grad_norm", sums, runs * per_run, 1), |first, sums| {
             for (i, sum) in sums.iter_mut().enumerate() {
                 let (run, part) = ((first + i) / per_run, (first + i) % per_run);

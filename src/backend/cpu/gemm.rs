@@ -449,14 +449,6 @@ fn store_transposed<A: Float>(
     }
 }
 
-/// The leading `len` elements of memory, which grows if it has fewer.
-pub fn grow<T: Default + Clone>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
-    if memory.len() < len {
-        memory.resize(len, T::default());
-    }
-    &mut memory[..len]
-}
-
 /// Rows of the left operand that a thread packs at once, in rows.
 const PACKED_ROWS: usize = 32;
 

@@ -5,8 +5,9 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::Cpu;
+use super::aligned::AlignedVec;
 use super::context::{Context, carve};
-use super::gemm::{Gemm, Operand, grow};
+use super::gemm::{Gemm, Operand};
 use super::kernel::Kernel;
 use super::parallel::{Shared, each_part, rows, workers};
 use super::rows::accumulate;
@@ -68,7 +69,7 @@ impl<A: Float> Kernel<A> for LoraFwd<'_, Cpu<A>> {
             let adapter = &params[run * site.stride..][..site.stride];
             // SAFETY: a stretch has rows of its own.
             let xa = unsafe { xa.at(rows.start * rank, rows.len() * rank) };
-            let x_memory = grow(memory, if dropout.is_some() { rows.len() * input } else { 0 });
+            let x_memory = memory.grow(if dropout.is_some() { rows.len() * input } else { 0 });
             let left = dropped(gemm, x_memory, (x.view(), input), stretch, dropout);
             let shrunk = Shared::new(xa);
             let a = Operand::new(&adapter[site.a..], input);
@@ -100,7 +101,7 @@ struct Backward<'a, A> {
 
 impl<A: Float> Backward<'_, A> {
     /// The gradients of a stretch of rows of one run. No two threads have stretches of the same run.
-    fn stretch(&self, gemm: &mut Gemm<A>, memory: &mut Vec<A>, stretch: &(usize, Range<usize>)) {
+    fn stretch(&self, gemm: &mut Gemm<A>, memory: &mut AlignedVec<A>, stretch: &(usize, Range<usize>)) {
         let (LoraSite { rank, input, output, .. }, (run, rows)) = (self.site, stretch);
         let (isa, n, scale) = (gemm.isa(), rows.len(), A::from_f64(self.site.scale));
         let adapter = &self.params[run * self.site.stride..][..self.site.stride];
@@ -151,7 +152,11 @@ fn stretches(pack: &Pack, site: LoraSite) -> Cow<'_, [(usize, Range<usize>)]> {
 }
 
 /// Handles all items, side by side if there are enough, or else one after another with all threads on each.
-fn each_stretch<A: Float, T: Sync>(cx: &mut Context<A>, items: &[T], f: impl Fn(&mut Gemm<A>, &mut Vec<A>, &T) + Sync) {
+fn each_stretch<A: Float, T: Sync>(
+    cx: &mut Context<A>,
+    items: &[T],
+    f: impl Fn(&mut Gemm<A>, &mut AlignedVec<A>, &T) + Sync,
+) {
     if items.len() < 2 * cx.tasks.len() {
         items.iter().for_each(|item| f(&mut cx.gemm, &mut cx.memory, item));
     } else {

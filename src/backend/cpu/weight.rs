@@ -1,7 +1,8 @@
 //! Frozen weights: the file's own elements, converted where they are read.
 
+use super::aligned::AlignedVec;
 use super::buffer::HostBuffer;
-use super::gemm::{Operand, grow};
+use super::gemm::Operand;
 use super::simd::{self, Float, Isa};
 use crate::arch::Dtype;
 use crate::backend::{HostSlice, Len};
@@ -99,8 +100,8 @@ impl Weight {
     }
 
     /// All elements in `memory`.
-    pub fn widened<'a, A: Float>(&self, isa: Isa, memory: &'a mut Vec<A>) -> &'a [A] {
-        let out = grow(memory, self.len());
+    pub fn widened<'a, A: Float>(&self, isa: Isa, memory: &'a mut AlignedVec<A>) -> &'a [A] {
+        let out = memory.grow(self.len());
         self.read(isa, out, 0);
         out
     }

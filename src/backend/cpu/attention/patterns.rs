@@ -1,7 +1,7 @@
 //! What hooks read of attention: patterns, and what each head adds.
 
 use super::super::context::{Context, Task, carve};
-use super::super::gemm::{Operand, grow};
+use super::super::gemm::Operand;
 use super::super::parallel::{Shared, workers};
 use super::super::simd::{self, Element, Float, softcap};
 use super::blocks::{Block, TILE};
@@ -50,7 +50,7 @@ pub fn pattern<A: Float, C: Element<A>>(cx: &mut Context<A>, op: AttentionPatter
 pub fn result<A: Float>(cx: &mut Context<A>, op: AttentionResult<'_, Cpu<A>>) {
     let AttentionResult { out, z, weight, rows, heads, head_dim, width } = op;
     let joined = heads * head_dim;
-    let gathered = grow(&mut cx.memory, rows.len() * joined);
+    let gathered = cx.memory.grow(rows.len() * joined);
     for (to, &row) in gathered.chunks_exact_mut(joined).zip(rows) {
         simd::read(cx.exec.isa, to, z.view(), row * joined);
     }

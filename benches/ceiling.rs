@@ -4,8 +4,9 @@
 
 mod common;
 
-use common::ceiling::{self, Factors};
+use common::ceiling;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use llamaprobe::backend::cpu::{self, Factors};
 
 fn arithmetic(c: &mut Criterion) {
     let steps = 1 << 20;
@@ -19,9 +20,10 @@ fn arithmetic(c: &mut Criterion) {
     for (dtype, factors) in kinds {
         let mut group = common::group(c, &format!("ceiling/multiply-add {dtype}"));
         for threads in [1, rayon::current_num_threads()] {
-            group.throughput(Throughput::Elements(ceiling::multiply_add(factors, 1, threads) * steps as u64));
+            let pool = ceiling::pool(threads);
+            group.throughput(Throughput::Elements(ceiling::multiply_add(factors, steps, &pool)));
             group.bench(&format!("{threads} threads"), "", |bench| {
-                bench.iter(|| ceiling::multiply_add(factors, steps, threads));
+                bench.iter(|| ceiling::multiply_add(factors, steps, &pool));
             });
         }
         group.finish();
@@ -53,10 +55,11 @@ fn tiles(_: &mut Criterion) {}
 fn memory(c: &mut Criterion) {
     let [from, mut to] = ceiling::stretches();
     let mut group = common::group(c, "ceiling/memory");
-    group.throughput(Throughput::Bytes(ceiling::read(&from)));
-    group.bench("read", "", |bench| bench.iter(|| ceiling::read(&from)));
-    group.throughput(Throughput::Bytes(ceiling::copy(&mut to, &from)));
-    group.bench("copy", "", |bench| bench.iter(|| ceiling::copy(&mut to, &from)));
+    let pool = ceiling::pool(rayon::current_num_threads());
+    group.throughput(Throughput::Bytes(cpu::read(&pool, &from)));
+    group.bench("read", "", |bench| bench.iter(|| cpu::read(&pool, &from)));
+    group.throughput(Throughput::Bytes(cpu::copy(&pool, &mut to, &from)));
+    group.bench("copy", "", |bench| bench.iter(|| cpu::copy(&pool, &mut to, &from)));
     group.finish();
 }
 

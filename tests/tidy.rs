@@ -317,10 +317,11 @@ const PLACES: [(&str, &str); 5] = [
     ("tests/ops", "rs"),
 ];
 
-/// Whether a device's source begins an operation with the check of its arguments; none if it does not have it.
+/// Whether a device's source begins an operation with what checks its arguments and records it; none if it does not have
+/// it. On the CPU it is recorded as long as the guard lives.
 fn checks_first(source: &str, method: &str) -> Option<bool> {
     let (_, rest) = source.split_once(&format!("fn {method}(&mut self, op: "))?;
-    Some(rest.split_once('{')?.1.trim_start().starts_with("op.check();"))
+    Some(rest.split_once('{')?.1.trim_start().trim_start_matches("let _span = ").starts_with("self.begin(&op);"))
 }
 
 #[test]
@@ -338,7 +339,7 @@ fn operations_stand_in_all_places() {
             if dir.starts_with("src") {
                 let wrong = |method: &&String| checks_first(&text, method) != Some(true);
                 let wrong = methods.iter().filter(wrong);
-                found.extend(wrong.map(|method| format!("{path}: {method} does not begin with op.check()")));
+                found.extend(wrong.map(|method| format!("{path}: {method} does not begin with self.begin(&op)")));
             }
             if dir.starts_with("tests") {
                 let called = |method: &&String| text.contains(&format!(".{method}("));
@@ -587,7 +588,6 @@ fn the_checks_themselves_see_what_they_should() {
     assert!(has_word("x.unwrap()", ".unwrap()") && !has_word("x.unwrap_or(1)", ".unwrap()"));
     assert!(has_word("fs::read(p)", "fs::") && !has_word("offs::read", "fs::"));
     assert!(has_word("unsafe {", "unsafe") && !has_word("unsafe_code", "unsafe"));
-    let device =
-        "fn cast(&mut self, op: Cast<'_, Self>) {\n    op.check();\n}\nfn zero(&mut self, op: Zero) { self.run(op) }";
+    let device = "fn cast(&mut self, op: Cast<'_, Self>) {\n    let _span = self.begin(&op);\n}\nfn zero(&mut self, op: Zero) { self.run(op) }";
     assert_eq!(["cast", "zero", "widen"].map(|op| checks_first(device, op)), [Some(true), Some(false), None]);
 }

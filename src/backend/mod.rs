@@ -25,6 +25,7 @@ pub mod cpu;
 pub mod cuda;
 mod op;
 pub mod ops;
+pub mod profile;
 pub mod trace;
 mod values;
 

@@ -19,7 +19,7 @@ mod train;
 use clap::{Parser, Subcommand};
 
 pub use analyze::AnalyzeArgs;
-pub use common::{CommonArgs, Device, DtypeArg, LoraArgs};
+pub use common::{CommonArgs, Device, DtypeArg, LoraArgs, ProfileArg};
 pub use compare::CompareArgs;
 pub use control_vector::ControlVectorArgs;
 pub use embedded::{ExportArgs, PretrainArgs};
@@ -98,4 +98,25 @@ pub enum Command {
     Pretrain(PretrainArgs),
     /// Show a task as prompts, check its data, or evaluate a model on it.
     Task(TaskArgs),
+}
+
+impl Command {
+    /// The profile that is asked for, of a command that computes.
+    pub fn profile(&self) -> Option<&ProfileArg> {
+        let common = match self {
+            Self::Capture(args) => &args.common,
+            Self::TrainLora(args) => &args.training.common,
+            Self::TrainPrompt(args) => &args.training.common,
+            Self::Probe(args) => &args.common,
+            Self::Compare(args) => &args.common,
+            Self::Generate(args) => &args.common,
+            Self::Inspect(args) => &args.common,
+            Self::Pretrain(args) => &args.common,
+            Self::Task(args) => &args.common,
+            Self::Analyze(_) | Self::Report(_) | Self::Merge(_) | Self::ControlVector(_) | Self::ExportEmbedded(_) => {
+                return None;
+            }
+        };
+        common.profile.as_ref()
+    }
 }

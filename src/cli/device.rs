@@ -4,7 +4,7 @@ use super::args::{CommonArgs, Device, DtypeArg};
 use super::{Failure, notes};
 use crate::arch::Dtype;
 use crate::backend::Backend;
-use crate::backend::cpu::{Cpu, CpuSettings, Isa};
+use crate::backend::cpu::{Cpu, CpuSettings, Isa, ceiling};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::Cuda;
 use crate::{Error, Result};
@@ -60,7 +60,13 @@ fn open(common: &CommonArgs, checkpoint: Dtype, threads: usize, job: impl Job) -
     match gpu {
         Some(gpu) if split => Err(Error::argument("--dtype f32x3", "--device cpu", format!("cuda:{gpu}")).into()),
         #[cfg(feature = "cuda")]
-        Some(gpu) => job.run(Cuda::open(gpu, dtype, &super::cuda::settings())?),
+        Some(gpu) => {
+            let mut cuda = Cuda::open(gpu, dtype, &super::cuda::settings())?;
+            if let Some(profile) = &common.profile {
+                cuda.record(&profile.recorder)?;
+            }
+            job.run(cuda)
+        }
         #[cfg(not(feature = "cuda"))]
         Some(gpu) => match gpu {},
         None => {
@@ -69,7 +75,15 @@ fn open(common: &CommonArgs, checkpoint: Dtype, threads: usize, job: impl Job) -
                 let expected = "an instruction set with products of bfloat16 (amx, avx512bf16)";
                 return Err(Error::argument("--dtype f32x3", expected, isa.name()).into());
             }
-            job.run(Cpu::<f32>::open(&CpuSettings { dtype, threads, isa, split }))
+            let settings = CpuSettings { dtype, threads, isa, split };
+            let mut cpu = Cpu::<f32>::open(&settings);
+            let Some(profile) = &common.profile else { return job.run(cpu) };
+            cpu.record(&profile.recorder);
+            job.run(cpu)?;
+            if !profile.recorder.is_empty() {
+                profile.recorder.set_ceiling(ceiling(&settings));
+            }
+            Ok(())
         }
     }
 }

@@ -28,6 +28,7 @@ mod peft;
 mod plan;
 mod pretrain;
 mod probe;
+mod profile;
 mod report;
 mod report_tables;
 mod resolve;
@@ -97,7 +98,13 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(cli: args::Cli) -> Result<(), Failure> {
-    match cli.command {
+    let profile = cli.command.profile().map(profile::Recording::begin).transpose()?;
+    run_command(cli.command)?;
+    profile.map_or(Ok(()), profile::Recording::finish)
+}
+
+fn run_command(command: args::Command) -> Result<(), Failure> {
+    match command {
         args::Command::Capture(args) => capture::run(&args),
         args::Command::TrainLora(args) => train_lora::run(&args),
         args::Command::TrainPrompt(args) => train_prompt::run(&args),

@@ -21,6 +21,19 @@ pub fn json(value: &Value) -> Result<(), Failure> {
 
 /// Writes a table whose first column is text and whose others are numbers.
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), Failure> {
+    drawn(header, rows).iter().try_for_each(line)
+}
+
+/// Writes such a table to stderr.
+pub fn note_table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
+    for line in drawn(header, rows) {
+        // If stderr is closed, nobody can be told.
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+}
+
+/// The lines of a table.
+fn drawn(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Vec<String> {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header);
     for row in rows {
@@ -29,10 +42,7 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Re
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    for row in table.lines() {
-        line(row.trim_end())?;
-    }
-    Ok(())
+    table.lines().map(|row| row.trim_end().to_owned()).collect()
 }
 
 /// Writes the head of a table in Markdown, whose first column is text and whose others are numbers, a row at a time.

@@ -53,5 +53,6 @@ pub mod tfevents;
 pub mod tokenizer;
 #[forbid(unsafe_code)]
 pub mod torch;
+pub mod trace_events;
 #[forbid(unsafe_code)]
 pub mod yaml;

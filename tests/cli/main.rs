@@ -18,6 +18,7 @@ mod inspect;
 mod merge;
 mod pretrain;
 mod probe;
+mod profile;
 mod prompt;
 mod real;
 mod report;

@@ -5,6 +5,7 @@ mod checkpointing;
 mod decoder;
 mod edits;
 mod output_rows;
+mod profile;
 mod start;
 mod taps;
 

@@ -6,7 +6,7 @@ use super::kernel::Kernel;
 use super::parallel::{each_part, rows};
 use super::simd::{Element, Float, multiversion, tanh, tanh_with_slope};
 use crate::arch::Activation;
-use crate::backend::ops::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, GatedFwd, Op};
+use crate::backend::ops::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, GatedFwd};
 
 /// Does `$run` with `$f` as the type of an activation.
 macro_rules! with_function {
@@ -38,22 +38,22 @@ macro_rules! with_function {
 
 impl<A: Float> ActivationOps for Cpu<A> {
     fn gated_fwd(&mut self, op: GatedFwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn gated_bwd(&mut self, op: GatedBwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn activation_fwd(&mut self, op: ActivationFwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn activation_bwd(&mut self, op: ActivationBwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 }

@@ -5,14 +5,14 @@ use super::Cpu;
 use super::context::Context;
 use super::parallel::{each_part, rows};
 use super::simd::{self, Float, multiversion};
-use crate::backend::ops::{Adamw, AdamwOps, AdamwStep, CheckFinite, GradNorm, Op, RefreshWeight};
+use crate::backend::ops::{Adamw, AdamwOps, AdamwStep, CheckFinite, GradNorm, RefreshWeight};
 
 /// Elements of a first-stage sum of squares: a task of some microseconds.
 const PART: usize = 4096;
 
 impl<A: Float> AdamwOps for Cpu<A> {
     fn grad_norm(&mut self, op: GradNorm<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let GradNorm { norm_sq, d_params, runs, stride } = op;
         let Context { exec, sums, .. } = &mut self.cx;
         let per_run = stride.div_ceil(PART);
@@ -30,14 +30,14 @@ impl<A: Float> AdamwOps for Cpu<A> {
     }
 
     fn check_finite(&mut self, op: CheckFinite<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         if op.values[..op.len].iter().any(|x| !x.to_f64().is_finite()) {
             op.stop[0] = A::ONE;
         }
     }
 
     fn adamw(&mut self, op: Adamw<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let Adamw { params, m, v, d_params, norm_sq, stop, steps, fast, stride } = op;
         if stop[0].to_f64() != 0.0 {
             return;
@@ -67,7 +67,7 @@ impl<A: Float> AdamwOps for Cpu<A> {
     }
 
     fn refresh_weight(&mut self, op: RefreshWeight<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         op.weight.refresh(self.cx.exec.isa, &op.params[op.offset..]);
     }
 }

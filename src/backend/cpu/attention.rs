@@ -19,26 +19,26 @@ use super::Cpu;
 use super::context::Context;
 use super::kernel::Kernel;
 use super::simd::{Element, Float};
-use crate::backend::ops::{AttentionBwd, AttentionFwd, AttentionOps, AttentionPattern, AttentionResult, Op};
+use crate::backend::ops::{AttentionBwd, AttentionFwd, AttentionOps, AttentionPattern, AttentionResult};
 
 impl<A: Float> AttentionOps for Cpu<A> {
     fn attention_fwd(&mut self, op: AttentionFwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn attention_bwd(&mut self, op: AttentionBwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn attention_pattern(&mut self, op: AttentionPattern<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn attention_result(&mut self, op: AttentionResult<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         patterns::result(&mut self.cx, op);
     }
 }

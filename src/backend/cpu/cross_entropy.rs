@@ -10,7 +10,7 @@ use super::parallel::{each_part, rows};
 use super::simd::{self, Element, Float, largest, multiversion, softcap, sum};
 use super::weight::Weight;
 use crate::backend::HostSlice;
-use crate::backend::ops::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LinearDims, LogitsFwd, Op};
+use crate::backend::ops::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LinearDims, LogitsFwd};
 
 /// Logits that exist at a time, at most (if one row has no more): 32 MiB in single precision. Fewer were slower, since the
 /// head is read again for each chunk.
@@ -18,7 +18,7 @@ const LOGITS: usize = 1 << 23;
 
 impl<A: Float> CrossEntropyOps for Cpu<A> {
     fn logits_fwd(&mut self, op: LogitsFwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let LogitsFwd { logits, x, head, dims, softcap } = op;
         self::logits(&mut self.cx.gemm, logits, x.view(), head, dims);
         let Some(cap) = softcap.map(A::from_f64) else { return };
@@ -27,13 +27,13 @@ impl<A: Float> CrossEntropyOps for Cpu<A> {
     }
 
     fn cross_entropy_fwd(&mut self, op: CrossEntropyFwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let CrossEntropyFwd { loss, x, head, targets, dims, softcap } = op;
         self.run(Sweep { loss, gradients: None, x: x.view(), head, targets, dims, softcap });
     }
 
     fn cross_entropy_bwd(&mut self, op: CrossEntropyBwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let CrossEntropyBwd { loss, d_x, d_head, x, head, targets, row_weights, dims, softcap } = op;
         let d_head = d_head.map(|(d_head, offset)| &mut d_head[offset..]);
         let gradients = Some(Gradients { d_x, d_head, row_weights });

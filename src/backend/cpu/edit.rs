@@ -5,17 +5,17 @@ use super::context::Context;
 use super::kernel::Kernel;
 use super::simd::{Element, Float, Isa, multiversion, sum};
 use crate::backend::TensorMut;
-use crate::backend::ops::{EditBwd, EditFwd, EditMap, EditOps, Op};
+use crate::backend::ops::{EditBwd, EditFwd, EditMap, EditOps};
 
 impl<A: Float> EditOps for Cpu<A> {
     fn edit_fwd(&mut self, op: EditFwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let EditFwd { x, values, rows, value_rows, width, map, add } = op;
         self.run(Edit { x, values, rows, value_rows, width, map, add });
     }
 
     fn edit_bwd(&mut self, op: EditBwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let EditBwd { d_x, values, rows, value_rows, width, map } = op;
         self.run(Edit { x: d_x, values, rows, value_rows, width, map, add: 0.0 });
     }

@@ -4,7 +4,7 @@ use super::Cpu;
 use super::parallel::{each_part, rows};
 use super::rows::accumulate;
 use super::simd::{Float, Isa, multiversion, rounding};
-use crate::backend::ops::{EmbedBwdPrompt, EmbedBwdTable, EmbedFwd, EmbedOps, Op, PromptSite};
+use crate::backend::ops::{EmbedBwdPrompt, EmbedBwdTable, EmbedFwd, EmbedOps, PromptSite};
 use crate::pack::{Pack, Token};
 
 /// Where the prompt row of a virtual token begins.
@@ -15,7 +15,7 @@ fn prompt_row(pack: &Pack, row: usize, p: u32, site: PromptSite, width: usize) -
 
 impl<A: Float> EmbedOps for Cpu<A> {
     fn embed_fwd(&mut self, op: EmbedFwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let EmbedFwd { out, pack, table, prompt, width, scale } = op;
         let (exec, round) = (&self.cx.exec, rounding::<A>(self.dtype));
         let scale = (scale != 1.0).then(|| rounded(exec.isa, round, scale));
@@ -39,7 +39,7 @@ impl<A: Float> EmbedOps for Cpu<A> {
     }
 
     fn embed_bwd_prompt(&mut self, op: EmbedBwdPrompt<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let EmbedBwdPrompt { d_prompt, d_out, pack, site, width } = op;
         for (row, token) in pack.tokens().iter().enumerate() {
             if let Token::Virtual(p) = *token {
@@ -50,7 +50,7 @@ impl<A: Float> EmbedOps for Cpu<A> {
     }
 
     fn embed_bwd_table(&mut self, op: EmbedBwdTable<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let EmbedBwdTable { d_table, offset, d_out, pack, width, scale } = op;
         let isa = self.cx.exec.isa;
         let scale = (scale != 1.0).then(|| rounded(isa, rounding(self.dtype), scale));

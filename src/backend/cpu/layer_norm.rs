@@ -6,19 +6,19 @@ use super::context::{Context, carve};
 use super::kernel::Kernel;
 use super::parallel::{each_part, rows};
 use super::simd::{Element, Float, multiversion, sum};
-use crate::backend::ops::{LayerNormBwd, LayerNormBwdAffine, LayerNormFwd, LayerNormOps, Op};
+use crate::backend::ops::{LayerNormBwd, LayerNormBwdAffine, LayerNormFwd, LayerNormOps};
 
 /// Columns of the gradients of weight and bias that are summed together: four vectors of AVX-512, eight of AVX2.
 const COLUMNS: usize = 64;
 
 impl<A: Float> LayerNormOps for Cpu<A> {
     fn layer_norm_fwd(&mut self, op: LayerNormFwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn layer_norm_bwd(&mut self, op: LayerNormBwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let LayerNormBwd { d_x, d_out, x, mean, rstd, weight, rows: count, width } = op;
         let Context { exec, memory, .. } = &mut self.cx;
         let weight = weight.widened(exec.isa, memory);
@@ -29,7 +29,7 @@ impl<A: Float> LayerNormOps for Cpu<A> {
     }
 
     fn layer_norm_bwd_affine(&mut self, op: LayerNormBwdAffine<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let LayerNormBwdAffine { d_affine, offset, d_out, x, mean, rstd, rows: count, width } = op;
         let (exec, mean, rstd) = (&self.cx.exec, &mean[..count], &rstd[..count]);
         let (d_weight, d_bias) = d_affine[offset..offset + 2 * width].split_at_mut(width);

@@ -9,23 +9,23 @@ use super::parallel::{Shared, each_part, rows};
 use super::rows::accumulate;
 use super::simd::{self, Element, Float, Isa, multiversion};
 use crate::backend::HostSlice;
-use crate::backend::ops::{LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LinearOps, Op};
+use crate::backend::ops::{LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LinearOps};
 
 impl<A: Float> LinearOps for Cpu<A> {
     fn linear_fwd(&mut self, op: LinearFwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn linear_bwd_input(&mut self, op: LinearBwdInput<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let LinearBwdInput { d_x, d_out, weight, dims: LinearDims { rows, input, output }, accumulate } = op;
         let (left, right) = (Operand::host(d_out.view(), output), weight.operand(input).transposed());
         acc_product(&mut self.cx.gemm, [rows, input, output], left, right, d_x, accumulate);
     }
 
     fn linear_bwd_weight(&mut self, op: LinearBwdWeight<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let LinearBwdWeight { d_weight, offset, d_out, x, dims: LinearDims { rows, input, output } } = op;
         let (left, right) = (Operand::host(d_out.view(), output), Operand::host(x.view(), input));
         let (left, right) = (left.transposed(), right.transposed());
@@ -33,7 +33,7 @@ impl<A: Float> LinearOps for Cpu<A> {
     }
 
     fn linear_bwd_bias(&mut self, op: LinearBwdBias<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 }

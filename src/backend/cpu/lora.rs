@@ -13,18 +13,18 @@ use super::parallel::{Shared, each_part, rows, workers};
 use super::rows::accumulate;
 use super::simd::{self, Element, Float, multiversion};
 use crate::backend::HostSlice;
-use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraFwd, LoraOps, LoraSite, Op, RunRange};
+use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraFwd, LoraOps, LoraSite, RunRange};
 use crate::hash::{GOLDEN_GAMMA, splitmix64};
 use crate::pack::Pack;
 
 impl<A: Float> LoraOps for Cpu<A> {
     fn lora_fwd(&mut self, op: LoraFwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn lora_bwd(&mut self, op: LoraBwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let LoraBwd { d_params, d_x, d_y, xa, x, params, pack, site, dropout } = op;
         let (d_params, d_x) = (Shared::new(d_params), d_x.map(|d_x| Shared::new(d_x)));
         let backward = Backward { d_params, d_x, d_y: d_y.view(), xa, x: x.view(), params, site, dropout };
@@ -39,7 +39,7 @@ impl<A: Float> LoraOps for Cpu<A> {
     }
 
     fn lora_delta(&mut self, op: LoraDelta<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let LoraDelta { out, xa, params, pack, site } = op;
         let LoraSite { rank, output, .. } = site;
         let scale = A::from_f64(site.scale);

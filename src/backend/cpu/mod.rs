@@ -8,6 +8,7 @@ mod adamw;
 mod aligned;
 mod attention;
 mod buffer;
+mod ceiling;
 mod context;
 mod cross_entropy;
 mod edit;
@@ -30,6 +31,8 @@ mod weight;
 
 use std::sync::Arc;
 
+use super::ops::Op;
+use super::profile::{OpSpan, Recorder};
 use super::{Buffers, Capture, Captured, HostSlice, OwnMemory, PassSize, Planning, Tensor, Transfer};
 use crate::Result;
 use crate::arch::Dtype;
@@ -37,6 +40,9 @@ use crate::formats::safetensors::TensorView;
 use crate::pack::Pack;
 pub use buffer::HostBuffer;
 use buffer::zeros;
+pub use ceiling::{Factors, ceiling};
+#[doc(hidden)] // For `benches/ceiling.rs` alone.
+pub use ceiling::{best, copy, multiply_add, read, stretches};
 use context::Context;
 pub use gemm::kernels::Kernels;
 pub use isa::{InstructionSet, Isa};
@@ -49,6 +55,7 @@ pub use weight::Weight;
 pub struct Cpu<A = f32> {
     cx: Context<A>,
     dtype: Dtype,
+    recorder: Option<Recorder>,
 }
 
 /// How a CPU is opened.
@@ -98,7 +105,25 @@ impl<A: Kernels> Cpu<A> {
         if split {
             cx.gemm = cx.gemm.split();
         }
-        Self { cx, dtype }
+        Self { cx, dtype, recorder: None }
+    }
+
+    /// Records from now on what it does; a device has one recorder, the first.
+    pub fn record(&mut self, recorder: &Recorder) {
+        if self.recorder.is_none() {
+            self.cx.exec.pool.record(recorder);
+            self.recorder = Some(recorder.clone());
+        }
+    }
+}
+
+impl<A: Float> Cpu<A> {
+    /// What every operation begins with: checks it, and records it until the guard is dropped, if there is a recorder.
+    #[inline]
+    #[must_use]
+    fn begin<O: Op>(&self, op: &O) -> Option<OpSpan> {
+        op.check();
+        self.recorder.as_ref().map(|recorder| recorder.begin(op, self.element_sizes()))
     }
 }
 

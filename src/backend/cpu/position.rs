@@ -4,11 +4,11 @@ use super::Cpu;
 use super::parallel::{each_part, rows};
 use super::rows::accumulate;
 use super::simd::Float;
-use crate::backend::ops::{Op, PositionBwdTable, PositionFwd, PositionOps};
+use crate::backend::ops::{PositionBwdTable, PositionFwd, PositionOps};
 
 impl<A: Float> PositionOps for Cpu<A> {
     fn position_fwd(&mut self, op: PositionFwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let PositionFwd { x, pack, table, first, width } = op;
         let exec = &self.cx.exec;
         each_part(&exec.pool, pack.len(), width, rows("position_fwd", x, pack.len(), width), |from, part| {
@@ -21,7 +21,7 @@ impl<A: Float> PositionOps for Cpu<A> {
     }
 
     fn position_bwd_table(&mut self, op: PositionBwdTable<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let PositionBwdTable { d_table, offset, d_x, pack, first, width } = op;
         let d_table = &mut d_table[offset..];
         for (d_x, &position) in d_x.chunks_exact(width).zip(pack.positions()) {

@@ -8,8 +8,7 @@ use super::simd::{Element, Float, multiversion, sum};
 use super::weight::Weight;
 use crate::arch::RmsWeight;
 use crate::backend::ops::{
-    Op, RmsNormBwd, RmsNormBwdWeight, RmsNormComputeBwd, RmsNormComputeBwdWeight, RmsNormComputeFwd, RmsNormFwd,
-    RmsNormOps,
+    RmsNormBwd, RmsNormBwdWeight, RmsNormComputeBwd, RmsNormComputeBwdWeight, RmsNormComputeFwd, RmsNormFwd, RmsNormOps,
 };
 
 /// Columns of the weight's gradient that are summed together: four vectors of AVX-512, eight of AVX2.
@@ -17,12 +16,12 @@ const COLUMNS: usize = 64;
 
 impl<A: Float> RmsNormOps for Cpu<A> {
     fn rms_norm_fwd(&mut self, op: RmsNormFwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn rms_norm_bwd(&mut self, op: RmsNormBwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let RmsNormBwd { d_x, d_out, x, rstd, weight, rows: count, width, form } = op;
         let Context { exec, memory, .. } = &mut self.cx;
         let weight = weight.widened(exec.isa, memory);
@@ -33,24 +32,24 @@ impl<A: Float> RmsNormOps for Cpu<A> {
     }
 
     fn rms_norm_bwd_weight(&mut self, op: RmsNormBwdWeight<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let RmsNormBwdWeight { d_weight, offset, d_out, x, rstd, rows, width } = op;
         let d_weight = &mut d_weight[offset..offset + width];
         bwd_weight::<A, A>(&self.cx.exec, d_weight, d_out, x, &rstd[..rows]);
     }
 
     fn rms_norm_compute_fwd(&mut self, op: RmsNormComputeFwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn rms_norm_compute_bwd(&mut self, op: RmsNormComputeBwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn rms_norm_compute_bwd_weight(&mut self, op: RmsNormComputeBwdWeight<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 }

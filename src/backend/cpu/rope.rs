@@ -6,16 +6,16 @@ use super::context::Context;
 use super::kernel::Kernel;
 use super::parallel::{each_part, rows};
 use super::simd::{Element, Float, multiversion};
-use crate::backend::ops::{Op, RopeBwd, RopeFwd, RopeOps};
+use crate::backend::ops::{RopeBwd, RopeFwd, RopeOps};
 
 impl<A: Float> RopeOps for Cpu<A> {
     fn rope_fwd(&mut self, op: RopeFwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn rope_bwd(&mut self, op: RopeBwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 }

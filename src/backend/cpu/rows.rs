@@ -6,21 +6,21 @@ use super::kernel::Kernel;
 use super::parallel::{each_part, rows};
 use super::simd::{self, Element, Float, multiversion};
 use super::thread_pool::ThreadPool;
-use crate::backend::ops::{Cast, GatherAcc, GatherCompute, KvAppend, Op, ResidualFwd, RowOps, ScatterAdd, Widen, Zero};
+use crate::backend::ops::{Cast, GatherAcc, GatherCompute, KvAppend, ResidualFwd, RowOps, ScatterAdd, Widen, Zero};
 
 impl<A: Float> RowOps for Cpu<A> {
     fn zero(&mut self, op: Zero<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         op.x.fill(A::ZERO);
     }
 
     fn cast(&mut self, op: Cast<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn widen(&mut self, op: Widen<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let (exec, x) = (&self.cx.exec, op.x.view());
         each_part(&exec.pool, op.len, 1, rows("widen", op.out, op.len, 1), |from, out| {
             simd::read(exec.isa, out, x, from);
@@ -28,22 +28,22 @@ impl<A: Float> RowOps for Cpu<A> {
     }
 
     fn residual_fwd(&mut self, op: ResidualFwd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn gather_compute(&mut self, op: GatherCompute<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn gather_acc(&mut self, op: GatherAcc<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         gather(&self.cx.exec.pool, op.out, op.x, op.rows, op.width);
     }
 
     fn scatter_add(&mut self, op: ScatterAdd<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         let ScatterAdd { d_x, d_out, rows, width } = op;
         for (d_out, &row) in d_out.chunks_exact(width).zip(rows) {
             accumulate(self.cx.exec.isa, &mut d_x[row as usize * width..][..width], d_out);
@@ -51,7 +51,7 @@ impl<A: Float> RowOps for Cpu<A> {
     }
 
     fn kv_append(&mut self, op: KvAppend<'_, Self>) {
-        op.check();
+        let _span = self.begin(&op);
         self.run(op);
     }
 }

@@ -17,10 +17,11 @@ mod hand_off;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use self::hand_off::HandOff;
+use crate::backend::profile::Recorder;
 
 /// Work, given the number of the thread that does it.
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
@@ -45,13 +46,15 @@ pub struct ThreadPool(Arc<Workers>);
 struct Workers {
     hand_off: Arc<HandOff<Job>>,
     threads: Vec<JoinHandle<()>>,
+    /// Where it is recorded when each thread works.
+    recorder: OnceLock<Recorder>,
 }
 
 impl ThreadPool {
     /// Of so many threads, the calling one included. Where the system refuses a thread, of fewer.
     pub fn new(threads: usize) -> Self {
         let hand_off = Arc::new(HandOff::new(threads.saturating_sub(1)));
-        let mut workers = Workers { hand_off, threads: Vec::new() };
+        let mut workers = Workers { hand_off, threads: Vec::new(), recorder: OnceLock::new() };
         for number in 1..threads {
             let hand_off = Arc::clone(&workers.hand_off);
             let spawned = thread::Builder::new().name(format!("cpu-{number}")).spawn(move || {
@@ -79,7 +82,23 @@ impl ThreadPool {
     /// # Panics
     /// If `work` does, in any thread, after all have ended.
     pub fn run(&self, most: usize, work: &Work<'_>) {
-        let Workers { hand_off, threads } = &*self.0;
+        let Some(recorder) = self.0.recorder.get() else { return self.hand_out(most, work, work) };
+        let recorded = |thread| {
+            let start = recorder.now();
+            work(thread);
+            recorder.worked(thread, start);
+        };
+        self.hand_out(most, work, &recorded);
+    }
+
+    /// Records from now on when each thread works.
+    pub(super) fn record(&self, recorder: &Recorder) {
+        self.0.recorder.get_or_init(|| recorder.clone());
+    }
+
+    /// [`ThreadPool::run`]; work within work is done as `nested`, all else as `work`.
+    fn hand_out(&self, most: usize, nested: &Work<'_>, work: &Work<'_>) {
+        let Workers { hand_off, threads, .. } = &*self.0;
         let workers = threads.len().min(most.saturating_sub(1));
         if workers == 0 {
             return if most > 0 {
@@ -93,7 +112,7 @@ impl ThreadPool {
         let ran = hand_off.run(workers, job, |i| threads[i].thread().unpark(), || work(0));
         // Work within work, or of a second caller, is done where it is.
         if ran.is_none() {
-            work(0);
+            nested(0);
         }
         if let Some(panic) = panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
             resume_unwind(panic);

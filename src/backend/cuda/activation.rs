@@ -28,7 +28,7 @@ fn gated(f: Activation, any: &'static str, silu: &'static str) -> (Kernel, Vec<A
 
 impl ActivationOps for Cuda {
     fn gated_fwd(&mut self, op: GatedFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = GatedFwd::<Self>::NAME;
         let rows = [compute(op.act), compute(op.gate), compute(op.up)];
         let (kernel, kind) = gated(op.f, name, "swiglu_fwd");
@@ -37,7 +37,7 @@ impl ActivationOps for Cuda {
     }
 
     fn gated_bwd(&mut self, op: GatedBwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = GatedBwd::<Self>::NAME;
         let outputs = [compute(op.d_gate), compute(op.d_up)];
         let inputs = [acc(op.d_act), compute(op.gate), compute(op.up)];
@@ -47,14 +47,14 @@ impl ActivationOps for Cuda {
     }
 
     fn activation_fwd(&mut self, op: ActivationFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = ActivationFwd::<Self>::NAME;
         let args = [compute(op.act), compute(op.x), int(kind(op.f)), long(op.len)];
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::elements(op.len), &args);
     }
 
     fn activation_bwd(&mut self, op: ActivationBwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = ActivationBwd::<Self>::NAME;
         let args = [compute(op.d_x), acc(op.d_act), compute(op.x), int(kind(op.f)), long(op.len)];
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::elements(op.len), &args);

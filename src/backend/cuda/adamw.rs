@@ -42,7 +42,7 @@ fn step_fields(step: &AdamwStep) -> [f32; STEP_FIELDS] {
 
 impl AdamwOps for Cuda {
     fn grad_norm(&mut self, op: GradNorm<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = GradNorm::<Self>::NAME;
         let Some(parts) = self.cx.scratch(name, op.runs * NORM_PARTS * size_of::<f32>()) else { return };
         let args = [acc_ptr(parts), acc(op.d_params), long(op.stride)];
@@ -54,7 +54,7 @@ impl AdamwOps for Cuda {
     }
 
     fn check_finite(&mut self, op: CheckFinite<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = CheckFinite::<Self>::NAME;
         if op.len > 0 {
             let args = [acc(op.stop), acc(op.values), int(op.len)];
@@ -63,7 +63,7 @@ impl AdamwOps for Cuda {
     }
 
     fn adamw(&mut self, op: Adamw<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (name, cx) = (Adamw::<Self>::NAME, &mut self.cx);
         let steps: Vec<f32> = op.steps.iter().flat_map(step_fields).collect();
         let Some(at) = cx.scratch(name, size_of_val(steps.as_slice())) else { return };
@@ -79,7 +79,7 @@ impl AdamwOps for Cuda {
     }
 
     fn refresh_weight(&mut self, op: RefreshWeight<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let len = op.weight.len();
         rows::cast_from(&mut self.cx, RefreshWeight::<Self>::NAME, op.weight, (op.params, op.offset), len);
     }

@@ -84,7 +84,7 @@ impl Cuda {
 
 impl AttentionOps for Cuda {
     fn attention_fwd(&mut self, op: AttentionFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (name, dims) = (AttentionFwd::<Self>::NAME, op.dims);
         if !self.supports(dims.head_dim) {
             return;
@@ -100,7 +100,7 @@ impl AttentionOps for Cuda {
     }
 
     fn attention_bwd(&mut self, op: AttentionBwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (name, dims, rows) = (AttentionBwd::<Self>::NAME, op.dims, op.pack.len());
         if !self.supports(dims.head_dim) {
             return;
@@ -127,7 +127,7 @@ impl AttentionOps for Cuda {
     }
 
     fn attention_pattern(&mut self, op: AttentionPattern<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (name, cx, dims, pack) = (AttentionPattern::<Self>::NAME, &mut self.cx, op.dims, op.pack);
         let keys = forest::keys(pack.host(), op.rows, op.longest, dims.window);
         let Some(list) = cx.row_list("rows of the pattern", op.rows) else { return };
@@ -144,7 +144,7 @@ impl AttentionOps for Cuda {
     }
 
     fn attention_result(&mut self, op: AttentionResult<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (name, cx) = (AttentionResult::<Self>::NAME, &mut self.cx);
         let Some(list) = cx.row_list(name, op.rows) else { return };
         let rows = [acc(op.out), compute(op.z), compute(op.weight), table(list)];

@@ -15,7 +15,10 @@ use super::pinned::{Held, Ring};
 use super::queue::{Action, Launch, Queue};
 use super::readback::{PendingReadback, PendingValues, QueuedReadback, ReadbackState};
 use super::settings::Settings;
+use super::timeline::Timeline;
 use crate::backend::Len;
+use crate::backend::ops::Op;
+use crate::backend::profile::Recorder;
 use crate::{Error, Result};
 
 /// Bytes of pinned memory through which values go to and from the device.
@@ -111,6 +114,24 @@ impl Context {
     /// Number of command lists that went to the device as a graph.
     pub fn replays(&self) -> u64 {
         self.queue.replays()
+    }
+
+    /// Records from now on when the device works at what.
+    ///
+    /// # Errors
+    /// Of the device.
+    pub fn record(&mut self, recorder: &Recorder) -> Result<()> {
+        self.submit();
+        let sizes = (size_of::<f32>(), self.dtype.size());
+        let timeline = Timeline::new(self.device.clone(), recorder.clone(), sizes);
+        self.queue.record(self.device.check("start", timeline)?);
+        Ok(())
+    }
+
+    /// Notes that an operation begins.
+    #[inline]
+    pub fn mark<O: Op>(&mut self, op: &O) {
+        self.queue.mark(op);
     }
 
     // Errors
@@ -535,5 +556,6 @@ impl Drop for Context {
     fn drop(&mut self) {
         // Pinned memory, graphs and modules go next: nothing may still be working on them.
         let _ = self.device.synchronize();
+        self.queue.collect();
     }
 }

@@ -42,7 +42,7 @@ fn apply_softcap(cx: &mut Context, name: &'static str, logits: DevicePtr, softca
 
 impl CrossEntropyOps for Cuda {
     fn logits_fwd(&mut self, op: LogitsFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (out, x, weight) = (op.logits.ptr(0), op.x.ptr(0), op.head.ptr(0));
         let operands = ForwardOperands { out, acc_out: true, x, weight, bias: None };
         let (name, cx) = (LogitsFwd::<Self>::NAME, &mut self.cx);
@@ -51,7 +51,7 @@ impl CrossEntropyOps for Cuda {
     }
 
     fn cross_entropy_fwd(&mut self, op: CrossEntropyFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (name, cx, dims) = (CrossEntropyFwd::<Self>::NAME, &mut self.cx, op.dims);
         let Some(logits) = scratch(cx, "logits", dims, size_of::<f32>()) else { return };
         for (from, chunk) in chunks(dims) {
@@ -66,7 +66,7 @@ impl CrossEntropyOps for Cuda {
     }
 
     fn cross_entropy_bwd(&mut self, op: CrossEntropyBwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (name, cx, dims) = (CrossEntropyBwd::<Self>::NAME, &mut self.cx, op.dims);
         let d_head = op.d_head.map(|(d_head, offset)| d_head.ptr(offset));
         let Some(logits) = scratch(cx, "logits", dims, size_of::<f32>()) else { return };

@@ -158,6 +158,14 @@ impl Device {
         self.context.new_event(None)
     }
 
+    /// An event whose time can be read, recorded nowhere yet.
+    ///
+    /// # Errors
+    /// Of the driver.
+    pub fn new_timed_event(&self) -> Result<CudaEvent, result::DriverError> {
+        self.context.new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT))
+    }
+
     /// Whether the device is past an event of its own.
     pub fn is_past(&self, event: &CudaEvent) -> bool {
         self.bind().is_ok() && event.is_complete()

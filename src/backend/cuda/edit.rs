@@ -30,13 +30,13 @@ impl Cuda {
 
 impl EditOps for Cuda {
     fn edit_fwd(&mut self, op: EditFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let EditFwd { x, values, rows, value_rows, width, map, add } = op;
         self.edit(EditFwd::<Self>::NAME, x, (values, [rows, value_rows], width), (map, add));
     }
 
     fn edit_bwd(&mut self, op: EditBwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let EditBwd { d_x, values, rows, value_rows, width, map } = op;
         self.edit(EditBwd::<Self>::NAME, d_x, (values, [rows, value_rows], width), (map, 0.0));
     }

@@ -8,7 +8,7 @@ const FILE: &str = "embed";
 
 impl EmbedOps for Cuda {
     fn embed_fwd(&mut self, op: EmbedFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (name, pack) = (EmbedFwd::<Self>::NAME, op.pack);
         let (params, stride, offset) =
             op.prompt.map_or((Arg::null(Param::Acc), 0, 0), |(params, site)| (acc(params), site.stride, site.offset));
@@ -28,7 +28,7 @@ impl EmbedOps for Cuda {
     }
 
     fn embed_bwd_prompt(&mut self, op: EmbedBwdPrompt<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = EmbedBwdPrompt::<Self>::NAME;
         let (groups, runs) = op.pack.by_prompt();
         let [ids, starts, order] = groups.tables();
@@ -48,7 +48,7 @@ impl EmbedOps for Cuda {
     }
 
     fn embed_bwd_table(&mut self, op: EmbedBwdTable<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = EmbedBwdTable::<Self>::NAME;
         let groups = op.pack.by_token();
         let [ids, starts, order] = groups.tables();

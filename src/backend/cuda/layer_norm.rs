@@ -8,7 +8,7 @@ const FILE: &str = "layer_norm";
 
 impl LayerNormOps for Cuda {
     fn layer_norm_fwd(&mut self, op: LayerNormFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = LayerNormFwd::<Self>::NAME;
         let rows = [compute(op.out), acc(op.mean), acc(op.rstd), acc(op.x)];
         let affine = [compute(op.weight), compute(op.bias)];
@@ -17,7 +17,7 @@ impl LayerNormOps for Cuda {
     }
 
     fn layer_norm_bwd(&mut self, op: LayerNormBwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = LayerNormBwd::<Self>::NAME;
         let rows = [acc(op.d_x), acc(op.d_out), acc(op.x), acc(op.mean), acc(op.rstd)];
         let args = [&rows[..], &[compute(op.weight), int(op.rows), int(op.width)]].concat();
@@ -25,7 +25,7 @@ impl LayerNormOps for Cuda {
     }
 
     fn layer_norm_bwd_affine(&mut self, op: LayerNormBwdAffine<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = LayerNormBwdAffine::<Self>::NAME;
         let rows = [acc_at(op.d_affine, op.offset), acc(op.d_out), acc(op.x), acc(op.mean), acc(op.rstd)];
         let args = [&rows[..], &[int(op.rows), int(op.width)]].concat();

@@ -84,7 +84,7 @@ pub fn weight_grad(
 
 impl LinearOps for Cuda {
     fn linear_fwd(&mut self, op: LinearFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let bias = op.bias.map(|bias| bias.ptr(0));
         let (out, x, weight) = (op.out.ptr(0), op.x.ptr(0), op.weight.ptr(0));
         let operands = ForwardOperands { out, acc_out: false, x, weight, bias };
@@ -92,20 +92,20 @@ impl LinearOps for Cuda {
     }
 
     fn linear_bwd_input(&mut self, op: LinearBwdInput<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let operands = InputGradOperands { d_x: op.d_x.ptr(0), d_out: op.d_out.ptr(0), weight: op.weight.ptr(0) };
         input_grad(&mut self.cx, LinearBwdInput::<Self>::NAME, operands, op.dims, op.accumulate);
     }
 
     fn linear_bwd_weight(&mut self, op: LinearBwdWeight<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (d_weight, d_out, x) = (op.d_weight.ptr(op.offset), op.d_out.ptr(0), op.x.ptr(0));
         let operands = WeightGradOperands { d_weight, d_out, x };
         weight_grad(&mut self.cx, LinearBwdWeight::<Self>::NAME, operands, op.dims);
     }
 
     fn linear_bwd_bias(&mut self, op: LinearBwdBias<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = LinearBwdBias::<Self>::NAME;
         let args = [acc_at(op.d_bias, op.offset), compute(op.d_out), int(op.rows), int(op.output)];
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::columns(op.output), &args);

@@ -38,7 +38,7 @@ fn b_args(site: LoraSite) -> [Arg; 5] {
 
 impl LoraOps for Cuda {
     fn lora_fwd(&mut self, op: LoraFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (name, cx, pack) = (LoraFwd::<Self>::NAME, &mut self.cx, op.pack);
         let LoraSite { rank, output, .. } = op.site;
         let Some(dropout) = dropout_args(cx, op.dropout) else { return };
@@ -55,7 +55,7 @@ impl LoraOps for Cuda {
     }
 
     fn lora_bwd(&mut self, op: LoraBwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (name, cx, pack, site) = (LoraBwd::<Self>::NAME, &mut self.cx, op.pack, op.site);
         let LoraSite { rank, input, output, .. } = site;
         let Some(dropout) = dropout_args(cx, op.dropout) else { return };
@@ -82,7 +82,7 @@ impl LoraOps for Cuda {
     }
 
     fn lora_delta(&mut self, op: LoraDelta<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (name, cx, pack) = (LoraDelta::<Self>::NAME, &mut self.cx, op.pack);
         let (tiles, count) = pack.lora_tiles(op.site.runs);
         cx.zero_acc(name, op.out, pack.len() * op.site.output);

@@ -40,6 +40,7 @@ mod rope;
 mod rows;
 mod settings;
 mod slot_state;
+mod timeline;
 mod transfer;
 mod variant;
 
@@ -51,6 +52,8 @@ pub use self::settings::{Captures, Settings};
 use self::context::Context;
 use self::dtype::ComputeDtype;
 use crate::arch::Dtype;
+use crate::backend::ops::Op;
+use crate::backend::profile::Recorder;
 use crate::{Error, Result};
 
 /// The number of devices.
@@ -80,6 +83,21 @@ impl Cuda {
         };
         let cx = Context::open(ordinal, ComputeDtype::new(dtype)?, settings).map_err(named)?;
         Ok(Self { cx, captures: settings.captures })
+    }
+
+    /// Records from now on what it does; command lists are no graphs any more.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn record(&mut self, recorder: &Recorder) -> Result<()> {
+        self.cx.record(recorder)
+    }
+
+    /// What every operation begins with: checks it, and notes that it begins.
+    #[inline]
+    fn begin<O: Op>(&mut self, op: &O) {
+        op.check();
+        self.cx.mark(op);
     }
 
     /// The dtype that matrix products read and write: F32, BF16 or F16.

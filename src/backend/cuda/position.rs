@@ -8,7 +8,7 @@ const FILE: &str = "position";
 
 impl PositionOps for Cuda {
     fn position_fwd(&mut self, op: PositionFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (name, pack) = (PositionFwd::<Self>::NAME, op.pack);
         let sizes = [int(pack.len()), int(op.width), int(op.first)];
         let args = [&[acc(op.x), compute(op.table), table(pack.positions())], &sizes[..]].concat();
@@ -16,7 +16,7 @@ impl PositionOps for Cuda {
     }
 
     fn position_bwd_table(&mut self, op: PositionBwdTable<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = PositionBwdTable::<Self>::NAME;
         let groups = op.pack.by_position();
         let [ids, starts, order] = groups.tables();

@@ -15,6 +15,8 @@ use super::blas::{Blas, Gemm};
 use super::driver::{Device, message};
 use super::launch::Args;
 use super::memory::DevicePtr;
+use super::timeline::Timeline;
+use crate::backend::ops::Op;
 
 /// Shorter lists are not worth a graph.
 const SHORTEST: usize = 4;
@@ -110,7 +112,8 @@ pub struct LaunchError {
 }
 
 impl LaunchError {
-    fn new(op: &'static str, e: result::DriverError) -> Self {
+    /// Of the driver.
+    pub fn new(op: &'static str, e: result::DriverError) -> Self {
         Self { op, message: message(e) }
     }
 }
@@ -142,6 +145,8 @@ pub struct Queue {
     repeated: HashMap<u64, RepeatedList>,
     submissions: u64,
     replays: u64,
+    /// What is recorded of it; then there are no graphs.
+    timeline: Option<Timeline>,
 }
 
 impl Queue {
@@ -153,7 +158,7 @@ impl Queue {
         let fork = CopyFork { fork: device.new_event()?, join: device.new_event()? };
         let probe = device.new_event()?;
         let (commands, repeated) = (Vec::new(), HashMap::new());
-        Ok(Self { device, fork, probe, blocking, commands, repeated, submissions: 0, replays: 0 })
+        Ok(Self { device, fork, probe, blocking, commands, repeated, submissions: 0, replays: 0, timeline: None })
     }
 
     /// The error that earlier commands have left the device with.
@@ -171,6 +176,24 @@ impl Queue {
         self.commands.push(Command { op, action });
     }
 
+    /// Records from now on when the device works at what.
+    pub fn record(&mut self, timeline: Timeline) {
+        self.timeline = Some(timeline);
+    }
+
+    /// Notes that an operation begins.
+    #[inline]
+    pub fn mark<O: Op>(&mut self, op: &O) {
+        if let Some(timeline) = &mut self.timeline {
+            timeline.mark(op, self.commands.len());
+        }
+    }
+
+    /// Reads the times of what was recorded, for which it waits.
+    pub fn collect(&mut self) {
+        self.timeline.iter_mut().for_each(Timeline::collect);
+    }
+
     /// Number of lists that went to the device as a graph.
     pub fn replays(&self) -> u64 {
         self.replays
@@ -184,11 +207,13 @@ impl Queue {
     /// Takes the last command off the list.
     pub fn pop(&mut self) {
         self.commands.pop();
+        self.timeline.iter_mut().for_each(|timeline| timeline.shortened(self.commands.len()));
     }
 
     /// Drops the commands on the list.
     pub fn clear(&mut self) {
         self.commands.clear();
+        self.timeline.iter_mut().for_each(Timeline::clear);
     }
 
     /// Gives the list to the device, alone or as a graph that it already has.
@@ -207,6 +232,9 @@ impl Queue {
 
     fn submit_list(&mut self, commands: Vec<Command>, blas: &Blas) -> Result<(), LaunchError> {
         let issuer = Issuer { device: &self.device, fork: &self.fork, blas };
+        if let Some(timeline) = &mut self.timeline {
+            return timeline.issue(&issuer, &commands, self.blocking);
+        }
         if self.blocking {
             for command in &commands {
                 issuer.issue(std::slice::from_ref(command))?;
@@ -250,7 +278,7 @@ struct CopyFork {
 }
 
 /// Puts commands on the stream, whose context is current.
-struct Issuer<'a> {
+pub struct Issuer<'a> {
     device: &'a Device,
     fork: &'a CopyFork,
     blas: &'a Blas,
@@ -259,7 +287,7 @@ struct Issuer<'a> {
 impl Issuer<'_> {
     /// The commands in order. The copy stream comes back on every path: the memory of what it copies is reused in the
     /// order of the stream of work.
-    fn issue(&self, commands: &[Command]) -> Result<(), LaunchError> {
+    pub fn issue(&self, commands: &[Command]) -> Result<(), LaunchError> {
         let mut forked = None;
         let mut issued = Ok(());
         for Command { op, action } in commands {

@@ -28,7 +28,7 @@ fn narrow_rows(rows: usize, width: usize) -> LaunchDims {
 impl RmsNormOps for Cuda {
     /// A residual sum that was asked for just before, and that nobody has read, is made by the same kernel.
     fn rms_norm_fwd(&mut self, op: RmsNormFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (name, dims) = (RmsNormFwd::<Self>::NAME, LaunchDims::rows(op.rows));
         let (out, rstd, x, weight) = (compute(op.out), acc(op.rstd), acc(op.x), compute(op.weight));
         let sizes = [int(op.rows), int(op.width), float(op.eps), int(form(op.form))];
@@ -42,7 +42,7 @@ impl RmsNormOps for Cuda {
     }
 
     fn rms_norm_bwd(&mut self, op: RmsNormBwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = RmsNormBwd::<Self>::NAME;
         let rows = [acc(op.d_x), acc(op.d_out), acc(op.x), acc(op.rstd)];
         let args = [&rows[..], &[compute(op.weight), int(op.rows), int(op.width), int(form(op.form))]].concat();
@@ -50,7 +50,7 @@ impl RmsNormOps for Cuda {
     }
 
     fn rms_norm_bwd_weight(&mut self, op: RmsNormBwdWeight<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = RmsNormBwdWeight::<Self>::NAME;
         let rows = [acc_at(op.d_weight, op.offset), acc(op.d_out), acc(op.x), acc(op.rstd)];
         let args = [&rows[..], &[int(op.rows), int(op.width)]].concat();
@@ -58,7 +58,7 @@ impl RmsNormOps for Cuda {
     }
 
     fn rms_norm_compute_fwd(&mut self, op: RmsNormComputeFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = RmsNormComputeFwd::<Self>::NAME;
         let rows = [compute(op.out), acc(op.rstd), compute(op.x), compute(op.weight)];
         let args = [&rows[..], &[int(op.rows), int(op.width), float(op.eps), int(form(op.form))]].concat();
@@ -66,7 +66,7 @@ impl RmsNormOps for Cuda {
     }
 
     fn rms_norm_compute_bwd(&mut self, op: RmsNormComputeBwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = RmsNormComputeBwd::<Self>::NAME;
         let rows = [compute(op.d_x), compute(op.x), acc(op.rstd), compute(op.weight)];
         let args = [&rows[..], &[int(op.rows), int(op.width), int(form(op.form))]].concat();
@@ -74,7 +74,7 @@ impl RmsNormOps for Cuda {
     }
 
     fn rms_norm_compute_bwd_weight(&mut self, op: RmsNormComputeBwdWeight<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = RmsNormComputeBwdWeight::<Self>::NAME;
         let rows = [acc_at(op.d_weight, op.offset), compute(op.d_out), compute(op.x), acc(op.rstd)];
         let args = [&rows[..], &[int(op.rows), int(op.width)]].concat();

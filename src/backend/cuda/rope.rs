@@ -8,7 +8,7 @@ const FILE: &str = "rope";
 
 impl RopeOps for Cuda {
     fn rope_fwd(&mut self, op: RopeFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (name, pack) = (RopeFwd::<Self>::NAME, op.pack);
         let rows = [compute(op.out), compute(op.x), table(pack.positions()), acc(op.cos_sin)];
         let args = [&rows[..], &[int(pack.len()), int(op.heads), int(op.head_dim), int(op.rotary_dim)]].concat();
@@ -16,7 +16,7 @@ impl RopeOps for Cuda {
     }
 
     fn rope_bwd(&mut self, op: RopeBwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let (name, pack) = (RopeBwd::<Self>::NAME, op.pack);
         let rows = [compute(op.d_x), table(pack.positions()), acc(op.cos_sin)];
         let args = [&rows[..], &[int(pack.len()), int(op.heads), int(op.head_dim), int(op.rotary_dim)]].concat();

@@ -53,23 +53,23 @@ impl Cuda {
 
 impl RowOps for Cuda {
     fn zero(&mut self, op: Zero<'_, Self>) {
-        op.check();
+        self.begin(&op);
         self.cx.zero_acc(Zero::<Self>::NAME, op.x, op.x.len());
     }
 
     fn cast(&mut self, op: Cast<'_, Self>) {
-        op.check();
+        self.begin(&op);
         cast_from(&mut self.cx, Cast::<Self>::NAME, op.out, (op.x, 0), op.len);
     }
 
     fn widen(&mut self, op: Widen<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let args = [acc(op.out), compute(op.x), long(op.len)];
         self.cx.launch(Widen::<Self>::NAME, Kernel::new(FILE, "cast_wide"), LaunchDims::elements(op.len), &args);
     }
 
     fn residual_fwd(&mut self, op: ResidualFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = ResidualFwd::<Self>::NAME;
         let summands = [acc(op.a), compute(op.b)];
         let [a, b] = summands;
@@ -78,17 +78,17 @@ impl RowOps for Cuda {
     }
 
     fn gather_compute(&mut self, op: GatherCompute<'_, Self>) {
-        op.check();
+        self.begin(&op);
         self.gather(GatherCompute::<Self>::NAME, [compute(op.out), compute(op.x)], op.rows, op.width);
     }
 
     fn gather_acc(&mut self, op: GatherAcc<'_, Self>) {
-        op.check();
+        self.begin(&op);
         self.gather(GatherAcc::<Self>::NAME, [acc(op.out), acc(op.x)], op.rows, op.width);
     }
 
     fn scatter_add(&mut self, op: ScatterAdd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let name = ScatterAdd::<Self>::NAME;
         let groups = op.rows.groups();
         let [ids, starts, order] = groups.tables();
@@ -97,7 +97,7 @@ impl RowOps for Cuda {
     }
 
     fn kv_append(&mut self, op: KvAppend<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let bytes = op.from.len() * op.width * op.x.element_size();
         if bytes > 0 {
             let (to, from) = (op.cache.ptr(op.to * op.width), op.x.ptr(op.from.start * op.width));

@@ -2,7 +2,7 @@
 //! function of the up-projection alone.
 
 use super::check::needs;
-use super::{Op, operations};
+use super::{Op, Work, operations};
 use crate::arch::Activation;
 use crate::backend::{Buffers, Len};
 
@@ -26,6 +26,10 @@ impl<B: Buffers + ?Sized> Op for GatedFwd<'_, B> {
     fn check(&self) {
         let buffers = [("act", self.act.len()), ("gate", self.gate.len()), ("up", self.up.len())];
         needs(Self::NAME, self.len, &buffers);
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(0, 3 * self.len, 0)
     }
 }
 
@@ -55,6 +59,10 @@ impl<B: Buffers + ?Sized> Op for GatedBwd<'_, B> {
         let inputs = [("d_act", self.d_act.len()), ("gate", self.gate.len()), ("up", self.up.len())];
         needs(Self::NAME, self.len, &inputs);
     }
+
+    fn work(&self) -> Work {
+        Work::moved(self.len, 4 * self.len, 0)
+    }
 }
 
 /// `act [len] = f(x)`, of an MLP without a gate.
@@ -74,6 +82,10 @@ impl<B: Buffers + ?Sized> Op for ActivationFwd<'_, B> {
 
     fn check(&self) {
         needs(Self::NAME, self.len, &[("act", self.act.len()), ("x", self.x.len())]);
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(0, 2 * self.len, 0)
     }
 }
 
@@ -97,6 +109,10 @@ impl<B: Buffers + ?Sized> Op for ActivationBwd<'_, B> {
     fn check(&self) {
         let buffers = [("d_x", self.d_x.len()), ("d_act", self.d_act.len()), ("x", self.x.len())];
         needs(Self::NAME, self.len, &buffers);
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(self.len, 2 * self.len, 0)
     }
 }
 

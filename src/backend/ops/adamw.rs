@@ -2,7 +2,7 @@
 //! Parameters and everything beside them are `[runs, stride]`.
 
 use super::check::{need, needs};
-use super::{Op, operations};
+use super::{Op, Work, operations};
 use crate::backend::{Buffers, Len};
 
 /// Optimiser settings of one run for one step.
@@ -47,6 +47,10 @@ impl<B: Buffers + ?Sized> Op for GradNorm<'_, B> {
         need(Self::NAME, "norm_sq", self.norm_sq.len(), self.runs);
         need(Self::NAME, "d_params", self.d_params.len(), self.runs * self.stride);
     }
+
+    fn work(&self) -> Work {
+        Work::moved(self.runs * (self.stride + 1), 0, 0)
+    }
 }
 
 /// `stop[0] = 1` if any of `values [len]` is not finite; otherwise it stays as it is.
@@ -65,6 +69,10 @@ impl<B: Buffers + ?Sized> Op for CheckFinite<'_, B> {
     fn check(&self) {
         need(Self::NAME, "values", self.values.len(), self.len);
         need(Self::NAME, "stop", self.stop.len(), 1);
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(self.len, 0, 0)
     }
 }
 
@@ -106,6 +114,12 @@ impl<B: Buffers + ?Sized> Op for Adamw<'_, B> {
             assert!(step.step > 0, "{op}: step is {}, must be at least 1", step.step);
         }
     }
+
+    fn work(&self) -> Work {
+        // Parameters and both moments are read and written, gradients read.
+        let active = self.steps.iter().filter(|step| step.active).count();
+        Work::moved(7 * active * self.stride, 0, 0)
+    }
 }
 
 /// `weight = params` from element `offset` on, rounded to the compute dtype: after a step of full tuning.
@@ -123,6 +137,10 @@ impl<B: Buffers + ?Sized> Op for RefreshWeight<'_, B> {
 
     fn check(&self) {
         need(Self::NAME, "params", self.params.len(), self.offset + self.weight.len());
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(self.weight.len(), 0, self.weight.len())
     }
 }
 

@@ -4,7 +4,7 @@
 //! ([`AttentionDims::softcap`]); the bias is 0, or ALiBi's ([`AttentionDims::slope`], Press et al. 2022).
 
 use super::check::{below, need, needs, same, softcap};
-use super::{Op, operations};
+use super::{Op, Work, operations};
 use crate::backend::{Buffers, DevicePack, Len};
 use crate::pack::{Pack, Parent};
 
@@ -59,6 +59,12 @@ impl AttentionDims {
         self.kv_heads * self.head_dim
     }
 
+    /// Multiply-adds of one product of these rows' queries with what each sees, over all heads.
+    fn pairs(&self, pack: &Pack, rows: impl Iterator<Item = usize>) -> u64 {
+        let seen: usize = rows.map(|row| pack.visible(row, self.window).len()).sum();
+        (seen * self.q_width()) as u64
+    }
+
     #[track_caller]
     fn check(&self, op: &'static str) {
         assert!(
@@ -110,6 +116,13 @@ impl<B: Buffers + ?Sized> Op for AttentionFwd<'_, B> {
         let [k, v] = self.cached.map_or([0, 0], |cached| cached.map(|buffer| buffer.len()));
         needs(op, cached_rows(pack) * dims.kv_width(), &[("the cached keys", k), ("the cached values", v)]);
     }
+
+    fn work(&self) -> Work {
+        let (pack, dims) = (self.pack.host(), self.dims);
+        let keys = 2 * (pack.len() + cached_rows(pack)) * dims.kv_width();
+        let compute = 2 * pack.len() * dims.q_width() + keys;
+        Work::moved(pack.len() * dims.heads, compute, 0).multiplied(2 * dims.pairs(pack, 0..pack.len()))
+    }
 }
 
 /// `d_q [N, H, D] =`, `d_k [N, K, D] =`, `d_v [N, K, D] =` from `d_z [N, H, D]`. A key's gradient collects from its own
@@ -156,6 +169,13 @@ impl<B: Buffers + ?Sized> Op for AttentionBwd<'_, B> {
         needs(op, pack.len() * dims.kv_width(), &keys);
         needs(op, pack.len() * dims.heads, &[("delta", self.delta.len()), ("lse", self.lse.len())]);
     }
+
+    fn work(&self) -> Work {
+        let (pack, dims) = (self.pack.host(), self.dims);
+        let acc = pack.len() * (dims.q_width() + 3 * dims.heads);
+        let compute = pack.len() * (3 * dims.q_width() + 4 * dims.kv_width());
+        Work::moved(acc, compute, 0).multiplied(5 * dims.pairs(pack, 0..pack.len()))
+    }
 }
 
 /// `out [rows, H, longest] =`: for each of `rows`, per head, its scores over its path by position and then `-inf`
@@ -200,6 +220,13 @@ impl<B: Buffers + ?Sized> Op for AttentionPattern<'_, B> {
             below(op, "a row's last key", pack.visible(row, self.dims.window).end - 1, self.longest);
         }
     }
+
+    fn work(&self) -> Work {
+        let (pack, dims, count) = (self.pack.host(), self.dims, self.rows.len());
+        let keys = (pack.len() + cached_rows(pack)) * dims.kv_width();
+        let work = Work::moved(count * dims.heads * (self.longest + 1), count * dims.q_width() + keys, 0);
+        work.multiplied(dims.pairs(pack, self.rows.iter().copied()))
+    }
 }
 
 /// `out [rows, H, C] =` each head's share of the output projection: `z` of that head times the columns of `weight [C, H D]`
@@ -229,6 +256,12 @@ impl<B: Buffers + ?Sized> Op for AttentionResult<'_, B> {
         need(op, "out", self.out.len(), self.rows.len() * self.heads * self.width);
         need(op, "z", self.z.len(), self.rows.iter().max().map_or(0, |row| row + 1) * q_width);
         same(op, "the weight's length", self.weight.len(), self.width * q_width);
+    }
+
+    fn work(&self) -> Work {
+        let (count, q_width) = (self.rows.len(), self.heads * self.head_dim);
+        let work = Work::moved(count * self.heads * self.width, count * q_width, self.weight.len());
+        work.multiplied((count * q_width * self.width) as u64)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::check::{self, below, need, same};
 use super::linear::check_product;
-use super::{LinearDims, Op, operations};
+use super::{LinearDims, Op, Work, operations};
 use crate::backend::{Buffers, DeviceIndex, Len};
 
 /// `logits [M, V] = x [M, C] head^T`, in the accumulation dtype.
@@ -25,6 +25,11 @@ impl<B: Buffers + ?Sized> Op for LogitsFwd<'_, B> {
     fn check(&self) {
         check_product(Self::NAME, [self.logits.len(), self.x.len(), self.head.len()], self.dims);
         check::softcap(Self::NAME, self.softcap);
+    }
+
+    fn work(&self) -> Work {
+        let LinearDims { rows, input, output } = self.dims;
+        Work::moved(rows * output, rows * input, self.head.len()).multiplied(self.multiply_adds())
     }
 
     fn multiply_adds(&self) -> u64 {
@@ -70,6 +75,11 @@ impl<B: Buffers + ?Sized> Op for CrossEntropyFwd<'_, B> {
         check::softcap(Self::NAME, self.softcap);
     }
 
+    fn work(&self) -> Work {
+        let LinearDims { rows, input, .. } = self.dims;
+        Work::moved(rows, rows * input, self.head.len()).multiplied(self.multiply_adds())
+    }
+
     fn multiply_adds(&self) -> u64 {
         self.dims.multiply_adds()
     }
@@ -110,6 +120,12 @@ impl<B: Buffers + ?Sized> Op for CrossEntropyBwd<'_, B> {
         }
         need(op, "row_weights", self.row_weights.len(), dims.rows);
         check::softcap(op, self.softcap);
+    }
+
+    fn work(&self) -> Work {
+        let LinearDims { rows, input, .. } = self.dims;
+        let d_head = if self.d_head.is_some() { 2 * self.head.len() } else { 0 };
+        Work::moved(rows * (input + 2) + d_head, rows * input, self.head.len()).multiplied(self.multiply_adds())
     }
 
     fn multiply_adds(&self) -> u64 {

@@ -13,7 +13,7 @@
 //! The map of x is symmetric: the gradient goes through the same map, without what is added.
 
 use super::check::{need, same};
-use super::{Op, operations};
+use super::{Op, Work, operations};
 use crate::backend::{Buffers, DeviceIndex, Len, TensorMut};
 
 /// What becomes of a row beside what is added to it.
@@ -50,6 +50,10 @@ impl<B: Buffers + ?Sized> Op for EditFwd<'_, B> {
     fn check(&self) {
         check::<B>(Self::NAME, ("x", &self.x), self.values, [self.rows, self.value_rows], self.width);
     }
+
+    fn work(&self) -> Work {
+        work::<B>(&self.x, self.rows.len() * self.width)
+    }
 }
 
 /// `d_x [N, width] = keep * d_x + along * (d_x . v) * v` at `rows [M]`: from the gradient of what an edit left to that of what
@@ -75,6 +79,10 @@ impl<B: Buffers + ?Sized> Op for EditBwd<'_, B> {
     fn check(&self) {
         check::<B>(Self::NAME, ("d_x", &self.d_x), self.values, [self.rows, self.value_rows], self.width);
     }
+
+    fn work(&self) -> Work {
+        work::<B>(&self.d_x, self.rows.len() * self.width)
+    }
 }
 
 fn check<B: Buffers + ?Sized>(
@@ -87,6 +95,14 @@ fn check<B: Buffers + ?Sized>(
     need(op, name, x.len(), rows.bound() * width);
     need(op, "values", values.len(), value_rows.bound() * width);
     same(op, "the number of value rows", value_rows.len(), rows.len());
+}
+
+/// Of `len` elements of the tensor, read and written, and as many of values.
+fn work<B: Buffers + ?Sized>(x: &TensorMut<'_, B>, len: usize) -> Work {
+    match x {
+        TensorMut::Acc(_) => Work::moved(3 * len, 0, 0),
+        TensorMut::Compute(_) => Work::moved(len, 2 * len, 0),
+    }
 }
 
 operations! {

@@ -1,7 +1,7 @@
 //! Embedding: a row is that of its token in the table, or that of its number in its run's soft prompt (Lester et al. 2021).
 
 use super::check::{below, need};
-use super::{Op, operations};
+use super::{Op, Work, operations};
 use crate::backend::{Buffers, DevicePack, Len};
 use crate::pack::{Pack, Token};
 
@@ -28,6 +28,11 @@ impl PromptSite {
             need(op, "prompt", params, (run + 1) * self.stride);
         }
     }
+}
+
+/// Rows of a pack that are virtual tokens.
+fn virtual_rows(pack: &Pack) -> usize {
+    pack.tokens().iter().filter(|token| matches!(token, Token::Virtual(_))).count()
 }
 
 /// `out [N, E] =` the table's row of each token times `scale`, rounded to the compute dtype, or for virtual token `p` of run
@@ -63,6 +68,12 @@ impl<B: Buffers + ?Sized> Op for EmbedFwd<'_, B> {
             site.check(op, pack, self.width, params.len());
         }
     }
+
+    fn work(&self) -> Work {
+        let pack = self.pack.host();
+        let (rows, soft) = (pack.len(), virtual_rows(pack));
+        Work::moved((rows + soft) * self.width, 0, (rows - soft) * self.width)
+    }
 }
 
 /// `d_prompt [runs, stride] +=` the rows of `d_out [N, E]` at virtual tokens, in row order.
@@ -86,6 +97,10 @@ impl<B: Buffers + ?Sized> Op for EmbedBwdPrompt<'_, B> {
         let pack = self.pack.host();
         need(Self::NAME, "d_out", self.d_out.len(), pack.len() * self.width);
         self.site.check(Self::NAME, pack, self.width, self.d_prompt.len());
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(3 * virtual_rows(self.pack.host()) * self.width, 0, 0)
     }
 }
 
@@ -117,6 +132,11 @@ impl<B: Buffers + ?Sized> Op for EmbedBwdTable<'_, B> {
                 need(Self::NAME, "d_table", self.d_table.len(), self.offset + (*id as usize + 1) * self.width);
             }
         }
+    }
+
+    fn work(&self) -> Work {
+        let pack = self.pack.host();
+        Work::moved(3 * (pack.len() - virtual_rows(pack)) * self.width, 0, 0)
     }
 }
 

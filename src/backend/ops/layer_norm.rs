@@ -3,7 +3,7 @@
 //! Backward, with `g = d_out * weight` and `n = (x - mean) * rstd`: `d_x = rstd * (g - mean(g) - n * mean(g * n))`.
 
 use super::check::{need, needs, same};
-use super::{Op, operations};
+use super::{Op, Work, operations};
 use crate::backend::{Buffers, Len};
 
 /// `out [N, C] =`, `mean [N] =`, `rstd [N] =`.
@@ -37,6 +37,10 @@ impl<B: Buffers + ?Sized> Op for LayerNormFwd<'_, B> {
         same(Self::NAME, "the weight's length", self.weight.len(), self.width);
         same(Self::NAME, "the bias's length", self.bias.len(), self.width);
     }
+
+    fn work(&self) -> Work {
+        Work::moved(self.rows * (self.width + 2), self.rows * self.width, 2 * self.width)
+    }
 }
 
 /// `d_x [N, C] +=` the gradient through the norm of `d_out [N, C]`.
@@ -68,6 +72,10 @@ impl<B: Buffers + ?Sized> Op for LayerNormBwd<'_, B> {
         needs(Self::NAME, self.rows, &[("mean", self.mean.len()), ("rstd", self.rstd.len())]);
         same(Self::NAME, "the weight's length", self.weight.len(), self.width);
     }
+
+    fn work(&self) -> Work {
+        Work::moved(self.rows * (4 * self.width + 2), 0, self.width)
+    }
 }
 
 /// `d_affine [2, C] (from element `offset` on) +=` the gradient of the weight, the sum over rows of `d_out * (x - mean) *
@@ -98,6 +106,10 @@ impl<B: Buffers + ?Sized> Op for LayerNormBwdAffine<'_, B> {
         need(Self::NAME, "d_affine", self.d_affine.len(), self.offset + 2 * self.width);
         needs(Self::NAME, self.rows * self.width, &[("d_out", self.d_out.len()), ("x", self.x.len())]);
         needs(Self::NAME, self.rows, &[("mean", self.mean.len()), ("rstd", self.rstd.len())]);
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(self.rows * (2 * self.width + 2) + 4 * self.width, 0, 0)
     }
 }
 

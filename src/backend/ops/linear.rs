@@ -1,7 +1,7 @@
 //! Linear maps: `out = x weight^T + bias`, and the gradients of input, weight and bias.
 
 use super::check::{need, same};
-use super::{Op, operations};
+use super::{Op, Work, operations};
 use crate::backend::{Buffers, Len};
 
 /// Rows, input width and output width of a matrix product.
@@ -53,6 +53,12 @@ impl<B: Buffers + ?Sized> Op for LinearFwd<'_, B> {
         same(Self::NAME, "the bias's length", bias, self.dims.output);
     }
 
+    fn work(&self) -> Work {
+        let LinearDims { rows, input, output } = self.dims;
+        let bias = self.bias.map_or(0, |bias| bias.len());
+        Work::moved(0, rows * (input + output), self.weight.len() + bias).multiplied(self.multiply_adds())
+    }
+
     fn multiply_adds(&self) -> u64 {
         self.dims.multiply_adds()
     }
@@ -79,6 +85,12 @@ impl<B: Buffers + ?Sized> Op for LinearBwdInput<'_, B> {
         need(Self::NAME, "d_x", self.d_x.len(), self.dims.rows * self.dims.input);
         need(Self::NAME, "d_out", self.d_out.len(), self.dims.rows * self.dims.output);
         same(Self::NAME, "the weight's length", self.weight.len(), self.dims.output * self.dims.input);
+    }
+
+    fn work(&self) -> Work {
+        let LinearDims { rows, input, output } = self.dims;
+        let d_x = rows * input * if self.accumulate { 2 } else { 1 };
+        Work::moved(d_x, rows * output, self.weight.len()).multiplied(self.multiply_adds())
     }
 
     fn multiply_adds(&self) -> u64 {
@@ -109,6 +121,11 @@ impl<B: Buffers + ?Sized> Op for LinearBwdWeight<'_, B> {
         need(Self::NAME, "x", self.x.len(), self.dims.rows * self.dims.input);
     }
 
+    fn work(&self) -> Work {
+        let LinearDims { rows, input, output } = self.dims;
+        Work::moved(2 * output * input, rows * (input + output), 0).multiplied(self.multiply_adds())
+    }
+
     fn multiply_adds(&self) -> u64 {
         self.dims.multiply_adds()
     }
@@ -134,6 +151,10 @@ impl<B: Buffers + ?Sized> Op for LinearBwdBias<'_, B> {
     fn check(&self) {
         need(Self::NAME, "d_bias", self.d_bias.len(), self.offset + self.output);
         need(Self::NAME, "d_out", self.d_out.len(), self.rows * self.output);
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(2 * self.output, self.rows * self.output, 0)
     }
 }
 

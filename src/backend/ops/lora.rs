@@ -2,8 +2,10 @@
 //!
 //! `y += scale * B A dropout(x)`. All runs' A and B lie in one flat buffer `[runs, stride]`.
 
+use std::collections::HashSet;
+
 use super::check::{need, needs, runs};
-use super::{Op, operations};
+use super::{Op, Work, operations};
 use crate::backend::{Buffers, DevicePack, Len};
 use crate::pack::Pack;
 
@@ -51,6 +53,13 @@ pub struct LoraSite {
 }
 
 impl LoraSite {
+    /// Rows of a pack that pass through it, and runs that they are of.
+    fn adapted(self, pack: &Pack) -> (usize, usize) {
+        let of_site = || pack.runs().iter().filter(|(run, _)| self.runs.contains(*run));
+        let runs: HashSet<usize> = of_site().map(|(run, _)| *run).collect();
+        (of_site().map(|(_, rows)| rows.len()).sum(), runs.len())
+    }
+
     /// Asserts that the site lies within a run, and the runs of a pack within `params` elements.
     #[track_caller]
     fn check(self, op: &'static str, pack: &Pack, params: usize) {
@@ -113,6 +122,13 @@ impl<B: Buffers + ?Sized> Op for LoraFwd<'_, B> {
         need(op, "xa", self.xa.len(), pack.len() * site.rank);
         need(op, "x", self.x.len(), pack.len() * site.input);
     }
+
+    fn work(&self) -> Work {
+        let (pack, LoraSite { rank, input, output, .. }) = (self.pack.host(), self.site);
+        let (rows, runs) = self.site.adapted(pack);
+        let acc = (pack.len() + rows) * rank + runs * rank * (input + output);
+        Work::moved(acc, rows * (input + 2 * output), 0).multiplied((rows * rank * (input + output)) as u64)
+    }
 }
 
 /// `d_params [runs, stride] +=` the gradients of A and B, `d_x [N, input] +=` that of the input, from `d_y [N, output]`.
@@ -152,6 +168,15 @@ impl<B: Buffers + ?Sized> Op for LoraBwd<'_, B> {
         need(op, "d_y", self.d_y.len(), pack.len() * site.output);
         need(op, "xa", self.xa.len(), pack.len() * site.rank);
     }
+
+    fn work(&self) -> Work {
+        let LoraSite { rank, input, output, .. } = self.site;
+        let (rows, runs) = self.site.adapted(self.pack.host());
+        let d_x = if self.d_x.is_some() { input } else { 0 };
+        let acc = 3 * runs * rank * (input + output) + rows * (rank + 2 * d_x);
+        let products = rows * rank * (2 * output + input + d_x);
+        Work::moved(acc, rows * (input + output), 0).multiplied(products as u64)
+    }
 }
 
 /// `out [N, output] = scale * B xa`: what the adapter adds, for captures; 0 for rows of the base model and of other runs.
@@ -176,6 +201,13 @@ impl<B: Buffers + ?Sized> Op for LoraDelta<'_, B> {
         site.check(op, pack, self.params.len());
         need(op, "out", self.out.len(), pack.len() * site.output);
         need(op, "xa", self.xa.len(), pack.len() * site.rank);
+    }
+
+    fn work(&self) -> Work {
+        let (pack, LoraSite { rank, output, .. }) = (self.pack.host(), self.site);
+        let (rows, runs) = self.site.adapted(pack);
+        let acc = pack.len() * output + rows * rank + runs * rank * output;
+        Work::moved(acc, 0, 0).multiplied((rows * rank * output) as u64)
     }
 }
 

@@ -41,7 +41,7 @@ pub use rms_norm::{
 pub use rope::{RopeBwd, RopeFwd, RopeOps};
 pub use rows::{Cast, GatherAcc, GatherCompute, KvAppend, ResidualFwd, RowOps, ScatterAdd, Widen, Zero};
 
-pub use super::op::Op;
+pub use super::op::{Op, Work};
 
 /// Makes the trait of a file's operations and implements it for the null device.
 macro_rules! operations {

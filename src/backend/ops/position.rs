@@ -1,7 +1,7 @@
 //! Learned position embedding (Gehring et al. 2017): a row of a table is added at each position.
 
 use super::check::need;
-use super::{Op, operations};
+use super::{Op, Work, operations};
 use crate::backend::{Buffers, DevicePack, Len};
 
 /// `x [N, C] += table [_, C]` at `first +` the row's position.
@@ -25,6 +25,11 @@ impl<B: Buffers + ?Sized> Op for PositionFwd<'_, B> {
         let pack = self.pack.host();
         need(Self::NAME, "x", self.x.len(), pack.len() * self.width);
         need(Self::NAME, "table", self.table.len(), (self.first + pack.longest()) * self.width);
+    }
+
+    fn work(&self) -> Work {
+        let len = self.pack.host().len() * self.width;
+        Work::moved(2 * len, 0, len)
     }
 }
 
@@ -52,6 +57,10 @@ impl<B: Buffers + ?Sized> Op for PositionBwdTable<'_, B> {
         need(Self::NAME, "d_x", self.d_x.len(), pack.len() * self.width);
         let rows = self.first + pack.longest();
         need(Self::NAME, "d_table", self.d_table.len(), self.offset + rows * self.width);
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(3 * self.pack.host().len() * self.width, 0, 0)
     }
 }
 

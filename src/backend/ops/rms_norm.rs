@@ -7,7 +7,7 @@
 //! queries, or every single one, whose rows are then heads, by `rms_norm_compute_fwd` and its like.
 
 use super::check::{need, needs, same};
-use super::{Op, operations};
+use super::{Op, Work, operations};
 use crate::arch::RmsWeight;
 use crate::backend::{Buffers, Len};
 
@@ -38,6 +38,10 @@ impl<B: Buffers + ?Sized> Op for RmsNormFwd<'_, B> {
         needs(Self::NAME, self.rows * self.width, &[("out", self.out.len()), ("x", self.x.len())]);
         need(Self::NAME, "rstd", self.rstd.len(), self.rows);
         same(Self::NAME, "the weight's length", self.weight.len(), self.width);
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(self.rows * (self.width + 1), self.rows * self.width, self.width)
     }
 }
 
@@ -70,6 +74,10 @@ impl<B: Buffers + ?Sized> Op for RmsNormBwd<'_, B> {
         need(Self::NAME, "rstd", self.rstd.len(), self.rows);
         same(Self::NAME, "the weight's length", self.weight.len(), self.width);
     }
+
+    fn work(&self) -> Work {
+        Work::moved(self.rows * (4 * self.width + 1), 0, self.width)
+    }
 }
 
 /// `d_weight [C] (from element `offset` on) +=` the sum over rows of `d_out * x * rstd`, in row order.
@@ -97,6 +105,10 @@ impl<B: Buffers + ?Sized> Op for RmsNormBwdWeight<'_, B> {
         need(Self::NAME, "d_weight", self.d_weight.len(), self.offset + self.width);
         needs(Self::NAME, self.rows * self.width, &[("d_out", self.d_out.len()), ("x", self.x.len())]);
         need(Self::NAME, "rstd", self.rstd.len(), self.rows);
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(self.rows * (2 * self.width + 1) + 2 * self.width, 0, 0)
     }
 }
 
@@ -128,6 +140,10 @@ impl<B: Buffers + ?Sized> Op for RmsNormComputeFwd<'_, B> {
         need(Self::NAME, "rstd", self.rstd.len(), self.rows);
         same(Self::NAME, "the weight's length", self.weight.len(), self.width);
     }
+
+    fn work(&self) -> Work {
+        Work::moved(self.rows, 2 * self.rows * self.width, self.width)
+    }
 }
 
 /// `d_x [N, C] =` the gradient of the input: `d_x`, which holds that of the output on entry, through the norm.
@@ -156,6 +172,10 @@ impl<B: Buffers + ?Sized> Op for RmsNormComputeBwd<'_, B> {
         need(Self::NAME, "rstd", self.rstd.len(), self.rows);
         same(Self::NAME, "the weight's length", self.weight.len(), self.width);
     }
+
+    fn work(&self) -> Work {
+        Work::moved(self.rows, 3 * self.rows * self.width, self.width)
+    }
 }
 
 /// `d_weight [C] (from element `offset` on) +=` the sum over rows of `d_out * x * rstd`, in row order.
@@ -183,6 +203,10 @@ impl<B: Buffers + ?Sized> Op for RmsNormComputeBwdWeight<'_, B> {
         need(Self::NAME, "d_weight", self.d_weight.len(), self.offset + self.width);
         needs(Self::NAME, self.rows * self.width, &[("d_out", self.d_out.len()), ("x", self.x.len())]);
         need(Self::NAME, "rstd", self.rstd.len(), self.rows);
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(self.rows + 2 * self.width, 2 * self.rows * self.width, 0)
     }
 }
 

@@ -3,13 +3,18 @@
 //! elements pass through.
 
 use super::check::{need, needs, same};
-use super::{Op, operations};
+use super::{Op, Work, operations};
 use crate::backend::{Buffers, DevicePack, Len};
 
 #[track_caller]
 fn check_rotary(op: &'static str, rotary_dim: usize, head_dim: usize) {
     same(op, "the rotated width modulo 2", rotary_dim % 2, 0);
     need(op, "a head", head_dim, rotary_dim);
+}
+
+/// Of rows that are read and written, and an angle's cosine and sine for every pair of a head, once a row.
+fn rotated(rows: usize, width: usize, rotary_dim: usize) -> Work {
+    Work::moved(rows * rotary_dim, 2 * rows * width, 0)
 }
 
 /// `out [N, heads, D] =` the rotated `x`.
@@ -40,6 +45,10 @@ impl<B: Buffers + ?Sized> Op for RopeFwd<'_, B> {
         needs(Self::NAME, len, &[("out", self.out.len()), ("x", self.x.len())]);
         need(Self::NAME, "cos_sin", self.cos_sin.len(), pack.longest() * self.rotary_dim);
     }
+
+    fn work(&self) -> Work {
+        rotated(self.pack.host().len(), self.heads * self.head_dim, self.rotary_dim)
+    }
 }
 
 /// `d_x [N, heads, D] =` the gradient of the input: `d_x`, which holds that of the output on entry, rotated back.
@@ -66,6 +75,10 @@ impl<B: Buffers + ?Sized> Op for RopeBwd<'_, B> {
         check_rotary(Self::NAME, self.rotary_dim, self.head_dim);
         need(Self::NAME, "d_x", self.d_x.len(), pack.len() * self.heads * self.head_dim);
         need(Self::NAME, "cos_sin", self.cos_sin.len(), pack.longest() * self.rotary_dim);
+    }
+
+    fn work(&self) -> Work {
+        rotated(self.pack.host().len(), self.heads * self.head_dim, self.rotary_dim)
     }
 }
 

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::check::{need, needs, selected};
-use super::{Op, operations};
-use crate::backend::{Buffers, Len};
+use super::{Op, Work, operations};
+use crate::backend::{Buffers, DeviceIndex, Len};
 
 /// `x = 0`, all of it.
 pub struct Zero<'a, B: Buffers + ?Sized> {
@@ -16,6 +16,10 @@ impl<B: Buffers + ?Sized> Op for Zero<'_, B> {
     const NAME: &'static str = "zero";
 
     fn check(&self) {}
+
+    fn work(&self) -> Work {
+        Work::moved(self.x.len(), 0, 0)
+    }
 }
 
 /// `out [len] = x`, rounded to the compute dtype.
@@ -34,6 +38,10 @@ impl<B: Buffers + ?Sized> Op for Cast<'_, B> {
     fn check(&self) {
         needs(Self::NAME, self.len, &[("out", self.out.len()), ("x", self.x.len())]);
     }
+
+    fn work(&self) -> Work {
+        Work::moved(self.len, self.len, 0)
+    }
 }
 
 /// `out [len] = x`, exactly.
@@ -51,6 +59,10 @@ impl<B: Buffers + ?Sized> Op for Widen<'_, B> {
 
     fn check(&self) {
         needs(Self::NAME, self.len, &[("out", self.out.len()), ("x", self.x.len())]);
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(self.len, self.len, 0)
     }
 }
 
@@ -73,6 +85,10 @@ impl<B: Buffers + ?Sized> Op for ResidualFwd<'_, B> {
         let buffers = [("out", self.out.len()), ("a", self.a.len()), ("b", self.b.len())];
         needs(Self::NAME, self.len, &buffers);
     }
+
+    fn work(&self) -> Work {
+        Work::moved(2 * self.len, self.len, 0)
+    }
 }
 
 /// `out [M, width] = x [N, width]` at `rows [M]`, in the compute dtype.
@@ -92,6 +108,10 @@ impl<B: Buffers + ?Sized> Op for GatherCompute<'_, B> {
 
     fn check(&self) {
         selected::<B>(Self::NAME, [self.x.len(), self.out.len()], self.rows, self.width);
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(0, 2 * self.rows.len() * self.width, 0)
     }
 }
 
@@ -113,6 +133,10 @@ impl<B: Buffers + ?Sized> Op for GatherAcc<'_, B> {
     fn check(&self) {
         selected::<B>(Self::NAME, [self.x.len(), self.out.len()], self.rows, self.width);
     }
+
+    fn work(&self) -> Work {
+        Work::moved(2 * self.rows.len() * self.width, 0, 0)
+    }
 }
 
 /// Backward of the gathers: `d_x [N, width] += d_out [M, width]` at `rows [M]`, which may repeat; added in the order of
@@ -133,6 +157,10 @@ impl<B: Buffers + ?Sized> Op for ScatterAdd<'_, B> {
 
     fn check(&self) {
         selected::<B>(Self::NAME, [self.d_x.len(), self.d_out.len()], self.rows, self.width);
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(3 * self.rows.len() * self.width, 0, 0)
     }
 }
 
@@ -156,6 +184,10 @@ impl<B: Buffers + ?Sized> Op for KvAppend<'_, B> {
     fn check(&self) {
         need(Self::NAME, "cache", self.cache.len(), (self.to + self.from.len()) * self.width);
         need(Self::NAME, "x", self.x.len(), self.from.end * self.width);
+    }
+
+    fn work(&self) -> Work {
+        Work::moved(0, 2 * self.from.len() * self.width, 0)
     }
 }
 

@@ -1,10 +1,12 @@
 //! Flags that several commands share: device, model, LoRA.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::backend::profile::Recorder;
 use crate::task::Task;
 
 /// What `--model` takes.
@@ -61,6 +63,21 @@ impl std::str::FromStr for Device {
     }
 }
 
+/// A file for a profile, and what is recorded for it.
+#[derive(Clone, Debug)]
+pub struct ProfileArg {
+    /// Where it is written.
+    pub path: PathBuf,
+    /// Where every device of the command records.
+    pub recorder: Recorder,
+}
+
+impl From<OsString> for ProfileArg {
+    fn from(path: OsString) -> Self {
+        Self { path: path.into(), recorder: Recorder::default() }
+    }
+}
+
 /// The dtype of the matrix products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -92,6 +109,11 @@ pub struct CommonArgs {
     /// Number of CPU threads [default: all].
     #[arg(long, help_heading = "Running")]
     pub threads: Option<usize>,
+    /// Write what was computed, operation by operation, as a trace for Perfetto or chrome://tracing, and print a table of times
+    /// on stderr.
+    #[arg(long, value_name = "FILE", help_heading = "Running")]
+    #[serde(skip)]
+    pub profile: Option<ProfileArg>,
     /// Print results as JSON on stdout.
     #[arg(long, help_heading = "Running")]
     #[serde(skip)]

@@ -14,8 +14,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <deque>
 #include <map>
+#include <memory>
 #include <mutex>
 
 enum {
@@ -27,6 +29,7 @@ enum {
     INVALID_IMAGE = 200,
     NO_BINARY_FOR_GPU = 209,
     INVALID_CONTEXT = 201,
+    INVALID_HANDLE = 400,
     NOT_FOUND = 500,
     NOT_READY = 600,
     ILLEGAL_ADDRESS = 700,
@@ -55,6 +58,8 @@ struct Event {
     Stream* stream = nullptr;
     uint64_t place = 0;
     struct Graph* graph = nullptr;  // if it was recorded into one
+    bool timed = false;
+    std::shared_ptr<double> milliseconds{};  // of this machine's clock, once the stream is past it
 };
 struct Item {
     Operation operation;
@@ -259,9 +264,11 @@ API cuStreamWaitEvent(void* handle, void* event_handle, unsigned) {
     }
     return OK;
 }
-API cuEventCreate(void** event, unsigned) {
+API cuEventCreate(void** event, unsigned flags) {
     NEED_CONTEXT;
-    *event = new Event;
+    Event* made = new Event;
+    made->timed = !(flags & 2);
+    *event = made;
     return OK;
 }
 API cuEventDestroy_v2(void* event) {
@@ -274,7 +281,11 @@ API cuEventRecord(void* handle, void* stream) {
     event->stream = stream_of(stream);
     event->graph = event->stream->recording;
     if (event->graph) return OK;
-    int result = put(stream, nullptr);
+    auto time = event->milliseconds = std::make_shared<double>(-1);
+    int result = put(stream, [time] {
+        auto now = std::chrono::steady_clock::now().time_since_epoch();
+        *time = std::chrono::duration<double, std::milli>(now).count();
+    });
     event->place = event->stream->issued;
     return result;
 }
@@ -283,6 +294,14 @@ API cuEventQuery(void* handle) {
     Event* event = static_cast<Event*>(handle);
     if (event->graph) return CAPTURED_EVENT;
     return event->stream && event->stream->done < event->place ? NOT_READY : OK;
+}
+API cuEventElapsedTime_v2(float* milliseconds, void* start_handle, void* end_handle) {
+    NEED_CONTEXT;
+    Event *start = static_cast<Event*>(start_handle), *end = static_cast<Event*>(end_handle);
+    if (!start->timed || !end->timed || !start->milliseconds || !end->milliseconds) return INVALID_HANDLE;
+    if (*start->milliseconds < 0 || *end->milliseconds < 0) return NOT_READY;
+    *milliseconds = *end->milliseconds - *start->milliseconds;
+    return OK;
 }
 API cuEventSynchronize(void* handle) {
     NEED_CONTEXT;

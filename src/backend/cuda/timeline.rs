@@ -1,0 +1,133 @@
+//! When the device worked at each operation: two events of the stream of work around its commands.
+//!
+//! The inside of a graph has no events that could be read, so commands go to the stream one by one while it is recorded:
+//! steps so short that launches have gaps between them have them in the profile too.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaEvent, result};
+
+use super::driver::Device;
+use super::queue::{Command, Issuer, LaunchError};
+use crate::backend::ops::Op;
+use crate::backend::profile::{Recorder, Span};
+
+/// Operations whose events are not read yet, at most: a driver has many events, but not any number.
+const PENDING: usize = 1 << 12;
+
+/// An operation on the command list.
+#[derive(Clone, Copy)]
+struct Mark {
+    /// Its first command, unless it has none.
+    first: usize,
+    span: Span,
+}
+
+/// An operation that was submitted.
+struct Timed {
+    span: Span,
+    start: CudaEvent,
+    end: CudaEvent,
+}
+
+/// What is recorded of a device.
+pub struct Timeline {
+    recorder: Recorder,
+    device: Arc<Device>,
+    element_sizes: (usize, usize),
+    marks: Vec<Mark>,
+    pending: Vec<Timed>,
+    /// The last event that was read, and the recorder's nanoseconds of it.
+    last: (CudaEvent, u64),
+}
+
+impl Timeline {
+    /// Of a device with elements of these sizes.
+    ///
+    /// # Errors
+    /// Of the driver.
+    pub fn new(
+        device: Arc<Device>,
+        recorder: Recorder,
+        element_sizes: (usize, usize),
+    ) -> Result<Self, result::DriverError> {
+        // The clocks are compared where the device has nothing to do.
+        device.synchronize()?;
+        let origin = device.new_timed_event()?;
+        origin.record(device.stream())?;
+        origin.synchronize()?;
+        let last = (origin, recorder.now());
+        Ok(Self { recorder, device, element_sizes, marks: Vec::new(), pending: Vec::new(), last })
+    }
+
+    /// Notes that an operation begins, whose first command will be number `first` of the list.
+    pub fn mark<O: Op>(&mut self, op: &O, first: usize) {
+        let work = op.work();
+        let bytes = work.bytes(self.element_sizes);
+        self.marks.push(Mark { first, span: Span { op: O::NAME, start: 0, nanos: 0, flops: work.flops, bytes } });
+    }
+
+    /// Notes that the list has only `len` commands left.
+    pub fn shortened(&mut self, len: usize) {
+        self.marks.iter_mut().for_each(|mark| mark.first = mark.first.min(len));
+    }
+
+    /// Submits the list, whose operations end where the next begins. An operation without a command was nothing to do, or is
+    /// done by the next: its work counts as that one's.
+    pub fn issue(&mut self, issuer: &Issuer<'_>, commands: &[Command], blocking: bool) -> Result<(), LaunchError> {
+        let mut marks = std::mem::take(&mut self.marks).into_iter().peekable();
+        let mut at = 0;
+        while at < commands.len() {
+            let op = commands[at].op;
+            let mut span = Span { op, start: 0, nanos: 0, flops: 0, bytes: 0 };
+            while let Some(mark) = marks.next_if(|mark| mark.first <= at) {
+                span.flops += mark.span.flops;
+                span.bytes += mark.span.bytes;
+            }
+            // Commands of another name, such as readbacks, come between the operations.
+            let next = marks.peek().map_or(commands.len(), |mark| mark.first.min(commands.len()));
+            let same = commands[at..next].iter().take_while(|command| command.op == op).count();
+            self.timed(span, issuer, &commands[at..at + same])?;
+            if blocking {
+                self.device.synchronize().map_err(|e| LaunchError::new(op, e))?;
+            }
+            at += same;
+        }
+        // An operation may submit what is before it, and only then begin.
+        self.marks.extend(marks.map(|mark| Mark { first: 0, ..mark }));
+        if self.pending.len() >= PENDING {
+            self.collect();
+        }
+        Ok(())
+    }
+
+    fn timed(&mut self, span: Span, issuer: &Issuer<'_>, commands: &[Command]) -> Result<(), LaunchError> {
+        let failed = |e| LaunchError::new(span.op, e);
+        let event = || {
+            let event = self.device.new_timed_event()?;
+            event.record(self.device.stream()).map(|()| event)
+        };
+        let start = event().map_err(failed)?;
+        issuer.issue(commands)?;
+        let end = event().map_err(failed)?;
+        self.pending.push(Timed { span, start, end });
+        Ok(())
+    }
+
+    /// Drops what is marked and not submitted.
+    pub fn clear(&mut self) {
+        self.marks.clear();
+    }
+
+    /// Reads the times of what was submitted, for which it waits. A device that fails has none.
+    pub fn collect(&mut self) {
+        for Timed { span, start, end } in self.pending.drain(..) {
+            let times = (self.last.0.elapsed_ms(&start)).and_then(|before| Ok((before, start.elapsed_ms(&end)?)));
+            let Ok((before, took)) = times else { continue };
+            let nanos = |ms: f32| (f64::from(ms).max(0.0) * 1e6).round() as u64;
+            let span = Span { start: self.last.1 + nanos(before), nanos: nanos(took), ..span };
+            self.last = (end, span.start + span.nanos);
+            self.recorder.add(span);
+        }
+    }
+}

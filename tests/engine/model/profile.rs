@@ -31,7 +31,7 @@ fn step<B: Backend>(b: &mut B, ready: impl FnOnce(&mut B)) {
     ready(b);
     model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
     let request = GradientRequest { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
-    model.backward(b, &acts, &mut grads, &input, &labels, request);
+    model.backward(b, &mut acts, &mut grads, &input, &labels, request);
 }
 
 fn profile() -> Profile {

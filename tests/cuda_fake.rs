@@ -13,12 +13,13 @@ mod edits;
 mod families;
 #[path = "support/ops/mod.rs"]
 mod ops;
+#[path = "fake/profile.rs"]
+mod profile;
 #[path = "fake/soundness.rs"]
 mod soundness;
 #[path = "support/mod.rs"]
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -321,51 +322,6 @@ fn training_is_that_of_the_cpu() {
         assert_eq!(a.len(), 4);
         a.iter().zip(&b).for_each(|(a, b)| assert!((a - b).abs() < 1e-4 * a.abs(), "losses {a} and {b}"));
     }
-}
-
-/// Floating-point operations by operation, of the trace that a command on a device has written.
-fn profiled(path: &Path) -> BTreeMap<String, (u64, u64)> {
-    let trace: Value = serde_json::from_slice(&fs::read(path).expect("a trace")).expect("JSON");
-    let mut totals = BTreeMap::new();
-    let mut end = 0.0;
-    for event in trace["traceEvents"].as_array().expect("events") {
-        if event["ph"] == "X" && event["tid"] == 0 {
-            let [start, took] = ["ts", "dur"].map(|key| event[key].as_f64().expect("a time"));
-            assert!(start >= end - 1e-3 && took >= 0.0, "{event} before {end}");
-            end = start + took;
-            let total: &mut (u64, u64) = totals.entry(event["name"].as_str().expect("a name").to_owned()).or_default();
-            let [flops, bytes] = ["flops", "bytes"].map(|key| event["args"][key].as_u64().expect("a count"));
-            *total = (total.0 + flops, total.1 + bytes);
-        }
-    }
-    totals
-}
-
-/// By the device's own events, of which the driver has the times.
-#[test]
-fn profile_has_the_work_of_the_cpus_and_changes_nothing() {
-    let dir = workplace(safetensors::Dtype::F32);
-    let plain = format!("{TRAIN} --device cuda:0 --out {{}}/plain");
-    succeed(&mut program(dir.path(), &plain));
-    let [cpu, cuda] = ["cpu", "cuda:0"].map(|device| {
-        let name = &device[..3];
-        let line = format!("{TRAIN} --device {device} --out {{}}/{name} --profile {{}}/{name}.json");
-        succeed(&mut program(dir.path(), &line));
-        profiled(&dir.path().join(name).with_extension("json"))
-    });
-    let flops = |totals: &BTreeMap<String, (u64, u64)>| {
-        let products = totals.iter().filter(|(_, (flops, _))| *flops > 0);
-        products.map(|(op, (flops, _))| (op.clone(), *flops)).collect::<Vec<_>>()
-    };
-    assert_eq!(flops(&cpu), flops(&cuda));
-    // A sum that the next norm makes in its own kernel is that norm's work.
-    let bytes = |totals: &BTreeMap<String, (u64, u64)>, op: &str| totals.get(op).map_or(0, |(_, bytes)| *bytes);
-    let summed = |totals| bytes(totals, "rms_norm_fwd") + bytes(totals, "residual_fwd");
-    assert_eq!(summed(&cpu), summed(&cuda));
-    assert!(bytes(&cuda, "residual_fwd") < bytes(&cpu, "residual_fwd"), "no sum was fused");
-    assert_eq!(bytes(&cpu, "adamw"), bytes(&cuda, "adamw"));
-    let file = |folder: &str| dir.path().join(folder).join("adapter_model.safetensors");
-    assert_eq!(fs::read(file("plain")).expect("an adapter"), fs::read(file("cud")).expect("an adapter"));
 }
 
 /// A grid whose runs differ in rank, scale and modules, evaluated.

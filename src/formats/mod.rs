@@ -53,6 +53,7 @@ pub mod tfevents;
 pub mod tokenizer;
 #[forbid(unsafe_code)]
 pub mod torch;
+#[forbid(unsafe_code)]
 pub mod trace_events;
 #[forbid(unsafe_code)]
 pub mod yaml;

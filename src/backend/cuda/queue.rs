@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaGraph, result, sys};
@@ -112,8 +113,7 @@ pub struct LaunchError {
 }
 
 impl LaunchError {
-    /// Of the driver.
-    pub fn new(op: &'static str, e: result::DriverError) -> Self {
+    fn new(op: &'static str, e: result::DriverError) -> Self {
         Self { op, message: message(e) }
     }
 }
@@ -233,7 +233,14 @@ impl Queue {
     fn submit_list(&mut self, commands: Vec<Command>, blas: &Blas) -> Result<(), LaunchError> {
         let issuer = Issuer { device: &self.device, fork: &self.fork, blas };
         if let Some(timeline) = &mut self.timeline {
-            return timeline.issue(&issuer, &commands, self.blocking);
+            let (ops, blocking) = (commands.iter().map(|command| command.op).collect::<Vec<_>>(), self.blocking);
+            let submit = |range: Range<usize>| {
+                let last = ops[range.end - 1];
+                issuer.issue(&commands[range])?;
+                let waited = if blocking { self.device.synchronize() } else { Ok(()) };
+                waited.map_err(|e| LaunchError::new(last, e))
+            };
+            return timeline.issue(&ops, submit, LaunchError::new);
         }
         if self.blocking {
             for command in &commands {
@@ -278,7 +285,7 @@ struct CopyFork {
 }
 
 /// Puts commands on the stream, whose context is current.
-pub struct Issuer<'a> {
+struct Issuer<'a> {
     device: &'a Device,
     fork: &'a CopyFork,
     blas: &'a Blas,
@@ -287,7 +294,7 @@ pub struct Issuer<'a> {
 impl Issuer<'_> {
     /// The commands in order. The copy stream comes back on every path: the memory of what it copies is reused in the
     /// order of the stream of work.
-    pub fn issue(&self, commands: &[Command]) -> Result<(), LaunchError> {
+    fn issue(&self, commands: &[Command]) -> Result<(), LaunchError> {
         let mut forked = None;
         let mut issued = Ok(());
         for Command { op, action } in commands {

@@ -3,12 +3,12 @@
 //! The inside of a graph has no events that could be read, so commands go to the stream one by one while it is recorded:
 //! steps so short that launches have gaps between them have them in the profile too.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, result};
 
 use super::driver::Device;
-use super::queue::{Command, Issuer, LaunchError};
 use crate::backend::ops::Op;
 use crate::backend::profile::{Recorder, Span};
 
@@ -72,13 +72,22 @@ impl Timeline {
         self.marks.iter_mut().for_each(|mark| mark.first = mark.first.min(len));
     }
 
-    /// Submits the list, whose operations end where the next begins. An operation without a command was nothing to do, or is
-    /// done by the next: its work counts as that one's.
-    pub fn issue(&mut self, issuer: &Issuer<'_>, commands: &[Command], blocking: bool) -> Result<(), LaunchError> {
+    /// Submits a list, of whose commands these are the operations' names, by `submit`, which is given some of them at a time;
+    /// `failed` says what the driver has refused. An operation ends where the next begins. One without a command was nothing
+    /// to do, or is done by the next: its work counts as that one's.
+    ///
+    /// # Errors
+    /// The first.
+    pub fn issue<E>(
+        &mut self,
+        commands: &[&'static str],
+        submit: impl Fn(Range<usize>) -> Result<(), E>,
+        failed: impl Fn(&'static str, result::DriverError) -> E,
+    ) -> Result<(), E> {
         let mut marks = std::mem::take(&mut self.marks).into_iter().peekable();
         let mut at = 0;
         while at < commands.len() {
-            let op = commands[at].op;
+            let op = commands[at];
             let mut span = Span { op, start: 0, nanos: 0, flops: 0, bytes: 0 };
             while let Some(mark) = marks.next_if(|mark| mark.first <= at) {
                 span.flops += mark.span.flops;
@@ -86,12 +95,12 @@ impl Timeline {
             }
             // Commands of another name, such as readbacks, come between the operations.
             let next = marks.peek().map_or(commands.len(), |mark| mark.first.min(commands.len()));
-            let same = commands[at..next].iter().take_while(|command| command.op == op).count();
-            self.timed(span, issuer, &commands[at..at + same])?;
-            if blocking {
-                self.device.synchronize().map_err(|e| LaunchError::new(op, e))?;
-            }
-            at += same;
+            let end = at + commands[at..next].iter().take_while(|command| **command == op).count();
+            let start = self.event().map_err(|e| failed(op, e))?;
+            submit(at..end)?;
+            let end_event = self.event().map_err(|e| failed(op, e))?;
+            self.pending.push(Timed { span, start, end: end_event });
+            at = end;
         }
         // An operation may submit what is before it, and only then begin.
         self.marks.extend(marks.map(|mark| Mark { first: 0, ..mark }));
@@ -101,17 +110,11 @@ impl Timeline {
         Ok(())
     }
 
-    fn timed(&mut self, span: Span, issuer: &Issuer<'_>, commands: &[Command]) -> Result<(), LaunchError> {
-        let failed = |e| LaunchError::new(span.op, e);
-        let event = || {
-            let event = self.device.new_timed_event()?;
-            event.record(self.device.stream()).map(|()| event)
-        };
-        let start = event().map_err(failed)?;
-        issuer.issue(commands)?;
-        let end = event().map_err(failed)?;
-        self.pending.push(Timed { span, start, end });
-        Ok(())
+    /// An event that the stream of work is past when it is past what it has been given.
+    fn event(&self) -> Result<CudaEvent, result::DriverError> {
+        let event = self.device.new_timed_event()?;
+        event.record(self.device.stream())?;
+        Ok(event)
     }
 
     /// Drops what is marked and not submitted.

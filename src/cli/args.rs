@@ -30,7 +30,7 @@ pub use probe::ProbeArgs;
 pub use report::ReportArgs;
 pub use task::{SYNTHETIC, TaskArgs};
 pub use train::{
-    LoraInit, Method, Pattern, PromptInit, ReparameterizationType, TrainLoraArgs, TrainPromptArgs, TrainingArgs,
+    LoraInit, Method, MixArg, Pattern, PromptInit, ReparameterizationType, TrainLoraArgs, TrainPromptArgs, TrainingArgs,
 };
 
 const EXAMPLES: &str = "\

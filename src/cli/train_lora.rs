@@ -215,7 +215,7 @@ impl Job for Train<'_> {
             is_grid: runs.len() > 1,
             identity,
         };
-        let run = |run: LoraRun| Run { data: data.train.clone(), settings: run.settings };
+        let run = |run: LoraRun| Run { data: data.of_run(run.settings.seed), settings: run.settings };
         let runs = runs.into_iter().map(run).collect();
         whole.run(&mut backend, &mut model, Trainable::Adapters(adaptation), runs, data.eval)
     }

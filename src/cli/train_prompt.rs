@@ -299,7 +299,7 @@ impl Job for Train<'_> {
             is_grid: false,
             identity: json!({ "model": training.base.model, "method": self.args.method }),
         };
-        let run = |run: &PromptRun| Run { data: self.data.train.clone(), settings: run.settings.clone() };
+        let run = |run: &PromptRun| Run { data: self.data.of_run(run.settings.seed), settings: run.settings.clone() };
         let runs = self.runs.iter().map(run).collect();
         whole.run(&mut backend, &mut model, tuned, runs, self.data.eval.clone())
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::args::{CheckpointArgs, EvalArgs, LogFormat, TrainingArgs};
+use super::args::{CheckpointArgs, EvalArgs, LogFormat, MixArg, TrainingArgs};
 use super::plan::Plan;
 use super::resolve::{self, MAX_RUNS, ModelFiles};
 use super::training_results::{self, RESULTS_FILE, RUN_FILE, RunResult};
@@ -21,6 +21,7 @@ use crate::task::{Task, synthetic};
 use crate::train::data::TrainSequence;
 use crate::train::examples::{self, DataOptions};
 use crate::train::fit::{self, Output};
+use crate::train::mixture::{MixStrategy, Mixture};
 use crate::train::report_to::ReportTo;
 use crate::train::scores::Evaluation;
 use crate::train::settings::{Length, RunSettings};
@@ -33,22 +34,52 @@ const EVAL_STEPS: u64 = 500;
 
 /// The sequences of a training.
 pub struct Data {
-    /// Those of `--train`.
-    pub train: Vec<TrainSequence>,
+    /// Those of each file of `--train`.
+    train: Vec<Vec<TrainSequence>>,
+    mixture: Mixture,
     /// Those of `--eval`.
     pub eval: Option<Vec<TrainSequence>>,
 }
 
+impl Data {
+    /// What a run of this seed is trained on.
+    pub fn of_run(&self, seed: u64) -> Vec<TrainSequence> {
+        let lengths: Vec<usize> = self.train.iter().map(Vec::len).collect();
+        let order = self.mixture.order(&lengths, seed);
+        order.into_iter().map(|(file, example)| self.train[file][example].clone()).collect()
+    }
+}
+
+/// How the files of `--train` are mixed.
+fn mixture(args: &TrainingArgs) -> Result<Mixture> {
+    let probabilities = (!args.interleave_probs.is_empty()).then(|| args.interleave_probs.clone());
+    let strategy = match args.mix_strategy {
+        None if probabilities.is_some() => MixStrategy::InterleaveUnder,
+        None | Some(MixArg::Concat) => MixStrategy::Concat,
+        Some(MixArg::InterleaveUnder) => MixStrategy::InterleaveUnder,
+        Some(MixArg::InterleaveOver) => MixStrategy::InterleaveOver,
+    };
+    let mixture = Mixture { strategy, probabilities };
+    mixture.validate(args.train.len())?;
+    Ok(mixture)
+}
+
 /// The sequences of `--train` and of `--eval`; `check` may refuse their examples.
 pub fn data(args: &TrainingArgs, files: &ModelFiles, check: impl Fn(&[Row]) -> Result<()>) -> Result<Data> {
-    let (path, rows) = match &args.train {
-        Some(path) => (path.as_path(), jsonl::examples(path)?),
-        None if files.is_embedded() => (Path::new(embedded::NAME), built_in_examples()),
-        None => return Err(Error::argument("--train", "a file of examples", "none")),
+    let mixture = mixture(args)?;
+    let train = match args.train.as_slice() {
+        [] if files.is_embedded() => {
+            vec![sequences(Path::new(embedded::NAME), &built_in_examples(), args, files, &check)?]
+        }
+        [] => return Err(Error::argument("--train", "a file of examples", "none")),
+        paths => {
+            let of_file = |path: &PathBuf| sequences(path, &jsonl::examples(path)?, args, files, &check);
+            paths.iter().map(of_file).collect::<Result<_>>()?
+        }
     };
     let held_out = args.evaluation.eval.as_deref();
     let eval = held_out.map(|path| sequences(path, &jsonl::examples(path)?, args, files, &check)).transpose()?;
-    Ok(Data { train: sequences(path, &rows, args, files, &check)?, eval })
+    Ok(Data { train, mixture, eval })
 }
 
 /// The sequences of the examples of a file.
@@ -68,7 +99,8 @@ fn sequences(
     if prepared.truncated > 0 {
         let (truncated, skipped) = (prepared.truncated, prepared.dropped);
         output::note(format_args!(
-            "{truncated} examples truncated to --max-length, {skipped} of them skipped for lack of a label"
+            "{}: {truncated} examples truncated to --max-length, {skipped} of them skipped for lack of a label",
+            path.display()
         ));
     }
     Ok(prepared.sequences)
@@ -126,7 +158,7 @@ pub fn check_logs(args: &CheckpointArgs) -> Result<()> {
 /// The settings of a run. The built-in examples are few, for a small model: fewer steps at a higher learning rate.
 pub fn settings(args: &TrainingArgs, learning_rate: Option<f64>, seed: u64) -> Result<RunSettings> {
     let settings = resolve::settings(&args.optim, learning_rate, seed, !args.no_shuffle)?;
-    if args.train.is_some() {
+    if !args.train.is_empty() {
         return Ok(settings);
     }
     let length = match (args.optim.max_steps, args.optim.epochs) {
@@ -139,7 +171,11 @@ pub fn settings(args: &TrainingArgs, learning_rate: Option<f64>, seed: u64) -> R
 
 /// What the flags say of all runs.
 pub fn options(args: &TrainingArgs) -> TrainerOptions {
-    TrainerOptions { gradient_checkpointing: args.gradient_checkpointing, ..TrainerOptions::default() }
+    TrainerOptions {
+        gradient_checkpointing: args.gradient_checkpointing,
+        neftune_noise_alpha: args.neftune_noise_alpha,
+        ..TrainerOptions::default()
+    }
 }
 
 /// Where a training writes, and how often it logs and saves checkpoints.

@@ -3,14 +3,14 @@
 use super::Model;
 use super::activations::Activations;
 use super::gradients::{GradientRequest, Gradients};
-use super::input::Input;
+use super::input::{EmbedNoise, Input};
 use super::norm::{self, NormBwd};
 use super::param_id::{NormAt, ParamId};
 use super::taps::PassTaps;
 use crate::arch::Positions;
 use crate::backend::ops::{
     Cast, EmbedBwdPrompt, EmbedBwdTable, EmbedFwd, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd,
-    PositionBwdTable, PositionFwd, Widen, Zero,
+    PositionBwdTable, PositionFwd, ScatterAdd, Widen, Zero,
 };
 use crate::backend::{AccElement, Backend, Tensor, TensorMut};
 use crate::hooks::{Site, Taps};
@@ -33,6 +33,9 @@ impl<B: Backend> Model<B> {
         let (pack, table) = (input.device, &self.weights.embed);
         let scale = config.embed_scale;
         backend.embed_fwd(EmbedFwd { out: &mut *embedded, pack, table, prompt, width, scale });
+        if let Some(EmbedNoise { values, rows }) = &input.noise {
+            backend.scatter_add(ScatterAdd { d_x: &mut *embedded, d_out: values, rows, width });
+        }
         taps.edit(backend, Site::Embed, TensorMut::Acc(&mut *embedded), width)?;
         if let Some(stage) = &mut acts.embedding {
             if let (Some(weight), Some(x)) = (&self.weights.project_in, &mut stage.embedded_compute) {

@@ -21,6 +21,14 @@ pub struct DropoutPlan<'a> {
     pub keys: &'a [u32],
 }
 
+/// What a pass adds to embeddings: noise.
+pub struct EmbedNoise<'a, B: Backend> {
+    /// `[M, E]`.
+    pub values: &'a B::Acc,
+    /// The pack rows `[M]` to which they are added.
+    pub rows: &'a B::Index,
+}
+
 /// Rows of the residual stream `[N, C]`, one for each row of a pass.
 pub enum StartRows<'a, B: Backend> {
     /// On the host, row-major.
@@ -55,6 +63,8 @@ pub struct Input<'a, B: Backend> {
     pub adaptation: Option<&'a Adaptation<B>>,
     /// Dropout before the adapters.
     pub dropout: Option<DropoutPlan<'a>>,
+    /// Noise on the embeddings of tokens.
+    pub noise: Option<EmbedNoise<'a, B>>,
     /// The M rows whose output is wanted; none means all of them.
     pub output_rows: Option<&'a OutputRows<B>>,
     /// Where the pass begins; none means with the tokens' embeddings.
@@ -66,7 +76,7 @@ pub struct Input<'a, B: Backend> {
 impl<'a, B: Backend> Input<'a, B> {
     /// The base model on a pack, with the output of every row.
     pub fn new(pack: &'a Pack, device: &'a B::Pack) -> Self {
-        Self { pack, device, adaptation: None, dropout: None, output_rows: None, start: None, edits: None }
+        Self { pack, device, adaptation: None, dropout: None, noise: None, output_rows: None, start: None, edits: None }
     }
 
     /// With adapters.
@@ -106,7 +116,7 @@ impl<'a, B: Backend> Input<'a, B> {
             DropoutPlan { keys, ..plan }
         });
         let (pack, device) = (&output.pack, &output.device);
-        Input { pack, device, adaptation: self.adaptation, dropout, output_rows: None, start: None, edits: self.edits }
+        Input { adaptation: self.adaptation, dropout, edits: self.edits, ..Input::new(pack, device) }
     }
 
     /// Dropout of a projection's input; the parts of a fused module read one input, so they drop the same of it.

@@ -47,7 +47,7 @@ pub use full::{FullTuning, WeightLayout};
 pub use generate::Prompt;
 pub use gradients::{GradientRequest, Gradients};
 pub use head::Labels;
-pub use input::{DropoutPlan, Input, Start, StartRows};
+pub use input::{DropoutPlan, EmbedNoise, Input, Start, StartRows};
 pub use kv_cache::{Cache, KvCache};
 pub use output_rows::OutputRows;
 pub use param_id::Source;

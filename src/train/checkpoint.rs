@@ -318,6 +318,9 @@ impl<B: Backend> Trainer<B> {
             "row_budget": self.options.row_budget,
             "runs": runs,
         });
+        if let Some(alpha) = self.options.neftune_noise_alpha {
+            whole["neftune_noise_alpha"] = json!(alpha);
+        }
         if let Some(evaluator) = &self.evaluator {
             whole["evaluation"] = evaluator.settings.fingerprint();
         }

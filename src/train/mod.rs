@@ -10,6 +10,8 @@ mod evaluate;
 pub mod examples;
 pub mod fit;
 pub mod log;
+pub mod mixture;
+pub mod noise;
 pub mod optim;
 pub mod order;
 pub mod passes;

@@ -42,6 +42,8 @@ pub struct Pass {
     pub counts: Vec<u32>,
     /// The run of each label row.
     pub runs: Vec<usize>,
+    /// For each row of the pack the tokens of its sequence, if it is of one alone; 0 for a soft prompt's.
+    pub lengths: Vec<usize>,
 }
 
 /// The soft prompt before every sequence of a run.
@@ -186,11 +188,23 @@ impl Packing {
     pub fn pass<'a>(&self, pieces: &[Piece], data: impl Fn(usize) -> &'a [TrainSequence]) -> Pass {
         let parts: Vec<_> = pieces.iter().map(|p| (p.run, data(p.run), p.sequences.as_slice())).collect();
         let forest = self.forest(&parts);
-        let mut pass = Pass { pack: Pack::default(), rows: vec![], targets: vec![], counts: vec![], runs: vec![] };
+        let mut pass = Pass {
+            pack: Pack::default(),
+            rows: vec![],
+            targets: vec![],
+            counts: vec![],
+            runs: vec![],
+            lengths: vec![],
+        };
+        pass.lengths.resize(forest.pack.len(), 0);
         let mut s = 0;
         for (run, data, sequences) in parts {
             let mut counts: BTreeMap<(u32, u32), u32> = BTreeMap::new();
             for &sequence in sequences {
+                let (prompt, rows) = (self.prompt(run).rows, self.size(run, &data[sequence]).0);
+                for row in prompt..self.shared_prompt(run) + rows {
+                    pass.lengths[forest.row(s, row)] = data[sequence].ids.len();
+                }
                 for (row, target) in self.prompt(run).targets(&data[sequence]) {
                     *counts.entry((forest.row(s, row) as u32, target)).or_default() += 1;
                 }

@@ -35,12 +35,19 @@ pub struct TrainerOptions {
     pub dropout: f64,
     /// Rows of a pass at most (default [`ROW_BUDGET`]); it bounds memory, and larger batches take several passes.
     pub row_budget: usize,
+    /// Alpha of the noise on embeddings ([`super::noise`]); none is no noise (default none). Rows with noise are never shared.
+    pub neftune_noise_alpha: Option<f64>,
     /// Whether only the inputs of layers are saved for the backward, which computes each layer again: less memory for more
     /// time, and the same bits (default false).
     pub gradient_checkpointing: bool,
 }
 
 impl TrainerOptions {
+    /// Whether every row is to draw its own numbers, so that none may stand for several sequences.
+    pub fn draws(&self) -> bool {
+        self.dropout > 0.0 || self.neftune_noise_alpha.is_some()
+    }
+
     /// What a forward saves for the backward.
     pub fn save(&self) -> Save {
         if self.gradient_checkpointing { Save::Inputs } else { Save::All }
@@ -49,7 +56,7 @@ impl TrainerOptions {
 
 impl Default for TrainerOptions {
     fn default() -> Self {
-        Self { dropout: 0.0, row_budget: ROW_BUDGET, gradient_checkpointing: false }
+        Self { dropout: 0.0, row_budget: ROW_BUDGET, neftune_noise_alpha: None, gradient_checkpointing: false }
     }
 }
 

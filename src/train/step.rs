@@ -1,5 +1,6 @@
 //! One optimiser step: given to the device, and read back.
 
+use super::noise::Noise;
 use super::optim::adamw_step;
 use super::order::DataCursor;
 use super::passes::{Pass, Piece};
@@ -9,7 +10,7 @@ use super::trainer::{Trainer, check_data};
 use crate::backend::ops::{AdamwStep, Zero};
 use crate::backend::{AccElement, Backend};
 use crate::hooks::NoTaps;
-use crate::model::{DropoutPlan, GradientRequest, Input, Labels, Model, OutputRows};
+use crate::model::{DropoutPlan, EmbedNoise, GradientRequest, Input, Labels, Model, OutputRows};
 use crate::pack::Pack;
 use crate::{Error, Result, hash};
 
@@ -154,10 +155,13 @@ impl<B: Backend> Trainer<B> {
         let read = OutputRows::new(backend, &pass.pack, pass.rows.iter().map(|&row| row as usize))?;
         let labels = Labels::new(backend, read.as_ref(), &pass.rows, &pass.targets, &weights)?;
         let device = backend.pack(&pass.pack)?;
-        let keys = (self.options.dropout > 0.0).then(|| dropout_keys(&pass.pack, rows_before));
+        let keys = self.options.draws().then(|| row_keys(&pass.pack, rows_before));
+        let noisy = self.draw_noise(backend, &pass, model.config.embed_size, seeds, keys.as_deref())?;
         let mut input = Input::new(&pass.pack, &device).with_output_rows(read.as_ref());
         input.adaptation = self.trainable.adaptation();
-        input.dropout = keys.as_deref().map(|keys| DropoutPlan { p: self.options.dropout, seeds, keys });
+        let dropped = keys.as_deref().filter(|_| self.options.dropout > 0.0);
+        input.dropout = dropped.map(|keys| DropoutPlan { p: self.options.dropout, seeds, keys });
+        input.noise = self.noise.as_ref().zip(noisy.as_ref()).map(|(values, rows)| EmbedNoise { values, rows });
         model.forward(backend, &mut self.acts, &input, None, &mut NoTaps)?;
         let d_params = &mut self.optimizer.d_params;
         let request = match &self.trainable {
@@ -173,6 +177,24 @@ impl<B: Backend> Trainer<B> {
         self.optimizer.check_losses(backend, &self.grads.losses, labels.count);
         let readback = backend.download_async(&self.grads.losses, labels.count)?;
         Ok(PassLosses { readback, runs: pass.runs, weights })
+    }
+
+    /// Draws the noise of a pass, if there is any; the rows that it is added to.
+    fn draw_noise(
+        &mut self,
+        backend: &mut B,
+        pass: &Pass,
+        width: usize,
+        seeds: &[u64],
+        keys: Option<&[u32]>,
+    ) -> Result<Option<B::Index>> {
+        let (Some(alpha), Some(buffer), Some(keys)) = (self.options.neftune_noise_alpha, &mut self.noise, keys) else {
+            return Ok(None);
+        };
+        let noise = Noise::new(pass, alpha, width, seeds, keys);
+        let values: Vec<B::Element> = noise.values.iter().map(|&x| B::Element::from_f64(f64::from(x))).collect();
+        backend.upload(buffer, 0, &values)?;
+        Ok(Some(backend.index(&noise.rows)?))
     }
 
     /// Losses and gradient norms of a step by run, once they are there.
@@ -226,7 +248,7 @@ impl<B: Backend> Trainer<B> {
 }
 
 /// For each row, its number within its run's part of the step, of which `rows_before` (by run) are in earlier passes.
-fn dropout_keys(pack: &Pack, rows_before: &mut [u32]) -> Vec<u32> {
+fn row_keys(pack: &Pack, rows_before: &mut [u32]) -> Vec<u32> {
     let mut keys = vec![0; pack.len()];
     for (run, rows) in pack.runs() {
         for (key, row) in (rows_before[*run]..).zip(rows.clone()) {

@@ -39,6 +39,8 @@ pub struct Trainer<B: Backend> {
     pub(super) grads: Gradients<B>,
     /// Gradient of the prompts that an MLP makes, collected over the passes of a step.
     pub(super) d_prompts: B::Acc,
+    /// Room for the noise of a pass `[N, E]`, if there is any.
+    pub(super) noise: Option<B::Acc>,
     pub(super) evaluator: Option<Evaluator<B>>,
 }
 
@@ -83,6 +85,10 @@ impl<B: Backend> Trainer<B> {
         });
         Ok(Self {
             optimizer,
+            noise: match options.neftune_noise_alpha {
+                Some(_) => Some(backend.acc(rows * model.config.embed_size)?),
+                None => None,
+            },
             acts: Activations::new(backend, &model.config, trainable.layout(), rows, options.save())?,
             grads: Gradients::new(backend, &model.config, rows, labels)?,
             d_prompts: backend.acc(trainable.materialized())?,
@@ -123,6 +129,7 @@ impl<B: Backend> Trainer<B> {
         let run = RunState::new(Run { data: Vec::new(), settings }, total_steps);
         Ok(Self {
             optimizer: Optimizer::new(backend, 1, total)?,
+            noise: None,
             acts: Activations::new(backend, &model.config, None, rows, options.save())?,
             grads: Gradients::new(backend, &model.config, rows, rows)?,
             d_prompts: backend.acc(trainable.materialized())?,
@@ -154,7 +161,8 @@ impl<B: Backend> Trainer<B> {
         let (rows, labels) = packing(trainable, options, config.is_causal)?.capacity(sizes);
         let (count, stride) = trainable.shape();
         let bytes = [
-            Activations::<B>::bytes(config, trainable.layout(), rows, options.save(), element_sizes),
+            Activations::<B>::bytes(config, trainable.layout(), rows, options.save(), element_sizes)
+                + options.neftune_noise_alpha.map_or(0, |_| rows * config.embed_size * element_sizes.0),
             Gradients::<B>::bytes(config, rows, labels, element_sizes),
             Optimizer::<B>::bytes(count, stride, element_sizes)
                 + (trainable.materialized() + if has_two_rates(runs) { stride } else { 0 }) * element_sizes.0,
@@ -277,9 +285,15 @@ pub(super) fn packing<B: Backend>(
     if options.row_budget == 0 {
         return Err(Error::argument("row_budget", "at least 1", options.row_budget));
     }
+    if let Some(alpha) = options.neftune_noise_alpha.filter(|alpha| !(alpha.is_finite() && *alpha > 0.0)) {
+        return Err(Error::argument("neftune_noise_alpha", "a number above 0", alpha));
+    }
+    if options.neftune_noise_alpha.is_some() && trainable.adaptation().is_none() {
+        return Err(Error::argument("neftune_noise_alpha", "none where the base's own weights are trained", "some"));
+    }
     Ok(Packing {
         budget: options.row_budget,
-        min_shared: if options.dropout > 0.0 { usize::MAX } else { MIN_SHARED },
+        min_shared: if options.draws() { usize::MAX } else { MIN_SHARED },
         prompts: trainable.adaptation().map_or_else(Vec::new, |adaptation| adaptation.prompts.clone()),
         ignore_first: trainable.layout().is_some_and(|layout| layout.prefix.is_some()),
         adapted: trainable.adaptation().is_some(),

@@ -59,6 +59,7 @@ fn trainer_runs_in_one_pass_are_those_runs_alone_bit_for_bit() {
         TrainerOptions::default(),
         TrainerOptions { row_budget: 20, ..Default::default() },
         TrainerOptions { dropout: 0.3, row_budget: 40, ..Default::default() },
+        TrainerOptions { neftune_noise_alpha: Some(5.0), row_budget: 40, ..Default::default() },
     ] {
         let (together, params) = outcome(backend, &runs, options);
         let stride = params.len() / runs.len();
@@ -149,7 +150,7 @@ fn dropout_is_drawn_anew_each_step_and_does_not_depend_on_the_passes() {
             Trainer::new(backend, &model, Trainable::Adapters(adaptation), vec![run], options).expect("a trainer");
         train(backend, &mut model, &mut trainer).iter().map(|step| step.runs[0].loss).collect::<Vec<f64>>()
     };
-    let dropout = TrainerOptions { dropout: 0.2, ..Default::default() };
+    let dropout = TrainerOptions { dropout: 0.2, neftune_noise_alpha: Some(5.0), ..Default::default() };
     let found = losses(backend, 1, dropout);
     assert_eq!(found.len(), 3);
     assert!(found[0] != found[1] && found[1] != found[2], "{found:?}");

@@ -10,6 +10,19 @@ use super::common::{BaseModelArgs, CommonArgs};
 use super::optim::{CheckpointArgs, DEFAULTS, EvalArgs, OptimArgs, is_false, one_or_list};
 use crate::formats::json;
 
+/// How several files of examples are mixed; underscores as LLaMA-Factory writes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum MixArg {
+    /// One after another.
+    Concat,
+    /// Until the first is used up.
+    InterleaveUnder,
+    /// Until all have been used up.
+    InterleaveOver,
+}
+
 /// Flags of every training of an adapter.
 #[derive(Debug, Args, Serialize)]
 #[command(mut_arg("model", |arg| arg.required(false).default_value("embedded")))]
@@ -17,16 +30,28 @@ pub struct TrainingArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub base: BaseModelArgs,
-    /// Training data as JSONL [default: ten built-in examples, for the embedded model].
-    #[arg(long, value_name = "FILE", aliases = ["dataset", "train-file"])]
-    pub train: Option<PathBuf>,
+    /// Training data as JSONL; several files are separated by commas [default: ten built-in examples, for the embedded
+    /// model].
+    #[arg(long, value_name = "FILES", value_delimiter = ',', aliases = ["dataset", "train-file"])]
+    #[serde(serialize_with = "one_or_list")]
+    pub train: Vec<PathBuf>,
+    /// How several files are mixed: concat (one after another), interleave_under (from one and another until the first is
+    /// used up), interleave_over (until all have been used up, of which the shorter ones begin again) [default: concat, or
+    /// interleave_under with --interleave-probs].
+    #[arg(long, value_enum, value_name = "STRATEGY")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix_strategy: Option<MixArg>,
+    /// Probabilities with which examples are drawn from the files, one for each file, of sum 1 [default: in turn].
+    #[arg(long, value_name = "PROBABILITIES", value_delimiter = ',', alias = "train-weights")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub interleave_probs: Vec<f64>,
     /// Output directory: the adapter, trainer_log.jsonl, checkpoint-N.
     #[arg(long, value_name = "DIR", alias = "output-dir", default_value = "adapter")]
     pub out: PathBuf,
     #[command(flatten)]
     #[serde(flatten)]
     pub optim: OptimArgs,
-    /// Random seed of the adapter's initialization, the data order and dropout.
+    /// Random seed of the adapter's initialization, the mixture and order of the data, dropout and noise.
     #[arg(long, default_value_t = DEFAULTS.seed)]
     pub seed: u64,
     /// Do not shuffle: every epoch takes the examples in the file's order.
@@ -38,6 +63,11 @@ pub struct TrainingArgs {
     /// PEFT adapter directory to continue training from, in place of a new adapter.
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Option<PathBuf>,
+    /// NEFTune: add uniform noise to the embeddings of tokens, of at most alpha / sqrt(tokens * width) of the sequence
+    /// [default: none].
+    #[arg(long, value_name = "ALPHA", help_heading = "Optimiser")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub neftune_noise_alpha: Option<f64>,
     /// Append the end-of-sequence token to every text and completion, and train on it.
     #[arg(long)]
     pub add_eos: bool,

@@ -310,8 +310,11 @@ fn capture_is_that_of_the_cpu() {
 fn training_is_that_of_the_cpu() {
     let dir = workplace(safetensors::Dtype::F32);
     let fast = " --init-lora-weights pissa --loraplus-lr-ratio 8 --learning-rate 1e-3";
-    for (extra, folder) in [("", "plain"), (" --lora-dropout 0.3 --gradient-checkpointing", "dropped"), (fast, "fast")]
-    {
+    for (extra, folder) in [
+        ("", "plain"),
+        (" --lora-dropout 0.3 --gradient-checkpointing --neftune-noise-alpha 5", "dropped"),
+        (fast, "fast"),
+    ] {
         both(dir.path(), &format!("{TRAIN}{extra}"), folder);
         let file = |device: &str, name: &str| dir.path().join(format!("{folder}-{device}")).join(name);
         let [a, b] = ["cpu", "cud"].map(|device| file(device, "adapter_model.safetensors"));

@@ -39,6 +39,7 @@ mod train_lora;
 mod train_prompt;
 mod training;
 mod training_results;
+mod written;
 
 /// Why there is no result.
 enum Failure {

@@ -59,7 +59,8 @@ pub fn encode(tokenizer: &Tokenizer, text: &str, location: &str, config: &ModelC
     check_ids(tokenizer.encode(text, true)?.ids, location, config)
 }
 
-fn check_ids(ids: Vec<u32>, location: &str, config: &ModelConfig) -> Result<Vec<u32>> {
+/// Refuses no ids, and those beyond the vocabulary.
+pub fn check_ids(ids: Vec<u32>, location: &str, config: &ModelConfig) -> Result<Vec<u32>> {
     if ids.is_empty() {
         return Err(Error::argument(location, "at least one token", "none"));
     }

@@ -84,6 +84,9 @@ fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
             }
         }
     }
+    let fixed = training.init_adapter.is_some() || args.init_lora_weights == LoraInit::Pissa;
+    let drops = args.lora_dropout.unwrap_or(runs[0].init.config.lora_dropout) > 0.0;
+    training::check_seeds(training, args.seeds, fixed && !drops)?;
     let shapes = sets.len() * args.r.len() * args.lora_alpha.len();
     if training.init_adapter.is_some() && shapes > 1 {
         let expected = "one --r, --lora-alpha and --target-modules beside it, since it has its own";

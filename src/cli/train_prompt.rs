@@ -29,7 +29,7 @@ pub fn run(args: &TrainPromptArgs) -> Result<(), Failure> {
     let files = resolve::base_model(&training.base.model, &training.common)?;
     let (kind, reparameterization) = method(args)?;
     let init = init(args, &files, reparameterization)?;
-    let runs = runs(args, &init)?;
+    let runs = runs(args, &init, reparameterization)?;
     let data = training::data(training, &files, |examples| check(args, examples))?;
     let dtype = files.dtype;
     dispatch(&training.common, dtype, Train { args, files, kind, reparameterization, init, runs, data })
@@ -150,7 +150,7 @@ fn resumed(
 }
 
 /// A run for every combination of a number of virtual tokens, a learning rate and a seed.
-fn runs(args: &TrainPromptArgs, init: &Init) -> Result<Vec<PromptRun>> {
+fn runs(args: &TrainPromptArgs, init: &Init, reparameterization: Option<Reparameterization>) -> Result<Vec<PromptRun>> {
     let training = &args.training;
     let lengths = match init {
         Init::Adapter(prompt) => {
@@ -170,6 +170,12 @@ fn runs(args: &TrainPromptArgs, init: &Init) -> Result<Vec<PromptRun>> {
     training::distinct("--num-virtual-tokens", &lengths)?;
     let (rates, seeds) = (training::learning_rates(training)?, resolve::seeds(training.seed, args.seeds)?);
     training::check_count(&[lengths.len(), rates.len(), seeds.len()])?;
+    let same = match init {
+        Init::Adapter(_) => true,
+        Init::New(PromptStart::Ids(_)) => reparameterization.is_none(),
+        Init::New(_) => false,
+    };
+    training::check_seeds(training, args.seeds, same)?;
     let mut runs = Vec::new();
     for num_virtual_tokens in lengths {
         for &rate in &rates {

@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use super::args::{CheckpointArgs, EvalArgs, LogFormat, MixArg, TrainingArgs};
 use super::plan::Plan;
 use super::resolve::{self, MAX_RUNS, ModelFiles};
-use super::training_results::{self, RESULTS_FILE, RUN_FILE, RunResult};
-use super::{Failure, output};
+use super::training_results::{self, Criterion, RESULTS_FILE, RUN_FILE, RunResult};
+use super::{Failure, output, written};
 use crate::backend::Backend;
 use crate::formats::adapter::{self, AdapterConfig};
 use crate::formats::atomic;
@@ -22,11 +22,12 @@ use crate::train::data::TrainSequence;
 use crate::train::examples::{self, DataOptions};
 use crate::train::fit::{self, Output};
 use crate::train::mixture::{MixStrategy, Mixture};
-use crate::train::report_to::ReportTo;
-use crate::train::scores::Evaluation;
+use crate::train::report_to::{ReportTo, run_folder};
+use crate::train::scores::{BestBy, Evaluation};
 use crate::train::settings::{Length, RunSettings};
 use crate::train::trainable::Trainable;
 use crate::train::trainer::{Run, StepReport, Trainer, TrainerOptions};
+use crate::train::written::Written;
 use crate::{Error, Result};
 
 /// Steps between evaluations where nothing says how many.
@@ -37,8 +38,8 @@ pub struct Data {
     /// Those of each file of `--train`.
     train: Vec<Vec<TrainSequence>>,
     mixture: Mixture,
-    /// Those of `--eval`.
-    pub eval: Option<Vec<TrainSequence>>,
+    /// Those of `--eval`, and how runs are evaluated on them.
+    pub eval: Option<Evaluation>,
 }
 
 impl Data {
@@ -78,7 +79,13 @@ pub fn data(args: &TrainingArgs, files: &ModelFiles, check: impl Fn(&[Row]) -> R
         }
     };
     let held_out = args.evaluation.eval.as_deref();
-    let eval = held_out.map(|path| sequences(path, &jsonl::examples(path)?, args, files, &check)).transpose()?;
+    let eval = held_out.map(|path| {
+        let rows = jsonl::examples(path)?;
+        let asked = args.evaluation.predict_with_generate;
+        let written = asked.then(|| written::written(&args.evaluation, &rows, files)).transpose()?;
+        evaluation(&args.evaluation, sequences(path, &rows, args, files, &check)?, written)
+    });
+    let eval = eval.transpose()?;
     Ok(Data { train, mixture, eval })
 }
 
@@ -143,6 +150,19 @@ pub fn check_count(lengths: &[usize]) -> Result<()> {
             let expected = format!("at most {MAX_RUNS} combinations");
             Err(Error::argument("the grid's lists", expected, lengths.join(" x ")))
         }
+    }
+}
+
+/// Refuses several seeds of which nothing depends on the seed: `same` says that runs begin and go on without a draw, but for
+/// what every training may draw.
+pub fn check_seeds(args: &TrainingArgs, seeds: u64, same: bool) -> Result<()> {
+    let draws = !args.no_shuffle || args.neftune_noise_alpha.is_some() || !args.interleave_probs.is_empty();
+    match seeds > 1 && same && !draws {
+        true => {
+            let expected = "1, since nothing of these runs depends on the seed: they start alike, and --no-shuffle";
+            Err(Error::argument("--seeds", expected, seeds))
+        }
+        false => Ok(()),
     }
 }
 
@@ -253,24 +273,22 @@ pub struct Training<'a, A> {
 }
 
 impl<A: Serialize> Training<'_, A> {
-    /// Trains to the end, evaluating on `eval`, writes the adapters and reports; or prints the memory plan.
+    /// Trains to the end, evaluating as `evaluation` says, writes the adapters and reports; or prints the memory plan.
     pub fn run<B: Backend>(
         self,
         backend: &mut B,
         model: &mut Model<B>,
         tuned: Trainable<B>,
         runs: Vec<Run>,
-        eval: Option<Vec<TrainSequence>>,
+        evaluation: Option<Evaluation>,
     ) -> Result<(), Failure> {
         let Self { command, args, training, files, options, runs: named, is_grid, identity } = self;
-        let evaluation = eval.map(|data| evaluation(&training.evaluation, data));
         if training.dry_run {
             let plan = self::plan(backend, model, files, &tuned, &runs, options, evaluation.as_ref())?;
             return plan.print(training.common.json);
         }
         let resume = resolve::resume(&training.checkpoints, &training.out)?;
-        let folder = |run: usize| if is_grid { format!("run-{run:03}") } else { format!("run-{run}") };
-        let dir = |run: usize| if named.len() == 1 { training.out.clone() } else { training.out.join(folder(run)) };
+        let dir = |run: usize| if named.len() == 1 { training.out.clone() } else { training.out.join(run_folder(run)) };
         let dirs: Vec<PathBuf> = (0..named.len()).map(dir).collect();
         // Before anything is written, not after the last step.
         dirs.iter()
@@ -282,6 +300,7 @@ impl<A: Serialize> Training<'_, A> {
         }
         let settings: Vec<Value> = runs.iter().map(|run| json!(run.settings)).collect();
         let mut trainer = Trainer::new(backend, model, tuned, runs, options)?;
+        let best_by = evaluation.as_ref().map(|evaluation| evaluation.best_by.clone());
         if let Some(evaluation) = evaluation {
             trainer = trainer.with_evaluation(backend, model, evaluation)?;
         }
@@ -312,21 +331,34 @@ impl<A: Serialize> Training<'_, A> {
                 training.evaluation.load_best_model_at_end,
             ));
         }
+        let criterion = Criterion { best_by: best_by.as_ref() };
         if is_grid {
-            training_results::write(&training.out, &results, folder)?;
+            training_results::write(&training.out, &results, &criterion, run_folder)?;
         }
-        training_results::print(&results, training.common.json, is_grid)
+        training_results::print(&results, &criterion, training.common.json, is_grid)
     }
 }
 
 /// How the runs are evaluated.
-fn evaluation(args: &EvalArgs, data: Vec<TrainSequence>) -> Evaluation {
-    Evaluation {
+fn evaluation(args: &EvalArgs, data: Vec<TrainSequence>, written: Option<Written>) -> Result<Evaluation> {
+    let asked = args.metric_for_best_model.as_deref().unwrap_or("loss");
+    let name = asked.strip_prefix("eval_").unwrap_or(asked);
+    let mut known = vec!["loss", "accuracy"];
+    known.extend(written.iter().flat_map(|written| written.metrics.iter().map(String::as_str)));
+    if !known.contains(&name) {
+        let others = if written.is_none() { "; others with --predict-with-generate" } else { "" };
+        let expected = format!("{}{others}", known.join(", "));
+        return Err(Error::argument("--metric-for-best-model", expected, asked));
+    }
+    let best_by = BestBy { name: name.to_owned(), greater: args.greater_is_better.unwrap_or(!name.ends_with("loss")) };
+    Ok(Evaluation {
         data,
         every: args.eval_steps.unwrap_or(EVAL_STEPS),
+        written,
+        best_by,
         patience: args.early_stopping_patience,
         load_best: args.load_best_model_at_end,
-    }
+    })
 }
 
 /// What a run has come to; without steps since a checkpoint of a single run nobody knows its last loss.
@@ -346,7 +378,7 @@ fn result<B: Backend>(
         steps,
         loss: known.then_some(loss),
         tokens: known.then_some(tokens),
-        score: scores.and_then(|scores| if load_best { scores.best } else { scores.last }),
+        score: scores.and_then(|scores| if load_best { scores.best.clone() } else { scores.last.clone() }),
         stopped: scores.is_some_and(|scores| scores.stopped.is_some()),
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Failure, output};
 use crate::formats::atomic;
-use crate::train::scores::Score;
+use crate::train::scores::{BestBy, Score};
 
 /// Name of the file that compares the runs of a grid.
 pub const RESULTS_FILE: &str = "results.json";
@@ -31,21 +31,43 @@ pub struct RunResult {
     pub stopped: bool,
 }
 
-impl RunResult {
-    /// What runs are compared by: the evaluation's loss, or else that of the last step.
-    fn criterion(&self) -> Option<f64> {
-        self.score.map(|score| score.loss).or(self.loss)
+/// What runs are compared by: a value of their evaluations, or else the loss of the last step.
+pub struct Criterion<'a> {
+    /// Of the evaluations, if there are any.
+    pub best_by: Option<&'a BestBy>,
+}
+
+impl Criterion<'_> {
+    /// As the log names it.
+    fn name(&self) -> String {
+        self.best_by.map_or("loss".to_owned(), |by| format!("eval_{}", by.name))
     }
 
+    /// A run's value.
+    fn value(&self, result: &RunResult) -> Option<f64> {
+        let evaluated = || self.best_by.zip(result.score.as_ref()).and_then(|(by, score)| score.value(&by.name));
+        evaluated().or(result.loss)
+    }
+
+    /// The best run with its value, the first of equal ones.
+    fn best(&self, results: &[RunResult]) -> Option<(usize, f64)> {
+        let values = results.iter().enumerate().filter_map(|(run, result)| Some((run, self.value(result)?)));
+        let better = |x: f64, y: f64| self.best_by.map_or(x < y, |by| by.is_better(x, y));
+        values.reduce(|best, other| if better(other.1, best.1) { other } else { best })
+    }
+}
+
+impl RunResult {
     /// All of it, with where its adapter is in place of its directory's path.
     fn json(&self, (key, place): (&str, Value)) -> Value {
         let mut value = self.name.clone();
         value.insert(key.to_owned(), place);
         value.insert("steps".into(), json!(self.steps));
         value.insert("loss".into(), json!(self.loss));
-        if let Some(score) = self.score {
+        if let Some(score) = &self.score {
             value.insert("eval_loss".into(), json!(score.loss));
             value.insert("eval_accuracy".into(), json!(score.accuracy));
+            value.extend(score.metrics.iter().map(|(name, metric)| (format!("eval_{name}"), json!(metric))));
             value.insert("eval_step".into(), json!(score.step));
             value.insert("stopped_early".into(), json!(self.stopped));
         }
@@ -54,33 +76,32 @@ impl RunResult {
     }
 }
 
-/// The run of the lowest loss, the first of equal ones.
-fn best(results: &[RunResult]) -> Option<usize> {
-    let losses = results.iter().enumerate().filter_map(|(run, result)| Some((run, result.criterion()?)));
-    losses.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(run, _)| run)
-}
-
 /// The results of a grid, and which run is the best by what.
-fn grid(results: &[RunResult], folder: impl Fn(usize) -> String) -> Value {
-    let criterion = if results.iter().any(|result| result.score.is_some()) { "eval_loss" } else { "loss" };
+fn grid(results: &[RunResult], criterion: &Criterion<'_>, folder: impl Fn(usize) -> String) -> Value {
     // A name within the directory, which may be moved as a whole.
     let runs = results.iter().enumerate().map(|(run, result)| result.json(("run", json!(folder(run)))));
-    json!({ "criterion": criterion, "best": best(results).map(&folder), "runs": runs.collect::<Vec<_>>() })
+    let best = criterion.best(results).map(|(run, _)| folder(run));
+    json!({ "criterion": criterion.name(), "best": best, "runs": runs.collect::<Vec<_>>() })
 }
 
 /// Writes `results.json` of a grid.
-pub fn write(dir: &Path, results: &[RunResult], folder: impl Fn(usize) -> String) -> Result<(), Failure> {
-    Ok(atomic::write_json(dir.join(RESULTS_FILE), &grid(results, folder))?)
+pub fn write(
+    dir: &Path,
+    results: &[RunResult],
+    criterion: &Criterion<'_>,
+    folder: impl Fn(usize) -> String,
+) -> Result<(), Failure> {
+    Ok(atomic::write_json(dir.join(RESULTS_FILE), &grid(results, criterion, folder))?)
 }
 
 /// Prints the results of all runs; of a grid, which is the best.
-pub fn print(results: &[RunResult], as_json: bool, is_grid: bool) -> Result<(), Failure> {
+pub fn print(results: &[RunResult], criterion: &Criterion<'_>, as_json: bool, is_grid: bool) -> Result<(), Failure> {
     let of_run = |result: &RunResult| result.json(("adapter", json!(result.dir)));
     if as_json {
         return output::json(&match results {
             [result] => of_run(result),
             results if is_grid => {
-                let dir = best(results).map(|run| &results[run].dir);
+                let dir = criterion.best(results).map(|(run, _)| &results[run].dir);
                 json!({ "runs": results.iter().map(of_run).collect::<Vec<_>>(), "best": dir })
             }
             results => json!({ "runs": results.iter().map(of_run).collect::<Vec<_>>() }),
@@ -88,28 +109,34 @@ pub fn print(results: &[RunResult], as_json: bool, is_grid: bool) -> Result<(), 
     }
     if let [RunResult { dir, steps, loss, score, .. }] = results {
         let loss = loss.map_or(String::new(), |loss| format!(", loss {loss:.4}"));
-        let score = score.map_or(String::new(), |score| {
-            format!(", held-out loss {:.4}, accuracy {:.4} after step {}", score.loss, score.accuracy, score.step)
+        let score = score.as_ref().map_or(String::new(), |score| {
+            let metrics: String = score.metrics.iter().map(|(name, value)| format!(", {name} {value:.2}")).collect();
+            let Score { step, loss, accuracy, .. } = score;
+            format!(", held-out loss {loss:.4}, accuracy {accuracy:.4}{metrics} after step {step}")
         });
         return output::line(format_args!("{}: {steps} steps{loss}{score}", dir.display()));
     }
     let names: Vec<&str> = results[0].name.keys().map(String::as_str).collect();
-    let evaluated = results.iter().any(|result| result.score.is_some());
+    let first = results.iter().find_map(|result| result.score.as_ref());
+    let mut values: Vec<&str> = if first.is_some() { vec!["loss", "accuracy"] } else { Vec::new() };
+    values.extend(first.iter().flat_map(|score| score.metrics.keys().map(String::as_str)));
+    let titles: Vec<String> = values.iter().map(|name| format!("eval_{name}")).collect();
     let mut header = [&["run"], names.as_slice(), &["steps", "loss"]].concat();
-    header.extend(if evaluated { &["eval_loss", "eval_accuracy"][..] } else { &[] });
+    header.extend(titles.iter().map(String::as_str));
     let row = |RunResult { dir, name, steps, loss, score, .. }: &RunResult| {
         let shown = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
         let mut row = vec![dir.display().to_string()];
         row.extend(name.values().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned)));
         row.extend([steps.to_string(), shown(*loss)]);
-        if evaluated {
-            row.extend([shown(score.map(|score| score.loss)), shown(score.map(|score| score.accuracy))]);
-        }
+        row.extend(values.iter().map(|name| shown(score.as_ref().and_then(|score| score.value(name)))));
         row
     };
     output::table(&header, results.iter().map(row))?;
-    match best(results).filter(|_| is_grid) {
-        Some(run) => output::line(format_args!("best: {}", results[run].dir.display())),
+    match criterion.best(results).filter(|_| is_grid) {
+        Some((run, value)) => {
+            let (dir, name) = (results[run].dir.display(), criterion.name());
+            output::line(format_args!("best: {dir} ({name} {value:.4})"))
+        }
         None => Ok(()),
     }
 }

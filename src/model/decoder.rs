@@ -1,14 +1,15 @@
 //! A session of decoding: passes over a growing cache, whose buffers are made once.
 
 use super::Model;
-use super::activations::{Activations, Save};
-use super::adaptation::Adaptation;
+use super::activations::{Activations, Save, counted};
+use super::adaptation::{Adaptation, Layout};
 use super::edits::{EditSet, PassEdits};
 use super::head::LogitBuffers;
 use super::input::Input;
 use super::kv_cache::{Cache, KvCache};
 use super::output_rows::OutputRows;
 use crate::Result;
+use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::hooks::{Edit, EditRows, NoTaps};
 use crate::pack::{CachedSegment, Pack};
@@ -24,6 +25,18 @@ pub struct DecoderSize {
     pub logit_rows: usize,
     /// Positions of the longest sequence.
     pub positions: usize,
+}
+
+impl DecoderSize {
+    /// Bytes of a session of this size, without making it.
+    pub fn bytes(self, config: &ModelConfig, layout: Option<&Layout>, element_sizes: (usize, usize)) -> usize {
+        counted(element_sizes, |device| {
+            let mut acts = Activations::new(device, config, layout, self.rows, Save::Layer)?;
+            acts.reserve_positions(device, self.positions)?;
+            KvCache::new(device, config.num_hidden_layers, self.cache_rows, config.kv_width())?;
+            LogitBuffers::new(device, config, self.logit_rows)
+        })
+    }
 }
 
 /// A model, adapters, and the buffers and the cache of their passes. A pass allocates no buffer and computes nothing that

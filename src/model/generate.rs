@@ -1,11 +1,11 @@
 //! Continuing prompts token by token, many at once, over a cache of keys and values.
 
 use super::Model;
-use super::adaptation::Adaptation;
+use super::adaptation::{Adaptation, Layout};
 use super::decoder::{Decoder, DecoderSize};
 use super::sampling::{GenerationConfig, Sampling};
 use super::search::{Scratch, Search};
-use crate::arch::{Positions, Rope, RopeKind};
+use crate::arch::{ModelConfig, Positions, Rope, RopeKind};
 use crate::backend::Backend;
 use crate::hooks::{EditPlan, EditRows};
 use crate::pack::{Label, Pack, PackBuilder, Parent, Sequence, Token};
@@ -55,17 +55,16 @@ impl<B: Backend> Model<B> {
         self.check_window(
             sequences.iter().map(|s| s.tokens.len() + generation.limit(s.tokens.len())).max().unwrap_or(0),
         )?;
+        let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();
         let plan = &EditPlan::new(generation.edits, &mut sequences)?;
         let mut done = Vec::with_capacity(prompts.len());
         while done.len() < prompts.len() {
             let first = done.len();
-            let mut rows = 0;
-            let fits = sequences[first..].iter().take_while(|s| {
-                rows += s.tokens.len() + generation.width() * generation.limit(s.tokens.len());
-                rows <= generation.rows
-            });
             // Sequences whose angles depend on how long they are have nothing in common.
-            let together = if self.config.scales_beyond().is_some() { 1 } else { fits.count().max(1) };
+            let together = match self.config.scales_beyond() {
+                Some(_) => 1,
+                None => fitting(&lengths[first..], generation),
+            };
             let last = first + together;
             let batch = Batch { model: self, adaptation, generation, plan, prompts: &prompts[first..last], first };
             done.extend(batch.run(backend, &sequences[first..last], on_token)?);
@@ -87,6 +86,39 @@ impl<B: Backend> Model<B> {
             _ => Ok(()),
         }
     }
+}
+
+/// Bytes at most, of a model with the adapters of `layout`, that greedy continuations of prompts of `lengths` positions take
+/// while they are made, and the rows of the largest pass.
+pub fn decoder_bytes(
+    config: &ModelConfig,
+    layout: Option<&Layout>,
+    lengths: &[usize],
+    generation: &GenerationConfig,
+    element_sizes: (usize, usize),
+) -> (usize, usize) {
+    let (mut most, mut first) = ((0, 0), 0);
+    while first < lengths.len() {
+        let together = if config.scales_beyond().is_some() { 1 } else { fitting(&lengths[first..], generation) };
+        let batch = &lengths[first..first + together];
+        let (prompts, new) =
+            (batch.iter().sum::<usize>(), batch.iter().map(|&len| generation.limit(len)).sum::<usize>());
+        let positions = batch.iter().map(|&len| len + generation.limit(len)).max().unwrap_or(0);
+        let size = DecoderSize { rows: prompts, cache_rows: prompts + new, logit_rows: together, positions };
+        most = (most.0.max(size.bytes(config, layout, element_sizes)), most.1.max(prompts));
+        first += together;
+    }
+    most
+}
+
+/// How many of the first prompts of these lengths are continued together.
+fn fitting(lengths: &[usize], generation: &GenerationConfig) -> usize {
+    let mut rows = 0;
+    let fits = lengths.iter().take_while(|&&len| {
+        rows += len + generation.width() * generation.limit(len);
+        rows <= generation.rows
+    });
+    fits.count().max(1)
 }
 
 /// Prompts that are continued together.

@@ -1,6 +1,6 @@
 //! Checkpoints from which a training continues bit for bit.
 //!
-//! `checkpoint-{step}` holds the adapters as PEFT has them (of several runs, in `run-{r}`), `optimizer.safetensors`
+//! `checkpoint-{step}` holds the adapters as PEFT has them (of several runs, in `run-000`, `run-001`, …), `optimizer.safetensors`
 //! (parameters and moments in full precision) and `trainer_state.json` (steps, cursors in the data, the log's state, and
 //! the settings that a continuation must share). The order of the data and dropout are functions of seed, epoch and
 //! step, so that there is no other state of random numbers. The directory appears when it is complete.
@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 use super::data::{TrainSequence, words};
 use super::log::LogState;
 use super::order::DataCursor;
+use super::report_to::run_folder;
 use super::run::RunState;
 use super::scores::RunScores;
 use super::trainable::Trainable;
@@ -117,7 +118,7 @@ impl<B: Backend> Trainer<B> {
         };
         let path = dir.join(format!("{PREFIX}{}", self.steps));
         let several = self.runs.len() > 1;
-        let folders: Vec<String> = (0..self.runs.len()).map(|run| format!("run-{run}")).collect();
+        let folders: Vec<String> = (0..self.runs.len()).map(run_folder).collect();
         let mut owned = vec![OPTIMIZER_FILE, STATE_FILE];
         owned.extend(adapter::FILES);
         owned.extend(folders.iter().map(String::as_str));
@@ -218,7 +219,7 @@ impl<B: Backend> Trainer<B> {
         let Some(evaluator) = &self.evaluator else { return Ok(()) };
         let every = evaluator.settings.every;
         for (r, (scores, run)) in state.scores.iter().zip(&self.runs).enumerate() {
-            let Some(step) = scores.last.map(|score| score.step) else { continue };
+            let Some(step) = scores.last.as_ref().map(|score| score.step) else { continue };
             if !step.is_multiple_of(every) && step != run.total_steps {
                 let expected =
                     format!("a multiple of {every}, the steps between evaluations of a run of {}", run.total_steps);

@@ -1,11 +1,14 @@
-//! Evaluation while training: loss and accuracy of the label tokens of held-out sequences, and what follows from them for
-//! each run: which parameters were the best, and whether it stops early.
+//! Evaluation while training: loss and accuracy of the label tokens of held-out sequences, metrics of what is written for held-out
+//! prompts, and what follows from them for each run: which parameters were the best, and whether it stops early.
+
+use std::collections::BTreeMap;
 
 use super::passes::Piece;
 use super::run::StepReport;
 use super::scores::{EvalReport, Evaluation, Evaluator, RunScores, Score};
 use super::trainable::Trainable;
 use super::trainer::{Trainer, TrainerOptions, check_data, packing};
+use super::written::Written;
 use crate::arch::ModelConfig;
 use crate::backend::{AccElement, Backend};
 use crate::hooks::NoTaps;
@@ -37,7 +40,10 @@ impl<B: Backend> Trainer<B> {
         let logits = labels.min(logit_rows(config))
             * (config.vocab_size * element_sizes.0 + config.hidden_size * element_sizes.1);
         let acts = Activations::<B>::bytes(config, trainable.layout(), rows, Save::Layer, element_sizes);
-        Ok((acts + logits, rows))
+        let (written, written_rows) =
+            evaluation.written.as_ref().map_or((0, 0), |written| written.bytes(config, trainable, element_sizes));
+        // What is written takes its buffers beside those of the losses, and only while it is.
+        Ok((acts + logits.max(written), rows.max(written_rows)))
     }
 
     /// With an evaluation of all runs; [`super::fit::fit`] makes it when it is due.
@@ -49,6 +55,15 @@ impl<B: Backend> Trainer<B> {
             if value == Some(0) {
                 return Err(Error::argument(name, "at least 1", 0));
             }
+        }
+        let written = settings.written.as_ref();
+        let known = |name: &str| written.is_some_and(|written| written.metrics.iter().any(|metric| metric == name));
+        let name = settings.best_by.name.as_str();
+        if !["loss", "accuracy"].contains(&name) && !known(name) {
+            return Err(Error::argument("metric_for_best_model", "a value that is evaluated", name));
+        }
+        if written.is_some_and(|written| written.prompts.is_empty()) {
+            return Err(Error::argument("prompts of the held-out data", "at least one", "none"));
         }
         let (runs, stride) = self.trainable.shape();
         for run in 0..runs {
@@ -65,6 +80,12 @@ impl<B: Backend> Trainer<B> {
     /// The evaluations of each run so far; empty without an evaluation.
     pub fn scores(&self) -> &[RunScores] {
         self.evaluator.as_ref().map_or(&[], |evaluator| &evaluator.scores)
+    }
+
+    /// Names of the metrics of what runs write.
+    pub fn metrics(&self) -> &[String] {
+        let written = self.evaluator.as_ref().and_then(|evaluator| evaluator.settings.written.as_ref());
+        written.map_or(&[], |written| &written.metrics)
     }
 
     /// Whether a run is evaluated after a step, so that none may be ahead of it.
@@ -102,18 +123,22 @@ impl<B: Backend> Trainer<B> {
         runs: &[usize],
     ) -> Result<Vec<EvalReport>> {
         let (stride, sums) = (self.trainable.shape().1, self.sums(backend, model, evaluator, runs)?);
+        let metrics = self.metrics_of(backend, model, evaluator.settings.written.as_ref(), runs)?;
+        let best_by = evaluator.settings.best_by.clone();
         let mut reports = Vec::with_capacity(runs.len());
-        for &run in runs {
+        for (&run, metrics) in runs.iter().zip(metrics) {
             let Sums { loss, hits, labels } = sums[run];
-            let score = Score { step: self.steps, loss: loss / labels as f64, accuracy: hits as f64 / labels as f64 };
+            let (loss, accuracy) = (loss / labels as f64, hits as f64 / labels as f64);
+            let score = Score { step: self.steps, loss, accuracy, metrics };
             if !score.loss.is_finite() {
                 let what = format!("evaluation loss of run {run} at step {}", self.steps);
                 return Err(Error::NotFinite { what, found: score.loss });
             }
             let of_run = &mut evaluator.scores[run];
-            of_run.last = Some(score);
-            if of_run.best.is_none_or(|best| score.loss < best.loss) {
-                (of_run.best, of_run.worse) = (Some(score), 0);
+            of_run.last = Some(score.clone());
+            let value = |score: &Score| score.value(&best_by.name).unwrap_or(f64::NAN);
+            if of_run.best.as_ref().is_none_or(|best| best_by.is_better(value(&score), value(best))) {
+                (of_run.best, of_run.worse) = (Some(score.clone()), 0);
                 if let Some(best) = evaluator.best.get_mut(run * stride..(run + 1) * stride) {
                     backend.download(best, self.trainable.params(), run * stride)?;
                     backend.sync()?;
@@ -130,6 +155,25 @@ impl<B: Backend> Trainer<B> {
             reports.push(EvalReport { run, score, stops });
         }
         Ok(reports)
+    }
+
+    /// The metrics of what each of `runs` writes.
+    fn metrics_of(
+        &self,
+        backend: &mut B,
+        model: &Model<B>,
+        written: Option<&Written>,
+        runs: &[usize],
+    ) -> Result<Vec<BTreeMap<String, f64>>> {
+        let Some(written) = written else { return Ok(vec![BTreeMap::new(); runs.len()]) };
+        let adaptation = self.trainable.adaptation();
+        let prompts = written.prompts(runs, adaptation.is_some());
+        let done = model.generate(backend, &prompts, adaptation, &written.generation(), &mut |_, _| ())?;
+        let of_run = |continuations: &[Vec<u32>]| {
+            let values = (written.judge)(continuations)?;
+            Ok(written.metrics.iter().cloned().zip(values).collect())
+        };
+        done.chunks(written.prompts.len()).map(of_run).collect()
     }
 
     /// Sums over the label tokens by run, of which only those of `runs` are filled.
@@ -165,7 +209,7 @@ impl<B: Backend> Trainer<B> {
         Ok(sums)
     }
 
-    /// Takes each run back to the parameters of its lowest evaluation loss, if they were kept.
+    /// Takes each run back to the parameters of its best evaluation, if they were kept.
     ///
     /// # Errors
     /// If the device fails.

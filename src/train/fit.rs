@@ -79,7 +79,8 @@ pub fn fit<B: Backend>(
         },
     };
     let runs = trainer.trainable().shape().0;
-    let mut log = TrainLog::open(output.dir, runs, output.logging_steps, trainer.steps(), state, output.report_to)?;
+    let report_to = (output.report_to, trainer.metrics());
+    let mut log = TrainLog::open(output.dir, runs, output.logging_steps, trainer.steps(), state, report_to)?;
     // A checkpoint is of the steps done: none may be ahead of it.
     let saves = |step: u64| output.save_steps.is_some_and(|every| step.is_multiple_of(every));
     let saves_or_looks = |step: u64| saves(step) || output.look_steps.is_some_and(|every| step.is_multiple_of(every));

@@ -1,6 +1,7 @@
 //! `trainer_log.jsonl`: a line per logged step and per evaluation, with the field names of LLaMA-Factory's file and, beside
 //! them, `grad_norm`, `tokens_per_sec` and `eval_accuracy`; with several runs also `run`. [`super::report_to`] has other forms.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -61,6 +62,9 @@ pub struct EvalLine {
     pub eval_loss: f64,
     /// Share of them that have the greatest logit.
     pub eval_accuracy: f64,
+    /// The metrics of what was written, as `eval_NAME`.
+    #[serde(flatten)]
+    pub metrics: BTreeMap<String, f64>,
     /// Passes over the data done.
     pub epoch: f64,
     /// Per cent of the steps done, to two digits.
@@ -113,11 +117,19 @@ pub struct TrainLog {
 
 impl TrainLog {
     /// Opens `dir/trainer_log.jsonl` for `runs` runs and a line every `every` steps. Lines after step `step` are
-    /// dropped: they belong to steps that are going to be repeated. `report_to` says what is written beside it.
+    /// dropped: they belong to steps that are going to be repeated. `report_to` says what is written beside it, in a table
+    /// with columns for these metrics of evaluations.
     ///
     /// # Errors
     /// A file cannot be read or written.
-    pub fn open(dir: &Path, runs: usize, every: u64, step: u64, state: LogState, report_to: ReportTo) -> Result<Self> {
+    pub fn open(
+        dir: &Path,
+        runs: usize,
+        every: u64,
+        step: u64,
+        state: LogState,
+        (report_to, metrics): (ReportTo, &[String]),
+    ) -> Result<Self> {
         if every == 0 {
             return Err(Error::argument("logging_steps", "at least 1", every));
         }
@@ -126,7 +138,7 @@ impl TrainLog {
         })?;
         let mut intervals = state.intervals;
         intervals.resize(runs, Interval::default());
-        let reports = Reports::open(dir, runs, step, report_to)?;
+        let reports = Reports::open(dir, runs, step, report_to, metrics)?;
         Ok(Self { file, reports, every, started: Instant::now(), before: state.seconds, intervals })
     }
 
@@ -165,18 +177,20 @@ impl TrainLog {
                 total_steps: run.total_steps,
                 eval_loss: score.loss,
                 eval_accuracy: score.accuracy,
+                metrics: score.metrics.iter().map(|(name, value)| (format!("eval_{name}"), *value)).collect(),
                 epoch: run.epoch,
                 percentage: percentage(run),
                 elapsed_time: clock(seconds),
                 remaining_time: clock(remaining(run, seconds)),
             };
             self.file.append(&serde_json::to_string(&line).map_err(Error::file(LOG_FILE))?)?;
-            let values = [
+            let mut values = vec![
                 ("total_steps", line.total_steps as f64),
                 ("eval_loss", line.eval_loss),
                 ("eval_accuracy", line.eval_accuracy),
                 ("epoch", line.epoch),
             ];
+            values.extend(line.metrics.iter().map(|(name, value)| (name.as_str(), *value)));
             self.reports.append(&Point { run: run.run, step: run.step, values: &values })?;
         }
         Ok(())

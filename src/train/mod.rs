@@ -23,3 +23,4 @@ pub mod settings;
 mod step;
 pub mod trainable;
 pub mod trainer;
+pub mod written;

@@ -26,6 +26,11 @@ const COLUMNS: [&str; 11] = [
     "tokens_per_sec",
 ];
 
+/// The folder of a run where there are several: of its adapter, in the output directory and in checkpoints, and of its events.
+pub fn run_folder(run: usize) -> String {
+    format!("run-{run:03}")
+}
+
 /// Which logs are written beside `trainer_log.jsonl`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReportTo {
@@ -40,7 +45,7 @@ pub(super) struct Point<'a> {
     pub run: usize,
     pub step: u64,
     /// By the names of the log's fields.
-    pub values: &'a [(&'static str, f64)],
+    pub values: &'a [(&'a str, f64)],
 }
 
 /// The open files.
@@ -48,21 +53,24 @@ pub(super) struct Reports {
     /// One a run.
     events: Vec<EventFile>,
     csv: Option<LineFile>,
+    /// Of the table.
+    columns: Vec<String>,
     several: bool,
 }
 
 impl Reports {
     /// Opens what is asked for in `dir`, for `runs` runs; what is there of steps after `step` is dropped.
-    pub fn open(dir: &Path, runs: usize, step: u64, report_to: ReportTo) -> Result<Self> {
+    pub fn open(dir: &Path, runs: usize, step: u64, report_to: ReportTo, metrics: &[String]) -> Result<Self> {
         let several = runs > 1;
         let mut events = Vec::new();
         for run in 0..if report_to.tensorboard { runs } else { 0 } {
             let folder = dir.join(EVENTS_DIR);
-            let folder = if several { folder.join(format!("run-{run:03}")) } else { folder };
+            let folder = if several { folder.join(run_folder(run)) } else { folder };
             events.push(EventFile::open(&folder, step, now())?);
         }
-        let csv = report_to.csv.then(|| table(dir, step)).transpose()?;
-        Ok(Self { events, csv, several })
+        let columns = columns(metrics);
+        let csv = report_to.csv.then(|| table(dir, step, &columns.join(","))).transpose()?;
+        Ok(Self { events, csv, columns, several })
     }
 
     /// Writes a line of the log to all of them.
@@ -82,15 +90,23 @@ impl Reports {
                     value.map_or(String::new(), |(_, value)| value.to_string())
                 }
             };
-            file.append(&COLUMNS.map(cell).join(","))?;
+            let cells: Vec<String> = self.columns.iter().map(|column| cell(column)).collect();
+            file.append(&cells.join(","))?;
         }
         Ok(())
     }
 }
 
+/// The columns of a table with these metrics of evaluations.
+fn columns(metrics: &[String]) -> Vec<String> {
+    let mut columns: Vec<String> = COLUMNS.map(str::to_owned).to_vec();
+    let behind = COLUMNS.iter().position(|column| *column == "eval_accuracy").map_or(0, |at| at + 1);
+    columns.splice(behind..behind, metrics.iter().map(|name| format!("eval_{name}")));
+    columns
+}
+
 /// The table, with its header.
-fn table(dir: &Path, step: u64) -> Result<LineFile> {
-    let header = COLUMNS.join(",");
+fn table(dir: &Path, step: u64, header: &str) -> Result<LineFile> {
     let mut has_header = false;
     let mut file = LineFile::open(dir.join(CSV_FILE), |line| {
         let of_step = || line.split(',').nth(1).and_then(|cell| cell.parse().ok()).is_some_and(|of: u64| of <= step);
@@ -99,7 +115,7 @@ fn table(dir: &Path, step: u64) -> Result<LineFile> {
         retain
     })?;
     if !has_header {
-        file.append(&header)?;
+        file.append(header)?;
     }
     Ok(file)
 }

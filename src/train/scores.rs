@@ -1,37 +1,80 @@
 //! What evaluations of runs find on held-out sequences, and what is remembered of them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::data::{TrainSequence, words};
 use super::passes::Packing;
+use super::written::Written;
 use crate::backend::Backend;
 use crate::hash;
 use crate::model::Activations;
 
+/// By which value of an evaluation the best one is found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BestBy {
+    /// `loss`, `accuracy`, or a metric of what is written.
+    pub name: String,
+    /// Whether a greater value is a better one.
+    pub greater: bool,
+}
+
+impl Default for BestBy {
+    fn default() -> Self {
+        Self { name: "loss".to_owned(), greater: false }
+    }
+}
+
+impl BestBy {
+    /// Whether `x` is better than `y`.
+    pub fn is_better(&self, x: f64, y: f64) -> bool {
+        if self.greater { x > y } else { x < y }
+    }
+}
+
 /// How runs are evaluated.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone)]
 pub struct Evaluation {
     /// The held-out sequences, the same for every run.
     pub data: Vec<TrainSequence>,
     /// Steps between evaluations; a run is also evaluated after its last step.
     pub every: u64,
-    /// A run stops after so many evaluations one after another without a loss below its lowest; none goes on.
+    /// What the runs are to write, if anything.
+    pub written: Option<Written>,
+    /// Which evaluation of a run is its best.
+    pub best_by: BestBy,
+    /// A run stops after so many evaluations one after another that are not better than its best; none goes on.
     pub patience: Option<u64>,
-    /// Whether the parameters of a run's lowest loss are kept, to be restored at the end.
+    /// Whether the parameters of a run's best evaluation are kept, to be restored at the end.
     pub load_best: bool,
 }
 
-/// The label tokens of the held-out sequences under a run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// The held-out data under a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Score {
     /// Optimiser steps that the run has done.
     pub step: u64,
-    /// Mean negative log-likelihood, in nats.
+    /// Mean negative log-likelihood of the label tokens, in nats.
     pub loss: f64,
     /// Share of them that have the greatest logit.
     pub accuracy: f64,
+    /// The metrics of what it wrote, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, f64>,
+}
+
+impl Score {
+    /// A value by its name in [`BestBy`].
+    pub fn value(&self, name: &str) -> Option<f64> {
+        match name {
+            "loss" => Some(self.loss),
+            "accuracy" => Some(self.accuracy),
+            name => self.metrics.get(name).copied(),
+        }
+    }
 }
 
 /// The evaluations of a run so far.
@@ -40,7 +83,7 @@ pub struct Score {
 pub struct RunScores {
     /// The most recent evaluation, if there was one.
     pub last: Option<Score>,
-    /// The one of the lowest loss, the first of equal ones.
+    /// The best one, the first of equal ones.
     pub best: Option<Score>,
     /// Evaluations since then.
     pub worse: u64,
@@ -49,7 +92,7 @@ pub struct RunScores {
 }
 
 /// A run's evaluation after a step.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EvalReport {
     /// Number of the run.
     pub run: usize,
@@ -72,13 +115,18 @@ impl Evaluation {
     /// What a continuation of a training must share.
     pub(super) fn fingerprint(&self) -> Value {
         let data = format!("{:016x}", hash::fnv1a(words(&self.data).flat_map(u64::to_le_bytes)));
-        json!({
+        let mut value = json!({
             "sequences": self.data.len(),
             "data": data,
             "every": self.every,
+            "best_by": self.best_by,
             "patience": self.patience,
             "load_best": self.load_best,
-        })
+        });
+        if let Some(written) = &self.written {
+            value["written"] = written.fingerprint();
+        }
+        value
     }
 
     /// Rows, and label rows, of its largest passes.

@@ -8,6 +8,12 @@ use serde_json::Value;
 use super::trained::{DATA, files, log, survives};
 use super::{leftovers, line, put, workplace};
 
+/// Held-out lines with prompts.
+pub const ASKED: &str = "{\"prompt\": \"the pen is\", \"completion\": \" thin\"}\n\
+                     {\"prompt\": \"the pot is\", \"completion\": \" in the pen\"}\n\
+                     {\"instruction\": \"there is\", \"input\": \"\", \"output\": \"a pot\"}\n\
+                     {\"input_ids\": [1, 30, 31, 32], \"labels\": [-100, -100, 31, 32]}\n";
+
 /// Held-out lines.
 const HELD_OUT: &str = "{\"prompt\": \"the pen is\", \"completion\": \" thin\"}\n{\"text\": \"there is a pot\"}\n";
 
@@ -69,7 +75,7 @@ fn grid_runs_equal_runs_alone_whatever_their_ranks_and_modules() {
         line(d, &format!("{train} --out {{}}/alone-{i} {alone}")).ok();
         let alone = d.join(format!("alone-{i}"));
         assert_eq!(files(&d.join("grid").join(&folder)), files(&alone), "{folder}");
-        let checkpoint = d.join(format!("grid/checkpoint-3/run-{i}"));
+        let checkpoint = d.join(format!("grid/checkpoint-3/run-{i:03}"));
         assert_eq!(files(&checkpoint), files(&alone.join("checkpoint-3")), "{folder}");
         assert_eq!(steps(&lines, Some(i)), steps(&log(&alone), None), "{folder}");
         assert!(!alone.join("run.json").exists() && !alone.join("results.json").exists());
@@ -90,11 +96,12 @@ fn grid_resumes_after_kills_to_the_same_bytes() {
     let dir = workplace();
     let d = dir.path();
     put(d, "train.jsonl", DATA);
-    put(d, "held.jsonl", HELD_OUT);
+    put(d, "held.jsonl", ASKED);
     // Six runs: 30 steps and 10 evaluations each, of which the patient ones see the end.
     let train = "train-lora --model {}/model --train {}/train.jsonl --batch-size 2 --max-steps 30 --lora-dropout 0.1 \
                  --save-steps 2 --r 2,3 --learning-rate 0.02,0.002,0 --eval {}/held.jsonl --eval-steps 3 \
-                 --load-best-model-at-end --early-stopping-patience 2 --report-to tensorboard,csv";
+                 --load-best-model-at-end --early-stopping-patience 2 --report-to tensorboard,csv \
+                 --predict-with-generate --max-new-tokens 4 --metrics chrf,exact_match --metric-for-best-model chrf";
     line(d, &format!("{train} --out {{}}/count")).ok();
     let lines = log(&d.join("count")).len();
     let outputs: Vec<String> = (0..6).map(|run| format!("run-{run:03}")).collect();
@@ -197,6 +204,16 @@ fn grid_refuses_what_it_cannot_do() {
         ("--target-modules q_proj,v_proj;v_proj,q_proj", "--target-modules: expected each value once"),
         ("--report-to none,csv", "--report-to: expected none alone"),
         ("--init-adapter {}/one --r 2,4", "--init-adapter"),
+        ("--init-adapter {}/one --seeds 2 --no-shuffle", "--seeds: expected 1"),
+        ("--init-lora-weights pissa --seeds 2 --no-shuffle", "--seeds: expected 1"),
+        (
+            "--eval {}/train.jsonl --metric-for-best-model bleu",
+            "--metric-for-best-model: expected loss, accuracy; others",
+        ),
+        ("--eval {}/train.jsonl --predict-with-generate", "train.jsonl:3: keys: expected an example with a prompt"),
+        ("--interleave-probs 0.5,0.5", "--interleave-probs: expected one for each of 1 files"),
+        ("--interleave-probs 1 --mix-strategy concat", "--interleave-probs: expected a mix_strategy"),
+        ("--neftune-noise-alpha 0", "--neftune-noise-alpha: expected a number above 0"),
         ("--eval {}/none.jsonl", "none.jsonl"),
     ] {
         let found = line(d, &format!("{train} {args}")).refused();

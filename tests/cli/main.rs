@@ -11,6 +11,7 @@ mod compare;
 mod config;
 mod edits;
 mod errors;
+mod evaluation;
 mod families;
 mod generate;
 mod grid;

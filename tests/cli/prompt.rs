@@ -66,10 +66,10 @@ fn prompt_runs_together_equal_runs_alone() {
         line(d, &format!("{train} --out {{}}/alone-{i} --num-virtual-tokens {rows} --seed {seed}")).ok();
         let found = Path::new(run["adapter"].as_str().expect("a directory"));
         assert_eq!(files(found), files(&d.join(format!("alone-{i}"))), "{rows} rows, seed {seed}");
-        assert!(d.join(format!("grid/checkpoint-4/run-{i}/adapter_config.json")).exists());
+        assert!(d.join(format!("grid/checkpoint-4/run-{i:03}/adapter_config.json")).exists());
     }
     let text = line(d, &format!("{train} --out {{}}/table --num-virtual-tokens 3,7")).ok().out;
-    assert!(text.contains("num_virtual_tokens") && text.contains("run-1"), "{text}");
+    assert!(text.contains("num_virtual_tokens") && text.contains("run-001"), "{text}");
 }
 
 #[test]
@@ -344,7 +344,7 @@ fn prompt_training_resumes_after_a_kill_to_the_same_bytes() {
     put(d, "train.jsonl", DATA);
     let train = "train-prompt --model {}/model --train {}/train.jsonl --batch-size 2 --max-steps 40 --save-steps 3 \
                  --num-virtual-tokens 4,2";
-    survives(d, train, &["run-0", "run-1"], 80);
+    survives(d, train, &["run-000", "run-001"], 80);
     // Another length is another training.
     let other = train.replace("4,2", "4,3");
     let found = line(d, &format!("{other} --out {{}}/calm --resume-from-checkpoint latest")).refused();

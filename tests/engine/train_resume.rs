@@ -173,7 +173,7 @@ fn checkpoint_holds_adapters_that_can_be_loaded() {
     let mut found = Vec::new();
     for run in 0..2 {
         let adapter =
-            LoraAdapter::read(dir.path().join(format!("checkpoint-9/run-{run}")), &model).expect("an adapter");
+            LoraAdapter::read(dir.path().join(format!("checkpoint-9/run-{run:03}")), &model).expect("an adapter");
         assert_eq!(AdapterConfig::Lora(adapter.config), config());
         adapter.modules.iter().for_each(|m| found.extend(m.a.iter().chain(&m.b).map(|&x| f64::from(x))));
     }

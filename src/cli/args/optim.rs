@@ -5,7 +5,9 @@ use std::sync::LazyLock;
 
 use clap::{ArgAction, Args, ValueEnum};
 use serde::{Serialize, Serializer};
+use serde_json::json;
 
+use crate::task::metrics::Metric;
 use crate::train::schedule::Schedule;
 use crate::train::settings::RunSettings;
 
@@ -121,7 +123,51 @@ pub struct EvalArgs {
         help_heading = "Evaluation"
     )]
     pub eval_steps: Option<u64>,
-    /// Stop a run after so many evaluations one after another without a loss below its lowest.
+    /// Also let every run continue the prompts of --eval, greedily as generate does, and judge what it writes.
+    #[arg(long, requires = "eval", help_heading = "Evaluation")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub predict_with_generate: bool,
+    /// Metrics of what is written, from 0 to 100: exact_match, bleu, chrf, f1, rouge_l [default: exact_match].
+    #[arg(
+        long,
+        value_name = "METRICS",
+        value_delimiter = ',',
+        value_parser = written_metric,
+        requires = "predict_with_generate",
+        help_heading = "Evaluation"
+    )]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<Metric>,
+    /// Maximum number of new tokens of what is written [default: 64].
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        alias = "generation-max-new-tokens",
+        requires = "predict_with_generate",
+        help_heading = "Evaluation"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_new_tokens: Option<usize>,
+    /// End what is written at this text (\n is a newline); may be given several times.
+    #[arg(long, value_name = "TEXT", requires = "predict_with_generate", help_heading = "Evaluation")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+    /// What the best evaluation has the best of: loss, accuracy, or one of --metrics [default: loss].
+    #[arg(long, value_name = "NAME", requires = "eval", help_heading = "Evaluation")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metric_for_best_model: Option<String>,
+    /// Whether a greater value is a better one [default: true, unless the name ends in loss].
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        requires = "eval",
+        help_heading = "Evaluation"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub greater_is_better: Option<bool>,
+    /// Stop a run after so many evaluations one after another that are not better than its best.
     #[arg(
         long,
         value_name = "EVALUATIONS",
@@ -130,10 +176,17 @@ pub struct EvalArgs {
         help_heading = "Evaluation"
     )]
     pub early_stopping_patience: Option<u64>,
-    /// Write each run's adapter as it was at its evaluation of the lowest loss.
+    /// Write each run's adapter as it was at its best evaluation.
     #[arg(long, requires = "eval", help_heading = "Evaluation")]
     #[serde(skip_serializing_if = "is_false")]
     pub load_best_model_at_end: bool,
+}
+
+/// Reads a metric of what is written.
+fn written_metric(word: &str) -> Result<Metric, String> {
+    let known = [Metric::Exact, Metric::Bleu, Metric::ChrF, Metric::F1, Metric::RougeL];
+    let found = known.into_iter().find(|metric| json!(metric) == word);
+    found.ok_or_else(|| "expected exact_match, bleu, chrf, f1 or rouge_l".to_owned())
 }
 
 pub(super) fn is_false(value: &bool) -> bool {

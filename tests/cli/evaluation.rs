@@ -13,7 +13,7 @@ use super::{line, put, workplace};
 
 /// The text of some tokens of the model.
 fn decoded(dir: &Path, ids: &[u32]) -> String {
-    let tokenizer = Tokenizer::load(&dir.join("model")).expect("the tokenizer");
+    let tokenizer = Tokenizer::load(dir.join("model")).expect("the tokenizer");
     tokenizer.decode(ids, true).expect("a text")
 }
 

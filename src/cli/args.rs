@@ -82,7 +82,7 @@ pub enum Command {
     Compare(CompareArgs),
     /// Compare captured states, layer by layer: CKA, SVCCA, neighbours, intrinsic dimension, subspaces, updates.
     Analyze(AnalyzeArgs),
-    /// Write the page of a probe or of a comparison again, from its report.json.
+    /// Write the page of a probe, a comparison or a training, from its report.json or its log.
     Report(ReportArgs),
     /// Generate continuations of prompts.
     Generate(GenerateArgs),

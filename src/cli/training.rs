@@ -232,10 +232,18 @@ pub fn fit<B: Backend>(
     mut on_step: impl FnMut(&mut B, &Model<B>, &StepReport) -> Result<()>,
 ) -> Result<()> {
     let bar = output::progress(trainer.total_steps(), "steps");
+    let runs = trainer.trainable().shape().0;
+    let mut first = true;
     let done = fit::fit(backend, model, trainer, output, resume, |backend, model, step| {
+        if std::mem::take(&mut first) {
+            // Steps before a resumption took none of this time.
+            bar.set_position(step.step - 1);
+            bar.reset_eta();
+        }
         bar.set_position(step.step);
         let mean = step.runs.iter().map(|run| run.loss).sum::<f64>() / step.runs.len().max(1) as f64;
-        bar.set_message(format!("loss {mean:.4}"));
+        let of = if runs > 1 { format!("{} of {runs} runs, mean ", step.runs.len()) } else { String::new() };
+        bar.set_message(format!("{of}loss {mean:.4}"));
         on_step(backend, model, step)
     });
     bar.finish_and_clear();

@@ -1,7 +1,7 @@
 //! Reports as pages: one HTML file that needs no network, and the series of its plots as CSV.
 //!
-//! A page is a function of a `report.json` and of the command that repeats it: the same report gives the same bytes. What a
-//! study says stands in `probe` and `compare`, which make a [`model::Page`] of it; how it looks, in `html`, `svg` and the
+//! A page is a function of a `report.json`, or of a training's log and results, and of the command that repeats it: the same report
+//! gives the same bytes. What a study says stands in `probe`, `compare` and `training`, which make a [`model::Page`] of it; how it looks, in `html`, `svg` and the
 //! template and style sheet beside them.
 
 pub mod compare;
@@ -11,6 +11,7 @@ pub mod model;
 pub mod probe;
 mod settings;
 mod svg;
+pub mod training;
 mod words;
 
 use std::path::Path;
@@ -31,6 +32,8 @@ pub enum Study {
     Probe,
     /// [`crate::compare`].
     Compare,
+    /// [`crate::train`], of its log.
+    Training,
 }
 
 impl Study {
@@ -46,6 +49,9 @@ impl Study {
         if has(&["rows", "metrics", "plan"]) {
             return Ok(Self::Compare);
         }
+        if training::is_log(report) {
+            return Ok(Self::Training);
+        }
         let keys = report.as_object().map(|map| map.keys().take(8).cloned().collect::<Vec<_>>().join(", "));
         let found = keys.map_or_else(|| "no object".to_owned(), |keys| format!("the keys {keys}"));
         Err(Error::field(path, "the file", "the report.json of a probe or of a comparison", found))
@@ -60,6 +66,7 @@ pub fn page(report: &Value, path: &Path, command: &str) -> Result<Page> {
     match Study::of(report, path)? {
         Study::Probe => Ok(probe::page(report, command)),
         Study::Compare => compare::page(report, path, command),
+        Study::Training => training::page(report, path, command),
     }
 }
 

@@ -60,3 +60,45 @@ fn report_refuses_what_is_no_report() {
     }
     assert!(!d.join("report.html").exists() && !d.join("model/report.html").exists());
 }
+
+#[test]
+fn report_of_a_training_has_its_losses_by_run() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", super::trained::DATA);
+    put(d, "held.jsonl", super::grid::ASKED);
+    let train = "train-lora --model {}/model --train {}/train.jsonl --batch-size 5 --max-steps 4 --eval {}/held.jsonl \
+                 --eval-steps 2 --predict-with-generate --max-new-tokens 2";
+    line(d, &format!("{train} --learning-rate 1e-2,1e-3 --seeds 4 --out {{}}/grid")).ok();
+    line(d, "report {}/grid --csv").ok();
+    let read = |name: &str| fs::read_to_string(d.join(name)).expect("a file");
+    let (html, csv) = (read("grid/report.html"), read("grid/series.csv"));
+    let best = serde_json::from_str::<serde_json::Value>(&read("grid/results.json")).expect("JSON")["best"].clone();
+    let best = best.as_str().expect("a run").to_owned();
+    for part in
+        ["Training loss, runs 0 to 6", "Held-out loss", "Held-out exact match", "train-lora --config llamaprobe.yaml"]
+    {
+        assert!(html.contains(part), "{part}");
+    }
+    assert!(html.contains(&format!("Of 8 runs {best} is the best")) && html.contains(&format!("{best} (best)")));
+    // Every value of the log is a point of its run.
+    let lines = super::trained::log(&d.join("grid"));
+    for (key, id) in [("loss", "loss"), ("eval_loss", "eval-loss"), ("eval_exact_match", "eval-exact-match")] {
+        let mut count = 0;
+        for logged in lines.iter().filter(|logged| logged.get(key).is_some()) {
+            let run = logged["run"].as_u64().expect("a run");
+            let (part, value) = (run / 7, logged[key].as_f64().expect("a number"));
+            let row = format!("\n{id}-{part},run {run},{},{value},\n", logged["current_steps"]);
+            assert!(csv.contains(&row), "{row}");
+            count += 1;
+        }
+        assert_eq!(csv.matches(&format!("\n{id}-")).count(), count, "{key}");
+    }
+    line(d, "report {}/grid").ok();
+    assert_eq!(read("grid/report.html"), html, "the same bytes");
+    line(d, &format!("{train} --out {{}}/one")).ok();
+    line(d, "report {}/one --out {}/page.html").ok();
+    assert!(read("page.html").contains("held-out loss was lowest after step"));
+    put(d, "one/trainer_log.jsonl", "{\"loss\": 1}\n");
+    assert!(line(d, "report {}/one").refused().contains("trainer_log.jsonl"));
+}

@@ -219,8 +219,8 @@ fn verdict(runs: &[Run], results: Option<&Results>) -> String {
 fn answers(runs: &[Run]) -> Vec<Answer> {
     let answer = |question: &str, yes: usize, of: usize, text: String| {
         let (word, tone) = match yes {
-            0 => ("no".to_owned(), Tone::No),
-            all if all == of => ("yes".to_owned(), Tone::Yes),
+            0 => ("No".to_owned(), Tone::No),
+            all if all == of => ("Yes".to_owned(), Tone::Yes),
             some => (format!("{some} of {of}"), Tone::Partly),
         };
         Answer { question: question.to_owned(), word, tone, text }

@@ -8,7 +8,7 @@ use llamaprobe::page::{Study, render, series, write};
 use serde_json::{Value, json};
 
 use super::page;
-use super::planted::{Planted, comparison, full};
+use super::planted::{Planted, comparison, full, training};
 
 /// Text that is markup unless it is escaped, in an element and in an attribute.
 const MARKUP: &str = "<script>alert(1)</script>\"'&{{ 1 + 1 }}\u{0}";
@@ -136,6 +136,7 @@ fn reports_are_told_apart_by_their_content() {
     let of = |report: &Value| Study::of(report, Path::new("x/report.json"));
     assert_eq!(of(&full()).expect("a probe"), Study::Probe);
     assert_eq!(of(&comparison()).expect("a comparison"), Study::Compare);
+    assert_eq!(of(&training()).expect("a training"), Study::Training);
     for (other, found) in [(json!({"model_type": "llama"}), "model_type"), (json!([]), "no object")] {
         let error = of(&other).expect_err("no report").to_string();
         assert!(error.contains("x/report.json") && error.contains(found), "{error}");
@@ -146,7 +147,7 @@ fn reports_are_told_apart_by_their_content() {
 #[test]
 fn pages_are_written_with_their_series() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pages");
-    for (name, report) in [("probe", full()), ("compare", comparison())] {
+    for (name, report) in [("probe", full()), ("compare", comparison()), ("training", training())] {
         let (html, csv) = (folder.join(format!("{name}.html")), folder.join(format!("{name}.csv")));
         let page = page(&report);
         write(&page, &html, Some(&csv)).expect("written");

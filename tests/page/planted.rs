@@ -152,3 +152,36 @@ pub fn comparison() -> Value {
         "rows": rows.iter().map(row).collect::<Vec<_>>(),
     })
 }
+
+/// The log and the results of a grid of nine runs, whose held-out loss rises again in the end but for the last run's.
+pub fn training() -> Value {
+    let mut log = Vec::new();
+    for step in 1..=20_u64 {
+        for run in 0..9_u64 {
+            let common = json!({
+                "run": run, "current_steps": step, "total_steps": 20, "epoch": step as f64 / 10.0, "percentage": step as f64 * 5.0,
+                "elapsed_time": "0:00:01", "remaining_time": "0:00:01",
+            });
+            let line = |own: Value| {
+                let mut line = common.as_object().expect("an object").clone();
+                line.extend(own.as_object().expect("an object").clone());
+                Value::Object(line)
+            };
+            let x = step as f64 / 20.0;
+            log.push(line(json!({
+                "loss": 3.0 - 2.0 * x + 0.1 * run as f64, "lr": 1e-3 * (1.0 - x), "grad_norm": 1.0 + x, "throughput": 1.0,
+                "total_tokens": step * 100, "tokens_per_sec": 1.0,
+            })));
+            if step % 5 == 0 {
+                let rise = if run == 8 { 0.0 } else { 2.0 * (x - 0.5).max(0.0) };
+                let loss = 2.5 - x + rise + 0.1 * run as f64;
+                log.push(line(
+                    json!({"eval_loss": loss, "eval_accuracy": 0.2 + 0.5 * x, "eval_chrf": 20.0 + 30.0 * x}),
+                ));
+            }
+        }
+    }
+    let run = |i: usize| json!({"run": format!("run-00{i}"), "r": 8, "learning_rate": 1e-3, "steps": 20, "eval_chrf": 50.0 - i as f64});
+    let results = json!({"criterion": "eval_chrf", "best": "run-000", "runs": (0..9).map(run).collect::<Vec<_>>()});
+    json!({"log": log, "results": results, "command": "train-lora"})
+}

@@ -3,7 +3,7 @@
 use llamaprobe::page::model::{Block, Series, Tone};
 use serde_json::json;
 
-use super::planted::{Planted, comparison, conditions, full, mean_sd, patching};
+use super::planted::{Planted, comparison, conditions, full, mean_sd, patching, training};
 use super::{answer, page};
 
 /// Planted numbers, words of the headline, the answer to whether the states moved, and that to the direction.
@@ -254,4 +254,25 @@ fn comparison_says_who_is_above_whom() {
         row["interval"] = json!({"low": 0.0, "high": 100.0});
     }
     assert_eq!(answer(&super::page(&same), "Does a soft prompt beat").word, "Not told apart");
+}
+
+#[test]
+fn training_is_told_by_its_best_run_and_by_what_losses_did() {
+    let page = page(&training());
+    assert_eq!(page.verdict, "Of 9 runs run-000 is the best, with eval_chrf 50.0000.");
+    let fell = answer(&page, "training loss fall");
+    assert_eq!((fell.word.as_str(), fell.tone), ("Yes", Tone::Yes));
+    // Mean of the nine: 3.0 - 0.1 + 0.4 and 3.0 - 2.0 + 0.4.
+    assert!(fell.text.contains("3.3000 and 1.4000"), "{}", fell.text);
+    let rose = answer(&page, "rise again");
+    assert_eq!((rose.word.as_str(), rose.tone), ("8 of 9", Tone::Partly), "{}", rose.text);
+    // One run alone, without results: words of the curve itself.
+    let mut alone = training();
+    let log = alone["log"].as_array_mut().expect("lines");
+    log.retain(|line| line["run"] == 0);
+    log.iter_mut().for_each(|line| drop(line.as_object_mut().expect("an object").remove("run")));
+    alone["results"] = serde_json::Value::Null;
+    let page = super::page(&alone);
+    assert_eq!(page.verdict, "The held-out loss was lowest after step 10: 2.0000.");
+    assert_eq!(answer(&page, "rise again").word, "Yes");
 }

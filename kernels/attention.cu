@@ -20,12 +20,12 @@
 //
 // Tables (made from the pack by the host, src/backend/cuda/forest.rs). Rows are taken in depth-first order of the
 // forest, so that the rows of all children of a segment follow one another: one long block of queries over its keys.
-//   slots [blocks, 64]     the block rows: rows of the pack of each query block, or NO_ROW
+//   block_rows [blocks, 64]
+//                          rows of the pack of each query block, or NO_ROW
 //   tiles [tiles, 64]      rows of the keys at 64 consecutive positions of some path, from a multiple of 64 on: a row
 //                          of the pack, -(r + 1) for row r of the cache, or NO_ROW
-//   visits [., 4]          the tile lists: tile, position of its first key, first and end of the block rows whose path it
-//                          lies on; the list of query block b is visit_starts[b]..visit_starts[b + 1], ascending by
-//                          position
+//   tile_lists [., 4]      tile, position of its first key, first and end of the block rows whose path it lies on; the
+//                          list of query block b is list_starts[b]..list_starts[b + 1], ascending by position
 //   order, begins, ends    [N] each: depth-first order of the rows; row order[j] sees row order[i] if
 //                          begins[i] <= j < ends[i]
 //   positions, lasts       [N] each: a row's position, and the last that it sees: its own, or its segment's last in a
@@ -47,23 +47,23 @@
 // backward from lse and delta).
 
 constexpr int TILE = 64;
-constexpr int SLOTS = 16 * WARPS;
+constexpr int BLOCK_ROWS = 16 * WARPS;
 constexpr int STRIDE = HEAD_DIM + 16 / (int)sizeof(real);  // odd in units of 16 bytes: no bank conflicts
 constexpr int PARTS = HEAD_DIM / 8;                        // C fragments of a row of heads
 // Columns of a key's gradient whose sums a thread holds at a time.
 constexpr int COLUMNS = HEAD_DIM > 128 && sizeof(real) == 4 ? HEAD_DIM / 2 : HEAD_DIM;
 constexpr int NO_ROW = -0x7fffffff - 1;
 
-// `count` rows of one head into shared memory; row i is row rows[i] of x, or of the cache (`kept`), or none (also from
+// `count` rows of one head into shared memory; row i is row rows[i] of x, or of the cache (`cached`), or none (also from
 // `valid` on).
 template <int count>
-DEV void fetch(real* tile, const real* x, const real* kept, const int* rows, int valid, i64 pitch, int width) {
+DEV void fetch(real* tile, const real* x, const real* cached, const int* rows, int valid, i64 pitch, int width) {
     constexpr int CHUNK = 16 / (int)sizeof(real), CHUNKS = HEAD_DIM / CHUNK;
     bool whole = width % CHUNK == 0;
     for (int i = threadIdx.x; i < count * CHUNKS; i += 32 * WARPS) {
         int r = i / CHUNKS, c = i % CHUNKS * CHUNK, row = r < valid ? rows[r] : NO_ROW;
         bool none = row == NO_ROW || c >= width;
-        const real* from = none ? x : (row >= 0 ? x + row * pitch : kept + -(i64)(row + 1) * pitch) + c;
+        const real* from = none ? x : (row >= 0 ? x + row * pitch : cached + -(i64)(row + 1) * pitch) + c;
         real* to = tile + r * STRIDE + c;
         if (whole) {
             copy_async(to, from, none);
@@ -85,22 +85,22 @@ DEV float slope_of(int head, int alibi) {
     float power = head < alibi ? 8.0f * (head + 1) : 4.0f * (2 * (head - alibi) + 1);
     return exp2f(-power / alibi);
 }
-DEV float lean_of(int head, int alibi, float scale) { return slope_of(head, alibi) / scale; }
+DEV float slope_of(int head, int alibi, float scale) { return slope_of(head, alibi) / scale; }
 
 // A part of a tile of keys.
 struct Step {
-    int visit, part;
+    int entry, part;
 };
 
-// The next entry of a tile list, from the given one on, that any of SLOTS block rows sees.
-DEV int concerned(int visit, int end, const int4* visits, int first) {
-    while (visit < end && (visits[visit].w <= first || visits[visit].z >= first + SLOTS)) visit++;
-    return visit;
+// The next entry of a tile list, from the given one on, that any of BLOCK_ROWS block rows sees.
+DEV int concerned(int entry, int end, const int4* tile_list, int first) {
+    while (entry < end && (tile_list[entry].w <= first || tile_list[entry].z >= first + BLOCK_ROWS)) entry++;
+    return entry;
 }
 template <int step>
-DEV Step after(Step s, int end, const int4* visits, int first) {
-    if (s.part + 1 < TILE / step) return {s.visit, s.part + 1};
-    return {concerned(s.visit + 1, end, visits, first), 0};
+DEV Step after(Step s, int end, const int4* tile_list, int first) {
+    if (s.part + 1 < TILE / step) return {s.entry, s.part + 1};
+    return {concerned(s.entry + 1, end, tile_list, first), 0};
 }
 
 // What is left to multiply products by until they are scores: capping has scaled them.
@@ -137,16 +137,16 @@ DEV void apply_softcap(float (&s)[parts][4], float (&slopes)[parts][4], Cap cap)
 
 // What a thread knows of its two rows of queries and of the 16 of its warp.
 struct Rows {
-    int row[2], slot[2], last[2], low[2];  // of the pack, in the block, and the last and first position seen
+    int row[2], block_row[2], last[2], low[2];  // of the pack, in the block, and the last and first position seen
     int warp_first, warp_last, warp_low, warp_high;
 };
 
-DEV Rows rows_of(const int* slots, int first, const int* positions, const int* lasts, int window, int ahead) {
+DEV Rows rows_of(const int* block_rows, int first, const int* positions, const int* lasts, int window, int ahead) {
     Rows rows;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        rows.slot[i] = first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i * 8;
-        rows.row[i] = slots[rows.slot[i]];
+        rows.block_row[i] = first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i * 8;
+        rows.row[i] = block_rows[rows.block_row[i]];
         int position = rows.row[i] < 0 ? -1 : positions[rows.row[i]];
         rows.last[i] = rows.row[i] < 0 ? -1 : min(lasts[rows.row[i]], position + ahead);
         rows.low[i] = window > 0 ? max(0, position - window + 1) : 0;
@@ -159,28 +159,29 @@ DEV Rows rows_of(const int* slots, int first, const int* positions, const int* l
 }
 // Whether any, and whether every row of the warp sees something, and everything, of `step` keys from position `key` on.
 template <int step>
-DEV bool any_seen(const Rows& rows, int4 visit, int key, int warp_slot) {
-    return visit.w > warp_slot && visit.z < warp_slot + 16 && key <= rows.warp_last && key + step > rows.warp_low;
+DEV bool any_seen(const Rows& rows, int4 entry, int key, int warp_row) {
+    return entry.w > warp_row && entry.z < warp_row + 16 && key <= rows.warp_last && key + step > rows.warp_low;
 }
 template <int step>
-DEV bool all_seen(const Rows& rows, int4 visit, int key, int warp_slot) {
-    return visit.z <= warp_slot && visit.w >= warp_slot + 16 && key + step - 1 <= rows.warp_first &&
+DEV bool all_seen(const Rows& rows, int4 entry, int key, int warp_row) {
+    return entry.z <= warp_row && entry.w >= warp_row + 16 && key + step - 1 <= rows.warp_first &&
            key >= rows.warp_high;
 }
 // The same of one element: sum e of a C fragment, for the key at `position`.
-DEV bool seen(const Rows& rows, int4 visit, int position, int e) {
+DEV bool seen(const Rows& rows, int4 entry, int position, int e) {
     int i = e / 2;
-    return rows.slot[i] >= visit.z && rows.slot[i] < visit.w && position <= rows.last[i] && position >= rows.low[i];
+    return rows.block_row[i] >= entry.z && rows.block_row[i] < entry.w && position <= rows.last[i] &&
+           position >= rows.low[i];
 }
 
-// Products of keys, or their capped scores, from position `key` on, less `lean` (ALiBi) for every position to the row's own.
+// Products of keys, or their capped scores, from position `key` on, less `slope` (ALiBi) for every position to the row's own.
 template <int parts>
-DEV void far_less(float (&s)[parts][4], float lean, const Rows& rows, int key) {
+DEV void subtract_alibi(float (&s)[parts][4], float slope, const Rows& rows, int key) {
     int first = key + 2 * (threadIdx.x % 4);
 #pragma unroll
     for (int n = 0; n < parts; n++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) s[n][e] -= lean * (rows.last[e / 2] - (first + n * 8 + e % 2));
+        for (int e = 0; e < 4; e++) s[n][e] -= slope * (rows.last[e / 2] - (first + n * 8 + e % 2));
 }
 
 template <int n>
@@ -202,58 +203,59 @@ DEV void store_row(real* to, const float (&c)[parts][4], int i, float scale, int
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     attention_fwd(real* __restrict__ z, float* __restrict__ lse, const real* __restrict__ q, const real* __restrict__ k,
-                  const real* __restrict__ v, const real* __restrict__ kept_k, const real* __restrict__ kept_v,
-                  const int* __restrict__ slots, const int* __restrict__ visit_starts, const int* __restrict__ visit_list,
-                  const int* __restrict__ tiles, const int* __restrict__ positions, const int* __restrict__ lasts,
-                  int heads, int kv_heads, int width, float scale, int window, int ahead, int alibi, float cap) {
+                  const real* __restrict__ v, const real* __restrict__ cached_k, const real* __restrict__ cached_v,
+                  const int* __restrict__ block_rows, const int* __restrict__ list_starts,
+                  const int* __restrict__ tile_lists, const int* __restrict__ tiles, const int* __restrict__ positions,
+                  const int* __restrict__ lasts, int heads, int kv_heads, int width, float scale, int window, int ahead,
+                  int alibi, float cap) {
     DYNAMIC_SHARED(memory);
     real* queries = reinterpret_cast<real*>(memory);
-    real* buffers = queries + SLOTS * STRIDE;
+    real* buffers = queries + BLOCK_ROWS * STRIDE;
     constexpr int BUFFER = 2 * FWD_STEP * STRIDE;
-    int block = blockIdx.x / (TILE / SLOTS), first = blockIdx.x % (TILE / SLOTS) * SLOTS;
+    int block = blockIdx.x / (TILE / BLOCK_ROWS), first = blockIdx.x % (TILE / BLOCK_ROWS) * BLOCK_ROWS;
     int head = blockIdx.y, group = head / (heads / kv_heads), t = threadIdx.x % 4, warp = threadIdx.x / 32;
-    int warp_slot = first + warp * 16, end = visit_starts[block + 1];
+    int warp_row = first + warp * 16, end = list_starts[block + 1];
     i64 pitch = (i64)kv_heads * width;
     q += head * width, z += head * width;
-    k += group * width, v += group * width, kept_k += group * width, kept_v += group * width;
-    slots += block * TILE;
-    const int4* visits = reinterpret_cast<const int4*>(visit_list);
-    Step now = {concerned(visit_starts[block], end, visits, first), 0};
+    k += group * width, v += group * width, cached_k += group * width, cached_v += group * width;
+    block_rows += block * TILE;
+    const int4* tile_list = reinterpret_cast<const int4*>(tile_lists);
+    Step now = {concerned(list_starts[block], end, tile_list, first), 0};
     auto fetch_step = [&](Step s, real* to) {
-        const int* rows = tiles + (i64)visits[s.visit].x * TILE + s.part * FWD_STEP;
-        fetch<FWD_STEP>(to, k, kept_k, rows, FWD_STEP, pitch, width);
-        fetch<FWD_STEP>(to + FWD_STEP * STRIDE, v, kept_v, rows, FWD_STEP, pitch, width);
+        const int* rows = tiles + (i64)tile_list[s.entry].x * TILE + s.part * FWD_STEP;
+        fetch<FWD_STEP>(to, k, cached_k, rows, FWD_STEP, pitch, width);
+        fetch<FWD_STEP>(to + FWD_STEP * STRIDE, v, cached_v, rows, FWD_STEP, pitch, width);
     };
-    fetch<SLOTS>(queries, q, q, slots + first, SLOTS, (i64)heads * width, width);
-    if (now.visit < end) fetch_step(now, buffers);
+    fetch<BLOCK_ROWS>(queries, q, q, block_rows + first, BLOCK_ROWS, (i64)heads * width, width);
+    if (now.entry < end) fetch_step(now, buffers);
     copy_commit();
-    Rows rows = rows_of(slots, first, positions, lasts, window, ahead);
+    Rows rows = rows_of(block_rows, first, positions, lasts, window, ahead);
     float sums[PARTS][4], top[2] = {-INFINITE, -INFINITE}, total[2] = {0.0f, 0.0f}, base2 = unit_of(scale) * LOG2_E;
-    float lean = lean_of(head, alibi, unit_of(scale));
+    float slope = slope_of(head, alibi, unit_of(scale));
     clear(sums);
-    for (int turn = 0; now.visit < end; turn ^= 1) {
-        Step next = after<FWD_STEP>(now, end, visits, first);
-        if (next.visit < end) fetch_step(next, buffers + (turn ^ 1) * BUFFER);
+    for (int stage = 0; now.entry < end; stage ^= 1) {
+        Step next = after<FWD_STEP>(now, end, tile_list, first);
+        if (next.entry < end) fetch_step(next, buffers + (stage ^ 1) * BUFFER);
         copy_commit();
 #ifndef PLANT_NO_WAIT
         copy_wait<1>();
 #endif
         __syncthreads();
-        int4 visit = visits[now.visit];
-        int key = visit.y + now.part * FWD_STEP;
-        const real *keys = buffers + turn * BUFFER, *values = keys + FWD_STEP * STRIDE;
-        if (any_seen<FWD_STEP>(rows, visit, key, warp_slot)) {
+        int4 entry = tile_list[now.entry];
+        int key = entry.y + now.part * FWD_STEP;
+        const real *keys = buffers + stage * BUFFER, *values = keys + FWD_STEP * STRIDE;
+        if (any_seen<FWD_STEP>(rows, entry, key, warp_row)) {
             float s[FWD_STEP / 8][4];
             clear(s);
             Product<real>::transposed<FWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
             if (SOFTCAP) apply_softcap(s, cap_of(cap, scale));
-            if (alibi) far_less(s, lean, rows, key);
-            if (!all_seen<FWD_STEP>(rows, visit, key, warp_slot)) {
+            if (alibi) subtract_alibi(s, slope, rows, key);
+            if (!all_seen<FWD_STEP>(rows, entry, key, warp_row)) {
 #pragma unroll
                 for (int n = 0; n < FWD_STEP / 8; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++)
-                        if (!seen(rows, visit, key + n * 8 + 2 * t + e % 2, e)) s[n][e] = -INFINITE;
+                        if (!seen(rows, entry, key + n * 8 + 2 * t + e % 2, e)) s[n][e] = -INFINITE;
             }
 #pragma unroll
             for (int i = 0; i < 2; i++) {
@@ -315,63 +317,63 @@ extern "C" __global__ void __launch_bounds__(256)
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     attention_bwd_dq(real* __restrict__ d_q, const float* __restrict__ delta, const real* __restrict__ d_z,
                      const float* __restrict__ lse, const real* __restrict__ q, const real* __restrict__ k,
-                     const real* __restrict__ v, const int* __restrict__ slots, const int* __restrict__ visit_starts,
-                     const int* __restrict__ visit_list, const int* __restrict__ tiles,
+                     const real* __restrict__ v, const int* __restrict__ block_rows, const int* __restrict__ list_starts,
+                     const int* __restrict__ tile_lists, const int* __restrict__ tiles,
                      const int* __restrict__ positions, const int* __restrict__ lasts, int heads, int kv_heads,
                      int width, float scale, int window, int ahead, int alibi, float cap) {
     DYNAMIC_SHARED(memory);
-    real *queries = reinterpret_cast<real*>(memory), *gradients = queries + SLOTS * STRIDE;
-    real* buffers = gradients + SLOTS * STRIDE;
+    real *queries = reinterpret_cast<real*>(memory), *gradients = queries + BLOCK_ROWS * STRIDE;
+    real* buffers = gradients + BLOCK_ROWS * STRIDE;
     constexpr int BUFFER = 2 * BWD_STEP * STRIDE;
-    int block = blockIdx.x / (TILE / SLOTS), first = blockIdx.x % (TILE / SLOTS) * SLOTS;
+    int block = blockIdx.x / (TILE / BLOCK_ROWS), first = blockIdx.x % (TILE / BLOCK_ROWS) * BLOCK_ROWS;
     int head = blockIdx.y, group = head / (heads / kv_heads), t = threadIdx.x % 4, warp = threadIdx.x / 32;
-    int warp_slot = first + warp * 16, end = visit_starts[block + 1];
+    int warp_row = first + warp * 16, end = list_starts[block + 1];
     i64 pitch = (i64)kv_heads * width;
     q += head * width, d_z += head * width, d_q += head * width, k += group * width, v += group * width;
-    slots += block * TILE;
-    const int4* visits = reinterpret_cast<const int4*>(visit_list);
-    Step now = {concerned(visit_starts[block], end, visits, first), 0};
+    block_rows += block * TILE;
+    const int4* tile_list = reinterpret_cast<const int4*>(tile_lists);
+    Step now = {concerned(list_starts[block], end, tile_list, first), 0};
     auto fetch_step = [&](Step s, real* to) {
-        const int* rows = tiles + (i64)visits[s.visit].x * TILE + s.part * BWD_STEP;
+        const int* rows = tiles + (i64)tile_list[s.entry].x * TILE + s.part * BWD_STEP;
         fetch<BWD_STEP>(to, k, k, rows, BWD_STEP, pitch, width);
         fetch<BWD_STEP>(to + BWD_STEP * STRIDE, v, v, rows, BWD_STEP, pitch, width);
     };
-    fetch<SLOTS>(queries, q, q, slots + first, SLOTS, (i64)heads * width, width);
-    fetch<SLOTS>(gradients, d_z, d_z, slots + first, SLOTS, (i64)heads * width, width);
-    if (now.visit < end) fetch_step(now, buffers);
+    fetch<BLOCK_ROWS>(queries, q, q, block_rows + first, BLOCK_ROWS, (i64)heads * width, width);
+    fetch<BLOCK_ROWS>(gradients, d_z, d_z, block_rows + first, BLOCK_ROWS, (i64)heads * width, width);
+    if (now.entry < end) fetch_step(now, buffers);
     copy_commit();
-    Rows rows = rows_of(slots, first, positions, lasts, window, ahead);
+    Rows rows = rows_of(block_rows, first, positions, lasts, window, ahead);
     float sums[PARTS][4], shift[2], along[2], base2 = unit_of(scale) * LOG2_E;
-    float lean = lean_of(head, alibi, unit_of(scale));
+    float slope = slope_of(head, alibi, unit_of(scale));
     clear(sums);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         shift[i] = rows.row[i] < 0 ? 0.0f : lse[(i64)rows.row[i] * heads + head] * LOG2_E;
         along[i] = rows.row[i] < 0 ? 0.0f : delta[(i64)rows.row[i] * heads + head];
     }
-    for (int turn = 0; now.visit < end; turn ^= 1) {
-        Step next = after<BWD_STEP>(now, end, visits, first);
-        if (next.visit < end) fetch_step(next, buffers + (turn ^ 1) * BUFFER);
+    for (int stage = 0; now.entry < end; stage ^= 1) {
+        Step next = after<BWD_STEP>(now, end, tile_list, first);
+        if (next.entry < end) fetch_step(next, buffers + (stage ^ 1) * BUFFER);
         copy_commit();
         copy_wait<1>();
         __syncthreads();
-        int4 visit = visits[now.visit];
-        int key = visit.y + now.part * BWD_STEP;
-        const real *keys = buffers + turn * BUFFER, *values = keys + BWD_STEP * STRIDE;
-        if (any_seen<BWD_STEP>(rows, visit, key, warp_slot)) {
+        int4 entry = tile_list[now.entry];
+        int key = entry.y + now.part * BWD_STEP;
+        const real *keys = buffers + stage * BUFFER, *values = keys + BWD_STEP * STRIDE;
+        if (any_seen<BWD_STEP>(rows, entry, key, warp_row)) {
             float s[BWD_STEP / 8][4], d_p[BWD_STEP / 8][4], slopes[BWD_STEP / 8][4];
             clear(s);
             clear(d_p);
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(d_p, gradients + warp * 16 * STRIDE, values, STRIDE);
             if (SOFTCAP) apply_softcap(s, slopes, cap_of(cap, scale));
-            if (alibi) far_less(s, lean, rows, key);
-            bool all = all_seen<BWD_STEP>(rows, visit, key, warp_slot);
+            if (alibi) subtract_alibi(s, slope, rows, key);
+            bool all = all_seen<BWD_STEP>(rows, entry, key, warp_row);
 #pragma unroll
             for (int n = 0; n < BWD_STEP / 8; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
-                    bool sees = all || seen(rows, visit, key + n * 8 + 2 * t + e % 2, e);
+                    bool sees = all || seen(rows, entry, key + n * 8 + 2 * t + e % 2, e);
                     s[n][e] = sees ? exp2_fast(s[n][e] * base2 - shift[e / 2]) * (d_p[n][e] - along[e / 2]) : 0.0f;
                     if (SOFTCAP) s[n][e] *= slopes[n][e];
                 }
@@ -419,10 +421,10 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
     int warp_begin = -warp_max(max(-begin[0], -begin[1])), warp_all_from = warp_max(max(begin[0], begin[1]));
     int steps = (seen_by.end - seen_by.begin + BWD_STEP - 1) / BWD_STEP;
     float base2 = unit_of(in.scale) * LOG2_E;
-    auto fetch_step = [&](int step, int turn) {
+    auto fetch_step = [&](int step, int stage) {
         int head = blockIdx.y * heads_of_group + step / steps, query = seen_by.begin + step % steps * BWD_STEP;
         i64 offset = head * in.width, pitch = (i64)in.heads * in.width;
-        real* to = buffers + turn * BUFFER;
+        real* to = buffers + stage * BUFFER;
         fetch<BWD_STEP>(to, in.q + offset, in.q, in.order + query, in.rows - query, pitch, in.width);
         to += BWD_STEP * STRIDE;
         fetch<BWD_STEP>(to, in.d_z + offset, in.d_z, in.order + query, in.rows - query, pitch, in.width);
@@ -440,19 +442,19 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
     fetch_step(0, 0);
     copy_commit();
     for (int step = 0; step < steps * heads_of_group; step++) {
-        int turn = step % 2;
-        if (step + 1 < steps * heads_of_group) fetch_step(step + 1, turn ^ 1);
+        int stage = step % 2;
+        if (step + 1 < steps * heads_of_group) fetch_step(step + 1, stage ^ 1);
         copy_commit();
         copy_wait<1>();
         __syncthreads();
         int query = seen_by.begin + step % steps * BWD_STEP;
-        const real *queries = buffers + turn * BUFFER, *gradients = queries + BWD_STEP * STRIDE;
+        const real *queries = buffers + stage * BUFFER, *gradients = queries + BWD_STEP * STRIDE;
         if (query + BWD_STEP > warp_begin && query < warp_end) {
             float p[BWD_STEP / 8][4], d_s[BWD_STEP / 8][4], slopes[BWD_STEP / 8][4];
             clear(p);
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(p, keys + warp * 16 * STRIDE, queries, STRIDE);
             if (SOFTCAP) apply_softcap(p, slopes, cap_of(in.cap, in.scale));
-            float lean = lean_of(blockIdx.y * heads_of_group + step / steps, in.alibi, unit_of(in.scale));
+            float slope = slope_of(blockIdx.y * heads_of_group + step / steps, in.alibi, unit_of(in.scale));
             bool all = query >= warp_all_from && query + BWD_STEP <= warp_all && in.window == 0;
 #pragma unroll
             for (int n = 0; n < BWD_STEP / 8; n++)
@@ -464,7 +466,7 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
                         int distance = in.positions[in.order[j]] - position[i];
                         sees = distance < in.window && -distance <= in.ahead;
                     }
-                    if (in.alibi) p[n][e] -= lean * (beside(queries, column)[1] - position[i]);
+                    if (in.alibi) p[n][e] -= slope * (beside(queries, column)[1] - position[i]);
                     p[n][e] = sees ? exp2_fast(p[n][e] * base2 - *beside(queries, column)) : 0.0f;
                     // Where nothing else needs p, the slopes need no registers of their own until d_s is there.
                     if (SOFTCAP && !want_v) p[n][e] *= slopes[n][e];
@@ -496,16 +498,17 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                       const int* __restrict__ lasts, int rows, int heads, int kv_heads, int width, float scale,
                       int window, int ahead, int alibi, float cap) {
     DYNAMIC_SHARED(memory);
-    real *keys = reinterpret_cast<real*>(memory), *values = keys + SLOTS * STRIDE, *buffers = values + SLOTS * STRIDE;
-    int first = blockIdx.x * SLOTS, begin = rows, end = 0;
-    for (int i = first + threadIdx.x % 32; i < min(first + SLOTS, rows); i += 32) {
+    real *keys = reinterpret_cast<real*>(memory), *values = keys + BLOCK_ROWS * STRIDE;
+    real* buffers = values + BLOCK_ROWS * STRIDE;
+    int first = blockIdx.x * BLOCK_ROWS, begin = rows, end = 0;
+    for (int i = first + threadIdx.x % 32; i < min(first + BLOCK_ROWS, rows); i += 32) {
         begin = min(begin, begins[i]);
         end = max(end, ends[i]);
     }
     Stretch seen_by = {-warp_max(-begin), warp_max(end)};
     i64 pitch = (i64)kv_heads * width, offset = blockIdx.y * width;
-    fetch<SLOTS>(keys, k + offset, k, order + first, rows - first, pitch, width);
-    fetch<SLOTS>(values, v + offset, v, order + first, rows - first, pitch, width);
+    fetch<BLOCK_ROWS>(keys, k + offset, k, order + first, rows - first, pitch, width);
+    fetch<BLOCK_ROWS>(values, v + offset, v, order + first, rows - first, pitch, width);
     Keys in = {d_z,  q,    k,     v,        lse,   delta,  order, begins, ends,
                positions, lasts, rows, heads, kv_heads, width, window, ahead, alibi, scale, cap};
     auto store = [&](real* to, const float(&sums)[COLUMNS / 8][4], float scale, int from) {
@@ -542,7 +545,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
 // where the window or the end of the row's path leaves it out. rows [M].
 extern "C" __global__ void __launch_bounds__(128)
     attention_pattern(float* __restrict__ out, const real* __restrict__ q, const real* __restrict__ k,
-                      const real* __restrict__ kept_k, const float* __restrict__ lse, const int* __restrict__ rows,
+                      const real* __restrict__ cached_k, const float* __restrict__ lse, const int* __restrict__ rows,
                       const int* __restrict__ keys, const int* __restrict__ positions, const int* __restrict__ lasts,
                       int heads, int kv_heads, int width, float scale, int ahead, int alibi, float cap,
                       int longest, int normalised) {
@@ -558,7 +561,7 @@ extern "C" __global__ void __launch_bounds__(128)
             continue;
         }
         const real* key = keys[p] >= 0 ? k + ((i64)keys[p] * kv_heads + group) * width
-                                       : kept_k + (-(i64)(keys[p] + 1) * kv_heads + group) * width;
+                                       : cached_k + (-(i64)(keys[p] + 1) * kv_heads + group) * width;
         float sum = 0.0f, a[8], b[8];
         for (int c = 0; c < width; c += 8) {
             load8(a, q + c, width - c);

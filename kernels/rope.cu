@@ -8,7 +8,7 @@
 // Launch: one block of 256 a row. No shared memory, any alignment; vectors where R/2 and D are multiples of 8.
 // Determinism: elementwise.
 
-DEV void turn(real* out, const real* x, const float* __restrict__ cos_sin, int heads, int head_dim, int rotary_dim,
+DEV void rotate(real* out, const real* x, const float* __restrict__ cos_sin, int heads, int head_dim, int rotary_dim,
               float sign) {
     int half_dim = rotary_dim / 2, chunks = (half_dim + 7) / 8;
     for (int i = threadIdx.x; i < heads * chunks; i += blockDim.x) {
@@ -35,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_fwd(real* __restrict__ ou
                                                            int head_dim, int rotary_dim) {
     i64 row = (i64)blockIdx.x * heads * head_dim;
     out += row, x += row;
-    turn(out, x, cos_sin + (i64)positions[blockIdx.x] * rotary_dim, heads, head_dim, rotary_dim, 1.0f);
+    rotate(out, x, cos_sin + (i64)positions[blockIdx.x] * rotary_dim, heads, head_dim, rotary_dim, 1.0f);
     int rest = head_dim - rotary_dim, chunks = (rest + 7) / 8;
     for (int i = threadIdx.x; i < heads * chunks; i += blockDim.x) {
         int c = i % chunks * 8, at = i / chunks * head_dim + rotary_dim + c;
@@ -50,5 +50,5 @@ extern "C" __global__ void __launch_bounds__(256) rope_bwd(real* __restrict__ d_
                                                            int head_dim, int rotary_dim) {
     i64 row = (i64)blockIdx.x * heads * head_dim;
     const float* angles = cos_sin + (i64)positions[blockIdx.x] * rotary_dim;
-    turn(d_x + row, d_x + row, angles, heads, head_dim, rotary_dim, -1.0f);
+    rotate(d_x + row, d_x + row, angles, heads, head_dim, rotary_dim, -1.0f);
 }

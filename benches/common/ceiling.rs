@@ -1,4 +1,4 @@
-//! What the processor can do at best ([`llamaprobe::backend::cpu::ceiling`]), for the groups of the benches.
+//! What the CPU can do at best ([`llamaprobe::backend::cpu::ceiling`]), for the groups of the benches.
 
 use std::sync::OnceLock;
 

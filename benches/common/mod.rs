@@ -3,10 +3,10 @@
 //! Throughput is counted in elements for products (one element is one floating-point operation, so that `Gelem/s` reads
 //! as GFLOP/s) and in bytes for everything that memory bounds.
 //!
-//! A group of the processor ends with each bench's share of the ceiling, measured in the same run.
+//! A group of the CPU ends with each bench's share of the ceiling, measured in the same run.
 //!
-//! `LLAMAPROBE_BENCH=cuda` benches the GPU in the place of the processor (`benches/gpu.sh` makes a table of it), and `tiny`
-//! the GPU, or the processor where there is none, with the smallest of shapes and times, to see that everything runs.
+//! `LLAMAPROBE_BENCH=cuda` benches the GPU in the place of the CPU (`benches/gpu.sh` makes a table of it), and `tiny`
+//! the GPU, or the CPU where there is none, with the smallest of shapes and times, to see that everything runs.
 #![allow(dead_code, reason = "each bench uses its own part")]
 
 pub mod ceiling;
@@ -57,11 +57,11 @@ const fn shape(
 /// What is benched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// The processor.
+    /// The CPU.
     Cpu,
     /// The GPU.
     Gpu,
-    /// The GPU, or the processor where there is none, with next to no work.
+    /// The GPU, or the CPU where there is none, with next to no work.
     Tiny,
 }
 
@@ -74,7 +74,7 @@ pub fn subject() -> Subject {
     }
 }
 
-/// Calls benches with the devices that are to be benched: the processor in f32 and bf16, or the GPU in bf16.
+/// Calls benches with the devices that are to be benched: the CPU in f32 and bf16, or the GPU in bf16.
 #[allow(unused_macros, reason = "each bench uses its own part")]
 macro_rules! on_devices {
     ($c:expr, $($bench:expr),+) => {
@@ -96,13 +96,13 @@ pub fn settings(dtype: Dtype) -> CpuSettings {
     CpuSettings { threads: rayon::current_num_threads(), isa: isa(), ..CpuSettings::new(dtype) }
 }
 
-/// The instruction set that `LLAMAPROBE_ISA` names, or else the best of this processor.
+/// The instruction set that `LLAMAPROBE_ISA` names, or else the best of this CPU.
 pub fn isa() -> Isa {
     let Some(asked) = std::env::var("LLAMAPROBE_ISA").ok().filter(|asked| !asked.is_empty()) else {
         return Isa::detect();
     };
     let found = Isa::available().iter().find(|isa| isa.name() == asked);
-    *found.unwrap_or_else(|| panic!("LLAMAPROBE_ISA={asked}, this processor has {:?}", Isa::available()))
+    *found.unwrap_or_else(|| panic!("LLAMAPROBE_ISA={asked}, this CPU has {:?}", Isa::available()))
 }
 
 /// The shapes of a run.

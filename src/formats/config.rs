@@ -176,7 +176,7 @@ fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
     })
 }
 
-/// The rotation of each layer: families that have two turn layers with a window otherwise than those without.
+/// The rotation of each layer: families that have two rotate layers with a window otherwise than those without.
 fn ropes(
     f: &Fields,
     family: Family,

@@ -4,7 +4,7 @@
 //! sources); a key that is almost one that would be read is an error, and so is one that would make another example of
 //! the row and is not read. Everything else is strict: a line that is not an object, a repeated key, a field of another
 //! type or an example of no known or of two forms is an error with its line number, or its index in a list. A byte order
-//! mark and blank lines are passed over.
+//! mark and blank lines are skipped.
 
 mod conversation;
 mod ids;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::atomic;
 use crate::{Error, Result};
 
-/// What some editors put before a file's text; it is passed over.
+/// What some editors put before a file's text; it is skipped.
 const BYTE_ORDER_MARK: &[u8] = "\u{FEFF}".as_bytes();
 
 /// How files begin that are no text in UTF-8, and what they are.

@@ -1,5 +1,5 @@
 //! Tables of task data: tab-separated files with a header or without, and text files whose lines belong together. A byte
-//! order mark is passed over, and so are blank lines of tables and at the end of files.
+//! order mark is skipped, and so are blank lines of tables and at the end of files.
 
 use std::path::Path;
 

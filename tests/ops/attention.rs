@@ -225,11 +225,11 @@ impl Operation for Attention {
         }
         let row = built * r.tape.dtype.size() + 16;
         let forest = Forest::new(pack, cached);
-        let (n, blocks, parts) = (pack.len(), forest.slots.len() / 64, 4 / warps);
+        let (n, blocks, parts) = (pack.len(), forest.block_rows.len() / 64, 4 / warps);
         let [q, k, v, cached_k, cached_v] = [0, 1, 2, 3, 4].map(|i| At(r.tape.compute(&case.inputs[i])));
         let [cached_k, cached_v] = if cached.is_empty() { [k, v] } else { [cached_k, cached_v] };
-        let Forest { slots, visit_starts, visits, tiles, order, begins, ends, lasts } = forest;
-        let queries = [slots, visit_starts, visits, tiles].map(|list| At(r.tape.ints(&list)));
+        let Forest { block_rows, list_starts, tile_lists, tiles, order, begins, ends, lasts } = forest;
+        let queries = [block_rows, list_starts, tile_lists, tiles].map(|list| At(r.tape.ints(&list)));
         let keys = [order, begins, ends].map(|list| At(r.tape.ints(&list)));
         let positions = [list(pack.positions()), lasts].map(|list| At(r.tape.ints(&list)));
         let [behind, ahead] = self.reach().map(Int);

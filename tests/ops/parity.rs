@@ -21,7 +21,7 @@ use crate::ops::parity::{
 use crate::ops::{self, Op, normal};
 use crate::skips::{Reason, skip};
 
-/// On every instruction set of this processor.
+/// On every instruction set of this CPU.
 fn on_cpu(dtype: Dtype, file: &str) {
     for &isa in Isa::available() {
         let mut b = Cpu::<f32>::open(&CpuSettings { isa, ..CpuSettings::new(dtype) });

@@ -149,7 +149,7 @@ SIMT_UNWATCHED inline Fiber& self() { return *the_scheduler.current; }
 // Saves the callee-saved registers on this stack, stores the stack pointer, and goes on from another one.
 extern "C" void simt_switch(void** save, void* load);
 #if !defined(__x86_64__)
-#error "simt.h: write simt_switch for this processor"
+#error "simt.h: write simt_switch for this CPU"
 #endif
 asm(".pushsection .text\n"
     ".weak simt_switch\n"

@@ -54,9 +54,9 @@ pub fn path(pack: &Pack, cached: &[CachedSegment], row: usize) -> Vec<i32> {
 /// Attention; see the head of `kernels/attention.cu`.
 #[derive(Default)]
 pub struct Forest {
-    pub slots: Vec<i32>,
-    pub visit_starts: Vec<i32>,
-    pub visits: Vec<i32>,
+    pub block_rows: Vec<i32>,
+    pub list_starts: Vec<i32>,
+    pub tile_lists: Vec<i32>,
     pub tiles: Vec<i32>,
     pub order: Vec<i32>,
     pub begins: Vec<i32>,
@@ -75,11 +75,11 @@ impl Forest {
         let order = forest.order.clone();
         let mut ids: HashMap<Vec<i32>, i32> = HashMap::new();
         for block in order.chunks(TILE) {
-            forest.slots.extend(block);
-            forest.slots.resize(forest.slots.len().next_multiple_of(TILE), NO_ROW);
-            forest.visit_starts.push(forest.visits.len() as i32 / 4);
-            let mut visits: Vec<[i32; 4]> = Vec::new();
-            for (slot, &row) in block.iter().enumerate() {
+            forest.block_rows.extend(block);
+            forest.block_rows.resize(forest.block_rows.len().next_multiple_of(TILE), NO_ROW);
+            forest.list_starts.push(forest.tile_lists.len() as i32 / 4);
+            let mut tile_list: Vec<[i32; 4]> = Vec::new();
+            for (block_row, &row) in block.iter().enumerate() {
                 let g = pack.segments().iter().position(|s| s.rows.contains(&(row as usize))).unwrap();
                 let whole = path(pack, cached, pack.segments()[g].rows.end - 1);
                 let seen =
@@ -91,16 +91,16 @@ impl Forest {
                         forest.tiles.resize(forest.tiles.len().next_multiple_of(TILE), NO_ROW);
                         next
                     });
-                    match visits.iter_mut().find(|v| v[0] == id && v[3] == slot as i32) {
-                        Some(visit) => visit[3] += 1,
-                        None => visits.push([id, (place * TILE) as i32, slot as i32, slot as i32 + 1]),
+                    match tile_list.iter_mut().find(|v| v[0] == id && v[3] == block_row as i32) {
+                        Some(entry) => entry[3] += 1,
+                        None => tile_list.push([id, (place * TILE) as i32, block_row as i32, block_row as i32 + 1]),
                     }
                 }
             }
-            visits.sort_by_key(|visit| (visit[1], visit[2]));
-            forest.visits.extend(visits.into_iter().flatten());
+            tile_list.sort_by_key(|entry| (entry[1], entry[2]));
+            forest.tile_lists.extend(tile_list.into_iter().flatten());
         }
-        forest.visit_starts.push(forest.visits.len() as i32 / 4);
+        forest.list_starts.push(forest.tile_lists.len() as i32 / 4);
         for segment in pack.segments() {
             let end = segment.position + segment.rows.len();
             let last = |row| if pack.is_bidirectional() { end as i32 - 1 } else { pack.positions()[row] as i32 };

@@ -41,7 +41,7 @@ pub struct Outcome {
     pub seeds: usize,
     /// The arms, the anchor first.
     pub arms: Vec<ArmScores>,
-    /// The states' places, in the order of the model.
+    /// The hooks that states were read at, in the order of the model.
     pub layers: Vec<Layer>,
     /// Measures of the outputs by name; of one arm or of a pair.
     pub outputs: Vec<Output>,

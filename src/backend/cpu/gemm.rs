@@ -53,7 +53,7 @@ use self::kernels::{KernelSet, Kernels};
 use self::microkernel::PAIR_STEP;
 pub use self::operand::Operand;
 use self::packing::{pack_panels, pack_rows};
-use self::skinny::{SkinnyKernel, SkinnyProduct};
+use self::skinny::{Skinny, SkinnyKernel, SkinnyProduct};
 use self::tile::{BroadcastOperand, DEPTH, Tiles, VectorOperand};
 use self::transpose::Transposer;
 use super::aligned::AlignedVec;
@@ -279,15 +279,17 @@ impl<A: Float> Gemm<A> {
         // A line more, so that packed rows of deep blocks do not share sets of the cache.
         let row = if tiles.whole_lines { block + PAIR_STEP } else { DEPTH };
         let used = if m * n * k < SMALL { 1 } else { self.slots.len() };
-        let lies = right.direct().is_some();
-        let (most, skinny) = match pairs {
-            _ if right.transposed || split => (0, None),
-            Some(_) if lies => (skinny::ROWS_IN_LINES, self.kernels.skinny_pairs),
-            None if lies && self.kernels.skinny_lines.is_some() => (skinny::ROWS_IN_LINES, self.kernels.skinny_lines),
-            None if right.rounding.is_none() => (skinny::ROWS, self.kernels.skinny),
-            _ => (0, None),
+        let skinny = match pairs {
+            _ if right.transposed || split => None,
+            Some(_) => self.kernels.skinny_pairs.filter(|_| right.direct().is_some()),
+            None => {
+                let lines = self.kernels.skinny_lines.filter(|_| right.direct().is_some());
+                let pays = |skinny: &Skinny<A>| right.halves(k).is_some_and(|rows| m >= skinny.from || rows.aliased());
+                let halves = self.kernels.skinny_halves.filter(pays);
+                lines.or(halves).or(self.kernels.skinny.filter(|_| right.rounding.is_none()))
+            }
         };
-        let skinny = skinny.filter(|_| m <= most);
+        let skinny = skinny.filter(|skinny| m <= skinny.rows);
         let small = if tiles.whole_lines { m >= MANY } else { n * k < m.min(CHUNK) * (n + k) };
         let right_in_vectors = right.transposed || n <= 2 * tiles.lanes || k < SHALLOW || small;
         let most = match tiles.whole_lines && !right_in_vectors {
@@ -300,7 +302,7 @@ impl<A: Float> Gemm<A> {
             let left = left.skip(first);
             let sink = &Below { first, sink };
             match skinny {
-                Some(kernel) => self.skinny(shape, used, kernel, left, right, sink),
+                Some(skinny) => self.skinny(shape, used, skinny.kernel, left, right, sink),
                 None if tiles.whole_lines && right_in_vectors => self.strips(shape, used, left, right, sink),
                 None if tiles.whole_lines => self.transposed_blocks(shape, used, left, right, sink),
                 None if right_in_vectors => self.right_in_vectors(shape, used, left, right, sink),

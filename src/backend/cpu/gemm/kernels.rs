@@ -9,7 +9,7 @@ use super::super::isa::{InstructionSet, Isa};
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::microkernel;
-use super::skinny::{SkinnyKernel, skinny_f32, skinny_lines, skinny_pairs};
+use super::skinny::{Skinny, skinny_f32, skinny_halves, skinny_lines, skinny_pairs};
 use super::tile::Tiles;
 use super::transpose::Transposer;
 
@@ -29,11 +29,13 @@ pub struct KernelSet<A> {
     /// Transposes operands and results.
     pub transposer: Transposer<A>,
     /// For a few rows.
-    pub skinny: Option<SkinnyKernel<A>>,
+    pub skinny: Option<Skinny<A>>,
     /// For a few rows, whose other operand can be read where it lies.
-    pub skinny_lines: Option<SkinnyKernel<A>>,
+    pub skinny_lines: Option<Skinny<A>>,
+    /// The same for a few rows in single precision, whose other operand is in halves of four bytes.
+    pub skinny_halves: Option<Skinny<A>>,
     /// The same in pairs.
-    pub skinny_pairs: Option<SkinnyKernel<A>>,
+    pub skinny_pairs: Option<Skinny<A>>,
 }
 
 /// An accumulation dtype with kernels for its products: `f32` and `f64`.
@@ -142,6 +144,7 @@ impl Kernels for f32 {
             transposer: Transposer::vectors(isa),
             skinny: skinny_f32(isa),
             skinny_lines: skinny_lines(isa),
+            skinny_halves: skinny_halves(isa),
             skinny_pairs: skinny_pairs(isa),
         }
     }
@@ -155,6 +158,7 @@ impl Kernels for f64 {
             transposer: Transposer::plain(isa),
             skinny: None,
             skinny_lines: None,
+            skinny_halves: None,
             skinny_pairs: None,
         }
     }

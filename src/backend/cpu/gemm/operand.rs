@@ -101,6 +101,15 @@ impl<'a, A: Float> Operand<'a, A> {
         Some(BroadcastOperand { data: &data[self.from.min(data.len())..], row, k })
     }
 
+    /// Its elements two by two, if they are bfloat16, to be taken as they are, and each of the rows of `k` is made of whole twos.
+    pub(super) fn halves(&self, k: usize) -> Option<BroadcastOperand<'a, A>> {
+        let HostSlice::Bf16(data) = self.data else { return None };
+        let as_they_are = !self.transposed && self.rounding.is_none() && self.pairs.is_none();
+        let whole = k.is_multiple_of(2) && self.stride.is_multiple_of(2);
+        let data = if as_they_are && whole { as_pairs(&data[self.from.min(data.len())..])? } else { return None };
+        Some(BroadcastOperand { data, row: self.stride / 2, k: 1 })
+    }
+
     /// Panics unless it has `rows` rows of `k` elements.
     pub(super) fn check(&self, what: &str, rows: usize, k: usize) {
         let (outer, inner) = if self.transposed { (k, rows) } else { (rows, k) };

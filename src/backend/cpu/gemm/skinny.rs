@@ -2,7 +2,8 @@
 //!
 //! Packing would cost as much as the product, so the weights go from memory straight into registers, where squares of
 //! them are transposed. An element of the result is the same chain of multiply-adds in the order of k as elsewhere. Threads
-//! share the columns, [`COLUMNS`] at a time. With AVX-512, elements of four bytes go by [`lines`].
+//! share the columns, [`COLUMNS`] at a time. What lies in elements of four bytes goes by [`lines`]: with AVX-512 up to 8 rows, since
+//! the 16 that the tiles would take are then no faster.
 
 #[cfg(target_arch = "x86_64")]
 mod lines;
@@ -12,12 +13,10 @@ use super::super::isa::Isa;
 use super::super::{isa::InstructionSet, simd::Element, simd::Float, simd::Visit};
 use super::operand::Operand;
 #[cfg(target_arch = "x86_64")]
-use super::tile::DEPTH;
+use super::tile::{BroadcastOperand, DEPTH};
 
-/// Rows up to which this pays, ...
-pub const ROWS: usize = 4;
-/// ... and with AVX-512, of elements of four bytes where they lie: 16 rows, which the tiles would take, are then no faster.
-pub const ROWS_IN_LINES: usize = 8;
+/// Rows up to which this pays for operands of any dtype.
+const ROWS: usize = 4;
 /// Columns of the result that are computed at once, at most: four squares, the groups of one row.
 pub const COLUMNS: usize = 32;
 
@@ -42,52 +41,88 @@ pub struct SkinnyProduct<'a, A> {
 /// What computes a [`SkinnyProduct`].
 pub type SkinnyKernel<A> = fn(SkinnyProduct<'_, A>);
 
-/// The kernels of 1 to [`ROWS_IN_LINES`] rows.
-#[cfg(target_arch = "x86_64")]
-macro_rules! in_lines {
-    ($kernel:ident) => {{
-        use lines::$kernel as kernel;
-        [kernel::<1>, kernel::<2>, kernel::<3>, kernel::<4>, kernel::<5>, kernel::<6>, kernel::<7>, kernel::<8>]
-    }};
+/// What computes products of up to so many rows.
+#[derive(Clone, Copy)]
+pub struct Skinny<A> {
+    /// Rows up to which this pays, ...
+    pub rows: usize,
+    /// ... and from which on, unless rows of the other operand share sets of the cache.
+    pub from: usize,
+    /// What computes them.
+    pub kernel: SkinnyKernel<A>,
 }
 
-/// For up to [`ROWS`] rows and operands of any dtype, if the instruction set has something for it.
-pub fn skinny_f32(isa: Isa) -> Option<SkinnyKernel<f32>> {
+/// For operands of any dtype, if the instruction set has something for it.
+pub fn skinny_f32(isa: Isa) -> Option<Skinny<f32>> {
     #[cfg(target_arch = "x86_64")]
     if isa.set() != InstructionSet::Plain {
         // The processor has AVX2 and FMA, which all others include.
-        return Some(|product| f32::visit(product.right.data, Avx2(product)));
+        return Some(Skinny { rows: ROWS, from: 1, kernel: |product| f32::visit(product.right.data, Avx2(product)) });
     }
     let _ = isa;
     None
 }
 
-/// For up to [`ROWS_IN_LINES`] rows and numbers that lie as the tiles read them.
-pub fn skinny_lines(isa: Isa) -> Option<SkinnyKernel<f32>> {
+/// A kernel by [`lines`] for operands as a method gives them, in elements of four bytes that are so many along k.
+#[cfg(target_arch = "x86_64")]
+macro_rules! in_lines {
+    ($operand:expr, $numbers:literal, $kernel:ident, $from:literal: $($rows:literal)*) => {
+        Some(Skinny {
+            rows: [$($rows),*].len(),
+            from: $from,
+            kernel: |product| {
+                let right = $operand(&product).expect("skinny: an operand that does not lie as the kernel reads it");
+                let product = SkinnyProduct { k: product.k / $numbers, block: product.block / $numbers, ..product };
+                // SAFETY: `isa` is proof that the processor has the instructions.
+                unsafe { multiply(product, right.data, right.row, [$(lines::$kernel::<$rows>),*]) };
+            },
+        })
+    };
+}
+
+/// For numbers that lie as the tiles read them.
+pub fn skinny_lines(isa: Isa) -> Option<Skinny<f32>> {
     #[cfg(target_arch = "x86_64")]
-    if isa.of_loops() == InstructionSet::Avx512 {
-        return Some(|product| {
-            let right = product.right.direct().expect("skinny: numbers that do not lie as the tiles read them");
-            // SAFETY: `isa` is proof that the processor has AVX-512.
-            unsafe { multiply(product, right.data, right.row, in_lines!(numbers)) };
-        });
+    match isa.of_loops() {
+        InstructionSet::Avx512 => return in_lines!(direct, 1, numbers_avx512, 1: 1 2 3 4 5 6 7 8),
+        InstructionSet::Avx2 => return in_lines!(direct, 1, numbers_avx2, 1: 1 2 3 4),
+        _ => {}
     }
     let _ = isa;
     None
 }
 
-/// For up to [`ROWS_IN_LINES`] rows and pairs of bfloat16 that lie as the tiles read them.
-pub fn skinny_pairs(isa: Isa) -> Option<SkinnyKernel<f32>> {
+/// For [halves](Operand::halves) of elements.
+pub fn skinny_halves(isa: Isa) -> Option<Skinny<f32>> {
+    #[cfg(target_arch = "x86_64")]
+    match isa.of_loops() {
+        InstructionSet::Avx512 => return in_lines!(halves, 2, halves_avx512, 1: 1 2 3 4 5 6 7 8),
+        // One row is bound by its chain of multiply-adds: 0.67 of the rate of four groups of columns side by side.
+        InstructionSet::Avx2 => return in_lines!(halves, 2, halves_avx2, 2: 1 2 3 4),
+        _ => {}
+    }
+    let _ = isa;
+    None
+}
+
+/// For operands in pairs of bfloat16 that lie as the tiles read them.
+pub fn skinny_pairs(isa: Isa) -> Option<Skinny<f32>> {
     #[cfg(target_arch = "x86_64")]
     if isa.set() == InstructionSet::Avx512Bf16 {
-        return Some(|product| {
-            let right = product.right.direct().expect("skinny: pairs that do not lie as the tiles read them");
-            // SAFETY: `isa` is proof that the processor has AVX512-BF16.
-            unsafe { multiply(product, right.data, right.row, in_lines!(pairs)) };
-        });
+        return in_lines!(direct, 1, pairs_avx512, 1: 1 2 3 4 5 6 7 8);
     }
     let _ = isa;
     None
+}
+
+#[cfg(target_arch = "x86_64")]
+fn direct<'a>(product: &SkinnyProduct<'a, f32>) -> Option<BroadcastOperand<'a, f32>> {
+    product.right.direct()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn halves<'a>(product: &SkinnyProduct<'a, f32>) -> Option<BroadcastOperand<'a, f32>> {
+    product.right.halves(product.k)
 }
 
 /// A product on a processor that has AVX2 and FMA, or else this is not made.

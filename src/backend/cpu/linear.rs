@@ -69,7 +69,6 @@ impl<A: Float, C: Element<A>> Sink<A> for Rounded<'_, A, C> {
     }
 
     fn transposed(&self, [row, column]: [usize; 2], sums: &[A], stride: usize, [rows, columns]: [usize; 2]) -> bool {
-        #[cfg(target_arch = "x86_64")]
         if let (HostSlice::Bf16(_), HostSlice::F32(sums)) = (C::host(&[]), A::host(sums)) {
             let bias = self.bias.and_then(|bias| f32::same(A::host(&bias[column..])));
             let to = self.out.rows(row * self.output + column, self.output, [rows, columns]);
@@ -78,7 +77,6 @@ impl<A: Float, C: Element<A>> Sink<A> for Rounded<'_, A, C> {
                 transpose_rounded(self.isa, (to.cast(), self.output), (sums, stride), bias, [rows, columns])
             };
         }
-        let _ = (row, column, sums, stride, rows, columns);
         false
     }
 }

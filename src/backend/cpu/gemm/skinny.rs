@@ -16,6 +16,7 @@ use super::operand::Operand;
 use super::tile::{BroadcastOperand, DEPTH};
 
 /// Rows up to which this pays for operands of any dtype.
+#[cfg(target_arch = "x86_64")]
 const ROWS: usize = 4;
 /// Columns of the result that are computed at once, at most: four squares, the groups of one row.
 pub const COLUMNS: usize = 32;

@@ -5,7 +5,6 @@ pub mod avx512;
 
 use std::array::from_fn;
 
-#[cfg(target_arch = "x86_64")]
 use half::bf16;
 
 use super::super::isa::{InstructionSet, Isa};
@@ -105,7 +104,6 @@ impl Transposer<f32> {
 ///
 /// # Panics
 /// If the others are too short.
-#[cfg(target_arch = "x86_64")]
 pub unsafe fn transpose_rounded(
     isa: Isa,
     to: (*mut bf16, usize),
@@ -116,6 +114,7 @@ pub unsafe fn transpose_rounded(
     if isa.of_loops() != InstructionSet::Avx512 {
         return false;
     }
+    #[cfg(target_arch = "x86_64")]
     if rows > 0 && columns > 0 {
         let reach = (columns - 1).checked_mul(stride).and_then(|x| x.checked_add(rows));
         let long = reach.is_some_and(|reach| from.len() >= reach) && bias.is_none_or(|bias| bias.len() >= columns);
@@ -123,6 +122,7 @@ pub unsafe fn transpose_rounded(
         // SAFETY: all are as large, and an `Isa` is proof that the processor has the instructions.
         unsafe { avx512::rounded(to, (from.as_ptr(), stride), bias.map(<[f32]>::as_ptr), [rows, columns]) };
     }
+    let _ = (to, from, stride, bias, rows, columns);
     true
 }
 
@@ -256,7 +256,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(target_arch = "x86_64")]
     fn transpose_rounded_gives_the_bits_of_rounding_each_element() {
         // Ties, subnormal numbers, infinities and those that are no numbers among ordinary ones.
         let special =

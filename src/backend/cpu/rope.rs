@@ -28,8 +28,8 @@ impl<A: Float> Kernel<A> for RopeFwd<'_, Cpu<A>> {
         each_part(&exec.pool, pack.len(), width, out, |first, out| {
             for (i, out) in out.chunks_exact_mut(width).enumerate() {
                 let position = pack.positions()[first + i] as usize;
-                out.copy_from_slice(&x[(first + i) * width..][..width]);
-                rotate(exec.isa, out, &cos_sin[position * rotary_dim..][..rotary_dim], head_dim, A::ONE);
+                let x = &x[(first + i) * width..][..width];
+                rotate(exec.isa, out, x, &cos_sin[position * rotary_dim..][..rotary_dim], head_dim);
             }
         });
     }
@@ -43,22 +43,40 @@ impl<A: Float> Kernel<A> for RopeBwd<'_, Cpu<A>> {
         each_part(&exec.pool, pack.len(), width, d_x, |first, d_x| {
             for (i, d_x) in d_x.chunks_exact_mut(width).enumerate() {
                 let position = pack.positions()[first + i] as usize;
-                rotate(exec.isa, d_x, &cos_sin[position * rotary_dim..][..rotary_dim], head_dim, -A::ONE);
+                rotate_back(exec.isa, d_x, &cos_sin[position * rotary_dim..][..rotary_dim], head_dim);
             }
         });
     }
 }
 
 multiversion! {
-    /// Rotates the leading elements of every head by the angles, forward or (`sign = -1`) back.
-    fn rotate[A: Float, C: Element<A>](x: &mut [C], cos_sin: &[A], head_dim: usize, sign: A) {
+    /// `out = ` the heads of `x`, their leading elements rotated by the angles: each is read and written once.
+    fn rotate[A: Float, C: Element<A>](out: &mut [C], x: &[C], cos_sin: &[A], head_dim: usize) {
+        let half = cos_sin.len() / 2;
+        let (cos, sin) = cos_sin.split_at(half);
+        for (out, x) in out.chunks_exact_mut(head_dim).zip(x.chunks_exact(head_dim)) {
+            let ((out, rest), (x, x_rest)) = (out.split_at_mut(2 * half), x.split_at(2 * half));
+            let ((first, second), (a, b)) = (out.split_at_mut(half), x.split_at(half));
+            for i in 0..half {
+                let ((a, b), (c, s)): ((A, A), (A, A)) = ((a[i].widen(), b[i].widen()), (cos[i], sin[i]));
+                first[i] = C::narrow(a * c - b * s);
+                second[i] = C::narrow(b * c + a * s);
+            }
+            rest.copy_from_slice(x_rest);
+        }
+    }
+}
+
+multiversion! {
+    /// Rotates the leading elements of every head by the opposite angles, in place.
+    fn rotate_back[A: Float, C: Element<A>](x: &mut [C], cos_sin: &[A], head_dim: usize) {
         let half = cos_sin.len() / 2;
         let (cos, sin) = cos_sin.split_at(half);
         for head in x.chunks_exact_mut(head_dim) {
             let (first, second) = head[..2 * half].split_at_mut(half);
             for i in 0..half {
                 let (a, b): (A, A) = (first[i].widen(), second[i].widen());
-                let (c, s) = (cos[i], sign * sin[i]);
+                let (c, s) = (cos[i], -sin[i]);
                 first[i] = C::narrow(a * c - b * s);
                 second[i] = C::narrow(b * c + a * s);
             }

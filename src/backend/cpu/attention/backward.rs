@@ -13,7 +13,7 @@ use super::super::parallel::{Shared, each_part, rows, workers};
 use super::super::simd::{self, Element, Float, multiversion, softcap, sum};
 use super::blocks::{Block, TILE, query_blocks, query_rows};
 use super::lanes::{Gather, Lanes, each_lanes, some, some_mut};
-use super::products::Products;
+use super::products::{HeadRows, Products};
 use crate::backend::cpu::Cpu;
 use crate::backend::ops::{AttentionBwd, AttentionDims};
 use crate::pack::Pack;
@@ -96,8 +96,8 @@ fn bwd_queries<A: Float, C: Element<A>>(
         let end = last.end;
         for start in (first.start / TILE * TILE..end).step_by(TILE) {
             let positions = start..end.min(start + TILE);
-            gather.keys(keys, inputs.k, None, block, positions.clone());
-            gather.keys(values, inputs.v, None, block, positions.clone());
+            let keys = gather.keys(keys, inputs.k, None, block, positions.clone());
+            let values = gather.keys(values, inputs.v, None, block, positions.clone());
             query_block.gradients([keys, values], positions.clone(), dims);
             products.pair_rows(query_block.d_scores, n, positions.len());
             let keys = products.along_positions(transposed, keys, positions.len(), width);
@@ -146,8 +146,8 @@ fn bwd_keys<A: Float, C: Element<A>>(
         let [queries, d_out, keys, values, d_keys, d_values, interleaved, rest] = carve(memory, lens);
         let first_key = pack.positions()[block.rows.start] as usize;
         let positions = first_key..first_key + block.rows.len();
-        gather.keys(keys, inputs.k, None, block, positions.clone());
-        gather.keys(values, inputs.v, None, block, positions.clone());
+        let keys = gather.keys(keys, inputs.k, None, block, positions.clone());
+        let values = gather.keys(values, inputs.v, None, block, positions.clone());
         d_keys.fill(A::ZERO);
         d_values.fill(A::ZERO);
         for segment in [block.segment].into_iter().chain(pack.descendants(block.segment).iter().copied()) {
@@ -254,14 +254,14 @@ impl<'a, A: Float> QueryBlock<'a, A> {
 
     /// `weights [positions, n] = p`, `d_scores [positions, n] = scale * d_s`, given `keys` and `values`
     /// `[positions, elements of D]`.
-    fn gradients(&mut self, [keys, values]: [&[A]; 2], positions: Range<usize>, dims: AttentionDims) {
+    fn gradients(&mut self, [keys, values]: [HeadRows<'_, A>; 2], positions: Range<usize>, dims: AttentionDims) {
         let Self { lanes: Lanes { n, .. }, products, .. } = *self;
         let (tiles, width, count) = (products.tiles, dims.head_dim, positions.len());
         let (weights, d_scores) = (&mut self.weights[..count * n], &mut self.d_scores[..count * n]);
         let shape = [count, n, products.elements(width)];
         for (rows, lanes, out) in [(keys, &*self.queries, &mut *weights), (values, &*self.d_out, &mut *d_scores)] {
             let lanes = VectorOperand::plain(lanes, n, tiles.lanes);
-            tiles.multiply(shape, products.along_width(rows, width), lanes, out, n, false);
+            tiles.multiply(shape, products.along_width(rows), lanes, out, n, false);
         }
         let tile = TileGradients {
             weights,

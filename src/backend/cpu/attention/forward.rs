@@ -156,9 +156,9 @@ pub fn fwd<A: Float, C: Element<A>>(cx: &mut Context<A>, op: AttentionFwd<'_, Cp
         let [keys, values, transposed, scores, own_memory, memory] = carve(memory, lens);
         let mut tile = |query_rows: &mut [QueryRows<'_, A>], block: &Block, positions: Range<usize>| {
             let block = Block { head, ..block.clone() };
-            gather.keys(keys, k, cached.map(|cached| cached[0]), &block, positions.clone());
-            gather.keys(values, v, cached.map(|cached| cached[1]), &block, positions.clone());
-            let keys = products.along_width(keys, width);
+            let keys = gather.keys(keys, k, cached.map(|cached| cached[0]), &block, positions.clone());
+            let values = gather.keys(values, v, cached.map(|cached| cached[1]), &block, positions.clone());
+            let keys = products.along_width(keys);
             let values = products.along_positions(transposed, values, positions.len(), width);
             for rows in query_rows {
                 rows.take_tile([keys, values], scores, positions.clone(), dims);

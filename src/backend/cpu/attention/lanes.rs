@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::gemm::transpose::Transposer;
 use super::super::simd::{Element, Float};
 use super::blocks::Block;
-use super::products::Products;
+use super::products::{HeadRows, Products};
 use crate::backend::ops::AttentionDims;
 use crate::pack::Pack;
 
@@ -42,15 +42,16 @@ impl<A: Float> Gather<'_, A> {
         }
     }
 
-    /// `out [positions, elements of D] = ` the keys or values of one head at some positions of the path of a segment.
-    pub fn keys<C: Element<A>>(
+    /// The keys or values of one head at some positions of the path of a segment, `[positions, elements of D]`: where they
+    /// lie, or else gathered in `out`.
+    pub fn keys<'x, C: Element<A>>(
         &self,
-        out: &mut [A],
-        x: &[C],
-        cached: Option<&[C]>,
+        out: &'x mut [A],
+        x: &'x [C],
+        cached: Option<&'x [C]>,
         block: &Block,
         positions: Range<usize>,
-    ) {
+    ) -> HeadRows<'x, A> {
         let own = (false, self.pack.segments()[block.segment].rows.clone());
         let path = self.pack.path(block.segment).iter().map(|span| (span.cached, span.rows.clone()));
         let (width, stride) = (self.dims.head_dim, self.dims.kv_heads * self.dims.head_dim);
@@ -63,11 +64,16 @@ impl<A: Float> Gather<'_, A> {
             let to = positions.end.saturating_sub(position).min(rows.len());
             if from < to {
                 let source = &source[(rows.start + from) * stride + block.head * width..];
+                if let Some(rows) = self.products.lying(source, stride, width).filter(|_| to - from == positions.len())
+                {
+                    return rows;
+                }
                 self.products.read(&mut out[done * elements..], elements, source, stride, to - from, width);
                 done += to - from;
             }
             position += rows.len();
         }
+        self.products.gathered(out, width)
     }
 }
 

@@ -29,9 +29,9 @@ pub fn pattern<A: Float, C: Element<A>>(cx: &mut Context<A>, op: AttentionPatter
         gather.queries(queries, width, q, |_| row, 0..group, head);
         for start in (seen.start..seen.end).step_by(TILE) {
             let positions = start..seen.end.min(start + TILE);
-            gather.keys(keys, k, cached_k, &block, positions.clone());
+            let keys = gather.keys(keys, k, cached_k, &block, positions.clone());
             let shape = [group, positions.len(), width];
-            gemm.product(shape, Operand::new(queries, width), Operand::new(keys, width), &|i, j, x| {
+            gemm.product(shape, Operand::new(queries, width), Operand::new(keys.data, keys.distance), &|i, j, x| {
                 let head = head * group + i;
                 // SAFETY: tasks have rows and heads of their own, and a product stores every element once.
                 let out = unsafe { out.at((index * dims.heads + head) * longest + start + j, x.len()) };

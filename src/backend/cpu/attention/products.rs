@@ -16,6 +16,18 @@ use crate::backend::HostSlice;
 /// Width of a head from which on pairs are worth it: below, padding to a step of the tiles costs more.
 const WIDE: usize = 16;
 
+/// Bytes at a multiple of whose distance rows share sets of the first-level cache.
+const ALIASED: usize = 4096;
+
+/// Rows of keys or values of one head, as elements along D.
+#[derive(Clone, Copy)]
+pub struct HeadRows<'a, A> {
+    /// The elements.
+    pub data: &'a [A],
+    /// Distance of two rows.
+    pub distance: usize,
+}
+
 /// The tiles that multiply, and how operands lie for them.
 #[derive(Clone, Copy)]
 pub struct Products<A> {
@@ -70,15 +82,38 @@ impl<A: Float> Products<A> {
         columns: usize,
     ) {
         if !self.pairs {
+            // Rows that follow each other, such as heads of a group, are one.
+            let (rows, columns) =
+                if to_stride == columns && stride == columns { (1, rows * columns) } else { (rows, columns) };
             return copy(self.isa, to, to_stride, from, stride, rows, columns);
         }
         let (to, from) = (bytemuck::cast_slice_mut(to), S::host(from));
         pairs::copy(self.isa, to, to_stride, from, stride, [rows, columns, self.elements(columns)]);
     }
 
-    /// Rows `[_, elements of width]` as they were read: element `(i, d)`.
-    pub fn along_width<'a>(&self, rows: &'a [A], width: usize) -> BroadcastOperand<'a, A> {
-        BroadcastOperand { data: rows, row: self.elements(width), k: 1 }
+    /// Rows of `width` numbers at distance `stride`, where they lie: if they are stored as elements, whole and aligned, and
+    /// not so that they push each other out of the cache.
+    pub fn lying<'a, S: Element<A>>(&self, x: &'a [S], stride: usize, width: usize) -> Option<HeadRows<'a, A>> {
+        let (data, distance) = match S::host(x) {
+            HostSlice::Bf16(x) if self.pairs => {
+                let whole = width == 2 * self.elements(width) && stride.is_multiple_of(2);
+                let pairs = if whole { bytemuck::try_cast_slice(&x[..x.len() & !1]).ok()? } else { return None };
+                (pairs, stride / 2)
+            }
+            x => (A::same(x)?, stride),
+        };
+        let aliased = (distance * size_of::<A>()).is_multiple_of(ALIASED);
+        (!aliased).then_some(HeadRows { data, distance })
+    }
+
+    /// Rows that were read, one after the other.
+    pub fn gathered<'a>(&self, data: &'a [A], width: usize) -> HeadRows<'a, A> {
+        HeadRows { data, distance: self.elements(width) }
+    }
+
+    /// Rows `[_, elements of D]`: element `(i, d)`.
+    pub fn along_width<'a>(&self, rows: HeadRows<'a, A>) -> BroadcastOperand<'a, A> {
+        BroadcastOperand { data: rows.data, row: rows.distance, k: 1 }
     }
 
     /// Memory that [`along_positions`](Self::along_positions) needs.
@@ -86,20 +121,21 @@ impl<A: Float> Products<A> {
         if self.pairs { 2 * width * self.elements(TILE) } else { 0 }
     }
 
-    /// Rows `[positions, elements of width]` as they were read, transposed: element `(d, position)`.
+    /// Rows `[positions, elements of width]`, transposed: element `(d, position)`.
     pub fn along_positions<'a>(
         &self,
         memory: &'a mut [A],
-        rows: &'a [A],
+        rows: HeadRows<'a, A>,
         positions: usize,
         width: usize,
     ) -> BroadcastOperand<'a, A> {
+        let HeadRows { data: rows, distance } = rows;
         if !self.pairs {
-            return BroadcastOperand { data: rows, row: 1, k: width };
+            return BroadcastOperand { data: rows, row: 1, k: distance };
         }
         let (row, k) = (self.elements(TILE), self.elements(positions));
         let (transposed, pairs) = memory.split_at_mut(width * row);
-        self.interleave(&mut pairs[..width * k], width, rows, self.elements(width), positions, width);
+        self.interleave(&mut pairs[..width * k], width, rows, distance, positions, width);
         self.transposer.transpose(transposed, row, pairs, width, [k, width]);
         BroadcastOperand { data: transposed, row, k: 1 }
     }

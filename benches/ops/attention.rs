@@ -34,7 +34,17 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
             group.throughput(Throughput::Elements(flops));
             group.bench("fwd", &id, |bench| {
                 time(bench, b, |b| {
-                    b.attention_fwd(AttentionFwd { z: &mut z, lse: &mut lse, q, k, v, cached: None, pack, dims });
+                    b.attention_fwd(AttentionFwd {
+                        z: &mut z,
+                        lse: &mut lse,
+                        q,
+                        k,
+                        v,
+                        cached: None,
+                        pack,
+                        outputs: None,
+                        dims,
+                    });
                 });
             });
             let (z, lse) = (&z, &lse);
@@ -54,6 +64,7 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
                         k,
                         v,
                         pack,
+                        outputs: None,
                         dims,
                     });
                 });

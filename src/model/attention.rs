@@ -47,6 +47,7 @@ impl<B: Backend> Block<'_, B> {
             v: &saved.v,
             cached,
             pack: device,
+            outputs: self.outputs,
             dims: config.attention(self.layer),
         });
         self.tap_patterns(backend, taps, saved, cached.map(|[k, _]| k))?;
@@ -321,6 +322,7 @@ impl<B: Backend> BlockBwd<'_, B> {
             k: &saved.rot_k,
             v: &saved.v,
             pack,
+            outputs: self.block.outputs,
             dims: config.attention(layer),
         });
         self.edits(backend, Site::V, false, TensorMut::Compute(&mut grads.d_v), keys);

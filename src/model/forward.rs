@@ -106,7 +106,9 @@ impl<B: Backend> Model<B> {
         let (slot, slots) = (acts.layer_slot(layer), [acts.resid_slot(layer), acts.resid_slot(layer + 1)]);
         let [resid_pre, resid_post] = acts.resid.get_disjoint_mut(slots).expect("forward: two residual buffers");
         let saved = &mut acts.layers[slot];
-        let block = Block { config, weights: &self.weights.layers[layer], layer, input, again };
+        let output = input.output_rows.filter(|_| last);
+        let outputs = output.map(|output| &*output.rows);
+        let block = Block { config, weights: &self.weights.layers[layer], layer, input, again, outputs };
         let mut points = taps.at(layer, None);
         if !again {
             points.edit(backend, Site::ResidPre, TensorMut::Acc(&mut *resid_pre), config.hidden_size)?;
@@ -114,7 +116,6 @@ impl<B: Backend> Model<B> {
         block.attention(backend, saved, acts.rotation.as_mut(), resid_pre, cache, &mut points)?;
 
         let mut keys = Vec::new();
-        let output = input.output_rows.filter(|_| last);
         let narrowed = output.map(|output| input.narrowed(output, &mut keys));
         let mut stream = &*resid_pre;
         if let Some(output) = output {
@@ -126,7 +127,7 @@ impl<B: Backend> Model<B> {
             stream = &*resid_post;
         }
         let block = Block { input: narrowed.as_ref().unwrap_or(input), ..block };
-        let mut points = taps.at(layer, output.map(|output| &*output.rows));
+        let mut points = taps.at(layer, outputs);
         block.attention_output(backend, saved, &mut acts.attn_out, stream, output.is_some(), &mut points)?;
         block.mlp(backend, saved, &mut acts.mlp_out, stream, &mut points)?;
         block.mlp_output(backend, saved, &acts.mlp_out, acts.post_norm.as_mut(), resid_post, &mut points)

@@ -45,7 +45,17 @@ impl Unsupported {
         let (heads, kv_heads, head_dim, scale) = (1, 1, 272, 1.0);
         let dims = AttentionDims { heads, kv_heads, head_dim, scale, window: None, alibi: false, softcap: None };
         let [z, q, k, v] = &mut self.rows;
-        b.attention_fwd(AttentionFwd { z, lse: &mut self.lse, q, k, v, cached: None, pack: &self.pack, dims });
+        b.attention_fwd(AttentionFwd {
+            z,
+            lse: &mut self.lse,
+            q,
+            k,
+            v,
+            cached: None,
+            pack: &self.pack,
+            outputs: None,
+            dims,
+        });
     }
 }
 

@@ -188,7 +188,7 @@ impl Operation for Attention {
         let [q, k, v, cached_k, cached_v] = &[0, 1, 2, 3, 4].map(|i| device::compute(b, &inputs[i]));
         let cached = (!self.cached.is_empty()).then_some([cached_k, cached_v]);
         let (z, lse, pack) = (&mut out.compute[0], &mut out.acc[0], &b.pack(&self.pack).unwrap());
-        b.attention_fwd(ops::AttentionFwd { z, lse, q, k, v, cached, pack, dims: self.dims });
+        b.attention_fwd(ops::AttentionFwd { z, lse, q, k, v, cached, pack, outputs: None, dims: self.dims });
     }
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
@@ -210,6 +210,7 @@ impl Operation for Attention {
             k,
             v,
             pack,
+            outputs: None,
             dims: self.dims,
         });
         let read = [(d_q, 0), (d_k, 1), (d_v, 2)].map(|(d, i)| Some(device::read_compute(b, &d, given.len(i))));
@@ -498,7 +499,7 @@ fn call_fwd<B: Backend>(b: &mut B, z: usize, dims: AttentionDims) {
     let ([mut lse], [mut z, q, k, v], []) = device::buffers(b, [6], [z, 12, 12, 12], []);
     let (z, lse, q, k, v) = (&mut z, &mut lse, &q, &k, &v);
     let pack = &b.pack(&packs::flat(&[2])).unwrap();
-    b.attention_fwd(ops::AttentionFwd { z, lse, q, k, v, cached: None, pack, dims });
+    b.attention_fwd(ops::AttentionFwd { z, lse, q, k, v, cached: None, pack, outputs: None, dims });
 }
 
 pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
@@ -534,6 +535,7 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
                     k: &k,
                     v: &v,
                     pack: &pack,
+                    outputs: None,
                     dims: heads(3, 1, 2, None),
                 });
             },

@@ -69,7 +69,6 @@ mod tests {
 
     use super::*;
     use crate::arch::Dtype;
-    use crate::backend::Buffers;
     use crate::backend::cpu::isa::tests::isas;
     use crate::backend::cpu::simd::narrow_into;
     use crate::backend::cpu::{CpuSettings, HostBuffer, Isa};
@@ -100,8 +99,18 @@ mod tests {
         (0..count).map(|_| bf16::from_f32(next()).to_f32()).collect()
     }
 
-    /// `z`, the log-sum-exp, and the gradients of queries, keys and values, all stored as `dtype`.
-    fn results(isa: Isa, dtype: Dtype, pack: &Arc<Pack>, dims: AttentionDims) -> [Vec<f32>; 5] {
+    /// What makes of the gradient of `z` at a row of the pack that of a test.
+    type OfRow<'a> = &'a dyn Fn(usize, f32) -> f32;
+
+    /// `z`, the log-sum-exp, and the gradients of queries, keys and values, all stored as `dtype`; `z` and the log-sum-exp
+    /// begin as not-a-numbers.
+    fn results(
+        isa: Isa,
+        dtype: Dtype,
+        (pack, outputs): (&Arc<Pack>, Option<&[usize]>),
+        dims: AttentionDims,
+        d_z_of: OfRow<'_>,
+    ) -> [Vec<f32>; 5] {
         let mut cpu = Cpu::<f32>::open(&CpuSettings { isa, ..CpuSettings::new(dtype) });
         let (n, q_len, kv_len) = (pack.len(), pack.len() * dims.q_width(), pack.len() * dims.kv_width());
         let stored = |count, seed| {
@@ -109,15 +118,34 @@ mod tests {
             narrow_into(isa, &mut buffer, &numbers(count, seed));
             buffer
         };
-        let (q, k, v, d_z) = (stored(q_len, 1), stored(kv_len, 2), stored(kv_len, 3), numbers(q_len, 4));
-        let (mut lse, mut delta) = (vec![0.0; n * dims.heads], vec![0.0; n * dims.heads]);
-        let mut zeros = |len| cpu.compute(len).expect("memory");
-        let [mut z, mut d_q, mut d_k, mut d_v] = [q_len, q_len, kv_len, kv_len].map(&mut zeros);
+        let (q, k, v, mut d_z) = (stored(q_len, 1), stored(kv_len, 2), stored(kv_len, 3), numbers(q_len, 4));
+        d_z.iter_mut().enumerate().for_each(|(i, x)| *x = d_z_of(i / dims.q_width(), *x));
+        let (mut lse, mut delta) = (vec![f32::NAN; n * dims.heads], vec![f32::NAN; n * dims.heads]);
+        let unset = |len| {
+            let mut buffer = HostBuffer::zeros(dtype, len).expect("memory");
+            narrow_into(isa, &mut buffer, &vec![f32::NAN; len]);
+            buffer
+        };
+        let [mut z, mut d_q, mut d_k, mut d_v] = [q_len, q_len, kv_len, kv_len].map(unset);
         let (q, k, v) = (&q, &k, &v);
-        cpu.attention_fwd(AttentionFwd { z: &mut z, lse: &mut lse, q, k, v, cached: None, pack, dims });
+        cpu.attention_fwd(AttentionFwd { z: &mut z, lse: &mut lse, q, k, v, cached: None, pack, outputs, dims });
         let (d_q, d_k, d_v) = (&mut d_q, &mut d_k, &mut d_v);
         let (d_z, lse) = (&d_z, &lse);
-        cpu.attention_bwd(AttentionBwd { d_q, d_k, d_v, delta: &mut delta, d_z, z: &z, lse, q, k, v, pack, dims });
+        cpu.attention_bwd(AttentionBwd {
+            d_q,
+            d_k,
+            d_v,
+            delta: &mut delta,
+            d_z,
+            z: &z,
+            lse,
+            q,
+            k,
+            v,
+            pack,
+            outputs,
+            dims,
+        });
         let widened = |buffer: &HostBuffer| (0..buffer.view().len()).map(|i| buffer.view().get(i) as f32).collect();
         [widened(&z), lse.clone(), widened(d_q), widened(d_k), widened(d_v)]
     }
@@ -128,9 +156,9 @@ mod tests {
         for (heads, kv_heads, head_dim) in [(2, 1, 16), (1, 1, 17), (5, 1, 24), (3, 3, 48), (4, 2, 64), (1, 1, 80)] {
             let scale = 1.0 / (head_dim as f64).sqrt();
             let dims = AttentionDims { heads, kv_heads, head_dim, scale, window: None, alibi: false, softcap: None };
-            let exact = results(Isa::PLAIN, Dtype::F32, &pack, dims);
+            let exact = results(Isa::PLAIN, Dtype::F32, (&pack, None), dims, &|_, x| x);
             for isa in isas() {
-                let found = results(isa, Dtype::BF16, &pack, dims);
+                let found = results(isa, Dtype::BF16, (&pack, None), dims, &|_, x| x);
                 for ((what, found), exact) in ["z", "lse", "d_q", "d_k", "d_v"].iter().zip(&found).zip(&exact) {
                     let largest = exact.iter().fold(0.0f32, |m, x| m.max(x.abs()));
                     let worst = found.iter().zip(exact).fold(0.0f32, |m, (x, y)| m.max((x - y).abs()));
@@ -139,6 +167,39 @@ mod tests {
                         "{isa:?} heads of {head_dim}: {what} differs by {worst} of {largest}"
                     );
                 }
+            }
+        }
+    }
+
+    /// The rows that come out have the bits that they have among all, and so has every gradient; what nobody asked for is
+    /// not made, and not read.
+    #[test]
+    fn attention_of_output_rows_has_the_bits_of_the_whole() {
+        let pack = Arc::new(pack());
+        let rows: &[usize] = &[69, 71, 100, 149, 150, 152, 172, 238, 240, 275];
+        let d_z = |row: usize, x: f32| if rows.contains(&row) { x } else { 0.0 };
+        for (window, dtype, heads, head_dim) in [
+            (None, Dtype::F32, 2, 32),
+            (Some(40), Dtype::F32, 4, 16),
+            (None, Dtype::BF16, 2, 32),
+            (Some(90), Dtype::BF16, 4, 16),
+        ] {
+            let scale = 1.0 / (head_dim as f64).sqrt();
+            let dims = AttentionDims { heads, kv_heads: 2, head_dim, scale, window, alibi: false, softcap: None };
+            for isa in isas() {
+                let whole = results(isa, dtype, (&pack, None), dims, &d_z);
+                let found = results(isa, dtype, (&pack, Some(rows)), dims, &d_z);
+                let mut left_out = 0;
+                for (i, width) in [dims.q_width(), heads].into_iter().enumerate() {
+                    for row in 0..pack.len() {
+                        let [found, whole] = [&found, &whole].map(|of| &of[i][row * width..(row + 1) * width]);
+                        let untouched = found.iter().all(|x| x.is_nan());
+                        assert!(found == whole || untouched && !rows.contains(&row), "{isa:?} {dtype}: row {row}");
+                        left_out += usize::from(untouched);
+                    }
+                }
+                assert!(left_out > 2 * pack.len() / 3, "{isa:?} {dtype}: {left_out} of {} left out", 2 * pack.len());
+                assert!(found[2..] == whole[2..], "{isa:?} {dtype} {window:?} {heads} heads: gradients");
             }
         }
     }

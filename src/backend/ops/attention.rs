@@ -84,6 +84,22 @@ fn cached_rows(pack: &Pack) -> usize {
     spans.filter(|span| span.cached).map(|span| span.rows.end).max().unwrap_or(0)
 }
 
+/// Asserts that output rows are rows of the pack in ascending order.
+#[track_caller]
+fn check_outputs(op: &'static str, outputs: Option<&[usize]>, pack: &Pack) {
+    let Some(rows) = outputs else { return };
+    assert!(rows.is_sorted_by(|a, b| a < b), "{op}: output rows are not in ascending order");
+    rows.last().iter().for_each(|&&row| below(op, "an output row", row, pack.len()));
+}
+
+/// How many rows come out of a pack, and multiply-adds of one product of their queries with what they see.
+fn output_pairs(outputs: Option<&[usize]>, pack: &Pack, dims: AttentionDims) -> (usize, u64) {
+    match outputs {
+        None => (pack.len(), dims.pairs(pack, 0..pack.len())),
+        Some(rows) => (rows.len(), dims.pairs(pack, rows.iter().copied())),
+    }
+}
+
 /// `z [N, H, D] =`, `lse [N, H] =` the log-sum-exp of each row's scores.
 pub struct AttentionFwd<'a, B: Buffers + ?Sized> {
     /// `[N, H, D]`, set.
@@ -100,6 +116,8 @@ pub struct AttentionFwd<'a, B: Buffers + ?Sized> {
     pub cached: Option<[&'a B::Compute; 2]>,
     /// N rows with their paths.
     pub pack: &'a B::Pack,
+    /// Rows whose `z` and `lse` are read, ascending; none means all. A device may leave those of the others as they are.
+    pub outputs: Option<&'a [usize]>,
     /// How many heads, how wide, and what they see.
     pub dims: AttentionDims,
 }
@@ -113,15 +131,16 @@ impl<B: Buffers + ?Sized> Op for AttentionFwd<'_, B> {
         needs(op, pack.len() * dims.q_width(), &[("z", self.z.len()), ("q", self.q.len())]);
         need(op, "lse", self.lse.len(), pack.len() * dims.heads);
         needs(op, pack.len() * dims.kv_width(), &[("k", self.k.len()), ("v", self.v.len())]);
+        check_outputs(op, self.outputs, pack);
         let [k, v] = self.cached.map_or([0, 0], |cached| cached.map(|buffer| buffer.len()));
         needs(op, cached_rows(pack) * dims.kv_width(), &[("the cached keys", k), ("the cached values", v)]);
     }
 
     fn work(&self) -> Work {
         let (pack, dims) = (self.pack.host(), self.dims);
+        let (rows, pairs) = output_pairs(self.outputs, pack, dims);
         let keys = 2 * (pack.len() + cached_rows(pack)) * dims.kv_width();
-        let compute = 2 * pack.len() * dims.q_width() + keys;
-        Work::moved(pack.len() * dims.heads, compute, 0).multiplied(2 * dims.pairs(pack, 0..pack.len()))
+        Work::moved(rows * dims.heads, 2 * rows * dims.q_width() + keys, 0).multiplied(2 * pairs)
     }
 }
 
@@ -150,6 +169,8 @@ pub struct AttentionBwd<'a, B: Buffers + ?Sized> {
     pub v: &'a B::Compute,
     /// N rows with their paths.
     pub pack: &'a B::Pack,
+    /// As in the forward: of the other rows `d_z` is 0, what `z` and `lse` hold is not known, and `d_q` is 0.
+    pub outputs: Option<&'a [usize]>,
     /// How many heads, how wide, and what they see.
     pub dims: AttentionDims,
 }
@@ -163,6 +184,7 @@ impl<B: Buffers + ?Sized> Op for AttentionBwd<'_, B> {
         if let Some(g) = pack.segments().iter().position(|s| matches!(s.parent, Parent::Cached(_))) {
             panic!("{op}: segment {g} continues a cached one, which no backward can pass");
         }
+        check_outputs(op, self.outputs, pack);
         let queries = [("d_q", self.d_q.len()), ("d_z", self.d_z.len()), ("z", self.z.len()), ("q", self.q.len())];
         let keys = [("d_k", self.d_k.len()), ("d_v", self.d_v.len()), ("k", self.k.len()), ("v", self.v.len())];
         needs(op, pack.len() * dims.q_width(), &queries);
@@ -172,9 +194,10 @@ impl<B: Buffers + ?Sized> Op for AttentionBwd<'_, B> {
 
     fn work(&self) -> Work {
         let (pack, dims) = (self.pack.host(), self.dims);
-        let acc = pack.len() * (dims.q_width() + 3 * dims.heads);
-        let compute = pack.len() * (3 * dims.q_width() + 4 * dims.kv_width());
-        Work::moved(acc, compute, 0).multiplied(5 * dims.pairs(pack, 0..pack.len()))
+        let (rows, pairs) = output_pairs(self.outputs, pack, dims);
+        let acc = rows * (dims.q_width() + 3 * dims.heads);
+        let compute = (2 * rows + pack.len()) * dims.q_width() + 4 * pack.len() * dims.kv_width();
+        Work::moved(acc, compute, 0).multiplied(5 * pairs)
     }
 }
 

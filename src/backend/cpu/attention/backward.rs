@@ -11,7 +11,7 @@ use super::super::context::{Context, Task, carve};
 use super::super::gemm::tile::{BroadcastOperand, VectorOperand};
 use super::super::parallel::{Shared, each_part, rows, workers};
 use super::super::simd::{self, Element, Float, multiversion, softcap, sum};
-use super::blocks::{Block, TILE, query_blocks, query_rows};
+use super::blocks::{Block, Outputs, TILE, query_blocks};
 use super::lanes::{Gather, Lanes, each_lanes, some, some_mut};
 use super::products::{HeadRows, Products};
 use crate::backend::cpu::Cpu;
@@ -32,26 +32,33 @@ struct Inputs<'a, A, C> {
     v: &'a [C],
     /// `[N, H]`: `sum(d_z * z)`.
     delta: &'a [A],
+    /// The rows that came out.
+    outputs: Outputs<'a>,
 }
 
 /// See [`AttentionBwd`], in the compute dtype `C`.
 pub fn bwd<A: Float, C: Element<A>>(cx: &mut Context<A>, op: AttentionBwd<'_, Cpu<A>>) {
-    let AttentionBwd { d_q, d_k, d_v, delta, d_z, z, lse, q, k, v, pack, dims } = op;
+    let AttentionBwd { d_q, d_k, d_v, delta, d_z, z, lse, q, k, v, pack, outputs, dims } = op;
     let [d_q, d_k, d_v] = [d_q, d_k, d_v].map(C::slice_mut);
     let [z, q, k, v] = [z, q, k, v].map(C::slice);
     let (isa, heads, width) = (cx.exec.isa, dims.heads, dims.head_dim);
-    let rounded = Products::of::<C>(&cx.gemm, width).in_pairs();
-    each_part(
-        &cx.exec.pool,
-        pack.len(),
-        heads * width,
-        rows("attention_bwd", delta, pack.len(), heads),
-        |first, delta| {
-            let from = first * heads * width;
+    let products = Products::of::<C>(&cx.gemm, width);
+    let (rounded, outputs) = (products.in_pairs(), products.outputs(outputs));
+    if outputs.rows.is_some() {
+        for rows in pack.segments().iter().flat_map(|segment| outputs.blocks(segment.rows.clone(), dims)) {
+            let from = rows.start * heads * width;
+            let delta = &mut delta[rows.start * heads..rows.end * heads];
             dots(isa, delta, &d_z[from..], &z[from..], width, rounded);
-        },
-    );
-    let inputs = &Inputs { d_z, lse, q, k, v, delta };
+        }
+        d_q[..pack.len() * heads * width].fill(C::default());
+    } else {
+        let cost = heads * width;
+        each_part(&cx.exec.pool, pack.len(), cost, rows("attention_bwd", delta, pack.len(), heads), |first, delta| {
+            let from = first * cost;
+            dots(isa, delta, &d_z[from..], &z[from..], width, rounded);
+        });
+    }
+    let inputs = &Inputs { d_z, lse, q, k, v, delta, outputs };
     bwd_queries(cx, d_q, inputs, pack, dims);
     bwd_keys(cx, [d_k, d_v], inputs, pack, dims);
 }
@@ -77,7 +84,7 @@ fn bwd_queries<A: Float, C: Element<A>>(
 ) {
     let (group, width) = (dims.group(), dims.head_dim);
     let d_q = Shared::new(d_q);
-    let blocks = query_blocks(pack, dims);
+    let blocks = query_blocks(pack, inputs.outputs, dims);
     workers(&cx.exec.pool, &mut cx.tasks, blocks.len(), |Task { gemm, memory }, i| {
         let (block, products) = (&blocks[i], Products::of::<C>(gemm, width));
         let Products { isa, tiles, .. } = products;
@@ -130,7 +137,8 @@ fn bwd_keys<A: Float, C: Element<A>>(
             blocks.extend(starts.map(|row| Block { segment, head, rows: row..s.rows.end.min(row + TILE) }));
         }
     }
-    let most = dims.group() * query_rows(0..pack.len(), dims).next().map_or(0, |rows| rows.len());
+    let all = Outputs { rows: None, ..inputs.outputs };
+    let most = dims.group() * all.blocks(0..pack.len(), dims).next().map_or(0, |rows| rows.len());
     workers(&cx.exec.pool, &mut cx.tasks, blocks.len(), |Task { gemm, memory }, i| {
         let (block, products) = (&blocks[i], Products::of::<C>(gemm, width));
         let Products { isa, tiles, .. } = products;
@@ -151,7 +159,7 @@ fn bwd_keys<A: Float, C: Element<A>>(
         d_keys.fill(A::ZERO);
         d_values.fill(A::ZERO);
         for segment in [block.segment].into_iter().chain(pack.descendants(block.segment).iter().copied()) {
-            for rows in query_rows(pack.segments()[segment].rows.clone(), dims) {
+            for rows in inputs.outputs.blocks(pack.segments()[segment].rows.clone(), dims) {
                 let [first, last] = [rows.start, rows.end - 1].map(|row| pack.visible(row, dims.window));
                 if last.end <= positions.start || first.start >= positions.end {
                     continue;

@@ -26,19 +26,44 @@ pub struct Block {
 }
 
 /// Cuts the rows of a segment into blocks of queries.
-pub fn query_rows(rows: Range<usize>, dims: AttentionDims) -> impl DoubleEndedIterator<Item = Range<usize>> {
+fn query_rows(rows: Range<usize>, dims: AttentionDims) -> impl DoubleEndedIterator<Item = Range<usize>> {
     let step = (ROWS / dims.group()).max(1);
     let count = rows.len().div_ceil(step);
     (0..count).map(move |i| rows.start + i * step..rows.end.min(rows.start + (i + 1) * step))
 }
 
-/// All blocks of queries of a pack.
-pub fn query_blocks(pack: &Pack, dims: AttentionDims) -> Vec<Block> {
+/// Which rows of a pack come out.
+#[derive(Clone, Copy)]
+pub struct Outputs<'a> {
+    /// The rows, ascending; none means all.
+    pub rows: Option<&'a [usize]>,
+    /// Lanes over which products are added up at once, a power of two.
+    pub lanes: usize,
+}
+
+impl Outputs<'_> {
+    /// Of the blocks of a segment's rows those with rows that come out, cut to them: nothing in front of the first, but for
+    /// whole lanes that are added up at once, and nothing behind the last. What is cut off has no gradient, and adds
+    /// exactly nothing to any sum: bits are those of whole blocks.
+    pub fn blocks(self, rows: Range<usize>, dims: AttentionDims) -> impl DoubleEndedIterator<Item = Range<usize>> {
+        let whole = self.lanes >> dims.group().trailing_zeros().min(self.lanes.trailing_zeros());
+        query_rows(rows, dims).filter_map(move |block| {
+            let Some(rows) = self.rows else { return Some(block) };
+            let own = rows.partition_point(|&row| row < block.start)..rows.partition_point(|&row| row < block.end);
+            let (first, last) = (rows[own.clone()].first()?, rows[own].last()?);
+            Some(block.start + (first - block.start) / whole * whole..last + 1)
+        })
+    }
+}
+
+/// All blocks of queries of a pack, of the rows that come out.
+pub fn query_blocks(pack: &Pack, outputs: Outputs<'_>, dims: AttentionDims) -> Vec<Block> {
     let mut blocks = Vec::new();
     for (segment, s) in pack.segments().iter().enumerate() {
         for head in 0..dims.kv_heads {
             // The last rows see the most keys: first, so that no thread is left alone with them.
-            blocks.extend(query_rows(s.rows.clone(), dims).rev().map(|rows| Block { segment, head, rows }));
+            let rows = outputs.blocks(s.rows.clone(), dims).rev();
+            blocks.extend(rows.map(|rows| Block { segment, head, rows }));
         }
     }
     blocks
@@ -52,22 +77,26 @@ pub struct Group {
     pub blocks: Vec<Block>,
     /// The rows of all blocks.
     pub rows: Vec<usize>,
+    /// The position up to which all see the same keys.
+    pub common: usize,
 }
 
-/// All groups of a pack.
-pub fn query_groups(pack: &Pack, dims: AttentionDims) -> Vec<Group> {
+/// All groups of a pack, of the rows that come out.
+pub fn query_groups(pack: &Pack, outputs: Outputs<'_>, dims: AttentionDims) -> Vec<Group> {
     let most = (SHARED_ROWS / dims.group()).max(1);
     let mut groups: Vec<Group> = Vec::new();
     let mut open: HashMap<Parent, usize> = HashMap::new();
     for (segment, s) in pack.segments().iter().enumerate() {
-        let blocks = query_rows(s.rows.clone(), dims).map(|rows| Block { segment, head: 0, rows });
-        let siblings = s.position >= TILE && query_rows(s.rows.clone(), dims).count() == 1;
+        let rows: Vec<Range<usize>> = outputs.blocks(s.rows.clone(), dims).collect();
+        let siblings = s.position >= TILE && rows.len() == 1;
+        let blocks = rows.into_iter().map(|rows| Block { segment, head: 0, rows });
         let mut last = if siblings { open.get(&s.parent).copied() } else { None };
         for block in blocks {
             let group = match last {
                 Some(group) if groups[group].rows.len() + block.rows.len() <= most => group,
                 _ => {
-                    groups.push(Group::default());
+                    let common = if siblings { s.position } else { pack.positions()[block.rows.start] as usize };
+                    groups.push(Group { common, ..Group::default() });
                     groups.len() - 1
                 }
             };

@@ -134,18 +134,18 @@ impl<'a, A: Float> QueryRows<'a, A> {
 
 /// See [`AttentionFwd`], in the compute dtype `C`.
 pub fn fwd<A: Float, C: Element<A>>(cx: &mut Context<A>, op: AttentionFwd<'_, Cpu<A>>) {
-    let AttentionFwd { z, lse, q, k, v, cached, pack, dims } = op;
+    let AttentionFwd { z, lse, q, k, v, cached, pack, outputs, dims } = op;
     let [q, k, v] = [q, k, v].map(C::slice);
     let cached = cached.map(|buffers| buffers.map(C::slice));
     let (group, width) = (dims.group(), dims.head_dim);
     let (z, lse) = (Shared::new(C::slice_mut(z)), Shared::new(lse));
-    let groups = query_groups(pack, dims);
+    let groups = query_groups(pack, Products::of::<C>(&cx.gemm, width).outputs(outputs), dims);
     workers(&cx.exec.pool, &mut cx.tasks, groups.len() * dims.kv_heads, |Task { gemm, memory }, i| {
         // The last rows see the most keys: first, so that no thread is left alone with them.
         let (head, products) = (i % dims.kv_heads, Products::of::<C>(gemm, width));
         let (vector, _tiles) = (products.tiles.lanes, products.tiles.acquire_tiles());
         let gather = Gather { products, pack, dims };
-        let Group { blocks, rows } = &groups[groups.len() - 1 - i / dims.kv_heads];
+        let Group { blocks, rows, common } = &groups[groups.len() - 1 - i / dims.kv_heads];
         let all = rows.len() * group;
         let most = group * blocks.iter().map(|block| block.rows.len()).max().unwrap_or(0);
         let own = Lanes::new(most, vector).n;
@@ -164,7 +164,6 @@ pub fn fwd<A: Float, C: Element<A>>(cx: &mut Context<A>, op: AttentionFwd<'_, Cp
                 rows.take_tile([keys, values], scores, positions.clone(), dims);
             }
         };
-        let first = |block: &Block| pack.positions()[block.rows.start] as usize;
         let seen = |block: &Block| pack.visible(block.rows.start, dims.window).start / TILE * TILE;
         // A tile that lies before all rows is the same for all; from there on each block has its own.
         let parts = memory.chunks_exact_mut(QueryRows::<A>::len(TOGETHER, width)).enumerate().map(|(part, memory)| {
@@ -173,8 +172,9 @@ pub fn fwd<A: Float, C: Element<A>>(cx: &mut Context<A>, op: AttentionFwd<'_, Cp
             QueryRows::new(gather, lanes, memory, q, |row| rows[row], from, head)
         });
         let mut parts: Vec<QueryRows<'_, A>> = parts.collect();
-        let common = if shared > 0 { first(&blocks[0]) / TILE * TILE } else { 0 };
-        for start in (seen(&blocks[0])..common).step_by(TILE) {
+        let common = if shared > 0 { common / TILE * TILE } else { 0 };
+        let earliest = blocks.iter().map(seen).min().unwrap_or(0);
+        for start in (earliest..common).step_by(TILE) {
             tile(&mut parts, &blocks[0], start..start + TILE);
         }
         let mut done = 0;

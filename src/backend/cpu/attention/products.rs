@@ -10,7 +10,7 @@ use super::super::gemm::packing::{copy, pairs};
 use super::super::gemm::tile::{BroadcastOperand, Tiles, VectorOperand};
 use super::super::gemm::transpose::Transposer;
 use super::super::simd::{Element, Float, Isa};
-use super::blocks::TILE;
+use super::blocks::{Outputs, TILE};
 use crate::backend::HostSlice;
 
 /// Width of a head from which on pairs are worth it: below, padding to a step of the tiles costs more.
@@ -54,6 +54,11 @@ impl<A: Float> Products<A> {
             }
             _ => Self::numbers(gemm),
         }
+    }
+
+    /// Rows that come out, for products over lanes.
+    pub fn outputs<'a>(&self, rows: Option<&'a [usize]>) -> Outputs<'a> {
+        Outputs { rows, lanes: if self.pairs { (2 * self.tiles.step).next_power_of_two() } else { 1 } }
     }
 
     /// Whether elements are pairs.

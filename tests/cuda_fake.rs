@@ -313,6 +313,7 @@ fn training_is_that_of_the_cpu() {
     for (extra, folder) in [
         ("", "plain"),
         (" --lora-dropout 0.3 --gradient-checkpointing --neftune-noise-alpha 5", "dropped"),
+        (" --use-dora", "dora"),
         (fast, "fast"),
     ] {
         both(dir.path(), &format!("{TRAIN}{extra}"), folder);

@@ -20,6 +20,7 @@ mod position;
 mod rms_norm;
 mod rope;
 mod rows;
+mod scale;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use llamaprobe::arch::Dtype;
@@ -44,6 +45,7 @@ fn every_operation<B: Backend>(c: &mut Criterion, mut b: B) {
     rms_norm::bench(c, b);
     rope::bench(c, b);
     rows::bench(c, b);
+    scale::bench(c, b);
 }
 
 fn all(c: &mut Criterion) {

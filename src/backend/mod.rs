@@ -218,6 +218,7 @@ backend! {
     ops::AttentionOps,
     ops::LinearOps,
     ops::LoraOps,
+    ops::ScaleOps,
     ops::ActivationOps,
     ops::CrossEntropyOps,
     ops::AdamwOps

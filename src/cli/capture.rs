@@ -90,7 +90,7 @@ impl Job for CaptureJob<'_> {
         let settings = CaptureSettings { metadata, ..settings };
         let model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let adaptation = match &adapter {
-            Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model.config, adapter)?),
+            Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model, adapter)?),
             None => None,
         };
         let dtype = settings.dtype;

@@ -103,7 +103,7 @@ impl Job for Generate<'_> {
         let Self { args, files, adapter, tokenizer, prompts, edits, sampling, asked } = self;
         let model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let adaptation = match &adapter {
-            Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model.config, adapter)?),
+            Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model, adapter)?),
             None => None,
         };
         let run = adaptation.as_ref().map(|_| 0);

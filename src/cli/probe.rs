@@ -268,7 +268,7 @@ fn dry_run<B: Backend>(
         return Err(Error::unsupported("--dry-run of --tuning", "full", "lora").into());
     }
     let targets = settings.targets(files.config.family)?;
-    let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, targets };
+    let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, dora: false, targets };
     let layout = Layout::lora(&files.config, &shape);
     let rows = conditions.iter().map(|c| c.settings.rows.max(c.plan.longest())).max().unwrap_or(0);
     let runs = conditions.iter().map(|c| c.plan.seeds.len()).sum();

@@ -235,7 +235,8 @@ pub fn zero_adapter(config: LoraConfig, model: &ModelConfig) -> Result<LoraAdapt
     let zeros = |slot: Slot| {
         let (input, output) = slot.target.widths(model.block_widths());
         let Slot { layer, target, r, scale } = slot;
-        LoraModule { layer, target, r, scale, a: vec![0.0; r * input], b: vec![0.0; output * r] }
+        let magnitude = config.use_dora.then(|| vec![0.0; output]);
+        LoraModule { layer, target, r, scale, a: vec![0.0; r * input], b: vec![0.0; output * r], magnitude }
     };
     let modules = config.slots(model.family, model.num_hidden_layers)?.into_iter().map(zeros).collect();
     Ok(LoraAdapter { config, family: model.family, head_dim: model.head_dim, modules })

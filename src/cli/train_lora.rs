@@ -56,6 +56,7 @@ fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
             for &lora_alpha in &args.lora_alpha {
                 let asked = LoraConfig {
                     use_rslora: args.use_rslora,
+                    use_dora: args.use_dora,
                     rank_pattern: resolve::pattern("--rank-pattern", &args.rank_pattern, |v| {
                         v.as_u64()?.try_into().ok()
                     })?,
@@ -91,6 +92,10 @@ fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
     if training.init_adapter.is_some() && shapes > 1 {
         let expected = "one --r, --lora-alpha and --target-modules beside it, since it has its own";
         return Err(Error::argument("--init-adapter", expected, format!("{shapes} combinations")));
+    }
+    if args.init_lora_weights == LoraInit::Pissa && args.use_dora {
+        let expected = "a start that leaves the base model as it is, beside --use-dora, whose norms are of that";
+        return Err(Error::argument("--init-lora-weights", expected, "pissa"));
     }
     if args.init_lora_weights == LoraInit::Pissa && shapes > 1 {
         let expected = "one --r, --lora-alpha and --target-modules beside it, since it changes the base model";
@@ -150,11 +155,11 @@ fn init(args: &TrainLoraArgs, files: &ModelFiles, asked: LoraConfig) -> Result<L
     let Some(path) = &args.training.init_adapter else { return resolve::zero_adapter(asked, &files.config) };
     let init = LoraAdapter::read(resolve::trained_adapter("init_adapter", path)?, &files.config)?;
     let slots = |config: &LoraConfig| config.slots(files.config.family, files.config.num_hidden_layers).ok();
-    if slots(&asked) != slots(&init.config) {
+    if slots(&asked) != slots(&init.config) || asked.use_dora != init.config.use_dora {
         let LoraConfig { r, lora_alpha, .. } = init.config;
         log::warn!(
             "--init-adapter: goes on as it is (r {r}, lora_alpha {lora_alpha}), whatever --r, --lora-alpha, \
-             --target-modules, --use-rslora, --rank-pattern and --alpha-pattern say"
+             --target-modules, --use-rslora, --use-dora, --rank-pattern and --alpha-pattern say"
         );
     }
     Ok(init)
@@ -172,6 +177,10 @@ impl Job for Train<'_> {
         let Self { args, files, mut runs, data } = self;
         let training = &args.training;
         let dropout = args.lora_dropout.unwrap_or(runs[0].init.config.lora_dropout);
+        if dropout > 0.0 && runs.iter().any(|run| run.init.config.use_dora) {
+            let expected = "0 beside --use-dora, whose base output PEFT drops from too; pass --lora-dropout 0";
+            return Err(Error::argument("--lora-dropout", expected, dropout).into());
+        }
         let mut identity = json!({ "model": training.base.model });
         let mut checkpoint = Cow::Borrowed(&files.checkpoint);
         let mut start = Vec::new();
@@ -201,12 +210,17 @@ impl Job for Train<'_> {
                 "lora_alpha": config.lora_alpha,
                 "target_modules": modules_name(&config.target_modules),
                 "use_rslora": config.use_rslora,
+                "use_dora": config.use_dora,
                 "rank_pattern": pairs(&config.rank_pattern),
                 "alpha_pattern": pairs(&config.alpha_pattern),
                 "init_lora_weights": args.init_lora_weights,
                 "lora_dropout": dropout,
             });
             named.push(Named { config: AdapterConfig::Lora(config), name: name.clone(), settings: all });
+        }
+        match training.init_adapter {
+            None => adaptation.start_magnitudes(&mut backend, &model)?,
+            Some(_) => adaptation.update_norms(&mut backend, &model),
         }
         let whole = Training {
             command: "train-lora",

@@ -154,8 +154,7 @@ impl<B: Backend> Runner<'_, B> {
             if missing.is_empty() {
                 continue;
             }
-            let adaptation =
-                training::load(self.backend, &self.model.config, self.comparison.base, &missing, self.store)?;
+            let adaptation = training::load(self.backend, self.model, self.comparison.base, &missing, self.store)?;
             let contexts = self.task_data[target].contexts(arm, None)?;
             let keys: Vec<(CellKey, Option<usize>)> =
                 missing.iter().enumerate().map(|(run, t)| (key(t), Some(run))).collect();

@@ -6,7 +6,6 @@ use super::key::TrainingKey;
 use super::settings::CompareSettings;
 use super::task_data::TaskData;
 use crate::Result;
-use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::formats::adapter::{Adapter, PromptKind};
 use crate::model::{Adaptation, Model};
@@ -61,7 +60,7 @@ pub fn train<B: Backend>(
 /// Files that cannot be read, or a failure of the device.
 pub fn load<B: Backend>(
     backend: &mut B,
-    config: &ModelConfig,
+    model: &Model<B>,
     base: Base,
     trainings: &[&TrainingKey],
     store: &Store,
@@ -76,10 +75,10 @@ pub fn load<B: Backend>(
         }
     }
     if prompts.is_empty() {
-        return Adaptation::of_adapters(backend, config, &loras);
+        return Adaptation::of_adapters(backend, model, &loras);
     }
     let rows = prompts.iter().map(|prompt| prompt.config.num_virtual_tokens).collect();
-    let mut adaptation = Adaptation::zeros(backend, config, PromptKind::PromptTuning, rows)?;
+    let mut adaptation = Adaptation::zeros(backend, &model.config, PromptKind::PromptTuning, rows)?;
     for (run, prompt) in prompts.iter().enumerate() {
         adaptation.set_prompt(backend, run, &prompt.rows)?;
     }

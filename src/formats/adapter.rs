@@ -198,6 +198,9 @@ pub struct LoraModule {
     pub a: Vec<f32>,
     /// B `[output, R]`; of fused queries, keys and values those of all queries come first, then of all keys.
     pub b: Vec<f32>,
+    /// Magnitudes of the rows of the adapted weight `[output]`, in the order of B's rows, of a DoRA (Liu et al., arXiv
+    /// 2402.09353): `W` is in effect `magnitude / |W + scale B A| (W + scale B A)`, norms and products by row.
+    pub magnitude: Option<Vec<f32>>,
 }
 
 /// A LoRA adapter: read with [`LoraAdapter::read`], written with [`LoraAdapter::write`].
@@ -225,7 +228,7 @@ impl LoraAdapter {
             assert!((now.a.len(), now.b.len()) == (before.a.len(), before.b.len()), "since: modules of two sizes");
             let rows = now.b.chunks_exact(now.r).zip(before.b.chunks_exact(now.r));
             let b = rows.flat_map(|(now, before)| now.iter().copied().chain(before.iter().map(|x| -x))).collect();
-            LoraModule { r: 2 * now.r, a: [now.a.as_slice(), &before.a].concat(), b, ..*now }
+            LoraModule { r: 2 * now.r, a: [now.a.as_slice(), &before.a].concat(), b, magnitude: None, ..*now }
         };
         let modules = self.modules.iter().zip(start).map(doubled).collect();
         let config = LoraConfig { init_lora_weights: InitLoraWeights::True, ..self.config.doubled() };

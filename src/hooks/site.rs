@@ -33,7 +33,7 @@
 //! | [`Site::Norm`] of [`NormSite::Final`] | `ln_final.hook_scale` … | as ln1, x = last resid_post | | |
 //! | [`Site::Logits`] | `logits` | final norm times the head, capped where the model has a soft cap | `[N, V]` | Acc |
 //! | [`Site::LoraA`] | `blocks.{i}.{q_proj…}.hook_lora_a` | A x | `[N, R]` | Acc |
-//! | [`Site::LoraDelta`] | `blocks.{i}.{q_proj…}.hook_lora_delta` | scale B A x | `[N, out]` | Acc |
+//! | [`Site::LoraDelta`] | `blocks.{i}.{q_proj…}.hook_lora_delta` | scale B A x, and what magnitudes change (DoRA) | `[N, out]` | Acc |
 //!
 //! A name means the same in every family. m is the mean of x for a layer norm, 0 for an RMS norm. E is the width of the
 //! embedding table; the stream that enters block 0 is that row, projected to C or normed where the model does so, plus

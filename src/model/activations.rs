@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::adaptation::Layout;
+use super::layout::Layout;
 use super::norm::Stats;
 use super::output_rows::output_row;
 use super::rope::RopeTable;
@@ -55,11 +55,16 @@ pub(super) struct LayerActivations<B: Backend> {
     pub qk_norm: Option<QkNormInputs<B>>,
     /// Of a model that norms the outputs of its sublayers: attention's and MLP's.
     pub output_norms: Option<[OutputNormInput<B>; 2]>,
-    pub lora_xa: LoraInputs<B>,
+    pub adapters: LoraInputs<B>,
 }
 
-/// `A x [N, R]` of the adapted projections, by `Projection as usize`, of each shape of the layout.
-pub(super) type LoraInputs<B> = [Vec<Option<<B as Buffers>::Acc>>; 7];
+/// What the adapters of the projections save, by `Projection as usize`.
+pub(super) struct LoraInputs<B: Buffers> {
+    /// `A x [N, R]`, of each shape of the layout.
+    pub xa: [Vec<Option<B::Acc>>; 7],
+    /// Outputs `[N, output]` before their scale, without the bias.
+    pub unscaled: [Option<B::Compute>; 7],
+}
 
 /// What lies between the embedding table and the first block, where that is not the table's rows alone.
 pub(super) struct EmbeddingStage<B: Backend> {
@@ -173,8 +178,8 @@ impl<B: Backend> Activations<B> {
         let (layers, resid) = buffers(config, save);
         let layers = (0..layers)
             .map(|layer| {
-                let ranks = |target| ranks(config, layout, save, layer, target);
-                LayerActivations::new(backend, config, n, ranks)
+                let adapters = LoraInputs::new(backend, config, layout, n, (save, layer))?;
+                LayerActivations::new(backend, config, n, adapters)
             })
             .collect::<Result<_>>()?;
         let resid = (0..resid).map(|_| backend.acc(n * c)).collect::<Result<_>>()?;
@@ -262,14 +267,9 @@ impl<B: Backend> Activations<B> {
 }
 
 impl<B: Backend> LayerActivations<B> {
-    /// For packs of up to `n` rows; `ranks` are those of a projection's adapters, of each shape.
-    fn new(backend: &mut B, config: &ModelConfig, n: usize, ranks: impl Fn(Projection) -> Vec<usize>) -> Result<Self> {
+    /// For packs of up to `n` rows.
+    fn new(backend: &mut B, config: &ModelConfig, n: usize, adapters: LoraInputs<B>) -> Result<Self> {
         let (c, q, kv, f) = (config.hidden_size, config.q_width(), config.kv_width(), config.intermediate_size);
-        let mut lora_xa = [const { Vec::new() }; 7];
-        for &target in config.targets() {
-            let buffers = ranks(target).into_iter().map(|rank| some(rank > 0, || backend.acc(n * rank)));
-            lora_xa[target as usize] = buffers.collect::<Result<_>>()?;
-        }
         let placement = config.norm_placement;
         let qk_norm = match config.qk_norm {
             None => None,
@@ -302,7 +302,7 @@ impl<B: Backend> LayerActivations<B> {
             pre_norm_sums: some(placement == NormPlacement::Post, || Ok([backend.acc(n * c)?, backend.acc(n * c)?]))?,
             qk_norm,
             output_norms,
-            lora_xa,
+            adapters,
         })
     }
 }
@@ -326,6 +326,30 @@ fn buffers(config: &ModelConfig, save: Save) -> (usize, usize) {
         Save::Layer => (1, 2),
         Save::Inputs => (1, config.num_hidden_layers + 1),
         Save::All => (config.num_hidden_layers, config.num_hidden_layers + 1),
+    }
+}
+
+impl<B: Backend> LoraInputs<B> {
+    /// For packs of up to `n` rows.
+    fn new(
+        backend: &mut B,
+        config: &ModelConfig,
+        layout: Option<&Layout>,
+        n: usize,
+        (save, layer): (Save, usize),
+    ) -> Result<Self> {
+        let (mut xa, mut unscaled) = ([const { Vec::new() }; 7], [const { None }; 7]);
+        for &target in config.targets() {
+            let ranks = ranks(config, layout, save, layer, target).into_iter();
+            xa[target as usize] = ranks.map(|rank| some(rank > 0, || backend.acc(n * rank))).collect::<Result<_>>()?;
+            let is_scaled = |layer| layout.is_some_and(|layout| layout.scales(layer, target).next().is_some());
+            let scaled = match save {
+                Save::All => is_scaled(layer),
+                Save::Layer | Save::Inputs => (0..config.num_hidden_layers).any(is_scaled),
+            };
+            unscaled[target as usize] = some(scaled, || backend.compute(n * config.widths(target).1))?;
+        }
+        Ok(Self { xa, unscaled })
     }
 }
 

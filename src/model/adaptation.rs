@@ -1,290 +1,17 @@
-//! Adapters of many runs, stacked in one flat buffer `[runs, stride]`, and where in it everything lies.
+//! Adapters of many runs, stacked in one flat buffer `[runs, stride]`.
 
-use std::ops::Range;
-
+use super::Model;
+use super::activations::some;
+use super::layout::{AdaptedModule, Layout, Shape};
 use super::lora_start;
-use crate::arch::Family;
 use crate::arch::ModelConfig;
-use crate::arch::Projection;
-use crate::backend::ops::{Cast, LoraSite, PromptSite, RunRange};
+use crate::backend::ops::{Cast, RunRange, WeightNorm};
 use crate::backend::{AccElement, Backend};
 use crate::formats::adapter::{
     Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, PromptAdapter, PromptConfig, PromptKind,
 };
 use crate::random::Rng;
 use crate::{Error, Result};
-
-/// A LoRA that is the same in every layer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LoraShape {
-    /// Rank R.
-    pub rank: usize,
-    /// Alpha; the update is multiplied by `alpha / R`, or `alpha / sqrt(R)`.
-    pub alpha: f64,
-    /// Whether it is `alpha / sqrt(R)` (Kalajdzievski 2023).
-    pub rslora: bool,
-    /// The adapted modules.
-    pub targets: Vec<Projection>,
-}
-
-/// Where the parameters of a run lie.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Layout {
-    /// Elements of a run; those behind the end of a run's own LoRA are zero, and stay so.
-    pub stride: usize,
-    /// The LoRAs of all runs, of which consecutive ones that are alike share one.
-    shapes: Vec<Shape>,
-    layers: usize,
-    /// The soft prompt.
-    pub prompt: Option<PromptSite>,
-    /// The prefix: for layer l the keys of all rows `[P, K D]`, then their values. Beside it the soft prompt is zero, and
-    /// stays so: nothing reads what its rows become.
-    pub prefix: Option<PromptSite>,
-    /// Width of a row of the soft prompt, E.
-    pub width: usize,
-    /// Width of a layer's keys, K D.
-    pub kv_width: usize,
-    family: Family,
-    head_dim: usize,
-}
-
-/// Where the LoRA of consecutive runs lies, which adapts the same modules with the same ranks and scales.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Shape {
-    /// The runs whose LoRA lies so.
-    pub runs: RunRange,
-    /// Elements of a run.
-    size: usize,
-    /// The adapted modules: layer, module, and the site of all of it. The parts of a fused module share its A, and their
-    /// Bs lie one after another.
-    modules: Vec<(usize, Projection, LoraSite)>,
-    /// The adapted projections of each layer, by `Projection as usize`.
-    lora: Vec<[Option<LoraSite>; 7]>,
-}
-
-impl Shape {
-    /// No adapted module.
-    fn empty(config: &ModelConfig, runs: RunRange) -> Self {
-        Self { runs, size: 0, modules: Vec::new(), lora: vec![[None; 7]; config.num_hidden_layers] }
-    }
-
-    /// The shape of an adapter as read, whatever its ranks.
-    fn of_adapter(config: &ModelConfig, adapter: &LoraAdapter, runs: RunRange) -> Result<Self> {
-        let mut shape = Self::empty(config, runs);
-        for module in &adapter.modules {
-            let name = || format!("adapter module {}", config.family.path(module.layer, module.target));
-            if module.layer >= config.num_hidden_layers {
-                return Err(Error::argument(
-                    name(),
-                    format!("a layer below {}", config.num_hidden_layers),
-                    module.layer,
-                ));
-            }
-            if !config.family.modules().contains(&module.target) {
-                let found = module.target.name();
-                return Err(Error::argument("an adapter's module", config.family.module_names(), found));
-            }
-            let (input, output) = config.widths(module.target);
-            let (a, b) = (module.r * input, output * module.r);
-            if (module.a.len(), module.b.len()) != (a, b) {
-                let found = format!("{} and {} elements", module.a.len(), module.b.len());
-                return Err(Error::argument(name(), format!("A and B of {a} and {b} elements"), found));
-            }
-            if shape.modules.iter().any(|&(layer, target, _)| (layer, target) == (module.layer, module.target)) {
-                return Err(Error::argument(name(), "one A and one B", "two"));
-            }
-            shape.push(config, module.layer, module.target, module.r, module.scale);
-        }
-        Ok(shape)
-    }
-
-    fn push(&mut self, config: &ModelConfig, layer: usize, target: Projection, rank: usize, scale: f64) {
-        let (input, output) = config.widths(target);
-        let (a, mut b) = (self.size, self.size + rank * input);
-        let site = LoraSite { a, b, stride: 0, rank, input, output, scale, runs: self.runs };
-        self.size = b + output * rank;
-        self.modules.push((layer, target, site));
-        for &part in target.parts() {
-            let output = config.widths(part).1;
-            self.lora[layer][part as usize] = Some(LoraSite { b, output, ..site });
-            b += output * rank;
-        }
-    }
-
-    /// Every adapted module, by layer, then in the family's order.
-    pub fn modules(&self) -> impl Iterator<Item = (usize, Projection, LoraSite)> {
-        self.modules.iter().copied()
-    }
-}
-
-impl Layout {
-    /// The layout of a LoRA that is the same in every layer.
-    pub fn lora(config: &ModelConfig, shape: &LoraShape) -> Self {
-        let root = if shape.rslora { (shape.rank as f64).sqrt() } else { shape.rank as f64 };
-        let mut of_runs = Shape::empty(config, RunRange::ALL);
-        for layer in 0..config.num_hidden_layers {
-            for target in config.family.modules().iter().filter(|target| shape.targets.contains(target)) {
-                of_runs.push(config, layer, *target, shape.rank, shape.alpha / root);
-            }
-        }
-        Self { shapes: vec![of_runs], ..Self::empty(config) }.with_stride()
-    }
-
-    /// The layout of an adapter as read, whatever its ranks.
-    ///
-    /// # Errors
-    /// A module in a layer that the model has not, or with other widths than the model's.
-    pub fn of_adapter(config: &ModelConfig, adapter: &LoraAdapter) -> Result<Self> {
-        let shape = Shape::of_adapter(config, adapter, RunRange::ALL)?;
-        Ok(Self { shapes: vec![shape], ..Self::empty(config) }.with_stride())
-    }
-
-    /// The layout of several runs, an adapter each, of any modules, ranks and scales.
-    ///
-    /// # Errors
-    /// Those of [`Layout::of_adapter`], for any of the adapters.
-    pub fn of_runs(config: &ModelConfig, adapters: &[LoraAdapter]) -> Result<Self> {
-        let mut shapes: Vec<Shape> = Vec::new();
-        for (run, adapter) in adapters.iter().enumerate() {
-            // One that is as the last one's is its continuation; sites name their runs, so they are compared with those.
-            if let Some(last) = shapes.last_mut()
-                && Shape::of_adapter(config, adapter, last.runs)? == *last
-            {
-                let runs = RunRange { first: last.runs.first, end: run + 1 };
-                *last = Shape::of_adapter(config, adapter, runs)?;
-                continue;
-            }
-            shapes.push(Shape::of_adapter(config, adapter, RunRange { first: run, end: run + 1 })?);
-        }
-        if let [shape] = shapes.as_mut_slice() {
-            *shape = Shape::of_adapter(config, &adapters[0], RunRange::ALL)?;
-        }
-        Ok(Self { shapes, ..Self::empty(config) }.with_stride())
-    }
-
-    /// With a soft prompt of `rows` rows of the embedding table's width after everything else.
-    pub fn with_prompt(mut self, rows: usize) -> Self {
-        self.prompt = Some(PromptSite { offset: self.stride, stride: 0, rows });
-        self.stride += rows * self.width;
-        self.with_stride()
-    }
-
-    /// With a prefix of `rows` rows.
-    pub fn with_prefix(self, rows: usize) -> Self {
-        let mut layout = self.with_prompt(rows);
-        // Everything is a whole number of keys, so that keys can be counted; zeros for a row of keys are there too.
-        layout.stride = layout.stride.max(rows * layout.kv_width).next_multiple_of(layout.kv_width);
-        layout.prefix = Some(PromptSite { offset: layout.stride, stride: 0, rows });
-        layout.stride += layout.layers * 2 * rows * layout.kv_width;
-        layout.with_stride()
-    }
-
-    /// Where the keys (`part` 0) or values (1) of a layer's prefix lie.
-    pub fn prefix_part(&self, layer: usize, part: usize) -> Option<PromptSite> {
-        let size = |site: PromptSite| site.rows * self.kv_width;
-        self.prefix.map(|site| PromptSite { offset: site.offset + (2 * layer + part) * size(site), ..site })
-    }
-
-    /// No adapter at all.
-    pub fn empty(config: &ModelConfig) -> Self {
-        Self {
-            stride: 0,
-            shapes: vec![Shape::empty(config, RunRange::ALL)],
-            layers: config.num_hidden_layers,
-            prompt: None,
-            prefix: None,
-            width: config.embed_size,
-            kv_width: config.kv_width(),
-            family: config.family,
-            head_dim: config.head_dim,
-        }
-    }
-
-    /// With the stride, which is known now that everything has its offset, in every site.
-    fn with_stride(mut self) -> Self {
-        let stride = self.shapes.iter().map(|shape| shape.size).fold(self.stride, usize::max);
-        self.stride = stride;
-        for shape in &mut self.shapes {
-            shape.modules.iter_mut().for_each(|(_, _, site)| site.stride = stride);
-            shape.lora.iter_mut().flatten().flatten().for_each(|site| site.stride = stride);
-        }
-        self.prompt.iter_mut().chain(&mut self.prefix).for_each(|site| site.stride = stride);
-        self
-    }
-
-    /// The site of a projection, if it is adapted, and by all runs alike.
-    ///
-    /// # Panics
-    /// If the target is a fused module.
-    pub fn site(&self, layer: usize, target: Projection) -> Option<LoraSite> {
-        match self.shapes.as_slice() {
-            [shape] => shape.lora[layer][target as usize],
-            _ => None,
-        }
-    }
-
-    /// The sites of a projection, with the number of the shape that has it.
-    ///
-    /// # Panics
-    /// If the target is a fused module.
-    pub fn sites(&self, layer: usize, target: Projection) -> impl Iterator<Item = (usize, LoraSite)> {
-        let sites = self.shapes.iter().map(move |shape| shape.lora[layer][target as usize]);
-        sites.enumerate().filter_map(|(shape, site)| Some((shape, site?)))
-    }
-
-    /// Whether a projection is adapted by any run.
-    pub fn adapts(&self, layer: usize, target: Projection) -> bool {
-        self.sites(layer, target).next().is_some()
-    }
-
-    /// The LoRAs of all runs, by run.
-    pub fn shapes(&self) -> &[Shape] {
-        &self.shapes
-    }
-
-    /// The LoRA of a run.
-    fn shape(&self, run: usize) -> &Shape {
-        let shape = self.shapes.iter().find(|shape| shape.runs.contains(run));
-        shape.unwrap_or_else(|| panic!("layout: run {run} has no adapter"))
-    }
-
-    /// Every adapted module of any run, by shape, layer, then in the family's order.
-    pub fn modules(&self) -> impl Iterator<Item = (usize, Projection, LoraSite)> {
-        self.shapes.iter().flat_map(Shape::modules)
-    }
-
-    /// Where the Bs lie in the parameters of every run.
-    ///
-    /// # Errors
-    /// Runs that have them in several places.
-    pub fn ranges_of_b(&self) -> Result<Vec<Range<usize>>> {
-        let range = |(_, _, site): (usize, Projection, LoraSite)| site.b..site.b + site.output * site.rank;
-        let mut shapes = self.shapes.iter().map(|shape| shape.modules().map(range).collect::<Vec<_>>());
-        let first = shapes.next().unwrap_or_default();
-        match shapes.all(|ranges| ranges == first) {
-            true => Ok(first),
-            false => {
-                let expected = "runs of one rank and one choice of modules, if B has a learning rate of its own";
-                Err(Error::argument("loraplus_lr_ratio", expected, "several"))
-            }
-        }
-    }
-
-    /// The module that holds a projection.
-    pub(super) fn module_of(&self, target: Projection) -> Projection {
-        self.family.fused().iter().copied().find(|fused| fused.parts().contains(&target)).unwrap_or(target)
-    }
-
-    /// The rank of a projection in a layer of a shape; 0 if it is not adapted there.
-    pub fn rank(&self, shape: usize, layer: usize, target: Projection) -> usize {
-        self.shapes[shape].lora[layer][target as usize].map_or(0, |site| site.rank)
-    }
-
-    /// The first layer that holds an adapter: the backward need go no further down.
-    pub fn lowest(&self) -> Option<usize> {
-        (0..self.layers).find(|&layer| self.shapes.iter().any(|shape| shape.lora[layer].iter().any(Option::is_some)))
-    }
-}
 
 /// The adapters of `runs` runs.
 pub struct Adaptation<B: Backend> {
@@ -298,6 +25,9 @@ pub struct Adaptation<B: Backend> {
     pub prompts: Vec<usize>,
     /// Where all runs began, where the base model is without it (PiSSA): taken away from what they have learnt.
     start: Vec<LoraModule>,
+    /// Norms of the rows of the weights that have a magnitude `[runs, norms of a run]`, and whether they are those of the
+    /// present parameters.
+    norms: Option<(B::Acc, bool)>,
     /// The parameters as the attention reads a prefix.
     pub(super) prefix: Option<B::Compute>,
 }
@@ -311,7 +41,8 @@ impl<B: Backend> Adaptation<B> {
         let params = backend.acc(runs * layout.stride)?;
         let prompts = vec![layout.prompt.map_or(0, |site| site.rows); runs];
         let prefix = layout.prefix.map(|_| backend.compute(runs * layout.stride)).transpose()?;
-        Ok(Self { layout, runs, params, prompts, start: Vec::new(), prefix })
+        let norms = some(layout.norms > 0, || backend.acc(runs * layout.norms))?.map(|norms| (norms, false));
+        Ok(Self { layout, runs, params, prompts, start: Vec::new(), norms, prefix })
     }
 
     /// The same where all runs begin at `start` over a base model that is without it: read out, adapters are for the base
@@ -337,12 +68,12 @@ impl<B: Backend> Adaptation<B> {
     ///
     /// # Errors
     /// One that does not fit the model.
-    pub fn of_adapter(backend: &mut B, config: &ModelConfig, adapter: &Adapter) -> Result<Self> {
+    pub fn of_adapter(backend: &mut B, model: &Model<B>, adapter: &Adapter) -> Result<Self> {
         match adapter {
-            Adapter::Lora(adapter) => Self::of_adapters(backend, config, std::slice::from_ref(adapter)),
+            Adapter::Lora(adapter) => Self::of_adapters(backend, model, std::slice::from_ref(adapter)),
             Adapter::Prompt(prompt) => {
                 let rows = vec![prompt.config.num_virtual_tokens];
-                let mut adaptation = Self::zeros(backend, config, prompt.config.kind, rows)?;
+                let mut adaptation = Self::zeros(backend, &model.config, prompt.config.kind, rows)?;
                 adaptation.set_prompt(backend, 0, &prompt.rows)?;
                 Ok(adaptation)
             }
@@ -370,11 +101,61 @@ impl<B: Backend> Adaptation<B> {
         (width, offsets.into_iter().map(|offset| ((start + offset) / width) as u32).collect())
     }
 
-    /// Makes passes use the present parameters: to be called after they have been changed.
+    /// Makes passes use the present parameters: to be called after they have been changed. Norms of adapted weights are then
+    /// outdated, until [`Adaptation::update_norms`] is called.
     pub fn refresh(&mut self, backend: &mut B) {
         if let Some(prefix) = &mut self.prefix {
             backend.cast(Cast { out: prefix, x: &self.params, len: self.runs * self.layout.stride });
         }
+        if let Some((_, current)) = &mut self.norms {
+            *current = false;
+        }
+    }
+
+    /// Makes passes divide magnitudes by the norms of the weights as they are adapted now; nothing without magnitudes.
+    pub fn update_norms(&mut self, backend: &mut B, model: &Model<B>) {
+        let Some((norms, current)) = &mut self.norms else { return };
+        for shape in self.layout.shapes() {
+            for (layer, target, scale) in shape.scales() {
+                let site = shape.site(layer, target);
+                let (Some(site), Some(to)) = (site, scale.norms) else { continue };
+                let (weight, params) = (&model.weights.layers[layer].projection(target).weight, &self.params);
+                backend.weight_norm(WeightNorm { norms: &mut *norms, weight, params, site, to, runs: self.runs });
+            }
+        }
+        *current = true;
+    }
+
+    /// Starts the magnitudes of all runs at the norms, as PEFT does: the model is then what it is without them.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn start_magnitudes(&mut self, backend: &mut B, model: &Model<B>) -> Result<()> {
+        self.update_norms(backend, model);
+        let Some((norms, _)) = &self.norms else { return Ok(()) };
+        let mut of_all = vec![B::Element::default(); self.runs * self.layout.norms];
+        backend.download(&mut of_all, norms, 0)?;
+        for run in 0..self.runs {
+            let mut values = self.download_run(backend, run)?;
+            for site in self.layout.shape(run).modules().filter_map(|module| module.magnitude) {
+                let Some(from) = site.norms else { continue };
+                let norms = &of_all[run * from.stride + from.at..][..site.width];
+                values[site.at..site.at + site.width].copy_from_slice(norms);
+            }
+            self.upload_run(backend, run, &values)?;
+        }
+        self.update_norms(backend, model);
+        Ok(())
+    }
+
+    /// The norms that magnitudes are divided by.
+    ///
+    /// # Panics
+    /// If the parameters have been changed since they were computed.
+    pub(super) fn norms(&self) -> Option<&B::Acc> {
+        let (norms, current) = self.norms.as_ref()?;
+        assert!(current, "adaptation: parameters have been changed, and update_norms was not called");
+        Some(norms)
     }
 
     /// Sets a run's soft prompt `[rows, C]`, or its prefix as PEFT lays it out.
@@ -400,12 +181,14 @@ impl<B: Backend> Adaptation<B> {
     ///
     /// # Errors
     /// No adapter, one that does not fit the model, or one of another shape than the first.
-    pub fn of_adapters(backend: &mut B, config: &ModelConfig, adapters: &[LoraAdapter]) -> Result<Self> {
+    pub fn of_adapters(backend: &mut B, model: &Model<B>, adapters: &[LoraAdapter]) -> Result<Self> {
+        let config = &model.config;
         let first = adapters.first().ok_or_else(|| Error::argument("adapters", "at least one", "none"))?;
         let mut adaptation = Self::new(backend, Layout::of_adapter(config, first)?, adapters.len())?;
         for (run, adapter) in adapters.iter().enumerate() {
             adaptation.set_run(backend, config, run, adapter)?;
         }
+        adaptation.update_norms(backend, model);
         Ok(adaptation)
     }
 
@@ -417,10 +200,10 @@ impl<B: Backend> Adaptation<B> {
         let theirs = Shape::of_adapter(config, adapter, RunRange::ALL)?;
         let shape = self.layout.shape(run);
         let find = |shape: &Shape, layer, target| {
-            let site = shape.modules().find(|&(l, t, _)| (l, t) == (layer, target));
-            site.map_or("no adapter".to_owned(), |(_, _, site)| format!("rank {} and scale {}", site.rank, site.scale))
+            let module = shape.modules().find(|module| module.is(layer, target));
+            module.map_or("no adapter".to_owned(), |module| module.describe())
         };
-        for (layer, target, _) in shape.modules().chain(theirs.modules()) {
+        for AdaptedModule { layer, target, .. } in shape.modules().chain(theirs.modules()) {
             let (ours, found) = (find(shape, layer, target), find(&theirs, layer, target));
             if ours != found {
                 let name = format!("adapter module {}", config.family.path(layer, target));
@@ -429,12 +212,17 @@ impl<B: Backend> Adaptation<B> {
         }
         let mut values = vec![B::Element::default(); self.layout.stride];
         for module in &adapter.modules {
-            let is_it =
-                |&(layer, target, _): &(usize, Projection, LoraSite)| (layer, target) == (module.layer, module.target);
-            let (_, _, site) = shape.modules().find(is_it).expect("adaptation: compared above");
-            let convert = |x: &f32| B::Element::from_f64(f64::from(*x));
-            values[site.a..site.a + module.a.len()].iter_mut().zip(&module.a).for_each(|(v, x)| *v = convert(x));
-            values[site.b..site.b + module.b.len()].iter_mut().zip(&module.b).for_each(|(v, x)| *v = convert(x));
+            let ours = shape.modules().find(|ours| ours.is(module.layer, module.target));
+            let ours = ours.expect("adaptation: compared above");
+            let mut set = |at: usize, from: &[f32]| {
+                let to = values[at..at + from.len()].iter_mut().zip(from);
+                to.for_each(|(v, x)| *v = B::Element::from_f64(f64::from(*x)));
+            };
+            set(ours.lora.a, &module.a);
+            set(ours.lora.b, &module.b);
+            if let (Some(site), Some(magnitude)) = (ours.magnitude, &module.magnitude) {
+                set(site.at, magnitude);
+            }
         }
         self.upload_run(backend, run, &values)
     }
@@ -447,7 +235,7 @@ impl<B: Backend> Adaptation<B> {
     pub fn init_run(&mut self, backend: &mut B, run: usize, seed: u64) -> Result<()> {
         let mut rng = Rng::new(seed);
         let mut values = vec![B::Element::default(); self.layout.stride];
-        for (_, _, site) in self.layout.shape(run).modules() {
+        for AdaptedModule { lora: site, .. } in self.layout.shape(run).modules() {
             lora_start::uniform(&mut rng, &mut values[site.a..site.a + site.rank * site.input], site.input);
         }
         self.upload_run(backend, run, &values)
@@ -487,14 +275,16 @@ impl<B: Backend> Adaptation<B> {
     pub fn adapter(&self, backend: &mut B, run: usize, config: &LoraConfig) -> Result<LoraAdapter> {
         let values = self.download_run(backend, run)?;
         let matrix = |from: usize, len: usize| values[from..from + len].iter().map(|x| x.to_f64() as f32).collect();
-        let modules = self.layout.shape(run).modules().map(|(layer, target, site)| LoraModule {
-            layer,
-            target,
-            r: site.rank,
-            scale: site.scale,
-            a: matrix(site.a, site.rank * site.input),
-            b: matrix(site.b, site.output * site.rank),
-        });
+        let modules =
+            self.layout.shape(run).modules().map(|AdaptedModule { layer, target, lora, magnitude }| LoraModule {
+                layer,
+                target,
+                r: lora.rank,
+                scale: lora.scale,
+                a: matrix(lora.a, lora.rank * lora.input),
+                b: matrix(lora.b, lora.output * lora.rank),
+                magnitude: magnitude.map(|site| matrix(site.at, site.width)),
+            });
         let Layout { family, head_dim, .. } = self.layout;
         let adapter = LoraAdapter { config: config.clone(), family, head_dim, modules: modules.collect() };
         Ok(if self.start.is_empty() { adapter } else { adapter.since(&self.start) })

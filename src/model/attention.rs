@@ -83,14 +83,14 @@ impl<B: Backend> Block<'_, B> {
         rotation: Option<&mut Rotation<B>>,
     ) -> Result<()> {
         let (config, pack, head_dim) = (self.config, self.input.device, self.config.head_dim);
-        let LayerActivations { rot_q, rot_k, v, attn_in, lora_xa, qk_norm, .. } = saved;
+        let LayerActivations { rot_q, rot_k, v, attn_in, adapters, qk_norm, .. } = saved;
         let Some(rotation) = rotation else {
-            self.normed_heads(backend, taps, [rot_q, rot_k, v], qk_norm.as_mut(), attn_in, lora_xa)?;
+            self.normed_heads(backend, taps, [rot_q, rot_k, v], qk_norm.as_mut(), attn_in, adapters)?;
             self.put_prefix(backend, 0, rot_k);
             return Ok(());
         };
         let Rotation { q, k, .. } = &mut *rotation;
-        self.normed_heads(backend, taps, [q, k, v], qk_norm.as_mut(), attn_in, lora_xa)?;
+        self.normed_heads(backend, taps, [q, k, v], qk_norm.as_mut(), attn_in, adapters)?;
         let (cos_sin, rotary_dim) = (rotation.cos_sin(self.layer), config.ropes()[self.layer].dim);
         for (out, x, heads) in
             [(rot_q, &rotation.q, config.num_attention_heads), (rot_k, &rotation.k, config.num_key_value_heads)]
@@ -110,10 +110,10 @@ impl<B: Backend> Block<'_, B> {
         [q, k, v]: [&mut B::Compute; 3],
         qk_norm: Option<&mut QkNormInputs<B>>,
         x: &B::Compute,
-        lora_xa: &mut LoraInputs<B>,
+        adapters: &mut LoraInputs<B>,
     ) -> Result<()> {
-        let Some(inputs) = qk_norm else { return self.project_heads(backend, taps, [q, k, v], x, lora_xa) };
-        self.project_heads(backend, taps, [&mut inputs.q, &mut inputs.k, v], x, lora_xa)?;
+        let Some(inputs) = qk_norm else { return self.project_heads(backend, taps, [q, k, v], x, adapters) };
+        self.project_heads(backend, taps, [&mut inputs.q, &mut inputs.k, v], x, adapters)?;
         for (at, site, out, x, rstd) in [
             (NormAt::Q(self.layer), NormSite::Q, q, &inputs.q, &mut inputs.q_rstd),
             (NormAt::K(self.layer), NormSite::K, k, &inputs.k, &mut inputs.k_rstd),
@@ -136,11 +136,11 @@ impl<B: Backend> Block<'_, B> {
         taps: &mut PassTaps<'_, B, T>,
         [q, k, v]: [&mut B::Compute; 3],
         x: &B::Compute,
-        lora_xa: &mut LoraInputs<B>,
+        adapters: &mut LoraInputs<B>,
     ) -> Result<()> {
-        self.project(backend, taps, Projection::Q, q, lora_xa, x)?;
-        self.project(backend, taps, Projection::K, k, lora_xa, x)?;
-        self.project(backend, taps, Projection::V, v, lora_xa, x)?;
+        self.project(backend, taps, Projection::Q, q, adapters, x)?;
+        self.project(backend, taps, Projection::K, k, adapters, x)?;
+        self.project(backend, taps, Projection::V, v, adapters, x)?;
         self.put_prefix(backend, 1, v);
         taps.edit(backend, Site::Q, TensorMut::Compute(q), self.config.q_width())?;
         taps.edit(backend, Site::K, TensorMut::Compute(k), self.config.kv_width())?;
@@ -227,13 +227,13 @@ impl<B: Backend> Block<'_, B> {
     ) -> Result<()> {
         let width = self.config.hidden_size;
         let len = self.input.pack.len() * width;
-        let LayerActivations { z, act, lora_xa, attn_stats, mlp_in, resid_mid, pre_norm_sums, output_norms, .. } =
+        let LayerActivations { z, act, adapters, attn_stats, mlp_in, resid_mid, pre_norm_sums, output_norms, .. } =
             saved;
         let z = if narrowed { &*act } else { &*z };
         match output_norms {
-            None => self.project(backend, taps, Projection::O, attn_out, lora_xa, z)?,
+            None => self.project(backend, taps, Projection::O, attn_out, adapters, z)?,
             Some([input, _]) => {
-                self.project(backend, taps, Projection::O, &mut input.x, lora_xa, z)?;
+                self.project(backend, taps, Projection::O, &mut input.x, adapters, z)?;
                 self.output_norm(backend, taps, Sublayer::Attention, attn_out, input)?;
             }
         }
@@ -294,7 +294,7 @@ impl<B: Backend> BlockBwd<'_, B> {
                 (&mut grads.d_act, &grads.d_up)
             }
         };
-        self.project(backend, request, Projection::O, &grads.d_out, z, through.then_some((d_z, false)));
+        self.project(backend, request, Projection::O, &mut grads.d_out, z, through.then_some((d_z, false)));
     }
 
     /// From `d_z` to the block's input; `below` says whether anybody needs the gradient of that.
@@ -345,9 +345,11 @@ impl<B: Backend> BlockBwd<'_, B> {
         // Without a norm before it, a sublayer's input is the residual stream itself.
         let before = config.norm_placement.before();
         let (d_in, first) = if before { (&mut grads.d_norm, false) } else { (&mut grads.d_resid, true) };
-        for (target, d_y, accumulate) in
-            [(Projection::Q, &grads.d_q, first), (Projection::K, &grads.d_k, true), (Projection::V, &grads.d_v, true)]
-        {
+        for (target, d_y, accumulate) in [
+            (Projection::Q, &mut grads.d_q, first),
+            (Projection::K, &mut grads.d_k, true),
+            (Projection::V, &mut grads.d_v, true),
+        ] {
             let d_x = below.then_some((&mut *d_in, accumulate));
             self.project(backend, request, target, d_y, &saved.attn_in, d_x);
         }

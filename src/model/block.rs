@@ -9,7 +9,8 @@ use super::taps::PassTaps;
 use super::weights::{Layer, Norm};
 use crate::arch::{ModelConfig, Projection};
 use crate::backend::ops::{
-    LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LoraBwd, LoraDelta, LoraFwd, Zero,
+    LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LoraBwd, LoraDelta, LoraFwd, ScaleBwd,
+    ScaleDelta, ScaleFwd, Zero,
 };
 use crate::backend::{Backend, Tensor, TensorMut};
 use crate::hooks::{NormPart, NormSite, Site, Taps};
@@ -35,7 +36,7 @@ impl<B: Backend> Block<'_, B> {
         taps: &mut PassTaps<'_, B, T>,
         target: Projection,
         out: &mut B::Compute,
-        lora_xa: &mut LoraInputs<B>,
+        adapters: &mut LoraInputs<B>,
         x: &B::Compute,
     ) -> Result<()> {
         let rows = self.input.pack.len();
@@ -44,21 +45,27 @@ impl<B: Backend> Block<'_, B> {
         let dims = LinearDims { rows, input, output };
         let (weight, bias) = (&projection.weight, projection.bias.as_ref());
         backend.linear_fwd(LinearFwd { out: &mut *out, x, weight, bias, dims });
-        self.adapt(backend, taps, target, out, lora_xa, x)
+        self.adapt(backend, taps, target, out, adapters, x)
     }
 
-    /// What a projection's adapters add to it: `out [N, output] +=`, from `x [N, input]`.
+    /// Whether any run scales a projection's output.
+    pub fn is_scaled(&self, target: Projection) -> bool {
+        let adaptation = self.input.adaptation;
+        adaptation.is_some_and(|adaptation| adaptation.layout.scales(self.layer, target).next().is_some())
+    }
+
+    /// What a projection's adapters make of it: `out [N, output]` in place, from `x [N, input]`.
     pub fn adapt<T: Taps<B>>(
         &self,
         backend: &mut B,
         taps: &mut PassTaps<'_, B, T>,
         target: Projection,
         out: &mut B::Compute,
-        lora_xa: &mut LoraInputs<B>,
+        adapters: &mut LoraInputs<B>,
         x: &B::Compute,
     ) -> Result<()> {
-        let (rows, pack, output) = (self.input.pack.len(), self.input.device, self.config.widths(target).1);
         let Some(adaptation) = self.input.adaptation else { return Ok(()) };
+        let (pack, bias) = (self.input.device, self.weights.projection(target).bias.as_ref());
         let (params, dropout) = (&adaptation.params, self.input.dropout(self.layer, target));
         let several = adaptation.layout.sites(self.layer, target).nth(1).is_some();
         if several && (taps.wants(Site::LoraA(target)) || taps.wants(Site::LoraDelta(target))) {
@@ -66,16 +73,44 @@ impl<B: Backend> Block<'_, B> {
             return Err(Error::argument("adapter", expected, "several"));
         }
         for (shape, site) in adaptation.layout.sites(self.layer, target) {
-            let xa = lora_xa[target as usize].get_mut(shape).and_then(Option::as_mut);
+            let xa = adapters.xa[target as usize].get_mut(shape).and_then(Option::as_mut);
             let xa = xa.expect("forward: the buffers were planned with this layout");
             backend.lora_fwd(LoraFwd { y: &mut *out, xa, x, params, pack, site, dropout });
             taps.tap(backend, Site::LoraA(target), Tensor::Acc(xa), site.rank)?;
-            let delta = Site::LoraDelta(target);
-            if taps.wants(delta) {
-                let mut buffer = backend.acc(rows * output)?;
-                backend.lora_delta(LoraDelta { out: &mut buffer, xa, params, pack, site });
-                taps.tap(backend, delta, Tensor::Acc(&buffer), output)?;
+        }
+        for site in adaptation.layout.scales(self.layer, target) {
+            let (unscaled, norms) = (adapters.unscaled[target as usize].as_mut(), adaptation.norms());
+            let unscaled = unscaled.expect("forward: the buffers were planned with this layout");
+            backend.scale_fwd(ScaleFwd { y: &mut *out, unscaled, params, norms, bias, pack, site });
+        }
+        if taps.wants(Site::LoraDelta(target)) {
+            self.tap_delta(backend, taps, target, adapters)?;
+        }
+        Ok(())
+    }
+
+    /// What the adapter adds to a projection's output `[N, output]`.
+    fn tap_delta<T: Taps<B>>(
+        &self,
+        backend: &mut B,
+        taps: &mut PassTaps<'_, B, T>,
+        target: Projection,
+        adapters: &LoraInputs<B>,
+    ) -> Result<()> {
+        let (pack, output) = (self.input.device, self.config.widths(target).1);
+        let Some(adaptation) = self.input.adaptation else { return Ok(()) };
+        let (params, norms) = (&adaptation.params, adaptation.norms());
+        for (shape, site) in adaptation.layout.sites(self.layer, target) {
+            let mut out = backend.acc(self.input.pack.len() * output)?;
+            if let Some(xa) = &adapters.xa[target as usize][shape] {
+                backend.lora_delta(LoraDelta { out: &mut out, xa, params, pack, site });
             }
+            if let (Some(unscaled), Some(site)) =
+                (&adapters.unscaled[target as usize], adaptation.layout.scales(self.layer, target).next())
+            {
+                backend.scale_delta(ScaleDelta { out: &mut out, unscaled, params, norms, pack, site });
+            }
+            taps.tap(backend, Site::LoraDelta(target), Tensor::Acc(&out), output)?;
         }
         Ok(())
     }
@@ -272,13 +307,13 @@ impl<B: Backend> BlockBwd<'_, B> {
     }
 
     /// Backward of a projection with its bias and adapter: `d_x [N, input]` `=` or `+=` (as its flag says), the parameters
-    /// `+=`, from `d_y [N, output]`.
+    /// `+=`, from `d_y [N, output]`, which is scaled as the output was.
     pub fn project(
         &self,
         backend: &mut B,
         request: &mut GradientRequest<'_, B>,
         target: Projection,
-        d_y: &B::Compute,
+        d_y: &mut B::Compute,
         x: &B::Compute,
         d_x: Option<(&mut B::Acc, bool)>,
     ) {
@@ -286,6 +321,13 @@ impl<B: Backend> BlockBwd<'_, B> {
         let (rows, (width, output)) = (input.pack.len(), config.widths(target));
         let dims = LinearDims { rows, input: width, output };
         let projection = weights.projection(target);
+        if projection.bias.is_some()
+            && let Some((d_bias, offset)) = request.weight(ParamId::Bias(layer, target))
+        {
+            backend.linear_bwd_bias(LinearBwdBias { d_bias, offset, d_out: d_y, rows, output });
+        }
+        self.unscale(backend, request, target, d_y);
+        let d_y = &*d_y;
         let d_x = d_x.map(|(d_x, accumulate)| {
             let weight = &projection.weight;
             backend.linear_bwd_input(LinearBwdInput { d_x: &mut *d_x, d_out: d_y, weight, dims, accumulate });
@@ -296,7 +338,7 @@ impl<B: Backend> BlockBwd<'_, B> {
             for (shape, site) in adaptation.layout.sites(layer, target) {
                 let d_params =
                     request.d_params.as_mut().expect("backward: adapters went in, their gradients have no buffer");
-                let xa = self.saved.lora_xa[target as usize].get(shape).and_then(Option::as_ref);
+                let xa = self.saved.adapters.xa[target as usize].get(shape).and_then(Option::as_ref);
                 let xa = xa.expect("backward: the buffers have this layout");
                 let (params, pack, dropout) = (&adaptation.params, input.device, input.dropout(layer, target));
                 let d_x = d_x.as_deref_mut();
@@ -306,10 +348,20 @@ impl<B: Backend> BlockBwd<'_, B> {
         if let Some((d_weight, offset)) = request.weight(ParamId::Weight(layer, target)) {
             backend.linear_bwd_weight(LinearBwdWeight { d_weight, offset, d_out: d_y, x, dims });
         }
-        if projection.bias.is_some()
-            && let Some((d_bias, offset)) = request.weight(ParamId::Bias(layer, target))
-        {
-            backend.linear_bwd_bias(LinearBwdBias { d_bias, offset, d_out: d_y, rows, output });
+    }
+
+    /// Through the scale of a projection's output, where there is one: `d_y [N, output]` in place.
+    fn unscale(&self, backend: &mut B, request: &mut GradientRequest<'_, B>, target: Projection, d_y: &mut B::Compute) {
+        let Block { layer, input, .. } = self.block;
+        let Some(adaptation) = input.adaptation else { return };
+        for site in adaptation.layout.scales(layer, target) {
+            let d_params = request.d_params.as_mut();
+            let d_params = d_params.expect("backward: adapters went in, their gradients have no buffer");
+            let unscaled = self.saved.adapters.unscaled[target as usize].as_ref();
+            let unscaled = unscaled.expect("backward: the buffers have this layout");
+            let (params, norms, pack) = (&adaptation.params, adaptation.norms(), input.device);
+            let d_y = TensorMut::Compute(&mut *d_y);
+            backend.scale_bwd(ScaleBwd { d_params, d_y, unscaled, params, norms, pack, site });
         }
     }
 }

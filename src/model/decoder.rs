@@ -2,11 +2,12 @@
 
 use super::Model;
 use super::activations::{Activations, Save, counted};
-use super::adaptation::{Adaptation, Layout};
+use super::adaptation::Adaptation;
 use super::edits::{EditSet, PassEdits};
 use super::head::LogitBuffers;
 use super::input::Input;
 use super::kv_cache::{Cache, KvCache};
+use super::layout::Layout;
 use super::output_rows::OutputRows;
 use crate::Result;
 use crate::arch::ModelConfig;

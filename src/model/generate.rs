@@ -1,8 +1,9 @@
 //! Continuing prompts token by token, many at once, over a cache of keys and values.
 
 use super::Model;
-use super::adaptation::{Adaptation, Layout};
+use super::adaptation::Adaptation;
 use super::decoder::{Decoder, DecoderSize};
+use super::layout::Layout;
 use super::sampling::{GenerationConfig, Sampling};
 use super::search::{Scratch, Search};
 use crate::arch::{ModelConfig, Positions, Rope, RopeKind};

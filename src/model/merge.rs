@@ -1,7 +1,8 @@
-//! A LoRA in the weights: `W + scale B A` in place of `W` (Hu et al., arXiv 2106.09685), in the base model's own file.
+//! A LoRA in the weights: `W + scale B A` in place of `W` (Hu et al., arXiv 2106.09685), in the base model's own file; of a
+//! DoRA its rows at their magnitudes (Liu et al., arXiv 2402.09353).
 
 use std::collections::BTreeMap;
-use std::ops::{AddAssign, Mul};
+use std::ops::{AddAssign, Div, Mul};
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -62,11 +63,13 @@ pub fn merged(source: &Source, adapter: &LoraAdapter, module: &LoraModule, dtype
     let data = if (view.dtype, dtype) == (Dtype::F64, Dtype::F64) {
         let mut values = view.as_slice::<f64>().map_err(error)?.to_vec();
         update(&mut values, adapter, module, transposed, module.scale);
+        rescale(&mut values, adapter, module, transposed, f64::sqrt);
         finite(&view.name, values.iter().copied())?;
         bytemuck::cast_slice(&values).to_vec()
     } else {
         let mut values = view.to_f32().map_err(error)?;
         update(&mut values, adapter, module, transposed, module.scale as f32);
+        rescale(&mut values, adapter, module, transposed, f32::sqrt);
         encode(&view.name, &values, dtype)?
     };
     Ok(TensorView { dtype, data: Bytes::from(data), ..view })
@@ -92,6 +95,35 @@ where
         }
         row.iter_mut().zip(delta).for_each(|(w, d)| *w += scale * d);
     });
+}
+
+/// Brings the rows of a matrix `[output, input]`, or the columns of one `[input, output]`, from their norms to their
+/// magnitudes.
+fn rescale<T>(values: &mut [T], adapter: &LoraAdapter, module: &LoraModule, transposed: bool, root: fn(T) -> T)
+where
+    T: Copy + Send + Sync + From<f32> + AddAssign + Mul<Output = T> + Div<Output = T>,
+{
+    let Some(magnitude) = adapter.stored_magnitude(module) else { return };
+    let output = magnitude.len();
+    let input = values.len() / output;
+    let mut squares = vec![T::from(0.0); output];
+    if transposed {
+        for row in values.chunks_exact(output) {
+            squares.iter_mut().zip(row).for_each(|(sum, &w)| *sum += w * w);
+        }
+    } else {
+        let sums = squares.par_iter_mut().zip(values.par_chunks_exact(input));
+        sums.for_each(|(sum, row)| row.iter().for_each(|&w| *sum += w * w));
+    }
+    let factors: Vec<T> = magnitude.iter().zip(squares).map(|(&m, sum)| T::from(m) / root(sum)).collect();
+    if transposed {
+        values
+            .par_chunks_exact_mut(output)
+            .for_each(|row| row.iter_mut().zip(&factors).for_each(|(w, &f)| *w = *w * f));
+    } else {
+        let rows = values.par_chunks_exact_mut(input).zip(&factors);
+        rows.for_each(|(row, &f)| row.iter_mut().for_each(|w| *w = *w * f));
+    }
 }
 
 /// The transpose of a matrix of so many rows.

@@ -29,11 +29,11 @@ impl<B: Backend> Block<'_, B> {
             self.norm(backend, Sublayer::Mlp, &mut saved.mlp_in, &mut saved.mlp_stats, x);
             self.tap_norm(backend, taps, NormSite::Ln2, x, &saved.mlp_stats, &mut saved.mlp_in)?;
         }
-        let LayerActivations { mlp_in, gate, up, act, lora_xa, output_norms, .. } = saved;
+        let LayerActivations { mlp_in, gate, up, act, adapters, output_norms, .. } = saved;
         if let Some(gate) = gate {
-            self.project(backend, taps, Projection::Gate, gate, lora_xa, mlp_in)?;
+            self.project(backend, taps, Projection::Gate, gate, adapters, mlp_in)?;
         }
-        self.project(backend, taps, Projection::Up, up, lora_xa, mlp_in)?;
+        self.project(backend, taps, Projection::Up, up, adapters, mlp_in)?;
         let len = self.input.pack.len() * width;
         match config.mlp {
             Mlp::Plain(f) => {
@@ -50,12 +50,12 @@ impl<B: Backend> Block<'_, B> {
         taps.edit(backend, Site::MlpPost, TensorMut::Compute(&mut *act), width)?;
         match output_norms {
             // Its output is a part of the stream that leaves the block; its backward reads what its adapters read.
-            None if self.again && config.norm_placement != NormPlacement::Post => {
-                return self.adapt(backend, taps, Projection::Down, mlp_out, lora_xa, act);
+            None if self.again && config.norm_placement != NormPlacement::Post && !self.is_scaled(Projection::Down) => {
+                return self.adapt(backend, taps, Projection::Down, mlp_out, adapters, act);
             }
-            None => self.project(backend, taps, Projection::Down, mlp_out, lora_xa, act)?,
+            None => self.project(backend, taps, Projection::Down, mlp_out, adapters, act)?,
             Some([_, input]) => {
-                self.project(backend, taps, Projection::Down, &mut input.x, lora_xa, act)?;
+                self.project(backend, taps, Projection::Down, &mut input.x, adapters, act)?;
                 self.output_norm(backend, taps, Sublayer::Mlp, mlp_out, input)?;
             }
         }
@@ -116,7 +116,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         self.output_norm(backend, grads, request, Sublayer::Mlp, outputs);
         let inner = through || self.adapts(&[Projection::Gate, Projection::Up]);
         let d_act = inner.then_some((&mut grads.d_act, false));
-        self.project(backend, request, Projection::Down, &grads.d_out, &saved.act, d_act);
+        self.project(backend, request, Projection::Down, &mut grads.d_out, &saved.act, d_act);
         if !inner {
             return;
         }
@@ -140,13 +140,13 @@ impl<B: Backend> BlockBwd<'_, B> {
         // Without a norm before it, a sublayer's input is the residual stream itself.
         let before = config.norm_placement.before();
         let (d_in, mut accumulate) = if before { (&mut grads.d_norm, false) } else { (&mut grads.d_resid, true) };
-        if let Some(d_gate) = &grads.d_gate {
+        if let Some(d_gate) = &mut grads.d_gate {
             let d_x = through.then_some((&mut *d_in, accumulate));
             self.project(backend, request, Projection::Gate, d_gate, &saved.mlp_in, d_x);
             accumulate = true;
         }
         let d_x = through.then_some((d_in, accumulate));
-        self.project(backend, request, Projection::Up, &grads.d_up, &saved.mlp_in, d_x);
+        self.project(backend, request, Projection::Up, &mut grads.d_up, &saved.mlp_in, d_x);
         if !(through && before) {
             return;
         }

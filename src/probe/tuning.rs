@@ -36,7 +36,7 @@ impl AdapterSettings<'_> {
     pub fn start<B: Backend>(&self, backend: &mut B, model: &Model<B>, runs: &[AdapterRun]) -> Result<Adaptation<B>> {
         let Some(rows) = runs.iter().map(|run| run.rows).collect::<Option<Vec<usize>>>() else {
             let targets = model.config.family.targets(self.target_modules)?;
-            let shape = LoraShape { rank: self.r, alpha: self.lora_alpha, rslora: false, targets };
+            let shape = LoraShape { rank: self.r, alpha: self.lora_alpha, rslora: false, dora: false, targets };
             let mut adaptation = Adaptation::new(backend, Layout::lora(&model.config, &shape), runs.len())?;
             for (index, run) in runs.iter().enumerate() {
                 adaptation.init_run(backend, index, run.seed)?;

@@ -296,9 +296,9 @@ impl<B: Backend> Trainer<B> {
             let shapes = adaptation.layout.shapes();
             for shape in shapes {
                 let of = if shapes.len() > 1 { format!("runs[{}].", shape.runs.first) } else { String::new() };
-                for (layer, target, site) in shape.modules() {
-                    let found = format!("rank {}, scale {}", site.rank, site.scale);
-                    parts.insert(format!("{of}layers.{layer}.{}", target.name()), found.into());
+                for module in shape.modules() {
+                    let name = format!("{of}layers.{}.{}", module.layer, module.target.name());
+                    parts.insert(name, module.describe().into());
                 }
             }
             if adaptation.layout.prompt.is_some() {

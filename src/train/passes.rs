@@ -87,7 +87,7 @@ pub fn pass_size(
     runs: usize,
     (rows, labels): (usize, usize),
 ) -> PassSize {
-    let rank = layout.and_then(|layout| layout.modules().map(|(_, _, site)| site.rank).max());
+    let rank = layout.and_then(|layout| layout.modules().map(|module| module.lora.rank).max());
     PassSize {
         rows,
         labels,

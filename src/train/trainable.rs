@@ -55,11 +55,12 @@ impl<B: Backend> Trainable<B> {
         self.adaptation().map(|adaptation| &adaptation.layout)
     }
 
-    /// Bytes of what is materialized from the parameters, given those of an element of each kind of buffer.
+    /// Bytes of what is made from the parameters, given those of an element of each kind of buffer.
     pub fn materialized_bytes(&self, element_sizes: (usize, usize)) -> usize {
         match self {
             Self::Reparameterized(encoder) => self.materialized() * element_sizes.0 + encoder.bytes(element_sizes),
-            Self::Adapters(_) | Self::Weights(_) => 0,
+            Self::Adapters(adaptation) => adaptation.runs * adaptation.layout.norms * element_sizes.0,
+            Self::Weights(_) => 0,
         }
     }
 
@@ -75,7 +76,10 @@ impl<B: Backend> Trainable<B> {
     /// Sees to it that `model` computes with the parameters as they are now.
     pub(super) fn refresh(&mut self, backend: &mut B, model: &mut Model<B>) {
         match self {
-            Self::Adapters(adaptation) => adaptation.refresh(backend),
+            Self::Adapters(adaptation) => {
+                adaptation.refresh(backend);
+                adaptation.update_norms(backend, model);
+            }
             Self::Reparameterized(encoder) => encoder.refresh(backend),
             Self::Weights(full) => full.refresh(backend, model),
         }

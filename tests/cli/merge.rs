@@ -67,6 +67,35 @@ fn merge_of_every_family_has_the_logits_of_peft() {
     }
 }
 
+/// peft's own adapters of other kinds (`tests/golden/peft_variants.py`), merged: the logits that peft has with them beside.
+#[test]
+fn merge_of_every_variant_has_the_logits_of_peft() {
+    for case in ["dora", "dora_gpt2"] {
+        let dir = crate::support::temp();
+        let (d, of_peft) = (dir.path(), golden("peft_variants").join(case));
+        let text = fs::read_to_string(of_peft.join("case.json")).expect("a case");
+        let found: Value = serde_json::from_str(&text).expect("JSON");
+        let model = golden(if found["model"] == "tiny" { "peft/tiny" } else { "model-gpt2" });
+        let words = ["merge", "--model", &model.display().to_string(), "--adapter"].map(str::to_owned);
+        let paths = [of_peft.join("final"), d.join("merged")].map(|path| path.display().to_string());
+        let args = [&words[..], &[paths[0].clone(), "--out".to_owned(), paths[1].clone()]].concat();
+        super::run(args).ok();
+        put(d, "ids.jsonl", &format!("{{\"input_ids\": {}}}\n", found["data"][0]["input_ids"]));
+        line(
+            d,
+            "capture --model {}/merged --input {}/ids.jsonl --sites logits --tokens last --out {}/out --device cpu",
+        )
+        .ok();
+        let (_, logits) = tensor(&d.join("out/activations.safetensors"), "logits");
+        let wanted: Vec<f64> = found["logits"].as_array().expect("a list").iter().filter_map(Value::as_f64).collect();
+        assert_eq!(logits.len(), wanted.len(), "{case}");
+        let largest = wanted.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let far = logits.iter().zip(&wanted).fold(0.0f64, |m, (x, y)| m.max((x - y).abs())) / largest;
+        println!("{case}: {far:.1e}");
+        assert!(far <= 2e-6, "{case}: {far:.1e} of the largest logit");
+    }
+}
+
 /// The tensors of a file: dtype, shape and bytes.
 fn tensors(file: &Path) -> BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)> {
     let bytes = fs::read(file).expect("a file");

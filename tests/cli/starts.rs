@@ -64,6 +64,47 @@ fn pissa_with_two_rates_resumes_to_the_same_bytes() {
     assert!(files(&d.join("whole")) != files(&d.join("fourth")));
 }
 
+/// A DoRA that does not move is the base model; one that moves is, alone, in a grid and resumed, the same bytes, and merged the
+/// same model.
+#[test]
+fn dora_starts_at_the_base_model_and_is_the_same_in_a_grid_resumed_and_merged() {
+    let dir = place();
+    let d = dir.path();
+    let train = format!("{TRAIN} --use-dora --learning-rate");
+    line(d, &format!("{train} 0 --out {{}}/still")).ok();
+    assert_eq!(config(&d.join("still"))["use_dora"], json!(true));
+    let logits = |more: &str, out: &str| {
+        line(d, &format!("capture --input {{}}/texts.jsonl --sites logits,blocks.0.q_proj.hook_lora_delta,blocks.0.attn.hook_q --tokens all --device cpu {more} --out {{}}/{out}")).ok();
+        let file = d.join(out).join("activations.safetensors");
+        ["logits", "blocks.0.q_proj.hook_lora_delta", "blocks.0.attn.hook_q"].map(|name| tensor(&file, name).1)
+    };
+    let plain_logits = |more: &str, out: &str| {
+        line(d, &format!("capture --input {{}}/texts.jsonl --sites logits,blocks.0.attn.hook_q --tokens all --device cpu {more} --out {{}}/{out}")).ok();
+        let file = d.join(out).join("activations.safetensors");
+        ["logits", "blocks.0.attn.hook_q"].map(|name| tensor(&file, name).1)
+    };
+    let apart = |a: &[f64], b: &[f64]| {
+        let largest = a.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        a.iter().zip(b).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / largest
+    };
+    let [plain, q] = plain_logits("--model {}/model", "plain");
+    let [still, ..] = logits("--model {}/model --adapter {}/still", "at-first");
+    assert!(apart(&plain, &still) <= 1e-6, "{:.1e}", apart(&plain, &still));
+    line(d, &format!("{train} 0.05 --save-steps 2 --out {{}}/whole")).ok();
+    line(d, &format!("{train} 0.05 --out {{}}/resumed --resume-from-checkpoint {{}}/whole/checkpoint-2")).ok();
+    line(d, &format!("{train} 0.05,0.01 --r 2,3 --out {{}}/grid").replace("--r 2 ", "")).ok();
+    let weights = |path: &str| std::fs::read(d.join(path).join("adapter_model.safetensors")).expect("weights");
+    assert!(weights("whole") == weights("resumed"), "resumed");
+    assert!(weights("whole") == weights("grid/run-000"), "in a grid");
+    let [tuned, delta, moved] = logits("--model {}/model --adapter {}/whole", "tuned");
+    assert!(apart(&plain, &tuned) > 1e-3);
+    let added: Vec<f64> = q.iter().zip(&delta).map(|(x, d)| x + d).collect();
+    assert!(apart(&moved, &added) <= 1e-6, "what the adapter adds: {:.1e}", apart(&moved, &added));
+    line(d, "merge --model {}/model --adapter {}/whole --out {}/merged").ok();
+    let [merged, _] = plain_logits("--model {}/merged", "of-merged");
+    assert!(apart(&tuned, &merged) <= 1e-5, "merged: {:.1e}", apart(&tuned, &merged));
+}
+
 #[test]
 fn ranks_and_alphas_by_pattern_are_written_as_peft_has_them() {
     let dir = place();
@@ -96,6 +137,8 @@ fn starts_and_rates_out_of_their_domain_name_their_flag() {
         ("--init-lora-weights orthogonal --r 3", &["--r", "even", "3"][..]),
         ("--init-lora-weights pissa --r 500", &["--r", "singular", "500"]),
         ("--loraplus-lr-ratio 0", &["--loraplus-lr-ratio", "above 0"]),
+        ("--use-dora --lora-dropout 0.1", &["--lora-dropout", "--use-dora", "0.1"]),
+        ("--use-dora --init-lora-weights pissa", &["--init-lora-weights", "--use-dora", "pissa"]),
         ("--rank-pattern {\"v_proj\":1.5}", &["--rank-pattern", "1.5"]),
         ("--rank-pattern {\"nothing\":1}", &["rank-pattern", "nothing"]),
     ] {

@@ -295,7 +295,7 @@ fn adapted(backend: &mut Cpu<f32>, name: &str, change: fn(&mut LoraAdapter)) -> 
     let model = Model::load(backend, &path).expect("the checkpoint loads");
     let mut adapter = adapter(name);
     change(&mut adapter);
-    let adaptation = Adaptation::of_adapters(backend, &model.config, &[adapter]).expect("memory");
+    let adaptation = Adaptation::of_adapters(backend, &model, &[adapter]).expect("memory");
     let all: Vec<Vec<u32>> = (0..3).map(|s| ids(&expected, s)).collect();
     let passes: Vec<&[Vec<u32>]> = if by_length(name) { all.chunks(1).collect() } else { vec![&all] };
     let mut found = Vec::new();
@@ -325,8 +325,7 @@ fn adapters_of_the_other_families_are_pefts() {
         let backend = &mut Cpu::new(Dtype::F32);
         let model = Model::load(backend, &golden(name)).expect("the checkpoint loads");
         let adapter = adapter(name);
-        let adaptation =
-            Adaptation::of_adapters(backend, &model.config, std::slice::from_ref(&adapter)).expect("memory");
+        let adaptation = Adaptation::of_adapters(backend, &model, std::slice::from_ref(&adapter)).expect("memory");
         let dir = support::temp();
         let read = adaptation.adapter(backend, 0, &adapter.config).expect("read out");
         read.write(dir.path().join("adapter")).expect("written");

@@ -61,7 +61,7 @@ fn measure<B: Backend>(backend: &mut B, name: &str, rows: Option<usize>, mistake
     let mut model = Model::load(backend, &dir).expect("the model loads");
     let adapter = |part: &str| LoraAdapter::read(golden("peft").join(name).join(part), &config).expect("an adapter");
     let (start, expected) = (adapter("init"), adapter("final"));
-    let adaptation = Adaptation::of_adapters(backend, &model.config, &[start]).expect("a start");
+    let adaptation = Adaptation::of_adapters(backend, &model, &[start]).expect("a start");
     let mut options = TrainerOptions::default();
     options.row_budget = rows.unwrap_or(options.row_budget);
     let mut run = case.run();
@@ -78,14 +78,14 @@ fn measure<B: Backend>(backend: &mut B, name: &str, rows: Option<usize>, mistake
     let ids = &case.data[0].input_ids;
     let mut peft = expected.clone();
     (mistake.adapter)(&mut peft);
-    let peft = Adaptation::of_adapters(backend, &model.config, &[peft]).expect("an adapter");
+    let peft = Adaptation::of_adapters(backend, &model, &[peft]).expect("an adapter");
     let far = difference(&logits(backend, &model, &peft, ids), &case.logits);
     errors.push(("logits of peft's adapter", far));
     let written = support::temp();
     found.write(written.path()).expect("written");
     let ours = LoraAdapter::read(written.path(), &config).expect("read back");
     assert!(ours.modules == found.modules, "{name}: an adapter is what was written");
-    let ours = Adaptation::of_adapters(backend, &model.config, &[ours]).expect("an adapter");
+    let ours = Adaptation::of_adapters(backend, &model, &[ours]).expect("an adapter");
     let our_logits = logits(backend, &model, &ours, ids);
     errors.push(("logits of our adapter", difference(&our_logits, &case.logits)));
     // For tests/golden/check_adapter.py.

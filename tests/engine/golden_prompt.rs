@@ -18,7 +18,7 @@ use crate::support::{self, golden};
 
 /// What is trained, from a prompt as read.
 fn tuned<B: Backend>(backend: &mut B, model: &Model<B>, start: &Adapter) -> Trainable<B> {
-    let adaptation = Adaptation::of_adapter(backend, &model.config, start).expect("a start");
+    let adaptation = Adaptation::of_adapter(backend, model, start).expect("a start");
     match &prompt(start).encoder {
         Some(state) => {
             Trainable::Reparameterized(Encoder::new(backend, adaptation, std::slice::from_ref(state)).expect("an MLP"))
@@ -84,14 +84,14 @@ fn measure<B: Backend>(backend: &mut B, name: &str, rows: Option<usize>, mistake
     if let Adapter::Prompt(prompt) = &mut expected {
         (mistake.prompt)(prompt);
     }
-    let peft = Adaptation::of_adapter(backend, &model.config, &expected).expect("a prompt");
+    let peft = Adaptation::of_adapter(backend, &model, &expected).expect("a prompt");
     let far = difference(&logits(backend, &model, &peft, ids), &case.logits);
     errors.push(("logits of peft's prompt", far));
     let written = support::temp();
     found.write(written.path()).expect("written");
     let read = Adapter::read(written.path(), &config).expect("read back");
     assert!(read == found, "{name}: a prompt is what was written");
-    let ours = Adaptation::of_adapter(backend, &model.config, &read).expect("a prompt");
+    let ours = Adaptation::of_adapter(backend, &model, &read).expect("a prompt");
     let our_logits = logits(backend, &model, &ours, ids);
     errors.push(("logits of our prompt", difference(&our_logits, &case.logits)));
     // For tests/golden/check_adapter.py.

@@ -44,7 +44,7 @@ fn case(name: &str) -> (PathBuf, Case) {
 }
 
 fn base(case: &Case) -> (PathBuf, ModelConfig) {
-    let dir = golden(if case.model == "tiny" { "peft/tiny" } else { "model-gpt2" });
+    let dir = case.model_dir().expect("a model of our own");
     let config = ModelConfig::load(&dir).expect("a configuration");
     (dir, config)
 }
@@ -69,7 +69,7 @@ fn zeros(config: LoraConfig, model: &ModelConfig) -> LoraAdapter {
     let slots = config.slots(model.family, model.num_hidden_layers).expect("slots");
     let zeros = |Slot { layer, target, r, scale }: Slot| {
         let (input, output) = model.widths(target);
-        LoraModule { layer, target, r, scale, a: vec![0.0; r * input], b: vec![0.0; r * output] }
+        LoraModule { layer, target, r, scale, a: vec![0.0; r * input], b: vec![0.0; r * output], magnitude: None }
     };
     let modules = slots.into_iter().map(zeros).collect();
     LoraAdapter { config, family: model.family, head_dim: model.head_dim, modules }
@@ -131,7 +131,7 @@ fn finish<B: Backend>(
     let model = Model::load(backend, &path).expect("the model");
     (mistake.adapter)(&mut expected);
     for (what, adapter) in [("logits of peft's adapter", expected), ("logits of our adapter", ours)] {
-        let adaptation = Adaptation::of_adapters(backend, &model.config, &[adapter]).expect("an adapter");
+        let adaptation = Adaptation::of_adapters(backend, &model, &[adapter]).expect("an adapter");
         let found = logits(backend, &model, &adaptation, &case.data[0].input_ids);
         errors.push((what, difference(&found, &case.logits)));
         if let (Some(kept), "logits of our adapter") = (kept, what) {

@@ -13,6 +13,7 @@ mod golden_edits;
 mod golden_peft;
 mod golden_prompt;
 mod golden_start;
+mod golden_variants;
 mod mixture;
 mod model;
 mod names;

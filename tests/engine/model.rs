@@ -135,7 +135,7 @@ fn branching(run: impl Fn(usize) -> Option<usize>) -> Vec<Sequence> {
 }
 
 fn lora(config: &ModelConfig, targets: &[Projection]) -> Layout {
-    Layout::lora(config, &LoraShape { rank: 3, alpha: 6.0, rslora: false, targets: targets.to_vec() })
+    Layout::lora(config, &LoraShape { rank: 3, alpha: 6.0, rslora: false, dora: false, targets: targets.to_vec() })
 }
 
 fn adapters<B: Backend>(backend: &mut B, layout: Layout, runs: usize) -> Adaptation<B> {
@@ -400,14 +400,18 @@ fn prompted() -> Vec<Sequence> {
     sequences
 }
 
-/// Adapters on every module, and soft prompts, against differences of steps of this size.
-fn gradients_of_adapters(config: &str, dropout: f64, step: f64) {
+/// Adapters on every module, be they with magnitudes, and soft prompts, against differences of steps of this size. The norms
+/// that magnitudes are divided by are constants, and stay what they were at the start.
+fn gradients_of_adapters(config: &str, (dropout, dora): (f64, bool), step: f64) {
     let backend = &mut Cpu::oracle();
     let (model, tuning) = random(backend, config);
-    let layout = lora(&model.config, model.config.family.modules()).with_prompt(2);
+    let targets = model.config.family.modules().to_vec();
+    let shape = LoraShape { rank: 3, alpha: 6.0, rslora: false, dora, targets };
+    let layout = Layout::lora(&model.config, &shape).with_prompt(2);
     let sequences = prompted();
     let task = Task { sequences: &sequences, dropout, edits: &[], save: Save::All };
     let mut adaptation = adapters(backend, layout, 3);
+    adaptation.update_norms(backend, &model);
     let at = task.run(backend, &model, &tuning, &adaptation, model.config.pack(&sequences, 2));
     let base: Vec<f64> = adaptation.params.clone();
     let (stride, prompt) = (adaptation.layout.stride, adaptation.layout.prompt.expect("a prompt").offset);
@@ -486,7 +490,7 @@ fn gradients_of_all_weights_are_slopes_of_the_loss() {
 fn gradients_of_adapters_and_prompts_are_slopes_of_the_loss() {
     for (i, config) in models().iter().chain(&bidirectional()).enumerate() {
         let step = if config.contains("\"opt\"") { 1e-4 } else { 1e-3 };
-        gradients_of_adapters(config, if i % 2 == 1 { 0.25 } else { 0.0 }, step);
+        gradients_of_adapters(config, if i % 2 == 1 { (0.25, false) } else { (0.0, true) }, step);
     }
 }
 

@@ -152,6 +152,7 @@ fn small(dir: &Path, patch: &Value) -> ModelConfig {
             scale: s.scale,
             a: vec![0.5; 16],
             b: vec![0.25; 16],
+            magnitude: None,
         })
         .collect();
     LoraAdapter { config, family: Family::Llama, head_dim: 4, modules }.write(dir).expect("writes");

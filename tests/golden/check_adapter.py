@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Loads the adapters that tests/engine/golden_peft.rs, golden_prompt.rs and golden_start.rs have trained into peft, and compares logits.
+"""Loads the adapters that tests/engine/golden_peft.rs, golden_prompt.rs, golden_start.rs and golden_variants.rs have trained into peft, and compares logits.
 
     LLAMAPROBE_KEEP=DIR cargo test --test engine golden_
     check_adapter.py STORIES260K DIR
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 stories, kept = sys.argv[1], sys.argv[2]
 golden = os.path.dirname(os.path.abspath(__file__))
 for name in sorted(os.listdir(kept)):
-    where = next(w for w in (os.path.join(golden, part, name) for part in ("peft", "peft_prompt", "peft_start")) if os.path.isdir(w))
+    where = next(w for w in (os.path.join(golden, part, name) for part in ("peft", "peft_prompt", "peft_start", "peft_variants")) if os.path.isdir(w))
     case = json.load(open(os.path.join(where, "case.json")))
     base = AutoModelForCausalLM.from_pretrained({"tiny": os.path.join(golden, "peft", "tiny"), "gpt2": os.path.join(golden, "model-gpt2")}.get(case["model"], stories), dtype=torch.float32)
     ids = torch.tensor([case["data"][0]["input_ids"]])

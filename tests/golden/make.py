@@ -41,6 +41,7 @@ STEPS = [
     ("generate.py", ["{shared}"], "generate.json", ["generate.json"]),
     ("peft_train.py", ["{shared}/models/stories260K", "peft"], None, ["peft"]),
     ("peft_start.py", ["peft_start"], None, ["peft_start"]),
+    ("peft_variants.py", ["peft_variants"], None, ["peft_variants"]),
     ("peft_prompt.py", ["peft_prompt"], None, ["peft_prompt"]),
 ]
 

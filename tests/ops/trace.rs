@@ -68,7 +68,7 @@ fn case_counts_do_not_shrink() {
 }
 
 /// The operations of the contract.
-pub const OPS: [&str; 48] = [
+pub const OPS: [&str; 52] = [
     "zero",
     "cast",
     "widen",
@@ -106,6 +106,10 @@ pub const OPS: [&str; 48] = [
     "lora_fwd",
     "lora_bwd",
     "lora_delta",
+    "weight_norm",
+    "scale_fwd",
+    "scale_bwd",
+    "scale_delta",
     "gated_fwd",
     "gated_bwd",
     "activation_fwd",

@@ -30,6 +30,12 @@ pub struct Case {
     pub grad_norms: Vec<f64>,
     pub learning_rates: Vec<f64>,
     pub logits: Vec<f64>,
+    /// LoRA+'s ratio of rates.
+    #[serde(default)]
+    ratio: Option<f64>,
+    /// Euclidean distance of the final tensors from the same in f64.
+    #[serde(default)]
+    pub gap: f64,
 }
 
 /// A sequence of a case.
@@ -79,6 +85,7 @@ impl Case {
     pub fn model_dir(&self) -> Option<PathBuf> {
         match self.model.as_str() {
             "tiny" => Some(super::golden("peft/tiny")),
+            "gpt2" => Some(super::golden("model-gpt2")),
             name => super::shared().map(|shared| shared.join("models").join(name)),
         }
     }
@@ -92,6 +99,7 @@ impl Case {
             batch_size: self.batch_size,
             accumulation: self.accumulation,
             learning_rate: self.learning_rate,
+            loraplus_lr_ratio: self.ratio,
             schedule: self.schedule.parse().expect("a schedule"),
             warmup: Warmup::Steps(self.warmup),
             weight_decay: self.weight_decay,
@@ -130,6 +138,19 @@ pub fn logits<B: Backend>(backend: &mut B, model: &Model<B>, adaptation: &Adapta
     let input = Input::new(&pack, &device).adapted(adaptation);
     model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("a forward");
     model.logits(backend, &acts, &[pack.len() - 1]).expect("logits").into_iter().map(AccElement::to_f64).collect()
+}
+
+/// How far the tensors of an adapter's directory are from those of a file of the same tensors: Euclidean, over all.
+pub fn distance(ours: &Path, exact: &Path) -> f64 {
+    let file = Checkpoint::open(ours.join("adapter_model.safetensors")).expect("an adapter");
+    let exact = Checkpoint::open(exact).expect("tensors");
+    assert_eq!(file.names().count(), exact.names().count(), "tensors");
+    let squares = exact.iter().map(|tensor| {
+        let found = file.expect(&tensor.name, &tensor.shape).map(|found| found.to_f32().expect("floats"));
+        let (found, expected) = (found.expect("a tensor"), tensor.to_f32().expect("floats"));
+        found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>()
+    });
+    squares.sum::<f64>().sqrt()
 }
 
 /// What we write has exactly the tensors that peft writes: names, shapes, dtypes.

@@ -52,7 +52,7 @@ pub fn settings(seed: u64) -> RunSettings {
 /// Adapters of q, v and down of rank 3, started from the runs' seeds.
 pub fn adaptation<B: Backend>(backend: &mut B, model: &Model<B>, seeds: &[u64]) -> Adaptation<B> {
     let targets = vec![Projection::Q, Projection::V, Projection::Down];
-    let layout = Layout::lora(&model.config, &LoraShape { rank: 3, alpha: 6.0, rslora: false, targets });
+    let layout = Layout::lora(&model.config, &LoraShape { rank: 3, alpha: 6.0, rslora: false, dora: false, targets });
     let mut adaptation = Adaptation::new(backend, layout, seeds.len()).expect("adapters");
     for (run, &seed) in seeds.iter().enumerate() {
         adaptation.init_run(backend, run, seed).expect("a start");

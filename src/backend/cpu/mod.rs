@@ -25,6 +25,7 @@ mod position;
 mod rms_norm;
 mod rope;
 mod rows;
+mod scale;
 mod simd;
 mod thread_pool;
 mod weight;

@@ -38,6 +38,7 @@ mod readback;
 mod rms_norm;
 mod rope;
 mod rows;
+mod scale;
 mod settings;
 mod slot_state;
 mod timeline;

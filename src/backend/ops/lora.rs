@@ -52,14 +52,16 @@ pub struct LoraSite {
     pub runs: RunRange,
 }
 
-impl LoraSite {
-    /// Rows of a pack that pass through it, and runs that they are of.
-    fn adapted(self, pack: &Pack) -> (usize, usize) {
-        let of_site = || pack.runs().iter().filter(|(run, _)| self.runs.contains(*run));
-        let runs: HashSet<usize> = of_site().map(|(run, _)| *run).collect();
-        (of_site().map(|(_, rows)| rows.len()).sum(), runs.len())
+impl RunRange {
+    /// Rows of a pack that are of these runs, and the number of runs that they are of.
+    pub(super) fn adapted(self, pack: &Pack) -> (usize, usize) {
+        let of_runs = || pack.runs().iter().filter(|(run, _)| self.contains(*run));
+        let runs: HashSet<usize> = of_runs().map(|(run, _)| *run).collect();
+        (of_runs().map(|(_, rows)| rows.len()).sum(), runs.len())
     }
+}
 
+impl LoraSite {
     /// Asserts that the site lies within a run, and the runs of a pack within `params` elements.
     #[track_caller]
     fn check(self, op: &'static str, pack: &Pack, params: usize) {
@@ -125,7 +127,7 @@ impl<B: Buffers + ?Sized> Op for LoraFwd<'_, B> {
 
     fn work(&self) -> Work {
         let (pack, LoraSite { rank, input, output, .. }) = (self.pack.host(), self.site);
-        let (rows, runs) = self.site.adapted(pack);
+        let (rows, runs) = self.site.runs.adapted(pack);
         let acc = (pack.len() + rows) * rank + runs * rank * (input + output);
         Work::moved(acc, rows * (input + 2 * output), 0).multiplied((rows * rank * (input + output)) as u64)
     }
@@ -171,7 +173,7 @@ impl<B: Buffers + ?Sized> Op for LoraBwd<'_, B> {
 
     fn work(&self) -> Work {
         let LoraSite { rank, input, output, .. } = self.site;
-        let (rows, runs) = self.site.adapted(self.pack.host());
+        let (rows, runs) = self.site.runs.adapted(self.pack.host());
         let d_x = if self.d_x.is_some() { input } else { 0 };
         let acc = 3 * runs * rank * (input + output) + rows * (rank + 2 * d_x);
         let products = rows * rank * (2 * output + input + d_x);
@@ -205,7 +207,7 @@ impl<B: Buffers + ?Sized> Op for LoraDelta<'_, B> {
 
     fn work(&self) -> Work {
         let (pack, LoraSite { rank, output, .. }) = (self.pack.host(), self.site);
-        let (rows, runs) = self.site.adapted(pack);
+        let (rows, runs) = self.site.runs.adapted(pack);
         let acc = pack.len() * output + rows * rank + runs * rank * output;
         Work::moved(acc, 0, 0).multiplied((rows * rank * output) as u64)
     }

@@ -24,6 +24,7 @@ mod position;
 mod rms_norm;
 mod rope;
 mod rows;
+mod scale;
 
 pub use activation::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, GatedFwd};
 pub use adamw::{Adamw, AdamwOps, AdamwStep, CheckFinite, GradNorm, RefreshWeight};
@@ -40,6 +41,7 @@ pub use rms_norm::{
 };
 pub use rope::{RopeBwd, RopeFwd, RopeOps};
 pub use rows::{Cast, GatherAcc, GatherCompute, KvAppend, ResidualFwd, RowOps, ScatterAdd, Widen, Zero};
+pub use scale::{NormSite, ScaleBwd, ScaleDelta, ScaleFwd, ScaleOps, ScaleSite, WeightNorm};
 
 pub use super::op::{Op, Work};
 

@@ -133,6 +133,10 @@ pub struct TrainLoraArgs {
     /// Rank-stabilized LoRA: scale the adapter's output by lora_alpha / sqrt(r) instead.
     #[arg(long, help_heading = "LoRA")]
     pub use_rslora: bool,
+    /// DoRA: train a magnitude for every row of the adapted weights beside A and B.
+    #[arg(long, help_heading = "LoRA")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub use_dora: bool,
     /// Other ranks, as JSON: {"expression for the end of a module's path": rank}; the first that matches counts.
     #[arg(long, value_name = "JSON", value_parser = pattern, help_heading = "LoRA")]
     pub rank_pattern: Option<Pattern>,

@@ -41,7 +41,7 @@ impl LoraConfig {
     /// # Errors
     /// A field of another type.
     pub fn as_peft_takes_it(path: &Path, config: &Value, family: Family) -> Result<Self> {
-        const CHOICES: [&str; 9] = [
+        const CHOICES: [&str; 10] = [
             "r",
             "lora_alpha",
             "target_modules",
@@ -51,6 +51,7 @@ impl LoraConfig {
             "rank_pattern",
             "alpha_pattern",
             "use_rslora",
+            "use_dora",
         ];
         let defaults =
             Modules::List(family.default_modules().iter().map(|&t| family.short_name(t).to_owned()).collect());
@@ -105,6 +106,7 @@ impl LoraConfig {
             rank_pattern: pattern(f, "rank_pattern", |d, key| d.usize_in(key, 1..=MAX_RANK))?,
             alpha_pattern: pattern(f, "alpha_pattern", |d, key| d.f64(key))?,
             use_rslora: f.bool("use_rslora")?.unwrap_or(false),
+            use_dora: f.bool("use_dora")?.unwrap_or(false),
             init_lora_weights: InitLoraWeights::of(f.get("init_lora_weights")),
             base_model_name_or_path: f.str("base_model_name_or_path")?.map(String::from),
         })
@@ -146,6 +148,9 @@ impl LoraConfig {
         }
         if self.use_rslora {
             put("use_rslora", json!(true));
+        }
+        if self.use_dora {
+            put("use_dora", json!(true));
         }
         map.sort_keys();
         Value::Object(map)

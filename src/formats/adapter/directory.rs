@@ -154,20 +154,22 @@ impl LoraAdapter {
         let mut modules = Vec::with_capacity(slots.len());
         for Slot { layer, target, r, scale } in slots {
             let (input, output) = target.widths(model.block_widths());
-            let mut load = |part: char, shape: [usize; 2]| {
+            let mut load = |part: Part, shape: &[usize]| {
                 let path = family.path(layer, target);
                 let path = level.and_then(|level| path.strip_prefix(level)).unwrap_or(&path);
                 let name = spelling(&tensors, path, part, family);
-                let view = tensors.expect(&name, &shape)?;
+                let view = tensors.expect(&name, shape)?;
                 known.insert(name);
                 view.check_finite().and_then(|()| view.to_f32()).map_err(Error::file(&file))
             };
-            let a = load('A', [r, input])?;
-            let mut b = load('B', [output, r])?;
+            let a = load(Part::A, &[r, input])?;
+            let mut b = load(Part::B, &[output, r])?;
+            let mut magnitude = config.use_dora.then(|| load(Part::Magnitude, &[output])).transpose()?;
             if by_head(family, target) {
                 b = unfused(&b, r * head_dim);
+                magnitude = magnitude.map(|values| unfused(&values, head_dim));
             }
-            modules.push(LoraModule { layer, target, r, scale, a, b });
+            modules.push(LoraModule { layer, target, r, scale, a, b, magnitude });
         }
         let beside: Vec<&str> = tensors.names().filter(|name| is_beside(name) || of_images(name, family)).collect();
         if let Some(first) = beside.first() {
@@ -198,16 +200,27 @@ impl LoraAdapter {
         }
     }
 
+    /// The magnitudes of a module in the order of the base model's file, `[output]`.
+    pub fn stored_magnitude<'m>(&self, module: &'m LoraModule) -> Option<Cow<'m, [f32]>> {
+        let magnitude = module.magnitude.as_deref()?;
+        Some(match by_head(self.family, module.target) {
+            true => Cow::Owned(fused(magnitude, self.head_dim)),
+            false => Cow::Borrowed(magnitude),
+        })
+    }
+
     fn write_files(&self, dir: &Path) -> Result<()> {
         let mut parts = Vec::with_capacity(2 * self.modules.len());
         for m in &self.modules {
             let path = self.family.path(m.layer, m.target);
-            let b = self.stored_b(m);
-            for (part, data) in [('A', Cow::Borrowed(m.a.as_slice())), ('B', b)] {
-                let width = data.len() / m.r;
-                assert!(width * m.r == data.len(), "{path}: lora_{part} of {} values, rank {}", data.len(), m.r);
-                let shape = if part == 'A' { [m.r, width] } else { [width, m.r] };
-                parts.push((tensor_name(&path, part, ""), shape, data));
+            let (a, b, r) = (Cow::Borrowed(m.a.as_slice()), self.stored_b(m), m.r);
+            let [input, output] = [a.len(), b.len()].map(|len| len / r);
+            assert!((input * r, output * r) == (a.len(), b.len()), "{path}: A or B is no matrix of rank {r}");
+            parts.push((tensor_name(&path, Part::A, ""), vec![r, input], a));
+            parts.push((tensor_name(&path, Part::B, ""), vec![output, r], b));
+            if let Some(magnitude) = self.stored_magnitude(m) {
+                assert!(magnitude.len() == output, "{path}: {} magnitudes of {output} rows", magnitude.len());
+                parts.push((tensor_name(&path, Part::Magnitude, ""), vec![output], magnitude));
             }
         }
         let tensors: Vec<_> = parts
@@ -266,16 +279,33 @@ fn is_beside(name: &str) -> bool {
     ["score.", "classifier.", "v_head.", "value_head.", "reward_head."].iter().any(|head| name.starts_with(head))
 }
 
-fn tensor_name(path: &str, part: char, adapter: &str) -> String {
-    format!("base_model.model.{path}.lora_{part}{adapter}.weight")
+/// A tensor of a module's adapter.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    A,
+    B,
+    /// The magnitudes of a DoRA.
+    Magnitude,
+}
+
+fn tensor_name(path: &str, part: Part, adapter: &str) -> String {
+    let (part, end) = match part {
+        Part::A => ("A", ".weight"),
+        Part::B => ("B", ".weight"),
+        // Without an end for as long as it was a parameter of its own, and for that reason still.
+        Part::Magnitude => ("magnitude_vector", if adapter.is_empty() { "" } else { ".weight" }),
+    };
+    format!("base_model.model.{path}.lora_{part}{adapter}{end}")
 }
 
 /// The name in the file: PEFT also reads the one with the adapter's name in it, and the one of an older release.
-fn spelling(tensors: &Checkpoint, path: &str, part: char, family: Family) -> String {
+fn spelling(tensors: &Checkpoint, path: &str, part: Part, family: Family) -> String {
     let short = tensor_name(path, part, "");
     let long = tensor_name(path, part, ".default");
     let older = tensors.names().find(|name| *name != short && todays_name(name, family) == short);
-    let found = [Some(long.as_str()), older].into_iter().flatten().find(|name| tensors.get(name).is_some());
+    let as_module = (part == Part::Magnitude).then(|| format!("{short}.weight"));
+    let others = [Some(long.as_str()), older, as_module.as_deref()];
+    let found = others.into_iter().flatten().find(|name| tensors.get(name).is_some());
     found.map_or(short.clone(), str::to_owned)
 }
 

@@ -24,6 +24,7 @@ pub const LORA: Keys = Keys {
         "layers_pattern",
         "rank_pattern",
         "alpha_pattern",
+        "use_dora",
         "use_rslora",
         "bias",
         "fan_in_fan_out",
@@ -49,7 +50,6 @@ pub const LORA: Keys = Keys {
         ("monteclora_config", &[]),
         ("target_parameters", FALSE),
         ("use_bdlora", &[]),
-        ("use_dora", FALSE),
         ("velora_config", &[]),
     ],
 };

@@ -101,6 +101,8 @@ pub struct LoraConfig {
     pub alpha_pattern: Vec<(String, f64)>,
     /// Whether the scale is divided by the root of the rank.
     pub use_rslora: bool,
+    /// Whether each row of the adapted weights has a magnitude of its own (DoRA).
+    pub use_dora: bool,
     /// How A and B start.
     pub init_lora_weights: InitLoraWeights,
     /// Name of the base model, for the record.
@@ -128,6 +130,7 @@ impl LoraConfig {
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             use_rslora: false,
+            use_dora: false,
             init_lora_weights: InitLoraWeights::True,
             base_model_name_or_path: None,
         }

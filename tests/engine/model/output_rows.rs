@@ -215,7 +215,7 @@ impl Count {
         let Self { b, model, pack } = self;
         let module = |&(layer, target): &(usize, Projection)| {
             let (input, output) = model.config.widths(target);
-            LoraModule { layer, target, r: 1, scale: 1.0, a: vec![0.0; input], b: vec![0.0; output] }
+            LoraModule { layer, target, r: 1, scale: 1.0, a: vec![0.0; input], b: vec![0.0; output], magnitude: None }
         };
         let adapter = LoraAdapter {
             config: LoraConfig::new(1, 1.0, Modules::List(Vec::new())),

@@ -29,6 +29,8 @@ pub mod rms_norm;
 pub mod rope;
 #[path = "../../ops/rows.rs"]
 pub mod rows;
+#[path = "../../ops/scale.rs"]
+pub mod scale;
 
 pub mod cases;
 pub mod device;
@@ -68,6 +70,7 @@ macro_rules! with_operations {
             rms_norm { RmsNorm RmsNormCompute }
             rope { Rope }
             rows { Zero Cast Widen Residual GatherCompute GatherAcc KvAppend }
+            scale { WeightNorm Scale ScaleDelta }
         }
     };
 }

@@ -1,0 +1,125 @@
+//! Adapters that are more than A and B, against files made by peft (`tests/golden/peft_variants.py`).
+
+use std::path::{Path, PathBuf};
+
+use llamaprobe::arch::{Dtype, ModelConfig};
+use llamaprobe::backend::Backend;
+use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::formats::adapter::Adapter;
+use llamaprobe::model::{Adaptation, Model};
+use llamaprobe::train::trainable::Trainable;
+use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
+
+use crate::support::peft::{Case, Errors, beyond, distance, logits, same_tensors, within};
+use crate::support::training::difference;
+use crate::support::{self, golden};
+
+/// Largest errors allowed: at most three times what is measured, and of the tensors twice peft's own distance.
+fn limits() -> [(&'static str, f64); 6] {
+    [
+        ("loss", 2e-6),
+        ("gradient norm", 1e-5),
+        ("learning rate", 0.0),
+        ("tensors, of peft's own distance from f64", 2.0),
+        ("logits of peft's adapter", 4e-6),
+        ("logits of our adapter", 6e-6),
+    ]
+}
+
+/// A mistake in the settings, and in the adapter that it starts with.
+struct Mistake {
+    run: fn(&mut Run),
+    start: fn(&mut Adapter),
+}
+
+const NONE: Mistake = Mistake { run: |_| (), start: |_| () };
+
+fn dir(name: &str) -> PathBuf {
+    golden("peft_variants").join(name)
+}
+
+/// For tests/golden/check_adapter.py.
+fn keep(name: &str, written: &Path, logits: &[f64]) {
+    let Some(kept) = std::env::var_os("LLAMAPROBE_KEEP") else { return };
+    let kept = PathBuf::from(kept).join(name);
+    std::fs::create_dir_all(&kept).expect("a folder");
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(written.join(file), kept.join(file)).expect("kept");
+    }
+    std::fs::write(kept.join("logits.json"), serde_json::to_string(logits).expect("JSON")).expect("kept");
+}
+
+/// Trains a case as peft did, up to a mistake.
+fn measure<B: Backend>(backend: &mut B, name: &str, mistake: &Mistake) -> Errors {
+    let case = Case::read(&dir(name));
+    let path = case.model_dir().expect("a model of our own");
+    let config = ModelConfig::load(&path).expect("a configuration");
+    let mut model = Model::load(backend, &path).expect("a model");
+    let mut start = Adapter::read(dir(name).join("init"), &config).expect("an adapter");
+    (mistake.start)(&mut start);
+    let adaptation = Adaptation::of_adapter(backend, &model, &start).expect("a start");
+    let mut run = case.run();
+    (mistake.run)(&mut run);
+    let (tuned, options) = (Trainable::Adapters(adaptation), TrainerOptions::default());
+    let mut trainer = Trainer::new(backend, &model, tuned, vec![run], options).expect("a trainer");
+    let mut errors = case.train(backend, &mut model, &mut trainer);
+    let found = trainer.adapter(backend, 0, &start.config()).expect("the adapter");
+    let written = support::temp();
+    found.write(written.path()).expect("written");
+    same_tensors(written.path(), &dir(name).join("final"));
+    let off = distance(written.path(), &dir(name).join("exact.safetensors"));
+    errors.push(("tensors, of peft's own distance from f64", off / case.gap));
+    let ids = &case.data[0].input_ids;
+    for (what, path) in
+        [("logits of peft's adapter", dir(name).join("final")), ("logits of our adapter", written.path().to_owned())]
+    {
+        let adapter = Adapter::read(&path, &config).expect("an adapter");
+        let adaptation = Adaptation::of_adapter(backend, &model, &adapter).expect("an adapter");
+        let found = logits(backend, &model, &adaptation, ids);
+        errors.push((what, difference(&found, &case.logits)));
+        if what == "logits of our adapter" {
+            keep(name, written.path(), &found);
+        }
+    }
+    errors
+}
+
+fn check(name: &str) {
+    within(&format!("{name} on f32"), &measure(&mut Cpu::new(Dtype::F32), name, &NONE), &limits());
+    within(&format!("{name} on f64"), &measure(&mut Cpu::oracle(), name, &NONE), &limits());
+}
+
+#[test]
+fn dora_is_pefts() {
+    check("dora");
+    check("dora_gpt2");
+}
+
+#[test]
+fn variants_limits_see_small_mistakes() {
+    let mistakes: [(&str, &str, Mistake, &[&str]); 2] = [
+        (
+            "dora",
+            "no weight decay",
+            Mistake { run: |run| run.settings.weight_decay = 0.0, ..NONE },
+            &["loss", "tensors, of peft's own distance from f64", "logits of our adapter"],
+        ),
+        (
+            "dora",
+            "a magnitude in bf16",
+            Mistake {
+                start: |adapter| {
+                    let Adapter::Lora(lora) = adapter else { panic!("a LoRA") };
+                    let magnitude = lora.modules[0].magnitude.as_mut().expect("a magnitude");
+                    magnitude[0] = half::bf16::from_f32(magnitude[0]).to_f32();
+                },
+                ..NONE
+            },
+            &["loss", "tensors, of peft's own distance from f64"],
+        ),
+    ];
+    for (case, what, mistake, seen_by) in mistakes {
+        let errors = measure(&mut Cpu::new(Dtype::F32), case, &mistake);
+        beyond(&format!("{case}, {what}"), &errors, &limits(), seen_by);
+    }
+}

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Twenty steps by peft of adapters that are more than A and B: writes peft_variants/, the reference of tests/engine/golden_variants.rs.
+
+    peft_variants.py OUT
+
+Each case is a directory: `case.json` as of peft_train.py, in f32; `init/` and `final/` as peft saves them; `exact.safetensors`, the
+final tensors of the same steps in f64, and in `case.json` as `gap` the Euclidean distance of all tensors of `final/` from those.
+The models are peft/tiny and model-gpt2, which must be there.
+"""
+import json, os, shutil, sys, tempfile
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model, set_peft_model_state_dict
+from peft.optimizers import create_loraplus_optimizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import peft_train as P
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+CASES = {
+    "dora": dict(model="tiny", seed=11, use_dora=True, use_rslora=True, target_modules=["q_proj", "down_proj"], rank_pattern={"q_proj": 2}, schedule="linear", warmup=2,
+                 weight_decay=0.1, max_grad_norm=0.5),
+    "dora_gpt2": dict(model="gpt2", seed=12, use_dora=True, target_modules=["c_attn", "mlp.c_proj"], ratio=4.0, learning_rate=5e-3),
+}
+OWN = {"model", "seed", "ratio", "schedule", "warmup", "weight_decay", "max_grad_norm", "learning_rate", "batch_size", "accumulation"}
+
+
+def base(case, dtype):
+    return AutoModelForCausalLM.from_pretrained(os.path.join(HERE, {"tiny": "peft/tiny", "gpt2": "model-gpt2"}[case["model"]]), dtype=dtype)
+
+
+def train(model, data, case):
+    if not case["ratio"]:
+        return P.train(model, data, case)
+    plain = torch.optim.AdamW
+    torch.optim.AdamW = lambda params, lr, weight_decay, foreach: create_loraplus_optimizer(
+        model, plain, lr=lr, loraplus_lr_ratio=case["ratio"], loraplus_weight_decay=weight_decay, foreach=foreach)
+    try:
+        return P.train(model, data, case)
+    finally:
+        torch.optim.AdamW = plain
+
+
+def start(model):
+    """Away from where nothing is learnt yet, so that every gradient counts from the first step on."""
+    for n, w in model.named_parameters():
+        if "lora_B" in n:
+            torch.nn.init.normal_(w, 0.0, 0.05)
+        if "lora_magnitude_vector" in n:
+            w.data.mul_(1 + 0.1 * torch.randn_like(w))
+
+
+def run(name, given, out):
+    settings = dict(learning_rate=1e-2, schedule="constant", warmup=0, weight_decay=0.0, max_grad_norm=None, batch_size=4, accumulation=1, ratio=None)
+    case = settings | {k: v for k, v in given.items() if k in OWN}
+    config = dict(r=3, lora_alpha=6) | {k: v for k, v in given.items() if k not in OWN}
+    where = os.path.join(out, name)
+    torch.manual_seed(case["seed"])
+    model = get_peft_model(base(case, torch.float32), LoraConfig(task_type="CAUSAL_LM", **config))
+    with torch.no_grad():
+        start(model)
+    P.save(model, os.path.join(where, "init"))
+    data = P.sequences(torch.Generator().manual_seed(case["seed"]), model.config.vocab_size)
+    result = train(model, data, case)
+    P.save(model, os.path.join(where, "final"))
+    config = PeftConfig.from_pretrained(os.path.join(where, "init"))
+    config.inference_mode = False
+    exact = get_peft_model(base(case, torch.float64), config, autocast_adapter_dtype=False)
+    set_peft_model_state_dict(exact, load_file(os.path.join(where, "init", "adapter_model.safetensors")))
+    train(exact.to(torch.float64), data, case)
+    with tempfile.TemporaryDirectory() as folder:
+        exact.save_pretrained(folder)
+        best = load_file(os.path.join(folder, "adapter_model.safetensors"))
+    found = load_file(os.path.join(where, "final", "adapter_model.safetensors"))
+    assert found.keys() == best.keys()
+    gap = sum((found[k].double() - best[k].double()).pow(2).sum().item() for k in best) ** 0.5
+    save_file({k: v.float().contiguous() for k, v in best.items()}, os.path.join(where, "exact.safetensors"))
+    P.write(where, case | dict(gap=gap), result)
+
+
+def main():
+    out = sys.argv[1]
+    shutil.rmtree(out, ignore_errors=True)
+    for name, case in CASES.items():
+        run(name, case, out)
+
+
+main()

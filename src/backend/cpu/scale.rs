@@ -19,7 +19,7 @@ const SUMMED: usize = 64;
 
 impl<A: Float> ScaleOps for Cpu<A> {
     fn weight_norm(&mut self, op: WeightNorm<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let WeightNorm { norms, weight, params, site, to, runs } = op;
         let LoraSite { rank, input, output, .. } = site;
         let exec = &self.cx.exec;
@@ -43,17 +43,17 @@ impl<A: Float> ScaleOps for Cpu<A> {
     }
 
     fn scale_fwd(&mut self, op: ScaleFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         self.run(op);
     }
 
     fn scale_bwd(&mut self, op: ScaleBwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         self.run(op);
     }
 
     fn scale_delta(&mut self, op: ScaleDelta<'_, Self>) {
-        op.check();
+        self.begin(&op);
         self.run(op);
     }
 }

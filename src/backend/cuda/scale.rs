@@ -27,7 +27,7 @@ fn factor_args(params: &AccBuffer, norms: Option<&AccBuffer>) -> [Arg; 2] {
 
 impl ScaleOps for Cuda {
     fn weight_norm(&mut self, op: WeightNorm<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let WeightNorm { norms, weight, params, site, to, runs } = op;
         let LoraSite { rank, input, output, stride, a, b, scale, .. } = site;
         let (first, end) = (site.runs.first.min(runs), site.runs.end.min(runs));
@@ -39,7 +39,7 @@ impl ScaleOps for Cuda {
     }
 
     fn scale_fwd(&mut self, op: ScaleFwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let ScaleFwd { y, unscaled, params, norms, bias, pack, site } = op;
         let (tiles, count) = pack.lora_tiles(site.runs);
         let bias = bias.map_or_else(|| Arg::null(Param::Compute), compute);
@@ -55,7 +55,7 @@ impl ScaleOps for Cuda {
     }
 
     fn scale_bwd(&mut self, op: ScaleBwd<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let ScaleBwd { d_params, d_y, unscaled, params, norms, pack, site } = op;
         let (runs, count) = pack.lora_runs(site.runs);
         let (kernel, d_y) = match d_y {
@@ -71,7 +71,7 @@ impl ScaleOps for Cuda {
     }
 
     fn scale_delta(&mut self, op: ScaleDelta<'_, Self>) {
-        op.check();
+        self.begin(&op);
         let ScaleDelta { out, unscaled, params, norms, pack, site } = op;
         let (tiles, count) = pack.lora_tiles(site.runs);
         let buffers = [acc(out), compute(unscaled)];

@@ -9,7 +9,7 @@ use super::kernel::Kernel;
 use super::parallel::{Shared, Split, each_part, rows};
 use super::simd::{Element, Float, multiversion, sum};
 use crate::backend::TensorMut;
-use crate::backend::ops::{LoraSite, Op, RunRange, ScaleBwd, ScaleDelta, ScaleFwd, ScaleOps, ScaleSite, WeightNorm};
+use crate::backend::ops::{LoraSite, RunRange, ScaleBwd, ScaleDelta, ScaleFwd, ScaleOps, ScaleSite, WeightNorm};
 use crate::pack::Pack;
 
 /// Columns of a weight's row that are summed together: with those of A they stay in the first cache.
@@ -19,7 +19,7 @@ const SUMMED: usize = 64;
 
 impl<A: Float> ScaleOps for Cpu<A> {
     fn weight_norm(&mut self, op: WeightNorm<'_, Self>) {
-        self.begin(&op);
+        let _span = self.begin(&op);
         let WeightNorm { norms, weight, params, site, to, runs } = op;
         let LoraSite { rank, input, output, .. } = site;
         let exec = &self.cx.exec;
@@ -43,17 +43,17 @@ impl<A: Float> ScaleOps for Cpu<A> {
     }
 
     fn scale_fwd(&mut self, op: ScaleFwd<'_, Self>) {
-        self.begin(&op);
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn scale_bwd(&mut self, op: ScaleBwd<'_, Self>) {
-        self.begin(&op);
+        let _span = self.begin(&op);
         self.run(op);
     }
 
     fn scale_delta(&mut self, op: ScaleDelta<'_, Self>) {
-        self.begin(&op);
+        let _span = self.begin(&op);
         self.run(op);
     }
 }

@@ -36,7 +36,9 @@ impl Recording {
         output::note(match profile.ceiling {
             Some(Ceiling { flops, bytes }) => {
                 let [flops, bytes] = [flops, bytes].map(|rate| rate / 1e9);
-                format!("ceiling, measured now: {flops:.0} GFLOP/s in registers, {bytes:.1} GB/s of memory")
+                format!(
+                    "ceiling, measured now: {flops:.0} GFLOP/s in registers, {bytes:.1} GB/s of memory (more comes from a cache)"
+                )
             }
             None => "ceiling: not measured on this device".to_owned(),
         });

@@ -72,6 +72,9 @@ pub enum Error {
         /// The device's reason.
         message: String,
     },
+    /// Whoever runs the work has stopped it.
+    #[error("interrupted")]
+    Interrupted,
     /// A computed value that must be finite is not.
     #[error("{what}: expected a finite value, found {found}")]
     NotFinite {

@@ -26,6 +26,8 @@ pub mod pack;
 pub mod page;
 #[forbid(unsafe_code)]
 pub mod probe;
+#[cfg(feature = "python")]
+pub mod python;
 #[forbid(unsafe_code)]
 pub mod random;
 #[forbid(unsafe_code)]

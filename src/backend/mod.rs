@@ -29,7 +29,7 @@ pub mod profile;
 pub mod trace;
 mod values;
 
-pub use values::{AccElement, Captured, HostSlice, OwnMemory, PassSize, Readback, Tensor, TensorMut};
+pub use values::{AccElement, Captured, HostSlice, Interrupt, OwnMemory, PassSize, Readback, Tensor, TensorMut};
 
 /// Something with a number of elements.
 pub trait Len {

@@ -1,8 +1,10 @@
 //! Views of buffers, what is on its way to the host, and the sizes of passes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Buffers, Len};
+use crate::{Error, Result};
 
 /// The host's view of a buffer's elements, borrowed where the device lets the host read them in place.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -117,6 +119,25 @@ impl<'a, B: Buffers + ?Sized> TensorMut<'a, B> {
             Self::Acc(buffer) => Tensor::Acc(buffer),
             Self::Compute(buffer) => Tensor::Compute(buffer),
         }
+    }
+}
+
+/// By which whoever runs the work stops it: a device that heeds it ends with an error where it is next waited for.
+#[derive(Clone, Debug, Default)]
+pub struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// Stops, or with `false` no longer.
+    pub fn set(&self, stop: bool) {
+        self.0.store(stop, Ordering::Relaxed);
+    }
+
+    /// Whether work may go on.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`], once it was stopped.
+    pub fn check(&self) -> Result<()> {
+        if self.0.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 }
 

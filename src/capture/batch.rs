@@ -15,7 +15,7 @@ pub const LABELS: [&str; 3] = ["doc_id", "pos", "token_id"];
 pub struct Batch {
     pub pack: Pack,
     /// Number of the first document.
-    first: usize,
+    pub first: usize,
 }
 
 impl Batch {

@@ -75,7 +75,7 @@ impl<B: Backend> Taps<B> for FileTaps<'_> {
 }
 
 /// For sites whose rows are `[heads, positions]`, what stands at positions that a sequence has not.
-fn fill_by_position(site: Site) -> Option<f32> {
+pub fn fill_by_position(site: Site) -> Option<f32> {
     match site {
         Site::AttnScores => Some(f32::NEG_INFINITY),
         Site::Pattern => Some(0.0),
@@ -84,7 +84,7 @@ fn fill_by_position(site: Site) -> Option<f32> {
 }
 
 /// Rows of `from` positions per head as rows of `to`: batches have different longest sequences, the file has one width.
-fn widened(values: &[f32], from: usize, to: usize, fill: f32) -> Vec<f32> {
+pub fn widened(values: &[f32], from: usize, to: usize, fill: f32) -> Vec<f32> {
     let mut out = Vec::with_capacity(values.len() / from * to);
     for head in values.chunks_exact(from) {
         out.extend_from_slice(head);

@@ -82,7 +82,7 @@ pub fn of_capture(config: &ModelConfig, settings: &CaptureSettings, longest: usi
 
 /// The axes of a row, of which the embedding's is the stream's in most models, and norms of queries and keys may be of whole
 /// rows.
-fn axes(site: Site, config: &ModelConfig) -> &'static str {
+pub fn axes(site: Site, config: &ModelConfig) -> &'static str {
     match site {
         Site::Embed if config.embed_size == config.hidden_size => "d_model",
         Site::Norm(NormSite::Q | NormSite::K, part) if config.qk_norm == Some(QkNorm::Row) => match part {

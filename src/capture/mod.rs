@@ -51,10 +51,10 @@ use crate::model::{self, Activations, Adaptation, EditSet, Input, Model, OutputR
 use crate::pack::Sequence;
 use crate::{Error, Result};
 
-mod batch;
-mod file;
-mod metadata;
-mod tensors;
+pub(crate) mod batch;
+pub(crate) mod file;
+pub(crate) mod metadata;
+pub(crate) mod tensors;
 
 use batch::Batch;
 use file::FileTaps;

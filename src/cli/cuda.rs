@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::output;
 use crate::backend::cuda::{Settings, devices};
 use crate::formats::atomic::entries;
 
@@ -20,7 +21,7 @@ pub fn settings() -> Settings {
         cache_dir: cache.map(|dir| dir.join("llamaprobe").join("kernels")),
         // As with the driver's own meaning of it: launches are waited for.
         blocking: variable("CUDA_LAUNCH_BLOCKING").is_some_and(|value| value.as_os_str() == "1"),
-        on_warning: |line| eprintln!("{line}"),
+        on_warning: |line| output::device(line),
         ..Settings::default()
     }
 }

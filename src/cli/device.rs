@@ -1,7 +1,7 @@
 //! The one choice of device and dtype. What runs on the chosen backend is a [`Job`], written once for all of them.
 
 use super::args::{CommonArgs, Device, DtypeArg};
-use super::{Failure, notes};
+use super::{Failure, host, notes};
 use crate::arch::Dtype;
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, CpuSettings, Isa, ceiling};
@@ -50,18 +50,23 @@ pub fn with_threads(
     // What the host does beside the device (reading files, rounding weights) keeps to the same number.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(HOST_STACK).build();
     let pool = pool.map_err(|error| Error::argument("--threads", "threads that the system gives", error))?;
-    pool.install(|| work(threads))
+    let heard_by = host::current();
+    pool.install(|| {
+        host::adopt(heard_by);
+        work(threads)
+    })
 }
 
 fn open(common: &CommonArgs, checkpoint: Dtype, threads: usize, job: impl Job) -> Result<(), Failure> {
     let (dtype, split) = (dtype(common.dtype, checkpoint)?, common.dtype == DtypeArg::F32x3);
     let gpu = gpu(&common.device)?;
     notes::release();
+    let interrupt = host::current().map(|host| host.interrupt.clone()).unwrap_or_default();
     match gpu {
         Some(gpu) if split => Err(Error::argument("--dtype f32x3", "--device cpu", format!("cuda:{gpu}")).into()),
         #[cfg(feature = "cuda")]
         Some(gpu) => {
-            let mut cuda = Cuda::open(gpu, dtype, &super::cuda::settings())?;
+            let mut cuda = Cuda::open(gpu, dtype, &super::cuda::settings())?.heeding(interrupt);
             if let Some(profile) = &common.profile {
                 cuda.record(&profile.recorder)?;
             }
@@ -76,7 +81,7 @@ fn open(common: &CommonArgs, checkpoint: Dtype, threads: usize, job: impl Job) -
                 return Err(Error::argument("--dtype f32x3", expected, isa.name()).into());
             }
             let settings = CpuSettings { dtype, threads, isa, split };
-            let mut cpu = Cpu::<f32>::open(&settings);
+            let mut cpu = Cpu::<f32>::open(&settings).heeding(interrupt);
             let Some(profile) = &common.profile else { return job.run(cpu) };
             cpu.record(&profile.recorder);
             job.run(cpu)?;
@@ -106,7 +111,9 @@ fn gpu(device: &Device) -> Result<Option<usize>, Failure> {
     match device {
         Device::Cpu => Ok(None),
         Device::Cuda(n) => Ok(Some(*n)),
-        Device::Auto => Ok(super::cuda::best().inspect_err(|why| eprintln!("device: cpu ({why})")).ok()),
+        Device::Auto => {
+            Ok(super::cuda::best().inspect_err(|why| super::output::device(format_args!("device: cpu ({why})"))).ok())
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `generate`: continuations of prompts.
 
 use std::io::Write;
+use std::path::Path;
 
 use serde_json::json;
 
@@ -21,8 +22,7 @@ use crate::{Error, Result};
 pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let files = resolve::model_with_head(&args.model.model, &args.common)?;
     let adapter = resolve::adapter(args.model.adapter.as_deref(), &files)?;
-    let sampling = sampling(args)?;
-    let asked = asked(args, &files, sampling)?;
+    asked(args, &files, sampling(args)?)?;
     let edits = edits::of_texts(args.edit.as_deref(), &Naming::tl(&files.config))?;
     let (tokenizer, prompts) = match (&args.input, args.prompt.as_slice()) {
         (Some(input), _) => {
@@ -40,7 +40,79 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
         }
     };
     let dtype = files.dtype;
-    dispatch(&args.common, dtype, Generate { args, files, adapter, tokenizer, prompts, edits, sampling, asked })
+    dispatch(&args.common, dtype, Generate { args, files, adapter, tokenizer, prompts, edits })
+}
+
+/// Prompts to be continued as flags say.
+pub struct Continuation<'a> {
+    args: &'a GenerateArgs,
+    /// The model's directory.
+    path: &'a Path,
+    /// None of a model that has none, whose prompts are token ids.
+    tokenizer: Option<&'a Tokenizer>,
+    stops: Option<Stops<'a>>,
+    edits: &'a [Edit],
+    sampling: Sampling,
+    asked: GenerationDefaults,
+}
+
+impl<'a> Continuation<'a> {
+    /// What the flags ask for, of a model whose files are these.
+    ///
+    /// # Errors
+    /// Flags out of their domain.
+    pub fn new(
+        args: &'a GenerateArgs,
+        files: &'a ModelFiles,
+        tokenizer: Option<&'a Tokenizer>,
+        edits: &'a [Edit],
+    ) -> Result<Self> {
+        let sampling = sampling(args)?;
+        let asked = asked(args, files, sampling)?;
+        let strings = || args.stop.iter().map(|stop| stop.replace("\\n", "\n"));
+        let stops = tokenizer.map(|tokenizer| Stops::new(tokenizer, strings()));
+        Ok(Self { args, path: &files.path, tokenizer, stops, edits, sampling, asked })
+    }
+
+    /// The continuations of prompts, token ids; `on_token(i, token)` hears of every token of prompt i.
+    ///
+    /// # Errors
+    /// As [`Model::generate`].
+    pub fn run<B: Backend>(
+        &self,
+        backend: &mut B,
+        model: &Model<B>,
+        adaptation: Option<&Adaptation<B>>,
+        prompts: &[Vec<u32>],
+        on_token: &mut dyn FnMut(usize, u32),
+    ) -> Result<Vec<Vec<u32>>> {
+        let run = adaptation.map(|_| 0);
+        let ends = |ids: &[u32]| self.stops.as_ref().is_some_and(|stops| stops.reached(ids));
+        let generation = GenerationConfig {
+            max_length: self.args.max_length,
+            stop: match self.tokenizer {
+                Some(tokenizer) => tokenizer.stops().to_vec(),
+                None => generation_config::ends(self.path)?,
+            },
+            ends: (!self.args.stop.is_empty()).then_some(&ends),
+            sampling: self.sampling,
+            repetition_penalty: self.asked.repetition_penalty,
+            min_new_tokens: self.asked.min_new_tokens,
+            min_length: self.asked.min_length,
+            edits: self.edits,
+            ..GenerationConfig::greedy(self.args.max_new_tokens)
+        };
+        let inputs: Vec<Prompt> = prompts.iter().map(|ids| Prompt { ids: ids.clone(), run }).collect();
+        model.generate(backend, &inputs, adaptation, &generation, on_token)
+    }
+
+    /// A continuation as text, if there is a tokenizer.
+    ///
+    /// # Errors
+    /// Tokens that are no text.
+    pub fn text(&self, tokens: &[u32]) -> Result<Option<String>> {
+        self.stops.as_ref().map(|stops| stops.text(tokens)).transpose()
+    }
 }
 
 fn sampling(args: &GenerateArgs) -> Result<Sampling> {
@@ -94,13 +166,11 @@ struct Generate<'a> {
     tokenizer: Option<Tokenizer>,
     prompts: Vec<Vec<u32>>,
     edits: Vec<Edit>,
-    sampling: Sampling,
-    asked: GenerationDefaults,
 }
 
 impl Job for Generate<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, files, adapter, tokenizer, prompts, edits, sampling, asked } = self;
+        let Self { args, files, adapter, tokenizer, prompts, edits } = self;
         let model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let adaptation = match &adapter {
             Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model, adapter)?),
@@ -111,26 +181,9 @@ impl Job for Generate<'_> {
         let soft = adaptation.as_ref().map_or(0, |adaptation| adaptation.prompts[0]);
         let mut sequences: Vec<Sequence> = prompts.iter().map(|ids| Sequence::prompted(soft, ids, run)).collect();
         EditPlan::new(&edits, &mut sequences)?;
-        let strings = || args.stop.iter().map(|stop| stop.replace("\\n", "\n"));
-        let stops = tokenizer.as_ref().map(|tokenizer| Stops::new(tokenizer, strings()));
-        let ends = |ids: &[u32]| stops.as_ref().is_some_and(|stops| stops.reached(ids));
-        let generation = GenerationConfig {
-            max_length: args.max_length,
-            stop: match &tokenizer {
-                Some(tokenizer) => tokenizer.stops().to_vec(),
-                None => generation_config::ends(&files.path)?,
-            },
-            ends: (!args.stop.is_empty()).then_some(&ends),
-            sampling,
-            repetition_penalty: asked.repetition_penalty,
-            min_new_tokens: asked.min_new_tokens,
-            min_length: asked.min_length,
-            edits: &edits,
-            ..GenerationConfig::greedy(args.max_new_tokens)
-        };
-        let inputs: Vec<Prompt> = prompts.iter().map(|ids| Prompt { ids: ids.clone(), run }).collect();
+        let continuation = Continuation::new(args, &files, tokenizer.as_ref(), &edits)?;
         // One text is shown as it grows; several would interleave, and a stop string must not be seen.
-        let growing = inputs.len() == 1 && !args.common.json && args.stop.is_empty();
+        let growing = prompts.len() == 1 && !args.common.json && args.stop.is_empty();
         let mut stream = tokenizer.as_ref().filter(|_| growing).map(Tokenizer::stream);
         let mut shown: Result<(), Failure> = Ok(());
         let mut show = |ids: &[u32]| -> Result<(), Failure> {
@@ -141,8 +194,8 @@ impl Job for Generate<'_> {
             }
             Ok(out.flush()?)
         };
-        show(&inputs[0].ids)?;
-        let done = model.generate(&mut backend, &inputs, adaptation.as_ref(), &generation, &mut |_, id| {
+        show(&prompts[0])?;
+        let done = continuation.run(&mut backend, &model, adaptation.as_ref(), &prompts, &mut |_, id| {
             if shown.is_ok() {
                 shown = show(&[id]);
             }
@@ -150,7 +203,7 @@ impl Job for Generate<'_> {
         shown?;
         match stream {
             Some(stream) => output::line(stream.finish()?),
-            None => print(args, tokenizer.as_ref().zip(stops.as_ref()), &prompts, &done),
+            None => print(args, &continuation, &prompts, &done),
         }
     }
 }
@@ -158,22 +211,22 @@ impl Job for Generate<'_> {
 /// Writes the continuations of all prompts: as text, or, of a model without a tokenizer, as token ids.
 fn print(
     args: &GenerateArgs,
-    texts: Option<(&Tokenizer, &Stops)>,
+    continuation: &Continuation<'_>,
     prompts: &[Vec<u32>],
     done: &[Vec<u32>],
 ) -> Result<(), Failure> {
     let mut results = Vec::new();
     for (prompt, tokens) in prompts.iter().zip(done) {
-        let text = texts.map(|(_, stops)| stops.text(tokens)).transpose()?;
+        let text = continuation.text(tokens)?;
         let whole = || [prompt.as_slice(), tokens].concat();
-        match (texts, text) {
+        match (continuation.tokenizer, text) {
             (_, text) if args.common.json => {
                 results.push(json!({"prompt_ids": prompt, "ids": tokens, "text": text}));
             }
-            (Some((tokenizer, _)), Some(text)) if !args.stop.is_empty() => {
+            (Some(tokenizer), Some(text)) if !args.stop.is_empty() => {
                 output::line(tokenizer.decode(prompt, true)? + &text)?;
             }
-            (Some((tokenizer, _)), _) => output::line(tokenizer.decode(&whole(), true)?)?,
+            (Some(tokenizer), _) => output::line(tokenizer.decode(&whole(), true)?)?,
             (None, _) => output::line(json!(whole()))?,
         }
     }

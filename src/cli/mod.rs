@@ -10,15 +10,18 @@ use std::process::ExitCode;
 use crate::Error;
 
 mod analyze;
-mod args;
+pub(crate) mod args;
+#[cfg(feature = "python")]
+pub(crate) mod call;
 mod capture;
 mod compare;
 #[cfg(feature = "cuda")]
 mod cuda;
-mod device;
+pub(crate) mod device;
 mod edits;
 mod flags;
-mod generate;
+pub(crate) mod generate;
+pub(crate) mod host;
 mod inspect;
 mod merge;
 mod notes;
@@ -31,10 +34,10 @@ mod probe;
 mod profile;
 mod report;
 mod report_tables;
-mod resolve;
+pub(crate) mod resolve;
 mod study;
 mod task;
-mod texts;
+pub(crate) mod texts;
 mod train_lora;
 mod train_prompt;
 mod training;
@@ -42,7 +45,7 @@ mod training_results;
 mod written;
 
 /// Why there is no result.
-enum Failure {
+pub(crate) enum Failure {
     /// The line could not be parsed, or asks for help, which clap treats alike.
     Usage(clap::Error),
     /// The library's error, which is one line for the user.
@@ -78,22 +81,27 @@ impl From<std::io::Error> for Failure {
 
 /// Runs a command line whose first word is the program's name.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    ExitCode::from(status(words))
+}
+
+/// The same, for a program that ends in its own way.
+pub(crate) fn status(words: impl IntoIterator<Item = OsString>) -> u8 {
     notes::listen();
     match parse::parse(words).and_then(|(command, cli)| run(cli).map_err(|failure| failure.in_words_of(&command))) {
         Ok(()) | Err(Failure::Closed) => {
             notes::release();
-            ExitCode::SUCCESS
+            0
         }
         Err(Failure::Usage(error)) => {
             // Help and version are "errors" of exit code 0; a closed stream is nobody's concern here.
             let _ = error.print();
-            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+            u8::try_from(error.exit_code()).unwrap_or(2)
         }
         Err(Failure::Error(error)) => {
             // A message of a file's own format may have several lines; scripts read one.
             let line = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
             output::note(line);
-            ExitCode::from(1)
+            1
         }
     }
 }

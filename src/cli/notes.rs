@@ -60,6 +60,14 @@ pub fn listen() {
     }
 }
 
+/// Begins anew, with notes that were said before: another command runs.
+#[cfg(feature = "python")]
+pub fn begin() {
+    listen();
+    let mut state = NOTES.0.lock().unwrap_or_else(PoisonError::into_inner);
+    *state = State { said: Vec::new(), written: None };
+}
+
 /// Writes what was held back, and from now on everything at once.
 pub fn release() {
     log::logger().flush();

@@ -7,11 +7,15 @@ use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-use super::Failure;
+use super::{Failure, host};
 
 /// Writes a line of result.
 pub fn line(text: impl std::fmt::Display) -> Result<(), Failure> {
-    Ok(writeln!(std::io::stdout().lock(), "{text}")?)
+    match host::current() {
+        Some(host) => host.line(&text.to_string()),
+        None => writeln!(std::io::stdout().lock(), "{text}")?,
+    }
+    Ok(())
 }
 
 /// Writes a JSON result.
@@ -26,7 +30,11 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Re
 
 /// Writes such a table to stderr.
 pub fn note_table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
-    for line in drawn(header, rows) {
+    let lines = drawn(header, rows);
+    if let Some(host) = host::current() {
+        return host.note(lines.join("\n"));
+    }
+    for line in lines {
         // If stderr is closed, nobody can be told.
         let _ = writeln!(std::io::stderr(), "{line}");
     }
@@ -59,8 +67,19 @@ pub fn markdown_row(cells: impl Iterator<Item = String>) -> Result<(), Failure> 
 
 /// Writes a line to stderr that is neither a result nor a usage error.
 pub fn note(text: impl std::fmt::Display) {
-    // If stderr is closed, nobody can be told.
-    let _ = writeln!(std::io::stderr(), "llamaprobe: {text}");
+    match host::current() {
+        Some(host) => host.note(text.to_string()),
+        // If stderr is closed, nobody can be told.
+        None => drop(writeln!(std::io::stderr(), "llamaprobe: {text}")),
+    }
+}
+
+/// Writes to stderr which device was chosen, and what it had to put right.
+pub fn device(text: impl std::fmt::Display) {
+    match host::current() {
+        Some(host) => host.note(text.to_string()),
+        None => eprintln!("{text}"),
+    }
 }
 
 /// A number of bytes with a unit.
@@ -75,6 +94,12 @@ pub fn bytes(n: usize) -> String {
 
 /// A progress bar on stderr with rate and time left; nothing where stderr is not a terminal.
 pub fn progress(total: u64, unit: &str) -> ProgressBar {
+    if let Some(host) = host::current() {
+        let bar = ProgressBar::hidden();
+        bar.set_length(total);
+        host.follow(&bar, unit);
+        return bar;
+    }
     let bar = ProgressBar::new(total);
     let template = format!("{{msg}} [{{bar:30}}] {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left");
     if let Ok(style) = ProgressStyle::with_template(&template) {

@@ -56,23 +56,64 @@ fn config_words(words: &[OsString]) -> Result<Option<(PathBuf, Vec<OsString>)>, 
     let Some((name, typed)) = matches.subcommand() else { return Ok(None) };
     let Ok(Some(path)) = typed.try_get_one::<PathBuf>("config") else { return Ok(None) };
     let command = lenient.find_subcommand(name).expect("clap matched this subcommand");
-    let mapping = read(path)?;
-    let mut from_file = Vec::new();
+    let is_typed = |id: &str| typed.value_source(id) == Some(ValueSource::CommandLine);
+    Ok(Some((path.clone(), words_of(command, &read(path)?, path, is_typed)?)))
+}
+
+/// The flags that the keys of a mapping stand for, except those of which `skip` has the id; `path` names the mapping in errors.
+fn words_of(
+    command: &clap::Command,
+    mapping: &Mapping,
+    path: &Path,
+    skip: impl Fn(&str) -> bool,
+) -> Result<Vec<OsString>> {
+    let mut words = Vec::new();
     let mut seen: Vec<&str> = Vec::new();
-    for (key, value) in &mapping {
+    for (key, value) in mapping {
         let key =
             key.as_str().ok_or_else(|| Error::field(path, format!("{key:?}"), "a name as key", "another type"))?;
         let arg = find(command, key, path)?;
         let id = arg.get_id().as_str();
         if seen.contains(&id) {
-            return Err(Error::field(path, key, "one value", "the same setting under two names").into());
+            return Err(Error::field(path, key, "one value", "the same setting under two names"));
         }
         seen.push(id);
-        if typed.value_source(id) != Some(ValueSource::CommandLine) {
-            from_file.extend(flag(arg, key, value, path)?);
+        if !skip(id) {
+            words.extend(flag(arg, key, value, path)?);
         }
     }
-    Ok(Some((path.clone(), from_file)))
+    Ok(words)
+}
+
+/// The line that calls a subcommand with the keys of a mapping as its flags, and as its operands those that are named so; what
+/// it prints is JSON where it can be.
+#[cfg(feature = "python")]
+pub fn line(name: &str, mut mapping: Mapping) -> Result<Vec<OsString>> {
+    let cli = Cli::command();
+    let Some(command) = cli.find_subcommand(name) else {
+        let names = cli.get_subcommands().map(clap::Command::get_name).collect::<Vec<_>>().join(", ");
+        return Err(Error::argument("command", format!("one of {names}"), name));
+    };
+    let call = PathBuf::from(format!("{}()", name.replace('-', "_")));
+    let mut operands: Vec<OsString> = Vec::new();
+    for operand in command.get_positionals() {
+        let key = operand.get_id().as_str();
+        match mapping.remove(key) {
+            None | Some(Value::Null) => {}
+            Some(Value::String(word)) => operands.push(word.into()),
+            Some(other) => return Err(Error::field(&call, key, "a text", kind(&other))),
+        }
+    }
+    let mut words: Vec<OsString> = vec!["llamaprobe".into(), name.into()];
+    words.extend(words_of(command, &mapping, &call, |_| false)?);
+    if command.get_arguments().any(|arg| arg.get_id() == "json") {
+        words.push("--json".into());
+    }
+    if !operands.is_empty() {
+        words.push("--".into());
+        words.extend(operands);
+    }
+    Ok(words)
 }
 
 fn read(path: &Path) -> Result<Mapping> {

@@ -11,6 +11,7 @@ use super::training_results::RESULTS_FILE;
 use super::{Failure, output};
 use crate::formats::lines::at;
 use crate::formats::{atomic, json};
+use crate::page::model::Page;
 use crate::page::{self, Study};
 use crate::train::log::LOG_FILE;
 use crate::{Error, Result, compare, probe};
@@ -57,10 +58,23 @@ pub fn write_beside(report: &Value, directory: &Path, csv: bool) -> Result<Vec<P
 }
 
 fn write(report: &Value, path: &Path, html: &Path, csv: bool) -> Result<Vec<PathBuf>> {
-    let page = page::page(report, path, &repeats(report, Study::of(report, path)?))?;
+    let page = page(report, path)?;
     let series = csv.then(|| html.with_file_name(SERIES));
     page::write(&page, html, series.as_deref())?;
     Ok(std::iter::once(html.to_path_buf()).chain(series).collect())
+}
+
+/// The page of a report that is the file `path`.
+pub fn page(report: &Value, path: &Path) -> Result<Page> {
+    page::page(report, path, &repeats(report, Study::of(report, path)?))
+}
+
+/// The page of a run's directory or file.
+#[cfg(feature = "python")]
+pub fn page_of(run: &Path) -> Result<Page> {
+    let (path, report) = read(run)?;
+    check(&report, &path)?;
+    page(&report, &path)
 }
 
 /// The command that repeats a study in its directory. It names no path of an output, so that a report gives the same page

@@ -59,7 +59,7 @@ pub fn encode(tokenizer: &Tokenizer, text: &str, location: &str, config: &ModelC
     check_ids(tokenizer.encode(text, true)?.ids, location, config)
 }
 
-/// Refuses no ids, and those beyond the vocabulary.
+/// Refuses token ids that are none of the model's, or none at all; `location` names them in errors.
 pub fn check_ids(ids: Vec<u32>, location: &str, config: &ModelConfig) -> Result<Vec<u32>> {
     if ids.is_empty() {
         return Err(Error::argument(location, "at least one token", "none"));

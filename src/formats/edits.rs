@@ -140,6 +140,24 @@ pub struct EditEntry {
     pub action: Action,
 }
 
+/// What the key `value` holds.
+#[derive(Clone, Copy)]
+enum Given<'a> {
+    /// `FILE.safetensors#tensor`, or `FILE.gguf`.
+    Named(&'a str),
+    /// The rows themselves.
+    Rows(&'a Values),
+}
+
+impl<'a> Given<'a> {
+    fn name(self) -> Option<&'a str> {
+        match self {
+            Self::Named(name) => Some(name),
+            Self::Rows(_) => None,
+        }
+    }
+}
+
 /// Reads a file of edits.
 ///
 /// # Errors
@@ -152,15 +170,28 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<EditEntry>> {
         return Err(Error::field(path, "top level", "a list of edits", "an empty file"));
     }
     let StrictValue(value) = yaml::parse(&text).map_err(Error::file(path))?;
-    let entries: Vec<EditEntry> =
-        Fields::of_list(path, &value)?.iter().enumerate().map(|(i, fields)| entry(i, fields)).collect::<Result<_>>()?;
+    entries(path, &value, &[])
+}
+
+/// The same of a list that is no file's, whose relative paths are the process's: `name` stands for it in errors. A `value` may be
+/// the number of one of `values`.
+///
+/// # Errors
+/// As [`read`]; a number beyond those of the values.
+pub fn entries(name: impl AsRef<Path>, list: &Value, values: &[Values]) -> Result<Vec<EditEntry>> {
+    let path = name.as_ref();
+    let entries: Vec<EditEntry> = Fields::of_list(path, list)?
+        .iter()
+        .enumerate()
+        .map(|(i, fields)| entry(i, fields, values))
+        .collect::<Result<_>>()?;
     match entries.is_empty() {
         true => Err(Error::field(path, "top level", "at least one edit", "an empty list")),
         false => Ok(entries),
     }
 }
 
-fn entry(i: usize, fields: &Fields) -> Result<EditEntry> {
+fn entry(i: usize, fields: &Fields, given: &[Values]) -> Result<EditEntry> {
     for key in fields.keys() {
         if !KEYS.contains(&key) {
             let nearest = nearest(key, KEYS).unwrap_or_default();
@@ -171,8 +202,14 @@ fn entry(i: usize, fields: &Fields) -> Result<EditEntry> {
         }
     }
     let op = fields.require("op", fields.str("op")?, &format!("one of {}", OPS.join(", ")))?;
-    let value = fields.str("value")?;
-    let control = value.filter(|value| !value.contains('#') && value.ends_with(".gguf"));
+    let value = match fields.get("value").and_then(Value::as_u64).filter(|_| !given.is_empty()) {
+        Some(number) => {
+            let values = usize::try_from(number).ok().and_then(|number| given.get(number));
+            Some(Given::Rows(fields.require("value", values, &format!("a number below {}", given.len()))?))
+        }
+        None => fields.str("value")?.map(Given::Named),
+    };
+    let control = value.and_then(Given::name).filter(|value| !value.contains('#') && value.ends_with(".gguf"));
     let action = match control {
         Some(file) => control_vector(fields, op, file)?,
         None => Action::Op(operation(fields, op, value)?),
@@ -223,7 +260,7 @@ fn positions(fields: &Fields) -> Result<Positions> {
 }
 
 /// The operation of an entry, whose value is none or a tensor.
-fn operation(fields: &Fields, op: &str, value: Option<&str>) -> Result<EditOp> {
+fn operation(fields: &Fields, op: &str, value: Option<Given<'_>>) -> Result<EditOp> {
     let scale = fields.f64("scale")?;
     let none = |key: &str| match fields.has(key) {
         true => Err(fields.error(key, format!("no {key} of the operation {op}"))),
@@ -237,7 +274,11 @@ fn operation(fields: &Fields, op: &str, value: Option<&str>) -> Result<EditOp> {
     }
     let values = || -> Result<Values> {
         let value = fields.require("value", value, "FILE.safetensors#tensor, or FILE.gguf")?;
-        Ok(tensor(fields, value)?.times(scale.unwrap_or(1.0)))
+        let values = match value {
+            Given::Named(name) => tensor(fields, name)?,
+            Given::Rows(values) => values.clone(),
+        };
+        Ok(values.times(scale.unwrap_or(1.0)))
     };
     Ok(match op {
         "add" => EditOp::Add(values()?),

@@ -132,6 +132,21 @@ pub trait Taps<B: Backend> {
     /// Whatever ends the pass: the forward goes no further, and returns it.
     fn tap(&mut self, backend: &mut B, tapped: Tapped<'_, B>) -> Result<()>;
 
+    /// Whether [`Taps::rewrite`] is asked at a hook, whose site can be edited ([`Site::is_editable`]).
+    #[inline(always)]
+    fn rewrites(&self, _: Site, _: usize) -> bool {
+        false
+    }
+
+    /// What takes the place of all rows of a tensor, `[rows, width]`; none leaves it as it is. Asked after the pass's edits and
+    /// before [`Taps::tap`], which sees what flows on. The pass has no way back through it.
+    ///
+    /// # Errors
+    /// Whatever ends the pass.
+    fn rewrite(&mut self, _: &mut B, _: Tapped<'_, B>) -> Result<Option<Vec<f32>>> {
+        Ok(None)
+    }
+
     /// Called once after the last tensor of a pass. What was captured is to be read after
     /// [`Transfer::sync`](crate::backend::Transfer::sync).
     ///

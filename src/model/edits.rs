@@ -200,6 +200,18 @@ impl<'a, B: Backend> PassEdits<'a, B> {
     }
 }
 
+/// `x [rows, width] = values`, of the leading rows that there are values for.
+pub(super) fn replace<B: Backend>(backend: &mut B, x: TensorMut<'_, B>, width: usize, values: &[f32]) -> Result<()> {
+    let host: Vec<B::Element> = values.iter().map(|&x| B::Element::from_f64(f64::from(x))).collect();
+    let mut values = backend.acc(host.len())?;
+    backend.upload(&mut values, 0, &host)?;
+    let rows: Vec<u32> = (0..host.len() / width).map(|row| row as u32).collect();
+    let rows = backend.index(&rows)?;
+    let map = EditMap { keep: 0.0, along: 0.0 };
+    backend.edit_fwd(EditFwd { x, values: &values, rows: &rows, value_rows: &rows, width, map, add: 1.0 });
+    Ok(())
+}
+
 impl<B: Backend> Placed<B> {
     fn lists(&self, outputs: bool) -> &[B::Index; 2] {
         self.outputs.as_ref().filter(|_| outputs).unwrap_or(&self.all)

@@ -1,6 +1,6 @@
 //! The taps and edits of a pass, with what they are told about the tensors at one point of it.
 
-use super::edits::PassEdits;
+use super::edits::{PassEdits, replace};
 use crate::Result;
 use crate::backend::{Backend, Tensor, TensorMut};
 use crate::hooks::{Site, Tapped, Taps};
@@ -42,7 +42,7 @@ impl<'a, B: Backend, T: Taps<B>> PassTaps<'a, B, T> {
     /// Whether a site is edited here.
     #[inline(always)]
     pub fn edits(&self, site: Site) -> bool {
-        self.edits.is_some_and(|edits| edits.at(site, self.layer))
+        self.edits.is_some_and(|edits| edits.at(site, self.layer)) || self.taps.rewrites(site, self.layer)
     }
 
     /// Edits a tensor `[rows, width]` as the pass is to, and hands it over, if it is wanted.
@@ -51,7 +51,20 @@ impl<'a, B: Backend, T: Taps<B>> PassTaps<'a, B, T> {
         if let Some(edits) = self.edits {
             edits.forward(backend, (site, self.layer), self.rows.is_some(), data.reborrow(), width);
         }
+        if self.taps.rewrites(site, self.layer) {
+            self.rewrite(backend, site, data.reborrow(), width)?;
+        }
         self.tap(backend, site, data.read(), width)
+    }
+
+    /// Lets the taps put other rows in place of those of a tensor `[rows, width]`.
+    fn rewrite(&mut self, backend: &mut B, site: Site, mut data: TensorMut<'_, B>, width: usize) -> Result<()> {
+        let Self { pack, rows, layer, .. } = *self;
+        let tapped = Tapped { site, layer, rows, width, data: data.reborrow().read(), pack };
+        let (count, name) = (tapped.len(), || site.name(layer));
+        let Some(values) = self.taps.rewrite(backend, tapped)? else { return Ok(()) };
+        assert!(values.len() == count * width, "{}: {} elements for [{count}, {width}]", name(), values.len());
+        replace(backend, data, width, &values)
     }
 
     /// Hands over a tensor `[rows, width]`, if it is wanted.

@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 use super::ops::Op;
 use super::profile::{OpSpan, Recorder};
-use super::{Buffers, Capture, Captured, HostSlice, OwnMemory, PassSize, Planning, Tensor, Transfer};
+use super::{Buffers, Capture, Captured, HostSlice, Interrupt, OwnMemory, PassSize, Planning, Tensor, Transfer};
 use crate::Result;
 use crate::arch::Dtype;
 use crate::formats::safetensors::TensorView;
@@ -57,6 +57,7 @@ pub struct Cpu<A = f32> {
     cx: Context<A>,
     dtype: Dtype,
     recorder: Option<Recorder>,
+    interrupt: Interrupt,
 }
 
 /// How a CPU is opened.
@@ -106,7 +107,12 @@ impl<A: Kernels> Cpu<A> {
         if split {
             cx.gemm = cx.gemm.split();
         }
-        Self { cx, dtype, recorder: None }
+        Self { cx, dtype, recorder: None, interrupt: Interrupt::default() }
+    }
+
+    /// The same, to be stopped by `interrupt`.
+    pub fn heeding(self, interrupt: Interrupt) -> Self {
+        Self { interrupt, ..self }
     }
 
     /// Records from now on what it does; a device has one recorder, the first.
@@ -184,6 +190,7 @@ impl<A: Float> Transfer for Cpu<A> {
     }
 
     fn wait_readback(&mut self, pending: Vec<A>) -> Result<Vec<A>> {
+        self.interrupt.check()?;
         Ok(pending)
     }
 
@@ -196,7 +203,7 @@ impl<A: Float> Transfer for Cpu<A> {
     }
 
     fn sync(&mut self) -> Result<()> {
-        Ok(())
+        self.interrupt.check()
     }
 }
 

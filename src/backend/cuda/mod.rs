@@ -53,6 +53,7 @@ pub use self::settings::{Captures, Settings};
 use self::context::Context;
 use self::dtype::ComputeDtype;
 use crate::arch::Dtype;
+use crate::backend::Interrupt;
 use crate::backend::ops::Op;
 use crate::backend::profile::Recorder;
 use crate::{Error, Result};
@@ -69,6 +70,7 @@ pub fn devices() -> Result<usize> {
 pub struct Cuda {
     cx: Context,
     captures: Captures,
+    interrupt: Interrupt,
 }
 
 impl Cuda {
@@ -83,7 +85,12 @@ impl Cuda {
             other => other,
         };
         let cx = Context::open(ordinal, ComputeDtype::new(dtype)?, settings).map_err(named)?;
-        Ok(Self { cx, captures: settings.captures })
+        Ok(Self { cx, captures: settings.captures, interrupt: Interrupt::default() })
+    }
+
+    /// The same, to be stopped by `interrupt`.
+    pub fn heeding(self, interrupt: Interrupt) -> Self {
+        Self { interrupt, ..self }
     }
 
     /// Records from now on what it does; command lists are no graphs any more.

@@ -32,7 +32,9 @@ impl Transfer for Cuda {
 
     fn wait_readback(&mut self, pending: PendingReadback) -> Result<Vec<f32>> {
         let values = self.cx.end_read("download", pending);
-        self.cx.attributed(values)
+        let values = self.cx.attributed(values)?;
+        self.interrupt.check()?;
+        Ok(values)
     }
 
     fn borrow_acc<'a>(&self, _: &'a AccBuffer) -> Option<HostSlice<'a>> {
@@ -44,6 +46,7 @@ impl Transfer for Cuda {
     }
 
     fn sync(&mut self) -> Result<()> {
-        self.cx.sync()
+        self.cx.sync()?;
+        self.interrupt.check()
     }
 }

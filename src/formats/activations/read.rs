@@ -116,6 +116,11 @@ impl ActivationFile {
         Some([parts.iter().map(|part| part.shape[0]).sum(), parts.first()?.shape[1]])
     }
 
+    /// The parts of a site `[rows, width]`, in the order of the shards; none if the file has no such site.
+    pub fn parts(&self, site: &str) -> Option<&[TensorView]> {
+        self.tensors.get(site).map(Vec::as_slice)
+    }
+
     /// The rows of a site, as f32 whatever the file's dtype.
     ///
     /// # Errors

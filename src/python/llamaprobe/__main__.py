@@ -1,0 +1,5 @@
+"""`python -m llamaprobe` is the program."""
+
+from ._commands import main
+
+main()

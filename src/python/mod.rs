@@ -10,6 +10,8 @@ mod dlpack;
 #[forbid(unsafe_code)]
 mod errors;
 #[forbid(unsafe_code)]
+mod run;
+#[forbid(unsafe_code)]
 mod session;
 #[forbid(unsafe_code)]
 mod states;

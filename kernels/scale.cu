@@ -4,7 +4,7 @@
 //
 //   weight_norm   norms [runs, output] = |W + scale B A| of each row, W [output, input], A [R, input] and B [output, R] from
 //                 elements a and b of a run of params on; runs from `first` on
-//   scale_fwd     unscaled [N, width] = y - bias; y [N, width] = f * unscaled + bias; bias may be null
+//   scale_fwd     unscaled [N, width] = y - bias; y [N, width] = f * unscaled + bias; unscaled and bias may be null
 //   scale_bwd_*   d_params [runs, .] += sum over a run's rows of d_y * unscaled / norms; d_y [N, width] = f * d_y
 //   scale_delta   out [N, width] += (f - 1) * unscaled
 //
@@ -79,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(256)
         load8(v, y + from, width - column);
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] -= shift[i];
-        store8(unscaled + from, v, width - column);
+        if (unscaled) store8(unscaled + from, v, width - column);
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = f[i] * v[i] + shift[i];
         store8(y + from, v, width - column);

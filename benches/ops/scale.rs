@@ -38,7 +38,7 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
             group.throughput(Throughput::Bytes(bytes(b, 0, 3 * len)));
             group.bench("fwd", &id, |bench| {
                 time(bench, b, |b| {
-                    let (y, unscaled, bias) = (&mut y, &mut unscaled, None);
+                    let (y, unscaled, bias) = (&mut y, Some(&mut unscaled), None);
                     b.scale_fwd(ScaleFwd { y, unscaled, params, norms, bias, pack, site });
                 });
             });

@@ -30,7 +30,8 @@ pub use probe::ProbeArgs;
 pub use report::ReportArgs;
 pub use task::{SYNTHETIC, TaskArgs};
 pub use train::{
-    LoraInit, Method, MixArg, Pattern, PromptInit, ReparameterizationType, TrainLoraArgs, TrainPromptArgs, TrainingArgs,
+    LoraInit, Method, MixArg, Pattern, PeftType, PromptInit, ReparameterizationType, TrainLoraArgs, TrainPromptArgs,
+    TrainingArgs,
 };
 
 const EXAMPLES: &str = "\
@@ -73,7 +74,7 @@ pub enum Command {
     /// Capture activations of a model (hidden states, attention patterns, logits, ...) in a safetensors file.
     Capture(CaptureArgs),
     /// Train a LoRA adapter, and save it as PEFT does.
-    TrainLora(TrainLoraArgs),
+    TrainLora(Box<TrainLoraArgs>),
     /// Train soft prompts (prompt tuning, P-tuning, prefix tuning), many at once, and save them as PEFT does.
     TrainPrompt(TrainPromptArgs),
     /// Compare in-context learning with instruction tuning on the same demonstrations, layer by layer.

@@ -1,4 +1,4 @@
-//! `merge`: a model with a LoRA adapter in its weights, as a directory of its own.
+//! `merge`: a model with a LoRA or an IA3 in its weights, as a directory of its own.
 
 use std::collections::BTreeMap;
 
@@ -14,13 +14,16 @@ use crate::model::{Source, merge};
 
 pub fn run(args: &MergeArgs) -> Result<(), Failure> {
     let files = resolve::model_of(&args.model.model, args.revision.as_deref())?;
-    let lora = match resolve::adapter(args.model.adapter.as_deref(), &files)? {
-        Some(Adapter::Lora(lora)) => lora,
-        Some(Adapter::Prompt(prompt)) => {
-            let expected = "a LoRA (a soft prompt lies before every sequence, in no weight)";
+    let Some(adapter) = resolve::adapter(args.model.adapter.as_deref(), &files)? else {
+        return Err(Error::argument("--adapter", "an adapter to merge", "none").into());
+    };
+    let modules = match &adapter {
+        Adapter::Lora(lora) => lora.modules.len(),
+        Adapter::Ia3(ia3) => ia3.modules.len(),
+        Adapter::Prompt(prompt) => {
+            let expected = "a LoRA or an IA3 (a soft prompt lies before every sequence, in no weight)";
             return Err(Error::argument("--adapter", expected, prompt.config.kind.name()).into());
         }
-        None => return Err(Error::argument("--adapter", "a LoRA adapter to merge", "none").into()),
     };
     let beside: BTreeMap<String, Vec<u8>> = match files.is_embedded() {
         true => embedded::files().map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).into(),
@@ -36,9 +39,9 @@ pub fn run(args: &MergeArgs) -> Result<(), Failure> {
     };
     let dtype = args.dtype.chosen();
     let source = Source::new(&files.config, &files.checkpoint)?;
-    pretrained::write(&args.out, beside, dtype, |weights| merge::write(&source, &lora, dtype, weights))?;
+    pretrained::write(&args.out, beside, dtype, |weights| merge::write(&source, &adapter, dtype, weights))?;
     if args.json {
-        return output::json(&json!({ "out": args.out, "modules": lora.modules.len() }));
+        return output::json(&json!({ "out": args.out, "modules": modules }));
     }
-    output::line(format_args!("{}: {} modules merged", args.out.display(), lora.modules.len()))
+    output::line(format_args!("{}: {modules} modules merged", args.out.display()))
 }

@@ -38,6 +38,7 @@ pub(crate) mod resolve;
 mod study;
 mod task;
 pub(crate) mod texts;
+mod train_ia3;
 mod train_lora;
 mod train_prompt;
 mod training;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::args::{CheckpointArgs, CommonArgs, LoraArgs, OptimArgs, Pattern, RegularizationArgs};
 use super::output;
@@ -204,6 +204,15 @@ pub fn modules(names: Option<&[String]>, family: Family) -> Modules {
         names if names.iter().all(plain) => Modules::List(names.to_vec()),
         // The commas at which the flag was split are the expression's own.
         names => Modules::Regex(names.join(",")),
+    }
+}
+
+/// A choice of modules as the flag has it.
+pub fn modules_name(modules: &Modules) -> Value {
+    match modules {
+        Modules::List(names) => json!(names.join(",")),
+        Modules::Regex(pattern) => json!(pattern),
+        Modules::AllLinear => json!("all-linear"),
     }
 }
 

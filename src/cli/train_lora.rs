@@ -5,9 +5,10 @@ use std::borrow::Cow;
 use serde_json::{Map, Value, json};
 
 use super::Failure;
-use super::args::{LoraInit, TrainLoraArgs};
+use super::args::{LoraInit, PeftType, TrainLoraArgs};
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
+use super::train_ia3;
 use super::training::{self, Named, Training};
 use crate::backend::Backend;
 use crate::formats::adapter::{AdapterConfig, InitLoraWeights, LoraAdapter, LoraConfig, Modules};
@@ -19,6 +20,12 @@ use crate::{Error, Result};
 
 pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
     training::check_logs(&args.training.checkpoints)?;
+    if args.peft_type == PeftType::Ia3 {
+        return train_ia3::run(args);
+    }
+    if args.feedforward_modules.is_some() {
+        return Err(Error::argument("--feedforward-modules", "--peft-type ia3 beside it", "lora").into());
+    }
     let training = &args.training;
     let files = resolve::base_model(&training.base.model, &training.common)?;
     let runs = runs(args, &files)?;
@@ -71,7 +78,7 @@ fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
                         let settings = training::settings(training, rate, seed)?;
                         let settings = RunSettings { loraplus_lr_ratio: args.loraplus_lr_ratio, ..settings };
                         let flags = [
-                            ("target_modules", sets.len(), modules_name(target_modules)),
+                            ("target_modules", sets.len(), resolve::modules_name(target_modules)),
                             ("r", args.r.len(), json!(r)),
                             ("lora_alpha", args.lora_alpha.len(), json!(lora_alpha)),
                             ("learning_rate", rates.len(), json!(settings.learning_rate)),
@@ -141,15 +148,6 @@ fn pairs<T: Copy + Into<Value>>(entries: &[(String, T)]) -> Value {
     Value::Object(entries.iter().map(|(key, value)| (key.clone(), (*value).into())).collect())
 }
 
-/// A choice of modules as the flag has it.
-fn modules_name(modules: &Modules) -> Value {
-    match modules {
-        Modules::List(names) => json!(names.join(",")),
-        Modules::Regex(pattern) => json!(pattern),
-        Modules::AllLinear => json!("all-linear"),
-    }
-}
-
 /// What a run begins with.
 fn init(args: &TrainLoraArgs, files: &ModelFiles, asked: LoraConfig) -> Result<LoraAdapter> {
     let Some(path) = &args.training.init_adapter else { return resolve::zero_adapter(asked, &files.config) };
@@ -208,7 +206,7 @@ impl Job for Train<'_> {
             let all = json!({
                 "r": config.r,
                 "lora_alpha": config.lora_alpha,
-                "target_modules": modules_name(&config.target_modules),
+                "target_modules": resolve::modules_name(&config.target_modules),
                 "use_rslora": config.use_rslora,
                 "use_dora": config.use_dora,
                 "rank_pattern": pairs(&config.rank_pattern),

@@ -5,7 +5,6 @@ use super::inputs::Base;
 use super::key::TrainingKey;
 use super::settings::CompareSettings;
 use super::task_data::TaskData;
-use crate::Result;
 use crate::backend::Backend;
 use crate::formats::adapter::{Adapter, PromptKind};
 use crate::model::{Adaptation, Model};
@@ -13,6 +12,7 @@ use crate::probe::tuning::{AdapterRun, AdapterSettings};
 use crate::train::fit::{self, Tuning, Watch};
 use crate::train::settings::RunSettings;
 use crate::train::trainer::{Run, TrainerOptions};
+use crate::{Error, Result};
 
 /// Trains what is `missing` of an arm on a task, all of it in the same passes, and saves it: the adapter as PEFT has
 /// it, then the losses, whose file says that the training is done.
@@ -72,6 +72,9 @@ pub fn load<B: Backend>(
         match adapter? {
             Adapter::Lora(lora) => loras.push(lora),
             Adapter::Prompt(prompt) => prompts.push(prompt),
+            Adapter::Ia3(_) => {
+                return Err(Error::argument("adapter", "a LoRA or a soft prompt of this comparison", "an IA3"));
+            }
         }
     }
     if prompts.is_empty() {

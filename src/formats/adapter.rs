@@ -1,4 +1,4 @@
-//! PEFT adapter directories: `adapter_config.json` and `adapter_model.safetensors`; LoRA and soft prompts.
+//! PEFT adapter directories: `adapter_config.json` and `adapter_model.safetensors`; LoRA, IA3 and soft prompts.
 //!
 //! An adapted projection computes `W x + scale * B A x` with `scale = lora_alpha / r`, or `/ sqrt(r)` with
 //! `use_rslora` (Hu et al., arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732).
@@ -10,13 +10,17 @@
 mod config;
 mod directory;
 pub mod fields;
+mod ia3;
 mod modules;
+mod names;
 mod prompt;
 mod selection;
 mod weights;
 
-pub use directory::{FILES, base_model, files, is_adapter, missing_level, of_images, todays_name};
+pub use directory::{FILES, base_model, files, is_adapter};
+pub use ia3::{Ia3Adapter, Ia3Config, Ia3Module};
 pub use modules::{Module, ModuleKind};
+pub use names::{missing_level, of_images, todays_name};
 pub use prompt::{EncoderShape, EncoderState, PromptAdapter, PromptConfig, PromptKind, Reparameterization};
 pub use selection::{InitLoraWeights, LoraConfig, Modules, Slot};
 pub use weights::open as open_weights;
@@ -26,6 +30,8 @@ pub use weights::open as open_weights;
 pub enum Adapter {
     /// Low-rank updates of projections.
     Lora(LoraAdapter),
+    /// Vectors that multiply outputs and inputs of projections.
+    Ia3(Ia3Adapter),
     /// Rows before every sequence.
     Prompt(PromptAdapter),
 }
@@ -35,6 +41,8 @@ pub enum Adapter {
 pub enum AdapterConfig {
     /// Low-rank updates of projections.
     Lora(LoraConfig),
+    /// Vectors that multiply outputs and inputs of projections.
+    Ia3(Ia3Config),
     /// Rows before every sequence.
     Prompt(PromptConfig),
 }
@@ -68,6 +76,21 @@ impl Family {
         match self {
             Self::Gpt2 | Self::Bloom | Self::GptNeox | Self::Phi3 => &[Projection::Qkv],
             _ => &[Projection::Q, Projection::V],
+        }
+    }
+
+    /// The modules that IA3 adapts where nobody says which, those of them whose input it multiplies among them, as in PEFT 0.21;
+    /// none where PEFT stops.
+    pub fn ia3_modules(self) -> Option<[&'static [Projection]; 2]> {
+        const DOWN: &[Projection] = &[Projection::Down];
+        match self {
+            Self::Gpt2 | Self::Bloom | Self::GptNeox => Some([&[Projection::Qkv, Projection::Down], DOWN]),
+            Self::Opt => Some([&[Projection::Q, Projection::K, Projection::Down], DOWN]),
+            Self::Llama | Self::Mistral => Some([&[Projection::K, Projection::V, Projection::Down], DOWN]),
+            Self::Qwen2 | Self::Qwen3 | Self::Gemma2 | Self::Gemma3 => {
+                Some([&[Projection::Q, Projection::V, Projection::Down], DOWN])
+            }
+            _ => None,
         }
     }
 

@@ -64,6 +64,8 @@ pub(super) struct LoraInputs<B: Buffers> {
     pub xa: [Vec<Option<B::Acc>>; 7],
     /// Outputs `[N, output]` before their scale, without the bias.
     pub unscaled: [Option<B::Compute>; 7],
+    /// Scaled inputs `[N, input]`, scratch of one projection after another.
+    pub scaled: Option<B::Compute>,
 }
 
 /// What lies between the embedding table and the first block, where that is not the table's rows alone.
@@ -338,18 +340,24 @@ impl<B: Backend> LoraInputs<B> {
         n: usize,
         (save, layer): (Save, usize),
     ) -> Result<Self> {
-        let (mut xa, mut unscaled) = ([const { Vec::new() }; 7], [const { None }; 7]);
+        let (mut xa, mut unscaled, mut widest) = ([const { Vec::new() }; 7], [const { None }; 7], 0);
         for &target in config.targets() {
             let ranks = ranks(config, layout, save, layer, target).into_iter();
             xa[target as usize] = ranks.map(|rank| some(rank > 0, || backend.acc(n * rank))).collect::<Result<_>>()?;
-            let is_scaled = |layer| layout.is_some_and(|layout| layout.scales(layer, target).next().is_some());
-            let scaled = match save {
-                Save::All => is_scaled(layer),
-                Save::Layer | Save::Inputs => (0..config.num_hidden_layers).any(is_scaled),
+            let layers = match save {
+                Save::All => layer..layer + 1,
+                Save::Layer | Save::Inputs => 0..config.num_hidden_layers,
             };
-            unscaled[target as usize] = some(scaled, || backend.compute(n * config.widths(target).1))?;
+            let (input, output) = config.widths(target);
+            let any = |has: &dyn Fn(&Layout, usize) -> bool| {
+                layout.is_some_and(|layout| layers.clone().any(|layer| has(layout, layer)))
+            };
+            let scaled = any(&|layout, layer| layout.scales(layer, target).next().is_some());
+            unscaled[target as usize] = some(scaled, || backend.compute(n * output))?;
+            let inward = any(&|layout, layer| layout.input_scales(layer, target).next().is_some());
+            widest = widest.max(if inward { input } else { 0 });
         }
-        Ok(Self { xa, unscaled })
+        Ok(Self { xa, unscaled, scaled: some(widest > 0, || backend.compute(n * widest))? })
     }
 }
 

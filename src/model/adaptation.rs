@@ -2,13 +2,14 @@
 
 use super::Model;
 use super::activations::some;
-use super::layout::{AdaptedModule, Layout, Shape};
+use super::layout::{AdaptedModule, Layout, ScaledModule, Shape};
 use super::lora_start;
-use crate::arch::ModelConfig;
+use crate::arch::{ModelConfig, Projection};
 use crate::backend::ops::{Cast, RunRange, WeightNorm};
 use crate::backend::{AccElement, Backend};
 use crate::formats::adapter::{
-    Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, PromptAdapter, PromptConfig, PromptKind,
+    Adapter, AdapterConfig, Ia3Adapter, Ia3Config, Ia3Module, LoraAdapter, LoraConfig, LoraModule, PromptAdapter,
+    PromptConfig, PromptKind,
 };
 use crate::random::Rng;
 use crate::{Error, Result};
@@ -71,6 +72,11 @@ impl<B: Backend> Adaptation<B> {
     pub fn of_adapter(backend: &mut B, model: &Model<B>, adapter: &Adapter) -> Result<Self> {
         match adapter {
             Adapter::Lora(adapter) => Self::of_adapters(backend, model, std::slice::from_ref(adapter)),
+            Adapter::Ia3(ia3) => {
+                let mut adaptation = Self::new(backend, Layout::of_vectors(&model.config, ia3)?, 1)?;
+                adaptation.set_vectors(backend, 0, ia3)?;
+                Ok(adaptation)
+            }
             Adapter::Prompt(prompt) => {
                 let rows = vec![prompt.config.num_virtual_tokens];
                 let mut adaptation = Self::zeros(backend, &model.config, prompt.config.kind, rows)?;
@@ -227,6 +233,32 @@ impl<B: Backend> Adaptation<B> {
         self.upload_run(backend, run, &values)
     }
 
+    /// Sets a run to an IA3 of the layout.
+    ///
+    /// # Errors
+    /// If the adapter's modules are not those of the run.
+    pub fn set_vectors(&mut self, backend: &mut B, run: usize, adapter: &Ia3Adapter) -> Result<()> {
+        let mut values = vec![B::Element::default(); self.layout.stride];
+        let sites: Vec<ScaledModule> = self.layout.shape(run).vectors().collect();
+        if sites.len() != adapter.modules.len() {
+            return Err(Error::argument("adapter", format!("{} modules", sites.len()), adapter.modules.len()));
+        }
+        for (ours, module) in sites.iter().zip(&adapter.modules) {
+            let key = |layer, target: Projection, feedforward, width| {
+                let what = if feedforward { "inputs" } else { "outputs" };
+                format!("a vector of {width} {what} of {}", self.layout.family.path(layer, target))
+            };
+            let expected = key(ours.layer, ours.target, ours.feedforward, ours.site.width);
+            let found = key(module.layer, module.target, module.feedforward, module.vector.len());
+            if expected != found {
+                return Err(Error::argument("adapter module", expected, found));
+            }
+            let to = values[ours.site.at..].iter_mut().zip(&module.vector);
+            to.for_each(|(v, x)| *v = B::Element::from_f64(f64::from(*x)));
+        }
+        self.upload_run(backend, run, &values)
+    }
+
     /// Starts a run as PEFT does: A uniform in `±1 / sqrt(input)` (Kaiming's with a = sqrt 5), B zero. The same seed
     /// gives the same values on every device.
     ///
@@ -248,6 +280,7 @@ impl<B: Backend> Adaptation<B> {
     pub fn read_out(&self, backend: &mut B, run: usize, config: &AdapterConfig) -> Result<Adapter> {
         match config {
             AdapterConfig::Lora(config) => self.adapter(backend, run, config).map(Adapter::Lora),
+            AdapterConfig::Ia3(config) => self.vectors(backend, run, config).map(Adapter::Ia3),
             AdapterConfig::Prompt(config) => self.prompt(backend, run, config).map(Adapter::Prompt),
         }
     }
@@ -266,6 +299,20 @@ impl<B: Backend> Adaptation<B> {
             rows: param_rows.into_iter().flat_map(row).collect(),
             encoder: None,
         })
+    }
+
+    /// Reads a run's IA3 out, described by `config`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn vectors(&self, backend: &mut B, run: usize, config: &Ia3Config) -> Result<Ia3Adapter> {
+        let values = self.download_run(backend, run)?;
+        let modules = self.layout.shape(run).vectors().map(|ScaledModule { layer, target, feedforward, site }| {
+            let vector = values[site.at..site.at + site.width].iter().map(|x| x.to_f64() as f32).collect();
+            Ia3Module { layer, target, feedforward, vector }
+        });
+        let Layout { family, head_dim, .. } = self.layout;
+        Ok(Ia3Adapter { config: config.clone(), family, head_dim, modules: modules.collect() })
     }
 
     /// Reads a run's LoRA out, described by `config`.

@@ -294,7 +294,8 @@ impl<B: Backend> BlockBwd<'_, B> {
                 (&mut grads.d_act, &grads.d_up)
             }
         };
-        self.project(backend, request, Projection::O, &mut grads.d_out, z, through.then_some((d_z, false)));
+        let d_z = (through || self.scales_input(Projection::O)).then_some((d_z, false));
+        self.project(backend, request, Projection::O, &mut grads.d_out, z, d_z);
     }
 
     /// From `d_z` to the block's input; `below` says whether anybody needs the gradient of that.

@@ -9,8 +9,8 @@ use super::taps::PassTaps;
 use super::weights::{Layer, Norm};
 use crate::arch::{ModelConfig, Projection};
 use crate::backend::ops::{
-    LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LoraBwd, LoraDelta, LoraFwd, ScaleBwd,
-    ScaleDelta, ScaleFwd, Zero,
+    KvAppend, LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LoraBwd, LoraDelta, LoraFwd,
+    ScaleBwd, ScaleDelta, ScaleFwd, Zero,
 };
 use crate::backend::{Backend, Tensor, TensorMut};
 use crate::hooks::{NormPart, NormSite, Site, Taps};
@@ -44,8 +44,33 @@ impl<B: Backend> Block<'_, B> {
         let (input, output) = self.config.widths(target);
         let dims = LinearDims { rows, input, output };
         let (weight, bias) = (&projection.weight, projection.bias.as_ref());
-        backend.linear_fwd(LinearFwd { out: &mut *out, x, weight, bias, dims });
+        let scaled = self.scale_input(backend, target, adapters, x);
+        backend.linear_fwd(LinearFwd { out: &mut *out, x: scaled, weight, bias, dims });
         self.adapt(backend, taps, target, out, adapters, x)
+    }
+
+    /// A projection's input `x [N, input]`, as its weight multiplies it: scaled where a run says so.
+    fn scale_input<'x>(
+        &self,
+        backend: &mut B,
+        target: Projection,
+        adapters: &'x mut LoraInputs<B>,
+        x: &'x B::Compute,
+    ) -> &'x B::Compute {
+        let (rows, width) = (self.input.pack.len(), self.config.widths(target).0);
+        let Some(adaptation) = self.input.adaptation else { return x };
+        let mut sites = adaptation.layout.input_scales(self.layer, target).peekable();
+        if sites.peek().is_none() {
+            return x;
+        }
+        let scaled = adapters.scaled.as_mut().expect("forward: the buffers were planned with this layout");
+        backend.kv_append(KvAppend { cache: &mut *scaled, to: 0, x, from: 0..rows, width });
+        for site in sites {
+            let (params, pack) = (&adaptation.params, self.input.device);
+            let y = &mut *scaled;
+            backend.scale_fwd(ScaleFwd { y, unscaled: None, params, norms: None, bias: None, pack, site });
+        }
+        scaled
     }
 
     /// Whether any run scales a projection's output.
@@ -80,7 +105,9 @@ impl<B: Backend> Block<'_, B> {
         }
         for site in adaptation.layout.scales(self.layer, target) {
             let (unscaled, norms) = (adapters.unscaled[target as usize].as_mut(), adaptation.norms());
-            let unscaled = unscaled.expect("forward: the buffers were planned with this layout");
+            assert!(unscaled.is_some(), "forward: the buffers were planned with another layout");
+            // A vector multiplies the bias too; a magnitude is of the weight alone.
+            let (norms, bias) = if site.norms.is_some() { (norms, bias) } else { (None, None) };
             backend.scale_fwd(ScaleFwd { y: &mut *out, unscaled, params, norms, bias, pack, site });
         }
         if taps.wants(Site::LoraDelta(target)) {
@@ -321,16 +348,28 @@ impl<B: Backend> BlockBwd<'_, B> {
         let (rows, (width, output)) = (input.pack.len(), config.widths(target));
         let dims = LinearDims { rows, input: width, output };
         let projection = weights.projection(target);
-        if projection.bias.is_some()
-            && let Some((d_bias, offset)) = request.weight(ParamId::Bias(layer, target))
-        {
-            backend.linear_bwd_bias(LinearBwdBias { d_bias, offset, d_out: d_y, rows, output });
+        let bias = |backend: &mut B, request: &mut GradientRequest<'_, B>, d_out: &B::Compute| {
+            if projection.bias.is_some()
+                && let Some((d_bias, offset)) = request.weight(ParamId::Bias(layer, target))
+            {
+                backend.linear_bwd_bias(LinearBwdBias { d_bias, offset, d_out, rows, output });
+            }
+        };
+        // A magnitude leaves the bias alone, a vector multiplies it.
+        let scales = input.adaptation.map(|adaptation| adaptation.layout.scales(layer, target));
+        let vector = scales.is_some_and(|mut scales| scales.any(|site| site.norms.is_none()));
+        if !vector {
+            bias(backend, request, d_y);
         }
         self.unscale(backend, request, target, d_y);
         let d_y = &*d_y;
+        if vector {
+            bias(backend, request, d_y);
+        }
         let d_x = d_x.map(|(d_x, accumulate)| {
             let weight = &projection.weight;
             backend.linear_bwd_input(LinearBwdInput { d_x: &mut *d_x, d_out: d_y, weight, dims, accumulate });
+            self.unscale_input(backend, request, target, x, (&mut *d_x, accumulate));
             d_x
         });
         if let Some(adaptation) = input.adaptation {
@@ -350,6 +389,32 @@ impl<B: Backend> BlockBwd<'_, B> {
         }
     }
 
+    /// Whether any run scales the input of a projection, whose vector then needs the gradient of that.
+    pub fn scales_input(&self, target: Projection) -> bool {
+        let adaptation = self.block.input.adaptation;
+        adaptation.is_some_and(|adaptation| adaptation.layout.input_scales(self.block.layer, target).next().is_some())
+    }
+
+    /// Through the scale of a projection's input, where there is one: `d_x [N, input]` in place.
+    fn unscale_input(
+        &self,
+        backend: &mut B,
+        request: &mut GradientRequest<'_, B>,
+        target: Projection,
+        x: &B::Compute,
+        (d_x, accumulate): (&mut B::Acc, bool),
+    ) {
+        let Block { layer, input, .. } = self.block;
+        let Some(adaptation) = input.adaptation else { return };
+        for site in adaptation.layout.input_scales(layer, target) {
+            assert!(!accumulate, "backward: the input of {} is scaled, and others read it", target.name());
+            let d_params = request.d_params.as_mut();
+            let d_params = d_params.expect("backward: adapters went in, their gradients have no buffer");
+            let (params, pack, d_y) = (&adaptation.params, input.device, TensorMut::Acc(&mut *d_x));
+            backend.scale_bwd(ScaleBwd { d_params, d_y, unscaled: x, params, norms: None, pack, site });
+        }
+    }
+
     /// Through the scale of a projection's output, where there is one: `d_y [N, output]` in place.
     fn unscale(&self, backend: &mut B, request: &mut GradientRequest<'_, B>, target: Projection, d_y: &mut B::Compute) {
         let Block { layer, input, .. } = self.block;
@@ -359,7 +424,8 @@ impl<B: Backend> BlockBwd<'_, B> {
             let d_params = d_params.expect("backward: adapters went in, their gradients have no buffer");
             let unscaled = self.saved.adapters.unscaled[target as usize].as_ref();
             let unscaled = unscaled.expect("backward: the buffers have this layout");
-            let (params, norms, pack) = (&adaptation.params, adaptation.norms(), input.device);
+            let (params, pack) = (&adaptation.params, input.device);
+            let norms = if site.norms.is_some() { adaptation.norms() } else { None };
             let d_y = TensorMut::Compute(&mut *d_y);
             backend.scale_bwd(ScaleBwd { d_params, d_y, unscaled, params, norms, pack, site });
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::arch::{Family, ModelConfig, Projection};
 use crate::backend::ops::{LoraSite, NormSite, PromptSite, RunRange, ScaleSite};
-use crate::formats::adapter::LoraAdapter;
+use crate::formats::adapter::{Ia3Adapter, Ia3Module, LoraAdapter};
 use crate::{Error, Result};
 
 /// A LoRA that is the same in every layer.
@@ -58,8 +58,24 @@ pub struct Shape {
     modules: Vec<AdaptedModule>,
     /// The adapted projections of each layer, by `Projection as usize`.
     lora: Vec<[Option<LoraSite>; 7]>,
-    /// The scales of the projections of each layer.
+    /// The modules that have a vector beside no LoRA (IA3).
+    vectors: Vec<ScaledModule>,
+    /// The scales of the projections' outputs of each layer, and of their inputs.
     scales: Vec<[Option<ScaleSite>; 7]>,
+    input_scales: Vec<[Option<ScaleSite>; 7]>,
+}
+
+/// A module whose output or input is multiplied by a vector, and the site of all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScaledModule {
+    /// Layer, from 0.
+    pub layer: usize,
+    /// The projection, or fused projections.
+    pub target: Projection,
+    /// Whether the input is multiplied.
+    pub feedforward: bool,
+    /// The vector.
+    pub site: ScaleSite,
 }
 
 /// A module with a LoRA, and the sites of all of it.
@@ -92,8 +108,48 @@ impl Shape {
     /// No adapted module.
     fn empty(config: &ModelConfig, runs: RunRange) -> Self {
         let layers = config.num_hidden_layers;
-        let (lora, scales) = (vec![[None; 7]; layers], vec![[None; 7]; layers]);
-        Self { runs, size: 0, norms: 0, modules: Vec::new(), lora, scales }
+        let (modules, vectors, lora) = (Vec::new(), Vec::new(), vec![[None; 7]; layers]);
+        let (scales, input_scales) = (vec![[None; 7]; layers], vec![[None; 7]; layers]);
+        Self { runs, size: 0, norms: 0, modules, lora, vectors, scales, input_scales }
+    }
+
+    /// The shape of an IA3 as read.
+    fn of_vectors(config: &ModelConfig, adapter: &Ia3Adapter, runs: RunRange) -> Result<Self> {
+        let mut shape = Self::empty(config, runs);
+        for &Ia3Module { layer, target, feedforward, ref vector } in &adapter.modules {
+            let name = || format!("adapter module {}", config.family.path(layer, target));
+            if layer >= config.num_hidden_layers {
+                return Err(Error::argument(name(), format!("a layer below {}", config.num_hidden_layers), layer));
+            }
+            let width = Ia3Module::width(config, target, feedforward);
+            if vector.len() != width {
+                return Err(Error::argument(name(), format!("a vector of {width} elements"), vector.len()));
+            }
+            if feedforward && !matches!(target, Projection::O | Projection::Down) {
+                return Err(Error::argument(
+                    name(),
+                    "an input that no other module reads, if that is scaled",
+                    "another",
+                ));
+            }
+            if shape.vectors.iter().any(|known| (known.layer, known.target) == (layer, target)) {
+                return Err(Error::argument(name(), "one vector", "two"));
+            }
+            let site = ScaleSite { at: shape.size, stride: 0, width, norms: None, runs };
+            shape.size += width;
+            shape.vectors.push(ScaledModule { layer, target, feedforward, site });
+            let mut at = site.at;
+            for &part in target.parts() {
+                if feedforward {
+                    shape.input_scales[layer][part as usize] = Some(site);
+                    continue;
+                }
+                let width = config.widths(part).1;
+                shape.scales[layer][part as usize] = Some(ScaleSite { at, width, ..site });
+                at += width;
+            }
+        }
+        Ok(shape)
     }
 
     /// The shape of an adapter as read, whatever its ranks.
@@ -161,9 +217,14 @@ impl Shape {
         }
     }
 
-    /// Every adapted module, by layer, then in the family's order.
+    /// Every module with a LoRA, by layer, then in the family's order.
     pub fn modules(&self) -> impl Iterator<Item = AdaptedModule> {
         self.modules.iter().copied()
+    }
+
+    /// Every module with a vector, likewise.
+    pub fn vectors(&self) -> impl Iterator<Item = ScaledModule> {
+        self.vectors.iter().copied()
     }
 
     /// The site of a projection.
@@ -199,6 +260,15 @@ impl Layout {
     /// A module in a layer that the model has not, or with other widths than the model's.
     pub fn of_adapter(config: &ModelConfig, adapter: &LoraAdapter) -> Result<Self> {
         let shape = Shape::of_adapter(config, adapter, RunRange::ALL)?;
+        Ok(Self { shapes: vec![shape], ..Self::empty(config) }.with_stride())
+    }
+
+    /// The layout of runs of an IA3.
+    ///
+    /// # Errors
+    /// As [`Layout::of_adapter`].
+    pub fn of_vectors(config: &ModelConfig, adapter: &Ia3Adapter) -> Result<Self> {
+        let shape = Shape::of_vectors(config, adapter, RunRange::ALL)?;
         Ok(Self { shapes: vec![shape], ..Self::empty(config) }.with_stride())
     }
 
@@ -274,7 +344,9 @@ impl Layout {
             let of_modules = shape.modules.iter_mut().map(|module| &mut module.lora);
             of_modules.chain(shape.lora.iter_mut().flatten().flatten()).for_each(|site| site.stride = stride);
             let of_modules = shape.modules.iter_mut().filter_map(|module| module.magnitude.as_mut());
-            for site in of_modules.chain(shape.scales.iter_mut().flatten().flatten()) {
+            let of_modules = of_modules.chain(shape.vectors.iter_mut().map(|module| &mut module.site));
+            let of_parts = shape.scales.iter_mut().chain(&mut shape.input_scales).flatten().flatten();
+            for site in of_modules.chain(of_parts) {
                 site.stride = stride;
                 site.norms.iter_mut().for_each(|norms| norms.stride = norm_stride);
             }
@@ -303,14 +375,20 @@ impl Layout {
         sites.enumerate().filter_map(|(shape, site)| Some((shape, site?)))
     }
 
-    /// The scales of a projection, of all shapes that have one.
+    /// The scales of a projection's output, of all shapes that have one.
     pub fn scales(&self, layer: usize, target: Projection) -> impl Iterator<Item = ScaleSite> {
         self.shapes.iter().filter_map(move |shape| shape.scales[layer][target as usize])
     }
 
+    /// Those of its input.
+    pub fn input_scales(&self, layer: usize, target: Projection) -> impl Iterator<Item = ScaleSite> {
+        self.shapes.iter().filter_map(move |shape| shape.input_scales[layer][target as usize])
+    }
+
     /// Whether a projection is adapted by any run.
     pub fn adapts(&self, layer: usize, target: Projection) -> bool {
-        self.sites(layer, target).next().is_some()
+        let mut scales = self.scales(layer, target).chain(self.input_scales(layer, target));
+        self.sites(layer, target).next().is_some() || scales.next().is_some()
     }
 
     /// The LoRAs of all runs, by run.
@@ -362,6 +440,7 @@ impl Layout {
 
     /// The first layer that holds an adapter: the backward need go no further down.
     pub fn lowest(&self) -> Option<usize> {
-        (0..self.layers).find(|&layer| self.shapes.iter().any(|shape| shape.lora[layer].iter().any(Option::is_some)))
+        let adapts = |layer: &usize| Projection::ALL.iter().any(|&target| self.adapts(*layer, target));
+        (0..self.layers).find(adapts)
     }
 }

@@ -1,6 +1,8 @@
 //! A LoRA in the weights: `W + scale B A` in place of `W` (Hu et al., arXiv 2106.09685), in the base model's own file; of a
-//! DoRA its rows at their magnitudes (Liu et al., arXiv 2402.09353).
+//! DoRA its rows at their magnitudes (Liu et al., arXiv 2402.09353). An IA3 multiplies rows with their biases, or columns (Liu et
+//! al., arXiv 2205.05638).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::{AddAssign, Div, Mul};
 use std::path::Path;
@@ -10,7 +12,7 @@ use rayon::prelude::*;
 
 use super::param_id::Source;
 use crate::arch;
-use crate::formats::adapter::{LoraAdapter, LoraModule};
+use crate::formats::adapter::{Adapter, LoraAdapter, LoraModule};
 use crate::formats::safetensors::{Bytes, Dtype, TensorFile, TensorSpec, TensorView};
 use crate::{Error, Result};
 
@@ -19,13 +21,12 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// A module whose tensor is missing, a weight that is not finite, a value that is not finite in the dtype, or the file cannot be written.
-pub fn write(source: &Source, adapter: &LoraAdapter, dtype: Option<arch::Dtype>, path: &Path) -> Result<()> {
+///
+/// # Panics
+/// If it is a soft prompt, which lies in no weight.
+pub fn write(source: &Source, adapter: &Adapter, dtype: Option<arch::Dtype>, path: &Path) -> Result<()> {
     let checkpoint = source.checkpoint();
-    let mut modules: BTreeMap<String, &LoraModule> = BTreeMap::new();
-    for module in &adapter.modules {
-        let (view, _) = source.module(module.layer, module.target)?;
-        modules.insert(view.name, module);
-    }
+    let changes = changes(source, adapter)?;
     let saved = |view: &TensorView| match (view.float(), dtype.map(of)) {
         (Some(_), Some(dtype)) => dtype,
         _ => view.dtype,
@@ -38,8 +39,9 @@ pub fn write(source: &Source, adapter: &LoraAdapter, dtype: Option<arch::Dtype>,
     let mut file = TensorFile::create(path, specs.collect(), &metadata)?;
     for view in checkpoint.iter() {
         let dtype = saved(&view);
-        match modules.get(&view.name) {
-            Some(module) => file.append(&view.name, &merged(source, adapter, module, dtype)?.data)?,
+        match changes.get(&view.name) {
+            Some(Change::Lora(lora, module)) => file.append(&view.name, &merged(source, lora, module, dtype)?.data)?,
+            Some(Change::Factors(factors)) => file.append(&view.name, &multiplied(source, &view, factors, dtype)?)?,
             None if dtype == view.dtype => {
                 view.check_finite().map_err(Error::file(checkpoint.path()))?;
                 file.append(&view.name, &view.data)?;
@@ -51,6 +53,60 @@ pub fn write(source: &Source, adapter: &LoraAdapter, dtype: Option<arch::Dtype>,
         }
     }
     file.finish()
+}
+
+/// What becomes of a tensor.
+enum Change<'a> {
+    Lora(&'a LoraAdapter, &'a LoraModule),
+    Factors(Factors<'a>),
+}
+
+/// What a tensor is multiplied by: each row of a matrix by its factor, or each element of a row by its own.
+struct Factors<'a> {
+    by_row: bool,
+    values: Cow<'a, [f32]>,
+}
+
+/// The tensors of the base model's file that an adapter changes, by name.
+fn changes<'a>(source: &Source, adapter: &'a Adapter) -> Result<BTreeMap<String, Change<'a>>> {
+    let mut changes = BTreeMap::new();
+    match adapter {
+        Adapter::Lora(lora) => {
+            for module in &lora.modules {
+                let (view, _) = source.module(module.layer, module.target)?;
+                changes.insert(view.name, Change::Lora(lora, module));
+            }
+        }
+        Adapter::Ia3(ia3) => {
+            for module in &ia3.modules {
+                let (view, transposed) = source.module(module.layer, module.target)?;
+                let values = ia3.stored(module);
+                let factors = Factors { by_row: module.feedforward == transposed, values: values.clone() };
+                changes.insert(view.name, Change::Factors(factors));
+                if let Some(bias) = source.bias(module.layer, module.target)?.filter(|_| !module.feedforward) {
+                    changes.insert(bias.name, Change::Factors(Factors { by_row: false, values }));
+                }
+            }
+        }
+        Adapter::Prompt(_) => panic!("merge: a soft prompt lies in no weight"),
+    }
+    Ok(changes)
+}
+
+/// A tensor times its factors, in `dtype`.
+fn multiplied(source: &Source, view: &TensorView, factors: &Factors, dtype: Dtype) -> Result<Vec<u8>> {
+    let width = view.shape.last().copied().unwrap_or(1);
+    let factor = |i: usize| factors.values[if factors.by_row { i / width } else { i % width }];
+    let error = Error::file(source.checkpoint().path());
+    if (view.dtype, dtype) == (Dtype::F64, Dtype::F64) {
+        let values = view.as_slice::<f64>().map_err(error)?.iter().enumerate();
+        let values: Vec<f64> = values.map(|(i, x)| x * f64::from(factor(i))).collect();
+        finite(&view.name, values.iter().copied())?;
+        return Ok(bytemuck::cast_slice(&values).to_vec());
+    }
+    let mut values = view.to_f32().map_err(error)?;
+    values.par_iter_mut().enumerate().for_each(|(i, x)| *x *= factor(i));
+    encode(&view.name, &values, dtype)
 }
 
 /// The tensor of a module with its update, as the file has it, in `dtype`.

@@ -115,7 +115,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         self.edits(backend, Site::MlpOut, outputs, TensorMut::Compute(&mut grads.d_out), width);
         self.output_norm(backend, grads, request, Sublayer::Mlp, outputs);
         let inner = through || self.adapts(&[Projection::Gate, Projection::Up]);
-        let d_act = inner.then_some((&mut grads.d_act, false));
+        let d_act = (inner || self.scales_input(Projection::Down)).then_some((&mut grads.d_act, false));
         self.project(backend, request, Projection::Down, &mut grads.d_out, &saved.act, d_act);
         if !inner {
             return;

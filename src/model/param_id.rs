@@ -397,6 +397,18 @@ impl<'a> Source<'a> {
         Ok((self.checkpoint.expect(&self.name(id), &shape)?, matches!(part, Part::Columns { .. })))
     }
 
+    /// The tensor that holds the bias of a module whole, as the file has it; none of a module without.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape.
+    pub(super) fn bias(&self, layer: usize, module: Projection) -> Result<Option<TensorView>> {
+        if !module.parts().iter().all(|&part| self.config.bias(part)) {
+            return Ok(None);
+        }
+        let id = ParamId::Bias(layer, module);
+        self.checkpoint.expect(&self.name(id), &id.layout(&self.config).0).map(Some)
+    }
+
     /// The checkpoint whose tensors they are.
     pub(super) const fn checkpoint(&self) -> &'a Checkpoint {
         self.checkpoint

@@ -201,7 +201,7 @@ pub(super) fn lora_overlaps(conditions: &[Condition], arms: &[Vec<ArmRun>], c: u
         let all = run.into_iter().flat_map(|run| &run.adapters);
         all.filter_map(|adapter| match adapter {
             Adapter::Lora(lora) => Some(lora),
-            Adapter::Prompt(_) => None,
+            Adapter::Prompt(_) | Adapter::Ia3(_) => None,
         })
         .collect()
     };

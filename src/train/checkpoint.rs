@@ -300,6 +300,11 @@ impl<B: Backend> Trainer<B> {
                     let name = format!("{of}layers.{}.{}", module.layer, module.target.name());
                     parts.insert(name, module.describe().into());
                 }
+                for vector in shape.vectors() {
+                    let name = format!("{of}layers.{}.{}", vector.layer, vector.target.name());
+                    let what = if vector.feedforward { "inputs" } else { "outputs" };
+                    parts.insert(name, format!("vector of {what} (IA3)").into());
+                }
             }
             if adaptation.layout.prompt.is_some() {
                 parts.insert("prompts".into(), json!(adaptation.prompts));

@@ -105,6 +105,48 @@ fn dora_starts_at_the_base_model_and_is_the_same_in_a_grid_resumed_and_merged() 
     assert!(apart(&tuned, &merged) <= 1e-5, "merged: {:.1e}", apart(&tuned, &merged));
 }
 
+/// An IA3 that does not move is the base model; one that moves is, alone, in a grid and resumed, the same bytes, and merged the
+/// same model.
+#[test]
+fn ia3_starts_at_the_base_model_and_is_the_same_in_a_grid_resumed_and_merged() {
+    let dir = place();
+    let d = dir.path();
+    let train = format!("{} --peft-type ia3 --learning-rate", TRAIN.replace(" --r 2", ""));
+    line(d, &format!("{train} 0 --out {{}}/still")).ok();
+    let written = config(&d.join("still"));
+    assert_eq!(
+        (&written["peft_type"], &written["target_modules"], &written["feedforward_modules"]),
+        (&json!("IA3"), &json!(["down_proj", "k_proj", "v_proj"]), &json!(["down_proj"]))
+    );
+    let logits = |more: &str, out: &str| {
+        line(
+            d,
+            &format!(
+                "capture --input {{}}/texts.jsonl --sites logits --tokens all --device cpu {more} --out {{}}/{out}"
+            ),
+        )
+        .ok();
+        tensor(&d.join(out).join("activations.safetensors"), "logits").1
+    };
+    let (plain, still) =
+        (logits("--model {}/model", "plain"), logits("--model {}/model --adapter {}/still", "at-first"));
+    assert!(plain == still, "ones change nothing");
+    line(d, &format!("{train} 0.05 --save-steps 2 --out {{}}/whole")).ok();
+    line(d, &format!("{train} 0.05 --out {{}}/resumed --resume-from-checkpoint {{}}/whole/checkpoint-2")).ok();
+    line(d, &format!("{train} 0.05,0.01 --out {{}}/grid")).ok();
+    let weights = |path: &str| std::fs::read(d.join(path).join("adapter_model.safetensors")).expect("weights");
+    assert!(weights("whole") == weights("resumed"), "resumed");
+    assert!(weights("whole") == weights("grid/run-000") && weights("whole") != weights("grid/run-001"), "in a grid");
+    line(d, &format!("{train} 0 --out {{}}/further --init-adapter {{}}/whole")).ok();
+    assert!(weights("whole") == weights("further"), "goes on from what was written");
+    let tuned = logits("--model {}/model --adapter {}/whole", "tuned");
+    line(d, "merge --model {}/model --adapter {}/whole --out {}/merged").ok();
+    let merged = logits("--model {}/merged", "of-merged");
+    let largest = tuned.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / largest;
+    assert!(apart(&plain, &tuned) > 1e-3 && apart(&tuned, &merged) <= 1e-5, "{:.1e}", apart(&tuned, &merged));
+}
+
 #[test]
 fn ranks_and_alphas_by_pattern_are_written_as_peft_has_them() {
     let dir = place();
@@ -124,6 +166,15 @@ fn ranks_and_alphas_by_pattern_are_written_as_peft_has_them() {
         tensor(&d.join("out/adapter_model.safetensors"), &name).0[0]
     };
     assert_eq!([rank(0, "q_proj"), rank(1, "q_proj"), rank(0, "v_proj"), rank(1, "v_proj")], [3, 2, 1, 1]);
+    let expression = r"(?!.*k_proj).*self_attn\.[qkv]_proj";
+    let mut args = super::words(d, &format!("{TRAIN} --out {{}}/around"));
+    args.extend(["--target-modules", expression].map(str::to_owned));
+    run(args).ok();
+    assert_eq!(config(&d.join("around"))["target_modules"], json!(expression));
+    let bytes = std::fs::read(d.join("around/adapter_model.safetensors")).expect("weights");
+    let weights = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let adapted = |module: &str| weights.names().iter().any(|name| name.contains(module));
+    assert_eq!(["q_proj", "k_proj", "v_proj", "o_proj"].map(adapted), [true, false, true, false]);
     // The flags stand in the configuration that lies beside the adapter, which gives the same training.
     line(d, "train-lora --config {}/out/llamaprobe.yaml --out {}/again").ok();
     assert!(files(&d.join("out")) == files(&d.join("again")));
@@ -137,6 +188,8 @@ fn starts_and_rates_out_of_their_domain_name_their_flag() {
         ("--init-lora-weights orthogonal --r 3", &["--r", "even", "3"][..]),
         ("--init-lora-weights pissa --r 500", &["--r", "singular", "500"]),
         ("--loraplus-lr-ratio 0", &["--loraplus-lr-ratio", "above 0"]),
+        ("--peft-type ia3", &["--r", "ia3"]),
+        ("--feedforward-modules down_proj", &["--feedforward-modules", "ia3"]),
         ("--use-dora --lora-dropout 0.1", &["--lora-dropout", "--use-dora", "0.1"]),
         ("--use-dora --init-lora-weights pissa", &["--init-lora-weights", "--use-dora", "pissa"]),
         ("--rank-pattern {\"v_proj\":1.5}", &["--rank-pattern", "1.5"]),

@@ -96,8 +96,14 @@ fn dora_is_pefts() {
 }
 
 #[test]
+fn ia3_is_pefts() {
+    check("ia3");
+    check("ia3_gpt2");
+}
+
+#[test]
 fn variants_limits_see_small_mistakes() {
-    let mistakes: [(&str, &str, Mistake, &[&str]); 2] = [
+    let mistakes: [(&str, &str, Mistake, &[&str]); 3] = [
         (
             "dora",
             "no weight decay",
@@ -112,6 +118,18 @@ fn variants_limits_see_small_mistakes() {
                     let Adapter::Lora(lora) = adapter else { panic!("a LoRA") };
                     let magnitude = lora.modules[0].magnitude.as_mut().expect("a magnitude");
                     magnitude[0] = half::bf16::from_f32(magnitude[0]).to_f32();
+                },
+                ..NONE
+            },
+            &["loss", "tensors, of peft's own distance from f64"],
+        ),
+        (
+            "ia3_gpt2",
+            "an input that is multiplied by another's factor",
+            Mistake {
+                start: |adapter| {
+                    let Adapter::Ia3(ia3) = adapter else { panic!("an IA3") };
+                    ia3.modules.iter_mut().filter(|m| m.feedforward).for_each(|m| m.vector.swap(0, 1));
                 },
                 ..NONE
             },

@@ -229,7 +229,7 @@ pub(super) fn loras(adapters: &[(Arm, Vec<Adapter>)]) -> Vec<&LoraAdapter> {
     fn lora(adapter: &Adapter) -> &LoraAdapter {
         match adapter {
             Adapter::Lora(lora) => lora,
-            Adapter::Prompt(_) => panic!("a LoRA"),
+            _ => panic!("a LoRA"),
         }
     }
     of_arm.1.iter().map(lora).collect()

@@ -26,6 +26,7 @@ fn guide_lists_every_key_and_what_becomes_of_it() {
         ("tokenizer_config.json", tokenizer::keys::KEYS),
         ("tokenizer.json", tokenizer::keys::FILE),
         ("adapter_config.json", adapter::fields::LORA),
+        ("adapter_config.json", adapter::fields::IA3),
         ("adapter_config.json of prompts", adapter::fields::PROMPT),
     ]);
     let files: BTreeSet<&str> = tables.iter().map(|(file, _)| *file).collect();

@@ -262,6 +262,10 @@ def train(binary, path, kind, peft_config, seed, rate=1e-2):
         for n, w in model.named_parameters():
             if "lora_B" in n:
                 torch.nn.init.normal_(w, 0.0, 0.05)
+            if "lora_magnitude_vector" in n:
+                w.data.mul_(1 + 0.1 * torch.randn_like(w))
+            if "ia3_l" in n:
+                torch.nn.init.normal_(w, 1.0, 0.2)
             if "prompt_encoder" in n:
                 torch.nn.init.normal_(w, 0.0, 0.3)
         init, trained, lines = (os.path.join(out, name) for name in ("init", "trained", "train.jsonl"))
@@ -270,7 +274,7 @@ def train(binary, path, kind, peft_config, seed, rate=1e-2):
             f.writelines(json.dumps(row) + "\n" for row in data)
         shared = ["--model", path, "--train", lines, "--out", trained, "--init-adapter", init, "--no-shuffle", "--batch-size", "4", "--max-steps", str(STEPS), "--learning-rate", str(rate),
                   "--lr-scheduler-type", "constant", "--warmup-ratio", "0", "--weight-decay", "0", "--max-grad-norm", "0", "--adam-epsilon", str(EPS), "--logging-steps", "1", "--dtype", "f32", "--device", "cpu"]
-        run(binary, "train-lora" if kind == "lora" else "train-prompt", *shared)
+        run(binary, *{"lora": ["train-lora"], "ia3": ["train-lora", "--peft-type", "ia3"], "prompt": ["train-prompt"]}[kind], *shared)
         losses, reference = peft_training(path, init, data, torch.float32, rate)
         _, exact = peft_training(path, init, data, torch.float64, rate)
         where = next(d for d, _, names in os.walk(trained) if "adapter_config.json" in names)

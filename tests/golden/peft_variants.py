@@ -9,7 +9,7 @@ The models are peft/tiny and model-gpt2, which must be there.
 """
 import json, os, shutil, sys, tempfile
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model, set_peft_model_state_dict
+from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model, set_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -21,8 +21,11 @@ CASES = {
     "dora": dict(model="tiny", seed=11, use_dora=True, use_rslora=True, target_modules=["q_proj", "down_proj"], rank_pattern={"q_proj": 2}, schedule="linear", warmup=2,
                  weight_decay=0.1, max_grad_norm=0.5),
     "dora_gpt2": dict(model="gpt2", seed=12, use_dora=True, target_modules=["c_attn", "mlp.c_proj"], ratio=4.0, learning_rate=5e-3),
+    "ia3": dict(model="tiny", seed=13, kind="ia3", target_modules=["k_proj", "v_proj", "down_proj", "o_proj"], feedforward_modules=["down_proj", "o_proj"], schedule="cosine", warmup=2,
+                weight_decay=0.1, max_grad_norm=0.5),
+    "ia3_gpt2": dict(model="gpt2", seed=14, kind="ia3"),
 }
-OWN = {"model", "seed", "ratio", "schedule", "warmup", "weight_decay", "max_grad_norm", "learning_rate", "batch_size", "accumulation"}
+OWN = {"kind", "model", "seed", "ratio", "schedule", "warmup", "weight_decay", "max_grad_norm", "learning_rate", "batch_size", "accumulation"}
 
 
 def base(case, dtype):
@@ -48,15 +51,18 @@ def start(model):
             torch.nn.init.normal_(w, 0.0, 0.05)
         if "lora_magnitude_vector" in n:
             w.data.mul_(1 + 0.1 * torch.randn_like(w))
+        if "ia3_l" in n:
+            torch.nn.init.normal_(w, 1.0, 0.2)
 
 
 def run(name, given, out):
     settings = dict(learning_rate=1e-2, schedule="constant", warmup=0, weight_decay=0.0, max_grad_norm=None, batch_size=4, accumulation=1, ratio=None)
     case = settings | {k: v for k, v in given.items() if k in OWN}
-    config = dict(r=3, lora_alpha=6) | {k: v for k, v in given.items() if k not in OWN}
+    config = {k: v for k, v in given.items() if k not in OWN}
+    config = IA3Config(task_type="CAUSAL_LM", **config) if case.get("kind") == "ia3" else LoraConfig(task_type="CAUSAL_LM", **(dict(r=3, lora_alpha=6) | config))
     where = os.path.join(out, name)
     torch.manual_seed(case["seed"])
-    model = get_peft_model(base(case, torch.float32), LoraConfig(task_type="CAUSAL_LM", **config))
+    model = get_peft_model(base(case, torch.float32), config)
     with torch.no_grad():
         start(model)
     P.save(model, os.path.join(where, "init"))

@@ -172,9 +172,14 @@ impl Operation for Scale {
         let [params, norms] = [1, 2].map(|i| device::acc(b, &inputs[i]));
         let bias = self.biased.then(|| device::weight(b, &inputs[3]));
         let (y, unscaled) = out.compute.split_at_mut(1);
-        let (y, unscaled, params, bias) = (&mut y[0], &mut unscaled[0], &params, bias.as_ref());
+        let (y, unscaled, params, bias) = (&mut y[0], Some(&mut unscaled[0]), &params, bias.as_ref());
         let (norms, pack) = (self.site.norms.map(|_| &norms), &b.pack(&self.pack).unwrap());
         b.scale_fwd(ops::ScaleFwd { y, unscaled, params, norms, bias, pack, site: self.site });
+        // The rows are the same where nobody asks for what they were.
+        let mut again = device::compute(b, &inputs[0]);
+        b.scale_fwd(ops::ScaleFwd { y: &mut again, unscaled: None, params, norms, bias, pack, site: self.site });
+        let [once, again] = [&out.compute[0], &again].map(|y| device::read_compute(b, y, inputs[0].len()));
+        assert_eq!(once, again, "scale_fwd: y with and without unscaled");
     }
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
@@ -350,7 +355,7 @@ const SMALL_SITE: ScaleSite =
 fn call_fwd<B: Backend>(b: &mut B, params: usize, norms: Option<usize>, bias: usize) {
     let ([params, of_norms], [mut y, mut unscaled], [bias]) =
         device::buffers(b, [params, norms.unwrap_or(1)], [2, 2], [bias]);
-    let (y, unscaled, params, pack) = (&mut y, &mut unscaled, &params, &b.pack(&one_row()).unwrap());
+    let (y, unscaled, params, pack) = (&mut y, Some(&mut unscaled), &params, &b.pack(&one_row()).unwrap());
     let (norms, bias) = (norms.map(|_| &of_norms), Some(&bias));
     b.scale_fwd(ops::ScaleFwd { y, unscaled, params, norms, bias, pack, site: SMALL_SITE });
 }

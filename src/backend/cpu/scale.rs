@@ -108,7 +108,7 @@ fn stretches(pack: &Pack, runs: RunRange) -> impl Iterator<Item = &(usize, Range
 impl<A: Float> Kernel<A> for ScaleFwd<'_, Cpu<A>> {
     fn run<C: Element<A>>(self, cx: &mut Context<A>) {
         let Self { y, unscaled, params, norms, bias, pack, site } = self;
-        let (y, unscaled, width) = (C::slice_mut(y), C::slice_mut(unscaled), site.width);
+        let (y, mut unscaled, width) = (C::slice_mut(y), unscaled.map(|x| C::slice_mut(x)), site.width);
         let all = Factors { params, norms: norms.map(Vec::as_slice), site };
         let Context { exec, memory, .. } = cx;
         let (f, bias_values) = memory.grow(2 * width).split_at_mut(width);
@@ -119,11 +119,26 @@ impl<A: Float> Kernel<A> for ScaleFwd<'_, Cpu<A>> {
         for (run, span) in stretches(pack, site.runs) {
             factors(f, all.of(*run));
             let (f, bias, part) = (&*f, &*bias_values, span.start * width..span.end * width);
-            let outs = [&mut y[part.clone()], &mut unscaled[part]].map(|x| rows("scale_fwd", x, span.len(), width));
-            let [y, unscaled] = outs;
-            each_part(&exec.pool, span.len(), width, (y, unscaled), |_, (y, unscaled)| {
-                fwd_rows(exec.isa, y, unscaled, f, bias);
-            });
+            let y = rows("scale_fwd", &mut y[part.clone()], span.len(), width);
+            match &mut unscaled {
+                None => each_part(&exec.pool, span.len(), width, y, |_, y| scale_rows(exec.isa, y, f, bias)),
+                Some(unscaled) => {
+                    let unscaled = rows("scale_fwd", &mut unscaled[part], span.len(), width);
+                    each_part(&exec.pool, span.len(), width, (y, unscaled), |_, (y, unscaled)| {
+                        fwd_rows(exec.isa, y, unscaled, f, bias);
+                    });
+                }
+            }
+        }
+    }
+}
+
+multiversion! {
+    fn scale_rows[A: Float, C: Element<A>](y: &mut [C], f: &[A], bias: &[A]) {
+        for y in y.chunks_exact_mut(f.len()) {
+            for i in 0..f.len() {
+                y[i] = C::narrow(f[i] * (y[i].widen() - bias[i]) + bias[i]);
+            }
         }
     }
 }

@@ -42,14 +42,10 @@ impl ScaleOps for Cuda {
         self.begin(&op);
         let ScaleFwd { y, unscaled, params, norms, bias, pack, site } = op;
         let (tiles, count) = pack.lora_tiles(site.runs);
+        let unscaled = unscaled.map_or_else(|| Arg::null(Param::Compute), |unscaled| compute(unscaled));
         let bias = bias.map_or_else(|| Arg::null(Param::Compute), compute);
-        let args = [
-            &[compute(y), compute(unscaled)],
-            &factor_args(params, norms)[..],
-            &[bias, table(tiles)],
-            &site_args(site),
-        ]
-        .concat();
+        let args = [&[compute(y), unscaled], &factor_args(params, norms)[..], &[bias, table(tiles)], &site_args(site)]
+            .concat();
         let dims = LaunchDims::new(blocks2(count, site.width.div_ceil(COLUMNS)));
         self.cx.launch(ScaleFwd::<Self>::NAME, Kernel::new(FILE, "scale_fwd"), dims, &args);
     }

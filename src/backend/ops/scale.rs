@@ -95,8 +95,8 @@ impl<B: Buffers + ?Sized> Op for WeightNorm<'_, B> {
 pub struct ScaleFwd<'a, B: Buffers + ?Sized> {
     /// `[N, width]`, in place.
     pub y: &'a mut B::Compute,
-    /// `[N, width]`, set.
-    pub unscaled: &'a mut B::Compute,
+    /// `[N, width]`, set; none where nobody reads it.
+    pub unscaled: Option<&'a mut B::Compute>,
     /// `[runs, stride]`.
     pub params: &'a B::Acc,
     /// `[runs, norm stride]`.
@@ -116,7 +116,8 @@ impl<B: Buffers + ?Sized> Op for ScaleFwd<'_, B> {
         let (op, pack, site) = (Self::NAME, self.pack.host(), self.site);
         site.check(op, pack, self.params.len(), self.norms.map(Len::len));
         need(op, "y", self.y.len(), pack.len() * site.width);
-        need(op, "unscaled", self.unscaled.len(), pack.len() * site.width);
+        let unscaled = self.unscaled.as_ref().map_or(usize::MAX, |unscaled| unscaled.len());
+        need(op, "unscaled", unscaled, pack.len() * site.width);
         same(op, "the bias's length", self.bias.map_or(site.width, Len::len), site.width);
     }
 

@@ -107,6 +107,14 @@ on the assistant's turns), {\"instruction\",\"input\",\"output\"} (loss on the o
 its own; several runs go through the model together, and are written to OUT/run-000, OUT/run-001,
 ..., each with its settings in run.json; OUT/results.json compares them.")]
 pub struct TrainLoraArgs {
+    /// What is trained: lora, or ia3, vectors that multiply what projections put out or take in.
+    #[arg(long, value_enum, value_name = "TYPE", default_value = "lora", help_heading = "Adapter")]
+    #[serde(skip_serializing_if = "PeftType::is_lora")]
+    pub peft_type: PeftType,
+    /// IA3: those of the target modules whose input is multiplied, in place of the output [default: as in PEFT, the MLP's second
+    /// projection].
+    #[arg(long, value_delimiter = ',', help_heading = "Adapter")]
+    pub feedforward_modules: Option<Vec<String>>,
     /// LoRA rank; with a list, one run for each.
     #[arg(long, action = ArgAction::Set, value_delimiter = ',', default_value = "8", aliases = ["lora-r", "lora-rank"], help_heading = "LoRA")]
     #[serde(serialize_with = "one_or_list")]
@@ -133,7 +141,7 @@ pub struct TrainLoraArgs {
     /// Rank-stabilized LoRA: scale the adapter's output by lora_alpha / sqrt(r) instead.
     #[arg(long, help_heading = "LoRA")]
     pub use_rslora: bool,
-    /// DoRA: train a magnitude for every row of the adapted weights beside A and B.
+    /// DoRA: train a magnitude for every row of the adapted weights beside A and B; without dropout, and not after pissa.
     #[arg(long, help_heading = "LoRA")]
     #[serde(skip_serializing_if = "is_false")]
     pub use_dora: bool,
@@ -143,7 +151,8 @@ pub struct TrainLoraArgs {
     /// Other alphas, likewise.
     #[arg(long, value_name = "JSON", value_parser = pattern, help_heading = "LoRA")]
     pub alpha_pattern: Option<Pattern>,
-    /// How A and B start. After pissa the adapter saved is one of twice the rank for the unchanged base model.
+    /// How A and B start. After pissa the adapter saved is one of twice the rank for the unchanged base model; since it changes
+    /// that for the training, it stands beside one rank, alpha and set of modules.
     #[arg(
         long,
         value_enum,
@@ -154,7 +163,8 @@ pub struct TrainLoraArgs {
         help_heading = "LoRA"
     )]
     pub init_lora_weights: LoraInit,
-    /// LoRA+: learning rate of B over that of A [default: one rate for both].
+    /// LoRA+: learning rate of B, and of DoRA's magnitudes, over that of A; for one rank and one set of modules [default: one
+    /// rate for all].
     #[arg(long, value_name = "RATIO", help_heading = "LoRA")]
     pub loraplus_lr_ratio: Option<f64>,
     /// Dropout probability of the adapter's input [default: 0, or that of --init-adapter].
@@ -177,6 +187,22 @@ fn pattern(text: &str) -> Result<Pattern, String> {
         Ok(Value::Object(entries)) => Ok(entries),
         Ok(other) => Err(format!("expected an object, found {}", json::show(&other))),
         Err(error) => Err(error.to_string().trim_start_matches([':', ' ']).to_owned()),
+    }
+}
+
+/// What `train-lora` trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeftType {
+    /// Low-rank updates.
+    Lora,
+    /// Vectors (Liu et al., arXiv 2205.05638).
+    Ia3,
+}
+
+impl PeftType {
+    fn is_lora(&self) -> bool {
+        *self == Self::Lora
     }
 }
 

@@ -162,7 +162,7 @@ fn number(x: f64) -> Value {
     if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
 }
 
-fn module_json(family: Family, modules: &Modules) -> Value {
+pub(super) fn module_json(family: Family, modules: &Modules) -> Value {
     match modules {
         Modules::Regex(pattern) => json!(pattern),
         Modules::List(list) => {
@@ -187,9 +187,7 @@ fn check_values(f: &Fields, family: Family) -> Result<()> {
         Some("all" | "lora_only") => note("bias", "read as \"none\": a training leaves biases as they are"),
         Some(_) => return Err(f.error("bias", "none, all or lora_only")),
     }
-    if f.str("task_type")?.is_some_and(|name| !Adapter::TASK_TYPES.contains(&name)) {
-        return Err(f.error("task_type", Adapter::TASK_TYPES.join(" or ")));
-    }
+    check_task_type(f)?;
     match f.get("init_lora_weights") {
         None | Some(Value::Bool(_)) => {}
         // Other schemes (pissa, olora, loftq, corda) change the base weights when the adapter is loaded.
@@ -204,9 +202,7 @@ fn check_values(f: &Fields, family: Family) -> Result<()> {
             return Err(f.error("init_lora_weights", plain));
         }
     }
-    if f.bool("fan_in_fan_out")?.unwrap_or(false) && family != Family::Gpt2 {
-        note("fan_in_fan_out", "taken for false, as PEFT does where matrices are [output, input]");
-    }
+    fan_in_fan_out(f, family)?;
     // An empty list of tokens still makes PEFT demand their tensor.
     if f.get("trainable_token_indices").is_some_and(|v| *v != Value::Object(Map::new())) {
         return Err(f.error("trainable_token_indices", "a plain LoRA adapter (null, {} or no such field)"));
@@ -214,13 +210,29 @@ fn check_values(f: &Fields, family: Family) -> Result<()> {
     saved_modules(f, family)
 }
 
+pub(super) fn check_task_type(f: &Fields) -> Result<()> {
+    match f.str("task_type")?.is_some_and(|name| !Adapter::TASK_TYPES.contains(&name)) {
+        true => Err(f.error("task_type", Adapter::TASK_TYPES.join(" or "))),
+        false => Ok(()),
+    }
+}
+
+/// Warns of matrices that are said to be transposed, and are not.
+pub(super) fn fan_in_fan_out(f: &Fields, family: Family) -> Result<()> {
+    if f.bool("fan_in_fan_out")?.unwrap_or(false) && family != Family::Gpt2 {
+        let path = f.path().display();
+        log::warn!("{path}: fan_in_fan_out: taken for false, as PEFT does where matrices are [output, input]");
+    }
+    Ok(())
+}
+
 /// `modules_to_save` may name modules that the model does not have, which PEFT passes over.
-fn saved_modules(f: &Fields, family: Family) -> Result<()> {
+pub(super) fn saved_modules(f: &Fields, family: Family) -> Result<()> {
     let names = list(f, "modules_to_save", "module names", |v| v.as_str().map(String::from))?.unwrap_or_default();
     let modules = family.all_modules(1);
     for name in names {
         if modules.iter().any(|module| module.path.ends_with(&name) || module.path.contains(&format!("{name}."))) {
-            return Err(f.error("modules_to_save", "a plain LoRA adapter (null, or no module of the model)"));
+            return Err(f.error("modules_to_save", "a plain adapter (null, or no module of the model)"));
         }
         log::warn!("{}: modules_to_save: no module of the model is named {name:?}", f.path().display());
     }
@@ -234,7 +246,7 @@ fn list<T>(f: &Fields, key: &str, what: &str, read: impl Fn(&Value) -> Option<T>
     items.collect::<Result<_>>().map(Some)
 }
 
-fn modules(f: &Fields, key: &str) -> Result<Option<Modules>> {
+pub(super) fn modules(f: &Fields, key: &str) -> Result<Option<Modules>> {
     Ok(match f.get(key) {
         None => None,
         Some(Value::String(text)) if text.eq_ignore_ascii_case("all-linear") => Some(Modules::AllLinear),

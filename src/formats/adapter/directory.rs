@@ -5,12 +5,13 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::fields;
+use super::ia3::Ia3Adapter;
+use super::names::{by_head, fused, missing_level, of_images, todays_name, unfused, warn_of_level};
 use super::prompt::{ENCODER, PromptAdapter, PromptKind};
 use super::weights::{self, PICKLE, WEIGHTS};
 use super::{Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, Slot};
 use serde_json::Value;
 
-use crate::arch::Projection;
 use crate::arch::{Family, ModelConfig};
 use crate::formats::atomic::{foreign_entry, replace_dir, write_json};
 use crate::formats::json::{self, Fields};
@@ -76,8 +77,12 @@ impl Adapter {
 
     /// The fields of a configuration that PEFT 0.21 does not know.
     pub fn unknown_fields(config: &Value) -> Vec<&str> {
-        let soft = config.get("peft_type").and_then(Value::as_str).and_then(PromptKind::parse).is_some();
-        let table = if soft { fields::PROMPT } else { fields::LORA };
+        let kind = config.get("peft_type").and_then(Value::as_str);
+        let table = match kind {
+            Some("IA3") => fields::IA3,
+            kind if kind.and_then(PromptKind::parse).is_some() => fields::PROMPT,
+            _ => fields::LORA,
+        };
         let keys = config.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
         keys.filter(|key| !table.knows(key)).collect()
     }
@@ -93,10 +98,11 @@ impl Adapter {
         let f = Fields::new(&path, &value)?;
         match f.str("peft_type")? {
             Some("LORA") => LoraAdapter::read(dir, model).map(Self::Lora),
+            Some("IA3") => Ia3Adapter::read([&path, &weights], model).map(Self::Ia3),
             Some(name) if PromptKind::parse(name).is_some() => {
                 PromptAdapter::read(&path, &weights, model).map(Self::Prompt)
             }
-            _ => Err(f.error("peft_type", "LORA, PROMPT_TUNING, P_TUNING or PREFIX_TUNING")),
+            _ => Err(f.error("peft_type", "LORA, IA3, PROMPT_TUNING, P_TUNING or PREFIX_TUNING")),
         }
     }
 
@@ -107,6 +113,7 @@ impl Adapter {
     pub fn write(&self, dir: impl AsRef<Path>) -> Result<()> {
         match self {
             Self::Lora(adapter) => adapter.write(dir),
+            Self::Ia3(ia3) => write_dir(dir.as_ref(), |dir| ia3.write_files([&dir.join(CONFIG), &dir.join(WEIGHTS)])),
             Self::Prompt(prompt) => {
                 write_dir(dir.as_ref(), |dir| prompt.write_files(&dir.join(CONFIG), &dir.join(WEIGHTS)))
             }
@@ -117,6 +124,7 @@ impl Adapter {
     pub fn config(&self) -> AdapterConfig {
         match self {
             Self::Lora(adapter) => AdapterConfig::Lora(adapter.config.clone()),
+            Self::Ia3(adapter) => AdapterConfig::Ia3(adapter.config.clone()),
             Self::Prompt(prompt) => AdapterConfig::Prompt(prompt.config.clone()),
         }
     }
@@ -144,12 +152,7 @@ impl LoraAdapter {
         let slots = config.slots_of(&path, family, model.num_hidden_layers)?;
         let tensors = weights::open(&file)?;
         let level = missing_level(tensors.names(), family);
-        if let Some(level) = level {
-            let path = file.display();
-            log::warn!(
-                "{path}: names are without {level}, as PEFT writes them for the body alone; it is applied to that"
-            );
-        }
+        warn_of_level(&file, level);
         let mut known = HashSet::new();
         let mut modules = Vec::with_capacity(slots.len());
         for Slot { layer, target, r, scale } in slots {
@@ -237,42 +240,6 @@ impl LoraAdapter {
     }
 }
 
-/// Whether a file orders the rows of a module by head, each with its query, key and value.
-fn by_head(family: Family, target: Projection) -> bool {
-    matches!(family, Family::Bloom | Family::GptNeox) && target == Projection::Qkv
-}
-
-/// Query, key and value of head after head to all queries, all keys, all values; a head's part is `block` long.
-fn unfused(values: &[f32], block: usize) -> Vec<f32> {
-    let part = |which: usize| values.chunks_exact(block).skip(which).step_by(3).flatten();
-    (0..3).flat_map(part).copied().collect()
-}
-
-/// The inverse of [`unfused`].
-fn fused(values: &[f32], block: usize) -> Vec<f32> {
-    let parts: Vec<&[f32]> = values.chunks_exact(values.len() / 3).collect();
-    let heads = (0..values.len() / 3).step_by(block);
-    heads.flat_map(|at| parts.iter().flat_map(move |part| &part[at..at + block])).copied().collect()
-}
-
-/// The first level of the model's names that those of an adapter's file are without: PEFT writes them so for the body
-/// alone, as `AutoModel` loads it.
-pub fn missing_level<'a>(names: impl Iterator<Item = &'a str>, family: Family) -> Option<&'static str> {
-    let level = match family {
-        Family::Gpt2 | Family::Bloom => "transformer.",
-        Family::GptNeox => "gpt_neox.",
-        _ => "model.",
-    };
-    let names: Vec<Cow<str>> = names
-        .map(|name| todays_name(name, family))
-        .filter(|name| !of_images(name, family))
-        .filter_map(|name| name.strip_prefix("base_model.model.").map(|rest| Cow::Owned(rest.to_owned())))
-        .collect();
-    let of_lora = |name: &str| name.contains(".lora_A.") || name.contains(".lora_B.");
-    let whole = names.iter().any(|name| name.starts_with(level));
-    (!whole && names.iter().any(|name| of_lora(name))).then_some(level)
-}
-
 /// Heads that trainers put beside a causal model, and PEFT's classifiers: nothing here computes them.
 fn is_beside(name: &str) -> bool {
     let name = name.strip_prefix("base_model.model.").unwrap_or(name);
@@ -307,22 +274,4 @@ fn spelling(tensors: &Checkpoint, path: &str, part: Part, family: Family) -> Str
     let others = [Some(long.as_str()), older, as_module.as_deref()];
     let found = others.into_iter().flatten().find(|name| tensors.get(name).is_some());
     found.map_or(short.clone(), str::to_owned)
-}
-
-/// A tensor's name as PEFT writes it today, which reads those of older releases too: before transformers 4.52 a model of
-/// texts and images held a whole model of texts.
-pub fn todays_name(name: &str, family: Family) -> Cow<'_, str> {
-    const OLD: &str = "base_model.model.language_model.model.";
-    match name.strip_prefix(OLD).filter(|_| family == Family::Gemma3Images) {
-        Some(rest) => Cow::Owned(format!("base_model.model.model.language_model.{rest}")),
-        None => Cow::Borrowed(name),
-    }
-}
-
-/// Whether a tensor adapts the part of images, which does not concern texts.
-pub fn of_images(name: &str, family: Family) -> bool {
-    let name = name.strip_prefix("base_model.model.").unwrap_or(name);
-    let name = name.strip_prefix("model.").unwrap_or(name);
-    family == Family::Gemma3Images
-        && ["vision_tower.", "multi_modal_projector."].iter().any(|part| name.starts_with(part))
 }

@@ -54,6 +54,23 @@ pub const LORA: Keys = Keys {
     ],
 };
 
+/// `IA3Config`.
+pub const IA3: Keys = Keys {
+    used: &[
+        "peft_type",
+        "task_type",
+        "base_model_name_or_path",
+        "revision",
+        "target_modules",
+        "exclude_modules",
+        "feedforward_modules",
+        "fan_in_fan_out",
+        "modules_to_save",
+    ],
+    harmless: &[RECORD, MODE, (STARTS, &["init_ia3_weights"])],
+    refused: &[],
+};
+
 /// `PromptTuningConfig`, `PromptEncoderConfig` and `PrefixTuningConfig`.
 pub const PROMPT: Keys = Keys {
     used: &[
@@ -104,7 +121,9 @@ mod tests {
             num_virtual_tokens token_dim num_transformer_submodules num_attention_heads num_layers modules_to_save \
             prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs init_weights \
             encoder_hidden_size prefix_projection encoder_reparameterization_type encoder_num_layers encoder_dropout";
-        for (table, of_peft) in [(LORA, lora), (PROMPT, prompt)] {
+        let ia3 = "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode \
+            target_modules exclude_modules feedforward_modules fan_in_fan_out modules_to_save init_ia3_weights";
+        for (table, of_peft) in [(LORA, lora), (IA3, ia3), (PROMPT, prompt)] {
             let harmless = table.harmless.iter().flat_map(|(_, keys)| keys.iter());
             let refused = table.refused.iter().map(|(key, _)| key);
             let mut ours: Vec<_> = table.used.iter().chain(harmless).chain(refused).copied().collect();

@@ -110,7 +110,7 @@ pub struct LoraConfig {
 }
 
 /// What is wrong with a field: its name, what was expected, what was found.
-type Wrong = (String, String, String);
+pub(super) type Wrong = (String, String, String);
 
 fn wrong(field: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Wrong {
     (field.into(), expected.into(), found.into())
@@ -389,6 +389,16 @@ impl<'a> Matcher<'a> {
             Self::Regex(regex) => regex.is_match(path),
             Self::All => true,
         }
+    }
+}
+
+/// Whether IA3 multiplies the input of a module: one whose path ends in an entry, be it in the middle of a word, as in PEFT.
+pub(super) fn is_feedforward(modules: &Modules, path: &str) -> Result<bool, Wrong> {
+    let field = "feedforward_modules";
+    match modules {
+        Modules::List(list) => Ok(list.iter().any(|entry| path.ends_with(entry.as_str()))),
+        Modules::Regex(pattern) => Ok(Pattern::whole(field, pattern, pattern)?.is_match(path)),
+        Modules::AllLinear => Err(wrong(field, "a list of modules or an expression", "all-linear")),
     }
 }
 

@@ -10,28 +10,6 @@
 // Determinism: fixed order (each thread's strided maximum and sum, then a tree, then warps in order).
 // Reference: online softmax, Milakov and Gimelshein 2018.
 
-struct Softmax {
-    float top, total;
-};
-
-DEV Softmax softmax_of(const float* __restrict__ logits, int vocab, float* parts) {
-    float top = -INFINITE, total = 0.0f, v[8];
-    for (int c = threadIdx.x * 8; c < vocab; c += blockDim.x * 8) {
-        load8(v, logits + c, vocab - c);
-        float largest = top;
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-            if (c + j < vocab) largest = fmaxf(largest, v[j]);
-        total *= expf(top - largest);
-        top = largest;
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-            if (c + j < vocab) total += expf(v[j] - top);
-    }
-    float all = block_max(top, parts);
-    return {all, block_sum(top == -INFINITE ? 0.0f : total * expf(top - all), parts)};
-}
-
 extern "C" __global__ void __launch_bounds__(256) cross_entropy_fwd(float* __restrict__ loss,
                                                                     const float* __restrict__ logits,
                                                                     const int* __restrict__ targets, int rows,

@@ -268,6 +268,33 @@ DEV void add_rows(float* __restrict__ to, const float* __restrict__ from, const 
     }
 }
 
+// ---- The softmax of a row, by the whole block: online (Milakov and Gimelshein 2018)
+
+struct Softmax {
+    float top, total;
+};
+
+// The largest of the row's elements times scale, and the sum of exp of what they are below it.
+DEV Softmax softmax_of(const float* __restrict__ logits, int vocab, float* parts, float scale = 1.0f) {
+    float top = -INFINITE, total = 0.0f, v[8];
+    for (int c = threadIdx.x * 8; c < vocab; c += blockDim.x * 8) {
+        load8(v, logits + c, vocab - c);
+        float largest = top;
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            v[j] *= scale;
+            if (c + j < vocab) largest = fmaxf(largest, v[j]);
+        }
+        total *= expf(top - largest);
+        top = largest;
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            if (c + j < vocab) total += expf(v[j] - top);
+    }
+    float all = block_max(top, parts);
+    return {all, block_sum(top == -INFINITE ? 0.0f : total * expf(top - all), parts)};
+}
+
 // ---- Tensor-core fragments: C [16, 8] += A [16, 16] B [16, 8] of 16-bit floats
 //
 // Lane 4 g + t of a warp holds these elements:

@@ -6,12 +6,13 @@
 //   residual_fwd  out [len] = a [len] + b [len]
 //   gather_*      out [M, width] = x [N, width] at rows [M]
 //   scatter_add   d_x [N, width] += d_out [M, width]: row ids[u] += rows order[starts[u]..starts[u+1]] of d_out
+//   scatter_add_compute  the same into d_x [N, width] of the compute dtype, each sum rounded once
 //   capture_*     out [M, width] f32 = x at rows; `out` may be host memory mapped into the device, each element is
 //                 written once and never read
 //
-// Launch: casts and residual_fwd (ceil(len / 2048)) x 256; the others one block of 256 a row (scatter_add: a group).
+// Launch: casts and residual_fwd (ceil(len / 2048)) x 256; the others one block of 256 a row (scatter_add*: a group).
 // No shared memory. Any alignment; vectors of 16 bytes where addresses and widths allow.
-// Determinism: every element has one writer; scatter_add adds in the order of `order`.
+// Determinism: every element has one writer; scatter_add* add in the order of `order`.
 
 extern "C" __global__ void __launch_bounds__(256) cast(real* __restrict__ out, const float* __restrict__ x, i64 len) {
     i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
@@ -68,6 +69,26 @@ extern "C" __global__ void __launch_bounds__(256) scatter_add(float* __restrict_
                                                               const int* __restrict__ order, int groups, int width) {
     int u = blockIdx.x;
     add_rows(d_x + (i64)ids[u] * width, d_out, order + starts[u], starts[u + 1] - starts[u], width);
+}
+
+extern "C" __global__ void __launch_bounds__(256) scatter_add_compute(real* __restrict__ d_x,
+                                                                      const float* __restrict__ d_out,
+                                                                      const int* __restrict__ ids,
+                                                                      const int* __restrict__ starts,
+                                                                      const int* __restrict__ order, int groups,
+                                                                      int width) {
+    int u = blockIdx.x;
+    real* to = d_x + (i64)ids[u] * width;
+    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+        float sum[8], v[8];
+        load8(sum, to + c, width - c);
+        for (int i = starts[u]; i < starts[u + 1]; i++) {
+            load8(v, d_out + (i64)order[i] * width + c, width - c);
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum[j] += v[j];
+        }
+        store8(to + c, sum, width - c);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(256) capture_real(float* __restrict__ out, const real* __restrict__ x,

@@ -245,6 +245,22 @@ impl<'c> PackBuilder<'c> {
         g
     }
 
+    /// Appends the segments of another pack behind those that are there.
+    ///
+    /// # Panics
+    /// If it continues cached segments.
+    pub fn append(&mut self, other: &Pack) {
+        let first = self.pack.segments.len();
+        for segment in &other.segments {
+            let parent = match segment.parent {
+                Parent::None => Parent::None,
+                Parent::Pack(p) => Parent::Pack(first + p),
+                Parent::Cached(p) => panic!("pack: cached segment {p} of another pack"),
+            };
+            self.push(&other.tokens[segment.rows.clone()], parent, segment.run, segment.label);
+        }
+    }
+
     /// The finished pack.
     pub fn build(self) -> Pack {
         self.pack

@@ -11,6 +11,7 @@ mod activation;
 mod adamw;
 mod attention;
 mod cross_entropy;
+mod distillation;
 mod edit;
 mod embed;
 mod layer_norm;
@@ -36,6 +37,7 @@ fn every_operation<B: Backend>(c: &mut Criterion, mut b: B) {
     adamw::bench(c, b);
     attention::bench(c, b);
     cross_entropy::bench(c, b);
+    distillation::bench(c, b);
     edit::bench(c, b);
     embed::bench(c, b);
     layer_norm::bench(c, b);

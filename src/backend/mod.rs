@@ -221,5 +221,6 @@ backend! {
     ops::ScaleOps,
     ops::ActivationOps,
     ops::CrossEntropyOps,
+    ops::DistillationOps,
     ops::AdamwOps
 }

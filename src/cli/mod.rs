@@ -25,6 +25,7 @@ pub(crate) mod host;
 mod inspect;
 mod merge;
 mod notes;
+mod objective;
 mod output;
 mod parse;
 mod peft;

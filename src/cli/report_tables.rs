@@ -3,12 +3,12 @@
 use comfy_table::{Table, presets};
 
 use crate::compare::report::{Judge, Report as CompareReport, Row};
-use crate::probe::arm::Arm;
+use crate::probe::arm::{Arm, FURTHER_ARMS};
 use crate::probe::factors::Factor;
 use crate::probe::report::{PairReport, Report as ProbeReport, arm_name};
 use crate::probe::statistics::MeanSd;
 
-/// A probe's summary: the cosines by layer, a table for each arm with a soft prompt, then the scores of the arms.
+/// A probe's summary: the cosines by layer, a table for each further arm, then the scores of the arms.
 pub fn probe(report: &ProbeReport) -> String {
     let show = |value| mean_sd(value, 4);
     let summary = &report.summary;
@@ -31,7 +31,7 @@ pub fn probe(report: &ProbeReport) -> String {
     }
     let mut tables = vec![layers.to_string()];
     let arms = summary.arms.iter().map(|report| report.arm);
-    tables.extend(arms.filter(|arm| arm.has_soft_prompt()).map(|arm| soft(report, arm)));
+    tables.extend(arms.filter(|arm| FURTHER_ARMS.contains(arm)).map(|arm| further(report, arm)));
     let names = summary.arms.iter().map(|report| title(report.arm));
     let mut scores = new(&std::iter::once(String::new()).chain(names).collect::<Vec<_>>());
     let row = |name: &str, values: Vec<MeanSd>| std::iter::once(name.to_string()).chain(values.into_iter().map(show));
@@ -79,8 +79,8 @@ fn conditions(report: &ProbeReport) -> Option<String> {
     Some(format!("conditions: accuracies (log-probabilities of free text), and cosines after the final norm\n{table}"))
 }
 
-/// An arm with a soft prompt beside all arms before it, by layer.
-fn soft(report: &ProbeReport, arm: Arm) -> String {
+/// A further arm beside all arms before it, by layer.
+fn further(report: &ProbeReport, arm: Arm) -> String {
     let name = title(arm);
     let layers = &report.summary.layers;
     let before = |pair: &&PairReport| pair.arms[1] == arm;

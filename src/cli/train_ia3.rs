@@ -34,7 +34,8 @@ pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
             runs.push((settings, varied.map(|(flag, _, value)| (flag.to_owned(), value)).collect()));
         }
     }
-    let data = training::data(training, &files, |_| Ok(()))?;
+    let of_runs = runs.iter().map(|(settings, _): &(RunSettings, Map<String, Value>)| settings.seed);
+    let data = training::data(training, &files, of_runs, |_| Ok(()))?;
     let dtype = files.dtype;
     dispatch(&training.common, dtype, Train { args, files, init, runs, data })
 }
@@ -148,6 +149,7 @@ impl Job for Train<'_> {
             runs: runs.iter().map(named).collect(),
             is_grid: runs.len() > 1,
             identity: json!({ "model": training.base.model, "peft_type": "ia3" }),
+            objective: data.objective.clone(),
         };
         let runs = runs
             .iter()

@@ -29,7 +29,8 @@ pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
     let training = &args.training;
     let files = resolve::base_model(&training.base.model, &training.common)?;
     let runs = runs(args, &files)?;
-    let data = training::data(training, &files, |_| Ok(()))?;
+    let seeds = runs.iter().map(|run| run.settings.seed);
+    let data = training::data(training, &files, seeds, |_| Ok(()))?;
     let dtype = files.dtype;
     dispatch(&training.common, dtype, Train { args, files, runs, data })
 }
@@ -229,6 +230,7 @@ impl Job for Train<'_> {
             runs: named,
             is_grid: runs.len() > 1,
             identity,
+            objective: data.objective.clone(),
         };
         let run = |run: LoraRun| Run { data: data.of_run(run.settings.seed), settings: run.settings };
         let runs = runs.into_iter().map(run).collect();

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::{Method, PromptInit, ReparameterizationType as Type, TrainPromptArgs};
 use super::device::{Job, dispatch};
+use super::objective;
 use super::resolve::{self, ModelFiles};
 use super::training::{self, Named, Training};
 use super::{Failure, output};
@@ -30,7 +31,12 @@ pub fn run(args: &TrainPromptArgs) -> Result<(), Failure> {
     let (kind, reparameterization) = method(args)?;
     let init = init(args, &files, reparameterization)?;
     let runs = runs(args, &init, reparameterization)?;
-    let data = training::data(training, &files, |examples| check(args, examples))?;
+    if args.method == Method::Ipt && objective::in_context(&training.objective) {
+        let expected = "pt, p-tuning or prefix beside --teacher icl, which has the demonstrations";
+        return Err(Error::argument("--method", expected, "ipt").into());
+    }
+    let seeds = runs.iter().map(|run| run.settings.seed);
+    let data = training::data(training, &files, seeds, |examples| check(args, examples))?;
     let dtype = files.dtype;
     dispatch(&training.common, dtype, Train { args, files, kind, reparameterization, init, runs, data })
 }
@@ -304,6 +310,7 @@ impl Job for Train<'_> {
             runs: self.runs.iter().map(named).collect(),
             is_grid: false,
             identity: json!({ "model": training.base.model, "method": self.args.method }),
+            objective: self.data.objective.clone(),
         };
         let run = |run: &PromptRun| Run { data: self.data.of_run(run.settings.seed), settings: run.settings.clone() };
         let runs = self.runs.iter().map(run).collect();

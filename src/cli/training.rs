@@ -1,11 +1,13 @@
 //! What the trainings have in common: their data, their settings, their checkpoints and their results.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::args::{CheckpointArgs, EvalArgs, LogFormat, MixArg, TrainingArgs};
+use super::objective::{self, TaughtRows};
 use super::plan::Plan;
 use super::resolve::{self, MAX_RUNS, ModelFiles};
 use super::training_results::{self, Criterion, RESULTS_FILE, RUN_FILE, RunResult};
@@ -16,15 +18,18 @@ use crate::formats::atomic;
 use crate::formats::embedded;
 use crate::formats::jsonl::{self, Example, Row};
 use crate::formats::lines::at;
+use crate::formats::tokenizer::Tokenizer;
 use crate::model::Model;
 use crate::task::{Task, synthetic};
-use crate::train::data::TrainSequence;
-use crate::train::examples::{self, DataOptions};
+use crate::train::data::{SequenceTeacher, TrainSequence};
+use crate::train::examples::{self, DataOptions, Prepared};
 use crate::train::fit::{self, Output};
 use crate::train::mixture::{MixStrategy, Mixture};
+use crate::train::objective::Objective;
 use crate::train::report_to::{ReportTo, run_folder};
 use crate::train::scores::{BestBy, Evaluation};
 use crate::train::settings::{Length, RunSettings};
+use crate::train::teachers;
 use crate::train::trainable::Trainable;
 use crate::train::trainer::{Run, StepReport, Trainer, TrainerOptions};
 use crate::train::written::Written;
@@ -38,16 +43,24 @@ pub struct Data {
     /// Those of each file of `--train`.
     train: Vec<Vec<TrainSequence>>,
     mixture: Mixture,
+    /// Their teachers, of each file by the seed of a run; none for an objective without.
+    teachers: Vec<BTreeMap<u64, Vec<SequenceTeacher>>>,
     /// Those of `--eval`, and how runs are evaluated on them.
     pub eval: Option<Evaluation>,
+    /// What is minimized; none for cross-entropy alone.
+    pub objective: Option<Objective>,
 }
 
 impl Data {
     /// What a run of this seed is trained on.
     pub fn of_run(&self, seed: u64) -> Vec<TrainSequence> {
         let lengths: Vec<usize> = self.train.iter().map(Vec::len).collect();
-        let order = self.mixture.order(&lengths, seed);
-        order.into_iter().map(|(file, example)| self.train[file][example].clone()).collect()
+        let sequence = |(file, example): (usize, usize)| {
+            let teachers = self.teachers.get(file).and_then(|of_file| of_file.get(&seed));
+            let teacher = teachers.map(|teachers| teachers[example].clone());
+            TrainSequence { teacher, ..self.train[file][example].clone() }
+        };
+        self.mixture.order(&lengths, seed).into_iter().map(sequence).collect()
     }
 }
 
@@ -65,38 +78,60 @@ fn mixture(args: &TrainingArgs) -> Result<Mixture> {
     Ok(mixture)
 }
 
-/// The sequences of `--train` and of `--eval`; `check` may refuse their examples.
-pub fn data(args: &TrainingArgs, files: &ModelFiles, check: impl Fn(&[Row]) -> Result<()>) -> Result<Data> {
+/// The sequences of `--train` and of `--eval`, with the teachers of the runs' seeds; `check` may refuse their examples.
+pub fn data<'a>(
+    args: &'a TrainingArgs,
+    files: &ModelFiles,
+    seeds: impl Iterator<Item = u64>,
+    check: impl Fn(&[Row]) -> Result<()>,
+) -> Result<Data> {
     let mixture = mixture(args)?;
-    let train = match args.train.as_slice() {
-        [] if files.is_embedded() => {
-            vec![sequences(Path::new(embedded::NAME), &built_in_examples(), args, files, &check)?]
-        }
+    let all: Vec<(&'a Path, Vec<Row>)> = match args.train.as_slice() {
+        [] if files.is_embedded() => vec![(Path::new(embedded::NAME), built_in_examples())],
         [] => return Err(Error::argument("--train", "a file of examples", "none")),
         paths => {
-            let of_file = |path: &PathBuf| sequences(path, &jsonl::examples(path)?, args, files, &check);
+            let of_file = |path: &'a PathBuf| Ok((path.as_path(), jsonl::examples(path)?));
             paths.iter().map(of_file).collect::<Result<_>>()?
         }
     };
+    let mut objective = objective::objective(&args.objective, files)?;
+    // What a teacher reads before an example, the example itself is to do without.
+    let learnt = |rows: Vec<Row>| if objective::in_context(&args.objective) { teachers::alone(&rows) } else { rows };
     let held_out = args.evaluation.eval.as_deref();
     let eval = held_out.map(|path| {
-        let rows = jsonl::examples(path)?;
+        let rows = learnt(jsonl::examples(path)?);
         let asked = args.evaluation.predict_with_generate;
         let written = asked.then(|| written::written(&args.evaluation, &rows, files)).transpose()?;
-        evaluation(&args.evaluation, sequences(path, &rows, args, files, &check)?, written)
+        evaluation(&args.evaluation, sequences(path, &rows, args, files, &check)?.0.sequences, written)
     });
     let eval = eval.transpose()?;
-    Ok(Data { train, mixture, eval })
+    let mut seeds: Vec<u64> = seeds.collect();
+    seeds.sort_unstable();
+    seeds.dedup();
+    if objective.is_some() && !objective::in_context(&args.objective) && all.len() > 1 {
+        return Err(Error::argument("--train", "one file beside a teacher's file", all.len()));
+    }
+    let (mut train, mut teachers) = (Vec::new(), Vec::new());
+    for (path, rows) in &all {
+        let (prepared, tokenizer) = sequences(path, &learnt(rows.clone()), args, files, &check)?;
+        if let Some(objective) = &mut objective {
+            let (tokenizer, add_eos) = (tokenizer.as_ref(), args.add_eos);
+            let taught = TaughtRows { path, rows, prepared: &prepared, tokenizer, add_eos };
+            teachers.push(objective::teachers(&args.objective, objective, files, &taught, &seeds)?);
+        }
+        train.push(prepared.sequences);
+    }
+    Ok(Data { train, mixture, teachers, eval, objective })
 }
 
-/// The sequences of the examples of a file.
+/// The sequences of the examples of a file, and the tokenizer that they needed.
 fn sequences(
     path: &Path,
     rows: &[Row],
     args: &TrainingArgs,
     files: &ModelFiles,
     check: impl Fn(&[Row]) -> Result<()>,
-) -> Result<Vec<TrainSequence>> {
+) -> Result<(Prepared, Option<Tokenizer>)> {
     let options = DataOptions { max_length: args.max_length, add_eos: args.add_eos };
     check(rows)?;
     // Ids need no tokenizer, and a model may have none.
@@ -110,7 +145,7 @@ fn sequences(
             path.display()
         ));
     }
-    Ok(prepared.sequences)
+    Ok((prepared, tokenizer))
 }
 
 /// The training data where no file is named: ten demonstrations of the embedded model's own task.
@@ -278,6 +313,8 @@ pub struct Training<'a, A> {
     pub is_grid: bool,
     /// What a continuation must share beside settings and data.
     pub identity: Value,
+    /// What is minimized; none for cross-entropy alone.
+    pub objective: Option<Objective>,
 }
 
 impl<A: Serialize> Training<'_, A> {
@@ -290,9 +327,10 @@ impl<A: Serialize> Training<'_, A> {
         runs: Vec<Run>,
         evaluation: Option<Evaluation>,
     ) -> Result<(), Failure> {
-        let Self { command, args, training, files, options, runs: named, is_grid, identity } = self;
+        let Self { command, args, training, files, options, runs: named, is_grid, identity, objective } = self;
         if training.dry_run {
-            let plan = self::plan(backend, model, files, &tuned, &runs, options, evaluation.as_ref())?;
+            let plan =
+                self::plan(backend, model, files, &tuned, (&runs, options), (objective.as_ref(), evaluation.as_ref()))?;
             return plan.print(training.common.json);
         }
         let resume = resolve::resume(&training.checkpoints, &training.out)?;
@@ -309,6 +347,9 @@ impl<A: Serialize> Training<'_, A> {
         let settings: Vec<Value> = runs.iter().map(|run| json!(run.settings)).collect();
         let mut trainer = Trainer::new(backend, model, tuned, runs, options)?;
         let best_by = evaluation.as_ref().map(|evaluation| evaluation.best_by.clone());
+        if let Some(objective) = objective {
+            trainer = trainer.with_objective(backend, model, objective)?;
+        }
         if let Some(evaluation) = evaluation {
             trainer = trainer.with_evaluation(backend, model, evaluation)?;
         }
@@ -397,18 +438,22 @@ fn plan<B: Backend>(
     model: &Model<B>,
     files: &ModelFiles,
     tuned: &Trainable<B>,
-    runs: &[Run],
-    options: TrainerOptions,
-    evaluation: Option<&Evaluation>,
+    (data, options): (&[Run], TrainerOptions),
+    (objective, evaluation): (Option<&Objective>, Option<&Evaluation>),
 ) -> Result<Plan> {
     let sizes = backend.element_sizes();
-    let ([activations, gradients, optimiser], mut pass) = Trainer::plan(&model.config, tuned, runs, options, sizes)?;
+    let ([activations, gradients, optimiser], mut pass) = Trainer::plan(&model.config, tuned, data, options, sizes)?;
     let (runs, stride) = tuned.shape();
     let mut plan = Plan::new(backend, files)
         .with("adapters", runs * stride * sizes.0 + tuned.materialized_bytes(sizes))
         .with("activations", activations)
         .with("gradients", gradients)
         .with("optimiser", optimiser);
+    if let Some(objective) = objective {
+        let (bytes, readbacks) = Trainer::objective_bytes(objective, &model.config, tuned, data, options, sizes)?;
+        plan = plan.with("objective", bytes);
+        pass.readbacks.extend(readbacks);
+    }
     if let Some(evaluation) = evaluation {
         let (bytes, rows) = Trainer::evaluation_bytes(evaluation, &model.config, tuned, options, sizes)?;
         plan = plan.with("evaluation", bytes);

@@ -118,7 +118,7 @@ impl<'a> TaskData<'a> {
         let context = |i: usize| {
             let query = &self.queries.examples[i];
             let retrieved = match arm {
-                Arm::ZeroShot | Arm::Lora | Arm::Pt => Vec::new(),
+                Arm::ZeroShot | Arm::Lora | Arm::Pt | Arm::ItAct | Arm::ItKl => Vec::new(),
                 Arm::IclRetrieved | Arm::Ipt => self.index.nearest_to_query(i, &query.input, count)?,
                 Arm::Icl | Arm::IclRandom => {
                     let drawn = sample_for(&self.pool.examples, query, None, count, seed.unwrap_or(0), i as u64)?;
@@ -164,7 +164,7 @@ impl<'a> TaskData<'a> {
                 labels.push(i64::from(eos));
             }
             debug_assert!(labels[0] == IGNORE_INDEX);
-            Ok(TrainSequence { ids, labels })
+            Ok(TrainSequence { ids, labels, teacher: None })
         };
         let count = self.settings.train_examples.min(self.pool.examples.len());
         (0..count).into_par_iter().map(sequence).collect()

@@ -45,7 +45,7 @@ pub fn train<B: Backend>(
     let options = TrainerOptions { row_budget: settings.rows, ..TrainerOptions::default() };
     let runs = starts.iter().map(run).collect();
     let watch = Watch { pauses: &|_| false, on_step: &mut |_, _, _, _| Ok(()) };
-    let Tuning { adaptation, losses, .. } = fit::tune(backend, model, adaptation, runs, options, watch)?;
+    let Tuning { adaptation, losses, .. } = fit::tune(backend, model, adaptation, (runs, None), options, watch)?;
     for (run, ((key, start), losses)) in missing.iter().zip(starts).zip(&losses).enumerate() {
         let config = adapters.config(start, base.config);
         adaptation.read_out(backend, run, &config)?.write(store.adapter(key))?;

@@ -131,6 +131,11 @@ impl Row {
         Self { location, example, marks: Vec::new() }
     }
 
+    /// The same row with another example.
+    pub fn with(&self, example: Example) -> Self {
+        Self { example, ..self.clone() }
+    }
+
     fn of((location, value): (PathBuf, Value)) -> Result<Self> {
         let example = Example::of(&location, &value)?;
         let is_mark = |value: &&Value| value.is_boolean() || value.is_number();

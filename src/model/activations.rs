@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::layout::Layout;
 use super::norm::Stats;
-use super::output_rows::output_row;
+use super::output_rows::{OutputRows, output_row};
 use super::rope::RopeTable;
 use crate::Result;
 use crate::arch::{Mlp, ModelConfig, NormPlacement, Projection, QkNorm, Rope, RopeKind};
@@ -232,6 +232,22 @@ impl<B: Backend> Activations<B> {
     pub fn reserve_positions(&mut self, backend: &mut B, positions: usize) -> Result<()> {
         let mut tables = self.rotation.iter_mut().flat_map(|rotation| &mut rotation.tables);
         tables.try_for_each(|table| table.reserve(backend, positions))
+    }
+
+    /// Takes the last forward for one of its first rows alone, of which the rows `output` came out (none means all of them):
+    /// what a backward through a pack of those rows reads.
+    ///
+    /// # Panics
+    /// If those are not the first output rows.
+    pub fn restrict(&mut self, rows: usize, output: Option<&OutputRows<B>>) {
+        let outputs = self.outputs.as_deref();
+        let first = |i: usize| outputs.map_or(i, |outputs| outputs[i]);
+        let same = match output {
+            Some(output) => output.rows.iter().enumerate().all(|(i, &row)| first(i) == row),
+            None => (0..rows).all(|row| first(row) == row),
+        };
+        assert!(same, "activations: the first {rows} rows came out otherwise");
+        self.outputs = output.map(|output| output.rows.clone());
     }
 
     /// The output rows of these pack rows in the last forward.

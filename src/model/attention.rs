@@ -276,15 +276,15 @@ impl<B: Backend> BlockBwd<'_, B> {
         let width = config.hidden_size;
         // Of a parallel block, `d_out` has been filled before the MLP's part was added.
         if !config.parallel {
-            self.edits(backend, Site::ResidMid, outputs, TensorMut::Acc(&mut grads.d_resid), width);
+            self.site(backend, Site::ResidMid, outputs, TensorMut::Acc(&mut grads.d_resid), width);
             if config.norm_placement == NormPlacement::Post {
-                self.edits(backend, Site::LN1_OUT, outputs, TensorMut::Acc(&mut grads.d_resid), width);
+                self.site(backend, Site::LN1_OUT, outputs, TensorMut::Acc(&mut grads.d_resid), width);
             }
             self.post_norm(backend, grads, request, Sublayer::Attention);
             let len = self.block.input.pack.len() * width;
             backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len });
         }
-        self.edits(backend, Site::AttnOut, outputs, TensorMut::Compute(&mut grads.d_out), width);
+        self.site(backend, Site::AttnOut, outputs, TensorMut::Compute(&mut grads.d_out), width);
         self.output_norm(backend, grads, request, Sublayer::Attention, outputs);
         let (d_z, z) = match output {
             None => (&mut grads.d_z, &self.saved.z),
@@ -308,7 +308,7 @@ impl<B: Backend> BlockBwd<'_, B> {
     ) {
         let (config, saved, layer, pack) = (self.block.config, self.saved, self.block.layer, self.block.input.device);
         let (queries, keys) = (config.q_width(), config.kv_width());
-        self.edits(backend, Site::Z, false, TensorMut::Acc(&mut grads.d_z), queries);
+        self.site(backend, Site::Z, false, TensorMut::Acc(&mut grads.d_z), queries);
         let edited = self.block.input.edits.is_some_and(|edits| edits.at(Site::Z, layer));
         let unedited = saved.unedited_z.as_ref().filter(|_| edited);
         backend.attention_bwd(AttentionBwd {
@@ -326,10 +326,10 @@ impl<B: Backend> BlockBwd<'_, B> {
             outputs: self.block.outputs,
             dims: config.attention(layer),
         });
-        self.edits(backend, Site::V, false, TensorMut::Compute(&mut grads.d_v), keys);
+        self.site(backend, Site::V, false, TensorMut::Compute(&mut grads.d_v), keys);
         if self.acts.rotation.is_some() {
-            self.edits(backend, Site::RotQ, false, TensorMut::Compute(&mut grads.d_q), queries);
-            self.edits(backend, Site::RotK, false, TensorMut::Compute(&mut grads.d_k), keys);
+            self.site(backend, Site::RotQ, false, TensorMut::Compute(&mut grads.d_q), queries);
+            self.site(backend, Site::RotK, false, TensorMut::Compute(&mut grads.d_k), keys);
         }
         self.take_prefix(backend, grads, request);
         if let Some(rotation) = &self.acts.rotation {
@@ -341,8 +341,8 @@ impl<B: Backend> BlockBwd<'_, B> {
             backend.rope_bwd(RopeBwd { d_x: &mut grads.d_k, pack, cos_sin, heads, head_dim, rotary_dim });
         }
         self.qk_norm(backend, grads, request);
-        self.edits(backend, Site::Q, false, TensorMut::Compute(&mut grads.d_q), queries);
-        self.edits(backend, Site::K, false, TensorMut::Compute(&mut grads.d_k), keys);
+        self.site(backend, Site::Q, false, TensorMut::Compute(&mut grads.d_q), queries);
+        self.site(backend, Site::K, false, TensorMut::Compute(&mut grads.d_k), keys);
         // Without a norm before it, a sublayer's input is the residual stream itself.
         let before = config.norm_placement.before();
         let (d_in, first) = if before { (&mut grads.d_norm, false) } else { (&mut grads.d_resid, true) };
@@ -356,12 +356,12 @@ impl<B: Backend> BlockBwd<'_, B> {
         }
         if below && before {
             let d_norm = TensorMut::Acc(&mut grads.d_norm);
-            self.edits(backend, Site::LN1_OUT, false, d_norm, config.hidden_size);
+            self.site(backend, Site::LN1_OUT, false, d_norm, config.hidden_size);
             let resid_pre = &self.acts.resid[self.acts.resid_slot(layer)];
             self.pre_norm(backend, grads, request, Sublayer::Attention, Some(resid_pre));
         }
         if below {
-            self.edits(backend, Site::ResidPre, false, TensorMut::Acc(&mut grads.d_resid), config.hidden_size);
+            self.site(backend, Site::ResidPre, false, TensorMut::Acc(&mut grads.d_resid), config.hidden_size);
         }
     }
 

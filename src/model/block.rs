@@ -248,12 +248,10 @@ impl<B: Backend> BlockBwd<'_, B> {
         targets.iter().any(|&target| adaptation.is_some_and(|a| a.layout.adapts(self.block.layer, target)))
     }
 
-    /// Through the edits of a site, whose tensor `[rows, width]` had a row for each of the block's input: in place from the
-    /// gradient of what flowed on. `outputs` says that these are the output rows alone.
-    pub fn edits(&self, backend: &mut B, site: Site, outputs: bool, d_x: TensorMut<'_, B>, width: usize) {
-        if let Some(edits) = self.block.input.edits {
-            edits.backward(backend, (site, self.block.layer), outputs, d_x, width);
-        }
+    /// Through a site, whose tensor `[rows, width]` had a row for each of the block's input; see [`Input::site_backward`].
+    /// `outputs` says that these are the output rows alone.
+    pub fn site(&self, backend: &mut B, site: Site, outputs: bool, d_x: TensorMut<'_, B>, width: usize) {
+        self.block.input.site_backward(backend, (site, self.block.layer), outputs, d_x, width);
     }
 
     /// A sublayer's norm: its name, its weights, and what its forward saved.
@@ -263,7 +261,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         (at, weights.norm(at), stats[sublayer as usize])
     }
 
-    /// Through the norm of a sublayer's output, where there is one: `d_out` in place. `outputs` as in [`BlockBwd::edits`].
+    /// Through the norm of a sublayer's output, where there is one: `d_out` in place. `outputs` as in [`BlockBwd::site`].
     pub fn output_norm(
         &self,
         backend: &mut B,
@@ -278,7 +276,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         let (d_x, d_weight) = (&mut grads.d_out, request.weight(ParamId::Norm(at)));
         let (norm, rows) = (weights.norm(at), self.block.stream_rows());
         norm::compute_backward(backend, config, d_x, d_weight, (x, rstd), norm, rows);
-        self.edits(backend, sublayer.raw_site(), outputs, TensorMut::Compute(&mut grads.d_out), config.hidden_size);
+        self.site(backend, sublayer.raw_site(), outputs, TensorMut::Compute(&mut grads.d_out), config.hidden_size);
     }
 
     /// Through the norms of queries and keys, where there are any: `d_q` and `d_k` in place.
@@ -290,7 +288,7 @@ impl<B: Backend> BlockBwd<'_, B> {
             (NormAt::K(layer), NormSite::K, &mut grads.d_k, (k, k_rstd)),
         ] {
             let width = config.norm_width(site);
-            self.edits(backend, Site::Norm(site, NormPart::Out), false, TensorMut::Compute(&mut *d_x), width);
+            self.site(backend, Site::Norm(site, NormPart::Out), false, TensorMut::Compute(&mut *d_x), width);
             let (d_weight, rows) = (request.weight(ParamId::Norm(at)), self.block.qk_rows(at));
             norm::compute_backward(backend, config, d_x, d_weight, input, weights.norm(at), rows);
         }

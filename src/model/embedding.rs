@@ -95,9 +95,7 @@ impl<B: Backend> Model<B> {
             backend.position_bwd_table(PositionBwdTable { d_table, offset, d_x, pack, first, width });
         }
         self.embedding_stage_backward(backend, acts, grads, input.pack.len(), request);
-        if let Some(edits) = input.edits {
-            edits.backward(backend, (Site::Embed, 0), false, TensorMut::Acc(grads.d_embed_mut()), width);
-        }
+        input.site_backward(backend, (Site::Embed, 0), false, TensorMut::Acc(grads.d_embed_mut()), width);
         if let (Some(adaptation), Some(d_params)) = (input.adaptation, request.d_params.as_mut())
             && let Some(site) = adaptation.layout.prompt
         {

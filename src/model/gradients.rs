@@ -1,6 +1,7 @@
 //! The scratch of a backward, and what it is asked for.
 
 use super::activations::{counted, some};
+use super::distillation::LogitLosses;
 use super::full::WeightLayout;
 use super::param_id::ParamId;
 use crate::Result;
@@ -35,6 +36,8 @@ pub struct Gradients<B: Backend> {
     pub(super) label_x: B::Compute,
     pub(super) d_label_x: B::Acc,
     pub(super) projected: Option<ProjectedLabels<B>>,
+    /// What a loss towards a teacher's distributions needs, and the losses; none without one.
+    pub distillation: Option<LogitLosses<B>>,
 }
 
 /// Label rows after the projection to the head's width `[M, E]`.
@@ -78,12 +81,18 @@ impl<B: Backend> Gradients<B> {
             label_x: backend.compute(labels * c)?,
             d_label_x: backend.acc(labels * c)?,
             projected,
+            distillation: None,
         })
     }
 
     /// Bytes of this scratch, without making it.
     pub fn bytes(config: &ModelConfig, rows: usize, labels: usize, element_sizes: (usize, usize)) -> usize {
         counted(element_sizes, |device| Gradients::new(device, config, rows, labels))
+    }
+
+    /// Label rows that there is room for.
+    pub fn label_rows(&self) -> usize {
+        self.labels
     }
 
     /// After a backward that was asked for it: the gradients of the embedding rows, a soft prompt's included `[N, E]`.

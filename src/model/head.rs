@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use super::Model;
-use super::activations::{Activations, some};
+use super::activations::Activations;
+use super::distillation::{LogitLosses, Part, PartTeacher, PassTeacher};
 use super::gradients::{GradientRequest, Gradients};
 use super::input::Input;
+use super::logit_buffers::LogitBuffers;
 use super::norm::{self, NormBwd, Normed};
 use super::output_rows::{OutputRows, output_row};
 use super::param_id::{NormAt, ParamId};
 use super::taps::PassTaps;
 use crate::Result;
-use crate::arch::ModelConfig;
 use crate::backend::ops::{
-    Cast, CrossEntropyBwd, CrossEntropyFwd, GatherCompute, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd,
-    LogitsFwd, ScatterAdd, Zero,
+    Cast, CrossEntropyBwd, CrossEntropyFwd, GatherCompute, KlLoss, LinearBwdInput, LinearBwdWeight, LinearDims,
+    LinearFwd, LogitsFwd, ScatterAdd, Zero,
 };
 use crate::backend::{AccElement, Backend, Tensor, TensorMut};
 use crate::hooks::{NormSite, Site, Taps};
@@ -63,28 +64,6 @@ impl<B: Backend> Labels<B> {
         let outputs = output.map(|output| output.rows.clone());
         let rows: Vec<u32> = rows.iter().map(|&row| output_row(outputs.as_deref(), row as usize) as u32).collect();
         Ok(Self { count, outputs, rows: backend.index(&rows)?, targets: backend.index(targets)?, weights })
-    }
-}
-
-/// Room for the logits after some rows.
-pub(super) struct LogitBuffers<B: Backend> {
-    /// `[rows, C]`.
-    x: B::Compute,
-    /// `[rows, E]`, where the head's width is another.
-    projected: Option<B::Compute>,
-    /// `[rows, V]`.
-    pub logits: B::Acc,
-}
-
-impl<B: Backend> LogitBuffers<B> {
-    /// Room for the logits after `rows` rows.
-    pub fn new(backend: &mut B, config: &ModelConfig, rows: usize) -> Result<Self> {
-        let projects = config.embed_size != config.hidden_size;
-        Ok(Self {
-            x: backend.compute(rows * config.hidden_size)?,
-            projected: some(projects, || backend.compute(rows * config.embed_size))?,
-            logits: backend.acc(rows * config.vocab_size)?,
-        })
     }
 }
 
@@ -155,15 +134,29 @@ impl<B: Backend> Model<B> {
             backend.gather_compute(GatherCompute { out: &mut buffers.x, x, rows: &rows, width: config.hidden_size });
             x = &buffers.x;
         }
-        if let (Some(weight), Some(out)) = (&self.weights.project_out, &mut buffers.projected) {
-            let dims = LinearDims { rows: rows.len(), input: config.hidden_size, output: config.embed_size };
+        self.head_logits(backend, x, buffers.projected.as_mut(), &mut buffers.logits, rows.len());
+        Ok(())
+    }
+
+    /// `logits [rows, V]` of rows of the final norm's output `x [rows, C]`, by way of `projected [rows, E]`, where the head's
+    /// width is another.
+    pub(super) fn head_logits<'x>(
+        &self,
+        backend: &mut B,
+        mut x: &'x B::Compute,
+        projected: Option<&'x mut B::Compute>,
+        logits: &mut B::Acc,
+        rows: usize,
+    ) {
+        let config = &self.config;
+        if let (Some(weight), Some(out)) = (&self.weights.project_out, projected) {
+            let dims = LinearDims { rows, input: config.hidden_size, output: config.embed_size };
             backend.linear_fwd(LinearFwd { out: &mut *out, x, weight, bias: None, dims });
             x = out;
         }
-        let dims = LinearDims { rows: rows.len(), input: config.embed_size, output: config.vocab_size };
-        let (logits, head, softcap) = (&mut buffers.logits, self.weights.head(), config.logit_softcap);
+        let dims = LinearDims { rows, input: config.embed_size, output: config.vocab_size };
+        let (head, softcap) = (self.weights.head(), config.logit_softcap);
         backend.logits_fwd(LogitsFwd { logits, x, head, dims, softcap });
-        Ok(())
     }
 
     /// The losses `[M]` of the label rows of the last forward, into `grads.losses`.
@@ -213,29 +206,75 @@ impl<B: Backend> Model<B> {
         request: &mut GradientRequest<'_, B>,
     ) {
         let (width, rows) = (self.config.hidden_size, input.output_len());
-        let edits = |backend: &mut B, d_x: &mut B::Acc| {
-            if let Some(edits) = input.edits {
-                let outputs = input.output_rows.is_some();
-                edits.backward(backend, (Site::FINAL_NORM, 0), outputs, TensorMut::Acc(d_x), width);
-            }
-        };
+        let normed = self.weights.final_norm.is_some();
         self.loss_backward(backend, acts, grads, labels, request);
         backend.zero(Zero { x: &mut grads.d_resid });
-        let (d_out, indices) = (&grads.d_label_x, &labels.rows);
-        match &self.weights.final_norm {
-            Some(norm) => {
-                backend.zero(Zero { x: &mut grads.d_norm });
-                backend.scatter_add(ScatterAdd { d_x: &mut grads.d_norm, d_out, rows: indices, width });
-                edits(backend, &mut grads.d_norm);
-                let d_params = request.weight(ParamId::Norm(NormAt::Final));
-                let x = &acts.resid[acts.resid_slot(self.config.num_hidden_layers)];
-                let (d_x, d_out, stats) = (&mut grads.d_resid, &grads.d_norm, &acts.final_stats);
-                norm::backward(backend, &self.config, NormBwd { d_x, d_params, d_out, x, stats, norm, rows });
-            }
-            None => {
-                backend.scatter_add(ScatterAdd { d_x: &mut grads.d_resid, d_out, rows: indices, width });
-                edits(backend, &mut grads.d_resid);
-            }
+        if normed {
+            backend.zero(Zero { x: &mut grads.d_norm });
+        }
+        let d_x = if normed { &mut grads.d_norm } else { &mut grads.d_resid };
+        backend.scatter_add(ScatterAdd { d_x, d_out: &grads.d_label_x, rows: &labels.rows, width });
+        if let Some((pass, _)) = input.teacher {
+            self.distill(backend, acts, grads, pass);
+        }
+        let d_x = TensorMut::Acc(if normed { &mut grads.d_norm } else { &mut grads.d_resid });
+        input.site_backward(backend, (Site::FINAL_NORM, 0), input.output_rows.is_some(), d_x, width);
+        if let Some(norm) = &self.weights.final_norm {
+            let d_params = request.weight(ParamId::Norm(NormAt::Final));
+            let x = &acts.resid[acts.resid_slot(self.config.num_hidden_layers)];
+            let (d_x, d_out, stats) = (&mut grads.d_resid, &grads.d_norm, &acts.final_stats);
+            norm::backward(backend, &self.config, NormBwd { d_x, d_params, d_out, x, stats, norm, rows });
+        }
+    }
+
+    /// The losses of distributions, into `grads.distillation`, and `+=` their gradient with respect to what the final norm put
+    /// out, into its buffer.
+    fn distill(&self, backend: &mut B, acts: &Activations<B>, grads: &mut Gradients<B>, pass: &PassTeacher<'_, B>) {
+        let Gradients { distillation: Some(distillation), d_norm, d_resid, .. } = grads else { return };
+        let d_out = if self.weights.final_norm.is_some() { d_norm } else { d_resid };
+        let LogitLosses { losses, temperature, student, teacher, d_logits, d_x, projected } = distillation;
+        let (config, x) = (&self.config, &acts.final_norm);
+        let (width, vocab) = (config.hidden_size, config.vocab_size);
+        for Part { first, count, rows: selected, teacher: of_part } in &pass.parts {
+            let rows = *count;
+            let teacher = match of_part {
+                PartTeacher::Logits(logits) => logits,
+                PartTeacher::Rows(rows) => {
+                    backend.gather_compute(GatherCompute { out: &mut student.x, x, rows, width });
+                    let LogitBuffers { x, projected, .. } = &mut *student;
+                    self.head_logits(backend, x, projected.as_mut(), teacher, *count);
+                    &*teacher
+                }
+            };
+            backend.gather_compute(GatherCompute { out: &mut student.x, x, rows: selected, width });
+            let LogitBuffers { x, projected: to_head, logits } = &mut *student;
+            self.head_logits(backend, x, to_head.as_mut(), logits, rows);
+            backend.kl_loss(KlLoss {
+                loss: losses,
+                d_logits,
+                logits,
+                teacher,
+                row_weights: &pass.logit_weights,
+                from: *first,
+                rows,
+                vocab,
+                temperature: *temperature,
+                softcap: config.logit_softcap,
+            });
+            let dims = LinearDims { rows, input: config.embed_size, output: vocab };
+            let weight = self.weights.head();
+            backend.linear_bwd_input(LinearBwdInput { d_x, d_out: d_logits, weight, dims, accumulate: false });
+            let of_rows = match (&self.weights.project_out, projected.as_mut()) {
+                (Some(weight), Some((rounded, before))) => {
+                    backend.cast(Cast { out: rounded, x: d_x, len: rows * config.embed_size });
+                    let dims = LinearDims { rows, input: width, output: config.embed_size };
+                    let (d_x, d_out) = (&mut *before, &*rounded);
+                    backend.linear_bwd_input(LinearBwdInput { d_x, d_out, weight, dims, accumulate: false });
+                    &*before
+                }
+                _ => &*d_x,
+            };
+            backend.scatter_add(ScatterAdd { d_x: &mut *d_out, d_out: of_rows, rows: selected, width });
         }
     }
 

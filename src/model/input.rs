@@ -3,11 +3,13 @@
 use std::ops::Range;
 
 use super::adaptation::Adaptation;
+use super::distillation::{PassTeacher, StateLosses};
 use super::edits::PassEdits;
 use super::output_rows::OutputRows;
 use crate::arch::Projection;
 use crate::backend::ops::Dropout;
-use crate::backend::{Backend, DeviceIndex};
+use crate::backend::{Backend, DeviceIndex, TensorMut};
+use crate::hooks::Site;
 use crate::pack::{Pack, Segment, Token};
 
 /// Dropout of a pass; see [`Dropout`].
@@ -71,12 +73,24 @@ pub struct Input<'a, B: Backend> {
     pub start: Option<Start<'a, B>>,
     /// Edits at rows of the pack.
     pub edits: Option<&'a PassEdits<'a, B>>,
+    /// In a backward, the teacher of the label rows, with the losses of their states if they have any.
+    pub teacher: Option<(&'a PassTeacher<'a, B>, Option<&'a StateLosses<B>>)>,
 }
 
 impl<'a, B: Backend> Input<'a, B> {
     /// The base model on a pack, with the output of every row.
     pub fn new(pack: &'a Pack, device: &'a B::Pack) -> Self {
-        Self { pack, device, adaptation: None, dropout: None, noise: None, output_rows: None, start: None, edits: None }
+        Self {
+            pack,
+            device,
+            adaptation: None,
+            dropout: None,
+            noise: None,
+            output_rows: None,
+            start: None,
+            edits: None,
+            teacher: None,
+        }
     }
 
     /// With adapters.
@@ -99,6 +113,24 @@ impl<'a, B: Backend> Input<'a, B> {
         Self { edits, ..self }
     }
 
+    /// From the gradient of what flowed on from a site, a tensor `[rows, width]` of all rows or, as `outputs` says, of the output
+    /// rows, to that of what came to it, in place: adds what a loss of its states has, and goes through its edits.
+    pub(super) fn site_backward(
+        &self,
+        backend: &mut B,
+        site: (Site, usize),
+        outputs: bool,
+        mut d_x: TensorMut<'_, B>,
+        width: usize,
+    ) {
+        if let Some((pass, Some(losses))) = self.teacher {
+            losses.backward(backend, pass, site, outputs, d_x.reborrow(), width);
+        }
+        if let Some(edits) = self.edits {
+            edits.backward(backend, site, outputs, d_x, width);
+        }
+    }
+
     /// The rows that come out of a pass, M.
     pub(super) fn output_len(&self) -> usize {
         self.output_rows.map_or(self.pack.len(), |output| output.rows.len())
@@ -116,7 +148,13 @@ impl<'a, B: Backend> Input<'a, B> {
             DropoutPlan { keys, ..plan }
         });
         let (pack, device) = (&output.pack, &output.device);
-        Input { adaptation: self.adaptation, dropout, edits: self.edits, ..Input::new(pack, device) }
+        Input {
+            adaptation: self.adaptation,
+            dropout,
+            edits: self.edits,
+            teacher: self.teacher,
+            ..Input::new(pack, device)
+        }
     }
 
     /// Dropout of a projection's input; the parts of a fused module read one input, so they drop the same of it.

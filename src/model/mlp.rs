@@ -106,13 +106,13 @@ impl<B: Backend> BlockBwd<'_, B> {
         let outputs = output.is_some();
         let (config, saved, n) = (self.block.config, self.saved, self.block.input.pack.len());
         let width = config.hidden_size;
-        self.edits(backend, Site::ResidPost, outputs, TensorMut::Acc(&mut grads.d_resid), width);
+        self.site(backend, Site::ResidPost, outputs, TensorMut::Acc(&mut grads.d_resid), width);
         if config.norm_placement == NormPlacement::Post {
-            self.edits(backend, Site::LN2_OUT, outputs, TensorMut::Acc(&mut grads.d_resid), width);
+            self.site(backend, Site::LN2_OUT, outputs, TensorMut::Acc(&mut grads.d_resid), width);
         }
         self.post_norm(backend, grads, request, Sublayer::Mlp);
         backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len: n * width });
-        self.edits(backend, Site::MlpOut, outputs, TensorMut::Compute(&mut grads.d_out), width);
+        self.site(backend, Site::MlpOut, outputs, TensorMut::Compute(&mut grads.d_out), width);
         self.output_norm(backend, grads, request, Sublayer::Mlp, outputs);
         let inner = through || self.adapts(&[Projection::Gate, Projection::Up]);
         let d_act = (inner || self.scales_input(Projection::Down)).then_some((&mut grads.d_act, false));
@@ -121,7 +121,7 @@ impl<B: Backend> BlockBwd<'_, B> {
             return;
         }
         let inner_width = config.intermediate_size;
-        self.edits(backend, Site::MlpPost, outputs, TensorMut::Acc(&mut grads.d_act), inner_width);
+        self.site(backend, Site::MlpPost, outputs, TensorMut::Acc(&mut grads.d_act), inner_width);
         let (d_up, d_act, up, len) = (&mut grads.d_up, &grads.d_act, &saved.up, n * inner_width);
         match (config.mlp, &saved.gate, &mut grads.d_gate) {
             (Mlp::Plain(f), ..) => backend.activation_bwd(ActivationBwd { d_x: d_up, d_act, x: up, f, len }),
@@ -131,12 +131,12 @@ impl<B: Backend> BlockBwd<'_, B> {
             _ => unreachable!("backward: a gated MLP has buffers for its gate"),
         }
         let pre = if let Some(d_gate) = &mut grads.d_gate {
-            self.edits(backend, Site::MlpPreLinear, outputs, TensorMut::Compute(&mut grads.d_up), inner_width);
+            self.site(backend, Site::MlpPreLinear, outputs, TensorMut::Compute(&mut grads.d_up), inner_width);
             d_gate
         } else {
             &mut grads.d_up
         };
-        self.edits(backend, Site::MlpPre, outputs, TensorMut::Compute(pre), inner_width);
+        self.site(backend, Site::MlpPre, outputs, TensorMut::Compute(pre), inner_width);
         // Without a norm before it, a sublayer's input is the residual stream itself.
         let before = config.norm_placement.before();
         let (d_in, mut accumulate) = if before { (&mut grads.d_norm, false) } else { (&mut grads.d_resid, true) };
@@ -150,7 +150,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         if !(through && before) {
             return;
         }
-        self.edits(backend, Site::LN2_OUT, outputs, TensorMut::Acc(&mut grads.d_norm), width);
+        self.site(backend, Site::LN2_OUT, outputs, TensorMut::Acc(&mut grads.d_norm), width);
         if !config.parallel {
             return self.pre_norm(backend, grads, request, Sublayer::Mlp, Some(&saved.resid_mid));
         }

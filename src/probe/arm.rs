@@ -15,7 +15,9 @@ use crate::{Error, Result};
 /// | lora | nothing | LoRA |
 /// | pt | a soft prompt | the soft prompt |
 /// | ipt | a soft prompt, then demonstrations | the soft prompt |
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// | it-act | nothing | LoRA, towards the states of ICL (IA2, arXiv 2509.22621) |
+/// | it-kl | nothing | LoRA, towards the distributions of ICL (context distillation, arXiv 2209.15189) |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Arm {
     /// The query alone; the probe's anchor.
@@ -32,6 +34,10 @@ pub enum Arm {
     Pt,
     /// Prompt tuning with demonstrations (Sun et al., arXiv 2302.11521).
     Ipt,
+    /// The query alone, through a LoRA that was tuned towards what attention puts out behind demonstrations.
+    ItAct,
+    /// The query alone, through a LoRA that was tuned towards the answers' distributions behind demonstrations.
+    ItKl,
 }
 
 impl Arm {
@@ -45,6 +51,8 @@ impl Arm {
             Self::Lora => "lora",
             Self::Pt => "pt",
             Self::Ipt => "ipt",
+            Self::ItAct => "it-act",
+            Self::ItKl => "it-kl",
         }
     }
 
@@ -60,7 +68,12 @@ impl Arm {
 
     /// Whether something is trained.
     pub const fn trains(self) -> bool {
-        matches!(self, Self::Lora | Self::Pt | Self::Ipt)
+        matches!(self, Self::Lora | Self::Pt | Self::Ipt | Self::ItAct | Self::ItKl)
+    }
+
+    /// Whether it is trained towards the model behind demonstrations rather than towards the labels.
+    pub const fn has_teacher(self) -> bool {
+        matches!(self, Self::ItAct | Self::ItKl)
     }
 
     /// Whether a soft prompt stands before everything.
@@ -74,6 +87,9 @@ impl Arm {
     }
 }
 
+/// The arms that a probe may have beside zero-shot, ICL and LoRA, which it always has.
+pub const FURTHER_ARMS: [Arm; 4] = [Arm::Pt, Arm::Ipt, Arm::ItAct, Arm::ItKl];
+
 /// The name of an arm in reports.
 pub const fn arm_name(arm: Arm) -> &'static str {
     match arm {
@@ -85,5 +101,6 @@ pub const fn arm_name(arm: Arm) -> &'static str {
 
 /// The arm of a name in reports.
 pub(super) fn arm_named(name: &str) -> Option<Arm> {
-    [Arm::ZeroShot, Arm::Icl, Arm::Lora, Arm::Pt, Arm::Ipt].into_iter().find(|&arm| arm_name(arm) == name)
+    let known = [Arm::ZeroShot, Arm::Icl, Arm::Lora].into_iter().chain(FURTHER_ARMS);
+    known.into_iter().find(|&arm| arm_name(arm) == name)
 }

@@ -222,7 +222,7 @@ impl Drawn {
         let all = 0..self.examples.len();
         let train = all.clone().map(|i| after("", i)).collect::<Result<_>>()?;
         let after_others = |i| after(&before(&mut self.shown.iter().filter(|&&other| other != i)), i);
-        let ipt_train = match settings.soft.arms.contains(&Arm::Ipt) {
+        let ipt_train = match settings.soft.arms.iter().any(|&arm| arm == Arm::Ipt || arm.has_teacher()) {
             true => all.clone().map(after_others).collect::<Result<_>>()?,
             false => Vec::new(),
         };

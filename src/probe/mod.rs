@@ -8,8 +8,10 @@
 //! | IT | LoRA, tuned on the same demonstrations (prompt to answer, loss on the answer) | the query alone |
 //! | PT | soft prompt, tuned as IT is | the soft prompt, then the query |
 //! | IPT | soft prompt, tuned on each demonstration behind the seed's others | the soft prompt, the demonstrations, the query |
+//! | IT-ACT, IT-KL | LoRA, tuned as IT is but towards the states, or the answers' distributions, of each demonstration behind the seed's others | the query alone |
 //!
-//! The first three are in every probe; those of soft prompts (Sun et al., arXiv 2302.11521) are asked for. An [`arm::Arm`] is
+//! The first three are in every probe; the further ones (of soft prompts Sun et al., arXiv 2302.11521; towards ICL Mishra et al.,
+//! arXiv 2509.22621, and Snell et al., arXiv 2209.15189) are asked for. An [`arm::Arm`] is
 //! a value: each is tuned and read by the same code ([`run`]), and every pair of them is compared.
 //!
 //! States are read at the last token of every query, after every block and after the final norm. The anchor is read once;
@@ -52,4 +54,4 @@ pub use measured::Measures;
 pub use position::Position;
 pub use progress::{Phase, Progress};
 pub use run::{Outcome, run, run_conditions};
-pub use settings::{ProbeSettings, SOFT_ARMS, SoftSettings, TuningKind};
+pub use settings::{ProbeSettings, SoftSettings, TuningKind};

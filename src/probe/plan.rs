@@ -50,8 +50,8 @@ pub struct SeedPlan {
     pub icl_answers: Vec<Vec<Answer>>,
     /// What LoRA and soft prompt learn: each demonstration alone, in the order drawn; empty without demonstrations.
     pub train: Vec<TrainingExample>,
-    /// What a soft prompt before demonstrations learns: the same, each after the other demonstrations in the order shown;
-    /// empty where there is no such arm.
+    /// What a soft prompt before demonstrations learns, and what the teacher of a LoRA reads: the same, each after the other
+    /// demonstrations in the order shown; empty where there is no such arm.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ipt_train: Vec<TrainingExample>,
     /// The prompts that end before the answer of each demonstration in context, in the order of `train`; empty unless
@@ -116,6 +116,11 @@ impl SeedPlan {
     /// What an arm that trains something learns.
     pub fn training_examples(&self, arm: Arm) -> &[TrainingExample] {
         if arm == Arm::Ipt { &self.ipt_train } else { &self.train }
+    }
+
+    /// What the teacher of an arm reads, for each of its training examples; empty where it has none.
+    pub fn teachers(&self, arm: Arm) -> &[TrainingExample] {
+        if arm.has_teacher() { &self.ipt_train } else { &[] }
     }
 
     /// The queries after the demonstrations.

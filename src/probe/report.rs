@@ -72,7 +72,7 @@ impl<T> Phases<T> {
         match arm {
             Arm::ZeroShot => &mut self.anchor,
             Arm::Icl | Arm::IclRandom | Arm::IclRetrieved => &mut self.icl,
-            Arm::Lora => &mut self.it,
+            Arm::Lora | Arm::ItAct | Arm::ItKl => &mut self.it,
             Arm::Pt | Arm::Ipt => &mut self.soft,
         }
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::arm::Arm;
+use super::arm::{Arm, FURTHER_ARMS};
 use super::arm_run::ArmRun;
 use super::compared::{arm_report, examples, layers, lora_overlaps, outputs, pca};
 use super::condition::{Base, Condition};
@@ -90,7 +90,7 @@ pub fn run_conditions<B: Backend>(
     let sites: Vec<Site> = terms.iter().copied().chain(scores).collect();
     let mut worker = Worker::new(backend, model, base, (conditions[0].settings.rows, &sites), progress);
     let mut arms: Vec<Vec<ArmRun>> = conditions.iter().map(|_| Vec::new()).collect();
-    for arm in [Arm::ZeroShot, Arm::Icl, Arm::Lora, Arm::Pt, Arm::Ipt] {
+    for arm in [Arm::ZeroShot, Arm::Icl, Arm::Lora].into_iter().chain(FURTHER_ARMS) {
         let asked = conditions.iter().enumerate().filter(|(_, c)| c.settings.arms().contains(&arm));
         let planned: Vec<(usize, ArmPlan)> =
             asked.map(|(c, condition)| (c, ArmPlan::new(arm, condition, !base.edits.is_empty()))).collect();
@@ -205,7 +205,7 @@ impl ArmSeed {
         let position = settings.position;
         let examples = seed.training_examples(arm);
         let training = arm.trains().then(|| {
-            let key = TrainingKey::new(arm, settings, seed.seed, examples);
+            let key = TrainingKey::new(arm, settings, seed.seed, (examples, seed.teachers(arm)));
             (key, settings.steps(arm, examples.len()))
         });
         let trained = match &training {
@@ -240,7 +240,8 @@ impl ArmSeed {
             training,
             queries: read(in_context, prompts, points),
             demonstrations: (position == Position::Demos && !seed.train.is_empty()).then(of_demonstrations),
-            learnt: (arm.trains() && !examples.is_empty()).then(learnt),
+            // Towards a teacher the loss after the last step is another one than that of the answers.
+            learnt: (arm.trains() && !arm.has_teacher() && !examples.is_empty()).then(learnt),
             label_tokens: examples.iter().filter_map(TrainingExample::scored).sum(),
         }
     }

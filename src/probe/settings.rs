@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::arm::Arm;
+use super::arm::{Arm, FURTHER_ARMS};
 use super::demonstrations::{LabelNoise, Similarity, SimilarityBy};
 use super::measured::Measures;
 use super::position::Position;
@@ -12,9 +12,6 @@ use crate::task::{Task, Template};
 use crate::train::schedule::{Schedule, Warmup};
 use crate::train::settings::{Length, RunSettings};
 use crate::{Error, Result};
-
-/// The arms that a probe may have beside zero-shot, ICL and LoRA, which it always has.
-pub const SOFT_ARMS: [Arm; 2] = [Arm::Pt, Arm::Ipt];
 
 /// What is compared, and how it is tuned. Defaults are our own choices, not those of a paper.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,7 +77,7 @@ pub struct ProbeSettings {
     /// Token rows of a pass at most, unless a single prompt needs more (default 4096). States and scores do not depend on it; a
     /// tuning does in rounding, since it divides the sums of its gradients.
     pub rows: usize,
-    /// The arms with soft prompts.
+    /// The further arms.
     #[serde(default)]
     pub soft: SoftSettings,
 }
@@ -104,7 +101,8 @@ pub enum TuningKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SoftSettings {
-    /// Of [`SOFT_ARMS`], each at most once (default none).
+    /// The further arms, of [`FURTHER_ARMS`], each at most once (default none); of those without a soft prompt nothing else
+    /// here counts.
     pub arms: Vec<Arm>,
     /// Rows of a prompt (default 20). It begins as embeddings of random tokens.
     pub num_virtual_tokens: usize,
@@ -132,8 +130,9 @@ impl SoftSettings {
             ));
         }
         for (i, arm) in self.arms.iter().enumerate() {
-            if !SOFT_ARMS.contains(arm) {
-                return Err(Error::argument("soft.arms", "arms with soft prompts", arm.name()));
+            if !FURTHER_ARMS.contains(arm) {
+                let names = FURTHER_ARMS.map(Arm::name).join(", ");
+                return Err(Error::argument("soft.arms", format!("of {names}"), arm.name()));
             }
             if self.arms[..i].contains(arm) {
                 return Err(Error::argument("soft.arms", "each arm once", format!("{} twice", arm.name())));

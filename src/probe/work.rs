@@ -18,11 +18,12 @@ use super::states::{ArmStates, Reading, hooks};
 use super::tuning::{AdapterRun, AdapterSettings};
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
-use crate::hooks::{Edit, Site};
+use crate::hooks::{Edit, Selection, Site};
 use crate::model::{Adaptation, FullTuning, Model};
 use crate::task::prompts::TrainingExample;
-use crate::train::data::TrainSequence;
+use crate::train::data::{IGNORE_INDEX, SequenceTeacher, TrainSequence};
 use crate::train::fit::{self, Watch};
+use crate::train::objective::Objective;
 use crate::train::settings::{Length, RunSettings};
 use crate::train::trainable::Trainable;
 use crate::train::trainer::{Run, StepReport, Trainer, TrainerOptions};
@@ -36,6 +37,8 @@ pub(super) struct TrainingKey {
     hyperparameters: String,
     seed: u64,
     examples: Vec<TrainingExample>,
+    /// The same behind demonstrations, which a teacher reads; empty without one.
+    teachers: Vec<TrainingExample>,
     settings: Hyperparameters,
 }
 
@@ -59,6 +62,8 @@ impl std::hash::Hash for Hyperparameters {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct AdapterKey {
     kind: TuningKind,
+    /// The arm, if it has a teacher.
+    towards: Option<Arm>,
     /// Rows of a soft prompt; a LoRA without.
     rows: Option<usize>,
     r: usize,
@@ -85,29 +90,36 @@ pub(super) struct ReadKey {
 
 impl TrainingKey {
     /// The training of an arm.
-    pub fn new(arm: Arm, settings: &ProbeSettings, seed: u64, examples: &[TrainingExample]) -> Self {
+    pub fn new(
+        arm: Arm,
+        settings: &ProbeSettings,
+        seed: u64,
+        (examples, teachers): (&[TrainingExample], &[TrainingExample]),
+    ) -> Self {
         let training = settings.training(arm, seed, examples.len().max(1));
         // Of one length, whatever it is: at a constant rate a shorter training is the beginning of a longer one.
         let training = RunSettings { length: Length::Steps(1), ..training };
         let soft = arm.has_soft_prompt();
         let layout = AdapterKey {
-            kind: if soft { TuningKind::Lora } else { settings.tuning },
+            kind: if soft || arm.has_teacher() { TuningKind::Lora } else { settings.tuning },
+            towards: arm.has_teacher().then_some(arm),
             rows: soft.then_some(settings.soft.num_virtual_tokens),
             r: settings.r,
             lora_alpha: settings.lora_alpha.to_bits(),
             target_modules: settings.target_modules.clone(),
         };
         let hyperparameters = format!("{training:?}");
-        Self { layout, hyperparameters, seed, examples: examples.to_vec(), settings: Hyperparameters(training) }
+        let (examples, teachers) = (examples.to_vec(), teachers.to_vec());
+        Self { layout, hyperparameters, seed, examples, teachers, settings: Hyperparameters(training) }
     }
 
-    fn run(&self, steps: u64) -> Run {
-        let sequence = |example: &TrainingExample| TrainSequence {
-            ids: example.input_ids.clone(),
-            labels: example.labels.clone(),
+    fn run(&self, steps: u64) -> Result<Run> {
+        let sequence = |(i, example): (usize, &TrainingExample)| {
+            let teacher = self.teachers.get(i).map(|teacher| taught(example, teacher)).transpose()?;
+            Ok(TrainSequence { ids: example.input_ids.clone(), labels: example.labels.clone(), teacher })
         };
         let settings = RunSettings { length: Length::Steps(steps), ..self.settings.0.clone() };
-        Run { data: self.examples.iter().map(sequence).collect(), settings }
+        Ok(Run { data: self.examples.iter().enumerate().map(sequence).collect::<Result<_>>()?, settings })
     }
 
     fn adapter_run(&self) -> AdapterRun {
@@ -115,7 +127,32 @@ impl TrainingKey {
     }
 }
 
+/// A teacher in context, whose answer must have the example's tokens.
+fn taught(example: &TrainingExample, teacher: &TrainingExample) -> Result<SequenceTeacher> {
+    let labels = |example: &TrainingExample| -> Vec<i64> {
+        example.labels.iter().copied().filter(|&label| label != IGNORE_INDEX).collect()
+    };
+    let (own, found) = (labels(example), labels(teacher));
+    if own != found {
+        let expected = format!("answers of the same tokens behind demonstrations, {own:?}");
+        return Err(Error::argument("template", expected, format!("{found:?}")));
+    }
+    let rows = teacher.labels.iter().enumerate().filter(|(_, label)| **label != IGNORE_INDEX);
+    let rows = rows.map(|(i, _)| (i - 1) as u32).collect();
+    Ok(SequenceTeacher::Context { ids: teacher.input_ids.clone(), rows })
+}
+
 impl AdapterKey {
+    /// What is minimized; none for the cross-entropy of the answers.
+    fn objective(&self, depth: usize) -> Option<Objective> {
+        let layers: Vec<usize> = (0..depth).collect();
+        let (activations, logits, selection) = match self.towards? {
+            Arm::ItAct => (1.0, 0.0, Selection::new(&[Site::AttnOut], &layers)),
+            _ => (0.0, 1.0, Selection::default()),
+        };
+        Some(Objective { ce: 0.0, activations, logits, selection, temperature: 1.0, table: None })
+    }
+
     fn settings<'a>(&'a self, base: &'a str) -> AdapterSettings<'a> {
         let (lora_alpha, target_modules) = (f64::from_bits(self.lora_alpha), &self.target_modules[..]);
         AdapterSettings { base, r: self.r, lora_alpha, target_modules }
@@ -320,7 +357,8 @@ impl<'a, B: Backend> Worker<'a, B> {
         let trained: Vec<&Asked> = trainings.iter().filter(|asked| asked.last_step() > 0).collect();
         if !trained.is_empty() {
             let adaptation = settings.start(backend, model, &adapter_runs(&trained))?;
-            let runs: Vec<Run> = trained.iter().map(|asked| asked.key.run(asked.last_step())).collect();
+            let runs: Vec<Run> = trained.iter().map(|asked| asked.key.run(asked.last_step())).collect::<Result<_>>()?;
+            let objective = layout.objective(model.config.num_hidden_layers);
             let options = TrainerOptions { row_budget: *rows, ..TrainerOptions::default() };
             let last = trained.iter().map(|asked| asked.last_step()).max().unwrap_or(0);
             let pauses = |step: u64| step < last && trained.iter().any(|asked| asked.reads.contains_key(&step));
@@ -335,7 +373,7 @@ impl<'a, B: Backend> Worker<'a, B> {
                 Ok(())
             };
             let watch = Watch { pauses: &pauses, on_step: &mut on_step };
-            let tuning = fit::tune(backend, model, adaptation, runs, options, watch)?;
+            let tuning = fit::tune(backend, model, adaptation, (runs, objective), options, watch)?;
             *tuning_seconds(seconds, arm) += lap(since);
             *tokens.tune(arm) += tuning.tokens;
             reader.read(backend, model, &tuning.adaptation, &trained, last, *progress)?;
@@ -375,7 +413,7 @@ impl<'a, B: Backend> Worker<'a, B> {
                 continue;
             }
             let options = TrainerOptions { row_budget: *rows, ..TrainerOptions::default() };
-            let runs = vec![asked.key.run(last)];
+            let runs = vec![asked.key.run(last)?];
             let mut trainer = Trainer::new(backend, &tuned, Trainable::Weights(full), runs, options)?;
             let mut losses = Vec::new();
             let mut on_step = |backend: &mut B, tuned: &Model<B>, _: &Trainer<B>, report: &StepReport| {

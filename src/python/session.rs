@@ -89,7 +89,7 @@ impl Job for Serve<'_> {
         host::adopt(Some(host.clone()));
         let model = Model::new(&mut backend, &loaded.files.config, &loaded.files.checkpoint)?;
         let adaptation = match &loaded.adapter {
-            Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model.config, adapter)?),
+            Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model, adapter)?),
             None => None,
         };
         let prompt_rows = adaptation.as_ref().map_or(0, |adaptation| adaptation.prompts[0]);

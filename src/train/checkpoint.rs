@@ -327,6 +327,9 @@ impl<B: Backend> Trainer<B> {
         if let Some(alpha) = self.options.neftune_noise_alpha {
             whole["neftune_noise_alpha"] = json!(alpha);
         }
+        if let Some(of) = &self.objective {
+            whole["objective"] = of.fingerprint();
+        }
         if let Some(evaluator) = &self.evaluator {
             whole["evaluation"] = evaluator.settings.fingerprint();
         }

@@ -28,6 +28,8 @@ pub struct DataOptions {
 pub struct Prepared {
     /// The sequences, each with a label; in file order.
     pub sequences: Vec<TrainSequence>,
+    /// The row of each, from 0.
+    pub rows: Vec<usize>,
     /// How many were truncated to the greatest length.
     pub truncated: usize,
     /// How many of those lost all their labels by it, and are dropped.
@@ -62,7 +64,7 @@ pub fn prepare(
         return Err(Error::argument("max_length", "at least 1", 0));
     }
     let mut prepared = Prepared::default();
-    for row in rows {
+    for (number, row) in rows.iter().enumerate() {
         let location = &row.location;
         let mut sequence = match (&row.example, tokenizer) {
             (Example::Ids { input_ids, labels }, _) => tokenised(input_ids, labels.as_deref()),
@@ -82,6 +84,7 @@ pub fn prepare(
             prepared.dropped += 1;
         } else {
             prepared.sequences.push(sequence);
+            prepared.rows.push(number);
         }
     }
     if prepared.sequences.is_empty() {
@@ -134,7 +137,7 @@ fn sequence(location: &Path, example: &Example, tokenizer: &Tokenizer, add_eos: 
 fn tokenised(ids: &[u32], labels: Option<&[Option<u32>]>) -> TrainSequence {
     let Some(labels) = labels else { return TrainSequence::all(ids.to_vec()) };
     let labels = labels.iter().map(|label| label.map_or(IGNORE_INDEX, i64::from)).collect();
-    TrainSequence { ids: ids.to_vec(), labels }
+    TrainSequence { ids: ids.to_vec(), labels, teacher: None }
 }
 
 fn completed(tokenizer: &Tokenizer, prompt: &str, completion: &str, add_eos: bool) -> Result<TrainSequence> {

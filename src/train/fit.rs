@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::checkpoint;
 use super::log::{LogState, TrainLog};
+use super::objective::Objective;
 use super::report_to::ReportTo;
 use super::trainable::Trainable;
 use super::trainer::{Run, StepReport, Trainer, TrainerOptions};
@@ -133,7 +134,8 @@ pub fn watch<B: Backend>(
     steps(backend, model, trainer, None, pauses, |backend, model, trainer, step| on_step(backend, model, trainer, step))
 }
 
-/// Trains adapters to the end in memory, from where `adaptation` is, with one entry of `runs` for each of its runs.
+/// Trains adapters to the end in memory, from where `adaptation` is, with one entry of `runs` for each of its runs, towards an
+/// objective where there is one.
 ///
 /// # Errors
 /// See [`Trainer::new`] and [`watch`].
@@ -141,12 +143,15 @@ pub fn tune<B: Backend>(
     backend: &mut B,
     model: &mut Model<B>,
     adaptation: Adaptation<B>,
-    runs: Vec<Run>,
+    (runs, objective): (Vec<Run>, Option<Objective>),
     options: TrainerOptions,
     looks: Watch<'_, B>,
 ) -> Result<Tuning<B>> {
     let (mut losses, mut tokens) = (vec![Vec::new(); runs.len()], 0);
     let mut trainer = Trainer::new(backend, model, Trainable::Adapters(adaptation), runs, options)?;
+    if let Some(objective) = objective {
+        trainer = trainer.with_objective(backend, model, objective)?;
+    }
     let mut on_step = |backend: &mut B, model: &Model<B>, trainer: &Trainer<B>, report: &StepReport| {
         for run in &report.runs {
             losses[run.run].push(run.loss);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::report_to::{Point, ReportTo, Reports};
+use super::run::LossParts;
 use super::scores::EvalReport;
 use super::trainer::{RunReport, StepReport};
 use crate::formats::lines::LineFile;
@@ -28,6 +29,9 @@ pub struct LogLine {
     pub total_steps: u64,
     /// Mean of the steps' losses since the last line of the run.
     pub loss: f64,
+    /// The parts of an objective towards a teacher, `ce`, `activations` and `logits`, as the mean of the steps'.
+    #[serde(flatten)]
+    pub parts: LossParts,
     /// Learning rate of the step. (transformers writes that of the next one.)
     pub lr: f64,
     /// Passes over the data done.
@@ -87,12 +91,19 @@ struct AnyLine {
 pub struct Interval {
     /// Sum of the steps' losses since the last line.
     pub loss: f64,
+    /// Sums of its parts.
+    #[serde(default, skip_serializing_if = "no_parts")]
+    pub parts: LossParts,
     /// Steps since the last line.
     pub steps: u64,
     /// Tokens since the last line, unlabelled ones included.
     pub tokens: u64,
     /// The log's seconds at the last line.
     pub since: f64,
+}
+
+fn no_parts(parts: &LossParts) -> bool {
+    *parts == LossParts::default()
 }
 
 /// What a log must know to be continued.
@@ -151,6 +162,7 @@ impl TrainLog {
         for run in &report.runs {
             let interval = &mut self.intervals[run.run];
             interval.loss += run.loss;
+            interval.parts = run.parts.map_or(interval.parts, |parts| interval.parts.plus(parts));
             interval.steps += 1;
             interval.tokens += run.tokens;
             if run.step % self.every == 0 || run.step == run.total_steps {
@@ -203,7 +215,8 @@ impl TrainLog {
         let line = line(run, interval, seconds, several);
         *interval = Interval { since: seconds, ..Interval::default() };
         self.file.append(&serde_json::to_string(&line).map_err(Error::file(LOG_FILE))?)?;
-        let values = [
+        let parts = [("ce", line.parts.ce), ("activations", line.parts.activations), ("logits", line.parts.logits)];
+        let mut values = vec![
             ("total_steps", line.total_steps as f64),
             ("loss", line.loss),
             ("lr", line.lr),
@@ -212,6 +225,7 @@ impl TrainLog {
             ("total_tokens", line.total_tokens as f64),
             ("tokens_per_sec", line.tokens_per_sec),
         ];
+        values.extend(parts.into_iter().filter_map(|(name, value)| Some((name, value?))));
         self.reports.append(&Point { run: run.run, step: run.step, values: &values })
     }
 
@@ -232,6 +246,7 @@ fn line(run: &RunReport, interval: &Interval, seconds: f64, several: bool) -> Lo
         current_steps: run.step,
         total_steps: run.total_steps,
         loss: interval.loss / interval.steps as f64,
+        parts: interval.parts.over(interval.steps as f64),
         lr: run.learning_rate,
         epoch: run.epoch,
         percentage: percentage(run),

@@ -26,7 +26,8 @@ impl Noise {
         let mut noise = Self { rows: Vec::new(), values: Vec::new() };
         let tokens = pass.pack.tokens().iter().enumerate().filter(|(_, token)| matches!(token, Token::Id(_)));
         for (row, _) in tokens {
-            let run = pass.pack.run_of(row).expect("noise: a training's rows are of runs");
+            // A teacher's rows are the base model's.
+            let Some(run) = pass.pack.run_of(row) else { continue };
             let bound = (alpha / (pass.lengths[row] as f64 * width as f64).sqrt()) as f32;
             let hash = splitmix64(splitmix64(splitmix64(seeds[run]) ^ SITE) ^ u64::from(keys[row]));
             noise.rows.push(row as u32);

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use super::data::TrainSequence;
+use super::data::{SequenceTeacher, TrainSequence};
 use crate::arch::ModelConfig;
 use crate::backend::PassSize;
 use crate::model::Layout;
-use crate::pack::{Forest, Pack, Sequence, bidirectional, forest};
+use crate::pack::{Forest, Label, Pack, PackBuilder, Sequence, bidirectional, forest};
 
 /// Common beginnings shorter than this are computed once per sequence: each shared stretch is one more span in the
 /// attention of every sequence below it, which a few rows are not worth.
@@ -32,8 +32,10 @@ pub struct Piece {
 
 /// One forward and backward: a pack and its labels.
 pub struct Pass {
-    /// The sequences of all runs, common beginnings once.
+    /// The sequences of all runs, common beginnings once; behind them those of their teachers.
     pub pack: Pack,
+    /// The former alone, which the backward goes through, where there are teachers in the pack.
+    pub students: Option<Pack>,
     /// The label rows, ascending within a run.
     pub rows: Vec<u32>,
     /// The token after each label row.
@@ -44,6 +46,8 @@ pub struct Pass {
     pub runs: Vec<usize>,
     /// For each row of the pack the tokens of its sequence, if it is of one alone; 0 for a soft prompt's.
     pub lengths: Vec<usize>,
+    /// The row of each one's teacher, of the pack or of a table; zeros without one.
+    pub teachers: Vec<u32>,
 }
 
 /// The soft prompt before every sequence of a run.
@@ -58,8 +62,24 @@ pub struct PromptOffset {
 impl PromptOffset {
     /// The label rows of a sequence behind it, ascending: the row that predicts, and the token it should.
     pub fn targets(self, sequence: &TrainSequence) -> impl Iterator<Item = (usize, u32)> + Clone + '_ {
+        self.taught(sequence).map(|(row, target, _)| (row, target))
+    }
+
+    /// The same with the row of each one's teacher.
+    pub fn taught(self, sequence: &TrainSequence) -> impl Iterator<Item = (usize, u32, u32)> + Clone + '_ {
         let first = if self.ignore_first { self.rows } else { 0 };
-        sequence.targets(self.rows).filter(move |(row, _)| *row >= first)
+        sequence.taught(self.rows).filter(move |(row, ..)| *row >= first)
+    }
+
+    /// The tokens before a sequence's last label token that its teacher reads in the same pass; none without one.
+    pub fn context(self, sequence: &TrainSequence) -> &[u32] {
+        match &sequence.teacher {
+            Some(SequenceTeacher::Context { ids, .. }) => {
+                let last = self.taught(sequence).map(|(.., row)| row as usize).max();
+                &ids[..last.map_or(0, |row| row + 1)]
+            }
+            _ => &[],
+        }
     }
 }
 
@@ -108,12 +128,20 @@ impl Packing {
 
     /// Positions of the longest sequence of a run.
     pub fn longest(&self, run: usize, data: &[TrainSequence]) -> usize {
-        self.prompt(run).rows + data.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0)
+        let prompt = self.prompt(run);
+        let len = |sequence: &TrainSequence| (prompt.rows + sequence.ids.len()).max(prompt.context(sequence).len());
+        data.iter().map(len).max().unwrap_or(prompt.rows)
     }
 
-    /// Rows (beside a shared soft prompt's) and labels of a run's sequence. Rows after the last label row have no part in
+    /// Rows (beside a shared soft prompt's) and labels of a run's sequence, with those of its teacher. Rows after the last label row have no part in
     /// any loss that causal attention leaves to them, and are dropped.
     fn size(&self, run: usize, sequence: &TrainSequence) -> (usize, usize) {
+        let (rows, labels) = self.own_size(run, sequence);
+        (rows + self.prompt(run).context(sequence).len(), labels)
+    }
+
+    /// The same without its teacher.
+    fn own_size(&self, run: usize, sequence: &TrainSequence) -> (usize, usize) {
         let prompt = self.prompt(run);
         let labels = prompt.targets(sequence);
         let rows = match self.is_causal {
@@ -151,8 +179,11 @@ impl Packing {
     pub fn pieces(&self, run: usize, data: &[TrainSequence], batch: &[usize]) -> Vec<Piece> {
         let sizes = batch.iter().map(|&s| self.size(run, &data[s]));
         let (mut rows, labels) = sizes.fold((self.shared_prompt(run), 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
-        if rows > self.budget && batch.len() > 1 && labels <= self.budget {
-            rows = self.forest(&[(run, data, batch)]).pack.len();
+        // What teachers read is mostly shared: the same demonstrations.
+        let shares = rows > self.budget || batch.iter().any(|&s| data[s].teacher.is_some());
+        if shares && batch.len() > 1 && labels <= self.budget {
+            let parts = [(run, data, batch)];
+            rows = self.forest(&parts).pack.len() + self.teachers(&parts).map_or(0, |forest| forest.pack.len());
         }
         if batch.len() > 1 && rows.max(labels) > self.budget {
             let (left, right) = batch.split_at(batch.len() / 2);
@@ -187,38 +218,67 @@ impl Packing {
     /// Builds a pass; `data` gives each run's sequences.
     pub fn pass<'a>(&self, pieces: &[Piece], data: impl Fn(usize) -> &'a [TrainSequence]) -> Pass {
         let parts: Vec<_> = pieces.iter().map(|p| (p.run, data(p.run), p.sequences.as_slice())).collect();
-        let forest = self.forest(&parts);
+        let (forest, teachers) = (self.forest(&parts), self.teachers(&parts));
+        let students = forest.pack.len();
+        let teacher = |s: usize, row: u32| match &teachers {
+            Some(teachers) => (students + teachers.row(s, row as usize)) as u32,
+            None => row,
+        };
         let mut pass = Pass {
             pack: Pack::default(),
+            students: None,
             rows: vec![],
             targets: vec![],
             counts: vec![],
             runs: vec![],
             lengths: vec![],
+            teachers: vec![],
         };
-        pass.lengths.resize(forest.pack.len(), 0);
+        pass.lengths.resize(students, 0);
         let mut s = 0;
         for (run, data, sequences) in parts {
-            let mut counts: BTreeMap<(u32, u32), u32> = BTreeMap::new();
+            let mut counts: BTreeMap<(u32, u32, u32), u32> = BTreeMap::new();
             for &sequence in sequences {
-                let (prompt, rows) = (self.prompt(run).rows, self.size(run, &data[sequence]).0);
+                let (prompt, rows) = (self.prompt(run).rows, self.own_size(run, &data[sequence]).0);
                 for row in prompt..self.shared_prompt(run) + rows {
                     pass.lengths[forest.row(s, row)] = data[sequence].ids.len();
                 }
-                for (row, target) in self.prompt(run).targets(&data[sequence]) {
-                    *counts.entry((forest.row(s, row) as u32, target)).or_default() += 1;
+                for (row, target, of_teacher) in self.prompt(run).taught(&data[sequence]) {
+                    *counts.entry((forest.row(s, row) as u32, target, teacher(s, of_teacher))).or_default() += 1;
                 }
                 s += 1;
             }
-            for ((row, target), count) in counts {
+            for ((row, target, teacher), count) in counts {
                 pass.rows.push(row);
                 pass.targets.push(target);
                 pass.counts.push(count);
                 pass.runs.push(run);
+                pass.teachers.push(teacher);
             }
         }
-        pass.pack = forest.pack;
+        (pass.pack, pass.students) = match teachers {
+            None => (forest.pack, None),
+            Some(teachers) => {
+                let mut both = PackBuilder::default();
+                both.append(&forest.pack);
+                both.append(&teachers.pack);
+                (both.build(), Some(forest.pack))
+            }
+        };
+        // What teachers read is as it is.
+        pass.lengths.resize(pass.pack.len(), 0);
         pass
+    }
+
+    /// What the teachers of sequences read in the same pass, through no adapter; none where they read nothing.
+    fn teachers(&self, parts: &[(usize, &[TrainSequence], &[usize])]) -> Option<Forest> {
+        let mut sequences = Vec::new();
+        for &(run, data, indices) in parts {
+            let context = |&index: &usize| self.prompt(run).context(&data[index]);
+            let tokens = indices.iter().map(context).filter(|ids| !ids.is_empty());
+            sequences.extend(tokens.map(|ids| Sequence::ids(ids, None, Label::Demonstration)));
+        }
+        (!sequences.is_empty()).then(|| forest(&sequences, MIN_SHARED))
     }
 
     fn forest(&self, parts: &[(usize, &[TrainSequence], &[usize])]) -> Forest {
@@ -226,7 +286,7 @@ impl Packing {
         for &(run, data, indices) in parts {
             let prompt = self.prompt(run).rows;
             for &index in indices {
-                let rows = self.shared_prompt(run) + self.size(run, &data[index]).0;
+                let rows = self.shared_prompt(run) + self.own_size(run, &data[index]).0;
                 let mut sequence = Sequence::prompted(prompt, &data[index].ids, self.adapted.then_some(run));
                 sequence.tokens.truncate(rows);
                 sequences.push(sequence);

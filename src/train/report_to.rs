@@ -11,8 +11,9 @@ use crate::formats::tfevents::EventFile;
 pub const CSV_FILE: &str = "trainer_log.csv";
 /// Name of the directory of event files in the output directory; of several runs each has a directory in it.
 pub const EVENTS_DIR: &str = "runs";
-/// Columns of the table, by the fields of the log. A line of a step and one of an evaluation leave the other's empty.
-const COLUMNS: [&str; 11] = [
+/// Columns of the table, by the fields of the log. A line of a step and one of an evaluation leave the other's empty, a
+/// training without a teacher the parts of its objective.
+const COLUMNS: [&str; 14] = [
     "run",
     "current_steps",
     "total_steps",
@@ -24,6 +25,9 @@ const COLUMNS: [&str; 11] = [
     "grad_norm",
     "total_tokens",
     "tokens_per_sec",
+    "ce",
+    "activations",
+    "logits",
 ];
 
 /// The folder of a run where there are several: of its adapter, in the output directory and in checkpoints, and of its events.

@@ -1,5 +1,7 @@
 //! The runs of a trainer: what they are given, where they are, and what their steps report.
 
+use serde::{Deserialize, Serialize};
+
 use super::data::TrainSequence;
 use super::order::{DataCursor, Order};
 use super::passes::ROW_BUDGET;
@@ -69,8 +71,10 @@ pub struct RunReport {
     pub step: u64,
     /// Optimiser steps that it has in all.
     pub total_steps: u64,
-    /// Mean loss of the step's label tokens.
+    /// Mean loss of the step's label tokens; of an objective towards a teacher, the weighted sum of its parts.
     pub loss: f64,
+    /// Those parts, where there is such an objective.
+    pub parts: Option<LossParts>,
     /// Norm of the gradient, before it is clipped.
     pub grad_norm: f64,
     /// Learning rate of the step.
@@ -83,6 +87,45 @@ pub struct RunReport {
     pub label_tokens: u64,
     /// Tokens since the beginning.
     pub total_tokens: u64,
+}
+
+/// The parts of an objective's loss, means over the step's label tokens; none for what counts nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossParts {
+    /// Cross-entropy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ce: Option<f64>,
+    /// Distance of the states.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activations: Option<f64>,
+    /// Divergence of the distributions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logits: Option<f64>,
+}
+
+impl LossParts {
+    /// Those of `ce`, `activations` and `logits` that count, by whether their weights are above 0.
+    pub(super) fn new(weights: [f64; 3], parts: [f64; 3]) -> Self {
+        let part = |i: usize| (weights[i] > 0.0).then_some(parts[i]);
+        Self { ce: part(0), activations: part(1), logits: part(2) }
+    }
+
+    /// The sum of each.
+    pub(super) fn plus(self, other: Self) -> Self {
+        let sum = |a: Option<f64>, b: Option<f64>| b.map(|b| a.unwrap_or(0.0) + b);
+        Self {
+            ce: sum(self.ce, other.ce),
+            activations: sum(self.activations, other.activations),
+            logits: sum(self.logits, other.logits),
+        }
+    }
+
+    /// Each divided by `n`.
+    pub(super) fn over(self, n: f64) -> Self {
+        let [ce, activations, logits] = [self.ce, self.activations, self.logits].map(|part| part.map(|part| part / n));
+        Self { ce, activations, logits }
+    }
 }
 
 /// What a step did.
@@ -134,11 +177,12 @@ pub(super) struct Batch {
 
 /// The losses of a pass on their way to the host.
 pub(super) struct PassLosses<B: Backend> {
-    pub readback: B::PendingReadback,
+    /// Of cross-entropy, of states and of distributions; none where it counts nothing.
+    pub parts: [Option<B::PendingReadback>; 3],
     /// The run of each loss.
     pub runs: Vec<usize>,
     /// The share of each in its run's loss.
-    pub weights: Vec<f64>,
+    pub shares: Vec<f64>,
 }
 
 /// A step that the device has been given and nobody has reported.

@@ -4,13 +4,15 @@ use super::noise::Noise;
 use super::optim::adamw_step;
 use super::order::DataCursor;
 use super::passes::{Pass, Piece};
-use super::run::{Batch, InFlightStep, PassLosses, RunReport, RunState, StepReport};
+use super::run::{Batch, InFlightStep, LossParts, PassLosses, RunReport, RunState, StepReport};
 use super::trainable::Trainable;
 use super::trainer::{Trainer, check_data};
 use crate::backend::ops::{AdamwStep, Zero};
 use crate::backend::{AccElement, Backend};
 use crate::hooks::NoTaps;
-use crate::model::{DropoutPlan, EmbedNoise, GradientRequest, Input, Labels, Model, OutputRows};
+use crate::model::{
+    Activations, DropoutPlan, EmbedNoise, GradientRequest, Input, Labels, Model, OutputRows, PassTeacher, StateLosses,
+};
 use crate::pack::Pack;
 use crate::{Error, Result, hash};
 
@@ -150,19 +152,47 @@ impl<B: Backend> Trainer<B> {
         seeds: &[u64],
         rows_before: &mut [u32],
     ) -> Result<PassLosses<B>> {
-        let weight = |i: usize| f64::from(pass.counts[i]) / label_tokens[pass.runs[i]] as f64;
-        let weights: Vec<f64> = (0..pass.rows.len()).map(weight).collect();
-        let read = OutputRows::new(backend, &pass.pack, pass.rows.iter().map(|&row| row as usize))?;
-        let labels = Labels::new(backend, read.as_ref(), &pass.rows, &pass.targets, &weights)?;
+        let share = |i: usize| f64::from(pass.counts[i]) / label_tokens[pass.runs[i]] as f64;
+        let shares: Vec<f64> = (0..pass.rows.len()).map(share).collect();
+        let [of_ce, ..] = self.weights();
+        let read = OutputRows::new(backend, &pass.pack, self.pass_outputs(&pass))?;
         let device = backend.pack(&pass.pack)?;
         let keys = self.options.draws().then(|| row_keys(&pass.pack, rows_before));
         let noisy = self.draw_noise(backend, &pass, model.config.embed_size, seeds, keys.as_deref())?;
+        let p = self.options.dropout;
+        let dropped = keys.as_deref().filter(|_| p > 0.0);
         let mut input = Input::new(&pass.pack, &device).with_output_rows(read.as_ref());
         input.adaptation = self.trainable.adaptation();
-        let dropped = keys.as_deref().filter(|_| self.options.dropout > 0.0);
-        input.dropout = dropped.map(|keys| DropoutPlan { p: self.options.dropout, seeds, keys });
+        input.dropout = dropped.map(|keys| DropoutPlan { p, seeds, keys });
         input.noise = self.noise.as_ref().zip(noisy.as_ref()).map(|(values, rows)| EmbedNoise { values, rows });
-        model.forward(backend, &mut self.acts, &input, None, &mut NoTaps)?;
+        let teacher = match &self.objective {
+            Some(of) => Some(of.teacher(backend, &model.config, read.as_ref(), &pass, &shares)?),
+            None => None,
+        };
+        forward(backend, model, &mut self.acts, &input, self.state_losses.as_mut().zip(teacher.as_ref()))?;
+        // The teachers' rows come last, and have no gradient.
+        let students = match &pass.students {
+            None => None,
+            Some(pack) => {
+                let rows = pass.rows.iter().map(|&row| row as usize);
+                Some((pack, OutputRows::new(backend, pack, rows)?, backend.pack(pack)?))
+            }
+        };
+        if let Some((pack, read, device)) = &students {
+            self.acts.restrict(pack.len(), read.as_ref());
+            let adaptation = input.adaptation;
+            input = Input::new(pack, device).with_output_rows(read.as_ref());
+            input.adaptation = adaptation;
+            input.dropout = dropped.map(|keys| DropoutPlan { p, seeds, keys: &keys[..pack.len()] });
+        }
+        let labels = match of_ce > 0.0 {
+            true => {
+                let weights: Vec<f64> = shares.iter().map(|share| of_ce * share).collect();
+                Labels::new(backend, input.output_rows, &pass.rows, &pass.targets, &weights)?
+            }
+            false => Labels::new(backend, input.output_rows, &[], &[], &[])?,
+        };
+        input.teacher = teacher.as_ref().map(|teacher| (teacher, self.state_losses.as_ref()));
         let d_params = &mut self.optimizer.d_params;
         let request = match &self.trainable {
             Trainable::Adapters(_) => GradientRequest { d_params: Some(d_params), d_weights: None, d_embed: false },
@@ -174,9 +204,31 @@ impl<B: Backend> Trainer<B> {
             }
         };
         model.backward(backend, &mut self.acts, &mut self.grads, &input, &labels, request);
-        self.optimizer.check_losses(backend, &self.grads.losses, labels.count);
-        let readback = backend.download_async(&self.grads.losses, labels.count)?;
-        Ok(PassLosses { readback, runs: pass.runs, weights })
+        drop(input);
+        let parts = self.read_losses(backend, pass.rows.len())?;
+        Ok(PassLosses { parts, runs: pass.runs, shares })
+    }
+
+    /// What cross-entropy, states and distributions count in the loss.
+    fn weights(&self) -> [f64; 3] {
+        self.objective.as_ref().map_or([1.0, 0.0, 0.0], |of| of.weights())
+    }
+
+    /// Checks the losses of the last pass's `count` label rows on the device, and begins to read them.
+    fn read_losses(&mut self, backend: &mut B, count: usize) -> Result<[Option<B::PendingReadback>; 3]> {
+        let [ce, ..] = self.weights();
+        let of = [
+            (ce > 0.0).then_some(&self.grads.losses),
+            self.state_losses.as_ref().map(|states| &states.losses),
+            self.grads.distillation.as_ref().map(|distillation| &distillation.losses),
+        ];
+        let mut parts = [None, None, None];
+        for (part, losses) in parts.iter_mut().zip(of) {
+            let Some(losses) = losses else { continue };
+            self.optimizer.check_losses(backend, losses, count);
+            *part = Some(backend.download_async(losses, count)?);
+        }
+        Ok(parts)
     }
 
     /// Draws the noise of a pass, if there is any; the rows that it is added to.
@@ -198,19 +250,24 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// Losses and gradient norms of a step by run, once they are there.
+    #[allow(clippy::type_complexity)]
     fn read(
         &mut self,
         backend: &mut B,
         batches: &[Batch],
         passes: Vec<PassLosses<B>>,
         norms: B::PendingReadback,
-    ) -> Result<(Vec<f64>, Vec<f64>)> {
-        let mut losses = vec![0.0; self.runs.len()];
-        for PassLosses { readback, runs, weights } in passes {
-            let of_pass = backend.wait_readback(readback)?.into_iter().zip(weights).zip(runs);
-            of_pass.for_each(|((loss, weight), run)| losses[run] += weight * loss.to_f64());
+    ) -> Result<(Vec<[f64; 3]>, Vec<f64>)> {
+        let mut parts = vec![[0.0; 3]; self.runs.len()];
+        for PassLosses { parts: readbacks, runs, shares } in passes {
+            for (part, readback) in readbacks.into_iter().enumerate() {
+                let Some(readback) = readback else { continue };
+                let of_pass = backend.wait_readback(readback)?.into_iter().zip(&shares).zip(&runs);
+                of_pass.for_each(|((loss, share), &run)| parts[run][part] += share * loss.to_f64());
+            }
         }
         let norms: Vec<f64> = backend.wait_readback(norms)?.into_iter().map(|x| x.to_f64().sqrt()).collect();
+        let losses: Vec<f64> = parts.iter().map(|parts| self.total(parts)).collect();
         for batch in batches {
             for (what, values) in [("loss", &losses), ("gradient norm", &norms)] {
                 let found = values[batch.run];
@@ -220,21 +277,32 @@ impl<B: Backend> Trainer<B> {
                 }
             }
         }
-        Ok((losses, norms))
+        Ok((parts, norms))
+    }
+
+    /// The loss that these parts make.
+    fn total(&self, parts: &[f64; 3]) -> f64 {
+        match &self.objective {
+            None => parts[0],
+            Some(of) => of.weights().iter().zip(parts).map(|(weight, part)| weight * part).sum(),
+        }
     }
 
     /// Counts a step, and says what happened.
-    fn report(&mut self, batches: Vec<Batch>, losses: &[f64], norms: &[f64]) -> StepReport {
+    fn report(&mut self, batches: Vec<Batch>, losses: &[[f64; 3]], norms: &[f64]) -> StepReport {
         self.steps += 1;
+        let totals: Vec<f64> = losses.iter().map(|parts| self.total(parts)).collect();
+        let weights = self.objective.as_ref().map(|of| of.weights());
         let runs = batches.into_iter().map(|batch| {
             let run = &mut self.runs[batch.run];
             run.total_tokens += batch.tokens;
-            run.loss = losses[batch.run];
+            run.loss = totals[batch.run];
             RunReport {
                 run: batch.run,
                 step: self.steps,
                 total_steps: run.total_steps,
-                loss: losses[batch.run],
+                loss: totals[batch.run],
+                parts: weights.map(|weights| LossParts::new(weights, losses[batch.run])),
                 grad_norm: norms[batch.run],
                 learning_rate: batch.learning_rate,
                 epoch: batch.epoch,
@@ -244,6 +312,23 @@ impl<B: Backend> Trainer<B> {
             }
         });
         StepReport { step: self.steps, runs: runs.collect() }
+    }
+}
+
+/// A forward that compares the states of its label rows with their teachers', where that is asked for.
+fn forward<B: Backend>(
+    backend: &mut B,
+    model: &Model<B>,
+    acts: &mut Activations<B>,
+    input: &Input<'_, B>,
+    compared: Option<(&mut StateLosses<B>, &PassTeacher<'_, B>)>,
+) -> Result<()> {
+    match compared {
+        None => model.forward(backend, acts, input, None, &mut NoTaps),
+        Some((states, teacher)) => {
+            let mut taps = states.taps(backend, teacher);
+            model.forward(backend, acts, input, None, &mut taps)
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use super::data::TrainSequence;
+use super::objective::Objective;
 use super::optim::Optimizer;
 use super::passes::{MIN_SHARED, Packing, PromptOffset, pass_size};
 use super::run::{InFlightStep, RunState};
@@ -15,10 +16,10 @@ use super::trainable::Trainable;
 use crate::arch::ModelConfig;
 use crate::backend::{Backend, PassSize};
 use crate::formats::adapter::{Adapter, AdapterConfig};
-use crate::model::{Activations, FullTuning, Gradients, Model};
+use crate::model::{Activations, FullTuning, Gradients, Model, StateLosses};
 use crate::{Error, Result};
 
-pub use super::run::{Run, RunReport, StepReport, Stream, TrainerOptions};
+pub use super::run::{LossParts, Run, RunReport, StepReport, Stream, TrainerOptions};
 
 /// Trains the runs of one [`Trainable`].
 ///
@@ -42,6 +43,10 @@ pub struct Trainer<B: Backend> {
     /// Room for the noise of a pass `[N, E]`, if there is any.
     pub(super) noise: Option<B::Acc>,
     pub(super) evaluator: Option<Evaluator<B>>,
+    /// What is minimized, if not the cross-entropy alone.
+    pub(super) objective: Option<Objective>,
+    /// Where that compares states.
+    pub(super) state_losses: Option<StateLosses<B>>,
 }
 
 impl<B: Backend> Trainer<B> {
@@ -101,6 +106,8 @@ impl<B: Backend> Trainer<B> {
             options,
             trainable,
             evaluator: None,
+            objective: None,
+            state_losses: None,
         })
     }
 
@@ -142,6 +149,8 @@ impl<B: Backend> Trainer<B> {
             options,
             trainable,
             evaluator: None,
+            objective: None,
+            state_losses: None,
         })
     }
 

@@ -17,6 +17,7 @@ mod generate;
 mod grid;
 mod inspect;
 mod merge;
+mod objective;
 mod pretrain;
 mod probe;
 mod profile;

@@ -257,7 +257,11 @@ fn full_tuning_is_the_trainers() {
     let checkpoint = Checkpoint::open(bench.dir.path()).expect("the weights open");
     for (seed, found) in plan.seeds.iter().zip(&report.seeds) {
         let (mut model, full) = FullTuning::load(&mut bench.backend, config.clone(), &checkpoint).expect("copies");
-        let data = seed.train.iter().map(|e| TrainSequence { ids: e.input_ids.clone(), labels: e.labels.clone() });
+        let data = seed.train.iter().map(|e| TrainSequence {
+            ids: e.input_ids.clone(),
+            labels: e.labels.clone(),
+            teacher: None,
+        });
         let mut training = settings.training(Arm::Lora, seed.seed, 4);
         training.length = Length::Steps(3);
         let runs = vec![Run { data: data.collect(), settings: training }];

@@ -256,8 +256,8 @@ fn trainer_refuses_bad_data_by_run_and_sequence() {
     let bad = [
         (vec![], "data of run 1"),
         (vec![good.clone(), TrainSequence::all(vec![1, 272])], "sequence 1 of run 1"),
-        (vec![TrainSequence { ids: vec![1, 2], labels: vec![-100, 300] }], "sequence 0 of run 1"),
-        (vec![TrainSequence { ids: vec![1, 2], labels: vec![1, -100] }], "sequence 0 of run 1"),
+        (vec![TrainSequence { ids: vec![1, 2], labels: vec![-100, 300], teacher: None }], "sequence 0 of run 1"),
+        (vec![TrainSequence { ids: vec![1, 2], labels: vec![1, -100], teacher: None }], "sequence 0 of run 1"),
     ];
     for (data, name) in bad {
         let run = |data| Run { data, settings: settings(1) };

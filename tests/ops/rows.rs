@@ -234,6 +234,50 @@ impl Operation for GatherAcc {
     }
 }
 
+/// d_x, d_out -> d_x, of the compute dtype
+#[derive(Clone, Debug)]
+pub struct ScatterCompute {
+    pub n: usize,
+    pub rows: Vec<u32>,
+    pub width: usize,
+}
+
+impl Operation for ScatterCompute {
+    fn inputs(&self) -> Vec<Array> {
+        vec![compute("d_x", self.n * self.width), acc("d_out", self.rows.len() * self.width)]
+    }
+
+    fn outputs(&self) -> Vec<Array> {
+        vec![compute("d_x", self.n * self.width)]
+    }
+
+    fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let mut sum = inputs[0].clone();
+        for (i, x) in inputs[1].iter().enumerate() {
+            p.add(&mut sum[self.rows[i / self.width] as usize * self.width + i % self.width], *x);
+        }
+        vec![sum.into_iter().map(|x| p.c(x)).collect()]
+    }
+
+    fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
+        let (d_out, rows) = (device::acc(b, &inputs[1]), b.index(&self.rows).unwrap());
+        out.compute[0] = device::compute(b, &inputs[0]);
+        let (d_x, d_out, rows) = (&mut out.compute[0], &d_out, &rows);
+        b.scatter_add_compute(ops::ScatterAddCompute { d_x, d_out, rows, width: self.width });
+    }
+
+    fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
+        let (ids, starts, order) = tables::groups(list(&self.rows).into_iter().enumerate());
+        let (d_x, d_out) = (r.tape.compute(&case.inputs[0]), r.tape.acc(&case.inputs[1]));
+        r.in_place(0, d_x, Role::Compute);
+        let count = ids.len();
+        let [ids, starts, order] = [ids, starts, order].map(|table| At(r.tape.ints(&table)));
+        let args = [At(d_x), At(d_out), ids, starts, order, Int(count), Int(self.width)];
+        r.run("scatter_add_compute", rows(count), &args);
+        true
+    }
+}
+
 /// cache, x -> cache
 #[derive(Clone, Debug)]
 pub struct KvAppend {
@@ -281,6 +325,7 @@ pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
         Case::new("gather real", GatherCompute { from: 5, rows: vec![4, 0, 4, 2], width: 7 }),
         Case::new("gather", GatherAcc { from: 5, rows: some, width: 7 }),
         Case::new("gather of nothing", GatherAcc { from: 2, rows: vec![], width: 3 }),
+        Case::new("scatter compute", ScatterCompute { n: 5, rows: vec![4, 0, 4, 2, 4, 0], width: 7 }),
         Case::new("kv_append", KvAppend { capacity: 9, rows: 6, to: 3, from: 1..5, width: 4 }),
     ]
 }
@@ -330,6 +375,15 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
                 let ([mut d_x, d_out], [], []) = device::buffers(b, [8, 6], [], []);
                 let rows = b.index(&[0, 2]).unwrap();
                 b.scatter_add(ops::ScatterAdd { d_x: &mut d_x, d_out: &d_out, rows: &rows, width: 3 });
+            },
+        },
+        Refusal {
+            says: "scatter_add_compute: the whole has 8 elements, needs 9",
+            call: |b| {
+                let ([d_out], [mut d_x], []) = device::buffers(b, [6], [8], []);
+                let rows = b.index(&[0, 2]).unwrap();
+                let (d_x, d_out, rows) = (&mut d_x, &d_out, &rows);
+                b.scatter_add_compute(ops::ScatterAddCompute { d_x, d_out, rows, width: 3 });
             },
         },
         Refusal {

@@ -68,7 +68,7 @@ fn case_counts_do_not_shrink() {
 }
 
 /// The operations of the contract.
-pub const OPS: [&str; 52] = [
+pub const OPS: [&str; 55] = [
     "zero",
     "cast",
     "widen",
@@ -76,6 +76,7 @@ pub const OPS: [&str; 52] = [
     "gather_compute",
     "gather_acc",
     "scatter_add",
+    "scatter_add_compute",
     "kv_append",
     "edit_fwd",
     "edit_bwd",
@@ -117,6 +118,8 @@ pub const OPS: [&str; 52] = [
     "logits_fwd",
     "cross_entropy_fwd",
     "cross_entropy_bwd",
+    "state_loss",
+    "kl_loss",
     "grad_norm",
     "check_finite",
     "adamw",

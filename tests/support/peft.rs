@@ -92,7 +92,8 @@ impl Case {
 
     /// Its data and settings.
     pub fn run(&self) -> Run {
-        let sequence = |e: &Example| TrainSequence { ids: e.input_ids.clone(), labels: e.labels.clone() };
+        let sequence =
+            |e: &Example| TrainSequence { ids: e.input_ids.clone(), labels: e.labels.clone(), teacher: None };
         let settings = RunSettings {
             shuffle: false,
             length: Length::Steps(self.steps),

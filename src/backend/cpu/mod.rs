@@ -11,6 +11,7 @@ mod buffer;
 mod ceiling;
 mod context;
 mod cross_entropy;
+mod distillation;
 mod edit;
 mod embed;
 mod float;

@@ -6,7 +6,9 @@ use super::kernel::Kernel;
 use super::parallel::{each_part, rows};
 use super::simd::{self, Element, Float, multiversion};
 use super::thread_pool::ThreadPool;
-use crate::backend::ops::{Cast, GatherAcc, GatherCompute, KvAppend, ResidualFwd, RowOps, ScatterAdd, Widen, Zero};
+use crate::backend::ops::{
+    Cast, GatherAcc, GatherCompute, KvAppend, ResidualFwd, RowOps, ScatterAdd, ScatterAddCompute, Widen, Zero,
+};
 
 impl<A: Float> RowOps for Cpu<A> {
     fn zero(&mut self, op: Zero<'_, Self>) {
@@ -50,6 +52,11 @@ impl<A: Float> RowOps for Cpu<A> {
         }
     }
 
+    fn scatter_add_compute(&mut self, op: ScatterAddCompute<'_, Self>) {
+        let _span = self.begin(&op);
+        self.run(op);
+    }
+
     fn kv_append(&mut self, op: KvAppend<'_, Self>) {
         let _span = self.begin(&op);
         self.run(op);
@@ -80,6 +87,25 @@ impl<A: Float> Kernel<A> for ResidualFwd<'_, Cpu<A>> {
 impl<A: Float> Kernel<A> for GatherCompute<'_, Cpu<A>> {
     fn run<C: Element<A>>(self, cx: &mut Context<A>) {
         gather(&cx.exec.pool, C::slice_mut(self.out), C::slice(self.x), self.rows, self.width);
+    }
+}
+
+impl<A: Float> Kernel<A> for ScatterAddCompute<'_, Cpu<A>> {
+    fn run<C: Element<A>>(self, cx: &mut Context<A>) {
+        let Self { d_x, d_out, rows, width } = self;
+        let d_x = C::slice_mut(d_x);
+        // What adds up in one row is summed before it is rounded.
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_key(|&i| rows[i]);
+        let mut sum = vec![A::ZERO; width];
+        for same in order.chunk_by(|&a, &b| rows[a] == rows[b]) {
+            let row = &mut d_x[rows[same[0]] as usize * width..][..width];
+            simd::widen(cx.exec.isa, &mut sum, row);
+            for &i in same {
+                accumulate(cx.exec.isa, &mut sum, &d_out[i * width..][..width]);
+            }
+            simd::narrow(cx.exec.isa, row, &sum);
+        }
     }
 }
 

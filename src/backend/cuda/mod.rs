@@ -16,6 +16,7 @@ mod capture;
 mod compile;
 mod context;
 mod cross_entropy;
+mod distillation;
 mod driver;
 mod dtype;
 mod edit;

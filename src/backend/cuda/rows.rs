@@ -6,7 +6,9 @@ use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_at, acc_ptr, comput
 use super::memory::{AccBuffer, ComputeBuffer, DevicePtr};
 use super::queue::Action;
 use crate::backend::DeviceIndex;
-use crate::backend::ops::{Cast, GatherAcc, GatherCompute, KvAppend, Op, ResidualFwd, RowOps, ScatterAdd, Widen, Zero};
+use crate::backend::ops::{
+    Cast, GatherAcc, GatherCompute, KvAppend, Op, ResidualFwd, RowOps, ScatterAdd, ScatterAddCompute, Widen, Zero,
+};
 use crate::backend::{Buffers, Len};
 
 const FILE: &str = "rows";
@@ -93,6 +95,15 @@ impl RowOps for Cuda {
         let groups = op.rows.groups();
         let [ids, starts, order] = groups.tables();
         let args = [acc(op.d_x), acc(op.d_out), ids, starts, order, int(groups.count), int(op.width)];
+        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(groups.count), &args);
+    }
+
+    fn scatter_add_compute(&mut self, op: ScatterAddCompute<'_, Self>) {
+        self.begin(&op);
+        let name = ScatterAddCompute::<Self>::NAME;
+        let groups = op.rows.groups();
+        let [ids, starts, order] = groups.tables();
+        let args = [compute(op.d_x), acc(op.d_out), ids, starts, order, int(groups.count), int(op.width)];
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(groups.count), &args);
     }
 

@@ -15,6 +15,7 @@ mod adamw;
 mod attention;
 mod check;
 mod cross_entropy;
+mod distillation;
 mod edit;
 mod embed;
 mod layer_norm;
@@ -30,6 +31,7 @@ pub use activation::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, Gate
 pub use adamw::{Adamw, AdamwOps, AdamwStep, CheckFinite, GradNorm, RefreshWeight};
 pub use attention::{AttentionBwd, AttentionDims, AttentionFwd, AttentionOps, AttentionPattern, AttentionResult};
 pub use cross_entropy::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LogitsFwd};
+pub use distillation::{DistillationOps, KlLoss, StateLoss};
 pub use edit::{EditBwd, EditFwd, EditMap, EditOps};
 pub use embed::{EmbedBwdPrompt, EmbedBwdTable, EmbedFwd, EmbedOps, PromptSite};
 pub use layer_norm::{LayerNormBwd, LayerNormBwdAffine, LayerNormFwd, LayerNormOps};
@@ -40,7 +42,9 @@ pub use rms_norm::{
     RmsNormBwd, RmsNormBwdWeight, RmsNormComputeBwd, RmsNormComputeBwdWeight, RmsNormComputeFwd, RmsNormFwd, RmsNormOps,
 };
 pub use rope::{RopeBwd, RopeFwd, RopeOps};
-pub use rows::{Cast, GatherAcc, GatherCompute, KvAppend, ResidualFwd, RowOps, ScatterAdd, Widen, Zero};
+pub use rows::{
+    Cast, GatherAcc, GatherCompute, KvAppend, ResidualFwd, RowOps, ScatterAdd, ScatterAddCompute, Widen, Zero,
+};
 pub use scale::{NormSite, ScaleBwd, ScaleDelta, ScaleFwd, ScaleOps, ScaleSite, WeightNorm};
 
 pub use super::op::{Op, Work};

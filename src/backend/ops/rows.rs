@@ -164,6 +164,31 @@ impl<B: Buffers + ?Sized> Op for ScatterAdd<'_, B> {
     }
 }
 
+/// The same in the compute dtype, each sum rounded once: `d_x [N, width] += d_out [M, width]` at `rows [M]`, which may repeat.
+pub struct ScatterAddCompute<'a, B: Buffers + ?Sized> {
+    /// `[N, width]`, added to.
+    pub d_x: &'a mut B::Compute,
+    /// `[M, width]`.
+    pub d_out: &'a B::Acc,
+    /// `[M]`, each below N.
+    pub rows: &'a B::Index,
+    /// Elements of a row.
+    pub width: usize,
+}
+
+impl<B: Buffers + ?Sized> Op for ScatterAddCompute<'_, B> {
+    const NAME: &'static str = "scatter_add_compute";
+
+    fn check(&self) {
+        selected::<B>(Self::NAME, [self.d_x.len(), self.d_out.len()], self.rows, self.width);
+    }
+
+    fn work(&self) -> Work {
+        let len = self.rows.len() * self.width;
+        Work::moved(len, 2 * len, 0)
+    }
+}
+
 /// `cache[to..] [rows, width] = x [N, width]` at the consecutive rows `from`: keys or values that later passes read.
 pub struct KvAppend<'a, B: Buffers + ?Sized> {
     /// `[capacity, width]`, set from row `to` on.
@@ -201,6 +226,7 @@ operations! {
         gather_compute(GatherCompute);
         gather_acc(GatherAcc);
         scatter_add(ScatterAdd);
+        scatter_add_compute(ScatterAddCompute);
         kv_append(KvAppend);
     }
 }

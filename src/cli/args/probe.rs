@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::common::{BaseModelArgs, CommonArgs, LoraArgs, TEMPLATE, task_word};
 use super::optim::RegularizationArgs;
-use crate::probe::arm::Arm;
-use crate::probe::{Position, SOFT_ARMS, SimilarityBy, SoftSettings, TuningKind};
+use crate::probe::arm::{Arm, FURTHER_ARMS};
+use crate::probe::{Position, SimilarityBy, SoftSettings, TuningKind};
 
 static SOFT: LazyLock<SoftSettings> = LazyLock::new(SoftSettings::default);
 
@@ -55,8 +55,8 @@ impl From<SimilarityByArg> for SimilarityBy {
     }
 }
 
-fn soft_arm(name: &str) -> Result<Arm, String> {
-    Arm::parse(name, &SOFT_ARMS).map_err(|_| "expected pt or ipt".into())
+fn further_arm(name: &str) -> Result<Arm, String> {
+    Arm::parse(name, &FURTHER_ARMS).map_err(|_| "expected pt, ipt, it-act or it-kl".into())
 }
 
 /// `probe`.
@@ -152,8 +152,9 @@ pub struct ProbeArgs {
     #[serde(flatten)]
     pub regularization: RegularizationArgs,
     /// Further arms, tuned on the same demonstrations: pt (a soft prompt before the query), ipt (a soft prompt before
-    /// demonstrations and query).
-    #[arg(long, value_delimiter = ',', value_parser = soft_arm, value_name = "pt,ipt", help_heading = "Soft prompts")]
+    /// demonstrations and query), it-act and it-kl (as IT, but towards what attention puts out, or towards the answers'
+    /// distributions, when each demonstration stands behind the others).
+    #[arg(long, value_delimiter = ',', value_parser = further_arm, value_name = "pt,ipt,it-act,it-kl")]
     pub arms: Vec<Arm>,
     /// Number of virtual tokens of a soft prompt.
     #[arg(long, default_value_t = SOFT.num_virtual_tokens, value_name = "TOKENS", help_heading = "Soft prompts")]

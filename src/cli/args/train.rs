@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::common::{BaseModelArgs, CommonArgs};
+use super::objective::ObjectiveArgs;
 use super::optim::{CheckpointArgs, DEFAULTS, EvalArgs, OptimArgs, is_false, one_or_list};
 use crate::formats::json;
 
@@ -51,6 +52,9 @@ pub struct TrainingArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub optim: OptimArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub objective: ObjectiveArgs,
     /// Random seed of the adapter's initialization, the mixture and order of the data, dropout and noise.
     #[arg(long, default_value_t = DEFAULTS.seed)]
     pub seed: u64,
@@ -100,6 +104,7 @@ Examples:
   llamaprobe train-lora --config run.yaml --resume-from-checkpoint latest
   llamaprobe train-lora --model DIR --train data.jsonl --out grid --r 4,8,16 --seeds 3 \\
       --learning-rate 1e-4,1e-3 --target-modules 'q_proj,v_proj;all-linear' --eval held-out.jsonl
+  llamaprobe train-lora --model DIR --train data.jsonl --out ia2 --objective activations --demos 8
 
 Lines of the data: {\"prompt\",\"completion\"} (loss on the completion), {\"text\"}, {\"messages\"} (loss
 on the assistant's turns), {\"instruction\",\"input\",\"output\"} (loss on the output) or

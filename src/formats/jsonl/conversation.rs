@@ -59,6 +59,17 @@ impl Conversation {
         })
     }
 
+    /// The same with other turns, of which nothing is learnt, before all but the system's.
+    pub fn behind(mut self, turns: Vec<Message>) -> Self {
+        let at = self.messages.iter().take_while(|message| message.role() == "system").count();
+        let count = turns.len();
+        self.names.splice(at..at, (0..count).map(|i| format!("demonstrations[{i}]")));
+        self.loss_mask.splice(at..at, vec![None; count]);
+        self.messages.splice(at..at, turns);
+        self.given = self.given.max(at) + count;
+        self
+    }
+
     /// Of each turn, whether it is learnt: those of the assistant behind the given ones, unless a mark says 0.
     ///
     /// # Errors

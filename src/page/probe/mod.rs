@@ -55,6 +55,16 @@ fn title(view: &View) -> String {
     format!("In-context learning (ICL) and instruction tuning (IT) in {} on {}", view.model, setting(view, "task"))
 }
 
+/// What a further arm is.
+fn further(arm: &str) -> &'static str {
+    match arm {
+        "it-act" => "IT towards the outputs of attention behind demonstrations",
+        "it-kl" => "IT towards the answers' distributions behind demonstrations",
+        "ipt" => "a soft prompt before the demonstrations",
+        _ => "a soft prompt",
+    }
+}
+
 fn asked(view: &View) -> String {
     let get = |key: &str| setting(view, key);
     let tuning = match view.settings.get("tuning").and_then(Value::as_str) {
@@ -62,8 +72,8 @@ fn asked(view: &View) -> String {
         _ => format!("LoRA of rank {} on {}", get("r"), get("target_modules")),
     };
     let soft = view.result.arms.iter().filter(|arm| !["anchor", "icl", "it"].contains(&arm.arm.as_str()));
-    let soft: Vec<String> = soft.map(|arm| names::arm(&arm.arm)).collect();
-    let soft = if soft.is_empty() { String::new() } else { format!(" Beside them: {} (soft prompts).", list(&soft)) };
+    let soft: Vec<String> = soft.map(|arm| format!("{} ({})", names::arm(&arm.arm), further(&arm.arm))).collect();
+    let soft = if soft.is_empty() { String::new() } else { format!(" Beside them: {}.", list(&soft)) };
     format!(
         "Do the hidden states of the model {model} change in the same way when it reads {demos} demonstrations of {task} before \
          a query (ICL) as when it is tuned on them and reads the query alone (IT: {tuning}, {epochs} epochs at {rate})? Read at \

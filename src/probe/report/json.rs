@@ -1,9 +1,9 @@
-//! The form of a report's arms and pairs in `report.json`: anchor, ICL and IT as fields of their own, arms with soft prompts
-//! as a list beside them, each with the arms before it.
+//! The form of a report's arms and pairs in `report.json`: anchor, ICL and IT as fields of their own, further arms
+//! as a list beside them (`soft`), each with the arms before it.
 
 use serde::{Deserialize, Serialize};
 
-use super::super::arm::Arm;
+use super::super::arm::{Arm, arm_named};
 use super::super::statistics::MeanSd;
 use super::measures::{ArmMeasures, OutputMeasures, PairMeasures, Values};
 use super::{ArmReport, Layer, LayerReport, PairReport, PatchLayer, SeedReport, TuningReport, UpdateReport, arm_name};
@@ -132,7 +132,7 @@ pub(super) struct Summary {
     outputs: Option<OutputMeasures>,
 }
 
-/// The arms that are always there, in the order of [`Arms`], and those with soft prompts.
+/// The arms that are always there, in the order of [`Arms`], and the further ones.
 type Split<A, S> = ([ArmReport<A, S>; 3], Vec<ArmReport<A, S>>);
 
 fn split<A, S>(arms: Vec<ArmReport<A, S>>) -> Split<A, S> {
@@ -145,7 +145,7 @@ fn split<A, S>(arms: Vec<ArmReport<A, S>>) -> Split<A, S> {
 }
 
 fn tuning<S>(tuning: Option<TuningReport<S>>) -> (Vec<S>, Option<S>) {
-    let TuningReport { loss, final_loss } = tuning.expect("report: LoRA and soft prompts are trained");
+    let TuningReport { loss, final_loss } = tuning.expect("report: LoRA and the further arms are trained");
     (loss, final_loss)
 }
 
@@ -197,7 +197,7 @@ fn arms_layers(layers: &[LayerReport]) -> Vec<ArmsLayer> {
     layers.iter().map(one).collect()
 }
 
-/// The layers of an arm with a soft prompt: its pairs with the arms before it.
+/// The layers of a further arm: its pairs with the arms before it.
 fn soft_layers(layers: &[LayerReport], arm: Arm) -> Vec<SoftLayer> {
     let one = |layer: &LayerReport| {
         let pairs = layer.pairs.iter().filter(|pair| pair.arms[1] == arm);
@@ -211,7 +211,7 @@ fn soft_layers(layers: &[LayerReport], arm: Arm) -> Vec<SoftLayer> {
     layers.iter().map(one).collect()
 }
 
-/// All pairs of all layers again; `soft` are the arms with soft prompts.
+/// All pairs of all layers again; `soft` are the further arms.
 fn layers(three: Vec<ArmsLayer>, soft: Vec<(Arm, Vec<SoftLayer>)>) -> Result<Vec<LayerReport>> {
     let mut layers: Vec<LayerReport> = three.into_iter().map(three_arms).collect();
     for (arm, own) in soft {
@@ -221,8 +221,7 @@ fn layers(three: Vec<ArmsLayer>, soft: Vec<(Arm, Vec<SoftLayer>)>) -> Result<Vec
         for (layer, own) in layers.iter_mut().zip(own) {
             layer.pairs.push(PairReport { arms: [Arm::ZeroShot, arm], cosine: own.anchor, updates: None });
             for Pair { with, cosine, update, update_shuffled } in own.pairs {
-                let known = [Arm::Icl, Arm::Lora, Arm::Pt, Arm::Ipt];
-                let other = known.into_iter().find(|&other| arm_name(other) == with);
+                let other = arm_named(&with).filter(|&other| other != Arm::ZeroShot);
                 let other = other.ok_or_else(|| Error::argument("with", "an arm of this report", with))?;
                 let updates = Some(UpdateReport { update, update_shuffled });
                 layer.pairs.push(PairReport { arms: [other, arm], cosine, updates });

@@ -11,6 +11,8 @@ pub mod adamw;
 pub mod attention;
 #[path = "../../ops/cross_entropy.rs"]
 pub mod cross_entropy;
+#[path = "../../ops/distillation.rs"]
+pub mod distillation;
 #[path = "../../ops/edit.rs"]
 pub mod edit;
 #[path = "../../ops/embed.rs"]
@@ -61,6 +63,7 @@ macro_rules! with_operations {
             adamw { GradNorm CheckFinite Adamw RefreshWeight }
             attention { Attention AttentionPattern AttentionResult }
             cross_entropy { Logits CrossEntropy }
+            distillation { StateLoss KlLoss }
             edit { Edit }
             embed { Embed }
             layer_norm { LayerNorm }
@@ -69,7 +72,7 @@ macro_rules! with_operations {
             position { Position }
             rms_norm { RmsNorm RmsNormCompute }
             rope { Rope }
-            rows { Zero Cast Widen Residual GatherCompute GatherAcc KvAppend }
+            rows { Zero Cast Widen Residual GatherCompute GatherAcc ScatterCompute KvAppend }
             scale { WeightNorm Scale ScaleDelta }
         }
     };

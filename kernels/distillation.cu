@@ -1,0 +1,64 @@
+// Distances to a teacher, with their gradients.
+//
+//   state_loss  loss [rows] += mean((x - target)^2) of rows of x, target [rows, width];
+//               d_x [rows, width] = row_weights [rows] * 2 / width * (x - target)
+//   kl_loss     loss [rows] = T^2 KL(softmax(teacher / T) || softmax(logits / T)) of logits, teacher [rows, vocab];
+//               d_logits [rows, vocab] = row_weights [rows] * T * (softmax(logits / T) - softmax(teacher / T)), rounded; where
+//               inverse_cap is not 0, that of logits before they were capped: times 1 - (logits * inverse_cap)^2
+//
+// Launch: one block of 256 a row, static shared memory, any alignment.
+// Determinism: fixed order (each thread's strided sum, then a tree, then warps in order).
+// References: Hinton, Vinyals and Dean 2015 (T^2); mse_loss of torch.
+
+extern "C" __global__ void __launch_bounds__(256) state_loss(float* __restrict__ loss, float* __restrict__ d_x,
+                                                             const float* __restrict__ x,
+                                                             const float* __restrict__ target,
+                                                             const float* __restrict__ row_weights, int rows,
+                                                             int width) {
+    __shared__ float parts[32];
+    i64 at = (i64)blockIdx.x * width;
+    float a[8], b[8], sum = 0.0f, factor = row_weights[blockIdx.x] * (2.0f / (float)width);
+    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+        load8(a, x + at + c, width - c);
+        load8(b, target + at + c, width - c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            float d = a[j] - b[j];
+            sum = fmaf(d, d, sum);
+            a[j] = factor * d;
+        }
+        store8(d_x + at + c, a, width - c);
+    }
+    sum = block_sum(sum, parts);
+    if (threadIdx.x == 0) loss[blockIdx.x] += sum / (float)width;
+}
+
+extern "C" __global__ void __launch_bounds__(256) kl_loss(float* __restrict__ loss, real* __restrict__ d_logits,
+                                                          const float* __restrict__ logits,
+                                                          const float* __restrict__ teacher,
+                                                          const float* __restrict__ row_weights, int rows, int vocab,
+                                                          float temperature, float inverse, float inverse_cap) {
+    __shared__ float parts[32];
+    i64 at = (i64)blockIdx.x * vocab;
+    logits += at;
+    teacher += at;
+    d_logits += at;
+    Softmax x = softmax_of(logits, vocab, parts, inverse), t = softmax_of(teacher, vocab, parts, inverse);
+    float weight = row_weights[blockIdx.x] * temperature, of_x = 1.0f / x.total, of_t = 1.0f / t.total;
+    // Of each token the difference of its log-probabilities, rather than of two sums that are nearly the same.
+    float shift = logf(x.total) - logf(t.total), sum = 0.0f, a[8], b[8];
+    for (int c = threadIdx.x * 8; c < vocab; c += blockDim.x * 8) {
+        load8(a, logits + c, vocab - c);
+        load8(b, teacher + c, vocab - c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            float capped = a[j] * inverse_cap, p = a[j] * inverse - x.top, q = b[j] * inverse - t.top;
+            float share = expf(q) * of_t;
+            if (c + j < vocab) sum = fmaf(share, q - p + shift, sum);
+            a[j] = weight * (expf(p) * of_x - share) * fmaf(-capped, capped, 1.0f);
+        }
+        store8(d_logits + c, a, vocab - c);
+    }
+    sum = block_sum(sum, parts);
+    if (threadIdx.x == 0) loss[blockIdx.x] = temperature * temperature * sum;
+}

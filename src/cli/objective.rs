@@ -1,0 +1,139 @@
+//! The objective of a training: flags as they are meant, and the teachers of the examples.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::args::{ObjectiveArgs, ObjectiveKind};
+use super::resolve::ModelFiles;
+use crate::formats::activations::ActivationFile;
+use crate::formats::jsonl::Row;
+use crate::formats::tokenizer::Tokenizer;
+use crate::hooks::{Naming, Selection, site};
+use crate::train::data::SequenceTeacher;
+use crate::train::examples::Prepared;
+use crate::train::objective::Objective;
+use crate::train::teachers::{self, ContextOptions};
+use crate::{Error, Result};
+
+/// The teacher's word for the base model behind demonstrations.
+const ICL: &str = "icl";
+/// Demonstrations where nothing says how many.
+const DEMOS: usize = 5;
+
+/// The objective that flags ask for; none for cross-entropy alone.
+pub fn objective(args: &ObjectiveArgs, files: &ModelFiles) -> Result<Option<Objective>> {
+    refuse_unused(args)?;
+    let (ce, activations, logits) = match args.objective {
+        ObjectiveKind::Ce => return Ok(None),
+        ObjectiveKind::Activations => (0.0, 1.0, 0.0),
+        ObjectiveKind::Logits => (0.0, 0.0, 1.0),
+        ObjectiveKind::Mixed => {
+            (args.ce_weight.unwrap_or(0.02), args.activation_weight.unwrap_or(0.98), args.logit_weight.unwrap_or(0.0))
+        }
+    };
+    let weights = [("--ce-weight", ce), ("--activation-weight", activations), ("--logit-weight", logits)];
+    if let Some((flag, weight)) = weights.iter().find(|(_, weight)| !(weight.is_finite() && *weight >= 0.0)) {
+        return Err(Error::argument(*flag, "a number from 0", weight));
+    }
+    if activations == 0.0 && logits == 0.0 {
+        let expected = "above 0, or --logit-weight: without both there is no teacher";
+        return Err(Error::argument("--activation-weight", expected, activations));
+    }
+    let temperature = args.temperature.unwrap_or(1.0);
+    if !(temperature.is_finite() && temperature > 0.0) {
+        return Err(Error::argument("--temperature", "a number above 0", temperature));
+    }
+    let mut selection = Selection::default();
+    if activations > 0.0 {
+        let layers = args.objective_layers.as_deref().unwrap_or("all");
+        let layers = site::layers(layers, files.config.num_hidden_layers).map_err(flag_of("--objective-layers"))?;
+        let sites = args.objective_sites.as_ref().map_or("attn_out".to_owned(), |sites| sites.join(","));
+        let of_sites = flag_of("--objective-sites");
+        selection = Selection::parse_outputs(&sites, &layers, &Naming::tl(&files.config)).map_err(&of_sites)?;
+        files.config.check_tuned(&selection).map_err(&of_sites)?;
+    }
+    Ok(Some(Objective { ce, activations, logits, selection, temperature, table: None }))
+}
+
+/// Refuses flags that this objective does not read.
+fn refuse_unused(args: &ObjectiveArgs) -> Result<()> {
+    use ObjectiveKind::{Activations, Ce, Logits, Mixed};
+    let icl = args.teacher.as_deref().is_none_or(|teacher| teacher == ICL);
+    let [states, distributions] = [[Activations, Mixed], [Logits, Mixed]].map(|kinds| kinds.contains(&args.objective));
+    let taught = args.objective != Ce;
+    for (flag, given, read, expected) in [
+        ("--teacher", args.teacher.is_some(), taught, "beside --objective activations, logits or mixed"),
+        ("--demos", args.demos.is_some(), taught && icl, "beside --teacher icl of an objective that has a teacher"),
+        ("--demos-separator", args.demos_separator.is_some(), taught && icl, "beside --teacher icl"),
+        ("--objective-sites", args.objective_sites.is_some(), states, "beside --objective activations or mixed"),
+        ("--objective-layers", args.objective_layers.is_some(), states, "beside --objective activations or mixed"),
+        ("--ce-weight", args.ce_weight.is_some(), args.objective == Mixed, "beside --objective mixed"),
+        ("--activation-weight", args.activation_weight.is_some(), args.objective == Mixed, "beside --objective mixed"),
+        ("--logit-weight", args.logit_weight.is_some(), args.objective == Mixed, "beside --objective mixed"),
+        ("--temperature", args.temperature.is_some(), distributions, "beside --objective logits or mixed"),
+    ] {
+        if given && !read {
+            return Err(Error::argument(flag, expected, "another objective or teacher"));
+        }
+    }
+    Ok(())
+}
+
+/// The error of an argument under its flag.
+fn flag_of(flag: &str) -> impl Fn(Error) -> Error {
+    move |error| match error {
+        Error::Argument { expected, found, .. } => Error::Argument { name: flag.to_owned(), expected, found },
+        other => other,
+    }
+}
+
+/// Whether the teacher is the base model behind demonstrations.
+pub fn in_context(args: &ObjectiveArgs) -> bool {
+    args.objective != ObjectiveKind::Ce && args.teacher.as_deref().is_none_or(|teacher| teacher == ICL)
+}
+
+/// The teachers of a file's examples.
+pub struct TaughtRows<'a> {
+    /// The file of the examples.
+    pub path: &'a Path,
+    /// Its rows as they are.
+    pub rows: &'a [Row],
+    /// Its sequences.
+    pub prepared: &'a Prepared,
+    /// None where they need none.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// Whether an EOS is appended.
+    pub add_eos: bool,
+}
+
+/// The teachers of the sequences, of each seed; a table, where it is a file, goes into the objective.
+pub fn teachers(
+    args: &ObjectiveArgs,
+    objective: &mut Objective,
+    files: &ModelFiles,
+    taught: &TaughtRows<'_>,
+    seeds: &[u64],
+) -> Result<BTreeMap<u64, Vec<SequenceTeacher>>> {
+    let TaughtRows { path, rows, prepared, tokenizer, add_eos } = *taught;
+    if in_context(args) {
+        let others = prepared.rows.len().saturating_sub(1);
+        let demos = args.demos.unwrap_or(DEMOS.min(others));
+        let separator = args.demos_separator.as_deref().map_or("\n\n".to_owned(), |text| text.replace("\\n", "\n"));
+        let options = ContextOptions { demos, separator, add_eos };
+        let of_seed = |&seed: &u64| {
+            let vocab = files.config.vocab_size;
+            Ok((seed, teachers::in_context(path, rows, prepared, tokenizer, vocab, &options, seed)?))
+        };
+        return seeds.iter().map(of_seed).collect();
+    }
+    if prepared.truncated > 0 {
+        let expected = "no truncated example beside a teacher's file, whose documents end as the examples do";
+        return Err(Error::argument("--max-length", expected, format!("{} of them", prepared.truncated)));
+    }
+    let file = ActivationFile::open(args.teacher.as_deref().unwrap_or_default())?;
+    let wanted = (&objective.selection, objective.logits > 0.0);
+    let (found, table) = teachers::captured(&file, &files.config, wanted, prepared)?;
+    objective.table = Some(Arc::new(table));
+    Ok(seeds.iter().map(|&seed| (seed, found.clone())).collect())
+}

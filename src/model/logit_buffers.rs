@@ -1,0 +1,28 @@
+//! Room for logits of a few rows.
+
+use super::activations::some;
+use crate::Result;
+use crate::arch::ModelConfig;
+use crate::backend::Backend;
+
+/// Room for the logits after some rows.
+pub(super) struct LogitBuffers<B: Backend> {
+    /// `[rows, C]`.
+    pub x: B::Compute,
+    /// `[rows, E]`, where the head's width is another.
+    pub projected: Option<B::Compute>,
+    /// `[rows, V]`.
+    pub logits: B::Acc,
+}
+
+impl<B: Backend> LogitBuffers<B> {
+    /// Room for the logits after `rows` rows.
+    pub fn new(backend: &mut B, config: &ModelConfig, rows: usize) -> Result<Self> {
+        let projects = config.embed_size != config.hidden_size;
+        Ok(Self {
+            x: backend.compute(rows * config.hidden_size)?,
+            projected: some(projects, || backend.compute(rows * config.embed_size))?,
+            logits: backend.acc(rows * config.vocab_size)?,
+        })
+    }
+}

@@ -1,0 +1,75 @@
+//! A trainer with an objective towards a teacher.
+
+use super::objective::Objective;
+use super::passes::Pass;
+use super::trainable::Trainable;
+use super::trainer::{Run, Trainer, TrainerOptions, packing};
+use crate::arch::ModelConfig;
+use crate::backend::Backend;
+use crate::model::{LogitLosses, Model, StateLosses};
+use crate::{Error, Result};
+
+impl<B: Backend> Trainer<B> {
+    /// With an objective towards the teachers that the sequences have.
+    ///
+    /// # Errors
+    /// A field out of its domain; base weights that are trained, which are the teacher's too; a sequence without a teacher; a
+    /// model that is not causal; a device out of memory.
+    pub fn with_objective(mut self, backend: &mut B, model: &Model<B>, objective: Objective) -> Result<Self> {
+        objective.validate(&model.config)?;
+        if self.trainable.adaptation().is_none() {
+            return Err(Error::argument("objective", "ce, where the model's own weights are trained", "a teacher"));
+        }
+        if !model.config.is_causal {
+            return Err(Error::argument("objective", "ce, for a model that is not causal", "a teacher"));
+        }
+        for (run, state) in self.runs.iter().enumerate() {
+            objective.check_data(&format!("run {run}"), &state.data, &model.config)?;
+        }
+        let labels = self.grads.label_rows();
+        if objective.logits > 0.0 {
+            let losses = LogitLosses::new(backend, &model.config, objective.temperature, labels)?;
+            self.grads.distillation = Some(losses);
+        }
+        if objective.activations > 0.0 {
+            let losses = StateLosses::new(backend, &model.config, objective.selection.clone(), labels)?;
+            self.state_losses = Some(losses);
+        }
+        self.objective = Some(objective);
+        Ok(self)
+    }
+
+    /// Bytes that an objective takes beside the training, and the readbacks of a step of it.
+    ///
+    /// # Errors
+    /// Options out of their domain.
+    pub fn objective_bytes(
+        objective: &Objective,
+        config: &ModelConfig,
+        trainable: &Trainable<B>,
+        runs: &[Run],
+        options: TrainerOptions,
+        sizes: (usize, usize),
+    ) -> Result<(usize, Vec<usize>)> {
+        let packing = packing(trainable, options, config.is_causal)?;
+        let (_, labels) = packing.capacity(runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size)));
+        let (mut bytes, mut parts) = (0, 0);
+        if objective.logits > 0.0 {
+            bytes += LogitLosses::<B>::bytes(config, labels, sizes);
+            parts += 1;
+        }
+        if objective.activations > 0.0 {
+            bytes += StateLosses::<B>::bytes(config, &objective.selection, labels, sizes);
+            parts += 1;
+        }
+        // Of the step and of the one that is begun ahead.
+        Ok((bytes, vec![labels * size_of::<f32>(); 2 * parts]))
+    }
+
+    /// The rows of a pass that come out: its label rows, and those of their teachers.
+    pub(super) fn pass_outputs(&self, pass: &Pass) -> impl Iterator<Item = usize> {
+        let teachers = if pass.students.is_some() { pass.teachers.as_slice() } else { &[] };
+        let rows: Vec<usize> = pass.rows.iter().chain(teachers).map(|&row| row as usize).collect();
+        rows.into_iter()
+    }
+}

@@ -78,7 +78,7 @@ pub enum Command {
     /// Train a LoRA adapter, and save it as PEFT does.
     TrainLora(Box<TrainLoraArgs>),
     /// Train soft prompts (prompt tuning, P-tuning, prefix tuning), many at once, and save them as PEFT does.
-    TrainPrompt(TrainPromptArgs),
+    TrainPrompt(Box<TrainPromptArgs>),
     /// Compare in-context learning with instruction tuning on the same demonstrations, layer by layer.
     Probe(ProbeArgs),
     /// Compare demonstrations, LoRA, soft prompts, and soft prompts with demonstrations, by what the model generates.

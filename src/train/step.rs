@@ -204,7 +204,6 @@ impl<B: Backend> Trainer<B> {
             }
         };
         model.backward(backend, &mut self.acts, &mut self.grads, &input, &labels, request);
-        drop(input);
         let parts = self.read_losses(backend, pass.rows.len())?;
         Ok(PassLosses { parts, runs: pass.runs, shares })
     }

@@ -236,7 +236,7 @@ fn tokenizer_and_adapter_errors_name_the_file() {
         ("\"q_proj\"", "\"x_proj\"", "q_proj.lora_A.weight"),
         ("\"q_proj\"", "\"o_proj\"", "adapter_model.safetensors"),
         ("\"bias\": \"none\"", "\"bias\": \"some\"", "bias"),
-        ("\"bias\": \"none\"", "\"use_dora\": true", "use_dora"),
+        ("\"bias\": \"none\"", "\"use_dora\": true", "lora_magnitude_vector"),
     ] {
         assert!(text.contains(from), "{from} in {text}");
         fs::write(&config, text.replace(from, to)).expect("write");

@@ -257,7 +257,6 @@ fn fields_that_peft_acts_on_are_refused_by_name() {
         (json!({"task_type": "NONSENSE"}), "task_type"),
         (json!({"trainable_token_indices": []}), "trainable_token_indices"),
         (json!({"use_bdlora": {"nblocks": 2}}), "use_bdlora"),
-        (json!({"use_dora": true}), "use_dora"),
         (json!({"velora_config": {}}), "velora_config"),
     ] {
         let dir = temp();

@@ -195,7 +195,7 @@ fn soft_prompts_are_further_arms() {
     report["summary"]["soft"] = json!([{"arm": "pt", "accuracy": mean_sd(0.8, 0.05), "log_prob": mean_sd(-0.3, 0.1),
         "loss": [mean_sd(1.0, 0.1), mean_sd(0.4, 0.1)], "layers": [layer, layer, layer]}]);
     let page = page(&report);
-    assert!(page.asked[0].contains("PT (soft prompts)"), "{:?}", page.asked);
+    assert!(page.asked[0].ends_with("Beside them: PT (a soft prompt)."), "{:?}", page.asked);
     let names = |id: &str| {
         let figure = page.figures().find(|figure| figure.id == id).unwrap_or_else(|| panic!("{id}"));
         figure.series.iter().map(|series| series.name.clone()).collect::<Vec<_>>()

@@ -44,7 +44,8 @@ def main():
                 print(f"{name} on {model}: {what} {found:.2g} (limit {limit:g}) {where}{'' if ok else '  FAILED'}", flush=True)
                 failed.extend([] if ok else [f"{name} on {model}: {what}"])
 
-            C.check_training(binary, path, "ia3" if name == "ia3" else "lora", config(model), note)
+            # At a rate of 0.01 twenty steps of the first kind are so unsteady that the losses of peft in f32 are 2e-4 from its own in f64.
+            C.check_training(binary, path, "ia3" if name == "ia3" else "lora", config(model), note, rate=2e-3)
     sys.exit("\n".join(failed) if failed else 0)
 
 

@@ -88,7 +88,6 @@ pub fn cases() -> Vec<Case> {
         with(json!({"rank_pattern": ["q_proj"]}), &["rank_pattern"]),
         with(json!({"alpha_pattern": {"q_proj": "x"}}), &["alpha_pattern.q_proj"]),
         with(json!({"bias": "some"}), &["bias", "some"]),
-        with(json!({"use_dora": true}), &["q_proj.lora_magnitude_vector"]),
         with(json!({"lora_bias": true}), &["lora_bias"]),
         with(json!({"fan_in_fan_out": 1}), &["fan_in_fan_out"]),
         with(json!({"modules_to_save": ["lm_head"]}), &["modules_to_save"]),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::output;
+use super::host;
 use crate::backend::cuda::{Settings, devices};
 use crate::formats::atomic::entries;
 
@@ -21,8 +21,16 @@ pub fn settings() -> Settings {
         cache_dir: cache.map(|dir| dir.join("llamaprobe").join("kernels")),
         // As with the driver's own meaning of it: launches are waited for.
         blocking: variable("CUDA_LAUNCH_BLOCKING").is_some_and(|value| value.as_os_str() == "1"),
-        on_warning: |line| output::device(line),
+        on_warning: |line| say(line),
         ..Settings::default()
+    }
+}
+
+/// Writes to stderr which device was chosen, and what it had to put right.
+pub fn say(text: impl std::fmt::Display) {
+    match host::current() {
+        Some(host) => host.note(text.to_string()),
+        None => eprintln!("{text}"),
     }
 }
 

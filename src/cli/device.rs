@@ -112,7 +112,7 @@ fn gpu(device: &Device) -> Result<Option<usize>, Failure> {
         Device::Cpu => Ok(None),
         Device::Cuda(n) => Ok(Some(*n)),
         Device::Auto => {
-            Ok(super::cuda::best().inspect_err(|why| super::output::device(format_args!("device: cpu ({why})"))).ok())
+            Ok(super::cuda::best().inspect_err(|why| super::cuda::say(format_args!("device: cpu ({why})"))).ok())
         }
     }
 }

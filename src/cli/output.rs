@@ -74,14 +74,6 @@ pub fn note(text: impl std::fmt::Display) {
     }
 }
 
-/// Writes to stderr which device was chosen, and what it had to put right.
-pub fn device(text: impl std::fmt::Display) {
-    match host::current() {
-        Some(host) => host.note(text.to_string()),
-        None => eprintln!("{text}"),
-    }
-}
-
 /// A number of bytes with a unit.
 pub fn bytes(n: usize) -> String {
     match n {

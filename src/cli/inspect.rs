@@ -121,7 +121,7 @@ fn variants(config: &ModelConfig) -> Value {
     if let Some(first) = ropes.first() {
         found["rope_width"] = json!(first.dim);
         if let Some(other) = ropes.iter().find(|rope| *rope != first) {
-            // Of the layers that are not turned as the first.
+            // Of the layers whose rotation is not the first.
             let layers: Vec<usize> = (0..ropes.len()).filter(|&layer| ropes[layer] != *first).collect();
             found["other_rope"] = json!(format!("{:?}", other.kind));
             found["other_rope_theta"] = json!(other.theta);

@@ -1,4 +1,4 @@
-//! What the processor can do at best: multiply-adds in registers, and reading and copying memory.
+//! What the CPU can do at best: multiply-adds in registers, and reading and copying memory.
 //!
 //! Profiles and benches say which share of it they reach. Measured anew each time, in some tenths of a second, since a
 //! machine that is shared is not the same an hour later; the best of five, since others can only slow it down.
@@ -154,7 +154,7 @@ fn steps_of(factors: Factors, isa: Isa, steps: usize) -> usize {
         }
         (Factors::Pairs, _) => {
             assert!(isa.has_pairs(), "ceiling: {} has no pairs in vectors", isa.name());
-            // SAFETY: an `Isa` is proof that the processor has the instructions.
+            // SAFETY: an `Isa` is proof that the CPU has the instructions.
             black_box(unsafe { pairs(steps) });
             return 4 * steps * CHAINS * 16;
         }
@@ -235,7 +235,7 @@ pub fn best(mut f: impl FnMut() -> u64) -> f64 {
     (0..TIMES).map(rate).fold(0.0, f64::max)
 }
 
-/// What the processor can do at best, used as a backend opened so uses it.
+/// What the CPU can do at best, used as a backend opened so uses it.
 pub fn ceiling(settings: &CpuSettings) -> Ceiling {
     let CpuSettings { dtype, threads, isa, .. } = *settings;
     let pool = ThreadPool::new(threads);

@@ -1,4 +1,4 @@
-//! Instruction sets, and proof of which of them this processor has.
+//! Instruction sets, and proof of which of them this CPU has.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -6,9 +6,9 @@ use std::sync::OnceLock;
 /// An instruction set that loops are compiled for; each of an architecture includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstructionSet {
-    /// What every processor of the architecture has.
+    /// What every CPU of the architecture has.
     Plain,
-    /// NEON, with multiply-adds: every 64-bit ARM processor.
+    /// NEON, with multiply-adds: every 64-bit ARM CPU.
     Neon,
     /// AVX2 with FMA.
     Avx2,
@@ -20,7 +20,7 @@ pub enum InstructionSet {
     Amx,
 }
 
-/// Proof that this processor has an instruction set. Safe functions execute its instructions for whoever holds one, so it
+/// Proof that this CPU has an instruction set. Safe functions execute its instructions for whoever holds one, so it
 /// is only made by detection.
 ///
 /// ```
@@ -28,7 +28,7 @@ pub enum InstructionSet {
 /// assert_eq!(Isa::PLAIN.set(), InstructionSet::Plain);
 /// ```
 ///
-/// Nobody else says what the processor has:
+/// Nobody else says what the CPU has:
 ///
 /// ```compile_fail,E0423
 /// use llamaprobe::backend::cpu::{InstructionSet, Isa};
@@ -37,27 +37,27 @@ pub enum InstructionSet {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Isa(InstructionSet);
 
-/// What a processor has, the plainest first, and which of it is best.
+/// What a CPU has, the plainest first, and which of it is best.
 struct Detected {
     available: Vec<Isa>,
     best: Isa,
 }
 
 impl Isa {
-    /// What every processor has.
+    /// What every CPU has.
     pub const PLAIN: Self = Self(InstructionSet::Plain);
 
-    /// The best of this processor.
+    /// The best of this CPU.
     pub fn detect() -> Self {
         detected().best
     }
 
-    /// Those this processor has, the plainest first.
+    /// Those this CPU has, the plainest first.
     pub fn available() -> &'static [Self] {
         &detected().available
     }
 
-    /// That of a [`name`](Self::name), if this processor has it.
+    /// That of a [`name`](Self::name), if this CPU has it.
     pub fn named(name: &str) -> Option<Self> {
         Self::available().iter().copied().find(|isa| isa.name() == name)
     }
@@ -177,21 +177,21 @@ pub mod tests {
 
     impl Isa {
         /// # Safety
-        /// Something executes the instructions: the processor, or an emulator.
+        /// Something executes the instructions: the CPU, or an emulator.
         pub unsafe fn assume(set: InstructionSet) -> Self {
             Self(set)
         }
     }
 
-    /// Those of this processor, and tiles that are emulated where it has none.
+    /// Those of this CPU, and tiles that are emulated where it has none.
     pub fn isas() -> Vec<Isa> {
         let isas = Isa::available().to_vec();
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
         if !isas.iter().any(|isa| isa.set() == InstructionSet::Avx512Bf16) {
-            eprintln!("skipped: the tiles of AMX, around which is AVX512-BF16, which this processor has not");
+            eprintln!("skipped: the tiles of AMX, around which is AVX512-BF16, which this CPU has not");
         } else if !isas.iter().any(|isa| isa.set() == InstructionSet::Amx) {
             crate::backend::cpu::gemm::amx::emulator::install();
-            // SAFETY: the emulator is installed, and the processor has what is around the tiles.
+            // SAFETY: the emulator is installed, and the CPU has what is around the tiles.
             return [isas, vec![unsafe { Isa::assume(InstructionSet::Amx) }]].concat();
         }
         isas

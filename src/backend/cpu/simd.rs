@@ -35,7 +35,7 @@ macro_rules! multiversion {
                 body::<$($generic,)* $({ const $fused: bool = true; $fused })?>($($arg),*)
             }
             match isa.of_loops() {
-                // SAFETY: an `Isa` is proof that the processor has the instructions.
+                // SAFETY: an `Isa` is proof that the CPU has the instructions.
                 #[cfg(target_arch = "x86_64")]
                 $crate::backend::cpu::isa::InstructionSet::Avx2 => unsafe { avx2::<$($generic),*>($($arg),*) },
                 // SAFETY: as above.

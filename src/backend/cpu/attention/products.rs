@@ -1,5 +1,5 @@
 //! In what attention's products are made: in numbers as they are, or, where everything stored is bfloat16 and the
-//! processor multiplies its pairs, in those. An *element* is a number, or a pair in its place: two numbers along k.
+//! CPU multiplies its pairs, in those. An *element* is a number, or a pair in its place: two numbers along k.
 //!
 //! Softmax weights and gradients, which are in the accumulation dtype, are rounded to bfloat16 for the products with pairs.
 

@@ -45,7 +45,7 @@ impl Shapes {
     }
 
     /// # Safety
-    /// The processor has AMX, and this process may use it.
+    /// The CPU has AMX, and this process may use it.
     #[inline(always)]
     unsafe fn load(&self) {
         // SAFETY: reads the 64 bytes of `self`; tile registers are nobody else's.
@@ -65,7 +65,7 @@ pub struct AmxGuard(PhantomData<*const ()>);
 
 impl AmxGuard {
     /// # Safety
-    /// The processor has AMX, and this process may use it.
+    /// The CPU has AMX, and this process may use it.
     pub unsafe fn new() -> Self {
         if TILE_USERS.replace(TILE_USERS.get() + 1) == 0 {
             // SAFETY: the caller's promise.

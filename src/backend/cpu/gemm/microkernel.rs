@@ -38,7 +38,7 @@ pub struct TileOperands<A> {
 /// A microkernel of a number of rows and of vectors.
 ///
 /// # Safety
-/// To be called with operands that have all rows and vectors of the kernel, the result exclusively, where the processor
+/// To be called with operands that have all rows and vectors of the kernel, the result exclusively, where the CPU
 /// has the kernel's instructions.
 pub type Microkernel<A> = unsafe fn(TileOperands<A>);
 
@@ -73,43 +73,43 @@ unsafe trait Vector<A>: Copy {
     /// Zeros.
     ///
     /// # Safety
-    /// The processor has the instructions of the type.
+    /// The CPU has the instructions of the type.
     unsafe fn zero() -> Self;
 
     /// The `COUNT` elements from `from` on.
     ///
     /// # Safety
-    /// They are readable, and the processor has the instructions of the type.
+    /// They are readable, and the CPU has the instructions of the type.
     unsafe fn load(from: *const A) -> Self;
 
     /// `to[..COUNT] = self`.
     ///
     /// # Safety
-    /// The `COUNT` elements from `to` on are writable, and the processor has the instructions of the type.
+    /// The `COUNT` elements from `to` on are writable, and the CPU has the instructions of the type.
     unsafe fn store(self, to: *mut A);
 
     /// `x` in every element.
     ///
     /// # Safety
-    /// The processor has the instructions of the type.
+    /// The CPU has the instructions of the type.
     unsafe fn splat(x: A) -> Self;
 
     /// `self + a * b`, in one rounding where the instruction set has that.
     ///
     /// # Safety
-    /// The processor has the instructions of the type.
+    /// The CPU has the instructions of the type.
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
 
     /// `self + other`.
     ///
     /// # Safety
-    /// The processor has the instructions of the type.
+    /// The CPU has the instructions of the type.
     unsafe fn add(self, other: Self) -> Self;
 }
 
 /// # Safety
 /// The operands are as [`TileOperands`] says, with `ROWS` rows and `PANEL` vectors; if `UNIT`, `broadcast_row` is 1, else
-/// `broadcast_k` is; and the processor has the instructions of `V`.
+/// `broadcast_k` is; and the CPU has the instructions of `V`.
 #[inline(always)]
 unsafe fn microkernel<A: Float, V: Vector<A>, const ROWS: usize, const PANEL: usize, const UNIT: bool>(
     operands: TileOperands<A>,
@@ -189,7 +189,7 @@ macro_rules! vectors {
             const COUNT: usize = $n;
             #[inline(always)]
             unsafe fn zero() -> Self {
-                // SAFETY: the caller's promise: the processor has the instruction.
+                // SAFETY: the caller's promise: the CPU has the instruction.
                 unsafe { $zero() }
             }
             #[inline(always)]
@@ -204,7 +204,7 @@ macro_rules! vectors {
             }
             #[inline(always)]
             unsafe fn splat(x: $a) -> Self {
-                // SAFETY: the caller's promise: the processor has the instruction.
+                // SAFETY: the caller's promise: the CPU has the instruction.
                 unsafe { $splat(x) }
             }
             #[inline(always)]
@@ -237,7 +237,7 @@ mod x86 {
         const COUNT: usize = 16;
         #[inline(always)]
         unsafe fn zero() -> Self {
-            // SAFETY: the caller's promise: the processor has the instruction.
+            // SAFETY: the caller's promise: the CPU has the instruction.
             Self(unsafe { __m512::zero() })
         }
         #[inline(always)]
@@ -252,7 +252,7 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
-            // SAFETY: the caller's promise: the processor has the instruction.
+            // SAFETY: the caller's promise: the CPU has the instruction.
             Self(unsafe { __m512::splat(x) })
         }
         #[inline(always)]
@@ -287,10 +287,10 @@ mod neon {
         ($($a:ty, $v:ty, $zero:ident, $splat:ident, $fma:ident, $add_product:ident;)*) => {
             $(
             /// # Safety
-            /// None beyond the architecture: every processor of it has the instruction.
+            /// None beyond the architecture: every CPU of it has the instruction.
             #[inline(always)]
             unsafe fn $zero() -> $v {
-                // SAFETY: every processor of the architecture has the instruction.
+                // SAFETY: every CPU of the architecture has the instruction.
                 unsafe { $splat(0.0) }
             }
             /// # Safety

@@ -57,7 +57,7 @@ pub struct Skinny<A> {
 pub fn skinny_f32(isa: Isa) -> Option<Skinny<f32>> {
     #[cfg(target_arch = "x86_64")]
     if isa.set() != InstructionSet::Plain {
-        // The processor has AVX2 and FMA, which all others include.
+        // The CPU has AVX2 and FMA, which all others include.
         return Some(Skinny { rows: ROWS, from: 1, kernel: |product| f32::visit(product.right.data, Avx2(product)) });
     }
     let _ = isa;
@@ -74,7 +74,7 @@ macro_rules! in_lines {
             kernel: |product| {
                 let right = $operand(&product).expect("skinny: an operand that does not lie as the kernel reads it");
                 let product = SkinnyProduct { k: product.k / $numbers, block: product.block / $numbers, ..product };
-                // SAFETY: `isa` is proof that the processor has the instructions.
+                // SAFETY: `isa` is proof that the CPU has the instructions.
                 unsafe { multiply(product, right.data, right.row, [$(lines::$kernel::<$rows>),*]) };
             },
         })
@@ -127,7 +127,7 @@ fn halves<'a>(product: &SkinnyProduct<'a, f32>) -> Option<BroadcastOperand<'a, f
     product.right.halves(product.k)
 }
 
-/// A product on a processor that has AVX2 and FMA, or else this is not made.
+/// A product on a CPU that has AVX2 and FMA, or else this is not made.
 #[cfg(target_arch = "x86_64")]
 struct Avx2<'a>(SkinnyProduct<'a, f32>);
 
@@ -137,7 +137,7 @@ impl Visit<f32> for Avx2<'_> {
         let (from, stride) = (self.0.right.from, self.0.right.stride);
         let kernels: [Kernel<S>; ROWS] =
             [avx2::product::<S, 1, 4>, avx2::product::<S, 2, 2>, avx2::product::<S, 3, 2>, avx2::product::<S, 4, 2>];
-        // SAFETY: the processor has AVX2 and FMA.
+        // SAFETY: the CPU has AVX2 and FMA.
         unsafe { multiply(self.0, &data[from..], stride, kernels) };
     }
 }
@@ -152,7 +152,7 @@ type Kernel<S> = unsafe fn(*mut f32, *const f32, *const S, usize, usize, usize, 
 /// If operands are too short.
 ///
 /// # Safety
-/// The processor has the instructions of the kernels.
+/// The CPU has the instructions of the kernels.
 #[cfg(target_arch = "x86_64")]
 unsafe fn multiply<S, const MOST: usize>(
     product: SkinnyProduct<'_, f32>,
@@ -187,7 +187,7 @@ mod avx2 {
     const AHEAD: usize = 128;
 
     /// # Safety
-    /// The operands are as long as [`SkinnyProduct`](super::SkinnyProduct) says, with `M` rows, and the processor has AVX2 and FMA.
+    /// The operands are as long as [`SkinnyProduct`](super::SkinnyProduct) says, with `M` rows, and the CPU has AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
     pub unsafe fn product<S: Element<f32>, const M: usize, const GROUPS: usize>(
         out: *mut f32,
@@ -253,7 +253,7 @@ mod avx2 {
     /// `sums += x [M, count] rows [8, count]^T`, where the rows begin at `p`.
     ///
     /// # Safety
-    /// The operands have `count <= 8` elements, and the processor has AVX2 and FMA.
+    /// The operands have `count <= 8` elements, and the CPU has AVX2 and FMA.
     #[inline(always)]
     unsafe fn step<S: Element<f32>, const M: usize>(
         sums: &mut [__m256; M],

@@ -92,7 +92,7 @@ impl<'a, A> VectorOperand<'a, A> {
 /// Microkernels of so many rows: for rows that are contiguous along k, and for elements of one k that are contiguous.
 pub type Height<A> = (usize, [Microkernel<A>; 2]);
 
-/// The tiles of an instruction set that this processor has.
+/// The tiles of an instruction set that this CPU has.
 #[derive(Clone, Copy)]
 pub struct Tiles<A> {
     /// Elements of a vector.
@@ -179,7 +179,7 @@ impl<A> Tiles<A> {
                     out_row,
                     add,
                 };
-                // SAFETY: the operands reach as far by `check`; the kernel is of an instruction set that this processor has, with
+                // SAFETY: the operands reach as far by `check`; the kernel is of an instruction set that this CPU has, with
                 // the tiles that it needs.
                 unsafe { kernel(operands, alongside) };
             }
@@ -225,7 +225,7 @@ impl<A> Tiles<A> {
                 for (height, kernels) in heights.iter().filter(|(height, _)| *height <= tallest) {
                     while row + height <= end {
                         // SAFETY: the operands reach as far by `check`, and are not moved through if k is 0; the kernels
-                        // are those of an instruction set that this processor has, with the tiles that they need.
+                        // are those of an instruction set that this CPU has, with the tiles that they need.
                         unsafe {
                             kernels[unit](TileOperands {
                                 k,

@@ -19,7 +19,7 @@ type Square<A> = [[A; SQUARE]; SQUARE];
 /// Transposes a matrix of whole squares: `to`, its distance of rows, `from`, its distance of rows, rows and columns.
 type Whole<A> = unsafe fn(*mut A, usize, *const A, usize, usize, usize);
 
-/// Transposition on an instruction set that this processor has.
+/// Transposition on an instruction set that this CPU has.
 #[derive(Clone, Copy)]
 pub struct Transposer<A> {
     isa: Isa,
@@ -69,7 +69,7 @@ impl<A: Float> Transposer<A> {
                         from.len(),
                         to.len()
                     );
-                    // SAFETY: both are large enough, and `isa` is proof that the processor has the instructions.
+                    // SAFETY: both are large enough, and `isa` is proof that the CPU has the instructions.
                     unsafe { whole(to.as_mut_ptr(), to_stride, from.as_ptr(), stride, whole_rows, whole_columns) };
                 }
                 _ => transpose_squares(self.isa, to, to_stride, from, stride, squares, self.square),
@@ -89,7 +89,7 @@ impl Transposer<f32> {
         #[cfg(target_arch = "x86_64")]
         if isa.set() != InstructionSet::Plain {
             let whole = if isa.of_loops() == InstructionSet::Avx512 { avx512::whole } else { whole_avx2 };
-            // SAFETY: all others include AVX2, and an `Isa` is proof that the processor has it.
+            // SAFETY: all others include AVX2, and an `Isa` is proof that the CPU has it.
             return Self { isa, square: |square| unsafe { square_avx2(square) }, whole: Some(whole) };
         }
         Self::plain(isa)
@@ -119,7 +119,7 @@ pub unsafe fn transpose_rounded(
         let reach = (columns - 1).checked_mul(stride).and_then(|x| x.checked_add(rows));
         let long = reach.is_some_and(|reach| from.len() >= reach) && bias.is_none_or(|bias| bias.len() >= columns);
         assert!(long, "transpose: {rows} x {columns} of {} elements at distance {stride}", from.len());
-        // SAFETY: all are as large, and an `Isa` is proof that the processor has the instructions.
+        // SAFETY: all are as large, and an `Isa` is proof that the CPU has the instructions.
         unsafe { avx512::rounded(to, (from.as_ptr(), stride), bias.map(<[f32]>::as_ptr), [rows, columns]) };
     }
     let _ = (to, from, stride, bias, rows, columns);
@@ -146,7 +146,7 @@ fn square_avx2(square: &mut Square<f32>) {
 }
 
 /// # Safety
-/// The processor has AVX2, and both are as large as is said, in whole squares.
+/// The CPU has AVX2, and both are as large as is said, in whole squares.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 unsafe fn whole_avx2(to: *mut f32, to_stride: usize, from: *const f32, stride: usize, rows: usize, columns: usize) {
@@ -171,7 +171,7 @@ unsafe fn whole_avx2(to: *mut f32, to_stride: usize, from: *const f32, stride: u
 /// Transposes a square whose rows are vectors.
 ///
 /// # Safety
-/// The processor has AVX2.
+/// The CPU has AVX2.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub unsafe fn transpose_vectors(r: [std::arch::x86_64::__m256; SQUARE]) -> [std::arch::x86_64::__m256; SQUARE] {

@@ -1,4 +1,4 @@
-//! AMX on processors that have none, for tests: the processor refuses its instructions, and the handler of that signal
+//! AMX on CPUs that have none, for tests: the CPU refuses its instructions, and the handler of that signal
 //! does what they would have done, by Intel's description of them. It knows nothing of the kernels but their bytes.
 
 use std::cell::RefCell;

@@ -136,7 +136,7 @@ impl<A: Float> Visit<A> for Columns<'_, '_, A> {
         {
             let needed = k.saturating_sub(1).checked_mul(from.stride).and_then(|rows| rows.checked_add(count));
             assert!(needed.is_some_and(|needed| data.len() >= needed), "pack: {k} x {count} of {}", data.len());
-            // SAFETY: both are large enough, and an `Isa` is proof that the processor has the instructions.
+            // SAFETY: both are large enough, and an `Isa` is proof that the CPU has the instructions.
             return unsafe { x86::interleave(to.as_mut_ptr(), data.as_ptr(), from.stride, count, depth) };
         }
         match rest {
@@ -283,7 +283,7 @@ fn round(isa: Isa, to: &mut [bf16], from: &[f32]) {
     assert!(to.len() == from.len(), "pairs: {} numbers of {}", to.len(), from.len());
     #[cfg(target_arch = "x86_64")]
     if isa.has_pairs() {
-        // SAFETY: an `Isa` is proof that the processor has it, and both are as long.
+        // SAFETY: an `Isa` is proof that the CPU has it, and both are as long.
         return unsafe { x86::round(to, from) };
     }
     unreachable!("pairs on {}", isa.name());
@@ -299,7 +299,7 @@ pub fn pair_rows(isa: Isa, x: &mut [f32], n: usize, count: usize, elements: usiz
     assert!(n.is_multiple_of(16) && count.div_ceil(2) <= elements, "pairs: {count} rows of {n} as {elements}");
     #[cfg(target_arch = "x86_64")]
     if isa.has_pairs() {
-        // SAFETY: an `Isa` is proof that the processor has it, and rows are as long as was checked.
+        // SAFETY: an `Isa` is proof that the CPU has it, and rows are as long as was checked.
         return unsafe { x86::pair_rows(x.as_mut_ptr(), n, count, elements) };
     }
     unreachable!("pairs on {}", isa.name());
@@ -313,7 +313,7 @@ pub fn pair_columns(isa: Isa, x: &mut [f32], n: usize) {
     assert!(n.is_multiple_of(16), "pairs: rows of {n}");
     #[cfg(target_arch = "x86_64")]
     if isa.has_pairs() {
-        // SAFETY: an `Isa` is proof that the processor has it, and rows are in whole vectors.
+        // SAFETY: an `Isa` is proof that the CPU has it, and rows are in whole vectors.
         return x.chunks_exact_mut(n).for_each(|row| unsafe { x86::pair_columns(row) });
     }
     unreachable!("pairs on {}: {} numbers", isa.name(), x.len());
@@ -332,7 +332,7 @@ mod x86 {
     /// of both. (On AMX 1.37 times the rate of a backward of 64 rows through the plain loop.)
     ///
     /// # Safety
-    /// `from` has the rows, of `count` elements, a multiple of 32, at distance `stride`, `to` half as many pairs; the processor has
+    /// `from` has the rows, of `count` elements, a multiple of 32, at distance `stride`, `to` half as many pairs; the CPU has
     /// AVX-512 F and BW.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn interleave(to: *mut u32, from: *const bf16, stride: usize, count: usize, depth: usize) {

@@ -25,7 +25,7 @@ const OF_LINE: usize = LINE / size_of::<f32>();
 /// A vector of `N` elements.
 trait Lanes<const N: usize>: Copy {
     /// # Safety
-    /// The processor has the instructions of the type.
+    /// The CPU has the instructions of the type.
     unsafe fn zero() -> Self;
     /// # Safety
     /// As above, and `N` elements are readable.
@@ -39,7 +39,7 @@ trait Lanes<const N: usize>: Copy {
     /// As above, and `N` elements are writable.
     unsafe fn store(self, to: *mut f32);
     /// # Safety
-    /// The processor has the instructions of the type.
+    /// The CPU has the instructions of the type.
     unsafe fn add(self, other: Self) -> Self;
     /// # Safety
     /// As above.
@@ -52,7 +52,7 @@ trait Word<V> {
     /// `sum + x lane`, where a lane is an element of each column.
     ///
     /// # Safety
-    /// The processor has the instructions of the types, and `LEFT` elements are readable.
+    /// The CPU has the instructions of the types, and `LEFT` elements are readable.
     unsafe fn add_product(sum: V, x: *const f32, lane: V) -> V;
 }
 
@@ -148,7 +148,7 @@ impl Word<__m512> for Pair {
 }
 
 /// # Safety
-/// The processor has AVX-512 F.
+/// The CPU has AVX-512 F.
 #[inline(always)]
 unsafe fn square_512(square: [__m512; 16]) -> [__m512; 16] {
     // SAFETY: the caller's promise; the types are of one size.
@@ -158,7 +158,7 @@ unsafe fn square_512(square: [__m512; 16]) -> [__m512; 16] {
 }
 
 /// # Safety
-/// The processor has AVX2, and `count` elements, at most 8, are readable.
+/// The CPU has AVX2, and `count` elements, at most 8, are readable.
 #[inline(always)]
 unsafe fn some_256(from: *const f32, count: usize) -> __m256 {
     const MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -172,7 +172,7 @@ macro_rules! kernels {
         $(
         /// # Safety
         /// The operands are as long as [`SkinnyProduct`](super::SkinnyProduct) says, in elements of four bytes, with `M` rows, and the
-        /// processor has the instructions.
+        /// CPU has the instructions.
         #[target_feature(enable = $features)]
         pub unsafe fn $name<const M: usize>(
             out: *mut f32,
@@ -299,7 +299,7 @@ impl<V: Copy, const M: usize> Sums<V, M> {
     /// Adds the sums of a block to those of the blocks before, and goes on to the next.
     ///
     /// # Safety
-    /// The processor has the instructions of the vectors.
+    /// The CPU has the instructions of the vectors.
     #[inline(always)]
     unsafe fn next_block<const N: usize>(&mut self)
     where

@@ -12,7 +12,7 @@ pub const SIDE: usize = 16;
 /// Transposes a matrix in squares of 16, and in those of AVX2 what is left.
 ///
 /// # Safety
-/// The processor has AVX-512 F, and both are as large as is said, in whole squares of AVX2.
+/// The CPU has AVX-512 F, and both are as large as is said, in whole squares of AVX2.
 #[target_feature(enable = "avx2,avx512f")]
 pub unsafe fn whole(to: *mut f32, to_stride: usize, from: *const f32, stride: usize, rows: usize, columns: usize) {
     let (whole_rows, whole_columns) = (rows - rows % SIDE, columns - columns % SIDE);
@@ -88,7 +88,7 @@ fn rounded_bits(x: __m512) -> __m512i {
 ///
 /// # Safety
 /// `to` has `rows` rows of `columns` elements at its distance, `from` `columns` rows of `rows`, `bias` `columns` elements, and the
-/// processor has AVX-512 F and BW.
+/// CPU has AVX-512 F and BW.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn rounded(
     (to, to_stride): (*mut bf16, usize),

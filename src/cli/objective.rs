@@ -20,6 +20,10 @@ use crate::{Error, Result};
 const ICL: &str = "icl";
 /// Demonstrations where nothing says how many.
 const DEMOS: usize = 5;
+/// Weights of a mixture where nothing says what they are.
+const CE_WEIGHT: f64 = 0.02;
+const ACTIVATION_WEIGHT: f64 = 0.98;
+const LOGIT_WEIGHT: f64 = 0.0;
 
 /// The objective that flags ask for; none for cross-entropy alone.
 pub fn objective(args: &ObjectiveArgs, files: &ModelFiles) -> Result<Option<Objective>> {
@@ -28,9 +32,11 @@ pub fn objective(args: &ObjectiveArgs, files: &ModelFiles) -> Result<Option<Obje
         ObjectiveKind::Ce => return Ok(None),
         ObjectiveKind::Activations => (0.0, 1.0, 0.0),
         ObjectiveKind::Logits => (0.0, 0.0, 1.0),
-        ObjectiveKind::Mixed => {
-            (args.ce_weight.unwrap_or(0.02), args.activation_weight.unwrap_or(0.98), args.logit_weight.unwrap_or(0.0))
-        }
+        ObjectiveKind::Mixed => (
+            args.ce_weight.unwrap_or(CE_WEIGHT),
+            args.activation_weight.unwrap_or(ACTIVATION_WEIGHT),
+            args.logit_weight.unwrap_or(LOGIT_WEIGHT),
+        ),
     };
     let weights = [("--ce-weight", ce), ("--activation-weight", activations), ("--logit-weight", logits)];
     if let Some((flag, weight)) = weights.iter().find(|(_, weight)| !(weight.is_finite() && *weight >= 0.0)) {
@@ -60,18 +66,23 @@ pub fn objective(args: &ObjectiveArgs, files: &ModelFiles) -> Result<Option<Obje
 fn refuse_unused(args: &ObjectiveArgs) -> Result<()> {
     use ObjectiveKind::{Activations, Ce, Logits, Mixed};
     let icl = args.teacher.as_deref().is_none_or(|teacher| teacher == ICL);
-    let [states, distributions] = [[Activations, Mixed], [Logits, Mixed]].map(|kinds| kinds.contains(&args.objective));
+    // A part of the mixture that counts nothing is not computed.
+    let counts = |weight: Option<f64>, default: f64| args.objective == Mixed && weight.unwrap_or(default) != 0.0;
+    let states = args.objective == Activations || counts(args.activation_weight, ACTIVATION_WEIGHT);
+    let distributions = args.objective == Logits || counts(args.logit_weight, LOGIT_WEIGHT);
+    let of_states = "beside --objective activations, or mixed with an --activation-weight above 0";
+    let of_distributions = "beside --objective logits, or mixed with a --logit-weight above 0";
     let taught = args.objective != Ce;
     for (flag, given, read, expected) in [
         ("--teacher", args.teacher.is_some(), taught, "beside --objective activations, logits or mixed"),
         ("--demos", args.demos.is_some(), taught && icl, "beside --teacher icl of an objective that has a teacher"),
         ("--demos-separator", args.demos_separator.is_some(), taught && icl, "beside --teacher icl"),
-        ("--objective-sites", args.objective_sites.is_some(), states, "beside --objective activations or mixed"),
-        ("--objective-layers", args.objective_layers.is_some(), states, "beside --objective activations or mixed"),
+        ("--objective-sites", args.objective_sites.is_some(), states, of_states),
+        ("--objective-layers", args.objective_layers.is_some(), states, of_states),
         ("--ce-weight", args.ce_weight.is_some(), args.objective == Mixed, "beside --objective mixed"),
         ("--activation-weight", args.activation_weight.is_some(), args.objective == Mixed, "beside --objective mixed"),
         ("--logit-weight", args.logit_weight.is_some(), args.objective == Mixed, "beside --objective mixed"),
-        ("--temperature", args.temperature.is_some(), distributions, "beside --objective logits or mixed"),
+        ("--temperature", args.temperature.is_some(), distributions, of_distributions),
     ] {
         if given && !read {
             return Err(Error::argument(flag, expected, "another objective or teacher"));
@@ -117,8 +128,11 @@ pub fn teachers(
 ) -> Result<BTreeMap<u64, Vec<SequenceTeacher>>> {
     let TaughtRows { path, rows, prepared, tokenizer, add_eos } = *taught;
     if in_context(args) {
-        let others = prepared.rows.len().saturating_sub(1);
-        let demos = args.demos.unwrap_or(DEMOS.min(others));
+        let others = |row: usize| {
+            let differs = |&&other: &&usize| rows[other].example != rows[row].example;
+            prepared.rows.iter().filter(differs).take(DEMOS).count()
+        };
+        let demos = args.demos.unwrap_or_else(|| prepared.rows.iter().map(|&row| others(row)).min().unwrap_or(0));
         let separator = args.demos_separator.as_deref().map_or("\n\n".to_owned(), |text| text.replace("\\n", "\n"));
         let options = ContextOptions { demos, separator, add_eos };
         let of_seed = |&seed: &u64| {

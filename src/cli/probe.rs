@@ -171,6 +171,7 @@ fn resolved(args: &ProbeArgs, task: &Task) -> ProbeArgs {
 /// The settings that resolved arguments ask for.
 fn settings(args: &ProbeArgs, task: Task, family: Family) -> Result<ProbeSettings> {
     let defaults = ProbeSettings::new(task);
+    check_further_arms(args)?;
     let template = match &args.template {
         Some(text) => Template::parse(text, &defaults.template)?,
         None => defaults.template.clone(),
@@ -202,6 +203,27 @@ fn settings(args: &ProbeArgs, task: Task, family: Family) -> Result<ProbeSetting
         },
         ..defaults
     })
+}
+
+/// Refuses flags of soft prompts without an arm of them; says where an arm has nothing to learn.
+fn check_further_arms(args: &ProbeArgs) -> Result<()> {
+    let has = |arms: [Arm; 2]| args.arms.iter().any(|arm| arms.contains(arm));
+    let soft = SoftSettings::default();
+    for (flag, given) in [
+        ("--num-virtual-tokens", args.num_virtual_tokens != soft.num_virtual_tokens),
+        ("--prompt-learning-rate", args.prompt_learning_rate != soft.learning_rate),
+        ("--prompt-epochs", args.prompt_epochs != soft.epochs),
+    ] {
+        if given && !has([Arm::Pt, Arm::Ipt]) {
+            return Err(Error::argument(flag, "beside --arms pt or ipt", "neither"));
+        }
+    }
+    if has([Arm::ItAct, Arm::ItKl]) && args.demos.is_some_and(|demos| demos < 2) {
+        output::note(
+            "--arms it-act and it-kl: fewer than two demonstrations leave none to stand before another: untuned",
+        );
+    }
+    Ok(())
 }
 
 struct Probe<'a, 'p> {

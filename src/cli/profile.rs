@@ -1,5 +1,7 @@
 //! `--profile`: what a command computed, as a trace for viewers and as a table on stderr.
 
+use std::path::PathBuf;
+
 use serde_json::{Map, json};
 
 use super::args::ProfileArg;
@@ -10,27 +12,28 @@ use crate::formats::trace_events::{self, TraceEvent};
 
 /// A profile that will be written when the command has ended.
 pub struct Recording {
-    file: AtomicFile,
+    path: PathBuf,
     recorder: Recorder,
 }
 
 impl Recording {
-    /// Of a command that has the flag. The file is begun at once: that it cannot be written should not be found hours
-    /// later.
+    /// Of a command that has the flag. That the file cannot be written should not be found hours later; but it is begun when
+    /// all is computed, since a training clears its directory of what was begun before.
     pub fn begin(asked: &ProfileArg) -> Result<Self, Failure> {
-        Ok(Self { file: AtomicFile::create(&asked.path)?, recorder: asked.recorder.clone() })
+        drop(AtomicFile::create(&asked.path)?);
+        Ok(Self { path: asked.path.clone(), recorder: asked.recorder.clone() })
     }
 
     /// Writes the file, and the table to stderr.
     pub fn finish(self) -> Result<(), Failure> {
-        let Self { file, recorder } = self;
+        let Self { path, recorder } = self;
         let profile = recorder.take();
         if profile.totals.is_empty() {
-            output::note(format_args!("--profile: nothing was computed, {} is not written", file.path().display()));
+            output::note(format_args!("--profile: nothing was computed, {} is not written", path.display()));
             return Ok(());
         }
-        let path = file.path().display().to_string();
-        write(file, &profile)?;
+        write(AtomicFile::create(&path)?, &profile)?;
+        let path = path.display();
         let header = ["op", "calls", "time", "share", "rate", "of ceiling"];
         output::note_table(&header, rows(&profile));
         output::note(match profile.ceiling {

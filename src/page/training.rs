@@ -21,7 +21,7 @@ struct Report {
 
 /// A line of either kind.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected lines of steps (current_steps, loss, lr, ...) or evaluations (eval_loss, ...)")]
 enum Line {
     Step(LogLine),
     Evaluation(EvalLine),

@@ -76,9 +76,17 @@ pub fn in_context(
             example => {
                 let others = order.iter().map(|&other| &rows[other].example).filter(|other| *other != example);
                 let shown: Vec<&Example> = others.take(options.demos).collect();
+                if shown.is_empty() && options.demos < 2 {
+                    let expected = "another example of the file, to stand before this one for the teacher";
+                    return Err(Error::field(location, "demonstrations", expected, "none"));
+                }
                 if shown.len() < options.demos || shown.is_empty() {
-                    let expected = format!("from 1 to {}, the number of other examples", shown.len());
-                    return Err(Error::argument("demos", expected, options.demos));
+                    let others = format!("the number of other examples beside {}", location.display());
+                    return Err(Error::argument(
+                        "demos",
+                        format!("from 1 to {}, {others}", shown.len()),
+                        options.demos,
+                    ));
                 }
                 behind(location, &shown, example, tokenizer, &options.separator)?
             }

@@ -97,10 +97,22 @@ fn objective_towards_a_capture_is_that_behind_the_same_demonstrations() {
     let said = refused("--train {}/alone.jsonl --demos 5");
     assert!(said.contains("--demos: expected from 1 to 4"), "{said}");
     let said = refused("--train {}/alone.jsonl --temperature 2");
-    assert!(said.contains("--temperature: expected beside --objective logits or mixed"), "{said}");
+    assert!(said.contains("--temperature: expected beside --objective logits, or mixed with"), "{said}");
+    // Of a mixture too, what counts nothing has no settings.
+    let mixed = |args: &str| refused(&format!("--train {{}}/alone.jsonl --objective mixed {args}"));
+    assert!(mixed("--temperature 2").contains("--temperature: expected beside"));
+    let said = mixed("--activation-weight 0 --logit-weight 1 --objective-sites mlp_out");
+    assert!(said.contains("--objective-sites: expected beside"), "{said}");
     let said = refused("--train {}/alone.jsonl --objective-sites attn_scores");
     assert!(said.contains("--objective-sites") && said.contains("hook_attn_scores"), "{said}");
     put(d, "text.jsonl", "{\"text\": \"a pot\"}\n{\"text\": \"a pen\"}\n");
     let said = refused("--train {}/text.jsonl");
     assert!(said.contains("text.jsonl:1") && said.contains("completion"), "{said}");
+    // As many demonstrations as there are others, where lines are equal; and none at all.
+    let one = rows().lines().next().expect("a row").to_owned() + "\n";
+    put(d, "twice.jsonl", &(rows() + &one));
+    line(d, &train.replace("{}/no", "{}/twice --train {}/twice.jsonl --max-steps 1")).ok();
+    put(d, "one.jsonl", &one);
+    let said = refused("--train {}/one.jsonl");
+    assert!(said.contains("one.jsonl:1: demonstrations: expected another example of the file"), "{said}");
 }

@@ -67,6 +67,17 @@ fn profile_is_a_trace_and_a_table_and_changes_no_result() {
 }
 
 #[test]
+fn profile_may_lie_beside_what_a_training_writes() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", super::trained::DATA);
+    line(d, "train-lora --model {}/model --train {}/train.jsonl --max-steps 1 --out {}/out --profile {}/out/p.json")
+        .ok();
+    let trace: Value = serde_json::from_slice(&fs::read(d.join("out/p.json")).expect("a trace")).expect("JSON");
+    assert!(trace["traceEvents"].as_array().is_some_and(|events| events.len() > 100));
+}
+
+#[test]
 fn profile_of_nothing_is_said_and_one_that_cannot_be_written_refused() {
     let dir = workplace();
     let d = dir.path();

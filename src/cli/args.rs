@@ -28,6 +28,7 @@ pub use inference::{CaptureArgs, GenerateArgs, InspectArgs, NamesArg, StoreDtype
 pub use merge::MergeArgs;
 pub use objective::{ObjectiveArgs, ObjectiveKind};
 pub use optim::{CheckpointArgs, EvalArgs, LogFormat, OptimArgs, RegularizationArgs};
+pub use probe::OF_PLAN;
 pub use probe::ProbeArgs;
 pub use report::ReportArgs;
 pub use task::{SYNTHETIC, TaskArgs};

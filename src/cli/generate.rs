@@ -27,7 +27,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let (tokenizer, prompts) = match (&args.input, args.prompt.as_slice()) {
         (Some(input), _) => {
             let prompts = texts::read(input, &files, args.add_generation_prompt)?;
-            // A model without a tokenizer goes on with ids.
+            // A model without a tokenizer continues ids.
             let tokenizer = if args.stop.is_empty() { files.tokenizer_if_any()? } else { Some(files.tokenizer()?) };
             (tokenizer, prompts)
         }

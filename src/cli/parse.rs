@@ -167,6 +167,7 @@ fn flag(arg: &clap::Arg, key: &str, value: &Value, path: &Path) -> Result<Vec<Os
     }
     match value {
         Value::Null => Ok(Vec::new()),
+        Value::Sequence(items) if items.is_empty() => Ok(Vec::new()),
         Value::Sequence(items)
             if matches!(arg.get_action(), ArgAction::Append) || arg.get_value_delimiter().is_some() =>
         {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use indicatif::ProgressBar;
 
-use super::args::ProbeArgs;
+use super::args::{OF_PLAN, ProbeArgs};
 use super::device::{Job, dispatch};
 use super::plan::Plan as MemoryPlan;
 use super::resolve::{self, ModelFiles};
@@ -136,7 +136,11 @@ fn finish(args: &ProbeArgs, parts: Vec<Outcome>) -> Result<(), Failure> {
         report.join(part.report);
         adapters.extend(part.adapters);
     }
-    resolve::write_config(&args.out, "probe", args)?;
+    let mut flags = serde_json::to_value(args).map_err(Error::file(&args.out))?;
+    if let (Some(flags), Some(_)) = (flags.as_object_mut(), &args.plan) {
+        flags.retain(|flag, _| !OF_PLAN.contains(&flag.as_str()));
+    }
+    resolve::write_config(&args.out, "probe", &flags)?;
     report.save(&args.out, if args.save_adapters { &adapters } else { &[] })?;
     let value = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
     let files = report::write_beside(&value, &args.out, args.csv)?;

@@ -188,8 +188,8 @@ pub fn check_count(lengths: &[usize]) -> Result<()> {
     }
 }
 
-/// Refuses several seeds of which nothing depends on the seed: `same` says that runs begin and go on without a draw, but for
-/// what every training may draw.
+/// Refuses several seeds of which nothing depends on the seed: `same` says that runs draw nothing but what
+/// every training may.
 pub fn check_seeds(args: &TrainingArgs, seeds: u64, same: bool) -> Result<()> {
     let draws = !args.no_shuffle || args.neftune_noise_alpha.is_some() || !args.interleave_probs.is_empty();
     match seeds > 1 && same && !draws {

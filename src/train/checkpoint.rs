@@ -196,7 +196,7 @@ impl<B: Backend> Trainer<B> {
             if progress.batch_size != run.settings.batch_size {
                 let (now, before) = (run.settings.batch_size, progress.batch_size);
                 log::warn!(
-                    "{}: run {r} had passes of {before} sequences, and goes on with {now}: the same steps, but for the \
+                    "{}: run {r} had passes of {before} sequences, and continues with {now}: the same steps, but for the \
                      rounding of their sums",
                     path.display()
                 );

@@ -96,6 +96,15 @@ fn probe_plan_repeats_a_run_exactly() {
     for part in ["plan", "settings", "seeds", "summary", "tokens"] {
         assert_eq!(first[part], again[part], "{part}");
     }
+    // What was written beside it says the same again; a setting beside the plan would count nothing.
+    for run in ["a", "b"] {
+        let again = line(d, &format!("probe --config {{}}/{run}/llamaprobe.yaml --out {{}}/c --json")).json();
+        assert_eq!(first["summary"], again["summary"], "{run}");
+    }
+    for setting in ["--demos 2", "--arms pt", "--r 4", "--batch-tokens 100", "--train {}/train.tsv"] {
+        let ran = line(d, &format!("probe --model {{}}/model --plan {{}}/a/report.json --out {{}}/d {setting}"));
+        assert!(ran.code == Some(2) && ran.err.contains("--plan"), "{setting}: {}", ran.err);
+    }
 }
 
 #[test]
@@ -113,7 +122,6 @@ fn probe_refuses_bad_settings_and_data() {
         ("--task en-cs", "two"),
         ("--template {query:x}", "template"),
         ("--target-modules z_proj", "z_proj"),
-        ("--plan {}/model/config.json", "config.json"),
         ("--device cuda:1", "cuda:1"),
     ] {
         let probe = if args.starts_with("--train") {
@@ -124,6 +132,8 @@ fn probe_refuses_bad_settings_and_data() {
         let text = line(d, &format!("{probe} --out {{}}/out")).refused();
         assert!(text.contains(expected), "{args}: {text}");
     }
+    let plan = line(d, "probe --model {}/model --plan {}/model/config.json --out {}/out").refused();
+    assert!(plan.contains("config.json"), "{plan}");
     let missing = line(d, "probe --model {}/model --out {}/out").refused();
     assert!(missing.contains("--train"), "{missing}");
     assert!(!d.join("out").exists());

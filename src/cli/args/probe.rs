@@ -59,6 +59,37 @@ fn further_arm(name: &str) -> Result<Arm, String> {
     Arm::parse(name, &FURTHER_ARMS).map_err(|_| "expected pt, ipt, it-act or it-kl".into())
 }
 
+/// The flags of what a plan says.
+pub const OF_PLAN: [&str; 27] = [
+    "task",
+    "train",
+    "test",
+    "demos",
+    "queries",
+    "seeds",
+    "seed",
+    "template",
+    "vary",
+    "similarity_by",
+    "position",
+    "measures",
+    "patch",
+    "tuning",
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "learning_rate",
+    "epochs",
+    "batch_size",
+    "weight_decay",
+    "max_grad_norm",
+    "arms",
+    "num_virtual_tokens",
+    "prompt_learning_rate",
+    "prompt_epochs",
+    "batch_tokens",
+];
+
 /// `probe`.
 #[derive(Clone, Debug, Args, Serialize)]
 #[command(after_help = "\
@@ -110,20 +141,20 @@ pub struct ProbeArgs {
     /// template=default;FILE.yaml;YAML · order=N (permutations) · steps=0,1,2,5,10 (the tuning's trajectory, in place of
     /// --epochs) · r=4,8 · learning-rate=1e-4,1e-3 · target-modules=q_proj,v_proj;all-linear · model=DIR,…. In report.json
     /// every combination is one of `conditions`; the fields outside of it are those of the first.
-    #[arg(long, value_name = "NAME=LEVELS", action = ArgAction::Append, conflicts_with = "plan")]
+    #[arg(long, value_name = "NAME=LEVELS", action = ArgAction::Append)]
     pub vary: Vec<String>,
     /// What the similarity of demonstrations to the queries is measured by, where it varies: words (bm25), or the model's
     /// own states (states).
-    #[arg(long, value_enum, default_value = "bm25", conflicts_with = "plan")]
+    #[arg(long, value_enum, default_value = "bm25")]
     pub similarity_by: SimilarityByArg,
     /// Tokens whose states are compared: the query's last, all of them or their mean; the label's, after each; or the last
     /// before the answer of each demonstration (demos).
-    #[arg(long, default_value = "last", value_name = "last|all|label|mean|demos", value_parser = position, conflicts_with = "plan")]
+    #[arg(long, default_value = "last", value_name = "last|all|label|mean|demos", value_parser = position)]
     pub position: Position,
     /// What to measure beside cosines and scores: all, none, or some of cosine, update, norm_ratio, cka, cka_debiased, svcca,
     /// knn_overlap, id, subspace_overlap (of the states, each with its baselines), logit_lens, attribution (of the logits), linear_probe, sim_aou, sim_am, outputs
     /// (agreement, KL divergence, entropy, calibration error, Rec2FTP), lora_overlap.
-    #[arg(long, value_delimiter = ',', default_value = "all", value_name = "LIST", conflicts_with = "plan")]
+    #[arg(long, value_delimiter = ',', default_value = "all", value_name = "LIST")]
     pub measures: Vec<String>,
     /// Edits of the states while prompts are read, in every arm (see `capture --help`); positions query and demonstrations
     /// are those of each prompt. Trainings are not edited.
@@ -131,10 +162,10 @@ pub struct ProbeArgs {
     pub edit: Option<PathBuf>,
     /// Patch states into the run of the query alone, layer by layer: ICL's and IT's, their mean updates over other queries
     /// (the task vector), a random vector and the vector of another task (where source varies); reports what each recovers.
-    #[arg(long, conflicts_with = "plan")]
+    #[arg(long)]
     pub patch: bool,
     /// What instruction tuning trains: a LoRA, or all weights.
-    #[arg(long, value_enum, default_value = "lora", help_heading = "Optimiser", conflicts_with = "plan")]
+    #[arg(long, value_enum, default_value = "lora", help_heading = "Optimiser")]
     pub tuning: TuningArg,
     #[command(flatten)]
     #[serde(flatten)]
@@ -168,8 +199,8 @@ pub struct ProbeArgs {
     /// Maximum tokens per batch; affects no result beyond rounding in the tuning.
     #[arg(long, default_value_t = 4096, value_name = "TOKENS")]
     pub batch_tokens: usize,
-    /// Repeat the experiment of a report: same demonstrations, queries and settings.
-    #[arg(long, value_name = "report.json")]
+    /// Repeat the experiment of a report: same demonstrations, queries and settings, beside which none is given.
+    #[arg(long, value_name = "report.json", conflicts_with_all = OF_PLAN)]
     pub plan: Option<PathBuf>,
     /// Save each seed's adapter as a PEFT directory.
     #[arg(long)]

@@ -97,7 +97,7 @@ impl<A: Float> Products<A> {
     }
 
     /// Rows of `width` numbers at distance `stride`, where they lie: if they are stored as elements, whole and aligned, and
-    /// not so that they push each other out of the cache.
+    /// not at a distance at which they are conflict misses of each other.
     pub fn lying<'a, S: Element<A>>(&self, x: &'a [S], stride: usize, width: usize) -> Option<HeadRows<'a, A>> {
         let (data, distance) = match S::host(x) {
             HostSlice::Bf16(x) if self.pairs => {

@@ -19,7 +19,7 @@ pub type AmxGuard = std::convert::Infallible;
 /// first-level cache, and the distance is no multiple of a page, so that packed rows do not share sets of it. A multiple
 /// of every kernel's step.
 pub const DEPTH: usize = 320;
-/// The same for tiles that go on with sums from memory, as AMX does: a chain is as long as one likes, and bits do not depend
+/// The same for tiles that accumulate onto sums from memory, as AMX does: a chain is as long as one likes, and bits do not depend
 /// on where it is cut. Best is all of k at once, up to so many elements, since sums then never go through memory (K = 2048 in
 /// one block against two: 1.09 to 1.20 of the rate on AMX), ...
 const DEEPEST: usize = 1024;

@@ -40,9 +40,9 @@ fn tiles(c: &mut Criterion) {
     let mut group = common::group(c, "ceiling/bf16 in tiles from a cache");
     for (cache, bytes) in [("first level", 1 << 14), ("second level", 1 << 19)] {
         for threads in [1, rayon::current_num_threads()] {
-            group.throughput(Throughput::Elements(ceiling::multiply_add_tiles(bytes, true, steps, threads)));
+            group.throughput(Throughput::Elements(ceiling::multiply_add_tiles(bytes, steps, threads)));
             group.bench(cache, format!("{threads} threads"), |bench| {
-                bench.iter(|| ceiling::multiply_add_tiles(bytes, true, steps, threads));
+                bench.iter(|| ceiling::multiply_add_tiles(bytes, steps, threads));
             });
         }
     }

@@ -62,15 +62,15 @@ mod tiles {
         shapes
     }
 
-    /// `steps` products of blocks, in whole rounds over the operands if these are read at each.
+    /// `steps` products of blocks, in whole rounds over the operands.
     ///
     /// # Panics
     /// If there are no operands, or parts of a round.
     ///
     /// # Safety
-    /// The processor has AMX, and this process may use it.
-    pub unsafe fn multiply(steps: usize, operands: &[Line], reads: bool) {
-        let round = if reads { size_of_val(operands) / STEP } else { 1 };
+    /// The CPU has AMX, and this process may use it.
+    pub unsafe fn multiply(steps: usize, operands: &[Line]) {
+        let round = size_of_val(operands) / STEP;
         assert!(size_of_val(operands) >= STEP && steps > 0 && steps.is_multiple_of(round), "{steps} steps");
         // SAFETY: tiles are read from the operands, whose steps are counted, and belong to this block; the caller promises AMX.
         unsafe {
@@ -85,14 +85,11 @@ mod tiles {
                 "mov {at}, {from}",
                 "mov {left}, {round}",
                 "3:",
-                "test {reads}, {reads}",
-                "jz 4f",
                 "tileloadd tmm4, [{at} + {line}*1]",
                 "tileloadd tmm6, [{at} + {line}*1 + 2048]",
                 "tileloadd tmm7, [{at} + {line}*1 + 3072]",
                 "tileloadd tmm5, [{at} + {line}*1 + 1024]",
                 "add {at}, 4096",
-                "4:",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm2, tmm5, tmm6",
@@ -105,7 +102,6 @@ mod tiles {
                 shapes = in(reg) &shapes(),
                 from = in(reg) operands.as_ptr(),
                 line = in(reg) size_of::<Line>(),
-                reads = in(reg) usize::from(reads),
                 round = in(reg) round,
                 at = out(reg) _,
                 left = out(reg) _,
@@ -118,18 +114,18 @@ mod tiles {
     }
 }
 
-/// Multiply-adds in tiles on some threads, over operands of as many bytes each, read at every step if `reads`; returns the
+/// Multiply-adds in tiles on some threads, over operands of as many bytes each, read at every step; returns the
 /// floating-point operations done.
 ///
 /// # Panics
 /// If the backend does not multiply in tiles here.
 #[cfg(target_arch = "x86_64")]
-pub fn multiply_add_tiles(bytes: usize, reads: bool, steps: usize, threads: usize) -> u64 {
+pub fn multiply_add_tiles(bytes: usize, steps: usize, threads: usize) -> u64 {
     assert!(factors("bf16") == Factors::Tiles, "no tiles");
     let work = |_| {
         let operands = tiles::operands(bytes);
         // SAFETY: the backend found AMX, and asked for it.
-        unsafe { tiles::multiply(steps, &operands, reads) };
+        unsafe { tiles::multiply(steps, &operands) };
         (tiles::FLOPS * steps) as u64
     };
     (0..threads).into_par_iter().map(work).sum()

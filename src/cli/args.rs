@@ -17,6 +17,8 @@ mod report;
 mod task;
 mod train;
 
+use std::path::Path;
+
 use clap::{Parser, Subcommand};
 
 pub use analyze::AnalyzeArgs;
@@ -24,7 +26,7 @@ pub use common::{CommonArgs, Device, DtypeArg, LoraArgs, ProfileArg};
 pub use compare::CompareArgs;
 pub use control_vector::ControlVectorArgs;
 pub use embedded::{ExportArgs, PretrainArgs};
-pub use inference::{CaptureArgs, GenerateArgs, InspectArgs, NamesArg, StoreDtype, Tokens};
+pub use inference::{CaptureArgs, GenerateArgs, InspectArgs, MAX_NEW_TOKENS, NamesArg, StoreDtype, Tokens};
 pub use merge::MergeArgs;
 pub use objective::{ObjectiveArgs, ObjectiveKind};
 pub use optim::{CheckpointArgs, EvalArgs, LogFormat, OptimArgs, RegularizationArgs};
@@ -33,8 +35,8 @@ pub use probe::ProbeArgs;
 pub use report::ReportArgs;
 pub use task::{SYNTHETIC, TaskArgs};
 pub use train::{
-    LoraInit, Method, MixArg, Pattern, PeftType, PromptInit, ReparameterizationType, TrainLoraArgs, TrainPromptArgs,
-    TrainingArgs,
+    DEFAULT_LORA_ALPHA, DEFAULT_R, LoraInit, Method, MixArg, Pattern, PeftType, PromptInit, ReparameterizationType,
+    TrainLoraArgs, TrainPromptArgs, TrainingArgs,
 };
 
 const EXAMPLES: &str = "\
@@ -76,7 +78,7 @@ pub struct Cli {
 pub enum Command {
     /// Capture activations of a model (hidden states, attention patterns, logits, ...) in a safetensors file.
     Capture(CaptureArgs),
-    /// Train a LoRA adapter, and save it as PEFT does.
+    /// Train a LoRA, DoRA or IA3 adapter, and save it as PEFT does.
     TrainLora(Box<TrainLoraArgs>),
     /// Train soft prompts (prompt tuning, P-tuning, prefix tuning), many at once, and save them as PEFT does.
     TrainPrompt(Box<TrainPromptArgs>),
@@ -92,7 +94,7 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Show a model's shape and memory plan, and what an adapter contains and what PEFT would make of it.
     Inspect(InspectArgs),
-    /// Add a LoRA adapter to the weights, and save the model as transformers does.
+    /// Merge a LoRA, DoRA or IA3 adapter into the weights, and save the model as transformers does.
     Merge(MergeArgs),
     /// Make a steering vector from two captures, in llama.cpp's form of control vectors (GGUF).
     ControlVector(ControlVectorArgs),
@@ -122,5 +124,22 @@ impl Command {
             }
         };
         common.profile.as_ref()
+    }
+
+    /// The directory or file that it writes, if it writes any.
+    pub fn out(&self) -> Option<&Path> {
+        match self {
+            Self::Capture(args) => Some(&args.out),
+            Self::TrainLora(args) => Some(&args.training.out),
+            Self::TrainPrompt(args) => Some(&args.training.out),
+            Self::Probe(args) => Some(&args.out),
+            Self::Compare(args) => Some(&args.out),
+            Self::Report(args) => args.out.as_deref(),
+            Self::Merge(args) => Some(&args.out),
+            Self::ControlVector(args) => Some(&args.out),
+            Self::ExportEmbedded(args) => Some(&args.out),
+            Self::Pretrain(args) => Some(&args.out),
+            Self::Analyze(_) | Self::Generate(_) | Self::Inspect(_) | Self::Task(_) => None,
+        }
     }
 }

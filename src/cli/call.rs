@@ -52,17 +52,19 @@ fn parsed(command: &str, flags: &str) -> Result<Cli, Refusal> {
     Ok(cli)
 }
 
-/// Runs a subcommand, heard by `host`; its result in JSON, or in words where it has no JSON. `flags` is a mapping in JSON.
+/// Runs a subcommand, heard by `host`; its result in JSON, or in words where it has no JSON, and its output directory or
+/// file. `flags` is a mapping in JSON.
 ///
 /// # Errors
 /// As the subcommand.
-pub fn call(command: &str, flags: &str, host: &Arc<Host>) -> Result<String, Refusal> {
+pub fn call(command: &str, flags: &str, host: &Arc<Host>) -> Result<(String, Option<String>), Refusal> {
     host::hosting(host, || {
         notes::begin();
         let cli = parsed(command, flags)?;
+        let out = cli.command.out().map(|out| out.display().to_string());
         run(cli).map_err(|failure| failure.in_words_of(command))?;
         notes::release();
-        Ok(host.take_results())
+        Ok((host.take_results(), out))
     })
 }
 

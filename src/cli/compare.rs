@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::args::CompareArgs;
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
-use super::{Failure, edits, output, report, report_tables};
+use super::{Failure, edits, output, report, report_tables, texts};
 use crate::arch::Family;
 use crate::backend::Backend;
 use crate::compare::{Base, CompareSettings, Comparison, Source};
@@ -61,7 +61,7 @@ pub(super) fn settings(args: &CompareArgs, family: Family) -> Result<CompareSett
         max_length: args.max_length,
         max_new_tokens: args.max_new_tokens,
         num_beams: args.num_beams,
-        stop: args.stop.iter().map(|stop| stop.replace("\\n", "\n")).collect(),
+        stop: args.stop.iter().map(|stop| texts::unescaped(stop)).collect(),
         prompt_training: training(args.learning_rate),
         lora_training: training(args.lora_learning_rate),
         r: args.lora.r,

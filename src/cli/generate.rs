@@ -69,7 +69,7 @@ impl<'a> Continuation<'a> {
     ) -> Result<Self> {
         let sampling = sampling(args)?;
         let asked = asked(args, files, sampling)?;
-        let strings = || args.stop.iter().map(|stop| stop.replace("\\n", "\n"));
+        let strings = || args.stop.iter().map(|stop| texts::unescaped(stop));
         let stops = tokenizer.map(|tokenizer| Stops::new(tokenizer, strings()));
         Ok(Self { args, path: &files.path, tokenizer, stops, edits, sampling, asked })
     }

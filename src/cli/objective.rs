@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::args::{ObjectiveArgs, ObjectiveKind};
 use super::resolve::ModelFiles;
+use super::texts;
 use crate::formats::activations::ActivationFile;
 use crate::formats::jsonl::Row;
 use crate::formats::tokenizer::Tokenizer;
@@ -85,7 +86,9 @@ fn refuse_unused(args: &ObjectiveArgs) -> Result<()> {
         ("--temperature", args.temperature.is_some(), distributions, of_distributions),
     ] {
         if given && !read {
-            return Err(Error::argument(flag, expected, "another objective or teacher"));
+            let objective = serde_json::json!(args.objective);
+            let teacher = args.teacher.as_deref().map_or(String::new(), |teacher| format!(" with --teacher {teacher}"));
+            return Err(Error::argument(flag, expected, format!("--objective {objective}{teacher}").replace('"', "")));
         }
     }
     Ok(())
@@ -133,7 +136,7 @@ pub fn teachers(
             prepared.rows.iter().filter(differs).take(DEMOS).count()
         };
         let demos = args.demos.unwrap_or_else(|| prepared.rows.iter().map(|&row| others(row)).min().unwrap_or(0));
-        let separator = args.demos_separator.as_deref().map_or("\n\n".to_owned(), |text| text.replace("\\n", "\n"));
+        let separator = args.demos_separator.as_deref().map_or("\n\n".to_owned(), texts::unescaped);
         let options = ContextOptions { demos, separator, add_eos };
         let of_seed = |&seed: &u64| {
             let vocab = files.config.vocab_size;

@@ -10,6 +10,11 @@ use crate::formats::tokenizer::Tokenizer;
 use crate::hash::digest;
 use crate::{Error, Result};
 
+/// A text of a flag, in which \\n stands for a newline.
+pub fn unescaped(text: &str) -> String {
+    text.replace("\\n", "\n")
+}
+
 /// The token ids of every row of a file of `{"text"}`, `{"messages"}` or `{"input_ids"}`. Messages go through the chat
 /// template, whose text has all special tokens itself; with `add_generation_prompt` it ends where the assistant begins
 /// to speak.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::Failure;
-use super::args::{LoraInit, TrainLoraArgs};
+use super::args::{DEFAULT_LORA_ALPHA, DEFAULT_R, LoraInit, TrainLoraArgs};
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
 use super::training::{self, Named, Training};
@@ -24,6 +24,7 @@ pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
     let rates = training::learning_rates(training)?;
     let seeds = resolve::seeds(training.seed, args.seeds)?;
     training::check_count(&[rates.len(), seeds.len()])?;
+    training::check_seeds(training, args.seeds, true)?;
     let mut runs = Vec::new();
     for &rate in &rates {
         for &seed in &seeds {
@@ -43,8 +44,8 @@ pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
 /// Refuses what only a LoRA has.
 fn deny_flags_of_lora(args: &TrainLoraArgs) -> Result<()> {
     let given = [
-        ("--r", args.r != [8]),
-        ("--lora-alpha", args.lora_alpha != [16.0]),
+        ("--r", args.r != [DEFAULT_R]),
+        ("--lora-alpha", args.lora_alpha != [DEFAULT_LORA_ALPHA]),
         ("--use-rslora", args.use_rslora),
         ("--use-dora", args.use_dora),
         ("--rank-pattern", args.rank_pattern.is_some()),

@@ -191,7 +191,9 @@ pub fn check_count(lengths: &[usize]) -> Result<()> {
 /// Refuses several seeds of which nothing depends on the seed: `same` says that runs draw nothing but what
 /// every training may.
 pub fn check_seeds(args: &TrainingArgs, seeds: u64, same: bool) -> Result<()> {
-    let draws = !args.no_shuffle || args.neftune_noise_alpha.is_some() || !args.interleave_probs.is_empty();
+    let demonstrated = objective::in_context(&args.objective);
+    let mixed = args.neftune_noise_alpha.is_some() || !args.interleave_probs.is_empty();
+    let draws = !args.no_shuffle || mixed || demonstrated;
     match seeds > 1 && same && !draws {
         true => {
             let expected = "1, since nothing of these runs depends on the seed: they start alike, and --no-shuffle";

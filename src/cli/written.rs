@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::args::EvalArgs;
+use super::args::{EvalArgs, MAX_NEW_TOKENS};
 use super::resolve::ModelFiles;
 use super::texts;
 use crate::formats::chat::Message;
@@ -15,9 +15,6 @@ use crate::formats::tokenizer::Tokenizer;
 use crate::task::{self, metrics::Metric};
 use crate::train::written::Written;
 use crate::{Error, Result};
-
-/// New tokens where nothing says how many, as `generate` has them.
-const MAX_NEW_TOKENS: usize = 64;
 
 /// What `--predict-with-generate` asks for, of the rows of `--eval`: each example's prompt is continued greedily, as `generate`
 /// continues it, and judged by what it should say.
@@ -32,12 +29,12 @@ pub fn written(args: &EvalArgs, rows: &[Row], files: &ModelFiles) -> Result<Writ
         }
     }
     let metrics = if args.metrics.is_empty() { vec![Metric::Exact] } else { args.metrics.clone() };
-    super::training::distinct("--metrics", &metrics)?;
+    super::training::distinct("--metrics", &metrics.iter().copied().map(key).collect::<Vec<_>>())?;
     let asked = GenerationDefaults::load(&files.path, Decoding::Greedy)?;
     let limit = args.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
     let stop = tokenizer.stops().to_vec();
     let identity = json!({ "max_new_tokens": limit, "stop": args.stop, "gold": gold });
-    let strings: Vec<String> = args.stop.iter().map(|stop| stop.replace("\\n", "\n")).collect();
+    let strings: Vec<String> = args.stop.iter().map(|stop| texts::unescaped(stop)).collect();
     let tokenizer = Arc::new(tokenizer);
     let (judged, of_ends) = (metrics.clone(), (tokenizer.clone(), strings.clone()));
     let judge = move |continuations: &[Vec<u32>]| {

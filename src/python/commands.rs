@@ -28,7 +28,7 @@ pub fn main(py: Python<'_>, words: Vec<OsString>) -> u8 {
     py.detach(|| cli::status(words))
 }
 
-/// Runs a command with the flags of a mapping in JSON; gives what it prints with `--json`.
+/// Runs a command with the flags of a mapping in JSON; gives what it prints with `--json`, and where it has written.
 #[pyfunction]
 #[pyo3(signature = (command, flags, warn, progress = None))]
 pub fn call<'py>(
@@ -37,7 +37,7 @@ pub fn call<'py>(
     flags: String,
     warn: &Bound<'py, PyAny>,
     progress: Option<&Bound<'py, PyAny>>,
-) -> PyResult<String> {
+) -> PyResult<(String, Option<String>)> {
     let host = Arc::new(Host::default());
     let (sender, work) = channel::<Said<_, ()>>();
     let hosted = host.clone();

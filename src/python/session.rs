@@ -18,6 +18,7 @@ use super::wait::{Listener, Said, wait};
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::capture::batch;
+use crate::capture::metadata::axes;
 use crate::capture::tensors::Tensors;
 use crate::cli::Failure;
 use crate::cli::args::GenerateArgs;
@@ -308,6 +309,13 @@ impl Session {
         let layers: Vec<usize> = (0..self.config.num_hidden_layers).collect();
         let all = Selection::new(&sites, &layers);
         Ok(all.hooks.into_iter().filter_map(|(site, layer)| naming.name(site, layer).ok()).collect())
+    }
+
+    /// The axes of a row of each hook that a list of names stands for, in the order of [`Self::resolve`].
+    fn axes(&self, py: Python<'_>, list: Vec<String>, names_of: &str) -> PyResult<Vec<&'static str>> {
+        let naming = Naming { names: names(py, names_of)?, config: &self.config };
+        let selection = self.select(&list, &naming).map_err(|error| exception(py, &error))?;
+        Ok(selection.hooks.iter().map(|&(site, _)| axes(site, &self.config)).collect())
     }
 
     /// The names, as they are written, of the hooks that a list of names in any spelling stands for.

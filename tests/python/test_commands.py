@@ -40,7 +40,10 @@ def test_a_training_has_its_runs_and_its_log(tmp_path):
     frame = result.to_pandas()
     assert list(frame["r"]) == [2, 4] and (frame["steps"] == 2).all() and result.out == out
     assert "<iframe srcdoc=" in result._repr_html_() and len(result.series()) > 3 and all(os.path.isdir(adapter) for adapter in result.adapters)
-    assert set(result.log()["adapter"]) == set(result.adapters)
+    lines = [json.loads(line) for line in (out / "trainer_log.jsonl").read_text().splitlines()]
+    log = result.log()
+    assert list(log["adapter"]) == [result.adapters[line["run"]] for line in lines] and list(log["loss"]) == [line["loss"] for line in lines]
+    assert llamaprobe.train_lora(model="embedded", device="cpu", output_dir=out / "alias", max_steps=1).out == out / "alias"
     assert all(total == 2 and unit == "steps" for _, _, total, unit in seen)
     adapted = llamaprobe.Model.load("embedded", adapter=result.adapters[0], device="cpu", dtype="f32")
     plain = llamaprobe.Model.load("embedded", device="cpu", dtype="f32")

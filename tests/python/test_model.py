@@ -176,6 +176,20 @@ def test_errors_are_the_programs(model, docs, tmp_path):
         model.run_with_hooks(docs, edits=[{"site": "resid_post", "positions": "last", "op": "add", "value": np.ones(3)}])
     with pytest.raises(llamaprobe.Error, match="nearest: max_new_tokens"):
         model.generate(docs[0], max_new_token=3)
+    with pytest.raises(TypeError, match="edits=, found edit"):
+        model.generate(docs[0], edit="steering.yaml")
+
+
+def test_a_function_sees_the_axes_of_the_cache(model, docs):
+    names = ["q0", "k0", "v0", "z0", "mlp_post0", "resid_post0"]
+    seen = {}
+
+    def look(value, hook):
+        seen[hook.name] = value.axes, value.shape[1:]
+
+    model.run_with_hooks(docs, fwd_hooks=[(names, look)])
+    _, cache = model.run_with_cache(docs, names_filter=names)
+    assert seen == {name: (tensor.axes, tensor.shape[1:]) for name, tensor in cache.items()}
 
 
 def test_an_exception_of_a_function_ends_the_run_alone(model, docs):

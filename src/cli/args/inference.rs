@@ -7,6 +7,9 @@ use serde::Serialize;
 
 use super::common::{CommonArgs, ModelArgs};
 
+/// New tokens where nothing says how many.
+pub const MAX_NEW_TOKENS: usize = 64;
+
 /// Which tokens of each input are captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -151,7 +154,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE")]
     pub edit: Option<PathBuf>,
     /// Maximum number of new tokens.
-    #[arg(long, default_value_t = 64, value_name = "TOKENS")]
+    #[arg(long, default_value_t = MAX_NEW_TOKENS, value_name = "TOKENS")]
     pub max_new_tokens: usize,
     /// Minimum number of new tokens before one that ends a text [default: generation_config.json's].
     #[arg(long, value_name = "TOKENS")]

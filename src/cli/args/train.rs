@@ -24,6 +24,11 @@ pub enum MixArg {
     InterleaveOver,
 }
 
+/// Rank of a LoRA where nothing says what it is.
+pub const DEFAULT_R: usize = 8;
+/// Its alpha, likewise: a scale of 2.
+pub const DEFAULT_LORA_ALPHA: f64 = 16.0;
+
 /// Flags of every training of an adapter.
 #[derive(Debug, Args, Serialize)]
 #[command(mut_arg("model", |arg| arg.required(false).default_value("embedded")))]
@@ -82,7 +87,7 @@ pub struct TrainingArgs {
     #[serde(flatten)]
     pub checkpoints: CheckpointArgs,
     /// Save only the inputs of the layers for the backward pass, which computes each layer again: a fraction of the memory
-    /// of activations for about a third more time, and the same bytes.
+    /// of activations for about a fifth more time, and the same bytes.
     #[arg(long, help_heading = "Running")]
     #[serde(skip_serializing_if = "is_false")]
     pub gradient_checkpointing: bool,
@@ -121,11 +126,11 @@ pub struct TrainLoraArgs {
     #[arg(long, value_delimiter = ',', help_heading = "Adapter")]
     pub feedforward_modules: Option<Vec<String>>,
     /// LoRA rank; with a list, one run for each.
-    #[arg(long, action = ArgAction::Set, value_delimiter = ',', default_value = "8", aliases = ["lora-r", "lora-rank"], help_heading = "LoRA")]
+    #[arg(long, action = ArgAction::Set, value_delimiter = ',', default_values_t = [DEFAULT_R], aliases = ["lora-r", "lora-rank"], help_heading = "LoRA")]
     #[serde(serialize_with = "one_or_list")]
     pub r: Vec<usize>,
     /// LoRA alpha: the adapter's output is scaled by lora_alpha / r; with a list, one run for each.
-    #[arg(long, action = ArgAction::Set, value_delimiter = ',', default_value = "16", help_heading = "LoRA")]
+    #[arg(long, action = ArgAction::Set, value_delimiter = ',', default_values_t = [DEFAULT_LORA_ALPHA], help_heading = "LoRA")]
     #[serde(serialize_with = "one_or_list")]
     pub lora_alpha: Vec<f64>,
     /// Modules to adapt: names as in the model's checkpoint (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;

@@ -14,7 +14,6 @@ from . import _core
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_NUMPY = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "i64": np.int64}
 
 
 class Tensor:
@@ -170,7 +169,8 @@ class Cache(Mapping[str, Tensor]):
     """The recorded rows of hooks by name, of one or several documents.
 
     `cache["blocks.3.hook_resid_post"]` is a :class:`Tensor` `[rows, d_model]` of all documents; any other name that the hook has
-    (`resid_post3`, TransformerLens 4's `blocks.3.hook_out`, `("resid_post", 3)`) finds it too. `cache[i]`, of an integer, is the
+    (`resid_post3`, TransformerLens 4's `blocks.3.hook_out`, `("resid_post", 3)`) finds it too; in a cache that was read from a file
+    the file's own names do, and these with the block's number behind them. `cache[i]`, of an integer, is the
     cache of document i: views of the same memory, of its own length.
     """
 

@@ -96,12 +96,10 @@ class TrainResult(_PageResult):
         """The log of the training as a DataFrame, a row for each line of `trainer_log.jsonl`, with the run's directory."""
         import pandas
 
-        parts = []
-        for adapter in self.adapters:
-            path = Path(adapter) / "trainer_log.jsonl"
-            path = path if path.exists() else Path(adapter).parent / "trainer_log.jsonl"
-            parts.append(pandas.read_json(path, lines=True).assign(adapter=adapter))
-        return pandas.concat(parts, ignore_index=True)
+        assert self.out is not None, "a training has a directory"
+        frame = pandas.read_json(self.out / "trainer_log.jsonl", lines=True)
+        runs = frame["run"] if "run" in frame else [0] * len(frame)
+        return frame.assign(adapter=[self.adapters[int(run)] for run in runs])
 
     def _rows(self) -> list[dict[str, Any]]:
         return self.value.get("runs", [self.value])
@@ -137,7 +135,7 @@ def run(command: str, *, progress: bool | ProgressFunction = True, **flags: Any)
     command = command.replace("_", "-")
     told = listener(progress)
     try:
-        text = _core.call(command, _flags(flags), _warn, told)
+        text, out = _core.call(command, _flags(flags), _warn, told)
     finally:
         if hasattr(told, "close"):
             told.close()
@@ -145,8 +143,6 @@ def run(command: str, *, progress: bool | ProgressFunction = True, **flags: Any)
         value = json.loads(text)
     except json.JSONDecodeError:
         value = {"text": text}
-    defaults = (flag["default"] for flag in _described(command)["flags"] if flag["name"] == "out")
-    out = flags.get("out", next((default[0] for default in defaults if default), None))
     path = Path(out) if out is not None else None
     if flags.get("dry_run"):
         return Result(value)

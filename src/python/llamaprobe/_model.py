@@ -167,7 +167,7 @@ class Model:
         chosen = self._chosen(names_filter, names)
         result, doc_len = self._run(inputs, chosen, pos_slice, return_type, names, edits, batch_tokens, [])
         logits = self._logits(result, doc_len)
-        heads = {"head": self.info["n_heads"], "kv_head": self.info["n_kv_heads"]}
+        heads = self._heads()
         starts = result["starts"]
         tensors = {}
         for name, (array, axes) in result["arrays"].items():
@@ -231,6 +231,8 @@ class Model:
         `num_beams`, `length_penalty`, `temperature`, `top_k`, `top_p`, `seed`. `on_token(prompt, id)` hears of every token.
         """
         documents, single = self._documents(prompts)
+        if other := sorted(_ELSEWHERE & set(flags)):
+            raise TypeError(f"generate(): expected what is the model's in Model.load(), prompts, and edits=, found {', '.join(other)}")
         known = {"model": "given", **flags}
         done = self._session.generate(
             documents, _flags(known), _warn, edits=_edits(edits), on_token=on_token
@@ -241,6 +243,10 @@ class Model:
     def __repr__(self) -> str:
         path, device, dtype = (self.info[key] for key in ("path", "device", "dtype"))
         return f"Model({path}: {self.info['family']}, {self.info['n_layers']} layers, {device} {dtype})"
+
+    def _heads(self) -> dict[str, int]:
+        """How many there are of what axes may count."""
+        return {"head": self.info["n_heads"], "kv_head": self.info["n_kv_heads"]}
 
     def _chosen(self, names_filter: Any, names: str) -> list[str]:
         if names_filter is None:
@@ -297,6 +303,12 @@ class Model:
         return Tensor(result["logits"], "logits", ["d_vocab"], result["all_starts"], doc_len)
 
 
+#: Flags of the program's `generate` that a model has been loaded with, or that have arguments of their own.
+_ELSEWHERE = frozenset(
+    "model revision adapter device dtype threads profile prompt input add_generation_prompt edit config json".split()
+)
+
+
 class _Ask:
     """Answers the engine's questions by the functions of a run."""
 
@@ -306,19 +318,16 @@ class _Ask:
         # The engine counts hooks in the order of the forward.
         order = model._session.resolve([name for name, _ in hooks], names)
         functions = dict(hooks)
-        self._hooks = [(name, functions[name], Hook(name)) for name in order]
-        self._model = model
+        axes = model._session.axes(order, names)
+        self._hooks = [(name, of_row, functions[name], Hook(name)) for name, of_row in zip(order, axes, strict=True)]
+        self._heads = model._heads()
         self._doc_len = doc_len
 
     def __call__(self, number: int, array: _core.Array, first: int, starts: list[int]) -> bytes | None:
-        name, functions, hook = self._hooks[number]
+        name, axes, functions, hook = self._hooks[number]
         hook = Hook(name, first, hook.ctx)
         width = array.shape[1]
-        d_head = self._model.info["d_head"]
-        local = name.split(".", 2)[-1]
-        by_head = width % d_head == 0 and any(local.endswith(end) for end in _BY_HEAD)
-        axes = "head d_head" if by_head else "d_model"
-        shaped, words = _shaped(array, axes, {"head": width // d_head if by_head else 0})
+        shaped, words = _shaped(array, axes, self._heads)
         value = Tensor(shaped, name, words, starts, self._doc_len[first : first + len(starts) - 1])
         raw = np.asarray(array)
         before = raw.copy()
@@ -334,9 +343,6 @@ class _Ask:
         if raw.view(np.uint8).tobytes() == before.view(np.uint8).tobytes():
             return None
         return np.ascontiguousarray(value.float()).tobytes()
-
-
-_BY_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k", "q.hook_out", "k.hook_out", "v.hook_out", "o.hook_in")
 
 
 def _float32(value: Any) -> np.ndarray:

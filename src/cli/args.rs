@@ -17,8 +17,6 @@ mod report;
 mod task;
 mod train;
 
-use std::path::Path;
-
 use clap::{Parser, Subcommand};
 
 pub use analyze::AnalyzeArgs;
@@ -124,22 +122,5 @@ impl Command {
             }
         };
         common.profile.as_ref()
-    }
-
-    /// The directory or file that it writes, if it writes any.
-    pub fn out(&self) -> Option<&Path> {
-        match self {
-            Self::Capture(args) => Some(&args.out),
-            Self::TrainLora(args) => Some(&args.training.out),
-            Self::TrainPrompt(args) => Some(&args.training.out),
-            Self::Probe(args) => Some(&args.out),
-            Self::Compare(args) => Some(&args.out),
-            Self::Report(args) => args.out.as_deref(),
-            Self::Merge(args) => Some(&args.out),
-            Self::ControlVector(args) => Some(&args.out),
-            Self::ExportEmbedded(args) => Some(&args.out),
-            Self::Pretrain(args) => Some(&args.out),
-            Self::Analyze(_) | Self::Generate(_) | Self::Inspect(_) | Self::Task(_) => None,
-        }
     }
 }

@@ -61,11 +61,28 @@ pub fn call(command: &str, flags: &str, host: &Arc<Host>) -> Result<(String, Opt
     host::hosting(host, || {
         notes::begin();
         let cli = parsed(command, flags)?;
-        let out = cli.command.out().map(|out| out.display().to_string());
+        let out = out(&cli.command).map(|out| out.display().to_string());
         run(cli).map_err(|failure| failure.in_words_of(command))?;
         notes::release();
         Ok((host.take_results(), out))
     })
+}
+
+/// The directory or file that a subcommand writes, if it writes any.
+fn out(command: &Command) -> Option<&Path> {
+    match command {
+        Command::Capture(args) => Some(&args.out),
+        Command::TrainLora(args) => Some(&args.training.out),
+        Command::TrainPrompt(args) => Some(&args.training.out),
+        Command::Probe(args) => Some(&args.out),
+        Command::Compare(args) => Some(&args.out),
+        Command::Report(args) => args.out.as_deref(),
+        Command::Merge(args) => Some(&args.out),
+        Command::ControlVector(args) => Some(&args.out),
+        Command::ExportEmbedded(args) => Some(&args.out),
+        Command::Pretrain(args) => Some(&args.out),
+        Command::Analyze(_) | Command::Generate(_) | Command::Inspect(_) | Command::Task(_) => None,
+    }
 }
 
 /// A model's files, and where it is to compute.

@@ -41,9 +41,9 @@ Examples:
   llamaprobe merge --model DIR --adapter adapter --out merged
   llamaprobe merge --model org/name --adapter adapter --out merged --dtype f32
 
-Every adapted weight becomes W + scale B A (DoRA: with its rows rescaled to the magnitudes; IA3: with
-rows or columns multiplied), computed in f32 and rounded once. The directory has the base model's
-configuration and tokenizer, and all its tensors, in one model.safetensors.")]
+Every adapted weight becomes W + scale B A (DoRA: with its rows rescaled to the magnitudes; IA3:
+with rows or columns multiplied), computed in f32 and rounded once. The directory has the base
+model's configuration and tokenizer, and all its tensors, in one model.safetensors.")]
 pub struct MergeArgs {
     #[command(flatten)]
     #[serde(flatten)]

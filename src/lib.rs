@@ -29,6 +29,8 @@ pub mod probe;
 #[cfg(feature = "python")]
 pub mod python;
 #[forbid(unsafe_code)]
+pub mod quantization;
+#[forbid(unsafe_code)]
 pub mod random;
 #[forbid(unsafe_code)]
 pub mod task;

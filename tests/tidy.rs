@@ -20,25 +20,26 @@ mod skips;
 const LONGEST: usize = 600;
 
 /// Layers in the order in which they may import: each only from those before it. Equal rank means siblings.
-const LAYERS: [(&str, u8); 18] = [
+const LAYERS: [(&str, u8); 19] = [
     ("error", 0),
     ("arch", 1),
     ("hash", 1),
     ("pack", 1),
     ("random", 1),
-    ("formats", 2),
-    ("measures", 2),
-    ("backend", 3),
-    ("hooks", 4),
-    ("model", 5),
-    ("capture", 6),
-    ("train", 6),
-    ("task", 6),
-    ("probe", 7),
-    ("compare", 8),
-    ("page", 9),
-    ("cli", 10),
-    ("python", 11),
+    ("quantization", 2),
+    ("formats", 3),
+    ("measures", 3),
+    ("backend", 4),
+    ("hooks", 5),
+    ("model", 6),
+    ("capture", 7),
+    ("train", 7),
+    ("task", 7),
+    ("probe", 8),
+    ("compare", 9),
+    ("page", 10),
+    ("cli", 11),
+    ("python", 12),
 ];
 
 struct Source {

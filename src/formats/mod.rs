@@ -39,6 +39,8 @@ pub mod lines;
 #[forbid(unsafe_code)]
 pub mod pretrained;
 #[forbid(unsafe_code)]
+pub mod quantized;
+#[forbid(unsafe_code)]
 pub mod records;
 pub mod safetensors;
 #[forbid(unsafe_code)]

@@ -160,7 +160,7 @@ impl Bytes {
     }
 
     /// These bytes at an address that is a multiple of `size`: themselves, or a copy.
-    fn aligned(self, size: usize) -> Self {
+    pub(super) fn aligned(self, size: usize) -> Self {
         if (self.as_ptr() as usize).is_multiple_of(size) {
             return self;
         }

@@ -18,6 +18,7 @@ mod family_configs;
 mod hub;
 mod keys;
 mod lines;
+mod quantized;
 mod rows;
 mod safetensors;
 mod tokenizer;

@@ -33,6 +33,7 @@ STEPS = [
     ("torch_files.py", ["torch"], None, ["torch"]),
     ("small_tokenizers.py", ["."], None, ["tokenizers"]),
     ("measures.py", [], None, ["measures.safetensors"]),
+    ("quantized.py", [], None, ["quantized.safetensors"]),
     ("text_metrics.py", [], None, ["text_metrics.json"]),
     ("overlap_metrics.py", [], None, ["overlap_metrics.json"]),
     ("chat_templates.py", [], None, ["chat_templates.json"]),

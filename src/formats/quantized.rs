@@ -1,0 +1,193 @@
+//! A quantised weight where it lies in its file, and a weight of either kind.
+
+use std::sync::Arc;
+
+use super::safetensors::{Bytes, TensorView};
+use crate::arch::Dtype;
+use crate::quantization::{BlockFormat, Mismatch, QuantizedMatrix, RowOrder, Scales};
+
+/// Numbers of f32 that are shared, without a copy where they lie aligned in a file.
+#[derive(Clone, Debug)]
+pub struct Floats(Bytes);
+
+impl Floats {
+    /// The numbers that these little-endian bytes are; bytes after the last whole number are left out.
+    pub fn new(bytes: &Bytes) -> Self {
+        let whole = bytes.len() / size_of::<f32>() * size_of::<f32>();
+        Self(bytes.slice(0..whole).aligned(align_of::<f32>()))
+    }
+
+    /// The numbers.
+    ///
+    /// # Panics
+    /// Never: the bytes were aligned when the numbers were made.
+    pub fn as_slice(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl From<Vec<f32>> for Floats {
+    fn from(values: Vec<f32>) -> Self {
+        Self::new(&Bytes::from(bytemuck::cast_slice::<f32, u8>(&values).to_vec()))
+    }
+}
+
+/// As [`Scales`], sharing what they lie in.
+#[derive(Clone, Debug)]
+pub enum ScalesView {
+    /// Among the codes.
+    Inline,
+    /// The largest magnitude of each row or block.
+    Absmax(Floats),
+    /// A factor for each row.
+    Factor(Floats),
+    /// Largest magnitudes that are quantised themselves.
+    Nested {
+        /// One a block of the matrix.
+        codes: Bytes,
+        /// The values of the 256 codes.
+        map: Arc<[f32; 256]>,
+        /// One for each `block` codes.
+        absmax: Floats,
+        /// Added to all.
+        offset: f32,
+        /// Codes that share one of `absmax`.
+        block: u32,
+    },
+}
+
+/// As [`RowOrder`], sharing the list.
+#[derive(Clone, Debug)]
+pub enum RowOrderView {
+    /// Row `first + r` of the stored ones.
+    From(usize),
+    /// Row `list[r]`.
+    Listed(Arc<[u32]>),
+}
+
+/// A quantised matrix of an open file, or in memory. Cloning copies no data.
+#[derive(Clone, Debug)]
+pub struct QuantizedView {
+    /// Name in the file.
+    pub name: String,
+    /// What the bytes mean.
+    pub format: BlockFormat,
+    /// `[rows, columns]` of this matrix.
+    pub shape: [usize; 2],
+    /// Rows of the matrix that the codes are.
+    pub stored_rows: usize,
+    /// The codes of the stored matrix, row after row.
+    pub codes: Bytes,
+    /// Its scales.
+    pub scales: ScalesView,
+    /// Where the rows are among the stored ones.
+    pub order: RowOrderView,
+    /// The dtype to which the library that wrote it rounds the values, where that is not f32.
+    pub rounding: Option<Dtype>,
+}
+
+impl QuantizedView {
+    /// The matrix, to decode.
+    pub fn matrix(&self) -> QuantizedMatrix<'_> {
+        let scales = match &self.scales {
+            ScalesView::Inline => Scales::Inline,
+            ScalesView::Absmax(absmax) => Scales::Absmax(absmax.as_slice()),
+            ScalesView::Factor(factor) => Scales::Factor(factor.as_slice()),
+            ScalesView::Nested { codes, map, absmax, offset, block } => {
+                Scales::Nested { codes, map, absmax: absmax.as_slice(), offset: *offset, block: *block }
+            }
+        };
+        let order = match &self.order {
+            RowOrderView::From(first) => RowOrder::From(*first),
+            RowOrderView::Listed(list) => RowOrder::Listed(list),
+        };
+        let [rows, columns] = self.shape;
+        let (format, stored_rows, codes) = (self.format, self.stored_rows, &*self.codes);
+        QuantizedMatrix { format, rows, columns, stored_rows, codes, scales, order, rounding: self.rounding }
+    }
+
+    /// [`QuantizedMatrix::check`].
+    ///
+    /// # Errors
+    /// The first part that has another length than the shape says.
+    pub fn check(&self) -> Result<(), Mismatch> {
+        self.matrix().check()
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape[0] * self.shape[1]
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of the codes and scales of the stored matrix.
+    pub fn stored_bytes(&self) -> usize {
+        let floats = |floats: &Floats| size_of_val(floats.as_slice());
+        let scales = match &self.scales {
+            ScalesView::Inline => 0,
+            ScalesView::Absmax(scales) | ScalesView::Factor(scales) => floats(scales),
+            ScalesView::Nested { codes, map, absmax, .. } => codes.len() + size_of_val(&**map) + floats(absmax),
+        };
+        self.codes.len() + scales
+    }
+
+    /// All values `[rows, columns]`, in f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let (matrix, [rows, columns]) = (self.matrix(), self.shape);
+        let mut out = vec![0.0; rows * columns];
+        if columns > 0 {
+            out.chunks_exact_mut(columns)
+                .enumerate()
+                .for_each(|(row, out)| matrix.dequantize_row(row, 0..columns, out));
+        }
+        out
+    }
+}
+
+/// A weight as a file has it.
+#[derive(Clone, Debug)]
+pub enum WeightView {
+    /// Numbers, one after another.
+    Plain(TensorView),
+    /// A quantised matrix.
+    Quantized(QuantizedView),
+}
+
+impl WeightView {
+    /// Name in the file.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Plain(view) => &view.name,
+            Self::Quantized(view) => &view.name,
+        }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Plain(view) => view.len(),
+            Self::Quantized(view) => view.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl From<TensorView> for WeightView {
+    fn from(view: TensorView) -> Self {
+        Self::Plain(view)
+    }
+}
+
+impl From<QuantizedView> for WeightView {
+    fn from(view: QuantizedView) -> Self {
+        Self::Quantized(view)
+    }
+}

@@ -1,0 +1,17 @@
+//! Matrices of quantised weights: what the bytes of each block format mean, and their values, bit for bit those of the
+//! library that defines the format.
+//!
+//! Below the readers of files and the devices, which both speak of nothing else: a file's reader finds the parts and
+//! checks them once ([`QuantizedMatrix::check`]), a device decodes rows, or parts of rows, on the way into its product
+//! ([`QuantizedMatrix::dequantize_row`], or loops of its own that give the same bits). A matrix is `[output, input]`,
+//! row-major. Every value is made in f32 by the multiplications that [`BlockFormat`] names, in that order.
+
+mod blocks;
+mod format;
+mod matrix;
+mod nf4;
+
+pub use blocks::{q4_0, q4_k, q5_k, q6_k, q8_0, scales_and_minima};
+pub use format::BlockFormat;
+pub use matrix::{INT8_STEP, Mismatch, QuantizedMatrix, RowOrder, Scales};
+pub use nf4::NF4_VALUES;

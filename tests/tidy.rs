@@ -388,7 +388,7 @@ fn operations_stand_in_all_places() {
 fn the_readmes_commands_exist() {
     let readme = fs::read_to_string(root().join("README.md")).expect("README.md");
     let commands = "capture train-lora train-prompt probe compare analyze generate inspect pretrain task \
-                    export-embedded control-vector report";
+                    export-embedded control-vector report merge completions man";
     let commands: Vec<&str> = commands.split_whitespace().collect();
     let flags = sources(&["src/cli"]).into_iter().filter(|s| s.path.starts_with("src/cli/args"));
     let args: String = flags.map(|s| s.text).collect();

@@ -14,6 +14,7 @@ mod objective;
 mod optim;
 mod probe;
 mod report;
+mod shell;
 mod task;
 mod train;
 
@@ -31,6 +32,7 @@ pub use optim::{CheckpointArgs, EvalArgs, LogFormat, OptimArgs, RegularizationAr
 pub use probe::OF_PLAN;
 pub use probe::ProbeArgs;
 pub use report::ReportArgs;
+pub use shell::{CompletionsArgs, ManArgs};
 pub use task::{SYNTHETIC, TaskArgs};
 pub use train::{
     DEFAULT_LORA_ALPHA, DEFAULT_R, LoraInit, Method, MixArg, Pattern, PeftType, PromptInit, ReparameterizationType,
@@ -102,6 +104,10 @@ pub enum Command {
     Pretrain(PretrainArgs),
     /// Show a task as prompts, check its data, or evaluate a model on it.
     Task(TaskArgs),
+    /// Print what completes this program's words in a shell.
+    Completions(CompletionsArgs),
+    /// Print a manual page, or write all of them.
+    Man(ManArgs),
 }
 
 impl Command {
@@ -117,9 +123,13 @@ impl Command {
             Self::Inspect(args) => &args.common,
             Self::Pretrain(args) => &args.common,
             Self::Task(args) => &args.common,
-            Self::Analyze(_) | Self::Report(_) | Self::Merge(_) | Self::ControlVector(_) | Self::ExportEmbedded(_) => {
-                return None;
-            }
+            Self::Analyze(_)
+            | Self::Report(_)
+            | Self::Merge(_)
+            | Self::ControlVector(_)
+            | Self::ExportEmbedded(_)
+            | Self::Completions(_)
+            | Self::Man(_) => return None,
         };
         common.profile.as_ref()
     }

@@ -81,7 +81,12 @@ fn out(command: &Command) -> Option<&Path> {
         Command::ControlVector(args) => Some(&args.out),
         Command::ExportEmbedded(args) => Some(&args.out),
         Command::Pretrain(args) => Some(&args.out),
-        Command::Analyze(_) | Command::Generate(_) | Command::Inspect(_) | Command::Task(_) => None,
+        Command::Man(args) => args.out.as_deref(),
+        Command::Analyze(_)
+        | Command::Generate(_)
+        | Command::Inspect(_)
+        | Command::Task(_)
+        | Command::Completions(_) => None,
     }
 }
 

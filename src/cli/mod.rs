@@ -36,6 +36,7 @@ mod profile;
 mod report;
 mod report_tables;
 pub(crate) mod resolve;
+mod shell;
 mod study;
 mod task;
 pub(crate) mod texts;
@@ -130,5 +131,7 @@ fn run_command(command: args::Command) -> Result<(), Failure> {
         args::Command::ExportEmbedded(args) => task::export(&args),
         args::Command::Pretrain(args) => pretrain::run(&args),
         args::Command::Task(args) => task::run(&args),
+        args::Command::Completions(args) => shell::completions(&args),
+        args::Command::Man(args) => shell::man(&args),
     }
 }

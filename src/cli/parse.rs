@@ -207,7 +207,7 @@ fn first_line(error: &clap::Error) -> String {
 mod tests {
     use super::*;
 
-    /// The words of a line of a shell, of whose quotes only single ones occur.
+    /// The words of a line of a shell, of whose quotes only single ones occur, without what becomes of its output.
     fn shell_words(line: &str) -> Vec<OsString> {
         let mut words = vec![String::new()];
         let mut quoted = false;
@@ -218,7 +218,8 @@ mod tests {
                 c => words.last_mut().expect("at least one word").push(c),
             }
         }
-        words.into_iter().filter(|word| !word.is_empty()).map(OsString::from).collect()
+        let words = words.into_iter().filter(|word| !word.is_empty());
+        words.take_while(|word| word != ">").map(OsString::from).collect()
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod profile;
 mod prompt;
 mod real;
 mod report;
+mod shell;
 mod starts;
 mod study;
 mod task;

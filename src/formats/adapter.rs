@@ -7,6 +7,7 @@
 //! are errors, and so is every field that asks for something that PEFT 0.21 computes and this library does not. What PEFT
 //! passes over with a warning (a field of another release, an entry of `target_modules` that names nothing) is one here.
 
+mod card;
 mod config;
 mod directory;
 pub mod fields;

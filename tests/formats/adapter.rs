@@ -117,12 +117,24 @@ fn writing_replaces_an_adapter_and_spares_other_files() {
     other.write(&out).expect("replaces");
     assert_eq!(LoraAdapter::read(&out, &model()).expect("reads"), other);
     assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 1, "no temporaries");
+    let card = || std::fs::read_to_string(out.join("README.md")).expect("a card");
+    assert!(card().contains("- lora\n") && card().contains("### Framework versions"), "{}", card());
+    // A card of the user's is updated, and not replaced, whether the directory is or its files are.
+    std::fs::write(out.join("README.md"), "# Mine\n").expect("writes");
+    other.write(&out).expect("replaces");
+    let mine = card();
+    assert!(mine.starts_with("---\n") && mine.contains("\n# Mine\n### Framework versions"), "{mine}");
     std::fs::write(out.join("trainer_log.jsonl"), "{}\n").expect("writes");
     adapter.write(&out).expect("writes beside");
     assert_eq!(LoraAdapter::read(&out, &model()).expect("reads"), adapter);
     let mut names: Vec<_> = std::fs::read_dir(&out).expect("lists").map(|e| e.expect("entry").file_name()).collect();
     names.sort();
-    assert_eq!(names, ["adapter_config.json", "adapter_model.safetensors", "trainer_log.jsonl"]);
+    assert_eq!(names, ["README.md", "adapter_config.json", "adapter_model.safetensors", "trainer_log.jsonl"]);
+    assert_eq!(card(), mine);
+    // One that cannot be read stays as it is.
+    std::fs::write(out.join("README.md"), [0xff]).expect("writes");
+    adapter.write(&out).expect("writes beside");
+    assert_eq!(std::fs::read(out.join("README.md")).expect("a file"), [0xff]);
 }
 
 #[test]

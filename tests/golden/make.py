@@ -30,6 +30,7 @@ STEPS = [
     ("configs.py", [], "configs.json", ["configs.json"]),
     ("family_configs.py", [], "family_configs.json", ["family_configs.json"]),
     ("adapters.py", ["."], None, ["adapters.json", "peft_adapter"]),
+    ("cards.py", [], None, ["cards.json"]),
     ("torch_files.py", ["torch"], None, ["torch"]),
     ("small_tokenizers.py", ["."], None, ["tokenizers"]),
     ("measures.py", [], None, ["measures.safetensors"]),

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use super::card::{self, CARD};
 use super::fields;
 use super::ia3::Ia3Adapter;
 use super::names::{by_head, fused, missing_level, of_images, todays_name, unfused, warn_of_level};
@@ -20,7 +21,7 @@ use crate::{Error, Result};
 
 const CONFIG: &str = "adapter_config.json";
 /// What lies in an adapter's directory; one with nothing else may be replaced.
-pub const FILES: [&str; 4] = [CONFIG, WEIGHTS, ENCODER, "README.md"];
+pub const FILES: [&str; 4] = [CONFIG, WEIGHTS, ENCODER, CARD];
 
 /// The base model that an adapter beside no model names: its name or path, and its revision; `None` of a directory that
 /// is no adapter, or a model as well.
@@ -130,9 +131,14 @@ impl Adapter {
     }
 }
 
-/// Writes files of an adapter: into a directory that is absent, empty or holds only an adapter as a whole, into another
-/// one by one.
+/// Writes files of an adapter, and its card last: into a directory that is absent, empty or holds only an adapter as a whole,
+/// into another one by one.
 fn write_dir(dir: &Path, write: impl Fn(&Path) -> Result<()>) -> Result<()> {
+    let before = card::read(dir)?;
+    let write = |dir: &Path| {
+        write(dir)?;
+        card::write(dir, &dir.join(CONFIG), before.as_deref())
+    };
     if foreign_entry(dir, &FILES)?.is_some() {
         return write(dir);
     }
@@ -183,8 +189,9 @@ impl LoraAdapter {
         Ok(Self { config, family, head_dim, modules })
     }
 
-    /// Writes a directory that PEFT loads, in f32. A directory that is absent, empty or holds only an adapter is
-    /// replaced as a whole; in one with other files the two files are replaced one by one, weights first.
+    /// Writes a directory that PEFT loads, in f32, with its model card. A directory that is absent, empty or holds only an
+    /// adapter is replaced as a whole; in one with other files its files are replaced one by one, weights first. A card
+    /// that is there is updated as PEFT does.
     ///
     /// # Errors
     /// The files cannot be written; an adapter that was there before then still is.

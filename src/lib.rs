@@ -33,6 +33,8 @@ pub mod quantization;
 #[forbid(unsafe_code)]
 pub mod random;
 #[forbid(unsafe_code)]
+pub mod sweep;
+#[forbid(unsafe_code)]
 pub mod task;
 #[forbid(unsafe_code)]
 pub mod train;

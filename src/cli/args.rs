@@ -15,6 +15,7 @@ mod optim;
 mod probe;
 mod report;
 mod shell;
+mod sweep;
 mod task;
 mod train;
 
@@ -33,6 +34,7 @@ pub use probe::OF_PLAN;
 pub use probe::ProbeArgs;
 pub use report::ReportArgs;
 pub use shell::{CompletionsArgs, ManArgs};
+pub use sweep::{MergeSweepArgs, StatusArgs, SweepAction, SweepArgs, WorkerArgs};
 pub use task::{SYNTHETIC, TaskArgs};
 pub use train::{
     DEFAULT_LORA_ALPHA, DEFAULT_R, LoraInit, Method, MixArg, Pattern, PeftType, PromptInit, ReparameterizationType,
@@ -46,6 +48,7 @@ Examples:
   llamaprobe probe --model DIR --task task.yaml --out run
   llamaprobe compare --model DIR --task mtop --train train.jsonl --test dev.jsonl --out study
   llamaprobe task task.yaml --check
+  llamaprobe sweep grid.yaml --out sweep --jobs 4
   llamaprobe report study --csv
   llamaprobe train-lora --model DIR --train data.jsonl --out adapter --r 8 --max-steps 100
   llamaprobe train-prompt --model DIR --train data.jsonl --out prompt --num-virtual-tokens 20
@@ -108,6 +111,8 @@ pub enum Command {
     Completions(CompletionsArgs),
     /// Print a manual page, or write all of them.
     Man(ManArgs),
+    /// Run a command over a grid of flags, here or on a cluster, and merge the results.
+    Sweep(SweepArgs),
 }
 
 impl Command {
@@ -129,7 +134,8 @@ impl Command {
             | Self::ControlVector(_)
             | Self::ExportEmbedded(_)
             | Self::Completions(_)
-            | Self::Man(_) => return None,
+            | Self::Man(_)
+            | Self::Sweep(_) => return None,
         };
         common.profile.as_ref()
     }

@@ -1,6 +1,6 @@
 //! Subcommands called by a program: the same flags through the same parser, results and errors as values.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{ArgAction, CommandFactory};
@@ -47,8 +47,9 @@ impl From<Failure> for Refusal {
 
 /// The line that a subcommand's flags, as a mapping in JSON, are.
 fn parsed(command: &str, flags: &str) -> Result<Cli, Refusal> {
-    let mapping = yaml::parse(flags).map_err(Error::file(format!("{}()", command.replace('-', "_"))))?;
-    let (_, cli) = parse::parse(parse::line(command, mapping)?)?;
+    let origin = PathBuf::from(format!("{}()", command.replace('-', "_")));
+    let mapping = yaml::parse(flags).map_err(Error::file(&origin))?;
+    let (_, cli) = parse::parse(parse::line(command, mapping, &origin)?)?;
     Ok(cli)
 }
 
@@ -81,6 +82,7 @@ fn out(command: &Command) -> Option<&Path> {
         Command::ControlVector(args) => Some(&args.out),
         Command::ExportEmbedded(args) => Some(&args.out),
         Command::Pretrain(args) => Some(&args.out),
+        Command::Sweep(args) => args.out.as_deref(),
         Command::Man(args) => args.out.as_deref(),
         Command::Analyze(_)
         | Command::Generate(_)

@@ -39,6 +39,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Host {
+    /// Of work that somebody else may stop too.
+    pub fn stopped_by(interrupt: Interrupt) -> Self {
+        Self { interrupt, ..Self::default() }
+    }
+
     /// Hears a line of result.
     pub fn line(&self, text: &str) {
         *locked(&self.results) += &format!("{text}\n");
@@ -55,7 +60,6 @@ impl Host {
     }
 }
 
-#[cfg(feature = "python")]
 impl Host {
     /// The results since the last call.
     pub fn take_results(&self) -> String {
@@ -68,6 +72,7 @@ impl Host {
     }
 
     /// How far the newest bar is; none where there is none or it has ended.
+    #[cfg(feature = "python")]
     pub fn progress(&self) -> Option<Progress> {
         let (bar, unit) = locked(&self.bar).clone().filter(|(bar, _)| !bar.is_finished())?;
         let total = bar.length().unwrap_or(0);
@@ -91,6 +96,19 @@ pub fn current() -> Option<Arc<Host>> {
 /// What runs on this thread from now on is heard by `host`; none is whoever hears the command.
 pub fn adopt(host: Option<Arc<Host>>) {
     OWN.set(host);
+}
+
+/// Runs what is heard by `host` on this thread and on those that adopt it, and then as before.
+pub fn heard_by<T>(host: Arc<Host>, work: impl FnOnce() -> T) -> T {
+    /// As before, whatever becomes of the work.
+    struct Restore(Option<Arc<Host>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            OWN.set(self.0.take());
+        }
+    }
+    let _restore = Restore(OWN.replace(Some(host)));
+    work()
 }
 
 /// Runs a command that is heard by `host` on all its threads. One runs at a time: others wait for it.

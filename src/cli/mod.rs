@@ -38,6 +38,7 @@ mod report_tables;
 pub(crate) mod resolve;
 mod shell;
 mod study;
+mod sweep;
 mod task;
 pub(crate) mod texts;
 mod train_ia3;
@@ -133,5 +134,6 @@ fn run_command(command: args::Command) -> Result<(), Failure> {
         args::Command::Task(args) => task::run(&args),
         args::Command::Completions(args) => shell::completions(&args),
         args::Command::Man(args) => shell::man(&args),
+        args::Command::Sweep(args) => sweep::run(&args),
     }
 }

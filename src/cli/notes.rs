@@ -61,7 +61,6 @@ pub fn listen() {
 }
 
 /// Begins anew, with notes that were said before: another command runs.
-#[cfg(feature = "python")]
 pub fn begin() {
     listen();
     let mut state = NOTES.0.lock().unwrap_or_else(PoisonError::into_inner);

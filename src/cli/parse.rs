@@ -85,27 +85,41 @@ fn words_of(
     Ok(words)
 }
 
-/// The line that calls a subcommand with the keys of a mapping as its flags, and as its operands those that are named so; what
-/// it prints is JSON where it can be.
-#[cfg(feature = "python")]
-pub fn line(name: &str, mut mapping: Mapping) -> Result<Vec<OsString>> {
+/// The name of the flag of a subcommand, with underscores, that a key of a mapping stands for; `path` names the mapping in errors.
+///
+/// # Errors
+/// There is no such subcommand or flag.
+pub fn flag_name(name: &str, key: &str, path: &Path) -> Result<String> {
     let cli = Cli::command();
-    let Some(command) = cli.find_subcommand(name) else {
+    Ok(find(subcommand(&cli, name)?, key, path)?.get_long().unwrap_or(key).replace('-', "_"))
+}
+
+fn subcommand<'a>(cli: &'a clap::Command, name: &str) -> Result<&'a clap::Command> {
+    cli.find_subcommand(name).ok_or_else(|| {
         let names = cli.get_subcommands().map(clap::Command::get_name).collect::<Vec<_>>().join(", ");
-        return Err(Error::argument("command", format!("one of {names}"), name));
-    };
-    let call = PathBuf::from(format!("{}()", name.replace('-', "_")));
+        Error::argument("command", format!("one of {names}"), name)
+    })
+}
+
+/// The line that calls a subcommand with the keys of a mapping as its flags, and as its operands those that are named so; what
+/// it prints is JSON where it can be. `path` names the mapping in errors.
+///
+/// # Errors
+/// There is no such subcommand, or it has not these flags.
+pub fn line(name: &str, mut mapping: Mapping, path: &Path) -> Result<Vec<OsString>> {
+    let cli = Cli::command();
+    let command = subcommand(&cli, name)?;
     let mut operands: Vec<OsString> = Vec::new();
     for operand in command.get_positionals() {
         let key = operand.get_id().as_str();
         match mapping.remove(key) {
             None | Some(Value::Null) => {}
             Some(Value::String(word)) => operands.push(word.into()),
-            Some(other) => return Err(Error::field(&call, key, "a text", kind(&other))),
+            Some(other) => return Err(Error::field(path, key, "a text", kind(&other))),
         }
     }
     let mut words: Vec<OsString> = vec!["llamaprobe".into(), name.into()];
-    words.extend(words_of(command, &mapping, &call, |_| false)?);
+    words.extend(words_of(command, &mapping, path, |_| false)?);
     if command.get_arguments().any(|arg| arg.get_id() == "json") {
         words.push("--json".into());
     }

@@ -14,12 +14,12 @@ use crate::formats::{atomic, json};
 use crate::page::model::Page;
 use crate::page::{self, Study};
 use crate::train::log::LOG_FILE;
-use crate::{Error, Result, compare, probe};
+use crate::{Error, Result, compare, probe, sweep};
 
 /// The report of a study in its directory.
-const REPORT: &str = "report.json";
+pub const REPORT: &str = "report.json";
 /// Its page.
-const PAGE: &str = "report.html";
+pub const PAGE: &str = "report.html";
 /// The series of the page.
 const SERIES: &str = "series.csv";
 
@@ -86,6 +86,7 @@ fn repeats(report: &Value, study: Study) -> String {
             format!("llamaprobe probe --model {model} --plan report.json --out again")
         }
         Study::Compare => "llamaprobe compare --config llamaprobe.yaml --out again".to_owned(),
+        Study::Sweep => "llamaprobe sweep grid.yaml --out again".to_owned(),
         Study::Training => {
             let command = report["command"].as_str().unwrap_or_default();
             format!("llamaprobe {command} --config llamaprobe.yaml --out again")
@@ -105,6 +106,7 @@ fn check(report: &Value, path: &Path) -> Result<()> {
     let read = match Study::of(report, path)? {
         Study::Probe => probe::report::Report::deserialize(report).map(drop),
         Study::Compare => compare::report::Report::deserialize(report).map(drop),
+        Study::Sweep => sweep::merge::Merged::deserialize(report).map(drop),
         // Read as a whole where its page is made.
         Study::Training => Ok(()),
     };

@@ -223,6 +223,38 @@ pub fn foreign_entry(path: &Path, owned: &[&str]) -> Result<Option<String>> {
     Ok(None)
 }
 
+/// Gives a directory whose files are complete and synced its final name, on the same file system, where nothing stands.
+///
+/// # Errors
+/// The file system refuses, or there is something of that name.
+pub fn publish_dir(from: &Path, to: &Path) -> Result<()> {
+    sync_dir(from)?;
+    fs::rename(from, to).map_err(Error::io("rename to", to))?;
+    sync_dir(&parent(to))
+}
+
+/// Makes a directory and those around it.
+///
+/// # Errors
+/// The file system refuses.
+pub fn create_dir(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    fs::create_dir_all(path).map_err(Error::io("create", path))
+}
+
+/// Removes a file or a directory with all that is in it, if it is there.
+///
+/// # Errors
+/// The file system refuses.
+pub fn remove(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Removes a directory so that it is gone at once under its name, however long its content takes.
 ///
 /// # Errors

@@ -17,6 +17,8 @@ pub mod config;
 #[forbid(unsafe_code)]
 pub mod control_vector;
 #[forbid(unsafe_code)]
+pub mod digest;
+#[forbid(unsafe_code)]
 pub mod edits;
 #[forbid(unsafe_code)]
 pub mod embedded;
@@ -36,6 +38,8 @@ pub mod jsonl;
 pub mod keys;
 #[forbid(unsafe_code)]
 pub mod lines;
+#[forbid(unsafe_code)]
+pub mod lock;
 #[forbid(unsafe_code)]
 pub mod pretrained;
 #[forbid(unsafe_code)]

@@ -23,6 +23,12 @@ pub fn series(page: &Page) -> String {
     out
 }
 
+/// A table of texts, a row a line.
+pub fn table<'a>(rows: impl IntoIterator<Item = &'a Vec<String>>) -> String {
+    let line = |row: &Vec<String>| row.iter().map(|cell| quoted(cell)).collect::<Vec<_>>().join(",") + "\n";
+    rows.into_iter().map(line).collect()
+}
+
 /// A cell as RFC 4180 has it.
 fn quoted(cell: &str) -> String {
     let plain = !cell.contains([',', '"', '\n', '\r']);

@@ -1,7 +1,7 @@
 //! Reports as pages: one HTML file that needs no network, and the series of its plots as CSV.
 //!
 //! A page is a function of a `report.json`, or of a training's log and results, and of the command that repeats it: the same report
-//! gives the same bytes. What a study says stands in `probe`, `compare` and `training`, which make a [`model::Page`] of it; how it looks, in `html`, `svg` and the
+//! gives the same bytes. What a study says stands in `probe`, `compare`, `training` and `sweep`, which make a [`model::Page`] of it; how it looks, in `html`, `svg` and the
 //! template and style sheet beside them.
 
 pub mod compare;
@@ -11,6 +11,7 @@ pub mod model;
 pub mod probe;
 mod settings;
 mod svg;
+pub mod sweep;
 pub mod training;
 mod words;
 
@@ -18,7 +19,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-pub use csv::series;
+pub use csv::{series, table};
 pub use html::render;
 use model::Page;
 
@@ -34,6 +35,8 @@ pub enum Study {
     Compare,
     /// [`crate::train`], of its log.
     Training,
+    /// [`crate::sweep`], of all its cells.
+    Sweep,
 }
 
 impl Study {
@@ -49,12 +52,15 @@ impl Study {
         if has(&["rows", "metrics", "plan"]) {
             return Ok(Self::Compare);
         }
+        if has(&["sweep", "rows", "missing"]) {
+            return Ok(Self::Sweep);
+        }
         if training::is_log(report) {
             return Ok(Self::Training);
         }
         let keys = report.as_object().map(|map| map.keys().take(8).cloned().collect::<Vec<_>>().join(", "));
         let found = keys.map_or_else(|| "no object".to_owned(), |keys| format!("the keys {keys}"));
-        Err(Error::field(path, "the file", "the report.json of a probe or of a comparison", found))
+        Err(Error::field(path, "the file", "the report.json of a probe, of a comparison or of a sweep", found))
     }
 }
 
@@ -67,6 +73,7 @@ pub fn page(report: &Value, path: &Path, command: &str) -> Result<Page> {
         Study::Probe => Ok(probe::page(report, command)),
         Study::Compare => compare::page(report, path, command),
         Study::Training => training::page(report, path, command),
+        Study::Sweep => sweep::page(report, path, command),
     }
 }
 

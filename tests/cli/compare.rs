@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{leftovers, line, program, put, words, workplace};
 
 /// Utterances with their parses, and triples with their sentences.
-fn data(d: &Path) {
+pub fn data(d: &Path) {
     let places = ["the park", "the inn", "a port", "the pier", "a path"];
     let row = |i: usize| {
         let (place, n) = (places[i % 5], i / 5 + 1);
@@ -26,7 +26,7 @@ fn data(d: &Path) {
     put(d, "dart.json", &Value::Array((0..16).map(triple).collect()).to_string());
 }
 
-const COMPARE: &str = "compare --model {}/model --task mtop --train {}/train.jsonl --test {}/dev.jsonl --queries 6 \
+pub const COMPARE: &str = "compare --model {}/model --task mtop --train {}/train.jsonl --test {}/dev.jsonl --queries 6 \
                        --train-examples 8 --max-steps 3 --batch-size 4 --max-new-tokens 8 --seeds 2 --resamples 50 \
                        --device cpu";
 const ALL: &str = "--num-virtual-tokens 2,5 --arms zero-shot,icl-random,icl-retrieved,lora,pt,ipt";

@@ -27,6 +27,7 @@ mod report;
 mod shell;
 mod starts;
 mod study;
+mod sweep;
 mod task;
 mod train;
 mod trained;

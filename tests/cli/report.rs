@@ -51,7 +51,7 @@ fn report_refuses_what_is_no_report() {
     for (args, expected) in [
         ("{}/empty", "report.json"),
         ("{}/none", "none"),
-        ("{}/model/config.json", "the report.json of a probe or of a comparison"),
+        ("{}/model/config.json", "the report.json of a probe, of a comparison or of a sweep"),
         ("{}/list.json", "no object"),
         ("{}/half.json", "half.json"),
     ] {

@@ -1,0 +1,206 @@
+//! `sweep`: many runs of a command as cells of a grid, by processes that may be killed at any moment.
+
+mod inputs;
+mod planning;
+mod runner;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use self::runner::InProcess;
+use super::args::{MergeSweepArgs, StatusArgs, SweepAction, SweepArgs, WorkerArgs};
+use super::{Failure, host, output, report};
+use crate::formats::atomic;
+use crate::formats::digest::Digests;
+use crate::page;
+use crate::sweep::executor::local;
+use crate::sweep::groups::groups;
+use crate::sweep::merge::Merged;
+use crate::sweep::plan::{Cell, Plan, words};
+use crate::sweep::shard::Shard;
+use crate::sweep::store::{State, Store};
+use crate::sweep::work::work;
+use crate::{Error, Result};
+
+/// Digests of the files that flags name, in the directory of a sweep.
+const INPUTS: &str = "inputs.json";
+/// The grid, in the directory of a sweep, as the page's command reads it.
+const GRID: &str = "grid.yaml";
+/// The table of all cells.
+const TABLE: &str = "table.csv";
+
+pub fn run(args: &SweepArgs) -> Result<(), Failure> {
+    match &args.action {
+        None => sweep(args),
+        Some(SweepAction::Merge(args)) => merge(args),
+        Some(SweepAction::Status(args)) => status(args),
+        Some(SweepAction::Worker(args)) => worker(args),
+    }
+}
+
+/// The groups of a shard, where so many processes work on each of the shards.
+fn groups_of(plan: &Plan, shard: Shard, processes: usize) -> Vec<Vec<&Cell>> {
+    let all = groups(&plan.cells, processes * shard.count).into_iter().enumerate();
+    all.filter(|(i, _)| shard.has(*i)).map(|(_, group)| group).collect()
+}
+
+fn sweep(args: &SweepArgs) -> Result<(), Failure> {
+    let (Some(grid), Some(out)) = (&args.grid, &args.out) else { unreachable!("clap requires both") };
+    if args.jobs == 0 {
+        return Err(Error::argument("--jobs", "at least 1", 0).into());
+    }
+    let store = Store::open(out)?;
+    let mut digests = Digests::open(out.join(INPUTS));
+    let plan = planning::plan(grid, &mut digests)?;
+    digests.save()?;
+    plan.save(out)?;
+    let yaml = serde_norway::to_string(&plan.grid).map_err(Error::file(out.join(GRID)))?;
+    atomic::write(out.join(GRID), yaml.as_bytes())?;
+    let shard = args.shard.unwrap_or(Shard::WHOLE);
+    let groups = groups_of(&plan, shard, args.jobs);
+    let cells: Vec<Cell> = groups.iter().flatten().map(|cell| (*cell).clone()).collect();
+    store.retry(&cells)?;
+    let bar = output::progress(cells.len() as u64, "cells");
+    let settled = |state: &State| cells.iter().filter(|cell| state.is_settled(&cell.key)).count() as u64;
+    match args.jobs {
+        1 => {
+            bar.set_position(settled(&store.state()));
+            let mut runner = InProcess::new(&plan.grid.command, args.threads, |_| bar.inc(1));
+            work(&store, &plan.grid.command, &groups, &mut runner)?;
+        }
+        jobs => {
+            let threads = args.threads.unwrap_or((rayon::current_num_threads() / jobs).max(1));
+            let program = program()?;
+            let start = || worker_command(&program, out, shard, (jobs, threads));
+            local::run(&store, &cells, jobs, start, &mut |state| {
+                bar.set_position(settled(state));
+                host::current().map_or(Ok(()), |host| host.interrupt.check())
+            })?;
+        }
+    }
+    bar.finish_and_clear();
+    finish(args, &plan, &store, &cells)
+}
+
+/// This program, as it is started again.
+fn program() -> Result<Vec<OsString>> {
+    let exe = std::env::current_exe().map_err(Error::io("find", "the program itself"))?;
+    let is_python = exe.file_stem().is_some_and(|name| name.to_string_lossy().starts_with("python"));
+    let module: &[&str] = if is_python { &["-m", "llamaprobe"] } else { &[] };
+    Ok(std::iter::once(exe.into_os_string()).chain(module.iter().map(OsString::from)).collect())
+}
+
+fn worker_command(program: &[OsString], dir: &Path, shard: Shard, (processes, threads): (usize, usize)) -> Command {
+    let mut command = Command::new(&program[0]);
+    command.args(&program[1..]).args(["sweep", "worker", "--tethered"]);
+    command.arg(format!("--shard={shard}")).arg(format!("--processes={processes}")).arg(format!("--threads={threads}"));
+    command.arg("--").arg(dir);
+    command
+}
+
+fn worker(args: &WorkerArgs) -> Result<(), Failure> {
+    if args.tethered {
+        end_with_stdin();
+    }
+    let plan = Plan::read(&args.dir)?;
+    let store = Store::open(&args.dir)?;
+    let groups = groups_of(&plan, args.shard.unwrap_or(Shard::WHOLE), args.processes);
+    let mut runner = InProcess::new(&plan.grid.command, args.threads, |_| {});
+    work(&store, &plan.grid.command, &groups, &mut runner)?;
+    Ok(())
+}
+
+/// Ends this process at once when whoever started it is no more; nothing is lost, as when it is killed.
+fn end_with_stdin() {
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        std::process::exit(1);
+    });
+}
+
+/// Merges where all cells of the sweep are done, and says how those of this call ended.
+fn finish(args: &SweepArgs, plan: &Plan, store: &Store, cells: &[Cell]) -> Result<(), Failure> {
+    let state = store.state();
+    let of = |state: &State, cells: &[Cell]| cells.iter().filter(|cell| state.done.contains(&cell.key)).count();
+    let failed: Vec<&Cell> = cells.iter().filter(|cell| state.failed.contains(&cell.key)).collect();
+    if let Some(first) = failed.first() {
+        let error = store.failure(&first.key)?.error;
+        let found =
+            format!("{} of {} failed, the first ({}): {error}", failed.len(), cells.len(), words(&first.levels));
+        return Err(Error::argument("cells", "a result of each", found).into());
+    }
+    let all = of(&state, &plan.cells);
+    let files = if all == plan.cells.len() { write_merged(plan, store)? } else { Vec::new() };
+    if args.json {
+        return output::json(&json!({
+            "cells": plan.cells.len(),
+            "done": all,
+            "out": store.dir(),
+            "report": files.iter().find(|file| file.ends_with(report::REPORT)),
+        }));
+    }
+    files.iter().try_for_each(|file| output::line(file.display()))?;
+    output::line(format_args!("{}: {all} of {} cells are done", store.dir().display(), plan.cells.len()))
+}
+
+/// Writes the merged files; gives their paths.
+fn write_merged(plan: &Plan, store: &Store) -> Result<Vec<PathBuf>> {
+    let merged = Merged::of(plan, store)?;
+    let table = merged.table();
+    let [csv, json, html] = [TABLE, report::REPORT, report::PAGE].map(|name| store.dir().join(name));
+    atomic::write(&csv, page::table(std::iter::once(&table.header).chain(&table.rows)).as_bytes())?;
+    atomic::write_json(&json, &merged)?;
+    let value = serde_json::to_value(&merged).map_err(Error::file(&json))?;
+    page::write(&report::page(&value, &json)?, &html, None)?;
+    Ok(vec![csv, json, html])
+}
+
+fn merge(args: &MergeSweepArgs) -> Result<(), Failure> {
+    let plan = Plan::read(&args.dir)?;
+    let store = Store::open(&args.dir)?;
+    let state = store.state();
+    let missing = plan.cells.iter().filter(|cell| !state.done.contains(&cell.key)).count();
+    if missing > 0 && !args.partial {
+        let found = format!("{missing} of {} without one (--partial merges the others)", plan.cells.len());
+        return Err(Error::argument("cells", "a result of each", found).into());
+    }
+    if missing == plan.cells.len() {
+        return Err(Error::argument("cells", "a result of one at least", "none").into());
+    }
+    if missing > 0 {
+        output::note(format_args!("{missing} of {} cells have no result and are not in the table", plan.cells.len()));
+    }
+    write_merged(&plan, &store)?.iter().try_for_each(|file| output::line(file.display()))
+}
+
+fn status(args: &StatusArgs) -> Result<(), Failure> {
+    let plan = Plan::read(&args.dir)?;
+    let store = Store::open(&args.dir)?;
+    let state = store.state();
+    let (mut done, mut failed, mut running) = (0, Vec::new(), 0);
+    for cell in &plan.cells {
+        match (state.done.contains(&cell.key), state.failed.contains(&cell.key)) {
+            (true, _) => done += 1,
+            (_, true) => failed.push(cell),
+            _ => running += usize::from(store.is_running(&cell.key)?),
+        }
+    }
+    let waiting = plan.cells.len() - done - failed.len() - running;
+    if args.json {
+        let error = |cell: &&Cell| Ok(json!({ "cell": cell.key, "error": store.failure(&cell.key)?.error }));
+        let errors = failed.iter().map(error).collect::<Result<Vec<_>>>()?;
+        let cells = plan.cells.len();
+        return output::json(
+            &json!({ "cells": cells, "done": done, "running": running, "waiting": waiting, "failed": errors }),
+        );
+    }
+    let rows = [("done", done), ("running", running), ("waiting", waiting), ("failed", failed.len())];
+    output::table(&[&plan.grid.command, "cells"], rows.map(|(what, n)| vec![what.to_owned(), n.to_string()]))?;
+    for cell in failed {
+        output::line(format_args!("{} ({}): {}", cell.key, words(&cell.levels), store.failure(&cell.key)?.error))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! Computing cells: claims, runs, names, until none is left that nobody is at.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::plan::Cell;
+use super::store::{Claim, Store};
+use crate::formats::atomic;
+use crate::{Error, Result};
+
+/// Between two looks at cells that other processes are at.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A cell that has its result in its directory of work: what the command said beside it; or the command's error.
+pub type Ran = Result<Vec<String>, Error>;
+
+/// Who computes cells.
+pub trait Runner {
+    /// Whether what was begun by another process may be gone on with in the directory of work of a cell.
+    fn resumes(&self, cell: &Cell) -> bool;
+
+    /// Runs cells in the same passes, each into its directory; the result of each, or one error of all.
+    ///
+    /// # Errors
+    /// What is of no single cell: none of them has a result.
+    fn run(&mut self, cells: &[&Cell], outs: &[PathBuf]) -> Result<Vec<Ran>>;
+
+    /// Whether there is time for so many cells; where not, the work ends.
+    fn has_time(&self, cells: usize) -> bool;
+
+    /// Hears that a cell has its end, and how long it took.
+    fn ended(&mut self, cell: &Cell, seconds: f64, error: Option<&Error>);
+}
+
+/// Computes all cells of the groups that have no result and that nobody else is at, and waits for the others: when this
+/// returns true every cell has its end, when false time is up.
+///
+/// # Errors
+/// The directory cannot be written, or the work was interrupted. An error of a cell is its end, and is noted.
+pub fn work(store: &Store, command: &str, groups: &[Vec<&Cell>], runner: &mut impl Runner) -> Result<bool> {
+    loop {
+        let mut others = false;
+        let state = store.state();
+        for group in groups {
+            let open: Vec<&str> =
+                group.iter().map(|cell| cell.key.as_str()).filter(|key| !state.is_settled(key)).collect();
+            if open.is_empty() {
+                continue;
+            }
+            if !runner.has_time(open.len()) {
+                return Ok(false);
+            }
+            match store.claim(&open)? {
+                None => others = true,
+                Some(claim) => compute(store, command, group, &claim, runner)?,
+            }
+        }
+        if !others {
+            return Ok(true);
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Computes the cells of a claim: together, and where that fails each alone, so that an error is that of its cell.
+fn compute(store: &Store, command: &str, group: &[&Cell], claim: &Claim, runner: &mut impl Runner) -> Result<()> {
+    let cells: Vec<&Cell> = claim.keys().filter_map(|key| group.iter().find(|cell| cell.key == key)).copied().collect();
+    let mut parts: Vec<Vec<&Cell>> = vec![cells];
+    while let Some(cells) = parts.pop() {
+        if cells.is_empty() {
+            continue;
+        }
+        let outs: Vec<PathBuf> = cells.iter().map(|cell| store.work(&cell.key)).collect();
+        for (cell, out) in cells.iter().zip(&outs) {
+            if !runner.resumes(cell) {
+                atomic::remove(out)?;
+            }
+            atomic::create_dir(out)?;
+        }
+        let since = Instant::now();
+        let ran = match runner.run(&cells, &outs) {
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(_) if cells.len() > 1 => {
+                parts.extend(cells.iter().rev().map(|cell| vec![*cell]));
+                continue;
+            }
+            Err(error) => vec![Err(error)],
+            Ok(ran) => ran,
+        };
+        let seconds = since.elapsed().as_secs_f64() / cells.len() as f64;
+        assert_eq!(ran.len(), cells.len(), "sweep: a result for every cell");
+        for (cell, ran) in cells.iter().zip(ran) {
+            match ran {
+                Ok(notes) => {
+                    store.commit(claim, command, cell, seconds, notes)?;
+                    runner.ended(cell, seconds, None);
+                }
+                Err(Error::Interrupted) => return Err(Error::Interrupted),
+                Err(error) => {
+                    let line = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+                    store.fail(claim, cell, line)?;
+                    runner.ended(cell, seconds, Some(&error));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn cell(key: &str) -> Cell {
+        let (levels, flags) = Default::default();
+        Cell { key: key.to_owned(), levels, flags, shares: Some("s".into()), model: "m".into() }
+    }
+
+    /// Writes a file for each cell; fails for those that are named so, together with all that go with them.
+    #[derive(Default)]
+    struct Planted {
+        runs: Vec<Vec<String>>,
+        left: Option<usize>,
+    }
+
+    impl Runner for Planted {
+        fn resumes(&self, cell: &Cell) -> bool {
+            cell.key == "resumes"
+        }
+
+        fn run(&mut self, cells: &[&Cell], outs: &[PathBuf]) -> Result<Vec<Ran>> {
+            self.runs.push(cells.iter().map(|cell| cell.key.clone()).collect());
+            if cells.iter().any(|cell| cell.key == "bad") {
+                return Err(Error::argument("r", "a rank", 0));
+            }
+            let write = |(cell, out): (&&Cell, &PathBuf)| {
+                atomic::write_json(out.join("value.json"), &json!(cell.key))?;
+                Ok(vec!["a note".to_owned()])
+            };
+            Ok(cells.iter().zip(outs).map(write).collect())
+        }
+
+        fn has_time(&self, cells: usize) -> bool {
+            self.left.is_none_or(|left| self.runs.len() + cells <= left)
+        }
+
+        fn ended(&mut self, _: &Cell, _: f64, _: Option<&Error>) {}
+    }
+
+    #[test]
+    fn cells_are_computed_once_and_an_error_is_that_of_its_cell() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Store::open(dir.path()).expect("a store");
+        let cells = ["a", "b", "bad", "c"].map(cell);
+        let groups = vec![vec![&cells[0], &cells[1]], vec![&cells[2], &cells[3]]];
+        let mut runner = Planted::default();
+        assert!(work(&store, "probe", &groups, &mut runner).expect("work"));
+        assert_eq!(runner.runs, [vec!["a", "b"], vec!["bad", "c"], vec!["bad"], vec!["c"]]);
+        let state = store.state();
+        let mut done: Vec<&str> = state.done.iter().map(String::as_str).collect();
+        done.sort_unstable();
+        assert_eq!(done, ["a", "b", "c"]);
+        assert_eq!(store.failure("bad").expect("noted").error, "r: expected a rank, found 0");
+        let record = store.record("a").expect("a record");
+        assert_eq!((record.command.as_str(), record.notes.as_slice()), ("probe", &["a note".to_owned()][..]));
+        // All have their end: nothing is done twice, until the failures are forgotten.
+        let mut again = Planted::default();
+        assert!(work(&store, "probe", &groups, &mut again).expect("work") && again.runs.is_empty());
+        store.retry(&cells).expect("forgotten");
+        assert!(work(&store, "probe", &groups, &mut again).expect("work"));
+        assert_eq!(again.runs, [["bad"]]);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed_unless_it_is_gone_on_with() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Store::open(dir.path()).expect("a store");
+        let cells = ["a", "resumes"].map(cell);
+        for cell in &cells {
+            atomic::write_json(store.work(&cell.key).join("part.json"), &1).expect("a part");
+        }
+        let groups = vec![vec![&cells[0]], vec![&cells[1]]];
+        assert!(work(&store, "probe", &groups, &mut Planted::default()).expect("work"));
+        assert!(!store.cell("a").join("part.json").exists() && store.cell("resumes").join("part.json").exists());
+    }
+
+    #[test]
+    fn work_waits_for_who_is_at_a_cell_and_takes_over_what_he_leaves() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Store::open(dir.path()).expect("a store");
+        let (a, b) = (cell("a"), cell("b"));
+        let claim = store.claim(&["a"]).expect("locks").expect("nobody else");
+        assert!(store.is_running("a").expect("locks") && !store.is_running("b").expect("locks"));
+        let groups = vec![vec![&a], vec![&b]];
+        let ran = thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                let mut runner = Planted::default();
+                assert!(work(&store, "probe", &groups, &mut runner).expect("work"));
+                runner.runs
+            });
+            while !store.state().done.contains("b") {
+                thread::sleep(Duration::from_millis(5));
+            }
+            assert!(!other.is_finished(), "it did not wait");
+            drop(claim);
+            other.join().expect("no panic")
+        });
+        assert_eq!(ran, [["b"], ["a"]]);
+    }
+
+    #[test]
+    fn work_ends_where_time_does() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Store::open(dir.path()).expect("a store");
+        let cells = ["a", "b", "c"].map(cell);
+        let groups: Vec<Vec<&Cell>> = cells.iter().map(|cell| vec![cell]).collect();
+        let mut runner = Planted { left: Some(2), ..Planted::default() };
+        assert!(!work(&store, "probe", &groups, &mut runner).expect("work"));
+        assert_eq!(store.state().done.len(), 2);
+    }
+}

@@ -230,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     if (now.entry < end) fetch_step(now, buffers);
     copy_commit();
     Rows rows = rows_of(block_rows, first, positions, lasts, window, ahead);
-    float sums[PARTS][4], top[2] = {-INFINITE, -INFINITE}, total[2] = {0.0f, 0.0f}, base2 = unit_of(scale) * LOG2_E;
+    float sums[PARTS][4], row_max[2] = {-INFINITE, -INFINITE}, row_sum[2] = {0.0f, 0.0f}, base2 = unit_of(scale) * LOG2_E;
     float slope = slope_of(head, alibi, unit_of(scale));
     clear(sums);
     for (int stage = 0; now.entry < end; stage ^= 1) {
@@ -259,14 +259,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             }
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                float largest = top[i];
+                float largest = row_max[i];
 #pragma unroll
                 for (int n = 0; n < FWD_STEP / 8; n++) largest = fmaxf(largest, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
                 largest = fmaxf(largest, __shfl_xor_sync(WARP_ALL, largest, 1));
                 largest = fmaxf(largest, __shfl_xor_sync(WARP_ALL, largest, 2));
                 float shift = largest == -INFINITE ? 0.0f : largest * base2;
-                float fade = exp2_fast(top[i] * base2 - shift), part = 0.0f;
-                top[i] = largest;
+                float rescale = exp2_fast(row_max[i] * base2 - shift), part = 0.0f;
+                row_max[i] = largest;
 #pragma unroll
                 for (int n = 0; n < FWD_STEP / 8; n++)
 #pragma unroll
@@ -276,9 +276,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                     }
                 part += __shfl_xor_sync(WARP_ALL, part, 1);
                 part += __shfl_xor_sync(WARP_ALL, part, 2);
-                total[i] = total[i] * fade + part;
+                row_sum[i] = row_sum[i] * rescale + part;
 #pragma unroll
-                for (int n = 0; n < PARTS; n++) sums[n][2 * i] *= fade, sums[n][2 * i + 1] *= fade;
+                for (int n = 0; n < PARTS; n++) sums[n][2 * i] *= rescale, sums[n][2 * i + 1] *= rescale;
             }
             Product<real>::of_sums<HEAD_DIM, FWD_STEP>(sums, s, values, STRIDE);
         }
@@ -292,8 +292,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     for (int i = 0; i < 2; i++) {
         if (rows.row[i] < 0) continue;
         i64 at = (i64)rows.row[i] * heads;
-        store_row(z + at * width, sums, i, 1.0f / total[i], width);
-        if (t == 0) lse[at + head] = top[i] * unit_of(scale) + logf(total[i]);
+        store_row(z + at * width, sums, i, 1.0f / row_sum[i], width);
+        if (t == 0) lse[at + head] = row_max[i] * unit_of(scale) + logf(row_sum[i]);
     }
 }
 
@@ -343,13 +343,13 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     if (now.entry < end) fetch_step(now, buffers);
     copy_commit();
     Rows rows = rows_of(block_rows, first, positions, lasts, window, ahead);
-    float sums[PARTS][4], shift[2], along[2], base2 = unit_of(scale) * LOG2_E;
+    float sums[PARTS][4], shift[2], delta_of[2], base2 = unit_of(scale) * LOG2_E;
     float slope = slope_of(head, alibi, unit_of(scale));
     clear(sums);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         shift[i] = rows.row[i] < 0 ? 0.0f : lse[(i64)rows.row[i] * heads + head] * LOG2_E;
-        along[i] = rows.row[i] < 0 ? 0.0f : delta[(i64)rows.row[i] * heads + head];
+        delta_of[i] = rows.row[i] < 0 ? 0.0f : delta[(i64)rows.row[i] * heads + head];
     }
     for (int stage = 0; now.entry < end; stage ^= 1) {
         Step next = after<BWD_STEP>(now, end, tile_list, first);
@@ -374,7 +374,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     bool sees = all || seen(rows, entry, key + n * 8 + 2 * t + e % 2, e);
-                    s[n][e] = sees ? exp2_fast(s[n][e] * base2 - shift[e / 2]) * (d_p[n][e] - along[e / 2]) : 0.0f;
+                    s[n][e] = sees ? exp2_fast(s[n][e] * base2 - shift[e / 2]) * (d_p[n][e] - delta_of[e / 2]) : 0.0f;
                     if (SOFTCAP) s[n][e] *= slopes[n][e];
                 }
             Product<real>::of_sums<HEAD_DIM, BWD_STEP>(sums, s, keys, STRIDE);

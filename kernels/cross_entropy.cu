@@ -18,7 +18,7 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_fwd(float* __res
     int row = blockIdx.x;
     logits += (i64)row * vocab;
     Softmax s = softmax_of(logits, vocab, parts);
-    if (threadIdx.x == 0) loss[row] = logf(s.total) + (s.top - logits[targets[row]]);
+    if (threadIdx.x == 0) loss[row] = logf(s.row_sum) + (s.row_max - logits[targets[row]]);
 }
 
 extern "C" __global__ void __launch_bounds__(256) cross_entropy_bwd(float* __restrict__ loss,
@@ -32,14 +32,14 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_bwd(float* __res
     logits += (i64)row * vocab;
     d_logits += (i64)row * vocab;
     Softmax s = softmax_of(logits, vocab, parts);
-    if (threadIdx.x == 0) loss[row] = logf(s.total) + (s.top - logits[target]);
-    float weight = row_weights[row], scale = weight / s.total, v[8];
+    if (threadIdx.x == 0) loss[row] = logf(s.row_sum) + (s.row_max - logits[target]);
+    float weight = row_weights[row], scale = weight / s.row_sum, v[8];
     for (int c = threadIdx.x * 8; c < vocab; c += blockDim.x * 8) {
         load8(v, logits + c, vocab - c);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             float capped = v[j] * inverse_cap;
-            v[j] = scale * expf(v[j] - s.top) - (c + j == target ? weight : 0.0f);
+            v[j] = scale * expf(v[j] - s.row_max) - (c + j == target ? weight : 0.0f);
             v[j] *= fmaf(-capped, capped, 1.0f);
         }
         store8(d_logits + c, v, vocab - c);

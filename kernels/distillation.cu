@@ -44,15 +44,15 @@ extern "C" __global__ void __launch_bounds__(256) kl_loss(float* __restrict__ lo
     teacher += at;
     d_logits += at;
     Softmax x = softmax_of(logits, vocab, parts, inverse), t = softmax_of(teacher, vocab, parts, inverse);
-    float weight = row_weights[blockIdx.x] * temperature, of_x = 1.0f / x.total, of_t = 1.0f / t.total;
+    float weight = row_weights[blockIdx.x] * temperature, of_x = 1.0f / x.row_sum, of_t = 1.0f / t.row_sum;
     // Of each token the difference of its log-probabilities, rather than of two sums that are nearly the same.
-    float shift = logf(x.total) - logf(t.total), sum = 0.0f, a[8], b[8];
+    float shift = logf(x.row_sum) - logf(t.row_sum), sum = 0.0f, a[8], b[8];
     for (int c = threadIdx.x * 8; c < vocab; c += blockDim.x * 8) {
         load8(a, logits + c, vocab - c);
         load8(b, teacher + c, vocab - c);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            float capped = a[j] * inverse_cap, p = a[j] * inverse - x.top, q = b[j] * inverse - t.top;
+            float capped = a[j] * inverse_cap, p = a[j] * inverse - x.row_max, q = b[j] * inverse - t.row_max;
             float share = expf(q) * of_t;
             if (c + j < vocab) sum = fmaf(share, q - p + shift, sum);
             a[j] = weight * (expf(p) * of_x - share) * fmaf(-capped, capped, 1.0f);

@@ -25,16 +25,16 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd(real* __restric
 #pragma unroll
         for (int j = 0; j < 8; j++) total += v[j];
     }
-    float middle = block_sum(total, parts) / width;
+    float row_mean = block_sum(total, parts) / width;
     for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
         if (again) load8(v, x + c, width - c);
 #pragma unroll
         for (int j = 0; j < 8; j++)
-            if (c + j < width) squares = fmaf(v[j] - middle, v[j] - middle, squares);
+            if (c + j < width) squares = fmaf(v[j] - row_mean, v[j] - row_mean, squares);
     }
     float scale = 1.0f / sqrtf(block_sum(squares, parts) / width + eps);
     if (threadIdx.x == 0) {
-        mean[blockIdx.x] = middle;
+        mean[blockIdx.x] = row_mean;
         rstd[blockIdx.x] = scale;
     }
     for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd(real* __restric
         load8(w, weight + c, width - c);
         load8(b, bias + c, width - c);
 #pragma unroll
-        for (int j = 0; j < 8; j++) v[j] = fmaf((v[j] - middle) * scale, w[j], b[j]);
+        for (int j = 0; j < 8; j++) v[j] = fmaf((v[j] - row_mean) * scale, w[j], b[j]);
         store8(out + c, v, width - c);
     }
 }
@@ -58,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd(float* __restri
     x += (i64)blockIdx.x * width;
     d_x += (i64)blockIdx.x * width;
     d_out += (i64)blockIdx.x * width;
-    float middle = mean[blockIdx.x], scale = rstd[blockIdx.x], sum = 0.0f, dot = 0.0f, g[8], v[8], w[8];
+    float row_mean = mean[blockIdx.x], scale = rstd[blockIdx.x], sum = 0.0f, dot = 0.0f, g[8], v[8], w[8];
     for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
         load8(g, d_out + c, width - c);
         load8(w, weight + c, width - c);
@@ -67,11 +67,11 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd(float* __restri
         for (int j = 0; j < 8; j++) {
             g[j] *= w[j];
             sum += g[j];
-            dot = fmaf(g[j], v[j] - middle, dot);
+            dot = fmaf(g[j], v[j] - row_mean, dot);
         }
     }
-    float level = block_sum(sum, parts) / width;
-    float along = block_sum(dot, parts) * scale * scale / width;
+    float mean_g = block_sum(sum, parts) / width;
+    float proj = block_sum(dot, parts) * scale * scale / width;
     for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
         if (width > blockDim.x * 8) {
             load8(g, d_out + c, width - c);
@@ -82,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd(float* __restri
         }
         load8(w, d_x + c, width - c);
 #pragma unroll
-        for (int j = 0; j < 8; j++) w[j] += scale * (g[j] - level - (v[j] - middle) * along);
+        for (int j = 0; j < 8; j++) w[j] += scale * (g[j] - mean_g - (v[j] - row_mean) * proj);
         store8(d_x + c, w, width - c);
     }
 }

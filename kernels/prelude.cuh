@@ -271,28 +271,28 @@ DEV void add_rows(float* __restrict__ to, const float* __restrict__ from, const 
 // ---- The softmax of a row, by the whole block: online (Milakov and Gimelshein 2018)
 
 struct Softmax {
-    float top, total;
+    float row_max, row_sum;
 };
 
 // The largest of the row's elements times scale, and the sum of exp of what they are below it.
 DEV Softmax softmax_of(const float* __restrict__ logits, int vocab, float* parts, float scale = 1.0f) {
-    float top = -INFINITE, total = 0.0f, v[8];
+    float row_max = -INFINITE, row_sum = 0.0f, v[8];
     for (int c = threadIdx.x * 8; c < vocab; c += blockDim.x * 8) {
         load8(v, logits + c, vocab - c);
-        float largest = top;
+        float largest = row_max;
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             v[j] *= scale;
             if (c + j < vocab) largest = fmaxf(largest, v[j]);
         }
-        total *= expf(top - largest);
-        top = largest;
+        row_sum *= expf(row_max - largest);
+        row_max = largest;
 #pragma unroll
         for (int j = 0; j < 8; j++)
-            if (c + j < vocab) total += expf(v[j] - top);
+            if (c + j < vocab) row_sum += expf(v[j] - row_max);
     }
-    float all = block_max(top, parts);
-    return {all, block_sum(top == -INFINITE ? 0.0f : total * expf(top - all), parts)};
+    float all = block_max(row_max, parts);
+    return {all, block_sum(row_max == -INFINITE ? 0.0f : row_sum * expf(row_max - all), parts)};
 }
 
 // ---- Tensor-core fragments: C [16, 8] += A [16, 16] B [16, 8] of 16-bit floats

@@ -16,13 +16,18 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
         ("512+16x32", shared_prefix(512, 16, 32)),
         ("512 alibi", flat(&[512], None)),
         ("512 capped", flat(&[512], None)),
+        ("512 to 16", flat(&[512], None)),
         ("512 bidirectional", bidirectional(&[Sequence::ids(&[0; 512], None, Label::Text)]).pack),
     ];
     for shape in shapes() {
         for (name, pack) in &packs {
             let softcap = name.ends_with("capped").then_some(50.0);
             let dims = AttentionDims { alibi: name.ends_with("alibi"), softcap, ..shape.attention() };
-            let (n, pairs) = (pack.len(), (0..pack.len()).map(|row| pack.visible(row, None).len()).sum::<usize>());
+            let n = pack.len();
+            let read: Option<Vec<usize>> = name.ends_with("to 16").then(|| (n - 16..n).collect());
+            let outputs = read.as_deref();
+            let visible = |row| pack.visible(row, None).len();
+            let pairs: usize = read.clone().unwrap_or_else(|| (0..n).collect()).into_iter().map(visible).sum();
             let (queries, keys) = (n * dims.q_width(), n * dims.kv_width());
             let [q, mut z, mut d_q] = [(); 3].map(|()| compute(b, queries));
             let [k, v, mut d_k, mut d_v] = [(); 4].map(|()| compute(b, keys));
@@ -42,7 +47,7 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
                         v,
                         cached: None,
                         pack,
-                        outputs: None,
+                        outputs,
                         dims,
                     });
                 });
@@ -64,7 +69,7 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
                         k,
                         v,
                         pack,
-                        outputs: None,
+                        outputs,
                         dims,
                     });
                 });

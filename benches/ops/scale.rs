@@ -1,7 +1,7 @@
 //! Learned scales, and the norms of adapted weights.
 
 use criterion::{Criterion, Throughput};
-use llamaprobe::backend::ops::{LoraSite, NormSite, RunRange, ScaleBwd, ScaleFwd, ScaleSite, WeightNorm};
+use llamaprobe::backend::ops::{LoraSite, NormSite, RunRange, ScaleBwd, ScaleDelta, ScaleFwd, ScaleSite, WeightNorm};
 use llamaprobe::backend::{Backend, TensorMut};
 
 use crate::common::{self, acc, bytes, compute, flat, shapes, time, weight};
@@ -42,6 +42,21 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
                     b.scale_fwd(ScaleFwd { y, unscaled, params, norms, bias, pack, site });
                 });
             });
+            let mut wide = acc(b, len);
+            group.throughput(Throughput::Bytes(bytes(b, len, len)));
+            group.bench("delta", &id, |bench| {
+                time(bench, b, |b| {
+                    b.scale_delta(ScaleDelta { out: &mut wide, unscaled: &unscaled, params, norms, pack, site });
+                });
+            });
+            group.throughput(Throughput::Bytes(bytes(b, 2 * len, len)));
+            group.bench("bwd of the stream", &id, |bench| {
+                time(bench, b, |b| {
+                    let (d_params, d_y) = (&mut d_params, TensorMut::Acc(&mut wide));
+                    b.scale_bwd(ScaleBwd { d_params, d_y, unscaled: &unscaled, params, norms, pack, site });
+                });
+            });
+            group.throughput(Throughput::Bytes(bytes(b, 0, 3 * len)));
             group.bench("bwd", &id, |bench| {
                 time(bench, b, |b| {
                     let (d_params, d_y) = (&mut d_params, TensorMut::Compute(&mut y));

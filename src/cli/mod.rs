@@ -21,6 +21,7 @@ pub(crate) mod device;
 mod edits;
 mod flags;
 pub(crate) mod generate;
+mod generation_eval;
 pub(crate) mod host;
 mod inspect;
 mod merge;
@@ -46,7 +47,6 @@ mod train_lora;
 mod train_prompt;
 mod training;
 mod training_results;
-mod written;
 
 /// Why there is no result.
 pub(crate) enum Failure {

@@ -11,7 +11,7 @@ use super::objective::{self, TaughtRows};
 use super::plan::Plan;
 use super::resolve::{self, MAX_RUNS, ModelFiles};
 use super::training_results::{self, Criterion, RESULTS_FILE, RUN_FILE, RunResult};
-use super::{Failure, output, written};
+use super::{Failure, generation_eval, output};
 use crate::backend::Backend;
 use crate::formats::adapter::{self, AdapterConfig};
 use crate::formats::atomic;
@@ -24,6 +24,7 @@ use crate::task::{Task, synthetic};
 use crate::train::data::{SequenceTeacher, TrainSequence};
 use crate::train::examples::{self, DataOptions, Prepared};
 use crate::train::fit::{self, Output};
+use crate::train::generation_eval::GenerationEval;
 use crate::train::mixture::{MixStrategy, Mixture};
 use crate::train::objective::Objective;
 use crate::train::report_to::{ReportTo, run_folder};
@@ -32,7 +33,6 @@ use crate::train::settings::{Length, RunSettings};
 use crate::train::teachers;
 use crate::train::trainable::Trainable;
 use crate::train::trainer::{Run, StepReport, Trainer, TrainerOptions};
-use crate::train::written::Written;
 use crate::{Error, Result};
 
 /// Steps between evaluations where nothing says how many.
@@ -101,8 +101,8 @@ pub fn data<'a>(
     let eval = held_out.map(|path| {
         let rows = learnt(jsonl::examples(path)?);
         let asked = args.evaluation.predict_with_generate;
-        let written = asked.then(|| written::written(&args.evaluation, &rows, files)).transpose()?;
-        evaluation(&args.evaluation, sequences(path, &rows, args, files, &check)?.0.sequences, written)
+        let generation = asked.then(|| generation_eval::from_args(&args.evaluation, &rows, files)).transpose()?;
+        evaluation(&args.evaluation, sequences(path, &rows, args, files, &check)?.0.sequences, generation)
     });
     let eval = eval.transpose()?;
     let mut seeds: Vec<u64> = seeds.collect();
@@ -391,21 +391,22 @@ impl<A: Serialize> Training<'_, A> {
 }
 
 /// How the runs are evaluated.
-fn evaluation(args: &EvalArgs, data: Vec<TrainSequence>, written: Option<Written>) -> Result<Evaluation> {
+fn evaluation(args: &EvalArgs, data: Vec<TrainSequence>, generation: Option<GenerationEval>) -> Result<Evaluation> {
     let asked = args.metric_for_best_model.as_deref().unwrap_or("loss");
     let name = asked.strip_prefix("eval_").unwrap_or(asked);
     let mut known = vec!["loss", "accuracy"];
-    known.extend(written.iter().flat_map(|written| written.metrics.iter().map(String::as_str)));
+    known.extend(generation.iter().flat_map(|generation| generation.metrics.iter().map(String::as_str)));
     if !known.contains(&name) {
-        let others = if written.is_none() { "; others with --predict-with-generate" } else { "" };
+        let others = if generation.is_none() { "; others with --predict-with-generate" } else { "" };
         let expected = format!("{}{others}", known.join(", "));
         return Err(Error::argument("--metric-for-best-model", expected, asked));
     }
-    let best_by = BestBy { name: name.to_owned(), greater: args.greater_is_better.unwrap_or(!name.ends_with("loss")) };
+    let best_by =
+        BestBy { name: name.to_owned(), greater_is_better: args.greater_is_better.unwrap_or(!name.ends_with("loss")) };
     Ok(Evaluation {
         data,
         every: args.eval_steps.unwrap_or(EVAL_STEPS),
-        written,
+        generation,
         best_by,
         patience: args.early_stopping_patience,
         load_best: args.load_best_model_at_end,

@@ -272,9 +272,10 @@ impl<B: Backend> Activations<B> {
         let first = pack.segments().iter().map(|segment| segment.position).min().unwrap_or(0);
         let (positions, most) = (first..pack.longest(), config.max_position_embeddings);
         // Dynamic scaling goes on beyond them by its own formula.
-        let goes_on = |rope: &Rope| matches!(rope.kind, RopeKind::Dynamic { original, .. } if positions.end > original);
+        let extrapolates =
+            |rope: &Rope| matches!(rope.kind, RopeKind::Dynamic { original, .. } if positions.end > original);
         // Said once of a sequence that grows.
-        if !config.ropes().iter().any(goes_on) && positions.contains(&most) {
+        if !config.ropes().iter().any(extrapolates) && positions.contains(&most) {
             log::warn!(
                 "sequences of more than max_position_embeddings, {most} tokens, go on as far as they are rotated, as in \
                  transformers"

@@ -48,7 +48,7 @@ impl<B: Backend> Model<B> {
             self.recompute(backend, acts, input, layer);
             let acts = &*acts;
             let outputs = input.outputs().filter(|_| layer + 1 == config.num_hidden_layers);
-            let block = Block { config, weights: &self.weights.layers[layer], layer, input, again: false, outputs };
+            let block = Block { config, weights: &self.weights.layers[layer], layer, input, recompute: false, outputs };
             let block = BlockBwd { block, acts, saved: &acts.layers[acts.layer_slot(layer)] };
             exchanged ^= block.backward(backend, grads, &mut request, below);
         }

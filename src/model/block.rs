@@ -23,7 +23,7 @@ pub(super) struct Block<'a, B: Backend> {
     pub layer: usize,
     pub input: &'a Input<'a, B>,
     /// Whether it is computed again for its backward, so that what only later layers read is left out.
-    pub again: bool,
+    pub recompute: bool,
     /// The rows that come out of its attention, ascending; none means all. Nobody reads `z` and the log-sum-exps of others.
     pub outputs: Option<&'a [usize]>,
 }

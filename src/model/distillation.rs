@@ -18,7 +18,8 @@ use crate::backend::{AccElement, Backend, Tensor, TensorMut};
 use crate::hooks::{Selection, Site, Tapped, Taps};
 use crate::{Error, Result};
 
-/// Logits of a teacher that exist at a time, at most (if one row has no more).
+/// Logits that are computed at a time, at most (if one row has no more). Those of a table are all on the device, see
+/// [`PassTeacher::table_bytes`].
 const LOGITS: usize = 1 << 22;
 
 impl ModelConfig {
@@ -153,6 +154,12 @@ impl<'a, B: Backend> PassTeacher<'a, B> {
             parts.push(Part { first, count: part.len(), rows, teacher: of_part });
         }
         Ok(Self { count, teacher, rows, teacher_rows, state_weights, logit_weights, parts })
+    }
+
+    /// Bytes of a table's logits on the device, of a pass of up to `labels` label rows; `sizes` as in
+    /// [`Planning::element_sizes`](crate::backend::Planning::element_sizes).
+    pub fn table_bytes(config: &ModelConfig, labels: usize, sizes: (usize, usize)) -> usize {
+        labels * config.vocab_size * sizes.0
     }
 }
 

@@ -48,7 +48,7 @@ impl<B: Backend> Model<B> {
         let stop = asked.unwrap_or(depth).clamp(start, depth);
         assert!(cache.is_none() || stop == depth, "forward: a cached segment goes through every layer");
         for layer in start..stop {
-            let pass = Pass { input, cache: cache.as_mut(), last: layer + 1 == stop, again: false };
+            let pass = Pass { input, cache: cache.as_mut(), last: layer + 1 == stop, recompute: false };
             self.block(backend, acts, pass, layer, &mut points)?;
         }
         if let Some(cache) = cache {
@@ -101,16 +101,16 @@ impl<B: Backend> Model<B> {
         layer: usize,
         taps: &mut PassTaps<'_, B, T>,
     ) -> Result<()> {
-        let (config, Pass { input, cache, last, again }) = (&self.config, pass);
+        let (config, Pass { input, cache, last, recompute }) = (&self.config, pass);
         acts.filled = layer;
         let (slot, slots) = (acts.layer_slot(layer), [acts.resid_slot(layer), acts.resid_slot(layer + 1)]);
         let [resid_pre, resid_post] = acts.resid.get_disjoint_mut(slots).expect("forward: two residual buffers");
         let saved = &mut acts.layers[slot];
         let output = input.output_rows.filter(|_| last);
         let outputs = output.map(|output| &*output.rows);
-        let block = Block { config, weights: &self.weights.layers[layer], layer, input, again, outputs };
+        let block = Block { config, weights: &self.weights.layers[layer], layer, input, recompute, outputs };
         let mut points = taps.at(layer, None);
-        if !again {
+        if !recompute {
             points.edit(backend, Site::ResidPre, TensorMut::Acc(&mut *resid_pre), config.hidden_size)?;
         }
         block.attention(backend, saved, acts.rotation.as_mut(), resid_pre, cache, &mut points)?;
@@ -142,7 +142,7 @@ impl<B: Backend> Model<B> {
         }
         let mut taps = NoTaps;
         let mut points = PassTaps::new(&mut taps, input.pack, input.edits);
-        let pass = Pass { input, cache: None, last: false, again: true };
+        let pass = Pass { input, cache: None, last: false, recompute: true };
         let done = self.block(backend, acts, pass, layer, &mut points);
         // Nothing is tapped, and there is room for all that the forward made room for.
         done.expect("backward: a layer that was computed is computed again");
@@ -156,5 +156,5 @@ struct Pass<'a, 'c, B: Backend> {
     /// Whether nothing but the head comes after it.
     last: bool,
     /// Whether the stream that enters it has been edited, since it is computed again.
-    again: bool,
+    recompute: bool,
 }

@@ -50,7 +50,10 @@ impl<B: Backend> Block<'_, B> {
         taps.edit(backend, Site::MlpPost, TensorMut::Compute(&mut *act), width)?;
         match output_norms {
             // Its output is a part of the stream that leaves the block; its backward reads what its adapters read.
-            None if self.again && config.norm_placement != NormPlacement::Post && !self.is_scaled(Projection::Down) => {
+            None if self.recompute
+                && config.norm_placement != NormPlacement::Post
+                && !self.is_scaled(Projection::Down) =>
+            {
                 return self.adapt(backend, taps, Projection::Down, mlp_out, adapters, act);
             }
             None => self.project(backend, taps, Projection::Down, mlp_out, adapters, act)?,
@@ -80,12 +83,12 @@ impl<B: Backend> Block<'_, B> {
                 backend.residual_fwd(ResidualFwd { out: &mut *sum, a: &saved.resid_mid, b: mlp_out, len });
                 self.norm(backend, Sublayer::Mlp, post_norm, &mut saved.mlp_stats, sum);
                 self.tap_norm(backend, taps, NormSite::Ln2, sum, &saved.mlp_stats, post_norm)?;
-                if self.again {
+                if self.recompute {
                     return Ok(());
                 }
                 backend.widen(Widen { out: &mut *resid_post, x: post_norm, len });
             }
-            _ if self.again => return Ok(()),
+            _ if self.recompute => return Ok(()),
             _ => backend.residual_fwd(ResidualFwd { out: &mut *resid_post, a: &saved.resid_mid, b: mlp_out, len }),
         }
         taps.edit(backend, Site::ResidPost, TensorMut::Acc(resid_post), width)

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use super::generation_eval::GenerationEval;
 use super::passes::Piece;
 use super::run::StepReport;
 use super::scores::{EvalReport, Evaluation, Evaluator, RunScores, Score};
 use super::trainable::Trainable;
 use super::trainer::{Trainer, TrainerOptions, check_data, packing};
-use super::written::Written;
 use crate::arch::ModelConfig;
 use crate::backend::{AccElement, Backend};
 use crate::hooks::NoTaps;
@@ -40,10 +40,12 @@ impl<B: Backend> Trainer<B> {
         let logits = labels.min(logit_rows(config))
             * (config.vocab_size * element_sizes.0 + config.hidden_size * element_sizes.1);
         let acts = Activations::<B>::bytes(config, trainable.layout(), rows, Save::Layer, element_sizes);
-        let (written, written_rows) =
-            evaluation.written.as_ref().map_or((0, 0), |written| written.bytes(config, trainable, element_sizes));
+        let (generation, generation_rows) = evaluation
+            .generation
+            .as_ref()
+            .map_or((0, 0), |generation| generation.bytes(config, trainable, element_sizes));
         // What is written takes its buffers beside those of the losses, and only while it is.
-        Ok((acts + logits.max(written), rows.max(written_rows)))
+        Ok((acts + logits.max(generation), rows.max(generation_rows)))
     }
 
     /// With an evaluation of all runs; [`super::fit::fit`] makes it when it is due.
@@ -56,13 +58,14 @@ impl<B: Backend> Trainer<B> {
                 return Err(Error::argument(name, "at least 1", 0));
             }
         }
-        let written = settings.written.as_ref();
-        let known = |name: &str| written.is_some_and(|written| written.metrics.iter().any(|metric| metric == name));
+        let generation = settings.generation.as_ref();
+        let known =
+            |name: &str| generation.is_some_and(|generation| generation.metrics.iter().any(|metric| metric == name));
         let name = settings.best_by.name.as_str();
         if !["loss", "accuracy"].contains(&name) && !known(name) {
             return Err(Error::argument("metric_for_best_model", "a value that is evaluated", name));
         }
-        if written.is_some_and(|written| written.prompts.is_empty()) {
+        if generation.is_some_and(|generation| generation.prompts.is_empty()) {
             return Err(Error::argument("prompts of the held-out data", "at least one", "none"));
         }
         let (runs, stride) = self.trainable.shape();
@@ -84,8 +87,8 @@ impl<B: Backend> Trainer<B> {
 
     /// Names of the metrics of what runs write.
     pub fn metrics(&self) -> &[String] {
-        let written = self.evaluator.as_ref().and_then(|evaluator| evaluator.settings.written.as_ref());
-        written.map_or(&[], |written| &written.metrics)
+        let generation = self.evaluator.as_ref().and_then(|evaluator| evaluator.settings.generation.as_ref());
+        generation.map_or(&[], |generation| &generation.metrics)
     }
 
     /// Whether a run is evaluated after a step, so that none may be ahead of it.
@@ -123,7 +126,7 @@ impl<B: Backend> Trainer<B> {
         runs: &[usize],
     ) -> Result<Vec<EvalReport>> {
         let (stride, sums) = (self.trainable.shape().1, self.sums(backend, model, evaluator, runs)?);
-        let metrics = self.metrics_of(backend, model, evaluator.settings.written.as_ref(), runs)?;
+        let metrics = self.metrics_of(backend, model, evaluator.settings.generation.as_ref(), runs)?;
         let best_by = evaluator.settings.best_by.clone();
         let mut reports = Vec::with_capacity(runs.len());
         for (&run, metrics) in runs.iter().zip(metrics) {
@@ -138,15 +141,15 @@ impl<B: Backend> Trainer<B> {
             of_run.last = Some(score.clone());
             let value = |score: &Score| score.value(&best_by.name).unwrap_or(f64::NAN);
             if of_run.best.as_ref().is_none_or(|best| best_by.is_better(value(&score), value(best))) {
-                (of_run.best, of_run.worse) = (Some(score.clone()), 0);
+                (of_run.best, of_run.evals_since_best) = (Some(score.clone()), 0);
                 if let Some(best) = evaluator.best.get_mut(run * stride..(run + 1) * stride) {
                     backend.download(best, self.trainable.params(), run * stride)?;
                     backend.sync()?;
                 }
             } else {
-                of_run.worse += 1;
+                of_run.evals_since_best += 1;
             }
-            let spent = evaluator.settings.patience.is_some_and(|patience| of_run.worse >= patience);
+            let spent = evaluator.settings.patience.is_some_and(|patience| of_run.evals_since_best >= patience);
             let stops = spent && self.steps < self.runs[run].total_steps;
             if stops {
                 of_run.stopped = Some(self.steps);
@@ -162,18 +165,18 @@ impl<B: Backend> Trainer<B> {
         &self,
         backend: &mut B,
         model: &Model<B>,
-        written: Option<&Written>,
+        generation: Option<&GenerationEval>,
         runs: &[usize],
     ) -> Result<Vec<BTreeMap<String, f64>>> {
-        let Some(written) = written else { return Ok(vec![BTreeMap::new(); runs.len()]) };
+        let Some(generation) = generation else { return Ok(vec![BTreeMap::new(); runs.len()]) };
         let adaptation = self.trainable.adaptation();
-        let prompts = written.prompts(runs, adaptation.is_some());
-        let done = model.generate(backend, &prompts, adaptation, &written.generation(), &mut |_, _| ())?;
+        let prompts = generation.prompts(runs, adaptation.is_some());
+        let done = model.generate(backend, &prompts, adaptation, &generation.generation(), &mut |_, _| ())?;
         let of_run = |continuations: &[Vec<u32>]| {
-            let values = (written.judge)(continuations)?;
-            Ok(written.metrics.iter().cloned().zip(values).collect())
+            let values = (generation.judge)(continuations)?;
+            Ok(generation.metrics.iter().cloned().zip(values).collect())
         };
-        done.chunks(written.prompts.len()).map(of_run).collect()
+        done.chunks(generation.prompts.len()).map(of_run).collect()
     }
 
     /// Sums over the label tokens by run, of which only those of `runs` are filled.

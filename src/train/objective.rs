@@ -39,6 +39,14 @@ pub struct TeacherTable {
 }
 
 impl TeacherTable {
+    /// Rows that every one of its arrays has.
+    fn rows(&self, selection: &Selection, config: &ModelConfig) -> usize {
+        let widths = selection.hooks.iter().map(|&(site, _)| config.stored_width(site));
+        let states = self.states.iter().zip(widths).map(|(states, width)| states.len() / width);
+        let logits = (!self.logits.is_empty()).then_some(self.logits.len() / config.vocab_size);
+        states.chain(logits).min().unwrap_or(0)
+    }
+
     fn digest(&self) -> u64 {
         let all = self.states.iter().flatten().chain(&self.logits);
         hash::fnv1a(all.flat_map(|x| x.to_bits().to_le_bytes()))
@@ -138,7 +146,12 @@ impl Objective {
                         return Err(Error::argument(name(), format!("token ids below {vocab}"), id));
                     }
                 }
-                (Some(SequenceTeacher::Table(_)), Some(_)) => {}
+                (Some(SequenceTeacher::Table(table_rows)), Some(table)) => {
+                    let count = table.rows(&self.selection, config);
+                    if let Some(row) = table_rows.iter().find(|&&row| row as usize >= count) {
+                        return Err(Error::argument(name(), format!("rows of the table's {count}"), row));
+                    }
+                }
                 (Some(_), table) => {
                     let expected = if table.is_some() { "rows of the table" } else { "a context" };
                     return Err(Error::argument(name(), expected, "the other"));

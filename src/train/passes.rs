@@ -50,6 +50,14 @@ pub struct Pass {
     pub teachers: Vec<u32>,
 }
 
+impl Pass {
+    /// The rows that come out: the label rows, and those of teachers in the pack.
+    pub fn outputs(&self) -> impl Iterator<Item = usize> + '_ {
+        let teachers = if self.students.is_some() { self.teachers.as_slice() } else { &[] };
+        self.rows.iter().chain(teachers).map(|&row| row as usize)
+    }
+}
+
 /// The soft prompt before every sequence of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PromptOffset {
@@ -133,8 +141,8 @@ impl Packing {
         data.iter().map(len).max().unwrap_or(prompt.rows)
     }
 
-    /// Rows (beside a shared soft prompt's) and labels of a run's sequence, with those of its teacher. Rows after the last label row have no part in
-    /// any loss that causal attention leaves to them, and are dropped.
+    /// Rows (beside a shared soft prompt's) and labels of a run's sequence, with those of its teacher. Rows after the last
+    /// label row have no part in any loss that causal attention leaves to them, and are dropped.
     fn size(&self, run: usize, sequence: &TrainSequence) -> (usize, usize) {
         let (rows, labels) = self.own_size(run, sequence);
         (rows + self.prompt(run).context(sequence).len(), labels)

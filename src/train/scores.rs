@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::data::{TrainSequence, words};
+use super::generation_eval::GenerationEval;
 use super::passes::Packing;
-use super::written::Written;
 use crate::backend::Backend;
 use crate::hash;
 use crate::model::Activations;
@@ -18,19 +18,19 @@ pub struct BestBy {
     /// `loss`, `accuracy`, or a metric of what is written.
     pub name: String,
     /// Whether a greater value is a better one.
-    pub greater: bool,
+    pub greater_is_better: bool,
 }
 
 impl Default for BestBy {
     fn default() -> Self {
-        Self { name: "loss".to_owned(), greater: false }
+        Self { name: "loss".to_owned(), greater_is_better: false }
     }
 }
 
 impl BestBy {
     /// Whether `x` is better than `y`.
     pub fn is_better(&self, x: f64, y: f64) -> bool {
-        if self.greater { x > y } else { x < y }
+        if self.greater_is_better { x > y } else { x < y }
     }
 }
 
@@ -42,7 +42,7 @@ pub struct Evaluation {
     /// Steps between evaluations; a run is also evaluated after its last step.
     pub every: u64,
     /// What the runs are to write, if anything.
-    pub written: Option<Written>,
+    pub generation: Option<GenerationEval>,
     /// Which evaluation of a run is its best.
     pub best_by: BestBy,
     /// A run stops after so many evaluations one after another that are not better than its best; none goes on.
@@ -86,7 +86,7 @@ pub struct RunScores {
     /// The best one, the first of equal ones.
     pub best: Option<Score>,
     /// Evaluations since then.
-    pub worse: u64,
+    pub evals_since_best: u64,
     /// The step after which it was stopped.
     pub stopped: Option<u64>,
 }
@@ -123,8 +123,8 @@ impl Evaluation {
             "patience": self.patience,
             "load_best": self.load_best,
         });
-        if let Some(written) = &self.written {
-            value["written"] = written.fingerprint();
+        if let Some(generation) = &self.generation {
+            value["generation"] = generation.fingerprint();
         }
         value
     }

@@ -155,7 +155,7 @@ impl<B: Backend> Trainer<B> {
         let share = |i: usize| f64::from(pass.counts[i]) / label_tokens[pass.runs[i]] as f64;
         let shares: Vec<f64> = (0..pass.rows.len()).map(share).collect();
         let [of_ce, ..] = self.weights();
-        let read = OutputRows::new(backend, &pass.pack, self.pass_outputs(&pass))?;
+        let read = OutputRows::new(backend, &pass.pack, pass.outputs())?;
         let device = backend.pack(&pass.pack)?;
         let keys = self.options.draws().then(|| row_keys(&pass.pack, rows_before));
         let noisy = self.draw_noise(backend, &pass, model.config.embed_size, seeds, keys.as_deref())?;

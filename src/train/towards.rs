@@ -1,12 +1,11 @@
 //! A trainer with an objective towards a teacher.
 
 use super::objective::Objective;
-use super::passes::Pass;
 use super::trainable::Trainable;
 use super::trainer::{Run, Trainer, TrainerOptions, packing};
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
-use crate::model::{LogitLosses, Model, StateLosses};
+use crate::model::{LogitLosses, Model, PassTeacher, StateLosses};
 use crate::{Error, Result};
 
 impl<B: Backend> Trainer<B> {
@@ -56,6 +55,10 @@ impl<B: Backend> Trainer<B> {
         let (mut bytes, mut parts) = (0, 0);
         if objective.logits > 0.0 {
             bytes += LogitLosses::<B>::bytes(config, labels, sizes);
+            if objective.table.is_some() {
+                let passes = if B::RUNS_AHEAD { 2 } else { 1 };
+                bytes += passes * PassTeacher::<B>::table_bytes(config, labels, sizes);
+            }
             parts += 1;
         }
         if objective.activations > 0.0 {
@@ -64,12 +67,5 @@ impl<B: Backend> Trainer<B> {
         }
         // Of the step and of the one that is begun ahead.
         Ok((bytes, vec![labels * size_of::<f32>(); 2 * parts]))
-    }
-
-    /// The rows of a pass that come out: its label rows, and those of their teachers.
-    pub(super) fn pass_outputs(&self, pass: &Pass) -> impl Iterator<Item = usize> {
-        let teachers = if pass.students.is_some() { pass.teachers.as_slice() } else { &[] };
-        let rows: Vec<usize> = pass.rows.iter().chain(teachers).map(|&row| row as usize).collect();
-        rows.into_iter()
     }
 }

@@ -1,5 +1,8 @@
 //! Attention over forests, its pattern, and what each head adds.
 
+#[path = "attention/outputs.rs"]
+mod outputs;
+
 use std::ops::Range;
 
 use llamaprobe::backend::ops::AttentionDims;
@@ -15,6 +18,7 @@ use super::simt::machine::Build;
 use super::simt::recorder::{FILL, Recorder, list, rows};
 use super::simt::tables::{self, Forest, NO_ROW};
 use super::simt::tape::Arg::{self, At, Float, Int};
+pub use outputs::AttentionOutputs;
 
 /// q, k, v, cached k, cached v -> z, lse
 #[derive(Clone, Debug)]
@@ -491,6 +495,7 @@ fn small() -> Vec<Case> {
         let op = AttentionResult { from: 5, rows: vec![4, 0, 3, 0], heads, head_dim, width };
         cases.push(Case::new(format!("attention_result {heads}x{head_dim}x{width}"), op));
     }
+    cases.extend(outputs::cases());
     cases
 }
 
@@ -503,7 +508,7 @@ fn call_fwd<B: Backend>(b: &mut B, z: usize, dims: AttentionDims) {
 }
 
 pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
-    vec![
+    let mut all: Vec<Refusal<B>> = vec![
         Refusal { says: "attention_fwd: z has 11 elements, needs 12", call: |b| call_fwd(b, 11, heads(3, 1, 2, None)) },
         Refusal {
             says: "attention_fwd: 3 heads, must be a multiple of the 2 key-value heads",
@@ -568,5 +573,7 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
                 b.attention_result(op);
             },
         },
-    ]
+    ];
+    all.extend(outputs::refusals());
+    all
 }

@@ -326,6 +326,8 @@ pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
         Case::new("gather", GatherAcc { from: 5, rows: some, width: 7 }),
         Case::new("gather of nothing", GatherAcc { from: 2, rows: vec![], width: 3 }),
         Case::new("scatter compute", ScatterCompute { n: 5, rows: vec![4, 0, 4, 2, 4, 0], width: 7 }),
+        Case::new("scatter compute 16", ScatterCompute { n: 3, rows: vec![1, 2, 1], width: 16 }),
+        Case::new("scatter compute 2309", ScatterCompute { n: 3, rows: vec![2, 0, 2], width: 2309 }),
         Case::new("kv_append", KvAppend { capacity: 9, rows: 6, to: 3, from: 1..5, width: 4 }),
     ]
 }

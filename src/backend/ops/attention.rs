@@ -116,7 +116,8 @@ pub struct AttentionFwd<'a, B: Buffers + ?Sized> {
     pub cached: Option<[&'a B::Compute; 2]>,
     /// N rows with their paths.
     pub pack: &'a B::Pack,
-    /// Rows whose `z` and `lse` are read, ascending; none means all. A device may leave those of the others as they are.
+    /// Rows whose `z` and `lse` are read, ascending; none means all. A device may leave those of the others
+    /// as they are, or compute them too, as CUDA does; a profile counts these alone.
     pub outputs: Option<&'a [usize]>,
     /// How many heads, how wide, and what they see.
     pub dims: AttentionDims,

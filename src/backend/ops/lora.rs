@@ -135,7 +135,7 @@ impl<B: Buffers + ?Sized> Op for LoraFwd<'_, B> {
 
 /// `d_params [runs, stride] +=` the gradients of A and B, `d_x [N, input] +=` that of the input, from `d_y [N, output]`.
 ///
-/// Each run's sums run over its rows in row order.
+/// Each run's sums are made in a fixed order.
 pub struct LoraBwd<'a, B: Buffers + ?Sized> {
     /// `[runs, stride]`, added to.
     pub d_params: &'a mut B::Acc,

@@ -132,7 +132,7 @@ impl<B: Buffers + ?Sized> Op for ScaleFwd<'_, B> {
 /// `d_params [runs, stride] +=` the sum over rows of `d_y * unscaled / norms`, and `d_y [N, width] = f * d_y` in place, at
 /// the rows of the site's runs.
 ///
-/// Each run's sums run over its rows in row order.
+/// Each run's sums are made in a fixed order.
 pub struct ScaleBwd<'a, B: Buffers + ?Sized> {
     /// `[runs, stride]`, added to.
     pub d_params: &'a mut B::Acc,

@@ -61,7 +61,7 @@ macro_rules! with_operations {
             [$($arguments)*]
             activation { Gated Activation }
             adamw { GradNorm CheckFinite Adamw RefreshWeight }
-            attention { Attention AttentionPattern AttentionResult }
+            attention { Attention AttentionOutputs AttentionPattern AttentionResult }
             cross_entropy { Logits CrossEntropy }
             distillation { StateLoss KlLoss }
             edit { Edit }

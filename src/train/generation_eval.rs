@@ -21,7 +21,7 @@ pub type Stop = Arc<dyn Fn(&[u32]) -> bool + Send + Sync>;
 
 /// What runs write, and how it is judged.
 #[derive(Clone)]
-pub struct Written {
+pub struct GenerationEval {
     /// Token ids of the prompts, the same for every run.
     pub prompts: Vec<Vec<u32>>,
     /// New tokens at most.
@@ -44,7 +44,7 @@ pub struct Written {
     pub identity: Value,
 }
 
-impl Written {
+impl GenerationEval {
     /// What a continuation of a training must share.
     pub(super) fn fingerprint(&self) -> Value {
         let words = self.prompts.iter().flat_map(|ids| ids.iter().map(|&id| u64::from(id)).chain([u64::MAX]));

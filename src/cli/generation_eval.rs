@@ -13,12 +13,12 @@ use crate::formats::jsonl::{Conversation, Example, Row};
 use crate::formats::stops::Stops;
 use crate::formats::tokenizer::Tokenizer;
 use crate::task::{self, metrics::Metric};
-use crate::train::written::Written;
+use crate::train::generation_eval::GenerationEval;
 use crate::{Error, Result};
 
 /// What `--predict-with-generate` asks for, of the rows of `--eval`: each example's prompt is continued greedily, as `generate`
 /// continues it, and judged by what it should say.
-pub fn written(args: &EvalArgs, rows: &[Row], files: &ModelFiles) -> Result<Written> {
+pub fn from_args(args: &EvalArgs, rows: &[Row], files: &ModelFiles) -> Result<GenerationEval> {
     let tokenizer = files.tokenizer()?;
     let (mut prompts, mut gold) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
     for row in rows {
@@ -47,7 +47,7 @@ pub fn written(args: &EvalArgs, rows: &[Row], files: &ModelFiles) -> Result<Writ
         Ok(judged.iter().map(value).collect())
     };
     let ends = move |ids: &[u32]| Stops::new(&of_ends.0, of_ends.1.iter().cloned()).reached(ids);
-    Ok(Written {
+    Ok(GenerationEval {
         prompts,
         max_new_tokens: limit,
         stop,

@@ -170,7 +170,7 @@ pub struct AttentionBwd<'a, B: Buffers + ?Sized> {
     pub v: &'a B::Compute,
     /// N rows with their paths.
     pub pack: &'a B::Pack,
-    /// As in the forward: of the other rows `d_z` is 0, what `z` and `lse` hold is not known, and `d_q` is 0.
+    /// Those of the forward, as which it left `z` and `lse`: of the other rows `d_z` is 0, and so is `d_q`.
     pub outputs: Option<&'a [usize]>,
     /// How many heads, how wide, and what they see.
     pub dims: AttentionDims,

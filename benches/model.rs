@@ -51,8 +51,14 @@ fn ids(tokens: usize, seed: usize) -> Vec<u32> {
 
 /// Trainers of rank 8 on queries and values, each of `runs` runs of one sequence with all tokens labelled.
 fn trainers<B: Backend>(b: &mut B, model: &Model<B>, count: usize, runs: usize, tokens: usize) -> Vec<Trainer<B>> {
-    let shape =
-        LoraShape { rank: 8, alpha: 16.0, rslora: false, dora: false, targets: vec![Projection::Q, Projection::V] };
+    let shape = LoraShape {
+        rank: 8,
+        alpha: 16.0,
+        rslora: false,
+        dora: false,
+        layers: None,
+        targets: vec![Projection::Q, Projection::V],
+    };
     let settings = RunSettings { length: Length::Steps(u64::MAX), batch_size: 1, ..RunSettings::default() };
     let trainer = |i| {
         let adaptation = Adaptation::new(b, Layout::lora(&model.config, &shape), runs).expect("memory for a bench");

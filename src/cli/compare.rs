@@ -23,7 +23,7 @@ use crate::{Error, Result};
 
 pub fn run(args: &CompareArgs) -> Result<(), Failure> {
     let files = resolve::base_model(&args.base.model, &args.common)?;
-    let settings = settings(args, files.config.family)?;
+    let settings = settings(args, files.config.family, files.config.num_hidden_layers)?;
     settings.validate(files.config.family)?;
     let tokenizer = files.tokenizer()?;
     // The protocol of the comparison is that of the study, whatever the model's authors ask of its generation.
@@ -39,7 +39,7 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
 }
 
 /// The settings that the flags ask for, not validated yet.
-pub(super) fn settings(args: &CompareArgs, family: Family) -> Result<CompareSettings> {
+pub(super) fn settings(args: &CompareArgs, family: Family, depth: usize) -> Result<CompareSettings> {
     let training = |learning_rate: f64| RunSettings {
         length: Length::Steps(args.max_steps),
         batch_size: args.batch_size,
@@ -67,6 +67,7 @@ pub(super) fn settings(args: &CompareArgs, family: Family) -> Result<CompareSett
         r: args.lora.r,
         lora_alpha: args.lora.lora_alpha,
         target_modules: resolve::module_names(&args.lora, family),
+        layers_to_transform: resolve::layers(&args.lora.layers_to_transform, depth)?,
         bins: args.bins,
         resamples: args.resamples,
         rows: args.batch_tokens,

@@ -93,7 +93,7 @@ mod tests {
     fn compare_settings() -> CompareSettings {
         let words = "llamaprobe compare --model m --task mtop --out o --arms pt,ipt,lora";
         match Cli::parse_from(words.split(' ')).command {
-            Command::Compare(args) => compare::settings(&args, Family::Llama).expect("settings"),
+            Command::Compare(args) => compare::settings(&args, Family::Llama, 4).expect("settings"),
             other => panic!("{other:?}"),
         }
     }

@@ -33,7 +33,8 @@ impl Job for Inspect<'_> {
         let inference = Plan::new(&backend, &files).inference(&backend, config, None, rows, Vec::new());
         let targets = config.family.default_modules();
         let names: Vec<_> = targets.iter().map(|&target| config.family.short_name(target)).collect();
-        let shape = LoraShape { rank: 8, alpha: 16.0, rslora: false, dora: false, targets: targets.to_vec() };
+        let shape =
+            LoraShape { rank: 8, alpha: 16.0, rslora: false, dora: false, layers: None, targets: targets.to_vec() };
         let training = Plan::new(&backend, &files).tuning(&backend, config, &Layout::lora(config, &shape), 1, rows);
         if args.common.json {
             return output::json(&json!({

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::args::{ObjectiveArgs, ObjectiveKind};
-use super::resolve::ModelFiles;
+use super::resolve::{ModelFiles, flag_of};
 use super::texts;
 use crate::formats::activations::ActivationFile;
 use crate::formats::jsonl::Row;
@@ -92,14 +92,6 @@ fn refuse_unused(args: &ObjectiveArgs) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The error of an argument under its flag.
-fn flag_of(flag: &str) -> impl Fn(Error) -> Error {
-    move |error| match error {
-        Error::Argument { expected, found, .. } => Error::Argument { name: flag.to_owned(), expected, found },
-        other => other,
-    }
 }
 
 /// Whether the teacher is the base model behind demonstrations.

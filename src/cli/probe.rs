@@ -11,7 +11,7 @@ use super::plan::Plan as MemoryPlan;
 use super::resolve::{self, ModelFiles};
 use super::study::{self, Asked, Study};
 use super::{Failure, edits, output, report, report_tables};
-use crate::arch::Family;
+use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::formats::tokenizer::Tokenizer;
 use crate::hooks::Naming;
@@ -33,7 +33,7 @@ pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
     let study = match args.plan {
         Some(_) => None,
         None => {
-            let mut settings = settings(args, task, files.config.family)?;
+            let mut settings = settings(args, task, &files.config)?;
             settings.patch |= args.edit.is_none() && study::is_default_run(args, &settings);
             settings.validate(files.config.family)?;
             Some(Study::new(args, &settings)?)
@@ -173,7 +173,7 @@ fn resolved(args: &ProbeArgs, task: &Task) -> ProbeArgs {
 }
 
 /// The settings that resolved arguments ask for.
-fn settings(args: &ProbeArgs, task: Task, family: Family) -> Result<ProbeSettings> {
+fn settings(args: &ProbeArgs, task: Task, model: &ModelConfig) -> Result<ProbeSettings> {
     let defaults = ProbeSettings::new(task);
     check_further_arms(args)?;
     let template = match &args.template {
@@ -187,7 +187,8 @@ fn settings(args: &ProbeArgs, task: Task, family: Family) -> Result<ProbeSetting
         seeds: resolve::seeds(args.seed, args.seeds.unwrap_or(defaults.seeds.len() as u64))?,
         r: args.lora.r,
         lora_alpha: args.lora.lora_alpha,
-        target_modules: resolve::module_names(&args.lora, family),
+        target_modules: resolve::module_names(&args.lora, model.family),
+        layers_to_transform: resolve::layers(&args.lora.layers_to_transform, model.num_hidden_layers)?,
         learning_rate: args.learning_rate.unwrap_or(defaults.learning_rate),
         epochs: args.epochs.unwrap_or(defaults.epochs),
         batch_size: args.batch_size,
@@ -294,7 +295,8 @@ fn dry_run<B: Backend>(
         return Err(Error::unsupported("--dry-run of --tuning", "full", "lora").into());
     }
     let targets = settings.targets(files.config.family)?;
-    let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, dora: false, targets };
+    let layers = settings.layers_to_transform.clone();
+    let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, dora: false, layers, targets };
     let layout = Layout::lora(&files.config, &shape);
     let rows = conditions.iter().map(|c| c.settings.rows.max(c.plan.longest())).max().unwrap_or(0);
     let runs = conditions.iter().map(|c| c.plan.seeds.len()).sum();

@@ -16,6 +16,7 @@ use crate::formats::embedded;
 use crate::formats::hub::{self, CacheEnv};
 use crate::formats::safetensors::Checkpoint;
 use crate::formats::tokenizer::Tokenizer;
+use crate::hooks::site;
 use crate::model::Source;
 use crate::train::checkpoint;
 use crate::train::schedule::Warmup;
@@ -228,6 +229,21 @@ pub fn module_names(args: &LoraArgs, family: Family) -> Vec<String> {
 /// The names of all linear modules of a family.
 pub fn all_linear(family: Family) -> Vec<String> {
     family.modules().iter().map(|&t| family.short_name(t).to_owned()).collect()
+}
+
+/// The error of an argument under its flag.
+pub fn flag_of(flag: &str) -> impl Fn(Error) -> Error {
+    move |error| match error {
+        Error::Argument { expected, found, .. } => Error::Argument { name: flag.to_owned(), expected, found },
+        other => other,
+    }
+}
+
+/// The layers of `--layers-to-transform`, of a model of `depth` layers; none for all.
+pub fn layers(text: &Option<String>, depth: usize) -> Result<Option<Vec<usize>>> {
+    let Some(text) = text else { return Ok(None) };
+    let layers = site::layers(text, depth).map_err(flag_of("--layers-to-transform"))?;
+    Ok((layers.len() < depth).then_some(layers))
 }
 
 /// The entries of `--rank-pattern` or `--alpha-pattern`.

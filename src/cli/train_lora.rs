@@ -10,6 +10,7 @@ use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
 use super::train_ia3;
 use super::training::{self, Named, Training};
+use crate::arch::Family;
 use crate::backend::Backend;
 use crate::formats::adapter::{AdapterConfig, InitLoraWeights, LoraAdapter, LoraConfig, Modules};
 use crate::model::{Adaptation, Layout, Model, Source, lora_start};
@@ -49,10 +50,14 @@ struct LoraRun {
 /// together, since they are computed together.
 fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
     let (training, family) = (&args.training, files.config.family);
-    let sets: Vec<Modules> = match target_sets(args.target_modules.as_deref())? {
+    let mut sets: Vec<Modules> = match target_sets(args.target_modules.as_deref())? {
         sets if sets.is_empty() => vec![resolve::modules(None, family)],
         sets => sets.iter().map(|set| resolve::modules(Some(set), family)).collect(),
     };
+    let layers_to_transform = resolve::layers(&args.layers_to_transform, files.config.num_hidden_layers)?;
+    if layers_to_transform.is_some() {
+        sets.iter_mut().try_for_each(|set| listed(set, family))?;
+    }
     training::distinct("--r", &args.r)?;
     training::distinct("--lora-alpha", &args.lora_alpha)?;
     let rates = training::learning_rates(training)?;
@@ -65,6 +70,7 @@ fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
                 let asked = LoraConfig {
                     use_rslora: args.use_rslora,
                     use_dora: args.use_dora,
+                    layers_to_transform: layers_to_transform.clone(),
                     rank_pattern: resolve::pattern("--rank-pattern", &args.rank_pattern, |v| {
                         v.as_u64()?.try_into().ok()
                     })?,
@@ -110,6 +116,21 @@ fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
         return Err(Error::argument("--init-lora-weights pissa", expected, format!("{shapes} combinations")));
     }
     Ok(runs)
+}
+
+/// Modules as names, of which PEFT takes those of some layers.
+fn listed(modules: &mut Modules, family: Family) -> Result<()> {
+    match modules {
+        Modules::List(_) => Ok(()),
+        Modules::AllLinear => {
+            *modules = Modules::List(resolve::all_linear(family));
+            Ok(())
+        }
+        Modules::Regex(found) => {
+            let expected = "names beside --layers-to-transform; an expression names the layers itself";
+            Err(Error::argument("--target-modules", expected, format!("{found:?}")))
+        }
+    }
 }
 
 /// How adapters start, by PEFT's name.
@@ -158,7 +179,7 @@ fn init(args: &TrainLoraArgs, files: &ModelFiles, asked: LoraConfig) -> Result<L
         let LoraConfig { r, lora_alpha, .. } = init.config;
         log::warn!(
             "--init-adapter: goes on as it is (r {r}, lora_alpha {lora_alpha}), whatever --r, --lora-alpha, \
-             --target-modules, --use-rslora, --use-dora, --rank-pattern and --alpha-pattern say"
+             --target-modules, --use-rslora, --layers-to-transform, --use-dora, --rank-pattern and --alpha-pattern say"
         );
     }
     Ok(init)
@@ -210,6 +231,7 @@ impl Job for Train<'_> {
                 "target_modules": resolve::modules_name(&config.target_modules),
                 "use_rslora": config.use_rslora,
                 "use_dora": config.use_dora,
+                "layers_to_transform": config.layers_to_transform,
                 "rank_pattern": pairs(&config.rank_pattern),
                 "alpha_pattern": pairs(&config.alpha_pattern),
                 "init_lora_weights": args.init_lora_weights,

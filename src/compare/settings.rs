@@ -76,6 +76,9 @@ pub struct CompareSettings {
     pub lora_alpha: f64,
     /// Adapted projections, by the family's names.
     pub target_modules: Vec<String>,
+    /// Adapted layers; none means all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers_to_transform: Option<Vec<usize>>,
     /// Groups of queries by the similarity of their retrieved demonstrations.
     pub bins: usize,
     /// Resamples of the confidence intervals.

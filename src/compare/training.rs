@@ -31,7 +31,8 @@ pub fn train<B: Backend>(
     let arm = missing[0].arm;
     let examples = data.training_examples(arm)?;
     let CompareSettings { r, lora_alpha, ref target_modules, .. } = *settings;
-    let adapters = AdapterSettings { base: base.name, r, lora_alpha, target_modules };
+    let layers_to_transform = settings.layers_to_transform.as_deref();
+    let adapters = AdapterSettings { base: base.name, r, lora_alpha, target_modules, layers_to_transform };
     let starts: Vec<AdapterRun> =
         missing.iter().map(|key| AdapterRun { seed: key.seed.unwrap_or(0), rows: key.length }).collect();
     let adaptation = adapters.start(backend, model, &starts)?;

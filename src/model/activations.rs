@@ -256,6 +256,15 @@ impl<B: Backend> Activations<B> {
         rows.iter().map(|&row| output_row(outputs, row) as u32).collect()
     }
 
+    /// The residual stream `[N, C]` that entered layer `layer` in the last forward.
+    ///
+    /// # Panics
+    /// If the forward did not save it.
+    pub fn stream(&self, layer: usize) -> &B::Acc {
+        assert!(self.save != Save::Layer, "activations: the stream that enters layer {layer} is not saved");
+        &self.resid[layer]
+    }
+
     /// The residual stream entering layer `layer`, or leaving the last for `layer = L`.
     pub(super) fn resid_slot(&self, layer: usize) -> usize {
         layer % self.resid.len()

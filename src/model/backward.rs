@@ -15,8 +15,8 @@ impl<B: Backend> Model<B> {
     /// its layers: then each layer is computed again, into the buffers of `acts` that all of them share.
     ///
     /// # Panics
-    /// If the forward saved neither, or only the inputs and has had its backward, or went through a cache, or started at a layer, or had another input; if the scratch is too
-    /// small.
+    /// If the forward saved neither, or only the inputs and has had its backward, or went through a cache, or started above the
+    /// lowest layer that has gradients, or had another input; if the scratch is too small.
     pub fn backward(
         &self,
         backend: &mut B,
@@ -30,12 +30,13 @@ impl<B: Backend> Model<B> {
         assert!(acts.save != Save::Layer, "backward: the forward saved one layer only");
         let spent = acts.save == Save::Inputs && acts.filled + 1 != config.num_hidden_layers;
         assert!(!spent, "backward: a forward that saves the layers' inputs has one backward");
-        assert!(input.start.is_none(), "backward: a pass that starts at a layer has no backward");
         assert!(!input.pack.has_cached(), "backward: cached segments have no backward");
         assert!(n <= grads.rows, "backward: {n} rows in scratch for {}", grads.rows);
         assert!(labels.count <= grads.labels, "backward: {} labels in scratch for {}", labels.count, grads.labels);
         let whole = request.d_embed || request.d_weights.is_some() || input.has_prompt();
         let lowest = if whole { 0 } else { self.lowest(input) };
+        let start = input.start.as_ref().map_or(0, |start| start.layer);
+        assert!(start <= lowest, "backward: down to layer {lowest} of a pass that starts at layer {start}");
         // A list of operations that is repeated must have the same addresses, and what is requested its buffer: every
         // exchange of buffers is undone. The first is undone where the output rows go back among all.
         let mut exchanged = input.output_rows.is_some();

@@ -7,7 +7,7 @@ use crate::backend::ops::{LoraSite, NormSite, PromptSite, RunRange, ScaleSite};
 use crate::formats::adapter::{Ia3Adapter, Ia3Module, LoraAdapter};
 use crate::{Error, Result};
 
-/// A LoRA that is the same in every layer.
+/// A LoRA that is the same in every layer that it adapts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraShape {
     /// Rank R.
@@ -18,6 +18,8 @@ pub struct LoraShape {
     pub rslora: bool,
     /// Whether rows of the adapted weights have magnitudes (DoRA).
     pub dora: bool,
+    /// The adapted layers; none means all.
+    pub layers: Option<Vec<usize>>,
     /// The adapted modules.
     pub targets: Vec<Projection>,
 }
@@ -242,11 +244,12 @@ impl Shape {
 }
 
 impl Layout {
-    /// The layout of a LoRA that is the same in every layer.
+    /// The layout of a LoRA that is the same in every layer that it adapts.
     pub fn lora(config: &ModelConfig, shape: &LoraShape) -> Self {
         let root = if shape.rslora { (shape.rank as f64).sqrt() } else { shape.rank as f64 };
         let mut of_runs = Shape::empty(config, RunRange::ALL);
-        for layer in 0..config.num_hidden_layers {
+        let adapted = |layer: &usize| shape.layers.as_ref().is_none_or(|layers| layers.contains(layer));
+        for layer in (0..config.num_hidden_layers).filter(adapted) {
             for target in config.family.modules().iter().filter(|target| shape.targets.contains(target)) {
                 of_runs.push(config, (layer, *target), shape.rank, shape.alpha / root, shape.dora);
             }

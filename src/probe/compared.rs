@@ -212,8 +212,8 @@ pub(super) fn lora_overlaps(conditions: &[Condition], arms: &[Vec<ArmRun>], c: u
     let seeds: Vec<(&LoraAdapter, &LoraAdapter)> =
         own.iter().enumerate().flat_map(|(j, b)| own[..j].iter().map(move |a| (*a, *b))).collect();
     let mut found: Vec<LoraOverlap> = overlap(None, &seeds).into_iter().collect();
-    let modules = &conditions[c].settings.target_modules;
-    for earlier in (0..c).filter(|&other| conditions[other].settings.target_modules == *modules) {
+    let adapted = |c: usize| (&conditions[c].settings.target_modules, &conditions[c].settings.layers_to_transform);
+    for earlier in (0..c).filter(|&other| adapted(other) == adapted(c)) {
         let same: Vec<(&LoraAdapter, &LoraAdapter)> = adapters(earlier).into_iter().zip(own.iter().copied()).collect();
         found.extend(overlap(Some(earlier), &same));
     }

@@ -49,6 +49,9 @@ pub struct ProbeSettings {
     pub lora_alpha: f64,
     /// Adapted modules, by the family's names (default `q_proj`, `v_proj`).
     pub target_modules: Vec<String>,
+    /// Adapted layers; none means all (the default).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub layers_to_transform: Option<Vec<usize>>,
     /// Learning rate, the same at every step (default 1e-3; 5e-3 for synthetic tasks).
     pub learning_rate: f64,
     /// Epochs over the demonstrations (default 10; 40 for synthetic tasks); with 0 the LoRA changes nothing.
@@ -162,6 +165,7 @@ impl ProbeSettings {
             r: 8,
             lora_alpha: 16.0,
             target_modules: vec!["q_proj".to_string(), "v_proj".to_string()],
+            layers_to_transform: None,
             learning_rate,
             epochs,
             max_steps: None,

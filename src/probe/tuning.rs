@@ -1,10 +1,10 @@
 //! The adapters that arms train: how they start, and how PEFT describes them. One run each, all of them in the same passes.
 
-use crate::Result;
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::formats::adapter::{AdapterConfig, LoraConfig, Modules, PromptConfig, PromptKind};
 use crate::model::{Adaptation, Layout, LoraShape, Model, PromptStart};
+use crate::{Error, Result};
 
 /// What the runs of a training have in common.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +17,8 @@ pub struct AdapterSettings<'a> {
     pub lora_alpha: f64,
     /// Adapted modules, by the family's names.
     pub target_modules: &'a [String],
+    /// Adapted layers; none means all.
+    pub layers_to_transform: Option<&'a [usize]>,
 }
 
 /// One run of a training.
@@ -35,8 +37,12 @@ impl AdapterSettings<'_> {
     /// A target module that the family does not have, or a failure of the device.
     pub fn start<B: Backend>(&self, backend: &mut B, model: &Model<B>, runs: &[AdapterRun]) -> Result<Adaptation<B>> {
         let Some(rows) = runs.iter().map(|run| run.rows).collect::<Option<Vec<usize>>>() else {
-            let targets = model.config.family.targets(self.target_modules)?;
-            let shape = LoraShape { rank: self.r, alpha: self.lora_alpha, rslora: false, dora: false, targets };
+            let (targets, depth) = (model.config.family.targets(self.target_modules)?, model.config.num_hidden_layers);
+            if let Some(layer) = self.layers_to_transform.iter().copied().flatten().find(|&&layer| layer >= depth) {
+                return Err(Error::argument("layers_to_transform", format!("layers below {depth}"), layer));
+            }
+            let layers = self.layers_to_transform.map(<[usize]>::to_vec);
+            let shape = LoraShape { rank: self.r, alpha: self.lora_alpha, rslora: false, dora: false, layers, targets };
             let mut adaptation = Adaptation::new(backend, Layout::lora(&model.config, &shape), runs.len())?;
             for (index, run) in runs.iter().enumerate() {
                 adaptation.init_run(backend, index, run.seed)?;
@@ -62,7 +68,8 @@ impl AdapterSettings<'_> {
             None => {
                 let modules = Modules::List(self.target_modules.to_vec());
                 let config = LoraConfig::new(self.r, self.lora_alpha, modules);
-                AdapterConfig::Lora(LoraConfig { base_model_name_or_path, ..config })
+                let layers_to_transform = self.layers_to_transform.map(<[usize]>::to_vec);
+                AdapterConfig::Lora(LoraConfig { base_model_name_or_path, layers_to_transform, ..config })
             }
         }
     }

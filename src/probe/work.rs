@@ -69,6 +69,7 @@ struct AdapterKey {
     r: usize,
     lora_alpha: u64,
     target_modules: Vec<String>,
+    layers_to_transform: Option<Vec<usize>>,
 }
 
 /// The weights that prompts are read through.
@@ -107,6 +108,7 @@ impl TrainingKey {
             r: settings.r,
             lora_alpha: settings.lora_alpha.to_bits(),
             target_modules: settings.target_modules.clone(),
+            layers_to_transform: settings.layers_to_transform.clone(),
         };
         let hyperparameters = format!("{training:?}");
         let (examples, teachers) = (examples.to_vec(), teachers.to_vec());
@@ -155,7 +157,8 @@ impl AdapterKey {
 
     fn settings<'a>(&'a self, base: &'a str) -> AdapterSettings<'a> {
         let (lora_alpha, target_modules) = (f64::from_bits(self.lora_alpha), &self.target_modules[..]);
-        AdapterSettings { base, r: self.r, lora_alpha, target_modules }
+        let layers_to_transform = self.layers_to_transform.as_deref();
+        AdapterSettings { base, r: self.r, lora_alpha, target_modules, layers_to_transform }
     }
 }
 

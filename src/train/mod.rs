@@ -9,6 +9,7 @@ pub mod data;
 mod evaluate;
 pub mod examples;
 pub mod fit;
+mod frozen_states;
 pub mod generation_eval;
 pub mod log;
 pub mod mixture;

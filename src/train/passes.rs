@@ -48,6 +48,8 @@ pub struct Pass {
     pub lengths: Vec<usize>,
     /// The row of each one's teacher, of the pack or of a table; zeros without one.
     pub teachers: Vec<u32>,
+    /// Run, index in the run's data and rows, in the pack, of every sequence, without those of soft prompts.
+    pub sequences: Vec<(usize, usize, Vec<u32>)>,
 }
 
 impl Pass {
@@ -159,6 +161,12 @@ impl Packing {
         (rows, labels.count())
     }
 
+    /// The tokens of a run's sequence that become rows.
+    pub fn ids<'a>(&self, run: usize, sequence: &'a TrainSequence) -> &'a [u32] {
+        let prompt = if self.is_causal { 0 } else { self.prompt(run).rows };
+        &sequence.ids[..self.own_size(run, sequence).0 - prompt]
+    }
+
     /// Rows of a run's soft prompt that all its sequences in a pass share.
     fn shared_prompt(&self, run: usize) -> usize {
         if self.is_causal { self.prompt(run).rows } else { 0 }
@@ -241,6 +249,7 @@ impl Packing {
             runs: vec![],
             lengths: vec![],
             teachers: vec![],
+            sequences: vec![],
         };
         pass.lengths.resize(students, 0);
         let mut s = 0;
@@ -254,6 +263,8 @@ impl Packing {
                 for (row, target, of_teacher) in self.prompt(run).taught(&data[sequence]) {
                     *counts.entry((forest.row(s, row) as u32, target, teacher(s, of_teacher))).or_default() += 1;
                 }
+                let own = (prompt..self.shared_prompt(run) + rows).map(|row| forest.row(s, row) as u32);
+                pass.sequences.push((run, sequence, own.collect()));
                 s += 1;
             }
             for ((row, target, teacher), count) in counts {

@@ -42,6 +42,9 @@ pub struct TrainerOptions {
     /// Whether only the inputs of layers are saved for the backward, which computes each layer again: less memory for more
     /// time, and the same bits (default false).
     pub gradient_checkpointing: bool,
+    /// Whether the residual stream that enters the first adapted layer is kept from one epoch to the next, if it takes no more
+    /// memory than the activations of a pass: fewer layers to compute, and the same bits (default true).
+    pub keep_states: bool,
 }
 
 impl TrainerOptions {
@@ -58,7 +61,13 @@ impl TrainerOptions {
 
 impl Default for TrainerOptions {
     fn default() -> Self {
-        Self { dropout: 0.0, row_budget: ROW_BUDGET, neftune_noise_alpha: None, gradient_checkpointing: false }
+        Self {
+            dropout: 0.0,
+            row_budget: ROW_BUDGET,
+            neftune_noise_alpha: None,
+            gradient_checkpointing: false,
+            keep_states: true,
+        }
     }
 }
 

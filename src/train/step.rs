@@ -169,6 +169,9 @@ impl<B: Backend> Trainer<B> {
             Some(of) => Some(of.teacher(backend, &model.config, read.as_ref(), &pass, &shares)?),
             None => None,
         };
+        let known = self.frozen.as_ref().and_then(|frozen| frozen.rows(&pass));
+        let known = known.map(|rows| backend.index(&rows)).transpose()?;
+        input.start = self.frozen.as_ref().zip(known.as_ref()).map(|(frozen, rows)| frozen.start(rows));
         forward(backend, model, &mut self.acts, &input, self.state_losses.as_mut().zip(teacher.as_ref()))?;
         // The teachers' rows come last, and have no gradient.
         let students = match &pass.students {
@@ -204,6 +207,9 @@ impl<B: Backend> Trainer<B> {
             }
         };
         model.backward(backend, &mut self.acts, &mut self.grads, &input, &labels, request);
+        if let Some(frozen) = self.frozen.as_mut().filter(|_| known.is_none()) {
+            frozen.keep(backend, &self.acts, &pass)?;
+        }
         let parts = self.read_losses(backend, pass.rows.len())?;
         Ok(PassLosses { parts, runs: pass.runs, shares })
     }

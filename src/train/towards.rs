@@ -34,6 +34,8 @@ impl<B: Backend> Trainer<B> {
             let losses = StateLosses::new(backend, &model.config, objective.selection.clone(), labels)?;
             self.state_losses = Some(losses);
         }
+        // Losses of lower layers' states, and teachers in the pass, have all layers computed.
+        self.frozen = None;
         self.objective = Some(objective);
         Ok(self)
     }

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use super::data::TrainSequence;
+use super::frozen_states::{FrozenPlan, FrozenStates};
 use super::objective::Objective;
 use super::optim::Optimizer;
 use super::passes::{MIN_SHARED, Packing, PromptOffset, pass_size};
@@ -42,6 +43,8 @@ pub struct Trainer<B: Backend> {
     pub(super) d_prompts: B::Acc,
     /// Room for the noise of a pass `[N, E]`, if there is any.
     pub(super) noise: Option<B::Acc>,
+    /// What lower layers made of the sequences, if that is kept.
+    pub(super) frozen: Option<FrozenStates<B>>,
     pub(super) evaluator: Option<Evaluator<B>>,
     /// What is minimized, if not the cross-entropy alone.
     pub(super) objective: Option<Objective>,
@@ -84,6 +87,7 @@ impl<B: Backend> Trainer<B> {
         if let Some(layout) = trainable.layout().filter(|_| has_two_rates(&runs)) {
             optimizer.mark_fast(backend, &layout.ranges_of_b()?)?;
         }
+        let frozen = FrozenPlan::new(&model.config, &trainable, &packing, (&runs, options), rows);
         let runs = runs.into_iter().map(|run| {
             let total_steps = run.settings.total_steps(run.data.len());
             RunState::new(run, total_steps)
@@ -97,6 +101,7 @@ impl<B: Backend> Trainer<B> {
             acts: Activations::new(backend, &model.config, trainable.layout(), rows, options.save())?,
             grads: Gradients::new(backend, &model.config, rows, labels)?,
             d_prompts: backend.acc(trainable.materialized())?,
+            frozen: frozen.map(|plan| FrozenStates::new(backend, &model.config, plan, rows)).transpose()?,
             runs: runs.collect(),
             steps: 0,
             in_flight: VecDeque::new(),
@@ -148,6 +153,7 @@ impl<B: Backend> Trainer<B> {
             packing,
             options,
             trainable,
+            frozen: None,
             evaluator: None,
             objective: None,
             state_losses: None,
@@ -167,11 +173,15 @@ impl<B: Backend> Trainer<B> {
         element_sizes: (usize, usize),
     ) -> Result<([usize; 3], PassSize)> {
         let sizes = runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size));
-        let (rows, labels) = packing(trainable, options, config.is_causal)?.capacity(sizes);
+        let packing = packing(trainable, options, config.is_causal)?;
+        let (rows, labels) = packing.capacity(sizes);
         let (count, stride) = trainable.shape();
+        let frozen = FrozenPlan::new(config, trainable, &packing, (runs, options), rows);
+        let frozen = frozen.map_or(0, |plan| plan.elements(config, rows));
         let bytes = [
             Activations::<B>::bytes(config, trainable.layout(), rows, options.save(), element_sizes)
-                + options.neftune_noise_alpha.map_or(0, |_| rows * config.embed_size * element_sizes.0),
+                + options.neftune_noise_alpha.map_or(0, |_| rows * config.embed_size * element_sizes.0)
+                + frozen * element_sizes.0,
             Gradients::<B>::bytes(config, rows, labels, element_sizes),
             Optimizer::<B>::bytes(count, stride, element_sizes)
                 + (trainable.materialized() + if has_two_rates(runs) { stride } else { 0 }) * element_sizes.0,

@@ -175,6 +175,11 @@ fn ranks_and_alphas_by_pattern_are_written_as_peft_has_them() {
     let weights = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
     let adapted = |module: &str| weights.names().iter().any(|name| name.contains(module));
     assert_eq!(["q_proj", "k_proj", "v_proj", "o_proj"].map(adapted), [true, false, true, false]);
+    line(d, &format!("{TRAIN} --layers-to-transform 1 --target-modules all-linear --out {{}}/upper")).ok();
+    assert_eq!(config(&d.join("upper"))["layers_to_transform"], json!([1]));
+    let bytes = std::fs::read(d.join("upper/adapter_model.safetensors")).expect("weights");
+    let weights = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    assert!(weights.names().iter().all(|name| name.contains("layers.1.")) && weights.names().len() == 14);
     // The flags stand in the configuration that lies beside the adapter, which gives the same training.
     line(d, "train-lora --config {}/out/llamaprobe.yaml --out {}/again").ok();
     assert!(files(&d.join("out")) == files(&d.join("again")));
@@ -192,6 +197,9 @@ fn starts_and_rates_out_of_their_domain_name_their_flag() {
         ("--feedforward-modules down_proj", &["--feedforward-modules", "ia3"]),
         ("--use-dora --lora-dropout 0.1", &["--lora-dropout", "--use-dora", "0.1"]),
         ("--use-dora --init-lora-weights pissa", &["--init-lora-weights", "--use-dora", "pissa"]),
+        ("--layers-to-transform 7", &["--layers-to-transform", "layers below 2", "7"]),
+        ("--layers-to-transform 0 --target-modules .*q_proj", &["--target-modules", "--layers-to-transform", "q_proj"]),
+        ("--layers-to-transform 0 --peft-type ia3", &["--layers-to-transform", "ia3"]),
         ("--rank-pattern {\"v_proj\":1.5}", &["--rank-pattern", "1.5"]),
         ("--rank-pattern {\"nothing\":1}", &["rank-pattern", "nothing"]),
     ] {

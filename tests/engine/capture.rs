@@ -61,7 +61,8 @@ fn capture_names_the_setting_that_it_refuses() {
 fn capture_takes_the_memory_of_its_plan() {
     let backend = &mut Trace::new();
     let model: Model<Trace> = model(backend);
-    let shape = LoraShape { rank: 2, alpha: 4.0, rslora: false, dora: false, targets: vec![Projection::Q] };
+    let shape =
+        LoraShape { rank: 2, alpha: 4.0, rslora: false, dora: false, layers: None, targets: vec![Projection::Q] };
     let adaptation = Adaptation::new(backend, Layout::lora(&model.config, &shape), 1).expect("memory");
     let sites = [Site::Pattern, Site::Result, Site::Logits, Site::LoraDelta(Projection::Q), Site::ResidPost];
     for tokens in [Tokens::All, Tokens::Last] {

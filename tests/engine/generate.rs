@@ -183,8 +183,14 @@ fn stop_strings_cut_the_text() {
 fn generation_goes_through_the_adapter_of_each_row() {
     let backend = &mut Cpu::new(Dtype::F32);
     let model = tiny(backend);
-    let shape =
-        LoraShape { rank: 2, alpha: 32.0, rslora: false, dora: false, targets: vec![Projection::Q, Projection::V] };
+    let shape = LoraShape {
+        rank: 2,
+        alpha: 32.0,
+        rslora: false,
+        dora: false,
+        layers: None,
+        targets: vec![Projection::Q, Projection::V],
+    };
     for layout in [Layout::lora(&model.config, &shape), soft(&model)] {
         let mut adaptation = Adaptation::new(backend, layout, 2).expect("memory");
         for r in 0..2 {

@@ -135,7 +135,10 @@ fn branching(run: impl Fn(usize) -> Option<usize>) -> Vec<Sequence> {
 }
 
 fn lora(config: &ModelConfig, targets: &[Projection]) -> Layout {
-    Layout::lora(config, &LoraShape { rank: 3, alpha: 6.0, rslora: false, dora: false, targets: targets.to_vec() })
+    Layout::lora(
+        config,
+        &LoraShape { rank: 3, alpha: 6.0, rslora: false, dora: false, layers: None, targets: targets.to_vec() },
+    )
 }
 
 fn adapters<B: Backend>(backend: &mut B, layout: Layout, runs: usize) -> Adaptation<B> {
@@ -406,7 +409,7 @@ fn gradients_of_adapters(config: &str, (dropout, dora): (f64, bool), step: f64) 
     let backend = &mut Cpu::oracle();
     let (model, tuning) = random(backend, config);
     let targets = model.config.family.modules().to_vec();
-    let shape = LoraShape { rank: 3, alpha: 6.0, rslora: false, dora, targets };
+    let shape = LoraShape { rank: 3, alpha: 6.0, rslora: false, dora, layers: None, targets };
     let layout = Layout::lora(&model.config, &shape).with_prompt(2);
     let sequences = prompted();
     let task = Task { sequences: &sequences, dropout, edits: &[], save: Save::All };

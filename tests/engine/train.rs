@@ -6,6 +6,7 @@ use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::Planning;
 use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::trace::Trace;
 use llamaprobe::formats::safetensors::Checkpoint;
 use llamaprobe::model::{Adaptation, FullTuning, Layout, Model};
 use llamaprobe::train::data::TrainSequence;
@@ -317,11 +318,15 @@ fn trainer_plan_is_what_the_buffers_take() {
     let runs = different_runs();
     let seeds: Vec<u64> = runs.iter().map(|run| run.settings.seed).collect();
     let tuned = Trainable::Adapters(support::training::adaptation(backend, &model, &seeds));
+    let last =
+        support::training::adaptation_of(backend, &model, &seeds, Some(vec![model.config.num_hidden_layers - 1]));
     let options = TrainerOptions::default();
-    let (plan, _) = Trainer::plan(&model.config, &tuned, &runs, options, backend.element_sizes()).expect("a plan");
-    let before = backend.bytes();
-    let _trainer = Trainer::new(backend, &model, tuned, runs, options).expect("a trainer");
-    assert_eq!(plan.iter().sum::<usize>(), backend.bytes() - before);
+    for tuned in [tuned, Trainable::Adapters(last)] {
+        let (plan, _) = Trainer::plan(&model.config, &tuned, &runs, options, backend.element_sizes()).expect("a plan");
+        let before = backend.bytes();
+        let _trainer = Trainer::new(backend, &model, tuned, runs.clone(), options).expect("a trainer");
+        assert_eq!(plan.iter().sum::<usize>(), backend.bytes() - before);
+    }
 }
 
 #[test]
@@ -332,4 +337,51 @@ fn gradient_checkpointing_changes_nothing_but_memory() {
         let again = TrainerOptions { gradient_checkpointing: true, ..plain };
         assert!(outcome(backend, &runs, plain) == outcome(backend, &runs, again), "{plain:?}");
     }
+}
+
+/// A trainer of adapters in the last layer alone.
+fn trainer_of_last<B: Backend>(backend: &mut B, model: &Model<B>, runs: &[Run], options: TrainerOptions) -> Trainer<B> {
+    let seeds: Vec<u64> = runs.iter().map(|run| run.settings.seed).collect();
+    let last = model.config.num_hidden_layers - 1;
+    let adaptation = support::training::adaptation_of(backend, model, &seeds, Some(vec![last]));
+    Trainer::new(backend, model, Trainable::Adapters(adaptation), runs.to_vec(), options).expect("a trainer")
+}
+
+#[test]
+fn states_below_the_adapters_are_kept_and_change_no_bit() {
+    let runs = different_runs();
+    for dtype in [Dtype::F32, Dtype::BF16] {
+        let backend = &mut Cpu::new(dtype);
+        let mut model = model(backend);
+        for options in [
+            TrainerOptions::default(),
+            TrainerOptions { dropout: 0.3, row_budget: 40, ..Default::default() },
+            TrainerOptions { gradient_checkpointing: true, row_budget: 60, ..Default::default() },
+        ] {
+            let mut outcome = |keep_states: bool| {
+                let mut trainer = trainer_of_last(backend, &model, &runs, TrainerOptions { keep_states, ..options });
+                let reports = train(backend, &mut model, &mut trainer);
+                (reports, params(backend, &trainer))
+            };
+            assert!(outcome(true) == outcome(false), "{dtype:?}, {options:?}");
+        }
+    }
+}
+
+#[test]
+fn kept_states_spare_the_layers_below_after_the_first_epoch() {
+    let mut counts = Vec::new();
+    for keep_states in [true, false] {
+        let backend = &mut Trace::new();
+        let mut model = model(backend);
+        let options = TrainerOptions { keep_states, ..Default::default() };
+        let runs = [Run { data: data(1, 10), settings: RunSettings { accumulation: 1, ..settings(1) } }];
+        let mut trainer = trainer_of_last(backend, &model, &runs, options);
+        backend.clear();
+        train(backend, &mut model, &mut trainer);
+        counts.push(backend.ops().iter().filter(|op| **op == "attention_fwd").count());
+    }
+    // Five steps an epoch, three epochs; of the second and the third the last layer alone.
+    let depth = TinyModel::default().layers;
+    assert_eq!(counts, [5 * depth + 10, 15 * depth]);
 }

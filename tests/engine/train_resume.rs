@@ -38,8 +38,13 @@ fn runs() -> Vec<Run> {
 }
 
 /// Steps with dropout and noise, so that their draws must continue too.
-const OPTIONS: TrainerOptions =
-    TrainerOptions { dropout: 0.1, row_budget: 60, neftune_noise_alpha: Some(5.0), gradient_checkpointing: false };
+const OPTIONS: TrainerOptions = TrainerOptions {
+    dropout: 0.1,
+    row_budget: 60,
+    neftune_noise_alpha: Some(5.0),
+    gradient_checkpointing: false,
+    keep_states: true,
+};
 
 struct Training<'a> {
     dir: &'a Path,

@@ -51,8 +51,19 @@ pub fn settings(seed: u64) -> RunSettings {
 
 /// Adapters of q, v and down of rank 3, started from the runs' seeds.
 pub fn adaptation<B: Backend>(backend: &mut B, model: &Model<B>, seeds: &[u64]) -> Adaptation<B> {
+    adaptation_of(backend, model, seeds, None)
+}
+
+/// The same in some layers.
+pub fn adaptation_of<B: Backend>(
+    backend: &mut B,
+    model: &Model<B>,
+    seeds: &[u64],
+    layers: Option<Vec<usize>>,
+) -> Adaptation<B> {
     let targets = vec![Projection::Q, Projection::V, Projection::Down];
-    let layout = Layout::lora(&model.config, &LoraShape { rank: 3, alpha: 6.0, rslora: false, dora: false, targets });
+    let shape = LoraShape { rank: 3, alpha: 6.0, rslora: false, dora: false, layers, targets };
+    let layout = Layout::lora(&model.config, &shape);
     let mut adaptation = Adaptation::new(backend, layout, seeds.len()).expect("adapters");
     for (run, &seed) in seeds.iter().enumerate() {
         adaptation.init_run(backend, run, seed).expect("a start");

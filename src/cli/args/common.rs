@@ -160,4 +160,8 @@ pub struct LoraArgs {
         help_heading = "LoRA"
     )]
     pub target_modules: Option<Vec<String>>,
+    /// Layers to adapt: all, or a list such as 8,9 or 8-11 [default: all].
+    #[arg(long, value_name = "LAYERS", help_heading = "LoRA")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers_to_transform: Option<String>,
 }

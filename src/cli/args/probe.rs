@@ -60,7 +60,7 @@ fn further_arm(name: &str) -> Result<Arm, String> {
 }
 
 /// The flags of what a plan says.
-pub const OF_PLAN: [&str; 27] = [
+pub const OF_PLAN: [&str; 28] = [
     "task",
     "train",
     "test",
@@ -78,6 +78,7 @@ pub const OF_PLAN: [&str; 27] = [
     "r",
     "lora_alpha",
     "target_modules",
+    "layers_to_transform",
     "learning_rate",
     "epochs",
     "batch_size",

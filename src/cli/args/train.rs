@@ -144,6 +144,10 @@ pub struct TrainLoraArgs {
         help_heading = "LoRA"
     )]
     pub target_modules: Option<Vec<String>>,
+    /// Layers to adapt: all, or a list such as 8,9 or 8-11 [default: all].
+    #[arg(long, value_name = "LAYERS", help_heading = "LoRA")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers_to_transform: Option<String>,
     /// Number of seeds, counted up from --seed; one run for each.
     #[arg(long, default_value_t = 1)]
     #[serde(skip_serializing_if = "is_one")]

@@ -44,11 +44,11 @@ pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
 /// Refuses what only a LoRA has.
 fn deny_flags_of_lora(args: &TrainLoraArgs) -> Result<()> {
     let given = [
+        ("--layers-to-transform", args.layers_to_transform.is_some()),
         ("--r", args.r != [DEFAULT_R]),
         ("--lora-alpha", args.lora_alpha != [DEFAULT_LORA_ALPHA]),
         ("--use-rslora", args.use_rslora),
         ("--use-dora", args.use_dora),
-        ("--layers-to-transform", args.layers_to_transform.is_some()),
         ("--rank-pattern", args.rank_pattern.is_some()),
         ("--alpha-pattern", args.alpha_pattern.is_some()),
         ("--init-lora-weights", args.init_lora_weights != LoraInit::True),

@@ -36,6 +36,13 @@ pub fn finalize(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
+/// The 32 bits of a column of a row whose hash is `row`: what dropout and noise draw by. One output of SplitMix64 is two columns'.
+#[inline]
+pub fn column_draw(row: u64, column: usize) -> u32 {
+    let draw = splitmix64(row.wrapping_add((column as u64 / 2).wrapping_mul(GOLDEN_GAMMA)));
+    (draw >> (32 * (column % 2))) as u32
+}
+
 /// SHA-256 (FIPS 180-4) of the concatenated parts: for what must not be mistaken, such as a compiled kernel that goes
 /// to a driver. Parts are not told apart: hash their lengths too where that matters.
 pub fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 32] {

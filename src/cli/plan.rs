@@ -51,7 +51,7 @@ impl Plan {
         readbacks: Vec<usize>,
     ) -> Self {
         let bytes = Activations::<B>::bytes(config, layout, rows, Save::Layer, self.element_sizes);
-        let adapter = layout.map_or(0, |l| l.stride * self.element_sizes.0);
+        let adapter = layout.map_or(0, |layout| layout.bytes(1, self.element_sizes));
         let pass = PassSize { rows, readbacks, ..PassSize::default() };
         self.with("adapters", adapter).with("activations", bytes).own(backend, &pass)
     }
@@ -67,7 +67,7 @@ impl Plan {
     ) -> Self {
         let sizes = self.element_sizes;
         let pass = pass_size(config, Some(layout), runs, (rows, rows));
-        self.with("adapters", runs * layout.stride * sizes.0)
+        self.with("adapters", layout.bytes(runs, sizes))
             .with("activations", Activations::<B>::bytes(config, Some(layout), rows, Save::All, sizes))
             .with("gradients", Gradients::<B>::bytes(config, rows, rows, sizes))
             .with("optimiser", Optimizer::<B>::bytes(runs, layout.stride, sizes))

@@ -61,12 +61,7 @@ impl<B: Backend> Model<B> {
         let mut done = Vec::with_capacity(prompts.len());
         while done.len() < prompts.len() {
             let first = done.len();
-            // Sequences whose angles depend on how long they are have nothing in common.
-            let together = match self.config.scales_beyond() {
-                Some(_) => 1,
-                None => fitting(&lengths[first..], generation),
-            };
-            let last = first + together;
+            let last = first + fitting(&self.config, &lengths[first..], generation);
             let batch = Batch { model: self, adaptation, generation, plan, prompts: &prompts[first..last], first };
             done.extend(batch.run(backend, &sequences[first..last], on_token)?);
         }
@@ -100,26 +95,56 @@ pub fn decoder_bytes(
 ) -> (usize, usize) {
     let (mut most, mut first) = ((0, 0), 0);
     while first < lengths.len() {
-        let together = if config.scales_beyond().is_some() { 1 } else { fitting(&lengths[first..], generation) };
+        let together = fitting(config, &lengths[first..], generation);
         let batch = &lengths[first..first + together];
-        let (prompts, new) =
-            (batch.iter().sum::<usize>(), batch.iter().map(|&len| generation.limit(len)).sum::<usize>());
-        let positions = batch.iter().map(|&len| len + generation.limit(len)).max().unwrap_or(0);
-        let size = DecoderSize { rows: prompts, cache_rows: prompts + new, logit_rows: together, positions };
-        most = (most.0.max(size.bytes(config, layout, element_sizes)), most.1.max(prompts));
+        let size = decoder_size(config, batch.iter().sum(), batch, generation);
+        most = (most.0.max(size.bytes(config, layout, element_sizes)), most.1.max(size.rows));
         first += together;
     }
     most
 }
 
-/// How many of the first prompts of these lengths are continued together.
-fn fitting(lengths: &[usize], generation: &GenerationConfig) -> usize {
+/// How many of the first prompts of these lengths are continued together. Sequences whose angles depend on how long they are have
+/// nothing in common.
+fn fitting(config: &ModelConfig, lengths: &[usize], generation: &GenerationConfig) -> usize {
+    if config.scales_beyond().is_some() {
+        return 1;
+    }
     let mut rows = 0;
     let fits = lengths.iter().take_while(|&&len| {
         rows += len + generation.width() * generation.limit(len);
         rows <= generation.rows
     });
     fits.count().max(1)
+}
+
+/// What continuing prompts of these lengths, of `rows` rows together, has to have room for.
+fn decoder_size(config: &ModelConfig, rows: usize, lengths: &[usize], generation: &GenerationConfig) -> DecoderSize {
+    let limits = lengths.iter().map(|&len| generation.limit(len));
+    let hypotheses = limits.clone().filter(|&limit| limit > 0).count() * generation.width();
+    let positions = lengths.iter().zip(limits.clone()).map(|(len, limit)| len + limit).max().unwrap_or(0);
+    let mut size = DecoderSize {
+        rows: rows.max(hypotheses),
+        cache_rows: rows + limits.sum::<usize>() * generation.width(),
+        logit_rows: hypotheses,
+        positions,
+    };
+    // There all rows are computed again, and cached again.
+    if let Some(switch) = longrope_switch(config).filter(|&switch| lengths.iter().any(|&len| len < switch)) {
+        size.rows = size.rows.max(hypotheses * switch.min(positions));
+        size.cache_rows = size.cache_rows.max(hypotheses * positions);
+    }
+    size
+}
+
+/// The length at which all rows of a sequence are rotated anew, so that what is cached is of no more use: as Phi-3 does in
+/// transformers.
+fn longrope_switch(config: &ModelConfig) -> Option<usize> {
+    let longrope = |rope: &Rope| match rope.kind {
+        RopeKind::LongRope { original, .. } => Some(original + 1),
+        _ => None,
+    };
+    config.ropes().iter().filter_map(longrope).min()
 }
 
 /// Prompts that are continued together.
@@ -156,22 +181,15 @@ impl<B: Backend> Batch<'_, B> {
         // Every live hypothesis has its logits, in the order of prompts.
         let rows: Vec<usize> = (0..last.len()).filter(|&i| limits[i] > 0).map(|i| last[i]).collect();
         if !rows.is_empty() {
-            let hypotheses = rows.len() * generation.width();
-            let positions = sequences.iter().zip(&limits).map(|(s, limit)| s.tokens.len() + limit).max().unwrap_or(0);
-            let mut size = DecoderSize {
-                rows: prompts.pack.len().max(hypotheses),
-                cache_rows: prompts.pack.len() + limits.iter().sum::<usize>() * generation.width(),
-                logit_rows: hypotheses,
-                positions,
-            };
-            if let Some(switch) = self.switch().filter(|switch| sequences[0].tokens.len() < *switch) {
-                if positions >= switch && !generation.edits.is_empty() {
-                    let expected =
-                        format!("sequences that stay below {switch} tokens, where longrope rotates all rows anew");
-                    return Err(Error::argument("edits", expected, format!("one of up to {positions}")));
-                }
-                size.rows = size.rows.max(hypotheses * switch.min(positions));
-                size.cache_rows = size.cache_rows.max(hypotheses * positions);
+            let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();
+            let size = decoder_size(&self.model.config, prompts.pack.len(), &lengths, generation);
+            if let Some(switch) = longrope_switch(&self.model.config).filter(|switch| lengths[0] < *switch)
+                && size.positions >= switch
+                && !generation.edits.is_empty()
+            {
+                let expected =
+                    format!("sequences that stay below {switch} tokens, where longrope rotates all rows anew");
+                return Err(Error::argument("edits", expected, format!("one of up to {}", size.positions)));
             }
             let decoder = Decoder::new(backend, self.model, self.adaptation, size)?;
             let mut decoder = decoder.edited(backend, generation.edits)?;
@@ -187,16 +205,6 @@ impl<B: Backend> Batch<'_, B> {
         Ok(done)
     }
 
-    /// The length at which all rows of a sequence are rotated anew, so that what is cached is of no more use: as Phi-3 does in
-    /// transformers.
-    fn switch(&self) -> Option<usize> {
-        let longrope = |rope: &Rope| match rope.kind {
-            RopeKind::LongRope { original, .. } => Some(original + 1),
-            _ => None,
-        };
-        self.model.config.ropes().iter().filter_map(longrope).min()
-    }
-
     /// Passes and steps, until every search is over; the first pass is over `pack`, edited at `edited`, for the logits after
     /// `rows`.
     fn decode(
@@ -209,7 +217,7 @@ impl<B: Backend> Batch<'_, B> {
         on_token: &mut dyn FnMut(usize, u32),
     ) -> Result<()> {
         let mut append: Vec<usize> = (0..pack.segments().len()).collect();
-        let switch = self.switch();
+        let switch = longrope_switch(&self.model.config);
         let mut scratch = Scratch::default();
         while !rows.is_empty() {
             let logits = decoder.edited_pass(backend, &pack, &append, &rows, &edited)?;

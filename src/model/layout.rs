@@ -441,6 +441,12 @@ impl Layout {
         self.shapes[shape].lora[layer][target as usize].map_or(0, |site| site.rank)
     }
 
+    /// Bytes of the parameters and norms of `runs` runs; `element_sizes` as in
+    /// [`Planning::element_sizes`](crate::backend::Planning::element_sizes).
+    pub fn bytes(&self, runs: usize, element_sizes: (usize, usize)) -> usize {
+        runs * (self.stride + self.norms) * element_sizes.0
+    }
+
     /// The first layer that holds an adapter: the backward need go no further down.
     pub fn lowest(&self) -> Option<usize> {
         let adapts = |layer: &usize| Projection::ALL.iter().any(|&target| self.adapts(*layer, target));

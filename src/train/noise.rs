@@ -6,7 +6,7 @@
 //! [`Dropout`](crate::backend::ops::Dropout) are, so that it does not depend on the pack.
 
 use super::passes::Pass;
-use crate::hash::{GOLDEN_GAMMA, splitmix64};
+use crate::hash::{column_draw, splitmix64};
 use crate::pack::Token;
 
 /// Stands where [`Dropout::site`](crate::backend::ops::Dropout::site) numbers a projection.
@@ -37,9 +37,7 @@ impl Noise {
     }
 }
 
-/// A number from `[-1, 1)`, of 24 bits; a draw of 64 bits is two columns'.
+/// A number from `[-1, 1)`, of 24 bits.
 fn uniform(row: u64, column: usize) -> f32 {
-    let draw = splitmix64(row.wrapping_add((column as u64 / 2).wrapping_mul(GOLDEN_GAMMA)));
-    let bits = (draw >> (32 * (column % 2) + 8)) & 0xff_ffff;
-    bits as f32 / (1 << 23) as f32 - 1.0
+    (column_draw(row, column) >> 8) as f32 / (1 << 23) as f32 - 1.0
 }

@@ -14,7 +14,7 @@ use super::rows::accumulate;
 use super::simd::{self, Element, Float, multiversion};
 use crate::backend::HostSlice;
 use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraFwd, LoraOps, LoraSite, RunRange};
-use crate::hash::{GOLDEN_GAMMA, splitmix64};
+use crate::hash::{column_draw, splitmix64};
 use crate::pack::Pack;
 
 impl<A: Float> LoraOps for Cpu<A> {
@@ -198,7 +198,7 @@ fn add_survivors<A: Float>(out: &mut [A], x: &[A], mask: Mask<A>, column: usize)
     out.iter_mut().zip(x).enumerate().for_each(|(i, (o, &x))| *o += mask.apply(column + i, x));
 }
 
-/// Which columns of a row survive: a counter-based hash, one draw of 64 bits for two columns.
+/// Which columns of a row survive, by their [`column_draw`].
 #[derive(Clone, Copy)]
 struct Mask<A> {
     row: u64,
@@ -217,8 +217,6 @@ impl<A: Float> Mask<A> {
     }
 
     fn apply(self, column: usize, x: A) -> A {
-        let draw = splitmix64(self.row.wrapping_add((column as u64 / 2).wrapping_mul(GOLDEN_GAMMA)));
-        let draw = (draw >> (32 * (column % 2))) & 0xffff_ffff;
-        if draw < self.threshold { A::ZERO } else { x * self.scale }
+        if u64::from(column_draw(self.row, column)) < self.threshold { A::ZERO } else { x * self.scale }
     }
 }

@@ -24,7 +24,9 @@ use llamaprobe::arch::Dtype;
 use llamaprobe::backend::cpu::{CpuSettings, Isa};
 use llamaprobe::backend::ops::{AttentionDims, Cast};
 use llamaprobe::backend::{AccElement, Backend};
+use llamaprobe::formats::quantized::{QuantizedView, RowOrderView, ScalesView};
 use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};
+use llamaprobe::quantization::BlockFormat;
 
 /// The sizes of a model's layer and head.
 #[derive(Clone, Copy, Debug)]
@@ -238,6 +240,31 @@ pub fn compute<B: Backend>(b: &mut B, len: usize) -> B::Compute {
 pub fn weight<B: Backend>(b: &mut B, len: usize) -> B::Weight {
     let params = acc(b, len);
     b.trainable_weight(&params, 0, len).expect("memory for a bench")
+}
+
+/// A quantised weight of random codes, with scales of ordinary size.
+pub fn quantized(format: BlockFormat, [rows, columns]: [usize; 2]) -> QuantizedView {
+    let mut state = 1u64;
+    let mut codes: Vec<u8> = (0..format.code_bytes(rows, columns).expect("whole blocks"))
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        })
+        .collect();
+    // Where the scales lie among the codes, in f16.
+    let places: &[usize] = match format {
+        BlockFormat::Int8Rows | BlockFormat::Nf4 { .. } => &[],
+        BlockFormat::Q8_0 | BlockFormat::Q4_0 => &[0],
+        BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
+        BlockFormat::Q6K => &[208],
+    };
+    for block in codes.chunks_exact_mut(format.block_bytes()) {
+        places.iter().for_each(|&at| block[at..at + 2].copy_from_slice(&half::f16::from_f32(1e-3).to_le_bytes()));
+    }
+    let scales = vec![0.02; format.scale_count(rows, columns)];
+    let scales = if scales.is_empty() { ScalesView::Inline } else { ScalesView::Absmax(scales.into()) };
+    let (name, shape, stored_rows, order) = ("weight".to_owned(), [rows, columns], rows, RowOrderView::From(0));
+    QuantizedView { name, format, shape, stored_rows, codes: codes.into(), scales, order, rounding: None }
 }
 
 /// Bytes of `acc` elements of the accumulation dtype and `compute` of the compute dtype.

@@ -4,7 +4,12 @@ use criterion::{Criterion, Throughput};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::ops::{LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd};
 
-use crate::common::{self, acc, compute, shapes, time, weight};
+use llamaprobe::quantization::BlockFormat;
+
+use crate::common::{self, Group, acc, compute, quantized, shapes, time, weight};
+
+/// Those of quantised weights.
+const FORMATS: [BlockFormat; 4] = [BlockFormat::NF4, BlockFormat::Int8Rows, BlockFormat::Q8_0, BlockFormat::Q4K];
 
 pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
     let mut group = common::group(c, &format!("linear/{}", b.name()));
@@ -27,6 +32,14 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
                         b.linear_bwd_input(LinearBwdInput { d_x: &mut d_x, d_out, weight, dims, accumulate: false });
                     });
                 });
+                if rows == 1 || rows == 256 {
+                    for format in FORMATS.into_iter().filter(|_| shape.width % 256 == 0) {
+                        let dims = LinearDims { rows, input, output };
+                        // A device without kernels for them has none.
+                        let Ok(weight) = b.quantized_weight(&quantized(format, [output, input])) else { continue };
+                        quantized_weight(&mut group, b, &id, (&weight, format), dims);
+                    }
+                }
                 if shape.width > 1000 {
                     // Full tuning is for small models.
                     continue;
@@ -41,4 +54,26 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
         }
     }
     group.finish();
+}
+
+/// Forward and the gradient of the input, named after the format.
+fn quantized_weight<B: Backend>(
+    group: &mut Group<'_>,
+    b: &mut B,
+    id: &str,
+    (weight, format): (&B::Weight, BlockFormat),
+    dims: LinearDims,
+) {
+    let LinearDims { rows, input, output } = dims;
+    let (x, mut out) = (compute(b, rows * input), compute(b, rows * output));
+    let mut d_x = acc(b, rows * input);
+    group.bench(&format!("fwd_{format}"), id, |bench| {
+        time(bench, b, |b| b.linear_fwd(LinearFwd { out: &mut out, x: &x, weight, bias: None, dims }));
+    });
+    let d_out = &out;
+    group.bench(&format!("bwd_input_{format}"), id, |bench| {
+        time(bench, b, |b| {
+            b.linear_bwd_input(LinearBwdInput { d_x: &mut d_x, d_out, weight, dims, accumulate: false });
+        });
+    });
 }

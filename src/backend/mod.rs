@@ -17,6 +17,7 @@
 //! only on its own inputs (for attention: on its segment's path), bit for bit, whatever else is in the pack.
 
 use crate::Result;
+use crate::formats::quantized::QuantizedView;
 use crate::formats::safetensors::TensorView;
 use crate::pack::Pack;
 
@@ -122,6 +123,12 @@ pub trait Buffers {
     /// # Errors
     /// If the elements are no floating-point numbers, or there is no memory for them.
     fn weight(&mut self, view: &TensorView) -> Result<Self::Weight>;
+    /// A frozen weight that is quantised, `[rows, columns]`: its values are decoded to the compute dtype wherever they are read,
+    /// as if the file had those.
+    ///
+    /// # Errors
+    /// If its parts are not as long as its shape says, or the device has nothing that decodes.
+    fn quantized_weight(&mut self, view: &QuantizedView) -> Result<Self::Weight>;
     /// A weight to be trained: a copy of `len` elements of `params` from `offset` on, rounded to the compute dtype.
     ///
     /// # Errors

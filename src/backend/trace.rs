@@ -19,6 +19,7 @@
 use super::op::Op;
 use super::{Buffers, Capture, Captured, HostSlice, Len, OwnMemory, PassSize, Planning, Tensor, Transfer};
 use crate::Result;
+use crate::formats::quantized::QuantizedView;
 use crate::formats::safetensors::TensorView;
 use crate::pack::Pack;
 
@@ -147,6 +148,10 @@ impl Buffers for Trace {
     }
 
     fn weight(&mut self, view: &TensorView) -> Result<NullWeight> {
+        Ok(self.null_weight(view.len()))
+    }
+
+    fn quantized_weight(&mut self, view: &QuantizedView) -> Result<NullWeight> {
         Ok(self.null_weight(view.len()))
     }
 

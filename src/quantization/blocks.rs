@@ -3,11 +3,13 @@
 use half::f16;
 
 /// The f16 that lies at `at`, widened.
+#[inline(always)]
 fn scale(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
 /// `out [32] = ` the values of a block of `Q8_0`: the scale, 32 signed bytes.
+#[inline(always)]
 pub fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     let d = scale(block, 0);
     for (out, &code) in out.iter_mut().zip(&block[2..]) {
@@ -16,6 +18,7 @@ pub fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
 }
 
 /// `out [32] = ` the values of a block of `Q4_0`: the scale, then elements i and i + 16 in the halves of byte i.
+#[inline(always)]
 pub fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
     let d = scale(block, 0);
     let (low, high) = out.split_at_mut(16);
@@ -27,6 +30,7 @@ pub fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
 
 /// The scales and the minima of the 8 parts of a block of `Q4_K` or `Q5_K`, from its 12 bytes at 4: 6 bits each, those of
 /// the last four parts with their high bits above the first four's.
+#[inline(always)]
 pub fn scales_and_minima(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let (mut scales, mut minima) = ([0; 8], [0; 8]);
     for part in 0..4 {
@@ -40,6 +44,7 @@ pub fn scales_and_minima(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
 }
 
 /// Of each of the 8 parts of a block of `Q4_K` or `Q5_K` the factor and what is taken off.
+#[inline(always)]
 fn factors(block: &[u8]) -> [(f32, f32); 8] {
     let (d, dmin) = (scale(block, 0), scale(block, 2));
     let packed = block[4..16].try_into().expect("12 bytes");
@@ -49,6 +54,7 @@ fn factors(block: &[u8]) -> [(f32, f32); 8] {
 
 /// `out [256] = ` the values of a block of `Q4_K`: two scales, 12 bytes of scales and minima, and for each two parts of 32
 /// elements their codes in the halves of 32 bytes, the first part's low.
+#[inline(always)]
 pub fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
     let factors = factors(block);
     for (pair, (codes, out)) in block[16..].chunks_exact(32).zip(out.chunks_exact_mut(64)).enumerate() {
@@ -63,6 +69,7 @@ pub fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
 
 /// `out [256] = ` the values of a block of `Q5_K`: as `Q4_K`, with 32 bytes before the codes whose bit p is the fifth of
 /// part p's elements.
+#[inline(always)]
 pub fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     let factors = factors(block);
     let fifths = &block[16..48];
@@ -79,6 +86,7 @@ pub fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
 
 /// `out [256] = ` the values of a block of `Q6_K`: for each half of 128 elements 64 bytes with the low 4 bits, then for
 /// each half 32 bytes with the high 2, then 16 scales and one for all.
+#[inline(always)]
 pub fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let d = scale(block, 208);
     for (half, out) in out.chunks_exact_mut(128).enumerate() {

@@ -133,6 +133,7 @@ impl<'a> QuantizedMatrix<'a> {
     }
 
     /// The stored row that is row `row`.
+    #[inline(always)]
     pub fn stored_row(&self, row: usize) -> usize {
         match self.order {
             RowOrder::From(first) => first + row,
@@ -144,6 +145,7 @@ impl<'a> QuantizedMatrix<'a> {
     ///
     /// # Panics
     /// If the format is flattened.
+    #[inline(always)]
     pub fn row_codes(&self, row: usize) -> &'a [u8] {
         assert!(!self.format.flattened(), "row_codes: blocks of {} run over the ends of rows", self.format);
         let bytes = self.columns / self.format.block_values() * self.format.block_bytes();
@@ -154,6 +156,7 @@ impl<'a> QuantizedMatrix<'a> {
     ///
     /// # Panics
     /// If the scales lie among the codes.
+    #[inline(always)]
     pub fn absmax(&self, block: usize) -> f32 {
         match self.scales {
             Scales::Absmax(absmax) | Scales::Factor(absmax) => absmax[block],
@@ -168,6 +171,7 @@ impl<'a> QuantizedMatrix<'a> {
     ///
     /// # Panics
     /// If a row or a column is outside, or `out` is not as long as `columns`.
+    #[inline(always)]
     pub fn dequantize_row(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
         assert!(row < self.rows && columns.end <= self.columns, "dequantize_row: {row}, {columns:?}");
         assert_eq!(columns.len(), out.len(), "dequantize_row: columns and their values");
@@ -187,6 +191,7 @@ impl<'a> QuantizedMatrix<'a> {
         }
     }
 
+    #[inline(always)]
     fn int8(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
         let codes = &self.row_codes(row)[columns];
         let stored = self.stored_row(row);
@@ -203,6 +208,7 @@ impl<'a> QuantizedMatrix<'a> {
         }
     }
 
+    #[inline(always)]
     fn nf4(&self, size: usize, row: usize, columns: Range<usize>, out: &mut [f32]) {
         let mut at = self.stored_row(row) * self.columns + columns.start;
         let mut left = out;
@@ -222,6 +228,7 @@ impl<'a> QuantizedMatrix<'a> {
 }
 
 /// `out = ` elements `columns` of a row of blocks of `BYTES` bytes and `VALUES` elements.
+#[inline(always)]
 fn by_block<const BYTES: usize, const VALUES: usize>(
     codes: &[u8],
     columns: Range<usize>,

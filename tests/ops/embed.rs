@@ -3,12 +3,14 @@
 use llamaprobe::backend::ops::PromptSite;
 use llamaprobe::backend::{Backend, ops};
 use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};
+use llamaprobe::quantization::BlockFormat;
 
 use super::cases::{Case, Set};
 use super::device::{self, BEFORE, Given, Outputs, Refusal};
 use super::naive::Precision;
 use super::operation::{Array, Operation, Role, RowResults, acc, compute};
 use super::packs::{self, PROMPT, RUNS, VOCAB};
+use super::quantized;
 use super::simt::recorder::{Recorder, rows};
 use super::simt::tables;
 use super::simt::tape::Arg::{At, Float, Inside, Int, Long};
@@ -125,7 +127,59 @@ impl Operation for Embed {
     }
 }
 
-pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
+/// A quantised table -> out
+#[derive(Clone, Debug)]
+pub struct EmbedQuantized {
+    pub pack: Pack,
+    pub format: BlockFormat,
+    pub width: usize,
+    pub scale: f64,
+}
+
+impl Operation for EmbedQuantized {
+    fn inputs(&self) -> Vec<Array> {
+        vec![]
+    }
+
+    fn outputs(&self) -> Vec<Array> {
+        vec![acc("out", self.pack.len() * self.width)]
+    }
+
+    fn naive_forward(&self, p: Precision, _: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let table = quantized::values(self.format, [VOCAB, self.width]);
+        let rows = self.pack.tokens().iter().flat_map(|token| {
+            let Token::Id(t) = *token else { panic!("a virtual token") };
+            table[t as usize * self.width..][..self.width].iter().map(|&x| p.c(p.c(x) * p.c(self.scale)))
+        });
+        vec![rows.collect()]
+    }
+
+    fn forward<B: Backend>(&self, b: &mut B, _: &[Vec<f64>], out: &mut Outputs<B>) {
+        let table = &quantized::weight(b, self.format, [VOCAB, self.width]);
+        let pack = &b.pack(&self.pack).unwrap();
+        let (out, &Self { width, scale, .. }) = (&mut out.acc[0], self);
+        b.embed_fwd(ops::EmbedFwd { out, pack, table, prompt: None, width, scale });
+    }
+}
+
+/// Cases of quantised tables, for devices that decode them.
+fn quantized_cases<B: Backend>(b: &mut B) -> Vec<Case> {
+    if !quantized::decodes(b) {
+        return vec![];
+    }
+    let case = |(format, width, scale)| {
+        let op = EmbedQuantized { pack: packs::ragged(), format, width, scale };
+        Case::new(format!("embed {format} {width}"), op)
+    };
+    [(BlockFormat::NF4, 40, 1.0), (BlockFormat::Q8_0, 64, 8.0), (BlockFormat::Q6K, 256, 1.0)].map(case).into()
+}
+
+pub fn cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
+    let quantized = if set == Set::Small { quantized_cases(b) } else { vec![] };
+    [float_cases(set), quantized].concat()
+}
+
+fn float_cases(set: Set) -> Vec<Case> {
     match set {
         Set::Small => {
             let none = PromptSite { offset: 0, stride: 0, rows: 0 };

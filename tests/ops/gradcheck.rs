@@ -75,7 +75,7 @@ fn check<B: Backend<Element = f64>>(b: &mut B, case: &Case) {
             assert_eq!(second, gradient, "{name} must replace what is there");
         }
         // The one operation that can do either.
-        if matches!((&case.op, i), (Op::Linear(_), 0)) {
+        if matches!((&case.op, i), (Op::Linear(_) | Op::LinearQuantized(_), 0)) {
             assert!(close(accumulated[i].as_ref().unwrap(), &sums), "{name} must be added if asked to");
         }
     }

@@ -3,11 +3,13 @@
 use llamaprobe::backend::ops::LinearDims;
 use llamaprobe::backend::{Backend, ops};
 use llamaprobe::pack::Pack;
+use llamaprobe::quantization::BlockFormat;
 
 use super::cases::{Case, ROWS, Set};
 use super::device::{self, BEFORE, Given, Outputs, Refusal};
 use super::naive::{self, Precision};
 use super::operation::{Array, Factors, Operation, Role, RowResults, compute};
+use super::quantized;
 use super::simt::recorder::{Recorder, rows};
 use super::simt::tape::Arg::{At, Inside, Int};
 
@@ -102,7 +104,115 @@ impl Operation for Linear {
     }
 }
 
-pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
+/// x -> out, where the weight is quantised.
+#[derive(Clone, Debug)]
+pub struct LinearQuantized {
+    pub dims: LinearDims,
+    pub format: BlockFormat,
+}
+
+impl LinearQuantized {
+    fn shape(&self) -> [usize; 2] {
+        [self.dims.output, self.dims.input]
+    }
+
+    /// The values as the device has them.
+    fn values(&self, p: Precision) -> Vec<f64> {
+        quantized::values(self.format, self.shape()).into_iter().map(|x| p.c(x)).collect()
+    }
+}
+
+impl Operation for LinearQuantized {
+    fn factors(&self) -> Factors {
+        Factors::Weights
+    }
+
+    fn inputs(&self) -> Vec<Array> {
+        vec![compute("x", self.dims.rows * self.dims.input).gradient(Role::Acc)]
+    }
+
+    fn outputs(&self) -> Vec<Array> {
+        vec![compute("out", self.dims.rows * self.dims.output).gradient(Role::Compute)]
+    }
+
+    fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let out = naive::product(p, self.dims, &inputs[0], &self.values(p));
+        vec![out.into_iter().map(|x| p.c(x)).collect()]
+    }
+
+    fn naive_backward(&self, p: Precision, inputs: &[Vec<f64>], d_out: &[f64], d: &mut [Vec<f64>]) {
+        let (weight, d_x) = (self.values(p), std::mem::take(&mut d[0]));
+        let mut both = [d_x, vec![0.0; weight.len()]];
+        naive::product_backward(p, &mut both, self.dims, &[inputs[0].clone(), weight], d_out);
+        d[0] = std::mem::take(&mut both[0]);
+    }
+
+    fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
+        let (x, weight) = (device::compute(b, &inputs[0]), quantized::weight(b, self.format, self.shape()));
+        let out = &mut out.compute[0];
+        b.linear_fwd(ops::LinearFwd { out, x: &x, weight: &weight, bias: None, dims: self.dims });
+    }
+
+    fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
+        let (dims, accumulate) = (self.dims, given.accumulate);
+        let weight = &quantized::weight(b, self.format, self.shape());
+        let (d_out, mut d_x) = (&device::compute(b, &given.d_outputs[0]), device::acc(b, &given.start[0]));
+        b.linear_bwd_input(ops::LinearBwdInput { d_x: &mut d_x, d_out, weight, dims, accumulate });
+        vec![Some(device::read_acc(b, &d_x, given.len(0)))]
+    }
+
+    fn row_results(&self) -> Option<RowResults> {
+        Some(RowResults { inputs: &[0], gradients: &[true] })
+    }
+
+    fn select(&self, rows: &[usize], _: Option<Pack>) -> Option<Self> {
+        Some(Self { dims: LinearDims { rows: rows.len(), ..self.dims }, ..*self })
+    }
+}
+
+/// Cases of quantised weights, for devices that decode them.
+fn quantized_cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
+    use BlockFormat::{Int8Rows, Nf4, Q4_0, Q4K, Q5K, Q6K, Q8_0};
+    if !quantized::decodes(b) {
+        return vec![];
+    }
+    let shapes: &[(BlockFormat, usize, usize, usize)] = match set {
+        Set::Small => &[
+            (Int8Rows, 5, 7, 3),
+            (Nf4 { block: 64 }, 3, 35, 5),
+            (Q8_0, 2, 32, 3),
+            (Q4_0, 2, 32, 5),
+            (Q4K, 1, 256, 3),
+            (Q5K, 1, 256, 2),
+            (Q6K, 2, 256, 1),
+        ],
+        Set::Large => &[
+            (Int8Rows, 130, 33, 65),
+            (Nf4 { block: 64 }, 70, 288, 100),
+            (Nf4 { block: 64 }, 1, 1344, 70),
+            (Q8_0, 7, 608, 300),
+            (Q4_0, 9, 320, 65),
+            (Q4K, 7, 768, 100),
+            (Q5K, 70, 256, 65),
+            (Q6K, 70, 512, 33),
+        ],
+        Set::Rows => &[(Int8Rows, ROWS, 300, 41), (Nf4 { block: 64 }, ROWS, 704, 96), (Q4K, ROWS, 768, 70)],
+        Set::Forest => &[],
+    };
+    let case = |&(format, rows, input, output): &(BlockFormat, usize, usize, usize)| {
+        Case::new(
+            format!("linear {format} {rows}x{input}x{output}"),
+            LinearQuantized { dims: dims(rows, input, output), format },
+        )
+    };
+    shapes.iter().map(case).collect()
+}
+
+pub fn cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
+    [float_cases(set), quantized_cases(b, set)].concat()
+}
+
+fn float_cases(set: Set) -> Vec<Case> {
     let case =
         |name: &str, rows, input, output, bias| Case::new(name, Linear { dims: dims(rows, input, output), bias });
     match set {

@@ -31,8 +31,9 @@
 //! the rounding of the sums. For random operands, K = 64 to 4096, the rms of the errors is below 4e-6 of that of the
 //! result, 2.4e-6 with weights in bfloat16. What overflows bfloat16 (from 3.39e38 on) or is not finite makes NaN.
 //!
-//! Weights of another dtype are never expanded as a whole, but in blocks that stay in cache. With a few rows on the
-//! left nothing is packed: see [`skinny`]. (Goto and van de Geijn 2008 describe the loops around the tile.)
+//! Weights of another dtype, and quantised ones, are never expanded as a whole, but in blocks that stay in cache: packing decodes
+//! them. So a product with a quantised weight has the bits of that with its values, rounded to the compute dtype, in a file. With
+//! a few rows on the left nothing is packed: see [`skinny`]. (Goto and van de Geijn 2008 describe the loops around the tile.)
 //!
 //! The files, from the bottom: [`microkernel`] and `amx`, loops in registers; [`tile`], blocks of the result;
 //! [`operand`], matrices in memory; [`transpose`], [`packing`] and [`skinny`]; [`kernels`], which of them an instruction set
@@ -60,6 +61,7 @@ use super::aligned::AlignedVec;
 use super::parallel::{Shared, workers};
 use super::simd::{Float, Isa};
 use super::thread_pool::ThreadPool;
+use crate::backend::HostSlice;
 
 /// Rows of the left operand that are multiplied at once, at most: a block of their packed k, 672 x 320 numbers or 840 KiB,
 /// stays in the second-level cache of a core that has 1 MiB or more, as those with AVX-512 do.
@@ -279,17 +281,7 @@ impl<A: Float> Gemm<A> {
         // A line more, so that packed rows of deep blocks do not share sets of the cache.
         let row = if tiles.whole_lines { block + PAIR_STEP } else { DEPTH };
         let used = if m * n * k < SMALL { 1 } else { self.slots.len() };
-        let skinny = match pairs {
-            _ if right.transposed || split => None,
-            Some(_) => self.kernels.skinny_pairs.filter(|_| right.direct().is_some()),
-            None => {
-                let lines = self.kernels.skinny_lines.filter(|_| right.direct().is_some());
-                let pays = |skinny: &Skinny<A>| right.halves(k).is_some_and(|rows| m >= skinny.from || rows.aliased());
-                let halves = self.kernels.skinny_halves.filter(pays);
-                lines.or(halves).or(self.kernels.skinny.filter(|_| right.rounding.is_none()))
-            }
-        };
-        let skinny = skinny.filter(|skinny| m <= skinny.rows);
+        let skinny = if split { None } else { self.skinny_for(m, k, &right) };
         let small = if tiles.whole_lines { m >= MANY } else { n * k < m.min(CHUNK) * (n + k) };
         let right_in_vectors = right.transposed || n <= 2 * tiles.lanes || k < SHALLOW || small;
         let most = match tiles.whole_lines && !right_in_vectors {
@@ -302,7 +294,7 @@ impl<A: Float> Gemm<A> {
             let left = left.skip(first);
             let sink = &Below { first, sink };
             match skinny {
-                Some(skinny) => self.skinny(shape, used, skinny.kernel, left, right, sink),
+                Some(kernel) => self.skinny(shape, used, kernel, left, right, sink),
                 None if tiles.whole_lines && right_in_vectors => self.strips(shape, used, left, right, sink),
                 None if tiles.whole_lines => self.transposed_blocks(shape, used, left, right, sink),
                 None if right_in_vectors => self.right_in_vectors(shape, used, left, right, sink),
@@ -311,24 +303,56 @@ impl<A: Float> Gemm<A> {
         }
     }
 
-    /// A product of a few rows.
+    /// What multiplies `m` rows with an operand, if they are few, and whether it decodes what is quantised itself.
+    fn skinny_for(&self, m: usize, k: usize, right: &Operand<'_, A>) -> Option<(SkinnyKernel<A>, bool)> {
+        let few = |skinny: &Skinny<A>| m <= skinny.rows;
+        let KernelSet { skinny, skinny_lines, skinny_halves, skinny_pairs, skinny_decoding, .. } = self.kernels;
+        if right.transposed {
+            return None;
+        }
+        if let Some(decoding) =
+            skinny_decoding.filter(|decoding| right.pairs.is_some() && (decoding.takes)(right, 2 * k))
+            && few(&decoding.skinny)
+        {
+            return Some((decoding.skinny.kernel, true));
+        }
+        let is_there = right.is_quantized() || right.direct().is_some();
+        let chosen = match right.pairs {
+            Some(_) => skinny_pairs.filter(|_| is_there),
+            None if right.is_quantized() => skinny_lines,
+            None => {
+                let pays = |skinny: &Skinny<A>| right.halves(k).is_some_and(|rows| m >= skinny.from || rows.aliased());
+                let halves = skinny_halves.filter(pays);
+                skinny_lines.filter(|_| is_there).or(halves).or(skinny.filter(|_| right.rounding.is_none()))
+            }
+        };
+        chosen.filter(few).map(|skinny| (skinny.kernel, false))
+    }
+
+    /// A product of a few rows, by a kernel that decodes what is quantised or not.
     fn skinny(
         &mut self,
         shape: Shape<A>,
         used: usize,
-        kernel: SkinnyKernel<A>,
+        (kernel, decodes): (SkinnyKernel<A>, bool),
         left: Operand<'_, A>,
         right: Operand<'_, A>,
         sink: &dyn Sink<A>,
     ) {
         let Shape { m, n, k, block, .. } = shape;
-        let Self { pool, kernels, left: memory, slots, .. } = self;
+        let Self { isa, pool, kernels, left: memory, slots, .. } = self;
+        let isa = *isa;
         let memory = pack_left(pool, &mut slots[..used], kernels.transposer, memory, shape, left);
         workers(pool, &mut slots[..used], n.div_ceil(skinny::COLUMNS), |slot, task| {
             let column = task * skinny::COLUMNS;
             let columns = skinny::COLUMNS.min(n - column);
             let sums = slot.sums.grow(m * skinny::COLUMNS);
-            kernel(SkinnyProduct { sums, left: memory, right: right.skip(column), m, columns, k, block });
+            let right = right.skip(column);
+            let right = match right.is_quantized() && !decodes {
+                true => decoded(isa, &mut slot.right, right, [columns, k]),
+                false => right,
+            };
+            kernel(SkinnyProduct { sums, left: memory, right, m, columns, k, block });
             for (row, line) in sums.chunks_exact(skinny::COLUMNS).enumerate() {
                 sink.row(row, column, &line[..columns]);
             }
@@ -433,6 +457,23 @@ impl<A: Float> Gemm<A> {
     }
 }
 
+/// A quantised operand of `k` elements along k, decoded in `memory` as its product wants it.
+fn decoded<'a, A: Float>(
+    isa: Isa,
+    memory: &'a mut AlignedVec<A>,
+    operand: Operand<'_, A>,
+    [rows, k]: [usize; 2],
+) -> Operand<'a, A> {
+    // A line more, so that rows do not share sets of the cache.
+    let stride = k.next_multiple_of(PAIR_STEP) + PAIR_STEP;
+    let memory = memory.grow(rows * stride);
+    pack_rows(Transposer::plain(isa), (memory, stride), operand, rows, k);
+    match operand.pairs {
+        None => Operand::new(memory, stride),
+        Some(_) => Operand::host(HostSlice::Bf16(bytemuck::cast_slice(memory)), 2 * stride).in_pairs(2 * k),
+    }
+}
+
 /// Hands to a sink what was computed transposed: `out[row.., column..]`, of which element `(i, j)` is at `j * stride + i`.
 fn store_transposed<A: Float>(
     transposer: Transposer<A>,
@@ -511,3 +552,4 @@ fn pack_left_panels<'a, A: Float>(
 }
 
 mod tests;
+mod tests_quantized;

@@ -11,6 +11,7 @@ mod buffer;
 mod ceiling;
 mod context;
 mod cross_entropy;
+mod dequantize;
 mod distillation;
 mod edit;
 mod embed;
@@ -38,6 +39,7 @@ use super::profile::{OpSpan, Recorder};
 use super::{Buffers, Capture, Captured, HostSlice, Interrupt, OwnMemory, PassSize, Planning, Tensor, Transfer};
 use crate::Result;
 use crate::arch::Dtype;
+use crate::formats::quantized::QuantizedView;
 use crate::formats::safetensors::TensorView;
 use crate::pack::Pack;
 pub use buffer::HostBuffer;
@@ -158,6 +160,10 @@ impl<A: Float> Buffers for Cpu<A> {
 
     fn weight(&mut self, view: &TensorView) -> Result<Weight> {
         Weight::mapped(view, self.dtype)
+    }
+
+    fn quantized_weight(&mut self, view: &QuantizedView) -> Result<Weight> {
+        Weight::quantized(view, self.dtype)
     }
 
     fn trainable_weight(&mut self, params: &Vec<A>, offset: usize, len: usize) -> Result<Weight> {

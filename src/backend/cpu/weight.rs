@@ -2,11 +2,15 @@
 
 use super::aligned::AlignedVec;
 use super::buffer::HostBuffer;
+use super::dequantize::dequantize;
 use super::gemm::Operand;
+use super::gemm::operand::Elements;
 use super::simd::{self, Float, Isa};
 use crate::arch::Dtype;
 use crate::backend::{HostSlice, Len};
+use crate::formats::quantized::QuantizedView;
 use crate::formats::safetensors::TensorView;
+use crate::quantization::QuantizedMatrix;
 use crate::{Error, Result};
 
 /// A weight of the checkpoint, or one that is trained.
@@ -20,6 +24,8 @@ enum Store {
     /// In the file, its dtype and alignment checked.
     Mapped(TensorView, Dtype),
     Owned(HostBuffer),
+    /// Where its bytes are, its parts checked.
+    Quantized(QuantizedView),
 }
 
 impl Weight {
@@ -49,6 +55,19 @@ impl Weight {
         Ok(Self { store: Store::Mapped(view.clone(), stored), rounding: (!exact).then_some(compute) })
     }
 
+    /// A quantised weight where its bytes are: its values are decoded whenever they are read, and rounded to the compute dtype.
+    ///
+    /// # Errors
+    /// If its parts are not as long as its shape says.
+    pub fn quantized(view: &QuantizedView, compute: Dtype) -> Result<Self> {
+        view.check().map_err(|error| {
+            let message = format!("{}: {error}", view.name);
+            Error::Device { device: "cpu".to_string(), op: "weight", message }
+        })?;
+        let rounding = matches!(compute, Dtype::BF16 | Dtype::F16).then_some(compute);
+        Ok(Self { store: Store::Quantized(view.clone()), rounding })
+    }
+
     /// A weight of the backend's own, `params` rounded to the compute dtype.
     ///
     /// # Errors
@@ -69,13 +88,15 @@ impl Weight {
                 let params = &params[..own.len()];
                 simd::narrow_into(isa, own, params);
             }
-            Store::Mapped(view, _) => panic!("refresh_weight: {} is frozen", view.name),
+            Store::Mapped(TensorView { name, .. }, _) | Store::Quantized(QuantizedView { name, .. }) => {
+                panic!("refresh_weight: {name} is frozen")
+            }
         }
     }
 
-    fn view(&self) -> HostSlice<'_> {
+    fn elements(&self) -> Elements<'_> {
         const CHECKED: &str = "dtype and alignment were checked when the weight was made";
-        match &self.store {
+        Elements::Floats(match &self.store {
             Store::Owned(own) => own.view(),
             Store::Mapped(view, dtype) => match dtype {
                 Dtype::F64 => HostSlice::F64(view.as_slice().expect(CHECKED)),
@@ -83,17 +104,31 @@ impl Weight {
                 Dtype::BF16 => HostSlice::Bf16(view.as_slice().expect(CHECKED)),
                 Dtype::F16 => HostSlice::F16(view.as_slice().expect(CHECKED)),
             },
-        }
+            Store::Quantized(view) => return Elements::Quantized(view.matrix()),
+        })
     }
 
     /// As the operand of a product, `[_, stride]`.
+    ///
+    /// # Panics
+    /// If it is quantised, in rows of another length.
     pub fn operand<A: Float>(&self, stride: usize) -> Operand<'_, A> {
-        Operand::host(self.view(), stride).rounded(self.rounding.map(simd::rounding)).of_weight()
+        let operand = match self.elements() {
+            Elements::Floats(elements) => Operand::host(elements, stride).of_weight(),
+            Elements::Quantized(matrix) => {
+                assert!(matrix.columns == stride, "cpu: rows of {stride} of a quantised matrix of {}", matrix.columns);
+                Operand::quantized(matrix)
+            }
+        };
+        operand.rounded(self.rounding.map(simd::rounding))
     }
 
     /// `out = ` the elements from `from` on.
     pub fn read<A: Float>(&self, isa: Isa, out: &mut [A], from: usize) {
-        simd::read(isa, out, self.view(), from);
+        match self.elements() {
+            Elements::Floats(elements) => simd::read(isa, out, elements, from),
+            Elements::Quantized(matrix) => read_quantized(isa, out, &matrix, from),
+        }
         if let Some(dtype) = self.rounding {
             simd::rounding(dtype)(isa, out);
         }
@@ -112,6 +147,20 @@ impl Len for Weight {
         match &self.store {
             Store::Owned(own) => own.len(),
             Store::Mapped(view, _) => view.len(),
+            Store::Quantized(view) => view.len(),
         }
+    }
+}
+
+/// `out = ` the elements of all rows from `from` on, as many at once as stay in the first-level cache.
+fn read_quantized<A: Float>(isa: Isa, mut out: &mut [A], matrix: &QuantizedMatrix<'_>, mut from: usize) {
+    let mut wide = [0.0f32; 1024];
+    while !out.is_empty() {
+        let (row, column) = (from / matrix.columns, from % matrix.columns);
+        let len = out.len().min(wide.len()).min(matrix.columns - column);
+        let (part, rest) = out.split_at_mut(len);
+        dequantize(isa, &mut wide[..len], matrix, row, column);
+        simd::read(isa, part, HostSlice::F32(&wide), 0);
+        (out, from) = (rest, from + len);
     }
 }

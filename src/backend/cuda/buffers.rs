@@ -3,10 +3,11 @@
 use super::memory::{AccBuffer, ComputeBuffer};
 use super::pack::{DeviceTables, Index};
 use super::{Cuda, load, rows};
-use crate::Result;
 use crate::backend::Buffers;
+use crate::formats::quantized::QuantizedView;
 use crate::formats::safetensors::TensorView;
 use crate::pack::Pack;
+use crate::{Error, Result};
 
 impl Buffers for Cuda {
     type Acc = AccBuffer;
@@ -39,6 +40,11 @@ impl Buffers for Cuda {
     fn weight(&mut self, view: &TensorView) -> Result<ComputeBuffer> {
         let weight = load::weight(&mut self.cx, view);
         self.cx.attributed(weight)
+    }
+
+    fn quantized_weight(&mut self, view: &QuantizedView) -> Result<ComputeBuffer> {
+        let found = format!("{} ({})", view.format, view.name);
+        Err(Error::unsupported("quantised weights on CUDA", found, "weights of F64, F32, BF16, F16"))
     }
 
     fn trainable_weight(&mut self, params: &AccBuffer, offset: usize, len: usize) -> Result<ComputeBuffer> {

@@ -40,6 +40,7 @@ pub mod naive;
 pub mod operation;
 pub mod packs;
 pub mod parity;
+pub mod quantized;
 #[path = "../../simt/mod.rs"]
 pub mod simt;
 
@@ -65,9 +66,9 @@ macro_rules! with_operations {
             cross_entropy { Logits CrossEntropy }
             distillation { StateLoss KlLoss }
             edit { Edit }
-            embed { Embed }
+            embed { Embed EmbedQuantized }
             layer_norm { LayerNorm }
-            linear { Linear }
+            linear { Linear LinearQuantized }
             lora { Lora LoraDelta }
             position { Position }
             rms_norm { RmsNorm RmsNormCompute }

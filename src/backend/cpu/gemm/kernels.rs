@@ -9,7 +9,7 @@ use super::super::isa::{InstructionSet, Isa};
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::microkernel;
-use super::skinny::{Skinny, skinny_f32, skinny_halves, skinny_lines, skinny_pairs};
+use super::skinny::{Decoding, Skinny, skinny_decoding, skinny_f32, skinny_halves, skinny_lines, skinny_pairs};
 use super::tile::Tiles;
 use super::transpose::Transposer;
 
@@ -36,6 +36,8 @@ pub struct KernelSet<A> {
     pub skinny_halves: Option<Skinny<A>>,
     /// The same in pairs.
     pub skinny_pairs: Option<Skinny<A>>,
+    /// For a few rows in pairs, whose other operand is quantised.
+    pub skinny_decoding: Option<Decoding<A>>,
 }
 
 /// An accumulation dtype with kernels for its products: `f32` and `f64`.
@@ -146,6 +148,7 @@ impl Kernels for f32 {
             skinny_lines: skinny_lines(isa),
             skinny_halves: skinny_halves(isa),
             skinny_pairs: skinny_pairs(isa),
+            skinny_decoding: skinny_decoding(isa),
         }
     }
 }
@@ -160,6 +163,7 @@ impl Kernels for f64 {
             skinny_lines: None,
             skinny_halves: None,
             skinny_pairs: None,
+            skinny_decoding: None,
         }
     }
 }

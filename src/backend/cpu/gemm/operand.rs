@@ -6,11 +6,30 @@ use super::super::simd::{Element, Float, Isa};
 use super::microkernel::PAIR_STEP;
 use super::tile::BroadcastOperand;
 use crate::backend::HostSlice;
+use crate::quantization::QuantizedMatrix;
+
+/// The elements of an operand.
+#[derive(Clone, Copy)]
+pub enum Elements<'a> {
+    /// Numbers, one after another.
+    Floats(HostSlice<'a>),
+    /// Those of a quantised matrix, row after row: they are decoded where they are packed.
+    Quantized(QuantizedMatrix<'a>),
+}
+
+impl Elements<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Floats(data) => data.len(),
+            Self::Quantized(matrix) => matrix.rows * matrix.columns,
+        }
+    }
+}
 
 /// A matrix `[rows, k]` in memory.
 #[derive(Clone, Copy)]
 pub struct Operand<'a, A> {
-    pub(super) data: HostSlice<'a>,
+    pub(super) data: Elements<'a>,
     pub(super) from: usize,
     pub(super) stride: usize,
     pub(super) transposed: bool,
@@ -41,6 +60,15 @@ impl<'a, A: Float> Operand<'a, A> {
 
     /// As [`new`](Self::new), for elements of whatever type.
     pub fn host(data: HostSlice<'a>, stride: usize) -> Self {
+        Self::of(Elements::Floats(data), stride)
+    }
+
+    /// A weight that is quantised: element `(i, k)` is `(i, k)` of the matrix.
+    pub fn quantized(matrix: QuantizedMatrix<'a>) -> Self {
+        Self::of(Elements::Quantized(matrix), matrix.columns).of_weight()
+    }
+
+    fn of(data: Elements<'a>, stride: usize) -> Self {
         Self { data, from: 0, stride, transposed: false, rounding: None, pairs: None, weight: false }
     }
 
@@ -84,7 +112,12 @@ impl<'a, A: Float> Operand<'a, A> {
     }
 
     pub(super) fn is_bf16(&self) -> bool {
-        matches!(self.data, HostSlice::Bf16(_))
+        matches!(self.data, Elements::Floats(HostSlice::Bf16(_)))
+    }
+
+    /// Whether its elements must be decoded.
+    pub(super) fn is_quantized(&self) -> bool {
+        matches!(self.data, Elements::Quantized(_))
     }
 
     /// Its elements where they lie, if the tiles can broadcast them from there.
@@ -92,18 +125,19 @@ impl<'a, A: Float> Operand<'a, A> {
         if let Some(Pairs { k, .. }) = self.pairs {
             // A tile reads whole steps, in vectors of pairs.
             let whole = !self.transposed && k.is_multiple_of(2 * PAIR_STEP) && self.stride.is_multiple_of(2);
-            let HostSlice::Bf16(data) = self.data else { return None };
+            let Elements::Floats(HostSlice::Bf16(data)) = self.data else { return None };
             let data = if whole { as_pairs(&data[self.from.min(data.len())..])? } else { return None };
             return Some(BroadcastOperand { data, row: self.stride / 2, k: 1 });
         }
-        let data = if self.rounding.is_none() { A::same(self.data)? } else { return None };
+        let Elements::Floats(data) = self.data else { return None };
+        let data = if self.rounding.is_none() { A::same(data)? } else { return None };
         let (row, k) = if self.transposed { (1, self.stride) } else { (self.stride, 1) };
         Some(BroadcastOperand { data: &data[self.from.min(data.len())..], row, k })
     }
 
     /// Its elements two by two, if they are bfloat16, to be taken as they are, and each of the rows of `k` is made of whole twos.
     pub(super) fn halves(&self, k: usize) -> Option<BroadcastOperand<'a, A>> {
-        let HostSlice::Bf16(data) = self.data else { return None };
+        let Elements::Floats(HostSlice::Bf16(data)) = self.data else { return None };
         let as_they_are = !self.transposed && self.rounding.is_none() && self.pairs.is_none();
         let whole = k.is_multiple_of(2) && self.stride.is_multiple_of(2);
         let data = if as_they_are && whole { as_pairs(&data[self.from.min(data.len())..])? } else { return None };

@@ -4,9 +4,10 @@
 //! one after the other, the last of one vector if that is enough.
 
 pub mod pairs;
+pub mod quantized;
 
 use super::super::simd::{Element, Float, Visit, multiversion};
-use super::operand::Operand;
+use super::operand::{Elements, Operand};
 use super::transpose::Transposer;
 
 /// Packs `count` rows of `depth` elements at distance `row`.
@@ -18,10 +19,14 @@ pub fn pack_rows<A: Float>(
     depth: usize,
 ) {
     let isa = transposer.isa();
+    let data = match from.data {
+        Elements::Floats(data) => data,
+        Elements::Quantized(matrix) => return quantized::pack_rows(isa, (to, row), &matrix, from, count, depth),
+    };
     if let Some(k) = from.pairs {
-        return pairs::pack_rows(isa, (bytemuck::cast_slice_mut(to), row), from, count, depth, k);
+        return pairs::pack_rows(isa, (bytemuck::cast_slice_mut(to), row), (from, data), count, depth, k);
     }
-    A::visit(from.data, Packing { transposer, layout: Layout::Rows(row), to, from, count, depth });
+    A::visit(data, Packing { transposer, layout: Layout::Rows(row), to, from, count, depth });
     if let Some(round) = from.rounding {
         to.chunks_mut(row).take(count).for_each(|row| round(isa, &mut row[..depth]));
     }
@@ -36,10 +41,16 @@ pub fn pack_panels<A: Float>(
     count: usize,
     depth: usize,
 ) {
+    let data = match from.data {
+        Elements::Floats(data) => data,
+        Elements::Quantized(matrix) => {
+            return quantized::pack_panels(transposer, lanes, to, &matrix, from, [count, depth]);
+        }
+    };
     if let Some(k) = from.pairs {
-        return pairs::pack_panels(transposer, lanes, to, from, [count, depth], k);
+        return pairs::pack_panels(transposer, lanes, to, (from, data), [count, depth], k);
     }
-    A::visit(from.data, Packing { transposer, layout: Layout::Panels(lanes), to, from, count, depth });
+    A::visit(data, Packing { transposer, layout: Layout::Panels(lanes), to, from, count, depth });
     if let Some(round) = from.rounding {
         round(transposer.isa(), &mut to[..count.next_multiple_of(lanes) * depth]);
     }

@@ -3,14 +3,19 @@
 //! Packing would cost as much as the product, so the weights go from memory straight into registers, where squares of
 //! them are transposed. An element of the result is the same chain of multiply-adds in the order of k as elsewhere. Threads
 //! share the columns, [`COLUMNS`] at a time. What lies in elements of four bytes goes by [`lines`]: with AVX-512 up to 8 rows, since
-//! the 16 that the tiles would take are then no faster.
+//! the 16 that the tiles would take are then no faster. What is quantised is decoded first, [`COLUMNS`] at a time, or by [`blocks`] in
+//! registers.
 
+#[cfg(target_arch = "x86_64")]
+mod blocks;
 #[cfg(target_arch = "x86_64")]
 mod lines;
 
 use super::super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::super::{isa::InstructionSet, simd::Element, simd::Float, simd::Visit};
+#[cfg(target_arch = "x86_64")]
+use super::operand::Elements;
 use super::operand::Operand;
 #[cfg(target_arch = "x86_64")]
 use super::tile::{BroadcastOperand, DEPTH};
@@ -53,12 +58,25 @@ pub struct Skinny<A> {
     pub kernel: SkinnyKernel<A>,
 }
 
+/// What computes products with quantised operands as they are.
+#[derive(Clone, Copy)]
+pub struct Decoding<A> {
+    /// The kernel.
+    pub skinny: Skinny<A>,
+    /// Whether it computes that with such an operand of so many elements along k.
+    pub takes: fn(&Operand<'_, A>, usize) -> bool,
+}
+
 /// For operands of any dtype, if the instruction set has something for it.
 pub fn skinny_f32(isa: Isa) -> Option<Skinny<f32>> {
     #[cfg(target_arch = "x86_64")]
     if isa.set() != InstructionSet::Plain {
         // The CPU has AVX2 and FMA, which all others include.
-        return Some(Skinny { rows: ROWS, from: 1, kernel: |product| f32::visit(product.right.data, Avx2(product)) });
+        let kernel = |product: SkinnyProduct<'_, f32>| match product.right.data {
+            Elements::Floats(data) => f32::visit(data, Avx2(product)),
+            Elements::Quantized(_) => panic!("skinny: an operand that was not decoded"),
+        };
+        return Some(Skinny { rows: ROWS, from: 1, kernel });
     }
     let _ = isa;
     None
@@ -112,6 +130,19 @@ pub fn skinny_pairs(isa: Isa) -> Option<Skinny<f32>> {
     #[cfg(target_arch = "x86_64")]
     if isa.set() == InstructionSet::Avx512Bf16 {
         return in_lines!(direct, 1, pairs_avx512, 1: 1 2 3 4 5 6 7 8);
+    }
+    let _ = isa;
+    None
+}
+
+/// For quantised operands that it [takes](Decoding::takes), in pairs of bfloat16: they are decoded in registers.
+pub fn skinny_decoding(isa: Isa) -> Option<Decoding<f32>> {
+    #[cfg(target_arch = "x86_64")]
+    if isa.set() == InstructionSet::Avx512Bf16 {
+        return Some(Decoding {
+            skinny: Skinny { rows: blocks::ROWS, from: 1, kernel: blocks::multiply },
+            takes: blocks::takes,
+        });
     }
     let _ = isa;
     None

@@ -13,7 +13,7 @@ const PROMISED: [f64; 2] = [4e-6, 2e-5];
 /// The same where the weights are bfloat16.
 const PROMISED_OF_BF16: [f64; 2] = [2.4e-6, 1e-5];
 
-fn numbers(count: usize, seed: u64) -> Vec<f64> {
+pub(super) fn numbers(count: usize, seed: u64) -> Vec<f64> {
     let mut state = seed;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -22,11 +22,11 @@ fn numbers(count: usize, seed: u64) -> Vec<f64> {
     (0..count).map(|_| next()).collect()
 }
 
-fn stored<A: Float, S: Element<A>>(x: &[f64]) -> Vec<S> {
+pub(super) fn stored<A: Float, S: Element<A>>(x: &[f64]) -> Vec<S> {
     x.iter().map(|&x| S::narrow(A::from_f64(x))).collect()
 }
 
-fn run<A: Float>(gemm: &mut Gemm<A>, [m, n, k]: [usize; 3], left: Operand<A>, right: Operand<A>) -> Vec<A> {
+pub(super) fn run<A: Float>(gemm: &mut Gemm<A>, [m, n, k]: [usize; 3], left: Operand<A>, right: Operand<A>) -> Vec<A> {
     let mut out = vec![A::from_f64(f64::NAN); m * n];
     let shared = Shared::new(&mut out);
     gemm.product([m, n, k], left, right, &|row, column, x: &[A]| {

@@ -14,7 +14,7 @@ use crate::backend::HostSlice;
 pub fn pack_rows<A: Float>(
     isa: Isa,
     (to, row): (&mut [bf16], usize),
-    from: Operand<'_, A>,
+    (from, data): (Operand<'_, A>, HostSlice<'_>),
     count: usize,
     depth: usize,
     of: Pairs,
@@ -22,7 +22,7 @@ pub fn pack_rows<A: Float>(
     assert!(!from.transposed, "pack: rows in pairs that are not contiguous along k");
     for (i, row) in to.chunks_mut(2 * row).take(count).enumerate() {
         let (row, behind) = row[..2 * depth].split_at_mut(of.k.min(2 * depth));
-        read(isa, row, from.skip(i), of.rest);
+        read::<A>(isa, row, (data, from.skip(i).from), of.rest);
         behind.fill(bf16::ZERO);
     }
 }
@@ -32,7 +32,7 @@ pub fn pack_panels<A: Float>(
     transposer: Transposer<A>,
     lanes: usize,
     to: &mut [A],
-    from: Operand<'_, A>,
+    (from, data): (Operand<'_, A>, HostSlice<'_>),
     [count, depth]: [usize; 2],
     Pairs { k, rest }: Pairs,
 ) {
@@ -40,10 +40,7 @@ pub fn pack_panels<A: Float>(
     let k = k.min(2 * depth);
     let to = &mut to[..count.next_multiple_of(lanes) * depth];
     if from.transposed {
-        return A::visit(
-            from.data,
-            Columns { isa, lanes, to: bytemuck::cast_slice_mut(to), from, count, depth, k, rest },
-        );
+        return A::visit(data, Columns { isa, lanes, to: bytemuck::cast_slice_mut(to), from, count, depth, k, rest });
     }
     for first in (0..count).step_by(2 * lanes) {
         let (from, count) = (from.skip(first), (count - first).min(2 * lanes));
@@ -52,13 +49,13 @@ pub fn pack_panels<A: Float>(
         if count < width || k < 2 * depth {
             panel.fill(A::ZERO);
         }
-        if let Some(pairs) = whole_pairs(&from, k).filter(|_| !rest) {
+        if let Some(pairs) = whole_pairs(&from, data, k).filter(|_| !rest) {
             transposer.transpose(panel, width, pairs, from.stride / 2, [count, k / 2]);
             continue;
         }
         let mut row = [bf16::ZERO; 2 * DEPTHS];
         for column in 0..count {
-            read(isa, &mut row[..k], from.skip(column), rest);
+            read::<A>(isa, &mut row[..k], (data, from.skip(column).from), rest);
             let pairs = bytemuck::cast_slice_mut::<A, [bf16; 2]>(panel).chunks_exact_mut(width);
             row[k..(k + 1).min(2 * DEPTHS)].fill(bf16::ZERO);
             pairs.zip(row.as_chunks().0).take(k.div_ceil(2)).for_each(|(to, &pair)| to[column] = pair);
@@ -67,16 +64,16 @@ pub fn pack_panels<A: Float>(
 }
 
 /// The elements as the pairs that they are in memory, if every row begins with a whole one and ends with one.
-fn whole_pairs<'a, A: Float>(from: &Operand<'a, A>, k: usize) -> Option<&'a [A]> {
-    match from.data {
+fn whole_pairs<'a, A: Float>(from: &Operand<'_, A>, data: HostSlice<'a>, k: usize) -> Option<&'a [A]> {
+    match data {
         HostSlice::Bf16(x) if k.is_multiple_of(2) && from.stride.is_multiple_of(2) => as_pairs(&x[from.from..]),
         _ => None,
     }
 }
 
-/// `to = ` the first elements of the operand, which are contiguous, or their rest.
-fn read<A: Float>(isa: Isa, to: &mut [bf16], from: Operand<'_, A>, rest: bool) {
-    A::visit(from.data, Narrowing { isa, to, from: from.from, rest });
+/// `to = ` the elements from `from` on, or their rests.
+fn read<A: Float>(isa: Isa, to: &mut [bf16], (data, from): (HostSlice<'_>, usize), rest: bool) {
+    A::visit(data, Narrowing { isa, to, from, rest });
 }
 
 struct Narrowing<'a> {

@@ -7,7 +7,8 @@
 //   lora_bwd_xa      d_xa [N, R] = scale * B^T d_y [N, output]
 //   lora_bwd_params  d_params: B += scale * d_y^T xa, A += d_xa^T drop(x), of all runs
 //   lora_bwd_x       d_x [N, input] += drop(A^T d_xa)
-// Rows of the base model are left alone: the host fills xa and out with zeros first.
+// Rows of the base model are left alone: the host fills xa and out with zeros first. The backward of lora_delta is bwd_xa (whose
+// d_xa is then filled so too) and bwd_params with an input of no columns.
 //
 // drop(x) keeps an element, times keep_scale = 1 / (1 - p), unless the hash of (seeds [runs], site, keys [N] of the row,
 // column) is less than threshold = p * 2^32: the same decisions as on the CPU. No dropout: seeds null, keep_scale 1.

@@ -18,7 +18,7 @@ pub fn run(args: &MergeArgs) -> Result<(), Failure> {
         return Err(Error::argument("--adapter", "an adapter to merge", "none").into());
     };
     let modules = match &adapter {
-        Adapter::Lora(lora) => lora.modules.len(),
+        Adapter::Lora(lora) => lora.modules.len() + lora.tables.len(),
         Adapter::Ia3(ia3) => ia3.modules.len(),
         Adapter::Prompt(prompt) => {
             let expected = "a LoRA or an IA3 (a soft prompt lies before every sequence, in no weight)";
@@ -39,7 +39,15 @@ pub fn run(args: &MergeArgs) -> Result<(), Failure> {
     };
     let dtype = args.dtype.chosen();
     let source = Source::new(&files.config, &files.checkpoint)?;
-    pretrained::write(&args.out, beside, dtype, |weights| merge::write(&source, &adapter, dtype, weights))?;
+    let untied = merge::unties(&source, &adapter);
+    if untied {
+        log::warn!(
+            "{}: tie_word_embeddings: false, since the adapter changes the embedding table or the head alone",
+            args.out.display()
+        );
+    }
+    let changed = pretrained::Changed { dtype, untied };
+    pretrained::write(&args.out, beside, changed, |weights| merge::write(&source, &adapter, dtype, weights))?;
     if args.json {
         return output::json(&json!({ "out": args.out, "modules": modules }));
     }

@@ -10,14 +10,14 @@ use super::args::{CheckpointArgs, CommonArgs, LoraArgs, OptimArgs, Pattern, Regu
 use super::output;
 use crate::arch::{Dtype, Family, ModelConfig};
 use crate::backend::Backend;
-use crate::formats::adapter::{self, Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, Slot};
+use crate::formats::adapter::{self, Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, Slot, TableLora};
 use crate::formats::atomic;
 use crate::formats::embedded;
 use crate::formats::hub::{self, CacheEnv};
 use crate::formats::safetensors::Checkpoint;
 use crate::formats::tokenizer::Tokenizer;
 use crate::hooks::site;
-use crate::model::Source;
+use crate::model::{Source, lora_start};
 use crate::train::checkpoint;
 use crate::train::schedule::Warmup;
 use crate::train::settings::{Length, RunSettings};
@@ -191,7 +191,19 @@ pub fn adapter(given: Option<&Path>, model: &ModelFiles) -> Result<Option<Adapte
     if given.is_none() {
         log::warn!("{}: applied, since --model has it", dir.join("adapter_config.json").display());
     }
-    Adapter::read(dir, &model.config).map(Some)
+    let adapter = Adapter::read(dir, &model.config)?;
+    check_base(&adapter, model)?;
+    Ok(Some(adapter))
+}
+
+/// Refuses an adapter whose file has another base model's tables of tokens.
+pub fn check_base(adapter: &Adapter, model: &ModelFiles) -> Result<()> {
+    match adapter {
+        Adapter::Lora(lora) if !lora.tables.is_empty() => {
+            lora_start::check_base(lora, &Source::new(&model.config, &model.checkpoint)?)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// `--target-modules`: a list of names, `all-linear`, or a regular expression; the family's own choice if not given.
@@ -263,8 +275,10 @@ pub fn zero_adapter(config: LoraConfig, model: &ModelConfig) -> Result<LoraAdapt
         let magnitude = config.use_dora.then(|| vec![0.0; output]);
         LoraModule { layer, target, r, scale, a: vec![0.0; r * input], b: vec![0.0; output * r], magnitude }
     };
-    let modules = config.slots(model.family, model.num_hidden_layers)?.into_iter().map(zeros).collect();
-    Ok(LoraAdapter { config, family: model.family, head_dim: model.head_dim, modules })
+    let slots = config.slots(model.family, model.num_hidden_layers)?;
+    let modules = slots.blocks.into_iter().map(zeros).collect();
+    let tables = slots.tables.into_iter().map(|slot| TableLora::zeros(slot, model)).collect();
+    Ok(LoraAdapter { config, family: model.family, head_dim: model.head_dim, modules, tables })
 }
 
 /// The settings of a run as the optimiser's flags ask for, validated, with a learning rate of their list.

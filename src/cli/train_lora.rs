@@ -174,6 +174,9 @@ fn pairs<T: Copy + Into<Value>>(entries: &[(String, T)]) -> Value {
 fn init(args: &TrainLoraArgs, files: &ModelFiles, asked: LoraConfig) -> Result<LoraAdapter> {
     let Some(path) = &args.training.init_adapter else { return resolve::zero_adapter(asked, &files.config) };
     let init = LoraAdapter::read(resolve::trained_adapter("init_adapter", path)?, &files.config)?;
+    if !init.tables.is_empty() {
+        lora_start::check_base(&init, &Source::new(&files.config, &files.checkpoint)?)?;
+    }
     let slots = |config: &LoraConfig| config.slots(files.config.family, files.config.num_hidden_layers).ok();
     if slots(&asked) != slots(&init.config) || asked.use_dora != init.config.use_dora {
         let LoraConfig { r, lora_alpha, .. } = init.config;

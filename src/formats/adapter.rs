@@ -7,6 +7,7 @@
 //! are errors, and so is every field that asks for something that PEFT 0.21 computes and this library does not. What PEFT
 //! passes over with a warning (a field of another release, an entry of `target_modules` that names nothing) is one here.
 
+mod beside;
 mod card;
 mod config;
 mod directory;
@@ -18,12 +19,13 @@ mod prompt;
 mod selection;
 mod weights;
 
+pub use beside::{Table, TableLora, TableSlot};
 pub use directory::{FILES, base_model, files, is_adapter};
 pub use ia3::{Ia3Adapter, Ia3Config, Ia3Module};
 pub use modules::{Module, ModuleKind};
 pub use names::{missing_level, of_images, todays_name};
 pub use prompt::{EncoderShape, EncoderState, PromptAdapter, PromptConfig, PromptKind, Reparameterization};
-pub use selection::{InitLoraWeights, LoraConfig, Modules, Slot};
+pub use selection::{InitLoraWeights, LoraConfig, Modules, Slot, Slots};
 pub use weights::open as open_weights;
 
 /// An adapter of any kind.
@@ -238,6 +240,8 @@ pub struct LoraAdapter {
     pub head_dim: usize,
     /// Modules, by layer, then in the family's order.
     pub modules: Vec<LoraModule>,
+    /// The adapted tables of tokens: the embedding table, then the head.
+    pub tables: Vec<TableLora>,
 }
 
 impl LoraAdapter {
@@ -248,6 +252,7 @@ impl LoraAdapter {
     /// If the modules or their sizes are others.
     pub fn since(&self, start: &[LoraModule]) -> Self {
         assert!(start.len() == self.modules.len(), "since: {} of {} modules", start.len(), self.modules.len());
+        assert!(self.tables.is_empty(), "since: a table of tokens has no start of this kind");
         let doubled = |(now, before): (&LoraModule, &LoraModule)| {
             assert!((now.a.len(), now.b.len()) == (before.a.len(), before.b.len()), "since: modules of two sizes");
             let rows = now.b.chunks_exact(now.r).zip(before.b.chunks_exact(now.r));
@@ -256,6 +261,6 @@ impl LoraAdapter {
         };
         let modules = self.modules.iter().zip(start).map(doubled).collect();
         let config = LoraConfig { init_lora_weights: InitLoraWeights::True, ..self.config.doubled() };
-        Self { config, modules, ..*self }
+        Self { config, modules, tables: Vec::new(), ..*self }
     }
 }

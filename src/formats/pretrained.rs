@@ -57,15 +57,24 @@ pub fn beside(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     Ok(found)
 }
 
-/// Writes a directory with the files of `beside` and the weights that `weights` writes to the path it is given, of
-/// `dtype` where that is another than the configuration's.
+/// What the configuration of a model's new weights says otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Their dtype, where it is another.
+    pub dtype: Option<Dtype>,
+    /// Whether the head is no longer tied to the embedding table.
+    pub untied: bool,
+}
+
+/// Writes a directory with the files of `beside`, the configuration with what has `changed`, and the weights that `weights`
+/// writes to the path it is given.
 ///
 /// # Errors
 /// `dir` is there and not empty; a configuration that is no JSON object; the file system refuses.
 pub fn write(
     dir: &Path,
     mut beside: BTreeMap<String, Vec<u8>>,
-    dtype: Option<Dtype>,
+    changed: Changed,
     weights: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
     // What lies there may be the base model itself, or another that took weeks.
@@ -73,7 +82,7 @@ pub fn write(
         return Err(Error::argument("out", format!("a new or empty directory, {}", dir.display()), other));
     }
     if let Some(config) = beside.get_mut(CONFIG) {
-        *config = configured(&dir.join(CONFIG), config, dtype)?;
+        *config = configured(&dir.join(CONFIG), config, changed)?;
     }
     beside.retain(|name, _| is_beside(name));
     atomic::replace_dir(dir, &[], |stage| {
@@ -82,15 +91,24 @@ pub fn write(
     })
 }
 
-/// The configuration for weights of another dtype, under the usual name.
-fn configured(path: &Path, text: &[u8], dtype: Option<Dtype>) -> Result<Vec<u8>> {
+/// The configuration for new weights, under the usual name.
+fn configured(path: &Path, text: &[u8], Changed { dtype, untied }: Changed) -> Result<Vec<u8>> {
     let mut config: Value = serde_json::from_slice(text).map_err(Error::file(path))?;
     let Some(map) = config.as_object_mut() else {
         return Err(Error::field(path, "the file", "an object", "something else"));
     };
     let renamed = map.shift_remove("transformers_weights").is_some();
-    if dtype.is_none() && !renamed {
+    if dtype.is_none() && !renamed && !untied {
         return Ok(text.to_vec());
+    }
+    if untied {
+        const TIED: &str = "tie_word_embeddings";
+        // A model of texts and images says it for its parts too.
+        let parts = map.iter_mut().filter(|(key, _)| key.ends_with("_config"));
+        for part in parts.filter_map(|(_, part)| part.as_object_mut()) {
+            part.get_mut(TIED).into_iter().for_each(|value| *value = json!(false));
+        }
+        map.insert(TIED.to_owned(), json!(false));
     }
     if let Some(dtype) = dtype {
         let name = json!(match dtype {

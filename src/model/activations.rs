@@ -6,6 +6,7 @@ use super::layout::Layout;
 use super::norm::Stats;
 use super::output_rows::{OutputRows, output_row};
 use super::rope::RopeTable;
+use super::tables::EmbedLora;
 use crate::Result;
 use crate::arch::{Mlp, ModelConfig, NormPlacement, Projection, QkNorm, Rope, RopeKind};
 use crate::backend::trace::Trace;
@@ -149,6 +150,10 @@ pub struct Activations<B: Backend> {
     pub final_norm: B::Compute,
     pub(super) final_stats: Stats<B>,
     pub(super) embedding: Option<EmbeddingStage<B>>,
+    /// Of a LoRA of the embedding table.
+    pub(super) embed_lora: Option<EmbedLora<B>>,
+    /// Whether the adapters of the last forward adapt the head.
+    pub(super) adapts_head: bool,
     pub(super) resid: Vec<B::Acc>,
     pub(super) layers: Vec<LayerActivations<B>>,
     /// The layer whose buffers were filled last.
@@ -200,6 +205,8 @@ impl<B: Backend> Activations<B> {
             rows,
             save,
             embedding,
+            embed_lora: EmbedLora::new(backend, config, layout, n)?,
+            adapts_head: false,
             final_norm: backend.compute(n * c)?,
             final_stats: Stats::new(backend, config, n)?,
             resid,

@@ -1,15 +1,17 @@
 //! Adapters of many runs, stacked in one flat buffer `[runs, stride]`.
 
+use std::sync::Arc;
+
 use super::Model;
 use super::activations::some;
-use super::layout::{AdaptedModule, Layout, ScaledModule, Shape};
+use super::layout::{AdaptedModule, Layout, ScaledModule, Shape, one_run};
 use super::lora_start;
 use crate::arch::{ModelConfig, Projection};
-use crate::backend::ops::{Cast, RunRange, WeightNorm};
+use crate::backend::ops::{Cast, LoraSite, RunRange, WeightNorm};
 use crate::backend::{AccElement, Backend};
 use crate::formats::adapter::{
     Adapter, AdapterConfig, Ia3Adapter, Ia3Config, Ia3Module, LoraAdapter, LoraConfig, LoraModule, PromptAdapter,
-    PromptConfig, PromptKind,
+    PromptConfig, PromptKind, Table, TableLora,
 };
 use crate::random::Rng;
 use crate::{Error, Result};
@@ -26,6 +28,8 @@ pub struct Adaptation<B: Backend> {
     pub prompts: Vec<usize>,
     /// Where all runs began, where the base model is without it (PiSSA): taken away from what they have learnt.
     start: Vec<LoraModule>,
+    /// The base model's tables of tokens as files of the adapters have them, by `Table as usize`.
+    base_tables: [Option<Arc<Vec<f32>>>; 2],
     /// Norms of the rows of the weights that have a magnitude `[runs, norms of a run]`, and whether they are those of the
     /// present parameters.
     norms: Option<(B::Acc, bool)>,
@@ -43,7 +47,7 @@ impl<B: Backend> Adaptation<B> {
         let prompts = vec![layout.prompt.map_or(0, |site| site.rows); runs];
         let prefix = layout.prefix.map(|_| backend.compute(runs * layout.stride)).transpose()?;
         let norms = some(layout.norms > 0, || backend.acc(runs * layout.norms))?.map(|norms| (norms, false));
-        Ok(Self { layout, runs, params, prompts, start: Vec::new(), norms, prefix })
+        Ok(Self { layout, runs, params, prompts, start: Vec::new(), base_tables: [None, None], norms, prefix })
     }
 
     /// The same where all runs begin at `start` over a base model that is without it: read out, adapters are for the base
@@ -190,6 +194,7 @@ impl<B: Backend> Adaptation<B> {
     pub fn of_adapters(backend: &mut B, model: &Model<B>, adapters: &[LoraAdapter]) -> Result<Self> {
         let config = &model.config;
         let first = adapters.first().ok_or_else(|| Error::argument("adapters", "at least one", "none"))?;
+        one_run(config, first, adapters.len())?;
         let mut adaptation = Self::new(backend, Layout::of_adapter(config, first)?, adapters.len())?;
         for (run, adapter) in adapters.iter().enumerate() {
             adaptation.set_run(backend, config, run, adapter)?;
@@ -216,7 +221,29 @@ impl<B: Backend> Adaptation<B> {
                 return Err(Error::argument(name, ours, found));
             }
         }
+        for at in Table::ALL {
+            let describe = |site: Option<LoraSite>| match site {
+                Some(site) => format!("rank {}, scale {}", site.rank, site.scale),
+                None => "no adapter".to_owned(),
+            };
+            let (ours, found) = (describe(shape.table(at)), describe(theirs.table(at)));
+            if ours != found {
+                return Err(Error::argument(format!("adapter module {}", config.family.table_path(at)), ours, found));
+            }
+        }
         let mut values = vec![B::Element::default(); self.layout.stride];
+        for table in &adapter.tables {
+            let site = shape.table(table.at).expect("adaptation: compared above");
+            let mut set = |at: usize, from: &mut dyn Iterator<Item = f32>| {
+                values[at..].iter_mut().zip(from).for_each(|(v, x)| *v = B::Element::from_f64(f64::from(x)));
+            };
+            match table.at {
+                Table::Embed => set(site.a, &mut transposed(&table.a, site.rank)),
+                Table::Head => set(site.a, &mut table.a.iter().copied()),
+            }
+            set(site.b, &mut table.b.iter().copied());
+            self.base_tables[table.at as usize] = table.base.clone();
+        }
         for module in &adapter.modules {
             let ours = shape.modules().find(|ours| ours.is(module.layer, module.target));
             let ours = ours.expect("adaptation: compared above");
@@ -321,7 +348,8 @@ impl<B: Backend> Adaptation<B> {
     /// If the device fails.
     pub fn adapter(&self, backend: &mut B, run: usize, config: &LoraConfig) -> Result<LoraAdapter> {
         let values = self.download_run(backend, run)?;
-        let matrix = |from: usize, len: usize| values[from..from + len].iter().map(|x| x.to_f64() as f32).collect();
+        let matrix =
+            |from: usize, len: usize| -> Vec<f32> { values[from..from + len].iter().map(|x| x.to_f64() as f32).collect() };
         let modules =
             self.layout.shape(run).modules().map(|AdaptedModule { layer, target, lora, magnitude }| LoraModule {
                 layer,
@@ -332,8 +360,21 @@ impl<B: Backend> Adaptation<B> {
                 b: matrix(lora.b, lora.output * lora.rank),
                 magnitude: magnitude.map(|site| matrix(site.at, site.width)),
             });
+        let table = |at: Table| {
+            let site = self.layout.shape(run).table(at)?;
+            let a = matrix(site.a, site.rank * site.input);
+            Some(TableLora {
+                at,
+                r: site.rank,
+                scale: site.scale,
+                a: if at == Table::Embed { transposed(&a, site.input).collect() } else { a },
+                b: matrix(site.b, site.output * site.rank),
+                base: self.base_tables[at as usize].clone(),
+            })
+        };
+        let tables = Table::ALL.into_iter().filter_map(table).collect();
         let Layout { family, head_dim, .. } = self.layout;
-        let adapter = LoraAdapter { config: config.clone(), family, head_dim, modules: modules.collect() };
+        let adapter = LoraAdapter { config: config.clone(), family, head_dim, modules: modules.collect(), tables };
         Ok(if self.start.is_empty() { adapter } else { adapter.since(&self.start) })
     }
 
@@ -358,4 +399,10 @@ impl<B: Backend> Adaptation<B> {
         self.refresh(backend);
         Ok(())
     }
+}
+
+/// The elements of a matrix of so many rows, column after column.
+fn transposed(matrix: &[f32], rows: usize) -> impl Iterator<Item = f32> {
+    let columns = matrix.len() / rows;
+    (0..columns).flat_map(move |column| matrix.iter().skip(column).step_by(columns).copied())
 }

@@ -33,7 +33,7 @@ impl<B: Backend> Model<B> {
         assert!(!input.pack.has_cached(), "backward: cached segments have no backward");
         assert!(n <= grads.rows, "backward: {n} rows in scratch for {}", grads.rows);
         assert!(labels.count <= grads.labels, "backward: {} labels in scratch for {}", labels.count, grads.labels);
-        let whole = request.d_embed || request.d_weights.is_some() || input.has_prompt();
+        let whole = request.d_embed || request.d_weights.is_some() || input.has_prompt() || input.adapts_embedding();
         let lowest = if whole { 0 } else { self.lowest(input) };
         let start = input.start.as_ref().map_or(0, |start| start.layer);
         assert!(start <= lowest, "backward: down to layer {lowest} of a pass that starts at layer {start}");

@@ -100,7 +100,8 @@ impl<B: Backend> Block<'_, B> {
         for (shape, site) in adaptation.layout.sites(self.layer, target) {
             let xa = adapters.xa[target as usize].get_mut(shape).and_then(Option::as_mut);
             let xa = xa.expect("forward: the buffers were planned with this layout");
-            backend.lora_fwd(LoraFwd { y: &mut *out, xa, x, params, pack, site, dropout });
+            let y = Some(&mut *out);
+            backend.lora_fwd(LoraFwd { y, xa, x, params, pack, site, dropout });
             taps.tap(backend, Site::LoraA(target), Tensor::Acc(xa), site.rank)?;
         }
         for site in adaptation.layout.scales(self.layer, target) {

@@ -35,7 +35,7 @@ impl DecoderSize {
             let mut acts = Activations::new(device, config, layout, self.rows, Save::Layer)?;
             acts.reserve_positions(device, self.positions)?;
             KvCache::new(device, config.num_hidden_layers, self.cache_rows, config.kv_width())?;
-            LogitBuffers::new(device, config, self.logit_rows)
+            LogitBuffers::new(device, config, layout, self.logit_rows)
         })
     }
 }
@@ -68,7 +68,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
         let mut acts = Activations::new(backend, config, layout, size.rows, Save::Layer)?;
         acts.reserve_positions(backend, size.positions)?;
         let cache = KvCache::new(backend, config.num_hidden_layers, size.cache_rows, config.kv_width())?;
-        let buffers = LogitBuffers::new(backend, config, size.logit_rows)?;
+        let buffers = LogitBuffers::new(backend, config, layout, size.logit_rows)?;
         let logits = vec![B::Element::default(); size.logit_rows * config.vocab_size];
         Ok(Self { model, adaptation, edits: None, acts, cache, buffers, logits })
     }
@@ -131,7 +131,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
         input.edits = edits.as_ref();
         let cache = Cache { cache: &mut self.cache, append };
         self.model.forward(backend, &mut self.acts, &input, Some(cache), &mut NoTaps)?;
-        self.model.logits_on_device(backend, &self.acts, rows, &mut self.buffers)?;
+        self.model.logits_on_device(backend, &self.acts, Some(&input), rows, &mut self.buffers)?;
         let logits = &mut self.logits[..rows.len() * self.model.config.vocab_size];
         backend.download(logits, &self.buffers.logits, 0)?;
         backend.sync()?;

@@ -317,7 +317,7 @@ impl<B: Backend> LogitLosses<B> {
         Ok(Self {
             losses: backend.acc(labels)?,
             temperature,
-            student: LogitBuffers::new(backend, config, rows)?,
+            student: LogitBuffers::new(backend, config, None, rows)?,
             teacher: backend.acc(logits)?,
             d_logits: backend.compute(logits)?,
             d_x: backend.acc(inputs)?,

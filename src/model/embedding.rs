@@ -33,6 +33,7 @@ impl<B: Backend> Model<B> {
         let (pack, table) = (input.device, &self.weights.embed);
         let scale = config.embed_scale;
         backend.embed_fwd(EmbedFwd { out: &mut *embedded, pack, table, prompt, width, scale });
+        self.adapt_embedding(backend, acts.embed_lora.as_mut(), embedded, input)?;
         if let Some(EmbedNoise { values, rows }) = &input.noise {
             backend.scatter_add(ScatterAdd { d_x: &mut *embedded, d_out: values, rows, width });
         }
@@ -102,6 +103,7 @@ impl<B: Backend> Model<B> {
             let d_out = grads.d_embed();
             backend.embed_bwd_prompt(EmbedBwdPrompt { d_prompt: &mut **d_params, d_out, pack, site, width });
         }
+        self.embed_lora_backward(backend, acts.embed_lora.as_ref(), grads, input, request);
         if let Some((d_table, offset)) = request.weight(ParamId::Embed) {
             let (d_out, scale) = (grads.d_embed(), config.embed_scale);
             backend.embed_bwd_table(EmbedBwdTable { d_table, offset, d_out, pack, width, scale });

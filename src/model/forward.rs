@@ -39,6 +39,7 @@ impl<B: Backend> Model<B> {
         acts.cover(backend, &self.config, input.pack)?;
         cache.iter().for_each(|cache| cache.check_room(input.pack, start));
         acts.outputs = input.output_rows.map(|output| output.rows.clone());
+        acts.adapts_head = input.adapts_head();
         let mut points = PassTaps::new(taps, input.pack, input.edits);
         match &input.start {
             None => self.embed(backend, acts, input, &mut points)?,

@@ -3,7 +3,9 @@
 use super::activations::{counted, some};
 use super::distillation::LogitLosses;
 use super::full::WeightLayout;
+use super::layout::Layout;
 use super::param_id::ParamId;
+use super::tables::TableGradients;
 use crate::Result;
 use crate::arch::{Mlp, ModelConfig};
 use crate::backend::Backend;
@@ -36,6 +38,8 @@ pub struct Gradients<B: Backend> {
     pub(super) label_x: B::Compute,
     pub(super) d_label_x: B::Acc,
     pub(super) projected: Option<ProjectedLabels<B>>,
+    /// What adapted tables of tokens need.
+    pub(super) tables: Option<TableGradients<B>>,
     /// What a loss towards a teacher's distributions needs, and the losses; none without one.
     pub distillation: Option<LogitLosses<B>>,
 }
@@ -81,8 +85,28 @@ impl<B: Backend> Gradients<B> {
             label_x: backend.compute(labels * c)?,
             d_label_x: backend.acc(labels * c)?,
             projected,
+            tables: None,
             distillation: None,
         })
+    }
+
+    /// With room for what a layout adapts outside the blocks.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn with_layout(mut self, backend: &mut B, config: &ModelConfig, layout: Option<&Layout>) -> Result<Self> {
+        self.tables = TableGradients::new(backend, config, layout, (self.rows, self.labels))?;
+        Ok(self)
+    }
+
+    /// Bytes of what [`Gradients::with_layout`] adds.
+    pub fn layout_bytes(
+        config: &ModelConfig,
+        layout: Option<&Layout>,
+        (rows, labels): (usize, usize),
+        element_sizes: (usize, usize),
+    ) -> usize {
+        TableGradients::<B>::bytes(config, layout, (rows, labels), element_sizes)
     }
 
     /// Bytes of this scratch, without making it.

@@ -11,8 +11,10 @@ use super::logit_buffers::LogitBuffers;
 use super::norm::{self, NormBwd, Normed};
 use super::output_rows::{OutputRows, output_row};
 use super::param_id::{NormAt, ParamId};
+use super::tables::HeadLabels;
 use super::taps::PassTaps;
 use crate::Result;
+use crate::arch::ModelConfig;
 use crate::backend::ops::{
     Cast, CrossEntropyBwd, CrossEntropyFwd, GatherCompute, KlLoss, LinearBwdInput, LinearBwdWeight, LinearDims,
     LinearFwd, LogitsFwd, ScatterAdd, Zero,
@@ -33,6 +35,8 @@ pub struct Labels<B: Backend> {
     targets: B::Index,
     /// `[M]`.
     weights: B::Acc,
+    /// Where the head is adapted.
+    head: Option<HeadLabels<B>>,
 }
 
 impl<B: Backend> Labels<B> {
@@ -63,7 +67,26 @@ impl<B: Backend> Labels<B> {
         backend.upload(&mut weights, 0, &host)?;
         let outputs = output.map(|output| output.rows.clone());
         let rows: Vec<u32> = rows.iter().map(|&row| output_row(outputs.as_deref(), row as usize) as u32).collect();
-        Ok(Self { count, outputs, rows: backend.index(&rows)?, targets: backend.index(targets)?, weights })
+        let (rows, targets) = (backend.index(&rows)?, backend.index(targets)?);
+        Ok(Self { count, outputs, rows, targets, weights, head: None })
+    }
+
+    /// Label rows of a pass through adapters, which may adapt the head.
+    ///
+    /// # Errors
+    /// As [`Labels::new`].
+    ///
+    /// # Panics
+    /// As [`Labels::new`].
+    pub fn of_pass(
+        backend: &mut B,
+        config: &ModelConfig,
+        input: &Input<'_, B>,
+        (rows, targets): (&[u32], &[u32]),
+        weights: &[f64],
+    ) -> Result<Self> {
+        let labels = Self::new(backend, input.output_rows, rows, targets, weights)?;
+        Ok(Self { head: HeadLabels::new(backend, config, input, rows, targets)?, ..labels })
     }
 }
 
@@ -93,8 +116,9 @@ impl<B: Backend> Model<B> {
         if taps.wants(Site::Logits) {
             config.require_head()?;
             let rows = taps.rows_on_demand();
-            let mut buffers = LogitBuffers::new(backend, config, rows.len())?;
-            self.logits_on_device(backend, acts, &rows, &mut buffers)?;
+            let layout = input.adaptation.map(|adaptation| &adaptation.layout);
+            let mut buffers = LogitBuffers::new(backend, config, layout, rows.len())?;
+            self.logits_on_device(backend, acts, Some(input), &rows, &mut buffers)?;
             taps.tap_rows(backend, Site::Logits, Tensor::Acc(&buffers.logits), config.vocab_size, &rows)?;
         }
         Ok(())
@@ -106,11 +130,39 @@ impl<B: Backend> Model<B> {
     /// If the model has no head, if the device has no memory for them, or reports an error.
     ///
     /// # Panics
-    /// If one of the rows is no output row of the forward.
+    /// If one of the rows is no output row of the forward; if its adapters adapt the head, see [`Model::logits_of`].
     pub fn logits(&self, backend: &mut B, acts: &Activations<B>, rows: &[usize]) -> Result<Vec<B::Element>> {
+        self.read_logits(backend, acts, None, rows)
+    }
+
+    /// The same with the input of that forward, whose adapters may adapt the head.
+    ///
+    /// # Errors
+    /// See [`Model::logits`].
+    ///
+    /// # Panics
+    /// If one of the rows is no output row of the forward.
+    pub fn logits_of(
+        &self,
+        backend: &mut B,
+        acts: &Activations<B>,
+        input: &Input<'_, B>,
+        rows: &[usize],
+    ) -> Result<Vec<B::Element>> {
+        self.read_logits(backend, acts, Some(input), rows)
+    }
+
+    fn read_logits(
+        &self,
+        backend: &mut B,
+        acts: &Activations<B>,
+        input: Option<&Input<'_, B>>,
+        rows: &[usize],
+    ) -> Result<Vec<B::Element>> {
         self.config.require_head()?;
-        let mut buffers = LogitBuffers::new(backend, &self.config, rows.len())?;
-        self.logits_on_device(backend, acts, rows, &mut buffers)?;
+        let layout = input.and_then(|input| input.adaptation).map(|adaptation| &adaptation.layout);
+        let mut buffers = LogitBuffers::new(backend, &self.config, layout, rows.len())?;
+        self.logits_on_device(backend, acts, input, rows, &mut buffers)?;
         let mut host = vec![B::Element::default(); rows.len() * self.config.vocab_size];
         backend.download(&mut host, &buffers.logits, 0)?;
         backend.sync()?;
@@ -122,20 +174,26 @@ impl<B: Backend> Model<B> {
         &self,
         backend: &mut B,
         acts: &Activations<B>,
+        input: Option<&Input<'_, B>>,
         rows: &[usize],
         buffers: &mut LogitBuffers<B>,
     ) -> Result<()> {
         let config = &self.config;
+        let adapted = input.filter(|input| input.adapts_head());
+        assert!(acts.adapts_head == adapted.is_some(), "logits: the head is adapted, and how was not said");
         let selected = acts.output_rows(rows);
         // Leading rows in their order need not be gathered.
         let mut x = &acts.final_norm;
-        if !selected.iter().enumerate().all(|(i, &row)| row as usize == i) {
+        let in_order = selected.iter().enumerate().all(|(i, &row)| row as usize == i);
+        if !in_order {
             let rows = backend.index(&selected)?;
             backend.gather_compute(GatherCompute { out: &mut buffers.x, x, rows: &rows, width: config.hidden_size });
             x = &buffers.x;
         }
         self.head_logits(backend, x, buffers.projected.as_mut(), &mut buffers.logits, rows.len());
-        Ok(())
+        let Some(input) = adapted else { return Ok(()) };
+        let read = in_order.then_some(&acts.final_norm);
+        self.adapt_row_logits(backend, input, rows, buffers, read)
     }
 
     /// `logits [rows, V]` of rows of the final norm's output `x [rows, C]`, by way of `projected [rows, E]`, where the head's
@@ -165,6 +223,7 @@ impl<B: Backend> Model<B> {
     /// If there are more labels than the scratch has room for, or the labels are of a pass with other output rows.
     pub fn loss(&self, backend: &mut B, acts: &Activations<B>, labels: &Labels<B>, grads: &mut Gradients<B>) {
         assert!(labels.count <= grads.labels, "loss: {} labels in scratch for {}", labels.count, grads.labels);
+        assert!(!acts.adapts_head, "loss: of an adapted head there is a backward alone");
         let dims = self.label_rows(backend, acts, labels, grads);
         let x = grads.projected.as_ref().map_or(&grads.label_x, |p| &p.x);
         let (loss, head, targets) = (&mut grads.losses, self.weights.head(), &labels.targets);
@@ -207,7 +266,7 @@ impl<B: Backend> Model<B> {
     ) {
         let (width, rows) = (self.config.hidden_size, input.output_len());
         let normed = self.weights.final_norm.is_some();
-        self.loss_backward(backend, acts, grads, labels, request);
+        self.loss_backward(backend, acts, grads, labels, input, request);
         backend.zero(Zero { x: &mut grads.d_resid });
         if normed {
             backend.zero(Zero { x: &mut grads.d_norm });
@@ -247,7 +306,7 @@ impl<B: Backend> Model<B> {
                 }
             };
             backend.gather_compute(GatherCompute { out: &mut student.x, x, rows: selected, width });
-            let LogitBuffers { x, projected: to_head, logits } = &mut *student;
+            let LogitBuffers { x, projected: to_head, logits, .. } = &mut *student;
             self.head_logits(backend, x, to_head.as_mut(), logits, rows);
             backend.kl_loss(KlLoss {
                 loss: losses,
@@ -285,24 +344,30 @@ impl<B: Backend> Model<B> {
         acts: &Activations<B>,
         grads: &mut Gradients<B>,
         labels: &Labels<B>,
+        input: &Input<'_, B>,
         request: &mut GradientRequest<'_, B>,
     ) {
         let dims = self.label_rows(backend, acts, labels, grads);
-        let (d_x, x) = match &mut grads.projected {
-            Some(projected) => (&mut projected.d_x, &projected.x),
-            None => (&mut grads.d_label_x, &grads.label_x),
-        };
-        backend.cross_entropy_bwd(CrossEntropyBwd {
-            loss: &mut grads.losses,
-            d_x,
-            d_head: request.weight(if self.config.tie_word_embeddings { ParamId::Embed } else { ParamId::Head }),
-            x,
-            head: self.weights.head(),
-            targets: &labels.targets,
-            row_weights: &labels.weights,
-            dims,
-            softcap: self.config.logit_softcap,
-        });
+        assert!(labels.head.is_some() == input.adapts_head(), "backward: the labels were made for another head");
+        if let Some(head) = &labels.head {
+            self.adapted_loss_backward(backend, grads, head, &labels.weights, input, request);
+        } else {
+            let (d_x, x) = match &mut grads.projected {
+                Some(projected) => (&mut projected.d_x, &projected.x),
+                None => (&mut grads.d_label_x, &grads.label_x),
+            };
+            backend.cross_entropy_bwd(CrossEntropyBwd {
+                loss: &mut grads.losses,
+                d_x,
+                d_head: request.weight(if self.config.tie_word_embeddings { ParamId::Embed } else { ParamId::Head }),
+                x,
+                head: self.weights.head(),
+                targets: &labels.targets,
+                row_weights: &labels.weights,
+                dims,
+                softcap: self.config.logit_softcap,
+            });
+        }
         if let (Some(weight), Some(projected)) = (&self.weights.project_out, &mut grads.projected) {
             let (out, x) = (&mut projected.d_x_compute, &projected.d_x);
             backend.cast(Cast { out, x, len: dims.rows * dims.input });

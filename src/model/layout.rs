@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::arch::{Family, ModelConfig, Projection};
 use crate::backend::ops::{LoraSite, NormSite, PromptSite, RunRange, ScaleSite};
-use crate::formats::adapter::{Ia3Adapter, Ia3Module, LoraAdapter};
+use crate::formats::adapter::{Ia3Adapter, Ia3Module, LoraAdapter, Table, TableLora};
 use crate::{Error, Result};
 
 /// A LoRA that is the same in every layer that it adapts.
@@ -43,7 +43,8 @@ pub struct Layout {
     pub width: usize,
     /// Width of a layer's keys, K D.
     pub kv_width: usize,
-    pub(super) family: Family,
+    /// The base model's family, which names modules.
+    pub family: Family,
     pub(super) head_dim: usize,
 }
 
@@ -62,6 +63,9 @@ pub struct Shape {
     lora: Vec<[Option<LoraSite>; 7]>,
     /// The modules that have a vector beside no LoRA (IA3).
     vectors: Vec<ScaledModule>,
+    /// The LoRAs of the tables of tokens, by `Table as usize`; A of the embedding table lies transposed, `[V, R]`, at the
+    /// beginning, so that its rows can be counted.
+    tables: [Option<LoraSite>; 2],
     /// The scales of the projections' outputs of each layer, and of their inputs.
     scales: Vec<[Option<ScaleSite>; 7]>,
     input_scales: Vec<[Option<ScaleSite>; 7]>,
@@ -112,7 +116,7 @@ impl Shape {
         let layers = config.num_hidden_layers;
         let (modules, vectors, lora) = (Vec::new(), Vec::new(), vec![[None; 7]; layers]);
         let (scales, input_scales) = (vec![[None; 7]; layers], vec![[None; 7]; layers]);
-        Self { runs, size: 0, norms: 0, modules, lora, vectors, scales, input_scales }
+        Self { runs, size: 0, norms: 0, modules, lora, vectors, tables: [None; 2], scales, input_scales }
     }
 
     /// The shape of an IA3 as read.
@@ -157,6 +161,9 @@ impl Shape {
     /// The shape of an adapter as read, whatever its ranks.
     pub(super) fn of_adapter(config: &ModelConfig, adapter: &LoraAdapter, runs: RunRange) -> Result<Self> {
         let mut shape = Self::empty(config, runs);
+        for table in &adapter.tables {
+            shape.push_table(config, table)?;
+        }
         for module in &adapter.modules {
             let name = || format!("adapter module {}", config.family.path(module.layer, module.target));
             if module.layer >= config.num_hidden_layers {
@@ -186,6 +193,37 @@ impl Shape {
             shape.push(config, (module.layer, module.target), module.r, module.scale, module.magnitude.is_some());
         }
         Ok(shape)
+    }
+
+    fn push_table(&mut self, config: &ModelConfig, table: &TableLora) -> Result<()> {
+        let TableLora { at, r: rank, scale, .. } = *table;
+        let name = || format!("adapter module {}", config.family.table_path(at));
+        if at == Table::Head {
+            config.require_head()?;
+            if let Some(cap) = config.logit_softcap {
+                return Err(Error::argument(name(), "none, of a model that caps its logits", format!("a cap of {cap}")));
+            }
+        }
+        let (input, output) = match at {
+            Table::Embed => (config.vocab_size, config.embed_size),
+            Table::Head => (config.embed_size, config.vocab_size),
+        };
+        let (a, b) = (rank * input, output * rank);
+        if (table.a.len(), table.b.len()) != (a, b) {
+            let found = format!("{} and {} elements", table.a.len(), table.b.len());
+            return Err(Error::argument(name(), format!("A and B of {a} and {b} elements"), found));
+        }
+        let out_of_order = self.tables[at as usize..].iter().any(Option::is_some) || !self.modules.is_empty();
+        assert!(!out_of_order, "layout: the embedding table comes first, then the head, then the blocks");
+        let site = LoraSite { a: self.size, b: self.size + a, stride: 0, rank, input, output, scale, runs: self.runs };
+        self.size += a + b;
+        self.tables[at as usize] = Some(site);
+        Ok(())
+    }
+
+    /// The LoRA of a table.
+    pub fn table(&self, at: Table) -> Option<LoraSite> {
+        self.tables[at as usize]
     }
 
     fn push(
@@ -278,8 +316,9 @@ impl Layout {
     /// The layout of several runs, an adapter each, of any modules, ranks and scales.
     ///
     /// # Errors
-    /// Those of [`Layout::of_adapter`], for any of the adapters.
+    /// Those of [`Layout::of_adapter`], for any of the adapters; tables of tokens that several runs adapt.
     pub fn of_runs(config: &ModelConfig, adapters: &[LoraAdapter]) -> Result<Self> {
+        adapters.iter().try_for_each(|adapter| one_run(config, adapter, adapters.len()))?;
         let mut shapes: Vec<Shape> = Vec::new();
         for (run, adapter) in adapters.iter().enumerate() {
             // One that is as the last one's is its continuation; sites name their runs, so they are compared with those.
@@ -344,7 +383,7 @@ impl Layout {
         let norm_stride = self.shapes.iter().map(|shape| shape.norms).max().unwrap_or(0);
         self.norms = norm_stride;
         for shape in &mut self.shapes {
-            let of_modules = shape.modules.iter_mut().map(|module| &mut module.lora);
+            let of_modules = shape.modules.iter_mut().map(|module| &mut module.lora).chain(shape.tables.iter_mut().flatten());
             of_modules.chain(shape.lora.iter_mut().flatten().flatten()).for_each(|site| site.stride = stride);
             let of_modules = shape.modules.iter_mut().filter_map(|module| module.magnitude.as_mut());
             let of_modules = of_modules.chain(shape.vectors.iter_mut().map(|module| &mut module.site));
@@ -356,6 +395,11 @@ impl Layout {
         }
         self.prompt.iter_mut().chain(&mut self.prefix).for_each(|site| site.stride = stride);
         self
+    }
+
+    /// The LoRA of a table of tokens; such a layout is of one run.
+    pub fn table(&self, at: Table) -> Option<LoraSite> {
+        self.shapes.first().and_then(|shape| shape.table(at))
     }
 
     /// The site of a projection, if it is adapted, and by all runs alike.
@@ -420,7 +464,13 @@ impl Layout {
             let magnitude = module.magnitude.map(|site| site.at..site.at + site.width);
             std::iter::once(module.lora.b..module.lora.b + module.lora.output * module.lora.rank).chain(magnitude)
         };
-        let mut shapes = self.shapes.iter().map(|shape| shape.modules().flat_map(ranges).collect::<Vec<_>>());
+        if self.table(Table::Embed).is_some() {
+            let expected = "none beside an adapter of the embedding table, to which PEFT gives a rate of its own";
+            return Err(Error::argument("loraplus_lr_ratio", expected, "a ratio"));
+        }
+        let head = |shape: &Shape| shape.table(Table::Head).map(|site| site.b..site.b + site.output * site.rank);
+        let of_shape = |shape: &Shape| head(shape).into_iter().chain(shape.modules().flat_map(ranges)).collect::<Vec<_>>();
+        let mut shapes = self.shapes.iter().map(of_shape);
         let first = shapes.next().unwrap_or_default();
         match shapes.all(|ranges| ranges == first) {
             true => Ok(first),
@@ -451,5 +501,16 @@ impl Layout {
     pub fn lowest(&self) -> Option<usize> {
         let adapts = |layer: &usize| Projection::ALL.iter().any(|&target| self.adapts(*layer, target));
         (0..self.layers).find(adapts)
+    }
+}
+
+/// Refuses several runs of what only one run can have: adapters of tables of tokens.
+pub(super) fn one_run(config: &ModelConfig, adapter: &LoraAdapter, runs: usize) -> Result<()> {
+    match adapter.tables.first().filter(|_| runs > 1) {
+        None => Ok(()),
+        Some(table) => {
+            let expected = format!("one run, if {} is adapted", config.family.table_path(table.at));
+            Err(Error::argument("target_modules", expected, format!("{runs} runs")))
+        }
     }
 }

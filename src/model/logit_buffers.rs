@@ -1,6 +1,8 @@
 //! Room for logits of a few rows.
 
 use super::activations::some;
+use super::layout::Layout;
+use super::tables::HeadLora;
 use crate::Result;
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
@@ -13,16 +15,19 @@ pub(super) struct LogitBuffers<B: Backend> {
     pub projected: Option<B::Compute>,
     /// `[rows, V]`.
     pub logits: B::Acc,
+    /// Of an adapted head.
+    pub lora: Option<HeadLora<B>>,
 }
 
 impl<B: Backend> LogitBuffers<B> {
-    /// Room for the logits after `rows` rows.
-    pub fn new(backend: &mut B, config: &ModelConfig, rows: usize) -> Result<Self> {
+    /// Room for the logits after `rows` rows, of a model with the adapters of `layout`.
+    pub fn new(backend: &mut B, config: &ModelConfig, layout: Option<&Layout>, rows: usize) -> Result<Self> {
         let projects = config.embed_size != config.hidden_size;
         Ok(Self {
             x: backend.compute(rows * config.hidden_size)?,
             projected: some(projects, || backend.compute(rows * config.embed_size))?,
             logits: backend.acc(rows * config.vocab_size)?,
+            lora: HeadLora::new(backend, config, layout, rows)?,
         })
     }
 }

@@ -1,10 +1,13 @@
 //! How the A and B of a new LoRA start, by the schemes of PEFT 0.21 ([`InitLoraWeights`]), on the host: the same seed gives the
-//! same values on every device.
+//! same values on every device. Those of the embedding table start as PEFT's do: A at zero and B normal, or without a scheme both
+//! normal.
+
+use std::sync::Arc;
 
 use super::merge;
 use super::param_id::{ParamId, Source};
 use crate::backend::AccElement;
-use crate::formats::adapter::{InitLoraWeights, LoraAdapter, LoraModule};
+use crate::formats::adapter::{InitLoraWeights, LoraAdapter, LoraModule, Table, TableLora};
 use crate::formats::safetensors::Checkpoint;
 use crate::measures::singular::leading;
 use crate::random::Rng;
@@ -37,7 +40,7 @@ pub fn start(adapter: &mut LoraAdapter, source: &Source, seed: u64) -> Result<()
                 let field = if adapter.config.r == r { "r" } else { "rank_pattern" };
                 return Err(refuse(field, "an even rank for an orthogonal start".to_owned(), r.to_string()));
             }
-            InitLoraWeights::Orthogonal => orthogonal(&mut rng, module),
+            InitLoraWeights::Orthogonal => orthogonal(&mut rng, r, &mut module.a, &mut module.b),
             InitLoraWeights::Pissa => {
                 let most = input.min(module.b.len() / r);
                 if r > most {
@@ -48,6 +51,66 @@ pub fn start(adapter: &mut LoraAdapter, source: &Source, seed: u64) -> Result<()
                 }
                 pissa(module, &weight(source, module)?);
             }
+        }
+    }
+    tables(adapter, source, &mut rng)
+}
+
+/// The same for the tables of tokens; with the base weights where PEFT saves them.
+fn tables(adapter: &mut LoraAdapter, source: &Source, rng: &mut Rng) -> Result<()> {
+    let (how, family) = (adapter.config.init_lora_weights, adapter.family);
+    let saved = adapter.config.saves_tables(family)?;
+    for table in &mut adapter.tables {
+        let (path, r) = (family.table_path(table.at), table.r);
+        let refuse = |name: &str, expected: &str, found: String| {
+            Err(Error::argument(name, format!("{expected}, of {path}"), found))
+        };
+        let width = table.a.len() / r;
+        let mut normal = |values: &mut Vec<f32>, factor: f64| values.iter_mut().for_each(|x| *x = (factor * rng.normal()) as f32);
+        match (how, table.at) {
+            (InitLoraWeights::Pissa, _) => {
+                return refuse("init_lora_weights", "a start that leaves the base model as it is", "pissa".to_owned());
+            }
+            (InitLoraWeights::False, Table::Embed) => {
+                normal(&mut table.a, 1.0);
+                normal(&mut table.b, 1.0);
+            }
+            (_, Table::Embed) => normal(&mut table.b, 1.0),
+            (InitLoraWeights::Gaussian, Table::Head) => normal(&mut table.a, 1.0 / r as f64),
+            (InitLoraWeights::Orthogonal, Table::Head) if r % 2 == 1 => {
+                return refuse("r", "an even rank for an orthogonal start", r.to_string());
+            }
+            (InitLoraWeights::Orthogonal, Table::Head) => orthogonal(rng, r, &mut table.a, &mut table.b),
+            (InitLoraWeights::True, Table::Head) => uniform(rng, &mut table.a, width),
+            (InitLoraWeights::False, Table::Head) => {
+                uniform(rng, &mut table.a, width);
+                uniform(rng, &mut table.b, r);
+            }
+        }
+        if saved {
+            table.base = Some(Arc::new(base(source, table.at)?));
+        }
+    }
+    Ok(())
+}
+
+/// The base model's table `[V, E]`.
+fn base(source: &Source, at: Table) -> Result<Vec<f32>> {
+    let tied = source.config.tie_word_embeddings;
+    let view = source.view(if at == Table::Embed || tied { ParamId::Embed } else { ParamId::Head })?;
+    view.check_finite().and_then(|()| view.to_f32()).map_err(Error::file(source.checkpoint().path()))
+}
+
+/// Refuses an adapter whose file has other base tables than the model: PEFT puts those in the model's place.
+///
+/// # Errors
+/// Such a table.
+pub fn check_base(adapter: &LoraAdapter, source: &Source) -> Result<()> {
+    for TableLora { at, base: of_file, .. } in &adapter.tables {
+        let Some(of_file) = of_file else { continue };
+        if base(source, *at)? != **of_file {
+            let name = format!("{}.base_layer.weight", adapter.family.table_path(*at));
+            return Err(Error::argument(name, "the values that the base model has", "others"));
         }
     }
     Ok(())
@@ -75,8 +138,7 @@ pub(super) fn uniform<E: AccElement>(rng: &mut Rng, values: &mut [E], input: usi
 }
 
 /// Of an orthogonal matrix `[R, R]`, A is made of the even rows and B of the odd ones: `B A = 0`.
-fn orthogonal(rng: &mut Rng, module: &mut LoraModule) {
-    let r = module.r;
+fn orthogonal(rng: &mut Rng, r: usize, a: &mut [f32], b: &mut [f32]) {
     let mut rows: Vec<Vec<f64>> = Vec::with_capacity(r);
     while rows.len() < r {
         let mut row: Vec<f64> = (0..r).map(|_| rng.normal()).collect();
@@ -96,11 +158,11 @@ fn orthogonal(rng: &mut Rng, module: &mut LoraModule) {
         let parts: Vec<f64> = (0..r / 2).map(|_| rng.normal() / 10.0).collect();
         (0..r).map(|j| parts.iter().zip(rows.iter().skip(first).step_by(2)).map(|(x, row)| x * row[j]).sum()).collect()
     };
-    let input = module.a.len() / r;
+    let input = a.len() / r;
     for i in 0..input {
-        mix(0).into_iter().enumerate().for_each(|(j, x)| module.a[j * input + i] = x as f32);
+        mix(0).into_iter().enumerate().for_each(|(j, x)| a[j * input + i] = x as f32);
     }
-    for row in module.b.chunks_exact_mut(r) {
+    for row in b.chunks_exact_mut(r) {
         row.iter_mut().zip(mix(1)).for_each(|(b, x)| *b = x as f32);
     }
 }

@@ -1,6 +1,9 @@
 //! A LoRA in the weights: `W + scale B A` in place of `W` (Hu et al., arXiv 2106.09685), in the base model's own file; of a
 //! DoRA its rows at their magnitudes (Liu et al., arXiv 2402.09353). An IA3 multiplies rows with their biases, or columns (Liu et
 //! al., arXiv 2205.05638).
+//!
+//! Where the head is tied to the embedding table and an adapter changes one of them, or each in its own way, the merged model has
+//! two tables: PEFT's own merge changes both alike, and so the model.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -10,9 +13,9 @@ use std::path::Path;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::param_id::Source;
+use super::param_id::{ParamId, Source};
 use crate::arch;
-use crate::formats::adapter::{Adapter, LoraAdapter, LoraModule};
+use crate::formats::adapter::{Adapter, LoraAdapter, LoraModule, Table, TableLora};
 use crate::formats::safetensors::{Bytes, Dtype, TensorFile, TensorSpec, TensorView};
 use crate::{Error, Result};
 
@@ -31,16 +34,25 @@ pub fn write(source: &Source, adapter: &Adapter, dtype: Option<arch::Dtype>, pat
         (Some(_), Some(dtype)) => dtype,
         _ => view.dtype,
     };
-    let specs = checkpoint.iter().map(|t| TensorSpec { dtype: saved(&t), shape: t.shape, name: t.name });
+    let mut views: Vec<TensorView> = checkpoint.iter().collect();
+    if unties(source, adapter) {
+        let table = source.view(ParamId::Embed)?;
+        let names = [ParamId::Embed, ParamId::Head].map(|id| source.own_name(id));
+        let missing = names.into_iter().filter(|name| checkpoint.get(name).is_none());
+        views.extend(missing.map(|name| TensorView { name, ..table.clone() }));
+    }
+    let spec = |t: &TensorView| TensorSpec { dtype: saved(t), shape: t.shape.clone(), name: t.name.clone() };
+    let specs: Vec<TensorSpec> = views.iter().map(spec).collect();
     let mut metadata = checkpoint.metadata().clone();
     // transformers refuses files that do not name who wrote them.
     metadata.insert("format".to_owned(), "pt".to_owned());
     let metadata: Vec<(&str, &str)> = metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    let mut file = TensorFile::create(path, specs.collect(), &metadata)?;
-    for view in checkpoint.iter() {
+    let mut file = TensorFile::create(path, specs, &metadata)?;
+    for view in views {
         let dtype = saved(&view);
         match changes.get(&view.name) {
             Some(Change::Lora(lora, module)) => file.append(&view.name, &merged(source, lora, module, dtype)?.data)?,
+            Some(Change::Table(table)) => file.append(&view.name, &added(source, &view, table, dtype)?)?,
             Some(Change::Factors(factors)) => file.append(&view.name, &multiplied(source, &view, factors, dtype)?)?,
             None if dtype == view.dtype => {
                 view.check_finite().map_err(Error::file(checkpoint.path()))?;
@@ -55,8 +67,14 @@ pub fn write(source: &Source, adapter: &Adapter, dtype: Option<arch::Dtype>, pat
     file.finish()
 }
 
+/// Whether a head that is tied to the embedding table is no longer, once an adapter is merged.
+pub fn unties(source: &Source, adapter: &Adapter) -> bool {
+    source.config.tie_word_embeddings && matches!(adapter, Adapter::Lora(lora) if !lora.tables.is_empty())
+}
+
 /// What becomes of a tensor.
 enum Change<'a> {
+    Table(&'a TableLora),
     Lora(&'a LoraAdapter, &'a LoraModule),
     Factors(Factors<'a>),
 }
@@ -75,6 +93,10 @@ fn changes<'a>(source: &Source, adapter: &'a Adapter) -> Result<BTreeMap<String,
             for module in &lora.modules {
                 let (view, _) = source.module(module.layer, module.target)?;
                 changes.insert(view.name, Change::Lora(lora, module));
+            }
+            for table in &lora.tables {
+                let id = if table.at == Table::Embed { ParamId::Embed } else { ParamId::Head };
+                changes.insert(source.own_name(id), Change::Table(table));
             }
         }
         Adapter::Ia3(ia3) => {
@@ -109,6 +131,26 @@ fn multiplied(source: &Source, view: &TensorView, factors: &Factors, dtype: Dtyp
     encode(&view.name, &values, dtype)
 }
 
+/// A table of tokens with its update, in `dtype`.
+fn added(source: &Source, view: &TensorView, table: &TableLora, dtype: Dtype) -> Result<Vec<u8>> {
+    let r = table.r;
+    // The table is left [V, R] times right [R, E].
+    let factors = match table.at {
+        Table::Embed => (flipped(&table.a, r), flipped(&table.b, table.b.len() / r)),
+        Table::Head => (table.b.clone(), table.a.clone()),
+    };
+    let error = Error::file(source.checkpoint().path());
+    if (view.dtype, dtype) == (Dtype::F64, Dtype::F64) {
+        let mut values = view.as_slice::<f64>().map_err(error)?.to_vec();
+        add_product(&mut values, r, &factors, table.scale);
+        finite(&view.name, values.iter().copied())?;
+        return Ok(bytemuck::cast_slice(&values).to_vec());
+    }
+    let mut values = view.to_f32().map_err(error)?;
+    add_product(&mut values, r, &factors, table.scale as f32);
+    encode(&view.name, &values, dtype)
+}
+
 /// The tensor of a module with its update, as the file has it, in `dtype`.
 ///
 /// # Errors
@@ -139,10 +181,18 @@ where
     let r = module.r;
     let b = adapter.stored_b(module);
     // The matrix is left [rows, R] times right [R, columns].
-    let (left, right) = match transposed {
+    let factors = match transposed {
         false => (b.to_vec(), module.a.clone()),
         true => (flipped(&module.a, r), flipped(&b, b.len() / r)),
     };
+    add_product(values, r, &factors, scale);
+}
+
+/// Adds `scale` times left `[rows, R]` times right `[R, columns]` to a matrix.
+fn add_product<T>(values: &mut [T], r: usize, (left, right): &(Vec<f32>, Vec<f32>), scale: T)
+where
+    T: Copy + Send + Sync + From<f32> + AddAssign + Mul<Output = T>,
+{
     let columns = right.len() / r;
     values.par_chunks_exact_mut(columns).zip(left.par_chunks_exact(r)).for_each(|(row, left)| {
         let mut delta = vec![T::from(0.0); columns];

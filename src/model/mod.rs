@@ -37,6 +37,7 @@ pub mod prompt;
 mod rope;
 pub mod sampling;
 mod search;
+mod tables;
 mod taps;
 mod unembedding;
 pub mod weights;

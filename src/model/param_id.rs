@@ -387,6 +387,11 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// The name of a table's own tensor, of a head that is tied too.
+    pub(super) fn own_name(&self, id: ParamId) -> String {
+        if id == ParamId::Head { self.head_name() } else { self.stored(id) }
+    }
+
     /// The tensor that holds a module whole, be it fused, as the file has it; and whether the file has it as `[input, output]`.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ use super::scores::RunScores;
 use super::trainable::Trainable;
 use super::trainer::Trainer;
 use crate::backend::Backend;
-use crate::formats::adapter::{self, AdapterConfig};
+use crate::formats::adapter::{self, AdapterConfig, Table};
 use crate::formats::json::difference;
 use crate::formats::safetensors::{Checkpoint, Dtype, Tensor, write};
 use crate::formats::{atomic, json as files};
@@ -296,6 +296,13 @@ impl<B: Backend> Trainer<B> {
             let shapes = adaptation.layout.shapes();
             for shape in shapes {
                 let of = if shapes.len() > 1 { format!("runs[{}].", shape.runs.first) } else { String::new() };
+                for at in Table::ALL {
+                    let site = shape.table(at);
+                    parts.extend(site.map(|site| {
+                        let name = format!("{of}{}", adaptation.layout.family.table_path(at));
+                        (name, json!(format!("rank {}, scale {}", site.rank, site.scale)))
+                    }));
+                }
                 for module in shape.modules() {
                     let name = format!("{of}layers.{}.{}", module.layer, module.target.name());
                     parts.insert(name, module.describe().into());

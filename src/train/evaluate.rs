@@ -203,7 +203,7 @@ impl<B: Backend> Trainer<B> {
             for first in (0..pass.rows.len()).step_by(part) {
                 let labels = first..pass.rows.len().min(first + part);
                 let rows: Vec<usize> = pass.rows[labels.clone()].iter().map(|&row| row as usize).collect();
-                let logits = model.logits(backend, acts, &rows)?;
+                let logits = model.logits_of(backend, acts, &input, &rows)?;
                 for (i, logits) in labels.zip(logits.chunks_exact(vocab)) {
                     sums[pass.runs[i]].add(logits, pass.targets[i] as usize, u64::from(pass.counts[i]));
                 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::data::{SequenceTeacher, TrainSequence};
 use crate::arch::ModelConfig;
 use crate::backend::PassSize;
+use crate::formats::adapter::Table;
 use crate::model::Layout;
 use crate::pack::{Forest, Label, Pack, PackBuilder, Sequence, bidirectional, forest};
 
@@ -117,7 +118,11 @@ pub fn pass_size(
     runs: usize,
     (rows, labels): (usize, usize),
 ) -> PassSize {
-    let rank = layout.and_then(|layout| layout.modules().map(|module| module.lora.rank).max());
+    let ranks = |layout: &Layout| {
+        let tables = Table::ALL.into_iter().filter_map(|at| layout.table(at)).map(|site| site.rank);
+        layout.modules().map(|module| module.lora.rank).chain(tables).max()
+    };
+    let rank = layout.and_then(ranks);
     PassSize {
         rows,
         labels,

@@ -191,9 +191,9 @@ impl<B: Backend> Trainer<B> {
         let labels = match of_ce > 0.0 {
             true => {
                 let weights: Vec<f64> = shares.iter().map(|share| of_ce * share).collect();
-                Labels::new(backend, input.output_rows, &pass.rows, &pass.targets, &weights)?
+                Labels::of_pass(backend, &model.config, &input, (&pass.rows, &pass.targets), &weights)?
             }
-            false => Labels::new(backend, input.output_rows, &[], &[], &[])?,
+            false => Labels::of_pass(backend, &model.config, &input, (&[], &[]), &[])?,
         };
         input.teacher = teacher.as_ref().map(|teacher| (teacher, self.state_losses.as_ref()));
         let d_params = &mut self.optimizer.d_params;

@@ -5,6 +5,7 @@ use super::trainable::Trainable;
 use super::trainer::{Run, Trainer, TrainerOptions, packing};
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
+use crate::formats::adapter::Table;
 use crate::model::{LogitLosses, Model, PassTeacher, StateLosses};
 use crate::{Error, Result};
 
@@ -18,6 +19,10 @@ impl<B: Backend> Trainer<B> {
         objective.validate(&model.config)?;
         if self.trainable.adaptation().is_none() {
             return Err(Error::argument("objective", "ce, where the model's own weights are trained", "a teacher"));
+        }
+        if objective.logits > 0.0 && self.trainable.layout().is_some_and(|layout| layout.table(Table::Head).is_some()) {
+            let expected = "ce or activations, where the head is adapted";
+            return Err(Error::argument("objective", expected, "one of distributions"));
         }
         if !model.config.is_causal {
             return Err(Error::argument("objective", "ce, for a model that is not causal", "a teacher"));

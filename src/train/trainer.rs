@@ -99,7 +99,11 @@ impl<B: Backend> Trainer<B> {
                 None => None,
             },
             acts: Activations::new(backend, &model.config, trainable.layout(), rows, options.save())?,
-            grads: Gradients::new(backend, &model.config, rows, labels)?,
+            grads: Gradients::new(backend, &model.config, rows, labels)?.with_layout(
+                backend,
+                &model.config,
+                trainable.layout(),
+            )?,
             d_prompts: backend.acc(trainable.materialized())?,
             frozen: frozen.map(|plan| FrozenStates::new(backend, &model.config, plan, rows)).transpose()?,
             runs: runs.collect(),
@@ -182,7 +186,8 @@ impl<B: Backend> Trainer<B> {
             Activations::<B>::bytes(config, trainable.layout(), rows, options.save(), element_sizes)
                 + options.neftune_noise_alpha.map_or(0, |_| rows * config.embed_size * element_sizes.0)
                 + frozen * element_sizes.0,
-            Gradients::<B>::bytes(config, rows, labels, element_sizes),
+            Gradients::<B>::bytes(config, rows, labels, element_sizes)
+                + Gradients::<B>::layout_bytes(config, trainable.layout(), (rows, labels), element_sizes),
             Optimizer::<B>::bytes(count, stride, element_sizes)
                 + (trainable.materialized() + if has_two_rates(runs) { stride } else { 0 }) * element_sizes.0,
         ];

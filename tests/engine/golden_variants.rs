@@ -96,6 +96,14 @@ fn dora_is_pefts() {
 }
 
 #[test]
+fn lora_of_tables_is_pefts() {
+    check("tables");
+    check("head");
+    check("tables_gpt2");
+    check("embed_gpt2");
+}
+
+#[test]
 fn ia3_is_pefts() {
     check("ia3");
     check("ia3_gpt2");

@@ -33,14 +33,14 @@ fn modules_are_those_of_peft() {
         let slots = LoraConfig::read(&path, Family::Llama)
             .and_then(|c| c.slots(Family::Llama, 3))
             .unwrap_or_else(|e| panic!("{given}: {e}"));
-        let found: Vec<_> = slots.iter().map(|s| (Family::Llama.path(s.layer, s.target), s.r)).collect();
+        let found: Vec<_> = slots.blocks.iter().map(|s| (Family::Llama.path(s.layer, s.target), s.r)).collect();
         let want = case["slots"].as_array().expect("a list");
         let names: Vec<_> = want
             .iter()
             .map(|w| (w[0].as_str().expect("a name").to_string(), w[1].as_u64().expect("a rank") as usize))
             .collect();
         assert_eq!(found, names, "{given}");
-        for (slot, want) in slots.iter().zip(want) {
+        for (slot, want) in slots.blocks.iter().zip(want) {
             let scale = want[2].as_f64().expect("a scale");
             assert!((slot.scale - scale).abs() <= 1e-12 * scale, "{given}: {} {scale}", slot.scale);
         }
@@ -145,7 +145,7 @@ fn widths_are_those_of_the_projections() {
         [(16, 24), (16, 12), (16, 12), (24, 16), (16, 24), (16, 24), (24, 16)]
     );
     let all = LoraConfig::new(4, 8.0, Modules::AllLinear).slots(Family::Llama, 3).expect("all");
-    assert_eq!(all.len(), 21);
+    assert_eq!((all.blocks.len(), all.tables.len()), (21, 0));
 }
 
 /// A directory with q_proj and v_proj adapted in both layers of a small model, its configuration changed by `patch`.
@@ -156,6 +156,7 @@ fn small(dir: &Path, patch: &Value) -> ModelConfig {
     let config = LoraConfig::new(2, 4.0, Modules::List(vec!["q_proj".into(), "v_proj".into()]));
     let slots = config.slots(Family::Llama, 2).expect("slots");
     let modules = slots
+        .blocks
         .iter()
         .map(|s| LoraModule {
             layer: s.layer,
@@ -167,7 +168,7 @@ fn small(dir: &Path, patch: &Value) -> ModelConfig {
             magnitude: None,
         })
         .collect();
-    LoraAdapter { config, family: Family::Llama, head_dim: 4, modules }.write(dir).expect("writes");
+    LoraAdapter { config, family: Family::Llama, head_dim: 4, modules, tables: Vec::new() }.write(dir).expect("writes");
     let path = dir.join("adapter_config.json");
     let text = std::fs::read_to_string(&path).expect("reads");
     let mut config: Value = serde_json::from_str(&text).expect("JSON");
@@ -261,7 +262,8 @@ fn fields_that_peft_acts_on_are_refused_by_name() {
         (json!({"modules_to_save": ["norm"]}), "modules_to_save"),
         (json!({"monteclora_config": {}}), "monteclora_config"),
         (json!({"target_modules": ["q_proj", "v_proj", "act_fn"]}), "act_fn"),
-        (json!({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}), "embed_tokens"),
+        (json!({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}), "lora_embedding_A"),
+        (json!({"target_modules": ["q_proj", "v_proj", "lm_head"], "use_dora": true}), "lm_head"),
         (json!({"target_modules": ["q_proj", "v_proj", "layers.0"]}), "layers.0"),
         (json!({"target_modules": ["all-linear"]}), "all-linear"),
         (json!({"target_modules": "q_proj"}), "target_modules"),

@@ -52,7 +52,7 @@ fn default_modules_of_a_family_are_those_of_peft() {
         let list = family.default_modules().iter().map(|&target| family.short_name(target).to_owned()).collect();
         let slots = |modules| {
             let slots = LoraConfig::new(8, 8.0, modules).slots(family, config.num_hidden_layers).expect("slots");
-            paths(&config, &slots)
+            paths(&config, &slots.blocks)
         };
         assert_eq!(family.has_peft_defaults(), !want["default"].is_null(), "{name}");
         if family.has_peft_defaults() {
@@ -129,7 +129,7 @@ fn adapters_written_for_texts_leave_images_alone() {
         let again = LoraAdapter::read(&out, &model).expect("reads back");
         assert_eq!(again.modules, adapter.modules);
         let slots = again.config.slots(model.family, 2).expect("nothing matches nothing");
-        assert_eq!(slots.len(), adapter.modules.len());
+        assert_eq!(slots.blocks.len(), adapter.modules.len());
         serde_json::from_str::<Value>(&text).expect("JSON")["exclude_modules"].clone()
     };
     assert_eq!(written(&adapter), Value::Null, "an expression says what it means");

@@ -261,7 +261,7 @@ def train(binary, path, kind, peft_config, seed, rate):
         torch.manual_seed(100 + seed)
         model = get_peft_model(load(path, torch.float32), peft_config)
         for n, w in model.named_parameters():
-            if "lora_B" in n:
+            if "lora_B" in n or "lora_embedding_A" in n:
                 torch.nn.init.normal_(w, 0.0, 0.05)
             if "lora_magnitude_vector" in n:
                 w.data.mul_(1 + 0.1 * torch.randn_like(w))

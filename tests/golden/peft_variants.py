@@ -24,6 +24,12 @@ CASES = {
     "ia3": dict(model="tiny", seed=13, kind="ia3", target_modules=["k_proj", "v_proj", "down_proj", "o_proj"], feedforward_modules=["down_proj", "o_proj"], schedule="cosine", warmup=2,
                 weight_decay=0.1, max_grad_norm=0.5),
     "ia3_gpt2": dict(model="gpt2", seed=14, kind="ia3"),
+    # Of the tables of tokens: of an untied model with their base weights beside them, of a tied one each on its own.
+    "tables": dict(model="tiny", seed=15, use_rslora=True, target_modules=["q_proj", "embed_tokens", "lm_head"], rank_pattern={"lm_head": 2}, schedule="linear", warmup=2,
+                   weight_decay=0.1, max_grad_norm=0.5),
+    "head": dict(model="tiny", seed=16, target_modules=r"(.*v_proj|lm_h...)", ratio=4.0, learning_rate=5e-3),
+    "tables_gpt2": dict(model="gpt2", seed=17, target_modules=["wte", "lm_head", "mlp.c_proj"]),
+    "embed_gpt2": dict(model="gpt2", seed=18, target_modules=["wte"]),
 }
 OWN = {"kind", "model", "seed", "ratio", "schedule", "warmup", "weight_decay", "max_grad_norm", "learning_rate", "batch_size", "accumulation"}
 
@@ -47,7 +53,7 @@ def train(model, data, case):
 def start(model):
     """Away from where nothing is learnt yet, so that every gradient counts from the first step on."""
     for n, w in model.named_parameters():
-        if "lora_B" in n:
+        if "lora_B" in n or "lora_embedding_A" in n:
             torch.nn.init.normal_(w, 0.0, 0.05)
         if "lora_magnitude_vector" in n:
             w.data.mul_(1 + 0.1 * torch.randn_like(w))

@@ -149,8 +149,15 @@ impl Operation for Lora {
     fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
         out.compute[0] = device::compute(b, &inputs[0]);
         let (x, params) = (&device::compute(b, &inputs[1]), &device::acc(b, &inputs[2]));
-        let (y, xa, pack) = (&mut out.compute[0], &mut out.acc[0], &b.pack(&self.pack).unwrap());
-        b.lora_fwd(ops::LoraFwd { y, xa, x, params, pack, site: self.site, dropout: Drop::of_device(&self.drop) });
+        let (y, xa, pack) = (Some(&mut out.compute[0]), &mut out.acc[0], &b.pack(&self.pack).unwrap());
+        let (site, dropout) = (self.site, Drop::of_device(&self.drop));
+        b.lora_fwd(ops::LoraFwd { y, xa, x, params, pack, site, dropout });
+        // Alone, what A makes is the same.
+        let mut alone = device::acc(b, &vec![out.fill; self.pack.len() * site.rank]);
+        b.lora_fwd(ops::LoraFwd { y: None, xa: &mut alone, x, params, pack, site, dropout });
+        let len = self.pack.len() * site.rank;
+        let [both, alone] = [&out.acc[0], &alone].map(|xa| device::read_acc(b, xa, len));
+        assert_eq!(alone, both, "lora_fwd: xa with and without y");
     }
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
@@ -240,12 +247,12 @@ impl Operation for LoraDelta {
     }
 
     fn inputs(&self) -> Vec<Array> {
-        let xa = acc("xa", self.pack.len() * self.site.rank);
-        vec![xa, acc("params", self.runs * self.site.stride).scaled(0.5)]
+        let xa = acc("xa", self.pack.len() * self.site.rank).gradient(Role::Acc);
+        vec![xa, acc("params", self.runs * self.site.stride).scaled(0.5).gradient_added()]
     }
 
     fn outputs(&self) -> Vec<Array> {
-        vec![acc("out", self.pack.len() * self.site.output)]
+        vec![acc("out", self.pack.len() * self.site.output).gradient(Role::Compute)]
     }
 
     fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
@@ -261,21 +268,71 @@ impl Operation for LoraDelta {
         vec![out]
     }
 
+    fn naive_backward(&self, p: Precision, inputs: &[Vec<f64>], d_out: &[f64], d: &mut [Vec<f64>]) {
+        let (pack, site) = (&self.pack, self.site);
+        let LoraSite { rank, output, stride, b, scale, .. } = site;
+        let of_run = |run| (0..pack.len()).filter(move |&row| run_of(pack, site, row) == Some(run));
+        for row in 0..pack.len() {
+            let Some(run) = run_of(pack, site, row) else { continue };
+            let (d_out, params) = (&d_out[row * output..][..output], &inputs[1][run * stride..]);
+            for r in 0..rank {
+                d[0][row * rank + r] = p.a(scale * p.dot(output, |o| d_out[o], |o| params[b + o * rank + r]));
+            }
+        }
+        for run in 0..self.runs {
+            let rows: Vec<usize> = of_run(run).collect();
+            for (i, d) in d[1][run * stride + b..][..output * rank].iter_mut().enumerate() {
+                let (o, r) = (i / rank, i % rank);
+                let sum = p.dot(rows.len(), |i| d_out[rows[i] * output + o], |i| inputs[0][rows[i] * rank + r]);
+                p.add(d, p.a(scale * sum));
+            }
+        }
+    }
+
     fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
         let (xa, params) = (&device::acc(b, &inputs[0]), &device::acc(b, &inputs[1]));
         let pack = &b.pack(&self.pack).unwrap();
         b.lora_delta(ops::LoraDelta { out: &mut out.acc[0], xa, params, pack, site: self.site });
     }
 
+    fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
+        let [xa, params] = [0, 1].map(|i| device::acc(b, &given.inputs[i]));
+        let d_y = &device::compute(b, &given.d_outputs[0]);
+        let (mut d_xa, mut d_params) = (device::acc(b, &given.start[0]), device::acc(b, &given.start[1]));
+        let pack = &b.pack(&self.pack).unwrap();
+        b.lora_delta_bwd(ops::LoraDeltaBwd {
+            d_params: &mut d_params,
+            d_xa: &mut d_xa,
+            d_y,
+            xa: &xa,
+            params: &params,
+            pack,
+            site: self.site,
+        });
+        let [d_xa, d_params] = [(0, &d_xa), (1, &d_params)].map(|(i, x)| Some(device::read_acc(b, x, given.len(i))));
+        vec![d_xa, d_params]
+    }
+
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
-        let [tiles, _] = adapted(&self.pack, self.site);
-        let count = tiles.len() / 3;
+        let LoraSite { rank, output, a, b, stride, scale, .. } = self.site;
+        let [tiles, runs] = adapted(&self.pack, self.site);
+        let (count, run_count) = (tiles.len() / 3, runs.len() / 3);
+        let [tiles, runs] = [tiles, runs].map(|list| At(r.tape.ints(&list)));
+        let all_tiles = At(r.tape.ints(&tables::adapted(&self.pack, TILE_ROWS).0));
         let [xa, params] = [0, 1].map(|i| At(r.tape.acc(&case.inputs[i])));
-        let out = r.tape.acc(&vec![0.0; self.pack.len() * self.site.output]);
+        let [out, d_xa] = [output, rank].map(|width| r.tape.acc(&vec![0.0; self.pack.len() * width]));
         r.in_place(0, out, Role::Acc);
-        let args = [At(out), xa, params, At(r.tape.ints(&tiles))];
-        let args = [&args[..], &of_b(self.site)].concat();
-        r.run("lora_delta", [count, self.site.output.div_ceil(512), 1], &args);
+        r.in_place(1, d_xa, Role::Acc);
+        let args = [&[At(out), xa, params, tiles], &of_b(self.site)[..]].concat();
+        r.run("lora_delta", [count, output.div_ceil(512), 1], &args);
+        let (d_xa, d_y) = (At(d_xa), At(r.tape.compute(&case.d_outputs[0])));
+        let d_params = At(r.sum(2, case.inputs[1].len(), 0));
+        let args = [&[d_xa, d_y, params, tiles], &of_b(self.site)[..]].concat();
+        r.run("lora_bwd_xa", [count, rank.div_ceil(32), 1], &args);
+        let dropout = [Null, Null, Bits(0), Int(0), Float(1.0)];
+        let sizes = [Int(rank), Int(0), Int(output), Long(stride), Long(a), Long(b), Float(scale)];
+        let args = [&[d_params, d_y, xa, d_y, d_xa, all_tiles, runs], &dropout[..], &sizes].concat();
+        r.tape.launch("lora_bwd_params", [output.div_ceil(64), run_count, rank.div_ceil(16)], 128, 0, &args);
         true
     }
 }
@@ -359,7 +416,7 @@ const SMALL_SITE: LoraSite =
 /// Calls `lora_fwd` on one row of two runs with so many parameters.
 fn call_fwd<B: Backend>(b: &mut B, params: usize, dropout: Option<Dropout<'_>>) {
     let ([mut xa, params], [mut y, x], []) = device::buffers(b, [1, params], [2, 2], []);
-    let (y, xa, x, params, pack) = (&mut y, &mut xa, &x, &params, &b.pack(&one_row()).unwrap());
+    let (y, xa, x, params, pack) = (Some(&mut y), &mut xa, &x, &params, &b.pack(&one_row()).unwrap());
     b.lora_fwd(ops::LoraFwd { y, xa, x, params, pack, site: SMALL_SITE, dropout });
 }
 
@@ -394,6 +451,15 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
                 let ([mut out, xa, params], [], []) = device::buffers(b, [2, 1, 8], [], []);
                 let (out, xa, params, pack) = (&mut out, &xa, &params, &b.pack(&one_row()).unwrap());
                 b.lora_delta(ops::LoraDelta { out, xa, params, pack, site: LoraSite { b: 3, ..SMALL_SITE } });
+            },
+        },
+        Refusal {
+            says: "lora_delta_bwd: d_y has 1 elements, needs 2",
+            call: |b| {
+                let ([mut d_params, mut d_xa, xa, params], [d_y], []) = device::buffers(b, [8, 1, 1, 8], [1], []);
+                let (d_params, d_xa, pack) = (&mut d_params, &mut d_xa, &b.pack(&one_row()).unwrap());
+                let (d_y, xa, params) = (&d_y, &xa, &params);
+                b.lora_delta_bwd(ops::LoraDeltaBwd { d_params, d_xa, d_y, xa, params, pack, site: SMALL_SITE });
             },
         },
     ]

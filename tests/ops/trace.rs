@@ -68,7 +68,7 @@ fn case_counts_do_not_shrink() {
 }
 
 /// The operations of the contract.
-pub const OPS: [&str; 55] = [
+pub const OPS: [&str; 56] = [
     "zero",
     "cast",
     "widen",
@@ -107,6 +107,7 @@ pub const OPS: [&str; 55] = [
     "lora_fwd",
     "lora_bwd",
     "lora_delta",
+    "lora_delta_bwd",
     "weight_norm",
     "scale_fwd",
     "scale_bwd",

@@ -8,12 +8,13 @@ use super::Cpu;
 use super::aligned::AlignedVec;
 use super::context::{Context, carve};
 use super::gemm::{Gemm, Operand};
+use super::isa::Isa;
 use super::kernel::Kernel;
 use super::parallel::{Shared, each_part, rows, workers};
 use super::rows::accumulate;
 use super::simd::{self, Element, Float, multiversion};
 use crate::backend::HostSlice;
-use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraFwd, LoraOps, LoraSite, RunRange};
+use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraDeltaBwd, LoraFwd, LoraOps, LoraSite, RunRange};
 use crate::hash::{column_draw, splitmix64};
 use crate::pack::Pack;
 
@@ -27,15 +28,9 @@ impl<A: Float> LoraOps for Cpu<A> {
         let _span = self.begin(&op);
         let LoraBwd { d_params, d_x, d_y, xa, x, params, pack, site, dropout } = op;
         let (d_params, d_x) = (Shared::new(d_params), d_x.map(|d_x| Shared::new(d_x)));
-        let backward = Backward { d_params, d_x, d_y: d_y.view(), xa, x: x.view(), params, site, dropout };
-        let stretches = stretches(pack, site);
-        let mut runs: Vec<usize> = stretches.iter().map(|(run, _)| *run).collect();
-        runs.sort_unstable();
-        runs.dedup();
-        each_stretch(&mut self.cx, &runs, |gemm, memory, run| {
-            let stretches = stretches.iter().filter(|(r, _)| r == run);
-            stretches.for_each(|stretch| backward.stretch(gemm, memory, stretch));
-        });
+        let b = BackwardB { d_params, d_y: d_y.view(), xa, params, site };
+        let backward = Backward { b, d_x, x: x.view(), dropout };
+        each_run(&mut self.cx, &stretches(pack, site), |gemm, memory, stretch| backward.stretch(gemm, memory, stretch));
     }
 
     fn lora_delta(&mut self, op: LoraDelta<'_, Self>) {
@@ -56,6 +51,20 @@ impl<A: Float> LoraOps for Cpu<A> {
             });
         });
     }
+
+    fn lora_delta_bwd(&mut self, op: LoraDeltaBwd<'_, Self>) {
+        let _span = self.begin(&op);
+        let LoraDeltaBwd { d_params, d_xa, d_y, xa, params, pack, site } = op;
+        let d_xa = &mut d_xa[..pack.len() * site.rank];
+        d_xa.fill(A::ZERO);
+        let d_xa = Shared::new(d_xa);
+        let b = BackwardB { d_params: Shared::new(d_params), d_y: d_y.view(), xa, params, site };
+        each_run(&mut self.cx, &stretches(pack, site), |gemm, _, stretch| {
+            let rows = &stretch.1;
+            // SAFETY: a stretch has rows of its own.
+            b.stretch(gemm, unsafe { d_xa.at(rows.start * site.rank, rows.len() * site.rank) }, stretch);
+        });
+    }
 }
 
 impl<A: Float> Kernel<A> for LoraFwd<'_, Cpu<A>> {
@@ -63,7 +72,7 @@ impl<A: Float> Kernel<A> for LoraFwd<'_, Cpu<A>> {
         let Self { y, xa, x, params, pack, site, dropout } = self;
         let LoraSite { rank, input, output, .. } = site;
         xa[..pack.len() * rank].fill(A::ZERO);
-        let (y, xa) = (Shared::new(C::slice_mut(y)), Shared::new(xa));
+        let (y, xa) = (y.map(|y| Shared::new(C::slice_mut(y))), Shared::new(xa));
         each_stretch(cx, &stretches(pack, site), |gemm, memory, stretch| {
             let (isa, (run, rows)) = (gemm.isa(), stretch);
             let adapter = &params[run * site.stride..][..site.stride];
@@ -77,6 +86,7 @@ impl<A: Float> Kernel<A> for LoraFwd<'_, Cpu<A>> {
                 // SAFETY: a product stores every element once.
                 unsafe { shrunk.at(row * rank + column, sums.len()) }.copy_from_slice(sums);
             });
+            let Some(y) = &y else { return };
             let (left, right) = (Operand::new(xa, rank), Operand::new(&adapter[site.b..], rank));
             gemm.product([rows.len(), output, rank], left, right, &|row, column, sums| {
                 // SAFETY: as above, and a stretch has rows of its own.
@@ -87,51 +97,69 @@ impl<A: Float> Kernel<A> for LoraFwd<'_, Cpu<A>> {
     }
 }
 
-/// What the backward of every stretch has in common.
-struct Backward<'a, A> {
+/// What the backward of every stretch has in common, as far as B goes.
+struct BackwardB<'a, A> {
     d_params: Shared<'a, A>,
-    d_x: Option<Shared<'a, A>>,
     d_y: HostSlice<'a>,
     xa: &'a [A],
-    x: HostSlice<'a>,
     params: &'a [A],
     site: LoraSite,
-    dropout: Option<Dropout<'a>>,
 }
 
-impl<A: Float> Backward<'_, A> {
-    /// The gradients of a stretch of rows of one run. No two threads have stretches of the same run.
-    fn stretch(&self, gemm: &mut Gemm<A>, memory: &mut AlignedVec<A>, stretch: &(usize, Range<usize>)) {
-        let (LoraSite { rank, input, output, .. }, (run, rows)) = (self.site, stretch);
+impl<A: Float> BackwardB<'_, A> {
+    /// Adds to a run's parameters from element `to` on.
+    fn add(&self, isa: Isa, run: usize, to: usize, sums: &[A], scale: A) {
+        // SAFETY: one thread has the run, and a product stores every element once.
+        let to = unsafe { self.d_params.at(run * self.site.stride + to, sums.len()) };
+        add_scaled(isa, to, sums, scale);
+    }
+
+    /// The gradient of B from a stretch of rows of one run, and `d_xa [rows, R] =`. No two threads have stretches of the same
+    /// run.
+    fn stretch(&self, gemm: &mut Gemm<A>, d_xa: &mut [A], (run, rows): &(usize, Range<usize>)) {
+        let LoraSite { rank, output, .. } = self.site;
         let (isa, n, scale) = (gemm.isa(), rows.len(), A::from_f64(self.site.scale));
         let adapter = &self.params[run * self.site.stride..][..self.site.stride];
-        let add = |to: usize, sums: &[A], scale: A| {
-            // SAFETY: one thread has the run, and a product stores every element once.
-            let to = unsafe { self.d_params.at(run * self.site.stride + to, sums.len()) };
-            add_scaled(isa, to, sums, scale);
-        };
         let d_y = Operand::host(self.d_y, output).skip(rows.start);
         let xa = Operand::new(&self.xa[rows.start * rank..][..n * rank], rank);
         gemm.product([output, rank, n], d_y.transposed(), xa.transposed(), &|i, j, sums| {
-            add(self.site.b + i * rank + j, sums, scale);
+            self.add(isa, *run, self.site.b + i * rank + j, sums, scale);
         });
-
-        let dropped_len = if self.dropout.is_some() { n * input } else { 0 };
-        let [d_xa, x_memory] = carve(memory, [n * rank, dropped_len]);
-        let shared = Shared::new(&mut *d_xa);
+        let shared = Shared::new(d_xa);
         let right = Operand::new(&adapter[self.site.b..], rank).transposed();
         gemm.product([n, rank, output], d_y, right, &|i, j, sums| {
             // SAFETY: a product stores every element once.
             let to = unsafe { shared.at(i * rank + j, sums.len()) };
             to.iter_mut().zip(sums).for_each(|(to, &x)| *to = x * scale);
         });
+    }
+}
+
+/// The same of A and the input.
+struct Backward<'a, A> {
+    b: BackwardB<'a, A>,
+    d_x: Option<Shared<'a, A>>,
+    x: HostSlice<'a>,
+    dropout: Option<Dropout<'a>>,
+}
+
+impl<A: Float> Backward<'_, A> {
+    /// The gradients of a stretch of rows of one run. No two threads have stretches of the same run.
+    fn stretch(&self, gemm: &mut Gemm<A>, memory: &mut AlignedVec<A>, stretch: &(usize, Range<usize>)) {
+        let (site, (run, rows)) = (self.b.site, stretch);
+        let LoraSite { rank, input, .. } = site;
+        let (isa, n) = (gemm.isa(), rows.len());
+        let adapter = &self.b.params[run * site.stride..][..site.stride];
+        let dropped_len = if self.dropout.is_some() { n * input } else { 0 };
+        let [d_xa, x_memory] = carve(memory, [n * rank, dropped_len]);
+        self.b.stretch(gemm, d_xa, stretch);
         let left = Operand::new(&*d_xa, rank);
         let right = dropped(gemm, x_memory, (self.x, input), stretch, self.dropout).transposed();
         gemm.product([rank, input, n], left.transposed(), right, &|i, j, sums| {
-            add(self.site.a + i * input + j, sums, A::ONE);
+            self.b.add(isa, *run, site.a + i * input + j, sums, A::ONE);
         });
         let Some(d_x) = &self.d_x else { return };
-        let right = Operand::new(&adapter[self.site.a..], input).transposed();
+        let right = Operand::new(&adapter[site.a..], input).transposed();
         gemm.product([n, input, rank], left, right, &|i, j, sums| {
             // SAFETY: a stretch has rows of its own, and a product stores every element once.
             let to = unsafe { d_x.at((rows.start + i) * input + j, sums.len()) };
@@ -162,6 +190,20 @@ fn each_stretch<A: Float, T: Sync>(
     } else {
         workers(&cx.exec.pool, &mut cx.tasks, items.len(), |task, i| f(&mut task.gemm, &mut task.memory, &items[i]));
     }
+}
+
+/// Handles the stretches of all runs, those of one run one after another on one thread.
+fn each_run<A: Float>(
+    cx: &mut Context<A>,
+    stretches: &[(usize, Range<usize>)],
+    f: impl Fn(&mut Gemm<A>, &mut AlignedVec<A>, &(usize, Range<usize>)) + Sync,
+) {
+    let mut runs: Vec<usize> = stretches.iter().map(|(run, _)| *run).collect();
+    runs.sort_unstable();
+    runs.dedup();
+    each_stretch(cx, &runs, |gemm, memory, run| {
+        stretches.iter().filter(|(r, _)| r == run).for_each(|stretch| f(gemm, memory, stretch));
+    });
 }
 
 multiversion! {

@@ -4,7 +4,7 @@ use super::Cuda;
 use super::context::Context;
 use super::geometry::{blocks2, blocks3};
 use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_ptr, bits, compute, float, int, long, table, unsigned};
-use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraFwd, LoraOps, LoraSite, Op, RunRange};
+use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraDeltaBwd, LoraFwd, LoraOps, LoraSite, Op, RunRange};
 
 const FILE: &str = "lora";
 /// Columns of the input or output, and of the rank, that a block handles.
@@ -48,7 +48,8 @@ impl LoraOps for Cuda {
         let args = [&rows[..], &dropout, &a_args(op.site)].concat();
         let dims = LaunchDims::new(blocks2(count, rank.div_ceil(RANKS)));
         cx.launch(name, Kernel::new(FILE, "lora_fwd_shrink"), dims, &args);
-        let rows = [compute(op.y), acc(op.xa), acc(op.params), table(tiles)];
+        let Some(y) = op.y else { return };
+        let rows = [compute(y), acc(op.xa), acc(op.params), table(tiles)];
         let args = [&rows[..], &b_args(op.site)].concat();
         let dims = LaunchDims::new(blocks2(count, output.div_ceil(COLUMNS)));
         cx.launch(name, Kernel::new(FILE, "lora_fwd_expand"), dims, &args);
@@ -90,5 +91,26 @@ impl LoraOps for Cuda {
         let args = [&rows[..], &b_args(op.site)].concat();
         let dims = LaunchDims::new(blocks2(count, op.site.output.div_ceil(COLUMNS)));
         cx.launch(name, Kernel::new(FILE, name), dims, &args);
+    }
+
+    fn lora_delta_bwd(&mut self, op: LoraDeltaBwd<'_, Self>) {
+        self.begin(&op);
+        let (name, cx, pack, site) = (LoraDeltaBwd::<Self>::NAME, &mut self.cx, op.pack, op.site);
+        let LoraSite { rank, output, .. } = site;
+        let Some(dropout) = dropout_args(cx, None) else { return };
+        let ((tiles, count), (runs, run_count)) = (pack.lora_tiles(site.runs), pack.lora_runs(site.runs));
+        let all_tiles = pack.lora_tiles(RunRange::ALL).0;
+        cx.zero_acc(name, op.d_xa, pack.len() * rank);
+        let rows = [acc(op.d_xa), compute(op.d_y), acc(op.params), table(tiles)];
+        let args = [&rows[..], &b_args(site)].concat();
+        let dims = LaunchDims::new(blocks2(count, rank.div_ceil(RANKS)));
+        cx.launch(name, Kernel::new(FILE, "lora_bwd_xa"), dims, &args);
+        // Of an input of no columns there are no blocks.
+        let rows = [acc(op.d_params), compute(op.d_y), acc(op.xa), compute(op.d_y), acc(op.d_xa)];
+        let sizes = [int(rank), int(0), int(output)];
+        let place = [long(site.stride), long(site.a), long(site.b), float(site.scale)];
+        let args = [&rows[..], &[table(all_tiles), table(runs)], &dropout, &sizes, &place].concat();
+        let grid = blocks3(output.div_ceil(SUM_COLUMNS), run_count, rank.div_ceil(SUM_RANKS));
+        cx.launch(name, Kernel::new(FILE, "lora_bwd_params"), LaunchDims { grid, block: 128, shared: 0 }, &args);
     }
 }

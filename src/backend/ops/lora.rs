@@ -97,8 +97,8 @@ impl Dropout<'_> {
 
 /// `y [N, output] += scale * B A dropout(x)`, `xa [N, R] = A dropout(x)` (0 for rows of the base model and of other runs).
 pub struct LoraFwd<'a, B: Buffers + ?Sized> {
-    /// `[N, output]`, added to.
-    pub y: &'a mut B::Compute,
+    /// `[N, output]`, added to; none where [`LoraDelta`] makes of `xa` what is added.
+    pub y: Option<&'a mut B::Compute>,
     /// `[N, R]`, set.
     pub xa: &'a mut B::Acc,
     /// `[N, input]`.
@@ -120,13 +120,15 @@ impl<B: Buffers + ?Sized> Op for LoraFwd<'_, B> {
         let (op, pack, site) = (Self::NAME, self.pack.host(), self.site);
         site.check(op, pack, self.params.len());
         self.dropout.iter().for_each(|dropout| dropout.check(op, pack));
-        need(op, "y", self.y.len(), pack.len() * site.output);
+        let y = self.y.as_ref().map_or(usize::MAX, |y| y.len());
+        need(op, "y", y, pack.len() * site.output);
         need(op, "xa", self.xa.len(), pack.len() * site.rank);
         need(op, "x", self.x.len(), pack.len() * site.input);
     }
 
     fn work(&self) -> Work {
         let (pack, LoraSite { rank, input, output, .. }) = (self.pack.host(), self.site);
+        let output = if self.y.is_some() { output } else { 0 };
         let (rows, runs) = self.site.runs.adapted(pack);
         let acc = (pack.len() + rows) * rank + runs * rank * (input + output);
         Work::moved(acc, rows * (input + 2 * output), 0).multiplied((rows * rank * (input + output)) as u64)
@@ -181,7 +183,7 @@ impl<B: Buffers + ?Sized> Op for LoraBwd<'_, B> {
     }
 }
 
-/// `out [N, output] = scale * B xa`: what the adapter adds, for captures; 0 for rows of the base model and of other runs.
+/// `out [N, output] = scale * B xa`: what the adapter adds; 0 for rows of the base model and of other runs.
 pub struct LoraDelta<'a, B: Buffers + ?Sized> {
     /// `[N, output]`, set.
     pub out: &'a mut B::Acc,
@@ -213,11 +215,52 @@ impl<B: Buffers + ?Sized> Op for LoraDelta<'_, B> {
     }
 }
 
+/// Backward of [`LoraDelta`]: `d_params [runs, stride] +=` the gradient of B, `d_xa [N, R] = scale * B^T d_y` (0 for rows of the
+/// base model and of other runs), from `d_y [N, output]`.
+///
+/// Each run's sums run over its rows in row order.
+pub struct LoraDeltaBwd<'a, B: Buffers + ?Sized> {
+    /// `[runs, stride]`, added to; the elements of A are left alone.
+    pub d_params: &'a mut B::Acc,
+    /// `[N, R]`, set.
+    pub d_xa: &'a mut B::Acc,
+    /// `[N, output]`.
+    pub d_y: &'a B::Compute,
+    /// `[N, R]`, of the forward.
+    pub xa: &'a B::Acc,
+    /// `[runs, stride]`.
+    pub params: &'a B::Acc,
+    /// N rows with their runs.
+    pub pack: &'a B::Pack,
+    /// The projection's place in the parameters.
+    pub site: LoraSite,
+}
+
+impl<B: Buffers + ?Sized> Op for LoraDeltaBwd<'_, B> {
+    const NAME: &'static str = "lora_delta_bwd";
+
+    fn check(&self) {
+        let (op, pack, site) = (Self::NAME, self.pack.host(), self.site);
+        site.check(op, pack, self.params.len());
+        need(op, "d_params", self.d_params.len(), runs(pack) * site.stride);
+        needs(op, pack.len() * site.rank, &[("d_xa", self.d_xa.len()), ("xa", self.xa.len())]);
+        need(op, "d_y", self.d_y.len(), pack.len() * site.output);
+    }
+
+    fn work(&self) -> Work {
+        let (pack, LoraSite { rank, output, .. }) = (self.pack.host(), self.site);
+        let (rows, runs) = self.site.runs.adapted(pack);
+        let acc = 3 * runs * rank * output + (pack.len() + rows) * rank;
+        Work::moved(acc, rows * output, 0).multiplied((2 * rows * rank * output) as u64)
+    }
+}
+
 operations! {
     /// LoRA, forward and backward.
     LoraOps {
         lora_fwd(LoraFwd);
         lora_bwd(LoraBwd);
         lora_delta(LoraDelta);
+        lora_delta_bwd(LoraDeltaBwd);
     }
 }

@@ -36,7 +36,7 @@ pub use edit::{EditBwd, EditFwd, EditMap, EditOps};
 pub use embed::{EmbedBwdPrompt, EmbedBwdTable, EmbedFwd, EmbedOps, PromptSite};
 pub use layer_norm::{LayerNormBwd, LayerNormBwdAffine, LayerNormFwd, LayerNormOps};
 pub use linear::{LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LinearOps};
-pub use lora::{Dropout, LoraBwd, LoraDelta, LoraFwd, LoraOps, LoraSite, RunRange};
+pub use lora::{Dropout, LoraBwd, LoraDelta, LoraDeltaBwd, LoraFwd, LoraOps, LoraSite, RunRange};
 pub use position::{PositionBwdTable, PositionFwd, PositionOps};
 pub use rms_norm::{
     RmsNormBwd, RmsNormBwdWeight, RmsNormComputeBwd, RmsNormComputeBwdWeight, RmsNormComputeFwd, RmsNormFwd, RmsNormOps,

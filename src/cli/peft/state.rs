@@ -87,7 +87,7 @@ impl State {
         let mut modules = family.all_modules(self.layers);
         for path in ["model.decoder.project_in", "model.decoder.project_out"] {
             if self.tensors.contains_key(&format!("{path}.weight")) {
-                modules.push(Module { path: path.to_owned(), kind: ModuleKind::Head });
+                modules.push(Module { path: path.to_owned(), kind: ModuleKind::Matrix });
             }
         }
         modules
@@ -115,7 +115,7 @@ impl State {
             state.add_lora(model, config, module, rank)?;
         }
         if is_set(config, "ensure_weight_tying") && model.tie_word_embeddings {
-            let tied = |module: &&Module| module.kind == ModuleKind::Head && module.path == "lm_head";
+            let tied = |module: &&Module| module.kind == ModuleKind::Head;
             let embedding = |module: &Module| module.kind == ModuleKind::Embedding;
             if let Some(head) = modules.iter().find(tied).filter(|_| targeted.iter().any(|m| embedding(m))) {
                 state.add_lora(model, config, head, lora.r)?;
@@ -153,7 +153,7 @@ impl State {
             (_, Some([rows, width])) => (*width, *rows),
             _ => return Err(format!("ValueError, {path} has no matrix")),
         };
-        if module.kind == ModuleKind::Embedding {
+        if matches!(module.kind, ModuleKind::Embedding | ModuleKind::Positions) {
             self.add(&format!("{path}.lora_embedding_A"), "", Some(vec![r, output]));
             self.add(&format!("{path}.lora_embedding_B"), "", Some(vec![input, r]));
             if is_set(config, "use_dora") {

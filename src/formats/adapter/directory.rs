@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use super::beside::{TableLora, TableSlot, Tensors};
 use super::card::{self, CARD};
 use super::fields;
 use super::ia3::Ia3Adapter;
@@ -160,8 +161,8 @@ impl LoraAdapter {
         let level = missing_level(tensors.names(), family);
         warn_of_level(&file, level);
         let mut known = HashSet::new();
-        let mut modules = Vec::with_capacity(slots.len());
-        for Slot { layer, target, r, scale } in slots {
+        let mut modules = Vec::with_capacity(slots.blocks.len());
+        for Slot { layer, target, r, scale } in slots.blocks {
             let (input, output) = target.widths(model.block_widths());
             let mut load = |part: Part, shape: &[usize]| {
                 let path = family.path(layer, target);
@@ -180,13 +181,21 @@ impl LoraAdapter {
             }
             modules.push(LoraModule { layer, target, r, scale, a, b, magnitude });
         }
+        let mut outside = Tensors { file: &file, tensors: &tensors, family, known };
+        let read = |slot: TableSlot| {
+            let path = family.table_path(slot.at);
+            let path = level.and_then(|level| path.strip_prefix(level)).unwrap_or(path);
+            TableLora::read(slot, model, path, &mut outside)
+        };
+        let tables = slots.tables.into_iter().map(read).collect::<Result<_>>()?;
+        let known = outside.known;
         let beside: Vec<&str> = tensors.names().filter(|name| is_beside(name) || of_images(name, family)).collect();
         if let Some(first) = beside.first() {
             let (path, n) = (file.display(), beside.len());
             log::warn!("{path}: {n} tensors beside the model of texts are not used, such as {first}");
         }
         tensors.deny_unexpected(|name| known.contains(name) || beside.contains(&name))?;
-        Ok(Self { config, family, head_dim, modules })
+        Ok(Self { config, family, head_dim, modules, tables })
     }
 
     /// Writes a directory that PEFT loads, in f32, with its model card. A directory that is absent, empty or holds only an
@@ -233,6 +242,7 @@ impl LoraAdapter {
                 parts.push((tensor_name(&path, Part::Magnitude, ""), vec![output], magnitude));
             }
         }
+        parts.extend(self.tables.iter().flat_map(|table| table.tensors(self.family)));
         let tensors: Vec<_> = parts
             .iter()
             .map(|(name, shape, data)| Tensor {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::{check_task_type, fan_in_fan_out, module_json, modules, saved_modules};
 use super::names::{by_head, fused, missing_level, unfused, warn_of_level};
-use super::selection::{LoraConfig, Modules, Slot, Wrong, is_feedforward};
+use super::selection::{LoraConfig, Modules, Slot, Slots, Wrong, is_feedforward};
 use super::{fields, weights};
 use crate::arch::{Family, ModelConfig, Projection};
 use crate::formats::atomic::write_json;
@@ -72,7 +72,11 @@ impl Ia3Config {
         LoraConfig { exclude_modules, ..LoraConfig::new(1, 1.0, self.target_modules.clone()) }
     }
 
-    fn directions(&self, slots: Vec<Slot>, family: Family) -> Result<Vec<(usize, Projection, bool)>, Wrong> {
+    fn directions(&self, slots: Slots, family: Family) -> Result<Vec<(usize, Projection, bool)>, Wrong> {
+        if let Some(table) = slots.tables.first() {
+            let found = family.table_path(table.at).to_owned();
+            return Err(("target_modules".to_owned(), "projections of the blocks, of an IA3".to_owned(), found));
+        }
         let wrong = |expected: &str, found: String| ("feedforward_modules".to_owned(), expected.to_owned(), found);
         if let (Modules::List(inner), Modules::List(all)) = (&self.feedforward_modules, &self.target_modules)
             && let Some(other) = inner.iter().find(|name| !all.contains(name))
@@ -87,7 +91,7 @@ impl Ia3Config {
             }
             Ok((layer, target, inward))
         };
-        slots.into_iter().map(direction).collect()
+        slots.blocks.into_iter().map(direction).collect()
     }
 
     /// Reads `adapter_config.json`.

@@ -1,5 +1,6 @@
 //! The modules of a model in transformers 5.24, as PEFT walks over them.
 
+use super::beside::Table;
 use crate::arch::{Family, Projection};
 
 /// What PEFT can do with a module.
@@ -12,10 +13,14 @@ pub enum ModuleKind {
         /// Which of its projections.
         target: Projection,
     },
-    /// The output layer, which LoRA here leaves alone.
+    /// The output layer.
     Head,
-    /// A table of embeddings, of tokens or of positions.
+    /// The table of the tokens' embeddings.
     Embedding,
+    /// A table of positions, which LoRA here leaves alone.
+    Positions,
+    /// A matrix outside the blocks that is not the output layer, likewise.
+    Matrix,
     /// Neither a matrix nor a table: PEFT stops at it.
     Other,
 }
@@ -30,23 +35,40 @@ pub struct Module {
 }
 
 impl Family {
+    /// The tables of embeddings: of tokens, then of positions.
+    const fn embeddings(self) -> &'static [&'static str] {
+        match self {
+            Self::Gpt2 => &["transformer.wte", "transformer.wpe"],
+            Self::Opt => &["model.decoder.embed_tokens", "model.decoder.embed_positions"],
+            Self::Bloom => &["transformer.word_embeddings"],
+            Self::GptNeox => &["gpt_neox.embed_in"],
+            Self::Gemma3Images => &["model.language_model.embed_tokens"],
+            _ => &["model.embed_tokens"],
+        }
+    }
+
+    /// The path of the module that holds a table: `model.embed_tokens`.
+    pub const fn table_path(self, table: Table) -> &'static str {
+        match table {
+            Table::Embed => self.embeddings()[0],
+            Table::Head => "lm_head",
+        }
+    }
+
     /// The modules of a model of `layers` layers, but for OPT's matrices between the widths of embedding and residual
     /// stream.
     pub fn all_modules(self, layers: usize) -> Vec<Module> {
         let llama_block = self.llama_block();
-        let (embeddings, outside, of_block): (&[&str], &[&str], &[&str]) = match self {
+        let (outside, of_block): (&[&str], &[&str]) = match self {
             Self::Gpt2 => (
-                &["transformer.wte", "transformer.wpe"],
                 &["transformer", "transformer.drop", "transformer.h", "transformer.ln_f"],
                 &["ln_1", "attn", "attn.attn_dropout", "attn.resid_dropout", "ln_2", "mlp", "mlp.act", "mlp.dropout"],
             ),
             Self::Opt => (
-                &["model.decoder.embed_tokens", "model.decoder.embed_positions"],
                 &["model", "model.decoder", "model.decoder.final_layer_norm", "model.decoder.layers"],
                 &["self_attn", "activation_fn", "self_attn_layer_norm", "final_layer_norm"],
             ),
             Self::Bloom => (
-                &["transformer.word_embeddings"],
                 &["transformer", "transformer.word_embeddings_layernorm", "transformer.h", "transformer.ln_f"],
                 &[
                     "input_layernorm",
@@ -58,7 +80,6 @@ impl Family {
                 ],
             ),
             Self::GptNeox => (
-                &["gpt_neox.embed_in"],
                 &[
                     "gpt_neox",
                     "gpt_neox.emb_dropout",
@@ -77,7 +98,6 @@ impl Family {
                 ],
             ),
             Self::Gemma3Images => (
-                &["model.language_model.embed_tokens"],
                 &[
                     "model",
                     // With all that is in them: no projection of the text part is.
@@ -90,12 +110,14 @@ impl Family {
                 ],
                 &llama_block,
             ),
-            _ => (&["model.embed_tokens"], &["model", "model.layers", "model.norm", "model.rotary_emb"], &llama_block),
+            _ => (&["model", "model.layers", "model.norm", "model.rotary_emb"], &llama_block),
         };
         let module = |path: String, kind: ModuleKind| Module { path, kind };
         let named =
             |paths: &[&str], kind| paths.iter().map(|path| module((*path).to_owned(), kind)).collect::<Vec<_>>();
-        let mut all = named(embeddings, ModuleKind::Embedding);
+        let (tokens, positions) = self.embeddings().split_at(1);
+        let mut all = named(tokens, ModuleKind::Embedding);
+        all.extend(named(positions, ModuleKind::Positions));
         all.extend(named(outside, ModuleKind::Other));
         for layer in 0..layers {
             let block = format!("{}.{layer}", self.layers_path());

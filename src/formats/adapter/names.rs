@@ -44,7 +44,10 @@ pub fn missing_level<'a>(names: impl Iterator<Item = &'a str>, family: Family) -
         .filter(|name| !of_images(name, family))
         .filter_map(|name| name.strip_prefix("base_model.model.").map(|rest| Cow::Owned(rest.to_owned())))
         .collect();
-    let of_lora = |name: &str| [".lora_A.", ".lora_B.", ".ia3_l"].iter().any(|part| name.contains(part));
+    // The output layer is outside the body.
+    let of_body = |name: &str| !name.starts_with("lm_head.");
+    let parts = [".lora_A.", ".lora_B.", ".lora_embedding_", ".ia3_l"];
+    let of_lora = |name: &str| of_body(name) && parts.iter().any(|part| name.contains(part));
     let whole = names.iter().any(|name| name.starts_with(level));
     (!whole && names.iter().any(|name| of_lora(name))).then_some(level)
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use regex::Regex;
 use serde_json::Value;
 
+use super::beside::{Table, TableSlot};
 use super::modules::{Module, ModuleKind};
 use crate::arch::{Family, Projection};
 use crate::{Error, Result};
@@ -76,6 +77,15 @@ pub struct Slot {
     pub r: usize,
     /// `lora_alpha / r`, or `lora_alpha / sqrt(r)`.
     pub scale: f64,
+}
+
+/// All modules that a configuration adapts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Slots {
+    /// Projections, by layer, then in the family's order.
+    pub blocks: Vec<Slot>,
+    /// The embedding table, then the head.
+    pub tables: Vec<TableSlot>,
 }
 
 /// An adapter's settings, with PEFT's names and meanings.
@@ -152,9 +162,9 @@ impl LoraConfig {
     /// The modules of a model of `layers` layers that this adapts, by layer, then in the family's order.
     ///
     /// # Errors
-    /// A rank of zero, an expression that does not compile, a module that is not a projection of a block, an entry
-    /// or layer that matches nothing, or nothing at all to adapt.
-    pub fn slots(&self, family: Family, layers: usize) -> Result<Vec<Slot>> {
+    /// A rank of zero, an expression that does not compile, a module that is neither a projection of a block nor a table of
+    /// tokens, an entry or layer that matches nothing, or nothing at all to adapt.
+    pub fn slots(&self, family: Family, layers: usize) -> Result<Slots> {
         let argument = |(field, expected, found)| Error::argument(field, expected, found);
         let (slots, notes) = self.resolve(family, layers).map_err(argument)?;
         notes.into_iter().next().map_or(Ok(slots), |note| Err(argument(note)))
@@ -162,7 +172,7 @@ impl LoraConfig {
 
     /// As [`LoraConfig::slots`], for settings that came from a file, where an entry or layer that matches nothing is a
     /// warning, since the file's tensors show what was adapted.
-    pub(super) fn slots_of(&self, path: &Path, family: Family, layers: usize) -> Result<Vec<Slot>> {
+    pub(super) fn slots_of(&self, path: &Path, family: Family, layers: usize) -> Result<Slots> {
         let (slots, notes) = self
             .resolve(family, layers)
             .map_err(|(field, expected, found)| Error::field(path, field, expected, found))?;
@@ -182,6 +192,25 @@ impl LoraConfig {
         Ok(modules.iter().filter(|module| selection.takes(module)).collect())
     }
 
+    /// Whether PEFT saves the base weights of adapted tables beside the adapter (`save_embedding_layers`): where the choice of
+    /// modules names one of these, in no other family's words.
+    ///
+    /// # Errors
+    /// An expression that does not compile.
+    pub fn saves_tables(&self, family: Family) -> Result<bool> {
+        const NAMES: [&str; 2] = ["embed_tokens", "lm_head"];
+        match &self.target_modules {
+            Modules::List(list) => Ok(list.iter().any(|entry| NAMES.contains(&entry.as_str()))),
+            Modules::AllLinear => Ok(false),
+            Modules::Regex(_) => {
+                let argument = |(field, expected, found)| Error::argument(field, expected, found);
+                let matcher = Matcher::new("target_modules", &self.target_modules).map_err(argument)?;
+                let named = |path: &str| NAMES.iter().any(|name| names(name, path));
+                Ok(family.all_modules(0).iter().any(|m| named(&m.path) && matcher.matches(&m.path)))
+            }
+        }
+    }
+
     /// The rank of a module, and its multiplier of `B A x`.
     ///
     /// # Errors
@@ -193,17 +222,26 @@ impl LoraConfig {
     }
 
     /// The slots, and what of the fields matches nothing.
-    fn resolve(&self, family: Family, layers: usize) -> Result<(Vec<Slot>, Vec<Wrong>), Wrong> {
+    fn resolve(&self, family: Family, layers: usize) -> Result<(Slots, Vec<Wrong>), Wrong> {
         let selection = Selection::new(self)?;
         let ranks = patterns("rank_pattern", &self.rank_pattern)?;
         let alphas = patterns("alpha_pattern", &self.alpha_pattern)?;
         let modules = family.all_modules(layers);
-        let mut slots = Vec::new();
+        let mut slots = Slots::default();
         for module in modules.iter().filter(|module| selection.takes(module)) {
             let path = &module.path;
-            let ModuleKind::Projection { layer, target } = module.kind else {
-                return Err(wrong("target_modules", "projections of the blocks", path));
+            let table = match module.kind {
+                ModuleKind::Projection { .. } => None,
+                ModuleKind::Embedding => Some(Table::Embed),
+                ModuleKind::Head => Some(Table::Head),
+                ModuleKind::Positions | ModuleKind::Matrix | ModuleKind::Other => {
+                    let expected = "projections of the blocks, the table of tokens or the output layer";
+                    return Err(wrong("target_modules", expected, path));
+                }
             };
+            if table.is_some() && self.use_dora {
+                return Err(wrong("use_dora", format!("false beside an adapter of {path}"), "true"));
+            }
             let own_field = |of_pattern: bool, pattern, common| if of_pattern { pattern } else { common };
             let (own_rank, own_alpha) = (first_match(&ranks, path), first_match(&alphas, path));
             let (r, alpha) = (own_rank.unwrap_or(self.r), own_alpha.unwrap_or(self.lora_alpha));
@@ -216,10 +254,14 @@ impl LoraConfig {
                 let field = own_field(own_alpha.is_some(), "alpha_pattern", "lora_alpha");
                 return Err(wrong(field, format!("a finite scale for {path}"), scale.to_string()));
             }
-            slots.push(Slot { layer, target, r, scale });
+            match (module.kind, table) {
+                (ModuleKind::Projection { layer, target }, _) => slots.blocks.push(Slot { layer, target, r, scale }),
+                (_, Some(at)) => slots.tables.push(TableSlot { at, r, scale }),
+                _ => {}
+            }
         }
         let notes = self.unmatched(&selection, &modules, family, layers);
-        if !slots.is_empty() {
+        if !slots.blocks.is_empty() || !slots.tables.is_empty() {
             return Ok((slots, notes));
         }
         // What is empty because of an entry is better said of the entry.

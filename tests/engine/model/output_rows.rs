@@ -222,6 +222,7 @@ impl Count {
             family: model.config.family,
             head_dim: model.config.head_dim,
             modules: modules.iter().map(module).collect(),
+            tables: Vec::new(),
         };
         let layout = Layout::of_adapter(&model.config, &adapter).expect("fits");
         let adaptation = Adaptation::new(b, layout, 1).expect("memory");

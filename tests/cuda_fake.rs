@@ -314,6 +314,7 @@ fn training_is_that_of_the_cpu() {
         ("", "plain"),
         (" --lora-dropout 0.3 --gradient-checkpointing --neftune-noise-alpha 5", "dropped"),
         (" --use-dora", "dora"),
+        (" --target-modules q_proj,embed_tokens,lm_head --lora-dropout 0.3", "tables"),
         (fast, "fast"),
     ] {
         both(dir.path(), &format!("{TRAIN}{extra}"), folder);

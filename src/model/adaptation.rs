@@ -348,8 +348,9 @@ impl<B: Backend> Adaptation<B> {
     /// If the device fails.
     pub fn adapter(&self, backend: &mut B, run: usize, config: &LoraConfig) -> Result<LoraAdapter> {
         let values = self.download_run(backend, run)?;
-        let matrix =
-            |from: usize, len: usize| -> Vec<f32> { values[from..from + len].iter().map(|x| x.to_f64() as f32).collect() };
+        let matrix = |from: usize, len: usize| -> Vec<f32> {
+            values[from..from + len].iter().map(|x| x.to_f64() as f32).collect()
+        };
         let modules =
             self.layout.shape(run).modules().map(|AdaptedModule { layer, target, lora, magnitude }| LoraModule {
                 layer,

@@ -201,7 +201,11 @@ impl Shape {
         if at == Table::Head {
             config.require_head()?;
             if let Some(cap) = config.logit_softcap {
-                return Err(Error::argument(name(), "none, of a model that caps its logits", format!("a cap of {cap}")));
+                return Err(Error::argument(
+                    name(),
+                    "none, of a model that caps its logits",
+                    format!("a cap of {cap}"),
+                ));
             }
         }
         let (input, output) = match at {
@@ -383,7 +387,8 @@ impl Layout {
         let norm_stride = self.shapes.iter().map(|shape| shape.norms).max().unwrap_or(0);
         self.norms = norm_stride;
         for shape in &mut self.shapes {
-            let of_modules = shape.modules.iter_mut().map(|module| &mut module.lora).chain(shape.tables.iter_mut().flatten());
+            let of_modules =
+                shape.modules.iter_mut().map(|module| &mut module.lora).chain(shape.tables.iter_mut().flatten());
             of_modules.chain(shape.lora.iter_mut().flatten().flatten()).for_each(|site| site.stride = stride);
             let of_modules = shape.modules.iter_mut().filter_map(|module| module.magnitude.as_mut());
             let of_modules = of_modules.chain(shape.vectors.iter_mut().map(|module| &mut module.site));
@@ -469,7 +474,8 @@ impl Layout {
             return Err(Error::argument("loraplus_lr_ratio", expected, "a ratio"));
         }
         let head = |shape: &Shape| shape.table(Table::Head).map(|site| site.b..site.b + site.output * site.rank);
-        let of_shape = |shape: &Shape| head(shape).into_iter().chain(shape.modules().flat_map(ranges)).collect::<Vec<_>>();
+        let of_shape =
+            |shape: &Shape| head(shape).into_iter().chain(shape.modules().flat_map(ranges)).collect::<Vec<_>>();
         let mut shapes = self.shapes.iter().map(of_shape);
         let first = shapes.next().unwrap_or_default();
         match shapes.all(|ranges| ranges == first) {

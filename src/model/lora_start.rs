@@ -66,7 +66,8 @@ fn tables(adapter: &mut LoraAdapter, source: &Source, rng: &mut Rng) -> Result<(
             Err(Error::argument(name, format!("{expected}, of {path}"), found))
         };
         let width = table.a.len() / r;
-        let mut normal = |values: &mut Vec<f32>, factor: f64| values.iter_mut().for_each(|x| *x = (factor * rng.normal()) as f32);
+        let mut normal =
+            |values: &mut Vec<f32>, factor: f64| values.iter_mut().for_each(|x| *x = (factor * rng.normal()) as f32);
         match (how, table.at) {
             (InitLoraWeights::Pissa, _) => {
                 return refuse("init_lora_weights", "a start that leaves the base model as it is", "pissa".to_owned());

@@ -262,7 +262,13 @@ impl<B: Backend> Model<B> {
                 temperature: 1.0,
                 softcap: None,
             });
-            backend.linear_bwd_input(LinearBwdInput { d_x: &mut *d_x, d_out: d_logits, weight, dims, accumulate: false });
+            backend.linear_bwd_input(LinearBwdInput {
+                d_x: &mut *d_x,
+                d_out: d_logits,
+                weight,
+                dims,
+                accumulate: false,
+            });
             backend.lora_bwd(LoraBwd {
                 d_params: &mut *d_params,
                 d_x: Some(&mut *d_x),

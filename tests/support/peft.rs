@@ -138,7 +138,12 @@ pub fn logits<B: Backend>(backend: &mut B, model: &Model<B>, adaptation: &Adapta
     let mut acts = Activations::new(backend, &model.config, layout, pack.len(), Save::Layer).expect("buffers");
     let input = Input::new(&pack, &device).adapted(adaptation);
     model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("a forward");
-    model.logits_of(backend, &acts, &input, &[pack.len() - 1]).expect("logits").into_iter().map(AccElement::to_f64).collect()
+    model
+        .logits_of(backend, &acts, &input, &[pack.len() - 1])
+        .expect("logits")
+        .into_iter()
+        .map(AccElement::to_f64)
+        .collect()
 }
 
 /// How far the tensors of an adapter's directory are from those of a file of the same tensors: Euclidean, over all.

@@ -134,7 +134,7 @@ pub struct TrainLoraArgs {
     #[serde(serialize_with = "one_or_list")]
     pub lora_alpha: Vec<f64>,
     /// Modules to adapt: names as in the model's checkpoint (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
-    /// c_attn; query_key_value; fc1, ...), all-linear, or a regular expression for full module paths; with several sets
+    /// c_attn; query_key_value; fc1, ...; embed_tokens or wte; lm_head), all-linear (of the blocks), or a regular expression for full module paths; with several sets
     /// separated by semicolons, one run for each [default: as in PEFT, q_proj and v_proj, or the fused projection of
     /// queries, keys and values].
     #[arg(

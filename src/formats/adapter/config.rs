@@ -207,6 +207,10 @@ fn check_values(f: &Fields, family: Family) -> Result<()> {
     if f.get("trainable_token_indices").is_some_and(|v| *v != Value::Object(Map::new())) {
         return Err(f.error("trainable_token_indices", "a plain LoRA adapter (null, {} or no such field)"));
     }
+    // PEFT trains two adapters over one storage then, each with moments of its own.
+    if f.bool("ensure_weight_tying")?.unwrap_or(false) {
+        return Err(f.error("ensure_weight_tying", "false, or no such field"));
+    }
     saved_modules(f, family)
 }
 

@@ -31,13 +31,13 @@ pub const LORA: Keys = Keys {
         "init_lora_weights",
         "modules_to_save",
         "trainable_token_indices",
+        "ensure_weight_tying",
     ],
     harmless: &[
         RECORD,
         MODE,
         (STARTS, &["corda_config", "eva_config", "loftq_config", "lora_ga_config"]),
         ("acts on GPTQ weights alone, which are not read here", &["use_qalora", "qalora_group_size"]),
-        ("acts on adapted or saved embeddings alone, which are refused", &["ensure_weight_tying"]),
         ("names a package that only megatron_config makes PEFT use", &["megatron_core"]),
     ],
     refused: &[

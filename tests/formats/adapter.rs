@@ -262,7 +262,8 @@ fn fields_that_peft_acts_on_are_refused_by_name() {
         (json!({"modules_to_save": ["norm"]}), "modules_to_save"),
         (json!({"monteclora_config": {}}), "monteclora_config"),
         (json!({"target_modules": ["q_proj", "v_proj", "act_fn"]}), "act_fn"),
-        (json!({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}), "lora_embedding_A"),
+        (json!({"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": true}), "ensure_weight_tying"),
+        (json!({"target_modules": ["q_proj", "embed_positions", "mlp"]}), "layers.0.mlp"),
         (json!({"target_modules": ["q_proj", "v_proj", "lm_head"], "use_dora": true}), "lm_head"),
         (json!({"target_modules": ["q_proj", "v_proj", "layers.0"]}), "layers.0"),
         (json!({"target_modules": ["all-linear"]}), "all-linear"),
@@ -277,6 +278,15 @@ fn fields_that_peft_acts_on_are_refused_by_name() {
         let model = small(dir.path(), &patch);
         let error = LoraAdapter::read(dir.path(), &model).expect_err(field).to_string();
         assert!(error.contains("adapter_config.json") && error.contains(field), "{patch}: {error}");
+    }
+    // What is said of the file's tensors.
+    for (table, tensor) in
+        [("embed_tokens", "model.embed_tokens.lora_embedding_A"), ("lm_head", "lm_head.lora_A.weight")]
+    {
+        let dir = temp();
+        let model = small(dir.path(), &json!({"target_modules": ["q_proj", "v_proj", table]}));
+        let error = LoraAdapter::read(dir.path(), &model).expect_err(table).to_string();
+        assert!(error.contains(&format!("base_model.model.{tensor}: expected it")), "{error}");
     }
 }
 

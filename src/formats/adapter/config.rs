@@ -108,6 +108,7 @@ impl LoraConfig {
             use_rslora: f.bool("use_rslora")?.unwrap_or(false),
             use_dora: f.bool("use_dora")?.unwrap_or(false),
             init_lora_weights: InitLoraWeights::of(f.get("init_lora_weights")),
+            ensure_weight_tying: f.bool("ensure_weight_tying")?.unwrap_or(false),
             base_model_name_or_path: f.str("base_model_name_or_path")?.map(String::from),
         })
     }
@@ -206,10 +207,6 @@ fn check_values(f: &Fields, family: Family) -> Result<()> {
     // An empty list of tokens still makes PEFT demand their tensor.
     if f.get("trainable_token_indices").is_some_and(|v| *v != Value::Object(Map::new())) {
         return Err(f.error("trainable_token_indices", "a plain LoRA adapter (null, {} or no such field)"));
-    }
-    // PEFT trains two adapters over one storage then, each with moments of its own.
-    if f.bool("ensure_weight_tying")?.unwrap_or(false) {
-        return Err(f.error("ensure_weight_tying", "false, or no such field"));
     }
     saved_modules(f, family)
 }

@@ -115,6 +115,8 @@ pub struct LoraConfig {
     pub use_dora: bool,
     /// How A and B start.
     pub init_lora_weights: InitLoraWeights,
+    /// Whether what is trained of tables that are tied is tied too.
+    pub ensure_weight_tying: bool,
     /// Name of the base model, for the record.
     pub base_model_name_or_path: Option<String>,
 }
@@ -142,6 +144,7 @@ impl LoraConfig {
             use_rslora: false,
             use_dora: false,
             init_lora_weights: InitLoraWeights::True,
+            ensure_weight_tying: false,
             base_model_name_or_path: None,
         }
     }
@@ -239,6 +242,10 @@ impl LoraConfig {
                     return Err(wrong("target_modules", expected, path));
                 }
             };
+            if table.is_some() && self.ensure_weight_tying {
+                // PEFT trains two adapters over one storage then, each with moments of its own.
+                return Err(wrong("ensure_weight_tying", format!("false beside an adapter of {path}"), "true"));
+            }
             if table.is_some() && self.use_dora {
                 return Err(wrong("use_dora", format!("false beside an adapter of {path}"), "true"));
             }

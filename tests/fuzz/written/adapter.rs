@@ -74,7 +74,6 @@ pub fn cases() -> Vec<Case> {
         with(json!({"target_modules": ["q_proj", 1]}), &["target_modules"]),
         with(json!({"target_modules": ["c_attn"]}), &["target_modules", "c_attn"]),
         with(json!({"target_modules": ["q_proj", "mlp"]}), &["target_modules", "layers.0.mlp"]),
-        with(json!({"target_modules": ["q_proj", "lm_head"]}), &["lm_head.lora_A.weight"]),
         with(json!({"target_modules": ["q_proj", "norm"]}), &["target_modules", "model.norm"]),
         with(json!({"target_modules": ".*"}), &["target_modules", "model"]),
         with(json!({"target_modules": "(q_proj"}), &["target_modules", "(q_proj"]),

@@ -6,7 +6,7 @@ use super::layout::Layout;
 use super::norm::Stats;
 use super::output_rows::{OutputRows, output_row};
 use super::rope::RopeTable;
-use super::tables::EmbedLora;
+use super::table_buffers::EmbedLora;
 use crate::Result;
 use crate::arch::{Mlp, ModelConfig, NormPlacement, Projection, QkNorm, Rope, RopeKind};
 use crate::backend::trace::Trace;

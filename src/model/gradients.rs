@@ -5,7 +5,7 @@ use super::distillation::LogitLosses;
 use super::full::WeightLayout;
 use super::layout::Layout;
 use super::param_id::ParamId;
-use super::tables::TableGradients;
+use super::table_buffers::TableGradients;
 use crate::Result;
 use crate::arch::{Mlp, ModelConfig};
 use crate::backend::Backend;
@@ -106,7 +106,7 @@ impl<B: Backend> Gradients<B> {
         (rows, labels): (usize, usize),
         element_sizes: (usize, usize),
     ) -> usize {
-        TableGradients::<B>::bytes(config, layout, (rows, labels), element_sizes)
+        counted(element_sizes, |device| TableGradients::new(device, config, layout, (rows, labels)))
     }
 
     /// Bytes of this scratch, without making it.

@@ -2,7 +2,7 @@
 
 use super::activations::some;
 use super::layout::Layout;
-use super::tables::HeadLora;
+use super::table_buffers::HeadLora;
 use crate::Result;
 use crate::arch::ModelConfig;
 use crate::backend::Backend;

@@ -37,6 +37,7 @@ pub mod prompt;
 mod rope;
 pub mod sampling;
 mod search;
+mod table_buffers;
 mod tables;
 mod taps;
 mod unembedding;

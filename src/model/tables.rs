@@ -6,26 +6,22 @@
 use std::sync::Arc;
 
 use super::Model;
-use super::activations::{counted, some};
 use super::adaptation::Adaptation;
 use super::gradients::{GradientRequest, Gradients};
 use super::input::Input;
-use super::layout::Layout;
 use super::logit_buffers::LogitBuffers;
+use super::table_buffers::{
+    EmbedGradients, EmbedLora, EmbedRows, HeadGradients, HeadLora, TableGradients, part_rows,
+};
 use crate::Result;
-use crate::arch::{Family, ModelConfig, Projection};
+use crate::arch::{ModelConfig, Projection};
 use crate::backend::ops::{
     Cast, Dropout, GatherAcc, KlLoss, KvAppend, LinearBwdInput, LinearDims, LogitsFwd, LoraBwd, LoraDelta,
     LoraDeltaBwd, LoraFwd, LoraSite, ScatterAdd, Zero,
 };
-use crate::backend::{AccElement, Backend};
+use crate::backend::Backend;
 use crate::formats::adapter::Table;
-use crate::pack::{Label, Pack, PackBuilder, Parent, Token};
-
-/// Logits of label rows that exist at a time, at most (if one row has no more).
-const LOGITS: usize = 1 << 22;
-/// The logit of a label among zeros that makes of their softmax a one and zeros, in single precision and in double.
-const CERTAIN: f64 = 1e4;
+use crate::pack::{Label, PackBuilder, Parent, Token};
 
 impl<'a, B: Backend> Input<'a, B> {
     /// The adapters of a table, where it has some.
@@ -52,66 +48,6 @@ impl<'a, B: Backend> Input<'a, B> {
     /// Whether the head is adapted.
     pub(super) fn adapts_head(&self) -> bool {
         self.table(Table::Head).is_some()
-    }
-}
-
-impl ModelConfig {
-    /// The token whose row of the embedding table torch gives no gradient (`padding_idx`).
-    fn padding_row(&self) -> Option<u32> {
-        match self.family {
-            Family::Gpt2 | Family::Bloom | Family::GptNeox => None,
-            _ => self.pad_token_id,
-        }
-    }
-}
-
-/// What the LoRA of an embedding table saves, and what it computes with.
-pub(super) struct EmbedLora<B: Backend> {
-    /// Rows of A `[N, R]`.
-    xa: B::Acc,
-    /// What is added `[N, E]`.
-    delta: B::Acc,
-    rows: Option<EmbedRows<B>>,
-}
-
-/// The rows of a pass and those of A.
-struct EmbedRows<B: Backend> {
-    /// `0..N`.
-    all: B::Index,
-    /// Where each row's token has its column of A: rows of R in the parameters.
-    a: B::Index,
-    /// Where some rows' tokens have no gradient of their own: the others, and where those have their columns.
-    trained: Option<[B::Index; 2]>,
-}
-
-impl<B: Backend> EmbedLora<B> {
-    /// For packs of up to `rows` rows; none where the table has no LoRA.
-    pub fn new(backend: &mut B, config: &ModelConfig, layout: Option<&Layout>, rows: usize) -> Result<Option<Self>> {
-        let Some(site) = layout.and_then(|layout| layout.table(Table::Embed)) else { return Ok(None) };
-        let (xa, delta) = (backend.acc(rows * site.rank)?, backend.acc(rows * config.embed_size)?);
-        Ok(Some(Self { xa, delta, rows: None }))
-    }
-}
-
-impl<B: Backend> EmbedRows<B> {
-    fn new(backend: &mut B, config: &ModelConfig, pack: &Pack, site: LoraSite) -> Result<Self> {
-        let token = |token: &Token| match *token {
-            Token::Id(id) => id,
-            Token::Virtual(_) => panic!("forward: virtual tokens beside a LoRA of the embedding table"),
-        };
-        let tokens: Vec<u32> = pack.tokens().iter().map(token).collect();
-        let at = |&token: &u32| (site.a / site.rank) as u32 + token;
-        let (every, a): (Vec<u32>, Vec<u32>) = ((0..pack.len() as u32).collect(), tokens.iter().map(at).collect());
-        let fixed = config.padding_row().filter(|fixed| tokens.contains(fixed));
-        let trained = match fixed {
-            None => None,
-            Some(fixed) => {
-                let rows: Vec<u32> = every.iter().copied().filter(|&row| tokens[row as usize] != fixed).collect();
-                let of_rows: Vec<u32> = rows.iter().map(|&row| a[row as usize]).collect();
-                Some([backend.index(&rows)?, backend.index(&of_rows)?])
-            }
-        };
-        Ok(Self { all: backend.index(&every)?, a: backend.index(&a)?, trained })
     }
 }
 
@@ -314,22 +250,6 @@ impl<B: Backend> RowPack<B> {
     }
 }
 
-/// What the head's LoRA computes with.
-pub(super) struct HeadLora<B: Backend> {
-    /// `[rows, R]`.
-    xa: B::Acc,
-    /// What is added `[rows, V]`.
-    delta: B::Acc,
-}
-
-impl<B: Backend> HeadLora<B> {
-    /// For `rows` rows; none where the head has no LoRA.
-    pub fn new(backend: &mut B, config: &ModelConfig, layout: Option<&Layout>, rows: usize) -> Result<Option<Self>> {
-        let Some(site) = layout.and_then(|layout| layout.table(Table::Head)) else { return Ok(None) };
-        Ok(Some(Self { xa: backend.acc(rows * site.rank)?, delta: backend.acc(rows * config.vocab_size)? }))
-    }
-}
-
 /// Label rows under an adapted head.
 pub(super) struct HeadLabels<B: Backend> {
     parts: Vec<HeadPart<B>>,
@@ -372,78 +292,5 @@ impl<B: Backend> HeadLabels<B> {
             Ok(HeadPart { first, pack: RowPack::new(backend, &runs)?, label_rows, one_hot })
         };
         Ok(Some(Self { parts: starts.map(part).collect::<Result<_>>()?, pack_rows: rows.into() }))
-    }
-}
-
-/// Label rows whose logits exist at a time, of `labels` in all.
-fn part_rows(config: &ModelConfig, labels: usize) -> usize {
-    (LOGITS / config.vocab_size).clamp(1, labels.max(1))
-}
-
-/// What a backward through adapted tables computes with.
-pub(super) struct TableGradients<B: Backend> {
-    embed: Option<EmbedGradients<B>>,
-    head: Option<HeadGradients<B>>,
-}
-
-struct EmbedGradients<B: Backend> {
-    /// Of what the LoRA adds `[N, E]`.
-    d_y: B::Compute,
-    /// Of the rows of A `[N, R]`.
-    d_xa: B::Acc,
-    /// Those that have a gradient of their own `[N, R]`.
-    trained: B::Acc,
-}
-
-struct HeadGradients<B: Backend> {
-    /// What the head reads `[part, E]`.
-    x: B::Compute,
-    /// `[part, V]`.
-    logits: B::Acc,
-    lora: HeadLora<B>,
-    /// `[part, V]`.
-    d_logits: B::Compute,
-    /// Of what the head reads `[part, E]`.
-    d_x: B::Acc,
-    /// [`CERTAIN`] `[part]`.
-    certain: B::Acc,
-}
-
-impl<B: Backend> TableGradients<B> {
-    /// For packs of up to `rows` rows with up to `labels` label rows; none where no table has a LoRA.
-    pub fn new(
-        backend: &mut B,
-        config: &ModelConfig,
-        layout: Option<&Layout>,
-        (rows, labels): (usize, usize),
-    ) -> Result<Option<Self>> {
-        let Some(layout) = layout else { return Ok(None) };
-        let part = part_rows(config, labels);
-        let embed = layout.table(Table::Embed).map(|site| {
-            let (d_y, d_xa) = (backend.compute(rows * config.embed_size)?, backend.acc(rows * site.rank)?);
-            Ok(EmbedGradients { d_y, d_xa, trained: backend.acc(rows * site.rank)? })
-        });
-        let embed = embed.transpose()?;
-        let head = match HeadLora::new(backend, config, Some(layout), part)? {
-            None => None,
-            Some(lora) => {
-                let mut certain = backend.acc(part)?;
-                backend.upload(&mut certain, 0, &vec![B::Element::from_f64(CERTAIN); part])?;
-                Some(HeadGradients {
-                    x: backend.compute(part * config.embed_size)?,
-                    logits: backend.acc(part * config.vocab_size)?,
-                    lora,
-                    d_logits: backend.compute(part * config.vocab_size)?,
-                    d_x: backend.acc(part * config.embed_size)?,
-                    certain,
-                })
-            }
-        };
-        some(embed.is_some() || head.is_some(), || Ok(Self { embed, head }))
-    }
-
-    /// Bytes of this scratch, without making it.
-    pub fn bytes(config: &ModelConfig, layout: Option<&Layout>, size: (usize, usize), sizes: (usize, usize)) -> usize {
-        counted(sizes, |device| TableGradients::new(device, config, layout, size))
     }
 }

@@ -10,16 +10,14 @@ use super::adaptation::Adaptation;
 use super::gradients::{GradientRequest, Gradients};
 use super::input::Input;
 use super::logit_buffers::LogitBuffers;
-use super::table_buffers::{
-    EmbedGradients, EmbedLora, EmbedRows, HeadGradients, HeadLora, TableGradients, part_rows,
-};
+use super::table_buffers::{EmbedGradients, EmbedLora, EmbedRows, HeadGradients, HeadLora, TableGradients, part_rows};
 use crate::Result;
 use crate::arch::{ModelConfig, Projection};
+use crate::backend::Backend;
 use crate::backend::ops::{
     Cast, Dropout, GatherAcc, KlLoss, KvAppend, LinearBwdInput, LinearDims, LogitsFwd, LoraBwd, LoraDelta,
     LoraDeltaBwd, LoraFwd, LoraSite, ScatterAdd, Zero,
 };
-use crate::backend::Backend;
 use crate::formats::adapter::Table;
 use crate::pack::{Label, PackBuilder, Parent, Token};
 

@@ -503,8 +503,11 @@ impl Layout {
         runs * (self.stride + self.norms) * element_sizes.0
     }
 
-    /// The first layer that holds an adapter: the backward need go no further down.
+    /// The first layer whose input an adapter changes, or that holds one: the backward need go no further down.
     pub fn lowest(&self) -> Option<usize> {
+        if self.table(Table::Embed).is_some() {
+            return Some(0);
+        }
         let adapts = |layer: &usize| Projection::ALL.iter().any(|&target| self.adapts(*layer, target));
         (0..self.layers).find(adapts)
     }

@@ -14,6 +14,10 @@ use crate::model::{Source, merge};
 
 pub fn run(args: &MergeArgs) -> Result<(), Failure> {
     let files = resolve::model_of(&args.model.model, args.revision.as_deref())?;
+    if files.gguf.is_some() || files.checkpoint.quantized().next().is_some() {
+        let expected = "a model whose weights are numbers (blocks cannot take the adapter's change)";
+        return Err(Error::argument("--model", expected, files.path.display()).into());
+    }
     let Some(adapter) = resolve::adapter(args.model.adapter.as_deref(), &files)? else {
         return Err(Error::argument("--adapter", "an adapter to merge", "none").into());
     };

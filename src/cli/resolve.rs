@@ -13,8 +13,10 @@ use crate::backend::Backend;
 use crate::formats::adapter::{self, Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, Slot, TableLora};
 use crate::formats::atomic;
 use crate::formats::embedded;
+use crate::formats::gguf::model::GgufModel;
+use crate::formats::gguf::{self, Gguf};
 use crate::formats::hub::{self, CacheEnv};
-use crate::formats::safetensors::Checkpoint;
+use crate::formats::safetensors::{Checkpoint, Loading};
 use crate::formats::tokenizer::Tokenizer;
 use crate::hooks::site;
 use crate::model::{Source, lora_start};
@@ -36,6 +38,10 @@ pub struct ModelFiles {
     pub checkpoint: Checkpoint,
     /// Dtype of its weights: config.json's, or else that of the first tensor of floats.
     pub dtype: Dtype,
+    /// The directory of `--tokenizer`.
+    pub tokenizer: Option<PathBuf>,
+    /// The file of the model, where it is a GGUF file.
+    pub gguf: Option<Gguf>,
     /// The directory of `--model` where it holds an adapter: beside the model, or of a base model that it names.
     pub adapter: Option<PathBuf>,
 }
@@ -53,9 +59,14 @@ impl ModelFiles {
     /// Loads its tokenizer.
     ///
     /// # Errors
-    /// No `tokenizer.json` in its directory, or one that cannot be read.
+    /// No `tokenizer.json` in its directory, or no vocabulary in its file, or one that cannot be read.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        if self.is_embedded() { embedded::tokenizer() } else { Tokenizer::load(self.tokenizer_dir()) }
+        match (&self.tokenizer, &self.gguf) {
+            (Some(dir), _) => Tokenizer::load(dir),
+            (None, Some(file)) => gguf::tokenizer::tokenizer(file),
+            (None, None) if self.is_embedded() => embedded::tokenizer(),
+            (None, None) => Tokenizer::load(self.tokenizer_dir()),
+        }
     }
 
     /// The same for what is token ids already: none where the model has no tokenizer.
@@ -63,7 +74,11 @@ impl ModelFiles {
     /// # Errors
     /// A tokenizer that cannot be read.
     pub fn tokenizer_if_any(&self) -> Result<Option<Tokenizer>> {
-        let is_there = self.is_embedded() || Tokenizer::is_in(self.tokenizer_dir());
+        let is_there = match (&self.tokenizer, &self.gguf) {
+            (Some(_), _) => true,
+            (None, Some(file)) => gguf::tokenizer::is_in(file),
+            (None, None) => self.is_embedded() || Tokenizer::is_in(self.tokenizer_dir()),
+        };
         is_there.then(|| self.tokenizer()).transpose()
     }
 
@@ -78,10 +93,11 @@ impl ModelFiles {
     }
 }
 
-/// Finds `--model`: `embedded`, a directory, or a repository in the Hugging Face cache. One with an adapter in it is the
+/// Finds `--model`: `embedded`, a directory, a GGUF file, or a repository in the Hugging Face cache. One with an adapter in it is the
 /// model beside the adapter, or else the base model that the adapter names, as in transformers.
 pub fn model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
-    model_of(name, common.revision.as_deref())
+    let files = model_of(name, common.revision.as_deref())?;
+    Ok(ModelFiles { tokenizer: common.tokenizer.clone(), ..files })
 }
 
 /// The same for a revision.
@@ -89,7 +105,10 @@ pub fn model_of(name: &str, revision: Option<&str>) -> Result<ModelFiles> {
     if name == embedded::NAME {
         let (config, checkpoint) = (embedded::config()?, embedded::checkpoint()?);
         let dtype = config.dtype.unwrap_or(Dtype::BF16);
-        return Ok(ModelFiles { path: name.into(), config, checkpoint, dtype, adapter: None });
+        return Ok(ModelFiles { path: name.into(), config, checkpoint, dtype, tokenizer: None, gguf: None, adapter: None });
+    }
+    if Gguf::is_one(Path::new(name)) {
+        return gguf_model(name, revision);
     }
     let env = cache_env();
     let found = hub::resolve(name, revision, &env)?;
@@ -115,7 +134,20 @@ pub fn model_of(name: &str, revision: Option<&str>) -> Result<ModelFiles> {
     // This is the rule of transformers.
     let first = || checkpoint.iter().find_map(|t| t.float());
     let dtype = config.dtype.or_else(first).unwrap_or(Dtype::F32);
-    Ok(ModelFiles { path, config, checkpoint, dtype, adapter })
+    Ok(ModelFiles { path, config, checkpoint, dtype, tokenizer: None, gguf: None, adapter })
+}
+
+/// A model that is a GGUF file.
+fn gguf_model(name: &str, revision: Option<&str>) -> Result<ModelFiles> {
+    if let Some(revision) = revision {
+        return Err(Error::argument("revision", format!("none for the file {name}"), revision));
+    }
+    let GgufModel { file, config, checkpoint } = GgufModel::open(name, Loading::Mapped)?;
+    let source = Source::new(&config, &checkpoint)?;
+    source.check()?;
+    let config = source.config;
+    let dtype = config.dtype.unwrap_or(Dtype::F32);
+    Ok(ModelFiles { path: name.into(), config, checkpoint, dtype, tokenizer: None, gguf: Some(file), adapter: None })
 }
 
 /// The same for what needs logits or losses, and so a head.

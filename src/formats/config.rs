@@ -62,7 +62,8 @@ impl ModelConfig {
         Self::from_value(path.as_ref(), &json::parse(&path, text)?)
     }
 
-    fn from_value(path: &Path, value: &Value) -> Result<Self> {
+    /// The architecture of the object that a `config.json` is; `path` names it in errors.
+    pub(super) fn from_value(path: &Path, value: &Value) -> Result<Self> {
         let f = Fields::new(path, value)?;
         let name = f.require("model_type", f.str("model_type")?, "a model type")?;
         let Some(family) = Family::ALL.into_iter().find(|family| family.name() == name) else {

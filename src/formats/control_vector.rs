@@ -42,9 +42,10 @@ impl ControlVector {
         let model_hint = if file.metadata.contains_key(&key) { file.string(&key)?.to_owned() } else { String::new() };
         let mut directions: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
         let mut width = None;
-        for (name, Tensor { dims, values }) in file.tensors {
+        for name in file.entries.keys() {
+            let Tensor { dims, values } = file.floats(name)?;
             let layer = name.strip_prefix("direction.").and_then(|layer| layer.parse::<usize>().ok());
-            let layer = layer.filter(|&layer| layer > 0 && name == format!("direction.{layer}")).ok_or_else(|| {
+            let layer = layer.filter(|&layer| layer > 0 && *name == format!("direction.{layer}")).ok_or_else(|| {
                 Error::field(path, "tensors", "direction.N, N from 1 on", name.escape_default().to_string())
             })?;
             let expected = *width.get_or_insert(values.len());

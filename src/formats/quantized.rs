@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use super::safetensors::{Bytes, TensorView};
 use crate::arch::Dtype;
 use crate::quantization::{BlockFormat, Mismatch, QuantizedMatrix, RowOrder, Scales};
@@ -114,6 +116,43 @@ impl QuantizedView {
         self.matrix().check()
     }
 
+    /// Rows `from..from + count` as a matrix of their own.
+    ///
+    /// # Panics
+    /// If there are not so many rows.
+    pub fn rows(&self, from: usize, count: usize) -> Self {
+        assert!(from + count <= self.shape[0], "rows {from} and {count} more of {}", self.shape[0]);
+        let order = match &self.order {
+            RowOrderView::From(first) => RowOrderView::From(first + from),
+            RowOrderView::Listed(list) => RowOrderView::Listed(list[from..from + count].into()),
+        };
+        Self { shape: [count, self.shape[1]], order, ..self.clone() }
+    }
+
+    /// The rows of a list as a matrix of their own.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn listed(&self, rows: &[u32]) -> Self {
+        let list = rows.iter().map(|&row| match &self.order {
+            RowOrderView::From(first) => *first as u32 + row,
+            RowOrderView::Listed(list) => list[row as usize],
+        });
+        Self { shape: [rows.len(), self.shape[1]], order: RowOrderView::Listed(list.collect()), ..self.clone() }
+    }
+
+    /// The first value that is not finite, with its flat index.
+    pub fn first_not_finite(&self) -> Option<(usize, f64)> {
+        let (matrix, [rows, columns]) = (self.matrix(), self.shape);
+        let first = |row: usize| {
+            let mut values = vec![0.0; columns];
+            matrix.dequantize_row(row, 0..columns, &mut values);
+            let at = values.iter().position(|x| !x.is_finite())?;
+            Some((row * columns + at, f64::from(values[at])))
+        };
+        (0..rows).into_par_iter().find_map_first(first)
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.shape[0] * self.shape[1]
@@ -139,11 +178,8 @@ impl QuantizedView {
     pub fn to_f32(&self) -> Vec<f32> {
         let (matrix, [rows, columns]) = (self.matrix(), self.shape);
         let mut out = vec![0.0; rows * columns];
-        if columns > 0 {
-            out.chunks_exact_mut(columns)
-                .enumerate()
-                .for_each(|(row, out)| matrix.dequantize_row(row, 0..columns, out));
-        }
+        let decode = |(row, out): (usize, &mut [f32])| matrix.dequantize_row(row, 0..columns, out);
+        out.par_chunks_exact_mut(columns.max(1)).enumerate().for_each(decode);
         out
     }
 }

@@ -129,7 +129,7 @@ pub fn without(adapter: &LoraAdapter, source: &Source) -> Result<Checkpoint> {
         merge::merged(source, &negative, module, view.dtype)
     };
     let tensors = negative.modules.iter().map(residual).collect::<Result<Vec<_>>>()?;
-    Ok(source.checkpoint().with(tensors))
+    Ok(source.checkpoint().clone().with(tensors))
 }
 
 /// Kaiming's uniform distribution with a = sqrt 5, that of PyTorch's linear layers.

@@ -5,7 +5,9 @@ use std::path::Path;
 use crate::Result;
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
-use crate::formats::safetensors::Checkpoint;
+use crate::formats::gguf::Gguf;
+use crate::formats::gguf::model::GgufModel;
+use crate::formats::safetensors::{Checkpoint, Loading};
 
 pub mod activations;
 pub mod adaptation;
@@ -72,11 +74,15 @@ pub struct Model<B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Loads a checkpoint directory (`config.json` and the weights beside it).
+    /// Loads a checkpoint directory (`config.json` and the weights beside it), or a GGUF file.
     ///
     /// # Errors
     /// A file that is missing or malformed, or weights that do not fit the configuration.
     pub fn load(backend: &mut B, path: &Path) -> Result<Self> {
+        if Gguf::is_one(path) {
+            let model = GgufModel::open(path, Loading::Mapped)?;
+            return Self::new(backend, &model.config, &model.checkpoint);
+        }
         let config = ModelConfig::load(path)?;
         let weights = ModelConfig::weights_file(path)?;
         Self::new(backend, &config, &Checkpoint::open(weights.as_deref().unwrap_or(path))?)

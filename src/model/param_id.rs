@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use rayon::prelude::*;
 
 use crate::arch::{Family, ModelConfig, Norm, NormPlacement, Positions, Projection, QkNorm};
+use crate::formats::quantized::WeightView;
 use crate::formats::safetensors::{Bytes, Checkpoint, TensorView};
 use crate::{Error, Result};
 
@@ -270,7 +271,7 @@ impl<'a> Source<'a> {
     /// A tensor of the body that belongs to no weight.
     pub fn new(config: &ModelConfig, checkpoint: &'a Checkpoint) -> Result<Self> {
         let mut source = Self { config: config.clone(), checkpoint, renamed: ("", "") };
-        let there = |name: &str| checkpoint.get(name).is_some();
+        let there = |name: &str| checkpoint.contains(name);
         let known = [ParamId::Embed, ParamId::Weight(0, Projection::O)].map(|id| id.tensor(config.family));
         let text_part: &[(&str, &str)] = match config.family {
             // As it is saved, the body alone as older files have it, and the text model alone.
@@ -304,13 +305,17 @@ impl<'a> Source<'a> {
     /// # Errors
     /// A tensor that is missing or of another shape.
     pub fn check(&self) -> Result<()> {
-        let there = |id: ParamId| self.checkpoint.expect(&self.name(id), &id.layout(&self.config).0).map(drop);
+        let there = |id: ParamId| self.checkpoint.weight(&self.name(id), &self.placed(id).0).map(drop);
         ParamId::all(&self.config).into_iter().try_for_each(there)
     }
 
     /// Whether the head that is stored beside the table has its values.
     fn equal_head(&self) -> Result<bool> {
-        let (table, head) = (self.view(ParamId::Embed)?, self.view(ParamId::Head)?);
+        let (table, head) = match (self.weight(ParamId::Embed)?, self.weight(ParamId::Head)?) {
+            (WeightView::Plain(table), WeightView::Plain(head)) => (table, head),
+            // Of a quantised one the other has not exactly the values.
+            _ => return Ok(false),
+        };
         if table.dtype == head.dtype {
             return Ok(table.data[..] == head.data[..]);
         }
@@ -370,7 +375,7 @@ impl<'a> Source<'a> {
     /// The name of the head's tensor here: GPT-NeoX's has two, and so has that of a model of texts and images.
     fn head_name(&self) -> String {
         let name = self.stored(ParamId::Head);
-        let there = |name: &str| self.checkpoint.get(name).is_some();
+        let there = |name: &str| self.checkpoint.contains(name);
         [HEAD, TEXT_HEAD].into_iter().find(|other| !there(&name) && there(other)).map_or(name, str::to_owned)
     }
 
@@ -379,8 +384,8 @@ impl<'a> Source<'a> {
         let name = self.stored(id);
         let as_head = id == ParamId::Embed
             && self.config.tie_word_embeddings
-            && self.checkpoint.get(&name).is_none()
-            && self.checkpoint.get(&self.head_name()).is_some();
+            && !self.checkpoint.contains(&name)
+            && self.checkpoint.contains(&self.head_name());
         match (as_head, id) {
             (true, _) | (_, ParamId::Head) => self.head_name(),
             _ => name,
@@ -398,7 +403,7 @@ impl<'a> Source<'a> {
     /// A tensor that is missing or of another shape.
     pub(super) fn module(&self, layer: usize, module: Projection) -> Result<(TensorView, bool)> {
         let id = ParamId::Weight(layer, module);
-        let (shape, part) = id.layout(&self.config);
+        let (shape, part) = self.placed(id);
         Ok((self.checkpoint.expect(&self.name(id), &shape)?, matches!(part, Part::Columns { .. })))
     }
 
@@ -411,7 +416,7 @@ impl<'a> Source<'a> {
             return Ok(None);
         }
         let id = ParamId::Bias(layer, module);
-        self.checkpoint.expect(&self.name(id), &id.layout(&self.config).0).map(Some)
+        self.checkpoint.expect(&self.name(id), &self.placed(id).0).map(Some)
     }
 
     /// The checkpoint whose tensors they are.
@@ -419,12 +424,58 @@ impl<'a> Source<'a> {
         self.checkpoint
     }
 
-    /// A weight in the model's own form; left in the file where that is the file's.
+    /// How this file's tensor becomes a weight: as the family's checkpoints have it, but for matrices that are
+    /// `[output, input]` here.
+    fn placed(&self, id: ParamId) -> (Vec<usize>, Part) {
+        match id.layout(&self.config) {
+            (shape, Part::Columns { from }) if self.checkpoint.is_output_major(&self.name(id)) => {
+                (vec![shape[1], shape[0]], Part::Rows { from })
+            }
+            other => other,
+        }
+    }
+
+    /// A weight of either kind in the model's own form; left in the file where that is the file's, and where it is
+    /// quantised.
     ///
     /// # Errors
     /// A tensor that is missing or of another shape.
+    pub fn weight(&self, id: ParamId) -> Result<WeightView> {
+        let (shape, part) = self.placed(id);
+        let view = match self.checkpoint.weight(&self.name(id), &shape)? {
+            WeightView::Plain(_) => return self.view(id).map(WeightView::Plain),
+            WeightView::Quantized(view) => view,
+        };
+        let rows = id.shape(&self.config)[0];
+        Ok(WeightView::Quantized(match part {
+            Part::Whole => view,
+            Part::Rows { from } => view.rows(from, rows),
+            Part::Columns { .. } => unreachable!("a quantised matrix is [output, input]"),
+            Part::Heads { which } => {
+                let head = self.config.head_dim;
+                let row = |row: usize| ((row / head * 3 + which) * head + row % head) as u32;
+                view.listed(&(0..rows).map(row).collect::<Vec<_>>())
+            }
+        }))
+    }
+
+    /// The values of a weight in f32, decoded where it is quantised.
+    ///
+    /// # Errors
+    /// As [`Source::weight`]; elements that are no floats.
+    pub fn values(&self, id: ParamId) -> Result<Vec<f32>> {
+        match self.weight(id)? {
+            WeightView::Plain(view) => view.to_f32().map_err(Error::file(self.checkpoint.path())),
+            WeightView::Quantized(view) => Ok(view.to_f32()),
+        }
+    }
+
+    /// A weight in the model's own form; left in the file where that is the file's.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape or quantised.
     pub fn view(&self, id: ParamId) -> Result<TensorView> {
-        let (shape, part) = id.layout(&self.config);
+        let (shape, part) = self.placed(id);
         let view = self.checkpoint.expect(&self.name(id), &shape)?;
         let own = id.shape(&self.config);
         let row = own[1..].iter().product::<usize>() * view.element_size();

@@ -2,6 +2,7 @@
 
 use super::param_id::{NormAt, ParamId, Source};
 use crate::arch::{ModelConfig, Norm, NormPlacement, RmsWeight};
+use crate::formats::quantized::WeightView;
 use crate::formats::safetensors::{Checkpoint, TensorView};
 use crate::{Error, Result};
 
@@ -28,15 +29,21 @@ impl Unembedding {
             return Ok(None);
         }
         let source = Source::new(config, checkpoint)?;
-        let head = source.view(if source.config.tie_word_embeddings { ParamId::Embed } else { ParamId::Head })?;
-        let bytes = config.hidden_size * head.element_size();
+        let head = source.weight(if source.config.tie_word_embeddings { ParamId::Embed } else { ParamId::Head })?;
+        let width = config.hidden_size;
         let row = |&token: &u32| {
             let at = token as usize;
             if at >= config.vocab_size {
                 return Err(Error::argument("token", format!("ids below {}", config.vocab_size), token));
             }
-            let data = head.data.slice(at * bytes..(at + 1) * bytes);
-            floats(&TensorView { shape: vec![config.hidden_size], data, ..head.clone() })
+            match &head {
+                WeightView::Plain(head) => {
+                    let bytes = width * head.element_size();
+                    let data = head.data.slice(at * bytes..(at + 1) * bytes);
+                    floats(&TensorView { shape: vec![width], data, ..head.clone() })
+                }
+                WeightView::Quantized(head) => Ok(head.rows(at, 1).to_f32()),
+            }
         };
         let rows = tokens.iter().map(row).collect::<Result<_>>()?;
         let mut norm_weight = floats(&source.view(ParamId::Norm(NormAt::Final))?)?;

@@ -1,11 +1,12 @@
 //! The frozen weights on the device.
 
 use super::param_id::{NormAt, ParamId, Source};
-use crate::Result;
 use crate::arch::ModelConfig;
 use crate::arch::Projection;
 use crate::arch::{Norm as NormKind, Positions};
 use crate::backend::Backend;
+use crate::formats::quantized::WeightView;
+use crate::{Error, Result};
 
 /// One projection.
 pub struct Linear<B: Backend> {
@@ -77,7 +78,13 @@ impl<B: Backend> Weights<B> {
     /// # Errors
     /// A tensor that is missing or has another shape than the architecture says; a device out of memory.
     pub fn load(backend: &mut B, source: &Source) -> Result<Self> {
-        let load = |id| backend.weight(&source.view(id)?);
+        let load = |id| match source.weight(id)? {
+            WeightView::Plain(view) => backend.weight(&view),
+            WeightView::Quantized(view) => {
+                let found = format!("{} ({})", view.format, view.name);
+                Err(Error::unsupported("quantised weights", found, "weights of F64, F32, BF16, F16"))
+            }
+        };
         let ids = ParamId::all(&source.config);
         Ok(Self::assemble(&source.config, ids.into_iter().map(load).collect::<Result<_>>()?))
     }

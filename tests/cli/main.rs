@@ -14,6 +14,7 @@ mod errors;
 mod evaluation;
 mod families;
 mod generate;
+mod gguf;
 mod grid;
 mod inspect;
 mod merge;

@@ -8,6 +8,7 @@ mod capture;
 mod choices;
 mod embedded;
 mod generate;
+mod gguf;
 mod golden;
 mod golden_edits;
 mod golden_objective;

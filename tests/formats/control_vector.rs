@@ -37,7 +37,7 @@ fn control_vector_is_the_file_of_the_gguf_package() {
     assert_eq!(ControlVector::read(&path).expect("a control vector"), vector());
     let file = Gguf::read(&path).expect("a GGUF file");
     assert_eq!(file.metadata["controlvector.layer_count"], Value::Signed(2));
-    assert_eq!(file.tensors["direction.3"].dims, [3]);
+    assert_eq!(file.entries["direction.3"].dims, [3]);
 }
 
 #[test]

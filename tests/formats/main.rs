@@ -15,6 +15,7 @@ mod config;
 mod control_vector;
 mod edits;
 mod family_configs;
+mod gguf;
 mod hub;
 mod keys;
 mod lines;

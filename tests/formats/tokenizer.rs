@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 
 use llamaprobe::formats::chat::{ChatTemplate, Message};
+use llamaprobe::formats::gguf::{self, Gguf};
+use llamaprobe::formats::safetensors::Loading;
 use llamaprobe::formats::tokenizer::{Encoding, Tokenizer};
 use serde_json::Value;
 
@@ -66,6 +68,26 @@ fn one_bos(tok: &Tokenizer, ids: &Value) -> Vec<u32> {
 }
 
 /// Every id and every decoded text; the one difference is the guard against two BOS.
+#[test]
+fn tokenizers_of_gguf_files_give_the_ids_of_the_originals() {
+    let small = Goldens::small();
+    for name in ["llama", "gemma", "gpt2", "qwen2", "llama3"] {
+        let file = Gguf::open(golden(&format!("gguf/tokenizers/{name}.gguf")), Loading::Mapped).expect(name);
+        let found = gguf::tokenizer::tokenizer(&file).expect(name);
+        let original = Tokenizer::load(small.root.join(name)).expect(name);
+        assert_eq!(found.vocab_size(), original.vocab_size(), "{name}");
+        for text in small.texts() {
+            for special in [false, true] {
+                let [a, b] = [&found, &original].map(|tok| tok.encode(text, special).expect(name));
+                assert_eq!(a.ids, b.ids, "{name}: {text:?}");
+                assert_eq!(a.offsets, b.offsets, "{name}: {text:?}");
+                let [a, b] = [&found, &original].map(|tok| tok.decode(&a.ids, special).expect(name));
+                assert_eq!(a, b, "{name}: {text:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn ids_are_those_of_transformers() {
     for goldens in Goldens::all() {

@@ -55,6 +55,12 @@ pub fn control_vectors() -> Vec<Vec<File>> {
     vec![vec![file("v.gguf", crate::control_vector::written())]]
 }
 
+/// Models of several architectures and types, and a tokenizer of each kind.
+pub fn gguf_models() -> Vec<Vec<File>> {
+    let names = ["llama-f16", "gemma2", "gpt2", "phi3", "llama-blocks", "tokenizers/llama", "tokenizers/qwen2"];
+    names.into_iter().map(|name| vec![file("m.gguf", golden(&format!("gguf/{name}.gguf")))]).collect()
+}
+
 /// A file of edits with a control vector beside it.
 pub fn edits() -> Vec<Vec<File>> {
     let text = "- {site: resid_post, layers: 0-1, positions: [0, -1], op: scale, scale: 0.5}\n\

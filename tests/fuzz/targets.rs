@@ -10,12 +10,15 @@ use llamaprobe::formats::adapter::Adapter;
 use llamaprobe::formats::chat::{ChatTemplate, Message};
 use llamaprobe::formats::control_vector::ControlVector;
 use llamaprobe::formats::edits;
+use llamaprobe::formats::gguf::model::GgufModel;
+use llamaprobe::formats::gguf::{self, Gguf};
 use llamaprobe::formats::hub::{CacheEnv, resolve};
 use llamaprobe::formats::jsonl::{Example, examples, values};
 use llamaprobe::formats::safetensors::{Checkpoint, Dtype, Loading};
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::formats::torch;
 use llamaprobe::hooks::{Edit, Naming};
+use llamaprobe::model::param_id::{ParamId, Source};
 use llamaprobe::task::retrieval::read_vectors;
 use llamaprobe::task::{Candidates, Side, Task, Template};
 
@@ -121,6 +124,31 @@ fn fuzz_adapter() {
 fn fuzz_gguf() {
     let read = |dir: &Path| ControlVector::read(dir.join("v.gguf")).map(drop);
     run(Target { name: "gguf", seeds: seeds::control_vectors(), read });
+}
+
+#[test]
+fn fuzz_gguf_models() {
+    fn read(dir: &Path) -> Result<()> {
+        let path = dir.join("m.gguf");
+        let file = Gguf::open(&path, Loading::Copied)?;
+        let vocabulary = gguf::tokenizer::tokenizer(&file).map(drop);
+        for (name, entry) in &file.entries {
+            if let Ok(view) = file.tensor(name) {
+                assert_eq!(view.len(), entry.dims.iter().product::<usize>(), "{name}");
+            }
+        }
+        let GgufModel { config, checkpoint, .. } = match GgufModel::open(&path, Loading::Mapped) {
+            Err(_) if vocabulary.is_ok() => return Ok(()),
+            opened => opened?,
+        };
+        let source = Source::new(&config, &checkpoint)?;
+        source.check()?;
+        for id in ParamId::all(&source.config) {
+            assert_eq!(source.values(id)?.len(), id.len(&source.config), "{id:?}");
+        }
+        checkpoint.check_finite()
+    }
+    run(Target { name: "gguf_models", seeds: seeds::gguf_models(), read });
 }
 
 #[test]

@@ -35,6 +35,7 @@ STEPS = [
     ("small_tokenizers.py", ["."], None, ["tokenizers"]),
     ("measures.py", [], None, ["measures.safetensors"]),
     ("quantized.py", [], None, ["quantized.safetensors"]),
+    ("gguf_models.py", ["gguf"], None, ["gguf"]),
     ("text_metrics.py", [], None, ["text_metrics.json"]),
     ("overlap_metrics.py", [], None, ["overlap_metrics.json"]),
     ("chat_templates.py", [], None, ["chat_templates.json"]),

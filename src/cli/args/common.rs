@@ -10,7 +10,7 @@ use crate::backend::profile::Recorder;
 use crate::task::Task;
 
 /// What `--model` takes.
-pub const MODEL: &str = "Model: a directory with config.json and safetensors, org/name in the local Hugging Face \
+pub const MODEL: &str = "Model: a directory with config.json and safetensors, a GGUF file, org/name in the local Hugging Face \
                          cache, or embedded";
 /// What `--template` takes.
 pub const TEMPLATE: &str = "Prompt template in place of the task's own, in YAML: {query: \"Text: {input}\\nLabel:\", \
@@ -106,6 +106,9 @@ pub struct CommonArgs {
     /// Branch, tag or commit of a model in the Hugging Face cache [default: main].
     #[arg(long, help_heading = "Running")]
     pub revision: Option<String>,
+    /// Tokenizer of the model, in place of its own: a directory with tokenizer.json.
+    #[arg(long, value_name = "DIR", help_heading = "Running")]
+    pub tokenizer: Option<PathBuf>,
     /// Number of CPU threads [default: all].
     #[arg(long, help_heading = "Running")]
     pub threads: Option<usize>,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -10,6 +11,7 @@ use super::{Bytes, Loading, SafetensorsError, TensorView, element_size};
 use crate::error::nearest;
 use crate::formats::atomic;
 use crate::formats::json::{self, Fields};
+use crate::formats::quantized::{QuantizedView, WeightView};
 use crate::{Error, Result};
 
 /// File name of a model in one file.
@@ -24,6 +26,12 @@ pub struct Checkpoint {
     files: Vec<(PathBuf, Bytes)>,
     /// By name: index into `files`, and the byte range in that file.
     tensors: BTreeMap<String, (usize, Info)>,
+    /// Matrices that are no numbers one after another, by name: none of them is among `tensors`.
+    quantized: BTreeMap<String, QuantizedView>,
+    /// Tensors whose rows are stored in another order: which stored row each of theirs is.
+    row_orders: BTreeMap<String, Arc<[u32]>>,
+    /// Whether matrices are `[output, input]` in families too whose own checkpoints have them the other way.
+    output_major: bool,
     metadata: BTreeMap<String, String>,
 }
 
@@ -89,8 +97,49 @@ impl Checkpoint {
             tensors: header.tensors.into_iter().map(|t| (t.name.clone(), (0, t))).collect(),
             metadata: header.metadata,
             files: vec![(path.to_path_buf(), bytes)],
-            path: path.to_path_buf(),
+            ..Self::empty(path)
         })
+    }
+
+    fn empty(path: &Path) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            quantized: BTreeMap::new(),
+            row_orders: BTreeMap::new(),
+            output_major: false,
+            metadata: BTreeMap::new(),
+        }
+    }
+
+    /// A checkpoint of the weights of another format, which holds every matrix as `[output, input]`; a weight's rows are
+    /// where the list beside it says, if there is one.
+    pub fn of_weights(path: &Path, weights: impl IntoIterator<Item = (WeightView, Option<Arc<[u32]>>)>) -> Self {
+        let mut all = Self { output_major: true, ..Self::empty(path) };
+        for (weight, rows) in weights {
+            match (weight, rows) {
+                (WeightView::Plain(view), rows) => {
+                    let name = view.name.clone();
+                    all = all.with([view]);
+                    all.row_orders.extend(rows.map(|rows| (name, rows)));
+                }
+                (WeightView::Quantized(view), rows) => {
+                    let view = rows.map_or_else(|| view.clone(), |rows| view.listed(&rows));
+                    all.quantized.insert(view.name.clone(), view);
+                }
+            }
+        }
+        all
+    }
+
+    /// The same checkpoint with quantised matrices in place of the tensors of these names, and without the tensors for
+    /// which `part` says that they are parts of one.
+    pub fn quantized_as(mut self, views: impl IntoIterator<Item = QuantizedView>, part: impl Fn(&str) -> bool) -> Self {
+        self.quantized.extend(views.into_iter().map(|view| (view.name.clone(), view)));
+        let quantized = &self.quantized;
+        self.tensors.retain(|name, _| !quantized.contains_key(name) && !part(name));
+        self
     }
 
     /// The shards that an index names, in their order.
@@ -134,8 +183,7 @@ impl Checkpoint {
         shards.sort_unstable();
         shards.dedup();
         let mut disagree: Vec<String> = Vec::new();
-        let mut all =
-            Self { path: path.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new(), metadata: BTreeMap::new() };
+        let mut all = Self::empty(path);
         for shard in shards {
             let file = dir.join(shard);
             if !file.exists() {
@@ -177,14 +225,15 @@ impl Checkpoint {
     }
 
     /// The same checkpoint with other values of some tensors.
-    pub fn with(&self, tensors: impl IntoIterator<Item = TensorView>) -> Self {
-        let mut all = self.clone();
+    #[must_use]
+    pub fn with(mut self, tensors: impl IntoIterator<Item = TensorView>) -> Self {
         for TensorView { name, dtype, shape, data } in tensors {
+            self.row_orders.remove(&name);
             let info = Info { name: name.clone(), dtype, shape, begin: 0, end: data.len() };
-            all.tensors.insert(name, (all.files.len(), info));
-            all.files.push((all.path.clone(), data));
+            self.tensors.insert(name, (self.files.len(), info));
+            self.files.push((self.path.clone(), data));
         }
-        all
+        self
     }
 
     /// What was opened: a file, or the index.
@@ -197,9 +246,24 @@ impl Checkpoint {
         self.files.iter().map(|(path, _)| path.as_path())
     }
 
-    /// The tensors' names, sorted.
+    /// The tensors' names, sorted, and those of the quantised matrices behind them.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        self.tensors.keys().chain(self.quantized.keys()).map(String::as_str)
+    }
+
+    /// Whether there is a tensor or a quantised matrix of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name) || self.quantized.contains_key(name)
+    }
+
+    /// The quantised matrices, by name.
+    pub fn quantized(&self) -> impl Iterator<Item = &QuantizedView> {
+        self.quantized.values()
+    }
+
+    /// Whether a matrix is `[output, input]` whatever the family's own checkpoints have.
+    pub fn is_output_major(&self, name: &str) -> bool {
+        self.output_major || self.quantized.contains_key(name)
     }
 
     /// The `__metadata__` of the file, of all shards together.
@@ -207,27 +271,28 @@ impl Checkpoint {
         &self.metadata
     }
 
-    /// Number of tensors in all files.
+    /// Number of tensors in all files, quantised matrices among them.
     pub fn len(&self) -> usize {
-        self.tensors.len()
+        self.tensors.len() + self.quantized.len()
     }
 
     /// Whether there are no tensors.
     pub fn is_empty(&self) -> bool {
-        self.tensors.is_empty()
+        self.tensors.is_empty() && self.quantized.is_empty()
     }
 
     /// Bytes of all tensors.
     pub fn total_bytes(&self) -> usize {
-        self.tensors.values().map(|(_, t)| t.end - t.begin).sum()
+        let plain: usize = self.tensors.values().map(|(_, t)| t.end - t.begin).sum();
+        plain + self.quantized.values().map(QuantizedView::stored_bytes).sum::<usize>()
     }
 
-    /// A tensor, if there is one of that name.
+    /// A tensor of numbers, if there is one of that name.
     pub fn get(&self, name: &str) -> Option<TensorView> {
         self.tensors.get(name).map(|(file, info)| self.view(*file, info))
     }
 
-    /// All tensors, by name.
+    /// All tensors of numbers, by name.
     pub fn iter(&self) -> impl Iterator<Item = TensorView> {
         self.tensors.values().map(|(file, info)| self.view(*file, info))
     }
@@ -237,6 +302,32 @@ impl Checkpoint {
     /// # Errors
     /// [`SafetensorsError::Missing`] (with the nearest name), [`SafetensorsError::WrongShape`].
     pub fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorView> {
+        match self.weight(name, shape)? {
+            WeightView::Plain(view) => Ok(view),
+            WeightView::Quantized(view) => {
+                let found = format!("blocks of {}", view.format);
+                Err(Error::field(
+                    &self.path,
+                    name,
+                    "numbers, which this needs (a checkpoint that is not quantised)",
+                    found,
+                ))
+            }
+        }
+    }
+
+    /// A weight of either kind that must be there with this shape.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::expect`].
+    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<WeightView> {
+        if let Some(view) = self.quantized.get(name) {
+            if view.shape != shape {
+                let (name, expected, found) = (name.to_string(), shape.to_vec(), view.shape.to_vec());
+                return Err(self.error(SafetensorsError::WrongShape { name, expected, found }));
+            }
+            return Ok(view.clone().into());
+        }
         let Some((file, info)) = self.tensors.get(name) else {
             return Err(self.error(SafetensorsError::Missing { name: name.to_string(), hint: self.nearest(name) }));
         };
@@ -245,7 +336,7 @@ impl Checkpoint {
             let (name, expected, found) = (name.to_string(), shape.to_vec(), info.shape.clone());
             return Err(Error::file(path)(SafetensorsError::WrongShape { name, expected, found }));
         }
-        Ok(self.view(*file, info))
+        Ok(self.view(*file, info).into())
     }
 
     /// A tensor that must be there, `[width]` or `[rows, width]`, all elements finite: its elements as f32, and its width.
@@ -272,6 +363,10 @@ impl Checkpoint {
     /// # Errors
     /// [`SafetensorsError::Unexpected`] with the first other.
     pub fn deny_unexpected(&self, known: impl Fn(&str) -> bool) -> Result<()> {
+        if let Some(view) = self.quantized.values().find(|view| !known(&view.name)) {
+            let (name, shape) = (view.name.clone(), view.shape.to_vec());
+            return Err(self.error(SafetensorsError::Unexpected { name, shape }));
+        }
         match self.tensors.iter().find(|(name, _)| !known(name)) {
             Some((name, (file, info))) => {
                 let (name, shape) = (name.clone(), info.shape.clone());
@@ -281,11 +376,16 @@ impl Checkpoint {
         }
     }
 
-    /// Reads all data and checks that every float is finite.
+    /// Reads all data and checks that every float is finite, and every value that blocks decode to.
     ///
     /// # Errors
     /// [`SafetensorsError::NotFinite`], [`SafetensorsError::Misaligned`].
     pub fn check_finite(&self) -> Result<()> {
+        for view in self.quantized.values() {
+            if let Some((index, value)) = view.first_not_finite() {
+                return Err(self.error(SafetensorsError::NotFinite { name: view.name.clone(), index, value }));
+            }
+        }
         let all: Vec<_> = self.tensors.values().collect();
         let check = |(file, info): &&(usize, Info)| {
             self.view(*file, info).check_finite().map_err(Error::file(&self.files[*file].0))
@@ -305,10 +405,24 @@ impl Checkpoint {
         if !(data.as_ptr() as usize).is_multiple_of(size) {
             log::warn!("{}: tensors are not aligned, and are copied when they are read", path.display());
         }
-        TensorView { name: info.name.clone(), dtype: info.dtype, shape: info.shape.clone(), data: data.aligned(size) }
+        let data = match self.row_orders.get(&info.name) {
+            Some(rows) => gathered(&data, rows),
+            None => data.aligned(size),
+        };
+        TensorView { name: info.name.clone(), dtype: info.dtype, shape: info.shape.clone(), data }
     }
 
     fn nearest(&self, name: &str) -> String {
         nearest(name, self.names()).map_or(String::new(), |n| format!("; the nearest is {n}"))
     }
+}
+
+/// The rows of `data` in the order of the list, which has every one.
+fn gathered(data: &Bytes, rows: &[u32]) -> Bytes {
+    let row = data.len() / rows.len().max(1);
+    let mut words = vec![0u8; data.len()];
+    for (out, &from) in words.chunks_exact_mut(row.max(1)).zip(rows) {
+        out.copy_from_slice(&data[from as usize * row..][..row]);
+    }
+    Bytes::from(words).aligned(size_of::<u64>())
 }

@@ -72,6 +72,19 @@ impl Tokenizer {
         let path = dir.join("tokenizer.json");
         assemble(dir, &path, Vocabulary::file(&path, tokenizer)?, &sources)
     }
+
+    /// A tokenizer of the objects that a `tokenizer.json` and a `tokenizer_config.json` would be, and of what a `config.json`
+    /// would say of special tokens; `path` is the file that they are made of.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub(in crate::formats) fn of_values(path: &Path, file: Value, config: Value, model: Value) -> Result<Self> {
+        let mut sources = Sources::read(Path::new(""), |_| Ok(None))?;
+        sources.tokenizer_config = (path.to_path_buf(), config);
+        sources.model_config = (path.to_path_buf(), model);
+        let vocabulary = Vocabulary { file, whole: true, byte_level: false, path: path.to_path_buf() };
+        assemble(path, path, vocabulary, &sources)
+    }
 }
 
 /// What a tokenizer is made of.

@@ -94,12 +94,13 @@ class Model:
         dtype: str = "auto",
         device: str = "auto",
         revision: str | None = None,
+        tokenizer: str | os.PathLike[str] | None = None,
         threads: int | None = None,
     ) -> Model:
         """Opens a model.
 
-        `model` is a directory as transformers saves it, `org/name` in the local Hugging Face cache, or `embedded`; `adapter` a
-        PEFT directory; `dtype` one of auto, f32, f32x3, bf16, f16; `device` auto, cpu or cuda:N. They are the flags of the program.
+        `model` is a directory as transformers saves it, a GGUF file, `org/name` in the local Hugging Face cache, or `embedded`;
+        `tokenizer` a directory whose tokenizer is taken in place of the model's own; `adapter` a PEFT directory; `dtype` one of auto, f32, f32x3, bf16, f16; `device` auto, cpu or cuda:N. They are the flags of the program.
         """
         keywords = {
             "model": model,
@@ -107,6 +108,7 @@ class Model:
             "dtype": dtype,
             "device": device,
             "revision": revision,
+            "tokenizer": tokenizer,
             "threads": threads,
         }
         return cls(_core.Session.load(_flags(keywords), _warn))
@@ -305,7 +307,7 @@ class Model:
 
 #: Flags of the program's `generate` that a model has been loaded with, or that have arguments of their own.
 _ELSEWHERE = frozenset(
-    "model revision adapter device dtype threads profile prompt input add_generation_prompt edit config json".split()
+    "model revision tokenizer adapter device dtype threads profile prompt input add_generation_prompt edit config json".split()
 )
 
 

@@ -1,0 +1,500 @@
+//! A model in a GGUF file, as llama.cpp's converter writes it: its architecture in the words of `config.json`, and its
+//! tensors under the names and in the order of the family's own checkpoints.
+//!
+//! Sources: llama.cpp's `convert_hf_to_gguf.py` (what is permuted, added and left out), `llama-model.cpp` (what it
+//! reads, and what it knows of a family where the file is silent), the `gguf` package's `constants.py` (keys).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Map, Value as Json, json};
+
+use super::{Gguf, TensorType, Value};
+use crate::arch::{Family, ModelConfig, Positions, Projection, RopeKind};
+use crate::formats::quantized::WeightView;
+use crate::formats::safetensors::{Bytes, Checkpoint, Dtype, Loading, TensorView};
+use crate::{Error, Result};
+
+/// The architectures that are read, and what they are here.
+const ARCHITECTURES: [(&str, Family); 7] = [
+    ("llama", Family::Llama),
+    ("qwen2", Family::Qwen2),
+    ("qwen3", Family::Qwen3),
+    ("gemma2", Family::Gemma2),
+    ("gemma3", Family::Gemma3),
+    ("gpt2", Family::Gpt2),
+    ("phi3", Family::Phi3),
+];
+
+/// Tensors that the configuration is read from, or that hold what is computed from it.
+const OF_THE_CONFIG: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+
+/// A model whose file has been opened, its weights mapped.
+#[derive(Clone, Debug)]
+pub struct GgufModel {
+    /// The file.
+    pub file: Gguf,
+    /// Its architecture; the dtype is that of the embedding table, bfloat16 where that is quantised.
+    pub config: ModelConfig,
+    /// Its tensors, under the family's own names.
+    pub checkpoint: Checkpoint,
+}
+
+impl GgufModel {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// See [`Gguf::open`]; an architecture that is not read here; metadata that lack a dimension or say something that is
+    /// not computed; a tensor of a type that is not read, or that the architecture does not have.
+    pub fn open(path: impl AsRef<Path>, loading: Loading) -> Result<Self> {
+        let file = Gguf::open(path, loading)?;
+        let metadata = Metadata::new(&file)?;
+        let config = metadata.config()?;
+        let weights = file.entries.keys().filter(|name| !OF_THE_CONFIG.contains(&name.as_str()));
+        let weights = weights.map(|name| metadata.weight(name, &config)).collect::<Result<Vec<_>>>()?;
+        let checkpoint = Checkpoint::of_weights(file.path(), weights);
+        Ok(Self { config, checkpoint, file })
+    }
+}
+
+/// Reads the architecture of a file.
+struct Metadata<'a> {
+    file: &'a Gguf,
+    /// What begins the keys.
+    architecture: &'a str,
+    family: Family,
+}
+
+impl<'a> Metadata<'a> {
+    fn new(file: &'a Gguf) -> Result<Self> {
+        let key = "general.architecture";
+        let architecture = file.string(key)?;
+        match ARCHITECTURES.iter().find(|(name, _)| *name == architecture) {
+            Some(&(_, family)) => Ok(Self { file, architecture, family }),
+            None => {
+                let what = format!("{}: {key}", file.path().display());
+                let found: String = architecture.chars().take(100).flat_map(char::escape_default).collect();
+                Err(Error::unsupported(what, found, ARCHITECTURES.map(|(name, _)| name).join(", ")))
+            }
+        }
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.architecture)
+    }
+
+    fn config(&self) -> Result<ModelConfig> {
+        let mut found = Found { map: Map::new(), keys: BTreeMap::new() };
+        found.put("model_type", "general.architecture", json!(self.family.name()));
+        self.refuse_experts()?;
+        match self.family {
+            Family::Gpt2 => self.gpt2(&mut found)?,
+            _ => self.llama(&mut found)?,
+        }
+        let value = Json::Object(found.map);
+        let config = ModelConfig::from_value(self.file.path(), &value);
+        let mut config = config.map_err(|error| renamed(error, &found.keys))?;
+        self.frequencies(&mut config)?;
+        Ok(config)
+    }
+
+    fn refuse_experts(&self) -> Result<()> {
+        let key = self.key("expert_count");
+        match self.file.optional_usize(&key)? {
+            None | Some(0) => Ok(()),
+            Some(n) => Err(self.file.error(&key, "no experts (mixtures of them are not computed)", n.to_string())),
+        }
+    }
+
+    /// A whole number that must be there; where it is a list with one for each layer, they must be equal.
+    fn width(&self, name: &str) -> Result<usize> {
+        let key = self.key(name);
+        self.file.required(&key, "a positive number, the same for all layers", uniform)
+    }
+
+    fn optional_width(&self, name: &str) -> Result<Option<usize>> {
+        let there = self.file.metadata.contains_key(&self.key(name));
+        there.then(|| self.width(name)).transpose()
+    }
+
+    /// What every architecture says.
+    fn common(&self, found: &mut Found) -> Result<()> {
+        let table = self.entry("token_embd.weight")?;
+        let [_, rows] = table[..] else {
+            return Err(self.file.error("token_embd.weight", "a matrix", format!("dimensions {table:?}")));
+        };
+        found.put("vocab_size", "token_embd.weight", json!(rows));
+        let tied = !self.file.entries.contains_key("output.weight");
+        found.put("tie_word_embeddings", "output.weight", json!(tied));
+        for (name, key) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
+            let key = format!("tokenizer.ggml.{key}_token_id");
+            let id = self.file.optional_usize(&key)?;
+            found.put(name, &key, id.map_or(Json::Null, |id| json!(id)));
+        }
+        found.put("dtype", "token_embd.weight", json!(self.dtype()));
+        Ok(())
+    }
+
+    /// The name of the dtype of the embedding table.
+    fn dtype(&self) -> &'static str {
+        match self.file.entries.get("token_embd.weight").map(|entry| entry.kind) {
+            Some(TensorType::F32) => "float32",
+            Some(TensorType::F16) => "float16",
+            Some(TensorType::F64) => "float64",
+            _ => "bfloat16",
+        }
+    }
+
+    fn entry(&self, name: &str) -> Result<&'a [usize]> {
+        let entry = self.file.entries.get(name);
+        entry.map(|entry| &entry.dims[..]).ok_or_else(|| self.file.error(name, "a tensor of this name", "none"))
+    }
+
+    fn gpt2(&self, found: &mut Found) -> Result<()> {
+        for (name, key) in [
+            ("n_embd", "embedding_length"),
+            ("n_head", "attention.head_count"),
+            ("n_layer", "block_count"),
+            ("n_inner", "feed_forward_length"),
+            ("n_positions", "context_length"),
+        ] {
+            found.put(name, &self.key(key), json!(self.width(key)?));
+        }
+        self.number(found, "layer_norm_epsilon", "attention.layer_norm_epsilon")?;
+        self.common(found)
+    }
+
+    fn llama(&self, found: &mut Found) -> Result<()> {
+        for (name, key) in [
+            ("hidden_size", "embedding_length"),
+            ("num_attention_heads", "attention.head_count"),
+            ("num_hidden_layers", "block_count"),
+            ("intermediate_size", "feed_forward_length"),
+            ("max_position_embeddings", "context_length"),
+        ] {
+            found.put(name, &self.key(key), json!(self.width(key)?));
+        }
+        let (hidden, heads) = (self.width("embedding_length")?, self.width("attention.head_count")?);
+        let kv_heads = self.optional_width("attention.head_count_kv")?.unwrap_or(heads);
+        found.put("num_key_value_heads", &self.key("attention.head_count_kv"), json!(kv_heads));
+        let head_dim = match self.optional_width("attention.key_length")? {
+            Some(width) => width,
+            None if hidden.is_multiple_of(heads) => hidden / heads,
+            None => {
+                let key = self.key("attention.head_count");
+                return Err(self.file.error(&key, format!("a divisor of {hidden}"), heads.to_string()));
+            }
+        };
+        found.put("head_dim", &self.key("attention.key_length"), json!(head_dim));
+        let values = self.optional_width("attention.value_length")?.unwrap_or(head_dim);
+        if values != head_dim {
+            let key = self.key("attention.value_length");
+            return Err(self.file.error(&key, format!("that of the keys, {head_dim}"), values.to_string()));
+        }
+        self.number(found, "rms_norm_eps", "attention.layer_norm_rms_epsilon")?;
+        self.rope(found, head_dim)?;
+        if self.family == Family::Llama {
+            let bias = |tensor: &str| self.file.entries.contains_key(tensor);
+            found.put("attention_bias", "blk.0.attn_q.bias", json!(bias("blk.0.attn_q.bias")));
+            found.put("mlp_bias", "blk.0.ffn_up.bias", json!(bias("blk.0.ffn_up.bias")));
+        }
+        if matches!(self.family, Family::Gemma2 | Family::Gemma3) {
+            self.gemma(found, head_dim)?;
+        }
+        self.window(found)?;
+        self.common(found)
+    }
+
+    /// A number that may not be there, under the name of `config.json`.
+    fn number(&self, found: &mut Found, name: &'static str, key: &str) -> Result<()> {
+        let key = self.key(key);
+        if let Some(value) = self.file.optional_f64(&key)? {
+            found.put(name, &key, json!(value));
+        }
+        Ok(())
+    }
+
+    /// What llama.cpp knows of Gemma where the file is silent: the scale of the scores is that of the head's width but in the
+    /// models of 27 billion parameters (46 and 62 layers), where it is that of the residual width over the heads.
+    fn gemma(&self, found: &mut Found, head_dim: usize) -> Result<()> {
+        let (hidden, heads) = (self.width("embedding_length")?, self.width("attention.head_count")?);
+        let largest = if self.family == Family::Gemma2 { 46 } else { 62 };
+        let wide = self.width("block_count")? == largest;
+        let scalar = if wide { hidden as f64 / heads as f64 } else { head_dim as f64 };
+        found.put("query_pre_attn_scalar", &self.key("block_count"), json!(scalar));
+        let caps = ["attn_logit_softcapping", "final_logit_softcapping"];
+        for name in caps.iter().skip(usize::from(self.family == Family::Gemma3)) {
+            self.number(found, name, name)?;
+        }
+        if self.family == Family::Gemma3 {
+            self.number(found, "rope_local_base_freq", "rope.freq_base_swa")?;
+            let key = self.key("attention.sliding_window_pattern");
+            let pattern = self.file.optional_usize(&key)?.unwrap_or(6);
+            found.put("sliding_window_pattern", &key, json!(pattern));
+        }
+        Ok(())
+    }
+
+    fn window(&self, found: &mut Found) -> Result<()> {
+        let key = self.key("attention.sliding_window");
+        let window = self.file.optional_usize(&key)?.filter(|&window| window > 0);
+        match (self.family, window) {
+            (Family::Gemma2 | Family::Gemma3, Some(window)) => found.put("sliding_window", &key, json!(window)),
+            (Family::Phi3, window) => found.put("sliding_window", &key, json!(window)),
+            // As in llama.cpp, which has no windows in these architectures.
+            (_, Some(window)) if window < self.width("context_length")? => {
+                log::warn!("{}: {key}: {window} has no effect, as in llama.cpp", self.file.path().display());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn rope(&self, found: &mut Found, head_dim: usize) -> Result<()> {
+        self.number(found, "rope_theta", "rope.freq_base")?;
+        let dim = self.optional_width("rope.dimension_count")?.unwrap_or(head_dim);
+        let key = self.key("rope.dimension_count");
+        if self.family == Family::Phi3 {
+            found.put("partial_rotary_factor", &key, json!(dim as f64 / head_dim as f64));
+        } else if dim != head_dim {
+            return Err(self.file.error(&key, format!("the width of a head, {head_dim}"), dim.to_string()));
+        }
+        let original_key = self.key("rope.scaling.original_context_length");
+        let original = self.file.optional_usize(&original_key)?;
+        let factor_key = self.key("rope.scaling.factor");
+        let factor = self.file.optional_f64(&factor_key)?.or(self.file.optional_f64(&self.key("rope.scale_linear"))?);
+        let kind_key = self.key("rope.scaling.type");
+        let kind = self.file.optional_string(&kind_key)?;
+        let attention_key = self.key("rope.scaling.attn_factor");
+        let attention = self.file.optional_f64(&attention_key)?;
+        let scaling = match kind {
+            _ if self.family == Family::Phi3 => {
+                return self.longrope(found, (original, &original_key), attention);
+            }
+            None if factor.is_none_or(|factor| factor == 1.0) => None,
+            Some("none") => None,
+            None | Some("linear") => Some(json!({"rope_type": "linear", "factor": factor})),
+            Some("yarn") => {
+                if attention.is_some_and(|factor| factor != 1.0) {
+                    return Err(self.file.error(&attention_key, "1", format!("{attention:?}")));
+                }
+                let mut scaling = json!({"rope_type": "yarn", "factor": factor});
+                if let Some(original) = original {
+                    scaling["original_max_position_embeddings"] = json!(original);
+                }
+                for (name, key) in [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
+                    if let Some(beta) = self.file.optional_f64(&self.key(&format!("rope.scaling.{key}")))? {
+                        scaling[name] = json!(beta);
+                    }
+                }
+                Some(scaling)
+            }
+            Some(other) => return Err(self.file.error(&kind_key, "none, linear or yarn", other)),
+        };
+        if let Some(scaling) = scaling {
+            if factor.is_none() {
+                return Err(self.file.error(&factor_key, "a number, for this scaling", "nothing"));
+            }
+            found.put("rope_scaling", &kind_key, scaling);
+        }
+        Ok(())
+    }
+
+    /// Phi-3's two lists of divisors, which are tensors of the file.
+    fn longrope(
+        &self,
+        found: &mut Found,
+        (original, key): (Option<usize>, &str),
+        attention: Option<f64>,
+    ) -> Result<()> {
+        let there = |name: &str| self.file.entries.contains_key(name);
+        let [long, short] = ["rope_factors_long.weight", "rope_factors_short.weight"];
+        if !there(long) && !there(short) {
+            return Ok(());
+        }
+        let list = |name: &str| self.file.floats(name).map(|tensor| json!(tensor.values));
+        let mut scaling = json!({"rope_type": "longrope", "long_factor": list(long)?, "short_factor": list(short)?});
+        if let Some(factor) = attention {
+            scaling["attention_factor"] = json!(factor);
+        }
+        found.put("rope_scaling", "rope_factors_long.weight", scaling);
+        if let Some(original) = original {
+            found.put("original_max_position_embeddings", key, json!(original));
+        }
+        Ok(())
+    }
+
+    /// The divisors of the frequencies of `rope_freqs.weight` (LLaMA 3's scaling, computed by the converter), which hold for
+    /// sequences of any length.
+    fn frequencies(&self, config: &mut ModelConfig) -> Result<()> {
+        let name = OF_THE_CONFIG[0];
+        if !self.file.entries.contains_key(name) {
+            return Ok(());
+        }
+        let factors: Vec<f64> = self.file.floats(name)?.values.into_iter().map(f64::from).collect();
+        let width = config.ropes().first().map_or(0, |rope| rope.dim / 2);
+        if factors.len() != width || !factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
+            let expected = format!("{width} positive numbers, one for each frequency");
+            return Err(self.file.error(name, expected, format!("{} numbers", factors.len())));
+        }
+        let Positions::Rope(ropes) = &mut config.positions else { return Ok(()) };
+        for rope in ropes {
+            if rope.kind != RopeKind::Default {
+                return Err(self.file.error(name, "no other scaling beside it", format!("{:?}", rope.kind)));
+            }
+            let (short, long) = (factors.clone(), factors.clone());
+            rope.kind = RopeKind::LongRope { short, long, original: usize::MAX, attention_factor: 1.0 };
+        }
+        Ok(())
+    }
+
+    /// A tensor under the family's own name, and the order of its rows where that is another here.
+    fn weight(&self, name: &str, config: &ModelConfig) -> Result<(WeightView, Option<Arc<[u32]>>)> {
+        let own = canonical(self.family, name).ok_or_else(|| {
+            self.file.error(name, format!("a tensor of the architecture {}", self.architecture), "one that it has not")
+        })?;
+        let view = match self.file.tensor(name)? {
+            WeightView::Plain(view) if self.one_plus(name) => WeightView::Plain(self.less_one(view)?),
+            WeightView::Plain(view) => WeightView::Plain(view),
+            WeightView::Quantized(view) => WeightView::Quantized(view),
+        };
+        let rows = match (self.family, name.split('.').nth(2)) {
+            (Family::Llama, Some("attn_q")) => Some((config.num_attention_heads, config.q_width())),
+            (Family::Llama, Some("attn_k")) => Some((config.num_key_value_heads, config.kv_width())),
+            _ => None,
+        };
+        let order = rows.map(|(heads, width)| {
+            let stored = self.entry(name)?.last().copied().unwrap_or_default();
+            if stored != width {
+                return Err(self.file.error(name, format!("{width} rows"), stored.to_string()));
+            }
+            Ok(unpermuted(heads, config.head_dim))
+        });
+        let order = order.transpose()?;
+        Ok(match view {
+            WeightView::Plain(view) => (WeightView::Plain(TensorView { name: own, ..view }), order),
+            WeightView::Quantized(mut view) => {
+                view.name = own;
+                (WeightView::Quantized(view), order)
+            }
+        })
+    }
+
+    /// Whether a norm's weight stands here as `1 + w`.
+    fn one_plus(&self, name: &str) -> bool {
+        matches!(self.family, Family::Gemma2 | Family::Gemma3) && name.ends_with("norm.weight")
+    }
+
+    fn less_one(&self, view: TensorView) -> Result<TensorView> {
+        let values = view.to_f32().map_err(Error::file(self.file.path()))?;
+        let bytes: Vec<u8> = values.into_iter().flat_map(|w| (w - 1.0).to_le_bytes()).collect();
+        let data = Bytes::from(bytes).aligned(size_of::<f32>());
+        Ok(TensorView { dtype: Dtype::F32, data, ..view })
+    }
+}
+
+/// What was found, under the names of `config.json`, and the key that each is from.
+struct Found {
+    map: Map<String, Json>,
+    keys: BTreeMap<&'static str, String>,
+}
+
+impl Found {
+    fn put(&mut self, name: &'static str, key: &str, value: Json) {
+        self.map.insert(name.to_owned(), value);
+        self.keys.insert(name, key.to_owned());
+    }
+}
+
+/// An error about a name of `config.json` as one about the key that it is from.
+fn renamed(error: Error, keys: &BTreeMap<&'static str, String>) -> Error {
+    match error {
+        Error::Field { path, field, expected, found } => {
+            let outer = field.split('.').next().unwrap_or(&field);
+            let field = keys.get(outer).map_or(field.clone(), |key| format!("{key} ({field})"));
+            Error::Field { path, field, expected, found }
+        }
+        other => other,
+    }
+}
+
+/// A positive number, or the one that a list has everywhere.
+fn uniform(value: &Value) -> Option<usize> {
+    let positive = |value: &Value| value.as_usize().filter(|&n| n > 0);
+    match value {
+        Value::List(list) => {
+            let first = positive(list.first()?)?;
+            list.iter().all(|other| positive(other) == Some(first)).then_some(first)
+        }
+        value => positive(value),
+    }
+}
+
+/// The stored row of each row of queries or keys: the converter of the architecture `llama` puts the two halves of each
+/// head, which are rotated together, one beside the other (`LlamaModel.permute`).
+fn unpermuted(heads: usize, head_dim: usize) -> Arc<[u32]> {
+    let half = head_dim / 2;
+    let row = |row: usize| {
+        let (head, at) = (row / head_dim, row % head_dim);
+        (head * head_dim + 2 * (at % half) + at / half) as u32
+    };
+    (0..heads * head_dim).map(row).collect()
+}
+
+/// The name of a tensor in the family's own checkpoints.
+fn canonical(family: Family, name: &str) -> Option<String> {
+    let (path, kind) = name.rsplit_once('.').filter(|(_, kind)| ["weight", "bias"].contains(kind))?;
+    let gpt2 = family == Family::Gpt2;
+    let own = match path {
+        "token_embd" if gpt2 => "transformer.wte".to_owned(),
+        "token_embd" => "model.embed_tokens".to_owned(),
+        "position_embd" if gpt2 => "transformer.wpe".to_owned(),
+        "output_norm" if gpt2 => "transformer.ln_f".to_owned(),
+        "output_norm" => "model.norm".to_owned(),
+        "output" => "lm_head".to_owned(),
+        _ => {
+            let (layer, part) = path.strip_prefix("blk.")?.split_once('.')?;
+            let layer: usize = layer.parse().ok().filter(|n: &usize| n.to_string() == layer)?;
+            match projection(family, part) {
+                Some(target) => family.path(layer, target),
+                None if gpt2 => format!("transformer.h.{layer}.{}", norm(family, part)?),
+                None => format!("model.layers.{layer}.{}", norm(family, part)?),
+            }
+        }
+    };
+    Some(format!("{own}.{kind}"))
+}
+
+fn projection(family: Family, part: &str) -> Option<Projection> {
+    Some(match (part, family) {
+        ("attn_qkv", Family::Gpt2 | Family::Phi3) => Projection::Qkv,
+        ("attn_q" | "attn_k" | "attn_v", Family::Gpt2 | Family::Phi3) => return None,
+        ("attn_q", _) => Projection::Q,
+        ("attn_k", _) => Projection::K,
+        ("attn_v", _) => Projection::V,
+        ("attn_output", _) => Projection::O,
+        ("ffn_up", Family::Phi3) => Projection::GateUp,
+        ("ffn_gate", Family::Gpt2 | Family::Phi3) => return None,
+        ("ffn_gate", _) => Projection::Gate,
+        ("ffn_up", _) => Projection::Up,
+        ("ffn_down", _) => Projection::Down,
+        _ => return None,
+    })
+}
+
+fn norm(family: Family, part: &str) -> Option<&'static str> {
+    let gemma = matches!(family, Family::Gemma2 | Family::Gemma3);
+    Some(match part {
+        "attn_norm" if family == Family::Gpt2 => "ln_1",
+        "ffn_norm" if family == Family::Gpt2 => "ln_2",
+        "attn_norm" => "input_layernorm",
+        "ffn_norm" if gemma => "pre_feedforward_layernorm",
+        "ffn_norm" => "post_attention_layernorm",
+        "post_attention_norm" if gemma => "post_attention_layernorm",
+        "post_ffw_norm" if gemma => "post_feedforward_layernorm",
+        "attn_q_norm" if matches!(family, Family::Qwen3 | Family::Gemma3) => "self_attn.q_norm",
+        "attn_k_norm" if matches!(family, Family::Qwen3 | Family::Gemma3) => "self_attn.k_norm",
+        _ => return None,
+    })
+}

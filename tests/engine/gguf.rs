@@ -1,0 +1,92 @@
+//! Models of GGUF files against transformers on the same values: `golden/gguf_models.py`.
+
+use std::path::PathBuf;
+
+use llamaprobe::arch::Dtype;
+use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::formats::gguf::model::GgufModel;
+use llamaprobe::formats::safetensors::{Checkpoint, Loading};
+use llamaprobe::hooks::{Record, Selection, Site};
+use llamaprobe::model::{Activations, Input, Model, Save};
+use llamaprobe::pack::{Label, Sequence, forest};
+
+use crate::support;
+
+/// Largest difference allowed, as a share of the largest logit: three times what is measured (2e-6, of llama, whose factors of the frequencies are of f32 in the file).
+const LIMIT: f64 = 6e-6;
+
+fn golden(name: &str, extension: &str) -> PathBuf {
+    support::golden(&format!("gguf/{name}.{extension}"))
+}
+
+/// The logits of every sequence of a golden file, each alone.
+fn logits(model: &Model<Cpu<f32>>, cpu: &mut Cpu<f32>, expected: &Checkpoint) -> Vec<Vec<f32>> {
+    let one = |s: usize| {
+        let ids = expected.get(&format!("ids.{s}")).expect("ids");
+        let ids: Vec<u32> = ids.as_slice::<i64>().expect("i64").iter().map(|&id| id as u32).collect();
+        let planted = forest(&[Sequence::ids(&ids, None, Label::Text)], 1);
+        let rows = (0..ids.len()).map(|i| planted.row(0, i)).collect();
+        let mut record = Record::new(Selection::new(&[Site::Logits], &[0]), rows);
+        let (pack, device) = (&planted.pack, llamaprobe::backend::Buffers::pack(cpu, &planted.pack).expect("a pack"));
+        let mut acts = Activations::new(cpu, &model.config, None, pack.len(), Save::Layer).expect("buffers");
+        model.forward(cpu, &mut acts, &Input::new(pack, &device), None, &mut record).expect("a pass");
+        record.get(Site::Logits, 0).expect("recorded").to_vec()
+    };
+    (0..3).map(one).collect()
+}
+
+fn difference(found: &[Vec<f32>], expected: &Checkpoint, name: &str) -> f64 {
+    let far = |(s, found): (usize, &Vec<f32>)| {
+        let expected = expected.get(&format!("{name}.{s}")).expect(name).to_f32().expect("floats");
+        assert_eq!(found.len(), expected.len(), "{name}.{s}");
+        let largest = expected.iter().fold(0.0f64, |m, &x| m.max(f64::from(x).abs()));
+        found.iter().zip(&expected).fold(0.0f64, |m, (&a, &b)| m.max((f64::from(a) - f64::from(b)).abs())) / largest
+    };
+    found.iter().enumerate().map(far).fold(0.0, f64::max)
+}
+
+fn found(name: &str) -> (Vec<Vec<f32>>, Checkpoint) {
+    let mut cpu = Cpu::<f32>::new(Dtype::F32);
+    let model = Model::load(&mut cpu, &golden(name, "gguf")).expect("the model loads");
+    let expected = Checkpoint::open(golden(name, "safetensors")).expect("the expected values");
+    (logits(&model, &mut cpu, &expected), expected)
+}
+
+#[test]
+fn gguf_logits_are_transformers() {
+    for name in ["llama", "llama-f16", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "phi3"] {
+        let (logits, expected) = found(name);
+        let far = difference(&logits, &expected, "logits");
+        println!("{name}: {far:.1e} of the largest logit, limit {LIMIT:.0e}");
+        assert!(far <= LIMIT, "{name}: {far:.1e} of the largest logit, limit {LIMIT:.0e}");
+    }
+}
+
+#[test]
+fn gguf_limits_see_small_mistakes() {
+    let (logits, expected) = found("llama");
+    assert!(difference(&logits, &expected, "unpermuted") > 100.0 * LIMIT, "rows of q and k left as they are stored");
+    let mut cpu = Cpu::<f32>::new(Dtype::F32);
+    let mut far = |name: &str, change: fn(&mut GgufModel)| {
+        let mut model = GgufModel::open(golden(name, "gguf"), Loading::Mapped).expect("the file opens");
+        change(&mut model);
+        let expected = Checkpoint::open(golden(name, "safetensors")).expect("the expected values");
+        let model = Model::new(&mut cpu, &model.config, &model.checkpoint).expect("a model");
+        difference(&logits_of(&model, &mut cpu, &expected), &expected, "logits")
+    };
+    use self::logits as logits_of;
+    use llamaprobe::arch::{Activation, Mlp, Norm, Positions, RmsWeight, RopeKind};
+    let plain: fn(&mut GgufModel) = |model| {
+        let Positions::Rope(ropes) = &mut model.config.positions else { panic!("a rotation") };
+        ropes.iter_mut().for_each(|rope| rope.kind = RopeKind::Default);
+    };
+    for name in ["llama", "gemma3", "phi3"] {
+        assert!(far(name, plain) > 10.0 * LIMIT, "{name}: without its scaling");
+    }
+    let exact: fn(&mut GgufModel) = |model| model.config.norm = Norm::Rms(RmsWeight::Exact);
+    assert!(far("gemma2", exact) > 100.0 * LIMIT, "norms without 1 +");
+    let erf: fn(&mut GgufModel) = |model| model.config.mlp = Mlp::Plain(Activation::Gelu);
+    assert!(far("gpt2", erf) > 10.0 * LIMIT, "the other GELU");
+    let scale: fn(&mut GgufModel) = |model| model.config.score_scales[0] *= 1.1;
+    assert!(far("qwen3", scale) > 100.0 * LIMIT, "another scale of the scores");
+}

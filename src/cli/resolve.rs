@@ -105,7 +105,15 @@ pub fn model_of(name: &str, revision: Option<&str>) -> Result<ModelFiles> {
     if name == embedded::NAME {
         let (config, checkpoint) = (embedded::config()?, embedded::checkpoint()?);
         let dtype = config.dtype.unwrap_or(Dtype::BF16);
-        return Ok(ModelFiles { path: name.into(), config, checkpoint, dtype, tokenizer: None, gguf: None, adapter: None });
+        return Ok(ModelFiles {
+            path: name.into(),
+            config,
+            checkpoint,
+            dtype,
+            tokenizer: None,
+            gguf: None,
+            adapter: None,
+        });
     }
     if Gguf::is_one(Path::new(name)) {
         return gguf_model(name, revision);

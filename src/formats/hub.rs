@@ -68,7 +68,15 @@ fn find(field: &str, name: &str, revision: Option<&str>, files: &[&str], env: &C
         };
     }
     if local.exists() {
-        return Err(Error::argument(field, format!("a directory with {}{}, or org/name", files[0], if field == "model" { ", a file .gguf" } else { "" }), name));
+        return Err(Error::argument(
+            field,
+            format!(
+                "a directory with {}{}, or org/name",
+                files[0],
+                if field == "model" { ", a file .gguf" } else { "" }
+            ),
+            name,
+        ));
     }
     let missing = |expected: String, looked: &[&Path]| {
         let places: Vec<_> = looked.iter().map(|p| p.display().to_string()).collect();

@@ -1,12 +1,12 @@
 //! The frozen weights on the device.
 
 use super::param_id::{NormAt, ParamId, Source};
+use crate::Result;
 use crate::arch::ModelConfig;
 use crate::arch::Projection;
 use crate::arch::{Norm as NormKind, Positions};
 use crate::backend::Backend;
 use crate::formats::quantized::WeightView;
-use crate::{Error, Result};
 
 /// One projection.
 pub struct Linear<B: Backend> {
@@ -80,10 +80,7 @@ impl<B: Backend> Weights<B> {
     pub fn load(backend: &mut B, source: &Source) -> Result<Self> {
         let load = |id| match source.weight(id)? {
             WeightView::Plain(view) => backend.weight(&view),
-            WeightView::Quantized(view) => {
-                let found = format!("{} ({})", view.format, view.name);
-                Err(Error::unsupported("quantised weights", found, "weights of F64, F32, BF16, F16"))
-            }
+            WeightView::Quantized(view) => backend.quantized_weight(&view),
         };
         let ids = ParamId::all(&source.config);
         Ok(Self::assemble(&source.config, ids.into_iter().map(load).collect::<Result<_>>()?))

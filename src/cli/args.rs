@@ -34,7 +34,7 @@ pub use probe::OF_PLAN;
 pub use probe::ProbeArgs;
 pub use report::ReportArgs;
 pub use shell::{CompletionsArgs, ManArgs};
-pub use sweep::{MergeSweepArgs, StatusArgs, SweepAction, SweepArgs, WorkerArgs};
+pub use sweep::{Executor, MergeSweepArgs, StatusArgs, SweepAction, SweepArgs, WorkerArgs};
 pub use task::{SYNTHETIC, TaskArgs};
 pub use train::{
     DEFAULT_LORA_ALPHA, DEFAULT_R, LoraInit, Method, MixArg, Pattern, PeftType, PromptInit, ReparameterizationType,

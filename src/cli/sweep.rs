@@ -4,19 +4,22 @@ mod inputs;
 mod planning;
 mod runner;
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::json;
 
 use self::runner::InProcess;
-use super::args::{MergeSweepArgs, StatusArgs, SweepAction, SweepArgs, WorkerArgs};
+use super::args::{Executor, MergeSweepArgs, StatusArgs, SweepAction, SweepArgs, WorkerArgs};
 use super::{Failure, host, output, report};
 use crate::formats::atomic;
 use crate::formats::digest::Digests;
 use crate::page;
 use crate::sweep::executor::local;
+use crate::sweep::executor::slurm::{self, SlurmSettings, Submission};
 use crate::sweep::groups::groups;
 use crate::sweep::merge::Merged;
 use crate::sweep::plan::{Cell, Plan, words};
@@ -49,9 +52,7 @@ fn groups_of(plan: &Plan, shard: Shard, processes: usize) -> Vec<Vec<&Cell>> {
 
 fn sweep(args: &SweepArgs) -> Result<(), Failure> {
     let (Some(grid), Some(out)) = (&args.grid, &args.out) else { unreachable!("clap requires both") };
-    if args.jobs == 0 {
-        return Err(Error::argument("--jobs", "at least 1", 0).into());
-    }
+    check(args)?;
     let store = Store::open(out)?;
     let mut digests = Digests::open(out.join(INPUTS));
     let plan = planning::plan(grid, &mut digests)?;
@@ -65,24 +66,67 @@ fn sweep(args: &SweepArgs) -> Result<(), Failure> {
     store.retry(&cells)?;
     let bar = output::progress(cells.len() as u64, "cells");
     let settled = |state: &State| cells.iter().filter(|cell| state.is_settled(&cell.key)).count() as u64;
-    match args.jobs {
-        1 => {
+    let mut progress = |state: &State| {
+        bar.set_position(settled(state));
+        host::current().map_or(Ok(()), |host| host.interrupt.check())
+    };
+    match (args.executor, args.jobs) {
+        (Executor::Slurm, _) => {
+            let mut say = |what| bar.suspend(|| output::note(what));
+            slurm::run(&store, &cells, &slurm_settings(args), &program()?, &mut say, &mut progress)?;
+        }
+        (Executor::Local, 1) => {
             bar.set_position(settled(&store.state()));
             let mut runner = InProcess::new(&plan.grid.command, args.threads, |_| bar.inc(1));
             work(&store, &plan.grid.command, &groups, &mut runner)?;
         }
-        jobs => {
+        (Executor::Local, jobs) => {
             let threads = args.threads.unwrap_or((rayon::current_num_threads() / jobs).max(1));
             let program = program()?;
             let start = || worker_command(&program, out, shard, (jobs, threads));
-            local::run(&store, &cells, jobs, start, &mut |state| {
-                bar.set_position(settled(state));
-                host::current().map_or(Ok(()), |host| host.interrupt.check())
-            })?;
+            local::run(&store, &cells, jobs, start, &mut progress)?;
         }
     }
     bar.finish_and_clear();
     finish(args, &plan, &store, &cells)
+}
+
+/// Refuses flags out of their domain, and flags of Slurm without it.
+fn check(args: &SweepArgs) -> Result<()> {
+    for (flag, value) in [("--jobs", args.jobs), ("--jobs-per-minute", args.jobs_per_minute)] {
+        if value == 0 {
+            return Err(Error::argument(flag, "at least 1", 0));
+        }
+    }
+    if !args.poll.is_finite() || args.poll < 0.0 {
+        return Err(Error::argument("--poll", "seconds", args.poll));
+    }
+    let slurms = [
+        ("--time", args.time.is_some()),
+        ("--mem", args.mem.is_some()),
+        ("--partition", args.partition.is_some()),
+        ("--sbatch", !args.sbatch.is_empty()),
+    ];
+    match (args.executor, slurms.iter().find(|(_, given)| *given)) {
+        (Executor::Local, Some((flag, _))) => Err(Error::argument(*flag, "--executor slurm beside it", "local")),
+        (Executor::Slurm, _) if args.shard.is_some() => {
+            Err(Error::argument("--shard", "none beside --executor slurm, which parts the cells itself", "one"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn slurm_settings(args: &SweepArgs) -> SlurmSettings {
+    let option = |name: &str, value: &Option<String>| value.as_ref().map(|value| format!("--{name}={value}"));
+    let own = [option("mem", &args.mem), option("partition", &args.partition)].into_iter().flatten();
+    SlurmSettings {
+        jobs: args.jobs,
+        jobs_per_minute: args.jobs_per_minute,
+        time: args.time,
+        threads: args.threads,
+        options: own.chain(args.sbatch.iter().cloned()).collect(),
+        poll: Duration::from_secs_f64(args.poll),
+    }
 }
 
 /// This program, as it is started again.
@@ -107,8 +151,18 @@ fn worker(args: &WorkerArgs) -> Result<(), Failure> {
     }
     let plan = Plan::read(&args.dir)?;
     let store = Store::open(&args.dir)?;
-    let groups = groups_of(&plan, args.shard.unwrap_or(Shard::WHOLE), args.processes);
-    let mut runner = InProcess::new(&plan.grid.command, args.threads, |_| {});
+    let groups = match (args.array, args.task) {
+        (Some(array), Some(task)) => {
+            let chunks = Submission::read(&store, array)?.chunks;
+            let own = task.checked_sub(1).and_then(|i| chunks.get(i));
+            let own = own.ok_or_else(|| Error::argument("--task", format!("from 1 to {}", chunks.len()), task))?;
+            let own: HashSet<&str> = own.iter().map(String::as_str).collect();
+            groups(plan.cells.iter().filter(|cell| own.contains(cell.key.as_str())), 1)
+        }
+        _ => groups_of(&plan, args.shard.unwrap_or(Shard::WHOLE), args.processes),
+    };
+    let mut runner =
+        InProcess::new(&plan.grid.command, args.threads, |_| {}).within(args.seconds.map(Duration::from_secs));
     work(&store, &plan.grid.command, &groups, &mut runner)?;
     Ok(())
 }

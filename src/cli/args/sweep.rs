@@ -1,8 +1,9 @@
 //! `sweep`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::sweep::shard::Shard;
@@ -13,6 +14,30 @@ use crate::sweep::shard::Shard;
 pub enum Executor {
     /// Processes of this machine.
     Local,
+    /// Job arrays of Slurm, which are submitted, followed, and submitted again where they died.
+    Slurm,
+}
+
+/// A time limit as sbatch has it: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes,
+/// days-hours:minutes:seconds.
+fn time_limit(text: &str) -> Result<Duration, String> {
+    let wrong = || "expected a time limit of sbatch, such as 90, 1:30:00 or 2-12:00:00".to_owned();
+    let number = |part: &str| part.parse::<u64>().map_err(|_| wrong());
+    let (days, rest) = match text.split_once('-') {
+        Some((days, rest)) => (Some(number(days)?), rest),
+        None => (None, text),
+    };
+    let parts = rest.split(':').map(number).collect::<Result<Vec<_>, _>>()?;
+    let seconds = match (days, &parts[..]) {
+        (None, [minutes]) => 60 * minutes,
+        (None, [minutes, seconds]) => 60 * minutes + seconds,
+        (None, [hours, minutes, seconds]) => 3600 * hours + 60 * minutes + seconds,
+        (Some(days), [hours]) => 86_400 * days + 3600 * hours,
+        (Some(days), [hours, minutes]) => 86_400 * days + 3600 * hours + 60 * minutes,
+        (Some(days), [hours, minutes, seconds]) => 86_400 * days + 3600 * hours + 60 * minutes + seconds,
+        _ => return Err(wrong()),
+    };
+    if seconds == 0 { Err(wrong()) } else { Ok(Duration::from_secs(seconds)) }
 }
 
 /// `sweep`.
@@ -25,6 +50,8 @@ Examples:
   llamaprobe sweep grid.yaml --out sweep
   llamaprobe sweep grid.yaml --out sweep --jobs 4
   llamaprobe sweep grid.yaml --out sweep --shard 2/8
+  llamaprobe sweep grid.yaml --out sweep --executor slurm --jobs 100 --time 2:00:00 \\
+      --threads 8 --mem 16G
   llamaprobe sweep status sweep
   llamaprobe sweep merge sweep
 
@@ -56,12 +83,33 @@ pub struct SweepArgs {
     /// Who runs the cells.
     #[arg(long, value_enum, default_value = "local")]
     pub executor: Executor,
-    /// Number of processes at once.
+    /// Number of processes at once; with slurm most tasks in the queue, running or waiting.
     #[arg(long, default_value_t = 1)]
     pub jobs: usize,
-    /// Number of CPU threads of each process, where the grid says nothing of threads [default: an equal part of all].
+    /// Number of CPU threads of each process, where the grid says nothing of threads; with slurm the CPUs of a task
+    /// [default: an equal part of all; with slurm that of the partition].
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Time limit of a task, as sbatch has it: minutes, H:M:S, D-H:M:S. Tasks get as many cells as end in it by what cells
+    /// took so far, begin none that would not, and what is left is submitted again [default: that of the partition].
+    #[arg(long, value_name = "TIME", value_parser = time_limit, help_heading = "Slurm")]
+    #[serde(skip)]
+    pub time: Option<Duration>,
+    /// Memory of a task, as sbatch has it, such as 16G; cells share passes as far as it goes.
+    #[arg(long, value_name = "MEMORY", help_heading = "Slurm")]
+    pub mem: Option<String>,
+    /// Partition.
+    #[arg(long, help_heading = "Slurm")]
+    pub partition: Option<String>,
+    /// Further option of sbatch, such as --sbatch=--gres=gpu:1; may be repeated.
+    #[arg(long, value_name = "OPTION", action = ArgAction::Append, allow_hyphen_values = true, help_heading = "Slurm")]
+    pub sbatch: Vec<String>,
+    /// Most tasks that are submitted in a minute.
+    #[arg(long, default_value_t = 60, value_name = "TASKS", help_heading = "Slurm")]
+    pub jobs_per_minute: usize,
+    /// Seconds between two looks at the queue.
+    #[arg(long, default_value_t = 10.0, value_name = "SECONDS", help_heading = "Slurm")]
+    pub poll: f64,
     /// Print how it ended as JSON on stdout.
     #[arg(long)]
     #[serde(skip)]
@@ -121,7 +169,38 @@ pub struct WorkerArgs {
     /// Number of CPU threads, where the grid says nothing of threads.
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Number of an array of Slurm, of which this is the task of --task.
+    #[arg(long, requires = "task")]
+    pub array: Option<u64>,
+    /// Index of the task, from 1.
+    #[arg(long, requires = "array")]
+    pub task: Option<usize>,
+    /// Begin no cell that would not end within so many seconds.
+    #[arg(long)]
+    pub seconds: Option<u64>,
     /// End when stdin does.
     #[arg(long)]
     pub tethered: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_limits_are_those_of_sbatch() {
+        for (text, seconds) in [
+            ("90", 5400),
+            ("1:30", 90),
+            ("1:30:00", 5400),
+            ("2-12", 216_000),
+            ("1-0:30", 88_200),
+            ("1-02:03:04", 93_784),
+        ] {
+            assert_eq!(time_limit(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for wrong in ["", "0", "x", "1:2:3:4", "1-", "-5", "1.5"] {
+            assert!(time_limit(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::planning::cell_line;
 use crate::cli::args::Cli;
@@ -13,17 +14,29 @@ use crate::sweep::values::RESULT;
 use crate::sweep::work::{Ran, Runner};
 use crate::{Error, Result};
 
+/// How much longer than the slowest so far the next cell may take.
+const MARGIN: f64 = 1.25;
+
 /// Runs cells here.
 pub struct InProcess<'a, F> {
     command: &'a str,
     threads: Option<usize>,
     ended: F,
+    /// When the work is to have ended, if it is to.
+    end: Option<Instant>,
+    /// The most seconds that a cell has taken.
+    slowest: Option<f64>,
 }
 
 impl<'a, F: FnMut(&Cell)> InProcess<'a, F> {
     /// Of cells of a command, on so many threads where their flags do not say; `ended` hears of each that has its end.
     pub fn new(command: &'a str, threads: Option<usize>, ended: F) -> Self {
-        Self { command, threads, ended }
+        Self { command, threads, ended, end: None, slowest: None }
+    }
+
+    /// With so much time from now on.
+    pub fn within(self, time: Option<Duration>) -> Self {
+        Self { end: time.map(|time| Instant::now() + time), ..self }
     }
 
     fn line(&self, cell: &Cell, out: &Path) -> Result<Cli> {
@@ -70,11 +83,14 @@ impl<F: FnMut(&Cell)> Runner for InProcess<'_, F> {
         Ok(cells.iter().zip(outs).map(|(cell, out)| self.alone(cell, out)).collect())
     }
 
-    fn has_time(&self, _: usize) -> bool {
-        true
+    fn has_time(&self, cells: usize) -> bool {
+        // The first is tried whatever it takes: nobody knows, and otherwise it never would be.
+        let (Some(end), Some(slowest)) = (self.end, self.slowest) else { return true };
+        end.saturating_duration_since(Instant::now()).as_secs_f64() > MARGIN * slowest * cells as f64
     }
 
-    fn ended(&mut self, cell: &Cell, _: f64, _: Option<&Error>) {
+    fn ended(&mut self, cell: &Cell, seconds: f64, _: Option<&Error>) {
+        self.slowest = Some(self.slowest.map_or(seconds, |slowest| slowest.max(seconds)));
         (self.ended)(cell);
     }
 }

@@ -26,6 +26,7 @@ mod prompt;
 mod real;
 mod report;
 mod shell;
+mod slurm;
 mod starts;
 mod study;
 mod sweep;

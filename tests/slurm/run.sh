@@ -157,11 +157,13 @@ drive
 wait "$driver" || fail "the second driver: $(cat "$here/driver.log")"
 driver=
 cat "$here/driver.log"
-# The dead node's cell, and nothing that was done, was submitted again.
-later=$(find "$here/out/slurm" -name '*.json' | sort | tail -n +$((arrays + 1)))
-[ -n "$later" ] || fail "nothing was submitted again"
-for cell in $(cat "$here/before"); do
-    ! grep -q "$cell" $later || fail "cell $cell was done, and submitted again"
+# The dead node's cell was submitted again, and nothing that was done.
+all=$(find "$here/out/slurm" -name '*.json' | sort)
+[ "$(wc -l <<< "$all")" -gt 1 ] || fail "nothing was submitted again"
+for array in $(tail -n +$((arrays + 1)) <<< "$all"); do
+    while read -r cell; do
+        ! grep -q "$cell" "$array" || fail "cell $cell was done, and submitted again"
+    done < "$here/before"
 done
 "$program" sweep "$here/grid.yaml" --out "$here/local" --jobs 2
 for file in table.csv report.json report.html; do

@@ -22,11 +22,14 @@ pub enum Reason {
     Pairs,
     /// The right to mount a file system that can be full.
     Mount,
+    /// Slurm, and leave to start its daemons, which `LLAMAPROBE_TEST_SLURM=1` gives; `.ci/run` installs it where it can.
+    Slurm,
 }
 
 impl Reason {
     #[allow(dead_code)] // Read by tests/tidy.rs alone.
-    pub const ALL: [Self; 6] = [Self::Shared, Self::Cuda, Self::Nvcc, Self::Compiler, Self::Pairs, Self::Mount];
+    pub const ALL: [Self; 7] =
+        [Self::Shared, Self::Cuda, Self::Nvcc, Self::Compiler, Self::Pairs, Self::Mount, Self::Slurm];
 
     pub fn text(self) -> &'static str {
         match self {
@@ -36,12 +39,13 @@ impl Reason {
             Self::Compiler => "no g++ on x86-64 Linux",
             Self::Pairs => "an instruction set without products of bfloat16",
             Self::Mount => "no right to mount a file system",
+            Self::Slurm => "LLAMAPROBE_TEST_SLURM is not set",
         }
     }
 
     /// Whether only another machine or other rights could help, so that `LLAMAPROBE_REQUIRE_ALL=1` allows the skip.
     pub fn is_of_the_machine(self) -> bool {
-        matches!(self, Self::Cuda | Self::Pairs | Self::Mount)
+        matches!(self, Self::Cuda | Self::Pairs | Self::Mount | Self::Slurm)
     }
 
     /// The tests that may be skipped for it, in whole or in part: `program::module::test`.
@@ -51,7 +55,7 @@ impl Reason {
 }
 
 /// Which tests may be skipped, and why.
-const REGISTER: [(Reason, &[&str]); 6] = [
+const REGISTER: [(Reason, &[&str]); 7] = [
     (
         Reason::Shared,
         &[
@@ -122,6 +126,7 @@ const REGISTER: [(Reason, &[&str]); 6] = [
         ],
     ),
     (Reason::Mount, &["cli::train::full_disk_is_one_error_and_loses_nothing"]),
+    (Reason::Slurm, &["cli::slurm::sweep_by_slurm_is_that_of_one_machine"]),
 ];
 
 /// Skips the running test, or a part of it, for a reason.

@@ -281,8 +281,8 @@ fn only_the_command_line_reads_the_environment() {
     let starts = |path: &str| cli(path) || path.starts_with("src/sweep/executor/");
     report("programs are started by cli and sweep/executor", lines_with(&["std::process"], starts));
     report("tables and progress belong to cli", lines_with(&["comfy_table", "indicatif"], cli));
-    // What the run-time compiler of kernels is told looks like flags.
-    let flags = |path: &str| cli(path) || path == "src/backend/cuda/compile.rs";
+    // What the run-time compiler of kernels and other programs are told looks like flags.
+    let flags = |path: &str| starts(path) || path == "src/backend/cuda/compile.rs";
     let letter = |rest: &str| rest.starts_with(|c: char| c.is_ascii_lowercase());
     let named = |line: &str| line.split("\"--").skip(1).any(letter);
     let library = sources(&["src"]).into_iter().filter(|s| !flags(&s.path));

@@ -116,6 +116,22 @@ pub enum Command {
 }
 
 impl Command {
+    /// The flags of a probe.
+    pub fn as_probe(&self) -> Option<&ProbeArgs> {
+        match self {
+            Self::Probe(args) => Some(args),
+            _ => None,
+        }
+    }
+
+    /// The flags of a training of adapters.
+    pub fn as_train_lora(&self) -> Option<&TrainLoraArgs> {
+        match self {
+            Self::TrainLora(args) => Some(args),
+            _ => None,
+        }
+    }
+
     /// The profile that is asked for, of a command that computes.
     pub fn profile(&self) -> Option<&ProfileArg> {
         let common = match self {

@@ -85,6 +85,20 @@ impl Plan {
         Value::Object(map)
     }
 
+    /// Refuses what needs more than `memory` bytes; none is as much as there is.
+    ///
+    /// # Errors
+    /// It does.
+    pub fn check(&self, memory: Option<usize>) -> crate::Result<()> {
+        match memory.filter(|&memory| self.total() > memory) {
+            Some(memory) => {
+                let expected = format!("a plan of at most {}", output::bytes(memory));
+                Err(crate::Error::argument("memory", expected, output::bytes(self.total())))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Prints it as the result of a dry run.
     pub fn print(&self, as_json: bool) -> Result<(), Failure> {
         if as_json {
@@ -103,7 +117,8 @@ impl Plan {
         )
     }
 
-    fn total(&self) -> usize {
+    /// All of it but pinned host memory.
+    pub fn total(&self) -> usize {
         self.lines.iter().map(|(_, bytes)| bytes).sum()
     }
 }

@@ -20,7 +20,7 @@ use crate::probe::arm::Arm;
 use crate::probe::factors::{Factor, Levels};
 use crate::probe::report::{Report, arm_name};
 use crate::probe::{
-    Base, Condition, Measures, Outcome, Phase, ProbeSettings, Progress, SoftSettings, TuningKind, run_conditions,
+    Base, Condition, Measures, Outcome, Phase, ProbeSettings, Progress, SoftSettings, TuningKind, run_studies,
 };
 use crate::task::{Task, Template};
 use crate::{Error, Result};
@@ -28,6 +28,7 @@ use crate::{Error, Result};
 pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
     let files = resolve::base_model(&args.base.model, &args.common)?;
     files.config.require_causal()?;
+<<<<<<< HEAD
     let task = task(args, &files)?;
     let args = &resolved(args, &task);
     let study = match args.plan {
@@ -43,6 +44,10 @@ pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
         (Some(path), _) => repeated(path, args)?,
         (None, study) => study.iter().flat_map(|study| &study.asked).map(Planned::asked).collect(),
     };
+=======
+    let Prepared { args, study, mut planned } = prepare(args, &files)?;
+    let args = &args;
+>>>>>>> 5f68940 (Cells that share a model share its passes: probes as studies of one pass, trainings as runs of it, as far as memory goes)
     let mut models: Vec<String> = planned.iter().map(|planned| planned.model.clone()).collect();
     let mut seen = HashSet::new();
     models.retain(|model| seen.insert(model.clone()));
@@ -58,26 +63,83 @@ pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
     let mut parts = Vec::new();
     for (model, files) in opened.collect::<Result<Vec<_>>>()? {
         let own: Vec<&mut Planned> = planned.iter_mut().filter(|planned| planned.model == model).collect();
-        parts.extend(run_on(args, (&model, files), study.as_ref(), own)?);
+        parts.extend(run_on((&model, files), vec![Part { args, study: study.as_ref(), planned: own }], None)?);
     }
     if args.dry_run { Ok(()) } else { finish(args, parts) }
 }
 
+/// Runs probes that differ in nothing that concerns the model, its device and its passes: what they have in common is
+/// computed once, and each writes what it would alone. Their passes may take `memory` bytes.
+///
+/// # Errors
+/// As [`run`], of any of them: then none has written anything, but for those before one that cannot write.
+pub fn run_together(all: &[&ProbeArgs], memory: Option<usize>) -> Result<(), Failure> {
+    let model = &all[0].base.model;
+    let files = resolve::base_model(model, &all[0].common)?;
+    files.config.require_causal()?;
+    let mut prepared = all.iter().map(|args| prepare(args, &files)).collect::<Result<Vec<_>, Failure>>()?;
+    let outcomes = run_on((model, files), prepared.iter_mut().map(Prepared::part).collect(), memory)?;
+    prepared.iter().zip(outcomes).try_for_each(|(prepared, outcome)| finish(&prepared.args, vec![outcome]))
+}
+
+/// A probe whose flags are read: with the defaults of its task, and its conditions on their way to plans.
+struct Prepared {
+    args: ProbeArgs,
+    /// None of a repeated one.
+    study: Option<Study>,
+    planned: Vec<Planned>,
+}
+
+impl Prepared {
+    /// All that it has to do on its model.
+    fn part(&mut self) -> Part<'_> {
+        let Self { args, study, planned } = self;
+        Part { args, study: study.as_ref(), planned: planned.iter_mut().collect() }
+    }
+}
+
+/// Reads the flags of a probe; `files` are those of its model.
+fn prepare(args: &ProbeArgs, files: &ModelFiles) -> Result<Prepared, Failure> {
+    let task = task(args, files)?;
+    let args = resolved(args, &task);
+    let study = match args.plan {
+        Some(_) => None,
+        None => {
+            let mut settings = settings(&args, task, files.config.family)?;
+            settings.patch |= args.edit.is_none() && study::is_default_run(&args, &settings);
+            settings.validate(files.config.family)?;
+            Some(Study::new(&args, &settings)?)
+        }
+    };
+    let planned = match (&args.plan, &study) {
+        (Some(path), _) => repeated(path, &args)?,
+        (None, study) => study.iter().flat_map(|study| &study.asked).map(Planned::asked).collect(),
+    };
+    Ok(Prepared { args, study, planned })
+}
+
+/// What a probe has to do on one model.
+struct Part<'a> {
+    args: &'a ProbeArgs,
+    study: Option<&'a Study>,
+    planned: Vec<&'a mut Planned>,
+}
+
 /// A condition on its way to a plan.
-struct Planned<'a> {
+struct Planned {
     model: String,
-    asked: Option<&'a Asked>,
+    asked: Option<Asked>,
     condition: Option<Condition>,
 }
 
-impl<'a> Planned<'a> {
-    fn asked(asked: &'a Asked) -> Self {
-        Self { model: asked.model.clone(), asked: Some(asked), condition: None }
+impl Planned {
+    fn asked(asked: &Asked) -> Self {
+        Self { model: asked.model.clone(), asked: Some(asked.clone()), condition: None }
     }
 }
 
 /// The conditions of a report: they are repeated with their own settings; only device and dtype may differ.
-fn repeated(path: &Path, args: &ProbeArgs) -> Result<Vec<Planned<'static>>> {
+fn repeated(path: &Path, args: &ProbeArgs) -> Result<Vec<Planned>> {
     let Report { settings, plan, conditions, .. } = Report::read(path)?;
     let conditions: Vec<Condition> = match conditions.is_empty() {
         true => vec![Condition { levels: Levels::new(), settings, plan }],
@@ -93,39 +155,40 @@ fn repeated(path: &Path, args: &ProbeArgs) -> Result<Vec<Planned<'static>>> {
     Ok(conditions.into_iter().map(planned).collect())
 }
 
-/// Runs the conditions of one model.
+/// Runs the conditions of one model; gives the outcome of every part, none in a dry run.
 fn run_on(
-    args: &ProbeArgs,
     (name, files): (&str, ModelFiles),
-    study: Option<&Study>,
-    mut planned: Vec<&mut Planned>,
-) -> Result<Option<Outcome>, Failure> {
+    mut parts: Vec<Part>,
+    memory: Option<usize>,
+) -> Result<Vec<Outcome>, Failure> {
     files.config.require_causal()?;
     // Only a plan by the model's states waits for the model.
     let mut tokenizer = None;
-    for planned in &mut planned {
-        if let (Some(asked), Some(study), None) = (planned.asked, study, &planned.condition) {
-            let tokenizer = match &mut tokenizer {
-                Some(tokenizer) => tokenizer,
-                none => none.insert(files.tokenizer()?),
-            };
-            let mut settings = asked.settings.clone();
-            study::expand_modules(&mut settings, args, &asked.levels, &files);
-            settings.validate(files.config.family)?;
-            if !study.needs_states(asked) {
-                planned.condition = Some(study.plan(asked, tokenizer, None)?);
+    for Part { args, study, planned } in &mut parts {
+        for planned in planned {
+            if let (Some(asked), Some(study), None) = (&planned.asked, *study, &planned.condition) {
+                let tokenizer = match &mut tokenizer {
+                    Some(tokenizer) => tokenizer,
+                    none => none.insert(files.tokenizer()?),
+                };
+                let mut settings = asked.settings.clone();
+                study::expand_modules(&mut settings, args, &asked.levels, &files);
+                settings.validate(files.config.family)?;
+                if !study.needs_states(asked) {
+                    planned.condition = Some(study.plan(asked, tokenizer, None)?);
+                }
+            }
+            if let Some(condition) = &mut planned.condition {
+                study::expand_modules(&mut condition.settings, args, &condition.levels, &files);
+                let path = args.plan.as_ref().map_or("plan".to_owned(), |path| path.display().to_string());
+                condition.plan.validate(&path, files.config.vocab_size)?;
             }
         }
-        if let Some(condition) = &mut planned.condition {
-            study::expand_modules(&mut condition.settings, args, &condition.levels, &files);
-            let path = args.plan.as_ref().map_or("plan".to_owned(), |path| path.display().to_string());
-            condition.plan.validate(&path, files.config.vocab_size)?;
-        }
     }
-    let mut outcome = None;
-    let dtype = files.dtype;
-    dispatch(&args.common, dtype, Probe { args, name, files, study, planned, tokenizer, outcome: &mut outcome })?;
-    Ok(outcome)
+    let mut outcomes = Vec::new();
+    let (dtype, common) = (files.dtype, &parts[0].args.common);
+    dispatch(common, dtype, Probe { name, files, parts, tokenizer, memory, outcomes: &mut outcomes })?;
+    Ok(outcomes)
 }
 
 /// Joins the reports of all models, writes them, and says what they say.
@@ -231,39 +294,48 @@ fn check_further_arms(args: &ProbeArgs) -> Result<()> {
     Ok(())
 }
 
-struct Probe<'a, 'p> {
-    args: &'a ProbeArgs,
+struct Probe<'a> {
     name: &'a str,
     files: ModelFiles,
-    study: Option<&'a Study>,
-    planned: Vec<&'a mut Planned<'p>>,
+    parts: Vec<Part<'a>>,
     tokenizer: Option<Tokenizer>,
-    outcome: &'a mut Option<Outcome>,
+    /// Bytes that the passes may take; none is as many as there are.
+    memory: Option<usize>,
+    /// Of every part.
+    outcomes: &'a mut Vec<Outcome>,
 }
 
-impl Job for Probe<'_, '_> {
+impl Job for Probe<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, name, files, study, planned, tokenizer, outcome } = self;
+        let Self { name, files, parts, tokenizer, memory, outcomes } = self;
+        let args = parts[0].args;
         let mut model = None;
-        let mut conditions = Vec::new();
-        for planned in planned {
-            let condition = match (planned.condition.take(), planned.asked, study, &tokenizer) {
-                (None, Some(asked), Some(study), Some(tokenizer)) => {
-                    let model = match &mut model {
-                        Some(model) => model,
-                        none => none.insert(Model::new(&mut backend, &files.config, &files.checkpoint)?),
-                    };
-                    let vectors = study.vectors(asked, &mut backend, model, tokenizer)?;
-                    let mut condition = study.plan(asked, tokenizer, Some(vectors))?;
-                    study::expand_modules(&mut condition.settings, args, &condition.levels, &files);
-                    condition
-                }
-                (condition, ..) => condition.expect("probe: what needs no states is planned"),
-            };
-            conditions.push(condition);
+        let (mut conditions, mut studies) = (Vec::new(), Vec::new());
+        for Part { args, study, planned } in parts {
+            let first = conditions.len();
+            for planned in planned {
+                let condition = match (planned.condition.take(), &planned.asked, study, &tokenizer) {
+                    (None, Some(asked), Some(study), Some(tokenizer)) => {
+                        let model = match &mut model {
+                            Some(model) => model,
+                            none => none.insert(Model::new(&mut backend, &files.config, &files.checkpoint)?),
+                        };
+                        let vectors = study.vectors(asked, &mut backend, model, tokenizer)?;
+                        let mut condition = study.plan(asked, tokenizer, Some(vectors))?;
+                        study::expand_modules(&mut condition.settings, args, &condition.levels, &files);
+                        condition
+                    }
+                    (condition, ..) => condition.expect("probe: what needs no states is planned"),
+                };
+                conditions.push(condition);
+            }
+            studies.push(first..conditions.len());
         }
         if args.dry_run {
-            return dry_run(args, &backend, &files, &conditions);
+            return memory_plan(&backend, &files, &conditions)?.print(args.common.json);
+        }
+        if memory.is_some() && conditions[0].settings.tuning == TuningKind::Lora {
+            memory_plan(&backend, &files, &conditions)?.check(memory)?;
         }
         let mut model = match model {
             Some(model) => model,
@@ -272,27 +344,21 @@ impl Job for Probe<'_, '_> {
         let edits = edits::of_prompts(args.edit.as_deref(), &Naming::tl(&files.config))?;
         let base = Base { name, checkpoint: Some(&files.checkpoint), edits: &edits };
         let mut bars = Bars::default();
-        let found = run_conditions(&mut backend, &mut model, base, &conditions, &mut |p| bars.show(p));
+        let found = run_studies(&mut backend, &mut model, base, (&conditions, &studies), &mut |p| bars.show(p));
         bars.clear();
-        let mut found = found?;
+        *outcomes = found?;
         if let Some(tokenizer) = tokenizer.map_or_else(|| files.tokenizer_if_any(), |tokenizer| Ok(Some(tokenizer)))? {
-            found.report.show_tokens(|id| tokenizer.token(id).unwrap_or_default());
+            outcomes.iter_mut().for_each(|o| o.report.show_tokens(|id| tokenizer.token(id).unwrap_or_default()));
         }
-        *outcome = Some(found);
         Ok(())
     }
 }
 
 /// The memory plan of the largest training, as if no two conditions shared any.
-fn dry_run<B: Backend>(
-    args: &ProbeArgs,
-    backend: &B,
-    files: &ModelFiles,
-    conditions: &[Condition],
-) -> Result<(), Failure> {
+fn memory_plan<B: Backend>(backend: &B, files: &ModelFiles, conditions: &[Condition]) -> Result<MemoryPlan> {
     let settings = &conditions[0].settings;
     if settings.tuning == TuningKind::Full {
-        return Err(Error::unsupported("--dry-run of --tuning", "full", "lora").into());
+        return Err(Error::unsupported("--dry-run of --tuning", "full", "lora"));
     }
     let targets = settings.targets(files.config.family)?;
     let layers = settings.layers_to_transform.clone();
@@ -300,7 +366,7 @@ fn dry_run<B: Backend>(
     let layout = Layout::lora(&files.config, &shape);
     let rows = conditions.iter().map(|c| c.settings.rows.max(c.plan.longest())).max().unwrap_or(0);
     let runs = conditions.iter().map(|c| c.plan.seeds.len()).sum();
-    MemoryPlan::new(backend, files).tuning(backend, &files.config, &layout, runs, rows).print(args.common.json)
+    Ok(MemoryPlan::new(backend, files).tuning(backend, &files.config, &layout, runs, rows))
 }
 
 /// A bar for the phase that is running.

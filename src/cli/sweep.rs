@@ -77,7 +77,7 @@ fn sweep(args: &SweepArgs) -> Result<(), Failure> {
         }
         (Executor::Local, 1) => {
             bar.set_position(settled(&store.state()));
-            let mut runner = InProcess::new(&plan.grid.command, args.threads, |_| bar.inc(1));
+            let mut runner = InProcess::new(&plan.grid.command, args.threads, 1, |_| bar.inc(1));
             work(&store, &plan.grid.command, &groups, &mut runner)?;
         }
         (Executor::Local, jobs) => {
@@ -161,8 +161,8 @@ fn worker(args: &WorkerArgs) -> Result<(), Failure> {
         }
         _ => groups_of(&plan, args.shard.unwrap_or(Shard::WHOLE), args.processes),
     };
-    let mut runner =
-        InProcess::new(&plan.grid.command, args.threads, |_| {}).within(args.seconds.map(Duration::from_secs));
+    let mut runner = InProcess::new(&plan.grid.command, args.threads, args.processes, |_| {})
+        .within(args.seconds.map(Duration::from_secs));
     work(&store, &plan.grid.command, &groups, &mut runner)?;
     Ok(())
 }

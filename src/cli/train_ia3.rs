@@ -6,7 +6,7 @@ use super::Failure;
 use super::args::{DEFAULT_LORA_ALPHA, DEFAULT_R, LoraInit, TrainLoraArgs};
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
-use super::training::{self, Named, Training};
+use super::training::{self, Apart, Named, Training};
 use crate::arch::{Family, Projection};
 use crate::backend::Backend;
 use crate::formats::adapter::{Adapter, AdapterConfig, Ia3Adapter, Ia3Config, Modules};
@@ -152,6 +152,7 @@ impl Job for Train<'_> {
             is_grid: runs.len() > 1,
             identity: json!({ "model": training.base.model, "peft_type": "ia3" }),
             objective: data.objective.clone(),
+            apart: Apart::default(),
         };
         let runs = runs
             .iter()

@@ -5,12 +5,16 @@ use std::borrow::Cow;
 use serde_json::{Map, Value, json};
 
 use super::Failure;
-use super::args::{LoraInit, PeftType, TrainLoraArgs};
+use super::args::{LoraInit, PeftType, TrainLoraArgs, TrainingArgs};
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
 use super::train_ia3;
+<<<<<<< HEAD
 use super::training::{self, Named, Training};
 use crate::arch::Family;
+=======
+use super::training::{self, Apart, Named, Training};
+>>>>>>> 5f68940 (Cells that share a model share its passes: probes as studies of one pass, trainings as runs of it, as far as memory goes)
 use crate::backend::Backend;
 use crate::formats::adapter::{AdapterConfig, InitLoraWeights, LoraAdapter, LoraConfig, Modules};
 use crate::model::{Adaptation, Layout, Model, Source, lora_start};
@@ -33,10 +37,49 @@ pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
     let seeds = runs.iter().map(|run| run.settings.seed);
     let data = training::data(training, &files, seeds, |_| Ok(()))?;
     let dtype = files.dtype;
-    dispatch(&training.common, dtype, Train { args, files, runs, data })
+    dispatch(&training.common, dtype, Train { args, files, runs, data, apart: Apart::default() })
+}
+
+/// The flags in which trainings of LoRAs may differ that are runs of the same passes.
+pub const APART: [&str; 5] = ["target_modules", "r", "lora_alpha", "learning_rate", "seed"];
+
+/// Whether a training is one run that may go with others, which differ from it in [`APART`] alone.
+pub fn is_run(args: &TrainLoraArgs) -> bool {
+    let TrainingArgs { optim, checkpoints, init_adapter, dry_run, .. } = &args.training;
+    let one = [args.r.len(), args.lora_alpha.len(), optim.learning_rate.len().max(1), args.seeds as usize];
+    let sets = args.target_modules.iter().flatten().any(|word| word.contains(';'));
+    one == [1; 4]
+        && !sets
+        && args.peft_type == PeftType::Lora
+        && args.init_lora_weights != LoraInit::Pissa
+        && init_adapter.is_none()
+        && checkpoints.report_to.is_empty()
+        && !dry_run
+}
+
+/// Trains what [`is_run`], in the same passes, which may take `memory` bytes; each writes what it would alone, but for
+/// checkpoints.
+///
+/// # Errors
+/// As [`run`], of any of them.
+pub fn run_together(all: &[&TrainLoraArgs], memory: Option<usize>) -> Result<(), Failure> {
+    let mut all = all.to_vec();
+    // Those whose adapters are alike are computed together.
+    all.sort_by_key(|args| (args.target_modules.clone(), args.r.clone(), args.lora_alpha[0].to_bits()));
+    let first = all[0];
+    let files = resolve::base_model(&first.training.base.model, &first.training.common)?;
+    let runs = all.iter().map(|args| runs(args, &files)).collect::<Result<Vec<_>>>()?.concat();
+    assert_eq!(runs.len(), all.len(), "train-lora: a run each");
+    let seeds = runs.iter().map(|run| run.settings.seed);
+    let data = training::data(&first.training, &files, seeds, |_| Ok(()))?;
+    let (dtype, common) = (files.dtype, &first.training.common);
+    let runs_apart = all.iter().map(|args| (*args, args.training.out.clone())).collect();
+    let apart = Apart { runs: runs_apart, memory };
+    dispatch(common, dtype, Train { args: first, files, runs, data, apart })
 }
 
 /// One run of the grid.
+#[derive(Clone)]
 struct LoraRun {
     /// What it begins with; an adapter of zeros stands for a new one, which is initialized on the device.
     init: LoraAdapter,
@@ -193,11 +236,13 @@ struct Train<'a> {
     files: ModelFiles,
     runs: Vec<LoraRun>,
     data: training::Data,
+    /// See [`Training::apart`].
+    apart: Apart<'a, TrainLoraArgs>,
 }
 
 impl Job for Train<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, files, mut runs, data } = self;
+        let Self { args, files, mut runs, data, apart } = self;
         let training = &args.training;
         let dropout = args.lora_dropout.unwrap_or(runs[0].init.config.lora_dropout);
         if dropout > 0.0 && runs.iter().any(|run| run.init.config.use_dora) {
@@ -253,9 +298,10 @@ impl Job for Train<'_> {
             files: &files,
             options: TrainerOptions { dropout, ..training::options(training) },
             runs: named,
-            is_grid: runs.len() > 1,
+            is_grid: runs.len() > 1 && apart.runs.is_empty(),
             identity,
             objective: data.objective.clone(),
+            apart,
         };
         let run = |run: LoraRun| Run { data: data.of_run(run.settings.seed), settings: run.settings };
         let runs = runs.into_iter().map(run).collect();

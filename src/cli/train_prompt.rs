@@ -8,7 +8,7 @@ use super::args::{Method, PromptInit, ReparameterizationType as Type, TrainPromp
 use super::device::{Job, dispatch};
 use super::objective;
 use super::resolve::{self, ModelFiles};
-use super::training::{self, Named, Training};
+use super::training::{self, Apart, Named, Training};
 use super::{Failure, output};
 use crate::backend::Backend;
 use crate::formats::adapter::{
@@ -311,6 +311,7 @@ impl Job for Train<'_> {
             is_grid: false,
             identity: json!({ "model": training.base.model, "method": self.args.method }),
             objective: self.data.objective.clone(),
+            apart: Apart::default(),
         };
         let run = |run: &PromptRun| Run { data: self.data.of_run(run.settings.seed), settings: run.settings.clone() };
         let runs = self.runs.iter().map(run).collect();

@@ -24,7 +24,11 @@ use crate::task::{Task, synthetic};
 use crate::train::data::{SequenceTeacher, TrainSequence};
 use crate::train::examples::{self, DataOptions, Prepared};
 use crate::train::fit::{self, Output};
+<<<<<<< HEAD
 use crate::train::generation_eval::GenerationEval;
+=======
+use crate::train::log;
+>>>>>>> 5f68940 (Cells that share a model share its passes: probes as studies of one pass, trainings as runs of it, as far as memory goes)
 use crate::train::mixture::{MixStrategy, Mixture};
 use crate::train::objective::Objective;
 use crate::train::report_to::{ReportTo, run_folder};
@@ -317,7 +321,26 @@ pub struct Training<'a, A> {
     pub identity: Value,
     /// What is minimized; none for cross-entropy alone.
     pub objective: Option<Objective>,
+    /// What runs that are trainings of their own have apart.
+    pub apart: Apart<'a, A>,
 }
+
+/// Of runs that are trainings of their own, in the same passes; empty for others.
+pub struct Apart<'a, A> {
+    /// The flags and the directory of each.
+    pub runs: Vec<(&'a A, PathBuf)>,
+    /// Bytes that their passes may take; none is as many as there are.
+    pub memory: Option<usize>,
+}
+
+impl<A> Default for Apart<'_, A> {
+    fn default() -> Self {
+        Self { runs: Vec::new(), memory: None }
+    }
+}
+
+/// The directory of what trainings of their own write together, in that of the first, before it is parted.
+const TOGETHER: &str = ".tmp-together";
 
 impl<A: Serialize> Training<'_, A> {
     /// Trains to the end, evaluating as `evaluation` says, writes the adapters and reports; or prints the memory plan.
@@ -329,14 +352,24 @@ impl<A: Serialize> Training<'_, A> {
         runs: Vec<Run>,
         evaluation: Option<Evaluation>,
     ) -> Result<(), Failure> {
-        let Self { command, args, training, files, options, runs: named, is_grid, identity, objective } = self;
+        let Self { command, args, training, files, options, runs: named, is_grid, identity, objective, apart } = self;
         if training.dry_run {
             let plan =
                 self::plan(backend, model, files, &tuned, (&runs, options), (objective.as_ref(), evaluation.as_ref()))?;
             return plan.print(training.common.json);
         }
-        let resume = resolve::resume(&training.checkpoints, &training.out)?;
-        let dir = |run: usize| if named.len() == 1 { training.out.clone() } else { training.out.join(run_folder(run)) };
+        let Apart { runs: apart, memory } = apart;
+        if !apart.is_empty() {
+            let of = (objective.as_ref(), evaluation.as_ref());
+            self::plan(backend, model, files, &tuned, (&runs, options), of)?.check(memory)?;
+        }
+        let out = apart.first().map_or_else(|| training.out.clone(), |(_, dir)| dir.join(TOGETHER));
+        let resume = resolve::resume(&training.checkpoints, &out)?;
+        let dir = |run: usize| match apart.get(run) {
+            Some((_, dir)) => dir.clone(),
+            None if named.len() == 1 => out.clone(),
+            None => out.join(run_folder(run)),
+        };
         let dirs: Vec<PathBuf> = (0..named.len()).map(dir).collect();
         // Before anything is written, not after the last step.
         dirs.iter()
@@ -355,9 +388,13 @@ impl<A: Serialize> Training<'_, A> {
         if let Some(evaluation) = evaluation {
             trainer = trainer.with_evaluation(backend, model, evaluation)?;
         }
-        resolve::write_config(&training.out, command, args)?;
+        match apart.is_empty() {
+            true => resolve::write_config(&out, command, args)?,
+            false => apart.iter().try_for_each(|(args, dir)| resolve::write_config(dir, command, args))?,
+        }
         let configs: Vec<AdapterConfig> = named.iter().map(|run| run.config.clone()).collect();
-        let output = fit_output(&training.out, &training.checkpoints, &configs, &identity);
+        let mut output = fit_output(&out, &training.checkpoints, &configs, &identity);
+        output.save_steps = output.save_steps.filter(|_| apart.is_empty());
         let mut stepped = false;
         let done = fit(backend, model, &mut trainer, &output, resume.as_deref(), |_, _, _| {
             stepped = true;
@@ -381,6 +418,12 @@ impl<A: Serialize> Training<'_, A> {
                 stepped || configs.len() > 1,
                 training.evaluation.load_best_model_at_end,
             ));
+        }
+        if !apart.is_empty() {
+            results.iter().try_for_each(RunResult::save)?;
+            let dirs: Vec<&Path> = apart.iter().map(|(_, dir)| dir.as_path()).collect();
+            log::part(&out, &dirs)?;
+            return Ok(atomic::remove(&out)?);
         }
         let criterion = Criterion { best_by: best_by.as_ref() };
         if is_grid {

@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::{Failure, output};
+use crate::Result;
 use crate::formats::atomic;
 use crate::train::scores::{BestBy, Score};
 
 /// Name of the file that compares the runs of a grid.
 pub const RESULTS_FILE: &str = "results.json";
+/// Name of the file of the result of a run that a sweep has.
+pub const RESULT_FILE: &str = "result.json";
 /// Name of the file of a run's settings, in its directory.
 pub const RUN_FILE: &str = "run.json";
 
@@ -58,6 +61,11 @@ impl Criterion<'_> {
 }
 
 impl RunResult {
+    /// Writes it into its directory, as it is printed of a training of its own.
+    pub fn save(&self) -> Result<()> {
+        atomic::write_json(self.dir.join(RESULT_FILE), &self.json(("adapter", json!(self.dir))))
+    }
+
     /// All of it, with where its adapter is in place of its directory's path.
     fn json(&self, (key, place): (&str, Value)) -> Value {
         let mut value = self.name.clone();

@@ -41,6 +41,8 @@ pub mod lines;
 #[forbid(unsafe_code)]
 pub mod lock;
 #[forbid(unsafe_code)]
+pub mod memory;
+#[forbid(unsafe_code)]
 pub mod pretrained;
 #[forbid(unsafe_code)]
 pub mod quantized;

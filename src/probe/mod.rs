@@ -53,5 +53,5 @@ pub use evaluate::Evaluation;
 pub use measured::Measures;
 pub use position::Position;
 pub use progress::{Phase, Progress};
-pub use run::{Outcome, run, run_conditions};
+pub use run::{Outcome, run, run_conditions, run_studies};
 pub use settings::{ProbeSettings, SoftSettings, TuningKind};

@@ -4,6 +4,7 @@
 //! are the same but for their length, of which the longer one passes where the shorter one ends. Trainings that differ in
 //! their data, rate or length are runs of the same passes.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use rayon::prelude::*;
@@ -68,6 +69,24 @@ pub fn run_conditions<B: Backend>(
     conditions: &[Condition],
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome> {
+    let whole = 0..conditions.len();
+    let mut outcomes = run_studies(backend, model, base, (conditions, std::slice::from_ref(&whole)), progress)?;
+    Ok(outcomes.pop().expect("probe: one study"))
+}
+
+/// Runs the conditions of several studies on one model: computed together, compared and reported each study as if it were
+/// alone, but for seconds and tokens, which are those of all. Each study is a range of the conditions, in their order; all
+/// have the rows of a pass that the first has.
+///
+/// # Errors
+/// See [`run`].
+pub fn run_studies<B: Backend>(
+    backend: &mut B,
+    model: &mut Model<B>,
+    base: Base<'_>,
+    (conditions, studies): (&[Condition], &[Range<usize>]),
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<Outcome>> {
     model.config.require_head()?;
     model.config.require_causal()?;
     model.config.check_edits(base.edits)?;
@@ -101,22 +120,29 @@ pub fn run_conditions<B: Backend>(
             arms[c].push(plan.collect(&mut worker)?);
         }
     }
-    let patching = patch(&mut worker, conditions, &arms)?;
+    let patching = patch(&mut worker, (conditions, studies), &arms)?;
     let readouts = conditions.iter().zip(&arms).map(|(condition, arms)| worker.readouts(condition, arms));
-    let found = Found { readouts: readouts.collect::<Result<_>>()?, patching, arms };
+    let mut found = Found { readouts: readouts.collect::<Result<_>>()?, patching, arms };
     let (seconds, tokens, since) = (worker.seconds, worker.tokens, worker.lap);
     let of_backend = worker.backend.name();
-    Ok(outcome(base, &model.config, &of_backend, conditions, found, (seconds, tokens, since)))
+    let of_study = |study: &Range<usize>| {
+        let (own, found) = (&conditions[study.clone()], found.next(study.len()));
+        outcome(base, &model.config, &of_backend, own, found, (seconds, tokens, since))
+    };
+    Ok(studies.iter().map(of_study).collect())
 }
 
 /// By condition and seed the layers that were patched, where that is asked for.
 fn patch<B: Backend>(
     worker: &mut Worker<'_, B>,
-    conditions: &[Condition],
+    (conditions, studies): (&[Condition], &[Range<usize>]),
     arms: &[Vec<ArmRun>],
 ) -> Result<Vec<Vec<Vec<PatchLayer>>>> {
-    let others: Vec<Option<usize>> =
-        conditions.iter().map(|condition| of_another_task(condition, conditions)).collect();
+    let of_study = |study: &Range<usize>| {
+        let (own, first) = (&conditions[study.clone()], study.start);
+        own.iter().map(move |condition| of_another_task(condition, own).map(|other| first + other))
+    };
+    let others: Vec<Option<usize>> = studies.iter().flat_map(of_study).collect();
     let depth = worker.depth();
     let prompts = |(condition, other): (&Condition, &Option<usize>)| {
         let Condition { settings, plan, .. } = condition;
@@ -261,6 +287,15 @@ struct Found {
     patching: Vec<Vec<Vec<PatchLayer>>>,
     /// By seed, layer and arm.
     readouts: Vec<Vec<Vec<Vec<ArmMeasures>>>>,
+}
+
+impl Found {
+    /// That of the next so many conditions.
+    fn next(&mut self, count: usize) -> Self {
+        let arms = self.arms.drain(..count).collect();
+        let (patching, readouts) = (self.patching.drain(..count).collect(), self.readouts.drain(..count).collect());
+        Self { arms, patching, readouts }
+    }
 }
 
 /// The report of all conditions; the time since the last phase goes on until they are compared.

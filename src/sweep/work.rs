@@ -17,8 +17,8 @@ pub type Ran = Result<Vec<String>, Error>;
 
 /// Who computes cells.
 pub trait Runner {
-    /// Whether what was begun by another process may be gone on with in the directory of work of a cell.
-    fn resumes(&self, cell: &Cell) -> bool;
+    /// Whether what was begun by another process may be gone on with in the directories of work, of cells that go together.
+    fn resumes(&self, cells: &[&Cell]) -> bool;
 
     /// Runs cells in the same passes, each into its directory; the result of each, or one error of all.
     ///
@@ -63,7 +63,8 @@ pub fn work(store: &Store, command: &str, groups: &[Vec<&Cell>], runner: &mut im
     }
 }
 
-/// Computes the cells of a claim: together, and where that fails each alone, so that an error is that of its cell.
+/// Computes the cells of a claim: together, and where that fails in halves, so that in the end an error is that of its cell,
+/// and as many go together as there is memory for.
 fn compute(store: &Store, command: &str, group: &[&Cell], claim: &Claim, runner: &mut impl Runner) -> Result<()> {
     let cells: Vec<&Cell> = claim.keys().filter_map(|key| group.iter().find(|cell| cell.key == key)).copied().collect();
     let mut parts: Vec<Vec<&Cell>> = vec![cells];
@@ -72,8 +73,9 @@ fn compute(store: &Store, command: &str, group: &[&Cell], claim: &Claim, runner:
             continue;
         }
         let outs: Vec<PathBuf> = cells.iter().map(|cell| store.work(&cell.key)).collect();
-        for (cell, out) in cells.iter().zip(&outs) {
-            if !runner.resumes(cell) {
+        let resumes = runner.resumes(&cells);
+        for out in &outs {
+            if !resumes {
                 atomic::remove(out)?;
             }
             atomic::create_dir(out)?;
@@ -82,7 +84,8 @@ fn compute(store: &Store, command: &str, group: &[&Cell], claim: &Claim, runner:
         let ran = match runner.run(&cells, &outs) {
             Err(Error::Interrupted) => return Err(Error::Interrupted),
             Err(_) if cells.len() > 1 => {
-                parts.extend(cells.iter().rev().map(|cell| vec![*cell]));
+                let (first, second) = cells.split_at(cells.len() / 2);
+                parts.extend([second.to_vec(), first.to_vec()]);
                 continue;
             }
             Err(error) => vec![Err(error)],
@@ -127,8 +130,8 @@ mod tests {
     }
 
     impl Runner for Planted {
-        fn resumes(&self, cell: &Cell) -> bool {
-            cell.key == "resumes"
+        fn resumes(&self, cells: &[&Cell]) -> bool {
+            cells[0].key == "resumes"
         }
 
         fn run(&mut self, cells: &[&Cell], outs: &[PathBuf]) -> Result<Vec<Ran>> {

@@ -11,11 +11,30 @@ use super::report_to::{Point, ReportTo, Reports};
 use super::run::LossParts;
 use super::scores::EvalReport;
 use super::trainer::{RunReport, StepReport};
-use crate::formats::lines::LineFile;
+use crate::formats::lines::{LineFile, at};
+use crate::formats::{atomic, json};
 use crate::{Error, Result};
 
 /// Name of the file in the output directory.
 pub const LOG_FILE: &str = "trainer_log.jsonl";
+
+/// Parts the log of several runs in `dir` into logs as single runs have them: that of the `i`th run in `dirs[i]`.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn part(dir: &Path, dirs: &[&Path]) -> Result<()> {
+    let path = dir.join(LOG_FILE);
+    let mut parts = vec![String::new(); dirs.len()];
+    for (i, line) in atomic::read_to_string(&path)?.lines().enumerate() {
+        let mut line = json::parse(at(&path, i + 1), line)?;
+        let run = line.as_object_mut().and_then(|fields| fields.shift_remove("run"));
+        let run = run.map_or(Some(0), |run| run.as_u64());
+        let part = run.and_then(|run| parts.get_mut(run as usize));
+        let part = part.ok_or_else(|| Error::field(at(&path, i + 1), "run", "the number of a run", "another"))?;
+        *part += &format!("{line}\n");
+    }
+    dirs.iter().zip(parts).try_for_each(|(dir, part)| atomic::write(dir.join(LOG_FILE), part.as_bytes()))
+}
 
 /// One line. All but the times repeat exactly when a training does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -202,6 +202,20 @@ fn trainings_and_comparisons_have_rows_of_their_parts() {
         "{losses:?}"
     );
     assert!(d.join("lora/cells").join(&rows[1][0]).join("adapter_model.safetensors").is_file());
+    // Trained in the same passes, each has the bytes that it has alone, and the lines of its log but for the times.
+    let alone = "train-lora --model {}/model --train {}/train.jsonl --max-steps 2 --eval {}/train.jsonl --device cpu --r 2 --lr 1e-2";
+    line(d, &format!("{alone} --out {{}}/alone")).ok();
+    let together = d.join("lora/cells").join(&rows[2][0]);
+    for name in ["adapter_model.safetensors", "adapter_config.json"] {
+        let read = |dir: &Path| fs::read(dir.join(name)).expect("a file");
+        assert!(read(&together) == read(&d.join("alone")), "{name}");
+    }
+    let keys = |dir: &Path| -> Vec<(Vec<String>, Value)> {
+        let lines = super::trained::log(dir).into_iter();
+        lines.map(|line| (line.as_object().expect("a line").keys().cloned().collect(), line["loss"].clone())).collect()
+    };
+    assert_eq!(keys(&together), keys(&d.join("alone")));
+    assert!(leftovers(&d.join("lora")).is_empty());
     super::compare::data(d);
     let (_, flags) = COMPARE.split_once(' ').expect("flags");
     let flags = flags.replace("{}", &d.display().to_string());

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::inputs;
 use crate::cli::args::{Cli, Command};
-use crate::cli::{Failure, parse};
+use crate::cli::{Failure, parse, train_lora};
 use crate::formats::digest::Digests;
 use crate::formats::yaml;
 use crate::probe::factors::{Factor, Vary};
@@ -22,6 +22,8 @@ const COMMANDS: [&str; 4] = ["probe", "compare", "train-lora", "capture"];
 const OWN: [&str; 6] = ["out", "json", "config", "dry_run", "profile", "resume_from_checkpoint"];
 /// Flags on which no result depends.
 const WITHOUT_EFFECT: [&str; 2] = ["out", "threads"];
+/// The flags of a probe in which those must be alike that share passes.
+const OF_PASSES: [&str; 8] = ["model", "revision", "device", "dtype", "edit", "batch_tokens", "tuning", "measures"];
 /// Where a cell writes before anybody knows where it is.
 const NOWHERE: &str = "cell";
 
@@ -165,6 +167,20 @@ fn cell(
     }
     let inputs = inputs::digests(&all, digests)?;
     let model = all.get("model").map(word).unwrap_or_default();
+    let shares = shares(command, &all);
     let key = Identity { command: name, flags: all, inputs }.key();
-    Ok(Cell { key, levels, flags, shares: None, model })
+    Ok(Cell { key, levels, flags, shares, model })
+}
+
+/// What cells must have in common that go through the model in the same passes; none for one that goes alone.
+fn shares(command: &Command, flags: &BTreeMap<String, Value>) -> Option<String> {
+    let same = |in_common: &dyn Fn(&str) -> bool| {
+        let flags: BTreeMap<_, _> = flags.iter().filter(|(flag, _)| in_common(flag)).collect();
+        serde_json::to_string(&flags).ok()
+    };
+    match command {
+        Command::Probe(args) if args.plan.is_none() => same(&|flag| OF_PASSES.contains(&flag)),
+        Command::TrainLora(args) if train_lora::is_run(args) => same(&|flag| !train_lora::APART.contains(&flag)),
+        _ => None,
+    }
 }

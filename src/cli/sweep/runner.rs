@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::planning::cell_line;
-use crate::cli::args::Cli;
+use crate::cli::args::{Cli, Command, ProbeArgs, TrainLoraArgs};
 use crate::cli::host::{self, Host};
-use crate::cli::{Failure, notes, run_command};
+use crate::cli::{Failure, notes, probe, run_command, train_lora};
 use crate::formats::atomic;
+use crate::formats::memory::available_memory;
 use crate::sweep::plan::{Cell, PLAN_FILE};
 use crate::sweep::values::RESULT;
 use crate::sweep::work::{Ran, Runner};
@@ -22,6 +23,8 @@ pub struct InProcess<'a, F> {
     command: &'a str,
     threads: Option<usize>,
     ended: F,
+    /// Bytes that cells which share passes may take.
+    memory: Option<usize>,
     /// When the work is to have ended, if it is to.
     end: Option<Instant>,
     /// The most seconds that a cell has taken.
@@ -29,9 +32,10 @@ pub struct InProcess<'a, F> {
 }
 
 impl<'a, F: FnMut(&Cell)> InProcess<'a, F> {
-    /// Of cells of a command, on so many threads where their flags do not say; `ended` hears of each that has its end.
-    pub fn new(command: &'a str, threads: Option<usize>, ended: F) -> Self {
-        Self { command, threads, ended, end: None, slowest: None }
+    /// Of cells of a command, on so many threads where their flags do not say, one of so many processes of this machine; `ended`
+    /// hears of each that has its end.
+    pub fn new(command: &'a str, threads: Option<usize>, processes: usize, ended: F) -> Self {
+        Self { command, threads, ended, memory: memory(processes), end: None, slowest: None }
     }
 
     /// With so much time from now on.
@@ -43,21 +47,52 @@ impl<'a, F: FnMut(&Cell)> InProcess<'a, F> {
         cell_line(Path::new(PLAN_FILE), self.command, &cell.flags, out, self.threads)
     }
 
-    /// Runs one cell's command; gives what it said.
-    fn alone(&self, cell: &Cell, out: &Path) -> Ran {
-        let cli = self.line(cell, out)?;
-        let (done, results, said) = heard(|| run_command(cli.command));
-        done.map_err(|failure| match failure.in_words_of(self.command) {
+    /// Runs cells in the same passes; gives what was said, which is of all of them.
+    fn together(&self, cells: &[&Cell], outs: &[PathBuf]) -> Result<Vec<Ran>> {
+        let lines = cells.iter().zip(outs).map(|(cell, out)| Ok(self.line(cell, out)?.command));
+        let commands: Vec<Command> = lines.collect::<Result<_>>()?;
+        let probes: Vec<&ProbeArgs> = commands.iter().filter_map(Command::as_probe).collect();
+        let trainings: Vec<&TrainLoraArgs> = commands.iter().filter_map(Command::as_train_lora).collect();
+        let (done, _, said) = heard(|| match (&probes[..], &trainings[..]) {
+            (probes @ [_, ..], []) => probe::run_together(probes, self.memory),
+            ([], trainings @ [_, ..]) => train_lora::run_together(trainings, self.memory),
+            _ => unreachable!("sweep: only probes and trainings share passes"),
+        });
+        done.map_err(|failure| self.error(failure))?;
+        Ok(cells.iter().map(|_| Ok(said.clone())).collect())
+    }
+
+    fn error(&self, failure: Failure) -> Error {
+        match failure.in_words_of(self.command) {
             Failure::Error(error) => error,
             Failure::Usage(error) => Error::argument("flags", "those of the command", error),
             Failure::Closed => Error::Interrupted,
-        })?;
+        }
+    }
+
+    /// Runs one cell's command; gives what it said.
+    fn alone(&self, cell: &Cell, out: &Path) -> Ran {
+        let mut cli = self.line(cell, out)?;
+        if let Command::TrainLora(args) = &mut cli.command {
+            // What a process that was killed has left: a part of a log that nobody needs, or a checkpoint.
+            atomic::sweep(out)?;
+            args.training.checkpoints.resume_from_checkpoint = Some("latest".to_owned());
+        }
+        let (done, results, said) = heard(|| run_command(cli.command));
+        done.map_err(|failure| self.error(failure))?;
         // A report is a file already.
         if ["train-lora", "capture"].contains(&self.command) {
             atomic::write(out.join(RESULT), results.as_bytes())?;
         }
         Ok(said)
     }
+}
+
+/// Bytes that one of so many processes may take: what Slurm gives its task, or an equal part of what is free; none where the
+/// system does not say.
+fn memory(processes: usize) -> Option<usize> {
+    let megabytes = std::env::var("SLURM_MEM_PER_NODE").ok().and_then(|text| text.parse::<usize>().ok());
+    megabytes.map(|megabytes| megabytes << 20).or_else(|| Some(available_memory()? / processes.max(1)))
 }
 
 /// Runs what would print; gives what it would have printed and said. Whoever hears this thread may stop it.
@@ -74,13 +109,16 @@ fn heard<T>(work: impl FnOnce() -> T) -> (T, String, Vec<String>) {
 }
 
 impl<F: FnMut(&Cell)> Runner for InProcess<'_, F> {
-    fn resumes(&self, _: &Cell) -> bool {
-        // The cells of a comparison are files of their own, and what is there is not computed again.
-        self.command == "compare"
+    fn resumes(&self, cells: &[&Cell]) -> bool {
+        // A comparison has files of what is done, a training its checkpoints.
+        self.command == "compare" || self.command == "train-lora" && cells.len() == 1
     }
 
     fn run(&mut self, cells: &[&Cell], outs: &[PathBuf]) -> Result<Vec<Ran>> {
-        Ok(cells.iter().zip(outs).map(|(cell, out)| self.alone(cell, out)).collect())
+        match (cells, outs) {
+            ([cell], [out]) => Ok(vec![self.alone(cell, out)]),
+            _ => self.together(cells, outs),
+        }
     }
 
     fn has_time(&self, cells: usize) -> bool {

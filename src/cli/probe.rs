@@ -28,26 +28,8 @@ use crate::{Error, Result};
 pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
     let files = resolve::base_model(&args.base.model, &args.common)?;
     files.config.require_causal()?;
-<<<<<<< HEAD
-    let task = task(args, &files)?;
-    let args = &resolved(args, &task);
-    let study = match args.plan {
-        Some(_) => None,
-        None => {
-            let mut settings = settings(args, task, &files.config)?;
-            settings.patch |= args.edit.is_none() && study::is_default_run(args, &settings);
-            settings.validate(files.config.family)?;
-            Some(Study::new(args, &settings)?)
-        }
-    };
-    let mut planned: Vec<Planned> = match (&args.plan, &study) {
-        (Some(path), _) => repeated(path, args)?,
-        (None, study) => study.iter().flat_map(|study| &study.asked).map(Planned::asked).collect(),
-    };
-=======
     let Prepared { args, study, mut planned } = prepare(args, &files)?;
     let args = &args;
->>>>>>> 5f68940 (Cells that share a model share its passes: probes as studies of one pass, trainings as runs of it, as far as memory goes)
     let mut models: Vec<String> = planned.iter().map(|planned| planned.model.clone()).collect();
     let mut seen = HashSet::new();
     models.retain(|model| seen.insert(model.clone()));
@@ -105,7 +87,7 @@ fn prepare(args: &ProbeArgs, files: &ModelFiles) -> Result<Prepared, Failure> {
     let study = match args.plan {
         Some(_) => None,
         None => {
-            let mut settings = settings(&args, task, files.config.family)?;
+            let mut settings = settings(&args, task, &files.config)?;
             settings.patch |= args.edit.is_none() && study::is_default_run(&args, &settings);
             settings.validate(files.config.family)?;
             Some(Study::new(&args, &settings)?)

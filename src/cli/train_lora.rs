@@ -9,12 +9,8 @@ use super::args::{LoraInit, PeftType, TrainLoraArgs, TrainingArgs};
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
 use super::train_ia3;
-<<<<<<< HEAD
-use super::training::{self, Named, Training};
-use crate::arch::Family;
-=======
 use super::training::{self, Apart, Named, Training};
->>>>>>> 5f68940 (Cells that share a model share its passes: probes as studies of one pass, trainings as runs of it, as far as memory goes)
+use crate::arch::Family;
 use crate::backend::Backend;
 use crate::formats::adapter::{AdapterConfig, InitLoraWeights, LoraAdapter, LoraConfig, Modules};
 use crate::model::{Adaptation, Layout, Model, Source, lora_start};

@@ -24,11 +24,8 @@ use crate::task::{Task, synthetic};
 use crate::train::data::{SequenceTeacher, TrainSequence};
 use crate::train::examples::{self, DataOptions, Prepared};
 use crate::train::fit::{self, Output};
-<<<<<<< HEAD
 use crate::train::generation_eval::GenerationEval;
-=======
 use crate::train::log;
->>>>>>> 5f68940 (Cells that share a model share its passes: probes as studies of one pass, trainings as runs of it, as far as memory goes)
 use crate::train::mixture::{MixStrategy, Mixture};
 use crate::train::objective::Objective;
 use crate::train::report_to::{ReportTo, run_folder};

@@ -20,6 +20,7 @@
 //! may be killed: a lock of the system (`flock`) ends with its process, and what it had not named is computed again. The
 //! file system must have locks that hold between its machines (NFS since version 3, Lustre mounted with `flock`, GPFS,
 //! CephFS).
+#![doc = include_str!("cluster.md")]
 
 pub mod executor;
 pub mod grid;

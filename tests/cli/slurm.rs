@@ -31,7 +31,7 @@ fn flags_of_slurm_are_refused_where_they_say_nothing() {
         ("--sbatch=--gres=gpu:1", "--sbatch: expected --executor slurm beside it"),
         ("--executor slurm --shard 1/2", "--shard: expected none beside --executor slurm"),
         ("--executor slurm --jobs-per-minute 0", "--jobs-per-minute: expected at least 1"),
-        ("--executor slurm --poll -1", "--poll: expected seconds"),
+        ("--executor slurm --poll=-1", "--poll: expected seconds"),
         ("--jobs 0", "--jobs: expected at least 1"),
     ] {
         let error = line(d, &format!("sweep {{}}/grid.yaml --out {{}}/out {flags}")).refused();

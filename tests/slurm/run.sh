@@ -40,7 +40,7 @@ end() {
     kill_node node1 2>/dev/null || true
     kill_node node2 2>/dev/null || true
     for daemon in slurmctld munged; do
-        kill "$(cat "$here/$daemon.pid" 2>/dev/null)" 2>/dev/null || true
+        kill -9 "$(cat "$here/$daemon.pid" 2>/dev/null)" 2>/dev/null || true
     done
     if [ "$status" != 0 ]; then
         tail -n 30 "$here"/*.log "$here"/out/slurm/*.log 2>/dev/null || true
@@ -62,7 +62,7 @@ wait_for() {
     shift 2
     until "$@"; do
         [ "$SECONDS" -lt "$end" ] || fail "no $what"
-        sleep 0.2
+        sleep 0.05
     done
 }
 
@@ -123,7 +123,7 @@ END
 
 cells() { find "$here/out/cells" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l; }
 has_cells() { [ "$(cells)" -ge "$1" ]; }
-is_running_on() { squeue --noheader --states=running --nodelist="$1" --format=%i | grep -q .; }
+is_at_work() { [ -n "$(of_node "$1")" ]; }
 
 drive() {
     "$program" sweep "$here/grid.yaml" --out "$here/out" --executor slurm --jobs 20 --jobs-per-minute 100 --threads 1 \
@@ -134,17 +134,20 @@ drive() {
 begun=$SECONDS
 cat > "$here/grid.yaml" <<'END'
 command: probe
-flags: {queries: 30, seeds: 2, measures: none, epochs: 20, device: cpu}
+flags: {queries: 100, seeds: 4, measures: none, epochs: 80, device: cpu}
 grid: {demos: [2, 3, 4, 5, 6], labels: [gold, flipped], r: [2, 4]}
 END
 start_cluster
 drive
-wait_for 60 "four cells" has_cells 4
-wait_for 10 "task on node2" is_running_on node2
+wait_for 120 "four cells" has_cells 4
+# Between two tasks nothing dies with a node: at the beginning of the next one.
+is_idle() { ! is_at_work "$1"; }
+wait_for 60 "task's end on node2" is_idle node2
+wait_for 60 "task on node2" is_at_work node2
 kill_node node2
 echo "slurm: node2 is dead, $(cells) of 20 cells are done"
 had=$(cells)
-wait_for 60 "further cells" has_cells $((had + 2))
+wait_for 120 "further cells" has_cells $((had + 2))
 kill -9 "$driver"
 wait "$driver" 2>/dev/null || true
 grep "array 1 is job .*: 20 cells in 20 tasks" "$here/driver.log" || fail "the first driver submitted something else"

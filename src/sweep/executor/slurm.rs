@@ -117,6 +117,7 @@ impl<'a> Driver<'a> {
     fn step(&mut self, state: &State, say: Say<'_>) -> Result<()> {
         let queued = match self.queue.tasks() {
             Ok(queued) => queued,
+            Err(error @ Error::Io { .. }) => return Err(error),
             Err(error) => {
                 self.silences += 1;
                 say(format!("squeue: {error}"));

@@ -84,6 +84,8 @@ const VECTORS: usize = 12;
 /// Tiles' worth of rows of a task, at most, where the right operand is broadcast: 8 x 14 rows are what a tile keeps in the
 /// second-level cache (`cached`), so that a task passes once over the panels of the left operand.
 const TILES: usize = 8;
+/// Groups of columns of a task of a few rows with a quantised operand, at most.
+const SKINNY_GROUPS: usize = 8;
 /// Length of k below which transposing the right operand is cheaper than transposing the result.
 const SHALLOW: usize = 128;
 
@@ -343,18 +345,22 @@ impl<A: Float> Gemm<A> {
         let Self { isa, pool, kernels, left: memory, slots, .. } = self;
         let isa = *isa;
         let memory = pack_left(pool, &mut slots[..used], kernels.transposer, memory, shape, left);
-        workers(pool, &mut slots[..used], n.div_ceil(skinny::COLUMNS), |slot, task| {
-            let column = task * skinny::COLUMNS;
-            let columns = skinny::COLUMNS.min(n - column);
-            let sums = slot.sums.grow(m * skinny::COLUMNS);
-            let right = right.skip(column);
-            let right = match right.is_quantized() && !decodes {
-                true => decoded(isa, &mut slot.right, right, [columns, k]),
-                false => right,
-            };
-            kernel(SkinnyProduct { sums, left: memory, right, m, columns, k, block });
-            for (row, line) in sums.chunks_exact(skinny::COLUMNS).enumerate() {
-                sink.row(row, column, &line[..columns]);
+        // Of a kernel that prefetches the columns that come next, the same thread computes these.
+        let groups = if decodes { share(n.div_ceil(skinny::COLUMNS), used, SKINNY_GROUPS) } else { 1 };
+        let width = groups * skinny::COLUMNS;
+        workers(pool, &mut slots[..used], n.div_ceil(width), |slot, task| {
+            for column in (task * width..n.min((task + 1) * width)).step_by(skinny::COLUMNS) {
+                let columns = skinny::COLUMNS.min(n - column);
+                let sums = slot.sums.grow(m * skinny::COLUMNS);
+                let right = right.skip(column);
+                let right = match right.is_quantized() && !decodes {
+                    true => decoded(isa, &mut slot.right, right, [columns, k]),
+                    false => right,
+                };
+                kernel(SkinnyProduct { sums, left: memory, right, m, columns, k, block });
+                for (row, line) in sums.chunks_exact(skinny::COLUMNS).enumerate() {
+                    sink.row(row, column, &line[..columns]);
+                }
             }
         });
     }

@@ -28,8 +28,12 @@ const PAIRS: usize = STEP / 2;
 const QUADS: usize = COLUMNS / 4;
 /// Vectors of a step of a four: each has four pairs of each row.
 const VECTORS: usize = PAIRS / 4;
-/// Bytes ahead of the current ones that are prefetched.
+/// Bytes ahead of the current ones that are prefetched: at the end of rows as many of those that come next.
 const AHEAD: usize = 512;
+/// Steps between two prefetches of codes, and of scales that lie elsewhere, and how many scales ahead that is.
+const CODES: usize = 2;
+const SCALES: usize = 16;
+const SCALES_AHEAD: usize = 24;
 
 /// Whether an operand of `k` elements along k is one that is decoded in registers.
 pub fn takes(operand: &Operand<'_, f32>, k: usize) -> bool {
@@ -62,16 +66,17 @@ pub fn multiply(product: SkinnyProduct<'_, f32>) {
     matrix.check().unwrap_or_else(|error| panic!("skinny: {error}"));
     // Rows behind the last repeat it, and are not stored.
     let rows: [usize; COLUMNS] = std::array::from_fn(|i| matrix.stored_row(first + i.min(columns - 1)));
+    let range = [column, 2 * k];
     let work = Work { out: sums.as_mut_ptr(), left: left.as_ptr(), k, block };
     // SAFETY: all rows have codes and scales of so many elements from the column on by the checks above, the left operand and the
     // sums are as long; the caller has an `Isa` that is proof of the instructions.
     unsafe {
         match (matrix.format, matrix.scales) {
-            (BlockFormat::Int8Rows, _) => int8(Int8::new(&matrix, rows, column), work, m),
-            (BlockFormat::Q8_0, _) => q8_0(Q8_0::new(&matrix, rows, column), work, m),
-            (BlockFormat::Q4K, _) => q4_k(Q4K::new(&matrix, rows, column), work, m),
-            (_, Scales::Nested { .. }) => nf4_nested(Nf4::new(&matrix, rows, column), work, m),
-            _ => nf4(Nf4::new(&matrix, rows, column), work, m),
+            (BlockFormat::Int8Rows, _) => int8(Int8::new(&matrix, rows, range), work, m),
+            (BlockFormat::Q8_0, _) => q8_0(Q8_0(Bytes::new(&matrix, rows, range)), work, m),
+            (BlockFormat::Q4K, _) => q4_k(Q4K(Bytes::new(&matrix, rows, range)), work, m),
+            (_, Scales::Nested { .. }) => nf4_nested(Nf4::new(&matrix, rows, range), work, m),
+            _ => nf4(Nf4::new(&matrix, rows, range), work, m),
         }
     }
 }
@@ -94,8 +99,8 @@ trait Rows {
     /// There is such a step, `out` has its vectors, and the CPU has AVX-512 with pairs of bfloat16.
     unsafe fn decode(&self, quad: usize, step: usize, out: *mut __m512i);
 
-    /// Where the codes of a row at a step begin.
-    fn codes(&self, row: usize, step: usize) -> *const u8;
+    /// Prefetches what a row has some steps later, if it is time for that.
+    fn prefetch(&self, row: usize, step: usize);
 }
 
 /// The four rows of a four.
@@ -105,18 +110,57 @@ fn rows_of(quad: usize) -> [usize; 4] {
     [first, first + 4, first + 8, first + 12]
 }
 
-/// 16 bytes of each of four rows.
+/// 32 bytes of each of four rows: the first 16 of all, and the second.
 ///
 /// # Safety
 /// They are readable, and the CPU has AVX-512 F.
 #[inline(always)]
-unsafe fn gather(from: [*const u8; 4]) -> __m512i {
+unsafe fn gather(from: [*const u8; 4]) -> [__m512i; 2] {
     // SAFETY: the caller's promise.
     unsafe {
-        let bytes = _mm512_castsi128_si512(_mm_loadu_si128(from[0].cast()));
-        let bytes = _mm512_inserti32x4::<1>(bytes, _mm_loadu_si128(from[1].cast()));
-        let bytes = _mm512_inserti32x4::<2>(bytes, _mm_loadu_si128(from[2].cast()));
-        _mm512_inserti32x4::<3>(bytes, _mm_loadu_si128(from[3].cast()))
+        let (a, b) = (_mm256_loadu_si256(from[0].cast()), _mm256_loadu_si256(from[1].cast()));
+        let (c, d) = (_mm256_loadu_si256(from[2].cast()), _mm256_loadu_si256(from[3].cast()));
+        let first = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
+        let second = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(c), d);
+        [_mm512_shuffle_i32x4::<0x88>(first, second), _mm512_shuffle_i32x4::<0xdd>(first, second)]
+    }
+}
+
+/// Where rows' bytes are.
+#[derive(Clone, Copy)]
+struct Bytes {
+    rows: [*const u8; COLUMNS],
+    /// How many of each are read, and from a row on to the one as many rows behind it as go at a time.
+    len: usize,
+    next: usize,
+}
+
+impl Bytes {
+    /// Of `k` elements of rows from a column on.
+    fn new(matrix: &QuantizedMatrix<'_>, rows: [usize; COLUMNS], [column, k]: [usize; 2]) -> Self {
+        // Bytes of so many elements, whole blocks.
+        let bytes = |elements: usize| elements / matrix.format.block_values() * matrix.format.block_bytes();
+        let rows = rows.map(|row| matrix.codes[bytes(row * matrix.columns + column)..].as_ptr());
+        Self { rows, len: bytes(k), next: bytes(COLUMNS * matrix.columns) }
+    }
+
+    /// Prefetches what lies some bytes behind byte `at` of a row.
+    #[inline(always)]
+    fn prefetch(&self, row: usize, at: usize) {
+        let at = at + AHEAD;
+        let at = if at < self.len { at } else { at.wrapping_sub(self.len).wrapping_add(self.next) };
+        // SAFETY: changes nothing but the cache.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(self.rows[row].wrapping_add(at).cast()) };
+    }
+
+    /// The bytes from byte `at` on of four rows.
+    ///
+    /// # Safety
+    /// They have so many.
+    #[inline(always)]
+    unsafe fn at(&self, rows: [usize; 4], at: usize) -> [*const u8; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { rows.map(|row| self.rows[row].add(at)) }
     }
 }
 
@@ -139,17 +183,9 @@ unsafe fn by_row(x: [f32; 4]) -> __m512 {
 /// The CPU has AVX-512 F.
 #[inline(always)]
 unsafe fn row_bits() -> __m512i {
-    const ROWS: [u8; 64] = {
-        let mut rows = [0; 64];
-        let mut i = 0;
-        while i < 64 {
-            rows[i] = (i as u8 / 16) << 4;
-            i += 1;
-        }
-        rows
-    };
-    // SAFETY: the caller's promise; 64 bytes are read.
-    unsafe { _mm512_loadu_si512(ROWS.as_ptr().cast()) }
+    const ONE: i64 = 0x1010_1010_1010_1010;
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_setr_epi64(0, 0, ONE, ONE, 2 * ONE, 2 * ONE, 3 * ONE, 3 * ONE) }
 }
 
 /// The values of 16 codes in each of four rows, as bfloat16.
@@ -193,7 +229,7 @@ unsafe fn indices(codes: __m512i, rows: __m512i) -> __m512i {
 
 /// NF4 in blocks of 64.
 struct Nf4<'a, const NESTED: bool> {
-    codes: [*const u8; COLUMNS],
+    codes: Bytes,
     /// The block of each row with which it begins.
     blocks: [usize; COLUMNS],
     matrix: &'a QuantizedMatrix<'a>,
@@ -212,7 +248,7 @@ struct Nested {
 }
 
 impl<'a, const NESTED: bool> Nf4<'a, NESTED> {
-    fn new(matrix: &'a QuantizedMatrix<'a>, rows: [usize; COLUMNS], column: usize) -> Self {
+    fn new(matrix: &'a QuantizedMatrix<'a>, rows: [usize; COLUMNS], range: [usize; 2]) -> Self {
         let none = Nested { codes: std::ptr::null(), map: std::ptr::null(), offset: 0.0, shift: 0 };
         let (absmax, nested) = match matrix.scales {
             Scales::Nested { codes, map, absmax, offset, block } => {
@@ -221,9 +257,8 @@ impl<'a, const NESTED: bool> Nf4<'a, NESTED> {
             Scales::Absmax(absmax) | Scales::Factor(absmax) => (absmax, none),
             Scales::Inline => panic!("skinny: NF4 with its scales among the codes"),
         };
-        let at = rows.map(|row| row * matrix.columns + column);
-        let codes = at.map(|at| matrix.codes[at / 2..].as_ptr());
-        Self { codes, blocks: at.map(|at| at / STEP), matrix, absmax: absmax.as_ptr(), nested }
+        let blocks = rows.map(|row| (row * matrix.columns + range[0]) / STEP);
+        Self { codes: Bytes::new(matrix, rows, range), blocks, matrix, absmax: absmax.as_ptr(), nested }
     }
 
     /// # Safety
@@ -256,14 +291,8 @@ impl<const NESTED: bool> Rows for Nf4<'_, NESTED> {
                 _mm512_mul_ps(values, _mm512_set1_ps(self.absmax(rows[2], step))),
                 _mm512_mul_ps(values, _mm512_set1_ps(self.absmax(rows[3], step))),
             ]);
-            for half in 0..2 {
-                let at = STEP / 2 * step + 16 * half;
-                let bytes = gather([
-                    self.codes[rows[0]].add(at),
-                    self.codes[rows[1]].add(at),
-                    self.codes[rows[2]].add(at),
-                    self.codes[rows[3]].add(at),
-                ]);
+            let bytes = gather(self.codes.at(rows, STEP / 2 * step));
+            for (half, bytes) in bytes.into_iter().enumerate() {
                 // The code in the high half of a byte comes first.
                 let high = indices(_mm512_srli_epi32::<4>(bytes), row_bits());
                 let low = indices(bytes, row_bits());
@@ -278,50 +307,60 @@ impl<const NESTED: bool> Rows for Nf4<'_, NESTED> {
     }
 
     #[inline(always)]
-    fn codes(&self, row: usize, step: usize) -> *const u8 {
-        self.codes[row].wrapping_add(STEP / 2 * step)
+    fn prefetch(&self, row: usize, step: usize) {
+        if step.is_multiple_of(CODES) {
+            self.codes.prefetch(row, STEP / 2 * step);
+        }
+        if step.is_multiple_of(SCALES) {
+            let at = self.blocks[row] + step + SCALES_AHEAD;
+            let at: *const i8 =
+                if NESTED { self.nested.codes.wrapping_add(at).cast() } else { self.absmax.wrapping_add(at).cast() };
+            // SAFETY: changes nothing but the cache.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
+        }
     }
 }
 
-/// `out = ` 16 bytes of each of four rows, times a factor and another.
+/// `out = ` 32 bytes of each of four rows, times a factor and another.
 ///
 /// # Safety
-/// `out` has two vectors, and the CPU has AVX-512 with pairs of bfloat16.
+/// `out` has four vectors, and the CPU has AVX-512 with pairs of bfloat16.
 #[inline(always)]
-unsafe fn widened(bytes: __m512i, factor: __m512, other: Option<__m512>, out: *mut __m512i) {
+unsafe fn widened(bytes: [__m512i; 2], factor: __m512, other: Option<__m512>, out: *mut __m512i) {
     // SAFETY: the caller's promise.
     unsafe {
-        let (low, high) = (_mm512_unpacklo_epi8(bytes, bytes), _mm512_unpackhi_epi8(bytes, bytes));
         // The vectors are rounded two by two: what belongs to a row is brought together again.
         let order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-        for (i, words) in [low, high].into_iter().enumerate() {
-            let (first, second) = (_mm512_unpacklo_epi16(words, words), _mm512_unpackhi_epi16(words, words));
-            let mut first = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(first)), factor);
-            let mut second = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(second)), factor);
-            if let Some(other) = other {
-                first = _mm512_mul_ps(first, other);
-                second = _mm512_mul_ps(second, other);
+        for (half, bytes) in bytes.into_iter().enumerate() {
+            let words = [_mm512_unpacklo_epi8(bytes, bytes), _mm512_unpackhi_epi8(bytes, bytes)];
+            for (i, words) in words.into_iter().enumerate() {
+                let (first, second) = (_mm512_unpacklo_epi16(words, words), _mm512_unpackhi_epi16(words, words));
+                let mut first = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(first)), factor);
+                let mut second = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(second)), factor);
+                if let Some(other) = other {
+                    first = _mm512_mul_ps(first, other);
+                    second = _mm512_mul_ps(second, other);
+                }
+                let both = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
+                _mm512_store_si512(out.add(2 * half + i), _mm512_permutexvar_epi64(order, both));
             }
-            let both = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
-            _mm512_store_si512(out.add(i), _mm512_permutexvar_epi64(order, both));
         }
     }
 }
 
 /// Signed bytes with a scale a row.
 struct Int8 {
-    codes: [*const u8; COLUMNS],
+    codes: Bytes,
     factors: [f32; COLUMNS],
     /// What multiplies the products.
     step: f32,
 }
 
 impl Int8 {
-    fn new(matrix: &QuantizedMatrix<'_>, rows: [usize; COLUMNS], column: usize) -> Self {
+    fn new(matrix: &QuantizedMatrix<'_>, rows: [usize; COLUMNS], range: [usize; 2]) -> Self {
         // A product with 1 is what it was.
         let step = if matches!(matrix.scales, Scales::Factor(_)) { 1.0 } else { INT8_STEP };
-        let codes = rows.map(|row| matrix.codes[row * matrix.columns + column..].as_ptr());
-        Self { codes, factors: rows.map(|row| matrix.absmax(row)), step }
+        Self { codes: Bytes::new(matrix, rows, range), factors: rows.map(|row| matrix.absmax(row)), step }
     }
 }
 
@@ -333,38 +372,24 @@ impl Rows for Int8 {
         unsafe {
             let factor = by_row(rows.map(|row| self.factors[row]));
             let other = _mm512_set1_ps(self.step);
-            for part in 0..4 {
-                let at = STEP * step + 16 * part;
-                let bytes = gather([
-                    self.codes[rows[0]].add(at),
-                    self.codes[rows[1]].add(at),
-                    self.codes[rows[2]].add(at),
-                    self.codes[rows[3]].add(at),
-                ]);
-                widened(bytes, factor, Some(other), out.add(2 * part));
+            for half in 0..2 {
+                let bytes = gather(self.codes.at(rows, STEP * step + 32 * half));
+                widened(bytes, factor, Some(other), out.add(4 * half));
             }
         }
     }
 
     #[inline(always)]
-    fn codes(&self, row: usize, step: usize) -> *const u8 {
-        self.codes[row].wrapping_add(STEP * step)
+    fn prefetch(&self, row: usize, step: usize) {
+        self.codes.prefetch(row, STEP * step);
     }
 }
 
 /// Blocks of 32 signed bytes behind their scale.
-struct Q8_0 {
-    blocks: [*const u8; COLUMNS],
-}
+struct Q8_0(Bytes);
 
 /// Bytes of its blocks.
 const Q8_0_BYTES: usize = BlockFormat::Q8_0.block_bytes();
-
-/// The blocks of rows from a column on.
-fn blocks_of(matrix: &QuantizedMatrix<'_>, rows: [usize; COLUMNS], column: usize) -> [*const u8; COLUMNS] {
-    let (values, bytes) = (matrix.format.block_values(), matrix.format.block_bytes());
-    rows.map(|row| matrix.codes[(row * matrix.columns + column) / values * bytes..].as_ptr())
-}
 
 /// The number in half precision at `at`.
 ///
@@ -376,12 +401,6 @@ unsafe fn half_at(at: *const u8) -> f32 {
     Element::<f32>::widen(f16::from_le_bytes(unsafe { at.cast::<[u8; 2]>().read() }))
 }
 
-impl Q8_0 {
-    fn new(matrix: &QuantizedMatrix<'_>, rows: [usize; COLUMNS], column: usize) -> Self {
-        Self { blocks: blocks_of(matrix, rows, column) }
-    }
-}
-
 impl Rows for Q8_0 {
     #[inline(always)]
     unsafe fn decode(&self, quad: usize, step: usize, out: *mut __m512i) {
@@ -389,35 +408,24 @@ impl Rows for Q8_0 {
         // SAFETY: the caller's promise.
         unsafe {
             for half in 0..2 {
-                let at = rows.map(|row| self.blocks[row].add((2 * step + half) * Q8_0_BYTES));
+                let at = self.0.at(rows, (2 * step + half) * Q8_0_BYTES);
                 let factor = by_row([half_at(at[0]), half_at(at[1]), half_at(at[2]), half_at(at[3])]);
-                for part in 0..2 {
-                    let from = 2 + 16 * part;
-                    let bytes = gather([at[0].add(from), at[1].add(from), at[2].add(from), at[3].add(from)]);
-                    widened(bytes, factor, None, out.add(4 * half + 2 * part));
-                }
+                let bytes = gather([at[0].add(2), at[1].add(2), at[2].add(2), at[3].add(2)]);
+                widened(bytes, factor, None, out.add(4 * half));
             }
         }
     }
 
     #[inline(always)]
-    fn codes(&self, row: usize, step: usize) -> *const u8 {
-        self.blocks[row].wrapping_add(2 * Q8_0_BYTES * step)
+    fn prefetch(&self, row: usize, step: usize) {
+        self.0.prefetch(row, 2 * Q8_0_BYTES * step);
     }
 }
 
 /// Blocks of 256 codes of 4 bits, in 8 parts with their own scale and minimum.
-struct Q4K {
-    blocks: [*const u8; COLUMNS],
-}
+struct Q4K(Bytes);
 
 const Q4_K_BYTES: usize = BlockFormat::Q4K.block_bytes();
-
-impl Q4K {
-    fn new(matrix: &QuantizedMatrix<'_>, rows: [usize; COLUMNS], column: usize) -> Self {
-        Self { blocks: blocks_of(matrix, rows, column) }
-    }
-}
 
 /// The values of the 16 codes of a part.
 ///
@@ -440,7 +448,7 @@ impl Rows for Q4K {
         let (block, pair) = (step / 4, step % 4);
         // SAFETY: the caller's promise.
         unsafe {
-            let at = rows.map(|row| self.blocks[row].add(block * Q4_K_BYTES));
+            let at = self.0.at(rows, block * Q4_K_BYTES);
             let zero = _mm512_setzero_ps();
             let (mut first, mut second) = ([zero; 4], [zero; 4]);
             for (i, at) in at.into_iter().enumerate() {
@@ -452,9 +460,9 @@ impl Rows for Q4K {
                 second[i] = values_of_part(other_scale, other_minimum);
             }
             let (first, second) = (Table::new(first), Table::new(second));
-            for half in 0..2 {
-                let from = 16 + 32 * pair + 16 * half;
-                let bytes = gather([at[0].add(from), at[1].add(from), at[2].add(from), at[3].add(from)]);
+            let from = 16 + 32 * pair;
+            let bytes = gather([at[0].add(from), at[1].add(from), at[2].add(from), at[3].add(from)]);
+            for (half, bytes) in bytes.into_iter().enumerate() {
                 // The lower halves of bytes are the first part's codes.
                 let low = indices(bytes, row_bits());
                 let high = indices(_mm512_srli_epi32::<4>(bytes), row_bits());
@@ -468,8 +476,10 @@ impl Rows for Q4K {
     }
 
     #[inline(always)]
-    fn codes(&self, row: usize, step: usize) -> *const u8 {
-        self.blocks[row].wrapping_add(step / 4 * Q4_K_BYTES + step % 4 * 32)
+    fn prefetch(&self, row: usize, step: usize) {
+        if step.is_multiple_of(CODES) {
+            self.0.prefetch(row, step / 4 * Q4_K_BYTES + step % 4 * 32);
+        }
     }
 }
 
@@ -526,10 +536,8 @@ unsafe fn product<R: Rows, const M: usize>(rows: &R, work: Work) {
             for t in 0..VECTORS {
                 // The four `t` of the next step, and the pairs `4 t..` of this one.
                 if step < steps {
-                    if step % 2 == 0 {
-                        for row in rows_of(t) {
-                            _mm_prefetch::<_MM_HINT_T0>(rows.codes(row, step).wrapping_add(AHEAD).cast());
-                        }
+                    for row in rows_of(t) {
+                        rows.prefetch(row, step);
                     }
                     rows.decode(t, step, next.add(VECTORS * t));
                 }

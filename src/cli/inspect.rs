@@ -1,5 +1,7 @@
 //! `inspect`: what a model is, what a pass over it needs, and what an adapter holds.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::args::InspectArgs;
@@ -80,11 +82,24 @@ fn shapes(files: &ModelFiles) -> Value {
             "embedding_width": config.embed_size,
         }),
     };
+    if files.checkpoint.quantized().next().is_some() {
+        shapes["weights"] = formats(files);
+    }
     if let (Value::Object(shapes), Value::Object(more), Value::Object(rest)) = (&mut shapes, more, variants(config)) {
         shapes.extend(more);
         shapes.extend(rest);
     }
     shapes
+}
+
+/// How many tensors have which format.
+fn formats(files: &ModelFiles) -> Value {
+    let mut formats = BTreeMap::new();
+    let quantized = files.checkpoint.quantized().map(|view| view.format.to_string());
+    for format in quantized.chain(files.checkpoint.iter().map(|view| view.dtype.to_string())) {
+        *formats.entry(format).or_insert(0) += 1;
+    }
+    json!(formats)
 }
 
 /// Where norms stand, caps, scales, and what differs from layer to layer.

@@ -6,7 +6,8 @@ use super::resolve::ModelFiles;
 use super::{Failure, output};
 use crate::arch::ModelConfig;
 use crate::backend::{Backend, OwnMemory, PassSize};
-use crate::model::param_id::ParamId;
+use crate::formats::quantized::QuantizedView;
+use crate::model::param_id::{ParamId, Source};
 use crate::model::{Activations, Gradients, Layout, Save};
 use crate::train::optim::Optimizer;
 use crate::train::passes::pass_size;
@@ -24,7 +25,7 @@ impl Plan {
     /// The plan of a model's weights alone.
     pub fn new<B: Backend>(backend: &B, files: &ModelFiles) -> Self {
         let element_sizes = backend.element_sizes();
-        Self { lines: vec![weights::<B>(files, element_sizes.1)], pinned: 0, element_sizes }
+        Self { lines: weights::<B>(files, element_sizes.1), pinned: 0, element_sizes }
     }
 
     /// Adds a line of so many bytes.
@@ -123,14 +124,21 @@ impl Plan {
     }
 }
 
-/// The line of the weights: used in the file's mapping as they are, or converted into memory of their own.
-fn weights<B: Backend>(files: &ModelFiles, element: usize) -> (&'static str, usize) {
-    let elements: usize = ParamId::all(&files.config).into_iter().map(|param| param.len(&files.config)).sum();
-    let same = files.checkpoint.iter().next().is_some_and(|t| t.element_size() == element && t.float().is_some());
+/// The lines of the weights: used in the file's mapping as they are, or converted into memory of their own; and the quantised
+/// ones, by what they take as they are stored.
+fn weights<B: Backend>(files: &ModelFiles, element: usize) -> Vec<(&'static str, usize)> {
+    let source = Source::new(&files.config, &files.checkpoint);
+    let is_number = |param: &ParamId| source.as_ref().map_or(true, |source| !source.is_quantized(*param));
+    let params = ParamId::all(&files.config).into_iter().filter(is_number);
+    let elements: usize = params.map(|param| param.len(&files.config)).sum();
+    let mut floats = files.checkpoint.iter().filter(|t| t.float().is_some());
+    let same = floats.next().is_some_and(|t| t.element_size() == element);
     let purpose = match (B::MAPS_WEIGHTS, same) {
         (true, true) => "weights, mapped",
         (true, false) => "weights, converted",
         (false, _) => "weights",
     };
-    (purpose, elements * element)
+    let quantized: usize = files.checkpoint.quantized().map(QuantizedView::stored_bytes).sum();
+    let lines = [(purpose, elements * element), ("weights, quantised", quantized)];
+    lines.into_iter().filter(|&(purpose, bytes)| bytes > 0 || purpose != "weights, quantised").collect()
 }

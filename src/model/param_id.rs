@@ -459,6 +459,12 @@ impl<'a> Source<'a> {
         }))
     }
 
+    /// Whether a weight is quantised.
+    pub fn is_quantized(&self, id: ParamId) -> bool {
+        let name = self.name(id);
+        self.checkpoint.quantized().any(|view| view.name == name)
+    }
+
     /// The values of a weight in f32, decoded where it is quantised.
     ///
     /// # Errors

@@ -29,3 +29,25 @@ fn gguf_models_run_by_ids_and_by_texts_of_another_tokenizer() {
     let error = line(d, &format!("inspect --model {model} --revision main")).refused();
     assert!(error.contains("revision: expected none for the file"), "{error}");
 }
+
+#[test]
+fn quantised_model_is_planned_by_its_stored_bytes_and_tuned_by_lora() {
+    let dir = workplace();
+    let d = dir.path();
+    let model = golden("gguf/llama-blocks.gguf");
+    let model = model.to_str().expect("a path");
+    let shown = line(d, &format!("inspect --model {model} --device cpu --json")).json();
+    let formats = json!({"F32": 3, "Q4_0": 2, "Q4_K": 1, "Q5_K": 1, "Q6_K": 2, "Q8_0": 2});
+    assert_eq!(shown["model"]["weights"], formats);
+    // Rows of 256 but for o, of 64, and down, of 32: table, q, k, v, o, gate, up, down.
+    let of_attention = 64 * 210 + 32 * 176 + 32 * 144 + 256 * 2 * 34;
+    let stored = 29 * 210 + of_attention + 32 * 8 * 18 + 32 * 8 * 34 + 256 * 18;
+    assert_eq!(shown["capture"]["weights__quantised"], json!(stored));
+    assert_eq!(shown["capture"]["weights__mapped"], json!(3 * 256 * 4));
+    put(d, "rows.jsonl", "{\"input_ids\": [5, 6, 7, 8, 9], \"labels\": [-100, -100, -100, 8, 9]}\n");
+    let train = format!("train-lora --model {model} --train {{}}/rows.jsonl --r 2 --max-steps 2 --device cpu");
+    line(d, &format!("{train} --out {{}}/tuned")).ok();
+    let error = line(d, &format!("{train} --init-lora-weights pissa --out {{}}/other")).refused();
+    assert!(error.contains("self_attn") && error.contains("a checkpoint that is not quantised"), "{error}");
+    assert!(!d.join("other").exists());
+}

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use llamaprobe::arch::Dtype;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::gguf::model::GgufModel;
-use llamaprobe::formats::safetensors::{Checkpoint, Loading};
+use llamaprobe::formats::quantized::WeightView;
+use llamaprobe::formats::safetensors::Dtype::F32;
+use llamaprobe::formats::safetensors::{Checkpoint, Loading, TensorView};
 use llamaprobe::hooks::{Record, Selection, Site};
 use llamaprobe::model::{Activations, Input, Model, Save};
 use llamaprobe::pack::{Label, Sequence, forest};
@@ -89,4 +91,31 @@ fn gguf_limits_see_small_mistakes() {
     assert!(far("gpt2", erf) > 10.0 * LIMIT, "the other GELU");
     let scale: fn(&mut GgufModel) = |model| model.config.score_scales[0] *= 1.1;
     assert!(far("qwen3", scale) > 100.0 * LIMIT, "another scale of the scores");
+}
+
+/// A checkpoint whose blocks are decoded: numbers in f32.
+fn decoded(checkpoint: &Checkpoint) -> Checkpoint {
+    let numbers = checkpoint.quantized().map(|view| {
+        let values: Vec<u8> = view.to_f32().iter().flat_map(|x| x.to_le_bytes()).collect();
+        TensorView { name: view.name.clone(), dtype: F32, shape: view.shape.to_vec(), data: values.into() }
+    });
+    let weights = checkpoint.iter().chain(numbers).map(|view| (WeightView::from(view), None));
+    Checkpoint::of_weights(checkpoint.path(), weights)
+}
+
+#[test]
+fn quantised_model_has_the_bits_of_its_values() {
+    let (_, expected) = found("llama-blocks");
+    let GgufModel { config, checkpoint, .. } =
+        GgufModel::open(golden("llama-blocks", "gguf"), Loading::Mapped).expect("a model");
+    let decoded = decoded(&checkpoint);
+    assert!(checkpoint.quantized().count() == 8 && decoded.quantized().next().is_none());
+    for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
+        let mut cpu = Cpu::<f32>::new(dtype);
+        let [blocks, numbers] = [&checkpoint, &decoded].map(|checkpoint| {
+            let model = Model::new(&mut cpu, &config, checkpoint).expect("a model");
+            logits(&model, &mut cpu, &expected)
+        });
+        assert!(blocks == numbers && blocks.iter().flatten().any(|&x| x != 0.0), "{dtype}");
+    }
 }

@@ -36,7 +36,7 @@ fn quantised_model_is_planned_by_its_stored_bytes_and_tuned_by_lora() {
     let d = dir.path();
     let model = golden("gguf/llama-blocks.gguf");
     let model = model.to_str().expect("a path");
-    let shown = line(d, &format!("inspect --model {model} --device cpu --json")).json();
+    let shown = line(d, &format!("inspect --model {model} --device cpu --dtype f32 --json")).json();
     let formats = json!({"F32": 3, "Q4_0": 2, "Q4_K": 1, "Q5_K": 1, "Q6_K": 2, "Q8_0": 2});
     assert_eq!(shown["model"]["weights"], formats);
     // Rows of 256 but for o, of 64, and down, of 32: table, q, k, v, o, gate, up, down.

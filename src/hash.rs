@@ -70,6 +70,11 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// [`digest`] in hexadecimal digits.
+pub fn sha256_hex<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    hex(&digest(parts))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,10 +86,7 @@ mod tests {
         assert_eq!(fnv1a(*b"foobar"), 0x8594_4171_f739_67e8);
         let stream = [0, 1, 2].map(|i: u64| splitmix64(i.wrapping_mul(GOLDEN_GAMMA)));
         assert_eq!(stream, [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4, 0x06c4_5d18_8009_454f]);
-        assert_eq!(
-            hex(&digest([&b"a"[..], b"bc"])),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
+        assert_eq!(sha256_hex([&b"a"[..], b"bc"]), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 
     #[test]

@@ -33,10 +33,10 @@ impl Batch {
         plan.rows(self.first..self.first + segments.len(), |document, token| segments[document].rows.start + token)
     }
 
-    /// Writes where these rows come from.
-    pub fn write_labels(&self, writer: &mut ActivationWriter, rows: &[usize]) -> Result<()> {
+    /// Writes where these rows come from; `earlier` documents count before those of the capture.
+    pub fn write_labels(&self, writer: &mut ActivationWriter, rows: &[usize], earlier: usize) -> Result<()> {
         let segments = self.pack.segments();
-        let doc = |row: usize| (self.first + segments.partition_point(|s| s.rows.end <= row)) as i64;
+        let doc = |row: usize| (earlier + self.first + segments.partition_point(|s| s.rows.end <= row)) as i64;
         let position = |row: usize| i64::from(self.pack.positions()[row]);
         let token = |row: usize| match self.pack.tokens()[row] {
             Token::Id(id) => i64::from(id),

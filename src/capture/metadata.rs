@@ -8,9 +8,10 @@
 //! | `family`, `norm` | the model's family; `rms_norm` or `layer_norm` |
 //! | `n_layers`, `d_model`, `n_heads`, `n_kv_heads`, `d_head`, `d_mlp`, `d_vocab` | its sizes |
 //! | `tokens` | `all` or `last`: which tokens of a document have a row |
-//! | `n_positions` | positions of scores and patterns: those of the longest document |
 //! | `layout` | JSON: by name without a block, the axes of a row ([`Site::axes`]) |
 //! | `first_doc`, `doc_start` | number of the file's first document; JSON: the first row of each, without it beyond a million |
+//! | `n_positions` | positions of scores and patterns: those of the longest document |
+//! | `doc_sha256` | of shards: SHA-256 of the documents' token ids, each document's behind their number, as 64-bit integers, little-endian |
 //!
 //! Beside these stands what the caller knows ([`CaptureSettings::metadata`](super::CaptureSettings::metadata)).
 
@@ -20,6 +21,7 @@ use serde_json::{Map, Value};
 
 use super::{CaptureSettings, Tokens};
 use crate::arch::{ModelConfig, Norm, QkNorm};
+use crate::hash::sha256_hex;
 use crate::hooks::{Naming, NormPart, NormSite, Site};
 use crate::{Error, Result};
 
@@ -27,13 +29,13 @@ use crate::{Error, Result};
 const MOST_STARTS: usize = 1_000_000;
 
 /// What each file says of its own documents.
-const OF_DOCUMENTS: [&str; 2] = ["first_doc", "doc_start"];
+const OF_DOCUMENTS: [&str; 4] = ["first_doc", "doc_start", "n_positions", "doc_sha256"];
 
 /// What all files of a capture say.
 ///
 /// # Errors
 /// The caller's metadata have a key of these, or one twice.
-pub fn of_capture(config: &ModelConfig, settings: &CaptureSettings, longest: usize) -> Result<Vec<(String, String)>> {
+pub fn of_capture(config: &ModelConfig, settings: &CaptureSettings) -> Result<Vec<(String, String)>> {
     let naming = Naming { names: settings.names, config };
     let mut layout = Map::new();
     for &(site, _) in &settings.selection.hooks {
@@ -57,7 +59,6 @@ pub fn of_capture(config: &ModelConfig, settings: &CaptureSettings, longest: usi
         ("d_head", config.head_dim),
         ("d_mlp", config.intermediate_size),
         ("d_vocab", config.vocab_size),
-        ("n_positions", longest),
     ];
     let words = [
         ("format", "pt"),
@@ -93,13 +94,23 @@ pub fn axes(site: Site, config: &ModelConfig) -> &'static str {
     }
 }
 
-/// What one file says of its documents, which have so many rows.
-pub fn of_documents(first: usize, rows: &[usize]) -> Vec<(String, String)> {
-    let [first_doc, doc_start] = OF_DOCUMENTS.map(str::to_owned);
+/// What one file says of its documents, which have so many rows; `first` is the number of its first one, `longest` the positions of
+/// the longest of all, `ids` the token ids of each where the file is a shard.
+pub fn of_documents(first: usize, rows: &[usize], longest: usize, ids: Option<&[Vec<u32>]>) -> Vec<(String, String)> {
+    let [first_doc, doc_start, n_positions, doc_sha256] = OF_DOCUMENTS.map(str::to_owned);
     let mut all = vec![(first_doc, first.to_string())];
     if rows.len() <= MOST_STARTS {
         let starts = rows.iter().scan(0, |next, rows| Some(std::mem::replace(next, *next + rows)));
         all.push((doc_start, Value::from(starts.collect::<Vec<usize>>()).to_string()));
+    }
+    all.push((n_positions, longest.to_string()));
+    if let Some(ids) = ids {
+        let words = |ids: &Vec<u32>| -> Vec<u8> {
+            let ids = ids.iter().map(|&id| u64::from(id));
+            std::iter::once(ids.len() as u64).chain(ids).flat_map(u64::to_le_bytes).collect()
+        };
+        let documents: Vec<Vec<u8>> = ids.iter().map(words).collect();
+        all.push((doc_sha256, sha256_hex(documents.iter().map(Vec::as_slice))));
     }
     all
 }

@@ -9,6 +9,7 @@
 //! ```
 //! use llamaprobe::backend::cpu::Cpu;
 //! use llamaprobe::capture::{Capture, CaptureSettings, Tokens};
+//! use llamaprobe::formats::activations::Start;
 //! use llamaprobe::formats::safetensors;
 //! use llamaprobe::hooks::{Names, Naming, Selection};
 //! # use llamaprobe::arch::{Dtype, ModelConfig};
@@ -30,6 +31,8 @@
 //!     dtype: safetensors::Dtype::F32,
 //!     names: Names::Tl,
 //!     metadata: Vec::new(),
+//!     start: Start::New,
+//!     append: None,
 //! };
 //! let documents = [vec![1, 5, 7], vec![1, 9]];
 //! let capture = Capture::new(&model.config, None::<&Adaptation<Cpu>>, settings, &documents)?;
@@ -44,9 +47,9 @@ use std::path::Path;
 
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
-use crate::formats::activations::{ActivationWriter, FileLayout, Layout};
+use crate::formats::activations::{ActivationWriter, Earlier, FileLayout, Layout, Start};
 use crate::formats::safetensors::Dtype;
-use crate::hooks::{Edit, EditPlan, Names, Naming, Selection};
+use crate::hooks::{Edit, EditPlan, Names, Naming, Selection, Site};
 use crate::model::{self, Activations, Adaptation, EditSet, Input, Model, OutputRows, PassEdits, Save};
 use crate::pack::Sequence;
 use crate::{Error, Result};
@@ -89,6 +92,11 @@ pub struct CaptureSettings {
     pub names: Names,
     /// What else the file's metadata are to say, such as the model's name.
     pub metadata: Vec<(String, String)>,
+    /// Whether shards that an interrupted capture has left are kept, if they are of the same settings and documents. What comes of
+    /// it is then what would have come of it without the interruption, byte for byte.
+    pub start: Start,
+    /// Shards of an earlier capture with the same settings, behind whose documents these follow.
+    pub append: Option<Earlier>,
 }
 
 /// Memory that a capture takes, beside the model and its activations.
@@ -111,7 +119,9 @@ pub struct Capture {
     plan: EditPlan,
     /// Captured rows of each document.
     rows: Vec<usize>,
-    /// What the file says of itself.
+    /// The files that are written.
+    files: Vec<FileLayout>,
+    /// What each file says of itself.
     metadata: Vec<(String, String)>,
 }
 
@@ -121,7 +131,8 @@ impl Capture {
     ///
     /// # Errors
     /// `sites`: one that the model lacks, or that the names have no name for; `adapter`: one that a site needs is missing;
-    /// `batch_tokens` or `shard_tokens` is 0; edits at positions that a document has not.
+    /// `batch_tokens` or `shard_tokens` is 0, or the latter none where shards are kept; edits at positions that a document has
+    /// not; `append`: documents that have more positions than scores and patterns in the earlier shards.
     pub fn new<B: Backend>(
         config: &ModelConfig,
         adaptation: Option<&Adaptation<B>>,
@@ -130,10 +141,11 @@ impl Capture {
     ) -> Result<Self> {
         let run = adaptation.map(|_| 0);
         let prompt = adaptation.map_or(0, |adaptation| adaptation.prompts[0]);
+        let ids = documents;
         let mut documents: Vec<Sequence> = documents.iter().map(|ids| Sequence::prompted(prompt, ids, run)).collect();
         let plan = EditPlan::new(&settings.edits, &mut documents)?;
         let batches = batch::batches(&documents, settings.batch_tokens, config)?;
-        let longest = documents.iter().map(|document| document.tokens.len()).max().unwrap_or(0);
+        let longest = longest(&documents, &settings)?;
         let layout = adaptation.map(|adaptation| &adaptation.layout);
         if settings.shard_tokens == Some(0) {
             return Err(Error::argument("shard_tokens", "at least 1", 0));
@@ -144,9 +156,10 @@ impl Capture {
             Tokens::All => document.tokens.len(),
             Tokens::Last => 1,
         };
-        let rows = documents.iter().map(captured).collect();
-        let metadata = metadata::of_capture(config, &settings, longest)?;
-        Ok(Self { settings, tensors, batches, plan, rows, metadata })
+        let rows: Vec<usize> = documents.iter().map(captured).collect();
+        let files = files(&settings, &rows, longest, ids);
+        let metadata = metadata::of_capture(config, &settings)?;
+        Ok(Self { settings, tensors, batches, plan, rows, files, metadata })
     }
 
     /// Name and width of each of the file's tensors, without the columns of labels.
@@ -157,16 +170,6 @@ impl Capture {
     /// Rows of each of the file's tensors.
     pub fn rows(&self) -> usize {
         self.rows.iter().sum()
-    }
-
-    /// The files that are written, with the documents of each.
-    fn files(&self) -> Vec<FileLayout> {
-        let documents = metadata::shards(&self.rows, self.settings.shard_tokens.unwrap_or(usize::MAX));
-        let file = |documents: Range<usize>| {
-            let rows = &self.rows[documents.clone()];
-            FileLayout { rows: rows.iter().sum(), metadata: metadata::of_documents(documents.start, rows) }
-        };
-        documents.into_iter().map(file).collect()
     }
 
     /// Rows of all passes together.
@@ -183,12 +186,12 @@ impl Capture {
         CaptureMemory { rows, on_demand, readbacks }
     }
 
-    /// Runs every pass and writes the file `path`, which ends in `.safetensors`. `progress` hears of the rows of each pass
-    /// that is done. The file is complete, and has its name, once the writer has been finished: by the caller, after
+    /// Runs every pass, but those whose rows are there already, and writes the file `path`, which ends in `.safetensors`.
+    /// `progress` hears of the rows of each pass that is done. The file is complete, and has its name, once the writer has been finished: by the caller, after
     /// everything that is to be there before it.
     ///
     /// # Errors
-    /// A state that is not finite, named by its hook; a failure of the device or of the file.
+    /// A state that is not finite, named by its hook; a failure of the device or of the file; shards that are of another capture.
     pub fn run<B: Backend>(
         &self,
         backend: &mut B,
@@ -197,36 +200,73 @@ impl Capture {
         path: &Path,
         progress: &mut dyn FnMut(usize),
     ) -> Result<ActivationWriter> {
-        let CaptureSettings { selection, tokens, shard_tokens, dtype, edits, .. } = &self.settings;
+        let CaptureSettings { selection, tokens, shard_tokens, dtype, edits, append, start, .. } = &self.settings;
         let layout: Option<&model::Layout> = adaptation.map(|adaptation| &adaptation.layout);
         let mut acts = Activations::new(backend, &model.config, layout, self.memory().rows, Save::Layer)?;
         let file = Layout {
             sites: self.tensors.widths.clone(),
             labels: batch::LABELS.map(str::to_owned).to_vec(),
-            files: self.files(),
+            files: self.files.clone(),
             dtype: *dtype,
             sharded: shard_tokens.is_some(),
             metadata: self.metadata.clone(),
+            earlier: append.clone(),
         };
-        let mut writer = ActivationWriter::create(path, file)?;
+        let mut writer = ActivationWriter::create(path, file, *start)?;
+        let earlier = append.as_ref().map_or(0, |earlier| earlier.documents);
         let edits = match edits.as_slice() {
             [] => None,
             edits => Some(EditSet::new(backend, &model.config, edits)?),
         };
+        let mut done = 0;
         for batch in &self.batches {
-            let device = backend.pack(&batch.pack)?;
             let rows = batch.selected(*tokens);
+            done += rows.len();
+            // Where the end of a shard lies within a batch, the batch is computed as it was: on a GPU other batches may round otherwise.
+            if done <= writer.resumed() {
+                writer.skip(rows.len());
+                progress(batch.pack.len());
+                continue;
+            }
+            let device = backend.pack(&batch.pack)?;
             let output = OutputRows::new(backend, &batch.pack, rows.iter().copied())?;
             let mut input = Input::new(&batch.pack, &device).with_output_rows(output.as_ref());
             input.adaptation = adaptation;
             let edited = edits.as_ref().map(|set| (set, batch.edited(&self.plan)));
             let edited = edited.map(|(set, rows)| PassEdits::new(backend, set, &rows, output.as_ref())).transpose()?;
             input.edits = edited.as_ref();
-            batch.write_labels(&mut writer, &rows)?;
+            batch.write_labels(&mut writer, &rows, earlier)?;
             let mut taps = FileTaps::new(selection, &self.tensors, &mut writer, rows);
             model.forward(backend, &mut acts, &input, None, &mut taps)?;
             progress(batch.pack.len());
         }
         Ok(writer)
     }
+}
+
+/// Positions of the longest document, those of an earlier capture included.
+fn longest(documents: &[Sequence], settings: &CaptureSettings) -> Result<usize> {
+    let longest = documents.iter().map(|document| document.tokens.len()).max().unwrap_or(0);
+    if settings.shard_tokens.is_none() && (settings.append.is_some() || settings.start == Start::Resume) {
+        return Err(Error::argument("shard_tokens", "a number, since whole shards are kept", "none"));
+    }
+    let Some(earlier) = &settings.append else { return Ok(longest) };
+    let by_position = |(site, _): &(Site, usize)| file::fill_by_position(*site).is_some();
+    if longest > earlier.positions && settings.selection.hooks.iter().any(by_position) {
+        let expected = format!("documents of at most {} tokens, as scores and patterns have there", earlier.positions);
+        return Err(Error::argument("append", expected, longest));
+    }
+    Ok(longest.max(earlier.positions))
+}
+
+/// The files that are written, of documents with so many captured rows and of these token ids.
+fn files(settings: &CaptureSettings, rows: &[usize], longest: usize, ids: &[Vec<u32>]) -> Vec<FileLayout> {
+    let first = settings.append.as_ref().map_or(0, |earlier| earlier.documents);
+    let file = |documents: Range<usize>| {
+        let rows = &rows[documents.clone()];
+        let ids = settings.shard_tokens.map(|_| &ids[documents.clone()]);
+        let metadata = metadata::of_documents(first + documents.start, rows, longest, ids);
+        FileLayout { rows: rows.iter().sum(), metadata }
+    };
+    metadata::shards(rows, settings.shard_tokens.unwrap_or(usize::MAX)).into_iter().map(file).collect()
 }

@@ -1,5 +1,7 @@
 //! `capture`: states of a model at chosen sites, layers and tokens, as a safetensors file.
 
+use std::path::Path;
+
 use serde_json::json;
 
 use super::args::{self, CaptureArgs, NamesArg, StoreDtype};
@@ -10,10 +12,12 @@ use super::{Failure, edits, output, texts};
 use crate::Result;
 use crate::backend::Backend;
 use crate::capture::{Capture, CaptureMemory, CaptureSettings, Tokens};
-use crate::formats::adapter::Adapter;
-use crate::formats::hub;
+use crate::formats::activations::{Earlier, Start};
+use crate::formats::adapter::{self, Adapter};
 use crate::formats::safetensors::Dtype;
-use crate::hooks::{Names, Naming, Selection, site};
+use crate::formats::{atomic, hub};
+use crate::hash::sha256_hex;
+use crate::hooks::{Edit, Names, Naming, Selection, site};
 use crate::model::{Adaptation, Model};
 
 /// The file in the output directory.
@@ -45,11 +49,18 @@ pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
         },
         names,
         metadata: Vec::new(),
+        start: start(args),
+        append: args.append.then(|| Earlier::open(&args.out.join(FILE))).transpose()?,
     };
     let adapter = resolve::adapter(args.model.adapter.as_deref(), &files)?;
     let (docs, tokenizer) = texts::read_with_tokenizer(&args.input, &files, args.add_generation_prompt)?;
     let dtype = files.dtype;
     dispatch(&args.common, dtype, CaptureJob { args, files, settings, adapter, docs, tokenizer })
+}
+
+/// Where the writing begins.
+fn start(args: &CaptureArgs) -> Start {
+    if args.resume_from_checkpoint.is_some() { Start::Resume } else { Start::New }
 }
 
 struct CaptureJob<'a> {
@@ -65,8 +76,8 @@ impl CaptureJob<'_> {
     /// What a file of states says of where they come from.
     fn provenance(&self, used: &Used) -> Result<Vec<(String, String)>> {
         let (model, revision) = hub::identity(&self.files.path);
-        let adapter = resolve::adapter_dir(self.args.model.adapter.as_deref(), &self.files)?;
-        let adapter = adapter.map(|dir| hub::identity(&dir));
+        let adapter_dir = resolve::adapter_dir(self.args.model.adapter.as_deref(), &self.files)?;
+        let adapter = adapter_dir.as_deref().map(hub::identity);
         let edits = self.args.edit.as_ref().map(|path| hub::identity(path).0);
         let all = [
             ("model", Some(model)),
@@ -78,7 +89,28 @@ impl CaptureJob<'_> {
             ("dtype", Some(used.dtype.clone())),
             ("device", Some(used.device.clone())),
         ];
-        Ok(all.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect())
+        let mut all: Vec<_> = all.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+        if self.args.shard_tokens.is_some() {
+            all.extend(self.of_shards(adapter_dir.as_deref())?);
+        }
+        Ok(all)
+    }
+
+    /// What shards say further, by which those of another capture are told: names are no weights.
+    fn of_shards(&self, adapter: Option<&Path>) -> Result<Vec<(String, String)>> {
+        let mut all = vec![
+            ("batch_tokens".to_owned(), self.settings.batch_tokens.to_string()),
+            ("weights".to_owned(), self.files.checkpoint.fingerprint()),
+        ];
+        if let Some(dir) = adapter {
+            let [config, weights] = adapter::files(dir)?.map(atomic::read_if_there);
+            let (config, weights) = (config?.unwrap_or_default(), weights?.unwrap_or_default());
+            all.push(("adapter_sha256".to_owned(), sha256_hex([config.as_slice(), &weights])));
+        }
+        if !self.settings.edits.is_empty() {
+            all.push(("edits_hash".to_owned(), Edit::fingerprint(&self.settings.edits)));
+        }
+        Ok(all)
     }
 }
 
@@ -103,14 +135,23 @@ impl Job for CaptureJob<'_> {
                 .with("captures", on_demand * backend.element_sizes().0)
                 .print(args.common.json);
         }
+        if args.resume_from_checkpoint.is_some() {
+            atomic::sweep(&args.out)?;
+        }
         let bar = output::progress(capture.pass_rows() as u64, "tokens");
         let mut progress = |rows| bar.inc(rows as u64);
         let writer = capture
             .run(&mut backend, &model, adaptation.as_ref(), &args.out.join(FILE), &mut progress)
             .map_err(|error| files.with_bad_weight(error))?;
         bar.finish_and_clear();
-        // The file of states comes last: where it is, all is.
-        resolve::write_used_config(&args.out, "capture", args, &used)?;
+        if args.resume_from_checkpoint.is_some() {
+            let (rows, all) = (writer.resumed(), capture.rows());
+            output::note(format_args!("{rows} of {all} tokens were in whole shards of {}", args.out.display()));
+        }
+        // The file of states comes last: where it is, all is. That of the first inputs stands for the settings of all.
+        if !args.append {
+            resolve::write_used_config(&args.out, "capture", args, &used)?;
+        }
         let file = writer.finish()?;
         let (tensors, rows) = (capture.tensors(), capture.rows());
         if args.common.json {

@@ -176,6 +176,7 @@ impl Job for Compare<'_> {
             vectors: args.vectors.as_deref(),
             settings: &settings,
             edits: &edits,
+            log_samples: args.log_samples,
         };
         let report = comparison.run(&mut backend, &mut model, &args.out, &mut |what| output::note(what))?;
         resolve::write_config(&args.out, "compare", args)?;

@@ -7,7 +7,7 @@ use crate::arch::ModelConfig;
 use crate::formats::atomic;
 use crate::formats::jsonl::{self, Example};
 use crate::formats::tokenizer::Tokenizer;
-use crate::hash::digest;
+use crate::hash::sha256_hex;
 use crate::{Error, Result};
 
 /// A text of a flag, in which \\n stands for a newline.
@@ -55,8 +55,7 @@ fn identity(tokenizer: &Tokenizer) -> Result<String> {
     let path = tokenizer.path();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let Some(bytes) = atomic::read_if_there(path)? else { return Ok(name.into_owned()) };
-    let hex: String = digest([bytes.as_slice()]).iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("{name} sha256:{hex}"))
+    Ok(format!("{name} sha256:{}", sha256_hex([bytes.as_slice()])))
 }
 
 /// The token ids of a text; `location` names it in errors.

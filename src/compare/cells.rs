@@ -23,6 +23,9 @@ pub struct Generation {
     pub shortened: usize,
     /// The text up to a stop, trimmed.
     pub output: String,
+    /// The same before it was trimmed, where that is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
     /// The metric's statistics of it.
     pub statistics: Vec<f64>,
 }

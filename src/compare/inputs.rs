@@ -44,4 +44,6 @@ pub struct Comparison<'a> {
     pub settings: &'a CompareSettings,
     /// Edits of the passes in which the model writes, in every arm; trainings are not edited.
     pub edits: &'a [Edit],
+    /// Whether what the model wrote is also written example by example, see `compare/samples.rs`.
+    pub log_samples: bool,
 }

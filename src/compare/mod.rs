@@ -18,6 +18,7 @@ mod key;
 pub mod report;
 mod retrieval;
 mod run;
+mod samples;
 mod settings;
 mod task_data;
 mod training;

@@ -99,16 +99,8 @@ impl Report {
         let mut rows = Vec::new();
         for target in task_data {
             let bins = bins(&target.similarities()?, settings.bins);
-            for &arm in &settings.arms {
-                let sources: Vec<Option<&str>> = match arm.trains() {
-                    true => task_data.iter().map(|m| Some(m.task.name())).collect(),
-                    false => vec![None],
-                };
-                for source in sources {
-                    for length in settings.lengths(arm) {
-                        rows.push(row(arm, source, target, length, &bins, settings, store)?);
-                    }
-                }
+            for (arm, source, length) in conditions(task_data, settings) {
+                rows.push(row(arm, source, target, length, &bins, settings, store)?);
             }
         }
         let judge = |m: &TaskData| Judge {
@@ -119,6 +111,19 @@ impl Report {
         Ok(Self { plan, metrics: task_data.iter().map(judge).collect(), rows })
     }
 
+    /// The keys of all cells.
+    pub(super) fn keys(task_data: &[TaskData], settings: &CompareSettings) -> Vec<CellKey> {
+        let mut keys = Vec::new();
+        for target in task_data {
+            for (arm, source, length) in conditions(task_data, settings) {
+                let (source, target) = (source.map(str::to_owned), target.task.name().to_owned());
+                let key = |seed| CellKey { arm, source: source.clone(), target: target.clone(), length, seed };
+                keys.extend(settings.seeds(arm).into_iter().map(key));
+            }
+        }
+        keys
+    }
+
     /// Writes `report.json` into a directory.
     ///
     /// # Errors
@@ -126,6 +131,21 @@ impl Report {
     pub fn save(&self, directory: &Path) -> Result<()> {
         atomic::write_json(directory.join("report.json"), self)
     }
+}
+
+/// What is judged on each target: arms as they were given, each with what it is trained on, and with every length of its prompt.
+fn conditions<'a>(task_data: &'a [TaskData], settings: &CompareSettings) -> Vec<(Arm, Option<&'a str>, Option<usize>)> {
+    let mut conditions = Vec::new();
+    for &arm in &settings.arms {
+        let sources: Vec<Option<&str>> = match arm.trains() {
+            true => task_data.iter().map(|m| Some(m.task.name())).collect(),
+            false => vec![None],
+        };
+        for source in sources {
+            conditions.extend(settings.lengths(arm).into_iter().map(|length| (arm, source, length)));
+        }
+    }
+    conditions
 }
 
 /// Queries by similarity, in `count` groups as equal as they can be (fewer where there are fewer queries).

@@ -8,6 +8,7 @@ use super::cells::{Cell, Generation, Store};
 use super::inputs::Comparison;
 use super::key::{CellKey, TrainingKey};
 use super::report::Report;
+use super::samples;
 use super::task_data::{PromptContext, TaskData};
 use super::training;
 use crate::backend::Backend;
@@ -60,6 +61,13 @@ impl Comparison<'_> {
         for source in 0..task_data.len() {
             for &arm in settings.arms.iter().filter(|arm| arm.trains()) {
                 runner.trained(arm, source)?;
+            }
+        }
+        if self.log_samples {
+            for key in Report::keys(&task_data, settings) {
+                let cell = store.cell(&key)?.expect("compare: every cell has been computed");
+                let target = task_data.iter().find(|data| data.task.name() == key.target);
+                samples::write(out, &cell, target.expect("a cell is of a task"), settings)?;
             }
         }
         Report::of(plan, &task_data, settings, &store)
@@ -194,13 +202,15 @@ impl<B: Backend> Runner<'_, B> {
             let metric = data.task.metric();
             let mut generations: Vec<Generation> = Vec::with_capacity(contexts.len());
             for ((context, tokens), query) in contexts.iter().zip(made).zip(&data.queries.examples) {
-                let output = stops.text(tokens)?.trim().to_string();
+                let text = stops.text(tokens)?;
+                let output = text.trim().to_string();
                 generations.push(Generation {
                     query: context.query,
                     demonstrations: context.retrieved.iter().map(|s| data.pool.indices[s.index]).collect(),
                     similarity: context.retrieved.iter().map(|s| s.similarity).collect(),
                     shortened: context.dropped,
                     statistics: metric.judge(&output, query),
+                    text: (text != output).then_some(text),
                     output,
                 });
             }

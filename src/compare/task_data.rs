@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
+use super::cells::Generation;
 use super::inputs::{Comparison, Source};
 use super::retrieval::{Chosen, Index};
 use super::settings::CompareSettings;
@@ -138,6 +139,15 @@ impl<'a> TaskData<'a> {
             })
         };
         (0..self.queries.examples.len()).into_par_iter().map(context).collect()
+    }
+
+    /// The text of a query's prompt, with the demonstrations that were shown.
+    pub fn text(&self, generation: &Generation, query: &Example) -> String {
+        let shown = generation.demonstrations.iter().filter_map(|index| {
+            let at = self.pool.indices.iter().position(|other| other == index)?;
+            Some(self.template.demonstration(&self.pool.examples[at]))
+        });
+        shown.chain([self.template.query(query)]).collect()
     }
 
     /// What an arm is trained on: the first examples of the pool, each with its answer, and an end-of-sequence token

@@ -9,12 +9,14 @@
 //! keys as names in the shards too, and are read.
 //!
 //! Rows are written to disk at once; only small buffers are in memory. A file gets its name when it is
-//! complete, the index comes last, and what an abandoned writer had finished is removed.
+//! complete, and the index comes last. Whole shards of a writer that was abandoned, or killed, stay: one that is told to resume
+//! ([`Start::Resume`]) begins behind them, if they are what it would write. Behind the shards of a whole capture
+//! another may go on ([`Earlier`]): its shards get the numbers that follow, and one new index names all.
 
 mod read;
+mod shards;
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use half::slice::HalfFloatSliceExt;
@@ -22,8 +24,9 @@ use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 pub use read::{ActivationFile, Rows};
+pub use shards::{Earlier, Shard, index_of};
 
-use super::atomic::{entries, write_json};
+use super::atomic::{remove_file_if_there, write_json};
 use super::safetensors::{Dtype, TensorFile, TensorSpec, element_size};
 use crate::{Error, Result};
 
@@ -42,6 +45,18 @@ pub struct Layout {
     pub dtype: Dtype,
     /// The `__metadata__` of every file's header, such as the model's name.
     pub metadata: Vec<(String, String)>,
+    /// Shards of an earlier capture with the same settings, behind which these go on.
+    pub earlier: Option<Earlier>,
+}
+
+/// Where a writer begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// With the first file.
+    #[default]
+    New,
+    /// Behind the shards that are there already.
+    Resume,
 }
 
 /// What one of the files will hold.
@@ -70,22 +85,23 @@ pub struct ActivationWriter {
     index: HashMap<String, usize>,
     /// Open shards by number.
     open: HashMap<usize, TensorFile>,
-    finished: Vec<PathBuf>,
     /// Rows of all files up to each one's end.
     ends: Vec<usize>,
+    /// Rows that are in whole shards from before.
+    resumed: usize,
     scratch: Vec<u8>,
-    done: bool,
 }
 
 impl ActivationWriter {
     /// Starts the file `path`, which ends in `.safetensors`.
     ///
     /// # Errors
-    /// A dtype other than F32, F16 and BF16, a repeated name, or a file that cannot be made.
+    /// A dtype other than F32, F16 and BF16, a repeated name, or a file that cannot be made; shards that are there and of other
+    /// settings, or of an interrupted capture where this one is new.
     ///
     /// # Panics
     /// Without a file, or with several that are not shards.
-    pub fn create(path: impl AsRef<Path>, layout: Layout) -> Result<Self> {
+    pub fn create(path: impl AsRef<Path>, layout: Layout, start: Start) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         if !matches!(layout.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             return Err(Error::argument("store dtype", "F32, F16 or BF16", layout.dtype));
@@ -112,13 +128,40 @@ impl ActivationWriter {
             *end += file.rows;
             Some(*end)
         });
-        let ends = ends.collect();
-        refuse_other_form(&path, &layout)?;
-        let (open, finished, scratch) = (HashMap::new(), Vec::new(), Vec::new());
-        let mut writer = Self { path, layout, columns, index, open, finished, ends, scratch, done: false };
+        let ends: Vec<usize> = ends.collect();
+        layout.check_place(&path, start)?;
+        layout.check_earlier(&path)?;
+        let whole = if start == Start::Resume && layout.sharded { layout.whole(&path)? } else { 0 };
+        let resumed = whole.checked_sub(1).map_or(0, |last| ends[last]);
+        let (open, scratch) = (HashMap::new(), Vec::new());
+        let mut writer = Self { path, layout, columns, index, open, ends, resumed, scratch };
         // The first file at once: a directory that cannot be written to is found before the model runs.
-        writer.shard(0)?;
+        if whole < writer.ends.len() {
+            writer.shard(whole)?;
+        }
         Ok(writer)
+    }
+
+    /// Rows, from the first on, that are in whole shards from before: they are not written again.
+    pub fn resumed(&self) -> usize {
+        self.resumed
+    }
+
+    /// Passes over rows of every tensor.
+    ///
+    /// # Panics
+    /// If they are not all in whole shards from before.
+    pub fn skip(&mut self, rows: usize) {
+        for column in &mut self.columns {
+            column.rows += rows;
+            assert!(
+                column.rows <= self.resumed,
+                "{}: {} rows of {} passed over",
+                column.name,
+                column.rows,
+                self.resumed
+            );
+        }
     }
 
     /// Appends rows `[n, width]` to a site.
@@ -169,7 +212,7 @@ impl ActivationWriter {
     /// Completes the files; returns the file, or the index of the shards.
     ///
     /// # Errors
-    /// The write fails; nothing is left then.
+    /// The write fails; whole shards are left then.
     ///
     /// # Panics
     /// When rows are missing.
@@ -183,9 +226,7 @@ impl ActivationWriter {
         for shard in open {
             self.close(shard)?;
         }
-        let result = if self.layout.sharded { self.write_index()? } else { self.path.clone() };
-        self.done = true;
-        Ok(result)
+        if self.layout.sharded { self.write_index() } else { Ok(self.path.clone()) }
     }
 
     /// Appends whole rows in bytes, over as many shards as they reach.
@@ -196,6 +237,12 @@ impl ActivationWriter {
         while !bytes.is_empty() {
             let at = self.columns[i].rows;
             assert!(at < self.total(), "{name}: more than {} rows", self.total());
+            if at < self.resumed {
+                let n = (self.resumed - at).min(bytes.len() / width);
+                self.columns[i].rows += n;
+                bytes = &bytes[n * width..];
+                continue;
+            }
             let shard = self.ends.partition_point(|&end| end <= at);
             let end = self.ends[shard];
             let n = (end - at).min(bytes.len() / width);
@@ -216,14 +263,6 @@ impl ActivationWriter {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    fn file(&self, shard: usize) -> PathBuf {
-        if !self.layout.sharded {
-            return self.path.clone();
-        }
-        let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
-        self.path.with_file_name(format!("{stem}-{:05}-of-{:05}.safetensors", shard + 1, self.ends.len()))
-    }
-
     fn shard(&mut self, shard: usize) -> Result<&mut TensorFile> {
         if !self.open.contains_key(&shard) {
             let FileLayout { rows, metadata } = &self.layout.files[shard];
@@ -233,7 +272,8 @@ impl ActivationWriter {
             let labels = self.layout.labels.iter().map(|name| spec(name, Dtype::I64, vec![*rows]));
             let metadata = self.layout.metadata.iter().chain(metadata);
             let metadata: Vec<_> = metadata.map(|(k, v)| (k.as_str(), v.as_str())).collect();
-            let file = TensorFile::create(self.file(shard), sites.chain(labels).collect(), &metadata)?;
+            let file =
+                TensorFile::create(self.layout.file(&self.path, shard), sites.chain(labels).collect(), &metadata)?;
             self.open.insert(shard, file);
         }
         Ok(self.open.get_mut(&shard).expect("inserted above"))
@@ -241,51 +281,34 @@ impl ActivationWriter {
 
     fn close(&mut self, shard: usize) -> Result<()> {
         if let Some(file) = self.open.remove(&shard) {
+            if shard == 0 && self.layout.sharded && self.layout.earlier.is_none() {
+                // Of a capture that this one replaces nothing may be read beside it.
+                let others = (1..self.ends.len()).map(|shard| self.layout.file(&self.path, shard));
+                std::iter::once(index_of(&self.path)).chain(others).try_for_each(remove_file_if_there)?;
+            }
             file.finish()?;
-            self.finished.push(self.file(shard));
         }
         Ok(())
     }
 
-    fn write_index(&mut self) -> Result<PathBuf> {
+    fn write_index(&self) -> Result<PathBuf> {
+        let own = self.layout.files.iter().enumerate().map(|(shard, file)| {
+            let path = self.layout.file(&self.path, shard);
+            Shard { file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(), rows: file.rows }
+        });
         let (mut map, mut shards, mut first) = (Map::new(), Vec::new(), 0);
-        for (shard, &end) in self.ends.iter().enumerate() {
-            let file = self.file(shard);
-            let file = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for (shard, Shard { file, rows }) in self.layout.earlier().iter().cloned().chain(own).enumerate() {
             for column in &self.columns {
                 map.insert(format!("{}/{:05}", column.name, shard + 1), Value::String(file.clone()));
             }
-            shards.push(json!({"file": file, "rows": [first, end]}));
-            first = end;
+            shards.push(json!({"file": file, "rows": [first, first + rows]}));
+            first += rows;
         }
-        let size: usize = self.columns.iter().map(|column| column.width * column.rows).sum();
-        let path = PathBuf::from(format!("{}.index.json", self.path.display()));
+        let size: usize = self.columns.iter().map(|column| column.width * first).sum();
+        let path = index_of(&self.path);
         write_json(&path, &json!({"metadata": {"total_size": size, "shards": shards}, "weight_map": map}))?;
         Ok(path)
     }
-}
-
-/// Refuses a place that has an earlier capture in another form or number of shards, which would be read beside the new one
-/// or in its place.
-fn refuse_other_form(path: &Path, layout: &Layout) -> Result<()> {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let index = PathBuf::from(format!("{}.index.json", path.display()));
-    let of_this = format!("-of-{:05}.safetensors", layout.files.len());
-    let other = match layout.sharded {
-        false if index.exists() => Some(index),
-        true if path.exists() => Some(path.to_path_buf()),
-        true => {
-            let dir = path.parent().unwrap_or(Path::new(""));
-            entries(dir).into_iter().find(|entry| {
-                let name = entry.file_name().unwrap_or_default().to_string_lossy();
-                let shard = name.strip_prefix(&format!("{stem}-")).filter(|rest| rest.contains("-of-"));
-                shard.is_some_and(|rest| rest.ends_with(".safetensors") && !rest.ends_with(&of_this))
-            })
-        }
-        false => None,
-    };
-    let expected = "a place without an earlier capture of another form (remove it, or choose another)";
-    other.map_or(Ok(()), |found| Err(Error::argument("output", expected, found.display())))
 }
 
 /// The largest number of a dtype of activations.
@@ -303,16 +326,5 @@ fn holds(dtype: Dtype, x: f32) -> bool {
         Dtype::F16 => f16::from_f32(x).is_finite(),
         Dtype::BF16 => bf16::from_f32(x).is_finite(),
         _ => true,
-    }
-}
-
-impl Drop for ActivationWriter {
-    fn drop(&mut self) {
-        if !self.done {
-            for path in &self.finished {
-                // Nothing to report to: the error that led here is already on its way.
-                let _ = fs::remove_file(path);
-            }
-        }
     }
 }

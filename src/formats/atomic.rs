@@ -266,6 +266,18 @@ pub fn remove_dir(path: impl AsRef<Path>) -> Result<()> {
     stage.close().map_err(Error::io("remove", path))
 }
 
+/// Removes a file, if there is one.
+///
+/// # Errors
+/// The file system refuses.
+pub fn remove_file_if_there(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Removes what killed programs have left unfinished in `dir`, which nobody else may be writing to. Nothing happens
 /// if there is no such directory.
 ///

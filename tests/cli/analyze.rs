@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use half::f16;
-use llamaprobe::formats::activations::{ActivationWriter, FileLayout, Layout};
+use llamaprobe::formats::activations::{ActivationWriter, FileLayout, Layout, Start};
 use llamaprobe::formats::safetensors::Dtype;
 use llamaprobe::measures::{self, Settings, similarity};
 use serde_json::Value;
@@ -56,9 +56,10 @@ impl<'a> Written<'a> {
             dtype: self.dtype,
             sharded: self.shard.is_some(),
             metadata: self.names.iter().map(|names| ("conventions".to_owned(), (*names).to_owned())).collect(),
+            earlier: None,
         };
         let path = dir.join(format!("{name}.safetensors"));
-        let mut writer = ActivationWriter::create(path, layout).expect("a file of activations");
+        let mut writer = ActivationWriter::create(path, layout, Start::New).expect("a file of activations");
         self.sites.iter().for_each(|(name, _, rows)| writer.push(name, rows).expect("rows"));
         writer.push_labels("doc_id", &self.documents).expect("labels");
         writer.push_labels("pos", &self.positions).expect("labels");

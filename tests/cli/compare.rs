@@ -229,3 +229,60 @@ fn compare_writes_under_edits_and_resumes_only_under_the_same() {
     let said = run("edited", "--edit {}/edit.yaml").refused();
     assert!(said.contains("plan.json") && said.contains("edits"), "{said}");
 }
+
+/// As lm-evaluation-harness logs samples: its keys in its order, and its hashes.
+#[test]
+fn compare_logs_samples_as_the_harness() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    let arms = "--arms zero-shot,icl-retrieved --demos 2 --stop \\n\\n --log-samples";
+    line(d, &format!("{COMPARE} {arms} --out {{}}/a")).ok();
+    let report = report(&d.join("a/report.json"));
+    let rows = report["rows"].as_array().expect("rows");
+    for (cell, row) in [("zero-shot.mtop", &rows[0]), ("icl-retrieved.mtop", &rows[1])] {
+        let path = d.join("a/samples").join(cell).join("samples_mtop.jsonl");
+        let text = fs::read_to_string(&path).expect("samples");
+        let samples: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(samples.len(), 6);
+        let mut sum = 0.0;
+        for sample in &samples {
+            let keys: Vec<&str> = sample.as_object().expect("an object").keys().map(String::as_str).collect();
+            let expected = "doc_id doc target arguments resps filtered_resps filter metrics doc_hash prompt_hash target_hash parse";
+            assert_eq!(keys.join(" "), expected);
+            let test = fs::read_to_string(d.join("dev.jsonl")).expect("the data");
+            let row: Value = serde_json::from_str(
+                test.lines().nth(sample["doc_id"].as_u64().expect("a number") as usize).expect("a row"),
+            )
+            .expect("JSON");
+            assert_eq!((&sample["doc"]["input"], &sample["target"]), (&row["question"], &row["logical_form"]));
+            let request = &sample["arguments"]["gen_args_0"];
+            let prompt = request["arg_0"].as_str().expect("a prompt");
+            let shown = prompt.matches("[IN:RAIN").count();
+            assert_eq!(shown, if cell == "zero-shot.mtop" { 0 } else { 2 }, "{prompt}");
+            assert!(prompt.contains(row["question"].as_str().expect("text")));
+            assert_eq!(request["arg_1"]["until"], serde_json::json!(["\n\n", "\n"]));
+            assert_eq!(request["arg_1"]["max_gen_toks"], 8);
+            let [raw, judged] =
+                [&sample["resps"][0][0], &sample["filtered_resps"][0]].map(|text| text.as_str().expect("text"));
+            assert_eq!(raw.trim(), judged);
+            let sha = |text: &str| -> String {
+                use sha2::Digest;
+                sha2::Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+            };
+            assert_eq!(sample["prompt_hash"], sha(prompt));
+            assert_eq!(sample["target_hash"], sha(sample["target"].as_str().expect("text")));
+            assert_eq!(sample["doc_hash"], sha(&format!("{:#}", sample["doc"])));
+            assert_eq!(sample["metrics"], serde_json::json!(["parse"]));
+            sum += sample["parse"].as_f64().expect("a number");
+        }
+        let score = row["score"]["mean"].as_f64().expect("a score");
+        assert!((100.0 * sum / 6.0 - score).abs() < 1e-9, "{sum} {score}");
+    }
+    // They come from what is there already.
+    let before = fs::read(d.join("a/samples/zero-shot.mtop/samples_mtop.jsonl")).expect("samples");
+    fs::remove_dir_all(d.join("a/samples")).expect("removes");
+    let shown = line(d, &format!("{COMPARE} {arms} --out {{}}/a")).ok().err;
+    assert!(!shown.contains("writes"), "{shown}");
+    assert_eq!(fs::read(d.join("a/samples/zero-shot.mtop/samples_mtop.jsonl")).expect("samples"), before);
+}

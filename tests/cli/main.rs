@@ -25,6 +25,7 @@ mod profile;
 mod prompt;
 mod real;
 mod report;
+mod shards;
 mod shell;
 mod slurm;
 mod starts;

@@ -7,6 +7,7 @@ use llamaprobe::backend::Planning;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
 use llamaprobe::capture::{Capture, CaptureSettings, Tokens};
+use llamaprobe::formats::activations::Start;
 use llamaprobe::formats::safetensors;
 use llamaprobe::hooks::{Names, Naming, NormPart, NormSite, Selection, Site};
 use llamaprobe::model::{Activations, Adaptation, Layout, LoraShape, Model, Save};
@@ -31,6 +32,8 @@ fn settings(sites: &[Site], batch_tokens: usize) -> CaptureSettings {
         dtype: safetensors::Dtype::F32,
         names: Names::Tl,
         metadata: Vec::new(),
+        start: Start::New,
+        append: None,
     }
 }
 
@@ -141,7 +144,7 @@ fn capture_of_a_state_that_is_not_finite_names_the_hook() {
 fn metadata_of_a_capture_have_each_key_once() {
     let backend = &mut Trace::new();
     let model: Model<Trace> = model(backend);
-    for keys in [&["family"][..], &["doc_start"], &["mine", "mine"]] {
+    for keys in [&["family"][..], &["doc_start"], &["n_positions"], &["mine", "mine"]] {
         let metadata = keys.iter().map(|key| ((*key).to_owned(), "x".to_owned())).collect();
         let settings = CaptureSettings { metadata, ..settings(&[Site::ResidPost], usize::MAX) };
         let none = None::<&Adaptation<Trace>>;

@@ -1,8 +1,9 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use half::bf16;
-use llamaprobe::formats::activations::{ActivationFile, ActivationWriter, FileLayout, Layout};
+use llamaprobe::formats::activations::{ActivationFile, ActivationWriter, Earlier, FileLayout, Layout, Start};
 use llamaprobe::formats::safetensors::{Checkpoint, Dtype, Tensor, write};
 
 use crate::support::temp;
@@ -20,6 +21,7 @@ fn layout(rows: &[usize], dtype: Dtype, sharded: bool) -> Layout {
         dtype,
         sharded,
         metadata: vec![("model".to_string(), "tiny".to_string())],
+        earlier: None,
     }
 }
 
@@ -47,7 +49,7 @@ fn rows_arrive_in_every_dtype() {
     for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
         let dir = temp();
         let path = dir.path().join("activations.safetensors");
-        let mut writer = ActivationWriter::create(&path, layout(&[20], dtype, false)).expect("creates");
+        let mut writer = ActivationWriter::create(&path, layout(&[20], dtype, false), Start::New).expect("creates");
         fill(&mut writer, 20);
         assert!(!path.exists(), "an unfinished file has no name");
         assert_eq!(writer.finish().expect("finishes"), path);
@@ -69,7 +71,7 @@ fn rows_arrive_in_every_dtype() {
 fn shards_cover_all_rows() {
     let dir = temp();
     let path = dir.path().join("activations.safetensors");
-    let mut writer = ActivationWriter::create(&path, layout(&SHARDS, Dtype::F32, true)).expect("creates");
+    let mut writer = ActivationWriter::create(&path, layout(&SHARDS, Dtype::F32, true), Start::New).expect("creates");
     fill(&mut writer, 20);
     let index = writer.finish().expect("finishes");
     assert_eq!(index, dir.path().join("activations.safetensors.index.json"));
@@ -117,7 +119,7 @@ fn shards_with_numbered_parts_are_read() {
 fn shards_that_lack_a_tensor_are_refused() {
     let dir = temp();
     let path = dir.path().join("activations.safetensors");
-    let mut writer = ActivationWriter::create(&path, layout(&SHARDS, Dtype::F32, true)).expect("creates");
+    let mut writer = ActivationWriter::create(&path, layout(&SHARDS, Dtype::F32, true), Start::New).expect("creates");
     fill(&mut writer, 20);
     writer.finish().expect("finishes");
     let shard = dir.path().join("activations-00002-of-00004.safetensors");
@@ -149,25 +151,160 @@ fn captures_of_another_form_are_not_left_beside_a_new_one() {
     ] {
         let dir = temp();
         let path = dir.path().join("activations.safetensors");
-        let mut writer = ActivationWriter::create(&path, layout(first, Dtype::F32, first_sharded)).expect("creates");
+        let mut writer =
+            ActivationWriter::create(&path, layout(first, Dtype::F32, first_sharded), Start::New).expect("creates");
         fill(&mut writer, 20);
         writer.finish().expect("finishes");
-        let error = ActivationWriter::create(&path, layout(second, Dtype::F32, sharded)).err().map(|e| e.to_string());
+        let error = ActivationWriter::create(&path, layout(second, Dtype::F32, sharded), Start::New)
+            .err()
+            .map(|e| e.to_string());
         assert_eq!(error.is_some(), found.is_some(), "{error:?}");
         assert!(found.is_none_or(|found| error.is_some_and(|error| error.ends_with(found))), "{found:?}");
     }
 }
 
+/// Every file of a folder.
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(dir).expect("lists").map(|entry| entry.expect("an entry").path());
+    let file = |path: PathBuf| {
+        (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), fs::read(&path).expect("reads"))
+    };
+    entries.map(file).collect()
+}
+
 #[test]
-fn an_abandoned_writer_leaves_nothing() {
-    for (rows, sharded) in [(&[20][..], false), (&SHARDS, true)] {
+fn an_abandoned_writer_leaves_whole_shards_alone() {
+    for (rows, sharded, left) in [(&[20][..], false, 0), (&SHARDS, true, 2)] {
         let dir = temp();
         let path = dir.path().join("activations.safetensors");
-        let mut writer = ActivationWriter::create(&path, layout(rows, Dtype::F32, sharded)).expect("creates");
+        let mut writer =
+            ActivationWriter::create(&path, layout(rows, Dtype::F32, sharded), Start::New).expect("creates");
         fill(&mut writer, 10);
         drop(writer);
-        assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 0);
+        assert_eq!(files(dir.path()).len(), left);
     }
+}
+
+/// Whatever whole shards there are, one that resumes leaves what one without an interruption does; a new one may not lose them.
+#[test]
+fn shards_are_resumed_to_the_same_bytes() {
+    let dir = temp();
+    let path = dir.path().join("activations.safetensors");
+    let create = |start| ActivationWriter::create(&path, layout(&SHARDS, Dtype::F32, true), start);
+    let mut writer = create(Start::New).expect("creates");
+    fill(&mut writer, 20);
+    writer.finish().expect("finishes");
+    let whole = files(dir.path());
+    assert_eq!(whole.len(), 5);
+    for (kept, rows) in [(0, 0), (1, 6), (2, 7), (3, 17), (4, 20)] {
+        fs::remove_file(dir.path().join("activations.safetensors.index.json")).expect("removes");
+        for shard in kept..4 {
+            fs::remove_file(dir.path().join(format!("activations-{:05}-of-00004.safetensors", shard + 1)))
+                .expect("removes");
+        }
+        if kept > 0 {
+            let error = create(Start::New).err().expect("refused").to_string();
+            assert!(error.contains("interrupted") && error.contains("-00001-of-00004"), "{error}");
+        }
+        let mut writer = create(Start::Resume).expect("resumes");
+        assert_eq!(writer.resumed(), rows);
+        // Rows of a batch may be of a shard that is whole and of one that is not.
+        fill(&mut writer, 20);
+        writer.finish().expect("finishes");
+        assert_eq!(files(dir.path()), whole, "{kept}");
+    }
+    let refused = |change: &dyn Fn(&mut Layout), expected: &str| {
+        let mut layout = layout(&SHARDS, Dtype::F32, true);
+        change(&mut layout);
+        let error = ActivationWriter::create(&path, layout, Start::Resume).err().expect("refused").to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    refused(
+        &|layout| layout.metadata[0].1 = "other".to_owned(),
+        "model: expected other as in this capture, found tiny",
+    );
+    refused(&|layout| layout.metadata.clear(), "model: expected none as in this capture, found tiny");
+    refused(
+        &|layout| layout.metadata.push(("edits".into(), "e".into())),
+        "edits: expected e as in this capture, found none",
+    );
+    refused(&|layout| layout.files[1].metadata[0].1 = "7".to_owned(), "-00002-of-00004.safetensors: part: expected 7");
+    refused(
+        &|layout| layout.dtype = Dtype::BF16,
+        "blocks.0.hook_resid_post: expected BF16 [6, 3] as in this capture, found F32",
+    );
+    refused(&|layout| layout.sites[1].1 = 5, "ln_final.hook_normalized: expected F32 [6, 5]");
+    refused(&|layout| drop(layout.sites.pop()), "ln_final.hook_normalized: expected no such tensor");
+    refused(
+        &|layout| layout.labels.push("token_id".into()),
+        "token_id: expected I64 [6] as in this capture, found none",
+    );
+}
+
+/// A replaced capture leaves nothing that would be read beside the new one, not even where that is interrupted.
+#[test]
+fn shards_of_a_replaced_capture_go_with_its_index() {
+    let dir = temp();
+    let path = dir.path().join("activations.safetensors");
+    let create = || ActivationWriter::create(&path, layout(&SHARDS, Dtype::F32, true), Start::New).expect("creates");
+    let mut writer = create();
+    fill(&mut writer, 20);
+    writer.finish().expect("finishes");
+    let mut writer = create();
+    fill(&mut writer, 5);
+    drop(writer);
+    assert_eq!(files(dir.path()).len(), 5, "until there is something else");
+    let mut writer = create();
+    fill(&mut writer, 6);
+    drop(writer);
+    assert_eq!(files(dir.path()).into_keys().collect::<Vec<_>>(), ["activations-00001-of-00004.safetensors"]);
+}
+
+#[test]
+fn appended_shards_are_read_behind_the_earlier_ones() {
+    let dir = temp();
+    let path = dir.path().join("activations.safetensors");
+    let first = |rows: &[usize]| {
+        let mut layout = layout(rows, Dtype::F32, true);
+        layout.metadata.push(("n_positions".to_owned(), "9".to_owned()));
+        layout
+    };
+    let mut writer = ActivationWriter::create(&path, first(&SHARDS), Start::New).expect("creates");
+    fill(&mut writer, 20);
+    writer.finish().expect("finishes");
+    let before = files(dir.path());
+    let appended = |rows: &[usize]| {
+        let earlier = Earlier::open(&path).expect("an index");
+        assert_eq!((earlier.documents, earlier.positions), (20, 9));
+        Layout { earlier: Some(earlier), ..first(rows) }
+    };
+    let mut writer = ActivationWriter::create(&path, appended(&[2, 3]), Start::New).expect("creates");
+    fill(&mut writer, 2);
+    drop(writer);
+    // Until it is whole, the earlier capture is what there is.
+    let file = ActivationFile::open(&path).expect("opens");
+    assert_eq!(file.shape("blocks.0.hook_resid_post"), Some([20, 3]));
+    let error = ActivationWriter::create(&path, appended(&[2, 3]), Start::New).err().expect("refused").to_string();
+    assert!(error.contains("interrupted") && error.contains("activations-00005-of-00006"), "{error}");
+    let mut writer = ActivationWriter::create(&path, appended(&[2, 3]), Start::Resume).expect("resumes");
+    assert_eq!(writer.resumed(), 2);
+    fill(&mut writer, 5);
+    writer.finish().expect("finishes");
+    let after = files(dir.path());
+    assert_eq!(after.len(), 7);
+    let same =
+        before.iter().filter(|(name, _)| !name.ends_with("json")).all(|(name, bytes)| after.get(name) == Some(bytes));
+    assert!(same, "earlier shards stay as they are");
+    let file = ActivationFile::open(&path).expect("opens");
+    let column: Vec<i64> = (0..20).chain(0..5).collect();
+    assert_eq!(file.labels("pos").expect("labels"), Some(column));
+    let mut other = appended(&[2]);
+    other.metadata[0].1 = "large".to_owned();
+    let error = ActivationWriter::create(&path, other, Start::New).err().expect("refused").to_string();
+    assert!(error.contains("model: expected large as in this capture, found tiny"), "{error}");
+    assert!(
+        Earlier::open(&dir.path().join("none.safetensors")).expect_err("refused").to_string().starts_with("append: ")
+    );
 }
 
 #[test]
@@ -175,7 +312,7 @@ fn no_rows_make_an_empty_file() {
     for sharded in [false, true] {
         let dir = temp();
         let path = dir.path().join("activations.safetensors");
-        let writer = ActivationWriter::create(&path, layout(&[0], Dtype::F32, sharded)).expect("creates");
+        let writer = ActivationWriter::create(&path, layout(&[0], Dtype::F32, sharded), Start::New).expect("creates");
         let open = ActivationFile::open(writer.finish().expect("finishes")).expect("opens");
         assert_eq!((open.sites().len(), open.shape("blocks.0.hook_resid_post")), (2, Some([0, 3])));
     }

@@ -25,7 +25,10 @@ Data are the data sets' original files: sst2 (tsv), en-cs (two text files), tott
 (json), logic2text (json, or two aligned files: logic,text), spider (json,tables.json or
 questions,queries,tables.json), mtop (jsonl).
 Every arm, length, seed, source and target is a file in out/cells; the same command resumes where it
-was interrupted, and ends in the same out/report.json, with its page out/report.html.")]
+was interrupted, and ends in the same out/report.json, with its page out/report.html.
+--log-samples writes a line of JSON for each query and cell, in the form of
+lm-evaluation-harness 0.4: doc_id, doc, target, arguments, resps, filtered_resps, the metric's
+value. So does the same command after the comparison has ended.")]
 pub struct CompareArgs {
     #[command(flatten)]
     #[serde(flatten)]
@@ -130,6 +133,9 @@ pub struct CompareArgs {
     /// Maximum tokens per batch; affects no result beyond rounding in the trainings.
     #[arg(long, default_value_t = 4096, value_name = "TOKENS")]
     pub batch_tokens: usize,
+    /// Write what the model wrote to each query as lm-evaluation-harness does: samples/CELL/samples_TASK.jsonl in --out.
+    #[arg(long)]
+    pub log_samples: bool,
     /// Write the series of all plots of the page as CSV, beside it.
     #[arg(long)]
     pub csv: bool,

@@ -54,6 +54,9 @@ Examples:
   llamaprobe capture --model DIR --adapter adapter --input texts.jsonl --out states \\
       --sites q_proj.hook_lora_a
   llamaprobe capture --model DIR --input chats.jsonl --add-generation-prompt --out states
+  llamaprobe capture --model DIR --input texts.jsonl --out states --shard-tokens 100000 \\
+      --resume-from-checkpoint latest
+  llamaprobe capture --model DIR --input more.jsonl --out states --shard-tokens 100000 --append
 
 Writes states/activations.safetensors: one tensor [tokens, width] per site and layer, named as
 TransformerLens names hooks (blocks.3.hook_resid_post, hook_embed, ln_final.hook_out, logits), and
@@ -64,6 +67,11 @@ A norm of x has hook_scale (sqrt(mean((x - m)^2) + eps), m the mean of a layer n
 hook_normalized ((x - m) / hook_scale) and hook_out (that after weight and bias), as in
 TransformerLens 4.3. In version 0.1 hook_normalized was the output, and hook_scale the reciprocal:
 --names llamaprobe1 reads, in --edit too, and writes them so. The file's metadata say which.
+
+With --shard-tokens the states are in activations-00001-of-0000N.safetensors, ... and an index, which
+comes last. A capture that was killed goes on with --resume-from-checkpoint latest: the files are
+those of a capture without an interruption, byte for byte. --append writes further shards and then
+an index of all. Both refuse shards of another model, adapter, input or setting, and name it.
 
 --edit FILE.yaml holds a list such as
   [{site: resid_post, layers: 0-3, positions: last, op: add, value: v.safetensors#v, scale: 2.0}]
@@ -106,6 +114,14 @@ pub struct CaptureArgs {
     /// Maximum tokens per file: more are split into shards of whole inputs with an index; a longer input has its own.
     #[arg(long, value_name = "TOKENS")]
     pub shard_tokens: Option<usize>,
+    /// Go on behind the last whole shard in --out of an interrupted capture; the only value is latest.
+    #[arg(long, value_name = "latest", value_parser = ["latest"], requires = "shard_tokens")]
+    #[serde(skip)]
+    pub resume_from_checkpoint: Option<String>,
+    /// Append the inputs, as further shards, to the capture in --out, which has the same settings.
+    #[arg(long, requires = "shard_tokens")]
+    #[serde(skip)]
+    pub append: bool,
     /// Output directory.
     #[arg(long, value_name = "DIR", alias = "output-dir")]
     pub out: PathBuf,

@@ -154,7 +154,7 @@ impl ActivationFile {
 }
 
 /// Name and number of rows of each shard, if an index says so in `metadata.shards`.
-fn announced(index: &Path) -> Result<Option<Vec<(String, usize)>>> {
+pub(super) fn announced(index: &Path) -> Result<Option<Vec<(String, usize)>>> {
     let value = json::read(index)?;
     let Some(shards) = value.pointer("/metadata/shards") else { return Ok(None) };
     let field = |found: &Value| {

@@ -1,0 +1,177 @@
+//! The shards of a capture on disk: which an index names, which an interrupted capture has left, and whether they are of one
+//! capture.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::{ActivationFile, Layout, Start, read};
+use crate::formats::atomic::entries;
+use crate::formats::safetensors::{Checkpoint, Dtype};
+use crate::{Error, Result};
+
+/// A shard that an index names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// Its file's name, in the directory of the index.
+    pub file: String,
+    /// Rows of each of its tensors.
+    pub rows: usize,
+}
+
+/// The shards of an earlier capture, behind which another goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Earlier {
+    /// The shards, in order.
+    pub shards: Vec<Shard>,
+    /// Documents in all of them: the number of the next one.
+    pub documents: usize,
+    /// Positions of scores and patterns there.
+    pub positions: usize,
+}
+
+impl Earlier {
+    /// The shards whose index lies beside `path`, the name that one file would have.
+    ///
+    /// # Errors
+    /// `append`: there is no index, or its files do not have what a capture writes.
+    pub fn open(path: &Path) -> Result<Self> {
+        let index = index_of(path);
+        let none =
+            || Error::argument("append", "an earlier capture in shards there", format!("no {}", index.display()));
+        let Some(announced) = index.exists().then(|| read::announced(&index)).transpose()?.flatten() else {
+            return Err(none());
+        };
+        let file = ActivationFile::open(&index)?;
+        let documents = file.labels("doc_id")?.and_then(|column| column.last().map(|&last| last as usize + 1));
+        let last = announced.last().map(|(name, _)| path.with_file_name(name)).ok_or_else(none)?;
+        let metadata = Checkpoint::open(&last)?.metadata().clone();
+        let positions = metadata.get("n_positions").and_then(|number| number.parse().ok());
+        let positions = positions.ok_or_else(|| Error::field(&last, "n_positions", "a number", "none"))?;
+        let shards = announced.into_iter().map(|(file, rows)| Shard { file, rows }).collect();
+        Ok(Self { shards, documents: documents.unwrap_or(0), positions })
+    }
+}
+
+/// The index of the shards of a capture that one file would hold as `path`.
+pub fn index_of(path: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.index.json", path.display()))
+}
+
+impl Layout {
+    /// The file of a shard; the shards of an earlier capture count before it.
+    pub(super) fn file(&self, path: &Path, shard: usize) -> PathBuf {
+        if !self.sharded {
+            return path.to_path_buf();
+        }
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let before = self.earlier().len();
+        let (number, all) = (before + shard + 1, before + self.files.len());
+        path.with_file_name(format!("{stem}-{number:05}-of-{all:05}.safetensors"))
+    }
+
+    /// The shards of an earlier capture.
+    pub(super) fn earlier(&self) -> &[Shard] {
+        self.earlier.as_ref().map_or(&[], |earlier| &earlier.shards)
+    }
+
+    /// Whether the earlier shards are of a capture with the same settings.
+    ///
+    /// # Errors
+    /// A file with its first key or tensor that is another.
+    pub(super) fn check_earlier(&self, path: &Path) -> Result<()> {
+        self.earlier().iter().try_for_each(|shard| self.check(&path.with_file_name(&shard.file), None))
+    }
+
+    /// How many of the shards are there already, from the first on.
+    ///
+    /// # Errors
+    /// One is of a capture with other settings or other documents: its first key or tensor that is another.
+    pub(super) fn whole(&self, path: &Path) -> Result<usize> {
+        for shard in 0..self.files.len() {
+            let file = self.file(path, shard);
+            if !file.exists() {
+                return Ok(shard);
+            }
+            self.check(&file, Some(shard))?;
+        }
+        Ok(self.files.len())
+    }
+
+    /// Whether a file is the shard of that number, or, without a number, one of another capture with the same settings.
+    fn check(&self, file: &Path, shard: Option<usize>) -> Result<()> {
+        let found = Checkpoint::open(file)?;
+        let of_files = self.files.iter().flat_map(|file| &file.metadata).map(|(key, _)| key.as_str());
+        let is_own = |key: &str| shard.is_none() && of_files.clone().any(|own| own == key);
+        let own = shard.map_or(&[][..], |shard| &self.files[shard].metadata);
+        let expected: BTreeMap<&str, &str> =
+            self.metadata.iter().chain(own).map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let wrong = |field: &str, expected: String, found: &str| {
+            Err(Error::field(file, field, format!("{expected} as in this capture"), found))
+        };
+        for (&key, &value) in &expected {
+            match found.metadata().get(key) {
+                Some(found) if found == value => {}
+                other => return wrong(key, value.to_owned(), other.map_or("none", String::as_str)),
+            }
+        }
+        let other = found.metadata().iter().find(|(key, _)| !expected.contains_key(key.as_str()) && !is_own(key));
+        if let Some((key, value)) = other {
+            return wrong(key, "none".to_owned(), value);
+        }
+        let rows = |rows: usize| shard.map_or(rows, |shard| self.files[shard].rows);
+        let sites = self.sites.iter().map(|(name, width)| (name, self.dtype, Some(*width)));
+        let labels = self.labels.iter().map(|name| (name, Dtype::I64, None));
+        let mut known = 0;
+        for (name, dtype, width) in sites.chain(labels) {
+            let tensor = found.get(name);
+            let held = tensor.as_ref().and_then(|tensor| tensor.shape.first()).copied().unwrap_or(0);
+            let shape: Vec<usize> = std::iter::once(rows(held)).chain(width).collect();
+            let found = tensor.map_or("none".to_owned(), |tensor| format!("{} {:?}", tensor.dtype, tensor.shape));
+            let expected = format!("{dtype} {shape:?}");
+            if found != expected {
+                return wrong(name, expected, &found);
+            }
+            known += 1;
+        }
+        match found
+            .names()
+            .find(|name| !self.sites.iter().any(|(site, _)| site == name) && !self.labels.iter().any(|l| l == name))
+        {
+            Some(other) if found.len() > known => wrong(other, "no such tensor".to_owned(), "one"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a place that has an earlier capture in another form or number of shards, which would be read beside the new one
+    /// or in its place, and one that has what an interrupted capture left, which would be lost.
+    pub(super) fn check_place(&self, path: &Path, start: Start) -> Result<()> {
+        let refuse = |expected: &str, found: &Path| Err(Error::argument("output", expected, found.display()));
+        let other_form = "a place without an earlier capture of another form (remove it, or choose another)";
+        let index = index_of(path);
+        if !self.sharded {
+            return if index.exists() { refuse(other_form, &index) } else { Ok(()) };
+        }
+        if path.exists() {
+            return refuse(other_form, path);
+        }
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let own: Vec<PathBuf> = (0..self.files.len()).map(|shard| self.file(path, shard)).collect();
+        for entry in entries(path.parent().unwrap_or(Path::new(""))) {
+            let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let rest = name.strip_prefix(&format!("{stem}-")).filter(|rest| rest.contains("-of-"));
+            let is_shard = rest.is_some_and(|rest| rest.ends_with(".safetensors"));
+            if !is_shard || self.earlier().iter().any(|shard| shard.file == name) {
+                continue;
+            }
+            if !own.iter().any(|file| file.file_name() == entry.file_name()) {
+                return refuse(other_form, &entry);
+            }
+            // With an index it is whole, and to be replaced.
+            if start == Start::New && (self.earlier.is_some() || !index.exists()) {
+                let expected = "a place without shards of an interrupted capture (resume it, or remove them)";
+                return refuse(expected, &entry);
+            }
+        }
+        Ok(())
+    }
+}

@@ -9,7 +9,7 @@
 //! ```
 //! use llamaprobe::backend::cpu::Cpu;
 //! use llamaprobe::capture::{Capture, CaptureSettings, Tokens};
-//! use llamaprobe::formats::activations::Start;
+//! use llamaprobe::formats::activations::{Format, Start};
 //! use llamaprobe::formats::safetensors;
 //! use llamaprobe::hooks::{Names, Naming, Selection};
 //! # use llamaprobe::arch::{Dtype, ModelConfig};
@@ -29,6 +29,7 @@
 //!     shard_tokens: None,
 //!     edits: Vec::new(),
 //!     dtype: safetensors::Dtype::F32,
+//!     format: Format::Safetensors,
 //!     names: Names::Tl,
 //!     metadata: Vec::new(),
 //!     start: Start::New,
@@ -47,7 +48,7 @@ use std::path::Path;
 
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
-use crate::formats::activations::{ActivationWriter, Earlier, FileLayout, Layout, Start};
+use crate::formats::activations::{ActivationWriter, Earlier, FileLayout, Format, Layout, Start};
 use crate::formats::safetensors::Dtype;
 use crate::hooks::{Edit, EditPlan, Names, Naming, Selection, Site};
 use crate::model::{self, Activations, Adaptation, EditSet, Input, Model, OutputRows, PassEdits, Save};
@@ -88,6 +89,8 @@ pub struct CaptureSettings {
     pub edits: Vec<Edit>,
     /// Dtype of the tensors in the file: F32, F16 or BF16.
     pub dtype: Dtype,
+    /// The form of the files.
+    pub format: Format,
     /// Whose names the tensors of the file have.
     pub names: Names,
     /// What else the file's metadata are to say, such as the model's name.
@@ -147,8 +150,12 @@ impl Capture {
         let batches = batch::batches(&documents, settings.batch_tokens, config)?;
         let longest = longest(&documents, &settings)?;
         let layout = adaptation.map(|adaptation| &adaptation.layout);
-        if settings.shard_tokens == Some(0) {
-            return Err(Error::argument("shard_tokens", "at least 1", 0));
+        match (settings.shard_tokens, settings.format) {
+            (Some(0), _) => return Err(Error::argument("shard_tokens", "at least 1", 0)),
+            (Some(found), Format::Npy) => {
+                return Err(Error::argument("shard_tokens", "none for arrays of NumPy, which are whole", found));
+            }
+            _ => {}
         }
         let naming = Naming { names: settings.names, config };
         let tensors = Tensors::new(&naming, layout, &settings.selection, longest)?;
@@ -186,7 +193,8 @@ impl Capture {
         CaptureMemory { rows, on_demand, readbacks }
     }
 
-    /// Runs every pass, but those whose rows are there already, and writes the file `path`, which ends in `.safetensors`.
+    /// Runs every pass, but those whose rows are there already, and writes the file `path`, which ends in `.safetensors`, or of
+    /// arrays in `.json`.
     /// `progress` hears of the rows of each pass that is done. The file is complete, and has its name, once the writer has been finished: by the caller, after
     /// everything that is to be there before it.
     ///
@@ -200,12 +208,14 @@ impl Capture {
         path: &Path,
         progress: &mut dyn FnMut(usize),
     ) -> Result<ActivationWriter> {
-        let CaptureSettings { selection, tokens, shard_tokens, dtype, edits, append, start, .. } = &self.settings;
+        let CaptureSettings { selection, tokens, shard_tokens, dtype, edits, append, start, format, .. } =
+            &self.settings;
         let layout: Option<&model::Layout> = adaptation.map(|adaptation| &adaptation.layout);
         let mut acts = Activations::new(backend, &model.config, layout, self.memory().rows, Save::Layer)?;
         let file = Layout {
             sites: self.tensors.widths.clone(),
             labels: batch::LABELS.map(str::to_owned).to_vec(),
+            format: *format,
             files: self.files.clone(),
             dtype: *dtype,
             sharded: shard_tokens.is_some(),

@@ -26,7 +26,7 @@ pub use common::{CommonArgs, Device, DtypeArg, LoraArgs, ProfileArg};
 pub use compare::CompareArgs;
 pub use control_vector::ControlVectorArgs;
 pub use embedded::{ExportArgs, PretrainArgs};
-pub use inference::{CaptureArgs, GenerateArgs, InspectArgs, MAX_NEW_TOKENS, NamesArg, StoreDtype, Tokens};
+pub use inference::{CaptureArgs, FormatArg, GenerateArgs, InspectArgs, MAX_NEW_TOKENS, NamesArg, StoreDtype, Tokens};
 pub use merge::MergeArgs;
 pub use objective::{ObjectiveArgs, ObjectiveKind};
 pub use optim::{CheckpointArgs, EvalArgs, LogFormat, OptimArgs, RegularizationArgs};

@@ -1,10 +1,10 @@
-//! `capture`: states of a model at chosen sites, layers and tokens, as a safetensors file.
+//! `capture`: states of a model at chosen sites, layers and tokens, as a safetensors file or arrays of NumPy.
 
 use std::path::Path;
 
 use serde_json::json;
 
-use super::args::{self, CaptureArgs, NamesArg, StoreDtype};
+use super::args::{self, CaptureArgs, FormatArg, NamesArg, StoreDtype};
 use super::device::{Job, dispatch};
 use super::plan::Plan;
 use super::resolve::{self, ModelFiles, Used};
@@ -12,7 +12,7 @@ use super::{Failure, edits, output, texts};
 use crate::Result;
 use crate::backend::Backend;
 use crate::capture::{Capture, CaptureMemory, CaptureSettings, Tokens};
-use crate::formats::activations::{Earlier, Start};
+use crate::formats::activations::{Earlier, Format, Start};
 use crate::formats::adapter::{self, Adapter};
 use crate::formats::safetensors::Dtype;
 use crate::formats::{atomic, hub};
@@ -22,6 +22,8 @@ use crate::model::{Adaptation, Model};
 
 /// The file in the output directory.
 const FILE: &str = "activations.safetensors";
+/// The list of the arrays in the output directory.
+const ARRAYS: &str = "activations.json";
 
 pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
     let files = resolve::model(&args.model.model, &args.common)?;
@@ -46,6 +48,10 @@ pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
             StoreDtype::F32 => Dtype::F32,
             StoreDtype::Bf16 => Dtype::BF16,
             StoreDtype::F16 => Dtype::F16,
+        },
+        format: match args.format {
+            FormatArg::Safetensors => Format::Safetensors,
+            FormatArg::Npy => Format::Npy,
         },
         names,
         metadata: Vec::new(),
@@ -138,10 +144,11 @@ impl Job for CaptureJob<'_> {
         if args.resume_from_checkpoint.is_some() {
             atomic::sweep(&args.out)?;
         }
+        let file = if args.format == FormatArg::Npy { ARRAYS } else { FILE };
         let bar = output::progress(capture.pass_rows() as u64, "tokens");
         let mut progress = |rows| bar.inc(rows as u64);
         let writer = capture
-            .run(&mut backend, &model, adaptation.as_ref(), &args.out.join(FILE), &mut progress)
+            .run(&mut backend, &model, adaptation.as_ref(), &args.out.join(file), &mut progress)
             .map_err(|error| files.with_bad_weight(error))?;
         bar.finish_and_clear();
         if args.resume_from_checkpoint.is_some() {

@@ -8,11 +8,15 @@
 //! up a tensor's name finds none rather than a part. `metadata.shards` has the rows of each file. Files of version 0.1 had these
 //! keys as names in the shards too, and are read.
 //!
+//! [`Format::Npy`] is the same as arrays of NumPy: `{tensor}.npy` for each, and `NAME.json` with `metadata` and `tensors`, which
+//! comes last.
+//!
 //! Rows are written to disk at once; only small buffers are in memory. A file gets its name when it is
 //! complete, and the index comes last. Whole shards of a writer that was abandoned, or killed, stay: one that is told to resume
 //! ([`Start::Resume`]) begins behind them, if they are what it would write. Behind the shards of a whole capture
 //! another may go on ([`Earlier`]): its shards get the numbers that follow, and one new index names all.
 
+mod arrays;
 mod read;
 mod shards;
 
@@ -23,6 +27,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
+use arrays::Arrays;
 pub use read::{ActivationFile, Rows};
 pub use shards::{Earlier, Shard, index_of};
 
@@ -37,6 +42,8 @@ pub struct Layout {
     pub sites: Vec<(String, usize)>,
     /// Label columns of i64.
     pub labels: Vec<String>,
+    /// The form of the files.
+    pub format: Format,
     /// The files: one, or the shards in order.
     pub files: Vec<FileLayout>,
     /// Whether the files are shards with an index, even if there is only one.
@@ -47,6 +54,16 @@ pub struct Layout {
     pub metadata: Vec<(String, String)>,
     /// Shards of an earlier capture with the same settings, behind which these go on.
     pub earlier: Option<Earlier>,
+}
+
+/// The form of the files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// safetensors.
+    #[default]
+    Safetensors,
+    /// Arrays of NumPy, without shards and without bfloat16.
+    Npy,
 }
 
 /// Where a writer begins.
@@ -68,6 +85,12 @@ pub struct FileLayout {
     pub metadata: Vec<(String, String)>,
 }
 
+/// A file that is open.
+enum Open {
+    Tensors(TensorFile),
+    Arrays(Arrays),
+}
+
 /// How far a tensor is written.
 struct Column {
     name: String,
@@ -84,7 +107,7 @@ pub struct ActivationWriter {
     columns: Vec<Column>,
     index: HashMap<String, usize>,
     /// Open shards by number.
-    open: HashMap<usize, TensorFile>,
+    open: HashMap<usize, Open>,
     /// Rows of all files up to each one's end.
     ends: Vec<usize>,
     /// Rows that are in whole shards from before.
@@ -93,14 +116,14 @@ pub struct ActivationWriter {
 }
 
 impl ActivationWriter {
-    /// Starts the file `path`, which ends in `.safetensors`.
+    /// Starts the file `path`, which ends in `.safetensors`, or of arrays in `.json`.
     ///
     /// # Errors
     /// A dtype other than F32, F16 and BF16, a repeated name, or a file that cannot be made; shards that are there and of other
     /// settings, or of an interrupted capture where this one is new.
     ///
     /// # Panics
-    /// Without a file, or with several that are not shards.
+    /// Without a file, or with several that are not shards; with arrays in shards.
     pub fn create(path: impl AsRef<Path>, layout: Layout, start: Start) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         if !matches!(layout.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
@@ -108,8 +131,10 @@ impl ActivationWriter {
         }
         let count = layout.files.len();
         assert!(count == 1 || (count > 0 && layout.sharded), "an activation file of {count} parts");
-        if path.extension().is_none_or(|e| e != "safetensors") {
-            return Err(Error::argument("output", "a name that ends in .safetensors", path.display()));
+        assert!(layout.format == Format::Safetensors || !layout.sharded, "arrays in shards");
+        let extension = if layout.format == Format::Npy { "json" } else { "safetensors" };
+        if path.extension().is_none_or(|e| e != extension) {
+            return Err(Error::argument("output", format!("a name that ends in .{extension}"), path.display()));
         }
         let mut columns = Vec::new();
         for (name, width) in &layout.sites {
@@ -247,7 +272,10 @@ impl ActivationWriter {
             let end = self.ends[shard];
             let n = (end - at).min(bytes.len() / width);
             let (now, later) = bytes.split_at(n * width);
-            self.shard(shard)?.append(name, now)?;
+            match self.shard(shard)? {
+                Open::Tensors(file) => file.append(name, now)?,
+                Open::Arrays(arrays) => arrays.append(name, now)?,
+            }
             self.columns[i].rows += n;
             // A shard is done before the whole is; a single file gets its name in `finish`.
             if self.layout.sharded && self.columns.iter().all(|c| c.rows >= end) {
@@ -263,7 +291,7 @@ impl ActivationWriter {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    fn shard(&mut self, shard: usize) -> Result<&mut TensorFile> {
+    fn shard(&mut self, shard: usize) -> Result<&mut Open> {
         if !self.open.contains_key(&shard) {
             let FileLayout { rows, metadata } = &self.layout.files[shard];
             let spec = |name: &str, dtype: Dtype, shape: Vec<usize>| TensorSpec { name: name.to_owned(), dtype, shape };
@@ -272,8 +300,11 @@ impl ActivationWriter {
             let labels = self.layout.labels.iter().map(|name| spec(name, Dtype::I64, vec![*rows]));
             let metadata = self.layout.metadata.iter().chain(metadata);
             let metadata: Vec<_> = metadata.map(|(k, v)| (k.as_str(), v.as_str())).collect();
-            let file =
-                TensorFile::create(self.layout.file(&self.path, shard), sites.chain(labels).collect(), &metadata)?;
+            let (path, specs) = (self.layout.file(&self.path, shard), sites.chain(labels).collect::<Vec<_>>());
+            let file = match self.layout.format {
+                Format::Safetensors => Open::Tensors(TensorFile::create(path, specs, &metadata)?),
+                Format::Npy => Open::Arrays(Arrays::create(&path, &specs, &metadata)?),
+            };
             self.open.insert(shard, file);
         }
         Ok(self.open.get_mut(&shard).expect("inserted above"))
@@ -286,7 +317,10 @@ impl ActivationWriter {
                 let others = (1..self.ends.len()).map(|shard| self.layout.file(&self.path, shard));
                 std::iter::once(index_of(&self.path)).chain(others).try_for_each(remove_file_if_there)?;
             }
-            file.finish()?;
+            match file {
+                Open::Tensors(file) => file.finish()?,
+                Open::Arrays(arrays) => arrays.finish()?,
+            }
         }
         Ok(())
     }

@@ -40,6 +40,7 @@ pub mod keys;
 pub mod lines;
 #[forbid(unsafe_code)]
 pub mod lock;
+pub mod npy;
 #[forbid(unsafe_code)]
 pub mod memory;
 #[forbid(unsafe_code)]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use half::f16;
-use llamaprobe::formats::activations::{ActivationWriter, FileLayout, Layout, Start};
+use llamaprobe::formats::activations::{ActivationWriter, FileLayout, Format, Layout, Start};
 use llamaprobe::formats::safetensors::Dtype;
 use llamaprobe::measures::{self, Settings, similarity};
 use serde_json::Value;
@@ -56,6 +56,7 @@ impl<'a> Written<'a> {
             dtype: self.dtype,
             sharded: self.shard.is_some(),
             metadata: self.names.iter().map(|names| ("conventions".to_owned(), (*names).to_owned())).collect(),
+            format: Format::Safetensors,
             earlier: None,
         };
         let path = dir.join(format!("{name}.safetensors"));

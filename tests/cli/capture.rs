@@ -331,3 +331,58 @@ fn isa_gives_the_same_states_and_unknown_ones_are_refused() {
     assert!(line.contains("LLAMAPROBE_ISA") && line.contains("mmx") && line.contains("plain"), "{line}");
     assert!(!dir.path().join("none").exists());
 }
+
+/// The same rows as arrays of NumPy, whose headers are checked where they are made.
+#[test]
+fn arrays_of_numpy_hold_the_same_rows() {
+    let dir = workplace();
+    let d = dir.path();
+    let capture = |flags: &str| {
+        line(d, &format!("capture --model {{}}/model --input {{}}/texts.jsonl --sites resid_post,pattern {flags}"))
+    };
+    for dtype in ["f32", "f16"] {
+        let flags = format!("--store-dtype {dtype}");
+        capture(&format!("--out {{}}/{dtype} {flags}")).ok();
+        let shown = capture(&format!("--out {{}}/npy-{dtype} {flags} --format npy --json")).json();
+        let out = d.join(format!("npy-{dtype}"));
+        assert_eq!(shown["file"], out.join("activations.json").display().to_string());
+        let list: serde_json::Value =
+            serde_json::from_slice(&fs::read(out.join("activations.json")).expect("reads")).expect("JSON");
+        let open = Checkpoint::open(d.join(dtype).join("activations.safetensors")).expect("opens");
+        for (key, value) in open.metadata() {
+            assert_eq!(list["metadata"][key], **value, "{key}");
+        }
+        assert_eq!(list["tensors"].as_object().expect("a list").len(), open.len());
+        for tensor in open.iter() {
+            let said = &list["tensors"][&tensor.name];
+            assert_eq!(
+                (&said["shape"], &said["dtype"]),
+                (&tensor.shape.clone().into(), &tensor.dtype.to_string().into())
+            );
+            let bytes = fs::read(out.join(said["file"].as_str().expect("a file"))).expect("an array");
+            let (header, data) = bytes.split_at(128);
+            let tuple = tensor.shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+            assert!(
+                header.starts_with(b"\x93NUMPY\x01\x00")
+                    && String::from_utf8_lossy(header).contains(&format!("({tuple}"))
+            );
+            assert_eq!(data, &*tensor.data, "{}", tensor.name);
+        }
+    }
+    // Of the arrays of an earlier capture those that are no more go.
+    line(d, "capture --model {}/model --input {}/texts.jsonl --sites embed --out {}/npy-f32 --format npy").ok();
+    let arrays = fs::read_dir(d.join("npy-f32")).expect("lists").count();
+    assert_eq!(arrays, 6, "hook_embed, three columns, the list, the configuration");
+    let other_form = "expected a place without an earlier capture of another form";
+    for (flags, expected) in [
+        ("--format npy --out {}/no --store-dtype bf16", "--store-dtype: expected f32 or f16 (NumPy has no bfloat16)"),
+        ("--format npy --out {}/no --shard-tokens 9", "--shard-tokens: expected none for arrays of NumPy"),
+        ("--format npy --out {}/f32", other_form),
+        ("--out {}/npy-f32", other_form),
+        ("--out {}/npy-f32 --shard-tokens 9", other_form),
+    ] {
+        let error = capture(flags).refused();
+        assert!(error.contains(expected), "{flags}: {error}");
+    }
+    assert!(!d.join("no").exists());
+}

@@ -89,7 +89,7 @@ fn resuming_another_capture_names_what_is_another() {
         ("--sites embed", "layout: expected {\"hook_embed\""),
         ("--layers 0", "blocks.1.attn.hook_pattern: expected no such tensor as in this capture, found one"),
         ("--store-dtype f16", "expected F16 ["),
-        ("--names tl4", "conventions: expected "),
+        ("--names tl4", "layout: expected {"),
         ("--batch-tokens 99", "batch_tokens: expected 99 as in this capture, found 2048"),
         ("--dtype bf16", "dtype: expected bf16 as in this capture, found f32"),
         ("--edit {}/edit.yaml", "edits: expected edit.yaml as in this capture, found none"),
@@ -97,11 +97,13 @@ fn resuming_another_capture_names_what_is_another() {
         ("--adapter {}/adapter", "adapter: expected adapter as in this capture, found none"),
         ("--input {}/more.jsonl", "-00001-of-00003.safetensors: doc_"),
     ] {
-        let error = line(d, &format!("{CAPTURE} {RESUME} {flags}")).refused();
+        let ran = line(d, &format!("{CAPTURE} {RESUME} {flags}"));
+        assert_eq!(ran.code, Some(1), "{flags}");
+        let error = ran.refused();
         assert!(error.contains(expected), "{flags}: {error}");
         assert_eq!(files(&out), before, "{flags}");
     }
-    let error = line(d, &format!("{} {RESUME}", CAPTURE.replace("--shard-tokens 6", "--shard-tokens 9"))).refused();
+    let error = line(d, &format!("{} {RESUME}", CAPTURE.replace("--shard-tokens 6", "--shard-tokens 60"))).refused();
     assert!(error.contains("another form"), "{error}");
     for flags in ["--resume-from-checkpoint latest", "--append"] {
         let ran = line(d, &format!("{} {flags}", CAPTURE.replace("--shard-tokens 6", "")));

@@ -7,7 +7,7 @@ use llamaprobe::backend::Planning;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
 use llamaprobe::capture::{Capture, CaptureSettings, Tokens};
-use llamaprobe::formats::activations::Start;
+use llamaprobe::formats::activations::{Format, Start};
 use llamaprobe::formats::safetensors;
 use llamaprobe::hooks::{Names, Naming, NormPart, NormSite, Selection, Site};
 use llamaprobe::model::{Activations, Adaptation, Layout, LoraShape, Model, Save};
@@ -30,6 +30,7 @@ fn settings(sites: &[Site], batch_tokens: usize) -> CaptureSettings {
         shard_tokens: None,
         edits: Vec::new(),
         dtype: safetensors::Dtype::F32,
+        format: Format::Safetensors,
         names: Names::Tl,
         metadata: Vec::new(),
         start: Start::New,

@@ -32,6 +32,16 @@ pub enum StoreDtype {
     F16,
 }
 
+/// A form of captured states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FormatArg {
+    /// One safetensors file, or shards.
+    Safetensors,
+    /// One array of NumPy per tensor, and activations.json.
+    Npy,
+}
+
 /// Names of the captured tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -68,10 +78,12 @@ hook_normalized ((x - m) / hook_scale) and hook_out (that after weight and bias)
 TransformerLens 4.3. In version 0.1 hook_normalized was the output, and hook_scale the reciprocal:
 --names llamaprobe1 reads, in --edit too, and writes them so. The file's metadata say which.
 
-With --shard-tokens the states are in activations-00001-of-0000N.safetensors, ... and an index, which
-comes last. A capture that was killed goes on with --resume-from-checkpoint latest: the files are
+With --shard-tokens the states are in activations-00001-of-0000N.safetensors, ... and an index,
+which comes last. A capture that was killed goes on with --resume-from-checkpoint latest: the files are
 those of a capture without an interruption, byte for byte. --append writes further shards and then
 an index of all. Both refuse shards of another model, adapter, input or setting, and name it.
+--format npy writes blocks.3.hook_resid_post.npy, ..., doc_id.npy, pos.npy and token_id.npy, which
+numpy.load maps (mmap_mode=\"r\"), and last activations.json with metadata, shapes and dtypes.
 
 --edit FILE.yaml holds a list such as
   [{site: resid_post, layers: 0-3, positions: last, op: add, value: v.safetensors#v, scale: 2.0}]
@@ -108,6 +120,9 @@ pub struct CaptureArgs {
     /// Dtype of the stored activations.
     #[arg(long, value_enum, default_value = "f32")]
     pub store_dtype: StoreDtype,
+    /// Form of the files.
+    #[arg(long, value_enum, default_value = "safetensors")]
+    pub format: FormatArg,
     /// Maximum tokens per batch; a longer input is a batch of its own.
     #[arg(long, default_value_t = 2048, value_name = "TOKENS")]
     pub batch_tokens: usize,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{ActivationFile, Layout, Start, read};
+use super::{ActivationFile, Format, Layout, Start, read};
 use crate::formats::atomic::entries;
 use crate::formats::safetensors::{Checkpoint, Dtype};
 use crate::{Error, Result};
@@ -148,11 +148,19 @@ impl Layout {
         let refuse = |expected: &str, found: &Path| Err(Error::argument("output", expected, found.display()));
         let other_form = "a place without an earlier capture of another form (remove it, or choose another)";
         let index = index_of(path);
-        if !self.sharded {
-            return if index.exists() { refuse(other_form, &index) } else { Ok(()) };
+        let has_index = index.exists();
+        let [single, arrays] = ["safetensors", "json"].map(|extension| path.with_extension(extension));
+        // Of a capture in one form nothing may lie beside one in another.
+        let others = match (self.format, self.sharded) {
+            (Format::Npy, _) => vec![index_of(&single), single],
+            (Format::Safetensors, false) => vec![index, arrays],
+            (Format::Safetensors, true) => vec![single, arrays],
+        };
+        if let Some(found) = others.iter().find(|other| other.exists()) {
+            return refuse(other_form, found);
         }
-        if path.exists() {
-            return refuse(other_form, path);
+        if !self.sharded {
+            return Ok(());
         }
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let own: Vec<PathBuf> = (0..self.files.len()).map(|shard| self.file(path, shard)).collect();
@@ -167,7 +175,7 @@ impl Layout {
                 return refuse(other_form, &entry);
             }
             // With an index it is whole, and to be replaced.
-            if start == Start::New && (self.earlier.is_some() || !index.exists()) {
+            if start == Start::New && (self.earlier.is_some() || !has_index) {
                 let expected = "a place without shards of an interrupted capture (resume it, or remove them)";
                 return refuse(expected, &entry);
             }

@@ -79,9 +79,9 @@ TransformerLens 4.3. In version 0.1 hook_normalized was the output, and hook_sca
 --names llamaprobe1 reads, in --edit too, and writes them so. The file's metadata say which.
 
 With --shard-tokens the states are in activations-00001-of-0000N.safetensors, ... and an index,
-which comes last. A capture that was killed goes on with --resume-from-checkpoint latest: the files are
-those of a capture without an interruption, byte for byte. --append writes further shards and then
-an index of all. Both refuse shards of another model, adapter, input or setting, and name it.
+which comes last. A capture that was killed goes on with --resume-from-checkpoint latest: the files
+are those of a capture without an interruption, byte for byte. --append writes further shards and
+then an index of all. Both refuse shards of another model, adapter, input or setting, and name it.
 --format npy writes blocks.3.hook_resid_post.npy, ..., doc_id.npy, pos.npy and token_id.npy, which
 numpy.load maps (mmap_mode=\"r\"), and last activations.json with metadata, shapes and dtypes.
 

@@ -71,8 +71,15 @@ fn width(
             let lora = layout.and_then(|layout| layout.site(layer, target)).ok_or_else(|| {
                 let (module, name) = (config.family.path(layer, target), site.name(layer));
                 let adapted = layout.is_some_and(|layout| layout.sites(layer, target).next().is_some());
-                let found = if adapted { "several ranks or choices of modules" } else { "none" };
-                Error::argument("adapter", format!("one on {module} for the site {name}"), found)
+                let scaled = layout.is_some_and(|layout| layout.scales(layer, target).next().is_some());
+                let found = match (adapted, scaled) {
+                    (true, _) => "several ranks or choices of modules",
+                    (false, true) => {
+                        "the vector of an IA3, which multiplies, with no A, no B and nothing that is added"
+                    }
+                    (false, false) => "none",
+                };
+                Error::argument("adapter", format!("a LoRA on {module} for the site {name}"), found)
             })?;
             if matches!(site, Site::LoraA(_)) { lora.rank } else { lora.output }
         }

@@ -32,6 +32,12 @@ pub fn from_args(args: &EvalArgs, rows: &[Row], files: &ModelFiles) -> Result<Ge
     super::training::distinct("--metrics", &metrics.iter().copied().map(key).collect::<Vec<_>>())?;
     let asked = GenerationDefaults::load(&files.path, Decoding::Greedy)?;
     let limit = args.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
+    if limit == 0 {
+        return Err(Error::argument("--max-new-tokens", "at least 1 beside --predict-with-generate", limit));
+    }
+    if args.stop.iter().any(String::is_empty) {
+        return Err(Error::argument("--stop", "a text", "an empty one"));
+    }
     let stop = tokenizer.stops().to_vec();
     let identity = json!({ "max_new_tokens": limit, "stop": args.stop, "gold": gold });
     let strings: Vec<String> = args.stop.iter().map(|stop| texts::unescaped(stop)).collect();

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::{Value, json};
+
 use super::args::{ObjectiveArgs, ObjectiveKind};
 use super::resolve::{ModelFiles, flag_of};
 use super::texts;
 use crate::formats::activations::ActivationFile;
-use crate::formats::jsonl::Row;
+use crate::formats::jsonl::{Example, Row};
 use crate::formats::tokenizer::Tokenizer;
 use crate::hooks::{Naming, Selection, site};
 use crate::train::data::SequenceTeacher;
@@ -123,6 +125,20 @@ pub fn teachers(
 ) -> Result<BTreeMap<u64, Vec<SequenceTeacher>>> {
     let TaughtRows { path, rows, prepared, tokenizer, add_eos } = *taught;
     if in_context(args) {
+        let own = |row: &&usize| matches!(rows[**row].example, Example::Demonstrated { .. });
+        let with_own = prepared.rows.iter().filter(own).count();
+        if args.demos.is_some() && with_own > 0 {
+            if with_own == prepared.rows.len() {
+                let expected =
+                    format!("none, since all examples of {} have demonstrations of their own", path.display());
+                return Err(Error::argument("--demos", expected, args.demos.unwrap_or_default()));
+            }
+            log::warn!(
+                "{}: {with_own} of {} examples have demonstrations of their own, which --demos does not change",
+                path.display(),
+                prepared.rows.len()
+            );
+        }
         let others = |row: usize| {
             let differs = |&&other: &&usize| rows[other].example != rows[row].example;
             prepared.rows.iter().filter(differs).take(DEMOS).count()
@@ -145,4 +161,18 @@ pub fn teachers(
     let (found, table) = teachers::captured(&file, &files.config, wanted, prepared)?;
     objective.table = Some(Arc::new(table));
     Ok(seeds.iter().map(|&seed| (seed, found.clone())).collect())
+}
+
+/// What of the teachers is to be the same where a training goes on, to be named rather than a hash of all that they read; none for
+/// the cross-entropy alone.
+pub fn identity(args: &ObjectiveArgs) -> Option<Value> {
+    let of_context = json!({
+        "demos": args.demos.unwrap_or(DEMOS),
+        "demos_separator": args.demos_separator.as_deref().map_or("\n\n".to_owned(), texts::unescaped),
+    });
+    match (args.objective, in_context(args)) {
+        (ObjectiveKind::Ce, _) => None,
+        (_, true) => Some(json!({ "teacher": "icl", "of_context": of_context })),
+        (_, false) => Some(json!({ "teacher": "captured" })),
+    }
 }

@@ -13,7 +13,7 @@ use super::resolve::ModelFiles;
 use super::{Failure, output};
 use crate::Result;
 use crate::arch::ModelConfig;
-use crate::formats::adapter::{self, Adapter, LoraConfig, PromptKind};
+use crate::formats::adapter::{self, Adapter, Ia3Config, LoraConfig, PromptKind};
 use crate::formats::json as json_file;
 
 mod checks;
@@ -28,8 +28,8 @@ const ROWS: &str = "prompt_embeddings";
 pub struct PeftReport {
     /// What `adapter_config.json` holds, as it is.
     config: Value,
-    /// `(module path, rank)` of every adapted projection.
-    modules: Vec<(String, usize)>,
+    /// Every adapted projection: its path, and its rank, or of a vector of IA3 what it multiplies.
+    modules: Vec<Value>,
     /// Number of tensors in the file.
     tensors: usize,
     /// Number of their elements.
@@ -63,8 +63,16 @@ impl PeftReport {
             );
         }
         let modules = file.iter().filter_map(|t| {
-            let module = t.name.strip_prefix(PREFIX).unwrap_or(&t.name).split(".lora_A").next()?.to_owned();
-            t.name.contains(".lora_A").then(|| (module, t.shape.first().copied().unwrap_or(0)))
+            let name = t.name.strip_prefix(PREFIX).unwrap_or(&t.name);
+            let first = t.shape.first().copied().unwrap_or(0);
+            match (name.split_once(".lora_A"), name.split_once(".ia3_l")) {
+                (Some((module, _)), _) => Some(json!({"module": module, "rank": first})),
+                (None, Some((module, _))) => {
+                    let multiplies = if first == 1 { "input" } else { "output" };
+                    Some(json!({"module": module, "multiplies": multiplies}))
+                }
+                _ => None,
+            }
         });
         Ok(Self {
             modules: modules.collect(),
@@ -80,10 +88,8 @@ impl PeftReport {
 
     /// The description as JSON, for `--json`.
     pub fn json(&self) -> Value {
-        let modules: Vec<Value> =
-            self.modules.iter().map(|(module, rank)| json!({"module": module, "rank": rank})).collect();
         json!({
-            "config": self.config, "tensors": self.tensors, "parameters": self.parameters, "modules": modules,
+            "config": self.config, "tensors": self.tensors, "parameters": self.parameters, "modules": self.modules,
             "peft": self.peft, "loaded": self.loaded, "ignored": self.ignored, "readable": self.refusal.is_none(), "refusal": self.refusal,
         })
     }
@@ -94,6 +100,9 @@ impl PeftReport {
         let text = |key: &str| self.config.get(key).map_or("-".to_owned(), |v| v.to_string().replace('"', ""));
         let soft = self.config.get("num_virtual_tokens").is_some();
         let keys: &[&str] = match soft {
+            _ if self.config["peft_type"] == "IA3" => {
+                &["peft_type", "target_modules", "feedforward_modules", "base_model_name_or_path"]
+            }
             true => &["peft_type", "num_virtual_tokens", "token_dim", "encoder_hidden_size", "base_model_name_or_path"],
             false => &["peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "base_model_name_or_path"],
         };
@@ -128,8 +137,9 @@ fn of_peft(
     let (mut found, loaded) = match PromptKind::parse(kind) {
         Some(kind) => of_prompt(kind, config, file, model),
         None if kind == "LORA" => of_lora(path, config, file, model),
+        None if kind == "IA3" => of_ia3(path, config, file, model),
         None if checks::TYPES.contains(&kind) => {
-            return (vec![format!("loads a {kind}, which is not described here")], Loaded::default());
+            return (vec![format!("loads an adapter of type {kind}, which is not described here")], Loaded::default());
         }
         None => return stops(&format!("KeyError, {kind:?} is no peft_type")),
     };
@@ -176,6 +186,27 @@ fn of_lora(
     match state {
         Ok(state) => (found, state.load(&file, PREFIX)),
         Err(why) => (found, stopped(why)),
+    }
+}
+
+/// What PEFT does with an IA3.
+fn of_ia3(
+    path: &Path,
+    config: &Value,
+    file: &BTreeMap<String, Vec<usize>>,
+    model: &ModelConfig,
+) -> (Vec<String>, Loaded) {
+    let (whole, found) = match checks::ia3_with_defaults(config, model.family) {
+        Ok(whole) => whole,
+        Err(why) => return (Vec::new(), Loaded { stops: Some(why), ..Loaded::default() }),
+    };
+    let layers = model.num_hidden_layers;
+    let slots = Ia3Config::of_value(path, &whole, model.family).and_then(|ia3| ia3.slots(model.family, layers));
+    match slots {
+        Ok(slots) => (found, State::with_vectors(model, config, &slots).load(file, PREFIX)),
+        Err(error) => {
+            (vec![format!("loads an IA3 whose settings are not described here ({error})")], Loaded::default())
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::formats::tokenizer::Tokenizer;
 use crate::hooks::Naming;
-use crate::model::{Layout, LoraShape, Model};
+use crate::model::{Layout, LogitLosses, LoraShape, Model, StateLosses};
 use crate::probe::arm::Arm;
 use crate::probe::factors::{Factor, Levels};
 use crate::probe::report::{Report, arm_name};
@@ -23,6 +23,7 @@ use crate::probe::{
     Base, Condition, Measures, Outcome, Phase, ProbeSettings, Progress, SoftSettings, TuningKind, run_studies,
 };
 use crate::task::{Task, Template};
+use crate::train::objective::Objective;
 use crate::{Error, Result};
 
 pub fn run(args: &ProbeArgs) -> Result<(), Failure> {
@@ -346,9 +347,30 @@ fn memory_plan<B: Backend>(backend: &B, files: &ModelFiles, conditions: &[Condit
     let layers = settings.layers_to_transform.clone();
     let shape = LoraShape { rank: settings.r, alpha: settings.lora_alpha, rslora: false, dora: false, layers, targets };
     let layout = Layout::lora(&files.config, &shape);
-    let rows = conditions.iter().map(|c| c.settings.rows.max(c.plan.longest())).max().unwrap_or(0);
+    let mut rows = conditions.iter().map(|c| c.settings.rows.max(c.plan.longest())).max().unwrap_or(0);
     let runs = conditions.iter().map(|c| c.plan.seeds.len()).sum();
-    Ok(MemoryPlan::new(backend, files).tuning(backend, &files.config, &layout, runs, rows))
+    let (mut labels, mut of_arms) = ((0, 0), Vec::new());
+    for condition in conditions {
+        // A pass has what teachers read beside what is learnt.
+        let objectives = condition.settings.soft.arms.iter();
+        let objectives: Vec<_> = objectives.filter_map(|arm| arm.objective(files.config.num_hidden_layers)).collect();
+        if !objectives.is_empty() {
+            let (taught, most, all) = condition.plan.longest_taught();
+            (rows, labels) = (rows.max(taught), (labels.0.max(most), labels.1 + all));
+            of_arms.extend(objectives);
+        }
+    }
+    let plan = MemoryPlan::new(backend, files).tuning(backend, &files.config, &layout, runs, rows);
+    // As of the largest pass there is; one arm is tuned after another.
+    let (labels, sizes) = (labels.1.min(rows).max(labels.0), backend.element_sizes());
+    let bytes = |of: &Objective| match of.activations > 0.0 {
+        true => StateLosses::<B>::bytes(&files.config, &of.selection, labels, sizes),
+        false => LogitLosses::<B>::bytes(&files.config, labels, sizes),
+    };
+    Ok(match of_arms.iter().map(bytes).max() {
+        Some(bytes) => plan.with("objective", bytes),
+        None => plan,
+    })
 }
 
 /// A bar for the phase that is running.

@@ -12,7 +12,7 @@ use super::train_ia3;
 use super::training::{self, Apart, Named, Training};
 use crate::arch::Family;
 use crate::backend::Backend;
-use crate::formats::adapter::{AdapterConfig, InitLoraWeights, LoraAdapter, LoraConfig, Modules};
+use crate::formats::adapter::{Adapter, AdapterConfig, InitLoraWeights, LoraAdapter, LoraConfig, Modules};
 use crate::model::{Adaptation, Layout, Model, Source, lora_start};
 use crate::train::settings::RunSettings;
 use crate::train::trainable::Trainable;
@@ -212,7 +212,17 @@ fn pairs<T: Copy + Into<Value>>(entries: &[(String, T)]) -> Value {
 /// What a run begins with.
 fn init(args: &TrainLoraArgs, files: &ModelFiles, asked: LoraConfig) -> Result<LoraAdapter> {
     let Some(path) = &args.training.init_adapter else { return resolve::zero_adapter(asked, &files.config) };
-    let init = LoraAdapter::read(resolve::trained_adapter("init_adapter", path)?, &files.config)?;
+    let init = match Adapter::read(resolve::trained_adapter("init_adapter", path)?, &files.config)? {
+        Adapter::Lora(init) => init,
+        Adapter::Ia3(_) => {
+            let expected = "a LoRA, or --peft-type ia3 beside an IA3";
+            return Err(Error::argument("--init-adapter", expected, format!("an IA3 ({})", path.display())));
+        }
+        Adapter::Prompt(prompt) => {
+            let found = format!("{} ({})", prompt.config.kind.name(), path.display());
+            return Err(Error::argument("--init-adapter", "a LoRA, or train-prompt for a soft prompt", found));
+        }
+    };
     if !init.tables.is_empty() {
         lora_start::check_base(&init, &Source::new(&files.config, &files.checkpoint)?)?;
     }

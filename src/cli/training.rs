@@ -349,7 +349,11 @@ impl<A: Serialize> Training<'_, A> {
         runs: Vec<Run>,
         evaluation: Option<Evaluation>,
     ) -> Result<(), Failure> {
-        let Self { command, args, training, files, options, runs: named, is_grid, identity, objective, apart } = self;
+        let Self { command, args, training, files, options, runs: named, is_grid, mut identity, objective, apart } =
+            self;
+        if let Some(teacher) = objective::identity(&training.objective) {
+            identity["objective"] = teacher;
+        }
         if training.dry_run {
             let plan =
                 self::plan(backend, model, files, &tuned, (&runs, options), (objective.as_ref(), evaluation.as_ref()))?;

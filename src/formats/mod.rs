@@ -40,9 +40,9 @@ pub mod keys;
 pub mod lines;
 #[forbid(unsafe_code)]
 pub mod lock;
-pub mod npy;
 #[forbid(unsafe_code)]
 pub mod memory;
+pub mod npy;
 #[forbid(unsafe_code)]
 pub mod pretrained;
 #[forbid(unsafe_code)]

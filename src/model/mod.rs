@@ -36,6 +36,7 @@ mod norm;
 pub mod output_rows;
 pub mod param_id;
 pub mod prompt;
+mod reach;
 mod rope;
 pub mod sampling;
 mod search;

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::model::{Answer, Block, Figure, Kind, Look, Page, Point, Section, Series, Table, Tone};
 use super::words::{count, number};
+use crate::formats::lines::at;
 use crate::probe::statistics::MeanSd;
 use crate::train::log::{EvalLine, LogLine};
 use crate::{Error, Result};
@@ -15,7 +16,7 @@ use crate::{Error, Result};
 /// What the page needs of a training: the lines of its log, and of a grid its `results.json`.
 #[derive(Deserialize)]
 struct Report {
-    log: Vec<Line>,
+    log: Vec<Value>,
     results: Option<Results>,
 }
 
@@ -54,6 +55,8 @@ pub fn is_log(report: &Value) -> bool {
 /// A line or a result that is none, or a log without lines.
 pub fn page(report: &Value, path: &Path, command: &str) -> Result<Page> {
     let Report { log, results } = Report::deserialize(report).map_err(Error::file(path))?;
+    let line = |(i, line): (usize, Value)| Line::deserialize(line).map_err(Error::file(at(path, i + 1)));
+    let log = log.into_iter().enumerate().map(line).collect::<Result<Vec<_>>>()?;
     let runs = runs(log);
     if runs.is_empty() {
         return Err(Error::field(path, "the file", "at least one line", "none"));

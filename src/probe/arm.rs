@@ -1,5 +1,7 @@
 //! The arms: what is put before a query, and what of the model is trained.
 
+use crate::hooks::{Selection, Site};
+use crate::train::objective::Objective;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -69,6 +71,17 @@ impl Arm {
     /// Whether something is trained.
     pub const fn trains(self) -> bool {
         matches!(self, Self::Lora | Self::Pt | Self::Ipt | Self::ItAct | Self::ItKl)
+    }
+
+    /// What it minimizes in a model of so many layers; none for the cross-entropy of the answers, or where nothing is trained.
+    pub fn objective(self, depth: usize) -> Option<Objective> {
+        let layers: Vec<usize> = (0..depth).collect();
+        let (activations, logits, selection) = match self {
+            Self::ItAct => (1.0, 0.0, Selection::new(&[Site::AttnOut], &layers)),
+            Self::ItKl => (0.0, 1.0, Selection::default()),
+            _ => return None,
+        };
+        Some(Objective { ce: 0.0, activations, logits, selection, temperature: 1.0, table: None })
     }
 
     /// Whether it is trained towards the model behind demonstrations rather than towards the labels.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
 use crate::task::prompts::{Answer, Prompt, TrainingExample, common_prefix};
+use crate::train::data::IGNORE_INDEX;
 use crate::{Error, Result};
 
 /// Queries and, for each seed, the demonstrations in both their uses.
@@ -84,6 +85,16 @@ impl Plan {
     /// The index of the gold answer of every query.
     pub fn gold(&self) -> Vec<usize> {
         self.queries.iter().map(|q| q.gold).collect()
+    }
+
+    /// Largest numbers of rows and of label tokens of a training example beside what its teacher reads, of the arms that have
+    /// one, and the label tokens of all examples of all seeds.
+    pub fn longest_taught(&self) -> (usize, usize, usize) {
+        let labels = |example: &TrainingExample| example.labels.iter().filter(|&&label| label != IGNORE_INDEX).count();
+        let pairs = || self.seeds.iter().flat_map(|seed| seed.train.iter().zip(&seed.ipt_train));
+        let rows = pairs().map(|(example, teacher)| example.input_ids.len() + teacher.input_ids.len()).max();
+        let most = pairs().map(|(example, _)| labels(example)).max();
+        (rows.unwrap_or(0), most.unwrap_or(0), pairs().map(|(example, _)| labels(example)).sum())
     }
 
     /// The number of tokens of the longest sequence that any arm reads.

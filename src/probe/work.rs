@@ -18,7 +18,7 @@ use super::states::{ArmStates, Reading, hooks};
 use super::tuning::{AdapterRun, AdapterSettings};
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
-use crate::hooks::{Edit, Selection, Site};
+use crate::hooks::{Edit, Site};
 use crate::model::{Adaptation, FullTuning, Model};
 use crate::task::prompts::TrainingExample;
 use crate::train::data::{IGNORE_INDEX, SequenceTeacher, TrainSequence};
@@ -147,12 +147,7 @@ fn taught(example: &TrainingExample, teacher: &TrainingExample) -> Result<Sequen
 impl AdapterKey {
     /// What is minimized; none for the cross-entropy of the answers.
     fn objective(&self, depth: usize) -> Option<Objective> {
-        let layers: Vec<usize> = (0..depth).collect();
-        let (activations, logits, selection) = match self.towards? {
-            Arm::ItAct => (1.0, 0.0, Selection::new(&[Site::AttnOut], &layers)),
-            _ => (0.0, 1.0, Selection::default()),
-        };
-        Some(Objective { ce: 0.0, activations, logits, selection, temperature: 1.0, table: None })
+        self.towards?.objective(depth)
     }
 
     fn settings<'a>(&'a self, base: &'a str) -> AdapterSettings<'a> {

@@ -329,14 +329,15 @@ impl<B: Backend> Trainer<B> {
             "adapter": parts,
             "dropout": self.options.dropout,
             "row_budget": self.options.row_budget,
-            "runs": runs,
         });
         if let Some(alpha) = self.options.neftune_noise_alpha {
             whole["neftune_noise_alpha"] = json!(alpha);
         }
+        // Before the data, whose hash has the teachers too: the first difference is what is named.
         if let Some(of) = &self.objective {
             whole["objective"] = of.fingerprint();
         }
+        whole["runs"] = json!(runs);
         if let Some(evaluator) = &self.evaluator {
             whole["evaluation"] = evaluator.settings.fingerprint();
         }

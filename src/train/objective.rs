@@ -110,6 +110,7 @@ impl Objective {
             "logits": logits,
             "hooks": hooks,
             "temperature": self.temperature,
+            "teacher": if self.table.is_some() { "captured" } else { "in context" },
             "table": self.table.as_ref().map(|table| format!("{:016x}", table.digest())),
         })
     }

@@ -14,7 +14,8 @@ impl<B: Backend> Trainer<B> {
     ///
     /// # Errors
     /// A field out of its domain; base weights that are trained, which are the teacher's too; a sequence without a teacher; a
-    /// model that is not causal; a device out of memory.
+    /// model that is not causal; states that no parameter of a run moves, where nothing else is minimized; a device out of
+    /// memory.
     pub fn with_objective(mut self, backend: &mut B, model: &Model<B>, objective: Objective) -> Result<Self> {
         objective.validate(&model.config)?;
         if self.trainable.adaptation().is_none() {
@@ -26,6 +27,17 @@ impl<B: Backend> Trainer<B> {
         }
         if !model.config.is_causal {
             return Err(Error::argument("objective", "ce, for a model that is not causal", "a teacher"));
+        }
+        if let Some(adaptation) = self.trainable.adaptation().filter(|_| objective.ce == 0.0 && objective.logits == 0.0)
+        {
+            let hooks = &objective.selection.hooks;
+            let moved = |run: usize| hooks.iter().any(|&hook| adaptation.layout.moves(&model.config, run, hook));
+            if let Some(run) = (0..self.runs.len()).find(|&run| !moved(run)) {
+                let names: Vec<String> = hooks.iter().map(|(site, layer)| site.name(*layer)).collect();
+                let of_run = if self.runs.len() > 1 { format!(" of run {run}") } else { String::new() };
+                let expected = format!("a site that the adapter{of_run} moves: of or behind a module that it adapts");
+                return Err(Error::argument("objective_sites", expected, names.join(", ")));
+            }
         }
         for (run, state) in self.runs.iter().enumerate() {
             objective.check_data(&format!("run {run}"), &state.data, &model.config)?;

@@ -162,7 +162,8 @@ fn inspect_calls_ignored_what_peft_does_not_load() {
         (json!({"brand_new": 1}), nothing, "drops: brand_new"),
         (json!({"init_lora_weights": "pissa"}), nothing, "changes the base weights"),
         (json!({"rank_pattern": {"q_proj": 4}}), nothing, "stops: size mismatch"),
-        (json!({"peft_type": "IA3"}), nothing, "loads a IA3"),
+        (json!({"peft_type": "IA3"}), nothing, "warns of 4 tensors"),
+        (json!({"peft_type": "LOHA"}), nothing, "loads an adapter of type LOHA, which is not described here"),
         (json!({"peft_type": "NEW"}), nothing, "stops: KeyError"),
     ] {
         let report = described(patch.clone(), more);

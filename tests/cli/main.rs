@@ -34,6 +34,7 @@ mod sweep;
 mod task;
 mod train;
 mod trained;
+mod variants;
 
 use std::ffi::OsStr;
 use std::fs;

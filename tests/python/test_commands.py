@@ -43,6 +43,12 @@ def test_a_training_has_its_runs_and_its_log(tmp_path):
     lines = [json.loads(line) for line in (out / "trainer_log.jsonl").read_text().splitlines()]
     log = result.log()
     assert list(log["adapter"]) == [result.adapters[line["run"]] for line in lines] and list(log["loss"]) == [line["loss"] for line in lines]
+    again = llamaprobe.report(out)
+    assert isinstance(again, llamaprobe.TrainResult) and again.adapters == result.adapters
+    assert list(again.to_pandas()["loss"]) == list(frame["loss"]) and again["best"] == result["best"]
+    (out / "trainer_log.jsonl").write_text("{}\n{\n")
+    with pytest.raises(ValueError, match=r"trainer_log\.jsonl:2: expected a line of JSON"):
+        llamaprobe.report(out)
     assert llamaprobe.train_lora(model="embedded", device="cpu", output_dir=out / "alias", max_steps=1).out == out / "alias"
     assert all(total == 2 and unit == "steps" for _, _, total, unit in seen)
     adapted = llamaprobe.Model.load("embedded", adapter=result.adapters[0], device="cpu", dtype="f32")

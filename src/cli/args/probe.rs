@@ -184,8 +184,8 @@ pub struct ProbeArgs {
     #[serde(flatten)]
     pub regularization: RegularizationArgs,
     /// Further arms, tuned on the same demonstrations: pt (a soft prompt before the query), ipt (a soft prompt before
-    /// demonstrations and query), it-act and it-kl (as IT, but towards what attention puts out, or towards the answers'
-    /// distributions, when each demonstration stands behind the others).
+    /// demonstrations and query), it-act and it-kl (a LoRA with the settings of IT, whatever --tuning, towards what attention
+    /// puts out, or towards the answers' distributions, when each demonstration stands behind the others).
     #[arg(long, value_delimiter = ',', value_parser = further_arm, value_name = "pt,ipt,it-act,it-kl")]
     pub arms: Vec<Arm>,
     /// Number of virtual tokens of a soft prompt.

@@ -173,6 +173,32 @@ pub fn silent(config: &Value, family: Family) -> Vec<String> {
     found
 }
 
+/// The configuration of an IA3 with what PEFT takes where it is silent, and what that is.
+///
+/// # Errors
+/// Where PEFT stops, and why.
+pub fn ia3_with_defaults(config: &Value, family: Family) -> Result<(Value, Vec<String>), String> {
+    if config.get("task_type").and_then(Value::as_str).is_some_and(|name| !Adapter::TASK_TYPES.contains(&name)) {
+        return Err("ValueError, the task_type is none of PEFT's".to_owned());
+    }
+    let (mut whole, mut found) = (config.clone(), Vec::new());
+    for (which, key) in ["target_modules", "feedforward_modules"].into_iter().enumerate() {
+        if is_there(config, key) {
+            continue;
+        }
+        let Some(sets) = family.ia3_modules() else {
+            return Err(format!("ValueError, {key} is missing, and PEFT has none for a model of this family"));
+        };
+        let names: Vec<&str> = sets[which].iter().map(|&target| family.short_name(target)).collect();
+        found.push(format!("silently takes {} for {key}, which is missing", names.join(" and ")));
+        // Those of them that are adapted; PEFT asks for a subset only of what the file says.
+        let adapted = whole["target_modules"].as_array();
+        let is_adapted = |name: &&str| which == 0 || adapted.is_none_or(|all| all.iter().any(|other| other == name));
+        whole[key] = names.into_iter().filter(is_adapted).collect::<Vec<_>>().into();
+    }
+    Ok((whole, found))
+}
+
 /// The modules that PEFT takes where the configuration names none.
 pub fn defaults(family: Family) -> Vec<String> {
     family.default_modules().iter().map(|&target| family.short_name(target).to_owned()).collect()

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use crate::arch::{Family, ModelConfig};
+use crate::arch::{Family, ModelConfig, Projection};
 use crate::formats::adapter::{LoraConfig, Module, ModuleKind};
 use crate::model::param_id::ParamId;
 
@@ -125,6 +125,21 @@ impl State {
         state.save(model, config, &modules);
         state.add_tokens(model, config, &modules)?;
         Ok(state)
+    }
+
+    /// Puts the vectors of an IA3 into a model: layer, module, whether its input is multiplied.
+    pub fn with_vectors(model: &ModelConfig, config: &Value, slots: &[(usize, Projection, bool)]) -> Self {
+        let mut state = Self::new(model);
+        let modules = state.modules(model.family);
+        for &(layer, target, feedforward) in slots {
+            let path = model.family.path(layer, target);
+            state.wrap(&path, "base_layer");
+            let (input, output) = target.widths(model.block_widths());
+            let shape = if feedforward { vec![1, input] } else { vec![output, 1] };
+            state.add(&format!("{path}.ia3_l"), "", Some(shape));
+        }
+        state.save(model, config, &modules);
+        state
     }
 
     /// Moves a module's own tensors to where the adapter keeps them.
@@ -278,7 +293,8 @@ impl State {
             }
         }
         for (here, name) in &taken {
-            let plain = ["lora_A", "lora_B"].iter().any(|part| here.ends_with(&format!(".{part}{NAME}.weight")));
+            let of_lora = ["lora_A", "lora_B"].iter().any(|part| here.ends_with(&format!(".{part}{NAME}.weight")));
+            let plain = of_lora || here.ends_with(&format!(".ia3_l{NAME}"));
             let list = match (plain, here.contains(NAME)) {
                 (true, _) => &mut loaded.plain,
                 (false, true) => &mut loaded.beside,

@@ -100,8 +100,15 @@ impl Ia3Config {
     /// The file is missing or not JSON; modules are missing (PEFT would take defaults silently); a field asks for something
     /// that PEFT 0.21 computes and this library does not.
     pub fn read(path: &Path, family: Family) -> Result<Self> {
-        let value = json::read(path)?;
-        let f = Fields::new(path, &value)?;
+        Self::of_value(path, &json::read(path)?, family)
+    }
+
+    /// The same of a configuration that is the file `path`.
+    ///
+    /// # Errors
+    /// As [`Ia3Config::read`].
+    pub fn of_value(path: &Path, value: &Value, family: Family) -> Result<Self> {
+        let f = Fields::new(path, value)?;
         fields::IA3.check(&f)?;
         check_task_type(&f)?;
         fan_in_fan_out(&f, family)?;

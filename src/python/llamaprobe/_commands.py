@@ -158,11 +158,42 @@ _RESULTS: dict[str, type[Result]] = {
 }
 
 
-def report(path: str | os.PathLike[str]) -> StudyResult:
-    """The report of a study that has ended: of its directory, or of its report.json."""
+def report(path: str | os.PathLike[str]) -> StudyResult | TrainResult:
+    """The report of a study that has ended: of its directory, or of its report.json; or what a training's directory holds."""
     file = Path(path)
+    if (file / "trainer_log.jsonl").exists() and not (file / "report.json").exists():
+        return TrainResult(_trained(file), file)
     file = file / "report.json" if file.is_dir() else file
     return StudyResult(json.loads(file.read_text(encoding="utf-8")), file.parent)
+
+
+def _trained(out: Path) -> dict[str, Any]:
+    """What the log of a training says of each run's last step, and of a grid its results.json."""
+    log = out / "trainer_log.jsonl"
+    last: dict[int, dict[str, Any]] = {}
+    for number, text in enumerate(log.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            if "loss" in line:
+                last[line.get("run", 0)] = line
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{log}:{number}: expected a line of JSON, found {text[:80]!r}") from error
+    results = out / "results.json"
+    if results.exists():
+        value = json.loads(results.read_text(encoding="utf-8"))
+        runs = [{**run, "adapter": str(out / run["run"])} for run in value["runs"]]
+        return {"runs": runs, "best": value["best"] and str(out / value["best"])}
+    several = len(last) > 1
+    rows = [
+        {
+            "adapter": str(out / f"run-{run:03}") if several else str(out),
+            "steps": line["current_steps"],
+            "loss": line["loss"],
+            "tokens": line.get("total_tokens"),
+        }
+        for run, line in sorted(last.items())
+    ]
+    return {"runs": rows} if several else rows[0] if rows else {}
 
 
 def _described(command: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ pub mod lines;
 pub mod lock;
 #[forbid(unsafe_code)]
 pub mod memory;
+#[forbid(unsafe_code)]
 pub mod npy;
 #[forbid(unsafe_code)]
 pub mod pretrained;

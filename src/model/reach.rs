@@ -47,8 +47,8 @@ impl Layout {
         let shape = self.shape(run);
         let modules = shape.modules().map(|module| (module.layer, module.target));
         let vectors = shape.vectors().map(|vector| (vector.layer, vector.target));
-        before && config.reaches((0, Projection::O), hook)
-            || before && hook == (Site::Z, 0)
+        let by_rows = config.reaches((0, Projection::O), hook) || hook == (Site::Z, 0);
+        before && by_rows
             || modules.chain(vectors).any(|module| config.reaches(module, hook))
     }
 }

@@ -48,8 +48,7 @@ impl Layout {
         let modules = shape.modules().map(|module| (module.layer, module.target));
         let vectors = shape.vectors().map(|vector| (vector.layer, vector.target));
         let by_rows = config.reaches((0, Projection::O), hook) || hook == (Site::Z, 0);
-        before && by_rows
-            || modules.chain(vectors).any(|module| config.reaches(module, hook))
+        before && by_rows || modules.chain(vectors).any(|module| config.reaches(module, hook))
     }
 }
 

@@ -22,7 +22,7 @@ mod train;
 use clap::{Parser, Subcommand};
 
 pub use analyze::AnalyzeArgs;
-pub use common::{CommonArgs, Device, DtypeArg, LoraArgs, ProfileArg};
+pub use common::{CommonArgs, Device, DtypeArg, LoadInArg, LoraArgs, ProfileArg};
 pub use compare::CompareArgs;
 pub use control_vector::ControlVectorArgs;
 pub use embedded::{ExportArgs, PretrainArgs};

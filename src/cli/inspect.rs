@@ -40,7 +40,7 @@ impl Job for Inspect<'_> {
         let training = Plan::new(&backend, &files).tuning(&backend, config, &Layout::lora(config, &shape), 1, rows);
         if args.common.json {
             return output::json(&json!({
-                "model": shapes(&files), "rows": args.rows, "capture": inference.json(), "train_lora": training.json(),
+                "model": shapes(&files), "weights": weights(&files), "rows": args.rows, "capture": inference.json(), "train_lora": training.json(),
                 "adapter": adapter.map(|report| report.json()),
             }));
         }
@@ -50,6 +50,13 @@ impl Job for Inspect<'_> {
             &["model", ""],
             shapes.iter().map(|(key, value)| vec![key.clone(), value.to_string().replace('"', "")]),
         )?;
+        let line = |group: &Value| {
+            let text = |key: &str| group[key].to_string().replace('"', "");
+            let bytes = group["bytes"].as_u64().unwrap_or_default() as usize;
+            vec![text("tensors"), text("format"), text("count"), output::bytes(bytes)]
+        };
+        output::line("")?;
+        output::table(&["weights", "format", "tensors", "bytes"], weights(&files).iter().map(line))?;
         output::line(format_args!("\ncapture, {} rows, {}", args.rows, backend.name()))?;
         inference.print(false)?;
         output::line(format_args!("\ntrain-lora, {} rows, rank 8 on {}", args.rows, names.join(" and ")))?;
@@ -100,6 +107,24 @@ fn formats(files: &ModelFiles) -> Value {
         *formats.entry(format).or_insert(0) += 1;
     }
     json!(formats)
+}
+
+/// The format of every weight of the files: those whose names differ by the layer alone together.
+fn weights(files: &ModelFiles) -> Vec<Value> {
+    let pattern = |name: &str| {
+        let digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
+        name.split('.').map(|part| if digits(part) { "*" } else { part }).collect::<Vec<_>>().join(".")
+    };
+    let plain = files.checkpoint.iter().map(|view| (pattern(&view.name), view.dtype.to_string(), view.data.len()));
+    let quantized = files.checkpoint.quantized();
+    let quantized = quantized.map(|view| (pattern(&view.name), view.format.to_string(), view.stored_bytes()));
+    let mut groups: BTreeMap<(String, String), (usize, usize)> = BTreeMap::new();
+    for (name, format, bytes) in plain.chain(quantized) {
+        let (count, sum) = groups.entry((name, format)).or_default();
+        (*count, *sum) = (*count + 1, *sum + bytes);
+    }
+    let group = |((tensors, format), (count, bytes))| json!({ "tensors": tensors, "format": format, "count": count, "bytes": bytes });
+    groups.into_iter().map(group).collect()
 }
 
 /// Where norms stand, caps, scales, and what differs from layer to layer.

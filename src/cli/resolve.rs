@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::args::{CheckpointArgs, CommonArgs, LoraArgs, OptimArgs, Pattern, RegularizationArgs};
+use super::args::{CheckpointArgs, CommonArgs, LoadInArg, LoraArgs, OptimArgs, Pattern, RegularizationArgs};
 use super::output;
 use crate::arch::{Dtype, Family, ModelConfig};
 use crate::backend::Backend;
 use crate::formats::adapter::{self, Adapter, LoraAdapter, LoraConfig, LoraModule, Modules, Slot, TableLora};
 use crate::formats::atomic;
+use crate::formats::bitsandbytes;
 use crate::formats::embedded;
 use crate::formats::gguf::model::GgufModel;
 use crate::formats::gguf::{self, Gguf};
@@ -19,6 +20,7 @@ use crate::formats::hub::{self, CacheEnv};
 use crate::formats::safetensors::{Checkpoint, Loading};
 use crate::formats::tokenizer::Tokenizer;
 use crate::hooks::site;
+use crate::model::quantize::{self, QuantizeTo};
 use crate::model::{Source, lora_start};
 use crate::train::checkpoint;
 use crate::train::schedule::Warmup;
@@ -97,7 +99,17 @@ impl ModelFiles {
 /// model beside the adapter, or else the base model that the adapter names, as in transformers.
 pub fn model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
     let files = model_of(name, common.revision.as_deref())?;
-    Ok(ModelFiles { tokenizer: common.tokenizer.clone(), ..files })
+    let checkpoint = match common.load_in {
+        None => files.checkpoint,
+        Some(to) => {
+            let to = match to {
+                LoadInArg::Nf4 => QuantizeTo::Nf4,
+                LoadInArg::Int8 => QuantizeTo::Int8,
+            };
+            quantize::quantized(&Source::new(&files.config, &files.checkpoint)?, to)?
+        }
+    };
+    Ok(ModelFiles { checkpoint, tokenizer: common.tokenizer.clone(), ..files })
 }
 
 /// The same for a revision.
@@ -136,6 +148,7 @@ pub fn model_of(name: &str, revision: Option<&str>) -> Result<ModelFiles> {
     let adapter = adapter::is_adapter(&found).then_some(found);
     let config = ModelConfig::load(&path)?;
     let checkpoint = Checkpoint::open(ModelConfig::weights_file(&path)?.as_ref().unwrap_or(&path))?;
+    let checkpoint = bitsandbytes::quantized(checkpoint)?;
     let source = Source::new(&config, &checkpoint)?;
     source.check()?;
     let config = source.config;

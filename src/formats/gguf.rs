@@ -6,7 +6,9 @@
 //! is checked before a tensor is given out; a tensor of a type that is not read here is refused by its name when it is asked
 //! for, and so is a file in which one lies that is not asked for only if its data would be outside.
 
+pub mod lora;
 pub mod model;
+mod names;
 mod read;
 pub mod tokenizer;
 mod types;

@@ -11,6 +11,8 @@ pub mod adapter;
 #[forbid(unsafe_code)]
 pub mod atomic;
 #[forbid(unsafe_code)]
+pub mod bitsandbytes;
+#[forbid(unsafe_code)]
 pub mod chat;
 #[forbid(unsafe_code)]
 pub mod config;

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::Result;
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
+use crate::formats::bitsandbytes;
 use crate::formats::gguf::Gguf;
 use crate::formats::gguf::model::GgufModel;
 use crate::formats::safetensors::{Checkpoint, Loading};
@@ -36,6 +37,7 @@ mod norm;
 pub mod output_rows;
 pub mod param_id;
 pub mod prompt;
+pub mod quantize;
 mod reach;
 mod rope;
 pub mod sampling;
@@ -86,7 +88,8 @@ impl<B: Backend> Model<B> {
         }
         let config = ModelConfig::load(path)?;
         let weights = ModelConfig::weights_file(path)?;
-        Self::new(backend, &config, &Checkpoint::open(weights.as_deref().unwrap_or(path))?)
+        let checkpoint = Checkpoint::open(weights.as_deref().unwrap_or(path))?;
+        Self::new(backend, &config, &bitsandbytes::quantized(checkpoint)?)
     }
 
     /// A model from an opened checkpoint, its architecture as the checkpoint completes `config` ([`Source::new`]).

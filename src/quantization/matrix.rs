@@ -94,6 +94,9 @@ impl<'a> QuantizedMatrix<'a> {
         {
             return wrong("blocksize", "a power of two", block as usize);
         }
+        if self.stored_rows.checked_mul(self.columns).is_none() {
+            return wrong("shape", "fewer elements", self.stored_rows);
+        }
         let Some(bytes) = self.format.code_bytes(self.stored_rows, self.columns) else {
             return wrong("columns", &format!("a multiple of {}", self.format.block_values()), self.columns);
         };

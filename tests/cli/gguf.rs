@@ -6,6 +6,31 @@ use super::{line, put, workplace};
 use crate::support::golden;
 
 #[test]
+fn inspect_says_the_format_of_blocks_and_what_they_take() {
+    let dir = workplace();
+    let d = dir.path();
+    let model = golden("gguf/llama-blocks.gguf");
+    let shown = line(d, &format!("inspect --model {} --device cpu --dtype f32 --json", model.display())).json();
+    let format = |name: &str| {
+        let groups = shown["weights"].as_array().expect("weights").iter();
+        groups.filter(|group| group["tensors"] == name).map(|group| group["format"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(format("model.layers.*.self_attn.v_proj.weight"), ["Q4_K"]);
+    assert_eq!(format("model.layers.*.input_layernorm.weight"), ["F32"]);
+    let bytes = |group: &serde_json::Value| group["bytes"].as_u64().expect("bytes");
+    let all: u64 = shown["weights"].as_array().expect("weights").iter().map(bytes).sum();
+    assert_eq!(shown["capture"]["weights__quantised"], all);
+    // While it is loaded, another is quantised too, but for its table, its head and its norms.
+    let base = golden("bnb/llama-int8/base");
+    for (to, format) in [("nf4", "nf4"), ("int8", "int8")] {
+        let shown = line(d, &format!("inspect --model {} --load-in {to} --json", base.display())).json();
+        let groups = shown["weights"].as_array().expect("weights");
+        let of_blocks = groups.iter().filter(|group| group["format"] == format).count();
+        assert_eq!((of_blocks, groups.len()), (7, 12), "{to}");
+    }
+}
+
+#[test]
 fn gguf_models_run_by_ids_and_by_texts_of_another_tokenizer() {
     let dir = workplace();
     let d = dir.path();
@@ -13,6 +38,11 @@ fn gguf_models_run_by_ids_and_by_texts_of_another_tokenizer() {
     let model = model.to_str().expect("a path");
     let shown = line(d, &format!("inspect --model {model} --json")).json();
     assert_eq!((&shown["model"]["family"], &shown["model"]["dtype"]), (&json!("llama"), &json!("F16")));
+    let weights = shown["weights"].as_array().expect("weights");
+    let table = weights.iter().find(|group| group["tensors"] == "model.embed_tokens.weight").expect("the table");
+    assert_eq!((&table["format"], &table["count"], &table["bytes"]), (&json!("F16"), &json!(1), &json!(29 * 16 * 2)));
+    let query = weights.iter().find(|group| group["tensors"] == "model.layers.*.self_attn.q_proj.weight").expect("q");
+    assert_eq!((&query["format"], &query["count"]), (&json!("F16"), &json!(2)));
     put(d, "ids.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
     line(d, &format!("capture --model {model} --input {{}}/ids.jsonl --out {{}}/states")).ok();
     // The file has no vocabulary, and the folder of the other model has one.

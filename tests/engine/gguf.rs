@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use llamaprobe::arch::Dtype;
 use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::formats::adapter::LoraAdapter;
 use llamaprobe::formats::gguf::model::GgufModel;
 use llamaprobe::formats::quantized::WeightView;
 use llamaprobe::formats::safetensors::Dtype::F32;
 use llamaprobe::formats::safetensors::{Checkpoint, Loading, TensorView};
 use llamaprobe::hooks::{Record, Selection, Site};
-use llamaprobe::model::{Activations, Input, Model, Save};
+use llamaprobe::model::{Activations, Adaptation, Input, Model, Save};
 use llamaprobe::pack::{Label, Sequence, forest};
 
 use crate::support;
@@ -22,22 +23,34 @@ fn golden(name: &str, extension: &str) -> PathBuf {
 }
 
 /// The logits of every sequence of a golden file, each alone.
-fn logits(model: &Model<Cpu<f32>>, cpu: &mut Cpu<f32>, expected: &Checkpoint) -> Vec<Vec<f32>> {
+pub fn logits(model: &Model<Cpu<f32>>, cpu: &mut Cpu<f32>, expected: &Checkpoint) -> Vec<Vec<f32>> {
+    adapted_logits(model, cpu, expected, None)
+}
+
+/// The same through an adapter.
+fn adapted_logits(
+    model: &Model<Cpu<f32>>,
+    cpu: &mut Cpu<f32>,
+    expected: &Checkpoint,
+    adaptation: Option<&Adaptation<Cpu<f32>>>,
+) -> Vec<Vec<f32>> {
+    let layout = adaptation.map(|adaptation| &adaptation.layout);
     let one = |s: usize| {
         let ids = expected.get(&format!("ids.{s}")).expect("ids");
         let ids: Vec<u32> = ids.as_slice::<i64>().expect("i64").iter().map(|&id| id as u32).collect();
-        let planted = forest(&[Sequence::ids(&ids, None, Label::Text)], 1);
+        let planted = forest(&[Sequence::ids(&ids, adaptation.map(|_| 0), Label::Text)], 1);
         let rows = (0..ids.len()).map(|i| planted.row(0, i)).collect();
         let mut record = Record::new(Selection::new(&[Site::Logits], &[0]), rows);
         let (pack, device) = (&planted.pack, llamaprobe::backend::Buffers::pack(cpu, &planted.pack).expect("a pack"));
-        let mut acts = Activations::new(cpu, &model.config, None, pack.len(), Save::Layer).expect("buffers");
-        model.forward(cpu, &mut acts, &Input::new(pack, &device), None, &mut record).expect("a pass");
+        let mut acts = Activations::new(cpu, &model.config, layout, pack.len(), Save::Layer).expect("buffers");
+        let input = Input { adaptation, ..Input::new(pack, &device) };
+        model.forward(cpu, &mut acts, &input, None, &mut record).expect("a pass");
         record.get(Site::Logits, 0).expect("recorded").to_vec()
     };
     (0..3).map(one).collect()
 }
 
-fn difference(found: &[Vec<f32>], expected: &Checkpoint, name: &str) -> f64 {
+pub fn difference(found: &[Vec<f32>], expected: &Checkpoint, name: &str) -> f64 {
     let far = |(s, found): (usize, &Vec<f32>)| {
         let expected = expected.get(&format!("{name}.{s}")).expect(name).to_f32().expect("floats");
         assert_eq!(found.len(), expected.len(), "{name}.{s}");
@@ -118,4 +131,37 @@ fn quantised_model_has_the_bits_of_its_values() {
         });
         assert!(blocks == numbers && blocks.iter().flatten().any(|&x| x != 0.0), "{dtype}");
     }
+}
+
+#[test]
+fn gguf_adapters_are_those_that_were_written() {
+    let mut cpu = Cpu::<f32>::new(Dtype::F32);
+    let model = Model::load(&mut cpu, &golden("llama", "gguf")).expect("the model loads");
+    let expected = Checkpoint::open(golden("llama", "safetensors")).expect("the expected values");
+    let adapter = LoraAdapter::read(golden("lora", "gguf"), &model.config).expect("an adapter");
+    assert_eq!(adapter.modules.len(), 6);
+    let slots = adapter.config.slots(adapter.family, 2).expect("its modules");
+    let order: Vec<_> = adapter.modules.iter().map(|module| (module.layer, module.target, module.r)).collect();
+    assert_eq!(slots.blocks.iter().map(|slot| (slot.layer, slot.target, slot.r)).collect::<Vec<_>>(), order);
+    let mut far = |adapter: &LoraAdapter, name: &str| {
+        let adaptation =
+            Adaptation::of_adapters(&mut cpu, &model, std::slice::from_ref(adapter)).expect("an adaptation");
+        difference(&adapted_logits(&model, &mut cpu, &expected, Some(&adaptation)), &expected, name)
+    };
+    assert!(far(&adapter, "adapted") <= LIMIT, "{:.1e} of the largest logit", far(&adapter, "adapted"));
+    assert!(far(&adapter, "logits") > 100.0 * LIMIT, "the adapter changes nothing");
+    // The mistake of leaving the rows of B as the base's file has them.
+    let mut stored = adapter.clone();
+    for module in &mut stored.modules {
+        let (heads, r) = (module.b.len() / module.r / 8, module.r);
+        if module.a.len() == 16 * r && heads < 3 {
+            let row = |row: usize| (row / 8) * 8 + (row % 2) * 4 + row % 8 / 2;
+            module.b = (0..8 * heads).flat_map(|at| adapter_row(&module.b, row(at), r)).collect();
+        }
+    }
+    assert!(far(&stored, "adapted") > 100.0 * LIMIT, "rows of B in the order of the file");
+}
+
+fn adapter_row(b: &[f32], row: usize, r: usize) -> Vec<f32> {
+    b[row * r..(row + 1) * r].to_vec()
 }

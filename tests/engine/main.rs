@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bitsandbytes;
 mod capture;
 mod choices;
 mod embedded;

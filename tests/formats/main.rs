@@ -10,6 +10,7 @@ mod activations;
 mod adapter;
 mod adapter_families;
 mod added_tokens;
+mod bitsandbytes;
 mod chat;
 mod config;
 mod control_vector;

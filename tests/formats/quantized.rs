@@ -5,7 +5,7 @@ use std::path::Path;
 use llamaprobe::arch::Dtype;
 use llamaprobe::formats::quantized::{Floats, QuantizedView, RowOrderView, ScalesView};
 use llamaprobe::formats::safetensors::Checkpoint;
-use llamaprobe::quantization::BlockFormat;
+use llamaprobe::quantization::{BlockFormat, encode_int8, encode_nf4, encode_q8_0};
 
 /// Every which value the script kept of long matrices.
 const STRIDE: usize = 31;
@@ -80,6 +80,29 @@ fn block_formats_give_the_bits_of_their_libraries() {
         assert_eq!(bits(&values), bits(&expected), "{}", view.name);
         assert!(values.iter().any(|x| *x != 0.0) && values.iter().all(|x| x.is_finite()), "{}", view.name);
     }
+}
+
+#[test]
+fn block_formats_are_made_of_numbers_as_their_libraries_make_them() {
+    let golden = Golden::open();
+    let bytes = |name: &str| golden.0.get(name).expect("a tensor").data.to_vec();
+    for (name, block) in [("nf4", 64), ("nf4_odd", 64), ("nf4_bf16", 32)] {
+        let values = golden.floats(&format!("{name}.weight"));
+        let (mut codes, mut absmax) = (vec![9; values.len().div_ceil(2)], vec![9.0; values.len().div_ceil(block)]);
+        encode_nf4(&values, block, &mut codes, &mut absmax);
+        assert_eq!(bits(&absmax), bits(&golden.floats(&format!("{name}.absmax"))), "{name}");
+        assert_eq!(codes, bytes(&format!("{name}.codes")), "{name}");
+    }
+    let (values, mut codes) = (golden.floats("int8.weight"), vec![9; 35]);
+    let absmax: Vec<f32> = codes.chunks_mut(7).zip(values.chunks(7)).map(|(to, row)| encode_int8(row, to)).collect();
+    assert_eq!((bits(&absmax), codes), (bits(&golden.floats("int8.absmax")), bytes("int8.codes")));
+    let (values, mut codes) = (golden.floats("encoded.weight"), Vec::new());
+    for block in values.chunks(32) {
+        let mut out = [9; 34];
+        encode_q8_0(block.try_into().expect("a block"), &mut out);
+        codes.extend(out);
+    }
+    assert_eq!(codes, bytes("encoded.codes"));
 }
 
 #[test]

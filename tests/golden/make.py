@@ -36,6 +36,7 @@ STEPS = [
     ("measures.py", [], None, ["measures.safetensors"]),
     ("quantized.py", [], None, ["quantized.safetensors"]),
     ("gguf_models.py", ["gguf"], None, ["gguf"]),
+    ("bnb_models.py", ["bnb"], None, ["bnb"]),
     ("text_metrics.py", [], None, ["text_metrics.json"]),
     ("overlap_metrics.py", [], None, ["overlap_metrics.json"]),
     ("chat_templates.py", [], None, ["chat_templates.json"]),

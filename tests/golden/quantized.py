@@ -24,6 +24,8 @@ def nf4(name, shape, block, nested, dtype=torch.float32):
     weight.view(-1)[0], weight.view(-1)[1] = 10, -10
     codes, state = bnb.quantize_4bit(weight, blocksize=block, compress_statistics=nested, quant_type="nf4")
     values = bnb.dequantize_4bit(codes, state)
+    if not nested:
+        out[f"{name}.weight"] = weight.float()
     assert values.dtype == dtype and values.shape == weight.shape
     absmax = state.absmax
     if nested:
@@ -43,7 +45,7 @@ def int8():
     weight = torch.randn((5, 7), generator=torch.Generator().manual_seed(5))
     weight[2], weight[3, 4] = 0, -9
     codes, absmax, _ = bnb.int8_vectorwise_quant(weight.half())
-    out.update({"int8.codes": codes, "int8.absmax": absmax, "int8.values": bnb.int8_vectorwise_dequant(codes, absmax)})
+    out.update({"int8.weight": weight, "int8.codes": codes, "int8.absmax": absmax, "int8.values": bnb.int8_vectorwise_dequant(codes, absmax)})
     for name, dtype in {"int8_ao": torch.float32, "int8_ao_bf16": torch.bfloat16}.items():
         layer = torch.nn.Sequential(torch.nn.Linear(7, 5, bias=False))
         layer[0].weight.data = weight.to(dtype)
@@ -66,11 +68,22 @@ def ggml(kind, scales):
     assert out[f"{kind.name}.values"].shape == (2, 2 * values)
 
 
+def q8_0():
+    """What the package makes of numbers: halves among them, and a block of zeros."""
+    weight = np.random.default_rng(8).normal(size=(3, 32)).astype(np.float32)
+    weight[1] = 0
+    weight[2] = np.arange(-16, 16) / 2
+    weight[2, 0] = 127
+    codes = gguf.quantize(weight, gguf.GGMLQuantizationType.Q8_0)
+    out.update({"encoded.weight": torch.from_numpy(weight), "encoded.codes": torch.from_numpy(codes)})
+
+
 nf4("nf4", (3, 74), 64, False)
 nf4("nf4_odd", (5, 37), 64, False)
 nf4("nf4_bf16", (2, 64), 32, False, torch.bfloat16)
 nf4("nf4_nested", (132, 63), 32, True)
 int8()
+q8_0()
 for kind, scales in {"Q8_0": [0], "Q4_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}.items():
     ggml(gguf.GGMLQuantizationType[kind], scales)
 save_file({name: tensor.contiguous() for name, tensor in out.items()}, pathlib.Path("quantized.safetensors"))

@@ -94,6 +94,16 @@ pub enum DtypeArg {
     F16,
 }
 
+/// What a model's projections are quantised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LoadInArg {
+    /// 4 bits, of bitsandbytes.
+    Nf4,
+    /// 8 bits, LLM.int8 without outliers.
+    Int8,
+}
+
 /// Flags of every command that computes.
 #[derive(Clone, Debug, Args, Serialize)]
 pub struct CommonArgs {
@@ -106,6 +116,9 @@ pub struct CommonArgs {
     /// Branch, tag or commit of a model in the Hugging Face cache [default: main].
     #[arg(long, help_heading = "Running")]
     pub revision: Option<String>,
+    /// Quantise the projections of the model while it is loaded: to bitsandbytes' NF4 in blocks of 64, or to int8 by rows.
+    #[arg(long, value_name = "FORMAT", value_enum, help_heading = "Running")]
+    pub load_in: Option<LoadInArg>,
     /// Tokenizer of the model, in place of its own: a directory with tokenizer.json.
     #[arg(long, value_name = "DIR", help_heading = "Running")]
     pub tokenizer: Option<PathBuf>,

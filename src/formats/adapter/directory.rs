@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::arch::{Family, ModelConfig};
 use crate::formats::atomic::{foreign_entry, replace_dir, write_json};
+use crate::formats::gguf::{self, Gguf};
 use crate::formats::json::{self, Fields};
 use crate::formats::safetensors::{self, Checkpoint, Dtype, Tensor};
 use crate::{Error, Result};
@@ -89,12 +90,15 @@ impl Adapter {
         keys.filter(|key| !table.knows(key)).collect()
     }
 
-    /// Reads a directory of any kind, for a base model.
+    /// Reads a directory of any kind, or a LoRA of llama.cpp in a GGUF file, for a base model.
     ///
     /// # Errors
     /// As [`LoraAdapter::read`] and [`super::PromptConfig::read`]; another `peft_type`.
     pub fn read(dir: impl AsRef<Path>, model: &ModelConfig) -> Result<Self> {
         let dir = dir.as_ref();
+        if Gguf::is_one(dir) {
+            return LoraAdapter::read(dir, model).map(Self::Lora);
+        }
         let [path, weights] = files(dir)?;
         let value = json::read(&path)?;
         let f = Fields::new(&path, &value)?;
@@ -153,6 +157,9 @@ impl LoraAdapter {
     /// A file is missing or invalid, the configuration is not supported ([`LoraConfig::read`]), a tensor is missing,
     /// unexpected, of another shape than rank and model demand, or not finite.
     pub fn read(dir: impl AsRef<Path>, model: &ModelConfig) -> Result<Self> {
+        if Gguf::is_one(dir.as_ref()) {
+            return gguf::lora::read(dir.as_ref(), model);
+        }
         let [path, file] = files(dir.as_ref())?;
         let (family, head_dim) = (model.family, model.head_dim);
         let config = LoraConfig::read(&path, family)?;

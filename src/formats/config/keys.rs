@@ -26,7 +26,7 @@ macro_rules! used {
     ($name:ident: $($key:literal)*) => {
         const $name: &[&str] = &[
             "model_type", "dtype", "torch_dtype", "vocab_size", "tie_word_embeddings", "is_causal", "bos_token_id",
-            "eos_token_id", "pad_token_id", "transformers_weights", $($key),*
+            "eos_token_id", "pad_token_id", "transformers_weights", "quantization_config", $($key),*
         ];
     };
 }
@@ -61,6 +61,7 @@ const GEMMA3_IMAGES: &[&str] = &[
     "eos_token_id",
     "pad_token_id",
     "transformers_weights",
+    "quantization_config",
     "text_config",
 ];
 used! { OLMO:
@@ -266,7 +267,6 @@ const HARMLESS: &[Harmless] = &[
 ];
 
 const REFUSED: &[(&str, &[&str])] = &[
-    ("quantization_config", &[]),
     ("compression_config", &[]),
     ("per_layer_config", &["{}"]),
     ("is_encoder_decoder", &["false"]),

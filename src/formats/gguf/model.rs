@@ -10,22 +10,12 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json, json};
 
+use super::names::{self, canonical};
 use super::{Gguf, TensorType, Value};
-use crate::arch::{Family, ModelConfig, Positions, Projection, RopeKind};
+use crate::arch::{Family, ModelConfig, Positions, RopeKind};
 use crate::formats::quantized::WeightView;
 use crate::formats::safetensors::{Bytes, Checkpoint, Dtype, Loading, TensorView};
 use crate::{Error, Result};
-
-/// The architectures that are read, and what they are here.
-const ARCHITECTURES: [(&str, Family); 7] = [
-    ("llama", Family::Llama),
-    ("qwen2", Family::Qwen2),
-    ("qwen3", Family::Qwen3),
-    ("gemma2", Family::Gemma2),
-    ("gemma3", Family::Gemma3),
-    ("gpt2", Family::Gpt2),
-    ("phi3", Family::Phi3),
-];
 
 /// Tensors that the configuration is read from, or that hold what is computed from it.
 const OF_THE_CONFIG: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
@@ -70,12 +60,12 @@ impl<'a> Metadata<'a> {
     fn new(file: &'a Gguf) -> Result<Self> {
         let key = "general.architecture";
         let architecture = file.string(key)?;
-        match ARCHITECTURES.iter().find(|(name, _)| *name == architecture) {
-            Some(&(_, family)) => Ok(Self { file, architecture, family }),
+        match names::family(architecture) {
+            Some(family) => Ok(Self { file, architecture, family }),
             None => {
                 let what = format!("{}: {key}", file.path().display());
                 let found: String = architecture.chars().take(100).flat_map(char::escape_default).collect();
-                Err(Error::unsupported(what, found, ARCHITECTURES.map(|(name, _)| name).join(", ")))
+                Err(Error::unsupported(what, found, names::architectures()))
             }
         }
     }
@@ -359,17 +349,15 @@ impl<'a> Metadata<'a> {
             WeightView::Plain(view) => WeightView::Plain(view),
             WeightView::Quantized(view) => WeightView::Quantized(view),
         };
-        let rows = match (self.family, name.split('.').nth(2)) {
-            (Family::Llama, Some("attn_q")) => Some((config.num_attention_heads, config.q_width())),
-            (Family::Llama, Some("attn_k")) => Some((config.num_key_value_heads, config.kv_width())),
-            _ => None,
-        };
-        let order = rows.map(|(heads, width)| {
-            let stored = self.entry(name)?.last().copied().unwrap_or_default();
-            if stored != width {
-                return Err(self.file.error(name, format!("{width} rows"), stored.to_string()));
+        let target = name.rsplit_once('.').and_then(|(path, _)| names::target(self.family, path));
+        let order = target.and_then(|(_, target)| Some((target, names::row_order(config, target)?)));
+        let order = order.map(|(target, order)| {
+            let (stored, width) = (self.entry(name)?.last().copied().unwrap_or_default(), config.widths(target).1);
+            if stored == width {
+                Ok(order)
+            } else {
+                Err(self.file.error(name, format!("{width} rows"), stored.to_string()))
             }
-            Ok(unpermuted(heads, config.head_dim))
         });
         let order = order.transpose()?;
         Ok(match view {
@@ -429,72 +417,4 @@ fn uniform(value: &Value) -> Option<usize> {
         }
         value => positive(value),
     }
-}
-
-/// The stored row of each row of queries or keys: the converter of the architecture `llama` puts the two halves of each
-/// head, which are rotated together, one beside the other (`LlamaModel.permute`).
-fn unpermuted(heads: usize, head_dim: usize) -> Arc<[u32]> {
-    let half = head_dim / 2;
-    let row = |row: usize| {
-        let (head, at) = (row / head_dim, row % head_dim);
-        (head * head_dim + 2 * (at % half) + at / half) as u32
-    };
-    (0..heads * head_dim).map(row).collect()
-}
-
-/// The name of a tensor in the family's own checkpoints.
-fn canonical(family: Family, name: &str) -> Option<String> {
-    let (path, kind) = name.rsplit_once('.').filter(|(_, kind)| ["weight", "bias"].contains(kind))?;
-    let gpt2 = family == Family::Gpt2;
-    let own = match path {
-        "token_embd" if gpt2 => "transformer.wte".to_owned(),
-        "token_embd" => "model.embed_tokens".to_owned(),
-        "position_embd" if gpt2 => "transformer.wpe".to_owned(),
-        "output_norm" if gpt2 => "transformer.ln_f".to_owned(),
-        "output_norm" => "model.norm".to_owned(),
-        "output" => "lm_head".to_owned(),
-        _ => {
-            let (layer, part) = path.strip_prefix("blk.")?.split_once('.')?;
-            let layer: usize = layer.parse().ok().filter(|n: &usize| n.to_string() == layer)?;
-            match projection(family, part) {
-                Some(target) => family.path(layer, target),
-                None if gpt2 => format!("transformer.h.{layer}.{}", norm(family, part)?),
-                None => format!("model.layers.{layer}.{}", norm(family, part)?),
-            }
-        }
-    };
-    Some(format!("{own}.{kind}"))
-}
-
-fn projection(family: Family, part: &str) -> Option<Projection> {
-    Some(match (part, family) {
-        ("attn_qkv", Family::Gpt2 | Family::Phi3) => Projection::Qkv,
-        ("attn_q" | "attn_k" | "attn_v", Family::Gpt2 | Family::Phi3) => return None,
-        ("attn_q", _) => Projection::Q,
-        ("attn_k", _) => Projection::K,
-        ("attn_v", _) => Projection::V,
-        ("attn_output", _) => Projection::O,
-        ("ffn_up", Family::Phi3) => Projection::GateUp,
-        ("ffn_gate", Family::Gpt2 | Family::Phi3) => return None,
-        ("ffn_gate", _) => Projection::Gate,
-        ("ffn_up", _) => Projection::Up,
-        ("ffn_down", _) => Projection::Down,
-        _ => return None,
-    })
-}
-
-fn norm(family: Family, part: &str) -> Option<&'static str> {
-    let gemma = matches!(family, Family::Gemma2 | Family::Gemma3);
-    Some(match part {
-        "attn_norm" if family == Family::Gpt2 => "ln_1",
-        "ffn_norm" if family == Family::Gpt2 => "ln_2",
-        "attn_norm" => "input_layernorm",
-        "ffn_norm" if gemma => "pre_feedforward_layernorm",
-        "ffn_norm" => "post_attention_layernorm",
-        "post_attention_norm" if gemma => "post_attention_layernorm",
-        "post_ffw_norm" if gemma => "post_feedforward_layernorm",
-        "attn_q_norm" if matches!(family, Family::Qwen3 | Family::Gemma3) => "self_attn.q_norm",
-        "attn_k_norm" if matches!(family, Family::Qwen3 | Family::Gemma3) => "self_attn.k_norm",
-        _ => return None,
-    })
 }

@@ -1,6 +1,6 @@
 //! The tensors of a model: one file, or shards with an index.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -33,6 +33,8 @@ pub struct Checkpoint {
     row_orders: BTreeMap<String, Arc<[u32]>>,
     /// Whether matrices are `[output, input]` in families too whose own checkpoints have them the other way.
     output_major: bool,
+    /// Matrices of numbers of which that is true, where it is not of all.
+    turned: BTreeSet<String>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -110,6 +112,7 @@ impl Checkpoint {
             quantized: BTreeMap::new(),
             row_orders: BTreeMap::new(),
             output_major: false,
+            turned: BTreeSet::new(),
             metadata: BTreeMap::new(),
         }
     }
@@ -237,6 +240,18 @@ impl Checkpoint {
         self
     }
 
+    /// The same checkpoint with every quantised matrix as its values in f32, in memory.
+    #[must_use]
+    pub fn dequantized(mut self) -> Self {
+        for (name, view) in std::mem::take(&mut self.quantized) {
+            self.turned.insert(name.clone());
+            let (shape, values) = (view.shape.to_vec(), view.to_f32());
+            let data = Bytes::from(bytemuck::cast_slice::<f32, u8>(&values).to_vec()).aligned(size_of::<f32>());
+            self = self.with([TensorView { name, dtype: super::Dtype::F32, shape, data }]);
+        }
+        self
+    }
+
     /// What was opened: a file, or the index.
     pub fn path(&self) -> &Path {
         &self.path
@@ -264,7 +279,7 @@ impl Checkpoint {
 
     /// Whether a matrix is `[output, input]` whatever the family's own checkpoints have.
     pub fn is_output_major(&self, name: &str) -> bool {
-        self.output_major || self.quantized.contains_key(name)
+        self.output_major || self.quantized.contains_key(name) || self.turned.contains(name)
     }
 
     /// The `__metadata__` of the file, of all shards together.

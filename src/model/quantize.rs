@@ -1,0 +1,116 @@
+//! A checkpoint's projections quantised while it is loaded, a matrix at a time.
+
+use rayon::prelude::*;
+
+use super::param_id::Source;
+use crate::arch::{Dtype, Projection};
+use crate::formats::quantized::{Floats, QuantizedView, RowOrderView, ScalesView};
+use crate::formats::safetensors::{Bytes, Checkpoint, TensorView};
+use crate::quantization::{BlockFormat, encode_int8, encode_nf4};
+use crate::{Error, Result};
+
+/// Elements of a block of NF4, as bitsandbytes has them by default.
+const BLOCK: usize = 64;
+/// Blocks that one thread decodes at a time.
+const AT_ONCE: usize = 1024;
+
+/// What weights are quantised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuantizeTo {
+    /// bitsandbytes' NF4 in blocks of 64, without double quantisation.
+    Nf4,
+    /// LLM.int8's rows, without outliers.
+    Int8,
+}
+
+/// The checkpoint with every projection of the blocks quantised, as transformers and bitsandbytes do it (fused modules as one
+/// matrix); the embedding table, the head, norms and biases stay as they are. Matrices are read from the mapping, and
+/// only their codes and scales are in memory.
+///
+/// # Errors
+/// A tensor that is missing or of another shape, or quantised already; elements that are not finite.
+pub fn quantized(source: &Source, to: QuantizeTo) -> Result<Checkpoint> {
+    let config = &source.config;
+    let fused = config.family.fused();
+    let mut modules: Vec<Projection> = fused.to_vec();
+    modules.extend(config.targets().iter().filter(|&target| !fused.iter().any(|f| f.parts().contains(target))));
+    let mut views = Vec::new();
+    for layer in 0..config.num_hidden_layers {
+        for &module in &modules {
+            let (tensor, transposed) = source.module(layer, module)?;
+            tensor.check_finite().map_err(Error::file(source.checkpoint().path()))?;
+            let dtype = tensor.float();
+            let matrix = if transposed { transposed_of(&tensor) } else { tensor };
+            let view = match to {
+                QuantizeTo::Nf4 => nf4(&matrix, dtype)?,
+                QuantizeTo::Int8 => int8(&matrix)?,
+            };
+            views.push(view);
+        }
+    }
+    Ok(source.checkpoint().clone().quantized_as(views, |_| false))
+}
+
+/// A matrix stored as `[input, output]` the other way round, in memory.
+fn transposed_of(view: &TensorView) -> TensorView {
+    let (rows, columns, size) = (view.shape[0], view.shape[1], view.element_size());
+    let mut data = vec![0; view.data.len()];
+    data.par_chunks_exact_mut(rows * size).enumerate().for_each(|(column, out)| {
+        for (row, out) in out.chunks_exact_mut(size).enumerate() {
+            out.copy_from_slice(&view.data[(row * columns + column) * size..][..size]);
+        }
+    });
+    TensorView { shape: vec![columns, rows], data: Bytes::from(data), ..view.clone() }
+}
+
+/// Elements `from..to` in f32.
+fn floats(view: &TensorView, from: usize, to: usize) -> Result<Vec<f32>> {
+    let size = view.element_size();
+    let data = view.data.slice(from * size..to * size);
+    let part = TensorView { shape: vec![to - from], data, ..view.clone() };
+    part.to_f32().map_err(Error::file(&view.name))
+}
+
+fn nf4(view: &TensorView, dtype: Option<Dtype>) -> Result<QuantizedView> {
+    let len = view.len();
+    let (mut codes, mut absmax) = (vec![0u8; len.div_ceil(2)], vec![0.0f32; len.div_ceil(BLOCK)]);
+    let parts = codes.par_chunks_mut(AT_ONCE * BLOCK / 2).zip(absmax.par_chunks_mut(AT_ONCE)).enumerate();
+    parts.try_for_each(|(at, (codes, absmax))| {
+        let from = at * AT_ONCE * BLOCK;
+        let values = floats(view, from, len.min(from + AT_ONCE * BLOCK))?;
+        encode_nf4(&values, BLOCK, codes, absmax);
+        Ok::<_, Error>(())
+    })?;
+    let rounding = dtype.filter(|dtype| matches!(dtype, Dtype::BF16 | Dtype::F16));
+    Ok(assembled(view, BlockFormat::NF4, codes, absmax, rounding))
+}
+
+fn int8(view: &TensorView) -> Result<QuantizedView> {
+    let columns = view.shape[1];
+    let (mut codes, mut absmax) = (vec![0u8; view.len()], vec![0.0f32; view.shape[0]]);
+    let rows = codes.par_chunks_exact_mut(columns).zip(&mut absmax).enumerate();
+    rows.try_for_each(|(row, (codes, absmax))| {
+        *absmax = encode_int8(&floats(view, row * columns, (row + 1) * columns)?, codes);
+        Ok::<_, Error>(())
+    })?;
+    Ok(assembled(view, BlockFormat::Int8Rows, codes, absmax, None))
+}
+
+fn assembled(
+    view: &TensorView,
+    format: BlockFormat,
+    codes: Vec<u8>,
+    absmax: Vec<f32>,
+    rounding: Option<Dtype>,
+) -> QuantizedView {
+    QuantizedView {
+        name: view.name.clone(),
+        format,
+        shape: [view.shape[0], view.shape[1]],
+        stored_rows: view.shape[0],
+        codes: Bytes::from(codes),
+        scales: ScalesView::Absmax(Floats::from(absmax)),
+        order: RowOrderView::From(0),
+        rounding,
+    }
+}

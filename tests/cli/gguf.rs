@@ -17,9 +17,13 @@ fn inspect_says_the_format_of_blocks_and_what_they_take() {
     };
     assert_eq!(format("model.layers.*.self_attn.v_proj.weight"), ["Q4_K"]);
     assert_eq!(format("model.layers.*.input_layernorm.weight"), ["F32"]);
-    let bytes = |group: &serde_json::Value| group["bytes"].as_u64().expect("bytes");
-    let all: u64 = shown["weights"].as_array().expect("weights").iter().map(bytes).sum();
-    assert_eq!(shown["capture"]["weights__quantised"], all);
+    let sum = |numbers: bool| -> u64 {
+        let groups = shown["weights"].as_array().expect("weights").iter();
+        let those = groups.filter(|group| (group["format"] == "F32") == numbers);
+        those.map(|group| group["bytes"].as_u64().expect("bytes")).sum()
+    };
+    assert_eq!(shown["capture"]["weights__quantised"], sum(false));
+    assert_eq!(shown["capture"]["weights__mapped"], sum(true));
     // While it is loaded, another is quantised too, but for its table, its head and its norms.
     let base = golden("bnb/llama-int8/base");
     for (to, format) in [("nf4", "nf4"), ("int8", "int8")] {

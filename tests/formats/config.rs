@@ -294,7 +294,6 @@ fn keys_that_would_change_the_result_must_be_neutral() {
         ModelConfig::parse("config.json", &config.to_string()).map_err(|error| error.to_string())
     };
     for (key, neutral, other) in [
-        ("quantization_config", Value::Null, json!({"quant_method": "gptq"})),
         ("compression_config", Value::Null, json!({})),
         ("per_layer_config", json!({}), json!({"0": {"num_key_value_heads": 1}})),
         ("is_encoder_decoder", json!(false), json!(true)),
@@ -304,6 +303,9 @@ fn keys_that_would_change_the_result_must_be_neutral() {
         let error = read(key, other).expect_err(key);
         assert!(error.starts_with(&format!("config.json: {key}: expected")), "{error}");
     }
+    read("quantization_config", Value::Null).expect("no quantisation");
+    let error = read("quantization_config", json!({"quant_method": "gptq"})).expect_err("another quantisation");
+    assert_eq!(error, "config.json: quantization_config.quant_method is not supported: gptq; supported: bitsandbytes");
     for (key, value) in [
         ("attention_dropout", json!(0.1)),
         ("pretraining_tp", json!(2)),

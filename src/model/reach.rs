@@ -60,7 +60,7 @@ mod tests {
     fn projections_reach_what_is_computed_of_them() {
         let config = |parallel: bool| {
             let text = format!(
-                r#"{{"model_type": "gpt_neox", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3,
+                r#"{{"model_type": "gpt_neox", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3,
                     "num_attention_heads": 2, "vocab_size": 11, "use_parallel_residual": {parallel}}}"#
             );
             ModelConfig::parse("config.json", &text).expect("a configuration")

@@ -172,7 +172,7 @@ fn prompt_refuses_bad_settings_before_writing() {
     }
     assert!(!d.join("out").exists() && leftovers(d).is_empty());
     let found = line(d, "train-lora --model {}/model --train {}/train.jsonl --out {}/out --init-adapter {}/prompt");
-    assert!(found.refused().contains("peft_type"));
+    assert!(found.refused().contains("--init-adapter: expected a LoRA, or train-prompt for a soft prompt"));
 }
 
 #[test]

@@ -187,7 +187,13 @@ fn checkpoint_holds_adapters_that_can_be_loaded() {
     let alone = support::temp();
     let training = Training { runs: runs()[..1].to_vec(), ..Training::new(alone.path()) };
     training.fit(None).expect("a training");
-    let files = ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"];
+    let files = [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "optimizer.safetensors",
+        "trainer_state.json",
+    ];
     assert_eq!(names(&alone.path().join("checkpoint-9")), files);
     assert!(log(alone.path()).iter().all(|line| line.run.is_none()));
 }

@@ -36,8 +36,9 @@ def run(batch):
     longest = max(map(len, batch))
     tokens = torch.tensor([one + [0] * (longest - len(one)) for one in batch])
     with torch.no_grad():
-        _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_resid_post") or name.endswith(".hook_out") and name.count(".") == 2, return_type=None)
-    return {name: value for name, value in cache.items() if name.count(".") == 2}
+        _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith(".hook_out") and name.count(".") == 2, return_type=None)
+    # Other names of the same states stand beside it.
+    return {name: value for name, value in cache.items() if name.endswith(".hook_out") and name.count(".") == 2}
 run(ids[:1])
 begun()
 kept = [run(ids[i : i + BATCH]) for i in range(0, len(ids), BATCH)]

@@ -2,7 +2,7 @@
 
 use criterion::{Criterion, Throughput};
 use llamaprobe::backend::Backend;
-use llamaprobe::backend::ops::{Dropout, LoraBwd, LoraFwd, LoraSite, RunRange};
+use llamaprobe::backend::ops::{Dropout, LoraBwd, LoraDeltaBwd, LoraFwd, LoraSite, RunRange};
 
 use crate::common::{self, acc, compute, flat, shapes, time};
 
@@ -31,6 +31,14 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
             let (params, mut d_params) = (acc(b, runs * site.stride), acc(b, runs * site.stride));
             let (x, params, mut d_x) = (&x, &params, acc(b, n * input));
             let flops = (2 * n * RANK * (input + output)) as u64;
+            let mut d_xa = acc(b, n * RANK);
+            group.throughput(Throughput::Elements(2 * (2 * n * RANK * output) as u64));
+            group.bench("delta_bwd", format!("{}/{runs} runs", shape.name), |bench| {
+                time(bench, b, |b| {
+                    let (d_params, d_xa) = (&mut d_params, &mut d_xa);
+                    b.lora_delta_bwd(LoraDeltaBwd { d_params, d_xa, d_y: &y, xa: &xa, params, pack, site });
+                });
+            });
             for p in [0.0, 0.1] {
                 let dropout = (p > 0.0).then_some(Dropout { p, seeds: &seeds, site: 1, keys: &keys });
                 let id = format!("{}/{runs} runs/dropout {p}", shape.name);

@@ -14,7 +14,8 @@
 //! the same on every device.
 //!
 //! **Determinism.** Every reduction has a fixed order; the same inputs give the same bits. A row of an output depends
-//! only on its own inputs (for attention: on its segment's path), bit for bit, whatever else is in the pack.
+//! only on its own inputs (for attention: on its segment's path), bit for bit, whatever else is in the pack, if that has as many
+//! rows; if it has others, where the device is [`Planning::ROW_INVARIANT`].
 
 use crate::Result;
 use crate::formats::quantized::QuantizedView;
@@ -195,6 +196,9 @@ pub trait Planning {
     const RUNS_AHEAD: bool;
     /// Whether weights in the compute dtype stay in the file's mapping.
     const MAPS_WEIGHTS: bool;
+    /// Whether a row's bits are the same in passes of any number of rows. Where a library of the vendor multiplies, it chooses an
+    /// algorithm by that number.
+    const ROW_INVARIANT: bool;
 
     /// Bytes of one element of the accumulation dtype and of the compute dtype.
     fn element_sizes(&self) -> (usize, usize);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::arch::ModelConfig;
+use crate::formats::adapter::Table;
 use crate::hooks::{Naming, NormPart, Selection, Site};
 use crate::model::Layout;
 use crate::{Error, Result};
@@ -15,6 +16,8 @@ pub struct Tensors {
     pub heads: usize,
     /// Positions of the longest document: those of a row by position.
     pub longest: usize,
+    /// Rank of the head's LoRA, if it has one.
+    head_rank: Option<usize>,
 }
 
 impl Tensors {
@@ -25,7 +28,8 @@ impl Tensors {
             let width = width(config, layout, (site, layer), heads * longest)?;
             Ok((naming.name(site, layer)?, width))
         };
-        Ok(Self { widths: selection.hooks.iter().map(tensor).collect::<Result<_>>()?, heads, longest })
+        let head_rank = layout.and_then(|layout| layout.table(Table::Head)).map(|site| site.rank);
+        Ok(Self { widths: selection.hooks.iter().map(tensor).collect::<Result<_>>()?, heads, longest, head_rank })
     }
 
     /// Elements of the buffers that a pass of so many rows, and of so many that are captured, makes only because they are
@@ -34,7 +38,8 @@ impl Tensors {
         let mut largest: HashMap<Site, usize> = HashMap::new();
         for (&(site, _), (_, width)) in selection.hooks.iter().zip(&self.widths) {
             let rows = match site {
-                Site::AttnScores | Site::Pattern | Site::Result | Site::Logits => selected,
+                Site::AttnScores | Site::Pattern | Site::Result => selected,
+                Site::Logits => selected,
                 // At most: beside the result the rows it is of, their factors and indices, and weight and bias, each as
                 // parameters and as a weight.
                 Site::Norm(_, NormPart::Normalized) => 3 * selected + 4,
@@ -42,8 +47,10 @@ impl Tensors {
                 Site::PosEmbed | Site::LoraDelta(_) => rows,
                 _ => continue,
             };
+            // Beside the logits what the head's LoRA adds to them, and its `A x`.
+            let of_lora = self.head_rank.filter(|_| site == Site::Logits).map_or(0, |rank| width + rank);
             let len = largest.entry(site).or_default();
-            *len = (rows * width).max(*len);
+            *len = (rows * (width + of_lora)).max(*len);
         }
         largest.into_values().sum()
     }

@@ -199,7 +199,8 @@ impl Job for Generate<'_> {
             if shown.is_ok() {
                 shown = show(&[id]);
             }
-        })?;
+        });
+        let done = done.map_err(|error| files.with_bad_weight(error))?;
         shown?;
         match stream {
             Some(stream) => output::line(stream.finish()?),

@@ -89,24 +89,11 @@ fn shapes(files: &ModelFiles) -> Value {
             "embedding_width": config.embed_size,
         }),
     };
-    if files.checkpoint.quantized().next().is_some() {
-        shapes["weights"] = formats(files);
-    }
     if let (Value::Object(shapes), Value::Object(more), Value::Object(rest)) = (&mut shapes, more, variants(config)) {
         shapes.extend(more);
         shapes.extend(rest);
     }
     shapes
-}
-
-/// How many tensors have which format.
-fn formats(files: &ModelFiles) -> Value {
-    let mut formats = BTreeMap::new();
-    let quantized = files.checkpoint.quantized().map(|view| view.format.to_string());
-    for format in quantized.chain(files.checkpoint.iter().map(|view| view.dtype.to_string())) {
-        *formats.entry(format).or_insert(0) += 1;
-    }
-    json!(formats)
 }
 
 /// The format of every weight of the files: those whose names differ by the layer alone together.

@@ -89,7 +89,7 @@ impl Plan {
     /// Refuses what needs more than `memory` bytes; none is as much as there is.
     ///
     /// # Errors
-    /// It does.
+    /// A plan that takes more than `memory` bytes.
     pub fn check(&self, memory: Option<usize>) -> crate::Result<()> {
         match memory.filter(|&memory| self.total() > memory) {
             Some(memory) => {

@@ -134,6 +134,9 @@ pub fn model_of(name: &str, revision: Option<&str>) -> Result<ModelFiles> {
     let found = hub::resolve(name, revision, &env)?;
     let path = match adapter::base_model(&found)? {
         None => found.clone(),
+        Some((base, revision)) if Gguf::is_one(Path::new(&base)) => {
+            return Ok(ModelFiles { adapter: Some(found), ..gguf_model(&base, revision.as_deref())? });
+        }
         Some((base, revision)) => {
             let path = hub::resolve(&base, revision.as_deref(), &env).map_err(|error| match error {
                 Error::Argument { found: places, .. } => other_base(&found, places),

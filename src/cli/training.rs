@@ -351,6 +351,10 @@ impl<A: Serialize> Training<'_, A> {
     ) -> Result<(), Failure> {
         let Self { command, args, training, files, options, runs: named, is_grid, mut identity, objective, apart } =
             self;
+        let options = options.towards(objective.is_some());
+        if let Some(to) = training.common.load_in {
+            identity["load_in"] = json!(to);
+        }
         if let Some(teacher) = objective::identity(&training.objective) {
             identity["objective"] = teacher;
         }

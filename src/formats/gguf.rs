@@ -105,7 +105,7 @@ impl Gguf {
         path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
     }
 
-    /// The file.
+    /// Path of the file, for errors.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -31,7 +31,7 @@ impl NpyFile {
         Ok(Self { file, left: shape.iter().product::<usize>() * element_size(dtype) })
     }
 
-    /// Appends elements.
+    /// Appends rows, little-endian, in row-major order.
     ///
     /// # Errors
     /// The write fails.

@@ -19,7 +19,7 @@ impl Floats {
         Self(bytes.slice(0..whole).aligned(align_of::<f32>()))
     }
 
-    /// The numbers.
+    /// The floats, in the order in which they are stored.
     ///
     /// # Panics
     /// Never: the bytes were aligned when the numbers were made.
@@ -80,7 +80,7 @@ pub struct QuantizedView {
     pub stored_rows: usize,
     /// The codes of the stored matrix, row after row.
     pub codes: Bytes,
-    /// Its scales.
+    /// What the codes of each block, or row, are multiplied by.
     pub scales: ScalesView,
     /// Where the rows are among the stored ones.
     pub order: RowOrderView,

@@ -11,16 +11,12 @@
 
 use super::activations::{counted, some};
 use super::logit_buffers::LogitBuffers;
-use super::output_rows::{OutputRows, output_row};
+use super::output_rows::{OutputRows, logit_rows, output_row};
 use crate::arch::ModelConfig;
 use crate::backend::ops::{GatherAcc, GatherCompute, ScatterAdd, ScatterAddCompute, StateLoss, Widen, Zero};
 use crate::backend::{AccElement, Backend, Tensor, TensorMut};
 use crate::hooks::{Selection, Site, Tapped, Taps};
 use crate::{Error, Result};
-
-/// Logits that are computed at a time, at most (if one row has no more). Those of a table are all on the device, see
-/// [`PassTeacher::table_bytes`].
-const LOGITS: usize = 1 << 22;
 
 impl ModelConfig {
     /// Refuses hooks whose states cannot be tuned towards a teacher's: what no gradient comes to, or adapters do not change.
@@ -161,11 +157,6 @@ impl<'a, B: Backend> PassTeacher<'a, B> {
     pub fn table_bytes(config: &ModelConfig, labels: usize, sizes: (usize, usize)) -> usize {
         labels * config.vocab_size * sizes.0
     }
-}
-
-/// Rows whose logits exist at a time, of `labels` in all.
-fn logit_rows(config: &ModelConfig, labels: usize) -> usize {
-    (LOGITS / config.vocab_size).max(1).min(labels.max(1))
 }
 
 /// The losses of the states of a pass, and their gradients.

@@ -7,6 +7,7 @@ use super::activations::Activations;
 use super::distillation::{LogitLosses, Part, PartTeacher, PassTeacher};
 use super::gradients::{GradientRequest, Gradients};
 use super::input::Input;
+use super::layout::Layout;
 use super::logit_buffers::LogitBuffers;
 use super::norm::{self, NormBwd, Normed};
 use super::output_rows::{OutputRows, output_row};
@@ -150,6 +151,17 @@ impl<B: Backend> Model<B> {
         rows: &[usize],
     ) -> Result<Vec<B::Element>> {
         self.read_logits(backend, acts, Some(input), rows)
+    }
+
+    /// Bytes that the logits after `rows` rows take on the device while they are read; `element_sizes` as in
+    /// [`Planning::element_sizes`](crate::backend::Planning::element_sizes).
+    pub fn logits_bytes(
+        config: &ModelConfig,
+        layout: Option<&Layout>,
+        rows: usize,
+        element_sizes: (usize, usize),
+    ) -> usize {
+        LogitBuffers::<B>::bytes(config, layout, rows, element_sizes)
     }
 
     fn read_logits(

@@ -1,6 +1,6 @@
 //! Room for logits of a few rows.
 
-use super::activations::some;
+use super::activations::{counted, some};
 use super::layout::Layout;
 use super::table_buffers::HeadLora;
 use crate::Result;
@@ -29,5 +29,11 @@ impl<B: Backend> LogitBuffers<B> {
             logits: backend.acc(rows * config.vocab_size)?,
             lora: HeadLora::new(backend, config, layout, rows)?,
         })
+    }
+
+    /// Bytes of this room, without making it; `element_sizes` as in
+    /// [`Planning::element_sizes`](crate::backend::Planning::element_sizes).
+    pub fn bytes(config: &ModelConfig, layout: Option<&Layout>, rows: usize, element_sizes: (usize, usize)) -> usize {
+        counted(element_sizes, |device| LogitBuffers::new(device, config, layout, rows))
     }
 }

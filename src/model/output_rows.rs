@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::Result;
+use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::pack::{Label, Pack, PackBuilder, Parent};
 
@@ -59,4 +60,13 @@ impl<B: Backend> OutputRows<B> {
 pub(super) fn output_row(outputs: Option<&[usize]>, row: usize) -> usize {
     let found = outputs.map_or(Ok(row), |rows| rows.binary_search(&row));
     found.unwrap_or_else(|_| panic!("output rows: row {row} is not an output row"))
+}
+
+/// Logits of label rows that exist at a time, at most (if one row has no more); those of a teacher's table are all there, see
+/// [`PassTeacher::table_bytes`](super::PassTeacher::table_bytes).
+const LOGITS: usize = 1 << 22;
+
+/// Label rows whose logits exist at a time, of `labels` in all.
+pub(super) fn logit_rows(config: &ModelConfig, labels: usize) -> usize {
+    (LOGITS / config.vocab_size).clamp(1, labels.max(1))
 }

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// Elements of a block of NF4, as bitsandbytes has them by default.
 const BLOCK: usize = 64;
 /// Blocks that one thread decodes at a time.
-const AT_ONCE: usize = 1024;
+const CHUNK: usize = 1024;
 
 /// What weights are quantised to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,10 +74,10 @@ fn floats(view: &TensorView, from: usize, to: usize) -> Result<Vec<f32>> {
 fn nf4(view: &TensorView, dtype: Option<Dtype>) -> Result<QuantizedView> {
     let len = view.len();
     let (mut codes, mut absmax) = (vec![0u8; len.div_ceil(2)], vec![0.0f32; len.div_ceil(BLOCK)]);
-    let parts = codes.par_chunks_mut(AT_ONCE * BLOCK / 2).zip(absmax.par_chunks_mut(AT_ONCE)).enumerate();
+    let parts = codes.par_chunks_mut(CHUNK * BLOCK / 2).zip(absmax.par_chunks_mut(CHUNK)).enumerate();
     parts.try_for_each(|(at, (codes, absmax))| {
-        let from = at * AT_ONCE * BLOCK;
-        let values = floats(view, from, len.min(from + AT_ONCE * BLOCK))?;
+        let from = at * CHUNK * BLOCK;
+        let values = floats(view, from, len.min(from + CHUNK * BLOCK))?;
         encode_nf4(&values, BLOCK, codes, absmax);
         Ok::<_, Error>(())
     })?;

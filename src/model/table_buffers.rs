@@ -1,6 +1,7 @@
 //! What the LoRA of the tables of tokens saves, and what it computes with (`tables`).
 
 use super::layout::Layout;
+use super::output_rows::logit_rows;
 use crate::Result;
 use crate::arch::{Family, ModelConfig};
 use crate::backend::ops::LoraSite;
@@ -8,10 +9,8 @@ use crate::backend::{AccElement, Backend};
 use crate::formats::adapter::Table;
 use crate::pack::{Pack, Token};
 
-/// Logits of label rows that exist at a time, at most (if one row has no more).
-const LOGITS: usize = 1 << 22;
 /// The logit of a label among zeros that makes of their softmax a one and zeros, in single precision and in double.
-const CERTAIN: f64 = 1e4;
+const ONE_HOT_LOGIT: f64 = 1e4;
 
 impl ModelConfig {
     /// The token whose row of the embedding table torch gives no gradient (`padding_idx`).
@@ -93,11 +92,6 @@ impl<B: Backend> HeadLora<B> {
     }
 }
 
-/// Label rows whose logits exist at a time, of `labels` in all.
-pub(super) fn part_rows(config: &ModelConfig, labels: usize) -> usize {
-    (LOGITS / config.vocab_size).clamp(1, labels.max(1))
-}
-
 /// What a backward through adapted tables computes with.
 pub(super) struct TableGradients<B: Backend> {
     pub embed: Option<EmbedGradients<B>>,
@@ -125,7 +119,7 @@ pub(super) struct HeadGradients<B: Backend> {
     pub d_logits: B::Compute,
     /// Of what the head reads `[part, E]`.
     pub d_x: B::Acc,
-    /// [`CERTAIN`] `[part]`.
+    /// [`ONE_HOT_LOGIT`] `[part]`.
     pub certain: B::Acc,
 }
 
@@ -138,7 +132,7 @@ impl<B: Backend> TableGradients<B> {
         (rows, labels): (usize, usize),
     ) -> Result<Option<Self>> {
         let Some(layout) = layout else { return Ok(None) };
-        let part = part_rows(config, labels);
+        let part = logit_rows(config, labels);
         let embed = layout.table(Table::Embed).map(|site| {
             let (d_y, d_xa) = (backend.compute(rows * config.embed_size)?, backend.acc(rows * site.rank)?);
             Ok(EmbedGradients { d_y, d_xa, trained: backend.acc(rows * site.rank)? })
@@ -148,7 +142,7 @@ impl<B: Backend> TableGradients<B> {
             None => None,
             Some(lora) => {
                 let mut certain = backend.acc(part)?;
-                backend.upload(&mut certain, 0, &vec![B::Element::from_f64(CERTAIN); part])?;
+                backend.upload(&mut certain, 0, &vec![B::Element::from_f64(ONE_HOT_LOGIT); part])?;
                 Some(HeadGradients {
                     x: backend.compute(part * config.embed_size)?,
                     logits: backend.acc(part * config.vocab_size)?,

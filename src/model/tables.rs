@@ -10,7 +10,8 @@ use super::adaptation::Adaptation;
 use super::gradients::{GradientRequest, Gradients};
 use super::input::Input;
 use super::logit_buffers::LogitBuffers;
-use super::table_buffers::{EmbedGradients, EmbedLora, EmbedRows, HeadGradients, HeadLora, TableGradients, part_rows};
+use super::output_rows::logit_rows;
+use super::table_buffers::{EmbedGradients, EmbedLora, EmbedRows, HeadGradients, HeadLora, TableGradients};
 use crate::Result;
 use crate::arch::{ModelConfig, Projection};
 use crate::backend::Backend;
@@ -257,7 +258,7 @@ pub(super) struct HeadLabels<B: Backend> {
 
 /// Label rows whose logits exist at one time.
 struct HeadPart<B: Backend> {
-    /// The first.
+    /// The first of its label rows, among those of the pass.
     first: usize,
     pack: RowPack<B>,
     /// `first..first + count`.
@@ -278,7 +279,7 @@ impl<B: Backend> HeadLabels<B> {
         if !input.adapts_head() {
             return Ok(None);
         }
-        let (step, vocab) = (part_rows(config, rows.len()), config.vocab_size);
+        let (step, vocab) = (logit_rows(config, rows.len()), config.vocab_size);
         let starts = (0..rows.len()).step_by(step);
         let part = |first: usize| {
             let part = first..rows.len().min(first + step);

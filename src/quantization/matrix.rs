@@ -58,7 +58,7 @@ pub struct QuantizedMatrix<'a> {
     pub stored_rows: usize,
     /// The codes of the stored matrix, row after row.
     pub codes: &'a [u8],
-    /// Its scales.
+    /// What the codes of each block, or row, are multiplied by.
     pub scales: Scales<'a>,
     /// Where the rows are among the stored ones.
     pub order: RowOrder<'a>,
@@ -70,7 +70,7 @@ pub struct QuantizedMatrix<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{part}: expected {expected}, found {found}")]
 pub struct Mismatch {
-    /// Which one.
+    /// The part: `codes`, `absmax`, ...
     pub part: &'static str,
     /// What it must be.
     pub expected: String,
@@ -88,6 +88,22 @@ impl<'a> QuantizedMatrix<'a> {
     /// # Errors
     /// The first part that is not; rows that are no whole blocks; scales that the format does not have.
     pub fn check(&self) -> Result<(), Mismatch> {
+        self.check_parts()?;
+        let RowOrder::Listed(list) = self.order else { return Ok(()) };
+        match list.iter().find(|&&row| row as usize >= self.stored_rows) {
+            Some(&row) => {
+                let expected = format!("below {}", self.stored_rows);
+                Err(Mismatch { part: "row", expected, found: row as usize })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The same without a look at each of the rows that are listed: those below [`stored_rows`](Self::stored_rows) can be decoded.
+    ///
+    /// # Errors
+    /// As [`QuantizedMatrix::check`], but for a listed row.
+    pub fn check_parts(&self) -> Result<(), Mismatch> {
         let wrong = |part, expected: &str, found| Err(Mismatch { part, expected: expected.to_owned(), found });
         if let BlockFormat::Nf4 { block } = self.format
             && (block < 2 || !block.is_power_of_two())
@@ -125,13 +141,7 @@ impl<'a> QuantizedMatrix<'a> {
                 wrong("rows", &format!("at most {}", self.stored_rows.saturating_sub(first)), self.rows)
             }
             RowOrder::From(_) => Ok(()),
-            RowOrder::Listed(list) => {
-                equal("rows", list.len(), self.rows)?;
-                match list.iter().find(|&&row| row as usize >= self.stored_rows) {
-                    Some(&row) => wrong("row", &format!("below {}", self.stored_rows), row as usize),
-                    None => Ok(()),
-                }
-            }
+            RowOrder::Listed(list) => equal("rows", list.len(), self.rows),
         }
     }
 

@@ -27,7 +27,7 @@ pub struct Row {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Missing {
-    /// Its name.
+    /// The cell's digest, by which its directory is named.
     pub cell: String,
     /// Its flags of the grid.
     pub levels: Map<String, Value>,
@@ -40,7 +40,7 @@ pub struct Missing {
 pub struct Merged {
     /// Version of llamaprobe that made the cells.
     pub version: String,
-    /// The grid.
+    /// The grid as its file has it.
     pub sweep: Grid,
     /// The rows, in the order of the grid.
     pub rows: Vec<Row>,

@@ -19,7 +19,7 @@ const KEY_DIGITS: usize = 32;
 /// What the result of a cell depends on.
 #[derive(Clone, Debug)]
 pub struct Identity<'a> {
-    /// The subcommand.
+    /// The subcommand of all cells, such as `probe`.
     pub command: &'a str,
     /// All its flags that may change the result, also those that nobody gave.
     pub flags: BTreeMap<String, Value>,
@@ -60,9 +60,9 @@ pub struct Cell {
 pub struct Plan {
     /// Version of llamaprobe that made it.
     pub version: String,
-    /// The grid.
+    /// The grid as its file has it.
     pub grid: Grid,
-    /// Its cells.
+    /// Its combinations, the last flag varying fastest.
     pub cells: Vec<Cell>,
 }
 

@@ -26,9 +26,9 @@ pub struct Store {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
-    /// Its name.
+    /// Digest of all that the result depends on; the name of its directory.
     pub key: String,
-    /// The subcommand.
+    /// The subcommand that computed it, such as `probe`.
     pub command: String,
     /// Its flags of the grid.
     pub levels: Map<String, Value>,
@@ -91,7 +91,7 @@ impl Store {
         Ok(store)
     }
 
-    /// The directory.
+    /// The directory that was opened.
     pub fn dir(&self) -> &Path {
         &self.dir
     }

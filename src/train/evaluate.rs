@@ -37,9 +37,9 @@ impl<B: Backend> Trainer<B> {
     ) -> Result<(usize, usize)> {
         let packing = packing(trainable, options, config.is_causal)?;
         let (rows, labels) = evaluation.capacity(&packing, trainable.shape().0);
-        let logits = labels.min(logit_rows(config))
-            * (config.vocab_size * element_sizes.0 + config.hidden_size * element_sizes.1);
-        let acts = Activations::<B>::bytes(config, trainable.layout(), rows, Save::Layer, element_sizes);
+        let (layout, part) = (trainable.layout(), labels.min(logit_rows(config)));
+        let logits = Model::<B>::logits_bytes(config, layout, part, element_sizes);
+        let acts = Activations::<B>::bytes(config, layout, rows, Save::Layer, element_sizes);
         let (generation, generation_rows) = evaluation
             .generation
             .as_ref()

@@ -148,6 +148,7 @@ pub fn tune<B: Backend>(
     looks: Watch<'_, B>,
 ) -> Result<Tuning<B>> {
     let (mut losses, mut tokens) = (vec![Vec::new(); runs.len()], 0);
+    let options = options.towards(objective.is_some());
     let mut trainer = Trainer::new(backend, model, Trainable::Adapters(adaptation), runs, options)?;
     if let Some(objective) = objective {
         trainer = trainer.with_objective(backend, model, objective)?;

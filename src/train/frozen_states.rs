@@ -27,8 +27,8 @@ pub(super) struct FrozenPlan {
 }
 
 impl FrozenPlan {
-    /// None where nothing is frozen below the adapters, where no sequence comes twice, or where the states would take more
-    /// memory than the activations of a pass of `rows` rows.
+    /// None where nothing is frozen below the adapters, where no sequence comes twice, where the states would take more memory than
+    /// the activations of a pass of `rows` rows, or where a device computes other bits in a pass of another size.
     pub fn new<B: Backend>(
         config: &ModelConfig,
         trainable: &Trainable<B>,
@@ -45,7 +45,7 @@ impl FrozenPlan {
             let steps = settings.total_steps(run.data.len());
             steps * (settings.batch_size * settings.accumulation) as u64 > run.data.len() as u64
         };
-        if !options.keep_states || !alone || !runs.iter().any(again) {
+        if !B::ROW_INVARIANT || !options.keep_states || !alone || !runs.iter().any(again) {
             return None;
         }
         let mut known: HashMap<&[u32], usize> = HashMap::new();
@@ -98,7 +98,10 @@ impl<B: Backend> FrozenStates<B> {
         let width = config.hidden_size;
         let mut states = backend.acc(plan.rows() * width)?;
         // Rows are added to it: nothing but -0 leaves a -0 as it is.
-        backend.upload(&mut states, 0, &vec![B::Element::from_f64(-0.0); plan.rows() * width])?;
+        let zeros = vec![B::Element::from_f64(-0.0); rows.min(plan.rows()) * width];
+        for first in (0..plan.rows()).step_by(rows) {
+            backend.upload(&mut states, first * width, &zeros[..rows.min(plan.rows() - first) * width])?;
+        }
         let known = vec![false; plan.first.len() - 1];
         Ok(Self { plan, states, gathered: backend.acc(rows * width)?, known, width })
     }

@@ -43,7 +43,8 @@ pub struct TrainerOptions {
     /// time, and the same bits (default false).
     pub gradient_checkpointing: bool,
     /// Whether the residual stream that enters the first adapted layer is kept from one epoch to the next, if it takes no more
-    /// memory than the activations of a pass: fewer layers to compute, and the same bits (default true).
+    /// memory than the activations of a pass and the device is [`ROW_INVARIANT`](crate::backend::Planning::ROW_INVARIANT): fewer
+    /// layers to compute, and the same bits (default true).
     pub keep_states: bool,
 }
 
@@ -51,6 +52,11 @@ impl TrainerOptions {
     /// Whether every row is to draw its own numbers, so that none may stand for several sequences.
     pub fn draws(&self) -> bool {
         self.dropout > 0.0 || self.neftune_noise_alpha.is_some()
+    }
+
+    /// The same where an objective has a teacher, or not: of its losses all layers have a part, so that no states are kept.
+    pub fn towards(self, has_teacher: bool) -> Self {
+        Self { keep_states: self.keep_states && !has_teacher, ..self }
     }
 
     /// What a forward saves for the backward.

@@ -71,8 +71,12 @@ fn quantised_model_is_planned_by_its_stored_bytes_and_tuned_by_lora() {
     let model = golden("gguf/llama-blocks.gguf");
     let model = model.to_str().expect("a path");
     let shown = line(d, &format!("inspect --model {model} --device cpu --dtype f32 --json")).json();
-    let formats = json!({"F32": 3, "Q4_0": 2, "Q4_K": 1, "Q5_K": 1, "Q6_K": 2, "Q8_0": 2});
-    assert_eq!(shown["model"]["weights"], formats);
+    let mut formats = std::collections::BTreeMap::new();
+    for group in shown["weights"].as_array().expect("weights") {
+        *formats.entry(group["format"].as_str().expect("a format")).or_insert(0) +=
+            group["count"].as_u64().expect("count");
+    }
+    assert_eq!(json!(formats), json!({"F32": 3, "Q4_0": 2, "Q4_K": 1, "Q5_K": 1, "Q6_K": 2, "Q8_0": 2}));
     // Rows of 256 but for o, of 64, and down, of 32: table, q, k, v, o, gate, up, down.
     let of_attention = 64 * 210 + 32 * 176 + 32 * 144 + 256 * 2 * 34;
     let stored = 29 * 210 + of_attention + 32 * 8 * 18 + 32 * 8 * 34 + 256 * 18;
@@ -80,7 +84,20 @@ fn quantised_model_is_planned_by_its_stored_bytes_and_tuned_by_lora() {
     assert_eq!(shown["capture"]["weights__mapped"], json!(3 * 256 * 4));
     put(d, "rows.jsonl", "{\"input_ids\": [5, 6, 7, 8, 9], \"labels\": [-100, -100, -100, 8, 9]}\n");
     let train = format!("train-lora --model {model} --train {{}}/rows.jsonl --r 2 --max-steps 2 --device cpu");
-    line(d, &format!("{train} --out {{}}/tuned")).ok();
+    line(d, &format!("{train} --save-steps 1 --out {{}}/tuned")).ok();
+    // The adapter alone brings the base that it names.
+    let generate =
+        |words: &str| line(d, &format!("generate {words} --input {{}}/ids.jsonl --max-new-tokens 3 --json")).json();
+    put(d, "ids.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
+    assert_eq!(generate("--model {}/tuned"), generate(&format!("--model {model} --adapter {{}}/tuned")));
+    let base = golden("bnb/llama-nf4/base");
+    let train =
+        format!("train-lora --model {} --train {{}}/rows.jsonl --r 2 --max-steps 2 --device cpu", base.display());
+    line(d, &format!("{train} --load-in nf4 --save-steps 1 --out {{}}/quantised")).ok();
+    let error =
+        line(d, &format!("{train} --out {{}}/more --resume-from-checkpoint {{}}/quantised/checkpoint-1")).refused();
+    assert!(error.contains("load_in"), "{error}");
+    let train = format!("train-lora --model {model} --train {{}}/rows.jsonl --r 2 --max-steps 2 --device cpu");
     let error = line(d, &format!("{train} --init-lora-weights pissa --out {{}}/other")).refused();
     assert!(error.contains("self_attn") && error.contains("a checkpoint that is not quantised"), "{error}");
     assert!(!d.join("other").exists());

@@ -99,6 +99,29 @@ fn capture_takes_the_memory_of_its_plan() {
     }
 }
 
+#[test]
+fn capture_of_an_adapted_heads_logits_takes_the_memory_of_its_plan() {
+    let backend = &mut Trace::new();
+    let model: Model<Trace> = model(backend);
+    let adapter = support::training::adapter_of_tables(&model.config);
+    let adaptation = Adaptation::of_adapters(backend, &model, std::slice::from_ref(&adapter)).expect("an adapter");
+    let settings = settings(&[Site::Logits], usize::MAX);
+    let capture = Capture::new(&model.config, Some(&adaptation), settings, &documents()).expect("a plan");
+    let (rows, vocab) = (capture.rows(), model.config.vocab_size);
+    assert_eq!(capture.memory().on_demand, rows * (2 * vocab + 2));
+    let dir = support::temp();
+    backend.clear();
+    let path = dir.path().join("a.safetensors");
+    let writer = capture.run(backend, &model, Some(&adaptation), &path, &mut |_| ()).expect("runs");
+    writer.finish().expect("a file");
+    let sizes = backend.element_sizes();
+    let acts = Activations::<Trace>::bytes(&model.config, Some(&adaptation.layout), rows, Save::Layer, sizes);
+    let gathered = sizes.1 * rows * model.config.hidden_size;
+    // What is left are lists of rows.
+    let lists = backend.bytes() - acts - gathered - sizes.0 * capture.memory().on_demand;
+    assert!(lists <= 32 * rows, "{lists}");
+}
+
 /// Of an RMS norm and a layer norm, of a stream and of heads: the plan is at least what is allocated, and less than three times that (the
 /// heads of a row share their weights).
 #[test]

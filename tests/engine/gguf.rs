@@ -6,9 +6,7 @@ use llamaprobe::arch::Dtype;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::LoraAdapter;
 use llamaprobe::formats::gguf::model::GgufModel;
-use llamaprobe::formats::quantized::WeightView;
-use llamaprobe::formats::safetensors::Dtype::F32;
-use llamaprobe::formats::safetensors::{Checkpoint, Loading, TensorView};
+use llamaprobe::formats::safetensors::{Checkpoint, Loading};
 use llamaprobe::hooks::{Record, Selection, Site};
 use llamaprobe::model::{Activations, Adaptation, Input, Model, Save};
 use llamaprobe::pack::{Label, Sequence, forest};
@@ -106,22 +104,12 @@ fn gguf_limits_see_small_mistakes() {
     assert!(far("qwen3", scale) > 100.0 * LIMIT, "another scale of the scores");
 }
 
-/// A checkpoint whose blocks are decoded: numbers in f32.
-fn decoded(checkpoint: &Checkpoint) -> Checkpoint {
-    let numbers = checkpoint.quantized().map(|view| {
-        let values: Vec<u8> = view.to_f32().iter().flat_map(|x| x.to_le_bytes()).collect();
-        TensorView { name: view.name.clone(), dtype: F32, shape: view.shape.to_vec(), data: values.into() }
-    });
-    let weights = checkpoint.iter().chain(numbers).map(|view| (WeightView::from(view), None));
-    Checkpoint::of_weights(checkpoint.path(), weights)
-}
-
 #[test]
 fn quantised_model_has_the_bits_of_its_values() {
     let (_, expected) = found("llama-blocks");
     let GgufModel { config, checkpoint, .. } =
         GgufModel::open(golden("llama-blocks", "gguf"), Loading::Mapped).expect("a model");
-    let decoded = decoded(&checkpoint);
+    let decoded = checkpoint.clone().dequantized();
     assert!(checkpoint.quantized().count() == 8 && decoded.quantized().next().is_none());
     for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
         let mut cpu = Cpu::<f32>::new(dtype);

@@ -15,16 +15,21 @@ use crate::support::training::difference;
 use crate::support::{self, golden};
 
 /// Largest errors allowed: at most three times what is measured, and of the tensors twice peft's own distance.
-fn limits() -> [(&'static str, f64); 6] {
+fn limits(gradient_norm: f64) -> [(&'static str, f64); 6] {
     [
         ("loss", 6e-7),
-        ("gradient norm", 6.5e-6),
+        ("gradient norm", gradient_norm),
         ("learning rate", 0.0),
         ("tensors, of peft's own distance from f64", 2.0),
         ("logits of peft's adapter", 2.8e-6),
         ("logits of our adapter", 3e-6),
     ]
 }
+
+/// Limit of the gradient norm, relative.
+const NORM: f64 = 2.7e-6;
+/// Of a table, over whose rows peft sums in f32: f64 here is 3.0e-6 away.
+const OF_TABLES: f64 = 6.5e-6;
 
 /// A mistake in the settings, and in the adapter that it starts with.
 struct Mistake {
@@ -84,29 +89,30 @@ fn measure<B: Backend>(backend: &mut B, name: &str, mistake: &Mistake) -> Errors
     errors
 }
 
-fn check(name: &str) {
-    within(&format!("{name} on f32"), &measure(&mut Cpu::new(Dtype::F32), name, &NONE), &limits());
-    within(&format!("{name} on f64"), &measure(&mut Cpu::oracle(), name, &NONE), &limits());
+fn check(name: &str, gradient_norm: f64) {
+    let limits = limits(gradient_norm);
+    within(&format!("{name} on f32"), &measure(&mut Cpu::new(Dtype::F32), name, &NONE), &limits);
+    within(&format!("{name} on f64"), &measure(&mut Cpu::oracle(), name, &NONE), &limits);
 }
 
 #[test]
 fn dora_is_pefts() {
-    check("dora");
-    check("dora_gpt2");
+    check("dora", NORM);
+    check("dora_gpt2", NORM);
 }
 
 #[test]
 fn lora_of_tables_is_pefts() {
-    check("tables");
-    check("head");
-    check("tables_gpt2");
-    check("embed_gpt2");
+    check("tables", OF_TABLES);
+    check("head", OF_TABLES);
+    check("tables_gpt2", OF_TABLES);
+    check("embed_gpt2", OF_TABLES);
 }
 
 #[test]
 fn ia3_is_pefts() {
-    check("ia3");
-    check("ia3_gpt2");
+    check("ia3", NORM);
+    check("ia3_gpt2", NORM);
 }
 
 #[test]
@@ -173,6 +179,6 @@ fn variants_limits_see_small_mistakes() {
     ];
     for (case, what, mistake, seen_by) in mistakes {
         let errors = measure(&mut Cpu::new(Dtype::F32), case, &mistake);
-        beyond(&format!("{case}, {what}"), &errors, &limits(), seen_by);
+        beyond(&format!("{case}, {what}"), &errors, &limits(OF_TABLES), seen_by);
     }
 }

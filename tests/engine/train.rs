@@ -7,6 +7,7 @@ use llamaprobe::backend::Backend;
 use llamaprobe::backend::Planning;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
+use llamaprobe::formats::adapter::{Adapter, AdapterConfig};
 use llamaprobe::formats::safetensors::Checkpoint;
 use llamaprobe::model::{Adaptation, FullTuning, Layout, Model};
 use llamaprobe::train::data::TrainSequence;
@@ -320,11 +321,14 @@ fn trainer_plan_is_what_the_buffers_take() {
     let tuned = Trainable::Adapters(support::training::adaptation(backend, &model, &seeds));
     let last =
         support::training::adaptation_of(backend, &model, &seeds, Some(vec![model.config.num_hidden_layers - 1]));
+    let tables = support::training::adapter_of_tables(&model.config);
+    let tables = Adaptation::of_adapters(backend, &model, std::slice::from_ref(&tables)).expect("an adapter");
     let options = TrainerOptions::default();
-    for tuned in [tuned, Trainable::Adapters(last)] {
-        let (plan, _) = Trainer::plan(&model.config, &tuned, &runs, options, backend.element_sizes()).expect("a plan");
+    let cases = [(tuned, &runs[..]), (Trainable::Adapters(last), &runs), (Trainable::Adapters(tables), &runs[..1])];
+    for (tuned, runs) in cases {
+        let (plan, _) = Trainer::plan(&model.config, &tuned, runs, options, backend.element_sizes()).expect("a plan");
         let before = backend.bytes();
-        let _trainer = Trainer::new(backend, &model, tuned, runs.clone(), options).expect("a trainer");
+        let _trainer = Trainer::new(backend, &model, tuned, runs.to_vec(), options).expect("a trainer");
         assert_eq!(plan.iter().sum::<usize>(), backend.bytes() - before);
     }
 }
@@ -339,11 +343,18 @@ fn gradient_checkpointing_changes_nothing_but_memory() {
     }
 }
 
-/// A trainer of adapters in the last layer alone.
+/// A model of four layers.
+fn deep<B: Backend>(backend: &mut B) -> Model<B> {
+    let dir = support::temp();
+    TinyModel { layers: 4, ..TinyModel::default() }.write(dir.path());
+    Model::load(backend, dir.path()).expect("the model loads")
+}
+
+/// A trainer of adapters in the last two layers alone.
 fn trainer_of_last<B: Backend>(backend: &mut B, model: &Model<B>, runs: &[Run], options: TrainerOptions) -> Trainer<B> {
     let seeds: Vec<u64> = runs.iter().map(|run| run.settings.seed).collect();
-    let last = model.config.num_hidden_layers - 1;
-    let adaptation = support::training::adaptation_of(backend, model, &seeds, Some(vec![last]));
+    let depth = model.config.num_hidden_layers;
+    let adaptation = support::training::adaptation_of(backend, model, &seeds, Some(vec![depth - 2, depth - 1]));
     Trainer::new(backend, model, Trainable::Adapters(adaptation), runs.to_vec(), options).expect("a trainer")
 }
 
@@ -352,7 +363,7 @@ fn states_below_the_adapters_are_kept_and_change_no_bit() {
     let runs = different_runs();
     for dtype in [Dtype::F32, Dtype::BF16] {
         let backend = &mut Cpu::new(dtype);
-        let mut model = model(backend);
+        let mut model = deep(backend);
         for options in [
             TrainerOptions::default(),
             TrainerOptions { dropout: 0.3, row_budget: 40, ..Default::default() },
@@ -373,7 +384,7 @@ fn kept_states_spare_the_layers_below_after_the_first_epoch() {
     let mut counts = Vec::new();
     for keep_states in [true, false] {
         let backend = &mut Trace::new();
-        let mut model = model(backend);
+        let mut model = deep(backend);
         let options = TrainerOptions { keep_states, ..Default::default() };
         let runs = [Run { data: data(1, 10), settings: RunSettings { accumulation: 1, ..settings(1) } }];
         let mut trainer = trainer_of_last(backend, &model, &runs, options);
@@ -381,7 +392,36 @@ fn kept_states_spare_the_layers_below_after_the_first_epoch() {
         train(backend, &mut model, &mut trainer);
         counts.push(backend.ops().iter().filter(|op| **op == "attention_fwd").count());
     }
-    // Five steps an epoch, three epochs; of the second and the third the last layer alone.
-    let depth = TinyModel::default().layers;
-    assert_eq!(counts, [5 * depth + 10, 15 * depth]);
+    // Five steps an epoch, three epochs; of the second and the third the last two layers alone.
+    assert_eq!(counts, [5 * 4 + 10 * 2, 15 * 4]);
+}
+
+#[test]
+fn padding_tokens_row_of_an_adapted_table_has_no_gradient() {
+    const PADDING: usize = 5;
+    let backend = &mut Cpu::new(Dtype::F32);
+    let trained = |backend: &mut Cpu, config: serde_json::Value| {
+        let dir = support::temp();
+        TinyModel { config, ..TinyModel::default() }.write(dir.path());
+        let mut model = Model::load(backend, dir.path()).expect("the model loads");
+        let mut adapter = support::training::adapter_of_tables(&model.config);
+        for (i, x) in adapter.tables.iter_mut().flat_map(|table| table.a.iter_mut().chain(&mut table.b)).enumerate() {
+            *x = (i % 7) as f32 * 0.01 - 0.03;
+        }
+        let start = adapter.tables[0].a.clone();
+        let tuned = Trainable::Adapters(
+            Adaptation::of_adapters(backend, &model, std::slice::from_ref(&adapter)).expect("an adapter"),
+        );
+        let ids: Vec<u32> = [7, PADDING as u32, 9, 4, PADDING as u32, 8].into();
+        let settings = RunSettings { weight_decay: 0.0, length: Length::Steps(2), batch_size: 1, ..settings(1) };
+        let runs = vec![Run { data: vec![TrainSequence::marked(ids, |i| i > 0)], settings }];
+        let mut trainer = Trainer::new(backend, &model, tuned, runs, TrainerOptions::default()).expect("a trainer");
+        train(backend, &mut model, &mut trainer);
+        let config = AdapterConfig::Lora(adapter.config);
+        let Adapter::Lora(found) = trainer.adapter(backend, 0, &config).expect("the adapter") else { panic!("a LoRA") };
+        let vocab = model.config.vocab_size;
+        [PADDING, 9].map(|token| (0..2).any(|r| found.tables[0].a[r * vocab + token] != start[r * vocab + token]))
+    };
+    assert_eq!(trained(backend, serde_json::json!({"pad_token_id": PADDING})), [false, true]);
+    assert_eq!(trained(backend, serde_json::json!({})), [true, true]);
 }

@@ -122,6 +122,40 @@ impl Attention {
     }
 }
 
+impl Attention {
+    /// The gradients of the inputs, from `z` and `lse` of a forward with the same output rows.
+    fn gradients<B: Backend>(
+        &self,
+        b: &mut B,
+        given: &Given<'_>,
+        (z, lse): &(B::Compute, B::Acc),
+        d_z: &[f64],
+        outputs: Option<&[usize]>,
+    ) -> Vec<Option<Vec<f64>>> {
+        let (pack, dims) = (&b.pack(&self.pack).unwrap(), self.dims);
+        let [q, k, v] = &[0, 1, 2].map(|i| device::compute(b, &given.inputs[i]));
+        let [mut d_q, mut d_k, mut d_v] = [0, 1, 2].map(|i| device::compute(b, &given.start[i]));
+        let (mut delta, d_z) = (device::acc(b, &vec![SENTINEL; self.pack.len() * dims.heads]), &device::acc(b, d_z));
+        b.attention_bwd(ops::AttentionBwd {
+            d_q: &mut d_q,
+            d_k: &mut d_k,
+            d_v: &mut d_v,
+            delta: &mut delta,
+            d_z,
+            z,
+            lse,
+            q,
+            k,
+            v,
+            pack,
+            outputs,
+            dims,
+        });
+        let read = [(d_q, 0), (d_k, 1), (d_v, 2)].map(|(d, i)| Some(device::read_compute(b, &d, given.len(i))));
+        [&read[..], &[None, None]].concat()
+    }
+}
+
 impl Operation for Attention {
     fn inputs(&self) -> Vec<Array> {
         let (n, kv_width) = (self.pack.len(), self.dims.kv_width());
@@ -197,28 +231,8 @@ impl Operation for Attention {
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
         let saved = device::forward(b, self, given.inputs, 0.0);
-        let (z, lse) = (&device::compute(b, &saved[0]), &device::acc(b, &saved[1]));
-        let [q, k, v] = &[0, 1, 2].map(|i| device::compute(b, &given.inputs[i]));
-        let [mut d_q, mut d_k, mut d_v] = [0, 1, 2].map(|i| device::compute(b, &given.start[i]));
-        let mut delta = device::acc(b, &vec![SENTINEL; self.pack.len() * self.dims.heads]);
-        let (d_z, pack) = (&device::acc(b, &given.d_outputs[0]), &b.pack(&self.pack).unwrap());
-        b.attention_bwd(ops::AttentionBwd {
-            d_q: &mut d_q,
-            d_k: &mut d_k,
-            d_v: &mut d_v,
-            delta: &mut delta,
-            d_z,
-            z,
-            lse,
-            q,
-            k,
-            v,
-            pack,
-            outputs: None,
-            dims: self.dims,
-        });
-        let read = [(d_q, 0), (d_k, 1), (d_v, 2)].map(|(d, i)| Some(device::read_compute(b, &d, given.len(i))));
-        [&read[..], &[None, None]].concat()
+        let saved = (device::compute(b, &saved[0]), device::acc(b, &saved[1]));
+        self.gradients(b, given, &saved, &given.d_outputs[0], None)
     }
 
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {

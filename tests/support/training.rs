@@ -1,7 +1,8 @@
 //! A small model and data to train on.
 
-use llamaprobe::arch::Projection;
+use llamaprobe::arch::{ModelConfig, Projection};
 use llamaprobe::backend::Backend;
+use llamaprobe::formats::adapter::{LoraAdapter, LoraConfig, Modules, TableLora};
 use llamaprobe::model::{Adaptation, Layout, LoraShape, Model};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::settings::{Length, RunSettings};
@@ -69,6 +70,15 @@ pub fn adaptation_of<B: Backend>(
         adaptation.init_run(backend, run, seed).expect("a start");
     }
     adaptation
+}
+
+/// An adapter of zeros of the embedding table and of the head.
+pub fn adapter_of_tables(model: &ModelConfig) -> LoraAdapter {
+    let modules = Modules::List(["embed_tokens", "lm_head"].map(str::to_owned).to_vec());
+    let config = LoraConfig::new(2, 4.0, modules);
+    let slots = config.slots(model.family, model.num_hidden_layers).expect("modules of the model");
+    let tables = slots.tables.into_iter().map(|slot| TableLora::zeros(slot, model)).collect();
+    LoraAdapter { config, family: model.family, head_dim: model.head_dim, modules: Vec::new(), tables }
 }
 
 /// A trainer of adapters whose starts and orders have the runs' seeds.

@@ -9,7 +9,7 @@ use crate::arch::Dtype;
 use crate::quantization::{BlockFormat, NF4_VALUES, QuantizedMatrix};
 
 /// Elements that are decoded to single precision at once where they are wanted narrower: they stay in the first-level cache.
-const AT_ONCE: usize = 512;
+const CHUNK: usize = 512;
 
 multiversion! {
     fn by_loops[](out: &mut [f32], matrix: &QuantizedMatrix<'_>, row: usize, from: usize) {
@@ -33,10 +33,10 @@ pub fn dequantize(isa: Isa, out: &mut [f32], matrix: &QuantizedMatrix<'_>, row: 
 
 /// The same, rounded to bfloat16.
 pub fn dequantize_bf16(isa: Isa, out: &mut [bf16], matrix: &QuantizedMatrix<'_>, row: usize, from: usize) {
-    let mut wide = [0.0; AT_ONCE];
-    for (part, out) in out.chunks_mut(AT_ONCE).enumerate() {
+    let mut wide = [0.0; CHUNK];
+    for (part, out) in out.chunks_mut(CHUNK).enumerate() {
         let wide = &mut wide[..out.len()];
-        dequantize(isa, wide, matrix, row, from + part * AT_ONCE);
+        dequantize(isa, wide, matrix, row, from + part * CHUNK);
         simd::narrow(isa, out, wide);
     }
 }

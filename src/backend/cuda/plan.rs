@@ -13,6 +13,7 @@ const TABLES: usize = 24;
 
 impl Planning for Cuda {
     const RUNS_AHEAD: bool = true;
+    const ROW_INVARIANT: bool = false;
     const MAPS_WEIGHTS: bool = false;
 
     fn element_sizes(&self) -> (usize, usize) {

@@ -218,7 +218,7 @@ impl<B: Buffers + ?Sized> Op for LoraDelta<'_, B> {
 /// Backward of [`LoraDelta`]: `d_params [runs, stride] +=` the gradient of B, `d_xa [N, R] = scale * B^T d_y` (0 for rows of the
 /// base model and of other runs), from `d_y [N, output]`.
 ///
-/// Each run's sums run over its rows in row order.
+/// Each run's sums are made in a fixed order.
 pub struct LoraDeltaBwd<'a, B: Buffers + ?Sized> {
     /// `[runs, stride]`, added to; the elements of A are left alone.
     pub d_params: &'a mut B::Acc,

@@ -98,7 +98,7 @@ pub struct SweepArgs {
     /// Memory of a task, as sbatch has it, such as 16G; cells share passes as far as it goes.
     #[arg(long, value_name = "MEMORY", help_heading = "Slurm")]
     pub mem: Option<String>,
-    /// Partition.
+    /// Partition (queue) that jobs go to [default: that of the cluster].
     #[arg(long, help_heading = "Slurm")]
     pub partition: Option<String>,
     /// Further option of sbatch, such as --sbatch=--gres=gpu:1; may be repeated.

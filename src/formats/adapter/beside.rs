@@ -22,7 +22,7 @@ use crate::{Error, Result};
 pub enum Table {
     /// The embedding table.
     Embed,
-    /// The head.
+    /// The output projection (`lm_head`), whose rows are logits of tokens.
     Head,
 }
 
@@ -34,7 +34,7 @@ impl Table {
 /// Where a configuration adapts a table.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TableSlot {
-    /// Which.
+    /// The adapted table.
     pub at: Table,
     /// Rank R.
     pub r: usize,
@@ -45,7 +45,7 @@ pub struct TableSlot {
 /// A LoRA of a table: `W + scale * (B A)^T` of the embedding table, `W + scale * B A` of the head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TableLora {
-    /// Which.
+    /// The adapted table.
     pub at: Table,
     /// Rank R, at least 1.
     pub r: usize,
@@ -135,7 +135,7 @@ impl Tensors<'_> {
         [long, name.to_owned()].into_iter().find(|name| there(name)).or_else(older)
     }
 
-    /// Its elements.
+    /// Elements of the tensor, in row-major order.
     ///
     /// # Errors
     /// It is missing, of another shape, or not finite.

@@ -23,7 +23,7 @@ const OF_THE_CONFIG: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight
 /// A model whose file has been opened, its weights mapped.
 #[derive(Clone, Debug)]
 pub struct GgufModel {
-    /// The file.
+    /// Metadata and tensors, as they are stored.
     pub file: Gguf,
     /// Its architecture; the dtype is that of the embedding table, bfloat16 where that is quantised.
     pub config: ModelConfig,

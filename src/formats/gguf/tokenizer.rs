@@ -45,7 +45,7 @@ const WORDS: [(&str, Words); 8] = [
 /// What the metadata say of the vocabulary.
 struct Vocabulary<'a> {
     file: &'a Gguf,
-    /// By id.
+    /// Texts, by token id.
     tokens: Vec<&'a str>,
     /// By id; none where the file has no kinds.
     kinds: Vec<usize>,

@@ -65,7 +65,7 @@ impl TensorType {
         READ.iter().find(|(n, _)| *n == number).map_or(Self::Other(number), |(_, kind)| *kind)
     }
 
-    /// Its number.
+    /// Its number in a file's list of tensors (`ggml_type`).
     ///
     /// # Panics
     /// Of blocks that GGUF does not have.

@@ -1,6 +1,6 @@
 //! Attention of which only some rows are read: their `z` and `lse`, and gradients that come from them alone.
 
-use llamaprobe::backend::ops::{AttentionBwd, AttentionFwd, GatherAcc, GatherCompute};
+use llamaprobe::backend::ops::{AttentionFwd, GatherAcc, GatherCompute};
 use llamaprobe::backend::{Backend, ops};
 
 use super::super::cases::Case;
@@ -76,30 +76,9 @@ impl Operation for AttentionOutputs {
     }
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
-        let dims = self.attention.dims;
-        let (z, lse) = &self.attend(b, given.inputs);
-        let d_z = &device::acc(b, &self.spread(&given.d_outputs[0], dims.q_width()));
-        let [q, k, v] = &[0, 1, 2].map(|i| device::compute(b, &given.inputs[i]));
-        let [mut d_q, mut d_k, mut d_v] = [0, 1, 2].map(|i| device::compute(b, &given.start[i]));
-        let mut delta = device::acc(b, &vec![SENTINEL; self.attention.pack.len() * dims.heads]);
-        let pack = &b.pack(&self.attention.pack).unwrap();
-        b.attention_bwd(AttentionBwd {
-            d_q: &mut d_q,
-            d_k: &mut d_k,
-            d_v: &mut d_v,
-            delta: &mut delta,
-            d_z,
-            z,
-            lse,
-            q,
-            k,
-            v,
-            pack,
-            outputs: Some(&self.rows),
-            dims,
-        });
-        let read = [(d_q, 0), (d_k, 1), (d_v, 2)].map(|(d, i)| Some(device::read_compute(b, &d, given.len(i))));
-        [&read[..], &[None, None]].concat()
+        let saved = self.attend(b, given.inputs);
+        let d_z = self.spread(&given.d_outputs[0], self.attention.dims.q_width());
+        self.attention.gradients(b, given, &saved, &d_z, Some(&self.rows))
     }
 
     fn launch(&self, _: &Case, _: &mut Recorder<'_>) -> bool {

@@ -61,7 +61,7 @@ pub struct Skinny<A> {
 /// What computes products with quantised operands as they are.
 #[derive(Clone, Copy)]
 pub struct Decoding<A> {
-    /// The kernel.
+    /// Computes up to four rows against columns that it decodes.
     pub skinny: Skinny<A>,
     /// Whether it computes that with such an operand of so many elements along k.
     pub takes: fn(&Operand<'_, A>, usize) -> bool,

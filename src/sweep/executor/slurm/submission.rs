@@ -78,7 +78,7 @@ impl Submission {
         serde_json::from_value(json::read(&path)?).map_err(Error::file(&path))
     }
 
-    /// Notes it.
+    /// Writes it beside the others, before the array is submitted.
     ///
     /// # Errors
     /// The file cannot be written.

@@ -100,7 +100,7 @@ pub fn pack_panels<A: Float>(
     }
 }
 
-/// Decoded elements.
+/// Elements of one row on their way from blocks into a panel, in single precision and in the compute dtype.
 struct Buffer {
     wide: [f32; BUFFER],
     narrow: [bf16; BUFFER],

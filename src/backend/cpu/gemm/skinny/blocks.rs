@@ -63,9 +63,10 @@ pub fn multiply(product: SkinnyProduct<'_, f32>) {
     assert!(sums.len() >= m * COLUMNS, "skinny: {} sums of {m} rows", sums.len());
     let (first, column) = (right.from / right.stride, right.from % right.stride);
     assert!(first + columns <= matrix.rows && column + 2 * k <= matrix.columns, "skinny: outside of {matrix:?}");
-    matrix.check().unwrap_or_else(|error| panic!("skinny: {error}"));
+    matrix.check_parts().unwrap_or_else(|error| panic!("skinny: {error}"));
     // Rows behind the last repeat it, and are not stored.
     let rows: [usize; COLUMNS] = std::array::from_fn(|i| matrix.stored_row(first + i.min(columns - 1)));
+    assert!(rows.iter().all(|&row| row < matrix.stored_rows), "skinny: a row outside of {matrix:?}");
     let range = [column, 2 * k];
     let work = Work { out: sums.as_mut_ptr(), left: left.as_ptr(), k, block };
     // SAFETY: all rows have codes and scales of so many elements from the column on by the checks above, the left operand and the

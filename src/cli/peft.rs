@@ -1,4 +1,4 @@
-//! What an adapter directory holds, what PEFT would make of it, and what llamaprobe does.
+//! What an adapter's directory or GGUF file holds, what PEFT would make of it, and what llamaprobe does.
 //!
 //! PEFT's loader forgives a lot in silence; llamaprobe's reader refuses what it would not apply exactly. This describes
 //! an adapter without either, so that a directory that one of them mistreats can still be described. What PEFT does
@@ -14,6 +14,7 @@ use super::{Failure, output};
 use crate::Result;
 use crate::arch::ModelConfig;
 use crate::formats::adapter::{self, Adapter, Ia3Config, LoraConfig, PromptKind};
+use crate::formats::gguf::Gguf;
 use crate::formats::json as json_file;
 
 mod checks;
@@ -24,9 +25,9 @@ use state::{Loaded, PREFIX, State};
 /// The one tensor of a soft prompt.
 const ROWS: &str = "prompt_embeddings";
 
-/// The description of an adapter directory.
+/// The description of an adapter.
 pub struct PeftReport {
-    /// What `adapter_config.json` holds, as it is.
+    /// What `adapter_config.json` holds, as it is, or the metadata of a GGUF file.
     config: Value,
     /// Every adapted projection: its path, and its rank, or of a vector of IA3 what it multiplies.
     modules: Vec<Value>,
@@ -46,6 +47,9 @@ pub struct PeftReport {
 impl PeftReport {
     /// Describes an adapter for a model.
     pub fn new(path: &Path, files: &ModelFiles) -> Result<Self> {
+        if Gguf::is_one(path) {
+            return Self::of_gguf(path, files);
+        }
         let [config_path, weights] = adapter::files(path)?;
         let config = json_file::read(&config_path)?;
         let file = adapter::open_weights(&weights)?;
@@ -86,6 +90,24 @@ impl PeftReport {
         })
     }
 
+    /// Describes an adapter in llama.cpp's form.
+    fn of_gguf(path: &Path, files: &ModelFiles) -> Result<Self> {
+        let file = Gguf::read(path)?;
+        let modules = file.entries.iter().filter_map(|(name, entry)| {
+            Some(json!({"module": name.strip_suffix(".lora_a")?, "rank": entry.dims.last()}))
+        });
+        Ok(Self {
+            modules: modules.collect(),
+            config: file.metadata.iter().map(|(key, value)| (key.clone(), value.json())).collect(),
+            tensors: file.entries.len(),
+            parameters: file.entries.values().map(|entry| entry.dims.iter().product::<usize>()).sum(),
+            peft: vec!["stops: ValueError, it reads directories with adapter_config.json alone".to_owned()],
+            loaded: Vec::new(),
+            ignored: Vec::new(),
+            refusal: Adapter::read(path, &files.config).err().map(|e| e.to_string()),
+        })
+    }
+
     /// The description as JSON, for `--json`.
     pub fn json(&self) -> Value {
         json!({
@@ -100,6 +122,9 @@ impl PeftReport {
         let text = |key: &str| self.config.get(key).map_or("-".to_owned(), |v| v.to_string().replace('"', ""));
         let soft = self.config.get("num_virtual_tokens").is_some();
         let keys: &[&str] = match soft {
+            _ if self.config.get("general.architecture").is_some() => {
+                &["general.architecture", "adapter.type", "adapter.lora.alpha"]
+            }
             _ if self.config["peft_type"] == "IA3" => {
                 &["peft_type", "target_modules", "feedforward_modules", "base_model_name_or_path"]
             }

@@ -151,7 +151,7 @@ pub fn model_of(name: &str, revision: Option<&str>) -> Result<ModelFiles> {
     let adapter = adapter::is_adapter(&found).then_some(found);
     let config = ModelConfig::load(&path)?;
     let checkpoint = Checkpoint::open(ModelConfig::weights_file(&path)?.as_ref().unwrap_or(&path))?;
-    let checkpoint = bitsandbytes::quantized(checkpoint)?;
+    let checkpoint = bitsandbytes::quantized_model(&path, checkpoint)?;
     let source = Source::new(&config, &checkpoint)?;
     source.check()?;
     let config = source.config;

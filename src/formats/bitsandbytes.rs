@@ -6,6 +6,7 @@
 //! `X.weight_format`. The weights are always `[output, input]`, also where the family's own matrices are not. What is
 //! decoded is what stands in the file.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -28,8 +29,8 @@ const INT8_LAYOUT: &str = ".weight_format";
 /// A checkpoint with its quantised weights as such; one without any is itself.
 ///
 /// # Errors
-/// A part that is missing, of another dtype or of another length than the shape says; a description that is no JSON or says
-/// something that is not decoded here; codes of FP4.
+/// A part that is missing, of another dtype or of another length than the shape says, or that the description leaves
+/// without a use; a description that is no JSON or says something that is not decoded here; codes of FP4.
 pub fn quantized(checkpoint: Checkpoint) -> Result<Checkpoint> {
     let names: Vec<String> = checkpoint.names().map(str::to_owned).collect();
     let mut views = Vec::new();
@@ -41,6 +42,8 @@ pub fn quantized(checkpoint: Checkpoint) -> Result<Checkpoint> {
         } else if name.ends_with(FP4_STATE) {
             let what = format!("{}: {name}: quant_type", checkpoint.path().display());
             return Err(Error::unsupported(what, "fp4", "nf4"));
+        } else if let Some(module) = name.strip_suffix(INT8_LAYOUT) {
+            part(&checkpoint, &format!("{module}{INT8_SCALES}"), Dtype::F32)?;
         }
     }
     let weights: Vec<String> = views.iter().map(|view| view.name.clone()).collect();
@@ -91,7 +94,15 @@ fn nf4(checkpoint: &Checkpoint, weight: &str, name: &str) -> Result<QuantizedVie
     if table != NF4_VALUES {
         return Err(Error::field(checkpoint.path(), format!("{weight}.quant_map"), "the 16 values of NF4", "others"));
     }
-    let scales = match f.has("nested_offset") {
+    let nested = f.has("nested_offset");
+    if let Some(end) = [".nested_absmax", ".nested_quant_map"]
+        .iter()
+        .find(|end| !nested && checkpoint.contains(&format!("{weight}{end}")))
+    {
+        let expected = "no such tensor, beside a quant_state without nested_offset";
+        return Err(Error::field(checkpoint.path(), format!("{weight}{end}"), expected, "one"));
+    }
+    let scales = match nested {
         false => ScalesView::Absmax(Floats::new(&part_of(".absmax", Dtype::F32)?.data)),
         true => {
             let dtype = f.str("nested_dtype")?.unwrap_or("float32");
@@ -154,6 +165,30 @@ fn int8(checkpoint: &Checkpoint, module: &str) -> Result<QuantizedView> {
         rounding: None,
     };
     checked(checkpoint, view)
+}
+
+/// As [`quantized`], of the model of this directory or `config.json`.
+///
+/// # Errors
+/// As there, and a `quantization_config` that says `load_in_4bit` or `load_in_8bit` where no weight is of this kind, or denies
+/// it where one is.
+pub fn quantized_model(path: &Path, checkpoint: Checkpoint) -> Result<Checkpoint> {
+    let checkpoint = quantized(checkpoint)?;
+    let path = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
+    let value = json::read(&path)?;
+    let f = Fields::new(&path, &value)?;
+    let Some(said) = f.object("quantization_config")? else { return Ok(checkpoint) };
+    for (key, int8) in [("load_in_4bit", false), ("load_in_8bit", true)] {
+        let mut weights = checkpoint.quantized();
+        let weight = weights.find(|view| matches!(view.format, BlockFormat::Int8Rows) == int8);
+        let (expected, found) = match (said.bool(key)?, weight) {
+            (Some(true), None) => ("false, as no weight is quantised so".to_owned(), "true"),
+            (Some(false), Some(view)) => (format!("true, as {} is quantised so", view.name), "false"),
+            _ => continue,
+        };
+        return Err(Error::field(&path, format!("quantization_config.{key}"), expected, found));
+    }
+    Ok(checkpoint)
 }
 
 /// Checks what `config.json` says of the quantisation of its weights.

@@ -9,6 +9,7 @@
 pub mod lora;
 pub mod model;
 mod names;
+mod neutral;
 mod read;
 pub mod tokenizer;
 mod types;
@@ -261,6 +262,18 @@ impl Value {
             _ => return None,
         };
         Some(number).filter(|number| number.is_finite())
+    }
+
+    /// The same in JSON; null for a number that is not finite.
+    pub fn json(&self) -> serde_json::Value {
+        match self {
+            Self::Unsigned(n) => (*n).into(),
+            Self::Signed(n) => (*n).into(),
+            Self::Float(x) => (*x).into(),
+            Self::Bool(value) => (*value).into(),
+            Self::String(text) => text.as_str().into(),
+            Self::List(list) => list.iter().map(Self::json).collect(),
+        }
     }
 
     /// For an error: long ones cut short.

@@ -174,6 +174,32 @@ impl QuantizedView {
         self.codes.len() + scales
     }
 
+    /// Everything that its values are made of, as bytes: what each part is, with the name and what is said of the matrix,
+    /// and the part.
+    pub(super) fn parts(&self) -> Vec<(String, Bytes)> {
+        let order = match &self.order {
+            RowOrderView::From(first) => first.to_string(),
+            RowOrderView::Listed(_) => "listed".to_owned(),
+        };
+        let said =
+            format!("{:?} {:?} of {} rows {order} {:?}", self.format, self.shape, self.stored_rows, self.rounding);
+        let mut parts = vec![(said, self.codes.clone())];
+        match &self.scales {
+            ScalesView::Inline => {}
+            ScalesView::Absmax(scales) => parts.push(("absmax".to_owned(), scales.0.clone())),
+            ScalesView::Factor(scales) => parts.push(("factor".to_owned(), scales.0.clone())),
+            ScalesView::Nested { codes, map, absmax, offset, block } => {
+                parts.push((format!("nested {offset} {block}"), codes.clone()));
+                parts.push(("map".to_owned(), Floats::from(map.to_vec()).0));
+                parts.push(("nested absmax".to_owned(), absmax.0.clone()));
+            }
+        }
+        if let RowOrderView::Listed(list) = &self.order {
+            parts.push(("rows".to_owned(), Bytes::from(bytemuck::cast_slice::<u32, u8>(list).to_vec())));
+        }
+        parts.into_iter().map(|(what, data)| (format!("{} {what}\n", self.name), data)).collect()
+    }
+
     /// All values `[rows, columns]`, in f32.
     pub fn to_f32(&self) -> Vec<f32> {
         let (matrix, [rows, columns]) = (self.matrix(), self.shape);

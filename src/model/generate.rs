@@ -138,10 +138,10 @@ fn decoder_size(config: &ModelConfig, rows: usize, lengths: &[usize], generation
 }
 
 /// The length at which all rows of a sequence are rotated anew, so that what is cached is of no more use: as Phi-3 does in
-/// transformers.
+/// transformers. None where the angles are the same at any length.
 fn longrope_switch(config: &ModelConfig) -> Option<usize> {
     let longrope = |rope: &Rope| match rope.kind {
-        RopeKind::LongRope { original, .. } => Some(original + 1),
+        RopeKind::LongRope { original, .. } => original.checked_add(1),
         _ => None,
     };
     config.ropes().iter().filter_map(longrope).min()

@@ -89,7 +89,7 @@ impl<B: Backend> Model<B> {
         let config = ModelConfig::load(path)?;
         let weights = ModelConfig::weights_file(path)?;
         let checkpoint = Checkpoint::open(weights.as_deref().unwrap_or(path))?;
-        Self::new(backend, &config, &bitsandbytes::quantized(checkpoint)?)
+        Self::new(backend, &config, &bitsandbytes::quantized_model(path, checkpoint)?)
     }
 
     /// A model from an opened checkpoint, its architecture as the checkpoint completes `config` ([`Source::new`]).

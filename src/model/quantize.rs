@@ -1,5 +1,7 @@
 //! A checkpoint's projections quantised while it is loaded, a matrix at a time.
 
+use std::path::Path;
+
 use rayon::prelude::*;
 
 use super::param_id::Source;
@@ -28,7 +30,8 @@ pub enum QuantizeTo {
 /// only their codes and scales are in memory.
 ///
 /// # Errors
-/// A tensor that is missing or of another shape, or quantised already; elements that are not finite.
+/// A tensor that is missing or of another shape, or quantised already; elements that are not finite, or that f16 cannot
+/// hold where they are quantised to int8.
 pub fn quantized(source: &Source, to: QuantizeTo) -> Result<Checkpoint> {
     let config = &source.config;
     let fused = config.family.fused();
@@ -43,7 +46,7 @@ pub fn quantized(source: &Source, to: QuantizeTo) -> Result<Checkpoint> {
             let matrix = if transposed { transposed_of(&tensor) } else { tensor };
             let view = match to {
                 QuantizeTo::Nf4 => nf4(&matrix, dtype)?,
-                QuantizeTo::Int8 => int8(&matrix)?,
+                QuantizeTo::Int8 => int8(&matrix, source.checkpoint().path())?,
             };
             views.push(view);
         }
@@ -85,7 +88,7 @@ fn nf4(view: &TensorView, dtype: Option<Dtype>) -> Result<QuantizedView> {
     Ok(assembled(view, BlockFormat::NF4, codes, absmax, rounding))
 }
 
-fn int8(view: &TensorView) -> Result<QuantizedView> {
+fn int8(view: &TensorView, path: &Path) -> Result<QuantizedView> {
     let columns = view.shape[1];
     let (mut codes, mut absmax) = (vec![0u8; view.len()], vec![0.0f32; view.shape[0]]);
     let rows = codes.par_chunks_exact_mut(columns).zip(&mut absmax).enumerate();
@@ -93,6 +96,15 @@ fn int8(view: &TensorView) -> Result<QuantizedView> {
         *absmax = encode_int8(&floats(view, row * columns, (row + 1) * columns)?, codes);
         Ok::<_, Error>(())
     })?;
+    // Codes are made of values rounded to f16, which these have become infinite in.
+    if absmax.iter().any(|x| !x.is_finite()) {
+        let largest = (0..view.shape[0]).try_fold(0.0f32, |most, row| {
+            let values = floats(view, row * columns, (row + 1) * columns)?;
+            Ok::<_, Error>(values.iter().fold(most, |most, x| most.max(x.abs())))
+        })?;
+        let expected = format!("magnitudes up to {}, for int8", half::f16::MAX);
+        return Err(Error::field(path, &view.name, expected, largest.to_string()));
+    }
     Ok(assembled(view, BlockFormat::Int8Rows, codes, absmax, None))
 }
 

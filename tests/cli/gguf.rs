@@ -65,6 +65,40 @@ fn gguf_models_run_by_ids_and_by_texts_of_another_tokenizer() {
 }
 
 #[test]
+fn gguf_model_of_scaled_frequencies_continues_prompts_of_any_length() {
+    let dir = workplace();
+    let d = dir.path();
+    let model = golden("gguf/llama.gguf");
+    put(d, "ids.jsonl", "{\"input_ids\": [5, 6, 7]}\n{\"input_ids\": [5, 6, 7, 8, 9, 10, 11]}\n");
+    let words = "--input {}/ids.jsonl --max-new-tokens 3 --json";
+    let shown = line(d, &format!("generate --model {} --device cpu {words}", model.display())).json();
+    let results = shown["results"].as_array().expect("results");
+    assert_eq!(results.len(), 2);
+    assert!(results.iter().all(|result| result["ids"].as_array().is_some_and(|ids| ids.len() == 3)), "{shown}");
+}
+
+#[test]
+fn inspect_describes_adapters_of_llama_cpp() {
+    let dir = workplace();
+    let inspect = |model: &str, more: &str| {
+        let [model, adapter] = [model, "gguf/lora.gguf"].map(|name| golden(name).display().to_string());
+        line(dir.path(), &format!("inspect --model {model} --adapter {adapter}{more}"))
+    };
+    let shown = inspect("gguf/llama.gguf", " --json").json();
+    let adapter = &shown["adapter"];
+    let modules = adapter["modules"].as_array().expect("modules");
+    assert_eq!(adapter["config"]["adapter.lora.alpha"], json!(3.0));
+    assert_eq!(adapter["tensors"], json!(2 * modules.len()));
+    assert_eq!(modules[0], json!({"module": "blk.0.attn_k.weight", "rank": 2}));
+    assert_eq!((&adapter["readable"], &adapter["refusal"]), (&json!(true), &json!(null)));
+    assert!(adapter["peft"][0].as_str().is_some_and(|text| text.starts_with("stops: ValueError")), "{adapter}");
+    let text = inspect("gguf/llama.gguf", "").ok().out;
+    assert!(text.contains("adapter.lora.alpha") && text.contains("llamaprobe: reads it"), "{text}");
+    let text = inspect("gguf/gpt2.gguf", "").ok().out;
+    assert!(text.contains("refuses it") && text.contains("general.architecture: expected that of the"), "{text}");
+}
+
+#[test]
 fn quantised_model_is_planned_by_its_stored_bytes_and_tuned_by_lora() {
     let dir = workplace();
     let d = dir.path();
@@ -99,6 +133,6 @@ fn quantised_model_is_planned_by_its_stored_bytes_and_tuned_by_lora() {
     assert!(error.contains("load_in"), "{error}");
     let train = format!("train-lora --model {model} --train {{}}/rows.jsonl --r 2 --max-steps 2 --device cpu");
     let error = line(d, &format!("{train} --init-lora-weights pissa --out {{}}/other")).refused();
-    assert!(error.contains("self_attn") && error.contains("a checkpoint that is not quantised"), "{error}");
+    assert!(error.contains("blk.0.attn_") && error.contains("a checkpoint that is not quantised"), "{error}");
     assert!(!d.join("other").exists());
 }

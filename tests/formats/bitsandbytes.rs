@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use llamaprobe::arch::ModelConfig;
+use llamaprobe::arch::{self, ModelConfig};
 use llamaprobe::formats::bitsandbytes;
-use llamaprobe::formats::safetensors::{Checkpoint, Dtype, Tensor, write};
+use llamaprobe::formats::quantized::{Floats, QuantizedView, ScalesView};
+use llamaprobe::formats::safetensors::{Bytes, Checkpoint, Dtype, Tensor, TensorView, write};
+use llamaprobe::model::param_id::Source;
+use llamaprobe::model::quantize::{self, QuantizeTo};
 
 use crate::support::{golden, temp};
 
@@ -73,6 +76,11 @@ fn bitsandbytes_parts_that_do_not_fit_are_refused_by_name() {
         (refused(nested, says("[24, 20]", "[9223372036854775807, 8]")), "weight.shape: expected fewer elements"),
         (refused(nested, says("\"dtype\": \"float32\"", "\"dtype\": \"float8\"")), "dtype: expected float32, bfloat16"),
         (refused(nested, says("{", "{{")), "nf4"),
+        (
+            refused(nested, says("nested_offset", "another_offset")),
+            "weight.nested_absmax: expected no such tensor, beside a quant_state without nested_offset",
+        ),
+        (refused("llama-int8", gone(".SCB")), "down_proj.SCB: expected a tensor of F32, found none"),
         (refused("llama-nf4", cut(".weight.absmax")), "weight.absmax: expected 8, found 7"),
         (refused("llama-int8", gone(".weight")), "down_proj.weight: expected a tensor of I8, found none"),
         (refused("llama-int8", cut(".SCB")), "weight.absmax: expected 24, found 23"),
@@ -107,4 +115,82 @@ fn bitsandbytes_configurations_of_other_methods_are_refused() {
         let error = with(from, to).expect_err(words).to_string();
         assert!(error.contains(words), "{error}");
     }
+}
+
+#[test]
+fn bitsandbytes_tensors_must_be_what_the_configuration_says_of_them() {
+    let dir = temp();
+    let opened = |name: &str, from: &str, to: &str| {
+        let text = std::fs::read_to_string(golden(&format!("bnb/{name}/config.json"))).expect("the golden file");
+        assert!(text.contains(from), "{from}");
+        std::fs::write(dir.path().join("config.json"), text.replace(from, to)).expect("writes");
+        let checkpoint = Checkpoint::open(golden(&format!("bnb/{name}/model.safetensors"))).expect("a file");
+        bitsandbytes::quantized_model(dir.path(), checkpoint).map(drop)
+    };
+    let [four, eight] = ["\"load_in_4bit\": ", "\"load_in_8bit\": "];
+    for name in ["llama-nf4", "llama-nested", "llama-int8", "gpt2-nf4"] {
+        opened(name, "{", "{").unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    for (name, key, from, to, words) in [
+        ("llama-nf4", four, "true", "false", "quantization_config.load_in_4bit: expected true, as model.layers.0"),
+        ("llama-nf4", eight, "false", "true", "quantization_config.load_in_8bit: expected false, as no weight"),
+        ("llama-int8", eight, "true", "false", "quantization_config.load_in_8bit: expected true, as model.layers.0"),
+        ("llama-int8", four, "false", "true", "quantization_config.load_in_4bit: expected false, as no weight"),
+    ] {
+        let error = opened(name, &format!("{key}{from}"), &format!("{key}{to}")).expect_err(words).to_string();
+        assert!(error.contains("config.json: ") && error.contains(words), "{words}: {error}");
+    }
+}
+
+#[test]
+fn fingerprints_tell_the_scales_of_quantised_weights_and_their_rounding() {
+    let file = Checkpoint::open(golden("bnb/llama-nested/model.safetensors")).expect("the golden file");
+    let file = bitsandbytes::quantized(file).expect("quantised weights");
+    let first = file.quantized().next().expect("a quantised weight").clone();
+    let ScalesView::Nested { codes, map, absmax, offset, block } = first.scales.clone() else { panic!("nested") };
+    let scales = |codes: &Bytes, absmax: &Floats, offset: f32| ScalesView::Nested {
+        codes: codes.clone(),
+        map: map.clone(),
+        absmax: absmax.clone(),
+        offset,
+        block,
+    };
+    let moved = Floats::from(absmax.as_slice().iter().map(|x| x + 1.0).collect::<Vec<_>>());
+    let other = Bytes::from(codes.iter().map(|code| code ^ 1).collect::<Vec<_>>());
+    let rows: Vec<u32> = (0..first.shape[0] as u32).rev().collect();
+    let with = |scales| QuantizedView { scales, ..first.clone() };
+    let views = [
+        first.clone(),
+        with(scales(&other, &absmax, offset)),
+        with(scales(&codes, &moved, offset)),
+        with(scales(&codes, &absmax, offset + 1.0)),
+        QuantizedView { rounding: Some(arch::Dtype::BF16), ..first.clone() },
+        first.listed(&rows),
+    ];
+    let prints = views.map(|view| file.clone().quantized_as([view], |_| false).fingerprint());
+    assert_eq!(prints[0], file.fingerprint());
+    for (i, print) in prints.iter().enumerate() {
+        assert!(!prints[..i].contains(print), "{i}");
+    }
+}
+
+#[test]
+fn weights_beyond_the_range_of_f16_are_not_quantised_to_int8() {
+    let base = golden("bnb/llama-int8/base");
+    let config = ModelConfig::load(&base).expect("a configuration");
+    let file = Checkpoint::open(&base).expect("a file");
+    let name = format!("{DOWN}.weight");
+    let view = file.get(&name).expect("the weight");
+    let quantized = |largest: f32, to| {
+        let mut values = view.to_f32().expect("numbers");
+        values[7] = -largest;
+        let data = Bytes::from(values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+        let file = file.clone().with([TensorView { dtype: Dtype::F32, data, ..view.clone() }]);
+        quantize::quantized(&Source::new(&config, &file)?, to).map(drop)
+    };
+    quantized(65504.0, QuantizeTo::Int8).expect("quantised");
+    quantized(1e6, QuantizeTo::Nf4).expect("quantised");
+    let error = quantized(1e6, QuantizeTo::Int8).expect_err("refused").to_string();
+    let words = format!("{name}: expected magnitudes up to 65504, for int8, found 1000000");
+    assert!(error.contains("model.safetensors") && error.contains(&words), "{error}");
 }

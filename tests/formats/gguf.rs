@@ -1,5 +1,8 @@
 //! Models in GGUF files: what is refused, and how tensors lie.
 
+use std::collections::BTreeSet;
+
+use llamaprobe::formats::adapter::LoraAdapter;
 use llamaprobe::formats::gguf::model::GgufModel;
 use llamaprobe::formats::gguf::{Gguf, TensorType, Value, tokenizer, write_typed};
 use llamaprobe::formats::quantized::WeightView;
@@ -76,6 +79,16 @@ impl File {
         self
     }
 
+    /// The same in the words of another architecture.
+    fn of(mut self, architecture: &'static str) -> Self {
+        for (key, _) in &mut self.metadata {
+            if let Some(name) = key.strip_prefix("llama.") {
+                *key = format!("{architecture}.{name}").leak();
+            }
+        }
+        self.with("general.architecture", Some(Value::String(architecture.to_owned())))
+    }
+
     fn tensor(mut self, name: &'static str, tensor: Option<(&[usize], TensorType)>) -> Self {
         self.tensors.retain(|(other, ..)| *other != name);
         self.tensors.extend(tensor.map(|(dims, kind)| (name, dims.to_vec(), kind)));
@@ -125,10 +138,15 @@ fn gguf_models_that_are_not_computed_are_refused_by_field() {
             model().with("llama.attention.layer_norm_rms_epsilon", Some(Value::Float(2.0))),
             "llama.attention.layer_norm_rms_epsilon (rms_norm_eps): expected",
         ),
+        (
+            model().with("llama.attention.layer_norm_rms_epsilon", None),
+            "layer_norm_rms_epsilon: expected a finite number, found nothing",
+        ),
+        (model().of("gemma3"), "gemma3.attention.sliding_window: expected a positive number, found nothing"),
         (model().with("llama.expert_count", number(8)), "llama.expert_count: expected no experts"),
         (model().tensor("token_embd.weight", None), "token_embd.weight: expected a tensor of this name, found none"),
-        (model().tensor("blk.0.ffn_up.weight", None), "model.layers.0.mlp.up_proj.weight: expected it, found none"),
-        (model().tensor("blk.0.ffn_up.weight", Some((&[8, 7], F32))), "up_proj.weight"),
+        (model().tensor("blk.0.ffn_up.weight", None), "blk.0.ffn_up.weight: expected it, found none"),
+        (model().tensor("blk.0.ffn_up.weight", Some((&[8, 7], F32))), "blk.0.ffn_up.weight: expected"),
         (model().tensor("blk.0.attn_q.weight", Some((&[8, 6], F32))), "attn_q.weight: expected 8 rows, found 6"),
         (model().tensor("blk.0.attn_rel.weight", Some((&[8], F32))), "blk.0.attn_rel.weight: expected a tensor of the"),
         (model().tensor("blk.00.ffn_norm.weight", Some((&[8], F32))), "blk.00.ffn_norm.weight: expected a tensor of"),
@@ -154,9 +172,141 @@ fn gguf_models_that_are_not_computed_are_refused_by_field() {
 }
 
 #[test]
+fn gguf_metadata_that_change_the_result_are_refused_unless_neutral() {
+    let (number, yes) = (|x: f64| Value::Float(x), Value::Bool(true));
+    let factors = |file: File| file.tensor("rope_factors_long.weight", Some((&[2], F32)));
+    // A key, a value that is computed and one that is not.
+    for (file, key, neutral, other) in [
+        (model(), "llama.rope.scaling.attn_factor", number(1.0), number(2.0)),
+        (model(), "llama.rope.scaling.yarn_attn_factor", number(1.0), number(2.0)),
+        (model(), "llama.rope.scaling.yarn_ext_factor", number(1.0), number(0.0)),
+        (model(), "llama.rope.scaling.yarn_log_multiplier", number(0.0), number(0.1)),
+        (model(), "llama.attention.causal", yes.clone(), Value::Bool(false)),
+        (model(), "llama.attention.scale", number(0.0), number(0.01)),
+        (model(), "llama.attention.clamp_kqv", number(0.0), number(8.0)),
+        (model(), "llama.attention.max_alibi_bias", number(0.0), number(8.0)),
+        (model(), "llama.attention.sliding_window_pattern", Value::Unsigned(1), Value::Unsigned(2)),
+        (model(), "llama.attention.sliding_window_pattern", Value::Unsigned(1), Value::List(vec![yes.clone()])),
+        (model(), "llama.attn_logit_softcapping", number(0.0), number(30.0)),
+        (model(), "llama.final_logit_softcapping", number(0.0), number(30.0)),
+        (model(), "llama.logit_scale", number(1.0), number(0.5)),
+        (model(), "llama.embedding_scale", number(0.0), number(12.0)),
+        (model(), "llama.residual_scale", number(1.0), number(0.2)),
+        (model(), "general.type", Value::String("model".into()), Value::String("mmproj".into())),
+        (model(), "split.count", Value::Unsigned(1), Value::Unsigned(2)),
+        (model().of("gemma3"), "gemma3.attn_logit_softcapping", number(0.0), number(30.0)),
+        (model().of("gemma3"), "gemma3.attention.sliding_window", Value::Unsigned(4), Value::Unsigned(0)),
+        (model().of("gemma2"), "gemma2.attention.sliding_window", Value::Unsigned(4), Value::Unsigned(0)),
+        (model().of("gemma2"), "gemma2.attention.sliding_window_pattern", Value::Unsigned(2), Value::Unsigned(3)),
+        (model().of("phi3"), "phi3.rope.scaling.factor", number(1.0), number(8.0)),
+        (model().of("phi3"), "phi3.rope.scaling.attn_factor", number(1.0), number(1.2)),
+        (model().of("phi3"), "phi3.rope.scaling.type", Value::String("none".into()), Value::String("yarn".into())),
+        (model().of("phi3"), "phi3.rope.scaling.type", Value::String("none".into()), Value::String("longrope".into())),
+        (
+            factors(model().of("phi3")),
+            "phi3.rope.scaling.type",
+            Value::String("longrope".into()),
+            Value::String("none".into()),
+        ),
+    ] {
+        let error = |value: Value| file.clone().with(key, Some(value)).errors()[0].clone();
+        let words = format!("{key}: expected");
+        let found = error(other.clone()).unwrap_or_else(|| panic!("{key} {other:?}: not refused"));
+        assert!(found.contains(&words), "{key} {other:?}: {found}");
+        // What else is refused, such as tensors that the family does not have, is another matter.
+        assert!(!error(neutral.clone()).unwrap_or_default().contains(&words), "{key} {neutral:?}: refused");
+    }
+}
+
+#[test]
+fn gguf_heads_that_the_tensors_do_not_bear_out_are_refused_before_their_rows_are_listed() {
+    let heads = |heads: u64, width: u64| {
+        let mut file = model().with("llama.attention.head_count", Some(Value::Unsigned(heads)));
+        for key in ["llama.attention.key_length", "llama.attention.value_length"] {
+            file = file.with(key, Some(Value::Unsigned(width)));
+        }
+        file.errors()[0].clone().expect("refused")
+    };
+    for (count, width) in [(1 << 24, 1 << 24), (1 << 20, 1 << 14), (1 << 62, 4), (u64::MAX, 2)] {
+        let error = heads(count, width);
+        assert!(error.contains("llama.attention.head_count: expected heads of at most 2147483647 rows"), "{error}");
+    }
+    let error = heads(1 << 16, 1 << 14);
+    assert!(error.contains("blk.0.attn_") && error.contains("rows, found"), "{error}");
+}
+
+#[test]
+fn gguf_numbers_of_any_size_are_read_or_refused() {
+    let numbers = [0, 1, 3, (1 << 31) - 1, 1 << 31, 1 << 32, 1 << 62, u64::MAX - 1, u64::MAX];
+    for architecture in ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "phi3"] {
+        let base = model().of(architecture);
+        let keys = ["attention.key_length", "rope.dimension_count", "attention.sliding_window", "rope.freq_base"];
+        let keys = keys.map(|key| &*format!("{architecture}.{key}").leak());
+        let there = base.metadata.iter().filter(|(key, _)| key.starts_with(architecture)).map(|(key, _)| *key);
+        for key in there.chain(keys).collect::<Vec<_>>() {
+            for number in numbers {
+                // No panic and no allocation of that size.
+                let _: [Option<String>; 2] = base.clone().with(key, Some(Value::Unsigned(number))).errors();
+            }
+        }
+    }
+}
+
+#[test]
+fn gguf_errors_call_every_tensor_what_its_file_calls_it() {
+    for name in ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "phi3"] {
+        let GgufModel { file, checkpoint, .. } =
+            GgufModel::open(golden(&format!("gguf/{name}.gguf")), Loading::Mapped).expect("a model");
+        let stored = checkpoint.names().map(|own| {
+            let error = checkpoint.deny_unexpected(|other| other != own).expect_err("unexpected").to_string();
+            let (_, behind) = error.split_once(": tensor ").expect("a tensor");
+            behind.split_once(": ").expect("its name").0.to_owned()
+        });
+        let stored: BTreeSet<String> = stored.collect();
+        let there = file.entries.keys().filter(|tensor| !tensor.starts_with("rope_f")).cloned();
+        assert_eq!(stored, there.collect(), "{name}");
+    }
+}
+
+#[test]
+fn gguf_errors_of_elements_name_the_tensor_of_the_file() {
+    let checkpoint = GgufModel::open(golden("gguf/llama.gguf"), Loading::Mapped).expect("a model").checkpoint;
+    let mut view = checkpoint.get("model.layers.1.mlp.up_proj.weight").expect("the tensor");
+    let mut data = view.data.to_vec();
+    data[12..16].copy_from_slice(&f32::NAN.to_le_bytes());
+    view.data = data.into();
+    let error = checkpoint.with([view]).check_finite().expect_err("not finite").to_string();
+    assert!(error.contains("llama.gguf: tensor blk.1.ffn_up.weight: expected finite"), "{error}");
+}
+
+#[test]
+fn gguf_adapters_that_some_tokens_switch_on_are_refused() {
+    let dir = temp();
+    let config = GgufModel::open(golden("gguf/llama.gguf"), Loading::Mapped).expect("a model").config;
+    let file = Gguf::read(golden("gguf/lora.gguf")).expect("the golden file");
+    let read = |invoked: Option<Value>| {
+        let path = dir.path().join("lora.gguf");
+        let mut metadata: Vec<(&str, Value)> =
+            file.metadata.iter().map(|(key, value)| (&**key, value.clone())).collect();
+        metadata.extend(invoked.map(|tokens| ("adapter.alora.invocation_tokens", tokens)));
+        let all: Vec<_> = file.entries.keys().map(|name| (name, file.floats(name).expect("F32"))).collect();
+        let bytes: Vec<Vec<u8>> =
+            all.iter().map(|(_, t)| t.values.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
+        let tensors: Vec<_> = all.iter().zip(&bytes).map(|((n, t), b)| (&***n, &t.dims[..], F32, &b[..])).collect();
+        write_typed(&path, &metadata, &tensors).expect("writes");
+        LoraAdapter::read(&path, &config).map(drop)
+    };
+    read(None).expect("an adapter");
+    let error = read(Some(Value::List(vec![Value::Unsigned(5)]))).expect_err("refused").to_string();
+    assert!(error.contains("lora.gguf: adapter.alora.invocation_tokens: expected nothing"), "{error}");
+}
+
+#[test]
 fn gguf_vocabularies_that_are_not_read_are_refused_by_key() {
     let text = |text: &str| Some(Value::String(text.to_owned()));
     let list = |value: Value| Some(Value::List(vec![value]));
+    let texts = |all: [&str; 5]| Some(Value::List(all.map(|text| Value::String(text.to_owned())).to_vec()));
+    let yes = Some(Value::Bool(true));
     let bytes = || model().with("tokenizer.ggml.model", text("gpt2"));
     for (file, words) in [
         (model().with("tokenizer.ggml.model", None), "tokenizer.ggml.model: expected a text"),
@@ -164,7 +314,38 @@ fn gguf_vocabularies_that_are_not_read_are_refused_by_key() {
         (model().with("tokenizer.ggml.tokens", None), "tokenizer.ggml.tokens: expected a list of texts, found nothing"),
         (model().with("tokenizer.ggml.tokens", list(Value::Bool(true))), "tokenizer.ggml.tokens: expected a list of"),
         (model().with("tokenizer.ggml.scores", None), "tokenizer.ggml.scores: expected 5 numbers"),
-        (model().with("tokenizer.ggml.scores", list(Value::Float(1.0))), "tokenizer.ggml.scores: expected 5 numbers"),
+        (
+            model().with("tokenizer.ggml.scores", list(Value::Float(1.0))),
+            "tokenizer.ggml.scores: expected 5 numbers, found 1",
+        ),
+        (
+            model().with("tokenizer.ggml.tokens", texts(["<unk>", "<s>", "</s>", "b", "b"])),
+            "tokenizer.ggml.tokens: expected texts, each once and none of them empty, found \"b\" again, of id 4",
+        ),
+        (
+            model().with("tokenizer.ggml.tokens", texts(["<unk>", "<s>", "</s>", "", "b"])),
+            "tokenizer.ggml.tokens: expected texts, each once and none of them empty, found an empty one, of id 3",
+        ),
+        (
+            model().with("tokenizer.ggml.add_bos_token", yes.clone()).with("tokenizer.ggml.bos_token_id", None),
+            "tokenizer.ggml.bos_token_id: expected an id, which add_bos_token adds, found none",
+        ),
+        (
+            model()
+                .with("tokenizer.ggml.add_eos_token", yes)
+                .with("tokenizer.ggml.eos_token_id", Some(Value::Unsigned(u64::from(u32::MAX)))),
+            "tokenizer.ggml.eos_token_id: expected an id, which add_eos_token adds, found none",
+        ),
+        (
+            model().with("tokenizer.ggml.merges", list(Value::String("b zz".into()))),
+            "tokenizer.ggml.merges: expected pairs of tokens of the vocabulary that are one of it together, found \"b\" and \"zz\"",
+        ),
+        (
+            bytes()
+                .with("tokenizer.ggml.pre", text("gpt-2"))
+                .with("tokenizer.ggml.merges", list(Value::String("b b".into()))),
+            "tokenizer.ggml.merges: expected pairs of tokens of the vocabulary",
+        ),
         (model().with("tokenizer.ggml.token_type", list(Value::Signed(1))), "token_type: expected 5 numbers, found 1"),
         (model().with("tokenizer.ggml.bos_token_id", Some(Value::Unsigned(5))), "bos_token_id: expected an id below 5"),
         (bytes(), "tokenizer.ggml.pre: expected gpt-2, llama-bpe"),

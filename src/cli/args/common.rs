@@ -152,8 +152,8 @@ pub struct BaseModelArgs {
 pub struct ModelArgs {
     #[arg(long, value_name = "DIR|org/name", aliases = ["model-name-or-path", "base-model"], help = MODEL)]
     pub model: String,
-    /// PEFT adapter to apply: a directory, or a repository in the Hugging Face cache.
-    #[arg(long, value_name = "DIR|org/name", alias = "lora")]
+    /// Adapter to apply: a directory of PEFT, llama.cpp's GGUF file of a LoRA, or org/name in the Hugging Face cache.
+    #[arg(long, value_name = "DIR|FILE.gguf|org/name", alias = "lora")]
     pub adapter: Option<PathBuf>,
 }
 

@@ -228,7 +228,7 @@ pub struct GenerateArgs {
 Examples:
   llamaprobe inspect --model DIR --rows 4096
   llamaprobe inspect --model DIR --adapter adapter --json",
-    mut_arg("adapter", |arg| arg.help("PEFT adapter directory to describe")))]
+    mut_arg("adapter", |arg| arg.help("Adapter to describe: a directory of PEFT, or llama.cpp's GGUF file of a LoRA")))]
 pub struct InspectArgs {
     #[command(flatten)]
     #[serde(flatten)]

@@ -32,6 +32,10 @@ pub fn read(path: &Path, model: &ModelConfig) -> Result<LoraAdapter> {
     if names::family(architecture) != Some(names::converted(model.family)) {
         return Err(file.error(key, format!("that of the base model, {}", model.family.name()), architecture));
     }
+    let key = "adapter.alora.invocation_tokens";
+    if file.metadata.contains_key(key) {
+        return Err(file.error(key, "nothing (an adapter that some tokens switch on is not computed)", "a value"));
+    }
     let key = "adapter.lora.alpha";
     let alpha = file.optional_f64(key)?.ok_or_else(|| file.error(key, "a number", "nothing"))?;
     let found = adapted(&file, model)?;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json, json};
 
 use super::names::{self, canonical};
+use super::neutral;
 use super::{Gguf, TensorType, Value};
 use crate::arch::{Family, ModelConfig, Positions, RopeKind};
 use crate::formats::quantized::WeightView;
@@ -43,7 +44,7 @@ impl GgufModel {
         let config = metadata.config()?;
         let weights = file.entries.keys().filter(|name| !OF_THE_CONFIG.contains(&name.as_str()));
         let weights = weights.map(|name| metadata.weight(name, &config)).collect::<Result<Vec<_>>>()?;
-        let checkpoint = Checkpoint::of_weights(file.path(), weights);
+        let checkpoint = Checkpoint::of_weights(file.path(), weights).stored_as((metadata.family, names::stored));
         Ok(Self { config, checkpoint, file })
     }
 }
@@ -58,6 +59,13 @@ struct Metadata<'a> {
 
 impl<'a> Metadata<'a> {
     fn new(file: &'a Gguf) -> Result<Self> {
+        if let Some(kind) = file.optional_string("general.type")?.filter(|kind| *kind != "model") {
+            return Err(file.error("general.type", "model", kind));
+        }
+        if let Some(parts) = file.optional_usize("split.count")?.filter(|&parts| parts > 1) {
+            let expected = "1 (merge the parts of a split file, with llama-gguf-split --merge)";
+            return Err(file.error("split.count", expected, parts.to_string()));
+        }
         let key = "general.architecture";
         let architecture = file.string(key)?;
         match names::family(architecture) {
@@ -78,6 +86,7 @@ impl<'a> Metadata<'a> {
         let mut found = Found { map: Map::new(), keys: BTreeMap::new() };
         found.put("model_type", "general.architecture", json!(self.family.name()));
         self.refuse_experts()?;
+        neutral::check(self.file, self.architecture, self.family)?;
         match self.family {
             Family::Gpt2 => self.gpt2(&mut found)?,
             _ => self.llama(&mut found)?,
@@ -151,7 +160,7 @@ impl<'a> Metadata<'a> {
         ] {
             found.put(name, &self.key(key), json!(self.width(key)?));
         }
-        self.number(found, "layer_norm_epsilon", "attention.layer_norm_epsilon")?;
+        self.epsilon(found, "layer_norm_epsilon", "attention.layer_norm_epsilon")?;
         self.common(found)
     }
 
@@ -182,7 +191,15 @@ impl<'a> Metadata<'a> {
             let key = self.key("attention.value_length");
             return Err(self.file.error(&key, format!("that of the keys, {head_dim}"), values.to_string()));
         }
-        self.number(found, "rms_norm_eps", "attention.layer_norm_rms_epsilon")?;
+        // Rows are counted in 32 bits, and all that is computed of them is below.
+        let most = i32::MAX as usize;
+        let fits = [heads, kv_heads].iter().all(|n| n.checked_mul(head_dim).is_some_and(|rows| rows <= most));
+        if !fits {
+            let key = self.key("attention.head_count");
+            let found = format!("{heads} and {kv_heads} heads of width {head_dim}");
+            return Err(self.file.error(&key, format!("heads of at most {most} rows together"), found));
+        }
+        self.epsilon(found, "rms_norm_eps", "attention.layer_norm_rms_epsilon")?;
         self.rope(found, head_dim)?;
         if self.family == Family::Llama {
             let bias = |tensor: &str| self.file.entries.contains_key(tensor);
@@ -202,6 +219,13 @@ impl<'a> Metadata<'a> {
         if let Some(value) = self.file.optional_f64(&key)? {
             found.put(name, &key, json!(value));
         }
+        Ok(())
+    }
+
+    /// What the norms add to a variance, without which there is no telling what they compute.
+    fn epsilon(&self, found: &mut Found, name: &'static str, key: &str) -> Result<()> {
+        let key = self.key(key);
+        found.put(name, &key, json!(self.file.required(&key, "a finite number", Value::as_f64)?));
         Ok(())
     }
 
@@ -228,7 +252,13 @@ impl<'a> Metadata<'a> {
 
     fn window(&self, found: &mut Found) -> Result<()> {
         let key = self.key("attention.sliding_window");
-        let window = self.file.optional_usize(&key)?.filter(|&window| window > 0);
+        let window = self.file.optional_usize(&key)?;
+        match (self.family, window) {
+            (Family::Gemma2 | Family::Gemma3, Some(0)) => return Err(self.file.error(&key, "a positive number", "0")),
+            (Family::Gemma3, None) => return Err(self.file.error(&key, "a positive number", "nothing")),
+            _ => {}
+        }
+        let window = window.filter(|&window| window > 0);
         match (self.family, window) {
             (Family::Gemma2 | Family::Gemma3, Some(window)) => found.put("sliding_window", &key, json!(window)),
             (Family::Phi3, window) => found.put("sliding_window", &key, json!(window)),
@@ -256,19 +286,20 @@ impl<'a> Metadata<'a> {
         let factor = self.file.optional_f64(&factor_key)?.or(self.file.optional_f64(&self.key("rope.scale_linear"))?);
         let kind_key = self.key("rope.scaling.type");
         let kind = self.file.optional_string(&kind_key)?;
-        let attention_key = self.key("rope.scaling.attn_factor");
-        let attention = self.file.optional_f64(&attention_key)?;
         let scaling = match kind {
             _ if self.family == Family::Phi3 => {
-                return self.longrope(found, (original, &original_key), attention);
+                if let Some(factor) = factor.filter(|factor| *factor != 1.0) {
+                    return Err(self.file.error(&factor_key, "1, for this architecture", factor.to_string()));
+                }
+                if let Some(other) = kind.filter(|kind| !["none", "longrope"].contains(kind)) {
+                    return Err(self.file.error(&kind_key, "none or longrope", other));
+                }
+                return self.longrope(found, (original, &original_key), kind);
             }
             None if factor.is_none_or(|factor| factor == 1.0) => None,
             Some("none") => None,
             None | Some("linear") => Some(json!({"rope_type": "linear", "factor": factor})),
             Some("yarn") => {
-                if attention.is_some_and(|factor| factor != 1.0) {
-                    return Err(self.file.error(&attention_key, "1", format!("{attention:?}")));
-                }
                 let mut scaling = json!({"rope_type": "yarn", "factor": factor});
                 if let Some(original) = original {
                     scaling["original_max_position_embeddings"] = json!(original);
@@ -292,16 +323,24 @@ impl<'a> Metadata<'a> {
     }
 
     /// Phi-3's two lists of divisors, which are tensors of the file.
-    fn longrope(
-        &self,
-        found: &mut Found,
-        (original, key): (Option<usize>, &str),
-        attention: Option<f64>,
-    ) -> Result<()> {
+    fn longrope(&self, found: &mut Found, (original, key): (Option<usize>, &str), kind: Option<&str>) -> Result<()> {
         let there = |name: &str| self.file.entries.contains_key(name);
         let [long, short] = ["rope_factors_long.weight", "rope_factors_short.weight"];
+        match (there(long) || there(short), kind) {
+            (false, Some("longrope")) | (true, Some("none")) => {
+                let (expected, found) = (if there(long) { "longrope" } else { "none" }, kind.unwrap_or_default());
+                let expected = format!("{expected}, by the tensors rope_factors_long and rope_factors_short");
+                return Err(self.file.error(&self.key("rope.scaling.type"), expected, found));
+            }
+            _ => {}
+        }
+        let attention_key = self.key("rope.scaling.attn_factor");
+        let attention = self.file.optional_f64(&attention_key)?;
         if !there(long) && !there(short) {
-            return Ok(());
+            return match attention.filter(|factor| *factor != 1.0) {
+                Some(factor) => Err(self.file.error(&attention_key, "1, without factors", factor.to_string())),
+                None => Ok(()),
+            };
         }
         let list = |name: &str| self.file.floats(name).map(|tensor| json!(tensor.values));
         let mut scaling = json!({"rope_type": "longrope", "long_factor": list(long)?, "short_factor": list(short)?});
@@ -350,16 +389,17 @@ impl<'a> Metadata<'a> {
             WeightView::Quantized(view) => WeightView::Quantized(view),
         };
         let target = name.rsplit_once('.').and_then(|(path, _)| names::target(self.family, path));
-        let order = target.and_then(|(_, target)| Some((target, names::row_order(config, target)?)));
-        let order = order.map(|(target, order)| {
-            let (stored, width) = (self.entry(name)?.last().copied().unwrap_or_default(), config.widths(target).1);
-            if stored == width {
-                Ok(order)
-            } else {
-                Err(self.file.error(name, format!("{width} rows"), stored.to_string()))
+        let order = match target.filter(|(_, target)| names::is_reordered(config.family, *target)) {
+            Some((_, target)) => {
+                // The list of rows is made of numbers of the metadata, which the tensor must bear out.
+                let (stored, width) = (self.entry(name)?.last().copied().unwrap_or_default(), config.widths(target).1);
+                if stored != width {
+                    return Err(self.file.error(name, format!("{width} rows"), stored.to_string()));
+                }
+                names::row_order(config, target)
             }
-        });
-        let order = order.transpose()?;
+            None => None,
+        };
         Ok(match view {
             WeightView::Plain(view) => (WeightView::Plain(TensorView { name: own, ..view }), order),
             WeightView::Quantized(mut view) => {

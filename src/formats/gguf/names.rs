@@ -15,6 +15,24 @@ const ARCHITECTURES: [(&str, Family); 7] = [
     ("phi3", Family::Phi3),
 ];
 
+/// What stands behind the layer in the names of tensors.
+const PARTS: [&str; 14] = [
+    "attn_norm",
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_qkv",
+    "attn_q_norm",
+    "attn_k_norm",
+    "attn_output",
+    "post_attention_norm",
+    "ffn_norm",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+    "post_ffw_norm",
+];
+
 /// The family of an architecture.
 pub(super) fn family(architecture: &str) -> Option<Family> {
     ARCHITECTURES.iter().find(|(name, _)| *name == architecture).map(|(_, family)| *family)
@@ -34,13 +52,15 @@ pub(super) fn converted(family: Family) -> Family {
     }
 }
 
+/// Whether the rows of a projection are in another order in a GGUF file.
+pub(super) fn is_reordered(family: Family, target: Projection) -> bool {
+    converted(family) == Family::Llama && matches!(target, Projection::Q | Projection::K)
+}
+
 /// Which stored row each row of a projection is, where the order in a GGUF file is another.
 pub(super) fn row_order(config: &ModelConfig, target: Projection) -> Option<Arc<[u32]>> {
-    match (converted(config.family), target) {
-        (Family::Llama, Projection::Q) => Some(unpermuted(config.num_attention_heads, config.head_dim)),
-        (Family::Llama, Projection::K) => Some(unpermuted(config.num_key_value_heads, config.head_dim)),
-        _ => None,
-    }
+    let heads = if target == Projection::Q { config.num_attention_heads } else { config.num_key_value_heads };
+    is_reordered(config.family, target).then(|| unpermuted(heads, config.head_dim))
 }
 
 /// The layer and what is behind it: `blk.3.attn_q`.
@@ -92,6 +112,16 @@ pub(super) fn canonical(family: Family, name: &str) -> Option<String> {
         }
     };
     Some(format!("{own}.{kind}"))
+}
+
+/// The name in a GGUF file of a tensor of the family's own checkpoints.
+pub(super) fn stored(family: Family, own: &str) -> Option<String> {
+    let layer = own.split('.').find(|part| part.parse::<usize>().is_ok());
+    let paths = ["token_embd", "position_embd", "output_norm", "output"].map(str::to_owned);
+    let blocks = layer.into_iter().flat_map(|layer| PARTS.map(|part| format!("blk.{layer}.{part}")));
+    let mut names =
+        paths.into_iter().chain(blocks).flat_map(|path| ["weight", "bias"].map(|kind| format!("{path}.{kind}")));
+    names.find(|name| canonical(family, name).as_deref() == Some(own))
 }
 
 fn projection(family: Family, part: &str) -> Option<Projection> {

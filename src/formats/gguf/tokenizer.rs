@@ -5,7 +5,7 @@
 //! its architecture (`integrations/gguf/gguf_tokenizer_mapping.py`): Gemma's class and merges in the order of its
 //! vocabulary, Phi-3's space before a text. Control tokens become special tokens, user-defined ones added tokens.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value as Json, json};
 
@@ -93,6 +93,16 @@ impl<'a> Vocabulary<'a> {
         if !kinds.is_empty() && kinds.len() != tokens.len() {
             return Err(file.error(key, format!("{} numbers", tokens.len()), kinds.len().to_string()));
         }
+        let key = "tokenizer.ggml.tokens";
+        let mut seen = HashSet::with_capacity(tokens.len());
+        for (id, text) in tokens.iter().enumerate() {
+            let found = match (text.is_empty(), seen.insert(*text)) {
+                (true, _) => format!("an empty one, of id {id}"),
+                (_, false) => format!("{} again, of id {id}", shown(text)),
+                _ => continue,
+            };
+            return Err(file.error(key, "texts, each once and none of them empty", found));
+        }
         Ok(Self { file, tokens, kinds })
     }
 
@@ -124,7 +134,7 @@ impl<'a> Vocabulary<'a> {
             config.insert(key.to_owned(), json!(text));
         }
         let added = (0..self.tokens.len()).filter(|&id| [CONTROL, USER_DEFINED].contains(&self.kind(id)));
-        let added = added.filter(|&id| !self.tokens[id].is_empty()).map(|id| {
+        let added = added.map(|id| {
             let token = json!({
                 "content": self.tokens[id], "special": self.kind(id) == CONTROL, "normalized": false, "lstrip": false,
                 "rstrip": false, "single_word": false,
@@ -141,8 +151,8 @@ impl<'a> Vocabulary<'a> {
         Ok(config)
     }
 
-    /// The merges of the file; none where it has none.
-    fn merges(&self) -> Result<Option<Vec<(&'a str, &'a str)>>> {
+    /// The merges of the file, each of two tokens of `vocab` to a third; none where it has none.
+    fn merges(&self, vocab: impl Fn(&str) -> bool) -> Result<Option<Vec<(&'a str, &'a str)>>> {
         let expected = "a list of pairs of tokens, each parted by a space";
         // The space is never the first character, which may be one itself.
         let pair = |value: &'a Value| {
@@ -150,17 +160,32 @@ impl<'a> Vocabulary<'a> {
             let at = text.char_indices().skip(1).find(|(_, c)| *c == ' ')?.0;
             Some((&text[..at], &text[at + 1..]))
         };
-        self.file.optional_list("tokenizer.ggml.merges", expected, pair)
+        let key = "tokenizer.ggml.merges";
+        let merges = self.file.optional_list(key, expected, pair)?;
+        let strange = |&&(a, b): &&(&str, &str)| !(vocab(a) && vocab(b) && vocab(&format!("{a}{b}")));
+        match merges.iter().flatten().find(strange) {
+            Some((a, b)) => {
+                let expected = "pairs of tokens of the vocabulary that are one of it together";
+                Err(self.file.error(key, expected, format!("{} and {}", shown(a), shown(b))))
+            }
+            None => Ok(merges),
+        }
     }
 
     /// What is put around a text where the file, or else `bos`, says so.
     fn around(&self, bos: bool) -> Result<Json> {
-        let wanted = |key: &str, default: bool| {
-            self.file.optional_bool(&format!("tokenizer.ggml.{key}")).map(|value| value.unwrap_or(default))
+        // A token that is wanted by default alone may be one that the vocabulary does not have.
+        let token = |name: &str, default: bool| {
+            let said = self.file.optional_bool(&format!("tokenizer.ggml.add_{name}_token"))?;
+            let key = format!("{name}_token_id");
+            let token = if said.unwrap_or(default) { self.special(&key)? } else { None };
+            if said == Some(true) && token.is_none() {
+                let key = format!("tokenizer.ggml.{key}");
+                return Err(self.file.error(&key, format!("an id, which add_{name}_token adds"), "none"));
+            }
+            Ok(token)
         };
-        let (bos, eos) = (wanted("add_bos_token", bos)?, wanted("add_eos_token", false)?);
-        let token = |wanted: bool, key| if wanted { self.special(key) } else { Ok(None) };
-        let (bos, eos) = (token(bos, "bos_token_id")?, token(eos, "eos_token_id")?);
+        let (bos, eos) = (token("bos", bos)?, token("eos", false)?);
         if bos.is_none() && eos.is_none() {
             return Ok(Json::Null);
         }
@@ -188,15 +213,16 @@ impl<'a> Vocabulary<'a> {
         };
         let tokens: Vec<String> = self.tokens.iter().map(|text| spelled(text)).collect();
         let vocab: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, text)| (text.as_str(), id)).collect();
-        let merges = match self.merges()? {
+        let merges = match self.merges(|text| vocab.contains_key(text))? {
             Some(merges) => merges.into_iter().map(|(a, b)| json!([a, b])).collect(),
             None if gemma => implied_merges(&tokens, &vocab, |id| -(id as f64)),
             None => {
                 let key = "tokenizer.ggml.scores";
                 let scores = self.file.optional_list(key, "a list of numbers", Value::as_f64)?;
-                let scores = scores.filter(|scores| scores.len() == tokens.len()).ok_or_else(|| {
-                    self.file.error(key, format!("{} numbers", tokens.len()), "none, or another number of them")
-                })?;
+                let found = scores.as_ref().map_or_else(|| "nothing".to_owned(), |scores| scores.len().to_string());
+                let scores = scores
+                    .filter(|scores| scores.len() == tokens.len())
+                    .ok_or_else(|| self.file.error(key, format!("{} numbers", tokens.len()), found))?;
                 implied_merges(&tokens, &vocab, |id| scores[id])
             }
         };
@@ -250,7 +276,8 @@ impl<'a> Vocabulary<'a> {
         };
         let vocab: Map<String, Json> = self.tokens.iter().enumerate().map(spelled).collect();
         let key = "tokenizer.ggml.merges";
-        let merges = self.merges()?.ok_or_else(|| self.file.error(key, "a list of merges", "nothing"))?;
+        let merges = self.merges(|text| vocab.contains_key(text))?;
+        let merges = merges.ok_or_else(|| self.file.error(key, "a list of merges", "nothing"))?;
         let merges: Vec<Json> = merges.into_iter().map(|(a, b)| json!([a, b])).collect();
         let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
         let cut = |pattern: &str| {
@@ -273,6 +300,11 @@ impl<'a> Vocabulary<'a> {
             },
         }))
     }
+}
+
+/// A text of the file for an error: its beginning, in one line.
+fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(100).collect::<String>())
 }
 
 /// The merges that a vocabulary implies: every way to cut a token into two of it, the best token first; of one token the cut

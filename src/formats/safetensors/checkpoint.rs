@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::header::{Header, Info};
 use super::{Bytes, Loading, SafetensorsError, TensorView, element_size};
+use crate::arch::Family;
 use crate::error::nearest;
 use crate::formats::atomic;
 use crate::formats::json::{self, Fields};
@@ -35,8 +36,13 @@ pub struct Checkpoint {
     output_major: bool,
     /// Matrices of numbers of which that is true, where it is not of all.
     turned: BTreeSet<String>,
+    /// What the file calls the tensor of a name, where it has other names.
+    stored_names: Option<StoredNames>,
     metadata: BTreeMap<String, String>,
 }
+
+/// The family of a checkpoint whose format has names of its own, and what these are for the family's.
+pub type StoredNames = (Family, fn(Family, &str) -> Option<String>);
 
 /// The weights in a directory that are not of the names that are read, and how they become so.
 fn other_weights(directory: &Path) -> String {
@@ -113,6 +119,7 @@ impl Checkpoint {
             row_orders: BTreeMap::new(),
             output_major: false,
             turned: BTreeSet::new(),
+            stored_names: None,
             metadata: BTreeMap::new(),
         }
     }
@@ -135,6 +142,17 @@ impl Checkpoint {
             }
         }
         all
+    }
+
+    /// The same checkpoint, in whose errors a tensor is called what the file calls it.
+    #[must_use]
+    pub fn stored_as(self, names: StoredNames) -> Self {
+        Self { stored_names: Some(names), ..self }
+    }
+
+    /// What the file calls a tensor.
+    fn stored_name(&self, name: &str) -> String {
+        self.stored_names.and_then(|(family, names)| names(family, name)).unwrap_or_else(|| name.to_owned())
     }
 
     /// The same checkpoint with quantised matrices in place of the tensors of these names, and without the tensors for
@@ -297,14 +315,14 @@ impl Checkpoint {
         self.tensors.is_empty() && self.quantized.is_empty()
     }
 
-    /// What tells these weights from others: SHA-256 over every tensor's name, dtype, shape and up to 64 evenly spaced pieces of 64
-    /// bytes. A training moves nearly every number of a tensor, so that the pieces see it; to read them is quick whatever the size.
+    /// What tells these weights from others: SHA-256 over every tensor's name, dtype, shape and up to 64 evenly spaced pieces of
+    /// 64 bytes, of a quantised one of its codes, its scales and the order of its rows each. A training moves nearly every
+    /// number of a tensor, so that the pieces see it; to read them is quick whatever the size.
     pub fn fingerprint(&self) -> String {
         const PIECES: usize = 64;
         const BYTES: usize = 64;
         let plain = self.iter().map(|t| (format!("{} {} {:?}\n", t.name, t.dtype, t.shape), t.data));
-        let quantized = self.quantized.values();
-        let quantized = quantized.map(|q| (format!("{} {:?} {:?}\n", q.name, q.format, q.shape), q.codes.clone()));
+        let quantized = self.quantized.values().flat_map(QuantizedView::parts);
         let mut parts: Vec<Vec<u8>> = Vec::new();
         for (what, data) in plain.chain(quantized) {
             parts.push(what.into_bytes());
@@ -345,7 +363,7 @@ impl Checkpoint {
                 let found = format!("blocks of {}", view.format);
                 Err(Error::field(
                     &self.path,
-                    name,
+                    self.stored_name(name),
                     "numbers, which this needs (a checkpoint that is not quantised)",
                     found,
                 ))
@@ -360,17 +378,17 @@ impl Checkpoint {
     pub fn weight(&self, name: &str, shape: &[usize]) -> Result<WeightView> {
         if let Some(view) = self.quantized.get(name) {
             if view.shape != shape {
-                let (name, expected, found) = (name.to_string(), shape.to_vec(), view.shape.to_vec());
+                let (name, expected, found) = (self.stored_name(name), shape.to_vec(), view.shape.to_vec());
                 return Err(self.error(SafetensorsError::WrongShape { name, expected, found }));
             }
             return Ok(view.clone().into());
         }
         let Some((file, info)) = self.tensors.get(name) else {
-            return Err(self.error(SafetensorsError::Missing { name: name.to_string(), hint: self.nearest(name) }));
+            return Err(self.missing(name));
         };
         let path = &self.files[*file].0;
         if info.shape != shape {
-            let (name, expected, found) = (name.to_string(), shape.to_vec(), info.shape.clone());
+            let (name, expected, found) = (self.stored_name(name), shape.to_vec(), info.shape.clone());
             return Err(Error::file(path)(SafetensorsError::WrongShape { name, expected, found }));
         }
         Ok(self.view(*file, info).into())
@@ -383,7 +401,7 @@ impl Checkpoint {
     /// another type, or that are not finite.
     pub fn rows(&self, name: &str) -> Result<(Vec<f32>, usize)> {
         let Some((file, info)) = self.tensors.get(name) else {
-            return Err(self.error(SafetensorsError::Missing { name: name.to_string(), hint: self.nearest(name) }));
+            return Err(self.missing(name));
         };
         let path = &self.files[*file].0;
         let width = match *info.shape.as_slice() {
@@ -401,12 +419,12 @@ impl Checkpoint {
     /// [`SafetensorsError::Unexpected`] with the first other.
     pub fn deny_unexpected(&self, known: impl Fn(&str) -> bool) -> Result<()> {
         if let Some(view) = self.quantized.values().find(|view| !known(&view.name)) {
-            let (name, shape) = (view.name.clone(), view.shape.to_vec());
+            let (name, shape) = (self.stored_name(&view.name), view.shape.to_vec());
             return Err(self.error(SafetensorsError::Unexpected { name, shape }));
         }
         match self.tensors.iter().find(|(name, _)| !known(name)) {
             Some((name, (file, info))) => {
-                let (name, shape) = (name.clone(), info.shape.clone());
+                let (name, shape) = (self.stored_name(name), info.shape.clone());
                 Err(Error::file(&self.files[*file].0)(SafetensorsError::Unexpected { name, shape }))
             }
             None => Ok(()),
@@ -420,12 +438,14 @@ impl Checkpoint {
     pub fn check_finite(&self) -> Result<()> {
         for view in self.quantized.values() {
             if let Some((index, value)) = view.first_not_finite() {
-                return Err(self.error(SafetensorsError::NotFinite { name: view.name.clone(), index, value }));
+                let name = self.stored_name(&view.name);
+                return Err(self.error(SafetensorsError::NotFinite { name, index, value }));
             }
         }
         let all: Vec<_> = self.tensors.values().collect();
         let check = |(file, info): &&(usize, Info)| {
-            self.view(*file, info).check_finite().map_err(Error::file(&self.files[*file].0))
+            let view = TensorView { name: self.stored_name(&info.name), ..self.view(*file, info) };
+            view.check_finite().map_err(Error::file(&self.files[*file].0))
         };
         // The first error by name, whichever thread meets one first.
         all.par_iter().map(check).find_first(Result::is_err).unwrap_or(Ok(()))
@@ -449,8 +469,12 @@ impl Checkpoint {
         TensorView { name: info.name.clone(), dtype: info.dtype, shape: info.shape.clone(), data }
     }
 
+    fn missing(&self, name: &str) -> Error {
+        self.error(SafetensorsError::Missing { name: self.stored_name(name), hint: self.nearest(name) })
+    }
+
     fn nearest(&self, name: &str) -> String {
-        nearest(name, self.names()).map_or(String::new(), |n| format!("; the nearest is {n}"))
+        nearest(name, self.names()).map_or(String::new(), |n| format!("; the nearest is {}", self.stored_name(n)))
     }
 }
 

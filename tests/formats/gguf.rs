@@ -237,7 +237,7 @@ fn gguf_heads_that_the_tensors_do_not_bear_out_are_refused_before_their_rows_are
 
 #[test]
 fn gguf_numbers_of_any_size_are_read_or_refused() {
-    let numbers = [0, 1, 3, (1 << 31) - 1, 1 << 31, 1 << 32, 1 << 62, u64::MAX - 1, u64::MAX];
+    let numbers = [0, 1 << 31, 1 << 62, u64::MAX];
     for architecture in ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "phi3"] {
         let base = model().of(architecture);
         let keys = ["attention.key_length", "rope.dimension_count", "attention.sliding_window", "rope.freq_base"];

@@ -29,13 +29,13 @@ pub fn write(path: impl AsRef<Path>, metadata: &[(&str, Value)], tensors: &[(Str
     write_typed(path, metadata, &typed)
 }
 
-/// Writes a file of tensors of any type. Signed numbers have 32 bits, unsigned ones too, floats as well.
+/// Writes a file of tensors of any type. Whole numbers have 32 bits, or 64 where they do not fit; floats have 32.
 ///
 /// # Errors
 /// The file cannot be written.
 ///
 /// # Panics
-/// If a number of the metadata has more bits, or a list no elements or elements of several kinds.
+/// If a list of the metadata has no elements, or elements of several types.
 pub fn write_typed(path: impl AsRef<Path>, metadata: &[(&str, Value)], tensors: &[Typed]) -> Result<()> {
     let mut out = b"GGUF".to_vec();
     out.extend(VERSION.to_le_bytes());
@@ -67,7 +67,9 @@ pub fn write_typed(path: impl AsRef<Path>, metadata: &[(&str, Value)], tensors: 
 /// The number of a value's type.
 fn kind(value: &Value) -> u32 {
     match value {
+        Value::Unsigned(n) if u32::try_from(*n).is_err() => 10,
         Value::Unsigned(_) => 4,
+        Value::Signed(n) if i32::try_from(*n).is_err() => 11,
         Value::Signed(_) => 5,
         Value::Float(_) => 6,
         Value::Bool(_) => 7,
@@ -78,8 +80,10 @@ fn kind(value: &Value) -> u32 {
 
 fn put(out: &mut Vec<u8>, value: &Value) {
     match value {
-        Value::Unsigned(n) => out.extend(u32::try_from(*n).expect("gguf: a number of 32 bits").to_le_bytes()),
-        Value::Signed(n) => out.extend(i32::try_from(*n).expect("gguf: a number of 32 bits").to_le_bytes()),
+        Value::Unsigned(n) if kind(value) == 4 => out.extend((*n as u32).to_le_bytes()),
+        Value::Unsigned(n) => out.extend(n.to_le_bytes()),
+        Value::Signed(n) if kind(value) == 5 => out.extend((*n as i32).to_le_bytes()),
+        Value::Signed(n) => out.extend(n.to_le_bytes()),
         Value::Float(x) => out.extend((*x as f32).to_le_bytes()),
         Value::Bool(x) => out.push(u8::from(*x)),
         Value::String(text) => put_string(out, text),
@@ -88,7 +92,7 @@ fn put(out: &mut Vec<u8>, value: &Value) {
             out.extend(first.to_le_bytes());
             out.extend((list.len() as u64).to_le_bytes());
             for value in list {
-                assert_eq!(kind(value), first, "gguf: a list of one kind");
+                assert_eq!(kind(value), first, "gguf: a list of one type");
                 put(out, value);
             }
         }

@@ -126,9 +126,9 @@ impl Job for CaptureJob<'_> {
         let metadata = self.provenance(&used)?;
         let Self { args, files, settings, adapter, docs, .. } = self;
         let settings = CaptureSettings { metadata, ..settings };
-        let model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
+        let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let adaptation = match &adapter {
-            Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model, adapter)?),
+            Some(adapter) => Some(Adaptation::applied(&mut backend, &mut model, adapter)?),
             None => None,
         };
         let dtype = settings.dtype;

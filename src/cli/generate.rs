@@ -171,9 +171,9 @@ struct Generate<'a> {
 impl Job for Generate<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
         let Self { args, files, adapter, tokenizer, prompts, edits } = self;
-        let model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
+        let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let adaptation = match &adapter {
-            Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model, adapter)?),
+            Some(adapter) => Some(Adaptation::applied(&mut backend, &mut model, adapter)?),
             None => None,
         };
         let run = adaptation.as_ref().map(|_| 0);

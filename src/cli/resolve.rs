@@ -334,7 +334,16 @@ pub fn zero_adapter(config: LoraConfig, model: &ModelConfig) -> Result<LoraAdapt
     let slots = config.slots(model.family, model.num_hidden_layers)?;
     let modules = slots.blocks.into_iter().map(zeros).collect();
     let tables = slots.tables.into_iter().map(|slot| TableLora::zeros(slot, model)).collect();
-    Ok(LoraAdapter { config, family: model.family, head_dim: model.head_dim, modules, tables })
+    let ties_head = config.ties_head(model);
+    Ok(LoraAdapter {
+        config,
+        family: model.family,
+        head_dim: model.head_dim,
+        modules,
+        tables,
+        saved: Vec::new(),
+        ties_head,
+    })
 }
 
 /// The settings of a run as the optimiser's flags ask for, validated, with a learning rate of their list.

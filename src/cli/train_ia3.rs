@@ -54,6 +54,7 @@ fn deny_flags_of_lora(args: &TrainLoraArgs) -> Result<()> {
         ("--init-lora-weights", args.init_lora_weights != LoraInit::True),
         ("--loraplus-lr-ratio", args.loraplus_lr_ratio.is_some()),
         ("--lora-dropout", args.lora_dropout.is_some()),
+        ("--modules-to-save", !args.modules_to_save.is_empty()),
     ];
     let found = given.into_iter().find(|(_, given)| *given);
     found.map_or(Ok(()), |(flag, _)| Err(Error::argument(flag, "no setting of a LoRA beside --peft-type ia3", "one")))

@@ -115,6 +115,8 @@ fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
                     })?,
                     alpha_pattern: resolve::pattern("--alpha-pattern", &args.alpha_pattern, Value::as_f64)?,
                     init_lora_weights: scheme(args.init_lora_weights),
+                    modules_to_save: args.modules_to_save.clone(),
+                    ensure_weight_tying: args.ensure_weight_tying,
                     base_model_name_or_path: Some(training.base.model.clone()),
                     ..LoraConfig::new(r, lora_alpha, target_modules.clone())
                 };
@@ -227,11 +229,15 @@ fn init(args: &TrainLoraArgs, files: &ModelFiles, asked: LoraConfig) -> Result<L
         lora_start::check_base(&init, &Source::new(&files.config, &files.checkpoint)?)?;
     }
     let slots = |config: &LoraConfig| config.slots(files.config.family, files.config.num_hidden_layers).ok();
-    if slots(&asked) != slots(&init.config) || asked.use_dora != init.config.use_dora {
+    let saved = |config: &LoraConfig| config.saved_modules(&files.config).ok();
+    let others =
+        saved(&asked) != saved(&init.config) || init.config.ties_head(&files.config) != asked.ties_head(&files.config);
+    if slots(&asked) != slots(&init.config) || asked.use_dora != init.config.use_dora || others {
         let LoraConfig { r, lora_alpha, .. } = init.config;
         log::warn!(
             "--init-adapter: goes on as it is (r {r}, lora_alpha {lora_alpha}), whatever --r, --lora-alpha, \
-             --target-modules, --use-rslora, --layers-to-transform, --use-dora, --rank-pattern and --alpha-pattern say"
+             --target-modules, --use-rslora, --layers-to-transform, --use-dora, --rank-pattern, --alpha-pattern, \
+             --modules-to-save and --ensure-weight-tying say"
         );
     }
     Ok(init)
@@ -297,6 +303,7 @@ impl Job for Train<'_> {
             None => adaptation.start_magnitudes(&mut backend, &model)?,
             Some(_) => adaptation.update_norms(&mut backend, &model),
         }
+        adaptation.install(&mut backend, &mut model)?;
         let whole = Training {
             command: "train-lora",
             args,

@@ -19,7 +19,7 @@ mod prompt;
 mod selection;
 mod weights;
 
-pub use beside::{Table, TableLora, TableSlot};
+pub use beside::{SavedTensor, Table, TableLora, TableSlot};
 pub use directory::{FILES, base_model, files, is_adapter};
 pub use ia3::{Ia3Adapter, Ia3Config, Ia3Module};
 pub use modules::{Module, ModuleKind};
@@ -242,6 +242,10 @@ pub struct LoraAdapter {
     pub modules: Vec<LoraModule>,
     /// The adapted tables of tokens: the embedding table, then the head.
     pub tables: Vec<TableLora>,
+    /// Modules that are trained whole; of a head that is tied to such a table nothing.
+    pub saved: Vec<SavedTensor>,
+    /// Whether the head follows an embedding table among them, to which it is tied ([`LoraConfig::ties_head`]).
+    pub ties_head: bool,
 }
 
 impl LoraAdapter {
@@ -253,6 +257,7 @@ impl LoraAdapter {
     pub fn since(&self, start: &[LoraModule]) -> Self {
         assert!(start.len() == self.modules.len(), "since: {} of {} modules", start.len(), self.modules.len());
         assert!(self.tables.is_empty(), "since: a table of tokens has no start of this kind");
+        assert!(self.saved.is_empty(), "since: the base model is what it was, and no module of its own");
         let doubled = |(now, before): (&LoraModule, &LoraModule)| {
             assert!((now.a.len(), now.b.len()) == (before.a.len(), before.b.len()), "since: modules of two sizes");
             let rows = now.b.chunks_exact(now.r).zip(before.b.chunks_exact(now.r));
@@ -261,6 +266,6 @@ impl LoraAdapter {
         };
         let modules = self.modules.iter().zip(start).map(doubled).collect();
         let config = LoraConfig { init_lora_weights: InitLoraWeights::True, ..self.config.doubled() };
-        Self { config, modules, tables: Vec::new(), ..*self }
+        Self { config, modules, tables: Vec::new(), saved: Vec::new(), ..*self }
     }
 }

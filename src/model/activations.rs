@@ -152,6 +152,8 @@ pub struct Activations<B: Backend> {
     pub(super) embedding: Option<EmbeddingStage<B>>,
     /// Of a LoRA of the embedding table.
     pub(super) embed_lora: Option<EmbedLora<B>>,
+    /// The rows of the last forward whose tokens have no gradient in an embedding table of a run's own, and as many zeros.
+    pub(super) fixed_rows: Option<[B::Index; 2]>,
     /// Whether the adapters of the last forward adapt the head.
     pub(super) adapts_head: bool,
     pub(super) resid: Vec<B::Acc>,
@@ -206,6 +208,7 @@ impl<B: Backend> Activations<B> {
             save,
             embedding,
             embed_lora: EmbedLora::new(backend, config, layout, n)?,
+            fixed_rows: None,
             adapts_head: false,
             final_norm: backend.compute(n * c)?,
             final_stats: Stats::new(backend, config, n)?,

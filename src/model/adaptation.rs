@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Model;
 use super::activations::some;
+use super::full::WeightLayout;
 use super::layout::{AdaptedModule, Layout, ScaledModule, Shape, one_run};
 use super::lora_start;
 use crate::arch::{ModelConfig, Projection};
@@ -11,7 +12,7 @@ use crate::backend::ops::{Cast, LoraSite, RunRange, WeightNorm};
 use crate::backend::{AccElement, Backend};
 use crate::formats::adapter::{
     Adapter, AdapterConfig, Ia3Adapter, Ia3Config, Ia3Module, LoraAdapter, LoraConfig, LoraModule, PromptAdapter,
-    PromptConfig, PromptKind, Table, TableLora,
+    PromptConfig, PromptKind, SavedTensor, Table, TableLora,
 };
 use crate::random::Rng;
 use crate::{Error, Result};
@@ -30,6 +31,8 @@ pub struct Adaptation<B: Backend> {
     start: Vec<LoraModule>,
     /// The base model's tables of tokens as files of the adapters have them, by `Table as usize`.
     base_tables: [Option<Arc<Vec<f32>>>; 2],
+    /// Names and shapes of the weights that it has of its own, and where they lie.
+    own_names: Vec<(String, Vec<usize>, usize)>,
     /// Norms of the rows of the weights that have a magnitude `[runs, norms of a run]`, and whether they are those of the
     /// present parameters.
     norms: Option<(B::Acc, bool)>,
@@ -47,7 +50,17 @@ impl<B: Backend> Adaptation<B> {
         let prompts = vec![layout.prompt.map_or(0, |site| site.rows); runs];
         let prefix = layout.prefix.map(|_| backend.compute(runs * layout.stride)).transpose()?;
         let norms = some(layout.norms > 0, || backend.acc(runs * layout.norms))?.map(|norms| (norms, false));
-        Ok(Self { layout, runs, params, prompts, start: Vec::new(), base_tables: [None, None], norms, prefix })
+        Ok(Self {
+            layout,
+            runs,
+            params,
+            prompts,
+            start: Vec::new(),
+            base_tables: [None, None],
+            own_names: Vec::new(),
+            norms,
+            prefix,
+        })
     }
 
     /// The same where all runs begin at `start` over a base model that is without it: read out, adapters are for the base
@@ -244,6 +257,12 @@ impl<B: Backend> Adaptation<B> {
             set(site.b, &mut table.b.iter().copied());
             self.base_tables[table.at as usize] = table.base.clone();
         }
+        for SavedTensor { name, values: own, .. } in &adapter.saved {
+            let params = self.layout.weights.iter().flat_map(WeightLayout::params);
+            let found = params.copied().find(|(id, _)| id.peft_name(config) == *name);
+            let (_, offset) = found.ok_or_else(|| Error::argument(name, "no weight of its own", "one"))?;
+            values[offset..].iter_mut().zip(own).for_each(|(v, x)| *v = B::Element::from_f64(f64::from(*x)));
+        }
         for module in &adapter.modules {
             let ours = shape.modules().find(|ours| ours.is(module.layer, module.target));
             let ours = ours.expect("adaptation: compared above");
@@ -257,6 +276,8 @@ impl<B: Backend> Adaptation<B> {
                 set(site.at, magnitude);
             }
         }
+        let own = self.layout.weights.iter().flat_map(WeightLayout::params);
+        self.own_names = own.map(|&(id, offset)| (id.peft_name(config), id.shape(config), offset)).collect();
         self.upload_run(backend, run, &values)
     }
 
@@ -374,8 +395,15 @@ impl<B: Backend> Adaptation<B> {
             })
         };
         let tables = Table::ALL.into_iter().filter_map(table).collect();
+        let own = |name: &String, shape: &Vec<usize>, offset: usize| {
+            let values = matrix(offset, shape.iter().product());
+            SavedTensor { name: name.clone(), shape: shape.clone(), values }
+        };
+        let saved = self.own_names.iter().map(|(name, shape, offset)| own(name, shape, *offset)).collect();
         let Layout { family, head_dim, .. } = self.layout;
-        let adapter = LoraAdapter { config: config.clone(), family, head_dim, modules: modules.collect(), tables };
+        let modules = modules.collect();
+        let ties_head = self.layout.ties_head;
+        let adapter = LoraAdapter { config: config.clone(), family, head_dim, modules, tables, saved, ties_head };
         Ok(if self.start.is_empty() { adapter } else { adapter.since(&self.start) })
     }
 

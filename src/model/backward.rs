@@ -33,7 +33,10 @@ impl<B: Backend> Model<B> {
         assert!(!input.pack.has_cached(), "backward: cached segments have no backward");
         assert!(n <= grads.rows, "backward: {n} rows in scratch for {}", grads.rows);
         assert!(labels.count <= grads.labels, "backward: {} labels in scratch for {}", labels.count, grads.labels);
-        let whole = request.d_embed || request.d_weights.is_some() || input.has_prompt() || input.adapts_embedding();
+        let own = input.adaptation.is_some_and(|adaptation| adaptation.layout.weights.is_some());
+        assert!(request.own.is_some() == own, "backward: the weights of a run's own are not those of the request");
+        let whole =
+            own || request.d_embed || request.d_weights.is_some() || input.has_prompt() || input.adapts_embedding();
         let lowest = if whole { 0 } else { self.lowest(input) };
         let start = input.start.as_ref().map_or(0, |start| start.layer);
         assert!(start <= lowest, "backward: down to layer {lowest} of a pass that starts at layer {start}");

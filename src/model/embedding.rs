@@ -9,7 +9,7 @@ use super::param_id::{NormAt, ParamId};
 use super::taps::PassTaps;
 use crate::arch::Positions;
 use crate::backend::ops::{
-    Cast, EmbedBwdPrompt, EmbedBwdTable, EmbedFwd, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd,
+    Cast, EditBwd, EditMap, EmbedBwdPrompt, EmbedBwdTable, EmbedFwd, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd,
     PositionBwdTable, PositionFwd, ScatterAdd, Widen, Zero,
 };
 use crate::backend::{AccElement, Backend, Tensor, TensorMut};
@@ -34,6 +34,7 @@ impl<B: Backend> Model<B> {
         let scale = config.embed_scale;
         backend.embed_fwd(EmbedFwd { out: &mut *embedded, pack, table, prompt, width, scale });
         self.adapt_embedding(backend, acts.embed_lora.as_mut(), embedded, input)?;
+        acts.fixed_rows = self.fixed_rows(backend, input)?;
         if let Some(EmbedNoise { values, rows }) = &input.noise {
             backend.scatter_add(ScatterAdd { d_x: &mut *embedded, d_out: values, rows, width });
         }
@@ -50,6 +51,21 @@ impl<B: Backend> Model<B> {
             backend.widen(Widen { out: &mut *stream, x: &stage.out, len: n * config.hidden_size });
         }
         self.add_positions(backend, stream, input, taps)
+    }
+
+    /// The rows of a pass whose token is that of padding, and as many zeros, where a run has an embedding table of its own.
+    fn fixed_rows(&self, backend: &mut B, input: &Input<'_, B>) -> Result<Option<[B::Index; 2]>> {
+        let own = input.adaptation.and_then(|adaptation| adaptation.layout.own_weights());
+        let Some(fixed) = self.config.padding_row().filter(|_| own.is_some_and(|own| own.get(ParamId::Embed).is_some()))
+        else {
+            return Ok(None);
+        };
+        let rows = input.pack.tokens().iter().enumerate().filter(|(_, token)| **token == Token::Id(fixed));
+        let rows: Vec<u32> = rows.map(|(row, _)| row as u32).collect();
+        match rows.len() {
+            0 => Ok(None),
+            count => Ok(Some([backend.index(&rows)?, backend.index(&vec![0; count])?])),
+        }
     }
 
     /// Adds learned positions to the residual stream `[N, C]`, where the model has them.
@@ -104,6 +120,10 @@ impl<B: Backend> Model<B> {
             backend.embed_bwd_prompt(EmbedBwdPrompt { d_prompt: &mut **d_params, d_out, pack, site, width });
         }
         self.embed_lora_backward(backend, acts.embed_lora.as_ref(), grads, input, request);
+        if let (Some([rows, value_rows]), Some(adaptation)) = (&acts.fixed_rows, input.adaptation) {
+            let (d_x, values, map) = (TensorMut::Acc(grads.d_embed_mut()), &adaptation.params, EditMap { keep: 0.0, along: 0.0 });
+            backend.edit_bwd(EditBwd { d_x, values, rows, value_rows, width, map });
+        }
         if let Some((d_table, offset)) = request.weight(ParamId::Embed) {
             let (d_out, scale) = (grads.d_embed(), config.embed_scale);
             backend.embed_bwd_table(EmbedBwdTable { d_table, offset, d_out, pack, width, scale });

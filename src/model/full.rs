@@ -7,7 +7,7 @@ use super::Model;
 use super::merge;
 use super::param_id::{ParamId, Source};
 use super::weights::Weights;
-use crate::arch::ModelConfig;
+use crate::arch::{Family, ModelConfig};
 use crate::backend::ops::RefreshWeight;
 use crate::backend::{AccElement, Backend};
 use crate::formats::safetensors::{Checkpoint, Dtype, TensorFile, TensorSpec, TensorView};
@@ -26,14 +26,29 @@ pub struct WeightLayout {
 impl WeightLayout {
     /// The layout of a model's weights.
     pub fn new(config: &ModelConfig) -> Self {
-        let mut total = 0;
+        Self::of(config, ParamId::all(config), 0)
+    }
+
+    /// That of some of its weights, in the order of [`ParamId::all`], from element `first` on.
+    pub(super) fn of(config: &ModelConfig, ids: Vec<ParamId>, first: usize) -> Self {
+        let mut end = first;
         let mut params = Vec::new();
-        for id in ParamId::all(config) {
-            params.push((id, total));
-            total += id.len(config);
+        for id in ids {
+            params.push((id, end));
+            end += id.len(config);
         }
         let offsets = params.iter().copied().collect();
-        Self { total, params, offsets }
+        Self { total: end - first, params, offsets }
+    }
+
+    /// The tensors that hold these weights.
+    pub fn names(&self, family: Family) -> Vec<String> {
+        self.params.iter().map(|(id, _)| id.tensor(family)).collect()
+    }
+
+    /// The first element of a weight, if it is one of these.
+    pub(super) fn get(&self, id: ParamId) -> Option<usize> {
+        self.offsets.get(&id).copied()
     }
 
     /// The first element of a weight.

@@ -136,6 +136,8 @@ pub struct GradientRequest<'a, B: Backend> {
     pub d_params: Option<&'a mut B::Acc>,
     /// `+=` those of all base weights, laid out by [`WeightLayout`].
     pub d_weights: Option<(&'a mut B::Acc, &'a WeightLayout)>,
+    /// Where the weights that a run has of its own lie in `d_params`.
+    pub own: Option<&'a WeightLayout>,
     /// Whether [`Gradients::d_embed`] shall be there.
     pub d_embed: bool,
 }
@@ -143,6 +145,9 @@ pub struct GradientRequest<'a, B: Backend> {
 impl<B: Backend> GradientRequest<'_, B> {
     /// Where the gradient of a weight goes, if it is wanted: the flat gradients, and where its own begin.
     pub(super) fn weight(&mut self, id: ParamId) -> Option<(&mut B::Acc, usize)> {
+        if let (Some(offset), Some(d_params)) = (self.own.and_then(|own| own.get(id)), &mut self.d_params) {
+            return Some((&mut **d_params, offset));
+        }
         self.d_weights.as_mut().map(|(d_weights, layout)| (&mut **d_weights, layout.offset(id)))
     }
 }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use super::full::WeightLayout;
+use super::own_weights::own_weights;
 use crate::arch::{Family, ModelConfig, Projection};
 use crate::backend::ops::{LoraSite, NormSite, PromptSite, RunRange, ScaleSite};
 use crate::formats::adapter::{Ia3Adapter, Ia3Module, LoraAdapter, Table, TableLora};
@@ -39,6 +41,10 @@ pub struct Layout {
     /// The prefix: for layer l the keys of all rows `[P, K D]`, then their values. Beside it the soft prompt is zero, and
     /// stays so: nothing reads what its rows become.
     pub prefix: Option<PromptSite>,
+    /// Weights of its own that a run has, behind its adapters; such a layout is of one run.
+    pub(super) weights: Option<WeightLayout>,
+    /// Whether an embedding table of its own is the tied head too.
+    pub(super) ties_head: bool,
     /// Width of a row of the soft prompt, E.
     pub width: usize,
     /// Width of a layer's keys, K D.
@@ -305,7 +311,20 @@ impl Layout {
     /// A module in a layer that the model has not, or with other widths than the model's.
     pub fn of_adapter(config: &ModelConfig, adapter: &LoraAdapter) -> Result<Self> {
         let shape = Shape::of_adapter(config, adapter, RunRange::ALL)?;
-        Ok(Self { shapes: vec![shape], ..Self::empty(config) }.with_stride())
+        let layout = Self { shapes: vec![shape], ..Self::empty(config) }.with_stride();
+        layout.with_weights(config, adapter)
+    }
+
+    /// With the weights that an adapter has of its own.
+    fn with_weights(mut self, config: &ModelConfig, adapter: &LoraAdapter) -> Result<Self> {
+        if adapter.saved.is_empty() {
+            return Ok(self);
+        }
+        let weights = WeightLayout::of(config, own_weights(config, adapter)?, self.stride);
+        self.stride += weights.total;
+        self.ties_head = adapter.ties_head;
+        self.weights = Some(weights);
+        Ok(self.with_stride())
     }
 
     /// The layout of runs of an IA3.
@@ -322,6 +341,9 @@ impl Layout {
     /// # Errors
     /// Those of [`Layout::of_adapter`], for any of the adapters; tables of tokens that several runs adapt.
     pub fn of_runs(config: &ModelConfig, adapters: &[LoraAdapter]) -> Result<Self> {
+        if let [adapter] = adapters {
+            return Self::of_adapter(config, adapter);
+        }
         adapters.iter().try_for_each(|adapter| one_run(config, adapter, adapters.len()))?;
         let mut shapes: Vec<Shape> = Vec::new();
         for (run, adapter) in adapters.iter().enumerate() {
@@ -373,6 +395,8 @@ impl Layout {
             layers: config.num_hidden_layers,
             prompt: None,
             prefix: None,
+            weights: None,
+            ties_head: false,
             width: config.embed_size,
             kv_width: config.kv_width(),
             family: config.family,
@@ -400,6 +424,11 @@ impl Layout {
         }
         self.prompt.iter_mut().chain(&mut self.prefix).for_each(|site| site.stride = stride);
         self
+    }
+
+    /// The weights that a run has of its own.
+    pub fn own_weights(&self) -> Option<&WeightLayout> {
+        self.weights.as_ref()
     }
 
     /// The LoRA of a table of tokens; such a layout is of one run.
@@ -503,9 +532,10 @@ impl Layout {
         runs * (self.stride + self.norms) * element_sizes.0
     }
 
-    /// The first layer whose input an adapter changes, or that holds one: the backward need go no further down.
+    /// The first layer whose input an adapter or a weight of a run's own may change, or that holds an adapter: the backward need go no further down.
     pub fn lowest(&self) -> Option<usize> {
-        if self.table(Table::Embed).is_some() {
+        let below = self.table(Table::Embed).is_some() || self.weights.is_some();
+        if below {
             return Some(0);
         }
         let adapts = |layer: &usize| Projection::ALL.iter().any(|&target| self.adapts(*layer, target));
@@ -513,8 +543,11 @@ impl Layout {
     }
 }
 
-/// Refuses several runs of what only one run can have: adapters of tables of tokens.
+/// Refuses several runs of what only one run can have: adapters of tables of tokens, and weights of its own.
 pub(super) fn one_run(config: &ModelConfig, adapter: &LoraAdapter, runs: usize) -> Result<()> {
+    if runs > 1 && !adapter.saved.is_empty() {
+        return Err(Error::argument("modules_to_save", "one run beside it", format!("{runs} runs")));
+    }
     match adapter.tables.first().filter(|_| runs > 1) {
         None => Ok(()),
         Some(table) => {

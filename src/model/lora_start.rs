@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use super::merge;
+use super::own_weights::saved_tensors;
 use super::param_id::{ParamId, Source};
 use crate::backend::AccElement;
 use crate::formats::adapter::{InitLoraWeights, LoraAdapter, LoraModule, Table, TableLora};
@@ -53,6 +54,7 @@ pub fn start(adapter: &mut LoraAdapter, source: &Source, seed: u64) -> Result<()
             }
         }
     }
+    adapter.saved = saved_tensors(source, &adapter.config.saved_modules(&source.config)?)?;
     tables(adapter, source, &mut rng)
 }
 

@@ -14,7 +14,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::param_id::{ParamId, Source};
-use crate::arch;
+use crate::arch::{self, ModelConfig};
 use crate::formats::adapter::{Adapter, LoraAdapter, LoraModule, Table, TableLora};
 use crate::formats::safetensors::{Bytes, Dtype, TensorFile, TensorSpec, TensorView};
 use crate::{Error, Result};
@@ -52,6 +52,7 @@ pub fn write(source: &Source, adapter: &Adapter, dtype: Option<arch::Dtype>, pat
         let dtype = saved(&view);
         match changes.get(&view.name) {
             Some(Change::Lora(lora, module)) => file.append(&view.name, &merged(source, lora, module, dtype)?.data)?,
+            Some(Change::Whole(values)) => file.append(&view.name, &encode(&view.name, values, dtype)?)?,
             Some(Change::Table(table)) => file.append(&view.name, &added(source, &view, table, dtype)?)?,
             Some(Change::Factors(factors)) => file.append(&view.name, &multiplied(source, &view, factors, dtype)?)?,
             None if dtype == view.dtype => {
@@ -69,12 +70,17 @@ pub fn write(source: &Source, adapter: &Adapter, dtype: Option<arch::Dtype>, pat
 
 /// Whether a head that is tied to the embedding table is no longer, once an adapter is merged.
 pub fn unties(source: &Source, adapter: &Adapter) -> bool {
-    source.config.tie_word_embeddings && matches!(adapter, Adapter::Lora(lora) if !lora.tables.is_empty())
+    let Adapter::Lora(lora) = adapter else { return false };
+    let own = |id: ParamId| lora.saved.iter().any(|tensor| tensor.name == id.peft_name(&source.config));
+    let of_its_own = (own(ParamId::Embed) && !lora.ties_head) || own(ParamId::Head);
+    source.config.tie_word_embeddings && (of_its_own || !lora.tables.is_empty())
 }
 
 /// What becomes of a tensor.
 enum Change<'a> {
     Table(&'a TableLora),
+    /// It is another's altogether.
+    Whole(&'a [f32]),
     Lora(&'a LoraAdapter, &'a LoraModule),
     Factors(Factors<'a>),
 }
@@ -93,6 +99,16 @@ fn changes<'a>(source: &Source, adapter: &'a Adapter) -> Result<BTreeMap<String,
             for module in &lora.modules {
                 let (view, _) = source.module(module.layer, module.target)?;
                 changes.insert(view.name, Change::Lora(lora, module));
+            }
+            for tensor in &lora.saved {
+                let all = ParamId::all(&ModelConfig { tie_word_embeddings: false, ..source.config.clone() });
+                let id = all.into_iter().find(|id| id.peft_name(&source.config) == tensor.name);
+                let expected = "names of modules that the model has, and holds unfused";
+                let id = id.ok_or_else(|| Error::argument("modules_to_save", expected, &tensor.name))?;
+                changes.insert(source.own_name(id), Change::Whole(&tensor.values));
+                if id == ParamId::Embed && lora.ties_head {
+                    changes.insert(source.own_name(ParamId::Head), Change::Whole(&tensor.values));
+                }
             }
             for table in &lora.tables {
                 let id = if table.at == Table::Embed { ParamId::Embed } else { ParamId::Head };

@@ -146,6 +146,16 @@ impl ParamId {
         format!("{path}.{kind}")
     }
 
+    /// The name of its tensor in a model that transformers has loaded, where that holds this weight alone and as it is here;
+    /// otherwise an empty one.
+    pub(super) fn peft_name(self, config: &ModelConfig) -> String {
+        match self {
+            Self::Head => HEAD.to_owned(),
+            _ if self.layout(config).1 != Part::Whole => String::new(),
+            _ => self.tensor(config.family),
+        }
+    }
+
     /// The shape of the tensor that holds it, as a file has it.
     pub fn stored_shape(self, config: &ModelConfig) -> Vec<usize> {
         self.layout(config).0

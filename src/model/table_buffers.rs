@@ -14,7 +14,7 @@ const ONE_HOT_LOGIT: f64 = 1e4;
 
 impl ModelConfig {
     /// The token whose row of the embedding table torch gives no gradient (`padding_idx`).
-    fn padding_row(&self) -> Option<u32> {
+    pub(super) fn padding_row(&self) -> Option<u32> {
         match self.family {
             Family::Gpt2 | Family::Bloom | Family::GptNeox => None,
             _ => self.pad_token_id,

@@ -70,6 +70,8 @@ pub struct Weights<B: Backend> {
     pub project_out: Option<B::Weight>,
     /// Head `[V, E]`; none if it is the embedding table, or if the model has no head.
     pub head: Option<B::Weight>,
+    /// Whether an adapter's own are among them ([`super::installed`]).
+    pub(super) owned: bool,
 }
 
 impl<B: Backend> Weights<B> {
@@ -113,7 +115,7 @@ impl<B: Backend> Weights<B> {
         let final_norm = config.final_norm.then(|| norm(&mut next));
         let project_out = projected.then(&mut next);
         let head = (config.lm_head && !config.tie_word_embeddings).then(&mut next);
-        Self { embed, project_in, positions, embed_norm, layers, final_norm, project_out, head }
+        Self { embed, project_in, positions, embed_norm, layers, final_norm, project_out, head, owned: false }
     }
 
     /// The head `[V, E]`, of a model that has one ([`ModelConfig::require_head`]).

@@ -88,9 +88,9 @@ impl Job for Serve<'_> {
     fn run<B: Backend>(self, mut backend: B) -> std::result::Result<(), Failure> {
         let Self { loaded, tokenizer, host, opened, calls } = self;
         host::adopt(Some(host.clone()));
-        let model = Model::new(&mut backend, &loaded.files.config, &loaded.files.checkpoint)?;
+        let mut model = Model::new(&mut backend, &loaded.files.config, &loaded.files.checkpoint)?;
         let adaptation = match &loaded.adapter {
-            Some(adapter) => Some(Adaptation::of_adapter(&mut backend, &model, adapter)?),
+            Some(adapter) => Some(Adaptation::applied(&mut backend, &mut model, adapter)?),
             None => None,
         };
         let prompt_rows = adaptation.as_ref().map_or(0, |adaptation| adaptation.prompts[0]);

@@ -313,6 +313,9 @@ impl<B: Backend> Trainer<B> {
                     parts.insert(name, format!("vector of {what} (IA3)").into());
                 }
             }
+            if let Some(own) = adaptation.layout.own_weights() {
+                parts.insert("modules_to_save".into(), json!(own.names(adaptation.layout.family)));
+            }
             if adaptation.layout.prompt.is_some() {
                 parts.insert("prompts".into(), json!(adaptation.prompts));
             }

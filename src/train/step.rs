@@ -197,14 +197,13 @@ impl<B: Backend> Trainer<B> {
         };
         input.teacher = teacher.as_ref().map(|teacher| (teacher, self.state_losses.as_ref()));
         let d_params = &mut self.optimizer.d_params;
+        let none = GradientRequest { d_params: None, d_weights: None, own: None, d_embed: false };
         let request = match &self.trainable {
-            Trainable::Adapters(_) => GradientRequest { d_params: Some(d_params), d_weights: None, d_embed: false },
-            Trainable::Reparameterized(_) => {
-                GradientRequest { d_params: Some(&mut self.d_prompts), d_weights: None, d_embed: false }
+            Trainable::Adapters(adaptation) => {
+                GradientRequest { d_params: Some(d_params), own: adaptation.layout.own_weights(), ..none }
             }
-            Trainable::Weights(full) => {
-                GradientRequest { d_params: None, d_weights: Some((d_params, &full.layout)), d_embed: false }
-            }
+            Trainable::Reparameterized(_) => GradientRequest { d_params: Some(&mut self.d_prompts), ..none },
+            Trainable::Weights(full) => GradientRequest { d_weights: Some((d_params, &full.layout)), ..none },
         };
         model.backward(backend, &mut self.acts, &mut self.grads, &input, &labels, request);
         if let Some(frozen) = self.frozen.as_mut().filter(|_| known.is_none()) {

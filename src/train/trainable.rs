@@ -59,7 +59,10 @@ impl<B: Backend> Trainable<B> {
     pub fn materialized_bytes(&self, element_sizes: (usize, usize)) -> usize {
         match self {
             Self::Reparameterized(encoder) => self.materialized() * element_sizes.0 + encoder.bytes(element_sizes),
-            Self::Adapters(adaptation) => adaptation.runs * adaptation.layout.norms * element_sizes.0,
+            Self::Adapters(adaptation) => {
+                let own = adaptation.layout.own_weights().map_or(0, |own| own.total);
+                adaptation.runs * adaptation.layout.norms * element_sizes.0 + own * element_sizes.1
+            }
             Self::Weights(_) => 0,
         }
     }
@@ -78,6 +81,7 @@ impl<B: Backend> Trainable<B> {
         match self {
             Self::Adapters(adaptation) => {
                 adaptation.refresh(backend);
+                adaptation.refresh_weights(backend, model);
                 adaptation.update_norms(backend, model);
             }
             Self::Reparameterized(encoder) => encoder.refresh(backend),

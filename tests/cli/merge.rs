@@ -70,12 +70,16 @@ fn merge_of_every_family_has_the_logits_of_peft() {
 /// peft's own adapters of other kinds (`tests/golden/peft_variants.py`), merged: the logits that peft has with them beside.
 #[test]
 fn merge_of_every_variant_has_the_logits_of_peft() {
-    for case in ["dora", "dora_gpt2", "ia3", "ia3_gpt2", "tables", "head", "tables_gpt2", "embed_gpt2"] {
+    for case in ["dora", "dora_gpt2", "ia3", "ia3_gpt2", "tables", "head", "tables_gpt2", "embed_gpt2", "saved", "saved_gpt2", "saved_head_gpt2", "saved_tied"] {
         let dir = crate::support::temp();
         let (d, of_peft) = (dir.path(), golden("peft_variants").join(case));
         let text = fs::read_to_string(of_peft.join("case.json")).expect("a case");
         let found: Value = serde_json::from_str(&text).expect("JSON");
-        let model = golden(if found["model"] == "tiny" { "peft/tiny" } else { "model-gpt2" });
+        let model = golden(match found["model"].as_str() {
+            Some("tiny") => "peft/tiny",
+            Some("qwen2") => "model-qwen2",
+            _ => "model-gpt2",
+        });
         let words = ["merge", "--model", &model.display().to_string(), "--adapter"].map(str::to_owned);
         let paths = [of_peft.join("final"), d.join("merged")].map(|path| path.display().to_string());
         let args = [&words[..], &[paths[0].clone(), "--out".to_owned(), paths[1].clone()]].concat();

@@ -62,7 +62,7 @@ fn measure<B: Backend>(backend: &mut B, name: &str, mistake: &Mistake) -> Errors
     let mut model = Model::load(backend, &path).expect("a model");
     let mut start = Adapter::read(dir(name).join("init"), &config).expect("an adapter");
     (mistake.start)(&mut start);
-    let adaptation = Adaptation::of_adapter(backend, &model, &start).expect("a start");
+    let adaptation = Adaptation::applied(backend, &mut model, &start).expect("a start");
     let mut run = case.run();
     (mistake.run)(&mut run);
     let (tuned, options) = (Trainable::Adapters(adaptation), TrainerOptions::default());
@@ -75,11 +75,12 @@ fn measure<B: Backend>(backend: &mut B, name: &str, mistake: &Mistake) -> Errors
     let off = distance(written.path(), &dir(name).join("exact.safetensors"));
     errors.push(("tensors, of peft's own distance from f64", off / case.gap));
     let ids = &case.data[0].input_ids;
-    for (what, path) in
+    for (what, adapter_dir) in
         [("logits of peft's adapter", dir(name).join("final")), ("logits of our adapter", written.path().to_owned())]
     {
-        let adapter = Adapter::read(&path, &config).expect("an adapter");
-        let adaptation = Adaptation::of_adapter(backend, &model, &adapter).expect("an adapter");
+        let adapter = Adapter::read(&adapter_dir, &config).expect("an adapter");
+        let mut model = Model::load(backend, &path).expect("a model");
+        let adaptation = Adaptation::applied(backend, &mut model, &adapter).expect("an adapter");
         let found = logits(backend, &model, &adaptation, ids);
         errors.push((what, difference(&found, &case.logits)));
         if what == "logits of our adapter" {
@@ -110,6 +111,14 @@ fn lora_of_tables_is_pefts() {
 }
 
 #[test]
+fn modules_that_are_trained_whole_are_pefts() {
+    check("saved");
+    check("saved_gpt2");
+    check("saved_head_gpt2");
+    check("saved_tied");
+}
+
+#[test]
 fn ia3_is_pefts() {
     check("ia3", NORM);
     check("ia3_gpt2", NORM);
@@ -117,7 +126,7 @@ fn ia3_is_pefts() {
 
 #[test]
 fn variants_limits_see_small_mistakes() {
-    let mistakes: [(&str, &str, Mistake, &[&str]); 5] = [
+    let mistakes: [(&str, &str, Mistake, &[&str]); 6] = [
         (
             "dora",
             "no weight decay",
@@ -159,6 +168,18 @@ fn variants_limits_see_small_mistakes() {
                     let Adapter::Lora(lora) = adapter else { panic!("a LoRA") };
                     let table = lora.tables.iter_mut().find(|table| table.at == Table::Head).expect("a table");
                     table.b.iter_mut().for_each(|x| *x = half::bf16::from_f32(*x).to_f32());
+                },
+                ..NONE
+            },
+            &["loss", "tensors, of peft's own distance from f64"],
+        ),
+        (
+            "saved_tied",
+            "a tied table in bf16",
+            Mistake {
+                start: |adapter| {
+                    let Adapter::Lora(lora) = adapter else { panic!("a LoRA") };
+                    lora.saved[0].values.iter_mut().for_each(|x| *x = half::bf16::from_f32(*x).to_f32());
                 },
                 ..NONE
             },

@@ -354,6 +354,7 @@ impl Task<'_> {
         let request = GradientRequest {
             d_params: Some(&mut d_params),
             d_weights: Some((&mut d_weights, &tuning.layout)),
+            own: None,
             d_embed: true,
         };
         model.backward(backend, &mut acts, &mut grads, &input, &labels, request);
@@ -541,7 +542,7 @@ fn passes_only_compute(config: &str) {
     let (allocations, syncs) = (backend.allocations(), backend.syncs());
     model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("forward");
     let forward = backend.ops().len();
-    let request = GradientRequest { d_params: Some(&mut d_params), d_weights: None, d_embed: false };
+    let request = GradientRequest { d_params: Some(&mut d_params), d_weights: None, own: None, d_embed: false };
     model.backward(backend, &mut acts, &mut grads, &input, &labels, request);
     assert_eq!((backend.allocations(), backend.syncs()), (allocations, syncs));
     let ops = backend.ops();

@@ -168,7 +168,17 @@ fn small(dir: &Path, patch: &Value) -> ModelConfig {
             magnitude: None,
         })
         .collect();
-    LoraAdapter { config, family: Family::Llama, head_dim: 4, modules, tables: Vec::new() }.write(dir).expect("writes");
+    LoraAdapter {
+        config,
+        family: Family::Llama,
+        head_dim: 4,
+        modules,
+        tables: Vec::new(),
+        saved: Vec::new(),
+        ties_head: false,
+    }
+    .write(dir)
+    .expect("writes");
     let path = dir.join("adapter_config.json");
     let text = std::fs::read_to_string(&path).expect("reads");
     let mut config: Value = serde_json::from_str(&text).expect("JSON");

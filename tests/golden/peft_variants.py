@@ -5,7 +5,7 @@
 
 Each case is a directory: `case.json` as of peft_train.py, in f32; `init/` and `final/` as peft saves them; `exact.safetensors`, the
 final tensors of the same steps in f64, and in `case.json` as `gap` the Euclidean distance of all tensors of `final/` from those.
-The models are peft/tiny and model-gpt2, which must be there.
+The models are peft/tiny, model-gpt2 and model-qwen2, which must be there.
 """
 import json, os, shutil, sys, tempfile
 import torch
@@ -29,13 +29,19 @@ CASES = {
                    weight_decay=0.1, max_grad_norm=0.5),
     "head": dict(model="tiny", seed=16, target_modules=r"(.*v_proj|lm_h...)", ratio=4.0, learning_rate=5e-3),
     "tables_gpt2": dict(model="gpt2", seed=17, target_modules=["wte", "lm_head", "mlp.c_proj"]),
+    # Modules that are trained whole: untied, of a tied model each on its own, and tied.
+    "saved": dict(model="tiny", seed=19, target_modules=["q_proj", "down_proj"], modules_to_save=["embed_tokens", "lm_head", "norm", "v_proj"], schedule="linear", warmup=2, weight_decay=0.1,
+                  max_grad_norm=0.5),
+    "saved_gpt2": dict(model="gpt2", seed=20, target_modules=["c_attn"], modules_to_save=["wte", "ln_f", "h.1.ln_2"]),
+    "saved_head_gpt2": dict(model="gpt2", seed=21, target_modules=["c_attn"], modules_to_save=["lm_head", "wpe"], learning_rate=5e-3),
+    "saved_tied": dict(model="qwen2", seed=22, target_modules=["q_proj"], modules_to_save=["lm_head"], ensure_weight_tying=True, learning_rate=5e-3),
     "embed_gpt2": dict(model="gpt2", seed=18, target_modules=["wte"]),
 }
 OWN = {"kind", "model", "seed", "ratio", "schedule", "warmup", "weight_decay", "max_grad_norm", "learning_rate", "batch_size", "accumulation"}
 
 
 def base(case, dtype):
-    return AutoModelForCausalLM.from_pretrained(os.path.join(HERE, {"tiny": "peft/tiny", "gpt2": "model-gpt2"}[case["model"]]), dtype=dtype)
+    return AutoModelForCausalLM.from_pretrained(os.path.join(HERE, {"tiny": "peft/tiny", "gpt2": "model-gpt2", "qwen2": "model-qwen2"}[case["model"]]), dtype=dtype)
 
 
 def train(model, data, case):

@@ -86,6 +86,7 @@ impl Case {
         match self.model.as_str() {
             "tiny" => Some(super::golden("peft/tiny")),
             "gpt2" => Some(super::golden("model-gpt2")),
+            "qwen2" => Some(super::golden("model-qwen2")),
             name => super::shared().map(|shared| shared.join("models").join(name)),
         }
     }

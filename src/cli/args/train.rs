@@ -148,6 +148,15 @@ pub struct TrainLoraArgs {
     #[arg(long, value_name = "LAYERS", help_heading = "LoRA")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers_to_transform: Option<String>,
+    /// Modules that are trained whole beside the adapter, and saved in it: ends of their names, as embed_tokens, lm_head, norm;
+    /// for one run.
+    #[arg(long, value_name = "MODULES", value_delimiter = ',', help_heading = "LoRA")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modules_to_save: Vec<String>,
+    /// Keep a tied output layer tied to an embedding table of --modules-to-save; without it each goes its own way.
+    #[arg(long, requires = "modules_to_save", help_heading = "LoRA")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub ensure_weight_tying: bool,
     /// Number of seeds, counted up from --seed; one run for each.
     #[arg(long, default_value_t = 1)]
     #[serde(skip_serializing_if = "is_one")]

@@ -1,4 +1,5 @@
-//! What an adapter has outside the blocks' projections: LoRA of the embedding table and of the head.
+//! What an adapter has outside the blocks' projections: LoRA of the embedding table and of the head, and modules that are trained
+//! whole (`modules_to_save`).
 //!
 //! | file (behind `base_model.model.`) | shape | what it is |
 //! |---|---|---|
@@ -6,6 +7,7 @@
 //! | `model.embed_tokens.lora_embedding_B` | `[E, R]` | its B |
 //! | `lm_head.lora_A.weight`, `lm_head.lora_B.weight` | `[R, E]`, `[V, R]` | those of the head |
 //! | `model.embed_tokens.base_layer.weight`, `lm_head.base_layer.weight` | `[V, E]` | the base model's own, which PEFT saves (`save_embedding_layers`) where `target_modules` names `embed_tokens` or `lm_head` |
+//! | `lm_head.weight`, `model.norm.weight`, ... | as in the base model's file | the copies of `modules_to_save` |
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -91,6 +93,46 @@ impl TableLora {
         let (a, b) = (tensors.load(&a, &a_shape)?, tensors.load(&b, &b_shape)?);
         let base = tensors.load_if_there(&base_name(path), &[model.vocab_size, model.embed_size])?;
         Ok(Self { at, r, scale, a, b, base: base.map(Arc::new) })
+    }
+}
+
+/// A tensor of a module that is trained whole.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SavedTensor {
+    /// As transformers names it in the base model: `model.norm.weight`.
+    pub name: String,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// Its elements.
+    pub values: Vec<f32>,
+}
+
+impl SavedTensor {
+    /// Its name in an adapter's file.
+    pub(super) fn file_name(&self) -> String {
+        format!("base_model.model.{}", self.name)
+    }
+
+    /// The tensors of a module, of which there is a weight.
+    ///
+    /// # Errors
+    /// There is none, or one that is not finite.
+    pub(super) fn of_module(path: &str, level: Option<&str>, tensors: &mut Tensors<'_>) -> Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for end in ["weight", "bias"] {
+            let name = format!("{path}.{end}");
+            let of_file = level.and_then(|level| name.strip_prefix(level)).unwrap_or(&name);
+            let of_file = format!("base_model.model.{of_file}");
+            let Some(shape) = tensors.tensors.get(&of_file).map(|view| view.shape.clone()) else {
+                if end == "weight" {
+                    // Says that it is missing.
+                    tensors.load(&of_file, &[])?;
+                }
+                continue;
+            };
+            found.push(Self { values: tensors.load(&of_file, &shape)?, name, shape });
+        }
+        Ok(found)
     }
 }
 

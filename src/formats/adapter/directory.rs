@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use super::beside::{TableLora, TableSlot, Tensors};
+use super::beside::{SavedTensor, Table, TableLora, TableSlot, Tensors};
 use super::card::{self, CARD};
 use super::fields;
 use super::ia3::Ia3Adapter;
@@ -195,6 +195,14 @@ impl LoraAdapter {
             TableLora::read(slot, model, path, &mut outside)
         };
         let tables = slots.tables.into_iter().map(read).collect::<Result<_>>()?;
+        let mut saved = Vec::new();
+        for module in config.saved_of(&path, model)? {
+            saved.extend(SavedTensor::of_module(&module, level, &mut outside)?);
+        }
+        let ties_head = config.ties_head(model);
+        if ties_head {
+            untie(&mut saved, family, &mut outside)?;
+        }
         let known = outside.known;
         let beside: Vec<&str> = tensors.names().filter(|name| is_beside(name) || of_images(name, family)).collect();
         if let Some(first) = beside.first() {
@@ -202,7 +210,7 @@ impl LoraAdapter {
             log::warn!("{path}: {n} tensors beside the model of texts are not used, such as {first}");
         }
         tensors.deny_unexpected(|name| known.contains(name) || beside.contains(&name))?;
-        Ok(Self { config, family, head_dim, modules, tables })
+        Ok(Self { config, family, head_dim, modules, tables, saved, ties_head })
     }
 
     /// Writes a directory that PEFT loads, in f32, with its model card. A directory that is absent, empty or holds only an
@@ -250,6 +258,14 @@ impl LoraAdapter {
             }
         }
         parts.extend(self.tables.iter().flat_map(|table| table.tensors(self.family)));
+        for tensor in &self.saved {
+            parts.push((tensor.file_name(), tensor.shape.clone(), Cow::Borrowed(tensor.values.as_slice())));
+        }
+        // PEFT writes a tied head too, as it demands it back.
+        if let Some(table) = self.tied_table() {
+            let name = format!("base_model.model.{}.weight", self.family.table_path(Table::Head));
+            parts.push((name, table.shape.clone(), Cow::Borrowed(table.values.as_slice())));
+        }
         let tensors: Vec<_> = parts
             .iter()
             .map(|(name, shape, data)| Tensor {
@@ -262,6 +278,32 @@ impl LoraAdapter {
         safetensors::write(dir.join(WEIGHTS), &tensors, &[("format", "pt")])?;
         write_json(dir.join(CONFIG), &self.config.to_json(self.family))
     }
+}
+
+impl LoraAdapter {
+    /// The embedding table of its own that is the tied head too.
+    fn tied_table(&self) -> Option<&SavedTensor> {
+        let table = format!("{}.weight", self.family.table_path(Table::Embed));
+        self.saved.iter().find(|tensor| self.ties_head && tensor.name == table)
+    }
+}
+
+/// Reads the head that is tied to a table of an adapter's own, and checks that it is.
+fn untie(saved: &mut Vec<SavedTensor>, family: Family, tensors: &mut Tensors<'_>) -> Result<()> {
+    let [table, head] = Table::ALL.map(|at| format!("{}.weight", family.table_path(at)));
+    saved.retain(|tensor| tensor.name != head);
+    let Some(table) = saved.iter().find(|tensor| tensor.name == table) else { return Ok(()) };
+    let name = format!("base_model.model.{head}");
+    let values = tensors.load(&name, &table.shape)?;
+    if values != table.values {
+        return Err(Error::field(
+            tensors.file,
+            name,
+            format!("the values of {}, to which it is tied", table.name),
+            "others",
+        ));
+    }
+    Ok(())
 }
 
 /// Heads that trainers put beside a causal model, and PEFT's classifiers: nothing here computes them.

@@ -8,13 +8,16 @@ use serde_json::Value;
 
 use super::beside::{Table, TableSlot};
 use super::modules::{Module, ModuleKind};
-use crate::arch::{Family, Projection};
+use crate::arch::{Family, ModelConfig, Projection};
 use crate::{Error, Result};
 
 /// Limit of a rank; beyond any matrix.
 pub(super) const MAX_RANK: usize = 1 << 16;
 /// Limit of the steps back that an expression may take; one that needs more matches nothing that anyone names.
 const MAX_STEPS_BACK: u32 = 1_000_000;
+
+/// The names by which PEFT knows tables of tokens (`EMBEDDING_LAYER_NAMES`).
+const TABLES: [&str; 2] = ["embed_tokens", "lm_head"];
 
 /// A choice of modules.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,6 +118,8 @@ pub struct LoraConfig {
     pub use_dora: bool,
     /// How A and B start.
     pub init_lora_weights: InitLoraWeights,
+    /// Modules that are trained whole beside it: ends of their paths, be it in the middle of a word.
+    pub modules_to_save: Vec<String>,
     /// Whether what is trained of tables that are tied is tied too.
     pub ensure_weight_tying: bool,
     /// Name of the base model, for the record.
@@ -144,9 +149,75 @@ impl LoraConfig {
             use_rslora: false,
             use_dora: false,
             init_lora_weights: InitLoraWeights::True,
+            modules_to_save: Vec::new(),
             ensure_weight_tying: false,
             base_model_name_or_path: None,
         }
+    }
+
+    /// Whether the head follows an embedding table that is trained whole: where they are tied and PEFT knows either by its name.
+    pub fn ties_head(&self, model: &ModelConfig) -> bool {
+        let known = |name: &String| TABLES.contains(&name.rsplit('.').next().unwrap_or(name));
+        self.ensure_weight_tying && model.tie_word_embeddings && self.modules_to_save.iter().any(known)
+    }
+
+    /// The paths of the modules that are trained whole. Of tables that are tied to each other only that of the embedding.
+    ///
+    /// # Errors
+    /// An entry that names no module, or one that is adapted, or holds others; tied tables that PEFT does not know by name.
+    pub fn saved_modules(&self, model: &ModelConfig) -> Result<Vec<String>> {
+        let (paths, notes) =
+            self.saved(model).map_err(|(field, expected, found)| Error::argument(field, expected, found))?;
+        match notes.into_iter().next() {
+            None => Ok(paths),
+            Some(name) => Err(Error::argument("modules_to_save", "names of the model's modules", format!("{name:?}"))),
+        }
+    }
+
+    /// The same of a file, where an entry that names nothing is a warning.
+    pub(super) fn saved_of(&self, path: &Path, model: &ModelConfig) -> Result<Vec<String>> {
+        let (paths, notes) =
+            self.saved(model).map_err(|(field, expected, found)| Error::field(path, field, expected, found))?;
+        for name in notes {
+            log::warn!("{}: modules_to_save: no module of the model is named {name:?}", path.display());
+        }
+        Ok(paths)
+    }
+
+    /// The paths, and entries that name no module.
+    fn saved(&self, model: &ModelConfig) -> Result<(Vec<String>, Vec<String>), Wrong> {
+        let (family, field) = (model.family, "modules_to_save");
+        let [table, head] = Table::ALL.map(|at| family.table_path(at));
+        let mut names = self.modules_to_save.clone();
+        if self.ties_head(model) {
+            if !table.ends_with(TABLES[0]) {
+                return Err(wrong(
+                    "ensure_weight_tying",
+                    "false, of a model whose table PEFT does not know by name",
+                    "true",
+                ));
+            }
+            names.retain(|name| !head.ends_with(name.as_str()));
+            names.push(table.to_owned());
+        }
+        let modules = family.all_modules(model.num_hidden_layers);
+        let named = |name: &String| modules.iter().any(|module| module.path.ends_with(name.as_str()));
+        let notes: Vec<String> = names.iter().filter(|name| !named(name)).cloned().collect();
+        let selection = Selection::new(self)?;
+        let mut paths = Vec::new();
+        for module in modules.iter().filter(|module| names.iter().any(|name| module.path.ends_with(name.as_str()))) {
+            let path = &module.path;
+            let last = path.rsplit('.').next().unwrap_or(path);
+            let whole = module.kind != ModuleKind::Other || last.contains("norm") || last.starts_with("ln_");
+            if !whole || family == Family::Gemma3Images {
+                return Err(wrong(field, "tables, norms, matrices or the output layer of a model of texts", path));
+            }
+            if selection.takes(module) {
+                return Err(wrong(field, "modules that are not adapted too", path));
+            }
+            paths.push(path.clone());
+        }
+        Ok((paths, notes))
     }
 
     /// For adapters of twice the rank with the same scales.
@@ -201,14 +272,13 @@ impl LoraConfig {
     /// # Errors
     /// An expression that does not compile.
     pub fn saves_tables(&self, family: Family) -> Result<bool> {
-        const NAMES: [&str; 2] = ["embed_tokens", "lm_head"];
         match &self.target_modules {
-            Modules::List(list) => Ok(list.iter().any(|entry| NAMES.contains(&entry.as_str()))),
+            Modules::List(list) => Ok(list.iter().any(|entry| TABLES.contains(&entry.as_str()))),
             Modules::AllLinear => Ok(false),
             Modules::Regex(_) => {
                 let argument = |(field, expected, found)| Error::argument(field, expected, found);
                 let matcher = Matcher::new("target_modules", &self.target_modules).map_err(argument)?;
-                let named = |path: &str| NAMES.iter().any(|name| names(name, path));
+                let named = |path: &str| TABLES.iter().any(|name| names(name, path));
                 Ok(family.all_modules(0).iter().any(|m| named(&m.path) && matcher.matches(&m.path)))
             }
         }
@@ -348,7 +418,9 @@ impl<'a> Selection<'a> {
         let linear = matches!(module.kind, ModuleKind::Projection { .. });
         let path = &module.path;
         let wanted = self.targets.matches(path) && (linear || self.config.target_modules != Modules::AllLinear);
-        wanted && !self.excludes(path) && self.in_layers(path)
+        // Where a module is trained whole, what lies in it is.
+        let saved = self.config.modules_to_save.iter().any(|name| lies_in(path, name));
+        wanted && !saved && !self.excludes(path) && self.in_layers(path)
     }
 
     fn in_layers(&self, path: &str) -> bool {
@@ -449,6 +521,14 @@ pub(super) fn is_feedforward(modules: &Modules, path: &str) -> Result<bool, Wron
         Modules::Regex(pattern) => Ok(Pattern::whole(field, pattern, pattern)?.is_match(path)),
         Modules::AllLinear => Err(wrong(field, "a list of modules or an expression", "all-linear")),
     }
+}
+
+/// Whether a path is that of a module, or of what lies in it, by the module's path or its end after a dot.
+fn lies_in(path: &str, module: &str) -> bool {
+    path.match_indices(module).any(|(at, _)| {
+        let (before, behind) = (&path[..at], &path[at + module.len()..]);
+        (before.is_empty() || before.ends_with('.')) && (behind.is_empty() || behind.starts_with('.'))
+    })
 }
 
 /// Whether a list's entry is the path, or its end after a dot.

@@ -1,0 +1,58 @@
+//! Which weights a run of adapters has of its own (PEFT's `modules_to_save`): copies of tables, norms, or other modules that are
+//! trained whole beside a LoRA.
+
+use super::param_id::{ParamId, Source};
+use crate::arch::ModelConfig;
+use crate::formats::adapter::{LoraAdapter, SavedTensor};
+use crate::{Error, Result};
+
+/// The weights of which an adapter has its own, in the order of [`ParamId::all`].
+///
+/// # Errors
+/// A tensor that holds no weight of the model as a whole or is of another shape; a module of which a part is missing.
+pub(super) fn own_weights(config: &ModelConfig, adapter: &LoraAdapter) -> Result<Vec<ParamId>> {
+    let all = ParamId::all(&ModelConfig { tie_word_embeddings: false, ..config.clone() });
+    for SavedTensor { name, shape, values } in &adapter.saved {
+        let Some(id) = all.iter().find(|id| id.peft_name(config) == *name) else {
+            let expected = "names of modules that the model has, and holds unfused";
+            return Err(Error::argument("modules_to_save", expected, name));
+        };
+        if *shape != id.shape(config) || values.len() != id.len(config) {
+            return Err(Error::argument(name, format!("{:?}", id.shape(config)), format!("{shape:?}")));
+        }
+    }
+    let saved = |name: &str| adapter.saved.iter().any(|tensor| tensor.name == name);
+    let ids: Vec<ParamId> = all.iter().copied().filter(|id| saved(&id.peft_name(config))).collect();
+    let module = |id: &ParamId| id.peft_name(config).rsplit_once('.').map(|(path, _)| path.to_owned());
+    let missing = |id: &&ParamId| !ids.contains(id) && ids.iter().any(|other| module(other) == module(id));
+    match all.iter().find(missing) {
+        None => Ok(ids),
+        Some(id) => Err(Error::argument(id.peft_name(config), "the module whole", "a part of it")),
+    }
+}
+
+/// The tensors of the base model that an adapter's own begin as.
+///
+/// # Errors
+/// A module that the model does not have, or holds fused with others; a tensor that is missing or not finite.
+pub fn saved_tensors(source: &Source, paths: &[String]) -> Result<Vec<SavedTensor>> {
+    let config = &source.config;
+    let mut saved = Vec::new();
+    for path in paths {
+        let all = ParamId::all(&ModelConfig { tie_word_embeddings: false, ..config.clone() }).into_iter();
+        let ids: Vec<ParamId> =
+            all.filter(|id| id.peft_name(config).rsplit_once('.').is_some_and(|(at, _)| at == path)).collect();
+        if ids.is_empty() {
+            let expected = "modules that the model has, and holds unfused";
+            return Err(Error::argument("modules_to_save", expected, path));
+        }
+        for id in ids {
+            let tied = id == ParamId::Head && config.tie_word_embeddings;
+            let view = source.view(if tied { ParamId::Embed } else { id })?;
+            let values = view.check_finite().and_then(|()| view.to_f32());
+            let values = values.map_err(Error::file(source.checkpoint().path()))?;
+            saved.push(SavedTensor { name: id.peft_name(config), shape: id.shape(config), values });
+        }
+    }
+    Ok(saved)
+}

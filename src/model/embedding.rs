@@ -9,8 +9,8 @@ use super::param_id::{NormAt, ParamId};
 use super::taps::PassTaps;
 use crate::arch::Positions;
 use crate::backend::ops::{
-    Cast, EditBwd, EditMap, EmbedBwdPrompt, EmbedBwdTable, EmbedFwd, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd,
-    PositionBwdTable, PositionFwd, ScatterAdd, Widen, Zero,
+    Cast, EditBwd, EditMap, EmbedBwdPrompt, EmbedBwdTable, EmbedFwd, LinearBwdInput, LinearBwdWeight, LinearDims,
+    LinearFwd, PositionBwdTable, PositionFwd, ScatterAdd, Widen, Zero,
 };
 use crate::backend::{AccElement, Backend, Tensor, TensorMut};
 use crate::hooks::{Site, Taps};
@@ -56,7 +56,8 @@ impl<B: Backend> Model<B> {
     /// The rows of a pass whose token is that of padding, and as many zeros, where a run has an embedding table of its own.
     fn fixed_rows(&self, backend: &mut B, input: &Input<'_, B>) -> Result<Option<[B::Index; 2]>> {
         let own = input.adaptation.and_then(|adaptation| adaptation.layout.own_weights());
-        let Some(fixed) = self.config.padding_row().filter(|_| own.is_some_and(|own| own.get(ParamId::Embed).is_some()))
+        let Some(fixed) =
+            self.config.padding_row().filter(|_| own.is_some_and(|own| own.get(ParamId::Embed).is_some()))
         else {
             return Ok(None);
         };
@@ -121,7 +122,8 @@ impl<B: Backend> Model<B> {
         }
         self.embed_lora_backward(backend, acts.embed_lora.as_ref(), grads, input, request);
         if let (Some([rows, value_rows]), Some(adaptation)) = (&acts.fixed_rows, input.adaptation) {
-            let (d_x, values, map) = (TensorMut::Acc(grads.d_embed_mut()), &adaptation.params, EditMap { keep: 0.0, along: 0.0 });
+            let (d_x, values, map) =
+                (TensorMut::Acc(grads.d_embed_mut()), &adaptation.params, EditMap { keep: 0.0, along: 0.0 });
             backend.edit_bwd(EditBwd { d_x, values, rows, value_rows, width, map });
         }
         if let Some((d_table, offset)) = request.weight(ParamId::Embed) {

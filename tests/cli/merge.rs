@@ -70,7 +70,20 @@ fn merge_of_every_family_has_the_logits_of_peft() {
 /// peft's own adapters of other kinds (`tests/golden/peft_variants.py`), merged: the logits that peft has with them beside.
 #[test]
 fn merge_of_every_variant_has_the_logits_of_peft() {
-    for case in ["dora", "dora_gpt2", "ia3", "ia3_gpt2", "tables", "head", "tables_gpt2", "embed_gpt2", "saved", "saved_gpt2", "saved_head_gpt2", "saved_tied"] {
+    for case in [
+        "dora",
+        "dora_gpt2",
+        "ia3",
+        "ia3_gpt2",
+        "tables",
+        "head",
+        "tables_gpt2",
+        "embed_gpt2",
+        "saved",
+        "saved_gpt2",
+        "saved_head_gpt2",
+        "saved_tied",
+    ] {
         let dir = crate::support::temp();
         let (d, of_peft) = (dir.path(), golden("peft_variants").join(case));
         let text = fs::read_to_string(of_peft.join("case.json")).expect("a case");

@@ -54,7 +54,15 @@ pub fn read(path: &Path, model: &ModelConfig) -> Result<LoraAdapter> {
         }
         config.rank_pattern.push((path, module.r));
     }
-    Ok(LoraAdapter { config, family: model.family, head_dim: model.head_dim, modules, tables: Vec::new() })
+    Ok(LoraAdapter {
+        config,
+        family: model.family,
+        head_dim: model.head_dim,
+        modules,
+        tables: Vec::new(),
+        saved: Vec::new(),
+        ties_head: false,
+    })
 }
 
 /// The adapted projections; every tensor of the file is of one.

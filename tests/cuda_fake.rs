@@ -315,6 +315,7 @@ fn training_is_that_of_the_cpu() {
         (" --lora-dropout 0.3 --gradient-checkpointing --neftune-noise-alpha 5", "dropped"),
         (" --use-dora", "dora"),
         (" --target-modules q_proj,embed_tokens,lm_head --lora-dropout 0.3", "tables"),
+        (" --modules-to-save embed_tokens,lm_head,norm --loraplus-lr-ratio 2", "whole-modules"),
         (fast, "fast"),
     ] {
         both(dir.path(), &format!("{TRAIN}{extra}"), folder);

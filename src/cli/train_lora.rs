@@ -285,7 +285,7 @@ impl Job for Train<'_> {
         for (i, LoraRun { init, name, .. }) in runs.iter().enumerate() {
             adaptation.set_run(&mut backend, &model.config, i, init)?;
             let config = LoraConfig { lora_dropout: dropout, ..init.config.clone() };
-            let all = json!({
+            let mut all = json!({
                 "r": config.r,
                 "lora_alpha": config.lora_alpha,
                 "target_modules": resolve::modules_name(&config.target_modules),
@@ -297,6 +297,10 @@ impl Job for Train<'_> {
                 "init_lora_weights": args.init_lora_weights,
                 "lora_dropout": dropout,
             });
+            if !config.modules_to_save.is_empty() {
+                all["modules_to_save"] = json!(config.modules_to_save);
+                all["ensure_weight_tying"] = json!(config.ensure_weight_tying);
+            }
             named.push(Named { config: AdapterConfig::Lora(config), name: name.clone(), settings: all });
         }
         match training.init_adapter {

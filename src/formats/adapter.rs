@@ -257,7 +257,6 @@ impl LoraAdapter {
     pub fn since(&self, start: &[LoraModule]) -> Self {
         assert!(start.len() == self.modules.len(), "since: {} of {} modules", start.len(), self.modules.len());
         assert!(self.tables.is_empty(), "since: a table of tokens has no start of this kind");
-        assert!(self.saved.is_empty(), "since: the base model is what it was, and no module of its own");
         let doubled = |(now, before): (&LoraModule, &LoraModule)| {
             assert!((now.a.len(), now.b.len()) == (before.a.len(), before.b.len()), "since: modules of two sizes");
             let rows = now.b.chunks_exact(now.r).zip(before.b.chunks_exact(now.r));
@@ -266,6 +265,6 @@ impl LoraAdapter {
         };
         let modules = self.modules.iter().zip(start).map(doubled).collect();
         let config = LoraConfig { init_lora_weights: InitLoraWeights::True, ..self.config.doubled() };
-        Self { config, modules, tables: Vec::new(), saved: Vec::new(), ..*self }
+        Self { config, modules, tables: Vec::new(), saved: self.saved.clone(), ..*self }
     }
 }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::Model;
 use super::activations::some;
-use super::full::WeightLayout;
 use super::layout::{AdaptedModule, Layout, ScaledModule, Shape, one_run};
 use super::lora_start;
 use crate::arch::{ModelConfig, Projection};
@@ -258,7 +257,7 @@ impl<B: Backend> Adaptation<B> {
             self.base_tables[table.at as usize] = table.base.clone();
         }
         for SavedTensor { name, values: own, .. } in &adapter.saved {
-            let params = self.layout.weights.iter().flat_map(WeightLayout::params);
+            let params = self.layout.weights.iter().flat_map(|own| own.layout.params());
             let found = params.copied().find(|(id, _)| id.peft_name(config) == *name);
             let (_, offset) = found.ok_or_else(|| Error::argument(name, "no weight of its own", "one"))?;
             values[offset..].iter_mut().zip(own).for_each(|(v, x)| *v = B::Element::from_f64(f64::from(*x)));
@@ -276,7 +275,7 @@ impl<B: Backend> Adaptation<B> {
                 set(site.at, magnitude);
             }
         }
-        let own = self.layout.weights.iter().flat_map(WeightLayout::params);
+        let own = self.layout.weights.iter().flat_map(|own| own.layout.params());
         self.own_names = own.map(|&(id, offset)| (id.peft_name(config), id.shape(config), offset)).collect();
         self.upload_run(backend, run, &values)
     }
@@ -402,7 +401,7 @@ impl<B: Backend> Adaptation<B> {
         let saved = self.own_names.iter().map(|(name, shape, offset)| own(name, shape, *offset)).collect();
         let Layout { family, head_dim, .. } = self.layout;
         let modules = modules.collect();
-        let ties_head = self.layout.ties_head;
+        let ties_head = self.layout.weights.as_ref().is_some_and(|own| own.ties_head);
         let adapter = LoraAdapter { config: config.clone(), family, head_dim, modules, tables, saved, ties_head };
         Ok(if self.start.is_empty() { adapter } else { adapter.since(&self.start) })
     }

@@ -57,7 +57,7 @@ impl<B: Backend> Model<B> {
     fn fixed_rows(&self, backend: &mut B, input: &Input<'_, B>) -> Result<Option<[B::Index; 2]>> {
         let own = input.adaptation.and_then(|adaptation| adaptation.layout.own_weights());
         let Some(fixed) =
-            self.config.padding_row().filter(|_| own.is_some_and(|own| own.get(ParamId::Embed).is_some()))
+            self.config.padding_row().filter(|_| own.is_some_and(|own| own.layout.get(ParamId::Embed).is_some()))
         else {
             return Ok(None);
         };

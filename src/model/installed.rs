@@ -2,7 +2,6 @@
 
 use super::Model;
 use super::adaptation::Adaptation;
-use super::full::WeightLayout;
 use super::param_id::ParamId;
 use crate::Result;
 use crate::backend::Backend;
@@ -28,9 +27,9 @@ impl<B: Backend> Adaptation<B> {
     /// # Panics
     /// If the model has another adapter's.
     pub fn install(&self, backend: &mut B, model: &mut Model<B>) -> Result<()> {
-        let Some(layout) = &self.layout.weights else { return Ok(()) };
+        let Some(own_weights) = &self.layout.weights else { return Ok(()) };
         assert!(!model.weights.owned, "install: the model has an adapter's weights");
-        for &(id, offset) in layout.params() {
+        for &(id, offset) in own_weights.layout.params() {
             let own = backend.trainable_weight(&self.params, offset, id.len(&model.config))?;
             let tied = model.config.tie_word_embeddings;
             match id {
@@ -39,7 +38,7 @@ impl<B: Backend> Adaptation<B> {
                     model.config.tie_word_embeddings = false;
                 }
                 // The head stays what it was.
-                ParamId::Embed if tied && !self.layout.ties_head => {
+                ParamId::Embed if tied && !own_weights.ties_head => {
                     model.weights.head = Some(std::mem::replace(&mut model.weights.embed, own));
                     model.config.tie_word_embeddings = false;
                 }
@@ -52,8 +51,7 @@ impl<B: Backend> Adaptation<B> {
 
     /// Makes `model`, which has its weights, compute with the present ones.
     pub fn refresh_weights(&self, backend: &mut B, model: &mut Model<B>) {
-        let params = self.layout.weights.iter().flat_map(WeightLayout::params);
-        for &(id, offset) in params {
+        for &(id, offset) in self.layout.weights.iter().flat_map(|own| own.layout.params()) {
             backend.refresh_weight(RefreshWeight { weight: model.weight_mut(id), params: &self.params, offset });
         }
     }

@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use super::full::WeightLayout;
-use super::own_weights::own_weights;
+use super::own_weights::OwnWeights;
 use crate::arch::{Family, ModelConfig, Projection};
 use crate::backend::ops::{LoraSite, NormSite, PromptSite, RunRange, ScaleSite};
 use crate::formats::adapter::{Ia3Adapter, Ia3Module, LoraAdapter, Table, TableLora};
@@ -42,9 +41,7 @@ pub struct Layout {
     /// stays so: nothing reads what its rows become.
     pub prefix: Option<PromptSite>,
     /// Weights of its own that a run has, behind its adapters; such a layout is of one run.
-    pub(super) weights: Option<WeightLayout>,
-    /// Whether an embedding table of its own is the tied head too.
-    pub(super) ties_head: bool,
+    pub(super) weights: Option<OwnWeights>,
     /// Width of a row of the soft prompt, E.
     pub width: usize,
     /// Width of a layer's keys, K D.
@@ -311,20 +308,7 @@ impl Layout {
     /// A module in a layer that the model has not, or with other widths than the model's.
     pub fn of_adapter(config: &ModelConfig, adapter: &LoraAdapter) -> Result<Self> {
         let shape = Shape::of_adapter(config, adapter, RunRange::ALL)?;
-        let layout = Self { shapes: vec![shape], ..Self::empty(config) }.with_stride();
-        layout.with_weights(config, adapter)
-    }
-
-    /// With the weights that an adapter has of its own.
-    fn with_weights(mut self, config: &ModelConfig, adapter: &LoraAdapter) -> Result<Self> {
-        if adapter.saved.is_empty() {
-            return Ok(self);
-        }
-        let weights = WeightLayout::of(config, own_weights(config, adapter)?, self.stride);
-        self.stride += weights.total;
-        self.ties_head = adapter.ties_head;
-        self.weights = Some(weights);
-        Ok(self.with_stride())
+        Self { shapes: vec![shape], ..Self::empty(config) }.with_stride().with_weights(config, adapter)
     }
 
     /// The layout of runs of an IA3.
@@ -396,7 +380,6 @@ impl Layout {
             prompt: None,
             prefix: None,
             weights: None,
-            ties_head: false,
             width: config.embed_size,
             kv_width: config.kv_width(),
             family: config.family,
@@ -405,7 +388,7 @@ impl Layout {
     }
 
     /// With the stride, which is known now that everything has its offset, in every site.
-    fn with_stride(mut self) -> Self {
+    pub(super) fn with_stride(mut self) -> Self {
         let stride = self.shapes.iter().map(|shape| shape.size).fold(self.stride, usize::max);
         self.stride = stride;
         let norm_stride = self.shapes.iter().map(|shape| shape.norms).max().unwrap_or(0);
@@ -424,11 +407,6 @@ impl Layout {
         }
         self.prompt.iter_mut().chain(&mut self.prefix).for_each(|site| site.stride = stride);
         self
-    }
-
-    /// The weights that a run has of its own.
-    pub fn own_weights(&self) -> Option<&WeightLayout> {
-        self.weights.as_ref()
     }
 
     /// The LoRA of a table of tokens; such a layout is of one run.
@@ -488,8 +466,8 @@ impl Layout {
         self.shapes.iter().flat_map(Shape::modules)
     }
 
-    /// Where the Bs, and the magnitudes, lie in the parameters of every run: what LoRA+ gives another learning rate, as
-    /// PEFT's `create_loraplus_optimizer` groups them.
+    /// Where the Bs, the magnitudes, and the vectors of a run's own lie in the parameters of every run: what LoRA+ gives another
+    /// learning rate, as PEFT's `create_loraplus_optimizer` groups them.
     ///
     /// # Errors
     /// Runs that have them in several places.
@@ -508,7 +486,7 @@ impl Layout {
         let mut shapes = self.shapes.iter().map(of_shape);
         let first = shapes.next().unwrap_or_default();
         match shapes.all(|ranges| ranges == first) {
-            true => Ok(first),
+            true => Ok(first.into_iter().chain(self.weights.iter().flat_map(|own| own.vectors.clone())).collect()),
             false => {
                 let expected = "runs of one rank and one choice of modules, if B has a learning rate of its own";
                 Err(Error::argument("loraplus_lr_ratio", expected, "several"))
@@ -532,10 +510,10 @@ impl Layout {
         runs * (self.stride + self.norms) * element_sizes.0
     }
 
-    /// The first layer whose input an adapter or a weight of a run's own may change, or that holds an adapter: the backward need go no further down.
+    /// The first layer whose input an adapter or a weight of a run's own may change, or that holds an adapter: the backward need
+    /// go no further down.
     pub fn lowest(&self) -> Option<usize> {
-        let below = self.table(Table::Embed).is_some() || self.weights.is_some();
-        if below {
+        if self.table(Table::Embed).is_some() || self.weights.is_some() {
             return Some(0);
         }
         let adapts = |layer: &usize| Projection::ALL.iter().any(|&target| self.adapts(*layer, target));

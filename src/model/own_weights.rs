@@ -1,16 +1,64 @@
 //! Which weights a run of adapters has of its own (PEFT's `modules_to_save`): copies of tables, norms, or other modules that are
 //! trained whole beside a LoRA.
 
+use std::ops::Range;
+
+use super::full::WeightLayout;
+use super::layout::Layout;
 use super::param_id::{ParamId, Source};
-use crate::arch::ModelConfig;
+use crate::arch::{ModelConfig, Norm};
 use crate::formats::adapter::{LoraAdapter, SavedTensor};
 use crate::{Error, Result};
+
+/// The weights that a run has of its own, behind its adapters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OwnWeights {
+    /// Where each lies in the run's parameters.
+    pub layout: WeightLayout,
+    /// Whether an embedding table among them is the tied head too.
+    pub(crate) ties_head: bool,
+    /// Where those of one dimension lie.
+    pub(super) vectors: Vec<Range<usize>>,
+    /// Whether there is one among these from which PEFT's LoRA+ keeps weight decay: a bias, or of torch's `LayerNorm`.
+    pub(crate) undecayed: bool,
+}
+
+impl Layout {
+    /// With the weights that an adapter has of its own.
+    ///
+    /// # Errors
+    /// Those of [`own_weights`].
+    pub(super) fn with_weights(mut self, config: &ModelConfig, adapter: &LoraAdapter) -> Result<Self> {
+        if adapter.saved.is_empty() {
+            return Ok(self);
+        }
+        let layout = WeightLayout::of(config, own_weights(config, adapter)?, self.stride);
+        self.stride += layout.total;
+        let vectors = || layout.params().iter().filter(|(id, _)| id.shape(config).len() == 1);
+        let undecayed = |id: &ParamId| match id {
+            ParamId::Norm(_) => config.norm == Norm::Layer,
+            _ => true,
+        };
+        self.weights = Some(OwnWeights {
+            ties_head: adapter.ties_head,
+            vectors: vectors().map(|&(id, offset)| offset..offset + id.len(config)).collect(),
+            undecayed: vectors().any(|(id, _)| undecayed(id)),
+            layout,
+        });
+        Ok(self.with_stride())
+    }
+
+    /// The weights that a run has of its own.
+    pub fn own_weights(&self) -> Option<&OwnWeights> {
+        self.weights.as_ref()
+    }
+}
 
 /// The weights of which an adapter has its own, in the order of [`ParamId::all`].
 ///
 /// # Errors
 /// A tensor that holds no weight of the model as a whole or is of another shape; a module of which a part is missing.
-pub(super) fn own_weights(config: &ModelConfig, adapter: &LoraAdapter) -> Result<Vec<ParamId>> {
+fn own_weights(config: &ModelConfig, adapter: &LoraAdapter) -> Result<Vec<ParamId>> {
     let all = ParamId::all(&ModelConfig { tie_word_embeddings: false, ..config.clone() });
     for SavedTensor { name, shape, values } in &adapter.saved {
         let Some(id) = all.iter().find(|id| id.peft_name(config) == *name) else {

@@ -314,7 +314,8 @@ impl<B: Backend> Trainer<B> {
                 }
             }
             if let Some(own) = adaptation.layout.own_weights() {
-                parts.insert("modules_to_save".into(), json!(own.names(adaptation.layout.family)));
+                parts.insert("modules_to_save".into(), json!(own.layout.names(adaptation.layout.family)));
+                parts.insert("ensure_weight_tying".into(), json!(own.ties_head));
             }
             if adaptation.layout.prompt.is_some() {
                 parts.insert("prompts".into(), json!(adaptation.prompts));

@@ -199,9 +199,11 @@ impl<B: Backend> Trainer<B> {
         let d_params = &mut self.optimizer.d_params;
         let none = GradientRequest { d_params: None, d_weights: None, own: None, d_embed: false };
         let request = match &self.trainable {
-            Trainable::Adapters(adaptation) => {
-                GradientRequest { d_params: Some(d_params), own: adaptation.layout.own_weights(), ..none }
-            }
+            Trainable::Adapters(adaptation) => GradientRequest {
+                d_params: Some(d_params),
+                own: adaptation.layout.own_weights().map(|own| &own.layout),
+                ..none
+            },
             Trainable::Reparameterized(_) => GradientRequest { d_params: Some(&mut self.d_prompts), ..none },
             Trainable::Weights(full) => GradientRequest { d_weights: Some((d_params, &full.layout)), ..none },
         };

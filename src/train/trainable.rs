@@ -60,7 +60,7 @@ impl<B: Backend> Trainable<B> {
         match self {
             Self::Reparameterized(encoder) => self.materialized() * element_sizes.0 + encoder.bytes(element_sizes),
             Self::Adapters(adaptation) => {
-                let own = adaptation.layout.own_weights().map_or(0, |own| own.total);
+                let own = adaptation.layout.own_weights().map_or(0, |own| own.layout.total);
                 adaptation.runs * adaptation.layout.norms * element_sizes.0 + own * element_sizes.1
             }
             Self::Weights(_) => 0,

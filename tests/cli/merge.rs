@@ -80,6 +80,7 @@ fn merge_of_every_variant_has_the_logits_of_peft() {
         "tables_gpt2",
         "embed_gpt2",
         "saved",
+        "saved_plus",
         "saved_gpt2",
         "saved_head_gpt2",
         "saved_tied",

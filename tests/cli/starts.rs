@@ -147,6 +147,64 @@ fn ia3_starts_at_the_base_model_and_is_the_same_in_a_grid_resumed_and_merged() {
     assert!(apart(&plain, &tuned) > 1e-3 && apart(&tuned, &merged) <= 1e-5, "{:.1e}", apart(&tuned, &merged));
 }
 
+/// Modules that are trained whole begin as the base model's; resumed, continued, captured and merged they are the same.
+#[test]
+fn modules_that_are_trained_whole_start_at_the_base_model_and_are_the_same_resumed_and_merged() {
+    let dir = place();
+    let d = dir.path();
+    let train = format!("{TRAIN} --modules-to-save embed_tokens,lm_head,norm,k_proj --learning-rate");
+    line(d, &format!("{train} 0 --out {{}}/still")).ok();
+    let names = json!(["embed_tokens", "lm_head", "norm", "k_proj"]);
+    assert_eq!(config(&d.join("still"))["modules_to_save"], names);
+    let logits = |more: &str, out: &str| {
+        let capture = "capture --input {}/texts.jsonl --sites logits --tokens all --device cpu";
+        line(d, &format!("{capture} {more} --out {{}}/{out}")).ok();
+        tensor(&d.join(out).join("activations.safetensors"), "logits").1
+    };
+    let (plain, still) =
+        (logits("--model {}/model", "plain"), logits("--model {}/model --adapter {}/still", "at-first"));
+    assert!(plain == still, "copies change nothing");
+    line(d, &format!("{train} 0.01 --save-steps 2 --out {{}}/whole")).ok();
+    line(d, &format!("{train} 0.01 --out {{}}/resumed --resume-from-checkpoint {{}}/whole/checkpoint-2")).ok();
+    line(d, &format!("{train} 0 --out {{}}/further --init-adapter {{}}/whole")).ok();
+    let weights = |path: &str| std::fs::read(d.join(path).join("adapter_model.safetensors")).expect("weights");
+    assert!(weights("whole") == weights("resumed"), "resumed");
+    assert!(weights("whole") == weights("further"), "goes on from what was written");
+    let base = |name: &str| tensor(&d.join("model/model.safetensors"), name);
+    for name in [
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.norm.weight",
+        "model.layers.1.input_layernorm.weight",
+        "model.layers.0.self_attn.k_proj.weight",
+    ] {
+        let own = tensor(&d.join("whole/adapter_model.safetensors"), &format!("base_model.model.{name}"));
+        assert!(own.0 == base(name).0 && own.1 != base(name).1, "{name} has not moved");
+    }
+    let tuned = logits("--model {}/model --adapter {}/whole", "tuned");
+    line(d, "merge --model {}/model --adapter {}/whole --out {}/merged").ok();
+    let merged = logits("--model {}/merged", "of-merged");
+    let largest = tuned.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / largest;
+    assert!(apart(&plain, &tuned) > 1e-3 && apart(&tuned, &merged) <= 1e-5, "{:.1e}", apart(&tuned, &merged));
+    // What is left of the base model when its main parts are taken out of it.
+    line(d, &format!("{train} 0 --init-lora-weights pissa --out {{}}/pissa")).ok();
+    let pissa = logits("--model {}/model --adapter {}/pissa", "of-pissa");
+    assert!(apart(&plain, &pissa) <= 1e-5, "{:.1e}", apart(&plain, &pissa));
+    for (modules, more, expected) in [
+        ("norm", "--r 1,3", "modules-to-save: expected one run beside it, found 2 runs"),
+        ("no_such", "", "modules-to-save: expected names of the model's modules, found \"no_such\""),
+        ("mlp", "", "modules-to-save: expected tables, norms, matrices or the output layer"),
+        ("norm", "--peft-type ia3", "modules-to-save: expected no setting of a LoRA beside --peft-type ia3"),
+        ("norm", "--objective activations", "objective: expected ce, where weights of the base model, which is the"),
+    ] {
+        let train = TRAIN.replace(" --r 2", "");
+        let error = line(d, &format!("{train} --modules-to-save {modules} {more} --out {{}}/no")).refused();
+        assert!(error.contains(expected), "{more}: {error}");
+    }
+    assert!(!d.join("no").exists());
+}
+
 #[test]
 fn ranks_and_alphas_by_pattern_are_written_as_peft_has_them() {
     let dir = place();

@@ -112,10 +112,11 @@ fn lora_of_tables_is_pefts() {
 
 #[test]
 fn modules_that_are_trained_whole_are_pefts() {
-    check("saved");
-    check("saved_gpt2");
-    check("saved_head_gpt2");
-    check("saved_tied");
+    check("saved", NORM);
+    check("saved_plus", NORM);
+    check("saved_gpt2", NORM);
+    check("saved_head_gpt2", NORM);
+    check("saved_tied", NORM);
 }
 
 #[test]

@@ -242,7 +242,6 @@ fn fields_without_effect_in_peft_have_none() {
     assert_eq!(read.modules.iter().map(|m| m.scale).collect::<Vec<_>>(), [8.0, 2.0, 8.0, 2.0]);
 }
 
-/// With each of these fields PEFT 0.21.2 computes something else, or stops.
 /// The defaults of `LoraConfig` in PEFT 0.21.2.
 #[test]
 fn absent_rank_and_alpha_are_those_of_peft() {
@@ -253,6 +252,7 @@ fn absent_rank_and_alpha_are_those_of_peft() {
     assert_eq!((config.r, config.lora_alpha), (8, 8.0));
 }
 
+/// With each of these fields PEFT 0.21.2 computes something else, or stops.
 #[test]
 fn fields_that_peft_acts_on_are_refused_by_name() {
     for (patch, field) in [
@@ -269,7 +269,8 @@ fn fields_that_peft_acts_on_are_refused_by_name() {
         (json!({"lora_bias": true}), "lora_bias"),
         (json!({"lora_dropout": 2.0}), "lora_dropout"),
         (json!({"megatron_config": {"x": 1}}), "megatron_config"),
-        (json!({"modules_to_save": ["norm"]}), "modules_to_save"),
+        (json!({"modules_to_save": ["mlp"]}), "modules_to_save"),
+        (json!({"modules_to_save": ["_proj"]}), "modules_to_save"),
         (json!({"monteclora_config": {}}), "monteclora_config"),
         (json!({"target_modules": ["q_proj", "v_proj", "act_fn"]}), "act_fn"),
         (json!({"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": true}), "ensure_weight_tying"),
@@ -290,12 +291,14 @@ fn fields_that_peft_acts_on_are_refused_by_name() {
         assert!(error.contains("adapter_config.json") && error.contains(field), "{patch}: {error}");
     }
     // What is said of the file's tensors.
-    for (table, tensor) in
-        [("embed_tokens", "model.embed_tokens.lora_embedding_A"), ("lm_head", "lm_head.lora_A.weight")]
-    {
+    for (patch, tensor) in [
+        (json!({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}), "model.embed_tokens.lora_embedding_A"),
+        (json!({"target_modules": ["q_proj", "v_proj", "lm_head"]}), "lm_head.lora_A.weight"),
+        (json!({"modules_to_save": ["model.norm"]}), "model.norm.weight"),
+    ] {
         let dir = temp();
-        let model = small(dir.path(), &json!({"target_modules": ["q_proj", "v_proj", table]}));
-        let error = LoraAdapter::read(dir.path(), &model).expect_err(table).to_string();
+        let model = small(dir.path(), &patch);
+        let error = LoraAdapter::read(dir.path(), &model).expect_err(tensor).to_string();
         assert!(error.contains(&format!("base_model.model.{tensor}: expected it")), "{error}");
     }
 }

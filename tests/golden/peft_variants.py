@@ -32,6 +32,7 @@ CASES = {
     # Modules that are trained whole: untied, of a tied model each on its own, and tied.
     "saved": dict(model="tiny", seed=19, target_modules=["q_proj", "down_proj"], modules_to_save=["embed_tokens", "lm_head", "norm", "v_proj"], schedule="linear", warmup=2, weight_decay=0.1,
                   max_grad_norm=0.5),
+    "saved_plus": dict(model="tiny", seed=23, target_modules=["o_proj"], modules_to_save=["lm_head", "norm"], ratio=4.0, learning_rate=5e-3, weight_decay=0.1),
     "saved_gpt2": dict(model="gpt2", seed=20, target_modules=["c_attn"], modules_to_save=["wte", "ln_f", "h.1.ln_2"]),
     "saved_head_gpt2": dict(model="gpt2", seed=21, target_modules=["c_attn"], modules_to_save=["lm_head", "wpe"], learning_rate=5e-3),
     "saved_tied": dict(model="qwen2", seed=22, target_modules=["q_proj"], modules_to_save=["lm_head"], ensure_weight_tying=True, learning_rate=5e-3),

@@ -78,7 +78,8 @@ pub fn adapter_of_tables(model: &ModelConfig) -> LoraAdapter {
     let config = LoraConfig::new(2, 4.0, modules);
     let slots = config.slots(model.family, model.num_hidden_layers).expect("modules of the model");
     let tables = slots.tables.into_iter().map(|slot| TableLora::zeros(slot, model)).collect();
-    LoraAdapter { config, family: model.family, head_dim: model.head_dim, modules: Vec::new(), tables }
+    let (family, head_dim) = (model.family, model.head_dim);
+    LoraAdapter { config, family, head_dim, modules: Vec::new(), tables, saved: Vec::new(), ties_head: false }
 }
 
 /// A trainer of adapters whose starts and orders have the runs' seeds.

@@ -148,8 +148,8 @@ pub struct TrainLoraArgs {
     #[arg(long, value_name = "LAYERS", help_heading = "LoRA")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers_to_transform: Option<String>,
-    /// Modules that are trained whole beside the adapter, and saved in it: ends of their names, as embed_tokens, lm_head, norm;
-    /// for one run.
+    /// Modules that are trained whole beside the adapter, and saved in it: ends of their names, as embed_tokens, lm_head or
+    /// norm; for one run.
     #[arg(long, value_name = "MODULES", value_delimiter = ',', help_heading = "LoRA")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub modules_to_save: Vec<String>,
@@ -186,8 +186,8 @@ pub struct TrainLoraArgs {
         help_heading = "LoRA"
     )]
     pub init_lora_weights: LoraInit,
-    /// LoRA+: learning rate of B, and of DoRA's magnitudes, over that of A; for one rank and one set of modules [default: one
-    /// rate for all].
+    /// LoRA+: learning rate of B, of DoRA's magnitudes and of vectors in --modules-to-save, over that of A; for one rank and
+    /// one set of modules [default: one rate for all].
     #[arg(long, value_name = "RATIO", help_heading = "LoRA")]
     pub loraplus_lr_ratio: Option<f64>,
     /// Dropout probability of the adapter's input [default: 0, or that of --init-adapter].

@@ -196,7 +196,6 @@ fn modules_that_are_trained_whole_start_at_the_base_model_and_are_the_same_resum
         ("no_such", "", "modules-to-save: expected names of the model's modules, found \"no_such\""),
         ("mlp", "", "modules-to-save: expected tables, norms, matrices or the output layer"),
         ("norm", "--peft-type ia3", "modules-to-save: expected no setting of a LoRA beside --peft-type ia3"),
-        ("norm", "--objective activations", "objective: expected ce, where weights of the base model, which is the"),
     ] {
         let train = TRAIN.replace(" --r 2", "");
         let error = line(d, &format!("{train} --modules-to-save {modules} {more} --out {{}}/no")).refused();

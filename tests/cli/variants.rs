@@ -76,6 +76,11 @@ fn teachers_that_change_or_teach_nothing_are_named() {
                     blocks.0.attn.hook_v";
     assert!(error.contains(expected), "{error}");
     with(&format!("{of_values} --out {{}}/values")).ok();
+    let error = with("--train {}/train.jsonl --demos 1 --modules-to-save norm --max-steps 1 --out {}/no").refused();
+    assert!(
+        error.contains("--objective: expected ce, where weights of the base model, which is the teacher,"),
+        "{error}"
+    );
     assert!(!d.join("no").exists());
 
     let begun = "--train {}/train.jsonl --out {}/run --save-steps 1 --max-steps 2";

@@ -90,7 +90,6 @@ pub fn cases() -> Vec<Case> {
         with(json!({"bias": "some"}), &["bias", "some"]),
         with(json!({"lora_bias": true}), &["lora_bias"]),
         with(json!({"fan_in_fan_out": 1}), &["fan_in_fan_out"]),
-        with(json!({"modules_to_save": ["lm_head"]}), &["base_model.model.lm_head.weight"]),
         with(json!({"modules_to_save": ["mlp"]}), &["modules_to_save", "mlp"]),
         with(json!({"modules_to_save": [1]}), &["modules_to_save"]),
         with(json!({"task_type": "NEW_TASK"}), &["task_type", "NEW_TASK"]),

@@ -308,7 +308,10 @@ impl Layout {
     /// A module in a layer that the model has not, or with other widths than the model's.
     pub fn of_adapter(config: &ModelConfig, adapter: &LoraAdapter) -> Result<Self> {
         let shape = Shape::of_adapter(config, adapter, RunRange::ALL)?;
-        Self { shapes: vec![shape], ..Self::empty(config) }.with_stride().with_weights(config, adapter)
+        let mut layout = Self { shapes: vec![shape], ..Self::empty(config) }.with_stride();
+        layout.weights = OwnWeights::new(config, adapter, layout.stride)?;
+        layout.stride += layout.weights.as_ref().map_or(0, |own| own.layout.total);
+        Ok(layout.with_stride())
     }
 
     /// The layout of runs of an IA3.
@@ -388,7 +391,7 @@ impl Layout {
     }
 
     /// With the stride, which is known now that everything has its offset, in every site.
-    pub(super) fn with_stride(mut self) -> Self {
+    fn with_stride(mut self) -> Self {
         let stride = self.shapes.iter().map(|shape| shape.size).fold(self.stride, usize::max);
         self.stride = stride;
         let norm_stride = self.shapes.iter().map(|shape| shape.norms).max().unwrap_or(0);
@@ -407,6 +410,11 @@ impl Layout {
         }
         self.prompt.iter_mut().chain(&mut self.prefix).for_each(|site| site.stride = stride);
         self
+    }
+
+    /// The weights that a run has of its own.
+    pub fn own_weights(&self) -> Option<&OwnWeights> {
+        self.weights.as_ref()
     }
 
     /// The LoRA of a table of tokens; such a layout is of one run.

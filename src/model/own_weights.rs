@@ -4,7 +4,6 @@
 use std::ops::Range;
 
 use super::full::WeightLayout;
-use super::layout::Layout;
 use super::param_id::{ParamId, Source};
 use crate::arch::{ModelConfig, Norm};
 use crate::formats::adapter::{LoraAdapter, SavedTensor};
@@ -23,34 +22,27 @@ pub struct OwnWeights {
     pub(crate) undecayed: bool,
 }
 
-impl Layout {
-    /// With the weights that an adapter has of its own.
+impl OwnWeights {
+    /// Those of an adapter, from element `first` of a run's parameters on; none where it has none.
     ///
     /// # Errors
     /// Those of [`own_weights`].
-    pub(super) fn with_weights(mut self, config: &ModelConfig, adapter: &LoraAdapter) -> Result<Self> {
+    pub(super) fn new(config: &ModelConfig, adapter: &LoraAdapter, first: usize) -> Result<Option<Self>> {
         if adapter.saved.is_empty() {
-            return Ok(self);
+            return Ok(None);
         }
-        let layout = WeightLayout::of(config, own_weights(config, adapter)?, self.stride);
-        self.stride += layout.total;
+        let layout = WeightLayout::of(config, own_weights(config, adapter)?, first);
         let vectors = || layout.params().iter().filter(|(id, _)| id.shape(config).len() == 1);
         let undecayed = |id: &ParamId| match id {
             ParamId::Norm(_) => config.norm == Norm::Layer,
             _ => true,
         };
-        self.weights = Some(OwnWeights {
+        Ok(Some(Self {
             ties_head: adapter.ties_head,
             vectors: vectors().map(|&(id, offset)| offset..offset + id.len(config)).collect(),
             undecayed: vectors().any(|(id, _)| undecayed(id)),
             layout,
-        });
-        Ok(self.with_stride())
-    }
-
-    /// The weights that a run has of its own.
-    pub fn own_weights(&self) -> Option<&OwnWeights> {
-        self.weights.as_ref()
+        }))
     }
 }
 

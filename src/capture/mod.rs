@@ -96,7 +96,8 @@ pub struct CaptureSettings {
     /// What else the file's metadata are to say, such as the model's name.
     pub metadata: Vec<(String, String)>,
     /// Whether shards that an interrupted capture has left are kept, if they are of the same settings and documents. What comes of
-    /// it is then what would have come of it without the interruption, byte for byte.
+    /// it is then what would have come of it without the interruption, byte for byte. Where the last shards of `append` have these
+    /// documents already, nothing is added.
     pub start: Start,
     /// Shards of an earlier capture with the same settings, behind whose documents these follow.
     pub append: Option<Earlier>,
@@ -148,6 +149,12 @@ impl Capture {
         let mut documents: Vec<Sequence> = documents.iter().map(|ids| Sequence::prompted(prompt, ids, run)).collect();
         let plan = EditPlan::new(&settings.edits, &mut documents)?;
         let batches = batch::batches(&documents, settings.batch_tokens, config)?;
+        let captured = |document: &Sequence| match settings.tokens {
+            Tokens::All => document.tokens.len(),
+            Tokens::Last => 1,
+        };
+        let rows: Vec<usize> = documents.iter().map(captured).collect();
+        let settings = not_yet_appended(settings, &rows, &documents, ids);
         let longest = longest(&documents, &settings)?;
         let layout = adaptation.map(|adaptation| &adaptation.layout);
         match (settings.shard_tokens, settings.format) {
@@ -159,11 +166,6 @@ impl Capture {
         }
         let naming = Naming { names: settings.names, config };
         let tensors = Tensors::new(&naming, layout, &settings.selection, longest)?;
-        let captured = |document: &Sequence| match settings.tokens {
-            Tokens::All => document.tokens.len(),
-            Tokens::Last => 1,
-        };
-        let rows: Vec<usize> = documents.iter().map(captured).collect();
         let files = files(&settings, &rows, longest, ids);
         let metadata = metadata::of_capture(config, &settings)?;
         Ok(Self { settings, tensors, batches, plan, rows, files, metadata })
@@ -252,6 +254,23 @@ impl Capture {
         }
         Ok(writer)
     }
+}
+
+/// The same settings without those of the earlier shards that have these documents, where a capture is resumed: it was through.
+fn not_yet_appended(
+    settings: CaptureSettings,
+    rows: &[usize],
+    documents: &[Sequence],
+    ids: &[Vec<u32>],
+) -> CaptureSettings {
+    let resumed = settings.append.as_ref().filter(|_| settings.start == Start::Resume);
+    let before = resumed.zip(settings.shard_tokens).and_then(|(earlier, most)| {
+        let append = earlier.without_last(metadata::shards(rows, most).len())?;
+        let before = CaptureSettings { append: Some(append), ..settings.clone() };
+        let longest = longest(documents, &before).ok()?;
+        earlier.ends_with(&files(&before, rows, longest, ids)).then_some(before)
+    });
+    before.unwrap_or(settings)
 }
 
 /// Positions of the longest document, those of an earlier capture included.

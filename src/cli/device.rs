@@ -38,15 +38,21 @@ pub fn dispatch(common: &CommonArgs, checkpoint: Dtype, job: impl Job) -> Result
     with_threads(common.threads, |threads| open(common, checkpoint, threads, job))
 }
 
+/// Refuses numbers of threads that nobody means.
+pub fn check_threads(threads: Option<usize>) -> Result<()> {
+    match threads.filter(|threads| !(1..=MAX_THREADS).contains(threads)) {
+        Some(threads) => Err(Error::argument("--threads", format!("from 1 to {MAX_THREADS}"), threads)),
+        None => Ok(()),
+    }
+}
+
 /// Runs what takes so many threads of the host; none are as many as there are, which RAYON_NUM_THREADS may limit.
 pub fn with_threads(
     threads: Option<usize>,
     work: impl FnOnce(usize) -> Result<(), Failure> + Send,
 ) -> Result<(), Failure> {
+    check_threads(threads)?;
     let Some(threads) = threads else { return work(rayon::current_num_threads()) };
-    if !(1..=MAX_THREADS).contains(&threads) {
-        return Err(Error::argument("--threads", format!("from 1 to {MAX_THREADS}"), threads).into());
-    }
     // What the host does beside the device (reading files, rounding weights) keeps to the same number.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(HOST_STACK).build();
     let pool = pool.map_err(|error| Error::argument("--threads", "threads that the system gives", error))?;

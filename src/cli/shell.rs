@@ -18,17 +18,18 @@ pub fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
 pub fn man(args: &ManArgs) -> Result<(), Failure> {
     let cli = documented();
     if let Some(out) = &args.out {
-        for command in std::iter::once(&cli).chain(cli.get_subcommands()) {
+        for command in with_subcommands(&cli) {
             let path = out.join(Man::new(command.clone()).get_filename());
             atomic::write(&path, page(command)?.as_bytes())?;
             output::line(path.display())?;
         }
         return Ok(());
     }
+    let all = with_subcommands(&cli);
     let command = match &args.command {
         None => &cli,
-        Some(name) => cli.find_subcommand(name).ok_or_else(|| {
-            let nearest = nearest(name, cli.get_subcommands().map(Command::get_name)).unwrap_or_default();
+        Some(name) => all.iter().skip(1).find(|command| short_name(command) == name).ok_or_else(|| {
+            let nearest = nearest(name, all.iter().skip(1).map(|command| short_name(command))).unwrap_or_default();
             Error::argument("COMMAND", format!("a command (nearest: {nearest})"), name)
         })?,
     };
@@ -42,9 +43,28 @@ fn documented() -> Command {
     cli
 }
 
+/// A command, and those below it that are the user's.
+fn with_subcommands(command: &Command) -> Vec<&Command> {
+    let own = command.get_subcommands().filter(|command| !command.is_hide_set());
+    std::iter::once(command).chain(own.flat_map(with_subcommands)).collect()
+}
+
+/// The name of a command in its page without that of the program: `sweep-merge`.
+fn short_name(command: &Command) -> &str {
+    let name = command.get_display_name().unwrap_or(command.get_name());
+    name.strip_prefix("llamaprobe-").unwrap_or(name)
+}
+
+/// `sweep` without what is hidden below it, which clap would complete as well.
+fn shown(sweep: &Command) -> Command {
+    let own = sweep.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    let about = sweep.get_about().cloned().unwrap_or_default();
+    Command::new("sweep").about(about).args(sweep.get_arguments().cloned()).subcommands(own)
+}
+
 /// What completes the program's words in a shell.
 fn script(shell: Shell) -> String {
-    let mut cli = Cli::command();
+    let mut cli = Cli::command().mut_subcommand("sweep", |sweep| shown(&sweep));
     let name = cli.get_name().to_owned();
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut cli, name, &mut text);
@@ -106,10 +126,11 @@ mod tests {
     /// Every command's name with its flags, each with its dashes.
     fn all() -> Vec<(String, Vec<String>)> {
         let cli = documented();
-        let flags = |command: &Command| {
-            command.get_arguments().filter_map(clap::Arg::get_long).map(|long| format!("--{long}")).collect()
-        };
         cli.get_subcommands().map(|command| (command.get_name().to_owned(), flags(command))).collect()
+    }
+
+    fn flags(command: &Command) -> Vec<String> {
+        command.get_arguments().filter_map(clap::Arg::get_long).map(|long| format!("--{long}")).collect()
     }
 
     /// Whether `text` has `word`, which no letter or dash goes on.
@@ -135,12 +156,24 @@ mod tests {
             }
             assert!(own.contains("EXAMPLES AND NOTES") && own.contains("\n.nf\n"), "{name}");
         }
+        let of_sweep = plain(cli.find_subcommand("sweep").expect("a command"));
+        let below = |name: &str| with_subcommands(&cli).into_iter().find(|command| short_name(command) == name);
+        for name in ["sweep-merge", "sweep-status"] {
+            let command = below(name).unwrap_or_else(|| panic!("no {name}"));
+            let own = plain(command);
+            assert!(
+                own.contains(&format!(".TH llamaprobe-{name} 1")) && has(&of_sweep, &format!("llamaprobe-{name}(1)"))
+            );
+            assert!(flags(command).iter().all(|flag| has(&own, &format!("\\fB{flag}\\fR"))), "{name}: {own}");
+        }
+        assert!(below("sweep-worker").is_none() && !of_sweep.contains("worker"), "{of_sweep}");
     }
 
     #[test]
     fn scripts_name_every_command_and_flag() {
         for &shell in Shell::value_variants() {
             let text = script(shell);
+            assert!(has(&text, "status") && !has(&text, "worker") && !text.contains("tethered"), "{shell}: sweep");
             for (name, flags) in all() {
                 assert!(has(&text, &name), "{shell}: {name}");
                 for flag in flags {

@@ -12,14 +12,15 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use self::inputs::Inputs;
 use self::runner::InProcess;
 use super::args::{Executor, MergeSweepArgs, StatusArgs, SweepAction, SweepArgs, WorkerArgs};
-use super::{Failure, host, output, report};
+use super::{Failure, device, host, output, report};
 use crate::formats::atomic;
-use crate::formats::digest::Digests;
 use crate::page;
 use crate::sweep::executor::local;
 use crate::sweep::executor::slurm::{self, SlurmSettings, Submission};
+use crate::sweep::grid::MOST_CELLS;
 use crate::sweep::groups::groups;
 use crate::sweep::merge::Merged;
 use crate::sweep::plan::{Cell, Plan, words};
@@ -28,12 +29,15 @@ use crate::sweep::store::{State, Store};
 use crate::sweep::work::work;
 use crate::{Error, Result};
 
-/// Digests of the files that flags name, in the directory of a sweep.
-const INPUTS: &str = "inputs.json";
 /// The grid, in the directory of a sweep, as the page's command reads it.
 const GRID: &str = "grid.yaml";
 /// The table of all cells.
 const TABLE: &str = "table.csv";
+/// Seconds between two looks at the queue, and tasks in a minute, where nobody says.
+const POLL: f64 = 10.0;
+const JOBS_PER_MINUTE: usize = 60;
+/// Most seconds between two looks at the queue.
+const LONGEST_POLL: f64 = 86_400.0;
 
 pub fn run(args: &SweepArgs) -> Result<(), Failure> {
     match &args.action {
@@ -44,20 +48,26 @@ pub fn run(args: &SweepArgs) -> Result<(), Failure> {
     }
 }
 
-/// The groups of a shard, where so many processes work on each of the shards.
+/// The groups of a shard, on which so many processes work. Which cells it has is the same for any number of them, since those of
+/// another shard may be others.
 fn groups_of(plan: &Plan, shard: Shard, processes: usize) -> Vec<Vec<&Cell>> {
-    let all = groups(&plan.cells, processes * shard.count).into_iter().enumerate();
-    all.filter(|(i, _)| shard.has(*i)).map(|(_, group)| group).collect()
+    let all = groups(&plan.cells, shard.count).into_iter().enumerate();
+    groups(all.filter(|(i, _)| shard.has(*i)).flat_map(|(_, group)| group), processes)
 }
 
 fn sweep(args: &SweepArgs) -> Result<(), Failure> {
     let (Some(grid), Some(out)) = (&args.grid, &args.out) else { unreachable!("clap requires both") };
     check(args)?;
+    let mut inputs = Inputs::of(out);
+    let plan = planning::plan(grid, &mut inputs)?;
     let store = Store::open(out)?;
-    let mut digests = Digests::open(out.join(INPUTS));
-    let plan = planning::plan(grid, &mut digests)?;
-    digests.save()?;
-    plan.save(out)?;
+    inputs.save()?;
+    if plan.save(out)? {
+        // Of another plan nothing may be read beside this one.
+        merged_files(&store).iter().try_for_each(atomic::remove)?;
+    }
+    let done = store.state().done;
+    plan.cells.iter().filter(|cell| done.contains(&cell.key)).try_for_each(|cell| store.check(&cell.key))?;
     let yaml = serde_norway::to_string(&plan.grid).map_err(Error::file(out.join(GRID)))?;
     atomic::write(out.join(GRID), yaml.as_bytes())?;
     let shard = args.shard.unwrap_or(Shard::WHOLE);
@@ -70,21 +80,23 @@ fn sweep(args: &SweepArgs) -> Result<(), Failure> {
         bar.set_position(settled(state));
         host::current().map_or(Ok(()), |host| host.interrupt.check())
     };
+    let mut say = |what| bar.suspend(|| output::note(what));
     match (args.executor, args.jobs) {
         (Executor::Slurm, _) => {
-            let mut say = |what| bar.suspend(|| output::note(what));
-            slurm::run(&store, &cells, &slurm_settings(args), &program()?, &mut say, &mut progress)?;
+            let settings = slurm_settings(args, &plan);
+            slurm::run(&store, &cells, &settings, &program()?, &mut say, &mut progress)?;
         }
         (Executor::Local, 1) => {
             bar.set_position(settled(&store.state()));
-            let mut runner = InProcess::new(&plan.grid.command, args.threads, 1, |_| bar.inc(1));
+            let mut runner = InProcess::new(&plan, inputs, (args.threads, 1), |_| bar.inc(1));
             work(&store, &plan.grid.command, &groups, &mut runner)?;
         }
         (Executor::Local, jobs) => {
             let threads = args.threads.unwrap_or((rayon::current_num_threads() / jobs).max(1));
             let program = program()?;
-            let start = || worker_command(&program, out, shard, (jobs, threads));
-            local::run(&store, &cells, jobs, start, &mut progress)?;
+            let digest = plan.digest();
+            let start = || worker_command(&program, (out, &digest), shard, (jobs, threads));
+            local::run(&store, &cells, jobs, start, &mut say, &mut progress)?;
         }
     }
     bar.finish_and_clear();
@@ -93,19 +105,23 @@ fn sweep(args: &SweepArgs) -> Result<(), Failure> {
 
 /// Refuses flags out of their domain, and flags of Slurm without it.
 fn check(args: &SweepArgs) -> Result<()> {
-    for (flag, value) in [("--jobs", args.jobs), ("--jobs-per-minute", args.jobs_per_minute)] {
-        if value == 0 {
-            return Err(Error::argument(flag, "at least 1", 0));
+    // More than there are cells are as many as there are.
+    for (flag, value) in [("--jobs", Some(args.jobs)), ("--jobs-per-minute", args.jobs_per_minute)] {
+        if let Some(value) = value.filter(|value| !(1..=MOST_CELLS).contains(value)) {
+            return Err(Error::argument(flag, format!("from 1 to {MOST_CELLS}"), value));
         }
     }
-    if !args.poll.is_finite() || args.poll < 0.0 {
-        return Err(Error::argument("--poll", "seconds", args.poll));
+    device::check_threads(args.threads)?;
+    if let Some(poll) = args.poll.filter(|poll| !(0.0..=LONGEST_POLL).contains(poll)) {
+        return Err(Error::argument("--poll", format!("seconds from 0 to {LONGEST_POLL}"), poll));
     }
     let slurms = [
         ("--time", args.time.is_some()),
         ("--mem", args.mem.is_some()),
         ("--partition", args.partition.is_some()),
         ("--sbatch", !args.sbatch.is_empty()),
+        ("--jobs-per-minute", args.jobs_per_minute.is_some()),
+        ("--poll", args.poll.is_some()),
     ];
     match (args.executor, slurms.iter().find(|(_, given)| *given)) {
         (Executor::Local, Some((flag, _))) => Err(Error::argument(*flag, "--executor slurm beside it", "local")),
@@ -116,16 +132,17 @@ fn check(args: &SweepArgs) -> Result<()> {
     }
 }
 
-fn slurm_settings(args: &SweepArgs) -> SlurmSettings {
+fn slurm_settings(args: &SweepArgs, plan: &Plan) -> SlurmSettings {
     let option = |name: &str, value: &Option<String>| value.as_ref().map(|value| format!("--{name}={value}"));
     let own = [option("mem", &args.mem), option("partition", &args.partition)].into_iter().flatten();
     SlurmSettings {
+        plan: plan.digest(),
         jobs: args.jobs,
-        jobs_per_minute: args.jobs_per_minute,
+        jobs_per_minute: args.jobs_per_minute.unwrap_or(JOBS_PER_MINUTE),
         time: args.time,
         threads: args.threads,
         options: own.chain(args.sbatch.iter().cloned()).collect(),
-        poll: Duration::from_secs_f64(args.poll),
+        poll: Duration::from_secs_f64(args.poll.unwrap_or(POLL)),
     }
 }
 
@@ -137,9 +154,14 @@ fn program() -> Result<Vec<OsString>> {
     Ok(std::iter::once(exe.into_os_string()).chain(module.iter().map(OsString::from)).collect())
 }
 
-fn worker_command(program: &[OsString], dir: &Path, shard: Shard, (processes, threads): (usize, usize)) -> Command {
+fn worker_command(
+    program: &[OsString],
+    (dir, plan): (&Path, &str),
+    shard: Shard,
+    (processes, threads): (usize, usize),
+) -> Command {
     let mut command = Command::new(&program[0]);
-    command.args(&program[1..]).args(["sweep", "worker", "--tethered"]);
+    command.args(&program[1..]).args(["sweep", "worker", "--tethered"]).arg(format!("--plan={plan}"));
     command.arg(format!("--shard={shard}")).arg(format!("--processes={processes}")).arg(format!("--threads={threads}"));
     command.arg("--").arg(dir);
     command
@@ -149,7 +171,10 @@ fn worker(args: &WorkerArgs) -> Result<(), Failure> {
     if args.tethered {
         end_with_stdin();
     }
-    let plan = Plan::read(&args.dir)?;
+    let plan = match &args.plan {
+        Some(digest) => Plan::of_digest(&args.dir, digest)?,
+        None => Plan::read(&args.dir)?,
+    };
     let store = Store::open(&args.dir)?;
     let groups = match (args.array, args.task) {
         (Some(array), Some(task)) => {
@@ -161,7 +186,7 @@ fn worker(args: &WorkerArgs) -> Result<(), Failure> {
         }
         _ => groups_of(&plan, args.shard.unwrap_or(Shard::WHOLE), args.processes),
     };
-    let mut runner = InProcess::new(&plan.grid.command, args.threads, args.processes, |_| {})
+    let mut runner = InProcess::new(&plan, Inputs::of(&args.dir), (args.threads, args.processes), |_| {})
         .within(args.seconds.map(Duration::from_secs));
     work(&store, &plan.grid.command, &groups, &mut runner)?;
     Ok(())
@@ -187,7 +212,14 @@ fn finish(args: &SweepArgs, plan: &Plan, store: &Store, cells: &[Cell]) -> Resul
         return Err(Error::argument("cells", "a result of each", found).into());
     }
     let all = of(&state, &plan.cells);
-    let files = if all == plan.cells.len() { write_merged(plan, store)? } else { Vec::new() };
+    let is_newest = Plan::read(store.dir())? == *plan;
+    if !is_newest {
+        output::note(format_args!(
+            "{}: another grid was begun there, whose tables these are not",
+            store.dir().display()
+        ));
+    }
+    let files = if is_newest && all == plan.cells.len() { write_merged(plan, store)? } else { Vec::new() };
     if args.json {
         return output::json(&json!({
             "cells": plan.cells.len(),
@@ -200,11 +232,16 @@ fn finish(args: &SweepArgs, plan: &Plan, store: &Store, cells: &[Cell]) -> Resul
     output::line(format_args!("{}: {all} of {} cells are done", store.dir().display(), plan.cells.len()))
 }
 
+/// The paths of the merged files: the table, the report and its page.
+fn merged_files(store: &Store) -> [PathBuf; 3] {
+    [TABLE, report::REPORT, report::PAGE].map(|name| store.dir().join(name))
+}
+
 /// Writes the merged files; gives their paths.
 fn write_merged(plan: &Plan, store: &Store) -> Result<Vec<PathBuf>> {
     let merged = Merged::of(plan, store)?;
     let table = merged.table();
-    let [csv, json, html] = [TABLE, report::REPORT, report::PAGE].map(|name| store.dir().join(name));
+    let [csv, json, html] = merged_files(store);
     atomic::write(&csv, page::table(std::iter::once(&table.header).chain(&table.rows)).as_bytes())?;
     atomic::write_json(&json, &merged)?;
     let value = serde_json::to_value(&merged).map_err(Error::file(&json))?;
@@ -237,24 +274,26 @@ fn status(args: &StatusArgs) -> Result<(), Failure> {
     let (mut done, mut failed, mut running) = (0, Vec::new(), 0);
     for cell in &plan.cells {
         match (state.done.contains(&cell.key), state.failed.contains(&cell.key)) {
-            (true, _) => done += 1,
-            (_, true) => failed.push(cell),
+            (true, _) => match store.check(&cell.key) {
+                Ok(()) => done += 1,
+                Err(error) => failed.push((cell, error.to_string())),
+            },
+            (_, true) => failed.push((cell, store.failure(&cell.key)?.error)),
             _ => running += usize::from(store.is_running(&cell.key)?),
         }
     }
     let waiting = plan.cells.len() - done - failed.len() - running;
     if args.json {
-        let error = |cell: &&Cell| Ok(json!({ "cell": cell.key, "error": store.failure(&cell.key)?.error }));
-        let errors = failed.iter().map(error).collect::<Result<Vec<_>>>()?;
-        let cells = plan.cells.len();
+        let error = |(cell, error): &(&Cell, String)| json!({ "cell": cell.key, "error": error });
+        let (errors, cells) = (failed.iter().map(error).collect::<Vec<_>>(), plan.cells.len());
         return output::json(
             &json!({ "cells": cells, "done": done, "running": running, "waiting": waiting, "failed": errors }),
         );
     }
     let rows = [("done", done), ("running", running), ("waiting", waiting), ("failed", failed.len())];
     output::table(&[&plan.grid.command, "cells"], rows.map(|(what, n)| vec![what.to_owned(), n.to_string()]))?;
-    for cell in failed {
-        output::line(format_args!("{} ({}): {}", cell.key, words(&cell.levels), store.failure(&cell.key)?.error))?;
+    for (cell, error) in failed {
+        output::line(format_args!("{} ({}): {error}", cell.key, words(&cell.levels)))?;
     }
     Ok(())
 }

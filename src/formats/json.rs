@@ -32,6 +32,15 @@ pub fn parse(path: impl AsRef<Path>, text: &str) -> Result<Value> {
     })
 }
 
+/// A value in one line of a table: a text without its quotes, a list with commas between.
+pub fn word(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(word).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    }
+}
+
 fn strict(text: &str) -> serde_json::Result<Value> {
     let mut de = serde_json::Deserializer::from_str(text);
     Strict.deserialize(&mut de).and_then(|v| de.end().map(|()| v))

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::model::{Answer, Block, Figure, Kind, Look, Page, Section, Series, Table, Tone};
 use super::words::{count, list, number};
+use crate::formats::json::word;
 use crate::probe::statistics::MeanSd;
 use crate::{Error, Result};
 
@@ -123,14 +124,6 @@ impl Row {
     fn name(&self) -> String {
         let told = self.levels.iter().chain(&self.part).filter(|(name, value)| !value.is_null() && *name != "sha256");
         told.map(|(name, value)| format!("{name}={}", word(value))).collect::<Vec<_>>().join(" ")
-    }
-}
-
-fn word(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Array(items) => items.iter().map(word).collect::<Vec<_>>().join(","),
-        other => other.to_string(),
     }
 }
 

@@ -5,15 +5,16 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::formats::json::StrictValue;
 use crate::formats::{atomic, yaml};
 use crate::{Error, Result};
 
 /// Most cells of a sweep: more is a typing error.
-const MOST_CELLS: usize = 100_000;
+pub const MOST_CELLS: usize = 100_000;
 
 /// The content of GRID.yaml.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a mapping with command, flags and grid")]
 pub struct Grid {
     /// The subcommand that every cell is a run of.
     pub command: String,
@@ -29,9 +30,12 @@ impl Grid {
     /// Reads a grid's file.
     ///
     /// # Errors
-    /// It cannot be read, is no such mapping, or a flag of the grid has no values or is set beside it.
+    /// It cannot be read, is no such mapping, a flag stands twice, or one of the grid has no values.
     pub fn read(path: &Path) -> Result<Self> {
-        let grid: Self = yaml::parse(&atomic::read_to_string(path)?).map_err(Error::file(path))?;
+        let text = atomic::read_to_string(path)?;
+        // A flag that stands twice, of which serde would take the last.
+        yaml::parse::<StrictValue>(&text).map_err(Error::file(path))?;
+        let grid: Self = yaml::parse(&text).map_err(Error::file(path))?;
         for (flag, values) in &grid.grid {
             let field = || format!("grid.{flag}");
             let Some(values) = values.as_array() else {
@@ -107,6 +111,9 @@ mod tests {
             ("command: probe\ngrid: {r: [4, 8, 4]}", "grid.r", "each value once, found 4 again, as value 3"),
             ("command: probe\nflag: {}", "flag", "unknown field"),
             ("flags: {}", "command", "missing field"),
+            ("command: probe\nflags: {r: 4, r: 8}", "r", "expected once, found twice"),
+            ("command: probe\ngrid: {r: [4], demos: [1], r: [8]}", "r", "expected once, found twice"),
+            ("probe", "", "expected a mapping with command, flags and grid"),
         ] {
             let error = read(text).expect_err(text).to_string();
             assert!(error.contains(field) && error.contains(found), "{text}: {error}");

@@ -26,7 +26,7 @@ pub fn groups<'a>(cells: impl IntoIterator<Item = &'a Cell>, processes: usize) -
     // Stable: within a model in the order of their first cells.
     classes.sort_by_key(|class| models[class[0].model.as_str()]);
     let all: usize = classes.iter().map(Vec::len).sum();
-    let size = all.div_ceil(GROUPS_OF_PROCESS * processes.max(1)).clamp(1, MOST);
+    let size = all.div_ceil(GROUPS_OF_PROCESS.saturating_mul(processes.max(1))).clamp(1, MOST);
     let parts = |class: Vec<&'a Cell>| {
         let count = class.len().div_ceil(size);
         let bound = |i: usize| i * class.len() / count;
@@ -59,6 +59,7 @@ mod tests {
         assert_eq!(sizes(&cells, 1), [12, 12]);
         assert_eq!(sizes(&cells, 2), [6, 6, 6, 6]);
         assert_eq!(sizes(&cells, 100), [1; 24]);
+        assert_eq!(sizes(&cells, usize::MAX), [1; 24]);
         let many: Vec<Cell> = (0..100).map(|i| cell(i, Some("a"), "m")).collect();
         assert!(sizes(&many, 1).iter().all(|&size| (14..=16).contains(&size)));
         let alone: Vec<Cell> = (0..5).map(|i| cell(i, None, "m")).collect();

@@ -5,10 +5,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::grid::Grid;
-use super::plan::{Cell, Plan, word};
+use super::plan::{Cell, Plan};
 use super::store::Store;
 use super::values::{self, Values};
 use crate::Result;
+use crate::formats::json::word;
 
 /// A row of the table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,13 +53,15 @@ impl Merged {
     /// Of the cells that are there.
     ///
     /// # Errors
-    /// A cell's files are not what its command writes.
+    /// A cell's files are not what its command writes; the error names its directory.
     pub fn of(plan: &Plan, store: &Store) -> Result<Self> {
         let state = store.state();
         let (mut rows, mut missing) = (Vec::new(), Vec::new());
         for Cell { key, levels, .. } in &plan.cells {
             if state.done.contains(key) {
-                let of = values::of_cell(&plan.grid.command, &store.cell(key))?;
+                store.check(key)?;
+                let of = values::of_cell(&plan.grid.command, &store.cell(key));
+                let of = of.map_err(|error| store.damaged(key, &error))?;
                 rows.extend(of.into_iter().map(|values| Row { cell: key.clone(), levels: levels.clone(), values }));
             } else {
                 let error = state.failed.contains(key).then(|| store.failure(key)).transpose()?;

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! DIR/sweep.json       the plan
+//!     plans/           every plan that was begun, by its digest: a worker has that of who started it
 //!     inputs.json      digests of the files that flags name, so that weights are read once
 //!     cells/KEY/       what the command has written, and cell.json: complete, since it got its name when it was
 //!     failed/KEY.json  why a cell has no result

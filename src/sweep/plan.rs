@@ -7,12 +7,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::grid::Grid;
+use crate::formats::json::word;
 use crate::formats::{atomic, json as json_file};
 use crate::hash::Hasher;
 use crate::{Error, Result};
 
 /// The file of a plan in the directory of a sweep.
 pub const PLAN_FILE: &str = "sweep.json";
+/// The folder of all plans that a directory has had, each under its digest: who works on one is not led astray by the next.
+const PLANS: &str = "plans";
 /// Hexadecimal digits of a cell's name: 128 bits.
 const KEY_DIGITS: usize = 32;
 
@@ -62,6 +65,9 @@ pub struct Plan {
     pub version: String,
     /// The grid as its file has it.
     pub grid: Grid,
+    /// SHA-256 of the files that flags of cells name, by the names under which they are found.
+    #[serde(default)]
+    pub inputs: BTreeMap<String, String>,
     /// Its combinations, the last flag varying fastest.
     pub cells: Vec<Cell>,
 }
@@ -79,7 +85,7 @@ impl Plan {
                 return Err(Error::field(path, "grid", "combinations that differ in what they compute", found));
             }
         }
-        Ok(Self { version: env!("CARGO_PKG_VERSION").to_owned(), grid, cells })
+        Ok(Self { version: env!("CARGO_PKG_VERSION").to_owned(), grid, inputs: BTreeMap::new(), cells })
     }
 
     /// Reads the plan of a sweep's directory.
@@ -87,23 +93,52 @@ impl Plan {
     /// # Errors
     /// There is none, or it is of another version, whose cells have other names.
     pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(PLAN_FILE);
-        let plan: Self = serde_json::from_value(json_file::read(&path)?).map_err(Error::file(&path))?;
-        match plan.version == env!("CARGO_PKG_VERSION") {
-            true => Ok(plan),
-            false => Err(Error::field(&path, "version", env!("CARGO_PKG_VERSION"), plan.version)),
+        Self::of_file(&dir.join(PLAN_FILE))
+    }
+
+    /// Reads the plan of a digest ([`Plan::digest`]), be it the newest of the directory or not.
+    ///
+    /// # Errors
+    /// As [`Plan::read`]; a plan that is not what its name says.
+    pub fn of_digest(dir: &Path, digest: &str) -> Result<Self> {
+        let path = dir.join(PLANS).join(format!("{digest}.json"));
+        let plan = Self::of_file(&path)?;
+        match plan.digest() {
+            found if found == digest => Ok(plan),
+            found => Err(Error::field(&path, "SHA-256 of the plan", digest, found)),
         }
     }
 
-    /// Writes it into the directory of the sweep, unless it is there already.
+    fn of_file(path: &Path) -> Result<Self> {
+        let plan: Self = serde_json::from_value(json_file::read(path)?).map_err(Error::file(path))?;
+        match plan.version == env!("CARGO_PKG_VERSION") {
+            true => Ok(plan),
+            false => Err(Error::field(path, "version", env!("CARGO_PKG_VERSION"), plan.version)),
+        }
+    }
+
+    /// What names it among the plans of a directory: hexadecimal digits of the SHA-256 of all of it.
+    pub fn digest(&self) -> String {
+        let mut hasher = Hasher::default();
+        hasher.update(json!(self).to_string().as_bytes());
+        hasher.hex()[..KEY_DIGITS].to_owned()
+    }
+
+    /// Writes it into the directory of the sweep under its digest, and as the newest, unless it is that already; gives whether it
+    /// was not.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn save(&self, dir: &Path) -> Result<()> {
-        match Self::read(dir).is_ok_and(|there| there == *self) {
-            true => Ok(()),
-            false => atomic::write_json(dir.join(PLAN_FILE), self),
+    /// The files cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<bool> {
+        let named = dir.join(PLANS).join(format!("{}.json", self.digest()));
+        if !Self::of_file(&named).is_ok_and(|there| there == *self) {
+            atomic::write_json(named, self)?;
         }
+        let is_new = !Self::read(dir).is_ok_and(|there| there == *self);
+        if is_new {
+            atomic::write_json(dir.join(PLAN_FILE), self)?;
+        }
+        Ok(is_new)
     }
 }
 
@@ -111,15 +146,6 @@ impl Plan {
 pub fn words(levels: &Map<String, Value>) -> String {
     let all: Vec<String> = levels.iter().map(|(flag, value)| format!("{flag}={}", word(value))).collect();
     if all.is_empty() { "the only cell".to_owned() } else { all.join(" ") }
-}
-
-/// A value of a flag as a table has it: lists with commas between.
-pub fn word(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Array(items) => items.iter().map(word).collect::<Vec<_>>().join(","),
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]
@@ -153,5 +179,23 @@ mod tests {
         let grid = Grid { command: "probe".into(), flags: Map::new(), grid: Map::new() };
         let error = Plan::new(grid, vec![cell(4), cell(8)], Path::new("grid.yaml")).expect_err("equal").to_string();
         assert!(error.contains("r=4 and r=8"), "{error}");
+    }
+
+    #[test]
+    fn plans_of_a_directory_stay_under_their_digests() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let plan = |command: &str| {
+            let grid = Grid { command: command.into(), flags: Map::new(), grid: Map::new() };
+            Plan::new(grid, Vec::new(), Path::new("grid.yaml")).expect("a plan")
+        };
+        let [first, second] = ["probe", "compare"].map(plan);
+        assert!(first.save(dir.path()).expect("saved") && !first.save(dir.path()).expect("saved"));
+        assert!(second.save(dir.path()).expect("saved"));
+        assert_eq!(Plan::read(dir.path()).expect("the newest"), second);
+        assert_eq!(Plan::of_digest(dir.path(), &first.digest()).expect("the first"), first);
+        let file = |plan: &Plan| dir.path().join(PLANS).join(format!("{}.json", plan.digest()));
+        std::fs::copy(file(&second), file(&first)).expect("copied");
+        let error = Plan::of_digest(dir.path(), &first.digest()).expect_err("another").to_string();
+        assert!(error.contains("SHA-256 of the plan"), "{error}");
     }
 }

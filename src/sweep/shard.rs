@@ -11,6 +11,9 @@ pub struct Shard {
     pub count: usize,
 }
 
+/// Most parts: there are no more cells.
+const MOST: usize = super::grid::MOST_CELLS;
+
 impl Shard {
     /// All of it.
     pub const WHOLE: Self = Self { index: 1, count: 1 };
@@ -27,8 +30,8 @@ impl FromStr for Shard {
     fn from_str(text: &str) -> Result<Self, String> {
         let parts = text.split_once('/').and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
         match parts {
-            Some((index, count)) if 1 <= index && index <= count => Ok(Self { index, count }),
-            _ => Err("expected I/N with I from 1 to N, such as 2/8".to_owned()),
+            Some((index, count)) if 1 <= index && index <= count && count <= MOST => Ok(Self { index, count }),
+            _ => Err(format!("expected I/N with I from 1 to N and N at most {MOST}, such as 2/8")),
         }
     }
 }
@@ -52,7 +55,7 @@ mod tests {
             }
         }
         assert_eq!("2/8".parse(), Ok(Shard { index: 2, count: 8 }));
-        for wrong in ["0/2", "3/2", "1", "1/0", "a/b", "-1/2"] {
+        for wrong in ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/100001", "1/18446744073709551615"] {
             assert!(wrong.parse::<Shard>().is_err(), "{wrong}");
         }
     }

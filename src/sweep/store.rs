@@ -208,6 +208,22 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Refuses a cell that counts as done whose record cannot be read or is another's.
+    ///
+    /// # Errors
+    /// See there; it names the directory that is to be removed.
+    pub fn check(&self, key: &str) -> Result<()> {
+        self.record(key).map(drop).map_err(|error| self.damaged(key, &error))
+    }
+
+    /// The error of a cell that counts as done, with the directory that is to be removed so that it is computed again.
+    pub fn damaged(&self, key: &str, error: &Error) -> Error {
+        let dir = self.cell(key).display().to_string();
+        Error::argument(dir, "the result of a cell (remove this directory, and it is computed again)", error)
+    }
+}
+
 impl Claim {
     /// The names of the cells that are to be computed.
     pub fn keys(&self) -> impl Iterator<Item = &str> {

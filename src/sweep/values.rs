@@ -166,7 +166,7 @@ fn capture(dir: &Path) -> Result<Vec<Values>> {
     }
     let tensors = get(&path, &result, &["tensors"])?.as_array().map_or(0, Vec::len);
     row.values.insert("tensors".to_owned(), json!(tensors));
-    let is_states = |path: &std::path::PathBuf| path.extension().is_some_and(|e| e == "safetensors");
+    let is_states = |path: &std::path::PathBuf| path.extension().is_some_and(|e| e == "safetensors" || e == "npy");
     let files: Vec<_> = atomic::entries(dir).into_iter().filter(is_states).collect();
     let mut digests = Digests::default();
     let digests = files.iter().map(|file| digests.of_file(file)).collect::<Result<Vec<_>>>()?;

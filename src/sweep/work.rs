@@ -1,5 +1,6 @@
 //! Computing cells: claims, runs, names, until none is left that nobody is at.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -37,7 +38,7 @@ pub trait Runner {
 /// returns true every cell has its end, when false time is up.
 ///
 /// # Errors
-/// The directory cannot be written, or the work was interrupted. An error of a cell is its end, and is noted.
+/// The directory cannot be written (a full disk), or the work was interrupted. An error of a cell is its end, and is noted.
 pub fn work(store: &Store, command: &str, groups: &[Vec<&Cell>], runner: &mut impl Runner) -> Result<bool> {
     loop {
         let mut others = false;
@@ -63,6 +64,17 @@ pub fn work(store: &Store, command: &str, groups: &[Vec<&Cell>], runner: &mut im
     }
 }
 
+/// Whether an error is of no cell: the work was interrupted, or nothing can be written any more.
+fn ends_all(error: &Error) -> bool {
+    match error {
+        Error::Interrupted => true,
+        Error::Io { source, .. } => {
+            matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem)
+        }
+        _ => false,
+    }
+}
+
 /// Computes the cells of a claim: together, and where that fails in halves, so that in the end an error is that of its cell,
 /// and as many go together as there is memory for.
 fn compute(store: &Store, command: &str, group: &[&Cell], claim: &Claim, runner: &mut impl Runner) -> Result<()> {
@@ -82,7 +94,7 @@ fn compute(store: &Store, command: &str, group: &[&Cell], claim: &Claim, runner:
         }
         let since = Instant::now();
         let ran = match runner.run(&cells, &outs) {
-            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(error) if ends_all(&error) => return Err(error),
             Err(_) if cells.len() > 1 => {
                 let (first, second) = cells.split_at(cells.len() / 2);
                 parts.extend([second.to_vec(), first.to_vec()]);
@@ -99,7 +111,7 @@ fn compute(store: &Store, command: &str, group: &[&Cell], claim: &Claim, runner:
                     store.commit(claim, command, cell, seconds, notes)?;
                     runner.ended(cell, seconds, None);
                 }
-                Err(Error::Interrupted) => return Err(Error::Interrupted),
+                Err(error) if ends_all(&error) => return Err(error),
                 Err(error) => {
                     let line = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
                     store.fail(claim, cell, line)?;
@@ -136,6 +148,9 @@ mod tests {
 
         fn run(&mut self, cells: &[&Cell], outs: &[PathBuf]) -> Result<Vec<Ran>> {
             self.runs.push(cells.iter().map(|cell| cell.key.clone()).collect());
+            if cells.iter().any(|cell| cell.key == "full") {
+                return Err(Error::io("write", "a file")(ErrorKind::StorageFull.into()));
+            }
             if cells.iter().any(|cell| cell.key == "bad") {
                 return Err(Error::argument("r", "a rank", 0));
             }
@@ -212,6 +227,19 @@ mod tests {
             other.join().expect("no panic")
         });
         assert_eq!(ran, [["b"], ["a"]]);
+    }
+
+    #[test]
+    fn full_disk_ends_the_work_and_fails_no_cell() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Store::open(dir.path()).expect("a store");
+        let cells = ["a", "full", "b"].map(cell);
+        let groups = vec![vec![&cells[0]], vec![&cells[1], &cells[2]]];
+        let mut runner = Planted::default();
+        let error = work(&store, "probe", &groups, &mut runner).expect_err("a full disk").to_string();
+        assert!(error.starts_with("a file: cannot write"), "{error}");
+        let state = store.state();
+        assert_eq!((state.done.len(), state.failed.len(), runner.runs.len()), (1, 0, 2));
     }
 
     #[test]

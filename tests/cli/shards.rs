@@ -53,7 +53,13 @@ fn killed_captures_are_resumed_to_the_same_bytes() {
         }
         killed.kill().expect("kills");
         killed.wait().expect("a child");
-        assert!(!out.join(INDEX).exists() && shards(&out) >= at, "killed between shards");
+        if out.join(INDEX).exists() {
+            // It was faster than the one who kills: what a kill would have left.
+            fs::remove_file(out.join(INDEX)).expect("removes");
+            let last = whole.keys().rfind(|name| name.ends_with(".safetensors")).expect("a shard");
+            fs::remove_file(out.join(last)).expect("removes");
+        }
+        assert!(shards(&out) >= at, "killed between shards");
         put(&out, ".tmp-left", "of a write that was going on");
         let refused = line(d, &capture).refused();
         assert!(refused.contains("interrupted capture (resume it, or remove them)"), "{refused}");
@@ -104,7 +110,10 @@ fn resuming_another_capture_names_what_is_another() {
         assert_eq!(files(&out), before, "{flags}");
     }
     let error = line(d, &format!("{} {RESUME}", CAPTURE.replace("--shard-tokens 6", "--shard-tokens 60"))).refused();
-    assert!(error.contains("another form"), "{error}");
+    assert!(error.contains("files of 1 in all, which these documents make"), "{error}");
+    put(d, "fewer.jsonl", &TEXTS.lines().take(2).collect::<Vec<_>>().join("\n"));
+    let error = line(d, &format!("{CAPTURE} {RESUME} --input {{}}/fewer.jsonl")).refused();
+    assert!(error.contains("which these documents make at this size of shards, found "), "{error}");
     for flags in ["--resume-from-checkpoint latest", "--append"] {
         let ran = line(d, &format!("{} {flags}", CAPTURE.replace("--shard-tokens 6", "")));
         assert!(ran.code == Some(2) && ran.err.contains("--shard-tokens"), "{}", ran.err);
@@ -158,5 +167,34 @@ fn appended_documents_follow_the_earlier_ones() {
     assert!(error.contains("interrupted"), "{error}");
     line(d, &format!("{append} {RESUME}")).ok();
     assert_eq!(files(&out), whole);
+    // One that is through stays as it is, as often as it is resumed.
+    for _ in 0..2 {
+        let said = line(d, &format!("{append} {RESUME}")).ok().err;
+        assert!(!said.contains(" 0 of"), "{said}");
+        assert_eq!(files(&out), whole);
+    }
+    // Without the flag the same documents follow once more.
+    line(d, &append).ok();
+    assert!(files(&out).len() > whole.len());
     assert!(leftovers(d).is_empty());
+}
+
+#[test]
+fn damaged_numbers_of_documents_are_named() {
+    let dir = workplace();
+    let d = dir.path();
+    let out = d.join("out");
+    line(d, CAPTURE).ok();
+    let last = files(&out).into_iter().rfind(|(name, _)| name.ends_with(".safetensors")).expect("a shard").0;
+    let bytes = fs::read(out.join(&last)).expect("reads");
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("a header");
+    let at = bytes.len() - header.data_len() + header.info("doc_id").expect("a column").data_offsets.1 - 8;
+    for id in [-1, i64::MAX, 9999] {
+        let mut damaged = bytes.clone();
+        damaged[at..at + 8].copy_from_slice(&id.to_le_bytes());
+        fs::write(out.join(&last), damaged).expect("writes");
+        let error = line(d, &format!("{CAPTURE} --append")).refused();
+        assert!(error.contains(&format!("{last}: doc_id: expected numbers of documents below ")), "{error}");
+        assert!(error.contains(&format!("found {id}")), "{error}");
+    }
 }

@@ -31,12 +31,19 @@ fn man_prints_a_page_and_writes_all() {
     let d = dir.path();
     assert!(run(["man"]).ok().out.starts_with(".ie \\n(.g"));
     assert!(run(["man", "capture"]).ok().out.contains("\n.TH llamaprobe-capture 1"));
+    assert!(run(["man", "sweep-status"]).ok().out.contains("\n.TH llamaprobe-sweep-status 1"));
     let text = run(["man", "captur"]).refused();
     assert_eq!(text, "llamaprobe: COMMAND: expected a command (nearest: capture), found captur");
     assert_eq!(run(["man", "capture", "--out", "d"]).code, Some(2));
     let listed = line(d, "man --out {}/man1").ok().out;
-    for name in ["llamaprobe.1", "llamaprobe-capture.1", "llamaprobe-train-lora.1", "llamaprobe-man.1"] {
+    for name in [
+        "llamaprobe.1",
+        "llamaprobe-capture.1",
+        "llamaprobe-train-lora.1",
+        "llamaprobe-man.1",
+        "llamaprobe-sweep-merge.1",
+    ] {
         assert!(d.join("man1").join(name).exists() && listed.contains(name), "{name}: {listed}");
     }
-    assert!(leftovers(d).is_empty());
+    assert!(!listed.contains("worker") && leftovers(d).is_empty());
 }

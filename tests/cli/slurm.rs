@@ -30,14 +30,25 @@ fn flags_of_slurm_are_refused_where_they_say_nothing() {
         ("--time 10", "--time: expected --executor slurm beside it"),
         ("--sbatch=--gres=gpu:1", "--sbatch: expected --executor slurm beside it"),
         ("--executor slurm --shard 1/2", "--shard: expected none beside --executor slurm"),
-        ("--executor slurm --jobs-per-minute 0", "--jobs-per-minute: expected at least 1"),
-        ("--executor slurm --poll=-1", "--poll: expected seconds"),
-        ("--jobs 0", "--jobs: expected at least 1"),
+        ("--executor slurm --jobs-per-minute 0", "--jobs-per-minute: expected from 1 to 100000"),
+        ("--executor slurm --poll=-1", "--poll: expected seconds from 0 to 86400"),
+        ("--executor slurm --poll 1e30", "--poll: expected seconds from 0 to 86400"),
+        ("--poll 3", "--poll: expected --executor slurm beside it"),
+        ("--jobs-per-minute 60", "--jobs-per-minute: expected --executor slurm beside it"),
+        ("--jobs 0", "--jobs: expected from 1 to 100000"),
+        ("--jobs 18446744073709551615", "--jobs: expected from 1 to 100000"),
+        ("--threads 0", "--threads: expected from 1 to 1024"),
     ] {
         let error = line(d, &format!("sweep {{}}/grid.yaml --out {{}}/out {flags}")).refused();
         assert!(error.contains(expected), "{flags}: {error}");
     }
-    assert_eq!(line(d, "sweep {}/grid.yaml --out {}/out --executor slurm --time 1:2:3:4").code, Some(2));
+    for time in ["1:2:3:4", "18446744073709551615", "99999999-0"] {
+        assert_eq!(
+            line(d, &format!("sweep {{}}/grid.yaml --out {{}}/out --executor slurm --time {time}")).code,
+            Some(2)
+        );
+    }
+    assert!(!d.join("out").exists(), "nothing is made before it is known what for");
     // Without Slurm it is an error that says so, and nothing is lost: the cells can be run here.
     let words = super::words(d, "sweep {}/grid.yaml --out {}/out --executor slurm --poll 0");
     let ran = super::program(words).env("PATH", d).output().expect("start the program");

@@ -256,6 +256,10 @@ fn starts_and_rates_out_of_their_domain_name_their_flag() {
         ("--use-dora --init-lora-weights pissa", &["--init-lora-weights", "--use-dora", "pissa"]),
         ("--layers-to-transform 7", &["--layers-to-transform", "layers below 2", "7"]),
         ("--layers-to-transform 0 --target-modules .*q_proj", &["--target-modules", "--layers-to-transform", "q_proj"]),
+        (
+            "--layers-to-transform 0 --target-modules q_proj,embed_tokens",
+            &["--target-modules", "modules of layers", "embed_tokens"],
+        ),
         ("--layers-to-transform 0 --peft-type ia3", &["--layers-to-transform", "ia3"]),
         ("--rank-pattern {\"v_proj\":1.5}", &["--rank-pattern", "1.5"]),
         ("--rank-pattern {\"nothing\":1}", &["rank-pattern", "nothing"]),

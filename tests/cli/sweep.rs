@@ -69,9 +69,9 @@ fn sweep_of_probes_is_the_same_by_processes_shards_and_one_after_another() {
     let json = line(d, "sweep {}/grid.yaml --out {}/two --jobs 2 --json").json();
     assert_eq!((&json["cells"], &json["done"]), (&Value::from(12), &Value::from(12)));
     assert!(merged(&d.join("two")) == one, "by two processes");
-    for shard in 1..=3 {
+    for (shard, jobs) in [(1, 1), (2, 2), (3, 1)] {
         assert!(!d.join("parts/report.json").exists());
-        line(d, &format!("sweep {{}}/grid.yaml --out {{}}/parts --shard {shard}/3")).ok();
+        line(d, &format!("sweep {{}}/grid.yaml --out {{}}/parts --shard {shard}/3 --jobs {jobs}")).ok();
     }
     assert!(merged(&d.join("parts")) == one, "by shards");
     fs::remove_file(d.join("parts/table.csv")).expect("a table");
@@ -136,7 +136,7 @@ fn killed_processes_lose_nothing_and_do_nothing_twice() {
         assert!(before.iter().all(|cell| after.contains(cell)), "a cell was lost");
     }
     assert!(running.wait().expect("its end").success());
-    assert!(killed >= 3, "the sweep was too fast to be killed");
+    assert!(killed >= 1, "the sweep was too fast to be killed");
     assert!(merged(&d.join("wild")) == merged(&d.join("calm")), "after {killed} kills");
     assert_eq!(done(&d.join("wild")), done(&d.join("calm")));
 }
@@ -177,6 +177,101 @@ fn cells_are_known_by_flags_and_content() {
     line(d, "sweep {}/grid.yaml --out {}/out").ok();
     assert_eq!(done(&d.join("out")).len(), 8);
     assert_eq!(column(&table(&d.join("out")), "documents"), ["1"; 4]);
+}
+
+#[test]
+fn cells_follow_tokenizers_and_gguf_files() {
+    let dir = workplace();
+    let d = dir.path();
+    let golden = crate::support::golden("gguf/llama-f16.gguf");
+    fs::create_dir(d.join("tok")).expect("a folder");
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(d.join("model").join(name), d.join("tok").join(name)).expect("copied");
+    }
+    fs::copy(golden, d.join("m.gguf")).expect("copied");
+    put(d, "texts.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
+    for model in ["model, tokenizer: {}/tok", "m.gguf"] {
+        let text = format!("command: capture\nflags: {{model: {{}}/{model}, input: {{}}/texts.jsonl, device: cpu}}\n");
+        put(d, "grid.yaml", &text.replace("{}", &d.display().to_string()));
+        line(d, "sweep {}/grid.yaml --out {}/out").ok();
+    }
+    let first = done(&d.join("out"));
+    assert_eq!(first.len(), 2);
+    // Other bytes that say the same: blank space behind JSON, and a number that nobody reads in the file of GGUF.
+    let config = d.join("tok/tokenizer_config.json");
+    fs::write(&config, fs::read_to_string(&config).expect("a file") + "\n").expect("written");
+    let (before, mut bytes) = (d.join("m.gguf"), fs::read(d.join("m.gguf")).expect("a file"));
+    bytes.extend([0; 32]);
+    fs::write(before, bytes).expect("written");
+    for model in ["model, tokenizer: {}/tok", "m.gguf"] {
+        let text = format!("command: capture\nflags: {{model: {{}}/{model}, input: {{}}/texts.jsonl, device: cpu}}\n");
+        put(d, "grid.yaml", &text.replace("{}", &d.display().to_string()));
+        line(d, "sweep {}/grid.yaml --out {}/out").ok();
+    }
+    assert_eq!(done(&d.join("out")).len(), 4);
+}
+
+#[test]
+fn plans_of_a_directory_and_their_tables_do_not_mix() {
+    let dir = workplace();
+    let d = dir.path();
+    let out = d.join("out");
+    let grid = |tokens: &str| {
+        let text = format!(
+            "command: capture\nflags: {{model: {0}/model, input: {0}/texts.jsonl, device: cpu}}\ngrid: {{tokens: [{tokens}], layers: [0, 1]}}\n",
+            d.display()
+        );
+        put(d, "grid.yaml", &text);
+    };
+    grid("last");
+    line(d, "sweep {}/grid.yaml --out {}/out").ok();
+    let first = done(&out);
+    let plan = fs::read_dir(out.join("plans")).expect("plans").next().expect("a plan").expect("an entry").path();
+    let plan = plan.file_stem().expect("a name").to_string_lossy().into_owned();
+    assert!(out.join("table.csv").exists());
+    grid("all");
+    line(d, "sweep {}/grid.yaml --out {}/out --shard 1/2").ok();
+    for name in ["table.csv", "report.json", "report.html"] {
+        assert!(!out.join(name).exists(), "{name} of another grid");
+    }
+    // A process of the first plan works on its cells, whatever is the newest.
+    fs::remove_dir_all(out.join("cells").join(&first[0])).expect("removed");
+    line(d, &format!("sweep worker {{}}/out --plan {plan}")).ok();
+    assert!(done(&out).contains(&first[0]) && done(&out).len() == 3);
+    // Inputs that are others by then are named, by each cell that has them.
+    fs::remove_dir_all(out.join("cells").join(&first[0])).expect("removed");
+    put(d, "texts.jsonl", "{\"text\": \"a pen\"}\n");
+    line(d, &format!("sweep worker {{}}/out --plan {plan}")).ok();
+    let failure = fs::read_to_string(out.join("failed").join(format!("{}.json", first[0]))).expect("a failure");
+    assert!(failure.contains("texts.jsonl: expected the content that it had when the sweep was planned"), "{failure}");
+    assert_eq!(line(d, "sweep worker {}/out --plan nowhere").code, Some(1));
+}
+
+#[test]
+fn damaged_cells_are_named_with_what_to_remove() {
+    let dir = workplace();
+    let d = dir.path();
+    let text = format!(
+        "command: capture\nflags: {{model: {0}/model, input: {0}/texts.jsonl, device: cpu}}\ngrid: {{format: [npy, safetensors]}}\n",
+        d.display()
+    );
+    put(d, "grid.yaml", &text);
+    line(d, "sweep {}/grid.yaml --out {}/out").ok();
+    let rows = table(&d.join("out"));
+    let digests = column(&rows, "sha256");
+    assert!(digests[0].split(' ').count() > 1 && digests.iter().all(|digest| digest.len() >= 64), "{digests:?}");
+    let cell = d.join("out/cells").join(&rows[1][0]);
+    let whole = fs::read(cell.join("cell.json")).expect("a record");
+    fs::write(cell.join("cell.json"), &whole[..20]).expect("written");
+    for command in ["sweep {}/grid.yaml --out {}/out", "sweep merge {}/out"] {
+        let error = line(d, command).refused();
+        assert!(error.contains(&rows[1][0]) && error.contains("remove this directory"), "{command}: {error}");
+    }
+    let status = line(d, "sweep status {}/out --json").json();
+    assert_eq!((&status["done"], &status["failed"][0]["cell"]), (&1.into(), &rows[1][0].as_str().into()));
+    fs::remove_dir_all(cell).expect("removed");
+    line(d, "sweep {}/grid.yaml --out {}/out").ok();
+    assert_eq!(table(&d.join("out")), rows);
 }
 
 fn record(out: &Path, key: &str) -> String {
@@ -282,11 +377,13 @@ fn grids_are_refused_before_anything_runs() {
         ("command: probe\nflags: {model: nowhere}", "model: expected a directory"),
         ("command: compare\nflags: {task: sst2}", "--model <DIR|org/name>"),
         ("command: probe\ngrid: {threads: [1, 2]}", "expected combinations that differ in what they compute"),
+        ("command: probe\ngrid: {r: [2], demos: [3], r: [4]}", "r: expected once, found twice"),
+        ("[probe]", "expected a mapping with command, flags and grid"),
     ] {
         put(d, "grid.yaml", grid);
         let error = line(d, "sweep {}/grid.yaml --out {}/out").refused();
         assert!(error.contains(expected), "{grid}: {error}");
-        assert!(done(&d.join("out")).is_empty() && !d.join("out/sweep.json").exists(), "{grid}");
+        assert!(!d.join("out").exists(), "{grid}");
     }
     assert!(line(d, "sweep merge {}/out").refused().contains("sweep.json"));
     for usage in ["sweep", "sweep {}/grid.yaml", "sweep {}/grid.yaml --out {}/o --shard 0/2", "sweep merge"] {

@@ -133,7 +133,8 @@ pub struct CaptureArgs {
     #[arg(long, value_name = "latest", value_parser = ["latest"], requires = "shard_tokens")]
     #[serde(skip)]
     pub resume_from_checkpoint: Option<String>,
-    /// Append the inputs, as further shards, to the capture in --out, which has the same settings.
+    /// Append the inputs, as further shards, to the capture in --out, which has the same settings; resumed, not those whose
+    /// shards are the last already.
     #[arg(long, requires = "shard_tokens")]
     #[serde(skip)]
     pub append: bool,

@@ -29,9 +29,10 @@ Examples:
   llamaprobe man capture > llamaprobe-capture.1
 
 Without a command the page is that of the program. --out writes llamaprobe.1, and for every command
-a page of its own such as llamaprobe-capture.1; `man llamaprobe-capture` finds it there.")]
+a page of its own such as llamaprobe-capture.1 or llamaprobe-sweep-merge.1; `man llamaprobe-capture`
+finds it there.")]
 pub struct ManArgs {
-    /// Command whose page to print [default: the program's own page].
+    /// Command whose page to print, such as capture or sweep-merge [default: the program's own page].
     #[arg(value_name = "COMMAND", conflicts_with = "out")]
     pub command: Option<String>,
     /// Directory to write all pages to.

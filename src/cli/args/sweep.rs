@@ -18,11 +18,15 @@ pub enum Executor {
     Slurm,
 }
 
+/// Most days of a time limit.
+const MOST_DAYS: u64 = 3660;
+
 /// A time limit as sbatch has it: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes,
-/// days-hours:minutes:seconds.
+/// days-hours:minutes:seconds; at most [`MOST_DAYS`].
 fn time_limit(text: &str) -> Result<Duration, String> {
     let wrong = || "expected a time limit of sbatch, such as 90, 1:30:00 or 2-12:00:00".to_owned();
-    let number = |part: &str| part.parse::<u64>().map_err(|_| wrong());
+    // So small that no sum of them overflows.
+    let number = |part: &str| part.parse::<u32>().map(u64::from).map_err(|_| wrong());
     let (days, rest) = match text.split_once('-') {
         Some((days, rest)) => (Some(number(days)?), rest),
         None => (None, text),
@@ -37,7 +41,11 @@ fn time_limit(text: &str) -> Result<Duration, String> {
         (Some(days), [hours, minutes, seconds]) => 86_400 * days + 3600 * hours + 60 * minutes + seconds,
         _ => return Err(wrong()),
     };
-    if seconds == 0 { Err(wrong()) } else { Ok(Duration::from_secs(seconds)) }
+    match seconds {
+        0 => Err(wrong()),
+        seconds if seconds > 86_400 * MOST_DAYS => Err(format!("expected a time limit of at most {MOST_DAYS} days")),
+        seconds => Ok(Duration::from_secs(seconds)),
+    }
 }
 
 /// `sweep`.
@@ -104,12 +112,12 @@ pub struct SweepArgs {
     /// Further option of sbatch, such as --sbatch=--gres=gpu:1; may be repeated.
     #[arg(long, value_name = "OPTION", action = ArgAction::Append, allow_hyphen_values = true, help_heading = "Slurm")]
     pub sbatch: Vec<String>,
-    /// Most tasks that are submitted in a minute.
-    #[arg(long, default_value_t = 60, value_name = "TASKS", help_heading = "Slurm")]
-    pub jobs_per_minute: usize,
-    /// Seconds between two looks at the queue.
-    #[arg(long, default_value_t = 10.0, value_name = "SECONDS", help_heading = "Slurm")]
-    pub poll: f64,
+    /// Most tasks that are submitted in a minute [default: 60].
+    #[arg(long, value_name = "TASKS", help_heading = "Slurm")]
+    pub jobs_per_minute: Option<usize>,
+    /// Seconds between two looks at the queue [default: 10].
+    #[arg(long, value_name = "SECONDS", help_heading = "Slurm")]
+    pub poll: Option<f64>,
     /// Print how it ended as JSON on stdout.
     #[arg(long)]
     #[serde(skip)]
@@ -160,6 +168,9 @@ pub struct WorkerArgs {
     /// Directory of the sweep.
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
+    /// Digest of the plan whose cells to work on; none is the newest.
+    #[arg(long, value_name = "DIGEST")]
+    pub plan: Option<String>,
     /// Part of the sweep.
     #[arg(long, value_name = "I/N")]
     pub shard: Option<Shard>,
@@ -199,7 +210,8 @@ mod tests {
         ] {
             assert_eq!(time_limit(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
-        for wrong in ["", "0", "x", "1:2:3:4", "1-", "-5", "1.5"] {
+        let endless = ["18446744073709551615", "4294967295", "4294967295:0:0", "4294967295-0", "3661-0"];
+        for wrong in ["", "0", "x", "1:2:3:4", "1-", "-5", "1.5"].into_iter().chain(endless) {
             assert!(time_limit(wrong).is_err(), "{wrong}");
         }
     }

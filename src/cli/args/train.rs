@@ -144,7 +144,8 @@ pub struct TrainLoraArgs {
         help_heading = "LoRA"
     )]
     pub target_modules: Option<Vec<String>>,
-    /// Layers to adapt: all, or a list such as 8,9 or 8-11 [default: all].
+    /// Layers to adapt: all, or a list such as 8,9 or 8-11. As in PEFT a list rules out embed_tokens (wte), which is of no layer;
+    /// lm_head, whose name is its full path, stays [default: all].
     #[arg(long, value_name = "LAYERS", help_heading = "LoRA")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers_to_transform: Option<String>,

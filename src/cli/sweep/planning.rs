@@ -6,14 +6,14 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::inputs;
+use super::inputs::Inputs;
 use crate::cli::args::{Cli, Command};
 use crate::cli::{Failure, parse, train_lora};
-use crate::formats::digest::Digests;
+use crate::formats::json::word;
 use crate::formats::yaml;
 use crate::probe::factors::{Factor, Vary};
 use crate::sweep::grid::Grid;
-use crate::sweep::plan::{Cell, Identity, Plan, word, words};
+use crate::sweep::plan::{Cell, Identity, Plan, words};
 use crate::{Error, Result};
 
 /// The commands that can be swept.
@@ -23,15 +23,16 @@ const OWN: [&str; 6] = ["out", "json", "config", "dry_run", "profile", "resume_f
 /// Flags on which no result depends.
 const WITHOUT_EFFECT: [&str; 2] = ["out", "threads"];
 /// The flags of a probe in which those must be alike that share passes.
-const OF_PASSES: [&str; 8] = ["model", "revision", "device", "dtype", "edit", "batch_tokens", "tuning", "measures"];
+const OF_PASSES: [&str; 10] =
+    ["model", "revision", "load_in", "tokenizer", "device", "dtype", "edit", "batch_tokens", "tuning", "measures"];
 /// Where a cell writes before anybody knows where it is.
-const NOWHERE: &str = "cell";
+pub const NOWHERE: &str = "cell";
 
 /// The plan of a grid's file.
 ///
 /// # Errors
 /// Flags that the command has not, values out of their domain, files that are not there.
-pub fn plan(path: &Path, digests: &mut Digests) -> Result<Plan> {
+pub fn plan(path: &Path, inputs: &mut Inputs) -> Result<Plan> {
     let grid = spelled(Grid::read(path)?, path)?;
     let cells = grid.levels().into_iter().map(|levels| {
         let flags = merged(&grid, &levels);
@@ -42,10 +43,10 @@ pub fn plan(path: &Path, digests: &mut Digests) -> Result<Plan> {
             }
             other => other,
         })?;
-        cell(&grid.command, levels, flags, &cli.command, digests)
+        cell(&grid.command, levels, flags, &cli.command, inputs)
     });
     let cells = cells.collect::<Result<Vec<_>>>()?;
-    Plan::new(grid, cells, path)
+    Ok(Plan { inputs: inputs.content().clone(), ..Plan::new(grid, cells, path)? })
 }
 
 /// The same grid with every flag under its own name, be it given under another.
@@ -137,8 +138,8 @@ pub fn cell_line(
     }
 }
 
-/// All flags of a command with their values, also those that nobody gave.
-fn resolved(command: &Command) -> Result<BTreeMap<String, Value>> {
+/// All flags of a command that may change its result with their values, also those that nobody gave.
+pub fn resolved(command: &Command) -> Result<BTreeMap<String, Value>> {
     let value = match command {
         Command::Probe(args) => serde_json::to_value(args),
         Command::Compare(args) => serde_json::to_value(args),
@@ -146,7 +147,9 @@ fn resolved(command: &Command) -> Result<BTreeMap<String, Value>> {
         Command::Capture(args) => serde_json::to_value(args),
         _ => unreachable!("sweep: the command was checked"),
     };
-    value.and_then(serde_json::from_value).map_err(Error::file("flags"))
+    let mut all: BTreeMap<String, Value> = value.and_then(serde_json::from_value).map_err(Error::file("flags"))?;
+    all.retain(|flag, _| !WITHOUT_EFFECT.contains(&flag.as_str()));
+    Ok(all)
 }
 
 fn cell(
@@ -154,10 +157,9 @@ fn cell(
     levels: Map<String, Value>,
     flags: Map<String, Value>,
     command: &Command,
-    digests: &mut Digests,
+    inputs: &mut Inputs,
 ) -> Result<Cell> {
-    let mut all = resolved(command)?;
-    all.retain(|flag, _| !WITHOUT_EFFECT.contains(&flag.as_str()));
+    let all = resolved(command)?;
     if let Command::Probe(args) = command {
         for varied in &args.vary {
             if Vary::parse(varied)?.factor == Factor::Model {
@@ -165,7 +167,7 @@ fn cell(
             }
         }
     }
-    let inputs = inputs::digests(&all, digests)?;
+    let inputs = inputs.of_flags(&all)?;
     let model = all.get("model").map(word).unwrap_or_default();
     let shares = shares(command, &all);
     let key = Identity { command: name, flags: all, inputs }.key();

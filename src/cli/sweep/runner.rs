@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::planning::cell_line;
+use super::inputs::Inputs;
+use super::planning::{NOWHERE, cell_line, resolved};
 use crate::cli::args::{Cli, Command, ProbeArgs, TrainLoraArgs};
 use crate::cli::host::{self, Host};
 use crate::cli::{Failure, notes, probe, run_command, train_lora};
 use crate::formats::atomic;
 use crate::formats::memory::available_memory;
-use crate::sweep::plan::{Cell, PLAN_FILE};
+use crate::sweep::plan::{Cell, PLAN_FILE, Plan};
 use crate::sweep::values::RESULT;
 use crate::sweep::work::{Ran, Runner};
 use crate::{Error, Result};
@@ -20,7 +21,9 @@ const MARGIN: f64 = 1.25;
 
 /// Runs cells here.
 pub struct InProcess<'a, F> {
-    command: &'a str,
+    plan: &'a Plan,
+    /// What the files of a cell have now.
+    inputs: Inputs,
     threads: Option<usize>,
     ended: F,
     /// Bytes that cells which share passes may take.
@@ -32,19 +35,25 @@ pub struct InProcess<'a, F> {
 }
 
 impl<'a, F: FnMut(&Cell)> InProcess<'a, F> {
-    /// Of cells of a command, on so many threads where their flags do not say, one of so many processes of this machine; `ended`
+    /// Of cells of a plan, on so many threads where their flags do not say, one of so many processes of this machine; `ended`
     /// hears of each that has its end.
-    pub fn new(command: &'a str, threads: Option<usize>, processes: usize, ended: F) -> Self {
-        Self { command, threads, ended, memory: memory(processes), end: None, slowest: None }
+    pub fn new(plan: &'a Plan, inputs: Inputs, (threads, processes): (Option<usize>, usize), ended: F) -> Self {
+        Self { plan, inputs, threads, ended, memory: memory(processes), end: None, slowest: None }
     }
 
     /// With so much time from now on.
     pub fn within(self, time: Option<Duration>) -> Self {
-        Self { end: time.map(|time| Instant::now() + time), ..self }
+        Self { end: time.and_then(|time| Instant::now().checked_add(time)), ..self }
+    }
+
+    /// Refuses a cell whose files are not what they were when it was named by them.
+    fn check(&mut self, cell: &Cell) -> Result<()> {
+        let flags = resolved(&self.line(cell, Path::new(NOWHERE))?.command)?;
+        self.inputs.check(&flags, &self.plan.inputs)
     }
 
     fn line(&self, cell: &Cell, out: &Path) -> Result<Cli> {
-        cell_line(Path::new(PLAN_FILE), self.command, &cell.flags, out, self.threads)
+        cell_line(Path::new(PLAN_FILE), &self.plan.grid.command, &cell.flags, out, self.threads)
     }
 
     /// Runs cells in the same passes; gives what was said, which is of all of them.
@@ -63,7 +72,7 @@ impl<'a, F: FnMut(&Cell)> InProcess<'a, F> {
     }
 
     fn error(&self, failure: Failure) -> Error {
-        match failure.in_words_of(self.command) {
+        match failure.in_words_of(&self.plan.grid.command) {
             Failure::Error(error) => error,
             Failure::Usage(error) => Error::argument("flags", "those of the command", error),
             Failure::Closed => Error::Interrupted,
@@ -81,7 +90,7 @@ impl<'a, F: FnMut(&Cell)> InProcess<'a, F> {
         let (done, results, said) = heard(|| run_command(cli.command));
         done.map_err(|failure| self.error(failure))?;
         // A report is a file already.
-        if ["train-lora", "capture"].contains(&self.command) {
+        if ["train-lora", "capture"].contains(&self.plan.grid.command.as_str()) {
             atomic::write(out.join(RESULT), results.as_bytes())?;
         }
         Ok(said)
@@ -111,14 +120,18 @@ fn heard<T>(work: impl FnOnce() -> T) -> (T, String, Vec<String>) {
 impl<F: FnMut(&Cell)> Runner for InProcess<'_, F> {
     fn resumes(&self, cells: &[&Cell]) -> bool {
         // A comparison has files of what is done, a training its checkpoints.
-        self.command == "compare" || self.command == "train-lora" && cells.len() == 1
+        let command = self.plan.grid.command.as_str();
+        command == "compare" || command == "train-lora" && cells.len() == 1
     }
 
     fn run(&mut self, cells: &[&Cell], outs: &[PathBuf]) -> Result<Vec<Ran>> {
-        match (cells, outs) {
-            ([cell], [out]) => Ok(vec![self.alone(cell, out)]),
-            _ => self.together(cells, outs),
-        }
+        cells.iter().try_for_each(|cell| self.check(cell))?;
+        let all = match (cells, outs) {
+            ([cell], [out]) => vec![self.alone(cell, out)],
+            _ => self.together(cells, outs)?,
+        };
+        // What was read while they ran may be another content than their names stand for.
+        Ok(cells.iter().zip(all).map(|(cell, ran)| ran.and_then(|said| self.check(cell).map(|()| said))).collect())
     }
 
     fn has_time(&self, cells: usize) -> bool {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{ActivationFile, Format, Layout, Start, read};
+use super::{ActivationFile, FileLayout, Format, Layout, Start, read};
 use crate::formats::atomic::entries;
 use crate::formats::safetensors::{Checkpoint, Dtype};
 use crate::{Error, Result};
@@ -18,9 +18,16 @@ pub struct Shard {
     pub rows: usize,
 }
 
+/// Most positions of a document: a file that says more is damaged.
+const MOST_POSITIONS: usize = 1 << 24;
+
 /// The shards of an earlier capture, behind which another goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Earlier {
+    /// The name that one file of all would have.
+    path: PathBuf,
+    /// What each shard says of itself.
+    headers: Vec<BTreeMap<String, String>>,
     /// The shards, in order.
     pub shards: Vec<Shard>,
     /// Documents in all of them: the number of the next one.
@@ -42,13 +49,55 @@ impl Earlier {
             return Err(none());
         };
         let file = ActivationFile::open(&index)?;
-        let documents = file.labels("doc_id")?.and_then(|column| column.last().map(|&last| last as usize + 1));
+        let rows: usize = announced.iter().map(|(_, rows)| rows).sum();
         let last = announced.last().map(|(name, _)| path.with_file_name(name)).ok_or_else(none)?;
-        let metadata = Checkpoint::open(&last)?.metadata().clone();
-        let positions = metadata.get("n_positions").and_then(|number| number.parse().ok());
-        let positions = positions.ok_or_else(|| Error::field(&last, "n_positions", "a number", "none"))?;
+        let documents = match file.labels("doc_id")?.and_then(|column| column.last().copied()) {
+            None => 0,
+            // Each document has a row at least.
+            Some(id) => usize::try_from(id).ok().filter(|id| *id < rows).map(|id| id + 1).ok_or_else(|| {
+                Error::field(&last, "doc_id", format!("numbers of documents below {rows}"), id.to_string())
+            })?,
+        };
+        let header = |(name, _): &(String, usize)| Ok(Checkpoint::open(path.with_file_name(name))?.metadata().clone());
+        let headers = announced.iter().map(header).collect::<Result<Vec<_>>>()?;
+        let positions = headers.last().and_then(|header| header.get("n_positions"));
+        let positions = match positions.and_then(|number| number.parse().ok()) {
+            Some(positions) if positions <= MOST_POSITIONS => positions,
+            _ => {
+                let found = positions.map_or("none", String::as_str);
+                return Err(Error::field(&last, "n_positions", format!("a number up to {MOST_POSITIONS}"), found));
+            }
+        };
         let shards = announced.into_iter().map(|(file, rows)| Shard { file, rows }).collect();
-        Ok(Self { shards, documents: documents.unwrap_or(0), positions })
+        Ok(Self { path: path.to_path_buf(), headers, shards, documents, positions })
+    }
+
+    /// These without the last `count`; none where nothing is left, or where another capture was begun behind them.
+    pub fn without_last(&self, count: usize) -> Option<Self> {
+        let left = self.shards.len().checked_sub(count).filter(|left| *left > 0)?;
+        let stem = self.path.file_stem()?.to_string_lossy();
+        let next = format!("{stem}-{:05}-of-", self.shards.len() + 1);
+        let mut beside = entries(self.path.parent()?).into_iter();
+        if beside.any(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&next))) {
+            return None;
+        }
+        let number = |header: &BTreeMap<String, String>, key: &str| header.get(key)?.parse().ok();
+        Some(Self {
+            path: self.path.clone(),
+            headers: self.headers[..left].to_vec(),
+            shards: self.shards[..left].to_vec(),
+            documents: number(self.headers.get(left)?, "first_doc")?,
+            positions: number(&self.headers[left - 1], "n_positions")?,
+        })
+    }
+
+    /// Whether the last shards say of their documents what these files would.
+    pub fn ends_with(&self, files: &[FileLayout]) -> bool {
+        let headers = self.headers.iter().rev().zip(files.iter().rev());
+        let says = |(header, file): (&BTreeMap<String, String>, &FileLayout)| {
+            file.metadata.iter().all(|(key, value)| header.get(key) == Some(value))
+        };
+        files.len() <= self.headers.len() && headers.into_iter().all(says)
     }
 }
 
@@ -172,7 +221,9 @@ impl Layout {
                 continue;
             }
             if !own.iter().any(|file| file.file_name() == entry.file_name()) {
-                return refuse(other_form, &entry);
+                let all = self.earlier().len() + own.len();
+                let expected = format!("files of {all} in all, which these documents make at this size of shards");
+                return refuse(if start == Start::Resume { &expected } else { other_form }, &entry);
             }
             // With an index it is whole, and to be replaced.
             if start == Start::New && (self.earlier.is_some() || !has_index) {

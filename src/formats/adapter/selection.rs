@@ -357,6 +357,16 @@ impl LoraConfig {
             let expected = format!("names of projections, as {}", family.module_names());
             notes.extend(lost.map(|entry| wrong("target_modules", &expected, format!("{entry:?}"))));
         }
+        if let (Modules::List(list), Some([_, ..])) = (&self.target_modules, self.layers_to_transform.as_deref()) {
+            let of_no_layer = |entry: &&String| {
+                let mut named = modules.iter().filter(|module| names(entry, &module.path)).peekable();
+                let in_none = |module: &Module| !selection.in_layers(&module.path);
+                let is_table = |kind| matches!(kind, ModuleKind::Embedding | ModuleKind::Head);
+                named.peek().is_some() && named.all(|module| is_table(module.kind) && in_none(module))
+            };
+            let expected = "modules of layers beside layers_to_transform";
+            notes.extend(list.iter().filter(of_no_layer).map(|m| wrong("target_modules", expected, format!("{m:?}"))));
+        }
         if let Some(l) = self.layers_to_transform.iter().flatten().find(|l| **l >= layers) {
             let found = if *l == usize::MAX { "a negative number".to_owned() } else { l.to_string() };
             notes.push(wrong("layers_to_transform", format!("layers below {layers}"), found));

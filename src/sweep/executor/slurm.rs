@@ -29,6 +29,8 @@ const SILENCES: usize = 30;
 /// What is asked of Slurm.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SlurmSettings {
+    /// The digest of the plan whose cells they are.
+    pub plan: String,
     /// Most tasks in the queue at once, waiting or running.
     pub jobs: usize,
     /// Most tasks submitted in a minute.
@@ -178,7 +180,7 @@ impl<'a> Driver<'a> {
                 ));
             }
         }
-        match self.deaths >= DEATHS * self.settings.jobs {
+        match self.deaths >= DEATHS.saturating_mul(self.settings.jobs) {
             true => {
                 let found = format!(
                     "{} that ended without one, the last {last}; see {}",

@@ -1,8 +1,18 @@
 //! What Slurm says of tasks: `squeue`, and `sacct` where there is an accounting.
 
-use std::process::Command;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use crate::{Error, Result};
+
+/// How long a command of Slurm may take: commands give up themselves after some times `MessageTimeout`, 10 s as a rule.
+const ANSWER: Duration = Duration::from_secs(120);
+/// The same of the accounting, which is asked for words alone.
+const ACCOUNT: Duration = Duration::from_secs(10);
+/// Between two looks at whether it has ended.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A task of an array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,28 +79,72 @@ pub fn accounted(job: u64, index: usize) -> Option<String> {
     command
         .args(["--noheader", "--parsable2", "--allocations", "--format=State,ExitCode"])
         .arg(format!("--jobs={job}_{index}"));
-    let text = output(command).ok()?;
+    let text = output_within(command, ACCOUNT).ok()?;
     let (state, code) = text.lines().next_back()?.split_once('|')?;
     Some(format!("{state}, exit code {code}"))
 }
 
 /// What a command of Slurm prints.
-pub fn output(mut command: Command) -> Result<String> {
+pub fn output(command: Command) -> Result<String> {
+    output_within(command, ANSWER)
+}
+
+fn output_within(mut command: Command, limit: Duration) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let ran = command.output().map_err(Error::io("start", &name))?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    match ran.status.success() {
-        true => Ok(text(&ran.stdout)),
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(Error::io("start", &name))?;
+    let [out, err] = [child.stdout.take().map(text_of), child.stderr.take().map(text_of)];
+    let since = Instant::now();
+    let status = loop {
+        match child.try_wait().map_err(Error::io("wait for", &name))? {
+            Some(status) => break status,
+            None if since.elapsed() > limit => {
+                // One that has ended meanwhile needs neither.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(Error::argument(name, "an answer of Slurm", format!("none in {} s", limit.as_secs())));
+            }
+            None => thread::sleep(PAUSE),
+        }
+    };
+    let text = |of: Option<JoinHandle<String>>| of.and_then(|of| of.join().ok()).unwrap_or_default();
+    match status.success() {
+        true => Ok(text(out).trim().to_owned()),
         false => {
-            let said = text(&ran.stderr).lines().next_back().unwrap_or("nothing").to_owned();
-            Err(Error::argument(name, "an answer of Slurm", format!("{} ({said})", ran.status)))
+            let said = text(err).trim().lines().next_back().unwrap_or("nothing").to_owned();
+            Err(Error::argument(name, "an answer of Slurm", format!("{status} ({said})")))
         }
     }
+}
+
+/// Reads what a process writes until it ends.
+fn text_of(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // Of a pipe that breaks there is what came before.
+        let _ = pipe.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn command_that_never_answers_is_given_up() {
+        let shell = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            command
+        };
+        let error = output_within(shell("exec sleep 1000"), Duration::ZERO).expect_err("no answer").to_string();
+        assert_eq!(error, "sh: expected an answer of Slurm, found none in 0 s");
+        let error = output(shell("echo no >&2; exit 3")).expect_err("refused").to_string();
+        assert!(error.contains("exit status: 3 (no)"), "{error}");
+        assert_eq!(output(shell("echo 17")).expect("an answer"), "17");
+    }
 
     #[test]
     fn lines_of_squeue_are_tasks() {

@@ -119,7 +119,8 @@ impl Submission {
         options.extend(settings.threads.map(|threads| format!("--cpus-per-task={threads}")));
         options.extend(settings.options.iter().cloned());
         let mut words: Vec<String> = program.iter().map(|word| quoted(&word.to_string_lossy())).collect();
-        words.extend(["sweep".to_owned(), "worker".to_owned(), format!("--array={number}")]);
+        words.extend(["sweep".to_owned(), "worker".to_owned(), format!("--plan={}", settings.plan)]);
+        words.push(format!("--array={number}"));
         words.push("--task=\"$SLURM_ARRAY_TASK_ID\"".to_owned());
         words.extend(settings.time.map(|time| format!("--seconds={}", time.as_secs())));
         words.extend(settings.threads.map(|threads| format!("--threads={threads}")));
@@ -146,6 +147,7 @@ mod tests {
         let store = Store::open(dir.path().join("it's")).expect("a store");
         let submission = Submission { number: 3, job: None, at: 0, chunks: vec![vec!["a".into()], vec!["b".into()]] };
         let settings = SlurmSettings {
+            plan: "ab".to_owned(),
             jobs: 2,
             jobs_per_minute: 60,
             time: Some(Duration::from_secs(3601)),
@@ -166,7 +168,7 @@ mod tests {
         }
         let last = script.lines().next_back().expect("lines");
         assert!(last.starts_with(
-            "exec 'llama probe' sweep worker --array=3 --task=\"$SLURM_ARRAY_TASK_ID\" --seconds=3601 --threads=4 -- '"
+            "exec 'llama probe' sweep worker --plan=ab --array=3 --task=\"$SLURM_ARRAY_TASK_ID\" --seconds=3601 --threads=4 -- '"
         ));
         assert!(last.ends_with("/it'\\''s'"), "{last}");
         assert!(script.contains(&format!("--job-name={}", Submission::name(&store).expect("a name"))));

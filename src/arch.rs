@@ -40,6 +40,16 @@ impl Dtype {
         }
     }
 
+    /// As PyTorch and `config.json` have it.
+    pub const fn full_name(self) -> &'static str {
+        match self {
+            Self::F64 => "float64",
+            Self::F32 => "float32",
+            Self::BF16 => "bfloat16",
+            Self::F16 => "float16",
+        }
+    }
+
     /// Bytes of one element.
     pub const fn size(self) -> usize {
         match self {

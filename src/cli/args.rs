@@ -13,6 +13,7 @@ mod merge;
 mod objective;
 mod optim;
 mod probe;
+mod quantize;
 mod report;
 mod shell;
 mod sweep;
@@ -22,7 +23,7 @@ mod train;
 use clap::{Parser, Subcommand};
 
 pub use analyze::AnalyzeArgs;
-pub use common::{CommonArgs, Device, DtypeArg, LoadInArg, LoraArgs, ProfileArg};
+pub use common::{CommonArgs, Device, DtypeArg, LoraArgs, ProfileArg};
 pub use compare::CompareArgs;
 pub use control_vector::ControlVectorArgs;
 pub use embedded::{ExportArgs, PretrainArgs};
@@ -32,6 +33,7 @@ pub use objective::{ObjectiveArgs, ObjectiveKind};
 pub use optim::{CheckpointArgs, EvalArgs, LogFormat, OptimArgs, RegularizationArgs};
 pub use probe::OF_PLAN;
 pub use probe::ProbeArgs;
+pub use quantize::QuantizeArgs;
 pub use report::ReportArgs;
 pub use shell::{CompletionsArgs, ManArgs};
 pub use sweep::{Executor, MergeSweepArgs, StatusArgs, SweepAction, SweepArgs, WorkerArgs};
@@ -99,6 +101,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Merge a LoRA, DoRA or IA3 adapter into the weights, and save the model as transformers does.
     Merge(MergeArgs),
+    /// Quantise the projections of a model to NF4 or int8, and save it as transformers and bitsandbytes do.
+    Quantize(QuantizeArgs),
     /// Make a steering vector from two captures, in llama.cpp's form of control vectors (GGUF).
     ControlVector(ControlVectorArgs),
     /// Write the embedded model as a Hugging Face directory.
@@ -147,6 +151,7 @@ impl Command {
             Self::Analyze(_)
             | Self::Report(_)
             | Self::Merge(_)
+            | Self::Quantize(_)
             | Self::ControlVector(_)
             | Self::ExportEmbedded(_)
             | Self::Completions(_)

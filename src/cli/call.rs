@@ -79,6 +79,7 @@ fn out(command: &Command) -> Option<&Path> {
         Command::Compare(args) => Some(&args.out),
         Command::Report(args) => args.out.as_deref(),
         Command::Merge(args) => Some(&args.out),
+        Command::Quantize(args) => Some(&args.out),
         Command::ControlVector(args) => Some(&args.out),
         Command::ExportEmbedded(args) => Some(&args.out),
         Command::Pretrain(args) => Some(&args.out),

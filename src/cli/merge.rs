@@ -1,7 +1,5 @@
 //! `merge`: a model with a LoRA or an IA3 in its weights, as a directory of its own.
 
-use std::collections::BTreeMap;
-
 use serde_json::json;
 
 use super::args::MergeArgs;
@@ -9,7 +7,7 @@ use super::resolve;
 use super::{Failure, output};
 use crate::Error;
 use crate::formats::adapter::Adapter;
-use crate::formats::{embedded, pretrained};
+use crate::formats::pretrained;
 use crate::model::{Source, merge};
 
 pub fn run(args: &MergeArgs) -> Result<(), Failure> {
@@ -29,18 +27,7 @@ pub fn run(args: &MergeArgs) -> Result<(), Failure> {
             return Err(Error::argument("--adapter", expected, prompt.config.kind.name()).into());
         }
     };
-    let beside: BTreeMap<String, Vec<u8>> = match files.is_embedded() {
-        true => embedded::files().map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).into(),
-        false => {
-            let mut beside = pretrained::beside(&files.path)?;
-            // As AutoTokenizer does: an adapter may have added tokens.
-            if files.tokenizer_dir() != files.path {
-                let others = pretrained::beside(files.tokenizer_dir())?;
-                beside.extend(others.into_iter().filter(|(name, _)| pretrained::is_of_tokenizer(name)));
-            }
-            beside
-        }
-    };
+    let beside = files.beside()?;
     let dtype = args.dtype.chosen();
     let source = Source::new(&files.config, &files.checkpoint)?;
     let untied = merge::unties(&source, &adapter);
@@ -50,7 +37,7 @@ pub fn run(args: &MergeArgs) -> Result<(), Failure> {
             args.out.display()
         );
     }
-    let changed = pretrained::Changed { dtype, untied };
+    let changed = pretrained::Changed { dtype, untied, quantization: None };
     pretrained::write(&args.out, beside, changed, |weights| merge::write(&source, &adapter, dtype, weights))?;
     if args.json {
         return output::json(&json!({ "out": args.out, "modules": modules }));

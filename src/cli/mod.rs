@@ -34,6 +34,7 @@ mod plan;
 mod pretrain;
 mod probe;
 mod profile;
+mod quantize;
 mod report;
 mod report_tables;
 pub(crate) mod resolve;
@@ -128,6 +129,7 @@ fn run_command(command: args::Command) -> Result<(), Failure> {
         args::Command::Analyze(args) => analyze::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
         args::Command::Merge(args) => merge::run(&args),
+        args::Command::Quantize(args) => quantize::run(&args),
         args::Command::ControlVector(args) => edits::control_vector(&args),
         args::Command::ExportEmbedded(args) => task::export(&args),
         args::Command::Pretrain(args) => pretrain::run(&args),

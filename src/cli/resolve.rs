@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::args::{CheckpointArgs, CommonArgs, LoadInArg, LoraArgs, OptimArgs, Pattern, RegularizationArgs};
+use super::args::{CheckpointArgs, CommonArgs, LoraArgs, OptimArgs, Pattern, RegularizationArgs};
 use super::output;
 use crate::arch::{Dtype, Family, ModelConfig};
 use crate::backend::Backend;
@@ -17,10 +17,11 @@ use crate::formats::embedded;
 use crate::formats::gguf::model::GgufModel;
 use crate::formats::gguf::{self, Gguf};
 use crate::formats::hub::{self, CacheEnv};
+use crate::formats::pretrained;
 use crate::formats::safetensors::{Checkpoint, Loading};
 use crate::formats::tokenizer::Tokenizer;
 use crate::hooks::site;
-use crate::model::quantize::{self, QuantizeTo};
+use crate::model::quantize;
 use crate::model::{Source, lora_start};
 use crate::train::checkpoint;
 use crate::train::schedule::Warmup;
@@ -89,6 +90,22 @@ impl ModelFiles {
         self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists()).unwrap_or(&self.path)
     }
 
+    /// What lies beside its weights, of which a directory of the same model has a copy; nothing of a GGUF file.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn beside(&self) -> Result<BTreeMap<String, Vec<u8>>> {
+        if self.is_embedded() {
+            return Ok(embedded::files().map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).into());
+        }
+        let mut beside = pretrained::beside(&self.path)?;
+        if self.tokenizer_dir() != self.path {
+            let others = pretrained::beside(self.tokenizer_dir())?;
+            beside.extend(others.into_iter().filter(|(name, _)| pretrained::is_of_tokenizer(name)));
+        }
+        Ok(beside)
+    }
+
     /// Whether this is the model that is part of the program.
     pub fn is_embedded(&self) -> bool {
         self.path == Path::new(embedded::NAME)
@@ -102,11 +119,11 @@ pub fn model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
     let checkpoint = match common.load_in {
         None => files.checkpoint,
         Some(to) => {
-            let to = match to {
-                LoadInArg::Nf4 => QuantizeTo::Nf4,
-                LoadInArg::Int8 => QuantizeTo::Int8,
-            };
-            quantize::quantized(&Source::new(&files.config, &files.checkpoint)?, to)?
+            let source = Source::new(&files.config, &files.checkpoint)?;
+            match &common.load_in_cache {
+                None => quantize::quantized(&source, to.format())?,
+                Some(cache) => quantize::cached(&source, to.format(), cache)?,
+            }
         }
     };
     Ok(ModelFiles { checkpoint, tokenizer: common.tokenizer.clone(), ..files })

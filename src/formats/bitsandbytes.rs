@@ -1,10 +1,12 @@
-//! The quantised weights of bitsandbytes checkpoints, as transformers saves them.
+//! The quantised weights of bitsandbytes checkpoints, as transformers saves them, read and [written](write()).
 //!
 //! NF4: beside `X.weight` (two codes a byte) `X.weight.absmax`, `X.weight.quant_map`, and `X.weight.quant_state.bitsandbytes__nf4`,
 //! the bytes of a JSON object; with double quantisation `absmax` is U8 and `X.weight.nested_absmax` and
 //! `X.weight.nested_quant_map` decode it. LLM.int8: beside `X.weight` (I8) `X.SCB`, the rows' largest magnitudes, and
 //! `X.weight_format`. The weights are always `[output, input]`, also where the family's own matrices are not. What is
 //! decoded is what stands in the file.
+
+mod write;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +18,8 @@ use super::quantized::{Floats, QuantizedView, RowOrderView, ScalesView};
 use super::safetensors::{Checkpoint, Dtype, TensorView};
 use crate::quantization::{BlockFormat, NF4_VALUES};
 use crate::{Error, Result, arch};
+
+pub use write::{config, write};
 
 /// What ends the name of the tensor that describes an NF4 weight.
 const NF4_STATE: &str = ".quant_state.bitsandbytes__nf4";

@@ -58,12 +58,14 @@ pub fn beside(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
 }
 
 /// What the configuration of a model's new weights says otherwise.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
     /// Their dtype, where it is another.
     pub dtype: Option<Dtype>,
     /// Whether the head is no longer tied to the embedding table.
     pub untied: bool,
+    /// How they are quantised, where they are.
+    pub quantization: Option<Value>,
 }
 
 /// Writes a directory with the files of `beside`, the configuration with what has `changed`, and the weights that `weights`
@@ -82,7 +84,7 @@ pub fn write(
         return Err(Error::argument("out", format!("a new or empty directory, {}", dir.display()), other));
     }
     if let Some(config) = beside.get_mut(CONFIG) {
-        *config = configured(&dir.join(CONFIG), config, changed)?;
+        *config = configured(&dir.join(CONFIG), config, &changed)?;
     }
     beside.retain(|name, _| is_beside(name));
     atomic::replace_dir(dir, &[], |stage| {
@@ -92,13 +94,14 @@ pub fn write(
 }
 
 /// The configuration for new weights, under the usual name.
-fn configured(path: &Path, text: &[u8], Changed { dtype, untied }: Changed) -> Result<Vec<u8>> {
+fn configured(path: &Path, text: &[u8], changed: &Changed) -> Result<Vec<u8>> {
+    let &Changed { dtype, untied, ref quantization } = changed;
     let mut config: Value = serde_json::from_slice(text).map_err(Error::file(path))?;
     let Some(map) = config.as_object_mut() else {
         return Err(Error::field(path, "the file", "an object", "something else"));
     };
     let renamed = map.shift_remove("transformers_weights").is_some();
-    if dtype.is_none() && !renamed && !untied {
+    if dtype.is_none() && !renamed && !untied && quantization.is_none() {
         return Ok(text.to_vec());
     }
     if untied {
@@ -110,13 +113,11 @@ fn configured(path: &Path, text: &[u8], Changed { dtype, untied }: Changed) -> R
         }
         map.insert(TIED.to_owned(), json!(false));
     }
+    if let Some(quantization) = quantization {
+        map.insert("quantization_config".to_owned(), quantization.clone());
+    }
     if let Some(dtype) = dtype {
-        let name = json!(match dtype {
-            Dtype::F64 => "float64",
-            Dtype::F32 => "float32",
-            Dtype::BF16 => "bfloat16",
-            Dtype::F16 => "float16",
-        });
+        let name = json!(dtype.full_name());
         // A model of texts and images says it for its parts too; older files call it torch_dtype.
         let parts = map.iter_mut().filter(|(key, _)| key.ends_with("_config"));
         for (key, value) in parts.filter_map(|(_, part)| part.as_object_mut()).flatten() {

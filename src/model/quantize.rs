@@ -4,10 +4,12 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::param_id::Source;
+use super::param_id::{ParamId, Source};
 use crate::arch::{Dtype, Projection};
+use crate::formats::bitsandbytes;
 use crate::formats::quantized::{Floats, QuantizedView, RowOrderView, ScalesView};
 use crate::formats::safetensors::{Bytes, Checkpoint, TensorView};
+use crate::hash::sha256_hex;
 use crate::quantization::{BlockFormat, encode_int8, encode_nf4};
 use crate::{Error, Result};
 
@@ -23,6 +25,21 @@ pub enum QuantizeTo {
     Nf4,
     /// LLM.int8's rows, without outliers.
     Int8,
+}
+
+impl QuantizeTo {
+    /// As `--load-in` has it.
+    pub const fn name(self) -> &'static str {
+        self.format().name()
+    }
+
+    /// The blocks.
+    pub const fn format(self) -> BlockFormat {
+        match self {
+            Self::Nf4 => BlockFormat::NF4,
+            Self::Int8 => BlockFormat::Int8Rows,
+        }
+    }
 }
 
 /// The checkpoint with every projection of the blocks quantised, as transformers and bitsandbytes do it (fused modules as one
@@ -52,6 +69,35 @@ pub fn quantized(source: &Source, to: QuantizeTo) -> Result<Checkpoint> {
         }
     }
     Ok(source.checkpoint().clone().quantized_as(views, |_| false))
+}
+
+/// The same, with the matrices in a file of `cache` that an earlier call wrote there, if there is one of these weights: otherwise
+/// it is written, and used.
+///
+/// # Errors
+/// As for [`quantized`]; the file cannot be written, or is none of [`bitsandbytes::write`].
+pub fn cached(source: &Source, to: QuantizeTo, cache: &Path) -> Result<Checkpoint> {
+    let checkpoint = source.checkpoint();
+    let weights = checkpoint.fingerprint();
+    let parts = [env!("CARGO_PKG_VERSION"), to.name(), &weights].map(str::as_bytes);
+    let path = cache.join(format!("{}-{}.safetensors", &sha256_hex(parts)[..32], to.name()));
+    if !path.exists() {
+        let made = quantized(source, to)?;
+        let views: Vec<&QuantizedView> = made.quantized().collect();
+        bitsandbytes::write(&path, &views, std::iter::empty(), &[])?;
+    }
+    let kept = bitsandbytes::quantized(Checkpoint::open(&path)?)?;
+    Ok(checkpoint.clone().quantized_as(kept.quantized().cloned(), |_| false))
+}
+
+/// Names of the modules outside the blocks that transformers would quantise if it were not told.
+pub fn kept_modules(source: &Source) -> Vec<String> {
+    let config = &source.config;
+    let projects = config.embed_size != config.hidden_size;
+    let ids = [ParamId::Head]
+        .into_iter()
+        .chain(projects.then_some([ParamId::ProjectIn, ParamId::ProjectOut]).into_iter().flatten());
+    ids.map(|id| source.own_name(id).trim_end_matches(".weight").to_owned()).collect()
 }
 
 /// A matrix stored as `[input, output]` the other way round, in memory.

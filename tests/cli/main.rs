@@ -23,6 +23,7 @@ mod pretrain;
 mod probe;
 mod profile;
 mod prompt;
+mod quantize;
 mod real;
 mod report;
 mod shards;

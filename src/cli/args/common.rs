@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::backend::profile::Recorder;
+use crate::model::quantize::QuantizeTo;
 use crate::task::Task;
 
 /// What `--model` takes.
@@ -104,6 +105,16 @@ pub enum LoadInArg {
     Int8,
 }
 
+impl LoadInArg {
+    /// The format.
+    pub const fn format(self) -> QuantizeTo {
+        match self {
+            Self::Nf4 => QuantizeTo::Nf4,
+            Self::Int8 => QuantizeTo::Int8,
+        }
+    }
+}
+
 /// Flags of every command that computes.
 #[derive(Clone, Debug, Args, Serialize)]
 pub struct CommonArgs {
@@ -119,6 +130,9 @@ pub struct CommonArgs {
     /// Quantise the projections of the model while it is loaded: to bitsandbytes' NF4 in blocks of 64, or to int8 by rows.
     #[arg(long, value_name = "FORMAT", value_enum, help_heading = "Running")]
     pub load_in: Option<LoadInArg>,
+    /// Directory that keeps what --load-in makes, one file for each model and format, for the next time.
+    #[arg(long, value_name = "DIR", requires = "load_in", help_heading = "Running")]
+    pub load_in_cache: Option<PathBuf>,
     /// Tokenizer of the model, in place of its own: a directory with tokenizer.json.
     #[arg(long, value_name = "DIR", help_heading = "Running")]
     pub tokenizer: Option<PathBuf>,

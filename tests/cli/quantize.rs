@@ -1,0 +1,105 @@
+//! `quantize`: the bytes that transformers and bitsandbytes write (`golden/bnb_models.py`), and a cache of them.
+
+use std::fs;
+use std::path::Path;
+
+use llamaprobe::formats::safetensors::Checkpoint;
+use serde_json::Value;
+
+use super::{line, put, workplace};
+use crate::support::golden;
+
+/// Every tensor of two files is the same.
+fn assert_same(found: &Path, expected: &Path) {
+    let [found, expected] = [found, expected].map(|path| Checkpoint::open(path).expect("a checkpoint"));
+    assert_eq!(found.names().collect::<Vec<_>>(), expected.names().collect::<Vec<_>>());
+    for (found, expected) in found.iter().zip(expected.iter()) {
+        assert_eq!((found.dtype, &found.shape), (expected.dtype, &expected.shape), "{}", expected.name);
+        assert!(found.data[..] == expected.data[..], "{}", expected.name);
+    }
+}
+
+#[test]
+fn quantize_writes_what_transformers_and_bitsandbytes_write() {
+    for (name, to) in [("llama-nf4", "nf4"), ("gpt2-nf4", "nf4"), ("llama-int8", "int8")] {
+        let dir = workplace();
+        let d = dir.path();
+        let model = golden(&format!("bnb/{name}"));
+        let base = model.join("base");
+        let said = line(d, &format!("quantize --model {} --to {to} --out {{}}/out --json", base.display())).json();
+        assert_eq!(said["matrices"], if name == "gpt2-nf4" { 4 } else { 7 }, "{name}");
+        assert_same(&d.join("out/model.safetensors"), &model.join("model.safetensors"));
+        let read = |path: &Path| -> Value {
+            serde_json::from_slice(&fs::read(path.join("config.json")).expect("a file")).expect("JSON")
+        };
+        let (found, expected) = (read(&d.join("out")), read(&model));
+        for key in ["quant_method", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"]
+        {
+            assert_eq!(found["quantization_config"][key], expected["quantization_config"][key], "{name}: {key}");
+        }
+        assert_eq!(found["quantization_config"]["llm_int8_skip_modules"], serde_json::json!(["lm_head"]), "{name}");
+        // It computes what the original does that is quantised while it is loaded.
+        put(d, "ids.jsonl", "{\"input_ids\": [5, 6, 7, 8, 9]}\n");
+        let capture = "capture --input {}/ids.jsonl --sites logits --tokens all --device cpu --dtype f32";
+        line(d, &format!("{capture} --model {{}}/out --out {{}}/written")).ok();
+        line(d, &format!("{capture} --model {} --load-in {to} --out {{}}/loaded", base.display())).ok();
+        assert_same(&d.join("written/activations.safetensors"), &d.join("loaded/activations.safetensors"));
+    }
+}
+
+#[test]
+fn quantised_weights_are_kept_for_the_next_time() {
+    let dir = workplace();
+    let d = dir.path();
+    let base = golden("bnb/gpt2-nf4/base");
+    put(d, "ids.jsonl", "{\"input_ids\": [5, 6, 7, 8, 9]}\n");
+    let capture = format!(
+        "capture --input {{}}/ids.jsonl --sites logits --tokens all --device cpu --model {} --load-in nf4",
+        base.display()
+    );
+    let files = || {
+        let mut files: Vec<_> =
+            fs::read_dir(d.join("cache")).expect("a folder").map(|e| e.expect("a file").path()).collect();
+        files.sort();
+        files
+    };
+    line(d, &format!("{capture} --out {{}}/plain")).ok();
+    line(d, &format!("{capture} --load-in-cache {{}}/cache --out {{}}/first")).ok();
+    let first = files();
+    assert_eq!(first.len(), 1, "{first:?}");
+    assert_same(&d.join("first/activations.safetensors"), &d.join("plain/activations.safetensors"));
+    // What is kept is what is used: the scales are doubled, and another model has a file of its own.
+    let mut bytes = fs::read(&first[0]).expect("a file");
+    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    for scale in bytes[start..start + 4 * 27].chunks_exact_mut(4) {
+        let twice = 2.0 * f32::from_le_bytes(scale.try_into().expect("4 bytes"));
+        scale.copy_from_slice(&twice.to_le_bytes());
+    }
+    fs::write(&first[0], bytes).expect("written");
+    line(d, &format!("{capture} --load-in-cache {{}}/cache --out {{}}/second")).ok();
+    let [plain, second] =
+        ["plain", "second"].map(|run| fs::read(d.join(run).join("activations.safetensors")).expect("a file"));
+    assert!(plain != second, "the kept file was not read");
+    line(
+        d,
+        &format!("{} --load-in-cache {{}}/cache --out {{}}/third", capture.replace("--load-in nf4", "--load-in int8")),
+    )
+    .ok();
+    assert_eq!(files().len(), 2);
+}
+
+#[test]
+fn quantize_refuses_what_it_cannot_do() {
+    let dir = workplace();
+    let d = dir.path();
+    let [blocks, gguf, base] = ["bnb/llama-nf4", "gguf/llama-f16.gguf", "bnb/llama-nf4/base"].map(golden);
+    for (model, expected) in [(&blocks, "blocks of nf4"), (&gguf, "a GGUF file")] {
+        let error = line(d, &format!("quantize --model {} --to nf4 --out {{}}/out", model.display())).refused();
+        assert!(error.contains("--model") && error.contains(expected), "{error}");
+    }
+    fs::create_dir(d.join("full")).expect("a folder");
+    put(d, "full/notes.txt", "mine");
+    let error = line(d, &format!("quantize --model {} --to nf4 --out {{}}/full", base.display())).refused();
+    assert!(error.contains("notes.txt"), "{error}");
+    assert!(!d.join("out").exists());
+}

@@ -14,6 +14,7 @@ use crate::backend::Backend;
 use crate::capture::{Capture, CaptureMemory, CaptureSettings, Tokens};
 use crate::formats::activations::{Earlier, Format, Start};
 use crate::formats::adapter::{self, Adapter};
+use crate::formats::gguf::Gguf;
 use crate::formats::safetensors::Dtype;
 use crate::formats::{atomic, hub};
 use crate::hash::sha256_hex;
@@ -109,9 +110,10 @@ impl CaptureJob<'_> {
             ("weights".to_owned(), self.files.checkpoint.fingerprint()),
         ];
         if let Some(dir) = adapter {
-            let [config, weights] = adapter::files(dir)?.map(atomic::read_if_there);
-            let (config, weights) = (config?.unwrap_or_default(), weights?.unwrap_or_default());
-            all.push(("adapter_sha256".to_owned(), sha256_hex([config.as_slice(), &weights])));
+            let files = if Gguf::is_one(dir) { vec![dir.to_path_buf()] } else { adapter::files(dir)?.to_vec() };
+            let read = |file| atomic::read_if_there(file).map(Option::unwrap_or_default);
+            let contents: Vec<Vec<u8>> = files.into_iter().map(read).collect::<Result<_>>()?;
+            all.push(("adapter_sha256".to_owned(), sha256_hex(contents.iter().map(Vec::as_slice))));
         }
         if !self.settings.edits.is_empty() {
             all.push(("edits_hash".to_owned(), Edit::fingerprint(&self.settings.edits)));

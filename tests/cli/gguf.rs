@@ -1,5 +1,7 @@
 //! Models of GGUF files.
 
+use std::fs;
+
 use serde_json::json;
 
 use super::{line, put, workplace};
@@ -96,6 +98,24 @@ fn inspect_describes_adapters_of_llama_cpp() {
     assert!(text.contains("adapter.lora.alpha") && text.contains("llamaprobe: reads it"), "{text}");
     let text = inspect("gguf/gpt2.gguf", "").ok().out;
     assert!(text.contains("refuses it") && text.contains("general.architecture: expected that of the"), "{text}");
+}
+
+#[test]
+fn shards_know_an_adapter_of_llama_cpp_by_its_content() {
+    let dir = workplace();
+    let d = dir.path();
+    let adapter = d.join("lora.gguf");
+    fs::copy(golden("gguf/lora.gguf"), &adapter).expect("copies");
+    put(d, "ids.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
+    let model = golden("gguf/llama.gguf");
+    let capture = format!("capture --model {} --adapter {{}}/lora.gguf --input {{}}/ids.jsonl", model.display());
+    let capture = format!("{capture} --device cpu --shard-tokens 9 --out {{}}/shards");
+    line(d, &capture).ok();
+    // What stands behind the last tensor says nothing.
+    let content = fs::read(&adapter).expect("a file");
+    fs::write(&adapter, [content, vec![0; 32]].concat()).expect("writes");
+    let error = line(d, &format!("{capture} --append")).refused();
+    assert!(error.contains("adapter_sha256"), "{error}");
 }
 
 #[test]

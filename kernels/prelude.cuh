@@ -415,7 +415,10 @@ inline void load_matrices_at(const char* where, u32 (&r)[4], const void* row, bo
         bool transposed;
     } operand{{}, r, transposed};
     if ((size_t)row & 15) simt::fail("ldmatrix: a row is not aligned to 16 bytes");
-    for (int i = 0; i < 8; i++) operand.row[i] = static_cast<const u16*>(row)[i];
+    {
+        sanitize::Whole whole(row, nullptr, 16);
+        for (int i = 0; i < 8; i++) operand.row[i] = static_cast<const u16*>(row)[i];
+    }
     simt::warp_operation(WARP_ALL, operand, where, [](Operand** lanes, u32) {
         for (int lane = 0; lane < 32; lane++)
             for (int m = 0; m < 4; m++) {
@@ -432,6 +435,7 @@ inline void load_matrices_at(const char* where, u32 (&r)[4], const void* row, bo
 
 // In words, so that the sanitizers see each access.
 inline void land(const simt::Copy& copy) {
+    sanitize::Whole whole(copy.zeros ? nullptr : copy.from, copy.to, 16);
     u64* to = static_cast<u64*>(copy.to);
     const u64* from = static_cast<const u64*>(copy.from);
     to[0] = copy.zeros ? 0 : from[0];

@@ -5,6 +5,8 @@
 //! same cases as on every device; failures of the device are provoked; and planted bugs must be seen.
 #![cfg(all(feature = "cuda", target_os = "linux", target_arch = "x86_64"))]
 
+#[path = "support/counts.rs"]
+mod counts;
 #[path = "support/cuda.rs"]
 mod cuda;
 #[path = "fake/edits.rs"]
@@ -17,6 +19,8 @@ mod ops;
 mod profile;
 #[path = "fake/soundness.rs"]
 mod soundness;
+#[path = "fake/step.rs"]
+mod step;
 #[path = "support/mod.rs"]
 mod support;
 

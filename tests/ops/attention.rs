@@ -238,11 +238,10 @@ impl Operation for Attention {
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
         let &Self { ref pack, ref cached, dims } = self;
         let AttentionDims { heads, kv_heads, head_dim, scale, .. } = dims;
-        let Build { head_dim: built, warps, fwd_step, bwd_step, capped } = r.build;
+        let (Build { warps, capped, .. }, dtype) = (r.build, r.tape.dtype);
         if capped != dims.softcap.is_some() {
             return false;
         }
-        let row = built * r.tape.dtype.size() + 16;
         let forest = Forest::new(pack, cached);
         let (n, blocks, parts) = (pack.len(), forest.block_rows.len() / 64, 4 / warps);
         let [q, k, v, cached_k, cached_v] = [0, 1, 2, 3, 4].map(|i| At(r.tape.compute(&case.inputs[i])));
@@ -258,7 +257,7 @@ impl Operation for Attention {
         let z = At(r.output(0, n * heads * head_dim, Role::Compute));
         let lse = At(r.output(1, n * heads, Role::Acc));
         let args = [&[z, lse, q, k, v, cached_k, cached_v], &queries[..], &positions, &sizes].concat();
-        let shared = (16 * warps + 4 * fwd_step) * row;
+        let shared = r.build.shared("attention_fwd", dtype);
         r.tape.launch("attention_fwd", [blocks * parts, heads, 1], 32 * warps, shared, &args);
         if !cached.is_empty() {
             return true;
@@ -268,7 +267,7 @@ impl Operation for Attention {
         let d_z = At(r.tape.acc(&case.d_outputs[0]));
         let args = [delta, d_z_rounded, d_z, z, Int(n), Int(heads), Int(head_dim)];
         r.run("attention_bwd_delta", rows((n * heads).div_ceil(8)), &args);
-        let shared = (32 * warps + 4 * bwd_step) * row;
+        let shared = r.build.shared("attention_bwd_dq", dtype);
         let [d_q, d_k, d_v] = [0, 1, 2].map(|i| At(r.output(2 + i, case.inputs[i].len(), Role::Compute)));
         let saved: [Arg; 6] = [delta, d_z_rounded, lse, q, k, v];
         let args = [&[d_q], &saved[..], &queries, &positions, &sizes].concat();

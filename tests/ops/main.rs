@@ -10,13 +10,18 @@ mod cuda;
 #[macro_use]
 #[path = "../support/ops/mod.rs"]
 mod ops;
+#[path = "../support/counts.rs"]
+mod counts;
 #[path = "../support/skips.rs"]
 mod skips;
 
+mod accesses;
 mod bits;
+mod compiled;
 mod gradcheck;
 mod parity;
 mod ptxas;
 mod refusals;
+mod sass;
 mod simt;
 mod trace;

@@ -3,19 +3,21 @@
 //! (the path in `LLAMAPROBE_TEST_NVCC`, which unlike the other does not rebuild everything) with cuobjdump and nvdisasm
 //! beside it: `.ci/run` installs them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use llamaprobe::arch::Dtype;
 
 use crate::ops::simt::machine;
+use crate::sass::{self, Listing};
 use crate::skips::{Reason, skip};
 
 const DEVICES: [&str; 3] = ["80", "90a", "120"];
 
 /// The compiler; the test is recorded as skipped if there is none.
-fn nvcc() -> Option<PathBuf> {
+pub fn nvcc() -> Option<PathBuf> {
     let Some(path) = std::env::var_os("LLAMAPROBE_TEST_NVCC").filter(|given| !given.is_empty()) else {
         skip(Reason::Nvcc);
         return None;
@@ -38,16 +40,59 @@ fn dump(nvcc: &Path, option: &str, binary: &Path) -> String {
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
+/// What the compiler gives a kernel of a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    pub registers: usize,
+    /// Bytes that are spilt, stores and loads.
+    pub spills: usize,
+    /// Bytes of static shared memory.
+    pub shared: usize,
+}
+
+/// By device and kernel.
+type ByKernel<T> = BTreeMap<(String, String), T>;
+
 /// What the compiler and the disassembler say of one build, for every device.
-struct Build {
+pub struct Build {
     /// Lines of warnings.
     warnings: Vec<String>,
-    /// Instructions by device and kernel.
-    instructions: BTreeMap<(String, String), Vec<String>>,
+    pub resources: ByKernel<Resources>,
+    pub listings: ByKernel<Listing>,
+}
+
+/// Resources out of what ptxas says with `-v`.
+fn resources(said: &str) -> ByKernel<Resources> {
+    let mut all: ByKernel<Resources> = BTreeMap::new();
+    let mut key = Default::default();
+    for line in said.lines() {
+        if let Some((_, names)) = line.split_once("Compiling entry function '") {
+            let mut quoted = names.split('\'');
+            let (kernel, device) = (quoted.next().unwrap_or_default(), quoted.nth(1).unwrap_or_default());
+            key = (device.trim_start_matches("sm_").to_string(), kernel.to_string());
+        }
+        let before = |what: &str| line.split(what).next().filter(|_| line.contains(what));
+        let count = |what| before(what)?.rsplit(' ').next()?.parse::<usize>().ok();
+        let of_kernel = all.entry(key.clone()).or_default();
+        of_kernel.registers += count(" registers,").unwrap_or(0);
+        of_kernel.spills += count(" bytes spill stores").unwrap_or(0) + count(" bytes spill loads").unwrap_or(0);
+        of_kernel.shared += count(" bytes smem").unwrap_or(0);
+    }
+    all.retain(|(device, _), _| !device.is_empty());
+    all
 }
 
 impl Build {
-    fn new(nvcc: &Path, text: &str, dtype: Dtype, options: &[String]) -> Self {
+    /// A build, of which each is made once in a run of this program.
+    pub fn new(nvcc: &Path, text: &str, dtype: Dtype, options: &[String]) -> Arc<Self> {
+        type Builds = Mutex<HashMap<(String, Dtype, Vec<String>), Arc<OnceLock<Arc<Build>>>>>;
+        static BUILDS: OnceLock<Builds> = OnceLock::new();
+        let key = (text.to_string(), dtype, options.to_vec());
+        let build = BUILDS.get_or_init(Builds::default).lock().unwrap().entry(key).or_default().clone();
+        build.get_or_init(|| Arc::new(Self::make(nvcc, text, dtype, options))).clone()
+    }
+
+    fn make(nvcc: &Path, text: &str, dtype: Dtype, options: &[String]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (source, binary) = (dir.path().join("kernels.cu"), dir.path().join("kernels.fatbin"));
         std::fs::write(&source, text).unwrap();
@@ -65,36 +110,20 @@ impl Build {
         let said = String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
         assert!(out.status.success(), "nvcc {dtype:?} {options:?}:\n{said}");
         let warnings = said.lines().filter(|line| line.contains("warning")).map(str::to_string).collect();
-        let text = dump(nvcc, "-sass", &binary);
-        let (mut device, mut kernel) = (String::new(), String::new());
-        let mut instructions: BTreeMap<_, Vec<String>> = BTreeMap::new();
-        for line in text.lines().map(str::trim) {
-            if let Some(name) = line.strip_prefix("arch = sm_") {
-                device = name.to_string();
-            } else if let Some(name) = line.strip_prefix("Function : ") {
-                kernel = name.to_string();
-            } else if let Some((_, rest)) =
-                line.split_once("*/").filter(|_| line.starts_with("/*") && !line.starts_with("/* "))
-            {
-                let word = rest.split_whitespace().find(|word| !word.starts_with('@')).unwrap_or_default();
-                let key = (device.clone(), kernel.clone());
-                instructions.entry(key).or_default().push(word.trim_end_matches(';').to_string());
-            }
-        }
-        Self { warnings, instructions }
+        Self { warnings, resources: resources(&said), listings: listings(&dump(nvcc, "-sass", &binary)) }
     }
 
     /// How many of a kernel's instructions begin with `name`, by device.
     fn count(&self, kernel: &str, name: &str) -> Vec<usize> {
-        let of_kernel = self.instructions.iter().filter(|((_, k), _)| k == kernel);
-        of_kernel.map(|(_, list)| list.iter().filter(|i| i.starts_with(name)).count()).collect()
+        let of_kernel = self.listings.iter().filter(|((_, k), _)| k == kernel);
+        of_kernel.map(|(_, list)| list.count(name)).collect()
     }
 
     /// What no kernel may have.
     fn wrong(&self) -> Vec<String> {
         let mut wrong = self.warnings.clone();
-        for ((device, kernel), list) in &self.instructions {
-            let local = list.iter().filter(|i| i.starts_with("LDL") || i.starts_with("STL")).count();
+        for ((device, kernel), list) in &self.listings {
+            let local = list.count("LDL") + list.count("STL");
             if local > 0 {
                 wrong.push(format!("sm_{device} {kernel}: {local} instructions on local memory"));
             }
@@ -103,10 +132,26 @@ impl Build {
     }
 }
 
+/// A disassembly by device and kernel.
+fn listings(text: &str) -> ByKernel<Listing> {
+    let (mut device, mut kernel) = (String::new(), String::new());
+    let mut listings: ByKernel<Listing> = BTreeMap::new();
+    for line in text.lines() {
+        if let Some(name) = line.trim().strip_prefix("arch = sm_") {
+            device = name.to_string();
+        } else if let Some(name) = line.trim().strip_prefix("Function : ") {
+            kernel = name.to_string();
+        } else if let Some(instruction) = sass::instruction(line) {
+            listings.entry((device.clone(), kernel.clone())).or_default().0.push(instruction);
+        }
+    }
+    listings
+}
+
 fn accept(build: &Build, kernels: &[&str], what: &str) {
     assert!(build.wrong().is_empty(), "{what}:\n{}", build.wrong().join("\n"));
     for kernel in kernels {
-        let devices = build.instructions.keys().filter(|(_, k)| k == kernel).count();
+        let devices = build.listings.keys().filter(|(_, k)| k == kernel).count();
         assert_eq!(devices, DEVICES.len(), "{what}: {kernel} is there for {devices} devices");
     }
 }

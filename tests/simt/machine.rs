@@ -1,7 +1,7 @@
 //! Builds kernels for the CPU and runs launches of them.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -48,6 +48,16 @@ impl Build {
         Self { capped: true, ..self }
     }
 
+    /// Bytes of dynamic shared memory that a launch of a kernel of `attention.cu` has.
+    pub fn shared(&self, kernel: &str, dtype: Dtype) -> usize {
+        let rows = match kernel {
+            "attention_fwd" => 16 * self.warps + 4 * self.fwd_step,
+            "attention_bwd_dq" | "attention_bwd_dkv" => 32 * self.warps + 4 * self.bwd_step,
+            _ => 0,
+        };
+        rows * (self.head_dim * dtype.size() + 16)
+    }
+
     pub fn macros(&self) -> Vec<String> {
         let &Self { head_dim, warps, fwd_step, bwd_step, capped } = self;
         let steps = [("FWD_STEP", fwd_step), ("BWD_STEP", bwd_step)];
@@ -64,6 +74,8 @@ pub enum Mode {
     Address,
     /// ThreadSanitizer.
     Thread,
+    /// Every access to memory is counted (`accesses.cpp`).
+    Accesses,
 }
 
 impl Mode {
@@ -72,6 +84,16 @@ impl Mode {
             Self::Plain => &["-O1"],
             Self::Address => &["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
             Self::Thread => &["-O1", "-g1", "-fno-strict-aliasing", "-fsanitize=thread"],
+            // The calls that ThreadSanitizer asks for, without its runtime. Vectors stay whole.
+            Self::Accesses => &[
+                "-O1",
+                "-fno-strict-aliasing",
+                "-fno-tree-sra",
+                "-fno-threadsafe-statics",
+                "-fsanitize=thread",
+                "-DSIMT_ACCESSES",
+                "-c",
+            ],
         }
     }
 }
@@ -96,9 +118,19 @@ pub fn text(files: &[&str]) -> String {
     std::iter::once(read("prelude.cuh".into())).chain(files).collect::<Vec<_>>().join("\n")
 }
 
+/// A kernel as its text declares it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature<'a> {
+    pub name: &'a str,
+    /// Threads of a block, a product of numbers and macros.
+    pub threads: &'a str,
+    /// Names of the parameters.
+    pub params: Vec<&'a str>,
+}
+
 /// The kernels that a text defines.
-pub fn kernels(text: &str) -> Vec<&str> {
-    let mut names = Vec::new();
+pub fn signatures(text: &str) -> Vec<Signature<'_>> {
+    let mut kernels = Vec::new();
     for after in text.split("extern \"C\" __global__").skip(1) {
         let before = &after[..after.find('{').expect("a kernel has a body")];
         let before = before.trim_start().strip_prefix("void").expect("a kernel returns nothing").trim_start();
@@ -108,10 +140,22 @@ pub fn kernels(text: &str) -> Vec<&str> {
             depth += (*c == '(') as i32 - (*c == ')') as i32;
             depth == 0
         });
-        let rest = bounds[end.expect("brackets match").0 + 1..].trim_start();
-        names.push(rest[..rest.find('(').expect("a kernel has arguments")].trim_end());
+        let end = end.expect("brackets match").0;
+        let threads = bounds[1..end].split(',').next().unwrap_or_default().trim();
+        let rest = bounds[end + 1..].trim_start();
+        let (name, params) = rest.split_once('(').expect("a kernel has arguments");
+        let words = |param: &'_ str| -> usize {
+            param.rfind(|c: char| !(c.is_alphanumeric() || c == '_')).map_or(0, |at| at + 1)
+        };
+        let params = params.trim_end().trim_end_matches(')').split(',').map(str::trim);
+        kernels.push(Signature { name: name.trim_end(), threads, params: params.map(|p| &p[words(p)..]).collect() });
     }
-    names
+    kernels
+}
+
+/// The names of the kernels that a text defines.
+pub fn kernels(text: &str) -> Vec<&str> {
+    signatures(text).into_iter().map(|kernel| kernel.name).collect()
 }
 
 /// Whether there is a compiler for the kernels on the CPU; the test is recorded as skipped if not.
@@ -141,8 +185,8 @@ pub struct Machine {
 fn environment() -> &'static str {
     static TEXT: OnceLock<String> = OnceLock::new();
     TEXT.get_or_init(|| {
-        let headers =
-            ["simt.h", "kernels.h", "runner.h", "sanitize.h"].map(|name| root().join("tests/simt").join(name));
+        let headers = ["simt.h", "kernels.h", "runner.h", "sanitize.h", "accesses.h", "accesses.cpp"]
+            .map(|name| root().join("tests/simt").join(name));
         let headers = headers.map(|path| std::fs::read_to_string(path).unwrap()).concat();
         let version = Command::new("g++").arg("--version").output().unwrap().stdout;
         headers + &String::from_utf8_lossy(&version)
@@ -153,8 +197,12 @@ impl Machine {
     /// Compiles kernel files for a dtype, with further macros; or takes the program of an earlier run that was made of
     /// the same. (Programs of what has been changed since go with the target directory.)
     pub fn new(files: &[&str], dtype: Dtype, mode: Mode, macros: &[String]) -> Self {
-        let text = text(files);
-        let list: Vec<String> = kernels(&text).iter().map(|name| format!("SIMT_KERNEL({name})")).collect();
+        Self::of_text(&text(files), dtype, mode, macros)
+    }
+
+    /// The same of a text with its prelude in front.
+    pub fn of_text(text: &str, dtype: Dtype, mode: Mode, macros: &[String]) -> Self {
+        let list: Vec<String> = kernels(text).iter().map(|name| format!("SIMT_KERNEL({name})")).collect();
         let source = format!(
             "#include \"simt.h\"\n#line 1 \"kernels\"\n{text}\n#include \"kernels.h\"\nSIMT_KERNELS({})\n#include \
              \"runner.h\"\n",
@@ -175,17 +223,15 @@ impl Machine {
             let part = scratch();
             let path = part.with_extension("cpp");
             std::fs::write(&path, source).unwrap();
-            let out = Command::new("g++")
-                .args(&flags)
-                .arg("-I")
-                .arg(root().join("tests/simt"))
-                .arg(&path)
-                .arg("-o")
-                .arg(&part)
-                .output()
-                .unwrap();
-            let said = String::from_utf8_lossy(&out.stderr);
-            assert!(out.status.success() && said.is_empty(), "g++ {files:?} {flags:?}:\n{said}");
+            compile(&flags, &path, &part);
+            if mode == Mode::Accesses {
+                let object = part.with_extension("o");
+                std::fs::rename(&part, &object).unwrap();
+                let counter = root().join("tests/simt/accesses.cpp").display().to_string();
+                let flags = ["-std=c++17", "-Wall", "-O1", &counter].map(String::from);
+                compile(&flags, &object, &part);
+                std::fs::remove_file(object).unwrap();
+            }
             std::fs::remove_file(path).unwrap();
             // It appears under its name when it is complete.
             std::fs::rename(part, &program).unwrap();
@@ -194,7 +240,21 @@ impl Machine {
     }
 
     /// Runs a tape under a schedule, `(order, async)`, and returns its buffers, or what the program said when it died.
-    pub fn run(&self, tape: &Tape, (order, asynchronous): (&str, &str)) -> Result<Vec<Vec<u8>>, String> {
+    pub fn run(&self, tape: &Tape, schedule: (&str, &str)) -> Result<Vec<Vec<u8>>, String> {
+        self.run_and_report(tape, schedule).map(|(buffers, _)| buffers)
+    }
+
+    /// What the kernels of a tape accessed, of a program of [`Mode::Accesses`].
+    pub fn accesses(&self, tape: &Tape) -> Vec<Accesses> {
+        let (_, report) = self.run_and_report(tape, SCHEDULES[0]).unwrap_or_else(|said| panic!("{said}"));
+        report.lines().map(Accesses::parse).collect()
+    }
+
+    fn run_and_report(
+        &self,
+        tape: &Tape,
+        (order, asynchronous): (&str, &str),
+    ) -> Result<(Vec<Vec<u8>>, String), String> {
         let (from, to) = (scratch(), scratch());
         std::fs::write(&from, tape.bytes()).unwrap();
         let out = Command::new(&self.program)
@@ -212,7 +272,41 @@ impl Machine {
         if !out.status.success() {
             return Err(String::from_utf8_lossy(&out.stderr).into_owned());
         }
-        Ok(tape.split(&result.unwrap()))
+        Ok((tape.split(&result.unwrap()), String::from_utf8_lossy(&out.stdout).into_owned()))
+    }
+}
+
+/// Compiles a file, of which the compiler may say nothing.
+fn compile(flags: &[String], from: &Path, to: &Path) {
+    let mut command = Command::new("g++");
+    let out =
+        command.args(flags).arg("-I").arg(root().join("tests/simt")).arg(from).arg("-o").arg(to).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && said.is_empty(), "g++ {flags:?}:\n{said}");
+}
+
+/// What an instruction of a kernel did with the memory behind one of its parameters, or with shared memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accesses {
+    pub kernel: String,
+    /// Number of the parameter; none for shared memory.
+    pub param: Option<usize>,
+    pub stores: bool,
+    /// Warps' requests.
+    pub requests: u64,
+    /// Sectors of 32 bytes that they touched, of shared memory turns that the banks took.
+    pub units: u64,
+    /// The fewest that as many bytes need.
+    pub ideal: u64,
+}
+
+impl Accesses {
+    fn parse(line: &str) -> Self {
+        let words: Vec<&str> = line.split(' ').collect();
+        let number = |i: usize| words[i].parse().unwrap_or_else(|_| panic!("{line}"));
+        let param = words[1].parse().ok();
+        let (kernel, stores) = (words[0].to_string(), words[2] == "store");
+        Self { kernel, param, stores, requests: number(3), units: number(4), ideal: number(5) }
     }
 }
 

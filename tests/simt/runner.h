@@ -34,6 +34,9 @@ inline int run_cases(const char* from, const char* to) {
         if (posix_memalign(&memory, 256, size)) fail("no memory");
         data = static_cast<char*>(memory);
         in.bytes(data, size);
+#ifdef SIMT_ACCESSES
+        accesses_buffer(data, size);
+#endif
     }
     for (uint64_t launches = in.number(); launches; launches--) {
         std::string name(in.number(), ' ');
@@ -55,8 +58,14 @@ inline int run_cases(const char* from, const char* to) {
             values[i] = value;
             arguments.push_back(&values[i]);
         }
+#ifdef SIMT_ACCESSES
+        accesses_begin(kernel->name, values.data(), values.size());
+#endif
         kernel->launch(arguments.data(), dim3(size[0], size[1], size[2]), dim3(size[3], size[4], size[5]), shared);
     }
+#ifdef SIMT_ACCESSES
+    accesses_report();
+#endif
     fclose(in.file);
     FILE* out = fopen(to, "wb");
     if (!out) fail("no result file");

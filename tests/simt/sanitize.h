@@ -7,6 +7,10 @@
 #include <sanitizer/common_interface_defs.h>
 #define SIMT_SANITIZED 1
 #define SIMT_UNWATCHED
+#elif defined(SIMT_ACCESSES)
+#include "accesses.h"
+#define SIMT_SANITIZED 0
+#define SIMT_UNWATCHED __attribute__((noinline, no_sanitize("thread")))
 #elif defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
 extern "C" {
@@ -66,6 +70,38 @@ struct Quiet {
     ~Quiet() {}
 };
 
+#elif defined(SIMT_ACCESSES)
+
+struct Fiber {
+    int uncounted = 0;
+};
+struct Host {
+    int uncounted = 0;
+};
+inline void create(Fiber& fiber, char*, size_t) { fiber.uncounted = 0; }
+SIMT_UNWATCHED inline void leave(Fiber* from, Host& host, Fiber*, char*, size_t, bool) {
+    (from ? from->uncounted : host.uncounted) = accesses_uncounted;
+}
+SIMT_UNWATCHED inline void arrive(Fiber* me, Host& host) { accesses_uncounted = me ? me->uncounted : host.uncounted; }
+SIMT_UNWATCHED inline void enter(Host&) { accesses_uncounted = 0; }
+inline void set_up(Host&) {}
+inline void forbid(void*, size_t) {}
+inline void release(void*) {}
+inline void acquire(void*) {}
+// While it lives, nothing is counted.
+struct Quiet {
+    SIMT_UNWATCHED Quiet() { accesses_uncounted++; }
+    SIMT_UNWATCHED ~Quiet() { accesses_uncounted--; }
+};
+struct Whole {
+    SIMT_UNWATCHED Whole(const void* read, const void* written, unsigned size) {
+        if (read) accesses_note(__builtin_return_address(0), false, read, size);
+        if (written) accesses_note(__builtin_return_address(0), true, written, size);
+        accesses_uncounted++;
+    }
+    SIMT_UNWATCHED ~Whole() { accesses_uncounted--; }
+};
+
 #elif defined(__SANITIZE_THREAD__)
 
 struct Fiber {
@@ -120,6 +156,14 @@ struct Quiet {
     ~Quiet() {}
 };
 
+#endif
+
+#ifndef SIMT_ACCESSES
+// While it lives, what is read and written is one access of the hardware, of so many bytes.
+struct Whole {
+    Whole(const void*, const void*, unsigned) {}
+    ~Whole() {}
+};
 #endif
 
 }  // namespace sanitize

@@ -354,6 +354,16 @@ void launch(dim3 grid, dim3 block, size_t shared, Body&& body) {
     sanitize::acquire(&the_scheduler);
 }
 
+#ifdef SIMT_ACCESSES
+extern "C" SIMT_UNWATCHED bool simt_place(SimtPlace* place) {
+    const Scheduler& s = the_scheduler;
+    if (!s.current) return false;
+    uint64_t block = s.block.x + s.grid_size.x * (s.block.y + uint64_t(s.grid_size.y) * s.block.z);
+    *place = {s.current->lane, s.current->warp, block, s.shared, s.shared_size, &s, sizeof s};
+    return true;
+}
+#endif
+
 SIMT_UNWATCHED inline uint3 thread_index() { return the_scheduler.current->thread; }
 SIMT_UNWATCHED inline uint3 block_index() { return the_scheduler.block; }
 SIMT_UNWATCHED inline dim3 block_size() { return the_scheduler.block_size; }

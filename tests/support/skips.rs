@@ -99,6 +99,7 @@ const REGISTER: [(Reason, &[&str]); 7] = [
     (
         Reason::Nvcc,
         &[
+            "ops::compiled::compiled_kernels_are_those_of_the_table",
             "ops::ptxas::attention_compiles_to_tensor_core_instructions_without_spills",
             "ops::ptxas::simple_kernels_compile_without_spills",
             "ops::ptxas::the_build_embeds_binaries_for_the_devices_there_are_and_text_for_those_to_come",
@@ -108,6 +109,8 @@ const REGISTER: [(Reason, &[&str]); 7] = [
     (
         Reason::Compiler,
         &[
+            "ops::accesses::accesses_are_those_of_the_table",
+            "ops::accesses::accesses_that_get_worse_are_counted",
             "ops::simt::attention_computes_what_it_says",
             "ops::simt::attention_of_the_other_dtypes_computes_what_it_says",
             "ops::simt::attention_with_capped_scores_computes_what_it_says",

@@ -6,7 +6,7 @@
 // makes that kernel fail when it runs for the nth time, with FAKE_FAIL_CODE (default an illegal address): the error shows
 // at the next wait and in every call from then on. FAKE_FULL_OP=<kernel>:<n> leaves no memory from then on.
 // FAKE_REPORT is a file that is told at the end how much memory was in use at most, in bytes: of the device, with the
-// number of its blocks, and pinned.
+// number of its blocks, and pinned; and how many kernels, fills, copies and products of matrices the device ran.
 #include "fake.h"
 
 #include <dlfcn.h>
@@ -88,6 +88,10 @@ static Stream default_stream;
 static std::vector<Stream*> streams{&default_stream};
 static std::map<Address, size_t> device_memory, pinned_memory;
 static size_t allocated, pinned;
+// What the device ran.
+static struct {
+    size_t kernels, fills, copies, products;
+} ran;
 static int sticky;
 static bool full;
 static int context_object;
@@ -119,7 +123,9 @@ static struct Peak {
     ~Peak() {
         FILE* file = getenv("FAKE_REPORT") ? fopen(getenv("FAKE_REPORT"), "w") : nullptr;
         if (!file) return;
-        fprintf(file, "{\"device\": %zu, \"blocks\": %zu, \"pinned\": %zu}\n", device, blocks, pinned);
+        fprintf(file, "{\"device\": %zu, \"blocks\": %zu, \"pinned\": %zu, ", device, blocks, pinned);
+        fprintf(file, "\"kernels\": %zu, \"fills\": %zu, \"copies\": %zu, \"products\": %zu}\n", ran.kernels, ran.fills,
+                ran.copies, ran.products);
         fclose(file);
     }
 } peak;
@@ -160,6 +166,13 @@ static bool recording() {
     return std::any_of(streams.begin(), streams.end(), [](Stream* s) { return s->recording != nullptr; });
 }
 
+static Operation counted(size_t& count, Operation operation) {
+    return [&count, operation] {
+        count++;
+        operation();
+    };
+}
+
 static int put(void* handle, Operation operation, Event wait = {}) {
     LOCK;
     Stream* stream = stream_of(handle);
@@ -173,7 +186,7 @@ static int put(void* handle, Operation operation, Event wait = {}) {
     return OK;
 }
 
-int enqueue(void* stream, Operation operation) { return put(stream, std::move(operation)); }
+int enqueue(void* stream, Operation operation) { return put(stream, counted(ran.products, std::move(operation))); }
 
 // ---- Device and context
 
@@ -365,25 +378,25 @@ API cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, void* strea
     NEED_CONTEXT;
     check(to, bytes, "copy to the device");
     if (!inside(pinned_memory, reinterpret_cast<Address>(from), bytes)) wrong("copy from memory that is not pinned");
-    return put(stream, [=] { memcpy(reinterpret_cast<void*>(to), from, bytes); });
+    return put(stream, counted(ran.copies, [=] { memcpy(reinterpret_cast<void*>(to), from, bytes); }));
 }
 API cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, void* stream) {
     NEED_CONTEXT;
     check(from, bytes, "copy from the device");
     if (!inside(pinned_memory, reinterpret_cast<Address>(to), bytes)) wrong("copy to memory that is not pinned");
-    return put(stream, [=] { memcpy(to, reinterpret_cast<void*>(from), bytes); });
+    return put(stream, counted(ran.copies, [=] { memcpy(to, reinterpret_cast<void*>(from), bytes); }));
 }
 API cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void* stream) {
     NEED_CONTEXT;
     check(to, bytes, "copy");
     check(from, bytes, "copy");
     if (to < from + bytes && from < to + bytes) wrong("copy between places that overlap");
-    return put(stream, [=] { memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); });
+    return put(stream, counted(ran.copies, [=] { memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); }));
 }
 API cuMemsetD8Async(Address to, unsigned char value, size_t bytes, void* stream) {
     NEED_CONTEXT;
     check(to, bytes, "fill");
-    return put(stream, [=] { memset(reinterpret_cast<void*>(to), value, bytes); });
+    return put(stream, counted(ran.fills, [=] { memset(reinterpret_cast<void*>(to), value, bytes); }));
 }
 
 // ---- Modules and launches
@@ -446,6 +459,7 @@ API cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned
         }
         std::vector<void*> pointers;
         for (auto& value : values) pointers.push_back(value.data());
+        ran.kernels++;
         kernel->launch(pointers.data(), {gx, gy, gz}, {bx, by, bz}, shared);
     });
 }

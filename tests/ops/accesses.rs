@@ -1,0 +1,164 @@
+//! How the kernels of a step read and write memory, counted on the CPU by `tests/simt/accesses.cpp` and held to a table
+//! (`tests/counts/accesses.csv`): sectors of 32 bytes for each request of a warp to the memory behind a parameter, and turns of
+//! the banks for each request to shared memory, beside the fewest that as many bytes need.
+
+use std::collections::BTreeMap;
+
+use llamaprobe::arch::{self, Dtype, RmsWeight};
+use llamaprobe::backend::ops::{AdamwStep, LinearDims, LoraSite, PromptSite, RunRange};
+use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};
+
+use crate::counts::{Column, Table, low};
+use crate::ops::activation::Gated;
+use crate::ops::adamw::Adamw;
+use crate::ops::attention::Attention;
+use crate::ops::cases::Case;
+use crate::ops::cross_entropy::CrossEntropy;
+use crate::ops::embed::Embed;
+use crate::ops::lora::Lora;
+use crate::ops::operation::Operation;
+use crate::ops::packs;
+use crate::ops::rms_norm::RmsNorm;
+use crate::ops::rope::Rope;
+use crate::ops::rows::Cast;
+use crate::ops::simt::machine::{self, Accesses, Build, Machine, Mode};
+use crate::ops::simt::recorder::{self, Recorder};
+use crate::ops::simt::tape::{Arg, Tape};
+
+static COLUMNS: [Column; 2] = [low("units"), low("ideal")];
+
+/// So many rows of one run.
+fn rows(n: usize) -> Pack {
+    let mut b = PackBuilder::default();
+    let tokens: Vec<Token> = (0..n as u32).map(|i| Token::Id(i % packs::VOCAB as u32)).collect();
+    b.push(&tokens, Parent::None, Some(0), Label::Text);
+    b.build()
+}
+
+fn adamw() -> Adamw {
+    let step = AdamwStep {
+        active: true,
+        learning_rate: 1e-3,
+        fast_learning_rate: 1e-3,
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+        max_grad_norm: Some(1.0),
+        step: 1,
+    };
+    Adamw { steps: vec![step], stride: 4096, stopped: false, fast: false }
+}
+
+/// Cases of whole vectors, rows as wide as a few of a block's turns.
+fn cases() -> Vec<Case> {
+    let (pack, width) = (rows(16), 2048);
+    let site = |rank: usize| {
+        let (input, output) = (512, 512);
+        let (b, stride) = (rank * input, rank * (input + output));
+        let site = LoraSite { a: 0, b, stride, rank, input, output, scale: 2.0, runs: RunRange::ALL };
+        Lora { pack: pack.clone(), site, runs: 1, drop: None }
+    };
+    let none = PromptSite { offset: 0, stride: 0, rows: 0 };
+    let embed = Embed { pack: pack.clone(), vocab: packs::VOCAB, width, site: none, runs: 0, scale: 1.0 };
+    let rope = Rope { pack: pack.clone(), heads: 2, head_dim: 128, rotary_dim: 128, cos_sin: vec![0.5; 16 * 128] };
+    let entropy =
+        CrossEntropy { dims: LinearDims { rows: 2, input: 64, output: 4096 }, targets: vec![1, 2], softcap: None };
+    vec![
+        Case::new("lora 8", site(8)),
+        Case::new("lora 16", site(16)),
+        Case::new("lora 32", site(32)),
+        Case::new("norm", RmsNorm { rows: 3, width, eps: 1e-5, form: RmsWeight::Rounded }),
+        Case::new("embed", embed),
+        Case::new("rope", rope),
+        Case::new("swiglu", Gated { f: arch::Activation::Silu, len: 4096 }),
+        Case::new("entropy", entropy),
+        Case::new("adamw", adamw()),
+        Case::new("cast", Cast { len: 4096 }),
+    ]
+}
+
+/// Captures of rows, as the backend launches them.
+fn captures(r: &mut Recorder<'_>) {
+    let (count, width) = (4, 2048);
+    let rows = Arg::At(r.tape.ints(&[4, 0, 4, 2]));
+    let [wide, out] = [5, count].map(|n| Arg::At(r.tape.acc(&vec![0.5; n * width])));
+    let real = Arg::At(r.tape.compute(&vec![0.5; 5 * width]));
+    for (name, x) in [("capture_wide", wide), ("capture_real", real)] {
+        r.run(name, recorder::rows(count), &[out, x, rows, Arg::Int(count), Arg::Int(width)]);
+    }
+}
+
+/// What kernels of a text access, by name, build, parameter and direction.
+fn count(table: &mut Table, text: &str, accesses: Vec<Accesses>, of: &str) {
+    let kernels: BTreeMap<&str, Vec<&str>> =
+        machine::signatures(text).into_iter().map(|k| (k.name, k.params)).collect();
+    for Accesses { kernel, param, stores, requests, units, ideal } in accesses {
+        let param = param.map_or("shared", |at| kernels[kernel.as_str()][at]);
+        let direction = if stores { "store" } else { "load" };
+        let each = |n: u64| n as f64 / requests as f64;
+        table.add(format!("{kernel}{of} {param} {direction}"), &[each(units), each(ideal)]);
+    }
+}
+
+#[test]
+fn accesses_are_those_of_the_table() {
+    if !machine::compiler() {
+        return;
+    }
+    let (dtype, mut table) = (Dtype::BF16, Table::new(&COLUMNS));
+    let text = machine::text(&machine::simple());
+    let machine = Machine::new(&machine::simple(), dtype, Mode::Accesses, &Build::new(dtype, 16).macros());
+    for case in cases() {
+        let mut tape = Tape::new(dtype);
+        let build = Build::new(dtype, 16);
+        case.op.launch(&case, &mut Recorder { tape: &mut tape, build, outputs: vec![] });
+        let rank = case.name.strip_prefix("lora").unwrap_or_default();
+        count(&mut table, &text, machine.accesses(&tape), rank);
+    }
+    let mut tape = Tape::new(dtype);
+    captures(&mut Recorder { tape: &mut tape, build: Build::new(dtype, 16), outputs: vec![] });
+    count(&mut table, &text, machine.accesses(&tape), "");
+    let text = machine::text(&["attention"]);
+    for width in [64, 128] {
+        let build = Build::new(dtype, width);
+        let op = Attention { pack: rows(128), cached: vec![], dims: packs::heads(1, 1, width, None) };
+        let case = Case::new("attention", op);
+        let mut tape = Tape::new(dtype);
+        case.op.launch(&case, &mut Recorder { tape: &mut tape, build, outputs: vec![] });
+        let machine = Machine::new(&["attention"], dtype, Mode::Accesses, &build.macros());
+        count(&mut table, &text, machine.accesses(&tape), &format!(" {width}"));
+    }
+    table.hold("accesses", "--test ops accesses_are");
+}
+
+/// A vector of 16 bytes in turn, one at a stride, a store of words that others lie between, and rows of banks that collide.
+const PLANTED: &str = "
+extern \"C\" __global__ void __launch_bounds__(32)
+    planted(float* __restrict__ out, const float* __restrict__ x, int stride) {
+    __shared__ float tile[32][32];
+    float v[4];
+    load4_aligned(v, x + threadIdx.x * stride);
+    tile[threadIdx.x][0] = v[0];
+    __syncthreads();
+    out[threadIdx.x * stride / 4] = tile[threadIdx.x][0] + v[1] + v[2] + v[3];
+}";
+
+#[test]
+fn accesses_that_get_worse_are_counted() {
+    if !machine::compiler() {
+        return;
+    }
+    let text = machine::text(&[]) + PLANTED;
+    let machine = Machine::of_text(&text, Dtype::BF16, Mode::Accesses, &[]);
+    let counts = |stride: usize| {
+        let mut tape = Tape::new(Dtype::BF16);
+        let [out, x] = [32 * stride, 32 * stride].map(|n| Arg::At(tape.acc(&vec![1.0; n])));
+        tape.launch("planted", [1, 1, 1], 32, 0, &[out, x, Arg::Int(stride)]);
+        let of = |a: Accesses| (a.param, a.stores, a.requests, a.units, a.ideal);
+        machine.accesses(&tape).into_iter().map(of).collect::<Vec<_>>()
+    };
+    let shared = [(None, false, 1, 32, 1), (None, true, 1, 32, 1)];
+    assert_eq!(counts(4), [&shared[..], &[(Some(0), true, 1, 4, 4), (Some(1), false, 1, 16, 16)]].concat());
+    assert_eq!(counts(8), [&shared[..], &[(Some(0), true, 1, 8, 4), (Some(1), false, 1, 32, 16)]].concat());
+}

@@ -1,0 +1,118 @@
+//! What the compiler makes of the kernels that a step of training spends its time in, held to a table
+//! (`tests/counts/compiled.csv`): registers, spills, shared memory, blocks on a multiprocessor, instructions and loads of
+//! matrices for each tensor-core product, and loads on their way at a time. No time is claimed: these are counts.
+//!
+//! The table is that of nvcc 13.0.88, which `.ci/run` installs; another compiler counts something else.
+
+use std::path::Path;
+use std::process::Command;
+
+use llamaprobe::arch::Dtype;
+
+use crate::counts::{Column, Table, high, low};
+use crate::ops::simt::machine::{self, Build as Constants};
+use crate::ptxas::{self, Build};
+use crate::sass::{Listing, Multiprocessor, Path as MainPath};
+
+/// The compiler of the table.
+const NVCC: &str = "V13.0.88";
+
+/// Bytes of shared memory are static and dynamic ones together. `instructions` and `matrices` are for each product of the main
+/// loop; of a kernel without products, `instructions` are all that it has.
+static COLUMNS: [Column; 9] = [
+    low("registers"),
+    low("spills"),
+    low("shared"),
+    high("blocks"),
+    low("instructions"),
+    low("matrices"),
+    high("copies"),
+    high("loads"),
+    low("waits"),
+];
+
+/// Files whose kernels a step runs through, attention aside.
+const FILES: [&str; 9] =
+    ["activation", "adamw", "cross_entropy", "embed", "layer_norm", "lora", "rms_norm", "rope", "rows"];
+/// Kernels of attention that have no main loop of products, and are of no step.
+const BESIDE: [&str; 2] = ["attention_pattern", "attention_result"];
+
+/// Threads of a block, of what a kernel's text says of them.
+fn threads(text: &str, constants: Constants) -> usize {
+    let factor = |word: &str| match word.trim() {
+        "WARPS" => constants.warps,
+        number => number.parse().unwrap_or_else(|_| panic!("threads {text}")),
+    };
+    text.split('*').map(factor).product()
+}
+
+/// Asynchronous copies of 16 bytes that a thread issues in a step of the main loop.
+fn copies(kernel: &str, constants: Constants, dtype: Dtype) -> usize {
+    let Constants { head_dim, warps, fwd_step, bwd_step, .. } = constants;
+    let step = if kernel == "attention_fwd" { fwd_step } else { bwd_step };
+    2 * step * head_dim * dtype.size() / 16 / (32 * warps)
+}
+
+/// A kernel's row of the table.
+fn row(path: MainPath, listing: &Listing, resources: ptxas::Resources, shared: usize, blocks: usize) -> [f64; 9] {
+    let of_product = |n: usize| if path.products == 0 { n as f64 } else { n as f64 / path.products as f64 };
+    let instructions = if path.products == 0 { listing.0.len() } else { path.instructions };
+    let MainPath { matrices, copies, loads, waits, .. } = path;
+    let ptxas::Resources { registers, spills, .. } = resources;
+    let whole = |n: usize| n as f64;
+    [
+        whole(registers),
+        whole(spills),
+        whole(shared),
+        whole(blocks),
+        of_product(instructions),
+        of_product(matrices),
+        whole(copies),
+        whole(loads),
+        whole(waits),
+    ]
+}
+
+/// Adds the kernels of a file as they are built for a dtype.
+fn count(
+    table: &mut Table,
+    nvcc: &Path,
+    text: &str,
+    kernels: &[machine::Signature],
+    dtype: Dtype,
+    attention: Option<Constants>,
+) {
+    let constants = attention.unwrap_or(Constants::new(dtype, 16));
+    let macros = attention.map_or(vec![], |a| a.macros());
+    let build = Build::new(nvcc, text, dtype, &macros);
+    for device in ["80", "90a"] {
+        for kernel in kernels.iter().filter(|kernel| !BESIDE.contains(&kernel.name)) {
+            let key = (device.to_string(), kernel.name.to_string());
+            let (listing, resources) = (&build.listings[&key], build.resources[&key]);
+            let path = listing.path(copies(kernel.name, constants, dtype));
+            let shared = resources.shared + attention.map_or(0, |a| a.shared(kernel.name, dtype));
+            let threads = threads(kernel.threads, constants);
+            let blocks = Multiprocessor::of(device).blocks(threads, resources.registers, shared);
+            let width = attention.map_or(String::new(), |a| format!(" {}", a.head_dim));
+            let of = format!("{} {}{width} sm_{device}", kernel.name, machine::type_name(dtype));
+            table.add(of, &row(path, listing, resources, shared, blocks));
+        }
+    }
+}
+
+#[test]
+fn compiled_kernels_are_those_of_the_table() {
+    let Some(nvcc) = ptxas::nvcc() else { return };
+    let version = Command::new(&nvcc).arg("--version").output().unwrap().stdout;
+    let version = String::from_utf8_lossy(&version).into_owned();
+    assert!(version.contains(NVCC), "LLAMAPROBE_TEST_NVCC: expected {NVCC}, of which the table is; found {version}");
+    let mut table = Table::new(&COLUMNS);
+    let text = machine::text(&machine::simple());
+    let ours = machine::text(&FILES);
+    count(&mut table, &nvcc, &text, &machine::signatures(&ours), Dtype::BF16, None);
+    let text = machine::text(&["attention"]);
+    for (dtype, width) in [(Dtype::BF16, 64), (Dtype::BF16, 128), (Dtype::BF16, 256), (Dtype::F32, 64)] {
+        count(&mut table, &nvcc, &text, &machine::signatures(&text), dtype, Some(Constants::new(dtype, width)));
+    }
+    table.hold("compiled", "--test ops compiled_kernels");
+}

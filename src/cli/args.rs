@@ -136,6 +136,22 @@ impl Command {
         }
     }
 
+    /// The flags of a capture.
+    pub fn as_capture(&self) -> Option<&CaptureArgs> {
+        match self {
+            Self::Capture(args) => Some(args),
+            _ => None,
+        }
+    }
+
+    /// The flags of a comparison.
+    pub fn as_compare(&self) -> Option<&CompareArgs> {
+        match self {
+            Self::Compare(args) => Some(args),
+            _ => None,
+        }
+    }
+
     /// The profile that is asked for, of a command that computes.
     pub fn profile(&self) -> Option<&ProfileArg> {
         let common = match self {

@@ -8,6 +8,7 @@ use super::args::{self, CaptureArgs, FormatArg, NamesArg, StoreDtype};
 use super::device::{Job, dispatch};
 use super::plan::Plan;
 use super::resolve::{self, ModelFiles, Used};
+use super::series::{Each, OnModel, Series};
 use super::{Failure, edits, output, texts};
 use crate::Result;
 use crate::backend::Backend;
@@ -28,64 +29,74 @@ const ARRAYS: &str = "activations.json";
 
 pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
     let files = resolve::model(&args.model.model, &args.common)?;
-    let depth = files.config.num_hidden_layers;
-    let layers = site::layers(&args.layers, depth)?;
-    let names = match args.names {
-        NamesArg::Tl => Names::Tl,
-        NamesArg::Tl4 => Names::Tl4,
-        NamesArg::Llamaprobe1 => Names::Llamaprobe1,
-    };
-    let naming = Naming { names, config: &files.config };
-    let settings = CaptureSettings {
-        selection: Selection::parse(&args.sites.join(","), &layers, &naming)?,
-        tokens: match args.tokens {
-            args::Tokens::All => Tokens::All,
-            args::Tokens::Last => Tokens::Last,
-        },
-        batch_tokens: args.batch_tokens,
-        shard_tokens: args.shard_tokens,
-        edits: edits::of_texts(args.edit.as_deref(), &naming)?,
-        dtype: match args.store_dtype {
-            StoreDtype::F32 => Dtype::F32,
-            StoreDtype::Bf16 => Dtype::BF16,
-            StoreDtype::F16 => Dtype::F16,
-        },
-        format: match args.format {
-            FormatArg::Safetensors => Format::Safetensors,
-            FormatArg::Npy => Format::Npy,
-        },
-        names,
-        metadata: Vec::new(),
-        start: start(args),
-        append: args.append.then(|| Earlier::open(&args.out.join(FILE))).transpose()?,
-    };
-    let adapter = resolve::adapter(args.model.adapter.as_deref(), &files)?;
-    let (docs, tokenizer) = texts::read_with_tokenizer(&args.input, &files, args.add_generation_prompt)?;
+    let inputs = Inputs::read(args, &files)?;
     let dtype = files.dtype;
-    dispatch(&args.common, dtype, CaptureJob { args, files, settings, adapter, docs, tokenizer })
+    dispatch(&args.common, dtype, CaptureJob { args, files, inputs })
 }
 
-/// Where the writing begins.
-fn start(args: &CaptureArgs) -> Start {
-    if args.resume_from_checkpoint.is_some() { Start::Resume } else { Start::New }
+/// Runs captures of one model, which is loaded once; `each` runs each.
+///
+/// # Errors
+/// Of the model or the device, or of `each`.
+pub fn run_in_turn(all: &[&CaptureArgs], each: Each<'_>) -> Result<(), Failure> {
+    let CaptureArgs { model, common, .. } = all[0];
+    let files = resolve::model(&model.model, common)?;
+    let dtype = files.dtype;
+    dispatch(common, dtype, Series { files, commands: all, each })
 }
 
-struct CaptureJob<'a> {
-    args: &'a CaptureArgs,
-    files: ModelFiles,
+/// What a capture needs beside its model.
+struct Inputs {
     settings: CaptureSettings,
     adapter: Option<Adapter>,
     docs: Vec<Vec<u32>>,
     tokenizer: Option<String>,
 }
 
-impl CaptureJob<'_> {
+impl Inputs {
+    fn read(args: &CaptureArgs, files: &ModelFiles) -> Result<Self> {
+        let depth = files.config.num_hidden_layers;
+        let layers = site::layers(&args.layers, depth)?;
+        let names = match args.names {
+            NamesArg::Tl => Names::Tl,
+            NamesArg::Tl4 => Names::Tl4,
+            NamesArg::Llamaprobe1 => Names::Llamaprobe1,
+        };
+        let naming = Naming { names, config: &files.config };
+        let settings = CaptureSettings {
+            selection: Selection::parse(&args.sites.join(","), &layers, &naming)?,
+            tokens: match args.tokens {
+                args::Tokens::All => Tokens::All,
+                args::Tokens::Last => Tokens::Last,
+            },
+            batch_tokens: args.batch_tokens,
+            shard_tokens: args.shard_tokens,
+            edits: edits::of_texts(args.edit.as_deref(), &naming)?,
+            dtype: match args.store_dtype {
+                StoreDtype::F32 => Dtype::F32,
+                StoreDtype::Bf16 => Dtype::BF16,
+                StoreDtype::F16 => Dtype::F16,
+            },
+            format: match args.format {
+                FormatArg::Safetensors => Format::Safetensors,
+                FormatArg::Npy => Format::Npy,
+            },
+            names,
+            metadata: Vec::new(),
+            start: start(args),
+            append: args.append.then(|| Earlier::open(&args.out.join(FILE))).transpose()?,
+        };
+        let adapter = resolve::adapter(args.model.adapter.as_deref(), files)?;
+        let (docs, tokenizer) = texts::read_with_tokenizer(&args.input, files, args.add_generation_prompt)?;
+        Ok(Self { settings, adapter, docs, tokenizer })
+    }
+
     /// What a file of states says of where they come from.
-    fn provenance(&self, used: &Used) -> Result<Vec<(String, String)>> {
-        let (model, revision) = hub::identity(&self.files.path);
-        let adapter_dir = resolve::adapter_dir(self.args.model.adapter.as_deref(), &self.files)?;
+    fn provenance(&self, args: &CaptureArgs, files: &ModelFiles, used: &Used) -> Result<Vec<(String, String)>> {
+        let (model, revision) = hub::identity(&files.path);
+        let adapter_dir = resolve::adapter_dir(args.model.adapter.as_deref(), files)?;
         let adapter = adapter_dir.as_deref().map(hub::identity);
-        let edits = self.args.edit.as_ref().map(|path| hub::identity(path).0);
+        let edits = args.edit.as_ref().map(|path| hub::identity(path).0);
         let all = [
             ("model", Some(model)),
             ("revision", revision),
@@ -97,17 +108,17 @@ impl CaptureJob<'_> {
             ("device", Some(used.device.clone())),
         ];
         let mut all: Vec<_> = all.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
-        if self.args.shard_tokens.is_some() {
-            all.extend(self.of_shards(adapter_dir.as_deref())?);
+        if args.shard_tokens.is_some() {
+            all.extend(self.of_shards(files, adapter_dir.as_deref())?);
         }
         Ok(all)
     }
 
     /// What shards say further, by which those of another capture are told: names are no weights.
-    fn of_shards(&self, adapter: Option<&Path>) -> Result<Vec<(String, String)>> {
+    fn of_shards(&self, files: &ModelFiles, adapter: Option<&Path>) -> Result<Vec<(String, String)>> {
         let mut all = vec![
             ("batch_tokens".to_owned(), self.settings.batch_tokens.to_string()),
-            ("weights".to_owned(), self.files.checkpoint.fingerprint()),
+            ("weights".to_owned(), files.checkpoint.fingerprint()),
         ];
         if let Some(dir) = adapter {
             let files = if Gguf::is_one(dir) { vec![dir.to_path_buf()] } else { adapter::files(dir)?.to_vec() };
@@ -120,17 +131,21 @@ impl CaptureJob<'_> {
         }
         Ok(all)
     }
-}
 
-impl Job for CaptureJob<'_> {
-    fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let used = Used::of(&backend);
-        let metadata = self.provenance(&used)?;
-        let Self { args, files, settings, adapter, docs, .. } = self;
+    /// Runs the capture.
+    fn run<B: Backend>(
+        self,
+        args: &CaptureArgs,
+        files: &ModelFiles,
+        backend: &mut B,
+        model: &mut Model<B>,
+    ) -> Result<(), Failure> {
+        let used = Used::of(backend);
+        let metadata = self.provenance(args, files, &used)?;
+        let Self { settings, adapter, docs, .. } = self;
         let settings = CaptureSettings { metadata, ..settings };
-        let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let adaptation = match &adapter {
-            Some(adapter) => Some(Adaptation::applied(&mut backend, &mut model, adapter)?),
+            Some(adapter) => Some(Adaptation::applied(backend, model, adapter)?),
             None => None,
         };
         let dtype = settings.dtype;
@@ -138,8 +153,8 @@ impl Job for CaptureJob<'_> {
         if args.dry_run {
             let CaptureMemory { rows, on_demand, readbacks } = capture.memory();
             let layout = adaptation.as_ref().map(|adaptation| &adaptation.layout);
-            return Plan::new(&backend, &files)
-                .inference(&backend, &model.config, layout, rows, readbacks)
+            return Plan::new(backend, files)
+                .inference(backend, &model.config, layout, rows, readbacks)
                 .with("captures", on_demand * backend.element_sizes().0)
                 .print(args.common.json);
         }
@@ -150,7 +165,7 @@ impl Job for CaptureJob<'_> {
         let bar = output::progress(capture.pass_rows() as u64, "tokens");
         let mut progress = |rows| bar.inc(rows as u64);
         let writer = capture
-            .run(&mut backend, &model, adaptation.as_ref(), &args.out.join(file), &mut progress)
+            .run(backend, model, adaptation.as_ref(), &args.out.join(file), &mut progress)
             .map_err(|error| files.with_bad_weight(error))?;
         bar.finish_and_clear();
         if args.resume_from_checkpoint.is_some() {
@@ -175,5 +190,30 @@ impl Job for CaptureJob<'_> {
         };
         output::table(&["tensor", "tokens", "width", "dtype"], tensors.iter().map(row))?;
         output::line(file.display())
+    }
+}
+
+/// Where the writing begins.
+fn start(args: &CaptureArgs) -> Start {
+    if args.resume_from_checkpoint.is_some() { Start::Resume } else { Start::New }
+}
+
+impl OnModel for CaptureArgs {
+    fn on<B: Backend>(&self, files: &ModelFiles, backend: &mut B, model: &mut Model<B>) -> Result<(), Failure> {
+        Inputs::read(self, files)?.run(self, files, backend, model)
+    }
+}
+
+struct CaptureJob<'a> {
+    args: &'a CaptureArgs,
+    files: ModelFiles,
+    inputs: Inputs,
+}
+
+impl Job for CaptureJob<'_> {
+    fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
+        let Self { args, files, inputs } = self;
+        let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
+        inputs.run(args, &files, &mut backend, &mut model)
     }
 }

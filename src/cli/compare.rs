@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::args::CompareArgs;
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
+use super::series::{Each, OnModel, Series};
 use super::{Failure, edits, output, report, report_tables, texts};
 use crate::arch::Family;
 use crate::backend::Backend;
@@ -23,19 +24,20 @@ use crate::{Error, Result};
 
 pub fn run(args: &CompareArgs) -> Result<(), Failure> {
     let files = resolve::base_model(&args.base.model, &args.common)?;
-    let settings = settings(args, files.config.family, files.config.num_hidden_layers)?;
-    settings.validate(files.config.family)?;
-    let tokenizer = files.tokenizer()?;
-    // The protocol of the comparison is that of the study, whatever the model's authors ask of its generation.
-    let decoding = if args.num_beams > 1 { Decoding::Beams } else { Decoding::Greedy };
-    if !GenerationDefaults::load(&files.path, decoding).is_ok_and(|asked| asked == GenerationDefaults::default()) {
-        let path = files.path.display();
-        log::warn!("{path}/generation_config.json: asks for more than where texts end, which is not done here");
-    }
-    let sources = sources(args)?;
+    let inputs = Inputs::read(args, &files)?;
     let dtype = files.dtype;
-    let edits = edits::of_texts(args.edit.as_deref(), &Naming::tl(&files.config))?;
-    dispatch(&args.common, dtype, Compare { args, files, settings, tokenizer, sources, edits })
+    dispatch(&args.common, dtype, CompareJob { args, files, inputs })
+}
+
+/// Runs comparisons of one model, which is loaded once; `each` runs each.
+///
+/// # Errors
+/// Of the model or the device, or of `each`.
+pub fn run_in_turn(all: &[&CompareArgs], each: Each<'_>) -> Result<(), Failure> {
+    let CompareArgs { base, common, .. } = all[0];
+    let files = resolve::base_model(&base.model, common)?;
+    let dtype = files.dtype;
+    dispatch(common, dtype, Series { files, commands: all, each })
 }
 
 /// The settings that the flags ask for, not validated yet.
@@ -155,19 +157,39 @@ fn sources(args: &CompareArgs) -> Result<Vec<Source>> {
     tasks.into_iter().enumerate().map(&mut source).collect()
 }
 
-struct Compare<'a> {
-    args: &'a CompareArgs,
-    files: ModelFiles,
+/// What a comparison needs beside its model.
+struct Inputs {
     settings: CompareSettings,
     tokenizer: Tokenizer,
     sources: Vec<Source>,
     edits: Vec<Edit>,
 }
 
-impl Job for Compare<'_> {
-    fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, files, settings, tokenizer, sources, edits } = self;
-        let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
+impl Inputs {
+    fn read(args: &CompareArgs, files: &ModelFiles) -> Result<Self> {
+        let settings = settings(args, files.config.family, files.config.num_hidden_layers)?;
+        settings.validate(files.config.family)?;
+        let tokenizer = files.tokenizer()?;
+        // The protocol of the comparison is that of the study, whatever the model's authors ask of its generation.
+        let decoding = if args.num_beams > 1 { Decoding::Beams } else { Decoding::Greedy };
+        if !GenerationDefaults::load(&files.path, decoding).is_ok_and(|asked| asked == GenerationDefaults::default()) {
+            let path = files.path.display();
+            log::warn!("{path}/generation_config.json: asks for more than where texts end, which is not done here");
+        }
+        let sources = sources(args)?;
+        let edits = edits::of_texts(args.edit.as_deref(), &Naming::tl(&files.config))?;
+        Ok(Self { settings, tokenizer, sources, edits })
+    }
+
+    /// Runs the comparison.
+    fn run<B: Backend>(
+        self,
+        args: &CompareArgs,
+        files: &ModelFiles,
+        backend: &mut B,
+        model: &mut Model<B>,
+    ) -> Result<(), Failure> {
+        let Self { settings, tokenizer, sources, edits } = self;
         let base = Base { name: &args.base.model, config: &files.config };
         let comparison = Comparison {
             tokenizer: &tokenizer,
@@ -178,7 +200,7 @@ impl Job for Compare<'_> {
             edits: &edits,
             log_samples: args.log_samples,
         };
-        let report = comparison.run(&mut backend, &mut model, &args.out, &mut |what| output::note(what))?;
+        let report = comparison.run(backend, model, &args.out, &mut |what| output::note(what))?;
         resolve::write_config(&args.out, "compare", args)?;
         report.save(&args.out)?;
         let value = serde_json::to_value(&report).map_err(Error::file(&args.out))?;
@@ -189,5 +211,25 @@ impl Job for Compare<'_> {
         output::line(report_tables::compare(&report))?;
         files.iter().try_for_each(|file| output::line(file.display()))?;
         output::line(args.out.join("report.json").display())
+    }
+}
+
+impl OnModel for CompareArgs {
+    fn on<B: Backend>(&self, files: &ModelFiles, backend: &mut B, model: &mut Model<B>) -> Result<(), Failure> {
+        Inputs::read(self, files)?.run(self, files, backend, model)
+    }
+}
+
+struct CompareJob<'a> {
+    args: &'a CompareArgs,
+    files: ModelFiles,
+    inputs: Inputs,
+}
+
+impl Job for CompareJob<'_> {
+    fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
+        let Self { args, files, inputs } = self;
+        let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
+        inputs.run(args, &files, &mut backend, &mut model)
     }
 }

@@ -38,6 +38,7 @@ mod quantize;
 mod report;
 mod report_tables;
 pub(crate) mod resolve;
+mod series;
 mod shell;
 mod study;
 mod sweep;

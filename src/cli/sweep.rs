@@ -88,8 +88,8 @@ fn sweep(args: &SweepArgs) -> Result<(), Failure> {
         }
         (Executor::Local, 1) => {
             bar.set_position(settled(&store.state()));
-            let mut runner = InProcess::new(&plan, inputs, (args.threads, 1), |_| bar.inc(1));
-            work(&store, &plan.grid.command, &groups, &mut runner)?;
+            let mut runner = InProcess::new(&plan, inputs, (args.threads, 1));
+            work(&store, &plan.grid.command, &groups, &mut runner, &mut || bar.inc(1))?;
         }
         (Executor::Local, jobs) => {
             let threads = args.threads.unwrap_or((rayon::current_num_threads() / jobs).max(1));
@@ -186,9 +186,9 @@ fn worker(args: &WorkerArgs) -> Result<(), Failure> {
         }
         _ => groups_of(&plan, args.shard.unwrap_or(Shard::WHOLE), args.processes),
     };
-    let mut runner = InProcess::new(&plan, Inputs::of(&args.dir), (args.threads, args.processes), |_| {})
-        .within(args.seconds.map(Duration::from_secs));
-    work(&store, &plan.grid.command, &groups, &mut runner)?;
+    let runner = InProcess::new(&plan, Inputs::of(&args.dir), (args.threads, args.processes));
+    let mut runner = runner.within(args.seconds.map(Duration::from_secs));
+    work(&store, &plan.grid.command, &groups, &mut runner, &mut || ())?;
     Ok(())
 }
 

@@ -70,6 +70,12 @@ pub use sampling::{GenerationConfig, Sampling};
 pub use unembedding::{Unembedding, inverse_scale};
 pub use weights::Weights;
 
+#[cfg(test)]
+thread_local! {
+    /// Models that were loaded on this thread.
+    pub(crate) static LOADED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// A model on a device.
 pub struct Model<B: Backend> {
     /// What it is.
@@ -99,6 +105,8 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// Weights that do not fit the configuration; a device out of memory.
     pub fn new(backend: &mut B, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Self> {
+        #[cfg(test)]
+        LOADED.set(LOADED.get() + 1);
         let source = Source::new(config, checkpoint)?;
         let weights = Weights::load(backend, &source)?;
         Ok(Self { config: source.config, weights })

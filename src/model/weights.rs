@@ -71,7 +71,7 @@ pub struct Weights<B: Backend> {
     /// Head `[V, E]`; none if it is the embedding table, or if the model has no head.
     pub head: Option<B::Weight>,
     /// Whether an adapter's own are among them ([`super::installed`]).
-    pub(super) owned: bool,
+    pub(crate) owned: bool,
 }
 
 impl<B: Backend> Weights<B> {

@@ -1,16 +1,17 @@
-//! Cells that go together: those that share passes of the model, and models one after another.
+//! Cells that go together: those that share passes of the model or at least the loaded model, and models one after another.
 
 use std::collections::HashMap;
 
 use super::plan::Cell;
 
-/// Most cells of a group: what a killed process may lose, and what is held in memory before the first is written.
+/// Most cells of a group: what a killed process may lose of cells that share passes, and what is held in memory before the first
+/// is written.
 const MOST: usize = 16;
 /// Groups that every process should find, so that one with slow cells does not end long after the others.
 const GROUPS_OF_PROCESS: usize = 2;
 
 /// The cells in groups, for so many processes; those of one model stand one after another. A group's cells share passes
-/// ([`Cell::shares`]); any other cell is a group of its own. Which cells go together changes no result.
+/// or the loaded model ([`Cell::shares`]); any other cell is a group of its own. Which cells go together changes no result.
 pub fn groups<'a>(cells: impl IntoIterator<Item = &'a Cell>, processes: usize) -> Vec<Vec<&'a Cell>> {
     let mut classes: Vec<Vec<&Cell>> = Vec::new();
     let (mut models, mut shared) = (HashMap::<&str, usize>::new(), HashMap::<&str, usize>::new());

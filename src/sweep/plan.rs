@@ -51,7 +51,8 @@ pub struct Cell {
     pub levels: Map<String, Value>,
     /// All flags that are given, as a configuration file has them.
     pub flags: Map<String, Value>,
-    /// What cells have in common that may go through the model in the same passes; none for one that goes alone.
+    /// What cells have in common that may go through the model in the same passes, or one after another while it is loaded; none
+    /// for one that goes alone.
     pub shares: Option<String>,
     /// The model, by which cells are ordered.
     pub model: String,

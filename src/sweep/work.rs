@@ -16,30 +16,37 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// A cell that has its result in its directory of work: what the command said beside it; or the command's error.
 pub type Ran = Result<Vec<String>, Error>;
 
+/// Hears of a cell, by its number among those that run, as soon as it is through: the seconds that it took, and its result.
+pub type Done<'a> = &'a mut (dyn FnMut(usize, f64, Ran) -> Result<()> + Send);
+
 /// Who computes cells.
 pub trait Runner {
     /// Whether what was begun by another process may be gone on with in the directories of work, of cells that go together.
     fn resumes(&self, cells: &[&Cell]) -> bool;
 
-    /// Runs cells in the same passes, each into its directory; the result of each, or one error of all.
+    /// Runs cells that go together, each into its directory. Those that `done` has not heard of in the end are tried again apart
+    /// from these.
     ///
     /// # Errors
-    /// What is of no single cell: none of them has a result.
-    fn run(&mut self, cells: &[&Cell], outs: &[PathBuf]) -> Result<Vec<Ran>>;
+    /// What is of no single cell, and errors of `done`.
+    fn run(&mut self, cells: &[&Cell], outs: &[PathBuf], done: Done<'_>) -> Result<()>;
 
     /// Whether there is time for so many cells; where not, the work ends.
     fn has_time(&self, cells: usize) -> bool;
-
-    /// Hears that a cell has its end, and how long it took.
-    fn ended(&mut self, cell: &Cell, seconds: f64, error: Option<&Error>);
 }
 
 /// Computes all cells of the groups that have no result and that nobody else is at, and waits for the others: when this
-/// returns true every cell has its end, when false time is up.
+/// returns true every cell has its end, when false time is up. `progress` hears of each that has one.
 ///
 /// # Errors
 /// The directory cannot be written (a full disk), or the work was interrupted. An error of a cell is its end, and is noted.
-pub fn work(store: &Store, command: &str, groups: &[Vec<&Cell>], runner: &mut impl Runner) -> Result<bool> {
+pub fn work(
+    store: &Store,
+    command: &str,
+    groups: &[Vec<&Cell>],
+    runner: &mut impl Runner,
+    progress: &mut (dyn FnMut() + Send),
+) -> Result<bool> {
     loop {
         let mut others = false;
         let state = store.state();
@@ -54,7 +61,7 @@ pub fn work(store: &Store, command: &str, groups: &[Vec<&Cell>], runner: &mut im
             }
             match store.claim(&open)? {
                 None => others = true,
-                Some(claim) => compute(store, command, group, &claim, runner)?,
+                Some(claim) => compute((store, command), group, &claim, runner, progress)?,
             }
         }
         if !others {
@@ -75,9 +82,15 @@ fn ends_all(error: &Error) -> bool {
     }
 }
 
-/// Computes the cells of a claim: together, and where that fails in halves, so that in the end an error is that of its cell,
-/// and as many go together as there is memory for.
-fn compute(store: &Store, command: &str, group: &[&Cell], claim: &Claim, runner: &mut impl Runner) -> Result<()> {
+/// Computes the cells of a claim: together, and where nothing comes of that in halves, so that in the end an error is that of its
+/// cell, and as many go together as there is memory for.
+fn compute(
+    (store, command): (&Store, &str),
+    group: &[&Cell],
+    claim: &Claim,
+    runner: &mut impl Runner,
+    progress: &mut (dyn FnMut() + Send),
+) -> Result<()> {
     let cells: Vec<&Cell> = claim.keys().filter_map(|key| group.iter().find(|cell| cell.key == key)).copied().collect();
     let mut parts: Vec<Vec<&Cell>> = vec![cells];
     while let Some(cells) = parts.pop() {
@@ -93,30 +106,30 @@ fn compute(store: &Store, command: &str, group: &[&Cell], claim: &Claim, runner:
             atomic::create_dir(out)?;
         }
         let since = Instant::now();
-        let ran = match runner.run(&cells, &outs) {
-            Err(error) if ends_all(&error) => return Err(error),
-            Err(_) if cells.len() > 1 => {
-                let (first, second) = cells.split_at(cells.len() / 2);
-                parts.extend([second.to_vec(), first.to_vec()]);
-                continue;
-            }
-            Err(error) => vec![Err(error)],
-            Ok(ran) => ran,
-        };
-        let seconds = since.elapsed().as_secs_f64() / cells.len() as f64;
-        assert_eq!(ran.len(), cells.len(), "sweep: a result for every cell");
-        for (cell, ran) in cells.iter().zip(ran) {
-            match ran {
-                Ok(notes) => {
-                    store.commit(claim, command, cell, seconds, notes)?;
-                    runner.ended(cell, seconds, None);
-                }
-                Err(error) if ends_all(&error) => return Err(error),
+        let (mut left, mut is_refused) = (cells.clone(), false);
+        let mut done = |i: usize, seconds: f64, ran: Ran| {
+            let end = match ran {
+                Ok(notes) => store.commit(claim, command, cells[i], seconds, notes),
+                Err(error) if ends_all(&error) => Err(error),
                 Err(error) => {
                     let line = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-                    store.fail(claim, cell, line)?;
-                    runner.ended(cell, seconds, Some(&error));
+                    store.fail(claim, cells[i], line)
                 }
+            };
+            is_refused |= end.is_err();
+            end?;
+            left.retain(|cell| cell.key != cells[i].key);
+            progress();
+            Ok(())
+        };
+        match runner.run(&cells, &outs, &mut done) {
+            Err(error) if cells.len() == 1 && !ends_all(&error) => done(0, since.elapsed().as_secs_f64(), Err(error))?,
+            Err(error) if is_refused || ends_all(&error) => return Err(error),
+            Ok(()) | Err(_) if left.len() < cells.len() => parts.push(left),
+            Ok(()) | Err(_) => {
+                assert!(cells.len() > 1, "sweep: a cell without an end");
+                let (first, second) = cells.split_at(cells.len() / 2);
+                parts.extend([second.to_vec(), first.to_vec()]);
             }
         }
     }
@@ -146,7 +159,7 @@ mod tests {
             cells[0].key == "resumes"
         }
 
-        fn run(&mut self, cells: &[&Cell], outs: &[PathBuf]) -> Result<Vec<Ran>> {
+        fn run(&mut self, cells: &[&Cell], outs: &[PathBuf], done: Done<'_>) -> Result<()> {
             self.runs.push(cells.iter().map(|cell| cell.key.clone()).collect());
             if cells.iter().any(|cell| cell.key == "full") {
                 return Err(Error::io("write", "a file")(ErrorKind::StorageFull.into()));
@@ -154,18 +167,19 @@ mod tests {
             if cells.iter().any(|cell| cell.key == "bad") {
                 return Err(Error::argument("r", "a rank", 0));
             }
-            let write = |(cell, out): (&&Cell, &PathBuf)| {
-                atomic::write_json(out.join("value.json"), &json!(cell.key))?;
-                Ok(vec!["a note".to_owned()])
-            };
-            Ok(cells.iter().zip(outs).map(write).collect())
+            for (i, (cell, out)) in cells.iter().zip(outs).enumerate() {
+                if cell.key == "last" {
+                    return done(i, 0.0, Err(Error::argument("r", "a rank", 0)));
+                }
+                let written = atomic::write_json(out.join("value.json"), &json!(cell.key));
+                done(i, 0.0, written.map(|()| vec!["a note".to_owned()]))?;
+            }
+            Ok(())
         }
 
         fn has_time(&self, cells: usize) -> bool {
             self.left.is_none_or(|left| self.runs.len() + cells <= left)
         }
-
-        fn ended(&mut self, _: &Cell, _: f64, _: Option<&Error>) {}
     }
 
     #[test]
@@ -175,7 +189,7 @@ mod tests {
         let cells = ["a", "b", "bad", "c"].map(cell);
         let groups = vec![vec![&cells[0], &cells[1]], vec![&cells[2], &cells[3]]];
         let mut runner = Planted::default();
-        assert!(work(&store, "probe", &groups, &mut runner).expect("work"));
+        assert!(work(&store, "probe", &groups, &mut runner, &mut || ()).expect("work"));
         assert_eq!(runner.runs, [vec!["a", "b"], vec!["bad", "c"], vec!["bad"], vec!["c"]]);
         let state = store.state();
         let mut done: Vec<&str> = state.done.iter().map(String::as_str).collect();
@@ -186,10 +200,23 @@ mod tests {
         assert_eq!((record.command.as_str(), record.notes.as_slice()), ("probe", &["a note".to_owned()][..]));
         // All have their end: nothing is done twice, until the failures are forgotten.
         let mut again = Planted::default();
-        assert!(work(&store, "probe", &groups, &mut again).expect("work") && again.runs.is_empty());
+        assert!(work(&store, "probe", &groups, &mut again, &mut || ()).expect("work") && again.runs.is_empty());
         store.retry(&cells).expect("forgotten");
-        assert!(work(&store, "probe", &groups, &mut again).expect("work"));
+        assert!(work(&store, "probe", &groups, &mut again, &mut || ()).expect("work"));
         assert_eq!(again.runs, [["bad"]]);
+    }
+
+    #[test]
+    fn cells_that_are_through_stay_so_whatever_comes_of_the_others() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Store::open(dir.path()).expect("a store");
+        let cells = ["a", "last", "b", "c"].map(cell);
+        let groups = vec![cells.iter().collect()];
+        let (mut runner, mut ends) = (Planted::default(), 0);
+        assert!(work(&store, "capture", &groups, &mut runner, &mut || ends += 1).expect("work"));
+        assert_eq!(runner.runs, [vec!["a", "last", "b", "c"], vec!["b", "c"]]);
+        let state = store.state();
+        assert_eq!((state.done.len(), state.failed.len(), ends), (3, 1, 4));
     }
 
     #[test]
@@ -201,7 +228,7 @@ mod tests {
             atomic::write_json(store.work(&cell.key).join("part.json"), &1).expect("a part");
         }
         let groups = vec![vec![&cells[0]], vec![&cells[1]]];
-        assert!(work(&store, "probe", &groups, &mut Planted::default()).expect("work"));
+        assert!(work(&store, "probe", &groups, &mut Planted::default(), &mut || ()).expect("work"));
         assert!(!store.cell("a").join("part.json").exists() && store.cell("resumes").join("part.json").exists());
     }
 
@@ -216,7 +243,7 @@ mod tests {
         let ran = thread::scope(|scope| {
             let other = scope.spawn(|| {
                 let mut runner = Planted::default();
-                assert!(work(&store, "probe", &groups, &mut runner).expect("work"));
+                assert!(work(&store, "probe", &groups, &mut runner, &mut || ()).expect("work"));
                 runner.runs
             });
             while !store.state().done.contains("b") {
@@ -236,7 +263,7 @@ mod tests {
         let cells = ["a", "full", "b"].map(cell);
         let groups = vec![vec![&cells[0]], vec![&cells[1], &cells[2]]];
         let mut runner = Planted::default();
-        let error = work(&store, "probe", &groups, &mut runner).expect_err("a full disk").to_string();
+        let error = work(&store, "probe", &groups, &mut runner, &mut || ()).expect_err("a full disk").to_string();
         assert!(error.starts_with("a file: cannot write"), "{error}");
         let state = store.state();
         assert_eq!((state.done.len(), state.failed.len(), runner.runs.len()), (1, 0, 2));
@@ -249,7 +276,7 @@ mod tests {
         let cells = ["a", "b", "c"].map(cell);
         let groups: Vec<Vec<&Cell>> = cells.iter().map(|cell| vec![cell]).collect();
         let mut runner = Planted { left: Some(2), ..Planted::default() };
-        assert!(!work(&store, "probe", &groups, &mut runner).expect("work"));
+        assert!(!work(&store, "probe", &groups, &mut runner, &mut || ()).expect("work"));
         assert_eq!(store.state().done.len(), 2);
     }
 }

@@ -21,12 +21,13 @@ const COMMANDS: [&str; 4] = ["probe", "compare", "train-lora", "capture"];
 /// Flags that the sweep sets itself, or that say nothing of the result.
 const OWN: [&str; 6] = ["out", "json", "config", "dry_run", "profile", "resume_from_checkpoint"];
 /// Flags on which no result depends.
-const WITHOUT_EFFECT: [&str; 2] = ["out", "threads"];
-/// The flags of a probe in which those must be alike that share passes.
-const OF_PASSES: [&str; 10] =
-    ["model", "revision", "load_in", "tokenizer", "device", "dtype", "edit", "batch_tokens", "tuning", "measures"];
+const WITHOUT_EFFECT: [&str; 3] = ["out", "threads", "load_in_cache"];
+/// The flags in which cells must be alike that share a loaded model.
+const OF_MODEL: [&str; 6] = ["model", "revision", "load_in", "tokenizer", "device", "dtype"];
+/// The further flags of a probe in which those must be alike that share passes.
+const OF_PASSES: [&str; 4] = ["edit", "batch_tokens", "tuning", "measures"];
 /// Where a cell writes before anybody knows where it is.
-pub const NOWHERE: &str = "cell";
+const NOWHERE: &str = "cell";
 
 /// The plan of a grid's file.
 ///
@@ -174,14 +175,17 @@ fn cell(
     Ok(Cell { key, levels, flags, shares, model })
 }
 
-/// What cells must have in common that go through the model in the same passes; none for one that goes alone.
+/// What cells must have in common that share passes, or the loaded model alone; none for one that goes alone.
 fn shares(command: &Command, flags: &BTreeMap<String, Value>) -> Option<String> {
     let same = |in_common: &dyn Fn(&str) -> bool| {
         let flags: BTreeMap<_, _> = flags.iter().filter(|(flag, _)| in_common(flag)).collect();
         serde_json::to_string(&flags).ok()
     };
     match command {
-        Command::Probe(args) if args.plan.is_none() => same(&|flag| OF_PASSES.contains(&flag)),
+        Command::Probe(args) if args.plan.is_none() => {
+            same(&|flag| OF_MODEL.contains(&flag) || OF_PASSES.contains(&flag))
+        }
+        Command::Compare(_) | Command::Capture(_) => same(&|flag| OF_MODEL.contains(&flag)),
         Command::TrainLora(args) if train_lora::is_run(args) => same(&|flag| !train_lora::APART.contains(&flag)),
         _ => None,
     }

@@ -16,9 +16,11 @@ Exits 1 if anything is beyond.
 """
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import warnings
 
 import torch
 import transformers as T
@@ -248,10 +250,12 @@ def peft_training(path, init, data, dtype, rate):
 def check_training(binary, path, kind, peft_config, note, rate=1e-2):
     """Over some starts and data, of the distances the median: what a single one differs by is the luck of few elements."""
     found = [train(binary, path, kind, peft_config, seed, rate) for seed in SEEDS]
-    ratios = sorted(off / gap for gap, off, _, _ in found)
-    note(f"{kind} losses", max(losses for _, _, (losses, _), _ in found), 1e-5, f"peft's f32 from its f64: {max(own for _, _, (_, own), _ in found):.2g}")
+    ratios = sorted(off / gap for gap, off, *_ in found)
+    note(f"{kind} losses", max(losses for _, _, (losses, _), *_ in found), 1e-5, f"peft's f32 from its f64: {max(own for _, _, (_, own), *_ in found):.2g}")
     note(f"{kind} tensors, of peft's own gap", ratios[len(ratios) // 2], 2.0, f"{ratios[0]:.2g} to {ratios[-1]:.2g}")
-    note(f"{kind} loaded by peft", max(loaded for _, _, _, loaded in found), LIMIT, "")
+    note(f"{kind} loaded by peft", max(loaded for *_, loaded, _ in found), LIMIT, "")
+    strays = sorted({stray for *_, strays in found for stray in strays})
+    note(f"{kind} tensors that peft lacks or does not know", len(strays), 0, ", ".join(strays))
 
 
 def train(binary, path, kind, peft_config, seed, rate):
@@ -291,7 +295,7 @@ def train(binary, path, kind, peft_config, seed, rate):
         assert found.keys() == theirs.keys(), found.keys() ^ theirs.keys()
         distance = lambda x: sum((x[k].double() - best[k].double()).pow(2).sum().item() for k in best) ** 0.5
         gap, off = distance(theirs), distance(found)
-        again = PeftModel.from_pretrained(load(path, torch.float32), where).eval()
+        again, strays = loaded_by_peft(path, where)
         ids = torch.tensor([data[5]["input_ids"]])
         with torch.no_grad():
             logits = again(input_ids=ids).logits[0, -ids.shape[1]:]
@@ -302,7 +306,19 @@ def train(binary, path, kind, peft_config, seed, rate):
             run(binary, "capture", "--model", path, "--adapter", where, "--input", lines, "--sites", "logits", "--tokens", "all", "--dtype", "f32", "--device", "cpu", "--out", os.path.join(acts, "a"))
             got = load_file(os.path.join(acts, "a", "activations.safetensors"))
             mine = got["logits"][got["token_id"] >= 0]
-        return gap, off, worst, apart(mine, logits)
+        return gap, off, worst, apart(mine, logits), strays
+
+
+def loaded_by_peft(path, adapter):
+    """The model with an adapter, and what peft lacks or does not know of its tensors."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(load(path, torch.float32), adapter).eval()
+    strays = [str(w.message) for w in said if re.search("missing|unexpected|ignored", str(w.message))]
+    # Of keys that it does not know peft says nothing.
+    again = get_peft_model(load(path, torch.float32), PeftConfig.from_pretrained(adapter))
+    result = set_peft_model_state_dict(again, load_file(os.path.join(adapter, "adapter_model.safetensors")))
+    return model, strays + result.unexpected_keys + [key for key in result.missing_keys if "default" in key]
 
 
 def main():

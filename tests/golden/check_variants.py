@@ -4,8 +4,8 @@
     check_variants.py BINARY STORIES260K [NAME...]     # needs torch, transformers, peft, safetensors
 
 Of each kind twenty steps from peft's start, of three starts: losses within 1e-5 relative, final tensors within twice the distance
-(Euclidean, over all elements, the median of the starts) of peft's f32 from peft's f64; peft loads what was written and gives the same
-logits within 2e-5. Exits 1 if anything is beyond.
+(Euclidean, over all elements, the median of the starts) of peft's f32 from peft's f64; peft loads what was written, every tensor of it
+and nothing beside, and gives the same logits within 2e-5. Exits 1 if anything is beyond.
 """
 import os
 import sys
@@ -18,10 +18,20 @@ import check_families as C
 
 ALL = {"llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "gpt2": ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"]}
 PATTERNS = {"llama": dict(rank_pattern={"q_proj": 2, "layers.1.mlp.up_proj": 5}, alpha_pattern={"v_proj": 3}), "gpt2": dict(rank_pattern={"c_attn": 2}, alpha_pattern={"mlp.c_proj": 3})}
+TABLES = {"llama": ["embed_tokens", "lm_head"], "gpt2": ["wte", "lm_head"]}
+SOME = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "mlp.c_proj"]}
+NORMS = {"llama": ["norm"], "gpt2": ["ln_f", "ln_1"]}
 KINDS = {
     "rslora-patterns": lambda model: LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, use_rslora=True, target_modules=ALL[model], **PATTERNS[model]),
     "dora": lambda model: LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, use_dora=True, target_modules=ALL[model]),
     "dora-rslora-patterns": lambda model: LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, use_dora=True, use_rslora=True, target_modules=ALL[model], **PATTERNS[model]),
+    "tables": lambda model: LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=SOME[model] + TABLES[model]),
+    "embedding": lambda model: LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=SOME[model] + TABLES[model][:1]),
+    "head": lambda model: LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=SOME[model] + TABLES[model][1:]),
+    "modules-to-save": lambda model: LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=SOME[model], modules_to_save=TABLES[model] + NORMS[model]),
+    "norms-to-save": lambda model: LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=SOME[model], modules_to_save=NORMS[model]),
+    # Tied where the model is and peft knows its table by name.
+    "table-to-save": lambda model: LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=SOME[model], modules_to_save=TABLES[model][:1], ensure_weight_tying=model == "llama"),
     "ia3": lambda model: IA3Config(task_type="CAUSAL_LM"),
 }
 

@@ -320,6 +320,7 @@ fn training_is_that_of_the_cpu() {
         (" --use-dora", "dora"),
         (" --target-modules q_proj,embed_tokens,lm_head --lora-dropout 0.3", "tables"),
         (" --modules-to-save embed_tokens,lm_head,norm --loraplus-lr-ratio 2", "whole-modules"),
+        (" --trainable-token-indices 5,104,101", "tokens"),
         (fast, "fast"),
     ] {
         both(dir.path(), &format!("{TRAIN}{extra}"), folder);

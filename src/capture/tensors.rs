@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use crate::arch::ModelConfig;
-use crate::formats::adapter::Table;
 use crate::hooks::{Naming, NormPart, Selection, Site};
 use crate::model::Layout;
 use crate::{Error, Result};
@@ -28,7 +27,7 @@ impl Tensors {
             let width = width(config, layout, (site, layer), heads * longest)?;
             Ok((naming.name(site, layer)?, width))
         };
-        let head_rank = layout.and_then(|layout| layout.table(Table::Head)).map(|site| site.rank);
+        let head_rank = layout.and_then(Layout::head).map(|site| site.rank);
         Ok(Self { widths: selection.hooks.iter().map(tensor).collect::<Result<_>>()?, heads, longest, head_rank })
     }
 

@@ -20,7 +20,9 @@ pub fn run(args: &MergeArgs) -> Result<(), Failure> {
         return Err(Error::argument("--adapter", "an adapter to merge", "none").into());
     };
     let modules = match &adapter {
-        Adapter::Lora(lora) => lora.modules.len() + lora.tables.len() + lora.saved.len(),
+        Adapter::Lora(lora) => {
+            lora.modules.len() + lora.tables.len() + lora.saved.len() + usize::from(lora.tokens.is_some())
+        }
         Adapter::Ia3(ia3) => ia3.modules.len(),
         Adapter::Prompt(prompt) => {
             let expected = "a LoRA or an IA3 (a soft prompt lies before every sequence, in no weight)";

@@ -360,6 +360,7 @@ pub fn zero_adapter(config: LoraConfig, model: &ModelConfig) -> Result<LoraAdapt
         tables,
         saved: Vec::new(),
         ties_head,
+        tokens: None,
     })
 }
 

@@ -55,6 +55,7 @@ fn deny_flags_of_lora(args: &TrainLoraArgs) -> Result<()> {
         ("--loraplus-lr-ratio", args.loraplus_lr_ratio.is_some()),
         ("--lora-dropout", args.lora_dropout.is_some()),
         ("--modules-to-save", !args.modules_to_save.is_empty()),
+        ("--trainable-token-indices", !args.trainable_token_indices.is_empty()),
     ];
     let found = given.into_iter().find(|(_, given)| *given);
     found.map_or(Ok(()), |(flag, _)| Err(Error::argument(flag, "no setting of a LoRA beside --peft-type ia3", "one")))

@@ -116,6 +116,7 @@ fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
                     alpha_pattern: resolve::pattern("--alpha-pattern", &args.alpha_pattern, Value::as_f64)?,
                     init_lora_weights: scheme(args.init_lora_weights),
                     modules_to_save: args.modules_to_save.clone(),
+                    trainable_token_indices: args.trainable_token_indices.clone().into(),
                     ensure_weight_tying: args.ensure_weight_tying,
                     base_model_name_or_path: Some(training.base.model.clone()),
                     ..LoraConfig::new(r, lora_alpha, target_modules.clone())
@@ -213,7 +214,10 @@ fn pairs<T: Copy + Into<Value>>(entries: &[(String, T)]) -> Value {
 
 /// What a run begins with.
 fn init(args: &TrainLoraArgs, files: &ModelFiles, asked: LoraConfig) -> Result<LoraAdapter> {
-    let Some(path) = &args.training.init_adapter else { return resolve::zero_adapter(asked, &files.config) };
+    let Some(path) = &args.training.init_adapter else {
+        asked.check_tokens(&files.config)?;
+        return resolve::zero_adapter(asked, &files.config);
+    };
     let init = match Adapter::read(resolve::trained_adapter("init_adapter", path)?, &files.config)? {
         Adapter::Lora(init) => init,
         Adapter::Ia3(_) => {
@@ -230,14 +234,15 @@ fn init(args: &TrainLoraArgs, files: &ModelFiles, asked: LoraConfig) -> Result<L
     }
     let slots = |config: &LoraConfig| config.slots(files.config.family, files.config.num_hidden_layers).ok();
     let saved = |config: &LoraConfig| config.saved_modules(&files.config).ok();
-    let others =
-        saved(&asked) != saved(&init.config) || init.config.ties_head(&files.config) != asked.ties_head(&files.config);
+    let others = saved(&asked) != saved(&init.config)
+        || init.config.ties_head(&files.config) != asked.ties_head(&files.config)
+        || init.config.trainable_token_indices != asked.trainable_token_indices;
     if slots(&asked) != slots(&init.config) || asked.use_dora != init.config.use_dora || others {
         let LoraConfig { r, lora_alpha, .. } = init.config;
         log::warn!(
             "--init-adapter: goes on as it is (r {r}, lora_alpha {lora_alpha}), whatever --r, --lora-alpha, \
              --target-modules, --use-rslora, --layers-to-transform, --use-dora, --rank-pattern, --alpha-pattern, \
-             --modules-to-save and --ensure-weight-tying say"
+             --modules-to-save, --trainable-token-indices and --ensure-weight-tying say"
         );
     }
     Ok(init)
@@ -297,6 +302,9 @@ impl Job for Train<'_> {
                 "init_lora_weights": args.init_lora_weights,
                 "lora_dropout": dropout,
             });
+            if !config.trainable_token_indices.is_empty() {
+                all["trainable_token_indices"] = json!(config.trainable_token_indices);
+            }
             if !config.modules_to_save.is_empty() {
                 all["modules_to_save"] = json!(config.modules_to_save);
                 all["ensure_weight_tying"] = json!(config.ensure_weight_tying);

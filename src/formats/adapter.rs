@@ -17,6 +17,7 @@ mod modules;
 mod names;
 mod prompt;
 mod selection;
+mod tokens;
 mod weights;
 
 pub use beside::{SavedTensor, Table, TableLora, TableSlot};
@@ -26,6 +27,7 @@ pub use modules::{Module, ModuleKind};
 pub use names::{missing_level, of_images, todays_name};
 pub use prompt::{EncoderShape, EncoderState, PromptAdapter, PromptConfig, PromptKind, Reparameterization};
 pub use selection::{InitLoraWeights, LoraConfig, Modules, Slot, Slots};
+pub use tokens::TrainedTokens;
 pub use weights::open as open_weights;
 
 /// An adapter of any kind.
@@ -246,6 +248,8 @@ pub struct LoraAdapter {
     pub saved: Vec<SavedTensor>,
     /// Whether the head follows an embedding table among them, to which it is tied ([`LoraConfig::ties_head`]).
     pub ties_head: bool,
+    /// Rows of the embedding table that are trained.
+    pub tokens: Option<Box<TrainedTokens>>,
 }
 
 impl LoraAdapter {
@@ -265,6 +269,6 @@ impl LoraAdapter {
         };
         let modules = self.modules.iter().zip(start).map(doubled).collect();
         let config = LoraConfig { init_lora_weights: InitLoraWeights::True, ..self.config.doubled() };
-        Self { config, modules, tables: Vec::new(), saved: self.saved.clone(), ..*self }
+        Self { config, modules, tables: Vec::new(), saved: self.saved.clone(), tokens: self.tokens.clone(), ..*self }
     }
 }

@@ -7,6 +7,7 @@ use super::norm::Stats;
 use super::output_rows::{OutputRows, output_row};
 use super::rope::RopeTable;
 use super::table_buffers::EmbedLora;
+use super::token_site::TokenRows;
 use crate::Result;
 use crate::arch::{Mlp, ModelConfig, NormPlacement, Projection, QkNorm, Rope, RopeKind};
 use crate::backend::trace::Trace;
@@ -154,6 +155,8 @@ pub struct Activations<B: Backend> {
     pub(super) embed_lora: Option<EmbedLora<B>>,
     /// The rows of the last forward whose tokens have no gradient in an embedding table of a run's own, and as many zeros.
     pub(super) fixed_rows: Option<[B::Index; 2]>,
+    /// The rows of the last forward whose tokens are trained.
+    pub(super) token_rows: Option<TokenRows<B>>,
     /// Whether the adapters of the last forward adapt the head.
     pub(super) adapts_head: bool,
     pub(super) resid: Vec<B::Acc>,
@@ -209,6 +212,7 @@ impl<B: Backend> Activations<B> {
             embedding,
             embed_lora: EmbedLora::new(backend, config, layout, n)?,
             fixed_rows: None,
+            token_rows: None,
             adapts_head: false,
             final_norm: backend.compute(n * c)?,
             final_stats: Stats::new(backend, config, n)?,

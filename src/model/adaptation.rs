@@ -6,12 +6,13 @@ use super::Model;
 use super::activations::some;
 use super::layout::{AdaptedModule, Layout, ScaledModule, Shape, one_run};
 use super::lora_start;
+use super::token_site::TokenHead;
 use crate::arch::{ModelConfig, Projection};
 use crate::backend::ops::{Cast, LoraSite, RunRange, WeightNorm};
 use crate::backend::{AccElement, Backend};
 use crate::formats::adapter::{
     Adapter, AdapterConfig, Ia3Adapter, Ia3Config, Ia3Module, LoraAdapter, LoraConfig, LoraModule, PromptAdapter,
-    PromptConfig, PromptKind, SavedTensor, Table, TableLora,
+    PromptConfig, PromptKind, SavedTensor, Table, TableLora, TrainedTokens,
 };
 use crate::random::Rng;
 use crate::{Error, Result};
@@ -35,6 +36,8 @@ pub struct Adaptation<B: Backend> {
     /// Norms of the rows of the weights that have a magnitude `[runs, norms of a run]`, and whether they are those of the
     /// present parameters.
     norms: Option<(B::Acc, bool)>,
+    /// What a tied head computes with where rows of the embedding table are trained.
+    pub(super) token_head: Option<TokenHead<B>>,
     /// The parameters as the attention reads a prefix.
     pub(super) prefix: Option<B::Compute>,
 }
@@ -58,6 +61,7 @@ impl<B: Backend> Adaptation<B> {
             base_tables: [None, None],
             own_names: Vec::new(),
             norms,
+            token_head: None,
             prefix,
         })
     }
@@ -128,6 +132,9 @@ impl<B: Backend> Adaptation<B> {
     pub fn refresh(&mut self, backend: &mut B) {
         if let Some(prefix) = &mut self.prefix {
             backend.cast(Cast { out: prefix, x: &self.params, len: self.runs * self.layout.stride });
+        }
+        if let Some(head) = &mut self.token_head {
+            head.refresh(backend, &self.params);
         }
         if let Some((_, current)) = &mut self.norms {
             *current = false;
@@ -261,6 +268,10 @@ impl<B: Backend> Adaptation<B> {
             let found = params.copied().find(|(id, _)| id.peft_name(config) == *name);
             let (_, offset) = found.ok_or_else(|| Error::argument(name, "no weight of its own", "one"))?;
             values[offset..].iter_mut().zip(own).for_each(|(v, x)| *v = B::Element::from_f64(f64::from(*x)));
+        }
+        if let (Some(site), Some(tokens)) = (&self.layout.tokens, &adapter.tokens) {
+            let own = values[site.elements()].iter_mut().zip(&tokens.rows);
+            own.for_each(|(v, x)| *v = B::Element::from_f64(f64::from(*x)));
         }
         for module in &adapter.modules {
             let ours = shape.modules().find(|ours| ours.is(module.layer, module.target));
@@ -402,7 +413,12 @@ impl<B: Backend> Adaptation<B> {
         let Layout { family, head_dim, .. } = self.layout;
         let modules = modules.collect();
         let ties_head = self.layout.weights.as_ref().is_some_and(|own| own.ties_head);
-        let adapter = LoraAdapter { config: config.clone(), family, head_dim, modules, tables, saved, ties_head };
+        let tokens = self.layout.tokens.as_ref().map(|site| {
+            let elements = site.elements();
+            Box::new(TrainedTokens { ids: site.ids.clone(), rows: matrix(elements.start, elements.len()) })
+        });
+        let config = config.clone();
+        let adapter = LoraAdapter { config, family, head_dim, modules, tables, saved, ties_head, tokens };
         Ok(if self.start.is_empty() { adapter } else { adapter.since(&self.start) })
     }
 

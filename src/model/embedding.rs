@@ -34,6 +34,7 @@ impl<B: Backend> Model<B> {
         let scale = config.embed_scale;
         backend.embed_fwd(EmbedFwd { out: &mut *embedded, pack, table, prompt, width, scale });
         self.adapt_embedding(backend, acts.embed_lora.as_mut(), embedded, input)?;
+        acts.token_rows = self.place_tokens(backend, embedded, input)?;
         acts.fixed_rows = self.fixed_rows(backend, input)?;
         if let Some(EmbedNoise { values, rows }) = &input.noise {
             backend.scatter_add(ScatterAdd { d_x: &mut *embedded, d_out: values, rows, width });
@@ -121,6 +122,7 @@ impl<B: Backend> Model<B> {
             backend.embed_bwd_prompt(EmbedBwdPrompt { d_prompt: &mut **d_params, d_out, pack, site, width });
         }
         self.embed_lora_backward(backend, acts.embed_lora.as_ref(), grads, input, request);
+        self.tokens_backward(backend, acts.token_rows.as_ref(), grads, input, request);
         if let (Some([rows, value_rows]), Some(adaptation)) = (&acts.fixed_rows, input.adaptation) {
             let (d_x, values, map) =
                 (TensorMut::Acc(grads.d_embed_mut()), &adaptation.params, EditMap { keep: 0.0, along: 0.0 });

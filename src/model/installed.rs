@@ -3,6 +3,7 @@
 use super::Model;
 use super::adaptation::Adaptation;
 use super::param_id::ParamId;
+use super::token_site::TokenHead;
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::ops::RefreshWeight;
@@ -14,19 +15,24 @@ impl<B: Backend> Adaptation<B> {
     /// # Errors
     /// As [`Adaptation::of_adapter`].
     pub fn applied(backend: &mut B, model: &mut Model<B>, adapter: &Adapter) -> Result<Self> {
-        let adaptation = Self::of_adapter(backend, model, adapter)?;
+        let mut adaptation = Self::of_adapter(backend, model, adapter)?;
         adaptation.install(backend, model)?;
         Ok(adaptation)
     }
 
-    /// Puts the weights that it has of its own in the place of the model's; nothing where there are none.
+    /// Puts the weights that it has of its own in the place of the model's, and prepares trained rows of the embedding table;
+    /// nothing where there are none.
     ///
     /// # Errors
     /// If the device has no memory for them.
     ///
     /// # Panics
     /// If the model has another adapter's.
-    pub fn install(&self, backend: &mut B, model: &mut Model<B>) -> Result<()> {
+    pub fn install(&mut self, backend: &mut B, model: &mut Model<B>) -> Result<()> {
+        if let Some(tokens) = &self.layout.tokens {
+            self.token_head = TokenHead::new(backend, &model.weights.embed, tokens)?;
+            self.refresh(backend);
+        }
         let Some(own_weights) = &self.layout.weights else { return Ok(()) };
         assert!(!model.weights.owned, "install: the model has an adapter's weights");
         for &(id, offset) in own_weights.layout.params() {

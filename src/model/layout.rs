@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::own_weights::OwnWeights;
+use super::token_site::TokenSite;
 use crate::arch::{Family, ModelConfig, Projection};
 use crate::backend::ops::{LoraSite, NormSite, PromptSite, RunRange, ScaleSite};
 use crate::formats::adapter::{Ia3Adapter, Ia3Module, LoraAdapter, Table, TableLora};
@@ -42,6 +43,8 @@ pub struct Layout {
     pub prefix: Option<PromptSite>,
     /// Weights of its own that a run has, behind its adapters; such a layout is of one run.
     pub(super) weights: Option<OwnWeights>,
+    /// Rows of the embedding table that a run trains, behind those; such a layout is of one run.
+    pub tokens: Option<TokenSite>,
     /// Width of a row of the soft prompt, E.
     pub width: usize,
     /// Width of a layer's keys, K D.
@@ -311,6 +314,8 @@ impl Layout {
         let mut layout = Self { shapes: vec![shape], ..Self::empty(config) }.with_stride();
         layout.weights = OwnWeights::new(config, adapter, layout.stride)?;
         layout.stride += layout.weights.as_ref().map_or(0, |own| own.layout.total);
+        layout.tokens = adapter.tokens.as_ref().map(|tokens| TokenSite::new(config, tokens, layout.stride));
+        layout.stride = layout.tokens.as_ref().map_or(layout.stride, TokenSite::end);
         Ok(layout.with_stride())
     }
 
@@ -383,6 +388,7 @@ impl Layout {
             prompt: None,
             prefix: None,
             weights: None,
+            tokens: None,
             width: config.embed_size,
             kv_width: config.kv_width(),
             family: config.family,
@@ -415,6 +421,11 @@ impl Layout {
     /// The weights that a run has of its own.
     pub fn own_weights(&self) -> Option<&OwnWeights> {
         self.weights.as_ref()
+    }
+
+    /// The LoRA of the head, or that which stands for trained rows of a tied one ([`TokenSite::tied`]).
+    pub fn head(&self) -> Option<LoraSite> {
+        self.table(Table::Head).or_else(|| self.tokens.as_ref().and_then(TokenSite::head))
     }
 
     /// The LoRA of a table of tokens; such a layout is of one run.
@@ -521,7 +532,7 @@ impl Layout {
     /// The first layer whose input an adapter or a weight of a run's own may change, or that holds an adapter: the backward need
     /// go no further down.
     pub fn lowest(&self) -> Option<usize> {
-        if self.table(Table::Embed).is_some() || self.weights.is_some() {
+        if self.table(Table::Embed).is_some() || self.weights.is_some() || self.tokens.is_some() {
             return Some(0);
         }
         let adapts = |layer: &usize| Projection::ALL.iter().any(|&target| self.adapts(*layer, target));
@@ -529,10 +540,13 @@ impl Layout {
     }
 }
 
-/// Refuses several runs of what only one run can have: adapters of tables of tokens, and weights of its own.
+/// Refuses several runs of what only one run can have: adapters of tables of tokens, weights of its own, and trained rows.
 pub(super) fn one_run(config: &ModelConfig, adapter: &LoraAdapter, runs: usize) -> Result<()> {
     if runs > 1 && !adapter.saved.is_empty() {
         return Err(Error::argument("modules_to_save", "one run beside it", format!("{runs} runs")));
+    }
+    if runs > 1 && adapter.tokens.is_some() {
+        return Err(Error::argument("trainable_token_indices", "one run beside it", format!("{runs} runs")));
     }
     match adapter.tables.first().filter(|_| runs > 1) {
         None => Ok(()),

@@ -8,7 +8,7 @@ use super::merge;
 use super::own_weights::saved_tensors;
 use super::param_id::{ParamId, Source};
 use crate::backend::AccElement;
-use crate::formats::adapter::{InitLoraWeights, LoraAdapter, LoraModule, Table, TableLora};
+use crate::formats::adapter::{InitLoraWeights, LoraAdapter, LoraConfig, LoraModule, Table, TableLora, TrainedTokens};
 use crate::formats::safetensors::Checkpoint;
 use crate::measures::singular::leading;
 use crate::random::Rng;
@@ -55,7 +55,22 @@ pub fn start(adapter: &mut LoraAdapter, source: &Source, seed: u64) -> Result<()
         }
     }
     adapter.saved = saved_tensors(source, &adapter.config.saved_modules(&source.config)?)?;
+    adapter.tokens = tokens(&adapter.config, source)?.map(Box::new);
     tables(adapter, source, &mut rng)
+}
+
+/// The base model's rows of the tokens that are trained.
+fn tokens(config: &LoraConfig, source: &Source) -> Result<Option<TrainedTokens>> {
+    let (ids, width) = (&config.trainable_token_indices, source.config.embed_size);
+    if ids.is_empty() {
+        return Ok(None);
+    }
+    let table = source.view(ParamId::Embed)?.to_f32().map_err(Error::file(source.checkpoint().path()))?;
+    let rows: Vec<f32> = ids.iter().flat_map(|&id| &table[id as usize * width..][..width]).copied().collect();
+    match rows.iter().position(|x| !x.is_finite()) {
+        None => Ok(Some(TrainedTokens { ids: ids.to_vec(), rows })),
+        Some(at) => Err(Error::argument("trainable_token_indices", "rows of finite numbers", ids[at / width])),
+    }
 }
 
 /// The same for the tables of tokens; with the base weights where PEFT saves them.

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use super::param_id::{ParamId, Source};
 use crate::arch::{self, ModelConfig};
-use crate::formats::adapter::{Adapter, LoraAdapter, LoraModule, Table, TableLora};
+use crate::formats::adapter::{Adapter, LoraAdapter, LoraModule, Table, TableLora, TrainedTokens};
 use crate::formats::safetensors::{Bytes, Dtype, TensorFile, TensorSpec, TensorView};
 use crate::{Error, Result};
 
@@ -53,6 +53,7 @@ pub fn write(source: &Source, adapter: &Adapter, dtype: Option<arch::Dtype>, pat
         match changes.get(&view.name) {
             Some(Change::Lora(lora, module)) => file.append(&view.name, &merged(source, lora, module, dtype)?.data)?,
             Some(Change::Whole(values)) => file.append(&view.name, &encode(&view.name, values, dtype)?)?,
+            Some(Change::Rows(tokens)) => file.append(&view.name, &replaced(source, &view, tokens, dtype)?)?,
             Some(Change::Table(table)) => file.append(&view.name, &added(source, &view, table, dtype)?)?,
             Some(Change::Factors(factors)) => file.append(&view.name, &multiplied(source, &view, factors, dtype)?)?,
             None if dtype == view.dtype => {
@@ -81,6 +82,8 @@ enum Change<'a> {
     Table(&'a TableLora),
     /// It is another's altogether.
     Whole(&'a [f32]),
+    /// Some rows are.
+    Rows(&'a TrainedTokens),
     Lora(&'a LoraAdapter, &'a LoraModule),
     Factors(Factors<'a>),
 }
@@ -108,6 +111,12 @@ fn changes<'a>(source: &Source, adapter: &'a Adapter) -> Result<BTreeMap<String,
                 changes.insert(source.own_name(id), Change::Whole(&tensor.values));
                 if id == ParamId::Embed && lora.ties_head {
                     changes.insert(source.own_name(ParamId::Head), Change::Whole(&tensor.values));
+                }
+            }
+            if let Some(tokens) = lora.tokens.as_deref() {
+                changes.insert(source.own_name(ParamId::Embed), Change::Rows(tokens));
+                if source.config.tie_word_embeddings {
+                    changes.insert(source.own_name(ParamId::Head), Change::Rows(tokens));
                 }
             }
             for table in &lora.tables {
@@ -144,6 +153,24 @@ fn multiplied(source: &Source, view: &TensorView, factors: &Factors, dtype: Dtyp
     }
     let mut values = view.to_f32().map_err(error)?;
     values.par_iter_mut().enumerate().for_each(|(i, x)| *x *= factor(i));
+    encode(&view.name, &values, dtype)
+}
+
+/// A table of tokens with some of its rows an adapter's own, in `dtype`.
+fn replaced(source: &Source, view: &TensorView, tokens: &TrainedTokens, dtype: Dtype) -> Result<Vec<u8>> {
+    let error = Error::file(source.checkpoint().path());
+    let rows = || tokens.ids.iter().zip(tokens.rows.chunks_exact(source.config.embed_size));
+    if (view.dtype, dtype) == (Dtype::F64, Dtype::F64) {
+        let mut values = view.as_slice::<f64>().map_err(error)?.to_vec();
+        rows().for_each(|(&id, row)| {
+            let to = values[id as usize * row.len()..].iter_mut().zip(row);
+            to.for_each(|(v, x)| *v = f64::from(*x));
+        });
+        finite(&view.name, values.iter().copied())?;
+        return Ok(bytemuck::cast_slice(&values).to_vec());
+    }
+    let mut values = view.to_f32().map_err(error)?;
+    rows().for_each(|(&id, row)| values[id as usize * row.len()..][..row.len()].copy_from_slice(row));
     encode(&view.name, &values, dtype)
 }
 

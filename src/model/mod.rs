@@ -47,6 +47,8 @@ mod search;
 mod table_buffers;
 mod tables;
 mod taps;
+pub mod token_site;
+mod tokens;
 mod unembedding;
 pub mod weights;
 

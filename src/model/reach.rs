@@ -56,7 +56,10 @@ impl Layout {
         let modules = shape.modules().map(|module| (module.layer, module.target));
         let vectors = shape.vectors().map(|vector| (vector.layer, vector.target));
         // All that is computed depends on the table of what comes in; on the head the logits alone.
-        if shape.table(Table::Embed).is_some() || shape.table(Table::Head).is_some() && hook.0 == Site::Logits {
+        if self.tokens.is_some()
+            || shape.table(Table::Embed).is_some()
+            || shape.table(Table::Head).is_some() && hook.0 == Site::Logits
+        {
             return true;
         }
         let by_rows = config.reaches((0, Projection::O), hook) || hook == (Site::Z, 0);

@@ -1,7 +1,9 @@
 //! What the LoRA of the tables of tokens saves, and what it computes with (`tables`).
 
+use super::activations::some;
 use super::layout::Layout;
 use super::output_rows::logit_rows;
+use super::token_site::TokenSite;
 use crate::Result;
 use crate::arch::{Family, ModelConfig};
 use crate::backend::ops::LoraSite;
@@ -87,7 +89,7 @@ pub(super) struct HeadLora<B: Backend> {
 impl<B: Backend> HeadLora<B> {
     /// For `rows` rows; none where the head has no LoRA.
     pub fn new(backend: &mut B, config: &ModelConfig, layout: Option<&Layout>, rows: usize) -> Result<Option<Self>> {
-        let Some(site) = layout.and_then(|layout| layout.table(Table::Head)) else { return Ok(None) };
+        let Some(site) = layout.and_then(Layout::head) else { return Ok(None) };
         Ok(Some(Self { xa: backend.acc(rows * site.rank)?, delta: backend.acc(rows * config.vocab_size)? }))
     }
 }
@@ -96,6 +98,8 @@ impl<B: Backend> HeadLora<B> {
 pub(super) struct TableGradients<B: Backend> {
     pub embed: Option<EmbedGradients<B>>,
     pub head: Option<HeadGradients<B>>,
+    /// Of embedded rows whose tokens are trained `[N, E]`.
+    pub tokens: Option<B::Acc>,
 }
 
 /// Of the embedding table's.
@@ -121,6 +125,8 @@ pub(super) struct HeadGradients<B: Backend> {
     pub d_x: B::Acc,
     /// [`ONE_HOT_LOGIT`] `[part]`.
     pub certain: B::Acc,
+    /// Of the LoRA that stands for trained rows of a tied head.
+    pub d_tokens: Option<B::Acc>,
 }
 
 impl<B: Backend> TableGradients<B> {
@@ -150,9 +156,14 @@ impl<B: Backend> TableGradients<B> {
                     d_logits: backend.compute(part * config.vocab_size)?,
                     d_x: backend.acc(part * config.embed_size)?,
                     certain,
+                    d_tokens: match layout.tokens.as_ref().and_then(TokenSite::head) {
+                        Some(site) => Some(backend.acc(site.stride)?),
+                        None => None,
+                    },
                 })
             }
         };
-        Ok((embed.is_some() || head.is_some()).then_some(Self { embed, head }))
+        let tokens = some(layout.tokens.is_some(), || backend.acc(rows * config.embed_size))?;
+        Ok((embed.is_some() || head.is_some() || tokens.is_some()).then_some(Self { embed, head, tokens }))
     }
 }

@@ -12,6 +12,7 @@ use super::input::Input;
 use super::logit_buffers::LogitBuffers;
 use super::output_rows::logit_rows;
 use super::table_buffers::{EmbedGradients, EmbedLora, EmbedRows, HeadGradients, HeadLora, TableGradients};
+use super::token_site::TokenHead;
 use crate::Result;
 use crate::arch::{ModelConfig, Projection};
 use crate::backend::Backend;
@@ -39,14 +40,14 @@ impl<'a, B: Backend> Input<'a, B> {
         self.dropout.map(|plan| Dropout { p: plan.p, seeds: plan.seeds, site, keys })
     }
 
-    /// Whether the embedding table is adapted.
+    /// Whether the embedding table is adapted, or rows of it are trained.
     pub(super) fn adapts_embedding(&self) -> bool {
-        self.table(Table::Embed).is_some()
+        self.table(Table::Embed).is_some() || self.tokens().is_some()
     }
 
-    /// Whether the head is adapted.
+    /// Whether the head is adapted, or rows of it are trained.
     pub(super) fn adapts_head(&self) -> bool {
-        self.table(Table::Head).is_some()
+        self.adaptation.is_some_and(|adaptation| adaptation.layout.head().is_some())
     }
 }
 
@@ -113,7 +114,7 @@ impl<B: Backend> Model<B> {
     /// Adds what the head's LoRA makes of rows to their logits.
     fn adapt_logits(
         backend: &mut B,
-        (Adaptation { params, .. }, site): (&Adaptation<B>, LoraSite),
+        (params, site): (&B::Acc, LoraSite),
         HeadRows { x, pack: RowPack { device: pack, all, .. }, dropout }: HeadRows<'_, B>,
         HeadLora { xa, delta }: &mut HeadLora<B>,
         logits: &mut B::Acc,
@@ -132,7 +133,7 @@ impl<B: Backend> Model<B> {
         buffers: &mut LogitBuffers<B>,
         gathered: Option<&B::Compute>,
     ) -> Result<()> {
-        let Some(head) = input.table(Table::Head) else { return Ok(()) };
+        let Some(head) = input.head() else { return Ok(()) };
         let runs: Vec<Option<usize>> = rows.iter().map(|&row| input.pack.run_of(row)).collect();
         let pack = RowPack::new(backend, &runs)?;
         let LogitBuffers { x, projected, logits, lora } = buffers;
@@ -156,14 +157,20 @@ impl<B: Backend> Model<B> {
         input: &Input<'_, B>,
         request: &mut GradientRequest<'_, B>,
     ) {
-        let (adaptation, site) = input.table(Table::Head).expect("loss: labels of an adapted head");
+        let (params, site) = input.head().expect("loss: labels of an adapted head");
         let mut tables = grads.tables.take().expect("backward: the scratch was planned with this layout");
         let scratch = tables.head.as_mut().expect("backward: the scratch was planned with this layout");
         let d_params = request.d_params.as_deref_mut();
         let d_params = d_params.expect("backward: adapters went in, their gradients have no buffer");
-        let HeadGradients { x, logits, lora, d_logits, d_x, certain } = scratch;
-        let (config, params) = (&self.config, &adaptation.params);
-        let (width, vocab) = (config.embed_size, config.vocab_size);
+        let HeadGradients { x, logits, lora, d_logits, d_x, certain, d_tokens } = scratch;
+        let (width, vocab) = (self.config.embed_size, self.config.vocab_size);
+        let d_lora = match d_tokens {
+            None => &mut *d_params,
+            Some(d_tokens) => {
+                backend.zero(Zero { x: &mut *d_tokens });
+                &mut *d_tokens
+            }
+        };
         let (all_d_x, all_x) = match &mut grads.projected {
             Some(projected) => (&mut projected.d_x, &projected.x),
             None => (&mut grads.d_label_x, &grads.label_x),
@@ -180,7 +187,7 @@ impl<B: Backend> Model<B> {
             let weight = self.weights.head();
             backend.logits_fwd(LogitsFwd { logits: &mut *logits, x, head: weight, dims, softcap: None });
             let dropout = input.table_dropout(&keys[first.min(keys.len())..]);
-            Self::adapt_logits(backend, (adaptation, site), HeadRows { x, pack, dropout }, lora, logits);
+            Self::adapt_logits(backend, (params, site), HeadRows { x, pack, dropout }, lora, logits);
             // Cross-entropy is the divergence from a distribution that is certain of the label.
             let HeadLora { xa, delta: teacher } = &mut *lora;
             backend.zero(Zero { x: &mut *teacher });
@@ -205,7 +212,7 @@ impl<B: Backend> Model<B> {
                 accumulate: false,
             });
             backend.lora_bwd(LoraBwd {
-                d_params: &mut *d_params,
+                d_params: &mut *d_lora,
                 d_x: Some(&mut *d_x),
                 d_y: d_logits,
                 xa,
@@ -216,6 +223,11 @@ impl<B: Backend> Model<B> {
                 dropout,
             });
             backend.scatter_add(ScatterAdd { d_x: &mut *all_d_x, d_out: d_x, rows: label_rows, width });
+        }
+        if let (Some(d_out), Some(Adaptation { token_head: Some(TokenHead { rows, .. }), .. })) =
+            (d_tokens, input.adaptation)
+        {
+            backend.scatter_add(ScatterAdd { d_x: d_params, d_out, rows, width });
         }
         grads.tables = Some(tables);
     }

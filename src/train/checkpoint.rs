@@ -313,6 +313,9 @@ impl<B: Backend> Trainer<B> {
                     parts.insert(name, format!("vector of {what} (IA3)").into());
                 }
             }
+            if let Some(tokens) = &adaptation.layout.tokens {
+                parts.insert("trainable_token_indices".into(), json!(tokens.ids));
+            }
             if let Some(own) = adaptation.layout.own_weights() {
                 parts.insert("modules_to_save".into(), json!(own.layout.names(adaptation.layout.family)));
                 parts.insert("ensure_weight_tying".into(), json!(own.ties_head));

@@ -5,7 +5,6 @@ use super::trainable::Trainable;
 use super::trainer::{Run, Trainer, TrainerOptions, packing};
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
-use crate::formats::adapter::Table;
 use crate::model::{LogitLosses, Model, PassTeacher, StateLosses};
 use crate::{Error, Result};
 
@@ -25,7 +24,7 @@ impl<B: Backend> Trainer<B> {
             let expected = "ce, where weights of the base model, which is the teacher, are replaced";
             return Err(Error::argument("objective", expected, "a teacher"));
         }
-        if objective.logits > 0.0 && self.trainable.layout().is_some_and(|layout| layout.table(Table::Head).is_some()) {
+        if objective.logits > 0.0 && self.trainable.layout().is_some_and(|layout| layout.head().is_some()) {
             let expected = "ce or activations, where the head is adapted";
             return Err(Error::argument("objective", expected, "one of distributions"));
         }

@@ -1,6 +1,7 @@
 //! What a training changes: adapters, what makes them, or the base's own weights.
 
 use crate::backend::Backend;
+use crate::model::token_site::TokenSite;
 use crate::model::{Adaptation, Encoder, FullTuning, Layout, Model};
 
 /// What is trained, and how the model reads it.
@@ -61,7 +62,8 @@ impl<B: Backend> Trainable<B> {
             Self::Reparameterized(encoder) => self.materialized() * element_sizes.0 + encoder.bytes(element_sizes),
             Self::Adapters(adaptation) => {
                 let own = adaptation.layout.own_weights().map_or(0, |own| own.layout.total);
-                adaptation.runs * adaptation.layout.norms * element_sizes.0 + own * element_sizes.1
+                let tokens = adaptation.layout.tokens.as_ref().map_or(0, TokenSite::materialized);
+                (adaptation.runs * adaptation.layout.norms + tokens) * element_sizes.0 + own * element_sizes.1
             }
             Self::Weights(_) => 0,
         }

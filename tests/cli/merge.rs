@@ -84,6 +84,9 @@ fn merge_of_every_variant_has_the_logits_of_peft() {
         "saved_gpt2",
         "saved_head_gpt2",
         "saved_tied",
+        "tokens",
+        "tokens_gpt2",
+        "tokens_tied",
     ] {
         let dir = crate::support::temp();
         let (d, of_peft) = (dir.path(), golden("peft_variants").join(case));

@@ -204,6 +204,60 @@ fn modules_that_are_trained_whole_start_at_the_base_model_and_are_the_same_resum
     assert!(!d.join("no").exists());
 }
 
+/// Rows of the embedding table begin as the base model's; resumed, continued, captured and merged they are the same, and the other
+/// rows are what they were.
+#[test]
+fn rows_of_trained_tokens_start_at_the_base_model_and_are_the_same_resumed_and_merged() {
+    let dir = place();
+    let d = dir.path();
+    let train = format!("{TRAIN} --trainable-token-indices 104,5,101 --learning-rate");
+    line(d, &format!("{train} 0 --out {{}}/still")).ok();
+    assert_eq!(config(&d.join("still"))["trainable_token_indices"], json!([104, 5, 101]));
+    let logits = |more: &str, out: &str| {
+        let capture = "capture --input {}/texts.jsonl --sites logits --tokens all --device cpu";
+        line(d, &format!("{capture} {more} --out {{}}/{out}")).ok();
+        tensor(&d.join(out).join("activations.safetensors"), "logits").1
+    };
+    let (plain, still) =
+        (logits("--model {}/model", "plain"), logits("--model {}/model --adapter {}/still", "at-first"));
+    assert!(plain == still, "copies change nothing");
+    line(d, &format!("{train} 0.05 --save-steps 2 --out {{}}/whole")).ok();
+    line(d, &format!("{train} 0.05 --out {{}}/resumed --resume-from-checkpoint {{}}/whole/checkpoint-2")).ok();
+    line(d, &format!("{train} 0 --out {{}}/further --init-adapter {{}}/whole")).ok();
+    let weights = |path: &str| std::fs::read(d.join(path).join("adapter_model.safetensors")).expect("weights");
+    assert!(weights("whole") == weights("resumed"), "resumed");
+    assert!(weights("whole") == weights("further"), "goes on from what was written");
+    let name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+    let (shape, rows) = tensor(&d.join("whole/adapter_model.safetensors"), name);
+    assert_eq!(shape, [3, 24]);
+    let tuned = logits("--model {}/model --adapter {}/whole", "tuned");
+    line(d, "merge --model {}/model --adapter {}/whole --out {}/merged").ok();
+    let table = |model: &str| tensor(&d.join(model).join("model.safetensors"), "model.embed_tokens.weight").1;
+    let (before, after) = (table("model"), table("merged"));
+    for (id, (before, after)) in before.chunks(24).zip(after.chunks(24)).enumerate() {
+        match [104, 5, 101].iter().position(|&token| token == id) {
+            Some(i) => assert!(after == &rows[24 * i..][..24], "{id} is not the trained row"),
+            None => assert!(before == after, "{id}"),
+        }
+    }
+    let merged = logits("--model {}/merged", "of-merged");
+    let largest = tuned.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / largest;
+    assert!(apart(&plain, &tuned) > 1e-3 && apart(&tuned, &merged) <= 1e-5, "{:.1e}", apart(&tuned, &merged));
+    for (more, expected) in [
+        ("5 --r 1,3", "trainable-token-indices: expected one run beside it, found 2 runs"),
+        ("5,272", "trainable-token-indices: expected tokens below 272, found 272"),
+        ("5,5", "trainable-token-indices: expected tokens that are named once, found 5 twice"),
+        ("5 --modules-to-save embed_tokens", "expected none, where model.embed_tokens is adapted or trained whole"),
+        ("5 --peft-type ia3", "trainable-token-indices: expected no setting of a LoRA beside --peft-type ia3"),
+    ] {
+        let train = TRAIN.replace(" --r 2", "");
+        let error = line(d, &format!("{train} --trainable-token-indices {more} --out {{}}/no")).refused();
+        assert!(error.contains(expected), "{more}: {error}");
+    }
+    assert!(!d.join("no").exists());
+}
+
 #[test]
 fn ranks_and_alphas_by_pattern_are_written_as_peft_has_them() {
     let dir = place();

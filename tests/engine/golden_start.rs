@@ -80,6 +80,7 @@ fn zeros(config: LoraConfig, model: &ModelConfig) -> LoraAdapter {
         tables: Vec::new(),
         saved: Vec::new(),
         ties_head: false,
+        tokens: None,
     }
 }
 

@@ -120,6 +120,13 @@ fn modules_that_are_trained_whole_are_pefts() {
 }
 
 #[test]
+fn rows_of_trained_tokens_are_pefts() {
+    check("tokens", NORM);
+    check("tokens_gpt2", NORM);
+    check("tokens_tied", NORM);
+}
+
+#[test]
 fn ia3_is_pefts() {
     check("ia3", NORM);
     check("ia3_gpt2", NORM);
@@ -127,7 +134,7 @@ fn ia3_is_pefts() {
 
 #[test]
 fn variants_limits_see_small_mistakes() {
-    let mistakes: [(&str, &str, Mistake, &[&str]); 6] = [
+    let mistakes: [(&str, &str, Mistake, &[&str]); 7] = [
         (
             "dora",
             "no weight decay",
@@ -181,6 +188,18 @@ fn variants_limits_see_small_mistakes() {
                 start: |adapter| {
                     let Adapter::Lora(lora) = adapter else { panic!("a LoRA") };
                     lora.saved[0].values.iter_mut().for_each(|x| *x = half::bf16::from_f32(*x).to_f32());
+                },
+                ..NONE
+            },
+            &["loss", "tensors, of peft's own distance from f64"],
+        ),
+        (
+            "tokens_gpt2",
+            "rows of two tokens exchanged",
+            Mistake {
+                start: |adapter| {
+                    let Adapter::Lora(lora) = adapter else { panic!("a LoRA") };
+                    lora.tokens.as_mut().expect("tokens").ids.swap(0, 2);
                 },
                 ..NONE
             },

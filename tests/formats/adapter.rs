@@ -176,6 +176,7 @@ fn small(dir: &Path, patch: &Value) -> ModelConfig {
         tables: Vec::new(),
         saved: Vec::new(),
         ties_head: false,
+        tokens: None,
     }
     .write(dir)
     .expect("writes");
@@ -282,6 +283,12 @@ fn fields_that_peft_acts_on_are_refused_by_name() {
         (json!({"target_parameters": ["mlp.up_proj.weight"]}), "target_parameters"),
         (json!({"task_type": "NONSENSE"}), "task_type"),
         (json!({"trainable_token_indices": []}), "trainable_token_indices"),
+        (json!({"trainable_token_indices": [3, 3]}), "trainable_token_indices"),
+        (json!({"trainable_token_indices": [1_000_000]}), "trainable_token_indices"),
+        (json!({"trainable_token_indices": [-1]}), "trainable_token_indices"),
+        (json!({"trainable_token_indices": {"lm_head": [1]}}), "trainable_token_indices"),
+        (json!({"trainable_token_indices": {"embed_tokens": [1], "lm_head": [1]}}), "trainable_token_indices"),
+        (json!({"trainable_token_indices": [1], "modules_to_save": ["embed_tokens"]}), "embed_tokens"),
         (json!({"use_bdlora": {"nblocks": 2}}), "use_bdlora"),
         (json!({"velora_config": {}}), "velora_config"),
     ] {
@@ -295,6 +302,7 @@ fn fields_that_peft_acts_on_are_refused_by_name() {
         (json!({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}), "model.embed_tokens.lora_embedding_A"),
         (json!({"target_modules": ["q_proj", "v_proj", "lm_head"]}), "lm_head.lora_A.weight"),
         (json!({"modules_to_save": ["model.norm"]}), "model.norm.weight"),
+        (json!({"trainable_token_indices": [2]}), "model.embed_tokens.token_adapter.trainable_tokens_delta"),
     ] {
         let dir = temp();
         let model = small(dir.path(), &patch);

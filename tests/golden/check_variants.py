@@ -32,6 +32,7 @@ KINDS = {
     "norms-to-save": lambda model: LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=SOME[model], modules_to_save=NORMS[model]),
     # Tied where the model is and peft knows its table by name.
     "table-to-save": lambda model: LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=SOME[model], modules_to_save=TABLES[model][:1], ensure_weight_tying=model == "llama"),
+    "tokens": lambda model: LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=SOME[model], trainable_token_indices=[9, 3, 17, 20]),
     "ia3": lambda model: IA3Config(task_type="CAUSAL_LM"),
 }
 

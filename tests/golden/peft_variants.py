@@ -36,6 +36,10 @@ CASES = {
     "saved_gpt2": dict(model="gpt2", seed=20, target_modules=["c_attn"], modules_to_save=["wte", "ln_f", "h.1.ln_2"]),
     "saved_head_gpt2": dict(model="gpt2", seed=21, target_modules=["c_attn"], modules_to_save=["lm_head", "wpe"], learning_rate=5e-3),
     "saved_tied": dict(model="qwen2", seed=22, target_modules=["q_proj"], modules_to_save=["lm_head"], ensure_weight_tying=True, learning_rate=5e-3),
+    # Rows of the embedding table: of an untied model and of tied ones.
+    "tokens": dict(model="tiny", seed=24, target_modules=["q_proj"], trainable_token_indices=[11, 3, 17], schedule="linear", warmup=2, weight_decay=0.1, max_grad_norm=0.5),
+    "tokens_gpt2": dict(model="gpt2", seed=25, target_modules=["c_attn"], trainable_token_indices=[18, 2, 9], ratio=4.0, learning_rate=5e-3, weight_decay=0.1),
+    "tokens_tied": dict(model="qwen2", seed=26, target_modules=["v_proj"], trainable_token_indices={"embed_tokens": [7, 30]}, modules_to_save=["norm"], learning_rate=5e-3),
     "embed_gpt2": dict(model="gpt2", seed=18, target_modules=["wte"]),
 }
 OWN = {"kind", "model", "seed", "ratio", "schedule", "warmup", "weight_decay", "max_grad_norm", "learning_rate", "batch_size", "accumulation"}

@@ -79,7 +79,16 @@ pub fn adapter_of_tables(model: &ModelConfig) -> LoraAdapter {
     let slots = config.slots(model.family, model.num_hidden_layers).expect("modules of the model");
     let tables = slots.tables.into_iter().map(|slot| TableLora::zeros(slot, model)).collect();
     let (family, head_dim) = (model.family, model.head_dim);
-    LoraAdapter { config, family, head_dim, modules: Vec::new(), tables, saved: Vec::new(), ties_head: false }
+    LoraAdapter {
+        config,
+        family,
+        head_dim,
+        modules: Vec::new(),
+        tables,
+        saved: Vec::new(),
+        ties_head: false,
+        tokens: None,
+    }
 }
 
 /// A trainer of adapters whose starts and orders have the runs' seeds.

@@ -154,6 +154,11 @@ pub struct TrainLoraArgs {
     #[arg(long, value_name = "MODULES", value_delimiter = ',', help_heading = "LoRA")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub modules_to_save: Vec<String>,
+    /// Tokens whose rows of the embedding table are trained beside the adapter, those of a tied output layer too, such as 5,9; for
+    /// one run.
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', help_heading = "LoRA")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trainable_token_indices: Vec<u32>,
     /// Keep a tied output layer tied to an embedding table of --modules-to-save; without it each goes its own way.
     #[arg(long, requires = "modules_to_save", help_heading = "LoRA")]
     #[serde(skip_serializing_if = "is_false")]

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::selection::{InitLoraWeights, LoraConfig, MAX_RANK, Modules};
-use super::{Adapter, fields};
+use super::{Adapter, fields, tokens};
 use crate::Result;
 use crate::arch::Family;
 use crate::formats::json::{self, Fields, show};
@@ -33,7 +33,7 @@ impl LoraConfig {
         }
         fields::LORA.check(&f)?;
         check_values(&f, family)?;
-        Self::of_fields(&f)
+        Self::of_fields(&f, family)
     }
 
     /// The configuration as PEFT would take it: silently filled up, and without what is not a choice of modules.
@@ -41,7 +41,7 @@ impl LoraConfig {
     /// # Errors
     /// A field of another type.
     pub fn as_peft_takes_it(path: &Path, config: &Value, family: Family) -> Result<Self> {
-        const CHOICES: [&str; 11] = [
+        const CHOICES: [&str; 12] = [
             "r",
             "lora_alpha",
             "target_modules",
@@ -53,6 +53,7 @@ impl LoraConfig {
             "use_rslora",
             "use_dora",
             "modules_to_save",
+            "trainable_token_indices",
         ];
         let defaults =
             Modules::List(family.default_modules().iter().map(|&t| family.short_name(t).to_owned()).collect());
@@ -66,10 +67,10 @@ impl LoraConfig {
             let value = config.get(key).filter(|value| !value.is_null()).cloned();
             map.insert(key.to_owned(), value.unwrap_or(default));
         }
-        Self::of_fields(&Fields::new(path, &Value::Object(map))?)
+        Self::of_fields(&Fields::new(path, &Value::Object(map))?, family)
     }
 
-    fn of_fields(f: &Fields) -> Result<Self> {
+    fn of_fields(f: &Fields, family: Family) -> Result<Self> {
         // PEFT takes a negative one for none.
         let dropout = f.f64("lora_dropout")?.unwrap_or(0.0).max(0.0);
         if dropout > 1.0 {
@@ -111,6 +112,7 @@ impl LoraConfig {
             init_lora_weights: InitLoraWeights::of(f.get("init_lora_weights")),
             modules_to_save: list(f, "modules_to_save", "module names", |v| v.as_str().map(String::from))?
                 .unwrap_or_default(),
+            trainable_token_indices: tokens::of_fields(f, family)?.into(),
             ensure_weight_tying: f.bool("ensure_weight_tying")?.unwrap_or(false),
             base_model_name_or_path: f.str("base_model_name_or_path")?.map(String::from),
         })
@@ -155,6 +157,9 @@ impl LoraConfig {
         }
         if self.use_dora {
             put("use_dora", json!(true));
+        }
+        if !self.trainable_token_indices.is_empty() {
+            put("trainable_token_indices", json!(self.trainable_token_indices));
         }
         if self.ensure_weight_tying {
             put("ensure_weight_tying", json!(true));
@@ -210,10 +215,6 @@ fn check_values(f: &Fields, family: Family) -> Result<()> {
         }
     }
     fan_in_fan_out(f, family)?;
-    // An empty list of tokens still makes PEFT demand their tensor.
-    if f.get("trainable_token_indices").is_some_and(|v| *v != Value::Object(Map::new())) {
-        return Err(f.error("trainable_token_indices", "a plain LoRA adapter (null, {} or no such field)"));
-    }
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use super::fields;
 use super::ia3::Ia3Adapter;
 use super::names::{by_head, fused, missing_level, of_images, todays_name, unfused, warn_of_level};
 use super::prompt::{ENCODER, PromptAdapter, PromptKind};
+use super::tokens::TrainedTokens;
 use super::weights::{self, PICKLE, WEIGHTS};
 use super::{Adapter, AdapterConfig, LoraAdapter, LoraConfig, LoraModule, Slot};
 use serde_json::Value;
@@ -203,6 +204,8 @@ impl LoraAdapter {
         if ties_head {
             untie(&mut saved, family, &mut outside)?;
         }
+        config.wrong_tokens(model).map_err(|(field, expected, found)| Error::field(&path, field, expected, found))?;
+        let tokens = TrainedTokens::read(&config.trainable_token_indices, model, level, &mut outside)?.map(Box::new);
         let known = outside.known;
         let beside: Vec<&str> = tensors.names().filter(|name| is_beside(name) || of_images(name, family)).collect();
         if let Some(first) = beside.first() {
@@ -210,7 +213,7 @@ impl LoraAdapter {
             log::warn!("{path}: {n} tensors beside the model of texts are not used, such as {first}");
         }
         tensors.deny_unexpected(|name| known.contains(name) || beside.contains(&name))?;
-        Ok(Self { config, family, head_dim, modules, tables, saved, ties_head })
+        Ok(Self { config, family, head_dim, modules, tables, saved, ties_head, tokens })
     }
 
     /// Writes a directory that PEFT loads, in f32, with its model card. A directory that is absent, empty or holds only an
@@ -260,6 +263,10 @@ impl LoraAdapter {
         parts.extend(self.tables.iter().flat_map(|table| table.tensors(self.family)));
         for tensor in &self.saved {
             parts.push((tensor.file_name(), tensor.shape.clone(), Cow::Borrowed(tensor.values.as_slice())));
+        }
+        if let Some(TrainedTokens { ids, rows }) = self.tokens.as_deref() {
+            let name = TrainedTokens::file_name(self.family.table_path(Table::Embed));
+            parts.push((name, vec![ids.len(), rows.len() / ids.len()], Cow::Borrowed(rows.as_slice())));
         }
         // PEFT writes a tied head too, as it demands it back.
         if let Some(table) = self.tied_table() {

@@ -120,6 +120,8 @@ pub struct LoraConfig {
     pub init_lora_weights: InitLoraWeights,
     /// Modules that are trained whole beside it: ends of their paths, be it in the middle of a word.
     pub modules_to_save: Vec<String>,
+    /// Tokens whose rows of the embedding table are trained, those of a head that is tied to it too.
+    pub trainable_token_indices: Box<[u32]>,
     /// Whether what is trained of tables that are tied is tied too.
     pub ensure_weight_tying: bool,
     /// Name of the base model, for the record.
@@ -129,7 +131,7 @@ pub struct LoraConfig {
 /// What is wrong with a field: its name, what was expected, what was found.
 pub(super) type Wrong = (String, String, String);
 
-fn wrong(field: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Wrong {
+pub(super) fn wrong(field: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Wrong {
     (field.into(), expected.into(), found.into())
 }
 
@@ -150,6 +152,7 @@ impl LoraConfig {
             use_dora: false,
             init_lora_weights: InitLoraWeights::True,
             modules_to_save: Vec::new(),
+            trainable_token_indices: Box::default(),
             ensure_weight_tying: false,
             base_model_name_or_path: None,
         }
@@ -267,12 +270,13 @@ impl LoraConfig {
     }
 
     /// Whether PEFT saves the base weights of adapted tables beside the adapter (`save_embedding_layers`): where the choice of
-    /// modules names one of these, in no other family's words.
+    /// modules names one of these, in no other family's words, and no tokens are trained.
     ///
     /// # Errors
     /// An expression that does not compile.
     pub fn saves_tables(&self, family: Family) -> Result<bool> {
         match &self.target_modules {
+            _ if !self.trainable_token_indices.is_empty() => Ok(false),
             Modules::List(list) => Ok(list.iter().any(|entry| TABLES.contains(&entry.as_str()))),
             Modules::AllLinear => Ok(false),
             Modules::Regex(_) => {

@@ -62,6 +62,7 @@ pub fn read(path: &Path, model: &ModelConfig) -> Result<LoraAdapter> {
         tables: Vec::new(),
         saved: Vec::new(),
         ties_head: false,
+        tokens: None,
     })
 }
 

@@ -225,6 +225,7 @@ impl Count {
             tables: Vec::new(),
             saved: Vec::new(),
             ties_head: false,
+            tokens: None,
         };
         let layout = Layout::of_adapter(&model.config, &adapter).expect("fits");
         let adaptation = Adaptation::new(b, layout, 1).expect("memory");

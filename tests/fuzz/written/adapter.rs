@@ -95,7 +95,7 @@ pub fn cases() -> Vec<Case> {
         with(json!({"task_type": "NEW_TASK"}), &["task_type", "NEW_TASK"]),
         with(json!({"init_lora_weights": "pissa"}), &["init_lora_weights", "pissa"]),
         with(json!({"alora_invocation_tokens": [1, 2]}), &["alora_invocation_tokens"]),
-        with(json!({"trainable_token_indices": [1]}), &["trainable_token_indices"]),
+        with(json!({"trainable_token_indices": [-1]}), &["trainable_token_indices"]),
         with(json!({"target_parameters": ["x"]}), &["target_parameters"]),
         with(json!({"layer_replication": [[0, 1]]}), &["layer_replication"]),
         with(json!({"kasa_config": {}}), &["kasa_config"]),

@@ -314,7 +314,8 @@ impl Layout {
         let mut layout = Self { shapes: vec![shape], ..Self::empty(config) }.with_stride();
         layout.weights = OwnWeights::new(config, adapter, layout.stride)?;
         layout.stride += layout.weights.as_ref().map_or(0, |own| own.layout.total);
-        layout.tokens = adapter.tokens.as_ref().map(|tokens| TokenSite::new(config, tokens, layout.stride));
+        let tokens = adapter.tokens.as_deref().map(|tokens| TokenSite::new(config, tokens, layout.stride));
+        layout.tokens = tokens.transpose()?;
         layout.stride = layout.tokens.as_ref().map_or(layout.stride, TokenSite::end);
         Ok(layout.with_stride())
     }

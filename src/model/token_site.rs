@@ -4,12 +4,12 @@
 //! The head that is tied to the table has `W x` of the base model's rows; to the logits of trained tokens it adds `(T - W) x`, by a
 //! LoRA whose A are these differences and whose B is a one for each token.
 
-use crate::Result;
 use crate::arch::ModelConfig;
 use crate::backend::ops::{EditFwd, EditMap, EmbedFwd, LoraSite, RunRange};
 use crate::backend::{AccElement, Backend, TensorMut};
 use crate::formats::adapter::TrainedTokens;
 use crate::pack::{Label, PackBuilder, Parent, Token};
+use crate::{Error, Result};
 
 /// Where the trained rows lie in the parameters of a run; such a layout is of one run.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,14 +26,23 @@ pub struct TokenSite {
 
 impl TokenSite {
     /// The rows of an adapter, behind `from` elements.
-    pub(super) fn new(config: &ModelConfig, tokens: &TrainedTokens, from: usize) -> Self {
-        Self {
-            ids: tokens.ids.clone(),
-            first: from.div_ceil(config.embed_size),
-            tied: config.tie_word_embeddings && config.lm_head,
-            width: config.embed_size,
-            vocab: config.vocab_size,
+    ///
+    /// # Errors
+    /// Rows of other tokens than the model's, or of another width; a tied head whose logits are capped.
+    pub(super) fn new(config: &ModelConfig, TrainedTokens { ids, rows }: &TrainedTokens, from: usize) -> Result<Self> {
+        let refuse = |expected: String, found: String| Err(Error::argument("trainable_token_indices", expected, found));
+        let (width, vocab, tied) = (config.embed_size, config.vocab_size, config.tie_word_embeddings && config.lm_head);
+        if let Some(cap) = config.logit_softcap.filter(|_| tied) {
+            let expected = "none, of a model that caps the logits of a tied head";
+            return refuse(expected.to_owned(), format!("a cap of {cap}"));
         }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return refuse(format!("tokens below {vocab}"), id.to_string());
+        }
+        if rows.len() != ids.len() * width {
+            return refuse(format!("rows of {width} elements"), format!("{} of {} rows", rows.len(), ids.len()));
+        }
+        Ok(Self { ids: ids.clone(), first: from.div_ceil(width), tied, width, vocab })
     }
 
     /// Elements up to the end of the rows.

@@ -28,6 +28,7 @@ mod probe_report;
 mod probe_study;
 mod probe_study_states;
 mod prompt_gradients;
+mod table_gradients;
 mod tiny_model;
 mod train;
 mod train_conversations;

@@ -55,7 +55,7 @@ const PHI3: &str = r#"{"model_type": "phi3", "hidden_size": 12, "intermediate_si
     "partial_rotary_factor": 0.5, "sliding_window": 5}"#;
 
 /// A model of every family, and of their variants.
-fn models() -> Vec<String> {
+pub fn models() -> Vec<String> {
     let tied = LLAMA.replace("embeddings\": false", "embeddings\": true");
     let post_norm = OPT.replace("before\": true", "before\": false, \"word_embed_proj_dim\": 8");
     assert!(tied != LLAMA && post_norm != OPT);
@@ -77,13 +77,13 @@ fn parsed(config: &str) -> ModelConfig {
     ModelConfig::parse("config.json", config).expect("a configuration")
 }
 
-fn noise<E: AccElement>(n: usize, seed: u64, scale: f64) -> Vec<E> {
+pub fn noise<E: AccElement>(n: usize, seed: u64, scale: f64) -> Vec<E> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..n).map(|_| E::from_f64(scale * (2.0 * rng.random::<f64>() - 1.0))).collect()
 }
 
 /// A random model whose weights are the flat parameters of full tuning.
-fn random<B: Backend>(backend: &mut B, config: &str) -> (Model<B>, FullTuning<B>) {
+pub fn random<B: Backend>(backend: &mut B, config: &str) -> (Model<B>, FullTuning<B>) {
     let config = parsed(config);
     let layout = WeightLayout::new(&config);
     let mut params = backend.acc(layout.total).expect("memory");
@@ -375,7 +375,7 @@ impl Task<'_> {
 }
 
 /// Central differences of fourth order along a random direction.
-fn directional(n: usize, seed: u64, step: f64, mut total: impl FnMut(&[f64]) -> f64) -> (Vec<f64>, f64) {
+pub fn directional(n: usize, seed: u64, step: f64, mut total: impl FnMut(&[f64]) -> f64) -> (Vec<f64>, f64) {
     let direction: Vec<f64> = noise(n, seed, 1.0);
     let h = step / (n as f64).sqrt();
     let mut at = |t: f64| total(&direction.iter().map(|d| t * h * d).collect::<Vec<_>>());
@@ -383,7 +383,7 @@ fn directional(n: usize, seed: u64, step: f64, mut total: impl FnMut(&[f64]) -> 
     (direction, slope)
 }
 
-fn assert_slope(what: &str, gradient: &[f64], direction: &[f64], slope: f64) {
+pub fn assert_slope(what: &str, gradient: &[f64], direction: &[f64], slope: f64) {
     let along: f64 = gradient.iter().zip(direction).map(|(g, d)| g * d).sum();
     // A direction may by chance be nearly level: what counts then is what a direction of such numbers is likely to give.
     let moved = gradient.iter().zip(direction).filter(|(_, d)| **d != 0.0);

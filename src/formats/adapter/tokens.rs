@@ -71,8 +71,7 @@ pub(super) fn of_fields(f: &Fields, family: Family) -> Result<Vec<u32>> {
 }
 
 impl LoraConfig {
-    /// Refuses tokens that a model does not have, or that are named twice; others' claims to the same rows; a tied head whose
-    /// logits are capped.
+    /// Refuses tokens that a model does not have, or that are named twice; others' claims to the same rows.
     ///
     /// # Errors
     /// [`Error::Argument`] with the field.
@@ -94,13 +93,6 @@ impl LoraConfig {
             return Err(wrong(FIELD, "tokens that are named once", format!("{id} twice")));
         }
         let tied = model.tie_word_embeddings && model.lm_head;
-        if let Some(cap) = model.logit_softcap.filter(|_| tied) {
-            return Err(wrong(
-                FIELD,
-                "none, of a model that caps the logits of a tied head",
-                format!("a cap of {cap}"),
-            ));
-        }
         let of_rows = |path: &str| {
             path == model.family.table_path(Table::Embed) || tied && path == model.family.table_path(Table::Head)
         };

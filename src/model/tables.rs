@@ -29,11 +29,12 @@ impl<'a, B: Backend> Input<'a, B> {
         self.adaptation.and_then(|adaptation| Some((adaptation, adaptation.layout.table(at)?)))
     }
 
-    /// Dropout of what the head's adapter reads, of label rows with these keys.
+    /// Dropout of what the head's adapter reads, of label rows with these keys; none of trained rows.
     fn table_dropout<'k>(&self, keys: &'k [u32]) -> Option<Dropout<'k>>
     where
         'a: 'k,
     {
+        self.table(Table::Head)?;
         let layers = self.adaptation.map_or(0, |adaptation| adaptation.layout.layers);
         // Behind the sites of the blocks' projections.
         let site = (layers * Projection::ALL.len()) as u64;
@@ -164,13 +165,8 @@ impl<B: Backend> Model<B> {
         let d_params = d_params.expect("backward: adapters went in, their gradients have no buffer");
         let HeadGradients { x, logits, lora, d_logits, d_x, certain, d_tokens } = scratch;
         let (width, vocab) = (self.config.embed_size, self.config.vocab_size);
-        let d_lora = match d_tokens {
-            None => &mut *d_params,
-            Some(d_tokens) => {
-                backend.zero(Zero { x: &mut *d_tokens });
-                &mut *d_tokens
-            }
-        };
+        d_tokens.iter_mut().for_each(|d_tokens| backend.zero(Zero { x: d_tokens }));
+        let d_lora = d_tokens.as_mut().unwrap_or(&mut *d_params);
         let (all_d_x, all_x) = match &mut grads.projected {
             Some(projected) => (&mut projected.d_x, &projected.x),
             None => (&mut grads.d_label_x, &grads.label_x),

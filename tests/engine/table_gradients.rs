@@ -6,7 +6,7 @@ use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::{Backend, Buffers, Transfer};
 use llamaprobe::formats::adapter::{Adapter, LoraAdapter, LoraConfig, Modules, Table, TableLora, TrainedTokens};
 use llamaprobe::hooks::NoTaps;
-use llamaprobe::model::{Activations, Adaptation, GradientRequest, Gradients, Input, Labels, Model, Save};
+use llamaprobe::model::{Activations, Adaptation, DropoutPlan, GradientRequest, Gradients, Input, Labels, Model, Save};
 use llamaprobe::pack::{Label, Sequence, forest};
 
 use crate::model::{assert_slope, directional, models, noise, random};
@@ -43,13 +43,19 @@ fn of_tokens(model: &ModelConfig) -> LoraAdapter {
 }
 
 /// The loss of a pass and its gradient; one of the sequences is the base model's.
-fn pass(backend: &mut Cpu<f64>, model: &Model<Cpu<f64>>, adaptation: &Adaptation<Cpu<f64>>) -> (f64, Vec<f64>) {
+fn pass(
+    backend: &mut Cpu<f64>,
+    model: &Model<Cpu<f64>>,
+    adaptation: &Adaptation<Cpu<f64>>,
+    dropout: f64,
+) -> (f64, Vec<f64>) {
     let sequences = [(&[5, 6, 7, 5, 9][..], Some(0)), (&[6, 6, 8, 1], Some(0)), (&[5, 7, 6], None)];
     let sequences = sequences.map(|(ids, run)| Sequence::ids(ids, run, Label::Text));
     let pack = forest(&sequences, 1).pack;
     let device = backend.pack(&pack).expect("a pack");
-    let input = Input::new(&pack, &device).adapted(adaptation);
     let rows: Vec<u32> = (0..pack.len() as u32).collect();
+    let dropout = (dropout > 0.0).then_some(DropoutPlan { p: dropout, seeds: &[7], keys: &rows });
+    let input = Input { dropout, ..Input::new(&pack, &device).adapted(adaptation) };
     let targets: Vec<u32> = rows.iter().map(|row| (row * 5 + 1) % 23).collect();
     let weights: Vec<f64> = rows.iter().map(|row| 0.3 + 0.1 * f64::from(row % 5)).collect();
     let labels = Labels::of_pass(backend, &model.config, &input, (&rows, &targets), &weights).expect("labels");
@@ -71,14 +77,16 @@ fn check(what: &str, config: &str, adapter: fn(&ModelConfig) -> LoraAdapter) {
     let (mut model, _) = random(backend, config);
     let adapter = Adapter::Lora(adapter(&model.config));
     let mut adaptation = Adaptation::applied(backend, &mut model, &adapter).expect("an adapter");
-    let (_, gradient) = pass(backend, &model, &adaptation);
+    let (loss, gradient) = pass(backend, &model, &adaptation, 0.0);
+    // Dropout is of what a LoRA reads.
+    assert!(what != "rows" || pass(backend, &model, &adaptation, 0.5).0 == loss, "dropout of trained rows");
     let base = adaptation.params.clone();
     // What lies near a kink of OPT's activation must not cross it.
     let step = if config.contains("\"opt\"") { 1e-4 } else { 1e-3 };
     let (direction, slope) = directional(base.len(), 17, step, |moved| {
         let moved: Vec<f64> = base.iter().zip(moved).map(|(x, d)| x + d).collect();
         adaptation.upload_run(backend, 0, &moved).expect("upload");
-        pass(backend, &model, &adaptation).0
+        pass(backend, &model, &adaptation, 0.0).0
     });
     assert_slope(&format!("{what} of {:?}", model.config.family), &gradient, &direction, slope);
 }

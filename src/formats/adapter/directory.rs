@@ -165,6 +165,7 @@ impl LoraAdapter {
         let (family, head_dim) = (model.family, model.head_dim);
         let config = LoraConfig::read(&path, family)?;
         let slots = config.slots_of(&path, family, model.num_hidden_layers)?;
+        config.wrong_tokens(model).map_err(|(field, expected, found)| Error::field(&path, field, expected, found))?;
         let tensors = weights::open(&file)?;
         let level = missing_level(tensors.names(), family);
         warn_of_level(&file, level);
@@ -204,7 +205,6 @@ impl LoraAdapter {
         if ties_head {
             untie(&mut saved, family, &mut outside)?;
         }
-        config.wrong_tokens(model).map_err(|(field, expected, found)| Error::field(&path, field, expected, found))?;
         let tokens = TrainedTokens::read(&config.trainable_token_indices, model, level, &mut outside)?.map(Box::new);
         let known = outside.known;
         let beside: Vec<&str> = tensors.names().filter(|name| is_beside(name) || of_images(name, family)).collect();

@@ -1,6 +1,5 @@
 //! What the LoRA of the tables of tokens saves, and what it computes with (`tables`).
 
-use super::activations::some;
 use super::layout::Layout;
 use super::output_rows::logit_rows;
 use super::token_site::TokenSite;
@@ -163,7 +162,7 @@ impl<B: Backend> TableGradients<B> {
                 })
             }
         };
-        let tokens = some(layout.tokens.is_some(), || backend.acc(rows * config.embed_size))?;
+        let tokens = layout.tokens.as_ref().map(|_| backend.acc(rows * config.embed_size)).transpose()?;
         Ok((embed.is_some() || head.is_some() || tokens.is_some()).then_some(Self { embed, head, tokens }))
     }
 }

@@ -3,7 +3,7 @@
 
 use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::cpu::Cpu;
-use llamaprobe::backend::{Backend, Buffers, Transfer};
+use llamaprobe::backend::{Buffers, Transfer};
 use llamaprobe::formats::adapter::{Adapter, LoraAdapter, LoraConfig, Modules, Table, TableLora, TrainedTokens};
 use llamaprobe::hooks::NoTaps;
 use llamaprobe::model::{Activations, Adaptation, DropoutPlan, GradientRequest, Gradients, Input, Labels, Model, Save};

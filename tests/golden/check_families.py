@@ -318,7 +318,11 @@ def loaded_by_peft(path, adapter):
     # Of keys that it does not know peft says nothing.
     again = get_peft_model(load(path, torch.float32), PeftConfig.from_pretrained(adapter))
     result = set_peft_model_state_dict(again, load_file(os.path.join(adapter, "adapter_model.safetensors")))
-    return model, strays + result.unexpected_keys + [key for key in result.missing_keys if "default" in key]
+    # A tied head has the parameter of the table, under two names.
+    state = again.state_dict()
+    filled = {w.data_ptr() for key, w in state.items() if key not in result.missing_keys}
+    missing = [key for key in result.missing_keys if "default" in key and state[key].data_ptr() not in filled]
+    return model, strays + result.unexpected_keys + missing
 
 
 def main():

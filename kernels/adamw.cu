@@ -76,6 +76,6 @@ extern "C" __global__ void __launch_bounds__(256) adamw(float* __restrict__ para
         second[j] = second[j] * beta2 + rest2 * g[j] * g[j];
         float factor = other[j] == 0.0f ? decay : fast_decay, size = other[j] == 0.0f ? step_size : fast_size;
         p[j] = p[j] * factor + size * first[j] / (sqrtf(second[j]) / root + epsilon);
-        if (j < valid) params[i + j] = p[j], m[i + j] = first[j], v[i + j] = second[j];
     }
+    store4(params + i, p, valid), store4(m + i, first, valid), store4(v + i, second, valid);
 }

@@ -13,18 +13,22 @@
 // drop(x) keeps an element, times keep_scale = 1 / (1 - p), unless the hash of (seeds [runs], site, keys [N] of the row,
 // column) is less than threshold = p * 2^32: the same decisions as on the CPU. No dropout: seeds null, keep_scale 1.
 //
+// The narrow products share their depth among up to NARROW_SPLITS blocks, as many whatever the pack: a row's sums are the same
+// bits in any. Their parts meet in `parts` [splits, rows * R]; `tickets`, zeros before and after, count those that are there.
+//
 //   tiles [., 3]  run, first row, number of rows (<= 16): the stretches of rows of one run, cut; runs ascending
 //   runs [., 3]   run, its first tile, number of its tiles
 //
-// Launch: shrink, bwd_xa (tiles, ceil(R / 32)) x 256; expand, delta, bwd_x (tiles, ceil(width / 512)) x 256 with the
-// width of the output; bwd_params (ceil(output / 64) + ceil(input / 64), runs, ceil(R / 16)) x 128. Static shared memory
-// only. Any alignment; vectors where addresses allow. Fragments come straight from global memory: each operand is read
-// once, and a sum over k may take its terms in any order that both sides agree on, here 4 neighbours a lane.
+// Launch: shrink, bwd_xa (tiles, ceil(R / 32), splits) x 64; expand, delta, bwd_x (tiles, ceil(width / 256)) x 128 with the width
+// of the output; bwd_params (ceil(output / 64) + ceil(input / 64), runs, ceil(R / 16)) x 128. Static shared memory
+// only. Any alignment; vectors where addresses allow, and then all loads of a step before the first is used. Fragments come
+// straight from global memory: each operand is read once, and a sum over k may take its terms in any order that both sides
+// agree on, here 4 neighbours a lane.
 //
 // Adapters and what they make are f32, whatever the compute dtype, as in PEFT: a factor is taken apart into its
 // bf16 value, that of the rest, and that of the rest's rest (a bf16 value is one such term, a half value two), and
 // products of terms that matter in f32 are made on the tensor cores.
-// Determinism: every element has one writer; partial sums of warps are added in order, a run's rows in row order.
+// Determinism: every element has one writer; partial sums of warps and blocks are added in order, a run's rows in row order.
 
 DEV u64 mix(u64 x) {
     // The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
@@ -41,10 +45,13 @@ struct Dropout {
     u32 threshold;
 };
 
+// What the dropout of a row is drawn from.
+DEV u64 hash_of(const Dropout& dropout, int run, int row) {
+    return mix(mix(mix(dropout.seeds[run]) ^ dropout.site) ^ dropout.keys[row]);
+}
 // Zeros what the dropout of a row drops among its columns from `column` (even) on.
 template <int n>
-DEV void drop(float (&v)[n], const Dropout& dropout, int run, int row, int column) {
-    u64 hash = mix(mix(mix(dropout.seeds[run]) ^ dropout.site) ^ dropout.keys[row]);
+DEV void drop(float (&v)[n], const Dropout& dropout, u64 hash, int column) {
 #pragma unroll
     for (int i = 0; i < n; i += 2) {
         u64 draw = mix(hash + (u64)((column + i) / 2) * 0x9e3779b97f4a7c15ull);
@@ -68,19 +75,15 @@ struct Terms<float> {
 };
 constexpr int TERMS = Terms<real>::count, TERMS_F32 = Terms<float>::count;
 
-// The next terms of two values, which become the rests.
-DEV void take(float& low, float& high, float& a, float& b) {
-    bf16 term;
-    narrow(term, a), low = widen(term), a -= low;
-    narrow(term, b), high = widen(term), b -= high;
-}
 template <int terms, class Fragment>
 DEV void set_terms(Fragment (&f)[terms], int pair, float a, float b) {
 #pragma unroll
     for (int i = 0; i < terms; i++) {
         float low, high;
-        take(low, high, a, b);
-        set_pair(f[i], pair, low, high);
+        f[i].pair[pair] = pack(a, b, bf16());
+        // What the next terms are made of.
+        unpack(low, high, f[i].pair[pair], bf16());
+        a -= low, b -= high;
     }
 }
 DEV void set_b(FragmentB<bf16> (&f)[TERMS_F32], const float (&v)[4]) {
@@ -100,149 +103,357 @@ DEV void multiply(float (&c)[4], const FragmentA<bf16> (&a)[terms], const Fragme
         for (int j = 0; i + j < TERMS_F32; j++) mma(c, a[i], b[j]);
 }
 
-// w[i * pitch] for 4 indices from k on; those from `end` on are zeros.
-DEV void load_strided(float (&v)[4], const float* w, int k, int end, int pitch) {
-    if (pitch == 1) {
-        load4(v, w + k, end - k);
-        return;
-    }
+// Four neighbours as they lie in memory.
+template <class T>
+struct Four {
+    uint2 v;
+};
+template <>
+struct Four<float> {
+    float4 v;
+};
+template <class T>
+DEV Four<T> load_four(const T* p) {
+    return *reinterpret_cast<const Four<T>*>(p);
+}
+// The first `valid` of them, then zeros, wherever they lie.
+template <class T>
+DEV Four<T> load_four(const T* p, int valid) {
+    u32 word[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) v[i] = k + i < end ? w[(i64)(k + i) * pitch] : 0.0f;
+    for (int i = 0; i < 4; i++) word[i] = i < valid ? p[i].bits : 0;
+    return {make_uint2(word[0] | word[1] << 16, word[2] | word[3] << 16)};
+}
+DEV Four<float> load_four(const float* p, int valid) {
+    float v[4];
+    load4(v, p, valid);
+    return {make_float4(v[0], v[1], v[2], v[3])};
+}
+template <class T>
+DEV void unpack(float (&v)[4], Four<T> four) {
+    unpack(v[0], v[1], four.v.x, T()), unpack(v[2], v[3], four.v.y, T());
+}
+DEV void unpack(float (&v)[4], Four<float> four) { v[0] = four.v.x, v[1] = four.v.y, v[2] = four.v.z, v[3] = four.v.w; }
+
+// ---- out [., R] = u [., depth] W
+
+constexpr int NARROW_WARPS = 2;           // each takes NARROW_STEPS * 16 of the depth at a time
+constexpr int NARROW_STEPS = 4;
+constexpr int NARROW_SPLITS = 32;         // most blocks that share the depth
+
+// Where the sums of blocks that share a depth meet.
+struct Meeting {
+    float* parts;  // [splits, rows, R]
+    int* tickets;  // [tiles, ceil(R / 32)], zeros before and after
+    i64 pitch;     // rows * R
+};
+
+// The ranks of a lane's fragments: column q of fragment n stands for one of NR * 8. Where ranks are neighbours in memory, a lane
+// loads those of its fragments at once.
+template <int NR, bool ALONG_DEPTH>
+DEV int rank_of(int n, int q) {
+    return ALONG_DEPTH ? n * 8 + q : q * NR + n;
 }
 
-// out [., R] = factor * u [., depth] W of a tile's rows, W [depth, R] at w[k * pitch_k + r * pitch_r]. The eight warps
-// share the depth.
-DEV void narrow_product(float* __restrict__ out, const real* __restrict__ u, const float* __restrict__ w,
-                        const int* __restrict__ tile, int rank, int depth, int pitch_k, int pitch_r, float factor,
-                        Dropout dropout) {
-    __shared__ float parts[8][16][33];
-    int run = tile[0], first = tile[1], rows = tile[2], from = blockIdx.y * 32;
-    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    float c[4][4] = {};
-    for (int base = warp * 16; base < depth; base += 128) {
-        int k = base + 4 * t;
-        float x[2][4];
+// v[n] = W at k..k + 4 for the lane's rank of each fragment, unguarded. W [depth, R] lies rank by rank (ALONG_DEPTH), or else
+// depth by depth, with `ranks` (a multiple of 4) from the pointer on, beyond which anything may be loaded.
+template <int NR, bool ALONG_DEPTH>
+DEV void load_ranks(float (&v)[NR][4], const float* w, int k, int ranks, i64 pitch) {
+    int g = threadIdx.x % 32 / 4;
+    if (ALONG_DEPTH) {
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int row = g + i * 8;
-            load4(x[i], u + (i64)(first + row) * depth + k, row < rows ? depth - k : 0);
-            if (dropout.seeds && row < rows) drop(x[i], dropout, run, first + row, k);
+        for (int n = 0; n < NR; n++) load4_aligned(v[n], w + min(n * 8 + g, ranks - 1) * pitch + k);
+        return;
+    }
+    const float* from = w + k * pitch + (g * NR < ranks ? g * NR : 0);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        float row[NR];
+        if constexpr (NR == 4) {
+            load4_aligned(row, from + j * pitch);
+        } else if constexpr (NR == 2) {
+            float2 pair = *reinterpret_cast<const float2*>(from + j * pitch);
+            row[0] = pair.x, row[1] = pair.y;
+        } else {
+            row[0] = from[j * pitch];
         }
-        FragmentA<bf16> a[TERMS];
+#pragma unroll
+        for (int n = 0; n < NR; n++) v[n][j] = row[n];
+    }
+}
+// The same, element by element: those from `depth` and from `ranks` on are zeros.
+template <int NR, bool ALONG_DEPTH>
+DEV void load_ranks(float (&v)[NR][4], const float* w, int k, int depth, int ranks, i64 pitch) {
+#pragma unroll
+    for (int n = 0; n < NR; n++) {
+        int r = rank_of<NR, ALONG_DEPTH>(n, threadIdx.x % 32 / 4);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            i64 at = ALONG_DEPTH ? r * pitch + k + j : (k + j) * pitch + r;
+            v[n][j] = k + j < depth && r < ranks ? w[at] : 0.0f;
+        }
+    }
+}
+
+// c += u W of a tile's rows over the warps' shares of the depth from..to.
+template <int NR, bool ALONG_DEPTH>
+DEV void narrow_sums(float (&c)[NR][4], const real* __restrict__ u, const float* __restrict__ w, const int* tile,
+                     int ranks, int depth, int from, int to, i64 pitch, const Dropout& dropout) {
+    int first = tile[1], rows = tile[2], g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const real* x[2];
+    u64 hash[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        // Sums of rows and ranks that are not there are not stored: what is loaded for them does not matter.
+        int row = first + min(g + i * 8, rows - 1);
+        x[i] = u + (i64)row * depth + 4 * t;
+        hash[i] = dropout.seeds ? hash_of(dropout, tile[0], row) : 0;
+    }
+    bool vectors = depth % 4 == 0 && pitch % 4 == 0 && aligned4(u) && aligned(w);
+    constexpr int SHARE = NARROW_STEPS * 16;
+    for (int base = from + threadIdx.x / 32 * SHARE; base < to; base += NARROW_WARPS * SHARE) {
+        Four<real> rows_of_u[NARROW_STEPS][2];
+        float v[NARROW_STEPS][NR][4];
+        // All loads of the share, before the first of them is needed.
+        if (vectors && base + SHARE <= depth) {
+#pragma unroll
+            for (int s = 0; s < NARROW_STEPS; s++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) rows_of_u[s][i] = load_four(x[i] + base + s * 16);
+                load_ranks<NR, ALONG_DEPTH>(v[s], w, base + s * 16 + 4 * t, ranks, pitch);
+            }
+        } else {
+#pragma unroll
+            for (int s = 0; s < NARROW_STEPS; s++) {
+                int k = base + s * 16 + 4 * t;
+#pragma unroll
+                for (int i = 0; i < 2; i++) rows_of_u[s][i] = load_four(x[i] + base + s * 16, depth - k);
+                load_ranks<NR, ALONG_DEPTH>(v[s], w, k, depth, ranks, pitch);
+            }
+        }
+#pragma unroll
+        for (int s = 0; s < NARROW_STEPS; s++) {
+            float two[2][4];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                unpack(two[i], rows_of_u[s][i]);
+                if (dropout.seeds) drop(two[i], dropout, hash[i], base + s * 16 + 4 * t);
+            }
+            FragmentA<bf16> a[TERMS];
+            set_a(a, two[0], two[1]);
+#pragma unroll
+            for (int n = 0; n < NR; n++) {
+                FragmentB<bf16> b[TERMS_F32];
+                set_b(b, v[s][n]);
+                multiply(c[n], a, b);
+            }
+        }
+    }
+}
+
+// out [., R] = factor * u [., depth] W of a tile's rows, for NR * 8 of the ranks from `from` on. Each block takes a part of the
+// depth, and the last of those that share one adds the parts up in order.
+template <int NR, bool ALONG_DEPTH>
+DEV void narrow_block(float* __restrict__ out, const real* __restrict__ u, const float* __restrict__ w,
+                      const int* __restrict__ tile, int rank, int depth, float factor, const Dropout& dropout,
+                      Meeting meeting) {
+    __shared__ float sums[NARROW_WARPS][16][33];
+    __shared__ int is_last;
+    int first = tile[1], rows = tile[2], from = blockIdx.y * 32, splits = gridDim.z, ranks = min(rank - from, 8 * NR);
+    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    constexpr int UNIT = NARROW_WARPS * NARROW_STEPS * 16;
+    int part = (depth + UNIT * splits - 1) / (UNIT * splits) * UNIT, begin = blockIdx.z * part;
+    i64 pitch = ALONG_DEPTH ? depth : rank;
+    float c[NR][4] = {};
+    narrow_sums<NR, ALONG_DEPTH>(c, u, w + from * (ALONG_DEPTH ? pitch : 1), tile, ranks, depth, begin,
+                                 min(begin + part, depth), pitch, dropout);
+#pragma unroll
+    for (int n = 0; n < NR; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            sums[warp][g + i / 2 * 8][rank_of<NR, ALONG_DEPTH>(n, 2 * t + i % 2)] = c[n][i];
+    __syncthreads();
+    for (int i = threadIdx.x; i < rows * 8 * NR; i += blockDim.x) {
+        int row = i / (8 * NR), r = i % (8 * NR);
+        if (r >= ranks) continue;
+        float sum = 0.0f;
+#pragma unroll
+        for (int one = 0; one < NARROW_WARPS; one++) sum += sums[one][row][r];
+        i64 at = (i64)(first + row) * rank + from + r;
+        if (splits > 1) {
+            meeting.parts[blockIdx.z * meeting.pitch + at] = sum;
+        } else {
+            out[at] = factor * sum;
+        }
+    }
+    if (splits == 1) return;
+    __threadfence();
+    __syncthreads();
+    int* ticket = meeting.tickets + blockIdx.x * gridDim.y + blockIdx.y;
+    if (threadIdx.x == 0) is_last = atomicAdd(ticket, 1) == splits - 1;
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence();
+    for (int i = threadIdx.x; i < rows * 8 * NR; i += blockDim.x) {
+        int r = i % (8 * NR);
+        if (r >= ranks) continue;
+        i64 at = (i64)(first + i / (8 * NR)) * rank + from + r;
+        float each[NARROW_SPLITS], sum = 0.0f;
+#pragma unroll
+        for (int z = 0; z < NARROW_SPLITS; z++)
+            each[z] = z < splits ? load_fresh(meeting.parts + z * meeting.pitch + at) : 0.0f;
+#pragma unroll
+        for (int z = 0; z < NARROW_SPLITS; z++) sum += each[z];
+        out[at] = factor * sum;
+    }
+    if (threadIdx.x == 0) *ticket = 0;
+}
+
+template <bool ALONG_DEPTH>
+DEV void narrow_product(float* __restrict__ out, const real* __restrict__ u, const float* __restrict__ w,
+                        const int* __restrict__ tile, int rank, int depth, float factor, const Dropout& dropout,
+                        Meeting meeting) {
+    int ranks = rank - blockIdx.y * 32;
+    if (ranks > 16) {
+        narrow_block<4, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, meeting);
+    } else if (ranks > 8) {
+        narrow_block<2, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, meeting);
+    } else {
+        narrow_block<1, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, meeting);
+    }
+}
+
+// ---- out [., width] = u [., R] W, or +=
+
+constexpr int WIDE_WARPS = 4;  // each takes 64 columns
+
+// Column of the warp's 64 that column q of fragment n stands for: a lane holds 4 neighbours of each of its rows, and where
+// columns are neighbours in memory loads them in pairs.
+DEV int column_of(int n, int q) { return n / 2 * 16 + 2 * q + n % 2; }
+
+// v = the 4 ranks from k on of each of the lane's columns, of W [R, width], whose ranks are neighbours (ALONG_RANK) or whose
+// columns are. Whole: k + 4 <= rank, all columns are there, and addresses are aligned; else what is missing is zeros.
+template <bool WHOLE, bool ALONG_RANK>
+DEV void load_columns(float (&v)[8][4], const float* w, int k, int from, int rank, int width) {
+    int g = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+        i64 column = from + column_of(n, g);
+        if (WHOLE && ALONG_RANK) {
+            load4_aligned(v[n], w + column * rank + k);
+        } else if (WHOLE) {
+            if (n % 2) continue;
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float2 pair = *reinterpret_cast<const float2*>(w + (i64)(k + j) * width + column);
+                v[n][j] = pair.x, v[n + 1][j] = pair.y;
+            }
+        } else {
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                i64 at = ALONG_RANK ? column * rank + k + j : (i64)(k + j) * width + column;
+                v[n][j] = k + j < rank && column < width ? w[at] : 0.0f;
+            }
+        }
+    }
+}
+
+// out = factor * drop(u W) of a tile's rows for the warp's 64 columns, or += (ADDS).
+template <bool WHOLE, bool ALONG_RANK, bool ADDS, class T>
+DEV void wide_columns(T* __restrict__ out, const float* __restrict__ u, const float* __restrict__ w,
+                      const int* __restrict__ tile, int from, int rank, int width, float factor, const Dropout& dropout) {
+    int first = tile[1], rows = tile[2], g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    i64 row[2] = {first + min(g, rows - 1), first + min(g + 8, rows - 1)};
+    Four<T> old[4][2];
+    if (ADDS && WHOLE) {
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) old[n][i] = load_four(out + row[i] * width + from + n * 16 + 4 * t);
+    }
+    float c[8][4] = {};
+    for (int base = 0; base < rank; base += 16) {
+        int k = base + 4 * t, at = WHOLE ? min(k, rank - 4) : k;
+        float x[2][4], v[8][4];
+#pragma unroll
+        for (int i = 0; i < 2; i++) load4(x[i], u + row[i] * rank + at, WHOLE ? 4 : rank - k);
+        load_columns<WHOLE, ALONG_RANK>(v, w, at, from, rank, width);
+#pragma unroll
+        for (int i = 0; i < 8; i++) x[i / 4][i % 4] = k < rank ? x[i / 4][i % 4] : 0.0f;
+        FragmentA<bf16> a[TERMS_F32];
         set_a(a, x[0], x[1]);
 #pragma unroll
-        for (int n = 0; n < 4; n++) {
-            if (from + n * 8 >= rank) break;
-            int r = from + n * 8 + g;
-            float v[4];
-            load_strided(v, w + (i64)r * pitch_r, k, r < rank ? depth : 0, pitch_k);
+        for (int n = 0; n < 8; n++) {
             FragmentB<bf16> b[TERMS_F32];
-            set_b(b, v);
+            set_b(b, v[n]);
             multiply(c[n], a, b);
         }
     }
 #pragma unroll
-    for (int n = 0; n < 4; n++)
+    for (int i = 0; i < 2; i++) {
+        if (g + i * 8 >= rows) continue;
+        u64 hash = dropout.seeds ? hash_of(dropout, tile[0], first + g + i * 8) : 0;
 #pragma unroll
-        for (int i = 0; i < 4; i++) parts[warp][g + i / 2 * 8][n * 8 + 2 * t + i % 2] = c[n][i];
-    __syncthreads();
-    for (int i = threadIdx.x; i < 16 * 32; i += blockDim.x) {
-        int row = i / 32, r = from + i % 32;
-        if (row >= rows || r >= rank) continue;
-        float sum = 0.0f;
-        for (int part = 0; part < 8; part++) sum += parts[part][row][i % 32];
-        out[(i64)(first + row) * rank + r] = factor * sum;
-    }
-}
-
-// c [16, 64] = u [., R] W of a tile's rows for the warp's columns, W [R, width] at w[r * pitch_r + c * pitch_c]. The
-// columns of two fragments are interleaved, so that a lane holds 4 neighbours of each of its rows.
-DEV void wide_product(float (&c)[4][2][4], const float* __restrict__ u, const float* __restrict__ w,
-                      const int* __restrict__ tile, int from, int rank, int width, int pitch_r, int pitch_c) {
-    int first = tile[1], rows = tile[2], g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    for (int base = 0; base < rank; base += 16) {
-        int k = base + 4 * t;
-        float x[2][4];
-        FragmentA<bf16> a[TERMS_F32];
+        for (int n = 0; n < 4; n++) {
+            int column = from + n * 16 + 4 * t;
+            if (!WHOLE && column >= width) break;
+            // Columns 2 t and 2 t + 1 of two fragments, in the order of memory.
+            float v[4] = {c[2 * n][2 * i], c[2 * n + 1][2 * i], c[2 * n][2 * i + 1], c[2 * n + 1][2 * i + 1]}, before[4] = {};
+            if (dropout.seeds) drop(v, dropout, hash, column);
+            T* to = out + row[i] * width + column;
+            if (ADDS && WHOLE) unpack(before, old[n][i]);
+            if (ADDS && !WHOLE) load4(before, to, width - column);
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int row = g + i * 8;
-            load4(x[i], u + (i64)(first + row) * rank + k, row < rows ? rank - k : 0);
-        }
-        set_a(a, x[0], x[1]);
-#pragma unroll
-        for (int n = 0; n < 8; n++) {
-            int column = from + n / 2 * 16 + g / 2 * 4 + g % 2 + n % 2 * 2;
-            float v[4];
-            load_strided(v, w + (i64)column * pitch_c, k, column < width ? rank : 0, pitch_r);
-            FragmentB<bf16> b[TERMS_F32];
-            set_b(b, v);
-            multiply(c[n / 2][n % 2], a, b);
+            for (int j = 0; j < 4; j++) v[j] = before[j] + factor * v[j];
+            store4(to, v, WHOLE ? 4 : width - column);
         }
     }
 }
 
-// What becomes of the 4 neighbouring sums of a row, at their place in the output.
-template <class Store>
-DEV void each_four(float (&c)[4][2][4], const int* tile, int from, int width, Store store) {
-    int first = tile[1], rows = tile[2], g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-#pragma unroll
-    for (int n = 0; n < 4; n++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int row = g + i * 8, column = from + n * 16 + 4 * t;
-            float v[4] = {c[n][0][2 * i], c[n][0][2 * i + 1], c[n][1][2 * i], c[n][1][2 * i + 1]};
-            if (row < rows && column < width) store(v, first + row, column, width - column);
-        }
+template <bool ALONG_RANK, bool ADDS, class T>
+DEV void wide_product(T* __restrict__ out, const float* __restrict__ u, const float* __restrict__ w,
+                      const int* __restrict__ tile, int rank, int width, float factor, const Dropout& dropout) {
+    int from = (blockIdx.y * WIDE_WARPS + threadIdx.x / 32) * 64;
+    if (from >= width) return;
+    if (from + 64 <= width && width % 4 == 0 && rank % 4 == 0 && aligned4(out) && aligned(u) && aligned(w)) {
+        wide_columns<true, ALONG_RANK, ADDS>(out, u, w, tile, from, rank, width, factor, dropout);
+    } else {
+        wide_columns<false, ALONG_RANK, ADDS>(out, u, w, tile, from, rank, width, factor, dropout);
+    }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
+extern "C" __global__ void __launch_bounds__(32 * NARROW_WARPS, 1)
     lora_fwd_shrink(float* __restrict__ xa, const real* __restrict__ x, const float* __restrict__ params,
-                    const int* __restrict__ tiles, const u64* __restrict__ seeds, const u32* __restrict__ keys,
-                    u64 site, u32 threshold, float keep_scale, int rank, int input, i64 stride, i64 a) {
+                    const int* __restrict__ tiles, float* __restrict__ parts, int* __restrict__ tickets, i64 pitch,
+                    const u64* __restrict__ seeds, const u32* __restrict__ keys, u64 site, u32 threshold,
+                    float keep_scale, int rank, int input, i64 stride, i64 a) {
     const int* tile = tiles + blockIdx.x * 3;
-    Dropout dropout = {seeds, keys, site, threshold};
     const float* adapter = params + tile[0] * stride + a;
-    narrow_product(xa, x, adapter, tile, rank, input, 1, input, keep_scale, dropout);
+    narrow_product<true>(xa, x, adapter, tile, rank, input, keep_scale, {seeds, keys, site, threshold},
+                         {parts, tickets, pitch});
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
+extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 1)
     lora_fwd_expand(real* __restrict__ y, const float* __restrict__ xa, const float* __restrict__ params,
                     const int* __restrict__ tiles, int rank, int output, i64 stride, i64 b, float scale) {
     const int* tile = tiles + blockIdx.x * 3;
-    int from = blockIdx.y * 512 + threadIdx.x / 32 * 64;
-    float c[4][2][4] = {};
-    wide_product(c, xa, params + tile[0] * stride + b, tile, from, rank, output, 1, rank);
-    each_four(c, tile, from, output, [&](float(&v)[4], int row, int column, int valid) {
-        real* to = y + (i64)row * output + column;
-        float old[4];
-        load4(old, to, valid);
-#pragma unroll
-        for (int j = 0; j < 4; j++) v[j] = old[j] + scale * v[j];
-        store4(to, v, valid);
-    });
+    wide_product<true, true>(y, xa, params + tile[0] * stride + b, tile, rank, output, scale, {});
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
+extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 1)
     lora_delta(float* __restrict__ out, const float* __restrict__ xa, const float* __restrict__ params,
                const int* __restrict__ tiles, int rank, int output, i64 stride, i64 b, float scale) {
     const int* tile = tiles + blockIdx.x * 3;
-    int from = blockIdx.y * 512 + threadIdx.x / 32 * 64;
-    float c[4][2][4] = {};
-    wide_product(c, xa, params + tile[0] * stride + b, tile, from, rank, output, 1, rank);
-    each_four(c, tile, from, output, [&](float(&v)[4], int row, int column, int valid) {
-#pragma unroll
-        for (int j = 0; j < 4; j++) v[j] *= scale;
-        store4(out + (i64)row * output + column, v, valid);
-    });
+    wide_product<true, false>(out, xa, params + tile[0] * stride + b, tile, rank, output, scale, {});
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
+extern "C" __global__ void __launch_bounds__(32 * NARROW_WARPS, 1)
     lora_bwd_xa(float* __restrict__ d_xa, const real* __restrict__ d_y, const float* __restrict__ params,
-                const int* __restrict__ tiles, int rank, int output, i64 stride, i64 b, float scale) {
+                const int* __restrict__ tiles, float* __restrict__ parts, int* __restrict__ tickets, i64 pitch, int rank,
+                int output, i64 stride, i64 b, float scale) {
     const int* tile = tiles + blockIdx.x * 3;
     const float* adapter = params + tile[0] * stride + b;
-    narrow_product(d_xa, d_y, adapter, tile, rank, output, rank, 1, scale, {});
+    narrow_product<false>(d_xa, d_y, adapter, tile, rank, output, scale, {}, {parts, tickets, pitch});
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
@@ -252,7 +463,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
                     u64 site, u32 threshold, float keep_scale, int rank, int input, int output, i64 stride, i64 a,
                     i64 b, float scale) {
     // Warp w sums over every fourth tile; then it adds up the four sums of the fragments w.
-    __shared__ float parts[4][4][8][32];
+    __shared__ float parts[4][4][8][33];
     int blocks_b = (output + 63) / 64, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     bool is_b = blockIdx.x < blocks_b;
     const real* u = is_b ? d_y : x;
@@ -260,21 +471,38 @@ extern "C" __global__ void __launch_bounds__(128, 1)
     int width = is_b ? output : input, from = (is_b ? blockIdx.x : blockIdx.x - blocks_b) * 64, to_r = blockIdx.z * 16;
     int run = runs[blockIdx.y * 3], first_tile = runs[blockIdx.y * 3 + 1], count = runs[blockIdx.y * 3 + 2];
     Dropout dropout = {seeds, keys, site, threshold};
+    bool vectors = from + 64 <= width && width % 8 == 0 && aligned(u);
     float c[4][2][4] = {};
     for (int i = warp; i < count; i += 4) {
         const int* tile = tiles + (first_tile + i) * 3;
         int first = tile[1], rows = tile[2], column = from + 8 * g;
         float v[4][8], r[2][4];
+        if (vectors) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                i64 row = first + min(4 * t + j, rows - 1);
+                load8_aligned(v[j], u + row * width + column);
+#pragma unroll
+                for (int n = 0; n < 2; n++) r[n][j] = w[row * rank + min(to_r + n * 8 + g, rank - 1)];
+            }
+        } else {
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                i64 row = first + min(4 * t + j, rows - 1);
+                load8(v[j], u + row * width + column, width - column);
+#pragma unroll
+                for (int n = 0; n < 2; n++) r[n][j] = w[row * rank + min(to_r + n * 8 + g, rank - 1)];
+            }
+        }
+        // Rows that are not there are no terms of the sums; ranks that are not are not stored.
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             int row = 4 * t + j;
-            load8(v[j], u + (i64)(first + row) * width + column, row < rows ? width - column : 0);
-            if (!is_b && seeds && row < rows) drop(v[j], dropout, run, first + row, column);
 #pragma unroll
-            for (int n = 0; n < 2; n++) {
-                int at = to_r + n * 8 + g;
-                r[n][j] = row < rows && at < rank ? w[(i64)(first + row) * rank + at] : 0.0f;
-            }
+            for (int i = 0; i < 8; i++) v[j][i] = row < rows ? v[j][i] : 0.0f;
+#pragma unroll
+            for (int n = 0; n < 2; n++) r[n][j] = row < rows ? r[n][j] : 0.0f;
+            if (!is_b && seeds && row < rows) drop(v[j], dropout, hash_of(dropout, run, first + row), column);
         }
         FragmentB<bf16> right[2][TERMS_F32];
         set_b(right[0], r[0]);
@@ -294,33 +522,38 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         for (int i = 0; i < 8; i++) parts[warp][m][i][lane] = c[m][i / 4][i % 4];
     __syncthreads();
     float* to = d_params + run * stride + (is_b ? b : a);
-    float factor = is_b ? scale : keep_scale;
+    float factor = is_b ? scale : keep_scale, old[2][4];
+    int column[2], r[2], valid[2];
+    // 4 neighbours in memory at a time: ranks of a column of B, columns of a rank of A.
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        int column = from + 8 * g + 2 * warp + i % 4 / 2, r = to_r + i / 4 * 8 + 2 * t + i % 2;
-        if (column >= width || r >= rank) continue;
-        float sum = 0.0f;
-        for (int part = 0; part < 4; part++) sum += parts[part][warp][i][lane];
-        to[is_b ? (i64)column * rank + r : (i64)r * input + column] += factor * sum;
+    for (int q = 0; q < 2; q++) {
+        int four = threadIdx.x + q * 128;
+        column[q] = is_b ? four / 4 : four % 16 * 4, r[q] = is_b ? four % 4 * 4 : four / 16;
+        i64 c = from + column[q], at = to_r + r[q];
+        valid[q] = c >= width || at >= rank ? 0 : (int)(is_b ? rank - at : width - c);
+        load4(old[q], to + (is_b ? c * rank + at : at * input + c), valid[q]);
+    }
+#pragma unroll
+    for (int q = 0; q < 2; q++) {
+        i64 c = from + column[q], at = to_r + r[q];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            int x = column[q] + (is_b ? 0 : j), y = r[q] + (is_b ? j : 0);
+            float sum = 0.0f;
+#pragma unroll
+            for (int part = 0; part < 4; part++)
+                sum += parts[part][x % 8 / 2][y / 8 * 4 + x % 2 * 2 + y % 2][x / 8 * 4 + y % 8 / 2];
+            old[q][j] += factor * sum;
+        }
+        store4(to + (is_b ? c * rank + at : at * input + c), old[q], valid[q]);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
+extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 1)
     lora_bwd_x(float* __restrict__ d_x, const float* __restrict__ d_xa, const float* __restrict__ params,
                const int* __restrict__ tiles, const u64* __restrict__ seeds, const u32* __restrict__ keys, u64 site,
                u32 threshold, float keep_scale, int rank, int input, i64 stride, i64 a) {
     const int* tile = tiles + blockIdx.x * 3;
-    int run = tile[0], from = blockIdx.y * 512 + threadIdx.x / 32 * 64;
-    Dropout dropout = {seeds, keys, site, threshold};
-    float c[4][2][4] = {};
-    wide_product(c, d_xa, params + tile[0] * stride + a, tile, from, rank, input, input, 1);
-    each_four(c, tile, from, input, [&](float(&v)[4], int row, int column, int valid) {
-        float* to = d_x + (i64)row * input + column;
-        float old[4];
-        if (seeds) drop(v, dropout, run, row, column);
-        load4(old, to, valid);
-#pragma unroll
-        for (int j = 0; j < 4; j++) v[j] = old[j] + keep_scale * v[j];
-        store4(to, v, valid);
-    });
+    const float* adapter = params + tile[0] * stride + a;
+    wide_product<false, true>(d_x, d_xa, adapter, tile, rank, input, keep_scale, {seeds, keys, site, threshold});
 }

@@ -22,6 +22,13 @@ typedef REAL real;
 #define INFINITE __uint_as_float(0x7f800000u)
 #define LOG2_E 1.4426950408889634f
 
+// Whether a multiprocessor has less than the 228 KB of compute capabilities 9 and 10.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
+#define SMALL_SHARED 1
+#elif !defined(SMALL_SHARED)
+#define SMALL_SHARED 0
+#endif
+
 #ifdef SIMT
 #define DYNAMIC_SHARED(name) unsigned char* name = simt::dynamic_shared()
 #else
@@ -52,6 +59,12 @@ DEV u32 pack(float low, float high, half) {
     u32 both;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
     return both;
+}
+// What another block has written since this one began.
+DEV float load_fresh(const float* p) {
+    float x;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(x) : "l"(p) : "memory");
+    return x;
 }
 // 2^x, to 2 units in the last place.
 DEV float exp2_fast(float x) {
@@ -92,6 +105,7 @@ DEV u32 pack(float low, float high, T) {
     narrow(h, high);
     return l.bits | (u32)h.bits << 16;
 }
+DEV float load_fresh(const float* p) { return *p; }
 DEV float exp2_fast(float x) { return exp2f(x); }
 
 #endif
@@ -199,12 +213,18 @@ DEV void store2(T* p, float a, float b, int valid, bool whole) {
         if (valid > 1) narrow(p[1], b);
     }
 }
+DEV void store4_aligned(float* p, const float (&v)[4]) {
+    *reinterpret_cast<float4*>(p) = make_float4(v[0], v[1], v[2], v[3]);
+}
+template <class T>
+DEV void store4_aligned(T* p, const float (&v)[4]) {
+    *reinterpret_cast<uint2*>(p) = make_uint2(pack(v[0], v[1], T()), pack(v[2], v[3], T()));
+}
 // As store8.
 template <class T>
 DEV void store4(T* p, const float (&v)[4], int valid) {
     if (valid >= 4 && aligned4(p)) {
-        store2(p, v[0], v[1], 2, true);
-        store2(p + 2, v[2], v[3], 2, true);
+        store4_aligned(p, v);
         return;
     }
 #pragma unroll
@@ -262,9 +282,7 @@ DEV void add_rows(float* __restrict__ to, const float* __restrict__ from, const 
 #pragma unroll
             for (int j = 0; j < 4; j++) sum[j] = fmaf(scale, x[j], sum[j]);
         }
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            if (c + j < width) to[c + j] = sum[j];
+        store4(to + c, sum, width - c);
     }
 }
 

@@ -200,6 +200,8 @@ pub struct PassSize {
     pub vocab: usize,
     /// Rank of an adapted matrix; 0 for none.
     pub rank: usize,
+    /// Most elements of an input or output row of an adapted matrix; 0 for none.
+    pub adapted: usize,
     /// Runs that are trained.
     pub runs: usize,
     /// Bytes of each capture and download that may be on its way to the host at one time.

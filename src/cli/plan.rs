@@ -10,7 +10,7 @@ use crate::formats::quantized::QuantizedView;
 use crate::model::param_id::{ParamId, Source};
 use crate::model::{Activations, Gradients, Layout, Save};
 use crate::train::optim::Optimizer;
-use crate::train::passes::pass_size;
+use crate::train::passes::{adapter_size, pass_size};
 
 /// Device memory in bytes by purpose.
 pub struct Plan {
@@ -53,7 +53,8 @@ impl Plan {
     ) -> Self {
         let bytes = Activations::<B>::bytes(config, layout, rows, Save::Layer, self.element_sizes);
         let adapter = layout.map_or(0, |layout| layout.bytes(1, self.element_sizes));
-        let pass = PassSize { rows, readbacks, ..PassSize::default() };
+        let (rank, adapted) = layout.map_or((0, 0), adapter_size);
+        let pass = PassSize { rows, rank, adapted, readbacks, ..PassSize::default() };
         self.with("adapters", adapter).with("activations", bytes).own(backend, &pass)
     }
 

@@ -111,6 +111,15 @@ pub struct Packing {
     pub is_causal: bool,
 }
 
+/// The largest rank of a layout's matrices, and the longest of their rows.
+pub fn adapter_size(layout: &Layout) -> (usize, usize) {
+    let tables =
+        Table::ALL.into_iter().filter_map(|at| layout.table(at)).map(|site| (site.rank, site.input.max(site.output)));
+    let sites =
+        layout.modules().map(|module| (module.lora.rank, module.lora.input.max(module.lora.output))).chain(tables);
+    sites.fold((0, 0), |(rank, width), site| (rank.max(site.0), width.max(site.1)))
+}
+
 /// The size of a training's passes of at most these many rows and label rows.
 pub fn pass_size(
     config: &ModelConfig,
@@ -118,17 +127,14 @@ pub fn pass_size(
     runs: usize,
     (rows, labels): (usize, usize),
 ) -> PassSize {
-    let ranks = |layout: &Layout| {
-        let tables = Table::ALL.into_iter().filter_map(|at| layout.table(at)).map(|site| site.rank);
-        layout.modules().map(|module| module.lora.rank).chain(tables).max()
-    };
-    let rank = layout.and_then(ranks);
+    let (rank, adapted) = layout.map_or((0, 0), adapter_size);
     PassSize {
         rows,
         labels,
         queries: config.q_width(),
         vocab: config.vocab_size,
-        rank: rank.unwrap_or(0),
+        rank,
+        adapted,
         runs,
         // The losses and the norms of a step and of the one that is begun ahead.
         readbacks: [labels, runs, labels, runs].map(|len| len * size_of::<f32>()).to_vec(),

@@ -74,6 +74,14 @@ fn delta(p: Precision, site: LoraSite, params: &[f64], xa: &[f64], o: usize) -> 
     p.a(site.scale * p.dot(site.rank, |r| xa[r], |r| params[site.b + o * site.rank + r]))
 }
 
+/// Where the blocks that share a depth meet, in a pass of so many rows, and the launch of their product over so many tiles.
+fn narrow(r: &mut Recorder<'_>, rows: usize, rank: usize, tiles: usize, depth: usize) -> ([Arg; 3], [usize; 3]) {
+    let splits = depth.div_ceil(128).min(32);
+    let parts = At(r.tape.acc(&vec![FILL; splits * rows * rank]));
+    let tickets = At(r.tape.ints(&vec![0; tiles * rank.div_ceil(32)]));
+    ([parts, tickets, Long(rows * rank)], [tiles, rank.div_ceil(32), splits])
+}
+
 /// A's arguments of a kernel.
 fn of_a(site: LoraSite) -> [Arg; 4] {
     [Int(site.rank), Int(site.input), Long(site.stride), Long(site.a)]
@@ -201,22 +209,24 @@ impl Operation for Lora {
         r.in_place(1, xa, Role::Acc);
         let (y, xa) = (At(y), At(xa));
         let (x, params) = (At(r.tape.compute(&case.inputs[1])), At(r.tape.acc(&case.inputs[2])));
-        let narrow = [count, rank.div_ceil(32), 1];
-        let args = [&[xa, x, params, tiles], &dropout[..], &of_a(site)].concat();
-        r.run("lora_fwd_shrink", narrow, &args);
+        let (meeting, grid) = narrow(r, pack.len(), rank, count, input);
+        let args = [&[xa, x, params, tiles], &meeting[..], &dropout, &of_a(site)].concat();
+        r.tape.launch("lora_fwd_shrink", grid, 64, 0, &args);
         let args = [&[y, xa, params, tiles], &of_b(site)[..]].concat();
-        r.run("lora_fwd_expand", [count, output.div_ceil(512), 1], &args);
+        r.tape.launch("lora_fwd_expand", [count, output.div_ceil(256), 1], 128, 0, &args);
 
         let d_y = At(r.tape.compute(&case.d_outputs[0]));
         let d_xa = At(r.tape.acc(&vec![FILL; pack.len() * rank]));
         let (d_x, d_params) = (At(r.sum(2, case.inputs[1].len(), 0)), At(r.sum(3, case.inputs[2].len(), 0)));
-        r.run("lora_bwd_xa", narrow, &[&[d_xa, d_y, params, tiles], &of_b(site)[..]].concat());
+        let (meeting, grid) = narrow(r, pack.len(), rank, count, output);
+        let args = [&[d_xa, d_y, params, tiles], &meeting[..], &of_b(site)].concat();
+        r.tape.launch("lora_bwd_xa", grid, 64, 0, &args);
         let sizes = [Int(rank), Int(input), Int(output), Long(stride), Long(a), Long(b), Float(scale)];
         let args = [&[d_params, d_y, xa, x, d_xa, all_tiles, runs], &dropout[..], &sizes].concat();
         let grid = [output.div_ceil(64) + input.div_ceil(64), run_count, rank.div_ceil(16)];
         r.tape.launch("lora_bwd_params", grid, 128, 0, &args);
         let args = [&[d_x, d_xa, params, tiles], &dropout[..], &of_a(site)].concat();
-        r.run("lora_bwd_x", [count, input.div_ceil(512), 1], &args);
+        r.tape.launch("lora_bwd_x", [count, input.div_ceil(256), 1], 128, 0, &args);
         true
     }
 
@@ -324,11 +334,12 @@ impl Operation for LoraDelta {
         r.in_place(0, out, Role::Acc);
         r.in_place(1, d_xa, Role::Acc);
         let args = [&[At(out), xa, params, tiles], &of_b(self.site)[..]].concat();
-        r.run("lora_delta", [count, output.div_ceil(512), 1], &args);
+        r.tape.launch("lora_delta", [count, output.div_ceil(256), 1], 128, 0, &args);
         let (d_xa, d_y) = (At(d_xa), At(r.tape.compute(&case.d_outputs[0])));
         let d_params = At(r.sum(2, case.inputs[1].len(), 0));
-        let args = [&[d_xa, d_y, params, tiles], &of_b(self.site)[..]].concat();
-        r.run("lora_bwd_xa", [count, rank.div_ceil(32), 1], &args);
+        let (meeting, grid) = narrow(r, self.pack.len(), rank, count, output);
+        let args = [&[d_xa, d_y, params, tiles], &meeting[..], &of_b(self.site)].concat();
+        r.tape.launch("lora_bwd_xa", grid, 64, 0, &args);
         let dropout = [Null, Null, Bits(0), Int(0), Float(1.0)];
         let sizes = [Int(rank), Int(0), Int(output), Long(stride), Long(a), Long(b), Float(scale)];
         let args = [&[d_params, d_y, xa, d_y, d_xa, all_tiles, runs], &dropout[..], &sizes].concat();
@@ -391,7 +402,19 @@ pub fn cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
         Set::Large => {
             let pack = packs::large();
             let drop = Some(dropout(b, &pack, 0.1, 96));
-            vec![Case::new("large lora", Lora { pack, site: site(8, 96, 72), runs: RUNS, drop })]
+            let mut cases = vec![Case::new("large lora", Lora { pack, site: site(8, 96, 72), runs: RUNS, drop })];
+            // Depths that blocks share: where vectors may be read, and where not; a rank beyond that of a block.
+            let whole = |rank, input, output| {
+                let (b, stride) = (rank * input, rank * (input + output));
+                LoraSite { a: 0, b, stride, rank, input, output, scale: 1.75, runs: RunRange::ALL }
+            };
+            let deep = [whole(16, 512, 384), whole(40, 260, 132), site(3, 387, 259), site(20, 256, 300)];
+            for (site, dropped) in deep.into_iter().zip([true, false, true, false]) {
+                let name = format!("deep lora {}x{}x{}", site.rank, site.input, site.output);
+                let drop = dropped.then(|| dropout(b, &packs::trees(), 0.1, site.input));
+                cases.push(Case::new(name, Lora { pack: packs::trees(), site, runs: RUNS, drop }));
+            }
+            cases
         }
         Set::Forest => {
             let pack = packs::large_forest();

@@ -3,7 +3,7 @@
 // A CUDA thread is a fiber with a stack of its own; the blocks of a launch run one after another on the calling
 // thread. A fiber runs until it waits: at a warp operation for the other lanes of its mask, at a barrier for its
 // block. What runs next is the schedule's choice, and a wrong kernel is wrong under some schedules only:
-//   SIMT_ORDER=fwd|rev|rand:<seed>   which of the fibers that can run goes on
+//   SIMT_ORDER=fwd|rev|rand:<seed>   which of the fibers that can run goes on, and which block is the next
 //   SIMT_ASYNC=late|early            cp.async copies when it is waited for (default), or at once
 // Mistakes that no schedule can hide end the process with a message: divergent barriers, lanes that meet at different
 // operations, deadlocks, copies never waited for, misaligned vectors, more shared memory than the device has.
@@ -175,15 +175,18 @@ SIMT_UNWATCHED inline void switch_to(Fiber* next, bool for_good = false) {
     sanitize::arrive(from ? &from->sanitizer : nullptr, s.host);
 }
 
+inline uint64_t next_random() {
+    Scheduler& s = scheduler();
+    s.random = s.random * 6364136223846793005ull + 1442695040888963407ull;
+    return s.random >> 33;
+}
+
 inline Fiber* pick() {
     Scheduler& s = scheduler();
     if (s.ready.empty()) return nullptr;
     size_t i = 0;
     if (s.order == 1) i = s.ready.size() - 1;
-    if (s.order == 2) {
-        s.random = s.random * 6364136223846793005ull + 1442695040888963407ull;
-        i = (s.random >> 33) % s.ready.size();
-    }
+    if (s.order == 2) i = next_random() % s.ready.size();
     Fiber* fiber = &s.fibers[s.ready[i]];
     s.ready.erase(s.ready.begin() + i);
     return fiber;
@@ -348,9 +351,13 @@ void launch(dim3 grid, dim3 block, size_t shared, Body&& body) {
     Scheduler& s = scheduler();
     s.body = [](void* body) { (*static_cast<std::remove_reference_t<Body>*>(body))(); };
     s.argument = &body;
+    std::vector<uint3> blocks;
     for (unsigned z = 0; z < grid.z; z++)
         for (unsigned y = 0; y < grid.y; y++)
-            for (unsigned x = 0; x < grid.x; x++) run_block({x, y, z});
+            for (unsigned x = 0; x < grid.x; x++) blocks.push_back({x, y, z});
+    if (s.order == 1) std::reverse(blocks.begin(), blocks.end());
+    for (size_t i = blocks.size(); s.order == 2 && i > 1; i--) std::swap(blocks[i - 1], blocks[next_random() % i]);
+    for (uint3 block : blocks) run_block(block);
     sanitize::acquire(&the_scheduler);
 }
 
@@ -424,6 +431,7 @@ inline void sync_warp(const char* where, unsigned mask = 0xffffffffu) {
 #define blockDim (simt::block_size())
 #define gridDim (simt::grid_size())
 #define __syncthreads() simt::barrier(SIMT_HERE)
+#define __threadfence() ((void)0)
 #define __syncwarp(...) simt::sync_warp(SIMT_HERE __VA_OPT__(, ) __VA_ARGS__)
 #define __shfl_sync(...) simt::shuffle(SIMT_HERE, simt::Shuffle::Index, __VA_ARGS__)
 #define __shfl_xor_sync(...) simt::shuffle(SIMT_HERE, simt::Shuffle::Xor, __VA_ARGS__)

@@ -2,14 +2,22 @@
 
 use super::Cuda;
 use super::context::Context;
-use super::geometry::{blocks2, blocks3};
+use super::geometry::{LORA_ROWS, blocks2, blocks3};
 use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_ptr, bits, compute, float, int, long, table, unsigned};
 use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraDeltaBwd, LoraFwd, LoraOps, LoraSite, Op, RunRange};
 
 const FILE: &str = "lora";
 /// Columns of the input or output, and of the rank, that a block handles.
-const COLUMNS: usize = 512;
+const COLUMNS: usize = 256;
 const RANKS: usize = 32;
+/// Threads of a block of the products that write columns, and of those that write ranks.
+const WIDE_BLOCK: u32 = 128;
+const NARROW_BLOCK: u32 = 64;
+/// Of the depth of a product that writes ranks, what a block takes at a time, and the most blocks that share one.
+const SHARE: usize = 128;
+const SPLITS: usize = 32;
+/// Fewest tickets that there is memory for.
+const TICKETS: usize = 1024;
 /// The same where a block sums a run's rows into its parameters.
 const SUM_COLUMNS: usize = 64;
 const SUM_RANKS: usize = 16;
@@ -36,23 +44,76 @@ fn b_args(site: LoraSite) -> [Arg; 5] {
     [int(site.rank), int(site.output), long(site.stride), long(site.b), float(site.scale)]
 }
 
+/// Blocks that share a depth: as many whatever the pack, so that a row's sums are the same bits in any.
+fn splits(depth: usize) -> usize {
+    let shares = depth.div_ceil(SHARE);
+    shares.div_ceil(shares.div_ceil(SPLITS).max(1)).max(1)
+}
+
+/// Number of tickets for so many tiles; few sizes, so that they seldom move.
+fn tickets(tiles: usize, rank: usize) -> usize {
+    (tiles * rank.div_ceil(RANKS)).next_power_of_two().max(TICKETS)
+}
+
+/// Bytes of the scratch in which blocks that share a depth of at most `width` meet, in a pass of so many rows and runs: parts and
+/// tickets. None where no depth is shared.
+pub fn meeting_bytes(rows: usize, runs: usize, rank: usize, width: usize) -> Option<[usize; 2]> {
+    let tiles = rows.div_ceil(LORA_ROWS) + runs;
+    (rank > 0 && splits(width) > 1)
+        .then(|| [splits(width) * rows * rank * size_of::<f32>(), tickets(tiles, rank) * size_of::<i32>()])
+}
+
+/// A product that writes ranks.
+struct Narrow {
+    depth: usize,
+    rank: usize,
+    /// Rows of the pack.
+    rows: usize,
+    /// Tiles of adapted rows.
+    tiles: usize,
+}
+
+impl Narrow {
+    /// The arguments that say where the blocks that share the depth meet. None after an error.
+    fn meeting(&self, cx: &mut Context) -> Option<[Arg; 3]> {
+        let &Self { depth, rank, rows, tiles } = self;
+        if splits(depth) == 1 {
+            return Some([Arg::null(Param::Acc), Arg::null(Param::Table), long(0)]);
+        }
+        let parts = cx.scratch("lora parts", splits(depth) * rows * rank * size_of::<f32>())?;
+        // Every launch leaves them as it found them.
+        let tickets = cx.cached_list("lora tickets", &vec![0; tickets(tiles, rank)])?;
+        Some([acc_ptr(parts), table(tickets), long(rows * rank)])
+    }
+
+    fn dims(&self) -> LaunchDims {
+        let grid = blocks3(self.tiles, self.rank.div_ceil(RANKS), splits(self.depth));
+        LaunchDims { grid, block: NARROW_BLOCK, shared: 0 }
+    }
+}
+
+/// The launch of a product that writes `width` columns of so many tiles.
+fn wide_dims(tiles: usize, width: usize) -> LaunchDims {
+    LaunchDims { grid: blocks2(tiles, width.div_ceil(COLUMNS)), block: WIDE_BLOCK, shared: 0 }
+}
+
 impl LoraOps for Cuda {
     fn lora_fwd(&mut self, op: LoraFwd<'_, Self>) {
         self.begin(&op);
         let (name, cx, pack) = (LoraFwd::<Self>::NAME, &mut self.cx, op.pack);
-        let LoraSite { rank, output, .. } = op.site;
+        let LoraSite { rank, input, output, .. } = op.site;
         let Some(dropout) = dropout_args(cx, op.dropout) else { return };
         let (tiles, count) = pack.lora_tiles(op.site.runs);
+        let narrow = Narrow { depth: input, rank, rows: pack.len(), tiles: count };
+        let Some(meeting) = narrow.meeting(cx) else { return };
         cx.zero_acc(name, op.xa, pack.len() * rank);
         let rows = [acc(op.xa), compute(op.x), acc(op.params), table(tiles)];
-        let args = [&rows[..], &dropout, &a_args(op.site)].concat();
-        let dims = LaunchDims::new(blocks2(count, rank.div_ceil(RANKS)));
-        cx.launch(name, Kernel::new(FILE, "lora_fwd_shrink"), dims, &args);
+        let args = [&rows[..], &meeting, &dropout, &a_args(op.site)].concat();
+        cx.launch(name, Kernel::new(FILE, "lora_fwd_shrink"), narrow.dims(), &args);
         let Some(y) = op.y else { return };
         let rows = [compute(y), acc(op.xa), acc(op.params), table(tiles)];
         let args = [&rows[..], &b_args(op.site)].concat();
-        let dims = LaunchDims::new(blocks2(count, output.div_ceil(COLUMNS)));
-        cx.launch(name, Kernel::new(FILE, "lora_fwd_expand"), dims, &args);
+        cx.launch(name, Kernel::new(FILE, "lora_fwd_expand"), wide_dims(count, output), &args);
     }
 
     fn lora_bwd(&mut self, op: LoraBwd<'_, Self>) {
@@ -63,10 +124,11 @@ impl LoraOps for Cuda {
         let Some(d_xa) = cx.scratch(name, pack.len() * rank * size_of::<f32>()) else { return };
         let ((tiles, count), (runs, run_count)) = (pack.lora_tiles(site.runs), pack.lora_runs(site.runs));
         let all_tiles = pack.lora_tiles(RunRange::ALL).0;
+        let narrow = Narrow { depth: output, rank, rows: pack.len(), tiles: count };
+        let Some(meeting) = narrow.meeting(cx) else { return };
         let rows = [acc_ptr(d_xa), compute(op.d_y), acc(op.params), table(tiles)];
-        let args = [&rows[..], &b_args(site)].concat();
-        let dims = LaunchDims::new(blocks2(count, rank.div_ceil(RANKS)));
-        cx.launch(name, Kernel::new(FILE, "lora_bwd_xa"), dims, &args);
+        let args = [&rows[..], &meeting, &b_args(site)].concat();
+        cx.launch(name, Kernel::new(FILE, "lora_bwd_xa"), narrow.dims(), &args);
         let rows = [acc(op.d_params), compute(op.d_y), acc(op.xa), compute(op.x), acc_ptr(d_xa)];
         let sizes = [int(rank), int(input), int(output)];
         let place = [long(site.stride), long(site.a), long(site.b), float(site.scale)];
@@ -78,8 +140,7 @@ impl LoraOps for Cuda {
         let Some(d_x) = op.d_x else { return };
         let rows = [acc(d_x), acc_ptr(d_xa), acc(op.params), table(tiles)];
         let args = [&rows[..], &dropout, &a_args(site)].concat();
-        let dims = LaunchDims::new(blocks2(count, input.div_ceil(COLUMNS)));
-        cx.launch(name, Kernel::new(FILE, "lora_bwd_x"), dims, &args);
+        cx.launch(name, Kernel::new(FILE, "lora_bwd_x"), wide_dims(count, input), &args);
     }
 
     fn lora_delta(&mut self, op: LoraDelta<'_, Self>) {
@@ -89,8 +150,7 @@ impl LoraOps for Cuda {
         cx.zero_acc(name, op.out, pack.len() * op.site.output);
         let rows = [acc(op.out), acc(op.xa), acc(op.params), table(tiles)];
         let args = [&rows[..], &b_args(op.site)].concat();
-        let dims = LaunchDims::new(blocks2(count, op.site.output.div_ceil(COLUMNS)));
-        cx.launch(name, Kernel::new(FILE, name), dims, &args);
+        cx.launch(name, Kernel::new(FILE, name), wide_dims(count, op.site.output), &args);
     }
 
     fn lora_delta_bwd(&mut self, op: LoraDeltaBwd<'_, Self>) {
@@ -100,11 +160,12 @@ impl LoraOps for Cuda {
         let Some(dropout) = dropout_args(cx, None) else { return };
         let ((tiles, count), (runs, run_count)) = (pack.lora_tiles(site.runs), pack.lora_runs(site.runs));
         let all_tiles = pack.lora_tiles(RunRange::ALL).0;
+        let narrow = Narrow { depth: output, rank, rows: pack.len(), tiles: count };
+        let Some(meeting) = narrow.meeting(cx) else { return };
         cx.zero_acc(name, op.d_xa, pack.len() * rank);
         let rows = [acc(op.d_xa), compute(op.d_y), acc(op.params), table(tiles)];
-        let args = [&rows[..], &b_args(site)].concat();
-        let dims = LaunchDims::new(blocks2(count, rank.div_ceil(RANKS)));
-        cx.launch(name, Kernel::new(FILE, "lora_bwd_xa"), dims, &args);
+        let args = [&rows[..], &meeting, &b_args(site)].concat();
+        cx.launch(name, Kernel::new(FILE, "lora_bwd_xa"), narrow.dims(), &args);
         // Of an input of no columns there are no blocks.
         let rows = [acc(op.d_params), compute(op.d_y), acc(op.xa), compute(op.d_y), acc(op.d_xa)];
         let sizes = [int(rank), int(0), int(output)];
@@ -112,5 +173,40 @@ impl LoraOps for Cuda {
         let args = [&rows[..], &[table(all_tiles), table(runs)], &dropout, &sizes, &place].concat();
         let grid = blocks3(output.div_ceil(SUM_COLUMNS), run_count, rank.div_ceil(SUM_RANKS));
         cx.launch(name, Kernel::new(FILE, "lora_bwd_params"), LaunchDims { grid, block: 128, shared: 0 }, &args);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depths_are_shared_by_many_blocks_and_wholly() {
+        for depth in [1, 5, 128, 129, 300, 1024, 4096, 5120, 11008, 28672, 1 << 20] {
+            let splits = splits(depth);
+            let part = depth.div_ceil(SHARE * splits) * SHARE;
+            assert!(
+                splits <= SPLITS && part * splits >= depth && part * (splits - 1) < depth,
+                "{depth}: {splits} of {part}"
+            );
+        }
+        // 64 rows of LLaMA-2-7B: a block for each of a GPU's 108 to 132 multiprocessors.
+        let narrow = Narrow { depth: 4096, rank: 16, rows: 64, tiles: 64 / LORA_ROWS };
+        assert_eq!(narrow.dims().grid.iter().product::<u32>(), 128);
+    }
+
+    #[test]
+    fn constants_are_those_of_the_kernels() {
+        let text = include_str!("../../../kernels/lora.cu");
+        let warps = NARROW_BLOCK as usize / 32;
+        for (name, value) in [
+            ("NARROW_WARPS", warps),
+            ("NARROW_STEPS", SHARE / 16 / warps),
+            ("NARROW_SPLITS", SPLITS),
+            ("WIDE_WARPS", WIDE_BLOCK as usize / 32),
+        ] {
+            assert!(text.contains(&format!("constexpr int {name} = {value};")), "{name} = {value}");
+        }
+        assert_eq!(COLUMNS, WIDE_BLOCK as usize / 32 * 64);
     }
 }

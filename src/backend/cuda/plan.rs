@@ -4,6 +4,7 @@ use super::Cuda;
 use super::adamw::{NORM_PARTS, STEP_FIELDS};
 use super::blas::WORKSPACE;
 use super::cross_entropy;
+use super::lora::meeting_bytes;
 use super::memory::block_size;
 use crate::backend::ops::LinearDims;
 use crate::backend::{OwnMemory, PassSize, Planning};
@@ -21,9 +22,10 @@ impl Planning for Cuda {
     }
 
     fn own_memory(&self, pass: &PassSize) -> OwnMemory {
-        let PassSize { rows, labels, queries, vocab, rank, runs, ref readbacks } = *pass;
+        let PassSize { rows, labels, queries, vocab, rank, adapted, runs, ref readbacks } = *pass;
         let (acc, compute) = self.element_sizes();
         let mut blocks = vec![WORKSPACE, rows * TABLES * size_of::<i32>()];
+        blocks.extend(meeting_bytes(rows, runs, rank, adapted).into_iter().flatten());
         if labels > 0 {
             let logits = cross_entropy::chunk_len(LinearDims { rows: labels, input: 0, output: vocab });
             // Logits and their gradients, d_z rounded, d_xa, parts of the norms, the steps' fields.

@@ -9,19 +9,16 @@
 //   attention_result     out [M, H, C] = z [N, H, D] of each head times the columns of weight [C, H D] that read it
 //
 // Built for one HEAD_DIM, a multiple of 16; `width` <= HEAD_DIM is the real D, and what is missing counts as zeros.
-// WARPS, FWD_STEP and BWD_STEP are chosen by the host so that everything fits shared memory.
+// WARPS, FWD_LARGE, FWD_SMALL and BWD_STEP are chosen by the host so that shared memory holds two blocks if it can.
 //
-// SOFTCAP is 1 in builds whose scores are capped (Gemma 2): cap tanh(scale q k^T / cap) stands for scale q k^T. Builds
-// with 0 do not read `cap`.
+// SOFTCAP is 1 in builds whose scores are capped (Gemma 2): cap tanh(scale q k^T / cap) for scale q k^T. 0 does not read `cap`.
 //
-// ALiBi (Press et al. 2022): a score is less by the head's slope for every position between the last key that the row
-// sees and the key; alibi is the
-// greatest power of two up to H, from which the slopes follow, or 0 for none.
+// ALiBi (Press et al. 2022): a score is less by the head's slope for every position between the last key that the row sees
+// and the key; alibi is the greatest power of two up to H, from which the slopes follow, or 0 for none.
 //
 // Tables (made from the pack by the host, src/backend/cuda/forest.rs). Rows are taken in depth-first order of the
 // forest, so that the rows of all children of a segment follow one another: one long block of queries over its keys.
-//   block_rows [blocks, 64]
-//                          rows of the pack of each query block, or NO_ROW
+//   block_rows [blocks, 64]  rows of the pack of each query block, or NO_ROW
 //   tiles [tiles, 64]      rows of the keys at 64 consecutive positions of some path, from a multiple of 64 on: a row
 //                          of the pack, -(r + 1) for row r of the cache, or NO_ROW
 //   tile_lists [., 4]      tile, position of its first key, first and end of the block rows whose path it lies on; the
@@ -46,32 +43,52 @@
 // References: Milakov and Gimelshein 2018 (online softmax); Dao et al. 2022, Dao 2023 (tiles in shared memory, the
 // backward from lse and delta).
 
-constexpr int TILE = 64;
+constexpr int TILE = 64, FWD_STEP = SMALL_SHARED ? FWD_SMALL : FWD_LARGE;
 constexpr int BLOCK_ROWS = 16 * WARPS;
 constexpr int STRIDE = HEAD_DIM + 16 / (int)sizeof(real);  // odd in units of 16 bytes: no bank conflicts
 constexpr int PARTS = HEAD_DIM / 8;                        // C fragments of a row of heads
 // Columns of a key's gradient whose sums a thread holds at a time.
 constexpr int COLUMNS = HEAD_DIM > 128 && sizeof(real) == 4 ? HEAD_DIM / 2 : HEAD_DIM;
-constexpr int NO_ROW = -0x7fffffff - 1;
+constexpr int NO_ROW = -0x7fffffff - 1, DKV_BLOCKS = STRIDE * (int)sizeof(real) <= 144 ? 3 : 1;  // a multiprocessor
 
-// `count` rows of one head into shared memory; row i is row rows[i] of x, or of the cache (`cached`), or none (also from
-// `valid` on).
-template <int count>
-DEV void fetch(real* tile, const real* x, const real* cached, const int* rows, int valid, i64 pitch, int width) {
-    constexpr int CHUNK = 16 / (int)sizeof(real), CHUNKS = HEAD_DIM / CHUNK;
-    bool whole = width % CHUNK == 0;
-    for (int i = threadIdx.x; i < count * CHUNKS; i += 32 * WARPS) {
-        int r = i / CHUNKS, c = i % CHUNKS * CHUNK, row = r < valid ? rows[r] : NO_ROW;
-        bool none = row == NO_ROW || c >= width;
-        const real* from = none ? x : (row >= 0 ? x + row * pitch : cached + -(i64)(row + 1) * pitch) + c;
-        real* to = tile + r * STRIDE + c;
-        if (whole) {
-            copy_async(to, from, none);
-        } else {
+// `count` rows of one head of each of `n` matrices into tiles one after another in shared memory: row i is row rows[i] of x, or
+// of the cache (`cached`), or none (also from `valid` on). A thread first loads the numbers of all the rows that it copies a
+// part of, then copies, so that no copy waits for a load of its own; what follows from a row serves all matrices.
+template <int count, int n>
+DEV void fetch(real* tile, const real* const (&x)[n], const real* const (&cached)[n], const int* rows, int valid, int pitch,
+               int width) {
+    constexpr int CHUNK = 16 / (int)sizeof(real), CHUNKS = HEAD_DIM / CHUNK, THREADS = 32 * WARPS;
+    constexpr int TURNS = (count * CHUNKS + THREADS - 1) / THREADS;
+    constexpr bool EVEN = THREADS % CHUNKS == 0;  // then a thread has a column of its own
+    auto row_of = [](int i) { return EVEN ? threadIdx.x / CHUNKS + i * (THREADS / CHUNKS) : (threadIdx.x + i * THREADS) / CHUNKS; };
+    auto column_of = [](int i) { return (EVEN ? threadIdx.x : threadIdx.x + i * THREADS) % CHUNKS * CHUNK; };
+    int limit = count * CHUNKS % THREADS ? min(valid, count) : valid, numbers[TURNS], bytes = pitch * (int)sizeof(real);
 #pragma unroll
-            for (int j = 0; j < CHUNK; j++) to[j] = none || c + j >= width ? to_real(0.0f) : from[j];
+    for (int i = 0; i < TURNS; i++) numbers[i] = row_of(i) < limit ? rows[row_of(i)] : NO_ROW;
+#pragma unroll
+    for (int i = 0; i < TURNS && width % CHUNK == 0; i++) {
+        if (count * CHUNKS % THREADS && row_of(i) >= count) break;
+        bool missing = column_of(i) >= width, none = numbers[i] == NO_ROW || missing, own = numbers[i] >= 0;
+        int at = numbers[i] == NO_ROW ? 0 : numbers[i] ^ numbers[i] >> 31;
+#pragma unroll
+        for (int m = 0; m < n; m++) {
+            const real *ours = x[m] + (missing ? 0 : column_of(i)), *theirs = cached[m] + (missing ? 0 : column_of(i));
+            const char* row = reinterpret_cast<const char*>(own ? ours : theirs) + (i64)at * bytes;
+            copy_async(tile + (m * count + row_of(i)) * STRIDE + column_of(i), row, none);
         }
     }
+#pragma unroll
+    for (int m = 0; m < n; m++)
+        for (int i = threadIdx.x; i < count * HEAD_DIM && width % CHUNK; i += THREADS) {
+            int r = i / HEAD_DIM, c = i % HEAD_DIM, row = r < valid ? rows[r] : NO_ROW;
+            const real* from = row >= 0 ? x[m] + (i64)row * pitch : cached[m] - ((i64)row + 1) * pitch;
+            tile[(m * count + r) * STRIDE + c] = row == NO_ROW || c >= width ? to_real(0.0f) : from[c];
+        }
+}
+template <int count>
+DEV void fetch(real* tile, const real* x, const int* rows, int valid, int pitch, int width) {
+    const real* const one[] = {x};
+    fetch<count>(tile, one, one, rows, valid, pitch, width);
 }
 
 // A float that belongs to row `row` of a tile, in the 16 bytes of padding after it.
@@ -115,14 +132,7 @@ DEV Cap cap_of(float cap, float scale) { return {scale / cap, cap}; }
 DEV float tanh_of(float x) {
     return sizeof(real) == 4 ? tanhf(x) : 1.0f - 2.0f / (1.0f + exp2_fast(2.0f * LOG2_E * x));
 }
-template <int parts>
-DEV void apply_softcap(float (&s)[parts][4], Cap cap) {
-#pragma unroll
-    for (int n = 0; n < parts; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) s[n][e] = cap.outer * tanh_of(cap.inner * s[n][e]);
-}
-// The same, and the slopes there.
+// Scores capped, and the slopes there.
 template <int parts>
 DEV void apply_softcap(float (&s)[parts][4], float (&slopes)[parts][4], Cap cap) {
 #pragma unroll
@@ -174,6 +184,17 @@ DEV bool seen(const Rows& rows, int4 entry, int position, int e) {
            position >= rows.low[i];
 }
 
+// Scores of keys from position `key` on, -inf where a row does not see one.
+template <int parts>
+DEV void mask(float (&s)[parts][4], const Rows& rows, int4 entry, int key) {
+    int first = key + 2 * (threadIdx.x % 4);
+#pragma unroll
+    for (int n = 0; n < parts; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (!seen(rows, entry, first + n * 8 + e % 2, e)) s[n][e] = -INFINITE;
+}
+
 // Products of keys, or their capped scores, from position `key` on, less `slope` (ALiBi) for every position to the row's own.
 template <int parts>
 DEV void subtract_alibi(float (&s)[parts][4], float slope, const Rows& rows, int key) {
@@ -184,11 +205,6 @@ DEV void subtract_alibi(float (&s)[parts][4], float slope, const Rows& rows, int
         for (int e = 0; e < 4; e++) s[n][e] -= slope * (rows.last[e / 2] - (first + n * 8 + e % 2));
 }
 
-template <int n>
-DEV void clear(float (&c)[n][4]) {
-#pragma unroll
-    for (int i = 0; i < n; i++) c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0.0f;
-}
 // Columns of one head's row, from `from` on, = row i (0, 1) of the thread's sums, times `scale`.
 template <int parts>
 DEV void store_row(real* to, const float (&c)[parts][4], int i, float scale, int width, int from = 0) {
@@ -223,16 +239,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     Step now = {concerned(list_starts[block], end, tile_list, first), 0};
     auto fetch_step = [&](Step s, real* to) {
         const int* rows = tiles + (i64)tile_list[s.entry].x * TILE + s.part * FWD_STEP;
-        fetch<FWD_STEP>(to, k, cached_k, rows, FWD_STEP, pitch, width);
-        fetch<FWD_STEP>(to + FWD_STEP * STRIDE, v, cached_v, rows, FWD_STEP, pitch, width);
+        const real *const own[] = {k, v}, *const cached[] = {cached_k, cached_v};
+        fetch<FWD_STEP>(to, own, cached, rows, FWD_STEP, pitch, width);
     };
-    fetch<BLOCK_ROWS>(queries, q, q, block_rows + first, BLOCK_ROWS, (i64)heads * width, width);
+    fetch<BLOCK_ROWS>(queries, q, block_rows + first, BLOCK_ROWS, (i64)heads * width, width);
     if (now.entry < end) fetch_step(now, buffers);
     copy_commit();
     Rows rows = rows_of(block_rows, first, positions, lasts, window, ahead);
-    float sums[PARTS][4], row_max[2] = {-INFINITE, -INFINITE}, row_sum[2] = {0.0f, 0.0f}, base2 = unit_of(scale) * LOG2_E;
+    float sums[PARTS][4] = {}, row_max[2] = {-INFINITE, -INFINITE}, row_sum[2] = {0.0f, 0.0f}, base2 = unit_of(scale) * LOG2_E;
     float slope = slope_of(head, alibi, unit_of(scale));
-    clear(sums);
     for (int stage = 0; now.entry < end; stage ^= 1) {
         Step next = after<FWD_STEP>(now, end, tile_list, first);
         if (next.entry < end) fetch_step(next, buffers + (stage ^ 1) * BUFFER);
@@ -245,18 +260,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         int key = entry.y + now.part * FWD_STEP;
         const real *keys = buffers + stage * BUFFER, *values = keys + FWD_STEP * STRIDE;
         if (any_seen<FWD_STEP>(rows, entry, key, warp_row)) {
-            float s[FWD_STEP / 8][4];
-            clear(s);
+            float s[FWD_STEP / 8][4] = {}, slopes[FWD_STEP / 8][4];
             Product<real>::transposed<FWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
-            if (SOFTCAP) apply_softcap(s, cap_of(cap, scale));
+            if (SOFTCAP) apply_softcap(s, slopes, cap_of(cap, scale));
             if (alibi) subtract_alibi(s, slope, rows, key);
-            if (!all_seen<FWD_STEP>(rows, entry, key, warp_row)) {
-#pragma unroll
-                for (int n = 0; n < FWD_STEP / 8; n++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++)
-                        if (!seen(rows, entry, key + n * 8 + 2 * t + e % 2, e)) s[n][e] = -INFINITE;
-            }
+            if (!all_seen<FWD_STEP>(rows, entry, key, warp_row)) mask(s, rows, entry, key);
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 float largest = row_max[i];
@@ -326,7 +334,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     real* buffers = gradients + BLOCK_ROWS * STRIDE;
     constexpr int BUFFER = 2 * BWD_STEP * STRIDE;
     int block = blockIdx.x / (TILE / BLOCK_ROWS), first = blockIdx.x % (TILE / BLOCK_ROWS) * BLOCK_ROWS;
-    int head = blockIdx.y, group = head / (heads / kv_heads), t = threadIdx.x % 4, warp = threadIdx.x / 32;
+    int head = blockIdx.y, group = head / (heads / kv_heads), warp = threadIdx.x / 32;
     int warp_row = first + warp * 16, end = list_starts[block + 1];
     i64 pitch = (i64)kv_heads * width;
     q += head * width, d_z += head * width, d_q += head * width, k += group * width, v += group * width;
@@ -335,17 +343,16 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     Step now = {concerned(list_starts[block], end, tile_list, first), 0};
     auto fetch_step = [&](Step s, real* to) {
         const int* rows = tiles + (i64)tile_list[s.entry].x * TILE + s.part * BWD_STEP;
-        fetch<BWD_STEP>(to, k, k, rows, BWD_STEP, pitch, width);
-        fetch<BWD_STEP>(to + BWD_STEP * STRIDE, v, v, rows, BWD_STEP, pitch, width);
+        const real* const both[] = {k, v};
+        fetch<BWD_STEP>(to, both, both, rows, BWD_STEP, pitch, width);
     };
-    fetch<BLOCK_ROWS>(queries, q, q, block_rows + first, BLOCK_ROWS, (i64)heads * width, width);
-    fetch<BLOCK_ROWS>(gradients, d_z, d_z, block_rows + first, BLOCK_ROWS, (i64)heads * width, width);
+    fetch<BLOCK_ROWS>(queries, q, block_rows + first, BLOCK_ROWS, (i64)heads * width, width);
+    fetch<BLOCK_ROWS>(gradients, d_z, block_rows + first, BLOCK_ROWS, (i64)heads * width, width);
     if (now.entry < end) fetch_step(now, buffers);
     copy_commit();
     Rows rows = rows_of(block_rows, first, positions, lasts, window, ahead);
-    float sums[PARTS][4], shift[2], delta_of[2], base2 = unit_of(scale) * LOG2_E;
+    float sums[PARTS][4] = {}, shift[2], delta_of[2], base2 = unit_of(scale) * LOG2_E;
     float slope = slope_of(head, alibi, unit_of(scale));
-    clear(sums);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         shift[i] = rows.row[i] < 0 ? 0.0f : lse[(i64)rows.row[i] * heads + head] * LOG2_E;
@@ -361,20 +368,18 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         int key = entry.y + now.part * BWD_STEP;
         const real *keys = buffers + stage * BUFFER, *values = keys + BWD_STEP * STRIDE;
         if (any_seen<BWD_STEP>(rows, entry, key, warp_row)) {
-            float s[BWD_STEP / 8][4], d_p[BWD_STEP / 8][4], slopes[BWD_STEP / 8][4];
-            clear(s);
-            clear(d_p);
+            float s[BWD_STEP / 8][4] = {}, d_p[BWD_STEP / 8][4] = {}, slopes[BWD_STEP / 8][4];
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(d_p, gradients + warp * 16 * STRIDE, values, STRIDE);
             if (SOFTCAP) apply_softcap(s, slopes, cap_of(cap, scale));
             if (alibi) subtract_alibi(s, slope, rows, key);
-            bool all = all_seen<BWD_STEP>(rows, entry, key, warp_row);
+            if (!all_seen<BWD_STEP>(rows, entry, key, warp_row)) mask(s, rows, entry, key);
 #pragma unroll
             for (int n = 0; n < BWD_STEP / 8; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
-                    bool sees = all || seen(rows, entry, key + n * 8 + 2 * t + e % 2, e);
-                    s[n][e] = sees ? exp2_fast(s[n][e] * base2 - shift[e / 2]) * (d_p[n][e] - delta_of[e / 2]) : 0.0f;
+                    // Of what is masked, exactly 0.
+                    s[n][e] = exp2_fast(s[n][e] * base2 - shift[e / 2]) * (d_p[n][e] - delta_of[e / 2]);
                     if (SOFTCAP) s[n][e] *= slopes[n][e];
                 }
             Product<real>::of_sums<HEAD_DIM, BWD_STEP>(sums, s, keys, STRIDE);
@@ -419,42 +424,44 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
     }
     int warp_end = warp_max(max(until[0], until[1])), warp_all = -warp_max(max(-until[0], -until[1]));
     int warp_begin = -warp_max(max(-begin[0], -begin[1])), warp_all_from = warp_max(max(begin[0], begin[1]));
-    int steps = (seen_by.end - seen_by.begin + BWD_STEP - 1) / BWD_STEP;
     float base2 = unit_of(in.scale) * LOG2_E;
-    auto fetch_step = [&](int step, int stage) {
-        int head = blockIdx.y * heads_of_group + step / steps, query = seen_by.begin + step % steps * BWD_STEP;
+    // The queries of one head after the other.
+    struct { int head, query; } now = {(int)blockIdx.y * heads_of_group, seen_by.begin};
+    int end_head = now.head + heads_of_group;
+    auto fetch_step = [&](auto at, int stage) {
+        int head = at.head, query = at.query;
         i64 offset = head * in.width, pitch = (i64)in.heads * in.width;
         real* to = buffers + stage * BUFFER;
-        fetch<BWD_STEP>(to, in.q + offset, in.q, in.order + query, in.rows - query, pitch, in.width);
-        to += BWD_STEP * STRIDE;
-        fetch<BWD_STEP>(to, in.d_z + offset, in.d_z, in.order + query, in.rows - query, pitch, in.width);
+        const real* const both[] = {in.q + offset, in.d_z + offset};
+        fetch<BWD_STEP>(to, both, both, in.order + query, in.rows - query, pitch, in.width);
         if (threadIdx.x < BWD_STEP) {
             int j = query + threadIdx.x;
             bool none = j >= in.rows;
             i64 at = none ? 0 : (i64)in.order[j] * in.heads + head;
-            float* own = beside(to - BWD_STEP * STRIDE, threadIdx.x);
+            float* own = beside(to, threadIdx.x);
             own[0] = none ? 0.0f : in.lse[at] * LOG2_E;
             int row = none || in.alibi == 0 ? 0 : in.order[j];
             own[1] = (float)min(in.lasts[row], in.positions[row] + in.ahead);
-            *beside(to, threadIdx.x) = none ? 0.0f : in.delta[at];
+            *beside(to + BWD_STEP * STRIDE, threadIdx.x) = none ? 0.0f : in.delta[at];
         }
     };
-    fetch_step(0, 0);
+    if (now.query < seen_by.end) fetch_step(now, 0);
     copy_commit();
-    for (int step = 0; step < steps * heads_of_group; step++) {
-        int stage = step % 2;
-        if (step + 1 < steps * heads_of_group) fetch_step(step + 1, stage ^ 1);
+    for (int stage = 0; now.query < seen_by.end && now.head < end_head; stage ^= 1) {
+        auto next = now;
+        next.query += BWD_STEP;
+        if (next.query >= seen_by.end) next = {now.head + 1, seen_by.begin};
+        if (next.head < end_head) fetch_step(next, stage ^ 1);
         copy_commit();
         copy_wait<1>();
         __syncthreads();
-        int query = seen_by.begin + step % steps * BWD_STEP;
+        int query = now.query;
         const real *queries = buffers + stage * BUFFER, *gradients = queries + BWD_STEP * STRIDE;
         if (query + BWD_STEP > warp_begin && query < warp_end) {
-            float p[BWD_STEP / 8][4], d_s[BWD_STEP / 8][4], slopes[BWD_STEP / 8][4];
-            clear(p);
+            float p[BWD_STEP / 8][4] = {}, slopes[BWD_STEP / 8][4];
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(p, keys + warp * 16 * STRIDE, queries, STRIDE);
             if (SOFTCAP) apply_softcap(p, slopes, cap_of(in.cap, in.scale));
-            float slope = slope_of(blockIdx.y * heads_of_group + step / steps, in.alibi, unit_of(in.scale));
+            float slope = in.alibi ? slope_of(now.head, in.alibi, unit_of(in.scale)) : 0.0f;
             bool all = query >= warp_all_from && query + BWD_STEP <= warp_all && in.window == 0;
 #pragma unroll
             for (int n = 0; n < BWD_STEP / 8; n++)
@@ -473,7 +480,7 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
                 }
             if (want_v) Product<real>::of_sums<want_v ? COLUMNS : 8, BWD_STEP>(d_v, p, gradients + from, STRIDE);
             if (want_k) {
-                clear(d_s);
+                float d_s[BWD_STEP / 8][4] = {};
                 Product<real>::transposed<BWD_STEP, HEAD_DIM>(d_s, values + warp * 16 * STRIDE, gradients, STRIDE);
 #pragma unroll
                 for (int n = 0; n < BWD_STEP / 8; n++)
@@ -486,11 +493,12 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
             }
         }
         __syncthreads();  // before what was read is filled again
+        now = next;
     }
     copy_wait<0>();
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
+extern "C" __global__ void __launch_bounds__(32 * WARPS, DKV_BLOCKS)
     attention_bwd_dkv(real* __restrict__ d_k, real* __restrict__ d_v, const float* __restrict__ delta,
                       const real* __restrict__ d_z, const float* __restrict__ lse, const real* __restrict__ q,
                       const real* __restrict__ k, const real* __restrict__ v, const int* __restrict__ order,
@@ -507,8 +515,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     }
     Stretch seen_by = {-warp_max(-begin), warp_max(end)};
     i64 pitch = (i64)kv_heads * width, offset = blockIdx.y * width;
-    fetch<BLOCK_ROWS>(keys, k + offset, k, order + first, rows - first, pitch, width);
-    fetch<BLOCK_ROWS>(values, v + offset, v, order + first, rows - first, pitch, width);
+    fetch<BLOCK_ROWS>(keys, k + offset, order + first, rows - first, pitch, width);
+    fetch<BLOCK_ROWS>(values, v + offset, order + first, rows - first, pitch, width);
     Keys in = {d_z,  q,    k,     v,        lse,   delta,  order, begins, ends,
                positions, lasts, rows, heads, kv_heads, width, window, ahead, alibi, scale, cap};
     auto store = [&](real* to, const float(&sums)[COLUMNS / 8][4], float scale, int from) {
@@ -518,25 +526,20 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             if (index < rows) store_row(to + order[index] * pitch + offset, sums, i, scale, width, from);
         }
     };
-    float sums[COLUMNS / 8][4];
     if (HEAD_DIM <= 128) {
-        float more[COLUMNS / 8][4];
-        clear(sums);
-        clear(more);
-        collect<true, true>(sums, more, in, keys, values, buffers, first, seen_by, 0);
-        store(d_k, sums, scale, 0);
-        store(d_v, more, 1.0f, 0);
+        float of_k[COLUMNS / 8][4] = {}, of_v[COLUMNS / 8][4] = {};
+        collect<true, true>(of_k, of_v, in, keys, values, buffers, first, seen_by, 0);
+        store(d_k, of_k, scale, 0);
+        store(d_v, of_v, 1.0f, 0);
     } else {
         // All sums of a wide head do not fit the registers: the scores are made again for each part.
 #pragma unroll 1
         for (int from = 0; from < HEAD_DIM; from += COLUMNS) {
-            float none[1][4];
-            clear(sums);
-            collect<false, true>(none, sums, in, keys, values, buffers, first, seen_by, from);
-            store(d_v, sums, 1.0f, from);
-            clear(sums);
-            collect<true, false>(sums, none, in, keys, values, buffers, first, seen_by, from);
-            store(d_k, sums, scale, from);
+            float none[1][4], of_v[COLUMNS / 8][4] = {}, of_k[COLUMNS / 8][4] = {};
+            collect<false, true>(none, of_v, in, keys, values, buffers, first, seen_by, from);
+            store(d_v, of_v, 1.0f, from);
+            collect<true, false>(of_k, none, in, keys, values, buffers, first, seen_by, from);
+            store(d_k, of_k, scale, from);
         }
     }
 }

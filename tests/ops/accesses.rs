@@ -8,7 +8,7 @@ use llamaprobe::arch::{self, Dtype, RmsWeight};
 use llamaprobe::backend::ops::{AdamwStep, LinearDims, LoraSite, PromptSite, RunRange};
 use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};
 
-use crate::counts::{Column, Table, low};
+use crate::counts::{Column, Table, high, low};
 use crate::ops::activation::Gated;
 use crate::ops::adamw::Adamw;
 use crate::ops::attention::Attention;
@@ -25,7 +25,8 @@ use crate::ops::simt::machine::{self, Accesses, Build, Machine, Mode};
 use crate::ops::simt::recorder::{self, Recorder};
 use crate::ops::simt::tape::{Arg, Tape};
 
-static COLUMNS: [Column; 2] = [low("units"), low("ideal")];
+/// Units (sectors, or turns of the banks) for each that as many bytes need, and how many of those a request needs.
+static COLUMNS: [Column; 2] = [low("excess"), high("ideal")];
 
 /// So many rows of one run.
 fn rows(n: usize) -> Pack {
@@ -96,8 +97,8 @@ fn count(table: &mut Table, text: &str, accesses: Vec<Accesses>, of: &str) {
     for Accesses { kernel, param, stores, requests, units, ideal } in accesses {
         let param = param.map_or("shared", |at| kernels[kernel.as_str()][at]);
         let direction = if stores { "store" } else { "load" };
-        let each = |n: u64| n as f64 / requests as f64;
-        table.add(format!("{kernel}{of} {param} {direction}"), &[each(units), each(ideal)]);
+        let counts = [units as f64 / ideal as f64, ideal as f64 / requests as f64];
+        table.add(format!("{kernel}{of} {param} {direction}"), &counts);
     }
 }
 

@@ -37,13 +37,14 @@ const FILES: [&str; 9] =
 /// Kernels of attention that have no main loop of products, and are of no step.
 const BESIDE: [&str; 2] = ["attention_pattern", "attention_result"];
 
-/// Threads of a block, of what a kernel's text says of them.
-fn threads(text: &str, constants: Constants) -> usize {
+/// Threads of a block, of what the declaration of a kernel says of them, in a text that says what its constants are.
+fn threads(declared: &str, text: &str, constants: Constants) -> usize {
+    let constant = |name: &str| text.split_once(&format!("constexpr int {name} = "))?.1.split_once(';')?.0.parse().ok();
     let factor = |word: &str| match word.trim() {
         "WARPS" => constants.warps,
-        number => number.parse().unwrap_or_else(|_| panic!("threads {text}")),
+        word => word.parse().ok().or(constant(word)).unwrap_or_else(|| panic!("threads {declared}")),
     };
-    text.split('*').map(factor).product()
+    declared.split('*').map(factor).product()
 }
 
 /// Asynchronous copies of 16 bytes that a thread issues in a step of the main loop.
@@ -86,12 +87,15 @@ fn count(
     let macros = attention.map_or(vec![], |a| a.macros());
     let build = Build::new(nvcc, text, dtype, &macros);
     for device in ["80", "90a"] {
+        let [constants, attention] =
+            [Some(constants), attention].map(|a| a.map(|a| if device == "80" { a.small() } else { a }));
+        let constants = constants.unwrap();
         for kernel in kernels.iter().filter(|kernel| !BESIDE.contains(&kernel.name)) {
             let key = (device.to_string(), kernel.name.to_string());
             let (listing, resources) = (&build.listings[&key], build.resources[&key]);
             let path = listing.path(copies(kernel.name, constants, dtype));
             let shared = resources.shared + attention.map_or(0, |a| a.shared(kernel.name, dtype));
-            let threads = threads(kernel.threads, constants);
+            let threads = threads(kernel.threads, text, constants);
             let blocks = Multiprocessor::of(device).blocks(threads, resources.registers, shared);
             let width = attention.map_or(String::new(), |a| format!(" {}", a.head_dim));
             let of = format!("{} {}{width} sm_{device}", kernel.name, machine::type_name(dtype));
@@ -113,6 +117,18 @@ fn compiled_kernels_are_those_of_the_table() {
     let text = machine::text(&["attention"]);
     for (dtype, width) in [(Dtype::BF16, 64), (Dtype::BF16, 128), (Dtype::BF16, 256), (Dtype::F32, 64)] {
         count(&mut table, &nvcc, &text, &machine::signatures(&text), dtype, Some(Constants::new(dtype, width)));
+    }
+    for (kernel, most) in [("attention_fwd", 6.2), ("attention_bwd_dq", 5.2), ("attention_bwd_dkv", 6.5)] {
+        let found = table.count(&format!("{kernel} bf16 128 sm_90a"), "instructions");
+        assert!(found <= most, "{kernel}: {found} instructions for each product, at most {most}");
+    }
+    for device in ["sm_80", "sm_90a"] {
+        let blocks = table.count(&format!("attention_fwd bf16 128 {device}"), "blocks");
+        assert!(blocks >= 2.0, "attention_fwd on {device}: {blocks} blocks on a multiprocessor, at least 2");
+        for kernel in ["lora_fwd_shrink", "lora_bwd_xa"] {
+            let loads = table.count(&format!("{kernel} bf16 {device}"), "loads");
+            assert!(loads >= 12.0, "{kernel} on {device}: {loads} loads before the first use, at least 12");
+        }
     }
     table.hold("compiled", "--test ops compiled_kernels");
 }

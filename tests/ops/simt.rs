@@ -146,6 +146,13 @@ fn attention_computes_what_it_says() {
 }
 
 #[test]
+fn attention_for_little_shared_memory_computes_what_it_says() {
+    if machine::compiler() {
+        proves(&of_build(Dtype::BF16, Build::new(Dtype::BF16, 128).small()));
+    }
+}
+
+#[test]
 fn attention_of_the_other_dtypes_computes_what_it_says() {
     if machine::compiler() {
         let of = |dtype, widths: &[usize]| widths.iter().map(|&width| (dtype, width)).collect::<Vec<_>>();
@@ -199,7 +206,7 @@ fn threads_of_a_block_do_not_race() {
     subjects.extend(tiny(Dtype::F32).pop());
     subjects.par_iter_mut().for_each(|subject| {
         // Short steps, so that a few rows make many.
-        subject.build = Build { head_dim: 16, warps: 2, fwd_step: 16, bwd_step: 16, ..subject.build };
+        subject.build = Build { head_dim: 16, warps: 2, fwd_step: 16, fwd_small: 16, bwd_step: 16, ..subject.build };
         subject.cases.retain(|case| case.inputs.iter().all(|x| x.len() < 1000));
         let said = complaints(subject, Mode::Thread, None, &[("fwd", "late"), ("rand:3", "early")]);
         assert!(said.is_empty(), "{:?} {:?}:\n{}", subject.dtype, subject.files, said.join("\n"));

@@ -27,6 +27,8 @@ pub struct Build {
     pub head_dim: usize,
     pub warps: usize,
     pub fwd_step: usize,
+    /// The same where a multiprocessor has little shared memory.
+    pub fwd_small: usize,
     pub bwd_step: usize,
     /// Whether scores are capped.
     pub capped: bool,
@@ -35,12 +37,18 @@ pub struct Build {
 impl Build {
     /// What fits 99 KB of shared memory.
     pub fn new(dtype: Dtype, head_dim: usize) -> Self {
-        let (warps, fwd_step, bwd_step) = match head_dim * dtype.size() {
-            0..=256 => (4, 64, 32),
-            257..=512 => (4, 32, 16),
-            _ => (1, 16, 16),
+        let (warps, fwd_step, fwd_small, bwd_step) = match head_dim * dtype.size() {
+            0..=192 => (4, 64, 64, 32),
+            193..=256 => (4, 64, 32, 32),
+            257..=512 => (4, 32, 32, 16),
+            _ => (1, 16, 16, 16),
         };
-        Self { head_dim, warps, fwd_step, bwd_step, capped: false }
+        Self { head_dim, warps, fwd_step, fwd_small, bwd_step, capped: false }
+    }
+
+    /// The build for a multiprocessor of little shared memory.
+    pub fn small(self) -> Self {
+        Self { fwd_step: self.fwd_small, ..self }
     }
 
     /// The same of capped scores.
@@ -59,8 +67,8 @@ impl Build {
     }
 
     pub fn macros(&self) -> Vec<String> {
-        let &Self { head_dim, warps, fwd_step, bwd_step, capped } = self;
-        let steps = [("FWD_STEP", fwd_step), ("BWD_STEP", bwd_step)];
+        let &Self { head_dim, warps, fwd_step, fwd_small, bwd_step, capped } = self;
+        let steps = [("FWD_LARGE", fwd_step), ("FWD_SMALL", fwd_small), ("BWD_STEP", bwd_step)];
         let values = [&[("HEAD_DIM", head_dim), ("WARPS", warps)], &steps[..], &[("SOFTCAP", capped.into())]].concat();
         values.iter().map(|(name, value)| format!("-D{name}={value}")).collect()
     }

@@ -112,6 +112,7 @@ const REGISTER: [(Reason, &[&str]); 7] = [
             "ops::accesses::accesses_are_those_of_the_table",
             "ops::accesses::accesses_that_get_worse_are_counted",
             "ops::simt::attention_computes_what_it_says",
+            "ops::simt::attention_for_little_shared_memory_computes_what_it_says",
             "ops::simt::attention_of_the_other_dtypes_computes_what_it_says",
             "ops::simt::attention_with_capped_scores_computes_what_it_says",
             "ops::simt::kernels_stay_inside_their_memory",

@@ -94,7 +94,7 @@ impl AttentionOps for Cuda {
         let rows = [compute(op.z), acc(op.lse), compute(op.q), compute(op.k), compute(op.v)];
         let cached = [compute(cached_k), compute(cached_v)];
         let args = [&rows[..], &cached, &tile_lists(op.pack), &dims_args(op.pack, dims)].concat();
-        let shared = self.variant(dims).fwd_shared(self.cx.dtype.size());
+        let shared = self.variant(dims).fwd_shared(self.cx.dtype.size(), self.cx.device.arch());
         let launch = self.query_dims(op.pack, dims, shared);
         self.cx.launch(name, kernel(name, dims), launch, &args);
     }

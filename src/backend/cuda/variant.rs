@@ -19,8 +19,8 @@ pub struct Variant {
     pub head_dim: usize,
     /// Warps of a block, each with 16 rows.
     pub warps: usize,
-    /// Keys that the forward handles at a time.
-    pub fwd_step: usize,
+    /// Keys that the forward handles at a time, on multiprocessors of much and of little shared memory.
+    pub fwd_steps: [usize; 2],
     /// Keys that the backward handles at a time.
     pub bwd_step: usize,
     /// Whether scores are capped.
@@ -34,19 +34,24 @@ impl Variant {
     /// If a block's tiles do not fit shared memory: above 256 elements of 4 bytes.
     pub fn new(Heads { width, capped }: Heads, element: usize) -> Self {
         let head_dim = width.next_multiple_of(16);
-        let (warps, fwd_step, bwd_step) = match head_dim * element {
-            0..=256 => (4, 64, 32),
-            257..=512 => (4, 32, 16),
-            _ => (1, 16, 16),
+        let (warps, fwd_steps, bwd_step) = match head_dim * element {
+            0..=192 => (4, [64, 64], 32),
+            // Two blocks of the forward fit an A100 only by smaller steps.
+            193..=256 => (4, [64, 32], 32),
+            257..=512 => (4, [32, 32], 16),
+            _ => (1, [16, 16], 16),
         };
-        let variant = Self { head_dim, warps, fwd_step, bwd_step, capped };
-        assert!(variant.fwd_shared(element).max(variant.bwd_shared(element)) <= SHARED, "heads of {width}: too wide");
+        let variant = Self { head_dim, warps, fwd_steps, bwd_step, capped };
+        let shared = variant.fwd_shared(element, (9, 0)).max(variant.bwd_shared(element));
+        assert!(shared <= SHARED, "heads of {width}: too wide");
         variant
     }
 
-    /// Bytes of shared memory of the forward.
-    pub fn fwd_shared(&self, element: usize) -> usize {
-        (16 * self.warps + 4 * self.fwd_step) * self.row(element)
+    /// Bytes of shared memory of the forward on a device of a compute capability. `SMALL_SHARED` of `prelude.cuh` is the same rule.
+    pub fn fwd_shared(&self, element: usize, (major, _): (i32, i32)) -> usize {
+        let [large, small] = self.fwd_steps;
+        let step = if (9..12).contains(&major) { large } else { small };
+        (16 * self.warps + 4 * step) * self.row(element)
     }
 
     /// Bytes of shared memory of the backward's two parts.
@@ -59,11 +64,12 @@ impl Variant {
     }
 
     /// What the compiler is told.
-    pub fn options(&self) -> [String; 5] {
+    pub fn options(&self) -> [String; 6] {
         [
             format!("-DHEAD_DIM={}", self.head_dim),
             format!("-DWARPS={}", self.warps),
-            format!("-DFWD_STEP={}", self.fwd_step),
+            format!("-DFWD_LARGE={}", self.fwd_steps[0]),
+            format!("-DFWD_SMALL={}", self.fwd_steps[1]),
             format!("-DBWD_STEP={}", self.bwd_step),
             format!("-DSOFTCAP={}", u8::from(self.capped)),
         ]

@@ -5,6 +5,8 @@
 //! checks them once ([`QuantizedMatrix::check`]), a device decodes rows, or parts of rows, on the way into its product
 //! ([`QuantizedMatrix::dequantize_row`], or loops of its own that give the same bits). A matrix is `[output, input]`,
 //! row-major. Every value is made in f32 by the multiplications that [`BlockFormat`] names, in that order.
+//!
+#![doc = include_str!("measures.md")]
 
 mod blocks;
 mod encode;

@@ -52,24 +52,25 @@ constexpr int COLUMNS = HEAD_DIM > 128 && sizeof(real) == 4 ? HEAD_DIM / 2 : HEA
 constexpr int NO_ROW = -0x7fffffff - 1, DKV_BLOCKS = STRIDE * (int)sizeof(real) <= 144 ? 3 : 1;  // a multiprocessor
 
 // `count` rows of one head of each of `n` matrices into tiles one after another in shared memory: row i is row rows[i] of x, or
-// of the cache (`cached`), or none (also from `valid` on). A thread first loads the numbers of all the rows that it copies a
-// part of, then copies, so that no copy waits for a load of its own; what follows from a row serves all matrices.
+// of the cache (`cached`), or none (also from `valid` on). A thread first loads the numbers of the rows that it copies a
+// part of (2 of many: registers), then copies, so that no copy waits for a load of its own; a number serves all matrices.
 template <int count, int n>
 DEV void fetch(real* tile, const real* const (&x)[n], const real* const (&cached)[n], const int* rows, int valid, int pitch,
                int width) {
     constexpr int CHUNK = 16 / (int)sizeof(real), CHUNKS = HEAD_DIM / CHUNK, THREADS = 32 * WARPS;
-    constexpr int TURNS = (count * CHUNKS + THREADS - 1) / THREADS;
+    constexpr int TURNS = (count * CHUNKS + THREADS - 1) / THREADS, AHEAD = TURNS > 16 ? 2 : TURNS;
     constexpr bool EVEN = THREADS % CHUNKS == 0;  // then a thread has a column of its own
     auto row_of = [](int i) { return EVEN ? threadIdx.x / CHUNKS + i * (THREADS / CHUNKS) : (threadIdx.x + i * THREADS) / CHUNKS; };
     auto column_of = [](int i) { return (EVEN ? threadIdx.x : threadIdx.x + i * THREADS) % CHUNKS * CHUNK; };
-    int limit = count * CHUNKS % THREADS ? min(valid, count) : valid, numbers[TURNS], bytes = pitch * (int)sizeof(real);
-#pragma unroll
-    for (int i = 0; i < TURNS; i++) numbers[i] = row_of(i) < limit ? rows[row_of(i)] : NO_ROW;
-#pragma unroll
+    int limit = count * CHUNKS % THREADS ? min(valid, count) : valid, numbers[AHEAD], bytes = pitch * (int)sizeof(real);
+#pragma unroll AHEAD
     for (int i = 0; i < TURNS && width % CHUNK == 0; i++) {
+        if (i % AHEAD == 0)
+#pragma unroll
+            for (int j = 0; j < AHEAD; j++) numbers[j] = row_of(i + j) < limit ? rows[row_of(i + j)] : NO_ROW;
         if (count * CHUNKS % THREADS && row_of(i) >= count) break;
-        bool missing = column_of(i) >= width, none = numbers[i] == NO_ROW || missing, own = numbers[i] >= 0;
-        int at = numbers[i] == NO_ROW ? 0 : numbers[i] ^ numbers[i] >> 31;
+        int number = numbers[i % AHEAD], at = number == NO_ROW ? 0 : number ^ number >> 31;
+        bool missing = column_of(i) >= width, none = number == NO_ROW || missing, own = number >= 0;
 #pragma unroll
         for (int m = 0; m < n; m++) {
             const real *ours = x[m] + (missing ? 0 : column_of(i)), *theirs = cached[m] + (missing ? 0 : column_of(i));
@@ -99,8 +100,7 @@ DEV float* beside(const real* tile, int row) {
 // ALiBi's slope of head `head`, and the same for what is still multiplied by `scale`.
 DEV float slope_of(int head, int alibi) {
     if (alibi == 0) return 0.0f;
-    float power = head < alibi ? 8.0f * (head + 1) : 4.0f * (2 * (head - alibi) + 1);
-    return exp2f(-power / alibi);
+    return exp2f(-(head < alibi ? 8.0f * (head + 1) : 4.0f * (2 * (head - alibi) + 1)) / alibi);
 }
 DEV float slope_of(int head, int alibi, float scale) { return slope_of(head, alibi) / scale; }
 

@@ -134,7 +134,7 @@ mod tests {
             (include_str!("../../../kernels/lora.cu"), include_str!("../../../kernels/attention.cu"));
         assert!(lora.contains(&format!("number of rows (<= {LORA_ROWS})")));
         assert!(lora.contains(&format!("float sums[NARROW_WARPS][{LORA_ROWS}][33]")));
-        assert!(attention.contains(&format!("constexpr int TILE = {};", super::super::forest::BLOCK_ROWS)));
+        assert!(attention.contains(&format!("constexpr int TILE = {},", super::super::forest::BLOCK_ROWS)));
     }
 
     #[test]

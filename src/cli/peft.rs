@@ -9,11 +9,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::resolve::ModelFiles;
+use super::resolve::{self, ModelFiles};
 use super::{Failure, output};
 use crate::Result;
 use crate::arch::ModelConfig;
-use crate::formats::adapter::{self, Adapter, Ia3Config, LoraConfig, PromptKind};
+use crate::formats::adapter::{self, Ia3Config, LoraConfig, PromptKind};
 use crate::formats::gguf::Gguf;
 use crate::formats::json as json_file;
 
@@ -86,7 +86,7 @@ impl PeftReport {
             peft,
             loaded: [loaded.plain, loaded.beside, loaded.replaced].concat(),
             ignored: loaded.ignored,
-            refusal: Adapter::read(path, &files.config).err().map(|e| e.to_string()),
+            refusal: resolve::read_adapter(path, files).err().map(|e| e.to_string()),
         })
     }
 
@@ -104,7 +104,7 @@ impl PeftReport {
             peft: vec!["stops: ValueError, it reads directories with adapter_config.json alone".to_owned()],
             loaded: Vec::new(),
             ignored: Vec::new(),
-            refusal: Adapter::read(path, &files.config).err().map(|e| e.to_string()),
+            refusal: resolve::read_adapter(path, files).err().map(|e| e.to_string()),
         })
     }
 

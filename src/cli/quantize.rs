@@ -6,6 +6,7 @@ use super::args::QuantizeArgs;
 use super::resolve;
 use super::{Failure, output};
 use crate::Error;
+use crate::arch::Family;
 use crate::formats::quantized::QuantizedView;
 use crate::formats::safetensors::TensorView;
 use crate::formats::{bitsandbytes, pretrained};
@@ -22,13 +23,22 @@ pub fn run(args: &QuantizeArgs) -> Result<(), Failure> {
         let found = dir.join("adapter_config.json").display().to_string();
         return Err(Error::argument("--model", "a model without an adapter (merge makes it one)", found).into());
     }
+    if files.config.family == Family::Gemma3Images {
+        let found = "a model of texts and images";
+        return Err(
+            Error::argument("--model", "a model of texts, whose blocks are all there is to quantise", found).into()
+        );
+    }
     let beside = files.beside()?;
     let source = Source::new(&files.config, &files.checkpoint)?;
     let made = quantize::quantized(&source, args.to.format())?;
-    let quantization = bitsandbytes::config(args.to.format().format(), files.dtype, &quantize::kept_modules(&source));
+    let quantization = bitsandbytes::config(args.to.format().format(), files.dtype, &quantize::skip_modules(&source));
     let changed = pretrained::Changed { quantization: Some(quantization), ..Default::default() };
     let views: Vec<&QuantizedView> = made.quantized().collect();
     let numbers: Vec<TensorView> = made.iter().collect();
+    for tensor in &numbers {
+        tensor.check_finite().map_err(Error::file(files.checkpoint.path()))?;
+    }
     // transformers refuses files that do not name who wrote them.
     let metadata = [("format", "pt")];
     pretrained::write(&args.out, beside, changed, |weights| {

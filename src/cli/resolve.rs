@@ -22,7 +22,7 @@ use crate::formats::safetensors::{Checkpoint, Loading};
 use crate::formats::tokenizer::Tokenizer;
 use crate::hooks::site;
 use crate::model::quantize;
-use crate::model::{Source, lora_start};
+use crate::model::{Source, lora_start, own_weights};
 use crate::train::checkpoint;
 use crate::train::schedule::Warmup;
 use crate::train::settings::{Length, RunSettings};
@@ -264,9 +264,22 @@ pub fn adapter(given: Option<&Path>, model: &ModelFiles) -> Result<Option<Adapte
     if given.is_none() {
         log::warn!("{}: applied, since --model has it", dir.join("adapter_config.json").display());
     }
-    let adapter = Adapter::read(dir, &model.config)?;
+    let adapter = read_adapter(dir, model)?;
     check_base(&adapter, model)?;
     Ok(Some(adapter))
+}
+
+/// Reads an adapter, and checks that what it has of the model's own weights are such.
+pub fn read_adapter(path: impl AsRef<Path>, model: &ModelFiles) -> Result<Adapter> {
+    let path = path.as_ref();
+    let adapter = Adapter::read(path, &model.config)?;
+    if let Adapter::Lora(lora) = &adapter {
+        own_weights::own_weights(&model.config, lora).map_err(|error| match error {
+            Error::Argument { name, expected, found } => Error::field(path, name, expected, found),
+            other => other,
+        })?;
+    }
+    Ok(adapter)
 }
 
 /// Refuses an adapter whose file has another base model's tables of tokens.

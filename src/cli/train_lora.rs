@@ -218,7 +218,7 @@ fn init(args: &TrainLoraArgs, files: &ModelFiles, asked: LoraConfig) -> Result<L
         asked.check_tokens(&files.config)?;
         return resolve::zero_adapter(asked, &files.config);
     };
-    let init = match Adapter::read(resolve::trained_adapter("init_adapter", path)?, &files.config)? {
+    let init = match resolve::read_adapter(resolve::trained_adapter("init_adapter", path)?, files)? {
         Adapter::Lora(init) => init,
         Adapter::Ia3(_) => {
             let expected = "a LoRA, or --peft-type ia3 beside an IA3";

@@ -524,10 +524,17 @@ impl Layout {
         self.shapes[shape].lora[layer][target as usize].map_or(0, |site| site.rank)
     }
 
-    /// Bytes of the parameters and norms of `runs` runs; `element_sizes` as in
+    /// Bytes of the parameters of `runs` runs, and of what is made from them; `element_sizes` as in
     /// [`Planning::element_sizes`](crate::backend::Planning::element_sizes).
     pub fn bytes(&self, runs: usize, element_sizes: (usize, usize)) -> usize {
-        runs * (self.stride + self.norms) * element_sizes.0
+        runs * self.stride * element_sizes.0 + self.materialized_bytes(runs, element_sizes)
+    }
+
+    /// Bytes of what is made from the parameters of `runs` runs: norms, copies of weights of their own, a head's trained rows.
+    pub fn materialized_bytes(&self, runs: usize, element_sizes: (usize, usize)) -> usize {
+        let own = self.own_weights().map_or(0, |own| own.layout.total);
+        let tokens = self.tokens.as_ref().map_or(0, TokenSite::materialized);
+        (runs * self.norms + tokens) * element_sizes.0 + own * element_sizes.1
     }
 
     /// The first layer whose input an adapter or a weight of a run's own may change, or that holds an adapter: the backward need

@@ -13,8 +13,9 @@ use std::path::Path;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::own_weights::own_weights;
 use super::param_id::{ParamId, Source};
-use crate::arch::{self, ModelConfig};
+use crate::arch;
 use crate::formats::adapter::{Adapter, LoraAdapter, LoraModule, Table, TableLora, TrainedTokens};
 use crate::formats::safetensors::{Bytes, Dtype, TensorFile, TensorSpec, TensorView};
 use crate::{Error, Result};
@@ -103,11 +104,9 @@ fn changes<'a>(source: &Source, adapter: &'a Adapter) -> Result<BTreeMap<String,
                 let (view, _) = source.module(module.layer, module.target)?;
                 changes.insert(view.name, Change::Lora(lora, module));
             }
-            for tensor in &lora.saved {
-                let all = ParamId::all(&ModelConfig { tie_word_embeddings: false, ..source.config.clone() });
-                let id = all.into_iter().find(|id| id.peft_name(&source.config) == tensor.name);
-                let expected = "names of modules that the model has, and holds unfused";
-                let id = id.ok_or_else(|| Error::argument("modules_to_save", expected, &tensor.name))?;
+            for id in own_weights(&source.config, lora)? {
+                let name = id.peft_name(&source.config);
+                let tensor = lora.saved.iter().find(|tensor| tensor.name == name).expect("a weight of its own");
                 changes.insert(source.own_name(id), Change::Whole(&tensor.values));
                 if id == ParamId::Embed && lora.ties_head {
                     changes.insert(source.own_name(ParamId::Head), Change::Whole(&tensor.values));

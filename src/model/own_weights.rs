@@ -50,7 +50,7 @@ impl OwnWeights {
 ///
 /// # Errors
 /// A tensor that holds no weight of the model as a whole or is of another shape; a module of which a part is missing.
-fn own_weights(config: &ModelConfig, adapter: &LoraAdapter) -> Result<Vec<ParamId>> {
+pub fn own_weights(config: &ModelConfig, adapter: &LoraAdapter) -> Result<Vec<ParamId>> {
     let all = ParamId::all(&ModelConfig { tie_word_embeddings: false, ..config.clone() });
     for SavedTensor { name, shape, values } in &adapter.saved {
         let Some(id) = all.iter().find(|id| id.peft_name(config) == *name) else {

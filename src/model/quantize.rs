@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::param_id::{ParamId, Source};
 use crate::arch::{Dtype, Projection};
 use crate::formats::bitsandbytes;
+use crate::formats::digest::Digests;
 use crate::formats::quantized::{Floats, QuantizedView, RowOrderView, ScalesView};
 use crate::formats::safetensors::{Bytes, Checkpoint, TensorView};
 use crate::hash::sha256_hex;
@@ -50,48 +51,82 @@ impl QuantizeTo {
 /// A tensor that is missing or of another shape, or quantised already; elements that are not finite, or that f16 cannot
 /// hold where they are quantised to int8.
 pub fn quantized(source: &Source, to: QuantizeTo) -> Result<Checkpoint> {
-    let config = &source.config;
-    let fused = config.family.fused();
-    let mut modules: Vec<Projection> = fused.to_vec();
-    modules.extend(config.targets().iter().filter(|&target| !fused.iter().any(|f| f.parts().contains(target))));
     let mut views = Vec::new();
-    for layer in 0..config.num_hidden_layers {
-        for &module in &modules {
-            let (tensor, transposed) = source.module(layer, module)?;
-            tensor.check_finite().map_err(Error::file(source.checkpoint().path()))?;
-            let dtype = tensor.float();
-            let matrix = if transposed { transposed_of(&tensor) } else { tensor };
-            let view = match to {
-                QuantizeTo::Nf4 => nf4(&matrix, dtype)?,
-                QuantizeTo::Int8 => int8(&matrix, source.checkpoint().path())?,
-            };
-            views.push(view);
-        }
+    for (layer, module) in modules(source) {
+        let (tensor, transposed) = source.module(layer, module)?;
+        tensor.check_finite().map_err(Error::file(source.checkpoint().path()))?;
+        let dtype = tensor.float();
+        let matrix = if transposed { transposed_of(&tensor) } else { tensor };
+        let view = match to {
+            QuantizeTo::Nf4 => nf4(&matrix, dtype)?,
+            QuantizeTo::Int8 => int8(&matrix, source.checkpoint().path())?,
+        };
+        views.push(view);
     }
     Ok(source.checkpoint().clone().quantized_as(views, |_| false))
 }
 
+/// The matrices of the blocks as the file has them, fused ones whole: their layers and modules.
+fn modules(source: &Source) -> impl Iterator<Item = (usize, Projection)> {
+    let config = &source.config;
+    let fused = config.family.fused();
+    let mut modules: Vec<Projection> = fused.to_vec();
+    modules.extend(config.targets().iter().filter(|&target| !fused.iter().any(|f| f.parts().contains(target))));
+    (0..config.num_hidden_layers).flat_map(move |layer| modules.clone().into_iter().map(move |module| (layer, module)))
+}
+
 /// The same, with the matrices in a file of `cache` that an earlier call wrote there, if there is one of these weights: otherwise
-/// it is written, and used.
+/// it is written, and used. The file is known by the content of the model's files, whose digests are kept beside it.
 ///
 /// # Errors
-/// As for [`quantized`]; the file cannot be written, or is none of [`bitsandbytes::write`].
+/// As for [`quantized`]; a file of the model or of the cache cannot be read or written; one in the cache that has not exactly these
+/// matrices.
 pub fn cached(source: &Source, to: QuantizeTo, cache: &Path) -> Result<Checkpoint> {
     let checkpoint = source.checkpoint();
-    let weights = checkpoint.fingerprint();
-    let parts = [env!("CARGO_PKG_VERSION"), to.name(), &weights].map(str::as_bytes);
-    let path = cache.join(format!("{}-{}.safetensors", &sha256_hex(parts)[..32], to.name()));
+    let mut digests = Digests::open(cache.join("inputs.json"));
+    let mut parts = vec![env!("CARGO_PKG_VERSION").to_owned(), to.name().to_owned()];
+    for file in checkpoint.files() {
+        // The embedded model has no file: the program's version says which it is.
+        parts.push(if file.exists() { digests.of_file(file)? } else { file.display().to_string() });
+    }
+    parts.push(source.config.num_hidden_layers.to_string());
+    let key = sha256_hex(parts.iter().map(|part| part.as_bytes()));
+    let path = cache.join(format!("{}-{}.safetensors", &key[..32], to.name()));
     if !path.exists() {
         let made = quantized(source, to)?;
         let views: Vec<&QuantizedView> = made.quantized().collect();
         bitsandbytes::write(&path, &views, std::iter::empty(), &[])?;
     }
+    digests.save()?;
     let kept = bitsandbytes::quantized(Checkpoint::open(&path)?)?;
+    check_kept(source, to, &kept)?;
     Ok(checkpoint.clone().quantized_as(kept.quantized().cloned(), |_| false))
 }
 
+/// Refuses a file of a cache that has not the matrices of the model, all of them and no other, in the format.
+fn check_kept(source: &Source, to: QuantizeTo, kept: &Checkpoint) -> Result<()> {
+    let mut count = 0;
+    for (layer, module) in modules(source) {
+        let (tensor, transposed) = source.module(layer, module)?;
+        let mut shape = tensor.shape.clone();
+        if transposed {
+            shape.reverse();
+        }
+        let found = kept.quantized().find(|view| view.name == tensor.name);
+        if !found.is_some_and(|view| view.shape == shape[..] && view.format == to.format()) {
+            let found = found.map_or_else(|| "none".to_owned(), |view| format!("{} {:?}", view.format, view.shape));
+            return Err(Error::field(kept.path(), &tensor.name, format!("{} {shape:?}", to.name()), found));
+        }
+        count += 1;
+    }
+    match kept.len() {
+        len if len == count => Ok(()),
+        len => Err(Error::field(kept.path(), "the file", format!("{count} matrices"), len.to_string())),
+    }
+}
+
 /// Names of the modules outside the blocks that transformers would quantise if it were not told.
-pub fn kept_modules(source: &Source) -> Vec<String> {
+pub fn skip_modules(source: &Source) -> Vec<String> {
     let config = &source.config;
     let projects = config.embed_size != config.hidden_size;
     let ids = [ParamId::Head]

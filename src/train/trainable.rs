@@ -1,7 +1,6 @@
 //! What a training changes: adapters, what makes them, or the base's own weights.
 
 use crate::backend::Backend;
-use crate::model::token_site::TokenSite;
 use crate::model::{Adaptation, Encoder, FullTuning, Layout, Model};
 
 /// What is trained, and how the model reads it.
@@ -60,11 +59,7 @@ impl<B: Backend> Trainable<B> {
     pub fn materialized_bytes(&self, element_sizes: (usize, usize)) -> usize {
         match self {
             Self::Reparameterized(encoder) => self.materialized() * element_sizes.0 + encoder.bytes(element_sizes),
-            Self::Adapters(adaptation) => {
-                let own = adaptation.layout.own_weights().map_or(0, |own| own.layout.total);
-                let tokens = adaptation.layout.tokens.as_ref().map_or(0, TokenSite::materialized);
-                (adaptation.runs * adaptation.layout.norms + tokens) * element_sizes.0 + own * element_sizes.1
-            }
+            Self::Adapters(adaptation) => adaptation.layout.materialized_bytes(adaptation.runs, element_sizes),
             Self::Weights(_) => 0,
         }
     }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use half::{bf16, f16};
+use llamaprobe::formats::safetensors::{Checkpoint, Tensor, write};
 use serde_json::Value;
 
 use super::{line, program, put, tensor, workplace};
@@ -213,5 +214,40 @@ fn merge_refuses_what_it_cannot_do() {
         let error = String::from_utf8(ran.stderr).expect("UTF-8");
         assert!(ran.status.code() == Some(1) && error.contains(expected), "{dtype}: {error}");
         assert!(!d.join("narrow").exists() && !d.join("out").exists());
+    }
+}
+
+/// Whole modules that are not the model's are refused, not written.
+#[test]
+fn merge_refuses_whole_modules_of_other_shapes() {
+    let dir = crate::support::temp();
+    let d = dir.path();
+    for (case, base, tensor, expected) in [
+        ("saved", "peft/tiny", "base_model.model.lm_head.weight", "expected [64, 32], found [32, 64]"),
+        ("saved_gpt2", "model-gpt2", "base_model.model.transformer.ln_f.bias", "expected the module whole"),
+    ] {
+        let (from, to) = (golden("peft_variants").join(case).join("final"), d.join(case));
+        fs::create_dir_all(&to).expect("a folder");
+        fs::copy(from.join("adapter_config.json"), to.join("adapter_config.json")).expect("copied");
+        let file = "adapter_model.safetensors";
+        let views: Vec<_> = Checkpoint::open(from.join(file)).expect("an adapter").iter().collect();
+        let changed = views.iter().filter(|view| view.name != tensor || view.shape.len() == 2).map(|view| {
+            let mut shape = view.shape.clone();
+            if view.name == tensor {
+                shape.reverse();
+            }
+            (view, shape)
+        });
+        let changed: Vec<_> = changed.collect();
+        let tensors =
+            changed.iter().map(|(view, shape)| Tensor { name: &view.name, dtype: view.dtype, shape, data: &view.data });
+        write(to.join(file), &tensors.collect::<Vec<_>>(), &[]).expect("written");
+        let model = golden(base);
+        let (model, adapter) = (model.display(), to.display());
+        let error = line(d, &format!("merge --model {model} --adapter {adapter} --out {{}}/out")).refused();
+        assert!(error.contains(expected) && error.contains(case), "{case}: {error}");
+        let shown = line(d, &format!("inspect --model {model} --adapter {adapter} --device cpu --json")).json();
+        assert_eq!(shown["adapter"]["readable"], false, "{case}: {shown}");
+        assert!(!d.join("out").exists());
     }
 }

@@ -58,10 +58,8 @@ fn quantised_weights_are_kept_for_the_next_time() {
         base.display()
     );
     let files = || {
-        let mut files: Vec<_> =
-            fs::read_dir(d.join("cache")).expect("a folder").map(|e| e.expect("a file").path()).collect();
-        files.sort();
-        files
+        let files = fs::read_dir(d.join("cache")).expect("a folder").map(|e| e.expect("a file").path());
+        files.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).collect::<Vec<_>>()
     };
     line(d, &format!("{capture} --out {{}}/plain")).ok();
     line(d, &format!("{capture} --load-in-cache {{}}/cache --out {{}}/first")).ok();
@@ -86,6 +84,20 @@ fn quantised_weights_are_kept_for_the_next_time() {
     )
     .ok();
     assert_eq!(files().len(), 2);
+    // One without the matrices would leave the model as it is.
+    fs::write(&first[0], b"\x02\0\0\0\0\0\0\0{}").expect("written");
+    let error = line(d, &format!("{capture} --load-in-cache {{}}/cache --out {{}}/fourth")).refused();
+    assert!(error.contains("c_attn.weight") && error.contains("expected nf4 [72, 24], found none"), "{error}");
+    // Another number anywhere in its files makes it another model.
+    fs::create_dir(d.join("other")).expect("a folder");
+    fs::copy(base.join("config.json"), d.join("other/config.json")).expect("copied");
+    let mut bytes = fs::read(base.join("model.safetensors")).expect("a file");
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&0.25f32.to_le_bytes());
+    fs::write(d.join("other/model.safetensors"), bytes).expect("written");
+    let other = capture.replace(&base.display().to_string(), "{}/other");
+    line(d, &format!("{other} --load-in-cache {{}}/cache --out {{}}/fifth")).ok();
+    assert_eq!(files().len(), 3);
 }
 
 #[test]
@@ -97,6 +109,19 @@ fn quantize_refuses_what_it_cannot_do() {
         let error = line(d, &format!("quantize --model {} --to nf4 --out {{}}/out", model.display())).refused();
         assert!(error.contains("--model") && error.contains(expected), "{error}");
     }
+    let images = golden("model-gemma3-images");
+    let error = line(d, &format!("quantize --model {} --to nf4 --out {{}}/out", images.display())).refused();
+    assert!(error.contains("texts and images"), "{error}");
+    // A number that is none, in a tensor that is only copied, is one of the model's file.
+    fs::create_dir(d.join("bad")).expect("a folder");
+    let model = golden("bnb/gpt2-nf4/base");
+    fs::copy(model.join("config.json"), d.join("bad/config.json")).expect("copied");
+    let mut bytes = fs::read(model.join("model.safetensors")).expect("a file");
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(d.join("bad/model.safetensors"), bytes).expect("written");
+    let error = line(d, "quantize --model {}/bad --to nf4 --out {}/out").refused();
+    assert!(error.contains("bad/model.safetensors") && error.contains("found NaN"), "{error}");
     fs::create_dir(d.join("full")).expect("a folder");
     put(d, "full/notes.txt", "mine");
     let error = line(d, &format!("quantize --model {} --to nf4 --out {{}}/full", base.display())).refused();

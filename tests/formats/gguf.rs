@@ -179,7 +179,7 @@ fn gguf_metadata_that_change_the_result_are_refused_unless_neutral() {
     for (file, key, neutral, other) in [
         (model(), "llama.rope.scaling.attn_factor", number(1.0), number(2.0)),
         (model(), "llama.rope.scaling.yarn_attn_factor", number(1.0), number(2.0)),
-        (model(), "llama.rope.scaling.yarn_ext_factor", number(1.0), number(0.0)),
+        (model(), "llama.rope.scaling.yarn_ext_factor", number(0.0), number(1.0)),
         (model(), "llama.rope.scaling.yarn_log_multiplier", number(0.0), number(0.1)),
         (model(), "llama.attention.causal", yes.clone(), Value::Bool(false)),
         (model(), "llama.attention.scale", number(0.0), number(0.01)),
@@ -197,6 +197,7 @@ fn gguf_metadata_that_change_the_result_are_refused_unless_neutral() {
         (model().of("gemma3"), "gemma3.attn_logit_softcapping", number(0.0), number(30.0)),
         (model().of("gemma3"), "gemma3.attention.sliding_window", Value::Unsigned(4), Value::Unsigned(0)),
         (model().of("gemma2"), "gemma2.attention.sliding_window", Value::Unsigned(4), Value::Unsigned(0)),
+        (model().of("gemma2"), "gemma2.rope.freq_base_swa", number(10000.0), number(1e6)),
         (model().of("gemma2"), "gemma2.attention.sliding_window_pattern", Value::Unsigned(2), Value::Unsigned(3)),
         (model().of("phi3"), "phi3.rope.scaling.factor", number(1.0), number(8.0)),
         (model().of("phi3"), "phi3.rope.scaling.attn_factor", number(1.0), number(1.2)),

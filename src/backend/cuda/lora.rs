@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::context::Context;
-use super::geometry::{LORA_ROWS, blocks2, blocks3};
+use super::geometry::{blocks2, blocks3};
 use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_ptr, bits, compute, float, int, long, table, unsigned};
 use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraDeltaBwd, LoraFwd, LoraOps, LoraSite, Op, RunRange};
 
@@ -18,7 +18,7 @@ const SHARE: usize = 128;
 const SPLITS: usize = 32;
 /// Fewest tickets that there is memory for.
 const TICKETS: usize = 1024;
-/// The same where a block sums a run's rows into its parameters.
+/// Columns and ranks of a block that sums a run's rows into its parameters.
 const SUM_COLUMNS: usize = 64;
 const SUM_RANKS: usize = 16;
 
@@ -55,12 +55,12 @@ fn tickets(tiles: usize, rank: usize) -> usize {
     (tiles * rank.div_ceil(RANKS)).next_power_of_two().max(TICKETS)
 }
 
-/// Bytes of the scratch in which blocks that share a depth of at most `width` meet, in a pass of so many rows and runs: parts and
-/// tickets. None where no depth is shared.
-pub fn meeting_bytes(rows: usize, runs: usize, rank: usize, width: usize) -> Option<[usize; 2]> {
-    let tiles = rows.div_ceil(LORA_ROWS) + runs;
-    (rank > 0 && splits(width) > 1)
-        .then(|| [splits(width) * rows * rank * size_of::<f32>(), tickets(tiles, rank) * size_of::<i32>()])
+/// Most bytes of the scratch in which blocks that share a depth of at most `width` meet, in a pass of so many rows: parts and tickets.
+/// None where no depth is shared.
+pub fn meeting_bytes(rows: usize, rank: usize, width: usize) -> Option<[usize; 2]> {
+    // A smaller depth may have more splits, and a tile may have one row.
+    let splits = width.div_ceil(SHARE).min(SPLITS);
+    (rank > 0 && splits > 1).then(|| [splits * rows * rank * size_of::<f32>(), tickets(rows, rank) * size_of::<i32>()])
 }
 
 /// A product that writes ranks.
@@ -178,6 +178,7 @@ impl LoraOps for Cuda {
 
 #[cfg(test)]
 mod tests {
+    use super::super::geometry::LORA_ROWS;
     use super::*;
 
     #[test]
@@ -193,6 +194,19 @@ mod tests {
         // 64 rows of LLaMA-2-7B: a block for each of a GPU's 108 to 132 multiprocessors.
         let narrow = Narrow { depth: 4096, rank: 16, rows: 64, tiles: 64 / LORA_ROWS };
         assert_eq!(narrow.dims().grid.iter().product::<u32>(), 128);
+    }
+
+    #[test]
+    fn plan_has_the_scratch_of_every_depth_up_to_the_widest() {
+        for width in [1, 128, 300, 4096, 11008, 14336] {
+            let planned = meeting_bytes(100, 8, width).map_or(0, |[parts, _]| parts);
+            for depth in 1..=width {
+                let parts = if splits(depth) > 1 { splits(depth) * 100 * 8 * size_of::<f32>() } else { 0 };
+                assert!(parts <= planned, "{depth} of {width}: {parts} of {planned}");
+            }
+        }
+        let tiles = 100; // of a row each
+        assert!(meeting_bytes(100, 8, 4096).expect("shared")[1] >= tickets(tiles, 8) * size_of::<i32>());
     }
 
     #[test]

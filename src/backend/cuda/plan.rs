@@ -25,7 +25,7 @@ impl Planning for Cuda {
         let PassSize { rows, labels, queries, vocab, rank, adapted, runs, ref readbacks } = *pass;
         let (acc, compute) = self.element_sizes();
         let mut blocks = vec![WORKSPACE, rows * TABLES * size_of::<i32>()];
-        blocks.extend(meeting_bytes(rows, runs, rank, adapted).into_iter().flatten());
+        blocks.extend(meeting_bytes(rows, rank, adapted).into_iter().flatten());
         if labels > 0 {
             let logits = cross_entropy::chunk_len(LinearDims { rows: labels, input: 0, output: vocab });
             // Logits and their gradients, d_z rounded, d_xa, parts of the norms, the steps' fields.

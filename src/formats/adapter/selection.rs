@@ -192,6 +192,9 @@ impl LoraConfig {
         let (family, field) = (model.family, "modules_to_save");
         let [table, head] = Table::ALL.map(|at| family.table_path(at));
         let mut names = self.modules_to_save.clone();
+        if names.iter().any(String::is_empty) {
+            return Err(wrong(field, "names of modules", "an empty one"));
+        }
         if self.ties_head(model) {
             if !table.ends_with(TABLES[0]) {
                 return Err(wrong(

@@ -1,5 +1,6 @@
 //! Quantised weights written as transformers and bitsandbytes save them.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -15,30 +16,15 @@ struct Part<'a> {
     name: String,
     dtype: Dtype,
     shape: Vec<usize>,
-    data: Data<'a>,
-}
-
-/// Bytes of a view, or made for the file.
-enum Data<'a> {
-    Lying(&'a [u8]),
-    Made(Vec<u8>),
-}
-
-impl Data<'_> {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Lying(bytes) => bytes,
-            Self::Made(bytes) => bytes,
-        }
-    }
+    data: Cow<'a, [u8]>,
 }
 
 /// Writes a safetensors file of quantised weights, and of tensors beside them: with the checkpoint's other tensors it is a
 /// model's `model.safetensors`.
 ///
 /// # Errors
-/// A weight of another format than NF4 without double quantisation or int8 by rows, or whose rows lie in another order; numbers
-/// beside that are not finite; the file cannot be written.
+/// A weight of another format than NF4 without double quantisation or int8 by rows, or whose rows lie in another order; the
+/// file cannot be written.
 pub fn write(
     path: &Path,
     views: &[&QuantizedView],
@@ -53,10 +39,9 @@ pub fn write(
     let specs = parts.iter().map(of_part).chain(plain.clone().map(of_plain)).collect();
     let mut file = TensorFile::create(path, specs, metadata)?;
     for part in &parts {
-        file.append(&part.name, part.data.bytes())?;
+        file.append(&part.name, &part.data)?;
     }
     for tensor in plain {
-        tensor.check_finite().map_err(Error::file(path))?;
         file.append(&tensor.name, &tensor.data)?;
     }
     file.finish()
@@ -97,9 +82,9 @@ fn parts<'a>(path: &Path, view: &'a QuantizedView) -> Result<Vec<Part<'a>>> {
         return Err(refused(format!("{} with other scales", view.format)));
     };
     let name = &view.name;
-    let floats = |values: &'a [f32]| Data::Lying(bytemuck::cast_slice(values));
+    let floats = |values: &'a [f32]| Cow::Borrowed(bytemuck::cast_slice::<f32, u8>(values));
     let part = |name: String, dtype, shape: &[usize], data| Part { name, dtype, shape: shape.to_vec(), data };
-    let (values, codes) = (absmax.as_slice(), Data::Lying(&view.codes));
+    let (values, codes) = (absmax.as_slice(), Cow::Borrowed(&view.codes[..]));
     match view.format {
         BlockFormat::Nf4 { block } => {
             let dtype = view.rounding.unwrap_or(arch::Dtype::F32).full_name();
@@ -112,7 +97,7 @@ fn parts<'a>(path: &Path, view: &'a QuantizedView) -> Result<Vec<Part<'a>>> {
                 part(name.clone(), Dtype::U8, &[view.codes.len(), 1], codes),
                 part(format!("{name}.absmax"), Dtype::F32, &[values.len()], floats(values)),
                 part(format!("{name}.quant_map"), Dtype::F32, &[NF4_VALUES.len()], floats(&NF4_VALUES)),
-                part(format!("{name}{NF4_STATE}"), Dtype::U8, &[state.len()], Data::Made(state.into_bytes())),
+                part(format!("{name}{NF4_STATE}"), Dtype::U8, &[state.len()], Cow::Owned(state.into_bytes())),
             ])
         }
         BlockFormat::Int8Rows => {
@@ -120,7 +105,7 @@ fn parts<'a>(path: &Path, view: &'a QuantizedView) -> Result<Vec<Part<'a>>> {
             Ok(vec![
                 part(name.clone(), Dtype::I8, &view.shape, codes),
                 part(format!("{module}{INT8_SCALES}"), Dtype::F32, &[values.len()], floats(values)),
-                part(format!("{module}{INT8_LAYOUT}"), Dtype::U8, &[], Data::Made(vec![0])),
+                part(format!("{module}{INT8_LAYOUT}"), Dtype::U8, &[], Cow::Owned(vec![0])),
             ])
         }
         other => Err(refused(format!("blocks of {other}"))),

@@ -246,6 +246,12 @@ impl<'a> Metadata<'a> {
             let key = self.key("attention.sliding_window_pattern");
             let pattern = self.file.optional_usize(&key)?.unwrap_or(6);
             found.put("sliding_window_pattern", &key, json!(pattern));
+        } else if let Some(windowed) = self.file.metadata.get(&self.key("rope.freq_base_swa")) {
+            let all = self.file.metadata.get(&self.key("rope.freq_base")).and_then(Value::as_f64).unwrap_or(10000.0);
+            if windowed.as_f64() != Some(all) {
+                let expected = format!("{all}, that of all layers (another is not computed)");
+                return Err(self.file.error(&self.key("rope.freq_base_swa"), expected, windowed.show()));
+            }
         }
         Ok(())
     }

@@ -49,6 +49,11 @@ fn of_family(family: Family, key: &str, common: Neutral) -> Option<Neutral> {
     }
 }
 
+/// Whether the file asks for YaRN, in which 1 is the ramp's usual factor; without it llama.cpp takes 0, no ramp.
+fn is_yarn(file: &Gguf, architecture: &str) -> bool {
+    file.metadata.get(&format!("{architecture}.rope.scaling.type")).and_then(Value::as_str) == Some("yarn")
+}
+
 /// Refuses what is not computed.
 ///
 /// # Errors
@@ -56,6 +61,8 @@ fn of_family(family: Family, key: &str, common: Neutral) -> Option<Neutral> {
 pub(super) fn check(file: &Gguf, architecture: &str, family: Family) -> Result<()> {
     for (name, common) in KEYS {
         let Some(neutral) = of_family(family, name, common) else { continue };
+        let ramp = name == "rope.scaling.yarn_ext_factor" && !is_yarn(file, architecture);
+        let neutral = if ramp { Neutral::Numbers(&[0.0]) } else { neutral };
         let key = format!("{architecture}.{name}");
         let Some(value) = file.metadata.get(&key) else { continue };
         let (fits, expected) = match neutral {

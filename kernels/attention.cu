@@ -9,7 +9,7 @@
 //   attention_result     out [M, H, C] = z [N, H, D] of each head times the columns of weight [C, H D] that read it
 //
 // Built for one HEAD_DIM, a multiple of 16; `width` <= HEAD_DIM is the real D, and what is missing counts as zeros.
-// WARPS, FWD_LARGE, FWD_SMALL and BWD_STEP are chosen by the host so that shared memory holds two blocks if it can.
+// WARPS, FWD_LARGE, FWD_SMALL and BWD_STEP are chosen by the host so that two blocks of width 128 in 2 bytes fit an A100.
 //
 // SOFTCAP is 1 in builds whose scores are capped (Gemma 2): cap tanh(scale q k^T / cap) for scale q k^T. 0 does not read `cap`.
 //
@@ -52,30 +52,32 @@ constexpr int COLUMNS = HEAD_DIM > 128 && sizeof(real) == 4 ? HEAD_DIM / 2 : HEA
 constexpr int NO_ROW = -0x7fffffff - 1, DKV_BLOCKS = STRIDE * (int)sizeof(real) <= 144 ? 3 : 1;  // a multiprocessor
 
 // `count` rows of one head of each of `n` matrices into tiles one after another in shared memory: row i is row rows[i] of x, or
-// of the cache (`cached`), or none (also from `valid` on). A thread first loads the numbers of the rows that it copies a
-// part of (2 of many: registers), then copies, so that no copy waits for a load of its own; a number serves all matrices.
+// of the cache (`cached`), or none (also from `valid` on). A thread loads the numbers of the rows that it copies a part
+// of (of wide heads in f32 one at a time: registers), then copies, so that no copy waits for its own load.
 template <int count, int n>
 DEV void fetch(real* tile, const real* const (&x)[n], const real* const (&cached)[n], const int* rows, int valid, int pitch,
                int width) {
     constexpr int CHUNK = 16 / (int)sizeof(real), CHUNKS = HEAD_DIM / CHUNK, THREADS = 32 * WARPS;
-    constexpr int TURNS = (count * CHUNKS + THREADS - 1) / THREADS, AHEAD = TURNS > 16 ? 2 : TURNS;
+    constexpr int TURNS = (count * CHUNKS + THREADS - 1) / THREADS, AHEAD = TURNS > 16 ? 1 : TURNS;
     constexpr bool EVEN = THREADS % CHUNKS == 0;  // then a thread has a column of its own
     auto row_of = [](int i) { return EVEN ? threadIdx.x / CHUNKS + i * (THREADS / CHUNKS) : (threadIdx.x + i * THREADS) / CHUNKS; };
     auto column_of = [](int i) { return (EVEN ? threadIdx.x : threadIdx.x + i * THREADS) % CHUNKS * CHUNK; };
     int limit = count * CHUNKS % THREADS ? min(valid, count) : valid, numbers[AHEAD], bytes = pitch * (int)sizeof(real);
-#pragma unroll AHEAD
-    for (int i = 0; i < TURNS && width % CHUNK == 0; i++) {
-        if (i % AHEAD == 0)
+#pragma unroll 1
+    for (int first = 0; first < TURNS; first += AHEAD) {
 #pragma unroll
-            for (int j = 0; j < AHEAD; j++) numbers[j] = row_of(i + j) < limit ? rows[row_of(i + j)] : NO_ROW;
-        if (count * CHUNKS % THREADS && row_of(i) >= count) break;
-        int number = numbers[i % AHEAD], at = number == NO_ROW ? 0 : number ^ number >> 31;
-        bool missing = column_of(i) >= width, none = number == NO_ROW || missing, own = number >= 0;
+        for (int i = 0; i < AHEAD; i++) numbers[i] = row_of(first + i) < limit ? rows[row_of(first + i)] : NO_ROW;
 #pragma unroll
-        for (int m = 0; m < n; m++) {
-            const real *ours = x[m] + (missing ? 0 : column_of(i)), *theirs = cached[m] + (missing ? 0 : column_of(i));
-            const char* row = reinterpret_cast<const char*>(own ? ours : theirs) + (i64)at * bytes;
-            copy_async(tile + (m * count + row_of(i)) * STRIDE + column_of(i), row, none);
+        for (int i = first; i < first + AHEAD && width % CHUNK == 0; i++) {
+            if (count * CHUNKS % THREADS && row_of(i) >= count) break;
+            int number = numbers[i - first], at = number == NO_ROW ? 0 : number ^ number >> 31;
+            bool missing = column_of(i) >= width, none = number == NO_ROW || missing, own = number >= 0;
+#pragma unroll
+            for (int m = 0; m < n; m++) {
+                const real *ours = x[m] + (missing ? 0 : column_of(i)), *theirs = cached[m] + (missing ? 0 : column_of(i));
+                const char* row = reinterpret_cast<const char*>(own ? ours : theirs) + (i64)at * bytes;
+                copy_async(tile + (m * count + row_of(i)) * STRIDE + column_of(i), row, none);
+            }
         }
     }
 #pragma unroll
@@ -123,9 +125,7 @@ DEV Step after(Step s, int end, const int4* tile_list, int first) {
 // What is left to multiply products by until they are scores: capping has scaled them.
 DEV float unit_of(float scale) { return SOFTCAP ? 1.0f : scale; }
 // A soft cap of scores: `outer * tanh(inner * x)` of the product x.
-struct Cap {
-    float inner, outer;
-};
+struct Cap { float inner, outer; };
 DEV Cap cap_of(float cap, float scale) { return {scale / cap, cap}; }
 // tanh(x). Scores of 16-bit factors need its first 7 digits behind the point, whatever x: more would take registers that a
 // wide head does not leave.

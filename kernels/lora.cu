@@ -28,7 +28,8 @@
 // Adapters and what they make are f32, whatever the compute dtype, as in PEFT: a factor is taken apart into its
 // bf16 value, that of the rest, and that of the rest's rest (a bf16 value is one such term, a half value two), and
 // products of terms that matter in f32 are made on the tensor cores.
-// Determinism: every element has one writer; partial sums of warps and blocks are added in order, a run's rows in row order.
+// Determinism: every element has one writer; partial sums of warps and blocks are added in order. A run's tiles are summed by four
+// warps, every fourth tile each, then the four sums in order.
 
 DEV u64 mix(u64 x) {
     // The finaliser of SplitMix64 (Steele, Lea and Flood 2014).

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::Model;
-use super::merge;
 use super::param_id::{ParamId, Source};
+use super::rounded::encode;
 use super::weights::Weights;
 use crate::arch::{Family, ModelConfig};
 use crate::backend::ops::RefreshWeight;
@@ -141,7 +141,7 @@ impl<B: Backend> FullTuning<B> {
         for &(id, offset) in self.layout.params() {
             let (name, values) = (id.tensor(config.family), &host[offset..offset + id.len(config)]);
             let values: Vec<f32> = values.iter().map(|x| x.to_f64() as f32).collect();
-            file.append(&name, &merge::encode(&name, &values, dtype)?)?;
+            file.append(&name, &encode(&name, &values, dtype)?)?;
         }
         file.finish()
     }

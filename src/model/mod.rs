@@ -42,6 +42,7 @@ pub mod prompt;
 pub mod quantize;
 mod reach;
 mod rope;
+mod rounded;
 pub mod sampling;
 mod search;
 mod table_buffers;

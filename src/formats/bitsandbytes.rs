@@ -8,10 +8,7 @@
 
 mod write;
 
-use std::path::Path;
 use std::sync::Arc;
-
-use serde_json::Value;
 
 use super::json::{self, Fields};
 use super::quantized::{Floats, QuantizedView, RowOrderView, ScalesView};
@@ -171,50 +168,14 @@ fn int8(checkpoint: &Checkpoint, module: &str) -> Result<QuantizedView> {
     checked(checkpoint, view)
 }
 
-/// As [`quantized`], of the model of this directory or `config.json`.
+/// Checks what a `quantization_config` of this method says.
 ///
 /// # Errors
-/// As there, and a `quantization_config` that says `load_in_4bit` or `load_in_8bit` where no weight is of this kind, or denies
-/// it where one is.
-pub fn quantized_model(path: &Path, checkpoint: Checkpoint) -> Result<Checkpoint> {
-    let checkpoint = quantized(checkpoint)?;
-    let path = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
-    let value = json::read(&path)?;
-    let f = Fields::new(&path, &value)?;
-    let Some(said) = f.object("quantization_config")? else { return Ok(checkpoint) };
-    for (key, int8) in [("load_in_4bit", false), ("load_in_8bit", true)] {
-        let mut weights = checkpoint.quantized();
-        let weight = weights.find(|view| matches!(view.format, BlockFormat::Int8Rows) == int8);
-        let (expected, found) = match (said.bool(key)?, weight) {
-            (Some(true), None) => ("false, as no weight is quantised so".to_owned(), "true"),
-            (Some(false), Some(view)) => (format!("true, as {} is quantised so", view.name), "false"),
-            _ => continue,
-        };
-        return Err(Error::field(&path, format!("quantization_config.{key}"), expected, found));
-    }
-    Ok(checkpoint)
-}
-
-/// Checks what `config.json` says of the quantisation of its weights.
-///
-/// # Errors
-/// Another method than that of bitsandbytes, or FP4.
-pub(super) fn check_config(f: &Fields) -> Result<()> {
-    let Some(config) = f.object("quantization_config")? else { return Ok(()) };
-    let named = config.str("quant_method")?;
-    let implied = ["load_in_4bit", "load_in_8bit"].iter().any(|key| config.get(key) == Some(&Value::Bool(true)));
-    match named {
-        Some("bitsandbytes") => {}
-        None if implied => {}
-        Some(other) => {
-            let what = format!("{}: quantization_config.quant_method", f.path().display());
-            return Err(Error::unsupported(what, other, "bitsandbytes"));
-        }
-        None => return Err(config.error("quant_method", "bitsandbytes")),
-    }
+/// FP4.
+pub(super) fn check_config(config: &Fields) -> Result<()> {
     let four = config.bool("load_in_4bit")?.unwrap_or(false);
     if four && config.str("bnb_4bit_quant_type")?.unwrap_or("fp4") != "nf4" {
-        let what = format!("{}: quantization_config.bnb_4bit_quant_type", f.path().display());
+        let what = format!("{}: quantization_config.bnb_4bit_quant_type", config.path().display());
         return Err(Error::unsupported(what, "fp4", "nf4"));
     }
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! Absent keys take the family's own defaults, as transformers 5 does. What that library would ignore with or
 //! without a warning, and so compute something other than the file says, is an error here: unknown `rope_type`,
-//! `model_type` and activation, partial rotation, quantised weights but those of bitsandbytes, keys of the two dialects that contradict. What
+//! `model_type` and activation, partial rotation, quantised weights but those of bitsandbytes and torchao, keys of the two dialects that contradict. What
 //! becomes of every key is in `config/keys.rs`.
 
 mod families;
@@ -14,8 +14,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use super::bitsandbytes;
 use super::json::{self, Fields, show};
+use super::prequantized;
 use crate::arch::{
     Activation, Dtype, Family, Mlp, ModelConfig, Norm, NormPlacement, Positions, QkNorm, RmsWeight, Rope,
 };
@@ -72,7 +72,7 @@ impl ModelConfig {
             return Err(unsupported(path, "model_type", name, &names.join(", ")));
         };
         keys::of(family).check(&f)?;
-        bitsandbytes::check_config(&f)?;
+        prequantized::check_config(&f)?;
         match family {
             Family::Gemma2 | Family::Gemma3 => recent::gemma(&f, family),
             Family::Gemma3Images => recent::gemma_images(&f),

@@ -47,6 +47,8 @@ pub mod memory;
 #[forbid(unsafe_code)]
 pub mod npy;
 #[forbid(unsafe_code)]
+pub mod prequantized;
+#[forbid(unsafe_code)]
 pub mod pretrained;
 #[forbid(unsafe_code)]
 pub mod quantized;
@@ -65,6 +67,8 @@ pub mod tfevents;
 pub mod tokenizer;
 #[forbid(unsafe_code)]
 pub mod torch;
+#[forbid(unsafe_code)]
+pub mod torchao;
 #[forbid(unsafe_code)]
 pub mod trace_events;
 #[forbid(unsafe_code)]

@@ -5,9 +5,9 @@ use std::path::Path;
 use crate::Result;
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
-use crate::formats::bitsandbytes;
 use crate::formats::gguf::Gguf;
 use crate::formats::gguf::model::GgufModel;
+use crate::formats::prequantized;
 use crate::formats::safetensors::{Checkpoint, Loading};
 
 pub mod activations;
@@ -100,7 +100,7 @@ impl<B: Backend> Model<B> {
         let config = ModelConfig::load(path)?;
         let weights = ModelConfig::weights_file(path)?;
         let checkpoint = Checkpoint::open(weights.as_deref().unwrap_or(path))?;
-        Self::new(backend, &config, &bitsandbytes::quantized_model(path, checkpoint)?)
+        Self::new(backend, &config, &prequantized::quantized_model(path, checkpoint)?)
     }
 
     /// A model from an opened checkpoint, its architecture as the checkpoint completes `config` ([`Source::new`]).

@@ -101,6 +101,37 @@ fn quantised_weights_are_kept_for_the_next_time() {
 }
 
 #[test]
+fn model_of_torchao_is_inspected_captured_and_tuned() {
+    let dir = workplace();
+    let d = dir.path();
+    let model = golden("torchao/llama");
+    let model = model.display();
+    let shown = line(d, &format!("inspect --model {model} --device cpu --dtype f32 --json")).json();
+    let groups = shown["weights"].as_array().expect("weights");
+    let int8: Vec<_> = groups.iter().filter(|group| group["format"] == "int8").collect();
+    assert_eq!(int8.len(), 7, "{groups:?}");
+    // Codes, and a scale of four bytes a row: q, k, v, o, gate, up, down.
+    let stored = 24 * (24 + 12 + 12 + 24 + 20 + 20 + 20) + 4 * (24 + 12 + 12 + 24 + 20 + 20 + 24);
+    assert_eq!(shown["capture"]["weights__quantised"], stored);
+    put(d, "ids.jsonl", "{\"input_ids\": [5, 6, 7, 8, 9]}\n");
+    let logits = |words: &str, out: &str| {
+        line(d, &format!("capture {words} --input {{}}/ids.jsonl --sites logits --device cpu --out {{}}/{out}")).ok();
+        fs::read(d.join(out).join("activations.safetensors")).expect("a file")
+    };
+    put(d, "rows.jsonl", "{\"input_ids\": [5, 6, 7, 8, 9], \"labels\": [-100, -100, -100, 8, 9]}\n");
+    let train = format!("train-lora --model {model} --train {{}}/rows.jsonl --r 2 --max-steps 3 --device cpu");
+    line(d, &format!("{train} --learning-rate 0.05 --out {{}}/tuned")).ok();
+    let (plain, tuned) = (logits(&format!("--model {model}"), "plain"), logits("--model {}/tuned", "tuned_states"));
+    assert!(plain != tuned, "the adapter changes nothing");
+    let generate = |words: &str| {
+        line(d, &format!("generate {words} --input {{}}/ids.jsonl --max-new-tokens 3 --device cpu --json")).json()
+    };
+    assert_eq!(generate("--model {}/tuned"), generate(&format!("--model {model} --adapter {{}}/tuned")));
+    let error = line(d, &format!("quantize --model {model} --to nf4 --out {{}}/out")).refused();
+    assert!(error.contains("blocks of int8"), "{error}");
+}
+
+#[test]
 fn quantize_refuses_what_it_cannot_do() {
     let dir = workplace();
     let d = dir.path();

@@ -30,6 +30,7 @@ mod probe_study_states;
 mod prompt_gradients;
 mod table_gradients;
 mod tiny_model;
+mod torchao;
 mod train;
 mod train_conversations;
 mod train_examples;

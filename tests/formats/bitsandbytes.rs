@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use llamaprobe::arch::{self, ModelConfig};
-use llamaprobe::formats::bitsandbytes;
 use llamaprobe::formats::quantized::{Floats, QuantizedView, ScalesView};
 use llamaprobe::formats::safetensors::{Bytes, Checkpoint, Dtype, Tensor, TensorView, write};
+use llamaprobe::formats::{bitsandbytes, prequantized};
 use llamaprobe::model::param_id::Source;
 use llamaprobe::model::quantize::{self, QuantizeTo};
 
@@ -125,7 +125,7 @@ fn bitsandbytes_tensors_must_be_what_the_configuration_says_of_them() {
         assert!(text.contains(from), "{from}");
         std::fs::write(dir.path().join("config.json"), text.replace(from, to)).expect("writes");
         let checkpoint = Checkpoint::open(golden(&format!("bnb/{name}/model.safetensors"))).expect("a file");
-        bitsandbytes::quantized_model(dir.path(), checkpoint).map(drop)
+        prequantized::quantized_model(dir.path(), checkpoint).map(drop)
     };
     let [four, eight] = ["\"load_in_4bit\": ", "\"load_in_8bit\": "];
     for name in ["llama-nf4", "llama-nested", "llama-int8", "gpt2-nf4"] {

@@ -305,7 +305,10 @@ fn keys_that_would_change_the_result_must_be_neutral() {
     }
     read("quantization_config", Value::Null).expect("no quantisation");
     let error = read("quantization_config", json!({"quant_method": "gptq"})).expect_err("another quantisation");
-    assert_eq!(error, "config.json: quantization_config.quant_method is not supported: gptq; supported: bitsandbytes");
+    assert_eq!(
+        error,
+        "config.json: quantization_config.quant_method is not supported: gptq; supported: bitsandbytes, torchao"
+    );
     for (key, value) in [
         ("attention_dropout", json!(0.1)),
         ("pretraining_tp", json!(2)),

@@ -25,3 +25,4 @@ mod rows;
 mod safetensors;
 mod tokenizer;
 mod torch;
+mod torchao;

@@ -37,6 +37,7 @@ STEPS = [
     ("quantized.py", [], None, ["quantized.safetensors"]),
     ("gguf_models.py", ["gguf"], None, ["gguf"]),
     ("bnb_models.py", ["bnb"], None, ["bnb"]),
+    ("torchao_models.py", ["torchao"], None, ["torchao"]),
     ("text_metrics.py", [], None, ["text_metrics.json"]),
     ("overlap_metrics.py", [], None, ["overlap_metrics.json"]),
     ("chat_templates.py", [], None, ["chat_templates.json"]),

@@ -7,8 +7,8 @@
 //   lora_bwd_xa      d_xa [N, R] = scale * B^T d_y [N, output]
 //   lora_bwd_params  d_params: B += scale * d_y^T xa, A += d_xa^T drop(x), of all runs
 //   lora_bwd_x       d_x [N, input] += drop(A^T d_xa)
-// Rows of the base model are left alone: the host fills xa and out with zeros first. The backward of lora_delta is bwd_xa (whose
-// d_xa is then filled so too) and bwd_params with an input of no columns.
+// Rows of the base model and of other runs are left alone, but for xa, where they are zeros; the host fills out with zeros first.
+// The backward of lora_delta is bwd_xa (whose d_xa is then filled so too) and bwd_params with an input of no columns.
 //
 // drop(x) keeps an element, times keep_scale = 1 / (1 - p), unless the hash of (seeds [runs], site, keys [N] of the row,
 // column) is less than threshold = p * 2^32: the same decisions as on the CPU. No dropout: seeds null, keep_scale 1.
@@ -18,8 +18,10 @@
 //
 //   tiles [., 3]  run, first row, number of rows (<= 16): the stretches of rows of one run, cut; runs ascending
 //   runs [., 3]   run, its first tile, number of its tiles
+//   run_of [rows] run of each row, or -1; the runs of the tiles are those from first_run to end_run - 1
 //
-// Launch: shrink, bwd_xa (tiles, ceil(R / 32), splits) x 64; expand, delta, bwd_x (tiles, ceil(width / 256)) x 128 with the width
+// Launch: shrink (tile_count + ceil(rows / 16), or tile_count where all rows have tiles, ceil(R / 32), splits) x 64; bwd_xa (tiles,
+// ceil(R / 32), splits) x 64; expand, delta, bwd_x (tiles, ceil(width / 256)) x 128 with the width
 // of the output; bwd_params (ceil(output / 64) + ceil(input / 64), runs, ceil(R / 16)) x 128. Static shared memory
 // only. Any alignment; vectors where addresses allow, and then all loads of a step before the first is used. Fragments come
 // straight from global memory: each operand is read once, and a sum over k may take its terms in any order that both sides
@@ -423,11 +425,26 @@ DEV void wide_product(T* __restrict__ out, const float* __restrict__ u, const fl
     }
 }
 
+// Zeros in 16 rows of out [rows, R] from `first` on, but for those of the runs from first_run to end_run - 1.
+DEV void zero_others(float* __restrict__ out, const int* __restrict__ run_of, int first, int rows, int first_run,
+                     int end_run, int rank) {
+    int last = min(first + 16, rows);
+    for (int row = first; row < last; row++)
+        if (run_of[row] < first_run || run_of[row] >= end_run)
+            for (int r = threadIdx.x; r < rank; r += blockDim.x) out[(i64)row * rank + r] = 0.0f;
+}
+
 extern "C" __global__ void __launch_bounds__(32 * NARROW_WARPS, 1)
     lora_fwd_shrink(float* __restrict__ xa, const real* __restrict__ x, const float* __restrict__ params,
-                    const int* __restrict__ tiles, float* __restrict__ parts, int* __restrict__ tickets, i64 pitch,
+                    const int* __restrict__ tiles, int tile_count, const int* __restrict__ run_of, int rows,
+                    int first_run, int end_run, float* __restrict__ parts, int* __restrict__ tickets, i64 pitch,
                     const u64* __restrict__ seeds, const u32* __restrict__ keys, u64 site, u32 threshold,
                     float keep_scale, int rank, int input, i64 stride, i64 a) {
+    int beyond = (int)blockIdx.x - tile_count;
+    if (beyond >= 0) {
+        if (blockIdx.y + blockIdx.z == 0) zero_others(xa, run_of, beyond * 16, rows, first_run, end_run, rank);
+        return;
+    }
     const int* tile = tiles + blockIdx.x * 3;
     const float* adapter = params + tile[0] * stride + a;
     narrow_product<true>(xa, x, adapter, tile, rank, input, keep_scale, {seeds, keys, site, threshold},

@@ -2,7 +2,7 @@
 //
 //   rms_norm_fwd          rstd [rows] = 1 / sqrt(mean(x^2) + eps); out [rows, width] = n * w, n = x * rstd, w by weight [width]
 //   residual_rms_norm_fwd sum [rows, width] = a + b, and the same of x = sum
-//   rms_norm_bwd          d_x [rows, width] += rstd * (g - n * mean(g * n)), g = d_out * w
+//   rms_norm_bwd          d_x [rows, width] += rstd * (g - n * mean(g * n)), g = d_out * w; d_x_real = d_x, unless it is null
 //   rms_norm_bwd_weight   d_weight [width] += sum over rows of d_out * x * rstd
 //   rms_norm_compute_fwd, rms_norm_compute_bwd, rms_norm_compute_bwd_weight
 //                         the same of x and gradients in the compute dtype; d_x = in place of d_out
@@ -127,6 +127,7 @@ DEV void norm_row_bwd(const T* __restrict__ x, const float* __restrict__ rstd, c
 }
 
 extern "C" __global__ void __launch_bounds__(256) rms_norm_bwd(float* __restrict__ d_x,
+                                                               real* __restrict__ d_x_real,
                                                                const float* __restrict__ d_out,
                                                                const float* __restrict__ x,
                                                                const float* __restrict__ rstd,
@@ -135,6 +136,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_bwd(float* __restrict
     __shared__ float parts[32];
     d_x += (i64)blockIdx.x * width;
     d_out += (i64)blockIdx.x * width;
+    if (d_x_real) d_x_real += (i64)blockIdx.x * width;
     auto load = [&](float(&g)[8], int c) { load8(g, d_out + c, width - c); };
     auto store = [&](const float(&d)[8], int c) {
         float sum[8];
@@ -142,6 +144,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_bwd(float* __restrict
 #pragma unroll
         for (int j = 0; j < 8; j++) sum[j] += d[j];
         store8(d_x + c, sum, width - c);
+        if (d_x_real) store8(d_x_real + c, sum, width - c);
     };
     norm_row_bwd(x, rstd, weight, width, form, parts, load, store);
 }

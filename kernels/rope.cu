@@ -3,9 +3,10 @@
 //   rope_fwd  out [rows, heads, D] = (a cos - b sin, b cos + a sin) for a = x[i], b = x[i + R/2], i < R/2; x from R on
 //   rope_bwd  d_x [rows, heads, D] = the same rotated back, in place
 //
+// Of a second tensor `too` with heads of its own likewise; grids of one row of blocks leave it out.
 // R <= D leading elements of a head are rotated. cos_sin [positions, R] holds the cosines [R/2], then the sines [R/2], of
 // each position; positions [rows].
-// Launch: one block of 256 a row. No shared memory, any alignment; vectors where R/2 and D are multiples of 8.
+// Launch: (rows, tensors) blocks of 256. No shared memory, any alignment; vectors where R/2 and D are multiples of 8.
 // Determinism: elementwise.
 
 DEV void rotate(real* out, const real* x, const float* __restrict__ cos_sin, int heads, int head_dim, int rotary_dim,
@@ -29,10 +30,11 @@ DEV void rotate(real* out, const real* x, const float* __restrict__ cos_sin, int
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) rope_fwd(real* __restrict__ out, const real* __restrict__ x,
-                                                           const int* __restrict__ positions,
-                                                           const float* __restrict__ cos_sin, int rows, int heads,
-                                                           int head_dim, int rotary_dim) {
+extern "C" __global__ void __launch_bounds__(256)
+    rope_fwd(real* __restrict__ out, const real* __restrict__ x, real* __restrict__ out_too,
+             const real* __restrict__ x_too, const int* __restrict__ positions, const float* __restrict__ cos_sin,
+             int rows, int heads, int heads_too, int head_dim, int rotary_dim) {
+    if (blockIdx.y) out = out_too, x = x_too, heads = heads_too;
     i64 row = (i64)blockIdx.x * heads * head_dim;
     out += row, x += row;
     rotate(out, x, cos_sin + (i64)positions[blockIdx.x] * rotary_dim, heads, head_dim, rotary_dim, 1.0f);
@@ -45,9 +47,10 @@ extern "C" __global__ void __launch_bounds__(256) rope_fwd(real* __restrict__ ou
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) rope_bwd(real* __restrict__ d_x, const int* __restrict__ positions,
-                                                           const float* __restrict__ cos_sin, int rows, int heads,
-                                                           int head_dim, int rotary_dim) {
+extern "C" __global__ void __launch_bounds__(256)
+    rope_bwd(real* __restrict__ d_x, real* __restrict__ d_x_too, const int* __restrict__ positions,
+             const float* __restrict__ cos_sin, int rows, int heads, int heads_too, int head_dim, int rotary_dim) {
+    if (blockIdx.y) d_x = d_x_too, heads = heads_too;
     i64 row = (i64)blockIdx.x * heads * head_dim;
     const float* angles = cos_sin + (i64)positions[blockIdx.x] * rotary_dim;
     rotate(d_x + row, d_x + row, angles, heads, head_dim, rotary_dim, -1.0f);

@@ -56,7 +56,7 @@ impl Lora {
 }
 
 /// The run of a row, if it has the site.
-fn run_of(pack: &Pack, site: LoraSite, row: usize) -> Option<usize> {
+fn run_of_site(pack: &Pack, site: LoraSite, row: usize) -> Option<usize> {
     pack.run_of(row).filter(|&run| site.runs.contains(run))
 }
 
@@ -114,7 +114,7 @@ impl Operation for Lora {
         let (pack, site) = (&self.pack, self.site);
         let (mut y, mut xa) = (inputs[0].clone(), vec![0.0; pack.len() * site.rank]);
         for row in 0..pack.len() {
-            let Some(run) = run_of(pack, site, row) else { continue };
+            let Some(run) = run_of_site(pack, site, row) else { continue };
             let params = &inputs[2][run * site.stride..];
             let x = self.dropped(p, &inputs[1], row);
             for r in 0..site.rank {
@@ -132,7 +132,7 @@ impl Operation for Lora {
     fn naive_backward(&self, p: Precision, inputs: &[Vec<f64>], d_out: &[f64], d: &mut [Vec<f64>]) {
         let (pack, site, xa) = (&self.pack, self.site, self.naive_forward(p, inputs).remove(1));
         for row in 0..pack.len() {
-            let Some(run) = run_of(pack, site, row) else { continue };
+            let Some(run) = run_of_site(pack, site, row) else { continue };
             let params = &inputs[2][run * site.stride..];
             let x = self.dropped(p, &inputs[1], row);
             let d_y = &d_out[row * site.output..][..site.output];
@@ -204,14 +204,19 @@ impl Operation for Lora {
             }
         };
         let y = r.tape.compute(&case.inputs[0]);
-        let xa = r.tape.acc(&vec![0.0; pack.len() * rank]);
+        let xa = r.tape.acc(&vec![FILL; pack.len() * rank]);
         r.in_place(0, y, Role::Compute);
         r.in_place(1, xa, Role::Acc);
         let (y, xa) = (At(y), At(xa));
         let (x, params) = (At(r.tape.compute(&case.inputs[1])), At(r.tape.acc(&case.inputs[2])));
         let (meeting, grid) = narrow(r, pack.len(), rank, count, input);
-        let args = [&[xa, x, params, tiles], &meeting[..], &dropout, &of_a(site)].concat();
-        r.tape.launch("lora_fwd_shrink", grid, 64, 0, &args);
+        let run_of: Vec<i32> = (0..pack.len()).map(|row| pack.run_of(row).map_or(-1, |run| run as i32)).collect();
+        let runs_of = [site.runs.first, site.runs.end.min(i32::MAX as usize)].map(Int);
+        let others = [&[Int(count), At(r.tape.ints(&run_of)), Int(pack.len())], &runs_of[..]].concat();
+        let args = [&[xa, x, params, tiles], &others[..], &meeting, &dropout, &of_a(site)].concat();
+        let zeros =
+            if (0..pack.len()).all(|row| run_of_site(pack, site, row).is_some()) { 0 } else { pack.len().div_ceil(16) };
+        r.tape.launch("lora_fwd_shrink", [grid[0] + zeros, grid[1], grid[2]], 64, 0, &args);
         let args = [&[y, xa, params, tiles], &of_b(site)[..]].concat();
         r.tape.launch("lora_fwd_expand", [count, output.div_ceil(256), 1], 128, 0, &args);
 
@@ -269,7 +274,7 @@ impl Operation for LoraDelta {
         let (pack, site) = (&self.pack, self.site);
         let mut out = vec![0.0; pack.len() * site.output];
         for row in 0..pack.len() {
-            let Some(run) = run_of(pack, site, row) else { continue };
+            let Some(run) = run_of_site(pack, site, row) else { continue };
             for o in 0..site.output {
                 let params = &inputs[1][run * site.stride..];
                 out[row * site.output + o] = delta(p, site, params, &inputs[0][row * site.rank..], o);
@@ -281,9 +286,9 @@ impl Operation for LoraDelta {
     fn naive_backward(&self, p: Precision, inputs: &[Vec<f64>], d_out: &[f64], d: &mut [Vec<f64>]) {
         let (pack, site) = (&self.pack, self.site);
         let LoraSite { rank, output, stride, b, scale, .. } = site;
-        let of_run = |run| (0..pack.len()).filter(move |&row| run_of(pack, site, row) == Some(run));
+        let of_run = |run| (0..pack.len()).filter(move |&row| run_of_site(pack, site, row) == Some(run));
         for row in 0..pack.len() {
-            let Some(run) = run_of(pack, site, row) else { continue };
+            let Some(run) = run_of_site(pack, site, row) else { continue };
             let (d_out, params) = (&d_out[row * output..][..output], &inputs[1][run * stride..]);
             for r in 0..rank {
                 d[0][row * rank + r] = p.a(scale * p.dot(output, |o| d_out[o], |o| params[b + o * rank + r]));

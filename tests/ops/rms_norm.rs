@@ -9,7 +9,7 @@ use super::device::{self, BEFORE, Given, Outputs, Refusal};
 use super::naive::Precision;
 use super::operation::{Array, Operation, Role, RowResults, acc, compute};
 use super::simt::recorder::{FILL, Recorder, rows};
-use super::simt::tape::Arg::{At, Float, Inside, Int};
+use super::simt::tape::Arg::{At, Float, Inside, Int, Null};
 
 /// Every form.
 pub const FORMS: [RmsWeight; 3] = [RmsWeight::Rounded, RmsWeight::Exact, RmsWeight::OnePlus];
@@ -89,6 +89,13 @@ impl Operation for RmsNorm {
         let (mut d_x, mut d_weight) = (device::acc(b, &given.start[0]), device::inside(b, &given.start[1]));
         let (d_out, x, rstd) = (&d_out, &x, &rstd);
         b.rms_norm_bwd(ops::RmsNormBwd { d_x: &mut d_x, d_out, x, rstd, weight: &weight, rows, width, form });
+        // Rounded at once, or later.
+        let [at_once, later] = [(); 2].map(|()| {
+            let mut rounded = device::compute(b, &vec![0.0; rows * width]);
+            b.cast(ops::Cast { out: &mut rounded, x: &d_x, len: rows * width });
+            device::read_compute(b, &rounded, rows * width)
+        });
+        assert_eq!(at_once, later, "rms_norm_bwd: rounded at once and later");
         b.rms_norm_bwd_weight(ops::RmsNormBwdWeight {
             d_weight: &mut d_weight,
             offset: BEFORE,
@@ -114,7 +121,12 @@ impl Operation for RmsNorm {
         let args = [sum, again, of, x, nothing, weight, dims[0], dims[1], Float(eps), form];
         r.run("residual_rms_norm_fwd", rows(n), &args);
         let (d_x, d_out) = (At(r.sum(2, n * width, 0)), At(r.tape.acc(&case.d_outputs[0])));
-        r.run("rms_norm_bwd", rows(n), &[d_x, d_out, x, rstd, weight, dims[0], dims[1], form]);
+        r.run("rms_norm_bwd", rows(n), &[d_x, Null, d_out, x, rstd, weight, dims[0], dims[1], form]);
+        // Added to nothing, and rounded too.
+        let (d_x, d_x_real) = (r.tape.acc(&vec![0.0; n * width]), r.tape.compute(&vec![FILL; n * width]));
+        r.in_place(2, d_x, Role::Acc);
+        let args = [At(d_x), At(d_x_real), d_out, x, rstd, weight, dims[0], dims[1], form];
+        r.run("rms_norm_bwd", rows(n), &args);
         let d_weight = Inside(r.sum(3, width, BEFORE), 4 * BEFORE);
         r.run("rms_norm_bwd_weight", rows(width.div_ceil(32)), &[d_weight, d_out, x, rstd, dims[0], dims[1]]);
         true

@@ -9,7 +9,7 @@ use super::naive::Precision;
 use super::operation::{Array, Operation, Role, RowResults, compute};
 use super::packs;
 use super::simt::recorder::{Recorder, list, rows};
-use super::simt::tape::Arg::{At, Int};
+use super::simt::tape::Arg::{self, At, Int, Null};
 
 /// x -> out
 #[derive(Clone, Debug)]
@@ -83,11 +83,25 @@ impl Operation for Rope {
         let positions = At(r.tape.ints(&list(self.pack.positions())));
         let (x, table) = (At(r.tape.compute(&case.inputs[0])), At(r.tape.acc(&self.cos_sin)));
         let out = At(r.output(0, self.len(), Role::Compute));
-        let dims = [positions, table, Int(n), Int(self.heads), Int(self.head_dim), Int(self.rotary_dim)];
-        r.run("rope_fwd", rows(n), &[&[out, x], &dims[..]].concat());
+        let dims = |heads, too| {
+            [&[positions, table, Int(n)], &[heads, too, self.head_dim, self.rotary_dim].map(Int)[..]].concat()
+        };
+        r.run("rope_fwd", rows(n), &[&[out, x, Null, Null], &dims(self.heads, 0)[..]].concat());
         let buffer = r.tape.compute(&case.d_outputs[0]);
         r.in_place(1, buffer, Role::Compute);
-        r.run("rope_bwd", rows(n), &[&[At(buffer)], &dims[..]].concat());
+        r.run("rope_bwd", rows(n), &[&[At(buffer), Null], &dims(self.heads, 0)[..]].concat());
+        // The same beside a tensor of one head, as the first of two and as the second.
+        for second in [false, true] {
+            let swapped = |x: Arg, other: Arg| if second { [other, x] } else { [x, other] };
+            let dims = if second { dims(1, self.heads) } else { dims(self.heads, 1) };
+            let out = At(r.output(0, self.len(), Role::Compute));
+            let buffer = r.tape.compute(&case.d_outputs[0]);
+            r.in_place(1, buffer, Role::Compute);
+            let [beside, out_beside] = [(); 2].map(|()| At(r.tape.compute(&vec![0.5; n * self.head_dim])));
+            let [[out, out_too], [x, x_too]] = [swapped(out, out_beside), swapped(x, beside)];
+            r.run("rope_fwd", [n, 2, 1], &[&[out, x, out_too, x_too], &dims[..]].concat());
+            r.run("rope_bwd", [n, 2, 1], &[&swapped(At(buffer), beside), &dims[..]].concat());
+        }
         true
     }
 

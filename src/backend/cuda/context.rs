@@ -1,5 +1,6 @@
 //! What all operations of one device share: memory, the command list, kernels, and the first error.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -26,14 +27,11 @@ const STAGING: usize = 64 << 20;
 /// Bytes of one transfer.
 const CHUNK: usize = 16 << 20;
 
-/// A residual sum whose launch is on the command list.
-struct Residual {
-    /// Commands on the list once it was there.
-    commands: usize,
-    /// Where the sum is written.
-    sum: DevicePtr,
-    len: usize,
-    summands: [Arg; 2],
+/// What an operation has asked for and is not on the command list yet: the operation after it may do it in a launch of its
+/// own, and any other command puts it there first.
+pub trait Deferred: Any + Send {
+    /// Puts it on the list.
+    fn launch(self: Box<Self>, cx: &mut Context);
 }
 
 /// The first error, not yet given out.
@@ -68,8 +66,7 @@ pub struct Context {
     submissions: u64,
     /// Operations submitted since the device was last waited for, and the number of their submission.
     unsynced: Vec<(u64, &'static str)>,
-    /// The sum whose launch may be the last on the list.
-    residual: Option<Residual>,
+    deferred: Option<Box<dyn Deferred>>,
     scratch: HashMap<&'static str, Block>,
     /// What the lists of [`Context::cached_list`] hold.
     lists: HashMap<&'static str, Vec<i32>>,
@@ -97,7 +94,7 @@ impl Context {
             blocking: settings.blocking,
             submissions: 0,
             unsynced: Vec::new(),
-            residual: None,
+            deferred: None,
             scratch: HashMap::new(),
             lists: HashMap::new(),
             pool,
@@ -139,6 +136,7 @@ impl Context {
     /// Keeps an error, if it is the first. The command list is dropped, and what was to be read back with it.
     pub fn fail(&mut self, error: Error) {
         self.queue.clear();
+        self.deferred = None;
         self.queued.drain(..).for_each(|readback| readback.state.discard());
         if self.first_error.is_none() {
             let error = self.attribute_error(error);
@@ -272,6 +270,7 @@ impl Context {
     #[track_caller]
     pub fn push(&mut self, op: &'static str, action: Action) {
         action.assert_on(op, &self.device);
+        self.flush();
         if self.first_error.is_none() {
             self.queue.push(op, action);
         }
@@ -287,6 +286,7 @@ impl Context {
         if self.first_error.is_some() || dims.grid.contains(&0) {
             return;
         }
+        self.flush();
         let shared = u32::try_from(dims.shared).expect("shared memory is kilobytes");
         let function = self.kernels.get(kernel, shared);
         let Some(function) = self.or_fail(function) else { return };
@@ -307,25 +307,43 @@ impl Context {
         if self.first_error.is_some() || shape.m == 0 || shape.n == 0 || shape.k == 0 {
             return;
         }
+        self.flush();
         let planned = self.blas.plan(op, &shape);
         if self.or_fail(planned).is_some() {
             self.queue.push(op, Action::Gemm(gemm));
         }
     }
 
-    /// Remembers that the last launch on the list makes `out [len]`, the sum of these.
-    pub fn note_residual(&mut self, out: &AccBuffer, len: usize, summands: [Arg; 2]) {
-        self.residual = Some(Residual { commands: self.queue.len(), sum: out.ptr(0), len, summands });
+    /// Leaves the work of the operation that has just begun to the next, unless that takes it not. `args` are what it reads and
+    /// writes.
+    ///
+    /// # Panics
+    /// If one of them is another device's.
+    #[track_caller]
+    pub fn defer(&mut self, op: &'static str, args: &[Arg], work: impl Deferred) {
+        assert_on(op, args, &self.device);
+        self.flush();
+        if self.first_error.is_none() {
+            self.queue.defer();
+            self.deferred = Some(Box::new(work));
+        }
     }
 
-    /// The summands of `x [len]`, if its launch is the last on the list, where it then is no longer.
-    pub fn take_residual(&mut self, x: &AccBuffer, len: usize) -> Option<[Arg; 2]> {
-        let Residual { commands, sum, len: of, summands } = self.residual.take()?;
-        let last = commands > 0 && commands == self.queue.len() && sum == x.ptr(0) && of == len;
-        last.then(|| {
-            self.queue.pop();
-            summands
-        })
+    /// The deferred work, if it is of this kind and fits.
+    pub fn take_deferred<D: Deferred>(&mut self, fits: impl FnOnce(&D) -> bool) -> Option<D> {
+        let fits = |work: &mut Box<dyn Deferred>| (&**work as &dyn Any).downcast_ref().is_some_and(fits);
+        let work: Box<dyn Any> = self.deferred.take_if(fits)?;
+        self.queue.place_deferred(self.queue.len());
+        work.downcast().ok().map(|work| *work)
+    }
+
+    /// Puts deferred work on the list.
+    fn flush(&mut self) {
+        if let Some(work) = self.deferred.take() {
+            let first = self.queue.len();
+            work.launch(self);
+            self.queue.place_deferred(first);
+        }
     }
 
     /// `buffer[..len] = 0`.
@@ -343,8 +361,8 @@ impl Context {
 
     /// Submits the command list.
     pub fn submit(&mut self) {
+        self.flush();
         let submission = self.submissions + 1;
-        self.residual = None;
         let queued = std::mem::take(&mut self.queued);
         let submitted = self.queue.submit(&self.blas);
         self.unsynced.extend(submitted.ops.into_iter().map(|op| (submission, op)));

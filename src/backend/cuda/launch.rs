@@ -85,7 +85,7 @@ pub enum Param {
 }
 
 /// An argument: what it is, its bits, and the memory that they are the address of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arg {
     /// The type that the kernel's parameter must have.
     pub param: Param,

@@ -2,8 +2,10 @@
 
 use super::Cuda;
 use super::context::Context;
-use super::geometry::{blocks2, blocks3};
+use super::geometry::{LORA_ROWS, blocks, blocks2, blocks3};
 use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_ptr, bits, compute, float, int, long, table, unsigned};
+use super::pack::DeviceTables;
+use crate::backend::DevicePack;
 use crate::backend::ops::{Dropout, LoraBwd, LoraDelta, LoraDeltaBwd, LoraFwd, LoraOps, LoraSite, Op, RunRange};
 
 const FILE: &str = "lora";
@@ -42,6 +44,18 @@ fn a_args(site: LoraSite) -> [Arg; 4] {
 /// The arguments that say where B is, and what its product is multiplied by.
 fn b_args(site: LoraSite) -> [Arg; 5] {
     [int(site.rank), int(site.output), long(site.stride), long(site.b), float(site.scale)]
+}
+
+/// The arguments that say which rows are not of so many tiles, which are those of these runs.
+fn others(pack: &DeviceTables, runs: RunRange, tiles: usize) -> [Arg; 5] {
+    let run = |run: usize| int(run.min(i32::MAX as usize));
+    [int(tiles), table(pack.run()), int(pack.len()), run(runs.first), run(runs.end)]
+}
+
+/// Blocks that write the zeros of rows of other runs and of the base model.
+fn zero_blocks(pack: &DeviceTables, runs: RunRange) -> u32 {
+    let ours = pack.host().runs().iter().filter(|(run, _)| runs.contains(*run)).map(|(_, rows)| rows.len());
+    if ours.sum::<usize>() == pack.len() { 0 } else { blocks(pack.len().div_ceil(LORA_ROWS))[0] }
 }
 
 /// Blocks that share a depth: as many whatever the pack, so that a row's sums are the same bits in any.
@@ -106,10 +120,11 @@ impl LoraOps for Cuda {
         let (tiles, count) = pack.lora_tiles(op.site.runs);
         let narrow = Narrow { depth: input, rank, rows: pack.len(), tiles: count };
         let Some(meeting) = narrow.meeting(cx) else { return };
-        cx.zero_acc(name, op.xa, pack.len() * rank);
         let rows = [acc(op.xa), compute(op.x), acc(op.params), table(tiles)];
-        let args = [&rows[..], &meeting, &dropout, &a_args(op.site)].concat();
-        cx.launch(name, Kernel::new(FILE, "lora_fwd_shrink"), narrow.dims(), &args);
+        let args = [&rows[..], &others(pack, op.site.runs, count), &meeting, &dropout, &a_args(op.site)].concat();
+        let mut dims = narrow.dims();
+        dims.grid[0] += zero_blocks(pack, op.site.runs);
+        cx.launch(name, Kernel::new(FILE, "lora_fwd_shrink"), dims, &args);
         let Some(y) = op.y else { return };
         let rows = [compute(y), acc(op.xa), acc(op.params), table(tiles)];
         let args = [&rows[..], &b_args(op.site)].concat();
@@ -178,7 +193,6 @@ impl LoraOps for Cuda {
 
 #[cfg(test)]
 mod tests {
-    use super::super::geometry::LORA_ROWS;
     use super::*;
 
     #[test]

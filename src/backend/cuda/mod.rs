@@ -22,6 +22,7 @@ mod dtype;
 mod edit;
 mod embed;
 mod forest;
+mod fused;
 mod geometry;
 mod launch;
 mod layer_norm;

@@ -204,10 +204,16 @@ impl Queue {
         self.commands.len()
     }
 
-    /// Takes the last command off the list.
-    pub fn pop(&mut self) {
-        self.commands.pop();
-        self.timeline.iter_mut().for_each(|timeline| timeline.shortened(self.commands.len()));
+    /// Notes that the commands of the operation that has just begun come later.
+    pub fn defer(&mut self) {
+        self.timeline.iter_mut().for_each(Timeline::defer);
+    }
+
+    /// Notes that the commands of what was deferred are those from `first` on, or come with those of the operation that has
+    /// just begun.
+    pub fn place_deferred(&mut self, first: usize) {
+        let commands = first..self.commands.len();
+        self.timeline.iter_mut().for_each(|timeline| timeline.place_deferred(commands.clone()));
     }
 
     /// Drops the commands on the list.

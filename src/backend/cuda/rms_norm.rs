@@ -1,6 +1,7 @@
 //! RMS norm.
 
 use super::Cuda;
+use super::fused::{ResidualSum, RmsNormGradient};
 use super::launch::{BLOCK, Kernel, LaunchDims, acc, acc_at, compute, float, int};
 use crate::arch::RmsWeight;
 use crate::backend::ops::{
@@ -26,14 +27,16 @@ fn narrow_rows(rows: usize, width: usize) -> LaunchDims {
 }
 
 impl RmsNormOps for Cuda {
-    /// A residual sum that was asked for just before, and that nobody has read, is made by the same kernel.
+    /// A residual sum that was asked for just before is made by the same kernel.
     fn rms_norm_fwd(&mut self, op: RmsNormFwd<'_, Self>) {
         self.begin(&op);
         let (name, dims) = (RmsNormFwd::<Self>::NAME, LaunchDims::rows(op.rows));
         let (out, rstd, x, weight) = (compute(op.out), acc(op.rstd), acc(op.x), compute(op.weight));
         let sizes = [int(op.rows), int(op.width), float(op.eps), int(form(op.form))];
-        if let Some([a, b]) = self.cx.take_residual(op.x, op.rows * op.width) {
-            let args = [&[x, out, rstd, a, b, weight], &sizes[..]].concat();
+        let (read, len) = (op.x.ptr(0), op.rows * op.width);
+        if let Some(residual) = self.cx.take_deferred(|sum: &ResidualSum| (sum.out, sum.len) == (read, len)) {
+            let [sum, a, b] = residual.args();
+            let args = [&[sum, out, rstd, a, b, weight], &sizes[..]].concat();
             self.cx.launch(name, Kernel::new(FILE, "residual_rms_norm_fwd"), dims, &args);
             return;
         }
@@ -41,12 +44,14 @@ impl RmsNormOps for Cuda {
         self.cx.launch(name, Kernel::new(FILE, name), dims, &args);
     }
 
+    /// The next operation may round the gradient in the same kernel.
     fn rms_norm_bwd(&mut self, op: RmsNormBwd<'_, Self>) {
         self.begin(&op);
-        let name = RmsNormBwd::<Self>::NAME;
-        let rows = [acc(op.d_x), acc(op.d_out), acc(op.x), acc(op.rstd)];
-        let args = [&rows[..], &[compute(op.weight), int(op.rows), int(op.width), int(form(op.form))]].concat();
-        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(op.rows), &args);
+        let RmsNormBwd { d_x, rows, width, .. } = op;
+        let inputs = [acc(op.d_out), acc(op.x), acc(op.rstd), compute(op.weight)];
+        let rest = [&inputs[..], &[int(rows), int(width), int(form(op.form))]].concat();
+        let work = RmsNormGradient { d_x: d_x.ptr(0), rows, width, rest };
+        self.cx.defer(RmsNormBwd::<Self>::NAME, &[&[acc(d_x)], &inputs[..]].concat(), work);
     }
 
     fn rms_norm_bwd_weight(&mut self, op: RmsNormBwdWeight<'_, Self>) {

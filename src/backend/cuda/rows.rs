@@ -2,6 +2,7 @@
 
 use super::Cuda;
 use super::context::Context;
+use super::fused::{ResidualSum, RmsNormGradient};
 use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_at, acc_ptr, compute, int, long, table};
 use super::memory::{AccBuffer, ComputeBuffer, DevicePtr};
 use super::queue::Action;
@@ -59,8 +60,14 @@ impl RowOps for Cuda {
         self.cx.zero_acc(Zero::<Self>::NAME, op.x, op.x.len());
     }
 
+    /// What a norm's backward has just made is rounded by the same kernel.
     fn cast(&mut self, op: Cast<'_, Self>) {
         self.begin(&op);
+        let (x, len) = (op.x.ptr(0), op.len);
+        let made = |norm: &RmsNormGradient| (norm.d_x, norm.rows * norm.width) == (x, len);
+        if let Some(norm) = self.cx.take_deferred(made) {
+            return norm.launch(&mut self.cx, Some(op.out.ptr(0)));
+        }
         cast_from(&mut self.cx, Cast::<Self>::NAME, op.out, (op.x, 0), op.len);
     }
 
@@ -70,13 +77,11 @@ impl RowOps for Cuda {
         self.cx.launch(Widen::<Self>::NAME, Kernel::new(FILE, "cast_wide"), LaunchDims::elements(op.len), &args);
     }
 
+    /// The next operation may be a norm that makes the sum in its own kernel.
     fn residual_fwd(&mut self, op: ResidualFwd<'_, Self>) {
         self.begin(&op);
-        let name = ResidualFwd::<Self>::NAME;
-        let summands = [acc(op.a), compute(op.b)];
-        let [a, b] = summands;
-        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::elements(op.len), &[acc(op.out), a, b, long(op.len)]);
-        self.cx.note_residual(op.out, op.len, summands);
+        let sum = ResidualSum { out: op.out.ptr(0), a: op.a.ptr(0), b: op.b.ptr(0), len: op.len };
+        self.cx.defer(ResidualFwd::<Self>::NAME, &sum.args(), sum);
     }
 
     fn gather_compute(&mut self, op: GatherCompute<'_, Self>) {

@@ -36,6 +36,7 @@ pub struct Timeline {
     device: Arc<Device>,
     element_sizes: (usize, usize),
     marks: Vec<Mark>,
+    deferred: Vec<Mark>,
     pending: Vec<Timed>,
     /// The last event that was read, and the recorder's nanoseconds of it.
     last: (CudaEvent, u64),
@@ -57,7 +58,7 @@ impl Timeline {
         origin.record(device.stream())?;
         origin.synchronize()?;
         let last = (origin, recorder.now());
-        Ok(Self { recorder, device, element_sizes, marks: Vec::new(), pending: Vec::new(), last })
+        Ok(Self { recorder, device, element_sizes, marks: Vec::new(), deferred: Vec::new(), pending: Vec::new(), last })
     }
 
     /// Notes that an operation begins, whose first command will be number `first` of the list.
@@ -67,9 +68,16 @@ impl Timeline {
         self.marks.push(Mark { first, span: Span { op: O::NAME, start: 0, nanos: 0, flops: work.flops, bytes } });
     }
 
-    /// Notes that the list has only `len` commands left.
-    pub fn shortened(&mut self, len: usize) {
-        self.marks.iter_mut().for_each(|mark| mark.first = mark.first.min(len));
+    /// Notes that the commands of the operation that has just begun come later.
+    pub fn defer(&mut self) {
+        self.deferred.extend(self.marks.pop());
+    }
+
+    /// Notes that the commands of what was deferred are these, and those of an operation that has begun since come after them.
+    pub fn place_deferred(&mut self, commands: Range<usize>) {
+        let begun = self.marks.pop_if(|mark| mark.first == commands.start);
+        self.marks.extend(self.deferred.drain(..).map(|mark| Mark { first: commands.start, ..mark }));
+        self.marks.extend(begun.map(|mark| Mark { first: commands.end, ..mark }));
     }
 
     /// Submits a list, of whose commands these are the operations' names, by `submit`, which is given some of them at a time;
@@ -120,6 +128,7 @@ impl Timeline {
     /// Drops what is marked and not submitted.
     pub fn clear(&mut self) {
         self.marks.clear();
+        self.deferred.clear();
     }
 
     /// Reads the times of what was submitted, for which it waits. A device that fails has none.

@@ -86,12 +86,8 @@ fn all(c: &mut Criterion) {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = common::gpu::open() {
         ceilings(c, gpu);
-        use llamaprobe::backend::cuda::{Captures, Cuda, Settings};
-        for (way, captures_by) in [("mapped", Captures::Mapped), ("copied", Captures::Copied)] {
-            let settings = Settings { captures: captures_by, ..common::gpu::settings() };
-            let gpu = Cuda::open(0, Dtype::BF16, &settings).expect("the GPU of the other benches");
-            captures(c, way, gpu);
-        }
+        let gpu = llamaprobe::backend::cuda::Cuda::open(0, Dtype::BF16, &common::gpu::settings());
+        captures(c, "copied", gpu.expect("the GPU of the other benches"));
         return;
     }
     if subject() != Subject::Gpu {

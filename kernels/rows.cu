@@ -1,5 +1,5 @@
-// Rows: casts, sums, gathers and their backward, captures. (Filling with zeros and appending to a KV cache are
-// calls of the driver.)
+// Rows: casts, sums, gathers (captures among them) and their backward. (Filling with zeros and appending to a KV cache
+// are calls of the driver.)
 //
 //   cast          out [len] = x [len], rounded
 //   cast_wide     out [len] = x [len], exactly
@@ -7,8 +7,6 @@
 //   gather_*      out [M, width] = x [N, width] at rows [M]
 //   scatter_add   d_x [N, width] += d_out [M, width]: row ids[u] += rows order[starts[u]..starts[u+1]] of d_out
 //   scatter_add_compute  the same into d_x [N, width] of the compute dtype, each sum rounded once
-//   capture_*     out [M, width] f32 = x at rows; `out` may be host memory mapped into the device, each element is
-//                 written once and never read
 //
 // Launch: casts and residual_fwd (ceil(len / 2048)) x 256; the others one block of 256 a row (scatter_add*: a group).
 // No shared memory. Any alignment; vectors of 16 bytes where addresses and widths allow.
@@ -43,14 +41,14 @@ extern "C" __global__ void __launch_bounds__(256) residual_fwd(float* __restrict
     store8(out + i, sum, len - i);
 }
 
-// One row, of one type to another.
-template <class To, class From>
-DEV void copy_row(To* __restrict__ out, const From* __restrict__ x, int width) {
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-        float v[8];
-        load8(v, x + c, width - c);
-        store8(out + c, v, width - c);
-    }
+// One row, its bits, 16 bytes a thread where both addresses allow it.
+template <class T>
+DEV void copy_row(T* __restrict__ out, const T* __restrict__ x, int width) {
+    constexpr int VECTOR = 16 / sizeof(T);
+    int whole = aligned(out) && aligned(x) ? width / VECTOR * VECTOR : 0;
+    for (int c = threadIdx.x * VECTOR; c < whole; c += blockDim.x * VECTOR)
+        *reinterpret_cast<uint4*>(out + c) = *reinterpret_cast<const uint4*>(x + c);
+    for (int c = whole + threadIdx.x; c < width; c += blockDim.x) out[c] = x[c];
 }
 
 extern "C" __global__ void __launch_bounds__(256) gather_compute(real* __restrict__ out, const real* __restrict__ x,
@@ -89,14 +87,4 @@ extern "C" __global__ void __launch_bounds__(256) scatter_add_compute(real* __re
         }
         store8(to + c, sum, width - c);
     }
-}
-
-extern "C" __global__ void __launch_bounds__(256) capture_real(float* __restrict__ out, const real* __restrict__ x,
-                                                               const int* __restrict__ rows, int count, int width) {
-    copy_row(out + (i64)blockIdx.x * width, x + (i64)rows[blockIdx.x] * width, width);
-}
-
-extern "C" __global__ void __launch_bounds__(256) capture_wide(float* __restrict__ out, const float* __restrict__ x,
-                                                               const int* __restrict__ rows, int count, int width) {
-    copy_row(out + (i64)blockIdx.x * width, x + (i64)rows[blockIdx.x] * width, width);
 }

@@ -5,6 +5,8 @@
 //! same cases as on every device; failures of the device are provoked; and planted bugs must be seen.
 #![cfg(all(feature = "cuda", target_os = "linux", target_arch = "x86_64"))]
 
+#[path = "fake/captures.rs"]
+mod captures;
 #[path = "support/counts.rs"]
 mod counts;
 #[path = "support/cuda.rs"]
@@ -32,7 +34,7 @@ use std::sync::OnceLock;
 use llamaprobe::arch::{Dtype, ModelConfig};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
-use llamaprobe::backend::cuda::{Captures, Cuda, Settings};
+use llamaprobe::backend::cuda::{Cuda, Settings};
 use llamaprobe::hooks::{Naming, Record, Selection};
 use llamaprobe::model::{Activations, FullTuning, Input, Model, Save};
 use llamaprobe::pack::{Label, Sequence, forest};
@@ -163,9 +165,8 @@ fn repeated_passes() {
     let texts: Vec<Vec<u32>> = (0..5).map(|i| (0..14).map(|j| (7 * i + 3 * j) % 50).collect()).collect();
     let expected: Vec<Vec<f32>> = texts.iter().map(|ids| residuals(&mut cpu, &model, &mut acts, ids)).collect();
     // A large ring, and one that is full at once; and one operation at a time.
-    let ways = [Captures::Mapped, Captures::Copied].map(|way| [(way, 1 << 20, false), (way, 1, false), (way, 1, true)]);
-    for (captures, capture_bytes, blocking) in ways.into_iter().flatten() {
-        let settings = Settings { capture_bytes, captures, blocking, ..cuda::settings() };
+    for (capture_bytes, blocking) in [(1 << 20, false), (1, false), (1, true)] {
+        let settings = Settings { capture_bytes, blocking, ..cuda::settings() };
         let mut gpu = Cuda::open(0, Dtype::F32, &settings).expect("a device");
         let (model, mut acts) = small_model(&mut gpu);
         for (ids, expected) in texts.iter().zip(&expected) {

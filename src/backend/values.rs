@@ -152,8 +152,7 @@ pub trait Readback: Send + Sync {
 pub enum Captured {
     /// They are there.
     Ready(Vec<f32>),
-    /// The device writes them into memory of the host, from which they are read without a copy. The memory goes back to
-    /// the device when the last clone is dropped.
+    /// The device copies them into memory of the host, which goes back to it when the last clone is dropped.
     Pending(Arc<dyn Readback>),
 }
 
@@ -204,8 +203,10 @@ pub struct PassSize {
     pub adapted: usize,
     /// Runs that are trained.
     pub runs: usize,
-    /// Bytes of each capture and download that may be on its way to the host at one time.
+    /// Bytes of each download that may be on its way to the host at one time.
     pub readbacks: Vec<usize>,
+    /// Bytes of each capture that may be, in the dtype of its tensor.
+    pub captures: Vec<usize>,
 }
 
 /// Bytes that a backend takes of itself.

@@ -110,8 +110,8 @@ pub struct CaptureMemory {
     pub rows: usize,
     /// Elements, of the accumulation dtype, of tensors that are computed only because they are asked for.
     pub on_demand: usize,
-    /// Bytes of each tensor that is on its way to the host during a pass.
-    pub readbacks: Vec<usize>,
+    /// Elements, of the accumulation and of the compute dtype, of each tensor that is on its way to the host during a pass.
+    pub captures: Vec<[usize; 2]>,
 }
 
 /// A capture that has been planned.
@@ -191,8 +191,12 @@ impl Capture {
         let rows = self.batches.iter().map(|batch| batch.pack.len()).max().unwrap_or(0);
         let selected = self.batches.iter().map(|batch| batch.selected(self.settings.tokens).len()).max().unwrap_or(0);
         let on_demand = self.tensors.on_demand(&self.settings.selection, [rows, selected]);
-        let readbacks = self.tensors().iter().map(|(_, width)| selected * width * size_of::<f32>()).collect();
-        CaptureMemory { rows, on_demand, readbacks }
+        let elements = |(&(site, _), (_, width)): (&(Site, usize), &(String, usize))| match site.is_accumulated() {
+            true => [selected * width, 0],
+            false => [0, selected * width],
+        };
+        let captures = self.settings.selection.hooks.iter().zip(self.tensors()).map(elements).collect();
+        CaptureMemory { rows, on_demand, captures }
     }
 
     /// Runs every pass, but those whose rows are there already, and writes the file `path`, which ends in `.safetensors`, or of

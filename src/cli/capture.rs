@@ -151,11 +151,13 @@ impl Inputs {
         let dtype = settings.dtype;
         let capture = Capture::new(&model.config, adaptation.as_ref(), settings, &docs)?;
         if args.dry_run {
-            let CaptureMemory { rows, on_demand, readbacks } = capture.memory();
+            let CaptureMemory { rows, on_demand, captures } = capture.memory();
+            let (acc, compute) = backend.element_sizes();
+            let captures = captures.into_iter().map(|[wide, narrow]| wide * acc + narrow * compute).collect();
             let layout = adaptation.as_ref().map(|adaptation| &adaptation.layout);
             return Plan::new(backend, files)
-                .inference(backend, &model.config, layout, rows, readbacks)
-                .with("captures", on_demand * backend.element_sizes().0)
+                .inference(backend, &model.config, layout, rows, captures)
+                .with("captures", on_demand * acc)
                 .print(args.common.json);
         }
         if args.resume_from_checkpoint.is_some() {

@@ -41,7 +41,7 @@ impl Plan {
         if scratch > 0 { self.with("scratch", scratch) } else { self }
     }
 
-    /// Adds the buffers of a forward pass over packs of `rows` rows, from which readbacks of so many bytes each leave the
+    /// Adds the buffers of a forward pass over packs of `rows` rows, from which captures of so many bytes each leave the
     /// device.
     pub fn inference<B: Backend>(
         self,
@@ -49,12 +49,12 @@ impl Plan {
         config: &ModelConfig,
         layout: Option<&Layout>,
         rows: usize,
-        readbacks: Vec<usize>,
+        captures: Vec<usize>,
     ) -> Self {
         let bytes = Activations::<B>::bytes(config, layout, rows, Save::Layer, self.element_sizes);
         let adapter = layout.map_or(0, |layout| layout.bytes(1, self.element_sizes));
         let (rank, adapted) = layout.map_or((0, 0), adapter_size);
-        let pass = PassSize { rows, rank, adapted, readbacks, ..PassSize::default() };
+        let pass = PassSize { rows, rank, adapted, captures, ..PassSize::default() };
         self.with("adapters", adapter).with("activations", bytes).own(backend, &pass)
     }
 

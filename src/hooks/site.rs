@@ -181,6 +181,14 @@ impl Site {
         of_norm || matches!(self, Site::AttnScores | Site::Pattern | Site::Result | Site::Logits | Site::LoraDelta(_))
     }
 
+    /// Whether the tensor is of the accumulation dtype, rather than of the compute dtype.
+    pub fn is_accumulated(self) -> bool {
+        let of_norm = matches!(self, Site::Norm(_, NormPart::Rstd | NormPart::Scale));
+        let stream = matches!(self, Site::Embed | Site::PosEmbed | Site::ResidPre | Site::ResidMid | Site::ResidPost);
+        let of_lora = matches!(self, Site::LoraA(_) | Site::LoraDelta(_));
+        of_norm || stream || of_lora || matches!(self, Site::AttnScores | Site::Pattern | Site::Result | Site::Logits)
+    }
+
     /// The name without a block: `hook_resid_post`, `attn.hook_q`.
     pub fn local(self) -> String {
         match self {

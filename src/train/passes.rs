@@ -138,6 +138,7 @@ pub fn pass_size(
         runs,
         // The losses and the norms of a step and of the one that is begun ahead.
         readbacks: [labels, runs, labels, runs].map(|len| len * size_of::<f32>()).to_vec(),
+        captures: Vec::new(),
     }
 }
 

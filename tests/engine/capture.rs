@@ -75,8 +75,8 @@ fn capture_takes_the_memory_of_its_plan() {
         let memory = capture.memory();
         let rows = if tokens == Tokens::All { 14 } else { 4 };
         assert_eq!((capture.rows(), capture.pass_rows(), memory.rows), (rows, 14, 14));
-        let readbacks: Vec<usize> = capture.tensors().iter().map(|(_, width)| 4 * rows * width).collect();
-        assert_eq!(memory.readbacks, readbacks);
+        let captures: Vec<[usize; 2]> = capture.tensors().iter().map(|(_, width)| [rows * width, 0]).collect();
+        assert_eq!(memory.captures, captures);
         let dir = support::temp();
         backend.clear();
         let path = dir.path().join("a.safetensors");

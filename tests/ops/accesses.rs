@@ -83,9 +83,9 @@ fn cases() -> Vec<Case> {
 fn captures(r: &mut Recorder<'_>) {
     let (count, width) = (4, 2048);
     let rows = Arg::At(r.tape.ints(&[4, 0, 4, 2]));
-    let [wide, out] = [5, count].map(|n| Arg::At(r.tape.acc(&vec![0.5; n * width])));
-    let real = Arg::At(r.tape.compute(&vec![0.5; 5 * width]));
-    for (name, x) in [("capture_wide", wide), ("capture_real", real)] {
+    let wide = [count, 5].map(|n| Arg::At(r.tape.acc(&vec![0.5; n * width])));
+    let real = [count, 5].map(|n| Arg::At(r.tape.compute(&vec![0.5; n * width])));
+    for (name, [out, x]) in [("gather_acc", wide), ("gather_compute", real)] {
         r.run(name, recorder::rows(count), &[out, x, rows, Arg::Int(count), Arg::Int(width)]);
     }
 }

@@ -171,10 +171,8 @@ impl Operation for GatherCompute {
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
         let (count, width) = (self.rows.len(), self.width);
         let (x, ids) = (r.tape.compute(&case.inputs[0]), r.tape.ints(&list(&self.rows)));
-        for (kernel, role) in [("gather_compute", Role::Compute), ("capture_real", Role::Acc)] {
-            let out = r.output(0, count * width, role);
-            r.run(kernel, rows(count), &[At(out), At(x), At(ids), Int(count), Int(width)]);
-        }
+        let out = r.output(0, count * width, Role::Compute);
+        r.run("gather_compute", rows(count), &[At(out), At(x), At(ids), Int(count), Int(width)]);
         true
     }
 }
@@ -221,10 +219,8 @@ impl Operation for GatherAcc {
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
         let (count, width) = (self.rows.len(), self.width);
         let (x, ids) = (r.tape.acc(&case.inputs[0]), r.tape.ints(&list(&self.rows)));
-        for kernel in ["gather_acc", "capture_wide"] {
-            let out = r.output(0, count * width, Role::Acc);
-            r.run(kernel, rows(count), &[At(out), At(x), At(ids), Int(count), Int(width)]);
-        }
+        let out = r.output(0, count * width, Role::Acc);
+        r.run("gather_acc", rows(count), &[At(out), At(x), At(ids), Int(count), Int(width)]);
         let (ids, starts, order) = tables::groups(list(&self.rows).into_iter().enumerate());
         let (d_x, d_out) = (r.sum(1, case.inputs[0].len(), 0), r.tape.acc(&case.d_outputs[0]));
         let count = ids.len();

@@ -1,20 +1,22 @@
-//! Captures: rows arrive in pinned memory of the host, where they are read without a copy. A kernel writes them there
-//! itself, or gathers them on the device, from where they are copied while the device goes on.
+//! Captures: rows are gathered on the device, in their own dtype, and copied to pinned memory of the host while the device
+//! goes on. No kernel writes to the host.
 
 use std::sync::Arc;
 
+use super::Cuda;
 use super::context::Context;
-use super::launch::{acc, compute};
+use super::dtype::ComputeDtype;
+use super::launch::{Kernel, LaunchDims, acc, acc_ptr, compute, compute_ptr, int, table};
+use super::memory::DevicePtr;
 use super::queue::Action;
-use super::readback::{CapturedRows, NoRows};
-use super::rows::{self, CaptureRows};
-use super::{Captures, Cuda};
+use super::readback::{CapturedRows, NoRows, widened};
+use super::rows::FILE;
 use crate::Result;
 use crate::backend::{Capture, Captured, Len, Tensor};
 
 impl Capture for Cuda {
     fn capture(&mut self, x: Tensor<'_, Self>, rows: &[usize], width: usize) -> Captured {
-        let captured = capture(&mut self.cx, x, rows, width, self.captures == Captures::Copied);
+        let captured = capture(&mut self.cx, x, rows, width);
         // What fails here is what the next sync returns; until then nothing may pass for the rows.
         self.cx.or_fail(captured).flatten().unwrap_or_else(|| Captured::Pending(Arc::new(NoRows)))
     }
@@ -25,34 +27,35 @@ impl Capture for Cuda {
 ///
 /// # Errors
 /// A failure of the device.
-fn capture(
-    cx: &mut Context,
-    x: Tensor<'_, Cuda>,
-    rows: &[usize],
-    width: usize,
-    copied: bool,
-) -> Result<Option<Captured>> {
+fn capture(cx: &mut Context, x: Tensor<'_, Cuda>, rows: &[usize], width: usize) -> Result<Option<Captured>> {
     let op = "capture";
     let len = rows.len() * width;
-    let (x, has) = match x {
-        Tensor::Acc(buffer) => (acc(buffer), buffer.len()),
-        Tensor::Compute(buffer) => (compute(buffer), buffer.len()),
+    let (dtype, has) = match x {
+        Tensor::Acc(buffer) => (ComputeDtype::F32, buffer.len()),
+        Tensor::Compute(buffer) => (cx.dtype, buffer.len()),
     };
     let wanted = rows.iter().max().map_or(0, |row| row + 1) * width;
     assert!(has >= wanted, "{op}: x has {has} elements, needs {wanted}");
     let Some(list) = cx.row_list(op, rows) else { return Ok(None) };
-    let (bytes, count) = (len * size_of::<f32>(), rows.len());
-    if let Some((slot, state, to)) = cx.capture_slot(bytes, copied)? {
-        rows::capture(cx, CaptureRows { to, x, rows: list, count, width });
-        if copied && bytes > 0 {
-            let (host, from) = (slot.host_address(), to);
-            cx.push(op, Action::Readback { to: host, from, bytes, on_copy_stream: true });
+    let bytes = len * dtype.size();
+    let gather = |cx: &mut Context, to: DevicePtr| {
+        let (kernel, out, x) = match x {
+            Tensor::Acc(x) => ("gather_acc", acc_ptr(to), acc(x)),
+            Tensor::Compute(x) => ("gather_compute", compute_ptr(to), compute(x)),
+        };
+        let args = [out, x, table(list), int(rows.len()), int(width)];
+        cx.launch(op, Kernel::new(FILE, kernel), LaunchDims::rows(rows.len()), &args);
+    };
+    if let Some((slot, state, from)) = cx.capture_slot(bytes)? {
+        gather(cx, from);
+        if bytes > 0 {
+            cx.push(op, Action::Readback { to: slot.host_address(), from, bytes, on_copy_stream: true });
         }
-        return Ok(Some(Captured::Pending(Arc::new(CapturedRows { slot, state, len }))));
+        return Ok(Some(Captured::Pending(Arc::new(CapturedRows::new(slot, state, len, dtype)))));
     }
-    let Some(to) = cx.scratch("a capture beside the ring", bytes) else { return Ok(None) };
-    rows::capture(cx, CaptureRows { to, x, rows: list, count, width });
-    let mut values = vec![0.0f32; len];
-    cx.read(op, bytemuck::cast_slice_mut(&mut values), to)?;
-    Ok(Some(Captured::Ready(values)))
+    let Some(from) = cx.scratch("a capture beside the ring", bytes) else { return Ok(None) };
+    gather(cx, from);
+    let mut arrived = vec![0; bytes];
+    cx.read(op, &mut arrived, from)?;
+    Ok(Some(Captured::Ready(widened(dtype, &arrived))))
 }

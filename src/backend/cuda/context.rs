@@ -57,8 +57,8 @@ pub struct Context {
     readbacks: Ring,
     /// Readbacks whose commands are on the list.
     queued: Vec<QueuedReadback>,
-    /// Captures that the device is working on.
-    in_flight: Vec<ReadbackState>,
+    /// Captures that the device is working on, and the memory that they are copied from.
+    in_flight: Vec<(ReadbackState, Option<Block>)>,
     first_error: Option<FirstError>,
     /// Whether the device is waited for after every command, so that errors have names.
     blocking: bool,
@@ -104,8 +104,14 @@ impl Context {
     }
 
     /// Pinned memory that transfers, and what arrives on the host at one time, take at most, in bytes.
-    pub fn pinned(&self, readbacks: &[usize]) -> usize {
+    pub fn pinned(&self, readbacks: impl Iterator<Item = usize>) -> usize {
         STAGING + self.readbacks.planned(readbacks)
+    }
+
+    /// Bytes of the blocks that captures on their way to the host at one time are copied from.
+    pub fn staged(&self, captures: &[usize]) -> Vec<usize> {
+        let (fit, beside) = captures.split_at(self.readbacks.fit(captures));
+        fit.iter().copied().chain(beside.iter().copied().max()).collect()
     }
 
     /// Number of command lists that went to the device as a graph.
@@ -377,9 +383,8 @@ impl Context {
             if self.or_fail(recorded).is_none() || failed {
                 state.discard();
             } else if ready_at_sync {
-                self.in_flight.push(state);
+                self.in_flight.push((state, staged));
             }
-            drop(staged);
         }
         self.submissions = submission;
     }
@@ -394,7 +399,7 @@ impl Context {
         self.note_waited(waited, self.submissions);
         let in_flight = std::mem::take(&mut self.in_flight);
         let outcome = self.give_out_error(self.submissions);
-        for state in in_flight {
+        for (state, _) in in_flight {
             if outcome.is_ok() { state.set_ready() } else { state.discard() }
         }
         outcome
@@ -405,7 +410,7 @@ impl Context {
         if let Err(e) = waited {
             let error = self.error_of_unsynced(e);
             self.first_error.get_or_insert(FirstError { submission, error });
-            self.in_flight.drain(..).for_each(|state| state.discard());
+            self.in_flight.drain(..).for_each(|(state, _)| state.discard());
         }
         self.unsynced.retain(|&(of, _)| of > submission);
     }
@@ -506,19 +511,18 @@ impl Context {
         state
     }
 
-    /// Where a capture of `bytes` bytes arrives, and to where the device writes it; none if the ring is full of captures
-    /// that are held. If `copied` the device writes to memory of its own, which is copied while it goes on; otherwise to
-    /// that of the host.
+    /// Where a capture of `bytes` bytes arrives, and the memory of the device that it is copied from; none if the ring is
+    /// full of captures that are held.
     ///
     /// # Errors
     /// If the device fails, or there is no memory.
-    pub fn capture_slot(&mut self, bytes: usize, copied: bool) -> Result<Option<(Held, ReadbackState, DevicePtr)>> {
+    pub fn capture_slot(&mut self, bytes: usize) -> Result<Option<(Held, ReadbackState, DevicePtr)>> {
         let op = "capture";
         let Some(slot) = self.readback_slot(op, bytes)? else { return Ok(None) };
-        let staged = if copied { Some(self.block(op, bytes)?) } else { None };
-        let to = staged.as_ref().map_or(slot.device_ptr(), Block::ptr);
-        let state = self.queue_readback(&slot, staged, true);
-        Ok(Some((slot, state, to)))
+        let staged = self.block(op, bytes)?;
+        let from = staged.ptr();
+        let state = self.queue_readback(&slot, Some(staged), true);
+        Ok(Some((slot, state, from)))
     }
 
     /// Begins to move `len` elements of the accumulation dtype at `from` to the host.

@@ -27,11 +27,6 @@ pub struct DevicePtr {
 }
 
 impl DevicePtr {
-    /// An address under which `device` reaches memory of the host.
-    pub fn of_pinned(address: u64, device: &Device) -> Self {
-        Self { address, device: device.id() }
-    }
-
     /// The address `bytes` bytes further on.
     pub fn add(self, bytes: usize) -> Self {
         Self { address: self.address + bytes as u64, ..self }

@@ -50,7 +50,7 @@ mod variant;
 pub use self::memory::{AccBuffer, ComputeBuffer};
 pub use self::pack::{DeviceTables, Index};
 pub use self::readback::PendingReadback;
-pub use self::settings::{Captures, Settings};
+pub use self::settings::Settings;
 
 use self::context::Context;
 use self::dtype::ComputeDtype;
@@ -71,7 +71,6 @@ pub fn devices() -> Result<usize> {
 /// A GPU with its queue, memory and kernels; dropping it waits for what it still does.
 pub struct Cuda {
     cx: Context,
-    captures: Captures,
     interrupt: Interrupt,
 }
 
@@ -87,7 +86,7 @@ impl Cuda {
             other => other,
         };
         let cx = Context::open(ordinal, ComputeDtype::new(dtype)?, settings).map_err(named)?;
-        Ok(Self { cx, captures: settings.captures, interrupt: Interrupt::default() })
+        Ok(Self { cx, interrupt: Interrupt::default() })
     }
 
     /// The same, to be stopped by `interrupt`.

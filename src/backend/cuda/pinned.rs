@@ -1,25 +1,23 @@
 //! Pinned host memory: the ring through which values go to the device, and the one in which readbacks arrive.
 //!
-//! A slot is readable host memory that the device writes to directly. It is in use as long as the device may be working
+//! A slot is host memory that the device copies to and from. It is in use as long as the device may be working
 //! on it (its event has not passed) or somebody holds it ([`SlotState`]); a ring at its limit waits for the device, and
 //! never overwrites.
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaEvent, CudaStream, result, sys};
+use cudarc::driver::{CudaEvent, CudaStream, result};
 
 use super::driver::Device;
-use super::memory::DevicePtr;
 use super::slot_state::SlotState;
 
 /// Bytes of the smallest slot, so that small requests share few of them.
 const SMALLEST: usize = 64 << 10;
 
-/// Pinned memory that the device reaches under an address of its own.
+/// Pinned memory, which kernels do not reach.
 struct Pinned {
     device: Arc<Device>,
     host: *mut u8,
-    address: u64,
     bytes: usize,
 }
 
@@ -33,11 +31,8 @@ impl Pinned {
         device.bind()?;
         // Not write-combined: the host reads it.
         // SAFETY: the context is current; the memory is freed once, in `drop`.
-        let host = unsafe { result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP) }?;
-        let mut pinned = Self { device: device.clone(), host: host.cast(), address: 0, bytes };
-        // SAFETY: the memory is pinned and mapped, and the address to fill is that of an integer.
-        unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut pinned.address, host, 0) }.result()?;
-        Ok(pinned)
+        let host = unsafe { result::malloc_host(bytes, 0) }?;
+        Ok(Self { device: device.clone(), host: host.cast(), bytes })
     }
 }
 
@@ -75,11 +70,6 @@ impl Held {
     /// Where the host sees the slot.
     pub fn host_address(&self) -> usize {
         self.0.memory.host as usize
-    }
-
-    /// Where the device sees it.
-    pub fn device_ptr(&self) -> DevicePtr {
-        DevicePtr::of_pinned(self.0.memory.address, &self.0.memory.device)
     }
 
     /// The first `len` elements.
@@ -148,8 +138,18 @@ impl Ring {
     }
 
     /// Bytes that slots for these requests take when all are held at one time.
-    pub fn planned(&self, requests: &[usize]) -> usize {
-        requests.iter().map(|&bytes| slot_size(bytes)).sum::<usize>().min(self.limit)
+    pub fn planned(&self, requests: impl Iterator<Item = usize>) -> usize {
+        requests.map(slot_size).sum::<usize>().min(self.limit)
+    }
+
+    /// How many of these requests, of which each is held, find a slot.
+    pub fn fit(&self, requests: &[usize]) -> usize {
+        let mut total = 0;
+        let fits = |&&bytes: &&usize| {
+            total += slot_size(bytes);
+            total <= self.limit
+        };
+        requests.iter().take_while(fits).count()
     }
 
     /// A slot of at least `bytes` bytes that neither the device nor anybody else uses; none if the ring is at its limit

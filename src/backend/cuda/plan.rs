@@ -22,16 +22,18 @@ impl Planning for Cuda {
     }
 
     fn own_memory(&self, pass: &PassSize) -> OwnMemory {
-        let PassSize { rows, labels, queries, vocab, rank, adapted, runs, ref readbacks } = *pass;
+        let PassSize { rows, labels, queries, vocab, rank, adapted, runs, ref readbacks, ref captures } = *pass;
         let (acc, compute) = self.element_sizes();
         let mut blocks = vec![WORKSPACE, rows * TABLES * size_of::<i32>()];
         blocks.extend(meeting_bytes(rows, rank, adapted).into_iter().flatten());
+        blocks.extend(self.cx.staged(captures));
         if labels > 0 {
             let logits = cross_entropy::chunk_len(LinearDims { rows: labels, input: 0, output: vocab });
             // Logits and their gradients, d_z rounded, d_xa, parts of the norms, the steps' fields.
             blocks.extend([logits * acc, logits * compute, rows * queries * compute, rows * rank * acc]);
             blocks.extend([runs * NORM_PARTS * acc, runs * STEP_FIELDS * acc]);
         }
-        OwnMemory { scratch: blocks.into_iter().map(block_size).sum(), pinned: self.cx.pinned(readbacks) }
+        let pinned = self.cx.pinned(readbacks.iter().chain(captures).copied());
+        OwnMemory { scratch: blocks.into_iter().map(block_size).sum(), pinned }
     }
 }

@@ -1,9 +1,12 @@
 //! What is on its way to the host: captures and downloads, from the command that writes them to the host that reads.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use half::{bf16, f16};
 
 use super::driver::DeviceId;
+use super::dtype::ComputeDtype;
 use super::memory::Block;
 use super::pinned::Held;
 use crate::backend::Readback;
@@ -54,7 +57,7 @@ pub struct QueuedReadback {
     pub slot: Held,
     /// How far it is.
     pub state: ReadbackState,
-    /// Memory of the device that it is copied from, which nothing else is given before its commands are submitted.
+    /// Memory of the device that it is copied from, which nothing else is given before the device has been waited for.
     pub staged: Option<Block>,
     /// Whether it is ready once everything has been waited for, and not before: a capture.
     pub ready_at_sync: bool,
@@ -96,19 +99,44 @@ pub enum PendingValues {
 
 /// Captured rows in a slot of the ring, which is not used again as long as this lives.
 pub struct CapturedRows {
-    /// The pinned memory that holds the rows.
-    pub slot: Held,
-    /// How far they are.
-    pub state: ReadbackState,
+    slot: Held,
+    state: ReadbackState,
     /// Number of elements.
-    pub len: usize,
+    len: usize,
+    dtype: ComputeDtype,
+    /// The elements as `f32`, once somebody has asked, where they arrive in another dtype.
+    widened: OnceLock<Vec<f32>>,
+}
+
+impl CapturedRows {
+    /// `len` elements of a dtype, which arrive in a slot.
+    pub fn new(slot: Held, state: ReadbackState, len: usize, dtype: ComputeDtype) -> Self {
+        Self { slot, state, len, dtype, widened: OnceLock::new() }
+    }
 }
 
 impl Readback for CapturedRows {
     fn rows(&self) -> Option<&[f32]> {
-        // SAFETY: it is ready when the device has been waited for; what wrote here has finished, and nothing else is
-        // given the slot while it is held.
-        self.state.is_ready().then(|| unsafe { self.slot.slice(self.len) })
+        if !self.state.is_ready() {
+            return None;
+        }
+        // SAFETY: the device has been waited for: what copied to here has finished, and nothing else is given the slot while
+        // it is held.
+        let bytes: &[u8] = unsafe { self.slot.slice(self.len * self.dtype.size()) };
+        Some(match self.dtype {
+            ComputeDtype::F32 => bytemuck::cast_slice(bytes),
+            dtype => self.widened.get_or_init(|| widened(dtype, bytes)),
+        })
+    }
+}
+
+/// The elements of a dtype in `bytes`, exactly.
+pub fn widened(dtype: ComputeDtype, bytes: &[u8]) -> Vec<f32> {
+    let bits = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    match dtype {
+        ComputeDtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        ComputeDtype::Bf16 => bits.map(|bits| bf16::from_bits(bits).to_f32()).collect(),
+        ComputeDtype::F16 => bits.map(|bits| f16::from_bits(bits).to_f32()).collect(),
     }
 }
 

@@ -3,8 +3,8 @@
 use super::Cuda;
 use super::context::Context;
 use super::fused::{ResidualSum, RmsNormGradient};
-use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_at, acc_ptr, compute, int, long, table};
-use super::memory::{AccBuffer, ComputeBuffer, DevicePtr};
+use super::launch::{Arg, Kernel, LaunchDims, acc, acc_at, compute, int, long, table};
+use super::memory::{AccBuffer, ComputeBuffer};
 use super::queue::Action;
 use crate::backend::DeviceIndex;
 use crate::backend::ops::{
@@ -12,7 +12,8 @@ use crate::backend::ops::{
 };
 use crate::backend::{Buffers, Len};
 
-const FILE: &str = "rows";
+/// The file of the kernels that move rows.
+pub const FILE: &str = "rows";
 
 /// `out [len] = x` from element `offset` on, rounded.
 pub fn cast_from(
@@ -24,27 +25,6 @@ pub fn cast_from(
 ) {
     let args = [compute(out), acc_at(x, offset), long(len)];
     cx.launch(op, Kernel::new(FILE, "cast"), LaunchDims::elements(len), &args);
-}
-
-/// Rows on their way to the host.
-pub struct CaptureRows {
-    /// `[count, width]` of `f32`, of the device or of the host.
-    pub to: DevicePtr,
-    /// A buffer of either dtype, `[N, width]`.
-    pub x: Arg,
-    /// `[count]`, each below N.
-    pub rows: DevicePtr,
-    /// Number of rows.
-    pub count: usize,
-    /// Elements of a row.
-    pub width: usize,
-}
-
-/// `to =` the rows of `x`, exactly.
-pub fn capture(cx: &mut Context, CaptureRows { to, x, rows, count, width }: CaptureRows) {
-    let kernel = if x.param == Param::Acc { "capture_wide" } else { "capture_real" };
-    let args = [acc_ptr(to), x, table(rows), int(count), int(width)];
-    cx.launch("capture", Kernel::new(FILE, kernel), LaunchDims::rows(count), &args);
 }
 
 impl Cuda {

@@ -11,33 +11,14 @@ pub struct Settings {
     pub cache_dir: Option<PathBuf>,
     /// Pinned memory for captures, in bytes.
     pub capture_bytes: usize,
-    /// How captures come to the host.
-    pub captures: Captures,
     /// Wait after every operation, so that an error has one operation's name.
     pub blocking: bool,
     /// Told in one line of what was found wrong and put right, such as a damaged file of the cache.
     pub on_warning: fn(&str),
 }
 
-/// How captures come to the host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Captures {
-    /// A kernel writes them to the host's memory.
-    #[default]
-    Mapped,
-    /// A kernel gathers them on the device, and they are copied while it goes on.
-    Copied,
-}
-
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            library_dirs: Vec::new(),
-            cache_dir: None,
-            capture_bytes: 1 << 30,
-            captures: Captures::default(),
-            blocking: false,
-            on_warning: |_| {},
-        }
+        Self { library_dirs: Vec::new(), cache_dir: None, capture_bytes: 1 << 30, blocking: false, on_warning: |_| {} }
     }
 }

@@ -1,13 +1,39 @@
 //! What taps may ask of a pass.
 
-use llamaprobe::backend::Buffers;
 use llamaprobe::backend::trace::Trace;
+use llamaprobe::backend::{Buffers, Tensor};
 use llamaprobe::hooks::{Site, Tapped, Taps};
 use llamaprobe::model::{Activations, Input, Save};
 use llamaprobe::pack::forest;
 use llamaprobe::{Error, Result};
 
 use super::{branching, models, random};
+
+/// Holds every tensor to what its site says of its dtype.
+struct Dtypes;
+
+impl Taps<Trace> for Dtypes {
+    fn wants(&self, _: Site, _: usize) -> bool {
+        true
+    }
+
+    fn tap(&mut self, _: &mut Trace, tapped: Tapped<'_, Trace>) -> Result<()> {
+        assert_eq!(tapped.site.is_accumulated(), matches!(tapped.data, Tensor::Acc(_)), "{:?}", tapped.site);
+        Ok(())
+    }
+}
+
+#[test]
+fn taps_see_tensors_of_the_dtype_of_their_site() {
+    let b = &mut Trace::new();
+    for config in models() {
+        let (model, _) = random(b, &config);
+        let pack = forest(&branching(|_| None), 2).pack;
+        let device = b.pack(&pack).expect("pack");
+        let mut acts = Activations::new(b, &model.config, None, pack.len(), Save::Layer).expect("memory");
+        model.forward(b, &mut acts, &Input::new(&pack, &device), None, &mut Dtypes).expect("a forward");
+    }
+}
 
 /// Fails at one hook, and remembers every call.
 struct Failing {

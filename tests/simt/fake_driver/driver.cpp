@@ -6,7 +6,8 @@
 // makes that kernel fail when it runs for the nth time, with FAKE_FAIL_CODE (default an illegal address): the error shows
 // at the next wait and in every call from then on. FAKE_FULL_OP=<kernel>:<n> leaves no memory from then on.
 // FAKE_REPORT is a file that is told at the end how much memory was in use at most, in bytes: of the device, with the
-// number of its blocks, and pinned; and how many kernels, fills, copies and products of matrices the device ran.
+// number of its blocks, and pinned; how many kernels, fills, copies and products of matrices the device ran; and how many
+// of the kernels were given an address of the host.
 #include "fake.h"
 
 #include <dlfcn.h>
@@ -91,6 +92,7 @@ static size_t allocated, pinned;
 // What the device ran.
 static struct {
     size_t kernels, fills, copies, products;
+    size_t on_host;  // kernels that were given an address of the host
 } ran;
 static int sticky;
 static bool full;
@@ -124,8 +126,8 @@ static struct Peak {
         FILE* file = getenv("FAKE_REPORT") ? fopen(getenv("FAKE_REPORT"), "w") : nullptr;
         if (!file) return;
         fprintf(file, "{\"device\": %zu, \"blocks\": %zu, \"pinned\": %zu, ", device, blocks, pinned);
-        fprintf(file, "\"kernels\": %zu, \"fills\": %zu, \"copies\": %zu, \"products\": %zu}\n", ran.kernels, ran.fills,
-                ran.copies, ran.products);
+        fprintf(file, "\"kernels\": %zu, \"fills\": %zu, \"copies\": %zu, \"products\": %zu, \"on_host\": %zu}\n",
+                ran.kernels, ran.fills, ran.copies, ran.products, ran.on_host);
         fclose(file);
     }
 } peak;
@@ -139,7 +141,7 @@ static bool inside(const std::map<Address, size_t>& memory, Address address, siz
 
 bool device_owns(Address address, size_t bytes) {
     LOCK;
-    return inside(device_memory, address, bytes) || inside(pinned_memory, address, bytes);
+    return inside(device_memory, address, bytes);
 }
 
 static void check(Address address, size_t bytes, const char* what) {
@@ -370,10 +372,6 @@ API cuMemFreeHost(void* memory) {
     free(memory);
     return OK;
 }
-API cuMemHostGetDevicePointer_v2(Address* address, void* memory, unsigned) {
-    *address = reinterpret_cast<Address>(memory);
-    return OK;
-}
 API cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, void* stream) {
     NEED_CONTEXT;
     check(to, bytes, "copy to the device");
@@ -438,6 +436,15 @@ static bool reached(const char* variable, const char* kernel, int& runs) {
     return ++runs == atoi(colon + 1);
 }
 
+// Whether an argument is an address in memory of the host.
+static bool on_host(const std::vector<char>& value) {
+    Address address;
+    if (value.size() != sizeof address) return false;
+    memcpy(&address, value.data(), sizeof address);
+    LOCK;
+    return inside(pinned_memory, address, 1);
+}
+
 API cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void* stream, void** arguments, void**) {
     NEED_CONTEXT;
@@ -460,6 +467,7 @@ API cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned
         std::vector<void*> pointers;
         for (auto& value : values) pointers.push_back(value.data());
         ran.kernels++;
+        ran.on_host += std::any_of(values.begin(), values.end(), on_host);
         kernel->launch(pointers.data(), {gx, gy, gz}, {bx, by, bz}, shared);
     });
 }

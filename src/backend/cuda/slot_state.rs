@@ -53,7 +53,7 @@ mod tests {
         assert!(state.is_free());
     }
 
-    /// `RUSTFLAGS="--cfg loom" cargo test --lib slot_state`: in all interleavings.
+    /// `RUSTC_WORKSPACE_WRAPPER=$PWD/.ci/rustc-loom cargo test --lib slot_state`: in all interleavings.
     #[cfg(loom)]
     #[test]
     fn slot_state_orders_readers_before_the_next_writer_in_loom() {

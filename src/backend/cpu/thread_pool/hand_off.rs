@@ -5,7 +5,7 @@
 //! idle). The job is written while the slot is idle and read after it was taken, so that `state` orders the two. When
 //! [`HandOff::run`] ends, all slots are idle: no worker holds the job, and none will take it up.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --lib loom` tries the interleavings of these steps with loom.
+//! `RUSTC_WORKSPACE_WRAPPER=$PWD/.ci/rustc-loom cargo test --lib loom` tries the interleavings of these steps with loom.
 //! With Miri, where there is one: `cargo +nightly miri test --lib --no-default-features cpu::thread_pool`, and
 //! `cpu::gemm`, which then takes the plain path and smaller shapes.
 

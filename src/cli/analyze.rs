@@ -8,6 +8,7 @@ use super::device::with_threads;
 use super::{Failure, notes, output};
 use crate::formats::activations::ActivationFile;
 use crate::hooks::Names;
+use crate::measures::similarity::gaussian_rows;
 use crate::measures::{Baselines, Measure, Pair, Settings, StateMeasures, States};
 use crate::{Error, Result};
 
@@ -165,9 +166,10 @@ fn layer(
     let (a, b) = (a.rows(site)?, b.rows(site)?);
     let anchor = anchor.map(|anchor| anchor.rows(site)).transpose()?;
     let (x, y) = (States::new(&a.values, a.width, settings), States::new(&b.values, b.width, settings));
-    let noise = States::gaussian(x.rows(), a.width, i, settings);
+    let noise = gaussian_rows(settings.seed, i, x.rows(), a.width);
+    let gaussian = States::gaussian(&noise, a.width, settings);
     let pair = Pair::new(&x, &y, anchor.as_ref().map(|anchor| anchor.values.as_slice()), settings);
-    let baselines = Baselines { shuffled: pair.shuffled(), gaussian: pair.gaussian(&noise, i) };
+    let baselines = Baselines { shuffled: pair.shuffled(), gaussian: pair.gaussian(&gaussian, &noise) };
     Ok(Layer { name: site.to_owned(), measures: pair.measures(), baselines })
 }
 

@@ -1,6 +1,6 @@
 //! In-context learning as implicit finetuning: SimAOU, SimAM and Rec2FTP (Dai et al., arXiv 2212.10559).
 
-use super::similarity::{cosine, gaussian};
+use super::similarity::{cosine, cosine_of};
 
 /// Keeps a vector without direction from a division by 0, as the authors' code does.
 const EPSILON: f64 = 1e-20;
@@ -16,13 +16,15 @@ pub fn sim_aou(zero: &[f32], icl: &[f32], tuned: &[f32], width: usize) -> Vec<f6
     x.iter().zip(&y).map(|(x, y)| cosine(x, y)).collect()
 }
 
-/// The baseline of [`sim_aou`]: the update of ICL against the Gaussian vectors of [`gaussian`] for a seed and layer.
+/// The baseline of [`sim_aou`]: the update of ICL against the Gaussian vectors `noise` of
+/// [`gaussian_rows`](super::similarity::gaussian_rows).
 ///
 /// # Panics
 /// As [`sim_aou`].
-pub fn sim_aou_gaussian(zero: &[f32], icl: &[f32], width: usize, seed: u64, layer: usize) -> Vec<f64> {
-    let x = normalised_updates(zero, icl, width).into_iter().enumerate();
-    x.map(|(query, x)| cosine(&x, &gaussian(seed, layer, query, width))).collect()
+pub fn sim_aou_gaussian(zero: &[f32], icl: &[f32], width: usize, noise: &[f64]) -> Vec<f64> {
+    assert!(zero.len() == noise.len(), "sim_aou: {} elements, {} of noise", zero.len(), noise.len());
+    let x = normalised_updates(zero, icl, width).into_iter().zip(noise.chunks_exact(width));
+    x.map(|(x, noise)| cosine(&x, noise)).collect()
 }
 
 /// SimAM: the mean over queries and heads of the cosine between two arms' scores before the softmax, of the last token over
@@ -33,11 +35,10 @@ pub fn sim_aou_gaussian(zero: &[f32], icl: &[f32], width: usize, seed: u64, laye
 /// If the arms have other numbers of items or tokens.
 pub fn sim_am<S: AsRef<[f32]>>(icl: &[S], tuned: &[S]) -> Option<f64> {
     assert!(icl.len() == tuned.len(), "sim_am: {} and {} items", icl.len(), tuned.len());
-    let widened = |x: &S| x.as_ref().iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
     let cosines = icl.iter().zip(tuned).map(|(x, y)| {
-        let (x, y) = (widened(x), widened(y));
+        let (x, y) = (x.as_ref(), y.as_ref());
         assert!(x.len() == y.len(), "sim_am: {} and {} tokens", x.len(), y.len());
-        cosine(&x, &y)
+        cosine_of(x.iter().zip(y).map(|(&x, &y)| [x, y].map(f64::from)))
     });
     let sum: f64 = cosines.sum();
     (!icl.is_empty()).then(|| sum / icl.len() as f64)

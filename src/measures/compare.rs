@@ -1,10 +1,12 @@
 //! Two arms at one layer beside each other, and what chance alone would give.
 
+use std::cell::OnceCell;
+
 use serde::{Deserialize, Serialize};
 
 use super::linear::{product, singular_values};
 use super::settings::{Measure, Settings};
-use super::similarity::{self, cosines, gaussian_updates, updates};
+use super::similarity::{self, Updates, cosines, gaussian_rows, gaussian_updates, updates};
 use super::states::States;
 use crate::random::Rng;
 
@@ -67,12 +69,12 @@ pub struct Baselines {
 }
 
 /// Two arms at one layer.
-#[derive(Clone, Copy)]
 pub struct Pair<'a> {
     a: &'a States<'a>,
     b: &'a States<'a>,
     anchor: Option<&'a [f32]>,
     settings: &'a Settings,
+    updates: OnceCell<Updates>,
 }
 
 /// Measures two arms' states `a`, `b` `[n, width]`, whose updates are taken from the states `anchor`, where there are some.
@@ -97,9 +99,10 @@ pub fn baselines(
     settings: &Settings,
 ) -> Baselines {
     let (a, b) = (States::new(a, width, settings), States::new(b, width, settings));
-    let noise = States::gaussian(a.rows(), width, layer, settings);
+    let noise = gaussian_rows(settings.seed, layer, a.rows(), width);
     let pair = Pair::new(&a, &b, anchor, settings);
-    Baselines { shuffled: pair.shuffled(), gaussian: pair.gaussian(&noise, layer) }
+    let states = States::gaussian(&noise, width, settings);
+    Baselines { shuffled: pair.shuffled(), gaussian: pair.gaussian(&states, &noise) }
 }
 
 impl<'a> Pair<'a> {
@@ -111,16 +114,22 @@ impl<'a> Pair<'a> {
         let shape = (a.values.len(), a.width);
         assert!(shape == (b.values.len(), b.width), "pair: {shape:?} and {:?}", (b.values.len(), b.width));
         assert!(anchor.is_none_or(|anchor| anchor.len() == a.values.len()), "pair: an anchor of another shape");
-        Self { a, b, anchor, settings }
+        Self { a, b, anchor, settings, updates: OnceCell::new() }
+    }
+
+    /// The updates of both from the anchor, where there is one.
+    pub fn updates(&self) -> Option<&Updates> {
+        let (a, b) = (self.a, self.b);
+        self.anchor.map(|anchor| self.updates.get_or_init(|| updates(anchor, &a.values, &b.values, a.width)))
     }
 
     /// What is asked for.
     pub fn measures(&self) -> StateMeasures {
         let (x, y, width) = (&self.a.values, &self.b.values, self.a.width);
-        let moved = |found: Vec<f64>| mean(found).filter(|_| self.both_move());
+        let moved = |found: &Updates| mean(found.update.iter().copied()).filter(|_| self.both_move());
         StateMeasures {
             cosine: self.wants(Measure::Cosine, || self.nonzero().then(|| mean(cosines(x, y, width))).flatten()),
-            update: self.wants(Measure::Update, || moved(updates(self.anchor?, x, y, width).update)),
+            update: self.wants(Measure::Update, || moved(self.updates()?)),
             norm_ratio: self.wants(Measure::NormRatio, || {
                 let [a, b] = self.norms()?;
                 mean(a.iter().zip(&b).map(|(a, b)| b / a))
@@ -162,7 +171,7 @@ impl<'a> Pair<'a> {
                 self.nonzero().then(|| mean(updates(&zeros, x, y, width).update_shuffled)).flatten()
             }),
             update: self.wants(Measure::Update, || {
-                mean(updates(self.anchor?, x, y, width).update_shuffled).filter(|_| self.both_move())
+                mean(self.updates()?.update_shuffled.iter().copied()).filter(|_| self.both_move())
             }),
             norm_ratio: self.wants(Measure::NormRatio, norm_ratio),
             cka: rest.cka.and_then(|_| cka()),
@@ -176,13 +185,13 @@ impl<'a> Pair<'a> {
         }
     }
 
-    /// Gaussian rows in the place of b's: [`States::gaussian`] of the same layer. The update of b is then such a row
+    /// Gaussian rows in the place of b's: `states` are [`States::gaussian`] of `noise`. The update of b is then a row of this
     /// ([`gaussian_updates`]), whose norm means nothing: `norm_ratio` is none, as `id_a` is.
-    pub fn gaussian(&self, noise: &States, layer: usize) -> StateMeasures {
+    pub fn gaussian(&self, states: &States, noise: &[f64]) -> StateMeasures {
         let (x, width) = (&self.a.values, self.a.width);
-        let pair = Pair { a: self.a, b: noise, anchor: None, settings: self.settings };
+        let pair = Pair::new(self.a, states, None, self.settings);
         let cosine = |anchor: &[f32]| {
-            let moves = || mean(gaussian_updates(anchor, x, width, self.settings.seed, layer));
+            let moves = || mean(gaussian_updates(anchor, x, width, noise));
             (**x != *anchor).then(moves).flatten()
         };
         StateMeasures {
@@ -192,7 +201,7 @@ impl<'a> Pair<'a> {
             svcca: self.wants(Measure::Svcca, || pair.svcca(None)),
             knn_overlap: self.wants(Measure::KnnOverlap, || pair.knn_overlap()),
             id_a: None,
-            id_b: noise.id,
+            id_b: states.id,
             ..pair.rotation_free()
         }
     }

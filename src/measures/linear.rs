@@ -19,6 +19,26 @@ pub(super) fn dot(x: &[f64], y: &[f64]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
+/// `x . y` of several rows `x`, each as [`dot`] has it: their chains of sums run side by side.
+fn dots<const ROWS: usize>(x: [&[f64]; ROWS], y: &[f64]) -> [f64; ROWS] {
+    const LANES: usize = 8;
+    let mut sums = [[0.0; LANES]; ROWS];
+    let (whole, rest) = y.as_chunks::<LANES>();
+    let x = x.map(|x| x[..y.len()].as_chunks::<LANES>());
+    for (k, y) in whole.iter().enumerate() {
+        for (sums, (x, _)) in sums.iter_mut().zip(&x) {
+            let x = &x[k];
+            for i in 0..LANES {
+                sums[i] += x[i] * y[i];
+            }
+        }
+    }
+    std::array::from_fn(|row| {
+        let rest: f64 = x[row].1.iter().zip(rest).map(|(a, b)| a * b).sum();
+        sums[row].iter().sum::<f64>() + rest
+    })
+}
+
 /// `y += s x`.
 pub(super) fn add_scaled(y: &mut [f64], s: f64, x: &[f64]) {
     y.iter_mut().zip(x).for_each(|(y, x)| *y += s * x);
@@ -32,8 +52,8 @@ pub(super) fn add_scaled(y: &mut [f64], s: f64, x: &[f64]) {
 pub(super) fn centred(rows: &[f32], width: usize) -> (Vec<f64>, f64) {
     let n = rows.len() / width;
     let first: Vec<f64> = rows[..width].iter().map(|&x| f64::from(x)).collect();
-    let mut out: Vec<f64> =
-        rows.chunks_exact(width).flat_map(|row| row.iter().zip(&first).map(|(&x, f)| f64::from(x) - f)).collect();
+    let mut out: Vec<f64> = rows.iter().map(|&x| f64::from(x)).collect();
+    out.chunks_exact_mut(width).for_each(|row| row.iter_mut().zip(&first).for_each(|(x, f)| *x -= f));
     let mut mean = vec![0.0; width];
     out.chunks_exact(width).for_each(|row| add_scaled(&mut mean, 1.0 / n as f64, row));
     out.chunks_exact_mut(width).for_each(|row| add_scaled(row, -1.0, &mean));
@@ -66,7 +86,12 @@ pub(super) fn product(x: &[f64], y: &[f64], width: usize) -> Vec<f64> {
 
 /// `X'` `[width, n]` of rows `X` `[n, width]`.
 pub(super) fn transposed(rows: &[f64], width: usize) -> Vec<f64> {
-    (0..width).flat_map(|j| rows.iter().skip(j).step_by(width).copied()).collect()
+    let n = rows.len() / width;
+    let mut out = vec![0.0; rows.len()];
+    for (i, row) in rows.chunks_exact(width).enumerate() {
+        row.iter().enumerate().for_each(|(j, &x)| out[j * n + i] = x);
+    }
+    out
 }
 
 /// Eigenvalues in descending order, and a row for the unit eigenvector of each.
@@ -109,18 +134,42 @@ pub(super) struct Cholesky {
 impl Cholesky {
     /// Of a matrix `[n, n]`, of which the lower triangle is read; none where it is not positive definite.
     pub fn of(mut matrix: Vec<f64>, n: usize) -> Option<Self> {
-        for i in 0..n {
-            let (above, row) = matrix.split_at_mut(i * n);
-            for (j, other) in above.chunks_exact(n).enumerate() {
-                row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
+        for first in (0..n).step_by(Self::TOGETHER) {
+            let (above, rows) = matrix.split_at_mut(first * n);
+            let count = Self::TOGETHER.min(n - first);
+            if count == Self::TOGETHER {
+                Self::eliminate::<{ Self::TOGETHER }>(rows, above, n);
+            } else {
+                rows.chunks_exact_mut(n).for_each(|row| Self::eliminate::<1>(row, above, n));
             }
-            let square = row[i] - dot(&row[..i], &row[..i]);
-            if square <= 0.0 || !square.is_finite() {
-                return None;
+            for i in first..first + count {
+                let (above, row) = rows.split_at_mut((i - first) * n);
+                for (j, other) in (first..).zip(above.chunks_exact(n)) {
+                    row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
+                }
+                let square = row[i] - dot(&row[..i], &row[..i]);
+                if square <= 0.0 || !square.is_finite() {
+                    return None;
+                }
+                row[i] = square.sqrt();
             }
-            row[i] = square.sqrt();
         }
         Some(Self { factor: matrix, n })
+    }
+
+    /// Rows whose elements are computed side by side: an element needs all before it in its row, so that a row alone waits for
+    /// each of its sums.
+    const TOGETHER: usize = 4;
+
+    /// The elements of the first rows of `rows` up to where these begin, from the factor's rows `above` them.
+    fn eliminate<const ROWS: usize>(rows: &mut [f64], above: &[f64], n: usize) {
+        for (j, other) in above.chunks_exact(n).enumerate() {
+            let found = dots(std::array::from_fn::<_, ROWS, _>(|r| &rows[r * n..][..j]), &other[..j]);
+            for (r, found) in found.into_iter().enumerate() {
+                let x = &mut rows[r * n + j];
+                *x = (*x - found) / other[j];
+            }
+        }
     }
 
     /// The `x` of `L L' x = y`.
@@ -164,5 +213,9 @@ impl Cholesky {
 pub(super) fn singular_values(matrix: &[f64], m: usize) -> Vec<f64> {
     let n = matrix.len() / m;
     let square = if n <= m { gram(matrix, m) } else { gram(&transposed(matrix, m), n) };
-    Eigen::of(&square, n.min(m)).values.into_iter().map(|value| value.max(0.0).sqrt()).collect()
+    let side = n.min(m);
+    let mut values: Vec<f64> =
+        DMatrix::from_row_slice(side, side, &square).symmetric_eigenvalues().iter().copied().collect();
+    values.sort_by(|a, b| b.total_cmp(a));
+    values.into_iter().map(|value| value.max(0.0).sqrt()).collect()
 }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::linear::{add_scaled, centred, dot, gram};
 use super::logistic::Classifier;
-use super::similarity::gaussian;
+use super::similarity::gaussian_rows;
 use crate::random::Rng;
 
 /// How a probe is fitted and validated.
@@ -191,7 +191,7 @@ impl ProbeFeatures {
 
     /// Standard normal features `[n, width]`, the same for every layer and arm.
     pub fn gaussian(n: usize, width: usize, seed: u64) -> Self {
-        let rows: Vec<f32> = (0..n).flat_map(|row| gaussian(seed, 0, row, width)).map(|x| x as f32).collect();
+        let rows: Vec<f32> = gaussian_rows(seed, 0, n, width).into_iter().map(|x| x as f32).collect();
         Self::new(&rows, width)
     }
 

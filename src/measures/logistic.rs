@@ -11,7 +11,7 @@
 //! and algorithm 3.3.
 
 use super::linear::{Cholesky, add_scaled, dot};
-use super::outputs::log_softmax;
+use super::outputs::log_softmax_in_place;
 
 /// Newton's steps; each about doubles the digits, so that more than two dozen are rare.
 const STEPS: usize = 200;
@@ -106,12 +106,16 @@ impl Problem<'_> {
         let penalty = dual.iter().zip(&products).map(|(a, k)| dot(a, k)).sum::<f64>() / 2.0;
         let mut probabilities = vec![vec![0.0; self.n()]; self.scores];
         let mut loss = 0.0;
+        // Two classes are the softmax of a score and 0.
+        let first = usize::from(self.scores == 1);
+        let mut logs = vec![0.0; first + self.scores];
         for row in 0..self.n() {
-            let scores: Vec<f64> = products.iter().zip(&intercepts).map(|(k, b)| k[row] + b).collect();
-            // Two classes are the softmax of a score and 0.
-            let logs = if self.scores == 1 { log_softmax(&[0.0, scores[0]]) } else { log_softmax(&scores) };
+            logs[..first].fill(0.0);
+            let scores = logs[first..].iter_mut().zip(products.iter().zip(&intercepts));
+            scores.for_each(|(score, (k, b))| *score = k[row] + b);
+            log_softmax_in_place(&mut logs);
             loss -= self.c * logs[self.labels[row]];
-            let own = &logs[usize::from(self.scores == 1)..];
+            let own = &logs[first..];
             own.iter().zip(&mut probabilities).for_each(|(log, p)| p[row] = log.exp());
         }
         Point { dual, intercepts, products, probabilities, penalty, loss }

@@ -73,9 +73,16 @@ pub fn calibration_error(a: &[Vec<f64>], gold: &[usize]) -> Option<f64> {
 
 /// The logarithms of the softmax of some log-probabilities.
 pub fn log_softmax(log_probs: &[f64]) -> Vec<f64> {
+    let mut out = log_probs.to_vec();
+    log_softmax_in_place(&mut out);
+    out
+}
+
+/// [`log_softmax`] in place.
+pub(super) fn log_softmax_in_place(log_probs: &mut [f64]) {
     let most = log_probs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = log_probs.iter().map(|x| (x - most).exp()).sum();
-    log_probs.iter().map(|x| x - most - sum.ln()).collect()
+    let log_sum = log_probs.iter().map(|x| (x - most).exp()).sum::<f64>().ln();
+    log_probs.iter_mut().for_each(|x| *x = *x - most - log_sum);
 }
 
 /// The likeliest candidate, of equals the first.

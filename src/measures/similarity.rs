@@ -7,9 +7,16 @@ use crate::random::Rng;
 
 /// `x . y / (|x| |y|)`, and 0 if either is the zero vector.
 pub fn cosine(x: &[f64], y: &[f64]) -> f64 {
+    cosine_of(x.iter().zip(y).map(|(&x, &y)| [x, y]))
+}
+
+/// [`cosine`] of the pairs of elements of two vectors.
+pub(super) fn cosine_of(pairs: impl Iterator<Item = [f64; 2]>) -> f64 {
+    let (mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0);
+    pairs.for_each(|[x, y]| (xx, yy, xy) = (xx + x * x, yy + y * y, xy + x * y));
     // The root of the product, not the product of the roots: a vector then has cosine 1 with itself, exactly.
-    let norms = (dot(x, x) * dot(y, y)).sqrt();
-    if norms > 0.0 { (dot(x, y) / norms).clamp(-1.0, 1.0) } else { 0.0 }
+    let norms: f64 = (xx * yy).sqrt();
+    if norms > 0.0 { (xy / norms).clamp(-1.0, 1.0) } else { 0.0 }
 }
 
 /// Two arms of one layer beside each other; each field has a value per query, none for a single query in
@@ -29,7 +36,8 @@ pub struct Updates {
 /// If the lengths differ or are no multiple of `width`.
 pub fn cosines(x: &[f32], y: &[f32], width: usize) -> Vec<f64> {
     check(x, y, width);
-    x.chunks_exact(width).zip(y.chunks_exact(width)).map(|(x, y)| cosine(&widen(x), &widen(y))).collect()
+    let of = |(x, y): (&[f32], &[f32])| cosine_of(x.iter().zip(y).map(|(&x, &y)| [x, y].map(f64::from)));
+    x.chunks_exact(width).zip(y.chunks_exact(width)).map(of).collect()
 }
 
 /// Compares the updates of two arms `x`, `y` from the anchor at one layer; all are `[queries, width]`.
@@ -37,27 +45,29 @@ pub fn cosines(x: &[f32], y: &[f32], width: usize) -> Vec<f64> {
 /// # Panics
 /// If the lengths differ or are no multiple of `width`.
 pub fn updates(anchor: &[f32], x: &[f32], y: &[f32], width: usize) -> Updates {
-    let (x, y) = (differences(anchor, x, width), differences(anchor, y, width));
-    let update = x.iter().zip(&y).map(|(u, v)| cosine(u, v)).collect();
-    let (x, y): (Vec<_>, Vec<_>) = (x.into_iter().map(unit).collect(), y.into_iter().map(unit).collect());
+    let (mut x, mut y) = (differences(anchor, x, width), differences(anchor, y, width));
+    let update = x.chunks_exact(width).zip(y.chunks_exact(width)).map(|(u, v)| cosine(u, v)).collect();
+    [&mut x, &mut y].into_iter().flat_map(|x| x.chunks_exact_mut(width)).for_each(unit);
     let mut update_shuffled = Vec::new();
-    if y.len() > 1 {
+    if y.len() > width {
         let mut sum = vec![0.0; width];
-        y.iter().for_each(|v| sum.iter_mut().zip(v).for_each(|(s, x)| *s += x));
-        let others = (y.len() - 1) as f64;
-        update_shuffled = x.iter().zip(&y).map(|(u, v)| (dot(u, &sum) - dot(u, v)) / others).collect();
+        y.chunks_exact(width).for_each(|v| sum.iter_mut().zip(v).for_each(|(s, x)| *s += x));
+        let others = (y.len() / width - 1) as f64;
+        let rows = x.chunks_exact(width).zip(y.chunks_exact(width));
+        update_shuffled = rows.map(|(u, v)| (dot(u, &sum) - dot(u, v)) / others).collect();
     }
     Updates { update, update_shuffled }
 }
 
-/// cos(x - a, g) of every query, with `g` from [`gaussian`] for this seed and layer: what an update without any direction
-/// scores (mean 0, SD about `1 / sqrt(C)`).
+/// cos(x - a, g) of every query, with the `g` of [`gaussian_rows`]: what an update without any direction scores (mean 0, SD
+/// about `1 / sqrt(C)`).
 ///
 /// # Panics
 /// If the lengths differ or are no multiple of `width`.
-pub fn gaussian_updates(anchor: &[f32], x: &[f32], width: usize, seed: u64, layer: usize) -> Vec<f64> {
-    let x = differences(anchor, x, width).into_iter().enumerate();
-    x.map(|(query, u)| cosine(&u, &gaussian(seed, layer, query, width))).collect()
+pub fn gaussian_updates(anchor: &[f32], x: &[f32], width: usize, noise: &[f64]) -> Vec<f64> {
+    let x = differences(anchor, x, width);
+    assert!(x.len() == noise.len(), "similarity: {} elements, {} of noise", x.len(), noise.len());
+    x.chunks_exact(width).zip(noise.chunks_exact(width)).map(|(u, g)| cosine(u, g)).collect()
 }
 
 /// `|x - a|` of every query.
@@ -65,13 +75,13 @@ pub fn gaussian_updates(anchor: &[f32], x: &[f32], width: usize, seed: u64, laye
 /// # Panics
 /// If the lengths differ or are no multiple of `width`.
 pub fn norms(anchor: &[f32], x: &[f32], width: usize) -> Vec<f64> {
-    differences(anchor, x, width).iter().map(|u| dot(u, u).sqrt()).collect()
+    differences(anchor, x, width).chunks_exact(width).map(|u| dot(u, u).sqrt()).collect()
 }
 
-/// The updates `[queries][width]` of an arm.
-fn differences(anchor: &[f32], x: &[f32], width: usize) -> Vec<Vec<f64>> {
+/// The updates `[queries, width]` of an arm.
+fn differences(anchor: &[f32], x: &[f32], width: usize) -> Vec<f64> {
     check(anchor, x, width);
-    anchor.chunks_exact(width).zip(x.chunks_exact(width)).map(|(a, x)| minus(&widen(x), &widen(a))).collect()
+    x.iter().zip(anchor).map(|(&x, &a)| f64::from(x) - f64::from(a)).collect()
 }
 
 fn check(x: &[f32], y: &[f32], width: usize) {
@@ -105,23 +115,19 @@ pub fn gaussian(seed: u64, layer: usize, query: usize, width: usize) -> Vec<f64>
     out
 }
 
+/// [`gaussian`] of the first `rows` queries, `[rows, width]`.
+pub fn gaussian_rows(seed: u64, layer: usize, rows: usize, width: usize) -> Vec<f64> {
+    (0..rows).flat_map(|query| gaussian(seed, layer, query, width)).collect()
+}
+
 fn dot(x: &[f64], y: &[f64]) -> f64 {
     x.iter().zip(y).map(|(a, b)| a * b).sum()
 }
 
-fn minus(x: &[f64], y: &[f64]) -> Vec<f64> {
-    x.iter().zip(y).map(|(a, b)| a - b).collect()
-}
-
-fn widen(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|&v| f64::from(v)).collect()
-}
-
-/// `x / |x|`; the zero vector stays.
-fn unit(mut x: Vec<f64>) -> Vec<f64> {
-    let n = dot(&x, &x).sqrt();
+/// `x /= |x|`; the zero vector stays.
+fn unit(x: &mut [f64]) {
+    let n = dot(x, x).sqrt();
     if n > 0.0 {
         x.iter_mut().for_each(|v| *v /= n);
     }
-    x
 }

@@ -6,7 +6,6 @@ use rayon::prelude::*;
 
 use super::linear::{Eigen, centred, dot, gram, product, transposed};
 use super::settings::{Measure, Settings};
-use super::similarity;
 
 /// The share of the variance that SVCCA keeps.
 const KEPT: f64 = 0.99;
@@ -60,11 +59,9 @@ impl<'a> States<'a> {
         Self::prepared(Cow::Borrowed(values), width, settings)
     }
 
-    /// Standard normal states `[n, width]`: rows of [`similarity::gaussian`] for the settings' seed and a layer, rounded to
-    /// f32.
-    pub fn gaussian(n: usize, width: usize, layer: usize, settings: &Settings) -> States<'static> {
-        let rows = (0..n).flat_map(|row| similarity::gaussian(settings.seed, layer, row, width));
-        States::prepared(rows.map(|x| x as f32).collect(), width, settings)
+    /// Standard normal states: `noise` of [`gaussian_rows`](super::similarity::gaussian_rows), rounded to f32.
+    pub fn gaussian(noise: &[f64], width: usize, settings: &Settings) -> States<'static> {
+        States::prepared(noise.iter().map(|&x| x as f32).collect(), width, settings)
     }
 
     /// Number of rows: queries, as a rule.

@@ -13,7 +13,6 @@ use super::report::measures::{
 };
 use super::report::{ArmReport, Layer, LayerReport, PairReport, UpdateReport};
 use super::settings::ProbeSettings;
-use super::states::ArmStates;
 use super::statistics::MeanSd;
 use crate::arch::ModelConfig;
 use crate::formats::adapter::{Adapter, LoraAdapter};
@@ -21,7 +20,7 @@ use crate::measures::attention::{rec2ftp, rec2ftp_shuffled, sim_am, sim_aou, sim
 use crate::measures::outputs::{
     agreement, agreement_shuffled, answer, calibration_error, entropy, kl_divergence, kl_divergence_shuffled,
 };
-use crate::measures::similarity::{cosines, gaussian_updates, updates};
+use crate::measures::similarity::{cosines, gaussian_rows, gaussian_updates, updates};
 use crate::measures::{Baselines, Pair, Projection, States, lora_overlap, lora_overlap_expected, projection};
 use crate::task::metrics::score;
 
@@ -50,11 +49,17 @@ pub(super) fn layers(
             Some(asked) => all.iter().map(|(_, states)| States::new(states, width, asked)).collect(),
             None => Vec::new(),
         };
-        let noise = asked.as_ref().map(|asked| States::gaussian(anchor.len() / width, width, l, asked));
+        let noise = gaussian_rows(seed, l, anchor.len() / width, width);
+        let gaussian = asked.as_ref().map(|asked| States::gaussian(&noise, width, asked));
         let (mut pairs, mut measures) = (Vec::new(), Vec::new());
         for (j, &(second, y)) in all.iter().enumerate() {
             for (i, &(first, x)) in all[..j].iter().enumerate() {
-                let between = (i > 0).then(|| updates(anchor, x, y, width));
+                let from = (i > 0).then_some(anchor);
+                let pair = asked.as_ref().map(|asked| Pair::new(&states[i], &states[j], from, asked));
+                let between = match &pair {
+                    Some(pair) => pair.updates().cloned(),
+                    None => from.map(|anchor| updates(anchor, x, y, width)),
+                };
                 pairs.push(PairReport {
                     arms: [first, second],
                     cosine: MeanSd::of(cosines(x, y, width)),
@@ -63,29 +68,35 @@ pub(super) fn layers(
                         update_shuffled: MeanSd::of(found.update_shuffled),
                     }),
                 });
-                if let (Some(asked), Some(noise)) = (&asked, &noise) {
-                    let pair = Pair::new(&states[i], &states[j], (i > 0).then_some(anchor), asked);
-                    let null = Baselines { shuffled: pair.shuffled(), gaussian: pair.gaussian(noise, l) };
+                if let (Some(pair), Some(gaussian)) = (&pair, &gaussian) {
+                    let null = Baselines { shuffled: pair.shuffled(), gaussian: pair.gaussian(gaussian, &noise) };
                     measures.push(of_states([first, second], &pair.measures(), Some(&null)));
                 }
             }
         }
         let icl = all.iter().find(|(arm, _)| *arm == Arm::Icl);
-        let noise = icl.map(|(_, icl)| gaussian_updates(anchor, icl, width, seed, l));
+        let against_noise = icl.map(|(_, icl)| gaussian_updates(anchor, icl, width, &noise));
         LayerReport {
             layer: Layer::of(l, count),
             pairs,
-            update_gaussian: MeanSd::of(noise.into_iter().flatten()),
+            update_gaussian: MeanSd::of(against_noise.into_iter().flatten()),
             measures,
             readouts: readouts.get(l).cloned().unwrap_or_default(),
-            attention: attention(settings, arms, s, config, l, seed),
+            attention: attention(settings, arms, s, config, l, &noise),
         }
     };
     (0..count).into_par_iter().map(layer).collect()
 }
 
-/// SimAOU and SimAM of a block.
-fn attention(settings: &ProbeSettings, arms: &[ArmRun], s: usize, config: &ModelConfig, l: usize, seed: u64) -> Values {
+/// SimAOU and SimAM of a block; `noise` as for [`sim_aou_gaussian`].
+fn attention(
+    settings: &ProbeSettings,
+    arms: &[ArmRun],
+    s: usize,
+    config: &ModelConfig,
+    l: usize,
+    noise: &[f64],
+) -> Values {
     let (depth, width) = (config.num_hidden_layers, config.hidden_size);
     let of = |arm: Arm| arms.iter().find(|run| run.arm == arm).map(|run| run.seed(s));
     let mut values = Values::new();
@@ -93,21 +104,18 @@ fn attention(settings: &ProbeSettings, arms: &[ArmRun], s: usize, config: &Model
     if l >= depth {
         return values;
     }
-    let outputs = |arm: &ArmStates| arm.states[depth + 1 + l].clone();
     if settings.measures.has("sim_aou") {
-        let (zero, icl, tuned) = (outputs(zero), outputs(icl), outputs(tuned));
-        values.insert("sim_aou".to_owned(), MeanSd::of(sim_aou(&zero, &icl, &tuned, width)));
-        let noise = sim_aou_gaussian(&zero, &icl, width, seed, l);
+        let [zero, icl, tuned] = [zero, icl, tuned].map(|arm| arm.states[depth + 1 + l].as_slice());
+        values.insert("sim_aou".to_owned(), MeanSd::of(sim_aou(zero, icl, tuned, width)));
+        let noise = sim_aou_gaussian(zero, icl, width, noise);
         values.insert("sim_aou_gaussian".to_owned(), MeanSd::of(noise));
     }
     if settings.measures.has("sim_am") && settings.position == Position::Last {
         // An item is a query and a head; a sliding window may hide a query's first tokens from its last.
-        let items = |arm: &ArmStates| -> Vec<Vec<f32>> {
-            let heads = config.num_attention_heads;
-            arm.scores[l].iter().flat_map(|all| all.chunks(all.len() / heads).map(<[f32]>::to_vec)).collect()
-        };
-        let (zero, icl, tuned) = (items(zero), items(icl), items(tuned));
-        if [&zero, &icl, &tuned].iter().all(|items| items.iter().flatten().all(|x| x.is_finite())) {
+        let heads = config.num_attention_heads;
+        let [zero, icl, tuned] = [zero, icl, tuned]
+            .map(|arm| -> Vec<&[f32]> { arm.scores[l].iter().flat_map(|all| all.chunks(all.len() / heads)).collect() });
+        if [&zero, &icl, &tuned].iter().all(|items| items.iter().all(|item| item.iter().all(|x| x.is_finite()))) {
             values.extend(sim_am(&icl, &tuned).map(|found| ("sim_am".to_owned(), MeanSd::of([found]))));
             values.extend(sim_am(&zero, &tuned).map(|found| ("sim_am_zero_shot".to_owned(), MeanSd::of([found]))));
         }

@@ -8,7 +8,7 @@ use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::{Adapter, LoraAdapter, PromptKind};
 use llamaprobe::formats::tokenizer::Tokenizer;
 use llamaprobe::hooks::{Record, Selection, Site};
-use llamaprobe::measures::similarity::{cosines, gaussian_updates, updates};
+use llamaprobe::measures::similarity::{cosines, gaussian_rows, gaussian_updates, updates};
 use llamaprobe::model::{Activations, Adaptation, Input, Layout, Model, Save};
 use llamaprobe::pack::{Label, Sequence, forest};
 use llamaprobe::probe::arm::Arm;
@@ -388,13 +388,14 @@ fn arms_are_those_of_a_reader_of_single_sequences() {
         for (l, layer) in found.layers.iter().enumerate() {
             let (anchor, icl, it) = (&anchor.0[l], &icl.0[l], &it.0[l]);
             let expected = updates(anchor, icl, it, width);
+            let noise = gaussian_rows(seed.seed, l, anchor.len() / width, width);
             let [same, shuffled] = update(layer);
             for (name, found, expected) in [
                 ("icl_it", pair(layer, Arm::Icl, Arm::Lora).cosine, cosines(icl, it, width)),
                 ("anchor_icl", pair(layer, Arm::ZeroShot, Arm::Icl).cosine, cosines(anchor, icl, width)),
                 ("anchor_it", pair(layer, Arm::ZeroShot, Arm::Lora).cosine, cosines(anchor, it, width)),
                 ("update", same, expected.update),
-                ("update_gaussian", layer.update_gaussian, gaussian_updates(anchor, icl, width, seed.seed, l)),
+                ("update_gaussian", layer.update_gaussian, gaussian_updates(anchor, icl, width, &noise)),
                 ("update_shuffled", shuffled, expected.update_shuffled),
             ] {
                 let expected = MeanSd::of(expected);

@@ -1,6 +1,6 @@
 //! What a probe's report says: similarities, statistics, and the form of `report.json`.
 
-use llamaprobe::measures::similarity::{cosine, cosines, gaussian, gaussian_updates, updates};
+use llamaprobe::measures::similarity::{cosine, cosines, gaussian, gaussian_rows, gaussian_updates, updates};
 use llamaprobe::probe::arm::Arm;
 use llamaprobe::probe::report::measures::Values;
 use llamaprobe::probe::report::{ArmReport, Layer, LayerReport, PairReport, SeedReport, TuningReport, UpdateReport};
@@ -84,7 +84,7 @@ fn similarities_are_what_they_say() {
     assert!(close(&found.update_shuffled, &[(1.0 - r) / 2.0, (1.0 + r) / 2.0, -0.5]), "{:?}", found.update_shuffled);
     assert!(close(&cosines(&anchor, &icl, 2), &[2.0 / 5f64.sqrt(), 4.0 / 20f64.sqrt(), 4.0 / 80f64.sqrt()]));
     let noise = cosine(&[0.0, 2.0], &gaussian(5, 1, 1, 2));
-    assert_eq!(gaussian_updates(&anchor, &icl, 2, 5, 1)[1], noise);
+    assert_eq!(gaussian_updates(&anchor, &icl, 2, &gaussian_rows(5, 1, 3, 2))[1], noise);
 }
 
 #[test]

@@ -177,8 +177,8 @@ fn baselines_are_repeatable_and_follow_the_seed() {
     let (x, y) = (States::new(&a, 12, &settings), States::new(&b, 12, &settings));
     let pair = Pair::new(&x, &y, None, &settings);
     assert_eq!(pair.measures(), compare(&a, &b, None, 12, &settings), "shared work changes nothing");
-    let noise = States::gaussian(N, 12, 3, &settings);
-    assert_eq!(pair.gaussian(&noise, 3), of(0).gaussian);
+    let noise = similarity::gaussian_rows(settings.seed, 3, N, 12);
+    assert_eq!(pair.gaussian(&States::gaussian(&noise, 12, &settings), &noise), of(0).gaussian);
 }
 
 #[test]
@@ -201,7 +201,12 @@ fn attention_measures_at_identity_and_null() {
     assert_eq!(mean(attention::sim_aou(&zero, &icl, &icl, WIDTH)), 1.0);
     // Both updates have taken off the same zero-shot direction, which is half of each.
     near(mean(attention::sim_aou(&zero, &icl, &tuned, WIDTH)), 0.5, 0.05, "a shared zero-shot state");
-    near(mean(attention::sim_aou_gaussian(&zero, &icl, WIDTH, 5, 0)), 0.0, 0.05, "SimAOU of noise");
+    near(
+        mean(attention::sim_aou_gaussian(&zero, &icl, WIDTH, &similarity::gaussian_rows(5, 0, N, WIDTH))),
+        0.0,
+        0.05,
+        "SimAOU of noise",
+    );
     assert!(attention::sim_aou(&zero, &zero, &tuned, WIDTH).iter().all(|&x| x == 0.0), "nothing moved");
     let scores: Vec<Vec<f32>> = (1..20).map(|n| noise(n, 1, n as usize)).collect();
     let others: Vec<Vec<f32>> = (1..20).map(|n| noise(n + 100, 1, n as usize)).collect();

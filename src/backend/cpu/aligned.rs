@@ -41,6 +41,7 @@ impl<T: Pod> AlignedVec<T> {
             op: "allocation",
             message: format!("{bytes} bytes: {error}"),
         })?;
+        in_large_pages(&mut lines);
         lines.resize(bytes.div_ceil(LINE), Line([0; LINE]));
         Ok(Self { lines, len, elements: PhantomData })
     }
@@ -52,11 +53,34 @@ impl<T: Pod> AlignedVec<T> {
     pub fn grow(&mut self, len: usize) -> &mut [T] {
         if self.len < len {
             let bytes = len.checked_mul(size_of::<T>()).expect("scratch: the length in bytes overflows");
-            self.lines.resize(bytes.div_ceil(LINE), Line([0; LINE]));
+            let lines = bytes.div_ceil(LINE);
+            if lines > self.lines.capacity() {
+                self.lines.reserve(lines - self.lines.len());
+                in_large_pages(&mut self.lines);
+            }
+            self.lines.resize(lines, Line([0; LINE]));
             self.len = len;
         }
         &mut self[..len]
     }
+}
+
+/// Asks the system for large pages behind the elements of a buffer, where whole ones fit: it clears each page when that is first
+/// written, and a small one at a time that takes longer than the writing.
+pub fn in_large_pages<T>(buffer: &mut Vec<T>) {
+    #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
+    {
+        const LARGE: usize = 2 << 20;
+        let free = buffer.spare_capacity_mut().as_mut_ptr_range();
+        let (first, end) = (free.start.addr().next_multiple_of(LARGE), free.end.addr() / LARGE * LARGE);
+        if first < end {
+            let start = free.start.cast::<libc::c_void>().wrapping_byte_add(first - free.start.addr());
+            // SAFETY: pages of the buffer's own, of which nothing changes but how large they are; it may be refused.
+            unsafe { libc::madvise(start, end - first, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(all(target_os = "linux", target_arch = "x86_64", not(miri))))]
+    let _ = buffer;
 }
 
 impl<T: Pod> Default for AlignedVec<T> {
@@ -104,5 +128,16 @@ mod tests {
         }
         assert_eq!((memory.len(), &memory[3..]), (1000, &[0; 997][..]));
         assert!(AlignedVec::<f64>::zeros(usize::MAX / 4).is_err(), "more than memory");
+    }
+
+    #[test]
+    fn memory_in_large_pages_is_zeros_and_keeps_what_is_in_it() {
+        let len = if cfg!(miri) { 1 << 10 } else { 3 << 20 };
+        let mut memory = AlignedVec::<u16>::zeros(len).expect("memory");
+        assert!(memory.iter().all(|&x| x == 0));
+        memory.iter_mut().enumerate().for_each(|(i, x)| *x = i as u16 | 1);
+        let grown = memory.grow(3 * len);
+        assert!(grown[..len].iter().enumerate().all(|(i, &x)| x == i as u16 | 1));
+        assert!(grown[len..].iter().all(|&x| x == 0));
     }
 }

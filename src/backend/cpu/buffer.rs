@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::aligned::AlignedVec;
+use super::aligned::{AlignedVec, in_large_pages};
 use crate::Result;
 use crate::arch::Dtype;
 use crate::backend::{HostSlice, Len};
@@ -69,6 +69,7 @@ pub fn zeros<T: Default + Clone>(len: usize) -> Result<Vec<T>> {
         op: "allocation",
         message: format!("{} bytes: {error}", len.saturating_mul(size_of::<T>())),
     })?;
+    in_large_pages(&mut buffer);
     buffer.resize(len, T::default());
     Ok(buffer)
 }

@@ -5,7 +5,7 @@ use super::Cpu;
 use super::context::Context;
 use super::kernel::Kernel;
 use super::parallel::{each_part, rows};
-use super::simd::{Element, Float, multiversion};
+use super::simd::{Element, Float, each_lanes, multiversion, some, some_mut};
 use crate::backend::ops::{RopeBwd, RopeFwd, RopeOps};
 
 impl<A: Float> RopeOps for Cpu<A> {
@@ -49,6 +49,18 @@ impl<A: Float> Kernel<A> for RopeBwd<'_, Cpu<A>> {
     }
 }
 
+/// Pairs of numbers, all `N` first ones and all second ones, rotated by their angles.
+#[inline(always)]
+fn turned<A: Float, C: Element<A>, const N: usize>([a, b]: [&[C; N]; 2], cos: &[A; N], sin: &[A; N]) -> [[C; N]; 2] {
+    let mut out = [[C::default(); N]; 2];
+    for i in 0..N {
+        let (a, b): (A, A) = (a[i].widen(), b[i].widen());
+        out[0][i] = C::narrow(a * cos[i] - b * sin[i]);
+        out[1][i] = C::narrow(b * cos[i] + a * sin[i]);
+    }
+    out
+}
+
 multiversion! {
     /// `out = ` the heads of `x`, their leading elements rotated by the angles: each is read and written once.
     fn rotate[A: Float, C: Element<A>](out: &mut [C], x: &[C], cos_sin: &[A], head_dim: usize) {
@@ -57,11 +69,10 @@ multiversion! {
         for (out, x) in out.chunks_exact_mut(head_dim).zip(x.chunks_exact(head_dim)) {
             let ((out, rest), (x, x_rest)) = (out.split_at_mut(2 * half), x.split_at(2 * half));
             let ((first, second), (a, b)) = (out.split_at_mut(half), x.split_at(half));
-            for i in 0..half {
-                let ((a, b), (c, s)): ((A, A), (A, A)) = ((a[i].widen(), b[i].widen()), (cos[i], sin[i]));
-                first[i] = C::narrow(a * c - b * s);
-                second[i] = C::narrow(b * c + a * s);
-            }
+            each_lanes!(half, |at, N| {
+                let pairs = turned::<A, C, N>([some(a, at), some(b, at)], some(cos, at), some(sin, at));
+                [*some_mut(first, at), *some_mut(second, at)] = pairs;
+            });
             rest.copy_from_slice(x_rest);
         }
     }
@@ -74,12 +85,11 @@ multiversion! {
         let (cos, sin) = cos_sin.split_at(half);
         for head in x.chunks_exact_mut(head_dim) {
             let (first, second) = head[..2 * half].split_at_mut(half);
-            for i in 0..half {
-                let (a, b): (A, A) = (first[i].widen(), second[i].widen());
-                let (c, s) = (cos[i], -sin[i]);
-                first[i] = C::narrow(a * c - b * s);
-                second[i] = C::narrow(b * c + a * s);
-            }
+            each_lanes!(half, |at, N| {
+                let back = some::<A, N>(sin, at).map(|sin| -sin);
+                let pairs = turned::<A, C, N>([some(first, at), some(second, at)], some(cos, at), &back);
+                [*some_mut(first, at), *some_mut(second, at)] = pairs;
+            });
         }
     }
 }

@@ -52,6 +52,47 @@ macro_rules! multiversion {
 }
 pub(crate) use multiversion;
 
+/// `$body` for all of `$n` elements, so many at a time as fit vectors of every instruction set, the most first: of known length,
+/// they are nothing but vectors.
+macro_rules! each_lanes {
+    ($n:expr, |$first:ident, $count:ident| $body:expr) => {
+        let mut $first = 0;
+        while $first < $n {
+            let left = $n - $first;
+            if left >= 16 {
+                const $count: usize = 16;
+                $body;
+                $first += 16;
+            } else if left >= 8 {
+                const $count: usize = 8;
+                $body;
+                $first += 8;
+            } else if left >= 4 {
+                const $count: usize = 4;
+                $body;
+                $first += 4;
+            } else {
+                const $count: usize = 1;
+                $body;
+                $first += 1;
+            }
+        }
+    };
+}
+pub(crate) use each_lanes;
+
+/// `N` elements of a row.
+#[inline(always)]
+pub fn some<A, const N: usize>(x: &[A], from: usize) -> &[A; N] {
+    x[from..].first_chunk().expect("simd: rows hold whole vectors")
+}
+
+/// [`some`], to be written.
+#[inline(always)]
+pub fn some_mut<A, const N: usize>(x: &mut [A], from: usize) -> &mut [A; N] {
+    x[from..].first_chunk_mut().expect("simd: rows hold whole vectors")
+}
+
 multiversion! {
     /// `out = x`, in the accumulation dtype.
     pub fn widen[A: Float, S: Element<A>](out: &mut [A], x: &[S]) {

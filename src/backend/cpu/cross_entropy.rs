@@ -7,7 +7,7 @@ use super::gemm::{Gemm, Operand};
 use super::kernel::Kernel;
 use super::linear::acc_product;
 use super::parallel::{each_part, rows};
-use super::simd::{self, Element, Float, largest, multiversion, softcap, sum};
+use super::simd::{Element, Float, largest, multiversion, softcap, sum};
 use super::weight::Weight;
 use crate::backend::HostSlice;
 use crate::backend::ops::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LinearDims, LogitsFwd};
@@ -102,10 +102,12 @@ impl<A: Float> Kernel<A> for Sweep<'_, A> {
                     if let Some(cap) = cap {
                         apply_softcap(isa, logits, slopes, cap);
                     }
-                    *loss = softmax(isa, logits, targets[row + i] as usize, weights.map(|w| w[row + i]));
-                    scale_by(isa, logits, slopes);
-                    // While the row is in cache.
-                    d_logits.next().into_iter().for_each(|d_logits| simd::narrow(isa, d_logits, logits));
+                    let target = targets[row + i] as usize;
+                    *loss = match (weights.map(|w| w[row + i]), d_logits.next()) {
+                        (None, _) => softmax_loss(isa, logits, target),
+                        (Some(weight), None) => softmax_in_place(isa, logits, slopes, target, weight),
+                        (Some(weight), Some(d_logits)) => softmax(isa, d_logits, logits, slopes, target, weight),
+                    };
                 }
             });
             let Some(Gradients { d_x, d_head, .. }) = &mut gradients else { continue };
@@ -136,34 +138,63 @@ multiversion! {
 }
 
 multiversion! {
-    /// `x *= by`, as far as that goes.
-    fn scale_by[A: Float](x: &mut [A], by: &[A]) {
-        for (x, &by) in x.iter_mut().zip(by) {
-            *x = *x * by;
-        }
+    /// The loss of a row, whose logits become `exp(x - max)`.
+    fn softmax_loss[A: Float; FUSED](logits: &mut [A], target: usize) -> A {
+        exponentials::<A, FUSED>(logits, target).0
     }
 }
 
 multiversion! {
-    /// The loss of a row; with a weight, its logits become `weight * (softmax - onehot)`.
-    fn softmax[A: Float; FUSED](logits: &mut [A], target: usize, weight: Option<A>) -> A {
-        let row_max = largest(logits);
-        let target_logit = logits[target];
-        let row_sum = match weight {
-            None => sum(logits.len(), |i| (logits[i] - row_max).exp::<FUSED>()),
-            Some(weight) => {
-                for x in logits.iter_mut() {
-                    *x = (*x - row_max).exp::<FUSED>();
-                }
-                let row_sum = sum(logits.len(), |i| logits[i]);
-                let scale = weight / row_sum;
-                for x in logits.iter_mut() {
-                    *x = *x * scale;
-                }
-                logits[target] = logits[target] - weight;
-                row_sum
-            }
-        };
-        row_sum.ln() + (row_max - target_logit)
+    /// The loss of a row, whose logits become `weight * (softmax - onehot)`, times `slopes`, if there are any.
+    fn softmax_in_place[A: Float; FUSED](logits: &mut [A], slopes: &[A], target: usize, weight: A) -> A {
+        let (loss, row_sum) = exponentials::<A, FUSED>(logits, target);
+        let scale = weight / row_sum;
+        for x in logits.iter_mut() {
+            *x = *x * scale;
+        }
+        logits[target] = logits[target] - weight;
+        for (x, &slope) in logits.iter_mut().zip(slopes) {
+            *x = *x * slope;
+        }
+        loss
     }
+}
+
+multiversion! {
+    /// The same into `d_logits`, rounded.
+    fn softmax[A: Float, C: Element<A>; FUSED](
+        d_logits: &mut [C],
+        logits: &mut [A],
+        slopes: &[A],
+        target: usize,
+        weight: A,
+    ) -> A {
+        let (loss, row_sum) = exponentials::<A, FUSED>(logits, target);
+        let scale = weight / row_sum;
+        let of_target = logits[target] * scale - weight;
+        if slopes.is_empty() {
+            for (d, &x) in d_logits.iter_mut().zip(&*logits) {
+                *d = C::narrow(x * scale);
+            }
+            d_logits[target] = C::narrow(of_target);
+        } else {
+            for ((d, &x), &slope) in d_logits.iter_mut().zip(&*logits).zip(slopes) {
+                *d = C::narrow(x * scale * slope);
+            }
+            d_logits[target] = C::narrow(of_target * slopes[target]);
+        }
+        loss
+    }
+}
+
+/// The loss of a row, and the sum of what its logits become: `exp(x - max)`, in a pass of its own, which is then in vectors.
+#[inline(always)]
+fn exponentials<A: Float, const FUSED: bool>(logits: &mut [A], target: usize) -> (A, A) {
+    let row_max = largest(logits);
+    let target_logit = logits[target];
+    for x in logits.iter_mut() {
+        *x = (*x - row_max).exp::<FUSED>();
+    }
+    let row_sum = sum(logits.len(), |i| logits[i]);
+    (row_sum.ln() + (row_max - target_logit), row_sum)
 }

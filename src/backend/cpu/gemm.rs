@@ -119,6 +119,12 @@ pub trait Sink<A>: Sync {
     fn transposed(&self, _at: [usize; 2], _sums: &[A], _stride: usize, _shape: [usize; 2]) -> bool {
         false
     }
+
+    /// Where `out[row.., column..]`, `rows` by `columns`, begins, and its distance of rows, if sums are to lie there as they are;
+    /// none if its rows are wanted.
+    fn place(&self, _at: [usize; 2], _shape: [usize; 2]) -> Option<(*mut A, usize)> {
+        None
+    }
 }
 
 /// Rows go to a function.
@@ -143,6 +149,10 @@ impl<A> Sink<A> for Below<'_, A> {
 
     fn transposed(&self, [row, column]: [usize; 2], sums: &[A], stride: usize, shape: [usize; 2]) -> bool {
         self.sink.transposed([self.first + row, column], sums, stride, shape)
+    }
+
+    fn place(&self, [row, column]: [usize; 2], shape: [usize; 2]) -> Option<(*mut A, usize)> {
+        self.sink.place([self.first + row, column], shape)
     }
 }
 
@@ -391,7 +401,10 @@ impl<A: Float> Gemm<A> {
             let (column, row) = (task % across * width, task / across * down);
             let (columns, rows) = (width.min(n - column), down.min(m - row));
             let padded = columns.next_multiple_of(tiles.lanes);
-            let sums = slot.sums.grow(padded * rows);
+            let once = columns == padded && shape.terms().count() * shape.blocks().count() == 1;
+            let place = if once { sink.place([row, column], [rows, columns]) } else { None };
+            let sums = slot.sums.grow(if place.is_some() { 0 } else { padded * rows });
+            let (out, out_row) = place.unwrap_or((sums.as_mut_ptr(), padded));
             let right = right.skip(column);
             for (k0, depth) in shape.blocks() {
                 let buffer = slot.right.grow(parts[1] * padded * depth);
@@ -407,8 +420,13 @@ impl<A: Float> Gemm<A> {
                         }
                     };
                     let panels = VectorOperand::packed(&buffer[r * padded * depth..], depth, tiles.lanes);
-                    tiles.multiply([rows, padded, depth], broadcast, panels, sums, padded, more || k0 > 0);
+                    let add = more || k0 > 0;
+                    // SAFETY: the sums are as large, or the sink's, of which a product stores every element once.
+                    unsafe { tiles.multiply_at([rows, padded, depth], broadcast, panels, (out, out_row), add) };
                 }
+            }
+            if place.is_some() {
+                return;
             }
             for (i, line) in sums.chunks_exact(padded).enumerate() {
                 sink.row(row + i, column, &line[..columns]);

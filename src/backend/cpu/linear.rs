@@ -109,13 +109,28 @@ pub fn acc_product<A: Float>(
     out: &mut [A],
     add: bool,
 ) {
-    let (isa, stride) = (gemm.isa(), shape[1]);
-    let out = Shared::new(out);
-    gemm.product(shape, left, right, &|row, column, sums| {
+    let sink = Sums { isa: gemm.isa(), out: Shared::new(out), stride: shape[1], add };
+    gemm.product_into(shape, left, right, &sink);
+}
+
+/// `out [_, stride]` `=` or `+=` sums.
+struct Sums<'a, A> {
+    isa: Isa,
+    out: Shared<'a, A>,
+    stride: usize,
+    add: bool,
+}
+
+impl<A: Float> Sink<A> for Sums<'_, A> {
+    fn row(&self, row: usize, column: usize, sums: &[A]) {
         // SAFETY: a product stores every element once.
-        let out = unsafe { out.at(row * stride + column, sums.len()) };
-        if add { accumulate(isa, out, sums) } else { out.copy_from_slice(sums) }
-    });
+        let out = unsafe { self.out.at(row * self.stride + column, sums.len()) };
+        if self.add { accumulate(self.isa, out, sums) } else { out.copy_from_slice(sums) }
+    }
+
+    fn place(&self, [row, column]: [usize; 2], shape: [usize; 2]) -> Option<(*mut A, usize)> {
+        (!self.add).then(|| (self.out.rows(row * self.stride + column, self.stride, shape), self.stride))
+    }
 }
 
 multiversion! {
@@ -169,7 +184,7 @@ mod tests {
         let number = |i: usize| ((i.wrapping_mul(2_654_435_761) >> 7) % 1024) as f32 / 512.0 - 1.0;
         for isa in isas() {
             let mut cpu = Cpu::<f32>::open(&CpuSettings { dtype: Dtype::BF16, threads: 2, isa, split: false });
-            for [rows, input, output] in [[1, 64, 40], [33, 96, 70], [70, 256, 33], [400, 256, 40]] {
+            for [rows, input, output] in [[1, 64, 40], [33, 96, 70], [70, 96, 144], [70, 256, 33], [400, 256, 40]] {
                 let dims = LinearDims { rows, input, output };
                 let numbers = |count: usize, from: usize| (from..from + count).map(number).collect::<Vec<f32>>();
                 let weight = Weight::owned(isa, Dtype::BF16, &numbers(input * output, 5)).expect("memory");

@@ -209,7 +209,31 @@ impl<A> Tiles<A> {
         if rows == 0 || columns == 0 {
             return;
         }
-        self.check([rows, columns, k], &broadcast, &vector, out.len(), out_row);
+        let sums = reach(&[(rows, out_row), (columns, 1)]);
+        assert!(sums.is_some_and(|sums| out.len() >= sums), "tile: {} sums at distance {out_row}", out.len());
+        // SAFETY: the sums reach as far.
+        unsafe { self.multiply_at([rows, columns, k], broadcast, vector, (out.as_mut_ptr(), out_row), add) };
+    }
+
+    /// [`multiply`](Self::multiply) into memory of which others may write other parts meanwhile.
+    ///
+    /// # Safety
+    /// At `out` are `rows` rows of `columns` elements at distance `out_row`, which nobody else uses meanwhile.
+    ///
+    /// # Panics
+    /// As [`multiply`](Self::multiply).
+    pub unsafe fn multiply_at(
+        &self,
+        [rows, columns, k]: [usize; 3],
+        broadcast: BroadcastOperand<'_, A>,
+        vector: VectorOperand<'_, A>,
+        (out, out_row): (*mut A, usize),
+        add: bool,
+    ) {
+        if rows == 0 || columns == 0 {
+            return;
+        }
+        self.check([rows, columns, k], &broadcast, &vector, usize::MAX, out_row);
         let wide = 2 * self.lanes;
         let (whole, panels) = (columns / wide, columns.div_ceil(wide));
         let unit = usize::from(broadcast.k != 1);
@@ -224,8 +248,9 @@ impl<A> Tiles<A> {
                 let mut row = part;
                 for (height, kernels) in heights.iter().filter(|(height, _)| *height <= tallest) {
                     while row + height <= end {
-                        // SAFETY: the operands reach as far by `check`, and are not moved through if k is 0; the kernels
-                        // are those of an instruction set that this CPU has, with the tiles that they need.
+                        // SAFETY: the operands reach as far by `check`, and are not moved through if k is 0, the sums by the
+                        // caller's promise; the kernels are those of an instruction set that this CPU has, with the tiles
+                        // that they need.
                         unsafe {
                             kernels[unit](TileOperands {
                                 k,
@@ -234,7 +259,7 @@ impl<A> Tiles<A> {
                                 broadcast_k: broadcast.k,
                                 vector: vector.data.as_ptr().wrapping_add(panel * vector.panel),
                                 vector_k,
-                                out: out.as_mut_ptr().add(row * out_row + panel * wide),
+                                out: out.add(row * out_row + panel * wide),
                                 out_row,
                                 add,
                             });

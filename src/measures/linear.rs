@@ -33,10 +33,15 @@ fn dots<const ROWS: usize>(x: [&[f64]; ROWS], y: &[f64]) -> [f64; ROWS] {
             }
         }
     }
-    std::array::from_fn(|row| {
-        let rest: f64 = x[row].1.iter().zip(rest).map(|(a, b)| a * b).sum();
-        sums[row].iter().sum::<f64>() + rest
-    })
+    // As a sum of an iterator begins.
+    let (mut totals, mut rests) = ([-0.0; ROWS], [-0.0; ROWS]);
+    for i in 0..LANES {
+        totals.iter_mut().zip(&sums).for_each(|(total, sums)| *total += sums[i]);
+    }
+    for (i, y) in rest.iter().enumerate() {
+        rests.iter_mut().zip(&x).for_each(|(sum, (_, x))| *sum += x[i] * y);
+    }
+    std::array::from_fn(|row| totals[row] + rests[row])
 }
 
 /// `y += s x`.

@@ -31,7 +31,7 @@ pub fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
 /// The scales and the minima of the 8 parts of a block of `Q4_K` or `Q5_K`, from its 12 bytes at 4: 6 bits each, those of
 /// the last four parts with their high bits above the first four's.
 #[inline(always)]
-pub fn scales_and_minima(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+fn scales_and_minima(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let (mut scales, mut minima) = ([0; 8], [0; 8]);
     for part in 0..4 {
         let (d, m, both) = (packed[part], packed[4 + part], packed[8 + part]);

@@ -36,11 +36,24 @@ pub fn pack_rows<A: Float>(
     assert!(!from.transposed, "pack: rows of a quantised operand that are not contiguous along k");
     for (i, to) in to.chunks_mut(row).take(count).enumerate() {
         let at = first(&from.skip(i));
+        prefetch_next(matrix, at, if from.pairs.is_some() { 2 * depth } else { depth });
         match from.pairs {
             None => read(isa, &mut to[..depth], matrix, at, from),
             Some(pairs) => read_pairs(isa, bytemuck::cast_slice_mut(&mut to[..depth]), matrix, at, pairs),
         }
     }
+}
+
+/// Prefetches what a row has behind `count` elements, as many: the next block along k, which is packed when this one is multiplied.
+/// Rows lie far apart and a block of one is a few lines.
+fn prefetch_next(matrix: &QuantizedMatrix<'_>, [row, column]: [usize; 2], count: usize) {
+    let from = (column + count).min(matrix.columns);
+    let to = (from + count).min(matrix.columns);
+    let [from, to] = [from, to].map(|column| {
+        let element = matrix.stored_row(row) * matrix.columns + column;
+        element / matrix.format.block_values() * matrix.format.block_bytes()
+    });
+    super::prefetch(matrix.codes.get(from..to).unwrap_or(&[]));
 }
 
 /// `to = ` elements of a row, rounded as the operand is.

@@ -65,6 +65,12 @@ impl Random {
         Self { nested: Some((codes, map)), floats, ..self }
     }
 
+    /// The same with scales that are numbers of half precision.
+    fn short(self) -> Self {
+        let floats = self.floats.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
+        Self { floats, ..self }
+    }
+
     /// The matrix, or the one whose rows are its own from the last to the first.
     pub(super) fn matrix(&self, reversed: bool) -> QuantizedMatrix<'_> {
         let &Self { format, rows, columns, ref codes, ref floats, ref nested, ref order } = self;
@@ -197,7 +203,11 @@ fn gemm_of_quantised_weights_takes_long_rows_and_nested_scales() {
             [(BlockFormat::NF4, 1408), (BlockFormat::Int8Rows, 704), (BlockFormat::Q4K, 768), (BlockFormat::Q8_0, 704)]
         {
             let random = Random::new(format, [33, columns], 41);
-            let random = if format == BlockFormat::NF4 { random.nested(42) } else { random };
+            let random = match format {
+                BlockFormat::NF4 => random.nested(42),
+                BlockFormat::Int8Rows => random.short(),
+                _ => random,
+            };
             let mut gemm = Gemm::<f32>::new(isa, ThreadPool::new(2));
             for m in [1, 2, 3, 4, 5] {
                 let [found, expected] = both::<bf16>(&mut gemm, m, random.matrix(false), false, Some(Dtype::BF16));

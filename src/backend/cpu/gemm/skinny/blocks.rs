@@ -15,7 +15,7 @@ mod registers;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use self::formats::{Int8, Nf4, Q4K, Q8_0};
+use self::formats::{Int8, Nf4, Q4K, Q8_0, are_short};
 use super::super::operand::{Elements, Operand};
 use super::super::tile::DEPTH;
 use super::{COLUMNS, SkinnyProduct};
@@ -70,6 +70,9 @@ pub fn multiply(product: SkinnyProduct<'_, f32>) {
     // sums are as long; the caller has an `Isa` that is proof of the instructions.
     unsafe {
         match (matrix.format, matrix.scales) {
+            (BlockFormat::Int8Rows, _) if are_short(rows.map(|row| matrix.absmax(row))) => {
+                int8_short(Int8::new(&matrix, rows, range), work, m);
+            }
             (BlockFormat::Int8Rows, _) => int8(Int8::new(&matrix, rows, range), work, m),
             (BlockFormat::Q8_0, _) => q8_0(Q8_0::new(&matrix, rows, range), work, m),
             (BlockFormat::Q4K, _) => q4_k(Q4K::new(&matrix, rows, range), work, m),
@@ -147,7 +150,8 @@ macro_rules! kernels {
 kernels! {
     nf4: Nf4<'_, false>;
     nf4_nested: Nf4<'_, true>;
-    int8: Int8;
+    int8: Int8<false>;
+    int8_short: Int8<true>;
     q8_0: Q8_0;
     q4_k: Q4K;
 }

@@ -198,36 +198,47 @@ impl<const NESTED: bool> Rows for Nf4<'_, NESTED> {
     }
 }
 
-/// Signed bytes with a scale a row.
-pub struct Int8 {
+/// Signed bytes with a scale a row; `SHORT` if these are numbers of 15 bits at most, as those that bitsandbytes makes are: f16.
+pub struct Int8<const SHORT: bool> {
     codes: Bytes,
     factors: [f32; COLUMNS],
-    by_row: ByRow,
+    /// The factors, and of short ones their products with [`BIAS`], a number of 9 bits: these are exact.
+    by_row: [ByRow; 2],
     /// What multiplies the products.
     step: f32,
 }
 
-impl Int8 {
+/// Whether numbers have 15 significant bits at most.
+pub fn are_short(x: impl IntoIterator<Item = f32>) -> bool {
+    x.into_iter().all(|x| x.to_bits().trailing_zeros() >= f32::MANTISSA_DIGITS - 15)
+}
+
+impl<const SHORT: bool> Int8<SHORT> {
     pub fn new(matrix: &QuantizedMatrix<'_>, rows: [usize; COLUMNS], range: [usize; 2]) -> Self {
         // A product with 1 is what it was.
         let step = if matches!(matrix.scales, Scales::Factor(_)) { 1.0 } else { INT8_STEP };
         let factors = rows.map(|row| matrix.absmax(row));
-        Self { codes: Bytes::new(matrix, rows, range), factors, by_row: NO_SCALES, step }
+        Self { codes: Bytes::new(matrix, rows, range), factors, by_row: [NO_SCALES; 2], step }
     }
 }
 
-impl Scaled for Int8 {
+impl<const SHORT: bool> Scaled for Int8<SHORT> {
     #[inline(always)]
     unsafe fn scaled(&self, half: usize, eight: usize, biased: __m512) -> __m512 {
+        let (factor, product) = (self.by_row[0][half][eight], self.by_row[1][half][eight]);
         // SAFETY: the caller's promise.
         unsafe {
-            let codes = _mm512_sub_ps(biased, _mm512_set1_ps(BIAS));
-            _mm512_mul_ps(_mm512_mul_ps(codes, self.by_row[half][eight]), _mm512_set1_ps(self.step))
+            let scaled = match SHORT {
+                // The exact product of code and factor, as the difference is rounded once.
+                true => _mm512_fmsub_ps(biased, factor, product),
+                false => _mm512_mul_ps(_mm512_sub_ps(biased, _mm512_set1_ps(BIAS)), factor),
+            };
+            _mm512_mul_ps(scaled, _mm512_set1_ps(self.step))
         }
     }
 }
 
-impl Rows for Int8 {
+impl<const SHORT: bool> Rows for Int8<SHORT> {
     #[inline(always)]
     unsafe fn stage(&mut self, quad: usize, step: usize, to: &mut Staged) {
         // SAFETY: the caller's promise.
@@ -240,10 +251,16 @@ impl Rows for Int8 {
 
     #[inline(always)]
     unsafe fn begin(&mut self, step: usize) {
-        if step == 0 {
-            let [first, second] = [0, 16].map(|at| self.factors[at..].as_ptr());
+        let [factors, products] = &mut self.by_row;
+        for (half, (factors, products)) in
+            factors.iter_mut().zip(products).enumerate().take(if step == 0 { 2 } else { 0 })
+        {
             // SAFETY: the caller's promise; there are 32 factors.
-            self.by_row = unsafe { [doubled(_mm512_loadu_ps(first)), doubled(_mm512_loadu_ps(second))] };
+            unsafe {
+                *factors = doubled(_mm512_loadu_ps(self.factors[16 * half..].as_ptr()));
+                let bias = _mm512_set1_ps(BIAS);
+                *products = [_mm512_mul_ps(factors[0], bias), _mm512_mul_ps(factors[1], bias)];
+            }
         }
     }
 

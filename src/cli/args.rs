@@ -33,7 +33,7 @@ pub use objective::{ObjectiveArgs, ObjectiveKind};
 pub use optim::{CheckpointArgs, EvalArgs, LogFormat, OptimArgs, RegularizationArgs};
 pub use probe::OF_PLAN;
 pub use probe::ProbeArgs;
-pub use quantize::QuantizeArgs;
+pub use quantize::{QuantizeArgs, QuantizeToArg};
 pub use report::ReportArgs;
 pub use shell::{CompletionsArgs, ManArgs};
 pub use sweep::{Executor, MergeSweepArgs, StatusArgs, SweepAction, SweepArgs, WorkerArgs};
@@ -101,7 +101,7 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Merge a LoRA, DoRA or IA3 adapter into the weights, and save the model as transformers does.
     Merge(MergeArgs),
-    /// Quantise the projections of a model to NF4 or int8, and save it as transformers and bitsandbytes do.
+    /// Quantise a model to NF4 or int8, saved as transformers and bitsandbytes do, or to a GGUF file of Q8_0 for llama.cpp.
     Quantize(QuantizeArgs),
     /// Make a steering vector from two captures, in llama.cpp's form of control vectors (GGUF).
     ControlVector(ControlVectorArgs),

@@ -11,7 +11,7 @@ use crate::formats::pretrained;
 use crate::model::{Source, merge};
 
 pub fn run(args: &MergeArgs) -> Result<(), Failure> {
-    let files = resolve::model_of(&args.model.model, args.revision.as_deref())?;
+    let files = resolve::model_of(&args.model.model, args.new.revision.as_deref())?;
     if files.gguf.is_some() || files.checkpoint.quantized().next().is_some() {
         let expected = "a model whose weights are numbers (blocks cannot take the adapter's change)";
         return Err(Error::argument("--model", expected, files.path.display()).into());
@@ -36,13 +36,13 @@ pub fn run(args: &MergeArgs) -> Result<(), Failure> {
     if untied {
         log::warn!(
             "{}: tie_word_embeddings: false, since the adapter changes the embedding table or the head alone",
-            args.out.display()
+            args.new.out.display()
         );
     }
     let changed = pretrained::Changed { dtype, untied, quantization: None };
-    pretrained::write(&args.out, beside, changed, |weights| merge::write(&source, &adapter, dtype, weights))?;
-    if args.json {
-        return output::json(&json!({ "out": args.out, "modules": modules }));
+    pretrained::write(&args.new.out, beside, changed, |weights| merge::write(&source, &adapter, dtype, weights))?;
+    if args.new.json {
+        return output::json(&json!({ "out": args.new.out, "modules": modules }));
     }
-    output::line(format_args!("{}: {modules} modules merged", args.out.display()))
+    output::line(format_args!("{}: {modules} modules merged", args.new.out.display()))
 }

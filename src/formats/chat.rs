@@ -16,6 +16,7 @@ use crate::{Error, Result};
 
 /// A chat template, parsed: rendered for any number of conversations.
 pub struct ChatTemplate {
+    source: String,
     template: Template,
     path: PathBuf,
 }
@@ -35,7 +36,12 @@ impl ChatTemplate {
             return Err(Error::field(&path, "chat_template", expected, source.len().to_string()));
         }
         let template = Template::parse(source).map_err(|e| failed(&path, e))?;
-        Ok(Self { template, path })
+        Ok(Self { source: source.to_owned(), template, path })
+    }
+
+    /// Its text.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Whether the template marks what the assistant says (`{% generation %}`).

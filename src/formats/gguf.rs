@@ -6,6 +6,7 @@
 //! is checked before a tensor is given out; a tensor of a type that is not read here is refused by its name when it is asked
 //! for, and so is a file in which one lies that is not asked for only if its data would be outside.
 
+pub mod export;
 pub mod lora;
 pub mod model;
 mod names;
@@ -13,6 +14,7 @@ mod neutral;
 mod read;
 pub mod tokenizer;
 mod types;
+pub mod vocabulary;
 mod write;
 
 use std::collections::BTreeMap;
@@ -23,7 +25,7 @@ use super::safetensors::{Bytes, Loading, TensorView};
 use crate::{Error, Result};
 
 pub use types::TensorType;
-pub use write::{write, write_typed};
+pub use write::{GgufFile, TensorSpec, write, write_typed};
 
 /// The value of a metadata key.
 #[derive(Clone, Debug, PartialEq)]

@@ -105,6 +105,24 @@ impl Tokenizer {
         &self.stops
     }
 
+    /// The id of a special token by its key: `unk_token`, `pad_token`.
+    pub fn special(&self, key: &str) -> Option<u32> {
+        self.specials.iter().find(|(name, _)| name == key).and_then(|(_, text)| self.id(text))
+    }
+
+    /// The text of its chat template.
+    pub fn chat_source(&self) -> Option<&str> {
+        self.chat.as_ref().map(ChatTemplate::source)
+    }
+
+    /// The `tokenizer.json` of what it does: the class's pipeline, and every added token.
+    ///
+    /// # Errors
+    /// A part that has no such form.
+    pub(in crate::formats) fn pipeline(&self) -> Result<Value> {
+        serde_json::to_value(&*self.inner).map_err(Error::file(&self.path))
+    }
+
     /// The id of a token's text.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

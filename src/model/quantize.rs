@@ -1,5 +1,7 @@
 //! A checkpoint's projections quantised while it is loaded, a matrix at a time.
 
+pub mod gguf;
+
 use std::path::Path;
 
 use rayon::prelude::*;

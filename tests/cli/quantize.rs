@@ -6,7 +6,7 @@ use std::path::Path;
 use llamaprobe::formats::safetensors::Checkpoint;
 use serde_json::Value;
 
-use super::{line, put, workplace};
+use super::{leftovers, line, put, workplace};
 use crate::support::golden;
 
 /// Every tensor of two files is the same.
@@ -129,6 +129,48 @@ fn model_of_torchao_is_inspected_captured_and_tuned() {
     assert_eq!(generate("--model {}/tuned"), generate(&format!("--model {model} --adapter {{}}/tuned")));
     let error = line(d, &format!("quantize --model {model} --to nf4 --out {{}}/out")).refused();
     assert!(error.contains("blocks of int8"), "{error}");
+}
+
+#[test]
+fn gguf_file_is_written_with_its_tokenizer_and_runs() {
+    let dir = workplace();
+    let d = dir.path();
+    let quantize = "quantize --model {}/model --to q8_0 --out {}/new/model.gguf";
+    let said = line(d, &format!("{quantize} --json")).json();
+    let inspect = line(d, "inspect --model {}/new/model.gguf --json").json();
+    let groups = inspect["weights"].as_array().expect("weights").iter();
+    let count = |format: &str| -> u64 {
+        let those = groups.clone().filter(|group| group["format"] == format);
+        those.map(|group| group["count"].as_u64().expect("count")).sum()
+    };
+    assert_eq!((&said["matrices"], said["matrices_f16"].as_u64().unwrap_or(0)), (&count("Q8_0").into(), count("F16")));
+    assert!(count("F32") > 0, "{inspect}");
+    let ids = |words: &str| {
+        let words = format!("generate {words} --prompt thin --max-new-tokens 3 --device cpu --json");
+        line(d, &words).json()["results"][0]["ids"].clone()
+    };
+    // The text has the same ids by the file's own tokenizer.
+    let own = ids("--model {}/new/model.gguf");
+    assert_eq!(own, ids("--model {}/new/model.gguf --tokenizer {}/model"));
+    assert_eq!(own.as_array().map(Vec::len), Some(3));
+    let error = line(d, quantize).refused();
+    assert!(error.contains("--out: expected a new file") && error.contains("model.gguf, which is there"), "{error}");
+    let error = line(d, "quantize --model {}/model --to q8_0 --out {}/other").refused();
+    assert!(error.contains("--out: expected a name that ends in .gguf"), "{error}");
+    let images = golden("model-gemma2");
+    let error = line(d, &format!("quantize --model {} --to Q8_0 --out {{}}/o.gguf", images.display())).refused();
+    assert!(error.contains("gemma2; supported: llama, mistral"), "{error}");
+    // A number that is none leaves no file behind.
+    let model = golden("gguf_written/llama");
+    fs::create_dir(d.join("bad")).expect("a folder");
+    fs::copy(model.join("config.json"), d.join("bad/config.json")).expect("copied");
+    let mut bytes = fs::read(model.join("model.safetensors")).expect("a file");
+    let end = bytes.len();
+    bytes[end - 2..].copy_from_slice(&[0xC0, 0x7F]);
+    fs::write(d.join("bad/model.safetensors"), bytes).expect("written");
+    let error = line(d, "quantize --model {}/bad --to q8_0 --out {}/o.gguf").refused();
+    assert!(error.contains("bad/model.safetensors") && error.contains("found NaN"), "{error}");
+    assert!(leftovers(d).is_empty() && !d.join("o.gguf").exists());
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod choices;
 mod embedded;
 mod generate;
 mod gguf;
+mod gguf_written;
 mod golden;
 mod golden_edits;
 mod golden_objective;

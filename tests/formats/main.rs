@@ -26,3 +26,4 @@ mod safetensors;
 mod tokenizer;
 mod torch;
 mod torchao;
+mod vocabulary;

@@ -36,6 +36,7 @@ STEPS = [
     ("measures.py", [], None, ["measures.safetensors"]),
     ("quantized.py", [], None, ["quantized.safetensors"]),
     ("gguf_models.py", ["gguf"], None, ["gguf"]),
+    ("gguf_written.py", ["gguf_written"], None, ["gguf_written"]),
     ("bnb_models.py", ["bnb"], None, ["bnb"]),
     ("torchao_models.py", ["torchao"], None, ["torchao"]),
     ("text_metrics.py", [], None, ["text_metrics.json"]),

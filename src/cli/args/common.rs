@@ -171,6 +171,25 @@ pub struct ModelArgs {
     pub adapter: Option<PathBuf>,
 }
 
+/// Flags of a command that makes another model of one.
+#[derive(Debug, Args, Serialize)]
+pub struct NewModelArgs {
+    /// Directory to write, absent or empty; of a GGUF file its path.
+    #[arg(long, value_name = "PATH", alias = "output-dir")]
+    pub out: PathBuf,
+    /// Branch, tag or commit of a model in the Hugging Face cache [default: main].
+    #[arg(long)]
+    pub revision: Option<String>,
+    /// Print results as JSON on stdout.
+    #[arg(long)]
+    #[serde(skip)]
+    pub json: bool,
+    /// YAML file with these flags as keys; the command line takes precedence.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+}
+
 /// The shape of a new LoRA adapter.
 #[derive(Clone, Debug, Args, Serialize)]
 pub struct LoraArgs {

@@ -1,11 +1,9 @@
 //! `merge`.
 
-use std::path::PathBuf;
-
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::common::ModelArgs;
+use super::common::{ModelArgs, NewModelArgs};
 use crate::arch::Dtype;
 
 /// The dtype of a checkpoint.
@@ -48,21 +46,10 @@ pub struct MergeArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelArgs,
-    /// Directory to write: absent or empty.
-    #[arg(long, value_name = "DIR", alias = "output-dir")]
-    pub out: PathBuf,
     /// Dtype of the tensors.
     #[arg(long, value_enum, default_value = "auto", alias = "torch-dtype")]
     pub dtype: SavedDtype,
-    /// Branch, tag or commit of a model in the Hugging Face cache [default: main].
-    #[arg(long)]
-    pub revision: Option<String>,
-    /// Print results as JSON on stdout.
-    #[arg(long)]
-    #[serde(skip)]
-    pub json: bool,
-    /// YAML file with these flags as keys; the command line takes precedence.
-    #[arg(long, value_name = "FILE")]
-    #[serde(skip)]
-    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub new: NewModelArgs,
 }

@@ -49,6 +49,11 @@ impl GgufModel {
     }
 }
 
+/// The architecture that a file's metadata and tensors say.
+pub(super) fn config_of(file: &Gguf) -> Result<ModelConfig> {
+    Metadata::new(file)?.config()
+}
+
 /// Reads the architecture of a file.
 struct Metadata<'a> {
     file: &'a Gguf,

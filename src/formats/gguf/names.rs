@@ -38,6 +38,15 @@ pub(super) fn family(architecture: &str) -> Option<Family> {
     ARCHITECTURES.iter().find(|(name, _)| *name == architecture).map(|(_, family)| *family)
 }
 
+/// The architecture as which llama.cpp's converter writes a family.
+///
+/// # Panics
+/// If it is none that is read.
+pub(super) fn architecture(family: Family) -> &'static str {
+    let family = converted(family);
+    ARCHITECTURES.iter().find(|(_, other)| *other == family).expect("gguf: a family of the format").0
+}
+
 /// The names of the architectures.
 pub(super) fn architectures() -> String {
     ARCHITECTURES.map(|(name, _)| name).join(", ")

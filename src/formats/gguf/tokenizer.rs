@@ -13,13 +13,21 @@ use super::{Gguf, Value};
 use crate::Result;
 use crate::formats::tokenizer::Tokenizer;
 
-/// `tokenizer.ggml.token_type` of tokens that are special.
-const CONTROL: usize = 3;
+/// `tokenizer.ggml.token_type` of an ordinary token.
+pub(super) const NORMAL: usize = 1;
+/// Of the one for what the vocabulary lacks.
+pub(super) const UNKNOWN: usize = 2;
+/// Of tokens that are special.
+pub(super) const CONTROL: usize = 3;
 /// Of tokens that texts are cut at, and that are not special.
-const USER_DEFINED: usize = 4;
+pub(super) const USER_DEFINED: usize = 4;
+/// Of an id that no text becomes.
+pub(super) const UNUSED: usize = 5;
+/// Of a token that stands for a byte.
+pub(super) const BYTE: usize = 6;
 
-const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2_WORDS: &str =
+pub(super) const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub(super) const QWEN2_WORDS: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// How a text is cut into words.
@@ -107,7 +115,7 @@ impl<'a> Vocabulary<'a> {
     }
 
     fn kind(&self, id: usize) -> usize {
-        self.kinds.get(id).copied().unwrap_or(1)
+        self.kinds.get(id).copied().unwrap_or(NORMAL)
     }
 
     /// A special token by its key: its id and its text.
@@ -309,7 +317,11 @@ fn shown(text: &str) -> String {
 
 /// The merges that a vocabulary implies: every way to cut a token into two of it, the best token first; of one token the cut
 /// whose first part is longer, of equals the one whose parts have the smaller ids (`generate_merges` of transformers).
-fn implied_merges(tokens: &[String], vocab: &HashMap<&str, usize>, score: impl Fn(usize) -> f64) -> Vec<Json> {
+pub(super) fn implied_merges(
+    tokens: &[String],
+    vocab: &HashMap<&str, usize>,
+    score: impl Fn(usize) -> f64,
+) -> Vec<Json> {
     let mut found = Vec::new();
     for (id, text) in tokens.iter().enumerate() {
         // A text that stands twice has the last one's id and score.

@@ -22,7 +22,7 @@ use crate::formats::safetensors::{Checkpoint, Loading};
 use crate::formats::tokenizer::Tokenizer;
 use crate::hooks::site;
 use crate::model::quantize;
-use crate::model::{Source, lora_start, own_weights};
+use crate::model::{Source, lora_start, saved_modules};
 use crate::train::checkpoint;
 use crate::train::schedule::Warmup;
 use crate::train::settings::{Length, RunSettings};
@@ -269,12 +269,12 @@ pub fn adapter(given: Option<&Path>, model: &ModelFiles) -> Result<Option<Adapte
     Ok(Some(adapter))
 }
 
-/// Reads an adapter, and checks that what it has of the model's own weights are such.
+/// Reads an adapter, and checks that its saved modules are the model's.
 pub fn read_adapter(path: impl AsRef<Path>, model: &ModelFiles) -> Result<Adapter> {
     let path = path.as_ref();
     let adapter = Adapter::read(path, &model.config)?;
     if let Adapter::Lora(lora) = &adapter {
-        own_weights::own_weights(&model.config, lora).map_err(|error| match error {
+        saved_modules::saved_params(&model.config, lora).map_err(|error| match error {
             Error::Argument { name, expected, found } => Error::field(path, name, expected, found),
             other => other,
         })?;
@@ -365,16 +365,7 @@ pub fn zero_adapter(config: LoraConfig, model: &ModelConfig) -> Result<LoraAdapt
     let modules = slots.blocks.into_iter().map(zeros).collect();
     let tables = slots.tables.into_iter().map(|slot| TableLora::zeros(slot, model)).collect();
     let ties_head = config.ties_head(model);
-    Ok(LoraAdapter {
-        config,
-        family: model.family,
-        head_dim: model.head_dim,
-        modules,
-        tables,
-        saved: Vec::new(),
-        ties_head,
-        tokens: None,
-    })
+    Ok(LoraAdapter { tables, ties_head, ..LoraAdapter::new(config, model, modules) })
 }
 
 /// The settings of a run as the optimiser's flags ask for, validated, with a learning rate of their list.

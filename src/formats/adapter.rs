@@ -52,7 +52,7 @@ pub enum AdapterConfig {
     Prompt(PromptConfig),
 }
 
-use crate::arch::{Family, Projection};
+use crate::arch::{Family, ModelConfig, Projection};
 use crate::{Error, Result};
 
 impl Family {
@@ -253,6 +253,13 @@ pub struct LoraAdapter {
 }
 
 impl LoraAdapter {
+    /// An adapter of modules of the model's blocks alone.
+    pub fn new(config: LoraConfig, model: &ModelConfig, modules: Vec<LoraModule>) -> Self {
+        let (family, head_dim) = (model.family, model.head_dim);
+        let (tables, saved) = (Vec::new(), Vec::new());
+        Self { config, family, head_dim, modules, tables, saved, ties_head: false, tokens: None }
+    }
+
     /// What an adapter has learnt since it began at `start`, as one of twice the rank for the base model that was whole
     /// before: `B A - B0 A0 = [B, -B0] [A; A0]`. It is what PEFT saves with `path_initial_model_for_weight_conversion`.
     ///

@@ -6,6 +6,7 @@ use super::Model;
 use super::activations::some;
 use super::layout::{AdaptedModule, Layout, ScaledModule, Shape, one_run};
 use super::lora_start;
+use super::param_id::ParamId;
 use super::token_site::TokenHead;
 use crate::arch::{ModelConfig, Projection};
 use crate::backend::ops::{Cast, LoraSite, RunRange, WeightNorm};
@@ -31,8 +32,8 @@ pub struct Adaptation<B: Backend> {
     start: Vec<LoraModule>,
     /// The base model's tables of tokens as files of the adapters have them, by `Table as usize`.
     base_tables: [Option<Arc<Vec<f32>>>; 2],
-    /// Names and shapes of the weights that it has of its own, and where they lie.
-    own_names: Vec<(String, Vec<usize>, usize)>,
+    /// Names and shapes of its saved modules, and where they lie.
+    saved_names: Vec<(String, Vec<usize>, usize)>,
     /// Norms of the rows of the weights that have a magnitude `[runs, norms of a run]`, and whether they are those of the
     /// present parameters.
     norms: Option<(B::Acc, bool)>,
@@ -59,7 +60,7 @@ impl<B: Backend> Adaptation<B> {
             prompts,
             start: Vec::new(),
             base_tables: [None, None],
-            own_names: Vec::new(),
+            saved_names: Vec::new(),
             norms,
             token_head: None,
             prefix,
@@ -264,9 +265,8 @@ impl<B: Backend> Adaptation<B> {
             self.base_tables[table.at as usize] = table.base.clone();
         }
         for SavedTensor { name, values: own, .. } in &adapter.saved {
-            let params = self.layout.weights.iter().flat_map(|own| own.layout.params());
-            let found = params.copied().find(|(id, _)| id.peft_name(config) == *name);
-            let (_, offset) = found.ok_or_else(|| Error::argument(name, "no weight of its own", "one"))?;
+            let offset = ParamId::of_peft(config, name).and_then(|id| self.layout.saved.as_ref()?.layout.get(id));
+            let offset = offset.ok_or_else(|| Error::argument(name, "no saved module", "one"))?;
             values[offset..].iter_mut().zip(own).for_each(|(v, x)| *v = B::Element::from_f64(f64::from(*x)));
         }
         if let (Some(site), Some(tokens)) = (&self.layout.tokens, &adapter.tokens) {
@@ -286,8 +286,8 @@ impl<B: Backend> Adaptation<B> {
                 set(site.at, magnitude);
             }
         }
-        let own = self.layout.weights.iter().flat_map(|own| own.layout.params());
-        self.own_names = own.map(|&(id, offset)| (id.peft_name(config), id.shape(config), offset)).collect();
+        let saved = self.layout.saved.iter().flat_map(|saved| saved.layout.params());
+        self.saved_names = saved.map(|&(id, offset)| (id.peft_name(config), id.shape(config), offset)).collect();
         self.upload_run(backend, run, &values)
     }
 
@@ -409,10 +409,10 @@ impl<B: Backend> Adaptation<B> {
             let values = matrix(offset, shape.iter().product());
             SavedTensor { name: name.clone(), shape: shape.clone(), values }
         };
-        let saved = self.own_names.iter().map(|(name, shape, offset)| own(name, shape, *offset)).collect();
+        let saved = self.saved_names.iter().map(|(name, shape, offset)| own(name, shape, *offset)).collect();
         let Layout { family, head_dim, .. } = self.layout;
         let modules = modules.collect();
-        let ties_head = self.layout.weights.as_ref().is_some_and(|own| own.ties_head);
+        let ties_head = self.layout.saved.as_ref().is_some_and(|saved| saved.ties_head);
         let tokens = self.layout.tokens.as_ref().map(|site| {
             let elements = site.elements();
             Box::new(TrainedTokens { ids: site.ids.clone(), rows: matrix(elements.start, elements.len()) })

@@ -33,7 +33,7 @@ impl<B: Backend> Model<B> {
         assert!(!input.pack.has_cached(), "backward: cached segments have no backward");
         assert!(n <= grads.rows, "backward: {n} rows in scratch for {}", grads.rows);
         assert!(labels.count <= grads.labels, "backward: {} labels in scratch for {}", labels.count, grads.labels);
-        let own = input.adaptation.is_some_and(|adaptation| adaptation.layout.weights.is_some());
+        let own = input.adaptation.is_some_and(|adaptation| adaptation.layout.saved.is_some());
         assert!(request.own.is_some() == own, "backward: the weights of a run's own are not those of the request");
         let whole =
             own || request.d_embed || request.d_weights.is_some() || input.has_prompt() || input.adapts_embedding();

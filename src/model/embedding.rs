@@ -54,11 +54,11 @@ impl<B: Backend> Model<B> {
         self.add_positions(backend, stream, input, taps)
     }
 
-    /// The rows of a pass whose token is that of padding, and as many zeros, where a run has an embedding table of its own.
+    /// The rows of a pass whose token is that of padding, and as many zeros, where the embedding table is a saved module.
     fn fixed_rows(&self, backend: &mut B, input: &Input<'_, B>) -> Result<Option<[B::Index; 2]>> {
-        let own = input.adaptation.and_then(|adaptation| adaptation.layout.own_weights());
+        let saved = input.adaptation.and_then(|adaptation| adaptation.layout.saved_modules());
         let Some(fixed) =
-            self.config.padding_row().filter(|_| own.is_some_and(|own| own.layout.get(ParamId::Embed).is_some()))
+            self.config.padding_row().filter(|_| saved.is_some_and(|saved| saved.layout.get(ParamId::Embed).is_some()))
         else {
             return Ok(None);
         };

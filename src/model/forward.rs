@@ -33,7 +33,7 @@ impl<B: Backend> Model<B> {
     ) -> Result<()> {
         let depth = self.config.num_hidden_layers;
         input.check(acts.rows, depth, self.config.hidden_size);
-        let owned = input.adaptation.is_some_and(|adaptation| adaptation.layout.weights.is_some());
+        let owned = input.adaptation.is_some_and(|adaptation| adaptation.layout.saved.is_some());
         assert!(owned == self.weights.owned, "forward: the model's weights are not those of the adapters");
         let start = input.start.as_ref().map_or(0, |start| start.layer);
         self.config.check_attention(input.pack)?;

@@ -136,7 +136,7 @@ pub struct GradientRequest<'a, B: Backend> {
     pub d_params: Option<&'a mut B::Acc>,
     /// `+=` those of all base weights, laid out by [`WeightLayout`].
     pub d_weights: Option<(&'a mut B::Acc, &'a WeightLayout)>,
-    /// Where the weights that a run has of its own lie in `d_params`.
+    /// Where the saved modules of a run lie in `d_params`.
     pub own: Option<&'a WeightLayout>,
     /// Whether [`Gradients::d_embed`] shall be there.
     pub d_embed: bool,

@@ -1,4 +1,4 @@
-//! Weights that a run of adapters has of its own ([`super::own_weights`]), in a model in the place of those that it was loaded with.
+//! Saved modules of a run of adapters ([`super::saved_modules`]), in a model in the place of those that it was loaded with.
 
 use super::Model;
 use super::adaptation::Adaptation;
@@ -10,7 +10,7 @@ use crate::backend::ops::RefreshWeight;
 use crate::formats::adapter::Adapter;
 
 impl<B: Backend> Adaptation<B> {
-    /// An adapter as read, as the only run; the weights that it has of its own take the place of the model's.
+    /// An adapter as read, as the only run; its saved modules take the place of the model's.
     ///
     /// # Errors
     /// As [`Adaptation::of_adapter`].
@@ -20,8 +20,8 @@ impl<B: Backend> Adaptation<B> {
         Ok(adaptation)
     }
 
-    /// Puts the weights that it has of its own in the place of the model's, and prepares trained rows of the embedding table;
-    /// nothing where there are none.
+    /// Puts its saved modules in the place of the model's, and prepares trained rows of the embedding table; nothing where there
+    /// are none.
     ///
     /// # Errors
     /// If the device has no memory for them.
@@ -33,9 +33,9 @@ impl<B: Backend> Adaptation<B> {
             self.token_head = TokenHead::new(backend, &model.weights.embed, tokens)?;
             self.refresh(backend);
         }
-        let Some(own_weights) = &self.layout.weights else { return Ok(()) };
+        let Some(saved) = &self.layout.saved else { return Ok(()) };
         assert!(!model.weights.owned, "install: the model has an adapter's weights");
-        for &(id, offset) in own_weights.layout.params() {
+        for &(id, offset) in saved.layout.params() {
             let own = backend.trainable_weight(&self.params, offset, id.len(&model.config))?;
             let tied = model.config.tie_word_embeddings;
             match id {
@@ -44,7 +44,7 @@ impl<B: Backend> Adaptation<B> {
                     model.config.tie_word_embeddings = false;
                 }
                 // The head stays what it was.
-                ParamId::Embed if tied && !own_weights.ties_head => {
+                ParamId::Embed if tied && !saved.ties_head => {
                     model.weights.head = Some(std::mem::replace(&mut model.weights.embed, own));
                     model.config.tie_word_embeddings = false;
                 }
@@ -57,7 +57,7 @@ impl<B: Backend> Adaptation<B> {
 
     /// Makes `model`, which has its weights, compute with the present ones.
     pub fn refresh_weights(&self, backend: &mut B, model: &mut Model<B>) {
-        for &(id, offset) in self.layout.weights.iter().flat_map(|own| own.layout.params()) {
+        for &(id, offset) in self.layout.saved.iter().flat_map(|saved| saved.layout.params()) {
             backend.refresh_weight(RefreshWeight { weight: model.weight_mut(id), params: &self.params, offset });
         }
     }

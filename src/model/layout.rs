@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::own_weights::OwnWeights;
+use super::saved_modules::SavedModules;
 use super::token_site::TokenSite;
 use crate::arch::{Family, ModelConfig, Projection};
 use crate::backend::ops::{LoraSite, NormSite, PromptSite, RunRange, ScaleSite};
@@ -41,8 +41,8 @@ pub struct Layout {
     /// The prefix: for layer l the keys of all rows `[P, K D]`, then their values. Beside it the soft prompt is zero, and
     /// stays so: nothing reads what its rows become.
     pub prefix: Option<PromptSite>,
-    /// Weights of its own that a run has, behind its adapters; such a layout is of one run.
-    pub(super) weights: Option<OwnWeights>,
+    /// The saved modules of a run, behind its adapters; such a layout is of one run.
+    pub(super) saved: Option<SavedModules>,
     /// Rows of the embedding table that a run trains, behind those; such a layout is of one run.
     pub tokens: Option<TokenSite>,
     /// Width of a row of the soft prompt, E.
@@ -312,8 +312,8 @@ impl Layout {
     pub fn of_adapter(config: &ModelConfig, adapter: &LoraAdapter) -> Result<Self> {
         let shape = Shape::of_adapter(config, adapter, RunRange::ALL)?;
         let mut layout = Self { shapes: vec![shape], ..Self::empty(config) }.with_stride();
-        layout.weights = OwnWeights::new(config, adapter, layout.stride)?;
-        layout.stride += layout.weights.as_ref().map_or(0, |own| own.layout.total);
+        layout.saved = SavedModules::new(config, adapter, layout.stride)?;
+        layout.stride += layout.saved.as_ref().map_or(0, |saved| saved.layout.total);
         let tokens = adapter.tokens.as_deref().map(|tokens| TokenSite::new(config, tokens, layout.stride));
         layout.tokens = tokens.transpose()?;
         layout.stride = layout.tokens.as_ref().map_or(layout.stride, TokenSite::end);
@@ -388,7 +388,7 @@ impl Layout {
             layers: config.num_hidden_layers,
             prompt: None,
             prefix: None,
-            weights: None,
+            saved: None,
             tokens: None,
             width: config.embed_size,
             kv_width: config.kv_width(),
@@ -419,9 +419,9 @@ impl Layout {
         self
     }
 
-    /// The weights that a run has of its own.
-    pub fn own_weights(&self) -> Option<&OwnWeights> {
-        self.weights.as_ref()
+    /// The saved modules of a run.
+    pub fn saved_modules(&self) -> Option<&SavedModules> {
+        self.saved.as_ref()
     }
 
     /// The LoRA of the head, or that which stands for trained rows of a tied one ([`TokenSite::tied`]).
@@ -506,7 +506,7 @@ impl Layout {
         let mut shapes = self.shapes.iter().map(of_shape);
         let first = shapes.next().unwrap_or_default();
         match shapes.all(|ranges| ranges == first) {
-            true => Ok(first.into_iter().chain(self.weights.iter().flat_map(|own| own.vectors.clone())).collect()),
+            true => Ok(first.into_iter().chain(self.saved.iter().flat_map(|saved| saved.vectors.clone())).collect()),
             false => {
                 let expected = "runs of one rank and one choice of modules, if B has a learning rate of its own";
                 Err(Error::argument("loraplus_lr_ratio", expected, "several"))
@@ -530,17 +530,17 @@ impl Layout {
         runs * self.stride * element_sizes.0 + self.materialized_bytes(runs, element_sizes)
     }
 
-    /// Bytes of what is made from the parameters of `runs` runs: norms, copies of weights of their own, a head's trained rows.
+    /// Bytes of what is made from the parameters of `runs` runs: norms, copies of saved modules, a head's trained rows.
     pub fn materialized_bytes(&self, runs: usize, element_sizes: (usize, usize)) -> usize {
-        let own = self.own_weights().map_or(0, |own| own.layout.total);
+        let saved = self.saved_modules().map_or(0, |saved| saved.layout.total);
         let tokens = self.tokens.as_ref().map_or(0, TokenSite::materialized);
-        (runs * self.norms + tokens) * element_sizes.0 + own * element_sizes.1
+        (runs * self.norms + tokens) * element_sizes.0 + saved * element_sizes.1
     }
 
-    /// The first layer whose input an adapter or a weight of a run's own may change, or that holds an adapter: the backward need
+    /// The first layer whose input an adapter or a saved module may change, or that holds an adapter: the backward need
     /// go no further down.
     pub fn lowest(&self) -> Option<usize> {
-        if self.table(Table::Embed).is_some() || self.weights.is_some() || self.tokens.is_some() {
+        if self.table(Table::Embed).is_some() || self.saved.is_some() || self.tokens.is_some() {
             return Some(0);
         }
         let adapts = |layer: &usize| Projection::ALL.iter().any(|&target| self.adapts(*layer, target));
@@ -548,7 +548,7 @@ impl Layout {
     }
 }
 
-/// Refuses several runs of what only one run can have: adapters of tables of tokens, weights of its own, and trained rows.
+/// Refuses several runs of what only one run can have: adapters of tables of tokens, saved modules, and trained rows.
 pub(super) fn one_run(config: &ModelConfig, adapter: &LoraAdapter, runs: usize) -> Result<()> {
     if runs > 1 && !adapter.saved.is_empty() {
         return Err(Error::argument("modules_to_save", "one run beside it", format!("{runs} runs")));

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use super::merge;
-use super::own_weights::saved_tensors;
 use super::param_id::{ParamId, Source};
+use super::saved_modules::saved_tensors;
 use crate::backend::AccElement;
 use crate::formats::adapter::{InitLoraWeights, LoraAdapter, LoraConfig, LoraModule, Table, TableLora, TrainedTokens};
 use crate::formats::safetensors::Checkpoint;

@@ -12,9 +12,9 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::own_weights::own_weights;
 use super::param_id::{ParamId, Source};
 use super::rounded::{encode, finite};
+use super::saved_modules::saved_params;
 use crate::arch;
 use crate::formats::adapter::{Adapter, LoraAdapter, LoraModule, Table, TableLora, TrainedTokens};
 use crate::formats::safetensors::{Bytes, Dtype, TensorFile, TensorSpec, TensorView};
@@ -53,7 +53,7 @@ pub fn write(source: &Source, adapter: &Adapter, dtype: Option<arch::Dtype>, pat
         let dtype = saved(&view);
         match changes.get(&view.name) {
             Some(Change::Lora(lora, module)) => file.append(&view.name, &merged(source, lora, module, dtype)?.data)?,
-            Some(Change::Whole(values)) => file.append(&view.name, &encode(&view.name, values, dtype)?)?,
+            Some(Change::Saved(values)) => file.append(&view.name, &encode(&view.name, values, dtype)?)?,
             Some(Change::Rows(tokens)) => file.append(&view.name, &replaced(source, &view, tokens, dtype)?)?,
             Some(Change::Table(table)) => file.append(&view.name, &added(source, &view, table, dtype)?)?,
             Some(Change::Factors(factors)) => file.append(&view.name, &multiplied(source, &view, factors, dtype)?)?,
@@ -73,16 +73,16 @@ pub fn write(source: &Source, adapter: &Adapter, dtype: Option<arch::Dtype>, pat
 /// Whether a head that is tied to the embedding table is no longer, once an adapter is merged.
 pub fn unties(source: &Source, adapter: &Adapter) -> bool {
     let Adapter::Lora(lora) = adapter else { return false };
-    let own = |id: ParamId| lora.saved.iter().any(|tensor| tensor.name == id.peft_name(&source.config));
-    let of_its_own = (own(ParamId::Embed) && !lora.ties_head) || own(ParamId::Head);
+    let saved = |id: ParamId| lora.saved.iter().any(|tensor| tensor.name == id.peft_name(&source.config));
+    let of_its_own = (saved(ParamId::Embed) && !lora.ties_head) || saved(ParamId::Head);
     source.config.tie_word_embeddings && (of_its_own || !lora.tables.is_empty())
 }
 
 /// What becomes of a tensor.
 enum Change<'a> {
     Table(&'a TableLora),
-    /// It is another's altogether.
-    Whole(&'a [f32]),
+    /// It is a saved module's.
+    Saved(&'a [f32]),
     /// Some rows are.
     Rows(&'a TrainedTokens),
     Lora(&'a LoraAdapter, &'a LoraModule),
@@ -104,12 +104,12 @@ fn changes<'a>(source: &Source, adapter: &'a Adapter) -> Result<BTreeMap<String,
                 let (view, _) = source.module(module.layer, module.target)?;
                 changes.insert(view.name, Change::Lora(lora, module));
             }
-            for id in own_weights(&source.config, lora)? {
+            for id in saved_params(&source.config, lora)? {
                 let name = id.peft_name(&source.config);
-                let tensor = lora.saved.iter().find(|tensor| tensor.name == name).expect("a weight of its own");
-                changes.insert(source.own_name(id), Change::Whole(&tensor.values));
+                let tensor = lora.saved.iter().find(|tensor| tensor.name == name).expect("a saved module");
+                changes.insert(source.own_name(id), Change::Saved(&tensor.values));
                 if id == ParamId::Embed && lora.ties_head {
-                    changes.insert(source.own_name(ParamId::Head), Change::Whole(&tensor.values));
+                    changes.insert(source.own_name(ParamId::Head), Change::Saved(&tensor.values));
                 }
             }
             if let Some(tokens) = lora.tokens.as_deref() {

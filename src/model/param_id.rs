@@ -107,6 +107,16 @@ impl ParamId {
         all
     }
 
+    /// As [`ParamId::all`], with a head of its own where the model's is tied: every weight that an adapter may save.
+    pub(super) fn all_untied(config: &ModelConfig) -> Vec<Self> {
+        Self::all(&ModelConfig { tie_word_embeddings: false, ..config.clone() })
+    }
+
+    /// The weight of a [name](Self::peft_name) in a model that transformers has loaded; none where no tensor holds one alone.
+    pub(super) fn of_peft(config: &ModelConfig, name: &str) -> Option<Self> {
+        Self::all_untied(config).into_iter().find(|id| !name.is_empty() && id.peft_name(config) == name)
+    }
+
     /// Dimensions of the weight in the model's own form, whatever the file has.
     pub fn shape(self, config: &ModelConfig) -> Vec<usize> {
         match self {
@@ -336,7 +346,7 @@ impl<'a> Source<'a> {
     /// Tensors beside the body (the head of a reward model, say, or layers beyond the configuration's) are left alone with a
     /// warning; in the body there must be none that nothing reads.
     fn deny_unexpected(&self) -> Result<()> {
-        let known: HashSet<String> = ParamId::all(&ModelConfig { tie_word_embeddings: false, ..self.config.clone() })
+        let known: HashSet<String> = ParamId::all_untied(&self.config)
             .into_iter()
             .map(|id| if id == ParamId::Head { self.head_name() } else { self.stored(id) })
             .collect();

@@ -73,7 +73,7 @@ pub(super) struct TokenRows<B: Backend> {
     /// Rows of the pass, and where their tokens' rows lie in the parameters.
     pub all: [B::Index; 2],
     /// The same of those that have a gradient (all but torch's `padding_idx`), and their numbers from 0 on.
-    pub learnt: Option<[B::Index; 3]>,
+    pub trainable: Option<[B::Index; 3]>,
 }
 
 impl<B: Backend> TokenRows<B> {
@@ -87,16 +87,16 @@ impl<B: Backend> TokenRows<B> {
         }
         let mut index = |rows: &mut dyn Iterator<Item = u32>| backend.index(&rows.collect::<Vec<_>>());
         let all = [index(&mut rows.iter().map(|row| row.0))?, index(&mut rows.iter().map(|row| row.1))?];
-        let learnt: Vec<_> = rows.iter().filter(|row| Some(row.1) != padding).collect();
-        let learnt = match learnt.len() {
+        let trainable: Vec<_> = rows.iter().filter(|row| Some(row.1) != padding).collect();
+        let trainable = match trainable.len() {
             0 => None,
             count => Some([
-                index(&mut learnt.iter().map(|row| row.0))?,
-                index(&mut learnt.iter().map(|row| row.1))?,
+                index(&mut trainable.iter().map(|row| row.0))?,
+                index(&mut trainable.iter().map(|row| row.1))?,
                 index(&mut (0..count as u32))?,
             ]),
         };
-        Ok(Some(Self { all, learnt }))
+        Ok(Some(Self { all, trainable }))
     }
 }
 

@@ -67,7 +67,7 @@ impl<B: Backend> Model<B> {
         input: &Input<'_, B>,
         request: &mut GradientRequest<'_, B>,
     ) {
-        let Some([rows, param_rows, all]) = rows.and_then(|rows| rows.learnt.as_ref()) else { return };
+        let Some([rows, param_rows, all]) = rows.and_then(|rows| rows.trainable.as_ref()) else { return };
         let Some(adaptation) = input.adaptation else { return };
         let d_params = request.d_params.as_deref_mut();
         let d_params = d_params.expect("backward: adapters went in, their gradients have no buffer");

@@ -316,9 +316,9 @@ impl<B: Backend> Trainer<B> {
             if let Some(tokens) = &adaptation.layout.tokens {
                 parts.insert("trainable_token_indices".into(), json!(tokens.ids));
             }
-            if let Some(own) = adaptation.layout.own_weights() {
-                parts.insert("modules_to_save".into(), json!(own.layout.names(adaptation.layout.family)));
-                parts.insert("ensure_weight_tying".into(), json!(own.ties_head));
+            if let Some(saved) = adaptation.layout.saved_modules() {
+                parts.insert("modules_to_save".into(), json!(saved.layout.names(adaptation.layout.family)));
+                parts.insert("ensure_weight_tying".into(), json!(saved.ties_head));
             }
             if adaptation.layout.prompt.is_some() {
                 parts.insert("prompts".into(), json!(adaptation.prompts));

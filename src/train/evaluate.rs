@@ -19,7 +19,7 @@ use crate::{Error, Result};
 const LOGITS: usize = 1 << 24;
 
 /// Rows whose logits are on the host at once.
-fn logit_rows(config: &ModelConfig) -> usize {
+fn host_logit_rows(config: &ModelConfig) -> usize {
     (LOGITS / config.vocab_size).max(1)
 }
 
@@ -37,7 +37,7 @@ impl<B: Backend> Trainer<B> {
     ) -> Result<(usize, usize)> {
         let packing = packing(trainable, options, config.is_causal)?;
         let (rows, labels) = evaluation.capacity(&packing, trainable.shape().0);
-        let (layout, part) = (trainable.layout(), labels.min(logit_rows(config)));
+        let (layout, part) = (trainable.layout(), labels.min(host_logit_rows(config)));
         let logits = Model::<B>::logits_bytes(config, layout, part, element_sizes);
         let acts = Activations::<B>::bytes(config, layout, rows, Save::Layer, element_sizes);
         let (generation, generation_rows) = evaluation
@@ -199,7 +199,7 @@ impl<B: Backend> Trainer<B> {
             let mut input = Input::new(&pass.pack, &device).with_output_rows(read.as_ref());
             input.adaptation = self.trainable.adaptation();
             model.forward(backend, acts, &input, None, &mut NoTaps)?;
-            let (part, vocab) = (logit_rows(&model.config), model.config.vocab_size);
+            let (part, vocab) = (host_logit_rows(&model.config), model.config.vocab_size);
             for first in (0..pass.rows.len()).step_by(part) {
                 let labels = first..pass.rows.len().min(first + part);
                 let rows: Vec<usize> = pass.rows[labels.clone()].iter().map(|&row| row as usize).collect();

@@ -201,7 +201,7 @@ impl<B: Backend> Trainer<B> {
         let request = match &self.trainable {
             Trainable::Adapters(adaptation) => GradientRequest {
                 d_params: Some(d_params),
-                own: adaptation.layout.own_weights().map(|own| &own.layout),
+                own: adaptation.layout.saved_modules().map(|saved| &saved.layout),
                 ..none
             },
             Trainable::Reparameterized(_) => GradientRequest { d_params: Some(&mut self.d_prompts), ..none },

@@ -20,7 +20,7 @@ impl<B: Backend> Trainer<B> {
         if self.trainable.adaptation().is_none() {
             return Err(Error::argument("objective", "ce, where the model's own weights are trained", "a teacher"));
         }
-        if self.trainable.layout().is_some_and(|layout| layout.own_weights().is_some()) {
+        if self.trainable.layout().is_some_and(|layout| layout.saved_modules().is_some()) {
             let expected = "ce, where weights of the base model, which is the teacher, are replaced";
             return Err(Error::argument("objective", expected, "a teacher"));
         }

@@ -86,7 +86,7 @@ impl<B: Backend> Trainer<B> {
         let mut optimizer = Optimizer::new(backend, count, stride)?;
         if let Some(layout) = trainable.layout().filter(|_| has_two_rates(&runs)) {
             let decay = runs.iter().map(|run| run.settings.weight_decay).fold(0.0, f64::max);
-            if decay > 0.0 && layout.own_weights().is_some_and(|own| own.undecayed) {
+            if decay > 0.0 && layout.saved_modules().is_some_and(|saved| saved.no_weight_decay) {
                 let expected = "0 beside loraplus_lr_ratio and biases or norms in modules_to_save, which PEFT lets be";
                 return Err(Error::argument("weight_decay", expected, decay));
             }

@@ -1,5 +1,7 @@
 //! `train-lora` with other starts, rates, ranks and alphas.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::trained::{DATA, files};
@@ -13,8 +15,46 @@ fn place() -> tempfile::TempDir {
     dir
 }
 
-fn config(dir: &std::path::Path) -> Value {
+fn config(dir: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(dir.join("adapter_config.json")).expect("a file")).expect("JSON")
+}
+
+/// The bytes of an adapter's weights.
+fn weights(dir: &Path, adapter: &str) -> Vec<u8> {
+    std::fs::read(dir.join(adapter).join("adapter_model.safetensors")).expect("weights")
+}
+
+/// The states of all texts at the sites, by a model and what is applied to it.
+fn states<const N: usize>(dir: &Path, sites: [&str; N], model: &str, out: &str) -> [Vec<f64>; N] {
+    let capture = "capture --input {}/texts.jsonl --tokens all --device cpu";
+    line(dir, &format!("{capture} --sites {} {model} --out {{}}/{out}", sites.join(","))).ok();
+    sites.map(|site| tensor(&dir.join(out).join("activations.safetensors"), site).1)
+}
+
+fn logits(dir: &Path, model: &str, out: &str) -> Vec<f64> {
+    let [logits] = states(dir, ["logits"], model, out);
+    logits
+}
+
+/// The largest difference, as a share of the largest magnitude of `a`.
+fn apart(a: &[f64], b: &[f64]) -> f64 {
+    let largest = a.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    a.iter().zip(b).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / largest
+}
+
+/// Trains at a rate, and again from the middle: both have the same bytes.
+fn resumed_is_the_same(dir: &Path, train: &str) {
+    line(dir, &format!("{train} --save-steps 2 --out {{}}/whole")).ok();
+    line(dir, &format!("{train} --out {{}}/resumed --resume-from-checkpoint {{}}/whole/checkpoint-2")).ok();
+    assert!(weights(dir, "whole") == weights(dir, "resumed"), "resumed");
+}
+
+/// What is merged is what was tuned, which is not the base model.
+fn merged_is_the_same(dir: &Path, plain: &[f64]) {
+    let tuned = logits(dir, "--model {}/model --adapter {}/whole", "tuned");
+    line(dir, "merge --model {}/model --adapter {}/whole --out {}/merged").ok();
+    let merged = logits(dir, "--model {}/merged", "of-merged");
+    assert!(apart(plain, &tuned) > 1e-3 && apart(&tuned, &merged) <= 1e-5, "{:.1e}", apart(&tuned, &merged));
 }
 
 /// A training that does not move leaves the base model as it is: what the residual base lacks, the adapter has, and no more.
@@ -28,17 +68,12 @@ fn pissa_adapter_is_for_the_base_model_as_it_was() {
         (&written["r"], &written["lora_alpha"], &written["init_lora_weights"]),
         (&json!(4), &json!(32), &json!(true))
     );
-    let logits = |more: &str, out: &str| {
-        line(d, &format!("capture --model {{}}/model --input {{}}/texts.jsonl --sites logits --tokens all --device cpu {more} --out {{}}/{out}")).ok();
-        tensor(&d.join(out).join("activations.safetensors"), "logits").1
-    };
-    let (plain, still) = (logits("", "plain"), logits("--adapter {}/still", "tuned"));
-    let largest = plain.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-    let apart = plain.iter().zip(&still).fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
-    assert!(apart <= 1e-5 * largest, "{apart} of {largest}");
+    let plain = logits(d, "--model {}/model", "plain");
+    let still = logits(d, "--model {}/model --adapter {}/still", "tuned");
+    assert!(apart(&plain, &still) <= 1e-5, "{:.1e}", apart(&plain, &still));
     line(d, &format!("{TRAIN} --init-lora-weights pissa --learning-rate 0.05 --out {{}}/moved")).ok();
-    let moved = logits("--adapter {}/moved", "further");
-    assert!(plain.iter().zip(&moved).any(|(a, b)| (a - b).abs() > 1e-3 * largest));
+    let moved = logits(d, "--model {}/model --adapter {}/moved", "further");
+    assert!(apart(&plain, &moved) > 1e-3);
 }
 
 #[test]
@@ -73,36 +108,17 @@ fn dora_starts_at_the_base_model_and_is_the_same_in_a_grid_resumed_and_merged() 
     let train = format!("{TRAIN} --use-dora --learning-rate");
     line(d, &format!("{train} 0 --out {{}}/still")).ok();
     assert_eq!(config(&d.join("still"))["use_dora"], json!(true));
-    let logits = |more: &str, out: &str| {
-        line(d, &format!("capture --input {{}}/texts.jsonl --sites logits,blocks.0.q_proj.hook_lora_delta,blocks.0.attn.hook_q --tokens all --device cpu {more} --out {{}}/{out}")).ok();
-        let file = d.join(out).join("activations.safetensors");
-        ["logits", "blocks.0.q_proj.hook_lora_delta", "blocks.0.attn.hook_q"].map(|name| tensor(&file, name).1)
-    };
-    let plain_logits = |more: &str, out: &str| {
-        line(d, &format!("capture --input {{}}/texts.jsonl --sites logits,blocks.0.attn.hook_q --tokens all --device cpu {more} --out {{}}/{out}")).ok();
-        let file = d.join(out).join("activations.safetensors");
-        ["logits", "blocks.0.attn.hook_q"].map(|name| tensor(&file, name).1)
-    };
-    let apart = |a: &[f64], b: &[f64]| {
-        let largest = a.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-        a.iter().zip(b).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / largest
-    };
-    let [plain, q] = plain_logits("--model {}/model", "plain");
-    let [still, ..] = logits("--model {}/model --adapter {}/still", "at-first");
+    let [plain, q] = states(d, ["logits", "blocks.0.attn.hook_q"], "--model {}/model", "plain");
+    let still = logits(d, "--model {}/model --adapter {}/still", "at-first");
     assert!(apart(&plain, &still) <= 1e-6, "{:.1e}", apart(&plain, &still));
-    line(d, &format!("{train} 0.05 --save-steps 2 --out {{}}/whole")).ok();
-    line(d, &format!("{train} 0.05 --out {{}}/resumed --resume-from-checkpoint {{}}/whole/checkpoint-2")).ok();
+    resumed_is_the_same(d, &format!("{train} 0.05"));
     line(d, &format!("{train} 0.05,0.01 --r 2,3 --out {{}}/grid").replace("--r 2 ", "")).ok();
-    let weights = |path: &str| std::fs::read(d.join(path).join("adapter_model.safetensors")).expect("weights");
-    assert!(weights("whole") == weights("resumed"), "resumed");
-    assert!(weights("whole") == weights("grid/run-000"), "in a grid");
-    let [tuned, delta, moved] = logits("--model {}/model --adapter {}/whole", "tuned");
-    assert!(apart(&plain, &tuned) > 1e-3);
+    assert!(weights(d, "whole") == weights(d, "grid/run-000"), "in a grid");
+    let of_lora = ["blocks.0.q_proj.hook_lora_delta", "blocks.0.attn.hook_q"];
+    let [delta, moved] = states(d, of_lora, "--model {}/model --adapter {}/whole", "added");
     let added: Vec<f64> = q.iter().zip(&delta).map(|(x, d)| x + d).collect();
     assert!(apart(&moved, &added) <= 1e-6, "what the adapter adds: {:.1e}", apart(&moved, &added));
-    line(d, "merge --model {}/model --adapter {}/whole --out {}/merged").ok();
-    let [merged, _] = plain_logits("--model {}/merged", "of-merged");
-    assert!(apart(&tuned, &merged) <= 1e-5, "merged: {:.1e}", apart(&tuned, &merged));
+    merged_is_the_same(d, &plain);
 }
 
 /// An IA3 that does not move is the base model; one that moves is, alone, in a grid and resumed, the same bytes, and merged the
@@ -118,33 +134,18 @@ fn ia3_starts_at_the_base_model_and_is_the_same_in_a_grid_resumed_and_merged() {
         (&written["peft_type"], &written["target_modules"], &written["feedforward_modules"]),
         (&json!("IA3"), &json!(["down_proj", "k_proj", "v_proj"]), &json!(["down_proj"]))
     );
-    let logits = |more: &str, out: &str| {
-        line(
-            d,
-            &format!(
-                "capture --input {{}}/texts.jsonl --sites logits --tokens all --device cpu {more} --out {{}}/{out}"
-            ),
-        )
-        .ok();
-        tensor(&d.join(out).join("activations.safetensors"), "logits").1
-    };
-    let (plain, still) =
-        (logits("--model {}/model", "plain"), logits("--model {}/model --adapter {}/still", "at-first"));
+    let plain = logits(d, "--model {}/model", "plain");
+    let still = logits(d, "--model {}/model --adapter {}/still", "at-first");
     assert!(plain == still, "ones change nothing");
-    line(d, &format!("{train} 0.05 --save-steps 2 --out {{}}/whole")).ok();
-    line(d, &format!("{train} 0.05 --out {{}}/resumed --resume-from-checkpoint {{}}/whole/checkpoint-2")).ok();
+    resumed_is_the_same(d, &format!("{train} 0.05"));
     line(d, &format!("{train} 0.05,0.01 --out {{}}/grid")).ok();
-    let weights = |path: &str| std::fs::read(d.join(path).join("adapter_model.safetensors")).expect("weights");
-    assert!(weights("whole") == weights("resumed"), "resumed");
-    assert!(weights("whole") == weights("grid/run-000") && weights("whole") != weights("grid/run-001"), "in a grid");
+    assert!(
+        weights(d, "whole") == weights(d, "grid/run-000") && weights(d, "whole") != weights(d, "grid/run-001"),
+        "in a grid"
+    );
     line(d, &format!("{train} 0 --out {{}}/further --init-adapter {{}}/whole")).ok();
-    assert!(weights("whole") == weights("further"), "goes on from what was written");
-    let tuned = logits("--model {}/model --adapter {}/whole", "tuned");
-    line(d, "merge --model {}/model --adapter {}/whole --out {}/merged").ok();
-    let merged = logits("--model {}/merged", "of-merged");
-    let largest = tuned.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-    let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / largest;
-    assert!(apart(&plain, &tuned) > 1e-3 && apart(&tuned, &merged) <= 1e-5, "{:.1e}", apart(&tuned, &merged));
+    assert!(weights(d, "whole") == weights(d, "further"), "goes on from what was written");
+    merged_is_the_same(d, &plain);
 }
 
 /// Modules that are trained whole begin as the base model's; resumed, continued, captured and merged they are the same.
@@ -156,20 +157,12 @@ fn modules_that_are_trained_whole_start_at_the_base_model_and_are_the_same_resum
     line(d, &format!("{train} 0 --out {{}}/still")).ok();
     let names = json!(["embed_tokens", "lm_head", "norm", "k_proj"]);
     assert_eq!(config(&d.join("still"))["modules_to_save"], names);
-    let logits = |more: &str, out: &str| {
-        let capture = "capture --input {}/texts.jsonl --sites logits --tokens all --device cpu";
-        line(d, &format!("{capture} {more} --out {{}}/{out}")).ok();
-        tensor(&d.join(out).join("activations.safetensors"), "logits").1
-    };
-    let (plain, still) =
-        (logits("--model {}/model", "plain"), logits("--model {}/model --adapter {}/still", "at-first"));
+    let plain = logits(d, "--model {}/model", "plain");
+    let still = logits(d, "--model {}/model --adapter {}/still", "at-first");
     assert!(plain == still, "copies change nothing");
-    line(d, &format!("{train} 0.01 --save-steps 2 --out {{}}/whole")).ok();
-    line(d, &format!("{train} 0.01 --out {{}}/resumed --resume-from-checkpoint {{}}/whole/checkpoint-2")).ok();
+    resumed_is_the_same(d, &format!("{train} 0.01"));
     line(d, &format!("{train} 0 --out {{}}/further --init-adapter {{}}/whole")).ok();
-    let weights = |path: &str| std::fs::read(d.join(path).join("adapter_model.safetensors")).expect("weights");
-    assert!(weights("whole") == weights("resumed"), "resumed");
-    assert!(weights("whole") == weights("further"), "goes on from what was written");
+    assert!(weights(d, "whole") == weights(d, "further"), "goes on from what was written");
     let base = |name: &str| tensor(&d.join("model/model.safetensors"), name);
     for name in [
         "model.embed_tokens.weight",
@@ -181,15 +174,10 @@ fn modules_that_are_trained_whole_start_at_the_base_model_and_are_the_same_resum
         let own = tensor(&d.join("whole/adapter_model.safetensors"), &format!("base_model.model.{name}"));
         assert!(own.0 == base(name).0 && own.1 != base(name).1, "{name} has not moved");
     }
-    let tuned = logits("--model {}/model --adapter {}/whole", "tuned");
-    line(d, "merge --model {}/model --adapter {}/whole --out {}/merged").ok();
-    let merged = logits("--model {}/merged", "of-merged");
-    let largest = tuned.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-    let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / largest;
-    assert!(apart(&plain, &tuned) > 1e-3 && apart(&tuned, &merged) <= 1e-5, "{:.1e}", apart(&tuned, &merged));
+    merged_is_the_same(d, &plain);
     // What is left of the base model when its main parts are taken out of it.
     line(d, &format!("{train} 0 --init-lora-weights pissa --out {{}}/pissa")).ok();
-    let pissa = logits("--model {}/model --adapter {}/pissa", "of-pissa");
+    let pissa = logits(d, "--model {}/model --adapter {}/pissa", "of-pissa");
     assert!(apart(&plain, &pissa) <= 1e-5, "{:.1e}", apart(&plain, &pissa));
     for (modules, more, expected) in [
         ("norm", "--r 1,3", "modules-to-save: expected one run beside it, found 2 runs"),
@@ -213,25 +201,16 @@ fn rows_of_trained_tokens_start_at_the_base_model_and_are_the_same_resumed_and_m
     let train = format!("{TRAIN} --trainable-token-indices 104,5,101 --learning-rate");
     line(d, &format!("{train} 0 --out {{}}/still")).ok();
     assert_eq!(config(&d.join("still"))["trainable_token_indices"], json!([104, 5, 101]));
-    let logits = |more: &str, out: &str| {
-        let capture = "capture --input {}/texts.jsonl --sites logits --tokens all --device cpu";
-        line(d, &format!("{capture} {more} --out {{}}/{out}")).ok();
-        tensor(&d.join(out).join("activations.safetensors"), "logits").1
-    };
-    let (plain, still) =
-        (logits("--model {}/model", "plain"), logits("--model {}/model --adapter {}/still", "at-first"));
+    let plain = logits(d, "--model {}/model", "plain");
+    let still = logits(d, "--model {}/model --adapter {}/still", "at-first");
     assert!(plain == still, "copies change nothing");
-    line(d, &format!("{train} 0.05 --save-steps 2 --out {{}}/whole")).ok();
-    line(d, &format!("{train} 0.05 --out {{}}/resumed --resume-from-checkpoint {{}}/whole/checkpoint-2")).ok();
+    resumed_is_the_same(d, &format!("{train} 0.05"));
     line(d, &format!("{train} 0 --out {{}}/further --init-adapter {{}}/whole")).ok();
-    let weights = |path: &str| std::fs::read(d.join(path).join("adapter_model.safetensors")).expect("weights");
-    assert!(weights("whole") == weights("resumed"), "resumed");
-    assert!(weights("whole") == weights("further"), "goes on from what was written");
+    assert!(weights(d, "whole") == weights(d, "further"), "goes on from what was written");
     let name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
     let (shape, rows) = tensor(&d.join("whole/adapter_model.safetensors"), name);
     assert_eq!(shape, [3, 24]);
-    let tuned = logits("--model {}/model --adapter {}/whole", "tuned");
-    line(d, "merge --model {}/model --adapter {}/whole --out {}/merged").ok();
+    merged_is_the_same(d, &plain);
     let table = |model: &str| tensor(&d.join(model).join("model.safetensors"), "model.embed_tokens.weight").1;
     let (before, after) = (table("model"), table("merged"));
     for (id, (before, after)) in before.chunks(24).zip(after.chunks(24)).enumerate() {
@@ -240,10 +219,6 @@ fn rows_of_trained_tokens_start_at_the_base_model_and_are_the_same_resumed_and_m
             None => assert!(before == after, "{id}"),
         }
     }
-    let merged = logits("--model {}/merged", "of-merged");
-    let largest = tuned.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-    let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / largest;
-    assert!(apart(&plain, &tuned) > 1e-3 && apart(&tuned, &merged) <= 1e-5, "{:.1e}", apart(&tuned, &merged));
     for (more, expected) in [
         ("5 --r 1,3", "trainable-token-indices: expected one run beside it, found 2 runs"),
         ("5,272", "trainable-token-indices: expected tokens below 272, found 272"),

@@ -16,6 +16,14 @@ use super::{leftovers, line, program, put, words, workplace};
 const PROBES: &str = "command: probe\nflags: {queries: 5, seeds: 2, measures: none, epochs: 2, device: cpu}\n\
                       grid: {demos: [2, 3, 4], labels: [gold, flipped], r: [2, 4]}\n";
 
+/// Writes a grid of captures of a model with these flags varied, if any.
+fn captures(dir: &Path, model: &str, varied: &str) {
+    let grid = if varied.is_empty() { String::new() } else { format!("grid: {{{varied}}}\n") };
+    let text =
+        format!("command: capture\nflags: {{model: {{}}/{model}, input: {{}}/texts.jsonl, device: cpu}}\n{grid}");
+    put(dir, "grid.yaml", &text.replace("{}", &dir.display().to_string()));
+}
+
 /// What a sweep merges.
 fn merged(out: &Path) -> Vec<String> {
     ["table.csv", "report.json", "report.html"]
@@ -151,13 +159,7 @@ fn is_at_work(id: u32) -> bool {
 fn cells_are_known_by_flags_and_content() {
     let dir = workplace();
     let d = dir.path();
-    let grid = |tokens: &str| {
-        let text = format!(
-            "command: capture\nflags: {{model: {0}/model, input: {0}/texts.jsonl, device: cpu}}\ngrid: {{tokens: [{tokens}], layers: [0, 1]}}\n",
-            d.display()
-        );
-        put(d, "grid.yaml", &text);
-    };
+    let grid = |tokens: &str| captures(d, "model", &format!("tokens: [{tokens}], layers: [0, 1]"));
     grid("last");
     line(d, "sweep {}/grid.yaml --out {}/out").ok();
     let first = done(&d.join("out"));
@@ -190,11 +192,13 @@ fn cells_follow_tokenizers_and_gguf_files() {
     }
     fs::copy(golden, d.join("m.gguf")).expect("copied");
     put(d, "texts.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
-    for model in ["model, tokenizer: {}/tok", "m.gguf"] {
-        let text = format!("command: capture\nflags: {{model: {{}}/{model}, input: {{}}/texts.jsonl, device: cpu}}\n");
-        put(d, "grid.yaml", &text.replace("{}", &d.display().to_string()));
-        line(d, "sweep {}/grid.yaml --out {}/out").ok();
-    }
+    let sweep = || {
+        for model in ["model, tokenizer: {}/tok", "m.gguf"] {
+            captures(d, model, "");
+            line(d, "sweep {}/grid.yaml --out {}/out").ok();
+        }
+    };
+    sweep();
     let first = done(&d.join("out"));
     assert_eq!(first.len(), 2);
     // Other bytes that say the same: blank space behind JSON, and a number that nobody reads in the file of GGUF.
@@ -203,11 +207,7 @@ fn cells_follow_tokenizers_and_gguf_files() {
     let (before, mut bytes) = (d.join("m.gguf"), fs::read(d.join("m.gguf")).expect("a file"));
     bytes.extend([0; 32]);
     fs::write(before, bytes).expect("written");
-    for model in ["model, tokenizer: {}/tok", "m.gguf"] {
-        let text = format!("command: capture\nflags: {{model: {{}}/{model}, input: {{}}/texts.jsonl, device: cpu}}\n");
-        put(d, "grid.yaml", &text.replace("{}", &d.display().to_string()));
-        line(d, "sweep {}/grid.yaml --out {}/out").ok();
-    }
+    sweep();
     assert_eq!(done(&d.join("out")).len(), 4);
 }
 
@@ -216,13 +216,7 @@ fn plans_of_a_directory_and_their_tables_do_not_mix() {
     let dir = workplace();
     let d = dir.path();
     let out = d.join("out");
-    let grid = |tokens: &str| {
-        let text = format!(
-            "command: capture\nflags: {{model: {0}/model, input: {0}/texts.jsonl, device: cpu}}\ngrid: {{tokens: [{tokens}], layers: [0, 1]}}\n",
-            d.display()
-        );
-        put(d, "grid.yaml", &text);
-    };
+    let grid = |tokens: &str| captures(d, "model", &format!("tokens: [{tokens}], layers: [0, 1]"));
     grid("last");
     line(d, "sweep {}/grid.yaml --out {}/out").ok();
     let first = done(&out);
@@ -251,11 +245,7 @@ fn plans_of_a_directory_and_their_tables_do_not_mix() {
 fn damaged_cells_are_named_with_what_to_remove() {
     let dir = workplace();
     let d = dir.path();
-    let text = format!(
-        "command: capture\nflags: {{model: {0}/model, input: {0}/texts.jsonl, device: cpu}}\ngrid: {{format: [npy, safetensors]}}\n",
-        d.display()
-    );
-    put(d, "grid.yaml", &text);
+    captures(d, "model", "format: [npy, safetensors]");
     line(d, "sweep {}/grid.yaml --out {}/out").ok();
     let rows = table(&d.join("out"));
     let digests = column(&rows, "sha256");

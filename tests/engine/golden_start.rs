@@ -72,16 +72,7 @@ fn zeros(config: LoraConfig, model: &ModelConfig) -> LoraAdapter {
         LoraModule { layer, target, r, scale, a: vec![0.0; r * input], b: vec![0.0; r * output], magnitude: None }
     };
     let modules = slots.blocks.into_iter().map(zeros).collect();
-    LoraAdapter {
-        config,
-        family: model.family,
-        head_dim: model.head_dim,
-        modules,
-        tables: Vec::new(),
-        saved: Vec::new(),
-        ties_head: false,
-        tokens: None,
-    }
+    LoraAdapter::new(config, model, modules)
 }
 
 /// An adapter as peft saved it, whose configuration may say that the base is another.

@@ -11,13 +11,6 @@ use llamaprobe::pack::{Label, Sequence, forest};
 
 use crate::model::{assert_slope, directional, models, noise, random};
 
-/// An adapter of nothing, with this configuration.
-fn bare(config: LoraConfig, model: &ModelConfig) -> LoraAdapter {
-    let (family, head_dim) = (model.family, model.head_dim);
-    let (modules, tables, saved) = (Vec::new(), Vec::new(), Vec::new());
-    LoraAdapter { config, family, head_dim, modules, tables, saved, ties_head: false, tokens: None }
-}
-
 fn values(n: usize, seed: u64) -> Vec<f32> {
     noise(n, seed, 0.4)
 }
@@ -30,7 +23,7 @@ fn of_table(model: &ModelConfig) -> LoraAdapter {
     let mut table = TableLora::zeros(slots.tables[0], model);
     table.a = values(table.a.len(), 1);
     table.b = values(table.b.len(), 2);
-    LoraAdapter { tables: vec![table], ..bare(config, model) }
+    LoraAdapter { tables: vec![table], ..LoraAdapter::new(config, model, Vec::new()) }
 }
 
 /// Rows of three tokens.
@@ -39,7 +32,7 @@ fn of_tokens(model: &ModelConfig) -> LoraAdapter {
     let mut config = LoraConfig::new(1, 1.0, Modules::List(Vec::new()));
     config.trainable_token_indices = ids.clone().into();
     let rows = values(ids.len() * model.embed_size, 3);
-    LoraAdapter { tokens: Some(Box::new(TrainedTokens { ids, rows })), ..bare(config, model) }
+    LoraAdapter { tokens: Some(Box::new(TrainedTokens { ids, rows })), ..LoraAdapter::new(config, model, Vec::new()) }
 }
 
 /// The loss of a pass and its gradient; one of the sequences is the base model's.

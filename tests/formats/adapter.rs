@@ -168,18 +168,7 @@ fn small(dir: &Path, patch: &Value) -> ModelConfig {
             magnitude: None,
         })
         .collect();
-    LoraAdapter {
-        config,
-        family: Family::Llama,
-        head_dim: 4,
-        modules,
-        tables: Vec::new(),
-        saved: Vec::new(),
-        ties_head: false,
-        tokens: None,
-    }
-    .write(dir)
-    .expect("writes");
+    LoraAdapter::new(config, &model, modules).write(dir).expect("writes");
     let path = dir.join("adapter_config.json");
     let text = std::fs::read_to_string(&path).expect("reads");
     let mut config: Value = serde_json::from_str(&text).expect("JSON");

@@ -76,7 +76,9 @@ fn delta(p: Precision, site: LoraSite, params: &[f64], xa: &[f64], o: usize) -> 
 
 /// Where the blocks that share a depth meet, in a pass of so many rows, and the launch of their product over so many tiles.
 fn narrow(r: &mut Recorder<'_>, rows: usize, rank: usize, tiles: usize, depth: usize) -> ([Arg; 3], [usize; 3]) {
-    let splits = depth.div_ceil(128).min(32);
+    // Blocks of 128 elements, and of as many more as there must be for at most 32 of them.
+    let shares = depth.div_ceil(128).max(1);
+    let splits = shares.div_ceil(shares.div_ceil(32));
     let parts = At(r.tape.acc(&vec![FILL; splits * rows * rank]));
     let tickets = At(r.tape.ints(&vec![0; tiles * rank.div_ceil(32)]));
     ([parts, tickets, Long(rows * rank)], [tiles, rank.div_ceil(32), splits])

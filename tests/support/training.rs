@@ -78,17 +78,7 @@ pub fn adapter_of_tables(model: &ModelConfig) -> LoraAdapter {
     let config = LoraConfig::new(2, 4.0, modules);
     let slots = config.slots(model.family, model.num_hidden_layers).expect("modules of the model");
     let tables = slots.tables.into_iter().map(|slot| TableLora::zeros(slot, model)).collect();
-    let (family, head_dim) = (model.family, model.head_dim);
-    LoraAdapter {
-        config,
-        family,
-        head_dim,
-        modules: Vec::new(),
-        tables,
-        saved: Vec::new(),
-        ties_head: false,
-        tokens: None,
-    }
+    LoraAdapter { tables, ..LoraAdapter::new(config, model, Vec::new()) }
 }
 
 /// A trainer of adapters whose starts and orders have the runs' seeds.

@@ -54,16 +54,7 @@ pub fn read(path: &Path, model: &ModelConfig) -> Result<LoraAdapter> {
         }
         config.rank_pattern.push((path, module.r));
     }
-    Ok(LoraAdapter {
-        config,
-        family: model.family,
-        head_dim: model.head_dim,
-        modules,
-        tables: Vec::new(),
-        saved: Vec::new(),
-        ties_head: false,
-        tokens: None,
-    })
+    Ok(LoraAdapter::new(config, model, modules))
 }
 
 /// The adapted projections; every tensor of the file is of one.

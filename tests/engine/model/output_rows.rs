@@ -217,16 +217,8 @@ impl Count {
             let (input, output) = model.config.widths(target);
             LoraModule { layer, target, r: 1, scale: 1.0, a: vec![0.0; input], b: vec![0.0; output], magnitude: None }
         };
-        let adapter = LoraAdapter {
-            config: LoraConfig::new(1, 1.0, Modules::List(Vec::new())),
-            family: model.config.family,
-            head_dim: model.config.head_dim,
-            modules: modules.iter().map(module).collect(),
-            tables: Vec::new(),
-            saved: Vec::new(),
-            ties_head: false,
-            tokens: None,
-        };
+        let config = LoraConfig::new(1, 1.0, Modules::List(Vec::new()));
+        let adapter = LoraAdapter::new(config, &model.config, modules.iter().map(module).collect());
         let layout = Layout::of_adapter(&model.config, &adapter).expect("fits");
         let adaptation = Adaptation::new(b, layout, 1).expect("memory");
         let layout = Some(&adaptation.layout);

@@ -34,7 +34,7 @@ fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let kernels = root.join("kernels");
-    let prelude = read(&kernels.join("prelude.cuh"));
+    let prelude = ["prelude.cuh", "terms.cuh"].map(|header| read(&kernels.join(header))).join("\n");
     let nvcc = env::var("LLAMAPROBE_NVCC").ok().filter(|value| !value.is_empty()).map(|value| find_nvcc(&value));
     let mut names: Vec<String> = fs::read_dir(&kernels)
         .unwrap_or_else(|e| panic!("{}: {e}", kernels.display()))

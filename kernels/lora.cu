@@ -5,31 +5,32 @@
 //   lora_fwd_expand  y [N, output] += scale * B xa
 //   lora_delta       out [N, output] = scale * B xa
 //   lora_bwd_xa      d_xa [N, R] = scale * B^T d_y [N, output]
-//   lora_bwd_params  d_params: B += scale * d_y^T xa, A += d_xa^T drop(x), of all runs
-//   lora_bwd_x       d_x [N, input] += drop(A^T d_xa)
+//   lora_bwd_inputs  d_params: B += scale * d_y^T xa, A += d_xa^T drop(x), of all runs; d_x [N, input] += drop(A^T d_xa)
+// Up to three LoRAs of one input, rank and scale go through a launch, each with its own A and B, outputs and dropout; names of
+// what is the second's and the third's end in 1 and 2. They are added to d_x in order, and before them, where all rows are of the
+// runs, term_count terms [N, input], term_pitch apart: to what is there if `adds`, else to 0.
+//
 // Rows of the base model and of other runs are left alone, but for xa, where they are zeros; the host fills out with zeros first.
-// The backward of lora_delta is bwd_xa (whose d_xa is then filled so too) and bwd_params with an input of no columns.
+// The backward of lora_delta is bwd_xa (whose d_xa is then filled so too) and bwd_inputs with an input of no columns.
 //
 // drop(x) keeps an element, times keep_scale = 1 / (1 - p), unless the hash of (seeds [runs], site, keys [N] of the row,
 // column) is less than threshold = p * 2^32: the same decisions as on the CPU. No dropout: seeds null, keep_scale 1.
 //
 // The narrow products share their depth among up to NARROW_SPLITS blocks, as many whatever the pack: a row's sums are the same
-// bits in any. Their parts meet in `parts` [splits, rows * R]; `tickets`, zeros before and after, count those that are there.
+// bits in any. Their parts meet in `parts` [splits, LoRAs, rows * R]; `tickets`, zeros before and after, count them.
 //
 //   tiles [., 3]  run, first row, number of rows (<= 16): the stretches of rows of one run, cut; runs ascending
 //   runs [., 3]   run, its first tile, number of its tiles
 //   run_of [rows] run of each row, or -1; the runs of the tiles are those from first_run to end_run - 1
 //
-// Launch: shrink (tile_count + ceil(rows / 16), or tile_count where all rows have tiles, ceil(R / 32), splits) x 64; bwd_xa (tiles,
-// ceil(R / 32), splits) x 64; expand, delta, bwd_x (tiles, ceil(width / 256)) x 128 with the width
-// of the output; bwd_params (ceil(output / 64) + ceil(input / 64), runs, ceil(R / 16)) x 128. Static shared memory
-// only. Any alignment; vectors where addresses allow, and then all loads of a step before the first is used. Fragments come
-// straight from global memory: each operand is read once, and a sum over k may take its terms in any order that both sides
-// agree on, here 4 neighbours a lane.
+// Launch: shrink (tile_count + ceil(rows / 16), or tile_count where all rows have tiles, ceil(R / 32) * LoRAs, splits) x 64;
+// bwd_xa (tiles, ceil(R / 32) * LoRAs, splits of the deepest) x 64; expand (tiles, ceil(widest output / 256), LoRAs) x 128; delta
+// (tiles, ceil(output / 256)) x 128; bwd_inputs (runs * ceil(R / 16) * sum of (ceil(output / 64) + ceil(input / 64)), and where a
+// d_x is wanted tile_count * ceil(input / 256) more) x 128: `tiles` are those of all runs, own_tiles [tile_count, 3] those of
+// `runs`. Static shared memory only. Any alignment; vectors where addresses allow, and then all loads of a step before the first is
+// used. Fragments come straight from global memory: each operand is read once, and a sum over k may take its terms in any order
+// that both sides agree on, here 4 neighbours a lane.
 //
-// Adapters and what they make are f32, whatever the compute dtype, as in PEFT: a factor is taken apart into its
-// bf16 value, that of the rest, and that of the rest's rest (a bf16 value is one such term, a half value two), and
-// products of terms that matter in f32 are made on the tensor cores.
 // Determinism: every element has one writer; partial sums of warps and blocks are added in order. A run's tiles are summed by four
 // warps, every fourth tile each, then the four sums in order.
 
@@ -39,6 +40,12 @@ DEV u64 mix(u64 x) {
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
     return x ^ (x >> 31);
+}
+
+// Of the LoRAs of a launch, that of number i.
+template <class T>
+DEV T pick(int i, T first, T second, T third) {
+    return i == 0 ? first : i == 1 ? second : third;
 }
 
 struct Dropout {
@@ -63,81 +70,6 @@ DEV void drop(float (&v)[n], const Dropout& dropout, u64 hash, int column) {
     }
 }
 
-// Terms that the compute dtype is the sum of.
-template <class T>
-struct Terms {
-    static constexpr int count = 1;
-};
-template <>
-struct Terms<half> {
-    static constexpr int count = 2;
-};
-template <>
-struct Terms<float> {
-    static constexpr int count = 3;
-};
-constexpr int TERMS = Terms<real>::count, TERMS_F32 = Terms<float>::count;
-
-template <int terms, class Fragment>
-DEV void set_terms(Fragment (&f)[terms], int pair, float a, float b) {
-#pragma unroll
-    for (int i = 0; i < terms; i++) {
-        float low, high;
-        f[i].pair[pair] = pack(a, b, bf16());
-        // What the next terms are made of.
-        unpack(low, high, f[i].pair[pair], bf16());
-        a -= low, b -= high;
-    }
-}
-DEV void set_b(FragmentB<bf16> (&f)[TERMS_F32], const float (&v)[4]) {
-    set_terms(f, 0, v[0], v[1]), set_terms(f, 1, v[2], v[3]);
-}
-// Of rows g and g + 8.
-template <int terms>
-DEV void set_a(FragmentA<bf16> (&f)[terms], const float (&top)[4], const float (&bottom)[4]) {
-    set_terms(f, 0, top[0], top[1]), set_terms(f, 1, bottom[0], bottom[1]);
-    set_terms(f, 2, top[2], top[3]), set_terms(f, 3, bottom[2], bottom[3]);
-}
-template <int terms>
-DEV void multiply(float (&c)[4], const FragmentA<bf16> (&a)[terms], const FragmentB<bf16> (&b)[TERMS_F32]) {
-#pragma unroll
-    for (int i = 0; i < terms; i++)
-#pragma unroll
-        for (int j = 0; i + j < TERMS_F32; j++) mma(c, a[i], b[j]);
-}
-
-// Four neighbours as they lie in memory.
-template <class T>
-struct Four {
-    uint2 v;
-};
-template <>
-struct Four<float> {
-    float4 v;
-};
-template <class T>
-DEV Four<T> load_four(const T* p) {
-    return *reinterpret_cast<const Four<T>*>(p);
-}
-// The first `valid` of them, then zeros, wherever they lie.
-template <class T>
-DEV Four<T> load_four(const T* p, int valid) {
-    u32 word[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) word[i] = i < valid ? p[i].bits : 0;
-    return {make_uint2(word[0] | word[1] << 16, word[2] | word[3] << 16)};
-}
-DEV Four<float> load_four(const float* p, int valid) {
-    float v[4];
-    load4(v, p, valid);
-    return {make_float4(v[0], v[1], v[2], v[3])};
-}
-template <class T>
-DEV void unpack(float (&v)[4], Four<T> four) {
-    unpack(v[0], v[1], four.v.x, T()), unpack(v[2], v[3], four.v.y, T());
-}
-DEV void unpack(float (&v)[4], Four<float> four) { v[0] = four.v.x, v[1] = four.v.y, v[2] = four.v.z, v[3] = four.v.w; }
-
 // ---- out [., R] = u [., depth] W
 
 constexpr int NARROW_WARPS = 2;           // each takes NARROW_STEPS * 16 of the depth at a time
@@ -146,10 +78,28 @@ constexpr int NARROW_SPLITS = 32;         // most blocks that share the depth
 
 // Where the sums of blocks that share a depth meet.
 struct Meeting {
-    float* parts;  // [splits, rows, R]
-    int* tickets;  // [tiles, ceil(R / 32)], zeros before and after
-    i64 pitch;     // rows * R
+    float* parts;  // of the first split, [rows, R]
+    int* ticket;   // of the block's rows and ranks, zero before and after
+    i64 pitch;     // from split to split
 };
+
+// Blocks that share a depth.
+DEV int splits_of(int depth) {
+    constexpr int UNIT = NARROW_WARPS * NARROW_STEPS * 16;
+    int units = max((depth + UNIT - 1) / UNIT, 1), each = (units + NARROW_SPLITS - 1) / NARROW_SPLITS;
+    return (units + each - 1) / each;
+}
+
+// A block's LoRA, its ranks (from a multiple of 32 on), and where its sums meet.
+struct Narrow {
+    int lora, from;
+    Meeting meeting;
+};
+DEV Narrow narrow_of(float* parts, int* tickets, i64 pitch, int rank) {
+    int blocks = (rank + 31) / 32, lora = blockIdx.y / blocks, loras = gridDim.y / blocks;
+    int* ticket = tickets + blockIdx.x * gridDim.y + blockIdx.y;
+    return {lora, (int)(blockIdx.y % blocks) * 32, {parts + lora * pitch, ticket, loras * pitch}};
+}
 
 // The ranks of a lane's fragments: column q of fragment n stands for one of NR * 8. Where ranks are neighbours in memory, a lane
 // loads those of its fragments at once.
@@ -254,15 +204,15 @@ DEV void narrow_sums(float (&c)[NR][4], const real* __restrict__ u, const float*
     }
 }
 
-// out [., R] = factor * u [., depth] W of a tile's rows, for NR * 8 of the ranks from `from` on. Each block takes a part of the
-// depth, and the last of those that share one adds the parts up in order.
+// out [., R] = factor * u [., depth] W of a tile's rows, for NR * 8 of the ranks from `from` on. Each of `splits` blocks takes a part
+// of the depth, and the last of those that share one adds the parts up in order.
 template <int NR, bool ALONG_DEPTH>
 DEV void narrow_block(float* __restrict__ out, const real* __restrict__ u, const float* __restrict__ w,
-                      const int* __restrict__ tile, int rank, int depth, float factor, const Dropout& dropout,
-                      Meeting meeting) {
+                      const int* __restrict__ tile, int rank, int depth, float factor, const Dropout& dropout, int from,
+                      int splits, Meeting meeting) {
     __shared__ float sums[NARROW_WARPS][16][33];
     __shared__ int is_last;
-    int first = tile[1], rows = tile[2], from = blockIdx.y * 32, splits = gridDim.z, ranks = min(rank - from, 8 * NR);
+    int first = tile[1], rows = tile[2], ranks = min(rank - from, 8 * NR);
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     constexpr int UNIT = NARROW_WARPS * NARROW_STEPS * 16;
     int part = (depth + UNIT * splits - 1) / (UNIT * splits) * UNIT, begin = blockIdx.z * part;
@@ -292,8 +242,7 @@ DEV void narrow_block(float* __restrict__ out, const real* __restrict__ u, const
     if (splits == 1) return;
     __threadfence();
     __syncthreads();
-    int* ticket = meeting.tickets + blockIdx.x * gridDim.y + blockIdx.y;
-    if (threadIdx.x == 0) is_last = atomicAdd(ticket, 1) == splits - 1;
+    if (threadIdx.x == 0) is_last = atomicAdd(meeting.ticket, 1) == splits - 1;
     __syncthreads();
     if (!is_last) return;
     __threadfence();
@@ -309,20 +258,21 @@ DEV void narrow_block(float* __restrict__ out, const real* __restrict__ u, const
         for (int z = 0; z < NARROW_SPLITS; z++) sum += each[z];
         out[at] = factor * sum;
     }
-    if (threadIdx.x == 0) *ticket = 0;
+    if (threadIdx.x == 0) *meeting.ticket = 0;
 }
 
 template <bool ALONG_DEPTH>
 DEV void narrow_product(float* __restrict__ out, const real* __restrict__ u, const float* __restrict__ w,
-                        const int* __restrict__ tile, int rank, int depth, float factor, const Dropout& dropout,
+                        const int* __restrict__ tile, int rank, int depth, float factor, const Dropout& dropout, int from,
                         Meeting meeting) {
-    int ranks = rank - blockIdx.y * 32;
+    int ranks = rank - from, splits = splits_of(depth);
+    if ((int)blockIdx.z >= splits) return;
     if (ranks > 16) {
-        narrow_block<4, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, meeting);
+        narrow_block<4, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, from, splits, meeting);
     } else if (ranks > 8) {
-        narrow_block<2, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, meeting);
+        narrow_block<2, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, from, splits, meeting);
     } else {
-        narrow_block<1, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, meeting);
+        narrow_block<1, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, from, splits, meeting);
     }
 }
 
@@ -341,87 +291,124 @@ DEV void load_columns(float (&v)[8][4], const float* w, int k, int from, int ran
     int g = threadIdx.x % 32 / 4;
 #pragma unroll
     for (int n = 0; n < 8; n++) {
-        i64 column = from + column_of(n, g);
+        int column = from + column_of(n, g);
         if (WHOLE && ALONG_RANK) {
-            load4_aligned(v[n], w + column * rank + k);
+            load4_aligned(v[n], w + (column * rank + k));
         } else if (WHOLE) {
             if (n % 2) continue;
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                float2 pair = *reinterpret_cast<const float2*>(w + (i64)(k + j) * width + column);
+                float2 pair = *reinterpret_cast<const float2*>(w + ((k + j) * width + column));
                 v[n][j] = pair.x, v[n + 1][j] = pair.y;
             }
         } else {
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                i64 at = ALONG_RANK ? column * rank + k + j : (i64)(k + j) * width + column;
+                int at = ALONG_RANK ? column * rank + k + j : (k + j) * width + column;
                 v[n][j] = k + j < rank && column < width ? w[at] : 0.0f;
             }
         }
     }
 }
 
-// out = factor * drop(u W) of a tile's rows for the warp's 64 columns, or += (ADDS).
-template <bool WHOLE, bool ALONG_RANK, bool ADDS, class T>
-DEV void wide_columns(T* __restrict__ out, const float* __restrict__ u, const float* __restrict__ w,
-                      const int* __restrict__ tile, int from, int rank, int width, float factor, const Dropout& dropout) {
+// What is multiplied: u [., R], W [R, width] of the tile's run, and what is dropped of the product.
+struct LowRank {
+    const float* u;
+    const float* w;
+    Dropout dropout;
+};
+
+// What products are added to: `out` itself, if `adds`, then terms of its size, in order.
+template <class T>
+struct Sum {
+    bool adds;
+    const T* terms;
+    int count;
+    i64 pitch;
+};
+
+// out = `sum` + factor * drop(u W) of each of `count` factors in order, of a tile's rows for the warp's 64 columns.
+template <bool WHOLE, bool ALONG_RANK, class T, class Get>
+DEV void wide_columns(T* out, Sum<T> sum, const int* __restrict__ tile, int from, int rank, int width, float factor,
+                      int count, Get factors) {
     int first = tile[1], rows = tile[2], g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    i64 row[2] = {first + min(g, rows - 1), first + min(g + 8, rows - 1)};
-    Four<T> old[4][2];
-    if (ADDS && WHOLE) {
+    int row[2] = {first + min(g, rows - 1), first + min(g + 8, rows - 1)};
+    float sums[4][2][4] = {};
+#pragma unroll 1
+    for (int l = sum.adds ? -1 : 0; l < sum.count; l++) {
+        const T* term = l < 0 ? out : sum.terms + l * sum.pitch;
 #pragma unroll
         for (int n = 0; n < 4; n++)
 #pragma unroll
-            for (int i = 0; i < 2; i++) old[n][i] = load_four(out + row[i] * width + from + n * 16 + 4 * t);
+            for (int i = 0; i < 2; i++) {
+                int column = from + n * 16 + 4 * t;
+                const T* p = term + (i64)row[i] * width + column;
+                float old[4] = {};
+                if (WHOLE) unpack(old, load_four(p));
+                if (!WHOLE && column < width) load4(old, p, width - column);
+#pragma unroll
+                for (int j = 0; j < 4; j++) sums[n][i][j] += old[j];
+            }
     }
-    float c[8][4] = {};
-    for (int base = 0; base < rank; base += 16) {
-        int k = base + 4 * t, at = WHOLE ? min(k, rank - 4) : k;
-        float x[2][4], v[8][4];
+#pragma unroll 1
+    for (int l = 0; l < count; l++) {
+        const LowRank f = factors(l);
+        float c[8][4] = {};
+        for (int base = 0; base < rank; base += 16) {
+            int k = base + 4 * t, at = WHOLE ? min(k, rank - 4) : k;
+            float x[2][4], v[8][4];
 #pragma unroll
-        for (int i = 0; i < 2; i++) load4(x[i], u + row[i] * rank + at, WHOLE ? 4 : rank - k);
-        load_columns<WHOLE, ALONG_RANK>(v, w, at, from, rank, width);
+            for (int i = 0; i < 2; i++) load4(x[i], f.u + (i64)row[i] * rank + at, WHOLE ? 4 : rank - k);
+            load_columns<WHOLE, ALONG_RANK>(v, f.w, at, from, rank, width);
 #pragma unroll
-        for (int i = 0; i < 8; i++) x[i / 4][i % 4] = k < rank ? x[i / 4][i % 4] : 0.0f;
-        FragmentA<bf16> a[TERMS_F32];
-        set_a(a, x[0], x[1]);
+            for (int i = 0; i < 8; i++) x[i / 4][i % 4] = k < rank ? x[i / 4][i % 4] : 0.0f;
+            FragmentA<bf16> a[TERMS_F32];
+            set_a(a, x[0], x[1]);
 #pragma unroll
-        for (int n = 0; n < 8; n++) {
-            FragmentB<bf16> b[TERMS_F32];
-            set_b(b, v[n]);
-            multiply(c[n], a, b);
+            for (int n = 0; n < 8; n++) {
+                FragmentB<bf16> b[TERMS_F32];
+                set_b(b, v[n]);
+                multiply(c[n], a, b);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            u64 hash = f.dropout.seeds ? hash_of(f.dropout, tile[0], row[i]) : 0;
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                int column = from + n * 16 + 4 * t;
+                // Columns 2 t and 2 t + 1 of two fragments, in the order of memory.
+                float v[4] = {c[2 * n][2 * i], c[2 * n + 1][2 * i], c[2 * n][2 * i + 1], c[2 * n + 1][2 * i + 1]};
+                if (f.dropout.seeds) drop(v, f.dropout, hash, column);
+#pragma unroll
+                for (int j = 0; j < 4; j++) sums[n][i][j] += factor * v[j];
+            }
         }
     }
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         if (g + i * 8 >= rows) continue;
-        u64 hash = dropout.seeds ? hash_of(dropout, tile[0], first + g + i * 8) : 0;
 #pragma unroll
         for (int n = 0; n < 4; n++) {
             int column = from + n * 16 + 4 * t;
             if (!WHOLE && column >= width) break;
-            // Columns 2 t and 2 t + 1 of two fragments, in the order of memory.
-            float v[4] = {c[2 * n][2 * i], c[2 * n + 1][2 * i], c[2 * n][2 * i + 1], c[2 * n + 1][2 * i + 1]}, before[4] = {};
-            if (dropout.seeds) drop(v, dropout, hash, column);
-            T* to = out + row[i] * width + column;
-            if (ADDS && WHOLE) unpack(before, old[n][i]);
-            if (ADDS && !WHOLE) load4(before, to, width - column);
-#pragma unroll
-            for (int j = 0; j < 4; j++) v[j] = before[j] + factor * v[j];
-            store4(to, v, WHOLE ? 4 : width - column);
+            store4(out + (i64)row[i] * width + column, sums[n][i], WHOLE ? 4 : width - column);
         }
     }
 }
 
-template <bool ALONG_RANK, bool ADDS, class T>
-DEV void wide_product(T* __restrict__ out, const float* __restrict__ u, const float* __restrict__ w,
-                      const int* __restrict__ tile, int rank, int width, float factor, const Dropout& dropout) {
-    int from = (blockIdx.y * WIDE_WARPS + threadIdx.x / 32) * 64;
+// The same for the warp's 64 of a block's columns `part` * 256 to `part` * 256 + 255.
+template <bool ALONG_RANK, class T, class Get>
+DEV void wide_product(T* out, Sum<T> sum, const int* __restrict__ tile, int part, int rank, int width, float factor,
+                      int count, Get factors) {
+    int from = (part * WIDE_WARPS + threadIdx.x / 32) * 64;
     if (from >= width) return;
-    if (from + 64 <= width && width % 4 == 0 && rank % 4 == 0 && aligned4(out) && aligned(u) && aligned(w)) {
-        wide_columns<true, ALONG_RANK, ADDS>(out, u, w, tile, from, rank, width, factor, dropout);
+    bool whole = from + 64 <= width && width % 4 == 0 && rank % 4 == 0 && aligned4(out);
+    for (int l = 0; l < count; l++) whole = whole && aligned(factors(l).u) && aligned(factors(l).w);
+    if (whole) {
+        wide_columns<true, ALONG_RANK>(out, sum, tile, from, rank, width, factor, count, factors);
     } else {
-        wide_columns<false, ALONG_RANK, ADDS>(out, u, w, tile, from, rank, width, factor, dropout);
+        wide_columns<false, ALONG_RANK>(out, sum, tile, from, rank, width, factor, count, factors);
     }
 }
 
@@ -435,60 +422,68 @@ DEV void zero_others(float* __restrict__ out, const int* __restrict__ run_of, in
 }
 
 extern "C" __global__ void __launch_bounds__(32 * NARROW_WARPS, 1)
-    lora_fwd_shrink(float* __restrict__ xa, const real* __restrict__ x, const float* __restrict__ params,
-                    const int* __restrict__ tiles, int tile_count, const int* __restrict__ run_of, int rows,
-                    int first_run, int end_run, float* __restrict__ parts, int* __restrict__ tickets, i64 pitch,
-                    const u64* __restrict__ seeds, const u32* __restrict__ keys, u64 site, u32 threshold,
-                    float keep_scale, int rank, int input, i64 stride, i64 a) {
+    lora_fwd_shrink(float* __restrict__ xa, float* __restrict__ xa1, float* __restrict__ xa2, const real* __restrict__ x,
+                    const float* __restrict__ params, const int* __restrict__ tiles, int tile_count,
+                    const int* __restrict__ run_of, int rows, int first_run, int end_run, float* __restrict__ parts,
+                    int* __restrict__ tickets, i64 pitch, const u64* __restrict__ seeds, const u32* __restrict__ keys,
+                    u64 site, u64 site1, u64 site2, u32 threshold, float keep_scale, int rank, int input, i64 stride,
+                    i64 a, i64 a1, i64 a2) {
+    Narrow narrow = narrow_of(parts, tickets, pitch, rank);
+    float* out = pick(narrow.lora, xa, xa1, xa2);
     int beyond = (int)blockIdx.x - tile_count;
     if (beyond >= 0) {
-        if (blockIdx.y + blockIdx.z == 0) zero_others(xa, run_of, beyond * 16, rows, first_run, end_run, rank);
+        if (narrow.from + blockIdx.z == 0) zero_others(out, run_of, beyond * 16, rows, first_run, end_run, rank);
         return;
     }
     const int* tile = tiles + blockIdx.x * 3;
-    const float* adapter = params + tile[0] * stride + a;
-    narrow_product<true>(xa, x, adapter, tile, rank, input, keep_scale, {seeds, keys, site, threshold},
-                         {parts, tickets, pitch});
+    const float* adapter = params + tile[0] * stride + pick(narrow.lora, a, a1, a2);
+    Dropout dropout = {seeds, keys, pick(narrow.lora, site, site1, site2), threshold};
+    narrow_product<true>(out, x, adapter, tile, rank, input, keep_scale, dropout, narrow.from, narrow.meeting);
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 1)
-    lora_fwd_expand(real* __restrict__ y, const float* __restrict__ xa, const float* __restrict__ params,
-                    const int* __restrict__ tiles, int rank, int output, i64 stride, i64 b, float scale) {
+    lora_fwd_expand(real* __restrict__ y, real* __restrict__ y1, real* __restrict__ y2, const float* __restrict__ xa,
+                    const float* __restrict__ xa1, const float* __restrict__ xa2, const float* __restrict__ params,
+                    const int* __restrict__ tiles, int rank, int output, int output1, int output2, i64 stride, i64 b,
+                    i64 b1, i64 b2, float scale) {
     const int* tile = tiles + blockIdx.x * 3;
-    wide_product<true, true>(y, xa, params + tile[0] * stride + b, tile, rank, output, scale, {});
+    int l = blockIdx.z;
+    LowRank factors = {pick(l, xa, xa1, xa2), params + tile[0] * stride + pick(l, b, b1, b2), {}};
+    wide_product<true>(pick(l, y, y1, y2), {true}, tile, blockIdx.y, rank, pick(l, output, output1, output2), scale, 1,
+                             [&](int) { return factors; });
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 1)
     lora_delta(float* __restrict__ out, const float* __restrict__ xa, const float* __restrict__ params,
                const int* __restrict__ tiles, int rank, int output, i64 stride, i64 b, float scale) {
     const int* tile = tiles + blockIdx.x * 3;
-    wide_product<true, false>(out, xa, params + tile[0] * stride + b, tile, rank, output, scale, {});
+    LowRank factors = {xa, params + tile[0] * stride + b, {}};
+    wide_product<true>(out, {}, tile, blockIdx.y, rank, output, scale, 1, [&](int) { return factors; });
 }
 
+// d_xa [LoRAs, rows * R]
 extern "C" __global__ void __launch_bounds__(32 * NARROW_WARPS, 1)
-    lora_bwd_xa(float* __restrict__ d_xa, const real* __restrict__ d_y, const float* __restrict__ params,
-                const int* __restrict__ tiles, float* __restrict__ parts, int* __restrict__ tickets, i64 pitch, int rank,
-                int output, i64 stride, i64 b, float scale) {
+    lora_bwd_xa(float* __restrict__ d_xa, const real* __restrict__ d_y, const real* __restrict__ d_y1,
+                const real* __restrict__ d_y2, const float* __restrict__ params, const int* __restrict__ tiles,
+                float* __restrict__ parts, int* __restrict__ tickets, i64 pitch, int rank, int output, int output1,
+                int output2, i64 stride, i64 b, i64 b1, i64 b2, float scale) {
     const int* tile = tiles + blockIdx.x * 3;
-    const float* adapter = params + tile[0] * stride + b;
-    narrow_product<false>(d_xa, d_y, adapter, tile, rank, output, scale, {}, {parts, tickets, pitch});
+    Narrow narrow = narrow_of(parts, tickets, pitch, rank);
+    int l = narrow.lora;
+    const float* adapter = params + tile[0] * stride + pick(l, b, b1, b2);
+    narrow_product<false>(d_xa + l * pitch, pick(l, d_y, d_y1, d_y2), adapter, tile, rank,
+                          pick(l, output, output1, output2), scale, {}, narrow.from, narrow.meeting);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 1)
-    lora_bwd_params(float* __restrict__ d_params, const real* __restrict__ d_y, const float* __restrict__ xa,
-                    const real* __restrict__ x, const float* __restrict__ d_xa, const int* __restrict__ tiles,
-                    const int* __restrict__ runs, const u64* __restrict__ seeds, const u32* __restrict__ keys,
-                    u64 site, u32 threshold, float keep_scale, int rank, int input, int output, i64 stride, i64 a,
-                    i64 b, float scale) {
+// d_params += factor * u^T w of a run's rows, in the order of memory: for 64 columns of u [., width] and 16 ranks of w [., R], in B
+// [width, R] or A [R, width].
+DEV void add_outer(float* __restrict__ d_params, const real* __restrict__ u, const float* __restrict__ w, bool is_b, int from,
+                   int to_r, int width, int rank, float factor, const int* __restrict__ tiles,
+                   const int* __restrict__ run_tiles, const Dropout& dropout) {
     // Warp w sums over every fourth tile; then it adds up the four sums of the fragments w.
     __shared__ float parts[4][4][8][33];
-    int blocks_b = (output + 63) / 64, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    bool is_b = blockIdx.x < blocks_b;
-    const real* u = is_b ? d_y : x;
-    const float* w = is_b ? xa : d_xa;
-    int width = is_b ? output : input, from = (is_b ? blockIdx.x : blockIdx.x - blocks_b) * 64, to_r = blockIdx.z * 16;
-    int run = runs[blockIdx.y * 3], first_tile = runs[blockIdx.y * 3 + 1], count = runs[blockIdx.y * 3 + 2];
-    Dropout dropout = {seeds, keys, site, threshold};
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    int run = run_tiles[0], first_tile = run_tiles[1], count = run_tiles[2];
     bool vectors = from + 64 <= width && width % 8 == 0 && aligned(u);
     float c[4][2][4] = {};
     for (int i = warp; i < count; i += 4) {
@@ -520,7 +515,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
             for (int i = 0; i < 8; i++) v[j][i] = row < rows ? v[j][i] : 0.0f;
 #pragma unroll
             for (int n = 0; n < 2; n++) r[n][j] = row < rows ? r[n][j] : 0.0f;
-            if (!is_b && seeds && row < rows) drop(v[j], dropout, hash_of(dropout, run, first + row), column);
+            if (!is_b && dropout.seeds && row < rows) drop(v[j], dropout, hash_of(dropout, run, first + row), column);
         }
         FragmentB<bf16> right[2][TERMS_F32];
         set_b(right[0], r[0]);
@@ -539,8 +534,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 #pragma unroll
         for (int i = 0; i < 8; i++) parts[warp][m][i][lane] = c[m][i / 4][i % 4];
     __syncthreads();
-    float* to = d_params + run * stride + (is_b ? b : a);
-    float factor = is_b ? scale : keep_scale, old[2][4];
+    float old[2][4];
     int column[2], r[2], valid[2];
     // 4 neighbours in memory at a time: ranks of a column of B, columns of a rank of A.
 #pragma unroll
@@ -549,7 +543,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         column[q] = is_b ? four / 4 : four % 16 * 4, r[q] = is_b ? four % 4 * 4 : four / 16;
         i64 c = from + column[q], at = to_r + r[q];
         valid[q] = c >= width || at >= rank ? 0 : (int)(is_b ? rank - at : width - c);
-        load4(old[q], to + (is_b ? c * rank + at : at * input + c), valid[q]);
+        load4(old[q], d_params + (is_b ? c * rank + at : at * (i64)width + c), valid[q]);
     }
 #pragma unroll
     for (int q = 0; q < 2; q++) {
@@ -563,15 +557,44 @@ extern "C" __global__ void __launch_bounds__(128, 1)
                 sum += parts[part][x % 8 / 2][y / 8 * 4 + x % 2 * 2 + y % 2][x / 8 * 4 + y % 8 / 2];
             old[q][j] += factor * sum;
         }
-        store4(to + (is_b ? c * rank + at : at * input + c), old[q], valid[q]);
+        store4(d_params + (is_b ? c * rank + at : at * (i64)width + c), old[q], valid[q]);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 1)
-    lora_bwd_x(float* __restrict__ d_x, const float* __restrict__ d_xa, const float* __restrict__ params,
-               const int* __restrict__ tiles, const u64* __restrict__ seeds, const u32* __restrict__ keys, u64 site,
-               u32 threshold, float keep_scale, int rank, int input, i64 stride, i64 a) {
-    const int* tile = tiles + blockIdx.x * 3;
-    const float* adapter = params + tile[0] * stride + a;
-    wide_product<false, true>(d_x, d_xa, adapter, tile, rank, input, keep_scale, {seeds, keys, site, threshold});
+extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 3)
+    lora_bwd_inputs(float* __restrict__ d_params, float* d_x, const float* __restrict__ terms, int term_count, i64 term_pitch,
+                    int adds, const real* __restrict__ d_y, const real* __restrict__ d_y1, const real* __restrict__ d_y2,
+                    const float* __restrict__ xa, const float* __restrict__ xa1, const float* __restrict__ xa2,
+                    const real* __restrict__ x, const float* __restrict__ d_xa, i64 pitch, const float* __restrict__ params,
+                    const int* __restrict__ tiles, const int* __restrict__ own_tiles, int tile_count,
+                    const int* __restrict__ runs, int run_count, const u64* __restrict__ seeds, const u32* __restrict__ keys,
+                    u64 site, u64 site1, u64 site2, u32 threshold, float keep_scale, int loras, int rank, int input,
+                    int output, int output1, int output2, i64 stride, i64 a, i64 a1, i64 a2, i64 b, i64 b1, i64 b2,
+                    float scale) {
+    auto dropout = [&](int l) { return Dropout{seeds, keys, pick(l, site, site1, site2), threshold}; };
+    int ranks = (rank + 15) / 16, of_a = (input + 63) / 64, columns = 0;
+    for (int l = 0; l < loras; l++) columns += (pick(l, output, output1, output2) + 63) / 64 + of_a;
+    int block = blockIdx.x, sums = columns * ranks * run_count;
+    if (block < sums) {
+        int column = block % columns, l = 0, width = output, of_b = (output + 63) / 64;
+        const int* run_tiles = runs + block / columns % run_count * 3;
+        int to_r = block / columns / run_count * 16;
+        while (column >= of_b + of_a) {
+            column -= of_b + of_a, l++;
+            width = pick(l, output, output1, output2), of_b = (width + 63) / 64;
+        }
+        bool is_b = column < of_b;
+        float* to = d_params + run_tiles[0] * stride + (is_b ? pick(l, b, b1, b2) : pick(l, a, a1, a2));
+        const real* u = is_b ? pick(l, d_y, d_y1, d_y2) : x;
+        const float* w = is_b ? pick(l, xa, xa1, xa2) : d_xa + l * pitch;
+        add_outer(to, u, w, is_b, (is_b ? column : column - of_b) * 64, to_r, is_b ? width : input, rank,
+                  is_b ? scale : keep_scale, tiles, run_tiles, dropout(l));
+        return;
+    }
+    block -= sums;
+    const int* tile = own_tiles + block % tile_count * 3;
+    Sum<float> sum = {adds != 0, terms, term_count, term_pitch};
+    wide_product<false>(d_x, sum, tile, block / tile_count, rank, input, keep_scale, loras, [&](int l) {
+        return LowRank{d_xa + l * pitch, params + tile[0] * stride + pick(l, a, a1, a2), dropout(l)};
+    });
 }

@@ -119,6 +119,11 @@ pub trait Buffers {
     /// # Errors
     /// If there is no memory for it.
     fn compute(&mut self, len: usize) -> Result<Self::Compute>;
+    /// The next `count` buffers or weights of the compute dtype are operands of products that a device may make at once, if they are of
+    /// one length and it lays them side by side.
+    fn beside(&mut self, count: usize) {
+        let _ = count;
+    }
     /// A frozen weight, its elements those of the file rounded to the compute dtype.
     ///
     /// # Errors

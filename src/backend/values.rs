@@ -201,6 +201,8 @@ pub struct PassSize {
     pub rank: usize,
     /// Most elements of an input or output row of an adapted matrix; 0 for none.
     pub adapted: usize,
+    /// Elements of the terms of an input's gradient, where several products with adapters make them at once.
+    pub terms: usize,
     /// Runs that are trained.
     pub runs: usize,
     /// Bytes of each download that may be on its way to the host at one time.

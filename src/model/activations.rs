@@ -110,6 +110,7 @@ impl<B: Backend> Rotation<B> {
             return Ok(None);
         }
         let tables = different.into_iter().map(|rope| RopeTable::new(backend, rope, rows)).collect::<Result<_>>()?;
+        config.lay_beside(backend, Projection::Q, 2);
         let (q, k) = (backend.compute(rows * config.q_width())?, backend.compute(rows * config.kv_width())?);
         Ok(Some(Self { tables, of_layer, q, k }))
     }
@@ -324,6 +325,9 @@ impl<B: Backend> LayerActivations<B> {
                 Some(QkNormInputs { q: backend.compute(n * q)?, k: backend.compute(n * kv)?, q_rstd, k_rstd })
             }
         };
+        config.lay_beside(backend, Projection::Gate, 2);
+        let gate = some(matches!(config.mlp, Mlp::Gated(_)), || backend.compute(n * f))?;
+        let up = backend.compute(n * f)?;
         let mut output_norm = || Ok(OutputNormInput { x: backend.compute(n * c)?, rstd: backend.acc(n)? });
         let output_norms = some(placement.of_output(), || Ok([output_norm()?, output_norm()?]))?;
         Ok(Self {
@@ -338,8 +342,8 @@ impl<B: Backend> LayerActivations<B> {
             resid_mid: backend.acc(n * c)?,
             mlp_stats: Stats::new(backend, config, n)?,
             mlp_in: backend.compute(n * c)?,
-            gate: some(matches!(config.mlp, Mlp::Gated(_)), || backend.compute(n * f))?,
-            up: backend.compute(n * f)?,
+            gate,
+            up,
             act: backend.compute(n * f.max(q))?,
             pre_norm_sums: some(placement == NormPlacement::Post, || Ok([backend.acc(n * c)?, backend.acc(n * c)?]))?,
             qk_norm,

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use super::param_id::ParamId;
-use crate::arch::{Mlp, ModelConfig, NormPlacement, Positions, QkNorm};
+use crate::arch::{Mlp, ModelConfig, NormPlacement, Positions, Projection, QkNorm};
+use crate::backend::Buffers;
 use crate::backend::ops::AttentionDims;
 use crate::hooks::{NormPart, NormSite, Site};
 use crate::pack::{Forest, Pack, Parent, Sequence, bidirectional, forest};
@@ -54,6 +55,35 @@ impl ModelConfig {
             Site::Embed => self.embed_size,
             _ => self.hidden_size,
         }
+    }
+
+    /// Number of projections from `target` on that read one input, are of one width and have no biases; 1 of all but the first of
+    /// such.
+    fn alike(&self, target: Projection) -> usize {
+        let of_one_input = [&[Projection::Q, Projection::K, Projection::V][..], &[Projection::Gate, Projection::Up]];
+        let like = |other: &Projection| {
+            let has = self.targets().contains(other) && !self.bias(*other);
+            has && self.widths(*other) == self.widths(target)
+        };
+        let group = of_one_input.into_iter().find(|group| group.contains(&target)).unwrap_or_default();
+        let at = group.iter().position(|other| *other == target).unwrap_or(0);
+        let first = !group[..at].last().is_some_and(like);
+        if first { group[at..].iter().take_while(|other| like(other)).count().max(1) } else { 1 }
+    }
+
+    /// Sees to it that the operands of products of one input, from that of `target` on, may be multiplied at once: those of
+    /// projections without biases, of one width. What is made next are up to `most` of their weights, outputs or gradients, in order.
+    pub(super) fn lay_beside<B: Buffers>(&self, backend: &mut B, target: Projection, most: usize) {
+        let count = self.alike(target).min(most);
+        if count > 1 {
+            backend.beside(count);
+        }
+    }
+
+    /// Most terms that the gradient of an input is the sum of, if all products of one input can be made at once; 0 if none can.
+    pub fn gradient_terms(&self) -> usize {
+        let all = [(Projection::Q, 3), (Projection::Gate, 2)];
+        all.into_iter().filter(|&(first, count)| self.alike(first) == count).map(|(_, count)| count).max().unwrap_or(0)
     }
 
     /// Number of parameters of the base model.

@@ -7,7 +7,7 @@ use super::layout::Layout;
 use super::param_id::ParamId;
 use super::table_buffers::TableGradients;
 use crate::Result;
-use crate::arch::{Mlp, ModelConfig};
+use crate::arch::{Mlp, ModelConfig, Projection};
 use crate::backend::Backend;
 
 /// Scratch of a backward, for packs of up to `rows` rows of which up to `labels` bear a loss.
@@ -65,6 +65,15 @@ impl<B: Backend> Gradients<B> {
             Ok(ProjectedLabels { x, d_x: backend.acc(labels * e)?, d_x_compute })
         };
         let projected = some(projects, projected)?;
+        config.lay_beside(backend, Projection::Q, 3);
+        let d_q = backend.compute(n * q)?;
+        config.lay_beside(backend, Projection::K, 2);
+        let (d_k, d_v) = (backend.compute(n * kv)?, backend.compute(n * kv)?);
+        if f >= q {
+            config.lay_beside(backend, Projection::Gate, 2);
+        }
+        let d_gate = some(matches!(config.mlp, Mlp::Gated(_)), || backend.compute(n * f))?;
+        let d_up = backend.compute(n * f.max(q))?;
         Ok(Self {
             rows,
             labels,
@@ -75,12 +84,12 @@ impl<B: Backend> Gradients<B> {
             d_out: backend.compute(n * c)?,
             // Beside an MLP, the attention's output and the stream that both read.
             d_act: backend.acc(n * f.max(q).max(if config.parallel { c } else { 0 }))?,
-            d_gate: some(matches!(config.mlp, Mlp::Gated(_)), || backend.compute(n * f))?,
-            d_up: backend.compute(n * f.max(q))?,
+            d_gate,
+            d_up,
             d_z: backend.acc(n * q)?,
-            d_q: backend.compute(n * q)?,
-            d_k: backend.compute(n * kv)?,
-            d_v: backend.compute(n * kv)?,
+            d_q,
+            d_k,
+            d_v,
             delta: backend.acc(n * config.num_attention_heads)?,
             label_x: backend.compute(labels * c)?,
             d_label_x: backend.acc(labels * c)?,

@@ -80,9 +80,14 @@ impl<B: Backend> Weights<B> {
     /// # Errors
     /// A tensor that is missing or has another shape than the architecture says; a device out of memory.
     pub fn load(backend: &mut B, source: &Source) -> Result<Self> {
-        let load = |id| match source.weight(id)? {
-            WeightView::Plain(view) => backend.weight(&view),
-            WeightView::Quantized(view) => backend.quantized_weight(&view),
+        let load = |id| {
+            if let ParamId::Weight(_, target) = id {
+                source.config.lay_beside(backend, target, usize::MAX);
+            }
+            match source.weight(id)? {
+                WeightView::Plain(view) => backend.weight(&view),
+                WeightView::Quantized(view) => backend.quantized_weight(&view),
+            }
         };
         let ids = ParamId::all(&source.config);
         Ok(Self::assemble(&source.config, ids.into_iter().map(load).collect::<Result<_>>()?))

@@ -135,6 +135,7 @@ pub fn pass_size(
         vocab: config.vocab_size,
         rank,
         adapted,
+        terms: if rank > 0 { config.gradient_terms() * rows * config.hidden_size } else { 0 },
         runs,
         // The losses and the norms of a step and of the one that is begun ahead.
         readbacks: [labels, runs, labels, runs].map(|len| len * size_of::<f32>()).to_vec(),

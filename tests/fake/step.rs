@@ -16,7 +16,9 @@ const LAYERS: f64 = 32.0;
 /// trainings of three steps and of two.
 fn of_a_step(layers: usize) -> [f64; 4] {
     let dir = workplace(safetensors::Dtype::F32);
-    TinyModel { layers, ..TinyModel::default() }.write(&dir.path().join("model"));
+    // As many heads of keys as of queries, as there are in LLaMA-2-7B.
+    let heads = TinyModel::default().heads;
+    TinyModel { layers, kv_heads: heads, ..TinyModel::default() }.write(&dir.path().join("model"));
     let example = |i: usize| format!("{{\"prompt\": \"the pen {i} is\", \"completion\": \" in pot {i}\"}}\n");
     fs::write(dir.path().join("train.jsonl"), (0..9).map(example).collect::<String>()).expect("write a test's file");
     let report = dir.path().join("report.json");

@@ -24,6 +24,29 @@ pub fn dims(rows: usize, input: usize, output: usize) -> LinearDims {
     LinearDims { rows, input, output }
 }
 
+impl Linear {
+    /// The same between two others of the same input, where weights and outputs lie side by side. A library that multiplies all at
+    /// once may sum in another order.
+    fn between_others<B: Backend>(&self, b: &mut B, weight: &[f64], x: &B::Compute, alone: &[f64]) {
+        let (dims, len) = (self.dims, alone.len());
+        let reversed: Vec<f64> = weight.iter().rev().copied().collect();
+        b.beside(3);
+        let weights = [&reversed, weight, &reversed].map(|weight| device::weight(b, weight));
+        b.beside(3);
+        let mut outs = [(); 3].map(|()| b.compute(len).unwrap());
+        for (out, weight) in outs.iter_mut().zip(&weights) {
+            b.linear_fwd(ops::LinearFwd { out, x, weight, bias: None, dims });
+        }
+        let [first, between, last] = outs.map(|out| device::read_compute(b, &out, len));
+        let most = alone.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+        let near = |found: &[f64]| found.iter().zip(alone).all(|(a, b)| (a - b).abs() <= 0.02 * most);
+        assert!(near(&between), "linear_fwd: {between:?} between others, {alone:?} alone");
+        // The null device has nothing but zeros.
+        let differ = near(&first) == (reversed == *weight) || most == 0.0;
+        assert!(first == last && differ, "linear_fwd: of others {first:?}, {last:?}");
+    }
+}
+
 impl Operation for Linear {
     fn factors(&self) -> Factors {
         Factors::Weights
@@ -61,6 +84,10 @@ impl Operation for Linear {
         let bias = self.bias.then(|| device::weight(b, &inputs[2]));
         let (out, bias) = (&mut out.compute[0], bias.as_ref());
         b.linear_fwd(ops::LinearFwd { out, x: &x, weight: &weight, bias, dims: self.dims });
+        if !self.bias {
+            let alone = device::read_compute(b, out, self.dims.rows * self.dims.output);
+            self.between_others(b, &inputs[1], &x, &alone);
+        }
     }
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {

@@ -9,7 +9,7 @@ use super::device::{self, Given, Outputs, Refusal};
 use super::naive::Precision;
 use super::operation::{Array, Factors, Operation, Role, RowResults, acc, compute};
 use super::packs::{self, RUNS};
-use super::simt::recorder::{FILL, Recorder};
+use super::simt::recorder::{FILL, Recorder, START};
 use super::simt::tables;
 use super::simt::tape::Arg::{self, At, Bits, Float, Int, Long, Null};
 
@@ -42,6 +42,91 @@ pub struct Lora {
 }
 
 impl Lora {
+    /// Two other projections of the same input, behind this one in the parameters, where there is room for them.
+    fn others(&self) -> Option<[LoraSite; 2]> {
+        let LoraSite { a, b, stride, rank, output, .. } = self.site;
+        let end = b + output * rank;
+        let other = |i: usize, output| LoraSite { a: a + i * end, b: b + i * end, output, ..self.site };
+        (stride >= 3 * end).then(|| [other(1, output.div_ceil(2)), other(2, output)])
+    }
+
+    /// The launches of LoRAs of one input, of which number `at` is this one; nothing comes back to the others.
+    fn launch_group(&self, case: &Case, r: &mut Recorder<'_>, sites: &[LoraSite], at: usize) {
+        let &Self { ref pack, site, .. } = self;
+        let LoraSite { rank, input, stride, scale, .. } = site;
+        let [tiles, runs] = adapted(pack, site);
+        let (count, run_count) = (tiles.len() / 3, runs.len() / 3);
+        let [tiles, runs] = [tiles, runs].map(|list| At(r.tape.ints(&list)));
+        let all_tiles = At(r.tape.ints(&tables::adapted(pack, TILE_ROWS).0));
+        let (tables, draw) = match &self.drop {
+            None => ([Null, Null, Int(0), Float(1.0)], 0),
+            Some(drop) => {
+                let keys: Vec<i32> = drop.keys.iter().map(|&key| key as i32).collect();
+                let threshold = (drop.p * 2f64.powi(32)) as usize;
+                let (seeds, keys) = (r.tape.longs(&drop.seeds), r.tape.ints(&keys));
+                ([At(seeds), At(keys), Int(threshold), Float(1.0 / (1.0 - drop.p))], drop.site)
+            }
+        };
+        let numbers = each(sites, |i, _| Bits(draw + i.abs_diff(at) as u64));
+        let dropout = [&tables[..2], &numbers, &tables[2..]].concat();
+        let (a, b) = (each(sites, |_, site| Long(site.a)), each(sites, |_, site| Long(site.b)));
+        let output = each(sites, |_, site| Int(site.output));
+        let zeros = |r: &mut Recorder<'_>, site: LoraSite| r.tape.compute(&vec![0.0; pack.len() * site.output]);
+        let y = each(sites, |i, other| {
+            let y = if i == at { r.tape.compute(&case.inputs[0]) } else { zeros(r, other) };
+            if i == at {
+                r.in_place(0, y, Role::Compute);
+            }
+            At(y)
+        });
+        let xa = each(sites, |i, _| {
+            let xa = r.tape.acc(&vec![FILL; pack.len() * rank]);
+            if i == at {
+                r.in_place(1, xa, Role::Acc);
+            }
+            At(xa)
+        });
+        let (x, params) = (At(r.tape.compute(&case.inputs[1])), At(r.tape.acc(&case.inputs[2])));
+        let (meeting, grid) = narrow(r, (pack.len(), rank), sites.len(), count, input);
+        let run_of: Vec<i32> = (0..pack.len()).map(|row| pack.run_of(row).map_or(-1, |run| run as i32)).collect();
+        let runs_of = [site.runs.first, site.runs.end.min(i32::MAX as usize)].map(Int);
+        let rows = [&[Int(count), At(r.tape.ints(&run_of)), Int(pack.len())], &runs_of[..]].concat();
+        let sizes = [Int(rank), Int(input), Long(stride)];
+        let args = [&xa[..], &[x, params, tiles], &rows, &meeting, &dropout, &sizes, &a].concat();
+        let all_ours = (0..pack.len()).all(|row| run_of_site(pack, site, row).is_some());
+        let others = if all_ours { 0 } else { pack.len().div_ceil(16) };
+        r.tape.launch("lora_fwd_shrink", [grid[0] + others, grid[1], grid[2]], 64, 0, &args);
+        let of_b = [&[Int(rank)], &output[..], &[Long(stride)], &b, &[Float(scale)]].concat();
+        let args = [&y[..], &xa, &[params, tiles], &of_b].concat();
+        let widest = sites.iter().map(|site| site.output).max().unwrap();
+        r.tape.launch("lora_fwd_expand", [count, widest.div_ceil(256), sites.len()], 128, 0, &args);
+
+        let d_y =
+            each(sites, |i, other| At(if i == at { r.tape.compute(&case.d_outputs[0]) } else { zeros(r, other) }));
+        let d_xa = At(r.tape.acc(&vec![FILL; sites.len() * pack.len() * rank]));
+        let (d_x, d_params) = (At(r.sum(2, case.inputs[1].len(), 0)), At(r.sum(3, case.inputs[2].len(), 0)));
+        let (meeting, grid) = narrow(r, (pack.len(), rank), sites.len(), count, widest);
+        let args = [&[d_xa], &d_y[..], &[params, tiles], &meeting, &of_b].concat();
+        r.tape.launch("lora_bwd_xa", grid, 64, 0, &args);
+        let read = [&d_y[..], &xa, &[x, d_xa, Long(pack.len() * rank), params]].concat();
+        let rows = [all_tiles, tiles, Int(count), runs, Int(run_count)];
+        let sizes = [Int(sites.len()), Int(rank), Int(input)];
+        let places = [&sizes[..], &output, &[Long(stride)], &a, &b, &[Float(scale)]].concat();
+        let args = [&[d_params, d_x, Null, Int(0), Long(0), Int(1)], &read[..], &rows, &dropout, &places].concat();
+        let columns: usize = sites.iter().map(|site| site.output.div_ceil(64) + input.div_ceil(64)).sum();
+        let blocks = columns * run_count * rank.div_ceil(16) + count * input.div_ceil(256);
+        r.tape.launch("lora_bwd_inputs", [blocks, 1, 1], 128, 0, &args);
+        if all_ours {
+            // What was there before may also come in terms.
+            let len = case.inputs[1].len();
+            let (d_x, terms) = (At(r.sum(2, len, 0)), At(r.tape.acc(&vec![START / 2.0; 2 * len])));
+            let d_params = At(r.tape.acc(&vec![0.0; case.inputs[2].len()]));
+            let args =
+                [&[d_params, d_x, terms, Int(2), Long(len), Int(0)], &read[..], &rows, &dropout, &places].concat();
+            r.tape.launch("lora_bwd_inputs", [blocks, 1, 1], 128, 0, &args);
+        }
+    }
+
     /// The row of `x` after dropout, which is its own backward.
     fn dropped(&self, p: Precision, x: &[f64], row: usize) -> Vec<f64> {
         let width = self.site.input;
@@ -74,19 +159,26 @@ fn delta(p: Precision, site: LoraSite, params: &[f64], xa: &[f64], o: usize) -> 
     p.a(site.scale * p.dot(site.rank, |r| xa[r], |r| params[site.b + o * site.rank + r]))
 }
 
-/// Where the blocks that share a depth meet, in a pass of so many rows, and the launch of their product over so many tiles.
-fn narrow(r: &mut Recorder<'_>, rows: usize, rank: usize, tiles: usize, depth: usize) -> ([Arg; 3], [usize; 3]) {
+/// An argument of each LoRA of a launch; those that are not there are as the last.
+fn each(sites: &[LoraSite], mut arg: impl FnMut(usize, LoraSite) -> Arg) -> [Arg; 3] {
+    let args: Vec<Arg> = sites.iter().enumerate().map(|(i, &site)| arg(i, site)).collect();
+    std::array::from_fn(|i| args[i.min(args.len() - 1)])
+}
+
+/// Where the blocks that share a depth meet, of `[rows, R]` of each LoRA, and the launch of their product over so many tiles.
+fn narrow(
+    r: &mut Recorder<'_>,
+    (rows, rank): (usize, usize),
+    loras: usize,
+    tiles: usize,
+    depth: usize,
+) -> ([Arg; 3], [usize; 3]) {
     // Blocks of 128 elements, and of as many more as there must be for at most 32 of them.
     let shares = depth.div_ceil(128).max(1);
     let splits = shares.div_ceil(shares.div_ceil(32));
-    let parts = At(r.tape.acc(&vec![FILL; splits * rows * rank]));
-    let tickets = At(r.tape.ints(&vec![0; tiles * rank.div_ceil(32)]));
-    ([parts, tickets, Long(rows * rank)], [tiles, rank.div_ceil(32), splits])
-}
-
-/// A's arguments of a kernel.
-fn of_a(site: LoraSite) -> [Arg; 4] {
-    [Int(site.rank), Int(site.input), Long(site.stride), Long(site.a)]
+    let parts = At(r.tape.acc(&vec![FILL; splits * loras * rows * rank]));
+    let tickets = At(r.tape.ints(&vec![0; tiles * loras * rank.div_ceil(32)]));
+    ([parts, tickets, Long(rows * rank)], [tiles, loras * rank.div_ceil(32), splits])
 }
 
 /// B's arguments of a kernel.
@@ -168,6 +260,21 @@ impl Operation for Lora {
         let len = self.pack.len() * site.rank;
         let [both, alone] = [&out.acc[0], &alone].map(|xa| device::read_acc(b, xa, len));
         assert_eq!(alone, both, "lora_fwd: xa with and without y");
+        // And so is all of it between others of the same input.
+        let Some(others) = self.others() else { return };
+        let sites = [others[0], site, others[1]];
+        let mut buffers = sites.map(|site| {
+            let y = if site == self.site { inputs[0].clone() } else { vec![0.0; self.pack.len() * site.output] };
+            (device::compute(b, &y), device::acc(b, &vec![out.fill; self.pack.len() * site.rank]))
+        });
+        for (site, (y, xa)) in sites.into_iter().zip(&mut buffers) {
+            b.lora_fwd(ops::LoraFwd { y: Some(y), xa, x, params, pack, site, dropout });
+        }
+        let (y, xa) = &buffers[1];
+        assert_eq!(device::read_acc(b, xa, len), both, "lora_fwd: xa between others");
+        let len = self.pack.len() * site.output;
+        let [alone, between] = [&out.compute[0], y].map(|y| device::read_compute(b, y, len));
+        assert_eq!(between, alone, "lora_fwd: y between others");
     }
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
@@ -186,54 +293,28 @@ impl Operation for Lora {
         let d_params = device::read_acc(b, &d_params, given.len(2));
         let again = device::read_acc(b, &again, given.len(2));
         assert_eq!(again, d_params, "lora_bwd: d_params with and without d_x");
-        vec![None, Some(device::read_acc(b, &d_x, given.len(1))), Some(d_params)]
+        let d_x = device::read_acc(b, &d_x, given.len(1));
+        // Others of the same input, whose outputs have no gradient, change nothing.
+        if let Some([before, after]) = self.others() {
+            let (mut d_x_again, mut d_params_again) =
+                (device::acc(b, &given.start[1]), device::acc(b, &given.start[2]));
+            let none = device::compute(b, &vec![0.0; self.pack.len() * site.output]);
+            for (site, d_y) in [(before, &none), (site, d_y), (after, &none)] {
+                let (d_params, d_x) = (&mut d_params_again, Some(&mut d_x_again));
+                b.lora_bwd(ops::LoraBwd { d_params, d_x, d_y, xa, x, params, pack, site, dropout });
+            }
+            assert_eq!(device::read_acc(b, &d_x_again, given.len(1)), d_x, "lora_bwd: d_x between others");
+            let between = device::read_acc(b, &d_params_again, given.len(2));
+            assert_eq!(between, d_params, "lora_bwd: d_params between others");
+        }
+        vec![None, Some(d_x), Some(d_params)]
     }
 
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
-        let &Self { ref pack, site, .. } = self;
-        let LoraSite { rank, input, output, a, b, stride, scale, .. } = site;
-        let [tiles, runs] = adapted(pack, site);
-        let (count, run_count) = (tiles.len() / 3, runs.len() / 3);
-        let [tiles, runs] = [tiles, runs].map(|list| At(r.tape.ints(&list)));
-        let all_tiles = At(r.tape.ints(&tables::adapted(pack, TILE_ROWS).0));
-        let dropout = match &self.drop {
-            None => [Null, Null, Bits(0), Int(0), Float(1.0)],
-            Some(drop) => {
-                let keys: Vec<i32> = drop.keys.iter().map(|&key| key as i32).collect();
-                let threshold = (drop.p * 2f64.powi(32)) as usize;
-                let (seeds, keys) = (r.tape.longs(&drop.seeds), r.tape.ints(&keys));
-                [At(seeds), At(keys), Bits(drop.site), Int(threshold), Float(1.0 / (1.0 - drop.p))]
-            }
-        };
-        let y = r.tape.compute(&case.inputs[0]);
-        let xa = r.tape.acc(&vec![FILL; pack.len() * rank]);
-        r.in_place(0, y, Role::Compute);
-        r.in_place(1, xa, Role::Acc);
-        let (y, xa) = (At(y), At(xa));
-        let (x, params) = (At(r.tape.compute(&case.inputs[1])), At(r.tape.acc(&case.inputs[2])));
-        let (meeting, grid) = narrow(r, pack.len(), rank, count, input);
-        let run_of: Vec<i32> = (0..pack.len()).map(|row| pack.run_of(row).map_or(-1, |run| run as i32)).collect();
-        let runs_of = [site.runs.first, site.runs.end.min(i32::MAX as usize)].map(Int);
-        let others = [&[Int(count), At(r.tape.ints(&run_of)), Int(pack.len())], &runs_of[..]].concat();
-        let args = [&[xa, x, params, tiles], &others[..], &meeting, &dropout, &of_a(site)].concat();
-        let zeros =
-            if (0..pack.len()).all(|row| run_of_site(pack, site, row).is_some()) { 0 } else { pack.len().div_ceil(16) };
-        r.tape.launch("lora_fwd_shrink", [grid[0] + zeros, grid[1], grid[2]], 64, 0, &args);
-        let args = [&[y, xa, params, tiles], &of_b(site)[..]].concat();
-        r.tape.launch("lora_fwd_expand", [count, output.div_ceil(256), 1], 128, 0, &args);
-
-        let d_y = At(r.tape.compute(&case.d_outputs[0]));
-        let d_xa = At(r.tape.acc(&vec![FILL; pack.len() * rank]));
-        let (d_x, d_params) = (At(r.sum(2, case.inputs[1].len(), 0)), At(r.sum(3, case.inputs[2].len(), 0)));
-        let (meeting, grid) = narrow(r, pack.len(), rank, count, output);
-        let args = [&[d_xa, d_y, params, tiles], &meeting[..], &of_b(site)].concat();
-        r.tape.launch("lora_bwd_xa", grid, 64, 0, &args);
-        let sizes = [Int(rank), Int(input), Int(output), Long(stride), Long(a), Long(b), Float(scale)];
-        let args = [&[d_params, d_y, xa, x, d_xa, all_tiles, runs], &dropout[..], &sizes].concat();
-        let grid = [output.div_ceil(64) + input.div_ceil(64), run_count, rank.div_ceil(16)];
-        r.tape.launch("lora_bwd_params", grid, 128, 0, &args);
-        let args = [&[d_x, d_xa, params, tiles], &dropout[..], &of_a(site)].concat();
-        r.tape.launch("lora_bwd_x", [count, input.div_ceil(256), 1], 128, 0, &args);
+        self.launch_group(case, r, &[self.site], 0);
+        if let Some([one, two]) = self.others() {
+            self.launch_group(case, r, &[one, self.site, two], 1);
+        }
         true
     }
 
@@ -332,6 +413,7 @@ impl Operation for LoraDelta {
 
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
         let LoraSite { rank, output, a, b, stride, scale, .. } = self.site;
+        let three = |arg: Arg| [arg; 3];
         let [tiles, runs] = adapted(&self.pack, self.site);
         let (count, run_count) = (tiles.len() / 3, runs.len() / 3);
         let [tiles, runs] = [tiles, runs].map(|list| At(r.tape.ints(&list)));
@@ -344,22 +426,28 @@ impl Operation for LoraDelta {
         r.tape.launch("lora_delta", [count, output.div_ceil(256), 1], 128, 0, &args);
         let (d_xa, d_y) = (At(d_xa), At(r.tape.compute(&case.d_outputs[0])));
         let d_params = At(r.sum(2, case.inputs[1].len(), 0));
-        let (meeting, grid) = narrow(r, self.pack.len(), rank, count, output);
-        let args = [&[d_xa, d_y, params, tiles], &meeting[..], &of_b(self.site)].concat();
+        let (meeting, grid) = narrow(r, (self.pack.len(), rank), 1, count, output);
+        let of_b = [&[Int(rank)], &three(Int(output))[..], &[Long(stride)], &three(Long(b)), &[Float(scale)]].concat();
+        let args = [&[d_xa], &three(d_y)[..], &[params, tiles], &meeting, &of_b].concat();
         r.tape.launch("lora_bwd_xa", grid, 64, 0, &args);
-        let dropout = [Null, Null, Bits(0), Int(0), Float(1.0)];
-        let sizes = [Int(rank), Int(0), Int(output), Long(stride), Long(a), Long(b), Float(scale)];
-        let args = [&[d_params, d_y, xa, d_y, d_xa, all_tiles, runs], &dropout[..], &sizes].concat();
-        r.tape.launch("lora_bwd_params", [output.div_ceil(64), run_count, rank.div_ceil(16)], 128, 0, &args);
+        let pitch = Long(self.pack.len() * rank);
+        let read = [&three(d_y)[..], &three(xa), &[d_y, d_xa, pitch, params]].concat();
+        let rows = [all_tiles, tiles, Int(count), runs, Int(run_count)];
+        let dropout = [&[Null, Null], &three(Bits(0))[..], &[Int(0), Float(1.0)]].concat();
+        let places = [&three(Int(output))[..], &[Long(stride)], &three(Long(a)), &three(Long(b))].concat();
+        let sizes = [&[Int(1), Int(rank), Int(0)], &places[..], &[Float(scale)]].concat();
+        let args = [&[d_params, Null, Null, Int(0), Long(0), Int(1)], &read[..], &rows, &dropout, &sizes].concat();
+        let blocks = output.div_ceil(64) * run_count * rank.div_ceil(16);
+        r.tape.launch("lora_bwd_inputs", [blocks, 1, 1], 128, 0, &args);
         true
     }
 }
 
-/// A projection among others: gaps before, between and after its matrices.
+/// A projection among others: gaps before and between its matrices, and room behind them.
 fn site(rank: usize, input: usize, output: usize) -> LoraSite {
     let a = 4;
     let b = a + rank * input + 3;
-    LoraSite { a, b, stride: b + output * rank + 2, rank, input, output, scale: 1.75, runs: RunRange::ALL }
+    LoraSite { a, b, stride: 3 * (b + output * rank) + 2, rank, input, output, scale: 1.75, runs: RunRange::ALL }
 }
 
 /// Dropout over a pack, its survivors found by asking the device.
@@ -402,6 +490,10 @@ pub fn cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
             cases.push(Case::new("lora of one of the runs", Lora { pack: pack.clone(), site: some, runs: RUNS, drop }));
             let delta = LoraDelta { pack: pack.clone(), site: some, runs: RUNS };
             cases.push(Case::new("lora delta of one of the runs", delta));
+            let all = Lora { pack: adapted_rows(), site: site(8, 96, 72), runs: RUNS, drop: None };
+            cases.push(Case::new("lora of all rows", all));
+            let all = Lora { pack: adapted_rows(), site: site(3, 6, 10), runs: RUNS, drop: None };
+            cases.push(Case::new("lora of all rows, unaligned", all));
             let base = Lora { pack: packs::ragged(), site: site(2, 3, 4), runs: 0, drop: None };
             cases.push(Case::new("lora of base rows", base));
             cases
@@ -412,7 +504,7 @@ pub fn cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
             let mut cases = vec![Case::new("large lora", Lora { pack, site: site(8, 96, 72), runs: RUNS, drop })];
             // Depths that blocks share: where vectors may be read, and where not; a rank beyond that of a block.
             let whole = |rank, input, output| {
-                let (b, stride) = (rank * input, rank * (input + output));
+                let (b, stride) = (rank * input, 3 * rank * (input + output));
                 LoraSite { a: 0, b, stride, rank, input, output, scale: 1.75, runs: RunRange::ALL }
             };
             let deep = [whole(16, 512, 384), whole(40, 260, 132), site(3, 387, 259), site(20, 256, 300)];
@@ -430,6 +522,15 @@ pub fn cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
         }
         Set::Rows => vec![],
     }
+}
+
+/// Rows of which none is the base model's.
+fn adapted_rows() -> Pack {
+    let mut b = PackBuilder::default();
+    for (run, rows) in [(0, 19), (1, 3), (0, 2)] {
+        b.push(&vec![Token::Id(0); rows], Parent::None, Some(run), Label::Text);
+    }
+    b.build()
 }
 
 /// One row of run 1.

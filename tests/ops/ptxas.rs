@@ -176,7 +176,7 @@ fn simple_kernels_compile_without_spills() {
     for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
         let build = Build::new(&nvcc, &text, dtype, &[]);
         accept(&build, &machine::kernels(&text), &format!("{dtype:?}"));
-        for kernel in ["lora_fwd_shrink", "lora_fwd_expand", "lora_bwd_xa", "lora_bwd_params", "lora_bwd_x"] {
+        for kernel in ["lora_fwd_shrink", "lora_fwd_expand", "lora_bwd_xa", "lora_bwd_inputs"] {
             let products = build.count(kernel, "HMMA");
             assert!(products.iter().all(|&count| count > 0), "{kernel} {dtype:?}: products {products:?}");
         }
@@ -249,7 +249,7 @@ impl Script {
         for name in ["kernels", "out"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
-        for name in ["prelude.cuh", "adamw.cu"] {
+        for name in ["prelude.cuh", "terms.cuh", "adamw.cu"] {
             std::fs::copy(machine::root().join("kernels").join(name), dir.path().join("kernels").join(name)).unwrap();
         }
         Self { dir }

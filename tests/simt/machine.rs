@@ -116,14 +116,15 @@ pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The text of the prelude and some kernel files.
+/// The text of the headers and some kernel files.
 pub fn text(files: &[&str]) -> String {
     let read = |name: String| {
         let path = root().join("kernels").join(name);
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     };
     let files = files.iter().map(|name| read(format!("{name}.cu")));
-    std::iter::once(read("prelude.cuh".into())).chain(files).collect::<Vec<_>>().join("\n")
+    let headers = ["prelude.cuh", "terms.cuh"].map(|name| read(name.into()));
+    headers.into_iter().chain(files).collect::<Vec<_>>().join("\n")
 }
 
 /// A kernel as its text declares it.

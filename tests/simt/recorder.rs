@@ -9,7 +9,7 @@ use crate::ops::operation::Role;
 /// What stands in a buffer that is written with `=`.
 pub const FILL: f64 = f64::NAN;
 /// What stands in a buffer that is written with `+=`.
-const START: f64 = 0.5;
+pub const START: f64 = 0.5;
 
 /// Where a result lies after a run.
 pub struct Output {

@@ -34,6 +34,10 @@ pub struct GemmShape {
     pub bias: bool,
     /// Whether the product is added to the result's old value.
     pub accumulate: bool,
+    /// Number of products of these sizes.
+    pub count: usize,
+    /// Elements from one product's first operand, second operand and result to the next one's.
+    pub strides: [usize; 3],
     /// What the addresses of the operands and the result are multiples of, in bytes.
     pub alignment: u32,
 }
@@ -64,9 +68,31 @@ impl Gemm {
     /// A product whose shape takes its alignment from the addresses.
     pub fn new(mut shape: GemmShape, operands: Operands) -> Self {
         let Operands { a, b, d, bias } = operands;
-        let all = a.address() | b.address() | d.address() | bias.map_or(0, DevicePtr::address);
+        // A stride of so many elements is a multiple of as many bytes at least.
+        let strides = shape.strides.iter().fold(0, |all, &stride| all | stride as u64);
+        let all = a.address() | b.address() | d.address() | bias.map_or(0, DevicePtr::address) | strides;
         shape.alignment = 1 << (all | 256).trailing_zeros();
         Self { shape, operands }
+    }
+
+    /// This and the next product as one, if they are of the same sizes and lie at the same distances as those that are one
+    /// already; `size` is that of an element of the compute dtype in bytes. Results that may overlap stay apart.
+    pub fn joined(&self, next: &Self, size: usize) -> Option<Self> {
+        let alike = |shape: GemmShape| GemmShape { count: 1, strides: [0; 3], alignment: 1, ..shape };
+        let (shape, of) = (alike(self.shape), |gemm: &Self| [gemm.operands.a, gemm.operands.b, gemm.operands.d]);
+        if shape.bias || shape.accumulate || shape != alike(next.shape) || next.shape.count > 1 {
+            return None;
+        }
+        let sizes = [size, size, if shape.acc_out { size_of::<f32>() } else { size }];
+        let (first, last, count) = (of(self), of(next), self.shape.count);
+        let stride = |i: usize| {
+            let bytes = first[i].to(last[i])?;
+            bytes.is_multiple_of(count * sizes[i]).then(|| bytes / (count * sizes[i]))
+        };
+        let strides = [stride(0)?, stride(1)?, stride(2)?];
+        let known = count == 1 || strides == self.shape.strides;
+        let shape = GemmShape { count: count + 1, strides, ..shape };
+        (known && strides[2] >= shape.m * shape.n).then(|| Self::new(shape, self.operands))
     }
 
     /// Asserts that all operands are in the memory of `device`.
@@ -197,6 +223,19 @@ unsafe fn set_desc<T>(
     unsafe { result::set_matmul_desc_attribute(desc, attribute, std::ptr::from_ref(value).cast(), size_of::<T>()) }
 }
 
+/// Sets an attribute to a value of its own size.
+///
+/// # Safety
+/// The layout exists, and the attribute is of type `T`.
+unsafe fn set_layout<T>(
+    layout: sys::cublasLtMatrixLayout_t,
+    attribute: sys::cublasLtMatrixLayoutAttribute_t,
+    value: &T,
+) -> Result<(), result::CublasError> {
+    // SAFETY: the caller's; the value is read before the call returns.
+    unsafe { result::set_matrix_layout_attribute(layout, attribute, std::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
 fn make_plan(
     handle: sys::cublasLtHandle_t,
     data: sys::cudaDataType_t,
@@ -204,11 +243,21 @@ fn make_plan(
 ) -> Result<Plan, result::CublasError> {
     use sys::cublasLtMatmulDescAttributes_t as Desc;
     use sys::cublasLtMatmulPreferenceAttributes_t as Pref;
+    use sys::cublasLtMatrixLayoutAttribute_t as Layout;
     let GemmShape { m, n, k, transpose_a, transpose_b, .. } = *shape;
     let acc = sys::cudaDataType_t::CUDA_R_32F;
-    let layout = |dtype, rows: usize, columns: usize| {
-        result::create_matrix_layout(dtype, rows as u64, columns as u64, rows as i64)
+    let layout = |dtype, rows: usize, columns: usize, stride: usize| {
+        let layout = result::create_matrix_layout(dtype, rows as u64, columns as u64, rows as i64)?;
+        if shape.count > 1 {
+            // SAFETY: the layout has just been made; the count is a 32-bit integer, the stride one of 64.
+            unsafe {
+                set_layout(layout, Layout::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &(shape.count as i32))?;
+                set_layout(layout, Layout::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &(stride as i64))?;
+            }
+        }
+        Ok(layout)
     };
+    let [of_a, of_b, of_d] = shape.strides;
     let desc = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, acc)?;
     let transpose = |yes: bool| i32::from(yes);
     // SAFETY: the descriptor has just been made; these attributes are 32-bit integers.
@@ -219,9 +268,9 @@ fn make_plan(
             set_desc(desc, Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
         }
     }
-    let a = if transpose_a { layout(data, k, m)? } else { layout(data, m, k)? };
-    let b = if transpose_b { layout(data, n, k)? } else { layout(data, k, n)? };
-    let d = layout(if shape.acc_out { acc } else { data }, m, n)?;
+    let a = if transpose_a { layout(data, k, m, of_a)? } else { layout(data, m, k, of_a)? };
+    let b = if transpose_b { layout(data, n, k, of_b)? } else { layout(data, k, n, of_b)? };
+    let d = layout(if shape.acc_out { acc } else { data }, m, n, of_d)?;
     let preference = result::create_matmul_pref()?;
     // SAFETY: the preference has just been made, and is destroyed once; workspace is a `size_t`, alignments are 32-bit
     // integers; the layouts and the descriptor exist.

@@ -1,6 +1,6 @@
 //! A device's memory, as buffers.
 
-use super::memory::{AccBuffer, ComputeBuffer};
+use super::memory::{AccBuffer, ComputeBuffer, Parts};
 use super::pack::{DeviceTables, Index};
 use super::{Cuda, load, rows};
 use crate::backend::Buffers;
@@ -35,6 +35,10 @@ impl Buffers for Cuda {
         let buffer = self.cx.attributed(buffer)?;
         self.cx.zero(op, buffer.ptr(0), len * buffer.element_size());
         Ok(buffer)
+    }
+
+    fn beside(&mut self, count: usize) {
+        self.cx.beside = Parts::expected(count);
     }
 
     fn weight(&mut self, view: &TensorView) -> Result<ComputeBuffer> {

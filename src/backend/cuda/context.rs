@@ -11,7 +11,7 @@ use super::compile::Kernels;
 use super::driver::{Device, error, message};
 use super::dtype::ComputeDtype;
 use super::launch::{Arg, Args, Kernel, LaunchDims, assert_on};
-use super::memory::{AccBuffer, Block, ComputeBuffer, DevicePtr, Pool};
+use super::memory::{AccBuffer, Block, ComputeBuffer, DevicePtr, Part, Parts, Pool};
 use super::pinned::{Held, Ring};
 use super::queue::{Action, Launch, Queue};
 use super::readback::{PendingReadback, PendingValues, QueuedReadback, ReadbackState};
@@ -67,6 +67,8 @@ pub struct Context {
     /// Operations submitted since the device was last waited for, and the number of their submission.
     unsynced: Vec<(u64, &'static str)>,
     deferred: Option<Box<dyn Deferred>>,
+    /// Buffers of the compute dtype that are to lie side by side.
+    pub beside: Parts,
     scratch: HashMap<&'static str, Block>,
     /// What the lists of [`Context::cached_list`] hold.
     lists: HashMap<&'static str, Vec<i32>>,
@@ -95,6 +97,7 @@ impl Context {
             submissions: 0,
             unsynced: Vec::new(),
             deferred: None,
+            beside: Parts::default(),
             scratch: HashMap::new(),
             lists: HashMap::new(),
             pool,
@@ -233,7 +236,13 @@ impl Context {
     /// # Errors
     /// See [`Context::block`].
     pub fn compute(&mut self, op: &'static str, len: usize) -> Result<ComputeBuffer> {
-        Ok(ComputeBuffer::new(self.block(op, len * self.dtype.size())?, len, self.dtype))
+        let bytes = len * self.dtype.size();
+        if let Some(whole) = self.beside.whole(bytes) {
+            let block = self.block(op, whole)?;
+            self.beside.cut(block, bytes);
+        }
+        let part = self.beside.next(bytes).map_or_else(|| Ok(Part::from(self.block(op, bytes)?)), Ok)?;
+        Ok(ComputeBuffer::new(part, len, self.dtype))
     }
 
     /// At least `bytes` bytes that stay an operation's own, so that no other changes them. None after an error.
@@ -341,6 +350,14 @@ impl Context {
         let work: Box<dyn Any> = self.deferred.take_if(fits)?;
         self.queue.place_deferred(self.queue.len());
         work.downcast().ok().map(|work| *work)
+    }
+
+    /// The deferred work, to which that of the operation that has just begun is to be added, if it is of this kind and fits.
+    pub fn join_deferred<D: Deferred>(&mut self, fits: impl FnOnce(&D) -> bool) -> Option<&mut D> {
+        let work = self.deferred.as_deref_mut()? as &mut dyn Any;
+        let work = work.downcast_mut().filter(|work| fits(work))?;
+        self.queue.defer();
+        Some(work)
     }
 
     /// Puts deferred work on the list.

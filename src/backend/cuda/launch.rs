@@ -14,7 +14,7 @@ use super::variant::Heads;
 pub const BLOCK: u32 = 256;
 
 /// Most arguments that a kernel takes.
-const MAX_ARGS: usize = 32;
+const MAX_ARGS: usize = 48;
 
 /// A kernel: its file, its name, and the heads that it is compiled for.
 #[derive(Clone, Copy, Debug)]

@@ -5,6 +5,7 @@ use super::blas::{Gemm, GemmShape, Operands};
 use super::context::Context;
 use super::launch::{Kernel, LaunchDims, acc_at, compute, int};
 use super::memory::DevicePtr;
+use super::projections::{Projections, Shared};
 use crate::backend::ops::{LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LinearOps, Op};
 
 const FILE: &str = "linear";
@@ -12,7 +13,8 @@ const FILE: &str = "linear";
 /// A product of which nothing is said yet but its sizes.
 fn shape(m: usize, n: usize, k: usize) -> GemmShape {
     let (transpose_a, transpose_b, acc_out, bias, accumulate) = (false, false, false, false, false);
-    GemmShape { m, n, k, transpose_a, transpose_b, acc_out, bias, accumulate, alignment: 1 }
+    let (count, strides, alignment) = (1, [0; 3], 1);
+    GemmShape { m, n, k, transpose_a, transpose_b, acc_out, bias, accumulate, count, strides, alignment }
 }
 
 /// Addresses of a forward product.
@@ -31,10 +33,14 @@ pub struct ForwardOperands {
 
 /// `out [N, output] = x [N, input] weight^T + bias`.
 pub fn forward(cx: &mut Context, op: &'static str, operands: ForwardOperands, dims: LinearDims) {
+    cx.gemm(op, forward_gemm(operands, dims));
+}
+
+fn forward_gemm(operands: ForwardOperands, dims: LinearDims) -> Gemm {
     let LinearDims { rows, input, output } = dims;
     let ForwardOperands { out, acc_out, x, weight, bias } = operands;
     let shape = GemmShape { transpose_a: true, acc_out, bias: bias.is_some(), ..shape(output, rows, input) };
-    cx.gemm(op, Gemm::new(shape, Operands { a: weight, b: x, d: out, bias }));
+    Gemm::new(shape, Operands { a: weight, b: x, d: out, bias })
 }
 
 /// Addresses of the gradient of a product's input.
@@ -48,16 +54,15 @@ pub struct InputGradOperands {
 }
 
 /// `d_x [N, input] = d_out [N, output] weight`, or `+=`.
-pub fn input_grad(
-    cx: &mut Context,
-    op: &'static str,
-    InputGradOperands { d_x, d_out, weight }: InputGradOperands,
-    dims: LinearDims,
-    accumulate: bool,
-) {
+pub fn input_grad(cx: &mut Context, op: &'static str, operands: InputGradOperands, dims: LinearDims, accumulate: bool) {
+    cx.gemm(op, input_grad_gemm(operands, dims, accumulate));
+}
+
+fn input_grad_gemm(operands: InputGradOperands, dims: LinearDims, accumulate: bool) -> Gemm {
+    let InputGradOperands { d_x, d_out, weight } = operands;
     let LinearDims { rows, input, output } = dims;
     let shape = GemmShape { acc_out: true, accumulate, ..shape(input, rows, output) };
-    cx.gemm(op, Gemm::new(shape, Operands { a: weight, b: d_out, d: d_x, bias: None }));
+    Gemm::new(shape, Operands { a: weight, b: d_out, d: d_x, bias: None })
 }
 
 /// Addresses of the gradient of a product's weight.
@@ -88,13 +93,16 @@ impl LinearOps for Cuda {
         let bias = op.bias.map(|bias| bias.ptr(0));
         let (out, x, weight) = (op.out.ptr(0), op.x.ptr(0), op.weight.ptr(0));
         let operands = ForwardOperands { out, acc_out: false, x, weight, bias };
-        forward(&mut self.cx, LinearFwd::<Self>::NAME, operands, op.dims);
+        let gemm = forward_gemm(operands, op.dims);
+        Projections::add_product(&mut self.cx, LinearFwd::<Self>::NAME, Shared::Input(x), gemm);
     }
 
     fn linear_bwd_input(&mut self, op: LinearBwdInput<'_, Self>) {
         self.begin(&op);
         let operands = InputGradOperands { d_x: op.d_x.ptr(0), d_out: op.d_out.ptr(0), weight: op.weight.ptr(0) };
-        input_grad(&mut self.cx, LinearBwdInput::<Self>::NAME, operands, op.dims, op.accumulate);
+        let shared = Shared::InputGradient(Some(operands.d_x));
+        let gemm = input_grad_gemm(operands, op.dims, op.accumulate);
+        Projections::add_product(&mut self.cx, LinearBwdInput::<Self>::NAME, shared, gemm);
     }
 
     fn linear_bwd_weight(&mut self, op: LinearBwdWeight<'_, Self>) {

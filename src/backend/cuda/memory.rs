@@ -23,6 +23,8 @@ const LARGE: usize = 1 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DevicePtr {
     address: u64,
+    /// Where the block begins that it is in.
+    block: u64,
     device: DeviceId,
 }
 
@@ -41,6 +43,13 @@ impl DevicePtr {
         let (id, of) = (device.id(), self.device);
         assert!(of == id, "{op}: memory of another device ({of:?}) on {} ({id:?})", device.name());
         self.address
+    }
+
+    /// Bytes from here to an address further on in the same block. What is in different blocks lies anywhere: nothing may depend on
+    /// how far apart.
+    pub fn to(self, further: Self) -> Option<usize> {
+        let bytes = further.address.checked_sub(self.address).filter(|_| self.block == further.block)?;
+        usize::try_from(bytes).ok()
     }
 
     /// The bare address, once it is known to be the device's.
@@ -115,7 +124,7 @@ pub struct Block {
 impl Block {
     /// Its first byte, a multiple of 256.
     pub fn ptr(&self) -> DevicePtr {
-        DevicePtr { address: self.address, device: self.pool.device.id() }
+        DevicePtr { address: self.address, block: self.address, device: self.pool.device.id() }
     }
 
     /// Its size in bytes, a multiple of 256.
@@ -131,21 +140,70 @@ impl Drop for Block {
     }
 }
 
-/// `len` elements of `size` bytes in a block.
+/// Some bytes of a block, which goes back to its pool when none of its parts is in use.
+pub struct Part {
+    block: Arc<Block>,
+    start: usize,
+    bytes: usize,
+}
+
+impl From<Block> for Part {
+    fn from(block: Block) -> Self {
+        Self { start: 0, bytes: block.bytes, block: Arc::new(block) }
+    }
+}
+
+/// Parts of one block that are asked for one after another, all of one size.
+#[derive(Default)]
+pub struct Parts {
+    /// How many are still to come.
+    left: usize,
+    /// The block that they are of, once the first is known, their bytes, and where the next begins.
+    block: Option<(Arc<Block>, usize, usize)>,
+}
+
+impl Parts {
+    /// So many that are to come.
+    pub fn expected(count: usize) -> Self {
+        Self { left: count, block: None }
+    }
+
+    /// Bytes of the block that must be cut before the next, of `bytes` bytes; none where there is nothing to cut.
+    pub fn whole(&self, bytes: usize) -> Option<usize> {
+        (self.left > 1 && self.block.is_none()).then(|| self.left * bytes.next_multiple_of(ALIGN))
+    }
+
+    /// Takes the block that is cut into parts of `bytes` bytes.
+    pub fn cut(&mut self, block: Block, bytes: usize) {
+        self.block = Some((Arc::new(block), bytes.next_multiple_of(ALIGN), 0));
+    }
+
+    /// The next part, if that is of so many bytes; otherwise there are no more.
+    pub fn next(&mut self, bytes: usize) -> Option<Part> {
+        let (block, each, start) = self.block.take().filter(|(_, each, _)| *each == bytes.next_multiple_of(ALIGN))?;
+        self.left -= 1;
+        if self.left > 0 {
+            self.block = Some((block.clone(), each, start + each));
+        }
+        Some(Part { block, start, bytes: each })
+    }
+}
+
+/// `len` elements of `size` bytes in a part of a block.
 struct Elements {
-    block: Block,
+    part: Part,
     len: usize,
     size: usize,
 }
 
 impl Elements {
-    fn new(block: Block, len: usize, size: usize) -> Self {
-        assert!(len * size <= block.bytes, "buffer: {len} elements of {size} bytes in {} bytes", block.bytes);
-        Self { block, len, size }
+    fn new(part: Part, len: usize, size: usize) -> Self {
+        assert!(len * size <= part.bytes, "buffer: {len} elements of {size} bytes in {} bytes", part.bytes);
+        Self { part, len, size }
     }
 
     fn ptr(&self, offset: usize) -> DevicePtr {
-        self.block.ptr().add(offset * self.size)
+        self.part.block.ptr().add(self.part.start + offset * self.size)
     }
 }
 
@@ -155,7 +213,7 @@ pub struct AccBuffer(Elements);
 impl AccBuffer {
     /// `len` elements in a block that has room for them.
     pub(super) fn new(block: Block, len: usize) -> Self {
-        Self(Elements::new(block, len, size_of::<f32>()))
+        Self(Elements::new(block.into(), len, size_of::<f32>()))
     }
 
     /// Element `offset`.
@@ -174,9 +232,9 @@ impl AccBuffer {
 pub struct ComputeBuffer(Elements);
 
 impl ComputeBuffer {
-    /// `len` elements in a block that has room for them.
-    pub(super) fn new(block: Block, len: usize, dtype: ComputeDtype) -> Self {
-        Self(Elements::new(block, len, dtype.size()))
+    /// `len` elements in a part of a block that has room for them.
+    pub(super) fn new(part: Part, len: usize, dtype: ComputeDtype) -> Self {
+        Self(Elements::new(part, len, dtype.size()))
     }
 
     /// Element `offset`.
@@ -196,7 +254,7 @@ pub struct TableBuffer(Elements);
 impl TableBuffer {
     /// `len` elements in a block that has room for them.
     pub fn new(block: Block, len: usize) -> Self {
-        Self(Elements::new(block, len, size_of::<i32>()))
+        Self(Elements::new(block.into(), len, size_of::<i32>()))
     }
 
     /// Element `offset`.
@@ -220,6 +278,14 @@ impl Len for ComputeBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_are_of_one_size_and_as_many_as_were_expected() {
+        let parts = Parts::expected(3);
+        assert_eq!([100, 256, 300].map(|bytes| parts.whole(bytes)), [Some(768), Some(768), Some(1536)]);
+        assert_eq!([Parts::default().whole(100), Parts::expected(1).whole(100)], [None, None]);
+        assert!(Parts::expected(3).next(100).is_none(), "a part of a block that is not there");
+    }
 
     #[test]
     fn block_size_holds_what_is_asked() {

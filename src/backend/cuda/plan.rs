@@ -4,7 +4,7 @@ use super::Cuda;
 use super::adamw::{NORM_PARTS, STEP_FIELDS};
 use super::blas::WORKSPACE;
 use super::cross_entropy;
-use super::lora::meeting_bytes;
+use super::lora_launch::{TOGETHER, meeting_bytes};
 use super::memory::block_size;
 use crate::backend::ops::LinearDims;
 use crate::backend::{OwnMemory, PassSize, Planning};
@@ -22,15 +22,16 @@ impl Planning for Cuda {
     }
 
     fn own_memory(&self, pass: &PassSize) -> OwnMemory {
-        let PassSize { rows, labels, queries, vocab, rank, adapted, runs, ref readbacks, ref captures } = *pass;
+        let PassSize { rows, labels, queries, vocab, rank, adapted, terms, runs, ref readbacks, ref captures } = *pass;
         let (acc, compute) = self.element_sizes();
         let mut blocks = vec![WORKSPACE, rows * TABLES * size_of::<i32>()];
         blocks.extend(meeting_bytes(rows, rank, adapted).into_iter().flatten());
         blocks.extend(self.cx.staged(captures));
         if labels > 0 {
             let logits = cross_entropy::chunk_len(LinearDims { rows: labels, input: 0, output: vocab });
-            // Logits and their gradients, d_z rounded, d_xa, parts of the norms, the steps' fields.
-            blocks.extend([logits * acc, logits * compute, rows * queries * compute, rows * rank * acc]);
+            // Logits and their gradients, d_z rounded, d_xa, terms of a gradient, parts of the norms, the steps' fields.
+            blocks.extend([logits * acc, logits * compute, rows * queries * compute, TOGETHER * rows * rank * acc]);
+            blocks.extend((terms > 0).then_some(terms * acc));
             blocks.extend([runs * NORM_PARTS * acc, runs * STEP_FIELDS * acc]);
         }
         let pinned = self.cx.pinned(readbacks.iter().chain(captures).copied());

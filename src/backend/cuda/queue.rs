@@ -212,8 +212,12 @@ impl Queue {
     /// Notes that the commands of what was deferred are those from `first` on, or come with those of the operation that has
     /// just begun.
     pub fn place_deferred(&mut self, first: usize) {
-        let commands = first..self.commands.len();
-        self.timeline.iter_mut().for_each(|timeline| timeline.place_deferred(commands.clone()));
+        if let Some(timeline) = &mut self.timeline {
+            // What they need may have submitted what was on the list before.
+            let first = if first > self.commands.len() { 0 } else { first };
+            let commands = &self.commands[first..];
+            timeline.place_deferred(first, &commands.iter().map(|command| command.op).collect::<Vec<_>>());
+        }
     }
 
     /// Drops the commands on the list.

@@ -73,11 +73,16 @@ impl Timeline {
         self.deferred.extend(self.marks.pop());
     }
 
-    /// Notes that the commands of what was deferred are these, and those of an operation that has begun since come after them.
-    pub fn place_deferred(&mut self, commands: Range<usize>) {
-        let begun = self.marks.pop_if(|mark| mark.first == commands.start);
-        self.marks.extend(self.deferred.drain(..).map(|mark| Mark { first: commands.start, ..mark }));
-        self.marks.extend(begun.map(|mark| Mark { first: commands.end, ..mark }));
+    /// Notes that the commands of what was deferred are those from `first` on, of these operations, and that those of an operation
+    /// that has begun since come after them.
+    pub fn place_deferred(&mut self, first: usize, ops: &[&'static str]) {
+        let begun = self.marks.pop_if(|mark| mark.first == first);
+        let place = |mark: &Mark| first + ops.iter().position(|op| *op == mark.span.op).unwrap_or(ops.len());
+        let mut deferred: Vec<Mark> =
+            self.deferred.drain(..).map(|mark| Mark { first: place(&mark), ..mark }).collect();
+        deferred.sort_by_key(|mark| mark.first);
+        self.marks.extend(deferred);
+        self.marks.extend(begun.map(|mark| Mark { first: first + ops.len(), ..mark }));
     }
 
     /// Submits a list, of whose commands these are the operations' names, by `submit`, which is given some of them at a time;

@@ -6,10 +6,14 @@ enum { R_32F = 0, R_16F = 2, R_16BF = 14 };
 enum { TRANSA = 3, TRANSB = 4, EPILOGUE = 7, BIAS_POINTER = 8 };
 enum { EPILOGUE_DEFAULT = 1, EPILOGUE_BIAS = 4 };
 
+enum { BATCH_COUNT = 5, STRIDED_BATCH_OFFSET = 6 };
+
 struct Layout {
     int type;
     uint64_t rows, columns;
     int64_t stride;
+    int count = 1;
+    int64_t apart = 0;
 };
 struct Description {
     int transpose_a = 0, transpose_b = 0, epilogue = EPILOGUE_DEFAULT;
@@ -57,7 +61,10 @@ static void store(int type, Address at, int64_t i, float x) {
 
 static void check(const Layout& layout, Address at) {
     size_t bytes = ((layout.columns - 1) * layout.stride + layout.rows) * size_of(layout.type);
-    if (!device_owns(at, bytes)) wrong("a product's operand lies outside of an allocation");
+    for (int i = 0; i < layout.count; i++) {
+        Address one = at + i * layout.apart * size_of(layout.type);
+        if (!device_owns(one, bytes)) wrong("a product's operand lies outside of an allocation");
+    }
 }
 
 API cublasLtCreate(void** handle) {
@@ -73,6 +80,17 @@ API cublasLtMatrixLayoutCreate(void** layout, int type, uint64_t rows, uint64_t 
 API cublasLtMatrixLayoutDestroy(void* layout) {
     delete static_cast<Layout*>(layout);
     return OK;
+}
+API cublasLtMatrixLayoutSetAttribute(void* handle, int attribute, const void* value, size_t size) {
+    Layout* layout = static_cast<Layout*>(handle);
+    if (attribute == BATCH_COUNT && size == 4) {
+        layout->count = *static_cast<const int*>(value);
+    } else if (attribute == STRIDED_BATCH_OFFSET && size == 8) {
+        layout->apart = *static_cast<const int64_t*>(value);
+    } else {
+        return INVALID_VALUE;
+    }
+    return layout->count > 0 && layout->apart >= 0 ? OK : INVALID_VALUE;
 }
 API cublasLtMatmulDescCreate(void** description, int compute, int scale) {
     if (compute != 68 || scale != R_32F) return NOT_SUPPORTED;  // accumulation in f32 only
@@ -118,10 +136,11 @@ API cublasLtMatmul(void*, void* description, const float* alpha, Address a, void
     uint64_t m = of.transpose_a ? la.columns : la.rows, k = of.transpose_a ? la.rows : la.columns;
     uint64_t n = of.transpose_b ? lb.rows : lb.columns, inner = of.transpose_b ? lb.columns : lb.rows;
     if (k != inner || m != ld.rows || n != ld.columns || lc.rows != m || lc.columns != n) return INVALID_VALUE;
+    if (la.count != ld.count || lb.count != ld.count || lc.count != ld.count) return INVALID_VALUE;
     if (algorithm[0] != MARK || la.type != lb.type || lc.type != ld.type) return INVALID_VALUE;
     if (!device_owns(reinterpret_cast<Address>(workspace), workspace_size)) return INVALID_VALUE;
     check(la, a), check(lb, b), check(lc, c), check(ld, d);
-    return enqueue(stream, [=] {
+    auto multiply = [=](Address a, Address b, Address c, Address d) {
         std::vector<float> sums(m);
         for (uint64_t j = 0; j < n; j++) {
             std::fill(sums.begin(), sums.end(), 0.0f);
@@ -138,5 +157,9 @@ API cublasLtMatmul(void*, void* description, const float* alpha, Address a, void
                 store(ld.type, d, i + j * ld.stride, x);
             }
         }
+    };
+    return enqueue(stream, [=] {
+        auto at = [](Address first, const Layout& layout, int i) { return first + i * layout.apart * size_of(layout.type); };
+        for (int i = 0; i < ld.count; i++) multiply(at(a, la, i), at(b, lb, i), at(c, lc, i), at(d, ld, i));
     });
 }

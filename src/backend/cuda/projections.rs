@@ -1,0 +1,120 @@
+//! Projections that share an input: products and LoRAs that are asked for one after another go on the command list together,
+//! first the products, then the LoRAs, as many of them through one launch as may be.
+
+use super::Cuda;
+use super::blas::{Gemm, GemmShape, Operands};
+use super::context::{Context, Deferred};
+use super::launch::{acc_ptr, compute_ptr};
+use super::lora_launch::{self, InputGradient, Lora, Terms};
+use super::memory::DevicePtr;
+use crate::backend::ops::{LoraBwd, LoraFwd, Op};
+
+/// What projections have in common.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Shared {
+    /// The input of forwards.
+    Input(DevicePtr),
+    /// The gradient of the input, to which backwards add; none where nobody needs it.
+    InputGradient(Option<DevicePtr>),
+}
+
+/// Products and LoRAs that are not on the list yet.
+pub struct Projections {
+    shared: Shared,
+    products: Vec<(&'static str, Gemm)>,
+    loras: Vec<Lora>,
+}
+
+impl Projections {
+    /// Adds a product, which goes ahead of the LoRAs that were added before.
+    ///
+    /// # Panics
+    /// If an operand is another device's.
+    #[track_caller]
+    pub fn add_product(cx: &mut Context, op: &'static str, shared: Shared, gemm: Gemm) {
+        gemm.assert_on(op, &cx.device);
+        let joins = |group: &Self| {
+            group.shared == shared
+                && match shared {
+                    Shared::Input(_) => !group.touches(gemm.operands.d),
+                    Shared::InputGradient(_) => gemm.shape.accumulate,
+                }
+        };
+        match cx.join_deferred(joins) {
+            Some(group) => group.products.push((op, gemm)),
+            None => cx.defer(op, &[], Self { shared, products: vec![(op, gemm)], loras: Vec::new() }),
+        }
+    }
+
+    /// Adds a LoRA.
+    ///
+    /// # Panics
+    /// If an operand is another device's.
+    #[track_caller]
+    pub fn add_lora(cx: &mut Context, op: &'static str, shared: Shared, lora: Lora) {
+        let args = lora.args();
+        match cx.join_deferred(|group: &Self| group.shared == shared) {
+            Some(group) => group.loras.push(lora),
+            None => cx.defer(op, &args, Self { shared, products: Vec::new(), loras: vec![lora] }),
+        }
+    }
+
+    /// Whether anything here reads or writes this tensor of the compute dtype.
+    fn touches(&self, tensor: DevicePtr) -> bool {
+        let products = || self.products.iter().map(|(_, gemm)| gemm.operands);
+        products().any(|operands| [operands.b, operands.d].contains(&tensor))
+            || self.loras.iter().any(|lora| lora.args().contains(&compute_ptr(tensor)))
+    }
+}
+
+/// Puts products on the list, those at equal distances as one.
+fn put(cx: &mut Context, products: &[(&'static str, Gemm)]) {
+    let size = cx.dtype.size();
+    let mut products = products.iter().copied().peekable();
+    while let Some((op, mut gemm)) = products.next() {
+        while let Some(both) = products.peek().and_then(|(_, next)| gemm.joined(next, size)) {
+            gemm = both;
+            products.next();
+        }
+        cx.gemm(op, gemm);
+    }
+}
+
+/// Lets products that can be one set terms of the gradient to which they would add one after another. None if they cannot.
+fn terms(cx: &mut Context, products: &mut [(&'static str, Gemm)]) -> Option<Terms> {
+    let (&(_, first), count) = (products.first()?, products.len());
+    let len = first.shape.m * first.shape.n;
+    if count < 2 {
+        return None;
+    }
+    let at = cx.scratch("terms of the input's gradient", count * len * size_of::<f32>())?;
+    let term = |i: usize, gemm: Gemm| {
+        let operands = Operands { d: at.add(i * len * size_of::<f32>()), ..gemm.operands };
+        Gemm::new(GemmShape { accumulate: false, ..gemm.shape }, operands)
+    };
+    let apart: Vec<_> = products.iter().enumerate().map(|(i, &(op, gemm))| (op, term(i, gemm))).collect();
+    let size = cx.dtype.size();
+    let one = apart[1..].iter().try_fold(apart[0].1, |all, (_, next)| all.joined(next, size));
+    one?;
+    products.copy_from_slice(&apart);
+    Some(Terms { at: acc_ptr(at), count, len, adds: first.shape.accumulate })
+}
+
+impl Deferred for Projections {
+    fn launch(self: Box<Self>, cx: &mut Context) {
+        let Self { shared, mut products, loras } = *self;
+        let op = LoraBwd::<Cuda>::NAME;
+        match shared {
+            Shared::Input(_) => {
+                put(cx, &products);
+                lora_launch::forward(cx, LoraFwd::<Cuda>::NAME, &loras);
+            }
+            Shared::InputGradient(None) => lora_launch::backward(cx, op, &loras, None),
+            Shared::InputGradient(Some(d_x)) => {
+                let terms = if lora_launch::adds_terms(&loras) { terms(cx, &mut products) } else { None };
+                put(cx, &products);
+                lora_launch::backward(cx, op, &loras, Some(InputGradient { d_x: acc_ptr(d_x), terms }));
+            }
+        }
+    }
+}

@@ -126,8 +126,8 @@ impl<'a, const NESTED: bool> Nf4<'a, NESTED> {
             let mut some = [[0.0f32; 4]; 4];
             for i in 0..4 {
                 let first = self.blocks[rows[i]] + step;
-                for b in 0..4.min(self.count - first) {
-                    some[i][b] = self.absmax(first + b);
+                for (b, absmax) in some[i].iter_mut().enumerate().take(self.count - first) {
+                    *absmax = self.absmax(first + b);
                 }
             }
             _mm512_loadu_si512(some.as_ptr().cast())

@@ -120,8 +120,15 @@ impl<'a, const NESTED: bool> Nf4<'a, NESTED> {
         let rows = rows_of(quad);
         // SAFETY: the caller's promise; blocks that do not exist are not read.
         unsafe {
-            if !NESTED && self.last + step + 4 <= self.count {
-                return gather_16(rows.map(|row| self.absmax.add(self.blocks[row] + step).cast()));
+            if self.last + step + 4 <= self.count {
+                let first = rows.map(|row| self.blocks[row] + step);
+                if !NESTED {
+                    return gather_16(first.map(|first| self.absmax.add(first).cast()));
+                }
+                let shift = self.nested.shift;
+                if first.iter().all(|first| first >> shift == (first + 3) >> shift) {
+                    return self.nested_scales(first);
+                }
             }
             let mut some = [[0.0f32; 4]; 4];
             for i in 0..4 {
@@ -131,6 +138,31 @@ impl<'a, const NESTED: bool> Nf4<'a, NESTED> {
                 }
             }
             _mm512_loadu_si512(some.as_ptr().cast())
+        }
+    }
+
+    /// Four scales each from four blocks on that are quantised, where the four share what multiplies them.
+    ///
+    /// # Safety
+    /// There are such blocks, and the CPU has AVX-512 F.
+    #[inline(always)]
+    unsafe fn nested_scales(&self, first: [usize; 4]) -> __m512i {
+        let Nested { codes, map, offset, shift } = self.nested;
+        // SAFETY: as for one block.
+        unsafe {
+            let mut values = [[0.0; 4]; 4];
+            for i in 0..4 {
+                for b in 0..4 {
+                    values[i][b] = *map.add(usize::from(*codes.add(first[i] + b)));
+                }
+            }
+            let [a, b, c, d] = values;
+            let values = _mm512_setr_ps(
+                a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
+            );
+            let [a, b, c, d] = first.map(|first| *self.absmax.add(first >> shift));
+            let absmax = _mm512_setr_ps(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
+            _mm512_castps_si512(_mm512_add_ps(_mm512_mul_ps(values, absmax), _mm512_set1_ps(offset)))
         }
     }
 

@@ -373,4 +373,19 @@ mod tests {
         let tiles = 100; // of a row each
         assert!(meeting_bytes(100, 8, 4096).expect("shared")[1] >= tickets(tiles, 8) * size_of::<i32>());
     }
+
+    #[test]
+    fn constants_are_those_of_the_kernels() {
+        let text = include_str!("../../../kernels/lora.cu");
+        let warps = NARROW_BLOCK as usize / 32;
+        for (name, value) in [
+            ("NARROW_WARPS", warps),
+            ("NARROW_STEPS", SHARE / 16 / warps),
+            ("NARROW_SPLITS", SPLITS),
+            ("WIDE_WARPS", WIDE_BLOCK as usize / 32),
+        ] {
+            assert!(text.contains(&format!("constexpr int {name} = {value};")), "{name} = {value}");
+        }
+        assert_eq!(COLUMNS, WIDE_BLOCK as usize / 32 * 64);
+    }
 }

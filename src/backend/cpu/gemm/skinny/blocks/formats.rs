@@ -151,9 +151,9 @@ impl<'a, const NESTED: bool> Nf4<'a, NESTED> {
         // SAFETY: as for one block.
         unsafe {
             let mut values = [[0.0; 4]; 4];
-            for i in 0..4 {
-                for b in 0..4 {
-                    values[i][b] = *map.add(usize::from(*codes.add(first[i] + b)));
+            for (values, first) in values.iter_mut().zip(first) {
+                for (b, value) in values.iter_mut().enumerate() {
+                    *value = *map.add(usize::from(*codes.add(first + b)));
                 }
             }
             let [a, b, c, d] = values;

@@ -21,6 +21,8 @@ const ELEMENTS: [usize; 3] = [4, 2, 2];
 const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
 /// Those whose scores are capped (Gemma 2).
 const CAPPED_HEAD_DIMS: [usize; 2] = [128, 256];
+/// What stands before the text of every kernel file, in this order.
+const HEADERS: [&str; 2] = ["prelude.cuh", "tensor.cuh"];
 /// The file whose kernels vary with the heads.
 const BY_HEAD: &str = "attention";
 
@@ -34,7 +36,7 @@ fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let kernels = root.join("kernels");
-    let prelude = ["prelude.cuh", "terms.cuh"].map(|header| read(&kernels.join(header))).join("\n");
+    let prelude = HEADERS.map(|name| read(&kernels.join(name))).concat();
     let nvcc = env::var("LLAMAPROBE_NVCC").ok().filter(|value| !value.is_empty()).map(|value| find_nvcc(&value));
     let mut names: Vec<String> = fs::read_dir(&kernels)
         .unwrap_or_else(|e| panic!("{}: {e}", kernels.display()))
@@ -44,7 +46,10 @@ fn main() {
     let mut sources = String::new();
     let mut binaries = String::new();
     for name in &names {
-        let text = format!("{prelude}\n#line 1 \"{name}.cu\"\n{}", read(&kernels.join(format!("{name}.cu"))));
+        // A header of the file's own stands before it.
+        let own = kernels.join(format!("{name}.cuh"));
+        let own = if own.exists() { format!("#line 1 \"{name}.cuh\"\n{}", read(&own)) } else { String::new() };
+        let text = format!("{prelude}\n{own}\n#line 1 \"{name}.cu\"\n{}", read(&kernels.join(format!("{name}.cu"))));
         let file = out.join(format!("{name}.cu"));
         fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         writeln!(sources, "    ({name:?}, include_str!({file:?})),").expect("a string takes everything");
@@ -61,7 +66,7 @@ fn main() {
         }
     }
     let table = format!(
-        "/// Name and text of each kernel file, its prelude in front.\n\
+        "/// Name and text of each kernel file, its headers in front.\n\
          pub static SOURCES: &[(&str, &str)] = &[\n{sources}];\n\
          /// Kernel file, type of `real`, head width (0 where there is none), whether scores are capped, and fat binary.\n\
          pub static BINARIES: &[(&str, &str, usize, bool, &[u8])] = &[\n{binaries}];\n"

@@ -75,19 +75,20 @@ DEV void gate_fwd(Function f, real* __restrict__ act, const real* __restrict__ g
 template <class Function>
 DEV void gate_bwd(Function f, real* __restrict__ d_gate, real* __restrict__ d_up, const float* __restrict__ d_act,
                   const real* __restrict__ gate, const real* __restrict__ up, i64 len) {
-    i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    i64 i = (i64)blockIdx.x * blockDim.x * 8 + first_column();
     if (i >= len) return;
+    bool vectors = in_vectors(len, d_gate, d_up, d_act, gate, up);
     float d[8], g[8], u[8];
-    load8(d, d_act + i, len - i);
-    load8(g, gate + i, len - i);
-    load8(u, up + i, len - i);
+    load_split(d, d_act + i, len - i, vectors);
+    load_split(g, gate + i, len - i, vectors);
+    load_split(u, up + i, len - i, vectors);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
         u[j] *= d[j] * f.slope(g[j]);
         g[j] = d[j] * f.value(g[j]);
     }
-    store8(d_gate + i, u, len - i);
-    store8(d_up + i, g, len - i);
+    store_split(d_gate + i, u, len - i, vectors);
+    store_split(d_up + i, g, len - i, vectors);
 }
 
 extern "C" __global__ void __launch_bounds__(256) swiglu_fwd(real* __restrict__ act, const real* __restrict__ gate,
@@ -130,14 +131,15 @@ extern "C" __global__ void __launch_bounds__(256) activation_fwd(real* __restric
 extern "C" __global__ void __launch_bounds__(256) activation_bwd(real* __restrict__ d_x,
                                                                  const float* __restrict__ d_act,
                                                                  const real* __restrict__ x, int kind, i64 len) {
-    i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    i64 i = (i64)blockIdx.x * blockDim.x * 8 + first_column();
     if (i >= len) return;
+    bool vectors = in_vectors(len, d_x, d_act, x);
     float d[8], v[8];
-    load8(d, d_act + i, len - i);
-    load8(v, x + i, len - i);
+    load_split(d, d_act + i, len - i, vectors);
+    load_split(v, x + i, len - i, vectors);
     with_function(kind, [&](auto f) {
 #pragma unroll
         for (int j = 0; j < 8; j++) v[j] = d[j] * f.slope(v[j]);
     });
-    store8(d_x + i, v, len - i);
+    store_split(d_x + i, v, len - i, vectors);
 }

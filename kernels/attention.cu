@@ -2,6 +2,7 @@
 //
 //   attention_fwd        z [N, H, D] = softmax(scores) v over each row's path, scores = scale q k^T, capped, less ALiBi's
 //                        bias; lse [N, H] = log-sum-exp of its scores
+//   attention_fwd_128    the same bits, from blocks of 128 rows, which load a tile of keys once for 32 rows a warp
 //   attention_bwd_delta  d_z_real [N, H, D] = d_z, rounded; delta [N, H] = sum(d_z_real z)
 //   attention_bwd_dq     d_q [N, H, D] =
 //   attention_bwd_dkv    d_k, d_v [N, K, D] =, collected from all rows that see a key, over the heads of its group
@@ -22,7 +23,8 @@
 //   tiles [tiles, 64]      rows of the keys at 64 consecutive positions of some path, from a multiple of 64 on: a row
 //                          of the pack, -(r + 1) for row r of the cache, or NO_ROW
 //   tile_lists [., 4]      tile, position of its first key, first and end of the block rows whose path it lies on; the
-//                          list of query block b is list_starts[b]..list_starts[b + 1], ascending by position
+//                          list of query block b is list_starts[b]..list_starts[b + 1], ascending by position. For fwd_128
+//                          two query blocks that follow one another are one of 128 rows, with lists of their own
 //   order, begins, ends    [N] each: depth-first order of the rows; row order[j] sees row order[i] if
 //                          begins[i] <= j < ends[i]
 //   positions, lasts       [N] each: a row's position, and the last that it sees: its own, or its segment's last in a
@@ -30,9 +32,10 @@
 // A row sees a key if it lies on its path (by its block's tile list, or begins and ends), at no later position than lasts
 // says, and, if window > 0, at a position greater than its own minus window and at most `ahead` beyond its own.
 //
-// Launch: all blocks have 32 * WARPS threads and handle 16 * WARPS rows, each warp 16 of them:
-//   fwd, dq  (blocks * 64 / (16 * WARPS), H); dkv (ceil(N / (16 * WARPS)), K)
-//   dynamic shared memory, in rows of HEAD_DIM + 16 bytes: fwd 16 * WARPS + 4 * FWD_STEP; dq, dkv 32 * WARPS + 4 * BWD_STEP
+// Launch: all blocks have 32 * WARPS threads and handle 16 * WARPS rows, each warp 16 of them, fwd_128 twice as many:
+//   fwd, dq  (blocks * 64 / (16 * WARPS), H), fwd_128 (ceil(blocks / 2) * 128 / (32 * WARPS), H); dkv (ceil(N / (16 * WARPS)), K)
+//   dynamic shared memory, in rows of HEAD_DIM + 16 bytes: fwd 16 * WARPS + 4 * FWD_STEP, fwd_128 32 * WARPS + 4 * FWD_STEP;
+//   dq, dkv 32 * WARPS + 4 * BWD_STEP
 //   delta ceil(N H / 8) x 256; pattern (M, H) x 128; result (M, H) x 256
 // q, k, v, d_z_real and the cache start at multiples of 16 bytes.
 //
@@ -43,178 +46,107 @@
 // References: Milakov and Gimelshein 2018 (online softmax); Dao et al. 2022, Dao 2023 (tiles in shared memory, the
 // backward from lse and delta).
 
-constexpr int TILE = 64, FWD_STEP = SMALL_SHARED ? FWD_SMALL : FWD_LARGE;
-constexpr int BLOCK_ROWS = 16 * WARPS;
-constexpr int STRIDE = HEAD_DIM + 16 / (int)sizeof(real);  // odd in units of 16 bytes: no bank conflicts
-constexpr int PARTS = HEAD_DIM / 8;                        // C fragments of a row of heads
-// Columns of a key's gradient whose sums a thread holds at a time.
-constexpr int COLUMNS = HEAD_DIM > 128 && sizeof(real) == 4 ? HEAD_DIM / 2 : HEAD_DIM;
-constexpr int NO_ROW = -0x7fffffff - 1, DKV_BLOCKS = STRIDE * (int)sizeof(real) <= 144 ? 3 : 1;  // a multiprocessor
+// What the forward reads and writes.
+struct Forward {
+    real* z;
+    float* lse;
+    const real *q, *k, *v, *cached_k, *cached_v;
+    const int *block_rows, *list_starts, *tile_lists, *tiles, *positions, *lasts;
+    int heads, kv_heads, width, window, ahead, alibi;
+    float scale, cap;
+};
 
-// `count` rows of one head of each of `n` matrices into tiles one after another in shared memory: row i is row rows[i] of x, or
-// of the cache (`cached`), or none (also from `valid` on). A thread loads the numbers of the rows that it copies a part
-// of (of wide heads in f32 one at a time: registers), then copies, so that no copy waits for its own load.
-template <int count, int n>
-DEV void fetch(real* tile, const real* const (&x)[n], const real* const (&cached)[n], const int* rows, int valid, int pitch,
-               int width) {
-    constexpr int CHUNK = 16 / (int)sizeof(real), CHUNKS = HEAD_DIM / CHUNK, THREADS = 32 * WARPS;
-    constexpr int TURNS = (count * CHUNKS + THREADS - 1) / THREADS, AHEAD = TURNS > 16 ? 1 : TURNS;
-    constexpr bool EVEN = THREADS % CHUNKS == 0;  // then a thread has a column of its own
-    auto row_of = [](int i) { return EVEN ? threadIdx.x / CHUNKS + i * (THREADS / CHUNKS) : (threadIdx.x + i * THREADS) / CHUNKS; };
-    auto column_of = [](int i) { return (EVEN ? threadIdx.x : threadIdx.x + i * THREADS) % CHUNKS * CHUNK; };
-    int limit = count * CHUNKS % THREADS ? min(valid, count) : valid, numbers[AHEAD], bytes = pitch * (int)sizeof(real);
-#pragma unroll 1
-    for (int first = 0; first < TURNS; first += AHEAD) {
+// The forward of a block whose warps have 16 rows for each of `fragments`; tile lists are those of blocks of LIST_ROWS rows.
+template <int fragments, int LIST_ROWS>
+DEV void forward(unsigned char* memory, const Forward& in) {
+    constexpr int WARP_ROWS = 16 * fragments, ROWS = WARP_ROWS * WARPS, BUFFER = 2 * FWD_STEP * STRIDE;
+    real* queries = reinterpret_cast<real*>(memory);
+    real* buffers = queries + ROWS * STRIDE;
+    int block = blockIdx.x / (LIST_ROWS / ROWS), first = blockIdx.x % (LIST_ROWS / ROWS) * ROWS;
+    int head = blockIdx.y, group = head / (in.heads / in.kv_heads), t = threadIdx.x % 4, warp = threadIdx.x / 32;
+    int warp_row = first + warp * WARP_ROWS, end = in.list_starts[block + 1], width = in.width;
+    i64 pitch = (i64)in.kv_heads * width, q_pitch = (i64)in.heads * width;
+    const real *k = in.k + group * width, *v = in.v + group * width;
+    const real *cached_k = in.cached_k + group * width, *cached_v = in.cached_v + group * width;
+    const int* block_rows = in.block_rows + block * LIST_ROWS;
+    const int4* tile_list = reinterpret_cast<const int4*>(in.tile_lists);
+    Step now = {concerned<ROWS>(in.list_starts[block], end, tile_list, first), 0};
+    auto fetch_step = [&](Step s, real* to) {
+        const int* rows = in.tiles + (i64)tile_list[s.entry].x * TILE + s.part * FWD_STEP;
+        const real *const own[] = {k, v}, *const cached[] = {cached_k, cached_v};
+        fetch<FWD_STEP>(to, own, cached, rows, FWD_STEP, pitch, width);
+    };
+    fetch<ROWS>(queries, in.q + head * width, block_rows + first, ROWS, q_pitch, width);
+    if (now.entry < end) fetch_step(now, buffers);
+    copy_commit();
+    queries += warp * WARP_ROWS * STRIDE;
+    note_rows<fragments>(queries, block_rows, warp_row, in.positions, in.lasts, in.window, in.ahead);
+    float sums[fragments][PARTS][4] = {}, row_max[2 * fragments], row_sum[2 * fragments], base2 = unit_of(in.scale) * LOG2_E;
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) numbers[i] = row_of(first + i) < limit ? rows[row_of(first + i)] : NO_ROW;
+    for (int i = 0; i < 2 * fragments; i++) row_max[i] = -INFINITE, row_sum[i] = 0.0f;
+    for (int stage = 0; now.entry < end; stage ^= 1) {
+        Step next = after<FWD_STEP, ROWS>(now, end, tile_list, first);
+        if (next.entry < end) fetch_step(next, buffers + (stage ^ 1) * BUFFER);
+        copy_commit();
+#ifndef PLANT_NO_WAIT
+        copy_wait<1>();
+#endif
+        __syncthreads();
+        int4 entry = tile_list[now.entry];
+        int key = entry.y + now.part * FWD_STEP;
+        const real *keys = buffers + stage * BUFFER, *values = keys + FWD_STEP * STRIDE;
+        if (any_seen<fragments, FWD_STEP>(queries, warp_row, entry, key)) {
+            float s[fragments][FWD_STEP / 8][4] = {}, slopes[fragments][FWD_STEP / 8][4];
+            Product<real>::template transposed<FWD_STEP, HEAD_DIM>(s, queries, keys, STRIDE);
+            if (SOFTCAP) apply_softcap(s, slopes, cap_of(in.cap, in.scale));
+            if (in.alibi) subtract_alibi(s, slope_of(head, in.alibi, unit_of(in.scale)), queries, key);
+            if (!all_seen<fragments, FWD_STEP>(queries, warp_row, entry, key)) mask(s, queries, warp_row, entry, key);
 #pragma unroll
-        for (int i = first; i < first + AHEAD && width % CHUNK == 0; i++) {
-            if (count * CHUNKS % THREADS && row_of(i) >= count) break;
-            int number = numbers[i - first], at = number == NO_ROW ? 0 : number ^ number >> 31;
-            bool missing = column_of(i) >= width, none = number == NO_ROW || missing, own = number >= 0;
+            for (int i = 0; i < 2 * fragments; i++) {
+                float largest = row_max[i];
 #pragma unroll
-            for (int m = 0; m < n; m++) {
-                const real *ours = x[m] + (missing ? 0 : column_of(i)), *theirs = cached[m] + (missing ? 0 : column_of(i));
-                const char* row = reinterpret_cast<const char*>(own ? ours : theirs) + (i64)at * bytes;
-                copy_async(tile + (m * count + row_of(i)) * STRIDE + column_of(i), row, none);
+                for (int n = 0; n < FWD_STEP / 8; n++) {
+                    const float* two = &s[i / 2][n][i % 2 * 2];
+                    largest = fmaxf(largest, fmaxf(two[0], two[1]));
+                }
+                largest = fmaxf(largest, __shfl_xor_sync(WARP_ALL, largest, 1));
+                largest = fmaxf(largest, __shfl_xor_sync(WARP_ALL, largest, 2));
+                float shift = largest == -INFINITE ? 0.0f : largest * base2;
+                float rescale = exp2_fast(row_max[i] * base2 - shift), part = 0.0f;
+                row_max[i] = largest;
+#pragma unroll
+                for (int n = 0; n < FWD_STEP / 8; n++)
+#pragma unroll
+                    for (int e = 0; e < 2; e++) {
+                        float& score = s[i / 2][n][i % 2 * 2 + e];
+                        score = exp2_fast(score * base2 - shift);
+                        part += score;
+                    }
+                part += __shfl_xor_sync(WARP_ALL, part, 1);
+                part += __shfl_xor_sync(WARP_ALL, part, 2);
+                row_sum[i] = row_sum[i] * rescale + part;
+#pragma unroll
+                for (int n = 0; n < PARTS; n++)
+#pragma unroll
+                    for (int e = 0; e < 2; e++) sums[i / 2][n][i % 2 * 2 + e] *= rescale;
             }
+            Product<real>::template of_sums<HEAD_DIM, FWD_STEP>(sums, s, values, STRIDE);
         }
+#ifndef PLANT_NO_BARRIER
+        __syncthreads();  // before what was read is filled again
+#endif
+        now = next;
     }
+    copy_wait<0>();
+    __syncthreads();  // before rows that others copy are overwritten, in a block without steps
 #pragma unroll
-    for (int m = 0; m < n; m++)
-        for (int i = threadIdx.x; i < count * HEAD_DIM && width % CHUNK; i += THREADS) {
-            int r = i / HEAD_DIM, c = i % HEAD_DIM, row = r < valid ? rows[r] : NO_ROW;
-            const real* from = row >= 0 ? x[m] + (i64)row * pitch : cached[m] - ((i64)row + 1) * pitch;
-            tile[(m * count + r) * STRIDE + c] = row == NO_ROW || c >= width ? to_real(0.0f) : from[c];
-        }
-}
-template <int count>
-DEV void fetch(real* tile, const real* x, const int* rows, int valid, int pitch, int width) {
-    const real* const one[] = {x};
-    fetch<count>(tile, one, one, rows, valid, pitch, width);
-}
-
-// A float that belongs to row `row` of a tile, in the 16 bytes of padding after it.
-DEV float* beside(const real* tile, int row) {
-    return reinterpret_cast<float*>(const_cast<real*>(tile) + row * STRIDE + HEAD_DIM);
-}
-
-// ALiBi's slope of head `head`, and the same for what is still multiplied by `scale`.
-DEV float slope_of(int head, int alibi) {
-    if (alibi == 0) return 0.0f;
-    return exp2f(-(head < alibi ? 8.0f * (head + 1) : 4.0f * (2 * (head - alibi) + 1)) / alibi);
-}
-DEV float slope_of(int head, int alibi, float scale) { return slope_of(head, alibi) / scale; }
-
-// A part of a tile of keys.
-struct Step {
-    int entry, part;
-};
-
-// The next entry of a tile list, from the given one on, that any of BLOCK_ROWS block rows sees.
-DEV int concerned(int entry, int end, const int4* tile_list, int first) {
-    while (entry < end && (tile_list[entry].w <= first || tile_list[entry].z >= first + BLOCK_ROWS)) entry++;
-    return entry;
-}
-template <int step>
-DEV Step after(Step s, int end, const int4* tile_list, int first) {
-    if (s.part + 1 < TILE / step) return {s.entry, s.part + 1};
-    return {concerned(s.entry + 1, end, tile_list, first), 0};
-}
-
-// What is left to multiply products by until they are scores: capping has scaled them.
-DEV float unit_of(float scale) { return SOFTCAP ? 1.0f : scale; }
-// A soft cap of scores: `outer * tanh(inner * x)` of the product x.
-struct Cap { float inner, outer; };
-DEV Cap cap_of(float cap, float scale) { return {scale / cap, cap}; }
-// tanh(x). Scores of 16-bit factors need its first 7 digits behind the point, whatever x: more would take registers that a
-// wide head does not leave.
-DEV float tanh_of(float x) {
-    return sizeof(real) == 4 ? tanhf(x) : 1.0f - 2.0f / (1.0f + exp2_fast(2.0f * LOG2_E * x));
-}
-// Scores capped, and the slopes there.
-template <int parts>
-DEV void apply_softcap(float (&s)[parts][4], float (&slopes)[parts][4], Cap cap) {
-#pragma unroll
-    for (int n = 0; n < parts; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            float t = tanh_of(cap.inner * s[n][e]);
-            s[n][e] = cap.outer * t;
-            slopes[n][e] = fmaf(-t, t, 1.0f);
-        }
-}
-
-// What a thread knows of its two rows of queries and of the 16 of its warp.
-struct Rows {
-    int row[2], block_row[2], last[2], low[2];  // of the pack, in the block, and the last and first position seen
-    int warp_first, warp_last, warp_low, warp_high;
-};
-
-DEV Rows rows_of(const int* block_rows, int first, const int* positions, const int* lasts, int window, int ahead) {
-    Rows rows;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        rows.block_row[i] = first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i * 8;
-        rows.row[i] = block_rows[rows.block_row[i]];
-        int position = rows.row[i] < 0 ? -1 : positions[rows.row[i]];
-        rows.last[i] = rows.row[i] < 0 ? -1 : min(lasts[rows.row[i]], position + ahead);
-        rows.low[i] = window > 0 ? max(0, position - window + 1) : 0;
+    for (int i = 0; i < 2 * fragments; i++) {
+        int row = row_of(queries, threadIdx.x % 32 / 4 + 8 * i);
+        if (row >= 0 && t == 0) in.lse[(i64)row * in.heads + head] = row_max[i] * unit_of(in.scale) + logf(row_sum[i]);
+        row_sum[i] = 1.0f / row_sum[i];
     }
-    rows.warp_last = warp_max(max(rows.last[0], rows.last[1]));
-    rows.warp_first = -warp_max(max(-rows.last[0], -rows.last[1]));
-    rows.warp_high = warp_max(max(rows.low[0], rows.low[1]));
-    rows.warp_low = -warp_max(max(-rows.low[0], -rows.low[1]));
-    return rows;
-}
-// Whether any, and whether every row of the warp sees something, and everything, of `step` keys from position `key` on.
-template <int step>
-DEV bool any_seen(const Rows& rows, int4 entry, int key, int warp_row) {
-    return entry.w > warp_row && entry.z < warp_row + 16 && key <= rows.warp_last && key + step > rows.warp_low;
-}
-template <int step>
-DEV bool all_seen(const Rows& rows, int4 entry, int key, int warp_row) {
-    return entry.z <= warp_row && entry.w >= warp_row + 16 && key + step - 1 <= rows.warp_first &&
-           key >= rows.warp_high;
-}
-// The same of one element: sum e of a C fragment, for the key at `position`.
-DEV bool seen(const Rows& rows, int4 entry, int position, int e) {
-    int i = e / 2;
-    return rows.block_row[i] >= entry.z && rows.block_row[i] < entry.w && position <= rows.last[i] &&
-           position >= rows.low[i];
-}
-
-// Scores of keys from position `key` on, -inf where a row does not see one.
-template <int parts>
-DEV void mask(float (&s)[parts][4], const Rows& rows, int4 entry, int key) {
-    int first = key + 2 * (threadIdx.x % 4);
-#pragma unroll
-    for (int n = 0; n < parts; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-            if (!seen(rows, entry, first + n * 8 + e % 2, e)) s[n][e] = -INFINITE;
-}
-
-// Products of keys, or their capped scores, from position `key` on, less `slope` (ALiBi) for every position to the row's own.
-template <int parts>
-DEV void subtract_alibi(float (&s)[parts][4], float slope, const Rows& rows, int key) {
-    int first = key + 2 * (threadIdx.x % 4);
-#pragma unroll
-    for (int n = 0; n < parts; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) s[n][e] -= slope * (rows.last[e / 2] - (first + n * 8 + e % 2));
-}
-
-// Columns of one head's row, from `from` on, = row i (0, 1) of the thread's sums, times `scale`.
-template <int parts>
-DEV void store_row(real* to, const float (&c)[parts][4], int i, float scale, int width, int from = 0) {
-    int t = threadIdx.x % 4;
-#pragma unroll
-    for (int n = 0; n < parts; n++) {
-        int column = from + n * 8 + 2 * t;
-        store2(to + column, c[n][2 * i] * scale, c[n][2 * i + 1] * scale, width - column,
-               width % 2 == 0 && column < width);
-    }
+    store_rows(in.z + head * width, sums, queries, row_sum, q_pitch, width, 0,
+               [&](int r) { return row_of(queries, r); });
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
@@ -225,84 +157,21 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                   const int* __restrict__ lasts, int heads, int kv_heads, int width, float scale, int window, int ahead,
                   int alibi, float cap) {
     DYNAMIC_SHARED(memory);
-    real* queries = reinterpret_cast<real*>(memory);
-    real* buffers = queries + BLOCK_ROWS * STRIDE;
-    constexpr int BUFFER = 2 * FWD_STEP * STRIDE;
-    int block = blockIdx.x / (TILE / BLOCK_ROWS), first = blockIdx.x % (TILE / BLOCK_ROWS) * BLOCK_ROWS;
-    int head = blockIdx.y, group = head / (heads / kv_heads), t = threadIdx.x % 4, warp = threadIdx.x / 32;
-    int warp_row = first + warp * 16, end = list_starts[block + 1];
-    i64 pitch = (i64)kv_heads * width;
-    q += head * width, z += head * width;
-    k += group * width, v += group * width, cached_k += group * width, cached_v += group * width;
-    block_rows += block * TILE;
-    const int4* tile_list = reinterpret_cast<const int4*>(tile_lists);
-    Step now = {concerned(list_starts[block], end, tile_list, first), 0};
-    auto fetch_step = [&](Step s, real* to) {
-        const int* rows = tiles + (i64)tile_list[s.entry].x * TILE + s.part * FWD_STEP;
-        const real *const own[] = {k, v}, *const cached[] = {cached_k, cached_v};
-        fetch<FWD_STEP>(to, own, cached, rows, FWD_STEP, pitch, width);
-    };
-    fetch<BLOCK_ROWS>(queries, q, block_rows + first, BLOCK_ROWS, (i64)heads * width, width);
-    if (now.entry < end) fetch_step(now, buffers);
-    copy_commit();
-    Rows rows = rows_of(block_rows, first, positions, lasts, window, ahead);
-    float sums[PARTS][4] = {}, row_max[2] = {-INFINITE, -INFINITE}, row_sum[2] = {0.0f, 0.0f}, base2 = unit_of(scale) * LOG2_E;
-    float slope = slope_of(head, alibi, unit_of(scale));
-    for (int stage = 0; now.entry < end; stage ^= 1) {
-        Step next = after<FWD_STEP>(now, end, tile_list, first);
-        if (next.entry < end) fetch_step(next, buffers + (stage ^ 1) * BUFFER);
-        copy_commit();
-#ifndef PLANT_NO_WAIT
-        copy_wait<1>();
-#endif
-        __syncthreads();
-        int4 entry = tile_list[now.entry];
-        int key = entry.y + now.part * FWD_STEP;
-        const real *keys = buffers + stage * BUFFER, *values = keys + FWD_STEP * STRIDE;
-        if (any_seen<FWD_STEP>(rows, entry, key, warp_row)) {
-            float s[FWD_STEP / 8][4] = {}, slopes[FWD_STEP / 8][4];
-            Product<real>::transposed<FWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
-            if (SOFTCAP) apply_softcap(s, slopes, cap_of(cap, scale));
-            if (alibi) subtract_alibi(s, slope, rows, key);
-            if (!all_seen<FWD_STEP>(rows, entry, key, warp_row)) mask(s, rows, entry, key);
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                float largest = row_max[i];
-#pragma unroll
-                for (int n = 0; n < FWD_STEP / 8; n++) largest = fmaxf(largest, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
-                largest = fmaxf(largest, __shfl_xor_sync(WARP_ALL, largest, 1));
-                largest = fmaxf(largest, __shfl_xor_sync(WARP_ALL, largest, 2));
-                float shift = largest == -INFINITE ? 0.0f : largest * base2;
-                float rescale = exp2_fast(row_max[i] * base2 - shift), part = 0.0f;
-                row_max[i] = largest;
-#pragma unroll
-                for (int n = 0; n < FWD_STEP / 8; n++)
-#pragma unroll
-                    for (int e = 2 * i; e < 2 * i + 2; e++) {
-                        s[n][e] = exp2_fast(s[n][e] * base2 - shift);
-                        part += s[n][e];
-                    }
-                part += __shfl_xor_sync(WARP_ALL, part, 1);
-                part += __shfl_xor_sync(WARP_ALL, part, 2);
-                row_sum[i] = row_sum[i] * rescale + part;
-#pragma unroll
-                for (int n = 0; n < PARTS; n++) sums[n][2 * i] *= rescale, sums[n][2 * i + 1] *= rescale;
-            }
-            Product<real>::of_sums<HEAD_DIM, FWD_STEP>(sums, s, values, STRIDE);
-        }
-#ifndef PLANT_NO_BARRIER
-        __syncthreads();  // before what was read is filled again
-#endif
-        now = next;
-    }
-    copy_wait<0>();
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        if (rows.row[i] < 0) continue;
-        i64 at = (i64)rows.row[i] * heads;
-        store_row(z + at * width, sums, i, 1.0f / row_sum[i], width);
-        if (t == 0) lse[at + head] = row_max[i] * unit_of(scale) + logf(row_sum[i]);
-    }
+    forward<1, TILE>(memory, {z, lse, q, k, v, cached_k, cached_v, block_rows, list_starts, tile_lists, tiles, positions,
+                              lasts, heads, kv_heads, width, window, ahead, alibi, scale, cap});
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
+    attention_fwd_128(real* __restrict__ z, float* __restrict__ lse, const real* __restrict__ q, const real* __restrict__ k,
+                      const real* __restrict__ v, const real* __restrict__ cached_k, const real* __restrict__ cached_v,
+                      const int* __restrict__ block_rows, const int* __restrict__ list_starts,
+                      const int* __restrict__ tile_lists, const int* __restrict__ tiles, const int* __restrict__ positions,
+                      const int* __restrict__ lasts, int heads, int kv_heads, int width, float scale, int window, int ahead,
+                      int alibi, float cap) {
+    DYNAMIC_SHARED(memory);
+    if constexpr (ROWS_128)
+        forward<2, 2 * TILE>(memory, {z, lse, q, k, v, cached_k, cached_v, block_rows, list_starts, tile_lists, tiles,
+                                      positions, lasts, heads, kv_heads, width, window, ahead, alibi, scale, cap});
 }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -310,16 +179,24 @@ extern "C" __global__ void __launch_bounds__(256)
                         const real* __restrict__ z, int rows, int heads, int width) {
     i64 at = (i64)blockIdx.x * 8 + threadIdx.x / 32;
     if (at >= (i64)rows * heads) return;
-    float sum = 0.0f, d[8], x[8];
-    for (int c = threadIdx.x % 32 * 8; c < width; c += 256) {
-        load8(d, d_z + at * width + c, width - c);
-        load8(x, z + at * width + c, width - c);
+    int lane = threadIdx.x % 32;
+    float sum = 0.0f, d[4], x[4];
+    for (int first = 0; first < width; first += 128) {
+        int c = first + lane * 4;
+        load4(d, d_z + at * width + c, width - c);
+        load4(x, z + at * width + c, width - c);
+        store4(d_z_real + at * width + c, d, width - c);
+        // An odd lane goes on where the even one before it ends.
+        float part = 0.0f;
 #pragma unroll
-        for (int j = 0; j < 8; j++) sum = fmaf(rounded(d[j]), x[j], sum);
-        store8(d_z_real + at * width + c, d, width - c);
+        for (int j = 0; j < 4; j++) part = fmaf(rounded(d[j]), x[j], part);
+        part = __shfl_xor_sync(WARP_ALL, part, 1);
+#pragma unroll
+        for (int j = 0; j < 4; j++) part = fmaf(rounded(d[j]), x[j], part);
+        if (lane % 2) sum += part;
     }
     sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) delta[at] = sum;
+    if (lane == 0) delta[at] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
@@ -340,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     q += head * width, d_z += head * width, d_q += head * width, k += group * width, v += group * width;
     block_rows += block * TILE;
     const int4* tile_list = reinterpret_cast<const int4*>(tile_lists);
-    Step now = {concerned(list_starts[block], end, tile_list, first), 0};
+    Step now = {concerned<BLOCK_ROWS>(list_starts[block], end, tile_list, first), 0};
     auto fetch_step = [&](Step s, real* to) {
         const int* rows = tiles + (i64)tile_list[s.entry].x * TILE + s.part * BWD_STEP;
         const real* const both[] = {k, v};
@@ -350,16 +227,18 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     fetch<BLOCK_ROWS>(gradients, d_z, block_rows + first, BLOCK_ROWS, (i64)heads * width, width);
     if (now.entry < end) fetch_step(now, buffers);
     copy_commit();
-    Rows rows = rows_of(block_rows, first, positions, lasts, window, ahead);
-    float sums[PARTS][4] = {}, shift[2], delta_of[2], base2 = unit_of(scale) * LOG2_E;
+    queries += warp * 16 * STRIDE, gradients += warp * 16 * STRIDE;
+    note_rows<1>(queries, block_rows, warp_row, positions, lasts, window, ahead);
+    float sums[1][PARTS][4] = {}, shift[2], delta_of[2], base2 = unit_of(scale) * LOG2_E;
     float slope = slope_of(head, alibi, unit_of(scale));
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        shift[i] = rows.row[i] < 0 ? 0.0f : lse[(i64)rows.row[i] * heads + head] * LOG2_E;
-        delta_of[i] = rows.row[i] < 0 ? 0.0f : delta[(i64)rows.row[i] * heads + head];
+        int row = row_of(queries, threadIdx.x % 32 / 4 + 8 * i);
+        shift[i] = row < 0 ? 0.0f : lse[(i64)row * heads + head] * LOG2_E;
+        delta_of[i] = row < 0 ? 0.0f : delta[(i64)row * heads + head];
     }
     for (int stage = 0; now.entry < end; stage ^= 1) {
-        Step next = after<BWD_STEP>(now, end, tile_list, first);
+        Step next = after<BWD_STEP, BLOCK_ROWS>(now, end, tile_list, first);
         if (next.entry < end) fetch_step(next, buffers + (stage ^ 1) * BUFFER);
         copy_commit();
         copy_wait<1>();
@@ -367,20 +246,20 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         int4 entry = tile_list[now.entry];
         int key = entry.y + now.part * BWD_STEP;
         const real *keys = buffers + stage * BUFFER, *values = keys + BWD_STEP * STRIDE;
-        if (any_seen<BWD_STEP>(rows, entry, key, warp_row)) {
-            float s[BWD_STEP / 8][4] = {}, d_p[BWD_STEP / 8][4] = {}, slopes[BWD_STEP / 8][4];
-            Product<real>::transposed<BWD_STEP, HEAD_DIM>(s, queries + warp * 16 * STRIDE, keys, STRIDE);
-            Product<real>::transposed<BWD_STEP, HEAD_DIM>(d_p, gradients + warp * 16 * STRIDE, values, STRIDE);
+        if (any_seen<1, BWD_STEP>(queries, warp_row, entry, key)) {
+            float s[1][BWD_STEP / 8][4] = {}, d_p[1][BWD_STEP / 8][4] = {}, slopes[1][BWD_STEP / 8][4];
+            Product<real>::transposed<BWD_STEP, HEAD_DIM>(s, queries, keys, STRIDE);
+            Product<real>::transposed<BWD_STEP, HEAD_DIM>(d_p, gradients, values, STRIDE);
             if (SOFTCAP) apply_softcap(s, slopes, cap_of(cap, scale));
-            if (alibi) subtract_alibi(s, slope, rows, key);
-            if (!all_seen<BWD_STEP>(rows, entry, key, warp_row)) mask(s, rows, entry, key);
+            if (alibi) subtract_alibi(s, slope, queries, key);
+            if (!all_seen<1, BWD_STEP>(queries, warp_row, entry, key)) mask(s, queries, warp_row, entry, key);
 #pragma unroll
             for (int n = 0; n < BWD_STEP / 8; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     // Of what is masked, exactly 0.
-                    s[n][e] = exp2_fast(s[n][e] * base2 - shift[e / 2]) * (d_p[n][e] - delta_of[e / 2]);
-                    if (SOFTCAP) s[n][e] *= slopes[n][e];
+                    s[0][n][e] = exp2_fast(s[0][n][e] * base2 - shift[e / 2]) * (d_p[0][n][e] - delta_of[e / 2]);
+                    if (SOFTCAP) s[0][n][e] *= slopes[0][n][e];
                 }
             Product<real>::of_sums<HEAD_DIM, BWD_STEP>(sums, s, keys, STRIDE);
         }
@@ -388,9 +267,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         now = next;
     }
     copy_wait<0>();
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        if (rows.row[i] >= 0) store_row(d_q + (i64)rows.row[i] * heads * width, sums, i, scale, width);
+    __syncthreads();  // before rows that others copy are overwritten, in a block without steps
+    const float scales[2] = {scale, scale};
+    store_rows(d_q, sums, queries, scales, (i64)heads * width, width, 0,
+               [&](int r) { return row_of(queries, r); });
 }
 
 // A stretch of the depth-first order.
@@ -410,7 +290,7 @@ struct Keys {
 // COLUMNS of d_k, d_v [16, D] of the warp's keys, from `from` on, = over all heads of the group and all queries that see
 // them. The gradients that are not wanted are one fragment that nobody touches.
 template <bool want_k, bool want_v>
-DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v ? COLUMNS / 8 : 1][4], const Keys& in,
+DEV void collect(float (&d_k)[1][want_k ? COLUMNS / 8 : 1][4], float (&d_v)[1][want_v ? COLUMNS / 8 : 1][4], const Keys& in,
                  const real* keys, const real* values, real* buffers, int first, Stretch seen_by, int from) {
     constexpr int BUFFER = 2 * BWD_STEP * STRIDE;
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -458,7 +338,7 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
         int query = now.query;
         const real *queries = buffers + stage * BUFFER, *gradients = queries + BWD_STEP * STRIDE;
         if (query + BWD_STEP > warp_begin && query < warp_end) {
-            float p[BWD_STEP / 8][4] = {}, slopes[BWD_STEP / 8][4];
+            float p[1][BWD_STEP / 8][4] = {}, slopes[1][BWD_STEP / 8][4];
             Product<real>::transposed<BWD_STEP, HEAD_DIM>(p, keys + warp * 16 * STRIDE, queries, STRIDE);
             if (SOFTCAP) apply_softcap(p, slopes, cap_of(in.cap, in.scale));
             float slope = in.alibi ? slope_of(now.head, in.alibi, unit_of(in.scale)) : 0.0f;
@@ -467,27 +347,34 @@ DEV void collect(float (&d_k)[want_k ? COLUMNS / 8 : 1][4], float (&d_v)[want_v 
             for (int n = 0; n < BWD_STEP / 8; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
-                    int column = n * 8 + 2 * t + e % 2, j = query + column, i = e / 2;
-                    bool sees = all || (j >= begin[i] && j < until[i]);
+                    int column = n * 8 + 2 * t + e % 2;
+                    if (in.alibi) p[0][n][e] -= slope * (beside(queries, column)[1] - position[e / 2]);
+                    p[0][n][e] = exp2_fast(p[0][n][e] * base2 - *beside(queries, column));
+                    // Where nothing else needs p, the slopes need no registers of their own until d_s is there.
+                    if (SOFTCAP && !want_v) p[0][n][e] *= slopes[0][n][e];
+                }
+#pragma unroll
+            for (int n = 0; n < BWD_STEP / 8 && !all; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    int j = query + n * 8 + 2 * t + e % 2, i = e / 2;
+                    bool sees = j >= begin[i] && j < until[i];
                     if (in.window > 0 && sees) {
                         int distance = in.positions[in.order[j]] - position[i];
                         sees = distance < in.window && -distance <= in.ahead;
                     }
-                    if (in.alibi) p[n][e] -= slope * (beside(queries, column)[1] - position[i]);
-                    p[n][e] = sees ? exp2_fast(p[n][e] * base2 - *beside(queries, column)) : 0.0f;
-                    // Where nothing else needs p, the slopes need no registers of their own until d_s is there.
-                    if (SOFTCAP && !want_v) p[n][e] *= slopes[n][e];
+                    p[0][n][e] = sees ? p[0][n][e] : 0.0f;
                 }
             if (want_v) Product<real>::of_sums<want_v ? COLUMNS : 8, BWD_STEP>(d_v, p, gradients + from, STRIDE);
             if (want_k) {
-                float d_s[BWD_STEP / 8][4] = {};
+                float d_s[1][BWD_STEP / 8][4] = {};
                 Product<real>::transposed<BWD_STEP, HEAD_DIM>(d_s, values + warp * 16 * STRIDE, gradients, STRIDE);
 #pragma unroll
                 for (int n = 0; n < BWD_STEP / 8; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
-                        d_s[n][e] = p[n][e] * (d_s[n][e] - *beside(gradients, n * 8 + 2 * t + e % 2));
-                        if (SOFTCAP && want_v) d_s[n][e] *= slopes[n][e];
+                        d_s[0][n][e] = p[0][n][e] * (d_s[0][n][e] - *beside(gradients, n * 8 + 2 * t + e % 2));
+                        if (SOFTCAP && want_v) d_s[0][n][e] *= slopes[0][n][e];
                     }
                 Product<real>::of_sums<want_k ? COLUMNS : 8, BWD_STEP>(d_k, d_s, queries + from, STRIDE);
             }
@@ -519,27 +406,28 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, DKV_BLOCKS)
     fetch<BLOCK_ROWS>(values, v + offset, order + first, rows - first, pitch, width);
     Keys in = {d_z,  q,    k,     v,        lse,   delta,  order, begins, ends,
                positions, lasts, rows, heads, kv_heads, width, window, ahead, alibi, scale, cap};
-    auto store = [&](real* to, const float(&sums)[COLUMNS / 8][4], float scale, int from) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int index = first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i * 8;
-            if (index < rows) store_row(to + order[index] * pitch + offset, sums, i, scale, width, from);
-        }
+    int own = threadIdx.x / 32 * 16;
+    auto store = [&](real* to, const float(&sums)[1][COLUMNS / 8][4], real* tile, float scale, int from) {
+        const float scales[2] = {scale, scale};
+        store_rows(to + offset, sums, tile + own * STRIDE, scales, pitch, width, from,
+                   [&](int r) { return first + own + r < rows ? order[first + own + r] : NO_ROW; });
     };
     if (HEAD_DIM <= 128) {
-        float of_k[COLUMNS / 8][4] = {}, of_v[COLUMNS / 8][4] = {};
+        float of_k[1][COLUMNS / 8][4] = {}, of_v[1][COLUMNS / 8][4] = {};
         collect<true, true>(of_k, of_v, in, keys, values, buffers, first, seen_by, 0);
-        store(d_k, of_k, scale, 0);
-        store(d_v, of_v, 1.0f, 0);
+        store(d_k, of_k, keys, scale, 0);
+        store(d_v, of_v, values, 1.0f, 0);
     } else {
         // All sums of a wide head do not fit the registers: the scores are made again for each part.
 #pragma unroll 1
         for (int from = 0; from < HEAD_DIM; from += COLUMNS) {
-            float none[1][4], of_v[COLUMNS / 8][4] = {}, of_k[COLUMNS / 8][4] = {};
+            float none[1][1][4], of_v[1][COLUMNS / 8][4] = {}, of_k[1][COLUMNS / 8][4] = {};
             collect<false, true>(none, of_v, in, keys, values, buffers, first, seen_by, from);
-            store(d_v, of_v, 1.0f, from);
+            store(d_v, of_v, buffers, 1.0f, from);
+            __syncthreads();  // before the buffers are filled again
             collect<true, false>(of_k, none, in, keys, values, buffers, first, seen_by, from);
-            store(d_k, of_k, scale, from);
+            store(d_k, of_k, buffers, scale, from);
+            __syncthreads();
         }
     }
 }

@@ -34,24 +34,26 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_bwd(float* __res
     Softmax s = softmax_of(logits, vocab, parts);
     if (threadIdx.x == 0) loss[row] = logf(s.row_sum) + (s.row_max - logits[target]);
     float weight = row_weights[row], scale = weight / s.row_sum, v[8];
-    for (int c = threadIdx.x * 8; c < vocab; c += blockDim.x * 8) {
-        load8(v, logits + c, vocab - c);
+    bool vectors = in_vectors(vocab, logits, d_logits);
+    for (int c = first_column(); c < vocab; c += blockDim.x * 8) {
+        load_split(v, logits + c, vocab - c, vectors);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             float capped = v[j] * inverse_cap;
-            v[j] = scale * expf(v[j] - s.row_max) - (c + j == target ? weight : 0.0f);
+            v[j] = scale * expf(v[j] - s.row_max) - (split_column(c, j) == target ? weight : 0.0f);
             v[j] *= fmaf(-capped, capped, 1.0f);
         }
-        store8(d_logits + c, v, vocab - c);
+        store_split(d_logits + c, v, vocab - c, vectors);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256) logits_softcap(float* __restrict__ logits, float cap, i64 len) {
-    i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    i64 i = (i64)blockIdx.x * blockDim.x * 8 + first_column();
     if (i >= len) return;
+    bool vectors = in_vectors(len, logits);
     float v[8];
-    load8(v, logits + i, len - i);
+    load_split(v, logits + i, len - i, vectors);
 #pragma unroll
     for (int j = 0; j < 8; j++) v[j] = cap * tanhf(v[j] / cap);
-    store8(logits + i, v, len - i);
+    store_split(logits + i, v, len - i, vectors);
 }

@@ -18,16 +18,17 @@ extern "C" __global__ void __launch_bounds__(256) state_loss(float* __restrict__
     __shared__ float parts[32];
     i64 at = (i64)blockIdx.x * width;
     float a[8], b[8], sum = 0.0f, factor = row_weights[blockIdx.x] * (2.0f / (float)width);
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-        load8(a, x + at + c, width - c);
-        load8(b, target + at + c, width - c);
+    bool vectors = in_vectors(width, x + at, target + at, d_x + at);
+    for (int c = first_column(); c < width; c += blockDim.x * 8) {
+        load_split(a, x + at + c, width - c, vectors);
+        load_split(b, target + at + c, width - c, vectors);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             float d = a[j] - b[j];
             sum = fmaf(d, d, sum);
             a[j] = factor * d;
         }
-        store8(d_x + at + c, a, width - c);
+        store_split(d_x + at + c, a, width - c, vectors);
     }
     sum = block_sum(sum, parts);
     if (threadIdx.x == 0) loss[blockIdx.x] += sum / (float)width;
@@ -47,17 +48,18 @@ extern "C" __global__ void __launch_bounds__(256) kl_loss(float* __restrict__ lo
     float weight = row_weights[blockIdx.x] * temperature, of_x = 1.0f / x.row_sum, of_t = 1.0f / t.row_sum;
     // Of each token the difference of its log-probabilities, rather than of two sums that are nearly the same.
     float shift = logf(x.row_sum) - logf(t.row_sum), sum = 0.0f, a[8], b[8];
-    for (int c = threadIdx.x * 8; c < vocab; c += blockDim.x * 8) {
-        load8(a, logits + c, vocab - c);
-        load8(b, teacher + c, vocab - c);
+    bool vectors = in_vectors(vocab, logits, teacher, d_logits);
+    for (int c = first_column(); c < vocab; c += blockDim.x * 8) {
+        load_split(a, logits + c, vocab - c, vectors);
+        load_split(b, teacher + c, vocab - c, vectors);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             float capped = a[j] * inverse_cap, p = a[j] * inverse - x.row_max, q = b[j] * inverse - t.row_max;
             float share = expf(q) * of_t;
-            if (c + j < vocab) sum = fmaf(share, q - p + shift, sum);
+            if (split_column(c, j) < vocab) sum = fmaf(share, q - p + shift, sum);
             a[j] = weight * (expf(p) * of_x - share) * fmaf(-capped, capped, 1.0f);
         }
-        store8(d_logits + c, a, vocab - c);
+        store_split(d_logits + c, a, vocab - c, vectors);
     }
     sum = block_sum(sum, parts);
     if (threadIdx.x == 0) loss[blockIdx.x] = temperature * temperature * sum;

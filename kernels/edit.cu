@@ -9,23 +9,24 @@
 template <class T>
 DEV void edit_row(T* __restrict__ x, const float* __restrict__ v, int width, float keep, float add, float along,
                   float* parts) {
+    bool vectors = in_vectors(width, x, v);
     float a[8], b[8], factor = add;
     if (along != 0.0f) {
         float dot = 0.0f;
-        for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-            load8(a, x + c, width - c);
-            load8(b, v + c, width - c);
+        for (int c = first_column(); c < width; c += blockDim.x * 8) {
+            load_split(a, x + c, width - c, vectors);
+            load_split(b, v + c, width - c, vectors);
 #pragma unroll
             for (int j = 0; j < 8; j++) dot = fmaf(a[j], b[j], dot);
         }
         factor += along * block_sum(dot, parts);
     }
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-        load8(a, x + c, width - c);
-        load8(b, v + c, width - c);
+    for (int c = first_column(); c < width; c += blockDim.x * 8) {
+        load_split(a, x + c, width - c, vectors);
+        load_split(b, v + c, width - c, vectors);
 #pragma unroll
         for (int j = 0; j < 8; j++) a[j] = keep == 0.0f ? factor * b[j] : keep * a[j] + factor * b[j];
-        store8(x + c, a, width - c);
+        store_split(x + c, a, width - c, vectors);
     }
 }
 

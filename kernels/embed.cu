@@ -20,16 +20,17 @@ extern "C" __global__ void __launch_bounds__(256) embed_fwd(float* __restrict__ 
     float factor = rounded(scale);
     out += (i64)row * width;
     const float* virtual_row = token < 0 ? prompt + run[row] * stride + offset + (i64)(-token - 1) * width : prompt;
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+    bool vectors = in_vectors(width, out, virtual_row) && aligned4(table);
+    for (int c = first_column(); c < width; c += blockDim.x * 8) {
         float v[8];
         if (token < 0) {
-            load8(v, virtual_row + c, width - c);
+            load_split(v, virtual_row + c, width - c, vectors);
         } else {
-            load8(v, table + (i64)token * width + c, width - c);
+            load_split(v, table + (i64)token * width + c, width - c, vectors);
 #pragma unroll
             for (int j = 0; j < 8; j++) v[j] = rounded(v[j] * factor);
         }
-        store8(out + c, v, width - c);
+        store_split(out + c, v, width - c, vectors);
     }
 }
 

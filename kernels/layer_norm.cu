@@ -6,11 +6,11 @@
 //                          n = (x - mean) * rstd
 //   layer_norm_bwd_affine  d_affine [2, width] += sum over rows of d_out * (x - mean) * rstd, then of d_out
 //
-// Launch: fwd and bwd one block of 256 a row; bwd_affine ceil(width / 32) blocks of 256. Any alignment; static shared
-// memory only. A row of up to 2048 elements is read once.
+// Launch: fwd and bwd one block a row, of whole warps that have 8 elements for every thread, up to 1024 threads; bwd_affine
+// ceil(width / 32) blocks of 256. Any alignment; static shared memory only. A row of up to 8192 elements is read once.
 // Determinism: fixed order (threads' strided sums, then a tree, then warps in order).
 
-extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd(real* __restrict__ out, float* __restrict__ mean,
+extern "C" __global__ void __launch_bounds__(1024) layer_norm_fwd(real* __restrict__ out, float* __restrict__ mean,
                                                                  float* __restrict__ rstd, const float* __restrict__ x,
                                                                  const real* __restrict__ weight,
                                                                  const real* __restrict__ bias, int rows, int width,
@@ -18,36 +18,36 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_fwd(real* __restric
     __shared__ float parts[32];
     x += (i64)blockIdx.x * width;
     out += (i64)blockIdx.x * width;
-    bool again = width > blockDim.x * 8;
+    bool again = width > blockDim.x * 8, vectors = in_vectors(width, x, out, weight, bias);
     float total = 0.0f, squares = 0.0f, v[8], w[8], b[8];
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-        load8(v, x + c, width - c);
+    for (int c = first_column(); c < width; c += blockDim.x * 8) {
+        load_split(v, x + c, width - c, vectors);
 #pragma unroll
         for (int j = 0; j < 8; j++) total += v[j];
     }
     float row_mean = block_sum(total, parts) / width;
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-        if (again) load8(v, x + c, width - c);
+    for (int c = first_column(); c < width; c += blockDim.x * 8) {
+        if (again) load_split(v, x + c, width - c, vectors);
 #pragma unroll
         for (int j = 0; j < 8; j++)
-            if (c + j < width) squares = fmaf(v[j] - row_mean, v[j] - row_mean, squares);
+            if (split_column(c, j) < width) squares = fmaf(v[j] - row_mean, v[j] - row_mean, squares);
     }
     float scale = 1.0f / sqrtf(block_sum(squares, parts) / width + eps);
     if (threadIdx.x == 0) {
         mean[blockIdx.x] = row_mean;
         rstd[blockIdx.x] = scale;
     }
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-        if (again) load8(v, x + c, width - c);
-        load8(w, weight + c, width - c);
-        load8(b, bias + c, width - c);
+    for (int c = first_column(); c < width; c += blockDim.x * 8) {
+        if (again) load_split(v, x + c, width - c, vectors);
+        load_split(w, weight + c, width - c, vectors);
+        load_split(b, bias + c, width - c, vectors);
 #pragma unroll
         for (int j = 0; j < 8; j++) v[j] = fmaf((v[j] - row_mean) * scale, w[j], b[j]);
-        store8(out + c, v, width - c);
+        store_split(out + c, v, width - c, vectors);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd(float* __restrict__ d_x,
+extern "C" __global__ void __launch_bounds__(1024) layer_norm_bwd(float* __restrict__ d_x,
                                                                  const float* __restrict__ d_out,
                                                                  const float* __restrict__ x,
                                                                  const float* __restrict__ mean,
@@ -58,11 +58,12 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd(float* __restri
     x += (i64)blockIdx.x * width;
     d_x += (i64)blockIdx.x * width;
     d_out += (i64)blockIdx.x * width;
+    bool vectors = in_vectors(width, d_x, d_out, x, weight);
     float row_mean = mean[blockIdx.x], scale = rstd[blockIdx.x], sum = 0.0f, dot = 0.0f, g[8], v[8], w[8];
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
-        load8(g, d_out + c, width - c);
-        load8(w, weight + c, width - c);
-        load8(v, x + c, width - c);
+    for (int c = first_column(); c < width; c += blockDim.x * 8) {
+        load_split(g, d_out + c, width - c, vectors);
+        load_split(w, weight + c, width - c, vectors);
+        load_split(v, x + c, width - c, vectors);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             g[j] *= w[j];
@@ -72,18 +73,18 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd(float* __restri
     }
     float mean_g = block_sum(sum, parts) / width;
     float proj = block_sum(dot, parts) * scale * scale / width;
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+    for (int c = first_column(); c < width; c += blockDim.x * 8) {
         if (width > blockDim.x * 8) {
-            load8(g, d_out + c, width - c);
-            load8(w, weight + c, width - c);
-            load8(v, x + c, width - c);
+            load_split(g, d_out + c, width - c, vectors);
+            load_split(w, weight + c, width - c, vectors);
+            load_split(v, x + c, width - c, vectors);
 #pragma unroll
             for (int j = 0; j < 8; j++) g[j] *= w[j];
         }
-        load8(w, d_x + c, width - c);
+        load_split(w, d_x + c, width - c, vectors);
 #pragma unroll
         for (int j = 0; j < 8; j++) w[j] += scale * (g[j] - mean_g - (v[j] - row_mean) * proj);
-        store8(d_x + c, w, width - c);
+        store_split(d_x + c, w, width - c, vectors);
     }
 }
 

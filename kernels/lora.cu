@@ -16,8 +16,8 @@
 // drop(x) keeps an element, times keep_scale = 1 / (1 - p), unless the hash of (seeds [runs], site, keys [N] of the row,
 // column) is less than threshold = p * 2^32: the same decisions as on the CPU. No dropout: seeds null, keep_scale 1.
 //
-// The narrow products share their depth among up to NARROW_SPLITS blocks, as many whatever the pack: a row's sums are the same
-// bits in any. Their parts meet in `parts` [splits, LoRAs, rows * R]; `tickets`, zeros before and after, count them.
+// The narrow products are split-K: up to NARROW_SPLITS blocks share a depth, as many whatever the pack, so that a row's sums are
+// the same bits in any. Their workspace: partial sums `parts` [splits, LoRAs, rows * R], and `tickets`, zeros before and after.
 //
 //   tiles [., 3]  run, first row, number of rows (<= 16): the stretches of rows of one run, cut; runs ascending
 //   runs [., 3]   run, its first tile, number of its tiles
@@ -34,50 +34,14 @@
 // Determinism: every element has one writer; partial sums of warps and blocks are added in order. A run's tiles are summed by four
 // warps, every fourth tile each, then the four sums in order.
 
-DEV u64 mix(u64 x) {
-    // The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
-    x += 0x9e3779b97f4a7c15ull;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    return x ^ (x >> 31);
-}
-
-// Of the LoRAs of a launch, that of number i.
-template <class T>
-DEV T pick(int i, T first, T second, T third) {
-    return i == 0 ? first : i == 1 ? second : third;
-}
-
-struct Dropout {
-    const u64* seeds;
-    const u32* keys;
-    u64 site;
-    u32 threshold;
-};
-
-// What the dropout of a row is drawn from.
-DEV u64 hash_of(const Dropout& dropout, int run, int row) {
-    return mix(mix(mix(dropout.seeds[run]) ^ dropout.site) ^ dropout.keys[row]);
-}
-// Zeros what the dropout of a row drops among its columns from `column` (even) on.
-template <int n>
-DEV void drop(float (&v)[n], const Dropout& dropout, u64 hash, int column) {
-#pragma unroll
-    for (int i = 0; i < n; i += 2) {
-        u64 draw = mix(hash + (u64)((column + i) / 2) * 0x9e3779b97f4a7c15ull);
-        if ((u32)draw < dropout.threshold) v[i] = 0.0f;
-        if ((u32)(draw >> 32) < dropout.threshold) v[i + 1] = 0.0f;
-    }
-}
-
 // ---- out [., R] = u [., depth] W
 
 constexpr int NARROW_WARPS = 2;           // each takes NARROW_STEPS * 16 of the depth at a time
 constexpr int NARROW_STEPS = 4;
 constexpr int NARROW_SPLITS = 32;         // most blocks that share the depth
 
-// Where the sums of blocks that share a depth meet.
-struct Meeting {
+// The workspace of blocks that share a depth.
+struct SplitK {
     float* parts;  // of the first split, [rows, R]
     int* ticket;   // of the block's rows and ranks, zero before and after
     i64 pitch;     // from split to split
@@ -90,10 +54,10 @@ DEV int splits_of(int depth) {
     return (units + each - 1) / each;
 }
 
-// A block's LoRA, its ranks (from a multiple of 32 on), and where its sums meet.
+// A block's LoRA, its ranks (from a multiple of 32 on), and its workspace.
 struct Narrow {
     int lora, from;
-    Meeting meeting;
+    SplitK workspace;
 };
 DEV Narrow narrow_of(float* parts, int* tickets, i64 pitch, int rank) {
     int blocks = (rank + 31) / 32, lora = blockIdx.y / blocks, loras = gridDim.y / blocks;
@@ -209,8 +173,10 @@ DEV void narrow_sums(float (&c)[NR][4], const real* __restrict__ u, const float*
 template <int NR, bool ALONG_DEPTH>
 DEV void narrow_block(float* __restrict__ out, const real* __restrict__ u, const float* __restrict__ w,
                       const int* __restrict__ tile, int rank, int depth, float factor, const Dropout& dropout, int from,
-                      int splits, Meeting meeting) {
-    __shared__ float sums[NARROW_WARPS][16][33];
+                      int splits, SplitK workspace) {
+    // Sums of 16 rows by fragment and column, the fragments of a row in an order of the row's own: no bank is asked twice at once.
+    __shared__ __align__(8) float sums[NARROW_WARPS][16 * 8 * NR];
+    auto slot = [](int row, int column) { return row * 8 * NR + (column ^ row * NR / 4 % NR * 8); };
     __shared__ int is_last;
     int first = tile[1], rows = tile[2], ranks = min(rank - from, 8 * NR);
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -223,18 +189,19 @@ DEV void narrow_block(float* __restrict__ out, const real* __restrict__ u, const
 #pragma unroll
     for (int n = 0; n < NR; n++)
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            sums[warp][g + i / 2 * 8][rank_of<NR, ALONG_DEPTH>(n, 2 * t + i % 2)] = c[n][i];
+        for (int i = 0; i < 2; i++)
+            *reinterpret_cast<float2*>(&sums[warp][slot(g + i * 8, n * 8 + 2 * t)]) =
+                make_float2(c[n][2 * i], c[n][2 * i + 1]);
     __syncthreads();
     for (int i = threadIdx.x; i < rows * 8 * NR; i += blockDim.x) {
-        int row = i / (8 * NR), r = i % (8 * NR);
+        int row = i / (8 * NR), column = i % (8 * NR), r = rank_of<NR, ALONG_DEPTH>(column / 8, column % 8);
         if (r >= ranks) continue;
         float sum = 0.0f;
 #pragma unroll
-        for (int one = 0; one < NARROW_WARPS; one++) sum += sums[one][row][r];
+        for (int one = 0; one < NARROW_WARPS; one++) sum += sums[one][slot(row, column)];
         i64 at = (i64)(first + row) * rank + from + r;
         if (splits > 1) {
-            meeting.parts[blockIdx.z * meeting.pitch + at] = sum;
+            workspace.parts[blockIdx.z * workspace.pitch + at] = sum;
         } else {
             out[at] = factor * sum;
         }
@@ -242,7 +209,7 @@ DEV void narrow_block(float* __restrict__ out, const real* __restrict__ u, const
     if (splits == 1) return;
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) is_last = atomicAdd(meeting.ticket, 1) == splits - 1;
+    if (threadIdx.x == 0) is_last = atomicAdd(workspace.ticket, 1) == splits - 1;
     __syncthreads();
     if (!is_last) return;
     __threadfence();
@@ -253,26 +220,26 @@ DEV void narrow_block(float* __restrict__ out, const real* __restrict__ u, const
         float each[NARROW_SPLITS], sum = 0.0f;
 #pragma unroll
         for (int z = 0; z < NARROW_SPLITS; z++)
-            each[z] = z < splits ? load_fresh(meeting.parts + z * meeting.pitch + at) : 0.0f;
+            each[z] = z < splits ? load_fresh(workspace.parts + z * workspace.pitch + at) : 0.0f;
 #pragma unroll
         for (int z = 0; z < NARROW_SPLITS; z++) sum += each[z];
         out[at] = factor * sum;
     }
-    if (threadIdx.x == 0) *meeting.ticket = 0;
+    if (threadIdx.x == 0) *workspace.ticket = 0;
 }
 
 template <bool ALONG_DEPTH>
 DEV void narrow_product(float* __restrict__ out, const real* __restrict__ u, const float* __restrict__ w,
                         const int* __restrict__ tile, int rank, int depth, float factor, const Dropout& dropout, int from,
-                        Meeting meeting) {
+                        SplitK workspace) {
     int ranks = rank - from, splits = splits_of(depth);
     if ((int)blockIdx.z >= splits) return;
     if (ranks > 16) {
-        narrow_block<4, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, from, splits, meeting);
+        narrow_block<4, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, from, splits, workspace);
     } else if (ranks > 8) {
-        narrow_block<2, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, from, splits, meeting);
+        narrow_block<2, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, from, splits, workspace);
     } else {
-        narrow_block<1, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, from, splits, meeting);
+        narrow_block<1, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, from, splits, workspace);
     }
 }
 
@@ -438,7 +405,7 @@ extern "C" __global__ void __launch_bounds__(32 * NARROW_WARPS, 1)
     const int* tile = tiles + blockIdx.x * 3;
     const float* adapter = params + tile[0] * stride + pick(narrow.lora, a, a1, a2);
     Dropout dropout = {seeds, keys, pick(narrow.lora, site, site1, site2), threshold};
-    narrow_product<true>(out, x, adapter, tile, rank, input, keep_scale, dropout, narrow.from, narrow.meeting);
+    narrow_product<true>(out, x, adapter, tile, rank, input, keep_scale, dropout, narrow.from, narrow.workspace);
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 1)
@@ -472,7 +439,7 @@ extern "C" __global__ void __launch_bounds__(32 * NARROW_WARPS, 1)
     int l = narrow.lora;
     const float* adapter = params + tile[0] * stride + pick(l, b, b1, b2);
     narrow_product<false>(d_xa + l * pitch, pick(l, d_y, d_y1, d_y2), adapter, tile, rank,
-                          pick(l, output, output1, output2), scale, {}, narrow.from, narrow.meeting);
+                          pick(l, output, output1, output2), scale, {}, narrow.from, narrow.workspace);
 }
 
 // d_params += factor * u^T w of a run's rows, in the order of memory: for 64 columns of u [., width] and 16 ranks of w [., R], in B

@@ -12,13 +12,14 @@ extern "C" __global__ void __launch_bounds__(256) position_fwd(float* __restrict
                                                                int first) {
     x += (i64)blockIdx.x * width;
     table += (i64)(first + positions[blockIdx.x]) * width;
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+    bool vectors = in_vectors(width, x, table);
+    for (int c = first_column(); c < width; c += blockDim.x * 8) {
         float v[8], place[8];
-        load8(v, x + c, width - c);
-        load8(place, table + c, width - c);
+        load_split(v, x + c, width - c, vectors);
+        load_split(place, table + c, width - c, vectors);
 #pragma unroll
         for (int j = 0; j < 8; j++) v[j] += place[j];
-        store8(x + c, v, width - c);
+        store_split(x + c, v, width - c, vectors);
     }
 }
 

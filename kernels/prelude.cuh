@@ -1,7 +1,7 @@
-// What every kernel stands on: dtypes, vector loads, reductions in a fixed order, tensor-core fragments, and
-// asynchronous copies. This text stands before each kernel's own when it is compiled; it includes no CUDA header.
+// What every kernel stands on: dtypes, vector loads, reductions in a fixed order. This text, and behind it `tensor.cuh`, stand
+// before each kernel's own when it is compiled; they include no CUDA header.
 //
-// REAL (given by the build) is the compute dtype: float, bf16 or half. The only inline PTX of the project is here, and
+// REAL (given by the build) is the compute dtype: float, bf16 or half. The only inline PTX of the project is in these two, and
 // beside each piece of it stands the same thing in C++ for tests that run kernels on the CPU (SIMT).
 
 typedef unsigned int u32;
@@ -171,14 +171,31 @@ DEV void store8(T* p, const float (&v)[8], i64 valid) {
         if (i < valid) narrow(p[i], v[i]);
 }
 
-DEV void load4_aligned(float (&v)[4], const float* p) {
-    float4 a = *reinterpret_cast<const float4*>(p);
-    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+// Four neighbours as they lie in memory.
+template <class T>
+struct Four {
+    uint2 v;
+};
+template <>
+struct Four<float> {
+    float4 v;
+};
+template <class T>
+DEV Four<T> load_four(const T* p) {
+    return *reinterpret_cast<const Four<T>*>(p);
+}
+// v[at], ..., v[at + 3] = them.
+template <int at = 0, int n, class T>
+DEV void unpack(float (&v)[n], Four<T> four) {
+    unpack(v[at], v[at + 1], four.v.x, T()), unpack(v[at + 2], v[at + 3], four.v.y, T());
+}
+template <int at = 0, int n>
+DEV void unpack(float (&v)[n], Four<float> four) {
+    v[at] = four.v.x, v[at + 1] = four.v.y, v[at + 2] = four.v.z, v[at + 3] = four.v.w;
 }
 template <class T>
 DEV void load4_aligned(float (&v)[4], const T* p) {
-    uint2 a = *reinterpret_cast<const uint2*>(p);
-    unpack(v[0], v[1], a.x, T()), unpack(v[2], v[3], a.y, T());
+    unpack(v, load_four(p));
 }
 template <class T>
 DEV bool aligned4(const T* p) {
@@ -195,30 +212,19 @@ DEV void load4(float (&v)[4], const T* p, int valid) {
     for (int i = 0; i < 4; i++) v[i] = i < valid ? widen(p[i]) : 0.0f;
 }
 
-// Two neighbours; `whole` promises that both exist and that the address is aligned to both.
-DEV void store2(float* p, float a, float b, int valid, bool whole) {
-    if (whole) {
-        *reinterpret_cast<float2*>(p) = make_float2(a, b);
-    } else {
-        if (valid > 0) p[0] = a;
-        if (valid > 1) p[1] = b;
-    }
-}
+// Two neighbours, aligned to both.
+DEV void store2(float* p, float a, float b) { *reinterpret_cast<float2*>(p) = make_float2(a, b); }
 template <class T>
-DEV void store2(T* p, float a, float b, int valid, bool whole) {
-    if (whole) {
-        *reinterpret_cast<u32*>(p) = pack(a, b, T());
-    } else {
-        if (valid > 0) narrow(p[0], a);
-        if (valid > 1) narrow(p[1], b);
-    }
+DEV void store2(T* p, float a, float b) {
+    *reinterpret_cast<u32*>(p) = pack(a, b, T());
 }
-DEV void store4_aligned(float* p, const float (&v)[4]) {
-    *reinterpret_cast<float4*>(p) = make_float4(v[0], v[1], v[2], v[3]);
+template <int at = 0, int n>
+DEV void store4_aligned(float* p, const float (&v)[n]) {
+    *reinterpret_cast<float4*>(p) = make_float4(v[at], v[at + 1], v[at + 2], v[at + 3]);
 }
-template <class T>
-DEV void store4_aligned(T* p, const float (&v)[4]) {
-    *reinterpret_cast<uint2*>(p) = make_uint2(pack(v[0], v[1], T()), pack(v[2], v[3], T()));
+template <int at = 0, int n, class T>
+DEV void store4_aligned(T* p, const float (&v)[n]) {
+    *reinterpret_cast<uint2*>(p) = make_uint2(pack(v[at], v[at + 1], T()), pack(v[at + 2], v[at + 3], T()));
 }
 // As store8.
 template <class T>
@@ -230,6 +236,44 @@ DEV void store4(T* p, const float (&v)[4], int valid) {
 #pragma unroll
     for (int i = 0; i < 4; i++)
         if (i < valid) narrow(p[i], v[i]);
+}
+
+// ---- Rows, of whose elements a thread takes 8 at a time: 4 from column c on and 4 from c + 128 on
+//
+// So what the lanes of a warp access at once is contiguous in every dtype. c is first_column(), then that and 8 * blockDim.x, ...
+
+DEV int first_column() { return threadIdx.x / 32 * 256 + threadIdx.x % 32 * 4; }
+// The column of element j of those from column c on.
+DEV int split_column(int c, int j) { return c + j + j / 4 * 124; }
+// Whether rows of so many elements at these addresses, of which all threads of the block know the same, consist of whole vectors.
+template <class... T>
+DEV bool in_vectors(i64 width, const T*... rows) {
+    return width % 4 == 0 && (aligned4(rows) && ...);
+}
+// v = a thread's elements of the `valid` from p on, then zeros; `vectors` promises what in_vectors says.
+template <class T>
+DEV void load_split(float (&v)[8], const T* p, i64 valid, bool vectors) {
+    if (vectors) {
+        Four<T> low = {}, high = {};
+        if (valid > 0) low = load_four(p);
+        if (valid > 128) high = load_four(p + 128);
+        unpack<0>(v, low), unpack<4>(v, high);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = split_column(0, i) < valid ? widen(p[split_column(0, i)]) : 0.0f;
+}
+// A thread's elements of the `valid` from p on = v.
+template <class T>
+DEV void store_split(T* p, const float (&v)[8], i64 valid, bool vectors) {
+    if (vectors) {
+        if (valid > 0) store4_aligned<0>(p, v);
+        if (valid > 128) store4_aligned<4>(p + 128, v);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        if (split_column(0, i) < valid) narrow(p[split_column(0, i)], v[i]);
 }
 
 // ---- Reductions in a fixed order
@@ -295,302 +339,21 @@ struct Softmax {
 // The largest of the row's elements times scale, and the sum of exp of what they are below it.
 DEV Softmax softmax_of(const float* __restrict__ logits, int vocab, float* parts, float scale = 1.0f) {
     float row_max = -INFINITE, row_sum = 0.0f, v[8];
-    for (int c = threadIdx.x * 8; c < vocab; c += blockDim.x * 8) {
-        load8(v, logits + c, vocab - c);
+    bool vectors = in_vectors(vocab, logits);
+    for (int c = first_column(); c < vocab; c += blockDim.x * 8) {
+        load_split(v, logits + c, vocab - c, vectors);
         float largest = row_max;
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             v[j] *= scale;
-            if (c + j < vocab) largest = fmaxf(largest, v[j]);
+            if (split_column(c, j) < vocab) largest = fmaxf(largest, v[j]);
         }
         row_sum *= expf(row_max - largest);
         row_max = largest;
 #pragma unroll
         for (int j = 0; j < 8; j++)
-            if (c + j < vocab) row_sum += expf(v[j] - row_max);
+            if (split_column(c, j) < vocab) row_sum += expf(v[j] - row_max);
     }
     float all = block_max(row_max, parts);
     return {all, block_sum(row_max == -INFINITE ? 0.0f : row_sum * expf(row_max - all), parts)};
 }
-
-// ---- Tensor-core fragments: C [16, 8] += A [16, 16] B [16, 8] of 16-bit floats
-//
-// Lane 4 g + t of a warp holds these elements:
-//   A: pair 0 = rows g, columns 2t, 2t+1; pair 1 = the same of row g+8; pairs 2 and 3 = columns 2t+8, 2t+9 of both
-//   B: pair 0 = rows 2t, 2t+1 of column g; pair 1 = rows 2t+8, 2t+9
-//   C: 0, 1 = row g, columns 2t, 2t+1; 2, 3 = row g+8
-
-template <class T>
-struct FragmentA {
-    u32 pair[4];
-};
-template <class T>
-struct FragmentB {
-    u32 pair[2];
-};
-
-template <class T>
-DEV void set_pair(FragmentA<T>& f, int i, float low, float high) {
-    f.pair[i] = pack(low, high, T());
-}
-template <class T>
-DEV void set_pair(FragmentB<T>& f, int i, float low, float high) {
-    f.pair[i] = pack(low, high, T());
-}
-
-#ifndef SIMT
-
-DEV void mma(float (&c)[4], const FragmentA<bf16>& a, const FragmentB<bf16>& b) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a.pair[0]), "r"(a.pair[1]), "r"(a.pair[2]), "r"(a.pair[3]), "r"(b.pair[0]), "r"(b.pair[1]));
-}
-DEV void mma(float (&c)[4], const FragmentA<half>& a, const FragmentB<half>& b) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a.pair[0]), "r"(a.pair[1]), "r"(a.pair[2]), "r"(a.pair[3]), "r"(b.pair[0]), "r"(b.pair[1]));
-}
-
-DEV u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-DEV void load_matrices(u32 (&r)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-DEV void load_matrices_transposed(u32 (&r)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-
-// 16 bytes from global to shared memory, both aligned to 16, or 16 zeros; there once waited for.
-DEV void copy_async(void* to, const void* from, bool zeros) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-                 "r"(zeros ? 0 : 16)
-                 : "memory");
-}
-// Closes the group of the copies issued since the last one.
-DEV void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most the `open` youngest groups of this thread are under way.
-template <int open>
-DEV void copy_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(open) : "memory");
-}
-
-#else
-
-// The values that the lanes of a warp bring together, as whole matrices.
-template <class T>
-struct MmaOperand {
-    float* c;
-    const FragmentA<T>* a;
-    const FragmentB<T>* b;
-};
-template <class T>
-DEV float element(const u32* pairs, int i, T) {
-    float low, high;
-    unpack(low, high, pairs[i / 2], T());
-    return i % 2 ? high : low;
-}
-template <class T>
-DEV float element(const FragmentA<T>* f, int i) {
-    return element(f->pair, i, T());
-}
-template <class T>
-DEV float element(const FragmentB<T>* f, int i) {
-    return element(f->pair, i, T());
-}
-
-template <class T>
-inline void mma_at(const char* where, float (&c)[4], const FragmentA<T>& a, const FragmentB<T>& b) {
-    MmaOperand<T> operand{c, &a, &b};
-    simt::warp_operation(WARP_ALL, operand, where, [](MmaOperand<T>** lanes, u32) {
-        float A[16][16], B[16][8];
-        for (int lane = 0; lane < 32; lane++) {
-            int g = lane / 4, t = lane % 4;
-            for (int i = 0; i < 8; i++) A[g + i / 2 % 2 * 8][2 * t + i % 2 + i / 4 * 8] = element(lanes[lane]->a, i);
-            for (int i = 0; i < 4; i++) B[2 * t + i % 2 + i / 2 * 8][g] = element(lanes[lane]->b, i);
-        }
-        for (int lane = 0; lane < 32; lane++)
-            for (int i = 0; i < 4; i++) {
-                int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-                float sum = lanes[lane]->c[i];
-                for (int k = 0; k < 16; k++) sum += A[row][k] * B[k][column];
-                lanes[lane]->c[i] = sum;
-            }
-    });
-}
-#define mma(...) mma_at(SIMT_HERE, __VA_ARGS__)
-
-inline void load_matrices_at(const char* where, u32 (&r)[4], const void* row, bool transposed) {
-    struct Operand {
-        u16 row[8];
-        u32* r;
-        bool transposed;
-    } operand{{}, r, transposed};
-    if ((size_t)row & 15) simt::fail("ldmatrix: a row is not aligned to 16 bytes");
-    {
-        sanitize::Whole whole(row, nullptr, 16);
-        for (int i = 0; i < 8; i++) operand.row[i] = static_cast<const u16*>(row)[i];
-    }
-    simt::warp_operation(WARP_ALL, operand, where, [](Operand** lanes, u32) {
-        for (int lane = 0; lane < 32; lane++)
-            for (int m = 0; m < 4; m++) {
-                int i = lane / 4, j = lane % 4 * 2;
-                bool transposed = lanes[lane]->transposed;
-                u16 low = transposed ? lanes[8 * m + j]->row[i] : lanes[8 * m + i]->row[j];
-                u16 high = transposed ? lanes[8 * m + j + 1]->row[i] : lanes[8 * m + i]->row[j + 1];
-                lanes[lane]->r[m] = low | (u32)high << 16;
-            }
-    });
-}
-#define load_matrices(r, row) load_matrices_at(SIMT_HERE, r, row, false)
-#define load_matrices_transposed(r, row) load_matrices_at(SIMT_HERE, r, row, true)
-
-// In words, so that the sanitizers see each access.
-inline void land(const simt::Copy& copy) {
-    sanitize::Whole whole(copy.zeros ? nullptr : copy.from, copy.to, 16);
-    u64* to = static_cast<u64*>(copy.to);
-    const u64* from = static_cast<const u64*>(copy.from);
-    to[0] = copy.zeros ? 0 : from[0];
-    to[1] = copy.zeros ? 0 : from[1];
-}
-inline void copy_async(void* to, const void* from, bool zeros) {
-    if (((size_t)to | (size_t)from) & 15) simt::fail("cp.async: an address is not aligned to 16 bytes");
-    bool early;
-    {
-        sanitize::Quiet quiet;
-        early = simt::scheduler().early;
-        if (!early) simt::self().open.push_back({to, from, zeros});
-    }
-    if (early) land({to, from, zeros});
-}
-inline void copy_commit() {
-    sanitize::Quiet quiet;
-    simt::self().groups.push_back(std::move(simt::self().open));
-    simt::self().open.clear();
-}
-template <int open>
-inline void copy_wait() {
-    std::vector<simt::Copy> due;
-    {
-        sanitize::Quiet quiet;
-        auto& groups = simt::self().groups;
-        while (groups.size() > open) {
-            due.insert(due.end(), groups[0].begin(), groups[0].end());
-            groups.erase(groups.begin());
-        }
-    }
-    for (const simt::Copy& copy : due) land(copy);
-}
-
-#endif
-
-// The A fragment of 16 rows and columns of a row-major tile in shared memory; its rows are aligned to 16 bytes.
-template <class T>
-DEV void load_a(FragmentA<T>& f, const T* tile, int stride) {
-    int lane = threadIdx.x % 32;
-    load_matrices(f.pair, tile + lane % 16 * stride + lane / 16 * 8);
-}
-// Two B fragments of a tile that holds 16 columns of B as rows: columns 0 to 7 and 8 to 15.
-template <class T>
-DEV void load_b(FragmentB<T>& left, FragmentB<T>& right, const T* tile, int stride) {
-    int lane = threadIdx.x % 32;
-    u32 r[4];
-    load_matrices(r, tile + (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 8);
-    left.pair[0] = r[0], left.pair[1] = r[1];
-    right.pair[0] = r[2], right.pair[1] = r[3];
-}
-// The same of a tile that holds 16 rows of B as rows.
-template <class T>
-DEV void load_b_rows(FragmentB<T>& left, FragmentB<T>& right, const T* tile, int stride) {
-    int lane = threadIdx.x % 32;
-    u32 r[4];
-    load_matrices_transposed(r, tile + lane % 16 * stride + lane / 16 * 8);
-    left.pair[0] = r[0], left.pair[1] = r[1];
-    right.pair[0] = r[2], right.pair[1] = r[3];
-}
-
-// Products of a warp with tiles in shared memory, their rows aligned to 16 bytes.
-template <class T>
-struct Product {
-    // c [16, n] += A [16, depth] B^T for tiles A [16, .] and B [n, .].
-    template <int n, int depth>
-    static DEV void transposed(float (&c)[n / 8][4], const T* a, const T* b, int stride) {
-#pragma unroll
-        for (int k = 0; k < depth; k += 16) {
-            FragmentA<T> left;
-            load_a(left, a + k, stride);
-#pragma unroll
-            for (int j = 0; j < n; j += 16) {
-                FragmentB<T> first, second;
-                load_b(first, second, b + j * stride + k, stride);
-                mma(c[j / 8], left, first);
-                mma(c[j / 8 + 1], left, second);
-            }
-        }
-    }
-    // c [16, n] += A [16, depth] B for sums A (the C fragments of an earlier product), rounded, and a tile B [depth, .].
-    template <int n, int depth>
-    static DEV void of_sums(float (&c)[n / 8][4], const float (&a)[depth / 8][4], const T* b, int stride) {
-#pragma unroll
-        for (int k = 0; k < depth; k += 16) {
-            FragmentA<T> left;
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                set_pair(left, i, a[k / 8 + i / 2][i % 2 * 2], a[k / 8 + i / 2][i % 2 * 2 + 1]);
-#pragma unroll
-            for (int j = 0; j < n; j += 16) {
-                FragmentB<T> first, second;
-                load_b_rows(first, second, b + k * stride + j, stride);
-                mma(c[j / 8], left, first);
-                mma(c[j / 8 + 1], left, second);
-            }
-        }
-    }
-};
-// The same by plain FMA: each lane makes the sums that it would hold.
-template <>
-struct Product<float> {
-    template <int n, int depth>
-    static DEV void transposed(float (&c)[n / 8][4], const float* a, const float* b, int stride) {
-        int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-#pragma unroll 1
-        for (int k = 0; k < depth; k += 4) {
-            float rows[2][4], column[4];
-            load4_aligned(rows[0], a + g * stride + k);
-            load4_aligned(rows[1], a + (g + 8) * stride + k);
-#pragma unroll
-            for (int j = 0; j < n / 8; j++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    load4_aligned(column, b + (j * 8 + 2 * t + e) * stride + k);
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        c[j][e] = fmaf(rows[0][i], column[i], c[j][e]);
-                        c[j][2 + e] = fmaf(rows[1][i], column[i], c[j][2 + e]);
-                    }
-                }
-        }
-    }
-    template <int n, int depth>
-    static DEV void of_sums(float (&c)[n / 8][4], const float (&a)[depth / 8][4], const float* b, int stride) {
-        int lane = threadIdx.x % 32, t = lane % 4;
-#pragma unroll
-        for (int k = 0; k < depth; k++) {
-            int owner = (lane & ~3) + k % 8 / 2;
-            float top = __shfl_sync(WARP_ALL, a[k / 8][k % 2], owner);
-            float bottom = __shfl_sync(WARP_ALL, a[k / 8][2 + k % 2], owner);
-#pragma unroll
-            for (int j = 0; j < n / 8; j++) {
-                float2 row = *reinterpret_cast<const float2*>(b + k * stride + j * 8 + 2 * t);
-                c[j][0] = fmaf(top, row.x, c[j][0]), c[j][1] = fmaf(top, row.y, c[j][1]);
-                c[j][2] = fmaf(bottom, row.x, c[j][2]), c[j][3] = fmaf(bottom, row.y, c[j][3]);
-            }
-        }
-    }
-};

@@ -9,9 +9,8 @@
 //
 // form chooses how the weight multiplies, and what is rounded: 0 round(n) * weight; 1 n * weight; 2 n * (1 + weight).
 //
-// Launch: fwds and bwds one block a row, of 256, or in the compute dtype of as many whole warps up to 256 as have 8
-// elements for every thread; bwd_weights ceil(width / 32) blocks of 256. Any alignment; static shared memory only. A row
-// of up to 8 elements a thread is read once.
+// Launch: fwds and bwds one block a row, of whole warps that have 8 elements for every thread, up to 1024 threads; bwd_weights
+// ceil(width / 32) blocks of 256. Any alignment; static shared memory only. A row of up to 8192 elements is read once.
 // Determinism: fixed order (threads' strided sums, then a tree, then warps in order).
 
 // How the weight multiplies; a type, so that loops are compiled for it alone.
@@ -35,7 +34,8 @@ DEV void norm_row(real* __restrict__ out, float* __restrict__ rstd, const real* 
                   float eps, int form, float* parts, Load load, Again again) {
     out += (i64)blockIdx.x * width;
     float squares = 0.0f, v[8], w[8];
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+    bool vectors = in_vectors(width, out, weight);
+    for (int c = first_column(); c < width; c += blockDim.x * 8) {
         load(v, c);
 #pragma unroll
         for (int j = 0; j < 8; j++) squares = fmaf(v[j], v[j], squares);
@@ -43,56 +43,59 @@ DEV void norm_row(real* __restrict__ out, float* __restrict__ rstd, const real* 
     float scale = 1.0f / sqrtf(block_sum(squares, parts) / width + eps);
     if (threadIdx.x == 0) rstd[blockIdx.x] = scale;
     with_form(form, [&](auto form) {
-        for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+        for (int c = first_column(); c < width; c += blockDim.x * 8) {
             if (width > blockDim.x * 8) again(v, c);
-            load8(w, weight + c, width - c);
+            load_split(w, weight + c, width - c, vectors);
 #pragma unroll
             for (int j = 0; j < 8; j++) v[j] = form.apply(v[j] * scale, w[j]);
 #ifdef PLANT_BOUND
-            store8(out + c + 1, v, width - c);
+            store_split(out + c + 1, v, width - c, false);
 #else
-            store8(out + c, v, width - c);
+            store_split(out + c, v, width - c, vectors);
 #endif
         }
     });
 }
 
-extern "C" __global__ void __launch_bounds__(256) rms_norm_fwd(real* __restrict__ out, float* __restrict__ rstd,
+extern "C" __global__ void __launch_bounds__(1024, 2) rms_norm_fwd(real* __restrict__ out, float* __restrict__ rstd,
                                                                const float* __restrict__ x,
                                                                const real* __restrict__ weight, int rows, int width,
                                                                float eps, int form) {
     __shared__ float parts[32];
     x += (i64)blockIdx.x * width;
-    auto load = [&](float(&v)[8], int c) { load8(v, x + c, width - c); };
+    bool vectors = in_vectors(width, x);
+    auto load = [&](float(&v)[8], int c) { load_split(v, x + c, width - c, vectors); };
     norm_row(out, rstd, weight, width, eps, form, parts, load, load);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(1024, 2)
     rms_norm_compute_fwd(real* __restrict__ out, float* __restrict__ rstd, const real* __restrict__ x,
                          const real* __restrict__ weight, int rows, int width, float eps, int form) {
     __shared__ float parts[32];
     x += (i64)blockIdx.x * width;
-    auto load = [&](float(&v)[8], int c) { load8(v, x + c, width - c); };
+    bool vectors = in_vectors(width, x);
+    auto load = [&](float(&v)[8], int c) { load_split(v, x + c, width - c, vectors); };
     norm_row(out, rstd, weight, width, eps, form, parts, load, load);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(1024, 2)
     residual_rms_norm_fwd(float* __restrict__ sum, real* __restrict__ out, float* __restrict__ rstd,
                           const float* __restrict__ a, const real* __restrict__ b, const real* __restrict__ weight,
                           int rows, int width, float eps, int form) {
     __shared__ float parts[32];
     i64 from = (i64)blockIdx.x * width;
     a += from, b += from, sum += from;
+    bool vectors = in_vectors(width, a, b, sum);
     auto load = [&](float(&v)[8], int c) {
         float w[8];
-        load8(v, a + c, width - c);
-        load8(w, b + c, width - c);
+        load_split(v, a + c, width - c, vectors);
+        load_split(w, b + c, width - c, vectors);
 #pragma unroll
         for (int j = 0; j < 8; j++) v[j] += w[j];
-        store8(sum + c, v, width - c);
+        store_split(sum + c, v, width - c, vectors);
     };
     // A thread reads what it has written itself.
-    auto again = [&](float(&v)[8], int c) { load8(v, sum + c, width - c); };
+    auto again = [&](float(&v)[8], int c) { load_split(v, sum + c, width - c, vectors); };
     norm_row(out, rstd, weight, width, eps, form, parts, load, again);
 }
 
@@ -103,21 +106,22 @@ DEV void norm_row_bwd(const T* __restrict__ x, const float* __restrict__ rstd, c
                       int form, float* parts, Load d_out, Store store) {
     x += (i64)blockIdx.x * width;
     float scale = rstd[blockIdx.x], dot = 0.0f, g[8], v[8], w[8];
+    bool vectors = in_vectors(width, x, weight);
     with_form(form, [&](auto form) {
         auto load = [&](int c) {
             d_out(g, c);
-            load8(w, weight + c, width - c);
-            load8(v, x + c, width - c);
+            load_split(w, weight + c, width - c, vectors);
+            load_split(v, x + c, width - c, vectors);
 #pragma unroll
             for (int j = 0; j < 8; j++) g[j] *= form.factor(w[j]);
         };
-        for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+        for (int c = first_column(); c < width; c += blockDim.x * 8) {
             load(c);
 #pragma unroll
             for (int j = 0; j < 8; j++) dot = fmaf(g[j], v[j], dot);
         }
         float along = block_sum(dot, parts) * scale * scale / width;
-        for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+        for (int c = first_column(); c < width; c += blockDim.x * 8) {
             if (width > blockDim.x * 8) load(c);
 #pragma unroll
             for (int j = 0; j < 8; j++) g[j] = scale * (g[j] - v[j] * along);
@@ -126,7 +130,7 @@ DEV void norm_row_bwd(const T* __restrict__ x, const float* __restrict__ rstd, c
     });
 }
 
-extern "C" __global__ void __launch_bounds__(256) rms_norm_bwd(float* __restrict__ d_x,
+extern "C" __global__ void __launch_bounds__(1024) rms_norm_bwd(float* __restrict__ d_x,
                                                                real* __restrict__ d_x_real,
                                                                const float* __restrict__ d_out,
                                                                const float* __restrict__ x,
@@ -137,27 +141,29 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_bwd(float* __restrict
     d_x += (i64)blockIdx.x * width;
     d_out += (i64)blockIdx.x * width;
     if (d_x_real) d_x_real += (i64)blockIdx.x * width;
-    auto load = [&](float(&g)[8], int c) { load8(g, d_out + c, width - c); };
+    bool vectors = in_vectors(width, d_x, d_x_real, d_out);
+    auto load = [&](float(&g)[8], int c) { load_split(g, d_out + c, width - c, vectors); };
     auto store = [&](const float(&d)[8], int c) {
         float sum[8];
-        load8(sum, d_x + c, width - c);
+        load_split(sum, d_x + c, width - c, vectors);
 #pragma unroll
         for (int j = 0; j < 8; j++) sum[j] += d[j];
-        store8(d_x + c, sum, width - c);
-        if (d_x_real) store8(d_x_real + c, sum, width - c);
+        store_split(d_x + c, sum, width - c, vectors);
+        if (d_x_real) store_split(d_x_real + c, sum, width - c, vectors);
     };
     norm_row_bwd(x, rstd, weight, width, form, parts, load, store);
 }
 
-extern "C" __global__ void __launch_bounds__(256) rms_norm_compute_bwd(real* d_x, const real* __restrict__ x,
+extern "C" __global__ void __launch_bounds__(1024) rms_norm_compute_bwd(real* d_x, const real* __restrict__ x,
                                                                        const float* __restrict__ rstd,
                                                                        const real* __restrict__ weight, int rows,
                                                                        int width, int form) {
     __shared__ float parts[32];
     d_x += (i64)blockIdx.x * width;
+    bool vectors = in_vectors(width, d_x);
     // A thread reads what it writes itself, and before that.
-    auto load = [&](float(&g)[8], int c) { load8(g, d_x + c, width - c); };
-    auto store = [&](const float(&d)[8], int c) { store8(d_x + c, d, width - c); };
+    auto load = [&](float(&g)[8], int c) { load_split(g, d_x + c, width - c, vectors); };
+    auto store = [&](const float(&d)[8], int c) { store_split(d_x + c, d, width - c, vectors); };
     norm_row_bwd(x, rstd, weight, width, form, parts, load, store);
 }
 

@@ -6,27 +6,27 @@
 // Of a second tensor `too` with heads of its own likewise; grids of one row of blocks leave it out.
 // R <= D leading elements of a head are rotated. cos_sin [positions, R] holds the cosines [R/2], then the sines [R/2], of
 // each position; positions [rows].
-// Launch: (rows, tensors) blocks of 256. No shared memory, any alignment; vectors where R/2 and D are multiples of 8.
+// Launch: (rows, tensors) blocks of 256. No shared memory, any alignment; vectors where R/2 and D are multiples of 4.
 // Determinism: elementwise.
 
 DEV void rotate(real* out, const real* x, const float* __restrict__ cos_sin, int heads, int head_dim, int rotary_dim,
               float sign) {
-    int half_dim = rotary_dim / 2, chunks = (half_dim + 7) / 8;
+    int half_dim = rotary_dim / 2, chunks = (half_dim + 3) / 4;
     for (int i = threadIdx.x; i < heads * chunks; i += blockDim.x) {
-        int c = i % chunks * 8, head = i / chunks * head_dim, valid = half_dim - c;
-        float a[8], b[8], cosine[8], sine[8];
-        load8(a, x + head + c, valid);
-        load8(b, x + head + half_dim + c, valid);
-        load8(cosine, cos_sin + c, valid);
-        load8(sine, cos_sin + half_dim + c, valid);
+        int c = i % chunks * 4, head = i / chunks * head_dim, valid = half_dim - c;
+        float a[4], b[4], cosine[4], sine[4];
+        load4(a, x + head + c, valid);
+        load4(b, x + head + half_dim + c, valid);
+        load4(cosine, cos_sin + c, valid);
+        load4(sine, cos_sin + half_dim + c, valid);
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
+        for (int j = 0; j < 4; j++) {
             float first = a[j] * cosine[j] - b[j] * (sign * sine[j]);
             b[j] = b[j] * cosine[j] + a[j] * (sign * sine[j]);
             a[j] = first;
         }
-        store8(out + head + c, a, valid);
-        store8(out + head + half_dim + c, b, valid);
+        store4(out + head + c, a, valid);
+        store4(out + head + half_dim + c, b, valid);
     }
 }
 

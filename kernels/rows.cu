@@ -13,32 +13,35 @@
 // Determinism: every element has one writer; scatter_add* add in the order of `order`.
 
 extern "C" __global__ void __launch_bounds__(256) cast(real* __restrict__ out, const float* __restrict__ x, i64 len) {
-    i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    i64 i = (i64)blockIdx.x * blockDim.x * 8 + first_column();
     if (i >= len) return;
+    bool vectors = in_vectors(len, out, x);
     float v[8];
-    load8(v, x + i, len - i);
-    store8(out + i, v, len - i);
+    load_split(v, x + i, len - i, vectors);
+    store_split(out + i, v, len - i, vectors);
 }
 
 extern "C" __global__ void __launch_bounds__(256) cast_wide(float* __restrict__ out, const real* __restrict__ x,
                                                             i64 len) {
-    i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    i64 i = (i64)blockIdx.x * blockDim.x * 8 + first_column();
     if (i >= len) return;
+    bool vectors = in_vectors(len, out, x);
     float v[8];
-    load8(v, x + i, len - i);
-    store8(out + i, v, len - i);
+    load_split(v, x + i, len - i, vectors);
+    store_split(out + i, v, len - i, vectors);
 }
 
 extern "C" __global__ void __launch_bounds__(256) residual_fwd(float* __restrict__ out, const float* __restrict__ a,
                                                                const real* __restrict__ b, i64 len) {
-    i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    i64 i = (i64)blockIdx.x * blockDim.x * 8 + first_column();
     if (i >= len) return;
+    bool vectors = in_vectors(len, out, a, b);
     float sum[8], v[8];
-    load8(sum, a + i, len - i);
-    load8(v, b + i, len - i);
+    load_split(sum, a + i, len - i, vectors);
+    load_split(v, b + i, len - i, vectors);
 #pragma unroll
     for (int j = 0; j < 8; j++) sum[j] += v[j];
-    store8(out + i, sum, len - i);
+    store_split(out + i, sum, len - i, vectors);
 }
 
 // One row, its bits, 16 bytes a thread where both addresses allow it.
@@ -77,14 +80,15 @@ extern "C" __global__ void __launch_bounds__(256) scatter_add_compute(real* __re
                                                                       int width) {
     int u = blockIdx.x;
     real* to = d_x + (i64)ids[u] * width;
-    for (int c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {
+    bool vectors = in_vectors(width, to, d_out);
+    for (int c = first_column(); c < width; c += blockDim.x * 8) {
         float sum[8], v[8];
-        load8(sum, to + c, width - c);
+        load_split(sum, to + c, width - c, vectors);
         for (int i = starts[u]; i < starts[u + 1]; i++) {
-            load8(v, d_out + (i64)order[i] * width + c, width - c);
+            load_split(v, d_out + (i64)order[i] * width + c, width - c, vectors);
 #pragma unroll
             for (int j = 0; j < 8; j++) sum[j] += v[j];
         }
-        store8(to + c, sum, width - c);
+        store_split(to + c, sum, width - c, vectors);
     }
 }

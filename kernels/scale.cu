@@ -31,9 +31,10 @@ DEV void load_factors(float (&f)[n], const Factors& factors, int column, int wid
 #pragma unroll
     for (int i = 0; i < n; i++) {
         f[i] = 0.0f;
-        if (column + i >= width) continue;
-        f[i] = factors.params[column + i];
-        if (factors.norms) f[i] /= factors.norms[column + i];
+        int c = split_column(column, i);
+        if (c >= width) continue;
+        f[i] = factors.params[c];
+        if (factors.norms) f[i] /= factors.norms[c];
     }
 }
 
@@ -69,20 +70,21 @@ extern "C" __global__ void __launch_bounds__(256)
               const float* __restrict__ norms, const real* __restrict__ bias, const int* __restrict__ tiles, int width,
               i64 stride, i64 at, i64 norm_stride, i64 norm_at) {
     const int* tile = tiles + blockIdx.x * 3;
-    int first = tile[1], rows = tile[2], column = blockIdx.y * 2048 + threadIdx.x * 8;
+    int first = tile[1], rows = tile[2], column = blockIdx.y * 2048 + first_column();
     if (column >= width) return;
+    bool vectors = in_vectors(width, y, unscaled, bias);
     float f[8], shift[8] = {}, v[8];
     load_factors(f, factors_of(params, norms, tile[0], stride, at, norm_stride, norm_at), column, width);
-    if (bias) load8(shift, bias + column, width - column);
+    if (bias) load_split(shift, bias + column, width - column, vectors);
     for (int row = first; row < first + rows; row++) {
         i64 from = (i64)row * width + column;
-        load8(v, y + from, width - column);
+        load_split(v, y + from, width - column, vectors);
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] -= shift[i];
-        if (unscaled) store8(unscaled + from, v, width - column);
+        if (unscaled) store_split(unscaled + from, v, width - column, vectors);
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = f[i] * v[i] + shift[i];
-        store8(y + from, v, width - column);
+        store_split(y + from, v, width - column, vectors);
     }
 }
 
@@ -144,16 +146,17 @@ extern "C" __global__ void __launch_bounds__(256)
                 const float* __restrict__ norms, const int* __restrict__ tiles, int width, i64 stride, i64 at,
                 i64 norm_stride, i64 norm_at) {
     const int* tile = tiles + blockIdx.x * 3;
-    int first = tile[1], rows = tile[2], column = blockIdx.y * 2048 + threadIdx.x * 8;
+    int first = tile[1], rows = tile[2], column = blockIdx.y * 2048 + first_column();
     if (column >= width) return;
+    bool vectors = in_vectors(width, out, unscaled);
     float f[8], v[8], o[8];
     load_factors(f, factors_of(params, norms, tile[0], stride, at, norm_stride, norm_at), column, width);
     for (int row = first; row < first + rows; row++) {
         i64 from = (i64)row * width + column;
-        load8(v, unscaled + from, width - column);
-        load8(o, out + from, width - column);
+        load_split(v, unscaled + from, width - column, vectors);
+        load_split(o, out + from, width - column, vectors);
 #pragma unroll
         for (int i = 0; i < 8; i++) o[i] += (f[i] - 1.0f) * v[i];
-        store8(out + from, o, width - column);
+        store_split(out + from, o, width - column, vectors);
     }
 }

@@ -5,6 +5,8 @@
 //! same cases as on every device; failures of the device are provoked; and planted bugs must be seen.
 #![cfg(all(feature = "cuda", target_os = "linux", target_arch = "x86_64"))]
 
+#[path = "fake/attention.rs"]
+mod attention;
 #[path = "fake/captures.rs"]
 mod captures;
 #[path = "support/counts.rs"]

@@ -1,6 +1,6 @@
 //! How the kernels of a step read and write memory, counted on the CPU by `tests/simt/accesses.cpp` and held to a table
-//! (`tests/counts/accesses.csv`): sectors of 32 bytes for each request of a warp to the memory behind a parameter, and turns of
-//! the banks for each request to shared memory, beside the fewest that as many bytes need.
+//! (`tests/counts/accesses.csv`): sectors of 32 bytes for each request of a warp to the memory behind a parameter, and
+//! wavefronts for each request to shared memory, beside the fewest that as many bytes need.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +15,7 @@ use crate::ops::attention::Attention;
 use crate::ops::cases::Case;
 use crate::ops::cross_entropy::CrossEntropy;
 use crate::ops::embed::Embed;
+use crate::ops::layer_norm::LayerNorm;
 use crate::ops::lora::Lora;
 use crate::ops::operation::Operation;
 use crate::ops::packs;
@@ -25,7 +26,7 @@ use crate::ops::simt::machine::{self, Accesses, Build, Machine, Mode};
 use crate::ops::simt::recorder::{self, Recorder};
 use crate::ops::simt::tape::{Arg, Tape};
 
-/// Units (sectors, or turns of the banks) for each that as many bytes need, and how many of those a request needs.
+/// Units (sectors, or wavefronts) for each that as many bytes need, and how many of those a request needs.
 static COLUMNS: [Column; 2] = [low("excess"), high("ideal")];
 
 /// So many rows of one run.
@@ -51,7 +52,7 @@ fn adamw() -> Adamw {
     Adamw { steps: vec![step], stride: 4096, stopped: false, fast: false }
 }
 
-/// Cases of whole vectors, rows as wide as a few of a block's turns.
+/// Cases of whole vectors.
 fn cases() -> Vec<Case> {
     let (pack, width) = (rows(16), 2048);
     let site = |rank: usize| {
@@ -131,6 +132,46 @@ fn accesses_are_those_of_the_table() {
         count(&mut table, &text, machine.accesses(&tape), &format!(" {width}"));
     }
     table.hold("accesses", "--test ops accesses_are");
+}
+
+/// Rows of norms stay in registers: what is read of them is read once up to 8192 elements.
+#[test]
+fn norms_read_a_row_once() {
+    if !machine::compiler() {
+        return;
+    }
+    let files = ["rms_norm", "layer_norm"];
+    let (dtype, build, text) = (Dtype::BF16, Build::new(Dtype::BF16, 16), machine::text(&files));
+    let machine = Machine::new(&files, dtype, Mode::Accesses, &build.macros());
+    let times = |width: usize| {
+        let (rms, layer) = (
+            Case::new("rms", RmsNorm { rows: 1, width, eps: 1e-5, form: RmsWeight::Rounded }),
+            Case::new("layer", LayerNorm { rows: 1, width, eps: 1e-5 }),
+        );
+        let mut tape = Tape::new(dtype);
+        for case in [rms, layer] {
+            case.op.launch(&case, &mut Recorder { tape: &mut tape, build, outputs: vec![] });
+        }
+        let signatures = machine::signatures(&text);
+        let times = |Accesses { kernel, param, stores, units, .. }: Accesses| {
+            let signature = signatures.iter().find(|s| s.name == kernel)?;
+            let param = signature.params[param?];
+            let of_row =
+                ["a", "x", "d_out"].contains(&param) && !kernel.ends_with("weight") && !kernel.ends_with("affine");
+            // The backward runs twice, with and without rounding what it makes.
+            let launches = if kernel == "rms_norm_bwd" { 2 } else { 1 };
+            (of_row && !stores).then(|| (format!("{kernel} {param}"), units as usize * 32 / (4 * width * launches)))
+        };
+        machine.accesses(&tape).into_iter().filter_map(times).collect::<Vec<_>>()
+    };
+    for width in [4096, 8192] {
+        let times = times(width);
+        assert_eq!(times.len(), 7, "{times:?}");
+        assert!(times.iter().all(|(_, n)| *n == 1), "{width}: {times:?}");
+    }
+    // A wider one is read again, but for the sum that stands in its place.
+    let again = times(16384).into_iter().filter(|(_, n)| *n > 1).count();
+    assert_eq!(again, 6);
 }
 
 /// A vector of 16 bytes in turn, one at a stride, a store of words that others lie between, and rows of banks that collide.

@@ -243,10 +243,12 @@ impl Operation for Attention {
             return false;
         }
         let forest = Forest::new(pack, cached);
-        let (n, blocks, parts) = (pack.len(), forest.block_rows.len() / 64, 4 / warps);
+        let (n, blocks, parts) = (pack.len(), forest.list_starts.len() - 1, 4 / warps);
         let [q, k, v, cached_k, cached_v] = [0, 1, 2, 3, 4].map(|i| At(r.tape.compute(&case.inputs[i])));
         let [cached_k, cached_v] = if cached.is_empty() { [k, v] } else { [cached_k, cached_v] };
-        let Forest { block_rows, list_starts, tile_lists, tiles, order, begins, ends, lasts } = forest;
+        let Forest { block_rows, list_starts, tile_lists, pair_starts, pair_lists, tiles, order, begins, ends, lasts } =
+            forest;
+        let pairs = [pair_starts, pair_lists].map(|list| At(r.tape.ints(&list)));
         let queries = [block_rows, list_starts, tile_lists, tiles].map(|list| At(r.tape.ints(&list)));
         let keys = [order, begins, ends].map(|list| At(r.tape.ints(&list)));
         let positions = [list(pack.positions()), lasts].map(|list| At(r.tape.ints(&list)));
@@ -259,6 +261,14 @@ impl Operation for Attention {
         let args = [&[z, lse, q, k, v, cached_k, cached_v], &queries[..], &positions, &sizes].concat();
         let shared = r.build.shared("attention_fwd", dtype);
         r.tape.launch("attention_fwd", [blocks * parts, heads, 1], 32 * warps, shared, &args);
+        if r.build.has_long_blocks(dtype) {
+            let again = [At(r.output(0, n * heads * head_dim, Role::Compute)), At(r.output(1, n * heads, Role::Acc))];
+            let (blocks, [rows, _, _, tiles]) = (blocks.div_ceil(2), queries);
+            let queries = [rows, pairs[0], pairs[1], tiles];
+            let args = [&again[..], &[q, k, v, cached_k, cached_v], &queries[..], &positions, &sizes].concat();
+            let shared = r.build.shared("attention_fwd_128", dtype);
+            r.tape.launch("attention_fwd_128", [blocks * parts, heads, 1], 32 * warps, shared, &args);
+        }
         if !cached.is_empty() {
             return true;
         }

@@ -1,6 +1,6 @@
 //! What the compiler makes of the kernels that a step of training spends its time in, held to a table
 //! (`tests/counts/compiled.csv`): registers, spills, shared memory, blocks on a multiprocessor, instructions and loads of
-//! matrices for each tensor-core product, and loads on their way at a time. No time is claimed: these are counts.
+//! matrices for each tensor-core product, and loads in flight. No time is claimed: these are counts.
 //!
 //! The table is that of nvcc 13.0.88, which `.ci/run` installs; another compiler counts something else.
 
@@ -50,7 +50,7 @@ fn threads(declared: &str, text: &str, constants: Constants) -> usize {
 /// Asynchronous copies of 16 bytes that a thread issues in a step of the main loop.
 fn copies(kernel: &str, constants: Constants, dtype: Dtype) -> usize {
     let Constants { head_dim, warps, fwd_step, bwd_step, .. } = constants;
-    let step = if kernel == "attention_fwd" { fwd_step } else { bwd_step };
+    let step = if kernel.starts_with("attention_fwd") { fwd_step } else { bwd_step };
     2 * step * head_dim * dtype.size() / 16 / (32 * warps)
 }
 
@@ -90,7 +90,8 @@ fn count(
         let [constants, attention] =
             [Some(constants), attention].map(|a| a.map(|a| if device == "80" { a.small() } else { a }));
         let constants = constants.unwrap();
-        for kernel in kernels.iter().filter(|kernel| !BESIDE.contains(&kernel.name)) {
+        let empty = |name: &str| name == "attention_fwd_128" && attention.is_some_and(|a| !a.has_long_blocks(dtype));
+        for kernel in kernels.iter().filter(|kernel| !BESIDE.contains(&kernel.name) && !empty(kernel.name)) {
             let key = (device.to_string(), kernel.name.to_string());
             let (listing, resources) = (&build.listings[&key], build.resources[&key]);
             let path = listing.path(copies(kernel.name, constants, dtype));
@@ -118,13 +119,19 @@ fn compiled_kernels_are_those_of_the_table() {
     for (dtype, width) in [(Dtype::BF16, 64), (Dtype::BF16, 128), (Dtype::BF16, 256), (Dtype::F32, 64)] {
         count(&mut table, &nvcc, &text, &machine::signatures(&text), dtype, Some(Constants::new(dtype, width)));
     }
-    for (kernel, most) in [("attention_fwd", 6.2), ("attention_bwd_dq", 5.2), ("attention_bwd_dkv", 6.5)] {
+    let most =
+        [("attention_fwd", 5.7), ("attention_fwd_128", 5.0), ("attention_bwd_dq", 4.5), ("attention_bwd_dkv", 5.5)];
+    for (kernel, most) in most {
         let found = table.count(&format!("{kernel} bf16 128 sm_90a"), "instructions");
         assert!(found <= most, "{kernel}: {found} instructions for each product, at most {most}");
     }
+    let matrices = table.count("attention_fwd_128 bf16 128 sm_90a", "matrices");
+    assert!(matrices <= 0.32, "attention_fwd_128: {matrices} loads of matrices for each product, at most 0.32");
     for device in ["sm_80", "sm_90a"] {
-        let blocks = table.count(&format!("attention_fwd bf16 128 {device}"), "blocks");
-        assert!(blocks >= 2.0, "attention_fwd on {device}: {blocks} blocks on a multiprocessor, at least 2");
+        for kernel in ["attention_fwd", "attention_fwd_128"] {
+            let blocks = table.count(&format!("{kernel} bf16 128 {device}"), "blocks");
+            assert!(blocks >= 2.0, "{kernel} on {device}: {blocks} blocks on a multiprocessor, at least 2");
+        }
         for kernel in ["lora_fwd_shrink", "lora_bwd_xa"] {
             let loads = table.count(&format!("{kernel} bf16 {device}"), "loads");
             assert!(loads >= 12.0, "{kernel} on {device}: {loads} loads before the first use, at least 12");

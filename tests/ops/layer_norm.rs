@@ -99,9 +99,9 @@ impl Operation for LayerNorm {
         let out = At(r.output(0, n * width, Role::Compute));
         let [mean, rstd] = [1, 2].map(|result| At(r.output(result, n, Role::Acc)));
         let args = [out, mean, rstd, x, weight, bias, dims[0], dims[1], Float(eps)];
-        r.run("layer_norm_fwd", rows(n), &args);
+        r.run_norm("layer_norm_fwd", n, width, &args);
         let (d_x, d_out) = (At(r.sum(3, n * width, 0)), At(r.tape.acc(&case.d_outputs[0])));
-        r.run("layer_norm_bwd", rows(n), &[d_x, d_out, x, mean, rstd, weight, dims[0], dims[1]]);
+        r.run_norm("layer_norm_bwd", n, width, &[d_x, d_out, x, mean, rstd, weight, dims[0], dims[1]]);
         let d_affine = Inside(r.sum(4, 2 * width, BEFORE), 4 * BEFORE);
         let args = [d_affine, d_out, x, mean, rstd, dims[0], dims[1]];
         r.run("layer_norm_bwd_affine", rows(width.div_ceil(32)), &args);

@@ -87,12 +87,12 @@ impl Lora {
             At(xa)
         });
         let (x, params) = (At(r.tape.compute(&case.inputs[1])), At(r.tape.acc(&case.inputs[2])));
-        let (meeting, grid) = narrow(r, (pack.len(), rank), sites.len(), count, input);
+        let (workspace, grid) = narrow(r, (pack.len(), rank), sites.len(), count, input);
         let run_of: Vec<i32> = (0..pack.len()).map(|row| pack.run_of(row).map_or(-1, |run| run as i32)).collect();
         let runs_of = [site.runs.first, site.runs.end.min(i32::MAX as usize)].map(Int);
         let rows = [&[Int(count), At(r.tape.ints(&run_of)), Int(pack.len())], &runs_of[..]].concat();
         let sizes = [Int(rank), Int(input), Long(stride)];
-        let args = [&xa[..], &[x, params, tiles], &rows, &meeting, &dropout, &sizes, &a].concat();
+        let args = [&xa[..], &[x, params, tiles], &rows, &workspace, &dropout, &sizes, &a].concat();
         let all_ours = (0..pack.len()).all(|row| run_of_site(pack, site, row).is_some());
         let others = if all_ours { 0 } else { pack.len().div_ceil(16) };
         r.tape.launch("lora_fwd_shrink", [grid[0] + others, grid[1], grid[2]], 64, 0, &args);
@@ -105,8 +105,8 @@ impl Lora {
             each(sites, |i, other| At(if i == at { r.tape.compute(&case.d_outputs[0]) } else { zeros(r, other) }));
         let d_xa = At(r.tape.acc(&vec![FILL; sites.len() * pack.len() * rank]));
         let (d_x, d_params) = (At(r.sum(2, case.inputs[1].len(), 0)), At(r.sum(3, case.inputs[2].len(), 0)));
-        let (meeting, grid) = narrow(r, (pack.len(), rank), sites.len(), count, widest);
-        let args = [&[d_xa], &d_y[..], &[params, tiles], &meeting, &of_b].concat();
+        let (workspace, grid) = narrow(r, (pack.len(), rank), sites.len(), count, widest);
+        let args = [&[d_xa], &d_y[..], &[params, tiles], &workspace, &of_b].concat();
         r.tape.launch("lora_bwd_xa", grid, 64, 0, &args);
         let read = [&d_y[..], &xa, &[x, d_xa, Long(pack.len() * rank), params]].concat();
         let rows = [all_tiles, tiles, Int(count), runs, Int(run_count)];
@@ -426,9 +426,9 @@ impl Operation for LoraDelta {
         r.tape.launch("lora_delta", [count, output.div_ceil(256), 1], 128, 0, &args);
         let (d_xa, d_y) = (At(d_xa), At(r.tape.compute(&case.d_outputs[0])));
         let d_params = At(r.sum(2, case.inputs[1].len(), 0));
-        let (meeting, grid) = narrow(r, (self.pack.len(), rank), 1, count, output);
+        let (workspace, grid) = narrow(r, (self.pack.len(), rank), 1, count, output);
         let of_b = [&[Int(rank)], &three(Int(output))[..], &[Long(stride)], &three(Long(b)), &[Float(scale)]].concat();
-        let args = [&[d_xa], &three(d_y)[..], &[params, tiles], &meeting, &of_b].concat();
+        let args = [&[d_xa], &three(d_y)[..], &[params, tiles], &workspace, &of_b].concat();
         r.tape.launch("lora_bwd_xa", grid, 64, 0, &args);
         let pitch = Long(self.pack.len() * rank);
         let read = [&three(d_y)[..], &three(xa), &[d_y, d_xa, pitch, params]].concat();

@@ -114,19 +114,19 @@ impl Operation for RmsNorm {
         let (x, weight) = (At(r.tape.acc(&case.inputs[0])), At(r.tape.compute(&case.inputs[1])));
         let (out, rstd) = (At(r.output(0, n * width, Role::Compute)), At(r.output(1, n, Role::Acc)));
         let dims = [Int(n), Int(width)];
-        r.run("rms_norm_fwd", rows(n), &[out, rstd, x, weight, dims[0], dims[1], Float(eps), form]);
+        r.run_norm("rms_norm_fwd", n, width, &[out, rstd, x, weight, dims[0], dims[1], Float(eps), form]);
         // As the sum of itself and nothing.
         let (again, nothing) = (At(r.output(0, n * width, Role::Compute)), At(r.tape.compute(&vec![0.0; n * width])));
         let (sum, of) = (At(r.tape.acc(&vec![FILL; n * width])), At(r.output(1, n, Role::Acc)));
         let args = [sum, again, of, x, nothing, weight, dims[0], dims[1], Float(eps), form];
-        r.run("residual_rms_norm_fwd", rows(n), &args);
+        r.run_norm("residual_rms_norm_fwd", n, width, &args);
         let (d_x, d_out) = (At(r.sum(2, n * width, 0)), At(r.tape.acc(&case.d_outputs[0])));
-        r.run("rms_norm_bwd", rows(n), &[d_x, Null, d_out, x, rstd, weight, dims[0], dims[1], form]);
+        r.run_norm("rms_norm_bwd", n, width, &[d_x, Null, d_out, x, rstd, weight, dims[0], dims[1], form]);
         // Added to nothing, and rounded too.
         let (d_x, d_x_real) = (r.tape.acc(&vec![0.0; n * width]), r.tape.compute(&vec![FILL; n * width]));
         r.in_place(2, d_x, Role::Acc);
         let args = [At(d_x), At(d_x_real), d_out, x, rstd, weight, dims[0], dims[1], form];
-        r.run("rms_norm_bwd", rows(n), &args);
+        r.run_norm("rms_norm_bwd", n, width, &args);
         let d_weight = Inside(r.sum(3, width, BEFORE), 4 * BEFORE);
         r.run("rms_norm_bwd_weight", rows(width.div_ceil(32)), &[d_weight, d_out, x, rstd, dims[0], dims[1]]);
         true
@@ -198,16 +198,15 @@ impl Operation for RmsNormCompute {
         let [x, weight] = [0, 1].map(|i| At(r.tape.compute(&case.inputs[i])));
         let (out, rstd) = (At(r.output(0, n * width, Role::Compute)), At(r.output(1, n, Role::Acc)));
         let (dims, form) = ([Int(n), Int(width)], Int(number(form)));
-        let threads = width.div_ceil(8).next_multiple_of(32).min(256);
         let args = [out, rstd, x, weight, dims[0], dims[1], Float(eps), form];
-        r.tape.launch("rms_norm_compute_fwd", rows(n), threads, 0, &args);
+        r.run_norm("rms_norm_compute_fwd", n, width, &args);
         let d_weight = Inside(r.sum(3, width, BEFORE), 4 * BEFORE);
         let d_x = r.tape.compute(&case.d_outputs[0]);
         let args = [d_weight, At(d_x), x, rstd, dims[0], dims[1]];
         r.run("rms_norm_compute_bwd_weight", rows(width.div_ceil(32)), &args);
         r.in_place(2, d_x, Role::Compute);
         let args = [At(d_x), x, rstd, weight, dims[0], dims[1], form];
-        r.tape.launch("rms_norm_compute_bwd", rows(n), threads, 0, &args);
+        r.run_norm("rms_norm_compute_bwd", n, width, &args);
         true
     }
 

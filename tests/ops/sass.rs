@@ -33,7 +33,7 @@ pub struct Path {
     pub matrices: usize,
     /// Asynchronous copies in the text (LDGSTS).
     pub copies: usize,
-    /// Most loads that are on their way when the first of them is waited for.
+    /// Most loads in flight when the first of them is waited for.
     pub loads: usize,
     /// Times that a load is waited for which was issued after the last such wait.
     pub waits: usize,
@@ -206,10 +206,10 @@ impl Listing {
         inside.map(turn).sum()
     }
 
-    /// Most loads from global memory on their way when one is waited for, and the number of waits, on a path that is taken
+    /// Most loads from global memory in flight when one is waited for, and the number of waits, on a path that is taken
     /// once, or again and again. Loads are taken to arrive in order.
     fn in_flight(&self, path: &[usize], again: bool) -> (usize, usize) {
-        let mut on_their_way: VecDeque<Vec<usize>> = VecDeque::new();
+        let mut open: VecDeque<Vec<usize>> = VecDeque::new();
         // Loads issued since the last wait: only for these is another one due.
         let mut since = 0;
         let (mut most, mut waits) = (0, 0);
@@ -217,18 +217,18 @@ impl Listing {
             waits = if turn == 1 { 0 } else { waits };
             for &i in path {
                 let (written, read) = self.0[i].registers();
-                let waited = on_their_way.iter().rposition(|load| load.iter().any(|r| read.contains(r)));
+                let waited = open.iter().rposition(|load| load.iter().any(|r| read.contains(r)));
                 if let Some(last) = waited {
-                    most = most.max(on_their_way.len());
-                    if last + since >= on_their_way.len() {
+                    most = most.max(open.len());
+                    if last + since >= open.len() {
                         waits += 1;
                         since = 0;
                     }
-                    on_their_way.drain(..=last);
-                    since = since.min(on_their_way.len());
+                    open.drain(..=last);
+                    since = since.min(open.len());
                 }
                 if self.0[i].is("LDG") {
-                    on_their_way.push_back(written);
+                    open.push_back(written);
                     since += 1;
                 }
             }

@@ -1,8 +1,8 @@
 // The calls that g++ puts before every access with -fsanitize=thread, here in place of ThreadSanitizer's: accesses of the
 // lanes of a warp that come from one instruction at the same time around are one request.
 //
-// A request to a buffer is served in sectors of 32 bytes. One to shared memory takes a turn for every word that a bank of 32 is
-// asked for beyond the first: by all lanes for words, by half a warp for 8 bytes, by a quarter for 16.
+// A request to a buffer is served in sectors of 32 bytes. One to shared memory takes a wavefront for every word that a bank of 32
+// is asked for beyond the first: by all lanes for words, by half a warp for 8 bytes, by a quarter for 16.
 #include "accesses.h"
 
 #include <algorithm>
@@ -59,7 +59,7 @@ void count_sectors(const std::vector<Access>& request, Counts& counts) {
     counts.ideal += (distinct(words) * unit + 31) / 32;
 }
 
-void count_turns(const std::vector<Access>& request, Counts& counts) {
+void count_wavefronts(const std::vector<Access>& request, Counts& counts) {
     unsigned size = request[0].size, together = size <= 4 ? 32 : size <= 8 ? 16 : 8;
     static std::vector<uintptr_t> words;
     for (unsigned first = 0; first < 32; first += together) {
@@ -80,7 +80,7 @@ void close_requests() {
         Counts& sum = counts[{kernel, parameter, std::get<3>(key)}];
         for (const auto& request : value.open) {
             sum.requests++;
-            parameter == SHARED ? count_turns(request, sum) : count_sectors(request, sum);
+            parameter == SHARED ? count_wavefronts(request, sum) : count_sectors(request, sum);
         }
     }
     requests.clear();

@@ -56,10 +56,16 @@ impl Build {
         Self { capped: true, ..self }
     }
 
+    /// Whether there is a forward with blocks of 128 rows.
+    pub fn has_long_blocks(&self, dtype: Dtype) -> bool {
+        dtype != Dtype::F32 && !self.capped && [16, 32, 64, 128].contains(&self.head_dim)
+    }
+
     /// Bytes of dynamic shared memory that a launch of a kernel of `attention.cu` has.
     pub fn shared(&self, kernel: &str, dtype: Dtype) -> usize {
         let rows = match kernel {
             "attention_fwd" => 16 * self.warps + 4 * self.fwd_step,
+            "attention_fwd_128" => 32 * self.warps + 4 * self.fwd_step,
             "attention_bwd_dq" | "attention_bwd_dkv" => 32 * self.warps + 4 * self.bwd_step,
             _ => 0,
         };
@@ -122,9 +128,10 @@ pub fn text(files: &[&str]) -> String {
         let path = root().join("kernels").join(name);
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     };
-    let files = files.iter().map(|name| read(format!("{name}.cu")));
-    let headers = ["prelude.cuh", "terms.cuh"].map(|name| read(name.into()));
-    headers.into_iter().chain(files).collect::<Vec<_>>().join("\n")
+    // A file may have a header of its own.
+    let own = |name: &str| root().join("kernels").join(format!("{name}.cuh")).exists().then(|| format!("{name}.cuh"));
+    let files = files.iter().flat_map(|name| own(name).into_iter().chain([format!("{name}.cu")]));
+    ["prelude.cuh", "tensor.cuh"].map(String::from).into_iter().chain(files).map(read).collect::<Vec<_>>().join("\n")
 }
 
 /// A kernel as its text declares it.
@@ -209,7 +216,7 @@ impl Machine {
         Self::of_text(&text(files), dtype, mode, macros)
     }
 
-    /// The same of a text with its prelude in front.
+    /// The same of a text with its headers in front.
     pub fn of_text(text: &str, dtype: Dtype, mode: Mode, macros: &[String]) -> Self {
         let list: Vec<String> = kernels(text).iter().map(|name| format!("SIMT_KERNEL({name})")).collect();
         let source = format!(
@@ -303,7 +310,7 @@ pub struct Accesses {
     pub stores: bool,
     /// Warps' requests.
     pub requests: u64,
-    /// Sectors of 32 bytes that they touched, of shared memory turns that the banks took.
+    /// Sectors of 32 bytes that they touched, of shared memory wavefronts.
     pub units: u64,
     /// The fewest that as many bytes need.
     pub ideal: u64,

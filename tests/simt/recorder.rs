@@ -71,6 +71,12 @@ impl Recorder<'_> {
         buffer
     }
 
+    /// A launch of a block for each of `n` rows, of whole warps that have 8 elements for every thread, up to 1024 threads.
+    pub fn run_norm(&mut self, name: &str, n: usize, width: usize, args: &[Arg]) {
+        let threads = width.div_ceil(8).next_multiple_of(32).min(1024);
+        self.tape.launch(name, rows(n), threads, 0, args);
+    }
+
     /// A launch of 256 threads in a block.
     pub fn run(&mut self, name: &str, grid: [usize; 3], args: &[Arg]) {
         self.tape.launch(name, grid, 256, 0, args);

@@ -57,6 +57,9 @@ pub struct Forest {
     pub block_rows: Vec<i32>,
     pub list_starts: Vec<i32>,
     pub tile_lists: Vec<i32>,
+    /// The same of blocks of twice as many rows.
+    pub pair_starts: Vec<i32>,
+    pub pair_lists: Vec<i32>,
     pub tiles: Vec<i32>,
     pub order: Vec<i32>,
     pub begins: Vec<i32>,
@@ -72,12 +75,30 @@ impl Forest {
                 forest.descend(pack, g);
             }
         }
-        let order = forest.order.clone();
-        let mut ids: HashMap<Vec<i32>, i32> = HashMap::new();
-        for block in order.chunks(TILE) {
-            forest.block_rows.extend(block);
-            forest.block_rows.resize(forest.block_rows.len().next_multiple_of(TILE), NO_ROW);
-            forest.list_starts.push(forest.tile_lists.len() as i32 / 4);
+        let mut ids = HashMap::new();
+        [forest.list_starts, forest.tile_lists] = forest.lists(pack, cached, TILE, &mut ids);
+        [forest.pair_starts, forest.pair_lists] = forest.lists(pack, cached, 2 * TILE, &mut ids);
+        forest.block_rows.clone_from(&forest.order);
+        forest.block_rows.resize(forest.order.len().next_multiple_of(2 * TILE), NO_ROW);
+        for segment in pack.segments() {
+            let end = segment.position + segment.rows.len();
+            let last = |row| if pack.is_bidirectional() { end as i32 - 1 } else { pack.positions()[row] as i32 };
+            forest.lasts.extend(segment.rows.clone().map(last));
+        }
+        forest
+    }
+
+    /// Where the tile lists of blocks of so many rows begin, and the lists; tiles have numbers in the order in which they come.
+    fn lists(
+        &mut self,
+        pack: &Pack,
+        cached: &[CachedSegment],
+        block_rows: usize,
+        ids: &mut HashMap<Vec<i32>, i32>,
+    ) -> [Vec<i32>; 2] {
+        let (mut starts, mut lists) = (Vec::new(), Vec::new());
+        for block in self.order.chunks(block_rows) {
+            starts.push(lists.len() as i32 / 4);
             let mut tile_list: Vec<[i32; 4]> = Vec::new();
             for (block_row, &row) in block.iter().enumerate() {
                 let g = pack.segments().iter().position(|s| s.rows.contains(&(row as usize))).unwrap();
@@ -87,8 +108,8 @@ impl Forest {
                 for (place, keys) in whole.chunks(TILE).take(seen.div_ceil(TILE)).enumerate() {
                     let next = ids.len() as i32;
                     let id = *ids.entry(keys.to_vec()).or_insert_with(|| {
-                        forest.tiles.extend(keys);
-                        forest.tiles.resize(forest.tiles.len().next_multiple_of(TILE), NO_ROW);
+                        self.tiles.extend(keys);
+                        self.tiles.resize(self.tiles.len().next_multiple_of(TILE), NO_ROW);
                         next
                     });
                     match tile_list.iter_mut().find(|v| v[0] == id && v[3] == block_row as i32) {
@@ -98,15 +119,10 @@ impl Forest {
                 }
             }
             tile_list.sort_by_key(|entry| (entry[1], entry[2]));
-            forest.tile_lists.extend(tile_list.into_iter().flatten());
+            lists.extend(tile_list.into_iter().flatten());
         }
-        forest.list_starts.push(forest.tile_lists.len() as i32 / 4);
-        for segment in pack.segments() {
-            let end = segment.position + segment.rows.len();
-            let last = |row| if pack.is_bidirectional() { end as i32 - 1 } else { pack.positions()[row] as i32 };
-            forest.lasts.extend(segment.rows.clone().map(last));
-        }
-        forest
+        starts.push(lists.len() as i32 / 4);
+        [starts, lists]
     }
 
     fn descend(&mut self, pack: &Pack, g: usize) {

@@ -4,8 +4,9 @@ use super::Cuda;
 use super::forest::{self, BLOCK_ROWS};
 use super::geometry::{blocks, blocks2};
 use super::launch::{Arg, Kernel, LaunchDims, acc, compute, compute_ptr, float, int, table};
+use super::memory::DevicePtr;
 use super::pack::DeviceTables;
-use super::variant::{Heads, Variant};
+use super::variant::{Heads, LONG_BLOCK, Variant};
 use crate::Error;
 use crate::backend::DevicePack;
 use crate::backend::ops::{
@@ -15,6 +16,8 @@ use crate::backend::ops::{
 const FILE: &str = "attention";
 /// A distance beyond every position, to which a position can be added.
 const FAR: usize = 1 << 30;
+/// Schedulers of warps of a large device: four in each of an H100's multiprocessors, in round numbers.
+const SCHEDULERS: usize = 512;
 /// Widest heads that there are kernels for.
 const MAX_HEAD_DIM: usize = 256;
 
@@ -32,9 +35,8 @@ fn cap(dims: AttentionDims) -> Arg {
     float(dims.softcap.unwrap_or(0.0))
 }
 
-/// The arguments that say which keys the query blocks see.
-fn tile_lists(pack: &DeviceTables) -> [Arg; 6] {
-    let [rows, starts, lists, tiles] = pack.query_blocks();
+/// The arguments that say which keys some query blocks see.
+fn tile_lists(pack: &DeviceTables, [rows, starts, lists, tiles]: [DevicePtr; 4]) -> [Arg; 6] {
     [rows, starts, lists, tiles, pack.positions(), pack.lasts()].map(table)
 }
 
@@ -80,6 +82,14 @@ impl Cuda {
         let parts = BLOCK_ROWS / (16 * warps);
         LaunchDims { grid: blocks2(pack.block_count() * parts, dims.heads), block: 32 * warps as u32, shared }
     }
+
+    /// Pairs of query blocks, if the forward is to take them as blocks of 128 rows: there is such a build, their rows see much in
+    /// common, and there is a warp of 32 rows for each of a large device's schedulers.
+    fn long_blocks(&self, pack: &DeviceTables, dims: AttentionDims) -> Option<[DevicePtr; 4]> {
+        let enough = pack.len() * dims.heads >= 32 * SCHEDULERS;
+        let built = self.variant(dims).has_long_blocks(self.cx.dtype.size());
+        pack.query_block_pairs().filter(|_| enough && built)
+    }
 }
 
 impl AttentionOps for Cuda {
@@ -93,10 +103,20 @@ impl AttentionOps for Cuda {
         let [cached_k, cached_v] = op.cached.unwrap_or([op.k, op.v]);
         let rows = [compute(op.z), acc(op.lse), compute(op.q), compute(op.k), compute(op.v)];
         let cached = [compute(cached_k), compute(cached_v)];
-        let args = [&rows[..], &cached, &tile_lists(op.pack), &dims_args(op.pack, dims)].concat();
-        let shared = self.variant(dims).fwd_shared(self.cx.dtype.size(), self.cx.device.arch());
-        let launch = self.query_dims(op.pack, dims, shared);
-        self.cx.launch(name, kernel(name, dims), launch, &args);
+        let (variant, size, arch) = (self.variant(dims), self.cx.dtype.size(), self.cx.device.arch());
+        let (kernel_name, blocks, launch) = match self.long_blocks(op.pack, dims) {
+            Some(pairs) => {
+                let grid = blocks2(op.pack.block_count().div_ceil(2), dims.heads);
+                let shared = variant.fwd_shared(LONG_BLOCK, size, arch);
+                ("attention_fwd_128", pairs, LaunchDims { grid, block: 32 * variant.warps as u32, shared })
+            }
+            None => {
+                let shared = variant.fwd_shared(16 * variant.warps, size, arch);
+                (name, op.pack.query_blocks(), self.query_dims(op.pack, dims, shared))
+            }
+        };
+        let args = [&rows[..], &cached, &tile_lists(op.pack, blocks), &dims_args(op.pack, dims)].concat();
+        self.cx.launch(name, kernel(kernel_name, dims), launch, &args);
     }
 
     fn attention_bwd(&mut self, op: AttentionBwd<'_, Self>) {
@@ -112,7 +132,9 @@ impl AttentionOps for Cuda {
         let launch = LaunchDims::new(blocks((rows * dims.heads).div_ceil(8)));
         self.cx.launch(name, kernel("attention_bwd_delta", dims), launch, &args);
         let saved = [acc(op.delta), compute_ptr(rounded), acc(op.lse), compute(op.q), compute(op.k), compute(op.v)];
-        let args = [&[compute(op.d_q)], &saved[..], &tile_lists(op.pack), &dims_args(op.pack, dims)].concat();
+        let args =
+            [&[compute(op.d_q)], &saved[..], &tile_lists(op.pack, op.pack.query_blocks()), &dims_args(op.pack, dims)]
+                .concat();
         let variant = self.variant(dims);
         let shared = variant.bwd_shared(size);
         let launch = self.query_dims(op.pack, dims, shared);

@@ -12,6 +12,9 @@ pub const BLOCK_ROWS: usize = 64;
 /// rows sees. A block takes its tiles one after another: with the rows of unrelated sequences side by side, as when many
 /// are generated at once, it would go through all their keys.
 const MAX_TILES: usize = 8;
+/// Instructions of the forward for as many rows and keys with 16 rows a warp, and with 32 (`tests/counts/compiled.csv`, bf16, width
+/// 128, sm_90a).
+const PAIR_COST: [usize; 2] = [557, 449];
 /// No row stands here.
 pub const NO_ROW: i32 = i32::MIN;
 
@@ -25,6 +28,9 @@ pub struct Forest {
     /// `{tile, position of its first key, first block row that sees it, end of the block rows}`, in each list ascending by
     /// position.
     pub tile_lists: Vec<[i32; 4]>,
+    /// The same of two query blocks that follow one another, as one of 128 rows; none where rows of such blocks see too little
+    /// in common.
+    pub pairs: Option<Pairs>,
     /// The key rows at 64 consecutive positions of a path `[tiles, 64]`: of the pack, `-(r + 1)` for row `r` of the
     /// cache, or [`NO_ROW`].
     pub tiles: Vec<i32>,
@@ -36,6 +42,61 @@ pub struct Forest {
     pub ends: Vec<i32>,
     /// The last position that each row of the pack sees, without a window `[N]`.
     pub lasts: Vec<i32>,
+}
+
+/// Tile lists of blocks of two query blocks each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pairs {
+    /// Where the tile list of each pair begins, and the end `[pairs + 1]`.
+    pub tile_list_starts: Vec<i32>,
+    /// As [`Forest::tile_lists`], with block rows up to 128.
+    pub tile_lists: Vec<[i32; 4]>,
+}
+
+impl Pairs {
+    fn new(forest: &Forest) -> Self {
+        let mut pairs = Self::default();
+        let blocks = forest.tile_list_starts.len() - 1;
+        let list = |block: usize| {
+            let at = |i: usize| forest.tile_list_starts[i.min(blocks)] as usize;
+            &forest.tile_lists[at(block)..at(block + 1)]
+        };
+        for block in (0..blocks).step_by(2) {
+            let start = pairs.tile_lists.len();
+            pairs.tile_list_starts.push(entry(start));
+            pairs.tile_lists.extend_from_slice(list(block));
+            let rows = &forest.block_rows[block * BLOCK_ROWS..][..BLOCK_ROWS];
+            let filled = entry(rows.iter().take_while(|&&row| row != NO_ROW).count());
+            for &[tile, position, first, end] in list(block + 1) {
+                let (first, end) = (first + entry(BLOCK_ROWS), end + entry(BLOCK_ROWS));
+                // Behind the last row of the first block nobody sees anything.
+                let goes_on = |listed: &&mut [i32; 4]| listed[0] == tile && listed[3] == filled;
+                let listed = pairs.tile_lists[start..].iter_mut().find(goes_on);
+                match listed.filter(|_| first == entry(BLOCK_ROWS)) {
+                    Some(listed) => listed[3] = end,
+                    None => pairs.tile_lists.push([tile, position, first, end]),
+                }
+            }
+            pairs.tile_lists[start..].sort_by_key(|listed| (listed[1], listed[2]));
+        }
+        pairs.tile_list_starts.push(entry(pairs.tile_lists.len()));
+        pairs
+    }
+}
+
+/// Pairs of a row and a key that a kernel computes, seen or not, in units of a tile's keys: blocks of `block` rows go through
+/// their tile lists, and a warp of `warp` rows takes a tile that any of them sees.
+fn computed(forest: &Forest, starts: &[i32], lists: &[[i32; 4]], block: usize, warp: usize) -> usize {
+    let mut tiles = 0;
+    for (rows, list) in forest.block_rows.chunks(block).zip(starts.windows(2)) {
+        for (at, rows) in rows.chunks(warp).enumerate() {
+            let last = rows.iter().filter(|&&row| row != NO_ROW).map(|&row| forest.lasts[row as usize]).max();
+            let (first, end, last) = (entry(at * warp), entry((at + 1) * warp), last.unwrap_or(-1));
+            let listed = lists[list[0] as usize..list[1] as usize].iter();
+            tiles += listed.filter(|listed| listed[3] > first && listed[2] < end && listed[1] <= last).count();
+        }
+    }
+    tiles * warp
 }
 
 impl Forest {
@@ -54,6 +115,13 @@ impl Forest {
         }
         forest.tile_list_starts.push(entry(forest.tile_lists.len()));
         forest.lasts = (0..pack.len()).map(|row| entry(pack.visible(row, None).end) - 1).collect();
+        let pairs = Pairs::new(&forest);
+        let narrow = computed(&forest, &forest.tile_list_starts, &forest.tile_lists, BLOCK_ROWS, 16);
+        let wide = computed(&forest, &pairs.tile_list_starts, &pairs.tile_lists, 2 * BLOCK_ROWS, 32);
+        if pack.len() >= 2 * BLOCK_ROWS && wide * PAIR_COST[1] <= narrow * PAIR_COST[0] {
+            forest.block_rows.resize(forest.block_rows.len().next_multiple_of(2 * BLOCK_ROWS), NO_ROW);
+            forest.pairs = Some(pairs);
+        }
         forest
     }
 }
@@ -243,22 +311,27 @@ mod tests {
         let longest = pack.longest();
         let rows: Vec<usize> = (0..n).collect();
         let allowed = keys(pack, &rows, longest, None);
-        let mut seen: Vec<BTreeSet<(usize, i32)>> = vec![BTreeSet::new(); n];
-        for (block, rows) in forest.block_rows.chunks(BLOCK_ROWS).enumerate() {
-            let range = forest.tile_list_starts[block] as usize..forest.tile_list_starts[block + 1] as usize;
-            let tiles = &forest.tile_lists[range];
-            assert!(tiles.is_sorted_by_key(|listed| listed[1]), "ascending by position");
-            for &[tile, position, first, end] in tiles {
-                let tile = &forest.tiles[tile as usize * BLOCK_ROWS..][..BLOCK_ROWS];
-                for &row in &rows[first as usize..end as usize] {
-                    for (p, &key) in (position as usize..).zip(tile) {
-                        if p < pack.visible(row as usize, None).end {
-                            assert!(seen[row as usize].insert((p, key)), "row {row} sees {key} twice");
+        let rows_see = |block_rows: usize, starts: &[i32], lists: &[[i32; 4]]| {
+            let mut seen: Vec<BTreeSet<(usize, i32)>> = vec![BTreeSet::new(); n];
+            for (block, rows) in forest.block_rows.chunks(block_rows).enumerate().take(starts.len() - 1) {
+                let tiles = &lists[starts[block] as usize..starts[block + 1] as usize];
+                assert!(tiles.is_sorted_by_key(|listed| listed[1]), "ascending by position");
+                for &[tile, position, first, end] in tiles {
+                    let tile = &forest.tiles[tile as usize * BLOCK_ROWS..][..BLOCK_ROWS];
+                    for &row in rows[first as usize..end as usize].iter().filter(|&&row| row != NO_ROW) {
+                        for (p, &key) in (position as usize..).zip(tile) {
+                            if p < pack.visible(row as usize, None).end {
+                                assert!(seen[row as usize].insert((p, key)), "row {row} sees {key} twice");
+                            }
                         }
                     }
                 }
             }
-        }
+            seen
+        };
+        let seen = rows_see(BLOCK_ROWS, &forest.tile_list_starts, &forest.tile_lists);
+        let pairs = Pairs::new(&forest);
+        assert_eq!(rows_see(2 * BLOCK_ROWS, &pairs.tile_list_starts, &pairs.tile_lists), seen, "in pairs");
         let mut order = forest.order.clone();
         order.sort_unstable();
         assert!(order.iter().map(|&row| row as usize).eq(0..n), "each row once");
@@ -332,6 +405,20 @@ mod tests {
             check(&pack);
             assert_eq!(Forest::new(&pack).tile_list_starts.len() - 1, blocks);
         }
+    }
+
+    #[test]
+    fn forest_is_taken_in_pairs_where_rows_share_tiles() {
+        let mut prefix = vec![(800, Parent::None)];
+        prefix.extend([(50, Parent::Pack(0)); 25]);
+        let apart = vec![(16, Parent::None); 64];
+        for (segments, in_pairs) in [(vec![(2048, Parent::None)], true), (prefix, true), (apart, false)] {
+            let forest = Forest::new(&pack(&[], &segments));
+            assert_eq!(forest.pairs.is_some(), in_pairs, "{segments:?}");
+        }
+        // A tile that both blocks of a pair see whole is listed once.
+        let forest = Forest::new(&pack(&[], &[(256, Parent::None)]));
+        assert_eq!(forest.pairs.expect("shared").tile_lists[..2], [[0, 0, 0, 128], [1, 64, 64, 128]]);
     }
 
     #[test]

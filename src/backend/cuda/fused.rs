@@ -51,7 +51,7 @@ impl RmsNormGradient {
         let name = RmsNormBwd::<Cuda>::NAME;
         let rounded = rounded.map_or(Arg::null(Param::Compute), compute_ptr);
         let args = [&[acc_ptr(self.d_x), rounded], &self.rest[..]].concat();
-        cx.launch(name, Kernel::new("rms_norm", name), LaunchDims::rows(self.rows), &args);
+        cx.launch(name, Kernel::new("rms_norm", name), LaunchDims::norm(self.rows, self.width), &args);
     }
 }
 

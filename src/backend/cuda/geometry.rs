@@ -131,9 +131,9 @@ mod tests {
     #[test]
     fn constants_are_those_of_the_kernels() {
         let (lora, attention) =
-            (include_str!("../../../kernels/lora.cu"), include_str!("../../../kernels/attention.cu"));
+            (include_str!("../../../kernels/lora.cu"), include_str!("../../../kernels/attention.cuh"));
         assert!(lora.contains(&format!("number of rows (<= {LORA_ROWS})")));
-        assert!(lora.contains(&format!("float sums[NARROW_WARPS][{LORA_ROWS}][33]")));
+        assert!(lora.contains(&format!("float sums[NARROW_WARPS][{LORA_ROWS} * 8 * NR]")));
         assert!(attention.contains(&format!("constexpr int TILE = {},", super::super::forest::BLOCK_ROWS)));
     }
 

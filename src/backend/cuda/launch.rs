@@ -13,6 +13,8 @@ use super::variant::Heads;
 /// Threads of a block where a kernel's head comment does not say otherwise.
 pub const BLOCK: u32 = 256;
 
+/// Most threads of a block.
+const MAX_BLOCK: usize = 1024;
 /// Most arguments that a kernel takes.
 const MAX_ARGS: usize = 48;
 
@@ -59,6 +61,13 @@ impl LaunchDims {
     /// Of a kernel with one block for each of `rows`.
     pub fn rows(rows: usize) -> Self {
         Self::new(blocks(rows))
+    }
+
+    /// Of a norm of each of `rows`: one block, of whole warps that have 8 elements for every thread, as far as there may be
+    /// so many, so that a row stays in registers between its statistics and its result.
+    pub fn norm(rows: usize, width: usize) -> Self {
+        let threads = width.div_ceil(8).next_multiple_of(32).clamp(32, MAX_BLOCK);
+        Self { block: threads as u32, ..Self::rows(rows) }
     }
 
     /// Of a sum over rows, column by column.

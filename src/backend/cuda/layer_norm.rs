@@ -13,7 +13,7 @@ impl LayerNormOps for Cuda {
         let rows = [compute(op.out), acc(op.mean), acc(op.rstd), acc(op.x)];
         let affine = [compute(op.weight), compute(op.bias)];
         let args = [&rows[..], &affine, &[int(op.rows), int(op.width), float(op.eps)]].concat();
-        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(op.rows), &args);
+        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::norm(op.rows, op.width), &args);
     }
 
     fn layer_norm_bwd(&mut self, op: LayerNormBwd<'_, Self>) {
@@ -21,7 +21,7 @@ impl LayerNormOps for Cuda {
         let name = LayerNormBwd::<Self>::NAME;
         let rows = [acc(op.d_x), acc(op.d_out), acc(op.x), acc(op.mean), acc(op.rstd)];
         let args = [&rows[..], &[compute(op.weight), int(op.rows), int(op.width)]].concat();
-        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(op.rows), &args);
+        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::norm(op.rows, op.width), &args);
     }
 
     fn layer_norm_bwd_affine(&mut self, op: LayerNormBwdAffine<'_, Self>) {

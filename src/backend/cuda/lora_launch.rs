@@ -152,9 +152,9 @@ fn tickets(tiles: usize, rank: usize) -> usize {
     (TOGETHER * tiles * rank.div_ceil(RANKS)).next_power_of_two().max(TICKETS)
 }
 
-/// Most bytes of the scratch in which blocks that share a depth of at most `width` meet, in a pass of so many rows: parts and tickets.
-/// None where no depth is shared.
-pub fn meeting_bytes(rows: usize, rank: usize, width: usize) -> Option<[usize; 2]> {
+/// Most bytes of the split-K workspace, partial sums and tickets, of depths of at most `width` in a pass of so many rows. None
+/// where no depth is split.
+pub fn split_k_bytes(rows: usize, rank: usize, width: usize) -> Option<[usize; 2]> {
     // A smaller depth may have more splits, and a tile may have one row.
     let splits = width.div_ceil(SHARE).min(SPLITS);
     let parts = TOGETHER * splits * rows * rank * size_of::<f32>();
@@ -193,8 +193,8 @@ impl Group<'_> {
         self.common.rows.count * self.common.rank
     }
 
-    /// The arguments that say where blocks that share a depth meet. None after an error.
-    fn meeting(&self, cx: &mut Context, depth: usize) -> Option<[Arg; 3]> {
+    /// The split-K workspace as arguments: partial sums, tickets, elements of a LoRA's part. None after an error.
+    fn workspace(&self, cx: &mut Context, depth: usize) -> Option<[Arg; 3]> {
         let pitch = long(self.pitch());
         if splits(depth) == 1 {
             return Some([Arg::null(Param::Acc), Arg::null(Param::Table), pitch]);
@@ -222,7 +222,7 @@ impl Group<'_> {
     /// `xa`, and what is added to `y`.
     fn forward(&self, cx: &mut Context, op: &'static str) {
         let &Common { x, params, rows, rank, input, stride, scale, .. } = self.common;
-        let Some(meeting) = self.meeting(cx, input) else { return };
+        let Some(workspace) = self.workspace(cx, input) else { return };
         let tiles = table(rows.tiles.0);
         let run = |run: usize| int(run.min(i32::MAX as usize));
         let others = [table(rows.run_of), int(rows.count), run(rows.runs.first), run(rows.runs.end)];
@@ -230,7 +230,7 @@ impl Group<'_> {
         let sizes = [int(rank), int(input), long(stride)];
         let read = [x, params, tiles, int(rows.tiles.1)];
         let xa = self.each(|lora| lora.xa);
-        let args = [&xa[..], &read, &others, &meeting, &self.dropout(), &sizes, &a].concat();
+        let args = [&xa[..], &read, &others, &workspace, &self.dropout(), &sizes, &a].concat();
         let zeros = if rows.others { rows.count.div_ceil(LORA_ROWS) } else { 0 };
         let dims = self.narrow_dims(rows.tiles.1 + zeros, input);
         cx.launch(op, Kernel::new(FILE, "lora_fwd_shrink"), dims, &args);
@@ -248,9 +248,9 @@ impl Group<'_> {
     fn backward_xa(&self, cx: &mut Context, op: &'static str, d_xa: Arg) -> Option<()> {
         let &Common { params, rows, rank, stride, scale, .. } = self.common;
         let deepest = self.outputs().max()?;
-        let meeting = self.meeting(cx, deepest)?;
+        let workspace = self.workspace(cx, deepest)?;
         let (output, b) = (self.each(|lora| int(lora.output)), self.each(|lora| long(lora.b)));
-        let args = [&[d_xa], &self.y()[..], &[params, table(rows.tiles.0)], &meeting, &[int(rank)], &output];
+        let args = [&[d_xa], &self.y()[..], &[params, table(rows.tiles.0)], &workspace, &[int(rank)], &output];
         let args = [&args.concat()[..], &[long(stride)], &b, &[float(scale)]].concat();
         cx.launch(op, Kernel::new(FILE, "lora_bwd_xa"), self.narrow_dims(rows.tiles.1, deepest), &args);
         Some(())
@@ -363,7 +363,7 @@ mod tests {
     #[test]
     fn plan_has_the_scratch_of_every_depth_up_to_the_widest() {
         for width in [1, 128, 300, 4096, 11008, 14336] {
-            let planned = meeting_bytes(100, 8, width).map_or(0, |[parts, _]| parts);
+            let planned = split_k_bytes(100, 8, width).map_or(0, |[parts, _]| parts);
             for depth in 1..=width {
                 let splits = splits(depth);
                 let parts = if splits > 1 { TOGETHER * splits * 100 * 8 * size_of::<f32>() } else { 0 };
@@ -371,7 +371,7 @@ mod tests {
             }
         }
         let tiles = 100; // of a row each
-        assert!(meeting_bytes(100, 8, 4096).expect("shared")[1] >= tickets(tiles, 8) * size_of::<i32>());
+        assert!(split_k_bytes(100, 8, 4096).expect("shared")[1] >= tickets(tiles, 8) * size_of::<i32>());
     }
 
     #[test]

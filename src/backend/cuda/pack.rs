@@ -135,6 +135,7 @@ pub struct DeviceTables {
     block_count: usize,
     tile_list_starts: usize,
     tile_lists: usize,
+    pairs: Option<[usize; 2]>,
     tiles: usize,
     order: usize,
     begins: usize,
@@ -193,6 +194,9 @@ impl DeviceTables {
             block_count: forest.tile_list_starts.len() - 1,
             tile_list_starts: tables.add(&forest.tile_list_starts),
             tile_lists: tables.add(forest.tile_lists.as_flattened()),
+            pairs: forest
+                .pairs
+                .map(|pairs| [tables.add(&pairs.tile_list_starts), tables.add(pairs.tile_lists.as_flattened())]),
             tiles: tables.add(&forest.tiles),
             order: tables.add(&forest.order),
             begins: tables.add(&forest.begins),
@@ -241,6 +245,11 @@ impl DeviceTables {
     /// tile lists `[_, 4]`, and the key rows of each tile `[tiles, 64]`.
     pub(super) fn query_blocks(&self) -> [DevicePtr; 4] {
         [self.block_rows, self.tile_list_starts, self.tile_lists, self.tiles].map(|at| self.buffer.ptr(at))
+    }
+
+    /// The same of pairs of query blocks, of 128 rows each; none where their rows see too little in common.
+    pub(super) fn query_block_pairs(&self) -> Option<[DevicePtr; 4]> {
+        self.pairs.map(|[starts, lists]| [self.block_rows, starts, lists, self.tiles].map(|at| self.buffer.ptr(at)))
     }
 
     /// The rows in depth-first order `[N]`.

@@ -4,7 +4,7 @@ use super::Cuda;
 use super::adamw::{NORM_PARTS, STEP_FIELDS};
 use super::blas::WORKSPACE;
 use super::cross_entropy;
-use super::lora_launch::{TOGETHER, meeting_bytes};
+use super::lora_launch::{TOGETHER, split_k_bytes};
 use super::memory::block_size;
 use crate::backend::ops::LinearDims;
 use crate::backend::{OwnMemory, PassSize, Planning};
@@ -25,7 +25,7 @@ impl Planning for Cuda {
         let PassSize { rows, labels, queries, vocab, rank, adapted, terms, runs, ref readbacks, ref captures } = *pass;
         let (acc, compute) = self.element_sizes();
         let mut blocks = vec![WORKSPACE, rows * TABLES * size_of::<i32>()];
-        blocks.extend(meeting_bytes(rows, rank, adapted).into_iter().flatten());
+        blocks.extend(split_k_bytes(rows, rank, adapted).into_iter().flatten());
         blocks.extend(self.cx.staged(captures));
         if labels > 0 {
             let logits = cross_entropy::chunk_len(LinearDims { rows: labels, input: 0, output: vocab });

@@ -1,4 +1,4 @@
-//! What is on its way to the host: captures and downloads, from the command that writes them to the host that reads.
+//! What is in flight to the host: captures and downloads, from the command that writes them to the host that reads.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -63,7 +63,7 @@ pub struct QueuedReadback {
     pub ready_at_sync: bool,
 }
 
-/// Values on their way to the host, of one device, which alone makes and reads them: nobody can give out a slot that no
+/// Values in flight to the host, of one device, which alone makes and reads them: nobody can give out a slot that no
 /// copy has been submitted for.
 ///
 /// ```

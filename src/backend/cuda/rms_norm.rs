@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::fused::{ResidualSum, RmsNormGradient};
-use super::launch::{BLOCK, Kernel, LaunchDims, acc, acc_at, compute, float, int};
+use super::launch::{Kernel, LaunchDims, acc, acc_at, compute, float, int};
 use crate::arch::RmsWeight;
 use crate::backend::ops::{
     Op, RmsNormBwd, RmsNormBwdWeight, RmsNormComputeBwd, RmsNormComputeBwdWeight, RmsNormComputeFwd, RmsNormFwd,
@@ -20,17 +20,11 @@ fn form(weight: RmsWeight) -> usize {
     }
 }
 
-/// The launch over rows that may be as narrow as a head: no more warps than have elements.
-fn narrow_rows(rows: usize, width: usize) -> LaunchDims {
-    let threads = width.div_ceil(8).next_multiple_of(32).clamp(32, BLOCK as usize);
-    LaunchDims { block: threads as u32, ..LaunchDims::rows(rows) }
-}
-
 impl RmsNormOps for Cuda {
     /// A residual sum that was asked for just before is made by the same kernel.
     fn rms_norm_fwd(&mut self, op: RmsNormFwd<'_, Self>) {
         self.begin(&op);
-        let (name, dims) = (RmsNormFwd::<Self>::NAME, LaunchDims::rows(op.rows));
+        let (name, dims) = (RmsNormFwd::<Self>::NAME, LaunchDims::norm(op.rows, op.width));
         let (out, rstd, x, weight) = (compute(op.out), acc(op.rstd), acc(op.x), compute(op.weight));
         let sizes = [int(op.rows), int(op.width), float(op.eps), int(form(op.form))];
         let (read, len) = (op.x.ptr(0), op.rows * op.width);
@@ -67,7 +61,7 @@ impl RmsNormOps for Cuda {
         let name = RmsNormComputeFwd::<Self>::NAME;
         let rows = [compute(op.out), acc(op.rstd), compute(op.x), compute(op.weight)];
         let args = [&rows[..], &[int(op.rows), int(op.width), float(op.eps), int(form(op.form))]].concat();
-        self.cx.launch(name, Kernel::new(FILE, name), narrow_rows(op.rows, op.width), &args);
+        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::norm(op.rows, op.width), &args);
     }
 
     fn rms_norm_compute_bwd(&mut self, op: RmsNormComputeBwd<'_, Self>) {
@@ -75,7 +69,7 @@ impl RmsNormOps for Cuda {
         let name = RmsNormComputeBwd::<Self>::NAME;
         let rows = [compute(op.d_x), compute(op.x), acc(op.rstd), compute(op.weight)];
         let args = [&rows[..], &[int(op.rows), int(op.width), int(form(op.form))]].concat();
-        self.cx.launch(name, Kernel::new(FILE, name), narrow_rows(op.rows, op.width), &args);
+        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::norm(op.rows, op.width), &args);
     }
 
     fn rms_norm_compute_bwd_weight(&mut self, op: RmsNormComputeBwdWeight<'_, Self>) {

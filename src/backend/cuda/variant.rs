@@ -1,7 +1,10 @@
 // How the attention is compiled for a head width. A file of its own, because build.rs needs it too.
 
-/// Dynamic shared memory that every device since compute capability 8.0 can give a block.
+/// Dynamic shared memory that every device since compute capability 8.0 can give a block, and what those of 9 to 11 can.
 const SHARED: usize = 99 << 10;
+const LARGE_SHARED: usize = 227 << 10;
+/// Rows of a block of `attention_fwd_128`.
+pub const LONG_BLOCK: usize = 128;
 
 /// What a build of `attention.cu` is for; other files have one build, for heads of no width.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -42,16 +45,26 @@ impl Variant {
             _ => (1, [16, 16], 16),
         };
         let variant = Self { head_dim, warps, fwd_steps, bwd_step, capped };
-        let shared = variant.fwd_shared(element, (9, 0)).max(variant.bwd_shared(element));
-        assert!(shared <= SHARED, "heads of {width}: too wide");
+        let rows = 16 * warps;
+        let shared = variant.fwd_shared(rows, element, (9, 0)).max(variant.bwd_shared(element));
+        let long = if variant.has_long_blocks(element) { LONG_BLOCK } else { rows };
+        let long = [(8, 0), (9, 0)].map(|device| variant.fwd_shared(long, element, device));
+        assert!(shared.max(long[0]) <= SHARED && long[1] <= LARGE_SHARED, "heads of {width}: too wide");
         variant
     }
 
-    /// Bytes of shared memory of the forward on a device of a compute capability. `SMALL_SHARED` of `prelude.cuh` is the same rule.
-    pub fn fwd_shared(&self, element: usize, (major, _): (i32, i32)) -> usize {
+    /// Whether there is a forward with blocks of [`LONG_BLOCK`] rows. `ROWS_128` of `attention.cuh` is the same rule.
+    pub fn has_long_blocks(&self, element: usize) -> bool {
+        element == 2 && LONG_BLOCK.is_multiple_of(self.head_dim) && !self.capped
+    }
+
+    /// Bytes of shared memory that the forward with blocks of so many rows is given on a device of a compute capability: what it
+    /// uses by `SMALL_SHARED` of `prelude.cuh`, which a binary for the device is compiled by. Where the driver compiles the
+    /// embedded PTX of compute capability 8.0 instead (10 and 11), it takes the small steps, and uses less.
+    pub fn fwd_shared(&self, rows: usize, element: usize, (major, _): (i32, i32)) -> usize {
         let [large, small] = self.fwd_steps;
         let step = if (9..12).contains(&major) { large } else { small };
-        (16 * self.warps + 4 * step) * self.row(element)
+        (rows + 4 * step) * self.row(element)
     }
 
     /// Bytes of shared memory of the backward's two parts.

@@ -1,4 +1,4 @@
-// Products with factors of f32 on the tensor cores.
+// What lora.cu is made of: dropout, and factors of f32 on the tensor cores.
 //
 // Adapters and what they make are f32, whatever the compute dtype, as in PEFT: a factor is taken apart into its
 // bf16 value, that of the rest, and that of the rest's rest (a bf16 value is one such term, a half value two), and
@@ -47,20 +47,7 @@ DEV void multiply(float (&c)[4], const FragmentA<bf16> (&a)[terms], const Fragme
         for (int j = 0; i + j < TERMS_F32; j++) mma(c, a[i], b[j]);
 }
 
-// Four neighbours as they lie in memory.
-template <class T>
-struct Four {
-    uint2 v;
-};
-template <>
-struct Four<float> {
-    float4 v;
-};
-template <class T>
-DEV Four<T> load_four(const T* p) {
-    return *reinterpret_cast<const Four<T>*>(p);
-}
-// The first `valid` of them, then zeros, wherever they lie.
+// The first `valid` of four neighbours, then zeros, wherever they lie.
 template <class T>
 DEV Four<T> load_four(const T* p, int valid) {
     u32 word[4];
@@ -73,8 +60,39 @@ DEV Four<float> load_four(const float* p, int valid) {
     load4(v, p, valid);
     return {make_float4(v[0], v[1], v[2], v[3])};
 }
-template <class T>
-DEV void unpack(float (&v)[4], Four<T> four) {
-    unpack(v[0], v[1], four.v.x, T()), unpack(v[2], v[3], four.v.y, T());
+
+DEV u64 mix(u64 x) {
+    // The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
 }
-DEV void unpack(float (&v)[4], Four<float> four) { v[0] = four.v.x, v[1] = four.v.y, v[2] = four.v.z, v[3] = four.v.w; }
+
+// Of the LoRAs of a launch, that of number i.
+template <class T>
+DEV T pick(int i, T first, T second, T third) {
+    return i == 0 ? first : i == 1 ? second : third;
+}
+
+struct Dropout {
+    const u64* seeds;
+    const u32* keys;
+    u64 site;
+    u32 threshold;
+};
+
+// What the dropout of a row is drawn from.
+DEV u64 hash_of(const Dropout& dropout, int run, int row) {
+    return mix(mix(mix(dropout.seeds[run]) ^ dropout.site) ^ dropout.keys[row]);
+}
+// Zeros what the dropout of a row drops among its columns from `column` (even) on.
+template <int n>
+DEV void drop(float (&v)[n], const Dropout& dropout, u64 hash, int column) {
+#pragma unroll
+    for (int i = 0; i < n; i += 2) {
+        u64 draw = mix(hash + (u64)((column + i) / 2) * 0x9e3779b97f4a7c15ull);
+        if ((u32)draw < dropout.threshold) v[i] = 0.0f;
+        if ((u32)(draw >> 32) < dropout.threshold) v[i + 1] = 0.0f;
+    }
+}

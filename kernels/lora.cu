@@ -19,7 +19,8 @@
 // The narrow products are split-K: up to NARROW_SPLITS blocks share a depth, as many whatever the pack, so that a row's sums are
 // the same bits in any. Their workspace: partial sums `parts` [splits, LoRAs, rows * R], and `tickets`, zeros before and after.
 //
-//   tiles [., 3]  run, first row, number of rows (<= 16): the stretches of rows of one run, cut; runs ascending
+//   tiles [., 3]  run, first row, number of rows (<= 16): the stretches of rows of one run, cut; runs ascending; then tiles of no
+//                 rows, of which nothing is done, up to the size of the table
 //   runs [., 3]   run, its first tile, number of its tiles
 //   run_of [rows] run of each row, or -1; the runs of the tiles are those from first_run to end_run - 1
 //
@@ -232,6 +233,7 @@ template <bool ALONG_DEPTH>
 DEV void narrow_product(float* __restrict__ out, const real* __restrict__ u, const float* __restrict__ w,
                         const int* __restrict__ tile, int rank, int depth, float factor, const Dropout& dropout, int from,
                         SplitK workspace) {
+    if (tile[2] == 0) return;
     int ranks = rank - from, splits = splits_of(depth);
     if ((int)blockIdx.z >= splits) return;
     if (ranks > 16) {
@@ -369,7 +371,7 @@ template <bool ALONG_RANK, class T, class Get>
 DEV void wide_product(T* out, Sum<T> sum, const int* __restrict__ tile, int part, int rank, int width, float factor,
                       int count, Get factors) {
     int from = (part * WIDE_WARPS + threadIdx.x / 32) * 64;
-    if (from >= width) return;
+    if (from >= width || tile[2] == 0) return;
     bool whole = from + 64 <= width && width % 4 == 0 && rank % 4 == 0 && aligned4(out);
     for (int l = 0; l < count; l++) whole = whole && aligned(factors(l).u) && aligned(factors(l).w);
     if (whole) {

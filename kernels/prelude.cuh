@@ -318,6 +318,8 @@ DEV float block_max(float x, float* parts) {
 // to[0..width] += scale * from[rows[0]], then += scale * from[rows[1]], ..., by the whole block; columns are independent.
 DEV void add_rows(float* __restrict__ to, const float* __restrict__ from, const int* __restrict__ rows, int count,
                   int width, float scale = 1.0f) {
+    // Of no rows: one that fills a table up, and whose sum is another's.
+    if (count == 0) return;
     for (int c = threadIdx.x * 4; c < width; c += blockDim.x * 4) {
         float sum[4], x[4];
         load4(sum, to + c, width - c);

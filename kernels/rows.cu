@@ -5,7 +5,8 @@
 //   cast_wide     out [len] = x [len], exactly
 //   residual_fwd  out [len] = a [len] + b [len]
 //   gather_*      out [M, width] = x [N, width] at rows [M]
-//   scatter_add   d_x [N, width] += d_out [M, width]: row ids[u] += rows order[starts[u]..starts[u+1]] of d_out
+//   scatter_add   d_x [N, width] += d_out [M, width]: row ids[u] += rows order[starts[u]..starts[u+1]] of d_out; of no rows
+//                 nothing is done, so that a table can be filled up
 //   scatter_add_compute  the same into d_x [N, width] of the compute dtype, each sum rounded once
 //
 // Launch: casts and residual_fwd (ceil(len / 2048)) x 256; the others one block of 256 a row (scatter_add*: a group).
@@ -79,6 +80,7 @@ extern "C" __global__ void __launch_bounds__(256) scatter_add_compute(real* __re
                                                                       const int* __restrict__ order, int groups,
                                                                       int width) {
     int u = blockIdx.x;
+    if (starts[u] == starts[u + 1]) return;
     real* to = d_x + (i64)ids[u] * width;
     bool vectors = in_vectors(width, to, d_out);
     for (int c = first_column(); c < width; c += blockDim.x * 8) {

@@ -199,6 +199,8 @@ pub trait Planning {
     /// Whether the device works while the host goes on, so that it is worth while to give it the next work before the
     /// results of the last are read.
     const RUNS_AHEAD: bool;
+    /// Whether a pass of the sizes of an earlier one costs less than others, so that passes are worth filling up to few sizes.
+    const REPEATS: bool;
     /// Whether weights in the compute dtype stay in the file's mapping.
     const MAPS_WEIGHTS: bool;
     /// Whether a row's bits are the same in passes of any number of rows. Where a library of the vendor multiplies, it chooses an

@@ -221,6 +221,7 @@ impl Capture for Trace {
 
 impl Planning for Trace {
     const RUNS_AHEAD: bool = false;
+    const REPEATS: bool = false;
     const ROW_INVARIANT: bool = true;
     const MAPS_WEIGHTS: bool = false;
 

@@ -9,6 +9,7 @@ use crate::backend::{Backend, OwnMemory, PassSize};
 use crate::formats::quantized::QuantizedView;
 use crate::model::param_id::{ParamId, Source};
 use crate::model::{Activations, Gradients, Layout, Save};
+use crate::train::fill::room;
 use crate::train::optim::Optimizer;
 use crate::train::passes::{adapter_size, pass_size};
 
@@ -67,7 +68,7 @@ impl Plan {
         runs: usize,
         rows: usize,
     ) -> Self {
-        let sizes = self.element_sizes;
+        let (sizes, rows) = (self.element_sizes, room::<B>(None, rows));
         let pass = pass_size(config, Some(layout), runs, (rows, rows));
         self.with("adapters", layout.bytes(runs, sizes))
             .with("activations", Activations::<B>::bytes(config, Some(layout), rows, Save::All, sizes))

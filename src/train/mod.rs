@@ -8,6 +8,7 @@ mod conversation;
 pub mod data;
 mod evaluate;
 pub mod examples;
+pub mod fill;
 pub mod fit;
 mod frozen_states;
 pub mod generation_eval;

@@ -2,6 +2,7 @@
 //! sums do not depend on which other runs there are.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::data::{SequenceTeacher, TrainSequence};
 use crate::arch::ModelConfig;
@@ -37,13 +38,13 @@ pub struct Pass {
     pub pack: Pack,
     /// The former alone, which the backward goes through, where there are teachers in the pack.
     pub students: Option<Pack>,
-    /// The label rows, ascending within a run.
+    /// The label rows, ascending within a run; those that fill the pass up come last.
     pub rows: Vec<u32>,
     /// The token after each label row.
     pub targets: Vec<u32>,
-    /// For each label row the number of labels that it stands for (equal labels after shared rows are one).
+    /// For each label row of the batch the number of labels that it stands for (equal labels after shared rows are one).
     pub counts: Vec<u32>,
-    /// The run of each label row.
+    /// The run of each label row of the batch.
     pub runs: Vec<usize>,
     /// For each row of the pack the tokens of its sequence, if it is of one alone; 0 for a soft prompt's.
     pub lengths: Vec<usize>,
@@ -51,13 +52,15 @@ pub struct Pass {
     pub teachers: Vec<u32>,
     /// Run, index in the run's data and rows, in the pack, of every sequence, without those of soft prompts.
     pub sequences: Vec<(usize, usize, Vec<u32>)>,
+    /// Rows that fill the pack up, of those that come out.
+    pub filling: Range<usize>,
 }
 
 impl Pass {
-    /// The rows that come out: the label rows, and those of teachers in the pack.
+    /// The rows that come out: the label rows, those of teachers in the pack, and those that fill it up.
     pub fn outputs(&self) -> impl Iterator<Item = usize> + '_ {
         let teachers = if self.students.is_some() { self.teachers.as_slice() } else { &[] };
-        self.rows.iter().chain(teachers).map(|&row| row as usize)
+        self.rows.iter().chain(teachers).map(|&row| row as usize).chain(self.filling.clone())
     }
 }
 
@@ -263,6 +266,7 @@ impl Packing {
             lengths: vec![],
             teachers: vec![],
             sequences: vec![],
+            filling: 0..0,
         };
         pass.lengths.resize(students, 0);
         let mut s = 0;

@@ -46,6 +46,9 @@ pub struct TrainerOptions {
     /// memory than the activations of a pass and the device is [`ROW_INVARIANT`](crate::backend::Planning::ROW_INVARIANT): fewer
     /// layers to compute, and the same bits (default true).
     pub keep_states: bool,
+    /// Whether passes are filled up to few sizes, with rows that nobody asks for; none is where the device
+    /// [repeats](crate::backend::Planning::REPEATS) (default none). Not those with teachers.
+    pub fill: Option<bool>,
 }
 
 impl TrainerOptions {
@@ -73,6 +76,7 @@ impl Default for TrainerOptions {
             neftune_noise_alpha: None,
             gradient_checkpointing: false,
             keep_states: true,
+            fill: None,
         }
     }
 }

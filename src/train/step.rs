@@ -1,5 +1,6 @@
 //! One optimiser step: given to the device, and read back.
 
+use super::fill::fills;
 use super::noise::Noise;
 use super::optim::adamw_step;
 use super::order::DataCursor;
@@ -133,7 +134,10 @@ impl<B: Backend> Trainer<B> {
             backend.zero(Zero { x: &mut self.d_prompts });
         }
         for pieces in self.packing.group(pieces) {
-            let pass = self.packing.pass(&pieces, |run| &self.runs[run].data);
+            let mut pass = self.packing.pass(&pieces, |run| &self.runs[run].data);
+            if self.objective.is_none() && fills::<B>(self.options.fill) {
+                pass.fill(self.acts.rows);
+            }
             losses.push(self.pass(backend, model, pass, &labels, &seeds, &mut rows_before)?);
         }
         if let Trainable::Reparameterized(encoder) = &mut self.trainable {
@@ -153,7 +157,7 @@ impl<B: Backend> Trainer<B> {
         rows_before: &mut [u32],
     ) -> Result<PassLosses<B>> {
         let share = |i: usize| f64::from(pass.counts[i]) / label_tokens[pass.runs[i]] as f64;
-        let shares: Vec<f64> = (0..pass.rows.len()).map(share).collect();
+        let shares: Vec<f64> = (0..pass.counts.len()).map(share).collect();
         let [of_ce, ..] = self.weights();
         let read = OutputRows::new(backend, &pass.pack, pass.outputs())?;
         let device = backend.pack(&pass.pack)?;
@@ -190,7 +194,8 @@ impl<B: Backend> Trainer<B> {
         }
         let labels = match of_ce > 0.0 {
             true => {
-                let weights: Vec<f64> = shares.iter().map(|share| of_ce * share).collect();
+                let mut weights: Vec<f64> = shares.iter().map(|share| of_ce * share).collect();
+                weights.resize(pass.rows.len(), 0.0);
                 Labels::of_pass(backend, &model.config, &input, (&pass.rows, &pass.targets), &weights)?
             }
             false => Labels::of_pass(backend, &model.config, &input, (&[], &[]), &[])?,

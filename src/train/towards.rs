@@ -1,5 +1,6 @@
 //! A trainer with an objective towards a teacher.
 
+use super::fill::room;
 use super::objective::Objective;
 use super::trainable::Trainable;
 use super::trainer::{Run, Trainer, TrainerOptions, packing};
@@ -73,7 +74,8 @@ impl<B: Backend> Trainer<B> {
         sizes: (usize, usize),
     ) -> Result<(usize, Vec<usize>)> {
         let packing = packing(trainable, options, config.is_causal)?;
-        let (_, labels) = packing.capacity(runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size)));
+        let data = runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size));
+        let labels = room::<B>(options.fill, packing.capacity(data).1);
         let (mut bytes, mut parts) = (0, 0);
         if objective.logits > 0.0 {
             bytes += LogitLosses::<B>::bytes(config, labels, sizes);

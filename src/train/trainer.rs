@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use super::data::TrainSequence;
+use super::fill::room;
 use super::frozen_states::{FrozenPlan, FrozenStates};
 use super::objective::Objective;
 use super::optim::Optimizer;
@@ -83,6 +84,7 @@ impl<B: Backend> Trainer<B> {
         }
         let sizes = runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size));
         let (rows, labels) = packing.capacity(sizes);
+        let [rows, labels] = [rows, labels].map(|n| room::<B>(options.fill, n));
         let mut optimizer = Optimizer::new(backend, count, stride)?;
         if let Some(layout) = trainable.layout().filter(|_| has_two_rates(&runs)) {
             let decay = runs.iter().map(|run| run.settings.weight_decay).fold(0.0, f64::max);
@@ -145,7 +147,7 @@ impl<B: Backend> Trainer<B> {
         };
         let trainable = Trainable::Weights(full);
         let packing = packing(&trainable, options, model.config.is_causal)?;
-        let rows = packing.budget.max(stream.longest);
+        let rows = room::<B>(options.fill, packing.budget.max(stream.longest));
         let total = trainable.shape().1;
         let run = RunState::new(Run { data: Vec::new(), settings }, total_steps);
         Ok(Self {
@@ -184,6 +186,7 @@ impl<B: Backend> Trainer<B> {
         let sizes = runs.iter().map(|run| (run.data.as_slice(), run.settings.batch_size));
         let packing = packing(trainable, options, config.is_causal)?;
         let (rows, labels) = packing.capacity(sizes);
+        let [rows, labels] = [rows, labels].map(|n| room::<B>(options.fill, n));
         let (count, stride) = trainable.shape();
         let frozen = FrozenPlan::new(config, trainable, &packing, (runs, options), rows);
         let frozen = frozen.map_or(0, |plan| plan.elements(config, rows));

@@ -75,6 +75,20 @@ fn trainer_runs_in_one_pass_are_those_runs_alone_bit_for_bit() {
 }
 
 #[test]
+fn passes_that_are_filled_up_train_the_same_bit_for_bit() {
+    let backend = &mut Cpu::new(Dtype::F32);
+    let runs = different_runs();
+    for options in [
+        TrainerOptions::default(),
+        TrainerOptions { dropout: 0.3, row_budget: 100, neftune_noise_alpha: Some(5.0), ..Default::default() },
+        TrainerOptions { gradient_checkpointing: true, keep_states: false, ..Default::default() },
+    ] {
+        let mut filled = |fill| outcome(backend, &runs, TrainerOptions { fill: Some(fill), ..options });
+        assert!(filled(true) == filled(false), "{options:?}");
+    }
+}
+
+#[test]
 fn trainer_run_at_its_end_stays_as_it_is() {
     let backend = &mut Cpu::new(Dtype::F32);
     let mut model = model(backend);

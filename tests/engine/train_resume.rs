@@ -44,6 +44,7 @@ const OPTIONS: TrainerOptions = TrainerOptions {
     neftune_noise_alpha: Some(5.0),
     gradient_checkpointing: false,
     keep_states: true,
+    fill: None,
 };
 
 struct Training<'a> {

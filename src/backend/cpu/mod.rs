@@ -230,6 +230,7 @@ impl<A: Float> Capture for Cpu<A> {
 
 impl<A: Float> Planning for Cpu<A> {
     const RUNS_AHEAD: bool = false;
+    const REPEATS: bool = false;
     const ROW_INVARIANT: bool = true;
     const MAPS_WEIGHTS: bool = true;
 

@@ -13,7 +13,7 @@ use super::dtype::ComputeDtype;
 use super::launch::{Arg, Args, Kernel, LaunchDims, assert_on};
 use super::memory::{AccBuffer, Block, ComputeBuffer, DevicePtr, Part, Parts, Pool};
 use super::pinned::{Held, Ring};
-use super::queue::{Action, Launch, Queue};
+use super::queue::{Action, Launch, Queue, Replays};
 use super::readback::{PendingReadback, PendingValues, QueuedReadback, ReadbackState};
 use super::settings::Settings;
 use super::timeline::Timeline;
@@ -117,8 +117,8 @@ impl Context {
         fit.iter().copied().chain(beside.iter().copied().max()).collect()
     }
 
-    /// Number of command lists that went to the device as a graph.
-    pub fn replays(&self) -> u64 {
+    /// See [`Queue::replays`].
+    pub fn replays(&self) -> Replays {
         self.queue.replays()
     }
 

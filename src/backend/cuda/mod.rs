@@ -51,6 +51,7 @@ mod variant;
 
 pub use self::memory::{AccBuffer, ComputeBuffer};
 pub use self::pack::{DeviceTables, Index};
+pub use self::queue::Replays;
 pub use self::readback::PendingReadback;
 pub use self::settings::Settings;
 
@@ -116,8 +117,8 @@ impl Cuda {
         self.cx.dtype.dtype()
     }
 
-    /// How often a command list that repeats went to the device as one graph.
-    pub fn replays(&self) -> u64 {
+    /// How many command lists there were, and how many went to the device as one graph since they repeat.
+    pub fn replays(&self) -> Replays {
         self.cx.replays()
     }
 }

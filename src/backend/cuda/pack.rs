@@ -1,10 +1,14 @@
 //! A pack's tables, and lists of row numbers or ids, on the device.
+//!
+//! Command lists repeat where grids and addresses do, and those shall follow from a pack's number of rows alone. So each table
+//! has the room that packs of so many rows usually need, filled up with entries of which kernels make nothing: groups and
+//! tiles without rows, query blocks whose rows are [`NO_ROW`]. A pack that needs more has twice the room, or four times.
 
 use std::ops::Range;
 
 use super::context::Context;
-use super::forest::Forest;
-use super::geometry::{self, Groups};
+use super::forest::{BLOCK_ROWS, Forest, NO_ROW, Pairs};
+use super::geometry::{self, Groups, entry};
 use super::launch::{Arg, table};
 use super::memory::{DevicePtr, TableBuffer};
 use crate::Result;
@@ -30,6 +34,27 @@ impl Tables {
         start
     }
 
+    /// Adds a table with room for `room` entries, filled up with `filler`, and returns where it begins.
+    ///
+    /// # Panics
+    /// If there is no room for it.
+    fn add_filled(&mut self, table: &[i32], room: usize, filler: i32) -> usize {
+        assert!(table.len() <= room, "pack: {} entries in a table of {room}", table.len());
+        let start = self.add(table);
+        self.entries.resize(start + room, filler);
+        start
+    }
+
+    /// Adds where the tile list of each block begins, and the end, with room for `blocks` blocks: those to spare have no tiles.
+    fn add_starts(&mut self, starts: &[i32], blocks: usize) -> usize {
+        self.add_filled(starts, blocks + 1, starts.last().copied().unwrap_or_default())
+    }
+
+    /// Adds tile lists, of which there are usually no more than `usual` entries.
+    fn add_tile_lists(&mut self, lists: &[[i32; 4]], usual: usize) -> usize {
+        self.add_filled(lists.as_flattened(), 4 * room(lists.len(), usual), 0)
+    }
+
     /// Moves all of them to the device.
     fn upload(self, cx: &mut Context, op: &'static str) -> Result<TableBuffer> {
         let block = cx.block(op, size_of_val(self.entries.as_slice()))?;
@@ -37,6 +62,26 @@ impl Tables {
         cx.write(op, buffer.ptr(0), bytemuck::cast_slice(&self.entries))?;
         Ok(buffer)
     }
+}
+
+/// Room for `count` entries where there are usually no more than `usual`: that many, or twice, or four times.
+fn room(count: usize, usual: usize) -> usize {
+    let mut room = usual.max(1);
+    while room < count {
+        room *= 2;
+    }
+    room
+}
+
+/// Query blocks, and tiles of adapted rows and of keys, that packs of `rows` rows usually have no more of.
+fn usual(rows: usize) -> [usize; 3] {
+    [rows.div_ceil(BLOCK_ROWS) + rows.div_ceil(4 * BLOCK_ROWS), rows.div_ceil(8), rows.div_ceil(16)]
+}
+
+/// Entries of the tables of a pack of `rows` rows with the usual room.
+pub fn usual_entries(rows: usize) -> usize {
+    let [blocks, lora_tiles, tiles] = usual(rows);
+    13 * rows + 3 * lora_tiles + blocks * (BLOCK_ROWS + 2) + BLOCK_ROWS + tiles * (BLOCK_ROWS + 8)
 }
 
 /// Where [`Groups`] lie among some tables.
@@ -48,8 +93,11 @@ struct GroupTables {
 }
 
 impl GroupTables {
-    fn add<K>(tables: &mut Tables, groups: &Groups<K>) -> Self {
-        Self { count: groups.ids.len(), starts: tables.add(&groups.starts), order: tables.add(&groups.order) }
+    /// Tables of groups of at most `rows` rows, with room for as many groups.
+    fn add<K>(tables: &mut Tables, groups: &Groups<K>, rows: usize) -> Self {
+        let end = entry(groups.order.len());
+        let starts = tables.add_filled(&groups.starts, rows + 1, end);
+        Self { count: rows, starts, order: tables.add_filled(&groups.order, rows, 0) }
     }
 
     fn on_device(self, buffer: &TableBuffer, ids: usize) -> DeviceGroups {
@@ -67,7 +115,7 @@ pub struct DeviceGroups {
     starts: DevicePtr,
     /// The rows, group by group, ascending in each.
     order: DevicePtr,
-    /// Number of groups.
+    /// Number of groups, those without rows included.
     pub count: usize,
 }
 
@@ -97,8 +145,8 @@ impl Index {
         let groups = geometry::groups(values.iter().copied().enumerate());
         let mut tables = Tables::default();
         tables.add(&signed(values));
-        let ids = tables.add(&signed(&groups.ids));
-        let groups = GroupTables::add(&mut tables, &groups);
+        let ids = tables.add_filled(&signed(&groups.ids), values.len(), 0);
+        let groups = GroupTables::add(&mut tables, &groups, values.len());
         let bound = values.iter().max().map_or(0, |&v| v as usize + 1);
         Ok(Self { buffer: tables.upload(cx, "index")?, len: values.len(), bound, ids, groups })
     }
@@ -142,6 +190,7 @@ pub struct DeviceTables {
     ends: usize,
     lasts: usize,
     lora_tiles: usize,
+    lora_tile_count: usize,
     lora_runs: usize,
     /// The runs' tiles on the host.
     adapted_runs: Vec<[i32; 3]>,
@@ -184,34 +233,41 @@ impl DeviceTables {
         let (prompt_runs, prompt_ids): (Vec<i32>, Vec<i32>) = by_prompt.ids.iter().copied().unzip();
         let forest = Forest::new(pack);
         let adapted = geometry::adapted(pack);
+        let (n, [blocks, lora_tiles, tiles]) = (pack.len(), usual(pack.len()));
+        let block_count = room(forest.tile_list_starts.len() - 1, blocks);
+        let lora_tile_count = room(adapted.tiles.len(), lora_tiles);
+        let prompt_rows = by_prompt.order.len();
         let mut tables = Tables::default();
         Ok(Self {
             host: pack.clone(),
             tokens: tables.add(&tokens),
             positions: tables.add(&positions),
             run: tables.add(&run),
-            block_rows: tables.add(&forest.block_rows),
-            block_count: forest.tile_list_starts.len() - 1,
-            tile_list_starts: tables.add(&forest.tile_list_starts),
-            tile_lists: tables.add(forest.tile_lists.as_flattened()),
-            pairs: forest
-                .pairs
-                .map(|pairs| [tables.add(&pairs.tile_list_starts), tables.add(pairs.tile_lists.as_flattened())]),
-            tiles: tables.add(&forest.tiles),
             order: tables.add(&forest.order),
             begins: tables.add(&forest.begins),
             ends: tables.add(&forest.ends),
             lasts: tables.add(&forest.lasts),
-            lora_tiles: tables.add(adapted.tiles.as_flattened()),
+            ids: tables.add_filled(&by_token.ids, n, 0),
+            by_token: GroupTables::add(&mut tables, &by_token, n),
+            position_ids: tables.add_filled(&by_position.ids, n, 0),
+            by_position: GroupTables::add(&mut tables, &by_position, n),
+            // What has room by its own number, or little else, comes last.
+            prompt_ids: tables.add_filled(&prompt_ids, prompt_rows, 0),
+            prompt_runs: tables.add_filled(&prompt_runs, prompt_rows, 0),
+            by_prompt: GroupTables::add(&mut tables, &by_prompt, prompt_rows),
             lora_runs: tables.add(adapted.runs.as_flattened()),
             adapted_runs: adapted.runs,
-            ids: tables.add(&by_token.ids),
-            by_token: GroupTables::add(&mut tables, &by_token),
-            position_ids: tables.add(&by_position.ids),
-            by_position: GroupTables::add(&mut tables, &by_position),
-            prompt_ids: tables.add(&prompt_ids),
-            prompt_runs: tables.add(&prompt_runs),
-            by_prompt: GroupTables::add(&mut tables, &by_prompt),
+            lora_tiles: tables.add_filled(adapted.tiles.as_flattened(), 3 * lora_tile_count, 0),
+            lora_tile_count,
+            block_rows: tables.add_filled(&forest.block_rows, block_count.next_multiple_of(2) * BLOCK_ROWS, NO_ROW),
+            block_count,
+            tile_list_starts: tables.add_starts(&forest.tile_list_starts, block_count),
+            tile_lists: tables.add_tile_lists(&forest.tile_lists, tiles),
+            pairs: forest.pairs.map(|Pairs { tile_list_starts, tile_lists }| {
+                let starts = tables.add_starts(&tile_list_starts, block_count.div_ceil(2));
+                [starts, tables.add_tile_lists(&tile_lists, tiles)]
+            }),
+            tiles: tables.add_filled(&forest.tiles, room(forest.tiles.len(), tiles * BLOCK_ROWS), NO_ROW),
             buffer: tables.upload(cx, "pack")?,
         })
     }
@@ -236,7 +292,7 @@ impl DeviceTables {
         self.buffer.ptr(self.run)
     }
 
-    /// Number of query blocks, of 64 rows each.
+    /// Number of query blocks, of 64 rows each, those without rows included.
     pub(super) fn block_count(&self) -> usize {
         self.block_count
     }
@@ -267,10 +323,14 @@ impl DeviceTables {
         self.buffer.ptr(self.lasts)
     }
 
-    /// Tiles of the rows of some runs `[T, 3]`, which lie together since runs ascend.
+    /// Tiles of the rows of some runs `[T, 3]`, which lie together since runs ascend; of all runs with those that fill the
+    /// table up.
     pub(super) fn lora_tiles(&self, runs: RunRange) -> Table {
         let tiles = |entries: &[[i32; 3]]| entries.iter().map(|entry| entry[2] as usize).sum::<usize>();
         let entries = self.adapted_entries(runs);
+        if !entries.is_empty() && entries.len() == self.adapted_runs.len() {
+            return (self.buffer.ptr(self.lora_tiles), self.lora_tile_count);
+        }
         let first = tiles(&self.adapted_runs[..entries.start]);
         (self.buffer.ptr(self.lora_tiles + 3 * first), tiles(&self.adapted_runs[entries]))
     }

@@ -6,14 +6,16 @@ use super::blas::WORKSPACE;
 use super::cross_entropy;
 use super::lora_launch::{TOGETHER, split_k_bytes};
 use super::memory::block_size;
+use super::pack::usual_entries;
 use crate::backend::ops::LinearDims;
 use crate::backend::{OwnMemory, PassSize, Planning};
 
-/// Entries in a pack's tables for each of its rows, if most segments are no shorter than a tile of the attention.
-const TABLES: usize = 24;
+/// Packs that there are tables of: of a pass and of its output rows, at most as many, in a training and in its evaluation.
+const PACKS: usize = 4;
 
 impl Planning for Cuda {
     const RUNS_AHEAD: bool = true;
+    const REPEATS: bool = true;
     const ROW_INVARIANT: bool = false;
     const MAPS_WEIGHTS: bool = false;
 
@@ -24,7 +26,7 @@ impl Planning for Cuda {
     fn own_memory(&self, pass: &PassSize) -> OwnMemory {
         let PassSize { rows, labels, queries, vocab, rank, adapted, terms, runs, ref readbacks, ref captures } = *pass;
         let (acc, compute) = self.element_sizes();
-        let mut blocks = vec![WORKSPACE, rows * TABLES * size_of::<i32>()];
+        let mut blocks = vec![WORKSPACE, PACKS * usual_entries(rows) * size_of::<i32>()];
         blocks.extend(split_k_bytes(rows, rank, adapted).into_iter().flatten());
         blocks.extend(self.cx.staged(captures));
         if labels > 0 {

@@ -3,7 +3,8 @@
 //! Operations append to the command list. Whatever needs their results, or puts new values where they read, submits the
 //! list. A list seen for the first time goes to the stream command by command; the same list seen again (every kernel,
 //! shape, address and value the same) is recorded as a CUDA graph, and from then on is one launch. Values that change from
-//! step to step lie in device memory, so they do not make a list another one.
+//! step to step lie in device memory, so they do not make a list another one. Downloads go to the host's memory wherever there is some
+//! free: they are no part of a list, but divide it.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -23,6 +24,8 @@ use crate::backend::ops::Op;
 const SHORTEST: usize = 4;
 /// Lists that are remembered; above it the one that was not seen for the longest time is forgotten.
 const REMEMBERED: usize = 64;
+/// Commands of all lists that are remembered: those of some hundred steps of a model of 32 layers.
+const REMEMBERED_COMMANDS: usize = 1 << 18;
 
 /// A launch, as it is put into a graph or given to the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,6 +106,24 @@ pub struct Command {
     pub action: Action,
 }
 
+impl Command {
+    /// Whether it writes to the host wherever there is room.
+    fn is_download(&self) -> bool {
+        matches!(self.action, Action::Readback { on_copy_stream: false, .. })
+    }
+}
+
+/// Command lists that are long enough to be repeated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Replays {
+    /// How many there were.
+    pub lists: u64,
+    /// How many of them went to the device as one graph.
+    pub replayed: u64,
+    /// How many are remembered.
+    pub remembered: usize,
+}
+
 /// A command that could not be submitted.
 #[derive(Debug)]
 pub struct LaunchError {
@@ -144,7 +165,7 @@ pub struct Queue {
     commands: Vec<Command>,
     repeated: HashMap<u64, RepeatedList>,
     submissions: u64,
-    replays: u64,
+    replays: Replays,
     /// What is recorded of it; then there are no graphs.
     timeline: Option<Timeline>,
 }
@@ -158,7 +179,8 @@ impl Queue {
         let fork = CopyFork { fork: device.new_event()?, join: device.new_event()? };
         let probe = device.new_event()?;
         let (commands, repeated) = (Vec::new(), HashMap::new());
-        Ok(Self { device, fork, probe, blocking, commands, repeated, submissions: 0, replays: 0, timeline: None })
+        let replays = Replays::default();
+        Ok(Self { device, fork, probe, blocking, commands, repeated, submissions: 0, replays, timeline: None })
     }
 
     /// The error that earlier commands have left the device with.
@@ -194,9 +216,9 @@ impl Queue {
         self.timeline.iter_mut().for_each(Timeline::collect);
     }
 
-    /// Number of lists that went to the device as a graph.
-    pub fn replays(&self) -> u64 {
-        self.replays
+    /// How many lists there were, and how many of them went to the device as a graph.
+    pub fn replays(&self) -> Replays {
+        Replays { remembered: self.repeated.len(), ..self.replays }
     }
 
     /// Number of commands on the list.
@@ -259,9 +281,15 @@ impl Queue {
             }
             return Ok(());
         }
+        commands.chunk_by(|a, b| a.is_download() == b.is_download()).try_for_each(|list| self.submit_part(list, blas))
+    }
+
+    fn submit_part(&mut self, commands: &[Command], blas: &Blas) -> Result<(), LaunchError> {
+        let issuer = Issuer { device: &self.device, fork: &self.fork, blas };
         if commands.len() < SHORTEST {
-            return issuer.issue(&commands);
+            return issuer.issue(commands);
         }
+        self.replays.lists += 1;
         let mut hasher = DefaultHasher::new();
         commands.hash(&mut hasher);
         let key = hasher.finish();
@@ -269,22 +297,30 @@ impl Queue {
             Some(known) => {
                 known.last_used = self.submissions;
                 if known.graph.is_none() {
-                    known.graph = Some(Graph::record(&issuer, &commands)?);
+                    known.graph = Some(Graph::record(&issuer, commands)?);
                 }
                 let graph = known.graph.as_ref().expect("made above");
                 graph.0.launch().map_err(|e| LaunchError::new(commands[0].op, e))?;
-                self.replays += 1;
+                self.replays.replayed += 1;
             }
             None => {
-                issuer.issue(&commands)?;
-                if self.repeated.len() >= REMEMBERED {
-                    let oldest = self.repeated.iter().min_by_key(|(_, known)| known.last_used).map(|(&key, _)| key);
-                    oldest.and_then(|key| self.repeated.remove(&key));
-                }
-                self.repeated.insert(key, RepeatedList { commands, graph: None, last_used: self.submissions });
+                issuer.issue(commands)?;
+                self.make_room(commands.len());
+                let list = RepeatedList { commands: commands.to_vec(), graph: None, last_used: self.submissions };
+                self.repeated.insert(key, list);
             }
         }
         Ok(())
+    }
+
+    /// Forgets the lists that were not seen for the longest time, until one more of so many commands can be remembered.
+    fn make_room(&mut self, commands: usize) {
+        let mut total = commands + self.repeated.values().map(|known| known.commands.len()).sum::<usize>();
+        while self.repeated.len() >= REMEMBERED || total > REMEMBERED_COMMANDS {
+            let oldest = self.repeated.iter().min_by_key(|(_, known)| known.last_used).map(|(&key, _)| key);
+            let Some(forgotten) = oldest.and_then(|key| self.repeated.remove(&key)) else { return };
+            total -= forgotten.commands.len();
+        }
     }
 }
 

@@ -25,8 +25,10 @@ use crate::pack::Pack;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod launches;
 mod op;
 pub mod ops;
+pub mod prediction;
 pub mod profile;
 pub mod trace;
 mod values;

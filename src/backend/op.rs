@@ -24,6 +24,26 @@ impl Work {
         Self { flops: 0, acc: acc as u64, compute: compute as u64, weight: weight as u64 }
     }
 
+    /// The work of this without that of another, which is a part of it.
+    pub(super) fn without(self, part: Self) -> Self {
+        Self {
+            flops: self.flops - part.flops,
+            acc: self.acc - part.acc,
+            compute: self.compute - part.compute,
+            weight: self.weight - part.weight,
+        }
+    }
+
+    /// The work of this and of another.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            flops: self.flops + other.flops,
+            acc: self.acc + other.acc,
+            compute: self.compute + other.compute,
+            weight: self.weight + other.weight,
+        }
+    }
+
     /// The same with products of so many multiply-adds.
     pub(super) fn multiplied(self, multiply_adds: u64) -> Self {
         Self { flops: 2 * multiply_adds, ..self }
@@ -34,6 +54,101 @@ impl Work {
     pub fn bytes(self, (acc, compute): (usize, usize)) -> u64 {
         self.acc * acc as u64 + (self.compute + self.weight) * compute as u64
     }
+}
+
+/// What a launch runs on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LaunchKind {
+    /// A kernel of ours.
+    Kernel,
+    /// A matrix product of the vendor's library.
+    Product,
+    /// Zeros.
+    Fill,
+    /// A copy on the device, or between it and the host.
+    Copy,
+}
+
+impl LaunchKind {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Product => "product",
+            Self::Fill => "fill",
+            Self::Copy => "copy",
+        }
+    }
+}
+
+/// What a GPU is given at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// What it runs.
+    pub kind: LaunchKind,
+    /// What that multiplies, reads and writes: of an operation of several launches each has its own, and what two of them read
+    /// counts twice.
+    pub work: Work,
+}
+
+impl Launch {
+    /// A kernel of ours.
+    pub(super) const fn kernel(work: Work) -> Self {
+        Self { kind: LaunchKind::Kernel, work }
+    }
+
+    /// A matrix product of the vendor's library.
+    pub(super) const fn product(work: Work) -> Self {
+        Self { kind: LaunchKind::Product, work }
+    }
+
+    /// Zeros.
+    pub(super) const fn fill(work: Work) -> Self {
+        Self { kind: LaunchKind::Fill, work }
+    }
+
+    /// A copy.
+    pub(super) const fn copy(work: Work) -> Self {
+        Self { kind: LaunchKind::Copy, work }
+    }
+}
+
+/// What an operation does for a projection. Those that do it for projections of one input, one after another, share launches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Projected {
+    /// The product of its forward: rows, widths of input and output, and whether it has a bias.
+    Product {
+        /// Rows, elements of an input row, elements of an output row.
+        dims: [usize; 3],
+        /// Whether a bias is added.
+        bias: bool,
+    },
+    /// The product that is its input's gradient.
+    InputGradient {
+        /// Rows, elements of an input row, elements of an output row.
+        dims: [usize; 3],
+        /// Whether it is added to what is there.
+        adds: bool,
+    },
+    /// Its LoRA.
+    Lora(ProjectedLora),
+    /// The gradients of that: of the input too, if it adds.
+    LoraGradient(ProjectedLora),
+}
+
+/// What LoRAs that share launches have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProjectedLora {
+    /// Adapted rows.
+    pub rows: usize,
+    /// Whether all rows of the pack are.
+    pub all: bool,
+    /// Elements of an input row.
+    pub input: usize,
+    /// Rank R.
+    pub rank: usize,
+    /// Whether the output, in a backward the input's gradient, is added to.
+    pub adds: bool,
 }
 
 /// What the arguments of every operation know of themselves.
@@ -49,6 +164,17 @@ pub trait Op {
 
     /// What it has to do at least.
     fn work(&self) -> Work;
+
+    /// What it does for a projection, if it does.
+    fn projected(&self) -> Option<Projected> {
+        None
+    }
+
+    /// How the CUDA backend launches it, in order, where no neighbour shares a launch with it
+    /// ([`launches`](super::launches)). Of how often it runs what, `tests/cuda_fake.rs` asks the driver.
+    fn launches(&self) -> Vec<Launch> {
+        vec![Launch::kernel(self.work())]
+    }
 
     /// Multiply-adds of its products with weights.
     fn multiply_adds(&self) -> u64 {

@@ -16,7 +16,8 @@
 //! # Ok::<(), llamaprobe::Error>(())
 //! ```
 
-use super::op::Op;
+use super::launches::Launches;
+use super::op::{Launch, Op, Work};
 use super::{Buffers, Capture, Captured, HostSlice, Len, OwnMemory, PassSize, Planning, Tensor, Transfer};
 use crate::Result;
 use crate::formats::quantized::QuantizedView;
@@ -36,7 +37,7 @@ pub struct NullCompute(usize);
 pub struct NullWeight(usize);
 
 /// The null device. A buffer may be longer than an operation needs, never shorter; a weight has exactly its size.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Trace {
     ops: Vec<&'static str>,
     allocations: usize,
@@ -44,12 +45,34 @@ pub struct Trace {
     elements: (usize, usize),
     syncs: usize,
     multiplied: u64,
+    launches: Launches,
+    element_sizes: (usize, usize),
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self::of_sizes((4, 4))
+    }
 }
 
 impl Trace {
     /// A device with an empty log.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A device whose elements, of the accumulation and of the compute dtype, have so many bytes in a plan.
+    pub fn of_sizes(element_sizes: (usize, usize)) -> Self {
+        Self {
+            ops: Vec::new(),
+            allocations: 0,
+            bytes: 0,
+            elements: (0, 0),
+            syncs: 0,
+            multiplied: 0,
+            launches: Launches::default(),
+            element_sizes,
+        }
     }
 
     /// The names of the operations since the last [`clear`](Self::clear), in order, transfers included.
@@ -59,7 +82,12 @@ impl Trace {
 
     /// Forgets the log and sets all counts to 0.
     pub fn clear(&mut self) {
-        *self = Self::default();
+        *self = Self::of_sizes(self.element_sizes);
+    }
+
+    /// What a GPU would have been given since then.
+    pub fn launches(&self) -> Launches {
+        self.launches.clone().finished()
     }
 
     /// Number of buffers, weights, indices and packs made.
@@ -106,7 +134,20 @@ impl Trace {
     pub(super) fn record<O: Op>(&mut self, op: &O) {
         op.check();
         self.multiplied += op.multiply_adds();
+        self.launches.add(O::NAME, op.projected(), op.launches());
         self.log(O::NAME);
+    }
+
+    /// The zeros of a new buffer.
+    fn fill(&mut self, what: &'static str, work: Work) {
+        if work != Work::default() {
+            self.launches.add(what, None, vec![Launch::fill(work)]);
+        }
+    }
+
+    /// Tables on their way to a GPU, or values on their way back.
+    fn copy(&mut self, what: &'static str, acc: usize) {
+        self.launches.add(what, None, vec![Launch::copy(Work::moved(acc, 0, 0))]);
     }
 
     #[track_caller]
@@ -139,11 +180,13 @@ impl Buffers for Trace {
 
     fn acc(&mut self, len: usize) -> Result<NullAcc> {
         self.elements.0 += len;
+        self.fill("acc", Work::moved(len, 0, 0));
         Ok(NullAcc(self.allocate(len)))
     }
 
     fn compute(&mut self, len: usize) -> Result<NullCompute> {
         self.elements.1 += len;
+        self.fill("compute", Work::moved(0, len, 0));
         Ok(NullCompute(self.allocate(len)))
     }
 
@@ -163,11 +206,13 @@ impl Buffers for Trace {
 
     fn index(&mut self, values: &[u32]) -> Result<Vec<u32>> {
         self.allocate(values.len());
+        self.copy("index", 0);
         Ok(values.to_vec())
     }
 
     fn pack(&mut self, pack: &Pack) -> Result<Pack> {
         self.allocations += 1;
+        self.copy("pack", 0);
         Ok(pack.clone())
     }
 }
@@ -177,11 +222,13 @@ impl Transfer for Trace {
 
     fn upload(&mut self, buffer: &mut NullAcc, offset: usize, values: &[f32]) -> Result<()> {
         self.transfer("upload", buffer.0, offset + values.len());
+        self.copy("upload", values.len());
         Ok(())
     }
 
     fn download(&mut self, values: &mut [f32], buffer: &NullAcc, offset: usize) -> Result<()> {
         self.transfer("download", buffer.0, offset + values.len());
+        self.copy("download", values.len());
         self.syncs += 1;
         values.fill(0.0);
         Ok(())
@@ -189,6 +236,7 @@ impl Transfer for Trace {
 
     fn download_async(&mut self, buffer: &NullAcc, len: usize) -> Result<Vec<f32>> {
         self.transfer("download_async", buffer.0, len);
+        self.copy("download", len);
         Ok(vec![0.0; len])
     }
 
@@ -226,7 +274,7 @@ impl Planning for Trace {
     const MAPS_WEIGHTS: bool = false;
 
     fn element_sizes(&self) -> (usize, usize) {
-        (4, 4)
+        self.element_sizes
     }
 
     fn own_memory(&self, _: &PassSize) -> OwnMemory {

@@ -21,7 +21,7 @@ pub trait Job: Send {
 }
 
 /// The dtype of the matrix products that `--dtype` asks for, for a model whose weights have the dtype `checkpoint`.
-fn dtype(asked: DtypeArg, checkpoint: Dtype) -> Result<Dtype> {
+pub(super) fn dtype(asked: DtypeArg, checkpoint: Dtype) -> Result<Dtype> {
     match asked {
         DtypeArg::F32 | DtypeArg::F32x3 => Ok(Dtype::F32),
         DtypeArg::Bf16 => Ok(Dtype::BF16),

@@ -8,8 +8,10 @@ use super::args::InspectArgs;
 use super::device::{Job, dispatch};
 use super::peft::PeftReport;
 use super::plan::Plan;
+use super::predicted::PredictedStep;
 use super::resolve::{self, ModelFiles};
 use super::{Failure, output};
+use crate::Error;
 use crate::arch::{ModelConfig, Norm, NormPlacement, Positions, QkNorm, RmsWeight};
 use crate::backend::Backend;
 use crate::model::{Layout, LoraShape};
@@ -19,30 +21,54 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     let adapter = resolve::adapter_dir(args.model.adapter.as_deref(), &files)?;
     let adapter = adapter.map(|dir| PeftReport::new(&dir, &files)).transpose()?;
     let dtype = files.dtype;
-    dispatch(&args.common, dtype, Inspect { args, files, adapter })
+    let shape = lora_shape(args, &files.config)?;
+    let layout = Layout::lora(&files.config, &shape);
+    let predicted = args.device_model.map(|gpu| PredictedStep::new(gpu.model(), args, &files, layout.clone()));
+    let predicted = predicted.transpose()?;
+    dispatch(&args.common, dtype, Inspect { args, files, adapter, shape, layout, predicted })
+}
+
+/// The adapter that a training would have.
+fn lora_shape(args: &InspectArgs, config: &ModelConfig) -> crate::Result<LoraShape> {
+    if args.lora.r == 0 {
+        return Err(Error::argument("r", "at least 1", 0));
+    }
+    Ok(LoraShape {
+        rank: args.lora.r,
+        alpha: args.lora.lora_alpha,
+        rslora: false,
+        dora: false,
+        layers: resolve::layers(&args.lora.layers_to_transform, config.num_hidden_layers)?,
+        targets: config.family.targets(&resolve::module_names(&args.lora, config.family))?,
+    })
 }
 
 struct Inspect<'a> {
     args: &'a InspectArgs,
     files: ModelFiles,
     adapter: Option<PeftReport>,
+    shape: LoraShape,
+    layout: Layout,
+    predicted: Option<PredictedStep>,
 }
 
 impl Job for Inspect<'_> {
     fn run<B: Backend>(self, backend: B) -> Result<(), Failure> {
-        let Self { args, files, adapter } = self;
+        let Self { args, files, adapter, shape, layout, predicted } = self;
         let (config, rows) = (&files.config, args.rows as usize);
         let inference = Plan::new(&backend, &files).inference(&backend, config, None, rows, Vec::new());
-        let targets = config.family.default_modules();
-        let names: Vec<_> = targets.iter().map(|&target| config.family.short_name(target)).collect();
-        let shape =
-            LoraShape { rank: 8, alpha: 16.0, rslora: false, dora: false, layers: None, targets: targets.to_vec() };
-        let training = Plan::new(&backend, &files).tuning(&backend, config, &Layout::lora(config, &shape), 1, rows);
+        let names: Vec<_> = shape.targets.iter().map(|&target| config.family.short_name(target)).collect();
+        let adapter_name = format!("rank {} on {}", shape.rank, names.join(" and "));
+        let training = Plan::new(&backend, &files).tuning(&backend, config, &layout, 1, rows);
         if args.common.json {
-            return output::json(&json!({
+            let mut found = json!({
                 "model": shapes(&files), "weights": weights(&files), "rows": args.rows, "capture": inference.json(), "train_lora": training.json(),
                 "adapter": adapter.map(|report| report.json()),
-            }));
+            });
+            if let Some(predicted) = predicted {
+                found["predicted"] = predicted.json();
+            }
+            return output::json(&found);
         }
         output::line(files.path.display())?;
         let Value::Object(shapes) = shapes(&files) else { return Ok(()) };
@@ -59,8 +85,11 @@ impl Job for Inspect<'_> {
         output::table(&["weights", "format", "tensors", "bytes"], weights(&files).iter().map(line))?;
         output::line(format_args!("\ncapture, {} rows, {}", args.rows, backend.name()))?;
         inference.print(false)?;
-        output::line(format_args!("\ntrain-lora, {} rows, rank 8 on {}", args.rows, names.join(" and ")))?;
+        output::line(format_args!("\ntrain-lora, {} rows, {adapter_name}", args.rows))?;
         training.print(false)?;
+        if let Some(predicted) = predicted {
+            predicted.print(&adapter_name)?;
+        }
         if let Some(report) = adapter {
             report.print()?;
         }

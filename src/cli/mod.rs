@@ -31,6 +31,7 @@ mod output;
 mod parse;
 mod peft;
 mod plan;
+mod predicted;
 mod pretrain;
 mod probe;
 mod profile;

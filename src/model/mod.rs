@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use self::param_id::ParamId;
 use crate::Result;
 use crate::arch::ModelConfig;
 use crate::backend::Backend;
+use crate::backend::trace::Trace;
 use crate::formats::gguf::Gguf;
 use crate::formats::gguf::model::GgufModel;
 use crate::formats::prequantized;
@@ -113,5 +115,13 @@ impl<B: Backend> Model<B> {
         let source = Source::new(config, checkpoint)?;
         let weights = Weights::load(backend, &source)?;
         Ok(Self { config: source.config, weights })
+    }
+}
+
+impl Model<Trace> {
+    /// A model of weights that have lengths alone.
+    pub fn planned(device: &mut Trace, config: &ModelConfig) -> Self {
+        let weights = ParamId::all(config).into_iter().map(|id| device.null_weight(id.len(config))).collect();
+        Self { config: config.clone(), weights: Weights::assemble(config, weights) }
     }
 }

@@ -19,6 +19,7 @@ pub mod objective;
 pub mod optim;
 pub mod order;
 pub mod passes;
+pub mod planned;
 pub mod report_to;
 mod run;
 pub mod schedule;

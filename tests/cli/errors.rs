@@ -38,6 +38,7 @@ fn usage_errors_have_exit_code_2() {
         &["train-lora", "--rank-pattern", "[4]"],
         &["inspect", "--model", "m", "--rows", "0"],
         &["inspect", "--model", "m", "--rows", "99999999999999"],
+        &["inspect", "--model", "m", "--device-model", "h300"],
         &["probe", "--out"],
         &["generate", "--model", "m", "--prompt", "a", "--input", "f"],
     ] {

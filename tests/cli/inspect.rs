@@ -22,6 +22,40 @@ fn inspect_shows_shapes_and_parameters_of_the_file() {
 }
 
 #[test]
+fn inspect_predicts_a_step_on_a_gpu_that_is_not_here() {
+    let dir = workplace();
+    let inspect = |more: &str| line(dir.path(), &format!("inspect --model {{}}/model --dtype bf16 --rows 20 {more}"));
+    let adapted = "--r 4 --target-modules q_proj,v_proj,down_proj";
+    let of = |gpu: &str| inspect(&format!("--device-model {gpu} {adapted} --json")).json()["predicted"].clone();
+    let found = of("h200");
+    let number = |value: &Value| value.as_f64().expect("a number");
+    assert_eq!(
+        (&found["measured"], &found["device_model"], &found["fits"]),
+        (&json!(false), &json!("h200"), &json!(true))
+    );
+    let ops = found["ops"].as_array().expect("operations");
+    for key in ["launches", "bytes", "flops", "ms"] {
+        let sum: f64 = ops.iter().map(|op| number(&op[key])).sum();
+        assert!((sum - number(&found["step"][key])).abs() <= 1e-9 * sum, "{key}: {found}");
+    }
+    assert!((number(&found["tokens_per_second"]) - 20e3 / number(&found["step"]["ms"])).abs() < 1e-3);
+    assert!(ops.iter().any(|op| op["op"] == "lora_bwd" && op["launches"] == 2 * 3 * 3 - 2), "{found}");
+    // So small a model is launches alone, which take as long on every device.
+    assert!(number(&of("a100")["step"]["ms"]) >= number(&found["step"]["ms"]));
+    let text = inspect(&format!("--device-model h100 {adapted}")).ok().out;
+    let wanted =
+        ["predicted, not measured", "on h100, 20 tokens, rank 4 on q_proj and v_proj", "by these constants", "fits in"];
+    wanted.iter().for_each(|wanted| assert!(text.contains(wanted), "{wanted}: {text}"));
+    assert!(inspect(adapted).ok().out.contains("train-lora, 20 rows, rank 4 on q_proj"));
+    let unknown = inspect("--device-model h300");
+    assert_eq!(unknown.code, Some(2));
+    assert!(["h300", "a100", "h100", "h200"].iter().all(|name| unknown.err.contains(name)), "{}", unknown.err);
+    let refused = inspect("--device-model h200 --load-in int8").refused();
+    assert!(refused.contains("quantised weights on CUDA"), "{refused}");
+    assert!(inspect("--device-model h200 --r 0").refused().contains("--r"));
+}
+
+#[test]
 fn inspect_says_what_peft_does_silently() {
     let dir = workplace();
     let d = dir.path();

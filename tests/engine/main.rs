@@ -1,6 +1,8 @@
 //! The engine: packs, the passes of a model, tuning and the experiment; against f64, against files of transformers and
 //! PEFT, and against itself where two ways must give the same bits.
 
+#[path = "../support/counts.rs"]
+mod counts;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -24,6 +26,7 @@ mod names;
 mod noise;
 mod objective;
 mod pack;
+mod planned;
 mod probe;
 mod probe_report;
 mod probe_study;

@@ -1,7 +1,14 @@
 //! How many pieces of work the device runs in a step of training, held to a table (`tests/counts/step.csv`).
 
 use std::fs;
+use std::path::Path;
 
+use llamaprobe::arch::Projection;
+use llamaprobe::backend::ops::LaunchKind;
+use llamaprobe::backend::trace::Trace;
+use llamaprobe::model::{Layout, LoraShape, Model};
+use llamaprobe::train::data::TrainSequence;
+use llamaprobe::train::planned;
 use serde_json::Value;
 
 use super::support::tiny_model::TinyModel;
@@ -12,20 +19,28 @@ static COLUMNS: [Column; 5] = [low("nodes"), low("kernels"), low("fills"), low("
 /// Layers of LLaMA-2-7B.
 const LAYERS: f64 = 32.0;
 
-/// What the device runs in one step of a model of so many layers, all of whose projections have an adapter: the difference of
-/// trainings of three steps and of two.
-fn of_a_step(layers: usize) -> [f64; 4] {
-    let dir = workplace(safetensors::Dtype::F32);
-    // As many heads of keys as of queries, as there are in LLaMA-2-7B.
+/// The projections that have an adapter, as the flag has them: all, or two.
+const ALL: &str = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj";
+const TWO: &str = "q_proj,v_proj";
+
+/// A model of so many layers, with as many heads of keys as of queries, as LLaMA-2-7B has.
+fn write_model(layers: usize, path: &Path) {
     let heads = TinyModel::default().heads;
-    TinyModel { layers, kv_heads: heads, ..TinyModel::default() }.write(&dir.path().join("model"));
+    TinyModel { layers, kv_heads: heads, ..TinyModel::default() }.write(path);
+}
+
+/// What the device runs in one step of a model of so many layers, of which these projections have an adapter: the difference of
+/// trainings of three steps and of two.
+fn of_a_step(layers: usize, modules: &str) -> [f64; 4] {
+    let dir = workplace(safetensors::Dtype::F32);
+    write_model(layers, &dir.path().join("model"));
     let example = |i: usize| format!("{{\"prompt\": \"the pen {i} is\", \"completion\": \" in pot {i}\"}}\n");
     fs::write(dir.path().join("train.jsonl"), (0..9).map(example).collect::<String>()).expect("write a test's file");
     let report = dir.path().join("report.json");
     let [three, two] = [3, 2].map(|steps| {
         let line = format!(
             "train-lora --model {{}}/model --train {{}}/train.jsonl --r 4 --lora-alpha 8 --target-modules \
-             q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj --batch-size 3 --max-steps {steps} \
+             {modules} --batch-size 3 --max-steps {steps} \
              --lr-scheduler-type constant --no-shuffle --seed 0 --device cuda:0 --out {{}}/{steps} --json"
         );
         succeed(program(dir.path(), &line).env("FAKE_REPORT", &report));
@@ -35,11 +50,30 @@ fn of_a_step(layers: usize) -> [f64; 4] {
     std::array::from_fn(|i| three[i] - two[i])
 }
 
+/// What a GPU would be given for such a step, as a plan has it.
+fn planned_step(layers: usize, modules: &str) -> [f64; 4] {
+    let dir = workplace(safetensors::Dtype::F32);
+    write_model(layers, &dir.path().join("model"));
+    let config = Model::load(&mut Trace::new(), &dir.path().join("model")).expect("the model loads").config;
+    let has = |target: &Projection| modules.split(',').any(|name| name == target.name());
+    let targets = Projection::ALL.into_iter().filter(has).collect();
+    let shape = LoraShape { rank: 4, alpha: 8.0, rslora: false, dora: false, layers: None, targets };
+    let sequence = TrainSequence::marked((0..12).collect(), |i| i > 8);
+    let launches = planned::step(&config, Layout::lora(&config, &shape), vec![sequence]).expect("a step");
+    let kinds = [LaunchKind::Kernel, LaunchKind::Fill, LaunchKind::Copy, LaunchKind::Product];
+    kinds.map(|kind| launches.count(kind) as f64)
+}
+
 #[test]
 fn step_has_the_nodes_of_the_table() {
     let mut table = Table::new(&COLUMNS);
     // The lowest layer is another than those above it, which are alike.
-    let [few, more] = [2, 3].map(of_a_step);
+    let [few, more] = [2, 3].map(|layers| {
+        let counts = of_a_step(layers, ALL);
+        assert_eq!(counts, planned_step(layers, ALL), "{layers} layers, as planned (src/backend/launches.rs)");
+        counts
+    });
+    assert_eq!(of_a_step(2, TWO), planned_step(2, TWO), "of two projections, as planned");
     let layer: [f64; 4] = std::array::from_fn(|i| more[i] - few[i]);
     let whole: [f64; 4] = std::array::from_fn(|i| few[i] + (LAYERS - 2.0) * layer[i]);
     for (part, counts) in [("a layer", layer), ("a step of 32 layers", whole)] {

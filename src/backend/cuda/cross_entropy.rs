@@ -5,21 +5,13 @@ use super::context::Context;
 use super::launch::{Kernel, LaunchDims, acc_at, acc_ptr, compute_ptr, float, int, long, table};
 use super::linear::{self, ForwardOperands, InputGradOperands, WeightGradOperands};
 use super::memory::DevicePtr;
-use crate::backend::ops::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LinearDims, LogitsFwd, Op};
+use crate::backend::ops::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LinearDims, LogitsFwd, Op, logit_chunks};
 
 const FILE: &str = "cross_entropy";
-/// Logits of a chunk at most.
-const LOGITS: usize = 16 << 20;
-
-/// The chunks of label rows: first row, and the dimensions of the chunk.
-fn chunks(dims: LinearDims) -> impl Iterator<Item = (usize, LinearDims)> {
-    let step = (LOGITS / dims.output.max(1)).clamp(1, dims.rows.max(1));
-    (0..dims.rows).step_by(step).map(move |from| (from, LinearDims { rows: step.min(dims.rows - from), ..dims }))
-}
 
 /// Logits of the largest chunk.
 pub fn chunk_len(dims: LinearDims) -> usize {
-    chunks(dims).map(|(_, chunk)| chunk.rows).max().unwrap_or(0) * dims.output
+    logit_chunks(dims).map(|(_, chunk)| chunk.rows).max().unwrap_or(0) * dims.output
 }
 
 /// The logits of a chunk.
@@ -54,7 +46,7 @@ impl CrossEntropyOps for Cuda {
         self.begin(&op);
         let (name, cx, dims) = (CrossEntropyFwd::<Self>::NAME, &mut self.cx, op.dims);
         let Some(logits) = scratch(cx, "logits", dims, size_of::<f32>()) else { return };
-        for (from, chunk) in chunks(dims) {
+        for (from, chunk) in logit_chunks(dims) {
             let (x, weight) = (op.x.ptr(from * dims.input), op.head.ptr(0));
             let operands = ForwardOperands { out: logits, acc_out: true, x, weight, bias: None };
             linear::forward(cx, name, operands, chunk);
@@ -71,7 +63,7 @@ impl CrossEntropyOps for Cuda {
         let d_head = op.d_head.map(|(d_head, offset)| d_head.ptr(offset));
         let Some(logits) = scratch(cx, "logits", dims, size_of::<f32>()) else { return };
         let Some(d_logits) = scratch(cx, "d_logits", dims, op.x.element_size()) else { return };
-        for (from, chunk) in chunks(dims) {
+        for (from, chunk) in logit_chunks(dims) {
             let (x, weight) = (op.x.ptr(from * dims.input), op.head.ptr(0));
             let operands = ForwardOperands { out: logits, acc_out: true, x, weight, bias: None };
             linear::forward(cx, name, operands, chunk);

@@ -13,6 +13,21 @@ use crate::backend::{OwnMemory, PassSize, Planning};
 /// Packs that there are tables of: of a pass and of its output rows, at most as many, in a training and in its evaluation.
 const PACKS: usize = 4;
 
+/// Bytes of device memory that such passes take for themselves, with elements of these sizes.
+pub fn scratch(pass: &PassSize, (acc, compute): (usize, usize)) -> usize {
+    let PassSize { rows, labels, queries, vocab, rank, adapted, terms, runs, .. } = *pass;
+    let mut blocks = vec![WORKSPACE, PACKS * usual_entries(rows) * size_of::<i32>()];
+    blocks.extend(split_k_bytes(rows, rank, adapted).into_iter().flatten());
+    if labels > 0 {
+        let logits = cross_entropy::chunk_len(LinearDims { rows: labels, input: 0, output: vocab });
+        // Logits and their gradients, d_z rounded, d_xa, terms of a gradient, parts of the norms, the steps' fields.
+        blocks.extend([logits * acc, logits * compute, rows * queries * compute, TOGETHER * rows * rank * acc]);
+        blocks.extend((terms > 0).then_some(terms * acc));
+        blocks.extend([runs * NORM_PARTS * acc, runs * STEP_FIELDS * acc]);
+    }
+    blocks.into_iter().map(block_size).sum()
+}
+
 impl Planning for Cuda {
     const RUNS_AHEAD: bool = true;
     const REPEATS: bool = true;
@@ -24,19 +39,9 @@ impl Planning for Cuda {
     }
 
     fn own_memory(&self, pass: &PassSize) -> OwnMemory {
-        let PassSize { rows, labels, queries, vocab, rank, adapted, terms, runs, ref readbacks, ref captures } = *pass;
-        let (acc, compute) = self.element_sizes();
-        let mut blocks = vec![WORKSPACE, PACKS * usual_entries(rows) * size_of::<i32>()];
-        blocks.extend(split_k_bytes(rows, rank, adapted).into_iter().flatten());
-        blocks.extend(self.cx.staged(captures));
-        if labels > 0 {
-            let logits = cross_entropy::chunk_len(LinearDims { rows: labels, input: 0, output: vocab });
-            // Logits and their gradients, d_z rounded, d_xa, terms of a gradient, parts of the norms, the steps' fields.
-            blocks.extend([logits * acc, logits * compute, rows * queries * compute, TOGETHER * rows * rank * acc]);
-            blocks.extend((terms > 0).then_some(terms * acc));
-            blocks.extend([runs * NORM_PARTS * acc, runs * STEP_FIELDS * acc]);
-        }
+        let PassSize { readbacks, captures, .. } = pass;
+        let staged: usize = self.cx.staged(captures).into_iter().map(block_size).sum();
         let pinned = self.cx.pinned(readbacks.iter().chain(captures).copied());
-        OwnMemory { scratch: blocks.into_iter().map(block_size).sum(), pinned }
+        OwnMemory { scratch: scratch(pass, self.element_sizes()) + staged, pinned }
     }
 }

@@ -2,7 +2,7 @@
 //! Parameters and everything beside them are `[runs, stride]`.
 
 use super::check::{need, needs};
-use super::{Op, Work, operations};
+use super::{Launch, Op, Work, operations};
 use crate::backend::{Buffers, Len};
 
 /// Optimiser settings of one run for one step.
@@ -50,6 +50,11 @@ impl<B: Buffers + ?Sized> Op for GradNorm<'_, B> {
 
     fn work(&self) -> Work {
         Work::moved(self.runs * (self.stride + 1), 0, 0)
+    }
+
+    /// Parts, and their sum.
+    fn launches(&self) -> Vec<Launch> {
+        vec![Launch::kernel(self.work()), Launch::kernel(Work::default())]
     }
 }
 
@@ -119,6 +124,11 @@ impl<B: Buffers + ?Sized> Op for Adamw<'_, B> {
         // Parameters and both moments are read and written, gradients read.
         let active = self.steps.iter().filter(|step| step.active).count();
         Work::moved(7 * active * self.stride, 0, 0)
+    }
+
+    /// The steps' numbers come from the host.
+    fn launches(&self) -> Vec<Launch> {
+        vec![Launch::copy(Work::default()), Launch::kernel(self.work())]
     }
 }
 

@@ -4,7 +4,7 @@
 //! ([`AttentionDims::softcap`]); the bias is 0, or ALiBi's ([`AttentionDims::slope`], Press et al. 2022).
 
 use super::check::{below, need, needs, same, softcap};
-use super::{Op, Work, operations};
+use super::{Launch, Op, Work, operations};
 use crate::backend::{Buffers, DevicePack, Len};
 use crate::pack::{Pack, Parent};
 
@@ -100,6 +100,12 @@ fn output_pairs(outputs: Option<&[usize]>, pack: &Pack, dims: AttentionDims) -> 
     }
 }
 
+fn forward_work(outputs: Option<&[usize]>, pack: &Pack, dims: AttentionDims) -> Work {
+    let (rows, pairs) = output_pairs(outputs, pack, dims);
+    let keys = 2 * (pack.len() + cached_rows(pack)) * dims.kv_width();
+    Work::moved(rows * dims.heads, 2 * rows * dims.q_width() + keys, 0).multiplied(2 * pairs)
+}
+
 /// `z [N, H, D] =`, `lse [N, H] =` the log-sum-exp of each row's scores.
 pub struct AttentionFwd<'a, B: Buffers + ?Sized> {
     /// `[N, H, D]`, set.
@@ -138,10 +144,12 @@ impl<B: Buffers + ?Sized> Op for AttentionFwd<'_, B> {
     }
 
     fn work(&self) -> Work {
-        let (pack, dims) = (self.pack.host(), self.dims);
-        let (rows, pairs) = output_pairs(self.outputs, pack, dims);
-        let keys = 2 * (pack.len() + cached_rows(pack)) * dims.kv_width();
-        Work::moved(rows * dims.heads, 2 * rows * dims.q_width() + keys, 0).multiplied(2 * pairs)
+        forward_work(self.outputs, self.pack.host(), self.dims)
+    }
+
+    /// Of all rows.
+    fn launches(&self) -> Vec<Launch> {
+        vec![Launch::kernel(forward_work(None, self.pack.host(), self.dims))]
     }
 }
 
@@ -199,6 +207,18 @@ impl<B: Buffers + ?Sized> Op for AttentionBwd<'_, B> {
         let acc = rows * (dims.q_width() + 3 * dims.heads);
         let compute = (2 * rows + pack.len()) * dims.q_width() + 4 * pack.len() * dims.kv_width();
         Work::moved(acc, compute, 0).multiplied(5 * pairs)
+    }
+
+    /// `delta` and the rounded gradient; the queries' gradient; that of keys and values, which makes the scores again. All of
+    /// all rows.
+    fn launches(&self) -> Vec<Launch> {
+        let (pack, dims) = (self.pack.host(), self.dims);
+        let (rows, pairs) = output_pairs(None, pack, dims);
+        let (q, kv, heads) = (rows * dims.q_width(), rows * dims.kv_width(), rows * dims.heads);
+        let delta = Work::moved(q + heads, 2 * q, 0);
+        let of_queries = Work::moved(2 * heads, 3 * q + 2 * kv, 0).multiplied(3 * pairs);
+        let of_keys = Work::moved(2 * heads, 2 * q + 4 * kv, 0).multiplied(4 * pairs);
+        [delta, of_queries, of_keys].map(Launch::kernel).to_vec()
     }
 }
 

@@ -2,8 +2,25 @@
 
 use super::check::{self, below, need, same};
 use super::linear::check_product;
-use super::{LinearDims, Op, Work, operations};
+use super::{Launch, LinearDims, Op, Work, operations};
 use crate::backend::{Buffers, DeviceIndex, Len};
+
+/// Logits that exist at a time on a GPU, at most (if one row has no more).
+const LOGITS: usize = 16 << 20;
+
+/// The chunks of label rows whose logits exist at a time on a GPU: first row, and the dimensions of the chunk.
+pub fn chunks(dims: LinearDims) -> impl Iterator<Item = (usize, LinearDims)> {
+    let step = (LOGITS / dims.output.max(1)).clamp(1, dims.rows.max(1));
+    (0..dims.rows).step_by(step).map(move |from| (from, LinearDims { rows: step.min(dims.rows - from), ..dims }))
+}
+
+/// The product that makes logits, and their cap.
+fn logits(dims: LinearDims, softcap: Option<f64>) -> impl Iterator<Item = Launch> {
+    let LinearDims { rows, input, output } = dims;
+    let product = Work::moved(rows * output, rows * input, output * input).multiplied(dims.multiply_adds());
+    let cap = softcap.map(|_| Launch::kernel(Work::moved(2 * rows * output, 0, 0)));
+    std::iter::once(Launch::product(product)).chain(cap)
+}
 
 /// `logits [M, V] = x [M, C] head^T`, in the accumulation dtype.
 pub struct LogitsFwd<'a, B: Buffers + ?Sized> {
@@ -30,6 +47,10 @@ impl<B: Buffers + ?Sized> Op for LogitsFwd<'_, B> {
     fn work(&self) -> Work {
         let LinearDims { rows, input, output } = self.dims;
         Work::moved(rows * output, rows * input, self.head.len()).multiplied(self.multiply_adds())
+    }
+
+    fn launches(&self) -> Vec<Launch> {
+        logits(self.dims, self.softcap).collect()
     }
 
     fn multiply_adds(&self) -> u64 {
@@ -80,6 +101,15 @@ impl<B: Buffers + ?Sized> Op for CrossEntropyFwd<'_, B> {
         Work::moved(rows, rows * input, self.head.len()).multiplied(self.multiply_adds())
     }
 
+    /// Of each chunk its logits and their losses.
+    fn launches(&self) -> Vec<Launch> {
+        let of_chunk = |(_, chunk): (usize, LinearDims)| {
+            let losses = Launch::kernel(Work::moved(chunk.rows * (chunk.output + 1), 0, 0));
+            logits(chunk, self.softcap).chain([losses])
+        };
+        chunks(self.dims).flat_map(of_chunk).collect()
+    }
+
     fn multiply_adds(&self) -> u64 {
         self.dims.multiply_adds()
     }
@@ -126,6 +156,22 @@ impl<B: Buffers + ?Sized> Op for CrossEntropyBwd<'_, B> {
         let LinearDims { rows, input, .. } = self.dims;
         let d_head = if self.d_head.is_some() { 2 * self.head.len() } else { 0 };
         Work::moved(rows * (input + 2) + d_head, rows * input, self.head.len()).multiplied(self.multiply_adds())
+    }
+
+    /// Of each chunk its logits, their losses and gradients, and those of `x` and of the head.
+    fn launches(&self) -> Vec<Launch> {
+        let of_chunk = |(_, chunk): (usize, LinearDims)| {
+            let LinearDims { rows, input, output } = chunk;
+            let len = rows * output;
+            // The losses' kernel reads the logits twice: for their sum, and for each one's share.
+            let losses = Launch::kernel(Work::moved(2 * len + 2 * rows, len, 0));
+            let product = |work: Work| Launch::product(work.multiplied(chunk.multiply_adds()));
+            let d_x = product(Work::moved(rows * input, len, output * input));
+            let d_head = product(Work::moved(2 * output * input, len + rows * input, 0));
+            let d_head = self.d_head.as_ref().map(|_| d_head);
+            logits(chunk, self.softcap).chain([losses, d_x]).chain(d_head)
+        };
+        chunks(self.dims).flat_map(of_chunk).collect()
     }
 
     fn multiply_adds(&self) -> u64 {

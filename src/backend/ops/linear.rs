@@ -1,7 +1,7 @@
 //! Linear maps: `out = x weight^T + bias`, and the gradients of input, weight and bias.
 
 use super::check::{need, same};
-use super::{Op, Work, operations};
+use super::{Launch, Op, Projected, Work, operations};
 use crate::backend::{Buffers, Len};
 
 /// Rows, input width and output width of a matrix product.
@@ -59,6 +59,15 @@ impl<B: Buffers + ?Sized> Op for LinearFwd<'_, B> {
         Work::moved(0, rows * (input + output), self.weight.len() + bias).multiplied(self.multiply_adds())
     }
 
+    fn projected(&self) -> Option<Projected> {
+        let LinearDims { rows, input, output } = self.dims;
+        Some(Projected::Product { dims: [rows, input, output], bias: self.bias.is_some() })
+    }
+
+    fn launches(&self) -> Vec<Launch> {
+        vec![Launch::product(self.work())]
+    }
+
     fn multiply_adds(&self) -> u64 {
         self.dims.multiply_adds()
     }
@@ -93,6 +102,15 @@ impl<B: Buffers + ?Sized> Op for LinearBwdInput<'_, B> {
         Work::moved(d_x, rows * output, self.weight.len()).multiplied(self.multiply_adds())
     }
 
+    fn projected(&self) -> Option<Projected> {
+        let LinearDims { rows, input, output } = self.dims;
+        Some(Projected::InputGradient { dims: [rows, input, output], adds: self.accumulate })
+    }
+
+    fn launches(&self) -> Vec<Launch> {
+        vec![Launch::product(self.work())]
+    }
+
     fn multiply_adds(&self) -> u64 {
         self.dims.multiply_adds()
     }
@@ -124,6 +142,10 @@ impl<B: Buffers + ?Sized> Op for LinearBwdWeight<'_, B> {
     fn work(&self) -> Work {
         let LinearDims { rows, input, output } = self.dims;
         Work::moved(2 * output * input, rows * (input + output), 0).multiplied(self.multiply_adds())
+    }
+
+    fn launches(&self) -> Vec<Launch> {
+        vec![Launch::product(self.work())]
     }
 
     fn multiply_adds(&self) -> u64 {

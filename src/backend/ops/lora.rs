@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use super::check::{need, needs, runs};
-use super::{Op, Work, operations};
+use super::{Launch, Op, Projected, ProjectedLora, Work, operations};
 use crate::backend::{Buffers, DevicePack, Len};
 use crate::pack::Pack;
 
@@ -62,6 +62,12 @@ impl RunRange {
 }
 
 impl LoraSite {
+    /// What it has in common with LoRAs that share its launches.
+    fn projected(self, pack: &Pack, adds: bool) -> ProjectedLora {
+        let (rows, _) = self.runs.adapted(pack);
+        ProjectedLora { rows, all: rows == pack.len(), input: self.input, rank: self.rank, adds }
+    }
+
     /// Asserts that the site lies within a run, and the runs of a pack within `params` elements.
     #[track_caller]
     fn check(self, op: &'static str, pack: &Pack, params: usize) {
@@ -133,6 +139,21 @@ impl<B: Buffers + ?Sized> Op for LoraFwd<'_, B> {
         let acc = (pack.len() + rows) * rank + runs * rank * (input + output);
         Work::moved(acc, rows * (input + 2 * output), 0).multiplied((rows * rank * (input + output)) as u64)
     }
+
+    fn projected(&self) -> Option<Projected> {
+        Some(Projected::Lora(self.site.projected(self.pack.host(), self.y.is_some())))
+    }
+
+    /// `xa`, then what is added to `y`.
+    fn launches(&self) -> Vec<Launch> {
+        let (pack, LoraSite { rank, input, output, .. }) = (self.pack.host(), self.site);
+        let (rows, runs) = self.site.runs.adapted(pack);
+        let narrow = Work::moved(pack.len() * rank + runs * rank * input, rows * input, 0);
+        let wide = Work::moved(rows * rank + runs * rank * output, 2 * rows * output, 0);
+        let narrow = Launch::kernel(narrow.multiplied((rows * rank * input) as u64));
+        let wide = self.y.as_ref().map(|_| Launch::kernel(wide.multiplied((rows * rank * output) as u64)));
+        std::iter::once(narrow).chain(wide).collect()
+    }
 }
 
 /// `d_params [runs, stride] +=` the gradients of A and B, `d_x [N, input] +=` that of the input, from `d_y [N, output]`.
@@ -181,6 +202,22 @@ impl<B: Buffers + ?Sized> Op for LoraBwd<'_, B> {
         let products = rows * rank * (2 * output + input + d_x);
         Work::moved(acc, rows * (input + output), 0).multiplied(products as u64)
     }
+
+    fn projected(&self) -> Option<Projected> {
+        Some(Projected::LoraGradient(self.site.projected(self.pack.host(), self.d_x.is_some())))
+    }
+
+    /// The gradient of `xa`, then those of A, B and the input.
+    fn launches(&self) -> Vec<Launch> {
+        let LoraSite { rank, input, output, .. } = self.site;
+        let (rows, runs) = self.site.runs.adapted(self.pack.host());
+        let (width, d_x) = (input + output, if self.d_x.is_some() { input } else { 0 });
+        let products = |width: usize| (rows * rank * width) as u64;
+        let of_xa = Work::moved(rows * rank + runs * rank * output, rows * output, 0).multiplied(products(output));
+        let params = 2 * runs * rank * width + if d_x > 0 { runs * rank * input } else { 0 };
+        let of_inputs = Work::moved(2 * rows * rank + params + 2 * rows * d_x, rows * width, 0);
+        [of_xa, of_inputs.multiplied(products(width + d_x))].map(Launch::kernel).to_vec()
+    }
 }
 
 /// `out [N, output] = scale * B xa`: what the adapter adds; 0 for rows of the base model and of other runs.
@@ -212,6 +249,11 @@ impl<B: Buffers + ?Sized> Op for LoraDelta<'_, B> {
         let (rows, runs) = self.site.runs.adapted(pack);
         let acc = pack.len() * output + rows * rank + runs * rank * output;
         Work::moved(acc, 0, 0).multiplied((rows * rank * output) as u64)
+    }
+
+    fn launches(&self) -> Vec<Launch> {
+        let zeros = Work::moved(self.pack.host().len() * self.site.output, 0, 0);
+        vec![Launch::fill(zeros), Launch::kernel(self.work())]
     }
 }
 
@@ -252,6 +294,17 @@ impl<B: Buffers + ?Sized> Op for LoraDeltaBwd<'_, B> {
         let (rows, runs) = self.site.runs.adapted(pack);
         let acc = 3 * runs * rank * output + (pack.len() + rows) * rank;
         Work::moved(acc, rows * output, 0).multiplied((2 * rows * rank * output) as u64)
+    }
+
+    /// Zeros, the gradient of `xa`, and that of B.
+    fn launches(&self) -> Vec<Launch> {
+        let (pack, LoraSite { rank, output, .. }) = (self.pack.host(), self.site);
+        let (rows, runs) = self.site.runs.adapted(pack);
+        let zeros = Launch::fill(Work::moved(pack.len() * rank, 0, 0));
+        let of_xa = Work::moved(rows * rank + runs * rank * output, rows * output, 0);
+        let of_b = Work::moved(rows * rank + 2 * runs * rank * output, rows * output, 0);
+        let products = |work: Work| Launch::kernel(work.multiplied((rows * rank * output) as u64));
+        vec![zeros, products(of_xa), products(of_b)]
     }
 }
 

@@ -30,6 +30,8 @@ mod scale;
 pub use activation::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, GatedFwd};
 pub use adamw::{Adamw, AdamwOps, AdamwStep, CheckFinite, GradNorm, RefreshWeight};
 pub use attention::{AttentionBwd, AttentionDims, AttentionFwd, AttentionOps, AttentionPattern, AttentionResult};
+#[cfg(feature = "cuda")]
+pub(super) use cross_entropy::chunks as logit_chunks;
 pub use cross_entropy::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LogitsFwd};
 pub use distillation::{DistillationOps, KlLoss, StateLoss};
 pub use edit::{EditBwd, EditFwd, EditMap, EditOps};
@@ -47,7 +49,7 @@ pub use rows::{
 };
 pub use scale::{NormSite, ScaleBwd, ScaleDelta, ScaleFwd, ScaleOps, ScaleSite, WeightNorm};
 
-pub use super::op::{Op, Work};
+pub use super::op::{Launch, LaunchKind, Op, Projected, ProjectedLora, Work};
 
 /// Makes the trait of a file's operations and implements it for the null device.
 macro_rules! operations {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::check::{need, needs, selected};
-use super::{Op, Work, operations};
+use super::{Launch, Op, Work, operations};
 use crate::backend::{Buffers, DeviceIndex, Len};
 
 /// `x = 0`, all of it.
@@ -19,6 +19,10 @@ impl<B: Buffers + ?Sized> Op for Zero<'_, B> {
 
     fn work(&self) -> Work {
         Work::moved(self.x.len(), 0, 0)
+    }
+
+    fn launches(&self) -> Vec<Launch> {
+        if self.x.is_empty() { Vec::new() } else { vec![Launch::fill(self.work())] }
     }
 }
 
@@ -213,6 +217,10 @@ impl<B: Buffers + ?Sized> Op for KvAppend<'_, B> {
 
     fn work(&self) -> Work {
         Work::moved(0, 2 * self.from.len() * self.width, 0)
+    }
+
+    fn launches(&self) -> Vec<Launch> {
+        vec![Launch::copy(self.work())]
     }
 }
 

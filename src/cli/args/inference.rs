@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, ValueEnum};
 use serde::Serialize;
 
-use super::common::{CommonArgs, ModelArgs};
+use super::common::{CommonArgs, LoraArgs, ModelArgs};
+use crate::backend::prediction::DeviceModel;
 
 /// New tokens where nothing says how many.
 pub const MAX_NEW_TOKENS: usize = 64;
@@ -223,11 +224,35 @@ pub struct GenerateArgs {
     pub common: CommonArgs,
 }
 
+/// A GPU that need not be here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceModelArg {
+    /// NVIDIA A100 80 GB SXM.
+    A100,
+    /// NVIDIA H100 SXM.
+    H100,
+    /// NVIDIA H200 SXM.
+    H200,
+}
+
+impl DeviceModelArg {
+    /// What is known of it.
+    pub const fn model(self) -> DeviceModel {
+        match self {
+            Self::A100 => DeviceModel::A100,
+            Self::H100 => DeviceModel::H100,
+            Self::H200 => DeviceModel::H200,
+        }
+    }
+}
+
 /// `inspect`.
 #[derive(Debug, Args, Serialize)]
 #[command(after_help = "\
 Examples:
   llamaprobe inspect --model DIR --rows 4096
+  llamaprobe inspect --model DIR --device-model h200 --r 16 --target-modules all-linear --rows 512
   llamaprobe inspect --model DIR --adapter adapter --json",
     mut_arg("adapter", |arg| arg.help("Adapter to describe: a directory of PEFT, or llama.cpp's GGUF file of a LoRA")))]
 pub struct InspectArgs {
@@ -237,6 +262,13 @@ pub struct InspectArgs {
     /// Number of tokens per batch that the memory plan is for.
     #[arg(long, default_value_t = 512, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     pub rows: u32,
+    /// Predict, by constants and without any measurement, how long a step of train-lora on so many tokens would take on such a
+    /// GPU, and say whether it fits in its memory.
+    #[arg(long, value_name = "GPU", value_enum)]
+    pub device_model: Option<DeviceModelArg>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub lora: LoraArgs,
     #[command(flatten)]
     #[serde(flatten)]
     pub common: CommonArgs,

@@ -1,0 +1,224 @@
+//! What a GPU is given for some operations: launches in order, as the CUDA backend makes them.
+//!
+//! An operation says how it is launched ([`Op::launches`](super::ops::Op::launches)); here stands which neighbours share a
+//! launch. [`Trace`](super::trace::Trace) collects them, so that the launches of a whole step of training are known without a GPU,
+//! and `tests/cuda_fake.rs` counts the same at the driver. Captures are not among them, nor tables that a device keeps.
+
+use super::op::{Launch, LaunchKind, Projected, ProjectedLora, Work};
+
+/// A launch, and the operation that it is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// The operation; of a launch for two of them the one that has most of the work.
+    pub op: &'static str,
+    /// What is launched.
+    pub launch: Launch,
+    /// Whether it is for two operations.
+    joint: bool,
+}
+
+/// Most LoRAs of a launch.
+const LORAS: usize = 3;
+
+/// Launches in order.
+#[derive(Clone, Debug, Default)]
+pub struct Launches {
+    issued: Vec<Issued>,
+    /// What waits for other projections of the same input.
+    waiting: Vec<Waiting>,
+}
+
+impl Launches {
+    /// Adds those of an operation.
+    pub(super) fn add(&mut self, op: &'static str, projected: Option<Projected>, launches: Vec<Launch>) {
+        if launches.is_empty() {
+            return;
+        }
+        if !projected.is_some_and(|part| self.waiting.first().is_none_or(|first| joins(first.part, part))) {
+            self.flush();
+        }
+        match projected {
+            Some(part) => self.waiting.push(Waiting { op, part, launches }),
+            None => launches.into_iter().for_each(|launch| self.issue(op, launch)),
+        }
+    }
+
+    fn issue(&mut self, op: &'static str, launch: Launch) {
+        let next = Issued { op, launch, joint: false };
+        match self.issued.last().copied().and_then(|last| joined(last, next)) {
+            Some(both) => *self.issued.last_mut().expect("joined with it") = both,
+            None => self.issued.push(next),
+        }
+    }
+
+    fn flush(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        together(waiting).into_iter().for_each(|(op, launch)| self.issue(op, launch));
+    }
+
+    /// The same where nothing follows.
+    pub(super) fn finished(mut self) -> Self {
+        self.flush();
+        self
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = Issued> {
+        self.issued.iter().copied()
+    }
+
+    /// How many run what is of this kind.
+    pub fn count(&self, kind: LaunchKind) -> usize {
+        self.iter().filter(|issued| issued.launch.kind == kind).count()
+    }
+
+    /// The work of all of them.
+    pub fn work(&self) -> Work {
+        self.iter().fold(Work::default(), |sum, issued| sum.and(issued.launch.work))
+    }
+}
+
+/// The one launch of two operations that follow each other, if the CUDA backend makes one of them.
+fn joined(last: Issued, next: Issued) -> Option<Issued> {
+    let (before, after) = (last.launch.work, next.launch.work);
+    // The operation, and elements of the accumulation dtype that the second reads of the first.
+    let (op, passed_on) = match (last.op, next.op) {
+        _ if last.joint => return None,
+        // A norm makes the sum that it reads.
+        ("residual_fwd", "rms_norm_fwd") if before.compute == after.compute => (next.op, before.compute),
+        // What a norm's backward makes is rounded there.
+        ("rms_norm_bwd", "cast") => (last.op, after.acc),
+        // Queries and keys are rotated together.
+        ("rope_fwd", "rope_fwd") | ("rope_bwd", "rope_bwd") => (next.op, 0),
+        _ => return None,
+    };
+    let both = before.and(after);
+    let work = Work { acc: both.acc - passed_on, ..both };
+    Some(Issued { op, launch: Launch { work, ..next.launch }, joint: true })
+}
+
+/// An operation of a projection that is not launched yet.
+#[derive(Clone, Debug)]
+struct Waiting {
+    op: &'static str,
+    part: Projected,
+    launches: Vec<Launch>,
+}
+
+/// Whether an operation goes with the projections that begin with another.
+fn joins(first: Projected, next: Projected) -> bool {
+    use Projected::{InputGradient, Lora, LoraGradient, Product};
+    match (first, next) {
+        (Product { .. } | Lora(_), Product { .. } | Lora(_)) => true,
+        (InputGradient { .. }, LoraGradient(lora)) => lora.adds,
+        (LoraGradient(first), LoraGradient(next)) => first.adds == next.adds,
+        (InputGradient { .. }, InputGradient { adds, .. }) => adds,
+        (LoraGradient(lora), InputGradient { adds, .. }) => lora.adds && adds,
+        _ => false,
+    }
+}
+
+/// The launches of projections of one input: products first, then LoRAs, as many of them through one as may be.
+fn together(waiting: Vec<Waiting>) -> Vec<(&'static str, Launch)> {
+    let is_lora = |waiting: &Waiting| matches!(waiting.part, Projected::Lora(_) | Projected::LoraGradient(_));
+    let (loras, products): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_lora);
+    // The products set terms of the input's gradient, which the first launch of LoRAs adds up.
+    let terms = terms(&products, &loras);
+    let first_two = matches!(&products[..], [a, b, ..] if a.part == b.part && is_plain(a.part));
+    let at_once = if terms.is_some() { products.len() } else { (1 + usize::from(first_two)).min(products.len()) };
+    let (joint, apart) = products.split_at(at_once);
+    let groups = [joint].into_iter().chain(apart.chunks(1)).filter(|group| !group.is_empty());
+    let mut all: Vec<_> = groups.map(|group| (group[0].op, one(group, 0))).collect();
+    let groups = loras.chunk_by(|a, b| a.part == b.part).flat_map(|alike| alike.chunks(LORAS));
+    for (i, group) in groups.enumerate() {
+        for stage in 0..group[0].launches.len() {
+            let mut launch = one(group, stage);
+            if let (Some(terms), 0, 1) = (terms, i, stage) {
+                launch.work = launch.work.and(terms.read).without(terms.not_read);
+            }
+            all.push((group[0].op, launch));
+        }
+    }
+    all
+}
+
+/// Whether a product may be one with the next: the outputs of q and k, and of gate and up, lie side by side.
+fn is_plain(part: Projected) -> bool {
+    matches!(part, Projected::Product { bias: false, .. })
+}
+
+/// Terms of an input's gradient.
+#[derive(Clone, Copy)]
+struct Terms {
+    /// What reads them.
+    read: Work,
+    /// What is there before, if they are put in its place.
+    not_read: Work,
+}
+
+/// Those that products of several projections set, if they are alike and LoRAs go over all rows.
+fn terms(products: &[Waiting], loras: &[Waiting]) -> Option<Terms> {
+    let Projected::InputGradient { dims: [rows, input, _], adds } = products.first()?.part else { return None };
+    let dims = |waiting: &Waiting| match waiting.part {
+        Projected::InputGradient { dims, .. } => Some(dims),
+        _ => None,
+    };
+    let whole = matches!(loras.first()?.part, Projected::LoraGradient(ProjectedLora { all: true, .. }));
+    let alike = products.len() > 1 && products.iter().all(|product| dims(product) == dims(&products[0]));
+    let len = rows * input;
+    let not_read = Work::moved(if adds { 0 } else { len }, 0, 0);
+    (whole && alike).then(|| Terms { read: Work::moved(products.len() * len, 0, 0), not_read })
+}
+
+/// One launch for that many operations, of each its launch number `stage`; what they share is read and written once.
+fn one(group: &[Waiting], stage: usize) -> Launch {
+    let first = group[0].launches[stage];
+    let work = group[1..]
+        .iter()
+        .fold(first.work, |sum, next| sum.and(next.launches[stage].work).without(shared(next.part, stage)));
+    // Of products that set a term each, the first may add as well.
+    let adds = group.len() > 1 && matches!(group[0].part, Projected::InputGradient { adds: true, .. });
+    let work = if adds { work.without(shared(group[0].part, stage)) } else { work };
+    Launch { work, ..first }
+}
+
+/// What an operation's launch number `stage` does not read or write again where that of another one has.
+fn shared(part: Projected, stage: usize) -> Work {
+    match (part, stage) {
+        (Projected::Product { dims: [rows, input, _], .. }, _) => Work::moved(0, rows * input, 0),
+        // What was there is not read.
+        (Projected::InputGradient { dims: [rows, input, _], adds }, _) => {
+            Work::moved(if adds { rows * input } else { 0 }, 0, 0)
+        }
+        (Projected::Lora(ProjectedLora { rows, input, .. }), 0) => Work::moved(0, rows * input, 0),
+        (Projected::LoraGradient(ProjectedLora { rows, input, adds, .. }), 1) => {
+            Work::moved(if adds { 2 * rows * input } else { 0 }, rows * input, 0)
+        }
+        _ => Work::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_share_a_launch_once() {
+        let mut launches = Launches::default();
+        let kernel = |acc, compute| [Launch::kernel(Work::moved(acc, compute, 0))];
+        for (op, launch) in [
+            ("residual_fwd", kernel(2 * 6, 6)),
+            ("rms_norm_fwd", kernel(6 + 2, 6)),
+            ("rope_fwd", kernel(0, 8)),
+            ("rope_fwd", kernel(0, 4)),
+            ("rope_fwd", kernel(0, 4)),
+            ("residual_fwd", kernel(2 * 6, 6)),
+            ("rms_norm_fwd", kernel(3 + 1, 3)),
+        ] {
+            launches.add(op, None, launch.to_vec());
+        }
+        let found: Vec<_> = launches.iter().map(|i| (i.op, i.launch.work.acc, i.launch.work.compute)).collect();
+        let sums = [("rms_norm_fwd", 2 * 6 + 2, 12), ("rope_fwd", 0, 12), ("rope_fwd", 0, 4)];
+        assert_eq!(found, [&sums[..], &[("residual_fwd", 12, 6), ("rms_norm_fwd", 4, 3)]].concat());
+    }
+}

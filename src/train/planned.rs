@@ -35,6 +35,8 @@ pub fn step(config: &ModelConfig, layout: Layout, sequences: Vec<TrainSequence>)
     let options = TrainerOptions {
         row_budget: sequences.iter().map(|sequence| sequence.ids.len()).sum(),
         keep_states: false,
+        // As on the device that it is a plan of.
+        fill: Some(true),
         ..TrainerOptions::default()
     };
     let settings = RunSettings { length: Length::Steps(1), batch_size: sequences.len(), ..RunSettings::default() };

@@ -39,7 +39,7 @@ fn inspect_predicts_a_step_on_a_gpu_that_is_not_here() {
         assert!((sum - number(&found["step"][key])).abs() <= 1e-9 * sum, "{key}: {found}");
     }
     assert!((number(&found["tokens_per_second"]) - 20e3 / number(&found["step"]["ms"])).abs() < 1e-3);
-    assert!(ops.iter().any(|op| op["op"] == "lora_bwd" && op["launches"] == 2 * 3 * 3 - 2), "{found}");
+    assert!(ops.iter().any(|op| op["op"] == "lora_bwd" && op["launches"] == 2 * (2 + 2)), "{found}");
     // So small a model is launches alone, which take as long on every device.
     assert!(number(&of("a100")["step"]["ms"]) >= number(&found["step"]["ms"]));
     let text = inspect(&format!("--device-model h100 {adapted}")).ok().out;

@@ -120,9 +120,7 @@ impl Attention {
     fn key(&self, row: usize, head: usize) -> usize {
         row * self.dims.kv_width() + head / self.dims.group() * self.dims.head_dim
     }
-}
 
-impl Attention {
     /// The gradients of the inputs, from `z` and `lse` of a forward with the same output rows.
     fn gradients<B: Backend>(
         &self,

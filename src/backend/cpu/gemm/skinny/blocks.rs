@@ -16,6 +16,7 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use self::formats::{Int8, Nf4, Q4K, Q8_0, are_short};
+use self::registers::{NO_CODES, QUADS, Rows, STEP, Staged};
 use super::super::operand::{Elements, Operand};
 use super::super::tile::DEPTH;
 use super::{COLUMNS, SkinnyProduct};
@@ -24,13 +25,8 @@ use crate::quantization::{BlockFormat, Scales};
 
 /// Rows of the left operand, at most.
 pub const ROWS: usize = 4;
-/// Elements along k of a step, and pairs.
-const STEP: usize = 64;
+/// Pairs along k of a step.
 const PAIRS: usize = STEP / 2;
-/// Fours of rows, and of pairs of a step.
-const QUADS: usize = COLUMNS / 4;
-/// Bytes ahead of the current ones that are prefetched: at the end of rows as many of those that come next.
-const AHEAD: usize = 512;
 
 /// Whether an operand of `k` elements along k is one that is decoded in registers.
 pub fn takes(operand: &Operand<'_, f32>, k: usize) -> bool {
@@ -90,41 +86,6 @@ struct Work {
     /// Pairs along k, and of a block.
     k: usize,
     block: usize,
-}
-
-/// Codes of a step as they are brought together: of each 16 bytes of the rows the fours of rows.
-#[repr(align(64))]
-struct Staged([[__m512i; QUADS]; STEP / 16]);
-
-/// A vector for 8 rows with each of these in two lanes, for all rows.
-type ByRow = [[__m512; 2]; 2];
-
-/// Rows of a format.
-trait Rows {
-    /// Prefetches what a four of rows has some steps later, and brings together what it has of a step; fours go in turn.
-    ///
-    /// # Safety
-    /// There is such a step, and the CPU has AVX-512 with pairs of bfloat16.
-    unsafe fn stage(&mut self, quad: usize, step: usize, to: &mut Staged);
-
-    /// Makes ready what the codes of a step that was staged are multiplied by.
-    ///
-    /// # Safety
-    /// As above.
-    unsafe fn begin(&mut self, step: usize);
-
-    /// Pairs `4 FOUR..` of the step that was begun, each of all rows of a half.
-    ///
-    /// # Safety
-    /// As above.
-    unsafe fn pairs<const FOUR: usize>(&self, codes: &Staged, half: usize) -> [__m512i; 4];
-}
-
-/// The rows of a four, each in 128 bits: those at even places of 8, or those at odd places.
-#[inline(always)]
-fn rows_of(quad: usize) -> [usize; 4] {
-    let first = quad / 2 * 8 + quad % 2;
-    [first, first + 2, first + 4, first + 6]
 }
 
 /// Kernels of up to [`ROWS`] rows of the left operand.
@@ -244,7 +205,3 @@ unsafe fn product<R: Rows, const M: usize>(rows: &mut R, work: Work) {
         }
     }
 }
-
-/// A vector of zeros.
-// SAFETY: any bits are a vector of integers.
-const NO_CODES: __m512i = unsafe { transmute([0u8; 64]) };

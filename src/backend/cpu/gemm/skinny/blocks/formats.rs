@@ -3,10 +3,11 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
+use super::super::COLUMNS;
 use super::registers::{
-    BIAS, Bytes, biased, doubled, gather_16, gather_32, gather_64, in_turn, look_up, rounded, twice,
+    BIAS, ByRow, Bytes, NO_CODES, QUADS, Rows, STEP, Staged, biased, doubled, gather_16, gather_32, gather_64, in_turn,
+    look_up, rounded, rows_of, twice,
 };
-use super::{ByRow, COLUMNS, NO_CODES, QUADS, Rows, STEP, Staged, rows_of};
 use crate::quantization::{BlockFormat, INT8_STEP, NF4_VALUES, QuantizedMatrix, Scales};
 
 /// No scales yet.

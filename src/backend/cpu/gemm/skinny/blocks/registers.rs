@@ -3,8 +3,54 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::{AHEAD, COLUMNS, Staged, rows_of};
+use super::super::COLUMNS;
 use crate::quantization::QuantizedMatrix;
+
+/// Elements along k of a step.
+pub const STEP: usize = 64;
+/// Fours of rows, and of pairs of a step.
+pub const QUADS: usize = COLUMNS / 4;
+/// Bytes ahead of the current ones that are prefetched: at the end of rows as many of those that come next.
+const AHEAD: usize = 512;
+
+/// A vector of zeros.
+// SAFETY: any bits are a vector of integers.
+pub const NO_CODES: __m512i = unsafe { transmute([0u8; 64]) };
+
+/// Codes of a step as they are brought together: of each 16 bytes of the rows the fours of rows.
+#[repr(align(64))]
+pub struct Staged(pub [[__m512i; QUADS]; STEP / 16]);
+
+/// A vector for 8 rows with each of these in two lanes, for all rows.
+pub type ByRow = [[__m512; 2]; 2];
+
+/// Rows of a format.
+pub trait Rows {
+    /// Prefetches what a four of rows has some steps later, and brings together what it has of a step; fours go in turn.
+    ///
+    /// # Safety
+    /// There is such a step, and the CPU has AVX-512 with pairs of bfloat16.
+    unsafe fn stage(&mut self, quad: usize, step: usize, to: &mut Staged);
+
+    /// Makes ready what the codes of a step that was staged are multiplied by.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn begin(&mut self, step: usize);
+
+    /// Pairs `4 FOUR..` of the step that was begun, each of all rows of a half.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn pairs<const FOUR: usize>(&self, codes: &Staged, half: usize) -> [__m512i; 4];
+}
+
+/// The rows of a four, each in 128 bits: those at even places of 8, or those at odd places.
+#[inline(always)]
+pub fn rows_of(quad: usize) -> [usize; 4] {
+    let first = quad / 2 * 8 + quad % 2;
+    [first, first + 2, first + 4, first + 6]
+}
 
 /// Where rows' bytes are.
 #[derive(Clone, Copy)]

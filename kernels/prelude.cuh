@@ -29,6 +29,13 @@ typedef REAL real;
 #define SMALL_SHARED 0
 #endif
 
+// Blocks of 1024 threads that a multiprocessor takes: one where it has 1536 threads, as of compute capabilities 8.6, 8.9 and 12.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 800 && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1100)
+#define BLOCKS_OF_1024 1
+#else
+#define BLOCKS_OF_1024 2
+#endif
+
 #ifdef SIMT
 #define DYNAMIC_SHARED(name) unsigned char* name = simt::dynamic_shared()
 #else

@@ -57,10 +57,9 @@ DEV void norm_row(real* __restrict__ out, float* __restrict__ rstd, const real* 
     });
 }
 
-extern "C" __global__ void __launch_bounds__(1024, 2) rms_norm_fwd(real* __restrict__ out, float* __restrict__ rstd,
-                                                               const float* __restrict__ x,
-                                                               const real* __restrict__ weight, int rows, int width,
-                                                               float eps, int form) {
+extern "C" __global__ void __launch_bounds__(1024, BLOCKS_OF_1024)
+    rms_norm_fwd(real* __restrict__ out, float* __restrict__ rstd, const float* __restrict__ x,
+                 const real* __restrict__ weight, int rows, int width, float eps, int form) {
     __shared__ float parts[32];
     x += (i64)blockIdx.x * width;
     bool vectors = in_vectors(width, x);
@@ -68,7 +67,7 @@ extern "C" __global__ void __launch_bounds__(1024, 2) rms_norm_fwd(real* __restr
     norm_row(out, rstd, weight, width, eps, form, parts, load, load);
 }
 
-extern "C" __global__ void __launch_bounds__(1024, 2)
+extern "C" __global__ void __launch_bounds__(1024, BLOCKS_OF_1024)
     rms_norm_compute_fwd(real* __restrict__ out, float* __restrict__ rstd, const real* __restrict__ x,
                          const real* __restrict__ weight, int rows, int width, float eps, int form) {
     __shared__ float parts[32];
@@ -78,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(1024, 2)
     norm_row(out, rstd, weight, width, eps, form, parts, load, load);
 }
 
-extern "C" __global__ void __launch_bounds__(1024, 2)
+extern "C" __global__ void __launch_bounds__(1024, BLOCKS_OF_1024)
     residual_rms_norm_fwd(float* __restrict__ sum, real* __restrict__ out, float* __restrict__ rstd,
                           const float* __restrict__ a, const real* __restrict__ b, const real* __restrict__ weight,
                           int rows, int width, float eps, int form) {

@@ -79,14 +79,14 @@ extern "C" __global__ void __launch_bounds__(256) scatter_add_compute(real* __re
                                                                       const int* __restrict__ starts,
                                                                       const int* __restrict__ order, int groups,
                                                                       int width) {
-    int u = blockIdx.x;
-    if (starts[u] == starts[u + 1]) return;
+    int u = blockIdx.x, first = starts[u], end = starts[u + 1];
+    if (first == end) width = 0;
     real* to = d_x + (i64)ids[u] * width;
     bool vectors = in_vectors(width, to, d_out);
     for (int c = first_column(); c < width; c += blockDim.x * 8) {
         float sum[8], v[8];
         load_split(sum, to + c, width - c, vectors);
-        for (int i = starts[u]; i < starts[u + 1]; i++) {
+        for (int i = first; i < end; i++) {
             load_split(v, d_out + (i64)order[i] * width + c, width - c, vectors);
 #pragma unroll
             for (int j = 0; j < 8; j++) sum[j] += v[j];

@@ -1,8 +1,8 @@
 //! Passes filled up to few sizes, for devices on which a pass costs less when one of its sizes came before.
 //!
-//! Rows of the base model that nobody asks for come behind those of the batch, the beginning of its own tokens again, and label
-//! rows of weight 0. No other row, loss or gradient changes a bit, if the device multiplies each row the same whatever their number: what
-//! is added to gradients is 0.
+//! Rows that nobody asks for come behind those of the batch, the beginning of its own tokens again, and label rows of weight 0. They
+//! are of the last row's run, so that a pass of adapted rows alone is one still. No other row, loss or gradient changes a bit, if
+//! the device multiplies each row the same whatever their number: what is added to gradients is 0.
 
 use super::passes::Pass;
 use crate::backend::Backend;
@@ -44,10 +44,12 @@ impl Pass {
             self.pack.tokens().iter().copied().filter(|token| matches!(token, Token::Id(_))).collect();
         // No longer than the sequences, for which there is room in every table of positions.
         let longest = self.pack.longest().min(ids.len());
+        let run = self.pack.runs().iter().find(|(_, rows)| rows.end == n).map(|(run, _)| *run);
         for first in (n..total).step_by(longest) {
-            builder.push(&ids[..longest.min(total - first)], Parent::None, None, Label::Text);
+            builder.push(&ids[..longest.min(total - first)], Parent::None, run, Label::Text);
         }
         self.pack = builder.build();
+        self.filled_from = Some(n);
         self.lengths.resize(total, 0);
         self.filling = if m == n { n..total } else { n..n + of_outputs };
         let target = self.targets[0];

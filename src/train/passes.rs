@@ -52,6 +52,8 @@ pub struct Pass {
     pub teachers: Vec<u32>,
     /// Run, index in the run's data and rows, in the pack, of every sequence, without those of soft prompts.
     pub sequences: Vec<(usize, usize, Vec<u32>)>,
+    /// The first row that fills the pack up.
+    pub filled_from: Option<usize>,
     /// Rows that fill the pack up, of those that come out.
     pub filling: Range<usize>,
 }
@@ -266,6 +268,7 @@ impl Packing {
             lengths: vec![],
             teachers: vec![],
             sequences: vec![],
+            filled_from: None,
             filling: 0..0,
         };
         pass.lengths.resize(students, 0);

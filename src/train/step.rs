@@ -14,7 +14,6 @@ use crate::hooks::NoTaps;
 use crate::model::{
     Activations, DropoutPlan, EmbedNoise, GradientRequest, Input, Labels, Model, OutputRows, PassTeacher, StateLosses,
 };
-use crate::pack::Pack;
 use crate::{Error, Result, hash};
 
 impl<B: Backend> Trainer<B> {
@@ -161,7 +160,7 @@ impl<B: Backend> Trainer<B> {
         let [of_ce, ..] = self.weights();
         let read = OutputRows::new(backend, &pass.pack, pass.outputs())?;
         let device = backend.pack(&pass.pack)?;
-        let keys = self.options.draws().then(|| row_keys(&pass.pack, rows_before));
+        let keys = self.options.draws().then(|| row_keys(&pass, rows_before));
         let noisy = self.draw_noise(backend, &pass, model.config.embed_size, seeds, keys.as_deref())?;
         let p = self.options.dropout;
         let dropped = keys.as_deref().filter(|_| p > 0.0);
@@ -344,13 +343,15 @@ fn forward<B: Backend>(
 }
 
 /// For each row, its number within its run's part of the step, of which `rows_before` (by run) are in earlier passes.
-fn row_keys(pack: &Pack, rows_before: &mut [u32]) -> Vec<u32> {
-    let mut keys = vec![0; pack.len()];
-    for (run, rows) in pack.runs() {
+fn row_keys(pass: &Pass, rows_before: &mut [u32]) -> Vec<u32> {
+    let mut keys = vec![0; pass.pack.len()];
+    let own = pass.filled_from.unwrap_or(pass.pack.len());
+    for (run, rows) in pass.pack.runs() {
         for (key, row) in (rows_before[*run]..).zip(rows.clone()) {
             keys[row] = key;
         }
-        rows_before[*run] += rows.len() as u32;
+        // Rows that fill the pack up count in no later pass.
+        rows_before[*run] += rows.end.min(own).saturating_sub(rows.start) as u32;
     }
     keys
 }

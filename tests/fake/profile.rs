@@ -30,6 +30,14 @@ fn profiled(path: &Path) -> BTreeMap<String, (u64, u64)> {
 #[test]
 fn profile_has_the_work_of_the_cpus_and_changes_nothing() {
     let dir = workplace(safetensors::Dtype::F32);
+    // A batch of 48 rows (a last token is none), 16 of them of labels: sizes to which nothing is filled up on a GPU.
+    let example = |(i, labels): (usize, usize)| {
+        let ids: Vec<i64> = (0..17).map(|t| 20 + 17 * i as i64 + t).collect();
+        let learnt: Vec<i64> = (0..17).map(|t| if t + labels < 17 { -100 } else { ids[t] }).collect();
+        format!("{{\"input_ids\": {ids:?}, \"labels\": {learnt:?}}}\n")
+    };
+    let examples: String = [5, 5, 6].into_iter().enumerate().map(example).collect();
+    fs::write(dir.path().join("train.jsonl"), examples).expect("write a test's file");
     let plain = format!("{TRAIN} --device cuda:0 --out {{}}/plain");
     succeed(&mut program(dir.path(), &plain));
     let [cpu, cuda] = ["cpu", "cuda:0"].map(|device| {

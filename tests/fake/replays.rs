@@ -93,7 +93,9 @@ fn shuffled_steps() {
     let moved = training(SOME, false, None, |gpu| {
         held.extend((64..=512).step_by(64).map(|rows| {
             let mut builder = PackBuilder::default();
-            builder.push(&vec![Token::Id(3); rows], Parent::None, Some(0), Label::Text);
+            for _ in 0..rows / 16 {
+                builder.push(&[Token::Id(3); 16], Parent::None, Some(0), Label::Text);
+            }
             gpu.pack(&builder.build()).expect("a pack")
         }));
     });

@@ -500,7 +500,7 @@ pub fn cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
             let pack = packs::large();
             let drop = Some(dropout(b, &pack, 0.1, 96));
             let mut cases = vec![Case::new("large lora", Lora { pack, site: site(8, 96, 72), runs: RUNS, drop })];
-            let all = Lora { pack: adapted_rows([70, 37, 20]), site: site(8, 96, 72), runs: RUNS, drop: None };
+            let all = Lora { pack: adapted_rows([70, 37, 20]), site: site(8, 300, 72), runs: RUNS, drop: None };
             cases.push(Case::new("large lora of all rows", all));
             // Depths that blocks share: where vectors may be read, and where not; a rank beyond that of a block.
             let whole = |rank, input, output| {

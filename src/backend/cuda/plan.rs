@@ -10,13 +10,12 @@ use super::pack::usual_entries;
 use crate::backend::ops::LinearDims;
 use crate::backend::{OwnMemory, PassSize, Planning};
 
-/// Packs that there are tables of: of a pass and of its output rows, at most as many, in a training and in its evaluation.
-const PACKS: usize = 4;
-
 /// Bytes of device memory that such passes take for themselves, with elements of these sizes.
 pub fn scratch(pass: &PassSize, (acc, compute): (usize, usize)) -> usize {
     let PassSize { rows, labels, queries, vocab, rank, adapted, terms, runs, .. } = *pass;
-    let mut blocks = vec![WORKSPACE, PACKS * usual_entries(rows) * size_of::<i32>()];
+    // Tables of a pass and of its output rows, in a training and in its evaluation.
+    let tables = 2 * (usual_entries(rows) + usual_entries(labels));
+    let mut blocks = vec![WORKSPACE, tables * size_of::<i32>()];
     blocks.extend(split_k_bytes(rows, rank, adapted).into_iter().flatten());
     if labels > 0 {
         let logits = cross_entropy::chunk_len(LinearDims { rows: labels, input: 0, output: vocab });

@@ -24,9 +24,10 @@ impl Noise {
     /// The noise of a pass whose rows each belong to one sequence, with a seed for each run and a key for each row.
     pub fn new(pass: &Pass, alpha: f64, width: usize, seeds: &[u64], keys: &[u32]) -> Self {
         let mut noise = Self { rows: Vec::new(), values: Vec::new() };
-        let tokens = pass.pack.tokens().iter().enumerate().filter(|(_, token)| matches!(token, Token::Id(_)));
+        let tokens =
+            pass.pack.tokens()[..pass.own_rows()].iter().enumerate().filter(|(_, token)| matches!(token, Token::Id(_)));
         for (row, _) in tokens {
-            // A teacher's rows are the base model's.
+            // A teacher's rows are the base model's. (Those that fill the pack up have no sequence whose length counts.)
             let Some(run) = pass.pack.run_of(row) else { continue };
             let bound = (alpha / (pass.lengths[row] as f64 * width as f64).sqrt()) as f32;
             let hash = splitmix64(splitmix64(splitmix64(seeds[run]) ^ SITE) ^ u64::from(keys[row]));

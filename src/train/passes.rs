@@ -59,6 +59,11 @@ pub struct Pass {
 }
 
 impl Pass {
+    /// Rows of the pack that are not there to fill it up.
+    pub fn own_rows(&self) -> usize {
+        self.filled_from.unwrap_or(self.pack.len())
+    }
+
     /// The rows that come out: the label rows, those of teachers in the pack, and those that fill it up.
     pub fn outputs(&self) -> impl Iterator<Item = usize> + '_ {
         let teachers = if self.students.is_some() { self.teachers.as_slice() } else { &[] };

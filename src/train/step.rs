@@ -345,13 +345,12 @@ fn forward<B: Backend>(
 /// For each row, its number within its run's part of the step, of which `rows_before` (by run) are in earlier passes.
 fn row_keys(pass: &Pass, rows_before: &mut [u32]) -> Vec<u32> {
     let mut keys = vec![0; pass.pack.len()];
-    let own = pass.filled_from.unwrap_or(pass.pack.len());
     for (run, rows) in pass.pack.runs() {
         for (key, row) in (rows_before[*run]..).zip(rows.clone()) {
             keys[row] = key;
         }
         // Rows that fill the pack up count in no later pass.
-        rows_before[*run] += rows.end.min(own).saturating_sub(rows.start) as u32;
+        rows_before[*run] += rows.end.min(pass.own_rows()).saturating_sub(rows.start) as u32;
     }
     keys
 }

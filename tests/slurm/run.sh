@@ -134,7 +134,7 @@ drive() {
 begun=$SECONDS
 cat > "$here/grid.yaml" <<'END'
 command: probe
-flags: {queries: 100, seeds: 4, measures: none, epochs: 40, device: cpu}
+flags: {queries: 100, seeds: 4, measures: none, epochs: 160, device: cpu}
 grid: {demos: [2, 3, 4, 5, 6], labels: [gold, flipped], r: [2, 4]}
 END
 start_cluster

@@ -221,10 +221,21 @@ def summed(report):
         yield summary["accuracy"][arm], over(lambda s: s["accuracy"][arm])
         yield summary["log_prob"][arm], over(lambda s: s["log_prob"][arm])
     yield summary["loss"], [over(lambda s: s["loss"][i]) for i in range(len(seeds[0]["loss"]))]
-    for i, rows in enumerate(summary["layers"]):
-        for key in rows:
-            if key != "layer":
-                yield rows[key], over(lambda s: s["layers"][i][key]["mean"])
+    yield from means(summary["layers"], [s["layers"] for s in seeds])
+
+
+def means(summary, seeds):
+    """Every mean below `summary` beside that of the same place in all `seeds`."""
+    if isinstance(summary, list):
+        for i, entry in enumerate(summary):
+            yield from means(entry, [s[i] for s in seeds])
+    elif isinstance(summary, dict) and "mean" in summary:
+        yield summary, mean_sd([s["mean"] for s in seeds])
+    elif isinstance(summary, dict):
+        for key, entry in summary.items():
+            yield from means(entry, [s[key] for s in seeds])
+    else:
+        assert all(s == summary for s in seeds), (summary, seeds)
 
 
 def main():

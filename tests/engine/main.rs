@@ -20,6 +20,7 @@ mod golden_peft;
 mod golden_prompt;
 mod golden_start;
 mod golden_variants;
+mod head_parts;
 mod mixture;
 mod model;
 mod names;

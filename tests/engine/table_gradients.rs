@@ -16,7 +16,7 @@ fn values(n: usize, seed: u64) -> Vec<f32> {
 }
 
 /// A LoRA of the embedding table.
-fn of_table(model: &ModelConfig) -> LoraAdapter {
+pub fn of_table(model: &ModelConfig) -> LoraAdapter {
     let path = model.family.table_path(Table::Embed).to_owned();
     let config = LoraConfig::new(2, 4.0, Modules::List(vec![path]));
     let slots = config.slots(model.family, model.num_hidden_layers).expect("the table");
@@ -27,7 +27,7 @@ fn of_table(model: &ModelConfig) -> LoraAdapter {
 }
 
 /// Rows of three tokens.
-fn of_tokens(model: &ModelConfig) -> LoraAdapter {
+pub fn of_tokens(model: &ModelConfig) -> LoraAdapter {
     let ids = vec![6, 1, 5];
     let mut config = LoraConfig::new(1, 1.0, Modules::List(Vec::new()));
     config.trainable_token_indices = ids.clone().into();

@@ -7,9 +7,9 @@ use llamaprobe::backend::Backend;
 use llamaprobe::backend::Planning;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
-use llamaprobe::formats::adapter::{Adapter, AdapterConfig};
+use llamaprobe::formats::adapter::{Adapter, AdapterConfig, LoraAdapter, LoraConfig, Modules};
 use llamaprobe::formats::safetensors::Checkpoint;
-use llamaprobe::model::{Adaptation, FullTuning, Layout, Model};
+use llamaprobe::model::{Adaptation, FullTuning, Layout, Model, Source, lora_start};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::schedule::{Schedule, Warmup};
 use llamaprobe::train::settings::{Length, RunSettings};
@@ -348,6 +348,46 @@ fn trainer_plan_is_what_the_buffers_take() {
 }
 
 #[test]
+fn plan_of_whole_modules_and_trained_tokens_is_what_they_take() {
+    let whole = |names: &[&str], ensure_weight_tying| LoraConfig {
+        modules_to_save: names.iter().map(|&name| name.to_owned()).collect(),
+        ensure_weight_tying,
+        ..LoraConfig::new(2, 4.0, Modules::List(Vec::new()))
+    };
+    let tokens = LoraConfig { trainable_token_indices: [104, 5, 101].into(), ..whole(&[], false) };
+    let cases =
+        [whole(&["lm_head", "norm"], false), whole(&["embed_tokens"], false), whole(&["embed_tokens"], true), tokens];
+    for (tied, config) in [true, false].into_iter().flat_map(|tied| cases.clone().map(|config| (tied, config))) {
+        let dir = support::temp();
+        TinyModel { tied, ..TinyModel::default() }.write(dir.path());
+        let checkpoint = Checkpoint::open(dir.path()).expect("the weights open");
+        let source_config = ModelConfig::load(dir.path()).expect("the configuration loads");
+        let source = Source::new(&source_config, &checkpoint).expect("weights");
+        let mut adapter = LoraAdapter::new(config.clone(), &source.config, Vec::new());
+        adapter.ties_head = config.ties_head(&source.config);
+        lora_start::start(&mut adapter, &source, 1).expect("a start");
+
+        let backend = &mut llamaprobe::backend::trace::Trace::new();
+        let mut model = Model::load(backend, dir.path()).expect("the model loads");
+        let before = backend.bytes();
+        let adaptation = Adaptation::applied(backend, &mut model, &Adapter::Lora(adapter)).expect("an adapter");
+        let (tuned, sizes, runs) = (Trainable::Adapters(adaptation), backend.element_sizes(), different_runs());
+        let what = format!("tied {tied}, {:?}, {:?}", config.modules_to_save, config.trainable_token_indices);
+        // Beside what is planned, two lists of the tokens of a tied head.
+        let lists = if tied { 2 * 4 * config.trainable_token_indices.len() } else { 0 };
+        let (count, stride) = tuned.shape();
+        let planned = count * stride * sizes.0 + tuned.materialized_bytes(sizes);
+        assert_eq!(planned + lists, backend.bytes() - before, "adapters: {what}");
+
+        let options = TrainerOptions::default();
+        let (plan, _) = Trainer::plan(&model.config, &tuned, &runs[..1], options, sizes).expect("a plan");
+        let before = backend.bytes();
+        let _trainer = Trainer::new(backend, &model, tuned, runs[..1].to_vec(), options).expect("a trainer");
+        assert_eq!(plan.iter().sum::<usize>(), backend.bytes() - before, "{what}");
+    }
+}
+
+#[test]
 fn gradient_checkpointing_changes_nothing_but_memory() {
     let backend = &mut Cpu::new(Dtype::BF16);
     let runs = different_runs();
@@ -358,14 +398,19 @@ fn gradient_checkpointing_changes_nothing_but_memory() {
 }
 
 /// A model of four layers.
-fn deep<B: Backend>(backend: &mut B) -> Model<B> {
+pub fn deep<B: Backend>(backend: &mut B) -> Model<B> {
     let dir = support::temp();
     TinyModel { layers: 4, ..TinyModel::default() }.write(dir.path());
     Model::load(backend, dir.path()).expect("the model loads")
 }
 
 /// A trainer of adapters in the last two layers alone.
-fn trainer_of_last<B: Backend>(backend: &mut B, model: &Model<B>, runs: &[Run], options: TrainerOptions) -> Trainer<B> {
+pub fn trainer_of_last<B: Backend>(
+    backend: &mut B,
+    model: &Model<B>,
+    runs: &[Run],
+    options: TrainerOptions,
+) -> Trainer<B> {
     let seeds: Vec<u64> = runs.iter().map(|run| run.settings.seed).collect();
     let depth = model.config.num_hidden_layers;
     let adaptation = support::training::adaptation_of(backend, model, &seeds, Some(vec![depth - 2, depth - 1]));

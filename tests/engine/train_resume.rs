@@ -8,6 +8,7 @@ use llamaprobe::arch::Dtype;
 use llamaprobe::arch::ModelConfig;
 use llamaprobe::backend::Transfer;
 use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::trace::Trace;
 use llamaprobe::formats::adapter::{AdapterConfig, LoraAdapter, LoraConfig, Modules};
 use llamaprobe::formats::safetensors::Checkpoint;
 use llamaprobe::model::FullTuning;
@@ -26,6 +27,7 @@ use crate::support::{
     tiny_model::TinyModel,
     training::{data, difference, model, params, settings, trainer},
 };
+use crate::train::{deep, trainer_of_last};
 
 fn config() -> AdapterConfig {
     let targets = ["down_proj", "q_proj", "v_proj"].map(String::from).to_vec();
@@ -325,6 +327,48 @@ fn resume_of_full_tuning_is_bit_for_bit() {
     }
     assert!(params(backend, &other) == params(backend, &trainer));
     backend.sync().expect("sync");
+}
+
+#[test]
+fn resume_computes_kept_states_once_more_and_changes_no_bit() {
+    let dir = support::temp();
+    let (backend, identity) = (&mut Cpu::new(Dtype::F32), json!({}));
+    let mut model = deep(backend);
+    // Five steps an epoch, three epochs.
+    let runs = [Run { data: data(1, 10), settings: RunSettings { accumulation: 1, ..settings(1) } }];
+    let options = TrainerOptions { dropout: 0.1, ..TrainerOptions::default() };
+    let AdapterConfig::Lora(lora) = config() else { unreachable!() };
+    let configs = [AdapterConfig::Lora(LoraConfig { layers_to_transform: Some(vec![2, 3]), ..lora })];
+    let mut calm = trainer_of_last(backend, &model, &runs, options);
+    let (mut reports, mut checkpoints) = (Vec::new(), Vec::new());
+    while !calm.done() {
+        reports.push(calm.step(backend, &mut model).expect("a step"));
+        let saved = calm.save(backend, dir.path(), &configs, &identity, Default::default());
+        checkpoints.push(saved.expect("a checkpoint"));
+    }
+    let expected = params(backend, &calm);
+    // Within the first epoch, at its end, and within the second, when every state had been kept.
+    for step in [2, 5, 8] {
+        let mut resumed = trainer_of_last(backend, &model, &runs, options);
+        resumed.restore(backend, &mut model, &checkpoints[step - 1], &identity).expect("a continuation");
+        for report in &reports[step..] {
+            assert_eq!(resumed.step(backend, &mut model).expect("a step"), *report, "from step {step}");
+        }
+        assert!(resumed.done() && params(backend, &resumed) == expected, "from step {step}");
+    }
+    // From the second epoch on: all four layers once for each sequence, and then the last two alone.
+    let trace = &mut Trace::new();
+    let mut model = deep(trace);
+    let [mut begun, mut resumed] = [0, 1].map(|_| trainer_of_last(trace, &model, &runs, options));
+    (0..5).for_each(|_| drop(begun.step(trace, &mut model).expect("a step")));
+    let dir = support::temp();
+    let saved = begun.save(trace, dir.path(), &configs, &identity, Default::default());
+    resumed.restore(trace, &mut model, &saved.expect("a checkpoint"), &identity).expect("a continuation");
+    trace.clear();
+    while !resumed.done() {
+        resumed.step(trace, &mut model).expect("a step");
+    }
+    assert_eq!(trace.ops().iter().filter(|op| **op == "attention_fwd").count(), 5 * 4 + 5 * 2);
 }
 
 #[test]

@@ -516,6 +516,8 @@ fn memory_plan_is_what_the_driver_gives() {
         (format!("{CAPTURE} --json"), "capture"),
         (TRAIN.to_owned(), "train"),
         (format!("{GRID} --gradient-checkpointing --json"), "grid"),
+        (format!("{TRAIN} --modules-to-save embed_tokens,lm_head,norm"), "whole-modules"),
+        (format!("{TRAIN} --trainable-token-indices 5,104,101"), "tokens"),
     ] {
         let line = format!("{line} --device cuda:0 --out {{}}/{name}");
         let planned: Value =

@@ -153,6 +153,17 @@ impl QuantizedView {
         (0..rows).into_par_iter().find_map_first(first)
     }
 
+    /// Whether every value is that of another matrix at its place, however either is stored.
+    pub fn has_values_of(&self, other: &Self) -> bool {
+        let ([a, b], [rows, columns]) = ([self.matrix(), other.matrix()], self.shape);
+        let values = |matrix: &QuantizedMatrix<'_>, row: usize| {
+            let mut values = vec![0.0; columns];
+            matrix.dequantize_row(row, 0..columns, &mut values);
+            values
+        };
+        self.shape == other.shape && (0..rows).into_par_iter().all(|row| values(&a, row) == values(&b, row))
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.shape[0] * self.shape[1]

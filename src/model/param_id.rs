@@ -333,6 +333,7 @@ impl<'a> Source<'a> {
     fn equal_head(&self) -> Result<bool> {
         let (table, head) = match (self.weight(ParamId::Embed)?, self.weight(ParamId::Head)?) {
             (WeightView::Plain(table), WeightView::Plain(head)) => (table, head),
+            (WeightView::Quantized(table), WeightView::Quantized(head)) => return Ok(table.has_values_of(&head)),
             // Of a quantised one the other has not exactly the values.
             _ => return Ok(false),
         };

@@ -6,9 +6,10 @@ use llamaprobe::arch::Dtype;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::adapter::LoraAdapter;
 use llamaprobe::formats::gguf::model::GgufModel;
+use llamaprobe::formats::quantized::QuantizedView;
 use llamaprobe::formats::safetensors::{Checkpoint, Loading};
 use llamaprobe::hooks::{Record, Selection, Site};
-use llamaprobe::model::{Activations, Adaptation, Input, Model, Save};
+use llamaprobe::model::{Activations, Adaptation, Input, Model, Save, Source};
 use llamaprobe::pack::{Label, Sequence, forest};
 
 use crate::support;
@@ -119,6 +120,26 @@ fn quantised_model_has_the_bits_of_its_values() {
         });
         assert!(blocks == numbers && blocks.iter().flatten().any(|&x| x != 0.0), "{dtype}");
     }
+}
+
+#[test]
+fn quantised_head_is_tied_where_it_has_the_tables_values() {
+    let GgufModel { config, checkpoint, .. } =
+        GgufModel::open(golden("llama-blocks", "gguf"), Loading::Mapped).expect("a model");
+    let table = checkpoint.quantized().find(|view| view.name == "model.embed_tokens.weight").expect("a table").clone();
+    let head = |change: fn(&mut QuantizedView)| {
+        let mut head = QuantizedView { name: "lm_head.weight".to_owned(), ..table.clone() };
+        change(&mut head);
+        let checkpoint = checkpoint.clone().quantized_as([head], |_| false);
+        Source::new(&config, &checkpoint).expect("weights").config.tie_word_embeddings
+    };
+    assert!(
+        config.tie_word_embeddings && Source::new(&config, &checkpoint).expect("weights").config.tie_word_embeddings
+    );
+    assert!(head(|_| ()), "the same codes");
+    assert!(head(|head| *head = head.listed(&(0..29).collect::<Vec<_>>())), "the same rows, named one by one");
+    assert!(!head(|head| head.codes = head.codes.iter().rev().copied().collect::<Vec<_>>().into()), "other codes");
+    assert!(!head(|head| head.rounding = Some(Dtype::BF16)), "the same codes, rounded");
 }
 
 #[test]

@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use half::f16;
+use llamaprobe::formats::gguf::model::GgufModel;
+use llamaprobe::formats::safetensors::Loading;
 use serde_json::json;
 
 use super::{line, put, workplace};
@@ -18,6 +21,8 @@ fn inspect_says_the_format_of_blocks_and_what_they_take() {
         groups.filter(|group| group["tensors"] == name).map(|group| group["format"].clone()).collect::<Vec<_>>()
     };
     assert_eq!(format("model.layers.*.self_attn.v_proj.weight"), ["Q4_K"]);
+    assert_eq!((format("model.embed_tokens.weight"), format("lm_head.weight")), (vec![json!("Q6_K")], vec![]));
+    assert_eq!(shown["model"]["tied"], json!(true));
     assert_eq!(format("model.layers.*.input_layernorm.weight"), ["F32"]);
     let sum = |numbers: bool| -> u64 {
         let groups = shown["weights"].as_array().expect("weights").iter();
@@ -33,6 +38,25 @@ fn inspect_says_the_format_of_blocks_and_what_they_take() {
         let groups = shown["weights"].as_array().expect("weights");
         let of_blocks = groups.iter().filter(|group| group["format"] == format).count();
         assert_eq!((of_blocks, groups.len()), (7, 12), "{to}");
+    }
+}
+
+#[test]
+fn scale_that_is_not_finite_is_named_by_what_computes_with_it() {
+    let dir = workplace();
+    let d = dir.path();
+    let path = golden("gguf/llama-blocks.gguf");
+    let GgufModel { checkpoint, .. } = GgufModel::open(&path, Loading::Mapped).expect("a model");
+    let value = checkpoint.quantized().find(|view| view.name.ends_with("v_proj.weight")).expect("blocks of Q4_K");
+    let mut bytes = fs::read(&path).expect("the file");
+    let at = bytes.windows(value.codes.len()).position(|bytes| *bytes == *value.codes).expect("the blocks");
+    bytes[at..at + 2].copy_from_slice(&f16::NAN.to_le_bytes());
+    fs::write(d.join("bad.gguf"), bytes).expect("write");
+    put(d, "ids.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
+    line(d, "inspect --model {}/bad.gguf").ok();
+    for command in ["capture --input {}/ids.jsonl --out {}/states", "generate --input {}/ids.jsonl"] {
+        let error = line(d, &format!("{command} --model {{}}/bad.gguf")).refused();
+        assert!(error.contains("bad.gguf: tensor blk.0.attn_v.weight: ") && error.contains("NaN"), "{error}");
     }
 }
 

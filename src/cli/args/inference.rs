@@ -250,6 +250,9 @@ impl DeviceModelArg {
 /// `inspect`.
 #[derive(Debug, Args, Serialize)]
 #[command(after_help = "\
+Of weights only names, shapes and formats are read: one that is not finite, or has blocks with such a
+scale, is named by the command that computes with it (capture, generate, train-lora, merge, ...).
+
 Examples:
   llamaprobe inspect --model DIR --rows 4096
   llamaprobe inspect --model DIR --device-model h200 --r 16 --target-modules all-linear --rows 512

@@ -55,6 +55,27 @@ impl HostSlice<'_> {
         }
     }
 
+    /// The elements' bytes, as they lie in memory.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::F64(s) => bytemuck::cast_slice(s),
+            Self::F32(s) => bytemuck::cast_slice(s),
+            Self::Bf16(s) => bytemuck::cast_slice(s),
+            Self::F16(s) => bytemuck::cast_slice(s),
+        }
+    }
+
+    /// Whether all elements are finite.
+    pub fn is_finite(&self) -> bool {
+        // Without a way out of the loop, it is of vectors.
+        match self {
+            Self::F64(s) => s.iter().fold(true, |all, x| all & x.is_finite()),
+            Self::F32(s) => s.iter().fold(true, |all, x| all & x.is_finite()),
+            Self::Bf16(s) => s.iter().fold(true, |all, x| all & x.is_finite()),
+            Self::F16(s) => s.iter().fold(true, |all, x| all & x.is_finite()),
+        }
+    }
+
     /// The elements `from..from + out.len()` as `f32` (rounded for `f64`, exact otherwise).
     pub fn copy_f32(&self, from: usize, out: &mut [f32]) {
         let range = from..from + out.len();

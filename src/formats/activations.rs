@@ -112,7 +112,6 @@ pub struct ActivationWriter {
     ends: Vec<usize>,
     /// Rows that are in whole shards from before.
     resumed: usize,
-    scratch: Vec<u8>,
 }
 
 impl ActivationWriter {
@@ -158,8 +157,7 @@ impl ActivationWriter {
         layout.check_earlier(&path)?;
         let whole = if start == Start::Resume && layout.sharded { layout.whole(&path)? } else { 0 };
         let resumed = whole.checked_sub(1).map_or(0, |last| ends[last]);
-        let (open, scratch) = (HashMap::new(), Vec::new());
-        let mut writer = Self { path, layout, columns, index, open, ends, resumed, scratch };
+        let mut writer = Self { path, layout, columns, index, open: HashMap::new(), ends, resumed };
         // The first file at once: a directory that cannot be written to is found before the model runs.
         if whole < writer.ends.len() {
             writer.shard(whole)?;
@@ -197,30 +195,49 @@ impl ActivationWriter {
     /// # Panics
     /// For an unknown site, a part of a row, or more rows than announced.
     pub fn push(&mut self, site: &str, values: &[f32]) -> Result<()> {
-        let dtype = self.layout.dtype;
-        let finite = values.iter().copied().filter(|x| x.is_finite());
-        if let Some(found) = finite.max_by(|a, b| a.abs().total_cmp(&b.abs())).filter(|&x| !holds(dtype, x)) {
-            let expected = format!("values up to {}, the largest of {dtype}", largest(dtype));
-            return Err(Error::argument(site, expected, found));
-        }
-        let mut bytes = std::mem::take(&mut self.scratch);
-        bytes.clear();
         match self.layout.dtype {
             Dtype::F16 => {
                 let mut rounded = vec![f16::ZERO; values.len()];
                 rounded.convert_from_f32_slice(values);
-                bytes.extend_from_slice(bytemuck::cast_slice(&rounded));
+                self.check_held(site, values, rounded.iter().map(|x| x.is_finite()))?;
+                self.rows(site, bytemuck::cast_slice(&rounded))
             }
             Dtype::BF16 => {
                 let mut rounded = vec![bf16::ZERO; values.len()];
                 rounded.convert_from_f32_slice(values);
-                bytes.extend_from_slice(bytemuck::cast_slice(&rounded));
+                self.check_held(site, values, rounded.iter().map(|x| x.is_finite()))?;
+                self.rows(site, bytemuck::cast_slice(&rounded))
             }
-            _ => bytes.extend_from_slice(bytemuck::cast_slice(values)),
+            _ => self.rows(site, bytemuck::cast_slice(values)),
         }
-        let written = self.rows(site, &bytes);
-        self.scratch = bytes;
-        written
+    }
+
+    /// Appends rows `[n, width]` to a site, in bytes of elements of the file's dtype.
+    ///
+    /// # Errors
+    /// The write fails.
+    ///
+    /// # Panics
+    /// As [`ActivationWriter::push`].
+    pub fn push_bytes(&mut self, site: &str, bytes: &[u8]) -> Result<()> {
+        self.rows(site, bytes)
+    }
+
+    /// The dtype of the activations in the file.
+    pub fn dtype(&self) -> Dtype {
+        self.layout.dtype
+    }
+
+    /// Refuses finite values that are not finite any more when they are rounded to the file's dtype.
+    fn check_held(&self, site: &str, values: &[f32], rounded: impl Iterator<Item = bool>) -> Result<()> {
+        let is_lost = |(x, held): (&f32, bool)| x.is_finite() & !held;
+        if !values.iter().zip(rounded).fold(false, |any, of| any | is_lost(of)) {
+            return Ok(());
+        }
+        let dtype = self.layout.dtype;
+        let finite = values.iter().copied().filter(|x| x.is_finite());
+        let found = finite.max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or(f32::NAN);
+        Err(Error::argument(site, format!("values up to {}, the largest of {dtype}", largest(dtype)), found))
     }
 
     /// Appends labels, one per row, to a label column.
@@ -351,14 +368,5 @@ fn largest(dtype: Dtype) -> f32 {
         Dtype::F16 => f16::MAX.to_f32(),
         Dtype::BF16 => bf16::MAX.to_f32(),
         _ => f32::MAX,
-    }
-}
-
-/// Whether a finite number stays finite when it is rounded to a dtype of activations.
-fn holds(dtype: Dtype, x: f32) -> bool {
-    match dtype {
-        Dtype::F16 => f16::from_f32(x).is_finite(),
-        Dtype::BF16 => bf16::from_f32(x).is_finite(),
-        _ => true,
     }
 }

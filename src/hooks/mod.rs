@@ -119,6 +119,15 @@ impl<'a, B: Backend> Tapped<'a, B> {
             Some(rows) => rows.binary_search(&row).ok(),
         }
     }
+
+    /// The rows of this tensor that belong to pack rows.
+    ///
+    /// # Panics
+    /// If one is not there.
+    pub fn find_all(&self, rows: &[usize]) -> Vec<usize> {
+        let missing = |row: usize| -> usize { panic!("{}: row {row} was not tapped", self.site.name(self.layer)) };
+        rows.iter().map(|&row| self.find(row).unwrap_or_else(|| missing(row))).collect()
+    }
 }
 
 /// What looks into a forward.

@@ -70,11 +70,7 @@ impl<B: Backend> Taps<B> for Record {
 /// # Panics
 /// If the tensor has no such row.
 pub fn take<B: Backend>(backend: &mut B, tapped: &Tapped<'_, B>, rows: &[usize]) -> Captured {
-    let find = |&row: &usize| {
-        tapped.find(row).unwrap_or_else(|| panic!("{}: row {row} was not tapped", tapped.site.name(tapped.layer)))
-    };
-    let rows: Vec<usize> = rows.iter().map(find).collect();
-    backend.capture(tapped.data, &rows, tapped.width)
+    backend.capture(tapped.data, &tapped.find_all(rows), tapped.width)
 }
 
 /// How a sequence's rows become one vector.

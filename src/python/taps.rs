@@ -150,12 +150,7 @@ impl CallTaps<'_> {
         };
         let in_place = tapped.host(backend).filter(|_| fill_by_position(tapped.site).is_none());
         if let Some(host) = in_place {
-            let find = |&row: &usize| {
-                tapped
-                    .find(row)
-                    .unwrap_or_else(|| panic!("{}: row {row} was not tapped", tapped.site.name(tapped.layer)))
-            };
-            let rows: Vec<usize> = rows.iter().map(find).collect();
+            let rows = tapped.find_all(rows);
             let Some(target) = self.target(hook) else { return Ok(()) };
             let from = target.rows.as_ref().map_or(0, Elements::len);
             target.append(host, &rows)?;

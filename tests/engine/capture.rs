@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
+use half::{bf16, f16};
 use llamaprobe::arch::{Dtype, Projection};
 use llamaprobe::backend::Planning;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
 use llamaprobe::capture::{Capture, CaptureSettings, Tokens};
 use llamaprobe::formats::activations::{Format, Start};
-use llamaprobe::formats::safetensors;
+use llamaprobe::formats::safetensors::{self, Checkpoint};
 use llamaprobe::hooks::{Names, Naming, NormPart, NormSite, Selection, Site};
 use llamaprobe::model::{Activations, Adaptation, Layout, LoraShape, Model, Save};
 use llamaprobe::{Error, Result};
@@ -150,18 +151,57 @@ fn parts_of_norms_take_no_more_memory_than_planned() {
     }
 }
 
+/// In the dtype of the pass they are written from where they lie, in another after a rounding.
+#[test]
+fn states_are_stored_with_the_bits_of_the_files_dtype() {
+    use safetensors::Dtype::{BF16, F16, F32};
+    for (dtype, stored) in [(Dtype::F32, [F32, BF16]), (Dtype::BF16, [BF16, F16]), (Dtype::F16, [F16, BF16])] {
+        let backend = &mut Cpu::new(dtype);
+        let model = model(backend);
+        for tokens in [Tokens::All, Tokens::Last] {
+            let sites = [Site::Pattern, Site::Z, Site::MlpPost, Site::ResidPost, Site::FINAL_NORM, Site::Logits];
+            let mut capture = |dtype| {
+                let (dir, settings) = (support::temp(), CaptureSettings { tokens, dtype, ..settings(&sites, 7) });
+                let none = None::<&Adaptation<Cpu>>;
+                let capture = Capture::new(&model.config, none, settings, &documents()).expect("a plan");
+                let path = dir.path().join("a.safetensors");
+                capture.run(backend, &model, none, &path, &mut |_| ()).expect("runs").finish().expect("a file");
+                let file = Checkpoint::open(&path).expect("the file opens");
+                capture
+                    .tensors()
+                    .iter()
+                    .map(|(name, _)| file.get(name).expect(name).to_f32().expect("floats"))
+                    .collect()
+            };
+            let exact: Vec<Vec<f32>> = capture(F32);
+            for stored in stored {
+                let round = |x: &f32| match stored {
+                    BF16 => bf16::from_f32(*x).to_f32(),
+                    F16 => f16::from_f32(*x).to_f32(),
+                    _ => *x,
+                };
+                let rounded: Vec<Vec<f32>> = exact.iter().map(|x| x.iter().map(round).collect()).collect();
+                assert!(capture(stored) == rounded, "{dtype} as {stored}, {tokens:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn capture_of_a_state_that_is_not_finite_names_the_hook() {
-    let backend = &mut Cpu::new(Dtype::F32);
-    let dir = support::temp();
-    support::tiny_model::TinyModel { scale: f32::INFINITY, ..Default::default() }.write(dir.path());
-    let model = Model::load(backend, dir.path()).expect("loads");
-    let none = None::<&Adaptation<Cpu>>;
-    let capture = Capture::new(&model.config, none, settings(&[Site::MlpPost], 9), &documents()).expect("a plan");
-    let file: &Path = &dir.path().join("a.safetensors");
-    let error = capture.run(backend, &model, None, file, &mut |_| ()).map(|_| ()).expect_err("not finite");
-    assert!(matches!(&error, Error::NotFinite { what, .. } if what.starts_with("blocks.")), "{error}");
-    assert!(!file.exists(), "what was begun is removed");
+    for (dtype, stored) in [(Dtype::F32, safetensors::Dtype::F32), (Dtype::BF16, safetensors::Dtype::BF16)] {
+        let backend = &mut Cpu::new(dtype);
+        let dir = support::temp();
+        support::tiny_model::TinyModel { scale: f32::INFINITY, ..Default::default() }.write(dir.path());
+        let model = Model::load(backend, dir.path()).expect("loads");
+        let none = None::<&Adaptation<Cpu>>;
+        let settings = CaptureSettings { dtype: stored, ..settings(&[Site::MlpPost], 9) };
+        let capture = Capture::new(&model.config, none, settings, &documents()).expect("a plan");
+        let file: &Path = &dir.path().join("a.safetensors");
+        let error = capture.run(backend, &model, None, file, &mut |_| ()).map(|_| ()).expect_err("not finite");
+        assert!(matches!(&error, Error::NotFinite { what, .. } if what.starts_with("blocks.")), "{error}");
+        assert!(!file.exists(), "what was begun is removed");
+    }
 }
 
 #[test]

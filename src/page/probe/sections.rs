@@ -87,7 +87,6 @@ fn outputs(result: &Outcome) -> Option<Table> {
 /// A measure by layer, of the pairs asked for.
 fn measure_figure(result: &Outcome, name: &str, id: &str, wanted: &dyn Fn(&Pair) -> bool) -> Option<Figure> {
     let layers = &result.layers;
-    let (title, y_label, note) = names::measure(name);
     let mut series = Vec::new();
     let pairs = layers.first()?.pairs.iter().filter(|pair| wanted(pair));
     for (i, pair) in pairs.enumerate() {
@@ -99,6 +98,18 @@ fn measure_figure(result: &Outcome, name: &str, id: &str, wanted: &dyn Fn(&Pair)
             series.extend(baselines(layers, arms, name));
         }
     }
+    let is_bounded = matches!(name, "cosine" | "update");
+    lines(layers, id, names::measure(name), is_bounded, series)
+}
+
+/// Lines by layer of a measure with this title, label and note; bounded ones are from 0 to 1.
+fn lines(
+    layers: &[Layer],
+    id: &str,
+    (title, y_label, note): (String, String, String),
+    is_bounded: bool,
+    series: Vec<Series>,
+) -> Option<Figure> {
     let figure = Figure {
         id: id.to_owned(),
         title: format!("{title}, by layer"),
@@ -106,7 +117,7 @@ fn measure_figure(result: &Outcome, name: &str, id: &str, wanted: &dyn Fn(&Pair)
         x_label: "layer".to_owned(),
         y_label,
         ticks: names::layers(layers),
-        y_range: matches!(name, "cosine" | "update").then_some([0.0, 1.0]),
+        y_range: is_bounded.then_some([0.0, 1.0]),
         kind: Kind::Lines,
         series,
     };
@@ -237,20 +248,9 @@ fn of_arms(result: &Outcome, name: &str, id: &str, get: &dyn Fn(&Layer) -> &[(St
         let look = if i == 0 { Look::SHUFFLED } else { Look::NOISE };
         series.push(Series::placed(format!("ICL, {}", names::baseline(control).0), look, values));
     }
-    let (title, y_label, note) = names::measure(name);
-    let y_range = (y_label == "accuracy").then_some([0.0, 1.0]);
-    let figure = Figure {
-        id: id.to_owned(),
-        title: format!("{title}, by layer"),
-        note,
-        x_label: "layer".to_owned(),
-        y_label,
-        ticks: names::layers(layers),
-        y_range,
-        kind: Kind::Lines,
-        series,
-    };
-    figure.filled()
+    let words = names::measure(name);
+    let is_bounded = words.1 == "accuracy";
+    lines(layers, id, words, is_bounded, series)
 }
 
 /// The vectors of patching: name in the report, on the page, and how they look.

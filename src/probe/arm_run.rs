@@ -1,8 +1,8 @@
 //! What an arm did in a condition.
 
 use super::arm::Arm;
+use super::arm_states::ArmStates;
 use super::report::TuningReport;
-use super::states::ArmStates;
 use crate::formats::adapter::Adapter;
 
 /// What an arm did.

@@ -68,7 +68,7 @@ impl Evaluation<'_> {
         let mut count = Count { phase: Phase::Read(Arm::Icl), done: 0, total, progress: &mut |_| () };
         // No state is read, but the pass has to go to its end.
         let end = hooks(0, &[]);
-        let reading = Reading { model, adaptation: None, hooks: &end, rows: self.rows, edits: &[] };
+        let reading = Reading { model, adaptation: None, hooks: &end, rows: self.rows, edits: &[], below: None };
         let (states, _) = reading.read(backend, &[vec![group]], &mut count)?;
         let scores = score(&states[0].log_probs, &gold, true);
         Ok(scores.accuracy.expect("evaluate: there are candidates"))

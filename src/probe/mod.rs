@@ -16,7 +16,7 @@
 //!
 //! States are read at the last token of every query, after every block and after the final norm. The anchor is read once;
 //! the queries of a seed continue one segment of demonstrations; all seeds' tunings are runs of the same passes, and so
-//! are their readings.
+//! are their readings. Where the lowest layers are not adapted, IT begins with what the anchor's reading left above them.
 
 pub mod arm;
 pub mod factors;
@@ -26,11 +26,12 @@ pub mod statistics;
 pub mod tuning;
 
 mod arm_run;
+mod arm_states;
+mod below;
 mod compared;
 mod condition;
 mod demonstrations;
 mod draw;
-
 mod evaluate;
 mod layer;
 mod measured;

@@ -38,6 +38,12 @@ impl Group {
         sequence
     }
 
+    /// Rows of all prompts with all their answers, at most.
+    pub fn most_rows(&self) -> usize {
+        let answers = |prompt: &Prompt| prompt.answers.iter().map(|answer| answer.token_ids.len()).sum::<usize>();
+        self.soft + self.prompts.iter().map(|prompt| prompt.token_ids.len() + answers(prompt)).sum::<usize>()
+    }
+
     /// Rows of states of all prompts.
     pub fn state_rows(&self) -> usize {
         self.points.iter().map(Points::rows).sum()
@@ -72,6 +78,8 @@ pub(super) struct ScoredToken {
 /// A pack and what is read from it.
 pub(super) struct Batch {
     pub pack: Pack,
+    /// Whose its rows are, in order: a group and the group's own rows.
+    pub origin: Vec<(usize, Range<usize>)>,
     /// The segments that are cached, since later packs continue them.
     pub cached: Vec<usize>,
     /// The states that are read, of every prompt in it.
@@ -139,7 +147,7 @@ impl<'a> Packer<'a> {
             }
             if p == 0 {
                 self.cached_prefix = None;
-                prefix = fill.shared_prefix(layout);
+                prefix = fill.shared_prefix(layout, g);
             }
             fill.tree(layout, g, p, prefix);
             self.next = if p + 1 < layout.trees.len() { (g, p + 1) } else { (g + 1, 0) };
@@ -199,8 +207,14 @@ impl<'a> GroupLayout<'a> {
         self.group.soft + self.shared_prefix.len()
     }
 
-    fn rows(&self) -> usize {
-        self.shared() + self.trees.iter().map(|t| t.pack.len()).sum::<usize>()
+    /// Rows of the shared beginning and of all trees.
+    pub fn rows(&self) -> usize {
+        self.first_row(self.trees.len())
+    }
+
+    /// The first row of a prompt's tree among all of the group.
+    fn first_row(&self, prompt: usize) -> usize {
+        self.shared() + self.trees[..prompt].iter().map(|t| t.pack.len()).sum::<usize>()
     }
 }
 
@@ -208,6 +222,7 @@ impl<'a> GroupLayout<'a> {
 pub(super) struct PackFill<'c> {
     builder: PackBuilder<'c>,
     pub rows: usize,
+    origin: Vec<(usize, Range<usize>)>,
     states: Vec<StateRows>,
     targets: Vec<ScoredToken>,
     edited: Vec<Vec<(usize, usize)>>,
@@ -216,7 +231,14 @@ pub(super) struct PackFill<'c> {
 impl<'c> PackFill<'c> {
     /// An empty one, whose segments may continue those that are cached.
     pub fn new(cached: &'c [CachedSegment]) -> Self {
-        Self { builder: PackBuilder::new(cached), rows: 0, states: Vec::new(), targets: Vec::new(), edited: Vec::new() }
+        Self {
+            builder: PackBuilder::new(cached),
+            rows: 0,
+            origin: Vec::new(),
+            states: Vec::new(),
+            targets: Vec::new(),
+            edited: Vec::new(),
+        }
     }
 
     /// The pack, of which the segments `cached` are to be cached.
@@ -226,6 +248,7 @@ impl<'c> PackFill<'c> {
         edited.iter_mut().for_each(Vec::dedup);
         Batch {
             pack: self.builder.build(),
+            origin: self.origin,
             cached,
             states: self.states,
             targets: self.targets,
@@ -243,13 +266,14 @@ impl<'c> PackFill<'c> {
         }
     }
 
-    /// Adds a group's soft prompt and shared prefix; what its trees continue.
-    fn shared_prefix(&mut self, layout: &GroupLayout) -> Parent {
+    /// Adds the soft prompt and shared prefix of a group; what its trees continue.
+    fn shared_prefix(&mut self, layout: &GroupLayout, group: usize) -> Parent {
         let soft = (0..layout.group.soft as u32).map(Token::Virtual).collect();
         let prefix = layout.shared_prefix.iter().map(|&t| Token::Id(t)).collect();
         let parts: [(Vec<Token>, Label); 2] = [(soft, Label::Virtual), (prefix, layout.group.label())];
         let from = self.rows;
         self.edit(layout, 0, 0..layout.shared(), |token| from + token);
+        self.origin.push((group, 0..layout.shared()));
         let mut parent = Parent::None;
         for (tokens, label) in parts.into_iter().filter(|(tokens, _)| !tokens.is_empty()) {
             self.rows += tokens.len();
@@ -303,6 +327,8 @@ impl<'c> PackFill<'c> {
                 self.edited[e].extend(rows);
             }
         }
+        let first = layout.first_row(prompt);
+        self.origin.push((group, first..first + pack.len()));
         self.rows += pack.len();
     }
 }

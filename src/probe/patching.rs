@@ -59,13 +59,13 @@ impl<B: Backend> Patching<'_, B> {
         while first < groups.len() {
             let mut used = 0;
             let fits = groups[first..].iter().take_while(|group| {
-                used += rows_of(group);
+                used += group.most_rows();
                 used <= self.reading.rows
             });
             let last = first + fits.count().max(1);
             let layouts: Vec<GroupLayout> =
                 groups[first..last].iter().map(|group| GroupLayout::new(group, &[])).collect::<Result<_>>()?;
-            let capacity = self.reading.rows.max(groups[first..last].iter().map(rows_of).max().unwrap_or(0));
+            let capacity = self.reading.rows.max(groups[first..last].iter().map(Group::most_rows).max().unwrap_or(0));
             let model = self.reading.model;
             let mut acts = Activations::new(backend, &model.config, None, capacity, Save::Layer)?;
             let mut queries = Queries::new(&self.reading, backend, &mut acts, layouts, first)?;
@@ -201,10 +201,4 @@ fn alone(prompt: &Prompt) -> Group {
         prompts: vec![prompt.clone()],
         points: vec![Points::last(prompt)],
     }
-}
-
-/// Rows of a query with all its answers at most.
-fn rows_of(group: &Group) -> usize {
-    let prompt = &group.prompts[0];
-    prompt.token_ids.len() + prompt.answers.iter().map(|answer| answer.token_ids.len()).sum::<usize>()
 }

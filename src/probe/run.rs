@@ -107,7 +107,9 @@ pub fn run_studies<B: Backend>(
     let terms = if asked("attribution") { &TERMS[..] } else { &TERMS[..usize::from(asked("sim_aou"))] };
     let scores = asked("sim_am").then_some(Site::AttnScores);
     let sites: Vec<Site> = terms.iter().copied().chain(scores).collect();
-    let mut worker = Worker::new(backend, model, base, (conditions[0].settings.rows, &sites), progress);
+    let adapted = conditions.iter().filter_map(|condition| condition.settings.layers_to_transform.as_ref());
+    let lowest = adapted.flatten().copied().min();
+    let mut worker = Worker::new(backend, model, base, (conditions[0].settings.rows, &sites), lowest, progress);
     let mut arms: Vec<Vec<ArmRun>> = conditions.iter().map(|_| Vec::new()).collect();
     for arm in [Arm::ZeroShot, Arm::Icl, Arm::Lora].into_iter().chain(FURTHER_ARMS) {
         let asked = conditions.iter().enumerate().filter(|(_, c)| c.settings.arms().contains(&arm));

@@ -1,5 +1,7 @@
 //! States and scores of prompts: the part that all arms have in common.
 
+use super::arm_states::ArmStates;
+use super::below::{Below, BelowGroup, WithStream, beginning};
 use super::packing::{Batch, Group, Packer, ScoredToken};
 use super::progress::Count;
 use crate::Result;
@@ -9,18 +11,6 @@ use crate::hooks::{Record, Selection, Site};
 use crate::model::{
     Activations, Adaptation, Cache, EditSet, Gradients, Input, KvCache, Labels, Model, OutputRows, PassEdits, Save,
 };
-
-/// What an arm made of one group of prompts.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct ArmStates {
-    /// The states that were read `[rows, C]`: at each of the hooks.
-    pub states: Vec<Vec<f32>>,
-    /// The log-probability of every answer of every prompt.
-    pub log_probs: Vec<Vec<f64>>,
-    /// By layer and prompt the attention scores of its last token over its own tokens `[heads, tokens]`; empty where they
-    /// are not read.
-    pub scores: Vec<Vec<Vec<f32>>>,
-}
 
 /// The hooks of a probe: every layer's `hook_resid_post`, the final norm's output, and further `sites` of every layer,
 /// attention scores the last of them.
@@ -42,6 +32,8 @@ pub(super) struct Reading<'a, B: Backend> {
     pub rows: usize,
     /// What is written into the states, in every arm.
     pub edits: &'a [Edit],
+    /// What is known of the layers below the adapters.
+    pub below: Option<&'a Below>,
 }
 
 impl<B: Backend> Reading<'_, B> {
@@ -56,6 +48,17 @@ impl<B: Backend> Reading<'_, B> {
         lists: &[Vec<Group>],
         count: &mut Count<'_>,
     ) -> Result<(Vec<ArmStates>, usize)> {
+        self.read_and_keep(backend, lists, count, None)
+    }
+
+    /// Reads, and keeps what an adapted reading can begin with.
+    pub fn read_and_keep(
+        &self,
+        backend: &mut B,
+        lists: &[Vec<Group>],
+        count: &mut Count<'_>,
+        mut keep: Option<&mut Below>,
+    ) -> Result<(Vec<ArmStates>, usize)> {
         let config = &self.model.config;
         let layout = self.adaptation.map(|a| &a.layout);
         let mut packers: Vec<Packer> =
@@ -68,9 +71,16 @@ impl<B: Backend> Reading<'_, B> {
         };
         let (mut out, mut computed) = (Vec::new(), 0);
         for (groups, packer) in lists.iter().zip(&mut packers) {
-            let mut states: Vec<ArmStates> =
-                groups.iter().map(|g| ArmStates::empty(g, self.hooks, config.hidden_size)).collect();
-            computed += self.list(backend, (&mut acts, edits.as_ref()), packer, &mut states, count)?;
+            let below: Vec<Option<&BelowGroup>> = groups.iter().map(|group| self.below?.group(group)).collect();
+            let begun =
+                |(group, below): (&Group, &Option<&BelowGroup>)| match below.and_then(|below| below.states.as_ref()) {
+                    Some(states) => states.unscored(),
+                    None => ArmStates::empty(group, self.hooks, config.hidden_size),
+                };
+            let mut states: Vec<ArmStates> = groups.iter().zip(&below).map(begun).collect();
+            let keep = keep.as_deref_mut();
+            let known = (groups.as_slice(), below.as_slice());
+            computed += self.list(backend, (&mut acts, edits.as_ref()), packer, known, &mut states, (count, keep))?;
             out.extend(states);
         }
         Ok((out, computed))
@@ -82,8 +92,9 @@ impl<B: Backend> Reading<'_, B> {
         backend: &mut B,
         (acts, edits): (&mut Activations<B>, Option<&EditSet<B>>),
         packer: &mut Packer<'_>,
+        (groups, below): (&[Group], &[Option<&BelowGroup>]),
         states: &mut [ArmStates],
-        count: &mut Count<'_>,
+        (count, mut keep): (&mut Count<'_>, Option<&mut Below>),
     ) -> Result<usize> {
         let config = &self.model.config;
         let mut cache = KvCache::new(backend, config.num_hidden_layers, packer.cache_rows(), config.kv_width())?;
@@ -98,14 +109,24 @@ impl<B: Backend> Reading<'_, B> {
             let edits = edits.filter(|_| !batch.edited.is_empty());
             let edits = edits.map(|set| PassEdits::new(backend, set, &batch.edited, read.as_ref())).transpose()?;
             input.edits = edits.as_ref();
-            let mut record = Record::new(Selection { hooks: self.hooks.to_vec() }, rows);
+            let resid = beginning(below, &batch, config.hidden_size);
+            input.start = self.below.zip(resid.as_deref()).map(|(below, x)| below.start(x));
+            let record = Record::new(Selection { hooks: self.hooks.to_vec() }, rows);
+            let mut taps = WithStream { record, layer: keep.as_ref().map(|below| below.layer), stream: None };
             let cached = Cache { cache: &mut cache, append: &batch.cached };
-            self.model.forward(backend, acts, &input, Some(cached), &mut record)?;
+            self.model.forward(backend, acts, &input, Some(cached), &mut taps)?;
+            let WithStream { record, stream, .. } = taps;
+            if let Some((below, stream)) = keep.as_deref_mut().zip(stream) {
+                below.keep(groups, &batch, stream.rows());
+            }
             let wide = self.hooks.iter().filter(|(site, _)| *site == Site::AttnScores);
             wide.for_each(|&(site, layer)| self.own_scores(&record, (site, layer), &batch, states));
             for (h, &(site, layer)) in self.hooks.iter().enumerate() {
                 if site == Site::AttnScores {
                     continue;
+                }
+                if input.start.as_ref().is_some_and(|start| Below::is_below((site, layer), start.layer)) {
+                    continue; // As the base model's reading left it.
                 }
                 let found = record.get(site, layer).expect("probe: the forward passes every layer");
                 let mut found = found.chunks_exact(config.hidden_size);
@@ -179,15 +200,4 @@ fn land<'a>(into: &mut [f32], rows: impl Iterator<Item = &'a [f32]>, count: usiz
         }
     }
     into.iter_mut().zip(&sum).for_each(|(x, sum)| *x = (sum / count as f64) as f32);
-}
-
-impl ArmStates {
-    fn empty(group: &Group, hooks: &[(Site, usize)], width: usize) -> Self {
-        let wide = hooks.iter().filter(|(site, _)| *site == Site::AttnScores).count();
-        Self {
-            states: vec![vec![0.0; group.state_rows() * width]; hooks.len() - wide],
-            log_probs: group.prompts.iter().map(|p| vec![0.0; p.answers.len()]).collect(),
-            scores: vec![vec![Vec::new(); group.prompts.len()]; wide],
-        }
-    }
 }

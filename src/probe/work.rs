@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use super::arm::Arm;
 use super::arm_run::ArmRun;
+use super::arm_states::ArmStates;
+use super::below::Below;
 use super::condition::{Base, Condition};
 use super::packing::Group;
 use super::position::Position;
@@ -14,7 +16,7 @@ use super::recovery::recover;
 use super::report::measures::ArmMeasures;
 use super::report::{PatchLayer, Phases};
 use super::settings::{ProbeSettings, TuningKind};
-use super::states::{ArmStates, Reading, hooks};
+use super::states::{Reading, hooks};
 use super::tuning::{AdapterRun, AdapterSettings};
 use crate::backend::Backend;
 use crate::formats::adapter::Adapter;
@@ -175,6 +177,8 @@ pub(super) struct Worker<'a, B: Backend> {
     progress: &'a mut dyn FnMut(Progress),
     hooks: Vec<(Site, usize)>,
     states: HashMap<ReadKey, ArmStates>,
+    /// What readings of queries through adapters begin with.
+    below: Option<Below>,
     trained: HashMap<TrainingKey, Trained>,
     /// When the phase before this one ended.
     pub lap: Instant,
@@ -201,9 +205,11 @@ impl<'a, B: Backend> Worker<'a, B> {
         model: &'a mut Model<B>,
         base: Base<'a>,
         (rows, sites): (usize, &[Site]),
+        lowest: Option<usize>,
         progress: &'a mut dyn FnMut(Progress),
     ) -> Self {
         let hooks = hooks(model.config.num_hidden_layers, sites);
+        let below = Below::new::<B>(lowest.filter(|_| base.edits.is_empty()));
         Self {
             backend,
             model,
@@ -212,6 +218,7 @@ impl<'a, B: Backend> Worker<'a, B> {
             progress,
             hooks,
             states: HashMap::new(),
+            below,
             trained: HashMap::new(),
             lap: Instant::now(),
             seconds: Phases::default(),
@@ -291,7 +298,8 @@ impl<'a, B: Backend> Worker<'a, B> {
         (done, total): (&mut usize, usize),
     ) -> Result<Vec<Vec<PatchLayer>>> {
         let mut count = Count { phase: Phase::Patch, done: *done, total, progress: self.progress };
-        let reading = Reading { model: self.model, adaptation: None, hooks: &[], rows: self.rows, edits: &[] };
+        let reading =
+            Reading { model: self.model, adaptation: None, hooks: &[], rows: self.rows, edits: &[], below: None };
         let found = recover(reading, self.backend, condition, arms, other, &mut count)?;
         *done = count.done;
         self.seconds.patch += lap(&mut self.lap);
@@ -312,6 +320,8 @@ impl<'a, B: Backend> Worker<'a, B> {
 
     /// Reads through the model's own weights.
     fn read_base(&mut self, arm: Arm, groups: Vec<Group>, done: &mut usize, total: usize) -> Result<()> {
+        let fits = |below: &&mut Below| arm == Arm::ZeroShot && below.fit(self.model, &groups, self.rows);
+        let mut keep = self.below.as_mut().filter(fits);
         // Each in a list of its own: what is cached for it is not needed after it.
         let lists: Vec<Vec<Group>> = groups.into_iter().map(|group| vec![group]).collect();
         let mut count = Count { phase: Phase::Read(arm), done: *done, total, progress: self.progress };
@@ -321,9 +331,13 @@ impl<'a, B: Backend> Worker<'a, B> {
             hooks: &self.hooks,
             rows: self.rows,
             edits: self.base.edits,
+            below: None,
         };
-        let (states, rows) = reading.read(self.backend, &lists, &mut count)?;
+        let (states, rows) = reading.read_and_keep(self.backend, &lists, &mut count, keep.as_deref_mut())?;
         *done = count.done;
+        if let Some(below) = keep {
+            lists.iter().flatten().zip(&states).for_each(|(group, states)| below.keep_states(group, states));
+        }
         let keys = lists.into_iter().flatten().map(|group| ReadKey { trained: Weights::Base, group });
         self.states.extend(keys.zip(states));
         *self.tokens.read(arm) += rows;
@@ -340,10 +354,11 @@ impl<'a, B: Backend> Worker<'a, B> {
         (done, total): (&mut usize, usize),
     ) -> Result<()> {
         let settings = layout.settings(self.base.name);
-        let Self { hooks, rows, progress, lap: since, seconds, tokens, .. } = self;
+        let Self { hooks, rows, progress, lap: since, seconds, tokens, below, .. } = self;
         let (backend, model) = (&mut *self.backend, &mut *self.model);
-        let edits = self.base.edits;
-        let mut reader = TunedReader { arm, settings, hooks, rows: *rows, edits, total, done, found: Found::default() };
+        let (edits, found) = (self.base.edits, Found::default());
+        let below = below.as_ref();
+        let mut reader = TunedReader { arm, settings, hooks, rows: *rows, edits, below, total, done, found };
 
         // What no step is asked of is read as it starts.
         let at_start: Vec<&Asked> = trainings.iter().filter(|asked| asked.reads.contains_key(&0)).collect();
@@ -399,7 +414,8 @@ impl<'a, B: Backend> Worker<'a, B> {
             let mut read = |backend: &mut B, tuned: &Model<B>, step: u64, progress: &mut dyn FnMut(Progress)| {
                 let Some(groups) = asked.reads.get(&step) else { return Ok(()) };
                 let mut count = Count { phase: Phase::Read(arm), done: *done, total, progress };
-                let reading = Reading { model: tuned, adaptation: None, hooks, rows: *rows, edits: self.base.edits };
+                let (rows, edits) = (*rows, self.base.edits);
+                let reading = Reading { model: tuned, adaptation: None, hooks, rows, edits, below: None };
                 let (states, computed) = reading.read(backend, std::slice::from_ref(groups), &mut count)?;
                 *done = count.done;
                 found.keep(&asked.key, step, groups, states);
@@ -481,6 +497,7 @@ struct TunedReader<'a> {
     hooks: &'a [(Site, usize)],
     rows: usize,
     edits: &'a [Edit],
+    below: Option<&'a Below>,
     total: usize,
     done: &'a mut usize,
     found: Found,
@@ -504,11 +521,18 @@ impl TunedReader<'_> {
         let groups: Vec<Group> = asked.iter().enumerate().flat_map(of_run).collect();
         let mut count = Count { phase: Phase::Read(self.arm), done: *self.done, total: self.total, progress };
         let (hooks, rows, edits) = (self.hooks, self.rows, self.edits);
-        let reading = Reading { model, adaptation: Some(adaptation), hooks, rows, edits };
-        let (states, computed) = reading.read(backend, &[groups], &mut count)?;
+        let below = self.below.filter(|below| adaptation.layout.lowest() >= Some(below.layer));
+        let reading = Reading { model, adaptation: Some(adaptation), hooks, rows, edits, below };
+        // What the base model has read is read apart, for only passes of nothing else can begin above the first layer.
+        let known = |group: &Group| below.is_some_and(|below| below.group(group).is_some());
+        let (known, new): (Vec<usize>, Vec<usize>) = (0..groups.len()).partition(|&g| known(&groups[g]));
+        let lists = [&known, &new].map(|list| list.iter().map(|&g| groups[g].clone()).collect::<Vec<_>>());
+        let (states, computed) = reading.read(backend, &lists, &mut count)?;
         *self.done = count.done;
         self.found.tokens += computed;
-        let mut states = states.into_iter();
+        let mut states: Vec<_> = known.into_iter().chain(new).zip(states).collect();
+        states.sort_by_key(|&(g, _)| g);
+        let mut states = states.into_iter().map(|(_, states)| states);
         for (run, asked) in asked.iter().enumerate() {
             let Some(groups) = asked.reads.get(&step) else { continue };
             self.found.keep(&asked.key, step, groups, states.by_ref().take(groups.len()));

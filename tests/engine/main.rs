@@ -29,6 +29,7 @@ mod objective;
 mod pack;
 mod planned;
 mod probe;
+mod probe_below;
 mod probe_report;
 mod probe_study;
 mod probe_study_states;

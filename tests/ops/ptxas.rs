@@ -4,6 +4,7 @@
 //! beside it: `.ci/run` installs them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -82,6 +83,26 @@ fn resources(said: &str) -> ByKernel<Resources> {
     all
 }
 
+/// Compiles a text; what the compiler and the disassembler say, which is kept in a folder that appears when it is whole.
+fn compile(nvcc: &Path, text: &str, flags: &[String], kept: &Path) -> (String, String) {
+    let folder = kept.parent().unwrap();
+    std::fs::create_dir_all(folder).unwrap();
+    let dir = tempfile::tempdir_in(folder).unwrap();
+    let [source, binary, new] = ["kernels.cu", "kernels.fatbin", "new"].map(|name| dir.path().join(name));
+    std::fs::write(&source, text).unwrap();
+    let out = Command::new(nvcc).args(flags).arg(&source).arg("-o").arg(&binary).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "nvcc {flags:?}:\n{said}");
+    let listed = dump(nvcc, "-sass", &binary);
+    std::fs::create_dir(&new).unwrap();
+    for (name, text) in [("said", &said), ("listed", &listed)] {
+        std::fs::write(new.join(name), text).unwrap();
+    }
+    // Another run may have been faster.
+    let _ = std::fs::rename(&new, kept);
+    (said, listed)
+}
+
 impl Build {
     /// A build, of which each is made once in a run of this program.
     pub fn new(nvcc: &Path, text: &str, dtype: Dtype, options: &[String]) -> Arc<Self> {
@@ -92,25 +113,27 @@ impl Build {
         build.get_or_init(|| Arc::new(Self::make(nvcc, text, dtype, options))).clone()
     }
 
+    /// What the tools say is kept: kernels that are as they were in an earlier run are not compiled again. (What has been changed
+    /// since goes with the target directory.)
     fn make(nvcc: &Path, text: &str, dtype: Dtype, options: &[String]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let (source, binary) = (dir.path().join("kernels.cu"), dir.path().join("kernels.fatbin"));
-        std::fs::write(&source, text).unwrap();
-        let devices = DEVICES.map(|device| format!("-gencode=arch=compute_{device},code=sm_{device}"));
-        let out = Command::new(nvcc)
-            .args(["-fatbin", "-std=c++17", "-Xptxas", "-v,--warn-on-spills,--warn-on-local-memory-usage"])
-            .args(devices)
-            .arg(format!("-DREAL={}", machine::type_name(dtype)))
-            .args(options)
-            .arg(&source)
-            .arg("-o")
-            .arg(&binary)
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
-        assert!(out.status.success(), "nvcc {dtype:?} {options:?}:\n{said}");
+        let mut flags: Vec<String> =
+            ["-fatbin", "-std=c++17", "-Xptxas", "-v,--warn-on-spills,--warn-on-local-memory-usage"]
+                .map(String::from)
+                .into();
+        flags.extend(DEVICES.map(|device| format!("-gencode=arch=compute_{device},code=sm_{device}")));
+        flags.push(format!("-DREAL={}", machine::type_name(dtype)));
+        flags.extend_from_slice(options);
+        let version = Command::new(nvcc).arg("--version").output().unwrap().stdout;
+        let mut hasher = DefaultHasher::new();
+        (text, &flags, version).hash(&mut hasher);
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nvcc-builds").join(format!("{:016x}", hasher.finish()));
+        let [said, listed] = ["said", "listed"].map(|what| std::fs::read_to_string(kept.join(what)));
+        let (said, listed) = match (said, listed) {
+            (Ok(said), Ok(listed)) => (said, listed),
+            _ => compile(nvcc, text, &flags, &kept),
+        };
         let warnings = said.lines().filter(|line| line.contains("warning")).map(str::to_string).collect();
-        Self { warnings, resources: resources(&said), listings: listings(&dump(nvcc, "-sass", &binary)) }
+        Self { warnings, resources: resources(&said), listings: listings(&listed) }
     }
 
     /// How many of a kernel's instructions begin with `name`, by device.

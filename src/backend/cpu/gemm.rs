@@ -84,8 +84,8 @@ const VECTORS: usize = 12;
 /// Tiles' worth of rows of a task, at most, where the right operand is broadcast: 8 x 14 rows are what a tile keeps in the
 /// second-level cache (`cached`), so that a task passes once over the panels of the left operand.
 const TILES: usize = 8;
-/// Groups of columns of a task of a few rows with a quantised operand, at most.
-const SKINNY_GROUPS: usize = 8;
+/// Groups of columns of a task of a few rows with a quantised operand, at most: nothing has prefetched the first.
+const SKINNY_GROUPS: usize = 16;
 /// Length of k below which transposing the right operand is cheaper than transposing the result.
 const SHALLOW: usize = 128;
 

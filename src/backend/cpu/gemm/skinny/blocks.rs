@@ -9,6 +9,7 @@
 //! While a step is multiplied the codes of the next are brought together, so that rows which share sets of the cache, as rows of
 //! 4096 bytes do, are not read all at the same time: int8 in the second-level cache goes at twice the rate (AMD Zen 5).
 
+mod ahead;
 mod formats;
 mod registers;
 
@@ -58,15 +59,16 @@ pub fn multiply(product: SkinnyProduct<'_, f32>) {
     assert!(first + columns <= matrix.rows && column + 2 * k <= matrix.columns, "skinny: outside of {matrix:?}");
     matrix.check_parts().unwrap_or_else(|error| panic!("skinny: {error}"));
     // Rows behind the last repeat it, and are not stored.
-    let rows: [usize; COLUMNS] = std::array::from_fn(|i| matrix.stored_row(first + i.min(columns - 1)));
-    assert!(rows.iter().all(|&row| row < matrix.stored_rows), "skinny: a row outside of {matrix:?}");
+    let rows = |first: usize| std::array::from_fn(|i| matrix.stored_row((first + i).min(matrix.rows - 1)));
+    let rows: [[usize; COLUMNS]; 2] = [rows(first), rows(first + COLUMNS)];
+    assert!(rows.as_flattened().iter().all(|&row| row < matrix.stored_rows), "skinny: a row outside of {matrix:?}");
     let range = [column, 2 * k];
     let work = Work { out: sums.as_mut_ptr(), left: left.as_ptr(), k, block };
     // SAFETY: all rows have codes and scales of so many elements from the column on by the checks above, the left operand and the
     // sums are as long; the caller has an `Isa` that is proof of the instructions.
     unsafe {
         match (matrix.format, matrix.scales) {
-            (BlockFormat::Int8Rows, _) if are_short(rows.map(|row| matrix.absmax(row))) => {
+            (BlockFormat::Int8Rows, _) if are_short(rows[0].map(|row| matrix.absmax(row))) => {
                 int8_short(Int8::new(&matrix, rows, range), work, m);
             }
             (BlockFormat::Int8Rows, _) => int8(Int8::new(&matrix, rows, range), work, m),

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::super::COLUMNS;
+use super::ahead::Ahead;
 use super::registers::{
     BIAS, ByRow, Bytes, NO_CODES, QUADS, Rows, STEP, Staged, biased, doubled, gather_16, gather_32, gather_64, in_turn,
     look_up, rounded, rows_of, twice,
@@ -13,10 +14,6 @@ use crate::quantization::{BlockFormat, INT8_STEP, NF4_VALUES, QuantizedMatrix, S
 /// No scales yet.
 // SAFETY: any bits are a vector of numbers.
 const NO_SCALES: ByRow = unsafe { transmute([0u8; size_of::<ByRow>()]) };
-
-/// Steps between two prefetches of scales that lie elsewhere than codes, and how many scales ahead that is.
-const SCALES: usize = 16;
-const SCALES_AHEAD: usize = 24;
 
 /// What a signed byte stands for.
 trait Scaled {
@@ -56,6 +53,8 @@ pub struct Nf4<'a, const NESTED: bool> {
     matrix: &'a QuantizedMatrix<'a>,
     absmax: *const f32,
     nested: Nested,
+    /// Of the rows that come next what is stored of the scales.
+    ahead: Ahead,
     /// Of four blocks: of fours of rows as they are gathered, and of each block.
     gathered: [__m512i; QUADS],
     scales: [ByRow; 4],
@@ -73,7 +72,10 @@ struct Nested {
 }
 
 impl<'a, const NESTED: bool> Nf4<'a, NESTED> {
-    pub fn new(matrix: &'a QuantizedMatrix<'a>, rows: [usize; COLUMNS], range: [usize; 2]) -> Self {
+    /// Bytes of what is stored of a block's scale.
+    const SCALE: usize = if NESTED { 1 } else { size_of::<f32>() };
+
+    pub fn new(matrix: &'a QuantizedMatrix<'a>, rows: [[usize; COLUMNS]; 2], range: [usize; 2]) -> Self {
         let none = Nested { codes: std::ptr::null(), map: std::ptr::null(), offset: 0.0, shift: 0 };
         let (absmax, nested) = match matrix.scales {
             Scales::Nested { codes, map, absmax, offset, block } => {
@@ -82,7 +84,9 @@ impl<'a, const NESTED: bool> Nf4<'a, NESTED> {
             Scales::Absmax(absmax) | Scales::Factor(absmax) => (absmax, none),
             Scales::Inline => panic!("skinny: NF4 with its scales among the codes"),
         };
-        let blocks = rows.map(|row| (row * matrix.columns + range[0]) / STEP);
+        let [blocks, next] = rows.map(|rows| rows.map(|row| (row * matrix.columns + range[0]) / STEP));
+        let scales = if NESTED { nested.codes } else { absmax.as_ptr().cast() };
+        let [these, next] = [blocks, next].map(|rows| rows.map(|block| scales.wrapping_add(block * Self::SCALE)));
         Self {
             codes: Bytes::new(matrix, rows, range),
             blocks,
@@ -91,6 +95,7 @@ impl<'a, const NESTED: bool> Nf4<'a, NESTED> {
             matrix,
             absmax: absmax.as_ptr(),
             nested,
+            ahead: Ahead::new(these, next, range[1] / STEP * Self::SCALE),
             gathered: [NO_CODES; QUADS],
             scales: [NO_SCALES; 4],
             block: 0,
@@ -166,18 +171,6 @@ impl<'a, const NESTED: bool> Nf4<'a, NESTED> {
             _mm512_castps_si512(_mm512_add_ps(_mm512_mul_ps(values, absmax), _mm512_set1_ps(offset)))
         }
     }
-
-    /// Prefetches scales of later steps of a four of rows.
-    #[inline(always)]
-    fn prefetch_scales(&self, quad: usize, step: usize) {
-        for row in rows_of(quad) {
-            let at = self.blocks[row] + step + SCALES_AHEAD;
-            let at: *const i8 =
-                if NESTED { self.nested.codes.wrapping_add(at).cast() } else { self.absmax.wrapping_add(at).cast() };
-            // SAFETY: changes nothing but the cache.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
-        }
-    }
 }
 
 impl<const NESTED: bool> Rows for Nf4<'_, NESTED> {
@@ -187,14 +180,12 @@ impl<const NESTED: bool> Rows for Nf4<'_, NESTED> {
         unsafe {
             let at = STEP / 2 * step;
             [to.0[0][quad], to.0[1][quad]] = gather_32(self.codes.at(quad, at));
-            if step.is_multiple_of(2) {
-                self.codes.prefetch(quad, at, STEP);
-            }
+            self.codes.ahead.prefetch(4 * STEP / 2);
             if step.is_multiple_of(4) {
                 self.gathered[quad] = self.gather_scales(quad, step);
             }
-            if step.is_multiple_of(SCALES) {
-                self.prefetch_scales(quad, step);
+            if quad == 0 {
+                self.ahead.prefetch(COLUMNS * Self::SCALE);
             }
         }
     }
@@ -247,10 +238,10 @@ pub fn are_short(x: impl IntoIterator<Item = f32>) -> bool {
 }
 
 impl<const SHORT: bool> Int8<SHORT> {
-    pub fn new(matrix: &QuantizedMatrix<'_>, rows: [usize; COLUMNS], range: [usize; 2]) -> Self {
+    pub fn new(matrix: &QuantizedMatrix<'_>, rows: [[usize; COLUMNS]; 2], range: [usize; 2]) -> Self {
         // A product with 1 is what it was.
         let step = if matches!(matrix.scales, Scales::Factor(_)) { 1.0 } else { INT8_STEP };
-        let factors = rows.map(|row| matrix.absmax(row));
+        let factors = rows[0].map(|row| matrix.absmax(row));
         Self { codes: Bytes::new(matrix, rows, range), factors, by_row: [NO_SCALES; 2], step }
     }
 }
@@ -276,7 +267,7 @@ impl<const SHORT: bool> Rows for Int8<SHORT> {
     unsafe fn stage(&mut self, quad: usize, step: usize, to: &mut Staged) {
         // SAFETY: the caller's promise.
         unsafe {
-            self.codes.prefetch(quad, STEP * step, STEP);
+            self.codes.ahead.prefetch(4 * STEP);
             let parts = gather_64(self.codes.at(quad, STEP * step));
             to.0.iter_mut().zip(parts).for_each(|(to, part)| to[quad] = part);
         }
@@ -315,7 +306,7 @@ pub struct Q8_0 {
 const Q8_0_BYTES: usize = BlockFormat::Q8_0.block_bytes();
 
 impl Q8_0 {
-    pub fn new(matrix: &QuantizedMatrix<'_>, rows: [usize; COLUMNS], range: [usize; 2]) -> Self {
+    pub fn new(matrix: &QuantizedMatrix<'_>, rows: [[usize; COLUMNS]; 2], range: [usize; 2]) -> Self {
         Self { blocks: Bytes::new(matrix, rows, range), scales: [[NO_SCALES; 2]; 2] }
     }
 }
@@ -338,7 +329,7 @@ impl Rows for Q8_0 {
         // SAFETY: the caller's promise.
         unsafe {
             let at = 2 * Q8_0_BYTES * step;
-            self.blocks.prefetch(quad, at, 2 * Q8_0_BYTES);
+            self.blocks.ahead.prefetch(4 * 2 * Q8_0_BYTES);
             [to.0[0][quad], to.0[1][quad]] = gather_32(self.blocks.at(quad, at + 2));
             [to.0[2][quad], to.0[3][quad]] = gather_32(self.blocks.at(quad, at + Q8_0_BYTES + 2));
         }
@@ -386,7 +377,7 @@ const Q4_K_BYTES: usize = BlockFormat::Q4K.block_bytes();
 const Q4_K_STEPS: usize = BlockFormat::Q4K.block_values() / STEP;
 
 impl Q4K {
-    pub fn new(matrix: &QuantizedMatrix<'_>, rows: [usize; COLUMNS], range: [usize; 2]) -> Self {
+    pub fn new(matrix: &QuantizedMatrix<'_>, rows: [[usize; COLUMNS]; 2], range: [usize; 2]) -> Self {
         Self { blocks: Bytes::new(matrix, rows, range), parts: [[NO_SCALES; 2]; 8], part: 0 }
     }
 
@@ -430,9 +421,7 @@ impl Rows for Q4K {
         unsafe {
             let at = step / Q4_K_STEPS * Q4_K_BYTES + 16 + step % Q4_K_STEPS * (STEP / 2);
             [to.0[0][quad], to.0[1][quad]] = gather_32(self.blocks.at(quad, at));
-            if step.is_multiple_of(2) {
-                self.blocks.prefetch(quad, step / 2 * (Q4_K_BYTES / 2), Q4_K_BYTES / 2);
-            }
+            self.blocks.ahead.prefetch(4 * Q4_K_BYTES / Q4_K_STEPS);
         }
     }
 

@@ -4,14 +4,13 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::super::COLUMNS;
+use super::ahead::Ahead;
 use crate::quantization::QuantizedMatrix;
 
 /// Elements along k of a step.
 pub const STEP: usize = 64;
 /// Fours of rows, and of pairs of a step.
 pub const QUADS: usize = COLUMNS / 4;
-/// Bytes ahead of the current ones that are prefetched: at the end of rows as many of those that come next.
-const AHEAD: usize = 512;
 
 /// A vector of zeros.
 // SAFETY: any bits are a vector of integers.
@@ -26,7 +25,7 @@ pub type ByRow = [[__m512; 2]; 2];
 
 /// Rows of a format.
 pub trait Rows {
-    /// Prefetches what a four of rows has some steps later, and brings together what it has of a step; fours go in turn.
+    /// Brings together what a four of rows has of a step, and prefetches as much of the rows that come next; fours go in turn.
     ///
     /// # Safety
     /// There is such a step, and the CPU has AVX-512 with pairs of bfloat16.
@@ -56,35 +55,18 @@ pub fn rows_of(quad: usize) -> [usize; 4] {
 #[derive(Clone, Copy)]
 pub struct Bytes {
     pub rows: [*const u8; COLUMNS],
-    /// How many of each are read, and from a row on to the one as many rows behind it as go at a time.
-    len: usize,
-    next: usize,
+    /// Of the rows that come next.
+    pub ahead: Ahead,
 }
 
 impl Bytes {
-    /// Of `k` elements of rows from a column on.
-    pub fn new(matrix: &QuantizedMatrix<'_>, rows: [usize; COLUMNS], [column, k]: [usize; 2]) -> Self {
+    /// Of `k` elements from a column on, of rows and of those that come next.
+    pub fn new(matrix: &QuantizedMatrix<'_>, rows: [[usize; COLUMNS]; 2], [column, k]: [usize; 2]) -> Self {
         // Bytes of so many elements, whole blocks.
         let bytes = |elements: usize| elements / matrix.format.block_values() * matrix.format.block_bytes();
-        let rows = rows.map(|row| matrix.codes[bytes(row * matrix.columns + column)..].as_ptr());
-        Self { rows, len: bytes(k), next: bytes(COLUMNS * matrix.columns) }
-    }
-
-    /// Prefetches what lies some bytes behind byte `at` of a four of rows: so many bytes, of two lines at most.
-    #[inline(always)]
-    pub fn prefetch(&self, quad: usize, at: usize, bytes: usize) {
-        let at = at + AHEAD;
-        let at = if at < self.len { at } else { at.wrapping_sub(self.len).wrapping_add(self.next) };
-        for row in rows_of(quad) {
-            let first = self.rows[row].wrapping_add(at).cast();
-            // SAFETY: changes nothing but the cache.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(first) };
-            // Whole lines that follow each other are each begun in turn.
-            if bytes != 64 {
-                // SAFETY: as above.
-                unsafe { _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(bytes - 1)) };
-            }
-        }
+        let first = |row: usize| matrix.codes[bytes(row * matrix.columns + column)..].as_ptr();
+        let [rows, next] = rows.map(|rows| rows.map(first));
+        Self { rows, ahead: Ahead::new(rows, next, bytes(k)) }
     }
 
     /// The bytes from byte `at` on of a four of rows.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use llamaprobe::arch::ModelConfig;
+use llamaprobe::arch::{Dtype, ModelConfig};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
@@ -13,6 +13,11 @@ use llamaprobe::model::{
     Save, Teacher, TunedRows,
 };
 use llamaprobe::pack::{Label, Sequence, forest};
+use llamaprobe::train::data::TrainSequence;
+use llamaprobe::train::scores::{BestBy, Evaluation};
+use llamaprobe::train::settings::{Length, RunSettings};
+use llamaprobe::train::trainable::Trainable;
+use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
 
 use crate::model::{noise, random};
 use crate::support::training::{adapter_of_tables, difference};
@@ -147,4 +152,34 @@ fn losses_of_a_tied_heads_trained_rows_in_parts_are_those_of_few_rows() {
 fn losses_towards_a_teacher_in_parts_are_those_of_few_rows() {
     check(false, of_table, Losses::Rows, 3);
     check(false, of_table, Losses::Table, 3);
+}
+
+#[test]
+fn evaluation_in_parts_is_that_of_few_rows() {
+    let backend = &mut Cpu::new(Dtype::F32);
+    let (mut model, adaptation) = adapted(backend, false, of_table);
+    let sequence = |s: u32| TrainSequence::all((0..11).map(|i| (s * 11 + i) * 7919 % VOCAB as u32).collect());
+    let values: Vec<f32> = noise(adaptation.layout.stride, 6, 0.4);
+    // Of 60 label rows 55 have their logits on the host at a time; passes of 30 rows have fewer.
+    let scores = [4096, 30].map(|row_budget| {
+        let adapter = of_table(&model.config);
+        let mut adaptation = Adaptation::of_adapters(backend, &model, &[adapter]).expect("an adapter");
+        adaptation.upload_run(backend, 0, &values).expect("values");
+        let settings = RunSettings { length: Length::Steps(1), batch_size: 1, ..RunSettings::default() };
+        let runs = vec![Run { data: vec![sequence(9)], settings }];
+        let options = TrainerOptions { row_budget, ..TrainerOptions::default() };
+        let trainer = Trainer::new(backend, &model, Trainable::Adapters(adaptation), runs, options).expect("a trainer");
+        let evaluation = Evaluation {
+            data: (0..6).map(sequence).collect(),
+            every: 1,
+            generation: None,
+            best_by: BestBy::default(),
+            patience: None,
+            load_best: false,
+        };
+        let mut trainer = trainer.with_evaluation(backend, &model, evaluation).expect("an evaluation");
+        let report = trainer.step(backend, &mut model).expect("a step");
+        trainer.evaluate(backend, &model, &report).expect("an evaluation").remove(0).score
+    });
+    assert!(scores[0] == scores[1] && scores[0].loss > 1.0, "{scores:?}");
 }

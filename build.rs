@@ -23,8 +23,9 @@ const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
 const CAPPED_HEAD_DIMS: [usize; 2] = [128, 256];
 /// What stands before the text of every kernel file, in this order.
 const HEADERS: [&str; 2] = ["prelude.cuh", "tensor.cuh"];
-/// The file whose kernels vary with the heads.
+/// The files whose kernels vary with the heads: the attention's, and its forward for compute capability 9.0.
 const BY_HEAD: &str = "attention";
+const HOPPER: &str = "attention_hopper";
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LLAMAPROBE_NVCC");
@@ -46,17 +47,17 @@ fn main() {
     let mut sources = String::new();
     let mut binaries = String::new();
     for name in &names {
-        // A header of the file's own stands before it.
-        let own = kernels.join(format!("{name}.cuh"));
-        let own = if own.exists() { format!("#line 1 \"{name}.cuh\"\n{}", read(&own)) } else { String::new() };
+        let own: String = own_headers(&kernels, name)
+            .iter()
+            .map(|own| format!("#line 1 \"{own}\"\n{}\n", read(&kernels.join(own))))
+            .collect();
         let text = format!("{prelude}\n{own}\n#line 1 \"{name}.cu\"\n{}", read(&kernels.join(format!("{name}.cu"))));
         let file = out.join(format!("{name}.cu"));
         fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         writeln!(sources, "    ({name:?}, include_str!({file:?})),").expect("a string takes everything");
         let Some(nvcc) = &nvcc else { continue };
-        let heads = if name == BY_HEAD { attention_builds() } else { vec![Heads::default()] };
         for (real, element) in REALS.into_iter().zip(ELEMENTS) {
-            for &build in &heads {
+            for build in builds(name, element) {
                 let Heads { width, capped } = build;
                 let fatbin = out.join(format!("{name}.{real}.{width}{}.fatbin", if capped { ".capped" } else { "" }));
                 compile(nvcc, &file, &fatbin, real, (width > 0).then(|| Variant::new(build, element)));
@@ -74,10 +75,21 @@ fn main() {
     fs::write(out.join("kernels.rs"), table).unwrap_or_else(|e| panic!("kernels.rs: {e}"));
 }
 
-/// The attention's variants in fat binaries.
-fn attention_builds() -> Vec<Heads> {
+/// The headers of a file's own, which stand before it: of its whole name, and of a beginning of it.
+fn own_headers(kernels: &Path, name: &str) -> Vec<String> {
+    let ends = name.match_indices('_').map(|(at, _)| at).chain([name.len()]);
+    ends.map(|end| format!("{}.cuh", &name[..end])).filter(|header| kernels.join(header).exists()).collect()
+}
+
+/// The variants of a file in fat binaries for elements of so many bytes.
+fn builds(file: &str, element: usize) -> Vec<Heads> {
     let of = |widths: &[usize], capped| widths.iter().map(|&width| Heads { width, capped }).collect::<Vec<_>>();
-    [of(&HEAD_DIMS, false), of(&CAPPED_HEAD_DIMS, true)].concat()
+    let all = [of(&HEAD_DIMS, false), of(&CAPPED_HEAD_DIMS, true)].concat();
+    match file {
+        BY_HEAD => all,
+        HOPPER => all.into_iter().filter(|&heads| Variant::has_hopper(heads, element)).collect(),
+        _ => vec![Heads::default()],
+    }
 }
 
 fn read(path: &Path) -> String {

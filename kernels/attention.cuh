@@ -1,15 +1,15 @@
 // What the attention's kernels are made of: tiles in shared memory, the steps of a tile list, what rows see, rows stored. This text
 // stands before that of attention.cu, whose head says what the tables are.
 
-constexpr int TILE = 64, FWD_STEP = SMALL_SHARED ? FWD_SMALL : FWD_LARGE;
-constexpr int BLOCK_ROWS = 16 * WARPS;
+[[maybe_unused]] constexpr int TILE = 64, FWD_STEP = SMALL_SHARED ? FWD_SMALL : FWD_LARGE;
+[[maybe_unused]] constexpr int BLOCK_ROWS = 16 * WARPS;
 constexpr int STRIDE = HEAD_DIM + 16 / (int)sizeof(real);  // odd in units of 16 bytes: no bank conflicts
 constexpr int PARTS = HEAD_DIM / 8;                        // C fragments of a row of heads
 // Columns of a key's gradient whose sums a thread holds at a time.
-constexpr int COLUMNS = HEAD_DIM > 128 && sizeof(real) == 4 ? HEAD_DIM / 2 : HEAD_DIM;
+[[maybe_unused]] constexpr int COLUMNS = HEAD_DIM > 128 && sizeof(real) == 4 ? HEAD_DIM / 2 : HEAD_DIM;
 // Whether there is a forward with blocks of 128 rows: where the sums of 32 rows a warp fit its registers.
-constexpr bool ROWS_128 = sizeof(real) == 2 && 128 % HEAD_DIM == 0 && !SOFTCAP;
-constexpr int NO_ROW = -0x7fffffff - 1, DKV_BLOCKS = STRIDE * (int)sizeof(real) <= 144 ? 3 : 1;  // a multiprocessor
+[[maybe_unused]] constexpr bool ROWS_128 = sizeof(real) == 2 && 128 % HEAD_DIM == 0 && !SOFTCAP;
+[[maybe_unused]] constexpr int NO_ROW = -0x7fffffff - 1, DKV_BLOCKS = STRIDE * (int)sizeof(real) <= 144 ? 3 : 1;  // a multiprocessor
 
 // `count` rows of one head of each of `n` matrices into tiles one after another in shared memory: row i is row rows[i] of x, or
 // of the cache (`cached`), or none (also from `valid` on). A thread loads the indices of the rows that it copies a part

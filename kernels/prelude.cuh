@@ -1,8 +1,8 @@
 // What every kernel stands on: dtypes, vector loads, reductions in a fixed order. This text, and behind it `tensor.cuh`, stand
 // before each kernel's own when it is compiled; they include no CUDA header.
 //
-// REAL (given by the build) is the compute dtype: float, bf16 or half. The only inline PTX of the project is in these two, and
-// beside each piece of it stands the same thing in C++ for tests that run kernels on the CPU (SIMT).
+// REAL (given by the build) is the compute dtype: float, bf16 or half. The only inline PTX of the project is in these two and
+// in attention_hopper.cuh, and beside each piece of it stands the same thing in C++ for tests that run kernels on the CPU (SIMT).
 
 typedef unsigned int u32;
 typedef unsigned short u16;

@@ -145,6 +145,7 @@ inline void land(const simt::Copy& copy) {
     const u64* from = static_cast<const u64*>(copy.from);
     to[0] = copy.zeros ? 0 : from[0];
     to[1] = copy.zeros ? 0 : from[1];
+    simt::note_written(copy.to);
 }
 inline void copy_async(void* to, const void* from, bool zeros) {
     if (((size_t)to | (size_t)from) & 15) simt::fail("cp.async: an address is not aligned to 16 bytes");
@@ -164,6 +165,7 @@ inline void copy_commit() {
 template <int open>
 inline void copy_wait() {
     std::vector<simt::Copy> due;
+    simt::before_landing();
     {
         sanitize::Quiet quiet;
         auto& groups = simt::self().groups;

@@ -2,6 +2,8 @@
 
 #[path = "attention/outputs.rs"]
 mod outputs;
+#[path = "attention/result.rs"]
+mod result;
 
 use std::ops::Range;
 
@@ -12,13 +14,14 @@ use llamaprobe::pack::{CachedSegment, Pack, Parent};
 use super::cases::{Case, Set};
 use super::device::{self, Given, Outputs, Refusal, SENTINEL};
 use super::naive::{Precision, log_sum_exp};
-use super::operation::{Array, Factors, Operation, Role, RowResults, acc, compute};
+use super::operation::{Array, Operation, Role, RowResults, acc, compute};
 use super::packs::{self, heads};
 use super::simt::machine::Build;
 use super::simt::recorder::{FILL, Recorder, list, rows};
 use super::simt::tables::{self, Forest, NO_ROW};
 use super::simt::tape::Arg::{self, At, Float, Int};
 pub use outputs::AttentionOutputs;
+pub use result::AttentionResult;
 
 /// q, k, v, cached k, cached v -> z, lse
 #[derive(Clone, Debug)]
@@ -257,6 +260,15 @@ impl Operation for Attention {
         let z = At(r.output(0, n * heads * head_dim, Role::Compute));
         let lse = At(r.output(1, n * heads, Role::Acc));
         let args = [&[z, lse, q, k, v, cached_k, cached_v], &queries[..], &positions, &sizes].concat();
+        if r.build.hopper {
+            let (blocks, queries) = (blocks.div_ceil(2), [queries[0], pairs[0], pairs[1], queries[3]]);
+            let sizes = [Int(blocks), Int(heads), Int(kv_heads), Float(scale), behind, ahead, Int(dims.alibi_base())];
+            let args = [&args[..7], &queries, &positions, &sizes].concat();
+            // A few blocks of the grid, so that each takes several pairs of a block and a head.
+            let (grid, shared) = ([3.min(blocks * heads), 1, 1], r.build.shared("attention_fwd_hopper", dtype));
+            r.tape.launch("attention_fwd_hopper", grid, 384, shared, &args);
+            return true;
+        }
         let shared = r.build.shared("attention_fwd", dtype);
         r.tape.launch("attention_fwd", [blocks * parts, heads, 1], 32 * warps, shared, &args);
         if r.build.has_long_blocks(dtype) {
@@ -375,59 +387,6 @@ impl Operation for AttentionPattern {
         let out = At(r.output(0, of.len() * heads * longest, Role::Acc));
         let args = [&[out, q, k, cached_k], &tables[..], &sizes].concat();
         r.tape.launch("attention_pattern", [of.len(), heads, 1], 128, 0, &args);
-        true
-    }
-}
-
-/// z, weight -> out
-#[derive(Clone, Debug)]
-pub struct AttentionResult {
-    pub from: usize,
-    pub rows: Vec<usize>,
-    pub heads: usize,
-    pub head_dim: usize,
-    pub width: usize,
-}
-
-impl Operation for AttentionResult {
-    fn factors(&self) -> Factors {
-        Factors::Weights
-    }
-
-    fn inputs(&self) -> Vec<Array> {
-        let q_width = self.heads * self.head_dim;
-        vec![compute("z", self.from * q_width), compute("weight", self.width * q_width).scaled(0.5)]
-    }
-
-    fn outputs(&self) -> Vec<Array> {
-        vec![acc("out", self.rows.len() * self.heads * self.width)]
-    }
-
-    fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let &Self { ref rows, heads, head_dim, width, .. } = self;
-        let (z, weight, q_width) = (&inputs[0], &inputs[1], heads * head_dim);
-        let element = |i: usize| {
-            let (row, h, c) = (rows[i / width / heads], i / width % heads, i % width);
-            let (from, column) = (row * q_width + h * head_dim, c * q_width + h * head_dim);
-            p.dot(head_dim, |d| z[from + d], |d| weight[column + d])
-        };
-        vec![(0..rows.len() * heads * width).map(element).collect()]
-    }
-
-    fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
-        let (z, weight) = (&device::compute(b, &inputs[0]), &device::weight(b, &inputs[1]));
-        let &Self { ref rows, heads, head_dim, width, .. } = self;
-        b.attention_result(ops::AttentionResult { out: &mut out.acc[0], z, weight, rows, heads, head_dim, width });
-    }
-
-    fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
-        let ids: Vec<i32> = self.rows.iter().map(|&row| row as i32).collect();
-        let (z, weight) = (r.tape.compute(&case.inputs[0]), r.tape.compute(&case.inputs[1]));
-        let ids = r.tape.ints(&ids);
-        let out = r.output(0, self.rows.len() * self.heads * self.width, Role::Acc);
-        let dims = [Int(self.heads), Int(self.head_dim), Int(self.width)];
-        let args = [&[At(out), At(z), At(weight), At(ids)], &dims[..]].concat();
-        r.run("attention_result", [self.rows.len(), self.heads, 1], &args);
         true
     }
 }

@@ -90,7 +90,11 @@ fn count(
         let [constants, attention] =
             [Some(constants), attention].map(|a| a.map(|a| if device == "80" { a.small() } else { a }));
         let constants = constants.unwrap();
-        let empty = |name: &str| name == "attention_fwd_128" && attention.is_some_and(|a| !a.has_long_blocks(dtype));
+        let empty = |name: &str| match name {
+            "attention_fwd_128" => attention.is_some_and(|a| !a.has_long_blocks(dtype)),
+            "attention_fwd_hopper" => device == "80",
+            _ => false,
+        };
         for kernel in kernels.iter().filter(|kernel| !BESIDE.contains(&kernel.name) && !empty(kernel.name)) {
             let key = (device.to_string(), kernel.name.to_string());
             let (listing, resources) = (&build.listings[&key], build.resources[&key]);
@@ -118,6 +122,11 @@ fn compiled_kernels_are_those_of_the_table() {
     let text = machine::text(&["attention"]);
     for (dtype, width) in [(Dtype::BF16, 64), (Dtype::BF16, 128), (Dtype::BF16, 256), (Dtype::F32, 64)] {
         count(&mut table, &nvcc, &text, &machine::signatures(&text), dtype, Some(Constants::new(dtype, width)));
+    }
+    let text = machine::text(&["attention_hopper"]);
+    for width in [64, 128] {
+        let constants = Constants::new(Dtype::BF16, width).hopper();
+        count(&mut table, &nvcc, &text, &machine::signatures(&text), Dtype::BF16, Some(constants));
     }
     let most =
         [("attention_fwd", 5.7), ("attention_fwd_128", 5.0), ("attention_bwd_dq", 4.5), ("attention_bwd_dkv", 5.5)];

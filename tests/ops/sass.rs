@@ -27,7 +27,7 @@ pub struct Listing(pub Vec<Instruction>);
 pub struct Path {
     /// Instructions of one time through it, with every turn of the loops of copies inside.
     pub instructions: usize,
-    /// Tensor-core products (HMMA).
+    /// Tensor-core products (HMMA, HGMMA).
     pub products: usize,
     /// Loads of matrices from shared memory (LDSM).
     pub matrices: usize,
@@ -51,6 +51,11 @@ pub fn instruction(line: &str) -> Option<Instruction> {
 }
 
 impl Instruction {
+    /// A tensor-core product, of a warp or of a warpgroup.
+    fn is_product(&self) -> bool {
+        self.is("HMMA") || self.is("HGMMA")
+    }
+
     pub fn is(&self, name: &str) -> bool {
         self.name.split('.').next() == Some(name)
     }
@@ -79,7 +84,7 @@ impl Instruction {
     /// Registers that an operand covers, from the first on.
     fn width(&self, operand: usize) -> usize {
         match () {
-            () if self.is("HMMA") => [4, 4, 2, 4][operand.min(3)],
+            () if self.is_product() => [4, 4, 2, 4][operand.min(3)],
             () if self.has("128") || self.is("LDSM") => 4,
             () if self.has("64") || self.has("WIDE") => 2,
             () => 1,
@@ -125,11 +130,13 @@ impl Listing {
         self.0.iter().enumerate().filter_map(back).collect()
     }
 
-    /// The loop with the most products; the shortest of those with as many.
+    /// The loop with the most products, the shortest of those with as many; with products of warpgroups, whose first and last steps
+    /// stand outside of it, the shortest of all.
     fn main_loop(&self) -> Option<(usize, usize)> {
-        let products = |&(from, to): &(usize, usize)| self.0[from..=to].iter().filter(|i| i.is("HMMA")).count();
+        let products = |&(from, to): &(usize, usize)| self.0[from..=to].iter().filter(|i| i.is_product()).count();
         let with = self.loops().into_iter().filter(|range| products(range) > 0);
-        with.max_by_key(|range| (products(range), usize::MAX - (range.1 - range.0)))
+        let groups = self.count("HGMMA") > 0;
+        with.max_by_key(|range| (if groups { 0 } else { products(range) }, usize::MAX - (range.1 - range.0)))
     }
 
     /// The shortest way forward between two instructions, without the first.
@@ -186,12 +193,13 @@ impl Listing {
         let main = self.main_loop();
         let last = self.0.iter().rposition(Instruction::is_vector_access);
         let Some((from, to)) = main.or(last.map(|last| (0, last))) else { return Path::default() };
-        let must = |i: &Instruction| main.is_some() && (i.is("HMMA") || i.is("LDGSTS"));
+        let must = |i: &Instruction| main.is_some() && (i.is_product() || i.is("LDGSTS"));
         let path = self.through(from, to, must).expect("a way through all products and copies");
         let of = |name: &str| path.iter().filter(|&&i| self.0[i].is(name)).count();
+        let products = path.iter().filter(|&&i| self.0[i].is_product()).count();
         let (loads, waits) = self.in_flight(&path, main.is_some());
         let more = if main.is_some() { self.turns(&path, (from, to), copies) } else { 0 };
-        let [products, matrices, sites] = ["HMMA", "LDSM", "LDGSTS"].map(of);
+        let [matrices, sites] = ["LDSM", "LDGSTS"].map(of);
         Path { instructions: path.len() + more, products, matrices, copies: sites, loads, waits }
     }
 

@@ -145,6 +145,30 @@ fn attention_computes_what_it_says() {
     }
 }
 
+/// The forward for compute capability 9.0, whose file has builds of two widths.
+fn hopper(dtype: Dtype, head_dim: usize) -> Subject {
+    let of = |heads, kv_heads, window| packs::heads(heads, kv_heads, head_dim, window);
+    let (continued, cached) = packs::continued();
+    let case =
+        |name: &str, pack, cached: &[_], dims| Case::new(name, Attention { pack, cached: cached.to_vec(), dims });
+    let cases = vec![
+        case("a forest", packs::large(), &[], of(3, 1, None)),
+        case("one sequence", packs::flat(&[330]), &[], of(1, 1, None)),
+        case("a window", packs::flat(&[260]), &[], of(1, 1, Some(90))),
+        case("distances", packs::flat(&[150]), &[], AttentionDims { alibi: true, ..of(3, 3, None) }),
+        case("both directions", packs::bidirectional(&packs::flat(&[200, 9]), &[]), &[], of(2, 2, Some(50))),
+        case("a cache", continued, &cached, of(2, 1, None)),
+    ];
+    Subject { dtype, files: vec!["attention_hopper"], build: Build::new(dtype, head_dim).hopper(), cases }
+}
+
+#[test]
+fn attention_for_hopper_computes_what_it_says() {
+    if machine::compiler() {
+        [(Dtype::BF16, 64), (Dtype::F16, 128)].into_par_iter().for_each(|(dtype, width)| proves(&hopper(dtype, width)));
+    }
+}
+
 #[test]
 fn attention_for_little_shared_memory_computes_what_it_says() {
     if machine::compiler() {
@@ -179,6 +203,12 @@ fn tiny(dtype: Dtype) -> Vec<Subject> {
     all
 }
 
+fn tiny_hopper() -> Subject {
+    let mut subject = hopper(Dtype::BF16, 64);
+    subject.cases.retain(|case| ["a cache", "both directions"].contains(&case.name.as_str()));
+    subject
+}
+
 /// What a sanitizer says of a subject, if anything.
 fn complaints(subject: &Subject, mode: Mode, plant: Option<&str>, schedules: &[(&str, &str)]) -> Vec<String> {
     let machine = build(subject, mode, plant);
@@ -189,7 +219,7 @@ fn complaints(subject: &Subject, mode: Mode, plant: Option<&str>, schedules: &[(
 #[test]
 fn kernels_stay_inside_their_memory() {
     if machine::compiler() {
-        let subjects: Vec<Subject> = [Dtype::F32, Dtype::BF16].into_iter().flat_map(tiny).collect();
+        let subjects = [Dtype::F32, Dtype::BF16].into_iter().flat_map(tiny).chain([tiny_hopper()]).collect::<Vec<_>>();
         subjects.par_iter().for_each(|subject| {
             let said = complaints(subject, Mode::Address, None, &[("rev", "late")]);
             assert!(said.is_empty(), "{:?} {:?}:\n{}", subject.dtype, subject.files, said.join("\n"));
@@ -208,9 +238,56 @@ fn threads_of_a_block_do_not_race() {
         // Short steps, so that a few rows make many.
         subject.build = Build { head_dim: 16, warps: 2, fwd_step: 16, fwd_small: 16, bwd_step: 16, ..subject.build };
         subject.cases.retain(|case| case.inputs.iter().all(|x| x.len() < 1000));
+    });
+    subjects.push(tiny_hopper());
+    subjects.par_iter().for_each(|subject| {
         let said = complaints(subject, Mode::Thread, None, &[("fwd", "late"), ("rand:3", "early")]);
         assert!(said.is_empty(), "{:?} {:?}:\n{}", subject.dtype, subject.files, said.join("\n"));
     });
+}
+
+/// The emulator of Hopper's instructions sees what must not be missing between a copy and the products that read it, and after them.
+#[test]
+fn planted_bugs_of_hopper_are_found() {
+    if !machine::compiler() {
+        return;
+    }
+    let mut subject = hopper(Dtype::F16, 64);
+    subject.cases.retain(|case| case.name == "one sequence");
+    let (tape, outputs, cases) = record(&subject);
+    let wanted = expected(cases, subject.dtype);
+    // By schedule, what is wrong with the results, or what the emulator says.
+    let wrong = |plant: &str| {
+        let machine = build(&subject, Mode::Plain, Some(plant));
+        let run = |&schedule: &_| match machine.run(&tape, schedule) {
+            Ok(run) => compare(&tape, &outputs, &wanted, &run).concat(),
+            Err(said) => said,
+        };
+        SCHEDULES.par_iter().map(run).collect::<Vec<String>>()
+    };
+    let all = |plant: &str, what: &str| {
+        let wrong = wrong(plant);
+        assert!(wrong.iter().all(|said| said.contains(what)), "{plant}: {wrong:?}");
+    };
+    // A tile that is read before it is full: seen where copies land late.
+    for (said, (order, asynchronous)) in wrong("PLANT_NO_WAIT").iter().zip(SCHEDULES) {
+        assert!(!said.is_empty() || asynchronous == "early", "not waited for: unseen under {order} {asynchronous}");
+    }
+    // One whose parts lie in another order.
+    all("PLANT_SWIZZLE", "error");
+    // The wrong phase of a barrier.
+    all("PLANT_PHASE", "deadlock");
+    // Copies that are not made visible to products, products that are not kept behind accesses of their registers, and sums that
+    // are taken before they are there.
+    all("PLANT_NO_FENCE", "without fence.proxy.async");
+    all("PLANT_NO_PRODUCTS_FENCE", "no wgmma.fence");
+    all("PLANT_NO_PRODUCTS_WAIT", "a sum was changed");
+    // A tile that is filled again while products read it: seen where copies land early.
+    for (said, (order, asynchronous)) in wrong("PLANT_EARLY_RELEASE").iter().zip(SCHEDULES) {
+        assert!(!said.is_empty() || asynchronous == "late", "released too early: unseen under {order} {asynchronous}");
+    }
+    // Registers that nobody has given away.
+    all("PLANT_REGISTERS", "deadlock");
 }
 
 /// Each check sees the bug that it is there for, planted by a macro.

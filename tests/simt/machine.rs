@@ -32,6 +32,8 @@ pub struct Build {
     pub bwd_step: usize,
     /// Whether scores are capped.
     pub capped: bool,
+    /// Whether it is one of `attention_hopper.cu`.
+    pub hopper: bool,
 }
 
 impl Build {
@@ -43,7 +45,7 @@ impl Build {
             257..=512 => (4, 32, 32, 16),
             _ => (1, 16, 16, 16),
         };
-        Self { head_dim, warps, fwd_step, fwd_small, bwd_step, capped: false }
+        Self { head_dim, warps, fwd_step, fwd_small, bwd_step, capped: false, hopper: false }
     }
 
     /// The build for a multiprocessor of little shared memory.
@@ -56,6 +58,11 @@ impl Build {
         Self { capped: true, ..self }
     }
 
+    /// The same of `attention_hopper.cu`.
+    pub fn hopper(self) -> Self {
+        Self { hopper: true, ..self }
+    }
+
     /// Whether there is a forward with blocks of 128 rows.
     pub fn has_long_blocks(&self, dtype: Dtype) -> bool {
         dtype != Dtype::F32 && !self.capped && [16, 32, 64, 128].contains(&self.head_dim)
@@ -63,6 +70,9 @@ impl Build {
 
     /// Bytes of dynamic shared memory that a launch of a kernel of `attention.cu` has.
     pub fn shared(&self, kernel: &str, dtype: Dtype) -> usize {
+        if kernel == "attention_fwd_hopper" {
+            return 1024 + 8 * 128 * self.head_dim + 128 * (2 * self.head_dim + 16) + 16 * 8;
+        }
         let rows = match kernel {
             "attention_fwd" => 16 * self.warps + 4 * self.fwd_step,
             "attention_fwd_128" => 32 * self.warps + 4 * self.fwd_step,
@@ -73,7 +83,7 @@ impl Build {
     }
 
     pub fn macros(&self) -> Vec<String> {
-        let &Self { head_dim, warps, fwd_step, fwd_small, bwd_step, capped } = self;
+        let &Self { head_dim, warps, fwd_step, fwd_small, bwd_step, capped, hopper: _ } = self;
         let steps = [("FWD_LARGE", fwd_step), ("FWD_SMALL", fwd_small), ("BWD_STEP", bwd_step)];
         let values = [&[("HEAD_DIM", head_dim), ("WARPS", warps)], &steps[..], &[("SOFTCAP", capped.into())]].concat();
         values.iter().map(|(name, value)| format!("-D{name}={value}")).collect()
@@ -128,8 +138,12 @@ pub fn text(files: &[&str]) -> String {
         let path = root().join("kernels").join(name);
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     };
-    // A file may have a header of its own.
-    let own = |name: &str| root().join("kernels").join(format!("{name}.cuh")).exists().then(|| format!("{name}.cuh"));
+    // A file may have headers of its own: of its whole name, and of a beginning of it.
+    let own = |name: &str| {
+        let ends = name.match_indices('_').map(|(at, _)| at).chain([name.len()]);
+        let headers = ends.map(|end| format!("{}.cuh", &name[..end]));
+        headers.filter(|header| root().join("kernels").join(header).exists()).collect::<Vec<_>>()
+    };
     let files = files.iter().flat_map(|name| own(name).into_iter().chain([format!("{name}.cu")]));
     ["prelude.cuh", "tensor.cuh"].map(String::from).into_iter().chain(files).map(read).collect::<Vec<_>>().join("\n")
 }
@@ -201,7 +215,7 @@ pub struct Machine {
 fn environment() -> &'static str {
     static TEXT: OnceLock<String> = OnceLock::new();
     TEXT.get_or_init(|| {
-        let headers = ["simt.h", "kernels.h", "runner.h", "sanitize.h", "accesses.h", "accesses.cpp"]
+        let headers = ["simt.h", "hopper.h", "kernels.h", "runner.h", "sanitize.h", "accesses.h", "accesses.cpp"]
             .map(|name| root().join("tests/simt").join(name));
         let headers = headers.map(|path| std::fs::read_to_string(path).unwrap()).concat();
         let version = Command::new("g++").arg("--version").output().unwrap().stdout;

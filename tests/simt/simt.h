@@ -72,7 +72,7 @@ constexpr size_t MOST_SHARED = 227 << 10;
 constexpr size_t PAGE = 4096;
 constexpr size_t STACK = SIMT_SANITIZED ? 256 << 10 : 64 << 10;
 
-enum class State { Ready, AtWarp, AtBarrier, Done };
+enum class State { Ready, AtWarp, AtBarrier, AtMbarrier, AtRegisters, AtAsync, Done };
 
 // A cp.async that has not landed.
 struct Copy {
@@ -88,6 +88,7 @@ struct Fiber {
     unsigned index = 0, lane = 0, warp = 0;
     State state = State::Ready;
     const char* where = "";
+    const void* awaited = nullptr;  // barrier in shared memory
     std::vector<Copy> open;                 // issued, not committed
     std::vector<std::vector<Copy>> groups;  // committed, oldest first
     sanitize::Fiber sanitizer;
@@ -108,7 +109,8 @@ struct Warp {
 struct Scheduler {
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
-    std::vector<unsigned> ready;  // in the order in which they became so
+    std::vector<unsigned> ready;    // in the order in which they became so
+    std::vector<unsigned> delayed;  // those that go on when no other can
     std::vector<unsigned> at_barrier;
     unsigned threads = 0, live = 0;
     Fiber* current = nullptr;
@@ -137,9 +139,12 @@ SIMT_UNWATCHED inline Fiber& self() { return *the_scheduler.current; }
     for (unsigned i = 0; i < s.threads && shown < 8; i++) {
         const Fiber& f = s.fibers[i];
         if (f.state == State::Ready) continue;
-        const char* what = f.state == State::AtWarp      ? "waits for its warp"
-                           : f.state == State::AtBarrier ? "waits at a barrier"
-                                                         : "has returned";
+        const char* what = f.state == State::AtWarp        ? "waits for its warp"
+                           : f.state == State::AtBarrier   ? "waits at a barrier"
+                           : f.state == State::AtMbarrier  ? "waits for a phase of a barrier in shared memory"
+                           : f.state == State::AtRegisters ? "waits for registers"
+                           : f.state == State::AtAsync     ? "waits for copies or products"
+                                                           : "has returned";
         fprintf(stderr, "  thread %u %s (%s)\n", f.index, what, f.where);
         shown++;
     }
@@ -183,12 +188,13 @@ inline uint64_t next_random() {
 
 inline Fiber* pick() {
     Scheduler& s = scheduler();
-    if (s.ready.empty()) return nullptr;
+    std::vector<unsigned>& from = s.ready.empty() ? s.delayed : s.ready;
+    if (from.empty()) return nullptr;
     size_t i = 0;
-    if (s.order == 1) i = s.ready.size() - 1;
-    if (s.order == 2) i = next_random() % s.ready.size();
-    Fiber* fiber = &s.fibers[s.ready[i]];
-    s.ready.erase(s.ready.begin() + i);
+    if (s.order == 1) i = from.size() - 1;
+    if (s.order == 2) i = next_random() % from.size();
+    Fiber* fiber = &s.fibers[from[i]];
+    from.erase(from.begin() + i);
     return fiber;
 }
 
@@ -257,6 +263,10 @@ inline void barrier(const char* where) {
     sanitize::acquire(&s.at_barrier);
 }
 
+// Of hopper.h: what a block starts with, and what may not be left when a warp's thread returns.
+void hopper_begin();
+void hopper_finish();
+
 inline void finish() {
     sanitize::release(&the_scheduler);
     Fiber* next;
@@ -269,6 +279,7 @@ inline void finish() {
         s.live--;
         s.warps[me.warp].gone |= 1u << me.lane;
         if (!me.open.empty() || !me.groups.empty()) fail("a thread returns with cp.async copies not waited for");
+        hopper_finish();
         next = pick();
         if (!next && s.live) fail("deadlock: the other threads wait for one that has returned");
     }
@@ -290,6 +301,7 @@ inline void run_block(uint3 block) {
     s.live = s.threads;
     std::fill(s.warps.begin(), s.warps.end(), Warp());
     memset(s.shared, 0xff, s.shared_size);  // not a number in every dtype
+    hopper_begin();
     for (unsigned i = 0; i < s.threads; i++) {
         Fiber& f = s.fibers[i];
         unsigned x = s.block_size.x, y = s.block_size.y;
@@ -425,6 +437,8 @@ inline void sync_warp(const char* where, unsigned mask = 0xffffffffu) {
 }
 
 }  // namespace simt
+
+#include "hopper.h"
 
 #define threadIdx (simt::thread_index())
 #define blockIdx (simt::block_index())

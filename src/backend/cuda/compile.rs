@@ -150,9 +150,8 @@ impl Kernels {
         // SAFETY: both addresses are those of integers.
         let version = unsafe { nvrtc::sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result();
         version.map_err(|e| error(device, "compile kernels", &e.to_string()))?;
-        let arch = self.device.arch();
         let mut options = vec![
-            format!("--gpu-architecture=sm_{}{}", arch.0, arch.1),
+            architecture(self.device.arch()),
             "--std=c++17".to_owned(),
             format!("-DREAL={}", self.dtype.kernel_type()),
         ];
@@ -169,6 +168,11 @@ impl Kernels {
         });
         Ok(Build { options, path })
     }
+}
+
+/// How a compiler is told of a device's compute capability. What only those of 9.0 have, they have under a name of its own.
+fn architecture((major, minor): (i32, i32)) -> String {
+    format!("--gpu-architecture=sm_{major}{minor}{}", if (major, minor) == (9, 0) { "a" } else { "" })
 }
 
 /// How a binary is built, and where it is cached.
@@ -230,6 +234,14 @@ fn log_text(log: &[c_char]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn architectures_are_those_of_nvcc() {
+        assert_eq!(
+            [(8, 0), (9, 0), (12, 0)].map(architecture).map(|option| option[22..].to_owned()),
+            ["80", "90a", "120"]
+        );
+    }
 
     #[test]
     fn cached_cubin_is_given_out_only_whole() {

@@ -134,6 +134,8 @@ mod tests {
             (include_str!("../../../kernels/lora.cu"), include_str!("../../../kernels/attention.cuh"));
         assert!(lora.contains(&format!("number of rows (<= {LORA_ROWS})")));
         assert!(lora.contains(&format!("float sums[NARROW_WARPS][{LORA_ROWS} * 8 * NR]")));
+        let hopper = include_str!("../../../kernels/attention_hopper.cu");
+        assert!(hopper.contains(&format!("constexpr int STAGES = {},", super::super::variant::HOPPER_TILES)));
         assert!(attention.contains(&format!("constexpr int TILE = {},", super::super::forest::BLOCK_ROWS)));
     }
 

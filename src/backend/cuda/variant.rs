@@ -3,6 +3,8 @@
 /// Dynamic shared memory that every device since compute capability 8.0 can give a block, and what those of 9 to 11 can.
 const SHARED: usize = 99 << 10;
 const LARGE_SHARED: usize = 227 << 10;
+/// Tiles of the ring of `attention_fwd_hopper`.
+pub const HOPPER_TILES: usize = 8;
 /// Rows of a block of `attention_fwd_128`.
 pub const LONG_BLOCK: usize = 128;
 
@@ -35,7 +37,8 @@ impl Variant {
     ///
     /// # Panics
     /// If a block's tiles do not fit shared memory: above 256 elements of 4 bytes.
-    pub fn new(Heads { width, capped }: Heads, element: usize) -> Self {
+    pub fn new(heads: Heads, element: usize) -> Self {
+        let Heads { width, capped } = heads;
         let head_dim = width.next_multiple_of(16);
         let (warps, fwd_steps, bwd_step) = match head_dim * element {
             0..=192 => (4, [64, 64], 32),
@@ -49,13 +52,24 @@ impl Variant {
         let shared = variant.fwd_shared(rows, element, (9, 0)).max(variant.bwd_shared(element));
         let long = if variant.has_long_blocks(element) { LONG_BLOCK } else { rows };
         let long = [(8, 0), (9, 0)].map(|device| variant.fwd_shared(long, element, device));
-        assert!(shared.max(long[0]) <= SHARED && long[1] <= LARGE_SHARED, "heads of {width}: too wide");
+        let hopper = if Self::has_hopper(heads, element) { variant.hopper_shared(element) } else { 0 };
+        assert!(shared.max(long[0]) <= SHARED && long[1].max(hopper) <= LARGE_SHARED, "heads of {width}: too wide");
         variant
     }
 
     /// Whether there is a forward with blocks of [`LONG_BLOCK`] rows. `ROWS_128` of `attention.cuh` is the same rule.
     pub fn has_long_blocks(&self, element: usize) -> bool {
         element == 2 && LONG_BLOCK.is_multiple_of(self.head_dim) && !self.capped
+    }
+
+    /// Whether there is a build of `attention_hopper.cu`.
+    pub fn has_hopper(Heads { width, capped }: Heads, element: usize) -> bool {
+        element == 2 && [64, 128].contains(&width) && !capped
+    }
+
+    /// Bytes of shared memory of the forward of `attention_hopper.cu`: a ring of tiles, rows, two barriers for each tile.
+    pub fn hopper_shared(&self, element: usize) -> usize {
+        1024 + HOPPER_TILES * 64 * self.head_dim * element + LONG_BLOCK * self.row(element) + HOPPER_TILES * 16
     }
 
     /// Bytes of shared memory that the forward with blocks of so many rows is given on a device of a compute capability: what it
